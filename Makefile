@@ -1,0 +1,31 @@
+# make demo: see a machine's operating system die and its service go on.
+# make test: set up what is needed, and run everything.
+
+GO ?= go
+
+.PHONY: build setup check test demo bench clean
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/understudy ./cmd/understudy
+
+setup:
+	scripts/setup.sh
+
+check:
+	@unformatted=$$(gofmt -l .) && if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+# One package at a time: tests that boot guests measure time, and would disturb
+# each other. Never from the test cache: they run bin/understudy.
+test: setup build check
+	$(GO) test -p 1 -count 1 -timeout 20m ./...
+
+demo: setup build
+	bin/understudy demo
+
+bench: setup build
+	$(GO) test -p 1 -timeout 30m -run '^$$' -bench . ./...
+
+clean:
+	rm -rf bin out

@@ -1,0 +1,190 @@
+// Package agent is the understudy's hand inside a partition: as PID 1 of the
+// small guest, or as a service of a larger one, it beats, mounts what it is
+// given, writes salvaged data by file handle, and starts and stops the services
+// of the role.
+//
+// # Caveats
+//
+// The agent trusts its supervisor, which is the machine it runs on. It does
+// not trust the plan it applies to fit the file system: every inode is looked
+// up with its generation, and a file that is not the one meant is left alone.
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"understudy/link"
+)
+
+// PortName is the virtio-serial port that an agent speaks on.
+const PortName = "org.understudy.agent"
+
+// Verb is one more call that an agent answers, besides its own.
+type Verb func(ctx context.Context, conn *link.Conn, body json.RawMessage) (any, error)
+
+// Agent serves one supervisor.
+type Agent struct {
+	verbs map[string]Verb
+	conn  *link.Conn
+
+	mu       sync.Mutex
+	config   link.Config
+	mounts   map[string]string // disk name to mount point
+	services []*service
+	children *children
+}
+
+// New returns an agent that answers extra verbs too.
+func New(extra map[string]Verb) *Agent {
+	a := &Agent{mounts: make(map[string]string), children: newChildren()}
+	a.verbs = map[string]Verb{
+		link.Configure: call(a.configure),
+		link.Mount:     call(a.mount),
+		link.Apply:     call(a.apply),
+		link.Start:     call(a.start),
+		link.Stop:      call(a.stop),
+		link.Sync:      call(a.sync),
+		link.Crash:     call(a.crash),
+	}
+	for name, v := range extra {
+		a.verbs[name] = v
+	}
+	return a
+}
+
+// call makes a verb of a method with a typed request and answer.
+func call[In, Out any](f func(context.Context, In) (Out, error)) Verb {
+	return func(ctx context.Context, _ *link.Conn, body json.RawMessage) (any, error) {
+		var in In
+		if len(body) > 0 {
+			if err := json.Unmarshal(body, &in); err != nil {
+				return nil, fmt.Errorf("decode request: %w", err)
+			}
+		}
+		return f(ctx, in)
+	}
+}
+
+type none struct{}
+
+// Serve greets the supervisor on the agent's port and answers its calls. It
+// returns only when the port cannot be used any more.
+func (a *Agent) Serve(ctx context.Context) error {
+	port, err := openPort(ctx, PortName)
+	if err != nil {
+		return err
+	}
+	a.conn = link.New(port, func(ctx context.Context, verb string, body json.RawMessage) (any, error) {
+		v := a.verbs[verb]
+		if v == nil {
+			return nil, errors.New("this agent does not know the verb: is it older than its supervisor?")
+		}
+		return v(ctx, a.conn, body)
+	})
+	greeting, err := greet()
+	if err != nil {
+		return err
+	}
+	if err := a.conn.Notify(link.Hello, greeting); err != nil {
+		return err
+	}
+	return a.conn.Serve(ctx)
+}
+
+func greet() (link.Greeting, error) {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return link.Greeting{}, fmt.Errorf("ask kernel release: %w", err)
+	}
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return link.Greeting{}, fmt.Errorf("ask boot id: %w", err)
+	}
+	return link.Greeting{
+		Release: unix.ByteSliceToString(uts.Release[:]),
+		BootID:  strings.TrimSpace(string(id)),
+	}, nil
+}
+
+// configure does everything slow that a role needs, before there is any crash:
+// the beat, the network interfaces with their addresses.
+func (a *Agent) configure(ctx context.Context, c link.Config) (none, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.config = c
+	if c.Beat.Period > 0 {
+		if err := beat(c.Beat.Period); err != nil {
+			return none{}, err
+		}
+	}
+	for _, n := range c.NICs {
+		if err := setUpNIC(n); err != nil {
+			return none{}, err
+		}
+	}
+	return none{}, nil
+}
+
+// sync makes what was written to the mounted shared disks durable.
+func (a *Agent) sync(context.Context, none) (none, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, dir := range a.mounts {
+		if err := syncfs(dir); err != nil {
+			return none{}, err
+		}
+	}
+	return none{}, nil
+}
+
+func syncfs(dir string) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", dir, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Syncfs(fd); err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	return nil
+}
+
+// crash kills the kernel through sysrq, which is the panic of a null pointer
+// followed. A silent death is one without a dying message: the device that
+// would carry it is taken from its driver first, so that all CPUs just stop.
+func (a *Agent) crash(_ context.Context, r link.CrashRequest) (none, error) {
+	if r.Silent {
+		if err := unbindPanicDevice(); err != nil {
+			return none{}, err
+		}
+	}
+	if err := os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0); err != nil {
+		return none{}, fmt.Errorf("crash by sysrq: %w", err)
+	}
+	return none{}, errors.New("the kernel survived sysrq c")
+}
+
+func unbindPanicDevice() error {
+	const driver = "/sys/bus/pci/drivers/pvpanic-pci"
+	entries, err := os.ReadDir(driver)
+	if err != nil {
+		return fmt.Errorf("find pvpanic: %w", err)
+	}
+	for _, e := range entries {
+		if strings.Count(e.Name(), ":") != 2 {
+			continue
+		}
+		if err := os.WriteFile(driver+"/unbind", []byte(e.Name()), 0); err != nil {
+			return fmt.Errorf("unbind pvpanic %s: %w", e.Name(), err)
+		}
+	}
+	return nil
+}

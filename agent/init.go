@@ -1,0 +1,85 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// kernelMounts are the file systems that PID 1 makes its guest of.
+var kernelMounts = []struct{ source, target, kind string }{
+	{"proc", "/proc", "proc"},
+	{"sysfs", "/sys", "sysfs"},
+	{"devtmpfs", "/dev", "devtmpfs"},
+	{"tmpfs", "/run", "tmpfs"},
+	{"tmpfs", "/tmp", "tmpfs"},
+}
+
+// Init makes a working guest of a bare kernel and serves its supervisor. It is
+// what PID 1 of the small guest does, and returns only to end it.
+func Init(ctx context.Context, extra map[string]Verb) error {
+	for _, m := range kernelMounts {
+		if err := os.MkdirAll(m.target, 0o755); err != nil {
+			return fmt.Errorf("make %s: %w", m.target, err)
+		}
+		if err := unix.Mount(m.source, m.target, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s: %w", m.target, err)
+		}
+	}
+	if err := os.Setenv("PATH", "/sbin:/bin:/usr/sbin:/usr/bin"); err != nil {
+		return err
+	}
+	if err := loadModules("/lib/modules/order"); err != nil {
+		return err
+	}
+	if err := setUpLoopback(); err != nil {
+		return err
+	}
+	a := New(extra)
+	go a.children.reap()
+	return a.Serve(ctx)
+}
+
+// loadModules loads the modules of the guest image, in the order it gives.
+func loadModules(order string) error {
+	list, err := os.ReadFile(order)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read module list: %w", err)
+	}
+	for path := range strings.FieldsSeq(string(list)) {
+		if !strings.HasPrefix(path, "/") {
+			path = "/lib/modules/" + path
+		}
+		if err := loadModule(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func loadModule(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open module: %w", err)
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("load module %s: %w", path, err)
+	}
+	return nil
+}
+
+// siginfoPid takes si_pid out of what waitid(2) fills in: on amd64 the union
+// begins 16 bytes in, after si_signo, si_errno, si_code and padding
+// (include/uapi/asm-generic/siginfo.h).
+func siginfoPid(info *unix.Siginfo) int {
+	return int(*(*int32)(unsafe.Add(unsafe.Pointer(info), 16)))
+}

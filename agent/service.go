@@ -1,0 +1,128 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy/link"
+)
+
+// service is a command that runs while its partition is active.
+type service struct {
+	name string
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// start starts the services of the role, in the order of the configuration.
+func (a *Agent) start(context.Context, none) (none, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, s := range a.config.Services {
+		if err := a.startService(s); err != nil {
+			return none{}, err
+		}
+	}
+	return none{}, nil
+}
+
+func (a *Agent) startService(s link.Service) error {
+	if len(s.Command) == 0 {
+		return fmt.Errorf("service %s has no command", s.Name)
+	}
+	cmd := exec.Command(s.Command[0], s.Command[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := a.children.start(cmd); err != nil {
+		return fmt.Errorf("start service %s: %w", s.Name, err)
+	}
+	svc := &service{name: s.Name, cmd: cmd, done: make(chan struct{})}
+	a.services = append(a.services, svc)
+	go func() {
+		defer close(svc.done)
+		if err := a.children.wait(cmd); err != nil {
+			fmt.Fprintf(os.Stderr, "understudy: service %s ended: %v\n", s.Name, err)
+		}
+	}()
+	return nil
+}
+
+// stop ends the services, last started first, and unmounts the shared disks.
+func (a *Agent) stop(ctx context.Context, _ none) (none, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i := len(a.services) - 1; i >= 0; i-- {
+		a.services[i].end(2 * time.Second)
+	}
+	a.services = nil
+	return none{}, a.unmountAll(ctx)
+}
+
+// end asks the service's whole session to end, and after grace makes it.
+func (s *service) end(grace time.Duration) {
+	for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGKILL} {
+		// The session leader's pid is the process group's; it may be gone.
+		_ = unix.Kill(-s.cmd.Process.Pid, sig)
+		select {
+		case <-s.done:
+			return
+		case <-time.After(grace):
+		}
+	}
+}
+
+// children keeps apart the processes that somebody waits for from the orphans
+// that fall to PID 1, which reaps those and only those.
+type children struct {
+	mu   sync.Mutex
+	ours map[int]bool
+}
+
+func newChildren() *children { return &children{ours: make(map[int]bool)} }
+
+func (c *children) start(cmd *exec.Cmd) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	c.ours[cmd.Process.Pid] = true
+	return nil
+}
+
+func (c *children) wait(cmd *exec.Cmd) error {
+	err := cmd.Wait()
+	c.mu.Lock()
+	delete(c.ours, cmd.Process.Pid)
+	c.mu.Unlock()
+	return err
+}
+
+// reap takes orphans away for as long as the process lives. It looks before
+// it takes (WNOWAIT), so that it never steals a child from its waiter.
+func (c *children) reap() {
+	for {
+		var info unix.Siginfo
+		err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOWAIT, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		pid := siginfoPid(&info)
+		c.mu.Lock()
+		ours := c.ours[pid]
+		c.mu.Unlock()
+		if err != nil || ours {
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
+		_, _ = unix.Wait4(pid, nil, 0, nil)
+	}
+}

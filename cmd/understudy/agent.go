@@ -1,0 +1,35 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"understudy/agent"
+	"understudy/demo"
+)
+
+// runInit is PID 1 of the small guest. If it cannot go on, the guest ends, and
+// its console says why.
+func runInit(ctx context.Context) {
+	err := agent.Init(ctx, demo.Verbs())
+	fmt.Fprintln(os.Stderr, "understudy: init:", err)
+	time.Sleep(100 * time.Millisecond) // let the console say it
+	unix.Sync()
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+func agentCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "agent",
+		Short: "Serve a supervisor from inside a partition that has a system of its own",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return agent.New(nil).Serve(cmd.Context())
+		},
+	}
+}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"understudy/initramfs"
+)
+
+// guestModules are what the agent needs of a kernel that has its drivers as
+// modules: Debian's cloud kernels do.
+var guestModules = []string{"virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "pvpanic-pci"}
+
+// busyboxNames are the commands that busybox is linked as in the guest.
+var busyboxNames = []string{"sh", "httpd", "ls", "cat", "mount", "umount", "ps", "dmesg", "ip", "sync", "sleep"}
+
+// guestImage builds the guest image at path from this very program.
+func guestImage(path, modules string, add []initramfs.File) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	spec := initramfs.Spec{Init: self, ModulesDir: modules, Modules: guestModules, Files: add}
+	const busybox = "/bin/busybox"
+	if _, err := os.Stat(busybox); err == nil {
+		spec.Files = append(spec.Files, initramfs.Copy(busybox, busybox, 0o755))
+		for _, name := range busyboxNames {
+			spec.Files = append(spec.Files, initramfs.Link("/bin/"+name, "busybox"))
+		}
+	}
+	return initramfs.WriteFile(path, spec)
+}
+
+func initramfsCommand() *cobra.Command {
+	var (
+		output, modules string
+		files           []string
+	)
+	cmd := &cobra.Command{
+		Use:   "initramfs -o guest.cpio --modules /lib/modules/RELEASE",
+		Short: "Build the image of the small guest: this program as PID 1, and the modules it needs",
+		Long: `Build the image of the small guest: this program as PID 1, and the modules it
+needs. The host's /bin/busybox goes in too if it is there (it must be the static
+one: package busybox-static), and so does every file named with --add.`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			var add []initramfs.File
+			for _, f := range files {
+				abs, err := filepath.Abs(f)
+				if err != nil {
+					return err
+				}
+				st, err := os.Stat(abs)
+				if err != nil {
+					return fmt.Errorf("add file: %w", err)
+				}
+				add = append(add, initramfs.Copy(abs, abs, st.Mode().Perm()))
+			}
+			if _, err := os.Stat(modules); errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("no modules in %s: name the lib/modules/RELEASE of the guest's kernel", modules)
+			}
+			return guestImage(output, modules, add)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "guest.cpio", "image to write")
+	cmd.Flags().StringVar(&modules, "modules", "", "the guest kernel's lib/modules/RELEASE")
+	cmd.Flags().StringArrayVar(&files, "add", nil, "file of this machine to put at the same path of the guest")
+	_ = cmd.MarkFlagRequired("modules") // the flag exists
+	return cmd
+}

@@ -1,0 +1,39 @@
+// Command understudy keeps a Linux service alive when its kernel dies: it is
+// the supervisor of a pair of partitions, the operator's command line, and, as
+// PID 1, the agent inside them.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	if os.Getpid() == 1 {
+		runInit(ctx)
+		return
+	}
+	if err := root().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "understudy:", err)
+		os.Exit(1)
+	}
+}
+
+func root() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:           "understudy",
+		Short:         "Keep a Linux service alive, with nothing lost, when its kernel dies",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	cmd.AddCommand(upCommand(), statusCommand(), crashCommand(), downCommand(), consoleCommand(),
+		demoCommand(), initramfsCommand(), agentCommand())
+	return cmd
+}

@@ -1,0 +1,155 @@
+// Package fence proves that a partition cannot write any more: its process is
+// reaped, and the locks of its disk images are ours.
+package fence
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Process is what is to be fenced: a child process that runs a partition.
+type Process interface {
+	PID() int
+	Kill()
+	Ended() <-chan struct{}
+}
+
+// Proof is a fenced partition. It holds the image locks until they are
+// released, one by one, to the side that takes over.
+type Proof struct {
+	locks map[string]*os.File
+}
+
+// Error says why a partition could not be fenced. Nothing but it was touched.
+type Error struct {
+	What string
+	Err  error
+	Hint string // what the operator can do
+}
+
+func (e *Error) Error() string { return fmt.Sprintf("fence: %s: %v\n  %s", e.What, e.Err, e.Hint) }
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// ErrLocked is wrapped when an image stays locked by somebody else.
+var ErrLocked = errors.New("still locked")
+
+// Raise kills the process, waits for it to be reaped and takes the lock of
+// every image, each within limit. It fails without having touched any image.
+func Raise(p Process, images []string, limit time.Duration) (*Proof, error) {
+	p.Kill()
+	select {
+	case <-p.Ended():
+	case <-time.After(limit):
+		return nil, &Error{
+			What: fmt.Sprintf("process %d", p.PID()),
+			Err:  fmt.Errorf("not ended %v after SIGKILL", limit),
+			Hint: "It may hang in the machine's kernel (state D in ps). Its disks are left as they are: take over by hand once it is gone.",
+		}
+	}
+	proof := &Proof{locks: make(map[string]*os.File)}
+	for _, image := range images {
+		f, err := lock(image, limit)
+		if err != nil {
+			proof.Drop()
+			return nil, err
+		}
+		proof.locks[image] = f
+	}
+	return proof, nil
+}
+
+// Free says whether nobody holds the lock of an image: an error names who does.
+func Free(image string) error {
+	f, err := lock(image, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// Image gives the locked image, open for reading and writing.
+func (p *Proof) Image(path string) *os.File { return p.locks[path] }
+
+// Release gives up the lock of one image, to hand it over.
+func (p *Proof) Release(image string) error {
+	f := p.locks[image]
+	if f == nil {
+		return fmt.Errorf("release %s: not locked by this fence", image)
+	}
+	delete(p.locks, image)
+	return f.Close()
+}
+
+// Drop gives up all locks.
+func (p *Proof) Drop() {
+	for image := range p.locks {
+		_ = p.Release(image)
+	}
+}
+
+// QEMU locks single bytes of an image, one for each permission it uses at 100
+// and on, and one for each that it does not share at 200 and on
+// (block/file-posix.c, RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE). A write
+// lock over all of them excludes, and is excluded by, any QEMU.
+const lockStart, lockLen = 100, 200
+
+func lock(image string, limit time.Duration) (*os.File, error) {
+	f, err := os.OpenFile(image, os.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &Error{What: "image " + image, Err: err, Hint: "The image must be there and writable; nothing was touched."}
+	}
+	for deadline := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
+		l := unix.Flock_t{Type: unix.F_WRLCK, Start: lockStart, Len: lockLen}
+		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
+			f.Close()
+			return nil, &Error{What: "image " + image, Err: err, Hint: "The image's file system must support locks; nothing was touched."}
+		}
+		if time.Now().After(deadline) {
+			f.Close()
+			return nil, &Error{
+				What: "image " + image,
+				Err:  fmt.Errorf("%w by %s", ErrLocked, holders(image)),
+				Hint: "Somebody else may still write it, so it was not touched. End that process, then take over by hand.",
+			}
+		}
+	}
+}
+
+// holders names the processes that have the image open, besides this one.
+// Locks of the kind that QEMU takes do not tell their owner.
+func holders(image string) string {
+	want, err := os.Stat(image)
+	if err != nil {
+		return "an unknown process"
+	}
+	var names []string
+	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*") // the pattern is well-formed
+	seen := map[int]bool{os.Getpid(): true}
+	for _, fd := range fds {
+		pid, err := strconv.Atoi(strings.Split(fd, "/")[2])
+		if err != nil || seen[pid] {
+			continue
+		}
+		if st, err := os.Stat(fd); err == nil && os.SameFile(st, want) {
+			seen[pid] = true
+			comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+			names = append(names, fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(string(comm))))
+		}
+	}
+	if len(names) == 0 {
+		return "an unknown process"
+	}
+	return strings.Join(names, ", ")
+}

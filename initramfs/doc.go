@@ -1,0 +1,37 @@
+// Package initramfs builds a guest's initial RAM file system: an uncompressed
+// newc cpio archive with our static binary as /init and the kernel modules it
+// asks for, the same bytes for the same inputs.
+//
+// # What the guest finds
+//
+//	/init                  Spec.Init, mode 0755
+//	/lib/modules/NAME.ko   the modules, dependencies included, in one directory
+//	/lib/modules/order     their file names, one a line, in the order to insert
+//	...                    Spec.Files, with the directories above them
+//
+// # Caveats
+//
+//   - Modules must be uncompressed, as Debian ships them up to 6.1. A
+//     compressed one is refused by name.
+//   - Only hard dependencies (depends=) are followed. Soft ones (softdep=) and
+//     what a module asks for by alias at run time must be named in the Spec.
+//   - /dev/console is not written: the kernel's built-in archive has it
+//     (usr/default_cpio_list).
+package initramfs
+
+// Error says which input could not go into the image, and what to do.
+type Error struct {
+	Op   string // what was being done, and to what: "read module ext4"
+	Err  error  // why it failed
+	Hint string // what the operator can do about it
+}
+
+func (e *Error) Error() string {
+	s := e.Op + ": " + e.Err.Error()
+	if e.Hint != "" {
+		s += "; " + e.Hint
+	}
+	return s
+}
+
+func (e *Error) Unwrap() error { return e.Err }

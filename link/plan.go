@@ -1,0 +1,149 @@
+package link
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+)
+
+// File is one file of a plan: what the dead kernel had in memory for it.
+type File struct {
+	Inode      uint64
+	Generation uint32
+	Size       int64 // bytes, the dead kernel's i_size
+	Atime      Time
+	Mtime      Time
+	Runs       []Run
+}
+
+// Time is a point in time as an inode keeps it.
+type Time struct {
+	Sec  int64
+	Nsec uint32
+}
+
+// Run is a contiguous piece of a file and where the staging disk holds it.
+// Off and Len are byte positions in the file; Staged is the byte position on
+// the staging disk. Off and Staged are multiples of 512.
+type Run struct {
+	Off, Len, Staged int64
+}
+
+// ErrPlan is wrapped by every error of DecodePlan.
+var ErrPlan = errors.New("plan is damaged")
+
+const (
+	planMagic = "understudy plan\x01"
+	fileBytes = 8 + 4 + 8 + 2*(8+4) + 4
+	runBytes  = 3 * 8
+)
+
+// EncodePlan lays a plan out as the agent reads it from the staging disk: a
+// magic, the number of files, then each file and its runs, all little-endian
+// and of fixed width.
+func EncodePlan(files []File) []byte {
+	size := len(planMagic) + 4
+	for _, f := range files {
+		size += fileBytes + len(f.Runs)*runBytes
+	}
+	le := binary.LittleEndian
+	b := append(make([]byte, 0, size), planMagic...)
+	b = le.AppendUint32(b, uint32(len(files)))
+	for _, f := range files {
+		b = le.AppendUint64(b, f.Inode)
+		b = le.AppendUint32(b, f.Generation)
+		b = le.AppendUint64(b, uint64(f.Size))
+		for _, t := range []Time{f.Atime, f.Mtime} {
+			b = le.AppendUint64(b, uint64(t.Sec))
+			b = le.AppendUint32(b, t.Nsec)
+		}
+		b = le.AppendUint32(b, uint32(len(f.Runs)))
+		for _, r := range f.Runs {
+			b = le.AppendUint64(b, uint64(r.Off))
+			b = le.AppendUint64(b, uint64(r.Len))
+			b = le.AppendUint64(b, uint64(r.Staged))
+		}
+	}
+	return b
+}
+
+// DecodePlan reads what EncodePlan wrote and nothing else: counts are checked
+// against the bytes at hand, positions against overflow.
+func DecodePlan(b []byte) ([]File, error) {
+	if len(b) < len(planMagic)+4 || string(b[:len(planMagic)]) != planMagic {
+		return nil, fmt.Errorf("%w: no magic", ErrPlan)
+	}
+	d := decoder{b: b[len(planMagic):]}
+	n := d.u32()
+	if uint64(n)*fileBytes > uint64(len(d.b)) {
+		return nil, fmt.Errorf("%w: %d files do not fit in %d bytes", ErrPlan, n, len(d.b))
+	}
+	files := make([]File, 0, n)
+	for i := range n {
+		f, err := d.file()
+		if err != nil {
+			return nil, fmt.Errorf("%w: file %d: %w", ErrPlan, i, err)
+		}
+		files = append(files, f)
+	}
+	if len(d.b) != 0 {
+		return nil, fmt.Errorf("%w: %d bytes left over", ErrPlan, len(d.b))
+	}
+	return files, nil
+}
+
+type decoder struct {
+	b     []byte
+	short bool
+}
+
+func (d *decoder) file() (File, error) {
+	f := File{Inode: d.u64(), Generation: d.u32(), Size: int64(d.u64())}
+	f.Atime = Time{Sec: int64(d.u64()), Nsec: d.u32()}
+	f.Mtime = Time{Sec: int64(d.u64()), Nsec: d.u32()}
+	n := d.u32()
+	if d.short || f.Size < 0 {
+		return f, errors.New("cut short or of negative size")
+	}
+	if uint64(n)*runBytes > uint64(len(d.b)) {
+		return f, fmt.Errorf("%d runs do not fit in %d bytes", n, len(d.b))
+	}
+	if n > 0 {
+		f.Runs = make([]Run, n)
+	}
+	for i := range f.Runs {
+		r := Run{Off: int64(d.u64()), Len: int64(d.u64()), Staged: int64(d.u64())}
+		if err := r.check(); err != nil {
+			return f, fmt.Errorf("run %d: %w", i, err)
+		}
+		f.Runs[i] = r
+	}
+	return f, nil
+}
+
+func (r Run) check() error {
+	switch {
+	case r.Off < 0 || r.Len <= 0 || r.Staged < 0:
+		return fmt.Errorf("position out of range: %+v", r)
+	case r.Off > math.MaxInt64-r.Len || r.Staged > math.MaxInt64-r.Len:
+		return fmt.Errorf("end overflows: %+v", r)
+	case r.Off%512 != 0 || r.Staged%512 != 0:
+		return fmt.Errorf("not aligned to a sector: %+v", r)
+	}
+	return nil
+}
+
+func (d *decoder) take(n int) []byte {
+	if len(d.b) < n {
+		d.short = true
+		d.b = nil
+		return make([]byte, n)
+	}
+	v := d.b[:n]
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) u32() uint32 { return binary.LittleEndian.Uint32(d.take(4)) }
+func (d *decoder) u64() uint64 { return binary.LittleEndian.Uint64(d.take(8)) }

@@ -1,0 +1,98 @@
+package link
+
+import "time"
+
+// Verbs that the supervisor asks of an agent. Hello goes the other way: it is
+// the agent's first message.
+const (
+	Hello     = "hello"     // agent to supervisor: Greeting
+	Configure = "configure" // Config
+	Mount     = "mount"     // MountRequest
+	Apply     = "apply"     // ApplyRequest to ApplyResult
+	Start     = "start"     // start the services of the role
+	Stop      = "stop"      // stop them, unmount the shared disks
+	Sync      = "sync"      // make what was applied durable
+	Crash     = "crash"     // CrashRequest: panic the kernel on purpose
+)
+
+// Greeting is what an agent says when its partition has booted.
+type Greeting struct {
+	Release string `json:"release"` // uname -r
+	BootID  string `json:"boot_id"`
+}
+
+// Config tells an agent what its partition is for. Everything in it is known
+// before any crash, so a takeover need not send it.
+type Config struct {
+	Partition string    `json:"partition"`
+	Disks     []Disk    `json:"disks"`
+	NICs      []NIC     `json:"nics"`
+	Services  []Service `json:"services"`
+	Beat      Beat      `json:"beat"`
+}
+
+// Disk is a shared disk as the guest sees it: a virtio disk whose serial
+// number is its name.
+type Disk struct {
+	Name    string `json:"name"`
+	Type    string `json:"type"`
+	Mount   string `json:"mount"`
+	Options string `json:"options"`
+}
+
+// NIC is a network interface that follows the active role.
+type NIC struct {
+	MAC     string `json:"mac"`
+	Address string `json:"address"`           // prefix notation
+	Gateway string `json:"gateway,omitempty"` // empty: none
+}
+
+// Service is a command that is started and stopped with the role.
+type Service struct {
+	Name    string   `json:"name"`
+	Command []string `json:"command"`
+}
+
+// Beat says how often the agent counts on its beat page.
+type Beat struct {
+	Period time.Duration `json:"period"`
+}
+
+// MountRequest names a shared disk that has become this partition's.
+type MountRequest struct {
+	Disk string `json:"disk"`
+}
+
+// ApplyRequest points at an encoded plan on the staging disk, with the data
+// it places behind it.
+type ApplyRequest struct {
+	Disk string `json:"disk"`
+	Plan int64  `json:"plan"` // offset of the plan on the staging disk, bytes
+	Len  int64  `json:"len"`  // length of the encoded plan, bytes
+}
+
+// ApplyResult tells what became of a plan.
+type ApplyResult struct {
+	Files    int         `json:"files"`
+	Bytes    int64       `json:"bytes"`
+	Failures []Failure   `json:"failures,omitempty"`
+	Phases   []PhaseTime `json:"phases,omitempty"`
+}
+
+// Failure is one file that could not be brought up to date.
+type Failure struct {
+	Inode      uint64 `json:"inode"`
+	Generation uint32 `json:"generation"`
+	Reason     string `json:"reason"`
+}
+
+// PhaseTime is the agent's own measure of a part of its work.
+type PhaseTime struct {
+	Name string        `json:"name"`
+	Took time.Duration `json:"took"`
+}
+
+// CrashRequest asks for a death of the kernel. Silent: with no dying message.
+type CrashRequest struct {
+	Silent bool `json:"silent"`
+}

@@ -1,0 +1,91 @@
+// Package liveness turns evidence about a partition into a verdict. It is
+// pure: who watches feeds it observations with their times, so that tests
+// need no clock.
+package liveness
+
+import (
+	"fmt"
+	"time"
+)
+
+// The beat page that a partition shares with its machine: a magic word, then
+// the counter, each 64 bits little-endian and written by the partition only.
+const (
+	PageBytes     = 4096
+	PageMagic     = 0x7474616562647375 // "usdbeatt" in memory
+	CounterOffset = 8                  // bytes into the page
+)
+
+// Cause is the kind of evidence that a verdict rests on.
+type Cause string
+
+// The causes of death.
+const (
+	DyingMessage Cause = "dying message" // the kernel said so itself, by pvpanic
+	Silence      Cause = "heartbeat"     // the beat stood still past its limit
+	ProcessGone  Cause = "process gone"  // the partition's process ended
+)
+
+// Verdict says that a partition is dead, since when that is known, and why.
+type Verdict struct {
+	Cause  Cause
+	At     time.Time
+	Detail string
+}
+
+func (v Verdict) String() string { return fmt.Sprintf("%s: %s", v.Cause, v.Detail) }
+
+// Observation is one look at a partition's beat.
+type Observation struct {
+	At      time.Time
+	Counter uint64
+	// Starved is how long, since the partition began, its virtual CPUs have
+	// waited for a real one: the machine's fault and no sign of death.
+	Starved time.Duration
+}
+
+// Silencer watches a heartbeat. The zero value is not usable: see NewSilencer.
+type Silencer struct {
+	period, limit time.Duration
+
+	began   bool
+	last    Observation
+	silence time.Duration
+}
+
+// NewSilencer returns a watcher of a beat that comes every period and is death
+// after limit without one.
+func NewSilencer(period, limit time.Duration) *Silencer {
+	return &Silencer{period: period, limit: limit}
+}
+
+// Observe takes one observation and reports a verdict once the beat has been
+// still for the limit. It does not hold against the partition time that
+// others took: of the time between two observations no more counts than two
+// periods, since a watcher that was late itself may have slept through beats,
+// as the partition may have; and time in which the partition's CPUs waited for
+// the machine's does not count. A partition that has not begun to beat is not
+// judged.
+func (s *Silencer) Observe(o Observation) (Verdict, bool) {
+	prev := s.last
+	s.last = o
+	if !s.began {
+		s.began = o.Counter > 0
+		return Verdict{}, false
+	}
+	if o.Counter != prev.Counter {
+		s.silence = 0
+		return Verdict{}, false
+	}
+	gap := min(o.At.Sub(prev.At), 2*s.period)
+	gap -= o.Starved - prev.Starved
+	s.silence += max(gap, 0)
+	if s.silence < s.limit {
+		return Verdict{}, false
+	}
+	return Verdict{
+		Cause:  Silence,
+		At:     o.At,
+		Detail: fmt.Sprintf("no beat for %v, the limit is %v", s.silence.Round(time.Millisecond), s.limit),
+	}, true
+}

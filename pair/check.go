@@ -1,0 +1,140 @@
+package pair
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// Machine is what a pair needs to know of the machine it is to run on.
+type Machine struct {
+	CPUs         []int  // processors that are online and that we may use
+	MemAvailable uint64 // bytes that can be had without swapping
+}
+
+// Reserve is what must be left for the machine itself, and overhead what we
+// allow a QEMU process beside its guest's memory (its translation buffer with
+// emulation, mostly), in bytes. Both are allowances.
+const (
+	Reserve  = 256 << 20
+	overhead = 128 << 20
+)
+
+// Check holds the pair against the machine: its processors, its memory, and
+// the files and images that the pair names. The error joins one *Problem for
+// each thing wrong.
+func (p *Pair) Check(m Machine) error {
+	errs := p.checkCPUs(m)
+	errs = append(errs, p.checkMemory(m)...)
+	for _, part := range p.Partitions {
+		key := "partitions." + part.Name
+		errs = append(errs, p.checkFile(key+".kernel", part.Kernel), p.checkFile(key+".initramfs", part.Initramfs),
+			p.checkImage(key+".root", part.Root))
+	}
+	for i, d := range p.Disks {
+		errs = append(errs, p.checkImage(fmt.Sprintf("disks.%d.image", i), d.Image))
+	}
+	return errors.Join(errs...)
+}
+
+func (p *Pair) checkCPUs(m Machine) (errs []error) {
+	for _, part := range p.Partitions {
+		var absent []int
+		for _, cpu := range part.CPUs {
+			if !slices.Contains(m.CPUs, cpu) {
+				absent = append(absent, cpu)
+			}
+		}
+		if len(absent) > 0 {
+			errs = append(errs, p.problem("partitions."+part.Name+".cpus", "choose among those",
+				"this machine lets us use CPUs %s, and not %s", formatCPUs(m.CPUs), formatCPUs(absent)))
+		}
+	}
+	return errs
+}
+
+func (p *Pair) checkMemory(m Machine) []error {
+	need := uint64(Reserve)
+	for _, part := range p.Partitions {
+		need += part.Memory + overhead
+	}
+	if need <= m.MemAvailable {
+		return nil
+	}
+	key := "partitions." + p.Partitions[1].Name + ".memory"
+	return []error{p.problem(key, "give the partitions less, or stop something",
+		"%s and %s for the partitions, with %s for QEMU and %s for this machine, are %s, and %s are available",
+		formatMemory(p.Partitions[0].Memory), formatMemory(p.Partitions[1].Memory),
+		formatMemory(2*overhead), formatMemory(Reserve), formatMemory(need), formatMemory(m.MemAvailable))}
+}
+
+// checkFile wants a regular file that can be read. An empty path is fine.
+func (p *Pair) checkFile(key, path string) error {
+	if path == "" {
+		return nil
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return p.problem(key, "correct the path, or make the file", "%v", err)
+	}
+	if !st.Mode().IsRegular() || st.Size() == 0 {
+		return p.problem(key, "correct the path", "%s is empty or no regular file", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return p.problem(key, "make it readable", "%v", err)
+	}
+	f.Close()
+	return nil
+}
+
+// checkImage wants a raw image or a block device that can be read and
+// written. An empty path is fine.
+func (p *Pair) checkImage(key, path string) error {
+	if path == "" {
+		return nil
+	}
+	format, err := imageFormat(path)
+	switch {
+	case errors.Is(err, errNoImage):
+		return p.problem(key, "name a raw image or a block device", "%v", err)
+	case err != nil:
+		return p.problem(key, "correct the path, or make the image", "%v", err)
+	case format != "":
+		return p.formatProblem(key, path, format)
+	}
+	if err := unix.Access(path, unix.W_OK); err != nil {
+		return p.problem(key, "make it writable", "%s: %v", path, err)
+	}
+	return nil
+}
+
+// checkFormats returns a problem for each image that exists and is not raw.
+func (p *Pair) checkFormats() (errs []error) {
+	check := func(key, path string) {
+		if path == "" {
+			return
+		}
+		if format, err := imageFormat(path); err == nil && format != "" {
+			errs = append(errs, p.formatProblem(key, path, format))
+		}
+	}
+	for _, part := range p.Partitions {
+		check("partitions."+part.Name+".root", part.Root)
+	}
+	for i, d := range p.Disks {
+		check(fmt.Sprintf("disks.%d.image", i), d.Image)
+	}
+	return errs
+}
+
+func (p *Pair) formatProblem(key, path, format string) error {
+	hint := fmt.Sprintf("convert it: qemu-img convert -O raw %s NEW", path)
+	if format == formatLUKS {
+		hint = "use a disk that is not encrypted"
+	}
+	return p.problem(key, hint, "%s is in %s format, and only raw images and block devices can be taken over", path, format)
+}

@@ -1,0 +1,115 @@
+package pair
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/fstest"
+)
+
+func TestCheck(t *testing.T) {
+	dir := t.TempDir()
+	for name, content := range map[string]string{"k": "kernel", "i": "cpio", "d.img": "raw", "empty": "", "q.img": "QFI\xfb"} {
+		os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600)
+	}
+	enough := Machine{CPUs: []int{0, 1}, MemAvailable: 128<<20*2 + Reserve + 2*overhead}
+	valid := smallest + "disks: [{name: d, image: d.img, mount: /srv}]\n"
+	tests := []struct {
+		name     string
+		old, new string
+		machine  Machine
+		want     string
+	}{
+		{"fits", "", "", enough, ""},
+		{"no CPU", "", "", Machine{CPUs: []int{0, 2, 3}, MemAvailable: enough.MemAvailable},
+			"pair.yaml:4: partitions.b.cpus: this machine lets us use CPUs 0,2-3, and not 1; choose among those"},
+		{"no memory", "", "", Machine{CPUs: enough.CPUs, MemAvailable: enough.MemAvailable - 1},
+			"pair.yaml:4: partitions.b.memory: 128MiB and 128MiB for the partitions, with 256MiB for QEMU and 256MiB for this machine, " +
+				"are 768MiB, and 767MiB are available; give the partitions less, or stop something"},
+		{"no kernel", "kernel: k, initramfs: i}\ndisks", "kernel: none, initramfs: i}\ndisks", enough,
+			"pair.yaml:4: partitions.b.kernel: stat DIR/none: no such file or directory; correct the path, or make the file"},
+		{"empty initramfs", "initramfs: i}\ndisks", "initramfs: empty}\ndisks", enough,
+			"pair.yaml:4: partitions.b.initramfs: DIR/empty is empty or no regular file; correct the path"},
+		{"no image", "d.img", "none", enough,
+			"pair.yaml:5: disks.0.image: stat DIR/none: no such file or directory; correct the path, or make the image"},
+		{"image is directory", "d.img", ".", enough,
+			"pair.yaml:5: disks.0.image: DIR is neither a regular file nor a block device, or empty; name a raw image or a block device"},
+		{"image is terminal", "d.img", "/dev/null", enough,
+			"pair.yaml:5: disks.0.image: /dev/null is neither a regular file nor a block device, or empty; name a raw image or a block device"},
+		{"image is qcow2", "d.img", "q.img", enough,
+			"pair.yaml:5: disks.0.image: DIR/q.img is in qcow2 format, and only raw images and block devices can be taken over; " +
+				"convert it: qemu-img convert -O raw DIR/q.img NEW"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p, err := Parse("pair.yaml", dir, []byte(strings.Replace(valid, tt.old, tt.new, 1)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := ""
+			if err := p.Check(tt.machine); err != nil {
+				got = strings.ReplaceAll(err.Error(), dir, "DIR")
+			}
+			if got != tt.want {
+				t.Errorf("got:\n%s\nwant:\n%s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestReadMachine(t *testing.T) {
+	file := func(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s)} }
+	base := fstest.MapFS{
+		"sys/devices/system/cpu/online": file("0-3\n"),
+		"proc/self/status":              file("Name:\tx\nCpus_allowed:\td\nCpus_allowed_list:\t0,2-3\n"),
+		"proc/meminfo":                  file("MemTotal: 9000000 kB\nMemAvailable:    2097152 kB\n"),
+	}
+	tests := []struct {
+		name  string
+		extra fstest.MapFS
+		want  uint64
+	}{
+		{"no groups", nil, 2 << 30},
+		{"v2 unlimited", fstest.MapFS{"proc/self/cgroup": file("0::/a\n"), "sys/fs/cgroup/a/memory.max": file("max\n"),
+			"sys/fs/cgroup/a/memory.current": file("5\n")}, 2 << 30},
+		{"v2 parent", fstest.MapFS{"proc/self/cgroup": file("0::/a/b\n"), "sys/fs/cgroup/a/memory.max": file("1073741824\n"),
+			"sys/fs/cgroup/a/memory.current": file("24\n"), "sys/fs/cgroup/a/b/memory.max": file("max\n")}, 1<<30 - 24},
+		{"v2 container", fstest.MapFS{"proc/self/cgroup": file("0::/\n"), "sys/fs/cgroup/memory.max": file("1000\n"),
+			"sys/fs/cgroup/memory.current": file("2000\n")}, 0},
+		{"v1", fstest.MapFS{"proc/self/cgroup": file("9:cpu,cpuacct:/z\n8:memory:/host/path\n0::/\n"),
+			"sys/fs/cgroup/memory/memory.limit_in_bytes": file("1048576\n"),
+			"sys/fs/cgroup/memory/memory.usage_in_bytes": file("1\n")}, 1<<20 - 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			root := fstest.MapFS{}
+			for _, layer := range []fstest.MapFS{base, tt.extra} {
+				for name, f := range layer {
+					root[name] = f
+				}
+			}
+			got, err := readMachine(root)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := (Machine{CPUs: []int{0, 2, 3}, MemAvailable: tt.want}); !reflect.DeepEqual(got, want) {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+		})
+	}
+	if _, err := readMachine(fstest.MapFS{}); err == nil {
+		t.Error("no error without /proc")
+	}
+}
+
+func TestThisMachine(t *testing.T) {
+	m, err := ThisMachine()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(m.CPUs) == 0 || m.MemAvailable == 0 {
+		t.Errorf("nothing here: %+v", m)
+	}
+}

@@ -1,0 +1,21 @@
+// Package pair reads pair.yaml, the description of a machine that runs two
+// partitions, and promises that what it accepts is consistent: every refusal
+// names the line of the file and says what to do.
+//
+//	name: demo                 # names the run directory
+//	partitions:                # exactly two; the first is active at the start
+//	  left:  {cpus: "0", memory: 768MiB, kernel: vmlinuz, initramfs: guest.cpio}
+//	  right: {cpus: "1", memory: 768MiB, kernel: vmlinuz, initramfs: guest.cpio, append: "", accel: auto}
+//	disks:                     # follow the active role
+//	  - {name: data, image: data.img, type: ext4, mount: /srv, options: noatime}
+//	nics:
+//	  - {name: lan, mac: "52:54:00:00:00:02", address: 10.77.0.2/24, gateway: 10.77.0.1, bridge: br0}
+//	services:                  # started and stopped with the role, in order
+//	  - {name: web, command: [busybox, httpd, -f, -p, "80", -h, /srv]}
+//	heartbeat: {period: 20ms, limit: 300ms}
+//	takeover: {salvage: true, sync: after}
+//
+// Relative paths are taken from the directory of the file. [Parse] judges the
+// text alone, [Load] also the formats of images that exist, and [Pair.Check]
+// the machine: its processors, its memory and all the files.
+package pair

@@ -1,0 +1,207 @@
+package pair
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Load reads and validates the file at path, and refuses disk images that
+// exist in a format that is not raw. The error joins one *Problem for each
+// thing wrong.
+func Load(path string) (*Pair, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read pair: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("read pair: %w", err)
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("read pair: %w", err)
+	}
+	p, err := Parse(path, filepath.Dir(abs), data)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(p.checkFormats()...); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Parse validates the text of a pair.yaml. file is its name in messages, and
+// relative paths in it start at dir. It looks at no other file.
+func Parse(file, dir string, data []byte) (*Pair, error) {
+	p := &Pair{file: file, lines: make(map[string]int)}
+	r := &reader{pair: p, dir: dir}
+	root, err := r.document(data)
+	if err != nil {
+		return nil, err
+	}
+	r.top(root)
+	r.problems = append(r.problems, p.rules()...)
+	if err := errors.Join(r.problems...); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// yamlError is how the yaml package words a syntax error.
+var yamlError = regexp.MustCompile(`(?s)^yaml: (?:line (\d+): )?(.*)$`)
+
+// document returns the root node of the only document in data.
+func (r *reader) document(data []byte) (*yaml.Node, error) {
+	fail := func(line int, hint, what string) (*yaml.Node, error) {
+		return nil, &Problem{File: r.pair.file, Line: line, What: what, Hint: hint}
+	}
+	if len(data) > maxFile {
+		return fail(0, "is this the right file?", fmt.Sprintf("is larger than %d bytes", maxFile))
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	var doc, next yaml.Node
+	err := dec.Decode(&doc)
+	if err == nil && len(doc.Content) > 0 && doc.Content[0].ShortTag() != "!!null" {
+		switch err = dec.Decode(&next); {
+		case err == nil:
+			return fail(next.Line, "keep one pair in a file", "a second document begins")
+		case errors.Is(err, io.EOF):
+			return doc.Content[0], nil
+		}
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		return fail(0, "see the example in the README", "is empty")
+	}
+	line, what := 0, err.Error()
+	if m := yamlError.FindStringSubmatch(what); m != nil {
+		line, _ = strconv.Atoi(m[1]) // 0 if there is none
+		what = m[2]
+	}
+	return fail(line, "correct the YAML there or just above", "is no YAML: "+what)
+}
+
+// top reads the whole file.
+func (r *reader) top(root *yaml.Node) {
+	p := r.pair
+	p.Heartbeat = Heartbeat{Period: 20 * time.Millisecond, Limit: 300 * time.Millisecond}
+	p.Takeover = Takeover{Salvage: true, Sync: SyncAfter}
+	r.mapping(root, "",
+		r.word("name", &p.Name),
+		field{"partitions", true, r.partitions},
+		field{"disks", false, func(node *yaml.Node, key string) { r.sequence(node, key, r.disk) }},
+		field{"nics", false, func(node *yaml.Node, key string) { r.sequence(node, key, r.nic) }},
+		field{"services", false, func(node *yaml.Node, key string) { r.sequence(node, key, r.service) }},
+		field{"heartbeat", false, r.heartbeat},
+		field{"takeover", false, r.takeover},
+	)
+}
+
+func (r *reader) partitions(node *yaml.Node, key string) {
+	if !r.is(node, key, yaml.MappingNode) {
+		return
+	}
+	if n := len(node.Content) / 2; n != 2 {
+		r.refuse(node, key, "describe the two that share the machine", "has %d partitions, and must have exactly 2", n)
+		return
+	}
+	for i := range r.pair.Partitions {
+		name := node.Content[2*i]
+		at := join(key, name.Value)
+		if name.Kind != yaml.ScalarNode || !namePattern.MatchString(name.Value) || len(name.Value) > maxName {
+			r.refuse(name, key, nameHint, "%q is no name", name.Value)
+			continue
+		}
+		if name.Value == r.pair.Partitions[0].Name {
+			r.refuse(name, at, "give each a name of its own", "given again")
+			continue
+		}
+		r.pair.lines[at] = name.Line
+		r.pair.Partitions[i] = Partition{Name: name.Value, Accel: AccelAuto}
+		r.partition(node.Content[2*i+1], at, &r.pair.Partitions[i])
+	}
+}
+
+func (r *reader) partition(node *yaml.Node, key string, p *Partition) {
+	r.mapping(node, key,
+		parsed(r, "cpus", true, &p.CPUs, cpusHint, parseCPUs),
+		parsed(r, "memory", true, &p.Memory, memoryHint, parseMemory),
+		r.path("kernel", true, &p.Kernel),
+		r.path("initramfs", false, &p.Initramfs),
+		r.path("root", false, &p.Root),
+		r.text("append", &p.Append),
+		choice(r, "accel", false, &p.Accel, AccelAuto, AccelKVM, AccelTCG),
+	)
+	if p.Initramfs == "" && p.Root == "" && node.Kind == yaml.MappingNode {
+		r.refuse(node, key, "add initramfs: or root:", "has nothing to boot from")
+	}
+}
+
+func (r *reader) disk(node *yaml.Node, key string) {
+	d := Disk{Type: Ext4}
+	r.mapping(node, key,
+		r.word("name", &d.Name),
+		r.path("image", true, &d.Image),
+		choice(r, "type", false, &d.Type, Ext4, Ext3),
+		parsed(r, "mount", true, &d.Mount, mountHint, parseMount),
+		parsed(r, "options", false, &d.Options, "remove that option", parseOptions),
+	)
+	r.pair.Disks = append(r.pair.Disks, d)
+}
+
+func (r *reader) nic(node *yaml.Node, key string) {
+	var n NIC
+	r.mapping(node, key,
+		r.word("name", &n.Name),
+		parsed[net.HardwareAddr](r, "mac", true, &n.MAC, macHint, parseMAC),
+		parsed[netip.Prefix](r, "address", true, &n.Address, addressHint, parseAddress),
+		parsed[netip.Addr](r, "gateway", false, &n.Gateway, gatewayHint, parseGateway),
+		parsed(r, "bridge", true, &n.Bridge, bridgeHint, parseBridge),
+	)
+	r.pair.NICs = append(r.pair.NICs, n)
+}
+
+func (r *reader) service(node *yaml.Node, key string) {
+	var s Service
+	command := func(node *yaml.Node, key string) {
+		r.sequence(node, key, func(node *yaml.Node, key string) {
+			if arg, ok := r.scalar(node, key, true); ok {
+				s.Command = append(s.Command, arg)
+			}
+		})
+		if node.Kind == yaml.SequenceNode && (len(node.Content) == 0 || strings.TrimSpace(node.Content[0].Value) == "") {
+			r.refuse(node, key, "write e.g. [busybox, httpd, -f]", "names no program")
+		}
+	}
+	r.mapping(node, key, r.word("name", &s.Name), field{"command", true, command})
+	r.pair.Services = append(r.pair.Services, s)
+}
+
+func (r *reader) heartbeat(node *yaml.Node, key string) {
+	h := &r.pair.Heartbeat
+	r.mapping(node, key,
+		parsed(r, "period", false, &h.Period, durationHint, parseDuration),
+		parsed(r, "limit", false, &h.Limit, durationHint, parseDuration),
+	)
+}
+
+func (r *reader) takeover(node *yaml.Node, key string) {
+	t := &r.pair.Takeover
+	r.mapping(node, key,
+		parsed(r, "salvage", false, &t.Salvage, "write true or false", parseBool),
+		choice(r, "sync", false, &t.Sync, SyncBefore, SyncAfter),
+	)
+}

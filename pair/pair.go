@@ -1,0 +1,155 @@
+package pair
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Pair is a valid pair.yaml with all paths absolute and defaults filled in.
+type Pair struct {
+	Name       string       // [a-z0-9-]+, names the run directory
+	Partitions [2]Partition // the first one is active at the start
+	Disks      []Disk       // in the order in which to mount them
+	NICs       []NIC
+	Services   []Service // in the order in which to start them
+	Heartbeat  Heartbeat
+	Takeover   Takeover
+
+	file  string         // where it was read from, for messages
+	lines map[string]int // line of each key, by its path: "partitions.left.cpus", "disks.0.image"
+}
+
+// Partition is a share of the machine with an operating system in it.
+type Partition struct {
+	Name      string
+	CPUs      []int  // host processors, ascending; one virtual CPU is pinned to each
+	Memory    uint64 // bytes, a multiple of 1 MiB
+	Kernel    string // path of a bzImage
+	Initramfs string // path of a cpio archive; may be empty if Root is not
+	Root      string // path of a raw root disk image of its own, or empty
+	Append    string // appended to our own kernel command line
+	Accel     Accel
+}
+
+// Accel is what a partition's processors run on.
+type Accel string
+
+const (
+	AccelAuto Accel = "auto" // KVM if a stock kernel really boots on it, else emulation
+	AccelKVM  Accel = "kvm"  // KVM or nothing
+	AccelTCG  Accel = "tcg"  // emulation
+)
+
+// Disk is a shared disk that follows the active role.
+type Disk struct {
+	Name    string
+	Image   string // path of a raw image or a block device
+	Type    FSType
+	Mount   string // absolute path in the guest
+	Options string // mount options, comma-separated, may be empty
+}
+
+// FSType is the type of the file system on a shared disk.
+type FSType string
+
+const (
+	Ext3 FSType = "ext3"
+	Ext4 FSType = "ext4"
+)
+
+// NIC is a network identity that follows the active role.
+type NIC struct {
+	Name    string
+	MAC     net.HardwareAddr // 6 bytes, unicast
+	Address netip.Prefix     // the address itself, with the length of its network's prefix
+	Gateway netip.Addr       // inside Address's network; the zero Addr if there is none
+	Bridge  string           // the host's bridge that the active side's tap joins
+}
+
+// Service is a command that runs where the active role is.
+type Service struct {
+	Name    string
+	Command []string // program and arguments; no shell is involved
+}
+
+// Heartbeat says how a hang is noticed.
+type Heartbeat struct {
+	Period time.Duration // between two beats of the guest
+	Limit  time.Duration // without a beat until the verdict; at least 3 periods
+}
+
+// Takeover is the policy of a takeover.
+type Takeover struct {
+	Salvage bool // bring over the file data that the dead kernel had not written
+	Sync    Sync
+}
+
+// Sync says when salvaged data is made durable.
+type Sync string
+
+const (
+	SyncBefore Sync = "before" // before the services start: slower, and safe against a second crash
+	SyncAfter  Sync = "after"  // once the services run
+)
+
+// Limits on what a file may ask for.
+const (
+	maxFile   = 1 << 20   // bytes of pair.yaml
+	maxCPU    = 8191      // NR_CPUS with MAXSMP, arch/x86/Kconfig
+	minMemory = 128 << 20 // bytes; a Debian kernel and our initramfs need about as much
+	maxMemory = 1 << 46   // bytes; 46 physical address bits with 4-level page tables
+	maxIfName = 15        // IFNAMSIZ - 1, include/uapi/linux/if.h
+
+	minPeriod = time.Millisecond
+	maxLimit  = time.Minute
+	minBeats  = 3 // heartbeat limit in periods: a late beat or two is not a death
+)
+
+// Problem is one thing wrong with a pair.yaml or with what it names.
+type Problem struct {
+	File string // as given to Load or Parse
+	Line int    // 1-based; 0 if it is not about a line
+	Key  string // path of the key: "partitions.left.cpus"; empty if it is about the file
+	What string // what is wrong
+	Hint string // what the operator can do about it
+}
+
+func (p *Problem) Error() string {
+	var b strings.Builder
+	b.WriteString(p.File + ":")
+	if p.Line > 0 {
+		fmt.Fprintf(&b, "%d:", p.Line)
+	}
+	b.WriteByte(' ')
+	if p.Key != "" {
+		b.WriteString(p.Key + ": ")
+	}
+	b.WriteString(p.What)
+	if p.Hint != "" {
+		b.WriteString("; " + p.Hint)
+	}
+	return b.String()
+}
+
+// Line returns the line of the file that a key is on, or the line of what
+// encloses it, or 0. Keys look like "partitions.left.cpus" and "disks.0.image".
+func (p *Pair) Line(key string) int {
+	for {
+		if line, ok := p.lines[key]; ok {
+			return line
+		}
+		i := strings.LastIndexByte(key, '.')
+		if i < 0 {
+			return 0
+		}
+		key = key[:i]
+	}
+}
+
+// problem makes a Problem about a key.
+func (p *Pair) problem(key, hint, format string, args ...any) *Problem {
+	return &Problem{File: p.file, Line: p.Line(key), Key: key, What: fmt.Sprintf(format, args...), Hint: hint}
+}

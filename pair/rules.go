@@ -1,0 +1,124 @@
+package pair
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+)
+
+// rules returns what is wrong between values that are right by themselves.
+// Values that are missing have been reported already.
+func (p *Pair) rules() []error {
+	var errs []error
+	add := func(key, hint, format string, args ...any) {
+		errs = append(errs, p.problem(key, hint, format, args...))
+	}
+	p.partitionRules(add)
+	p.diskRules(add)
+	p.nicRules(add)
+	services := unique{p: p, list: "services", add: add}
+	for i, s := range p.Services {
+		services.check(i, "name", s.Name)
+	}
+	p.heartbeatRules(add)
+	return errs
+}
+
+type addFunc func(key, hint, format string, args ...any)
+
+func (p *Pair) partitionRules(add addFunc) {
+	a, b := p.Partitions[0], p.Partitions[1]
+	at := func(name, key string) string { return "partitions." + name + "." + key }
+	for _, cpu := range b.CPUs {
+		if slices.Contains(a.CPUs, cpu) {
+			add(at(b.Name, "cpus"), "give each partition CPUs of its own",
+				"CPU %d belongs to %s already (line %d)", cpu, a.Name, p.Line(at(a.Name, "cpus")))
+			break
+		}
+	}
+	if b.Root != "" && b.Root == a.Root {
+		add(at(b.Name, "root"), "give each partition a copy", "is the root disk of %s too (line %d)", a.Name, p.Line(at(a.Name, "root")))
+	}
+	for _, part := range p.Partitions {
+		for i, d := range p.Disks {
+			if part.Root != "" && part.Root == d.Image {
+				add(at(part.Name, "root"), "use two images", "is shared disk %s too (line %d)", d.Name, p.Line(fmt.Sprintf("disks.%d.image", i)))
+			}
+		}
+	}
+}
+
+func (p *Pair) diskRules(add addFunc) {
+	u := unique{p: p, list: "disks", add: add}
+	for i, d := range p.Disks {
+		u.check(i, "name", d.Name)
+		u.check(i, "image", d.Image)
+		u.check(i, "mount", d.Mount)
+		for j, earlier := range p.Disks[:i] {
+			if d.Mount != "" && below(earlier.Mount, d.Mount) {
+				add(fmt.Sprintf("disks.%d.mount", i), "list this disk first",
+					"hides %s, mounted before (line %d)", earlier.Mount, p.Line(fmt.Sprintf("disks.%d.mount", j)))
+			}
+		}
+	}
+}
+
+func (p *Pair) nicRules(add addFunc) {
+	u := unique{p: p, list: "nics", add: add}
+	for i, n := range p.NICs {
+		u.check(i, "name", n.Name)
+		u.check(i, "mac", n.MAC.String())
+		if !n.Address.IsValid() {
+			continue
+		}
+		u.check(i, "address", n.Address.Addr().String())
+		if !n.Gateway.IsValid() {
+			continue
+		}
+		key := fmt.Sprintf("nics.%d.gateway", i)
+		switch {
+		case n.Gateway == n.Address.Addr():
+			add(key, "name the router, or remove the key", "is the address itself")
+		case !n.Address.Contains(n.Gateway):
+			add(key, "correct the gateway or the prefix length", "%s is not in %s", n.Gateway, n.Address.Masked())
+		}
+	}
+}
+
+func (p *Pair) heartbeatRules(add addFunc) {
+	h := p.Heartbeat
+	switch {
+	case h.Period < minPeriod:
+		add("heartbeat.period", "use 20ms", "%v is shorter than %v", h.Period, minPeriod)
+	case h.Limit > maxLimit:
+		add("heartbeat.limit", "use 300ms", "%v is longer than %v", h.Limit, maxLimit)
+	case h.Limit/minBeats < h.Period:
+		add("heartbeat.limit", "use a limit of at least 3 periods: one late beat is not a death",
+			"%v is less than %d periods of %v", h.Limit, minBeats, h.Period)
+	}
+}
+
+// unique finds values that two items of a list share.
+type unique struct {
+	p    *Pair
+	list string
+	add  addFunc
+	seen map[[2]string]int
+}
+
+// check records that item i has a value, and reports it if an earlier one has it too.
+func (u *unique) check(i int, key, value string) {
+	if value == "" {
+		return
+	}
+	at := u.list + "." + strconv.Itoa(i) + "." + key
+	first, ok := u.seen[[2]string{key, value}]
+	if ok {
+		u.add(at, "give each its own", "%s is taken (line %d)", value, u.p.Line(u.list+"."+strconv.Itoa(first)+"."+key))
+		return
+	}
+	if u.seen == nil {
+		u.seen = make(map[[2]string]int)
+	}
+	u.seen[[2]string{key, value}] = i
+}

@@ -1,0 +1,216 @@
+package pair
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// How to write each kind of value.
+const (
+	memoryHint   = "write e.g. 768MiB or 2GiB"
+	cpusHint     = `write e.g. "0", "0-3" or "0,2-3"`
+	macHint      = `write e.g. "52:54:00:00:00:02"`
+	addressHint  = "write e.g. 10.77.0.2/24"
+	gatewayHint  = "write e.g. 10.77.0.1"
+	durationHint = "write e.g. 20ms"
+	bridgeHint   = "name a bridge of this machine, at most 15 characters"
+	mountHint    = "write e.g. /srv"
+)
+
+// parseMemory reads a size like 768MiB, in bytes. Powers of 1000 are refused:
+// QEMU, the kernel and people differ on them.
+func parseMemory(s string) (uint64, error) {
+	shifts := []struct {
+		unit  string
+		shift uint
+	}{{"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"TiB", 40}}
+	for _, u := range shifts {
+		digits, ok := strings.CutSuffix(s, u.unit)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseUint(strings.TrimSpace(digits), 10, 64)
+		if err != nil || n > maxMemory>>u.shift {
+			return 0, fmt.Errorf("%q is no memory size", s)
+		}
+		n <<= u.shift
+		if n < minMemory || n%(1<<20) != 0 {
+			return 0, fmt.Errorf("%q is less than %d MiB or no multiple of 1 MiB", s, minMemory>>20)
+		}
+		return n, nil
+	}
+	return 0, fmt.Errorf("%q is no memory size", s)
+}
+
+// formatMemory is the inverse of parseMemory.
+func formatMemory(n uint64) string { return fmt.Sprintf("%dMiB", n>>20) }
+
+// parseCPUs reads a list of processors in the kernel's format
+// (Documentation/admin-guide/kernel-parameters.rst, cpu lists) without strides.
+func parseCPUs(s string) ([]int, error) {
+	var cpus []int
+	for part := range strings.SplitSeq(strings.TrimSpace(s), ",") {
+		from, to, ranged := strings.Cut(part, "-")
+		first, err := parseCPU(from)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no list of CPUs", s)
+		}
+		last := first
+		if ranged {
+			if last, err = parseCPU(to); err != nil || last < first {
+				return nil, fmt.Errorf("%q is no list of CPUs", s)
+			}
+		}
+		if len(cpus)+last-first > maxCPU {
+			return nil, fmt.Errorf("%q names CPUs twice", s)
+		}
+		for cpu := first; cpu <= last; cpu++ {
+			cpus = append(cpus, cpu)
+		}
+	}
+	slices.Sort(cpus)
+	if n := len(cpus); len(slices.Compact(slices.Clone(cpus))) != n {
+		return nil, fmt.Errorf("%q names CPUs twice", s)
+	}
+	return cpus, nil
+}
+
+func parseCPU(s string) (int, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n > maxCPU {
+		return 0, fmt.Errorf("%q is no CPU", s)
+	}
+	return int(n), nil
+}
+
+// formatCPUs is the inverse of parseCPUs, with ranges where it can.
+func formatCPUs(cpus []int) string {
+	var b strings.Builder
+	for i := 0; i < len(cpus); {
+		j := i
+		for j+1 < len(cpus) && cpus[j+1] == cpus[j]+1 {
+			j++
+		}
+		if b.Len() > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(strconv.Itoa(cpus[i]))
+		if j > i {
+			fmt.Fprintf(&b, "-%d", cpus[j])
+		}
+		i = j + 1
+	}
+	return b.String()
+}
+
+func parseMAC(s string) (net.HardwareAddr, error) {
+	mac, err := net.ParseMAC(s)
+	switch {
+	case err != nil || len(mac) != 6:
+		return nil, fmt.Errorf("%q is no MAC address", s)
+	case mac[0]&1 != 0: // the group bit, IEEE 802
+		return nil, fmt.Errorf("%s is a multicast address (its first byte is odd)", mac)
+	case slices.Max(mac) == 0:
+		return nil, fmt.Errorf("%s is no address", mac)
+	}
+	return mac, nil
+}
+
+// parseAddress reads an interface's address with the length of its prefix.
+func parseAddress(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("%q is no address with a prefix length", s)
+	}
+	a := p.Addr()
+	if a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
+		return netip.Prefix{}, fmt.Errorf("%s cannot be an interface's address", a)
+	}
+	if a.Is4() && p.Bits() < 31 && (a == p.Masked().Addr() || a == broadcast(p)) {
+		return netip.Prefix{}, fmt.Errorf("%s is the network's own or broadcast address", a)
+	}
+	return p, nil
+}
+
+// broadcast returns the last address of an IPv4 prefix.
+func broadcast(p netip.Prefix) netip.Addr {
+	b := p.Addr().As4()
+	for bit := p.Bits(); bit < 32; bit++ {
+		b[bit/8] |= 0x80 >> (bit % 8)
+	}
+	return netip.AddrFrom4(b)
+}
+
+func parseGateway(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil || a.Zone() != "" || a.Is4In6() {
+		return netip.Addr{}, fmt.Errorf("%q is no address", s)
+	}
+	return a, nil
+}
+
+// parseBridge applies the kernel's rules for names (net/core/dev.c,
+// dev_valid_name).
+func parseBridge(s string) (string, error) {
+	if s == "" || s == "." || s == ".." || len(s) > maxIfName || strings.ContainsAny(s, "/: \t\n") {
+		return "", fmt.Errorf("%q is no interface name", s)
+	}
+	return s, nil
+}
+
+func parseDuration(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil || d <= 0 {
+		return 0, fmt.Errorf("%q is no duration", s)
+	}
+	return d, nil
+}
+
+// parseMount reads a mount point in the guest. What PID 1 mounts itself is
+// not to be covered.
+func parseMount(s string) (string, error) {
+	if !path.IsAbs(s) || path.Clean(s) != s || s == "/" {
+		return "", fmt.Errorf("%q is no clean absolute path below /", s)
+	}
+	for _, own := range []string{"/proc", "/sys", "/dev", "/run"} {
+		if s == own || below(s, own) {
+			return "", fmt.Errorf("%s belongs to the system", s)
+		}
+	}
+	return s, nil
+}
+
+// below reports whether path a lies inside directory b.
+func below(a, b string) bool { return strings.HasPrefix(a, b+"/") }
+
+func parseBool(s string) (bool, error) {
+	switch s {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return false, fmt.Errorf("%q is neither true nor false", s)
+}
+
+// parseOptions reads mount options. What would make the disk less safe than a
+// takeover promises is refused: without barriers a flush proves nothing, and
+// without its journal or read-only a file system cannot be taken over.
+func parseOptions(s string) (string, error) {
+	if strings.ContainsAny(s, " \t") {
+		return "", fmt.Errorf("%q has a space; options are separated by commas", s)
+	}
+	for option := range strings.SplitSeq(s, ",") {
+		switch option {
+		case "ro", "nobarrier", "barrier=0", "noload", "norecovery":
+			return "", fmt.Errorf("option %s breaks what a takeover relies on", option)
+		}
+	}
+	return s, nil
+}

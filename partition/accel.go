@@ -1,0 +1,77 @@
+package partition
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// Accel is what runs a partition's instructions.
+type Accel string
+
+// The accelerators that a partition can have.
+const (
+	KVM Accel = "kvm"
+	TCG Accel = "tcg"
+)
+
+// args are the accelerator and the CPU that goes with it.
+//
+// Under emulation: fast string operations are taken off the CPU's features,
+// since QEMU 7.2 emulates them byte by byte and the kernel would copy all data
+// with them; and cmpxchg16b, with which 6.12 double-faults there at boot.
+func (a Accel) args() []string {
+	if a == KVM {
+		return []string{"-accel", "kvm", "-cpu", "host"}
+	}
+	return []string{"-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off,cx16=off"}
+}
+
+// probeLimit is how long a kernel may take to the end of its boot when probed.
+// On hardware that takes well under a second, under emulation about 1.5.
+const probeLimit = 6 * time.Second
+
+// probeProof is what a kernel without a root file system says last, having
+// come through all of its own initialisation (init/do_mounts.c).
+var probeProof = []byte("Unable to mount root fs")
+
+// Probe says whether a kernel really runs on an accelerator. That /dev/kvm
+// exists and answers proves nothing, so the kernel is booted, with no root file
+// system: it must get as far as to miss that.
+func Probe(ctx context.Context, a Accel, kernel string) (bool, error) {
+	dir, err := os.MkdirTemp("", "understudy-probe-")
+	if err != nil {
+		return false, err
+	}
+	defer os.RemoveAll(dir)
+	log := filepath.Join(dir, "console.log")
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	args := append(a.args(), "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-m", "256",
+		"-kernel", kernel, "-append", "console=ttyS0 quiet panic=-1", "-serial", "file:"+log, "-no-reboot")
+	cmd := exec.CommandContext(ctx, qemu, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	err = cmd.Run()
+	if ctx.Err() != nil {
+		return false, nil // it hangs, or is too slow to be hardware
+	}
+	if err != nil {
+		// An accelerator that QEMU refuses is an answer too; no QEMU is not.
+		if _, ended := err.(*exec.ExitError); ended {
+			return false, nil
+		}
+		return false, fmt.Errorf("probe %s: %w", a, err)
+	}
+	console, err := os.ReadFile(log)
+	if err != nil {
+		return false, fmt.Errorf("probe %s: %w", a, err)
+	}
+	return bytes.Contains(console, probeProof), nil
+}

@@ -1,0 +1,136 @@
+// Package partition is a share of the machine with an operating system in it:
+// as data, as the QEMU command that data comes to, and as the process that
+// runs, pinned to its CPUs and with its memory in a file that outlives it.
+package partition
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Spec says what a partition is made of.
+type Spec struct {
+	Name      string
+	Dir       string // where its sockets, log and memory file live; a tmpfs
+	CPUs      []int  // one virtual CPU runs on each, and nothing of QEMU elsewhere
+	Memory    uint64 // bytes
+	Kernel    string // path of a bzImage
+	Initramfs string // path; empty: none
+	Append    string // more kernel parameters
+	Accel     Accel
+	Devices   []Device
+}
+
+// Device is something attached to a partition. It adds the arguments that make
+// QEMU emulate it.
+type Device interface {
+	add(*command)
+}
+
+// Paths of a partition's own files.
+func (s *Spec) path(ending string) string { return filepath.Join(s.Dir, s.Name+ending) }
+
+// RAMPath is the file that holds the partition's memory: guest physical memory
+// of a q35 machine, which stays after the process.
+func (s *Spec) RAMPath() string { return s.path(".ram") }
+
+// BeatPath is the page that the partition's agent beats on.
+func (s *Spec) BeatPath() string { return s.path(".beat") }
+
+// ConsolePath is the socket of the first serial port.
+func (s *Spec) ConsolePath() string { return s.path(".console") }
+
+// ConsoleLogPath keeps all that the first serial port said.
+func (s *Spec) ConsoleLogPath() string { return s.path(".console.log") }
+
+// LogPath has the QEMU command line and what QEMU printed.
+func (s *Spec) LogPath() string { return s.path(".log") }
+
+// AgentPath is the socket of the agent's virtio-serial port.
+func (s *Spec) AgentPath() string { return s.path(".agent") }
+
+func (s *Spec) qmpPath() string { return s.path(".qmp") }
+
+// command collects QEMU's arguments, in a stable order, and the open files
+// that some of them refer to by number.
+type command struct {
+	args  []string
+	files []*os.File
+}
+
+func (c *command) arg(words ...string) { c.args = append(c.args, words...) }
+
+// opt adds one option with its comma-separated properties. A comma inside a
+// value is doubled, as QEMU's option parser wants it.
+func (c *command) opt(option string, properties ...string) {
+	for i, p := range properties {
+		properties[i] = strings.ReplaceAll(p, ",", ",,")
+	}
+	c.arg(option, strings.Join(properties, ","))
+}
+
+// file passes an open file on and returns its number in the new process, where
+// the passed ones come after standard input, output and error.
+func (c *command) file(f *os.File) int {
+	c.files = append(c.files, f)
+	return 2 + len(c.files)
+}
+
+// kernelParameters are what every partition boots with, and why.
+var kernelParameters = []string{
+	"console=ttyS0",
+	"panic=0",    // a dead kernel stays as it is: no reboot by itself
+	"oops=panic", // an oops is a death too: what it holds locked is lost
+	"random.trust_cpu=on",
+	"quiet",
+}
+
+// command is the QEMU command line of the partition, without the name of the
+// program. It starts stopped, so that its CPUs are pinned before they run.
+func (s *Spec) command() *command {
+	c := &command{}
+	c.arg("-nodefaults", "-no-user-config", "-display", "none", "-S")
+	c.opt("-name", "understudy-"+s.Name, "debug-threads=on")
+	c.opt("-machine", "q35", "memory-backend=ram", "usb=off", "vmport=off")
+	c.arg(s.Accel.args()...)
+	c.opt("-smp", fmt.Sprint(len(s.CPUs)))
+	c.opt("-m", fmt.Sprintf("size=%dk", s.Memory>>10))
+	c.opt("-object", "memory-backend-file", "id=ram", fmt.Sprintf("size=%d", s.Memory), "mem-path="+s.RAMPath(), "share=on")
+	// A panic only sends its event, and a reset ends the process: what was in
+	// memory stays there, for the one who takes over.
+	c.opt("-action", "panic=none", "reboot=shutdown")
+	c.opt("-qmp", "unix:"+s.qmpPath(), "server=on", "wait=off")
+	c.opt("-chardev", "socket", "id=console", "path="+s.ConsolePath(), "server=on", "wait=off", "logfile="+s.ConsoleLogPath())
+	c.opt("-serial", "chardev:console")
+	c.opt("-kernel", s.Kernel)
+	if s.Initramfs != "" {
+		c.opt("-initrd", s.Initramfs)
+	}
+	// Not opt: the parameters are one string to QEMU, commas and all.
+	c.arg("-append", strings.TrimSpace(strings.Join(kernelParameters, " ")+" "+s.Append))
+	c.opt("-device", "pvpanic-pci")
+	c.opt("-device", "virtio-serial-pci")
+	c.opt("-chardev", "socket", "id=agent", "path="+s.AgentPath(), "server=on", "wait=off")
+	c.opt("-device", "virtserialport", "chardev=agent", "name=org.understudy.agent")
+	c.opt("-object", "memory-backend-file", "id=beat", "size=4096", "mem-path="+s.BeatPath(), "share=on")
+	c.opt("-device", "ivshmem-plain", "memdev=beat")
+	for _, d := range s.Devices {
+		d.add(c)
+	}
+	return c
+}
+
+// CommandLine is the program and its arguments, quoted for a shell.
+func (s *Spec) CommandLine() string {
+	words := append([]string{qemu}, s.command().args...)
+	for i, w := range words {
+		if strings.ContainsAny(w, " \t\n\"'\\$&;|<>()*?[]#~`!{}") {
+			words[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+const qemu = "qemu-system-x86_64"

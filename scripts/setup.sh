@@ -1,0 +1,99 @@
+#!/bin/bash
+# Makes this machine ready to build and run Understudy: installs the Debian
+# packages that are missing, and fetches a stock Debian cloud kernel, which it
+# unpacks into the cache and does not install. Run it as often as you like.
+#
+#   $UNDERSTUDY_CACHE/kernels/RELEASE/boot/{vmlinuz,config}
+#   $UNDERSTUDY_CACHE/kernels/RELEASE/lib/modules/RELEASE/
+#   $UNDERSTUDY_CACHE/kernels/default -> RELEASE
+set -euo pipefail
+
+packages=(qemu-system-x86 busybox-static e2fsprogs iproute2)
+kernels="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}/kernels"
+export LC_ALL=C DEBIAN_FRONTEND=noninteractive
+
+die() {
+	echo "setup: $*" >&2
+	exit 1
+}
+
+# missing lists the packages that are not installed.
+missing() {
+	dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${packages[@]}" 2>/dev/null |
+		awk -v want="${packages[*]}" '
+			$2 == "installed" { have[$1] = 1 }
+			END { n = split(want, p, " "); for (i = 1; i <= n; i++) if (!(p[i] in have)) print p[i] }' || true
+}
+
+have_kernel() {
+	[[ -s $kernels/default/boot/vmlinuz && -d $kernels/default/lib/modules ]]
+}
+
+# retry runs a command that needs the package lists. If it fails, the lists
+# may be absent or old: they are updated, once, and the command runs again.
+updated=
+retry() {
+	"$@" && return
+	[[ -z $updated ]] || return 1
+	echo "setup: updating the package lists" >&2
+	apt-get -qq -o DPkg::Lock::Timeout=300 update || die "apt-get update failed; run this as root, with a network"
+	updated=1
+	"$@"
+}
+
+install_packages() {
+	retry apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "$@" ||
+		die "cannot install $*; run this as root on Debian 12, or install them by hand"
+}
+
+# find_package sets package to the one that the cloud kernel's metapackage
+# wants: the newest.
+find_package() {
+	package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+		awk '/Depends: linux-image-6\.1\..*-cloud-amd64$/ { print $2 }')
+	[[ -n $package ]]
+}
+
+fetch_kernel() {
+	local package release
+	retry find_package ||
+		die "no linux-image-6.1.*-cloud-amd64 in the package lists; add Debian 12 (bookworm) to the apt sources"
+	release=${package#linux-image-}
+	if [[ ! -d $kernels/$release ]]; then
+		echo "setup: fetching $package" >&2
+		tmp=$(mktemp -d "$kernels/.tmp.XXXXXX")
+		trap 'rm -rf "$tmp"' EXIT
+		mkdir "$tmp/deb" "$tmp/all" "$tmp/kernel" "$tmp/kernel/boot"
+		chmod 755 "$tmp"
+		cd "$tmp/deb"
+		retry apt-get -qq -o APT::Sandbox::User=root download "$package" ||
+			die "cannot download $package; is the network there?"
+		cd "$kernels"
+		dpkg-deb -x "$tmp"/deb/*.deb "$tmp/all"
+		mv "$tmp/all/boot/vmlinuz-$release" "$tmp/kernel/boot/vmlinuz"
+		mv "$tmp/all/boot/config-$release" "$tmp/kernel/boot/config"
+		mv "$tmp/all/lib" "$tmp/kernel/lib"
+		sync -f "$tmp/kernel"
+		mv -T "$tmp/kernel" "$kernels/$release"
+	fi
+	ln -sfn "$release" "$kernels/.default"
+	mv -T "$kernels/.default" "$kernels/default"
+	have_kernel || die "the kernel in $kernels/$release is incomplete; remove that directory and run this again"
+}
+
+command -v dpkg-query >/dev/null || die "this is no Debian; install ${packages[*]} and a kernel by hand"
+if [[ -z $(missing) ]] && have_kernel; then
+	exit 0
+fi
+
+mkdir -p "$kernels"
+kernels=$(cd "$kernels" && pwd)
+exec 9>"$kernels/.lock"
+flock 9 # whoever comes second finds everything done
+rm -rf "$kernels"/.tmp.* # of a run that was killed
+read -ra need <<<"$(missing | tr '\n' ' ')"
+if ((${#need[@]})); then
+	echo "setup: installing ${need[*]}" >&2
+	install_packages "${need[@]}"
+fi
+have_kernel || fetch_kernel

@@ -1,0 +1,33 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+
+	"understudy/link"
+	"understudy/partition"
+)
+
+// Appliance is a single partition with an agent, for work on disks that the
+// machine's own kernel must not touch.
+type Appliance struct{ side *side }
+
+// StartAppliance boots a partition that knows of these disks.
+func StartAppliance(ctx context.Context, spec partition.Spec, disks []link.Disk, notice Notice) (*Appliance, error) {
+	sd := &side{name: spec.Name}
+	if err := sd.boot(ctx, spec, link.Config{Partition: spec.Name, Disks: disks}, notice); err != nil {
+		return nil, errors.Join(err, sd.close())
+	}
+	return &Appliance{sd}, nil
+}
+
+// Mount mounts a disk where its configuration says.
+func (a *Appliance) Mount(ctx context.Context, disk string) error { return a.side.mount(ctx, disk) }
+
+// Call asks a verb of the agent.
+func (a *Appliance) Call(ctx context.Context, verb string, in, out any) error {
+	return a.side.agent.Call(ctx, verb, in, out)
+}
+
+// Close ends the partition and removes its files.
+func (a *Appliance) Close() error { return a.side.close() }

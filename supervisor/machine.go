@@ -1,0 +1,92 @@
+package supervisor
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"understudy/fence"
+	"understudy/link"
+	"understudy/pair"
+)
+
+// fenceLimit is how long a dead side may take to be gone, and each of its
+// images to be free.
+const fenceLimit = 2 * time.Second
+
+// machine is what a takeover does to this pair.
+type machine struct {
+	s     *Supervisor
+	proof *fence.Proof
+}
+
+func (m *machine) disk(name string) (pair.Disk, error) {
+	for _, d := range m.s.Pair.Disks {
+		if d.Name == name {
+			return d, nil
+		}
+	}
+	return pair.Disk{}, fmt.Errorf("no disk %q in the pair", name)
+}
+
+// Fence also closes the dead side's connection to the network, and lets the
+// understudy run on its CPUs.
+func (m *machine) Fence(context.Context) error {
+	dead := m.s.active.process
+	proof, err := fence.Raise(dead, m.s.images(), fenceLimit)
+	if err != nil {
+		return err
+	}
+	m.proof = proof
+	return m.s.understudy.process.Spread(dead.Spec.CPUs)
+}
+
+func (m *machine) Image(disk string) (io.ReaderAt, error) {
+	d, err := m.disk(disk)
+	if err != nil {
+		return nil, err
+	}
+	return m.proof.Image(d.Image), nil
+}
+
+func (m *machine) HandOver(ctx context.Context, disk string) error {
+	d, err := m.disk(disk)
+	if err != nil {
+		return err
+	}
+	if err := m.proof.Release(d.Image); err != nil {
+		return err
+	}
+	return m.s.understudy.setDisk(ctx, disk)
+}
+
+func (m *machine) Mount(ctx context.Context, disk string) error {
+	return m.s.understudy.mount(ctx, disk)
+}
+
+func (m *machine) Staging() ([]byte, error) { return m.s.staging.Map() }
+
+func (m *machine) Apply(ctx context.Context, r link.ApplyRequest) (result link.ApplyResult, err error) {
+	return result, m.s.understudy.agent.Call(ctx, link.Apply, r, &result)
+}
+
+func (m *machine) Start(ctx context.Context) error { return m.s.understudy.startServices(ctx) }
+
+func (m *machine) GoLive(context.Context) error { return m.s.connect(m.s.understudy) }
+
+// Sync is asked of the side that applied, which has become the active one by
+// the time that a takeover settles.
+func (m *machine) Sync(ctx context.Context) error {
+	side := m.s.understudy
+	if side == nil {
+		side = m.s.active
+	}
+	return side.agent.Call(ctx, link.Sync, nil, nil)
+}
+
+func (m *machine) drop() {
+	if m.proof != nil {
+		m.proof.Drop()
+	}
+}
