@@ -140,7 +140,7 @@ func applyFile(mount, staging int, f link.File, buf []byte) (written int64, err 
 	defer func() { err = errors.Join(err, t.close(f)) }()
 	for _, r := range f.Runs {
 		n, err := copyRun(t.fd, staging, r, buf)
-		written += n
+		written += min(n, max(f.Size-r.Off, 0)) // the rest is cut off again
 		if err != nil {
 			return written, fmt.Errorf("write %d bytes at %d: %w", r.Len, r.Off, err)
 		}

@@ -29,6 +29,7 @@ type Options struct {
 	Seed      uint64
 	NoSalvage bool // give the unsaved data up
 	Hang      bool // die without a dying message
+	Unfenced  bool // have the dead side's disk held by somebody else
 	Contrast  bool // look at the disk as it was at the fence, too
 
 	Kernel     string // path of the guests' kernel
@@ -49,7 +50,6 @@ const commitInterval = 5 * time.Second
 // Run plays the demo once. The report is good if the error is nil; what did
 // not hold is in it.
 func Run(ctx context.Context, o Options) (r *Report, err error) {
-	say(o, "boot the pair: %s, seed %d", o.FS, o.Seed)
 	s, err := o.newStage(ctx)
 	if err != nil {
 		return nil, err
@@ -61,10 +61,14 @@ func Run(ctx context.Context, o Options) (r *Report, err error) {
 		Refusals: []takeover.Refusal{}, Failures: []string{},
 	}
 	p := &play{stage: s, report: r}
+	s.fenced = p.atFence
 	return r, p.run(ctx)
 }
 
-func say(o Options, format string, args ...any) { fmt.Fprintf(o.Say, "- "+format+"\n", args...) }
+// say tells what happens, with the seconds since the run began.
+func (s *stage) say(format string, args ...any) {
+	fmt.Fprintf(s.o.Say, "%5.1f s  "+format+"\n", append([]any{time.Since(s.began).Seconds()}, args...)...)
+}
 
 // play is one run under way.
 type play struct {
@@ -95,14 +99,34 @@ func (p *play) run(ctx context.Context) error {
 	if err := p.write(ctx); err != nil {
 		return err
 	}
-	if err := p.crash(ctx); err != nil {
-		return err
-	}
-	if err := p.measureOutage(ctx); err != nil {
-		return err
-	}
+	err := p.crash(ctx)
 	cancelAsking()
-	return errors.Join(<-asked, p.compare(ctx))
+	if err = errors.Join(err, <-asked); err != nil || p.o.Unfenced {
+		return err
+	}
+	return p.compare(ctx)
+}
+
+// crash is the death, the takeover, and the client's return to the service.
+func (p *play) crash(ctx context.Context) error {
+	if p.o.Unfenced {
+		release, err := p.holdImage()
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
+	v, err := p.die(ctx)
+	if err != nil {
+		return err
+	}
+	if p.o.Unfenced {
+		return p.takeOverUnfenced(ctx, v)
+	}
+	if err := p.takeOver(ctx, v); err != nil {
+		return err
+	}
+	return p.measureOutage(ctx)
 }
 
 func (p *play) spec() workload.Spec { return workload.DefaultSpec(p.report.Seed) }
@@ -118,8 +142,8 @@ func (p *play) prepare(ctx context.Context) error {
 		return err
 	}
 	p.report.UnsavedBytes = plan.UnsavedBytes()
-	say(p.o, "the guest makes %d files, syncs, and sends out their hashes to be", plan.Files())
-	say(p.o, "its dirty thresholds are raised, so that what it writes next stays unsaved")
+	p.say("the guest makes %d files, syncs, and sends out their hashes to be", plan.Files())
+	p.say("its dirty thresholds are raised, so that what it writes next stays unsaved")
 	return p.call(ctx, verbPrepare)
 }
 
@@ -148,7 +172,7 @@ func (p *play) write(ctx context.Context) error {
 	}
 	p.served = fresh.SHA256
 	took := time.Since(began)
-	say(p.o, "it wrote %s over %d files in %.1f s and saved none of it; the client is served the new content",
+	p.say("it wrote %s over %d files in %.1f s and saved none of it; the client is served the new content",
 		mib(p.report.UnsavedBytes), p.spec().Files, took.Seconds())
 	if took > commitInterval {
 		p.report.fail("the crash came %v after the first unsaved write, past the commit interval of %v", took, commitInterval)
@@ -156,8 +180,8 @@ func (p *play) write(ctx context.Context) error {
 	return nil
 }
 
-// crash kills the kernel, and takes over.
-func (p *play) crash(ctx context.Context) error {
+// die kills the kernel and returns the verdict on it.
+func (p *play) die(ctx context.Context) (liveness.Verdict, error) {
 	type found struct {
 		liveness.Verdict
 		err error
@@ -167,21 +191,22 @@ func (p *play) crash(ctx context.Context) error {
 		v, err := p.super.Watch(ctx)
 		watched <- found{v, err}
 	}()
-	p.fenced = p.atFence
 	if p.o.Hang {
-		say(p.o, "now all CPUs of the active side stop, without a dying message")
+		p.say("now all CPUs of the active side stop, without a dying message")
 	} else {
-		say(p.o, "now its kernel panics")
+		p.say("now its kernel panics")
 	}
 	if err := p.super.Crash(p.o.Hang); err != nil {
-		return err
+		return liveness.Verdict{}, err
 	}
 	v := <-watched
-	if v.err != nil {
-		return v.err
-	}
 	p.report.Verdict = v.String()
-	report, err := p.super.TakeOver(ctx, v.Verdict)
+	return v.Verdict, v.err
+}
+
+// takeOver takes over and keeps what that reports.
+func (p *play) takeOver(ctx context.Context, v liveness.Verdict) error {
+	report, err := p.super.TakeOver(ctx, v)
 	if err != nil {
 		return err
 	}
@@ -236,12 +261,12 @@ func (p *play) clientSees() (string, error) {
 // compare has both guests tell what they find, then reads the truth, for the
 // first time, and holds the files against it.
 func (p *play) compare(ctx context.Context) error {
-	say(p.o, "compare every file with what the guest had said of it")
+	p.say("compare every file with what the guest had said of it")
 	var lost []workload.Truth
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.call(gctx, verbDigest) })
 	if p.o.Contrast {
-		say(p.o, "for the contrast a second guest mounts the disk as it was at the fence")
+		p.say("for the contrast a second guest mounts the disk as it was at the fence")
 		g.Go(func() (err error) {
 			lost, err = p.contrast(gctx)
 			return err

@@ -34,6 +34,9 @@ type Report struct {
 
 	WithoutSalvage *Contrast `json:"without_salvage,omitempty"`
 
+	// FenceError is why nothing was taken over, when that was the point.
+	FenceError string `json:"fence_error,omitempty"`
+
 	MAC      string          `json:"mac"` // of the service's address, seen from the client
 	Steps    []takeover.Step `json:"steps"`
 	Failures []string        `json:"failures"` // what did not hold
@@ -84,6 +87,10 @@ func (r *Report) Write(w io.Writer) error {
 		}
 	}
 	fmt.Fprintf(w, "\nverdict          %s\n", r.Verdict)
+	if r.FenceError != "" {
+		fmt.Fprintf(w, "not taken over   %s\n", r.FenceError)
+		return r.writeEnd(w)
+	}
 	if r.OutageMS != nil {
 		fmt.Fprintf(w, "outage           %.0f ms, last good answer to first good answer, seen by the client\n", *r.OutageMS)
 	}
@@ -98,6 +105,10 @@ func (r *Report) Write(w io.Writer) error {
 			c.FilesWrong, c.FilesMissing, mib(c.BytesWrong), c.SyncedWrong)
 	}
 	fmt.Fprintf(w, "address          %s at %s, before and after\n", serviceAddress, r.MAC)
+	return r.writeEnd(w)
+}
+
+func (r *Report) writeEnd(w io.Writer) error {
 	for _, f := range r.Failures {
 		fmt.Fprintf(w, "FAILED           %s\n", f)
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"understudy/netlab"
 	"understudy/pair"
@@ -49,14 +50,15 @@ type stage struct {
 	pair   *pair.Pair
 	lab    *netlab.Lab
 	super  *supervisor.Supervisor
-	seed   uint64
+	began  time.Time
 	heard  map[string]*bytes.Buffer // notices by partition and verb
 	mu     sync.Mutex
 	fenced func()
 }
 
 func (o Options) newStage(ctx context.Context) (s *stage, err error) {
-	s = &stage{o: o, heard: make(map[string]*bytes.Buffer)}
+	s = &stage{o: o, heard: make(map[string]*bytes.Buffer), began: time.Now()}
+	s.say("boot the pair: %s on the shared disk, seed %d", o.FS, o.Seed)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())

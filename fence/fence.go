@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -127,8 +127,9 @@ func lock(image string, limit time.Duration) (*os.File, error) {
 	}
 }
 
-// holders names the processes that have the image open, besides this one.
-// Locks of the kind that QEMU takes do not tell their owner.
+// holders names the processes that hold a lock on the image. A lock of the kind
+// that QEMU takes belongs to an open file, not to a process, but the kernel
+// lists it with each descriptor of that file (proc(5), fdinfo).
 func holders(image string) string {
 	want, err := os.Stat(image)
 	if err != nil {
@@ -136,16 +137,20 @@ func holders(image string) string {
 	}
 	var names []string
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*") // the pattern is well-formed
-	seen := map[int]bool{os.Getpid(): true}
 	for _, fd := range fds {
-		pid, err := strconv.Atoi(strings.Split(fd, "/")[2])
-		if err != nil || seen[pid] {
+		st, err := os.Stat(fd)
+		if err != nil || !os.SameFile(st, want) {
 			continue
 		}
-		if st, err := os.Stat(fd); err == nil && os.SameFile(st, want) {
-			seen[pid] = true
-			comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-			names = append(names, fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(string(comm))))
+		part := strings.Split(fd, "/") // "", proc, pid, fd, number
+		info, err := os.ReadFile(filepath.Join("/proc", part[2], "fdinfo", part[4]))
+		if err != nil || !strings.Contains(string(info), "\nlock:") {
+			continue
+		}
+		comm, _ := os.ReadFile(filepath.Join("/proc", part[2], "comm")) // it may just have ended
+		name := fmt.Sprintf("process %s (%s)", part[2], strings.TrimSpace(string(comm)))
+		if !slices.Contains(names, name) {
+			names = append(names, name)
 		}
 	}
 	if len(names) == 0 {

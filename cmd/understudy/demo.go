@@ -37,19 +37,20 @@ func demoCommand() *cobra.Command {
 			if asJSON {
 				o.Say = cmd.ErrOrStderr()
 			}
+			if runs > 1 {
+				return demoSeries(cmd, o, runs, asJSON)
+			}
 			r, err := demo.Run(cmd.Context(), o)
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				err = writeJSON(cmd.OutOrStdout(), r)
-			} else {
-				err = r.Write(cmd.OutOrStdout())
+			if err := show(cmd.OutOrStdout(), r, asJSON); err != nil {
+				return err
 			}
-			if err == nil && !r.Held() {
-				err = errors.New("not all of it held")
+			if !r.Held() {
+				return errors.New("not all of it held")
 			}
-			return err
+			return nil
 		},
 	}
 	f := cmd.Flags()
@@ -57,10 +58,25 @@ func demoCommand() *cobra.Command {
 	f.Uint64Var(&o.Seed, "seed", 0, "seed of the files' content (default: random)")
 	f.BoolVar(&o.NoSalvage, "no-salvage", false, "give the unsaved data up, and see what is lost")
 	f.BoolVar(&o.Hang, "hang", false, "stop the CPUs without a dying message")
+	f.BoolVar(&o.Unfenced, "cannot-fence", false, "have another process hold the disk, so that nothing may be taken over")
 	f.BoolVar(&o.Contrast, "contrast", true, "have a second guest look at the disk as it was at the fence")
 	f.BoolVar(&asJSON, "json", false, "print the report for programs")
 	f.IntVar(&runs, "runs", 1, "how many times, each with a fresh pair")
 	return cmd
+}
+
+// demoSeries shows what there is of a series even if a run failed.
+func demoSeries(cmd *cobra.Command, o demo.Options, runs int, asJSON bool) error {
+	series, err := demo.RunSeries(cmd.Context(), o, runs)
+	return errors.Join(err, show(cmd.OutOrStdout(), series, asJSON))
+}
+
+// show prints a report for people or for programs.
+func show(w io.Writer, r interface{ Write(io.Writer) error }, asJSON bool) error {
+	if asJSON {
+		return writeJSON(w, r)
+	}
+	return r.Write(w)
 }
 
 // demoPlace fills in where the demo finds what setup has fetched.

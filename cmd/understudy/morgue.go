@@ -1,11 +1,113 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"io"
+	"time"
 
+	"understudy/kernel"
+	"understudy/link"
+	"understudy/pagecache"
+	"understudy/ram"
+	"understudy/salvage"
 	"understudy/supervisor"
+	"understudy/takeover"
 )
 
-func openMorgue(ram string) (supervisor.Morgue, error) {
-	return nil, errors.New("not yet")
+// morgue joins the dead column to a takeover.
+type morgue struct {
+	memory ram.Memory
+	kernel *kernel.Kernel // nil until it is found
+}
+
+func openMorgue(path string) (supervisor.Morgue, error) {
+	m, err := ram.OpenFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return &morgue{memory: m}, nil
+}
+
+func (m *morgue) Close() error { return m.memory.Close() }
+
+// Prepare finds the kernel, unless the one found before is still there.
+func (m *morgue) Prepare(context.Context) error {
+	if m.kernel != nil && m.kernel.StillThere() == nil {
+		return nil
+	}
+	k, err := kernel.Find(m.memory)
+	m.kernel = k
+	return err
+}
+
+// Examine takes the file system of the image out of the dead kernel's mounts.
+func (m *morgue) Examine(image io.ReaderAt) (takeover.Remains, error) {
+	if err := m.Prepare(context.Background()); err != nil {
+		return nil, fmt.Errorf("find kernel: %w", err)
+	}
+	b := make([]byte, pagecache.DiskSuperSize)
+	if _, err := image.ReadAt(b, pagecache.DiskSuperOffset); err != nil {
+		return nil, fmt.Errorf("read superblock: %w", err)
+	}
+	on, err := pagecache.ParseDiskSuper(b)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := salvage.New(m.kernel, on.UUID)
+	if err != nil {
+		return nil, err
+	}
+	if err := plan.Check(image); err != nil {
+		return nil, err
+	}
+	return remains{plan}, nil
+}
+
+// remains are a plan as a takeover sees it.
+type remains struct{ plan *salvage.Plan }
+
+func (r remains) Gather(staging []byte) (takeover.Gathered, error) {
+	p := r.plan
+	g := takeover.Gathered{Used: p.StagingSize(), Bytes: p.Report().Bytes}
+	for _, refusal := range p.Refused {
+		g.Refused = append(g.Refused, takeover.Refusal{
+			What: fmt.Sprintf("inode %d", refusal.Inode), Count: int(max(1, refusal.Pages)), Reason: refusal.Error(),
+		})
+	}
+	for _, fault := range p.Faults {
+		g.Refused = append(g.Refused, takeover.Refusal{What: "walk", Count: 1, Reason: fault.Error()})
+	}
+	if err := p.Gather(staging); err != nil {
+		return g, err
+	}
+	for i := range p.Files {
+		f, err := linkFile(&p.Files[i])
+		if err != nil {
+			return g, err
+		}
+		g.Files = append(g.Files, f)
+	}
+	return g, nil
+}
+
+// linkFile is a planned file as it is sent to the agent.
+func linkFile(f *salvage.File) (link.File, error) {
+	out := link.File{
+		Inode: uint64(f.Ino), Generation: f.Generation, Size: f.Size,
+		Atime: linkTime(f.Atime), Mtime: linkTime(f.Mtime),
+	}
+	for i := range f.Runs {
+		run := &f.Runs[i]
+		if run.Off%512 != 0 || !run.Direct && run.End != f.Size && run.Len()%512 != 0 {
+			return out, errors.New("a run is not made of whole sectors")
+		}
+		out.Runs = append(out.Runs, link.Run{Off: run.Off, Len: run.WriteLen(), Staged: run.Staged})
+	}
+	return out, nil
+}
+
+func linkTime(t time.Time) link.Time {
+	return link.Time{Sec: t.Unix(), Nsec: uint32(t.Nanosecond())}
 }
