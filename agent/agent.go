@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 
@@ -78,6 +79,10 @@ type none struct{}
 // Serve greets the supervisor on the agent's port and answers its calls. It
 // returns only when the port cannot be used any more.
 func (a *Agent) Serve(ctx context.Context) error {
+	// A goroutine in a blocking call keeps its processor until the runtime's
+	// monitor takes that away, which may be 10 ms: have enough for all that
+	// block at once.
+	runtime.GOMAXPROCS(runtime.NumCPU() + appliers)
 	port, err := openPort(ctx, PortName)
 	if err != nil {
 		return err

@@ -1,11 +1,12 @@
 package agent
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,43 +20,58 @@ import (
 // StagingDisk is the serial number of the disk that salvaged data comes on.
 const StagingDisk = "staging"
 
-// appliers is how many files are written at once. The data is moved by the
-// disks' DMA, not by this CPU: several requests under way keep them busy.
-const appliers = 4
+const (
+	// appliers is how many chunks are under way at once. The data is moved by
+	// the disks' DMA, not by this CPU: several requests keep them busy.
+	appliers = 16
 
-// chunk is the size of one request, in bytes: one huge page's half, so that a
-// buffer is physically contiguous and a request is one segment.
-const chunk = 1 << 20
+	// chunk is how much is read from the staging disk in one request, in
+	// bytes: half a huge page, so that a buffer is physically contiguous and a
+	// request has few segments.
+	chunk = 1 << 20
+
+	// sector is what direct I/O is aligned to, in bytes. Runs are pages, or
+	// blocks of a file system with smaller ones: it divides both.
+	sector = 512
+
+	// page is the unit of the page cache, in bytes.
+	page = 4096
+)
 
 // apply brings the files of a plan to the state the dead kernel had in memory.
-// A file that cannot be is reported and left as it was before it.
+// A file that cannot be is reported and left as far as it came.
 func (a *Agent) apply(_ context.Context, r link.ApplyRequest) (link.ApplyResult, error) {
 	begin := time.Now()
+	var result link.ApplyResult
 	a.mu.Lock()
 	dir, ok := a.mounts[r.Disk]
 	a.mu.Unlock()
 	if !ok {
-		return link.ApplyResult{}, fmt.Errorf("disk %q is not mounted here", r.Disk)
+		return result, fmt.Errorf("disk %q is not mounted here", r.Disk)
 	}
 	staging, err := openStaging()
 	if err != nil {
-		return link.ApplyResult{}, err
+		return result, err
 	}
 	defer staging.Close()
 	files, err := readPlan(staging, r)
 	if err != nil {
-		return link.ApplyResult{}, err
+		return result, err
 	}
 	mount, err := os.Open(dir)
 	if err != nil {
-		return link.ApplyResult{}, fmt.Errorf("open mount: %w", err)
+		return result, fmt.Errorf("open mount: %w", err)
 	}
 	defer mount.Close()
+	result.Phases = append(result.Phases, link.PhaseTime{Name: "read plan", Took: time.Since(begin)})
 
-	result := link.ApplyResult{Phases: []link.PhaseTime{{Name: "read plan", Took: time.Since(begin)}}}
 	begin = time.Now()
-	if err := applyFiles(int(mount.Fd()), int(staging.Fd()), files, &result); err != nil {
+	w := &writer{mount: int(mount.Fd()), staging: int(staging.Fd())}
+	if err := w.writeAll(files); err != nil {
 		return result, err
+	}
+	for i := range w.targets {
+		w.targets[i].report(&result)
 	}
 	result.Phases = append(result.Phases, link.PhaseTime{Name: "write files", Took: time.Since(begin)})
 	return result, nil
@@ -64,9 +80,6 @@ func (a *Agent) apply(_ context.Context, r link.ApplyRequest) (link.ApplyResult,
 func openStaging() (*os.File, error) {
 	path, err := diskPath(StagingDisk)
 	if err != nil {
-		return nil, err
-	}
-	if err := flushBuffers(path); err != nil {
 		return nil, err
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
@@ -81,10 +94,10 @@ func readPlan(staging *os.File, r link.ApplyRequest) ([]link.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("size staging disk: %w", err)
 	}
-	if r.Plan < 0 || r.Len <= 0 || r.Plan%512 != 0 || r.Plan > size || r.Len > size-r.Plan {
+	if r.Plan < 0 || r.Len <= 0 || r.Plan%sector != 0 || r.Plan > size || r.Len > size-r.Plan {
 		return nil, fmt.Errorf("plan at %d of %d bytes is not on the staging disk of %d", r.Plan, r.Len, size)
 	}
-	raw, err := unix.Mmap(-1, 0, int(r.Len+directAlign-1)&^(directAlign-1), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	raw, err := unix.Mmap(-1, 0, int(roundUp(r.Len)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("map buffer for a plan of %d bytes: %w", r.Len, err)
 	}
@@ -95,35 +108,63 @@ func readPlan(staging *os.File, r link.ApplyRequest) ([]link.File, error) {
 	return link.DecodePlan(raw[:r.Len])
 }
 
-func applyFiles(mount, staging int, files []link.File, result *link.ApplyResult) error {
-	var (
-		next atomic.Int64
-		mu   sync.Mutex
-		wg   sync.WaitGroup
-	)
+func roundUp(n int64) int64 { return (n + sector - 1) &^ (sector - 1) }
+
+// piece is the part of a run that one chunk of the staging disk holds.
+type piece struct {
+	target *target
+	off    int64 // in the file
+	len    int64
+	staged int64 // on the staging disk
+}
+
+// batch is what is read from the staging disk at once.
+type batch struct {
+	start, end int64 // on the staging disk
+	pieces     []piece
+}
+
+// writer writes the files of one plan.
+type writer struct {
+	mount, staging int
+	targets        []target
+}
+
+// writeAll goes through the staging disk in large pieces, whatever the size of
+// the files, and finishes each file with its last piece.
+func (w *writer) writeAll(files []link.File) error {
+	w.targets = make([]target, len(files))
+	var pieces []piece
+	var bare []*target // nothing to write into, but for size and times
+	for i, f := range files {
+		t := &w.targets[i]
+		t.file = f
+		before := len(pieces)
+		pieces = t.cut(pieces)
+		t.left.Store(int32(len(pieces) - before))
+		if len(pieces) == before {
+			bare = append(bare, t)
+		}
+	}
+	batches := gather(pieces)
 	bufs, free, err := buffers(appliers)
 	if err != nil {
 		return err
 	}
 	defer free()
-	for _, b := range bufs {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for _, buf := range bufs {
 		wg.Go(func() {
 			for {
-				i := next.Add(1) - 1
-				if i >= int64(len(files)) {
+				i := int(next.Add(1) - 1)
+				if i < len(batches) {
+					w.write(batches[i], buf)
+				} else if i -= len(batches); i < len(bare) {
+					bare[i].finish(w.mount)
+				} else {
 					return
 				}
-				n, err := applyFile(mount, staging, files[i], b)
-				mu.Lock()
-				result.Bytes += n
-				if err == nil {
-					result.Files++
-				} else {
-					result.Failures = append(result.Failures, link.Failure{
-						Inode: files[i].Inode, Generation: files[i].Generation, Reason: err.Error(),
-					})
-				}
-				mu.Unlock()
 			}
 		})
 	}
@@ -131,74 +172,69 @@ func applyFiles(mount, staging int, files []link.File, result *link.ApplyResult)
 	return nil
 }
 
-// applyFile writes one file and returns how many bytes of it.
-func applyFile(mount, staging int, f link.File, buf []byte) (written int64, err error) {
-	t, err := openTarget(mount, f.Inode, f.Generation)
-	if err != nil {
-		return 0, err
+// cut adds the file's runs to pieces, in pieces that fit in a buffer.
+func (t *target) cut(pieces []piece) []piece {
+	for _, r := range t.file.Runs {
+		for done := int64(0); done < r.Len; done += chunk {
+			pieces = append(pieces, piece{target: t, off: r.Off + done, len: min(r.Len-done, chunk), staged: r.Staged + done})
+		}
 	}
-	defer func() { err = errors.Join(err, t.close(f)) }()
-	for _, r := range f.Runs {
-		n, err := copyRun(t.fd, staging, r, buf)
-		written += min(n, max(f.Size-r.Off, 0)) // the rest is cut off again
+	return pieces
+}
+
+// gather puts pieces that stand together on the staging disk into batches that
+// fit in a buffer.
+func gather(pieces []piece) []batch {
+	slices.SortStableFunc(pieces, func(a, b piece) int { return cmp.Compare(a.staged, b.staged) })
+	var batches []batch
+	for _, p := range pieces {
+		end := roundUp(p.staged + p.len)
+		if n := len(batches); n > 0 && end-batches[n-1].start <= chunk {
+			last := &batches[n-1]
+			last.end = max(last.end, end)
+			last.pieces = append(last.pieces, p)
+			continue
+		}
+		batches = append(batches, batch{start: p.staged, end: end, pieces: []piece{p}})
+	}
+	return batches
+}
+
+// write reads one batch and writes its pieces.
+func (w *writer) write(b batch, buf []byte) {
+	data := buf[:b.end-b.start]
+	err := readFull(w.staging, data, b.start)
+	for _, p := range b.pieces {
 		if err != nil {
-			return written, fmt.Errorf("write %d bytes at %d: %w", r.Len, r.Off, err)
+			p.target.fail(fmt.Errorf("read staging disk: %w", err))
+		} else {
+			p.target.write(w.mount, data[p.staged-b.start:], p.off, p.len)
+		}
+		if p.target.left.Add(-1) == 0 {
+			p.target.finish(w.mount)
 		}
 	}
-	return written, t.resize(f.Size)
 }
-
-// copyRun moves one run from the staging disk into the file. Both are opened
-// for direct I/O, so the last piece is rounded up to the sector; the file's
-// size is set afterwards and cuts that off.
-func copyRun(fd, staging int, r link.Run, buf []byte) (int64, error) {
-	var done int64
-	for done < r.Len {
-		n := min(r.Len-done, int64(len(buf)))
-		b := buf[:(n+directAlign-1)&^(directAlign-1)]
-		if err := readFull(staging, b, r.Staged+done); err != nil {
-			return done, fmt.Errorf("read staging disk: %w", err)
-		}
-		if err := writeFull(fd, b, r.Off+done); err != nil {
-			return done, err
-		}
-		done += n
-	}
-	return done, nil
-}
-
-// directAlign is what direct writes are rounded up to, in bytes. Runs are
-// pages, or blocks of a file system with smaller ones: 512 divides both.
-const directAlign = 512
 
 func readFull(fd int, b []byte, off int64) error {
-	for len(b) > 0 {
-		n, err := unix.Pread(fd, b, off)
-		if err != nil {
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
-			return err
-		}
-		if n == 0 {
-			return io.ErrUnexpectedEOF
-		}
-		b, off = b[n:], off+int64(n)
-	}
-	return nil
+	return ioFull(unix.Pread, fd, b, off, io.ErrUnexpectedEOF)
 }
 
 func writeFull(fd int, b []byte, off int64) error {
+	return ioFull(unix.Pwrite, fd, b, off, io.ErrShortWrite)
+}
+
+func ioFull(call func(int, []byte, int64) (int, error), fd int, b []byte, off int64, short error) error {
 	for len(b) > 0 {
-		n, err := unix.Pwrite(fd, b, off)
+		n, err := call(fd, b, off)
+		if err == unix.EINTR {
+			continue
+		}
 		if err != nil {
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
 			return err
 		}
 		if n == 0 {
-			return io.ErrShortWrite
+			return short
 		}
 		b, off = b[n:], off+int64(n)
 	}

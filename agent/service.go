@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -22,16 +24,42 @@ type service struct {
 	done chan struct{}
 }
 
-// start starts the services of the role, in the order of the configuration.
-func (a *Agent) start(context.Context, none) (none, error) {
+// readyLimit is how long a service may take until its port answers.
+const readyLimit = 30 * time.Second
+
+// start starts the services of the role, in the order of the configuration,
+// and returns when they are ready.
+func (a *Agent) start(ctx context.Context, _ none) (none, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, s := range a.config.Services {
 		if err := a.startService(s); err != nil {
 			return none{}, err
 		}
+		if err := awaitReady(ctx, s); err != nil {
+			return none{}, err
+		}
 	}
 	return none{}, nil
+}
+
+func awaitReady(ctx context.Context, s link.Service) error {
+	if s.Ready == 0 {
+		return nil
+	}
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Ready))
+	var d net.Dialer
+	err := poll(ctx, readyLimit, func() (bool, error) {
+		conn, err := d.DialContext(ctx, "tcp", address)
+		if err != nil {
+			return false, nil // not yet
+		}
+		return true, conn.Close()
+	})
+	if err != nil {
+		return fmt.Errorf("wait until service %s listens on port %d: %w", s.Name, s.Ready, err)
+	}
+	return nil
 }
 
 func (a *Agent) startService(s link.Service) error {

@@ -4,6 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -24,45 +27,84 @@ const lockingFlags = 0x10 | 0x20
 // cap_inode_killpriv).
 const capabilityName = "security.capability"
 
-// target is a file being brought up to date, opened for direct writing, with
-// what the writing itself would change and must not.
+// target is a file being brought up to date, opened for direct writing by its
+// first piece and closed after its last. It keeps what the writing itself
+// would change and must not.
 type target struct {
+	file link.File
+	left atomic.Int32 // pieces not yet written
+
+	mu         sync.Mutex
+	opened     bool
 	fd         int
-	flags      int  // inode flags, to be put back if locked
-	locked     bool // a flag that forbids writing was taken off
+	size       int64 // of the file when it was opened, bytes
+	flags      int   // inode flags, to be put back if locked
+	locked     bool  // a flag that forbids writing was taken off
 	capability []byte
+	tail       []byte // the file's last bytes, less than a page: see write
+	written    int64  // bytes
+	err        error
 }
 
-// openTarget opens an inode by number and generation. A number that was given
-// to another inode since has another generation: the kernel answers ESTALE.
-func openTarget(mount int, inode uint64, generation uint32) (*target, error) {
-	if inode > 1<<32-1 {
-		return nil, fmt.Errorf("inode number %d does not fit in the file handle of ext4", inode)
+// report adds what became of the file to a result.
+func (t *target) report(r *link.ApplyResult) {
+	r.Bytes += t.written
+	if t.err == nil {
+		r.Files++
+		return
 	}
-	handle := binary.NativeEndian.AppendUint32(nil, uint32(inode))
-	handle = binary.NativeEndian.AppendUint32(handle, generation)
+	r.Failures = append(r.Failures, link.Failure{Inode: t.file.Inode, Generation: t.file.Generation, Reason: t.err.Error()})
+}
+
+func (t *target) fail(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.err = errors.Join(t.err, err)
+}
+
+// open opens the file once; whoever comes later finds it open, or failed.
+func (t *target) open(mount int) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.opened && t.err == nil {
+		t.opened, t.err = true, t.openByHandle(mount)
+	}
+	return t.err
+}
+
+// openByHandle opens the inode by number and generation. A number that was
+// given to another inode since has another generation: the kernel answers
+// ESTALE.
+func (t *target) openByHandle(mount int) error {
+	t.fd = -1
+	if t.file.Inode > 1<<32-1 {
+		return fmt.Errorf("inode number %d does not fit in the file handle of ext4", t.file.Inode)
+	}
+	handle := binary.NativeEndian.AppendUint32(nil, uint32(t.file.Inode))
+	handle = binary.NativeEndian.AppendUint32(handle, t.file.Generation)
 	fh := unix.NewFileHandle(handleInode32, handle)
 
 	const writing = unix.O_RDWR | unix.O_DIRECT | unix.O_NOATIME | unix.O_CLOEXEC
-	t := &target{}
-	var err error
-	t.fd, err = unix.OpenByHandleAt(mount, fh, writing)
+	fd, err := unix.OpenByHandleAt(mount, fh, writing)
 	if errors.Is(err, unix.EPERM) {
 		if err = t.unlock(mount, fh); err == nil {
-			t.fd, err = unix.OpenByHandleAt(mount, fh, writing)
+			fd, err = unix.OpenByHandleAt(mount, fh, writing)
 		}
 	}
 	if errors.Is(err, unix.ESTALE) {
-		return nil, errors.New("not on the disk: its creation was not committed")
+		return errors.New("not on the disk: its creation was not committed")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open by handle: %w", err)
+		return fmt.Errorf("open by handle: %w", err)
 	}
-	if t.capability, err = readCapability(t.fd); err != nil {
-		unix.Close(t.fd)
-		return nil, err
+	t.fd = fd
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("stat: %w", err)
 	}
-	return t, nil
+	t.size = st.Size
+	t.capability, err = readCapability(fd)
+	return err
 }
 
 // unlock takes off the flags that make an inode refuse writers.
@@ -99,39 +141,89 @@ func readCapability(fd int) ([]byte, error) {
 	return b[:n], nil
 }
 
-// resize sets the file's size, in bytes, if it is another one.
-func (t *target) resize(size int64) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(t.fd, &st); err != nil {
-		return fmt.Errorf("stat: %w", err)
+// write writes n bytes at off, directly, and so in whole sectors: data has them,
+// the last one filled up. If that would reach beyond the end of the file, the
+// last page is kept for settle, which writes it through the page cache: to write
+// too far and truncate the file again costs more than all else.
+func (t *target) write(mount int, data []byte, off, n int64) {
+	if t.open(mount) != nil {
+		return
 	}
-	if st.Size == size {
-		return nil
+	n = min(n, t.file.Size-off)
+	if n <= 0 {
+		return
 	}
-	if err := unix.Ftruncate(t.fd, size); err != nil {
-		return fmt.Errorf("set size %d: %w", size, err)
+	direct := roundUp(n)
+	if off+direct > max(t.file.Size, t.size) {
+		direct = max((off+n)&^(page-1)-off, 0)
+		t.mu.Lock()
+		t.tail = slices.Clone(data[direct:n])
+		t.mu.Unlock()
 	}
-	return nil
+	if err := writeFull(t.fd, data[:direct], off); err != nil {
+		t.fail(fmt.Errorf("write %d bytes at %d: %w", direct, off, err))
+		return
+	}
+	t.mu.Lock()
+	t.written += n
+	t.mu.Unlock()
 }
 
-// close leaves the file with the times, capabilities and flags that the dead
-// kernel had for it. Only ctime is the writing's own: no call sets it.
-func (t *target) close(f link.File) error {
-	defer unix.Close(t.fd)
+// finish comes after the last piece: it sets the size, and leaves the file with
+// the times, capabilities and flags that the dead kernel had for it. Only ctime
+// is the writing's own: no call sets it.
+func (t *target) finish(mount int) {
+	if t.open(mount) == nil {
+		if err := t.settle(); err != nil {
+			t.fail(err)
+		}
+	}
+	if t.fd > 0 {
+		unix.Close(t.fd)
+	}
+}
+
+func (t *target) settle() error {
+	if len(t.tail) > 0 {
+		if _, err := unix.FcntlInt(uintptr(t.fd), unix.F_SETFL, unix.O_NOATIME); err != nil {
+			return fmt.Errorf("leave direct I/O: %w", err)
+		}
+		if err := writeFull(t.fd, t.tail, t.file.Size-int64(len(t.tail))); err != nil {
+			return fmt.Errorf("write the last %d bytes: %w", len(t.tail), err)
+		}
+	}
+	if err := t.resize(); err != nil {
+		return err
+	}
 	if t.capability != nil {
 		if err := unix.Fsetxattr(t.fd, capabilityName, t.capability, 0); err != nil {
 			return fmt.Errorf("put capabilities back: %w", err)
 		}
 	}
 	times := []unix.Timespec{
-		{Sec: f.Atime.Sec, Nsec: int64(f.Atime.Nsec)},
-		{Sec: f.Mtime.Sec, Nsec: int64(f.Mtime.Nsec)},
+		{Sec: t.file.Atime.Sec, Nsec: int64(t.file.Atime.Nsec)},
+		{Sec: t.file.Mtime.Sec, Nsec: int64(t.file.Mtime.Nsec)},
 	}
 	if err := setTimes(t.fd, times); err != nil {
 		return fmt.Errorf("set times: %w", err)
 	}
 	if t.locked {
 		return setFlags(t.fd, t.flags)
+	}
+	return nil
+}
+
+// resize sets the file's size if it is another one.
+func (t *target) resize() error {
+	var st unix.Stat_t
+	if err := unix.Fstat(t.fd, &st); err != nil {
+		return fmt.Errorf("stat: %w", err)
+	}
+	if st.Size == t.file.Size {
+		return nil
+	}
+	if err := unix.Ftruncate(t.fd, t.file.Size); err != nil {
+		return fmt.Errorf("set size %d: %w", t.file.Size, err)
 	}
 	return nil
 }

@@ -78,7 +78,7 @@ func (p *play) contrast(ctx context.Context) ([]workload.Truth, error) {
 	dead := p.pair.Partitions[0]
 	active, _ := p.super.Sides()
 	a, err := supervisor.StartAppliance(ctx, partition.Spec{
-		Name: contrastName, Dir: p.dir, CPUs: dead.CPUs, Memory: 512 << 20,
+		Name: contrastName, Dir: p.dir, CPUs: dead.CPUs, VCPUs: 1, Memory: 512 << 20,
 		Kernel: dead.Kernel, Initramfs: dead.Initramfs, Accel: active.Accel,
 		Devices: []partition.Device{partition.Disk{Name: "data", Image: p.copied, Snapshot: true}},
 	}, []link.Disk{{Name: "data", Type: p.o.FS, Mount: serveDir}}, p.notice)

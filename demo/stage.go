@@ -31,13 +31,13 @@ const (
 const describe = `name: %s
 partitions:
   left:  {cpus: "%d", memory: 768MiB, kernel: %[4]s, initramfs: %[5]s}
-  right: {cpus: "%[3]d", memory: 768MiB, kernel: %[4]s, initramfs: %[5]s}
+  right: {cpus: "%[3]d", vcpus: 2, memory: 768MiB, kernel: %[4]s, initramfs: %[5]s}
 disks:
   - {name: data, image: data.img, type: %[6]s, mount: /srv}
 nics:
   - {name: lan, mac: "` + serviceMAC + `", address: ` + serviceAddress + `/24, gateway: 10.77.0.1, bridge: br0}
 services:
-  - {name: web, command: [busybox, httpd, -f, -p, "80", -h, /srv]}
+  - {name: web, command: [busybox, httpd, -f, -p, "80", -h, /srv], ready: 80}
 heartbeat: {period: 20ms, limit: 300ms}
 takeover: {salvage: %[7]t, sync: after}
 `

@@ -51,6 +51,7 @@ type NIC struct {
 type Service struct {
 	Name    string   `json:"name"`
 	Command []string `json:"command"`
+	Ready   int      `json:"ready,omitempty"` // TCP port that answers once it is ready
 }
 
 // Beat says how often the agent counts on its beat page.

@@ -5,15 +5,18 @@
 //	name: demo                 # names the run directory
 //	partitions:                # exactly two; the first is active at the start
 //	  left:  {cpus: "0", memory: 768MiB, kernel: vmlinuz, initramfs: guest.cpio}
-//	  right: {cpus: "1", memory: 768MiB, kernel: vmlinuz, initramfs: guest.cpio, append: "", accel: auto}
+//	  right: {cpus: "1", memory: 768MiB, kernel: vmlinuz, initramfs: guest.cpio, append: "", accel: auto, vcpus: 2}
 //	disks:                     # follow the active role
 //	  - {name: data, image: data.img, type: ext4, mount: /srv, options: noatime}
 //	nics:
 //	  - {name: lan, mac: "52:54:00:00:00:02", address: 10.77.0.2/24, gateway: 10.77.0.1, bridge: br0}
 //	services:                  # started and stopped with the role, in order
-//	  - {name: web, command: [busybox, httpd, -f, -p, "80", -h, /srv]}
+//	  - {name: web, command: [busybox, httpd, -f, -p, "80", -h, /srv], ready: 80}
 //	heartbeat: {period: 20ms, limit: 300ms}
 //	takeover: {salvage: true, sync: after}
+//
+// A partition has as many virtual CPUs as CPUs, unless vcpus says otherwise: an
+// understudy's may be more, since the dead side's CPUs fall to it.
 //
 // Relative paths are taken from the directory of the file. [Parse] judges the
 // text alone, [Load] also the formats of images that exist, and [Pair.Check]

@@ -138,6 +138,7 @@ func (r *reader) partitions(node *yaml.Node, key string) {
 func (r *reader) partition(node *yaml.Node, key string, p *Partition) {
 	r.mapping(node, key,
 		parsed(r, "cpus", true, &p.CPUs, cpusHint, parseCPUs),
+		parsed(r, "vcpus", false, &p.VCPUs, vcpusHint, parseVCPUs),
 		parsed(r, "memory", true, &p.Memory, memoryHint, parseMemory),
 		r.path("kernel", true, &p.Kernel),
 		r.path("initramfs", false, &p.Initramfs),
@@ -145,6 +146,9 @@ func (r *reader) partition(node *yaml.Node, key string, p *Partition) {
 		r.text("append", &p.Append),
 		choice(r, "accel", false, &p.Accel, AccelAuto, AccelKVM, AccelTCG),
 	)
+	if p.VCPUs == 0 {
+		p.VCPUs = len(p.CPUs)
+	}
 	if p.Initramfs == "" && p.Root == "" && node.Kind == yaml.MappingNode {
 		r.refuse(node, key, "add initramfs: or root:", "has nothing to boot from")
 	}
@@ -186,7 +190,8 @@ func (r *reader) service(node *yaml.Node, key string) {
 			r.refuse(node, key, "write e.g. [busybox, httpd, -f]", "names no program")
 		}
 	}
-	r.mapping(node, key, r.word("name", &s.Name), field{"command", true, command})
+	r.mapping(node, key, r.word("name", &s.Name), field{"command", true, command},
+		parsed(r, "ready", false, &s.Ready, "write the TCP port that it listens on", parsePort))
 	r.pair.Services = append(r.pair.Services, s)
 }
 

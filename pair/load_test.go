@@ -22,7 +22,7 @@ partitions:
     initramfs: guest.cpio
     append: "quiet"
     accel: tcg
-  right: {cpus: "1,4-5", memory: 1GiB, kernel: /boot/vmlinuz, root: root.img}
+  right: {cpus: "1,4-5", vcpus: 6, memory: 1GiB, kernel: /boot/vmlinuz, root: root.img}
 disks:
   - name: data
     image: data.img
@@ -38,6 +38,7 @@ nics:
 services:
   - name: web
     command: [busybox, httpd, -f, -p, 80]
+    ready: 80
 heartbeat: {period: 10ms, limit: 200ms}
 takeover: {salvage: false, sync: before}
 `
@@ -50,15 +51,15 @@ func TestParseExample(t *testing.T) {
 	want := &Pair{
 		Name: "demo",
 		Partitions: [2]Partition{
-			{Name: "left", CPUs: []int{0}, Memory: 768 << 20, Kernel: "/etc/understudy/vmlinuz",
+			{Name: "left", CPUs: []int{0}, VCPUs: 1, Memory: 768 << 20, Kernel: "/etc/understudy/vmlinuz",
 				Initramfs: "/etc/understudy/guest.cpio", Append: "quiet", Accel: AccelTCG},
-			{Name: "right", CPUs: []int{1, 4, 5}, Memory: 1 << 30, Kernel: "/boot/vmlinuz",
+			{Name: "right", CPUs: []int{1, 4, 5}, VCPUs: 6, Memory: 1 << 30, Kernel: "/boot/vmlinuz",
 				Root: "/etc/understudy/root.img", Accel: AccelAuto},
 		},
 		Disks: []Disk{{"data", "/etc/understudy/data.img", Ext3, "/srv", "noatime"}},
 		NICs: []NIC{{"lan", []byte{0x52, 0x54, 0, 0, 0, 2}, netip.MustParsePrefix("10.77.0.2/24"),
 			netip.MustParseAddr("10.77.0.1"), "br0"}},
-		Services:  []Service{{"web", []string{"busybox", "httpd", "-f", "-p", "80"}}},
+		Services:  []Service{{"web", []string{"busybox", "httpd", "-f", "-p", "80"}, 80}},
 		Heartbeat: Heartbeat{10 * time.Millisecond, 200 * time.Millisecond},
 		Takeover:  Takeover{false, SyncBefore},
 	}
@@ -66,7 +67,7 @@ func TestParseExample(t *testing.T) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 	for key, line := range map[string]int{"partitions.left.memory": 5, "partitions.right.root": 10, "disks.0.image": 13,
-		"nics.0.mac": 19, "services.0.command.2": 25, "takeover.none": 27, "none": 0} {
+		"nics.0.mac": 19, "services.0.command.2": 25, "takeover.none": 28, "none": 0} {
 		if got := p.Line(key); got != line {
 			t.Errorf("Line(%q) = %d, want %d", key, got, line)
 		}

@@ -25,7 +25,8 @@ type Pair struct {
 // Partition is a share of the machine with an operating system in it.
 type Partition struct {
 	Name      string
-	CPUs      []int  // host processors, ascending; one virtual CPU is pinned to each
+	CPUs      []int  // host processors, ascending
+	VCPUs     int    // virtual CPUs; as many as CPUs unless it says otherwise
 	Memory    uint64 // bytes, a multiple of 1 MiB
 	Kernel    string // path of a bzImage
 	Initramfs string // path of a cpio archive; may be empty if Root is not
@@ -73,6 +74,7 @@ type NIC struct {
 type Service struct {
 	Name    string
 	Command []string // program and arguments; no shell is involved
+	Ready   int      // TCP port that answers once it is ready; 0: ready when started
 }
 
 // Heartbeat says how a hang is noticed.
@@ -99,6 +101,7 @@ const (
 const (
 	maxFile   = 1 << 20   // bytes of pair.yaml
 	maxCPU    = 8191      // NR_CPUS with MAXSMP, arch/x86/Kconfig
+	maxVCPUs  = 255       // of QEMU's q35 without an IOMMU: x2APIC ids would need one
 	minMemory = 128 << 20 // bytes; a Debian kernel and our initramfs need about as much
 	maxMemory = 1 << 46   // bytes; 46 physical address bits with 4-level page tables
 	maxIfName = 15        // IFNAMSIZ - 1, include/uapi/linux/if.h

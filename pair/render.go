@@ -14,7 +14,7 @@ func (p *Pair) YAML() ([]byte, error) {
 	partitions := mappingNode()
 	for _, part := range p.Partitions {
 		partitions.Content = append(partitions.Content, textNode(part.Name), mappingNode(
-			"cpus", formatCPUs(part.CPUs), "memory", formatMemory(part.Memory), "kernel", part.Kernel,
+			"cpus", formatCPUs(part.CPUs), "vcpus", strconv.Itoa(part.VCPUs), "memory", formatMemory(part.Memory), "kernel", part.Kernel,
 			"?initramfs", part.Initramfs, "?root", part.Root, "append", part.Append, "accel", string(part.Accel)))
 	}
 	disks, nics, services := sequenceNode(), sequenceNode(), sequenceNode()
@@ -35,7 +35,11 @@ func (p *Pair) YAML() ([]byte, error) {
 		for _, arg := range s.Command {
 			command.Content = append(command.Content, textNode(arg))
 		}
-		services.Content = append(services.Content, mappingNode("name", s.Name, "command", command))
+		ready := ""
+		if s.Ready > 0 {
+			ready = strconv.Itoa(s.Ready)
+		}
+		services.Content = append(services.Content, mappingNode("name", s.Name, "command", command, "?ready", ready))
 	}
 	root := mappingNode("name", p.Name, "partitions", partitions, "disks", disks, "nics", nics, "services", services,
 		"heartbeat", mappingNode("period", p.Heartbeat.Period.String(), "limit", p.Heartbeat.Limit.String()),

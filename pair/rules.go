@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // rules returns what is wrong between values that are right by themselves.
@@ -48,9 +49,21 @@ func (p *Pair) partitionRules(add addFunc) {
 	}
 }
 
+// maxSerial is how long a virtio disk's serial number may be, in bytes, which is
+// what the guest knows a disk by (VIRTIO_BLK_ID_BYTES,
+// include/uapi/linux/virtio_blk.h).
+const maxSerial = 20
+
+// ownDisks are the names of disks that partitions have of their own.
+var ownDisks = []string{"root", "staging"}
+
 func (p *Pair) diskRules(add addFunc) {
 	u := unique{p: p, list: "disks", add: add}
 	for i, d := range p.Disks {
+		if len(d.Name) > maxSerial || slices.Contains(ownDisks, d.Name) {
+			add(fmt.Sprintf("disks.%d.name", i), fmt.Sprintf("use another name of at most %d bytes", maxSerial),
+				"%q is too long, or one of our own (%s)", d.Name, strings.Join(ownDisks, ", "))
+		}
 		u.check(i, "name", d.Name)
 		u.check(i, "image", d.Image)
 		u.check(i, "mount", d.Mount)

@@ -15,6 +15,7 @@ import (
 const (
 	memoryHint   = "write e.g. 768MiB or 2GiB"
 	cpusHint     = `write e.g. "0", "0-3" or "0,2-3"`
+	vcpusHint    = "write a number from 1 to 255"
 	macHint      = `write e.g. "52:54:00:00:00:02"`
 	addressHint  = "write e.g. 10.77.0.2/24"
 	gatewayHint  = "write e.g. 10.77.0.1"
@@ -107,6 +108,22 @@ func formatCPUs(cpus []int) string {
 		i = j + 1
 	}
 	return b.String()
+}
+
+func parseVCPUs(s string) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > maxVCPUs {
+		return 0, fmt.Errorf("%q is no number of virtual CPUs", s)
+	}
+	return n, nil
+}
+
+func parsePort(s string) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > 65535 {
+		return 0, fmt.Errorf("%q is no TCP port", s)
+	}
+	return n, nil
 }
 
 func parseMAC(s string) (net.HardwareAddr, error) {

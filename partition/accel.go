@@ -32,6 +32,19 @@ func (a Accel) args() []string {
 	return []string{"-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off,cx16=off"}
 }
 
+// kernelParameters are what a kernel should know of what it runs on.
+//
+// Under emulation: it takes the HPET for its clock otherwise, and each reading
+// of that stops for QEMU's main loop (an eighth of a takeover's time); and Go
+// programs, the agent first, hash faster without emulated AVX2. What the kernel
+// does not know goes to init as its environment.
+func (a Accel) kernelParameters() []string {
+	if a == KVM {
+		return nil
+	}
+	return []string{"tsc=reliable", "clocksource=tsc", "GODEBUG=cpu.avx2=off"}
+}
+
 // probeLimit is how long a kernel may take to the end of its boot when probed.
 // On hardware that takes well under a second, under emulation about 1.5.
 const probeLimit = 6 * time.Second

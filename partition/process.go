@@ -110,11 +110,17 @@ func (p *Process) bringUp(ctx context.Context) error {
 	}
 	for i, cpu := range cpus {
 		p.vcpus = append(p.vcpus, cpu.ThreadID)
-		if err := pin(cpu.ThreadID, p.Spec.CPUs[i:i+1]); err != nil {
+		if err := pin(cpu.ThreadID, p.home(i)); err != nil {
 			return err
 		}
 	}
 	return client.Cont(ctx)
+}
+
+// home is the CPU that virtual CPU i is pinned to.
+func (p *Process) home(i int) []int {
+	n := i % len(p.Spec.CPUs)
+	return p.Spec.CPUs[n : n+1]
 }
 
 func (p *Process) lastWords() string {

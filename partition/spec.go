@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -14,7 +15,8 @@ import (
 type Spec struct {
 	Name      string
 	Dir       string // where its sockets, log and memory file live; a tmpfs
-	CPUs      []int  // one virtual CPU runs on each, and nothing of QEMU elsewhere
+	CPUs      []int  // of the machine: nothing of the partition runs elsewhere
+	VCPUs     int    // virtual CPUs, spread evenly over CPUs
 	Memory    uint64 // bytes
 	Kernel    string // path of a bzImage
 	Initramfs string // path; empty: none
@@ -95,7 +97,7 @@ func (s *Spec) command() *command {
 	c.opt("-name", "understudy-"+s.Name, "debug-threads=on")
 	c.opt("-machine", "q35", "memory-backend=ram", "usb=off", "vmport=off")
 	c.arg(s.Accel.args()...)
-	c.opt("-smp", fmt.Sprint(len(s.CPUs)))
+	c.opt("-smp", fmt.Sprint(s.VCPUs))
 	c.opt("-m", fmt.Sprintf("size=%dk", s.Memory>>10))
 	c.opt("-object", "memory-backend-file", "id=ram", fmt.Sprintf("size=%d", s.Memory), "mem-path="+s.RAMPath(), "share=on")
 	// A panic only sends its event, and a reset ends the process: what was in
@@ -109,7 +111,7 @@ func (s *Spec) command() *command {
 		c.opt("-initrd", s.Initramfs)
 	}
 	// Not opt: the parameters are one string to QEMU, commas and all.
-	c.arg("-append", strings.TrimSpace(strings.Join(kernelParameters, " ")+" "+s.Append))
+	c.arg("-append", s.kernelCommandLine())
 	c.opt("-device", "pvpanic-pci")
 	c.opt("-device", "virtio-serial-pci")
 	c.opt("-chardev", "socket", "id=agent", "path="+s.AgentPath(), "server=on", "wait=off")
@@ -120,6 +122,11 @@ func (s *Spec) command() *command {
 		d.add(c)
 	}
 	return c
+}
+
+func (s *Spec) kernelCommandLine() string {
+	words := append(slices.Clone(kernelParameters), s.Accel.kernelParameters()...)
+	return strings.TrimSpace(strings.Join(words, " ") + " " + s.Append)
 }
 
 // CommandLine is the program and its arguments, quoted for a shell.

@@ -43,7 +43,7 @@ func (s *Supervisor) boot(ctx context.Context, i int, active bool) (*side, error
 	}
 	sd := &side{name: p.Name}
 	spec := partition.Spec{
-		Name: p.Name, Dir: s.options.Dir, CPUs: p.CPUs, Memory: p.Memory,
+		Name: p.Name, Dir: s.options.Dir, CPUs: p.CPUs, VCPUs: p.VCPUs, Memory: p.Memory,
 		Kernel: p.Kernel, Initramfs: p.Initramfs, Append: p.Append, Accel: accel,
 	}
 	spec.Devices, err = s.devices(sd, i, active)
@@ -191,7 +191,7 @@ func (s *Supervisor) config(name string) link.Config {
 		c.NICs = append(c.NICs, nic)
 	}
 	for _, v := range s.Pair.Services {
-		c.Services = append(c.Services, link.Service{Name: v.Name, Command: v.Command})
+		c.Services = append(c.Services, link.Service{Name: v.Name, Command: v.Command, Ready: v.Ready})
 	}
 	return c
 }

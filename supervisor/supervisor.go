@@ -250,3 +250,6 @@ func (sd *side) describe() Side {
 func (s *Supervisor) Call(ctx context.Context, verb string, in, out any) error {
 	return s.active.agent.Call(ctx, verb, in, out)
 }
+
+// ActivePID is the process id of the active partition.
+func (s *Supervisor) ActivePID() int { return s.active.process.PID() }
