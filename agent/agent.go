@@ -54,6 +54,7 @@ func New(extra map[string]Verb) *Agent {
 		link.Stop:      call(a.stop),
 		link.Sync:      call(a.sync),
 		link.Crash:     call(a.crash),
+		link.Rehearse:  call(a.rehearse),
 	}
 	for name, v := range extra {
 		a.verbs[name] = v

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 
 	"golang.org/x/sys/unix"
 
@@ -18,6 +19,28 @@ import (
 
 // StagingName is the serial number of the disk that salvaged data goes in on.
 const StagingName = agent.StagingDisk
+
+// RehearsalName is the serial number of the disk for rehearsals.
+const RehearsalName = agent.RehearsalDisk
+
+// rehearsalBytes is enough for a journal and a few files.
+const rehearsalBytes = 64 << 20
+
+// MakeRehearsal makes a small disk with an empty file system.
+func MakeRehearsal(ctx context.Context, path, kind string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("make rehearsal disk: %w", err)
+	}
+	if err := errors.Join(f.Truncate(rehearsalBytes), f.Close()); err != nil {
+		return fmt.Errorf("make rehearsal disk: %w", err)
+	}
+	// 4 KiB blocks: on a disk so small they would be 1 KiB.
+	if out, err := exec.CommandContext(ctx, "mkfs."+kind, "-q", "-F", "-b", "4096", path).CombinedOutput(); err != nil {
+		return fmt.Errorf("make rehearsal disk: %w: %s (package e2fsprogs has mkfs.%s)", err, out, kind)
+	}
+	return nil
+}
 
 // SetDisk puts the image of a disk in the place of its vacancy. The guest had
 // the drive all along; now it has content. QEMU takes the image's lock with

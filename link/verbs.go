@@ -13,6 +13,7 @@ const (
 	Stop      = "stop"      // stop them, unmount the shared disks
 	Sync      = "sync"      // make what was applied durable
 	Crash     = "crash"     // CrashRequest: panic the kernel on purpose
+	Rehearse  = "rehearse"  // RehearseRequest: go through a takeover without one
 )
 
 // Greeting is what an agent says when its partition has booted.
@@ -96,4 +97,13 @@ type PhaseTime struct {
 // CrashRequest asks for a death of the kernel. Silent: with no dying message.
 type CrashRequest struct {
 	Silent bool `json:"silent"`
+}
+
+// RehearseRequest says where and as what to mount the disk that a takeover is
+// rehearsed on, and whether the services start in it too.
+type RehearseRequest struct {
+	Type     string `json:"type"`
+	Mount    string `json:"mount"`
+	Options  string `json:"options"`
+	Services bool   `json:"services"`
 }

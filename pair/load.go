@@ -98,7 +98,7 @@ func (r *reader) document(data []byte) (*yaml.Node, error) {
 func (r *reader) top(root *yaml.Node) {
 	p := r.pair
 	p.Heartbeat = Heartbeat{Period: 20 * time.Millisecond, Limit: 300 * time.Millisecond}
-	p.Takeover = Takeover{Salvage: true, Sync: SyncAfter}
+	p.Takeover = Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true}
 	r.mapping(root, "",
 		r.word("name", &p.Name),
 		field{"partitions", true, r.partitions},
@@ -207,6 +207,7 @@ func (r *reader) takeover(node *yaml.Node, key string) {
 	t := &r.pair.Takeover
 	r.mapping(node, key,
 		parsed(r, "salvage", false, &t.Salvage, "write true or false", parseBool),
+		parsed(r, "rehearse", false, &t.Rehearse, "write true or false", parseBool),
 		choice(r, "sync", false, &t.Sync, SyncBefore, SyncAfter),
 	)
 }

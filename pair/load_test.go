@@ -61,7 +61,7 @@ func TestParseExample(t *testing.T) {
 			netip.MustParseAddr("10.77.0.1"), "br0"}},
 		Services:  []Service{{"web", []string{"busybox", "httpd", "-f", "-p", "80"}, 80}},
 		Heartbeat: Heartbeat{10 * time.Millisecond, 200 * time.Millisecond},
-		Takeover:  Takeover{false, SyncBefore},
+		Takeover:  Takeover{false, SyncBefore, true},
 	}
 	if got := plain(p); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -86,7 +86,7 @@ func TestParseDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Heartbeat != (Heartbeat{20 * time.Millisecond, 300 * time.Millisecond}) || p.Takeover != (Takeover{true, SyncAfter}) ||
+	if p.Heartbeat != (Heartbeat{20 * time.Millisecond, 300 * time.Millisecond}) || p.Takeover != (Takeover{true, SyncAfter, true}) ||
 		p.Partitions[1].Accel != AccelAuto || p.Disks[0].Type != Ext4 {
 		t.Errorf("defaults: %+v", p)
 	}

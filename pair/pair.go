@@ -87,6 +87,9 @@ type Heartbeat struct {
 type Takeover struct {
 	Salvage bool // bring over the file data that the dead kernel had not written
 	Sync    Sync
+	// Rehearse has the understudy mount, write, and start the services once on
+	// a disk made for that, before the pair counts as protected.
+	Rehearse bool
 }
 
 // Sync says when salvaged data is made durable.

@@ -43,7 +43,8 @@ func (p *Pair) YAML() ([]byte, error) {
 	}
 	root := mappingNode("name", p.Name, "partitions", partitions, "disks", disks, "nics", nics, "services", services,
 		"heartbeat", mappingNode("period", p.Heartbeat.Period.String(), "limit", p.Heartbeat.Limit.String()),
-		"takeover", mappingNode("salvage", strconv.FormatBool(p.Takeover.Salvage), "sync", string(p.Takeover.Sync)))
+		"takeover", mappingNode("salvage", strconv.FormatBool(p.Takeover.Salvage), "sync", string(p.Takeover.Sync),
+			"rehearse", strconv.FormatBool(p.Takeover.Rehearse)))
 	var b bytes.Buffer
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)

@@ -55,7 +55,7 @@ func (p *Pair) partitionRules(add addFunc) {
 const maxSerial = 20
 
 // ownDisks are the names of disks that partitions have of their own.
-var ownDisks = []string{"root", "staging"}
+var ownDisks = []string{"root", "staging", "rehearsal"}
 
 func (p *Pair) diskRules(add addFunc) {
 	u := unique{p: p, list: "disks", add: add}

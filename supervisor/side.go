@@ -94,6 +94,9 @@ func (s *Supervisor) devices(side *side, i int, active bool) ([]partition.Device
 	}
 	if !active {
 		devices = append(devices, partition.Disk{Name: device.StagingName, Image: s.staging.Path(), ReadOnly: true})
+		if s.rehearses() {
+			devices = append(devices, partition.Disk{Name: device.RehearsalName, Image: s.rehearsalPath()})
+		}
 	}
 	for n, nic := range s.Pair.NICs {
 		name := tapName(s.Pair.Name, i, n)

@@ -15,6 +15,7 @@ import (
 
 	"understudy/device"
 	"understudy/fence"
+	"understudy/link"
 	"understudy/liveness"
 	"understudy/netlab"
 	"understudy/pair"
@@ -24,6 +25,10 @@ import (
 
 // bootLimit is how long a partition may take until its agent greets.
 const bootLimit = 2 * time.Minute
+
+// rehearsals is how often a takeover is rehearsed: once is the proof that it
+// works.
+const rehearsals = 1
 
 // Morgue reads a partition's memory: some of it ahead of any crash.
 type Morgue interface {
@@ -96,6 +101,11 @@ func (s *Supervisor) start(ctx context.Context) error {
 		return err
 	}
 	s.staging = staging
+	if s.rehearses() {
+		if err := device.MakeRehearsal(ctx, s.rehearsalPath(), string(s.Pair.Disks[0].Type)); err != nil {
+			return err
+		}
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	for i := range s.Pair.Partitions {
 		g.Go(func() (err error) {
@@ -107,10 +117,34 @@ func (s *Supervisor) start(ctx context.Context) error {
 		return err
 	}
 	s.active, s.understudy = s.sides[0], s.sides[1]
-	if err := s.activate(ctx); err != nil {
-		return err
+	g, gctx = errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := s.activate(gctx); err != nil {
+			return err
+		}
+		return s.prepare(gctx)
+	})
+	if s.rehearses() {
+		g.Go(func() error { return s.rehearse(gctx) })
 	}
-	return s.prepare(ctx)
+	return g.Wait()
+}
+
+// rehearses says whether the understudy goes through a takeover before the pair
+// counts as protected.
+func (s *Supervisor) rehearses() bool { return s.Pair.Takeover.Rehearse && len(s.Pair.Disks) > 0 }
+
+func (s *Supervisor) rehearsalPath() string { return filepath.Join(s.options.Dir, "rehearsal") }
+
+func (s *Supervisor) rehearse(ctx context.Context) error {
+	d := s.Pair.Disks[0]
+	r := link.RehearseRequest{Type: string(d.Type), Mount: d.Mount, Options: d.Options, Services: true}
+	for range rehearsals {
+		if err := s.understudy.agent.Call(ctx, link.Rehearse, r, nil); err != nil {
+			return fmt.Errorf("rehearse a takeover on partition %s: %w (takeover: {rehearse: false} does without)", s.understudy.name, err)
+		}
+	}
+	return nil
 }
 
 // activate gives the first side its role: the disks are attached since its
