@@ -1,0 +1,126 @@
+// Package addr gives every kind of number found in a dead kernel a type of its
+// own, so that a physical address cannot be taken for a virtual one, nor a page
+// frame for a page index.
+package addr
+
+import "fmt"
+
+// PageShift and PageSize describe the base page of x86-64: 4096 bytes.
+const (
+	PageShift = 12
+	PageSize  = 1 << PageShift
+)
+
+// Phys is a physical address of the guest, in bytes.
+type Phys uint64
+
+// Virt is a virtual address of the guest's kernel, in bytes.
+type Virt uint64
+
+// PFN is a page frame number: a physical address divided by PageSize.
+type PFN uint64
+
+// Index is the place of a page within a file, in units of PageSize.
+type Index uint64
+
+// Ino is an inode number, unique within one file system.
+type Ino uint64
+
+// Block is a block number on a file system's device, in units of its block size.
+type Block uint64
+
+// Dev is a kernel device number (dev_t): 12 bits of major, 20 bits of minor,
+// as in include/linux/kdev_t.h.
+type Dev uint32
+
+func (a Phys) String() string { return fmt.Sprintf("phys %#x", uint64(a)) }
+func (a Virt) String() string { return fmt.Sprintf("virt %#x", uint64(a)) }
+
+// PFN returns the frame that holds a.
+func (a Phys) PFN() PFN { return PFN(a >> PageShift) }
+
+// Phys returns the address of the first byte of the frame.
+func (p PFN) Phys() Phys { return Phys(p) << PageShift }
+
+// PageOffset returns how far a lies within its page, in bytes.
+func (a Virt) PageOffset() int { return int(a & (PageSize - 1)) }
+
+// Add returns a + n. The second result is false if the sum wraps around.
+func (a Virt) Add(n uint64) (Virt, bool) {
+	sum := a + Virt(n)
+	return sum, sum >= a
+}
+
+// IsKernel reports whether a lies in the upper half of the canonical address
+// space, where Linux keeps everything of its own on x86-64
+// (Documentation/arch/x86/x86_64/mm.rst). It holds for 4 and 5 levels.
+func (a Virt) IsKernel() bool { return a >= 0xff00_0000_0000_0000 }
+
+// Byte returns the file offset of the first byte of the page.
+func (i Index) Byte() int64 { return int64(i) << PageShift }
+
+// Major is the upper part of a device number: the driver.
+func (d Dev) Major() uint32 { return uint32(d) >> 20 }
+
+// Minor is the lower part of a device number: the unit.
+func (d Dev) Minor() uint32 { return uint32(d) & (1<<20 - 1) }
+
+func (d Dev) String() string { return fmt.Sprintf("%d:%d", d.Major(), d.Minor()) }
+
+// PhysRange is the half-open range [Start, End) of physical addresses.
+type PhysRange struct{ Start, End Phys }
+
+// Len is the number of bytes in r; an inverted range has none.
+func (r PhysRange) Len() uint64 {
+	if r.End <= r.Start {
+		return 0
+	}
+	return uint64(r.End - r.Start)
+}
+
+// Contains reports whether the n bytes at a lie within r.
+func (r PhysRange) Contains(a Phys, n uint64) bool {
+	if a < r.Start || a > r.End {
+		return false
+	}
+	return n <= uint64(r.End-a)
+}
+
+func (r PhysRange) String() string {
+	return fmt.Sprintf("phys [%#x, %#x)", uint64(r.Start), uint64(r.End))
+}
+
+// VirtRange is the half-open range [Start, End) of virtual addresses.
+type VirtRange struct{ Start, End Virt }
+
+// Contains reports whether the n bytes at a lie within r.
+func (r VirtRange) Contains(a Virt, n uint64) bool {
+	if a < r.Start || a > r.End {
+		return false
+	}
+	return n <= uint64(r.End-a)
+}
+
+func (r VirtRange) String() string {
+	return fmt.Sprintf("virt [%#x, %#x)", uint64(r.Start), uint64(r.End))
+}
+
+// Span is the half-open range [Off, End) of bytes within a file.
+type Span struct{ Off, End int64 }
+
+// Len is the number of bytes in s; an inverted span has none.
+func (s Span) Len() int64 { return max(0, s.End-s.Off) }
+
+// Clip returns the part of s that lies before end.
+func (s Span) Clip(end int64) Span {
+	s.End = min(s.End, end)
+	if s.End < s.Off {
+		s.End = s.Off
+	}
+	return s
+}
+
+func (s Span) String() string { return fmt.Sprintf("bytes [%d, %d)", s.Off, s.End) }
+
+// AlignUp returns n rounded up to a multiple of PageSize.
+func AlignUp(n int64) int64 { return (n + PageSize - 1) &^ (PageSize - 1) }

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy/demo"
+)
+
+// pairFile writes a pair.yaml with a disk, and a service that leaves a mark on
+// it, and returns its path.
+func pairFile(t *testing.T, edit ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	var o demo.Options
+	if err := demoPlace(&o); err != nil {
+		t.Fatal(err)
+	}
+	image := filepath.Join(dir, "data.img")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(image, 256<<20); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", image).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs: %v: %s", err, out)
+	}
+	modules, err := filepath.Glob(filepath.Join(filepath.Dir(filepath.Dir(o.Kernel)), "lib/modules/*"))
+	if err != nil || len(modules) != 1 {
+		t.Fatalf("modules: %v, %v", modules, err)
+	}
+	if _, err := understudy(t, "initramfs", "-o", filepath.Join(dir, "guest.cpio"), "--modules", modules[0]); err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf(`name: test
+partitions:
+  left: {cpus: "0", memory: 256MiB, kernel: %[1]s, initramfs: guest.cpio}
+  right: {cpus: "1", memory: 256MiB, kernel: %[1]s, initramfs: guest.cpio}
+disks:
+  - {name: data, image: data.img, mount: /srv}
+services:
+  - {name: mark, command: [sh, -c, "echo started >> /srv/mark; sleep 1000000"]}
+`, o.Kernel)
+	text = strings.NewReplacer(edit...).Replace(text)
+	file := filepath.Join(dir, "pair.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func pairStatus(t *testing.T) status {
+	t.Helper()
+	out, err := understudy(t, "status", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st status
+	if err := json.Unmarshal([]byte(out), &st); err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+func TestUpCrashDown(t *testing.T) {
+	vm(t)
+	if _, err := understudy(t, "up", "-d", "-f", pairFile(t)); err != nil {
+		t.Fatal(err)
+	}
+	down := func() error {
+		_, err := understudy(t, "down")
+		return err
+	}
+	t.Cleanup(func() { _ = down() })
+
+	if st := pairStatus(t); st.State != "protected" || st.Active != "left" || st.Understudy != "right" {
+		t.Errorf("status at the start: %+v", st)
+	}
+	checkConsole(t)
+	if _, err := understudy(t, "crash"); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		st := pairStatus(t)
+		if st.State == "unprotected" {
+			if st.Active != "right" || st.Understudy != "" || st.Takeover == nil {
+				t.Errorf("status after the takeover: %+v", st)
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no takeover: %+v", st)
+		}
+	}
+	if _, err := understudy(t, "status"); err != nil {
+		t.Error(err)
+	}
+	if err := down(); err != nil {
+		t.Error(err)
+	}
+	if _, err := understudy(t, "status"); err == nil || !strings.Contains(err.Error(), "understudy up") {
+		t.Errorf("status of no pair: %v", err)
+	}
+}
+
+// checkConsole connects to the active side's console and has its kernel say
+// something there.
+func checkConsole(t *testing.T) {
+	t.Helper()
+	conn, err := net.Dial("unix", filepath.Join(runDir("test"), "left.console"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, "console", "left")
+	cmd.Stdin = strings.NewReader(string([]byte{leave}))
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "Ctrl-] leaves") {
+		t.Errorf("console: %v: %s", err, out)
+	}
+}
+
+// TestUpRefuses: what cannot work is refused with the line of the file, and
+// leaves nothing.
+func TestUpRefuses(t *testing.T) {
+	tests := []struct{ name, old, new, want string }{
+		{"unknown key", "mount: /srv", "mountpoint: /srv", "pair.yaml:6"},
+		{"same CPU", `cpus: "1"`, `cpus: "0"`, "pair.yaml:4"},
+		{"no such CPU", `cpus: "1"`, `cpus: "999"`, "pair.yaml:4"},
+		{"too much memory", "right: {cpus: \"1\", memory: 256MiB", "right: {cpus: \"1\", memory: 4TiB", "pair.yaml"},
+		{"missing image", "image: data.img", "image: nothing.img", "pair.yaml:6"},
+		{"kernel that is none", "initramfs: guest.cpio}\n  right", "initramfs: guest.cpio, append: \"panic=-1 init=/nothing\"}\n  right", "left"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			vm(t)
+			_, err := understudy(t, "up", "-f", pairFile(t, tt.old, tt.new))
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v does not name %s", err, tt.want)
+			}
+		})
+	}
+}
+
+// TestUpRefusesAnImageInUse: a disk that somebody else has open for writing is
+// not shared.
+func TestUpRefusesAnImageInUse(t *testing.T) {
+	vm(t)
+	file := pairFile(t)
+	image := filepath.Join(filepath.Dir(file), "data.img")
+	sock := filepath.Join(t.TempDir(), "qmp")
+	holder := exec.Command("qemu-system-x86_64", "-machine", "none", "-display", "none", "-qmp", "unix:"+sock+",server=on,wait=off",
+		"-blockdev", "driver=raw,node-name=d,file.driver=file,file.filename="+image)
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		holder.Process.Kill()
+		holder.Wait()
+	}()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(sock); err == nil {
+			break
+		}
+	}
+	time.Sleep(200 * time.Millisecond)
+	if _, err := understudy(t, "up", "-f", file); err == nil || !strings.Contains(err.Error(), "locked") {
+		t.Errorf("up on a locked image: %v", err)
+	}
+}

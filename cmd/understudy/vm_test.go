@@ -1,0 +1,213 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy/demo"
+)
+
+// binary is the program under test, as `make build` leaves it.
+const binary = "../../bin/understudy"
+
+// vm prepares a test that boots guests: with a run directory and a cache of
+// runs of its own, which must be as they were when it ends.
+func vm(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("not root: pairs need namespaces and taps")
+	}
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		t.Skipf("%v: scripts/setup.sh installs it", err)
+	}
+	if _, err := os.Stat(binary); err != nil {
+		t.Skipf("%v: make build makes it", err)
+	}
+	if err := demoPlace(new(demo.Options)); err != nil {
+		t.Skip(err)
+	}
+	t.Setenv("UNDERSTUDY_RUN", t.TempDir())
+	links := hostLinks(t)
+	t.Cleanup(func() {
+		if left := leftovers(t); len(left) > 0 {
+			t.Errorf("left behind: %s", strings.Join(left, ", "))
+		}
+		if now := hostLinks(t); now != links {
+			t.Errorf("the host's network changed from\n%s\nto\n%s", links, now)
+		}
+	})
+}
+
+// leftovers lists files and processes that a run should have taken away.
+func leftovers(t *testing.T) []string {
+	t.Helper()
+	run := os.Getenv("UNDERSTUDY_RUN")
+	left, err := filepath.Glob(filepath.Join(run, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache, err := cacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs, err := filepath.Glob(filepath.Join(cache, "runs", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	left = append(left, runs...)
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range processes {
+		if line, err := os.ReadFile(p); err == nil && bytes.Contains(line, []byte(run)) {
+			left = append(left, strings.ReplaceAll(string(line), "\x00", " "))
+		}
+	}
+	return left
+}
+
+func hostLinks(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("ip", "-o", "link").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+// understudy runs the program to its end.
+func understudy(t *testing.T, args ...string) (stdout string, err error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), binary, args...)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err = cmd.Run()
+	t.Logf("understudy %s\n%s%s", strings.Join(args, " "), errOut.String(), out.String())
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, errOut.String())
+	}
+	return out.String(), err
+}
+
+func runDemo(t *testing.T, args ...string) demo.Report {
+	t.Helper()
+	out, err := understudy(t, append([]string{"demo", "--json"}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r demo.Report
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestDemo(t *testing.T) {
+	for _, fs := range []string{"ext4", "ext3"} {
+		t.Run(fs, func(t *testing.T) {
+			vm(t)
+			r := runDemo(t, "--fs", fs)
+			if r.BytesWrong != 0 || r.FilesMissing != 0 || r.FilesCompared < 200 || r.Refused != 0 {
+				t.Errorf("%d bytes wrong, %d files missing of %d, %d refused", r.BytesWrong, r.FilesMissing, r.FilesCompared, r.Refused)
+			}
+			if r.BytesRecovered < 96<<20 || r.Files < 200 {
+				t.Errorf("recovered %d bytes of %d files", r.BytesRecovered, r.Files)
+			}
+			if c := r.WithoutSalvage; c == nil || c.BytesWrong < 96<<20 || c.SyncedWrong != 0 {
+				t.Errorf("without salvage: %+v", c)
+			}
+			if r.OutageMS == nil || *r.OutageMS <= 0 {
+				t.Errorf("no outage measured: %v", r.OutageMS)
+			}
+			if !strings.HasPrefix(r.Verdict, "dying message") {
+				t.Errorf("verdict %q", r.Verdict)
+			}
+		})
+	}
+}
+
+func TestDemoWithoutSalvage(t *testing.T) {
+	vm(t)
+	r := runDemo(t, "--no-salvage")
+	if r.SyncedWrong != 0 || r.WithoutSalvage.SyncedWrong != 0 {
+		t.Errorf("fsynced files lost: %d, %d", r.SyncedWrong, r.WithoutSalvage.SyncedWrong)
+	}
+	if r.BytesRecovered != 0 || r.BytesWrong < 96<<20 {
+		t.Errorf("recovered %d bytes without salvage, %d wrong", r.BytesRecovered, r.BytesWrong)
+	}
+}
+
+func TestDemoHang(t *testing.T) {
+	vm(t)
+	r := runDemo(t, "--hang", "--contrast=false")
+	if r.BytesWrong != 0 || r.FilesMissing != 0 {
+		t.Errorf("%d bytes wrong, %d files missing", r.BytesWrong, r.FilesMissing)
+	}
+	if !strings.HasPrefix(r.Verdict, "heartbeat") {
+		t.Errorf("verdict %q", r.Verdict)
+	}
+}
+
+func TestDemoCannotFence(t *testing.T) {
+	vm(t)
+	r := runDemo(t, "--cannot-fence")
+	if !strings.Contains(r.FenceError, "sleep") || len(r.Steps) != 0 {
+		t.Errorf("fence error %q, steps %v", r.FenceError, r.Steps)
+	}
+}
+
+// TestInterrupted breaks the demo off at different points, as Ctrl-C would.
+func TestInterrupted(t *testing.T) {
+	for _, after := range []time.Duration{300 * time.Millisecond, 1500 * time.Millisecond, 5 * time.Second} {
+		t.Run(after.String(), func(t *testing.T) {
+			vm(t)
+			cmd := exec.Command(binary, "demo")
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(after)
+			if err := cmd.Process.Signal(unix.SIGINT); err != nil {
+				t.Fatal(err)
+			}
+			var exit *exec.ExitError
+			if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+				t.Errorf("interrupted demo ended with %v", err)
+			}
+		})
+	}
+}
+
+// TestKilled kills the supervisor itself: its guests must go with it. The files
+// stay, since the memory among them may hold the last copy of something.
+func TestKilled(t *testing.T) {
+	vm(t)
+	cmd := exec.Command(binary, "demo")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * time.Second)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	time.Sleep(200 * time.Millisecond)
+	for _, left := range leftovers(t) {
+		if strings.Contains(left, "qemu") {
+			t.Errorf("guest outlived its supervisor: %s", left)
+		}
+		if err := os.RemoveAll(left); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

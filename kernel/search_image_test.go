@@ -1,0 +1,68 @@
+package kernel
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"understudy/internal/fixture"
+	"understudy/ram"
+)
+
+// TestSearchSymbols hides from a kernel what its note says about the symbol
+// table, as if it were older, and wants the same table to be found by its look.
+func TestSearchSymbols(t *testing.T) {
+	mem, err := ram.OpenFile(fixture.Get(t, fixture.Basic).RAM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	k, err := Find(mem)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// By this, the newest of several kernels is told (newest.go).
+	if now, err := k.wallClock(); err != nil || time.Since(time.Unix(int64(now), 0)).Abs() > 5*365*24*time.Hour {
+		t.Errorf("its clock says %d, %v", now, err)
+	}
+	want, err := k.symbolPlacesInNote()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key := range k.note.values {
+		if strings.HasPrefix(key, "SYMBOL(kallsyms_") {
+			delete(k.note.values, key)
+		}
+	}
+	start := time.Now()
+	got, err := k.searchSymbols()
+	if err != nil || got != want {
+		t.Errorf("found %+v, %v; want %+v", got, err, want)
+	}
+	t.Logf("searched for %v", time.Since(start))
+	k.symbols = nil
+	if err := k.loadSymbols(); err != nil {
+		t.Error(err)
+	}
+}
+
+// FuzzSearch: what is found lies within the bytes searched.
+func FuzzSearch(f *testing.F) {
+	table, index := letters()
+	f.Add(append(append(make([]byte, 64), table...), index...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for at := range max(0, len(b)-len(tokenDigits)) {
+			if string(b[at:at+len(tokenDigits)]) != string(tokenDigits) {
+				continue
+			}
+			p, ok := partsAround(b, at)
+			if !ok {
+				continue
+			}
+			order := p.offsets < p.relativeBase && p.relativeBase < p.count && p.count < p.names && p.names < p.tokenTable
+			if !order || int(p.tokenIndex)+2*tokenCount > len(b) {
+				t.Errorf("found %+v in %d bytes", p, len(b))
+			}
+		}
+	})
+}

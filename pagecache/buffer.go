@@ -1,0 +1,105 @@
+package pagecache
+
+import (
+	"errors"
+	"fmt"
+
+	"understudy/addr"
+	"understudy/kernel"
+)
+
+type bufferLayout struct {
+	size                            int
+	state, next, page, length, data kernel.Field
+	uptodate, dirty, asyncWrite     uint // numbers of bits in state
+}
+
+func (l *bufferLayout) look(t *kernel.Types) error {
+	b := t.Layout("buffer_head")
+	l.size = b.Size
+	l.state = b.Field("b_state", 8)
+	l.next = b.Field("b_this_page", 8)
+	// In a union with b_folio since 6.5 (commit d4252071b97d).
+	l.page = b.First([]string{"b_page", "b_folio"}, 8)
+	l.length = b.Field("b_size", 8)
+	l.data = b.Field("b_data", 8)
+	errs := []error{b.Err()}
+	for _, bit := range []struct {
+		name string
+		into *uint
+	}{
+		{"BH_Uptodate", &l.uptodate}, {"BH_Dirty", &l.dirty}, {"BH_Async_Write", &l.asyncWrite},
+	} {
+		v, err := t.Enum("bh_state_bits", bit.name)
+		if err == nil && v > 63 {
+			err = fmt.Errorf("%s is bit %d", bit.name, v)
+		}
+		*bit.into = uint(v)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// minBuffer is the smallest block a buffer stands for, in bytes.
+const minBuffer = 512
+
+// buffers yields those parts of a page that was never filled as a whole, which
+// are known nevertheless: blocks that were written to, hence are up to date, and
+// are dirty or being written back. The buffers of a page are a ring, in the order
+// of their place in the page (fs/buffer.c, create_empty_buffers).
+func (c *Cache) buffers(i *Inode, p *pageState, at slotted, yield func(Piece, error) bool) bool {
+	l := &c.layout.buffer
+	bad := func(why Reason, cause error) bool {
+		return yield(Piece{}, i.refuse(at.index, p.pages, why, cause))
+	}
+	var found []Piece
+	size := int64(p.pages) << addr.PageShift
+	start := p.index.Byte()
+	place := int64(0)
+	for next := p.private; place < size; {
+		b, err := c.k.Bytes(next, l.size)
+		if err != nil {
+			return bad(BadBuffers, fmt.Errorf("read buffer: %w", err))
+		}
+		length := int64(l.length.Uint(b))
+		inPage := int64(uint64(l.data.Pointer(b)) & uint64(size-1))
+		switch {
+		case length < minBuffer || length > size-place || length&(length-1) != 0:
+			return bad(BadBuffers, fmt.Errorf("buffer at %v has %d bytes", next, length))
+		case inPage != place:
+			return bad(BadBuffers, fmt.Errorf("buffer at %v is at %d of its page, not %d", next, inPage, place))
+		case c.frameOf(l.page.Pointer(b)) != p.frame:
+			return bad(BadBuffers, fmt.Errorf("buffer at %v is of another page", next))
+		}
+		state := l.state.Uint(b)
+		if state>>l.uptodate&1 == 1 && (state>>l.dirty|state>>l.asyncWrite)&1 == 1 {
+			found = append(found, Piece{
+				Span: addr.Span{Off: start + place, End: start + place + length},
+				Phys: p.frame.Phys() + addr.Phys(place),
+			})
+		}
+		place += length
+		next = l.next.Pointer(b)
+		if (place == size) != (next == p.private) {
+			return bad(BadBuffers, errors.New("the ring of buffers does not close"))
+		}
+	}
+	if len(found) == 0 {
+		return bad(NotUptodate, nil)
+	}
+	for _, piece := range found {
+		if !yield(piece, nil) {
+			return false
+		}
+	}
+	return true
+}
+
+// frameOf is PageFrame, with an impossible frame for none.
+func (c *Cache) frameOf(page addr.Virt) addr.PFN {
+	frame, err := c.k.PageFrame(page)
+	if err != nil {
+		return ^addr.PFN(0)
+	}
+	return frame
+}

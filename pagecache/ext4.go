@@ -1,0 +1,161 @@
+package pagecache
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"understudy/addr"
+	"understudy/kernel"
+)
+
+// DiskSuper are the fields of the superblock of ext2, ext3 and ext4 by which one
+// mount of it differs from any other (fs/ext4/ext4.h, struct ext4_super_block).
+type DiskSuper struct {
+	UUID         UUID
+	MountTime    uint64 // s_mtime: seconds since 1970, 40 bits
+	MountCount   uint16 // s_mnt_count: mounts since the last check
+	NeedsReplay  bool   // EXT4_FEATURE_INCOMPAT_RECOVER: the journal is in use
+	FirstInode   uint32 // s_first_ino: below it are the file system's own inodes
+	BlockSize    uint32 // in bytes
+	Incompatible uint32 // s_feature_incompat
+}
+
+// DiskSuperOffset and DiskSuperSize are the place of the superblock on the
+// device, in bytes.
+const (
+	DiskSuperOffset = 1024
+	DiskSuperSize   = 1024
+)
+
+// ErrNotExt says that there is no superblock of the ext family.
+var ErrNotExt = errors.New("not an ext file system")
+
+// ParseDiskSuper reads the DiskSuperSize bytes of a superblock, from disk or
+// from memory: both are the same.
+func ParseDiskSuper(b []byte) (DiskSuper, error) {
+	var s DiskSuper
+	if len(b) < DiskSuperSize {
+		return s, fmt.Errorf("parse superblock: %d bytes: %w", len(b), ErrNotExt)
+	}
+	u16 := func(off int) uint16 { return binary.LittleEndian.Uint16(b[off:]) }
+	u32 := func(off int) uint32 { return binary.LittleEndian.Uint32(b[off:]) }
+	if u16(0x38) != 0xef53 {
+		return s, fmt.Errorf("parse superblock: %w", ErrNotExt)
+	}
+	shift := u32(0x18)
+	if shift > 6 {
+		return s, fmt.Errorf("parse superblock: block size 1024 << %d: %w", shift, ErrNotExt)
+	}
+	s.BlockSize = 1024 << shift
+	s.MountTime = uint64(u32(0x2c)) | uint64(b[0x275])<<32
+	s.MountCount = u16(0x34)
+	s.FirstInode = u32(0x54)
+	if u32(0x4c) == 0 { // EXT4_GOOD_OLD_REV: no such field
+		s.FirstInode = 11
+	}
+	s.Incompatible = u32(0x60)
+	s.NeedsReplay = s.Incompatible&4 != 0
+	s.UUID = UUID(b[0x68:0x78])
+	return s, nil
+}
+
+// Journal is what the kernel's jbd2 knows of the journal (include/linux/jbd2.h,
+// struct journal_s).
+type Journal struct {
+	Addr            addr.Virt
+	TailSequence    uint32     // j_tail_sequence: the oldest transaction in the log
+	Tail            addr.Block // j_tail: where that begins, in the log
+	Head            addr.Block // j_head: the first unused block of the log
+	CommitSequence  uint32     // j_commit_sequence: the last that was committed
+	NextTransaction uint32     // j_transaction_sequence: that of the next one to start
+}
+
+// Ext4 is what the kernel's ext4 has in memory about one mounted file system.
+type Ext4 struct {
+	Super   DiskSuper // as the kernel has it: where it is ahead of the disk
+	Journal *Journal  // nil without a journal
+}
+
+type ext4Layout struct {
+	infoSize              int
+	super, journal        kernel.Field // in ext4_sb_info
+	journalSize           int
+	tailSeq, tail, head   kernel.Field // in journal_s
+	commitSeq, transacSeq kernel.Field
+}
+
+func newExt4Layout(k *kernel.Kernel) (*ext4Layout, error) {
+	e := &ext4Layout{}
+	l := layoutIn(k, "ext4_sb_info", "ext4")
+	e.infoSize = l.Size
+	e.super = l.Field("s_es", 8)
+	e.journal = l.Field("s_journal", 8)
+	j := layoutIn(k, "journal_s", "jbd2", "ext4")
+	e.journalSize = j.Size
+	e.tailSeq = j.Field("j_tail_sequence", 4)
+	e.tail = j.Field("j_tail", 8)
+	e.head = j.Field("j_head", 8)
+	e.commitSeq = j.Field("j_commit_sequence", 4)
+	e.transacSeq = j.Field("j_transaction_sequence", 4)
+	return e, errors.Join(l.Err(), j.Err())
+}
+
+// layoutIn looks a structure up in the kernel image, or in the first of these
+// modules that has it.
+func layoutIn(k *kernel.Kernel, name string, modules ...string) *kernel.Layout {
+	image := k.Types().Layout(name)
+	if !errors.Is(image.Err(), kernel.ErrNotFound) {
+		return image
+	}
+	for _, module := range modules {
+		t, err := k.Module(module)
+		if err != nil {
+			continue
+		}
+		if l := t.Layout(name); l.Err() == nil {
+			return l
+		}
+	}
+	return image
+}
+
+// Ext4 reads what the kernel's ext4 has about a file system of type ext2, ext3
+// or ext4 in memory.
+func (c *Cache) Ext4(s *Superblock) (*Ext4, error) {
+	l := c.layout.ext4
+	if c.layout.ext4Err != nil {
+		return nil, fmt.Errorf("read ext4: %w", c.layout.ext4Err)
+	}
+	if !s.HasBuffers() {
+		return nil, fmt.Errorf("read ext4: %s is of type %q: %w", s.ID, s.Type, ErrNotExt)
+	}
+	b, err := c.k.Bytes(s.info, l.infoSize)
+	if err != nil {
+		return nil, fmt.Errorf("read ext4: %w", err)
+	}
+	raw, err := c.k.Bytes(l.super.Pointer(b), DiskSuperSize)
+	if err != nil {
+		return nil, fmt.Errorf("read ext4: superblock: %w", err)
+	}
+	e := &Ext4{}
+	if e.Super, err = ParseDiskSuper(raw); err != nil {
+		return nil, fmt.Errorf("read ext4: %w", err)
+	}
+	journal := l.journal.Pointer(b)
+	if journal == 0 {
+		return e, nil
+	}
+	if b, err = c.k.Bytes(journal, l.journalSize); err != nil {
+		return nil, fmt.Errorf("read ext4: journal: %w", err)
+	}
+	e.Journal = &Journal{
+		Addr:            journal,
+		TailSequence:    uint32(l.tailSeq.Uint(b)),
+		Tail:            addr.Block(l.tail.Uint(b)),
+		Head:            addr.Block(l.head.Uint(b)),
+		CommitSequence:  uint32(l.commitSeq.Uint(b)),
+		NextTransaction: uint32(l.transacSeq.Uint(b)),
+	}
+	return e, nil
+}

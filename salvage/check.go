@@ -1,0 +1,57 @@
+package salvage
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"understudy/pagecache"
+)
+
+// ErrDiskChanged is wrapped by a DiskError.
+var ErrDiskChanged = errors.New("the disk is not as the dead kernel left it")
+
+// DiskError says how a disk differs from what the dead kernel had mounted: it is
+// another one, or somebody mounted or checked it since.
+type DiskError struct {
+	Field        string // of the superblock
+	Disk, Memory string
+	Hint         string // what it means to the operator
+}
+
+func (e *DiskError) Error() string {
+	return fmt.Sprintf("check disk: %s is %s, but %s in memory: %s", e.Field, e.Disk, e.Memory, e.Hint)
+}
+
+func (e *DiskError) Unwrap() error { return ErrDiskChanged }
+
+// Check compares the superblock on a disk with the one in the dead kernel's
+// memory. Offset 0 of the disk must be the start of the file system. An error
+// that wraps ErrDiskChanged means that the plan must not be carried out.
+func (p *Plan) Check(disk io.ReaderAt) error {
+	b := make([]byte, pagecache.DiskSuperSize)
+	if _, err := disk.ReadAt(b, pagecache.DiskSuperOffset); err != nil {
+		return fmt.Errorf("check disk: read superblock: %w", err)
+	}
+	on, err := pagecache.ParseDiskSuper(b)
+	if errors.Is(err, pagecache.ErrNotExt) {
+		return &DiskError{Field: "superblock", Disk: "missing", Memory: "present", Hint: "this is another disk, or its file system was overwritten"}
+	}
+	if err != nil {
+		return fmt.Errorf("check disk: %w", err)
+	}
+	in := p.Ext4.Super
+	for _, f := range []struct {
+		name, hint   string
+		disk, memory any
+	}{
+		{"uuid", "this is another disk", on.UUID, in.UUID},
+		{"mount count", "the file system was mounted or checked since the crash", on.MountCount, in.MountCount},
+		{"mount time", "the file system was mounted since the crash", on.MountTime, in.MountTime},
+	} {
+		if f.disk != f.memory {
+			return &DiskError{Field: f.name, Disk: fmt.Sprint(f.disk), Memory: fmt.Sprint(f.memory), Hint: f.hint}
+		}
+	}
+	return nil
+}

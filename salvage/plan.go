@@ -1,0 +1,245 @@
+// Package salvage plans what of a dead kernel's file data is to be written, and
+// promises that every byte in the plan was checked to be that file's own and
+// unsaved, and that everything left out is named with its reason.
+//
+// # Caveats
+//
+// A plan covers the data, sizes, times and owners of regular files. Names and
+// directories are the journal's matter. ext2, ext3 and ext4 only.
+package salvage
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"understudy/addr"
+	"understudy/kernel"
+	"understudy/pagecache"
+	"understudy/ram"
+)
+
+// Plan is what is to be written into one file system.
+type Plan struct {
+	Kernel string // its release
+	Super  pagecache.Superblock
+	Ext4   pagecache.Ext4 // as in memory, for comparison with the disk
+	Files  []File         // in the order of inode numbers
+	// Refused is the data that is in memory and not in the plan.
+	Refused []*pagecache.Refusal
+	// Faults are errors of walks: what they would have found is not in the plan,
+	// and not in Refused either.
+	Faults []error
+	// Deleted counts unsaved files without a name, which get nothing.
+	Deleted int
+
+	mem    ram.Memory
+	staged int64
+}
+
+// File is what is to be done about one file.
+type File struct {
+	Ino        addr.Ino
+	Generation uint32
+	Mode       uint16 // type and permissions
+	UID, GID   uint32
+	NLink      uint32
+	Size       int64 // in bytes, to be set after the runs are written
+	Atime      time.Time
+	Mtime      time.Time
+	Ctime      time.Time
+	Flags      uint32 // pagecache.Flag*
+	Path       string // from the top of the file system; empty if unknown
+	Runs       []Run  // ascending; none if only size, times or owner differ
+}
+
+// Run is a stretch of unsaved bytes of a file, already clipped to its size.
+type Run struct {
+	addr.Span
+	// Staged is the offset of the run's first byte in the staging area, a
+	// multiple of addr.PageSize.
+	Staged int64
+	// Direct says that the run starts at a multiple of addr.PageSize, and also
+	// ends at one or at the end of the file. Such a run is written by WriteLen
+	// bytes, after which the file's size is set. Any other must be written by
+	// its exact length: what follows it in the staging area is not the file's.
+	Direct bool
+
+	segments []segment
+}
+
+// segment is a piece of a run in physical memory.
+type segment struct {
+	phys addr.Phys
+	n    int64
+}
+
+// WriteLen is how many bytes to write at Off: rounded up to addr.PageSize for
+// direct I/O, where that is possible.
+func (r *Run) WriteLen() int64 {
+	if r.Direct {
+		return addr.AlignUp(r.Len())
+	}
+	return r.Len()
+}
+
+// New plans the salvage of the file system of a UUID.
+func New(k *kernel.Kernel, id pagecache.UUID) (*Plan, error) {
+	c, err := pagecache.Open(k)
+	if err != nil {
+		return nil, fmt.Errorf("plan salvage: %w", err)
+	}
+	s, err := c.Superblock(id)
+	if err != nil {
+		return nil, fmt.Errorf("plan salvage: %w", err)
+	}
+	return Of(c, s)
+}
+
+// Of plans the salvage of a file system.
+func Of(c *pagecache.Cache, s *pagecache.Superblock) (*Plan, error) {
+	ext4, err := c.Ext4(s)
+	if err != nil {
+		return nil, fmt.Errorf("plan salvage of %s: %w", s.ID, err)
+	}
+	if ext4.Super.UUID != s.UUID {
+		return nil, fmt.Errorf("plan salvage of %s: its superblock says it is %v, not %v", s.ID, ext4.Super.UUID, s.UUID)
+	}
+	p := &Plan{Kernel: c.Kernel().Release, Super: *s, Ext4: *ext4, mem: c.Kernel().Memory()}
+	var inodes []*pagecache.Inode
+	for i, err := range c.Dirty(s) {
+		if err != nil {
+			p.note(err)
+			continue
+		}
+		inodes = append(inodes, i)
+	}
+	slices.SortFunc(inodes, func(a, b *pagecache.Inode) int {
+		return int(min(1, max(-1, int64(a.Ino)-int64(b.Ino))))
+	})
+	p.addAll(c, s, inodes)
+	p.stage()
+	return p, nil
+}
+
+// note records why something is not in the plan.
+func (p *Plan) note(err error) {
+	var refusal *pagecache.Refusal
+	if errors.As(err, &refusal) {
+		p.Refused = append(p.Refused, refusal)
+		return
+	}
+	p.Faults = append(p.Faults, err)
+}
+
+// addAll plans for each inode, on all CPUs: each takes one stretch of them.
+func (p *Plan) addAll(c *pagecache.Cache, s *pagecache.Superblock, inodes []*pagecache.Inode) {
+	workers := max(1, min(runtime.GOMAXPROCS(0), len(inodes)/64))
+	parts := make([]Plan, workers)
+	var wg sync.WaitGroup
+	for w := range workers {
+		mine := inodes[len(inodes)*w/workers : len(inodes)*(w+1)/workers]
+		wg.Go(func() {
+			part := &parts[w]
+			part.Ext4 = p.Ext4
+			part.Files = make([]File, 0, len(mine))
+			paths := c.Paths(s)
+			for _, i := range mine {
+				part.add(c, s, i, paths)
+			}
+		})
+	}
+	wg.Wait()
+	for _, part := range parts {
+		p.Files = append(p.Files, part.Files...)
+		p.Refused = append(p.Refused, part.Refused...)
+		p.Faults = append(p.Faults, part.Faults...)
+		p.Deleted += part.Deleted
+	}
+}
+
+// add plans for one inode.
+func (p *Plan) add(c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Inode, paths *pagecache.Paths) {
+	if !i.Regular() {
+		return
+	}
+	if i.Deleted() {
+		p.Deleted++
+		return
+	}
+	f := File{
+		Ino: i.Ino, Generation: i.Generation, Mode: i.Mode, UID: i.UID, GID: i.GID, NLink: i.NLink,
+		Size: i.Size, Atime: i.Atime, Mtime: i.Mtime, Ctime: i.Ctime, Flags: i.Flags,
+	}
+	for piece, err := range c.Unsaved(s, i) {
+		if err != nil {
+			p.note(err)
+			continue
+		}
+		f.take(piece)
+	}
+	if why := p.unfit(i); why != 0 {
+		if len(f.Runs) > 0 {
+			p.note(&pagecache.Refusal{Inode: i.Ino, Reason: why})
+		}
+		return
+	}
+	// A file without a name in memory is found by its inode number.
+	f.Path, _ = paths.Of(i)
+	p.Files = append(p.Files, f)
+}
+
+// unfit says why a file must not be written to, or 0.
+func (p *Plan) unfit(i *pagecache.Inode) pagecache.Reason {
+	switch {
+	case uint64(i.Ino) < uint64(p.Ext4.Super.FirstInode):
+		return pagecache.Reserved
+	case i.Flags&pagecache.FlagEncrypted != 0:
+		return pagecache.Encrypted
+	case i.Flags&pagecache.FlagVerity != 0:
+		return pagecache.Verity
+	}
+	return 0
+}
+
+// take adds a piece to the file's runs.
+func (f *File) take(piece pagecache.Piece) {
+	span := piece.Span.Clip(f.Size)
+	if span.Len() == 0 {
+		return
+	}
+	direct := span.Off%addr.PageSize == 0 && (span.End%addr.PageSize == 0 || span.End == f.Size)
+	seg := segment{phys: piece.Phys, n: span.Len()}
+	if n := len(f.Runs); n > 0 {
+		last := &f.Runs[n-1]
+		if last.End == span.Off && last.Direct == direct {
+			last.End = span.End
+			last.append(seg)
+			return
+		}
+	}
+	f.Runs = append(f.Runs, Run{Span: span, Direct: direct, segments: []segment{seg}})
+}
+
+func (r *Run) append(seg segment) {
+	last := &r.segments[len(r.segments)-1]
+	if last.phys+addr.Phys(last.n) == seg.phys {
+		last.n += seg.n
+		return
+	}
+	r.segments = append(r.segments, seg)
+}
+
+// stage gives every run its place in the staging area.
+func (p *Plan) stage() {
+	for i := range p.Files {
+		for j := range p.Files[i].Runs {
+			run := &p.Files[i].Runs[j]
+			run.Staged = p.staged
+			p.staged += addr.AlignUp(run.Len())
+		}
+	}
+}

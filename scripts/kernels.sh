@@ -1,0 +1,148 @@
+#!/bin/bash
+# Fetches the kernels of the matrix (docs/SUPPORT.md) beside the default one, and
+# what makes their file systems: Debian's 5.10, 6.1, 6.12 and its newest, of the
+# cloud flavour and the generic one. They come from the mirrors and under the
+# keys that this machine's apt uses already, through lists and settings of their
+# own, are unpacked into the cache, and not installed. Of the generic ones' many
+# modules only those are kept that a test could want, uncompressed.
+#
+#   $UNDERSTUDY_CACHE/kernels/5.10-cloud -> RELEASE, and so on for each NAME
+#
+# usage: scripts/kernels.sh [NAME...]; without names, all that are missing.
+set -euo pipefail
+
+tools=(xfsprogs btrfs-progs dosfstools xz-utils)
+names=(5.10-cloud 5.10-generic 6.1-generic 6.12-cloud 6.12-generic newest-cloud newest-generic)
+cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+export LC_ALL=C DEBIAN_FRONTEND=noninteractive
+
+die() {
+	echo "kernels: $*" >&2
+	exit 1
+}
+
+# mirror prints where this machine's apt has a Debian archive from, by its label.
+mirror() {
+	apt-get indextargets --format '$(REPO_URI)' "Created-By: Packages" "Origin: Debian" "Label: $1" | head -n 1
+}
+
+# sources prints the sources.list that has a kernel of that version.
+sources() {
+	local main security
+	main=$(mirror Debian)
+	security=$(mirror Debian-Security)
+	[[ -n $main ]] || die "apt here knows no Debian mirror; add Debian 12 to its sources and run apt-get update"
+	case $1 in
+	5.10) set -- bullseye bullseye-security ;;
+	6.1) set -- bookworm bookworm-security ;;
+	6.12) set -- bookworm-backports ;;
+	newest) set -- sid ;;
+	*) die "no kernel $1; there are ${names[*]}" ;;
+	esac
+	echo "deb [signed-by=$keyring] $main $1 main"
+	if [[ -n ${2:-} && -n $security ]]; then
+		echo "deb [signed-by=$keyring] $security $2 main"
+	fi
+}
+
+# open_apt gives apt a world of its own for a version, and fresh lists.
+open_apt() {
+	local at=$cache/apt/$1
+	mkdir -p "$at/lists/partial" "$at/archives/partial"
+	sources "$1" >"$at/sources.list"
+	apt=(-o "Dir::Etc::SourceList=$at/sources.list" -o Dir::Etc::SourceParts=/dev/null
+		-o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null
+		-o "Dir::State=$at" -o Dir::State::status=/dev/null -o "Dir::Cache=$at"
+		-o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Check-Valid-Until=false)
+	[[ -n ${fresh[$1]:-} ]] && return
+	echo "kernels: updating the package lists for $1" >&2
+	apt-get -qq "${apt[@]}" -o APT::Update::Error-Mode=any update || return 1
+	fresh[$1]=1
+}
+declare -A fresh
+
+# depends prints the packages that a package depends on.
+depends() {
+	apt-cache "${apt[@]}" depends --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces "$1" |
+		awk '$1 == "Depends:" { print $2 }'
+}
+
+# parts prints a package and those that it consists of: in newer ones the modules
+# and the image itself are packages that the one by name depends on.
+parts() {
+	local package=$1 release=$2 dep
+	echo "$package"
+	for dep in $(depends "$package"); do
+		case $dep in
+		linux-headers-*) ;;
+		linux-*-"$release") parts "$dep" "$release" ;;
+		esac
+	done
+}
+
+# unwanted are directories of drivers that no test loads anything from: most of
+# the size of a generic kernel.
+unwanted=(sound drivers/{gpu,media,infiniband,iio,staging,usb,input,hid,hwmon,video,isdn,comedi,mfd,mtd,power,pinctrl,platform}
+	drivers/{thunderbolt,leds,rtc,watchdog,bluetooth,gnss,accel,crypto,edac,gpio,i2c,message,firewire,bcma,ssb,rapidio,greybus}
+	drivers/net/{wireless,ethernet,usb,can,wan,dsa,phy,ieee802154,hamradio,fddi,arcnet,appletalk,plip,slip}
+	drivers/scsi net/{bluetooth,wireless,mac80211,ieee802154,mac802154,can,nfc,rds,tipc,netfilter,sched,dccp,sctp,batman-adv})
+
+# fetch unpacks the kernel of a name.
+fetch() {
+	local name=$1 version=${1%-*} meta package release dir tmp deb
+	meta=linux-image-amd64
+	[[ $name == *-cloud ]] && meta=linux-image-cloud-amd64
+	open_apt "$version" || return 1
+	package=$(depends "$meta" | grep -E '^linux-image-[0-9].*-amd64$' | head -n 1) || return 1
+	release=${package#linux-image-}
+	dir=$cache/kernels/$release
+	if [[ ! -d $dir ]]; then
+		echo "kernels: fetching $package" >&2
+		tmp=$(mktemp -d "$cache/kernels/.tmp.XXXXXX")
+		mkdir "$tmp/deb" "$tmp/all" "$tmp/kernel" "$tmp/kernel/boot"
+		chmod 755 "$tmp"
+		(cd "$tmp/deb" && parts "$package" "$release" | sort -u | xargs apt-get -qq "${apt[@]}" download) || return 1
+		for deb in "$tmp"/deb/*.deb; do dpkg-deb -x "$deb" "$tmp/all" || return 1; done
+		unpack "$tmp" "$release" || return 1
+		mv -T "$tmp/kernel" "$dir" || return 1
+		rm -rf "$tmp"
+	fi
+	ln -sfn "$release" "$cache/kernels/.$name" && mv -T "$cache/kernels/.$name" "$cache/kernels/$name"
+}
+
+# unpack puts what is wanted of the unpacked packages in its place.
+unpack() {
+	local all=$1/all kernel=$1/kernel release=$2 modules
+	mv "$(find "$all" -name "vmlinuz-$release" -o -path "*/$release/vmlinuz" | head -n 1)" "$kernel/boot/vmlinuz" &&
+		mv "$(find "$all" -name "config-$release" -o -path "*/$release/config" | head -n 1)" "$kernel/boot/config" &&
+		mkdir -p "$kernel/lib/modules" &&
+		mv "$(find "$all" -type d -path "*/lib/modules/$release" | head -n 1)" "$kernel/lib/modules/$release" || return 1
+	modules=$kernel/lib/modules/$release
+	(cd "$modules/kernel" && rm -rf "${unwanted[@]}") || return 1
+	find "$modules" -name '*.ko.xz' -print0 | xargs -0r -n 64 -P "$(nproc)" xz -dq
+	[[ -s $modules/modules.builtin && -n $(find "$modules" -name '*.ko' -print -quit) ]] && sync -f "$kernel"
+}
+
+command -v apt-get >/dev/null || die "this is no Debian"
+(($#)) || set -- "${names[@]}"
+want=()
+for name; do
+	[[ -s $cache/kernels/$name/boot/vmlinuz ]] || want+=("$name")
+done
+have=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${tools[@]}" 2>/dev/null | grep -c ' installed$' || true)
+((${#want[@]} == 0 && have == ${#tools[@]})) && exit 0
+
+mkdir -p "$cache/kernels"
+exec 8>"$cache/kernels/.lock"
+flock 8
+if ((have != ${#tools[@]})); then
+	echo "kernels: installing ${tools[*]}" >&2
+	apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "${tools[@]}" >/dev/null ||
+		die "cannot install ${tools[*]}; run this as root on Debian 12, after apt-get update"
+fi
+failed=()
+for name in "${want[@]}"; do
+	fetch "$name" || failed+=("$name")
+done
+((${#failed[@]} == 0)) || die "could not fetch ${failed[*]}; is the network there, and does the mirror still have them?"
