@@ -77,6 +77,7 @@ type play struct {
 	log    *probe.Log
 	served [sha256.Size]byte // what the client was served before the crash, unsaved
 	fence  time.Time
+	zero   time.Time // of the timeline
 
 	copied string // the disk as it was at the fence
 	keptAt time.Time
@@ -217,7 +218,13 @@ func (p *play) takeOver(ctx context.Context, v liveness.Verdict) error {
 	if p.o.Contrast {
 		report.Timeline.Add("(copy disk)", p.fence, p.keptAt)
 	}
-	p.report.Steps = report.Timeline.Steps()
+	p.report.Steps, p.zero = report.Timeline.Steps(), report.Timeline.Zero()
+	if p.report.Flushes, err = p.super.Flushes(ctx, p.pair.Disks[0].Name); err != nil {
+		return err
+	}
+	if p.report.Flushes == 0 {
+		p.report.fail("the understudy never flushed its disk")
+	}
 	return p.kept
 }
 
@@ -241,6 +248,7 @@ func (p *play) measureOutage(ctx context.Context) error {
 	}
 	ms := float64(gap.Duration.Microseconds()) / 1000
 	p.report.OutageMS = &ms
+	p.report.ServedMS = float64(gap.First.End.Sub(p.zero).Microseconds()) / 1000
 	mac, err := p.clientSees()
 	if err != nil {
 		return err

@@ -21,6 +21,11 @@ type Report struct {
 	// answer came.
 	OutageMS *float64 `json:"outage_ms"`
 
+	// ServedMS is when the client's first good answer came, on the timeline.
+	ServedMS float64 `json:"served_ms"`
+	// Flushes is how often the understudy made its disk durable.
+	Flushes int64 `json:"flushes"`
+
 	UnsavedBytes   int64              `json:"unsaved_bytes"` // in memory only when the kernel died
 	Files          int                `json:"files"`         // brought over
 	BytesRecovered int64              `json:"bytes_recovered"`

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -118,4 +119,18 @@ func (s *Staging) Close() error {
 		s.data = nil
 	}
 	return errors.Join(errs...)
+}
+
+// Flushes is how often a partition has had a disk made durable.
+func Flushes(ctx context.Context, monitor *qmp.Client, d partition.Disk) (int64, error) {
+	stats, err := monitor.QueryBlockStats(ctx, false)
+	if err != nil {
+		return 0, fmt.Errorf("count flushes of disk %s: %w", d.Name, err)
+	}
+	for _, s := range stats {
+		if strings.HasPrefix(s.QDev, "/machine/peripheral/"+d.QDev()+"/") || s.QDev == d.QDev() {
+			return s.Stats.FlushOperations, nil
+		}
+	}
+	return 0, fmt.Errorf("count flushes: no disk %s in the partition", d.Name)
 }

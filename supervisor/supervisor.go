@@ -287,3 +287,8 @@ func (s *Supervisor) Call(ctx context.Context, verb string, in, out any) error {
 
 // ActivePID is the process id of the active partition.
 func (s *Supervisor) ActivePID() int { return s.active.process.PID() }
+
+// Flushes is how often the active side has had a disk made durable.
+func (s *Supervisor) Flushes(ctx context.Context, disk string) (int64, error) {
+	return device.Flushes(ctx, s.active.process.QMP, partition.Disk{Name: disk})
+}

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy/demo"
+	"understudy/takeover"
 )
 
 func demoCommand() *cobra.Command {
@@ -18,6 +19,7 @@ func demoCommand() *cobra.Command {
 		o      demo.Options
 		asJSON bool
 		runs   int
+		svg    string
 	)
 	cmd := &cobra.Command{
 		Use:   "demo",
@@ -47,6 +49,11 @@ func demoCommand() *cobra.Command {
 			if err := show(cmd.OutOrStdout(), r, asJSON); err != nil {
 				return err
 			}
+			if svg != "" {
+				if err := drawTimeline(svg, r); err != nil {
+					return err
+				}
+			}
 			if !r.Held() {
 				return errors.New("not all of it held")
 			}
@@ -61,6 +68,7 @@ func demoCommand() *cobra.Command {
 	f.BoolVar(&o.Unfenced, "cannot-fence", false, "have another process hold the disk, so that nothing may be taken over")
 	f.BoolVar(&o.Contrast, "contrast", true, "have a second guest look at the disk as it was at the fence")
 	f.BoolVar(&asJSON, "json", false, "print the report for programs")
+	f.StringVar(&svg, "svg", "", "draw the timeline into this file")
 	f.IntVar(&runs, "runs", 1, "how many times, each with a fresh pair")
 	return cmd
 }
@@ -69,6 +77,16 @@ func demoCommand() *cobra.Command {
 func demoSeries(cmd *cobra.Command, o demo.Options, runs int, asJSON bool) error {
 	series, err := demo.RunSeries(cmd.Context(), o, runs)
 	return errors.Join(err, show(cmd.OutOrStdout(), series, asJSON))
+}
+
+// drawTimeline draws a run as a picture.
+func drawTimeline(path string, r *demo.Report) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	title := fmt.Sprintf("Takeover of Linux %s on %s, %d files with %.0f MiB of unsaved data", r.Kernel, r.Accel, r.Files, float64(r.BytesRecovered)/(1<<20))
+	return errors.Join(takeover.WriteSVG(f, title, r.Steps, r.ServedMS), f.Close())
 }
 
 // show prints a report for people or for programs.
