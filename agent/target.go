@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -22,6 +21,9 @@ const handleInode32 = 1
 // (include/uapi/linux/fs.h).
 const lockingFlags = 0x10 | 0x20
 
+// extentsFlag is FS_EXTENT_FL: the inode's blocks are mapped by extents.
+const extentsFlag = 0x80000
+
 // capabilityName is the attribute that a write takes off a file, as a
 // security measure against others than us (security/commoncap.c,
 // cap_inode_killpriv).
@@ -36,13 +38,14 @@ type target struct {
 
 	mu         sync.Mutex
 	opened     bool
-	fd         int
+	fd         int   // for direct writing
+	plain      int   // for writing through the page cache; 0: not open
 	size       int64 // of the file when it was opened, bytes
+	mapped     bool  // by extents, and not by block maps
 	flags      int   // inode flags, to be put back if locked
 	locked     bool  // a flag that forbids writing was taken off
 	capability []byte
-	tail       []byte // the file's last bytes, less than a page: see write
-	written    int64  // bytes
+	written    int64 // bytes
 	err        error
 }
 
@@ -103,6 +106,11 @@ func (t *target) openByHandle(mount int) error {
 		return fmt.Errorf("stat: %w", err)
 	}
 	t.size = st.Size
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return fmt.Errorf("get inode flags: %w", err)
+	}
+	t.mapped = flags&extentsFlag != 0
 	t.capability, err = readCapability(fd)
 	return err
 }
@@ -141,10 +149,12 @@ func readCapability(fd int) ([]byte, error) {
 	return b[:n], nil
 }
 
-// write writes n bytes at off, directly, and so in whole sectors: data has them,
-// the last one filled up. If that would reach beyond the end of the file, the
-// last page is kept for settle, which writes it through the page cache: to write
-// too far and truncate the file again costs more than all else.
+// write writes n bytes at off; data has them, and is filled up to whole sectors.
+// Two things go through the page cache, the rest directly: what lies beyond the
+// end of a file without extents, since ext4 has no direct writes into holes
+// there, and falls back to synchronous ones (fs/ext4/inode.c,
+// ext4_iomap_alloc); and the last page, if whole sectors of it would reach
+// beyond the end of the file, since to truncate the file again costs more.
 func (t *target) write(mount int, data []byte, off, n int64) {
 	if t.open(mount) != nil {
 		return
@@ -156,17 +166,36 @@ func (t *target) write(mount int, data []byte, off, n int64) {
 	direct := roundUp(n)
 	if off+direct > max(t.file.Size, t.size) {
 		direct = max((off+n)&^(page-1)-off, 0)
-		t.mu.Lock()
-		t.tail = slices.Clone(data[direct:n])
-		t.mu.Unlock()
 	}
-	if err := writeFull(t.fd, data[:direct], off); err != nil {
-		t.fail(fmt.Errorf("write %d bytes at %d: %w", direct, off, err))
+	if !t.mapped {
+		direct = min(direct, max(t.size&^(page-1)-off, 0))
+	}
+	err := writeFull(t.fd, data[:direct], off)
+	if err == nil && direct < n {
+		err = t.writePlain(data[direct:n], off+direct)
+	}
+	if err != nil {
+		t.fail(fmt.Errorf("write %d bytes at %d: %w", n, off, err))
 		return
 	}
 	t.mu.Lock()
 	t.written += n
 	t.mu.Unlock()
+}
+
+// writePlain writes through the page cache.
+func (t *target) writePlain(data []byte, off int64) error {
+	t.mu.Lock()
+	if t.plain == 0 {
+		fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", t.fd), unix.O_RDWR|unix.O_NOATIME|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.mu.Unlock()
+			return fmt.Errorf("open for the page cache: %w", err)
+		}
+		t.plain = fd
+	}
+	t.mu.Unlock()
+	return writeFull(t.plain, data, off)
 }
 
 // finish comes after the last piece: it sets the size, and leaves the file with
@@ -178,20 +207,14 @@ func (t *target) finish(mount int) {
 			t.fail(err)
 		}
 	}
-	if t.fd > 0 {
-		unix.Close(t.fd)
+	for _, fd := range []int{t.fd, t.plain} {
+		if fd > 0 {
+			unix.Close(fd)
+		}
 	}
 }
 
 func (t *target) settle() error {
-	if len(t.tail) > 0 {
-		if _, err := unix.FcntlInt(uintptr(t.fd), unix.F_SETFL, unix.O_NOATIME); err != nil {
-			return fmt.Errorf("leave direct I/O: %w", err)
-		}
-		if err := writeFull(t.fd, t.tail, t.file.Size-int64(len(t.tail))); err != nil {
-			return fmt.Errorf("write the last %d bytes: %w", len(t.tail), err)
-		}
-	}
 	if err := t.resize(); err != nil {
 		return err
 	}

@@ -14,7 +14,7 @@ const (
 	svgValue   = 90  // of the numbers at the right
 	svgRow     = 24
 	svgBar     = 14
-	svgMargin  = 40 // above the bars, for the title
+	svgMargin  = 64 // above the bars, for the title
 	svgTickGap = 80 // between marks of the axis, at least
 )
 

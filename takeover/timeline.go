@@ -1,9 +1,10 @@
 package takeover
 
 import (
+	"cmp"
 	"fmt"
 	"io"
-	"sort"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -49,12 +50,14 @@ func (t *Timeline) ms(at time.Time) float64 {
 	return float64(at.Sub(t.zero).Microseconds()) / 1000
 }
 
-// Steps are the steps so far, by their start.
+// Steps are the steps so far, by their start, what holds others first.
 func (t *Timeline) Steps() []Step {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	steps := append([]Step(nil), t.steps...)
-	sort.SliceStable(steps, func(i, j int) bool { return steps[i].Start < steps[j].Start })
+	slices.SortStableFunc(steps, func(a, b Step) int {
+		return cmp.Or(cmp.Compare(a.Start, b.Start), cmp.Compare(b.End, a.End))
+	})
 	return steps
 }
 
