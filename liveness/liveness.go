@@ -39,9 +39,15 @@ func (v Verdict) String() string { return fmt.Sprintf("%s: %s", v.Cause, v.Detai
 type Observation struct {
 	At      time.Time
 	Counter uint64
-	// Starved is how long, since the partition began, its virtual CPUs have
-	// waited for a real one: the machine's fault and no sign of death.
-	Starved time.Duration
+	// Effort is what its process did meanwhile. It need be known only when the
+	// counter stands still; without it no silence counts.
+	Effort *Effort
+}
+
+// Effort tells a process that does not want to run from one that may not.
+type Effort struct {
+	Ran     time.Duration // on CPUs, by all its threads, since it began
+	Waiting bool          // a thread of it is ready to run, just now
 }
 
 // Silencer watches a heartbeat. The zero value is not usable: see NewSilencer.
@@ -63,9 +69,9 @@ func NewSilencer(period, limit time.Duration) *Silencer {
 // still for the limit. It does not hold against the partition time that
 // others took: of the time between two observations no more counts than two
 // periods, since a watcher that was late itself may have slept through beats,
-// as the partition may have; and time in which the partition's CPUs waited for
-// the machine's does not count. A partition that has not begun to beat is not
-// judged.
+// as the partition may have; and if a thread of the partition waits for a CPU,
+// only the time counts in which the partition ran. A partition that has not
+// begun to beat is not judged.
 func (s *Silencer) Observe(o Observation) (Verdict, bool) {
 	prev := s.last
 	s.last = o
@@ -77,9 +83,7 @@ func (s *Silencer) Observe(o Observation) (Verdict, bool) {
 		s.silence = 0
 		return Verdict{}, false
 	}
-	gap := min(o.At.Sub(prev.At), 2*s.period)
-	gap -= o.Starved - prev.Starved
-	s.silence += max(gap, 0)
+	s.silence += s.silent(prev, o)
 	if s.silence < s.limit {
 		return Verdict{}, false
 	}
@@ -88,4 +92,16 @@ func (s *Silencer) Observe(o Observation) (Verdict, bool) {
 		At:     o.At,
 		Detail: fmt.Sprintf("no beat for %v, the limit is %v", s.silence.Round(time.Millisecond), s.limit),
 	}, true
+}
+
+// silent is how much of the time between two observations counts.
+func (s *Silencer) silent(prev, o Observation) time.Duration {
+	if prev.Effort == nil || o.Effort == nil {
+		return 0
+	}
+	gap := min(o.At.Sub(prev.At), 2*s.period)
+	if o.Effort.Waiting {
+		gap = min(gap, max(o.Effort.Ran-prev.Effort.Ran, 0))
+	}
+	return gap
 }

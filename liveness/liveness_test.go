@@ -7,11 +7,12 @@ import (
 
 const ms = time.Millisecond
 
-// look is an observation at a time and how long the CPUs were starved by then.
+// look is an observation at a time. Its process is idle, unless it says
+// otherwise.
 type look struct {
 	at      time.Duration
 	counter uint64
-	starved time.Duration
+	effort  Effort
 }
 
 func every(period, from, to time.Duration, counter uint64) (looks []look) {
@@ -21,19 +22,21 @@ func every(period, from, to time.Duration, counter uint64) (looks []look) {
 	return looks
 }
 
+func beat(at time.Duration, counter uint64) look { return look{at: at, counter: counter} }
+
 func TestSilence(t *testing.T) {
-	beating := []look{{at: 0, counter: 1}, {at: 20 * ms, counter: 2}}
+	beating := []look{beat(0, 1), beat(20*ms, 2)}
 	tests := []struct {
 		name  string
 		looks []look
 		dead  time.Duration // 0: never
 	}{
 		{"never began", every(20*ms, 0, 10*time.Second, 0), 0},
-		{"beats on", []look{{0, 1, 0}, {20 * ms, 2, 0}, {320 * ms, 3, 0}, {620 * ms, 4, 0}}, 0},
+		{"beats on", []look{beat(0, 1), beat(20*ms, 2), beat(320*ms, 3), beat(620*ms, 4)}, 0},
 		{"stops", append(beating, every(20*ms, 40*ms, time.Second, 2)...), 320 * ms},
-		{"watcher late once", append(beating, append([]look{{5 * time.Second, 2, 0}}, every(20*ms, 5020*ms, 6*time.Second, 2)...)...), 5260 * ms},
-		{"watcher late, beat alive", append(beating, look{5 * time.Second, 200, 0}), 0},
-		{"late every time", []look{{0, 1, 0}, {time.Second, 1, 0}, {2 * time.Second, 1, 0}, {3 * time.Second, 2, 0}}, 0},
+		{"watcher late once", append(beating, append([]look{beat(5*time.Second, 2)}, every(20*ms, 5020*ms, 6*time.Second, 2)...)...), 5260 * ms},
+		{"watcher late, beat alive", append(beating, beat(5*time.Second, 200)), 0},
+		{"late every time", []look{beat(0, 1), beat(time.Second, 1), beat(2*time.Second, 1), beat(3*time.Second, 2)}, 0},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -42,22 +45,42 @@ func TestSilence(t *testing.T) {
 	}
 }
 
+// TestStarvationIsNoSilence: a partition that wants to run and may not is not
+// dead; one that spins is.
 func TestStarvationIsNoSilence(t *testing.T) {
-	looks := []look{{0, 1, 0}}
-	for i := 1; i <= 100; i++ { // CPUs that wait all the time
-		at := time.Duration(i) * 20 * ms
-		looks = append(looks, look{at, 1, at})
+	starved := []look{beat(0, 1)}
+	for i := 1; i <= 100; i++ {
+		starved = append(starved, look{time.Duration(i) * 20 * ms, 1, Effort{Waiting: true}})
 	}
-	checkVerdict(t, looks, 0)
-	for i := 1; i <= 100; i++ { // then get half of it
+	checkVerdict(t, starved, 0)
+
+	half := starved // then it gets half of its time
+	for i := 1; i <= 100; i++ {
 		at := time.Duration(i) * 20 * ms
-		looks = append(looks, look{2*time.Second + at, 1, 2*time.Second + at/2})
+		half = append(half, look{2*time.Second + at, 1, Effort{Ran: at / 2, Waiting: true}})
 	}
-	checkVerdict(t, looks, 2600*ms)
+	checkVerdict(t, half, 2600*ms)
+
+	spinning := []look{beat(0, 1)} // all CPUs in a loop of the dead kernel
+	for i := 1; i <= 100; i++ {
+		at := time.Duration(i) * 20 * ms
+		spinning = append(spinning, look{at, 1, Effort{Ran: 2 * at, Waiting: true}})
+	}
+	checkVerdict(t, spinning, 300*ms)
+}
+
+// TestUnknownEffortIsNoSilence: without it only a beat tells anything.
+func TestUnknownEffortIsNoSilence(t *testing.T) {
+	s := NewSilencer(20*ms, 300*ms)
+	for i := range 1000 {
+		if v, dead := s.Observe(Observation{At: time.Unix(0, int64(i)*int64(20*ms)), Counter: 1}); dead {
+			t.Fatal(v)
+		}
+	}
 }
 
 func TestBeatResetsSilence(t *testing.T) {
-	looks := []look{{0, 1, 0}}
+	looks := []look{beat(0, 1)}
 	looks = append(looks, every(20*ms, 20*ms, 280*ms, 1)...)
 	looks = append(looks, every(20*ms, 300*ms, 580*ms, 2)...)
 	checkVerdict(t, looks, 0)
@@ -68,7 +91,7 @@ func checkVerdict(t *testing.T, looks []look, dead time.Duration) {
 	s := NewSilencer(20*ms, 300*ms)
 	start := time.Unix(1000, 0)
 	for _, l := range looks {
-		v, ok := s.Observe(Observation{At: start.Add(l.at), Counter: l.counter, Starved: l.starved})
+		v, ok := s.Observe(Observation{At: start.Add(l.at), Counter: l.counter, Effort: &l.effort})
 		if !ok {
 			continue
 		}

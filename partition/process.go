@@ -1,6 +1,7 @@
 package partition
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -29,7 +30,6 @@ type Process struct {
 	cmd    *exec.Cmd
 	ended  chan struct{}
 	status error
-	vcpus  []int // thread ids
 }
 
 // Start boots the partition. It is pinned before its first instruction, and
@@ -109,7 +109,6 @@ func (p *Process) bringUp(ctx context.Context) error {
 		return err
 	}
 	for i, cpu := range cpus {
-		p.vcpus = append(p.vcpus, cpu.ThreadID)
 		if err := pin(cpu.ThreadID, p.home(i)); err != nil {
 			return err
 		}
@@ -149,24 +148,44 @@ func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill() // it may have ended
 }
 
-// Starved is how long the partition's virtual CPUs, all together, have been
-// ready to run and had to wait for a CPU of the machine, since they began.
-func (p *Process) Starved() (time.Duration, error) {
-	var sum time.Duration
-	for _, tid := range p.vcpus {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/schedstat", p.PID(), tid))
-		if err != nil {
-			return 0, fmt.Errorf("read schedstat: %w", err)
-		}
-		// Time on the CPU, time waiting for it, both in ns, and a count
-		// (Documentation/scheduler/sched-stats.rst).
-		var on, waiting, slices int64
-		if _, err := fmt.Sscan(string(b), &on, &waiting, &slices); err != nil {
-			return 0, fmt.Errorf("read schedstat %q: %w", b, err)
-		}
-		sum += time.Duration(waiting)
+// Effort is how long the partition's threads, all together, have been on a CPU
+// since they began, and whether one of them is ready to run just now.
+func (p *Process) Effort() (ran time.Duration, waiting bool, err error) {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", p.PID()))
+	if err != nil {
+		return 0, false, err
 	}
-	return sum, nil
+	for _, t := range tasks {
+		on, ready, err := taskEffort(t)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // a thread of QEMU's pool ended
+		}
+		if err != nil {
+			return 0, false, err
+		}
+		ran += on
+		waiting = waiting || ready
+	}
+	return ran, waiting, nil
+}
+
+// taskEffort reads one thread's state, which stands behind its name in
+// parentheses, R for running or ready (proc(5), stat), and its time on a CPU,
+// in ns (Documentation/scheduler/sched-stats.rst).
+func taskEffort(dir string) (ran time.Duration, ready bool, err error) {
+	stat, err := os.ReadFile(dir + "/stat")
+	if err != nil {
+		return 0, false, err
+	}
+	schedstat, err := os.ReadFile(dir + "/schedstat")
+	if err != nil {
+		return 0, false, err
+	}
+	state := stat[bytes.LastIndexByte(stat, ')')+1:]
+	if _, err := fmt.Sscan(string(schedstat), (*int64)(&ran)); err != nil || len(state) < 2 {
+		return 0, false, fmt.Errorf("read state of thread %s: %q, %q", filepath.Base(dir), stat, schedstat)
+	}
+	return ran, state[1] == 'R', nil
 }
 
 // Spread lets the partition's threads run on these CPUs too: a dead side's

@@ -72,15 +72,17 @@ func (sd *side) listen(ctx context.Context) <-chan liveness.Verdict {
 	return dying
 }
 
+// look takes one observation. What the process did is asked only when the beat
+// stands still.
 func (sd *side) look(silencer *liveness.Silencer) (liveness.Verdict, bool) {
-	starved, err := sd.process.Starved()
-	if err != nil {
-		return liveness.Verdict{}, false // the process is ending: that is seen elsewhere
-	}
-	o := liveness.Observation{At: time.Now(), Counter: sd.counter(), Starved: starved}
+	o := liveness.Observation{At: time.Now(), Counter: sd.counter()}
 	if o.Counter != sd.counted {
-		sd.counted = o.Counter
-		sd.beaten = o.At
+		sd.counted, sd.beaten = o.Counter, o.At
+		return silencer.Observe(o)
+	}
+	ran, waiting, err := sd.process.Effort()
+	if err == nil { // otherwise the process is ending: that is seen elsewhere
+		o.Effort = &liveness.Effort{Ran: ran, Waiting: waiting}
 	}
 	return silencer.Observe(o)
 }

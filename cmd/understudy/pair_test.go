@@ -139,12 +139,12 @@ func TestUpRefuses(t *testing.T) {
 		{"no such CPU", `cpus: "1"`, `cpus: "999"`, "pair.yaml:4"},
 		{"too much memory", "right: {cpus: \"1\", memory: 256MiB", "right: {cpus: \"1\", memory: 4TiB", "pair.yaml"},
 		{"missing image", "image: data.img", "image: nothing.img", "pair.yaml:6"},
-		{"kernel that is none", "initramfs: guest.cpio}\n  right", "initramfs: guest.cpio, append: \"panic=-1 init=/nothing\"}\n  right", "left"},
+		{"kernel that does not boot", "initramfs: guest.cpio}\n  right", "initramfs: guest.cpio, append: \"panic=-1 rdinit=/nothing\"}\n  right", "left"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			vm(t)
-			_, err := understudy(t, "up", "-f", pairFile(t, tt.old, tt.new))
+			_, err := understudy(t, "up", "-d", "-f", pairFile(t, tt.old, tt.new))
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v does not name %s", err, tt.want)
 			}
@@ -174,7 +174,7 @@ func TestUpRefusesAnImageInUse(t *testing.T) {
 		}
 	}
 	time.Sleep(200 * time.Millisecond)
-	if _, err := understudy(t, "up", "-f", file); err == nil || !strings.Contains(err.Error(), "locked") {
+	if _, err := understudy(t, "up", "-d", "-f", file); err == nil || !strings.Contains(err.Error(), "locked") {
 		t.Errorf("up on a locked image: %v", err)
 	}
 }
