@@ -1,6 +1,7 @@
 package fence
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -46,27 +47,46 @@ func image(t *testing.T) string {
 	return path
 }
 
-// storage is a QEMU process that uses the image and holds its lock.
-func storage(t *testing.T, img string) *child {
+// guest is a QEMU process that has the image for a disk and holds its lock.
+func guest(t *testing.T, img string) *child {
 	t.Helper()
-	sock := filepath.Join(t.TempDir(), "nbd")
-	c := start(t, "qemu-storage-daemon",
-		"--blockdev", "driver=file,node-name=disk,filename="+img+",locking=on",
-		"--nbd-server", "addr.type=unix,addr.path="+sock,
-		"--export", "type=nbd,id=x,node-name=disk,writable=on")
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(sock); err == nil {
+	sock := filepath.Join(t.TempDir(), "qmp")
+	c := start(t, qemu, append(guestArgs(img), "-qmp", "unix:"+sock+",server=on,wait=off")...)
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if err := Free(img); errors.Is(err, ErrLocked) {
 			return c
 		}
-		if time.Now().After(deadline) {
-			t.Fatal("qemu-storage-daemon did not open the image")
-		}
 	}
+	t.Fatal("QEMU did not lock the image")
+	return nil
+}
+
+const qemu = "qemu-system-x86_64"
+
+// guestArgs make a guest that never runs.
+func guestArgs(img string) []string {
+	return []string{"-machine", "q35", "-nodefaults", "-display", "none", "-S",
+		"-blockdev", "driver=file,node-name=disk,filename=" + img + ",locking=on", "-device", "virtio-blk-pci,drive=disk"}
+}
+
+// opens says whether another QEMU gets as far as to use the image.
+func opens(t *testing.T, img string) bool {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, qemu, guestArgs(img)...).CombinedOutput()
+	if ctx.Err() != nil {
+		return true // it had to be ended
+	}
+	if err == nil || !strings.Contains(string(out), "lock") {
+		t.Errorf("QEMU ended with %v: %s", err, out)
+	}
+	return false
 }
 
 func TestRaiseTakesTheLock(t *testing.T) {
 	img := image(t)
-	p := storage(t, img)
+	p := guest(t, img)
 	proof, err := Raise(p, []string{img}, time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -77,28 +97,27 @@ func TestRaiseTakesTheLock(t *testing.T) {
 	default:
 		t.Error("fenced process was not reaped")
 	}
-	out, err := exec.Command("qemu-io", "-f", "raw", "-c", "write 0 512", img).CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "lock") {
-		t.Errorf("another QEMU could open the fenced image: %v: %s", err, out)
+	if opens(t, img) {
+		t.Error("another QEMU could use the fenced image")
 	}
 	if err := proof.Release(img); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("qemu-io", "-f", "raw", "-c", "write 0 512", img).CombinedOutput(); err != nil {
-		t.Errorf("released image cannot be opened: %v: %s", err, out)
+	if !opens(t, img) {
+		t.Error("the released image cannot be used")
 	}
 }
 
 func TestRaiseFailsWhileAnotherHoldsTheImage(t *testing.T) {
 	img := image(t)
-	storage(t, img)
+	guest(t, img)
 	p := start(t, "sleep", "1000")
 	_, err := Raise(p, []string{img}, 100*time.Millisecond)
 	var fenceErr *Error
 	if !errors.Is(err, ErrLocked) || !errors.As(err, &fenceErr) {
 		t.Fatalf("fence of a locked image: %v", err)
 	}
-	if !strings.Contains(err.Error(), "qemu-storage") {
+	if !strings.Contains(err.Error(), "qemu-system") {
 		t.Errorf("error does not name the holder: %v", err)
 	}
 }

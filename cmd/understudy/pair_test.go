@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"understudy/demo"
+	"understudy/fence"
 )
 
 // pairFile writes a pair.yaml with a disk, and a service that leaves a mark on
@@ -158,9 +159,8 @@ func TestUpRefusesAnImageInUse(t *testing.T) {
 	vm(t)
 	file := pairFile(t)
 	image := filepath.Join(filepath.Dir(file), "data.img")
-	sock := filepath.Join(t.TempDir(), "qmp")
-	holder := exec.Command("qemu-system-x86_64", "-machine", "none", "-display", "none", "-qmp", "unix:"+sock+",server=on,wait=off",
-		"-blockdev", "driver=raw,node-name=d,file.driver=file,file.filename="+image)
+	holder := exec.Command("qemu-system-x86_64", "-machine", "q35", "-nodefaults", "-display", "none", "-S",
+		"-blockdev", "driver=file,node-name=disk,filename="+image, "-device", "virtio-blk-pci,drive=disk")
 	if err := holder.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -168,12 +168,11 @@ func TestUpRefusesAnImageInUse(t *testing.T) {
 		holder.Process.Kill()
 		holder.Wait()
 	}()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if _, err := os.Stat(sock); err == nil {
-			break
+	for deadline := time.Now().Add(10 * time.Second); fence.Free(image) == nil; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("QEMU did not lock the image")
 		}
 	}
-	time.Sleep(200 * time.Millisecond)
 	if _, err := understudy(t, "up", "-d", "-f", file); err == nil || !strings.Contains(err.Error(), "locked") {
 		t.Errorf("up on a locked image: %v", err)
 	}
