@@ -215,7 +215,9 @@ func (p *Process) Remove() error {
 	}
 	var errs []error
 	for _, f := range files {
-		errs = append(errs, os.Remove(f))
+		if err := os.Remove(f); !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }

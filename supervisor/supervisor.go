@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"understudy/device"
 	"understudy/fence"
@@ -91,6 +92,9 @@ func Start(ctx context.Context, p *pair.Pair, o Options) (*Supervisor, error) {
 }
 
 func (s *Supervisor) start(ctx context.Context) error {
+	if err := s.checkRoom(); err != nil {
+		return err
+	}
 	for _, d := range s.Pair.Disks {
 		if err := fence.Free(d.Image); err != nil {
 			return err
@@ -143,6 +147,22 @@ func (s *Supervisor) rehearse(ctx context.Context) error {
 		if err := s.understudy.agent.Call(ctx, link.Rehearse, r, nil); err != nil {
 			return fmt.Errorf("rehearse a takeover on partition %s: %w (takeover: {rehearse: false} does without)", s.understudy.name, err)
 		}
+	}
+	return nil
+}
+
+// checkRoom sees to it that the run directory can hold the memory of both
+// sides: QEMU would die on the first page that it cannot.
+func (s *Supervisor) checkRoom() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.options.Dir, &st); err != nil {
+		return fmt.Errorf("measure room in %s: %w", s.options.Dir, err)
+	}
+	free := st.Bavail * uint64(st.Bsize)
+	need := s.Pair.Partitions[0].Memory + s.Pair.Partitions[1].Memory
+	if need > free {
+		return fmt.Errorf("%s has room for %d MiB, and the pair's memory is %d MiB: enlarge that file system, or set UNDERSTUDY_RUN to a directory of a larger one",
+			s.options.Dir, free>>20, need>>20)
 	}
 	return nil
 }
@@ -200,7 +220,8 @@ func (s *Supervisor) Crash(silent bool) error {
 	return s.active.crash(silent)
 }
 
-// TakeOver makes the understudy the active side.
+// TakeOver makes the understudy the active side. With a report and an error both,
+// it has, and something is left to be said about it.
 func (s *Supervisor) TakeOver(ctx context.Context, v liveness.Verdict) (*takeover.Report, error) {
 	if s.understudy == nil {
 		return nil, errors.New("take over: no understudy is left, the pair is unprotected since its last takeover")
@@ -227,8 +248,25 @@ func (s *Supervisor) TakeOver(ctx context.Context, v liveness.Verdict) (*takeove
 	if err != nil {
 		return nil, err
 	}
+	dead := s.active
 	s.active, s.understudy = s.understudy, nil
-	return report, takeover.Settle(ctx, m, report)
+	if err := takeover.Settle(ctx, m, report); err != nil {
+		return report, fmt.Errorf("%w: what was brought over is not durable yet, so the dead side's memory is kept in %s", err, dead.process.Spec.RAMPath())
+	}
+	if len(report.Refused) > 0 {
+		return report, nil // what was refused is in that memory, and nowhere else
+	}
+	return report, s.bury(dead)
+}
+
+// bury lets a dead side's memory go, once all of it is durable elsewhere.
+func (s *Supervisor) bury(dead *side) error {
+	var errs []error
+	if s.morgue != nil {
+		errs = append(errs, s.morgue.Close())
+		s.morgue = nil
+	}
+	return errors.Join(append(errs, os.Remove(dead.process.Spec.RAMPath()))...)
 }
 
 func (s *Supervisor) images() []string {

@@ -56,7 +56,6 @@ type control struct {
 
 	mu     sync.Mutex
 	status status
-	asked  bool // to go down
 }
 
 func serveControl(ctx context.Context, s *supervisor.Supervisor, dir string, end func()) (*control, error) {
@@ -93,9 +92,6 @@ func (c *control) answer(_ context.Context, verb string, body json.RawMessage) (
 		}
 		return nil, c.s.Crash(r.Silent)
 	case verbDown:
-		c.mu.Lock()
-		c.asked = true
-		c.mu.Unlock()
 		c.end()
 		return nil, nil
 	}
@@ -127,16 +123,27 @@ func (c *control) guard(ctx context.Context, out io.Writer) error {
 		c.set("taking over", nil)
 		// A takeover is not broken off by a signal: it ends, well or badly.
 		report, err := c.s.TakeOver(context.WithoutCancel(ctx), verdict)
-		if err != nil {
+		if report == nil {
 			return c.failed(ctx, out, err)
 		}
 		t := &lastTakeover{At: verdict.At, Verdict: verdict.String(), Report: *report, Steps: report.Timeline.Steps()}
 		c.set("unprotected", t)
+		if err != nil {
+			c.note(err)
+			fmt.Fprintln(out, err)
+		}
 		fmt.Fprintf(out, "took over: %d files, %d bytes recovered, %d refused\n", report.Files, report.Bytes, len(report.Refused))
 		if err := takeover.WriteSteps(out, t.Steps, 50); err != nil {
 			return err
 		}
 	}
+}
+
+// note has the status say an error.
+func (c *control) note(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.status.Error = err.Error()
 }
 
 // goDown ends a pair in good order: nothing is in memory only any more.
@@ -155,8 +162,9 @@ func (c *control) goDown(out io.Writer) error {
 func (c *control) failed(ctx context.Context, out io.Writer, err error) error {
 	fmt.Fprintf(out, "takeover failed: %v\nThe memory and logs of both sides stay in %s until `understudy down`.\n", err, runDir(c.s.Pair.Name))
 	c.mu.Lock()
-	c.status.State, c.status.Error = "failed", err.Error()
+	c.status.State = "failed"
 	c.mu.Unlock()
+	c.note(err)
 	<-ctx.Done()
 	return err
 }
