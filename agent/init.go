@@ -42,6 +42,7 @@ func Init(ctx context.Context, extra map[string]Verb) error {
 	}
 	a := New(extra)
 	go a.children.reap()
+	go a.serveConsole()
 	return a.Serve(ctx)
 }
 

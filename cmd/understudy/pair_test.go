@@ -1,14 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -113,22 +114,48 @@ func TestUpCrashDown(t *testing.T) {
 	}
 }
 
-// checkConsole connects to the active side's console and has its kernel say
-// something there.
+// checkConsole types a command into the active side's console, as its user
+// would, and reads what it says.
 func checkConsole(t *testing.T) {
 	t.Helper()
-	conn, err := net.Dial("unix", filepath.Join(runDir("test"), "left.console"))
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, "console", "left")
+	keys, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, "console", "left")
-	cmd.Stdin = strings.NewReader(string([]byte{leave}))
-	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "Ctrl-] leaves") {
-		t.Errorf("console: %v: %s", err, out)
+	var said lockedBuffer
+	cmd.Stdout = &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
 	}
+	for !strings.Contains(said.String(), "mark=started") && ctx.Err() == nil {
+		fmt.Fprint(keys, "echo mark=$(cat /srv/mark)\r")
+		time.Sleep(200 * time.Millisecond)
+	}
+	keys.Write([]byte{leave})
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("console: %v: %s", err, said.String())
+	}
+}
+
+// lockedBuffer may be read while a command writes to it.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // TestUpRefuses: what cannot work is refused with the line of the file, and
