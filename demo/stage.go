@@ -81,7 +81,7 @@ func (o Options) newStage(ctx context.Context) (s *stage, err error) {
 	}
 	s.super, err = supervisor.Start(ctx, s.pair, supervisor.Options{
 		Dir: o.RunDir(s.pair.Name), Open: o.Open, Accel: o.Accel, Network: s.lab.Services,
-		Notice: s.notice, Fenced: func([]string) { s.fenced() }, Log: o.Log,
+		Notice: s.notice, Fenced: func() { s.fenced() }, Log: o.Log,
 	})
 	return s, err
 }

@@ -54,9 +54,8 @@ type Options struct {
 	// Accel decides what a partition runs on.
 	Accel  func(context.Context, pair.Partition) (partition.Accel, error)
 	Notice Notice
-	// Fenced is called in a takeover when the fence stands, with the path of
-	// each shared disk's image.
-	Fenced func(images []string)
+	// Fenced is called in a takeover when the fence stands.
+	Fenced func()
 	// Log is for the operator.
 	Log io.Writer
 }
@@ -232,15 +231,12 @@ func (s *Supervisor) TakeOver(ctx context.Context, v liveness.Verdict) (*takeove
 	}
 	t := takeover.NewTimeline(zero)
 	t.Add("detect", zero, v.At)
-	o := takeover.Options{SyncFirst: s.Pair.Takeover.Sync == pair.SyncBefore}
+	o := takeover.Options{SyncFirst: s.Pair.Takeover.Sync == pair.SyncBefore, Fenced: s.options.Fenced}
 	for _, d := range s.Pair.Disks {
 		o.Disks = append(o.Disks, d.Name)
 	}
 	if s.Pair.Takeover.Salvage && s.morgue != nil {
 		o.Salvager = s.morgue
-	}
-	if s.options.Fenced != nil {
-		o.Fenced = func() { s.options.Fenced(s.images()) }
 	}
 	m := &machine{s: s}
 	defer m.drop()
