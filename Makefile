@@ -1,9 +1,10 @@
 # make demo: see a machine's operating system die and its service go on.
 # make test: set up what is needed, and run everything.
+# make matrix: all supported kernels and file systems; writes docs/SUPPORT.md.
 
 GO ?= go
 
-.PHONY: build setup check test demo bench clean
+.PHONY: build setup check test demo matrix bench clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/understudy ./cmd/understudy
@@ -23,6 +24,11 @@ test: setup build check
 
 demo: setup build
 	bin/understudy demo
+
+# The tests run in their package's directory, hence the absolute path.
+matrix: setup
+	scripts/kernels.sh
+	UNDERSTUDY_MATRIX=$(CURDIR)/docs/SUPPORT.md $(GO) test -count 1 -timeout 3h -v -run '^TestMatrix$$' ./salvage
 
 bench: setup build
 	$(GO) test -p 1 -timeout 30m -run '^$$' -bench . ./...

@@ -18,13 +18,13 @@ import (
 // dead is the column about what a corpse says. Each package may import those
 // with a smaller number.
 var dead = map[string]int{
-	"addr": 0, "ram": 1, "kernel": 2, "kernel/kerneltest": 3, "pagecache": 3, "journal": 4, "sockets": 4, "salvage": 5,
+	"addr": 0, "ram": 1, "ram/ramtest": 1, "kernel": 2, "kernel/kerneltest": 3, "pagecache": 3, "journal": 4, "sockets": 4, "salvage": 5,
 	"inventory": 6, "extract": 7, "cachefs": 8,
 }
 
 // hostly are those of the dead column that may have code for one system: memory
-// is mapped, a file system is mounted.
-var hostly = []string{"ram", "cachefs"}
+// is mapped, a file system is synced or mounted.
+var hostly = []string{"ram", "extract", "cachefs"}
 
 // living is the column about what a running machine does.
 var living = []string{
@@ -51,7 +51,7 @@ func rule(from, to string) string {
 		return ""
 	case strings.HasPrefix(to, "internal/"):
 		return "internal packages are for tests"
-	case to == "kernel/kerneltest":
+	case to == "kernel/kerneltest" || to == "ram/ramtest":
 		return "it is for tests"
 	case isDead && toDead && toLevel < level:
 		return ""

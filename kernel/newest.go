@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
 
 	"understudy/addr"
@@ -39,12 +40,14 @@ func (k *Kernel) wallClock() (uint64, error) {
 		return 0, err
 	}
 	core, err := k.Symbol("tk_core")
+	if errors.Is(err, ErrNotFound) { // one of several in 7.2, of which it is the first
+		core, err = k.Symbol("timekeeper_data")
+	}
 	if err != nil {
 		return 0, err
 	}
-	// tk_core is an anonymous structure of a sequence counter and a timekeeper
-	// up to 6.12, tk_data after (commit 1d72d7b5fd18, 6.13); in both the
-	// timekeeper, aligned to 8 bytes, follows a counter of 4 bytes.
+	// An anonymous structure of a sequence counter of 4 bytes and a timekeeper,
+	// aligned to 8, up to 6.12; later of type tk_data.
 	off := 8
 	if d := k.types.Layout("tk_data"); d.Err() == nil {
 		off = d.Field("timekeeper").Off

@@ -96,7 +96,15 @@ type Layout struct {
 
 	name   string
 	shapes []*btf.Struct // several, if the image has several of that name
+	told   map[string]Field
 	errs   []error
+}
+
+// ToldLayout returns a layout that the kernel at hand does not tell of itself: of
+// a structure of a module of a kernel before 5.11, which keeps no types of
+// modules. Members are by path, as for Field.
+func ToldLayout(name string, size int, members map[string]Field) *Layout {
+	return &Layout{Size: size, name: name, told: members}
 }
 
 // maxStruct bounds the structures that are read whole, in bytes. The largest of
@@ -140,7 +148,7 @@ func (l *Layout) Has(path string) bool {
 // of anonymous structures and unions are found by their own name. If sizes are
 // given, the member must have one of them, in bytes.
 func (l *Layout) Field(path string, sizes ...int) Field {
-	if len(l.shapes) == 0 {
+	if len(l.shapes)+len(l.told) == 0 {
 		return Field{}
 	}
 	f, err := l.find(path)
@@ -184,7 +192,7 @@ func (l *Layout) First(paths []string, sizes ...int) Field {
 func (l *Layout) Err() error { return errors.Join(l.errs...) }
 
 func (l *Layout) find(path string) (Field, error) {
-	var found Field
+	found := l.told[path]
 	for _, s := range l.shapes {
 		f, ok := member(s, strings.Split(path, "."))
 		switch {

@@ -22,20 +22,23 @@ const (
 // Births tells inodes that were created in a transaction that the journal had
 // not committed, from those that exist on the disk.
 //
-// It compares two clocks: when the inode was created (i_crtime, which is as
-// coarse as a tick), and when the oldest open transaction began (t_start_time).
-// A transaction begins only after the one before takes no more changes. Within a
-// tick of that beginning, and if the wall clock was set since, it cannot be told.
+// It compares when the inode was created (i_crtime) with when the oldest open
+// transaction began (t_start_time). A transaction begins only after the one before
+// takes no more changes. The first of the two times is taken from a clock that
+// lags by a tick or, on a busy machine, by several: shortly before that beginning
+// it cannot be told, and nowhere if the wall clock was set since.
 type Births struct {
 	c      *Cache
 	since  time.Time // beginning of the oldest open transaction; zero if none is open
 	tids   map[uint32]bool
-	tick   time.Duration
 	inode  kernel.Field // vfs_inode in ext4_inode_info
 	size   int
 	tid    kernel.Field // i_sync_tid: of the last transaction that changed the inode
 	create timeField
 }
+
+// maxLag is how far the coarse clock may be behind; 7 ms were seen in a guest.
+const maxLag = time.Second
 
 // Births reads the open transactions of a file system of the ext family. Without
 // a journal there is no telling, and the error wraps kernel.ErrNotFound.
@@ -50,7 +53,7 @@ func (c *Cache) Births(s *Superblock, clock *Clock) (*Births, error) {
 		return nil, fmt.Errorf("read transactions: %w", ErrClock)
 	}
 	i := layoutIn(c.k, "ext4_inode_info", "ext4")
-	n := &Births{c: c, tids: make(map[uint32]bool), size: i.Size, tick: clock.Tick}
+	n := &Births{c: c, tids: make(map[uint32]bool), size: i.Size}
 	n.inode, n.tid = i.Field("vfs_inode"), i.Field("i_sync_tid", 4)
 	n.create = timeField{sec: i.Field("i_crtime.tv_sec", 8), nsec: i.Field("i_crtime.tv_nsec", 8)}
 	j := layoutIn(c.k, "journal_s", "jbd2", "ext4")
@@ -59,9 +62,6 @@ func (c *Cache) Births(s *Superblock, clock *Clock) (*Births, error) {
 	tid, start := t.Field("t_tid", 4), t.Field("t_start_time", 8)
 	if err := errors.Join(i.Err(), j.Err(), t.Err()); err != nil {
 		return nil, fmt.Errorf("read transactions: %w", err)
-	}
-	if n.tick == 0 {
-		n.tick = 10 * time.Millisecond // the longest there is: HZ=100
 	}
 	for _, f := range open {
 		at, err := c.k.Pointer(f.In(e.Journal.Addr))
@@ -102,7 +102,7 @@ func (n *Births) Of(i *Inode) Birth {
 		return Born // no open transaction has anything of it
 	case !plausible:
 		return BirthUnknown
-	case created.Before(n.since.Add(-n.tick)):
+	case created.Before(n.since.Add(-maxLag)):
 		return Born
 	case !created.Before(n.since):
 		return Unborn

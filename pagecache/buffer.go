@@ -19,7 +19,7 @@ func (l *bufferLayout) look(t *kernel.Types) error {
 	l.size = b.Size
 	l.state = b.Field("b_state", 8)
 	l.next = b.Field("b_this_page", 8)
-	// In a union with b_folio since 6.5 (commit d4252071b97d).
+	// In a union with b_folio since 6.3 (commit d685c668b069).
 	l.page = b.First([]string{"b_page", "b_folio"}, 8)
 	l.length = b.Field("b_size", 8)
 	l.data = b.Field("b_data", 8)

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"sync"
 
 	"understudy/addr"
 	"understudy/kernel"
@@ -21,6 +22,7 @@ import (
 type Cache struct {
 	k      *kernel.Kernel
 	layout *layout
+	blocks func() blocksLayout // looked up when it is needed first
 }
 
 // Open looks up everything about the kernel's structures once.
@@ -29,7 +31,8 @@ func Open(k *kernel.Kernel) (*Cache, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open page cache of %s: %w", k.Release, err)
 	}
-	return &Cache{k: k, layout: l}, nil
+	blocks := sync.OnceValue(func() blocksLayout { return newBlocksLayout(k) })
+	return &Cache{k: k, layout: l, blocks: blocks}, nil
 }
 
 // Kernel returns the kernel that the cache is of.

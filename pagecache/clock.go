@@ -48,6 +48,7 @@ func (c *Cache) Clock() (*Clock, error) {
 	l := c.k.Types().Layout("timekeeper")
 	sec, nsec := l.Field("xtime_sec", 8), l.Field("tkr_mono.xtime_nsec", 8)
 	shift := l.Field("tkr_mono.shift", 4)
+	interval := l.Field("xtime_interval", 8)
 	real, boot := l.Field("offs_real", 8), l.Field("offs_boot", 8)
 	if err := l.Err(); err != nil {
 		return nil, fmt.Errorf("read clock: %w", err)
@@ -63,26 +64,28 @@ func (c *Cache) Clock() (*Clock, error) {
 	if s := sec.Uint(b); s > 1<<34 || k.Uptime() < 0 || k.Uptime() > century {
 		return nil, fmt.Errorf("read clock: %w: %v, up %v", ErrClock, k.Now, k.Uptime())
 	}
-	c.readTick(k)
+	c.readTick(k, interval.Uint(b)>>min(shift.Uint(b), 63))
 	return k, nil
 }
 
-// readTick finds what jiffies are worth. Without that, ages are unknown.
-func (c *Cache) readTick(k *Clock) {
-	jiffies, err := c.k.Symbol("jiffies_64")
-	if err != nil {
-		return
-	}
-	tick, err := c.k.Symbol("tick_nsec") // kernel/time/ntp.c
-	if err != nil {
-		return
-	}
+// readTick finds what jiffies are worth. Without that, ages are unknown. interval is
+// how far the clock goes with each tick (NTP_INTERVAL_FREQ is HZ), in nanoseconds,
+// but for a correction of some parts in a million.
+func (c *Cache) readTick(k *Clock, interval uint64) {
 	l := c.k.Types().Layout("inode")
 	k.dirtiedWhen = l.Field("dirtied_when", 8)
-	now, err1 := c.k.U64(jiffies)
-	nsec, err2 := c.k.U64(tick)
-	if errors.Join(l.Err(), err1, err2) == nil && nsec >= 1e5 && nsec <= 1e8 {
-		k.jiffies, k.Tick = now, time.Duration(nsec)
+	jiffies, err := c.k.Symbol("jiffies_64")
+	if err != nil || l.Err() != nil {
+		return
+	}
+	now, err := c.k.U64(jiffies)
+	if err != nil {
+		return
+	}
+	for _, hz := range []uint64{100, 250, 300, 1000} { // kernel/Kconfig.hz
+		if exact := uint64(time.Second) / hz; interval > exact-exact/1000 && interval < exact+exact/1000 {
+			k.jiffies, k.Tick = now, time.Duration(exact)
+		}
 	}
 }
 

@@ -83,6 +83,7 @@ type ext4Layout struct {
 	journalSize           int
 	tailSeq, tail, head   kernel.Field // in journal_s
 	commitSeq, transacSeq kernel.Field
+	journalSuper, private kernel.Field
 }
 
 func newExt4Layout(k *kernel.Kernel) (*ext4Layout, error) {
@@ -98,11 +99,13 @@ func newExt4Layout(k *kernel.Kernel) (*ext4Layout, error) {
 	e.head = j.Field("j_head", 8)
 	e.commitSeq = j.Field("j_commit_sequence", 4)
 	e.transacSeq = j.Field("j_transaction_sequence", 4)
+	e.journalSuper = j.Field("j_superblock", 8)
+	e.private = j.Field("j_private", 8)
 	return e, errors.Join(l.Err(), j.Err())
 }
 
 // layoutIn looks a structure up in the kernel image, or in the first of these
-// modules that has it.
+// modules that has it; where modules have no types, in what is known of those.
 func layoutIn(k *kernel.Kernel, name string, modules ...string) *kernel.Layout {
 	image := k.Types().Layout(name)
 	if !errors.Is(image.Err(), kernel.ErrNotFound) {
@@ -116,6 +119,9 @@ func layoutIn(k *kernel.Kernel, name string, modules ...string) *kernel.Layout {
 		if l := t.Layout(name); l.Err() == nil {
 			return l
 		}
+	}
+	if l := toldLayout(k, name); l != nil {
+		return l
 	}
 	return image
 }
@@ -142,20 +148,44 @@ func (c *Cache) Ext4(s *Superblock) (*Ext4, error) {
 	if e.Super, err = ParseDiskSuper(raw); err != nil {
 		return nil, fmt.Errorf("read ext4: %w", err)
 	}
-	journal := l.journal.Pointer(b)
-	if journal == 0 {
-		return e, nil
+	if e.Super.UUID != s.UUID {
+		return nil, fmt.Errorf("read ext4: %s: its superblock says it is %v, not %v", s.ID, e.Super.UUID, s.UUID)
 	}
-	if b, err = c.k.Bytes(journal, l.journalSize); err != nil {
-		return nil, fmt.Errorf("read ext4: journal: %w", err)
+	if journal := l.journal.Pointer(b); journal != 0 {
+		if e.Journal, err = c.journal(s, journal); err != nil {
+			return nil, fmt.Errorf("read ext4: journal of %s: %w", s.ID, err)
+		}
 	}
-	e.Journal = &Journal{
+	return e, nil
+}
+
+// journalMagic begins every block of the journal itself (include/linux/jbd2.h,
+// JBD2_MAGIC_NUMBER), most significant byte first.
+const journalMagic = 0xc03b3998
+
+// journal reads the journal of a file system, and checks that it is its.
+func (c *Cache) journal(s *Superblock, journal addr.Virt) (*Journal, error) {
+	l := c.layout.ext4
+	b, err := c.k.Bytes(journal, l.journalSize)
+	if err != nil {
+		return nil, err
+	}
+	if owner := l.private.Pointer(b); owner != s.Addr {
+		return nil, fmt.Errorf("it belongs to superblock at %v", owner)
+	}
+	super, err := c.k.Bytes(l.journalSuper.Pointer(b), 4)
+	if err != nil {
+		return nil, fmt.Errorf("superblock: %w", err)
+	}
+	if magic := binary.BigEndian.Uint32(super); magic != journalMagic {
+		return nil, fmt.Errorf("its superblock begins with %#x", magic)
+	}
+	return &Journal{
 		Addr:            journal,
 		TailSequence:    uint32(l.tailSeq.Uint(b)),
 		Tail:            addr.Block(l.tail.Uint(b)),
 		Head:            addr.Block(l.head.Uint(b)),
 		CommitSequence:  uint32(l.commitSeq.Uint(b)),
 		NextTransaction: uint32(l.transacSeq.Uint(b)),
-	}
-	return e, nil
+	}, nil
 }

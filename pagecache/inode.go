@@ -46,6 +46,7 @@ type Inode struct {
 	marked  bool      // xa_flags say that some page is marked
 	pages   uint64    // nrpages, not yet believed
 	super   addr.Virt
+	blkbits uint // log2 of the size of its blocks, not yet believed
 	queued  bool // on a list of a bdi_writeback, or of inodes under writeback
 }
 
@@ -60,6 +61,7 @@ type inodeLayout struct {
 	mode, uid, gid, flags, super, ino, nlink kernel.Field
 	length, state, generation, data, pointer kernel.Field
 	ioList, wbList, sbList, dentries         kernel.Field
+	blkbits                                  kernel.Field
 	tree, treeFlags, head, pages             kernel.Field
 	atime, mtime, ctime                      timeField
 }
@@ -84,6 +86,7 @@ func (i *inodeLayout) look(t *kernel.Types) error {
 	i.treeFlags = l.Field("i_data.i_pages.xa_flags", 4)
 	i.head = l.Field("i_data.i_pages.xa_head", 8)
 	i.pages = l.Field("i_data.nrpages", 8)
+	i.blkbits = l.Optional("i_blkbits", 1)
 	i.ioList = l.Field("i_io_list", 16)
 	i.wbList = l.Field("i_wb_list", 16)
 	i.sbList = l.Field("i_sb_list", 16)
@@ -144,6 +147,9 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 		pages:      l.pages.Uint(b),
 		super:      s.Addr,
 	}
+	if l.blkbits.Present() {
+		i.blkbits = uint(l.blkbits.Uint(b))
+	}
 	// The upper bits of xa_flags are the marks of the whole tree (xarray.h,
 	// XA_FLAGS_MARK); where they begin depends on the kernel (__GFP_BITS_SHIFT,
 	// 23 to 28), but of the lower ones a page cache uses only the first six.
@@ -173,3 +179,6 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 type otherSuper struct{ super addr.Virt }
 
 func (o otherSuper) Error() string { return fmt.Sprintf("inode belongs to superblock at %v", o.super) }
+
+// Mapping is the address of the inode's page cache, struct address_space.
+func (i *Inode) Mapping() addr.Virt { return i.mapping }

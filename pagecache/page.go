@@ -157,10 +157,8 @@ func (c *Cache) pieces(s *Superblock, i *Inode, at slotted, yield func(Piece, er
 		return yield(Piece{}, i.refuse(at.index, at.pages, Poisoned, nil))
 	case p.has(l.uptodate):
 		return yield(whole(p, at), nil)
-	case !s.HasBuffers() || !p.has(l.hasPrivate):
-		return yield(Piece{}, i.refuse(at.index, at.pages, NotUptodate, nil))
 	}
-	return c.buffers(i, p, at, yield)
+	return c.partly(s, i, p, at, yield)
 }
 
 // whole returns the part of a folio that a slot stands for: all of it, where one

@@ -108,6 +108,44 @@ func TestUnsaved(t *testing.T) {
 			w.buffers(p, w.data(p)+1024, [4]uint64{3, 3, 3, 3})
 			w.head(i, p)
 		}, []string{"0+1 implausible buffers"}},
+		"blocks of one": {func(w *world, i addr.Virt) {
+			w.kind("xfs")
+			p := w.page(i, 5, 1<<pgDirty|1<<pgPrivateBit, 'a')
+			w.blocks(i, p, 9, 0xa6)
+			w.head(i, 2+w.node(i, 0, 0, 0, map[int]addr.Virt{5: p}, 5))
+		}, []string{"a[20992,22016)", "a[23040,23552)", "a[24064,24576)"}},
+		"blocks of a large folio": {func(w *world, i addr.Virt) {
+			w.kind("xfs")
+			p := w.folio(i, 8, 2, 'a')
+			w.PutU64(p+pgFlags, 1<<pgDirty|1<<pgHead|1<<pgPrivateBit)
+			w.blocks(i, p, 12, 0xf6) // the upper bits are of another bitmap
+			w.head(i, 2+w.node(i, 0, 0, 0, map[int]addr.Virt{8: p}, 8))
+		}, []string{"\x00[36864,45056)"}}, // only the first page has a letter
+		"no block of one": {func(w *world, i addr.Virt) {
+			w.kind("xfs")
+			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
+			w.blocks(i, p, 10, 0)
+			w.head(i, p)
+		}, []string{"0+1 page never filled"}},
+		"a page that is one block": {func(w *world, i addr.Virt) {
+			w.kind("xfs")
+			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
+			w.blocks(i, p, 12, 1)
+			w.head(i, p)
+		}, []string{"0+1 page never filled"}},
+		"a state of blocks that is nowhere": {func(w *world, i addr.Virt) {
+			w.kind("xfs")
+			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
+			w.blocks(i, p, 10, 1)
+			w.PutU64(p+pgPrivate, 1)
+			w.head(i, p)
+		}, []string{"0+1 implausible buffers"}},
+		"blocks in a file system that is not understood": {func(w *world, i addr.Virt) {
+			w.kind("f2fs")
+			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
+			w.blocks(i, p, 10, 1)
+			w.head(i, p)
+		}, []string{"0+1 page never filled"}},
 		"a large folio": {func(w *world, i addr.Virt) {
 			w.head(i, 2+w.node(i, 0, 0, 0, map[int]addr.Virt{8: w.folio(i, 8, 2, 'a'), 9: 8<<2 | 2, 10: 8<<2 | 2, 11: 8<<2 | 2}, 8, 10))
 		}, []string{"a[32768,49152)"}},

@@ -20,6 +20,7 @@ const (
 	inState, inMode, inUID, inGID, inFlags, inSuper = 0, 8, 12, 16, 20, 24
 	inIno, inNlink, inSize, inAtime, inMtime        = 32, 40, 48, 56, 72
 	inCtime, inIO, inWB, inSB, inDentry, inGen      = 88, 104, 120, 136, 152, 160
+	inBlkbits                                       = 164
 	inMapping, inData, inBytes                      = 168, 176, 256
 	inTree                                          = inData + 8  // an xarray
 	inTreeFlags                                     = inTree + 4  //
@@ -80,7 +81,7 @@ func types() []btf.Type {
 			field("i_nlink", inNlink, u32), field("i_size", inSize, u64), field("i_atime", inAtime, ts),
 			field("i_mtime", inMtime, ts), field("__i_ctime", inCtime, ts), field("i_io_list", inIO, list),
 			field("i_wb_list", inWB, list), field("i_sb_list", inSB, list), field("i_dentry", inDentry, u64),
-			field("i_generation", inGen, u32), field("i_mapping", inMapping, u64), field("i_data", inData, mapping)),
+			field("i_generation", inGen, u32), field("i_blkbits", inBlkbits, u8), field("i_mapping", inMapping, u64), field("i_data", inData, mapping)),
 		st("xa_node", ndSize, field("shift", ndShift, u8), field("offset", ndOffset, u8), field("parent", ndParent, u64),
 			field("array", ndArray, u64), field("slots", ndSlots, blob(512)), field("marks", ndMarks, blob(24))),
 		st("page", kerneltest.PageStruct, field("flags", pgFlags, u64), field("mapping", pgMapping, u64),
@@ -95,7 +96,8 @@ func types() []btf.Type {
 			"PG_head": pgHead, "PG_private": pgPrivateBit, "PG_hwpoison": pgPoison}),
 		enum("bh_state_bits", map[string]uint64{"BH_Uptodate": bhUptodate, "BH_Dirty": bhDirty, "BH_Async_Write": bhAsync}),
 		st("ext4_sb_info", 16, field("s_es", 0, u64), field("s_journal", 8, u64)),
-		st("journal_s", 40, field("j_tail_sequence", 0, u32), field("j_tail", 8, u64), field("j_head", 16, u64),
+		st("iomap_folio_state", 16, field("state_lock", 0, u32), field("state", 16, blob(0))),
+		st("journal_s", 56, field("j_superblock", 40, u64), field("j_private", 48, u64), field("j_tail_sequence", 0, u32), field("j_tail", 8, u64), field("j_head", 16, u64),
 			field("j_commit_sequence", 24, u32), field("j_transaction_sequence", 28, u32)),
 	}
 }
@@ -104,6 +106,7 @@ func types() []btf.Type {
 type world struct {
 	*kerneltest.Machine
 	sb, bdi, wb, root addr.Virt
+	typeName          addr.Virt
 	nodes             []addr.Virt // everything of interest, for damage
 }
 
@@ -118,9 +121,10 @@ func newWorld(t testing.TB) *world {
 	w.add(w.bdi, w.wb+8)
 	w.PutU64(w.wb, uint64(w.bdi))
 	w.PutU64(w.sb+sbBdi, uint64(w.bdi))
-	fs, name := w.alloc(64), w.alloc(8)
-	w.Put(name, []byte("ext4"))
-	w.PutU64(fs+8, uint64(name))
+	fs := w.alloc(64)
+	w.typeName = w.alloc(8)
+	w.kind("ext4")
+	w.PutU64(fs+8, uint64(w.typeName))
 	w.PutU64(w.sb+sbType, uint64(fs))
 	w.Put(w.sb+sbID, []byte("vda"))
 	info, disk := w.alloc(16), w.alloc(1024)
@@ -134,6 +138,18 @@ func newWorld(t testing.TB) *world {
 	w.root = w.dentry("/", 0, 0)
 	w.PutU64(w.sb+sbRoot, uint64(w.root))
 	return w
+}
+
+// kind changes the type of the file system, a name of four bytes at most.
+func (w *world) kind(name string) { w.Put(w.typeName, append([]byte(name), 0)) }
+
+// blocks gives a page a state of its blocks of 2^bits bytes, of which those of a
+// bitmap are up to date.
+func (w *world) blocks(inode, page addr.Virt, bits byte, bitmap uint64) {
+	state := w.alloc(24)
+	w.Put(inode+inBlkbits, []byte{bits})
+	w.PutU64(state+16, bitmap)
+	w.PutU64(page+pgPrivate, uint64(state))
 }
 
 func (w *world) alloc(n int) addr.Virt {

@@ -41,8 +41,9 @@ func (i Info) MissesCache() bool {
 	return i.LevelKnown && i.Level&(LevelCache|LevelCachePrivate) != 0
 }
 
-// Advice returns what an operator who looks for files should know about the
-// image, or "".
+// Advice returns what an operator who misses files should know about the image, or
+// "". For an ELF core it is worth telling only if memory was found to be excluded:
+// whether that was page cache, the file does not say.
 func (i Info) Advice() string {
 	const how = "dump again with -d 17 or 25, not -d 31 (bits 2 and 4 throw it away)"
 	switch {

@@ -222,6 +222,7 @@ func readKdumpMaps(in input, h kdumpHeader, im *image) (*kdumpPages, error) {
 	}
 	im.setMemory(memory, dumped.total*addr.PageSize)
 	k := &kdumpPages{in: in, dumped: dumped, descs: off + size, cache: newCache(kdumpDescCache)}
+	k.findZeros()
 	if im.info.Incomplete {
 		return k, nil
 	}

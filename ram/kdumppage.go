@@ -28,6 +28,8 @@ type kdumpPages struct {
 	dumped *bitmap
 	descs  uint64 // offset of the descriptors
 	cache  *cache // of blocks of descriptors
+	// zeros is the offset of the page that zero pages share; 0 if there is none.
+	zeros uint64
 }
 
 type kdumpDesc struct {
@@ -56,16 +58,61 @@ func (k *kdumpPages) present(pa addr.Phys, n int) (addr.Phys, bool) {
 	}
 }
 
+// touched leaves out pages that share the page of zeros. One whose descriptor
+// cannot be read counts as touched.
 func (k *kdumpPages) touched(r addr.PhysRange) iter.Seq[addr.PhysRange] {
 	return func(yield func(addr.PhysRange) bool) {
 		if r.Len() == 0 {
 			return
 		}
 		for first, end := range k.dumped.runs(r.Start.PFN(), (r.End-1).PFN()+1) {
-			if !yield(addr.PhysRange{Start: max(r.Start, first.Phys()), End: min(r.End, end.Phys())}) {
-				return
+			for first < end {
+				stop := k.sameKind(first, end)
+				part := addr.PhysRange{Start: max(r.Start, first.Phys()), End: min(r.End, stop.Phys())}
+				if !k.isZero(first) && !yield(part) {
+					return
+				}
+				first = stop
 			}
 		}
+	}
+}
+
+// sameKind returns how far the frames from first on, which are all in the file, are
+// all shared zeros, or all not.
+func (k *kdumpPages) sameKind(first, end addr.PFN) addr.PFN {
+	if k.zeros == 0 {
+		return end
+	}
+	kind, n := k.isZero(first), k.dumped.before(first)
+	for pfn := first + 1; pfn < end; pfn++ {
+		n++
+		if d, err := k.desc(n); (err == nil && k.sharesZeros(d)) != kind {
+			return pfn
+		}
+	}
+	return end
+}
+
+func (k *kdumpPages) isZero(pfn addr.PFN) bool {
+	if k.zeros == 0 {
+		return false
+	}
+	d, err := k.desc(k.dumped.before(pfn))
+	return err == nil && k.sharesZeros(d)
+}
+
+func (k *kdumpPages) sharesZeros(d kdumpDesc) bool {
+	return k.zeros != 0 && d == kdumpDesc{off: k.zeros, size: addr.PageSize}
+}
+
+// findZeros looks whether the first page of data, which is where makedumpfile and
+// QEMU have the one that zero pages share, does consist of zeros.
+func (k *kdumpPages) findZeros() {
+	var page, zeros [addr.PageSize]byte
+	at := k.descs + k.dumped.total*kdumpDescSize
+	if _, err := k.in.ReadAt(page[:], int64(at)); err == nil && page == zeros {
+		k.zeros = at
 	}
 }
 
@@ -111,6 +158,9 @@ func (k *kdumpPages) decode(number int64, dst []byte) error {
 		return err
 	}
 	switch {
+	case k.sharesZeros(d):
+		clear(dst)
+		return nil
 	case d.off == 0:
 		// So in an incomplete file (makedumpfile's IMPLEMENTATION, "The
 		// incomplete DUMPFILE"); nothing else begins there.

@@ -65,7 +65,7 @@ func readHead(in input) ([]byte, error) {
 }
 
 // openInput opens a file of any format.
-func openInput(in fileInput) (Memory, error) {
+func openInput(in input) (Memory, error) {
 	head, err := readHead(in)
 	if err != nil {
 		return nil, err

@@ -29,6 +29,9 @@ func (e *DiskError) Unwrap() error { return ErrDiskChanged }
 // memory. Offset 0 of the disk must be the start of the file system. An error
 // that wraps ErrDiskChanged means that the plan must not be carried out.
 func (p *Plan) Check(disk io.ReaderAt) error {
+	if !p.Super.HasBuffers() {
+		return fmt.Errorf("check disk: %s: %w: a disk of that type cannot be compared with memory", p.Super.Type, ErrUnsupported)
+	}
 	b := make([]byte, pagecache.DiskSuperSize)
 	if _, err := disk.ReadAt(b, pagecache.DiskSuperOffset); err != nil {
 		return fmt.Errorf("check disk: read superblock: %w", err)

@@ -5,12 +5,14 @@
 // # Caveats
 //
 // A plan covers the data, sizes, times and owners of regular files. Names and
-// directories are the journal's matter. ext2, ext3 and ext4 only.
+// directories are the journal's matter. Only for ext2, ext3 and ext4 can the disk
+// be compared with memory (Check), and hence be written to.
 package salvage
 
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"runtime"
 	"slices"
 	"sync"
@@ -26,7 +28,7 @@ import (
 type Plan struct {
 	Kernel string // its release
 	Super  pagecache.Superblock
-	Ext4   pagecache.Ext4 // as in memory, for comparison with the disk
+	Ext4   pagecache.Ext4 // as in memory, for comparison with the disk; zero for others
 	Files  []File         // in the order of inode numbers
 	// Refused is the data that is in memory and not in the plan.
 	Refused []*pagecache.Refusal
@@ -36,8 +38,10 @@ type Plan struct {
 	// Deleted counts unsaved files without a name, which get nothing.
 	Deleted int
 
-	mem    ram.Memory
-	staged int64
+	mem      ram.Memory
+	first    addr.Ino  // the first inode that is not the file system's own
+	staged   int64     // bytes
+	segments []segment // of all runs, in the order of the staging area
 }
 
 // File is what is to be done about one file.
@@ -73,8 +77,10 @@ type Run struct {
 
 // segment is a piece of a run in physical memory.
 type segment struct {
-	phys addr.Phys
-	n    int64
+	phys   addr.Phys
+	n      int64
+	staged int64 // offset in the staging area
+	pad    int64 // zeros that follow it there
 }
 
 // WriteLen is how many bytes to write at Off: rounded up to addr.PageSize for
@@ -99,18 +105,38 @@ func New(k *kernel.Kernel, id pagecache.UUID) (*Plan, error) {
 	return Of(c, s)
 }
 
-// Of plans the salvage of a file system.
+// ErrUnsupported says that a file system is of a type that is not understood.
+var ErrUnsupported = errors.New("file system type is not supported")
+
+// plain are types whose files are understood by what they have in common with
+// all others.
+var plain = []string{"xfs", "vfat"}
+
+// firstBtrfs is the number of the first inode that is not btrfs's own
+// (include/uapi/linux/btrfs_tree.h, BTRFS_FIRST_FREE_OBJECTID).
+const firstBtrfs = 256
+
+// Of plans the salvage of a file system. One whose type is not understood is an
+// error that wraps ErrUnsupported.
 func Of(c *pagecache.Cache, s *pagecache.Superblock) (*Plan, error) {
-	ext4, err := c.Ext4(s)
-	if err != nil {
-		return nil, fmt.Errorf("plan salvage of %s: %w", s.ID, err)
+	p := &Plan{Kernel: c.Kernel().Release, Super: *s, mem: c.Kernel().Memory()}
+	walk := c.Dirty
+	switch {
+	case s.HasBuffers():
+		ext4, err := c.Ext4(s)
+		if err != nil {
+			return nil, fmt.Errorf("plan salvage of %s: %w", s.ID, err)
+		}
+		p.Ext4, p.first = *ext4, addr.Ino(ext4.Super.FirstInode)
+	case s.InMemory():
+		walk = c.Inodes // nothing of it was ever saved
+	case s.Type == "btrfs":
+		p.first = firstBtrfs
+	case !slices.Contains(plain, s.Type):
+		return nil, fmt.Errorf("plan salvage of %s: %s: %w", s.ID, s.Type, ErrUnsupported)
 	}
-	if ext4.Super.UUID != s.UUID {
-		return nil, fmt.Errorf("plan salvage of %s: its superblock says it is %v, not %v", s.ID, ext4.Super.UUID, s.UUID)
-	}
-	p := &Plan{Kernel: c.Kernel().Release, Super: *s, Ext4: *ext4, mem: c.Kernel().Memory()}
 	var inodes []*pagecache.Inode
-	for i, err := range c.Dirty(s) {
+	for i, err := range walk(s) {
 		if err != nil {
 			p.note(err)
 			continue
@@ -144,7 +170,7 @@ func (p *Plan) addAll(c *pagecache.Cache, s *pagecache.Superblock, inodes []*pag
 		mine := inodes[len(inodes)*w/workers : len(inodes)*(w+1)/workers]
 		wg.Go(func() {
 			part := &parts[w]
-			part.Ext4 = p.Ext4
+			part.first = p.first
 			part.Files = make([]File, 0, len(mine))
 			paths := c.Paths(s)
 			for _, i := range mine {
@@ -174,7 +200,11 @@ func (p *Plan) add(c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Ino
 		Ino: i.Ino, Generation: i.Generation, Mode: i.Mode, UID: i.UID, GID: i.GID, NLink: i.NLink,
 		Size: i.Size, Atime: i.Atime, Mtime: i.Mtime, Ctime: i.Ctime, Flags: i.Flags,
 	}
-	for piece, err := range c.Unsaved(s, i) {
+	pieces := c.Unsaved
+	if s.InMemory() {
+		pieces = c.Held
+	}
+	for piece, err := range pieces(s, i) {
 		if err != nil {
 			p.note(err)
 			continue
@@ -195,7 +225,7 @@ func (p *Plan) add(c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Ino
 // unfit says why a file must not be written to, or 0.
 func (p *Plan) unfit(i *pagecache.Inode) pagecache.Reason {
 	switch {
-	case uint64(i.Ino) < uint64(p.Ext4.Super.FirstInode):
+	case i.Ino < p.first:
 		return pagecache.Reserved
 	case i.Flags&pagecache.FlagEncrypted != 0:
 		return pagecache.Encrypted
@@ -224,6 +254,18 @@ func (f *File) take(piece pagecache.Piece) {
 	f.Runs = append(f.Runs, Run{Span: span, Direct: direct, segments: []segment{seg}})
 }
 
+// Physical yields the pieces of physical memory that hold the run, in its order,
+// and their lengths in bytes.
+func (r *Run) Physical() iter.Seq2[addr.Phys, int64] {
+	return func(yield func(addr.Phys, int64) bool) {
+		for _, s := range r.segments {
+			if !yield(s.phys, s.n) {
+				return
+			}
+		}
+	}
+}
+
 func (r *Run) append(seg segment) {
 	last := &r.segments[len(r.segments)-1]
 	if last.phys+addr.Phys(last.n) == seg.phys {
@@ -235,11 +277,31 @@ func (r *Run) append(seg segment) {
 
 // stage gives every run its place in the staging area.
 func (p *Plan) stage() {
+	count := 0
 	for i := range p.Files {
 		for j := range p.Files[i].Runs {
-			run := &p.Files[i].Runs[j]
-			run.Staged = p.staged
-			p.staged += addr.AlignUp(run.Len())
+			count += len(p.Files[i].Runs[j].segments)
 		}
 	}
+	p.segments = make([]segment, 0, count)
+	for i := range p.Files {
+		for j := range p.Files[i].Runs {
+			p.stageRun(&p.Files[i].Runs[j])
+		}
+	}
+}
+
+// stageRun also moves the run's segments next to those of all others, so that
+// Gather reads them as one list and not from all over memory.
+func (p *Plan) stageRun(run *Run) {
+	run.Staged = p.staged
+	at, first := p.staged, len(p.segments)
+	for _, s := range run.segments {
+		s.staged = at
+		at += s.n
+		p.segments = append(p.segments, s)
+	}
+	p.staged = addr.AlignUp(at)
+	p.segments[len(p.segments)-1].pad = p.staged - at
+	run.segments = p.segments[first:len(p.segments):len(p.segments)]
 }

@@ -8,7 +8,8 @@
 #
 #   $UNDERSTUDY_CACHE/kernels/5.10-cloud -> RELEASE, and so on for each NAME
 #
-# usage: scripts/kernels.sh [NAME...]; without names, all that are missing.
+# usage: scripts/kernels.sh [NAME...]; without names, all that are missing. Remove
+# a link to have its newest release.
 set -euo pipefail
 
 tools=(xfsprogs btrfs-progs dosfstools xz-utils)

@@ -22,7 +22,7 @@ func main() {
 	}
 	if err := root().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "understudy:", err)
-		os.Exit(1)
+		os.Exit(exitCode(err))
 	}
 }
 
@@ -34,6 +34,6 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 	}
 	cmd.AddCommand(upCommand(), statusCommand(), crashCommand(), downCommand(), consoleCommand(),
-		demoCommand(), initramfsCommand(), agentCommand())
+		demoCommand(), initramfsCommand(), agentCommand(), inspectCommand(), salvageCommand())
 	return cmd
 }

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"understudy/inventory"
+)
+
+// inspection is what inspect says. Its file systems have no files.
+type inspection struct {
+	Kernel      kernelInfo              `json:"kernel"`
+	FileSystems []fileSystemInfo        `json:"filesystems"`
+	Pseudo      []string                `json:"pseudo"` // types of file systems without files to save
+	Stages      []inventory.StageReport `json:"stages"`
+}
+
+type kernelInfo struct {
+	inventory.Facts
+	Uptime float64 `json:"uptime_seconds,omitempty"`
+}
+
+type fileSystemInfo struct {
+	Type      string   `json:"type"`
+	Device    string   `json:"device"`
+	UUID      string   `json:"uuid"`
+	ReadOnly  bool     `json:"read_only"`
+	MountedOn []string `json:"mounted_on,omitempty"`
+	Files     int      `json:"unsaved_files"`
+	Bytes     int64    `json:"unsaved_bytes"`
+	Deleted   int      `json:"deleted_but_open"`
+	Oldest    *float64 `json:"oldest_seconds,omitempty"`
+	Refused   int      `json:"refused"` // refusals
+	Problem   string   `json:"problem,omitempty"`
+}
+
+func inspectCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "inspect IMAGE",
+		Short: "Say which kernel died in this memory, why, and how much it had not saved",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m, err := inventory.Open(args[0])
+			if err != nil {
+				return err
+			}
+			defer m.Close()
+			c, in, err := inspect(m)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				err = writeJSON(cmd.OutOrStdout(), in)
+			} else {
+				err = in.write(cmd.OutOrStdout())
+			}
+			return errors.Join(err, c.verdict())
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print for programs")
+	return cmd
+}
+
+func inspect(m *inventory.Image) (*chosen, *inspection, error) {
+	in := &inspection{FileSystems: []fileSystemInfo{}}
+	if err := m.Stage("read facts", func() error { in.Kernel.Facts = m.Facts(); return nil }); err != nil {
+		return nil, nil, err
+	}
+	if m.Clock != nil {
+		in.Kernel.Uptime = m.Clock.Uptime().Seconds()
+	}
+	all, pseudo, err := m.FileSystems()
+	c := &chosen{image: m, report: inventory.NewReport(m), faults: err}
+	in.Pseudo = pseudo
+	for _, f := range all {
+		m.Stage("walk "+f.Device, func() error {
+			l := located{f, f.Find(inventory.Query{})}
+			c.found = append(c.found, l)
+			in.FileSystems = append(in.FileSystems, l.info())
+			return nil
+		})
+	}
+	c.report.Time(m)
+	in.Stages = c.report.Stages
+	return c, in, nil
+}
+
+func (l *located) info() fileSystemInfo {
+	s := l.Super
+	out := fileSystemInfo{Type: s.Type, Device: l.Device, ReadOnly: s.ReadOnly(), MountedOn: l.MountedOn()}
+	if s.UUID != [16]byte{} {
+		out.UUID = s.UUID.String()
+	}
+	oldest := time.Duration(-1)
+	for _, f := range l.Files {
+		if n := f.UnsavedBytes(); n > 0 {
+			out.Files++
+			out.Bytes += n
+			oldest = max(oldest, f.Age)
+		}
+		if f.State == inventory.Deleted {
+			out.Deleted++
+		}
+		out.Refused += len(f.Refused)
+	}
+	out.Refused += len(l.Refused)
+	if oldest >= 0 {
+		seconds := oldest.Seconds()
+		out.Oldest = &seconds
+	}
+	if err := errors.Join(l.Faults...); err != nil {
+		out.Problem = err.Error()
+	}
+	return out
+}
+
+func (in *inspection) write(w io.Writer) error {
+	out := bufio.NewWriter(w)
+	k := &in.Kernel
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(out, "%-9s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	line("kernel", "%s", printable(k.Release))
+	if k.Host != "" {
+		line("host", "%s", printable(k.Host))
+	}
+	if !k.Boot.IsZero() {
+		line("booted", "%s, up %v until %s", k.Boot.UTC().Format(time.DateTime+" MST"), (time.Duration(k.Uptime * float64(time.Second))).Round(100*time.Millisecond),
+			k.Now.UTC().Format(time.TimeOnly))
+	}
+	switch {
+	case k.Panic != "" && k.PanicCPU != nil:
+		line("panic", "%s (CPU %d)", printable(k.Panic), *k.PanicCPU)
+	case k.Panic != "":
+		line("panic", "%s", printable(k.Panic))
+	default:
+		line("panic", "none in its log: %s", k.PanicProblem)
+	}
+	line("kaslr", "moved by %#x", k.KASLR)
+	line("paging", "%d levels", k.PagingLevels)
+	line("memory", "%s, %s", bytesText(int64(k.Memory)), k.Format)
+	if k.CommandLine != "" {
+		line("command", "%s", printable(k.CommandLine))
+	}
+	fmt.Fprintln(out)
+	rows := [][]string{{"FS", "TYPE", "MOUNTED ON", "UNSAVED FILES", "UNSAVED BYTES", "OLDEST", "REFUSED", "UUID"}}
+	for _, f := range in.FileSystems {
+		oldest := time.Duration(-1)
+		if f.Oldest != nil {
+			oldest = time.Duration(*f.Oldest * float64(time.Second))
+		}
+		var on []string
+		for _, at := range f.MountedOn {
+			on = append(on, printable(at))
+		}
+		rows = append(rows, []string{printable(f.Device), printable(f.Type), strings.Join(on, " "), fmt.Sprint(f.Files),
+			fmt.Sprint(f.Bytes), ageText(oldest), fmt.Sprint(f.Refused), f.UUID})
+	}
+	columns(out, rows, "lllrrrrl")
+	fmt.Fprintf(out, "without files to save: %s\n", strings.Join(in.Pseudo, ", "))
+	return out.Flush()
+}

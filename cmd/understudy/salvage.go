@@ -1,0 +1,231 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"understudy/inventory"
+)
+
+func salvageCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "salvage",
+		Short: "Get unsaved files out of the memory of a dead Linux kernel",
+		Long: `Get unsaved files out of the memory of a dead Linux kernel.
+
+IMAGE is the memory of a machine: the RAM file of a guest or a crash dump. What it
+is follows from its content. It is opened read-only, and needs no symbols.
+
+The exit status is 0 if all was found, 1 if the command failed, and 3 if it did its
+work, but some of what is in memory was refused; what and why is on standard error.`,
+	}
+	cmd.AddCommand(listCommand(), extractCommand(), mountCommand())
+	return cmd
+}
+
+// selection says which files of an image are meant; the verbs of salvage share
+// its flags.
+type selection struct {
+	fs, path string
+	all      bool
+}
+
+func (s *selection) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&s.fs, "fs", "", "only this file system: a device (vda), a UUID, or a type (tmpfs); default: all with a disk")
+	cmd.Flags().StringVar(&s.path, "path", "", "only files whose path matches this `GLOB`; without a slash, whose last name does; ** crosses directories")
+}
+
+// chosen is what a selection found.
+type chosen struct {
+	image  *inventory.Image
+	report *inventory.Report
+	found  []located
+	// faults are file systems that could not be read.
+	faults error
+}
+
+// located is what was found in one file system.
+type located struct {
+	*inventory.FileSystem
+	inventory.Found
+}
+
+// open opens an image and finds the files that are meant.
+func (s *selection) open(image string, clean bool) (*chosen, error) {
+	accept := func(string) bool { return true }
+	if s.path != "" {
+		var err error
+		if accept, err = inventory.Glob(s.path); err != nil {
+			return nil, err
+		}
+	}
+	m, err := inventory.Open(image)
+	if err != nil {
+		return nil, err
+	}
+	c := &chosen{image: m, report: inventory.NewReport(m)}
+	all, _, err := m.FileSystems()
+	c.faults = err
+	c.report.Complete = err == nil
+	wanted, err := inventory.Choose(all, s.fs)
+	if err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	for _, f := range wanted {
+		m.Stage("walk "+f.Device, func() error {
+			c.found = append(c.found, located{f, f.Find(inventory.Query{All: s.all, Clean: clean, Accept: accept})})
+			return nil
+		})
+	}
+	return c, nil
+}
+
+// fill adds all that was found to the report.
+func (c *chosen) fill() {
+	for _, l := range c.found {
+		c.report.Add(l.FileSystem, l.Found)
+	}
+}
+
+func (c *chosen) close() error { return c.image.Close() }
+
+// incomplete says that a verb did its work, but not with all that is in memory.
+type incomplete struct{ what []string }
+
+func (i *incomplete) Error() string { return strings.Join(i.what, "\nunderstudy: ") }
+
+// exitRefused is the exit status for work that was done in part.
+const exitRefused = 3
+
+// exitCode is the exit status for an error.
+func exitCode(err error) int {
+	var i *incomplete
+	if errors.As(err, &i) {
+		return exitRefused
+	}
+	return 1
+}
+
+// maxNamed bounds how many refusals are told one by one.
+const maxNamed = 10
+
+// excludedHint says what to do about a dump without the page cache, if the dump
+// itself does not say why (makedumpfile(8): level 2 leaves out cache pages, 4
+// those with private data).
+const excludedHint = "dump again at a level without 2 and 4, such as makedumpfile -d 25: -d 31, a usual default, leaves out all file data"
+
+// excluded is a sentence about pages of files that are not in the image.
+func (c *chosen) excluded(pages int64) string {
+	hint := c.image.Info().Advice()
+	if hint == "" {
+		hint = excludedHint
+	}
+	if pages == 0 {
+		return hint
+	}
+	return fmt.Sprintf("%d pages of file data are not in this image: %s", pages, hint)
+}
+
+// verdict is nil if everything in memory was taken.
+func (c *chosen) verdict() error {
+	var out incomplete
+	excluded := 0
+	if c.faults != nil {
+		out.what = append(out.what, c.faults.Error())
+	}
+	var single []string
+	for _, l := range c.found {
+		excluded += l.Excluded()
+		for _, err := range l.Faults {
+			out.what = append(out.what, fmt.Sprintf("%s: %v", l.Device, err))
+		}
+		for _, r := range l.Refused {
+			single = append(single, fmt.Sprintf("%s: %v", l.Device, r))
+		}
+		for _, f := range l.Files {
+			for _, r := range f.Refused {
+				if inventory.LeftOut(r) {
+					continue // counted
+				}
+				single = append(single, fmt.Sprintf("%s: %s: %v", l.Device, printable(f.Label()), r))
+			}
+		}
+	}
+	if excluded > 0 || c.image.Info().MissesCache() {
+		out.what = append(out.what, c.excluded(int64(excluded)))
+	}
+	n := len(single)
+	if n > maxNamed {
+		single = append(single[:maxNamed], fmt.Sprintf("and %d more refusals; --json tells all", n-maxNamed))
+	}
+	out.what = append(out.what, single...)
+	if len(out.what) == 0 {
+		return nil
+	}
+	return &out
+}
+
+// printable quotes names from a dead kernel that would do something to a terminal.
+func printable(s string) string {
+	if !utf8.ValidString(s) || s != strings.TrimSpace(s) || strings.HasPrefix(s, `"`) ||
+		strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
+		return strconv.Quote(s)
+	}
+	return s
+}
+
+// bytesText is a number of bytes for people.
+func bytesText(n int64) string {
+	if n < 10000 {
+		return strconv.FormatInt(n, 10) + " bytes"
+	}
+	for _, u := range []struct {
+		name string
+		size float64
+	}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}} {
+		if v := float64(n) / u.size; v >= 1 {
+			return strconv.FormatFloat(v, 'f', 1, 64) + " " + u.name
+		}
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// ageText is a duration for people, in at most four characters.
+func ageText(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "-"
+	case d < time.Minute:
+		return fmt.Sprintf("%.0fs", d.Seconds())
+	case d < time.Hour:
+		return fmt.Sprintf("%.0fm", d.Minutes())
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%.0fh", d.Hours())
+	}
+	return fmt.Sprintf("%.0fd", d.Hours()/24)
+}
+
+// plural is a number with its noun.
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// devices names the file systems that were looked at.
+func (c *chosen) devices() string {
+	var names []string
+	for _, l := range c.found {
+		names = append(names, l.Device)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"understudy/inventory"
+)
+
+func listCommand() *cobra.Command {
+	var s selection
+	var asJSON bool
+	var sortBy string
+	cmd := &cobra.Command{
+		Use:   "list IMAGE",
+		Short: "List the files that a dead kernel had not saved",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			order, err := fileOrder(sortBy)
+			if err != nil {
+				return err
+			}
+			c, err := s.open(args[0], false)
+			if err != nil {
+				return err
+			}
+			defer c.close()
+			for _, l := range c.found {
+				slices.SortStableFunc(l.Files, order)
+			}
+			if asJSON {
+				c.fill()
+				c.report.Time(c.image)
+				err = writeJSON(cmd.OutOrStdout(), c.report)
+			} else {
+				err = c.table(cmd.OutOrStdout(), s.all)
+			}
+			if err != nil {
+				return err
+			}
+			return c.verdict()
+		},
+	}
+	s.flags(cmd)
+	cmd.Flags().BoolVar(&s.all, "all", false, "list all files that are cached, also those that are saved")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print for programs")
+	cmd.Flags().StringVar(&sortBy, "sort", "path", "by path, size, unsaved, age, inode or mtime; numbers in descending order but for inode")
+	return cmd
+}
+
+// fileOrder returns how to compare files by a key. Other than path is descending.
+func fileOrder(key string) (func(a, b *inventory.File) int, error) {
+	keys := map[string]func(a, b *inventory.File) int{
+		"path":    func(a, b *inventory.File) int { return strings.Compare(a.Label(), b.Label()) },
+		"size":    func(a, b *inventory.File) int { return cmp.Compare(b.Size, a.Size) },
+		"unsaved": func(a, b *inventory.File) int { return cmp.Compare(b.UnsavedBytes(), a.UnsavedBytes()) },
+		"age":     func(a, b *inventory.File) int { return cmp.Compare(b.Age, a.Age) },
+		"inode":   func(a, b *inventory.File) int { return cmp.Compare(a.Ino, b.Ino) },
+		"mtime":   func(a, b *inventory.File) int { return b.Mtime.Compare(a.Mtime) },
+	}
+	if order, ok := keys[key]; ok {
+		return order, nil
+	}
+	return nil, fmt.Errorf("sort by %q: choose path, size, unsaved, age, inode or mtime", key)
+}
+
+// table prints files as ls -l would.
+func (c *chosen) table(w io.Writer, all bool) error {
+	out := bufio.NewWriter(w)
+	rows := [][]string{{"MODE", "OWNER", "SIZE", "UNSAVED", "AGE", "STATE", "FS", "INODE", "GENERATION", "PATH"}}
+	files, unsaved := 0, int64(0)
+	for _, l := range c.found {
+		for _, f := range l.Files {
+			files++
+			unsaved += f.UnsavedBytes()
+			rows = append(rows, []string{
+				modeText(f.Mode), fmt.Sprintf("%d:%d", f.UID, f.GID), fmt.Sprint(f.Size), fmt.Sprint(f.UnsavedBytes()),
+				ageText(f.Age), string(f.State), printable(l.Device), fmt.Sprint(f.Ino), fmt.Sprint(f.Generation), printable(f.Label()),
+			})
+		}
+	}
+	if files > 0 {
+		columns(out, rows, "llrrrllrrl")
+	}
+	kind := "unsaved file"
+	if all {
+		kind = "cached file"
+	}
+	fmt.Fprintf(out, "%s, %s unsaved", plural(files, kind), bytesText(unsaved))
+	if len(c.found) > 0 {
+		fmt.Fprintf(out, ", on %s", printable(c.devices()))
+	}
+	fmt.Fprintln(out)
+	return out.Flush()
+}
+
+// columns prints rows with each column as wide as its widest cell, aligned to the
+// left or right as the letters of align say.
+func columns(w io.Writer, rows [][]string, align string) {
+	width := make([]int, len(align))
+	for _, row := range rows {
+		for i, cell := range row {
+			width[i] = max(width[i], len(cell))
+		}
+	}
+	for _, row := range rows {
+		var line strings.Builder
+		for i, cell := range row {
+			pad := strings.Repeat(" ", width[i]-len(cell))
+			if align[i] == 'r' {
+				cell = pad + cell
+			} else {
+				cell += pad
+			}
+			line.WriteString(cell + "  ")
+		}
+		fmt.Fprintln(w, strings.TrimRight(line.String(), " "))
+	}
+}
+
+// modeText is a mode as ls shows it.
+func modeText(mode uint16) string {
+	out := []byte("-rwxrwxrwx")
+	for i := range 9 {
+		if mode>>(8-i)&1 == 0 {
+			out[i+1] = '-'
+		}
+	}
+	for _, special := range []struct {
+		bit         uint16
+		at          int
+		both, alone byte
+	}{{0o4000, 3, 's', 'S'}, {0o2000, 6, 's', 'S'}, {0o1000, 9, 't', 'T'}} {
+		if mode&special.bit == 0 {
+			continue
+		}
+		if out[special.at] == 'x' {
+			out[special.at] = special.both
+		} else {
+			out[special.at] = special.alone
+		}
+	}
+	return string(out)
+}

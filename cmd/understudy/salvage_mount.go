@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"understudy/cachefs"
+	"understudy/inventory"
+	"understudy/pagecache"
+)
+
+func mountCommand() *cobra.Command {
+	var s selection
+	var asJSON, unsaved, others bool
+	var disks []string
+	cmd := &cobra.Command{
+		Use:   "mount IMAGE DIR",
+		Short: "Show the files in a dead kernel's memory as a read-only file system",
+		Long: `Show the files in a dead kernel's memory as a read-only file system, until it is
+unmounted or the command is interrupted. A file is at DIR/DEVICE/PATH. What memory
+does not hold of it reads as an I/O error, never as zeros, unless --disk has it:
+the disk image as the crash left it, raw, of ext2, ext3 or ext4. Both together give
+every cached file in full, as the dead kernel saw it.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s.all = !unsaved
+			c, err := s.open(args[0], true)
+			if err != nil {
+				return err
+			}
+			defer c.close()
+			behind, shut, err := c.backings(disks)
+			defer shut()
+			if err != nil {
+				return err
+			}
+			server, n, err := c.mount(args[1], behind, others)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				c.fill()
+				c.report.Time(c.image)
+				err = writeJSON(cmd.OutOrStdout(), c.report)
+			} else {
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s on %s, until Ctrl-C or umount\n", plural(n, "file"), args[1])
+			}
+			if refused := c.verdict(); refused != nil && err == nil {
+				fmt.Fprintln(cmd.ErrOrStderr(), "understudy:", refused) // now, not when it ends
+				err = &incomplete{what: []string{"some of what is in memory was refused, as said when it was mounted"}}
+			}
+			return errors.Join(err, serve(cmd.Context(), server, args[1]))
+		},
+	}
+	s.flags(cmd)
+	cmd.Flags().BoolVar(&unsaved, "unsaved", false, "show only files of which something is unsaved")
+	cmd.Flags().BoolVar(&others, "allow-other", false, "let other users look, too, as the modes of files say")
+	cmd.Flags().StringArrayVar(&disks, "disk", nil, "fill what is not in memory from this `IMAGE`; may be given for each disk")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print what is mounted for programs")
+	return cmd
+}
+
+func (c *chosen) mount(dir string, behind map[*inventory.FileSystem]*inventory.Backing, others bool) (*cachefs.Server, int, error) {
+	var files []cachefs.File
+	names := inventory.NewNamer()
+	for _, l := range c.found {
+		for _, f := range l.Files {
+			rest := behind[l.FileSystem].Of(f)
+			shown := cachefs.File{File: f, Name: names.Name(l.Device, f.Path, f.Ino, f.Generation), Fill: rest.Fill}
+			shown.Links = names.Links(l.Device, f.Links)
+			files = append(files, shown)
+		}
+	}
+	var server *cachefs.Server
+	err := c.image.Stage("mount", func() (err error) {
+		server, err = cachefs.Mount(dir, c.image, files, others)
+		return err
+	})
+	return server, len(files), err
+}
+
+// backings opens what lies behind the files of each file system: disks are for
+// those whose UUID they have.
+func (c *chosen) backings(disks []string) (map[*inventory.FileSystem]*inventory.Backing, func(), error) {
+	var open []*os.File
+	shut := func() {
+		for _, f := range open {
+			f.Close()
+		}
+	}
+	behind := make(map[*inventory.FileSystem]*inventory.Backing)
+	for _, l := range c.found {
+		behind[l.FileSystem], _ = l.Backing(nil) // cannot fail without a disk
+	}
+	for _, name := range disks {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, shut, fmt.Errorf("open disk: %w", err)
+		}
+		open = append(open, f)
+		fsys, err := c.whose(f)
+		if err != nil {
+			return nil, shut, fmt.Errorf("open disk %s: %w", name, err)
+		}
+		if behind[fsys], err = fsys.Backing(f); err != nil {
+			return nil, shut, fmt.Errorf("open disk %s: %w", name, err)
+		}
+	}
+	return behind, shut, nil
+}
+
+// whose returns the file system that a disk is of.
+func (c *chosen) whose(disk io.ReaderAt) (*inventory.FileSystem, error) {
+	b := make([]byte, pagecache.DiskSuperSize)
+	if _, err := disk.ReadAt(b, pagecache.DiskSuperOffset); err != nil {
+		return nil, fmt.Errorf("read superblock: %w", err)
+	}
+	on, err := pagecache.ParseDiskSuper(b)
+	if err != nil {
+		return nil, fmt.Errorf("%w: only raw images of ext2, ext3 and ext4 can fill holes, without a partition table before them", err)
+	}
+	for _, l := range c.found {
+		if l.Super.UUID == on.UUID {
+			return l.FileSystem, nil
+		}
+	}
+	return nil, fmt.Errorf("its UUID is %v: the dead kernel had %s mounted, and not that", on.UUID, c.devices())
+}
+
+// serve waits until a file system is unmounted by somebody, or unmounts it when
+// the command is to end.
+func serve(ctx context.Context, server *cachefs.Server, dir string) error {
+	gone := make(chan struct{})
+	go func() {
+		server.Wait()
+		close(gone)
+	}()
+	select {
+	case <-gone:
+		return nil
+	case <-ctx.Done():
+	}
+	err := server.Unmount()
+	if err == nil {
+		<-gone
+		return nil
+	}
+	// Somebody uses it. It disappears now, and what is open fails.
+	if detach := unix.Unmount(dir, unix.MNT_DETACH); detach != nil {
+		return fmt.Errorf("unmount %s: %w: end what uses it, then run umount %s", dir, err, dir)
+	}
+	select {
+	case <-gone:
+	case <-time.After(time.Second):
+	}
+	return nil
+}

@@ -1,0 +1,244 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy/addr"
+	"understudy/internal/fixture"
+	"understudy/internal/fixture/record"
+	"understudy/inventory"
+	"understudy/pagecache"
+)
+
+func octal(mode uint32) string { return fmt.Sprintf("%04o", mode&0o7777) }
+
+func inodeOf(f record.File) *pagecache.Inode {
+	return &pagecache.Inode{Ino: addr.Ino(f.Ino), Generation: uint32(f.Generation)}
+}
+
+// TestMountAgainstExtract wants each byte of a mount as an extraction has it, and
+// an I/O error where the manifest says that memory has nothing.
+func TestMountAgainstExtract(t *testing.T) {
+	image := crashImage(t, fixture.Basic)
+	out := filepath.Join(t.TempDir(), "out")
+	if got := command(t, "salvage", "extract", image.RAM, "-o", out, "--all"); got.err != nil {
+		t.Fatal(got.err)
+	}
+	at := mounted(t, image.RAM)
+	raw, err := os.ReadFile(filepath.Join(out, inventory.Manifest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, broken := 0, 0
+	for _, fsys := range report(t, string(raw)).FileSystems {
+		for _, f := range fsys.Files {
+			name := inventory.TextOf(f.Written.Name, f.Written.NameBase64)
+			if len(f.Absent) == 0 {
+				whole++
+				compareFiles(t, filepath.Join(at, name), filepath.Join(out, name))
+			} else {
+				broken++
+				checkBroken(t, filepath.Join(at, name), filepath.Join(out, name), &f)
+			}
+		}
+	}
+	if whole == 0 || broken == 0 {
+		t.Errorf("%d whole files and %d with something missing: the test proves nothing", whole, broken)
+	}
+	t.Logf("%d whole files, %d with something missing", whole, broken)
+	checkReadOnly(t, at)
+}
+
+// mounted mounts an image for the rest of the test.
+func mounted(t *testing.T, image string, args ...string) string {
+	t.Helper()
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		t.Skip("cannot mount: ", err)
+	}
+	f.Close()
+	at := t.TempDir()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan result)
+	go func() { ended <- commandIn(t, ctx, append([]string{"salvage", "mount", image, at}, args...)...) }()
+	t.Cleanup(func() {
+		cancel()
+		if got := <-ended; got.err != nil {
+			t.Error(got.err)
+		}
+		if left, err := os.ReadDir(at); err != nil || len(left) > 0 {
+			t.Errorf("still mounted: %v, %v", left, err)
+		}
+	})
+	awaitMount(t, at)
+	return at
+}
+
+// TestMountWithDisk wants every file in full: with the disk behind the memory, it
+// must be as the guest had it.
+func TestMountWithDisk(t *testing.T) {
+	for name, spec := range map[string]fixture.Spec{"basic": fixture.Basic, "writeback": fixture.Writeback} {
+		t.Run(name, func(t *testing.T) {
+			image := crashImage(t, spec)
+			var args []string
+			device := make(map[string]string)
+			for _, d := range image.Disks {
+				args = append(args, "--disk", d.Image)
+			}
+			for _, f := range report(t, command(t, "salvage", "list", image.RAM, "--json").out).FileSystems {
+				device[f.UUID] = f.Device
+			}
+			before := diskSums(t, image)
+			at := mounted(t, image.RAM, args...)
+			n := 0
+			for key, want := range truths(image) {
+				b, err := os.ReadFile(filepath.Join(at, device[key[0]], key[1]))
+				if sum := sha256.Sum256(b); err != nil || hex.EncodeToString(sum[:]) != want.SHA256 {
+					t.Errorf("%s/%s is not as the guest had it: %v", want.FS, key[1], err)
+				}
+				n++
+			}
+			if n == 0 || diskSums(t, image) != before {
+				t.Errorf("%d files; the evidence has changed: %v", n, diskSums(t, image) != before)
+			}
+			t.Logf("%d files are as the guest had them", n)
+		})
+	}
+}
+
+func diskSums(t *testing.T, image *fixture.Image) [32]byte {
+	t.Helper()
+	h := sha256.New()
+	for _, d := range image.Disks {
+		f, err := os.Open(d.Image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = io.Copy(h, f)
+		if err = errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return [32]byte(h.Sum(nil))
+}
+
+// TestMountWrongDisk wants disks refused that are others, or were written to since
+// the crash.
+func TestMountWrongDisk(t *testing.T) {
+	image := crashImage(t, fixture.Basic)
+	disk, err := os.ReadFile(image.Disks[0].Image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, off := range map[string]int{"the dead kernel had": 0x68, "mounted or checked since": 0x34, "mounted since": 0x2c, "raw images of ext2": 0x38} {
+		changed := filepath.Join(t.TempDir(), "disk")
+		disk[pagecache.DiskSuperOffset+off]++
+		if err := os.WriteFile(changed, disk[:1<<20], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		disk[pagecache.DiskSuperOffset+off]--
+		got := command(t, "salvage", "mount", image.RAM, t.TempDir(), "--disk", changed)
+		if got.err == nil || !strings.Contains(got.err.Error(), want) || exitCode(got.err) != 1 {
+			t.Errorf("%v, want %q", got.err, want)
+		}
+	}
+}
+
+func awaitMount(t *testing.T, dir string) {
+	t.Helper()
+	for range 500 {
+		var s unix.Statfs_t
+		if err := unix.Statfs(dir, &s); err == nil && s.Type == unix.FUSE_SUPER_MAGIC {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatal("it is not mounted")
+}
+
+func compareFiles(t *testing.T, a, b string) {
+	t.Helper()
+	as, err := os.ReadFile(a)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	bs, err := os.ReadFile(b)
+	if err != nil || !bytes.Equal(as, bs) {
+		t.Errorf("%s differs: %v", a, err)
+	}
+	ai, err1 := os.Stat(a)
+	bi, err2 := os.Stat(b)
+	if err := errors.Join(err1, err2); err != nil || ai.Size() != bi.Size() || !ai.ModTime().Equal(bi.ModTime()) || ai.Mode().Perm() != bi.Mode().Perm() {
+		t.Errorf("%s: %v, %v; %v", a, ai, bi, err)
+	}
+}
+
+// checkBroken reads a file page by page: each is right, or an I/O error.
+func checkBroken(t *testing.T, mounted, extracted string, f *inventory.FileReport) {
+	t.Helper()
+	want, err := os.ReadFile(extracted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := os.Open(mounted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	var absent []addr.Span
+	for _, r := range f.Absent {
+		absent = append(absent, addr.Span{Off: r[0], End: r[0] + r[1]})
+	}
+	for off := int64(0); off < f.Size; off += addr.PageSize {
+		page := want[off:min(off+addr.PageSize, f.Size)]
+		got := make([]byte, len(page))
+		_, err := in.ReadAt(got, off)
+		missing := false
+		for _, s := range absent {
+			missing = missing || s.Off < off+int64(len(page)) && off < s.End
+		}
+		switch {
+		case missing && !errors.Is(err, unix.EIO):
+			t.Fatalf("%s: page at %d is not in memory, and reads: %v", mounted, off, err)
+		case !missing && (err != nil || !bytes.Equal(got, page)):
+			t.Fatalf("%s: page at %d: %v", mounted, off, err)
+		}
+	}
+}
+
+func checkReadOnly(t *testing.T, at string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(at, "x"), nil, 0o644); !errors.Is(err, unix.EROFS) {
+		t.Errorf("a file was made: %v", err)
+	}
+	err := filepath.WalkDir(at, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		if err := os.Remove(path); !errors.Is(err, unix.EROFS) {
+			t.Errorf("%s was removed: %v", path, err)
+		}
+		if err := os.Truncate(path, 0); !errors.Is(err, unix.EROFS) {
+			t.Errorf("%s was truncated: %v", path, err)
+		}
+		return fs.SkipAll
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,222 @@
+package extract
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"understudy/inventory"
+)
+
+// partial is where files are until all of them are durable.
+const partial = ".partial"
+
+// ErrNotEmpty says that an output directory has something in it.
+var ErrNotEmpty = errors.New("directory is not empty: choose one that is empty or does not exist")
+
+// Dir is a directory to extract to. Until Finish, everything lies in .partial.
+type Dir struct {
+	path    string
+	made    bool // by us
+	root    *os.Root
+	stage   *os.Root // .partial
+	owners  bool     // owners can be set
+	mu      sync.Mutex
+	known   map[string]bool // directories that were made
+	tops    map[string]bool
+	settled bool
+}
+
+// NewDir makes or takes an empty directory. What it holds may be secret, or be
+// programs with the set-user-ID bit: one that is made here is for its owner only.
+func NewDir(dir string) (*Dir, error) {
+	d := &Dir{path: dir, owners: os.Geteuid() == 0, known: map[string]bool{".": true}, tops: make(map[string]bool)}
+	if err := os.MkdirAll(filepath.Dir(filepath.Clean(dir)), 0o755); err != nil {
+		return nil, fmt.Errorf("make output directory: %w", err)
+	}
+	err := os.Mkdir(dir, 0o700)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("make output directory: %w", err)
+	}
+	d.made = err == nil
+	inside, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open output directory: %w", err)
+	}
+	for _, e := range inside {
+		if e.Name() != "lost+found" { // of a fresh file system
+			return nil, fmt.Errorf("extract to %s: %w", dir, ErrNotEmpty)
+		}
+	}
+	if d.root, err = os.OpenRoot(dir); err != nil {
+		return nil, fmt.Errorf("open output directory: %w", err)
+	}
+	if err = d.root.Mkdir(partial, 0o700); err == nil {
+		d.stage, err = d.root.OpenRoot(partial)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make output directory: %w", err), d.Abort())
+	}
+	return d, nil
+}
+
+// Parallel implements Sink.
+func (d *Dir) Parallel() int { return 4 }
+
+// OwnersKept reports whether files get their owners: only root can do that.
+func (d *Dir) OwnersKept() bool { return d.owners }
+
+// Put implements Sink.
+func (d *Dir) Put(name string, f *inventory.File, body Body) error {
+	if err := d.dirs(name); err != nil {
+		return advise("make directory of", name, err)
+	}
+	out, err := d.stage.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return advise("create", name, err)
+	}
+	if err = d.fill(out, f, body); err == nil {
+		err = d.attributes(out, f)
+	}
+	if err = errors.Join(err, out.Close()); err == nil {
+		err = d.stage.Chtimes(name, f.Atime, f.Mtime)
+	}
+	if err != nil {
+		return advise("write", name, errors.Join(err, d.stage.Remove(name)))
+	}
+	return nil
+}
+
+// Link implements Sink.
+func (d *Dir) Link(name, to string) error {
+	if err := d.dirs(name); err != nil {
+		return advise("make directory of", name, err)
+	}
+	err := d.stage.Link(to, name)
+	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EMLINK) {
+		return fmt.Errorf("%w: link %s: %w: the file system of the output cannot do that", ErrSkip, name, err)
+	}
+	if err != nil {
+		return advise("link", name, err)
+	}
+	return nil
+}
+
+func (d *Dir) fill(out *os.File, f *inventory.File, body Body) error {
+	if err := body(func(off int64, b []byte) error {
+		_, err := out.WriteAt(b, off)
+		return err
+	}); err != nil {
+		return err
+	}
+	return out.Truncate(f.Size)
+}
+
+// attributes sets the owner first: that takes the set-user-ID bit away.
+func (d *Dir) attributes(out *os.File, f *inventory.File) error {
+	mode := fs.FileMode(f.Mode & 0o777)
+	if d.owners {
+		if err := out.Chown(int(f.UID), int(f.GID)); err != nil {
+			return err
+		}
+		for bit, m := range map[uint16]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
+			if f.Mode&bit != 0 {
+				mode |= m
+			}
+		}
+	}
+	return out.Chmod(mode)
+}
+
+// dirs makes the directories of a name.
+func (d *Dir) dirs(name string) error {
+	dir := path.Dir(name)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.known[dir] {
+		return nil
+	}
+	if err := d.stage.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	d.known[dir] = true
+	top, _, _ := strings.Cut(name, "/")
+	d.tops[top] = true
+	return nil
+}
+
+// Finish implements Sink.
+func (d *Dir) Finish(manifest []byte) error {
+	err := d.finish(manifest)
+	if err != nil {
+		return errors.Join(advise("finish", d.path, err), d.Abort())
+	}
+	d.settled = true
+	return errors.Join(d.stage.Close(), d.root.Close())
+}
+
+func (d *Dir) finish(manifest []byte) error {
+	if err := d.stage.WriteFile(inventory.Manifest, manifest, 0o600); err != nil {
+		return err
+	}
+	if err := syncAll(d.stage); err != nil {
+		return err
+	}
+	for top := range d.tops {
+		if err := d.root.Rename(partial+"/"+top, top); err != nil {
+			return err
+		}
+	}
+	if err := d.root.Rename(partial+"/"+inventory.Manifest, inventory.Manifest); err != nil {
+		return err
+	}
+	if err := d.root.Remove(partial); err != nil {
+		return err
+	}
+	return syncDir(d.root)
+}
+
+// Abort implements Sink.
+func (d *Dir) Abort() error {
+	if d.settled || d.root == nil {
+		return nil
+	}
+	d.settled = true
+	errs := []error{d.root.RemoveAll(partial)}
+	for top := range d.tops {
+		errs = append(errs, d.root.RemoveAll(top))
+	}
+	if d.stage != nil {
+		errs = append(errs, d.stage.Close())
+	}
+	errs = append(errs, d.root.Close())
+	if d.made {
+		errs = append(errs, os.Remove(d.path))
+	}
+	return errors.Join(errs...)
+}
+
+// advise says what to do about an error.
+func advise(verb, name string, err error) error {
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("%s %s: %w: nothing was kept; free space or choose another place for the output", verb, name, err)
+	case errors.Is(err, syscall.EFBIG), errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.ENAMETOOLONG):
+		return fmt.Errorf("%w: %s %s: %w: the file system of the output cannot hold it", ErrSkip, verb, name, err)
+	}
+	return fmt.Errorf("%s %s: %w", verb, name, err)
+}
+
+func syncDir(root *os.Root) error {
+	f, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

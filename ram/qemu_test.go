@@ -1,0 +1,155 @@
+package ram_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// checkQEMU has QEMU dump the memory, which it is given again in a machine that
+// never starts.
+func (d *dead) checkQEMU(t *testing.T, formats ...string) {
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		t.Skip(err)
+	}
+	for _, format := range formats {
+		t.Run(format, func(t *testing.T) {
+			out := filepath.Join(t.TempDir(), "dump")
+			switch err := d.qemuDump(out, format); {
+			case err != nil && strings.Contains(err.Error(), "is not available now"):
+				t.Skipf("this QEMU was built without it: %v", err)
+			case err != nil:
+				t.Fatal(err)
+			}
+			d.checkSame(t, out)
+		})
+	}
+}
+
+func (d *dead) qemuDump(out, format string) error {
+	stat, err := os.Stat(d.image.RAM)
+	if err != nil {
+		return err
+	}
+	// share=off: the file is mapped privately and stays as it is.
+	cmd := exec.Command("qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-accel", "tcg",
+		"-machine", "q35,memory-backend=ram", "-m", fmt.Sprintf("%dM", stat.Size()>>20),
+		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%d,mem-path=%s,share=off", stat.Size(), d.image.RAM),
+		"-qmp", "stdio", "-gdb", "unix:"+out+".gdb,server=on,wait=off")
+	var messages strings.Builder
+	cmd.Stderr = &messages
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	if err = longMode(out + ".gdb"); err == nil {
+		err = qmpDump(stdin, stdout, out, format)
+	}
+	if err != nil {
+		err = fmt.Errorf("%w %s", err, messages.String())
+	}
+	return errors.Join(err, cmd.Process.Kill(), ignoreExit(cmd.Wait()))
+}
+
+// longMode puts the machine's CPU into 64-bit mode through its debugger's port:
+// QEMU makes the core of one that is not a 32-bit one (target/i386/arch_dump.c,
+// cpu_get_dump_info). Register 32 is EFER (target/i386/gdbstub.c), of which LME, LMA
+// and NXE are set.
+func longMode(socket string) error {
+	var conn net.Conn
+	for try := range 100 {
+		var err error
+		if conn, err = net.Dial("unix", socket); err == nil {
+			break
+		}
+		if try == 99 {
+			return err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
+	// Registers can be written once their description was asked for.
+	if _, err := gdbCommand(conn, "qXfer:features:read:target.xml:0,fff"); err != nil {
+		return err
+	}
+	if reply, err := gdbCommand(conn, "P20=000d0000"); err != nil || reply != "OK" {
+		return fmt.Errorf("set EFER: %q, %w", reply, err)
+	}
+	return nil
+}
+
+// gdbCommand sends a packet of gdb's remote protocol, and returns the reply.
+func gdbCommand(conn net.Conn, command string) (string, error) {
+	sum := byte(0)
+	for _, c := range []byte(command) {
+		sum += c
+	}
+	if _, err := fmt.Fprintf(conn, "$%s#%02x", command, sum); err != nil {
+		return "", err
+	}
+	var reply strings.Builder
+	for b := []byte{0}; b[0] != '#'; reply.Write(b) {
+		if _, err := conn.Read(b); err != nil {
+			return "", err
+		}
+	}
+	if _, err := io.ReadFull(conn, make([]byte, 2)); err != nil { // the sum
+		return "", err
+	}
+	_, err := io.WriteString(conn, "+")
+	return strings.TrimSuffix(strings.TrimPrefix(reply.String(), "+$"), "#"), err
+}
+
+// ignoreExit drops that a process was killed, which it was on purpose.
+func ignoreExit(err error) error {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return nil
+	}
+	return err
+}
+
+func qmpDump(to io.Writer, from io.Reader, out, format string) error {
+	replies := bufio.NewScanner(from)
+	for _, command := range []map[string]any{
+		{"execute": "qmp_capabilities"},
+		{"execute": "dump-guest-memory", "arguments": map[string]any{"paging": false, "protocol": "file:" + out, "format": format}},
+	} {
+		if err := json.NewEncoder(to).Encode(command); err != nil {
+			return err
+		}
+		for done := false; !done; {
+			if !replies.Scan() {
+				return errors.Join(io.ErrUnexpectedEOF, replies.Err())
+			}
+			var reply struct{ Return, Error json.RawMessage }
+			if err := json.Unmarshal(replies.Bytes(), &reply); err != nil {
+				return err
+			}
+			if reply.Error != nil {
+				return errors.New(string(reply.Error))
+			}
+			done = reply.Return != nil
+		}
+	}
+	return nil
+}
