@@ -50,6 +50,7 @@ func mountedAt(c *pagecache.Cache, s *pagecache.Superblock, path string) bool {
 type result struct {
 	files, deleted int
 	bytes          int64 // that were checked, out of memory
+	folio          int64 // bytes of the largest folio
 }
 
 // checkUnits wants all bytes in the plan to be as the guest said, and every byte
