@@ -83,7 +83,7 @@ func upDetached(ctx context.Context, name, file string) error {
 	if err != nil {
 		return err
 	}
-	log, err := os.CreateTemp("", "understudy-"+name+"-*.log")
+	log, err := os.OpenFile(runDir(name)+".log", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
@@ -105,11 +105,16 @@ func upDetached(ctx context.Context, name, file string) error {
 		case <-ctx.Done():
 			_ = cmd.Process.Signal(syscall.SIGTERM)
 			<-ended
+			os.Remove(log.Name())
 			return context.Cause(ctx)
 		case <-time.After(100 * time.Millisecond):
 		}
 		if _, err := os.Stat(filepath.Join(runDir(name), controlSocket)); err == nil {
-			fmt.Printf("pair %s is protected; its supervisor logs to %s\n", name, log.Name())
+			kept := filepath.Join(runDir(name), "supervisor.log") // and removed with the rest
+			if err := os.Rename(log.Name(), kept); err != nil {
+				return err
+			}
+			fmt.Printf("pair %s is protected; its supervisor logs to %s\n", name, kept)
 			return nil
 		}
 	}
