@@ -65,3 +65,16 @@ func TestConversions(t *testing.T) {
 		t.Error("kernel addresses are not told apart")
 	}
 }
+
+func TestUUID(t *testing.T) {
+	const s = "01234567-89ab-cdef-0123-456789abcdef"
+	u, err := ParseUUID(s)
+	if err != nil || u.String() != s {
+		t.Errorf("%v, %v", u, err)
+	}
+	for _, bad := range []string{"", "0", s + "0", "g" + s[1:]} {
+		if _, err := ParseUUID(bad); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}

@@ -85,7 +85,7 @@ func (f *FileSystem) Find(q Query) Found {
 		switch {
 		case err != nil:
 			found.note(err)
-		case i.Regular() && uint64(i.Ino) >= uint64(f.first):
+		case i.Regular() && i.Ino >= f.first:
 			inodes = append(inodes, i)
 		}
 	}

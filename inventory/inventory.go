@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"understudy/addr"
 	"understudy/kernel"
 	"understudy/pagecache"
 	"understudy/ram"
@@ -100,7 +101,7 @@ type FileSystem struct {
 	Device string
 
 	image *Image
-	first uint32 // inodes below are the file system's own
+	first addr.Ino // inodes below are the file system's own
 }
 
 // understood are the types of file systems whose files are known to come out

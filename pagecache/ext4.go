@@ -6,59 +6,9 @@ import (
 	"fmt"
 
 	"understudy/addr"
+	"understudy/ext4"
 	"understudy/kernel"
 )
-
-// DiskSuper are the fields of the superblock of ext2, ext3 and ext4 by which one
-// mount of it differs from any other (fs/ext4/ext4.h, struct ext4_super_block).
-type DiskSuper struct {
-	UUID         UUID
-	MountTime    uint64 // s_mtime: seconds since 1970, 40 bits
-	MountCount   uint16 // s_mnt_count: mounts since the last check
-	NeedsReplay  bool   // EXT4_FEATURE_INCOMPAT_RECOVER: the journal is in use
-	FirstInode   uint32 // s_first_ino: below it are the file system's own inodes
-	BlockSize    uint32 // in bytes
-	Incompatible uint32 // s_feature_incompat
-}
-
-// DiskSuperOffset and DiskSuperSize are the place of the superblock on the
-// device, in bytes.
-const (
-	DiskSuperOffset = 1024
-	DiskSuperSize   = 1024
-)
-
-// ErrNotExt says that there is no superblock of the ext family.
-var ErrNotExt = errors.New("not an ext file system")
-
-// ParseDiskSuper reads the DiskSuperSize bytes of a superblock, from disk or
-// from memory: both are the same.
-func ParseDiskSuper(b []byte) (DiskSuper, error) {
-	var s DiskSuper
-	if len(b) < DiskSuperSize {
-		return s, fmt.Errorf("parse superblock: %d bytes: %w", len(b), ErrNotExt)
-	}
-	u16 := func(off int) uint16 { return binary.LittleEndian.Uint16(b[off:]) }
-	u32 := func(off int) uint32 { return binary.LittleEndian.Uint32(b[off:]) }
-	if u16(0x38) != 0xef53 {
-		return s, fmt.Errorf("parse superblock: %w", ErrNotExt)
-	}
-	shift := u32(0x18)
-	if shift > 6 {
-		return s, fmt.Errorf("parse superblock: block size 1024 << %d: %w", shift, ErrNotExt)
-	}
-	s.BlockSize = 1024 << shift
-	s.MountTime = uint64(u32(0x2c)) | uint64(b[0x275])<<32
-	s.MountCount = u16(0x34)
-	s.FirstInode = u32(0x54)
-	if u32(0x4c) == 0 { // EXT4_GOOD_OLD_REV: no such field
-		s.FirstInode = 11
-	}
-	s.Incompatible = u32(0x60)
-	s.NeedsReplay = s.Incompatible&4 != 0
-	s.UUID = UUID(b[0x68:0x78])
-	return s, nil
-}
 
 // Journal is what the kernel's jbd2 knows of the journal (include/linux/jbd2.h,
 // struct journal_s).
@@ -73,8 +23,8 @@ type Journal struct {
 
 // Ext4 is what the kernel's ext4 has in memory about one mounted file system.
 type Ext4 struct {
-	Super   DiskSuper // as the kernel has it: where it is ahead of the disk
-	Journal *Journal  // nil without a journal
+	Super   ext4.Super // as the kernel has it: where it is ahead of the disk
+	Journal *Journal   // nil without a journal
 }
 
 type ext4Layout struct {
@@ -134,18 +84,18 @@ func (c *Cache) Ext4(s *Superblock) (*Ext4, error) {
 		return nil, fmt.Errorf("read ext4: %w", c.layout.ext4Err)
 	}
 	if !s.HasBuffers() {
-		return nil, fmt.Errorf("read ext4: %s is of type %q: %w", s.ID, s.Type, ErrNotExt)
+		return nil, fmt.Errorf("read ext4: %s is of type %q: %w", s.ID, s.Type, ext4.ErrNotExt)
 	}
 	b, err := c.k.Bytes(s.info, l.infoSize)
 	if err != nil {
 		return nil, fmt.Errorf("read ext4: %w", err)
 	}
-	raw, err := c.k.Bytes(l.super.Pointer(b), DiskSuperSize)
+	raw, err := c.k.Bytes(l.super.Pointer(b), ext4.SuperSize)
 	if err != nil {
 		return nil, fmt.Errorf("read ext4: superblock: %w", err)
 	}
 	e := &Ext4{}
-	if e.Super, err = ParseDiskSuper(raw); err != nil {
+	if e.Super, err = ext4.ParseSuper(raw); err != nil {
 		return nil, fmt.Errorf("read ext4: %w", err)
 	}
 	if e.Super.UUID != s.UUID {

@@ -60,7 +60,7 @@ func TestJournalInImage(t *testing.T) {
 }
 
 func compareJournal(t *testing.T, c *pagecache.Cache, disk fixture.Disk) {
-	id, err := pagecache.ParseUUID(disk.UUID)
+	id, err := addr.ParseUUID(disk.UUID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +141,7 @@ func compareDirty(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if journaled := s.Type != "ext2"; e.Super.UUID != s.UUID || (e.Journal != nil) != journaled || e.Super.NeedsReplay != journaled {
+	if journaled := s.Type != "ext2"; e.Super.UUID != s.UUID || (e.Journal != nil) != journaled || e.Super.NeedsReplay() != journaled {
 		t.Errorf("%s: %+v, %+v", s.ID, e.Super, e.Journal)
 	}
 	all, unsaved := 0, 0

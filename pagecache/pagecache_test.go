@@ -291,32 +291,6 @@ func TestPaths(t *testing.T) {
 	}
 }
 
-func TestUUID(t *testing.T) {
-	const s = "01234567-89ab-cdef-0123-456789abcdef"
-	u, err := pagecache.ParseUUID(s)
-	if err != nil || u.String() != s {
-		t.Errorf("%v, %v", u, err)
-	}
-	for _, bad := range []string{"", "0", s + "0", "g" + s[1:]} {
-		if _, err := pagecache.ParseUUID(bad); err == nil {
-			t.Errorf("%q was accepted", bad)
-		}
-	}
-}
-
-// FuzzDiskSuper: what is accepted has the magic and a block size that can be.
-func FuzzDiskSuper(f *testing.F) {
-	super := make([]byte, pagecache.DiskSuperSize)
-	super[0x38], super[0x39] = 0x53, 0xef
-	f.Add(super)
-	f.Fuzz(func(t *testing.T, b []byte) {
-		s, err := pagecache.ParseDiskSuper(b)
-		if err == nil && (s.BlockSize < 1024 || s.BlockSize > 65536 || b[0x38] != 0x53 || b[0x39] != 0xef) {
-			t.Errorf("accepted %+v", s)
-		}
-	})
-}
-
 // busy is a world with a bit of everything.
 func busy(t testing.TB) *world {
 	w := newWorld(t)

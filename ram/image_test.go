@@ -16,7 +16,6 @@ import (
 	"understudy/addr"
 	"understudy/internal/fixture"
 	"understudy/kernel"
-	"understudy/pagecache"
 	"understudy/ram"
 	"understudy/ram/ramtest"
 	"understudy/salvage"
@@ -164,7 +163,7 @@ func (d *dead) plan(t *testing.T, mem ram.Memory) []string {
 	}
 	var plans []string
 	for _, disk := range d.image.Disks {
-		id, err := pagecache.ParseUUID(disk.UUID)
+		id, err := addr.ParseUUID(disk.UUID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -339,7 +338,7 @@ func (d *dead) checkNoCache(t *testing.T, path, advice string) {
 		t.Fatal(err)
 	}
 	for _, disk := range d.image.Disks {
-		id, err := pagecache.ParseUUID(disk.UUID)
+		id, err := addr.ParseUUID(disk.UUID)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io"
 
-	"understudy/pagecache"
+	"understudy/ext4"
 )
 
 // ErrDiskChanged is wrapped by a DiskError.
@@ -32,12 +32,12 @@ func (p *Plan) Check(disk io.ReaderAt) error {
 	if !p.Super.HasBuffers() {
 		return fmt.Errorf("check disk: %s: %w: a disk of that type cannot be compared with memory", p.Super.Type, ErrUnsupported)
 	}
-	b := make([]byte, pagecache.DiskSuperSize)
-	if _, err := disk.ReadAt(b, pagecache.DiskSuperOffset); err != nil {
+	b := make([]byte, ext4.SuperSize)
+	if _, err := disk.ReadAt(b, ext4.SuperOffset); err != nil {
 		return fmt.Errorf("check disk: read superblock: %w", err)
 	}
-	on, err := pagecache.ParseDiskSuper(b)
-	if errors.Is(err, pagecache.ErrNotExt) {
+	on, err := ext4.ParseSuper(b)
+	if errors.Is(err, ext4.ErrNotExt) {
 		return &DiskError{Field: "superblock", Disk: "missing", Memory: "present", Hint: "this is another disk, or its file system was overwritten"}
 	}
 	if err != nil {

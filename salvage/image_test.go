@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"understudy/addr"
+	"understudy/ext4"
 	"understudy/internal/fixture"
 	"understudy/internal/fixture/record"
 	"understudy/kernel"
@@ -38,7 +39,7 @@ func openKernel(t testing.TB, image *fixture.Image) *kernel.Kernel {
 
 func uuidOf(t testing.TB, d fixture.Disk) pagecache.UUID {
 	t.Helper()
-	id, err := pagecache.ParseUUID(d.UUID)
+	id, err := addr.ParseUUID(d.UUID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,13 +201,13 @@ func checkDisk(t *testing.T, p *salvage.Plan, disk string) {
 	if err := p.Check(f); err != nil {
 		t.Error(err)
 	}
-	super := make([]byte, 2*pagecache.DiskSuperOffset)
+	super := make([]byte, 2*ext4.SuperOffset)
 	if _, err := f.ReadAt(super, 0); err != nil {
 		t.Fatal(err)
 	}
 	for field, off := range map[string]int{"uuid": 0x68, "mount count": 0x34, "mount time": 0x2c, "magic": 0x38} {
 		changed := append([]byte(nil), super...)
-		changed[pagecache.DiskSuperOffset+off]++
+		changed[ext4.SuperOffset+off]++
 		if err := p.Check(strings.NewReader(string(changed))); !errors.Is(err, salvage.ErrDiskChanged) {
 			t.Errorf("with another %s: %v", field, err)
 		}

@@ -127,7 +127,7 @@ func Of(c *pagecache.Cache, s *pagecache.Superblock) (*Plan, error) {
 		if err != nil {
 			return nil, fmt.Errorf("plan salvage of %s: %w", s.ID, err)
 		}
-		p.Ext4, p.first = *ext4, addr.Ino(ext4.Super.FirstInode)
+		p.Ext4, p.first = *ext4, ext4.Super.FirstInode
 	case s.InMemory():
 		walk = c.Inodes // nothing of it was ever saved
 	case s.Type == "btrfs":

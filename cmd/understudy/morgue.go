@@ -7,9 +7,9 @@ import (
 	"io"
 	"time"
 
+	"understudy/ext4"
 	"understudy/kernel"
 	"understudy/link"
-	"understudy/pagecache"
 	"understudy/ram"
 	"understudy/salvage"
 	"understudy/supervisor"
@@ -47,11 +47,11 @@ func (m *morgue) Examine(image io.ReaderAt) (takeover.Remains, error) {
 	if err := m.Prepare(context.Background()); err != nil {
 		return nil, fmt.Errorf("find kernel: %w", err)
 	}
-	b := make([]byte, pagecache.DiskSuperSize)
-	if _, err := image.ReadAt(b, pagecache.DiskSuperOffset); err != nil {
+	b := make([]byte, ext4.SuperSize)
+	if _, err := image.ReadAt(b, ext4.SuperOffset); err != nil {
 		return nil, fmt.Errorf("read superblock: %w", err)
 	}
-	on, err := pagecache.ParseDiskSuper(b)
+	on, err := ext4.ParseSuper(b)
 	if err != nil {
 		return nil, err
 	}

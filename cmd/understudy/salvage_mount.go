@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy/cachefs"
+	"understudy/ext4"
 	"understudy/inventory"
-	"understudy/pagecache"
 )
 
 func mountCommand() *cobra.Command {
@@ -118,11 +118,11 @@ func (c *chosen) backings(disks []string) (map[*inventory.FileSystem]*inventory.
 
 // whose returns the file system that a disk is of.
 func (c *chosen) whose(disk io.ReaderAt) (*inventory.FileSystem, error) {
-	b := make([]byte, pagecache.DiskSuperSize)
-	if _, err := disk.ReadAt(b, pagecache.DiskSuperOffset); err != nil {
+	b := make([]byte, ext4.SuperSize)
+	if _, err := disk.ReadAt(b, ext4.SuperOffset); err != nil {
 		return nil, fmt.Errorf("read superblock: %w", err)
 	}
-	on, err := pagecache.ParseDiskSuper(b)
+	on, err := ext4.ParseSuper(b)
 	if err != nil {
 		return nil, fmt.Errorf("%w: only raw images of ext2, ext3 and ext4 can fill holes, without a partition table before them", err)
 	}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy/addr"
+	"understudy/ext4"
 	"understudy/internal/fixture"
 	"understudy/internal/fixture/record"
 	"understudy/inventory"
@@ -146,11 +147,11 @@ func TestMountWrongDisk(t *testing.T) {
 	}
 	for want, off := range map[string]int{"the dead kernel had": 0x68, "mounted or checked since": 0x34, "mounted since": 0x2c, "raw images of ext2": 0x38} {
 		changed := filepath.Join(t.TempDir(), "disk")
-		disk[pagecache.DiskSuperOffset+off]++
+		disk[ext4.SuperOffset+off]++
 		if err := os.WriteFile(changed, disk[:1<<20], 0o600); err != nil {
 			t.Fatal(err)
 		}
-		disk[pagecache.DiskSuperOffset+off]--
+		disk[ext4.SuperOffset+off]--
 		got := command(t, "salvage", "mount", image.RAM, t.TempDir(), "--disk", changed)
 		if got.err == nil || !strings.Contains(got.err.Error(), want) || exitCode(got.err) != 1 {
 			t.Errorf("%v, want %q", got.err, want)
