@@ -93,12 +93,7 @@ func (c *Cache) blocksOf(i *Inode, p *pageState, at slotted, field blocksField, 
 			continue
 		}
 		found = true
-		off, end := int64(first)*block, int64(n)*block
-		piece := Piece{
-			Span: addr.Span{Off: p.index.Byte() + off, End: p.index.Byte() + end},
-			Phys: p.frame.Phys() + addr.Phys(off),
-		}
-		if !yield(piece, nil) {
+		if !yield(p.piece(int64(first)*block, int64(n)*block), nil) {
 			return false
 		}
 	}

@@ -54,7 +54,6 @@ func (c *Cache) buffers(i *Inode, p *pageState, at slotted, yield func(Piece, er
 	}
 	var found []Piece
 	size := int64(p.pages) << addr.PageShift
-	start := p.index.Byte()
 	place := int64(0)
 	for next := p.private; place < size; {
 		b, err := c.k.Bytes(next, l.size)
@@ -73,10 +72,7 @@ func (c *Cache) buffers(i *Inode, p *pageState, at slotted, yield func(Piece, er
 		}
 		state := l.state.Uint(b)
 		if state>>l.uptodate&1 == 1 && (state>>l.dirty|state>>l.asyncWrite)&1 == 1 {
-			found = append(found, Piece{
-				Span: addr.Span{Off: start + place, End: start + place + length},
-				Phys: p.frame.Phys() + addr.Phys(place),
-			})
+			found = append(found, p.piece(place, place+length))
 		}
 		place += length
 		next = l.next.Pointer(b)

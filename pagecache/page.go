@@ -14,6 +14,7 @@ import (
 type Piece struct {
 	addr.Span // in the file
 	Phys      addr.Phys
+	Writeback bool // it was on its way to the disk, which may have all of it, some, or nothing
 }
 
 type pageLayout struct {
@@ -86,6 +87,15 @@ type pageState struct {
 	mapping addr.Virt
 	index   addr.Index
 	private addr.Virt
+	writing bool // under writeback
+}
+
+// piece returns a part of a folio, from one of its bytes to another.
+func (p *pageState) piece(off, end int64) Piece {
+	start := p.index.Byte()
+	return Piece{
+		Span: addr.Span{Off: start + off, End: start + end}, Phys: p.frame.Phys() + addr.Phys(off), Writeback: p.writing,
+	}
 }
 
 func (p *pageState) has(bit uint) bool { return p.flags>>bit&1 == 1 }
@@ -143,7 +153,7 @@ func (c *Cache) pieces(s *Superblock, i *Inode, at slotted, yield func(Piece, er
 	}
 	l := &c.layout.page
 	switch {
-	case entry(i.head) == at.entry && !i.marked && !p.has(l.dirty) && !p.has(l.writeback):
+	case entry(i.head) == at.entry && !i.marked && !p.has(l.dirty) && !p.writing:
 		return true // the only page of the file, and clean
 	case p.mapping != i.mapping:
 		err, why := fmt.Errorf("it belongs to %v", p.mapping), WrongMapping
@@ -165,15 +175,7 @@ func (c *Cache) pieces(s *Superblock, i *Inode, at slotted, yield func(Piece, er
 // entry stands for the folio, or one page of it, where each page has an entry of
 // its own (before multi-index entries, 5.17).
 func whole(p *pageState, at slotted) Piece {
-	skip, pages := at.index-p.index, p.pages
-	if skip > 0 {
-		pages -= uint64(skip)
-	}
-	start := at.index.Byte()
-	return Piece{
-		Span: addr.Span{Off: start, End: start + int64(pages)<<addr.PageShift},
-		Phys: p.frame.Phys() + addr.Phys(skip)<<addr.PageShift,
-	}
+	return p.piece(int64(at.index-p.index)<<addr.PageShift, int64(p.pages)<<addr.PageShift)
 }
 
 // maxOrder bounds large folios: 1 GiB, as much as x86-64 can map as one page.
@@ -198,6 +200,7 @@ func (c *Cache) page(at addr.Virt) (*pageState, error) {
 		index:   addr.Index(l.index.Uint(b)),
 		private: l.private.Pointer(b),
 	}
+	p.writing = p.has(l.writeback)
 	if !p.has(l.head) {
 		return p, nil
 	}

@@ -37,6 +37,10 @@ var crashes = []struct {
 	{"100,000 files, 16 GiB", fixture.Spec{Workload: "crowd", Memory: 16 << 30, FS: []string{"ext4"}}, []string{fixture.Default, "newest-cloud"}},
 }
 
+// leastWriteback is how many bytes of each file system must be under writeback in
+// a crash in the midst of a sync, so that the row says something.
+const leastWriteback = 100 << 10
+
 // cell is one result of the matrix.
 type cell struct {
 	result
@@ -123,29 +127,36 @@ func checkPlanUnits(t *testing.T, k *kernel.Kernel, image *fixture.Image, name, 
 		onDisk = sync.OnceValue(func() map[uint32]bool { return unitsOf(t, disk.Image) })
 	}
 	r := checkUnits(t, p, staged, image.Files(name), onDisk)
-	r.folio = largestPiece(c, &p.Super)
-	t.Logf("%v; %d files, %d bytes exact", p.Report(), r.files, r.bytes)
+	r.folio, r.writeback = lookAtPieces(c, &p.Super)
+	t.Logf("%v; %d files, %d bytes exact, %d under writeback", p.Report(), r.files, r.bytes, r.writeback)
+	if workload == "writeback" && r.writeback < leastWriteback {
+		t.Errorf("only %d bytes were under writeback", r.writeback)
+	}
 	return r
 }
 
-// largestPiece is how many bytes the largest folio among the unsaved pages has.
-func largestPiece(c *pagecache.Cache, s *pagecache.Superblock) int64 {
+// lookAtPieces says how many bytes the largest folio among the unsaved pages has,
+// and how many unsaved bytes are in pages under writeback.
+func lookAtPieces(c *pagecache.Cache, s *pagecache.Superblock) (largest, writeback int64) {
 	walk, pieces := c.Dirty, c.Unsaved
 	if s.InMemory() {
 		walk, pieces = c.Inodes, c.Held
 	}
-	largest := int64(0)
 	for i, err := range walk(s) {
 		if err != nil || !i.Regular() {
 			continue
 		}
 		for piece, err := range pieces(s, i) {
-			if err == nil {
-				largest = max(largest, piece.Len())
+			if err != nil {
+				continue
+			}
+			largest = max(largest, piece.Len())
+			if piece.Writeback {
+				writeback += piece.Clip(i.Size).Len()
 			}
 		}
 	}
-	return largest
+	return largest, writeback
 }
 
 // TestUnsupported wants what is not understood to be refused by name, and nothing
@@ -193,8 +204,8 @@ unsaved was found, with path, inode, generation, size, mode, owner, links and mt
 crash; every byte that is handed out has the checksum that the guest said; every byte that the guest changed since its last sync is
 among them (in the row "under writeback", and where a journal commits data with names: or has reached the disk); nothing is handed out that the guest did not have, and
 nothing was refused. For ext2, ext3 and ext4, moreover: written over what the disk itself has (after e2fsck in a copy), whole files
-have the SHA-256 that the guest said. The numbers are regular files in all, and KiB that came out of memory;
-where the kernel keeps pages in large folios, the size of the largest that had unsaved bytes.
+have the SHA-256 that the guest said. The numbers are regular files in all, and KiB that came out of memory, and how many of those
+were in pages on their way to the disk; where the kernel keeps pages in large folios, the size of the largest that had unsaved bytes.
 
 The workload "basic" is: new files in new directories, overwrites, appends, truncation, sparse files, stores through mmap, rename, hard
 links, files deleted while open, one-page files, one-block changes to pages that are not in memory, names that are not UTF-8, mode,
@@ -228,6 +239,9 @@ func (r row) line() string {
 			b.WriteString(" **not exact** |")
 		default:
 			fmt.Fprintf(&b, " %d files, %d KiB", c.files, c.bytes>>10)
+			if c.writeback > 0 {
+				fmt.Fprintf(&b, ", %d under writeback", c.writeback>>10)
+			}
 			if c.folio > addr.PageSize {
 				fmt.Fprintf(&b, ", folios to %d KiB", c.folio>>10)
 			}

@@ -51,6 +51,7 @@ type result struct {
 	files, deleted int
 	bytes          int64 // that were checked, out of memory
 	folio          int64 // bytes of the largest folio
+	writeback      int64 // bytes in pages under writeback
 }
 
 // checkUnits wants all bytes in the plan to be as the guest said, and every byte
