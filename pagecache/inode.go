@@ -119,6 +119,11 @@ func (f timeField) in(b []byte) (time.Time, bool) {
 	return time.Unix(int64(f.sec.Uint(b)), int64(nsec%1e9)), nsec < 1e9
 }
 
+// errNoFile says that an inode has neither number nor name nor pages: it stands for
+// no file. A file begins so (new_inode, fs/inode.c), and vfat has one beside its
+// files from mount to unmount (fat_fill_super, fs/fat/inode.c).
+var errNoFile = errors.New("it stands for no file")
+
 // inode reads the inode at an address and checks that it is plausible. If it is
 // of another file system than s, an otherSuper is returned.
 func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
@@ -160,6 +165,8 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 	i.Mtime, plausible[1] = l.mtime.in(b)
 	i.Ctime, plausible[2] = l.ctime.in(b)
 	switch {
+	case i.Ino == 0 && l.dentries.Pointer(b) == 0 && i.head == 0 && i.pages == 0:
+		return nil, errNoFile
 	case i.Size < 0:
 		err = fmt.Errorf("size %d", i.Size)
 	case plausible != [3]bool{true, true, true}:

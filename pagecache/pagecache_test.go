@@ -243,6 +243,20 @@ func TestDirty(t *testing.T) {
 			w.PutU64(w.wb+24, 0x1234)
 			w.PutU64(w.sb+sbInodes, 0x1234)
 		}, nil, true},
+		"beside one that stands for no file": {func(w *world, a, b, clean addr.Virt) {
+			w.nameless()
+		}, []addr.Ino{11, 12}, false},
+		"beside one of a sync that stands for no file": {func(w *world, a, b, clean addr.Virt) {
+			w.nameless()
+			w.PutU64(w.sb+sbSync, uint64(kerneltest.DirectMap)+1)
+		}, []addr.Ino{11, 12}, false},
+		"an inode with pages that has no number": {func(w *world, a, b, clean addr.Virt) {
+			i := w.nameless()
+			w.head(i, w.page(i, 0, 1<<pgUptodate|1<<pgDirty, 'x'))
+		}, []addr.Ino{11, 12}, true},
+		"an inode with a name that has no number": {func(w *world, a, b, clean addr.Virt) {
+			w.dentry("c", w.root, w.nameless())
+		}, []addr.Ino{11, 12}, true},
 		"an inode with a negative size": {func(w *world, a, b, clean addr.Virt) {
 			w.PutU64(a+inSize, 1<<63)
 		}, []addr.Ino{12}, true},

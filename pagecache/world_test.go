@@ -215,6 +215,13 @@ func (w *world) file(ino uint64, name string, size int64) addr.Virt {
 	return i
 }
 
+// nameless makes an inode on all lists that has neither name nor number.
+func (w *world) nameless() addr.Virt {
+	i := w.file(0, "", 0)
+	w.PutU64(i+inDentry, 0)
+	return i
+}
+
 // page makes a page of a file, filled with a letter.
 func (w *world) page(inode addr.Virt, index uint64, flags uint64, letter byte) addr.Virt {
 	data := w.Alloc(addr.PageSize)

@@ -20,7 +20,11 @@ func (c *Cache) Inodes(s *Superblock) iter.Seq2[*Inode, error] {
 				yield(nil, fmt.Errorf("walk inodes of %s: %w", s.ID, err))
 				return
 			}
-			if !yield(c.inode(at-addr.Virt(c.layout.inode.sbList.Off), s)) {
+			i, err := c.inode(at-addr.Virt(c.layout.inode.sbList.Off), s)
+			if errors.Is(err, errNoFile) {
+				continue
+			}
+			if !yield(i, err) {
 				return
 			}
 		}
@@ -157,6 +161,7 @@ func (w *dirtyWalk) list(head addr.Virt, entry kernel.Field) bool {
 			if !w.give(i) {
 				return false
 			}
+		case errors.Is(err, errNoFile):
 		case errors.As(err, &other):
 			if _, ok := w.known[other.super]; !ok {
 				w.doubtful(fmt.Errorf("list at %v: %w", head, err))
