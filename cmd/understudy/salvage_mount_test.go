@@ -92,7 +92,7 @@ func mounted(t *testing.T, image string, args ...string) string {
 // TestMountWithDisk wants every file in full: with the disk behind the memory, it
 // must be as the guest had it.
 func TestMountWithDisk(t *testing.T) {
-	for name, spec := range map[string]fixture.Spec{"basic": fixture.Basic, "writeback": fixture.Writeback} {
+	for name, spec := range map[string]fixture.Spec{"basic": fixture.Basic, "writeback": fixture.Writeback, "untyped": fixture.Untyped} {
 		t.Run(name, func(t *testing.T) {
 			image := crashImage(t, spec)
 			var args []string

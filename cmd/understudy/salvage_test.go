@@ -106,7 +106,12 @@ func report(t *testing.T, text string) *inventory.Report {
 }
 
 func TestListAgainstGuest(t *testing.T) {
-	image := crashImage(t, fixture.Basic)
+	for name, spec := range map[string]fixture.Spec{"typed": fixture.Basic, "untyped": fixture.Untyped} {
+		t.Run(name, func(t *testing.T) { listAgainstGuest(t, crashImage(t, spec)) })
+	}
+}
+
+func listAgainstGuest(t *testing.T, image *fixture.Image) {
 	truth := truths(image)
 	got := command(t, "salvage", "list", image.RAM, "--json", "--all")
 	if got.err != nil {
