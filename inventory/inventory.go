@@ -36,7 +36,7 @@ type Stage struct {
 }
 
 // Open opens the memory of a machine, read-only, and finds the kernel in it.
-func Open(path string) (*Image, error) {
+func Open(path string, options ...kernel.Option) (*Image, error) {
 	start := time.Now()
 	mem, err := ram.OpenFile(path)
 	if err != nil {
@@ -44,16 +44,16 @@ func Open(path string) (*Image, error) {
 	}
 	m := &Image{mem: mem}
 	m.stage("open", start)
-	if err := m.find(); err != nil {
+	if err := m.find(options); err != nil {
 		return nil, errors.Join(fmt.Errorf("read %s: %w", path, err), mem.Close())
 	}
 	return m, nil
 }
 
-func (m *Image) find() error {
+func (m *Image) find(options []kernel.Option) error {
 	var err error
 	start := time.Now()
-	m.Kernel, err = kernel.Find(m.mem)
+	m.Kernel, err = kernel.Find(m.mem, options...)
 	if errors.Is(err, kernel.ErrNoKernel) {
 		return fmt.Errorf("%w: it must be all memory of an x86-64 machine with Linux 5.10 or later, booted far enough to have mounted something", err)
 	}
@@ -71,7 +71,10 @@ func (m *Image) find() error {
 }
 
 // Close closes the memory. Nothing of the image may be used after it.
-func (m *Image) Close() error { return m.mem.Close() }
+func (m *Image) Close() error {
+	_ = m.Kernel.Keep() // or else it is learned again
+	return m.mem.Close()
+}
 
 // Info describes the file that the memory comes from, if it is known.
 func (m *Image) Info() ram.Info {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"sync"
 
 	"understudy/addr"
 )
@@ -22,13 +23,20 @@ const (
 // symbolTable is the kernel's own compressed symbol table
 // (kernel/kallsyms.c, scripts/kallsyms.c).
 type symbolTable struct {
+	count  int
 	names  []byte // length and tokens of each symbol, one after the other
 	tokens [tokenCount][]byte
-	place  []uint32 // of symbol i in names
-	seed   maphash.Seed
-	first  map[uint64]uint32 // hash of the name to the last symbol with it
-	next   []uint32          // the one before that with the same hash, plus one; 0 ends
 	values addresses
+	book   *book // which symbols have a name
+	index  func() (*symbolIndex, error)
+}
+
+// symbolIndex finds symbols by their names.
+type symbolIndex struct {
+	place []uint32 // of symbol i in names
+	seed  maphash.Seed
+	first map[uint64]uint32 // hash of the name to the last symbol with it
+	next  []uint32          // the one before that with the same hash, plus one; 0 ends
 }
 
 // addresses yields the value of each symbol.
@@ -79,40 +87,52 @@ type symbolBytes struct {
 	offsets    []byte
 }
 
-// newSymbolTable decodes the names of a symbol table and indexes them.
-// How its offsets are to be understood is settled later, by settle.
-func newSymbolTable(raw symbolBytes) (*symbolTable, error) {
+// newSymbolTable decodes a symbol table. What is known about it may spare reading
+// its names. How its offsets are to be understood is settled later, by settle.
+func newSymbolTable(raw symbolBytes, m *memo) (*symbolTable, error) {
 	if raw.count <= 0 || raw.count > maxSymbols || len(raw.offsets) < 4*raw.count {
 		return nil, fmt.Errorf("parse kallsyms: %d symbols with %d bytes of offsets", raw.count, len(raw.offsets))
 	}
-	t := &symbolTable{
-		names: raw.names,
-		place: make([]uint32, raw.count),
-		next:  make([]uint32, raw.count),
-		seed:  maphash.MakeSeed(),
-		first: make(map[uint64]uint32, raw.count),
-	}
+	t := &symbolTable{count: raw.count, names: raw.names}
+	t.index = sync.OnceValues(t.read)
 	t.values.offsets = raw.offsets[:4*raw.count]
 	if err := t.readTokens(raw.tokenTable, raw.tokenIndex); err != nil {
 		return nil, err
 	}
+	read := false
+	// The offsets are no part of it: the answers are numbers of symbols.
+	count := binary.LittleEndian.AppendUint64([]byte("symbols"), uint64(t.count))
+	if t.book, read = m.about(count, t.names, bytes.Join(t.tokens[:], []byte{0})); read {
+		return t, nil
+	}
+	_, err := t.index()
+	return t, err
+}
+
+// read goes through all names and indexes them.
+func (t *symbolTable) read() (*symbolIndex, error) {
+	x := &symbolIndex{
+		place: make([]uint32, t.count),
+		next:  make([]uint32, t.count),
+		seed:  maphash.MakeSeed(),
+		first: make(map[uint64]uint32, t.count),
+	}
 	scratch := make([]byte, 0, maxSymbolName)
 	pos := 0
-	for i := range raw.count {
-		t.place[i] = uint32(pos)
+	for i := range t.count {
+		x.place[i] = uint32(pos)
 		name, size, err := t.expand(pos, scratch)
 		if err != nil {
 			return nil, fmt.Errorf("parse kallsyms: symbol %d: %w", i, err)
 		}
 		pos += size
-		h := maphash.Bytes(t.seed, name)
-		if prev, ok := t.first[h]; ok {
-			t.next[i] = prev + 1
+		h := maphash.Bytes(x.seed, name)
+		if prev, ok := x.first[h]; ok {
+			x.next[i] = prev + 1
 		}
-		t.first[h] = uint32(i)
+		x.first[h] = uint32(i)
 	}
-	t.names = t.names[:pos]
-	return t, nil
+	return x, nil
 }
 
 // readTokens cuts the token table into its 256 strings.
@@ -168,18 +188,37 @@ func (t *symbolTable) expand(pos int, scratch []byte) (name []byte, size int, er
 
 // lookup returns the addresses of all symbols of a name.
 func (t *symbolTable) lookup(name string) []addr.Virt {
+	numbers, err := t.book.ask(name, func() ([]uint64, error) { return t.search(name) })
+	if err != nil {
+		return nil // memory has changed since its table was read
+	}
 	var found []addr.Virt
-	scratch := make([]byte, 0, maxSymbolName)
-	i, ok := t.first[maphash.String(t.seed, name)]
-	for ok {
-		got, _, err := t.expand(int(t.place[i]), scratch)
-		if err == nil && string(got) == name {
+	for _, i := range numbers {
+		if i < uint64(t.count) {
 			found = append(found, t.values.at(int(i)))
 		}
-		ok = t.next[i] != 0
-		i = t.next[i] - 1
 	}
 	return found
+}
+
+// search returns the numbers of all symbols of a name.
+func (t *symbolTable) search(name string) ([]uint64, error) {
+	x, err := t.index()
+	if err != nil {
+		return nil, err
+	}
+	found := []uint64{}
+	scratch := make([]byte, 0, maxSymbolName)
+	i, ok := x.first[maphash.String(x.seed, name)]
+	for ok {
+		got, _, err := t.expand(int(x.place[i]), scratch)
+		if err == nil && string(got) == name {
+			found = append(found, uint64(i))
+		}
+		ok = x.next[i] != 0
+		i = x.next[i] - 1
+	}
+	return found, nil
 }
 
 // settle finds out how offsets stand for addresses: the one way by which all

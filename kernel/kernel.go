@@ -13,6 +13,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"sync"
 
 	"understudy/addr"
 	"understudy/ram"
@@ -43,8 +44,12 @@ type Kernel struct {
 	note    *note
 	notePA  addr.Phys // of the note's ELF header
 	paging  *paging
+	memo    *memo
 	symbols *symbolTable
 	types   *Types
+
+	modulesMu sync.Mutex
+	modules   map[digest]*Types // by their BTF
 
 	directMap addr.Virt // page_offset_base
 	memMap    addr.Virt // vmemmap_base: struct page of frame 0

@@ -2,6 +2,8 @@ package kernel_test
 
 import (
 	"errors"
+	"iter"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf/btf"
@@ -63,6 +65,55 @@ func TestFind(t *testing.T) {
 	}
 	if v, err := k.Types().Enum("color", "RED"); v != 7 || err != nil {
 		t.Errorf("RED: %d, %v", v, err)
+	}
+}
+
+// noted is a machine whose dump brings a note along. Looking for one in its memory
+// is counted.
+type noted struct {
+	*kerneltest.Machine
+	note    string
+	scanned *int
+}
+
+func (n noted) VMCoreInfo() ([]byte, bool) { return []byte(n.note), n.note != "" }
+
+func (n noted) Touched(r addr.PhysRange) iter.Seq[addr.PhysRange] {
+	*n.scanned++
+	return func(yield func(addr.PhysRange) bool) { yield(r) }
+}
+
+// TestFindByNoteOfFile wants the note of a dump to be used if it is that of the
+// kernel in memory, and not to be trusted if it is not.
+func TestFindByNoteOfFile(t *testing.T) {
+	m := small(t)
+	for name, tc := range map[string]struct {
+		note  string
+		scans int
+	}{
+		"the same":         {m.Note, 0},
+		"after a crash":    {m.Note + "CRASHTIME=1700000000\n\x00\x00", 0},
+		"none":             {"", 1},
+		"garbage":          {"garbage", 1},
+		"another release":  {strings.Replace(m.Note, "OSRELEASE=9", "OSRELEASE=8", 1), 1},
+		"one line more":    {m.Note + "SIZE(page)=64\n", 1},
+		"wrong addresses":  {strings.Replace(m.Note, "SYMBOL(swapper_pg_dir)=ffffffffa1", "SYMBOL(swapper_pg_dir)=ffffffffb1", 1), 1},
+		"of another start": {strings.Replace(m.Note, "NUMBER(phys_base)=", "NUMBER(phys_base)=1", 1), 1},
+	} {
+		scanned := 0
+		k, err := kernel.Find(noted{m, tc.note, &scanned})
+		if err != nil || scanned != tc.scans {
+			t.Errorf("%s: looked through memory %d times, %v", name, scanned, err)
+			continue
+		}
+		if err := k.StillThere(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	empty := 0
+	_, err := kernel.Find(noted{kerneltest.New(t), m.Note, &empty})
+	if !errors.Is(err, kernel.ErrNoKernel) || !strings.Contains(err.Error(), "note of the file") {
+		t.Errorf("without a kernel: %v", err)
 	}
 }
 

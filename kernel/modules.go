@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"fmt"
 
-	"github.com/cilium/ebpf/btf"
-
 	"understudy/addr"
 )
 
@@ -66,7 +64,8 @@ func newModuleLayout(t *Types) (*moduleLayout, error) {
 	return l, b.Err()
 }
 
-// moduleTypes reads the split BTF that a struct btf describes.
+// moduleTypes reads the split BTF that a struct btf describes. A module whose bytes
+// are the same has the same types, as often as it is asked for.
 func (k *Kernel) moduleTypes(l *moduleLayout, b []byte) (*Types, error) {
 	size := l.used.Uint(b)
 	if size > maxBTF {
@@ -76,19 +75,16 @@ func (k *Kernel) moduleTypes(l *moduleLayout, b []byte) (*Types, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read BTF: %w", err)
 	}
-	return newSplitTypes(raw, k.types)
-}
-
-// newSplitTypes parses the BTF of a module, whose types may refer to those of
-// the image.
-func newSplitTypes(raw []byte, base *Types) (*Types, error) {
-	tame, err := tameBTF(raw, base.count+1)
-	if err != nil {
-		return nil, err
+	raw = bytes.Clone(raw) // a kernel that lives may unload it
+	of := digestOf(raw)
+	k.modulesMu.Lock()
+	defer k.modulesMu.Unlock()
+	t := k.modules[of]
+	if t == nil {
+		if t, err = newTypes(raw, k.types, k.memo); err != nil {
+			return nil, err
+		}
+		k.modules[of] = t
 	}
-	spec, err := btf.LoadSplitSpecFromReader(bytes.NewReader(tame.data), base.spec)
-	if err != nil {
-		return nil, fmt.Errorf("parse BTF: %w", err)
-	}
-	return &Types{spec: spec}, nil
+	return t, nil
 }

@@ -98,7 +98,7 @@ func TestSymbolTable(t *testing.T) {
 		for _, o := range tc.offsets {
 			offsets = le.AppendUint32(offsets, o)
 		}
-		s, err := newSymbolTable(symbolBytes{count: 4, names: names, tokenTable: table, tokenIndex: index, offsets: offsets})
+		s, err := newSymbolTable(symbolBytes{count: 4, names: names, tokenTable: table, tokenIndex: index, offsets: offsets}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -130,12 +130,16 @@ func FuzzSymbolTable(f *testing.F) {
 		s, err := newSymbolTable(symbolBytes{
 			count: int(count), names: names, tokenTable: table, tokenIndex: index,
 			offsets: make([]byte, 4*int(count)),
-		})
+		}, nil)
 		if err != nil {
 			return
 		}
-		for i := range min(len(s.place), 50) {
-			name, _, err := s.expand(int(s.place[i]), nil)
+		x, err := s.index()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range min(len(x.place), 50) {
+			name, _, err := s.expand(int(x.place[i]), nil)
 			if err != nil || len(s.lookup(string(name))) == 0 {
 				t.Errorf("symbol %d %q is not found: %v", i, name, err)
 			}
@@ -244,18 +248,18 @@ func FuzzBTF(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	base, err := newTypes(good)
+	base, err := newTypes(good, nil, nil)
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(good, "outer", "b")
 	f.Add(good, "e", "X")
 	f.Fuzz(func(t *testing.T, raw []byte, name, path string) {
-		whole, err := newTypes(raw)
+		whole, err := newTypes(raw, nil, nil)
 		if err == nil {
 			askTypes(t, whole, name, path)
 		}
-		split, err := newSplitTypes(raw, base)
+		split, err := newTypes(raw, base, nil)
 		if err == nil {
 			askTypes(t, split, name, path)
 		}
@@ -297,18 +301,18 @@ func TestDeepTypes(t *testing.T) {
 		}
 		return append(append(head, types...), strs...)
 	}
-	types, err := newTypes(chain(kindPointer, 500_000))
+	types, err := newTypes(chain(kindPointer, 500_000), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if f := types.Layout("s").Field("s"); f.Size != 8 {
 		t.Errorf("%v", f)
 	}
-	if _, err := newTypes(chain(kindPointer, maxTypes+2)); err == nil {
+	if _, err := newTypes(chain(kindPointer, maxTypes+2), nil, nil); err == nil {
 		t.Error("too many types were accepted")
 	}
 	for _, n := range []int{1, 100, 500_000} {
-		if _, err := newTypes(chain(kindConst, n)); err == nil {
+		if _, err := newTypes(chain(kindConst, n), nil, nil); err == nil {
 			t.Errorf("a structure that contains itself over %d types was accepted", n)
 		}
 	}

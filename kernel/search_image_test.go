@@ -31,7 +31,11 @@ func TestSearchSymbols(t *testing.T) {
 		}
 	}
 	start := time.Now()
-	got, err := k.searchSymbols()
+	stext, err := k.note.symbol("_stext")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := k.searchSymbols(stext)
 	if err != nil || got != want {
 		t.Errorf("found %+v, %v; want %+v", got, err, want)
 	}

@@ -13,21 +13,64 @@ type symbolPlaces struct {
 	relativeBase                                  addr.Virt // 0 if there is none
 }
 
+// all are the places, in an order that does not change.
+func (p *symbolPlaces) all() []*addr.Virt {
+	return []*addr.Virt{&p.count, &p.names, &p.tokenTable, &p.tokenIndex, &p.offsets, &p.relativeBase}
+}
+
 // loadSymbols reads the symbol table. Its parts are in the note since 6.0
 // (commit 5fd8fea935a1), and are searched for where they are not.
 func (k *Kernel) loadSymbols() error {
 	places, err := k.symbolPlacesInNote()
-	if errors.Is(err, ErrNotFound) {
-		places, err = k.searchSymbols()
+	if !errors.Is(err, ErrNotFound) {
+		if err != nil {
+			return err
+		}
+		return k.symbolsAt(places)
 	}
+	start, err := k.note.symbol("_stext")
 	if err != nil {
 		return err
 	}
+	// Where they were in another boot, they are likely to be in this one.
+	if places, ok := k.memo.placesFrom(start); ok && k.symbolsAt(places) == nil {
+		return nil
+	}
+	if places, err = k.searchSymbols(start); err != nil {
+		return err
+	}
+	k.memo.keepPlaces(places, start)
+	return k.symbolsAt(places)
+}
+
+// placesFrom returns the places that were kept, for an image that starts there.
+func (m *memo) placesFrom(start addr.Virt) (p symbolPlaces, ok bool) {
+	all := p.all()
+	if len(m.known.Places) != len(all) {
+		return p, false
+	}
+	for i, a := range all {
+		*a = addr.Virt(m.known.Places[i])
+	}
+	return p.moved(start), true
+}
+
+func (m *memo) keepPlaces(p symbolPlaces, start addr.Virt) {
+	p = p.moved(-start)
+	m.known.Places = nil
+	for _, a := range p.all() {
+		m.known.Places = append(m.known.Places, uint64(*a))
+	}
+}
+
+// symbolsAt reads the symbol table whose parts are at these places.
+func (k *Kernel) symbolsAt(places symbolPlaces) error {
 	raw, err := k.readSymbolParts(places)
 	if err != nil {
 		return err
 	}
-	if k.symbols, err = newSymbolTable(raw); err != nil {
+	symbols, err := newSymbolTable(raw, k.memo)
+	if err != nil {
 		return err
 	}
 	var base addr.Virt
@@ -38,7 +81,11 @@ func (k *Kernel) loadSymbols() error {
 		}
 		base = addr.Virt(v)
 	}
-	return k.symbols.settle(base, places.offsets, k.knownSymbols())
+	if err := symbols.settle(base, places.offsets, k.knownSymbols()); err != nil {
+		return err
+	}
+	k.symbols = symbols
+	return nil
 }
 
 func (k *Kernel) symbolPlacesInNote() (symbolPlaces, error) {

@@ -21,12 +21,9 @@ const maxImage = 256 << 20
 
 var tokenDigits = []byte("0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00")
 
-// searchSymbols finds the parts of the symbol table in the kernel image.
-func (k *Kernel) searchSymbols() (symbolPlaces, error) {
-	start, err := k.note.symbol("_stext")
-	if err != nil {
-		return symbolPlaces{}, err
-	}
+// searchSymbols finds the parts of the symbol table in the kernel image, which
+// starts there.
+func (k *Kernel) searchSymbols(start addr.Virt) (symbolPlaces, error) {
 	for at, span := range k.mapped(start, maxImage) {
 		for pos := 0; ; {
 			i := bytes.Index(span[pos:], tokenDigits)
@@ -78,7 +75,7 @@ func (k *Kernel) mapped(start addr.Virt, n int) iter.Seq2[addr.Virt, []byte] {
 
 // moved turns offsets into addresses.
 func (p symbolPlaces) moved(by addr.Virt) symbolPlaces {
-	for _, a := range []*addr.Virt{&p.count, &p.names, &p.tokenTable, &p.tokenIndex, &p.offsets, &p.relativeBase} {
+	for _, a := range p.all() {
 		*a += by
 	}
 	return p

@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf/btf"
-
-	"understudy/addr"
 )
 
 // maxBTF bounds the type information of a kernel image, in bytes; 6.1 of Debian
@@ -17,21 +17,55 @@ const maxBTF = 32 << 20
 
 // Types are the types of a kernel, or of one of its modules.
 type Types struct {
+	book    *book // sizes, fields and constants
+	decoded func() (decodedTypes, error)
+}
+
+// decodedTypes are BTF that was decoded.
+type decodedTypes struct {
 	spec  *btf.Spec
 	count uint32 // of types, without void
 }
 
-// newTypes parses BTF (Documentation/bpf/btf.rst).
-func newTypes(raw []byte) (*Types, error) {
-	tame, err := tameBTF(raw, 1)
-	if err != nil {
-		return nil, err
+// newTypes parses BTF (Documentation/bpf/btf.rst); base is nil, or what the types
+// of a module may refer to. What is known about it may spare decoding it.
+func newTypes(raw []byte, base *Types, m *memo) (*Types, error) {
+	t := &Types{decoded: sync.OnceValues(func() (decodedTypes, error) { return decodeTypes(raw, base) })}
+	read := false
+	if base == nil {
+		t.book, read = m.about([]byte("types"), raw)
+	} else {
+		t.book, read = m.about([]byte("types of module"), base.book.of[:], raw)
 	}
-	spec, err := btf.LoadSpecFromReader(bytes.NewReader(tame.data))
-	if err != nil {
-		return nil, fmt.Errorf("parse BTF: %w", err)
+	if read {
+		return t, nil
 	}
-	return &Types{spec: spec, count: uint32(len(tame.offsets))}, nil
+	_, err := t.decoded()
+	return t, err
+}
+
+func decodeTypes(raw []byte, base *Types) (decodedTypes, error) {
+	var under decodedTypes
+	if base != nil {
+		var err error
+		if under, err = base.decoded(); err != nil {
+			return under, err
+		}
+	}
+	tame, err := tameBTF(raw, under.count+1)
+	if err != nil {
+		return decodedTypes{}, err
+	}
+	d := decodedTypes{count: uint32(len(tame.offsets))}
+	if base == nil {
+		d.spec, err = btf.LoadSpecFromReader(bytes.NewReader(tame.data))
+	} else {
+		d.spec, err = btf.LoadSplitSpecFromReader(bytes.NewReader(tame.data), under.spec)
+	}
+	if err != nil {
+		return decodedTypes{}, fmt.Errorf("parse BTF: %w", err)
+	}
+	return d, nil
 }
 
 // loadTypes reads the BTF that is linked into the kernel image.
@@ -51,162 +85,82 @@ func (k *Kernel) loadTypes() error {
 	if err != nil {
 		return fmt.Errorf("read BTF: %w", err)
 	}
-	k.types, err = newTypes(raw)
+	k.types, err = newTypes(raw, nil, k.memo)
 	return err
 }
-
-// Field is the place of a member within a structure, in bytes.
-type Field struct {
-	Off, Size int
-}
-
-// Present reports whether the kernel has this member.
-func (f Field) Present() bool { return f.Size > 0 }
-
-// Uint decodes the member from the bytes of its structure, which must be all of
-// them.
-func (f Field) Uint(b []byte) uint64 {
-	return littleEndian(b[f.Off : f.Off+f.Size])
-}
-
-// Pointer decodes the member as an address.
-func (f Field) Pointer(b []byte) addr.Virt { return addr.Virt(f.Uint(b)) }
-
-// Bytes returns the member's own bytes.
-func (f Field) Bytes(b []byte) []byte { return b[f.Off : f.Off+f.Size] }
-
-// String decodes the member as characters that end in a zero byte or with the
-// member.
-func (f Field) String(b []byte) string {
-	s := f.Bytes(b)
-	if i := bytes.IndexByte(s, 0); i >= 0 {
-		s = s[:i]
-	}
-	return string(s)
-}
-
-// In returns the address of the member of the structure at va.
-func (f Field) In(va addr.Virt) addr.Virt { return va + addr.Virt(f.Off) }
-
-// Layout looks up members of one structure and collects what goes wrong, so that
-// a table of fields reads as one.
-type Layout struct {
-	// Size is that of the structure, in bytes.
-	Size int
-
-	name   string
-	shapes []*btf.Struct // several, if the image has several of that name
-	told   map[string]Field
-	errs   []error
-}
-
-// ToldLayout returns a layout that the kernel at hand does not tell of itself: of
-// a structure of a module of a kernel before 5.11, which keeps no types of
-// modules. Members are by path, as for Field.
-func ToldLayout(name string, size int, members map[string]Field) *Layout {
-	return &Layout{Size: size, name: name, told: members}
-}
-
-// maxStruct bounds the structures that are read whole, in bytes. The largest of
-// interest, ext4_sb_info, has 3 KiB.
-const maxStruct = 64 << 10
 
 // Layout returns the layout of the structure of a name. A structure that is not
 // there shows in Err.
 func (t *Types) Layout(name string) *Layout {
 	l := &Layout{name: name}
-	found, err := t.spec.AnyTypesByName(name)
-	if err != nil && !errors.Is(err, btf.ErrNotFound) {
+	sizes, err := t.book.ask("size "+name, func() ([]uint64, error) { return t.sizes(name) })
+	switch {
+	case err != nil:
 		l.errs = append(l.errs, fmt.Errorf("struct %s: %w", name, err))
 		return l
-	}
-	for _, typ := range found {
-		if s, ok := typ.(*btf.Struct); ok && s.Size > 0 && s.Size <= maxStruct {
-			l.shapes = append(l.shapes, s)
-		}
-	}
-	if len(l.shapes) == 0 {
+	case len(sizes) == 0:
 		l.errs = append(l.errs, fmt.Errorf("struct %s: %w", name, ErrNotFound))
 		return l
+	case len(sizes) > 1:
+		l.errs = append(l.errs, fmt.Errorf("struct %s: %w: sizes %d", name, ErrAmbiguous, sizes))
 	}
-	l.Size = int(l.shapes[0].Size)
-	for _, s := range l.shapes[1:] {
-		if int(s.Size) != l.Size {
-			l.errs = append(l.errs, fmt.Errorf("struct %s: %w: sizes %d and %d", name, ErrAmbiguous, l.Size, s.Size))
-		}
+	if sizes[0] == 0 || sizes[0] > maxStruct {
+		l.errs = append(l.errs, fmt.Errorf("struct %s has %d bytes", name, sizes[0]))
+		return l
 	}
+	l.Size, l.types = int(sizes[0]), t
 	return l
 }
 
-// Has reports whether the structure has a member at this path.
-func (l *Layout) Has(path string) bool {
-	_, err := l.find(path)
-	return err == nil
-}
-
-// Field returns the member at a path such as "i_data.i_pages.xa_head"; members
-// of anonymous structures and unions are found by their own name. If sizes are
-// given, the member must have one of them, in bytes.
-func (l *Layout) Field(path string, sizes ...int) Field {
-	if len(l.shapes)+len(l.told) == 0 {
-		return Field{}
-	}
-	f, err := l.find(path)
+// shapes returns the structures of a name: several, if the image has several.
+func (t *Types) shapes(name string) ([]*btf.Struct, error) {
+	d, err := t.decoded()
 	if err != nil {
-		l.errs = append(l.errs, err)
-		return Field{}
+		return nil, err
 	}
-	for _, size := range sizes {
-		if f.Size == size {
-			return f
+	found, err := d.spec.AnyTypesByName(name)
+	if err != nil && !errors.Is(err, btf.ErrNotFound) {
+		return nil, err
+	}
+	var shapes []*btf.Struct
+	for _, typ := range found {
+		if s, ok := typ.(*btf.Struct); ok && s.Size > 0 && s.Size <= maxStruct {
+			shapes = append(shapes, s)
 		}
 	}
-	if len(sizes) > 0 {
-		l.errs = append(l.errs, fmt.Errorf("struct %s: %s has %d bytes, not %v", l.name, path, f.Size, sizes))
-		return Field{}
-	}
-	return f
+	return shapes, nil
 }
 
-// Optional is Field for a member that not every kernel has; it is not Present
-// where it is missing.
-func (l *Layout) Optional(path string, sizes ...int) Field {
-	if !l.Has(path) {
-		return Field{}
-	}
-	return l.Field(path, sizes...)
-}
-
-// First is Field for a member that goes by several names, depending on the
-// kernel; the first that exists counts.
-func (l *Layout) First(paths []string, sizes ...int) Field {
-	for _, path := range paths {
-		if l.Has(path) {
-			return l.Field(path, sizes...)
+// sizes returns the sizes that structures of a name have, in bytes.
+func (t *Types) sizes(name string) ([]uint64, error) {
+	shapes, err := t.shapes(name)
+	sizes := []uint64{}
+	for _, s := range shapes {
+		if !slices.Contains(sizes, uint64(s.Size)) {
+			sizes = append(sizes, uint64(s.Size))
 		}
 	}
-	return l.Field(paths[0], sizes...)
+	return sizes, err
 }
 
-// Err returns everything that was missing.
-func (l *Layout) Err() error { return errors.Join(l.errs...) }
-
-func (l *Layout) find(path string) (Field, error) {
-	found := l.told[path]
-	for _, s := range l.shapes {
+// field returns the offset and size of a member of the structures of a name, or
+// nothing if there is none.
+func (t *Types) field(name, path string) ([]uint64, error) {
+	shapes, err := t.shapes(name)
+	if err != nil {
+		return nil, err
+	}
+	found := []uint64{}
+	for _, s := range shapes {
 		f, ok := member(s, strings.Split(path, "."))
-		switch {
-		case !ok:
-		case f.Off < 0 || f.Size <= 0 || f.Off+f.Size > l.Size:
-			return Field{}, fmt.Errorf("struct %s: %s lies outside of it", l.name, path)
-		case found.Present() && f != found:
-			return Field{}, fmt.Errorf("struct %s: %s: %w", l.name, path, ErrAmbiguous)
-		default:
-			found = f
+		if !ok || f.Off < 0 || f.Size <= 0 {
+			continue
 		}
-	}
-	if !found.Present() {
-		return Field{}, fmt.Errorf("struct %s: member %s: %w", l.name, path, ErrNotFound)
+		answer := []uint64{uint64(f.Off), uint64(f.Size)}
+		if len(found) > 0 && !slices.Equal(found, answer) {
+			return nil, ErrAmbiguous
+		}
+		found = answer
 	}
 	return found, nil
 }
@@ -261,9 +215,24 @@ func namedMember(t btf.Type, name string, depth int) (btf.Member, int, bool) {
 
 // Enum returns the value of a constant of a named enumeration.
 func (t *Types) Enum(enum, constant string) (uint64, error) {
-	found, err := t.spec.AnyTypesByName(enum)
+	answer, err := t.book.ask("enum "+enum+" "+constant, func() ([]uint64, error) { return t.constant(enum, constant) })
+	if err == nil && len(answer) == 0 {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return 0, fmt.Errorf("enum %s: constant %s: %w", enum, constant, err)
+	}
+	return answer[0], nil
+}
+
+func (t *Types) constant(enum, constant string) ([]uint64, error) {
+	d, err := t.decoded()
+	if err != nil {
+		return nil, err
+	}
+	found, err := d.spec.AnyTypesByName(enum)
 	if err != nil && !errors.Is(err, btf.ErrNotFound) {
-		return 0, fmt.Errorf("enum %s: %w", enum, err)
+		return nil, err
 	}
 	for _, typ := range found {
 		e, ok := typ.(*btf.Enum)
@@ -272,9 +241,9 @@ func (t *Types) Enum(enum, constant string) (uint64, error) {
 		}
 		for _, v := range e.Values {
 			if v.Name == constant {
-				return v.Value, nil
+				return []uint64{v.Value}, nil
 			}
 		}
 	}
-	return 0, fmt.Errorf("enum %s: constant %s: %w", enum, constant, ErrNotFound)
+	return []uint64{}, nil
 }

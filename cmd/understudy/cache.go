@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"understudy/kernel"
 	"understudy/pair"
 	"understudy/partition"
 )
@@ -24,6 +25,16 @@ func cacheDir() (string, error) {
 		return "", fmt.Errorf("find cache directory: %w (set UNDERSTUDY_CACHE)", err)
 	}
 	return filepath.Join(base, "understudy"), nil
+}
+
+// knownBuilds has what is learned of a kernel kept for the next time. Without a
+// cache directory, it is learned each time.
+func knownBuilds() []kernel.Option {
+	dir, err := cacheDir()
+	if err != nil {
+		return nil
+	}
+	return []kernel.Option{kernel.KeepIn(filepath.Join(dir, "builds"))}
 }
 
 // runDir is where a running pair of that name keeps its files.

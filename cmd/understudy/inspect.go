@@ -47,7 +47,7 @@ func inspectCommand() *cobra.Command {
 		Short: "Say which kernel died in this memory, why, and how much it had not saved",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := inventory.Open(args[0])
+			m, err := inventory.Open(args[0], knownBuilds()...)
 			if err != nil {
 				return err
 			}

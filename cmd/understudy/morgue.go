@@ -30,14 +30,19 @@ func openMorgue(path string) (supervisor.Morgue, error) {
 	return &morgue{memory: m}, nil
 }
 
-func (m *morgue) Close() error { return m.memory.Close() }
+func (m *morgue) Close() error {
+	if m.kernel != nil {
+		_ = m.kernel.Keep() // or else it is learned again
+	}
+	return m.memory.Close()
+}
 
 // Prepare finds the kernel, unless the one found before is still there.
 func (m *morgue) Prepare(context.Context) error {
 	if m.kernel != nil && m.kernel.StillThere() == nil {
 		return nil
 	}
-	k, err := kernel.Find(m.memory)
+	k, err := kernel.Find(m.memory, knownBuilds()...)
 	m.kernel = k
 	return err
 }

@@ -66,7 +66,7 @@ func (s *selection) open(image string, clean bool) (*chosen, error) {
 			return nil, err
 		}
 	}
-	m, err := inventory.Open(image)
+	m, err := inventory.Open(image, knownBuilds()...)
 	if err != nil {
 		return nil, err
 	}

@@ -38,6 +38,7 @@ const (
 type Machine struct {
 	t       testing.TB
 	Mem     []byte
+	Note    string    // text of the VMCOREINFO note, once finished
 	image   addr.Virt // next free place in the image
 	heap    addr.Phys // next free place in the heap
 	tables  addr.Phys // next free page table
@@ -60,6 +61,7 @@ func New(t testing.TB) *Machine {
 	m.Map(MemMap, memMapPhys, Size/addr.PageSize*PageStruct)
 	m.PutU64(m.Image("page_offset_base", 8), uint64(DirectMap))
 	m.PutU64(m.Image("vmemmap_base", 8), uint64(MemMap))
+	m.PutU64(m.Image("vmcoreinfo_note", 8), uint64(DirectMap)+uint64(notePhys))
 	m.Put(m.Image("linux_banner", 64), []byte("Linux version 9.9.9-made-up\n\x00"))
 	m.Put(m.Image("init_uts_ns", 512)+2*65, []byte("9.9.9-made-up\x00"))
 	m.PutU32(m.Image("panic_cpu", 8), 0xffff_ffff)
@@ -217,6 +219,7 @@ func (m *Machine) putNote(at map[string]addr.Virt) {
 		text += fmt.Sprintf("SYMBOL(%s)=%x\n", name, uint64(at[name]))
 	}
 	text += fmt.Sprintf("NUMBER(phys_base)=%d\n", int64(imagePhys)-int64(imageVirt-startKernelMap))
+	m.Note = text
 	note := binary.LittleEndian.AppendUint32(nil, 11)
 	note = binary.LittleEndian.AppendUint32(note, uint32(len(text)))
 	note = binary.LittleEndian.AppendUint32(note, 0)

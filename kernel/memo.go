@@ -1,0 +1,167 @@
+package kernel
+
+import (
+	"crypto/sha256"
+	"embed"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"runtime"
+	"sync"
+	"sync/atomic"
+)
+
+// A memo holds the answers to what was asked about the symbols and types of one
+// build of a kernel. They follow from the bytes of its tables alone, hence hold for
+// every boot, wherever KASLR put the image. An answer is believed only if the bytes
+// in memory are those that gave it, by their digest.
+type memo struct {
+	path string // of its file; empty: it is forgotten at the end
+
+	mu    sync.Mutex
+	known known
+}
+
+// known is what the file of a memo holds.
+type known struct {
+	Release string `json:"release"` // for people
+	// Places are those of the symbol table, relative to _stext, where they had
+	// to be searched for.
+	Places []uint64 `json:"places,omitempty"`
+	// Books are by the digest of what they are about: the symbol table, the
+	// BTF of the image, that of a module.
+	Books map[digest]*book `json:"books"`
+}
+
+// about returns the answers about some bytes. read says whether there were any: then
+// the bytes were read to their end once, and found good.
+func (m *memo) about(parts ...[]byte) (b *book, read bool) {
+	if m == nil || m.path == "" {
+		return &book{}, false
+	}
+	of := digestOf(parts...)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.known.Books == nil {
+		m.known.Books = make(map[digest]*book)
+	}
+	if b = m.known.Books[of]; b == nil {
+		b = &book{}
+		m.known.Books[of] = b
+	}
+	b.of = of
+	return b, len(b.answers) > 0
+}
+
+// A book holds answers by question; each is a list of numbers. It is safe for
+// concurrent use.
+type book struct {
+	of digest // what it is about; zero if it is not kept
+
+	mu      sync.Mutex
+	answers map[string][]uint64
+	grown   bool // since it was read from a file
+}
+
+// ask answers a question, by work if it is new.
+func (b *book) ask(question string, work func() ([]uint64, error)) ([]uint64, error) {
+	b.mu.Lock()
+	answer, ok := b.answers[question]
+	b.mu.Unlock()
+	if ok {
+		return answer, nil
+	}
+	answer, err := work()
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.answers == nil {
+		b.answers = make(map[string][]uint64)
+	}
+	b.answers[question], b.grown = answer, true
+	return answer, nil
+}
+
+// MarshalJSON implements json.Marshaler.
+func (b *book) MarshalJSON() ([]byte, error) {
+	b.mu.Lock()
+	answers := maps.Clone(b.answers)
+	b.mu.Unlock()
+	return json.Marshal(answers)
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (b *book) UnmarshalJSON(raw []byte) error { return json.Unmarshal(raw, &b.answers) }
+
+// digest identifies bytes. Nobody can make others with the same one: no memory can
+// be made up that plants answers about another's.
+type digest [sha256.Size]byte
+
+// MarshalText implements encoding.TextMarshaler.
+func (d digest) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, d[:]), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *digest) UnmarshalText(text []byte) error {
+	if len(text) != 2*len(d) {
+		return fmt.Errorf("parse digest: %d characters", len(text))
+	}
+	_, err := hex.Decode(d[:], text)
+	return err
+}
+
+// digestPiece is how many bytes are hashed at a time, on all CPUs.
+const digestPiece = 256 << 10
+
+// digestOf identifies some bytes, part by part: by the SHA-256 of the lengths of all
+// parts and of the SHA-256 of each of their pieces.
+func digestOf(parts ...[]byte) digest {
+	var pieces [][]byte
+	var sums []byte
+	for _, part := range parts {
+		sums = binary.LittleEndian.AppendUint64(sums, uint64(len(part)))
+		for len(part) > 0 {
+			n := min(len(part), digestPiece)
+			pieces, part = append(pieces, part[:n]), part[n:]
+		}
+	}
+	lengths := len(sums)
+	sums = append(sums, make([]byte, len(pieces)*sha256.Size)...)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(pieces)) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(pieces); i = int(next.Add(1)) - 1 {
+				sum := sha256.Sum256(pieces[i])
+				copy(sums[lengths+i*sha256.Size:], sum[:])
+			}
+		})
+	}
+	wg.Wait()
+	return sha256.Sum256(sums)
+}
+
+// sources are the code that gives the answers: other code, other answers.
+//
+//go:embed memo.go memofile.go kallsyms.go symbols.go symbolsearch.go types.go layout.go btfcheck.go
+var sources embed.FS
+
+// codeDigest identifies that code.
+var codeDigest = sync.OnceValue(func() digest {
+	var parts [][]byte
+	entries, err := sources.ReadDir(".")
+	for _, e := range entries {
+		b, failed := sources.ReadFile(e.Name())
+		if failed != nil {
+			err = failed
+		}
+		parts = append(parts, []byte(e.Name()), b)
+	}
+	if err != nil {
+		panic(err) // they are part of the program
+	}
+	return digestOf(parts...)
+})
