@@ -11,6 +11,7 @@ package kernel
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -180,6 +181,14 @@ func (k *Kernel) PanicCPU() (cpu int, panicked bool, err error) {
 
 // littleEndian decodes an unsigned number of up to 8 bytes.
 func littleEndian(b []byte) uint64 {
+	switch len(b) { // nearly all have one of these sizes
+	case 8:
+		return binary.LittleEndian.Uint64(b)
+	case 4:
+		return uint64(binary.LittleEndian.Uint32(b))
+	case 2:
+		return uint64(binary.LittleEndian.Uint16(b))
+	}
 	var v uint64
 	for i := len(b) - 1; i >= 0; i-- {
 		v = v<<8 | uint64(b[i])

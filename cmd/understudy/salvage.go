@@ -203,14 +203,16 @@ func ageText(d time.Duration) string {
 	case d < 0:
 		return "-"
 	case d < time.Minute:
-		return fmt.Sprintf("%.0fs", d.Seconds())
+		return rounded(d.Seconds(), "s")
 	case d < time.Hour:
-		return fmt.Sprintf("%.0fm", d.Minutes())
+		return rounded(d.Minutes(), "m")
 	case d < 48*time.Hour:
-		return fmt.Sprintf("%.0fh", d.Hours())
+		return rounded(d.Hours(), "h")
 	}
-	return fmt.Sprintf("%.0fd", d.Hours()/24)
+	return rounded(d.Hours()/24, "d")
 }
+
+func rounded(v float64, unit string) string { return strconv.FormatFloat(v, 'f', 0, 64) + unit }
 
 // plural is a number with its noun.
 func plural(n int, noun string) string {

@@ -2,10 +2,12 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -76,12 +78,13 @@ func (c *chosen) table(w io.Writer, all bool) error {
 	rows := [][]string{{"MODE", "OWNER", "SIZE", "UNSAVED", "AGE", "STATE", "FS", "INODE", "GENERATION", "PATH"}}
 	files, unsaved := 0, int64(0)
 	for _, l := range c.found {
+		device := printable(l.Device)
 		for _, f := range l.Files {
 			files++
 			unsaved += f.UnsavedBytes()
 			rows = append(rows, []string{
-				modeText(f.Mode), fmt.Sprintf("%d:%d", f.UID, f.GID), fmt.Sprint(f.Size), fmt.Sprint(f.UnsavedBytes()),
-				ageText(f.Age), string(f.State), printable(l.Device), fmt.Sprint(f.Ino), fmt.Sprint(f.Generation), printable(f.Label()),
+				modeText(f.Mode), number(f.UID) + ":" + number(f.GID), number(f.Size), number(f.UnsavedBytes()),
+				ageText(f.Age), string(f.State), device, number(f.Ino), number(f.Generation), printable(f.Label()),
 			})
 		}
 	}
@@ -102,26 +105,43 @@ func (c *chosen) table(w io.Writer, all bool) error {
 
 // columns prints rows with each column as wide as its widest cell, aligned to the
 // left or right as the letters of align say.
-func columns(w io.Writer, rows [][]string, align string) {
+func columns(w *bufio.Writer, rows [][]string, align string) {
 	width := make([]int, len(align))
 	for _, row := range rows {
 		for i, cell := range row {
 			width[i] = max(width[i], len(cell))
 		}
 	}
+	var line []byte
 	for _, row := range rows {
-		var line strings.Builder
+		line = line[:0]
 		for i, cell := range row {
-			pad := strings.Repeat(" ", width[i]-len(cell))
+			pad := width[i] - len(cell)
 			if align[i] == 'r' {
-				cell = pad + cell
-			} else {
-				cell += pad
+				line = spaces(line, pad)
+				pad = 0
 			}
-			line.WriteString(cell + "  ")
+			line = append(line, cell...)
+			line = spaces(line, pad+2)
 		}
-		fmt.Fprintln(w, strings.TrimRight(line.String(), " "))
+		line = append(bytes.TrimRight(line, " "), '\n')
+		_, _ = w.Write(line) // a bufio.Writer keeps its error
 	}
+}
+
+func spaces(b []byte, n int) []byte {
+	for range n {
+		b = append(b, ' ')
+	}
+	return b
+}
+
+// number is a whole number in decimal. Tables have many.
+func number[T ~int64 | ~uint32 | ~uint64](n T) string {
+	if n < 0 {
+		return strconv.FormatInt(int64(n), 10)
+	}
+	return strconv.FormatUint(uint64(n), 10)
 }
 
 // modeText is a mode as ls shows it.
