@@ -48,6 +48,7 @@ func New(extra map[string]Verb) *Agent {
 	a := &Agent{mounts: make(map[string]string), children: newChildren()}
 	a.verbs = map[string]Verb{
 		link.Configure: call(a.configure),
+		link.Write:     call(a.write),
 		link.Mount:     call(a.mount),
 		link.Apply:     call(a.apply),
 		link.Start:     call(a.start),

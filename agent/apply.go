@@ -90,22 +90,27 @@ func openStaging() (*os.File, error) {
 }
 
 func readPlan(staging *os.File, r link.ApplyRequest) ([]link.File, error) {
+	return readList(staging, r.Plan, r.Len, link.DecodePlan)
+}
+
+// readList reads n bytes at off of the staging disk and decodes them.
+func readList[T any](staging *os.File, off, n int64, decode func([]byte) ([]T, error)) ([]T, error) {
 	size, err := staging.Seek(0, io.SeekEnd)
 	if err != nil {
 		return nil, fmt.Errorf("size staging disk: %w", err)
 	}
-	if r.Plan < 0 || r.Len <= 0 || r.Plan%sector != 0 || r.Plan > size || r.Len > size-r.Plan {
-		return nil, fmt.Errorf("plan at %d of %d bytes is not on the staging disk of %d", r.Plan, r.Len, size)
+	if off < 0 || n <= 0 || off%sector != 0 || off > size || n > size-off {
+		return nil, fmt.Errorf("plan at %d of %d bytes is not on the staging disk of %d", off, n, size)
 	}
-	raw, err := unix.Mmap(-1, 0, int(roundUp(r.Len)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	raw, err := unix.Mmap(-1, 0, int(roundUp(n)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
-		return nil, fmt.Errorf("map buffer for a plan of %d bytes: %w", r.Len, err)
+		return nil, fmt.Errorf("map buffer for a plan of %d bytes: %w", n, err)
 	}
 	defer unix.Munmap(raw)
-	if err := readFull(int(staging.Fd()), raw, r.Plan); err != nil {
+	if err := readFull(int(staging.Fd()), raw, off); err != nil {
 		return nil, fmt.Errorf("read plan: %w", err)
 	}
-	return link.DecodePlan(raw[:r.Len])
+	return decode(raw[:n])
 }
 
 func roundUp(n int64) int64 { return (n + sector - 1) &^ (sector - 1) }

@@ -33,15 +33,29 @@ func diskPath(name string) (string, error) {
 // mount mounts a shared disk that has just become this partition's. What the
 // kernel may have cached of the empty drive that stood in its place is dropped
 // first.
-func (a *Agent) mount(_ context.Context, r link.MountRequest) (none, error) {
+func (a *Agent) mount(ctx context.Context, r link.MountRequest) (result link.MountResult, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, d := range a.config.Disks {
-		if d.Name == r.Disk {
-			return none{}, a.mountDisk(d)
+	d, err := a.disk(r.Disk)
+	if err != nil {
+		return result, err
+	}
+	if r.Check {
+		if result.Check, err = a.check(ctx, d); err != nil {
+			return result, err
 		}
 	}
-	return none{}, fmt.Errorf("disk %q is not in this partition's configuration", r.Disk)
+	return result, a.mountDisk(d)
+}
+
+// disk is the configuration of a disk.
+func (a *Agent) disk(name string) (link.Disk, error) {
+	for _, d := range a.config.Disks {
+		if d.Name == name {
+			return d, nil
+		}
+	}
+	return link.Disk{}, fmt.Errorf("disk %q is not in this partition's configuration", name)
 }
 
 func (a *Agent) mountDisk(d link.Disk) error {

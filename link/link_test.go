@@ -157,6 +157,44 @@ func FuzzDecodePlan(f *testing.F) {
 	})
 }
 
+var blockLists = [][]Run{{}, {{Off: 4096, Len: 1024, Staged: 512}, {Off: 0, Len: 512, Staged: 0}}}
+
+func TestBlocksSurviveEncoding(t *testing.T) {
+	for _, want := range blockLists {
+		got, err := DecodeBlocks(EncodeBlocks(want))
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("decoded %+v, %v, want %+v", got, err, want)
+		}
+	}
+	good := EncodeBlocks(blockLists[1])
+	for name, b := range map[string][]byte{
+		"empty":      nil,
+		"a plan":     EncodePlan(plans[1]),
+		"cut short":  good[:len(good)-1],
+		"left over":  append(append([]byte{}, good...), 0),
+		"many":       append([]byte(blocksMagic), 0xff, 0xff, 0xff, 0xff),
+		"part of it": EncodeBlocks([]Run{{Off: 512, Len: 100}}),
+		"overflow":   EncodeBlocks([]Run{{Off: 1<<63 - 512, Len: 512}}),
+	} {
+		if _, err := DecodeBlocks(b); !errors.Is(err, ErrPlan) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// FuzzDecodeBlocks: what decodes is what encodes to the same bytes.
+func FuzzDecodeBlocks(f *testing.F) {
+	for _, l := range blockLists {
+		f.Add(EncodeBlocks(l))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		blocks, err := DecodeBlocks(b)
+		if err == nil && string(EncodeBlocks(blocks)) != string(b) {
+			t.Fatalf("%q does not encode to itself", b)
+		}
+	})
+}
+
 // FuzzReadMessage: a frame decodes or is refused, and what decodes encodes.
 func FuzzReadMessage(f *testing.F) {
 	for _, m := range []message{{}, {ID: 1, Verb: "hello"}, {ID: 2, Body: []byte(`{"a":1}`)}} {

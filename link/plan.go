@@ -34,7 +34,9 @@ type Run struct {
 var ErrPlan = errors.New("plan is damaged")
 
 const (
-	planMagic = "understudy plan\x01"
+	planMagic   = "understudy plan\x01"
+	blocksMagic = "understudy raw\x01"
+
 	fileBytes = 8 + 4 + 8 + 2*(8+4) + 4
 	runBytes  = 3 * 8
 )
@@ -60,9 +62,7 @@ func EncodePlan(files []File) []byte {
 		}
 		b = le.AppendUint32(b, uint32(len(f.Runs)))
 		for _, r := range f.Runs {
-			b = le.AppendUint64(b, uint64(r.Off))
-			b = le.AppendUint64(b, uint64(r.Len))
-			b = le.AppendUint64(b, uint64(r.Staged))
+			b = r.append(b)
 		}
 	}
 	return b
@@ -93,6 +93,50 @@ func DecodePlan(b []byte) ([]File, error) {
 	return files, nil
 }
 
+// EncodeBlocks lays out which blocks of a disk are to be written, and where the
+// staging disk has them: a magic, their number, then each, as the runs of a plan.
+// Off is the position on the disk. Lengths are multiples of 512, too.
+func EncodeBlocks(blocks []Run) []byte {
+	le := binary.LittleEndian
+	b := append(make([]byte, 0, len(blocksMagic)+4+len(blocks)*runBytes), blocksMagic...)
+	b = le.AppendUint32(b, uint32(len(blocks)))
+	for _, r := range blocks {
+		b = r.append(b)
+	}
+	return b
+}
+
+// DecodeBlocks reads what EncodeBlocks wrote and nothing else.
+func DecodeBlocks(b []byte) ([]Run, error) {
+	if len(b) < len(blocksMagic)+4 || string(b[:len(blocksMagic)]) != blocksMagic {
+		return nil, fmt.Errorf("%w: no magic of blocks", ErrPlan)
+	}
+	d := decoder{b: b[len(blocksMagic):]}
+	n := d.u32()
+	if uint64(n)*runBytes != uint64(len(d.b)) {
+		return nil, fmt.Errorf("%w: %d blocks in %d bytes", ErrPlan, n, len(d.b))
+	}
+	blocks := make([]Run, n)
+	for i := range blocks {
+		r, err := d.run()
+		if err == nil && r.Len%512 != 0 {
+			err = fmt.Errorf("not whole sectors: %+v", r)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: block %d: %w", ErrPlan, i, err)
+		}
+		blocks[i] = r
+	}
+	return blocks, nil
+}
+
+func (r Run) append(b []byte) []byte {
+	for _, v := range []int64{r.Off, r.Len, r.Staged} {
+		b = binary.LittleEndian.AppendUint64(b, uint64(v))
+	}
+	return b
+}
+
 type decoder struct {
 	b     []byte
 	short bool
@@ -113,13 +157,18 @@ func (d *decoder) file() (File, error) {
 		f.Runs = make([]Run, n)
 	}
 	for i := range f.Runs {
-		r := Run{Off: int64(d.u64()), Len: int64(d.u64()), Staged: int64(d.u64())}
-		if err := r.check(); err != nil {
+		r, err := d.run()
+		if err != nil {
 			return f, fmt.Errorf("run %d: %w", i, err)
 		}
 		f.Runs[i] = r
 	}
 	return f, nil
+}
+
+func (d *decoder) run() (Run, error) {
+	r := Run{Off: int64(d.u64()), Len: int64(d.u64()), Staged: int64(d.u64())}
+	return r, r.check()
 }
 
 func (r Run) check() error {

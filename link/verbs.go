@@ -7,7 +7,8 @@ import "time"
 const (
 	Hello     = "hello"     // agent to supervisor: Greeting
 	Configure = "configure" // Config
-	Mount     = "mount"     // MountRequest
+	Write     = "write"     // WriteRequest: blocks of a disk that is not mounted
+	Mount     = "mount"     // MountRequest to MountResult
 	Apply     = "apply"     // ApplyRequest to ApplyResult
 	Start     = "start"     // start the services of the role
 	Stop      = "stop"      // stop them, unmount the shared disks
@@ -60,9 +61,30 @@ type Beat struct {
 	Period time.Duration `json:"period"`
 }
 
-// MountRequest names a shared disk that has become this partition's.
+// MountRequest names a shared disk that has become this partition's. Check has
+// its file system, one of the ext family, checked and repaired before.
 type MountRequest struct {
-	Disk string `json:"disk"`
+	Disk  string `json:"disk"`
+	Check bool   `json:"check,omitempty"`
+}
+
+// MountResult tells what a check found; nil if none was asked for.
+type MountResult struct {
+	Check *Check `json:"check,omitempty"`
+}
+
+// Check is what e2fsck(8) said.
+type Check struct {
+	Status int    `json:"status"` // its exit status: 0 clean, 1 and 2 repaired
+	Output string `json:"output"` // at most its last 64 KiB
+}
+
+// WriteRequest points at an encoded list of blocks on the staging disk
+// (EncodeBlocks). They are written to a disk before anything mounts it.
+type WriteRequest struct {
+	Disk   string `json:"disk"`
+	Blocks int64  `json:"blocks"` // offset of the list on the staging disk, bytes
+	Len    int64  `json:"len"`    // length of the encoded list, bytes
 }
 
 // ApplyRequest points at an encoded plan on the staging disk, with the data
