@@ -98,6 +98,18 @@ func NewStaging(path string, memory int64) (*Staging, error) {
 // Path is the staging file.
 func (s *Staging) Path() string { return s.file.Name() }
 
+// Reserve has room kept for the first n bytes, so that writing to them as memory
+// cannot fail.
+func (s *Staging) Reserve(n int64) error {
+	if n == 0 {
+		return nil
+	}
+	if err := unix.Fallocate(int(s.file.Fd()), 0, 0, n); err != nil {
+		return fmt.Errorf("reserve %d bytes in %s: %w", n, s.file.Name(), err)
+	}
+	return nil
+}
+
 // Map gives the staging area as memory.
 func (s *Staging) Map() ([]byte, error) {
 	if s.data != nil {

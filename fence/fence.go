@@ -106,22 +106,30 @@ func lock(image string, limit time.Duration) (*os.File, error) {
 	if err != nil {
 		return nil, &Error{What: "image " + image, Err: err, Hint: "The image must be there and writable; nothing was touched."}
 	}
+	if err := take(f, image, limit, "take over by hand"); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// take locks an open image within limit. next is what to do after whoever else
+// has the lock was ended.
+func take(f *os.File, image string, limit time.Duration, next string) error {
 	for deadline := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
 		l := unix.Flock_t{Type: unix.F_WRLCK, Start: lockStart, Len: lockLen}
 		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l)
 		if err == nil {
-			return f, nil
+			return nil
 		}
 		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
-			f.Close()
-			return nil, &Error{What: "image " + image, Err: err, Hint: "The image's file system must support locks; nothing was touched."}
+			return &Error{What: "image " + image, Err: err, Hint: "The image's file system must support locks; nothing was touched."}
 		}
 		if time.Now().After(deadline) {
-			f.Close()
-			return nil, &Error{
+			return &Error{
 				What: "image " + image,
 				Err:  fmt.Errorf("%w by %s", ErrLocked, holders(image)),
-				Hint: "Somebody else may still write it, so it was not touched. End that process, then take over by hand.",
+				Hint: "Somebody else may still write it, so it was not touched. End that process, then " + next + ".",
 			}
 		}
 	}

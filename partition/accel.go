@@ -35,14 +35,16 @@ func (a Accel) args() []string {
 // kernelParameters are what a kernel should know of what it runs on.
 //
 // Under emulation: it takes the HPET for its clock otherwise, and each reading
-// of that stops for QEMU's main loop (an eighth of a takeover's time); and Go
-// programs, the agent first, hash faster without emulated AVX2. What the kernel
-// does not know goes to init as its environment.
+// of that stops for QEMU's main loop (an eighth of a takeover's time); it counts
+// ticks of its timer at boot, and panics if a busy machine gives it none
+// (arch/x86/kernel/apic/io_apic.c, timer_irq_works); and Go programs, the agent
+// first, hash faster without emulated AVX2. What the kernel does not know goes
+// to init as its environment.
 func (a Accel) kernelParameters() []string {
 	if a == KVM {
 		return nil
 	}
-	return []string{"tsc=reliable", "clocksource=tsc", "GODEBUG=cpu.avx2=off"}
+	return []string{"tsc=reliable", "clocksource=tsc", "no_timer_check", "GODEBUG=cpu.avx2=off"}
 }
 
 // probeLimit is how long a kernel may take to the end of its boot when probed.

@@ -38,12 +38,16 @@ func (d Disk) QDev() string { return "disk-" + d.Name }
 // image's lock only when a device uses it, so it can be opened ahead.
 func (d Disk) Node() string { return d.node() }
 
-func (d Disk) blockdev() []string {
-	driver := "file"
-	if st, err := os.Stat(d.Image); err == nil && st.Mode()&os.ModeDevice != 0 {
-		driver = "host_device"
+// fileDriver is QEMU's driver for a file or a block device.
+func fileDriver(path string) string {
+	if st, err := os.Stat(path); err == nil && st.Mode()&os.ModeDevice != 0 {
+		return "host_device"
 	}
-	p := []string{"driver=" + driver, "node-name=" + d.node(), "filename=" + d.Image, "locking=on", "discard=unmap"}
+	return "file"
+}
+
+func (d Disk) blockdev() []string {
+	p := []string{"driver=" + fileDriver(d.Image), "node-name=" + d.node(), "filename=" + d.Image, "locking=on", "discard=unmap"}
 	if d.ReadOnly {
 		p[3] = "locking=off"
 		p = append(p, "read-only=on")
@@ -53,6 +57,24 @@ func (d Disk) blockdev() []string {
 
 func (d Disk) addFrontend(c *command, drive string) {
 	c.opt("-device", "virtio-blk-pci", "id="+d.QDev(), "drive="+drive, "serial="+d.Name)
+}
+
+// Overlay is a virtio disk whose content is that of Image, and whose writes go to
+// a qcow2 file. Image is opened read-only and its lock left alone: whoever
+// starts the partition must hold it. A write that fails, for want of room
+// first of all, is the guest's to know.
+type Overlay struct {
+	Disk
+	File string // the qcow2 file
+}
+
+func (o Overlay) add(c *command) {
+	base, file, raw := "base-"+o.Name, "file-"+o.Name, "backing-"+o.Name
+	c.opt("-blockdev", "driver="+fileDriver(o.Image), "node-name="+base, "filename="+o.Image, "locking=off", "read-only=on")
+	c.opt("-blockdev", "driver=raw", "node-name="+raw, "file="+base, "read-only=on")
+	c.opt("-blockdev", "driver=file", "node-name="+file, "filename="+o.File, "locking=on", "discard=unmap")
+	c.opt("-blockdev", "driver=qcow2", "node-name="+o.node(), "file="+file, "backing="+raw, "discard=unmap")
+	c.opt("-device", "virtio-blk-pci", "id="+o.QDev(), "drive="+o.node(), "serial="+o.Name, "werror=report", "rerror=report")
 }
 
 // Vacancy is a disk that is not there yet: the guest has its drive, of the

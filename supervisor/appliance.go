@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"understudy/link"
 	"understudy/partition"
@@ -28,6 +29,30 @@ func (a *Appliance) Mount(ctx context.Context, disk string) error { return a.sid
 func (a *Appliance) Call(ctx context.Context, verb string, in, out any) error {
 	return a.side.agent.Call(ctx, verb, in, out)
 }
+
+// Finish unmounts the disks and ends the partition, with all that it wrote in the
+// disks' files. It says if any of that failed; Close it all the same.
+func (a *Appliance) Finish(ctx context.Context) error {
+	if err := a.side.stop(ctx); err != nil {
+		return err
+	}
+	p := a.side.process
+	if err := p.QMP.Quit(ctx); err != nil {
+		return fmt.Errorf("end partition %s: %w", a.side.name, err)
+	}
+	select {
+	case <-p.Ended():
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if err := p.Status(); err != nil {
+		return fmt.Errorf("end partition %s: %w", a.side.name, err)
+	}
+	return nil
+}
+
+// Gone is closed when the partition has ended, asked or not.
+func (a *Appliance) Gone() <-chan struct{} { return a.side.process.Ended() }
 
 // Close ends the partition and removes its files.
 func (a *Appliance) Close() error { return a.side.close() }
