@@ -1,0 +1,132 @@
+package offline
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// imageTool is QEMU's program for images (package qemu-utils).
+const imageTool = "qemu-img"
+
+// qemuImg runs the program. It ends with us, and it holds the disk's lock for as
+// long as it runs: should we be killed, nobody comes in between.
+func (d *Disk) qemuImg(ctx context.Context, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, imageTool, args...)
+	cmd.ExtraFiles = []*os.File{d.File}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
+	// The signal comes when the thread ends that started it (prctl(2)).
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := cmd.Run(); err != nil {
+		if errors.Is(err, exec.ErrNotFound) {
+			return nil, fmt.Errorf("%w (install qemu-utils)", err)
+		}
+		return nil, fmt.Errorf("%s %s: %w: %s", imageTool, args[0], err, strings.TrimSpace(said.String()))
+	}
+	return out.Bytes(), nil
+}
+
+// makeOverlay makes an empty overlay. The disk is named in it for people; we name
+// it each time ourselves.
+func (d *Disk) makeOverlay(ctx context.Context) error {
+	_, err := d.qemuImg(ctx, "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", d.path, d.overlay(), fmt.Sprint(d.Size))
+	if err != nil {
+		return fmt.Errorf("make overlay: %w", err)
+	}
+	return nil
+}
+
+// view names the disk under its overlay to QEMU. The lock of the disk is ours:
+// QEMU is told not to take it.
+func (d *Disk) view() string {
+	driver := "file"
+	if d.Device {
+		driver = "host_device"
+	}
+	quote := func(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+	return strings.Join([]string{
+		"driver=qcow2", "file.driver=file", "file.filename=" + quote(d.overlay()),
+		"backing.driver=raw", "backing.file.driver=" + driver, "backing.file.filename=" + quote(d.path), "backing.file.locking=off",
+	}, ",")
+}
+
+// seal checks that the overlay is sound, and makes it durable.
+func (d *Disk) seal(ctx context.Context) error {
+	if _, err := d.qemuImg(ctx, "check", "-q", "--image-opts", d.view()); err != nil {
+		return fmt.Errorf("check overlay: %w", err)
+	}
+	f, err := os.OpenFile(d.overlay(), os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("sync overlay: %w", err)
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("sync overlay: %w", err)
+	}
+	return syncDir(d.work)
+}
+
+// room says whether the disk's own file system can take what the overlay holds.
+func (d *Disk) room() error {
+	if d.Device {
+		return nil
+	}
+	var over, disk unix.Stat_t
+	var place unix.Statfs_t
+	err := errors.Join(unix.Stat(d.overlay(), &over), unix.Fstat(int(d.Fd()), &disk), unix.Fstatfs(int(d.Fd()), &place))
+	if err != nil {
+		return fmt.Errorf("look for room: %w", err)
+	}
+	// st_blocks counts 512 bytes (stat(2)). Only holes of the disk take room.
+	need := min(over.Blocks*512, d.Size-disk.Blocks*512)
+	if free := int64(place.Bavail) * place.Bsize; need > free {
+		return &Error{"disk " + d.path, fmt.Errorf("it may grow by %d bytes, and %d are free where it lies", need, free),
+			"Make room there. Nothing was written to the disk."}
+	}
+	return nil
+}
+
+// look reads regions of the disk as they will be after the commit.
+func (d *Disk) look(ctx context.Context, regions []Region) ([]Region, error) {
+	var out []Region
+	tmp := filepath.Join(d.work, stagingName)
+	for _, g := range regions {
+		n := len(g.Data)
+		// What is skipped counts (qemu-img.c, img_dd).
+		_, err := d.qemuImg(ctx, "dd", "-O", "raw", fmt.Sprintf("bs=%d", sector), fmt.Sprintf("skip=%d", g.Off/sector),
+			fmt.Sprintf("count=%d", (g.Off+int64(n))/sector), "--image-opts", "if="+d.view(), "of="+tmp)
+		if err != nil {
+			return nil, fmt.Errorf("read overlay: %w", err)
+		}
+		b, err := os.ReadFile(tmp)
+		if err = errors.Join(err, os.Remove(tmp)); err == nil && len(b) < n {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read overlay: %w", err)
+		}
+		out = append(out, Region{Off: g.Off, Data: b[:n]})
+	}
+	return out, nil
+}
+
+// commit writes what the overlay holds to the disk, and makes it durable. The
+// overlay stays as it is: until it is removed, a commit can be done again.
+func (d *Disk) commit(ctx context.Context) error {
+	if _, err := d.qemuImg(ctx, "commit", "-q", "-d", "--image-opts", d.view()); err != nil {
+		return err
+	}
+	return d.Sync()
+}

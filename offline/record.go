@@ -1,0 +1,107 @@
+package offline
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+)
+
+// The steps of a run, as a record has them.
+const (
+	stepApply  = "apply"  // the overlay is being written; the disk is untouched
+	stepCommit = "commit" // the overlay is complete; the disk is in between
+	stepDone   = "done"   // the disk is complete; the overlay is of no use
+)
+
+// record is what a run leaves durably beside the overlay, so that another can
+// tell how far it came.
+type record struct {
+	Version  int      `json:"version"`
+	Step     string   `json:"step"`
+	Identity Identity `json:"identity"`
+	Disk     string   `json:"disk"` // path
+	Size     int64    `json:"size"` // of the disk, bytes
+	// Before are the places by which a file system says that it was mounted, as
+	// they were on the disk before the commit.
+	Before []Region `json:"before"`
+}
+
+// Region is a stretch of a disk, in whole sectors.
+type Region struct {
+	Off  int64  `json:"off"`  // bytes
+	Data []byte `json:"data"` // of a request: only its length counts
+}
+
+const recordVersion = 1
+
+// maxRecord bounds the size of a record, in bytes.
+const maxRecord = 1 << 20
+
+// readRecord returns the record in a work directory, or fs.ErrNotExist.
+func readRecord(work string) (*record, error) {
+	f, err := os.Open(filepath.Join(work, recordName))
+	if err != nil {
+		return nil, fmt.Errorf("read record: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxRecord))
+	if err != nil {
+		return nil, fmt.Errorf("read record: %w", err)
+	}
+	r, err := parseRecord(b)
+	if err != nil {
+		return nil, &Error{"record " + f.Name(), err,
+			"It is not of this version of the program. If it is of an older one, finish with that."}
+	}
+	return r, nil
+}
+
+func parseRecord(b []byte) (*record, error) {
+	r := &record{}
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, err
+	}
+	if r.Version != recordVersion {
+		return nil, fmt.Errorf("version %d", r.Version)
+	}
+	switch r.Step {
+	case stepApply, stepCommit, stepDone:
+	default:
+		return nil, fmt.Errorf("unknown step %q", r.Step)
+	}
+	for _, g := range r.Before {
+		n := int64(len(g.Data))
+		if g.Off < 0 || n == 0 || g.Off%sector != 0 || n%sector != 0 || g.Off > r.Size-n {
+			return nil, fmt.Errorf("%d bytes at %d of a disk of %d", n, g.Off, r.Size)
+		}
+	}
+	if r.Step == stepCommit && len(r.Before) == 0 {
+		return nil, errors.New("nothing to tell the disk by")
+	}
+	return r, nil
+}
+
+// write makes the record durable, in the place of the one before.
+func (r *record) write(work string) error {
+	r.Version = recordVersion
+	b, err := json.MarshalIndent(r, "", "\t")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(work, recordName)
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	return syncDir(work)
+}
