@@ -103,19 +103,12 @@ func demoPlace(o *demo.Options) error {
 	if err != nil {
 		return err
 	}
-	kernel := filepath.Join(cache, "kernels", "default")
-	o.Kernel = filepath.Join(kernel, "boot", "vmlinuz")
-	if _, err := os.Stat(o.Kernel); err != nil {
-		return fmt.Errorf("%w (scripts/setup.sh fetches the kernel)", err)
-	}
-	modules, err := filepath.Glob(filepath.Join(kernel, "lib", "modules", "*"))
+	kernel, modules, err := guestKernel("")
 	if err != nil {
 		return err
 	}
-	if len(modules) != 1 {
-		return fmt.Errorf("no modules in %s (scripts/setup.sh fetches them)", kernel)
-	}
-	o.GuestImage = func(path string) error { return guestImage(path, modules[0], nil) }
+	o.Kernel = kernel
+	o.GuestImage = func(path string) error { return guestImage(path, modules, guestModules, nil) }
 	o.WorkDir, o.RunDir, o.Open, o.Accel = filepath.Join(cache, "runs"), runDir, openMorgue, chooseAccel
 	o.Log = io.Discard
 	return nil

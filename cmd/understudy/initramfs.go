@@ -19,13 +19,14 @@ var guestModules = []string{"virtio_pci", "virtio_console", "virtio_blk", "virti
 // busyboxNames are the commands that busybox is linked as in the guest.
 var busyboxNames = []string{"sh", "httpd", "ls", "cat", "mount", "umount", "ps", "dmesg", "ip", "sync", "sleep"}
 
-// guestImage builds the guest image at path from this very program.
-func guestImage(path, modules string, add []initramfs.File) error {
+// guestImage builds the guest image at path from this very program. wanted are
+// the modules that are loaded at boot, of those in the directory modules.
+func guestImage(path, modules string, wanted []string, add []initramfs.File) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	spec := initramfs.Spec{Init: self, ModulesDir: modules, Modules: guestModules, Files: add}
+	spec := initramfs.Spec{Init: self, ModulesDir: modules, Modules: wanted, Files: add}
 	const busybox = "/bin/busybox"
 	if _, err := os.Stat(busybox); err == nil {
 		spec.Files = append(spec.Files, initramfs.Copy(busybox, busybox, 0o755))
@@ -64,7 +65,7 @@ one: package busybox-static), and so does every file named with --add.`,
 			if _, err := os.Stat(modules); errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("no modules in %s: name the lib/modules/RELEASE of the guest's kernel", modules)
 			}
-			return guestImage(output, modules, add)
+			return guestImage(output, modules, guestModules, add)
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "guest.cpio", "image to write")

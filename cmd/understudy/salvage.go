@@ -26,7 +26,7 @@ is follows from its content. It is opened read-only, and needs no symbols.
 The exit status is 0 if all was found, 1 if the command failed, and 3 if it did its
 work, but some of what is in memory was refused; what and why is on standard error.`,
 	}
-	cmd.AddCommand(listCommand(), extractCommand(), mountCommand())
+	cmd.AddCommand(listCommand(), extractCommand(), mountCommand(), applyCommand())
 	return cmd
 }
 

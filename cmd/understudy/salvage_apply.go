@@ -1,0 +1,249 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"understudy/agent"
+	"understudy/initramfs"
+	"understudy/inventory"
+	"understudy/offline"
+	"understudy/pair"
+	"understudy/salvage"
+)
+
+// application is one run of salvage apply.
+type application struct {
+	image, disk string
+	work        string
+	fs          string
+	guest       string
+	dryRun      bool
+	json        bool
+
+	memory *inventory.Image
+	target *offline.Disk
+	on     *salvage.OnDisk
+	fsys   *inventory.FileSystem
+	report applyReport
+}
+
+func applyCommand() *cobra.Command {
+	var a application
+	cmd := &cobra.Command{
+		Use:   "apply IMAGE --disk DISK",
+		Short: "Write what a dead kernel had not saved to its disk",
+		Long: `Write what a dead kernel had not saved to its disk.
+
+DISK is a raw image or a block device with one of the file systems that the dead
+kernel had mounted, as the crash left it. A small guest mounts it, and never this
+machine's own kernel. Everything goes to a copy-on-write overlay first, which is
+committed to DISK when all of it is done: until then DISK stays as it was, to the
+byte. If the commit is broken off, the same command goes on with it.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			a.image = args[0]
+			defer func() { err = errors.Join(err, a.close()) }()
+			if err := a.run(cmd.Context()); err != nil {
+				return err
+			}
+			if a.json {
+				err = writeJSON(cmd.OutOrStdout(), &a.report)
+			} else {
+				err = a.report.Write(cmd.OutOrStdout())
+			}
+			return errors.Join(err, a.report.verdict())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&a.disk, "disk", "", "write to this `DISK`: a raw image or a block device")
+	f.StringVar(&a.work, "work", "", "keep the overlay in this `DIR` until it is committed; default: beside DISK")
+	f.StringVar(&a.fs, "fs", "", "the file system of DISK in IMAGE, if several have its UUID: a device (vda)")
+	f.StringVar(&a.guest, "guest", "", "boot the kernel in this `DIR`, which has boot/vmlinuz and lib/modules/RELEASE; default: what setup has fetched")
+	f.BoolVar(&a.dryRun, "dry-run", false, "print the plan, and write nothing")
+	f.BoolVar(&a.json, "json", false, "print for programs")
+	_ = cmd.MarkFlagRequired("disk") // the flag exists
+	return cmd
+}
+
+func (a *application) close() error {
+	var errs []error
+	if a.target != nil {
+		errs = append(errs, a.target.Close())
+	}
+	if a.memory != nil {
+		errs = append(errs, a.memory.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (a *application) run(ctx context.Context) (err error) {
+	if a.memory, err = inventory.Open(a.image); err != nil {
+		return err
+	}
+	if a.target, err = offline.Open(a.disk, a.work); err != nil {
+		return err
+	}
+	if a.on, err = salvage.Identify(a.target); err != nil {
+		return fmt.Errorf("open disk %s: %w", a.disk, err)
+	}
+	if a.fsys, err = a.fileSystem(); err != nil {
+		return err
+	}
+	a.report.begin(a)
+	if _, unfinished := a.target.Unfinished(); unfinished {
+		return a.finish(ctx)
+	}
+	var plan *salvage.Plan
+	err = a.memory.Stage("plan", func() (err error) {
+		if plan, err = salvage.Of(a.memory.Cache, a.fsys.Super); err != nil {
+			return err
+		}
+		return plan.Check(a.target)
+	})
+	if err != nil {
+		return fmt.Errorf("apply to %s: %w", a.disk, err)
+	}
+	a.report.planned(plan)
+	if a.dryRun {
+		a.report.stages(a.memory.Stages, nil)
+		return nil
+	}
+	return a.apply(ctx, plan)
+}
+
+// fileSystem finds the file system of the disk in the dead kernel.
+func (a *application) fileSystem() (*inventory.FileSystem, error) {
+	all, _, faults := a.memory.FileSystems()
+	wanted := all
+	if a.fs != "" {
+		var err error
+		if wanted, err = inventory.Choose(all, a.fs); err != nil {
+			return nil, err
+		}
+	}
+	var names []string
+	for _, f := range all {
+		if f.HasDevice() {
+			names = append(names, fmt.Sprintf("%s (%s)", f.Device, f.Super.UUID))
+		}
+	}
+	wanted = slices.DeleteFunc(slices.Clone(wanted), func(f *inventory.FileSystem) bool { return f.Super.UUID != a.on.UUID })
+	switch len(wanted) {
+	case 1:
+		return wanted[0], nil
+	case 0:
+		return nil, errors.Join(fmt.Errorf("open disk %s: it has file system %v: the dead kernel had %v mounted, and not that", a.disk, a.on.UUID, names), faults)
+	}
+	return nil, fmt.Errorf("open disk %s: the dead kernel had %d file systems of its UUID mounted: choose one with --fs by its device: %v", a.disk, len(wanted), names)
+}
+
+// identity tells this death and this file system from all others.
+func (a *application) identity() offline.Identity {
+	k, s := a.memory.Facts(), a.fsys.Super
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d %d %d %q %v %v %v", k.Banner, k.KASLR, k.Boot.UnixNano(), k.Now.UnixNano(), k.Panic, s.Addr, s.UUID, s.Dev))
+	return offline.Identity{Image: a.image, Kernel: k.Release, UUID: s.UUID.String(), Sum: fmt.Sprintf("%x", sum)}
+}
+
+// finish ends the commit of an earlier run.
+func (a *application) finish(ctx context.Context) error {
+	a.report.Resumed = true
+	if a.dryRun {
+		return fmt.Errorf("plan for %s: a commit to it was broken off: run the same command without --dry-run, and it goes on", a.disk)
+	}
+	r, err := a.target.Finish(ctx, a.identity())
+	if r != nil {
+		a.report.stages(a.memory.Stages, r.Stages)
+	}
+	return err
+}
+
+func (a *application) apply(ctx context.Context, plan *salvage.Plan) error {
+	job := offline.Job{
+		Identity: a.identity(), Type: a.fsys.Super.Type,
+		Size: plan.StagingSize(), Gather: plan.Gather,
+	}
+	for i := range plan.Files {
+		f, err := linkFile(&plan.Files[i])
+		if err != nil {
+			return err
+		}
+		job.Files = append(job.Files, f)
+	}
+	for _, s := range a.on.Super {
+		job.Super = append(job.Super, offline.Region{Off: s.Off, Data: make([]byte, s.Len())})
+	}
+	guest, err := a.appliance(ctx)
+	if err != nil {
+		return err
+	}
+	r, err := a.target.Apply(ctx, job, guest)
+	if r != nil {
+		a.report.applied(plan, r)
+		a.report.stages(a.memory.Stages, r.Stages)
+	}
+	return err
+}
+
+// fsModules are what a kernel may have as modules for the file system of a type.
+var fsModules = map[string][]string{"ext2": {"ext4"}, "ext3": {"ext4"}, "ext4": {"ext4"}}
+
+// appliance is the guest that the work is done in.
+func (a *application) appliance(ctx context.Context) (offline.Guest, error) {
+	kernel, modules, err := guestKernel(a.guest)
+	if err != nil {
+		return offline.Guest{}, err
+	}
+	machine, err := pair.ThisMachine()
+	if err != nil {
+		return offline.Guest{}, err
+	}
+	accel, err := chooseAccel(ctx, pair.Partition{Kernel: kernel})
+	if err != nil {
+		return offline.Guest{}, err
+	}
+	var add []initramfs.File
+	if a.on.Family == "ext" {
+		if add, err = initramfs.Program(agent.Checker); err != nil {
+			return offline.Guest{}, err
+		}
+	}
+	wanted := slices.Concat(guestModules, fsModules[a.fsys.Super.Type])
+	// The claim on the disk makes the directory ours.
+	where := sha256.Sum256([]byte(a.target.Work()))
+	return offline.Guest{
+		Kernel: kernel, Accel: accel, CPUs: machine.CPUs, Dir: runDir(fmt.Sprintf("apply-%x", where[:6])),
+		Image: func(path string) error { return guestImage(path, modules, wanted, add) },
+	}, nil
+}
+
+// guestKernel finds the kernel and the modules of small guests: in a directory,
+// or in what setup has fetched.
+func guestKernel(dir string) (kernel, modules string, err error) {
+	if dir == "" {
+		cache, err := cacheDir()
+		if err != nil {
+			return "", "", err
+		}
+		dir = filepath.Join(cache, "kernels", "default")
+	}
+	kernel = filepath.Join(dir, "boot", "vmlinuz")
+	if _, err := os.Stat(kernel); err != nil {
+		return "", "", fmt.Errorf("%w (scripts/setup.sh fetches the kernel)", err)
+	}
+	trees, err := filepath.Glob(filepath.Join(dir, "lib", "modules", "*"))
+	if err != nil {
+		return "", "", err
+	}
+	if len(trees) != 1 {
+		return "", "", fmt.Errorf("no modules in %s (scripts/setup.sh fetches them)", dir)
+	}
+	return kernel, trees[0], nil
+}

@@ -1,0 +1,273 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy/internal/fixture"
+)
+
+// start runs the command in the background.
+func (b *bench) start(env ...string) *exec.Cmd {
+	b.t.Helper()
+	cmd := exec.Command(binary, "salvage", "apply", b.image.RAM, "--disk", b.disk.Image)
+	cmd.Env = append(os.Environ(), env...)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() {
+		cmd.Process.Kill() // it has ended, if all went well
+		cmd.Wait()
+		if b.t.Failed() {
+			b.t.Logf("it said: %s", &said)
+		}
+	})
+	return cmd
+}
+
+// await waits for something to be so.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("no %s within a minute", what)
+		}
+	}
+}
+
+func (b *bench) work(name string) string { return filepath.Join(b.disk.Image+".understudy", name) }
+
+// filling says whether the guest is at work: the overlay has grown.
+func (b *bench) filling() bool {
+	st, err := os.Stat(b.work("overlay.qcow2"))
+	return err == nil && st.Size() > 1<<20
+}
+
+// step is that of the record beside the overlay.
+func (b *bench) step() string {
+	var r struct{ Step string }
+	raw, err := os.ReadFile(b.work("record.json"))
+	if err != nil || json.Unmarshal(raw, &r) != nil {
+		return ""
+	}
+	return r.Step
+}
+
+func kill(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+}
+
+// TestApplyKilled kills the command while its guest works.
+func TestApplyKilled(t *testing.T) {
+	b := newBench(t, fixture.Basic, "ext4")
+	cmd := b.start()
+	await(t, "work of the guest", b.filling)
+	kill(t, cmd)
+	if sumOf(t, b.disk.Image) != sumOf(t, b.crash.Image) {
+		t.Error("the disk has changed")
+	}
+	if b.step() != "apply" {
+		t.Errorf("the record says %q", b.step())
+	}
+	b.complete(b.apply()) // as if nothing had been
+	b.tidy()
+}
+
+// TestApplyGuestKilled kills the guest itself.
+func TestApplyGuestKilled(t *testing.T) {
+	b := newBench(t, fixture.Basic, "ext4")
+	cmd := b.start()
+	await(t, "work of the guest", b.filling)
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed := 0
+	for _, l := range lines {
+		line, err := os.ReadFile(l)
+		if err != nil || !bytes.HasPrefix(line, []byte("qemu-system")) || !bytes.Contains(line, []byte(b.disk.Image)) {
+			continue
+		}
+		pid, err := strconv.Atoi(strings.Split(l, "/")[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		killed++
+	}
+	if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() != 1 || killed != 1 {
+		t.Errorf("it ended with %v; %d guests were killed", err, killed)
+	}
+	b.untouched()
+}
+
+// slowCommit makes commits slow, and returns the environment that has it so.
+func slowCommit(t *testing.T) string {
+	t.Helper()
+	tool, err := exec.LookPath("qemu-img")
+	if err != nil {
+		t.Skipf("%v: scripts/setup.sh installs it", err)
+	}
+	dir := t.TempDir()
+	script := "#!/bin/sh\nverb=$1\nshift\n[ $verb = commit ] && set -- -r 2M \"$@\"\nexec " + tool + " $verb \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(dir, "qemu-img"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return "PATH=" + dir + ":" + os.Getenv("PATH")
+}
+
+// TestApplyCommitKilled kills the command in the midst of the commit.
+func TestApplyCommitKilled(t *testing.T) {
+	other := crashImage(t, fixture.Writeback)
+	b := newBench(t, fixture.Basic, "ext4")
+	cmd := b.start(slowCommit(t))
+	await(t, "commit", func() bool { return b.step() == "commit" })
+	time.Sleep(700 * time.Millisecond)
+	kill(t, cmd)
+	half := sumOf(t, b.disk.Image)
+	if half == sumOf(t, b.crash.Image) || b.step() != "commit" {
+		t.Fatalf("nothing was committed yet; the record says %q", b.step())
+	}
+	b.fails("a commit to it was broken off", "--dry-run")
+
+	mine := b.image
+	b.image = other // whose disk it is not
+	b.fails("the dead kernel had")
+	b.image = mine
+
+	// Somebody mounts it: the superblock says so.
+	flip := func() {
+		f, err := os.OpenFile(b.disk.Image, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		var mounts [1]byte
+		if _, err := f.ReadAt(mounts[:], 1024+0x34); err != nil {
+			t.Fatal(err)
+		}
+		mounts[0] ^= 0x40
+		if _, err := f.WriteAt(mounts[:], 1024+0x34); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flip()
+	b.fails("neither the old one nor the new one")
+	flip()
+	if sumOf(t, b.disk.Image) != half {
+		t.Error("what was refused changed the disk")
+	}
+
+	r := b.apply()
+	if !r.Resumed || r.Plan != nil {
+		t.Errorf("resumed: %v, plan %+v", r.Resumed, r.Plan)
+	}
+	b.tidy()
+	r.Refused = []appliedRefusal{{Inode: 221}} // which the first run said
+	b.complete(r)
+}
+
+// TestApplyStale finds the work of another image beside the disk.
+func TestApplyStale(t *testing.T) {
+	b := newBench(t, fixture.Basic, "ext4")
+	cmd := b.start()
+	await(t, "work of the guest", b.filling)
+	kill(t, cmd)
+	raw, err := os.ReadFile(b.work("record.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign := bytes.Replace(raw, []byte(`"sum": "`), []byte(`"sum": "0`), 1)
+	if err := os.WriteFile(b.work("record.json"), foreign, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.fails("unfinished run for another image")
+	if err := os.WriteFile(b.work("record.json"), bytes.Replace(raw, []byte(`"version": 1`), []byte(`"version": 7`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.fails("version 7")
+	if err := os.RemoveAll(b.disk.Image + ".understudy"); err != nil {
+		t.Fatal(err)
+	}
+	b.untouched()
+	if err := os.RemoveAll(leftRun(t)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// leftRun is the directory that a killed command leaves.
+func leftRun(t *testing.T) string {
+	t.Helper()
+	left, err := filepath.Glob(filepath.Join(os.Getenv("UNDERSTUDY_RUN"), "understudy-apply-*"))
+	if err != nil || len(left) != 1 {
+		t.Fatalf("left is %v, %v", left, err)
+	}
+	return left[0]
+}
+
+// TestApplyRefuses has disks that must not be written to.
+func TestApplyRefuses(t *testing.T) {
+	b := newBench(t, fixture.Basic, "ext4")
+	b.fails("no such file", "--disk", filepath.Join(t.TempDir(), "none"))
+	b.fails("Name an image file", "--disk", t.TempDir())
+	b.fails("no file system that can be written to", "--disk", b.zeros())
+	b.fails("had", "--disk", fixture.Get(t, fixture.Writeback).Disks[0].Image)
+	b.fails("there are: ", "--fs", "sda")
+	b.fails("boot/vmlinuz", "--guest", t.TempDir())
+
+	small := t.TempDir()
+	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	b.fails("no space left", "--work", small)
+	if err := unix.Unmount(small, 0); err != nil {
+		t.Fatal(err)
+	}
+
+	holder := exec.Command("qemu-io", "-f", "raw", "-c", "sleep 60000", b.disk.Image)
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond)
+	b.fails("still locked by process")
+	kill(t, holder)
+
+	loop, err := exec.Command("losetup", "--find", "--show", b.disk.Image).Output()
+	if err != nil {
+		t.Skipf("losetup: %v: no loop devices here", err)
+	}
+	device := strings.TrimSpace(string(loop))
+	b.fails("attached to " + device)
+	b.fails("there is no room beside a block device", "--disk", device)
+	if out, err := exec.Command("losetup", "-d", device).CombinedOutput(); err != nil {
+		t.Fatalf("losetup -d: %v: %s", err, out)
+	}
+	b.untouched()
+}
+
+// zeros is an empty disk.
+func (b *bench) zeros() string {
+	b.t.Helper()
+	path := filepath.Join(b.t.TempDir(), "zeros")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	return path
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"understudy/agent"
+	"understudy/initramfs"
+	"understudy/internal/fixture"
+	"understudy/offline"
+	"understudy/partition"
+)
+
+// guestFor is a guest with the program under test.
+func guestFor(t *testing.T) offline.Guest {
+	t.Helper()
+	kernel, modules, err := guestKernel("")
+	if err != nil {
+		t.Skip(err)
+	}
+	checker, err := initramfs.Program(agent.Checker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := initramfs.Spec{Init: binary, ModulesDir: modules, Modules: guestModules, Files: checker}
+	return offline.Guest{
+		Kernel: kernel, Accel: partition.TCG, CPUs: []int{0, 1}, Dir: runDir("apply-raw"),
+		Image: func(path string) error { return initramfs.WriteFile(path, spec) },
+	}
+}
+
+// TestApplyRaw writes blocks of the disk itself before it is mounted, and has it
+// checked.
+func TestApplyRaw(t *testing.T) {
+	b := newBench(t, fixture.Basic, "ext4")
+	job := offline.Job{
+		Identity: offline.Identity{Sum: "raw"}, Type: "ext4", Check: true,
+		Gather: func([]byte) error { return nil },
+		Super:  []offline.Region{{Off: 1024, Data: make([]byte, 1024)}},
+	}
+	open := func() *offline.Disk {
+		d, err := offline.Open(b.disk.Image, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { d.Close() })
+		return d
+	}
+	d := open()
+
+	// The superblock's own place, overwritten with nonsense.
+	job.Raw = []offline.Raw{{Off: 0, Data: make([]byte, 4096)}}
+	for i := range job.Raw[0].Data {
+		job.Raw[0].Data[i] = byte(rand.Uint32())
+	}
+	job.Check = false
+	if _, err := d.Apply(t.Context(), job, guestFor(t)); err == nil || !strings.Contains(err.Error(), "mount") {
+		t.Errorf("mounted without a superblock: %v", err)
+	}
+	b.untouched()
+	// Beyond the end, and half a sector.
+	for _, bad := range []offline.Raw{{Off: d.Size, Data: make([]byte, 512)}, {Off: 0, Data: make([]byte, 100)}, {Off: 7, Data: make([]byte, 512)}} {
+		job.Raw = []offline.Raw{bad}
+		if _, err := d.Apply(t.Context(), job, guestFor(t)); err == nil || !strings.Contains(err.Error(), "stage blocks") {
+			t.Errorf("%d bytes at %d: %v", len(bad.Data), bad.Off, err)
+		}
+	}
+	b.untouched()
+
+	// Two blocks at the end of the disk, which no file has.
+	data := make([]byte, 3<<20)
+	for i := range data {
+		data[i] = byte(rand.Uint32())
+	}
+	at := d.Size - int64(len(data))
+	job.Raw = []offline.Raw{{Off: at, Data: data[:512]}, {Off: at + 512, Data: data[512:]}}
+	job.Check = true
+	r, err := d.Apply(t.Context(), job, guestFor(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Check == nil || r.Check.Status > 1 || !strings.Contains(r.Check.Output, "Pass 5") {
+		t.Errorf("the check says %+v", r.Check)
+	}
+	got := make([]byte, len(data))
+	f, err := os.Open(b.disk.Image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.ReadAt(got, at); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("other bytes are on the disk, %v", err)
+	}
+	b.tidy()
+	if left, _ := filepath.Glob(runDir("apply-*")); len(left) > 0 {
+		t.Errorf("left %v", left)
+	}
+}

@@ -1,0 +1,179 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"understudy/internal/fixture"
+	"understudy/internal/fixture/record"
+)
+
+// bench is a copy of a crashed guest's disk, alone in a directory.
+type bench struct {
+	t     *testing.T
+	image *fixture.Image
+	disk  fixture.Disk // its Image is the copy
+	crash fixture.Disk // as the crash left it
+}
+
+func newBench(t *testing.T, spec fixture.Spec, name string) *bench {
+	t.Helper()
+	vm(t)
+	image := crashImage(t, spec)
+	b := &bench{t: t, image: image, crash: image.Format(name)}
+	b.disk = b.crash
+	b.disk.Image = filepath.Join(t.TempDir(), "disk.img")
+	if out, err := exec.Command("cp", "--sparse=always", b.crash.Image, b.disk.Image).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %v: %s", err, out)
+	}
+	return b
+}
+
+// apply runs the command, which must end with a report and one of two statuses.
+func (b *bench) apply(args ...string) applyReport {
+	b.t.Helper()
+	cmd := exec.Command(binary, append([]string{"salvage", "apply", b.image.RAM, "--disk", b.disk.Image, "--json"}, args...)...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var r applyReport
+	if bad := json.Unmarshal(out.Bytes(), &r); bad != nil {
+		b.t.Fatalf("%v: %s", err, &errs)
+	}
+	var exit *exec.ExitError
+	status := 0
+	if errors.As(err, &exit) {
+		status = exit.ExitCode()
+	}
+	if want := map[bool]int{true: 0, false: exitRefused}[r.Complete]; status != want {
+		b.t.Errorf("exit status %d, complete: %v: %s", status, r.Complete, &errs)
+	}
+	return r
+}
+
+// fails runs the command, which must fail, and leave nothing and the disk as it
+// was.
+func (b *bench) fails(want string, args ...string) {
+	b.t.Helper()
+	out, err := understudy(b.t, append([]string{"salvage", "apply", b.image.RAM, "--disk", b.disk.Image}, args...)...)
+	if err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "exit status 1") {
+		b.t.Errorf("%v, want %q: %s", err, want, out)
+	}
+}
+
+// untouched wants the disk to be as the crash left it, and nothing beside it.
+func (b *bench) untouched() {
+	b.t.Helper()
+	if sumOf(b.t, b.disk.Image) != sumOf(b.t, b.crash.Image) {
+		b.t.Error("the disk has changed")
+	}
+	b.tidy()
+}
+
+func (b *bench) tidy() {
+	b.t.Helper()
+	entries, err := os.ReadDir(filepath.Dir(b.disk.Image))
+	if err != nil || len(entries) != 1 {
+		b.t.Errorf("beside the disk is %v, %v", entries, err)
+	}
+}
+
+func sumOf(t *testing.T, path string) [32]byte {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		t.Fatal(err)
+	}
+	return [32]byte(h.Sum(nil))
+}
+
+// complete wants all that the guest said of its files to be on the disk: what is
+// not must have been refused by name.
+func (b *bench) complete(r applyReport) {
+	b.t.Helper()
+	found := make(map[record.Path]record.File)
+	for _, f := range fixture.Look(b.t, b.disk) {
+		found[f.Path] = f
+	}
+	refused := make(map[uint64]bool)
+	for _, why := range r.Refused {
+		refused[why.Inode] = true
+	}
+	// What the journal had not committed is the journal's to save: its truncation
+	// is undone, and where its old blocks were not written to again, they are back.
+	undone := map[string]record.Path{"ext4-1k": "old/trunc"}
+	right, lost := 0, 0
+	for _, want := range b.image.Files(b.disk.Name) {
+		got, ok := found[want.Path]
+		delete(found, want.Path)
+		switch {
+		case want.NLink == 0 || want.Path == undone[b.disk.Name]:
+		case !ok && refused[want.Ino]:
+			lost++
+		case !ok:
+			b.t.Errorf("%q is missing, and nothing is said about it", want.Path)
+		case got.SHA256 != want.SHA256 || got.Size != want.Size:
+			b.t.Errorf("%q has %d bytes, want %d, or other ones", want.Path, got.Size, want.Size)
+		case got.Mode != want.Mode || got.UID != want.UID || got.GID != want.GID || got.NLink != want.NLink || got.Ino != want.Ino:
+			b.t.Errorf("%q is %+v, want %+v", want.Path, got, want)
+		case got.Mode&0o170000 == 0o100000 && !got.Mtime.Equal(want.Mtime):
+			b.t.Errorf("%q is of %v, want %v", want.Path, got.Mtime, want.Mtime)
+		default:
+			right++
+		}
+	}
+	for path := range found {
+		if path != "lost+found" {
+			b.t.Errorf("%q is there, and the guest had no such file", path)
+		}
+	}
+	b.t.Logf("%s: %d names as the guest had them, %d refused", b.disk.Name, right, lost)
+	if right < 200 || lost > 1 {
+		b.t.Errorf("%d names are right, %d were refused", right, lost)
+	}
+}
+
+func TestApply(t *testing.T) {
+	for _, name := range fixture.Basic.FS {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, fixture.Basic, name)
+			dry := b.apply("--dry-run")
+			b.untouched()
+			if dry.Plan == nil || len(dry.Plan.Files) < 150 || dry.Applied != nil || !dry.DryRun {
+				t.Errorf("planned %+v, applied %+v", dry.Plan, dry.Applied)
+			}
+			r := b.apply()
+			if r.Applied == nil || r.Applied.Files+len(r.Refused) != len(dry.Plan.Files) || r.Resumed {
+				t.Errorf("applied %+v, refused %v, planned %d files", r.Applied, r.Refused, len(dry.Plan.Files))
+			}
+			b.tidy()
+			b.complete(r)
+			b.fails("mounted") // by the guest: it is not as the crash left it
+			b.tidy()
+		})
+	}
+}
+
+func TestApplyForPeople(t *testing.T) {
+	b := newBench(t, fixture.Basic, "ext4")
+	got := command(t, "salvage", "apply", b.image.RAM, "--disk", b.disk.Image, "--dry-run")
+	for _, want := range []string{b.disk.UUID, "old/append", "files to bring up to date", "left alone", "nothing was written"} {
+		if got.err != nil || !strings.Contains(got.out, want) {
+			t.Errorf("%v: no %q in %.400s", got.err, want, got.out)
+		}
+	}
+	b.untouched()
+}
