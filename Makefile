@@ -4,7 +4,7 @@
 
 GO ?= go
 
-.PHONY: build setup check test demo matrix bench clean
+.PHONY: build setup check test demo matrix oracle bench clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/understudy ./cmd/understudy
@@ -29,6 +29,14 @@ demo: setup build
 matrix: setup
 	scripts/kernels.sh
 	UNDERSTUDY_MATRIX=$(CURDIR)/docs/SUPPORT.md $(GO) test -count 1 -timeout 3h -v -run '^TestMatrix$$' ./salvage
+
+# Random work, a crash, a rescue, and a comparison with what must be there, SEEDS
+# times; writes docs/ORACLE.md. What fails stays in out/oracle.
+SEEDS ?= 200
+FIRST ?= 1
+oracle: setup build
+	scripts/kernels.sh
+	$(GO) run ./internal/oracle/cmd -seed $(FIRST) -seeds $(SEEDS) -table docs/ORACLE.md
 
 bench: setup build
 	$(GO) test -p 1 -timeout 30m -run '^$$' -bench . ./...

@@ -103,3 +103,17 @@ func (n NIC) add(c *command) {
 	c.opt("-netdev", "tap", "id=tap-"+n.Name, fmt.Sprintf("fd=%d", c.file(n.Tap)))
 	c.opt("-device", "virtio-net-pci", "id=nic-"+n.Name, "netdev=tap-"+n.Name, "mac="+n.MAC.String(), "romfile=")
 }
+
+// Memory is a file that the guest sees as memory, and the host maps: the region
+// behind BAR 2 of an ivshmem device (QEMU, docs/specs/ivshmem-spec.txt). What
+// the guest stores there outlives it.
+type Memory struct {
+	Name string
+	Path string
+	Size int64 // bytes; a power of two, as a PCI region is
+}
+
+func (m Memory) add(c *command) {
+	c.opt("-object", "memory-backend-file", "id=memory-"+m.Name, fmt.Sprintf("size=%d", m.Size), "mem-path="+m.Path, "share=on")
+	c.opt("-device", "ivshmem-plain", "memdev=memory-"+m.Name)
+}

@@ -55,6 +55,10 @@ func TestDevices(t *testing.T) {
 	has(t, vacant, "-blockdev driver=null-co,node-name=vacant-data,size=4096,read-zeroes=on")
 	has(t, vacant, "-device virtio-blk-pci,id=disk-data,drive=vacant-data,serial=data")
 
+	shared := spec(Memory{Name: "page", Path: "/p", Size: 8192})
+	has(t, shared, "-object memory-backend-file,id=memory-page,size=8192,mem-path=/p,share=on")
+	has(t, shared, "-device ivshmem-plain,memdev=memory-page")
+
 	tap, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,87 @@
+// Command cmd runs the oracle: seeds of random work, each with a crash, and a
+// rescue, which must bring back everything.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"understudy/internal/oracle"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	good, err := run(ctx)
+	oracle.CleanUp()
+	switch {
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "oracle:", err)
+		os.Exit(2)
+	case !good:
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) (bool, error) {
+	seed := flag.Uint64("seed", 1, "the first seed")
+	seeds := flag.Int("seeds", 1, "how many seeds")
+	configs := flag.String("config", "", "only these configurations, by comma; none: all in turn")
+	kernels := flag.String("kernel", "", "only these kernels")
+	crashes := flag.String("crash", "", "only these crashes")
+	binary := flag.String("rescue", "bin/understudy", "the program that does the rescue; empty: none is done")
+	keep := flag.String("keep", "out/oracle", "keep memory and disks of failures below this directory")
+	table := flag.String("table", "", "write a table to this file, and all results beside it as JSON")
+	flag.Parse()
+
+	cases, err := oracle.Cases(*seed, *seeds, split(*configs), split(*kernels), split(*crashes))
+	if err != nil {
+		return false, err
+	}
+	o := oracle.Options{Keep: *keep}
+	if *binary != "" {
+		o.Rescue = oracle.Command(*binary)
+	}
+	var results []oracle.Result
+	good := true
+	for _, c := range cases {
+		if ctx.Err() != nil {
+			return false, context.Cause(ctx)
+		}
+		r := c.Judge(ctx, o)
+		fmt.Println(r)
+		results = append(results, r)
+		good = good && r.Verdict.Good()
+		if *table != "" {
+			if err := write(*table, results); err != nil {
+				return false, err
+			}
+		}
+	}
+	return good, nil
+}
+
+func split(list string) []string {
+	if list == "" {
+		return nil
+	}
+	return strings.Split(list, ",")
+}
+
+func write(path string, results []oracle.Result) error {
+	b, err := json.MarshalIndent(results, "", "\t")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(strings.TrimSuffix(path, ".md")+".json", b, 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(path, []byte(oracle.Markdown(results)), 0o644)
+}

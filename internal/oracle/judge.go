@@ -1,0 +1,227 @@
+package oracle
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+)
+
+// Rescue brings a disk to the state at the crash, from the memory of the kernel
+// that died. What it says is kept with the result.
+type Rescue func(ctx context.Context, ram, disk string) (RescueReport, error)
+
+// RescueReport is what a rescue came to.
+type RescueReport struct {
+	Exit   int             `json:"exit"` // 0: done. 3: something was refused
+	Report json.RawMessage `json:"report,omitempty"`
+	Said   string          `json:"said,omitempty"` // on standard error
+}
+
+// Command is the rescue by a program: BINARY salvage apply RAM --disk DISK --json.
+func Command(binary string) Rescue {
+	return func(ctx context.Context, ram, disk string) (RescueReport, error) {
+		cmd := exec.CommandContext(ctx, binary, "salvage", "apply", ram, "--disk", disk, "--json")
+		out, err := cmd.Output()
+		r := RescueReport{Report: out}
+		if !json.Valid(out) {
+			r.Report, _ = json.Marshal(string(out)) // a string always does
+		}
+		exit, ended := errors.AsType[*exec.ExitError](err)
+		switch {
+		case err == nil:
+			return r, nil
+		case !ended || ctx.Err() != nil:
+			return r, err
+		}
+		r.Exit, r.Said = exit.ExitCode(), string(exit.Stderr)
+		return r, nil
+	}
+}
+
+// Verdict is what came of a case.
+type Verdict string
+
+// The verdicts. All but the first three are failures.
+const (
+	Exact   Verdict = "exact"   // the tree is as it must be, and the file system clean
+	Refused Verdict = "refused" // the rescue refused something; what was durable is there
+	Plain   Verdict = "plain"   // there was no rescue; what was durable is there
+	Differs Verdict = "differs" // the rescued tree is not as it must be
+	Unclean Verdict = "unclean" // e2fsck finds something wrong
+	Loss    Verdict = "loss"    // what was durable is not there, in the rescued tree or without a rescue
+	Broken  Verdict = "broken"  // the case could not be carried out
+)
+
+// Good reports whether the verdict is no failure.
+func (v Verdict) Good() bool { return v == Exact || v == Refused || v == Plain }
+
+// Result is what came of a case, and why.
+type Result struct {
+	Seed      uint64  `json:"seed"`
+	Config    string  `json:"config"`
+	Kernel    string  `json:"kernel"`
+	Crash     Crash   `json:"crash"`
+	Verdict   Verdict `json:"verdict"`
+	Error     string  `json:"error,omitempty"` // of a broken case
+	Threads   int     `json:"threads"`
+	Ops       int     `json:"ops"`
+	Pending   int     `json:"pending"` // threads with an operation that was not reported
+	InSync    bool    `json:"in_sync"` // the crash came within a syncfs(2)
+	Writeback int     `json:"writeback_kib"`
+
+	Rescue   *RescueReport `json:"rescue,omitempty"`
+	Tree     *Comparison   `json:"tree,omitempty"`       // the rescued one, whole
+	Fsck     string        `json:"fsck,omitempty"`       // what e2fsck said of it, if anything is wrong
+	Plain    Comparison    `json:"plain"`                // what was durable, without a rescue
+	Undone   int           `json:"undone"`               // findings without a rescue: what a crash costs
+	Seconds  float64       `json:"seconds"`              // of everything
+	Kept     string        `json:"kept,omitempty"`       // where memory and disks of a failure are
+	Replayed string        `json:"again,omitempty"`      // the command that does it again
+	RescueMS int64         `json:"rescue_ms"`            // how long the rescue took
+	PlainBad string        `json:"fsck_plain,omitempty"` // as Fsck, without a rescue
+}
+
+// Options are how cases are carried out.
+type Options struct {
+	Dir    string // for the files of a case; a tmpfs. "" is /dev/shm
+	Keep   string // where failures are kept; "": they are not
+	Rescue Rescue // nil: there is none
+}
+
+// Judge carries out a case.
+func (c Case) Judge(ctx context.Context, o Options) Result {
+	begin := time.Now()
+	r := Result{Seed: c.Seed, Config: c.Config.Name, Kernel: c.Kernel, Crash: c.Crash}
+	r.Replayed = fmt.Sprintf("go run ./internal/oracle/cmd -seed %d -config %s -kernel %s -crash %s", c.Seed, c.Config.Name, c.Kernel, c.Crash)
+	dir := o.Dir
+	if dir == "" {
+		dir = "/dev/shm"
+	}
+	dir, err := os.MkdirTemp(dir, "understudy-oracle-")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		err = c.judge(ctx, dir, o, &r)
+	}
+	if err != nil {
+		r.Verdict, r.Error = Broken, err.Error()
+	}
+	r.Seconds = time.Since(begin).Seconds()
+	return r
+}
+
+func (c Case) judge(ctx context.Context, dir string, o Options, r *Result) error {
+	crashed, err := c.Run(ctx, dir)
+	if crashed == nil {
+		return err
+	}
+	if err == nil {
+		err = crashed.judge(ctx, o, r)
+	}
+	if (err != nil || !r.Verdict.Good()) && o.Keep != "" {
+		r.Kept = filepath.Join(o.Keep, fmt.Sprintf("%d-%s-%s-%s", c.Seed, c.Config.Name, c.Kernel, c.Crash))
+		b, _ := json.MarshalIndent(r, "", "\t") // it is only numbers and text
+		err = errors.Join(err, crashed.Keep(r.Kept), os.WriteFile(filepath.Join(r.Kept, "result.json"), b, 0o644))
+	}
+	return err
+}
+
+// judge has the crashed disk rescued, and compares.
+func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
+	r.Threads, r.Ops, r.InSync, r.Writeback = len(c.Threads), c.Ops, c.InSync, c.Writeback
+	for _, t := range c.Threads {
+		if t.Pending != nil {
+			r.Pending++
+		}
+	}
+	plain, rescued := filepath.Join(c.Dir, "plain.img"), filepath.Join(c.Dir, "rescued.img")
+	disks := []string{plain}
+	if err := copyDisk(c.Disk, plain); err != nil {
+		return err
+	}
+	if o.Rescue != nil {
+		if err := copyDisk(c.Disk, rescued); err != nil {
+			return err
+		}
+		begin := time.Now()
+		report, err := o.Rescue(ctx, c.RAM, rescued)
+		r.RescueMS = time.Since(begin).Milliseconds()
+		r.Rescue = &report
+		if err != nil {
+			return fmt.Errorf("rescue: %w", err)
+		}
+		disks = append(disks, rescued)
+	}
+	if c.Config.NoJournal && c.Crash != Clean {
+		// Nothing else makes such a file system whole after a crash.
+		if err := repair(plain); err != nil {
+			return err
+		}
+	}
+	trees, err := c.Walk(ctx, disks...)
+	if err != nil {
+		return err
+	}
+	r.Plain = c.CompareDurable(trees[0])
+	whole := c.Compare(trees[0])
+	r.Undone = len(whole.Findings)
+	if r.PlainBad, err = check(plain); err != nil {
+		return err
+	}
+	if o.Rescue != nil {
+		tree := c.Compare(trees[1])
+		r.Tree = &tree
+		if r.Fsck, err = check(rescued); err != nil {
+			return err
+		}
+	} else if c.Crash == Clean {
+		r.Tree, r.Fsck = &whole, r.PlainBad
+	}
+	r.Verdict = verdict(r)
+	return nil
+}
+
+// verdict weighs the findings, the gravest first.
+func verdict(r *Result) Verdict {
+	refused := r.Rescue != nil && r.Rescue.Exit != 0
+	switch {
+	case len(r.Plain.Findings) > 0 || r.Tree != nil && r.Tree.Lost() > 0:
+		return Loss
+	case r.PlainBad != "" || r.Fsck != "":
+		return Unclean
+	case refused:
+		return Refused
+	case r.Tree == nil:
+		return Plain
+	case len(r.Tree.Findings) > 0:
+		return Differs
+	}
+	return Exact
+}
+
+// check has e2fsck look at an unmounted file system. What it finds is the
+// answer; "" is good.
+func check(image string) (string, error) {
+	out, err := exec.Command("e2fsck", "-fn", image).CombinedOutput()
+	if exit, ended := errors.AsType[*exec.ExitError](err); ended && exit.ExitCode() < 8 {
+		return string(out), nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("e2fsck: %w: %s", err, out)
+	}
+	return "", nil
+}
+
+// repair has e2fsck do all that it would.
+func repair(image string) error {
+	out, err := exec.Command("e2fsck", "-fy", image).CombinedOutput()
+	// 1 and 2: errors were corrected (e2fsck(8)).
+	if exit, ended := errors.AsType[*exec.ExitError](err); err != nil && !(ended && exit.ExitCode() < 4) {
+		return fmt.Errorf("e2fsck -fy: %w: %s", err, out)
+	}
+	return nil
+}

@@ -1,0 +1,157 @@
+package script
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+)
+
+// Features are what a file system can do.
+type Features struct {
+	Extents   bool // fallocate(2) allocates
+	ZeroRange bool // and zeroes
+}
+
+// Script is one thread's program and the tree that it makes.
+type Script struct {
+	Top *Node // the directory that the thread works in
+
+	seed     uint64
+	thread   int
+	features Features
+	keep     bool // what files hold
+	rng      *rand.Rand
+	weights  []int
+	dataSize int64 // writes are of about so many bytes
+
+	number int // of the next operation
+	nodes  int
+	names  int
+	queue  []Op // what an operation of several steps has still to do
+	base   int  // operations before the barrier
+
+	files, dirs, links []*Node // those with a name, dirs without Top
+	slots              [Slots]*Node
+	reuse              []string // names that were given up
+}
+
+// Limits of a thread's tree.
+const (
+	maxFiles = 250
+	maxDirs  = 50
+	maxLinks = 40
+	maxSize  = 4 << 20 // bytes of a file, holes included
+	xattrs   = 3       // user's, of a file: of more, a block of 1 KiB may have no room
+)
+
+// New returns the script of a thread. Only with keep does its tree know what
+// the files hold.
+func New(seed uint64, thread int, features Features, keep bool) *Script {
+	s := &Script{
+		seed: seed, thread: thread, features: features, keep: keep,
+		rng: rand.New(rand.NewPCG(mix(seed), uint64(thread))),
+	}
+	s.Top = s.newNode(TypeDir | 0o755)
+	s.dataSize = 1 << (9 + s.rng.IntN(6))
+	s.base = 60 + s.rng.IntN(100)
+	for _, m := range makers {
+		// Each seed has its favourites.
+		s.weights = append(s.weights, m.weight*(1+s.rng.IntN(5)))
+	}
+	return s
+}
+
+// Next returns the operation to do next. It is the same until Apply.
+func (s *Script) Next() Op {
+	var op Op
+	switch {
+	case len(s.queue) > 0:
+		op = s.queue[0]
+	case s.number < s.base:
+		op = s.populate()
+	case s.number == s.base:
+		op = Op{Kind: Barrier}
+	default:
+		op = s.random()
+	}
+	s.queue = append([]Op{op}, s.queue[min(1, len(s.queue)):]...)
+	op.Number = s.number
+	if op.Kind != Open && op.Kind != Close {
+		op.Slot = NoSlot
+	}
+	op.Touch = s.touched(op)
+	return op
+}
+
+// retire ends an operation that was applied.
+func (s *Script) retire(Op) { s.queue = s.queue[1:] }
+
+// populate makes what is there before the crash is near.
+func (s *Script) populate() Op {
+	for {
+		pick := s.rng.IntN(10)
+		var op Op
+		ok := false
+		switch {
+		case pick < 4:
+			op, ok = s.create()
+		case pick < 5:
+			op, ok = s.mkdir()
+		case pick < 9:
+			op, ok = s.write()
+		default:
+			op, ok = s.setXattr()
+		}
+		if ok {
+			return op
+		}
+	}
+}
+
+// random picks an operation that can be done now.
+func (s *Script) random() Op {
+	sum := 0
+	for _, w := range s.weights {
+		sum += w
+	}
+	for {
+		pick := s.rng.IntN(sum)
+		for i, w := range s.weights {
+			if pick -= w; pick < 0 {
+				if op, ok := makers[i].make(s); ok {
+					return op
+				}
+				break
+			}
+		}
+	}
+}
+
+// touched names what an operation may change the times of, by the names of
+// after it.
+func (s *Script) touched(op Op) []Ref {
+	parent := func(at string) Ref {
+		dir, _, err := s.place(at)
+		if err != nil {
+			panic(fmt.Sprintf("script: %v: %v", op, err)) // a script makes only what can be done
+		}
+		return Ref{dir.Path(), NoSlot}
+	}
+	switch op.Kind {
+	case Barrier, Open, Close:
+		return nil
+	case Create, Mkdir, Symlink:
+		return []Ref{op.On, parent(op.On.Path)}
+	case Unlink, Rmdir:
+		return []Ref{parent(op.On.Path)}
+	case Link:
+		return []Ref{{op.To, NoSlot}, parent(op.To)}
+	case Rename:
+		refs := []Ref{{op.To, NoSlot}, parent(op.To)}
+		if from := parent(op.On.Path); !slices.Contains(refs, from) {
+			refs = append(refs, from)
+		}
+		return refs
+	}
+	return []Ref{op.On}
+}
