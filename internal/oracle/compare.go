@@ -60,7 +60,7 @@ type comparer struct {
 	// Names are not durable: without a journal, fsync(2) of a file makes only the
 	// file so (ext4_fsync_nojournal).
 	nameless bool
-	out     []Finding
+	out      []Finding
 }
 
 // Compare compares a tree with what it must be after the crash.

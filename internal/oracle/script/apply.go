@@ -118,7 +118,7 @@ func (s *Script) alter(n *Node, op Op) {
 		if n.Content != nil {
 			b := make([]byte, op.Len)
 			s.Fill(b, op, 0)
-			n.Content.put(op.Off, b)
+			n.Content.Put(op.Off, b)
 		}
 		n.resize(max(n.Size, op.Off+op.Len))
 	case Truncate:

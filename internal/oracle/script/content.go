@@ -15,9 +15,13 @@ const PageSize = 4096
 type Content struct {
 	Size  int64
 	Pages map[int64][]byte // by number, of PageSize bytes each, zero beyond Size
+
+	sum *[sha256.Size]byte // nil: not worked out since it changed
 }
 
-func (c *Content) put(off int64, b []byte) {
+// Put stores bytes at an offset.
+func (c *Content) Put(off int64, b []byte) {
+	c.sum = nil
 	c.Size = max(c.Size, off+int64(len(b)))
 	for len(b) > 0 {
 		page := c.Pages[off/PageSize]
@@ -35,6 +39,7 @@ func (c *Content) put(off int64, b []byte) {
 
 // zero clears what the content has from one offset to another.
 func (c *Content) zero(from, to int64) {
+	c.sum = nil
 	for number, page := range c.Pages {
 		start := number * PageSize
 		if start >= from && start+PageSize <= to {
@@ -49,7 +54,7 @@ func (c *Content) resize(size int64) {
 	if size < c.Size {
 		c.zero(size, (c.Size/PageSize+1)*PageSize)
 	}
-	c.Size = size
+	c.Size, c.sum = size, nil
 }
 
 // Clone copies the content.
@@ -72,11 +77,15 @@ func (c *Content) At(off int64) byte {
 // Sum is a checksum of the content: SHA-256 over the pages that are not all
 // zeros, each after its number. It does not depend on where a file has holes.
 func (c *Content) Sum() [sha256.Size]byte {
-	s := NewSummer()
-	for _, number := range slices.Sorted(maps.Keys(c.Pages)) {
-		s.Page(number, c.Pages[number])
+	if c.sum == nil {
+		s := NewSummer()
+		for _, number := range slices.Sorted(maps.Keys(c.Pages)) {
+			s.Page(number, c.Pages[number])
+		}
+		sum := s.Sum(c.Size)
+		c.sum = &sum
 	}
-	return s.Sum(c.Size)
+	return *c.sum
 }
 
 // Summer works out a Content's Sum page by page.

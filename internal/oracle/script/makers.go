@@ -355,5 +355,5 @@ func (s *Script) open() (Op, bool) {
 
 func (s *Script) close() (Op, bool) {
 	slot := s.rng.IntN(Slots)
-	return Op{Kind: Close, Slot: slot}, s.slots[slot] != nil && s.rng.IntN(3) == 0
+	return Op{Kind: Close, On: Ref{Slot: slot}, Slot: slot}, s.slots[slot] != nil && s.rng.IntN(3) == 0
 }

@@ -70,7 +70,7 @@ func (s *Script) Next() Op {
 	case s.number < s.base:
 		op = s.populate()
 	case s.number == s.base:
-		op = Op{Kind: Barrier}
+		op = Op{Kind: Barrier, On: Ref{Slot: NoSlot}}
 	default:
 		op = s.random()
 	}
