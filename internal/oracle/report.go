@@ -91,10 +91,3 @@ func (r Result) String() string {
 	fmt.Fprintf(&b, "\n  memory and disks: %s\n  again: %s", r.Kept, r.Replayed)
 	return b.String()
 }
-
-// Markdown is a table of the results.
-func Markdown(results []Result) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "# The oracle\n\n%d\n", len(results))
-	return b.String()
-}

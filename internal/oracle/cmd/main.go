@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -37,8 +39,8 @@ func run(ctx context.Context) (bool, error) {
 	kernels := flag.String("kernel", "", "only these kernels")
 	crashes := flag.String("crash", "", "only these crashes")
 	binary := flag.String("rescue", "bin/understudy", "the program that does the rescue; empty: none is done")
-	keep := flag.String("keep", "out/oracle", "keep memory and disks of failures below this directory")
-	table := flag.String("table", "", "write a table to this file, and all results beside it as JSON")
+	keep := flag.String("keep", "out/oracle", "keep memory and disks of failures below this directory, and all results as results.json")
+	table := flag.String("table", "", "write a table to this file")
 	flag.Parse()
 
 	cases, err := oracle.Cases(*seed, *seeds, split(*configs), split(*kernels), split(*crashes))
@@ -59,10 +61,8 @@ func run(ctx context.Context) (bool, error) {
 		fmt.Println(r)
 		results = append(results, r)
 		good = good && r.Verdict.Good()
-		if *table != "" {
-			if err := write(*table, results); err != nil {
-				return false, err
-			}
+		if err := write(*keep, *table, results); err != nil {
+			return false, err
 		}
 	}
 	return good, nil
@@ -75,13 +75,17 @@ func split(list string) []string {
 	return strings.Split(list, ",")
 }
 
-func write(path string, results []oracle.Result) error {
+// write writes what there is so far: who ends the run early has that.
+func write(keep, table string, results []oracle.Result) error {
 	b, err := json.MarshalIndent(results, "", "\t")
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(strings.TrimSuffix(path, ".md")+".json", b, 0o644); err != nil {
+	if err := os.MkdirAll(keep, 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(path, []byte(oracle.Markdown(results)), 0o644)
+	if err := os.WriteFile(filepath.Join(keep, "results.json"), b, 0o644); err != nil || table == "" {
+		return err
+	}
+	return os.WriteFile(table, []byte(oracle.Markdown(results, time.Now())), 0o644)
 }

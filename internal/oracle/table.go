@@ -1,0 +1,145 @@
+package oracle
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// intro is what a reader must know of the tables.
+const intro = `# The oracle
+
+Made by ` + "`make oracle`" + ` on %s: do not edit.
+
+Each case is a guest with a stock Debian kernel under QEMU whose threads, each in a tree of its own, create, write, append, store
+through mappings, truncate, allocate, punch holes, rename (over files and directories, too), link, delete, make and remove
+directories and symbolic links, change modes, owners, times, attributes and capabilities, keep deleted files open, and fsync: all
+at random, from a seed. Each operation is reported to the host before the next one begins. The guest dies at a random instant. The
+rescue is ` + "`understudy salvage apply`" + ` with its memory and its disk and nothing else. Then the disk is mounted by the kernel that died,
+and every name, type, inode, content, size, mode, owner, attribute, link count and mtime must be as the reports say; only what a
+thread had begun and not reported may be absent, done, or, for a write, done in part. e2fsck must find nothing.
+
+- exact: all that is so.
+- refused: the rescue said that it could not do all, and what was fsynced is there.
+- differs, unclean, loss: a failure; loss is one of something that was fsynced.
+
+In each case a copy of the disk is mounted without any rescue, too, and what was fsynced must be there.
+
+`
+
+// tally counts verdicts.
+type tally map[Verdict]int
+
+func (t tally) String() string {
+	var parts []string
+	for _, v := range []Verdict{Exact, Refused, Plain, Differs, Unclean, Loss, Broken} {
+		if t[v] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", t[v], v))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// Markdown is what docs/ORACLE.md says of results.
+func Markdown(results []Result, when time.Time) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, intro, when.Format(time.DateOnly))
+	total := make(tally)
+	var ops, nodes, durable, pending, done, partial, undone int
+	for _, r := range results {
+		total[r.Verdict]++
+		ops, durable, pending, undone = ops+r.Ops, durable+r.Plain.Durable, pending+r.Pending, undone+r.Undone
+		if r.Tree != nil {
+			nodes, done, partial = nodes+r.Tree.Nodes, done+r.Tree.Done, partial+r.Tree.Partial
+		}
+	}
+	fmt.Fprintf(&b, "%d cases: %v. In all: %d operations, %d files, directories and links compared, %d of them fsynced.\n", len(results), total, ops, nodes, durable)
+	fmt.Fprintf(&b, "Of %d operations that were not reported, %d were done and %d done in part. Without a rescue, %d differences.\n", pending, done, partial, undone)
+	b.WriteString("\n## By configuration and kernel\n\n")
+	byConfig(&b, results)
+	b.WriteString("\n## By crash\n\n")
+	byCrash(&b, results)
+	failures(&b, results)
+	return b.String()
+}
+
+func byConfig(b *strings.Builder, results []Result) {
+	var kernels []string
+	for _, k := range Kernels {
+		if slices.ContainsFunc(results, func(r Result) bool { return r.Kernel == k }) {
+			kernels = append(kernels, k)
+		}
+	}
+	fmt.Fprintf(b, "| configuration | %s |\n|---|%s\n", strings.Join(kernels, " | "), strings.Repeat("---|", len(kernels)))
+	for _, c := range Configs {
+		row := make(map[string]tally)
+		for _, r := range results {
+			if r.Config == c.Name {
+				if row[r.Kernel] == nil {
+					row[r.Kernel] = make(tally)
+				}
+				row[r.Kernel][r.Verdict]++
+			}
+		}
+		if len(row) == 0 {
+			continue
+		}
+		fmt.Fprintf(b, "| %s |", c.Name)
+		for _, k := range kernels {
+			switch text := row[k].String(); {
+			case text != "":
+				fmt.Fprintf(b, " %s |", text)
+			case !c.On(k):
+				b.WriteString(" (has none) |")
+			default:
+				b.WriteString(" |")
+			}
+		}
+		b.WriteString("\n")
+	}
+}
+
+func byCrash(b *strings.Builder, results []Result) {
+	b.WriteString("| crash | cases | verdicts | within syncfs | KiB under writeback, most | operations pending |\n|---|---|---|---|---|---|\n")
+	for _, crash := range append(slices.Clone(Crashes), Clean) {
+		count := make(tally)
+		cases, synced, most, pending := 0, 0, 0, 0
+		for _, r := range results {
+			if r.Crash != crash {
+				continue
+			}
+			count[r.Verdict]++
+			cases, pending, most = cases+1, pending+r.Pending, max(most, r.Writeback)
+			if r.InSync {
+				synced++
+			}
+		}
+		if cases > 0 {
+			fmt.Fprintf(b, "| %s | %d | %v | %d | %d | %d |\n", crash, cases, count, synced, most, pending)
+		}
+	}
+}
+
+// failures names all that is not exact.
+func failures(b *strings.Builder, results []Result) {
+	first := true
+	for _, r := range results {
+		if r.Verdict == Exact || r.Verdict == Plain {
+			continue
+		}
+		if first {
+			b.WriteString("\n## What was not exact\n\n")
+			first = false
+		}
+		why := r.Error
+		if r.Rescue != nil && why == "" {
+			why = r.Rescue.Said
+		}
+		if r.Tree != nil && len(r.Tree.Findings) > 0 {
+			why = fmt.Sprintf("%d findings: %v. %s", len(r.Tree.Findings), r.Tree.Findings[0], why)
+		}
+		why, _, _ = strings.Cut(strings.TrimSpace(why), "\n")
+		fmt.Fprintf(b, "- seed %d, %s, %s, %s: %s. %s\n", r.Seed, r.Config, r.Kernel, r.Crash, r.Verdict, why)
+	}
+}
