@@ -242,3 +242,15 @@ var crc32beTable = func() (table [256]uint32) {
 	}
 	return table
 }()
+
+// Revokes reads the records of a revoke block of one transaction; nil if the block
+// is something else.
+func (s *Super) Revokes(sequence TID, b []byte) ([]addr.Block, error) {
+	if len(b) != int(s.BlockSize) {
+		return nil, fmt.Errorf("%d bytes are not a block", len(b))
+	}
+	if h := parseHeader(b); !h.valid || h.kind != revokeBlock || h.sequence != sequence {
+		return nil, nil
+	}
+	return s.revokes(b)
+}

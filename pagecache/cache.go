@@ -46,11 +46,11 @@ var ErrList = errors.New("list does not check out")
 // more, so this is beyond what 16 GiB full of inodes hold.
 const maxList = 1 << 25
 
-// list yields the addresses of the entries of a doubly linked list (struct
+// List yields the addresses of the entries of a doubly linked list (struct
 // list_head, include/linux/types.h), without the head. Each entry must point
 // back to the one before it. That also rules out any cycle but the one through
 // the head, because an entry has only one entry before it.
-func (c *Cache) list(head addr.Virt) iter.Seq2[addr.Virt, error] {
+func (c *Cache) List(head addr.Virt) iter.Seq2[addr.Virt, error] {
 	return func(yield func(addr.Virt, error) bool) {
 		before := head
 		at, err := c.k.Pointer(head)

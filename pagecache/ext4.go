@@ -139,3 +139,10 @@ func (c *Cache) journal(s *Superblock, journal addr.Virt) (*Journal, error) {
 		NextTransaction: uint32(l.transacSeq.Uint(b)),
 	}, nil
 }
+
+// Layout looks up the layout of a structure in the kernel image, or in the first
+// of these modules that has it; where modules keep no types, in what is known of
+// those. A structure that is nowhere shows in its Err.
+func (c *Cache) Layout(name string, modules ...string) *kernel.Layout {
+	return layoutIn(c.k, name, modules...)
+}

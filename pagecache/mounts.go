@@ -73,7 +73,7 @@ func (c *Cache) mountsOf(m *mountLayout, s *Superblock) iter.Seq2[addr.Virt, err
 	head := m.mounts.In(s.Addr)
 	return func(yield func(addr.Virt, error) bool) {
 		if !m.back.Present() {
-			for at, err := range c.list(head) {
+			for at, err := range c.List(head) {
 				if !yield(at-addr.Virt(m.sib.Off), err) {
 					return
 				}

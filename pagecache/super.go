@@ -49,7 +49,7 @@ func (c *Cache) Superblocks() iter.Seq2[*Superblock, error] {
 			yield(nil, fmt.Errorf("walk superblocks: %w", err))
 			return
 		}
-		for at, err := range c.list(head) {
+		for at, err := range c.List(head) {
 			if err != nil {
 				yield(nil, fmt.Errorf("walk superblocks: %w", err))
 				return

@@ -87,7 +87,7 @@ func objectSizes(t *testing.T, k *kernel.Kernel) map[string]int {
 		t.Fatal(err)
 	}
 	sizes := make(map[string]int)
-	for at, err := range (&Cache{k: k}).list(head) {
+	for at, err := range (&Cache{k: k}).List(head) {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -34,7 +34,7 @@ const (
 
 	deHash, deParent, deName, deInode, deSB, deAlias, deSize = 8, 24, 32, 48, 56, 64, 96
 
-	bhState, bhNext, bhPage, bhLen, bhData, bhSize = 0, 8, 16, 32, 40, 104
+	bhState, bhNext, bhPage, bhBlock, bhLen, bhData, bhSize = 0, 8, 16, 24, 32, 40, 104
 )
 
 // Bits of flags of the made-up kernel.
@@ -88,13 +88,14 @@ func types() []btf.Type {
 			field("index", pgIndex, u64), field("private", pgPrivate, u64)),
 		st("folio", 2*kerneltest.PageStruct, field("_folio_order", pgOrder, u8)),
 		st("buffer_head", bhSize, field("b_state", bhState, u64), field("b_this_page", bhNext, u64), field("b_page", bhPage, u64),
-			field("b_size", bhLen, u64), field("b_data", bhData, u64)),
+			field("b_blocknr", bhBlock, u64), field("b_size", bhLen, u64), field("b_data", bhData, u64)),
 		st("dentry", deSize, field("d_hash", deHash, st("hash", 16, field("pprev", 8, u64))), field("d_parent", deParent, u64),
 			field("d_name", deName, st("qstr", 16, field("len", 4, u32), field("name", 8, u64))),
 			field("d_inode", deInode, u64), field("d_sb", deSB, u64), field("d_alias", deAlias, list)),
 		enum("pageflags", map[string]uint64{"PG_uptodate": pgUptodate, "PG_dirty": pgDirty, "PG_writeback": pgWriteback,
 			"PG_head": pgHead, "PG_private": pgPrivateBit, "PG_hwpoison": pgPoison}),
-		enum("bh_state_bits", map[string]uint64{"BH_Uptodate": bhUptodate, "BH_Dirty": bhDirty, "BH_Async_Write": bhAsync}),
+		enum("bh_state_bits", map[string]uint64{"BH_Uptodate": bhUptodate, "BH_Dirty": bhDirty, "BH_Async_Write": bhAsync,
+			"BH_Mapped": 5, "BH_Delay": 9, "BH_Unwritten": 12, "BH_PrivateStart": 16}),
 		st("ext4_sb_info", 16, field("s_es", 0, u64), field("s_journal", 8, u64)),
 		st("iomap_folio_state", 16, field("state_lock", 0, u32), field("state", 16, blob(0))),
 		st("journal_s", 56, field("j_superblock", 40, u64), field("j_private", 48, u64), field("j_tail_sequence", 0, u32), field("j_tail", 8, u64), field("j_head", 16, u64),

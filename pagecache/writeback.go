@@ -15,7 +15,7 @@ import (
 func (c *Cache) Inodes(s *Superblock) iter.Seq2[*Inode, error] {
 	return func(yield func(*Inode, error) bool) {
 		head := c.layout.super.inodes.In(s.Addr)
-		for at, err := range c.list(head) {
+		for at, err := range c.List(head) {
 			if err != nil {
 				yield(nil, fmt.Errorf("walk inodes of %s: %w", s.ID, err))
 				return
@@ -105,7 +105,7 @@ func (w *dirtyWalk) heads() iter.Seq2[addr.Virt, kernel.Field] {
 		}
 		rootSeen := false
 		root := l.bdi.root.In(w.s.bdi)
-		for at, err := range w.c.list(l.bdi.list.In(w.s.bdi)) {
+		for at, err := range w.c.List(l.bdi.list.In(w.s.bdi)) {
 			if err != nil {
 				w.doubtful(err)
 				break
@@ -149,7 +149,7 @@ func (w *dirtyWalk) listsOf(wb addr.Virt, yield func(addr.Virt, kernel.Field) bo
 // list hands out the inodes of one list. The lists of a device also hold inodes
 // of its other file systems and of the block device itself.
 func (w *dirtyWalk) list(head addr.Virt, entry kernel.Field) bool {
-	for at, err := range w.c.list(head) {
+	for at, err := range w.c.List(head) {
 		if err != nil {
 			w.doubtful(err)
 			return true

@@ -1,0 +1,280 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"understudy/addr"
+	"understudy/jbd2"
+	"understudy/pagecache"
+	"understudy/ram"
+)
+
+// Rescue is all that belongs on a disk before anything mounts it: the unsaved
+// blocks of files that have a place already, and the last commit.
+//
+// It may be carried out again, on what was left of an earlier attempt: memory does
+// not change, and the log says how far that came.
+type Rescue struct {
+	// Journal is nil where Lost says why the last commit cannot be written, or the
+	// file system has none.
+	Journal *Journal
+	Lost    error
+	Holders []Holder // who had handles open
+	// Refused is the data of files with a place that did not check out. It is not
+	// lost: whoever mounts the disk writes it into the files.
+	Refused []error
+
+	cache *pagecache.Cache
+	super *pagecache.Superblock
+	dev   *pagecache.Device
+	mem   ram.Memory
+	data  []block
+	whole map[addr.Ino]struct{} // files of which nothing else is unsaved
+}
+
+// block is a piece of a device that is to be written.
+type block struct {
+	ino  addr.Ino // of the file it is of; 0 for metadata
+	disk int64
+	phys addr.Phys
+	len  int64 // to be written
+	used int64 // of it, from memory: the rest is zeros
+}
+
+// Plan reads what belongs on the disk of a file system of the ext family. What
+// memory lacks of the file system's structure is read from the disk. It fails only
+// where nothing at all can be told.
+func Plan(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (*Rescue, error) {
+	dev, err := c.Device(s, disk)
+	if err != nil {
+		return nil, fmt.Errorf("plan rescue of %s: %w", s.ID, err)
+	}
+	r := &Rescue{cache: c, super: s, dev: dev, mem: c.Kernel().Memory(), whole: make(map[addr.Ino]struct{})}
+	r.Journal, err = Of(c, s, dev)
+	switch {
+	case errors.Is(err, ErrNoJournal):
+		r.metadata()
+	case err != nil:
+		r.Journal, r.Lost = nil, err
+		return r, nil
+	}
+	if r.Journal != nil && r.Journal.Updates() > 0 {
+		// It is for the report only.
+		r.Holders, _ = r.Journal.Holders(c)
+	}
+	r.files()
+	return r, nil
+}
+
+// metadata takes what was changed of the device itself: without a journal that is
+// how metadata reaches the disk.
+func (r *Rescue) metadata() {
+	for b, err := range r.dev.Unsaved() {
+		if err != nil {
+			r.Lost = errors.Join(r.Lost, err)
+			continue
+		}
+		r.data = append(r.data, block{disk: b.Disk, phys: b.Phys, len: b.Len, used: b.Len})
+	}
+}
+
+const (
+	// unplain are flags of files whose content in memory is not that on the disk.
+	unplain = pagecache.FlagEncrypted | pagecache.FlagVerity | pagecache.FlagDAX
+	// firstInode is the lowest number that s_first_ino may have (fs/ext4/ext4.h,
+	// EXT4_GOOD_OLD_FIRST_INO): below it are the file system's own.
+	firstInode = 11
+)
+
+// files takes the unsaved blocks of files that have a place. Files without a name
+// get nothing.
+func (r *Rescue) files() {
+	for i, err := range r.cache.Dirty(r.super) {
+		if err != nil || i.Deleted() || !i.HasData() || i.Flags&unplain != 0 || i.Ino < firstInode {
+			continue // who plans the files says so
+		}
+		places := r.dev.Placed(i)
+		r.Refused = append(r.Refused, places.Refused...)
+		for _, b := range places.Blocks {
+			r.data = append(r.data, block{ino: i.Ino, disk: b.Disk, phys: b.Phys, len: b.Len(), used: min(b.Len(), i.Size-b.Off)})
+		}
+		if places.Whole {
+			r.whole[i.Ino] = struct{}{}
+		}
+	}
+}
+
+// Report tells what a rescue did.
+type Report struct {
+	Case     Case
+	Sequence uint32 // of the transaction that was written; 0 if there was none
+	Blocks   int    // in it
+	Revoked  int    // likewise
+	Data     int64  // bytes of files, and of metadata where there is no journal
+	Replayed int    // blocks that the replay of the log wrote
+	// Settled are the files of which nothing is left to be written, by number.
+	Settled map[addr.Ino]struct{}
+	// Check says why the file system must be checked before it is mounted; empty
+	// if it need not.
+	Check string
+	Steps []Step
+}
+
+// Step is a part of a rescue.
+type Step struct {
+	Name string
+	Took time.Duration
+}
+
+// Finish carries the rescue out, and replays the whole log then. What fails before
+// the transaction is committed leaves the disk as an ordinary crash does; what
+// fails after that, as one whose log has the last commit in it.
+func (r *Rescue) Finish(disk jbd2.Disk) (*Report, error) {
+	f := &finisher{Rescue: r, disk: disk, report: &Report{}}
+	err := r.Lost
+	if err == nil && r.Journal == nil {
+		err = f.plain()
+	} else if err == nil {
+		err = f.journal()
+	}
+	if err != nil {
+		return f.report, fmt.Errorf("finish the last commit of %s: %w", r.super.ID, err)
+	}
+	return f.report, nil
+}
+
+// finisher is a rescue under way.
+type finisher struct {
+	*Rescue
+	disk   jbd2.Disk
+	report *Report
+}
+
+func (f *finisher) step(name string, do func() error) error {
+	begin := time.Now()
+	err := do()
+	f.report.Steps = append(f.report.Steps, Step{name, time.Since(begin)})
+	return err
+}
+
+// plain is for a file system without a journal. Nothing orders what it writes, so
+// a kernel that dies leaves it in need of a check.
+func (f *finisher) plain() error {
+	f.report.Check = "it has no journal"
+	return f.step("blocks", func() error { return f.write(nil) })
+}
+
+func (f *finisher) journal() error {
+	var log *jbd2.Log
+	var scan *jbd2.Scan
+	var t *jbd2.Transaction
+	var at jbd2.Place
+	err := f.step("scan log", func() (err error) {
+		if log, err = jbd2.Open(f.disk); err != nil {
+			return err
+		}
+		if scan, err = log.Scan(); err != nil {
+			return err
+		}
+		t, at, err = f.transaction(log, scan)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if n := f.Journal.Updates(); n > 0 {
+		f.report.Check = fmt.Sprintf("%d operations had not returned", n)
+	}
+	if err := f.step("blocks", func() error { return f.write(logged(scan, t)) }); err != nil {
+		return err
+	}
+	if t != nil {
+		if log, err = f.commit(log, at, t); err != nil {
+			return err
+		}
+	}
+	return f.step("replay", func() error {
+		stats, err := log.Replay()
+		f.report.Replayed += stats.Blocks
+		return err
+	})
+}
+
+// transaction makes the merged transaction; nil if there is none to be written.
+func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transaction, jbd2.Place, error) {
+	var written []addr.Block
+	var err error
+	if f.Journal.Committing != nil {
+		if written, err = f.Journal.writtenRevokes(log, f.dev); err != nil {
+			return nil, jbd2.Place{}, err
+		}
+	}
+	t, err := f.Journal.merge(log, written)
+	if err != nil {
+		return nil, jbd2.Place{}, err
+	}
+	done, err := finished(log, scan, t)
+	if err != nil {
+		return nil, jbd2.Place{}, err
+	}
+	if done {
+		f.report.Case = Finished
+		return nil, jbd2.Place{}, nil
+	}
+	var at jbd2.Place
+	if f.report.Case, at, err = f.Journal.fit(scan); err != nil {
+		return nil, at, err
+	}
+	if f.report.Case == Nothing || len(t.Blocks)+len(t.Revokes) == 0 {
+		return nil, at, nil
+	}
+	// The log's time does not go back: that is how a recovery tells old blocks.
+	t.Time = time.Now()
+	if n := len(scan.Transactions); n > 0 && scan.Transactions[n-1].Time.After(t.Time) {
+		t.Time = scan.Transactions[n-1].Time
+	}
+	return t, at, nil
+}
+
+// commit appends the transaction to the log. If it does not fit, the log is
+// replayed first, which empties it.
+func (f *finisher) commit(log *jbd2.Log, at jbd2.Place, t *jbd2.Transaction) (*jbd2.Log, error) {
+	var pending *jbd2.Pending
+	err := f.step("append", func() (err error) {
+		pending, err = log.Append(at, t)
+		if !errors.Is(err, jbd2.ErrNoRoom) {
+			return err
+		}
+		stats, err := log.Replay()
+		f.report.Replayed += stats.Blocks
+		if err != nil {
+			return err
+		}
+		pending, err = log.Append(jbd2.Place{Block: log.Super.First, Sequence: stats.Next}, t)
+		return err
+	})
+	if err != nil {
+		return log, err
+	}
+	if err := f.step("commit", pending.Commit); err != nil {
+		return log, err
+	}
+	f.report.Sequence, f.report.Blocks, f.report.Revoked = uint32(pending.Sequence), len(t.Blocks), len(t.Revokes)
+	return log, nil
+}
+
+// logged returns the blocks of which a replay writes a version from the log.
+func logged(scan *jbd2.Scan, t *jbd2.Transaction) map[addr.Block]struct{} {
+	out := make(map[addr.Block]struct{})
+	for _, b := range scan.Newest() {
+		out[b.Home] = struct{}{}
+	}
+	if t != nil {
+		for _, b := range t.Blocks {
+			out[b.Home] = struct{}{}
+		}
+	}
+	return out
+}
