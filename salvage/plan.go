@@ -305,3 +305,17 @@ func (p *Plan) stageRun(run *Run) {
 	p.segments[len(p.segments)-1].pad = p.staged - at
 	run.segments = p.segments[first:len(p.segments):len(p.segments)]
 }
+
+// Settle takes files out of the plan, by number: everything of them is on the disk
+// already. It must come before Gather.
+func (p *Plan) Settle(files map[addr.Ino]struct{}) {
+	if len(files) == 0 {
+		return
+	}
+	p.Files = slices.DeleteFunc(p.Files, func(f File) bool {
+		_, settled := files[f.Ino]
+		return settled
+	})
+	p.staged, p.segments = 0, nil
+	p.stage()
+}

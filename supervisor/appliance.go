@@ -23,7 +23,10 @@ func StartAppliance(ctx context.Context, spec partition.Spec, disks []link.Disk,
 }
 
 // Mount mounts a disk where its configuration says.
-func (a *Appliance) Mount(ctx context.Context, disk string) error { return a.side.mount(ctx, disk) }
+func (a *Appliance) Mount(ctx context.Context, disk string) error {
+	_, err := a.side.mount(ctx, disk, false)
+	return err
+}
 
 // Call asks a verb of the agent.
 func (a *Appliance) Call(ctx context.Context, verb string, in, out any) error {

@@ -3,12 +3,12 @@ package supervisor
 import (
 	"context"
 	"fmt"
-	"io"
 	"time"
 
 	"understudy/fence"
 	"understudy/link"
 	"understudy/pair"
+	"understudy/takeover"
 )
 
 // fenceLimit is how long a dead side may take to be gone, and each of its
@@ -42,12 +42,16 @@ func (m *machine) Fence(context.Context) error {
 	return m.s.understudy.process.Spread(dead.Spec.CPUs)
 }
 
-func (m *machine) Image(disk string) (io.ReaderAt, error) {
+func (m *machine) Image(disk string) (takeover.Image, error) {
 	d, err := m.disk(disk)
 	if err != nil {
 		return nil, err
 	}
-	return m.proof.Image(d.Image), nil
+	image := m.proof.Image(d.Image)
+	if image == nil {
+		return nil, fmt.Errorf("image %s is not behind the fence", d.Image)
+	}
+	return image, nil
 }
 
 func (m *machine) HandOver(ctx context.Context, disk string) error {
@@ -61,8 +65,8 @@ func (m *machine) HandOver(ctx context.Context, disk string) error {
 	return m.s.understudy.setDisk(ctx, disk)
 }
 
-func (m *machine) Mount(ctx context.Context, disk string) error {
-	return m.s.understudy.mount(ctx, disk)
+func (m *machine) Mount(ctx context.Context, disk string, check bool) (string, error) {
+	return m.s.understudy.mount(ctx, disk, check)
 }
 
 func (m *machine) Staging() ([]byte, error) { return m.s.staging.Map() }

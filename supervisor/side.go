@@ -199,8 +199,14 @@ func (s *Supervisor) config(name string) link.Config {
 	return c
 }
 
-func (sd *side) mount(ctx context.Context, disk string) error {
-	return sd.agent.Call(ctx, link.Mount, link.MountRequest{Disk: disk}, nil)
+// mount has a disk mounted; with check, after e2fsck(8), whose words it returns.
+func (sd *side) mount(ctx context.Context, disk string, check bool) (string, error) {
+	var result link.MountResult
+	err := sd.agent.Call(ctx, link.Mount, link.MountRequest{Disk: disk, Check: check}, &result)
+	if result.Check == nil {
+		return "", err
+	}
+	return result.Check.Output, err
 }
 
 func (sd *side) startServices(ctx context.Context) error {

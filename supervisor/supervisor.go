@@ -170,7 +170,7 @@ func (s *Supervisor) checkRoom() error {
 // boot.
 func (s *Supervisor) activate(ctx context.Context) error {
 	for _, d := range s.Pair.Disks {
-		if err := s.active.mount(ctx, d.Name); err != nil {
+		if _, err := s.active.mount(ctx, d.Name, false); err != nil {
 			return err
 		}
 	}

@@ -24,12 +24,13 @@ type Machine interface {
 	// Fence proves that the dead side cannot write. Nothing else is called
 	// if it fails.
 	Fence(ctx context.Context) error
-	// Image reads the fenced image of a disk, until its HandOver.
-	Image(disk string) (io.ReaderAt, error)
+	// Image is the fenced image of a disk, until its HandOver.
+	Image(disk string) (Image, error)
 	// HandOver gives a fenced disk to the understudy.
 	HandOver(ctx context.Context, disk string) error
-	// Mount has the understudy mount a disk that it was handed.
-	Mount(ctx context.Context, disk string) error
+	// Mount has the understudy mount a disk that it was handed; with check, after
+	// its file system was checked and repaired. found is what that said.
+	Mount(ctx context.Context, disk string, check bool) (found string, err error)
 	// Staging is memory that the understudy can read and nobody else uses.
 	Staging() ([]byte, error)
 	// Apply has the understudy write a plan whose encoding and data are in
@@ -43,17 +44,60 @@ type Machine interface {
 	Sync(ctx context.Context) error
 }
 
+// Image is a disk that nobody else writes. Sync makes durable what was written.
+type Image interface {
+	io.ReaderAt
+	io.WriterAt
+	Sync() error
+}
+
 // Salvager reads the dead side's memory.
 type Salvager interface {
 	// Examine finds the file system of an image in the dead memory, and
 	// checks that the image is as that kernel left it.
-	Examine(image io.ReaderAt) (Remains, error)
+	Examine(image Image) (Remains, error)
 }
 
 // Remains are one file system's unsaved files in the dead memory.
 type Remains interface {
+	// Finish writes to the image what must be there before anything mounts it:
+	// the dead kernel's last commit. If it fails, the file system is what an
+	// ordinary crash leaves, or has all of the commit in its log.
+	Finish(image Image) (Commit, error)
 	// Gather puts the unsaved bytes into staging and says whose they are.
 	Gather(staging []byte) (Gathered, error)
+}
+
+// Commit is what Finish did.
+type Commit struct {
+	Disk     string `json:"disk"`
+	Case     string `json:"case"`     // how log and memory fitted together
+	Sequence uint32 `json:"sequence"` // of the transaction; 0 if there was nothing to commit
+	Blocks   int    `json:"blocks"`   // of metadata in it
+	Revoked  int    `json:"revoked"`  // blocks whose older versions it revokes
+	Data     int64  `json:"data"`     // bytes of files that went to their places
+	Files    int    `json:"files"`    // of which nothing else was left to write
+	Replayed int    `json:"replayed"` // blocks that the replay of the log wrote
+	// Check says why the file system had to be checked before its mount, and Found
+	// what the check said; both are empty if it was not.
+	Check string `json:"check,omitempty"`
+	Found string `json:"found,omitempty"`
+
+	Steps []link.PhaseTime `json:"-"`
+}
+
+func (c *Commit) String() string {
+	s := fmt.Sprintf("last commit: %s", c.Case)
+	if c.Blocks > 0 {
+		s += fmt.Sprintf(", %d blocks as transaction %d", c.Blocks, c.Sequence)
+	}
+	if c.Data > 0 {
+		s += fmt.Sprintf("; %.1f MiB of files to their places", float64(c.Data)/(1<<20))
+	}
+	if c.Check != "" {
+		s += "; checked before the mount: " + c.Check
+	}
+	return s
 }
 
 // Gathered is what Gather found.
@@ -85,6 +129,7 @@ type Options struct {
 type Report struct {
 	Files    int       `json:"files"`
 	Bytes    int64     `json:"bytes_recovered"`
+	Commits  []Commit  `json:"commits"`
 	Refused  []Refusal `json:"refused"`
 	Durable  bool      `json:"durable"` // all that was applied is on the disks
 	Timeline *Timeline `json:"-"`
@@ -92,7 +137,7 @@ type Report struct {
 
 // Run takes over. The timeline has the detection in it already.
 func Run(ctx context.Context, m Machine, t *Timeline, o Options) (*Report, error) {
-	r := &run{machine: m, options: o, report: &Report{Timeline: t, Refused: []Refusal{}}}
+	r := &run{machine: m, options: o, report: &Report{Timeline: t, Commits: []Commit{}, Refused: []Refusal{}}}
 	if err := t.Measure("fence", func() error { return m.Fence(ctx) }); err != nil {
 		return nil, err
 	}
@@ -134,10 +179,10 @@ type run struct {
 	staged  int64 // bytes of staging in use
 }
 
-// disk brings one disk over. The dead memory is gathered while the understudy
-// mounts: the check of the image against that memory has come before both.
+// disk brings one disk over. The last commit is finished before anybody mounts
+// it; the dead memory is gathered while the understudy does.
 func (r *run) disk(ctx context.Context, disk string) error {
-	remains := r.examine(disk)
+	remains, commit := r.examine(disk)
 	var request link.ApplyRequest
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -148,10 +193,17 @@ func (r *run) disk(ctx context.Context, disk string) error {
 		if err := r.measure("disk", func() error { return r.machine.HandOver(gctx, disk) }); err != nil {
 			return fmt.Errorf("hand over: %w", err)
 		}
-		return r.measure("mount", func() error { return r.machine.Mount(gctx, disk) })
+		return r.measure("mount", func() error {
+			found, err := r.machine.Mount(gctx, disk, commit.Check != "")
+			commit.Found = found
+			return err
+		})
 	})
 	if err := g.Wait(); err != nil {
 		return err
+	}
+	if remains != nil {
+		r.report.Commits = append(r.report.Commits, commit)
 	}
 	if request.Len == 0 {
 		return nil
@@ -159,15 +211,17 @@ func (r *run) disk(ctx context.Context, disk string) error {
 	return r.measure("apply", func() error { return r.apply(ctx, request) })
 }
 
-// examine gives nil if there is nothing to gather; why stands in the report.
-func (r *run) examine(disk string) Remains {
+// examine also finishes the last commit. It gives nil if there is nothing to
+// gather; why stands in the report.
+func (r *run) examine(disk string) (Remains, Commit) {
+	commit := Commit{Disk: disk}
 	if r.options.Salvager == nil {
-		return nil
+		return nil, commit
 	}
+	var image Image
 	var remains Remains
-	err := r.measure("check", func() error {
-		image, err := r.machine.Image(disk)
-		if err != nil {
+	err := r.measure("check", func() (err error) {
+		if image, err = r.machine.Image(disk); err != nil {
 			return err
 		}
 		remains, err = r.options.Salvager.Examine(image)
@@ -175,9 +229,22 @@ func (r *run) examine(disk string) Remains {
 	})
 	if err != nil {
 		r.refuse("disk "+disk, 1, err)
-		return nil
+		return nil, commit
 	}
-	return remains
+	start := time.Now()
+	err = r.measure("commit", func() (err error) {
+		commit, err = remains.Finish(image)
+		return err
+	})
+	commit.Disk = disk
+	for _, p := range commit.Steps {
+		r.report.Timeline.Add("  "+p.Name, start, start.Add(p.Took))
+		start = start.Add(p.Took)
+	}
+	if err != nil {
+		r.refuse("last commit of disk "+disk, 1, err)
+	}
+	return remains, commit
 }
 
 // gather gives an empty request if nothing is to be applied.

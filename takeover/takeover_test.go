@@ -1,7 +1,6 @@
 package takeover
 
 import (
-	"bytes"
 	"context"
 	"encoding/xml"
 	"errors"
@@ -33,13 +32,16 @@ func (s *stand) did(call string) error {
 	return s.fail[call]
 }
 
-func (s *stand) Fence(context.Context) error { return s.did("fence") }
-func (s *stand) Image(string) (io.ReaderAt, error) {
-	return bytes.NewReader(nil), s.did("image")
-}
+func (s *stand) Fence(context.Context) error            { return s.did("fence") }
+func (s *stand) Image(string) (Image, error)            { return nil, s.did("image") }
 func (s *stand) HandOver(context.Context, string) error { return s.did("hand over") }
-func (s *stand) Mount(context.Context, string) error    { return s.did("mount") }
-func (s *stand) Staging() ([]byte, error)               { return s.staging, s.did("staging") }
+func (s *stand) Mount(_ context.Context, _ string, check bool) (string, error) {
+	if check {
+		return "repaired", s.did("checked mount")
+	}
+	return "", s.did("mount")
+}
+func (s *stand) Staging() ([]byte, error) { return s.staging, s.did("staging") }
 func (s *stand) Apply(_ context.Context, r link.ApplyRequest) (link.ApplyResult, error) {
 	var err error
 	if s.plan, err = link.DecodePlan(s.staging[r.Plan : r.Plan+r.Len]); err != nil {
@@ -67,12 +69,17 @@ func (s *stand) before(a, b string) bool {
 
 // body is a Salvager and the Remains that it finds.
 type body struct {
-	examine, gather error
-	found           Gathered
-	m               *stand
+	examine, finish, gather error
+	commit                  Commit
+	found                   Gathered
+	m                       *stand
 }
 
-func (b *body) Examine(io.ReaderAt) (Remains, error) {
+func (b *body) Finish(Image) (Commit, error) {
+	return b.commit, errors.Join(b.m.did("finish"), b.finish)
+}
+
+func (b *body) Examine(Image) (Remains, error) {
 	b.m.did("examine")
 	return b, b.examine
 }
@@ -102,7 +109,7 @@ func TestOrderOfSafety(t *testing.T) {
 	if m.calls[0] != "fence" {
 		t.Errorf("began with %s", m.calls[0])
 	}
-	order := []string{"examine", "hand over", "mount", "apply", "sync", "start", "go live"}
+	order := []string{"examine", "finish", "hand over", "mount", "apply", "sync", "start", "go live"}
 	for i := 1; i < len(order); i++ {
 		if !m.before(order[i-1], order[i]) {
 			t.Errorf("%s did not come before %s: %v", order[i-1], order[i], m.calls)
@@ -147,6 +154,34 @@ func TestRefusedSalvage(t *testing.T) {
 		if m.plan != nil || m.calls[len(m.calls)-1] != "go live" {
 			t.Errorf("%s: calls %v", name, m.calls)
 		}
+	}
+}
+
+// TestRefusedCommit: without the last commit, the rest is brought over.
+func TestRefusedCommit(t *testing.T) {
+	m := newStand()
+	wrong := errors.New("the log does not fit")
+	r, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, finish: wrong, found: someFiles()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Refused) != 1 || r.Refused[0].What != "last commit of disk data" || m.plan == nil {
+		t.Errorf("refused %v, calls %v", r.Refused, m.calls)
+	}
+}
+
+// TestCheckBeforeMount: what cannot be proven sound is checked, and what that said
+// is in the report.
+func TestCheckBeforeMount(t *testing.T) {
+	m := newStand()
+	b := &body{m: m, commit: Commit{Check: "2 operations had not returned", Blocks: 7}}
+	r, err := play(m, Options{Disks: []string{"data"}, Salvager: b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Commit{Disk: "data", Check: b.commit.Check, Blocks: 7, Found: "repaired"}
+	if !m.before("hand over", "checked mount") || m.before("hand over", "mount") || !reflect.DeepEqual(r.Commits, []Commit{want}) {
+		t.Errorf("calls %v, commits %+v", m.calls, r.Commits)
 	}
 }
 

@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"understudy/ext4"
+	"understudy/journal"
 	"understudy/kernel"
 	"understudy/link"
+	"understudy/pagecache"
 	"understudy/ram"
 	"understudy/salvage"
 	"understudy/supervisor"
@@ -48,7 +49,7 @@ func (m *morgue) Prepare(context.Context) error {
 }
 
 // Examine takes the file system of the image out of the dead kernel's mounts.
-func (m *morgue) Examine(image io.ReaderAt) (takeover.Remains, error) {
+func (m *morgue) Examine(image takeover.Image) (takeover.Remains, error) {
 	if err := m.Prepare(context.Background()); err != nil {
 		return nil, fmt.Errorf("find kernel: %w", err)
 	}
@@ -60,20 +61,42 @@ func (m *morgue) Examine(image io.ReaderAt) (takeover.Remains, error) {
 	if err != nil {
 		return nil, err
 	}
-	plan, err := salvage.New(m.kernel, on.UUID)
+	c, err := pagecache.Open(m.kernel)
 	if err != nil {
 		return nil, err
 	}
-	if err := plan.Check(image); err != nil {
+	s, err := c.Superblock(on.UUID)
+	if err != nil {
 		return nil, err
 	}
-	return remains{plan}, nil
+	r := &remains{}
+	if r.plan, err = salvage.Of(c, s); err != nil {
+		return nil, err
+	}
+	if err := r.plan.Check(image); err != nil {
+		return nil, err
+	}
+	r.rescue, err = journal.Plan(c, s, image)
+	return r, err
 }
 
-// remains are a plan as a takeover sees it.
-type remains struct{ plan *salvage.Plan }
+// remains are a plan and a rescue as a takeover sees them.
+type remains struct {
+	plan   *salvage.Plan
+	rescue *journal.Rescue
+}
 
-func (r remains) Gather(staging []byte) (takeover.Gathered, error) {
+// Finish also takes what it settled out of the plan.
+func (r *remains) Finish(image takeover.Image) (takeover.Commit, error) {
+	did, err := r.rescue.Finish(image)
+	c := commitReport(r.rescue, did)
+	if err == nil {
+		r.plan.Settle(did.Settled)
+	}
+	return c, err
+}
+
+func (r *remains) Gather(staging []byte) (takeover.Gathered, error) {
 	p := r.plan
 	g := takeover.Gathered{Used: p.StagingSize(), Bytes: p.Report().Bytes}
 	for _, refusal := range p.Refused {

@@ -111,12 +111,28 @@ func (a *application) run(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("apply to %s: %w", a.disk, err)
 	}
+	var commit *lastCommit
+	err = a.memory.Stage("last commit", func() error {
+		var refused error
+		if commit, refused, err = a.finishCommit(a.target); err != nil {
+			return err
+		}
+		plan.Settle(commit.did.Settled)
+		a.report.Commit = &commit.report
+		if refused != nil {
+			a.report.refuse(appliedRefusal{Reason: "the last commit: " + refused.Error()})
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("apply to %s: %w", a.disk, err)
+	}
 	a.report.planned(plan)
 	if a.dryRun {
 		a.report.stages(a.memory.Stages, nil)
 		return nil
 	}
-	return a.apply(ctx, plan)
+	return a.apply(ctx, plan, commit)
 }
 
 // fileSystem finds the file system of the disk in the dead kernel.
@@ -165,9 +181,10 @@ func (a *application) finish(ctx context.Context) error {
 	return err
 }
 
-func (a *application) apply(ctx context.Context, plan *salvage.Plan) error {
+func (a *application) apply(ctx context.Context, plan *salvage.Plan, commit *lastCommit) error {
 	job := offline.Job{
 		Identity: a.identity(), Type: a.fsys.Super.Type,
+		Raw: commit.raw, Check: commit.report.Check != "",
 		Size: plan.StagingSize(), Gather: plan.Gather,
 	}
 	for i := range plan.Files {

@@ -11,6 +11,7 @@ import (
 	"understudy/link"
 	"understudy/offline"
 	"understudy/salvage"
+	"understudy/takeover"
 )
 
 // applyReport is what salvage apply says, and its form for programs.
@@ -21,6 +22,7 @@ type applyReport struct {
 	FileSystem appliedFS        `json:"filesystem"`
 	DryRun     bool             `json:"dry_run"`
 	Resumed    bool             `json:"resumed"` // an earlier run's commit was finished
+	Commit     *takeover.Commit `json:"commit,omitempty"`
 	Plan       *planReport      `json:"plan,omitempty"`
 	Applied    *appliedReport   `json:"applied,omitempty"`
 	Refused    []appliedRefusal `json:"refused"`
@@ -185,6 +187,7 @@ func (r *applyReport) Write(w io.Writer) error {
 		r.Plan.table(out)
 		fmt.Fprintf(out, "nothing was written to %s\n", r.Disk)
 	case r.Applied != nil:
+		fmt.Fprintln(out, r.Commit)
 		if c := r.Applied.Check; c != nil {
 			fmt.Fprintf(out, "checked before it was mounted: e2fsck ended with status %d\n", c.Status)
 		}
