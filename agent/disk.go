@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,7 +46,7 @@ func (a *Agent) mount(ctx context.Context, r link.MountRequest) (result link.Mou
 			return result, err
 		}
 	}
-	return result, a.mountDisk(d)
+	return result, a.mountDisk(ctx, d)
 }
 
 // disk is the configuration of a disk.
@@ -58,7 +59,7 @@ func (a *Agent) disk(name string) (link.Disk, error) {
 	return link.Disk{}, fmt.Errorf("disk %q is not in this partition's configuration", name)
 }
 
-func (a *Agent) mountDisk(d link.Disk) error {
+func (a *Agent) mountDisk(ctx context.Context, d link.Disk) error {
 	path, err := diskPath(d.Name)
 	if err != nil {
 		return err
@@ -70,7 +71,17 @@ func (a *Agent) mountDisk(d link.Disk) error {
 		return fmt.Errorf("make mount point: %w", err)
 	}
 	flags, data := mountOptions(d.Options)
-	if err := unix.Mount(path, d.Mount, d.Type, flags, data); err != nil {
+	// Who held the disk right before may not be quite gone.
+	var busy error
+	err = poll(ctx, time.Second, func() (bool, error) {
+		err := unix.Mount(path, d.Mount, d.Type, flags, data)
+		if busy = err; errors.Is(err, unix.EBUSY) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if err != nil {
+		err = cmp.Or(busy, err)
 		return fmt.Errorf("mount %s (%s) on %s: %w", path, d.Type, d.Mount, err)
 	}
 	a.mounts[d.Name] = d.Mount

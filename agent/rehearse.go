@@ -27,7 +27,7 @@ var rehearsalFiles = []int64{1, page, 10*page + 100, chunk + 3*page + 1, 64 * pa
 func (a *Agent) rehearse(ctx context.Context, r link.RehearseRequest) (_ none, err error) {
 	disk := link.Disk{Name: RehearsalDisk, Type: r.Type, Mount: r.Mount, Options: r.Options}
 	a.mu.Lock()
-	err = a.mountDisk(disk)
+	err = a.mountDisk(ctx, disk)
 	a.mu.Unlock()
 	if err != nil {
 		return none{}, err

@@ -68,14 +68,16 @@ type mapper struct {
 // is what the dead kernel knew, from its memory; blocks of the tree that memory
 // does not hold come from the disk. What is not mapped and not in memory is zeros.
 func (d *Device) Mapping(i *Inode) ([]Mapped, error) {
-	m, err := d.mappingOf(i)
+	m, err := d.mappingOf(i, false)
 	if err != nil {
 		return nil, fmt.Errorf("map inode %d: %w", i.Ino, err)
 	}
 	return m, nil
 }
 
-func (d *Device) mappingOf(i *Inode) ([]Mapped, error) {
+// mappingOf reads the mapping of a file. One that is locked was being changed: it
+// may still confirm a place, but does not tell all of them.
+func (d *Device) mappingOf(i *Inode, locked bool) ([]Mapped, error) {
 	if !d.super.HasBuffers() || d.super.BlockSize > maxBlock || d.super.BlockSize < 1024 {
 		return nil, fmt.Errorf("%w: file system is %s with blocks of %d bytes", ErrMapping, d.super.Type, d.super.BlockSize)
 	}
@@ -89,7 +91,7 @@ func (d *Device) mappingOf(i *Inode) ([]Mapped, error) {
 	}
 	m := &mapper{read: d.Meta, block: int(d.super.BlockSize), size: i.Size}
 	switch f := l.flags.Uint(b); {
-	case l.lock.Uint(b)&1 == 1: // held by a writer (kernel/locking/rwsem.c)
+	case l.lock.Uint(b)&1 == 1 && !locked: // held by a writer (kernel/locking/rwsem.c)
 		return nil, fmt.Errorf("%w: it was being changed", ErrMapping)
 	case f&flagInlineData != 0:
 		return nil, fmt.Errorf("%w: it lies in the inode", ErrMapping)

@@ -75,7 +75,9 @@ func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 	err = c.ring(p, func(b bufferState) {
 		place := p.index.Byte() + b.place
 		switch {
-		case !b.has(l.dirty) && !b.has(l.asyncWrite):
+		case !b.has(l.dirty) && !b.has(l.asyncWrite) && !(b.has(l.lock) && b.has(l.uptodate)):
+			// One that is locked is being written by itself (fs/buffer.c,
+			// __sync_dirty_buffer), or read.
 		case !b.has(l.uptodate) || !b.has(l.mapped) || int64(b.block)*b.length != place:
 			bad = fmt.Errorf("block %d of %d bytes does not belong there", b.block, b.length)
 		default:
@@ -144,7 +146,7 @@ func (b *Buffers) ofFile(mapping addr.Virt, off int64, block addr.Block, size in
 		if i.mapping != mapping {
 			return fmt.Errorf("block %d: its page is not of inode %d", block, i.Ino)
 		}
-		if m, err = b.d.Mapping(i); err != nil {
+		if m, err = b.d.mappingOf(i, true); err != nil {
 			return fmt.Errorf("block %d: %w", block, err)
 		}
 		b.mappings[mapping] = m
