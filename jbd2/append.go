@@ -94,8 +94,7 @@ func (l *Log) append(at Place, t *Transaction) (*Pending, error) {
 		used = 0
 	}
 	need := uint32(len(written.blocks)) + 1
-	// At least one block stays free (fs/jbd2/journal.c, jbd2_journal_next_log_block).
-	if free := l.Super.room() - used - 1; need > free {
+	if free := l.Super.free(at, used); need > free {
 		return nil, &NoRoomError{need, free}
 	}
 	if err := l.removeStrays(at, need, l.Super.room()-used); err != nil {
@@ -113,6 +112,18 @@ func (l *Log) append(at Place, t *Transaction) (*Pending, error) {
 		return nil, fmt.Errorf("verify: %w", err)
 	}
 	return p, nil
+}
+
+// free returns how long a transaction can be, in blocks, where some are used. At
+// least one stays free (fs/jbd2/journal.c, jbd2_journal_next_log_block). With
+// fast commits it must not wrap around: e2fsck 1.47.0 takes their area for the
+// end of the log then (its recovery.c, wrap).
+func (s *Super) free(at Place, used uint32) uint32 {
+	free := s.room() - used - 1
+	if s.FastCommit {
+		free = min(free, uint32(s.Last-at.Block)-1)
+	}
+	return free
 }
 
 // accept checks the place, and that the transaction does not contradict itself

@@ -1,0 +1,42 @@
+// Package order is what the maker of dirty journals and the program inside the
+// guest say to each other.
+package order
+
+// Path is where the guest finds its Order, as JSON.
+const Path = "/order.json"
+
+// Lines that the guest prints on its console. Failed is followed by the reason,
+// Mounted by the number of an image and what mount(2) said of it.
+const (
+	Working = "dirtylog: working"
+	Failed  = "dirtylog: failed: "
+	Mounted = "dirtylog: image "
+	Done    = "dirtylog: done"
+)
+
+// Order is what the guest is to do: work in file systems until it is killed, or
+// mount images and power off.
+type Order struct {
+	Seed   uint64
+	Work   []FileSystem
+	Images []Image
+}
+
+// FileSystem is one on a disk of its own.
+type FileSystem struct {
+	Serial  string // of the disk
+	Type    string // for mount(2)
+	Options string // likewise
+	Fsyncs  bool   // much of the work is fsync(2)
+}
+
+// Disk is the serial number of the disk that all images are on, one after the
+// other.
+const Disk = "images"
+
+// Image is a piece of the disk of images.
+type Image struct {
+	Offset, Size uint64 // in bytes
+	Type         string // for mount(2)
+	Options      string // likewise
+}

@@ -1,0 +1,1 @@
+package jbd2_test
