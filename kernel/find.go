@@ -27,7 +27,7 @@ type finder struct {
 
 // Find finds the kernel in a machine's memory by its VMCOREINFO note: the one that
 // the memory's file brings along, or else one in memory. It is verified against what
-// the note says. Several verified kernels are an error.
+// the note says. Of several verified kernels it is the newest that died.
 func Find(mem ram.Memory, options ...Option) (*Kernel, error) {
 	f := &finder{mem: mem}
 	for _, option := range options {

@@ -3,14 +3,19 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"understudy/addr"
 )
 
 // newest picks, of several kernels that all check out, the one that lives or
 // lived last: a machine that was reset, or changed kernels by kexec, may still
-// hold the old image untouched.
+// hold the old image untouched. A kernel that was there to dump another does not
+// count.
 func newest(kernels []*Kernel) (*Kernel, error) {
+	if others := slices.DeleteFunc(slices.Clone(kernels), (*Kernel).dumps); len(others) > 0 {
+		kernels = others
+	}
 	var best *Kernel
 	var bestTime uint64
 	tie := false
@@ -30,6 +35,18 @@ func newest(kernels []*Kernel) (*Kernel, error) {
 		return nil, fmt.Errorf("find kernel: %w: %d kernels of the same age", ErrAmbiguous, len(kernels))
 	}
 	return best, nil
+}
+
+// dumps reports whether the kernel was started by the crash of another, to dump
+// it: it was told where the other's ELF header is (kernel/crash_dump.c,
+// elfcorehdr_addr; include/linux/crash_dump.h, is_kdump_kernel).
+func (k *Kernel) dumps() bool {
+	at, err := k.Symbol("elfcorehdr_addr")
+	if err != nil {
+		return false
+	}
+	header, err := k.U64(at)
+	return err == nil && header != ^uint64(0) // ELFCORE_ADDR_MAX
 }
 
 // wallClock returns the kernel's idea of the time, in seconds since 1970.
