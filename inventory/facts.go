@@ -1,8 +1,11 @@
 package inventory
 
 import (
+	"errors"
 	"slices"
 	"time"
+
+	"understudy/kernel"
 )
 
 // Facts are what an image says of the kernel in it. What is unknown is empty.
@@ -18,7 +21,7 @@ type Facts struct {
 	Boot         time.Time `json:"boot,omitzero"`
 	Now          time.Time `json:"died,omitzero"` // at the last tick
 	Panic        string    `json:"panic,omitempty"`
-	PanicProblem string    `json:"panic_problem,omitempty"` // why there is no message
+	PanicProblem string    `json:"panic_problem,omitempty"` // why it is not known whether there is a message
 	PanicCPU     *int      `json:"panic_cpu,omitempty"`
 }
 
@@ -34,7 +37,7 @@ func (m *Image) Facts() Facts {
 	}
 	f.Host, f.CommandLine = m.hostname(), m.commandLine()
 	message, err := k.PanicMessage()
-	if err != nil {
+	if err != nil && !errors.Is(err, kernel.ErrNotFound) {
 		f.PanicProblem = err.Error()
 	}
 	f.Panic = message

@@ -140,8 +140,10 @@ func (in *inspection) write(w io.Writer) error {
 		line("panic", "%s (CPU %d)", printable(k.Panic), *k.PanicCPU)
 	case k.Panic != "":
 		line("panic", "%s", printable(k.Panic))
+	case k.PanicProblem != "":
+		line("panic", "not known: %s", k.PanicProblem)
 	default:
-		line("panic", "none in its log: %s", k.PanicProblem)
+		line("panic", "none in its log")
 	}
 	line("kaslr", "moved by %#x", k.KASLR)
 	line("paging", "%d levels", k.PagingLevels)
