@@ -15,7 +15,6 @@ set -euo pipefail
 tools=(xfsprogs btrfs-progs dosfstools xz-utils)
 names=(5.10-cloud 5.10-generic 6.1-generic 6.12-cloud 6.12-generic newest-cloud newest-generic)
 cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 
 die() {
@@ -23,51 +22,7 @@ die() {
 	exit 1
 }
 
-# mirror prints where this machine's apt has a Debian archive from, by its label.
-mirror() {
-	apt-get indextargets --format '$(REPO_URI)' "Created-By: Packages" "Origin: Debian" "Label: $1" | head -n 1
-}
-
-# sources prints the sources.list that has a kernel of that version.
-sources() {
-	local main security
-	main=$(mirror Debian)
-	security=$(mirror Debian-Security)
-	[[ -n $main ]] || die "apt here knows no Debian mirror; add Debian 12 to its sources and run apt-get update"
-	case $1 in
-	5.10) set -- bullseye bullseye-security ;;
-	6.1) set -- bookworm bookworm-security ;;
-	6.12) set -- bookworm-backports ;;
-	newest) set -- sid ;;
-	*) die "no kernel $1; there are ${names[*]}" ;;
-	esac
-	echo "deb [signed-by=$keyring] $main $1 main"
-	if [[ -n ${2:-} && -n $security ]]; then
-		echo "deb [signed-by=$keyring] $security $2 main"
-	fi
-}
-
-# open_apt gives apt a world of its own for a version, and fresh lists.
-open_apt() {
-	local at=$cache/apt/$1
-	mkdir -p "$at/lists/partial" "$at/archives/partial"
-	sources "$1" >"$at/sources.list"
-	apt=(-o "Dir::Etc::SourceList=$at/sources.list" -o Dir::Etc::SourceParts=/dev/null
-		-o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null
-		-o "Dir::State=$at" -o Dir::State::status=/dev/null -o "Dir::Cache=$at"
-		-o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Check-Valid-Until=false)
-	[[ -n ${fresh[$1]:-} ]] && return
-	echo "kernels: updating the package lists for $1" >&2
-	apt-get -qq "${apt[@]}" -o APT::Update::Error-Mode=any update || return 1
-	fresh[$1]=1
-}
-declare -A fresh
-
-# depends prints the packages that a package depends on.
-depends() {
-	apt-cache "${apt[@]}" depends --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces "$1" |
-		awk '$1 == "Depends:" { print $2 }'
-}
+. "${BASH_SOURCE%/*}/archive.sh"
 
 # parts prints a package and those that it consists of: in newer ones the modules
 # and the image itself are packages that the one by name depends on.

@@ -26,15 +26,46 @@ import (
 
 func TestExtractAgainstGuest(t *testing.T) {
 	for name, spec := range map[string]fixture.Spec{"basic": fixture.Basic, "writeback": fixture.Writeback} {
-		t.Run(name, func(t *testing.T) { checkExtract(t, spec) })
+		t.Run(name, func(t *testing.T) {
+			image := crashImage(t, spec)
+			checkExtract(t, image, image.RAM)
+		})
 	}
 }
 
-func checkExtract(t *testing.T, spec fixture.Spec) {
-	image := crashImage(t, spec)
+// TestExtractFromDumps wants what guests dumped of themselves, by LiME and by kdump,
+// to give every file as the guest had it, and the same as their RAM files.
+func TestExtractFromDumps(t *testing.T) {
+	for _, spec := range []fixture.Spec{fixture.Captured, fixture.Kdumped} {
+		t.Run(spec.Dump, func(t *testing.T) {
+			image := crashImage(t, spec)
+			fromRAM, fromDump := checkExtract(t, image, image.RAM), checkExtract(t, image, image.Dump)
+			names := make(map[string]bool)
+			if err := filepath.WalkDir(fromRAM, func(path string, d fs.DirEntry, err error) error {
+				if err != nil || d.IsDir() {
+					return err
+				}
+				name, err := filepath.Rel(fromRAM, path)
+				names[name] = true
+				if name != inventory.Manifest {
+					compareFiles(t, filepath.Join(fromDump, name), path)
+				}
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			compareNames(t, fromDump, names)
+		})
+	}
+}
+
+// checkExtract extracts everything from the memory of an image, compares it with
+// what the guest said, and returns where it is.
+func checkExtract(t *testing.T, image *fixture.Image, memory string) string {
+	t.Helper()
 	truth := truths(image)
 	dir := filepath.Join(t.TempDir(), "out")
-	got := command(t, "salvage", "extract", image.RAM, "-o", dir, "--all")
+	got := command(t, "salvage", "extract", memory, "-o", dir, "--all")
 	if got.err != nil || got.errs != "" && os.Geteuid() == 0 {
 		t.Fatal(got.err, got.errs)
 	}
@@ -84,8 +115,9 @@ func checkExtract(t *testing.T, spec fixture.Spec) {
 		t.Errorf("%d whole and %d partial files", whole, parts)
 	}
 	compareNames(t, dir, named)
-	compareArchive(t, image.RAM, dir)
+	compareArchive(t, memory, dir)
 	t.Logf("%d whole and %d partial files as the guest had them; %s", whole, parts, got.out)
+	return dir
 }
 
 // checkPages wants each page that the manifest has from memory as the guest had it,
@@ -136,7 +168,7 @@ func checkPages(t *testing.T, f *inventory.FileReport, want record.File, data []
 	}
 }
 
-// compareNames wants exactly the files of the manifest.
+// compareNames wants exactly the files of these names.
 func compareNames(t *testing.T, dir string, named map[string]bool) {
 	t.Helper()
 	n := 0
@@ -146,14 +178,14 @@ func compareNames(t *testing.T, dir string, named map[string]bool) {
 		}
 		n++
 		if name, _ := filepath.Rel(dir, path); !named[name] {
-			t.Errorf("%q is not in the manifest", name)
+			t.Errorf("%q should not be there", name)
 		}
 		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}
 	if n != len(named) {
-		t.Errorf("%d files, %d in the manifest", n, len(named))
+		t.Errorf("%d files instead of %d", n, len(named))
 	}
 }
 
