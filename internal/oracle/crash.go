@@ -2,6 +2,7 @@ package oracle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -72,11 +73,9 @@ func (c Case) work() page.Work {
 // on a tmpfs.
 func (c Case) Run(ctx context.Context, dir string) (*Crashed, error) {
 	image := filepath.Join(dir, "disk.img")
-	if err := c.format(image); err != nil {
-		return nil, err
-	}
 	w := c.work()
-	g, err := start(ctx, dir, "work", c.Kernel, page.Order{Work: &w}, partition.Disk{Name: disk, Image: image})
+	format := func() error { return c.format(image) }
+	g, err := boot(ctx, page.Running, format, dir, "work", c.Kernel, page.Order{Work: &w}, partition.Disk{Name: disk, Image: image})
 	if err != nil {
 		return nil, err
 	}
@@ -90,11 +89,9 @@ func (c Case) Run(ctx context.Context, dir string) (*Crashed, error) {
 	return out, out.learn(g.page, w)
 }
 
-// drive brings a guest to its end.
+// drive brings a guest that is at work to its end. A kernel that dies earlier
+// than it was told has died, too.
 func (c Case) drive(ctx context.Context, g *guest) error {
-	if err := g.await(ctx, page.Running, bootLimit); err != nil {
-		return err
-	}
 	if c.Crash == Commit || c.Crash == Writeback {
 		if err := g.slow(ctx); err != nil {
 			return err
@@ -105,7 +102,10 @@ func (c Case) drive(ctx context.Context, g *guest) error {
 	case Clean:
 		return g.await(ctx, page.Ended, endLimit)
 	case Kill:
-		return g.await(ctx, page.Crashing, endLimit)
+		if err := g.await(ctx, page.Crashing, endLimit); !errors.Is(err, errDied) {
+			return err
+		}
+		return nil
 	}
 	return g.awaitPanic(ctx)
 }

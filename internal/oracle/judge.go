@@ -27,10 +27,7 @@ func Command(binary string) Rescue {
 	return func(ctx context.Context, ram, disk string) (RescueReport, error) {
 		cmd := exec.CommandContext(ctx, binary, "salvage", "apply", ram, "--disk", disk, "--json")
 		out, err := cmd.Output()
-		r := RescueReport{Report: out}
-		if !json.Valid(out) {
-			r.Report, _ = json.Marshal(string(out)) // a string always does
-		}
+		r := RescueReport{Report: without(out, "plan")}
 		exit, ended := errors.AsType[*exec.ExitError](err)
 		switch {
 		case err == nil:
@@ -41,6 +38,18 @@ func Command(binary string) Rescue {
 		r.Exit, r.Said = exit.ExitCode(), string(exit.Stderr)
 		return r, nil
 	}
+}
+
+// without is a JSON object less a field, or a string of what is none.
+func without(b []byte, field string) json.RawMessage {
+	var all map[string]json.RawMessage
+	var v any = &all
+	if json.Unmarshal(b, v) != nil {
+		v = string(b)
+	}
+	delete(all, field)
+	b, _ = json.Marshal(v) // of strings, and of what was JSON before
+	return b
 }
 
 // Verdict is what came of a case.

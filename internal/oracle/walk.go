@@ -32,19 +32,15 @@ func (c *Crashed) Walk(ctx context.Context, disks ...string) ([]Tree, error) {
 		order.Mounts = append(order.Mounts, page.Mount{Disk: name, Type: c.Config.Type, Options: c.Config.Options})
 		devices = append(devices, partition.Disk{Name: name, Image: image})
 	}
-	g, err := start(ctx, c.Dir, "walk", c.Kernel, page.Order{Walk: &order}, devices...)
+	g, err := boot(ctx, page.Ended, func() error { return nil }, c.Dir, "walk", c.Kernel, page.Order{Walk: &order}, devices...)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("walk: %w", err)
 	}
 	defer func() {
 		g.release()
 		_ = g.Remove() // its memory is of no use
 	}()
-	err = g.await(ctx, page.Ended, bootLimit+endLimit)
 	g.end()
-	if err != nil {
-		return nil, fmt.Errorf("walk: %w", err)
-	}
 	b, err := g.page.Told()
 	if err != nil {
 		return nil, err
