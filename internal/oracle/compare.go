@@ -27,6 +27,7 @@ type Comparison struct {
 	Durable  int       `json:"durable"`  // of them, those that are durable
 	Done     int       `json:"done"`     // threads whose pending operation is done
 	Partial  int       `json:"partial"`  // threads whose pending write is done in part
+	Forgiven int       `json:"forgiven"` // after a refusal: differences that there are without a rescue, too
 	Findings []Finding `json:"findings"` // none: the tree is exact
 }
 
@@ -57,14 +58,17 @@ type comparer struct {
 	since   int64        // no mtime of this run is older, seconds
 	found   Tree
 	partial bool // the pending write is done in part
-	// Names are not durable: without a journal, fsync(2) of a file makes only the
-	// file so (ext4_fsync_nojournal).
+	// Names, and their number, are not durable: without a journal, fsync(2) of a
+	// file makes only the file so (ext4_fsync_nojournal).
 	nameless bool
 	out      []Finding
 }
 
 // Compare compares a tree with what it must be after the crash.
 func (c *Crashed) Compare(found Tree) Comparison {
+	if c.ran != nil {
+		return c.ran.compare(found)
+	}
 	var out Comparison
 	if found.Error != "" {
 		out.Findings = append(out.Findings, Finding{Path: "", What: found.Error, Durable: true})
@@ -81,14 +85,15 @@ func (c *Crashed) Compare(found Tree) Comparison {
 			}
 		})
 		best := before
-		if len(before.out) > 0 && t.Pending != nil {
-			if after := t.compare(found, t.After, threadDir(i), c.Root.Sec); len(after.out) < len(before.out) {
+		if (len(before.out) > 0 || before.partial) && t.Pending != nil {
+			after := t.compare(found, t.After, threadDir(i), c.Root.Sec)
+			switch {
+			case len(after.out) < len(before.out) || len(after.out) == 0 && !after.partial:
 				best = after
 				out.Done++
+			case before.partial:
+				out.Partial++
 			}
-		}
-		if best.partial && best == before {
-			out.Partial++
 		}
 		out.Findings = append(out.Findings, best.out...)
 	}
@@ -182,7 +187,7 @@ func (c *comparer) node(at string, n *script.Node, e page.Entry) {
 	if e.UID != n.UID || e.GID != n.GID {
 		c.find(at, n, "owner %d:%d, want %d:%d", e.UID, e.GID, n.UID, n.GID)
 	}
-	if e.Nlink != n.Nlink() {
+	if e.Nlink != n.Nlink() && !c.nameless {
 		c.find(at, n, "%d links, want %d", e.Nlink, n.Nlink())
 	}
 	if !c.mtime(n, e) {
@@ -342,7 +347,7 @@ func (c *comparer) durable(at string, n *script.Node, places map[place]page.Entr
 			continue
 		}
 		c.node(at, n, e)
-		if !n.Dir() {
+		if !n.Dir() || c.nameless {
 			continue
 		}
 		for _, base := range slices.Sorted(maps.Keys(n.Children)) {

@@ -28,6 +28,8 @@ type Crashed struct {
 	Threads []Thread
 	Root    script.Stat // of the top directory; only its mtime counts
 
+	ran *ran // instead of threads, if a program was the workload
+
 	// What is known of the instant.
 	Ops       int  // reported, of all threads
 	InSync    bool // syncfs(2) had not returned
@@ -72,6 +74,9 @@ func (c Case) work() page.Work {
 // Run has the case's guest work and die; what it leaves is in dir, which must be
 // on a tmpfs.
 func (c Case) Run(ctx context.Context, dir string) (*Crashed, error) {
+	if c.Program != nil {
+		return c.runProgram(ctx, dir)
+	}
 	image := filepath.Join(dir, "disk.img")
 	w := c.work()
 	format := func() error { return c.format(image) }

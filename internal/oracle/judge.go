@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"time"
 )
 
@@ -18,7 +20,7 @@ type Rescue func(ctx context.Context, ram, disk string) (RescueReport, error)
 // RescueReport is what a rescue came to.
 type RescueReport struct {
 	Exit   int             `json:"exit"` // 0: done. 3: something was refused
-	Report json.RawMessage `json:"report,omitempty"`
+	Report json.RawMessage `json:"report,omitempty"` // without its plan
 	Said   string          `json:"said,omitempty"` // on standard error
 }
 
@@ -52,13 +54,30 @@ func without(b []byte, field string) json.RawMessage {
 	return b
 }
 
+// commit is what the rescue's report says of the last commit.
+type commit struct {
+	Case  string `json:"case"`  // how it went on from what was on the disk
+	Check string `json:"check"` // why the file system was checked
+}
+
+// commit returns what the report says of it; nothing if it does not.
+func (r *RescueReport) commit() commit {
+	var report struct {
+		Commit commit `json:"commit"`
+	}
+	if r == nil || json.Unmarshal(r.Report, &report) != nil {
+		return commit{}
+	}
+	return report.Commit
+}
+
 // Verdict is what came of a case.
 type Verdict string
 
 // The verdicts. All but the first three are failures.
 const (
 	Exact   Verdict = "exact"   // the tree is as it must be, and the file system clean
-	Refused Verdict = "refused" // the rescue refused something; what was durable is there
+	Refused Verdict = "refused" // the rescue refused something; each file is exact, or as it is without a rescue
 	Plain   Verdict = "plain"   // there was no rescue; what was durable is there
 	Differs Verdict = "differs" // the rescued tree is not as it must be
 	Unclean Verdict = "unclean" // e2fsck finds something wrong
@@ -75,6 +94,7 @@ type Result struct {
 	Config    string  `json:"config"`
 	Kernel    string  `json:"kernel"`
 	Crash     Crash   `json:"crash"`
+	Program   string  `json:"program,omitempty"` // of a case with one
 	Verdict   Verdict `json:"verdict"`
 	Error     string  `json:"error,omitempty"` // of a broken case
 	Threads   int     `json:"threads"`
@@ -106,7 +126,13 @@ type Options struct {
 func (c Case) Judge(ctx context.Context, o Options) Result {
 	begin := time.Now()
 	r := Result{Seed: c.Seed, Config: c.Config.Name, Kernel: c.Kernel, Crash: c.Crash}
+	if c.Program != nil {
+		r.Program = c.Program.Name
+	}
 	r.Replayed = fmt.Sprintf("go run ./internal/oracle/cmd -seed %d -config %s -kernel %s -crash %s", c.Seed, c.Config.Name, c.Kernel, c.Crash)
+	if c.Program != nil {
+		r.Replayed += " -program " + c.Program.Name
+	}
 	dir := o.Dir
 	if dir == "" {
 		dir = "/dev/shm"
@@ -175,7 +201,9 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 	if err != nil {
 		return err
 	}
-	r.Plain = c.CompareDurable(trees[0])
+	if c.ran == nil {
+		r.Plain = c.CompareDurable(trees[0])
+	}
 	whole := c.Compare(trees[0])
 	r.Undone = len(whole.Findings)
 	if r.PlainBad, err = check(plain); err != nil {
@@ -183,7 +211,9 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 	}
 	if o.Rescue != nil {
 		tree := c.Compare(trees[1])
-		r.Tree = &tree
+		if r.Tree = &tree; r.Rescue.Exit != 0 {
+			tree.forgive(trees[0], trees[1])
+		}
 		if r.Fsck, err = check(rescued); err != nil {
 			return err
 		}
@@ -194,6 +224,20 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 	return nil
 }
 
+// forgive takes out what is as it is without a rescue: one that refuses
+// something may leave it so.
+func (c *Comparison) forgive(plain, rescued Tree) {
+	c.Findings = slices.DeleteFunc(c.Findings, func(f Finding) bool {
+		was, is := plain.Entries[f.Path], rescued.Entries[f.Path]
+		was.Disk, is.Disk = "", ""
+		same := f.Path != "" && reflect.DeepEqual(was, is)
+		if same {
+			c.Forgiven++
+		}
+		return same
+	})
+}
+
 // verdict weighs the findings, the gravest first.
 func verdict(r *Result) Verdict {
 	refused := r.Rescue != nil && r.Rescue.Exit != 0
@@ -202,12 +246,12 @@ func verdict(r *Result) Verdict {
 		return Loss
 	case r.PlainBad != "" || r.Fsck != "":
 		return Unclean
-	case refused:
-		return Refused
 	case r.Tree == nil:
 		return Plain
 	case len(r.Tree.Findings) > 0:
 		return Differs
+	case refused:
+		return Refused
 	}
 	return Exact
 }

@@ -35,10 +35,16 @@ type Case struct {
 	Config Config
 	Kernel string // as in fixture.Spec
 	Crash  Crash
+	// Program is the workload; nil: the oracle's own. The crash is Panic or Kill.
+	Program *Program
 }
 
 func (c Case) String() string {
-	return fmt.Sprintf("seed %d, %s, %s, %s", c.Seed, c.Config.Name, c.Kernel, c.Crash)
+	s := fmt.Sprintf("seed %d, %s, %s, %s", c.Seed, c.Config.Name, c.Kernel, c.Crash)
+	if c.Program != nil {
+		s += ", " + c.Program.Name
+	}
+	return s
 }
 
 // guest is a running guest of the oracle with its shared memory.
@@ -73,6 +79,11 @@ func CleanUp() {
 		images.Delete(key)
 		return true
 	})
+	if toolsMade.Load() {
+		if path, err := toolsDisk(); err == nil {
+			_ = os.RemoveAll(filepath.Dir(path))
+		}
+	}
 }
 
 // start boots a guest that has an order and these disks.

@@ -55,16 +55,49 @@ func Cases(first uint64, count int, configs, kernels, crashes []string) ([]Case,
 	return cases, nil
 }
 
+// WithPrograms gives cases programs as their workload, in turn. They end by Panic
+// or Kill.
+func WithPrograms(cases []Case, names []string) ([]Case, error) {
+	if slices.Equal(names, []string{"all"}) {
+		names = nil
+		for _, p := range Programs {
+			names = append(names, p.Name)
+		}
+	}
+	for i := range cases {
+		p, err := FindProgram(names[i%len(names)])
+		if err != nil {
+			return nil, err
+		}
+		cases[i].Program = p
+		if cases[i].Crash != Kill {
+			cases[i].Crash = Panic
+		}
+	}
+	return cases, nil
+}
+
 // String is one line, and more if the case failed.
 func (r Result) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d %s %s %s: %d ops of %d threads", r.Seed, r.Config, r.Kernel, r.Crash, r.Ops, r.Threads)
+	fmt.Fprintf(&b, "seed %d %s %s %s: ", r.Seed, r.Config, r.Kernel, r.Crash)
+	if r.Program != "" {
+		fmt.Fprintf(&b, "%s, progress %d", r.Program, r.Ops)
+	} else {
+		fmt.Fprintf(&b, "%d ops of %d threads", r.Ops, r.Threads)
+	}
 	if r.Tree != nil {
 		fmt.Fprintf(&b, ", %d nodes compared, pending %d (%d done, %d in part)", r.Tree.Nodes, r.Pending, r.Tree.Done, r.Tree.Partial)
 	}
 	fmt.Fprintf(&b, ", %d durable; without a rescue %d differ; %.0f s: %s", r.Plain.Durable, r.Undone, r.Seconds, r.Verdict)
+	if r.Verdict == Refused {
+		fmt.Fprintf(&b, ", %d differences as without a rescue: %s", r.Tree.Forgiven, strings.TrimSpace(r.Rescue.Said))
+	}
 	if r.Verdict.Good() {
 		return b.String()
+	}
+	if r.Rescue != nil && r.Rescue.Exit != 0 {
+		fmt.Fprintf(&b, "\n  the rescue ended with status %d: %s", r.Rescue.Exit, strings.TrimSpace(r.Rescue.Said))
 	}
 	if r.Error != "" {
 		fmt.Fprintf(&b, "\n  %s", r.Error)

@@ -21,7 +21,7 @@ and every name, type, inode, content, size, mode, owner, attribute, link count a
 thread had begun and not reported may be absent, done, or, for a write, done in part. e2fsck must find nothing.
 
 - exact: all that is so.
-- refused: the rescue said that it could not do all, and what was fsynced is there.
+- refused: the rescue said that it could not do all. Each file is exact, or as it is without a rescue.
 - differs, unclean, loss: a failure; loss is one of something that was fsynced.
 
 In each case a copy of the disk is mounted without any rescue, too, and what was fsynced must be there.
@@ -101,22 +101,32 @@ func byConfig(b *strings.Builder, results []Result) {
 }
 
 func byCrash(b *strings.Builder, results []Result) {
-	b.WriteString("| crash | cases | verdicts | within syncfs | KiB under writeback, most | operations pending |\n|---|---|---|---|---|---|\n")
+	b.WriteString("| crash | cases | verdicts | within syncfs | pages under writeback | handles open | transaction committing | not reported |\n" +
+		"|---|---|---|---|---|---|---|---|\n")
 	for _, crash := range append(slices.Clone(Crashes), Clean) {
 		count := make(tally)
-		cases, synced, most, pending := 0, 0, 0, 0
+		cases, synced, writeback, open, committing, pending := 0, 0, 0, 0, 0, 0
 		for _, r := range results {
 			if r.Crash != crash {
 				continue
 			}
 			count[r.Verdict]++
-			cases, pending, most = cases+1, pending+r.Pending, max(most, r.Writeback)
-			if r.InSync {
-				synced++
+			cases, pending = cases+1, pending+r.Pending
+			c := r.Rescue.commit()
+			for _, f := range []struct {
+				is    bool
+				count *int
+			}{
+				{r.InSync, &synced}, {r.Writeback > 0, &writeback},
+				{strings.Contains(c.Check, "had not returned"), &open}, {c.Case == "committing", &committing},
+			} {
+				if f.is {
+					*f.count++
+				}
 			}
 		}
 		if cases > 0 {
-			fmt.Fprintf(b, "| %s | %d | %v | %d | %d | %d |\n", crash, cases, count, synced, most, pending)
+			fmt.Fprintf(b, "| %s | %d | %v | %d | %d | %d | %d | %d |\n", crash, cases, count, synced, writeback, open, committing, pending)
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 // Tree is what a walk found on a disk.
 type Tree struct {
 	Entries map[string]page.Entry // by path; the top is ""
+	Said    []page.Entry          // by the checks of a program, in their order
 	Error   string                // it could not be mounted, walked to the end, or unmounted
 }
 
@@ -27,6 +28,14 @@ type Tree struct {
 func (c *Crashed) Walk(ctx context.Context, disks ...string) ([]Tree, error) {
 	order := page.Walk{Dump: c.pending()}
 	var devices []partition.Device
+	if c.ran != nil {
+		tools, err := toolsDisk()
+		if err != nil {
+			return nil, err
+		}
+		order.Tools, order.Commands = &toolsMount, c.ran.check
+		devices = append(devices, partition.Disk{Name: toolsName, Image: tools, ReadOnly: true})
+	}
 	for i, image := range disks {
 		name := fmt.Sprintf("disk%d", i)
 		order.Mounts = append(order.Mounts, page.Mount{Disk: name, Type: c.Config.Type, Options: c.Config.Options})
@@ -48,7 +57,15 @@ func (c *Crashed) Walk(ctx context.Context, disks ...string) ([]Tree, error) {
 	if err := os.WriteFile(filepath.Join(c.Dir, "walk.json"), b, 0o600); err != nil {
 		return nil, err
 	}
-	return trees(b, order.Mounts)
+	all, err := trees(b, order.Mounts)
+	if err != nil {
+		return nil, err
+	}
+	var out []Tree
+	for _, m := range order.Mounts {
+		out = append(out, *all[m.Disk])
+	}
+	return out, nil
 }
 
 // pending are the files that an operation was pending on.
@@ -69,8 +86,8 @@ func (c *Crashed) pending() []record.Path {
 
 func threadDir(i int) string { return fmt.Sprintf("t%d", i) }
 
-// trees sorts a walk's lines by disk.
-func trees(b []byte, mounts []page.Mount) ([]Tree, error) {
+// trees sorts a walk's lines by disk; each of the mounts must come to its end.
+func trees(b []byte, mounts []page.Mount) (map[string]*Tree, error) {
 	all := make(map[string]*Tree)
 	ended := 0
 	for dec := json.NewDecoder(bytes.NewReader(b)); dec.More(); {
@@ -83,21 +100,20 @@ func trees(b []byte, mounts []page.Mount) ([]Tree, error) {
 			t = &Tree{Entries: make(map[string]page.Entry)}
 			all[e.Disk] = t
 		}
-		if e.End {
+		switch {
+		case e.End:
 			t.Error = e.Error
 			ended++
-			continue
+		case e.Command != nil:
+			t.Said = append(t.Said, e)
+		default:
+			t.Entries[string(e.Path)] = e
 		}
-		t.Entries[string(e.Path)] = e
 	}
-	if ended != len(mounts) {
+	if ended != len(mounts) || len(all) == 0 {
 		return nil, errors.New("read walk: it is not whole")
 	}
-	var out []Tree
-	for _, m := range mounts {
-		out = append(out, *all[m.Disk])
-	}
-	return out, nil
+	return all, nil
 }
 
 // place is where an entry is: the inode number of its directory, and its name.

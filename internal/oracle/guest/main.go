@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -51,6 +50,8 @@ func run() (page.Page, error) {
 	switch {
 	case order.Work != nil:
 		err = work(p, order.Work)
+	case order.Program != nil:
+		err = program(p, order.Program)
 	case order.Walk != nil:
 		err = walk(p, order.Walk)
 	default:
@@ -98,7 +99,11 @@ func mount(m page.Mount) (string, error) {
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		return "", err
 	}
-	if err := unix.Mount(device, root, m.Type, 0, m.Options); err != nil {
+	var flags uintptr
+	if m.ReadOnly {
+		flags = unix.MS_RDONLY
+	}
+	if err := unix.Mount(device, root, m.Type, flags, m.Options); err != nil {
 		return "", fmt.Errorf("mount %s of type %s with %q: %w; the kernel said:\n%s", m.Disk, m.Type, m.Options, err, kernelLog())
 	}
 	return root, nil
@@ -113,20 +118,4 @@ func kernelLog() string {
 	}
 	lines := bytes.Split(bytes.TrimSpace(b[:n]), []byte("\n"))
 	return string(bytes.Join(lines[max(0, len(lines)-15):], []byte("\n")))
-}
-
-// unmountAll unmounts what mount mounted.
-func unmountAll() error {
-	b, err := os.ReadFile("/proc/mounts")
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(string(b)) {
-		if fields := strings.Fields(line); len(fields) > 1 && strings.HasPrefix(fields[1], "/mnt/") {
-			if err := unix.Unmount(fields[1], 0); err != nil {
-				return fmt.Errorf("unmount %s: %w", fields[1], err)
-			}
-		}
-	}
-	return nil
 }

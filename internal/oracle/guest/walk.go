@@ -24,9 +24,14 @@ import (
 // walk tells what is on each disk. That one cannot be mounted is an answer.
 func walk(p page.Page, w *page.Walk) error {
 	var out bytes.Buffer
+	if w.Tools != nil {
+		if err := mountTools(*w.Tools); err != nil {
+			return err
+		}
+	}
 	for _, m := range w.Mounts {
 		end := page.Entry{Disk: m.Disk, End: true}
-		if err := walkDisk(json.NewEncoder(&out), m, w.Dump); err != nil {
+		if err := walkDisk(json.NewEncoder(&out), m, w); err != nil {
 			end.Error = err.Error()
 		}
 		if err := json.NewEncoder(&out).Encode(end); err != nil {
@@ -36,13 +41,21 @@ func walk(p page.Page, w *page.Walk) error {
 	return p.Tell(out.Bytes())
 }
 
-func walkDisk(out *json.Encoder, m page.Mount, dump []record.Path) error {
+func walkDisk(out *json.Encoder, m page.Mount, w *page.Walk) error {
 	root, err := mount(m)
 	if err != nil {
 		return err
 	}
-	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		e := page.Entry{Disk: m.Disk, Path: record.Path(strings.TrimPrefix(path[len(root):], "/"))}
+	err = walkTree(out, m.Disk, root, w.Dump)
+	for _, command := range w.Commands {
+		err = errors.Join(err, out.Encode(ask(m.Disk, command, root)))
+	}
+	return errors.Join(err, unix.Unmount(root, 0))
+}
+
+func walkTree(out *json.Encoder, disk, root string, dump []record.Path) error {
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		e := page.Entry{Disk: disk, Path: record.Path(strings.TrimPrefix(path[len(root):], "/"))}
 		if err == nil {
 			err = describe(&e, path, slices.Contains(dump, e.Path))
 		}
@@ -51,7 +64,6 @@ func walkDisk(out *json.Encoder, m page.Mount, dump []record.Path) error {
 		}
 		return out.Encode(e)
 	})
-	return errors.Join(err, unix.Unmount(root, 0))
 }
 
 // describe fills in what is at a path.

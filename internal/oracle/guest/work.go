@@ -118,7 +118,7 @@ func end(p page.Page, w *page.Work, root string, stop *atomic.Bool, all *sync.Wa
 	case w.Unmount:
 		stop.Store(true)
 		all.Wait()
-		return unmountAll()
+		return unix.Unmount(root, 0)
 	}
 	p.Store(page.State, page.Crashing) // the host ends it
 	select {}

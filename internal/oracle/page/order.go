@@ -5,17 +5,20 @@ import (
 	"understudy/internal/oracle/script"
 )
 
-// Order is what a guest is to do: to work until a crash, or to walk over trees.
+// Order is what a guest is to do: to work until a crash, to run a program until
+// a crash, or to walk over trees.
 type Order struct {
-	Work *Work `json:",omitempty"`
-	Walk *Walk `json:",omitempty"`
+	Work    *Work    `json:",omitempty"`
+	Program *Program `json:",omitempty"`
+	Walk    *Walk    `json:",omitempty"`
 }
 
 // Mount is a disk, by its serial number, and how it is mounted.
 type Mount struct {
-	Disk    string
-	Type    string // for mount(2)
-	Options string // likewise
+	Disk     string
+	Type     string // for mount(2)
+	Options  string // likewise
+	ReadOnly bool
 }
 
 // Work is to change a tree until the kernel dies.
@@ -40,10 +43,34 @@ type Work struct {
 	Unmount bool
 }
 
-// Walk is to mount trees and tell what is in them.
+// Program is to have real programs change a tree until the kernel dies. They run
+// in the tree of Tools, with the disk at /disk.
+type Program struct {
+	Mount Mount
+	Tools Mount
+	Steps [][]string // commands, one after another; Progress counts their lines
+	Talk  *Talk      // after that
+
+	// The crash comes so much after Go was set, or, with 0, when all is done; then
+	// what there is on the disk is told before.
+	Millis int
+	Panic  bool // otherwise the host ends the guest
+}
+
+// Talk is to a program that takes lines and answers. Progress counts the answers.
+type Talk struct {
+	Command []string
+	Setup   string // said first
+	Line    string // said again and again, %[1]d is a number from 1
+	Answer  string // awaited before the next, likewise
+}
+
+// Walk is to mount trees and tell what is in them, and what programs say of them.
 type Walk struct {
-	Mounts []Mount
-	Dump   []record.Path // files whose pages are wanted, if they are there
+	Mounts   []Mount
+	Dump     []record.Path // files whose pages are wanted, if they are there
+	Tools    *Mount        // as in Program; nil: there are no commands
+	Commands [][]string    // to be run on each disk, after the walk
 }
 
 // Entry is a line of a walk's answer, in JSON: what a walk found, or that a
@@ -65,5 +92,9 @@ type Entry struct {
 	Sum    []byte           `json:",omitempty"` // script.Content.Sum
 	Pages  map[int64][]byte `json:",omitempty"` // if they are wanted: those that are not all zeros
 	Error  string           `json:",omitempty"` // reading it failed
-	End    bool             `json:",omitempty"` // it was the last of the disk, which was unmounted
+	// Command is one of Walk.Commands, instead of a path; Exit is its status.
+	Command []string `json:",omitempty"`
+	Exit    int      `json:",omitempty"`
+	Output  []byte   `json:",omitempty"`
+	End     bool     `json:",omitempty"` // it was the last of the disk, which was unmounted
 }

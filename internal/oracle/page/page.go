@@ -61,6 +61,7 @@ const (
 	RootSec               // mtime of the top directory, low word
 	RootSecHigh
 	RootNsec
+	Progress // how far a program is
 	words
 )
 

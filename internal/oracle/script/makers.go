@@ -17,7 +17,7 @@ var makers = [...]struct {
 	{26, (*Script).write}, {3, (*Script).store}, {6, (*Script).truncate}, {3, (*Script).allocate}, {3, (*Script).punch},
 	{3, (*Script).chmod}, {3, (*Script).chown}, {2, (*Script).utimes},
 	{4, (*Script).setXattr}, {2, (*Script).removeXattr}, {1, (*Script).capability},
-	{1, (*Script).fsync}, {2, (*Script).open}, {2, (*Script).close},
+	{2, (*Script).fsync}, {2, (*Script).open}, {2, (*Script).close},
 }
 
 // name returns a path for something new.
