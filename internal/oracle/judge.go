@@ -19,9 +19,9 @@ type Rescue func(ctx context.Context, ram, disk string) (RescueReport, error)
 
 // RescueReport is what a rescue came to.
 type RescueReport struct {
-	Exit   int             `json:"exit"` // 0: done. 3: something was refused
+	Exit   int             `json:"exit"`             // 0: done. 3: something was refused
 	Report json.RawMessage `json:"report,omitempty"` // without its plan
-	Said   string          `json:"said,omitempty"` // on standard error
+	Said   string          `json:"said,omitempty"`   // on standard error
 }
 
 // Command is the rescue by a program: BINARY salvage apply RAM --disk DISK --json.
@@ -81,6 +81,7 @@ const (
 	Plain   Verdict = "plain"   // there was no rescue; what was durable is there
 	Differs Verdict = "differs" // the rescued tree is not as it must be
 	Unclean Verdict = "unclean" // e2fsck finds something wrong
+	Failed  Verdict = "failed"  // the rescue ended with a status that is neither 0 nor 3
 	Loss    Verdict = "loss"    // what was durable is not there, in the rescued tree or without a rescue
 	Broken  Verdict = "broken"  // the case could not be carried out
 )
@@ -246,6 +247,8 @@ func verdict(r *Result) Verdict {
 		return Loss
 	case r.PlainBad != "" || r.Fsck != "":
 		return Unclean
+	case refused && r.Rescue.Exit != 3:
+		return Failed
 	case r.Tree == nil:
 		return Plain
 	case len(r.Tree.Findings) > 0:

@@ -22,7 +22,7 @@ thread had begun and not reported may be absent, done, or, for a write, done in 
 
 - exact: all that is so.
 - refused: the rescue said that it could not do all. Each file is exact, or as it is without a rescue.
-- differs, unclean, loss: a failure; loss is one of something that was fsynced.
+- differs, unclean, failed, loss: a failure; loss is one of something that was fsynced.
 
 In each case a copy of the disk is mounted without any rescue, too, and what was fsynced must be there.
 
@@ -33,7 +33,7 @@ type tally map[Verdict]int
 
 func (t tally) String() string {
 	var parts []string
-	for _, v := range []Verdict{Exact, Refused, Plain, Differs, Unclean, Loss, Broken} {
+	for _, v := range []Verdict{Exact, Refused, Plain, Differs, Unclean, Failed, Loss, Broken} {
 		if t[v] > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", t[v], v))
 		}
