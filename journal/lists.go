@@ -100,8 +100,8 @@ func (r *reader) list(t *Transaction, of, first addr.Virt, kind uint32, seen map
 }
 
 // take adds the block of a journal head to a transaction, if it is to be
-// committed: blocks on their way to the log are, others if they were changed
-// (BH_JBDDirty) and not freed since (BH_Freed).
+// committed: unless it was freed since (BH_Freed), or forgotten (on the list for
+// that, and not BH_JBDDirty).
 func (r *reader) take(t *Transaction, at addr.Virt, head []byte, kind uint32, seen map[addr.Block]int) error {
 	h, f := &r.l.head, &r.l.buffer
 	buffer := h.buffer.Pointer(head)
@@ -117,8 +117,10 @@ func (r *reader) take(t *Transaction, at addr.Virt, head []byte, kind uint32, se
 	case has(f.freed):
 		t.Freed++
 		return nil
-	case kind != listShadow && !has(f.jbdDirty):
-		return nil
+	case kind == listForget && !has(f.jbdDirty):
+		return nil // it was freed by the transaction that has it
+	case kind == listMetadata && !has(f.jbdDirty):
+		return fmt.Errorf("%w: block %d is not dirty", ErrDamaged, block)
 	case f.device.Pointer(b) != r.dev:
 		return fmt.Errorf("%w: block %d is of another device", ErrDamaged, block)
 	case int(f.length.Uint(b)) != r.block:
