@@ -58,9 +58,6 @@ type comparer struct {
 	since   int64        // no mtime of this run is older, seconds
 	found   Tree
 	partial bool // the pending write is done in part
-	// Names, and their number, are not durable: without a journal, fsync(2) of a
-	// file makes only the file so (ext4_fsync_nojournal).
-	nameless bool
 	out      []Finding
 }
 
@@ -187,7 +184,7 @@ func (c *comparer) node(at string, n *script.Node, e page.Entry) {
 	if e.UID != n.UID || e.GID != n.GID {
 		c.find(at, n, "owner %d:%d, want %d:%d", e.UID, e.GID, n.UID, n.GID)
 	}
-	if e.Nlink != n.Nlink() && !c.nameless {
+	if e.Nlink != n.Nlink() {
 		c.find(at, n, "%d links, want %d", e.Nlink, n.Nlink())
 	}
 	if !c.mtime(n, e) {
@@ -307,7 +304,7 @@ func (c *Crashed) CompareDurable(found Tree) Comparison {
 	places := found.places()
 	for i := range c.Threads {
 		t := &c.Threads[i]
-		cmp := &comparer{thread: t, touched: t.touched(), found: found, nameless: c.Config.NoJournal}
+		cmp := &comparer{thread: t, touched: t.touched(), found: found}
 		t.Before.Top.Walk(threadDir(i), func(at string, n *script.Node) {
 			out.Nodes++
 			if !n.Durable() || cmp.touched[n.ID] || len(n.Names) == 0 {
@@ -321,16 +318,6 @@ func (c *Crashed) CompareDurable(found Tree) Comparison {
 	return out
 }
 
-// anywhere looks for an inode by its number.
-func (c *comparer) anywhere(ino uint64) (page.Entry, bool) {
-	for _, e := range c.found.Entries {
-		if e.Ino == ino {
-			return e, true
-		}
-	}
-	return page.Entry{}, false
-}
-
 // durable looks for a node under each of its names.
 func (c *comparer) durable(at string, n *script.Node, places map[place]page.Entry) {
 	for _, name := range n.Names {
@@ -339,15 +326,12 @@ func (c *comparer) durable(at string, n *script.Node, places map[place]page.Entr
 			continue // the thread's own directory, in which nothing happened yet
 		}
 		e, ok := places[place{dir, name.Base}]
-		if !ok && c.nameless {
-			e, ok = c.anywhere(n.Ino)
-		}
 		if !ok {
 			c.find(at, n, "missing as %q in inode %d", name.Base, dir)
 			continue
 		}
 		c.node(at, n, e)
-		if !n.Dir() || c.nameless {
+		if !n.Dir() {
 			continue
 		}
 		for _, base := range slices.Sorted(maps.Keys(n.Children)) {

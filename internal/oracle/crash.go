@@ -51,7 +51,7 @@ func (c Case) work() page.Work {
 	w := page.Work{
 		Mount: page.Mount{Disk: disk, Type: c.Config.Type, Options: c.Config.Options},
 		Seed:  c.Seed, Threads: 1 + r.IntN(4), Features: c.Config.Features, Drop: r.IntN(2) == 0,
-		Millis: 50 + r.IntN(1<<(8+r.IntN(5))), Panic: c.Crash != Kill && c.Crash != Clean, Unmount: c.Crash == Clean,
+		Millis: 50 + r.IntN(1<<(8+r.IntN(5))), Ops: 200 + r.IntN(1<<(8+r.IntN(4))), Panic: c.Crash != Kill && c.Crash != Clean, Unmount: c.Crash == Clean,
 		// Now and then the kernel writes back by itself.
 		Sysctls: map[string]string{
 			"vm/dirty_writeback_centisecs": fmt.Sprint(10 << r.IntN(7)),

@@ -91,18 +91,20 @@ func (v Verdict) Good() bool { return v == Exact || v == Refused || v == Plain }
 
 // Result is what came of a case, and why.
 type Result struct {
-	Seed      uint64  `json:"seed"`
-	Config    string  `json:"config"`
-	Kernel    string  `json:"kernel"`
-	Crash     Crash   `json:"crash"`
-	Program   string  `json:"program,omitempty"` // of a case with one
-	Verdict   Verdict `json:"verdict"`
-	Error     string  `json:"error,omitempty"` // of a broken case
-	Threads   int     `json:"threads"`
-	Ops       int     `json:"ops"`
-	Pending   int     `json:"pending"` // threads with an operation that was not reported
-	InSync    bool    `json:"in_sync"` // the crash came within a syncfs(2)
-	Writeback int     `json:"writeback_kib"`
+	Seed    uint64  `json:"seed"`
+	Config  string  `json:"config"`
+	Kernel  string  `json:"kernel"`
+	Crash   Crash   `json:"crash"`
+	Program string  `json:"program,omitempty"` // of a case with one
+	Verdict Verdict `json:"verdict"`
+	Error   string  `json:"error,omitempty"` // of a broken case
+	Threads int     `json:"threads"`
+	Ops     int     `json:"ops"`
+	Pending int     `json:"pending"` // threads with an operation that was not reported
+	// PendingOps are those operations.
+	PendingOps string `json:"pending_ops,omitempty"`
+	InSync     bool   `json:"in_sync"` // the crash came within a syncfs(2)
+	Writeback  int    `json:"writeback_kib"`
 
 	Rescue   *RescueReport `json:"rescue,omitempty"`
 	Tree     *Comparison   `json:"tree,omitempty"`       // the rescued one, whole
@@ -168,6 +170,7 @@ func (c Case) judge(ctx context.Context, dir string, o Options, r *Result) error
 
 // judge has the crashed disk rescued, and compares.
 func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
+	r.PendingOps = c.pendingText()
 	r.Threads, r.Ops, r.InSync, r.Writeback = len(c.Threads), c.Ops, c.InSync, c.Writeback
 	for _, t := range c.Threads {
 		if t.Pending != nil {
@@ -220,6 +223,12 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 		}
 	} else if c.Crash == Clean {
 		r.Tree, r.Fsck = &whole, r.PlainBad
+	}
+	if c.Config.NoJournal {
+		// fsync(2) promises little there: an inode is written only if something
+		// other than ext4 itself marked it (ext4_fsync_nojournal, I_DIRTY_ALL), so
+		// that what was only created or chmoded is not.
+		r.Plain.Findings = nil
 	}
 	r.Verdict = verdict(r)
 	return nil

@@ -28,9 +28,9 @@ type Program struct {
 	check [][]string // must end with status 0
 	// judge looks at what the checks said; progress is what the guest had reported.
 	judge func(progress int, said []page.Entry) []string
-	// midway: the crash comes while it runs, else right after, without a sync. What
-	// is there is then compared as a whole, too.
-	midway bool
+	// midway: the crash comes while it runs, at a random progress up to that; else
+	// right after, without a sync. What is there is then compared as a whole, too.
+	midway int
 }
 
 // silent wants checks to find nothing to say.
@@ -63,7 +63,7 @@ func database(journal string) Program {
 			{"/usr/bin/sqlite3", "db", "SELECT n, (SELECT max(id) FROM t) - n, (SELECT count(*) FROM t) - min(n, 200)," +
 				" (SELECT count(*) FROM t WHERE v != printf('%0*d', 100 + id % 3000, id)) FROM c;"},
 		},
-		midway: true,
+		midway: 1500,
 		judge: func(progress int, said []page.Entry) []string {
 			var out []string
 			if got := string(said[0].Output); got != "ok\n" {
@@ -107,7 +107,7 @@ var Programs = []Program{
 			{"/bin/sh", "-c", "/usr/bin/tar --compare -f /src.tar 2>&1; true"},
 		},
 		judge:  unpacked,
-		midway: true,
+		midway: 600,
 	},
 	{
 		Name: "dpkg",
@@ -171,8 +171,8 @@ func (c Case) runProgram(ctx context.Context, dir string) (*Crashed, error) {
 		Mount: page.Mount{Disk: disk, Type: c.Config.Type, Options: c.Config.Options}, Tools: toolsMount,
 		Steps: c.Program.steps, Talk: c.Program.talk, Panic: c.Crash != Kill,
 	}
-	if c.Program.midway {
-		order.Millis = 300 + r.IntN(1<<(9+r.IntN(5)))
+	if c.Program.midway > 0 {
+		order.Until = 1 + r.IntN(c.Program.midway)
 	}
 	format := func() error { return c.format(image) }
 	g, err := boot(ctx, page.Running, format, dir, "work", c.Kernel, page.Order{Program: &order},
@@ -192,7 +192,7 @@ func (c Case) runProgram(ctx context.Context, dir string) (*Crashed, error) {
 	if g.page.Load(page.State) == page.Failed {
 		return out, errors.New(g.page.Failure())
 	}
-	if !c.Program.midway {
+	if c.Program.midway == 0 {
 		b, err := g.page.Told()
 		if err != nil {
 			return out, err

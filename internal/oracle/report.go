@@ -121,6 +121,7 @@ func (r Result) String() string {
 			fmt.Fprintf(&b, "\n  %s: %s", title, strings.ReplaceAll(strings.TrimSpace(said), "\n", "\n    "))
 		}
 	}
+	fmt.Fprintf(&b, "\n  pending: %s", r.PendingOps)
 	fmt.Fprintf(&b, "\n  memory and disks: %s\n  again: %s", r.Kept, r.Replayed)
 	return b.String()
 }

@@ -24,7 +24,8 @@ thread had begun and not reported may be absent, done, or, for a write, done in 
 - refused: the rescue said that it could not do all. Each file is exact, or as it is without a rescue.
 - differs, unclean, failed, loss: a failure; loss is one of something that was fsynced.
 
-In each case a copy of the disk is mounted without any rescue, too, and what was fsynced must be there.
+In each case a copy of the disk is mounted without any rescue, too, and what was fsynced must be there; but not without a journal:
+there fsync itself does not write an inode that only ext4 marked as changed (ext4_fsync_nojournal in the kernel's fs/ext4/fsync.c).
 
 `
 

@@ -54,7 +54,7 @@ func (c *Crashed) Walk(ctx context.Context, disks ...string) ([]Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(c.Dir, "walk.json"), b, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(c.Dir, "trees.json"), b, 0o600); err != nil {
 		return nil, err
 	}
 	all, err := trees(b, order.Mounts)

@@ -42,7 +42,12 @@ func run(ctx context.Context) (bool, error) {
 	binary := flag.String("rescue", "bin/understudy", "the program that does the rescue; empty: none is done")
 	keep := flag.String("keep", "out/oracle", "keep memory and disks of failures below this directory, and all results as results.json")
 	table := flag.String("table", "", "write a table to this file")
+	history := flag.String("history", "", "instead, tell what was done in the case that was kept in this directory")
+	inode := flag.Uint64("inode", 0, "to this inode; 0: only what was pending")
 	flag.Parse()
+	if *history != "" {
+		return true, oracle.History(os.Stdout, *history, *inode)
+	}
 
 	cases, err := oracle.Cases(*seed, *seeds, split(*configs), split(*kernels), split(*crashes))
 	if err == nil && *programs != "" {

@@ -66,13 +66,16 @@ func program(p page.Page, w *page.Program) error {
 	}
 	done := make(chan error, 1)
 	go func() { done <- steps(p, w, root) }()
-	if w.Millis > 0 {
-		select {
-		case err := <-done:
-			if err != nil {
-				return err
+	if w.Until > 0 {
+		for int(p.Load(page.Progress)) < w.Until {
+			select {
+			case err := <-done: // too little to do is enough
+				if err != nil {
+					return err
+				}
+				w.Until = 0
+			case <-time.After(time.Millisecond):
 			}
-		case <-time.After(time.Duration(w.Millis) * time.Millisecond):
 		}
 	} else {
 		var out bytes.Buffer

@@ -97,6 +97,12 @@ func tellRoot(p page.Page, root string) error {
 // end comes to the end that was ordered.
 func end(p page.Page, w *page.Work, root string, stop *atomic.Bool, all *sync.WaitGroup) error {
 	time.Sleep(time.Duration(w.Millis) * time.Millisecond)
+	for range 60_000 { // on a slow machine, a minute is enough
+		if done(p) >= w.Ops {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
 	if w.Sync {
 		d, err := os.Open(root)
 		if err != nil {
@@ -122,6 +128,16 @@ func end(p page.Page, w *page.Work, root string, stop *atomic.Bool, all *sync.Wa
 	}
 	p.Store(page.State, page.Crashing) // the host ends it
 	select {}
+}
+
+// done is how many operations all threads have done.
+func done(p page.Page) int {
+	sum := 0
+	for i := range page.Threads {
+		_, n, _ := p.Area(i).Progress() // we wrote it
+		sum += n
+	}
+	return sum
 }
 
 // midway waits until the sync is at the point that was ordered.

@@ -30,10 +30,12 @@ type Work struct {
 	Sysctls  map[string]string // below /proc/sys, by path
 	Drop     bool              // drop caches once at the barrier
 
-	// After Go was set: this much later the crash comes. With Sync, a syncfs(2)
+	// After Go was set: this much later, and not before so many operations are
+	// done, the crash comes. With Sync, a syncfs(2)
 	// begins then, and the crash comes SyncMicros later, or, with Writeback, when
 	// so many KiB are under writeback.
 	Millis     int
+	Ops        int
 	Sync       bool
 	SyncMicros int
 	Writeback  int
@@ -51,10 +53,10 @@ type Program struct {
 	Steps [][]string // commands, one after another; Progress counts their lines
 	Talk  *Talk      // after that
 
-	// The crash comes so much after Go was set, or, with 0, when all is done; then
-	// what there is on the disk is told before.
-	Millis int
-	Panic  bool // otherwise the host ends the guest
+	// The crash comes with that Progress, or, with 0, when all is done; then what
+	// there is on the disk is told before.
+	Until int
+	Panic bool // otherwise the host ends the guest
 }
 
 // Talk is to a program that takes lines and answers. Progress counts the answers.
