@@ -58,7 +58,7 @@ type comparer struct {
 	since   int64        // no mtime of this run is older, seconds
 	found   Tree
 	partial bool // the pending write is done in part
-	out      []Finding
+	out     []Finding
 }
 
 // Compare compares a tree with what it must be after the crash.

@@ -123,9 +123,9 @@ func start(ctx context.Context, dir, name, kernel string, order page.Order, disk
 	return g, nil
 }
 
-// tries is how often a guest is booted whose kernel dies of itself before it is
-// where it should be: under QEMU 7.2's emulation with several threads, the newest
-// one now and then trips over an int3 while it patches its own code at boot.
+// tries is how often a guest is booted whose kernel dies or hangs of itself before
+// it is where it should be: under QEMU 7.2's emulation with several threads, one
+// from 6.12 on now and then trips over an int3 while it patches its own code.
 const tries = 4
 
 // boot starts a guest and waits until it is in a state. Each try begins with
@@ -144,7 +144,7 @@ func boot(ctx context.Context, state uint32, prepare func() error, dir, name, ke
 		}
 		g.end()
 		g.release()
-		if !errors.Is(err, errDied) || try == tries {
+		if errors.Is(err, errFailed) || ctx.Err() != nil || try == tries {
 			return nil, fmt.Errorf("boot guest: %w", err)
 		}
 		if err := g.Remove(); err != nil {
@@ -175,8 +175,10 @@ func (g *guest) end() {
 // release gives up the shared memory.
 func (g *guest) release() { _ = unix.Munmap(g.page) }
 
-// errDied is a kernel's death that nobody ordered.
-var errDied = errors.New("the guest's kernel died")
+var (
+	errFailed = errors.New("guest failed")            // and said why
+	errDied   = errors.New("the guest's kernel died") // which nobody ordered
+)
 
 // await waits until the guest is in a state.
 func (g *guest) await(ctx context.Context, state uint32, limit time.Duration) error {
@@ -186,7 +188,7 @@ func (g *guest) await(ctx context.Context, state uint32, limit time.Duration) er
 	for {
 		switch now := g.page.Load(page.State); {
 		case now == page.Failed:
-			return fmt.Errorf("guest failed: %s", g.page.Failure())
+			return fmt.Errorf("%w: %s", errFailed, g.page.Failure())
 		case now >= state:
 			return nil
 		}
