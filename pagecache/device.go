@@ -11,12 +11,14 @@ import (
 
 // Device is the disk of a file system as the dead kernel saw it: what it had
 // cached of the device itself, which may be ahead of the disk, and the disk for
-// the rest.
+// the rest. It is not safe for concurrent use.
 type Device struct {
 	c       *Cache
 	super   *Superblock
 	mapping addr.Virt // of the block device's own pages
 	disk    io.ReaderAt
+
+	diskSize *sizePlace // looked up when it is needed first
 }
 
 // ErrNotCached says that memory does not hold a block of the device, and there is

@@ -76,13 +76,19 @@ func (d *Device) Placed(i *Inode) Places {
 // disk, once the journal is: ext4 lets it run ahead of blocks that were not
 // allocated (i_disksize).
 func (d *Device) sizeKnown(i *Inode) bool {
-	l := layoutIn(d.c.k, "ext4_inode_info", "ext4")
-	inode, size := l.Field("vfs_inode"), l.Field("i_disksize", 8)
-	if l.Err() != nil {
-		return false
+	if d.diskSize == nil {
+		l := layoutIn(d.c.k, "ext4_inode_info", "ext4")
+		inode, size := l.Field("vfs_inode"), l.Field("i_disksize", 8)
+		d.diskSize = &sizePlace{size.Off - inode.Off, l.Err() == nil}
 	}
-	v, err := d.c.k.U64(size.In(i.Addr - addr.Virt(inode.Off)))
-	return err == nil && int64(v) == i.Size
+	v, err := d.c.k.U64(i.Addr + addr.Virt(d.diskSize.off))
+	return d.diskSize.known && err == nil && int64(v) == i.Size
+}
+
+// sizePlace is where i_disksize is, counted from struct inode.
+type sizePlace struct {
+	off   int
+	known bool
 }
 
 // confirm compares a place with the mapping, and returns what of that is left.
