@@ -72,14 +72,14 @@ func run(t testing.TB, name string, args ...string) []byte {
 	return out
 }
 
-// made are the file systems that fresh made before.
-var made sync.Map
+// freshOnes are the file systems that fresh made before.
+var freshOnes sync.Map
 
 // fresh makes an empty file system whose journal, of at least 1024 blocks, has
 // the features of a kind. It is not to be changed.
 func (k kind) fresh(t testing.TB) []byte {
 	t.Helper()
-	if b, ok := made.Load(k.name); ok {
+	if b, ok := freshOnes.Load(k.name); ok {
 		return b.([]byte)
 	}
 	args := k.mkfs
@@ -92,7 +92,7 @@ func (k kind) fresh(t testing.TB) []byte {
 		t.Fatal(err)
 	}
 	flatten(b, d)
-	made.Store(k.name, b)
+	freshOnes.Store(k.name, b)
 	return b
 }
 

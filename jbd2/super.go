@@ -59,7 +59,7 @@ type Super struct {
 	Length     Pos    // s_maxlen: blocks in the journal
 	First      Pos    // of the log, which is the ring [First, Last)
 	Last       Pos
-	FastFirst  Pos // the area of fast commits is [FastFirst, FastLast); empty without them
+	FastFirst  Pos // the area of fast commits is [FastFirst, FastLast); there may be none
 	FastLast   Pos
 	Sequence   TID   // s_sequence: of the first transaction in the log
 	Start      Pos   // s_start: where that begins; 0 if the log is empty
@@ -208,11 +208,10 @@ func (s *Super) parseV2(b []byte) error {
 	if fast > uint32(s.Length) {
 		return fmt.Errorf("%d blocks for fast commits of %d", fast, s.Length)
 	}
-	s.FastLast, s.FastFirst = s.Length, s.Length
 	if uint32(s.Length)-fast >= minLength {
 		s.Last = s.Length - Pos(fast)
-		s.FastFirst = s.Last + 1
 	}
+	s.FastFirst, s.FastLast = s.Last+1, s.Length
 	if s.First >= s.Last {
 		return fmt.Errorf("log from block %d to %d", s.First, s.Last)
 	}
