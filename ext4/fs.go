@@ -27,10 +27,7 @@ func Open(disk io.ReaderAt) (*FS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open file system: %w", err)
 	}
-	if unknown := s.Incompat &^ known; unknown != 0 {
-		return nil, fmt.Errorf("open file system: %w", &FeatureError{unknown})
-	}
-	if err := s.check(); err != nil {
+	if err := s.Check(); err != nil {
 		return nil, fmt.Errorf("open file system: superblock: %w", err)
 	}
 	return &FS{Super: s, disk: disk}, nil
@@ -48,9 +45,12 @@ func ReadSuper(disk io.ReaderAt) ([]byte, error) {
 	return b, CheckSuper(b)
 }
 
-// check wants sizes that go together, as fs/ext4/super.c does
-// (ext4_block_group_meta_init, ext4_check_geometry).
-func (s *Super) check() error {
+// Check wants no unknown features, and sizes that go together, as fs/ext4/super.c
+// does (ext4_block_group_meta_init, ext4_check_geometry).
+func (s *Super) Check() error {
+	if unknown := s.Incompat &^ known; unknown != 0 {
+		return &FeatureError{unknown}
+	}
 	perBlock := s.BlockSize / uint32(max(s.InodeSize, 1))
 	switch {
 	case s.Blocks > 1<<48 || s.Blocks <= uint64(s.FirstDataBlock):
@@ -82,14 +82,20 @@ func (s *Super) Contains(b addr.Block, n uint64) bool {
 
 // Block reads a block.
 func (f *FS) Block(b addr.Block) ([]byte, error) {
-	if uint64(b) >= f.Super.Blocks {
-		return nil, fmt.Errorf("read block %d: the file system has %d", b, f.Super.Blocks)
-	}
 	buf := make([]byte, f.Super.BlockSize)
-	if n, err := f.disk.ReadAt(buf, int64(b)*int64(f.Super.BlockSize)); n < len(buf) {
-		return nil, fmt.Errorf("read block %d: %w", b, err)
+	return buf, f.ReadBlocks(buf, b)
+}
+
+// ReadBlocks fills buf, of so many blocks, with those from b on.
+func (f *FS) ReadBlocks(buf []byte, b addr.Block) error {
+	n := uint64(len(buf)) / uint64(f.Super.BlockSize)
+	if uint64(b) >= f.Super.Blocks || n > f.Super.Blocks-uint64(b) {
+		return fmt.Errorf("read %d blocks at block %d: the file system has %d", n, b, f.Super.Blocks)
 	}
-	return buf, nil
+	if n, err := f.disk.ReadAt(buf, int64(b)*int64(f.Super.BlockSize)); n < len(buf) {
+		return fmt.Errorf("read block %d: %w", b, err)
+	}
+	return nil
 }
 
 // Group is a group descriptor (fs/ext4/ext4.h, struct ext4_group_desc).

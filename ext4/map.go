@@ -19,6 +19,12 @@ type Run struct {
 	Unwritten bool       // allocated, but reads as zeros
 }
 
+// Skip returns the run without its first n blocks, of which it has more.
+func (r Run) Skip(n uint32) Run {
+	r.Logical, r.Physical, r.Length = r.Logical+n, r.Physical+addr.Block(n), r.Length-n
+	return r
+}
+
 // Map returns the blocks of an inode from logical block on, as far as they lie
 // in one piece and are found in one step. Where there are none the error wraps
 // ErrHole.
@@ -143,7 +149,7 @@ func (f *FS) extentRun(e []byte, logical uint32) (Run, error) {
 	if skip >= length {
 		return Run{}, ErrHole
 	}
-	return Run{Logical: logical, Physical: start + addr.Block(skip), Length: length - skip, Unwritten: unwritten}, nil
+	return Run{Logical: first, Physical: start, Length: length, Unwritten: unwritten}.Skip(skip), nil
 }
 
 // extentBlock reads a node of the tree that has a block of its own, and verifies

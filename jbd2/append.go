@@ -33,7 +33,7 @@ type Block struct {
 var ErrNoRoom = errors.New("no room in the journal")
 
 // NoRoomError says that a transaction does not fit into what is free of the log.
-// After a replay all of the log is free.
+// After a checkpoint all of the log is free.
 type NoRoomError struct {
 	Need, Free uint32 // in blocks
 }
@@ -100,12 +100,13 @@ func (l *Log) append(at Place, t *Transaction) (*Pending, error) {
 	if err := l.removeStrays(at, need, l.Super.room()-used); err != nil {
 		return nil, err
 	}
+	w := &writer{l: l}
 	for n, b := range written.blocks {
-		if err := l.write(l.Super.advance(at.Block, uint32(n)), b); err != nil {
+		if err := w.journal(l.Super.advance(at.Block, uint32(n)), b); err != nil {
 			return nil, err
 		}
 	}
-	if err := l.sync(); err != nil {
+	if err := w.sync(); err != nil {
 		return nil, err
 	}
 	if err := p.verify(written, t); err != nil {
@@ -156,11 +157,12 @@ func (l *Log) accept(scan *Scan, at Place, t *Transaction) error {
 	}
 	for _, b := range t.Revokes {
 		if homes[b] {
-			return fmt.Errorf("block %d is revoked by the transaction that has it", b)
+			return fmt.Errorf("block %d is revoked twice, or by the transaction that has it", b)
 		}
 		if err := l.acceptHome(b); err != nil {
 			return err
 		}
+		homes[b] = true
 	}
 	return nil
 }
@@ -178,6 +180,7 @@ func (l *Log) acceptHome(b addr.Block) error {
 // encoded is a transaction as it lies in the log.
 type encoded struct {
 	blocks [][]byte // all but the commit block
+	places []int    // which of them are the transaction's
 	commit []byte
 }
 
@@ -208,6 +211,7 @@ func (s *Super) encode(at Place, t *Transaction) *encoded {
 				flags |= flagLast
 			}
 			s.putTag(descriptor[offset:], tag{rest[0].Home, flags, s.blockChecksum(at.Sequence, data)})
+			e.places = append(e.places, len(e.blocks))
 			e.blocks = append(e.blocks, data)
 			offset = end
 		}
@@ -273,10 +277,10 @@ func (s *Super) encodeRevokes(sequence TID, revokes []addr.Block) [][]byte {
 // the same number, one of them could make a mixture of both whole. That there is
 // one takes a disk that wrote the dead kernel's blocks out of order.
 func (l *Log) removeStrays(at Place, need, free uint32) error {
-	found, look := false, need
+	w, in, found, look := &writer{l: l}, &reader{l: l}, false, need
 	for n := uint32(0); n < look; n++ {
 		p := l.Super.advance(at.Block, n)
-		b, err := l.read(p)
+		b, err := in.block(p)
 		if err != nil {
 			return err
 		}
@@ -287,13 +291,13 @@ func (l *Log) removeStrays(at Place, need, free uint32) error {
 		look = free // a remaining descriptor may lead anywhere
 		if h.kind == commitBlock {
 			found = true
-			if err := l.write(p, make([]byte, len(b))); err != nil {
+			if err := w.journal(p, make([]byte, len(b))); err != nil {
 				return err
 			}
 		}
 	}
 	if found {
-		return l.sync()
+		return w.sync()
 	}
 	return nil
 }
@@ -301,10 +305,10 @@ func (l *Log) removeStrays(at Place, need, free uint32) error {
 // verify reads back what was written, and then the log as a recovery would once
 // the commit block is there.
 func (p *Pending) verify(written *encoded, t *Transaction) error {
-	l := p.log
+	l, in := p.log, &reader{l: p.log}
 	for n, want := range written.blocks {
 		at := l.Super.advance(p.Block, uint32(n))
-		got, err := l.read(at)
+		got, err := in.block(at)
 		if err != nil {
 			return err
 		}
@@ -316,13 +320,23 @@ func (p *Pending) verify(written *encoded, t *Transaction) error {
 	overlay := NewRecording(l.disk)
 	future.disk = overlay
 	future.FS = l.FS.On(overlay)
-	if err := future.write(p.CommitAt, p.block); err != nil {
+	w := &writer{l: &future}
+	if err := w.journal(p.CommitAt, p.block); err != nil {
+		return err
+	}
+	if err := w.flush(); err != nil {
 		return err
 	}
 	scan, err := future.scan(p.Place)
 	if err != nil {
 		return err
 	}
+	return p.compare(scan, written, t)
+}
+
+// compare wants a recovery to find the transaction and nothing else. That the
+// blocks have the right content was seen before; here it is that they are found.
+func (p *Pending) compare(scan *Scan, written *encoded, t *Transaction) error {
 	switch {
 	case len(scan.Transactions) != 1 || scan.End != p.End || scan.Next != p.Sequence+1 || scan.Partial:
 		return fmt.Errorf("a recovery would go on to block %d and number %d", scan.End, scan.Next)
@@ -332,11 +346,8 @@ func (p *Pending) verify(written *encoded, t *Transaction) error {
 		return fmt.Errorf("a recovery would find %d blocks and %d revoke records", len(scan.Transactions[0].Blocks), len(scan.Transactions[0].Revokes))
 	}
 	for i, b := range scan.Transactions[0].Blocks {
-		data, err := future.Read(b)
-		if err != nil {
-			return err
-		}
-		if b.Home != t.Blocks[i].Home || !bytes.Equal(data, t.Blocks[i].Data) {
+		at := p.log.Super.distance(p.Block, b.At)
+		if b.Home != t.Blocks[i].Home || int(at) != written.places[i] || b.Escaped != parseHeader(t.Blocks[i].Data).valid {
 			return fmt.Errorf("a recovery would write something else to block %d", b.Home)
 		}
 	}
@@ -348,32 +359,41 @@ func (p *Pending) verify(written *encoded, t *Transaction) error {
 // file system says that its journal is in use, and the journal's superblock
 // where the log begins.
 func (p *Pending) Commit() error {
-	l := p.log
 	if p.done {
 		return fmt.Errorf("commit transaction %d: it was tried before", p.Sequence)
 	}
 	p.done = true
-	err := l.write(p.CommitAt, p.block)
-	if err == nil {
-		err = l.sync()
-	}
-	if err == nil && p.empty {
-		err = p.begin()
-	}
-	if err != nil {
+	if err := p.commit(); err != nil {
 		return fmt.Errorf("commit transaction %d: %w", p.Sequence, err)
 	}
 	return nil
 }
 
-// begin makes an empty log begin with the transaction. The file system comes to
-// need its journal first: with an empty one that is of no effect, whereas a log
-// that the file system does not need is lost with the next mount.
-func (p *Pending) begin() error {
-	if err := p.log.setInUse(true); err != nil {
+func (p *Pending) commit() error {
+	w := &writer{l: p.log}
+	if err := w.journal(p.CommitAt, p.block); err != nil {
+		return err
+	}
+	if err := w.sync(); err != nil || !p.empty {
+		return err
+	}
+	// The file system comes to need its journal first: with an empty one that is of
+	// no effect, whereas a log that the file system does not need is lost with the
+	// next mount.
+	changed, err := w.inUse(true)
+	if err == nil && changed {
+		err = w.sync()
+	}
+	if err != nil {
 		return err
 	}
 	super := p.log.Super
 	super.Start, super.Sequence = p.Block, p.Sequence
-	return p.log.setSuper(super)
+	if err := w.super(&super); err != nil {
+		return err
+	}
+	if err := w.sync(); err != nil {
+		return err
+	}
+	return p.log.reload(super)
 }

@@ -277,6 +277,21 @@ func wrap(l *jbd2.Log, p jbd2.Pos, n int) jbd2.Pos {
 	return p
 }
 
+// blockwise writes one block at a time, so that a crash comes between any two.
+type blockwise struct {
+	*jbd2.Recording
+	size int64
+}
+
+func (d *blockwise) WriteAt(b []byte, off int64) (int, error) {
+	for at := int64(0); at < int64(len(b)); at += d.size {
+		if n, err := d.Recording.WriteAt(b[at:at+d.size], off+at); err != nil {
+			return int(at) + n, err
+		}
+	}
+	return len(b), nil
+}
+
 // checkOldOrNew appends a transaction to the log of a disk, commits and replays
 // it, and cuts all that was written, with the writes since the last sync there
 // or not: a recovery must come to the old state or to the new. Around syncs it
@@ -284,7 +299,7 @@ func wrap(l *jbd2.Log, p jbd2.Pos, n int) jbd2.Pos {
 func checkOldOrNew(t *testing.T, before *jbd2.Recording, txn *jbd2.Transaction, each int) {
 	t.Helper()
 	d := jbd2.NewRecording(before)
-	l := load(t, d)
+	l := load(t, &blockwise{d, int64(superOf(t, d).BlockSize)})
 	s := scan(t, l)
 	at := next(s)
 	if s.Empty {
@@ -372,6 +387,7 @@ func TestCrashE2fsck(t *testing.T) {
 			first, second := m.transaction(25, 0), m.transaction(10, 5)
 			p := add(t, l, jbd2.Place{Block: 10, Sequence: 2}, first)
 			begun := len(d.Ops())
+			l = load(t, &blockwise{d, int64(l.Super.BlockSize)})
 			add(t, l, jbd2.Place{Block: p.End, Sequence: 3}, second)
 			if _, err := l.Replay(); err != nil {
 				t.Fatal(err)
@@ -456,7 +472,7 @@ func TestDiskFails(t *testing.T) {
 			_, err = l.Replay()
 		}
 		if err == nil {
-			if n < 15 {
+			if n < 13 {
 				t.Errorf("only %d writes and syncs", n)
 			}
 			return
@@ -467,17 +483,22 @@ func TestDiskFails(t *testing.T) {
 	}
 }
 
-// lying loses one of its writes.
+// lying loses one of the blocks that are written to it.
 type lying struct {
 	*jbd2.Recording
-	lost int
+	size, lost int
 }
 
 func (d *lying) WriteAt(b []byte, off int64) (int, error) {
-	if d.lost--; d.lost == -1 {
-		return len(b), nil
+	for at := 0; at < len(b); at += d.size {
+		if d.lost--; d.lost == -1 {
+			continue
+		}
+		if _, err := d.Recording.WriteAt(b[at:at+d.size], off+int64(at)); err != nil {
+			return at, err
+		}
 	}
-	return d.Recording.WriteAt(b, off)
+	return len(b), nil
 }
 
 // TestReadBack wants a write that is lost to be noticed before the commit.
@@ -485,7 +506,8 @@ func TestReadBack(t *testing.T) {
 	for _, k := range kinds {
 		b := k.fresh(t)
 		for n := range 12 {
-			d := &lying{jbd2.NewRecording(bytes.NewReader(b)), n}
+			r := jbd2.NewRecording(bytes.NewReader(b))
+			d := &lying{r, int(superOf(t, r).BlockSize), n}
 			l := load(t, d)
 			if _, err := l.Append(jbd2.Place{Block: 10, Sequence: 2}, newMaker(l, 4).transaction(10, 2)); err == nil {
 				t.Errorf("%s: nobody noticed that write %d was lost", k.name, n)

@@ -29,20 +29,26 @@ func EditSuper(d Disk, edit func([]byte)) error {
 	if err != nil {
 		return err
 	}
-	b, err := l.read(0)
+	b, err := l.ReadJournal(0)
 	if err != nil {
 		return err
 	}
 	edit(b)
 	binary.BigEndian.PutUint32(b[0xfc:], superChecksum(b))
-	return l.write(0, b)
+	return l.WriteJournal(0, b)
 }
 
 // WriteJournal writes a block of the journal.
-func (l *Log) WriteJournal(p Pos, b []byte) error { return l.write(p, b) }
+func (l *Log) WriteJournal(p Pos, b []byte) error {
+	w := &writer{l: l}
+	if err := w.journal(p, b); err != nil {
+		return err
+	}
+	return w.flush()
+}
 
 // ReadJournal reads a block of the journal.
-func (l *Log) ReadJournal(p Pos) ([]byte, error) { return l.read(p) }
+func (l *Log) ReadJournal(p Pos) ([]byte, error) { return (&reader{l: l}).block(p) }
 
 // Encode lays a transaction out, commit block last.
 func (l *Log) Encode(at Place, t *Transaction) [][]byte {

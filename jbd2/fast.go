@@ -51,11 +51,12 @@ func (l *Log) fastCommits(expected TID) (FastCommits, error) {
 	if !l.Super.FastCommit {
 		return FastCommits{}, nil
 	}
+	in := &reader{l: l}
 	for p := l.Super.FastFirst; p <= l.Super.FastLast; p++ {
 		if p == l.Super.Length { // a recovery reads beyond the journal, and fails
 			return FastCommits{f.valid, errors.New("fast commits have no end")}, nil
 		}
-		b, err := l.read(p)
+		b, err := in.block(p)
 		if err != nil {
 			return FastCommits{}, err
 		}

@@ -1,7 +1,6 @@
 package jbd2
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -38,8 +37,9 @@ type Log struct {
 	Super Super    // as it was read or last written
 	FS    *ext4.FS // its superblock too
 
-	disk Disk
-	runs []ext4.Run // where the journal lies; its first run has block 0
+	disk   Disk
+	runs   []ext4.Run // where the journal lies, in its order
+	places []ext4.Run // the same, in the order of the disk
 }
 
 // Open finds the journal of a file system and reads its superblock. It fails
@@ -98,6 +98,10 @@ func (l *Log) run(inode *ext4.Inode, logical uint32) (ext4.Run, error) {
 	return r, err
 }
 
+// maxRuns bounds the pieces that a journal may lie in: mke2fs makes a few, and
+// one for each indirect block on ext3.
+const maxRuns = 1 << 17
+
 // locate maps the whole journal, and wants each block in one place only.
 func (l *Log) locate(inode *ext4.Inode) error {
 	end := uint64(l.Super.Length)
@@ -106,15 +110,19 @@ func (l *Log) locate(inode *ext4.Inode) error {
 		if err != nil {
 			return err
 		}
+		if len(l.runs) == maxRuns {
+			return fmt.Errorf("the journal lies in more than %d pieces", maxRuns)
+		}
 		r.Length = uint32(min(uint64(r.Length), end-at))
 		l.runs = append(l.runs, r)
 		at += uint64(r.Length)
 	}
-	sorted := slices.Clone(l.runs)
-	slices.SortFunc(sorted, func(a, b ext4.Run) int { return cmp.Compare(a.Physical, b.Physical) })
-	for i := 1; i < len(sorted); i++ {
-		if before := sorted[i-1]; before.Physical+addr.Block(before.Length) > sorted[i].Physical {
-			return fmt.Errorf("blocks %d and %d of the journal are both at block %d", before.Logical, sorted[i].Logical, sorted[i].Physical)
+	l.places = slices.Clone(l.runs)
+	slices.SortFunc(l.places, func(a, b ext4.Run) int { return cmp.Compare(a.Physical, b.Physical) })
+	for i := 1; i < len(l.places); i++ {
+		before, r := l.places[i-1], l.places[i]
+		if before.Physical+addr.Block(before.Length) > r.Physical {
+			return fmt.Errorf("blocks %d and %d of the journal are both at block %d", before.Logical, r.Logical, r.Physical)
 		}
 	}
 	return nil
@@ -122,114 +130,23 @@ func (l *Log) locate(inode *ext4.Inode) error {
 
 // Where returns the block of the disk that a block of the journal is.
 func (l *Log) Where(p Pos) (addr.Block, error) {
-	i, found := slices.BinarySearchFunc(l.runs, uint32(p), func(r ext4.Run, p uint32) int {
-		switch {
-		case p < r.Logical:
-			return 1
-		case p-r.Logical >= r.Length:
-			return -1
-		}
-		return 0
-	})
-	if !found {
-		return 0, fmt.Errorf("block %d of the journal: it has %d", p, l.Super.Length)
+	run, err := l.from(p)
+	if err != nil {
+		return 0, fmt.Errorf("block %d of the journal: %w", p, err)
 	}
-	return l.runs[i].Physical + addr.Block(uint32(p)-l.runs[i].Logical), nil
+	return run.Physical, nil
 }
 
 // Contains reports whether a block of the disk belongs to the journal.
 func (l *Log) Contains(b addr.Block) bool {
-	for _, r := range l.runs {
-		if b >= r.Physical && b-r.Physical < addr.Block(r.Length) {
-			return true
+	_, found := slices.BinarySearchFunc(l.places, b, func(r ext4.Run, b addr.Block) int {
+		switch {
+		case b < r.Physical:
+			return 1
+		case b-r.Physical >= addr.Block(r.Length):
+			return -1
 		}
-	}
-	return false
-}
-
-// read reads a block of the journal.
-func (l *Log) read(p Pos) ([]byte, error) {
-	at, err := l.Where(p)
-	if err != nil {
-		return nil, err
-	}
-	b, err := l.FS.Block(at)
-	if err != nil {
-		return nil, fmt.Errorf("block %d of the journal: %w", p, err)
-	}
-	return b, nil
-}
-
-// write writes a block of the journal.
-func (l *Log) write(p Pos, b []byte) error {
-	at, err := l.Where(p)
-	if err != nil {
-		return err
-	}
-	if err := l.writeHome(at, b); err != nil {
-		return fmt.Errorf("block %d of the journal: %w", p, err)
-	}
-	return nil
-}
-
-// writeHome writes blocks of the file system.
-func (l *Log) writeHome(at addr.Block, b []byte) error {
-	if _, err := l.disk.WriteAt(b, int64(at)*int64(l.Super.BlockSize)); err != nil {
-		return fmt.Errorf("write block %d: %w", at, err)
-	}
-	return nil
-}
-
-// sync makes everything written durable.
-func (l *Log) sync() error {
-	if err := l.disk.Sync(); err != nil {
-		return fmt.Errorf("sync: %w", err)
-	}
-	return nil
-}
-
-// setSuper makes s the journal's superblock, durably.
-func (l *Log) setSuper(s Super) error {
-	b, err := l.read(0)
-	if err != nil {
-		return err
-	}
-	s.setSuper(b)
-	if err := l.write(0, b); err != nil {
-		return err
-	}
-	if err := l.sync(); err != nil {
-		return err
-	}
-	l.Super = s
-	return nil
-}
-
-// setInUse has the file system's superblock say whether the journal is in use,
-// durably. What says so already is left alone.
-func (l *Log) setInUse(inUse bool) error {
-	at, offset := l.FS.Super.Place()
-	b, err := l.FS.Block(at)
-	if err != nil {
-		return err
-	}
-	old := b[offset : offset+ext4.SuperSize]
-	if err := ext4.CheckSuper(old); err != nil {
-		return err
-	}
-	super, err := ext4.SetRecover(old, inUse)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(super, old) {
-		copy(old, super)
-		if err := l.writeHome(at, b); err != nil {
-			return err
-		}
-		if err := l.sync(); err != nil {
-			return err
-		}
-	}
-	l.FS.Super, err = ext4.ParseSuper(super)
-	return err
+		return 0
+	})
+	return found
 }

@@ -3,9 +3,6 @@ package jbd2
 import (
 	"errors"
 	"fmt"
-
-	"understudy/addr"
-	"understudy/ext4"
 )
 
 // ErrNotInUse says that the file system's superblock says that the journal is
@@ -21,40 +18,124 @@ type Stats struct {
 	Next         TID // what the next transaction is to be numbered at least
 }
 
-// Replay writes the newest version of each block in the log to its home, marks
-// the log empty, and has the file system say that its journal is not in use;
-// each durably before the next. It does nothing else that a mount does: orphans
+// Replay writes the newest version of each block in the log to its home, durably;
+// then it marks the log empty, durably; and last it has the file system say that
+// its journal is not in use. It does nothing else that a mount does: orphans
 // remain. If it ends early, everything in the log is still there.
 //
 // It fails with ErrNotInUse, ErrFastCommits or what Scan returns before anything
 // is written.
 func (l *Log) Replay() (Stats, error) {
-	scan, err := l.Scan()
-	if err != nil {
-		return Stats{}, fmt.Errorf("replay: %w", err)
-	}
-	stats, err := l.replay(scan)
+	stats, err := l.replay()
 	if err != nil {
 		return stats, fmt.Errorf("replay: %w", err)
 	}
 	return stats, nil
 }
 
-func (l *Log) replay(scan *Scan) (Stats, error) {
-	stats := Stats{Next: scan.Next}
-	switch {
-	case scan.Empty:
-		return stats, l.setInUse(false)
-	case !l.FS.Super.NeedsReplay():
+func (l *Log) replay() (Stats, error) {
+	scan, err := l.Scan()
+	if err != nil {
+		return Stats{}, err
+	}
+	if scan.Fast.Tags > 0 {
+		return Stats{}, ErrFastCommits
+	}
+	if scan.Fast.Err != nil {
+		return Stats{}, scan.Fast.Err
+	}
+	stats, err := l.restore(scan)
+	if err != nil {
+		return stats, err
+	}
+	w := &writer{l: l}
+	empty := l.Super
+	if !scan.Empty {
+		// The number after the one expected, so that what remains in the log of the
+		// latter can never be completed (fs/jbd2/recovery.c, jbd2_journal_recover).
+		stats.Next = scan.Next + 1
+		empty.Start, empty.Sequence = 0, stats.Next
+		empty.dropFastCommit()
+		if empty.Head != 0 {
+			empty.Head = scan.End
+		}
+		if err := w.super(&empty); err != nil {
+			return stats, err
+		}
+		if err := w.sync(); err != nil {
+			return stats, err
+		}
+	}
+	// This need not be durable: a mount finds nothing to replay without it, too.
+	if _, err := w.inUse(false); err != nil {
+		return stats, err
+	}
+	if err := w.flush(); err != nil {
+		return stats, err
+	}
+	return stats, l.reload(empty)
+}
+
+// Checkpoint writes the newest version of each block in the log to its home,
+// durably, and has the log begin anew behind that, durably: all of it is free
+// then. The place is where the next transaction goes, of the number that it had
+// before. Fast commits that wait for that transaction stay valid. If it ends
+// early, everything in the log is still there.
+//
+// It fails with ErrNotInUse or what Scan returns before anything is written.
+func (l *Log) Checkpoint() (Place, Stats, error) {
+	at, stats, err := l.checkpoint()
+	if err != nil {
+		return at, stats, fmt.Errorf("checkpoint: %w", err)
+	}
+	return at, stats, nil
+}
+
+func (l *Log) checkpoint() (Place, Stats, error) {
+	scan, err := l.Scan()
+	if err != nil {
+		return Place{}, Stats{}, err
+	}
+	at := Place{l.Super.First, scan.Next}
+	stats, err := l.restore(scan)
+	if err != nil || scan.Empty {
+		return at, stats, err
+	}
+	w := &writer{l: l}
+	b, err := (&reader{l: l}).block(at.Block)
+	if err != nil {
+		return at, stats, err
+	}
+	// A block of the transaction expected is a remain of one that was begun, which
+	// must not become the first of the log.
+	if h := parseHeader(b); h.valid && h.sequence == at.Sequence {
+		clear(b)
+		if err := w.journal(at.Block, b); err != nil {
+			return at, stats, err
+		}
+		if err := w.sync(); err != nil {
+			return at, stats, err
+		}
+	}
+	super := l.Super
+	super.Start, super.Sequence = at.Block, at.Sequence
+	if err := w.super(&super); err != nil {
+		return at, stats, err
+	}
+	if err := w.sync(); err != nil {
+		return at, stats, err
+	}
+	return at, stats, l.reload(super)
+}
+
+// restore writes the blocks in the log to their homes, durably.
+func (l *Log) restore(scan *Scan) (Stats, error) {
+	stats := Stats{Next: scan.Next, Transactions: len(scan.Transactions)}
+	if !scan.Empty && !l.FS.Super.NeedsReplay() {
 		return stats, ErrNotInUse
-	case scan.Fast.Tags > 0:
-		return stats, ErrFastCommits
-	case scan.Fast.Err != nil:
-		return stats, scan.Fast.Err
 	}
 	newest := scan.Newest()
 	revoked := scan.revoked()
-	stats.Transactions, stats.Blocks = len(scan.Transactions), len(newest)
 	for _, t := range scan.Transactions {
 		for _, b := range t.Blocks {
 			if revoked.since(b.Home, t.Sequence) {
@@ -65,27 +146,17 @@ func (l *Log) replay(scan *Scan) (Stats, error) {
 		}
 	}
 	stats.Superseded -= len(newest)
+	if len(newest) == 0 {
+		return stats, nil
+	}
+	w, in := &writer{l: l}, &reader{l: l}
 	for _, b := range newest {
-		if err := l.restore(b); err != nil {
+		if err := w.restore(in, b.LoggedBlock); err != nil {
 			return stats, err
 		}
 	}
-	if err := l.sync(); err != nil {
-		return stats, err
-	}
-	// The number after the one expected, so that what remains in the log of the
-	// latter can never be completed (fs/jbd2/recovery.c, jbd2_journal_recover).
-	stats.Next = scan.Next + 1
-	empty := l.Super
-	empty.Start, empty.Sequence = 0, stats.Next
-	empty.dropFastCommit()
-	if empty.Head != 0 {
-		empty.Head = scan.End
-	}
-	if err := l.setSuper(empty); err != nil {
-		return stats, err
-	}
-	return stats, l.setInUse(false)
+	stats.Blocks = len(newest)
+	return stats, w.sync()
 }
 
 // dropFastCommit has the log say that there are no fast commits, as an empty one
@@ -95,25 +166,4 @@ func (s *Super) dropFastCommit() {
 	if s.FastCommit {
 		s.FastCommit, s.FastFirst, s.FastLast, s.Last = false, 0, 0, s.Length
 	}
-}
-
-// restore writes a block to its home.
-func (l *Log) restore(b Newest) error {
-	data, err := l.Read(b.LoggedBlock)
-	if err != nil {
-		return err
-	}
-	super, offset := l.FS.Super.Place()
-	if b.Home == super {
-		disk, err := l.FS.Block(super)
-		if err != nil {
-			return err
-		}
-		merged, err := ext4.Replayed(data[offset:], disk[offset:])
-		if err != nil {
-			return err
-		}
-		copy(data[offset:], merged)
-	}
-	return l.writeHome(addr.Block(b.Home), data)
 }

@@ -77,6 +77,7 @@ func (l *Log) Scan() (*Scan, error) {
 // scanner is a scan under way.
 type scanner struct {
 	*Log
+	in       *reader
 	out      *Scan
 	at       Pos    // the block to read next
 	walked   uint32 // blocks passed
@@ -86,14 +87,20 @@ type scanner struct {
 	sum      uint32 // of V1, over its blocks
 	previous uint64 // when the transaction before was committed
 	failed   *Logged
+	blocks   int // so far
+	revokes  int // likewise
 }
+
+// maxRecords bounds the blocks in a log, and its revoke records: what it takes to
+// remember them must not follow from what a disk says.
+const maxRecords = 1 << 22
 
 // scan reads the log from a place on.
 func (l *Log) scan(from Place) (*Scan, error) {
-	s := &scanner{Log: l, at: from.Block, sum: ^uint32(0)}
+	s := &scanner{Log: l, in: &reader{l: l}, at: from.Block, sum: ^uint32(0)}
 	s.out = &Scan{Next: from.Sequence, Start: from.Block, End: from.Block}
 	for more := true; more; {
-		b, err := s.read(s.at)
+		b, err := s.in.block(s.at)
 		if err != nil {
 			return nil, err
 		}
@@ -111,7 +118,7 @@ func (l *Log) scan(from Place) (*Scan, error) {
 		// is as if it were not there (JBD2_FEATURE_INCOMPAT_ASYNC_COMMIT).
 		s.out.Next, s.out.End = s.failed.Sequence, s.failed.Start
 	}
-	end, err := l.read(s.out.End)
+	end, err := s.in.block(s.out.End)
 	if err != nil {
 		return nil, err
 	}
@@ -151,6 +158,9 @@ func (s *scanner) block(kind uint32, b []byte) (more bool, err error) {
 		if err != nil && s.broken == nil {
 			s.broken = s.corrupt("%v", err)
 		}
+		if s.revokes += len(revokes); s.revokes > maxRecords {
+			return false, s.corrupt("more than %d revoke records", maxRecords)
+		}
 		s.txn.Revokes = append(s.txn.Revokes, revokes...)
 		return true, s.advance(1)
 	case commitBlock:
@@ -169,11 +179,14 @@ func (s *scanner) descriptor(b []byte) error {
 		s.sum = crc32be(s.sum, b)
 	}
 	for _, t := range s.Super.tags(b) {
+		if s.blocks++; s.blocks > maxRecords {
+			return s.corrupt("more than %d blocks", maxRecords)
+		}
 		s.txn.Blocks = append(s.txn.Blocks, LoggedBlock{
 			Home: t.home, At: s.at, Escaped: t.flags&flagEscape != 0, checksum: t.checksum,
 		})
 		if s.Super.Checksum == ChecksumV1 {
-			data, err := s.read(s.at)
+			data, err := s.in.block(s.at)
 			if err != nil {
 				return err
 			}
@@ -239,13 +252,16 @@ func (l *Log) verify(scan *Scan) error {
 			return corrupt("block %d, which is in the journal", b.Home)
 		}
 	}
-	revoked := scan.revoked()
+	if !l.Super.tailed() {
+		return nil
+	}
+	revoked, in := scan.revoked(), &reader{l: l}
 	for _, t := range scan.Transactions {
 		for _, b := range t.Blocks {
-			if revoked.since(b.Home, t.Sequence) || !l.Super.tailed() {
+			if revoked.since(b.Home, t.Sequence) {
 				continue
 			}
-			data, err := l.read(b.At)
+			data, err := in.block(b.At)
 			if err != nil {
 				return err
 			}
@@ -272,6 +288,12 @@ func (l *Log) limit(scan *Scan) (uint64, error) {
 				return 0, err
 			}
 			super, err := ext4.ParseSuper(data[offset:])
+			if err == nil {
+				err = super.Check()
+			}
+			if err == nil && super.BlockSize != l.Super.BlockSize {
+				err = fmt.Errorf("a superblock with blocks of %d bytes", super.BlockSize)
+			}
 			if err != nil {
 				return 0, &CorruptError{Sequence: t.Sequence, At: b.At, Reason: err.Error()}
 			}
@@ -279,13 +301,4 @@ func (l *Log) limit(scan *Scan) (uint64, error) {
 		}
 	}
 	return limit, nil
-}
-
-// Read returns a block as it is to be written to its home.
-func (l *Log) Read(b LoggedBlock) ([]byte, error) {
-	data, err := l.read(b.At)
-	if err == nil && b.Escaped {
-		putMagic(data)
-	}
-	return data, err
 }
