@@ -71,6 +71,22 @@ func (c *crafter) edit(t testing.TB, at jbd2.Pos, edit func([]byte)) {
 	}
 }
 
+// move has the log begin elsewhere.
+func (c *crafter) move(t testing.TB, to jbd2.Pos) {
+	t.Helper()
+	for i := range 10 {
+		b, err := c.l.ReadJournal(11 + jbd2.Pos(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.write(t, wrap(c.l, to, i), [][]byte{b})
+	}
+	if err := jbd2.EditSuper(c.d, func(b []byte) { binary.BigEndian.PutUint32(b[0x1c:], uint32(to)) }); err != nil {
+		t.Fatal(err)
+	}
+	c.next.Block = wrap(c.l, to, 10)
+}
+
 // tag makes a tag of a fast commit.
 func tag(kind uint16, value ...byte) []byte {
 	b := binary.LittleEndian.AppendUint16(nil, kind)
@@ -281,6 +297,11 @@ var craftedLogs = []crafted{
 		txn := c.transaction(1, 0)
 		txn.Blocks[0].Home = 1
 		c.write(t, c.next.Block, c.encode(txn, newer))
+	}},
+	{name: "wrapped around before fast commits", kind: "v3-fast", transactions: 3, craft: func(t testing.TB, c *crafter) {
+		// The kernel writes such logs, and reads them. e2fsck 1.47.0 does not.
+		c.move(t, c.l.Super.Last-15)
+		c.write(t, c.next.Block, c.encode(c.transaction(20, 2), newer))
 	}},
 	{name: "fast commits", kind: "v3-fast", transactions: 2, fast: 5, craft: func(t testing.TB, c *crafter) {
 		c.fastArea(t, c.fastCommit(4, true), c.fastCommit(4, false))
