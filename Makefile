@@ -31,12 +31,14 @@ matrix: setup
 	UNDERSTUDY_MATRIX=$(CURDIR)/docs/SUPPORT.md $(GO) test -count 1 -timeout 3h -v -run '^TestMatrix$$' ./salvage
 
 # Random work, a crash, a rescue, and a comparison with what must be there, SEEDS
-# times; writes docs/ORACLE.md. What fails stays in out/oracle.
+# times, then PROGRAMS times with real programs; writes docs/ORACLE.md. What fails
+# stays in out/oracle.
 SEEDS ?= 200
+PROGRAMS ?= 24
 FIRST ?= 1
 oracle: setup build
 	scripts/kernels.sh
-	$(GO) run ./internal/oracle/cmd -seed $(FIRST) -seeds $(SEEDS) -table docs/ORACLE.md
+	$(GO) run ./internal/oracle/cmd -seed $(FIRST) -seeds $(SEEDS) -programs $(PROGRAMS) -table docs/ORACLE.md
 
 bench: setup build
 	$(GO) test -p 1 -timeout 30m -run '^$$' -bench . ./...

@@ -8,7 +8,7 @@
 #   $UNDERSTUDY_CACHE/kernels/default -> RELEASE
 set -euo pipefail
 
-packages=(qemu-system-x86 qemu-utils busybox-static e2fsprogs iproute2 xfsprogs btrfs-progs dosfstools makedumpfile)
+packages=(qemu-system-x86 qemu-utils busybox-static e2fsprogs iproute2 xfsprogs btrfs-progs dosfstools makedumpfile sqlite3 git)
 kernels="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}/kernels"
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 

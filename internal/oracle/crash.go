@@ -33,6 +33,7 @@ type Crashed struct {
 	// What is known of the instant.
 	Ops       int  // reported, of all threads
 	InSync    bool // syncfs(2) had not returned
+	InCommit  bool // the journal's thread waited for the disk shortly before
 	Writeback int  // KiB under writeback shortly before
 }
 
@@ -62,9 +63,11 @@ func (c Case) work() page.Work {
 	case Busy:
 		w.Threads = page.Threads
 	case Commit:
-		w.Sync, w.SyncMicros = true, r.IntN(20000)
+		w.Sync, w.SyncMicros, w.Pieces = true, r.IntN(20000), true
+		w.Commit = !c.Config.NoJournal
 	case Writeback:
-		w.Sync, w.Writeback = true, 16+r.IntN(500)
+		w.Sync, w.Writeback, w.Pieces = true, 4+r.IntN(100), true
+		w.Sysctls["vm/dirty_expire_centisecs"] = "360000"
 	case Kill:
 		w.Sync, w.SyncMicros = r.IntN(2) == 0, r.IntN(20000)
 	}
@@ -126,6 +129,7 @@ func (g *guest) slow(ctx context.Context) error {
 // learn has the model go the way that the guest reports.
 func (c *Crashed) learn(p page.Page, w page.Work) error {
 	c.InSync = p.Load(page.SyncBegun) != 0 && p.Load(page.SyncEnded) == 0
+	c.InCommit = p.Load(page.InCommit) != 0
 	c.Writeback = int(p.Load(page.Writeback))
 	c.Root.Sec = int64(p.Load(page.RootSec)) | int64(p.Load(page.RootSecHigh))<<32
 	c.Root.Nsec = p.Load(page.RootNsec)

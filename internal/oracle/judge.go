@@ -103,7 +103,8 @@ type Result struct {
 	Pending int     `json:"pending"` // threads with an operation that was not reported
 	// PendingOps are those operations.
 	PendingOps string `json:"pending_ops,omitempty"`
-	InSync     bool   `json:"in_sync"` // the crash came within a syncfs(2)
+	InSync     bool   `json:"in_sync"`   // the crash came within a syncfs(2)
+	InCommit   bool   `json:"in_commit"` // the journal\'s thread waited for the disk
 	Writeback  int    `json:"writeback_kib"`
 
 	Rescue   *RescueReport `json:"rescue,omitempty"`
@@ -134,7 +135,7 @@ func (c Case) Judge(ctx context.Context, o Options) Result {
 	}
 	r.Replayed = fmt.Sprintf("go run ./internal/oracle/cmd -seed %d -config %s -kernel %s -crash %s", c.Seed, c.Config.Name, c.Kernel, c.Crash)
 	if c.Program != nil {
-		r.Replayed += " -program " + c.Program.Name
+		r.Replayed += " -seeds 0 -programs 1 -program " + c.Program.Name
 	}
 	dir := o.Dir
 	if dir == "" {
@@ -171,7 +172,8 @@ func (c Case) judge(ctx context.Context, dir string, o Options, r *Result) error
 // judge has the crashed disk rescued, and compares.
 func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 	r.PendingOps = c.pendingText()
-	r.Threads, r.Ops, r.InSync, r.Writeback = len(c.Threads), c.Ops, c.InSync, c.Writeback
+	r.Threads, r.Ops = len(c.Threads), c.Ops
+	r.InSync, r.InCommit, r.Writeback = c.InSync, c.InCommit, c.Writeback
 	for _, t := range c.Threads {
 		if t.Pending != nil {
 			r.Pending++

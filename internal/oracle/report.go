@@ -55,11 +55,10 @@ func Cases(first uint64, count int, configs, kernels, crashes []string) ([]Case,
 	return cases, nil
 }
 
-// WithPrograms gives cases programs as their workload, in turn. They end by Panic
-// or Kill.
+// WithPrograms gives cases programs as their workload, in turn; without names, all
+// of them. They end by Panic or Kill.
 func WithPrograms(cases []Case, names []string) ([]Case, error) {
-	if slices.Equal(names, []string{"all"}) {
-		names = nil
+	if len(names) == 0 {
 		for _, p := range Programs {
 			names = append(names, p.Name)
 		}

@@ -38,7 +38,8 @@ func run(ctx context.Context) (bool, error) {
 	configs := flag.String("config", "", "only these configurations, by comma; none: all in turn")
 	kernels := flag.String("kernel", "", "only these kernels")
 	crashes := flag.String("crash", "", "only these crashes")
-	programs := flag.String("program", "", "have these programs as the workload instead; all: each in turn")
+	more := flag.Int("programs", 0, "how many cases with real programs as the workload, after the seeds")
+	programs := flag.String("program", "", "only these programs")
 	binary := flag.String("rescue", "bin/understudy", "the program that does the rescue; empty: none is done")
 	keep := flag.String("keep", "out/oracle", "keep memory and disks of failures below this directory, and all results as results.json")
 	table := flag.String("table", "", "write a table to this file")
@@ -50,12 +51,17 @@ func run(ctx context.Context) (bool, error) {
 	}
 
 	cases, err := oracle.Cases(*seed, *seeds, split(*configs), split(*kernels), split(*crashes))
-	if err == nil && *programs != "" {
-		cases, err = oracle.WithPrograms(cases, split(*programs))
+	if err != nil {
+		return false, err
+	}
+	real, err := oracle.Cases(*seed, *more, split(*configs), split(*kernels), split(*crashes))
+	if err == nil {
+		real, err = oracle.WithPrograms(real, split(*programs))
 	}
 	if err != nil {
 		return false, err
 	}
+	cases = append(cases, real...)
 	o := oracle.Options{Keep: *keep}
 	if *binary != "" {
 		o.Rescue = oracle.Command(*binary)

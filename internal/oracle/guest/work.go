@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +35,11 @@ func work(p page.Page, w *page.Work) error {
 	root, err := mount(w.Mount)
 	if err != nil {
 		return err
+	}
+	if w.Pieces {
+		if err := pieces(w.Mount.Disk); err != nil {
+			return err
+		}
 	}
 	for i := range w.Threads {
 		if err := os.Mkdir(threadRoot(root, i), 0o755); err != nil {
@@ -110,12 +114,18 @@ func end(p page.Page, w *page.Work, root string, stop *atomic.Bool, all *sync.Wa
 		}
 		go func() {
 			p.Store(page.SyncBegun, 1)
-			_ = unix.Syncfs(int(d.Fd()))
+			for range 20 { // one may be too quick
+				_ = unix.Syncfs(int(d.Fd()))
+			}
 			p.Store(page.SyncEnded, 1)
 		}()
 		if err := midway(p, w); err != nil {
 			return err
 		}
+	}
+	p.Store(page.InCommit, 0)
+	if committing() {
+		p.Store(page.InCommit, 1)
 	}
 	switch {
 	case w.Panic:
@@ -138,42 +148,6 @@ func done(p page.Page) int {
 		sum += n
 	}
 	return sum
-}
-
-// midway waits until the sync is at the point that was ordered.
-func midway(p page.Page, w *page.Work) error {
-	time.Sleep(time.Duration(w.SyncMicros) * time.Microsecond)
-	if w.Writeback == 0 {
-		return nil
-	}
-	for range 2000 {
-		n, err := underWriteback()
-		if err != nil {
-			return err
-		}
-		p.Store(page.Writeback, uint32(n))
-		if n >= w.Writeback || p.Load(page.SyncEnded) != 0 {
-			return nil
-		}
-		time.Sleep(time.Millisecond)
-	}
-	return nil
-}
-
-// underWriteback is how many KiB are under writeback.
-func underWriteback() (int, error) {
-	b, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if value, ok := strings.CutPrefix(line, "Writeback:"); ok {
-			var n int
-			_, err := fmt.Sscan(value, &n)
-			return n, err
-		}
-	}
-	return 0, fmt.Errorf("no Writeback in /proc/meminfo")
 }
 
 // run does the script until the kernel dies or all is to stop.

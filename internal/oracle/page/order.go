@@ -31,14 +31,16 @@ type Work struct {
 	Drop     bool              // drop caches once at the barrier
 
 	// After Go was set: this much later, and not before so many operations are
-	// done, the crash comes. With Sync, a syncfs(2)
-	// begins then, and the crash comes SyncMicros later, or, with Writeback, when
-	// so many KiB are under writeback.
+	// done, the crash comes. With Sync, a syncfs(2) begins then; with Commit, it is
+	// waited until the journal's thread waits for the disk, or, with Writeback, until
+	// so many KiB are under writeback. The crash comes SyncMicros later.
 	Millis     int
 	Ops        int
 	Sync       bool
-	SyncMicros int
+	Commit     bool
 	Writeback  int
+	SyncMicros int
+	Pieces     bool // the disk takes only small requests: its limit is on their number
 	// How it ends. Without Panic, nobody dies: the threads stop, and the disk is
 	// unmounted (Unmount), or the host ends the guest.
 	Panic   bool

@@ -55,9 +55,10 @@ type Word int
 const (
 	State     Word = iota // see the states
 	Go                    // 1: the host is ready for the crash
-	SyncBegun             // 1: syncfs(2) was called, for the crash to come into
-	SyncEnded             // 1: it returned
+	SyncBegun             // 1: syncfs(2) was called, again and again, for the crash to come into
+	SyncEnded             // 1: that was over
 	Writeback             // KiB under writeback right before the crash
+	InCommit              // 1: the journal's thread was committing right before the crash
 	RootSec               // mtime of the top directory, low word
 	RootSecHigh
 	RootNsec
