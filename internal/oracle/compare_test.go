@@ -108,8 +108,8 @@ func render(s *script.Script) Tree {
 func TestCompareExact(t *testing.T) {
 	kinds := make(map[script.Kind]bool)
 	compared := 0
-	for seed := range uint64(6) {
-		for count := 400; count < 440; count++ {
+	for seed := range uint64(5) {
+		for count := 400; count < 430; count++ {
 			c := pretend(t, seed, count)
 			before := c.Compare(render(c.Threads[0].Before))
 			if len(before.Findings) > 0 {
@@ -127,7 +127,7 @@ func TestCompareExact(t *testing.T) {
 			kinds[c.Threads[0].Pending.Kind] = true
 		}
 	}
-	if len(kinds) < 15 || compared < 1000 {
+	if len(kinds) < 15 || compared < 500 {
 		t.Errorf("%d durable; pending were only %v", compared, kinds)
 	}
 }
@@ -136,7 +136,7 @@ func TestCompareExact(t *testing.T) {
 // many.
 func TestCompareTwoOperations(t *testing.T) {
 	missed := 0
-	for count := 400; count < 480; count++ {
+	for count := 400; count < 440; count++ {
 		c, further := pretend(t, 1, count), pretend(t, 1, count+1)
 		switch further.Threads[0].Pending.Kind {
 		case script.Fsync, script.Open, script.Close, script.Chmod, script.Utimes: // they may change nothing
@@ -148,7 +148,7 @@ func TestCompareTwoOperations(t *testing.T) {
 		}
 	}
 	// The second may undo or repeat the first.
-	if missed > 4 {
+	if missed > 2 {
 		t.Errorf("%d second operations were not seen", missed)
 	}
 }
@@ -200,8 +200,8 @@ var spoilers = map[string]func(*page.Entry, *rand.Rand) bool{
 // in the whole, and in what was durable.
 func TestCompareDetects(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
-	for seed := range uint64(3) {
-		c := pretend(t, seed, 600)
+	for seed := range uint64(2) {
+		c := pretend(t, seed, 500)
 		c.Threads[0].Pending, c.Threads[0].After = nil, nil
 		durable := make(map[uint64]bool)
 		c.Threads[0].Before.Top.Walk("", func(_ string, n *script.Node) { durable[n.Ino] = n.Durable() && len(n.Names) > 0 })
@@ -247,7 +247,7 @@ func wantFound(t *testing.T, c *Crashed, bad Tree, durable bool, what string) {
 func TestCompareInPart(t *testing.T) {
 	writes := 0
 	r := rand.New(rand.NewPCG(2, 2))
-	for count := 300; count < 900; count++ {
+	for count := 300; count < 600; count++ {
 		if op := replay(3, count).Next(); op.Kind != script.Write || op.On.Slot != script.NoSlot || op.Len < 3 {
 			continue
 		}
@@ -280,7 +280,7 @@ func TestCompareInPart(t *testing.T) {
 		}
 		writes++
 	}
-	if writes < 20 {
+	if writes < 10 {
 		t.Errorf("only %d writes", writes)
 	}
 }

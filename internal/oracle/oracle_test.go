@@ -17,7 +17,8 @@ import (
 
 var (
 	seeds = flag.Int("oracle.seeds", 3, "seeds of TestRescue")
-	first = flag.Uint64("oracle.first", 1, "the first of them")
+	more  = flag.Int("oracle.programs", 1, "cases of it with real programs")
+	first = flag.Uint64("oracle.first", 1, "the first seed")
 )
 
 func TestMain(m *testing.M) {
@@ -207,6 +208,20 @@ func TestRescue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	real, err := Cases(*first, *more, nil, nil, nil)
+	if err == nil {
+		real, err = WithPrograms(real, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range programs {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Logf("no real programs: %v; run scripts/setup.sh", err)
+			real = nil
+		}
+	}
+	cases = append(cases, real...)
 	for _, c := range cases {
 		r := c.Judge(t.Context(), Options{Keep: "../../out/oracle", Rescue: Command(binary)})
 		if t.Log(r); !r.Verdict.Good() {
