@@ -2,6 +2,7 @@ package oracle
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -280,7 +281,26 @@ func check(image string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("e2fsck: %w: %s", err, out)
 	}
-	return "", nil
+	n, err := errorCount(image)
+	if err == nil && n > 0 {
+		return fmt.Sprintf("the kernel has counted %d errors in it", n), nil
+	}
+	return "", err
+}
+
+// errorCount is how many errors kernels have found in a file system: s_error_count
+// (struct ext4_super_block, fs/ext4/ext4.h; the superblock is at 1024).
+func errorCount(image string) (uint32, error) {
+	f, err := os.Open(image)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	var b [4]byte
+	if _, err := f.ReadAt(b[:], 1024+0x194); err != nil {
+		return 0, fmt.Errorf("read superblock: %w", err)
+	}
+	return binary.LittleEndian.Uint32(b[:]), nil
 }
 
 // repair has e2fsck do all that it would.
