@@ -2,75 +2,15 @@ package oracle
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"time"
 )
-
-// Rescue brings a disk to the state at the crash, from the memory of the kernel
-// that died. What it says is kept with the result.
-type Rescue func(ctx context.Context, ram, disk string) (RescueReport, error)
-
-// RescueReport is what a rescue came to.
-type RescueReport struct {
-	Exit   int             `json:"exit"`             // 0: done. 3: something was refused
-	Report json.RawMessage `json:"report,omitempty"` // without its plan
-	Said   string          `json:"said,omitempty"`   // on standard error
-}
-
-// Command is the rescue by a program: BINARY salvage apply RAM --disk DISK --json.
-func Command(binary string) Rescue {
-	return func(ctx context.Context, ram, disk string) (RescueReport, error) {
-		cmd := exec.CommandContext(ctx, binary, "salvage", "apply", ram, "--disk", disk, "--json")
-		out, err := cmd.Output()
-		r := RescueReport{Report: without(out, "plan")}
-		exit, ended := errors.AsType[*exec.ExitError](err)
-		switch {
-		case err == nil:
-			return r, nil
-		case !ended || ctx.Err() != nil:
-			return r, err
-		}
-		r.Exit, r.Said = exit.ExitCode(), string(exit.Stderr)
-		return r, nil
-	}
-}
-
-// without is a JSON object less a field, or a string of what is none.
-func without(b []byte, field string) json.RawMessage {
-	var all map[string]json.RawMessage
-	var v any = &all
-	if json.Unmarshal(b, v) != nil {
-		v = string(b)
-	}
-	delete(all, field)
-	b, _ = json.Marshal(v) // of strings, and of what was JSON before
-	return b
-}
-
-// commit is what the rescue's report says of the last commit.
-type commit struct {
-	Case  string `json:"case"`  // how it went on from what was on the disk
-	Check string `json:"check"` // why the file system was checked
-}
-
-// commit returns what the report says of it; nothing if it does not.
-func (r *RescueReport) commit() commit {
-	var report struct {
-		Commit commit `json:"commit"`
-	}
-	if r == nil || json.Unmarshal(r.Report, &report) != nil {
-		return commit{}
-	}
-	return report.Commit
-}
 
 // Verdict is what came of a case.
 type Verdict string
@@ -269,46 +209,4 @@ func verdict(r *Result) Verdict {
 		return Refused
 	}
 	return Exact
-}
-
-// check has e2fsck look at an unmounted file system. What it finds is the
-// answer; "" is good.
-func check(image string) (string, error) {
-	out, err := exec.Command("e2fsck", "-fn", image).CombinedOutput()
-	if exit, ended := errors.AsType[*exec.ExitError](err); ended && exit.ExitCode() < 8 {
-		return string(out), nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("e2fsck: %w: %s", err, out)
-	}
-	n, err := errorCount(image)
-	if err == nil && n > 0 {
-		return fmt.Sprintf("the kernel has counted %d errors in it", n), nil
-	}
-	return "", err
-}
-
-// errorCount is how many errors kernels have found in a file system: s_error_count
-// (struct ext4_super_block, fs/ext4/ext4.h; the superblock is at 1024).
-func errorCount(image string) (uint32, error) {
-	f, err := os.Open(image)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	var b [4]byte
-	if _, err := f.ReadAt(b[:], 1024+0x194); err != nil {
-		return 0, fmt.Errorf("read superblock: %w", err)
-	}
-	return binary.LittleEndian.Uint32(b[:]), nil
-}
-
-// repair has e2fsck do all that it would.
-func repair(image string) error {
-	out, err := exec.Command("e2fsck", "-fy", image).CombinedOutput()
-	// 1 and 2: errors were corrected (e2fsck(8)).
-	if exit, ended := errors.AsType[*exec.ExitError](err); err != nil && !(ended && exit.ExitCode() < 4) {
-		return fmt.Errorf("e2fsck -fy: %w: %s", err, out)
-	}
-	return nil
 }

@@ -1,0 +1,51 @@
+package oracle
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+)
+
+// check has e2fsck look at an unmounted file system. What it finds is the
+// answer; "" is good.
+func check(image string) (string, error) {
+	out, err := exec.Command("e2fsck", "-fn", image).CombinedOutput()
+	if exit, ended := errors.AsType[*exec.ExitError](err); ended && exit.ExitCode() < 8 {
+		return string(out), nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("e2fsck: %w: %s", err, out)
+	}
+	n, err := errorCount(image)
+	if err == nil && n > 0 {
+		return fmt.Sprintf("the kernel has counted %d errors in it", n), nil
+	}
+	return "", err
+}
+
+// errorCount is how many errors kernels have found in a file system: s_error_count
+// (struct ext4_super_block, fs/ext4/ext4.h; the superblock is at 1024).
+func errorCount(image string) (uint32, error) {
+	f, err := os.Open(image)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	var b [4]byte
+	if _, err := f.ReadAt(b[:], 1024+0x194); err != nil {
+		return 0, fmt.Errorf("read superblock: %w", err)
+	}
+	return binary.LittleEndian.Uint32(b[:]), nil
+}
+
+// repair has e2fsck do all that it would.
+func repair(image string) error {
+	out, err := exec.Command("e2fsck", "-fy", image).CombinedOutput()
+	// 1 and 2: errors were corrected (e2fsck(8)).
+	if exit, ended := errors.AsType[*exec.ExitError](err); err != nil && !(ended && exit.ExitCode() < 4) {
+		return fmt.Errorf("e2fsck -fy: %w: %s", err, out)
+	}
+	return nil
+}

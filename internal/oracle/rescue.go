@@ -1,0 +1,66 @@
+package oracle
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os/exec"
+)
+
+// Rescue brings a disk to the state at the crash, from the memory of the kernel
+// that died. What it says is kept with the result.
+type Rescue func(ctx context.Context, ram, disk string) (RescueReport, error)
+
+// RescueReport is what a rescue came to.
+type RescueReport struct {
+	Exit   int             `json:"exit"`             // 0: done. 3: something was refused
+	Report json.RawMessage `json:"report,omitempty"` // without its plan
+	Said   string          `json:"said,omitempty"`   // on standard error
+}
+
+// Command is the rescue by a program: BINARY salvage apply RAM --disk DISK --json.
+func Command(binary string) Rescue {
+	return func(ctx context.Context, ram, disk string) (RescueReport, error) {
+		cmd := exec.CommandContext(ctx, binary, "salvage", "apply", ram, "--disk", disk, "--json")
+		out, err := cmd.Output()
+		r := RescueReport{Report: without(out, "plan")}
+		exit, ended := errors.AsType[*exec.ExitError](err)
+		switch {
+		case err == nil:
+			return r, nil
+		case !ended || ctx.Err() != nil:
+			return r, err
+		}
+		r.Exit, r.Said = exit.ExitCode(), string(exit.Stderr)
+		return r, nil
+	}
+}
+
+// without is a JSON object less a field, or a string of what is none.
+func without(b []byte, field string) json.RawMessage {
+	var all map[string]json.RawMessage
+	var v any = &all
+	if json.Unmarshal(b, v) != nil {
+		v = string(b)
+	}
+	delete(all, field)
+	b, _ = json.Marshal(v) // of strings, and of what was JSON before
+	return b
+}
+
+// commit is what the rescue's report says of the last commit.
+type commit struct {
+	Case  string `json:"case"`  // how it went on from what was on the disk
+	Check string `json:"check"` // why the file system was checked
+}
+
+// commit returns what the report says of it; nothing if it does not.
+func (r *RescueReport) commit() commit {
+	var report struct {
+		Commit commit `json:"commit"`
+	}
+	if r == nil || json.Unmarshal(r.Report, &report) != nil {
+		return commit{}
+	}
+	return report.Commit
+}
