@@ -3,11 +3,10 @@ package salvage_test
 import (
 	"sync"
 	"testing"
+	"time"
 
 	"understudy/addr"
 	"understudy/internal/fixture"
-	"understudy/internal/turns"
-	"understudy/ram"
 	"understudy/salvage"
 )
 
@@ -17,19 +16,19 @@ func BenchmarkPlan(b *testing.B) {
 	k := openKernel(b, image)
 	id := uuidOf(b, image.Disks[0])
 	files := 0
-	turns.Run(b, turns.Time(b, "plan", func() error {
+	for b.Loop() {
 		p, err := salvage.New(k, id)
-		if err == nil {
-			files = len(p.Files)
+		if err != nil {
+			b.Fatal(err)
 		}
-		return err
-	}))
+		files = len(p.Files)
+	}
 	b.ReportMetric(float64(files), "files")
 }
 
-// BenchmarkGather gathers, and copies the same pages in the same order with as many
-// threads into the same memory by nothing but copy. The ratio is of their speeds:
-// 1 is as fast as that.
+// BenchmarkGather gathers, and copies the same pages in the same order with as
+// many threads into the same memory by nothing but copy: the metric is the
+// ratio of the two speeds, taken in turns in one run.
 func BenchmarkGather(b *testing.B) {
 	for name, spec := range map[string]fixture.Spec{"basic": fixture.Basic, "many": fixture.Many} {
 		b.Run(name, func(b *testing.B) {
@@ -43,15 +42,24 @@ func BenchmarkGather(b *testing.B) {
 			for i := 0; i < len(dst); i += addr.PageSize {
 				dst[i] = 1
 			}
-			pages, used := pagesOf(b, p, k.Memory(), dst)
-			r := turns.Run(b,
-				turns.Time(b, "gather", func() error { return p.Gather(dst) }),
-				turns.Time(b, "pages", func() error { copyAll(pages); return nil }),
-				turns.Time(b, "used", func() error { copyAll(used); return nil }),
-			)
-			r.Ratio(b, "of-memcpy", "pages", "gather")
-			r.Ratio(b, "of-memcpy-used", "used", "gather")
-			b.ReportMetric(float64(len(dst))/1e6, "MB")
+			halves := splitCopies(b, p, k.Memory(), dst)
+			var gather, plain time.Duration
+			for i := 0; b.Loop(); i++ {
+				for turn := range 2 { // whoever is second has warmer caches
+					start := time.Now()
+					if turn == i%2 {
+						if err := p.Gather(dst); err != nil {
+							b.Fatal(err)
+						}
+						gather += time.Since(start)
+					} else {
+						copyAll(halves)
+						plain += time.Since(start)
+					}
+				}
+			}
+			b.SetBytes(p.StagingSize())
+			b.ReportMetric(float64(plain)/float64(gather), "of-memcpy")
 		})
 	}
 }
@@ -59,36 +67,35 @@ func BenchmarkGather(b *testing.B) {
 // plainCopy is one page to be copied.
 type plainCopy struct{ to, from []byte }
 
-// pagesOf lists every page of a plan, as a whole, and only the bytes of it that are in
-// the plan.
-func pagesOf(b *testing.B, p *salvage.Plan, mem ram.Memory, dst []byte) (pages, used []plainCopy) {
+// splitCopies lists every page of a plan, in two halves.
+func splitCopies(b *testing.B, p *salvage.Plan, mem interface {
+	View(addr.Phys, int) ([]byte, error)
+}, dst []byte) [2][]plainCopy {
 	b.Helper()
+	var all []plainCopy
 	for i := range p.Files {
 		for r := range p.Files[i].Runs {
 			run := &p.Files[i].Runs[r]
 			at := run.Staged
 			for phys, n := range run.Physical() {
-				for done := int64(0); done < n; {
-					pa := phys + addr.Phys(done)
-					m := min(n-done, addr.PageSize-int64(pa%addr.PageSize))
-					whole, err := mem.View(pa-pa%addr.PageSize, addr.PageSize)
+				for done := int64(0); done < n; done += addr.PageSize {
+					m := min(n-done, addr.PageSize)
+					from, err := mem.View(phys+addr.Phys(done), int(m))
 					if err != nil {
 						b.Fatal(err)
 					}
-					pages = append(pages, plainCopy{dst[at&^(addr.PageSize-1):][:addr.PageSize], whole})
-					used = append(used, plainCopy{dst[at : at+m], whole[pa%addr.PageSize:]})
-					at, done = at+m, done+m
+					all = append(all, plainCopy{dst[at : at+m], from})
+					at += m
 				}
 			}
 		}
 	}
-	return pages, used
+	return [2][]plainCopy{all[:len(all)/2], all[len(all)/2:]}
 }
 
-// copyAll copies by two threads.
-func copyAll(all []plainCopy) {
+func copyAll(halves [2][]plainCopy) {
 	var wg sync.WaitGroup
-	for _, half := range [][]plainCopy{all[:len(all)/2], all[len(all)/2:]} {
+	for _, half := range halves {
 		wg.Go(func() {
 			for _, c := range half {
 				copy(c.to, c.from)
