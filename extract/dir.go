@@ -29,14 +29,25 @@ type Dir struct {
 	owners  bool     // owners can be set
 	mu      sync.Mutex
 	known   map[string]bool // directories that were made
+	open    map[string]*opened
 	tops    map[string]bool
 	settled bool
 }
+
+// opened is a place that files are being put into, or were a moment ago.
+type opened struct {
+	place
+	users int
+}
+
+// maxOpened bounds how many places stay open that nobody uses.
+const maxOpened = 16
 
 // NewDir makes or takes an empty directory. What it holds may be secret, or be
 // programs with the set-user-ID bit: one that is made here is for its owner only.
 func NewDir(dir string) (*Dir, error) {
 	d := &Dir{path: dir, owners: os.Geteuid() == 0, known: map[string]bool{".": true}, tops: make(map[string]bool)}
+	d.open = make(map[string]*opened)
 	if err := os.MkdirAll(filepath.Dir(filepath.Clean(dir)), 0o755); err != nil {
 		return nil, fmt.Errorf("make output directory: %w", err)
 	}
@@ -74,18 +85,21 @@ func (d *Dir) OwnersKept() bool { return d.owners }
 
 // Put implements Sink.
 func (d *Dir) Put(name string, f *inventory.File, body Body) error {
-	if err := d.dirs(name); err != nil {
+	dir, base := path.Dir(name), path.Base(name)
+	at, err := d.enter(name, dir)
+	if err != nil {
 		return advise("make directory of", name, err)
 	}
-	out, err := d.stage.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	defer d.leave(at)
+	out, err := at.create(base)
 	if err != nil {
 		return advise("create", name, err)
 	}
 	if err = d.fill(out, f, body); err == nil {
-		err = d.attributes(out, f)
+		err = d.attributes(out, f, at.owns(f.UID, f.GID))
 	}
 	if err = errors.Join(err, out.Close()); err == nil {
-		err = d.stage.Chtimes(name, f.Atime, f.Mtime)
+		err = at.chtimes(base, f.Atime, f.Mtime)
 	}
 	if err != nil {
 		return advise("write", name, errors.Join(err, d.stage.Remove(name)))
@@ -93,12 +107,54 @@ func (d *Dir) Put(name string, f *inventory.File, body Body) error {
 	return nil
 }
 
+// enter makes and opens the directory of a name.
+func (d *Dir) enter(name, dir string) (*opened, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if at := d.open[dir]; at != nil {
+		at.users++
+		return at, nil
+	}
+	if err := d.dirs(name); err != nil {
+		return nil, err
+	}
+	for other, at := range d.open {
+		if at.users == 0 && len(d.open) >= maxOpened {
+			delete(d.open, other)
+			at.close() // it was only looked into
+		}
+	}
+	at, err := openPlace(d.stage, dir)
+	if err != nil {
+		return nil, err
+	}
+	d.open[dir] = &opened{at, 1}
+	return d.open[dir], nil
+}
+
+func (d *Dir) leave(at *opened) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	at.users--
+}
+
+// closeAll closes the places, which nobody uses any more.
+func (d *Dir) closeAll() {
+	for dir, at := range d.open {
+		at.close() // it was only looked into
+		delete(d.open, dir)
+	}
+}
+
 // Link implements Sink.
 func (d *Dir) Link(name, to string) error {
-	if err := d.dirs(name); err != nil {
+	d.mu.Lock()
+	err := d.dirs(name)
+	d.mu.Unlock()
+	if err != nil {
 		return advise("make directory of", name, err)
 	}
-	err := d.stage.Link(to, name)
+	err = d.stage.Link(to, name)
 	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EMLINK) {
 		return fmt.Errorf("%w: link %s: %w: the file system of the output cannot do that", ErrSkip, name, err)
 	}
@@ -109,36 +165,42 @@ func (d *Dir) Link(name, to string) error {
 }
 
 func (d *Dir) fill(out *os.File, f *inventory.File, body Body) error {
+	end := int64(0)
 	if err := body(func(off int64, b []byte) error {
+		end = off + int64(len(b))
 		_, err := out.WriteAt(b, off)
 		return err
-	}); err != nil {
+	}); err != nil || end == f.Size {
 		return err
 	}
 	return out.Truncate(f.Size)
 }
 
-// attributes sets the owner first: that takes the set-user-ID bit away.
-func (d *Dir) attributes(out *os.File, f *inventory.File) error {
+// attributes sets the owner, unless the file is his already, and then the mode:
+// another owner takes the set-user-ID bit away.
+func (d *Dir) attributes(out *os.File, f *inventory.File, owned bool) error {
 	mode := fs.FileMode(f.Mode & 0o777)
 	if d.owners {
-		if err := out.Chown(int(f.UID), int(f.GID)); err != nil {
-			return err
+		if !owned {
+			if err := out.Chown(int(f.UID), int(f.GID)); err != nil {
+				return err
+			}
 		}
-		for bit, m := range map[uint16]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
-			if f.Mode&bit != 0 {
-				mode |= m
+		for _, special := range []struct {
+			bit  uint16
+			mode fs.FileMode
+		}{{0o4000, fs.ModeSetuid}, {0o2000, fs.ModeSetgid}, {0o1000, fs.ModeSticky}} {
+			if f.Mode&special.bit != 0 {
+				mode |= special.mode
 			}
 		}
 	}
 	return out.Chmod(mode)
 }
 
-// dirs makes the directories of a name.
+// dirs makes the directories of a name. The caller holds the lock.
 func (d *Dir) dirs(name string) error {
 	dir := path.Dir(name)
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	if d.known[dir] {
 		return nil
 	}
@@ -162,6 +224,7 @@ func (d *Dir) Finish(manifest []byte) error {
 }
 
 func (d *Dir) finish(manifest []byte) error {
+	d.closeAll()
 	if err := d.stage.WriteFile(inventory.Manifest, manifest, 0o600); err != nil {
 		return err
 	}
@@ -188,6 +251,7 @@ func (d *Dir) Abort() error {
 		return nil
 	}
 	d.settled = true
+	d.closeAll()
 	errs := []error{d.root.RemoveAll(partial)}
 	for top := range d.tops {
 		errs = append(errs, d.root.RemoveAll(top))

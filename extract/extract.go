@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"sync"
 
 	"understudy/addr"
 	"understudy/inventory"
@@ -56,7 +57,7 @@ const hashLimit = 1 << 30
 // Write writes all jobs. wrote is called with the number of bytes from memory
 // whenever some were written, from several goroutines.
 func Write(ctx context.Context, m *inventory.Image, to Sink, jobs []Job, wrote func(n int)) error {
-	workers := max(1, min(to.Parallel(), len(jobs)/8))
+	workers := max(1, min(to.Parallel(), len(jobs)))
 	return spread(workers, len(jobs), func(i int) error {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("extract: %w", context.Cause(ctx))
@@ -112,10 +113,15 @@ type writing struct {
 func (w *writing) body(data func(off int64, b []byte) error) error {
 	for _, e := range w.job.File.Extents() {
 		err := w.image.Each(e, func(off int64, b []byte) error {
-			w.zeros(off)
-			w.sum.Write(b) // never fails
-			w.done = off + int64(len(b))
-			if err := data(off, b); err != nil {
+			var hashed sync.WaitGroup
+			if len(b) >= hashedAside {
+				hashed.Go(func() { w.hash(off, b) })
+			} else {
+				w.hash(off, b)
+			}
+			err := data(off, b)
+			hashed.Wait()
+			if err != nil {
 				return err
 			}
 			w.wrote(len(b))
@@ -126,6 +132,15 @@ func (w *writing) body(data func(off int64, b []byte) error) error {
 		}
 	}
 	return nil
+}
+
+// hashedAside is how many bytes are worth being hashed while they are written.
+const hashedAside = 256 << 10
+
+func (w *writing) hash(off int64, b []byte) {
+	w.zeros(off)
+	w.sum.Write(b) // never fails
+	w.done = off + int64(len(b))
 }
 
 // missing records that memory does not hold what it said it does.

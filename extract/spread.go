@@ -6,30 +6,36 @@ import (
 	"sync/atomic"
 )
 
-// spread does n pieces of work by several workers, in ascending order, until one
-// fails.
+// spread does n pieces of work by several workers until one fails. Each takes a
+// stretch of neighbours at a time, whose files mostly have a directory to themselves,
+// and shorter ones towards the end.
 func spread(workers, n int, work func(i int) error) error {
-	if workers <= 1 {
-		for i := range n {
-			if err := work(i); err != nil {
-				return err
-			}
+	var mu sync.Mutex
+	next := 0
+	take := func() (from, to int) {
+		mu.Lock()
+		defer mu.Unlock()
+		from = next
+		if workers == 1 {
+			next = n
+		} else {
+			next = min(n, from+1+(n-from)/(8*workers))
 		}
-		return nil
+		return from, next
 	}
-	var next atomic.Int64
 	var failed atomic.Bool
 	errs := make([]error, workers)
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
-			for !failed.Load() {
-				i := int(next.Add(1)) - 1
-				if i >= n {
-					return
-				}
-				if errs[w] = work(i); errs[w] != nil {
-					failed.Store(true)
+			for from, to := take(); from < to; from, to = take() {
+				for i := from; i < to; i++ {
+					if failed.Load() {
+						return
+					}
+					if errs[w] = work(i); errs[w] != nil {
+						failed.Store(true)
+					}
 				}
 			}
 		})
