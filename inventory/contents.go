@@ -51,13 +51,16 @@ func (c *Contents) Extents() []Extent {
 // without a disk is unsaved.
 func (f *FileSystem) contents(i *pagecache.Inode, clean bool) Contents {
 	var c Contents
-	seen := make(map[addr.Index]bool) // pages that are refused
+	var seen map[addr.Index]bool // pages that are refused
 	collect := func(into *[]Extent, walk func(func(pagecache.Piece, error) bool)) {
 		for piece, err := range walk {
 			var refusal *pagecache.Refusal
 			switch {
 			case errors.As(err, &refusal):
 				if !seen[refusal.Index] {
+					if seen == nil {
+						seen = make(map[addr.Index]bool)
+					}
 					seen[refusal.Index] = true
 					c.Refused = append(c.Refused, refusal)
 				}

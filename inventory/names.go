@@ -45,6 +45,7 @@ func split(path string) []string { return strings.Split(strings.Trim(path, "/"),
 // another's, and each is a relative path of harmless components.
 type Namer struct {
 	taken map[string]bool // true for a file, false for a directory
+	dir   string          // of the name taken last
 }
 
 // NewNamer returns a namer that has given no names.
@@ -98,16 +99,29 @@ func (n *Namer) take(parts []string) (string, bool) {
 	if name == parts[0]+"/"+NoPath {
 		return "", false
 	}
-	for end := len(parts[0]); end < len(name); end++ {
+	dir := name[:len(name)-1-len(parts[len(parts)-1])]
+	if dir != n.dir { // else it has been seen to
+		if !n.takeDirs(name, len(parts[0])) {
+			return "", false
+		}
+		n.dir = dir
+	}
+	n.taken[name] = true
+	return name, true
+}
+
+// takeDirs takes the directories of a name, from the one that ends at first on, if none
+// is a file.
+func (n *Namer) takeDirs(name string, first int) bool {
+	for end := first; end < len(name); end++ {
 		if name[end] == '/' && n.taken[name[:end]] {
-			return "", false // a file
+			return false
 		}
 	}
-	for end := len(parts[0]); end < len(name); end++ {
+	for end := first; end < len(name); end++ {
 		if name[end] == '/' {
 			n.taken[name[:end]] = false
 		}
 	}
-	n.taken[name] = true
-	return name, true
+	return true
 }
