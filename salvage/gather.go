@@ -1,6 +1,7 @@
 package salvage
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"runtime"
@@ -57,8 +58,18 @@ func (p *Plan) gather(dst []byte, lo, hi int64) error {
 			copy(dst[from:to], b)
 		}
 		if end >= lo && end < hi {
-			clear(dst[end : end+s.pad])
+			zero(dst[end : end+s.pad])
 		}
 	}
 	return nil
+}
+
+var zeros [addr.PageSize]byte
+
+// zero clears what is not zero yet: of fresh memory nothing, and to read it takes half
+// of the memory's time that writing does.
+func zero(b []byte) {
+	if !bytes.Equal(b, zeros[:len(b)]) {
+		clear(b)
+	}
 }
