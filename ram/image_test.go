@@ -84,7 +84,7 @@ func (d *dead) checkEncoded(t *testing.T, large bool) {
 	}
 }
 
-func openDead(t *testing.T, image *fixture.Image) *dead {
+func openDead(t testing.TB, image *fixture.Image) *dead {
 	mem, err := ram.OpenFile(image.RAM)
 	if err != nil {
 		t.Fatal(err)
@@ -133,7 +133,7 @@ func (r readerOf) ReadAt(p []byte, off int64) (int, error) {
 
 // findNote looks for the text of the VMCOREINFO note, as the crashed kernel would
 // hand it to the one that makes the dump.
-func (d *dead) findNote(t *testing.T) []byte {
+func (d *dead) findNote(t testing.TB) []byte {
 	head := append(binary.LittleEndian.AppendUint32(nil, 11), "VMCOREINFO\x00\x00OSRELEASE="...)
 	for _, r := range d.mem.Ranges() {
 		for part := range d.mem.(ram.Sparse).Touched(r) {
@@ -155,7 +155,7 @@ func (d *dead) findNote(t *testing.T) []byte {
 }
 
 // plan says what salvage finds on each disk: all about each file, and the bytes.
-func (d *dead) plan(t *testing.T, mem ram.Memory) []string {
+func (d *dead) plan(t testing.TB, mem ram.Memory) []string {
 	t.Helper()
 	k, err := kernel.Find(mem)
 	if err != nil {
