@@ -247,3 +247,45 @@ func (t *Types) constant(enum, constant string) ([]uint64, error) {
 	}
 	return []uint64{}, nil
 }
+
+// Constant returns the value of a constant of an enumeration without a name. The
+// same one in several enumerations must have the same value.
+func (t *Types) Constant(constant string) (uint64, error) {
+	answer, err := t.book.ask("constant "+constant, func() ([]uint64, error) { return t.anonymous(constant) })
+	if err == nil && len(answer) == 0 {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return 0, fmt.Errorf("constant %s: %w", constant, err)
+	}
+	return answer[0], nil
+}
+
+// anonymous returns the value of a constant of an enumeration without a name, or
+// nothing if there is none.
+func (t *Types) anonymous(constant string) ([]uint64, error) {
+	d, err := t.decoded()
+	if err != nil {
+		return nil, err
+	}
+	found := []uint64{}
+	for typ, err := range d.spec.All() {
+		if err != nil {
+			return nil, err
+		}
+		e, ok := typ.(*btf.Enum)
+		if !ok || e.Name != "" {
+			continue
+		}
+		for _, v := range e.Values {
+			if v.Name != constant {
+				continue
+			}
+			if len(found) > 0 && v.Value != found[0] {
+				return nil, fmt.Errorf("%w: it is %d and %d", ErrAmbiguous, found[0], v.Value)
+			}
+			found = []uint64{v.Value}
+		}
+	}
+	return found, nil
+}

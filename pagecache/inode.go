@@ -22,7 +22,8 @@ const (
 const (
 	ModeType    = 0o170000
 	ModeRegular = 0o100000
-	ModeSymlink = 0o120000
+	ModeDir     = 0o040000
+	ModeLink    = 0o120000
 )
 
 // Inode is a file as the kernel has it in memory, where it may be ahead of the
@@ -56,7 +57,7 @@ func (i *Inode) Regular() bool { return i.Mode&ModeType == ModeRegular }
 
 // HasData reports whether its pages are its content, as those of regular files and
 // of long symbolic links are.
-func (i *Inode) HasData() bool { return i.Regular() || i.Mode&ModeType == ModeSymlink }
+func (i *Inode) HasData() bool { return i.Regular() || i.Mode&ModeType == ModeLink }
 
 // Deleted reports whether it has no name left, and is gone once it is closed.
 func (i *Inode) Deleted() bool { return i.NLink == 0 }

@@ -25,6 +25,7 @@ const (
 	Encrypted                          // fscrypt: what is in memory is not what goes to the disk
 	Verity                             // fsverity: the file cannot be written to
 	Reserved                           // an inode of the file system itself
+	Partial                            // a part of the file is not in memory, and the disk may have an older one
 	UnknownStructure                   // the kernel lays something out in a way not understood
 )
 
@@ -43,6 +44,7 @@ var reasonNames = map[Reason]string{
 	Encrypted:        "encrypted file",
 	Verity:           "verity file",
 	Reserved:         "reserved inode",
+	Partial:          "only partly in memory",
 	UnknownStructure: "unknown structure",
 }
 

@@ -29,6 +29,12 @@ func (e *DiskError) Unwrap() error { return ErrDiskChanged }
 // memory. Offset 0 of the disk must be the start of the file system. An error
 // that wraps ErrDiskChanged means that the plan must not be carried out.
 func (p *Plan) Check(disk io.ReaderAt) error {
+	switch p.Super.Type {
+	case "xfs":
+		return p.checkXFS(disk)
+	case "btrfs":
+		return p.checkBtrfs(disk)
+	}
 	if !p.Super.HasBuffers() {
 		return fmt.Errorf("check disk: %s: %w: a disk of that type cannot be compared with memory", p.Super.Type, ErrUnsupported)
 	}

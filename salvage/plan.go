@@ -38,6 +38,9 @@ type Plan struct {
 	// Deleted counts unsaved files without a name, which get nothing.
 	Deleted int
 
+	xfsRecords []pagecache.LogRecord // the last of its log
+	btrfsSuper []byte
+
 	mem      ram.Memory
 	first    addr.Ino  // the first inode that is not the file system's own
 	staged   int64     // bytes
@@ -58,6 +61,7 @@ type File struct {
 	Flags      uint32 // pagecache.Flag*
 	Path       string // from the top of the file system; empty if unknown
 	Runs       []Run  // ascending; none if only size, times or owner differ
+	Loose      *Loose // of plans for disks without a journal that is finished; else nil
 }
 
 // Run is a stretch of unsaved bytes of a file, already clipped to its size.
@@ -196,10 +200,7 @@ func (p *Plan) add(c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Ino
 		p.Deleted++
 		return
 	}
-	f := File{
-		Ino: i.Ino, Generation: i.Generation, Mode: i.Mode, UID: i.UID, GID: i.GID, NLink: i.NLink,
-		Size: i.Size, Atime: i.Atime, Mtime: i.Mtime, Ctime: i.Ctime, Flags: i.Flags,
-	}
+	f := fileOf(i)
 	pieces := c.Unsaved
 	if s.InMemory() {
 		pieces = c.Held
@@ -220,6 +221,13 @@ func (p *Plan) add(c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Ino
 	// A file without a name in memory is found by its inode number.
 	f.Path, _ = paths.Of(i)
 	p.Files = append(p.Files, f)
+}
+
+func fileOf(i *pagecache.Inode) File {
+	return File{
+		Ino: i.Ino, Generation: i.Generation, Mode: i.Mode, UID: i.UID, GID: i.GID, NLink: i.NLink,
+		Size: i.Size, Atime: i.Atime, Mtime: i.Mtime, Ctime: i.Ctime, Flags: i.Flags,
+	}
 }
 
 // unfit says why a file must not be written to, or 0.
