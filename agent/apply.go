@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -41,12 +42,12 @@ const (
 // apply brings the files of a plan to the state the dead kernel had in memory.
 // A file that cannot be is reported and left as far as it came.
 func (a *Agent) apply(_ context.Context, r link.ApplyRequest) (link.ApplyResult, error) {
-	begin := time.Now()
 	var result link.ApplyResult
 	a.mu.Lock()
 	dir, ok := a.mounts[r.Disk]
+	d, err := a.disk(r.Disk)
 	a.mu.Unlock()
-	if !ok {
+	if !ok || err != nil {
 		return result, fmt.Errorf("disk %q is not mounted here", r.Disk)
 	}
 	staging, err := openStaging()
@@ -54,27 +55,79 @@ func (a *Agent) apply(_ context.Context, r link.ApplyRequest) (link.ApplyResult,
 		return result, err
 	}
 	defer staging.Close()
-	files, err := readPlan(staging, r)
-	if err != nil {
-		return result, err
-	}
 	mount, err := os.Open(dir)
 	if err != nil {
 		return result, fmt.Errorf("open mount: %w", err)
 	}
 	defer mount.Close()
-	result.Phases = append(result.Phases, link.PhaseTime{Name: "read plan", Took: time.Since(begin)})
+	return Apply(mount, d.Type, staging, r, time.Time{})
+}
 
-	begin = time.Now()
-	w := &writer{mount: int(mount.Fd()), staging: int(staging.Fd())}
-	if err := w.writeAll(files); err != nil {
+// Apply brings the files of a plan on a staging file to the state the dead kernel
+// had in memory, in the file system of a type that is mounted on a directory. A
+// file that was changed after the dead kernel's end is left alone, if that is not
+// zero.
+func Apply(mount *os.File, kind string, staging *os.File, r link.ApplyRequest, died time.Time) (link.ApplyResult, error) {
+	var result link.ApplyResult
+	files, err := readPlan(staging, r)
+	if err != nil {
 		return result, err
 	}
+	w := &writer{mount: int(mount.Fd()), staging: int(staging.Fd()), kind: kind}
+	if r.AttrsLen > 0 {
+		attrs, err := readList(staging, r.Attrs, r.AttrsLen, link.DecodeAttrs)
+		if err == nil {
+			err = w.restore(mount, files, attrs, died, &result)
+		}
+		return result, err
+	}
+	err = measure(&result, "write files", func() error { return w.writeAll(files, nil) })
 	for i := range w.targets {
 		w.targets[i].report(&result)
 	}
-	result.Phases = append(result.Phases, link.PhaseTime{Name: "write files", Took: time.Since(begin)})
-	return result, nil
+	return result, err
+}
+
+func measure(r *link.ApplyResult, name string, work func() error) error {
+	begin := time.Now()
+	err := work()
+	r.Phases = append(r.Phases, link.PhaseTime{Name: name, Took: time.Since(begin)})
+	return err
+}
+
+// restore writes a plan with attributes: it makes what is missing, writes, and
+// gives everything its name.
+func (w *writer) restore(mount *os.File, files []link.File, attrs []link.Attr, died time.Time, result *link.ApplyResult) error {
+	restore, err := newRestorer(mount, w.kind, files, attrs, died, result)
+	if err != nil {
+		return err
+	}
+	var some []link.File
+	var about []*loose
+	var chosen []int
+	_ = measure(result, "find files", func() error {
+		found := restore.begin()
+		chosen = slices.Sorted(maps.Keys(found))
+		for _, i := range chosen {
+			some, about = append(some, files[i]), append(about, found[i])
+		}
+		return nil
+	})
+	if err := measure(result, "write files", func() error { return w.writeAll(some, about) }); err != nil {
+		return err
+	}
+	written := make(map[int]bool)
+	for i := range w.targets {
+		w.targets[i].report(result)
+		written[chosen[i]] = w.targets[i].err == nil
+	}
+	return measure(result, "name files", func() error {
+		restore.name(written)
+		restore.dropTemporary()
+		restore.lock()
+		restore.endDirectories()
+		return nil
+	})
 }
 
 func openStaging() (*os.File, error) {
@@ -132,18 +185,23 @@ type batch struct {
 // writer writes the files of one plan.
 type writer struct {
 	mount, staging int
+	kind           string // type of the file system
 	targets        []target
 }
 
 // writeAll goes through the staging disk in large pieces, whatever the size of
-// the files, and finishes each file with its last piece.
-func (w *writer) writeAll(files []link.File) error {
+// the files, and finishes each file with its last piece. about is nil, or has what
+// else there is to each of them.
+func (w *writer) writeAll(files []link.File, about []*loose) error {
 	w.targets = make([]target, len(files))
 	var pieces []piece
 	var bare []*target // nothing to write into, but for size and times
 	for i, f := range files {
 		t := &w.targets[i]
-		t.file = f
+		t.file, t.kind = f, w.kind
+		if about != nil {
+			t.loose, t.root = about[i], about[i].attr.Root
+		}
 		before := len(pieces)
 		pieces = t.cut(pieces)
 		t.left.Store(int32(len(pieces) - before))

@@ -60,7 +60,7 @@ func (b *bench) apply(files ...link.File) link.ApplyResult {
 	}
 	defer mount.Close()
 	w := &writer{mount: int(mount.Fd()), staging: int(b.staging.Fd())}
-	if err := w.writeAll(files); err != nil {
+	if err := w.writeAll(files, nil); err != nil {
 		b.t.Fatal(err)
 	}
 	var r link.ApplyResult

@@ -75,7 +75,7 @@ func rehearseWriting(dir string) error {
 	}
 	defer mount.Close()
 	w := &writer{mount: int(mount.Fd()), staging: int(staging.Fd())}
-	if err := w.writeAll(files); err != nil {
+	if err := w.writeAll(files, nil); err != nil {
 		return err
 	}
 	var result link.ApplyResult

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -12,10 +11,6 @@ import (
 
 	"understudy/link"
 )
-
-// handleInode32 is the type of a file handle that holds a 32-bit inode number
-// and its generation (FILEID_INO32_GEN, include/linux/exportfs.h).
-const handleInode32 = 1
 
 // Inode flags that forbid writing: FS_IMMUTABLE_FL and FS_APPEND_FL
 // (include/uapi/linux/fs.h).
@@ -33,8 +28,11 @@ const capabilityName = "security.capability"
 // first piece and closed after its last. It keeps what the writing itself
 // would change and must not.
 type target struct {
-	file link.File
-	left atomic.Int32 // pieces not yet written
+	file  link.File
+	left  atomic.Int32 // pieces not yet written
+	kind  string       // type of the file system; empty: of the ext family
+	root  uint64       // subvolume of btrfs
+	loose *loose       // what else there is to do; nil: nothing
 
 	mu         sync.Mutex
 	opened     bool
@@ -80,13 +78,10 @@ func (t *target) open(mount int) error {
 // ESTALE.
 func (t *target) openByHandle(mount int) error {
 	t.fd = -1
-	if t.file.Inode > 1<<32-1 {
-		return fmt.Errorf("inode number %d does not fit in the file handle of ext4", t.file.Inode)
+	fh, err := t.handle()
+	if err != nil {
+		return err
 	}
-	handle := binary.NativeEndian.AppendUint32(nil, uint32(t.file.Inode))
-	handle = binary.NativeEndian.AppendUint32(handle, t.file.Generation)
-	fh := unix.NewFileHandle(handleInode32, handle)
-
 	const writing = unix.O_RDWR | unix.O_DIRECT | unix.O_NOATIME | unix.O_CLOEXEC
 	fd, err := unix.OpenByHandleAt(mount, fh, writing)
 	if errors.Is(err, unix.EPERM) {
@@ -111,8 +106,18 @@ func (t *target) openByHandle(mount int) error {
 		return fmt.Errorf("get inode flags: %w", err)
 	}
 	t.mapped = flags&extentsFlag != 0
-	t.capability, err = readCapability(fd)
-	return err
+	if t.capability, err = readCapability(fd); err != nil || t.loose == nil {
+		return err
+	}
+	return t.loose.prepare(t)
+}
+
+// handle is that of the file, or of the one that was made in its place.
+func (t *target) handle() (unix.FileHandle, error) {
+	if t.loose != nil && t.loose.made != nil {
+		return *t.loose.made, nil
+	}
+	return handleOf(t.kind, &t.file, t.root)
 }
 
 // unlock takes off the flags that make an inode refuse writers.
@@ -218,16 +223,17 @@ func (t *target) settle() error {
 	if err := t.resize(); err != nil {
 		return err
 	}
+	if t.loose != nil {
+		if err := t.loose.own(t); err != nil {
+			return err
+		}
+	}
 	if t.capability != nil {
 		if err := unix.Fsetxattr(t.fd, capabilityName, t.capability, 0); err != nil {
 			return fmt.Errorf("put capabilities back: %w", err)
 		}
 	}
-	times := []unix.Timespec{
-		{Sec: t.file.Atime.Sec, Nsec: int64(t.file.Atime.Nsec)},
-		{Sec: t.file.Mtime.Sec, Nsec: int64(t.file.Mtime.Nsec)},
-	}
-	if err := setTimes(t.fd, times); err != nil {
+	if err := setTimes(t.fd, timesOf(&t.file)); err != nil {
 		return fmt.Errorf("set times: %w", err)
 	}
 	if t.locked {

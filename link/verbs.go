@@ -93,6 +93,11 @@ type ApplyRequest struct {
 	Disk string `json:"disk"`
 	Plan int64  `json:"plan"` // offset of the plan on the staging disk, bytes
 	Len  int64  `json:"len"`  // length of the encoded plan, bytes
+
+	// Attrs are encoded attributes of files of the plan, likewise. Without them
+	// files are written where they are, and nothing else is done to them.
+	Attrs    int64 `json:"attrs,omitempty"`
+	AttrsLen int64 `json:"attrs_len,omitempty"`
 }
 
 // ApplyResult tells what became of a plan.
@@ -100,6 +105,7 @@ type ApplyResult struct {
 	Files    int         `json:"files"`
 	Bytes    int64       `json:"bytes"`
 	Failures []Failure   `json:"failures,omitempty"`
+	Acts     []Act       `json:"acts,omitempty"`
 	Phases   []PhaseTime `json:"phases,omitempty"`
 }
 
