@@ -5,8 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"understudy/link"
@@ -35,8 +35,10 @@ type Job struct {
 	// Files are what is written by handle; the staged bytes of their runs are
 	// what Gather fills.
 	Files []link.File
-	// Super are the places of the disk by which its file system says that it was
-	// mounted. At least one.
+	// Attrs are what else there is to some of them.
+	Attrs []link.Attr
+	// Super are the places of the disk without which it has no file system, and
+	// which are missing while it is in between. At least one.
 	Super []Region
 }
 
@@ -101,23 +103,49 @@ func (d *Disk) prepare(ctx context.Context, j Job, guest Guest, r *Result) error
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx) // nothing was lost yet; from here on it goes through
 	}
-	return r.stage("seal overlay", func() error {
-		if err := errors.Join(d.room(), d.seal(ctx)); err != nil {
-			return err
-		}
-		d.left.Step = stepCommit
-		return d.left.write(d.work)
-	})
+	return r.stage("seal overlay", func() error { return d.makeReady(ctx) })
+}
+
+// makeReady has everything durable that a commit needs.
+func (d *Disk) makeReady(ctx context.Context) (err error) {
+	if err := errors.Join(d.room(), d.seal(ctx)); err != nil {
+		return err
+	}
+	if d.left.After, err = d.look(ctx, d.left.Before); err != nil {
+		return err
+	}
+	if err := d.cover(ctx, veil(d.left.Before, d.left.Identity)); err != nil {
+		return err
+	}
+	d.left.Step = stepCommit
+	return d.left.write(d.work)
 }
 
 // finish commits the overlay, whatever ctx says: what is in between is best left
-// soon.
+// soon. Each of its steps may have been done before, and is done again.
 func (d *Disk) finish(ctx context.Context, r *Result) error {
 	ctx = context.WithoutCancel(ctx)
-	err := r.stage("commit", func() error { return d.commit(ctx) })
+	err := r.stage("commit", func() error {
+		if err := d.put(veil(d.left.Before, d.left.Identity)); err != nil {
+			return err
+		}
+		d.left.Step = stepVeiled
+		if err := d.left.write(d.work); err != nil {
+			return err
+		}
+		if err := d.commit(ctx); err != nil {
+			return err
+		}
+		return d.put(d.left.After)
+	})
 	if err != nil {
 		return &Error{"commit to " + d.path, err, "The disk is in between. Remove the cause and run the same command again: it goes on where this one stopped."}
 	}
+	return d.done()
+}
+
+// done takes away what a commit needed.
+func (d *Disk) done() error {
 	d.left.Step = stepDone
 	if err := d.left.write(d.work); err != nil {
 		return err
@@ -138,36 +166,39 @@ func (d *Disk) Finish(ctx context.Context, id Identity) (*Result, error) {
 	if d.left.Size != d.Size {
 		return nil, d.changed(fmt.Errorf("it has %d bytes, and had %d", d.Size, d.left.Size))
 	}
-	if _, err := os.Stat(d.overlay()); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, d.changed(errors.New("the overlay is gone"))
-		}
-		return nil, err
-	}
 	now, err := d.read(d.left.Before)
 	if err != nil {
 		return nil, err
 	}
-	after, err := d.look(ctx, d.left.Before)
-	if err != nil {
-		return nil, err
-	}
-	for i := range now {
-		if err := between(now[i], d.left.Before[i], after[i]); err != nil {
-			return nil, d.changed(err)
-		}
-	}
 	r := &Result{}
+	if veils := veil(d.left.Before, d.left.Identity); !same(now, veils) && same(now, d.left.After) {
+		return r, d.done() // only that was left to do
+	} else if err := between(now, veils, d.left); err != nil {
+		return nil, d.changed(err)
+	}
+	if _, err := os.Stat(d.overlay()); err != nil {
+		return nil, d.changed(fmt.Errorf("the overlay is gone: %w", err))
+	}
 	return r, d.finish(ctx, r)
 }
 
-// between wants each sector to be as it was, or as it is to be.
-func between(now, before, after Region) error {
-	for at := 0; at < len(now.Data); at += sector {
-		s := now.Data[at : at+sector]
-		if !bytes.Equal(s, before.Data[at:at+sector]) && !bytes.Equal(s, after.Data[at:at+sector]) {
-			return fmt.Errorf("its superblock, at %d, is neither the old one nor the new one", now.Off+int64(at))
+func same(a, b []Region) bool {
+	return slices.EqualFunc(a, b, func(a, b Region) bool { return bytes.Equal(a.Data, b.Data) })
+}
+
+// between wants each sector of the superblock to be veiled, or as it was, or as it
+// is to be, and not all of them to be as they were: a veil was there.
+func between(now, veils []Region, r *record) error {
+	for i, g := range now {
+		for at := 0; at < len(g.Data); at += sector {
+			is := func(other Region) bool { return bytes.Equal(g.Data[at:at+sector], other.Data[at:at+sector]) }
+			if !is(veils[i]) && !is(r.Before[i]) && !is(r.After[i]) {
+				return fmt.Errorf("its superblock, at %d, is neither the old one nor the new one", g.Off+int64(at))
+			}
 		}
+	}
+	if same(now, r.Before) {
+		return errors.New("it has its old superblock back")
 	}
 	return nil
 }

@@ -91,7 +91,16 @@ func (d *Disk) open(work string) error {
 	d.work = filepath.Join(work, filepath.Base(d.path)+".understudy")
 	d.left, err = readRecord(d.work)
 	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
+		return d.unveiled()
+	}
+	if err != nil {
+		return err
+	}
+	switch d.left.Step {
+	case stepVeiled:
+		d.left.began = true
+	case stepCommit: // it may not have come to that
+		d.left.began, err = d.veiled(d.left)
 	}
 	return err
 }
@@ -99,7 +108,7 @@ func (d *Disk) open(work string) error {
 // Unfinished says whose commit to this disk was broken off, if one was. The disk
 // is then in between, and Finish is all that may be done.
 func (d *Disk) Unfinished() (Identity, bool) {
-	if d.left == nil || d.left.Step != stepCommit {
+	if d.left == nil || !d.left.began {
 		return Identity{}, false
 	}
 	return d.left.Identity, true
@@ -111,7 +120,7 @@ func (d *Disk) Work() string { return d.work }
 // clear makes an empty work directory. What an earlier run left there may go if
 // the run was for the same, or had nothing left to do.
 func (d *Disk) clear(id Identity) error {
-	if l := d.left; l != nil && l.Step == stepApply && l.Identity.Sum != id.Sum {
+	if l := d.left; l != nil && l.Step != stepDone && l.Identity.Sum != id.Sum {
 		return &Error{"work directory " + d.work,
 			fmt.Errorf("it is of an unfinished run for another image: %s, Linux %s", l.Identity.Image, l.Identity.Kernel),
 			"Nothing of that run is on the disk. If it is not wanted any more, remove the directory."}

@@ -16,33 +16,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// imageTool is QEMU's program for images (package qemu-utils).
-const imageTool = "qemu-img"
+// QEMU's programs for images, and for writing into one (package qemu-utils).
+const (
+	imageTool = "qemu-img"
+	writeTool = "qemu-io"
+)
 
-// qemuImg runs the program. It ends with us, and it holds the disk's lock for as
-// long as it runs: should we be killed, nobody comes in between.
-func (d *Disk) qemuImg(ctx context.Context, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, imageTool, args...)
-	cmd.ExtraFiles = []*os.File{d.File}
+// qemu runs one of them. It ends with us, and it holds the disk's lock for as long
+// as it runs: should we be killed, nobody comes in between.
+func (d *Disk) qemu(ctx context.Context, tool string, args ...string) error {
+	return d.qemuWith(ctx, nil, tool, args...)
+}
+
+// qemuWith also gives the program a file, as its descriptor 4.
+func (d *Disk) qemuWith(ctx context.Context, file *os.File, tool string, args ...string) error {
+	cmd := exec.CommandContext(ctx, tool, args...)
+	cmd.ExtraFiles = []*os.File{d.File, file}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	var out, said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &said
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
 	// The signal comes when the thread ends that started it (prctl(2)).
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := cmd.Run(); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {
-			return nil, fmt.Errorf("%w (install qemu-utils)", err)
+			return fmt.Errorf("%w (install qemu-utils)", err)
 		}
-		return nil, fmt.Errorf("%s %s: %w: %s", imageTool, args[0], err, strings.TrimSpace(said.String()))
+		return fmt.Errorf("%s %s: %w: %s", tool, args[0], err, strings.TrimSpace(said.String()))
 	}
-	return out.Bytes(), nil
+	return nil
 }
 
 // makeOverlay makes an empty overlay. The disk is named in it for people; we name
 // it each time ourselves.
 func (d *Disk) makeOverlay(ctx context.Context) error {
-	_, err := d.qemuImg(ctx, "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", d.path, d.overlay(), fmt.Sprint(d.Size))
+	err := d.qemu(ctx, imageTool, "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", d.path, d.overlay(), fmt.Sprint(d.Size))
 	if err != nil {
 		return fmt.Errorf("make overlay: %w", err)
 	}
@@ -65,7 +73,7 @@ func (d *Disk) view() string {
 
 // seal checks that the overlay is sound, and makes it durable.
 func (d *Disk) seal(ctx context.Context) error {
-	if _, err := d.qemuImg(ctx, "check", "-q", "--image-opts", d.view()); err != nil {
+	if err := d.qemu(ctx, imageTool, "check", "-q", "--image-opts", d.view()); err != nil {
 		return fmt.Errorf("check overlay: %w", err)
 	}
 	f, err := os.OpenFile(d.overlay(), os.O_RDWR, 0)
@@ -105,7 +113,7 @@ func (d *Disk) look(ctx context.Context, regions []Region) ([]Region, error) {
 	for _, g := range regions {
 		n := len(g.Data)
 		// What is skipped counts (qemu-img.c, img_dd).
-		_, err := d.qemuImg(ctx, "dd", "-O", "raw", fmt.Sprintf("bs=%d", sector), fmt.Sprintf("skip=%d", g.Off/sector),
+		err := d.qemu(ctx, imageTool, "dd", "-O", "raw", fmt.Sprintf("bs=%d", sector), fmt.Sprintf("skip=%d", g.Off/sector),
 			fmt.Sprintf("count=%d", (g.Off+int64(n))/sector), "--image-opts", "if="+d.view(), "of="+tmp)
 		if err != nil {
 			return nil, fmt.Errorf("read overlay: %w", err)
@@ -122,10 +130,44 @@ func (d *Disk) look(ctx context.Context, regions []Region) ([]Region, error) {
 	return out, nil
 }
 
+// cover writes regions into the overlay, durably.
+func (d *Disk) cover(ctx context.Context, regions []Region) error {
+	for _, g := range regions {
+		if err := d.coverOne(ctx, g); err != nil {
+			return fmt.Errorf("write to overlay: %w", err)
+		}
+	}
+	got, err := d.look(ctx, regions)
+	if err != nil {
+		return err
+	}
+	for i, g := range regions {
+		if !bytes.Equal(got[i].Data, g.Data) {
+			return fmt.Errorf("write to overlay: %d bytes at %d are not there", len(g.Data), g.Off)
+		}
+	}
+	return d.seal(ctx)
+}
+
+func (d *Disk) coverOne(ctx context.Context, g Region) error {
+	// A name with spaces could not be told to the program.
+	tmp, err := os.Create(filepath.Join(d.work, stagingName))
+	if err != nil {
+		return err
+	}
+	defer tmp.Close()
+	if _, err := tmp.Write(g.Data); err != nil {
+		return errors.Join(err, os.Remove(tmp.Name()))
+	}
+	write := fmt.Sprintf("write -q -s /dev/fd/4 %d %d", g.Off, len(g.Data))
+	err = d.qemuWith(ctx, tmp, writeTool, "-c", write, "-c", "flush", "--image-opts", d.view())
+	return errors.Join(err, os.Remove(tmp.Name()))
+}
+
 // commit writes what the overlay holds to the disk, and makes it durable. The
 // overlay stays as it is: until it is removed, a commit can be done again.
 func (d *Disk) commit(ctx context.Context) error {
-	if _, err := d.qemuImg(ctx, "commit", "-q", "-d", "--image-opts", d.view()); err != nil {
+	if err := d.qemu(ctx, imageTool, "commit", "-q", "-d", "--image-opts", d.view()); err != nil {
 		return err
 	}
 	return d.Sync()

@@ -7,12 +7,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // The steps of a run, as a record has them.
 const (
 	stepApply  = "apply"  // the overlay is being written; the disk is untouched
-	stepCommit = "commit" // the overlay is complete; the disk is in between
+	stepCommit = "commit" // the overlay is complete; the disk is about to be veiled
+	stepVeiled = "veiled" // the disk is veiled, and in between
 	stepDone   = "done"   // the disk is complete; the overlay is of no use
 )
 
@@ -24,9 +26,12 @@ type record struct {
 	Identity Identity `json:"identity"`
 	Disk     string   `json:"disk"` // path
 	Size     int64    `json:"size"` // of the disk, bytes
-	// Before are the places by which a file system says that it was mounted, as
-	// they were on the disk before the commit.
+	// Before are the superblock of the disk as it was, and After as it is to be:
+	// the overlay and the disk have a veil in its place.
 	Before []Region `json:"before"`
+	After  []Region `json:"after"`
+
+	began bool // of a record that was found: the disk is in between
 }
 
 // Region is a stretch of a disk, in whole sectors.
@@ -68,18 +73,21 @@ func parseRecord(b []byte) (*record, error) {
 		return nil, fmt.Errorf("version %d", r.Version)
 	}
 	switch r.Step {
-	case stepApply, stepCommit, stepDone:
+	case stepApply, stepCommit, stepVeiled, stepDone:
 	default:
 		return nil, fmt.Errorf("unknown step %q", r.Step)
 	}
-	for _, g := range r.Before {
+	for _, g := range slices.Concat(r.Before, r.After) {
 		n := int64(len(g.Data))
 		if g.Off < 0 || n == 0 || g.Off%sector != 0 || n%sector != 0 || g.Off > r.Size-n {
 			return nil, fmt.Errorf("%d bytes at %d of a disk of %d", n, g.Off, r.Size)
 		}
 	}
-	if r.Step == stepCommit && len(r.Before) == 0 {
-		return nil, errors.New("nothing to tell the disk by")
+	if r.Step == stepCommit || r.Step == stepVeiled {
+		same := func(a, b Region) bool { return a.Off == b.Off && len(a.Data) == len(b.Data) }
+		if len(r.Before) == 0 || !slices.EqualFunc(r.Before, r.After, same) {
+			return nil, errors.New("nothing to tell the disk by")
+		}
 	}
 	return r, nil
 }

@@ -23,53 +23,64 @@ const page = 4096
 
 func align(n int64) int64 { return (n + page - 1) &^ (page - 1) }
 
-// stage lays out the staging disk: the data of the files, their plan, the data
-// of the raw blocks, their list.
+// stage lays out the staging disk: the data of the files, that of the raw blocks,
+// and what says where it all belongs.
 func (d *Disk) stage(j Job, r *Result) (*staged, error) {
-	raw := align(j.Size)
-	var plan []byte
-	if len(j.Files) > 0 {
-		plan = link.EncodePlan(j.Files)
-		raw = align(raw + int64(len(plan)))
-	}
-	blocks, end, err := place(j.Raw, raw, d.Size)
+	blocks, at, err := place(j.Raw, align(j.Size), d.Size)
 	if err != nil {
 		return nil, err
 	}
-	var list []byte
-	if len(blocks) > 0 {
-		list = link.EncodeBlocks(blocks)
-	}
-	total := align(end + int64(len(list)))
 	s := &staged{mount: link.MountRequest{Disk: diskName, Check: j.Check}}
-	if s.Staging, err = device.NewStaging(filepath.Join(d.work, stagingName), total); err != nil {
+	lists := make(map[int64][]byte)
+	put := func(list []byte) (int64, int64) {
+		from := at
+		lists[from] = list
+		at = align(at + int64(len(list)))
+		return from, int64(len(list))
+	}
+	s.apply.Disk, s.blocks.Disk = diskName, diskName
+	if len(blocks) > 0 {
+		s.blocks.Blocks, s.blocks.Len = put(link.EncodeBlocks(blocks))
+	}
+	if len(j.Files) > 0 {
+		s.apply.Plan, s.apply.Len = put(link.EncodePlan(j.Files))
+	}
+	if len(j.Attrs) > 0 {
+		list, err := link.EncodeAttrs(j.Attrs)
+		if err != nil {
+			return nil, err
+		}
+		s.apply.Attrs, s.apply.AttrsLen = put(list)
+	}
+	if s.Staging, err = device.NewStaging(filepath.Join(d.work, stagingName), at); err != nil {
 		return nil, err
 	}
-	err = r.stage("gather", func() error {
-		// A hole of the file that cannot be filled would be a SIGBUS.
-		if err := s.Reserve(total); err != nil {
-			return err
-		}
-		b, err := s.Map()
-		if err != nil {
-			return err
-		}
-		if err := j.Gather(b[:j.Size]); err != nil {
-			return err
-		}
-		copy(b[align(j.Size):], plan)
-		for i, w := range j.Raw {
-			copy(b[blocks[i].Staged:], w.Data)
-		}
-		copy(b[end:], list)
-		return nil
-	})
-	if err != nil {
+	if err := r.stage("gather", func() error { return s.fill(j, blocks, lists, at) }); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	s.apply = link.ApplyRequest{Disk: diskName, Plan: align(j.Size), Len: int64(len(plan))}
-	s.blocks = link.WriteRequest{Disk: diskName, Blocks: end, Len: int64(len(list))}
 	return s, nil
+}
+
+// fill puts everything in its place.
+func (s *staged) fill(j Job, blocks []link.Run, lists map[int64][]byte, total int64) error {
+	// A hole of the file that cannot be filled would be a SIGBUS.
+	if err := s.Reserve(total); err != nil {
+		return err
+	}
+	b, err := s.Map()
+	if err != nil {
+		return err
+	}
+	if err := j.Gather(b[:j.Size]); err != nil {
+		return err
+	}
+	for i, w := range j.Raw {
+		copy(b[blocks[i].Staged:], w.Data)
+	}
+	for at, list := range lists {
+		copy(b[at:], list)
+	}
+	return nil
 }
 
 // place gives each block its place on the staging disk, from a page on. It returns

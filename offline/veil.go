@@ -1,0 +1,68 @@
+package offline
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// veilText begins each sector of a veil, for whoever looks at the disk.
+const veilText = "understudy salvage apply was broken off while it wrote to this disk. Apply the same image again to finish it: "
+
+// veil is what stands in the place of a superblock while a disk is in between: no
+// file system, so that it cannot be mounted or checked by accident.
+func veil(regions []Region, id Identity) []Region {
+	text := []byte(veilText + id.Image + ", Linux " + id.Kernel)
+	text = append(text[:min(len(text), sector-1)], '\n')
+	text = append(text, make([]byte, sector-len(text))...)
+	var out []Region
+	for _, g := range regions {
+		out = append(out, Region{Off: g.Off, Data: bytes.Repeat(text, len(g.Data)/sector)})
+	}
+	return out
+}
+
+// veiled reports whether any sector of the disk's superblock has its veil.
+func (d *Disk) veiled(r *record) (bool, error) {
+	now, err := d.read(r.Before)
+	if err != nil {
+		return false, err
+	}
+	found := false
+	for i, v := range veil(r.Before, r.Identity) {
+		for at := 0; at < len(v.Data); at += sector {
+			found = found || bytes.Equal(now[i].Data[at:at+sector], v.Data[at:at+sector])
+		}
+	}
+	return found, nil
+}
+
+// unveiled wants a disk without a record not to be in between. Veils are looked
+// for where superblocks are: in the first sectors, and 64 KiB in.
+func (d *Disk) unveiled() error {
+	for _, off := range []int64{0, 1024, 64 << 10} {
+		b := make([]byte, sector)
+		if off+sector > d.Size {
+			continue
+		}
+		if _, err := d.ReadAt(b, off); err != nil {
+			return fmt.Errorf("read disk: %w", err)
+		}
+		if strings.HasPrefix(string(b), veilText) {
+			return &Error{"disk " + d.path, errors.New("a commit to it was broken off, and the rest of it is not in " + d.work),
+				"Name the directory of that run with --work, and apply the same image again."}
+		}
+	}
+	return nil
+}
+
+// put writes regions to the disk, durably.
+func (d *Disk) put(regions []Region) error {
+	for _, g := range regions {
+		if _, err := d.WriteAt(g.Data, g.Off); err != nil {
+			return fmt.Errorf("write superblock: %w", err)
+		}
+	}
+	return d.Sync()
+}
