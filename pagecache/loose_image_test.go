@@ -5,6 +5,7 @@ import (
 	"os"
 	"testing"
 
+	"understudy/addr"
 	"understudy/internal/fixture"
 	"understudy/internal/fixture/record"
 	"understudy/pagecache"
@@ -13,7 +14,7 @@ import (
 // superOf returns a file system of an image by its name in the fixture.
 func superOf(t *testing.T, c *pagecache.Cache, image *fixture.Image, name string) *pagecache.Superblock {
 	t.Helper()
-	id, err := pagecache.ParseUUID(image.Format(name).UUID)
+	id, err := addr.ParseUUID(image.Format(name).UUID)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,10 +11,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"understudy/addr"
 	"understudy/agent"
 	"understudy/initramfs"
 	"understudy/inventory"
 	"understudy/offline"
+	"understudy/pagecache"
 	"understudy/pair"
 	"understudy/salvage"
 )
@@ -25,6 +27,7 @@ type application struct {
 	work        string
 	fs          string
 	guest       string
+	partial     bool
 	dryRun      bool
 	json        bool
 
@@ -67,6 +70,7 @@ byte. If the commit is broken off, the same command goes on with it.`,
 	f.StringVar(&a.work, "work", "", "keep the overlay in this `DIR` until it is committed; default: beside DISK")
 	f.StringVar(&a.fs, "fs", "", "the file system of DISK in IMAGE, if several have its UUID: a device (vda)")
 	f.StringVar(&a.guest, "guest", "", "boot the kernel in this `DIR`, which has boot/vmlinuz and lib/modules/RELEASE; default: what setup has fetched")
+	f.BoolVar(&a.partial, "partial", false, "XFS, btrfs: also write files of which a part is not in memory, and may be older on DISK or missing")
 	f.BoolVar(&a.dryRun, "dry-run", false, "print the plan, and write nothing")
 	f.BoolVar(&a.json, "json", false, "print for programs")
 	_ = cmd.MarkFlagRequired("disk") // the flag exists
@@ -91,19 +95,19 @@ func (a *application) run(ctx context.Context) (err error) {
 	if a.target, err = offline.Open(a.disk, a.work); err != nil {
 		return err
 	}
+	if left, unfinished := a.target.Unfinished(); unfinished {
+		return a.finish(ctx, left)
+	}
 	if a.on, err = salvage.Identify(a.target); err != nil {
 		return fmt.Errorf("open disk %s: %w", a.disk, err)
 	}
-	if a.fsys, err = a.fileSystem(); err != nil {
+	if a.fsys, err = a.fileSystem(a.on.UUID); err != nil {
 		return err
 	}
 	a.report.begin(a)
-	if _, unfinished := a.target.Unfinished(); unfinished {
-		return a.finish(ctx)
-	}
 	var plan *salvage.Plan
 	err = a.memory.Stage("plan", func() (err error) {
-		if plan, err = salvage.Of(a.memory.Cache, a.fsys.Super); err != nil {
+		if plan, err = salvage.ForDisk(a.memory.Cache, a.fsys.Super, a.partial); err != nil {
 			return err
 		}
 		return plan.Check(a.target)
@@ -118,7 +122,9 @@ func (a *application) run(ctx context.Context) (err error) {
 			return err
 		}
 		plan.Settle(commit.did.Settled)
-		a.report.Commit = &commit.report
+		if a.on.Family == "ext" {
+			a.report.Commit = &commit.report
+		}
 		if refused != nil {
 			a.report.refuse(appliedRefusal{Reason: "the last commit: " + refused.Error()})
 		}
@@ -136,7 +142,7 @@ func (a *application) run(ctx context.Context) (err error) {
 }
 
 // fileSystem finds the file system of the disk in the dead kernel.
-func (a *application) fileSystem() (*inventory.FileSystem, error) {
+func (a *application) fileSystem(id pagecache.UUID) (*inventory.FileSystem, error) {
 	all, _, faults := a.memory.FileSystems()
 	wanted := all
 	if a.fs != "" {
@@ -151,12 +157,12 @@ func (a *application) fileSystem() (*inventory.FileSystem, error) {
 			names = append(names, fmt.Sprintf("%s (%s)", f.Device, f.Super.UUID))
 		}
 	}
-	wanted = slices.DeleteFunc(slices.Clone(wanted), func(f *inventory.FileSystem) bool { return f.Super.UUID != a.on.UUID })
+	wanted = slices.DeleteFunc(slices.Clone(wanted), func(f *inventory.FileSystem) bool { return f.Super.UUID != id })
 	switch len(wanted) {
 	case 1:
 		return wanted[0], nil
 	case 0:
-		return nil, errors.Join(fmt.Errorf("open disk %s: it has file system %v: the dead kernel had %v mounted, and not that", a.disk, a.on.UUID, names), faults)
+		return nil, errors.Join(fmt.Errorf("open disk %s: it has file system %v: the dead kernel had %v mounted, and not that", a.disk, id, names), faults)
 	}
 	return nil, fmt.Errorf("open disk %s: the dead kernel had %d file systems of its UUID mounted: choose one with --fs by its device: %v", a.disk, len(wanted), names)
 }
@@ -169,7 +175,15 @@ func (a *application) identity() offline.Identity {
 }
 
 // finish ends the commit of an earlier run.
-func (a *application) finish(ctx context.Context) error {
+func (a *application) finish(ctx context.Context, left offline.Identity) error {
+	id, err := addr.ParseUUID(left.UUID)
+	if err != nil {
+		return err
+	}
+	if a.fsys, err = a.fileSystem(id); err != nil {
+		return fmt.Errorf("%w; a commit to it from %s was broken off: finish that first", err, left.Image)
+	}
+	a.report.begin(a)
 	a.report.Resumed = true
 	if a.dryRun {
 		return fmt.Errorf("plan for %s: a commit to it was broken off: run the same command without --dry-run, and it goes on", a.disk)
@@ -183,7 +197,7 @@ func (a *application) finish(ctx context.Context) error {
 
 func (a *application) apply(ctx context.Context, plan *salvage.Plan, commit *lastCommit) error {
 	job := offline.Job{
-		Identity: a.identity(), Type: a.fsys.Super.Type,
+		Identity: a.identity(), Type: a.fsys.Super.Type, Options: mountOptions[a.fsys.Super.Type],
 		Raw: commit.raw, Check: commit.report.Check != "",
 		Size: plan.StagingSize(), Gather: plan.Gather,
 	}
@@ -193,6 +207,9 @@ func (a *application) apply(ctx context.Context, plan *salvage.Plan, commit *las
 			return err
 		}
 		job.Files = append(job.Files, f)
+		if l := plan.Files[i].Loose; l != nil {
+			job.Attrs = append(job.Attrs, linkAttr(i, &plan.Files[i], a.partial))
+		}
 	}
 	for _, s := range a.on.Super {
 		job.Super = append(job.Super, offline.Region{Off: s.Off, Data: make([]byte, s.Len())})
@@ -210,7 +227,15 @@ func (a *application) apply(ctx context.Context, plan *salvage.Plan, commit *las
 }
 
 // fsModules are what a kernel may have as modules for the file system of a type.
-var fsModules = map[string][]string{"ext2": {"ext4"}, "ext3": {"ext4"}, "ext4": {"ext4"}}
+var fsModules = map[string][]string{"ext2": {"ext4"}, "ext3": {"ext4"}, "ext4": {"ext4"}, "xfs": {"xfs"}, "btrfs": {"btrfs"}}
+
+// checksums are modules that a file system may ask for by name. Which of them exist
+// differs between kernels.
+var checksums = []string{"crc32c_generic", "libcrc32c", "crc32c", "xxhash_generic", "blake2b_generic", "sha256_generic"}
+
+// mountOptions are with what a guest mounts a file system of a type: a path of
+// btrfs begins at its top, whatever subvolume is the default.
+var mountOptions = map[string]string{"xfs": "noatime", "btrfs": "noatime,subvolid=5"}
 
 // appliance is the guest that the work is done in.
 func (a *application) appliance(ctx context.Context) (offline.Guest, error) {
@@ -232,7 +257,13 @@ func (a *application) appliance(ctx context.Context) (offline.Guest, error) {
 			return offline.Guest{}, err
 		}
 	}
-	wanted := slices.Concat(guestModules, fsModules[a.fsys.Super.Type])
+	wanted := slices.Clone(guestModules)
+	for _, name := range checksums {
+		if _, err := initramfs.ModuleOrder(modules, []string{name}); err == nil {
+			wanted = append(wanted, name)
+		}
+	}
+	wanted = append(wanted, fsModules[a.fsys.Super.Type]...)
 	// The claim on the disk makes the directory ours.
 	where := sha256.Sum256([]byte(a.target.Work()))
 	return offline.Guest{

@@ -25,7 +25,10 @@ type lastCommit struct {
 // of ours: the reason is the second result, and the disk is what an ordinary crash
 // leaves then.
 func (a *application) finishCommit(disk io.ReaderAt) (c *lastCommit, refused error, err error) {
-	c = &lastCommit{}
+	c = &lastCommit{did: &journal.Report{}}
+	if a.on.Family != "ext" {
+		return c, nil, nil // its log is another matter
+	}
 	recording := jbd2.NewRecording(disk)
 	if c.rescue, err = journal.Plan(a.memory.Cache, a.fsys.Super, recording); err != nil {
 		return nil, nil, err

@@ -138,21 +138,27 @@ func TestApplyCommitKilled(t *testing.T) {
 	other := crashImage(t, fixture.Writeback)
 	b := newBench(t, fixture.Basic, "ext4")
 	cmd := b.start(slowCommit(t))
-	await(t, "commit", func() bool { return b.step() == "commit" })
+	await(t, "commit", func() bool { return b.step() == "veiled" })
 	time.Sleep(700 * time.Millisecond)
 	kill(t, cmd)
 	half := sumOf(t, b.disk.Image)
-	if half == sumOf(t, b.crash.Image) || b.step() != "commit" {
+	if half == sumOf(t, b.crash.Image) || b.step() != "veiled" {
 		t.Fatalf("nothing was committed yet; the record says %q", b.step())
 	}
 	b.fails("a commit to it was broken off", "--dry-run")
+
+	// Nobody can take it for a file system meanwhile.
+	if out, err := exec.Command("e2fsck", "-fn", b.disk.Image).CombinedOutput(); err == nil || !bytes.Contains(out, []byte("Bad magic")) {
+		t.Errorf("e2fsck: %v: %s", err, out)
+	}
+	b.fails("not in "+b.elsewhere()+"/disk.img", "--work", b.elsewhere())
 
 	mine := b.image
 	b.image = other // whose disk it is not
 	b.fails("the dead kernel had")
 	b.image = mine
 
-	// Somebody mounts it: the superblock says so.
+	// Somebody writes a superblock of his own.
 	flip := func() {
 		f, err := os.OpenFile(b.disk.Image, os.O_RDWR, 0)
 		if err != nil {
@@ -261,6 +267,9 @@ func TestApplyRefuses(t *testing.T) {
 	}
 	b.untouched()
 }
+
+// elsewhere is a directory that is not beside the disk.
+func (b *bench) elsewhere() string { return filepath.Dir(b.image.RAM) }
 
 // zeros is an empty disk.
 func (b *bench) zeros() string {

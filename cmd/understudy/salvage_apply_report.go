@@ -66,6 +66,28 @@ type appliedReport struct {
 	Files int         `json:"files"`
 	Bytes int64       `json:"bytes"`
 	Check *link.Check `json:"check,omitempty"` // of the file system, if there was one
+	Acts  []actReport `json:"acts,omitempty"`
+}
+
+// actReport is something that was done besides writing to a file where it is.
+type actReport struct {
+	Kind        string `json:"kind"` // link.Act*
+	Inode       uint64 `json:"inode"`
+	Generation  uint32 `json:"generation"`
+	Path        string `json:"path,omitempty"`
+	PathBase64  []byte `json:"path_base64,omitempty"`
+	Other       string `json:"other,omitempty"`
+	OtherBase64 []byte `json:"other_base64,omitempty"`
+}
+
+// actTexts are the kinds of acts as sentences about their paths.
+var actTexts = map[string]string{
+	link.ActCreated:   "made again: %s",
+	link.ActLinked:    "named again: %s",
+	link.ActRenamed:   "renamed again: %s, from %s",
+	link.ActUnlinked:  "removed, a name from before a renaming: %s",
+	link.ActDisplaced: "took the name %s: what had it is %s",
+	link.ActBack:      "had been deleted, and the disk still has it: %s",
 }
 
 // appliedRefusal is data that is in memory and not on the disk.
@@ -127,6 +149,12 @@ func (r *applyReport) refuse(why appliedRefusal) {
 
 func (r *applyReport) applied(p *salvage.Plan, result *offline.Result) {
 	r.Applied = &appliedReport{Files: result.Applied.Files, Bytes: result.Applied.Bytes, Check: result.Check}
+	for _, a := range result.Applied.Acts {
+		act := actReport{Kind: a.Kind, Inode: a.Inode, Generation: a.Generation}
+		act.Path, act.PathBase64 = inventory.Text(string(a.Path))
+		act.Other, act.OtherBase64 = inventory.Text(string(a.Other))
+		r.Applied.Acts = append(r.Applied.Acts, act)
+	}
 	type id struct {
 		ino        uint64
 		generation uint32
@@ -187,10 +215,13 @@ func (r *applyReport) Write(w io.Writer) error {
 		r.Plan.table(out)
 		fmt.Fprintf(out, "nothing was written to %s\n", r.Disk)
 	case r.Applied != nil:
-		fmt.Fprintln(out, r.Commit)
+		if r.Commit != nil {
+			fmt.Fprintln(out, r.Commit)
+		}
 		if c := r.Applied.Check; c != nil {
 			fmt.Fprintf(out, "checked before it was mounted: e2fsck ended with status %d\n", c.Status)
 		}
+		r.Applied.acts(out)
 		total := 0.0
 		for _, s := range r.Stages {
 			total += s.MS
@@ -198,6 +229,17 @@ func (r *applyReport) Write(w io.Writer) error {
 		fmt.Fprintf(out, "%s with %s written to %s in %.1fs\n", plural(r.Applied.Files, "file"), bytesText(r.Applied.Bytes), r.Disk, total/1000)
 	}
 	return out.Flush()
+}
+
+// acts prints what was done besides writing to files where they are.
+func (a *appliedReport) acts(w io.Writer) {
+	for _, act := range a.Acts {
+		paths := []any{printable(inventory.TextOf(act.Path, act.PathBase64))}
+		if other := inventory.TextOf(act.Other, act.OtherBase64); other != "" {
+			paths = append(paths, printable(other))
+		}
+		fmt.Fprintf(w, actTexts[act.Kind]+"\n", paths...)
+	}
 }
 
 func (p *planReport) table(w *bufio.Writer) {
