@@ -212,6 +212,10 @@ func (p *play) takeOver(ctx context.Context, v liveness.Verdict) error {
 		return err
 	}
 	p.report.Files, p.report.BytesRecovered, p.report.Refusals = report.Files, report.Bytes, report.Refused
+	for _, c := range report.Commits {
+		p.report.Files, p.report.BytesRecovered = p.report.Files+c.Files, p.report.BytesRecovered+c.Data
+		p.report.Commits = append(p.report.Commits, c)
+	}
 	for _, f := range report.Refused {
 		p.report.Refused += f.Count
 	}

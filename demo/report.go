@@ -3,6 +3,7 @@ package demo
 import (
 	"fmt"
 	"io"
+	"strings"
 
 	"understudy/takeover"
 	"understudy/workload"
@@ -29,6 +30,7 @@ type Report struct {
 	UnsavedBytes   int64              `json:"unsaved_bytes"` // in memory only when the kernel died
 	Files          int                `json:"files"`         // brought over
 	BytesRecovered int64              `json:"bytes_recovered"`
+	Commits        []takeover.Commit  `json:"commits"`
 	BytesWrong     int64              `json:"bytes_wrong"`
 	FilesWrong     int                `json:"files_wrong"`
 	FilesMissing   int                `json:"files_missing"`
@@ -100,6 +102,9 @@ func (r *Report) Write(w io.Writer) error {
 		fmt.Fprintf(w, "outage           %.0f ms, last good answer to first good answer, seen by the client\n", *r.OutageMS)
 	}
 	fmt.Fprintf(w, "brought over     %d files, %s; refused: %d\n", r.Files, mib(r.BytesRecovered), r.Refused)
+	for i := range r.Commits {
+		fmt.Fprintf(w, "%s\n", strings.Replace(r.Commits[i].String(), "last commit: ", "last commit      ", 1))
+	}
 	for _, f := range r.Refusals {
 		fmt.Fprintf(w, "                 %s: %s (%d)\n", f.What, f.Reason, f.Count)
 	}

@@ -13,6 +13,8 @@ const (
 	untouched class = iota // saved before Run, which leaves it alone
 	synced                 // written and fsynced in Run
 	unsaved                // written in Run, never synced
+	renamed                // saved before Run under another name
+	removed                // saved before Run, which removes it
 	probe                  // the probe file: unsaved, and written last
 )
 
@@ -22,6 +24,7 @@ const absent = -1
 // file is one file of the tree: what it is at first and what Run does to it.
 type file struct {
 	path  string
+	was   string // its path before Run, of one that is renamed
 	mode  fs.FileMode
 	class class
 	base  int64  // bytes at first, or absent
@@ -47,6 +50,9 @@ func NewPlan(spec Spec) (*Plan, error) {
 	for i := range max(2, spec.Files/25) {
 		b.untouchedFile(i)
 		b.syncedFile(i)
+		b.newFile(i)
+		b.renamedFile(i)
+		b.removedFile(i)
 	}
 	b.add(&file{path: ProbePath, mode: 0o644, class: probe, base: probeSize})
 	b.write(opProbe, 0, probeSize)
@@ -54,7 +60,9 @@ func NewPlan(spec Spec) (*Plan, error) {
 	p := &Plan{spec: spec, files: b.files}
 	for _, f := range p.files {
 		p.unsaved += f.unsaved()
-		p.tree += f.size()
+		if f.class != removed {
+			p.tree += f.size()
+		}
 	}
 	if p.unsaved < spec.UnsavedBytes {
 		return nil, fmt.Errorf("plan workload: %d bytes planned, %d wanted", p.unsaved, spec.UnsavedBytes)
@@ -63,7 +71,15 @@ func NewPlan(spec Spec) (*Plan, error) {
 }
 
 // Files is the number of files in the final tree.
-func (p *Plan) Files() int { return len(p.files) }
+func (p *Plan) Files() int {
+	n := 0
+	for _, f := range p.files {
+		if f.class != removed {
+			n++
+		}
+	}
+	return n
+}
 
 // UnsavedFiles is how many of them Run leaves unsaved, the probe file among them.
 func (p *Plan) UnsavedFiles() int {

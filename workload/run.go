@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -23,6 +24,9 @@ func (p *Plan) Prepare(dir string, emit func(Truth) error) error {
 		if err := f.create(dir, model); err != nil {
 			return fmt.Errorf("prepare workload: %w", err)
 		}
+		if f.class == removed {
+			continue
+		}
 		for _, o := range f.ops {
 			model = o.applyTo(model, p.payload(run, o))
 		}
@@ -38,7 +42,10 @@ func (p *Plan) Prepare(dir string, emit func(Truth) error) error {
 
 // create makes the file's directory and, unless Run is to create it, the file.
 func (f *file) create(dir string, content []byte) error {
-	path := filepath.Join(dir, f.path)
+	if f.class == unsaved && f.base == absent {
+		return nil // and its directory is Run's to make, too
+	}
+	path := filepath.Join(dir, cmp.Or(f.was, f.path))
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
@@ -64,7 +71,7 @@ func (f *file) create(dir string, content []byte) error {
 // 5 s the crash has that long to come. The probe file is last: who reads its new content knows that Run is done.
 func (p *Plan) Run(dir string) error {
 	run := newPool(p.spec.Seed, runSide)
-	for _, c := range []class{synced, unsaved, probe} {
+	for _, c := range []class{synced, unsaved, renamed, removed, probe} {
 		for _, f := range p.files {
 			if f.class != c {
 				continue
@@ -80,6 +87,17 @@ func (p *Plan) Run(dir string) error {
 // change does a file's operations.
 func (p *Plan) change(dir string, f *file, run *pool) error {
 	path := filepath.Join(dir, f.path)
+	if f.class == removed {
+		return os.Remove(path)
+	}
+	if f.class == renamed || f.base == absent {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+	}
+	if f.class == renamed {
+		return os.Rename(filepath.Join(dir, f.was), path)
+	}
 	flags := os.O_RDWR
 	if f.base == absent {
 		flags |= os.O_CREATE | os.O_EXCL
@@ -89,6 +107,11 @@ func (p *Plan) change(dir string, f *file, run *pool) error {
 		return err
 	}
 	defer h.Close()
+	if f.base == absent {
+		if err := h.Chmod(f.mode); err != nil { // whatever the umask
+			return err
+		}
+	}
 	for _, o := range f.ops {
 		if err := o.applyToFile(h, p.payload(run, o)); err != nil {
 			return fmt.Errorf("change %s: %w", f.path, err)
@@ -106,9 +129,6 @@ func (p *Plan) change(dir string, f *file, run *pool) error {
 func (f *file) sync(h *os.File, path string) error {
 	if f.base != absent {
 		return h.Sync()
-	}
-	if err := h.Chmod(f.mode); err != nil { // whatever the umask
-		return err
 	}
 	if err := h.Sync(); err != nil {
 		return err

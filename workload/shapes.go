@@ -197,3 +197,21 @@ func (b *builder) syncedFile(i int) {
 	}
 	overwrittenAndAppended(b, n)
 }
+
+// newFile makes a file that Run creates, in a new directory, and never syncs.
+func (b *builder) newFile(i int) {
+	b.add(&file{path: fmt.Sprintf("new/d%d/f%02d.bin", i%3, i), mode: 0o640, class: unsaved, base: absent})
+	b.grow(0, b.upTo(8*PageSize))
+}
+
+// renamedFile makes a file that Run gives another name, in a new directory.
+func (b *builder) renamedFile(i int) {
+	b.add(&file{path: fmt.Sprintf("moved/to%02d.bin", i), was: fmt.Sprintf("saved/from%02d.bin", i), mode: 0o644, class: renamed})
+	b.setBase(b.upTo(4 * PageSize))
+}
+
+// removedFile makes a file that Run removes.
+func (b *builder) removedFile(i int) {
+	b.add(&file{path: fmt.Sprintf("saved/gone%02d.bin", i), mode: 0o644, class: removed})
+	b.setBase(b.upTo(4 * PageSize))
+}

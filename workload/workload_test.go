@@ -79,10 +79,17 @@ func TestTreeIsAsPredicted(t *testing.T) {
 // checkLost judges the tree as it was before Run: what a crash would leave of it at worst.
 func checkLost(t *testing.T, p *Plan, want, got []Truth) {
 	r := Compare(want, got)
-	newFiles, syncedFiles := 0, 0
+	missing, extra, wrong, syncedFiles := 0, 0, 0, 0
 	for _, f := range p.files {
-		if f.base == absent {
-			newFiles++
+		switch {
+		case f.base == absent:
+			missing++
+		case f.class == renamed:
+			missing, extra = missing+1, extra+1
+		case f.class == removed:
+			extra++
+		case f.class != untouched:
+			wrong++
 		}
 		if f.class == synced {
 			syncedFiles++
@@ -91,11 +98,11 @@ func checkLost(t *testing.T, p *Plan, want, got []Truth) {
 	if r.BytesWrong < p.UnsavedBytes() || p.UnsavedBytes() < p.spec.UnsavedBytes {
 		t.Errorf("lost: %d bytes wrong, %d planned, %d asked for", r.BytesWrong, p.UnsavedBytes(), p.spec.UnsavedBytes)
 	}
-	if r.FilesMissing != newFiles || r.SyncedWrong != syncedFiles {
-		t.Errorf("lost: %d missing, %d synced wrong, want %d and %d", r.FilesMissing, r.SyncedWrong, newFiles, syncedFiles)
+	if r.FilesMissing != missing || r.FilesExtra != extra || r.FilesWrong != wrong || r.SyncedWrong != syncedFiles {
+		t.Errorf("lost: %+v, want %d missing, %d extra, %d wrong, %d synced wrong", r, missing, extra, wrong, syncedFiles)
 	}
-	if wrong := r.FilesWrong - (syncedFiles - newFiles); wrong != p.UnsavedFiles() || wrong <= p.spec.Files {
-		t.Errorf("lost: %d unsaved files wrong, want %d", wrong, p.UnsavedFiles())
+	if p.UnsavedFiles() <= p.spec.Files {
+		t.Errorf("%d unsaved files of %d", p.UnsavedFiles(), p.spec.Files)
 	}
 	// Without the synced files, the bytes wrong are at least those planned, file by file.
 	by := map[string]int64{}
