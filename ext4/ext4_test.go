@@ -280,6 +280,9 @@ func TestRefused(t *testing.T) {
 			}
 		})
 	}
+	if _, err := ext4.Open(bytes.NewReader(image[:len(image)-1])); err == nil || !strings.Contains(err.Error(), "the disk ends before") {
+		t.Error("of a disk that is too small:", err)
+	}
 	for _, size := range []int{0, 1024, 2047} {
 		if _, err := ext4.Open(bytes.NewReader(image[:size])); !errors.Is(err, ext4.ErrNotExt) {
 			t.Errorf("%d bytes: %v", size, err)

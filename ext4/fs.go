@@ -30,7 +30,20 @@ func Open(disk io.ReaderAt) (*FS, error) {
 	if err := s.Check(); err != nil {
 		return nil, fmt.Errorf("open file system: superblock: %w", err)
 	}
-	return &FS{Super: s, disk: disk}, nil
+	f := &FS{Super: s, disk: disk}
+	if err := f.Fits(s.Blocks); err != nil {
+		return nil, fmt.Errorf("open file system: %w", err)
+	}
+	return f, nil
+}
+
+// Fits wants the disk to have room for a file system of so many blocks.
+func (f *FS) Fits(blocks uint64) error {
+	last := make([]byte, f.Super.BlockSize)
+	if n, err := f.disk.ReadAt(last, int64(blocks-1)*int64(len(last))); n < len(last) {
+		return fmt.Errorf("the disk ends before block %d: %w", blocks-1, err)
+	}
+	return nil
 }
 
 // ReadSuper reads the bytes of the superblock and verifies their checksum.
@@ -53,7 +66,7 @@ func (s *Super) Check() error {
 	}
 	perBlock := s.BlockSize / uint32(max(s.InodeSize, 1))
 	switch {
-	case s.Blocks > 1<<48 || s.Blocks <= uint64(s.FirstDataBlock):
+	case s.Blocks > 1<<62/uint64(s.BlockSize) || s.Blocks <= uint64(s.FirstDataBlock):
 		return fmt.Errorf("%d blocks from block %d", s.Blocks, s.FirstDataBlock)
 	case s.FirstDataBlock > 1:
 		return fmt.Errorf("first data block %d", s.FirstDataBlock)

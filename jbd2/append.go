@@ -20,7 +20,7 @@ type Place struct {
 type Transaction struct {
 	Blocks  []Block
 	Revokes []addr.Block // blocks of which nothing that is older may be replayed
-	Time    time.Time    // of its commit
+	Time    time.Time    // of its commit; at least that of the transaction before is taken
 }
 
 // Block is a block of the file system and what it is to become.
@@ -85,7 +85,7 @@ func (l *Log) append(at Place, t *Transaction) (*Pending, error) {
 	if err := l.accept(scan, at, t); err != nil {
 		return nil, err
 	}
-	written := l.Super.encode(at, t)
+	written := l.Super.encode(at, t, scan.after(t.Time))
 	p := &Pending{Place: at, log: l, empty: scan.Empty, block: written.commit}
 	p.CommitAt = l.Super.advance(at.Block, uint32(len(written.blocks)))
 	p.End = l.Super.advance(p.CommitAt, 1)
@@ -141,6 +141,8 @@ func (l *Log) accept(scan *Scan, at Place, t *Transaction) error {
 		return ErrNotInUse
 	case len(t.Blocks) == 0 && len(t.Revokes) == 0:
 		return errors.New("it is empty")
+	case t.Time.Unix() < 0:
+		return errors.New("it has no time")
 	}
 	homes := make(map[addr.Block]bool)
 	for _, b := range t.Blocks {
@@ -177,6 +179,15 @@ func (l *Log) acceptHome(b addr.Block) error {
 	return nil
 }
 
+// after returns a time, but not one before the last transaction: a recovery tells
+// by their order what remains of older logs (scanner.commit).
+func (s *Scan) after(t time.Time) time.Time {
+	if n := len(s.Transactions); n > 0 && s.Transactions[n-1].Time.After(t) {
+		return s.Transactions[n-1].Time
+	}
+	return t
+}
+
 // encoded is a transaction as it lies in the log.
 type encoded struct {
 	blocks [][]byte // all but the commit block
@@ -187,7 +198,7 @@ type encoded struct {
 // encode lays a transaction out as fs/jbd2/commit.c does
 // (jbd2_journal_commit_transaction): revoke blocks, then descriptor blocks, each
 // with the blocks that it describes behind it.
-func (s *Super) encode(at Place, t *Transaction) *encoded {
+func (s *Super) encode(at Place, t *Transaction, committed time.Time) *encoded {
 	e := &encoded{blocks: s.encodeRevokes(at.Sequence, t.Revokes)}
 	tailed := 0
 	if s.tailed() {
@@ -223,7 +234,7 @@ func (s *Super) encode(at Place, t *Transaction) *encoded {
 		}
 	}
 	e.commit = make([]byte, s.BlockSize)
-	s.putCommit(e.commit, at.Sequence, sum, t.Time)
+	s.putCommit(e.commit, at.Sequence, sum, committed)
 	return e
 }
 

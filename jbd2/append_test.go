@@ -110,7 +110,7 @@ func TestAppendWhere(t *testing.T) {
 	s := scan(t, l)
 	good := next(s)
 	block := func(home addr.Block, size int) *jbd2.Transaction {
-		return &jbd2.Transaction{Blocks: []jbd2.Block{{Home: home, Data: make([]byte, size)}}, Time: time.Unix(1, 0)}
+		return &jbd2.Transaction{Blocks: []jbd2.Block{{Home: home, Data: make([]byte, size)}}, Time: full.Time}
 	}
 	size := int(l.Super.BlockSize)
 	inJournal, err := l.Where(5)
@@ -121,7 +121,7 @@ func TestAppendWhere(t *testing.T) {
 	twice.Blocks = append(twice.Blocks, twice.Blocks[0])
 	revoked := block(m.first, size)
 	revoked.Revokes = []addr.Block{m.first}
-	huge := &jbd2.Transaction{Time: time.Unix(1, 0)}
+	huge := &jbd2.Transaction{Time: full.Time}
 	for i := range 1020 {
 		huge.Blocks = append(huge.Blocks, jbd2.Block{Home: addr.Block(9000 + i), Data: make([]byte, size)})
 	}
@@ -141,7 +141,8 @@ func TestAppendWhere(t *testing.T) {
 		{"a number that was used", true, jbd2.Place{Block: 1, Sequence: 0}, full, jbd2.ErrPlace},
 		{"no room", false, good, huge, jbd2.ErrNoRoom},
 		{"no room in all of the log", true, jbd2.Place{Block: 1, Sequence: 5}, huge, jbd2.ErrNoRoom},
-		{"nothing", false, good, &jbd2.Transaction{}, nil},
+		{"nothing", false, good, &jbd2.Transaction{Time: time.Unix(1<<32, 0)}, nil},
+		{"no time", true, jbd2.Place{Block: 1, Sequence: 5}, &jbd2.Transaction{Blocks: full.Blocks}, nil},
 		{"half a block", false, good, block(m.first, size/2), nil},
 		{"a block twice", false, good, twice, nil},
 		{"a block and its revocation", false, good, revoked, nil},
@@ -167,6 +168,25 @@ func TestAppendWhere(t *testing.T) {
 				t.Errorf("it does not fit: %v", room)
 			}
 		})
+	}
+}
+
+// TestAppendTime wants the times in a log never to go back.
+func TestAppendTime(t *testing.T) {
+	b := kinds[5].fresh(t)
+	d := jbd2.NewRecording(bytes.NewReader(b))
+	l := load(t, d)
+	m := newMaker(l, 1)
+	at := jbd2.Place{Block: 5, Sequence: 5}
+	for _, when := range []int64{100, 50, 200} {
+		txn := m.transaction(3, 0)
+		txn.Time = time.Unix(when, 0)
+		at = jbd2.Place{Block: add(t, l, at, txn).End, Sequence: at.Sequence + 1}
+	}
+	for i, want := range []int64{100, 100, 200} {
+		if got := scan(t, l).Transactions[i].Time.Unix(); got != want {
+			t.Errorf("transaction %d is of %d instead of %d", i, got, want)
+		}
 	}
 }
 

@@ -293,6 +293,16 @@ var craftedLogs = []crafted{
 		txn.Blocks = append(txn.Blocks, jbd2.Block{Home: 1, Data: super})
 		c.write(t, c.next.Block, c.encode(txn, newer))
 	}},
+	{name: "a file system that grew beyond the disk", kind: "none", fails: "the disk ends before", stricter: true, craft: func(t testing.TB, c *crafter) {
+		super, err := ext4.ReadSuper(c.d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		binary.LittleEndian.PutUint32(super[4:], 12288+4097)
+		txn := c.transaction(1, 0)
+		txn.Blocks = append(txn.Blocks, jbd2.Block{Home: 1, Data: super})
+		c.write(t, c.next.Block, c.encode(txn, newer))
+	}},
 	{name: "no superblock", kind: "none", fails: "not an ext", stricter: true, craft: func(t testing.TB, c *crafter) {
 		txn := c.transaction(1, 0)
 		txn.Blocks[0].Home = 1
@@ -341,7 +351,7 @@ var craftedLogs = []crafted{
 func (c crafted) make(t testing.TB) ([]byte, *jbd2.Recording) {
 	t.Helper()
 	k := kinds[slices.IndexFunc(kinds, func(k kind) bool { return k.name == c.kind })]
-	b := k.fresh(t)
+	b := append(k.fresh(t), make([]byte, 4<<20)...) // the disk is larger than the file system
 	d := jbd2.NewRecording(bytes.NewReader(b))
 	l := load(t, d)
 	made := &crafter{maker: newMaker(l, 11), l: l, d: d, next: jbd2.Place{Block: 11, Sequence: 2}}

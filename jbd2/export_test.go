@@ -52,7 +52,7 @@ func (l *Log) ReadJournal(p Pos) ([]byte, error) { return (&reader{l: l}).block(
 
 // Encode lays a transaction out, commit block last.
 func (l *Log) Encode(at Place, t *Transaction) [][]byte {
-	e := l.Super.encode(at, t)
+	e := l.Super.encode(at, t, t.Time)
 	return append(e.blocks, e.commit)
 }
 

@@ -31,7 +31,7 @@ func (s *Scan) revoked() revocations {
 // Newest is the last version of a block, which a replay writes.
 type Newest struct {
 	LoggedBlock
-	sequence TID
+	Sequence TID // of the transaction that has it
 }
 
 // Newest returns what a replay writes, in the order of the disk: of each block

@@ -243,7 +243,7 @@ func (l *Log) verify(scan *Scan) error {
 	}
 	for _, b := range scan.Newest() {
 		corrupt := func(format string, args ...any) error {
-			return &CorruptError{Sequence: b.sequence, At: b.At, Reason: fmt.Sprintf(format, args...)}
+			return &CorruptError{Sequence: b.Sequence, At: b.At, Reason: fmt.Sprintf(format, args...)}
 		}
 		if uint64(b.Home) < uint64(l.FS.Super.FirstDataBlock) || uint64(b.Home) >= limit {
 			return corrupt("block %d, of a file system of %d", b.Home, limit)
@@ -293,6 +293,9 @@ func (l *Log) limit(scan *Scan) (uint64, error) {
 			}
 			if err == nil && super.BlockSize != l.Super.BlockSize {
 				err = fmt.Errorf("a superblock with blocks of %d bytes", super.BlockSize)
+			}
+			if err == nil && super.Blocks > limit {
+				err = l.FS.Fits(super.Blocks)
 			}
 			if err != nil {
 				return 0, &CorruptError{Sequence: t.Sequence, At: b.At, Reason: err.Error()}

@@ -151,8 +151,15 @@ func mountImages(images []order.Image) error {
 	return disk.Sync()
 }
 
+// attach makes the loop device an image. It may still be about to let the one
+// before go.
 func attach(loop, disk *os.File, image order.Image) error {
-	if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_FD, int(disk.Fd())); err != nil {
+	err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_FD, int(disk.Fd()))
+	for tries := 0; err == unix.EBUSY && tries < 1000; tries++ {
+		time.Sleep(5 * time.Millisecond)
+		err = unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_FD, int(disk.Fd()))
+	}
+	if err != nil {
 		return err
 	}
 	return unix.IoctlLoopSetStatus64(int(loop.Fd()), &unix.LoopInfo64{Offset: image.Offset, Sizelimit: image.Size})
