@@ -82,6 +82,9 @@ func (f *finder) brought() (*Kernel, error) {
 		return nil, fmt.Errorf("note of the file: %w", err)
 	}
 	k, err := f.open(n, 0)
+	if err == nil && k.dumps() {
+		err = errors.New("it is of a kernel that was there to dump another")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("note of the file: %w", err)
 	}

@@ -110,6 +110,13 @@ func TestFindByNoteOfFile(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	dumps := kerneltest.New(t)
+	dumps.PutU64(dumps.Image("elfcorehdr_addr", 8), 0x3000_0000)
+	dumps.Finish(&btf.Struct{Name: "page", Size: kerneltest.PageStruct})
+	scanned := 0
+	if _, err := kernel.Find(noted{dumps, dumps.Note, &scanned}); err != nil || scanned != 1 {
+		t.Errorf("of a kernel that dumps another: looked through memory %d times, %v", scanned, err)
+	}
 	empty := 0
 	_, err := kernel.Find(noted{kerneltest.New(t), m.Note, &empty})
 	if !errors.Is(err, kernel.ErrNoKernel) || !strings.Contains(err.Error(), "note of the file") {
