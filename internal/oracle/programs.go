@@ -173,6 +173,9 @@ func (c Case) runProgram(ctx context.Context, dir string) (*Crashed, error) {
 	}
 	if c.Program.midway > 0 {
 		order.Until = 1 + r.IntN(c.Program.midway)
+	} else if !c.Config.NoJournal && !strings.Contains(order.Mount.Options, "commit=") {
+		// What takes longer than 5 s, as on a slow machine, would have little to lose.
+		order.Mount.Options = strings.TrimPrefix(order.Mount.Options+",commit=300", ",")
 	}
 	format := func() error { return c.format(image) }
 	g, err := boot(ctx, page.Running, format, dir, "work", c.Kernel, page.Order{Program: &order},
