@@ -115,7 +115,7 @@ var Programs = []Program{
 			{"/bin/sh", "-c", "mkdir -p root/var/lib/dpkg/info root/var/lib/dpkg/updates && touch root/var/lib/dpkg/status"},
 			{"/bin/sh", "-c", "/usr/bin/dpkg --root=/disk/root --force-all --force-unsafe-io --unpack /debs/*.deb"},
 		},
-		check: [][]string{{"/bin/sh", "-c", "/usr/bin/dpkg --root=/disk/root --verify && cd root && cat var/lib/dpkg/info/*.md5sums | md5sum -c --quiet"}},
+		check: [][]string{{"/bin/sh", "-c", "/usr/bin/dpkg --root=/disk/root --verify && cd root && cat var/lib/dpkg/info/*.md5sums | md5sum -c -s"}},
 		judge: silent,
 	},
 }
