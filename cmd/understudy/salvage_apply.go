@@ -116,22 +116,10 @@ func (a *application) run(ctx context.Context) (err error) {
 		return fmt.Errorf("apply to %s: %w", a.disk, err)
 	}
 	var commit *lastCommit
-	err = a.memory.Stage("last commit", func() error {
-		var refused error
-		if commit, refused, err = a.finishCommit(a.target); err != nil {
-			return err
+	if a.on.Family == "ext" {
+		if commit, err = a.planCommit(plan); err != nil {
+			return fmt.Errorf("apply to %s: %w", a.disk, err)
 		}
-		plan.Settle(commit.did.Settled)
-		if a.on.Family == "ext" {
-			a.report.Commit = &commit.report
-		}
-		if refused != nil {
-			a.report.refuse(appliedRefusal{Reason: "the last commit: " + refused.Error()})
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("apply to %s: %w", a.disk, err)
 	}
 	a.report.planned(plan)
 	if a.dryRun {
@@ -139,6 +127,23 @@ func (a *application) run(ctx context.Context) (err error) {
 		return nil
 	}
 	return a.apply(ctx, plan, commit)
+}
+
+// planCommit has the dead kernel's last commit finished before the disk is mounted.
+func (a *application) planCommit(plan *salvage.Plan) (commit *lastCommit, err error) {
+	err = a.memory.Stage("last commit", func() error {
+		var refused error
+		if commit, refused, err = a.finishCommit(a.target); err != nil {
+			return err
+		}
+		plan.Settle(commit.did.Settled)
+		a.report.Commit = &commit.report
+		if refused != nil {
+			a.report.refuse(appliedRefusal{Reason: "the last commit: " + refused.Error()})
+		}
+		return nil
+	})
+	return commit, err
 }
 
 // fileSystem finds the file system of the disk in the dead kernel.
@@ -198,8 +203,10 @@ func (a *application) finish(ctx context.Context, left offline.Identity) error {
 func (a *application) apply(ctx context.Context, plan *salvage.Plan, commit *lastCommit) error {
 	job := offline.Job{
 		Identity: a.identity(), Type: a.fsys.Super.Type, Options: mountOptions[a.fsys.Super.Type],
-		Raw: commit.raw, Check: commit.report.Check != "",
 		Size: plan.StagingSize(), Gather: plan.Gather,
+	}
+	if commit != nil {
+		job.Raw, job.Check = commit.raw, commit.report.Check != ""
 	}
 	for i := range plan.Files {
 		f, err := linkFile(&plan.Files[i])

@@ -25,10 +25,7 @@ type lastCommit struct {
 // of ours: the reason is the second result, and the disk is what an ordinary crash
 // leaves then.
 func (a *application) finishCommit(disk io.ReaderAt) (c *lastCommit, refused error, err error) {
-	c = &lastCommit{did: &journal.Report{}}
-	if a.on.Family != "ext" {
-		return c, nil, nil // its log is another matter
-	}
+	c = &lastCommit{}
 	recording := jbd2.NewRecording(disk)
 	if c.rescue, err = journal.Plan(a.memory.Cache, a.fsys.Super, recording); err != nil {
 		return nil, nil, err
