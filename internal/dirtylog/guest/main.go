@@ -6,17 +6,15 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"understudy/internal/dirtylog/order"
+	"understudy/internal/fixture/boot"
 )
 
 func main() {
@@ -32,7 +30,7 @@ func main() {
 }
 
 func run() error {
-	if err := setUp(); err != nil {
+	if err := boot.SetUp(nil); err != nil {
 		return err
 	}
 	raw, err := os.ReadFile(order.Path)
@@ -48,7 +46,7 @@ func run() error {
 	}
 	failed := make(chan error)
 	for i, fs := range o.Work {
-		device, err := findDisk(fs.Serial)
+		device, err := boot.FindDisk(fs.Serial)
 		if err != nil {
 			return err
 		}
@@ -66,58 +64,10 @@ func run() error {
 	return <-failed // which it never does otherwise
 }
 
-// setUp makes a working guest of a bare kernel.
-func setUp() error {
-	for _, m := range [][2]string{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"}} {
-		if err := os.MkdirAll(m[1], 0o755); err != nil {
-			return err
-		}
-		if err := unix.Mount(m[0], m[1], m[0], 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
-			return fmt.Errorf("mount %s: %w", m[1], err)
-		}
-	}
-	list, err := os.ReadFile("/lib/modules/order")
-	if err != nil {
-		return err
-	}
-	for name := range strings.FieldsSeq(string(list)) {
-		f, err := os.Open("/lib/modules/" + name)
-		if err != nil {
-			return err
-		}
-		err = unix.FinitModule(int(f.Fd()), "", 0)
-		f.Close()
-		// ENODEV: it drives hardware that is not there.
-		if err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("load %s: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// findDisk returns the device of a serial number, which may take a moment to
-// appear.
-func findDisk(serial string) (string, error) {
-	for range 500 {
-		found, err := filepath.Glob("/sys/block/vd*/serial")
-		if err != nil {
-			return "", err
-		}
-		for _, path := range found {
-			b, err := os.ReadFile(path)
-			if err == nil && strings.TrimSpace(string(b)) == serial {
-				return "/dev/" + filepath.Base(filepath.Dir(path)), nil
-			}
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return "", fmt.Errorf("no disk with serial number %s", serial)
-}
-
 // mountImages mounts one image after the other, read-only, which replays its
 // journal, and says how each went.
 func mountImages(images []order.Image) error {
-	device, err := findDisk(order.Disk)
+	device, err := boot.FindDisk(order.Disk)
 	if err != nil {
 		return err
 	}
