@@ -27,6 +27,8 @@ type (
 // Features (fs/ext4/ext4.h, EXT4_FEATURE_COMPAT_*).
 const (
 	CompatHasJournal   Compat = 0x4
+	CompatExtAttr      Compat = 0x8
+	CompatDirIndex     Compat = 0x20
 	CompatSparseSuper2 Compat = 0x200
 	CompatFastCommit   Compat = 0x400
 	CompatOrphanFile   Compat = 0x1000

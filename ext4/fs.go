@@ -182,6 +182,31 @@ func (s *Super) hasSuper(group uint32) bool {
 	return false
 }
 
+// BaseBlocks returns how many blocks at the start of a group have a copy of the
+// superblock, group descriptors, or room for more of them (fs/ext4/balloc.c,
+// ext4_num_base_meta_blocks).
+func (s *Super) BaseBlocks(group uint32) uint64 {
+	n := uint64(0)
+	if s.hasSuper(group) {
+		n = 1
+	}
+	perBlock := uint64(s.BlockSize / uint32(s.DescSize))
+	if s.Incompat&IncompatMetaBG == 0 || uint64(group)/perBlock < uint64(s.FirstMetaGroup) {
+		if n == 0 {
+			return 0
+		}
+		blocks := (s.Groups() + perBlock - 1) / perBlock
+		if s.Incompat&IncompatMetaBG != 0 {
+			blocks = uint64(s.FirstMetaGroup)
+		}
+		return n + blocks + uint64(s.ReservedDesc)
+	}
+	if at := uint64(group) % perBlock; at <= 1 || at == perBlock-1 {
+		n++ // ext4_bg_num_gdb_meta
+	}
+	return n
+}
+
 // Group reads a group descriptor.
 func (f *FS) Group(n uint32) (*Group, error) {
 	if uint64(n) >= f.Super.Groups() {

@@ -22,8 +22,9 @@ type Inode struct {
 	Generation uint32
 	Deleted    uint32 // i_dtime: seconds since 1970, or the next orphan
 	Block      [inodeBlockSize]byte
-
-	seed uint32 // of the checksums of what belongs to it
+	Sectors    uint64     // i_blocks: 512 bytes each; with InodeHugeFile, blocks
+	Attributes addr.Block // i_file_acl: of the extended attributes; 0 if there is none
+	Seed       uint32     // with which the checksums of its blocks begin
 }
 
 // InodeFlags is i_flags.
@@ -32,12 +33,23 @@ type InodeFlags uint32
 // Some bits of InodeFlags (EXT4_*_FL).
 const (
 	InodeEncrypted  InodeFlags = 0x800
+	InodeIndex      InodeFlags = 0x1000 // of a directory, by hashes
+	InodeHugeFile   InodeFlags = 0x40000
 	InodeExtents    InodeFlags = 0x80000
+	InodeVerity     InodeFlags = 0x100000
+	InodeEAInode    InodeFlags = 0x200000 // it is the value of an extended attribute
 	InodeInlineData InodeFlags = 0x10000000
+	InodeCasefold   InodeFlags = 0x40000000
 )
 
 // IsRegular reports whether it is a regular file.
 func (i *Inode) IsRegular() bool { return i.Mode&0xf000 == 0x8000 }
+
+// IsDir reports whether it is a directory.
+func (i *Inode) IsDir() bool { return i.Mode&0xf000 == 0x4000 }
+
+// IsSymlink reports whether it is a symbolic link.
+func (i *Inode) IsSymlink() bool { return i.Mode&0xf000 == 0xa000 }
 
 // InodePlace returns the group of an inode, the block of the group's inode table
 // that it lies in, counted from the table's start, and its offset there.
@@ -78,15 +90,17 @@ func (s *Super) ParseInode(n addr.Ino, b []byte) (*Inode, error) {
 	i := &Inode{
 		Number: n, Mode: u16(0x00), Links: u16(0x1a), Size: uint64(u32(0x04)) | uint64(u32(0x6c))<<32,
 		Flags: InodeFlags(u32(0x20)), Generation: u32(0x64), Deleted: u32(0x14), Block: [inodeBlockSize]byte(b[0x28:]),
+		Sectors:    uint64(u32(0x1c)) | uint64(u16(0x74))<<32,
+		Attributes: addr.Block(u32(0x68)) | addr.Block(u16(0x76))<<32,
 	}
 	if !s.Checksummed() {
 		return i, nil
 	}
-	i.seed = CRC32C(CRC32C(s.ChecksumSeed, binary.LittleEndian.AppendUint32(nil, uint32(n))), b[0x64:0x68])
+	i.Seed = CRC32C(CRC32C(s.ChecksumSeed, binary.LittleEndian.AppendUint32(nil, uint32(n))), b[0x64:0x68])
 	if !s.Linux {
 		return i, nil
 	}
-	if want, got := inodeChecksum(i.seed, b); want != got {
+	if want, got := inodeChecksum(i.Seed, b); want != got {
 		return nil, fmt.Errorf("parse inode %d: %w: %#x instead of %#x", n, ErrChecksum, got, want)
 	}
 	return i, nil

@@ -46,21 +46,25 @@ func (f *FS) Map(i *Inode, logical uint32) (Run, error) {
 }
 
 const (
-	extentMagic    = 0xf30a
-	extentMaxDepth = 5  // EXT4_MAX_EXTENT_DEPTH
-	extentSize     = 12 // of a header, an index entry and an extent, in bytes
+	extentMagic = 0xf30a
+	// ExtentMaxDepth is how many levels of nodes a tree of extents may have
+	// (EXT4_MAX_EXTENT_DEPTH).
+	ExtentMaxDepth = 5
+	// ExtentSize is that of the header of a node, of an entry for the node below,
+	// and of an extent, in bytes.
+	ExtentSize = 12
 )
 
 // mapExtent goes down the tree of extents (fs/ext4/extents.c).
 func (f *FS) mapExtent(i *Inode, logical uint32) (Run, error) {
 	node := i.Block[:]
 	depth := int(binary.LittleEndian.Uint16(node[6:]))
-	if depth > extentMaxDepth {
+	if depth > ExtentMaxDepth {
 		return Run{}, fmt.Errorf("tree of depth %d", depth)
 	}
 	var from *uint32 // the first block that the node above promises
 	for level := depth; ; level-- {
-		entries, err := extentEntries(node, level)
+		entries, err := ExtentEntries(node, level)
 		if err != nil {
 			return Run{}, fmt.Errorf("level %d of the tree: %w", level, err)
 		}
@@ -84,9 +88,9 @@ func (f *FS) mapExtent(i *Inode, logical uint32) (Run, error) {
 }
 
 // extentEntries checks the header of a node and returns its entries.
-func extentEntries(node []byte, level int) ([]byte, error) {
+func ExtentEntries(node []byte, level int) ([]byte, error) {
 	u16 := func(off int) int { return int(binary.LittleEndian.Uint16(node[off:])) }
-	room := len(node)/extentSize - 1
+	room := len(node)/ExtentSize - 1
 	switch n := u16(2); {
 	case u16(0) != extentMagic:
 		return nil, fmt.Errorf("magic %#x", u16(0))
@@ -97,7 +101,7 @@ func extentEntries(node []byte, level int) ([]byte, error) {
 	case n > u16(4) || n == 0 && level > 0:
 		return nil, fmt.Errorf("%d entries in room for %d", n, u16(4))
 	default:
-		return node[extentSize : extentSize*(1+n)], nil
+		return node[ExtentSize : ExtentSize*(1+n)], nil
 	}
 }
 
@@ -106,15 +110,15 @@ func extentEntries(node []byte, level int) ([]byte, error) {
 func (f *FS) chooseEntry(entries []byte, level int, logical uint32) ([]byte, error) {
 	var chosen []byte
 	end := uint64(0) // of the one before
-	for at := 0; at < len(entries); at += extentSize {
-		e := entries[at : at+extentSize]
+	for at := 0; at < len(entries); at += ExtentSize {
+		e := entries[at : at+ExtentSize]
 		first := binary.LittleEndian.Uint32(e)
 		if uint64(first) < end {
 			return nil, fmt.Errorf("level %d of the tree: block %d after block %d", level, first, end-1)
 		}
 		end = uint64(first) + 1
 		if level == 0 {
-			length, _ := extentLength(e)
+			length, _ := ExtentLength(e)
 			end = uint64(first) + uint64(length)
 		}
 		if first <= logical {
@@ -129,7 +133,7 @@ func (f *FS) chooseEntry(entries []byte, level int, logical uint32) ([]byte, err
 
 // extentLength returns the length of an extent, and whether it is unwritten
 // (fs/ext4/ext4_extents.h, EXT_INIT_MAX_LEN).
-func extentLength(e []byte) (length uint32, unwritten bool) {
+func ExtentLength(e []byte) (length uint32, unwritten bool) {
 	n := uint32(binary.LittleEndian.Uint16(e[4:]))
 	if n > 1<<15 {
 		return n - 1<<15, true
@@ -140,7 +144,7 @@ func extentLength(e []byte) (length uint32, unwritten bool) {
 // extentRun returns what an extent maps from logical on.
 func (f *FS) extentRun(e []byte, logical uint32) (Run, error) {
 	first := binary.LittleEndian.Uint32(e)
-	length, unwritten := extentLength(e)
+	length, unwritten := ExtentLength(e)
 	start := addr.Block(binary.LittleEndian.Uint32(e[8:])) | addr.Block(binary.LittleEndian.Uint16(e[6:]))<<32
 	if length == 0 || uint64(first)+uint64(length) > 1<<32 || !f.Super.Contains(start, uint64(length)) {
 		return Run{}, fmt.Errorf("extent of %d blocks at block %d", length, start)
@@ -153,23 +157,35 @@ func (f *FS) extentRun(e []byte, logical uint32) (Run, error) {
 }
 
 // extentBlock reads a node of the tree that has a block of its own, and verifies
-// its checksum, which follows the room for entries.
+// its checksum.
 func (f *FS) extentBlock(i *Inode, b addr.Block) ([]byte, error) {
 	if !f.Super.Contains(b, 1) {
 		return nil, fmt.Errorf("node of the tree at block %d", b)
 	}
 	node, err := f.Block(b)
-	if err != nil || !f.Super.Checksummed() {
-		return node, err
+	if err != nil {
+		return nil, err
 	}
-	tail := extentSize * (1 + int(binary.LittleEndian.Uint16(node[4:])))
-	if tail > len(node)-4 {
-		return nil, fmt.Errorf("node of the tree at block %d has no room for its checksum", b)
-	}
-	if want, got := binary.LittleEndian.Uint32(node[tail:]), CRC32C(i.seed, node[:tail]); want != got {
-		return nil, fmt.Errorf("node of the tree at block %d: %w: %#x instead of %#x", b, ErrChecksum, got, want)
+	if err := f.Super.CheckExtentBlock(i, node); err != nil {
+		return nil, fmt.Errorf("node of the tree at block %d: %w", b, err)
 	}
 	return node, nil
+}
+
+// CheckExtentBlock verifies the checksum of a node of an inode's tree of extents,
+// if it has one: it follows the room for entries.
+func (s *Super) CheckExtentBlock(i *Inode, node []byte) error {
+	if !s.Checksummed() {
+		return nil
+	}
+	tail := ExtentSize * (1 + int(binary.LittleEndian.Uint16(node[4:])))
+	if tail > len(node)-4 {
+		return errors.New("no room for its checksum")
+	}
+	if want, got := binary.LittleEndian.Uint32(node[tail:]), CRC32C(i.Seed, node[:tail]); want != got {
+		return fmt.Errorf("%w: %#x instead of %#x", ErrChecksum, got, want)
+	}
+	return nil
 }
 
 // mapIndirect goes through the indirect blocks of a file without extents

@@ -51,6 +51,8 @@ type Super struct {
 	DescSize       uint16    // of a group descriptor, in bytes
 	FirstMetaGroup uint32    // s_first_meta_bg
 	BackupGroups   [2]uint32 // s_backup_bgs, with CompatSparseSuper2
+	ReservedDesc   uint32    // s_reserved_gdt_blocks: for more group descriptors, behind those that there are
+	FlexSize       uint64    // groups whose bitmaps and inode tables lie together, with IncompatFlexBG; else 1
 	ChecksumSeed   uint32    // with which metadata checksums begin
 	Linux          bool      // s_creator_os: others have inodes without checksums
 
@@ -62,6 +64,9 @@ type Super struct {
 	JournalBackup *JournalBackup
 	LastOrphan    addr.Ino // s_last_orphan: head of the list of inodes to delete or truncate
 	OrphanFile    addr.Ino // s_orphan_file_inum, with CompatOrphanFile
+
+	HashSeed     [4]uint32 // s_hash_seed: of names in directories
+	HashUnsigned bool      // s_flags: their characters are unsigned
 }
 
 // JournalBackup is what the superblock remembers of the journal's inode.
@@ -141,6 +146,12 @@ func ParseSuper(b []byte) (Super, error) {
 		s.ChecksumSeed = u32(0x270)
 	}
 	s.Linux = u32(0x48) == 0
+	s.ReservedDesc, s.FlexSize = uint32(u16(0xce)), 1
+	if shift := b[0x174]; s.Incompat&IncompatFlexBG != 0 && shift < 32 {
+		s.FlexSize <<= shift
+	}
+	s.HashSeed = [4]uint32{u32(0xec), u32(0xf0), u32(0xf4), u32(0xf8)}
+	s.HashUnsigned = u32(0x160)&2 != 0 // EXT2_FLAGS_UNSIGNED_HASH
 	s.parseJournal(b)
 	return s, nil
 }
