@@ -18,7 +18,7 @@ import (
 // dead is the column about what a corpse says. Each package may import those
 // with a smaller number.
 var dead = map[string]int{
-	"addr": 0, "ram": 1, "ram/ramtest": 1, "ext4": 1, "jbd2": 2, "kernel": 2, "kernel/kerneltest": 3, "pagecache": 3, "journal": 4, "sockets": 4, "salvage": 5,
+	"addr": 0, "ram": 1, "ram/ramtest": 1, "ext4": 1, "jbd2": 2, "kernel": 2, "kernel/kerneltest": 3, "audit": 2, "pagecache": 3, "journal": 4, "sockets": 4, "salvage": 5,
 	"inventory": 6, "extract": 7, "cachefs": 8,
 }
 
