@@ -56,9 +56,11 @@ var harmless = []*regexp.Regexp{
 	regexp.MustCompile(`^Inode \d+ extent tree \(at level \d+\) could be (shorter|narrower)\.`),
 	regexp.MustCompile(`^.*: \d+/\d+ files \(`),
 	regexp.MustCompile(`^.*: \*\*\*\*\* FILE SYSTEM WAS MODIFIED \*\*\*\*\*`),
-	regexp.MustCompile(`^(Fix|Optimize|Clear)\? yes$`),
+	regexp.MustCompile(`^(Fix|Optimize|Clear|Create)\? yes$`),
 	// So says 1.47.0 whenever there were any in it.
 	regexp.MustCompile(`^Orphan file \(inode \d+\) block \d+ is not clean\.$`),
+	// Who removes it may do so.
+	regexp.MustCompile(`^/lost\+found not found\.`),
 	regexp.MustCompile(`^Feature orphan_present is set but orphan file is clean\.`),
 	regexp.MustCompile(`^$`),
 }
@@ -158,6 +160,9 @@ func TestHalf(t *testing.T) {
 	var matrix [2][2]int
 	for kernel := range strings.SplitSeq(*crashKernels, ",") {
 		for _, name := range slices.Sorted(maps.Keys(configs)) {
+			if name == "orphan_file" && strings.HasPrefix(kernel, "5.10") {
+				continue // since 5.15
+			}
 			for seed := *crashFirst; seed < *crashFirst+uint64(*crashes); seed++ {
 				c := configs[name]
 				s := churn.Get(t, churn.Spec{

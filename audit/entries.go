@@ -80,7 +80,7 @@ func (c *checker) checkEntryNames(dir addr.Ino, first bool, list []entry) error 
 	s := &c.new.super
 	if first {
 		if len(list) < 2 || string(list[0].name) != "." || list[0].ino != dir || list[0].offset != 0 || string(list[1].name) != ".." || list[1].offset != 12 {
-			return errors.New("it does not begin with . and ..")
+			return errors.New(`it does not begin with "." and ".."`)
 		}
 		if parent := list[1].ino; parent != rootInode && (parent < s.FirstInode || parent > addr.Ino(s.Inodes)) {
 			return fmt.Errorf("its .. is inode %d", parent)

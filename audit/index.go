@@ -66,7 +66,7 @@ func (v *view) index(s *state, blocks []addr.Block) (*index, error) {
 	x := &index{kind: b[indexInfo+4], leaves: make(map[int]span), nodes: make(map[int]struct{})}
 	levels := int(b[indexInfo+6])
 	if binary.LittleEndian.Uint16(b[4:]) != 12 || binary.LittleEndian.Uint16(b[16:]) != uint16(len(b)-12) {
-		return nil, errors.New("its root does not begin with . and ..")
+		return nil, errors.New(`its root does not begin with "." and ".."`)
 	}
 	if binary.LittleEndian.Uint32(b[indexInfo:]) != 0 || b[indexInfo+5] != indexInfoSize || x.kind >= hashKinds || levels >= indexLevels || b[indexInfo+7]&1 != 0 {
 		return nil, fmt.Errorf("its root says % x", b[indexInfo:][:indexInfoSize])

@@ -208,7 +208,7 @@ func (c *checker) parent(n addr.Ino) (addr.Ino, error) {
 	}
 	list, err := c.new.lenient(b)
 	if err != nil || len(list) < 2 || string(list[1].name) != ".." {
-		return 0, fmt.Errorf("directory %d has no ..", n)
+		return 0, fmt.Errorf(`directory %d has no ".."`, n)
 	}
 	return list[1].ino, nil
 }

@@ -41,7 +41,6 @@ type mapper struct {
 	v     *view
 	inode *ext4.Inode
 	out   mapping
-	roots []leaf // leaves to be read
 	spare map[leaf]struct{}
 }
 
