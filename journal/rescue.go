@@ -3,9 +3,11 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"understudy/addr"
+	"understudy/audit"
 	"understudy/jbd2"
 	"understudy/pagecache"
 	"understudy/ram"
@@ -116,6 +118,10 @@ type Report struct {
 	Replayed int    // blocks that the replay of the log wrote
 	// Settled are the files of which nothing is left to be written, by number.
 	Settled map[addr.Ino]struct{}
+	// Open is how many operations had not returned. Then the transaction is audited:
+	// Audit is what was looked at, nil if there was none.
+	Open  int
+	Audit *audit.Verdict
 	// Check says why the file system must be checked before it is mounted; empty
 	// if it need not.
 	Check string
@@ -184,11 +190,13 @@ func (f *finisher) journal() error {
 	if err != nil {
 		return err
 	}
-	if n := f.Journal.Updates(); n > 0 {
-		f.report.Check = fmt.Sprintf("%d operations had not returned", n)
-	}
 	if err := f.step("blocks", func() error { return f.write(logged(scan, t)) }); err != nil {
 		return err
+	}
+	if f.report.Open = f.Journal.Updates(); f.report.Open > 0 {
+		if err := f.step("audit", func() error { return f.audit(t) }); err != nil {
+			return err
+		}
 	}
 	if t != nil {
 		if log, err = f.commit(log, at, t); err != nil {
@@ -200,6 +208,36 @@ func (f *finisher) journal() error {
 		f.report.Replayed += stats.Blocks
 		return err
 	})
+}
+
+// audit has the transaction proven, and asks for a check if it cannot be: parts of
+// operations that had not returned may be in it.
+func (f *finisher) audit(t *jbd2.Transaction) error {
+	why := fmt.Sprintf("%d operations had not returned", f.report.Open)
+	if f.report.Check = why; t == nil {
+		return nil
+	}
+	old := jbd2.NewRecording(f.disk)
+	log, err := jbd2.Open(old)
+	if err != nil {
+		return err
+	}
+	if _, err := log.Replay(); err != nil {
+		return err
+	}
+	changed := make(map[addr.Block][]byte, len(t.Blocks))
+	for _, b := range t.Blocks {
+		changed[b.Home] = b.Data
+	}
+	verdict, err := audit.Check(old, changed)
+	if err != nil {
+		return err
+	}
+	f.report.Audit = &verdict
+	if f.report.Check = ""; !verdict.Clean {
+		f.report.Check = why + ": " + strings.Join(verdict.Reasons, "; ")
+	}
+	return nil
 }
 
 // transaction makes the merged transaction; nil if there is none to be written.

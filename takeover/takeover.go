@@ -78,6 +78,10 @@ type Commit struct {
 	Data     int64  `json:"data"`     // bytes of files that went to their places
 	Files    int    `json:"files"`    // of which nothing else was left to write
 	Replayed int    `json:"replayed"` // blocks that the replay of the log wrote
+	// Open is how many operations had not returned, and Proven that what they had
+	// done was audited and is sound.
+	Open   int  `json:"open"`
+	Proven bool `json:"proven"`
 	// Check says why the file system had to be checked before its mount, and Found
 	// what the check said; both are empty if it was not.
 	Check string `json:"check,omitempty"`

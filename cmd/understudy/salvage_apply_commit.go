@@ -49,12 +49,13 @@ func commitReport(r *journal.Rescue, did *journal.Report) takeover.Commit {
 	c := takeover.Commit{
 		Case: did.Case.String(), Sequence: did.Sequence, Blocks: did.Blocks, Revoked: did.Revoked,
 		Data: did.Data, Files: len(did.Settled), Replayed: did.Replayed, Check: did.Check,
+		Open: did.Open, Proven: did.Audit != nil && did.Audit.Clean,
 	}
 	for _, s := range did.Steps {
 		c.Steps = append(c.Steps, link.PhaseTime{Name: s.Name, Took: s.Took})
 	}
-	if len(r.Holders) > 0 {
-		c.Check += fmt.Sprintf(": %v", r.Holders)
+	if len(r.Holders) > 0 && c.Check != "" {
+		c.Check += fmt.Sprintf(" %v", r.Holders)
 	}
 	return c
 }
