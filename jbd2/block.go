@@ -208,6 +208,17 @@ func (s *Super) commitValid(b []byte, sum uint32) bool {
 	return true
 }
 
+// commitHeaderSize is that of struct commit_header, in bytes, with what pads it to
+// a multiple of 8. The rest is zero.
+const commitHeaderSize = 64
+
+// commitMended returns a commit block with zeros behind its header.
+func commitMended(b []byte) []byte {
+	out := make([]byte, len(b))
+	copy(out, b[:commitHeaderSize])
+	return out
+}
+
 // putCommit makes a commit block; sum is the checksum of V1.
 func (s *Super) putCommit(b []byte, sequence TID, sum uint32, at time.Time) {
 	clear(b)

@@ -32,6 +32,10 @@ type Logged struct {
 	Time       time.Time
 	Blocks     []LoggedBlock // in the order of the log
 	Revokes    []addr.Block
+	// Mended says that the commit block has the right checksum only with zeros
+	// behind its header, as a disk leaves it that writes 512 bytes at once. Linux
+	// 6.12 takes it for whole (jbd2_commit_block_csum_verify_partial), 6.1 fails.
+	Mended bool
 }
 
 // LoggedBlock is a block of the file system in the log.
@@ -204,6 +208,9 @@ func (s *scanner) descriptor(b []byte) error {
 func (s *scanner) commit(b []byte) (more bool, err error) {
 	c := parseCommit(b)
 	valid := s.Super.commitValid(b, s.sum)
+	if !valid && s.Super.tailed() && s.Super.commitValid(commitMended(b), 0) {
+		valid, s.txn.Mended = true, true
+	}
 	switch {
 	case s.stale && c.seconds < s.previous:
 		return false, nil

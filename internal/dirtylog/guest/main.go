@@ -76,29 +76,36 @@ func mountImages(images []order.Image) error {
 		return err
 	}
 	defer disk.Close()
+	for i, image := range images {
+		if err := mountImage(i, disk, image); err != nil {
+			return fmt.Errorf("image %d: %w", i, err)
+		}
+	}
+	return disk.Sync()
+}
+
+func mountImage(i int, disk *os.File, image order.Image) error {
+	// Opened each time: as long as it is open somewhere, it is detached only with
+	// the last close.
 	loop, err := os.OpenFile("/dev/loop0", os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer loop.Close()
-	for i, image := range images {
-		if err := attach(loop, disk, image); err != nil {
-			return fmt.Errorf("attach image %d: %w", i, err)
-		}
-		err := unix.Mount("/dev/loop0", "/tmp", image.Type, unix.MS_RDONLY, image.Options)
-		if err == nil {
-			if err := unix.Unmount("/tmp", 0); err != nil {
-				return fmt.Errorf("unmount image %d: %w", i, err)
-			}
-			fmt.Printf("%s%d mounted\n", order.Mounted, i)
-		} else {
-			fmt.Printf("%s%d %v\n", order.Mounted, i, err)
-		}
-		if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
-			return fmt.Errorf("detach image %d: %w", i, err)
-		}
+	if err := attach(loop, disk, image); err != nil {
+		return fmt.Errorf("attach: %w", err)
 	}
-	return disk.Sync()
+	answer := "mounted"
+	if err := unix.Mount("/dev/loop0", "/tmp", image.Type, unix.MS_RDONLY, image.Options); err != nil {
+		answer = err.Error()
+	} else if err := unix.Unmount("/tmp", 0); err != nil {
+		return fmt.Errorf("unmount: %w", err)
+	}
+	fmt.Printf("%s%d %s\n", order.Mounted, i, answer)
+	if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
+		return fmt.Errorf("detach: %w", err)
+	}
+	return nil
 }
 
 // attach makes the loop device an image. It may still be about to let the one
