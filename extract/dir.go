@@ -91,14 +91,29 @@ func (d *Dir) Put(name string, f *inventory.File, body Body) error {
 		return advise("make directory of", name, err)
 	}
 	defer d.leave(at)
-	out, err := at.create(base)
+	mode := f.Mode & 0o777
+	if d.owners {
+		mode = f.Mode & 0o7777
+	}
+	owned := !d.owners || at.owns(f.UID, f.GID)
+	ready := owned && at.allows(mode) // as soon as it is created
+	created := mode
+	if !ready {
+		created = 0o600
+	}
+	out, err := at.create(base, created)
 	if err != nil {
 		return advise("create", name, err)
 	}
-	if err = d.fill(out, f, body); err == nil {
-		err = d.attributes(out, f, at.owns(f.UID, f.GID))
+	err = d.fill(out, f, body)
+	// The owner first: that takes the set-user-ID bit away.
+	if err == nil && !owned {
+		err = out.chown(f.UID, f.GID)
 	}
-	if err = errors.Join(err, out.Close()); err == nil {
+	if err == nil && !ready {
+		err = out.chmod(mode)
+	}
+	if err = errors.Join(err, out.close()); err == nil {
 		err = at.chtimes(base, f.Atime, f.Mtime)
 	}
 	if err != nil {
@@ -164,38 +179,15 @@ func (d *Dir) Link(name, to string) error {
 	return nil
 }
 
-func (d *Dir) fill(out *os.File, f *inventory.File, body Body) error {
+func (d *Dir) fill(out output, f *inventory.File, body Body) error {
 	end := int64(0)
 	if err := body(func(off int64, b []byte) error {
 		end = off + int64(len(b))
-		_, err := out.WriteAt(b, off)
-		return err
+		return out.writeAt(b, off)
 	}); err != nil || end == f.Size {
 		return err
 	}
-	return out.Truncate(f.Size)
-}
-
-// attributes sets the owner, unless the file is his already, and then the mode:
-// another owner takes the set-user-ID bit away.
-func (d *Dir) attributes(out *os.File, f *inventory.File, owned bool) error {
-	mode := fs.FileMode(f.Mode & 0o777)
-	if d.owners {
-		if !owned {
-			if err := out.Chown(int(f.UID), int(f.GID)); err != nil {
-				return err
-			}
-		}
-		for _, special := range []struct {
-			bit  uint16
-			mode fs.FileMode
-		}{{0o4000, fs.ModeSetuid}, {0o2000, fs.ModeSetgid}, {0o1000, fs.ModeSticky}} {
-			if f.Mode&special.bit != 0 {
-				mode |= special.mode
-			}
-		}
-	}
-	return out.Chmod(mode)
+	return out.truncate(f.Size)
 }
 
 // dirs makes the directories of a name. The caller holds the lock.

@@ -1,6 +1,8 @@
 package extract
 
 import (
+	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"time"
@@ -12,37 +14,56 @@ import (
 // the kernel looks up without a walk from the top, as os.Root would have to.
 type place struct {
 	dir      *os.File
-	uid, gid int64 // of new files here; -1 if unknown
+	fd       int
+	known    bool   // what follows is
+	uid, gid uint32 // of new files here
+	allowed  uint32 // permissions that new files here can get
 }
+
+// probeName is of a file that is gone before any other comes.
+const probeName = ".understudy-probe"
 
 func openPlace(root *os.Root, dir string) (place, error) {
 	f, err := root.Open(dir)
 	if err != nil {
 		return place{}, err
 	}
-	p := place{f, -1, -1}
-	// It depends on the file system, its mount, and the directory.
-	fd, err := unix.Openat(int(f.Fd()), ".", unix.O_WRONLY|unix.O_TMPFILE|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return p, nil // not every file system can do that
-	}
-	var st unix.Stat_t
-	if unix.Fstat(fd, &st) == nil {
-		p.uid, p.gid = int64(st.Uid), int64(st.Gid)
-	}
-	return p, os.NewSyscallError("close", unix.Close(fd))
+	p := place{dir: f, fd: int(f.Fd())}
+	p.probe()
+	return p, nil
 }
 
-// owns reports whether a new file here has this owner to begin with.
-func (p place) owns(uid, gid uint32) bool { return int64(uid) == p.uid && int64(gid) == p.gid }
+// probe finds out what new files here are like, which depends on the file system, its
+// mount, the directory, its default ACL and the umask.
+func (p *place) probe() {
+	out, err := p.create(probeName, 0o777)
+	if err != nil {
+		return // it is said where it matters
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(int(out), &st)
+	err = errors.Join(err, out.close(), unix.Unlinkat(p.fd, probeName, 0))
+	p.known, p.uid, p.gid, p.allowed = err == nil, st.Uid, st.Gid, st.Mode&0o777
+}
+
+// owns reports whether a new file here is known to have this owner to begin with.
+func (p place) owns(uid, gid uint32) bool { return p.known && uid == p.uid && gid == p.gid }
+
+// allows reports whether a new file here is known to get these permissions if it is
+// created with them.
+func (p place) allows(perm uint16) bool { return p.known && uint32(perm)&^p.allowed == 0 }
 
 // create makes a file that was not there; O_EXCL does not follow links.
-func (p place) create(name string) (*os.File, error) {
-	fd, err := unix.Openat(int(p.dir.Fd()), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+func (p place) create(name string, perm uint16) (output, error) {
+	var fd int
+	err := again(func() (err error) {
+		fd, err = unix.Openat(p.fd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, uint32(perm))
+		return err
+	})
 	if err != nil {
-		return nil, &fs.PathError{Op: "openat", Path: name, Err: err}
+		return -1, &fs.PathError{Op: "openat", Path: name, Err: err}
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return output(fd), nil
 }
 
 func (p place) chtimes(name string, atime, mtime time.Time) error {
@@ -53,7 +74,51 @@ func (p place) chtimes(name string, atime, mtime time.Time) error {
 			return err
 		}
 	}
-	return os.NewSyscallError("utimensat", unix.UtimesNanoAt(int(p.dir.Fd()), name, times, unix.AT_SYMLINK_NOFOLLOW))
+	return os.NewSyscallError("utimensat", unix.UtimesNanoAt(p.fd, name, times, unix.AT_SYMLINK_NOFOLLOW))
 }
 
 func (p place) close() error { return p.dir.Close() }
+
+// output is the descriptor of a file to be written. An os.File costs as much as half
+// of the system calls for a small file.
+type output int
+
+// writeAt writes all of b.
+func (o output) writeAt(b []byte, off int64) error {
+	for len(b) > 0 {
+		n := 0
+		err := again(func() (err error) { n, err = unix.Pwrite(int(o), b, off); return err })
+		if err == nil && n == 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return os.NewSyscallError("pwrite", err)
+		}
+		b, off = b[n:], off+int64(n)
+	}
+	return nil
+}
+
+func (o output) truncate(size int64) error {
+	return os.NewSyscallError("ftruncate", again(func() error { return unix.Ftruncate(int(o), size) }))
+}
+
+func (o output) chown(uid, gid uint32) error {
+	return os.NewSyscallError("fchown", again(func() error { return unix.Fchown(int(o), int(uid), int(gid)) }))
+}
+
+// chmod sets permissions and the bits above them, as in an inode.
+func (o output) chmod(mode uint16) error {
+	return os.NewSyscallError("fchmod", again(func() error { return unix.Fchmod(int(o), uint32(mode)) }))
+}
+
+func (o output) close() error { return os.NewSyscallError("close", unix.Close(int(o))) }
+
+// again repeats what a signal interrupted.
+func again(do func() error) error {
+	for {
+		if err := do(); err != unix.EINTR {
+			return err
+		}
+	}
+}
