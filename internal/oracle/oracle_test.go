@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -61,22 +60,15 @@ func config(t *testing.T, name string) Config {
 	return c
 }
 
-// TestUnrescued wants every crash to cost something that was not durable, and
-// nothing that was.
+// TestUnrescued wants a crash to cost something that was not durable, and nothing
+// that was.
 func TestUnrescued(t *testing.T) {
 	need(t, fixture.Default)
-	undone := 0
-	for i, crash := range []Crash{Busy, Kill} {
-		c := Case{Seed: uint64(100 + i), Config: config(t, "ext4"), Kernel: fixture.Default, Crash: crash}
-		r := c.Judge(t.Context(), Options{Keep: t.ArtifactDir()})
-		t.Log(r)
-		if r.Verdict != Plain || r.Ops < 100 || r.Plain.Durable == 0 {
-			t.Errorf("%v: %v", c, r.Verdict)
-		}
-		undone += r.Undone
-	}
-	if undone == 0 {
-		t.Error("nothing was lost: the crashes are none")
+	c := Case{Seed: 100, Config: config(t, "ext4"), Kernel: fixture.Default, Crash: Busy}
+	r := c.Judge(t.Context(), Options{Keep: t.ArtifactDir()})
+	t.Log(r)
+	if r.Verdict != Plain || r.Ops < 100 || r.Plain.Durable == 0 || r.Undone == 0 {
+		t.Errorf("%v: %v, %d undone", c, r.Verdict, r.Undone)
 	}
 }
 
@@ -115,9 +107,9 @@ func TestDetects(t *testing.T) {
 	}
 }
 
-// diskSpoilers change one thing on a disk.
+// diskSpoilers change one thing on a disk. TestCompareDetects has all there are.
 func diskSpoilers(t *testing.T, c *Crashed) map[string]func(image string) {
-	var file, second, link, dir *script.Node
+	var file, second *script.Node
 	var at string
 	pick := func(p string, n *script.Node) {
 		switch plain := !strings.ContainsAny(p, " \n"); {
@@ -125,17 +117,13 @@ func diskSpoilers(t *testing.T, c *Crashed) map[string]func(image string) {
 			file, at = n, p
 		case n.File() && plain && n.Size > 0 && second == nil:
 			second = n
-		case n.Mode&script.TypeMask == script.TypeLink && link == nil:
-			link = n
-		case n.Dir() && len(n.Names) > 0 && dir == nil:
-			dir = n
 		}
 	}
 	for i := range c.Threads {
 		c.Threads[i].Before.Top.Walk(threadDir(i), pick)
 	}
-	if file == nil || second == nil || link == nil || dir == nil {
-		t.Fatal("nothing to spoil:", file, second, link, dir)
+	if file == nil || second == nil {
+		t.Fatal("nothing to spoil:", file, second)
 	}
 	debugfs := func(format string, args ...any) func(string) {
 		return func(image string) { t.Helper(); debug(t, image, fmt.Sprintf(format, args...)) }
@@ -150,17 +138,10 @@ func diskSpoilers(t *testing.T, c *Crashed) map[string]func(image string) {
 	return map[string]func(string){
 		"byte":           func(image string) { flip(t, image, file) },
 		"name lost":      debugfs("unlink /%s", at),
-		"name more":      debugfs("ln <%d> /%s", second.Ino, path.Join(path.Dir(at), "more")),
-		"mtime":          field(file, "mtime", "@1000000"),
 		"mtime fraction": field(file, "mtime_extra", "0"),
-		"mtime of dir":   field(dir, "mtime", "@1000000"),
 		"mode":           field(second, "mode", "0100111"),
-		"owner":          field(second, "uid", "12345"),
-		"links":          field(second, "links_count", "9"),
 		"size":           field(file, "size", fmt.Sprint(file.Size-1)),
 		"attribute":      debugfs("ea_rm <%d> %s", file.Ino, attribute),
-		"attribute more": debugfs("ea_set <%d> user.more 1", file.Ino),
-		"mtime of link":  field(link, "mtime", "@1000000"),
 	}
 }
 
