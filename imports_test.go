@@ -35,7 +35,7 @@ var living = []string{
 var above = map[string][]string{
 	"takeover":   {"link", "liveness"}, // the types on the wire, and verdicts
 	"supervisor": append([]string{"takeover"}, living...),
-	"offline":    {"device", "fence", "link", "partition", "supervisor"},
+	"offline":    {"agent", "device", "fence", "link", "partition", "supervisor"},
 }
 
 // top may import anything.

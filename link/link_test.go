@@ -225,3 +225,59 @@ func (r *slowReader) Read(p []byte) (int, error) {
 	p[0], r.b = r.b[0], r.b[1:]
 	return 1, nil
 }
+
+var attrLists = [][]Attr{{}, {
+	{File: 1, Root: 5, Settled: true},
+	{
+		File: 2, Paths: [][]byte{[]byte("a/not \xff UTF-8"), {}}, Links: 2, Mode: 0o100644, UID: 1, GID: 2, Flags: 0x30, Target: []byte("x"),
+		Zeros: []Range{{Off: 0, Len: 1}}, Places: []Place{{Range: Range{Off: 4096, Len: 4096}, Disk: 1 << 40}}, Kept: true, Partial: true,
+	},
+}}
+
+func TestAttrsSurviveEncoding(t *testing.T) {
+	for _, want := range attrLists {
+		b, err := EncodeAttrs(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := DecodeAttrs(b); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("decoded %+v, %v, want %+v", got, err, want)
+		}
+	}
+	for name, bad := range map[string]string{
+		"nothing":        "",
+		"no list":        `{"file":1}`,
+		"negative zeros": `[{"zeros":[{"off":-1,"len":1}]}]`,
+		"empty zeros":    `[{"zeros":[{"off":1,"len":0}]}]`,
+		"overflow":       `[{"places":[{"off":9223372036854775807,"len":1,"disk":0}]}]`,
+		"no such place":  `[{"places":[{"off":0,"len":1,"disk":-5}]}]`,
+	} {
+		if _, err := DecodeAttrs([]byte(bad)); !errors.Is(err, ErrPlan) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// FuzzDecodeAttrs: what decodes has ranges that end behind their beginning.
+func FuzzDecodeAttrs(f *testing.F) {
+	for _, l := range attrLists {
+		b, err := EncodeAttrs(l)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		attrs, err := DecodeAttrs(b)
+		if err != nil {
+			return
+		}
+		for _, a := range attrs {
+			for _, p := range a.Places {
+				if p.Off < 0 || p.Off+p.Len <= p.Off || p.Disk < 0 {
+					t.Errorf("place %+v", p)
+				}
+			}
+		}
+	})
+}

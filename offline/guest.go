@@ -39,7 +39,7 @@ const (
 
 // run has the overlay filled by the guest.
 func (d *Disk) run(ctx context.Context, j Job, g Guest, r *Result) error {
-	s, err := d.stage(j, r)
+	s, err := stage(d.work, d.Size, j, r)
 	if err != nil {
 		return err
 	}

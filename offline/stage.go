@@ -25,8 +25,9 @@ func align(n int64) int64 { return (n + page - 1) &^ (page - 1) }
 
 // stage lays out the staging disk: the data of the files, that of the raw blocks,
 // and what says where it all belongs.
-func (d *Disk) stage(j Job, r *Result) (*staged, error) {
-	blocks, at, err := place(j.Raw, align(j.Size), d.Size)
+// It lies in the directory work; size is that of the disk.
+func stage(work string, size int64, j Job, r *Result) (*staged, error) {
+	blocks, at, err := place(j.Raw, align(j.Size), size)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +53,7 @@ func (d *Disk) stage(j Job, r *Result) (*staged, error) {
 		}
 		s.apply.Attrs, s.apply.AttrsLen = put(list)
 	}
-	if s.Staging, err = device.NewStaging(filepath.Join(d.work, stagingName), at); err != nil {
+	if s.Staging, err = device.NewStaging(filepath.Join(work, stagingName), at); err != nil {
 		return nil, err
 	}
 	if err := r.stage("gather", func() error { return s.fill(j, blocks, lists, at) }); err != nil {

@@ -64,3 +64,16 @@ func (p *Plan) Check(disk io.ReaderAt) error {
 	}
 	return nil
 }
+
+// Descends compares the disk of a file system that was mounted since the crash with
+// memory: it must have come from what the dead kernel left. Of what was done to it
+// since it says nothing.
+func (p *Plan) Descends(disk io.ReaderAt) error {
+	switch p.Super.Type {
+	case "xfs":
+		return p.descendsXFS(disk)
+	case "btrfs":
+		return p.descendsBtrfs(disk)
+	}
+	return fmt.Errorf("check disk: %s: %w: what was mounted since the crash cannot be told from memory", p.Super.Type, ErrUnsupported)
+}

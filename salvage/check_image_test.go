@@ -61,7 +61,7 @@ func TestCheckLoose(t *testing.T) {
 				if err != nil || on.UUID != s.UUID || on.Family != name {
 					t.Errorf("the disk is %+v, %v", on, err)
 				}
-				if err := p.Check(f); err != nil {
+				if err := errors.Join(p.Check(f), p.Descends(f)); err != nil {
 					t.Error(err)
 				}
 				places := map[string]int64{"uuid": 32}
@@ -78,6 +78,10 @@ func TestCheckLoose(t *testing.T) {
 					var wrong *salvage.DiskError
 					if err := p.Check(patched{f, map[int64]byte{at: 2}}); !errors.As(err, &wrong) || wrong.Field != field {
 						t.Errorf("another %s: %v", field, err)
+					}
+					descends := p.Descends(patched{f, map[int64]byte{at: 2}})
+					if later := field == "chunk root" || field == "log root"; (descends == nil) != later {
+						t.Errorf("mounted since, and another %s: %v", field, descends)
 					}
 				}
 			})

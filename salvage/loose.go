@@ -57,7 +57,7 @@ func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, 
 	case "btrfs":
 		p.first = firstBtrfs
 		if w.btrfs, err = c.Btrfs(s); err == nil {
-			p.btrfsSuper = w.btrfs.Super
+			p.btrfsSuper, p.btrfsCommitted = w.btrfs.Super, w.btrfs.Committed
 		}
 	default:
 		err = fmt.Errorf("%s: %w: it can be extracted from memory, and not written to its disk", s.Type, ErrUnsupported)

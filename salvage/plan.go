@@ -40,6 +40,8 @@ type Plan struct {
 
 	xfsRecords []pagecache.LogRecord // the last of its log
 	btrfsSuper []byte
+	// btrfsCommitted is the transaction that the dead kernel knew to be on the disk.
+	btrfsCommitted uint64
 
 	mem      ram.Memory
 	first    addr.Ino  // the first inode that is not the file system's own

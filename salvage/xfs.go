@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"understudy/pagecache"
 )
@@ -50,20 +51,18 @@ func parseXFSSuper(b []byte) (xfsSuper, error) {
 // logBlock is the unit of the log, in bytes (BBSIZE).
 const logBlock = 512
 
-// lastRecord finds the record that was written to the log last: of all headers in
-// it, the one with the highest cycle, and in that the highest block
+// eachRecord calls do with every record that has its header in the log, and where
+// that is: the cycle in the upper half, the block in the lower
 // (fs/xfs/libxfs/xfs_log_format.h, struct xlog_rec_header). A header says where it
 // is, and of what file system; in the data of a record no block begins as one,
 // since the cycle stands there.
-func (s *xfsSuper) lastRecord(disk io.ReaderAt) (pagecache.LogRecord, error) {
-	var last pagecache.LogRecord
-	highest, found := uint64(0), false
+func (s *xfsSuper) eachRecord(disk io.ReaderAt, do func(r pagecache.LogRecord, lsn uint64)) error {
 	buf := make([]byte, 1<<20)
 	be := binary.BigEndian
 	for at := int64(0); at < s.logSize; at += int64(len(buf)) {
 		buf = buf[:min(int64(len(buf)), s.logSize-at)]
 		if _, err := disk.ReadAt(buf, s.logStart+at); err != nil {
-			return last, fmt.Errorf("read log: %w", err)
+			return fmt.Errorf("read log: %w", err)
 		}
 		for off := 0; off < len(buf); off += logBlock {
 			b := buf[off : off+logBlock]
@@ -76,46 +75,79 @@ func (s *xfsSuper) lastRecord(disk io.ReaderAt) (pagecache.LogRecord, error) {
 			if uint64(be.Uint32(b[4:])) != cycle || int64(block)*logBlock != at+int64(off) || !bytes.Equal(b[304:320], s.uuid[:]) {
 				continue
 			}
-			if lsn >= highest {
-				last, highest, found = r, lsn, true
-			}
+			do(r, lsn)
 		}
 	}
-	if !found {
-		return last, errors.New("read log: there is no record in it")
+	return nil
+}
+
+// lastRecord finds the record that was written to the log last: that with the
+// highest cycle, and in that the highest block.
+func (s *xfsSuper) lastRecord(disk io.ReaderAt) (last pagecache.LogRecord, err error) {
+	highest, found := uint64(0), false
+	err = s.eachRecord(disk, func(r pagecache.LogRecord, lsn uint64) {
+		if lsn >= highest {
+			last, highest, found = r, lsn, true
+		}
+	})
+	if err == nil && !found {
+		err = errors.New("read log: there is no record in it")
 	}
-	return last, nil
+	return last, err
 }
 
 // checkXFS compares the log on a disk with what the dead kernel wrote to it: what
 // is last there must be one of the last records that it had in memory. A recovery
 // by another kernel leaves a record of its own behind it.
 func (p *Plan) checkXFS(disk io.ReaderAt) error {
-	b := make([]byte, xfsSuperSize)
-	if _, err := disk.ReadAt(b, 0); err != nil {
-		return fmt.Errorf("check disk: read superblock: %w", err)
-	}
-	on, err := parseXFSSuper(b)
-	if errors.Is(err, errNotXFS) {
-		return &DiskError{Field: "superblock", Disk: "missing", Memory: "present", Hint: "this is another disk, or its file system was overwritten"}
-	}
+	on, err := p.xfsOn(disk)
 	if err != nil {
-		return fmt.Errorf("check disk: %w", err)
-	}
-	if on.uuid != p.Super.UUID {
-		return &DiskError{Field: "uuid", Disk: on.uuid.String(), Memory: p.Super.UUID.String(), Hint: "this is another disk"}
+		return err
 	}
 	last, err := on.lastRecord(disk)
 	if err != nil {
 		return fmt.Errorf("check disk: %w", err)
 	}
-	for _, r := range p.xfsRecords {
-		if r == last {
-			return nil
-		}
+	if slices.Contains(p.xfsRecords, last) {
+		return nil
 	}
-	return &DiskError{
-		Field: "last record of the log", Disk: fmt.Sprintf("%08x", last.CRC), Memory: "none of those that it knows",
-		Hint: "the file system was mounted since the crash, or this is an older copy of it",
+	return p.otherLog(fmt.Sprintf("%08x", last.CRC), "the file system was mounted since the crash, or this is an older copy of it")
+}
+
+func (p *Plan) otherLog(disk, hint string) error {
+	return &DiskError{Field: "last record of the log", Disk: disk, Memory: "none of those that it knows", Hint: hint}
+}
+
+// xfsOn reads the superblock of a disk, which must be that of the plan.
+func (p *Plan) xfsOn(disk io.ReaderAt) (*xfsSuper, error) {
+	b := make([]byte, xfsSuperSize)
+	if _, err := disk.ReadAt(b, 0); err != nil {
+		return nil, fmt.Errorf("check disk: read superblock: %w", err)
 	}
+	on, err := parseXFSSuper(b)
+	if errors.Is(err, errNotXFS) {
+		return nil, &DiskError{Field: "superblock", Disk: "missing", Memory: "present", Hint: "this is another disk, or its file system was overwritten"}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("check disk: %w", err)
+	}
+	if on.uuid != p.Super.UUID {
+		return nil, &DiskError{Field: "uuid", Disk: on.uuid.String(), Memory: p.Super.UUID.String(), Hint: "this is another disk"}
+	}
+	return &on, nil
+}
+
+// descendsXFS wants a record that the dead kernel wrote last to be in the log of a
+// disk that was mounted since.
+func (p *Plan) descendsXFS(disk io.ReaderAt) error {
+	on, err := p.xfsOn(disk)
+	if err != nil {
+		return err
+	}
+	found := false
+	err = on.eachRecord(disk, func(r pagecache.LogRecord, _ uint64) { found = found || slices.Contains(p.xfsRecords, r) })
+	if err != nil || found {
+		return err
+	}
+	return p.otherLog("another", "this is an older copy, or so much was written to it since the crash that its log is all new")
 }

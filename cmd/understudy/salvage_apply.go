@@ -5,25 +5,21 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/spf13/cobra"
 
 	"understudy/addr"
-	"understudy/agent"
-	"understudy/initramfs"
 	"understudy/inventory"
 	"understudy/offline"
 	"understudy/pagecache"
-	"understudy/pair"
 	"understudy/salvage"
 )
 
 // application is one run of salvage apply.
 type application struct {
 	image, disk string
+	mount       string
 	work        string
 	fs          string
 	guest       string
@@ -41,7 +37,7 @@ type application struct {
 func applyCommand() *cobra.Command {
 	var a application
 	cmd := &cobra.Command{
-		Use:   "apply IMAGE --disk DISK",
+		Use:   "apply IMAGE {--disk DISK | --mount DIR}",
 		Short: "Write what a dead kernel had not saved to its disk",
 		Long: `Write what a dead kernel had not saved to its disk.
 
@@ -49,7 +45,11 @@ DISK is a raw image or a block device with one of the file systems that the dead
 kernel had mounted, as the crash left it. A small guest mounts it, and never this
 machine's own kernel. Everything goes to a copy-on-write overlay first, which is
 committed to DISK when all of it is done: until then DISK stays as it was, to the
-byte. If the commit is broken off, the same command goes on with it.`,
+byte. If the commit is broken off, the same command goes on with it.
+
+DIR is where such a file system, XFS or btrfs, is mounted on this machine. It is
+written to in place, and cannot be undone: take a snapshot first. What was changed
+after the crash is left alone.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			a.image = args[0]
@@ -67,13 +67,17 @@ byte. If the commit is broken off, the same command goes on with it.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&a.disk, "disk", "", "write to this `DISK`: a raw image or a block device")
-	f.StringVar(&a.work, "work", "", "keep the overlay in this `DIR` until it is committed; default: beside DISK")
+	f.StringVar(&a.work, "work", "", "keep the overlay in this `DIR` until it is committed; default: beside DISK (with --mount: the data to be written, in TMPDIR)")
 	f.StringVar(&a.fs, "fs", "", "the file system of DISK in IMAGE, if several have its UUID: a device (vda)")
 	f.StringVar(&a.guest, "guest", "", "boot the kernel in this `DIR`, which has boot/vmlinuz and lib/modules/RELEASE; default: what setup has fetched")
 	f.BoolVar(&a.partial, "partial", false, "XFS, btrfs: also write files of which a part is not in memory, and may be older on DISK or missing")
 	f.BoolVar(&a.dryRun, "dry-run", false, "print the plan, and write nothing")
 	f.BoolVar(&a.json, "json", false, "print for programs")
-	_ = cmd.MarkFlagRequired("disk") // the flag exists
+	f.StringVar(&a.mount, "mount", "", "XFS, btrfs: write to the file system that is mounted on this `DIR`")
+	cmd.MarkFlagsOneRequired("disk", "mount")
+	for _, other := range []string{"disk", "guest"} {
+		cmd.MarkFlagsMutuallyExclusive("mount", other)
+	}
 	return cmd
 }
 
@@ -92,6 +96,9 @@ func (a *application) run(ctx context.Context) (err error) {
 	if a.memory, err = inventory.Open(a.image); err != nil {
 		return err
 	}
+	if a.mount != "" {
+		return a.mounted(ctx)
+	}
 	if a.target, err = offline.Open(a.disk, a.work); err != nil {
 		return err
 	}
@@ -105,28 +112,35 @@ func (a *application) run(ctx context.Context) (err error) {
 		return err
 	}
 	a.report.begin(a)
-	var plan *salvage.Plan
-	err = a.memory.Stage("plan", func() (err error) {
-		if plan, err = salvage.ForDisk(a.memory.Cache, a.fsys.Super, a.partial); err != nil {
-			return err
-		}
-		return plan.Check(a.target)
-	})
-	if err != nil {
-		return fmt.Errorf("apply to %s: %w", a.disk, err)
-	}
 	var commit *lastCommit
-	if a.on.Family == "ext" {
-		if commit, err = a.planCommit(plan); err != nil {
-			return fmt.Errorf("apply to %s: %w", a.disk, err)
+	plan, err := a.plan(func(p *salvage.Plan) error {
+		err := p.Check(a.target)
+		if err == nil && a.on.Family == "ext" {
+			commit, err = a.planCommit(p)
 		}
-	}
-	a.report.planned(plan)
-	if a.dryRun {
-		a.report.stages(a.memory.Stages, nil)
-		return nil
+		return err
+	})
+	if err != nil || a.dryRun {
+		return err
 	}
 	return a.apply(ctx, plan, commit)
+}
+
+// plan makes a plan, has it checked, and reports it.
+func (a *application) plan(check func(*salvage.Plan) error) (plan *salvage.Plan, err error) {
+	err = a.memory.Stage("plan", func() error {
+		plan, err = salvage.ForDisk(a.memory.Cache, a.fsys.Super, a.partial)
+		return err
+	})
+	if err == nil {
+		err = a.memory.Stage("check disk", func() error { return check(plan) })
+	}
+	if err != nil {
+		return nil, fmt.Errorf("apply to %s: %w", a.disk, err)
+	}
+	a.report.planned(plan)
+	a.report.stages(a.memory.Stages, nil)
+	return plan, nil
 }
 
 // planCommit has the dead kernel's last commit finished before the disk is mounted.
@@ -200,23 +214,32 @@ func (a *application) finish(ctx context.Context, left offline.Identity) error {
 	return err
 }
 
-func (a *application) apply(ctx context.Context, plan *salvage.Plan, commit *lastCommit) error {
+// job is a plan as it is carried out.
+func (a *application) job(plan *salvage.Plan) (offline.Job, error) {
 	job := offline.Job{
 		Identity: a.identity(), Type: a.fsys.Super.Type, Options: mountOptions[a.fsys.Super.Type],
 		Size: plan.StagingSize(), Gather: plan.Gather,
 	}
-	if commit != nil {
-		job.Raw, job.Check = commit.raw, commit.report.Check != ""
-	}
 	for i := range plan.Files {
 		f, err := linkFile(&plan.Files[i])
 		if err != nil {
-			return err
+			return job, err
 		}
 		job.Files = append(job.Files, f)
-		if l := plan.Files[i].Loose; l != nil {
+		if plan.Files[i].Loose != nil {
 			job.Attrs = append(job.Attrs, linkAttr(i, &plan.Files[i], a.partial))
 		}
+	}
+	return job, nil
+}
+
+func (a *application) apply(ctx context.Context, plan *salvage.Plan, commit *lastCommit) error {
+	job, err := a.job(plan)
+	if err != nil {
+		return err
+	}
+	if commit != nil {
+		job.Raw, job.Check = commit.raw, commit.report.Check != ""
 	}
 	for _, s := range a.on.Super {
 		job.Super = append(job.Super, offline.Region{Off: s.Off, Data: make([]byte, s.Len())})
@@ -231,74 +254,4 @@ func (a *application) apply(ctx context.Context, plan *salvage.Plan, commit *las
 		a.report.stages(a.memory.Stages, r.Stages)
 	}
 	return err
-}
-
-// fsModules are what a kernel may have as modules for the file system of a type.
-var fsModules = map[string][]string{"ext2": {"ext4"}, "ext3": {"ext4"}, "ext4": {"ext4"}, "xfs": {"xfs"}, "btrfs": {"btrfs"}}
-
-// checksums are modules that a file system may ask for by name. Which of them exist
-// differs between kernels.
-var checksums = []string{"crc32c_generic", "libcrc32c", "crc32c", "xxhash_generic", "blake2b_generic", "sha256_generic"}
-
-// mountOptions are with what a guest mounts a file system of a type: a path of
-// btrfs begins at its top, whatever subvolume is the default.
-var mountOptions = map[string]string{"xfs": "noatime", "btrfs": "noatime,subvolid=5"}
-
-// appliance is the guest that the work is done in.
-func (a *application) appliance(ctx context.Context) (offline.Guest, error) {
-	kernel, modules, err := guestKernel(a.guest)
-	if err != nil {
-		return offline.Guest{}, err
-	}
-	machine, err := pair.ThisMachine()
-	if err != nil {
-		return offline.Guest{}, err
-	}
-	accel, err := chooseAccel(ctx, pair.Partition{Kernel: kernel})
-	if err != nil {
-		return offline.Guest{}, err
-	}
-	var add []initramfs.File
-	if a.on.Family == "ext" {
-		if add, err = initramfs.Program(agent.Checker); err != nil {
-			return offline.Guest{}, err
-		}
-	}
-	wanted := slices.Clone(guestModules)
-	for _, name := range checksums {
-		if _, err := initramfs.ModuleOrder(modules, []string{name}); err == nil {
-			wanted = append(wanted, name)
-		}
-	}
-	wanted = append(wanted, fsModules[a.fsys.Super.Type]...)
-	// The claim on the disk makes the directory ours.
-	where := sha256.Sum256([]byte(a.target.Work()))
-	return offline.Guest{
-		Kernel: kernel, Accel: accel, CPUs: machine.CPUs, Dir: runDir(fmt.Sprintf("apply-%x", where[:6])),
-		Image: func(path string) error { return guestImage(path, modules, wanted, add) },
-	}, nil
-}
-
-// guestKernel finds the kernel and the modules of small guests: in a directory,
-// or in what setup has fetched.
-func guestKernel(dir string) (kernel, modules string, err error) {
-	if dir == "" {
-		cache, err := cacheDir()
-		if err != nil {
-			return "", "", err
-		}
-		dir = filepath.Join(cache, "kernels", "default")
-	}
-	kernel = filepath.Join(dir, "boot", "vmlinuz")
-	if _, err := os.Stat(kernel); err != nil {
-		return "", "", fmt.Errorf("%w (scripts/setup.sh fetches the kernel)", err)
-	}
-	trees, err := filepath.Glob(filepath.Join(dir, "lib", "modules", "*"))
-	if err != nil {
-		return "", "", err
-	}
-	if len(trees) != 1 {
-		return "", "", fmt.Errorf("no modules in %s (scripts/setup.sh fetches them)", dir)
-	}
-	return kernel, trees[0], nil
 }

@@ -39,9 +39,9 @@ func (b *bench) start(env ...string) *exec.Cmd {
 // await waits for something to be so.
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("no %s within a minute", what)
+			t.Fatalf("no %s within three minutes", what)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"understudy/inventory"
 	"understudy/link"
 	"understudy/offline"
+	"understudy/pagecache"
 	"understudy/salvage"
 	"understudy/takeover"
 )
@@ -116,7 +117,14 @@ func (r *applyReport) begin(a *application) {
 func (r *applyReport) planned(p *salvage.Plan) {
 	out := &planReport{Files: []plannedFile{}, Bytes: p.Report().Bytes, Deleted: p.Deleted}
 	for i := range p.Files {
-		out.Files = append(out.Files, plannedOf(&p.Files[i]))
+		f := &p.Files[i]
+		switch l := f.Loose; {
+		case l != nil && f.NLink == 0: // looked for, and reported if it is back
+			out.Deleted++
+		case l != nil && l.Settled && f.Mode&pagecache.ModeType == pagecache.ModeDir: // it only keeps its times
+		default:
+			out.Files = append(out.Files, plannedOf(f))
+		}
 	}
 	r.Plan = out
 	for _, refusal := range p.Refused {
@@ -171,6 +179,7 @@ func (r *applyReport) applied(p *salvage.Plan, result *offline.Result) {
 }
 
 func (r *applyReport) stages(memory []inventory.Stage, guest []offline.Stage) {
+	r.Stages = []stageReport{}
 	add := func(name string, took time.Duration) {
 		r.Stages = append(r.Stages, stageReport{name, float64(took.Microseconds()) / 1000})
 	}
@@ -213,6 +222,9 @@ func (r *applyReport) Write(w io.Writer) error {
 		fmt.Fprintf(out, "the commit that was broken off is finished: %s has all of it\n", r.Disk)
 	case r.DryRun:
 		r.Plan.table(out)
+		if r.Commit != nil {
+			fmt.Fprintln(out, r.Commit)
+		}
 		fmt.Fprintf(out, "nothing was written to %s\n", r.Disk)
 	case r.Applied != nil:
 		if r.Commit != nil {

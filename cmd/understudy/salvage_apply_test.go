@@ -179,7 +179,7 @@ func TestApply(t *testing.T) {
 			b := newBench(t, fixture.Basic, name)
 			dry := b.apply("--dry-run")
 			b.untouched()
-			if dry.Plan == nil || len(dry.Plan.Files) < 150 || dry.Applied != nil || !dry.DryRun {
+			if dry.Plan == nil || len(dry.Plan.Files) == 0 || dry.Commit == nil || dry.Applied != nil || !dry.DryRun {
 				t.Errorf("planned %+v, applied %+v", dry.Plan, dry.Applied)
 			}
 			r := b.apply()

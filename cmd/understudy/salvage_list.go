@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy/inventory"
+	"understudy/pagecache"
 )
 
 func listCommand() *cobra.Command {
@@ -147,6 +148,12 @@ func number[T ~int64 | ~uint32 | ~uint64](n T) string {
 // modeText is a mode as ls shows it.
 func modeText(mode uint16) string {
 	out := []byte("-rwxrwxrwx")
+	switch mode & pagecache.ModeType {
+	case pagecache.ModeDir:
+		out[0] = 'd'
+	case pagecache.ModeSymlink:
+		out[0] = 'l'
+	}
 	for i := range 9 {
 		if mode>>(8-i)&1 == 0 {
 			out[i+1] = '-'

@@ -255,7 +255,7 @@ func TestPrintable(t *testing.T) {
 }
 
 func TestModeText(t *testing.T) {
-	for mode, want := range map[uint16]string{0o644: "-rw-r--r--", 0o4751: "-rwsr-x--x", 0o2000: "------S---", 0o1777: "-rwxrwxrwt"} {
+	for mode, want := range map[uint16]string{0o644: "-rw-r--r--", 0o4751: "-rwsr-x--x", 0o2000: "------S---", 0o1777: "-rwxrwxrwt", 0o040755: "drwxr-xr-x", 0o120777: "lrwxrwxrwx"} {
 		if got := modeText(mode); got != want {
 			t.Errorf("%o is %s, not %s", mode, got, want)
 		}

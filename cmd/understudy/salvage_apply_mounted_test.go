@@ -1,0 +1,143 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"understudy/internal/fixture"
+)
+
+// run runs a program of the host that must succeed; what it prints is the result.
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v: %s", name, args, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// mount mounts the disk on this machine, as an operator would, and returns where
+// and how to end that.
+func (b *bench) mount(options string) (dir string, end func()) {
+	b.t.Helper()
+	known, err := os.ReadFile("/proc/filesystems")
+	if err != nil || !bytes.Contains(known, []byte("\t"+b.disk.Type+"\n")) {
+		b.t.Skipf("this machine's kernel has no %s: %v", b.disk.Type, err)
+	}
+	loop := run(b.t, "losetup", "--find", "--show", b.disk.Image)
+	dir = b.t.TempDir()
+	ended := false
+	end = func() {
+		if ended {
+			return
+		}
+		ended = true
+		run(b.t, "umount", dir)
+		run(b.t, "losetup", "-d", loop)
+	}
+	b.t.Cleanup(end)
+	run(b.t, "mount", "-t", b.disk.Type, "-o", options, loop, dir)
+	return dir, end
+}
+
+// TestApplyMounted has file systems that are mounted on this machine.
+func TestApplyMounted(t *testing.T) {
+	for name, options := range map[string]string{"xfs": "noatime", "btrfs": "noatime,subvolid=5"} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, fixture.Everything(fixture.Default), name)
+			dir, end := b.mount(options)
+			mine := func(args ...string) applyReport {
+				t.Helper()
+				out, err := understudy(t, append([]string{"salvage", "apply", b.image.RAM, "--mount", dir, "--json"}, args...)...)
+				var r applyReport
+				if bad := json.Unmarshal([]byte(out), &r); bad != nil {
+					t.Fatalf("%v: %v", err, bad)
+				}
+				return r
+			}
+			before := run(t, "find", dir)
+			if dry := mine("--dry-run"); dry.Plan == nil || len(dry.Plan.Files) < 150 || run(t, "find", dir) != before {
+				t.Errorf("planned %+v", dry.Plan)
+			}
+			r := mine()
+			if r.Applied == nil || r.Applied.Files < 150 {
+				t.Errorf("applied %+v", r.Applied)
+			}
+			end()
+			b.complete(r)
+		})
+	}
+}
+
+// TestApplyPartial writes what is known of a file, and says that it is not all.
+func TestApplyPartial(t *testing.T) {
+	b := newBench(t, fixture.Everything(fixture.Default), "btrfs")
+	dir, end := b.mount("noatime,subvolid=5")
+	const name = "old/shrunk" // it was cut: what is left of it is on the disk alone
+	out, err := understudy(t, "salvage", "apply", b.image.RAM, "--mount", dir, "--partial")
+	if err == nil || !strings.HasPrefix(err.Error(), "exit status 3") || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "the rest is written") {
+		t.Errorf("%v: %s", err, out)
+	}
+	for _, f := range b.image.Files("btrfs") {
+		if st, err := os.Stat(filepath.Join(dir, name)); f.Path == name && (err != nil || st.Size() != f.Size) {
+			t.Errorf("%s: %v, %v", name, st, err)
+		}
+	}
+	end()
+}
+
+// TestApplyMountedLater wants what was changed after the crash to stay.
+func TestApplyMountedLater(t *testing.T) {
+	b := newBench(t, fixture.Everything(fixture.Default), "xfs")
+	dir, end := b.mount("noatime")
+	const text = "written after the crash"
+	for _, name := range []string{"old/mid", "old/f0"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := understudy(t, "salvage", "apply", b.image.RAM, "--mount", dir)
+	if err == nil || strings.Count(err.Error(), "it was changed after the crash") != 2 || !strings.HasPrefix(err.Error(), "exit status 3") {
+		t.Errorf("%v: %s", err, out)
+	}
+	for _, name := range []string{"old/mid", "old/f0"} {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != text {
+			t.Errorf("%s has %d bytes now: %v", name, len(got), err)
+		}
+	}
+	end()
+}
+
+// TestApplyMountedRefuses has what must not be written to.
+func TestApplyMountedRefuses(t *testing.T) {
+	b := newBench(t, fixture.Everything(fixture.Default), "ext4")
+	fails := func(want, dir string) {
+		t.Helper()
+		out, err := understudy(t, "salvage", "apply", b.image.RAM, "--mount", dir)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "exit status 1") {
+			t.Errorf("%v, want %q: %s", err, want, out)
+		}
+	}
+	fails("nothing is mounted on", t.TempDir())
+	dir, end := b.mount("noatime")
+	fails("must be finished before it is mounted", dir)
+	end()
+	dir, end = b.mount("ro")
+	fails("read-only", dir)
+	end()
+
+	// The disk of another death, of the same kernel.
+	b = newBench(t, fixture.Everything(fixture.Default), "xfs")
+	mine := b.image
+	b.image = fixture.Get(t, fixture.Basic)
+	dir, end = b.mount("noatime")
+	fails("and not that", dir)
+	end()
+	b.image = mine
+}
