@@ -69,7 +69,14 @@ func TestMatrix(t *testing.T) {
 						t.Error("the matrix is not whole")
 					}
 				}()
-				rows[name] = append(rows[name], checkImage(t, fixture.Get(t, spec), crash.name, spec))
+				r := row{kernel: name, crash: crash.name, cells: make(map[string]cell)}
+				for _, fs := range spec.FS {
+					r.cells[fs] = cell{failed: true}
+				}
+				defer func() { rows[name] = append(rows[name], r) }()
+				image := fixture.Get(t, spec)
+				r.kernel = image.Release
+				checkImage(t, image, spec, r.cells)
 			})
 		}
 	}
@@ -80,12 +87,8 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
-// checkImage checks every file system of a crash image.
-func checkImage(t *testing.T, image *fixture.Image, crash string, spec fixture.Spec) row {
-	r := row{kernel: image.Release, crash: crash, cells: make(map[string]cell)}
-	for _, fs := range spec.FS {
-		r.cells[fs] = cell{failed: true}
-	}
+// checkImage checks every file system of a crash image, and fills the cells.
+func checkImage(t *testing.T, image *fixture.Image, spec fixture.Spec, cells map[string]cell) {
 	k := openKernel(t, image)
 	for _, fs := range spec.FS {
 		t.Run(fs, func(t *testing.T) {
@@ -94,10 +97,9 @@ func checkImage(t *testing.T, image *fixture.Image, crash string, spec fixture.S
 				checkPlan(t, k, image.Disks[i], image.Files(fs))
 			}
 			found = checkPlanUnits(t, k, image, fs, spec.Workload)
-			r.cells[fs] = cell{found, t.Failed()}
+			cells[fs] = cell{found, t.Failed()}
 		})
 	}
-	return r
 }
 
 // checkPlanUnits checks the plan for a file system against the guest's sums.
