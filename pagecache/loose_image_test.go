@@ -124,7 +124,7 @@ func TestSettled(t *testing.T) {
 			t.Run(kernel+" "+name, func(t *testing.T) {
 				c, image := openImage(t, fixture.Everything(kernel))
 				s := superOf(t, c, image, name)
-				settled := func(*pagecache.Inode) (bool, error) { return false, nil }
+				var settled func(*pagecache.Inode) (bool, error)
 				var b *pagecache.Btrfs
 				if name == "btrfs" {
 					var err error

@@ -151,7 +151,7 @@ func modeText(mode uint16) string {
 	switch mode & pagecache.ModeType {
 	case pagecache.ModeDir:
 		out[0] = 'd'
-	case pagecache.ModeSymlink:
+	case pagecache.ModeLink:
 		out[0] = 'l'
 	}
 	for i := range 9 {
