@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -93,41 +92,6 @@ func measure(r *link.ApplyResult, name string, work func() error) error {
 	err := work()
 	r.Phases = append(r.Phases, link.PhaseTime{Name: name, Took: time.Since(begin)})
 	return err
-}
-
-// restore writes a plan with attributes: it makes what is missing, writes, and
-// gives everything its name.
-func (w *writer) restore(mount *os.File, files []link.File, attrs []link.Attr, died time.Time, result *link.ApplyResult) error {
-	restore, err := newRestorer(mount, w.kind, files, attrs, died, result)
-	if err != nil {
-		return err
-	}
-	var some []link.File
-	var about []*loose
-	var chosen []int
-	_ = measure(result, "find files", func() error {
-		found := restore.begin()
-		chosen = slices.Sorted(maps.Keys(found))
-		for _, i := range chosen {
-			some, about = append(some, files[i]), append(about, found[i])
-		}
-		return nil
-	})
-	if err := measure(result, "write files", func() error { return w.writeAll(some, about) }); err != nil {
-		return err
-	}
-	written := make(map[int]bool)
-	for i := range w.targets {
-		w.targets[i].report(result)
-		written[chosen[i]] = w.targets[i].err == nil
-	}
-	return measure(result, "name files", func() error {
-		restore.name(written)
-		restore.dropTemporary()
-		restore.lock()
-		restore.endDirectories()
-		return nil
-	})
 }
 
 func openStaging() (*os.File, error) {

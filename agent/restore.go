@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -46,6 +47,41 @@ func newRestorer(mount *os.File, kind string, files []link.File, attrs []link.At
 		r.all = append(r.all, &loose{attr: a, file: &files[a.File], died: died})
 	}
 	return r, nil
+}
+
+// restore writes a plan with attributes: it makes what is missing, writes, and
+// gives everything its name.
+func (w *writer) restore(mount *os.File, files []link.File, attrs []link.Attr, died time.Time, result *link.ApplyResult) error {
+	restore, err := newRestorer(mount, w.kind, files, attrs, died, result)
+	if err != nil {
+		return err
+	}
+	var some []link.File
+	var about []*loose
+	var chosen []int
+	_ = measure(result, "find files", func() error {
+		found := restore.begin()
+		chosen = slices.Sorted(maps.Keys(found))
+		for _, i := range chosen {
+			some, about = append(some, files[i]), append(about, found[i])
+		}
+		return nil
+	})
+	if err := measure(result, "write files", func() error { return w.writeAll(some, about) }); err != nil {
+		return err
+	}
+	written := make(map[int]bool)
+	for i := range w.targets {
+		w.targets[i].report(result)
+		written[chosen[i]] = w.targets[i].err == nil
+	}
+	return measure(result, "name files", func() error {
+		restore.name(written)
+		restore.dropTemporary()
+		restore.lock()
+		restore.endDirectories()
+		return nil
+	})
 }
 
 // fail records that something could not be done to a file.

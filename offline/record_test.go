@@ -13,7 +13,7 @@ import (
 func sample() *record {
 	return &record{
 		Step: stepCommit, Identity: Identity{Image: "ram", Kernel: "6.1", UUID: "u", Sum: "s"}, Disk: "/d", Size: 1 << 20,
-		Before: []Region{{Off: 1024, Data: make([]byte, 1024)}},
+		Before: []Region{{Off: 1024, Data: make([]byte, 1024)}}, After: []Region{{Off: 1024, Data: make([]byte, 1024)}},
 	}
 }
 
@@ -22,7 +22,7 @@ func TestRecordSurvives(t *testing.T) {
 	if _, err := readRecord(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no record: %v", err)
 	}
-	for _, step := range []string{stepApply, stepCommit, stepDone} {
+	for _, step := range []string{stepApply, stepCommit, stepVeiled, stepDone} {
 		want := sample()
 		want.Step = step
 		if err := want.write(dir); err != nil {
@@ -48,6 +48,8 @@ func TestParseRecordRefuses(t *testing.T) {
 		"negative":     func(r *record) { r.Before[0].Off = -512 },
 		"behind":       func(r *record) { r.Before[0].Off = r.Size - 512 },
 		"no such disk": func(r *record) { r.Size = 0 },
+		"no other":     func(r *record) { r.After = nil },
+		"other place":  func(r *record) { r.After[0].Off = 0 },
 	} {
 		r := sample()
 		r.Version = recordVersion

@@ -1,10 +1,12 @@
 package salvage_test
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -72,7 +74,22 @@ func TestCheckLoose(t *testing.T) {
 					}
 				} else {
 					places["superblock"] = 0
-					places["last record of the log"] = lastHeader(t, f) + 32
+					places["last record of the log"] = headers(t, f)[0] + 32
+				}
+				// An older copy, or one of which nothing is left.
+				all := make(map[int64]byte)
+				if name == "btrfs" {
+					all[64<<10+80] = 2
+					for n := range int64(4) { // its backups
+						all[64<<10+2859+n*168] = 2
+					}
+				} else {
+					for _, at := range headers(t, f) {
+						all[at+32] = 2
+					}
+				}
+				if err := p.Descends(patched{f, all}); !errors.Is(err, salvage.ErrDiskChanged) {
+					t.Errorf("it comes from another: %v", err)
 				}
 				for field, at := range places {
 					var wrong *salvage.DiskError
@@ -80,7 +97,7 @@ func TestCheckLoose(t *testing.T) {
 						t.Errorf("another %s: %v", field, err)
 					}
 					descends := p.Descends(patched{f, map[int64]byte{at: 2}})
-					if later := field == "chunk root" || field == "log root"; (descends == nil) != later {
+					if is := field != "superblock" && field != "uuid"; (descends == nil) != is {
 						t.Errorf("mounted since, and another %s: %v", field, descends)
 					}
 				}
@@ -89,21 +106,28 @@ func TestCheckLoose(t *testing.T) {
 	}
 }
 
-// lastHeader finds the header of the last record of an XFS log in a simple way.
-func lastHeader(t *testing.T, disk io.ReaderAt) int64 {
+// headers finds the headers of the records of an XFS log in a simple way, the last
+// of them first.
+func headers(t *testing.T, disk io.ReaderAt) []int64 {
 	t.Helper()
-	at, highest := int64(0), uint64(0)
-	b := make([]byte, 512)
-	for off := int64(0); ; off += 512 {
-		if _, err := disk.ReadAt(b, off); err != nil {
+	var found []int64
+	lsn := make(map[int64]uint64)
+	b := make([]byte, 1<<20)
+	for off := int64(0); ; off += int64(len(b)) {
+		n, err := disk.ReadAt(b, off)
+		for at := 0; at+512 <= n; at += 512 {
+			if binary.BigEndian.Uint32(b[at:]) == 0xfeedbabe {
+				found = append(found, off+int64(at))
+				lsn[off+int64(at)] = binary.BigEndian.Uint64(b[at+16:])
+			}
+		}
+		if err != nil {
 			break
 		}
-		if lsn := binary.BigEndian.Uint64(b[16:]); binary.BigEndian.Uint32(b) == 0xfeedbabe && lsn >= highest {
-			at, highest = off, lsn
-		}
 	}
-	if at == 0 {
+	if len(found) == 0 {
 		t.Fatal("there is no log")
 	}
-	return at
+	slices.SortFunc(found, func(a, b int64) int { return cmp.Compare(lsn[b], lsn[a]) })
+	return found
 }

@@ -12,8 +12,8 @@ import (
 	"understudy/internal/fixture"
 )
 
-// run runs a program of the host that must succeed; what it prints is the result.
-func runTool(t *testing.T, name string, args ...string) string {
+// host runs a program of the host that must succeed; what it prints is the result.
+func host(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
@@ -30,7 +30,7 @@ func (b *bench) mount(options string) (dir string, end func()) {
 	if err != nil || !bytes.Contains(known, []byte("\t"+b.disk.Type+"\n")) {
 		b.t.Skipf("this machine's kernel has no %s: %v", b.disk.Type, err)
 	}
-	loop := runTool(b.t, "losetup", "--find", "--show", b.disk.Image)
+	loop := host(b.t, "losetup", "--find", "--show", b.disk.Image)
 	dir = b.t.TempDir()
 	ended := false
 	end = func() {
@@ -38,11 +38,11 @@ func (b *bench) mount(options string) (dir string, end func()) {
 			return
 		}
 		ended = true
-		runTool(b.t, "umount", dir)
-		runTool(b.t, "losetup", "-d", loop)
+		host(b.t, "umount", dir)
+		host(b.t, "losetup", "-d", loop)
 	}
 	b.t.Cleanup(end)
-	runTool(b.t, "mount", "-t", b.disk.Type, "-o", options, loop, dir)
+	host(b.t, "mount", "-t", b.disk.Type, "-o", options, loop, dir)
 	return dir, end
 }
 
@@ -61,8 +61,8 @@ func TestApplyMounted(t *testing.T) {
 				}
 				return r
 			}
-			before := runTool(t, "find", dir)
-			if dry := mine("--dry-run"); dry.Plan == nil || len(dry.Plan.Files) < 150 || runTool(t, "find", dir) != before {
+			before := host(t, "find", dir)
+			if dry := mine("--dry-run"); dry.Plan == nil || len(dry.Plan.Files) < 150 || host(t, "find", dir) != before {
 				t.Errorf("planned %+v", dry.Plan)
 			}
 			r := mine()

@@ -1,0 +1,227 @@
+package offline
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// trial is a disk with an overlay that a guest would have filled.
+type trial struct {
+	t             *testing.T
+	path          string
+	before, after []byte
+}
+
+const superAt = 1024
+
+var trialID = Identity{Image: "ram", Kernel: "6.1", UUID: "u", Sum: "s"}
+
+// newTrial fills an overlay: with another superblock if it is to differ, and bytes
+// elsewhere.
+func newTrial(t *testing.T, differs bool) (*trial, *Disk) {
+	t.Helper()
+	for _, tool := range []string{imageTool, writeTool} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("%v: scripts/setup.sh installs it", err)
+		}
+	}
+	tr := &trial{t: t, path: filepath.Join(t.TempDir(), "a disk, with odd=name.img"), before: make([]byte, 4<<20)}
+	for i := range tr.before {
+		tr.before[i] = byte(rand.Uint32())
+	}
+	if err := os.WriteFile(tr.path, tr.before, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := tr.open()
+	if err := d.clear(trialID); err != nil {
+		t.Fatal(err)
+	}
+	super, err := d.read([]Region{{Off: superAt, Data: make([]byte, 1024)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.left = &record{Step: stepApply, Identity: trialID, Disk: d.path, Size: d.Size, Before: super}
+	if err := errors.Join(d.left.write(d.work), d.makeOverlay(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	changes := []Region{{Off: 1 << 20, Data: bytes.Repeat([]byte("new"), 512<<10)}, {Off: 4<<20 - 512, Data: bytes.Repeat([]byte("end "), 128)}}
+	if differs {
+		changes = append(changes, Region{Off: superAt, Data: bytes.Repeat([]byte("super!! "), 128)})
+	}
+	tr.after = bytes.Clone(tr.before)
+	for _, c := range changes {
+		copy(tr.after[c.Off:], c.Data)
+		if err := d.coverOne(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(tr.disk(), tr.before) {
+		t.Error("the overlay is the disk")
+	}
+	if err := d.makeReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return tr, d
+}
+
+func (tr *trial) open() *Disk {
+	tr.t.Helper()
+	d, err := Open(tr.path, "")
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	tr.t.Cleanup(func() { d.Close() })
+	return d
+}
+
+func (tr *trial) disk() []byte {
+	tr.t.Helper()
+	b, err := os.ReadFile(tr.path)
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	return b
+}
+
+// steps are those of a commit, after each of which a run may end.
+func (d *Disk) steps(t *testing.T) []func() error {
+	return []func() error{
+		func() error { return nil },
+		func() error { // torn
+			_, err := d.WriteAt(veil(d.left.Before, d.left.Identity)[0].Data[:sector], superAt)
+			return err
+		},
+		func() error { return d.put(veil(d.left.Before, d.left.Identity)) },
+		func() error { d.left.Step = stepVeiled; return d.left.write(d.work) },
+		func() error { // half of a commit
+			_, err := d.WriteAt(bytes.Repeat([]byte("new"), 100<<10), 1<<20)
+			return err
+		},
+		func() error { return d.commit(t.Context()) },
+		func() error { // torn
+			_, err := d.WriteAt(d.left.After[0].Data[:sector], superAt)
+			return err
+		},
+		func() error { return d.put(d.left.After) },
+	}
+}
+
+// TestFinish breaks a commit off after each of its steps, and goes on with it.
+func TestFinish(t *testing.T) {
+	for _, differs := range []bool{true, false} {
+		for n := range 8 {
+			tr, d := newTrial(t, differs)
+			for _, step := range d.steps(t)[:n+1] {
+				if err := step(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := d.Close(); err != nil { // as if killed
+				t.Fatal(err)
+			}
+			again := tr.open()
+			left, unfinished := again.Unfinished()
+			if unfinished != (n > 0) {
+				t.Errorf("after step %d it is unfinished: %v", n, unfinished)
+			}
+			if !unfinished {
+				if err := again.clear(trialID); err != nil || !bytes.Equal(tr.disk(), tr.before) {
+					t.Errorf("after step %d: not as it was: %v", n, err)
+				}
+				continue
+			}
+			if left != trialID {
+				t.Errorf("it is of %+v", left)
+			}
+			if _, err := again.Finish(t.Context(), Identity{Sum: "other"}); err == nil || !strings.Contains(err.Error(), "broken off") {
+				t.Errorf("finished for another: %v", err)
+			}
+			if _, err := again.Finish(t.Context(), trialID); err != nil {
+				t.Errorf("after step %d: %v", n, err)
+			}
+			if !bytes.Equal(tr.disk(), tr.after) {
+				t.Errorf("after step %d, with another superblock: %v: the disk is not as it was to be", n, differs)
+			}
+			if _, err := os.Stat(again.work); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("after step %d: left %s: %v", n, again.work, err)
+			}
+			if err := again.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestFinishOnce wants a commit that was complete not to be done again: somebody
+// may have written to the disk since.
+func TestFinishOnce(t *testing.T) {
+	tr, d := newTrial(t, false)
+	for _, step := range d.steps(t) {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := d.WriteAt([]byte("later"), 1<<20+7); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	if _, err := tr.open().Finish(t.Context(), trialID); err != nil {
+		t.Fatal(err)
+	}
+	copy(tr.after[1<<20+7:], "later")
+	if !bytes.Equal(tr.disk(), tr.after) {
+		t.Error("what was written later is gone")
+	}
+}
+
+// TestFinishRefuses has disks that somebody wrote to, and work that is gone.
+func TestFinishRefuses(t *testing.T) {
+	for name, tc := range map[string]struct {
+		spoil func(*trial, *Disk)
+		want  string
+	}{
+		"a superblock of its own": {func(tr *trial, d *Disk) { d.WriteAt([]byte("mkfs"), superAt+100) }, "neither the old one nor the new one"},
+		"restored":                {func(tr *trial, d *Disk) { d.WriteAt(tr.before, 0) }, "old superblock back"},
+		"no overlay":              {func(tr *trial, d *Disk) { os.Remove(d.overlay()) }, "overlay is gone"},
+		"another size":            {func(tr *trial, d *Disk) { d.Truncate(8 << 20) }, "it has 8388608 bytes"},
+	} {
+		tr, d := newTrial(t, true)
+		for _, step := range d.steps(t)[:5] {
+			if err := step(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		tc.spoil(tr, d)
+		d.Close()
+		spoiled := tr.disk()
+		again := tr.open()
+		if _, err := again.Finish(t.Context(), trialID); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		again.Close()
+		if !bytes.Equal(tr.disk(), spoiled) {
+			t.Errorf("%s: the disk has changed", name)
+		}
+	}
+}
+
+// TestVeilTells wants a veiled disk to be refused where its record is not.
+func TestVeilTells(t *testing.T) {
+	tr, d := newTrial(t, true)
+	if err := d.put(veil(d.left.Before, trialID)); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	if _, err := Open(tr.path, t.TempDir()); err == nil || !strings.Contains(err.Error(), "--work") {
+		t.Errorf("opened without its record: %v", err)
+	}
+	if !strings.HasPrefix(string(tr.disk()[superAt:]), "understudy salvage apply was broken off") {
+		t.Error("the disk does not say what it is")
+	}
+}
