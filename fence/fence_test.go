@@ -87,7 +87,7 @@ func opens(t *testing.T, img string) bool {
 func TestRaiseTakesTheLock(t *testing.T) {
 	img := image(t)
 	p := guest(t, img)
-	proof, err := Raise(p, []string{img}, time.Second)
+	proof, err := Raise(p, []string{img}, 20*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
