@@ -66,15 +66,14 @@ func TestCheckLoose(t *testing.T) {
 				if err := errors.Join(p.Check(f), p.Descends(f)); err != nil {
 					t.Error(err)
 				}
-				places := map[string]int64{"uuid": 32}
+				changes := map[string]map[int64]byte{"uuid": {32: 2}, "superblock": {0: 2}}
 				if name == "btrfs" {
-					places = map[string]int64{
-						"superblock": 64<<10 + 64, "uuid": 64<<10 + 32, "generation": 64<<10 + 72, "root": 64<<10 + 80,
-						"chunk root": 64<<10 + 88, "log root": 64<<10 + 96,
+					changes = map[string]map[int64]byte{
+						"superblock": {64<<10 + 64: 2}, "uuid": {64<<10 + 32: 2}, "generation": {64<<10 + 72: 2}, "root": {64<<10 + 80: 2},
+						"chunk root": {64<<10 + 88: 2}, "log root": {64<<10 + 96: 2},
 					}
 				} else {
-					places["superblock"] = 0
-					places["last record of the log"] = headers(t, f)[0] + 32
+					changes["last record of the log"] = another(t, f)
 				}
 				// An older copy, or one of which nothing is left.
 				all := make(map[int64]byte)
@@ -91,12 +90,12 @@ func TestCheckLoose(t *testing.T) {
 				if err := p.Descends(patched{f, all}); !errors.Is(err, salvage.ErrDiskChanged) {
 					t.Errorf("it comes from another: %v", err)
 				}
-				for field, at := range places {
+				for field, change := range changes {
 					var wrong *salvage.DiskError
-					if err := p.Check(patched{f, map[int64]byte{at: 2}}); !errors.As(err, &wrong) || wrong.Field != field {
+					if err := p.Check(patched{f, change}); !errors.As(err, &wrong) || wrong.Field != field {
 						t.Errorf("another %s: %v", field, err)
 					}
-					descends := p.Descends(patched{f, map[int64]byte{at: 2}})
+					descends := p.Descends(patched{f, change})
 					if is := field != "superblock" && field != "uuid"; (descends == nil) != is {
 						t.Errorf("mounted since, and another %s: %v", field, descends)
 					}
@@ -104,6 +103,31 @@ func TestCheckLoose(t *testing.T) {
 			})
 		}
 	}
+}
+
+// another has what a later mount puts behind the last record of an XFS log: the
+// header of one more, with another checksum (struct xlog_rec_header,
+// fs/xfs/libxfs/xfs_log_format.h).
+func another(t *testing.T, disk io.ReaderAt) map[int64]byte {
+	t.Helper()
+	last := headers(t, disk)[0]
+	header, there := make([]byte, 512), make([]byte, 512)
+	if _, err := disk.ReadAt(header, last); err != nil {
+		t.Fatal(err)
+	}
+	blocks := 1 + binary.BigEndian.Uint32(header[12:])/512 // of the last one, its header among them
+	lsn := binary.BigEndian.Uint64(header[16:])
+	binary.BigEndian.PutUint64(header[16:], lsn+uint64(blocks))
+	header[32] ^= 2
+	at := last + int64(blocks)*512
+	if _, err := disk.ReadAt(there, at); err != nil {
+		t.Fatal(err)
+	}
+	change := make(map[int64]byte)
+	for i := range header {
+		change[at+int64(i)] = header[i] ^ there[i]
+	}
+	return change
 }
 
 // headers finds the headers of the records of an XFS log in a simple way, the last
