@@ -177,6 +177,7 @@ func (p *play) write(ctx context.Context) error {
 	}
 	p.served = fresh.SHA256
 	took := time.Since(began)
+	p.report.WriteMS = took.Seconds() * 1000
 	p.say("it wrote %s over %d files in %.1f s and saved none of it; the client is served the new content",
 		mib(p.report.UnsavedBytes), p.spec().Files, took.Seconds())
 	if took > commitInterval {

@@ -28,6 +28,7 @@ type Report struct {
 	Flushes int64 `json:"flushes"`
 
 	UnsavedBytes   int64              `json:"unsaved_bytes"` // in memory only when the kernel died
+	WriteMS        float64            `json:"write_ms"`      // how long it took to write that
 	Files          int                `json:"files"`         // brought over
 	BytesRecovered int64              `json:"bytes_recovered"`
 	Commits        []takeover.Commit  `json:"commits"`

@@ -21,7 +21,7 @@ const (
 	Refused Verdict = "refused" // the rescue refused something; each file is exact, or as it is without a rescue
 	Plain   Verdict = "plain"   // there was no rescue; what was durable is there
 	Differs Verdict = "differs" // the rescued tree is not as it must be
-	Unclean Verdict = "unclean" // e2fsck finds something wrong
+	Unclean Verdict = "unclean" // e2fsck finds something wrong; with a rescue, in the rescued tree
 	Failed  Verdict = "failed"  // the rescue ended with a status that is neither 0 nor 3
 	Loss    Verdict = "loss"    // what was durable is not there, in the rescued tree or without a rescue
 	Broken  Verdict = "broken"  // the case could not be carried out
@@ -197,7 +197,7 @@ func verdict(r *Result) Verdict {
 	switch {
 	case len(r.Plain.Findings) > 0 || r.Tree != nil && r.Tree.Lost() > 0:
 		return Loss
-	case r.PlainBad != "" || r.Fsck != "":
+	case r.Fsck != "" || r.Rescue == nil && r.PlainBad != "":
 		return Unclean
 	case refused && r.Rescue.Exit != 3:
 		return Failed

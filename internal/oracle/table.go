@@ -26,6 +26,7 @@ thread had begun and not reported may be absent, done, or, for a write, done in 
 
 In each case a copy of the disk is mounted without any rescue, too, and what was fsynced must be there; but not without a journal:
 there fsync itself does not write an inode that only ext4 marked as changed (ext4_fsync_nojournal in the kernel's fs/ext4/fsync.c).
+e2fsck looks at that copy, too: what it finds there is the kernel's own recovery.
 
 `
 
@@ -54,16 +55,20 @@ func Markdown(results []Result, when time.Time) string {
 	}
 	results = slices.DeleteFunc(slices.Clone(results), func(r Result) bool { return r.Program != "" })
 	total := make(tally)
-	var ops, nodes, durable, pending, done, partial, undone int
+	var ops, nodes, durable, pending, done, partial, undone, unclean int
 	for _, r := range results {
 		total[r.Verdict]++
 		ops, durable, pending, undone = ops+r.Ops, durable+r.Plain.Durable, pending+r.Pending, undone+r.Undone
+		if r.Rescue != nil && r.PlainBad != "" {
+			unclean++
+		}
 		if r.Tree != nil {
 			nodes, done, partial = nodes+r.Tree.Nodes, done+r.Tree.Done, partial+r.Tree.Partial
 		}
 	}
 	fmt.Fprintf(&b, "%d cases: %v. In all: %d operations, %d files, directories and links compared, %d of them fsynced.\n", len(results), total, ops, nodes, durable)
-	fmt.Fprintf(&b, "Of %d operations that were not reported, %d were done and %d done in part. Without a rescue, %d differences.\n", pending, done, partial, undone)
+	fmt.Fprintf(&b, "Of %d operations that were not reported, %d were done and %d done in part. Without a rescue, %d differences, and e2fsck finds something wrong in %d cases.\n",
+		pending, done, partial, undone, unclean)
 	b.WriteString("\n## By configuration and kernel\n\n")
 	byConfig(&b, results)
 	b.WriteString("\n## By crash\n\n")
