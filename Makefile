@@ -4,7 +4,7 @@
 
 GO ?= go
 
-.PHONY: build setup check test demo matrix oracle bench clean
+.PHONY: build setup check test demo matrix oracle fuzz bench clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/understudy ./cmd/understudy
@@ -39,6 +39,11 @@ FIRST ?= 1
 oracle: setup build
 	scripts/kernels.sh
 	$(GO) run ./internal/oracle/cmd -seed $(FIRST) -seeds $(SEEDS) -programs $(PROGRAMS) -table docs/ORACLE.md
+
+# Every parser of foreign bytes, FUZZTIME each; writes docs/FUZZ.md.
+FUZZTIME ?= 10m
+fuzz:
+	GO=$(GO) FUZZTIME=$(FUZZTIME) scripts/fuzz.sh docs/FUZZ.md
 
 bench: setup build
 	$(GO) test -p 1 -timeout 30m -run '^$$' -bench . ./...
