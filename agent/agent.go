@@ -50,6 +50,7 @@ func New(extra map[string]Verb) *Agent {
 		link.Configure: call(a.configure),
 		link.Write:     call(a.write),
 		link.Mount:     call(a.mount),
+		link.Name:      call(a.name),
 		link.Apply:     call(a.apply),
 		link.Start:     call(a.start),
 		link.Stop:      call(a.stop),

@@ -59,6 +59,7 @@ const (
 	ActUnlinked  = "unlinked"  // a name that it had before, and had no more
 	ActDisplaced = "displaced" // what was at the path is at Other
 	ActBack      = "is back"   // it had been deleted: the disk still has it
+	ActUndone    = "undone"    // it was being made, or named so, by what had not returned
 )
 
 // EncodeAttrs lays out attributes as the agent reads them from the staging disk.

@@ -9,6 +9,7 @@ const (
 	Configure = "configure" // Config
 	Write     = "write"     // WriteRequest: blocks of a disk that is not mounted
 	Mount     = "mount"     // MountRequest to MountResult
+	Name      = "name"      // NameRequest to NameResult: what a check found without a name
 	Apply     = "apply"     // ApplyRequest to ApplyResult
 	Start     = "start"     // start the services of the role
 	Stop      = "stop"      // stop them, unmount the shared disks
@@ -77,7 +78,14 @@ type MountResult struct {
 type Check struct {
 	Status int    `json:"status"` // its exit status: 0 clean, 1 and 2 repaired
 	Output string `json:"output"` // at most its last 64 KiB
+	// Lost are the inodes that it moved to lost+found, and Surplus those that had
+	// more names than links.
+	Lost    []uint64 `json:"lost,omitempty"`
+	Surplus []uint64 `json:"surplus,omitempty"`
 }
+
+// Names reports whether there is anything for NameRequest.
+func (c *Check) Names() bool { return c != nil && len(c.Lost)+len(c.Surplus) > 0 }
 
 // WriteRequest points at an encoded list of blocks on the staging disk
 // (EncodeBlocks). They are written to a disk before anything mounts it.

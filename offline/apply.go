@@ -29,6 +29,9 @@ type Job struct {
 	// Check has the file system checked and repaired after that, which only the
 	// ext family knows.
 	Check bool
+	// Names is what the dead kernel had as the names of what a check has found
+	// without, or with too many. It is needed only with Check.
+	Names func(found *link.Check) link.NameRequest
 	// Size is how many bytes of staging Gather fills.
 	Size   int64
 	Gather func([]byte) error
@@ -46,6 +49,7 @@ type Job struct {
 type Result struct {
 	Applied link.ApplyResult
 	Check   *link.Check // nil: none was asked for
+	Named   link.NameResult
 	Stages  []Stage
 }
 

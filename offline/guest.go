@@ -72,14 +72,14 @@ func (d *Disk) run(ctx context.Context, j Job, g Guest, r *Result) error {
 		return err
 	}
 	defer a.Close()
-	if err := s.work(ctx, a, r); err != nil {
+	if err := s.work(ctx, a, j, r); err != nil {
 		return fmt.Errorf("work in guest: %w%s", err, lastLines(spec.ConsoleLogPath()))
 	}
 	return nil
 }
 
 // work is all that the guest does.
-func (s *staged) work(ctx context.Context, a *supervisor.Appliance, r *Result) error {
+func (s *staged) work(ctx context.Context, a *supervisor.Appliance, j Job, r *Result) error {
 	if s.blocks.Len > 0 {
 		err := r.stage("write blocks", func() error { return a.Call(ctx, link.Write, s.blocks, nil) })
 		if err != nil {
@@ -92,6 +92,14 @@ func (s *staged) work(ctx context.Context, a *supervisor.Appliance, r *Result) e
 		return err
 	}
 	r.Check = mounted.Check
+	if r.Check.Names() {
+		request := j.Names(r.Check)
+		request.Disk = diskName
+		err := r.stage("undo names", func() error { return a.Call(ctx, link.Name, request, &r.Named) })
+		if err != nil {
+			return err
+		}
+	}
 	if s.apply.Len > 0 {
 		err = r.stage("write files", func() error { return a.Call(ctx, link.Apply, s.apply, &r.Applied) })
 		if err != nil {

@@ -41,6 +41,8 @@ type Inode struct {
 	Ctime      time.Time
 	Flags      uint32 // Flag*
 	State      uint64 // I_*: their values differ between kernels
+	Writing    bool   // its i_rwsem is held for writing: an operation on it had not returned
+	New        bool   // it was being made, and had no name yet (I_NEW)
 
 	mapping addr.Virt // of its own address_space
 	tree    addr.Virt // of the xarray in that
@@ -67,7 +69,7 @@ type inodeLayout struct {
 	mode, uid, gid, flags, super, ino, nlink kernel.Field
 	length, state, generation, data, pointer kernel.Field
 	ioList, wbList, sbList, dentries         kernel.Field
-	blkbits                                  kernel.Field
+	blkbits, rwsem                           kernel.Field
 	tree, treeFlags, head, pages             kernel.Field
 	atime, mtime, ctime                      timeField
 }
@@ -93,6 +95,7 @@ func (i *inodeLayout) look(t *kernel.Types) error {
 	i.head = l.Field("i_data.i_pages.xa_head", 8)
 	i.pages = l.Field("i_data.nrpages", 8)
 	i.blkbits = l.Optional("i_blkbits", 1)
+	i.rwsem = l.Optional("i_rwsem.count.counter", 8)
 	i.ioList = l.Field("i_io_list", 16)
 	i.wbList = l.Field("i_wb_list", 16)
 	i.sbList = l.Field("i_sb_list", 16)
@@ -101,6 +104,15 @@ func (i *inodeLayout) look(t *kernel.Types) error {
 	i.mtime = newTimeField(l, "mtime")
 	i.ctime = newTimeField(l, "ctime")
 	return l.Err()
+}
+
+// new is the bit of I_NEW in i_state (include/linux/fs.h): it moved when that was
+// made 32 bits wide, in 6.12 (commits 2ed634c96ed1 and 0fe340a98b58).
+func (i *inodeLayout) new() int {
+	if i.state.Size == 4 {
+		return 0
+	}
+	return 3
 }
 
 // timeField is a point in time in an inode.
@@ -161,6 +173,10 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 	if l.blkbits.Present() {
 		i.blkbits = uint(l.blkbits.Uint(b))
 	}
+	// RWSEM_WRITER_LOCKED, kernel/locking/rwsem.c. A kernel for real time has another
+	// lock there.
+	i.New = i.State>>l.new()&1 != 0
+	i.Writing = l.rwsem.Present() && l.rwsem.Uint(b)&1 != 0
 	// The upper bits of xa_flags are the marks of the whole tree (xarray.h,
 	// XA_FLAGS_MARK); where they begin depends on the kernel (__GFP_BITS_SHIFT,
 	// 23 to 28), but of the lower ones a page cache uses only the first six.

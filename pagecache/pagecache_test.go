@@ -280,6 +280,42 @@ func TestDirty(t *testing.T) {
 	}
 }
 
+// TestUnsettled: besides what is dirty, what an operation had not let go of.
+func TestUnsettled(t *testing.T) {
+	w := newWorld(t)
+	w.file(11, "a", 1)
+	busy, read, making := w.file(12, "busy", 1), w.file(13, "read", 1), w.file(14, "making", 1)
+	for _, at := range []addr.Virt{busy, read, making} {
+		next, prev := w.u64(at+inIO), w.u64(at+inIO+8)
+		w.PutU64(prev, uint64(next))
+		w.PutU64(next+8, uint64(prev))
+		w.heads(at + inIO)
+	}
+	w.PutU64(busy+inRwsem, 1)      // RWSEM_WRITER_LOCKED
+	w.PutU64(read+inRwsem, 1<<8)   // a reader
+	w.PutU64(making+inState, 1<<3) // I_NEW
+	w.Finish(types()...)
+	c, s := w.open(t)
+	var found []addr.Ino
+	for i, err := range c.Unsettled(s) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = append(found, i.Ino)
+		if i.Writing != (i.Ino == 12) {
+			t.Errorf("inode %d: being written is %v", i.Ino, i.Writing)
+		}
+	}
+	if slices.Sort(found); !slices.Equal(found, []addr.Ino{11, 12}) {
+		t.Errorf("inodes %v", found)
+	}
+	for i, err := range c.Inodes(s) {
+		if err == nil && i.New != (i.Ino == 14) {
+			t.Errorf("inode %d: new is %v", i.Ino, i.New)
+		}
+	}
+}
+
 func TestPaths(t *testing.T) {
 	w := newWorld(t)
 	dir := w.dentry("dir", w.root, 0)

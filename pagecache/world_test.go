@@ -21,6 +21,7 @@ const (
 	inIno, inNlink, inSize, inAtime, inMtime        = 32, 40, 48, 56, 72
 	inCtime, inIO, inWB, inSB, inDentry, inGen      = 88, 104, 120, 136, 152, 160
 	inBlkbits                                       = 164
+	inRwsem                                         = inPages + 8
 	inMapping, inData, inBytes                      = 168, 176, 256
 	inTree                                          = inData + 8  // an xarray
 	inTreeFlags                                     = inTree + 4  //
@@ -81,7 +82,8 @@ func types() []btf.Type {
 			field("i_nlink", inNlink, u32), field("i_size", inSize, u64), field("i_atime", inAtime, ts),
 			field("i_mtime", inMtime, ts), field("__i_ctime", inCtime, ts), field("i_io_list", inIO, list),
 			field("i_wb_list", inWB, list), field("i_sb_list", inSB, list), field("i_dentry", inDentry, u64),
-			field("i_generation", inGen, u32), field("i_blkbits", inBlkbits, u8), field("i_mapping", inMapping, u64), field("i_data", inData, mapping)),
+			field("i_generation", inGen, u32), field("i_blkbits", inBlkbits, u8),
+			field("i_rwsem", inRwsem, st("rw_semaphore", 8, field("count", 0, st("atomic64_t", 8, field("counter", 0, u64))))), field("i_mapping", inMapping, u64), field("i_data", inData, mapping)),
 		st("xa_node", ndSize, field("shift", ndShift, u8), field("offset", ndOffset, u8), field("parent", ndParent, u64),
 			field("array", ndArray, u64), field("slots", ndSlots, blob(512)), field("marks", ndMarks, blob(24))),
 		st("page", kerneltest.PageStruct, field("flags", pgFlags, u64), field("mapping", pgMapping, u64),

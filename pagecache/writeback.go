@@ -31,6 +31,32 @@ func (c *Cache) Inodes(s *Superblock) iter.Seq2[*Inode, error] {
 	}
 }
 
+// Unsettled yields what Dirty does, and every other inode with an operation on it
+// that had not returned. Without a journal, which would have it on its list of
+// orphans, a file that was being truncated still has the blocks behind its end, and
+// e2fsck takes them for a sign that the size is wrong (PR_1_BAD_I_SIZE).
+func (c *Cache) Unsettled(s *Superblock) iter.Seq2[*Inode, error] {
+	return func(yield func(*Inode, error) bool) {
+		seen := make(map[addr.Virt]struct{})
+		for i, err := range c.Dirty(s) {
+			if i != nil {
+				seen[i.Addr] = struct{}{}
+			}
+			if !yield(i, err) {
+				return
+			}
+		}
+		for i, err := range c.Inodes(s) {
+			if err != nil || !i.Writing {
+				continue // what is dirty was looked at
+			}
+			if _, ok := seen[i.Addr]; !ok && !yield(i, nil) {
+				return
+			}
+		}
+	}
+}
+
 // Dirty yields every inode of a file system that is dirty or has pages under
 // writeback, each once. It walks the lists of the writeback machinery, and, if
 // those may be incomplete, all inodes of the file system. Errors are a *Refusal

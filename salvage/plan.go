@@ -134,6 +134,9 @@ func Of(c *pagecache.Cache, s *pagecache.Superblock) (*Plan, error) {
 			return nil, fmt.Errorf("plan salvage of %s: %w", s.ID, err)
 		}
 		p.Ext4, p.first = *ext4, ext4.Super.FirstInode
+		if ext4.Journal == nil {
+			walk = c.Unsettled
+		}
 	case s.InMemory():
 		walk = c.Inodes // nothing of it was ever saved
 	case s.Type == "btrfs":

@@ -65,8 +65,12 @@ func (m *machine) HandOver(ctx context.Context, disk string) error {
 	return m.s.understudy.setDisk(ctx, disk)
 }
 
-func (m *machine) Mount(ctx context.Context, disk string, check bool) (string, error) {
+func (m *machine) Mount(ctx context.Context, disk string, check bool) (*link.Check, error) {
 	return m.s.understudy.mount(ctx, disk, check)
+}
+
+func (m *machine) Name(ctx context.Context, r link.NameRequest) (result link.NameResult, err error) {
+	return result, m.s.understudy.agent.Call(ctx, link.Name, r, &result)
 }
 
 func (m *machine) Staging() ([]byte, error) { return m.s.staging.Map() }

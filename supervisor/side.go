@@ -200,13 +200,10 @@ func (s *Supervisor) config(name string) link.Config {
 }
 
 // mount has a disk mounted; with check, after e2fsck(8), whose words it returns.
-func (sd *side) mount(ctx context.Context, disk string, check bool) (string, error) {
+func (sd *side) mount(ctx context.Context, disk string, check bool) (*link.Check, error) {
 	var result link.MountResult
 	err := sd.agent.Call(ctx, link.Mount, link.MountRequest{Disk: disk, Check: check}, &result)
-	if result.Check == nil {
-		return "", err
-	}
-	return result.Check.Output, err
+	return result.Check, err
 }
 
 func (sd *side) startServices(ctx context.Context) error {

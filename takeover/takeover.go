@@ -29,8 +29,11 @@ type Machine interface {
 	// HandOver gives a fenced disk to the understudy.
 	HandOver(ctx context.Context, disk string) error
 	// Mount has the understudy mount a disk that it was handed; with check, after
-	// its file system was checked and repaired. found is what that said.
-	Mount(ctx context.Context, disk string, check bool) (found string, err error)
+	// its file system was checked and repaired. found is what that said, else nil.
+	Mount(ctx context.Context, disk string, check bool) (found *link.Check, err error)
+	// Name has the understudy give what a check has left without its name the one
+	// that it had.
+	Name(ctx context.Context, r link.NameRequest) (link.NameResult, error)
 	// Staging is memory that the understudy can read and nobody else uses.
 	Staging() ([]byte, error)
 	// Apply has the understudy write a plan whose encoding and data are in
@@ -66,6 +69,9 @@ type Remains interface {
 	Finish(image Image) (Commit, error)
 	// Gather puts the unsaved bytes into staging and says whose they are.
 	Gather(staging []byte) (Gathered, error)
+	// Names is what the dead kernel had as the names of what a check has found
+	// without, or with too many.
+	Names(found *link.Check) link.NameRequest
 }
 
 // Commit is what Finish did.
@@ -131,12 +137,15 @@ type Options struct {
 
 // Report tells what a takeover did.
 type Report struct {
-	Files    int       `json:"files"`
-	Bytes    int64     `json:"bytes_recovered"`
-	Commits  []Commit  `json:"commits"`
-	Refused  []Refusal `json:"refused"`
-	Durable  bool      `json:"durable"` // all that was applied is on the disks
-	Timeline *Timeline `json:"-"`
+	Files   int       `json:"files"`
+	Bytes   int64     `json:"bytes_recovered"`
+	Commits []Commit  `json:"commits"`
+	Refused []Refusal `json:"refused"`
+	// Acts are what was done to names that operations which had not returned were
+	// changing.
+	Acts     []link.Act `json:"acts,omitempty"`
+	Durable  bool       `json:"durable"` // all that was applied is on the disks
+	Timeline *Timeline  `json:"-"`
 }
 
 // Run takes over. The timeline has the detection in it already.
@@ -188,6 +197,7 @@ type run struct {
 func (r *run) disk(ctx context.Context, disk string) error {
 	remains, commit := r.examine(disk)
 	var request link.ApplyRequest
+	var found *link.Check
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		request = r.gather(disk, remains)
@@ -197,14 +207,21 @@ func (r *run) disk(ctx context.Context, disk string) error {
 		if err := r.measure("disk", func() error { return r.machine.HandOver(gctx, disk) }); err != nil {
 			return fmt.Errorf("hand over: %w", err)
 		}
-		return r.measure("mount", func() error {
-			found, err := r.machine.Mount(gctx, disk, commit.Check != "")
-			commit.Found = found
+		return r.measure("mount", func() (err error) {
+			found, err = r.machine.Mount(gctx, disk, commit.Check != "")
 			return err
 		})
 	})
 	if err := g.Wait(); err != nil {
 		return err
+	}
+	if found != nil {
+		commit.Found = found.Output
+	}
+	if found.Names() && remains != nil {
+		if err := r.measure("names", func() error { return r.name(ctx, disk, found, remains) }); err != nil {
+			return err
+		}
 	}
 	if remains != nil {
 		r.report.Commits = append(r.report.Commits, commit)
@@ -298,6 +315,19 @@ func (r *run) stage(disk string, remains Remains) (link.ApplyRequest, error) {
 	copy(staging[at:], plan)
 	r.staged = align(at + int64(len(plan)))
 	return link.ApplyRequest{Disk: disk, Plan: at, Len: int64(len(plan))}, nil
+}
+
+// name has operations on names that had not returned undone. What it cannot do
+// is in the report.
+func (r *run) name(ctx context.Context, disk string, found *link.Check, remains Remains) error {
+	request := remains.Names(found)
+	request.Disk = disk
+	result, err := r.machine.Name(ctx, request)
+	for _, f := range result.Failures {
+		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), 1, errors.New(f.Reason))
+	}
+	r.report.Acts = append(r.report.Acts, result.Acts...)
+	return err
 }
 
 // apply counts what the understudy wrote. A file that it could not write is in

@@ -23,6 +23,9 @@ type stand struct {
 	staging []byte
 	plan    []link.File
 	result  link.ApplyResult
+	lost    []uint64 // what a check moved to lost+found
+	named   link.NameRequest
+	names   link.NameResult
 }
 
 func (s *stand) did(call string) error {
@@ -35,11 +38,15 @@ func (s *stand) did(call string) error {
 func (s *stand) Fence(context.Context) error            { return s.did("fence") }
 func (s *stand) Image(string) (Image, error)            { return nil, s.did("image") }
 func (s *stand) HandOver(context.Context, string) error { return s.did("hand over") }
-func (s *stand) Mount(_ context.Context, _ string, check bool) (string, error) {
+func (s *stand) Mount(_ context.Context, _ string, check bool) (*link.Check, error) {
 	if check {
-		return "repaired", s.did("checked mount")
+		return &link.Check{Output: "repaired", Lost: s.lost}, s.did("checked mount")
 	}
-	return "", s.did("mount")
+	return nil, s.did("mount")
+}
+func (s *stand) Name(_ context.Context, r link.NameRequest) (link.NameResult, error) {
+	s.named = r
+	return s.names, s.did("name")
 }
 func (s *stand) Staging() ([]byte, error) { return s.staging, s.did("staging") }
 func (s *stand) Apply(_ context.Context, r link.ApplyRequest) (link.ApplyResult, error) {
@@ -82,6 +89,10 @@ func (b *body) Finish(Image) (Commit, error) {
 func (b *body) Examine(Image) (Remains, error) {
 	b.m.did("examine")
 	return b, b.examine
+}
+
+func (b *body) Names(found *link.Check) link.NameRequest {
+	return link.NameRequest{Check: found, Files: []link.Named{{Inode: 171, Paths: [][]byte{[]byte("a")}}}}
 }
 
 func (b *body) Gather(staging []byte) (Gathered, error) {
@@ -182,6 +193,31 @@ func TestCheckBeforeMount(t *testing.T) {
 	want := Commit{Disk: "data", Check: b.commit.Check, Blocks: 7, Found: "repaired"}
 	if !m.before("hand over", "checked mount") || m.before("hand over", "mount") || !reflect.DeepEqual(r.Commits, []Commit{want}) {
 		t.Errorf("calls %v, commits %+v", m.calls, r.Commits)
+	}
+}
+
+// TestNamesBeforeFiles: what a check has left without its name gets it before files
+// are written, and what cannot be named is in the report.
+func TestNamesBeforeFiles(t *testing.T) {
+	m := newStand()
+	m.lost = []uint64{171, 172}
+	m.names = link.NameResult{
+		Acts:     []link.Act{{Kind: link.ActRenamed, Inode: 171}},
+		Failures: []link.Failure{{Inode: 172, Reason: "no name"}},
+	}
+	b := &body{m: m, commit: Commit{Check: "2 operations had not returned"}, found: someFiles()}
+	r, err := play(m, Options{Disks: []string{"data"}, Salvager: b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !m.before("checked mount", "name") || !m.before("name", "apply") || !m.before("apply", "start") {
+		t.Errorf("calls %v", m.calls)
+	}
+	if m.named.Disk != "data" || len(m.named.Files) != 1 || !reflect.DeepEqual(m.named.Check.Lost, m.lost) {
+		t.Errorf("asked for %+v", m.named)
+	}
+	if !reflect.DeepEqual(r.Acts, m.names.Acts) || len(r.Refused) != 1 || r.Refused[0].Reason != "no name" {
+		t.Errorf("acts %v, refused %v", r.Acts, r.Refused)
 	}
 }
 

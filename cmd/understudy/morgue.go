@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
+	"understudy/addr"
 	"understudy/ext4"
 	"understudy/journal"
 	"understudy/kernel"
@@ -69,7 +71,7 @@ func (m *morgue) Examine(image takeover.Image) (takeover.Remains, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &remains{}
+	r := &remains{cache: c, super: s}
 	if r.plan, err = salvage.Of(c, s); err != nil {
 		return nil, err
 	}
@@ -82,6 +84,8 @@ func (m *morgue) Examine(image takeover.Image) (takeover.Remains, error) {
 
 // remains are a plan and a rescue as a takeover sees them.
 type remains struct {
+	cache  *pagecache.Cache
+	super  *pagecache.Superblock
 	plan   *salvage.Plan
 	rescue *journal.Rescue
 }
@@ -118,6 +122,32 @@ func (r *remains) Gather(staging []byte) (takeover.Gathered, error) {
 		g.Files = append(g.Files, f)
 	}
 	return g, nil
+}
+
+func (r *remains) Names(found *link.Check) link.NameRequest {
+	return namesFor(r.cache, r.super, found)
+}
+
+// namesFor is what the dead kernel had as the names of what a check has found
+// without, or with too many.
+func namesFor(c *pagecache.Cache, s *pagecache.Superblock, found *link.Check) link.NameRequest {
+	var wanted []addr.Ino
+	for _, ino := range slices.Concat(found.Lost, found.Surplus) {
+		wanted = append(wanted, addr.Ino(ino))
+	}
+	files, dirs := salvage.Unfinished(c, s, wanted)
+	r := link.NameRequest{Check: found}
+	for _, f := range files {
+		named := link.Named{Inode: uint64(f.Ino), Generation: f.Generation, Links: f.NLink, New: f.New}
+		for _, at := range f.Paths {
+			named.Paths = append(named.Paths, []byte(at))
+		}
+		r.Files = append(r.Files, named)
+	}
+	for _, dir := range dirs {
+		r.Dirs = append(r.Dirs, []byte(dir))
+	}
+	return r
 }
 
 // linkFile is a planned file as it is sent to the agent.

@@ -11,6 +11,7 @@ import (
 
 	"understudy/addr"
 	"understudy/inventory"
+	"understudy/link"
 	"understudy/offline"
 	"understudy/pagecache"
 	"understudy/salvage"
@@ -240,6 +241,7 @@ func (a *application) apply(ctx context.Context, plan *salvage.Plan, commit *las
 	}
 	if commit != nil {
 		job.Raw, job.Check = commit.raw, commit.report.Check != ""
+		job.Names = func(found *link.Check) link.NameRequest { return namesFor(a.memory.Cache, a.fsys.Super, found) }
 	}
 	for _, s := range a.on.Super {
 		job.Super = append(job.Super, offline.Region{Off: s.Off, Data: make([]byte, s.Len())})

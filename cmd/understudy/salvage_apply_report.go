@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"understudy/inventory"
@@ -89,6 +90,7 @@ var actTexts = map[string]string{
 	link.ActUnlinked:  "removed, a name from before a renaming: %s",
 	link.ActDisplaced: "took the name %s: what had it is %s",
 	link.ActBack:      "had been deleted, and the disk still has it: %s",
+	link.ActUndone:    "was being made when the kernel died, and is not: %s",
 }
 
 // appliedRefusal is data that is in memory and not on the disk.
@@ -157,7 +159,7 @@ func (r *applyReport) refuse(why appliedRefusal) {
 
 func (r *applyReport) applied(p *salvage.Plan, result *offline.Result) {
 	r.Applied = &appliedReport{Files: result.Applied.Files, Bytes: result.Applied.Bytes, Check: result.Check}
-	for _, a := range result.Applied.Acts {
+	for _, a := range slices.Concat(result.Named.Acts, result.Applied.Acts) {
 		act := actReport{Kind: a.Kind, Inode: a.Inode, Generation: a.Generation}
 		act.Path, act.PathBase64 = inventory.Text(string(a.Path))
 		act.Other, act.OtherBase64 = inventory.Text(string(a.Other))
@@ -171,7 +173,7 @@ func (r *applyReport) applied(p *salvage.Plan, result *offline.Result) {
 	for i := range p.Files {
 		paths[id{uint64(p.Files[i].Ino), p.Files[i].Generation}] = p.Files[i].Path
 	}
-	for _, f := range result.Applied.Failures {
+	for _, f := range slices.Concat(result.Named.Failures, result.Applied.Failures) {
 		why := appliedRefusal{Inode: f.Inode, Reason: f.Reason}
 		why.Path, why.PathBase64 = inventory.Text(paths[id{f.Inode, f.Generation}])
 		r.refuse(why)
