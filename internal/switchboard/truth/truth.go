@@ -1,0 +1,50 @@
+// Package truth is what a guest full of connections knows about them.
+package truth
+
+import "net/netip"
+
+// OrderPath is where the guest finds its Order.
+const OrderPath = "/order.json"
+
+// Disk is the serial number of the disk that the Truth goes to, as JSON.
+const Disk = "truth"
+
+// Order tells the guest what to do.
+type Order struct {
+	Pairs int // of plain connections: each is two sockets
+}
+
+// Truth is what the guest had when it died.
+type Truth struct {
+	Connections []Connection
+	Neighbours  []Neighbour
+	// Established is how many connections /proc/net/tcp and tcp6 had, of all
+	// namespaces.
+	Established int
+	// Others are how many sockets there were in states that are no connections.
+	TimeWait, SynRecv int
+	// Tables is how many hash tables of connections there were.
+	Tables int
+}
+
+// Connection is a socket.
+type Connection struct {
+	Kind          string // how it was made
+	Local, Remote netip.AddrPort
+	State         uint8
+	Namespace     uint32
+	Bound         uint32
+	// Numbers says that the kernel tells those that follow.
+	Numbers                                     bool
+	SndUna, SndNxt, RcvNxt, WriteSeq, CopiedSeq uint32
+}
+
+// Neighbour is one with a valid address.
+type Neighbour struct {
+	Interface         string
+	Index             uint32
+	Address           netip.Addr
+	MAC               [6]byte
+	Permanent, Router bool
+	Namespace         uint32
+}

@@ -1,0 +1,136 @@
+package sockets
+
+import (
+	"errors"
+	"math/bits"
+	"net/netip"
+
+	"understudy/addr"
+)
+
+// Numbers of include/linux/socket.h and include/uapi/linux/in.h.
+const (
+	afInet   = 2
+	afInet6  = 10
+	protoTCP = 6
+)
+
+// errMini says that an entry is no struct tcp_sock.
+var errMini = errors.New("it is a minisock")
+
+// sock reads the connection at an address; common is the beginning of it.
+func (r *reader) sock(t *table, bucket int, at addr.Virt, common []byte) (Connection, error) {
+	l := &r.l.common
+	hash := uint32(l.hash.Uint(common))
+	if uint64(hash)&t.mask != uint64(bucket) {
+		return Connection{}, bad(BadHash, "its hash is %#x", hash)
+	}
+	state := State(l.state.Uint(common))
+	if state == timeWait || state == newSynRecv {
+		return Connection{}, errMini
+	}
+	c := Connection{State: state, Addr: at - addr.Virt(r.l.commonIn.Off), Bound: uint32(l.bound.Uint(common))}
+	if _, ok := stateNames[state]; !ok {
+		return c, bad(BadState, "its state is %d", uint8(state))
+	}
+	net, ok := r.spaces[l.net.Pointer(common)]
+	if !ok {
+		return c, bad(BadNamespace, "its namespace is at %v", l.net.Pointer(common))
+	}
+	c.Namespace = net.inode
+	v6, err := r.addresses(&c, common)
+	if err != nil {
+		return c, err
+	}
+	if want := r.secrets.hash(l, common, net.hashMix, v6); r.secrets.known && hash != want {
+		return c, bad(BadHash, "its hash is %#x, that of its addresses %#x", hash, want)
+	}
+	if err := r.protocol(l.proto.Pointer(common)); err != nil {
+		return c, err
+	}
+	return c, r.tcp(&c)
+}
+
+// addresses reads both ends, and whether they are hashed as IPv6 addresses.
+func (r *reader) addresses(c *Connection, common []byte) (v6 bool, err error) {
+	l := &r.l.common
+	local := netip.AddrFrom4([4]byte(l.local4.Bytes(common)))
+	remote := netip.AddrFrom4([4]byte(l.remote4.Bytes(common)))
+	family := l.family.Uint(common)
+	switch {
+	case family == afInet:
+	case family == afInet6 && l.remote6.Present() && l.local6.Present():
+		// Both notations of an IPv4 address are kept (include/net/inet_sock.h,
+		// sk_daddr_set).
+		local6 := netip.AddrFrom16([16]byte(l.local6.Bytes(common)))
+		remote6 := netip.AddrFrom16([16]byte(l.remote6.Bytes(common)))
+		switch v6 = !remote6.Is4In6(); {
+		case v6:
+			local, remote = local6, remote6
+		case remote6.Unmap() != remote || local6.Unmap() != local:
+			return false, bad(BadAddress, "it is from %v and %v to %v and %v", local6, local, remote6, remote)
+		}
+	default:
+		return false, bad(BadProtocol, "its address family is %d", family)
+	}
+	if local.IsUnspecified() || remote.IsUnspecified() {
+		return v6, bad(BadAddress, "it is from %v to %v", local, remote)
+	}
+	from, to := uint16(l.num.Uint(common)), bits.ReverseBytes16(uint16(l.remotePort.Uint(common)))
+	if from == 0 || to == 0 {
+		return v6, bad(BadPort, "it is from port %d to %d", from, to)
+	}
+	c.Local, c.Remote = netip.AddrPortFrom(local, from), netip.AddrPortFrom(remote, to)
+	return v6, nil
+}
+
+// protocol checks a struct proto. There may be several of TCP: MPTCP, kTLS and BPF
+// put copies in the place of tcp_prot and tcpv6_prot, with the same name.
+func (r *reader) protocol(at addr.Virt) error {
+	tcp, seen := r.protocols[at]
+	if !seen {
+		b, err := r.k.Bytes(r.l.protoName.In(at), r.l.protoName.Size)
+		if err != nil {
+			return err
+		}
+		l := r.l.protoName
+		l.Off = 0
+		name := l.String(b)
+		tcp = name == "TCP" || name == "TCPv6"
+		r.protocols[at] = tcp
+	}
+	if !tcp {
+		return bad(BadProtocol, "its protocol at %v is not TCP", at)
+	}
+	return nil
+}
+
+// tcp reads the numbers of a struct tcp_sock.
+func (r *reader) tcp(c *Connection) error {
+	l := r.l
+	b, err := r.k.Bytes(c.Addr, l.tcpSize)
+	if err != nil {
+		return err
+	}
+	if p := l.protocol.Uint(b); p != protoTCP {
+		return bad(BadProtocol, "its protocol is %d", p)
+	}
+	if port := bits.ReverseBytes16(uint16(l.sport.Uint(b))); port != c.Local.Port() {
+		return bad(BadPort, "it is from port %d and %d", c.Local.Port(), port)
+	}
+	c.SndUna, c.SndNxt, c.RcvNxt = uint32(l.sndUna.Uint(b)), uint32(l.sndNxt.Uint(b)), uint32(l.rcvNxt.Uint(b))
+	c.WriteSeq, c.CopiedSeq = uint32(l.writeSeq.Uint(b)), uint32(l.copied.Uint(b))
+	c.Unsure = l.slock.Uint(b) != 0 || l.owned.Uint(b) != 0 || !c.consistent(uint32(l.out.Uint(b)))
+	return nil
+}
+
+// consistent holds the numbers of a connection against each other. packets is how
+// many are unacknowledged: some if and only if bytes are (net/ipv4/tcp_output.c,
+// tcp_event_new_data_sent).
+func (c *Connection) consistent(packets uint32) bool {
+	before := func(a, b uint32) bool { return int32(b-a) >= 0 } // or equal
+	if !before(c.SndUna, c.SndNxt) || !before(c.SndNxt, c.WriteSeq) || !before(c.CopiedSeq, c.RcvNxt) {
+		return false
+	}
+	return (packets == 0) == (c.SndUna == c.SndNxt)
+}
