@@ -2,5 +2,15 @@ package sockets
 
 import "understudy/kernel"
 
-// KnowsHash reports whether the whole hash of a connection can be checked.
-func KnowsHash(k *kernel.Kernel) bool { return readSecrets(k).known }
+// KnowsHash reports whether the whole hash of connections can be checked.
+func KnowsHash(k *kernel.Kernel) bool {
+	l, err := newSockLayout(k)
+	if err != nil {
+		return false
+	}
+	r := newReader(k, l)
+	r.spaces, _ = readNamespaces(k)
+	tables, _ := r.tables()
+	found := r.findHashers(tables)
+	return found[0].form != nil && found[1].form != nil
+}

@@ -2,85 +2,48 @@ package sockets
 
 import (
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"math/bits"
-
-	"understudy/addr"
-	"understudy/kernel"
 )
 
-// secrets are the random keys of the table of connections. Where the kernel does not
-// tell them, only the stored hash of a connection is held against its chain.
-type secrets struct {
-	v4, v6, v6Remote uint32
-	known            bool
+// tuple is what the hash of a connection is made of.
+type tuple struct {
+	local, remote         []byte // addresses, of 4 or 16 bytes
+	localPort, remotePort uint32 // one in the order of the machine, the other of the network
+	mix                   uint32 // of its namespace
 }
 
-// readSecrets looks for the keys: in struct net_hotdata since 6.9 (commits
-// 6e0735723ab4, 5af674bb90a0 and df51b8456415), before in variables of functions,
-// which compilers number.
-func readSecrets(k *kernel.Kernel) secrets {
-	var s secrets
-	for _, key := range []struct {
-		into   *uint32
-		member string
-		local  string
-	}{
-		{&s.v4, "inet_ehash_secret", "inet_ehash_secret"},
-		{&s.v6, "inet6_ehash_secret", "inet6_ehash_secret"},
-		{&s.v6Remote, "tcp_ipv6_hash_secret", "ipv6_hash_secret"},
-	} {
-		at, err := hotData(k, key.member)
-		if err != nil {
-			at, err = numbered(k, key.local)
-		}
-		if err == nil {
-			*key.into, err = k.U32(at)
-		}
-		if err != nil {
-			return secrets{}
-		}
-	}
-	s.known = true
-	return s
+// form is a way to make the hash of a connection (net/ipv4/inet_hashtables.c,
+// inet_ehashfn; net/ipv6/inet6_hashtables.c, inet6_ehashfn).
+type form func(t *tuple, key, remoteKey uint32) uint32
+
+// forms4 are those of IPv4: of both ports in one word; and since 6.15, with the local
+// one added to it (commit 9544d60a2605).
+var forms4 = []form{
+	func(t *tuple, key, _ uint32) uint32 {
+		return hash3(word(t.local, 0), word(t.remote, 0), t.localPort<<16|t.remotePort, key+t.mix)
+	},
+	func(t *tuple, key, _ uint32) uint32 {
+		return t.localPort + hash3(word(t.local, 0), word(t.remote, 0), t.remotePort, key+t.mix)
+	},
 }
 
-func hotData(k *kernel.Kernel, member string) (addr.Virt, error) {
-	l := k.Types().Layout("net_hotdata")
-	f := l.Field(member, 4)
-	if err := l.Err(); err != nil {
-		return 0, err
-	}
-	at, err := k.Symbol("net_hotdata")
-	return f.In(at), err
+// forms6 are those of IPv6: likewise, with the last word of the local address and a
+// hash of the remote one; then with all of both, as observed on 7.2.
+var forms6 = []form{
+	func(t *tuple, key, remoteKey uint32) uint32 {
+		return hash3(word(t.local, 3), hash4(t.remote, remoteKey), t.localPort<<16|t.remotePort, key+t.mix)
+	},
+	func(t *tuple, key, remoteKey uint32) uint32 {
+		return t.localPort + hash3(word(t.local, 3), hash4(t.remote, remoteKey), t.remotePort, key+t.mix)
+	},
+	func(t *tuple, key, _ uint32) uint32 {
+		a, b, c := mix(key+(word(t.local, 0)^t.mix), key+word(t.local, 1), key+word(t.local, 2))
+		a, b, c = mix(a+word(t.local, 3), b+word(t.remote, 0), c+word(t.remote, 1))
+		return t.localPort + finish(a+word(t.remote, 2), b+word(t.remote, 3), c+t.remotePort)
+	},
 }
 
-// maxNumber is the highest number of a variable of a function that is looked for.
-const maxNumber = 31
-
-// numbered returns the only variable of a name, which may have a number.
-func numbered(k *kernel.Kernel, name string) (addr.Virt, error) {
-	found := k.Symbols(name)
-	for n := range maxNumber + 1 {
-		found = append(found, k.Symbols(fmt.Sprintf("%s.%d", name, n))...)
-	}
-	if len(found) != 1 {
-		return 0, errors.New("it is not there, or several times")
-	}
-	return found[0], nil
-}
-
-// hash returns the hash that the kernel has of a connection (net/ipv4 and net/ipv6,
-// inet_ehashfn and inet6_ehashfn). b is its struct sock_common.
-func (s *secrets) hash(l *commonLayout, b []byte, mix uint32, v6 bool) uint32 {
-	ports := uint32(l.num.Uint(b))<<16 | uint32(l.remotePort.Uint(b))
-	if !v6 {
-		return hash3(uint32(l.local4.Uint(b)), uint32(l.remote4.Uint(b)), ports, s.v4+mix)
-	}
-	local, remote := l.local6.Bytes(b), l.remote6.Bytes(b)
-	return hash3(binary.LittleEndian.Uint32(local[12:]), hash4(remote, s.v6Remote), ports, s.v6+mix)
-}
+func word(b []byte, i int) uint32 { return binary.LittleEndian.Uint32(b[4*i:]) }
 
 // hashSeed is JHASH_INITVAL (include/linux/jhash.h).
 const hashSeed = 0xdeadbeef
@@ -94,15 +57,18 @@ func hash3(a, b, c, key uint32) uint32 {
 
 func hash4(w []byte, key uint32) uint32 {
 	key += hashSeed + 4<<2
-	word := func(i int) uint32 { return binary.LittleEndian.Uint32(w[4*i:]) }
-	a, b, c := key+word(0), key+word(1), key+word(2)
+	a, b, c := mix(key+word(w, 0), key+word(w, 1), key+word(w, 2))
+	return finish(a+word(w, 3), b, c)
+}
+
+func mix(a, b, c uint32) (uint32, uint32, uint32) {
 	a, c = (a-c)^bits.RotateLeft32(c, 4), c+b
 	b, a = (b-a)^bits.RotateLeft32(a, 6), a+c
 	c, b = (c-b)^bits.RotateLeft32(b, 8), b+a
 	a, c = (a-c)^bits.RotateLeft32(c, 16), c+b
 	b, a = (b-a)^bits.RotateLeft32(a, 19), a+c
 	c, b = (c-b)^bits.RotateLeft32(b, 4), b+a
-	return finish(a+word(3), b, c)
+	return a, b, c
 }
 
 func finish(a, b, c uint32) uint32 {

@@ -130,10 +130,14 @@ func TestNeighboursInImage(t *testing.T) {
 					t.Error(err)
 					continue
 				}
-				if found[truth.Neighbour(n)] {
+				known := truth.Neighbour{
+					Interface: n.Interface, Index: n.Index, Address: n.Address, MAC: n.MAC,
+					Permanent: n.Permanent, Router: n.Router, Namespace: n.Namespace,
+				}
+				if found[known] {
 					t.Errorf("twice: %+v", n)
 				}
-				found[truth.Neighbour(n)] = true
+				found[known] = true
 			}
 			permanent, learned := 0, 0
 			for _, want := range image.Neighbours {

@@ -17,9 +17,11 @@ type sockLayout struct {
 	// In tcp_sock, whose beginning is a struct sock_common, too.
 	tcpSize                                       int
 	commonIn                                      kernel.Field
-	protocol, slock, owned, sport                 kernel.Field
+	protocol, slock, owned                        kernel.Field
+	sport, source4, more6                         kernel.Field // in its struct inet_sock
 	sndUna, sndNxt, rcvNxt, writeSeq, copied, out kernel.Field
 
+	source6   kernel.Field // in ipv6_pinfo, where more6 points
 	protoName kernel.Field // in proto
 }
 
@@ -51,7 +53,12 @@ func newSockLayout(k *kernel.Kernel) (*sockLayout, error) {
 	l.protocol = t.Field(sock+"sk_protocol", 2)
 	l.slock = t.Field(sock+"sk_lock.slock", 4)
 	l.owned = t.Field(sock+"sk_lock.owned", 4)
-	l.sport = t.Field("inet_conn.icsk_inet.inet_sport", 2)
+	l.sport, l.source4 = t.Field("inet_conn.icsk_inet.inet_sport", 2), t.Field("inet_conn.icsk_inet.inet_saddr", 4)
+	l.more6 = t.Optional("inet_conn.icsk_inet.pinet6", 8)
+	p6 := types.Layout("ipv6_pinfo")
+	if l.more6.Present() {
+		l.source6 = p6.Field("saddr", 16)
+	}
 	l.sndUna, l.sndNxt, l.rcvNxt = t.Field("snd_una", 4), t.Field("snd_nxt", 4), t.Field("rcv_nxt", 4)
 	l.writeSeq, l.copied = t.Field("write_seq", 4), t.Field("copied_seq", 4)
 	l.out = t.Field("packets_out", 4)

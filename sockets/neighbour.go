@@ -24,6 +24,8 @@ type Neighbour struct {
 	Router bool
 	// Namespace is the inode number of the network namespace of the device.
 	Namespace uint32
+	// Addr is where its struct neighbour is.
+	Addr addr.Virt
 }
 
 // Of struct neighbour (include/uapi/linux/neighbour.h). Those with NUD_NOARP have an
@@ -204,7 +206,7 @@ func (r *neighbourReader) neighbour(t *neighbourTable, bucket int, at addr.Virt,
 		return Neighbour{}, err
 	}
 	n := Neighbour{
-		Interface: d.name, Index: d.index, Namespace: d.namespace,
+		Interface: d.name, Index: d.index, Namespace: d.namespace, Addr: at,
 		Permanent: state == nudPermanent, Router: l.flags.Uint(b)&ntfRouter != 0,
 	}
 	n.Address, _ = netip.AddrFromSlice(key) // it has 4 or 16 bytes

@@ -38,12 +38,14 @@ func (r *reader) sock(t *table, bucket int, at addr.Virt, common []byte) (Connec
 		return c, bad(BadNamespace, "its namespace is at %v", l.net.Pointer(common))
 	}
 	c.Namespace = net.inode
-	v6, err := r.addresses(&c, common)
-	if err != nil {
+	if err := r.addresses(&c, common); err != nil {
 		return c, err
 	}
-	if want := r.secrets.hash(l, common, net.hashMix, v6); r.secrets.known && hash != want {
-		return c, bad(BadHash, "its hash is %#x, that of its addresses %#x", hash, want)
+	if h := r.hashers[r.kind(&c)]; h.form != nil {
+		t := r.tuple(common, r.kind(&c))
+		if want := h.form(&t, h.key, h.remoteKey); hash != want {
+			return c, bad(BadHash, "its hash is %#x, that of its addresses %#x", hash, want)
+		}
 	}
 	if err := r.protocol(l.proto.Pointer(common)); err != nil {
 		return c, err
@@ -51,8 +53,8 @@ func (r *reader) sock(t *table, bucket int, at addr.Virt, common []byte) (Connec
 	return c, r.tcp(&c)
 }
 
-// addresses reads both ends, and whether they are hashed as IPv6 addresses.
-func (r *reader) addresses(c *Connection, common []byte) (v6 bool, err error) {
+// addresses reads both ends.
+func (r *reader) addresses(c *Connection, common []byte) error {
 	l := &r.l.common
 	local := netip.AddrFrom4([4]byte(l.local4.Bytes(common)))
 	remote := netip.AddrFrom4([4]byte(l.remote4.Bytes(common)))
@@ -60,28 +62,28 @@ func (r *reader) addresses(c *Connection, common []byte) (v6 bool, err error) {
 	switch {
 	case family == afInet:
 	case family == afInet6 && l.remote6.Present() && l.local6.Present():
-		// Both notations of an IPv4 address are kept (include/net/inet_sock.h,
+		// An IPv4 address is noted in both ways (include/net/inet_sock.h,
 		// sk_daddr_set).
 		local6 := netip.AddrFrom16([16]byte(l.local6.Bytes(common)))
 		remote6 := netip.AddrFrom16([16]byte(l.remote6.Bytes(common)))
-		switch v6 = !remote6.Is4In6(); {
-		case v6:
+		switch {
+		case !remote6.Is4In6():
 			local, remote = local6, remote6
 		case remote6.Unmap() != remote || local6.Unmap() != local:
-			return false, bad(BadAddress, "it is from %v and %v to %v and %v", local6, local, remote6, remote)
+			return bad(BadAddress, "it is from %v and %v to %v and %v", local6, local, remote6, remote)
 		}
 	default:
-		return false, bad(BadProtocol, "its address family is %d", family)
+		return bad(BadProtocol, "its address family is %d", family)
 	}
 	if local.IsUnspecified() || remote.IsUnspecified() {
-		return v6, bad(BadAddress, "it is from %v to %v", local, remote)
+		return bad(BadAddress, "it is from %v to %v", local, remote)
 	}
 	from, to := uint16(l.num.Uint(common)), bits.ReverseBytes16(uint16(l.remotePort.Uint(common)))
 	if from == 0 || to == 0 {
-		return v6, bad(BadPort, "it is from port %d to %d", from, to)
+		return bad(BadPort, "it is from port %d to %d", from, to)
 	}
 	c.Local, c.Remote = netip.AddrPortFrom(local, from), netip.AddrPortFrom(remote, to)
-	return v6, nil
+	return nil
 }
 
 // protocol checks a struct proto. There may be several of TCP: MPTCP, kTLS and BPF
@@ -118,9 +120,34 @@ func (r *reader) tcp(c *Connection) error {
 	if port := bits.ReverseBytes16(uint16(l.sport.Uint(b))); port != c.Local.Port() {
 		return bad(BadPort, "it is from port %d and %d", c.Local.Port(), port)
 	}
+	if err := r.source(c, b); err != nil {
+		return err
+	}
 	c.SndUna, c.SndNxt, c.RcvNxt = uint32(l.sndUna.Uint(b)), uint32(l.sndNxt.Uint(b)), uint32(l.rcvNxt.Uint(b))
 	c.WriteSeq, c.CopiedSeq = uint32(l.writeSeq.Uint(b)), uint32(l.copied.Uint(b))
 	c.Unsure = l.slock.Uint(b) != 0 || l.owned.Uint(b) != 0 || !c.consistent(uint32(l.out.Uint(b)))
+	return nil
+}
+
+// source checks the address that a connection sends from: of an IPv6 one, its hash has
+// a part only.
+func (r *reader) source(c *Connection, b []byte) error {
+	var from netip.Addr
+	switch {
+	case c.Local.Addr().Is4():
+		from = netip.AddrFrom4([4]byte(r.l.source4.Bytes(b)))
+	case !r.l.source6.Present():
+		return nil
+	default:
+		saddr, err := r.k.Bytes(r.l.source6.In(r.l.more6.Pointer(b)), r.l.source6.Size)
+		if err != nil {
+			return err
+		}
+		from = netip.AddrFrom16([16]byte(saddr))
+	}
+	if from != c.Local.Addr() {
+		return bad(BadAddress, "it is at %v and sends from %v", c.Local.Addr(), from)
+	}
 	return nil
 }
 

@@ -5,9 +5,14 @@
 //
 // Nothing in memory is trusted: each entry must be where its own hash puts it, and
 // point back to the one before it; what does not check out is yielded as a *Refusal,
-// and the walk goes on. Connections that are not yet accepted by their own three-way
-// handshake (TCP_NEW_SYN_RECV) and those that are over (TCP_TIME_WAIT) are left out:
-// the peer of the one sends its SYN again, the peer of the other wants nothing more.
+// and the walk goes on. Both ends of a connection are proven by its hash; of the address
+// of a neighbour, only the few bits of the hash that choose its bucket are known, so
+// that some damage to it does not show.
+//
+// Connections whose handshake is not complete (TCP_NEW_SYN_RECV) and those that are
+// over (TCP_TIME_WAIT) are left out: the peer of the one sends its SYN again by itself,
+// within a second at first, or is a forged address that wants nothing; the peer of the
+// other wants nothing more.
 package sockets
 
 import (
@@ -94,18 +99,18 @@ func Connections(k *kernel.Kernel) iter.Seq2[Connection, error] {
 			yield(Connection{}, fmt.Errorf("read layouts of %s: %w", k.Release, err))
 			return
 		}
-		r := &reader{k: k, l: l, protocols: make(map[addr.Virt]bool)}
+		r := newReader(k, l)
 		var listErr error
 		if r.spaces, listErr = readNamespaces(k); listErr != nil {
 			if !yield(Connection{}, fmt.Errorf("walk network namespaces: %w", listErr)) {
 				return
 			}
 		}
-		r.secrets = readSecrets(k)
 		tables, err := r.tables()
 		if err != nil && !yield(Connection{}, err) {
 			return
 		}
+		r.hashers = r.findHashers(tables)
 		for _, t := range tables {
 			if !r.walk(t, yield) {
 				return

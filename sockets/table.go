@@ -15,8 +15,12 @@ type reader struct {
 	k         *kernel.Kernel
 	l         *sockLayout
 	spaces    map[addr.Virt]namespace
-	secrets   secrets
+	hashers   [2]hasher          // for IPv4 and IPv6
 	protocols map[addr.Virt]bool // whether a struct proto is of TCP
+}
+
+func newReader(k *kernel.Kernel, l *sockLayout) *reader {
+	return &reader{k: k, l: l, protocols: make(map[addr.Virt]bool)}
 }
 
 // table is a hash table of connections: ehash of a struct inet_hashinfo.
@@ -70,12 +74,27 @@ func (r *reader) table(info addr.Virt) (table, error) {
 	if t.mask >= maxBuckets || t.mask&(t.mask+1) != 0 || !t.buckets.IsKernel() || t.buckets%8 != 0 {
 		return t, t.refuse(-1, info, BadTable, fmt.Errorf("%d buckets at %v", t.mask+1, t.buckets))
 	}
-	// A table that is larger than it says would look whole: behind its end is
-	// another bucket.
-	if v, err := r.k.U64(r.bucket(t, int(t.mask+1))); err == nil && v == endMark(int(t.mask+1)) {
+	if r.goesOn(t) {
 		return t, t.refuse(-1, info, BadTable, fmt.Errorf("it has more than %d buckets", t.mask+1))
 	}
 	return t, nil
+}
+
+// goesOn reports whether there are more buckets behind the end of a table. One that is
+// larger than it says would look whole, and be half of it.
+func (r *reader) goesOn(t table) bool {
+	const look, enough = 64, 2 // one might be chance
+	empty := 0
+	for i := int(t.mask) + 1; i <= int(t.mask)+look; i++ {
+		v, err := r.k.U64(r.bucket(t, i))
+		if err != nil {
+			break
+		}
+		if v == endMark(i) {
+			empty++
+		}
+	}
+	return empty >= enough
 }
 
 func (r *reader) bucket(t table, n int) addr.Virt {
