@@ -14,3 +14,6 @@ func KnowsHash(k *kernel.Kernel) bool {
 	found := r.findHashers(tables)
 	return found[0].form != nil && found[1].form != nil
 }
+
+// Hash3 is what makes the hash of IPv4 connections.
+func Hash3(a, b, c, key uint32) uint32 { return hash3(a, b, c, key) }

@@ -41,7 +41,7 @@ func newSockLayout(k *kernel.Kernel) (*sockLayout, error) {
 	l.mask = h.Field("ehash_mask", 4)
 	b := types.Layout("inet_ehash_bucket")
 	l.bucketSize = b.Size
-	if chain := b.Field("chain", 8); chain.Off != 0 || b.Size != chain.Size {
+	if chain := b.Field("chain", 8); b.Err() == nil && (chain.Off != 0 || b.Size != chain.Size) {
 		return nil, errors.New("struct inet_ehash_bucket has more than its chain")
 	}
 	c, err := newCommonLayout(types)

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy/inventory"
+	"understudy/sockets"
 )
 
 // inspection is what inspect says. Its file systems have no files.
@@ -18,12 +19,19 @@ type inspection struct {
 	Kernel      kernelInfo              `json:"kernel"`
 	FileSystems []fileSystemInfo        `json:"filesystems"`
 	Pseudo      []string                `json:"pseudo"` // types of file systems without files to save
+	TCP         tcpInfo                 `json:"tcp"`
 	Stages      []inventory.StageReport `json:"stages"`
 }
 
 type kernelInfo struct {
 	inventory.Facts
 	Uptime float64 `json:"uptime_seconds,omitempty"`
+}
+
+// tcpInfo counts connections; sockets lists them.
+type tcpInfo struct {
+	Established int `json:"established"`
+	Refused     int `json:"refused"` // entries of the kernel's tables, or whole ones
 }
 
 type fileSystemInfo struct {
@@ -87,6 +95,17 @@ func inspect(m *inventory.Image) (*chosen, *inspection, error) {
 			return nil
 		})
 	}
+	m.Stage("walk connections", func() error {
+		for c, err := range sockets.Connections(m.Kernel) {
+			switch {
+			case err != nil:
+				in.TCP.Refused++
+			case c.State == sockets.Established:
+				in.TCP.Established++
+			}
+		}
+		return nil
+	})
 	c.report.Time(m)
 	in.Stages = c.report.Stages
 	return c, in, nil
@@ -150,6 +169,9 @@ func (in *inspection) write(w io.Writer) error {
 	line("memory", "%s, %s", bytesText(int64(k.Memory)), k.Format)
 	if k.CommandLine != "" {
 		line("command", "%s", printable(k.CommandLine))
+	}
+	if t := in.TCP; t.Established > 0 || t.Refused > 0 {
+		line("tcp", "%s established, %s", plural(t.Established, "connection"), plural(t.Refused, "refusal"))
 	}
 	fmt.Fprintln(out)
 	rows := [][]string{{"FS", "TYPE", "MOUNTED ON", "UNSAVED FILES", "UNSAVED BYTES", "OLDEST", "REFUSED", "UUID"}}

@@ -34,6 +34,6 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 	}
 	cmd.AddCommand(upCommand(), statusCommand(), crashCommand(), downCommand(), consoleCommand(),
-		demoCommand(), initramfsCommand(), agentCommand(), inspectCommand(), salvageCommand())
+		demoCommand(), initramfsCommand(), agentCommand(), inspectCommand(), salvageCommand(), socketsCommand())
 	return cmd
 }
