@@ -124,17 +124,36 @@ func build(ctx context.Context, dir, tree string, o truth.Order) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	return keep(dir, ram, bytes.TrimRight(b, "\x00"))
+}
+
+// keep puts an image in its place as a whole. If another process was faster, its
+// image stays.
+func keep(dir, ram string, tell []byte) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
-	if out, err := exec.Command("cp", "--sparse=always", ram, filepath.Join(dir, "ram")).CombinedOutput(); err != nil {
+	made, err := os.MkdirTemp(filepath.Dir(dir), ".making-") // which package fixture clears away
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(made)
+	if out, err := exec.Command("cp", "--sparse=always", ram, filepath.Join(made, "ram")).CombinedOutput(); err != nil {
 		return fmt.Errorf("cp: %w: %s", err, out)
 	}
-	tell := filepath.Join(dir, "truth")
-	if err := os.WriteFile(tell+".tmp", bytes.TrimRight(b, "\x00"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(made, "truth"), tell, 0o644); err != nil {
 		return err
 	}
-	return os.Rename(tell+".tmp", tell)
+	if err := os.Chmod(made, 0o755); err != nil {
+		return err
+	}
+	if err := os.Rename(made, dir); err != nil {
+		if _, failed := load(dir); failed == nil {
+			return nil
+		}
+		return err
+	}
+	return nil
 }
 
 // errDied is a panic that the guest did not ask for.
