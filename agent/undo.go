@@ -45,7 +45,11 @@ func Undo(mount *os.File, r link.NameRequest) link.NameResult {
 		u.each(ino, u.found)
 	}
 	for _, ino := range r.Check.Surplus {
-		u.each(ino, u.surplus)
+		// A directory's links are its own and those of what is in it. A file that is not
+		// known had nothing going on about it: the check has counted right.
+		if f := u.files[ino]; f != nil && !f.Dir {
+			u.each(ino, u.surplus)
+		}
 	}
 	return u.result
 }
@@ -310,7 +314,7 @@ func (u *undoer) surplus(f *link.Named) error {
 	if err := sameGeneration(first, f); err != nil {
 		return err
 	}
-	if uint64(st.Nlink) <= uint64(f.Links) || st.Mode&unix.S_IFMT == unix.S_IFDIR {
+	if uint64(st.Nlink) <= uint64(f.Links) {
 		return nil // it has as many as it had
 	}
 	var extra []string

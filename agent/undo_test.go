@@ -187,6 +187,13 @@ func TestUndo(t *testing.T) {
 			u.request.Check.Surplus = []uint64{n.Inode}
 			u.request.Dirs = [][]byte{{}}
 		}, "from lost+found one two", 1},
+		"a directory whose links were counted": {func(u *undone) {
+			u.onDisk("d/", "")
+			ino, _ := u.of(".")
+			n := u.had("d", false, "d")
+			n.Dir = true
+			u.request.Check.Surplus = []uint64{ino, n.Inode}
+		}, "d lost+found", 0},
 		"unknown to memory": {func(u *undone) {
 			u.onDisk("a", "")
 			u.lose("a")

@@ -20,6 +20,7 @@ type Named struct {
 	Links      uint32   `json:"links"`
 	Paths      [][]byte `json:"paths"` // from the top of the file system, without a leading slash
 	New        bool     `json:"new"`   // it was being made, and had no name yet
+	Dir        bool     `json:"dir"`   // it is a directory
 }
 
 // Has reports whether a path is one of its names.

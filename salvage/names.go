@@ -18,6 +18,7 @@ type Named struct {
 	NLink      uint32
 	Paths      []string // from the top of the file system
 	New        bool     // it was being made, and had no name yet
+	Dir        bool
 }
 
 // Unfinished names what operations that had not returned were about: the inodes
@@ -36,7 +37,7 @@ func Unfinished(c *pagecache.Cache, s *pagecache.Superblock, wanted []addr.Ino) 
 		if !isDir && !chosen {
 			continue
 		}
-		n := Named{Ino: i.Ino, Generation: i.Generation, NLink: i.NLink, Paths: paths.All(i), New: i.New}
+		n := Named{Ino: i.Ino, Generation: i.Generation, NLink: i.NLink, Paths: paths.All(i), New: i.New, Dir: isDir}
 		if isDir && i.Writing && len(n.Paths) > 0 {
 			dirs = append(dirs, n.Paths[0])
 		}

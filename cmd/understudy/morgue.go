@@ -138,7 +138,7 @@ func namesFor(c *pagecache.Cache, s *pagecache.Superblock, found *link.Check) li
 	files, dirs := salvage.Unfinished(c, s, wanted)
 	r := link.NameRequest{Check: found}
 	for _, f := range files {
-		named := link.Named{Inode: uint64(f.Ino), Generation: f.Generation, Links: f.NLink, New: f.New}
+		named := link.Named{Inode: uint64(f.Ino), Generation: f.Generation, Links: f.NLink, New: f.New, Dir: f.Dir}
 		for _, at := range f.Paths {
 			named.Paths = append(named.Paths, []byte(at))
 		}
