@@ -9,14 +9,18 @@
 //	disks:                     # follow the active role
 //	  - {name: data, image: data.img, type: ext4, mount: /srv, options: noatime}
 //	nics:
-//	  - {name: lan, mac: "52:54:00:00:00:02", address: 10.77.0.2/24, gateway: 10.77.0.1, bridge: br0}
+//	  - {name: lan, mac: "52:54:00:00:00:02", address: 10.77.0.2/24, gateway: 10.77.0.1, bridge: br0,
+//	     address6: "fd00::2/64", gateway6: "fe80::1", routes: [{to: 10.0.0.0/8, via: 10.77.0.9}]}
 //	services:                  # started and stopped with the role, in order
 //	  - {name: web, command: [busybox, httpd, -f, -p, "80", -h, /srv], ready: 80}
 //	heartbeat: {period: 20ms, limit: 300ms}
-//	takeover: {salvage: true, sync: after}
+//	takeover: {salvage: true, sync: after, notify: all, notify_rate: 2000}
 //
 // A partition has as many virtual CPUs as CPUs, unless vcpus says otherwise: an
 // understudy's may be more, since the dead side's CPUs fall to it.
+//
+// notify says which clients of the dead side are told that their connections are
+// gone: all, none, or those of a list of local TCP ports.
 //
 // Relative paths are taken from the directory of the file. [Parse] judges the
 // text alone, [Load] also the formats of images that exist, and [Pair.Check]

@@ -98,7 +98,7 @@ func (r *reader) document(data []byte) (*yaml.Node, error) {
 func (r *reader) top(root *yaml.Node) {
 	p := r.pair
 	p.Heartbeat = Heartbeat{Period: 20 * time.Millisecond, Limit: 300 * time.Millisecond}
-	p.Takeover = Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true}
+	p.Takeover = Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true, Notify: Notify{All: true}, NotifyRate: NotifyRate}
 	r.mapping(root, "",
 		r.word("name", &p.Name),
 		field{"partitions", true, r.partitions},
@@ -173,6 +173,9 @@ func (r *reader) nic(node *yaml.Node, key string) {
 		parsed[net.HardwareAddr](r, "mac", true, &n.MAC, macHint, parseMAC),
 		parsed[netip.Prefix](r, "address", true, &n.Address, addressHint, parseAddress),
 		parsed[netip.Addr](r, "gateway", false, &n.Gateway, gatewayHint, parseGateway),
+		parsed(r, "address6", false, &n.Address6, address6Hint, parseAddress6),
+		parsed(r, "gateway6", false, &n.Gateway6, gateway6Hint, parseGateway6),
+		r.routes(&n.Routes),
 		parsed(r, "bridge", true, &n.Bridge, bridgeHint, parseBridge),
 	)
 	r.pair.NICs = append(r.pair.NICs, n)
@@ -209,5 +212,7 @@ func (r *reader) takeover(node *yaml.Node, key string) {
 		parsed(r, "salvage", false, &t.Salvage, "write true or false", parseBool),
 		parsed(r, "rehearse", false, &t.Rehearse, "write true or false", parseBool),
 		choice(r, "sync", false, &t.Sync, SyncBefore, SyncAfter),
+		r.notify(&t.Notify),
+		parsed(r, "notify_rate", false, &t.NotifyRate, rateHint, parseRate),
 	)
 }

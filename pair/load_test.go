@@ -34,13 +34,18 @@ nics:
     mac: 52:54:00:00:00:02
     address: 10.77.0.2/24
     gateway: 10.77.0.1
+    address6: fd00::2/64
+    gateway6: fe80::1
+    routes:
+      - {to: 10.0.0.0/8, via: 10.77.0.9}
+      - {to: fd01::/48, via: fd00::9}
     bridge: br0
 services:
   - name: web
     command: [busybox, httpd, -f, -p, 80]
     ready: 80
 heartbeat: {period: 10ms, limit: 200ms}
-takeover: {salvage: false, sync: before}
+takeover: {salvage: false, sync: before, notify: [2049, 80], notify_rate: 500}
 `
 
 func TestParseExample(t *testing.T) {
@@ -57,17 +62,24 @@ func TestParseExample(t *testing.T) {
 				Root: "/etc/understudy/root.img", Accel: AccelAuto},
 		},
 		Disks: []Disk{{"data", "/etc/understudy/data.img", Ext3, "/srv", "noatime"}},
-		NICs: []NIC{{"lan", []byte{0x52, 0x54, 0, 0, 0, 2}, netip.MustParsePrefix("10.77.0.2/24"),
-			netip.MustParseAddr("10.77.0.1"), "br0"}},
+		NICs: []NIC{{
+			Name: "lan", MAC: []byte{0x52, 0x54, 0, 0, 0, 2}, Bridge: "br0",
+			Address: netip.MustParsePrefix("10.77.0.2/24"), Gateway: netip.MustParseAddr("10.77.0.1"),
+			Address6: netip.MustParsePrefix("fd00::2/64"), Gateway6: netip.MustParseAddr("fe80::1"),
+			Routes: []Route{
+				{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParseAddr("10.77.0.9")},
+				{netip.MustParsePrefix("fd01::/48"), netip.MustParseAddr("fd00::9")},
+			},
+		}},
 		Services:  []Service{{"web", []string{"busybox", "httpd", "-f", "-p", "80"}, 80}},
 		Heartbeat: Heartbeat{10 * time.Millisecond, 200 * time.Millisecond},
-		Takeover:  Takeover{false, SyncBefore, true},
+		Takeover:  Takeover{Sync: SyncBefore, Rehearse: true, Notify: Notify{Ports: []int{80, 2049}}, NotifyRate: 500},
 	}
 	if got := plain(p); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 	for key, line := range map[string]int{"partitions.left.memory": 5, "partitions.right.root": 10, "disks.0.image": 13,
-		"nics.0.mac": 19, "services.0.command.2": 25, "takeover.none": 28, "none": 0} {
+		"nics.0.mac": 19, "nics.0.routes.1.via": 26, "services.0.command.2": 30, "takeover.none": 33, "none": 0} {
 		if got := p.Line(key); got != line {
 			t.Errorf("Line(%q) = %d, want %d", key, got, line)
 		}
@@ -86,7 +98,8 @@ func TestParseDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Heartbeat != (Heartbeat{20 * time.Millisecond, 300 * time.Millisecond}) || p.Takeover != (Takeover{true, SyncAfter, true}) ||
+	takeover := Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true, Notify: Notify{All: true}, NotifyRate: 2000}
+	if p.Heartbeat != (Heartbeat{20 * time.Millisecond, 300 * time.Millisecond}) || !reflect.DeepEqual(p.Takeover, takeover) ||
 		p.Partitions[1].Accel != AccelAuto || p.Disks[0].Type != Ext4 {
 		t.Errorf("defaults: %+v", p)
 	}

@@ -63,11 +63,14 @@ const (
 
 // NIC is a network identity that follows the active role.
 type NIC struct {
-	Name    string
-	MAC     net.HardwareAddr // 6 bytes, unicast
-	Address netip.Prefix     // the address itself, with the length of its network's prefix
-	Gateway netip.Addr       // inside Address's network; the zero Addr if there is none
-	Bridge  string           // the host's bridge that the active side's tap joins
+	Name     string
+	MAC      net.HardwareAddr // 6 bytes, unicast
+	Address  netip.Prefix     // the address itself, with the length of its network's prefix
+	Gateway  netip.Addr       // inside Address's network; the zero Addr if there is none
+	Address6 netip.Prefix     // an IPv6 address besides; the zero Prefix if there is none
+	Gateway6 netip.Addr       // inside Address6's network or link-local; the zero Addr if there is none
+	Routes   []Route
+	Bridge   string // the host's bridge that the active side's tap joins
 }
 
 // Service is a command that runs where the active role is.
@@ -90,6 +93,10 @@ type Takeover struct {
 	// Rehearse has the understudy mount, write, and start the services once on
 	// a disk made for that, before the pair counts as protected.
 	Rehearse bool
+	// Notify says which clients of the dead side are told that their connections
+	// are gone, and NotifyRate how many of them a second.
+	Notify     Notify
+	NotifyRate int
 }
 
 // Sync says when salvaged data is made durable.

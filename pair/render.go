@@ -23,12 +23,7 @@ func (p *Pair) YAML() ([]byte, error) {
 			"type", string(d.Type), "mount", d.Mount, "options", d.Options))
 	}
 	for _, n := range p.NICs {
-		gateway := ""
-		if n.Gateway.IsValid() {
-			gateway = n.Gateway.String()
-		}
-		nics.Content = append(nics.Content, mappingNode("name", n.Name, "mac", n.MAC.String(),
-			"address", n.Address.String(), "?gateway", gateway, "bridge", n.Bridge))
+		nics.Content = append(nics.Content, n.networkNode())
 	}
 	for _, s := range p.Services {
 		command := sequenceNode()
@@ -44,7 +39,8 @@ func (p *Pair) YAML() ([]byte, error) {
 	root := mappingNode("name", p.Name, "partitions", partitions, "disks", disks, "nics", nics, "services", services,
 		"heartbeat", mappingNode("period", p.Heartbeat.Period.String(), "limit", p.Heartbeat.Limit.String()),
 		"takeover", mappingNode("salvage", strconv.FormatBool(p.Takeover.Salvage), "sync", string(p.Takeover.Sync),
-			"rehearse", strconv.FormatBool(p.Takeover.Rehearse)))
+			"rehearse", strconv.FormatBool(p.Takeover.Rehearse),
+			"notify", p.Takeover.Notify.node(), "notify_rate", strconv.Itoa(p.Takeover.NotifyRate)))
 	var b bytes.Buffer
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)

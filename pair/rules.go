@@ -81,20 +81,7 @@ func (p *Pair) nicRules(add addFunc) {
 	for i, n := range p.NICs {
 		u.check(i, "name", n.Name)
 		u.check(i, "mac", n.MAC.String())
-		if !n.Address.IsValid() {
-			continue
-		}
-		u.check(i, "address", n.Address.Addr().String())
-		if !n.Gateway.IsValid() {
-			continue
-		}
-		key := fmt.Sprintf("nics.%d.gateway", i)
-		switch {
-		case n.Gateway == n.Address.Addr():
-			add(key, "name the router, or remove the key", "is the address itself")
-		case !n.Address.Contains(n.Gateway):
-			add(key, "correct the gateway or the prefix length", "%s is not in %s", n.Gateway, n.Address.Masked())
-		}
+		n.addressRules(i, &u)
 	}
 }
 
@@ -116,22 +103,26 @@ type unique struct {
 	p    *Pair
 	list string
 	add  addFunc
-	seen map[[2]string]int
+	seen map[[2]string]string // the key where a kind of value was first seen
 }
 
 // check records that item i has a value, and reports it if an earlier one has it too.
 func (u *unique) check(i int, key, value string) {
+	u.checkAt(u.list+"."+strconv.Itoa(i)+"."+key, key, value)
+}
+
+// checkAt does so for a value of some kind at any key.
+func (u *unique) checkAt(at, kind, value string) {
 	if value == "" {
 		return
 	}
-	at := u.list + "." + strconv.Itoa(i) + "." + key
-	first, ok := u.seen[[2]string{key, value}]
+	first, ok := u.seen[[2]string{kind, value}]
 	if ok {
-		u.add(at, "give each its own", "%s is taken (line %d)", value, u.p.Line(u.list+"."+strconv.Itoa(first)+"."+key))
+		u.add(at, "give each its own", "%s is taken (line %d)", value, u.p.Line(first))
 		return
 	}
 	if u.seen == nil {
-		u.seen = make(map[[2]string]int)
+		u.seen = make(map[[2]string]string)
 	}
-	u.seen[[2]string{key, value}] = i
+	u.seen[[2]string{kind, value}] = at
 }
