@@ -28,7 +28,7 @@ var hostly = []string{"ram", "extract", "cachefs"}
 
 // living is the column about what a running machine does.
 var living = []string{
-	"qmp", "partition", "liveness", "fence", "link", "agent", "device", "netlab", "pair", "initramfs", "workload", "probe",
+	"qmp", "partition", "liveness", "fence", "link", "announce", "agent", "device", "netlab", "pair", "initramfs", "workload", "probe",
 }
 
 // above may import of the living column what is named, and nothing of the dead.

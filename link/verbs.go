@@ -45,9 +45,12 @@ type Disk struct {
 
 // NIC is a network interface that follows the active role.
 type NIC struct {
-	MAC     string `json:"mac"`
-	Address string `json:"address"`           // prefix notation
-	Gateway string `json:"gateway,omitempty"` // empty: none
+	MAC      string  `json:"mac"`
+	Address  string  `json:"address"`            // prefix notation
+	Gateway  string  `json:"gateway,omitempty"`  // empty: none
+	Address6 string  `json:"address6,omitempty"` // likewise, of IPv6
+	Gateway6 string  `json:"gateway6,omitempty"`
+	Routes   []Route `json:"routes,omitempty"`
 }
 
 // Service is a command that is started and stopped with the role.
