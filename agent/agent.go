@@ -41,6 +41,8 @@ type Agent struct {
 	mounts   map[string]string // disk name to mount point
 	services []*service
 	children *children
+
+	network network
 }
 
 // New returns an agent that answers extra verbs too.
@@ -57,6 +59,9 @@ func New(extra map[string]Verb) *Agent {
 		link.Sync:      call(a.sync),
 		link.Crash:     call(a.crash),
 		link.Rehearse:  call(a.rehearse),
+		link.Acquaint:  call(a.acquaint),
+		link.Announce:  call(a.announce),
+		link.Tell:      call(a.tell),
 	}
 	for name, v := range extra {
 		a.verbs[name] = v
@@ -133,12 +138,7 @@ func (a *Agent) configure(ctx context.Context, c link.Config) (none, error) {
 			return none{}, err
 		}
 	}
-	for _, n := range c.NICs {
-		if err := setUpNIC(n); err != nil {
-			return none{}, err
-		}
-	}
-	return none{}, nil
+	return none{}, a.network.setUp(c.NICs)
 }
 
 // sync makes what was written to the mounted shared disks durable.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // BridgeName is the bridge of a Lab, in its Services namespace.
@@ -22,8 +23,8 @@ type Lab struct {
 	Client   *Namespace
 }
 
-// NewLab makes a Lab whose client has the given IPv4 address.
-func NewLab(client netip.Prefix) (*Lab, error) {
+// NewLab makes a Lab whose client has the given addresses. IPv6 is enabled at the client if one of them is of it.
+func NewLab(client ...netip.Prefix) (*Lab, error) {
 	l := &Lab{}
 	if err := l.build(client); err != nil {
 		return nil, errors.Join(fmt.Errorf("build network: %w", err), l.Close())
@@ -31,11 +32,15 @@ func NewLab(client netip.Prefix) (*Lab, error) {
 	return l, nil
 }
 
-func (l *Lab) build(client netip.Prefix) (err error) {
+func (l *Lab) build(client []netip.Prefix) (err error) {
 	if l.Services, err = New(); err != nil {
 		return err
 	}
-	if l.Client, err = New(); err != nil {
+	newClient := New
+	if slices.ContainsFunc(client, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		newClient = New6
+	}
+	if l.Client, err = newClient(); err != nil {
 		return err
 	}
 	if err := l.Services.Bridge(BridgeName); err != nil {
@@ -47,7 +52,12 @@ func (l *Lab) build(client netip.Prefix) (err error) {
 	if err := l.Services.Enslave(clientPort, BridgeName); err != nil {
 		return err
 	}
-	return l.Client.AddAddr(clientLink, client)
+	for _, p := range client {
+		if err := l.Client.AddAddr(clientLink, p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Close gives up both namespaces.

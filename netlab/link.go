@@ -63,11 +63,15 @@ func (n *Namespace) Veth(name string, peer *Namespace, peerName string) error {
 	return peer.Do(func() error { return linkUp(peerName) })
 }
 
-// AddAddr gives a link an IPv4 address with the length of its network.
+// AddAddr gives a link an address with the length of its network. It can be used at once, an IPv6 one too.
 func (n *Namespace) AddAddr(link string, addr netip.Prefix) error {
 	return n.withLink(link, "add address to", func(l netlink.Link) error {
 		ip := &net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), addr.Addr().BitLen())}
-		return netlink.AddrAdd(l, &netlink.Addr{IPNet: ip})
+		a := &netlink.Addr{IPNet: ip}
+		if addr.Addr().Is6() {
+			a.Flags = unix.IFA_F_NODAD
+		}
+		return netlink.AddrAdd(l, a)
 	})
 }
 
@@ -127,12 +131,12 @@ func (n *Namespace) Links() (map[string]string, error) {
 	return masters, err
 }
 
-// Neighbor returns the link address under which the namespace knows an IPv4 address: its ARP view. It returns
+// Neighbor returns the link address under which the namespace knows an IP address, its ARP or ND view. It returns
 // ErrNoNeighbor when there is none, or none that resolved.
 func (n *Namespace) Neighbor(ip netip.Addr) (net.HardwareAddr, error) {
 	var mac net.HardwareAddr
 	err := n.Do(func() error {
-		known, err := netlink.NeighList(0, netlink.FAMILY_V4)
+		known, err := netlink.NeighList(0, netlink.FAMILY_ALL)
 		if err != nil {
 			return fmt.Errorf("list neighbours: %w", err)
 		}

@@ -32,9 +32,17 @@ type Namespace struct {
 	fd int // -1 once closed
 }
 
-// New creates an empty namespace: its loopback is up and IPv6 is disabled, so that no duplicate address detection or
-// router solicitation delays or disturbs a measurement.
-func New() (*Namespace, error) {
+// New creates an empty namespace: its loopback is up and IPv6 is disabled, so that nothing that a host says of itself
+// disturbs a measurement.
+func New() (*Namespace, error) { return create(map[string]string{"disable_ipv6": "1"}) }
+
+// New6 is New with IPv6 enabled: no duplicate address detection delays an address, and no router is asked for.
+func New6() (*Namespace, error) {
+	return create(map[string]string{"accept_dad": "0", "dad_transmits": "0", "accept_ra": "0", "router_solicitations": "0"})
+}
+
+// create makes a namespace with these settings of IPv6.
+func create(ipv6 map[string]string) (*Namespace, error) {
 	n := &Namespace{fd: -1}
 	enter := func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -47,7 +55,7 @@ func New() (*Namespace, error) {
 		if err != nil {
 			return fmt.Errorf("open network namespace: %w", err)
 		}
-		if err := settle(); err != nil {
+		if err := settle(ipv6); err != nil {
 			return errors.Join(err, unix.Close(fd))
 		}
 		n.fd = fd
@@ -60,11 +68,13 @@ func New() (*Namespace, error) {
 }
 
 // settle makes the calling thread's new namespace quiet. /proc/sys/net shows the namespace of the thread that opens it.
-func settle() error {
+func settle(ipv6 map[string]string) error {
 	for _, which := range []string{"all", "default"} {
-		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte("1"), 0)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // no such file: a kernel without IPv6
-			return fmt.Errorf("disable ipv6: %w", err)
+		for knob, value := range ipv6 {
+			err := os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/"+knob, []byte(value), 0)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // no such file: a kernel without IPv6
+				return fmt.Errorf("set ipv6 %s: %w", knob, err)
+			}
 		}
 	}
 	return linkUp("lo")

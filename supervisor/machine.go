@@ -18,6 +18,7 @@ const fenceLimit = 2 * time.Second
 // machine is what a takeover does to this pair.
 type machine struct {
 	s     *Supervisor
+	heir  *side // the understudy; the active side by the time that a takeover settles
 	proof *fence.Proof
 }
 
@@ -39,7 +40,7 @@ func (m *machine) Fence(context.Context) error {
 		return err
 	}
 	m.proof = proof
-	return m.s.understudy.process.Spread(dead.Spec.CPUs)
+	return m.heir.process.Spread(dead.Spec.CPUs)
 }
 
 func (m *machine) Image(disk string) (takeover.Image, error) {
@@ -62,36 +63,28 @@ func (m *machine) HandOver(ctx context.Context, disk string) error {
 	if err := m.proof.Release(d.Image); err != nil {
 		return err
 	}
-	return m.s.understudy.setDisk(ctx, disk)
+	return m.heir.setDisk(ctx, disk)
 }
 
 func (m *machine) Mount(ctx context.Context, disk string, check bool) (*link.Check, error) {
-	return m.s.understudy.mount(ctx, disk, check)
+	return m.heir.mount(ctx, disk, check)
 }
 
 func (m *machine) Name(ctx context.Context, r link.NameRequest) (result link.NameResult, err error) {
-	return result, m.s.understudy.agent.Call(ctx, link.Name, r, &result)
+	return result, m.heir.agent.Call(ctx, link.Name, r, &result)
 }
 
 func (m *machine) Staging() ([]byte, error) { return m.s.staging.Map() }
 
 func (m *machine) Apply(ctx context.Context, r link.ApplyRequest) (result link.ApplyResult, err error) {
-	return result, m.s.understudy.agent.Call(ctx, link.Apply, r, &result)
+	return result, m.heir.agent.Call(ctx, link.Apply, r, &result)
 }
 
-func (m *machine) Start(ctx context.Context) error { return m.s.understudy.startServices(ctx) }
+func (m *machine) Start(ctx context.Context) error { return m.heir.startServices(ctx) }
 
-func (m *machine) GoLive(context.Context) error { return m.s.connect(m.s.understudy) }
+func (m *machine) GoLive(context.Context) error { return m.s.connect(m.heir) }
 
-// Sync is asked of the side that applied, which has become the active one by
-// the time that a takeover settles.
-func (m *machine) Sync(ctx context.Context) error {
-	side := m.s.understudy
-	if side == nil {
-		side = m.s.active
-	}
-	return side.agent.Call(ctx, link.Sync, nil, nil)
-}
+func (m *machine) Sync(ctx context.Context) error { return m.heir.agent.Call(ctx, link.Sync, nil, nil) }
 
 func (m *machine) drop() {
 	if m.proof != nil {

@@ -187,11 +187,7 @@ func (s *Supervisor) config(name string) link.Config {
 		c.Disks = append(c.Disks, link.Disk{Name: d.Name, Type: string(d.Type), Mount: d.Mount, Options: d.Options})
 	}
 	for _, n := range s.Pair.NICs {
-		nic := link.NIC{MAC: n.MAC.String(), Address: n.Address.String()}
-		if n.Gateway.IsValid() {
-			nic.Gateway = n.Gateway.String()
-		}
-		c.NICs = append(c.NICs, nic)
+		c.NICs = append(c.NICs, nicConfig(&n))
 	}
 	for _, v := range s.Pair.Services {
 		c.Services = append(c.Services, link.Service{Name: v.Name, Command: v.Command, Ready: v.Ready})

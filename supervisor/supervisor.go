@@ -177,7 +177,13 @@ func (s *Supervisor) activate(ctx context.Context) error {
 	if err := s.active.startServices(ctx); err != nil {
 		return err
 	}
-	return s.connect(s.active)
+	if err := s.connect(s.active); err != nil {
+		return err
+	}
+	if err := s.announce(ctx, s.active); err != nil {
+		fmt.Fprintf(s.options.Log, "announce the addresses of partition %s: %v\n", s.active.name, err)
+	}
+	return nil
 }
 
 // prepare has the morgue find the living kernel, so that a takeover finds it
@@ -238,7 +244,8 @@ func (s *Supervisor) TakeOver(ctx context.Context, v liveness.Verdict) (*takeove
 	if s.Pair.Takeover.Salvage && s.morgue != nil {
 		o.Salvager = s.morgue
 	}
-	m := &machine{s: s}
+	o.Witness, o.Notice = s.witness(), notice(s.Pair)
+	m := &machine{s: s, heir: s.understudy}
 	defer m.drop()
 	report, err := takeover.Run(ctx, m, t, o)
 	if err != nil {

@@ -43,6 +43,13 @@ type Machine interface {
 	Start(ctx context.Context) error
 	// GoLive lets the network reach the understudy.
 	GoLive(ctx context.Context) error
+	// Acquaint has the understudy know the dead side's peers; it tells them nothing.
+	Acquaint(ctx context.Context, p link.Peers) (link.AcquaintResult, error)
+	// Announce has the understudy say to the network where its address is now.
+	Announce(ctx context.Context) error
+	// Tell has the understudy tell those peers that their connections are gone,
+	// at a rate a second.
+	Tell(ctx context.Context, rate int) (link.TellResult, error)
 	// Sync makes what was applied durable.
 	Sync(ctx context.Context) error
 }
@@ -129,6 +136,8 @@ type Refusal struct {
 type Options struct {
 	Disks    []string
 	Salvager Salvager // nil: none, the unsaved data is given up
+	Witness  Witness  // nil: none, and no client is told
+	Notice   Notice   // of the clients whom Witness knows
 	// SyncFirst makes what was applied durable before the services start.
 	SyncFirst bool
 	// Fenced is called once the fence stands, before anything is handed over.
@@ -145,23 +154,35 @@ type Report struct {
 	// changing.
 	Acts     []link.Act `json:"acts,omitempty"`
 	Durable  bool       `json:"durable"` // all that was applied is on the disks
+	Notified Notified   `json:"notified"`
 	Timeline *Timeline  `json:"-"`
+
+	teller *teller // nil once it is done
 }
 
-// Run takes over. The timeline has the detection in it already.
-func Run(ctx context.Context, m Machine, t *Timeline, o Options) (*Report, error) {
+// Run takes over. The timeline has the detection in it already. The clients are
+// being told when it returns, and have been when Settle does.
+func Run(ctx context.Context, m Machine, t *Timeline, o Options) (_ *Report, err error) {
 	r := &run{machine: m, options: o, report: &Report{Timeline: t, Commits: []Commit{}, Refused: []Refusal{}}}
+	r.teller = newTeller(r)
 	if err := t.Measure("fence", func() error { return m.Fence(ctx) }); err != nil {
 		return nil, err
 	}
 	if o.Fenced != nil {
 		o.Fenced()
 	}
+	defer func() {
+		if err != nil { // nobody may read the dead memory when this has returned
+			r.teller.once.Do(func() { close(r.teller.read) })
+			<-r.teller.read
+		}
+	}()
 	for _, d := range o.Disks {
 		if err := r.disk(ctx, d); err != nil {
 			return nil, fmt.Errorf("take over disk %s: %w", d, err)
 		}
 	}
+	r.teller.meet(ctx) // of a pair without disks
 	if o.SyncFirst {
 		if err := r.sync(ctx); err != nil {
 			return nil, err
@@ -173,16 +194,23 @@ func Run(ctx context.Context, m Machine, t *Timeline, o Options) (*Report, error
 	if err := t.Measure("address", func() error { return m.GoLive(ctx) }); err != nil {
 		return nil, fmt.Errorf("bring address over: %w", err)
 	}
+	r.teller.tell(ctx)
+	r.report.teller = r.teller
 	return r.report, nil
 }
 
 // Settle makes durable what a takeover applied, if it did not do so before it
-// went live. The dead memory must be kept until it has succeeded.
-func Settle(ctx context.Context, m Machine, r *Report) error {
-	if r.Durable {
-		return nil
+// went live, and waits until the clients are told. The dead memory must be kept
+// until it has succeeded, and be let go only when it has returned.
+func Settle(ctx context.Context, m Machine, r *Report) (err error) {
+	if !r.Durable {
+		err = (&run{machine: m, report: r}).sync(ctx)
 	}
-	return (&run{machine: m, report: r}).sync(ctx)
+	if r.teller != nil {
+		<-r.teller.told
+		r.Notified, r.teller = r.teller.notified, nil
+	}
+	return err
 }
 
 type run struct {
@@ -190,12 +218,14 @@ type run struct {
 	options Options
 	report  *Report
 	staged  int64 // bytes of staging in use
+	teller  *teller
 }
 
 // disk brings one disk over. The last commit is finished before anybody mounts
 // it; the dead memory is gathered while the understudy does.
 func (r *run) disk(ctx context.Context, disk string) error {
 	remains, commit := r.examine(disk)
+	r.teller.meet(ctx)
 	var request link.ApplyRequest
 	var found *link.Check
 	g, gctx := errgroup.WithContext(ctx)

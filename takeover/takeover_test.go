@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -26,6 +28,8 @@ type stand struct {
 	lost    []uint64 // what a check moved to lost+found
 	named   link.NameRequest
 	names   link.NameResult
+	peers   link.Peers // that it was acquainted with
+	told    link.TellResult
 }
 
 func (s *stand) did(call string) error {
@@ -59,6 +63,14 @@ func (s *stand) Apply(_ context.Context, r link.ApplyRequest) (link.ApplyResult,
 func (s *stand) Start(context.Context) error  { return s.did("start") }
 func (s *stand) GoLive(context.Context) error { return s.did("go live") }
 func (s *stand) Sync(context.Context) error   { return s.did("sync") }
+func (s *stand) Acquaint(_ context.Context, p link.Peers) (link.AcquaintResult, error) {
+	s.peers = p
+	return link.AcquaintResult{Neighbours: len(p.Neighbours)}, s.did("acquaint")
+}
+func (s *stand) Announce(context.Context) error { return s.did("announce") }
+func (s *stand) Tell(_ context.Context, rate int) (link.TellResult, error) {
+	return s.told, s.did(fmt.Sprintf("tell %d", rate))
+}
 
 // before says whether call a came before call b.
 func (s *stand) before(a, b string) bool {
@@ -304,4 +316,10 @@ func TestWriteSVG(t *testing.T) {
 	if err := WriteSVG(io.Discard, "", nil, 0); err != nil {
 		t.Error(err)
 	}
+}
+
+func (s *stand) has(call string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Contains(s.calls, call)
 }
