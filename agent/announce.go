@@ -187,6 +187,32 @@ func (n *nic) routes6() bool {
 	return err == nil && !bytes.HasPrefix(b, []byte("0"))
 }
 
+// rehearse says and sends what a takeover will, on interfaces that are connected to
+// nothing yet: an announcement on each, and a packet to an address of our own.
+func (n *network) rehearse() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	sockets, err := announce.OpenSockets()
+	if err != nil {
+		return err
+	}
+	defer sockets.Close()
+	for i := range n.nics {
+		at := &n.nics[i]
+		if err := announce.SendFrames(at.index, at.frames()); err != nil {
+			return fmt.Errorf("announce on %s: %w", at.name, err)
+		}
+		for _, p := range at.prefixes {
+			own := netip.AddrPortFrom(p.Addr(), 1)
+			packet := n.packet(link.Connection{Local: own, Remote: own, Exact: true})
+			if err := sockets.Send(packet.bytes, packet.to, packet.index); err != nil {
+				return fmt.Errorf("send packet to %s: %w", p.Addr(), err)
+			}
+		}
+	}
+	return nil
+}
+
 // tell tells the peers, once, that their connections are gone.
 func (a *Agent) tell(ctx context.Context, r link.TellRequest) (result link.TellResult, err error) {
 	a.network.mu.Lock()

@@ -20,10 +20,10 @@ const RehearsalDisk = "rehearsal"
 var rehearsalFiles = []int64{1, page, 10*page + 100, chunk + 3*page + 1, 64 * page, 200}
 
 // rehearse does what a takeover will ask for, on a disk of its own: mount,
-// write files by handle, start the services, wait until they are ready, stop
-// them, unmount. What of it the kernel does for the first time takes several
-// times as long as the second, and under emulation more; and what cannot work
-// is better known before a crash than in it.
+// write files by handle, say where the addresses are, start the services, wait
+// until they are ready, stop them, unmount. What of it the kernel does for the
+// first time takes several times as long as the second, and under emulation more;
+// and what cannot work is better known before a crash than in it.
 func (a *Agent) rehearse(ctx context.Context, r link.RehearseRequest) (_ none, err error) {
 	disk := link.Disk{Name: RehearsalDisk, Type: r.Type, Mount: r.Mount, Options: r.Options}
 	a.mu.Lock()
@@ -41,6 +41,9 @@ func (a *Agent) rehearse(ctx context.Context, r link.RehearseRequest) (_ none, e
 		return none{}, err
 	}
 	if _, err := a.sync(ctx, none{}); err != nil {
+		return none{}, err
+	}
+	if err := a.network.rehearse(); err != nil {
 		return none{}, err
 	}
 	if !r.Services {

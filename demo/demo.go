@@ -217,6 +217,7 @@ func (p *play) takeOver(ctx context.Context, v liveness.Verdict) error {
 		return err
 	}
 	p.report.Files, p.report.BytesRecovered, p.report.Refusals = report.Files, report.Bytes, report.Refused
+	p.report.Notified = report.Notified
 	for _, c := range report.Commits {
 		p.report.Files, p.report.BytesRecovered = p.report.Files+c.Files, p.report.BytesRecovered+c.Data
 		p.report.Commits = append(p.report.Commits, c)

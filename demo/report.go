@@ -39,6 +39,7 @@ type Report struct {
 	SyncedWrong    int                `json:"synced_wrong"` // of those fsynced before the crash
 	Refused        int                `json:"refused"`
 	Refusals       []takeover.Refusal `json:"refusals"`
+	Notified       takeover.Notified  `json:"notified"`
 
 	WithoutSalvage *Contrast `json:"without_salvage,omitempty"`
 
@@ -109,6 +110,7 @@ func (r *Report) Write(w io.Writer) error {
 	for _, f := range r.Refusals {
 		fmt.Fprintf(w, "                 %s: %s (%d)\n", f.What, f.Reason, f.Count)
 	}
+	fmt.Fprintf(w, "told             %s\n", &r.Notified)
 	fmt.Fprintf(w, "compared         %d files by SHA-256: %d wrong, %d missing, %d bytes wrong\n",
 		r.FilesCompared, r.FilesWrong, r.FilesMissing, r.BytesWrong)
 	if c := r.WithoutSalvage; c != nil {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -178,5 +179,39 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	after, err := host.Links()
 	if err != nil || !maps.Equal(before, after) {
 		t.Errorf("host's links %v before, %v after, %v", before, after, err)
+	}
+}
+
+// TestIPv6WhereAsked: an address of it can be used as soon as it is given, and the
+// neighbour's link address is known.
+func TestIPv6WhereAsked(t *testing.T) {
+	needRoot(t)
+	lab, err := NewLab(clientAddr, netip.MustParsePrefix("fd00::1/64"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lab.Close()
+	server, err := New6()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	err = errors.Join(lab.Services.Veth("server", server, "eth0"), lab.Services.Enslave("server", BridgeName),
+		server.AddAddr("eth0", netip.MustParsePrefix("fd00::2/64")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := server.Listen("tcp", "[fd00::2]:7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	conn, err := lab.Client.DialContext(t.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if mac, err := lab.Client.Neighbor(netip.MustParseAddr("fd00::2")); err != nil || len(mac) != 6 {
+		t.Errorf("neighbour at %v, %v", mac, err)
 	}
 }

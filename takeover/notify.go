@@ -110,12 +110,13 @@ func (t *teller) tell(ctx context.Context) {
 	go func() {
 		defer close(t.told)
 		_ = t.run.measure("notify", func() error {
-			err := t.run.machine.Announce(ctx)
+			announced := make(chan error, 1)
+			go func() { announced <- t.run.machine.Announce(ctx) }()
 			<-t.read
-			t.notified.fail("announce address", err)
 			if t.peers > 0 {
 				t.tellPeers(ctx)
 			}
+			t.notified.fail("announce address", <-announced)
 			return nil
 		})
 	}()

@@ -133,6 +133,9 @@ func (c *control) guard(ctx context.Context, out io.Writer) error {
 			fmt.Fprintln(out, err)
 		}
 		fmt.Fprintf(out, "took over: %d files, %d bytes recovered, %d refused\n", report.Files, report.Bytes, len(report.Refused))
+		if len(c.s.Pair.NICs) > 0 {
+			fmt.Fprintf(out, "told: %s\n", &report.Notified)
+		}
 		if err := takeover.WriteSteps(out, t.Steps, 50); err != nil {
 			return err
 		}

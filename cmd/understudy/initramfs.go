@@ -17,7 +17,7 @@ import (
 var guestModules = []string{"virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "pvpanic-pci"}
 
 // busyboxNames are the commands that busybox is linked as in the guest.
-var busyboxNames = []string{"sh", "httpd", "ls", "cat", "mount", "umount", "ps", "dmesg", "ip", "sync", "sleep"}
+var busyboxNames = []string{"sh", "httpd", "nc", "ls", "cat", "mount", "umount", "ps", "dmesg", "ip", "sync", "sleep"}
 
 // guestImage builds the guest image at path from this very program. wanted are
 // the modules that are loaded at boot, of those in the directory modules.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"understudy/addr"
@@ -22,6 +23,8 @@ import (
 // morgue joins the dead column to a takeover.
 type morgue struct {
 	memory ram.Memory
+
+	mu     sync.Mutex     // of Prepare
 	kernel *kernel.Kernel // nil until it is found
 }
 
@@ -42,17 +45,26 @@ func (m *morgue) Close() error {
 
 // Prepare finds the kernel, unless the one found before is still there.
 func (m *morgue) Prepare(context.Context) error {
+	_, err := m.known()
+	return err
+}
+
+// known is the kernel, found if need be. Peers are read beside file systems.
+func (m *morgue) known() (*kernel.Kernel, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.kernel != nil && m.kernel.StillThere() == nil {
-		return nil
+		return m.kernel, nil
 	}
 	k, err := kernel.Find(m.memory, knownBuilds()...)
 	m.kernel = k
-	return err
+	return k, err
 }
 
 // Examine takes the file system of the image out of the dead kernel's mounts.
 func (m *morgue) Examine(image takeover.Image) (takeover.Remains, error) {
-	if err := m.Prepare(context.Background()); err != nil {
+	k, err := m.known()
+	if err != nil {
 		return nil, fmt.Errorf("find kernel: %w", err)
 	}
 	b := make([]byte, ext4.SuperSize)
@@ -63,7 +75,7 @@ func (m *morgue) Examine(image takeover.Image) (takeover.Remains, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := pagecache.Open(m.kernel)
+	c, err := pagecache.Open(k)
 	if err != nil {
 		return nil, err
 	}

@@ -51,6 +51,7 @@ func (st *status) write(w io.Writer) error {
 	}
 	fmt.Fprintf(w, "takeover    %s, %s\n", t.At.Format(time.DateTime), t.Verdict)
 	fmt.Fprintf(w, "            %d files, %d bytes recovered, %d refused\n", t.Files, t.Bytes, len(t.Refused))
+	fmt.Fprintf(w, "            %s\n", &t.Notified)
 	return takeover.WriteSteps(w, t.Steps, 50)
 }
 

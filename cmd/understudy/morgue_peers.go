@@ -1,0 +1,74 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"understudy/link"
+	"understudy/sockets"
+)
+
+// Peers takes the dead kernel's neighbours and TCP connections out of its memory.
+// What is left out is counted, with the first reason.
+func (m *morgue) Peers(of func(local netip.AddrPort) bool) (p link.Peers, err error) {
+	k, err := m.known()
+	if err != nil {
+		return p, fmt.Errorf("find kernel: %w", err)
+	}
+	var neighbours, connections omitted
+	for n, err := range sockets.Neighbours(k) {
+		switch {
+		case err != nil:
+			neighbours.add(err)
+		case !link.Host(n.Address) || len(n.Interface) > link.MaxInterface:
+			// Such as multicast groups, which have entries too.
+		case len(p.Neighbours) == link.MaxNeighbours:
+			neighbours.add(errors.New("too many"))
+		default:
+			p.Neighbours = append(p.Neighbours, link.Neighbour{Address: n.Address, MAC: n.MAC, Interface: n.Interface})
+		}
+	}
+	for c, err := range sockets.Connections(k) {
+		switch {
+		case err != nil:
+			connections.add(err)
+		case !wantsTelling(&c) || !of(c.Local):
+		case len(p.Connections) == link.MaxConnections:
+			connections.add(errors.New("too many"))
+		default:
+			p.Connections = append(p.Connections, link.Connection{
+				Local: c.Local, Remote: c.Remote, SndUna: c.SndUna, SndNxt: c.SndNxt, RcvNxt: c.RcvNxt, Exact: c.Exact(),
+			})
+		}
+	}
+	return p, errors.Join(neighbours.err("neighbours"), connections.err("connections"))
+}
+
+// wantsTelling says whether a connection's far end could wait for something. One
+// whose SYN was under way sends it again, or is about to be refused.
+func wantsTelling(c *sockets.Connection) bool {
+	if c.State == sockets.SynSent || c.State == sockets.SynRecv {
+		return false
+	}
+	return link.Host(c.Remote.Addr()) && c.Local.Addr().Is4() == c.Remote.Addr().Is4()
+}
+
+// omitted counts what was left out of a walk.
+type omitted struct {
+	n     int
+	first error
+}
+
+func (o *omitted) add(err error) {
+	if o.n++; o.first == nil {
+		o.first = err
+	}
+}
+
+func (o *omitted) err(what string) error {
+	if o.n == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d %s left out, the first: %w", o.n, what, o.first)
+}
