@@ -43,6 +43,7 @@ func run(ctx context.Context) (bool, error) {
 	binary := flag.String("rescue", "bin/understudy", "the program that does the rescue; empty: none is done")
 	keep := flag.String("keep", "out/oracle", "keep memory and disks of failures below this directory, and all results as results.json")
 	table := flag.String("table", "", "write a table to this file")
+	with := flag.String("with", "", "put the results in these files (results.json of other runs), by comma, into the table, too")
 	history := flag.String("history", "", "instead, tell what was done in the case that was kept in this directory")
 	inode := flag.Uint64("inode", 0, "to this inode; 0: only what was pending")
 	flag.Parse()
@@ -66,8 +67,13 @@ func run(ctx context.Context) (bool, error) {
 	if *binary != "" {
 		o.Rescue = oracle.Command(*binary)
 	}
-	var results []oracle.Result
-	good := true
+	results, good, err := earlier(split(*with))
+	if err != nil {
+		return false, err
+	}
+	if len(cases) == 0 {
+		return good, write(*keep, *table, results)
+	}
 	for _, c := range cases {
 		if ctx.Err() != nil {
 			return false, context.Cause(ctx)
@@ -81,6 +87,26 @@ func run(ctx context.Context) (bool, error) {
 		}
 	}
 	return good, nil
+}
+
+// earlier reads results of other runs.
+func earlier(files []string) (all []oracle.Result, good bool, err error) {
+	good = true
+	for _, path := range files {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, false, err
+		}
+		var some []oracle.Result
+		if err := json.Unmarshal(b, &some); err != nil {
+			return nil, false, fmt.Errorf("decode %s: %w", path, err)
+		}
+		for _, r := range some {
+			good = good && r.Verdict.Good()
+		}
+		all = append(all, some...)
+	}
+	return all, good, nil
 }
 
 func split(list string) []string {
