@@ -89,32 +89,39 @@ func (c *Cache) ring(p *pageState, visit func(bufferState)) error {
 	return nil
 }
 
+// jbdDirty is the place of BH_JBDDirty behind BH_PrivateStart: a block of data that a
+// journal has (include/linux/jbd2.h, enum jbd_state_bits).
+const jbdDirty = 5
+
 // buffers yields those parts of a page that was never filled as a whole, which
 // are known nevertheless: blocks that were written to, hence are up to date, and
-// are dirty or being written back.
+// are dirty or being written back. A page may be dirty and no block of it: what was
+// written was cut off or punched out again (fs/buffer.c, discard_buffer).
 func (c *Cache) buffers(i *Inode, p *pageState, at slotted, yield func(Piece, error) bool) bool {
 	l := &c.layout.buffer
 	bad := func(why Reason, cause error) bool {
 		return yield(Piece{}, i.refuse(at.index, p.pages, why, cause))
 	}
 	var found []Piece
+	empty := 0 // blocks that are to be written, and were never filled
 	err := c.ring(p, func(b bufferState) {
-		if b.has(l.uptodate) && (b.has(l.dirty) || b.has(l.asyncWrite)) {
+		switch {
+		case !b.has(l.dirty) && !b.has(l.asyncWrite) && !b.has(l.private+jbdDirty):
+		case b.has(l.uptodate):
 			found = append(found, p.piece(b.place, b.place+b.length))
+		default:
+			empty++
 		}
 	})
 	if err != nil {
 		return bad(BadBuffers, err)
-	}
-	if len(found) == 0 {
-		return bad(NotUptodate, nil)
 	}
 	for _, piece := range found {
 		if !yield(piece, nil) {
 			return false
 		}
 	}
-	return true
+	return empty == 0 || bad(NotUptodate, nil)
 }
 
 // frameOf is PageFrame, with an impossible frame for none.

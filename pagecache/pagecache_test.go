@@ -103,6 +103,21 @@ func TestUnsaved(t *testing.T) {
 			w.buffers(p, w.data(p), [4]uint64{1 << bhDirty, 1 << bhUptodate, 0, 0})
 			w.head(i, p)
 		}, []string{"0+1 page never filled"}},
+		"some buffers of one": {func(w *world, i addr.Virt) {
+			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
+			w.buffers(p, w.data(p), [4]uint64{1 << bhDirty, 1<<bhUptodate | 1<<bhDirty, 0, 0})
+			w.head(i, p)
+		}, []string{"a[1024,2048)", "0+1 page never filled"}},
+		"buffers that a journal has": {func(w *world, i addr.Virt) {
+			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
+			w.buffers(p, w.data(p), [4]uint64{1 << bhUptodate, 1<<bhUptodate | 1<<21, 0, 0})
+			w.head(i, p)
+		}, []string{"a[1024,2048)"}},
+		"a page of which all that was written is cut off": {func(w *world, i addr.Virt) {
+			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
+			w.buffers(p, w.data(p), [4]uint64{1 << bhUptodate, 0, 0, 0})
+			w.head(i, p)
+		}, nil},
 		"buffers of another page": {func(w *world, i addr.Virt) {
 			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
 			w.buffers(p, w.data(p)+1024, [4]uint64{3, 3, 3, 3})
