@@ -102,7 +102,8 @@ func (r *Rescue) files() {
 		for _, b := range places.Blocks {
 			r.data = append(r.data, block{ino: i.Ino, disk: b.Disk, phys: b.Phys, len: b.Len(), used: min(b.Len(), i.Size-b.Off)})
 		}
-		if places.Whole {
+		// A file that was being truncated needs its size after a check, too.
+		if places.Whole && !i.Writing {
 			r.whole[i.Ino] = struct{}{}
 		}
 	}

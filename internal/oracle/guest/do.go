@@ -114,7 +114,12 @@ func (t *worker) store(fd int, op script.Op) error {
 	if err != nil {
 		return err
 	}
-	copy(mapping[op.Off-start:], b)
+	// One byte after the other: copy stores the first ones last, and what a crash
+	// leaves of this is compared as its first part.
+	to := mapping[op.Off-start:]
+	for i, v := range b {
+		to[i] = v
+	}
 	return unix.Munmap(mapping)
 }
 
