@@ -114,9 +114,8 @@ func (t *worker) store(fd int, op script.Op) error {
 	if err != nil {
 		return err
 	}
-	// One byte after the other: copy stores the first ones last, and what a crash
-	// leaves of this is compared as its first part.
 	to := mapping[op.Off-start:]
+	//lint:ignore S1001 copy stores the first bytes last, and what a crash leaves is compared as a first part
 	for i, v := range b {
 		to[i] = v
 	}
