@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -268,6 +269,13 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 	}
 	if f.report.Case == Nothing || len(t.Blocks)+len(t.Revokes) == 0 {
 		return nil, at, nil
+	}
+	stale, err := f.stale(log, scan, t)
+	if err != nil {
+		return nil, at, err
+	}
+	if t.Revokes = append(t.Revokes, stale...); len(stale) > 0 {
+		slices.Sort(t.Revokes)
 	}
 	// The log's time does not go back: that is how a recovery tells old blocks.
 	t.Time = time.Now()
