@@ -28,7 +28,7 @@ var hostly = []string{"ram", "extract", "cachefs"}
 
 // living is the column about what a running machine does.
 var living = []string{
-	"qmp", "partition", "liveness", "fence", "link", "announce", "agent", "device", "netlab", "pair", "initramfs", "workload", "probe",
+	"qmp", "partition", "liveness", "fence", "link", "announce", "agent", "device", "netlab", "pair", "initramfs", "workload", "probe", "nfsd",
 }
 
 // above may import of the living column what is named, and nothing of the dead.
@@ -39,7 +39,7 @@ var above = map[string][]string{
 }
 
 // top may import anything.
-var top = []string{"cmd/understudy", "demo"}
+var top = []string{"cmd/understudy", "demo", "nfslab"}
 
 // rule says why package from must not import to, both without the module's
 // name; empty if it may.

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy/link"
+	"understudy/nfsd"
 )
 
 // PortName is the virtio-serial port that an agent speaks on.
@@ -40,6 +41,7 @@ type Agent struct {
 	config   link.Config
 	mounts   map[string]string // disk name to mount point
 	services []*service
+	nfs      *nfsd.Server // nil: none
 	children *children
 
 	network network
@@ -54,6 +56,7 @@ func New(extra map[string]Verb) *Agent {
 		link.Mount:     call(a.mount),
 		link.Name:      call(a.name),
 		link.Apply:     call(a.apply),
+		link.Begin:     call(a.begin),
 		link.Start:     call(a.start),
 		link.Stop:      call(a.stop),
 		link.Sync:      call(a.sync),
@@ -62,6 +65,7 @@ func New(extra map[string]Verb) *Agent {
 		link.Acquaint:  call(a.acquaint),
 		link.Announce:  call(a.announce),
 		link.Tell:      call(a.tell),
+		link.Exec:      call(a.exec),
 	}
 	for name, v := range extra {
 		a.verbs[name] = v
@@ -138,7 +142,10 @@ func (a *Agent) configure(ctx context.Context, c link.Config) (none, error) {
 			return none{}, err
 		}
 	}
-	return none{}, a.network.setUp(c.NICs)
+	if err := a.network.setUp(c.NICs); err != nil {
+		return none{}, err
+	}
+	return none{}, a.prepareNFS(ctx, c.NFS)
 }
 
 // sync makes what was written to the mounted shared disks durable.

@@ -36,6 +36,9 @@ func (a *Agent) rehearse(ctx context.Context, r link.RehearseRequest) (_ none, e
 		if _, stopErr := a.stop(ctx, none{}); err == nil {
 			err = stopErr
 		}
+		if armErr := a.armNFS(); err == nil {
+			err = armErr
+		}
 	}()
 	if err := rehearseWriting(r.Mount); err != nil {
 		return none{}, err
@@ -49,7 +52,11 @@ func (a *Agent) rehearse(ctx context.Context, r link.RehearseRequest) (_ none, e
 	if !r.Services {
 		return none{}, nil
 	}
-	return a.start(ctx, none{})
+	if err := a.rehearseNFS(ctx); err != nil {
+		return none{}, err
+	}
+	_, err = a.start(ctx, none{})
+	return none{}, err
 }
 
 // rehearseWriting brings new files up to date with whatever the staging disk

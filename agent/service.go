@@ -32,6 +32,9 @@ const readyLimit = 30 * time.Second
 func (a *Agent) start(ctx context.Context, _ none) (none, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.startNFS(ctx); err != nil {
+		return none{}, err
+	}
 	for _, s := range a.config.Services {
 		if err := a.startService(s); err != nil {
 			return none{}, err
@@ -91,7 +94,7 @@ func (a *Agent) stop(ctx context.Context, _ none) (none, error) {
 		a.services[i].end(2 * time.Second)
 	}
 	a.services = nil
-	return none{}, a.unmountAll(ctx)
+	return none{}, errors.Join(a.stopNFS(), a.unmountAll(ctx))
 }
 
 // end asks the service's whole session to end, and after grace makes it.

@@ -51,6 +51,21 @@ func Text(path, content string, perm fs.FileMode) File {
 	return File{Path: path, Mode: perm.Perm(), Data: []byte(content)}
 }
 
+// Distinct leaves out files that are copies of the same source to the same path.
+// Programs share libraries.
+func Distinct(files []File) []File {
+	var out []File
+	sources := make(map[string]string)
+	for _, f := range files {
+		if f.Source != "" && sources[f.Path] == f.Source {
+			continue
+		}
+		sources[f.Path] = f.Source
+		out = append(out, f)
+	}
+	return out
+}
+
 // Build writes the image to w. Nothing is written if an input is missing or
 // unfit; an *Error says which one and what to do.
 func Build(w io.Writer, spec Spec) error {

@@ -4,6 +4,7 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 )
@@ -14,28 +15,69 @@ var libraryDirs = []string{"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu",
 
 // Program is a copy of a dynamically linked executable of this machine, at the
 // same path, with its linker and all the libraries that it names.
-func Program(path string) ([]File, error) {
+func Program(path string) ([]File, error) { return Programs("", path) }
+
+// Programs are copies of executables with what they need, each once. What is
+// there below root, packages unpacked there, is taken from there, and otherwise
+// from this machine; in the guest, its path is the one without root.
+func Programs(root string, paths ...string) ([]File, error) {
 	var files []File
 	var taken []string
-	for queue := []string{path}; len(queue) > 0; queue = queue[1:] {
-		at := queue[0]
-		if slices.Contains(taken, at) {
-			continue
+	for _, path := range paths {
+		for queue := []string{path}; len(queue) > 0; queue = queue[1:] {
+			at := queue[0]
+			if slices.Contains(taken, at) {
+				continue
+			}
+			taken = append(taken, at)
+			source := below(root, at)
+			needs, err := linked(root, source)
+			if err != nil {
+				return nil, &Error{"add program " + path, err, "install the package that has it"}
+			}
+			files = append(files, Copy(at, source, 0o755))
+			queue = append(queue, needs...)
 		}
-		taken = append(taken, at)
-		needs, err := linked(at)
-		if err != nil {
-			return nil, &Error{"add program " + path, err, "install the package that has it"}
-		}
-		files = append(files, Copy(at, at, 0o755))
-		queue = append(queue, needs...)
 	}
 	return files, nil
 }
 
-// linked returns the paths of the files that an executable or a library needs:
-// its interpreter and its libraries.
-func linked(path string) ([]string, error) {
+// Add is a copy of a file of this machine at the same path, with its permissions,
+// and, if it is a program, with its linker and libraries.
+func Add(path string) ([]File, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, &Error{"add file " + path, err, "correct the path"}
+	}
+	if dynamic(path) {
+		return Program(path)
+	}
+	return []File{Copy(path, path, st.Mode().Perm())}, nil
+}
+
+// dynamic says whether a file is an executable that asks for a dynamic linker.
+func dynamic(path string) bool {
+	f, err := elf.Open(path)
+	if err != nil {
+		return false // any other file
+	}
+	defer f.Close()
+	return slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
+}
+
+// below is where a file is taken from: from below root if it is there.
+func below(root, path string) string {
+	if at := filepath.Join(root, path); root != "" {
+		if _, err := os.Stat(at); err == nil {
+			return at
+		}
+	}
+	return path
+}
+
+// linked returns the paths in the guest of the files that an executable or a
+// library needs: its interpreter and its libraries.
+func linked(root, path string) ([]string, error) {
 	f, err := elf.Open(path)
 	if err != nil {
 		return nil, err
@@ -57,7 +99,7 @@ func linked(path string) ([]string, error) {
 		return nil, fmt.Errorf("read libraries of %s: %w", path, err)
 	}
 	for _, name := range names {
-		at, err := findLibrary(name)
+		at, err := findLibrary(root, name)
 		if err != nil {
 			return nil, fmt.Errorf("%w, which %s needs", err, path)
 		}
@@ -66,11 +108,11 @@ func linked(path string) ([]string, error) {
 	return out, nil
 }
 
-// findLibrary returns the path of a library for this machine.
-func findLibrary(name string) (string, error) {
+// findLibrary returns the path in the guest of a library for this machine.
+func findLibrary(root, name string) (string, error) {
 	for _, dir := range libraryDirs {
 		at := filepath.Join(dir, name)
-		f, err := elf.Open(at)
+		f, err := elf.Open(below(root, at))
 		if err != nil {
 			continue
 		}

@@ -31,6 +31,7 @@ type Config struct {
 	Disks     []Disk    `json:"disks"`
 	NICs      []NIC     `json:"nics"`
 	Services  []Service `json:"services"`
+	NFS       *NFS      `json:"nfs,omitempty"` // nil: no NFS server
 	Beat      Beat      `json:"beat"`
 }
 

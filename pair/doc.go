@@ -13,6 +13,11 @@
 //	     address6: "fd00::2/64", gateway6: "fe80::1", routes: [{to: 10.0.0.0/8, via: 10.77.0.9}]}
 //	services:                  # started and stopped with the role, in order
 //	  - {name: web, command: [busybox, httpd, -f, -p, "80", -h, /srv], ready: 80}
+//	nfs:                       # the kernel's NFS server; more in docs/NFS.md
+//	  exports: ["/srv/export *(rw,async,no_root_squash,fsid=1)"]
+//	  state: /srv/.nfs
+//	  lease: 10s
+//	  grace: 10s
 //	heartbeat: {period: 20ms, limit: 300ms}
 //	takeover: {salvage: true, sync: after, notify: all, notify_rate: 2000}
 //

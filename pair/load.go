@@ -105,6 +105,7 @@ func (r *reader) top(root *yaml.Node) {
 		field{"disks", false, func(node *yaml.Node, key string) { r.sequence(node, key, r.disk) }},
 		field{"nics", false, func(node *yaml.Node, key string) { r.sequence(node, key, r.nic) }},
 		field{"services", false, func(node *yaml.Node, key string) { r.sequence(node, key, r.service) }},
+		field{"nfs", false, r.nfs},
 		field{"heartbeat", false, r.heartbeat},
 		field{"takeover", false, r.takeover},
 	)

@@ -114,7 +114,7 @@ func TestParseRefuses(t *testing.T) {
 		want     string // the whole message
 	}{
 		{"unknown key", "name: x", "name: x\nextra: 1",
-			"pair.yaml:2: unknown key \"extra\"; known here: name, partitions, disks, nics, services, heartbeat, takeover"},
+			"pair.yaml:2: unknown key \"extra\"; known here: name, partitions, disks, nics, services, nfs, heartbeat, takeover"},
 		{"misspelt key", "memory: 128MiB, kernel: k, initramfs: i}\n  b", "memroy: 128MiB, kernel: k, initramfs: i}\n  b",
 			"pair.yaml:3: partitions.a: unknown key \"memroy\"; did you mean \"memory\"?\n" +
 				"pair.yaml:3: partitions.a: key \"memory\" is missing; add it"},

@@ -15,6 +15,7 @@ type Pair struct {
 	Disks      []Disk       // in the order in which to mount them
 	NICs       []NIC
 	Services   []Service // in the order in which to start them
+	NFS        *NFS      // nil: none
 	Heartbeat  Heartbeat
 	Takeover   Takeover
 

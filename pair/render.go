@@ -36,11 +36,14 @@ func (p *Pair) YAML() ([]byte, error) {
 		}
 		services.Content = append(services.Content, mappingNode("name", s.Name, "command", command, "?ready", ready))
 	}
-	root := mappingNode("name", p.Name, "partitions", partitions, "disks", disks, "nics", nics, "services", services,
-		"heartbeat", mappingNode("period", p.Heartbeat.Period.String(), "limit", p.Heartbeat.Limit.String()),
+	root := mappingNode("name", p.Name, "partitions", partitions, "disks", disks, "nics", nics, "services", services)
+	if p.NFS != nil {
+		root.Content = append(root.Content, textNode("nfs"), p.NFS.node())
+	}
+	root.Content = append(root.Content, mappingNode("heartbeat", mappingNode("period", p.Heartbeat.Period.String(), "limit", p.Heartbeat.Limit.String()),
 		"takeover", mappingNode("salvage", strconv.FormatBool(p.Takeover.Salvage), "sync", string(p.Takeover.Sync),
 			"rehearse", strconv.FormatBool(p.Takeover.Rehearse),
-			"notify", p.Takeover.Notify.node(), "notify_rate", strconv.Itoa(p.Takeover.NotifyRate)))
+			"notify", p.Takeover.Notify.node(), "notify_rate", strconv.Itoa(p.Takeover.NotifyRate))).Content...)
 	var b bytes.Buffer
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)

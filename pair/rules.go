@@ -21,6 +21,7 @@ func (p *Pair) rules() []error {
 	for i, s := range p.Services {
 		services.check(i, "name", s.Name)
 	}
+	p.nfsRules(add)
 	p.heartbeatRules(add)
 	return errs
 }

@@ -6,10 +6,16 @@
 #   $UNDERSTUDY_CACHE/kernels/RELEASE/boot/{vmlinuz,config}
 #   $UNDERSTUDY_CACHE/kernels/RELEASE/lib/modules/RELEASE/
 #   $UNDERSTUDY_CACHE/kernels/default -> RELEASE
+#   $UNDERSTUDY_CACHE/nfs/    programs for guests that serve NFS, and their libraries
 set -euo pipefail
 
 packages=(qemu-system-x86 qemu-utils busybox-static e2fsprogs iproute2 xfsprogs btrfs-progs dosfstools makedumpfile sqlite3 git)
-kernels="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}/kernels"
+# Of these, guests get copies: they are unpacked, not installed, so that no service
+# of theirs starts on this machine.
+nfs_packages=(nfs-kernel-server nfs-common rpcbind libtirpc3 libwrap0)
+cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"
+kernels="$cache/kernels"
+nfs="$cache/nfs"
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 
 die() {
@@ -81,13 +87,36 @@ fetch_kernel() {
 	have_kernel || die "the kernel in $kernels/$release is incomplete; remove that directory and run this again"
 }
 
+have_nfs() {
+	[[ -x $nfs/usr/sbin/rpc.mountd && -x $nfs/sbin/rpcbind ]]
+}
+
+fetch_nfs() {
+	local tmp deb
+	echo "setup: fetching ${nfs_packages[*]}" >&2
+	tmp=$(mktemp -d "$kernels/.tmp.XXXXXX")
+	mkdir "$tmp/deb" "$tmp/nfs"
+	chmod 755 "$tmp" "$tmp/nfs"
+	cd "$tmp/deb"
+	retry apt-get -qq -o APT::Sandbox::User=root download "${nfs_packages[@]}" ||
+		die "cannot download ${nfs_packages[*]}; is the network there?"
+	for deb in "$tmp"/deb/*.deb; do dpkg-deb -x "$deb" "$tmp/nfs"; done
+	cd "$kernels"
+	sync -f "$tmp/nfs"
+	rm -rf "$nfs"
+	mv -T "$tmp/nfs" "$nfs"
+	rm -rf "$tmp"
+	have_nfs || die "the packages in $nfs are incomplete; remove that directory and run this again"
+}
+
 command -v dpkg-query >/dev/null || die "this is no Debian; install ${packages[*]} and a kernel by hand"
-if [[ -z $(missing) ]] && have_kernel; then
+if [[ -z $(missing) ]] && have_kernel && have_nfs; then
 	exit 0
 fi
 
 mkdir -p "$kernels"
 kernels=$(cd "$kernels" && pwd)
+nfs=$(dirname "$kernels")/nfs
 exec 9>"$kernels/.lock"
 flock 9 # whoever comes second finds everything done
 rm -rf "$kernels"/.tmp.* # of a run that was killed
@@ -97,3 +126,4 @@ if ((${#need[@]})); then
 	install_packages "${need[@]}"
 fi
 have_kernel || fetch_kernel
+have_nfs || fetch_nfs

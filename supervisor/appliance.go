@@ -15,8 +15,13 @@ type Appliance struct{ side *side }
 
 // StartAppliance boots a partition that knows of these disks.
 func StartAppliance(ctx context.Context, spec partition.Spec, disks []link.Disk, notice Notice) (*Appliance, error) {
+	return StartGuest(ctx, spec, link.Config{Partition: spec.Name, Disks: disks}, notice)
+}
+
+// StartGuest boots a partition and configures its agent.
+func StartGuest(ctx context.Context, spec partition.Spec, c link.Config, notice Notice) (*Appliance, error) {
 	sd := &side{name: spec.Name}
-	if err := sd.boot(ctx, spec, link.Config{Partition: spec.Name, Disks: disks}, notice); err != nil {
+	if err := sd.boot(ctx, spec, c, notice); err != nil {
 		return nil, errors.Join(err, sd.close())
 	}
 	return &Appliance{sd}, nil
@@ -53,6 +58,9 @@ func (a *Appliance) Finish(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Spread lets the partition run on these CPUs too.
+func (a *Appliance) Spread(cpus []int) error { return a.side.process.Spread(cpus) }
 
 // Gone is closed when the partition has ended, asked or not.
 func (a *Appliance) Gone() <-chan struct{} { return a.side.process.Ended() }

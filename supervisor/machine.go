@@ -40,6 +40,11 @@ func (m *machine) Fence(context.Context) error {
 		return err
 	}
 	m.proof = proof
+	if m.s.Pair.NFS != nil {
+		if err := m.heir.agent.Notify(link.Begin, nil); err != nil {
+			return err
+		}
+	}
 	return m.heir.process.Spread(dead.Spec.CPUs)
 }
 

@@ -192,6 +192,9 @@ func (s *Supervisor) config(name string) link.Config {
 	for _, v := range s.Pair.Services {
 		c.Services = append(c.Services, link.Service{Name: v.Name, Command: v.Command, Ready: v.Ready})
 	}
+	if n := s.Pair.NFS; n != nil {
+		c.NFS = &link.NFS{Host: s.Pair.Name, Exports: n.Exports, State: n.State, Lease: n.Lease, Grace: n.Grace, Threads: n.Threads, UDP: n.UDP}
+	}
 	return c
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"time"
 
@@ -11,12 +12,15 @@ import (
 
 	"understudy/agent"
 	"understudy/demo"
+	"understudy/nfslab"
 )
 
 // runInit is PID 1 of the small guest. If it cannot go on, the guest ends, and
 // its console says why.
 func runInit(ctx context.Context) {
-	err := agent.Init(ctx, demo.Verbs())
+	verbs := demo.Verbs()
+	maps.Copy(verbs, nfslab.Verbs())
+	err := agent.Init(ctx, verbs)
 	fmt.Fprintln(os.Stderr, "understudy: init:", err)
 	time.Sleep(100 * time.Millisecond) // let the console say it
 	unix.Sync()

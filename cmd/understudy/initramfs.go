@@ -26,7 +26,12 @@ func guestImage(path, modules string, wanted []string, add []initramfs.File) err
 	if err != nil {
 		return err
 	}
-	spec := initramfs.Spec{Init: self, ModulesDir: modules, Modules: wanted, Files: add}
+	return programImage(self, path, modules, wanted, add)
+}
+
+// programImage builds it from this or another build of the program.
+func programImage(program, path, modules string, wanted []string, add []initramfs.File) error {
+	spec := initramfs.Spec{Init: program, ModulesDir: modules, Modules: wanted, Files: add}
 	const busybox = "/bin/busybox"
 	if _, err := os.Stat(busybox); err == nil {
 		spec.Files = append(spec.Files, initramfs.Copy(busybox, busybox, 0o755))
@@ -34,6 +39,7 @@ func guestImage(path, modules string, wanted []string, add []initramfs.File) err
 			spec.Files = append(spec.Files, initramfs.Link("/bin/"+name, "busybox"))
 		}
 	}
+	spec.Files = initramfs.Distinct(spec.Files)
 	return initramfs.WriteFile(path, spec)
 }
 
@@ -41,13 +47,15 @@ func initramfsCommand() *cobra.Command {
 	var (
 		output, modules string
 		files           []string
+		server, client  bool
 	)
 	cmd := &cobra.Command{
 		Use:   "initramfs -o guest.cpio --modules /lib/modules/RELEASE",
 		Short: "Build the image of the small guest: this program as PID 1, and the modules it needs",
 		Long: `Build the image of the small guest: this program as PID 1, and the modules it
 needs. The host's /bin/busybox goes in too if it is there (it must be the static
-one: package busybox-static), and so does every file named with --add.`,
+one: package busybox-static), and so does every file named with --add, a program
+with the libraries that it needs.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			var add []initramfs.File
@@ -56,21 +64,27 @@ one: package busybox-static), and so does every file named with --add.`,
 				if err != nil {
 					return err
 				}
-				st, err := os.Stat(abs)
+				more, err := initramfs.Add(abs)
 				if err != nil {
-					return fmt.Errorf("add file: %w", err)
+					return err
 				}
-				add = append(add, initramfs.Copy(abs, abs, st.Mode().Perm()))
+				add = append(add, more...)
 			}
 			if _, err := os.Stat(modules); errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("no modules in %s: name the lib/modules/RELEASE of the guest's kernel", modules)
 			}
-			return guestImage(output, modules, guestModules, add)
+			wanted, more, err := nfsContent(server, client)
+			if err != nil {
+				return err
+			}
+			return guestImage(output, modules, append(wanted, guestModules...), append(more, add...))
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "guest.cpio", "image to write")
 	cmd.Flags().StringVar(&modules, "modules", "", "the guest kernel's lib/modules/RELEASE")
 	cmd.Flags().StringArrayVar(&files, "add", nil, "file of this machine to put at the same path of the guest")
+	cmd.Flags().BoolVar(&server, "nfs", false, "add the kernel's NFS server and its helpers")
+	cmd.Flags().BoolVar(&client, "nfs-client", false, "add the kernel's NFS client and its helpers")
 	_ = cmd.MarkFlagRequired("modules") // the flag exists
 	return cmd
 }

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"understudy/nfslab"
+	"understudy/takeover"
+)
+
+// newNFSLab boots a pair that serves NFS and its client, with one of the kernels
+// in the cache.
+func newNFSLab(t *testing.T, kernel string) *nfslab.Lab {
+	t.Helper()
+	vm(t)
+	var o nfslab.Options
+	cache, err := cacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nfsPlace(&o, binary, filepath.Join(cache, "kernels", cmp.Or(kernel, "default"))); err != nil {
+		t.Skip(err)
+	}
+	o.Log = t.Output()
+	l, err := nfslab.New(t.Context(), o)
+	if err != nil {
+		keepConsoles(t)
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			keepConsoles(t)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// keepConsoles logs what the guests said.
+func keepConsoles(t *testing.T) {
+	logs, _ := filepath.Glob(filepath.Join(os.Getenv("UNDERSTUDY_RUN"), "*", "*.console.log"))
+	for _, f := range logs {
+		b, _ := os.ReadFile(f)
+		t.Logf("%s:\n%s", filepath.Base(f), b)
+	}
+}
+
+// TestNFSThroughCrash: kernel clients of versions 3 and 4.2 write through a crash
+// of their server, with nothing of it on a disk, and notice nothing but a wait.
+func TestNFSThroughCrash(t *testing.T) {
+	l := newNFSLab(t, "")
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	for target, version := range map[string]string{"/mnt/v3": "3", "/mnt/v4": "4.2"} {
+		if err := l.Mount(ctx, target, version); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.RunClient(ctx, "/bin/busybox", "mkdir", target+"/of"+version); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lock := nfslab.LockRequest{Path: "/mnt/v4/lock"}
+	if err := l.Client.Call(ctx, nfslab.VerbLock, lock, nil); err != nil {
+		t.Fatal(err)
+	}
+	streams := map[string]*nfslab.WriteRequest{
+		"3":   {Dir: "/mnt/v3/of3", Seed: 3, Size: 300_000, For: 20 * time.Second},
+		"4.2": {Dir: "/mnt/v4/of4.2", Seed: 4, Size: 300_000, For: 20 * time.Second},
+	}
+	var g errgroup.Group
+	results := make(map[string]*nfslab.WriteResult)
+	for version, s := range streams {
+		r := new(nfslab.WriteResult)
+		results[version] = r
+		g.Go(func() error { return l.Client.Call(ctx, nfslab.VerbWrite, s, r) })
+	}
+	time.Sleep(5 * time.Second)
+	report := crash(t, l)
+	t.Logf("recovered %d bytes of %d files", report.Bytes, report.Files)
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for version, s := range streams {
+		r := results[version]
+		t.Logf("version %s: %d files, the longest took %v, at %v", version, r.Files, r.Worst, r.At)
+		if r.Files < 10 || len(r.Errors) > 0 {
+			t.Errorf("version %s: %d files written, errors %q", version, r.Files, r.Errors)
+		}
+		s.Files = r.Files
+		var found nfslab.WriteResult
+		if err := l.Client.Call(ctx, nfslab.VerbVerify, s, &found); err != nil || len(found.Errors) > 0 {
+			t.Errorf("version %s: %v, %q", version, err, found.Errors)
+		}
+	}
+	checkGraceEnded(ctx, t, l)
+	if err := l.Client.Call(ctx, nfslab.VerbUnlock, lock, nil); err != nil {
+		t.Errorf("the lock was lost: %v", err)
+	}
+}
+
+// crash kills the server and has its understudy take over.
+func crash(t *testing.T, l *nfslab.Lab) *takeover.Report {
+	t.Helper()
+	if err := l.Super.Crash(false); err != nil {
+		t.Fatal(err)
+	}
+	v, err := l.Super.Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, err := l.Super.TakeOver(t.Context(), v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := takeover.WriteSteps(t.Output(), report.Timeline.Steps(), 50); err != nil {
+		t.Error(err)
+	}
+	return report
+}
+
+// checkGraceEnded wants the grace ended because all had reclaimed.
+func checkGraceEnded(ctx context.Context, t *testing.T, l *nfslab.Lab) {
+	t.Helper()
+	said, err := l.Run(ctx, "/bin/busybox", "dmesg")
+	if err != nil || !strings.Contains(said, "all clients done reclaiming") {
+		t.Errorf("the grace was not ended by its clients: %v\n%s", err, said)
+	}
+	t.Log(said)
+}

@@ -1,0 +1,196 @@
+package nfsd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Files and directories of nfs-utils.
+const (
+	stateDir    = "/var/lib/nfs"
+	etab        = stateDir + "/etab"
+	exportsFile = "/etc/exports.d/understudy.exports"
+)
+
+// nsmDir is where the status monitor has its state, of which only the directory is
+// there before the disks: nsmState of the state directory is mounted over it.
+const (
+	nsmDir   = "/run/understudy-nsm"
+	nsmState = "nsm"
+)
+
+// helperLimit is how long a helper may take until it answers.
+const helperLimit = 30 * time.Second
+
+// makePlaces makes what the helpers expect of a system. Export directories, which
+// will be on the shared disks, exist for now where those will be mounted:
+// exportfs(8) refuses to export what is not there.
+func makePlaces(exports []Export) error {
+	dirs := []string{stateDir, stateDir + "/sm", stateDir + "/sm.bak", stateDir + "/v4recovery", nsmDir, nsmDir + "/sm", nsmDir + "/sm.bak",
+		filepath.Dir(exportsFile), "/run/rpcbind", "/run/sendsigs.omit.d"}
+	for _, e := range exports {
+		dirs = append(dirs, e.Path)
+	}
+	for _, d := range dirs {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+	}
+	for _, f := range []string{etab, stateDir + "/rmtab", "/etc/exports"} {
+		fd, err := os.OpenFile(f, os.O_CREATE|os.O_RDONLY, 0o644)
+		if err != nil {
+			return fmt.Errorf("make file: %w", err)
+		}
+		fd.Close()
+	}
+	return nil
+}
+
+// startHelpers starts rpcbind, mountd and the status monitor, those that are not
+// running yet, and returns when they answer. The kernel registers its ports with
+// the first, asks the second who may mount, and the third is told of NFSv3's
+// locks.
+func (s *Server) startHelpers(ctx context.Context) error {
+	helpers := []struct {
+		port    int
+		command []string
+	}{
+		{111, []string{"rpcbind", "-f"}},
+		{MountPort, []string{"rpc.mountd", "-F", "-p", strconv.Itoa(MountPort)}},
+		{StatusPort, []string{"rpc.statd", "-F", "-L", "-P", nsmDir, "-p", strconv.Itoa(StatusPort), "-o", strconv.Itoa(notifyPort)}},
+	}
+	for _, h := range helpers {
+		if listens(h.port) {
+			continue
+		}
+		if _, err := s.spawn(h.command...); err != nil {
+			return err
+		}
+		if err := await(ctx, h.port); err != nil {
+			return fmt.Errorf("wait for %s: %w", h.command[0], err)
+		}
+	}
+	return nil
+}
+
+func listens(port int) bool {
+	conn, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), time.Second)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+func await(ctx context.Context, port int) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, helperLimit, fmt.Errorf("port %d did not answer within %v", port, helperLimit))
+	defer cancel()
+	for !listens(port) {
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// helper is a process of ours.
+type helper struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+	err  error // good once done is closed
+}
+
+// spawn starts a helper, whose words go to the console.
+func (s *Server) spawn(command ...string) (*helper, error) {
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	wait, err := s.run(cmd)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w (nfs-kernel-server, nfs-common and rpcbind have it)", command[0], err)
+	}
+	h := &helper{cmd: cmd, done: make(chan struct{})}
+	go func() {
+		h.err = wait()
+		close(h.done)
+	}()
+	return h, nil
+}
+
+// end ends a helper that may have ended.
+func (h *helper) end() {
+	_ = h.cmd.Process.Kill() // it may have ended
+	<-h.done
+}
+
+// export makes mountd know the exports. exportfs(8) also tries whether the kernel
+// would export them, and says so of directories that wait for their disk: what
+// counts is that they stand in its table.
+func (s *Server) export() error {
+	if err := os.WriteFile(exportsFile, []byte(strings.Join(s.c.Exports, "\n")+"\n"), 0o644); err != nil {
+		return fmt.Errorf("write exports: %w", err)
+	}
+	h, err := s.spawn("exportfs", "-ra")
+	if err != nil {
+		return err
+	}
+	<-h.done
+	table, err := os.ReadFile(etab)
+	if err != nil {
+		return fmt.Errorf("read exports: %w", err)
+	}
+	s.table = parseTable(string(table))
+	for _, e := range s.exports {
+		for _, c := range e.Clients {
+			if !strings.Contains(string(table), e.Path+"\t"+c.Name+"(") {
+				return errors.Join(fmt.Errorf("exportfs did not take %s for %s: its table is %q", e.Path, c.Name, table), h.err)
+			}
+		}
+	}
+	return nil
+}
+
+// attachMonitor puts the status monitor's state, on a disk that has just been
+// mounted, in its place. It says whether any client is to be told of our restart.
+func attachMonitor(state string) (clients bool, err error) {
+	dir := filepath.Join(state, nsmState)
+	for _, d := range []string{dir + "/sm", dir + "/sm.bak"} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return false, fmt.Errorf("make status monitor's directory: %w", err)
+		}
+	}
+	if err := unix.Mount(dir, nsmDir, "", unix.MS_BIND, ""); err != nil {
+		return false, fmt.Errorf("put status monitor's state in its place: %w", err)
+	}
+	for _, d := range []string{"/sm", "/sm.bak"} {
+		names, err := os.ReadDir(dir + d)
+		if err != nil {
+			return false, fmt.Errorf("read status monitor's state: %w", err)
+		}
+		clients = clients || len(names) > 0
+	}
+	return clients, nil
+}
+
+// detachMonitor lets go of the disk.
+func detachMonitor() error {
+	err := unix.Unmount(nsmDir, 0)
+	if errors.Is(err, unix.EINVAL) {
+		return nil // it is not mounted
+	}
+	if err != nil {
+		return fmt.Errorf("take status monitor's state from its place: %w", err)
+	}
+	return nil
+}

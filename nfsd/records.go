@@ -1,0 +1,183 @@
+package nfsd
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// clientsDir is where the records are, below the state directory: one file for
+// each client, named after the SHA-256 of its name.
+const clientsDir = "clients"
+
+// Bounds on what is read back: the records may have been through a crash, and
+// through any hands.
+const (
+	maxRecord  = 4 << 10 // bytes of one
+	maxClients = 1 << 16
+)
+
+// records are the NFSv4 clients that may reclaim after the next start, as files.
+// A record is made, durably, before its client is given anything to reclaim, and
+// goes, durably, before anybody else can be given what the client had.
+type records struct {
+	dir string
+	// seen are the clients of this start: new, or known from before and done
+	// with reclaiming, or on the way. The others' records go with the grace.
+	seen  map[string]bool
+	known map[string]Client // by the names of their files
+}
+
+// openRecords reads the records in a state directory, which it makes if it has
+// to. Files that are no records, which a crash can leave, are skipped; the report
+// says which.
+func openRecords(state string) (r *records, skipped []error, err error) {
+	r = &records{dir: filepath.Join(state, clientsDir), seen: make(map[string]bool), known: make(map[string]Client)}
+	if err := os.MkdirAll(r.dir, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("make directory of client records: %w", err)
+	}
+	names, err := os.ReadDir(r.dir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read client records: %w", err)
+	}
+	for _, n := range names {
+		if strings.HasPrefix(n.Name(), ".") {
+			continue // one that was being written
+		}
+		if len(r.known) == maxClients {
+			return nil, nil, fmt.Errorf("more than %d client records in %s", maxClients, r.dir)
+		}
+		c, err := readRecord(filepath.Join(r.dir, n.Name()))
+		if err != nil {
+			skipped = append(skipped, err)
+			continue
+		}
+		r.known[n.Name()] = c
+	}
+	return r, skipped, nil
+}
+
+func readRecord(path string) (Client, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Client{}, fmt.Errorf("read client record: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxRecord+1))
+	if err != nil {
+		return Client{}, fmt.Errorf("read client record: %w", err)
+	}
+	c, err := decodeRecord(b)
+	if err == nil && recordName(c) != filepath.Base(path) {
+		err = errors.New("it is another client's")
+	}
+	if err != nil {
+		return Client{}, fmt.Errorf("read client record %s: %w", filepath.Base(path), err)
+	}
+	return c, nil
+}
+
+// decodeRecord reads the content of a record's file.
+func decodeRecord(b []byte) (c Client, err error) {
+	if len(b) > maxRecord {
+		return c, fmt.Errorf("more than %d bytes", maxRecord)
+	}
+	if err := json.Unmarshal(b, &c); err != nil {
+		return c, err
+	}
+	if len(c.Name) == 0 || len(c.Name) > maxClientName || len(c.Principal) > principalSize {
+		return c, fmt.Errorf("a name of %d bytes and a principal's hash of %d", len(c.Name), len(c.Principal))
+	}
+	return c, nil
+}
+
+func recordName(c Client) string {
+	sum := sha256.Sum256(c.Name)
+	return hex.EncodeToString(sum[:])
+}
+
+// create has a client on the disk when it returns. That of one known from before
+// is there already.
+func (r *records) create(c Client) error {
+	name := recordName(c)
+	r.seen[name] = true
+	old, ok := r.known[name]
+	if ok && bytes.Equal(old.Principal, c.Principal) {
+		return nil
+	}
+	b, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	if err := writeDurably(r.dir, name, b); err != nil {
+		return fmt.Errorf("write client record: %w", err)
+	}
+	r.known[name] = c
+	return nil
+}
+
+// remove has a client gone from the disk when it returns.
+func (r *records) remove(c Client) error {
+	name := recordName(c)
+	delete(r.seen, name)
+	if _, ok := r.known[name]; !ok {
+		return nil
+	}
+	delete(r.known, name)
+	if err := os.Remove(filepath.Join(r.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove client record: %w", err)
+	}
+	return syncDir(r.dir)
+}
+
+// endGrace has those gone who let the grace pass.
+func (r *records) endGrace() error {
+	removed := false
+	for name := range r.known {
+		if r.seen[name] {
+			continue
+		}
+		if err := os.Remove(filepath.Join(r.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove client record: %w", err)
+		}
+		delete(r.known, name)
+		removed = true
+	}
+	if !removed {
+		return nil // nor is there anything to wait for: a disk with much unsaved is slow to sync
+	}
+	return syncDir(r.dir)
+}
+
+// writeDurably puts a file in its place, whole, or not at all.
+func writeDurably(dir, name string, b []byte) (err error) {
+	tmp := filepath.Join(dir, "."+name)
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, filepath.Join(dir, name)); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
