@@ -50,7 +50,8 @@ func (a *Agent) stopNFS() error {
 	return a.nfs.Stop()
 }
 
-// rehearseNFS makes on the rehearsal disk what the server exports.
+// rehearseNFS starts and stops the server on the rehearsal disk, where it makes
+// what is exported.
 func (a *Agent) rehearseNFS(ctx context.Context) error {
 	if a.nfs == nil {
 		return nil
@@ -60,7 +61,7 @@ func (a *Agent) rehearseNFS(ctx context.Context) error {
 			return fmt.Errorf("make directory to export: %w", err)
 		}
 	}
-	return a.nfs.Begin(ctx)
+	return a.nfs.Rehearse(ctx)
 }
 
 // armNFS has the server ready again after a rehearsal.

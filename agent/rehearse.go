@@ -55,8 +55,7 @@ func (a *Agent) rehearse(ctx context.Context, r link.RehearseRequest) (_ none, e
 	if err := a.rehearseNFS(ctx); err != nil {
 		return none{}, err
 	}
-	_, err = a.start(ctx, none{})
-	return none{}, err
+	return a.start(ctx, none{})
 }
 
 // rehearseWriting brings new files up to date with whatever the staging disk

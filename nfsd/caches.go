@@ -48,6 +48,13 @@ func fillCaches(e Export, table []tableEntry) error {
 	return nil
 }
 
+// forgetClients has the kernel ask mountd anew for each address, as it does for one
+// that it has not heard of. The time is compared with that of entries, which are
+// dropped if they are not younger (write_flush, net/sunrpc/cache.c).
+func forgetClients() error {
+	return os.WriteFile("/proc/net/rpc/auth.unix.ip/flush", []byte("1\n"), 0)
+}
+
 func tell(cache, line string) error {
 	return os.WriteFile("/proc/net/rpc/"+cache+"/channel", []byte(line), 0)
 }

@@ -17,44 +17,71 @@ const (
 	rpcVersion  = 2
 	lastRecord  = 1 << 31 // a record's only fragment, RFC 5531, 11
 	nfsProgram  = 100003
-	nullReply   = 24 // bytes: xid, reply, accepted, empty verifier, success
 	nfsVersion3 = 3
+
+	procNull    = 0
+	procGetAttr = 1
+)
+
+// callLimit is how long the server may take to answer us, and maxReply how much it
+// may say: both calls have short answers.
+const (
+	callLimit = 5 * time.Second
+	maxReply  = 256 // bytes
 )
 
 // ping calls the server's NULL procedure over TCP, which does nothing but answer.
-func ping(ctx context.Context) error {
+func ping(ctx context.Context) error { return ask(ctx, procNull, nil) }
+
+// probe asks for the attributes of a file that there cannot be. To say so, the
+// server must find out whether the client may ask at all, for which it has mountd.
+func probe(ctx context.Context) error {
+	return ask(ctx, procGetAttr, binary.BigEndian.AppendUint32(nil, 0)) // a handle of no bytes
+}
+
+func ask(ctx context.Context, procedure uint32, arguments []byte) error {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(Port)))
 	if err != nil {
 		return fmt.Errorf("reach nfsd: %w", err)
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(pingLimit)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(callLimit)); err != nil {
 		return err
 	}
-	if err := callNull(conn, 1); err != nil {
+	if err := call(conn, 1, procedure, arguments); err != nil {
 		return fmt.Errorf("call nfsd: %w", err)
 	}
 	return nil
 }
 
-const pingLimit = 5 * time.Second
-
-func callNull(rw io.ReadWriter, xid uint32) error {
-	// Call header: xid, call, RPC version, program, version, procedure 0, and no
-	// credential nor verifier: flavour AUTH_NONE and length 0, twice.
-	var call []byte
-	for _, v := range []uint32{lastRecord | 40, xid, rpcCall, rpcVersion, nfsProgram, nfsVersion3, 0, 0, 0, 0, 0} {
-		call = binary.BigEndian.AppendUint32(call, v)
+// call makes a call over a stream and takes any answer of the server to it: the
+// header of the reply must be right, whether or not it is a refusal.
+func call(rw io.ReadWriter, xid, procedure uint32, arguments []byte) error {
+	// xid, call, RPC version, program, version, procedure; then the credential:
+	// flavour AUTH_SYS with stamp, empty machine name, user, group, no more groups;
+	// then no verifier.
+	head := []uint32{xid, rpcCall, rpcVersion, nfsProgram, nfsVersion3, procedure, authSys, 20, 0, 0, 0, 0, 0, 0, 0}
+	out := binary.BigEndian.AppendUint32(nil, uint32(lastRecord|4*len(head)+len(arguments)))
+	for _, v := range head {
+		out = binary.BigEndian.AppendUint32(out, v)
 	}
-	if _, err := rw.Write(call); err != nil {
+	if _, err := rw.Write(append(out, arguments...)); err != nil {
 		return err
 	}
-	reply := make([]byte, 4+nullReply)
+	var mark [4]byte
+	if _, err := io.ReadFull(rw, mark[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(mark[:]) &^ lastRecord
+	if n < 12 || n > maxReply {
+		return fmt.Errorf("an answer of %d bytes", n)
+	}
+	reply := make([]byte, n)
 	if _, err := io.ReadFull(rw, reply); err != nil {
 		return err
 	}
-	for i, want := range []uint32{lastRecord | nullReply, xid, rpcReply, 0, 0, 0, 0} {
+	for i, want := range []uint32{xid, rpcReply} {
 		if got := binary.BigEndian.Uint32(reply[4*i:]); got != want {
 			return fmt.Errorf("word %d of the answer is %#x, not %#x", i, got, want)
 		}

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"understudy/link"
@@ -54,20 +53,26 @@ func Prepare(ctx context.Context, c link.NFS, run func(*exec.Cmd) (func() error,
 	if err := unix.Sethostname([]byte(c.Host)); err != nil {
 		return nil, fmt.Errorf("set host name: %w", err)
 	}
-	steps := []func() error{
-		mountPipes,
-		mountServer,
-		func() error { return setLocks(c) },
-		func() error { return makePlaces(s.exports) },
-		s.export, // before mountd: it reads the table when it starts, and again only when a client comes
-		func() error { return s.startHelpers(ctx) },
-		s.Arm,
+	steps := []struct {
+		name string
+		do   func() error
+	}{
+		{"pipes", mountPipes},
+		{"files", mountServer},
+		{"locks", func() error { return setLocks(c) }},
+		{"places", func() error { return makePlaces(s.exports) }},
+		{"exports", s.export},
+		{"helpers", func() error { return s.startHelpers(ctx) }},
+		{"ports", s.Arm},
 	}
+	w := newWatch()
 	for _, step := range steps {
-		if err := step(); err != nil {
+		if err := step.do(); err != nil {
 			return nil, fmt.Errorf("prepare NFS server: %w", err)
 		}
+		w.lap(step.name)
 	}
+	log("NFS server prepared: " + w.String())
 	return s, nil
 }
 
@@ -131,22 +136,27 @@ func (s *Server) Start(ctx context.Context) error {
 func (s *Server) finish(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, loadLimit, fmt.Errorf("the kernel did not come as far within %v", loadLimit))
 	defer cancel()
+	w := newWatch()
+	s.start.tracker.states <- s.c.State // first: the kernel goes on by itself
 	tell, err := attachMonitor(s.c.State)
 	if err != nil {
 		return err
 	}
-	s.start.tracker.states <- s.c.State
-	g, gctx := errgroup.WithContext(ctx)
+	w.lap("monitor")
 	for _, e := range s.exports {
-		g.Go(func() error { return fillCaches(e, s.table) })
+		if err := fillCaches(e, s.table); err != nil {
+			return err
+		}
 	}
-	g.Go(func() error { return s.start.await(gctx) })
-	if err := g.Wait(); err != nil {
+	w.lap("exports")
+	if err := s.start.await(ctx, w); err != nil {
 		return err
 	}
 	if err := ping(ctx); err != nil {
 		return err
 	}
+	w.lap("answer")
+	s.log("NFS server started: " + w.String())
 	if !tell {
 		return endLockGrace()
 	}
@@ -154,13 +164,48 @@ func (s *Server) finish(ctx context.Context) error {
 	return err
 }
 
+// rounds is how often a rehearsal starts the server, before it starts with the
+// other services: each of the first times is quicker than the one before.
+const rounds = 2
+
+// Rehearse starts and stops the server on a disk that has what it exports, and has
+// a client's first call answered, whom nobody has heard of before. The server is
+// armed when it returns.
+func (s *Server) Rehearse(ctx context.Context) error {
+	for range rounds {
+		if err := s.Begin(ctx); err != nil {
+			return err
+		}
+		if err := s.Start(ctx); err != nil {
+			return err
+		}
+		w := newWatch()
+		if err := forgetClients(); err != nil {
+			return err
+		}
+		if err := probe(ctx); err != nil {
+			return err
+		}
+		w.lap("first call of an unknown client")
+		s.log("NFS server rehearsed: " + w.String())
+		if err := s.Stop(); err != nil {
+			return err
+		}
+		if err := s.Arm(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // await waits until the kernel has its records and its threads.
-func (st *start) await(ctx context.Context) error {
+func (st *start) await(ctx context.Context, w *watch) error {
 	select {
 	case l := <-st.tracker.loaded:
 		if l.err != nil {
 			return fmt.Errorf("load client records: %w", l.err)
 		}
+		w.lap(fmt.Sprintf("%d client records", l.clients))
 	case <-st.tracker.done:
 		return errors.Join(errors.New("the kernel did not ask for its client records"), st.tracker.err)
 	case <-ctx.Done():
@@ -169,6 +214,7 @@ func (st *start) await(ctx context.Context) error {
 	select {
 	case err := <-st.threads:
 		st.threads <- err // for Stop
+		w.lap("threads")
 		return err
 	case <-ctx.Done():
 		return fmt.Errorf("wait for the threads: %w", context.Cause(ctx))

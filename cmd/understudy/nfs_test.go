@@ -73,8 +73,8 @@ func TestNFSThroughCrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	streams := map[string]*nfslab.WriteRequest{
-		"3":   {Dir: "/mnt/v3/of3", Seed: 3, Size: 300_000, For: 20 * time.Second},
-		"4.2": {Dir: "/mnt/v4/of4.2", Seed: 4, Size: 300_000, For: 20 * time.Second},
+		"3":   {Dir: "/mnt/v3/of3", Seed: 3, Size: 300_000, For: 12 * time.Second},
+		"4.2": {Dir: "/mnt/v4/of4.2", Seed: 4, Size: 300_000, For: 12 * time.Second},
 	}
 	var g errgroup.Group
 	results := make(map[string]*nfslab.WriteResult)
@@ -134,5 +134,5 @@ func checkGraceEnded(ctx context.Context, t *testing.T, l *nfslab.Lab) {
 	if err != nil || !strings.Contains(said, "all clients done reclaiming") {
 		t.Errorf("the grace was not ended by its clients: %v\n%s", err, said)
 	}
-	t.Log(said)
+	keepConsoles(t)
 }
