@@ -57,3 +57,65 @@ func TestProgramErrors(t *testing.T) {
 		}
 	}
 }
+
+// TestPrograms: what is below a root goes before this machine's, to the path without
+// the root, and what two programs share is there once.
+func TestPrograms(t *testing.T) {
+	files, err := Program("/bin/bash")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	i := slices.IndexFunc(files, func(f File) bool { return strings.Contains(f.Path, "libc.so") })
+	libc := files[i].Path
+	for path, source := range map[string]string{libc: files[i].Source, "/usr/sbin/ours": "/bin/bash"} {
+		b, err := os.ReadFile(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, path)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, path), b, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files, err = Programs(root, "/usr/sbin/ours", "/bin/bash")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sources := make(map[string]string)
+	for _, f := range files {
+		if old, ok := sources[f.Path]; ok {
+			t.Errorf("%s is there twice, from %s and %s", f.Path, old, f.Source)
+		}
+		sources[f.Path] = f.Source
+	}
+	for path, want := range map[string]string{"/usr/sbin/ours": root + "/usr/sbin/ours", libc: root + libc, "/bin/bash": "/bin/bash"} {
+		if sources[path] != want {
+			t.Errorf("%s is from %q, not %s", path, sources[path], want)
+		}
+	}
+}
+
+// TestAdd: a program brings its libraries, and any other file only itself.
+func TestAdd(t *testing.T) {
+	text := filepath.Join(t.TempDir(), "text")
+	if err := os.WriteFile(text, []byte("no program"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	files, err := Add(text)
+	if err != nil || len(files) != 1 || files[0].Mode != 0o640 || files[0].Path != text {
+		t.Errorf("%v, %v", files, err)
+	}
+	if files, err := Add("/bin/bash"); err != nil || len(files) < 3 {
+		t.Errorf("%v, %v", files, err)
+	}
+	if _, err := Add("/nonexistent"); err == nil {
+		t.Error("a file that is not there was added")
+	}
+	same := Distinct([]File{Copy("/a", text, 0o644), Copy("/a", text, 0o644), Copy("/a", "/bin/bash", 0o644)})
+	if len(same) != 2 {
+		t.Errorf("distinct: %v", same)
+	}
+}

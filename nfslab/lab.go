@@ -202,17 +202,35 @@ func (l *Lab) bootClient(ctx context.Context) error {
 }
 
 // Mount has the client mount the export at a place of its own, by version 3, 4.0,
-// 4.1 or 4.2 over TCP. It asks no rpcbind.
+// 4.1 or 4.2 over TCP, with locks of NFSv3 local to the client ("3") or the
+// server's ("3,lock"), which take a Monitor. But for those it asks no rpcbind.
 func (l *Lab) Mount(ctx context.Context, target, version string) error {
 	options := "hard,proto=tcp,port=2049,sec=sys,addr=" + ServerAddress + ",vers=" + version
-	if version == "3" {
-		options += ",mountaddr=" + ServerAddress + ",mountvers=3,mountproto=tcp,mountport=20048,nolock"
+	if strings.HasPrefix(version, "3") {
+		options += ",mountaddr=" + ServerAddress + ",mountvers=3,mountproto=tcp,mountport=20048"
+		if version == "3" {
+			options += ",nolock"
+		}
 	} else {
 		options += ",clientaddr=" + ClientAddress
 	}
 	return l.Client.Call(ctx, VerbMount, MountRequest{
 		Source: ServerAddress + ":" + Export, Target: target, Type: "nfs", Options: options,
 	}, nil)
+}
+
+// Monitor starts the status monitor of the client: it is told when the server has
+// restarted, and has the client reclaim its locks of NFSv3.
+func (l *Lab) Monitor(ctx context.Context) error {
+	for _, command := range [][]string{
+		{"/bin/busybox", "mkdir", "-p", "/run/rpcbind", "/run/sendsigs.omit.d", "/var/lib/nfs/sm", "/var/lib/nfs/sm.bak"},
+		{"rpcbind"}, {"rpc.statd", "--no-notify"},
+	} {
+		if _, err := l.RunClient(ctx, command...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Run runs a command on the active server.

@@ -254,6 +254,7 @@ func TestLoadRefusesFormats(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(example))
 	f.Add([]byte(smallest))
+	f.Add([]byte(smallest + nfsDisk + nfs))
 	f.Add([]byte("name: [x"))
 	f.Add([]byte("a: &a [*a]\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -98,6 +99,9 @@ func (p *Pair) nfsRules(add addFunc) {
 		}
 		if !shared(e.Path) {
 			add(key, "export a directory of one of the disks", "%s is on no shared disk, so its files would be others after a takeover", e.Path)
+		}
+		if n.State == e.Path || below(n.State, strings.TrimSuffix(e.Path, "/")) {
+			add(key, "export a directory beside it", "the state directory %s lies in %s, where clients could change it", n.State, e.Path)
 		}
 		for _, c := range e.Clients {
 			if path, ok := ids[c.FSID]; ok && path != e.Path {

@@ -14,7 +14,10 @@ import (
 
 // guestModules are what the agent needs of a kernel that has its drivers as
 // modules: Debian's cloud kernels do.
-var guestModules = []string{"virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "pvpanic-pci"}
+var guestModules = []string{"virtio_pci", "virtio_console", "virtio_blk", "virtio_net", panicModule}
+
+// panicModule drives the device that a dying kernel sends its last message by.
+const panicModule = "pvpanic-pci"
 
 // busyboxNames are the commands that busybox is linked as in the guest.
 var busyboxNames = []string{"sh", "httpd", "nc", "ls", "cat", "mount", "umount", "ps", "dmesg", "ip", "sync", "sleep"}

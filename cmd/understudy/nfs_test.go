@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"os"
 	"path/filepath"
@@ -25,7 +24,7 @@ func newNFSLab(t *testing.T, kernel string) *nfslab.Lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := nfsPlace(&o, binary, filepath.Join(cache, "kernels", cmp.Or(kernel, "default"))); err != nil {
+	if err := nfsPlace(&o, binary, filepath.Join(cache, "kernels", kernel)); err != nil {
 		t.Skip(err)
 	}
 	o.Log = t.Output()
@@ -57,7 +56,14 @@ func keepConsoles(t *testing.T) {
 // TestNFSThroughCrash: kernel clients of versions 3 and 4.2 write through a crash
 // of their server, with nothing of it on a disk, and notice nothing but a wait.
 func TestNFSThroughCrash(t *testing.T) {
-	l := newNFSLab(t, "")
+	// The oldest and the newest keep track of their clients in the same way as the
+	// default; the newest has no other.
+	for _, kernel := range []string{"default", "5.10-cloud", "newest-cloud"} {
+		t.Run(kernel, func(t *testing.T) { throughCrash(t, newNFSLab(t, kernel)) })
+	}
+}
+
+func throughCrash(t *testing.T, l *nfslab.Lab) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	for target, version := range map[string]string{"/mnt/v3": "3", "/mnt/v4": "4.2"} {
@@ -68,9 +74,17 @@ func TestNFSThroughCrash(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	lock := nfslab.LockRequest{Path: "/mnt/v4/lock"}
-	if err := l.Client.Call(ctx, nfslab.VerbLock, lock, nil); err != nil {
+	if err := l.Monitor(ctx); err != nil {
 		t.Fatal(err)
+	}
+	if err := l.Mount(ctx, "/mnt/v3lock", "3,lock"); err != nil {
+		t.Fatal(err)
+	}
+	locks := []nfslab.LockRequest{{Path: "/mnt/v4/lock4"}, {Path: "/mnt/v3lock/lock3"}}
+	for _, lock := range locks {
+		if err := l.Client.Call(ctx, nfslab.VerbLock, lock, nil); err != nil {
+			t.Fatal(err)
+		}
 	}
 	streams := map[string]*nfslab.WriteRequest{
 		"3":   {Dir: "/mnt/v3/of3", Seed: 3, Size: 300_000, For: 12 * time.Second},
@@ -102,8 +116,25 @@ func TestNFSThroughCrash(t *testing.T) {
 		}
 	}
 	checkGraceEnded(ctx, t, l)
-	if err := l.Client.Call(ctx, nfslab.VerbUnlock, lock, nil); err != nil {
-		t.Errorf("the lock was lost: %v", err)
+	for _, lock := range locks {
+		checkLocked(ctx, t, l, nfslab.Export+"/"+filepath.Base(lock.Path))
+		if err := l.Client.Call(ctx, nfslab.VerbUnlock, lock, nil); err != nil {
+			t.Errorf("%s: the lock was lost: %v", lock.Path, err)
+		}
+	}
+}
+
+// checkLocked wants the server to hold a lock on a file for a client: a line of
+// /proc/locks ends with the device, inode and range (proc(5)).
+func checkLocked(ctx context.Context, t *testing.T, l *nfslab.Lab, path string) {
+	t.Helper()
+	inode, err := l.Run(ctx, "/bin/busybox", "stat", "-c", "%i", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	locks, err := l.Run(ctx, "/bin/busybox", "cat", "/proc/locks")
+	if err != nil || !strings.Contains(locks, ":"+strings.TrimSpace(inode)+" ") {
+		t.Errorf("%s, inode %s, is not locked: %v\n%s", path, inode, err, locks)
 	}
 }
 

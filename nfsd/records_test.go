@@ -1,0 +1,134 @@
+package nfsd
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+func names(r *records) []string {
+	var out []string
+	for _, c := range r.known {
+		out = append(out, string(c.Name))
+	}
+	slices.Sort(out)
+	return out
+}
+
+func mustOpen(t *testing.T, state string) *records {
+	t.Helper()
+	r, skipped, err := openRecords(state)
+	if err != nil || len(skipped) > 0 {
+		t.Fatal(err, skipped)
+	}
+	return r
+}
+
+func try(t *testing.T, errs ...error) {
+	t.Helper()
+	for _, err := range errs {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestRecordsOverStarts follows clients over starts of the server, each of which
+// knows only what the disk says.
+func TestRecordsOverStarts(t *testing.T) {
+	state := t.TempDir()
+	a, b, c := Client{Name: []byte("a")}, Client{Name: []byte("b"), Principal: bytes.Repeat([]byte{7}, principalSize)}, Client{Name: []byte("c")}
+
+	first := mustOpen(t, state)
+	if len(first.known) != 0 {
+		t.Errorf("a new directory has %v", names(first))
+	}
+	try(t, first.endGrace(), first.create(a), first.create(b), first.create(c), first.remove(c))
+
+	// A start that dies in its grace takes nobody's right to reclaim.
+	second := mustOpen(t, state)
+	if got := names(second); !slices.Equal(got, []string{"a", "b"}) {
+		t.Fatalf("known after a crash: %v", got)
+	}
+	if got := second.known[recordName(b)].Principal; !bytes.Equal(got, b.Principal) {
+		t.Errorf("principal %x", got)
+	}
+	try(t, second.create(a))
+
+	third := mustOpen(t, state)
+	if got := names(third); !slices.Equal(got, []string{"a", "b"}) {
+		t.Fatalf("known after a crash in the grace: %v", got)
+	}
+	// Who lets the grace pass may not reclaim after the next start: somebody else
+	// may have what was his.
+	try(t, third.create(b), third.create(c), third.endGrace())
+	if got := names(mustOpen(t, state)); !slices.Equal(got, []string{"b", "c"}) {
+		t.Errorf("known after the grace: %v", got)
+	}
+	// Nor may one that came in the grace and went.
+	try(t, third.remove(b), third.remove(b))
+	if got := names(mustOpen(t, state)); !slices.Equal(got, []string{"c"}) {
+		t.Errorf("known in the end: %v", got)
+	}
+}
+
+// TestRecordsNewPrincipal: a client that comes back with another principal is
+// another one in its record.
+func TestRecordsNewPrincipal(t *testing.T) {
+	state := t.TempDir()
+	r := mustOpen(t, state)
+	try(t, r.create(Client{Name: []byte("a")}), r.create(Client{Name: []byte("a"), Principal: []byte{1}}))
+	if got := mustOpen(t, state).known[recordName(Client{Name: []byte("a")})].Principal; !bytes.Equal(got, []byte{1}) {
+		t.Errorf("principal %x", got)
+	}
+}
+
+// TestRecordsSkipsWhatIsNone: what a crash or anybody left in the directory is
+// reported, and costs no client its record.
+func TestRecordsSkipsWhatIsNone(t *testing.T) {
+	state := t.TempDir()
+	good := Client{Name: []byte("good")}
+	try(t, mustOpen(t, state).create(good))
+	dir := filepath.Join(state, clientsDir)
+	other, err := json.Marshal(Client{Name: []byte("other")})
+	try(t, err,
+		os.WriteFile(filepath.Join(dir, "."+recordName(good)), []byte("half"), 0o600), // was being written
+		os.WriteFile(filepath.Join(dir, "empty"), nil, 0o600),
+		os.WriteFile(filepath.Join(dir, "renamed"), other, 0o600),
+		os.WriteFile(filepath.Join(dir, "huge"), bytes.Repeat([]byte(" "), maxRecord+1), 0o600),
+		os.Mkdir(filepath.Join(dir, "directory"), 0o700))
+	r, skipped, err := openRecords(state)
+	if err != nil || len(skipped) != 4 {
+		t.Errorf("skipped %v, %v", skipped, err)
+	}
+	if got := names(r); !slices.Equal(got, []string{"good"}) {
+		t.Errorf("known: %v", got)
+	}
+}
+
+// FuzzRecord: what is taken for a record is one that the kernel would take, and
+// comes back the same.
+func FuzzRecord(f *testing.F) {
+	f.Add([]byte(`{"name":"YQ=="}`))
+	f.Add([]byte(`{"name":"YQ==","principal":"AQI="}`))
+	f.Add([]byte(`{"name":""}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := decodeRecord(b)
+		if err != nil {
+			return
+		}
+		if len(c.Name) == 0 || len(c.Name) > maxClientName || len(c.Principal) > principalSize {
+			t.Fatalf("took %+v", c)
+		}
+		out, err := json.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := decodeRecord(out); err != nil || !bytes.Equal(again.Name, c.Name) || !bytes.Equal(again.Principal, c.Principal) {
+			t.Fatalf("%+v came back as %+v, %v", c, again, err)
+		}
+	})
+}
