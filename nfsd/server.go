@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"understudy/link"
@@ -138,20 +139,20 @@ func (s *Server) finish(ctx context.Context) error {
 	defer cancel()
 	w := newWatch()
 	s.start.tracker.states <- s.c.State // first: the kernel goes on by itself
-	tell, err := attachMonitor(s.c.State)
-	if err != nil {
+	var tell bool
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		tell, err = attachMonitor(s.c.State)
 		return err
-	}
-	w.lap("monitor")
+	})
 	for _, e := range s.exports {
-		if err := fillCaches(e, s.table); err != nil {
-			return err
-		}
+		g.Go(func() error { return fillCaches(e, s.table) })
 	}
-	w.lap("exports")
-	if err := s.start.await(ctx, w); err != nil {
+	g.Go(func() error { return s.start.await(gctx, w) })
+	if err := g.Wait(); err != nil {
 		return err
 	}
+	w.lap("monitor and exports, beside that")
 	if err := ping(ctx); err != nil {
 		return err
 	}
@@ -160,8 +161,22 @@ func (s *Server) finish(ctx context.Context) error {
 	if !tell {
 		return endLockGrace()
 	}
-	s.notify, err = s.spawn("sm-notify", "-d", "-f", "-P", nsmDir)
-	return err
+	go s.notifyClients()
+	return nil
+}
+
+// notifyClients tells clients with locks of NFSv3 that they are to reclaim them. It
+// takes as long as it takes, and nobody waits.
+func (s *Server) notifyClients() {
+	s.mu.Lock() // Start has returned when we have it
+	defer s.mu.Unlock()
+	if s.start == nil {
+		return // and Stop too
+	}
+	var err error
+	if s.notify, err = s.spawn("sm-notify", "-d", "-f", "-P", nsmDir); err != nil {
+		s.log("locks of NFSv3 may be lost: " + err.Error())
+	}
 }
 
 // rounds is how often a rehearsal starts the server, before it starts with the

@@ -122,6 +122,10 @@ func throughCrash(t *testing.T, l *nfslab.Lab) {
 			t.Errorf("%s: the lock was lost: %v", lock.Path, err)
 		}
 	}
+	// With clients that still have all of it mounted.
+	if err := l.Super.Stop(ctx); err != nil {
+		t.Errorf("planned stop: %v", err)
+	}
 }
 
 // checkLocked wants the server to hold a lock on a file for a client: a line of
