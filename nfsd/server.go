@@ -37,6 +37,7 @@ type start struct {
 	tracker *tracker
 	cancel  func()
 	threads chan error // what came of it
+	early   bool       // begun before Start: in a takeover
 }
 
 // Prepare does everything slow, without a disk and without a client: helpers,
@@ -99,11 +100,16 @@ func (s *Server) arm() error {
 	return nil
 }
 
-// Begin starts the server up to where it needs the disk. It returns at once.
+// Begin starts the server, in a takeover, up to where it needs the disk. It returns
+// at once.
 func (s *Server) Begin(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.begin(ctx)
+	if err := s.begin(ctx); err != nil {
+		return err
+	}
+	s.start.early = true
+	return nil
 }
 
 func (s *Server) begin(ctx context.Context) error {
@@ -121,7 +127,8 @@ func (s *Server) begin(ctx context.Context) error {
 }
 
 // Start gives the server the disk, and returns when it answers and serves all
-// exports. The grace begins in it.
+// exports; in a takeover, those that can be served: the others are told on the
+// console. The grace begins in it.
 func (s *Server) Start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -146,7 +153,14 @@ func (s *Server) finish(ctx context.Context) error {
 		return err
 	})
 	for _, e := range s.exports {
-		g.Go(func() error { return fillCaches(e, s.table) })
+		g.Go(func() error {
+			err := fillCaches(e, s.table)
+			if err == nil || !s.start.early {
+				return err
+			}
+			s.log(err.Error())
+			return nil
+		})
 	}
 	g.Go(func() error { return s.start.await(gctx, w) })
 	if err := g.Wait(); err != nil {
@@ -188,9 +202,6 @@ const rounds = 2
 // armed when it returns.
 func (s *Server) Rehearse(ctx context.Context) error {
 	for range rounds {
-		if err := s.Begin(ctx); err != nil {
-			return err
-		}
 		if err := s.Start(ctx); err != nil {
 			return err
 		}
