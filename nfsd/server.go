@@ -35,9 +35,11 @@ type Server struct {
 // start is one start of the server's threads.
 type start struct {
 	tracker *tracker
+	ctx     context.Context // of all that runs beside it
 	cancel  func()
-	threads chan error // what came of it
-	early   bool       // begun before Start: in a takeover
+	threads chan error    // what came of it
+	kept    chan struct{} // closed when nobody keeps addresses any more; nil: nobody does
+	early   bool          // begun before Start: in a takeover
 }
 
 // Prepare does everything slow, without a disk and without a client: helpers,
@@ -120,7 +122,7 @@ func (s *Server) begin(ctx context.Context) error {
 		return fmt.Errorf("start NFS server: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	st := &start{tracker: track(ctx, s.log), cancel: cancel, threads: make(chan error, 1)}
+	st := &start{tracker: track(ctx, s.log), ctx: ctx, cancel: cancel, threads: make(chan error, 1)}
 	go func() { st.threads <- write("threads", strconv.Itoa(s.c.Threads)) }()
 	s.start = st
 	return nil
@@ -162,6 +164,14 @@ func (s *Server) finish(ctx context.Context) error {
 			return nil
 		})
 	}
+	if s.start.early {
+		g.Go(func() error {
+			if err := fillAddresses(s.c.State); err != nil {
+				s.log(err.Error())
+			}
+			return nil
+		})
+	}
 	g.Go(func() error { return s.start.await(gctx, w) })
 	if err := g.Wait(); err != nil {
 		return err
@@ -172,11 +182,23 @@ func (s *Server) finish(ctx context.Context) error {
 	}
 	w.lap("answer")
 	s.log("NFS server started: " + w.String())
+	s.keepAddresses(s.start)
 	if !tell {
 		return endLockGrace()
 	}
 	go s.notifyClients()
 	return nil
+}
+
+// keepAddresses does that for as long as the threads run.
+func (s *Server) keepAddresses(st *start) {
+	st.kept = make(chan struct{})
+	go func() {
+		defer close(st.kept)
+		if err := keepAddresses(st.ctx, s.c.State); err != nil {
+			s.log(err.Error())
+		}
+	}()
 }
 
 // notifyClients tells clients with locks of NFSv3 that they are to reclaim them. It
@@ -267,6 +289,9 @@ func (s *Server) Stop() error {
 		err = write("threads", "0")
 		st.cancel()
 		<-st.tracker.done
+		if st.kept != nil {
+			<-st.kept
+		}
 		s.start, s.armed = nil, false
 	}
 	if err := errors.Join(err, detachMonitor()); err != nil {
