@@ -16,8 +16,7 @@ import (
 
 // addressFile, in the state directory, has what mountd has said of the addresses of
 // clients. A takeover tells the kernel again, so that the first call of each does
-// not wait for mountd: on a busy machine that can take longer than the kernel gives
-// it, and what it drops then, a client of version 3 sends again only a minute later.
+// not wait for mountd: that takes 3 ms at best, and 260 were seen.
 const addressFile = "addresses"
 
 const (
