@@ -35,7 +35,8 @@ func (a *Agent) name(_ context.Context, r link.NameRequest) (result link.NameRes
 
 // Undo gives what a check has left without its name, or with one too many, the
 // names that it had before an operation on it that had not returned. Only names
-// are changed; what was being made, and never had one, is removed.
+// are changed; what was being made, and never had one, is removed, and what has no
+// link left in memory.
 func Undo(mount *os.File, r link.NameRequest) link.NameResult {
 	u := &undoer{mount: int(mount.Fd()), request: r, files: make(map[uint64]*link.Named)}
 	for i := range r.Files {
@@ -156,11 +157,20 @@ func (u *undoer) found(f *link.Named) error {
 	if err := sameGeneration(lost, f); err != nil {
 		return err
 	}
-	if f.New && len(f.Paths) == 0 {
+	// Of what has no link any more the operation is all but done, and its data is in
+	// no plan.
+	if done := f.Links == 0; done || f.New && len(f.Paths) == 0 {
+		kind, at := link.ActUndone, from
+		if done {
+			kind = link.ActFinished
+		}
+		if len(f.Paths) > 0 {
+			at = string(f.Paths[0])
+		}
 		if err := lost.remove(); err != nil {
 			return err
 		}
-		u.act(link.ActUndone, f, from, "")
+		u.act(kind, f, at, "")
 		return nil
 	}
 	if len(f.Paths) == 0 {

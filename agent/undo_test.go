@@ -65,7 +65,7 @@ func (u *undone) lose(name string) uint64 {
 // had says what names the dead kernel had for what has one now.
 func (u *undone) had(now string, isNew bool, paths ...string) *link.Named {
 	u.t.Helper()
-	n := link.Named{New: isNew, Links: uint32(len(paths))}
+	n := link.Named{New: isNew, Links: uint32(max(1, len(paths)))}
 	n.Inode, n.Generation = u.of(now)
 	for _, p := range paths {
 		n.Paths = append(n.Paths, []byte(p))
@@ -101,6 +101,18 @@ func TestUndo(t *testing.T) {
 			u.had("d/a", false, "d/a")
 			u.lose("d/a")
 		}, "d d/a lost+found", 0},
+		"an unlink whose links are counted in memory": {func(u *undone) {
+			u.onDisk("a", "content")
+			n := u.had("a", false, "a")
+			n.Links = 0
+			u.lose("a")
+		}, "lost+found", 0},
+		"an rmdir whose links are counted in memory": {func(u *undone) {
+			u.onDisk("d/", "")
+			n := u.had("d", false, "d")
+			n.Links = 0
+			u.lose("d")
+		}, "lost+found", 0},
 		"an rmdir": {func(u *undone) {
 			u.onDisk("d/", "")
 			u.had("d", false, "d")
@@ -226,7 +238,9 @@ func TestUndo(t *testing.T) {
 			inodes := make(map[string]uint64)
 			for _, f := range u.request.Files {
 				for _, at := range f.Paths {
-					inodes[string(at)] = f.Inode
+					if f.Links > 0 {
+						inodes[string(at)] = f.Inode
+					}
 				}
 			}
 			before, err := os.Stat(u.dir)

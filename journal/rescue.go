@@ -3,7 +3,6 @@ package journal
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -255,6 +254,9 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 	if err != nil {
 		return nil, jbd2.Place{}, err
 	}
+	if err := f.dropStale(log, t); err != nil {
+		return nil, jbd2.Place{}, err
+	}
 	done, err := finished(log, scan, t)
 	if err != nil {
 		return nil, jbd2.Place{}, err
@@ -270,12 +272,8 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 	if f.report.Case == Nothing || len(t.Blocks)+len(t.Revokes) == 0 {
 		return nil, at, nil
 	}
-	stale, err := f.stale(log, scan, t)
-	if err != nil {
+	if err := f.revokeStale(log, scan, t); err != nil {
 		return nil, at, err
-	}
-	if t.Revokes = append(t.Revokes, stale...); len(stale) > 0 {
-		slices.Sort(t.Revokes)
 	}
 	// The log's time does not go back: that is how a recovery tells old blocks.
 	t.Time = time.Now()

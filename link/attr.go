@@ -60,6 +60,7 @@ const (
 	ActDisplaced = "displaced" // what was at the path is at Other
 	ActBack      = "is back"   // it had been deleted: the disk still has it
 	ActUndone    = "undone"    // it was being made, or named so, by what had not returned
+	ActFinished  = "finished"  // it was being removed by what had not returned
 )
 
 // EncodeAttrs lays out attributes as the agent reads them from the staging disk.

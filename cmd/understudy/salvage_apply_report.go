@@ -91,6 +91,7 @@ var actTexts = map[string]string{
 	link.ActDisplaced: "took the name %s: what had it is %s",
 	link.ActBack:      "had been deleted, and the disk still has it: %s",
 	link.ActUndone:    "was being made when the kernel died, and is not: %s",
+	link.ActFinished:  "was being removed when the kernel died, and is: %s",
 }
 
 // appliedRefusal is data that is in memory and not on the disk.

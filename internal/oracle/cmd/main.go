@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,7 +44,7 @@ func run(ctx context.Context) (bool, error) {
 	binary := flag.String("rescue", "bin/understudy", "the program that does the rescue; empty: none is done")
 	keep := flag.String("keep", "out/oracle", "keep memory and disks of failures below this directory, and all results as results.json")
 	table := flag.String("table", "", "write a table to this file")
-	with := flag.String("with", "", "put the results in these files (results.json of other runs), by comma, into the table, too")
+	with := flag.String("with", "", "put the results in these files (results.json of other runs), by comma, into the table, too; of one case, the last counts")
 	history := flag.String("history", "", "instead, tell what was done in the case that was kept in this directory")
 	inode := flag.Uint64("inode", 0, "to this inode; 0: only what was pending")
 	flag.Parse()
@@ -102,9 +103,12 @@ func earlier(files []string) (all []oracle.Result, good bool, err error) {
 			return nil, false, fmt.Errorf("decode %s: %w", path, err)
 		}
 		for _, r := range some {
-			good = good && r.Verdict.Good()
+			same := func(o oracle.Result) bool { return o.Seed == r.Seed && o.Config == r.Config && o.Kernel == r.Kernel && o.Program == r.Program }
+			all = append(slices.DeleteFunc(all, same), r)
 		}
-		all = append(all, some...)
+	}
+	for _, r := range all {
+		good = good && r.Verdict.Good()
 	}
 	return all, good, nil
 }
