@@ -103,7 +103,9 @@ func earlier(files []string) (all []oracle.Result, good bool, err error) {
 			return nil, false, fmt.Errorf("decode %s: %w", path, err)
 		}
 		for _, r := range some {
-			same := func(o oracle.Result) bool { return o.Seed == r.Seed && o.Config == r.Config && o.Kernel == r.Kernel && o.Program == r.Program }
+			same := func(o oracle.Result) bool {
+				return o.Seed == r.Seed && o.Config == r.Config && o.Kernel == r.Kernel && o.Program == r.Program
+			}
 			all = append(slices.DeleteFunc(all, same), r)
 		}
 	}
