@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -339,31 +340,78 @@ func (u *undoer) surplus(f *link.Named) error {
 		return fmt.Errorf("it has %d names, had %d, and %q may be those too many", st.Nlink, f.Links, extra)
 	}
 	for _, at := range extra {
-		p, err := u.open(at)
-		if err != nil {
-			return err
-		}
-		err = p.remove()
-		p.close()
-		if err != nil {
-			return err
-		}
-		u.act(link.ActUndone, f, at, "")
-		if err := u.handBack(at); err != nil {
+		if err := u.settle(f, at); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// handBack gives a name that was taken from a file back to the one that had it.
-func (u *undoer) handBack(at string) error {
+// settle takes a name away from a file that was being given it, and hands it back to
+// what had it. If the check has cleared that, since it was empty, the renaming is
+// finished instead: the name from before it goes.
+func (u *undoer) settle(f *link.Named, at string) error {
+	had := u.owner(at)
+	gone, kind := at, link.ActUndone
+	if had != nil && !u.exists(had) {
+		kind = link.ActFinished
+		old := u.changing(f)
+		if len(old) != 1 {
+			return fmt.Errorf("inode %d is gone, which it was to replace as %q, and %q may be its name from before", had.Inode, at, old)
+		}
+		gone, had = old[0], nil
+	}
+	p, err := u.open(gone)
+	if err != nil {
+		return err
+	}
+	err = p.remove()
+	p.close()
+	if err != nil {
+		return err
+	}
+	u.act(kind, f, gone, "")
+	if had == nil {
+		return nil
+	}
+	return u.ensure(had, at, false)
+}
+
+// owner is what had a name, nil if nothing had it.
+func (u *undoer) owner(at string) *link.Named {
 	for i := range u.request.Files {
 		if f := &u.request.Files[i]; f.Has(at) && f.Links > 0 {
-			return u.ensure(f, at, false)
+			return f
 		}
 	}
 	return nil
+}
+
+// exists reports whether the check has left an inode.
+func (u *undoer) exists(f *link.Named) bool {
+	fh, err := handleOf("", &link.File{Inode: f.Inode, Generation: f.Generation}, 0)
+	if err != nil {
+		return false
+	}
+	fd, err := unix.OpenByHandleAt(u.mount, fh, unix.O_PATH|unix.O_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && st.Nlink > 0
+}
+
+// changing are the names of a file in directories with an operation that had not
+// returned.
+func (u *undoer) changing(f *link.Named) (names []string) {
+	for _, at := range f.Paths {
+		dir := strings.TrimSuffix(path.Dir("/"+string(at)), "/")
+		if slices.ContainsFunc(u.request.Dirs, func(d []byte) bool { return "/"+string(d) == dir || len(d) == 0 && dir == "" }) {
+			names = append(names, string(at))
+		}
+	}
+	return names
 }
 
 // namesOf finds the names of a file in a directory that the dead kernel did not

@@ -44,7 +44,7 @@ var Configs = []Config{
 	{Name: "nodelalloc", Type: "ext4", Options: "nodelalloc", Mkfs: mkfs(), Features: extents},
 	{Name: "1k", Type: "ext4", Mkfs: []string{"mkfs.ext4", "-b", "1024"}, Features: extents},
 	{Name: "bigalloc", Type: "ext4", Mkfs: mkfs("-O", "bigalloc", "-C", "16384"), Features: extents},
-	{Name: "inline_data", Type: "ext4", Mkfs: mkfs("-O", "inline_data"), Features: extents},
+	{Name: "inline_data", Type: "ext4", Mkfs: mkfs("-O", "inline_data"), Features: script.Features{Extents: true, ZeroRange: true, Inline: true}},
 	{Name: "no-csum", Type: "ext4", Mkfs: mkfs("-O", "^metadata_csum"), Features: extents},
 	{Name: "fast_commit", Type: "ext4", Mkfs: mkfs("-O", "fast_commit"), Features: extents},
 	// Since 5.15.

@@ -269,6 +269,9 @@ func (s *Script) allocate() (Op, bool) {
 }
 
 func (s *Script) punch() (Op, bool) {
+	if s.features.Inline {
+		return Op{}, false
+	}
 	n, ref := s.file()
 	if n == nil || n.Size == 0 {
 		return Op{}, false
