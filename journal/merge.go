@@ -187,13 +187,8 @@ func finished(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction) (bool, error)
 			return false, nil
 		}
 		last := scan.Transactions[len(scan.Transactions)-1]
-		if len(last.Blocks) != len(t.Blocks) {
+		if len(last.Blocks) != len(t.Blocks) || !slices.Equal(last.Revokes, t.Revokes) {
 			return false, nil
-		}
-		for _, b := range t.Revokes { // it may have those of stale, too
-			if !slices.Contains(last.Revokes, b) {
-				return false, nil
-			}
 		}
 		there := make(map[addr.Block]jbd2.LoggedBlock, len(last.Blocks))
 		for _, b := range last.Blocks {

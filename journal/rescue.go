@@ -204,11 +204,15 @@ func (f *finisher) journal() error {
 			return err
 		}
 	}
-	return f.step("replay", func() error {
+	err = f.step("replay", func() error {
 		stats, err := log.Replay()
 		f.report.Replayed += stats.Blocks
 		return err
 	})
+	if err != nil || !hasInlineData(log.FS) {
+		return err
+	}
+	return f.step("mend", func() error { return f.mend(logged(scan, t)) })
 }
 
 // audit has the transaction proven, and asks for a check if it cannot be: parts of
@@ -254,9 +258,6 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 	if err != nil {
 		return nil, jbd2.Place{}, err
 	}
-	if err := f.dropStale(log, t); err != nil {
-		return nil, jbd2.Place{}, err
-	}
 	done, err := finished(log, scan, t)
 	if err != nil {
 		return nil, jbd2.Place{}, err
@@ -271,9 +272,6 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 	}
 	if f.report.Case == Nothing || len(t.Blocks)+len(t.Revokes) == 0 {
 		return nil, at, nil
-	}
-	if err := f.revokeStale(log, scan, t); err != nil {
-		return nil, at, err
 	}
 	// The log's time does not go back: that is how a recovery tells old blocks.
 	t.Time = time.Now()
