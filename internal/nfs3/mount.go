@@ -1,0 +1,27 @@
+package nfs3
+
+// Procedures and bounds of MOUNT (RFC 1813, 5).
+const (
+	procMnt    = 1
+	maxFlavors = 64
+)
+
+// Mount asks for the handle of an export (MNT), of the port that MOUNT has. What
+// credentials the server takes beside AUTH_SYS is of no use here.
+func Mount(path string) Request[Handle] {
+	var e encoder
+	e.opaque([]byte(path))
+	return Request[Handle]{program: ProgramMount, procedure: procMnt, args: e.b, decode: decodeMount}
+}
+
+func decodeMount(d *decoder) Handle {
+	h := d.handle()
+	n := d.uint32()
+	if n > maxFlavors {
+		d.fail("%d flavors of authentication", n)
+	}
+	for range min(n, maxFlavors) {
+		d.uint32()
+	}
+	return h
+}
