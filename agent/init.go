@@ -43,6 +43,9 @@ func Init(ctx context.Context, extra map[string]Verb) error {
 	a := New(extra)
 	go a.children.reap()
 	go a.serveConsole()
+	if err := a.standAlone(ctx); err != nil {
+		return err
+	}
 	return a.Serve(ctx)
 }
 

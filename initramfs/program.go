@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // libraryDirs are where the dynamic linker of Debian, and that of others, looks
@@ -98,8 +99,13 @@ func linked(root, path string) ([]string, error) {
 	if err != nil && !errors.Is(err, elf.ErrNoSymbols) {
 		return nil, fmt.Errorf("read libraries of %s: %w", path, err)
 	}
+	own, err := f.DynString(elf.DT_RUNPATH)
+	if err != nil && !errors.Is(err, elf.ErrNoSymbols) {
+		return nil, fmt.Errorf("read library path of %s: %w", path, err)
+	}
+	dirs := append(filepath.SplitList(strings.Join(own, ":")), libraryDirs...)
 	for _, name := range names {
-		at, err := findLibrary(root, name)
+		at, err := findLibrary(root, dirs, name)
 		if err != nil {
 			return nil, fmt.Errorf("%w, which %s needs", err, path)
 		}
@@ -109,8 +115,8 @@ func linked(root, path string) ([]string, error) {
 }
 
 // findLibrary returns the path in the guest of a library for this machine.
-func findLibrary(root, name string) (string, error) {
-	for _, dir := range libraryDirs {
+func findLibrary(root string, dirs []string, name string) (string, error) {
+	for _, dir := range dirs {
 		at := filepath.Join(dir, name)
 		f, err := elf.Open(below(root, at))
 		if err != nil {

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"understudy/initramfs"
 	"understudy/link"
 	"understudy/netlab"
 	"understudy/pair"
@@ -38,8 +39,9 @@ const (
 type Options struct {
 	Kernel       string // path of the server guests' kernel
 	ClientKernel string // path of the client's; empty: the same
-	// GuestImage writes the image of a guest: of a server or of the client.
-	GuestImage func(path string, client bool) error
+	// GuestImage writes the image of a guest: of a server or of the client, with
+	// more files.
+	GuestImage func(path string, client bool, add ...initramfs.File) error
 	WorkDir    string // where the lab makes its own directory
 	RunDir     func(pair string) string
 	Open       func(ram string) (supervisor.Morgue, error) // nil: nothing is salvaged
@@ -49,6 +51,7 @@ type Options struct {
 	NFS       string // content of nfs: in pair.yaml; empty: one async export, 10 s of lease and grace
 	More      string // more lines of pair.yaml
 	Append    string // kernel parameters of the servers
+	Reboots   bool   // no pair serves, but one guest that reboots when it panics
 	DiskBytes int64  // 0: 1 GiB
 }
 
@@ -74,6 +77,7 @@ type Lab struct {
 	Super  *supervisor.Supervisor
 	Net    *netlab.Lab
 	Client *supervisor.Appliance
+	Alone  *supervisor.Appliance // instead of Super, if Options.Reboots
 
 	o       Options
 	dir     string
@@ -100,9 +104,13 @@ func New(ctx context.Context, o Options) (l *Lab, err error) {
 	if err := l.describe(ctx); err != nil {
 		return l, err
 	}
-	l.Super, err = supervisor.Start(ctx, l.Pair, supervisor.Options{
-		Dir: o.RunDir(l.Pair.Name), Open: o.Open, Accel: o.Accel, Network: l.Net.Services, Log: o.Log,
-	})
+	if o.Reboots {
+		err = l.bootAlone(ctx)
+	} else {
+		l.Super, err = supervisor.Start(ctx, l.Pair, supervisor.Options{
+			Dir: o.RunDir(l.Pair.Name), Open: o.Open, Accel: o.Accel, Network: l.Net.Services, Log: o.Log,
+		})
+	}
 	if err != nil {
 		return l, err
 	}
@@ -176,14 +184,11 @@ func (l *Lab) bootClient(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tap, err := l.Net.Services.Tap(clientTap, nil)
+	tap, err := l.tap(clientTap)
 	if err != nil {
 		return err
 	}
 	defer tap.Close()
-	if err := l.Net.Services.Enslave(clientTap, netlab.BridgeName); err != nil {
-		return err
-	}
 	spec := partition.Spec{
 		Name: "client", Dir: l.o.RunDir(l.Pair.Name), CPUs: l.machine.CPUs[1:2], VCPUs: 1, Memory: 512 << 20,
 		Kernel: kernel, Initramfs: l.clientImage(), Append: "hostname=client",
@@ -233,8 +238,23 @@ func (l *Lab) Monitor(ctx context.Context) error {
 	return nil
 }
 
+// tap is one in the pair's bridge.
+func (l *Lab) tap(name string) (*os.File, error) {
+	tap, err := l.Net.Services.Tap(name, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.Net.Services.Enslave(name, netlab.BridgeName); err != nil {
+		return nil, errors.Join(err, tap.Close())
+	}
+	return tap, nil
+}
+
 // Run runs a command on the active server.
 func (l *Lab) Run(ctx context.Context, command ...string) (string, error) {
+	if l.Alone != nil {
+		return run(ctx, l.Alone.Call, command)
+	}
 	return run(ctx, l.Super.Call, command)
 }
 
@@ -262,6 +282,9 @@ func (l *Lab) Close() error {
 	}
 	if l.Super != nil {
 		errs = append(errs, l.Super.Close())
+	}
+	if l.Alone != nil {
+		errs = append(errs, l.Alone.Close(), os.RemoveAll(l.o.RunDir(l.Pair.Name)))
 	}
 	if l.Net != nil {
 		errs = append(errs, l.Net.Close())

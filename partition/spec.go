@@ -21,6 +21,7 @@ type Spec struct {
 	Kernel    string // path of a bzImage
 	Initramfs string // path; empty: none
 	Append    string // more kernel parameters
+	Reboots   bool   // a reset boots it again, as a machine, and does not end the process
 	Accel     Accel
 	Devices   []Device
 }
@@ -102,7 +103,11 @@ func (s *Spec) command() *command {
 	c.opt("-object", "memory-backend-file", "id=ram", fmt.Sprintf("size=%d", s.Memory), "mem-path="+s.RAMPath(), "share=on")
 	// A panic only sends its event, and a reset ends the process: what was in
 	// memory stays there, for the one who takes over.
-	c.opt("-action", "panic=none", "reboot=shutdown")
+	reboot := "reboot=shutdown"
+	if s.Reboots {
+		reboot = "reboot=reset"
+	}
+	c.opt("-action", "panic=none", reboot)
 	c.opt("-qmp", "unix:"+s.qmpPath(), "server=on", "wait=off")
 	c.opt("-chardev", "socket", "id=console", "path="+s.ConsolePath(), "server=on", "wait=off", "logfile="+s.ConsoleLogPath())
 	c.opt("-serial", "chardev:console")

@@ -35,6 +35,8 @@ func TestCommand(t *testing.T) {
 	if again := spec(); strings.Join(again.command().args, " ") != strings.Join(s.command().args, " ") {
 		t.Error("the order of arguments is not stable")
 	}
+	s.Reboots = true
+	has(t, s, "-action panic=none,reboot=reset")
 	s.Accel = KVM
 	has(t, s, "-accel kvm")
 	if strings.Contains(s.kernelCommandLine(), "tsc=") {

@@ -9,7 +9,7 @@
 #   $UNDERSTUDY_CACHE/nfs/    programs for guests that serve NFS, and their libraries
 set -euo pipefail
 
-packages=(qemu-system-x86 qemu-utils busybox-static e2fsprogs iproute2 xfsprogs btrfs-progs dosfstools makedumpfile sqlite3 git)
+packages=(qemu-system-x86 qemu-utils busybox-static e2fsprogs iproute2 xfsprogs btrfs-progs dosfstools makedumpfile sqlite3 git fio)
 # Of these, guests get copies: they are unpacked, not installed, so that no service
 # of theirs starts on this machine.
 nfs_packages=(nfs-kernel-server nfs-common rpcbind libtirpc3 libwrap0)

@@ -38,6 +38,9 @@ func (a *Appliance) Call(ctx context.Context, verb string, in, out any) error {
 	return a.side.agent.Call(ctx, verb, in, out)
 }
 
+// Crash kills its kernel on purpose.
+func (a *Appliance) Crash() error { return a.side.crash(false) }
+
 // Finish unmounts the disks and ends the partition, with all that it wrote in the
 // disks' files. It says if any of that failed; Close it all the same.
 func (a *Appliance) Finish(ctx context.Context) error {

@@ -22,7 +22,7 @@ func nfsPlace(o *nfslab.Options, program, dir string) error {
 		return err
 	}
 	o.Kernel = kernel
-	o.GuestImage = func(path string, client bool) error {
+	o.GuestImage = func(path string, client bool, add ...initramfs.File) error {
 		wanted, files, err := nfsContent(!client, client)
 		if err != nil {
 			return err
@@ -33,7 +33,7 @@ func nfsPlace(o *nfslab.Options, program, dir string) error {
 			// silence.
 			drivers = slices.DeleteFunc(slices.Clone(drivers), func(m string) bool { return m == panicModule })
 		}
-		return programImage(program, path, modules, append(wanted, drivers...), files)
+		return programImage(program, path, modules, append(wanted, drivers...), append(files, add...))
 	}
 	o.WorkDir, o.RunDir, o.Open, o.Accel = filepath.Join(cache, "runs"), runDir, openMorgue, chooseAccel
 	o.Log = io.Discard
