@@ -4,7 +4,7 @@
 
 GO ?= go
 
-.PHONY: build setup check test demo matrix oracle fuzz bench clean
+.PHONY: build setup check test demo matrix oracle fuzz nfs nfs-crashes bench clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/understudy ./cmd/understudy
@@ -44,6 +44,18 @@ oracle: setup build
 FUZZTIME ?= 10m
 fuzz:
 	GO=$(GO) FUZZTIME=$(FUZZTIME) scripts/fuzz.sh docs/FUZZ.md
+
+# What clients of an NFS server see when its kernel dies: through a takeover, with
+# and without a word to them, and through a reboot; writes out/nfs.json.
+nfs: RUNS ?= 10
+nfs: REBOOTS ?= 5
+nfs: setup build
+	bin/understudy nfs-bench --runs $(RUNS) --reboots $(REBOOTS)
+
+# Crashes while a kernel client runs fio --verify and unpacks a source tree.
+nfs-crashes: RUNS ?= 20
+nfs-crashes: setup build
+	bin/understudy nfs-crashes --runs $(RUNS) --tree "$$($(GO) env GOROOT)/src/net"
 
 bench: setup build
 	$(GO) test -p 1 -timeout 30m -run '^$$' -bench . ./...

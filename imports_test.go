@@ -39,7 +39,7 @@ var above = map[string][]string{
 }
 
 // top may import anything.
-var top = []string{"cmd/understudy", "demo", "nfslab"}
+var top = []string{"cmd/understudy", "demo", "nfslab", "nfsbench"}
 
 // rule says why package from must not import to, both without the module's
 // name; empty if it may.

@@ -12,6 +12,7 @@ import (
 
 	"understudy/agent"
 	"understudy/demo"
+	"understudy/nfsbench"
 	"understudy/nfslab"
 )
 
@@ -20,6 +21,7 @@ import (
 func runInit(ctx context.Context) {
 	verbs := demo.Verbs()
 	maps.Copy(verbs, nfslab.Verbs())
+	maps.Copy(verbs, nfsbench.Verbs())
 	err := agent.Init(ctx, verbs)
 	fmt.Fprintln(os.Stderr, "understudy: init:", err)
 	time.Sleep(100 * time.Millisecond) // let the console say it

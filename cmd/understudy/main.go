@@ -34,6 +34,6 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 	}
 	cmd.AddCommand(upCommand(), statusCommand(), crashCommand(), downCommand(), consoleCommand(),
-		demoCommand(), initramfsCommand(), agentCommand(), inspectCommand(), salvageCommand(), socketsCommand())
+		demoCommand(), initramfsCommand(), agentCommand(), inspectCommand(), salvageCommand(), nfsBenchCommand(), nfsCrashesCommand(), socketsCommand())
 	return cmd
 }

@@ -1,0 +1,137 @@
+package nfsbench
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Appended is a file that grew record by record, and how many of them were
+// acknowledged. Only the last may be there without that.
+type Appended struct {
+	Path    string `json:"path"`
+	Seed    uint64 `json:"seed"`
+	Records int    `json:"records"`
+	Wrong   int    `json:"wrong"` // records that were not read as they had been written
+}
+
+// file is what an appender writes to.
+type file interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+}
+
+// retryPause is how long one waits who got an error.
+const retryPause = 50 * time.Millisecond
+
+// appendRecords appends and reads a file until the context ends. Each record is
+// acknowledged as durable before the next; each read is of any of them.
+func appendRecords(ctx context.Context, m *Moments, a *Appended, open func() (file, error)) {
+	var f file
+	defer func() {
+		if f != nil {
+			_ = f.Close() // every write was asked for its error
+		}
+	}()
+	out, in := make([]byte, RecordBytes), make([]byte, RecordBytes)
+	for ctx.Err() == nil {
+		if f == nil {
+			err := m.do("open", a.Path, func() (err error) {
+				f, err = open()
+				return err
+			})
+			if err != nil {
+				f = nil
+				pause(ctx)
+				continue
+			}
+		}
+		record(out, a.Seed, a.Records)
+		if _, err := step(m, "write", a.Path, a.Records, out, f.WriteAt); err != nil {
+			if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.EBADF) || errors.Is(err, unix.EIO) {
+				_ = f.Close() // it is of no use any more
+				f = nil
+			}
+			pause(ctx)
+			continue
+		}
+		a.Records++
+		rest(ctx)
+		i := int(mix(uint64(a.Records)) % uint64(a.Records))
+		record(out, a.Seed, i)
+		if _, err := step(m, "read", a.Path, i, in, f.ReadAt); err == nil && !bytes.Equal(in, out) {
+			a.Wrong++
+		}
+		rest(ctx)
+	}
+}
+
+// restTime is between two operations of a stream: all that it measures is longer,
+// and a machine on which all streams run at once has something else to do, too.
+const restTime = 5 * time.Millisecond
+
+func rest(ctx context.Context) {
+	select {
+	case <-time.After(restTime):
+	case <-ctx.Done():
+	}
+}
+
+func step(m *Moments, op, path string, i int, b []byte, f func([]byte, int64) (int, error)) (n int, err error) {
+	err = m.do(op, path, func() error {
+		if n, err = f(b, int64(i)*RecordBytes); err == nil && n < len(b) {
+			err = fmt.Errorf("%d of %d bytes", n, len(b))
+		}
+		return err
+	})
+	return n, err
+}
+
+func pause(ctx context.Context) {
+	select {
+	case <-time.After(retryPause):
+	case <-ctx.Done():
+	}
+}
+
+// openSynced opens a file of the kernel's whose writes and reads go to the server
+// each: synchronous, and past the cache if it has a way.
+func openSynced(path string, direct bool) func() (file, error) {
+	flags := os.O_RDWR | os.O_CREATE | os.O_SYNC
+	if direct {
+		flags |= unix.O_DIRECT
+	}
+	return func() (file, error) { return os.OpenFile(path, flags, 0o644) }
+}
+
+// check reads what should be there and returns how many bytes are not. size is
+// what the file has.
+func (a *Appended) check(read func(at int64, n int) ([]byte, error), size int64) (lost int64, err error) {
+	want := make([]byte, RecordBytes)
+	const many = 32
+	for i := 0; i < a.Records; i += many {
+		n := min(many, a.Records-i) * RecordBytes
+		var got []byte
+		if at := int64(i) * RecordBytes; at < size {
+			if got, err = read(at, n); err != nil {
+				return lost, err
+			}
+		}
+		for ; n > 0; n -= RecordBytes {
+			record(want, a.Seed, i+(min(many, a.Records-i)*RecordBytes-n)/RecordBytes)
+			part := got[:min(len(got), RecordBytes)]
+			got = got[len(part):]
+			if !bytes.Equal(part, want) {
+				lost += RecordBytes
+			}
+		}
+	}
+	return lost, nil
+}
