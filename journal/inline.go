@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 
 	"understudy/addr"
@@ -76,6 +77,12 @@ func (f *finisher) mendPiece(i *pagecache.Inode, p pagecache.Piece, places []pag
 	}
 	return mended, nil
 }
+
+// ErrHalfDone says that operations had not returned, on a file system with inline
+// data. One that grows out of its inode, a directory above all, is for a while in
+// neither place (fs/ext4/inline.c, ext4_convert_inline_data_nolock): no check can tell
+// what was in it, and an ordinary recovery has all of it.
+var ErrHalfDone = errors.New("operations had not returned, and with inline data what they had half done cannot be told from what was done")
 
 // hasInlineData reports whether files may lie in their inodes.
 func hasInlineData(fs *ext4.FS) bool { return fs.Super.Incompat&ext4.IncompatInlineData != 0 }
