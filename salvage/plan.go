@@ -319,6 +319,15 @@ func (p *Plan) stageRun(run *Run) {
 	run.segments = p.segments[first:len(p.segments):len(p.segments)]
 }
 
+// GiveUp empties the plan, and returns what was in it. Unsaved data belongs to
+// metadata that the journal had not committed: without that, a file would get a part
+// of what it was to be.
+func (p *Plan) GiveUp() []File {
+	files := p.Files
+	p.Files, p.staged, p.segments = nil, 0, nil
+	return files
+}
+
 // Settle takes files out of the plan, by number: everything of them is on the disk
 // already. It must come before Gather.
 func (p *Plan) Settle(files map[addr.Ino]struct{}) {

@@ -72,7 +72,8 @@ type Salvager interface {
 type Remains interface {
 	// Finish writes to the image what must be there before anything mounts it:
 	// the dead kernel's last commit. If it fails, the file system is what an
-	// ordinary crash leaves, or has all of the commit in its log.
+	// ordinary crash leaves, or has all of the commit in its log; nothing else is
+	// written then, since a file would get a part of what it was to be.
 	Finish(image Image) (Commit, error)
 	// Gather puts the unsaved bytes into staging and says whose they are.
 	Gather(staging []byte) (Gathered, error)
@@ -294,6 +295,7 @@ func (r *run) examine(disk string) (Remains, Commit) {
 	}
 	if err != nil {
 		r.refuse("last commit of disk "+disk, 1, err)
+		return nil, commit
 	}
 	return remains, commit
 }

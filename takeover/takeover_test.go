@@ -180,7 +180,8 @@ func TestRefusedSalvage(t *testing.T) {
 	}
 }
 
-// TestRefusedCommit: without the last commit, the rest is brought over.
+// TestRefusedCommit: without the last commit, nothing is brought over: a file would
+// get a part of what it was to be.
 func TestRefusedCommit(t *testing.T) {
 	m := newStand()
 	wrong := errors.New("the log does not fit")
@@ -188,7 +189,7 @@ func TestRefusedCommit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Refused) != 1 || r.Refused[0].What != "last commit of disk data" || m.plan == nil {
+	if len(r.Refused) != 1 || r.Refused[0].What != "last commit of disk data" || m.plan != nil || m.calls[len(m.calls)-1] != "go live" {
 		t.Errorf("refused %v, calls %v", r.Refused, m.calls)
 	}
 }

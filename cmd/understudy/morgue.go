@@ -108,8 +108,11 @@ func (r *remains) Finish(image takeover.Image) (takeover.Commit, error) {
 	c := commitReport(r.rescue, did)
 	if err == nil {
 		r.plan.Settle(did.Settled)
+		return c, nil
 	}
-	return c, err
+	lost := r.plan.Report()
+	r.plan.GiveUp()
+	return c, fmt.Errorf("%w; %d files with %d unsaved bytes are as a crash leaves them", err, lost.Files, lost.Bytes)
 }
 
 func (r *remains) Gather(staging []byte) (takeover.Gathered, error) {

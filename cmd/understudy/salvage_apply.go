@@ -151,10 +151,16 @@ func (a *application) planCommit(plan *salvage.Plan) (commit *lastCommit, err er
 		if commit, refused, err = a.finishCommit(a.target); err != nil {
 			return err
 		}
-		plan.Settle(commit.did.Settled)
 		a.report.Commit = &commit.report
-		if refused != nil {
-			a.report.refuse(appliedRefusal{Reason: "the last commit: " + refused.Error()})
+		if refused == nil {
+			plan.Settle(commit.did.Settled)
+			return nil
+		}
+		a.report.refuse(appliedRefusal{Reason: "the last commit: " + refused.Error()})
+		for _, f := range plan.GiveUp() {
+			why := appliedRefusal{Inode: uint64(f.Ino), Reason: "it is as a crash leaves it, without the last commit"}
+			why.Path, why.PathBase64 = inventory.Text(f.Path)
+			a.report.refuse(why)
 		}
 		return nil
 	})
