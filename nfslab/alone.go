@@ -22,6 +22,7 @@ func (l *Lab) bootAlone(ctx context.Context) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
+	l.aloneDir = dir
 	p, disk, nic, nfs := l.Pair.Partitions[0], l.Pair.Disks[0], l.Pair.NICs[0], l.Pair.NFS
 	role, err := agent.RoleParameter(link.Config{
 		Partition: p.Name,

@@ -79,9 +79,11 @@ type Lab struct {
 	Client *supervisor.Appliance
 	Alone  *supervisor.Appliance // instead of Super, if Options.Reboots
 
-	o       Options
-	dir     string
-	machine pair.Machine
+	o   Options
+	dir string
+	// aloneDir is the run directory, which a pair's supervisor would make and remove.
+	aloneDir string
+	machine  pair.Machine
 }
 
 // New sets a lab up. On an error nothing is left behind.
@@ -284,7 +286,10 @@ func (l *Lab) Close() error {
 		errs = append(errs, l.Super.Close())
 	}
 	if l.Alone != nil {
-		errs = append(errs, l.Alone.Close(), os.RemoveAll(l.o.RunDir(l.Pair.Name)))
+		errs = append(errs, l.Alone.Close())
+	}
+	if l.aloneDir != "" {
+		errs = append(errs, os.RemoveAll(l.aloneDir))
 	}
 	if l.Net != nil {
 		errs = append(errs, l.Net.Close())
