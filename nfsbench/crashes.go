@@ -47,7 +47,8 @@ direct=1
 fsync=16
 `
 
-const programLimit = 5 * time.Minute
+// programLimit is for programs, crash and verification: long, for a busy machine.
+const programLimit = 20 * time.Minute
 
 // crashRun is one under way.
 type crashRun struct {
@@ -55,12 +56,18 @@ type crashRun struct {
 	report   *CrashReport
 	tree     *Tree
 	versions [2]string // of fio's mount, and of the unpacker's
+	out      io.Writer
+	began    time.Time
+}
+
+func (c *crashRun) say(what string) {
+	fmt.Fprintf(c.out, "%5.1f s  %s\n", time.Since(c.began).Seconds(), what)
 }
 
 // Crashes has a kernel client run fio --verify by one version of NFS and unpack a
 // tree by another, crashes the server while both are at it, and wants no error of
 // either, and all content right after the mounts were made anew.
-func Crashes(ctx context.Context, o nfslab.Options, tree *Tree, runs int, seed uint64, out io.Writer) ([]*CrashReport, error) {
+func Crashes(ctx context.Context, o Options, tree *Tree, runs int, seed uint64, out io.Writer) ([]*CrashReport, error) {
 	reports := []*CrashReport{}
 	held := true
 	for i := range runs {
@@ -87,14 +94,16 @@ func (r *CrashReport) line() string {
 		r.Seed, r.FioOn, r.UntarOn, r.Unpacked, r.Files, r.TookMS, held)
 }
 
-func crashOnce(ctx context.Context, o nfslab.Options, tree *Tree, seed uint64) (_ *CrashReport, err error) {
-	c := &crashRun{tree: tree, versions: [2]string{"4.2", "3"}}
+func crashOnce(ctx context.Context, o Options, tree *Tree, seed uint64) (_ *CrashReport, err error) {
+	c := &crashRun{tree: tree, versions: [2]string{"4.2", "3"}, out: o.Say, began: time.Now()}
 	if seed%2 == 1 {
 		c.versions = [2]string{"3", "4.2"}
 	}
 	c.report = &CrashReport{Seed: seed, FioOn: c.versions[0], UntarOn: c.versions[1], Files: tree.Files, Failures: []string{}}
-	o.Append = keepDirty
-	if c.Lab, err = boot(ctx, o); err != nil {
+	lab := o.Lab
+	lab.Append = keepDirty
+	c.say("boot")
+	if c.Lab, err = boot(ctx, lab); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, c.Lab.Close()) }()
@@ -147,15 +156,18 @@ func (c *crashRun) work(ctx context.Context, seed uint64) error {
 			return nil
 		})
 	}
+	c.say("run fio and tar")
 	program("fio", "exec fio --output=/fio.out /fio.job")
 	program("untar", "exec busybox tar xvf "+tarPath+" -C "+c.place(1)+" > /tar.out 2>&1")
 	at := c.tree.Files/10 + rand.New(rand.NewPCG(seed, 0)).IntN(c.tree.Files*6/10)
 	if err := c.unpacked(ctx, at, ended); err != nil {
 		return err
 	}
+	c.say("crash")
 	if err := c.takeOver(ctx); err != nil {
 		return err
 	}
+	c.say("wait for both programs")
 	if len(ended) > 0 {
 		c.report.Failures = append(c.report.Failures, <-ended+" had ended before the server was back")
 	}
@@ -209,6 +221,7 @@ func (c *crashRun) takeOver(ctx context.Context) error {
 // verify mounts anew, so that nothing of it is in the client's cache, and has fio
 // and sha256sum look at everything.
 func (c *crashRun) verify(ctx context.Context) error {
+	c.say("mount anew")
 	for _, v := range c.versions {
 		if err := c.Client.Call(ctx, nfslab.VerbUnmount, nfslab.MountRequest{Target: mounts[v]}, nil); err != nil {
 			return err
@@ -217,6 +230,7 @@ func (c *crashRun) verify(ctx context.Context) error {
 	if err := c.mountBoth(ctx); err != nil {
 		return err
 	}
+	c.say("verify")
 	for name, text := range map[string]string{
 		"fio's verification": "exec fio --output=/fio.out --verify_only /fio.job",
 		"check of the tree":  fmt.Sprintf("cd %s && ! busybox sha256sum -c %s 2>&1 | busybox grep -v ': OK$'", c.place(1), sumsPath),

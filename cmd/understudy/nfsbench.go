@@ -62,6 +62,7 @@ func nfsCrashesCommand() *cobra.Command {
 		runs     int
 		seed     uint64
 		top, out string
+		verbose  bool
 	)
 	cmd := &cobra.Command{
 		Use:    "nfs-crashes",
@@ -76,6 +77,10 @@ func nfsCrashesCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			o.Say = io.Discard
+			if verbose {
+				o.Say = cmd.ErrOrStderr()
+			}
 			tree, err := nfsbench.PackTree(top)
 			if err != nil {
 				return err
@@ -84,7 +89,7 @@ func nfsCrashesCommand() *cobra.Command {
 			if err := addToClient(&o.Lab, tree); err != nil {
 				return err
 			}
-			reports, err := nfsbench.Crashes(cmd.Context(), o.Lab, tree, runs, seed, cmd.OutOrStdout())
+			reports, err := nfsbench.Crashes(cmd.Context(), o, tree, runs, seed, cmd.OutOrStdout())
 			return errors.Join(err, writeReport(filepath.Join(out, "nfs-crashes.json"), reports))
 		},
 	}
@@ -93,6 +98,7 @@ func nfsCrashesCommand() *cobra.Command {
 	f.Uint64Var(&seed, "seed", 0, "seed of when it crashes and what fio writes (default: random)")
 	f.StringVar(&top, "tree", ".", "directory whose files are unpacked")
 	f.StringVar(&out, "out", "out", "directory for nfs-crashes.json")
+	f.BoolVarP(&verbose, "verbose", "v", false, "tell what happens")
 	return cmd
 }
 

@@ -89,7 +89,7 @@ func TestNFSCrashes(t *testing.T) {
 	if err := addToClient(&o, tree); err != nil {
 		t.Fatal(err)
 	}
-	reports, err := nfsbench.Crashes(t.Context(), o, tree, 1, 1, t.Output())
+	reports, err := nfsbench.Crashes(t.Context(), nfsbench.Options{Lab: o, Say: t.Output()}, tree, 1, 1, t.Output())
 	if err != nil {
 		t.Error(err)
 	}
