@@ -20,7 +20,7 @@ check:
 # One package at a time: tests that boot guests measure time, and would disturb
 # each other. Never from the test cache: they run bin/understudy.
 test: setup build check
-	$(GO) test -p 1 -count 1 -timeout 20m ./...
+	$(GO) test -p 1 -count 1 -timeout 40m ./...
 
 demo: setup build
 	bin/understudy demo
