@@ -20,7 +20,9 @@ func readMachine(root fs.FS) (Machine, error) {
 	if err != nil {
 		return Machine{}, err
 	}
-	allowed, err := readCPUs(root, "proc/self/status", "Cpus_allowed_list:")
+	// Of this thread: another one, even the first, may be kept on the CPUs of what it
+	// starts (package partition).
+	allowed, err := readCPUs(root, "proc/thread-self/status", "Cpus_allowed_list:")
 	if err != nil {
 		return Machine{}, err
 	}

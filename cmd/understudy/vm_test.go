@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,9 +39,11 @@ func vm(t *testing.T) {
 		t.Skip(err)
 	}
 	t.Setenv("UNDERSTUDY_RUN", t.TempDir())
-	links := hostLinks(t)
+	links, before := hostLinks(t), leftovers(t)
 	t.Cleanup(func() {
-		if left := leftovers(t); len(left) > 0 {
+		// What somebody else left in the cache is not this test's.
+		left := slices.DeleteFunc(leftovers(t), func(l string) bool { return slices.Contains(before, l) })
+		if len(left) > 0 {
 			t.Errorf("left behind: %s", strings.Join(left, ", "))
 		}
 		if now := hostLinks(t); now != links {
