@@ -63,7 +63,7 @@ func TestReadMachine(t *testing.T) {
 	file := func(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s)} }
 	base := fstest.MapFS{
 		"sys/devices/system/cpu/online": file("0-3\n"),
-		"proc/thread-self/status":              file("Name:\tx\nCpus_allowed:\td\nCpus_allowed_list:\t0,2-3\n"),
+		"proc/thread-self/status":       file("Name:\tx\nCpus_allowed:\td\nCpus_allowed_list:\t0,2-3\n"),
 		"proc/meminfo":                  file("MemTotal: 9000000 kB\nMemAvailable:    2097152 kB\n"),
 	}
 	tests := []struct {
