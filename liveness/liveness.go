@@ -39,15 +39,19 @@ func (v Verdict) String() string { return fmt.Sprintf("%s: %s", v.Cause, v.Detai
 type Observation struct {
 	At      time.Time
 	Counter uint64
-	// Effort is what its process did meanwhile. It need be known only when the
-	// counter stands still; without it no silence counts.
-	Effort *Effort
+	// Effort is what its process did until then. It need be known only when the
+	// counter stands still; without it, which is nil, no silence counts.
+	Effort Effort
 }
 
-// Effort tells a process that does not want to run from one that may not.
-type Effort struct {
-	Ran     time.Duration // on CPUs, by all its threads, since it began
-	Waiting bool          // a thread of it is ready to run, just now
+// Effort tells a process that does not want to run from one that may not: its
+// threads, by number.
+type Effort map[int]Thread
+
+// Thread is what a thread did.
+type Thread struct {
+	Ran   time.Duration // on a CPU, since it began
+	Ready bool          // to run, or running, just now
 }
 
 // Silencer watches a heartbeat. The zero value is not usable: see NewSilencer.
@@ -69,9 +73,10 @@ func NewSilencer(period, limit time.Duration) *Silencer {
 // still for the limit. It does not hold against the partition time that
 // others took: of the time between two observations no more counts than two
 // periods, since a watcher that was late itself may have slept through beats,
-// as the partition may have; and if a thread of the partition waits for a CPU,
-// only the time counts in which the partition ran. A partition that has not
-// begun to beat is not judged.
+// as the partition may have; and if threads of the partition are ready to run, no
+// more counts than each of them ran: another may wait for what a starved one holds,
+// and the one that beats may be any of them. A partition that has not begun to beat
+// is not judged.
 func (s *Silencer) Observe(o Observation) (Verdict, bool) {
 	prev := s.last
 	s.last = o
@@ -100,8 +105,10 @@ func (s *Silencer) silent(prev, o Observation) time.Duration {
 		return 0
 	}
 	gap := min(o.At.Sub(prev.At), 2*s.period)
-	if o.Effort.Waiting {
-		gap = min(gap, max(o.Effort.Ran-prev.Effort.Ran, 0))
+	for id, t := range o.Effort {
+		if t.Ready {
+			gap = min(gap, max(t.Ran-prev.Effort[id].Ran, 0))
+		}
 	}
 	return gap
 }

@@ -50,23 +50,30 @@ func TestSilence(t *testing.T) {
 func TestStarvationIsNoSilence(t *testing.T) {
 	starved := []look{beat(0, 1)}
 	for i := 1; i <= 100; i++ {
-		starved = append(starved, look{time.Duration(i) * 20 * ms, 1, Effort{Waiting: true}})
+		starved = append(starved, look{time.Duration(i) * 20 * ms, 1, Effort{7: {Ready: true}}})
 	}
 	checkVerdict(t, starved, 0)
 
 	half := starved // then it gets half of its time
 	for i := 1; i <= 100; i++ {
 		at := time.Duration(i) * 20 * ms
-		half = append(half, look{2*time.Second + at, 1, Effort{Ran: at / 2, Waiting: true}})
+		half = append(half, look{2*time.Second + at, 1, Effort{7: {at / 2, true}}})
 	}
 	checkVerdict(t, half, 2600*ms)
 
 	spinning := []look{beat(0, 1)} // all CPUs in a loop of the dead kernel
 	for i := 1; i <= 100; i++ {
 		at := time.Duration(i) * 20 * ms
-		spinning = append(spinning, look{at, 1, Effort{Ran: 2 * at, Waiting: true}})
+		spinning = append(spinning, look{at, 1, Effort{7: {at, true}, 8: {at, true}}})
 	}
 	checkVerdict(t, spinning, 300*ms)
+
+	held := []look{beat(0, 1)} // one spins for what another one holds, which may not run
+	for i := 1; i <= 100; i++ {
+		at := time.Duration(i) * 20 * ms
+		held = append(held, look{at, 1, Effort{7: {at, true}, 8: {0, true}, 9: {at, false}}})
+	}
+	checkVerdict(t, held, 0)
 }
 
 // TestUnknownEffortIsNoSilence: without it only a beat tells anything.
@@ -91,7 +98,10 @@ func checkVerdict(t *testing.T, looks []look, dead time.Duration) {
 	s := NewSilencer(20*ms, 300*ms)
 	start := time.Unix(1000, 0)
 	for _, l := range looks {
-		v, ok := s.Observe(Observation{At: start.Add(l.at), Counter: l.counter, Effort: &l.effort})
+		if l.effort == nil {
+			l.effort = Effort{}
+		}
+		v, ok := s.Observe(Observation{At: start.Add(l.at), Counter: l.counter, Effort: l.effort})
 		if !ok {
 			continue
 		}

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy/liveness"
 	"understudy/qmp"
 )
 
@@ -148,44 +149,48 @@ func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill() // it may have ended
 }
 
-// Effort is how long the partition's threads, all together, have been on a CPU
-// since they began, and whether one of them is ready to run just now.
-func (p *Process) Effort() (ran time.Duration, waiting bool, err error) {
+// Effort is what the partition's threads have done since they began.
+func (p *Process) Effort() (liveness.Effort, error) {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", p.PID()))
 	if err != nil {
-		return 0, false, err
+		return nil, err
 	}
+	effort := make(liveness.Effort, len(tasks))
 	for _, t := range tasks {
-		on, ready, err := taskEffort(t)
-		if errors.Is(err, os.ErrNotExist) {
+		id, err := strconv.Atoi(filepath.Base(t))
+		if err != nil {
+			return nil, err
+		}
+		thread, err := taskEffort(t)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
 			continue // a thread of QEMU's pool ended
 		}
 		if err != nil {
-			return 0, false, err
+			return nil, err
 		}
-		ran += on
-		waiting = waiting || ready
+		effort[id] = thread
 	}
-	return ran, waiting, nil
+	return effort, nil
 }
 
 // taskEffort reads one thread's state, which stands behind its name in
 // parentheses, R for running or ready (proc(5), stat), and its time on a CPU,
 // in ns (Documentation/scheduler/sched-stats.rst).
-func taskEffort(dir string) (ran time.Duration, ready bool, err error) {
+func taskEffort(dir string) (t liveness.Thread, err error) {
 	stat, err := os.ReadFile(dir + "/stat")
 	if err != nil {
-		return 0, false, err
+		return t, err
 	}
 	schedstat, err := os.ReadFile(dir + "/schedstat")
 	if err != nil {
-		return 0, false, err
+		return t, err
 	}
 	state := stat[bytes.LastIndexByte(stat, ')')+1:]
-	if _, err := fmt.Sscan(string(schedstat), (*int64)(&ran)); err != nil || len(state) < 2 {
-		return 0, false, fmt.Errorf("read state of thread %s: %q, %q", filepath.Base(dir), stat, schedstat)
+	if _, err := fmt.Sscan(string(schedstat), (*int64)(&t.Ran)); err != nil || len(state) < 2 {
+		return t, fmt.Errorf("read state of thread %s: %q, %q", filepath.Base(dir), stat, schedstat)
 	}
-	return ran, state[1] == 'R', nil
+	t.Ready = state[1] == 'R'
+	return t, nil
 }
 
 // Spread lets the partition's threads run on these CPUs too: a dead side's

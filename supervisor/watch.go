@@ -80,9 +80,7 @@ func (sd *side) look(silencer *liveness.Silencer) (liveness.Verdict, bool) {
 		sd.counted, sd.beaten = o.Counter, o.At
 		return silencer.Observe(o)
 	}
-	ran, waiting, err := sd.process.Effort()
-	if err == nil { // otherwise the process is ending: that is seen elsewhere
-		o.Effort = &liveness.Effort{Ran: ran, Waiting: waiting}
-	}
+	// An error means that the process is ending: that is seen elsewhere.
+	o.Effort, _ = sd.process.Effort()
 	return silencer.Observe(o)
 }
