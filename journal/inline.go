@@ -2,11 +2,14 @@ package journal
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 
 	"understudy/addr"
 	"understudy/ext4"
+	"understudy/jbd2"
 	"understudy/pagecache"
 )
 
@@ -78,11 +81,148 @@ func (f *finisher) mendPiece(i *pagecache.Inode, p pagecache.Piece, places []pag
 	return mended, nil
 }
 
-// ErrHalfDone says that operations had not returned, on a file system with inline
-// data. One that grows out of its inode, a directory above all, is for a while in
-// neither place (fs/ext4/inline.c, ext4_convert_inline_data_nolock): no check can tell
-// what was in it, and an ordinary recovery has all of it.
-var ErrHalfDone = errors.New("operations had not returned, and with inline data what they had half done cannot be told from what was done")
+// ErrHalfDone says that what a file had in its inode is in neither of its two places.
+// One that grows out of its inode loses it there first (fs/ext4/inline.c,
+// ext4_convert_inline_data_nolock, ext4_convert_inline_data_to_extent): between the
+// two no check can tell what it was, and an ordinary recovery has all of it.
+var ErrHalfDone = errors.New("what it had in its inode is in neither place: an operation on it had not returned")
 
 // hasInlineData reports whether files may lie in their inodes.
 func hasInlineData(fs *ext4.FS) bool { return fs.Super.Incompat&ext4.IncompatInlineData != 0 }
+
+// outgrown wants no file to be between its inode and a block of its own, where the
+// transaction would leave it. Whoever moved it holds it, so that it is in memory. It
+// rather refuses a file that may as well be as it should: a short one all of whose
+// content is a hole, say.
+func (f *finisher) outgrown(t *jbd2.Transaction) error {
+	before := jbd2.NewRecording(f.disk)
+	log, err := jbd2.Open(before)
+	if err != nil {
+		return err
+	}
+	if _, err := log.Replay(); err != nil {
+		return err
+	}
+	after := jbd2.NewRecording(before)
+	m := move{
+		before: log.FS.On(before), after: log.FS.On(after), logged: make(map[addr.Block]struct{}),
+		unsaved: func(i *pagecache.Inode) bool { return starts(f.cache.Unsaved(f.super, i)) },
+		held:    func(i *pagecache.Inode) bool { return starts(f.cache.Held(f.super, i)) },
+	}
+	for _, b := range t.Blocks {
+		m.logged[b.Home] = struct{}{}
+		if _, err := after.WriteAt(b.Data, int64(b.Home)*int64(f.super.BlockSize)); err != nil {
+			return err
+		}
+	}
+	for i, err := range f.cache.Inodes(f.super) {
+		if err != nil || i.Deleted() || i.New || i.Ino < firstInode && i.Ino != rootInode {
+			continue // who plans the files says so
+		}
+		if err := m.check(i); err != nil {
+			return fmt.Errorf("inode %d: %w", i.Ino, err)
+		}
+	}
+	return nil
+}
+
+// rootInode is the directory at the top (EXT4_ROOT_INO).
+const rootInode = 2
+
+// move looks for files that were on their way out of their inodes.
+type move struct {
+	before, after *ext4.FS // without and with the transaction
+	logged        map[addr.Block]struct{}
+	// unsaved and held say whether memory has the beginning of a file: to be written,
+	// or at all.
+	unsaved, held func(*pagecache.Inode) bool
+}
+
+func (m *move) check(i *pagecache.Inode) error {
+	group, block, _, err := m.after.Super.InodePlace(i.Ino)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+	}
+	g, err := m.after.Group(group)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+	}
+	if _, there := m.logged[g.InodeTable+addr.Block(block)]; !there {
+		return nil
+	}
+	now, err := m.after.Inode(i.Ino)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+	}
+	if now.Flags&ext4.InodeInlineData != 0 || now.Size == 0 {
+		return nil
+	}
+	switch {
+	case now.IsDir():
+		return m.directory(now)
+	case now.IsRegular() && now.Size < uint64(m.after.Super.InodeSize):
+		return m.short(i, now)
+	}
+	return nil
+}
+
+// directory wants the first block to be this directory's. The checksum of one that is
+// on the disk tells that from one that had the number before (fs/ext4/namei.c,
+// ext4_dirblock_csum_verify); one in the transaction is there, and may be changing.
+func (m *move) directory(now *ext4.Inode) error {
+	run, err := m.after.Map(now, 0)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+	}
+	b, err := m.after.Block(run.Physical)
+	if err != nil {
+		return err
+	}
+	if addr.Ino(binary.LittleEndian.Uint32(b)) != now.Number || b[6] != 1 || b[8] != '.' {
+		return fmt.Errorf("%w: its first block is no directory's", ErrHalfDone)
+	}
+	sum := len(b) - 4
+	if _, there := m.logged[run.Physical]; !there && m.after.Super.Checksummed() && now.Flags&ext4.InodeIndex == 0 &&
+		binary.LittleEndian.Uint32(b[sum:]) != ext4.CRC32C(now.Seed, b[:sum-8]) {
+		return fmt.Errorf("%w: its first block has another checksum", ErrHalfDone)
+	}
+	return nil
+}
+
+// short is for a file that is short enough to have been in its inode.
+func (m *move) short(i *pagecache.Inode, now *ext4.Inode) error {
+	if m.unsaved(i) {
+		return nil // the page goes to the file when it is there
+	}
+	run, err := m.after.Map(now, 0)
+	if err != nil && !errors.Is(err, ext4.ErrHole) {
+		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+	}
+	hole := err != nil
+	if was, err := m.before.Inode(i.Ino); err == nil && was.Generation == now.Generation {
+		old, err := m.before.Map(was, 0)
+		if hole && errors.Is(err, ext4.ErrHole) || !hole && err == nil && old.Physical == run.Physical {
+			return nil
+		}
+	}
+	if hole || run.Unwritten {
+		return fmt.Errorf("%w: it has no block", ErrHalfDone)
+	}
+	if _, there := m.logged[run.Physical]; there {
+		return nil
+	}
+	if !i.Writing && m.held(i) {
+		return nil // mend sees to it
+	}
+	return fmt.Errorf("%w: nobody knows what its block has", ErrHalfDone)
+}
+
+// starts reports whether the beginning of a file is among pieces of it.
+func starts(pieces iter.Seq2[pagecache.Piece, error]) bool {
+	for p, err := range pieces {
+		if err == nil && p.Off == 0 {
+			return true
+		}
+	}
+	return false
+}

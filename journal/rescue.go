@@ -191,8 +191,10 @@ func (f *finisher) journal() error {
 	if err != nil {
 		return err
 	}
-	if n := f.Journal.Updates(); n > 0 && t != nil && hasInlineData(log.FS) {
-		return fmt.Errorf("%w: %d of them", ErrHalfDone, n)
+	if f.Journal.Updates() > 0 && t != nil && hasInlineData(log.FS) {
+		if err := f.step("inline data", func() error { return f.outgrown(t) }); err != nil {
+			return err
+		}
 	}
 	if err := f.step("blocks", func() error { return f.write(logged(scan, t)) }); err != nil {
 		return err
