@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,6 +50,13 @@ type chosen struct {
 	found  []located
 	// faults are file systems that could not be read.
 	faults error
+}
+
+// hurry has garbage collected later, for a verb that is at work for a moment and then
+// ends: with 20,000 files that is an eighth of its time. Above 4 GiB it goes on as usual.
+func hurry() {
+	debug.SetGCPercent(800)
+	debug.SetMemoryLimit(min(4<<30, debug.SetMemoryLimit(-1)))
 }
 
 // located is what was found in one file system.

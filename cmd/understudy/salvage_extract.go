@@ -51,6 +51,7 @@ func (x *extraction) run(cmd *cobra.Command, image string) (err error) {
 	if x.archive == "-" && x.json {
 		return errors.New("extract to standard output: --json needs it, too: the manifest is in the archive")
 	}
+	hurry()
 	c, err := x.open(image, true)
 	if err != nil {
 		return err

@@ -29,6 +29,7 @@ func listCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			hurry()
 			c, err := s.open(args[0], false)
 			if err != nil {
 				return err
