@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -187,18 +188,25 @@ func (a *Agent) crash(_ context.Context, r link.CrashRequest) (none, error) {
 	return none{}, errors.New("the kernel survived sysrq c")
 }
 
+// panicDrivers are the drivers of pvpanic's two devices (drivers/misc/pvpanic).
+var panicDrivers = []string{"/sys/bus/pci/drivers/pvpanic-pci", "/sys/bus/acpi/drivers/pvpanic"}
+
 func unbindPanicDevice() error {
-	const driver = "/sys/bus/pci/drivers/pvpanic-pci"
-	entries, err := os.ReadDir(driver)
-	if err != nil {
-		return fmt.Errorf("find pvpanic: %w", err)
-	}
-	for _, e := range entries {
-		if strings.Count(e.Name(), ":") != 2 {
-			continue
+	var devices []string
+	for _, driver := range panicDrivers {
+		found, err := filepath.Glob(driver + "/*:*")
+		if err != nil {
+			return err
 		}
-		if err := os.WriteFile(driver+"/unbind", []byte(e.Name()), 0); err != nil {
-			return fmt.Errorf("unbind pvpanic %s: %w", e.Name(), err)
+		devices = append(devices, found...)
+	}
+	if len(devices) == 0 {
+		return errors.New("find pvpanic: no driver has the device")
+	}
+	for _, d := range devices {
+		driver, device := filepath.Split(d)
+		if err := os.WriteFile(driver+"unbind", []byte(device), 0); err != nil {
+			return fmt.Errorf("unbind pvpanic %s: %w", device, err)
 		}
 	}
 	return nil

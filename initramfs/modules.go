@@ -30,7 +30,9 @@ type moduleTree struct {
 // ModuleOrder returns the paths of the module files that names need, each
 // after its dependencies and without repetition. Built-in modules need no
 // file. dir is an unpacked lib/modules/RELEASE; it need not have been through
-// depmod. A name may be spelled with - or _ and names a module, not an alias.
+// depmod. A name may be spelled with - or _ and names a module, not an alias; of
+// names with | between them, it is the first one that there is, and with none behind
+// the last | there need not be any.
 func ModuleOrder(dir string, names []string) ([]string, error) {
 	if len(names) == 0 {
 		return nil, nil
@@ -42,11 +44,27 @@ func ModuleOrder(dir string, names []string) ([]string, error) {
 	var order []string
 	state := make(map[string]int)
 	for _, name := range names {
-		if order, err = tree.visit(order, state, moduleName(name), ""); err != nil {
+		chosen := tree.first(name)
+		if chosen == "" {
+			continue
+		}
+		if order, err = tree.visit(order, state, chosen, ""); err != nil {
 			return nil, err
 		}
 	}
 	return order, nil
+}
+
+// first returns the first of some alternatives that there is; if there is none, that
+// which is asked for, or nothing where that is allowed.
+func (t *moduleTree) first(names string) string {
+	all := strings.Split(names, "|")
+	for _, n := range all {
+		if n = moduleName(n); n == "" || t.builtin[n] || t.files[n] != "" {
+			return n
+		}
+	}
+	return moduleName(all[0])
 }
 
 // The states of a module in visit.

@@ -26,6 +26,9 @@ func TestModuleOrder(t *testing.T) {
 		{[]string{"virtio_net"}, "virtio virtio_ring net-failover virtio_net"},
 		{[]string{"virtio-net", "virtio_net", "virtio"}, "virtio virtio_ring net-failover virtio_net"},
 		{[]string{"net_failover", "virtio_net"}, "net-failover virtio virtio_ring virtio_net"},
+		{[]string{"nothing|virtio|hen"}, "virtio"},
+		{[]string{"nothing|ext4|virtio"}, ""},
+		{[]string{"virtio|", "nothing|", "virtio-net|"}, "virtio virtio_ring net-failover virtio_net"},
 	}
 	for _, tt := range tests {
 		paths, err := ModuleOrder(tree, tt.names)

@@ -118,6 +118,7 @@ func (s *Spec) command() *command {
 	// Not opt: the parameters are one string to QEMU, commas and all.
 	c.arg("-append", s.kernelCommandLine())
 	c.opt("-device", "pvpanic-pci")
+	c.opt("-device", "pvpanic") // kernels before 5.13 have a driver for this one only
 	c.opt("-device", "virtio-serial-pci")
 	c.opt("-chardev", "socket", "id=agent", "path="+s.AgentPath(), "server=on", "wait=off")
 	c.opt("-device", "virtserialport", "chardev=agent", "name=org.understudy.agent")

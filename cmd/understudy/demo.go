@@ -20,6 +20,7 @@ func demoCommand() *cobra.Command {
 		asJSON bool
 		runs   int
 		svg    string
+		kernel string
 	)
 	cmd := &cobra.Command{
 		Use:   "demo",
@@ -32,7 +33,7 @@ func demoCommand() *cobra.Command {
 			if !cmd.Flags().Changed("seed") {
 				o.Seed = rand.Uint64N(1 << 32)
 			}
-			if err := demoPlace(&o); err != nil {
+			if err := demoPlace(&o, kernel); err != nil {
 				return err
 			}
 			o.Say = cmd.OutOrStdout()
@@ -61,6 +62,7 @@ func demoCommand() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
+	f.StringVar(&kernel, "kernel", "", "`DIR` with boot/vmlinuz and lib/modules of the guests' kernel (default: what setup has fetched)")
 	f.StringVar(&o.FS, "fs", "ext4", "file system of the data disk: ext4 or ext3")
 	f.Uint64Var(&o.Seed, "seed", 0, "seed of the files' content (default: random)")
 	f.BoolVar(&o.NoSalvage, "no-salvage", false, "give the unsaved data up, and see what is lost")
@@ -97,13 +99,14 @@ func show(w io.Writer, r interface{ Write(io.Writer) error }, asJSON bool) error
 	return r.Write(w)
 }
 
-// demoPlace fills in where the demo finds what setup has fetched.
-func demoPlace(o *demo.Options) error {
+// demoPlace fills in where the demo finds what setup has fetched, or the kernel in
+// dir.
+func demoPlace(o *demo.Options, dir string) error {
 	cache, err := cacheDir()
 	if err != nil {
 		return err
 	}
-	kernel, modules, err := guestKernel("")
+	kernel, modules, err := guestKernel(dir)
 	if err != nil {
 		return err
 	}

@@ -12,12 +12,14 @@ import (
 	"understudy/initramfs"
 )
 
-// guestModules are what the agent needs of a kernel that has its drivers as
-// modules: Debian's cloud kernels do.
-var guestModules = []string{"virtio_pci", "virtio_console", "virtio_blk", "virtio_net", panicModule}
+// guestModules are what the agent and a pair's disks need of a kernel that has its
+// drivers as modules, as Debian's cloud kernels have, or its file systems too, as
+// the others have. The checksum is asked for by name when a disk is mounted.
+var guestModules = []string{"virtio_pci", "virtio_console", "virtio_blk", "virtio_net", panicModule, "crc32c_generic|crc32c|", "ext4"}
 
-// panicModule drives the device that a dying kernel sends its last message by.
-const panicModule = "pvpanic-pci"
+// panicModule drives the device that a dying kernel sends its last message by: that
+// on PCI since 5.13, until then only the older one, on an ISA port.
+const panicModule = "pvpanic-pci|pvpanic"
 
 // busyboxNames are the commands that busybox is linked as in the guest.
 var busyboxNames = []string{"sh", "httpd", "nc", "ls", "cat", "mount", "umount", "ps", "dmesg", "ip", "sync", "sleep"}

@@ -15,8 +15,8 @@ import (
 )
 
 // newNFSLab boots a pair that serves NFS and its client, with one of the kernels
-// in the cache.
-func newNFSLab(t *testing.T, kernel string) *nfslab.Lab {
+// in the cache, and this lease and grace.
+func newNFSLab(t *testing.T, kernel, lease string) *nfslab.Lab {
 	t.Helper()
 	vm(t)
 	var o nfslab.Options
@@ -28,8 +28,7 @@ func newNFSLab(t *testing.T, kernel string) *nfslab.Lab {
 		t.Skip(err)
 	}
 	o.Log = t.Output()
-	// On a busy machine an outage can be longer than the shortest lease and grace.
-	o.NFS = strings.NewReplacer("lease: 10s", "lease: 60s", "grace: 10s", "grace: 60s").Replace(nfslab.DefaultNFS)
+	o.NFS = strings.NewReplacer("lease: 10s", "lease: "+lease, "grace: 10s", "grace: "+lease).Replace(nfslab.DefaultNFS)
 	l, err := nfslab.New(t.Context(), o)
 	if err != nil {
 		keepConsoles(t)
@@ -62,7 +61,39 @@ func TestNFSThroughCrash(t *testing.T) {
 	// The oldest and the newest keep track of their clients in the same way as the
 	// default; the newest has no other.
 	for _, kernel := range []string{"default", "5.10-cloud", "newest-cloud"} {
-		t.Run(kernel, func(t *testing.T) { throughCrash(t, newNFSLab(t, kernel)) })
+		// On a busy machine an outage can be longer than the shortest lease and grace.
+		t.Run(kernel, func(t *testing.T) { throughCrash(t, newNFSLab(t, kernel, "60s")) })
+	}
+}
+
+// TestNFSOlderVersions is the same for 4.0 and 4.1. A client of 4.0 cannot say that it
+// has reclaimed all, so that new files wait for the end of the grace.
+func TestNFSOlderVersions(t *testing.T) {
+	l := newNFSLab(t, "default", "15s")
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+	defer cancel()
+	targets := map[string]string{"/mnt/v40": "4.0", "/mnt/v41": "4.1"}
+	var locks []nfslab.LockRequest
+	streams := make(map[string]*nfslab.WriteRequest)
+	for target, version := range targets {
+		if err := l.Mount(ctx, target, version); err != nil {
+			t.Fatal(err)
+		}
+		dir := target + "/of" + version
+		if _, err := l.RunClient(ctx, "/bin/busybox", "mkdir", dir); err != nil {
+			t.Fatal(err)
+		}
+		lock := nfslab.LockRequest{Path: target + "/lock" + version}
+		if err := l.Client.Call(ctx, nfslab.VerbLock, lock, nil); err != nil {
+			t.Fatal(err)
+		}
+		locks = append(locks, lock)
+		streams[version] = &nfslab.WriteRequest{Dir: dir, Seed: uint64(len(locks)), Size: 300_000, For: 8 * time.Second}
+	}
+	writeThrough(ctx, t, l, streams, 3*time.Second)
+	checkLocks(ctx, t, l, locks)
+	if err := l.Super.Stop(ctx); err != nil {
+		t.Errorf("planned stop: %v", err)
 	}
 }
 
@@ -93,6 +124,19 @@ func throughCrash(t *testing.T, l *nfslab.Lab) {
 		"3":   {Dir: "/mnt/v3/of3", Seed: 3, Size: 300_000, For: 12 * time.Second},
 		"4.2": {Dir: "/mnt/v4/of4.2", Seed: 4, Size: 300_000, For: 12 * time.Second},
 	}
+	writeThrough(ctx, t, l, streams, 5*time.Second)
+	checkGraceEnded(ctx, t, l)
+	checkLocks(ctx, t, l, locks)
+	// With clients that still have all of it mounted.
+	if err := l.Super.Stop(ctx); err != nil {
+		t.Errorf("planned stop: %v", err)
+	}
+}
+
+// writeThrough has streams of files written, crashes the server a while after they
+// began, and wants all of every file to be there.
+func writeThrough(ctx context.Context, t *testing.T, l *nfslab.Lab, streams map[string]*nfslab.WriteRequest, before time.Duration) {
+	t.Helper()
 	var g errgroup.Group
 	results := make(map[string]*nfslab.WriteResult)
 	for version, s := range streams {
@@ -100,7 +144,7 @@ func throughCrash(t *testing.T, l *nfslab.Lab) {
 		results[version] = r
 		g.Go(func() error { return l.Client.Call(ctx, nfslab.VerbWrite, s, r) })
 	}
-	time.Sleep(5 * time.Second)
+	time.Sleep(before)
 	report := crash(t, l)
 	t.Logf("recovered %d bytes of %d files", report.Bytes, report.Files)
 	if err := g.Wait(); err != nil {
@@ -118,16 +162,16 @@ func throughCrash(t *testing.T, l *nfslab.Lab) {
 			t.Errorf("version %s: %v, %q", version, err, found.Errors)
 		}
 	}
-	checkGraceEnded(ctx, t, l)
+}
+
+// checkLocks wants the locks that clients held to be theirs still, and gives them up.
+func checkLocks(ctx context.Context, t *testing.T, l *nfslab.Lab, locks []nfslab.LockRequest) {
+	t.Helper()
 	for _, lock := range locks {
 		checkLocked(ctx, t, l, nfslab.Export+"/"+filepath.Base(lock.Path))
 		if err := l.Client.Call(ctx, nfslab.VerbUnlock, lock, nil); err != nil {
 			t.Errorf("%s: the lock was lost: %v", lock.Path, err)
 		}
-	}
-	// With clients that still have all of it mounted.
-	if err := l.Super.Stop(ctx); err != nil {
-		t.Errorf("planned stop: %v", err)
 	}
 }
 

@@ -20,7 +20,7 @@ func nfsBenchCommand() *cobra.Command {
 	var (
 		runs, reboots int
 		seed          uint64
-		out           string
+		out, kernel   string
 		verbose       bool
 	)
 	cmd := &cobra.Command{
@@ -32,7 +32,7 @@ func nfsBenchCommand() *cobra.Command {
 			if !cmd.Flags().Changed("seed") {
 				seed = rand.Uint64N(1 << 32)
 			}
-			o, err := nfsBenchPlace()
+			o, err := nfsBenchPlace(kernel)
 			if err != nil {
 				return err
 			}
@@ -52,6 +52,7 @@ func nfsBenchCommand() *cobra.Command {
 	f.IntVar(&reboots, "reboots", 5, "how many times for the row of a reboot")
 	f.Uint64Var(&seed, "seed", 0, "seed of what is written (default: random)")
 	f.StringVar(&out, "out", "out", "directory for nfs.json, and for nfs-runs.json with all of every run")
+	f.StringVar(&kernel, "kernel", "", "`DIR` with boot/vmlinuz and lib/modules of the guests' kernel (default: what setup has fetched)")
 	f.BoolVarP(&verbose, "verbose", "v", false, "tell what happens")
 	return cmd
 }
@@ -59,10 +60,10 @@ func nfsBenchCommand() *cobra.Command {
 // nfsCrashesCommand is for make nfs-crashes.
 func nfsCrashesCommand() *cobra.Command {
 	var (
-		runs     int
-		seed     uint64
-		top, out string
-		verbose  bool
+		runs             int
+		seed             uint64
+		top, out, kernel string
+		verbose          bool
 	)
 	cmd := &cobra.Command{
 		Use:    "nfs-crashes",
@@ -73,7 +74,7 @@ func nfsCrashesCommand() *cobra.Command {
 			if !cmd.Flags().Changed("seed") {
 				seed = rand.Uint64N(1 << 32)
 			}
-			o, err := nfsBenchPlace()
+			o, err := nfsBenchPlace(kernel)
 			if err != nil {
 				return err
 			}
@@ -98,6 +99,7 @@ func nfsCrashesCommand() *cobra.Command {
 	f.Uint64Var(&seed, "seed", 0, "seed of when it crashes and what fio writes (default: random)")
 	f.StringVar(&top, "tree", ".", "directory whose files are unpacked")
 	f.StringVar(&out, "out", "out", "directory for nfs-crashes.json")
+	f.StringVar(&kernel, "kernel", "", "`DIR` with boot/vmlinuz and lib/modules of the guests' kernel (default: what setup has fetched)")
 	f.BoolVarP(&verbose, "verbose", "v", false, "tell what happens")
 	return cmd
 }
@@ -122,12 +124,12 @@ func addToClient(o *nfslab.Options, tree *nfsbench.Tree) error {
 	return nil
 }
 
-func nfsBenchPlace() (o nfsbench.Options, err error) {
+func nfsBenchPlace(kernel string) (o nfsbench.Options, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return o, err
 	}
-	return o, nfsPlace(&o.Lab, self, "")
+	return o, nfsPlace(&o.Lab, self, kernel)
 }
 
 // writeReport puts a report in its place, whole.

@@ -3,7 +3,6 @@ package main
 import (
 	"io"
 	"path/filepath"
-	"slices"
 
 	"understudy/initramfs"
 	"understudy/nfslab"
@@ -27,13 +26,7 @@ func nfsPlace(o *nfslab.Options, program, dir string) error {
 		if err != nil {
 			return err
 		}
-		drivers := guestModules
-		if _, err := initramfs.ModuleOrder(modules, drivers); err != nil {
-			// Linux has the panic device's driver since 5.11; without it, a death is a
-			// silence.
-			drivers = slices.DeleteFunc(slices.Clone(drivers), func(m string) bool { return m == panicModule })
-		}
-		return programImage(program, path, modules, append(wanted, drivers...), append(files, add...))
+		return programImage(program, path, modules, append(wanted, guestModules...), append(files, add...))
 	}
 	o.WorkDir, o.RunDir, o.Open, o.Accel = filepath.Join(cache, "runs"), runDir, openMorgue, chooseAccel
 	o.Log = io.Discard

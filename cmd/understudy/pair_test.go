@@ -23,7 +23,7 @@ func pairFile(t *testing.T, edit ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	var o demo.Options
-	if err := demoPlace(&o); err != nil {
+	if err := demoPlace(&o, ""); err != nil {
 		t.Fatal(err)
 	}
 	image := filepath.Join(dir, "data.img")

@@ -14,12 +14,12 @@ import (
 	"understudy/pair"
 )
 
-// fsModules are what a kernel may have as modules for the file system of a type.
-var fsModules = map[string][]string{"ext2": {"ext4"}, "ext3": {"ext4"}, "ext4": {"ext4"}, "xfs": {"xfs"}, "btrfs": {"btrfs"}}
-
-// checksums are modules that a file system may ask for by name. Which of them exist
-// differs between kernels.
-var checksums = []string{"crc32c_generic", "libcrc32c", "crc32c", "xxhash_generic", "blake2b_generic", "sha256_generic"}
+// fsModules are what a kernel may have as modules for the file system of a type,
+// beside ext4, and what that asks for by name.
+var fsModules = map[string][]string{
+	"xfs":   {"libcrc32c|", "xfs"},
+	"btrfs": {"libcrc32c|", "xxhash_generic|", "blake2b_generic|", "sha256_generic|", "btrfs"},
+}
 
 // mountOptions are with what a guest mounts a file system of a type: a path of
 // btrfs begins at its top, whatever subvolume is the default.
@@ -45,13 +45,7 @@ func (a *application) appliance(ctx context.Context) (offline.Guest, error) {
 			return offline.Guest{}, err
 		}
 	}
-	wanted := slices.Clone(guestModules)
-	for _, name := range checksums {
-		if _, err := initramfs.ModuleOrder(modules, []string{name}); err == nil {
-			wanted = append(wanted, name)
-		}
-	}
-	wanted = append(wanted, fsModules[a.fsys.Super.Type]...)
+	wanted := slices.Concat(guestModules, fsModules[a.fsys.Super.Type])
 	// The claim on the disk makes the directory ours.
 	where := sha256.Sum256([]byte(a.target.Work()))
 	return offline.Guest{

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy/demo"
+	"understudy/internal/fixture"
 )
 
 // binary is the program under test, as `make build` leaves it.
@@ -35,7 +36,7 @@ func vm(t *testing.T) {
 	if _, err := os.Stat(binary); err != nil {
 		t.Skipf("%v: make build makes it", err)
 	}
-	if err := demoPlace(new(demo.Options)); err != nil {
+	if err := demoPlace(new(demo.Options), ""); err != nil {
 		t.Skip(err)
 	}
 	t.Setenv("UNDERSTUDY_RUN", t.TempDir())
@@ -141,6 +142,24 @@ func TestDemo(t *testing.T) {
 			}
 			if r.OutageMS == nil || *r.OutageMS <= 0 {
 				t.Errorf("no outage measured: %v", r.OutageMS)
+			}
+			if !strings.HasPrefix(r.Verdict, "dying message") {
+				t.Errorf("verdict %q", r.Verdict)
+			}
+		})
+	}
+}
+
+// TestDemoKernels: a takeover from and by other kernels than the default, and those
+// that have ext4 as a module, or the older panic device only.
+func TestDemoKernels(t *testing.T) {
+	for _, name := range []string{"5.10-generic", "6.12-cloud", "newest-generic"} {
+		t.Run(name, func(t *testing.T) {
+			vm(t)
+			r := runDemo(t, "--contrast=false", "--kernel", fixture.NeedKernel(t, name))
+			if r.BytesWrong != 0 || r.FilesMissing != 0 || r.FilesCompared < 200 || r.Refused != 0 || r.BytesRecovered < 96<<20 {
+				t.Errorf("%d bytes wrong, %d files missing of %d, %d refused, %d bytes recovered",
+					r.BytesWrong, r.FilesMissing, r.FilesCompared, r.Refused, r.BytesRecovered)
 			}
 			if !strings.HasPrefix(r.Verdict, "dying message") {
 				t.Errorf("verdict %q", r.Verdict)

@@ -52,7 +52,7 @@ func TestServicesDocument(t *testing.T) {
 func webPair(t *testing.T, static []byte, edit ...string) *netlab.Lab {
 	t.Helper()
 	var o demo.Options
-	if err := demoPlace(&o); err != nil {
+	if err := demoPlace(&o, ""); err != nil {
 		t.Fatal(err)
 	}
 	modules, err := filepath.Glob(filepath.Join(filepath.Dir(filepath.Dir(o.Kernel)), "lib/modules/*"))
