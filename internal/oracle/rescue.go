@@ -52,7 +52,38 @@ func without(b []byte, field string) json.RawMessage {
 type commit struct {
 	Case  string `json:"case"`  // how it went on from what was on the disk
 	Check string `json:"check"` // why the file system was checked
+	// Open is how many operations had not returned, and Proven that the transaction
+	// was found sound nevertheless.
+	Open   int  `json:"open"`
+	Proven bool `json:"proven"`
 }
+
+// road is how the rescued file system came to be mounted.
+func (r *RescueReport) road() string {
+	c := r.commit()
+	switch {
+	case r == nil || c.Case == "" && c.Check == "":
+		return roadNone
+	case c.Open > 0 && c.Proven:
+		return roadProven
+	case c.Open > 0:
+		return roadChecked
+	case c.Check != "":
+		return roadPlain
+	}
+	return roadQuiet
+}
+
+// The roads to a mount.
+const (
+	roadQuiet   = "all had returned: mounted at once"
+	roadProven  = "some had not, the audit proved the transaction: mounted at once"
+	roadChecked = "some had not, the audit proved nothing: e2fsck before the mount"
+	roadPlain   = "no journal: e2fsck before the mount"
+	roadNone    = "the last commit was refused: an ordinary recovery"
+)
+
+var roads = []string{roadQuiet, roadProven, roadChecked, roadPlain, roadNone}
 
 // commit returns what the report says of it; nothing if it does not.
 func (r *RescueReport) commit() commit {

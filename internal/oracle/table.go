@@ -2,6 +2,8 @@ package oracle
 
 import (
 	"fmt"
+	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -73,6 +75,7 @@ func Markdown(results []Result, when time.Time) string {
 	byConfig(&b, results)
 	b.WriteString("\n## By crash\n\n")
 	byCrash(&b, results)
+	byRoad(&b, results)
 	byProgram(&b, real)
 	failures(&b, append(results, real...))
 	return b.String()
@@ -169,7 +172,7 @@ func byCrash(b *strings.Builder, results []Result) {
 				count *int
 			}{
 				{r.InSync, &synced}, {r.InCommit, &committed}, {r.Writeback > 0, &writeback},
-				{strings.Contains(c.Check, "had not returned"), &open}, {c.Case == "committing", &committing},
+				{c.Open > 0, &open}, {c.Case == "committing", &committing},
 			} {
 				if f.is {
 					*f.count++
@@ -180,6 +183,63 @@ func byCrash(b *strings.Builder, results []Result) {
 			fmt.Fprintf(b, "| %s | %d | %v | %d | %d | %d | %d | %d | %d |\n", crash, cases, count, synced, committed, writeback, open, committing, pending)
 		}
 	}
+}
+
+const roadIntro = `
+## Operations that had not returned
+
+Parts of them may be in the last commit. A transaction that the audit proves sound is mounted without a look at the rest of the
+disk; otherwise e2fsck looks at all of it before. In each case the oracle has its own e2fsck look at what was rescued.
+
+| road | cases | verdicts |
+|---|---|---|
+`
+
+// byRoad tells how often which road was taken, and what came of it.
+func byRoad(b *strings.Builder, results []Result) {
+	count, cases := make(map[string]tally), make(map[string]int)
+	why := make(map[string]int)
+	for _, r := range results {
+		road := r.Rescue.road()
+		if count[road] == nil {
+			count[road] = make(tally)
+		}
+		count[road][r.Verdict]++
+		cases[road]++
+		if road == roadChecked {
+			why[firstReason(r.Rescue.commit().Check)]++
+		}
+	}
+	b.WriteString(roadIntro)
+	for _, road := range roads {
+		if cases[road] > 0 {
+			fmt.Fprintf(b, "| %s | %d | %v |\n", road, cases[road], count[road])
+		}
+	}
+	if len(why) == 0 {
+		return
+	}
+	b.WriteString("\nWhat the audit found first, where it proved nothing:\n\n")
+	for _, reason := range slices.Sorted(maps.Keys(why)) {
+		fmt.Fprintf(b, "- %d: %s\n", why[reason], reason)
+	}
+}
+
+var (
+	numbers = regexp.MustCompile(`\b(0x[0-9a-f]+|\d+)\b`)
+	reasons = regexp.MustCompile(`^\d+ operations had not returned(?:: ([^;]*))?(?:;.*)? \[.*\]$`)
+)
+
+// firstReason is the first reason for a check, without its numbers.
+func firstReason(check string) string {
+	m := reasons.FindStringSubmatch(check)
+	switch {
+	case m == nil:
+		return check
+	case m[1] == "":
+		return "nothing to audit: all was on the disk"
+	}
+	return numbers.ReplaceAllString(strings.TrimSpace(m[1]), "N")
 }
 
 // failures names all that is not exact.
