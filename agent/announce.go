@@ -128,7 +128,7 @@ func (n *network) packet(c link.Connection) packet {
 	p := packet{to: c.Remote.Addr(), tickle: !c.Exact}
 	ends := announce.Ends{Local: c.Local, Remote: c.Remote}
 	if c.Exact {
-		p.bytes = ends.Reset(c.SndNxt, c.RcvNxt)
+		p.bytes = ends.Reset(c.SndNxt)
 	} else {
 		p.bytes = ends.Tickle(c.SndUna, c.RcvNxt)
 	}

@@ -24,8 +24,9 @@ type Ends struct {
 
 // Reset returns the IP packet that ends a connection at its remote end, if seq is
 // exactly the next byte that end expects (RFC 5961, 3.2): the dead side's SND.NXT
-// when nothing of it was under way. ack is its RCV.NXT.
-func (e Ends) Reset(seq, ack uint32) []byte { return e.segment(seq, ack, flagRST|flagACK) }
+// when nothing of it was under way. It acknowledges nothing, so that an end that has
+// yet to hear of its connection does not take it for a refusal (RFC 9293, 3.10.7.3).
+func (e Ends) Reset(seq uint32) []byte { return e.segment(seq, 0, flagRST) }
 
 // Tickle returns the IP packet that makes the remote end say which numbers it
 // expects: an acknowledgement with a number that it has had already, as keep-alives

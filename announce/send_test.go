@@ -2,6 +2,7 @@ package announce_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -178,9 +179,9 @@ func TestClientsAreReset(t *testing.T) {
 	lab, server := newServer(t)
 	for _, address := range []string{server4, server6} {
 		for name, packet := range map[string]func(e announce.Ends, nxt, rcv uint32) []byte{
-			"reset":    func(e announce.Ends, nxt, rcv uint32) []byte { return e.Reset(nxt, rcv) },
+			"reset":    func(e announce.Ends, nxt, rcv uint32) []byte { return e.Reset(nxt) },
 			"tickle":   func(e announce.Ends, nxt, rcv uint32) []byte { return e.Tickle(nxt, rcv) },
-			"no reset": func(e announce.Ends, nxt, rcv uint32) []byte { return e.Reset(nxt-1, rcv) },
+			"no reset": func(e announce.Ends, nxt, rcv uint32) []byte { return e.Reset(nxt - 1) },
 		} {
 			t.Run(name+" of "+address, func(t *testing.T) {
 				client, served := connect(t, lab, server, address)
@@ -216,6 +217,70 @@ func TestClientsAreReset(t *testing.T) {
 	}
 }
 
+// TestResetIsNoRefusal: a client that has had no answer to its SYN yet is not told that
+// there is none to come. It sends it again, and connects.
+func TestResetIsNoRefusal(t *testing.T) {
+	lab, server := newServer(t)
+	l, err := server.Listen("tcp", net.JoinHostPort(server4, "7"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ip := func(args ...string) {
+		t.Helper()
+		if err := server.Do(func() error { return exec.Command("ip", args...).Run() }); err != nil {
+			t.Fatalf("ip %v: %v", args, err)
+		}
+	}
+	ip("route", "add", "blackhole", client4) // no answer gets out
+	ended := make(chan error, 1)
+	go func() {
+		client, err := lab.Client.DialContext(t.Context(), "tcp", l.Addr().String())
+		if err == nil {
+			err = client.Close()
+		}
+		ended <- err
+	}()
+	var port uint16
+	for deadline := time.Now().Add(2 * time.Second); port == 0 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if port, err = calling(lab.Client); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ip("route", "del", "blackhole", client4)
+	err = server.Do(func() error {
+		s, err := announce.OpenSockets()
+		if err != nil {
+			return err
+		}
+		ends := announce.Ends{Local: netip.MustParseAddrPort(l.Addr().String()), Remote: netip.AddrPortFrom(netip.MustParseAddr(client4), port)}
+		return errors.Join(s.Send(ends.Reset(1), ends.Remote.Addr(), 0), s.Close())
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil || port == 0 {
+		t.Errorf("the client at port %d: %v", port, err)
+	}
+}
+
+// calling is the port of a connection whose SYN has had no answer; 0 if there is none.
+func calling(n *netlab.Namespace) (port uint16, err error) {
+	err = n.Do(func() error {
+		table, err := os.ReadFile("/proc/thread-self/net/tcp")
+		for line := range strings.Lines(string(table)) {
+			var local, remote uint32
+			var slot, state int
+			if k, _ := fmt.Sscanf(strings.TrimSpace(line), "%d: %X:%X %X:0007 %X", &slot, &local, &port, &remote, &state); k == 5 && state == 2 {
+				return nil
+			}
+		}
+		port = 0
+		return err
+	})
+	return port, err
+}
+
 func at(a net.Addr) netip.AddrPort {
 	p := a.(*net.TCPAddr).AddrPort()
 	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
@@ -236,7 +301,7 @@ func TestSendRefused(t *testing.T) {
 			if to.Addr().Is6() {
 				local = netip.MustParseAddrPort(net.JoinHostPort(server6, "7"))
 			}
-			if err := s.Send(announce.Ends{Local: local, Remote: to}.Reset(1, 2), to.Addr(), 0); !errors.Is(err, unix.ENETUNREACH) {
+			if err := s.Send(announce.Ends{Local: local, Remote: to}.Reset(1), to.Addr(), 0); !errors.Is(err, unix.ENETUNREACH) {
 				t.Errorf("to %s: %v", there, err)
 			}
 		}

@@ -4,6 +4,7 @@ package sockets_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -109,13 +110,41 @@ func compare(t *testing.T, image *switchboard.Image, found map[string]sockets.Co
 			unsent++
 		}
 	}
+	halfOpen := compareHalfOpen(t, image, found)
 	for _, c := range found {
 		t.Errorf("too much: %+v", c)
+	}
+	if halfOpen != image.SynRecv {
+		t.Errorf("%d half-open instead of %d", halfOpen, image.SynRecv)
 	}
 	t.Logf("%v; %d with bytes in flight, %d with bytes unsent", kinds, inFlight, unsent)
 	if inFlight < 20 || unsent < 10 || len(kinds) < 15 {
 		t.Error("the guest did too little")
 	}
+}
+
+// compareHalfOpen takes the connections out of found that are half-open. The guest
+// knows the other end of each, whose handshake is complete: with the numbers swapped.
+func compareHalfOpen(t *testing.T, image *switchboard.Image, found map[string]sockets.Connection) (n int) {
+	t.Helper()
+	for id, c := range found {
+		if c.State != sockets.HalfOpen {
+			continue
+		}
+		delete(found, id)
+		n++
+		i := slices.IndexFunc(image.Connections, func(o truth.Connection) bool {
+			return o.Local == c.Remote && o.Remote == c.Local && o.Namespace == c.Namespace
+		})
+		if i < 0 {
+			t.Errorf("nobody has the other end: %+v", c)
+			continue
+		}
+		if o := image.Connections[i]; !c.Exact() || c.SndNxt != o.RcvNxt || c.RcvNxt != o.SndUna {
+			t.Errorf("%+v, and at the other end %+v", c, o)
+		}
+	}
+	return n
 }
 
 // TestNeighboursInImage wants exactly the neighbours that the guest had.

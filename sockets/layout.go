@@ -21,6 +21,10 @@ type sockLayout struct {
 	sport, source4, more6                         kernel.Field // in its struct inet_sock
 	sndUna, sndNxt, rcvNxt, writeSeq, copied, out kernel.Field
 
+	// In tcp_request_sock, likewise.
+	requestSize                                 int
+	requestIn, synSent, synReceived, requestNxt kernel.Field
+
 	source6   kernel.Field // in ipv6_pinfo, where more6 points
 	protoName kernel.Field // in proto
 }
@@ -62,9 +66,13 @@ func newSockLayout(k *kernel.Kernel) (*sockLayout, error) {
 	l.sndUna, l.sndNxt, l.rcvNxt = t.Field("snd_una", 4), t.Field("snd_nxt", 4), t.Field("rcv_nxt", 4)
 	l.writeSeq, l.copied = t.Field("write_seq", 4), t.Field("copied_seq", 4)
 	l.out = t.Field("packets_out", 4)
+	q := types.Layout("tcp_request_sock")
+	l.requestSize = q.Size
+	l.requestIn = q.Field("req.req.__req_common", c.size)
+	l.synSent, l.synReceived, l.requestNxt = q.Field("snt_isn", 4), q.Field("rcv_isn", 4), q.Field("rcv_nxt", 4)
 	p := types.Layout("proto")
 	l.protoName = p.Field("name", 32)
-	return l, errors.Join(h.Err(), b.Err(), err, t.Err(), p.Err())
+	return l, errors.Join(h.Err(), b.Err(), err, t.Err(), q.Err(), p.Err())
 }
 
 func newCommonLayout(types *kernel.Types) (commonLayout, error) {

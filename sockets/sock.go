@@ -26,10 +26,14 @@ func (r *reader) sock(t *table, bucket int, at addr.Virt, common []byte) (Connec
 		return Connection{}, bad(BadHash, "its hash is %#x", hash)
 	}
 	state := State(l.state.Uint(common))
-	if state == timeWait || state == newSynRecv {
+	in := r.l.commonIn
+	switch state {
+	case timeWait:
 		return Connection{}, errMini
+	case HalfOpen:
+		in = r.l.requestIn
 	}
-	c := Connection{State: state, Addr: at - addr.Virt(r.l.commonIn.Off), Bound: uint32(l.bound.Uint(common))}
+	c := Connection{State: state, Addr: at - addr.Virt(in.Off), Bound: uint32(l.bound.Uint(common))}
 	if _, ok := stateNames[state]; !ok {
 		return c, bad(BadState, "its state is %d", uint8(state))
 	}
@@ -50,7 +54,26 @@ func (r *reader) sock(t *table, bucket int, at addr.Virt, common []byte) (Connec
 	if err := r.protocol(l.proto.Pointer(common)); err != nil {
 		return c, err
 	}
+	if state == HalfOpen {
+		return c, r.request(&c)
+	}
 	return c, r.tcp(&c)
+}
+
+// request reads the numbers of a struct tcp_request_sock: each side has sent its SYN
+// and nothing else (net/ipv4/tcp_input.c, tcp_conn_request).
+func (r *reader) request(c *Connection) error {
+	l := r.l
+	b, err := r.k.Bytes(c.Addr, l.requestSize)
+	if err != nil {
+		return err
+	}
+	next := uint32(l.synSent.Uint(b)) + 1
+	c.SndUna, c.SndNxt, c.WriteSeq = next, next, next
+	c.RcvNxt = uint32(l.requestNxt.Uint(b))
+	c.CopiedSeq = c.RcvNxt
+	c.Unsure = uint32(l.synReceived.Uint(b))+1 != c.RcvNxt
+	return nil
 }
 
 // addresses reads both ends.

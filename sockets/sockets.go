@@ -9,10 +9,7 @@
 // of a neighbour, only the few bits of the hash that choose its bucket are known, so
 // that some damage to it does not show.
 //
-// Connections whose handshake is not complete (TCP_NEW_SYN_RECV) and those that are
-// over (TCP_TIME_WAIT) are left out: the peer of the one sends its SYN again by itself,
-// within a second at first, or is a forged address that wants nothing; the peer of the
-// other wants nothing more.
+// Connections that are over (TCP_TIME_WAIT) are left out: their peers want nothing more.
 package sockets
 
 import (
@@ -38,12 +35,12 @@ const (
 	CloseWait   State = 8
 	LastAck     State = 9
 	Closing     State = 11
-	newSynRecv  State = 12 // a struct request_sock, and no connection yet
+	HalfOpen    State = 12 // TCP_NEW_SYN_RECV, a struct request_sock: whether its peer has heard of it is not known
 )
 
 var stateNames = map[State]string{
 	Established: "ESTAB", SynSent: "SYN-SENT", SynRecv: "SYN-RECV", FinWait1: "FIN-WAIT-1", FinWait2: "FIN-WAIT-2",
-	CloseWait: "CLOSE-WAIT", LastAck: "LAST-ACK", Closing: "CLOSING",
+	CloseWait: "CLOSE-WAIT", LastAck: "LAST-ACK", Closing: "CLOSING", HalfOpen: "SYN-RECV",
 }
 
 // String names a state as ss(8) does.
@@ -63,7 +60,7 @@ type Connection struct {
 	// sockets for IPv6. They have no zones: see Bound.
 	Local, Remote netip.AddrPort
 	State         State
-	// Of struct tcp_sock: the first byte that the peer has not acknowledged, the
+	// Of struct tcp_sock, or tcp_request_sock: the first byte that the peer has not acknowledged, the
 	// next one to be sent, and the next one expected of the peer.
 	SndUna, SndNxt, RcvNxt uint32
 	// WriteSeq is the end of what the program has written; from SndNxt on it was
@@ -78,7 +75,7 @@ type Connection struct {
 	// Bound is the index of the network device it is bound to, as with link-local
 	// addresses; 0 if to none.
 	Bound uint32
-	// Addr is where its struct sock is.
+	// Addr is where its struct sock is, or its struct request_sock.
 	Addr addr.Virt
 }
 

@@ -47,7 +47,7 @@ func TestConnections(t *testing.T) {
 		"namespace":           {func(w *world, s addr.Virt) { w.PutU64(s+scNet, uint64(w.proto)) }, sockets.BadNamespace, 1, false},
 		"closed":              {func(w *world, s addr.Virt) { w.Put(s+scState, []byte{7}) }, sockets.BadState, 1, false},
 		"over":                {func(w *world, s addr.Virt) { w.Put(s+scState, []byte{6}) }, 0, 1, false},
-		"half-open":           {func(w *world, s addr.Virt) { w.Put(s+scState, []byte{12}) }, 0, 1, false},
+		"half-open":           {func(w *world, s addr.Virt) { w.halfOpen(s, 99, 6, 7) }, 0, 0, false},
 		"points back":         {func(w *world, s addr.Virt) { w.PutU64(s+scNode+8, uint64(s)) }, sockets.BadChain, 1, true},
 		"cycle":               {func(w *world, s addr.Virt) { w.PutU64(s+scNode, uint64(s+scNode)) }, sockets.BadChain, 0, true},
 		"end of another":      {func(w *world, s addr.Virt) { w.PutU64(s+scNode, size<<1|1) }, sockets.BadChain, 0, true},
@@ -114,6 +114,18 @@ func TestExact(t *testing.T) {
 				t.Errorf("exact is %v, unsure %v", found[0].Exact(), found[0].Unsure)
 			}
 		})
+	}
+	for want, received := range map[bool]uint32{true: 6, false: 7} {
+		w := newWorld(t)
+		w.halfOpen(w.connect("10.0.0.1:2049", "10.0.0.9:900"), 1<<32-1, received, 7)
+		w.Finish(types()...)
+		found, refused, errs := walk(w.open(t))
+		if len(found) != 1 || len(refused) > 0 || len(errs) > 0 {
+			t.Fatal(found, refused, errs)
+		}
+		if c := found[0]; c.Exact() != want || c.SndNxt != 0 || c.RcvNxt != 7 || c.State != sockets.HalfOpen {
+			t.Errorf("%+v", c)
+		}
 	}
 	handshake := sockets.Connection{State: sockets.SynRecv}
 	if handshake.Exact() {

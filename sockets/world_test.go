@@ -26,6 +26,8 @@ const (
 	tkMore6, tkUna, tkNxt, tkRcv, tkWrite, tkCopy  = 112, 120, 124, 128, 132, 136
 	tkOut, tkSize                                  = 140, 192
 
+	rqReceived, rqSent, rqNxt, rqSize = 112, 116, 120, 128
+
 	netList, netInum, netMix, netInfo, netSize = 8, 24, 32, 40, 64
 
 	nbNext, nbTable, nbState, nbDead, nbFlags, nbHa = 0, 8, 16, 17, 20, 24
@@ -58,6 +60,8 @@ func types() []btf.Type {
 		common, inet, icsk,
 		st("tcp_sock", tkSize, field("inet_conn", 0, icsk), field("snd_una", tkUna, u32), field("snd_nxt", tkNxt, u32), field("rcv_nxt", tkRcv, u32),
 			field("write_seq", tkWrite, u32), field("copied_seq", tkCopy, u32), field("packets_out", tkOut, u32)),
+		st("tcp_request_sock", rqSize, field("req", 0, st("inet_request_sock", scSize, field("req", 0, st("request_sock", scSize, field("__req_common", 0, common))))),
+			field("rcv_isn", rqReceived, u32), field("snt_isn", rqSent, u32), field("rcv_nxt", rqNxt, u32)),
 		st("ipv6_pinfo", 32, field("saddr", 8, blob(16))),
 		st("proto", 64, field("name", 16, blob(32))),
 		st("inet_hashinfo", 24, field("ehash_mask", 4, u32), field("ehash", 8, u64)),
@@ -167,6 +171,14 @@ func (w *world) connect(local, remote string) addr.Virt {
 	ports := uint32(from.Port())<<16 | uint32(bits.ReverseBytes16(to.Port()))
 	w.hash(s, sockets.Hash3(binary.LittleEndian.Uint32(from6[12:]), binary.LittleEndian.Uint32(to6[12:]), ports, secret+mix))
 	return s
+}
+
+// halfOpen makes of a connection one whose handshake is not complete.
+func (w *world) halfOpen(s addr.Virt, sent, received, next uint32) {
+	w.Put(s+scState, []byte{12})
+	w.PutU32(s+rqSent, sent)
+	w.PutU32(s+rqReceived, received)
+	w.PutU32(s+rqNxt, next)
 }
 
 // hash puts a connection first in the chain of its hash.

@@ -45,8 +45,8 @@ func (m *morgue) Peers(of func(local netip.AddrPort) bool) (p link.Peers, err er
 	return p, errors.Join(neighbours.err("neighbours"), connections.err("connections"))
 }
 
-// wantsTelling says whether a connection's far end could wait for something. One
-// whose SYN was under way sends it again, or is about to be refused.
+// wantsTelling says whether a connection's far end could wait for something. One that
+// the dead side had called does not, yet; one that had called it may have been answered.
 func wantsTelling(c *sockets.Connection) bool {
 	if c.State == sockets.SynSent || c.State == sockets.SynRecv {
 		return false

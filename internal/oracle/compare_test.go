@@ -284,3 +284,17 @@ func TestCompareInPart(t *testing.T) {
 		t.Errorf("only %d writes", writes)
 	}
 }
+
+func TestFirstReason(t *testing.T) {
+	for check, want := range map[string]string{
+		"it has no journal": "it has no journal",
+		"1 operations had not returned [init (104): unknown]":                                         "nothing to audit: all was on the disk",
+		"4 operations had not returned: inode 508 has no links; block 7 changes [init (79): dir]":     "inode N has no links",
+		"1 operations had not returned: parse inode 137: wrong checksum: 0x27 instead of 0x4 [x (1)]": "parse inode N: wrong checksum: N instead of N",
+		"2 operations had not returned: inode 2 has +3 names [init (1): truncate]":                    "inode N has +N names",
+	} {
+		if got := firstReason(check); got != want {
+			t.Errorf("%s: %q, want %q", check, got, want)
+		}
+	}
+}
