@@ -217,8 +217,8 @@ func TestClientsAreReset(t *testing.T) {
 	}
 }
 
-// TestResetIsNoRefusal: a client that has had no answer to its SYN yet is not told that
-// there is none to come. It sends it again, and connects.
+// TestResetIsNoRefusal: to a client that has had no answer to its SYN yet, neither a
+// reset nor a tickle says that there is none to come. It sends it again, and connects.
 func TestResetIsNoRefusal(t *testing.T) {
 	lab, server := newServer(t)
 	l, err := server.Listen("tcp", net.JoinHostPort(server4, "7"))
@@ -254,7 +254,7 @@ func TestResetIsNoRefusal(t *testing.T) {
 			return err
 		}
 		ends := announce.Ends{Local: netip.MustParseAddrPort(l.Addr().String()), Remote: netip.AddrPortFrom(netip.MustParseAddr(client4), port)}
-		return errors.Join(s.Send(ends.Reset(1), ends.Remote.Addr(), 0), s.Close())
+		return errors.Join(s.Send(ends.Reset(1), ends.Remote.Addr(), 0), s.Send(ends.Tickle(1, 2), ends.Remote.Addr(), 0), s.Close())
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -2,7 +2,10 @@ package audit
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
+	"iter"
 
 	"understudy/addr"
 	"understudy/ext4"
@@ -167,24 +170,61 @@ func (c *checker) sameRest(a, b []byte) bool {
 
 // slots finds the inodes that differ.
 func (c *checker) slots() {
-	for _, t := range c.tables {
-		before, err := c.old.block(t.block)
-		if !c.note(err) {
+	for s := range c.changedSlots() {
+		if !c.note(c.touch(s.Ino)) {
 			return
 		}
-		after, err := c.new.block(t.block)
-		if !c.note(err) {
-			return
-		}
+	}
+}
+
+// Slot is where an inode lies.
+type Slot struct {
+	Ino    addr.Ino
+	Block  addr.Block
+	Offset int // in it, in bytes
+}
+
+// changedSlots yields those whose bytes differ, until there is no point any more.
+func (c *checker) changedSlots() iter.Seq[Slot] {
+	return func(yield func(Slot) bool) {
 		size := int(c.new.super.InodeSize)
-		for at := 0; at+size <= len(after); at += size {
-			n := t.first + addr.Ino(at/size)
-			if bytes.Equal(before[at:at+size], after[at:at+size]) {
-				continue
-			}
-			if !c.note(c.touch(n)) {
+		for _, t := range c.tables {
+			before, err := c.old.block(t.block)
+			if !c.note(err) {
 				return
+			}
+			after, err := c.new.block(t.block)
+			if !c.note(err) {
+				return
+			}
+			for at := 0; at+size <= len(after); at += size {
+				s := Slot{t.first + addr.Ino(at/size), t.block, at}
+				if !bytes.Equal(before[at:at+size], after[at:at+size]) && !yield(s) {
+					return
+				}
 			}
 		}
 	}
+}
+
+// Torn returns the inodes that the changed blocks leave with a checksum that is not
+// theirs: whoever wrote them had not come to its end (fs/ext4/inode.c,
+// ext4_do_update_inode). Its arguments are those of Check.
+func Torn(old io.ReaderAt, changed map[addr.Block][]byte) ([]Slot, error) {
+	fs, err := ext4.Open(old)
+	if err != nil {
+		return nil, fmt.Errorf("look for torn inodes: %w", err)
+	}
+	c := newChecker(fs.Super, old, changed)
+	c.classify(changed)
+	var torn []Slot
+	for s := range c.changedSlots() {
+		if _, err := fs.Super.ParseInode(s.Ino, changed[s.Block][s.Offset:][:fs.Super.InodeSize]); errors.Is(err, ext4.ErrChecksum) {
+			torn = append(torn, s)
+		}
+	}
+	if c.failed != nil {
+		return nil, fmt.Errorf("look for torn inodes: %w", c.failed)
+	}
+	return torn, nil
 }

@@ -125,7 +125,9 @@ func Seal(s ext4.Super, old io.ReaderAt, changed map[addr.Block][]byte, parts ma
 		switch p.Kind {
 		case KindTable:
 			for at := 0; at < len(b); at += int(s.InodeSize) {
-				sealInode(s, p.Ino+addr.Ino(at/int(s.InodeSize)), b[at:at+int(s.InodeSize)])
+				if slot := b[at : at+int(s.InodeSize)]; !zero(slot) {
+					s.SealInode(p.Ino+addr.Ino(at/int(s.InodeSize)), slot)
+				}
 			}
 		case KindNode:
 			if tail := ext4.ExtentSize * (1 + int(binary.LittleEndian.Uint16(b[4:]))); tail <= len(b)-4 {
@@ -165,23 +167,6 @@ func Seal(s ext4.Super, old io.ReaderAt, changed map[addr.Block][]byte, parts ma
 			_, at := s.Place()
 			put(b[at+0x3fc:], ext4.CRC32C(^uint32(0), b[at:at+0x3fc]))
 		}
-	}
-}
-
-func sealInode(s ext4.Super, n addr.Ino, b []byte) {
-	if zero(b) {
-		return
-	}
-	seed := ext4.CRC32C(ext4.CRC32C(s.ChecksumSeed, binary.LittleEndian.AppendUint32(nil, uint32(n))), b[0x64:0x68])
-	binary.LittleEndian.PutUint16(b[0x7c:], 0)
-	wide := len(b) > 128 && binary.LittleEndian.Uint16(b[0x80:]) >= 4
-	if wide {
-		binary.LittleEndian.PutUint16(b[0x82:], 0)
-	}
-	sum := ext4.CRC32C(seed, b)
-	binary.LittleEndian.PutUint16(b[0x7c:], uint16(sum))
-	if wide {
-		binary.LittleEndian.PutUint16(b[0x82:], uint16(sum>>16))
 	}
 }
 

@@ -81,6 +81,48 @@ func TestSmall(t *testing.T) {
 	}
 }
 
+// TestTorn wants the one inode whose checksum is not its own, and nothing without
+// checksums, nor of what stays as it was.
+func TestTorn(t *testing.T) {
+	for at, name := range smalls {
+		image := small(t, name)
+		changed := busy(t, image)
+		torn := func() []audit.Slot {
+			slots, err := audit.Torn(bytes.NewReader(image), changed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return slots
+		}
+		if slots := torn(); len(slots) > 0 {
+			t.Errorf("%s: %v", name, slots)
+		}
+		super, parts, err := audit.Parts(bytes.NewReader(image), changed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		root := audit.Slot{Ino: 2, Offset: int(super.InodeSize)}
+		for b, p := range parts {
+			if p.Kind == audit.KindTable && p.Ino == 1 {
+				root.Block = b
+			}
+		}
+		raw := changed[root.Block][root.Offset:][:super.InodeSize]
+		raw[9]++
+		want := []audit.Slot{root}
+		if at == 1 {
+			want = nil
+		}
+		if slots := torn(); !slices.Equal(slots, want) {
+			t.Errorf("%s: %v instead of %v", name, slots, want)
+		}
+		super.SealInode(root.Ino, raw)
+		if slots := torn(); len(slots) > 0 {
+			t.Errorf("%s: after it was sealed: %v", name, slots)
+		}
+	}
+}
+
 // FuzzCheck edits a small file system before and after. Whatever comes of it, the
 // audit ends, and says what it means.
 func FuzzCheck(f *testing.F) {
@@ -114,6 +156,9 @@ func FuzzCheck(f *testing.F) {
 		}
 		if super, parts, err := audit.Parts(bytes.NewReader(image), changed); err == nil {
 			audit.Seal(super, bytes.NewReader(image), changed, parts)
+		}
+		if _, err := audit.Torn(bytes.NewReader(image), changed); err != nil {
+			t.Log(err)
 		}
 		v, err := audit.Check(bytes.NewReader(image), changed)
 		if err == nil && v.Clean != (len(v.Reasons) == 0) {

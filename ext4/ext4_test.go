@@ -341,6 +341,48 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// TestSealInode damages the checksum of every inode that is in use, and wants it back.
+func TestSealInode(t *testing.T) {
+	for _, name := range []string{"ext4", "csum128", "inode512", "seed", "uninit_bg"} {
+		path, _ := mkfs(t, formats[name])
+		fs := open(t, path)
+		size, sealed := int(fs.Super.InodeSize), 0
+		for n := addr.Ino(1); n <= addr.Ino(fs.Super.Inodes); n++ {
+			i, err := fs.Inode(n)
+			if err != nil || i.Mode == 0 {
+				continue
+			}
+			group, block, offset, err := fs.Super.InodePlace(n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			g, err := fs.Group(group)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := fs.Block(g.InodeTable + addr.Block(block))
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw := b[offset:][:size]
+			whole := slices.Clone(raw)
+			if fs.Super.Checksummed() {
+				raw[0x7c]++
+				if _, err := fs.Super.ParseInode(n, raw); !errors.Is(err, ext4.ErrChecksum) {
+					t.Fatalf("%s: inode %d: %v", name, n, err)
+				}
+			}
+			if fs.Super.SealInode(n, raw); !slices.Equal(raw, whole) {
+				t.Errorf("%s: inode %d is sealed as % x instead of % x", name, n, raw, whole)
+			}
+			sealed++
+		}
+		if sealed < 3 {
+			t.Errorf("%s: %d inodes in use", name, sealed)
+		}
+	}
+}
+
 // TestSetRecover wants the flag, the checksum, and nothing else.
 func TestSetRecover(t *testing.T) {
 	for _, name := range []string{"ext4", "ext3"} {

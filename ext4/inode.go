@@ -106,6 +106,20 @@ func (s *Super) ParseInode(n addr.Ino, b []byte) (*Inode, error) {
 	return i, nil
 }
 
+// SealInode puts the checksum that the bytes of an inode have into them, if inodes
+// have one.
+func (s *Super) SealInode(n addr.Ino, b []byte) {
+	if !s.Checksummed() || !s.Linux {
+		return
+	}
+	seed := CRC32C(CRC32C(s.ChecksumSeed, binary.LittleEndian.AppendUint32(nil, uint32(n))), b[0x64:0x68])
+	_, has := inodeChecksum(seed, b)
+	binary.LittleEndian.PutUint16(b[0x7c:], uint16(has))
+	if len(b) > goodOldInodeSize && binary.LittleEndian.Uint16(b[0x80:]) >= 4 {
+		binary.LittleEndian.PutUint16(b[0x82:], uint16(has>>16))
+	}
+}
+
 // inodeChecksum returns the checksum that an inode carries and the one that it
 // has (fs/ext4/inode.c, ext4_inode_csum). Without room for the upper half both
 // are its lower half.

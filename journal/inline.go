@@ -20,8 +20,9 @@ import (
 // all data (fs/ext4/extents.c, get_default_free_blocks_flags): a checkpoint or a
 // recovery puts the old version over this file, or over the next to have the block.
 // The dead kernel's own page, which programs were served, has what belongs there.
-// suspect are the blocks that a replay has written; the first one of each file is
-// looked at besides.
+// suspect are the blocks that a replay has written. Besides, the first one of each file
+// is looked at, and those that the device's own cache has: they were metadata, and a
+// checkpoint may have been at them before the crash.
 func (f *finisher) mend(suspect map[addr.Block]struct{}) error {
 	mended := false
 	for i, err := range f.cache.Inodes(f.super) {
@@ -57,7 +58,11 @@ func (f *finisher) mendPiece(i *pagecache.Inode, p pagecache.Piece, places []pag
 		for off := max(m.Off, p.Off); off < min(m.End, p.End) && !m.Unwritten; off += size {
 			at := m.Disk + off - m.Off
 			n := min(size, i.Size-off)
-			if _, there := suspect[addr.Block(at/size)]; !there && off > 0 || n <= 0 || off+n > p.End || at%size != 0 {
+			block := addr.Block(at / size)
+			if n <= 0 || off+n > p.End || at%size != 0 {
+				continue
+			}
+			if _, there := suspect[block]; !there && off > 0 && !f.dev.Caches(block, int(size)) {
 				continue
 			}
 			mine, err := f.mem.View(p.Phys+addr.Phys(off-p.Off), int(n))

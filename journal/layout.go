@@ -29,7 +29,7 @@ type layout struct {
 	buffer struct {
 		size                                              int
 		state, block, length, data, device, private, page kernel.Field
-		uptodate, jbdDirty, freed                         uint // numbers of bits in state
+		uptodate, jbd, jbdDirty, freed                    uint // numbers of bits in state
 	}
 	table struct {
 		size            int
@@ -116,6 +116,6 @@ func (l *layout) lookBuffer(t *kernel.Types) error {
 		return fmt.Errorf("bits of buffers: BH_Uptodate is %d, BH_PrivateStart %d", uptodate, private)
 	}
 	const freed, jbdDirty = 2, 5 // BH_Freed, BH_JBDDirty
-	l.buffer.uptodate, l.buffer.freed, l.buffer.jbdDirty = uint(uptodate), uint(private)+freed, uint(private)+jbdDirty
+	l.buffer.uptodate, l.buffer.jbd, l.buffer.freed, l.buffer.jbdDirty = uint(uptodate), uint(private), uint(private)+freed, uint(private)+jbdDirty
 	return nil
 }

@@ -114,6 +114,13 @@ func (r *reader) take(t *Transaction, at addr.Virt, head []byte, kind uint32, se
 	switch {
 	case f.private.Pointer(b) != at:
 		return fmt.Errorf("%w: buffer at %v belongs to %v", ErrDamaged, buffer, f.private.Pointer(b))
+	case !has(f.jbd):
+		return fmt.Errorf("%w: block %d has no journal head", ErrDamaged, block)
+	case has(f.freed) && kind == listMetadata && t.State < StateFlush:
+		// Only what is being committed is marked so (fs/jbd2/transaction.c,
+		// journal_unmap_buffer, jbd2_journal_forget), and goes on to another list
+		// then (__jbd2_journal_refile_buffer).
+		return fmt.Errorf("%w: block %d was freed, and is not being committed", ErrDamaged, block)
 	case has(f.freed):
 		t.Freed++
 		return nil

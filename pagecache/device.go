@@ -90,6 +90,13 @@ func (d *Device) Meta(block addr.Block, size int) ([]byte, error) {
 	return b, nil
 }
 
+// Caches reports whether the device's own cache has a block, which it keeps a while
+// after the last use of it as metadata.
+func (d *Device) Caches(block addr.Block, size int) bool {
+	_, err := d.cached(int64(block)*int64(size), size)
+	return err == nil
+}
+
 // cached reads bytes of the device that lie within one page from memory.
 func (d *Device) cached(off int64, size int) ([]byte, error) {
 	index := addr.Index(off >> addr.PageShift)

@@ -81,9 +81,9 @@ type Connection struct {
 
 // Exact reports whether nothing is in flight, and nothing in doubt: then the peer
 // expects SndNxt next, and a reset with this number is exactly valid (RFC 5961,
-// 3.2).
+// 3.2). Of a half-open one the number has no second witness in memory.
 func (c *Connection) Exact() bool {
-	return !c.Unsure && c.SndUna == c.SndNxt && c.State != SynSent && c.State != SynRecv
+	return !c.Unsure && c.SndUna == c.SndNxt && c.State != SynSent && c.State != SynRecv && c.State != HalfOpen
 }
 
 // Connections yields the TCP connections of all network namespaces, each once. An
