@@ -22,7 +22,9 @@ import (
 type Cache struct {
 	k      *kernel.Kernel
 	layout *layout
-	blocks func() blocksLayout // looked up when it is needed first
+	// These are looked up when they are needed first.
+	blocks   func() blocksLayout
+	diskSize func() sizePlace
 }
 
 // Open looks up everything about the kernel's structures once.
@@ -32,7 +34,8 @@ func Open(k *kernel.Kernel) (*Cache, error) {
 		return nil, fmt.Errorf("open page cache of %s: %w", k.Release, err)
 	}
 	blocks := sync.OnceValue(func() blocksLayout { return newBlocksLayout(k) })
-	return &Cache{k: k, layout: l, blocks: blocks}, nil
+	diskSize := sync.OnceValue(func() sizePlace { return newSizePlace(k) })
+	return &Cache{k: k, layout: l, blocks: blocks, diskSize: diskSize}, nil
 }
 
 // Kernel returns the kernel that the cache is of.

@@ -17,8 +17,6 @@ type Device struct {
 	super   *Superblock
 	mapping addr.Virt // of the block device's own pages
 	disk    io.ReaderAt
-
-	diskSize *sizePlace // looked up when it is needed first
 }
 
 // ErrNotCached says that memory does not hold a block of the device, and there is

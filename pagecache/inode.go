@@ -197,6 +197,12 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 		err = errors.New("its number is 0")
 	case i.Regular() && l.pointer.Pointer(b) != i.mapping:
 		err = errors.New("its pages belong to another inode")
+	case i.Regular() && !i.Writing && (s.Type == "ext4" || s.Type == "ext3"):
+		// Only under its lock can a file be shorter than it is to be on the disk
+		// (fs/ext4/ext4.h, i_disksize).
+		if size, known := c.sizeOnDisk(i); known && size > i.Size {
+			err = fmt.Errorf("size %d, and %d on the disk", i.Size, size)
+		}
 	}
 	if err != nil {
 		return nil, &Refusal{Inode: i.Ino, Reason: BadInode, Cause: fmt.Errorf("inode at %v: %w", at, err)}

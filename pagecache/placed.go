@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"understudy/addr"
+	"understudy/kernel"
 )
 
 // Placed is a stretch of unsaved bytes of a file whose place on the device is
@@ -34,7 +35,7 @@ const lazyTime = 1 << 25
 // disk must not be written, because a replay would undo that. Each is compared with
 // where the file lies by its inode (Mapping).
 func (d *Device) Placed(i *Inode) Places {
-	out := Places{Whole: d.super.Flags&lazyTime == 0 && d.sizeKnown(i)}
+	out := Places{Whole: d.super.Flags&lazyTime == 0 && d.c.sizeKnown(i)}
 	refuse := func(at slotted, err error) {
 		out.Whole = false
 		out.Refused = append(out.Refused, i.refuse(at.index, at.pages, BadBuffers, err))
@@ -75,20 +76,31 @@ func (d *Device) Placed(i *Inode) Places {
 // sizeKnown reports whether the size in memory is the one that the inode has on the
 // disk, once the journal is: ext4 lets it run ahead of blocks that were not
 // allocated (i_disksize).
-func (d *Device) sizeKnown(i *Inode) bool {
-	if d.diskSize == nil {
-		l := layoutIn(d.c.k, "ext4_inode_info", "ext4")
-		inode, size := l.Field("vfs_inode"), l.Field("i_disksize", 8)
-		d.diskSize = &sizePlace{size.Off - inode.Off, l.Err() == nil}
-	}
-	v, err := d.c.k.U64(i.Addr + addr.Virt(d.diskSize.off))
-	return d.diskSize.known && err == nil && int64(v) == i.Size
+func (c *Cache) sizeKnown(i *Inode) bool {
+	size, known := c.sizeOnDisk(i)
+	return known && size == i.Size
 }
 
 // sizePlace is where i_disksize is, counted from struct inode.
 type sizePlace struct {
 	off   int
 	known bool
+}
+
+func newSizePlace(k *kernel.Kernel) sizePlace {
+	l := layoutIn(k, "ext4_inode_info", "ext4")
+	inode, size := l.Field("vfs_inode"), l.Field("i_disksize", 8)
+	return sizePlace{size.Off - inode.Off, l.Err() == nil}
+}
+
+// sizeOnDisk returns i_disksize of a file of the ext family.
+func (c *Cache) sizeOnDisk(i *Inode) (size int64, known bool) {
+	at := c.diskSize()
+	if !at.known {
+		return 0, false
+	}
+	v, err := c.k.U64(i.Addr + addr.Virt(at.off))
+	return int64(v), err == nil
 }
 
 // confirm compares a place with the mapping, and returns what of that is left.
