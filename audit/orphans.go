@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 
 	"understudy/addr"
 	"understudy/ext4"
@@ -47,6 +48,32 @@ func (c *checker) readOrphans() {
 			c.inodes[n].whole = true
 		}
 	}
+}
+
+// Truncating returns the orphans that have names: a mount cuts them to their size. Its
+// arguments are those of Check.
+func Truncating(old io.ReaderAt, changed map[addr.Block][]byte) ([]*ext4.Inode, error) {
+	fs, err := ext4.Open(old)
+	if err != nil {
+		return nil, fmt.Errorf("look for orphans: %w", err)
+	}
+	c := newChecker(fs.Super, old, changed)
+	c.superblock(changed)
+	orphans, err := c.new.orphans(&loose{})
+	if err = errors.Join(c.failed, err); err != nil {
+		return nil, fmt.Errorf("look for orphans: %w", err)
+	}
+	var out []*ext4.Inode
+	for _, n := range sorted(orphans) {
+		i, err := c.new.load(n)
+		if err != nil {
+			return nil, fmt.Errorf("look for orphans: %w", err)
+		}
+		if i.Links > 0 {
+			out = append(out, i)
+		}
+	}
+	return out, nil
 }
 
 // orphans reads the list and the file of orphans. The blocks of the file are

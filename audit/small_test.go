@@ -123,6 +123,34 @@ func TestTorn(t *testing.T) {
 	}
 }
 
+// TestTruncating wants an orphan that has a name, and none that has not.
+func TestTruncating(t *testing.T) {
+	for _, name := range smalls {
+		for _, links := range []byte{1, 0} {
+			image := small(t, name)
+			changed := busy(t, image)
+			super, parts, err := audit.Parts(bytes.NewReader(image), changed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			const ino = 12
+			group, block, offset, err := super.InodePlace(ino)
+			if err != nil || group != 0 {
+				t.Fatal(group, err)
+			}
+			place, at := super.Place()
+			table := addr.Block(binary.LittleEndian.Uint32(changed[place+1][8:]))
+			binary.LittleEndian.PutUint32(changed[place][at+0xe8:], ino) // s_last_orphan
+			changed[table+addr.Block(block)][offset+0x1a] = links
+			audit.Seal(super, bytes.NewReader(image), changed, parts)
+			found, err := audit.Truncating(bytes.NewReader(image), changed)
+			if err != nil || len(found) != int(links) || links > 0 && found[0].Number != ino {
+				t.Errorf("%s: with %d links: %v, %v", name, links, found, err)
+			}
+		}
+	}
+}
+
 // FuzzCheck edits a small file system before and after. Whatever comes of it, the
 // audit ends, and says what it means.
 func FuzzCheck(f *testing.F) {
@@ -158,6 +186,9 @@ func FuzzCheck(f *testing.F) {
 			audit.Seal(super, bytes.NewReader(image), changed, parts)
 		}
 		if _, err := audit.Torn(bytes.NewReader(image), changed); err != nil {
+			t.Log(err)
+		}
+		if _, err := audit.Truncating(bytes.NewReader(image), changed); err != nil {
 			t.Log(err)
 		}
 		v, err := audit.Check(bytes.NewReader(image), changed)
