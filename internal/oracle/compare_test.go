@@ -298,3 +298,21 @@ func TestFirstReason(t *testing.T) {
 		}
 	}
 }
+
+func TestRoad(t *testing.T) {
+	for report, want := range map[string]string{
+		`{"commit": {"case": "running"}}`:                                                                         roadQuiet,
+		`{"commit": {"case": "running", "open": 2, "proven": true}}`:                                              roadProven,
+		`{"commit": {"case": "running", "open": 2, "check": "2 operations had not returned [x (1)]"}}`:            roadChecked,
+		`{"commit": {"case": "nothing to commit", "check": "it has no journal"}}`:                                 roadPlain,
+		`{"commit": {"case": "running", "open": 2}, "refused": [{"reason": "the last commit: it does not fit"}]}`: roadNone,
+		`""`: "",
+	} {
+		if got := (&RescueReport{Report: []byte(report)}).road(); got != want {
+			t.Errorf("%s: %q, want %q", report, got, want)
+		}
+	}
+	if got := (*RescueReport)(nil).road(); got != "" {
+		t.Errorf("without a report: %q", got)
+	}
+}

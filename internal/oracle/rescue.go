@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os/exec"
+	"strings"
 )
 
 // Rescue brings a disk to the state at the crash, from the memory of the kernel
@@ -56,14 +57,18 @@ type commit struct {
 	// was found sound nevertheless.
 	Open   int  `json:"open"`
 	Proven bool `json:"proven"`
+	// Refused says that it was not written.
+	Refused bool `json:"-"`
 }
 
-// road is how the rescued file system came to be mounted.
+// road is how the rescued file system came to be mounted; empty if no report says.
 func (r *RescueReport) road() string {
 	c := r.commit()
 	switch {
-	case r == nil || c.Case == "" && c.Check == "":
+	case c.Refused:
 		return roadNone
+	case c.Case == "":
+		return ""
 	case c.Open > 0 && c.Proven:
 		return roadProven
 	case c.Open > 0:
@@ -88,10 +93,16 @@ var roads = []string{roadQuiet, roadProven, roadChecked, roadPlain, roadNone}
 // commit returns what the report says of it; nothing if it does not.
 func (r *RescueReport) commit() commit {
 	var report struct {
-		Commit commit `json:"commit"`
+		Commit  commit `json:"commit"`
+		Refused []struct {
+			Reason string `json:"reason"`
+		} `json:"refused"`
 	}
 	if r == nil || json.Unmarshal(r.Report, &report) != nil {
 		return commit{}
+	}
+	for _, refused := range report.Refused {
+		report.Commit.Refused = report.Commit.Refused || strings.HasPrefix(refused.Reason, "the last commit: ")
 	}
 	return report.Commit
 }
