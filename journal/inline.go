@@ -96,21 +96,13 @@ var ErrHalfDone = errors.New("what it had in its inode is in neither place: an o
 func hasInlineData(fs *ext4.FS) bool { return fs.Super.Incompat&ext4.IncompatInlineData != 0 }
 
 // outgrown wants no file to be between its inode and a block of its own, where the
-// transaction would leave it. Whoever moved it holds it, so that it is in memory. It
-// rather refuses a file that may as well be as it should: a short one all of whose
-// content is a hole, say.
-func (f *finisher) outgrown(t *jbd2.Transaction) error {
-	before := jbd2.NewRecording(f.disk)
-	log, err := jbd2.Open(before)
-	if err != nil {
-		return err
-	}
-	if _, err := log.Replay(); err != nil {
-		return err
-	}
+// transaction would leave it. before is the disk without that, and fs what is on it.
+// Whoever moved a file holds it, so that it is in memory. It rather refuses one that
+// may as well be as it should: a short file all of whose content is a hole, say.
+func (f *finisher) outgrown(t *jbd2.Transaction, before *jbd2.Recording, fs *ext4.FS) error {
 	after := jbd2.NewRecording(before)
 	m := move{
-		before: log.FS.On(before), after: log.FS.On(after), logged: make(map[addr.Block]struct{}),
+		before: fs, after: fs.On(after), logged: make(map[addr.Block]struct{}),
 		unsaved: func(i *pagecache.Inode) bool { return starts(f.cache.Unsaved(f.super, i)) },
 		held:    func(i *pagecache.Inode) bool { return starts(f.cache.Held(f.super, i)) },
 	}

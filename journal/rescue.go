@@ -195,11 +195,6 @@ func (f *finisher) journal() error {
 	if err != nil {
 		return err
 	}
-	if f.Journal.Updates() > 0 && t != nil && hasInlineData(log.FS) {
-		if err := f.step("inline data", func() error { return f.outgrown(t) }); err != nil {
-			return err
-		}
-	}
 	if f.report.Open = f.Journal.Updates(); f.report.Open > 0 {
 		if err := f.step("audit", func() error { return f.audit(t) }); err != nil {
 			return err
@@ -238,6 +233,11 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 	}
 	if _, err := log.Replay(); err != nil {
 		return err
+	}
+	if hasInlineData(log.FS) {
+		if err := f.outgrown(t, old, log.FS); err != nil {
+			return err
+		}
 	}
 	changed := make(map[addr.Block][]byte, len(t.Blocks))
 	for _, b := range t.Blocks {
