@@ -83,6 +83,7 @@ func TestOutgrown(t *testing.T) {
 		unsaved  bool
 		held     bool
 		writing  bool
+		fresh    bool // it is being made
 		lost     bool
 	}{
 		{name: "directory in its inode", ino: inlinedDir},
@@ -98,6 +99,9 @@ func TestOutgrown(t *testing.T) {
 		{name: "file whose block was to be changed", commands: grown(inlinedFile, fresh), ino: inlinedFile, held: true, writing: true, lost: true},
 		{name: "file that was a hole before", commands: grown(inlinedFile, 0), ino: inlinedFile, before: grown(inlinedFile, 0)},
 		{name: "file that had its block before", commands: grown(inlinedFile, fresh), ino: inlinedFile, before: grown(inlinedFile, fresh)},
+		{name: "directory being made", commands: []string{fmt.Sprintf("sif <%d> size 0", inlinedDir)}, ino: inlinedDir, fresh: true, lost: true},
+		{name: "directory that is made", ino: inlinedDir, fresh: true},
+		{name: "file being made", commands: grown(inlinedFile, 0), ino: inlinedFile, fresh: true},
 		{name: "inode with another checksum", commands: []string{fmt.Sprintf("sif <%d> checksum 1", inlinedFile)}, ino: inlinedFile, lost: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -106,7 +110,7 @@ func TestOutgrown(t *testing.T) {
 				unsaved: func(*pagecache.Inode) bool { return tc.unsaved },
 				held:    func(*pagecache.Inode) bool { return tc.held },
 			}
-			i := &pagecache.Inode{Ino: tc.ino, Writing: tc.writing}
+			i := &pagecache.Inode{Ino: tc.ino, Writing: tc.writing, New: tc.fresh}
 			if err := m.check(i); err != nil {
 				t.Errorf("the transaction does not touch it: %v", err)
 			}
