@@ -18,9 +18,10 @@ check:
 	$(GO) tool staticcheck ./...
 
 # One package at a time: tests that boot guests measure time, and would disturb
-# each other. Never from the test cache: they run bin/understudy.
+# each other. Never from the test cache: they run bin/understudy. What failed is told
+# again at the end.
 test: setup build check
-	$(GO) test -p 1 -count 1 -timeout 40m ./...
+	$(GO) tool gotestsum --format pkgname --format-hide-empty-pkg --hide-summary skipped -- -p 1 -count 1 -timeout 40m ./...
 
 demo: setup build
 	bin/understudy demo

@@ -232,9 +232,12 @@ func TestKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd.Wait()
-	time.Sleep(200 * time.Millisecond)
+	guest := func(left string) bool { return strings.Contains(left, "qemu") }
+	for end := time.Now().Add(10 * time.Second); slices.ContainsFunc(leftovers(t), guest) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
 	for _, left := range leftovers(t) {
-		if strings.Contains(left, "qemu") {
+		if guest(left) {
 			t.Errorf("guest outlived its supervisor: %s", left)
 		}
 		if err := os.RemoveAll(left); err != nil {
