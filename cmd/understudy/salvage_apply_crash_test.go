@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy/fence"
 	"understudy/internal/fixture"
 )
 
@@ -250,7 +251,7 @@ func TestApplyRefuses(t *testing.T) {
 	if err := holder.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(300 * time.Millisecond)
+	await(t, "lock of the disk", func() bool { return fence.Free(b.disk.Image) != nil })
 	b.fails("still locked by process")
 	kill(t, holder)
 
