@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 
 	"understudy/addr"
@@ -96,19 +97,18 @@ var ErrHalfDone = errors.New("what it had in its inode is in neither place: an o
 func hasInlineData(fs *ext4.FS) bool { return fs.Super.Incompat&ext4.IncompatInlineData != 0 }
 
 // outgrown wants no file to be between its inode and a block of its own, where the
-// transaction would leave it. before is the disk without that, and fs what is on it.
+// changed blocks would leave it. before is the disk without those, and fs what is on it.
 // Whoever moved a file holds it, so that it is in memory. It rather refuses one that
 // may as well be as it should: a short file all of whose content is a hole, say.
-func (f *finisher) outgrown(t *jbd2.Transaction, before *jbd2.Recording, fs *ext4.FS) error {
+func (f *finisher) outgrown(before io.ReaderAt, fs *ext4.FS, changed map[addr.Block][]byte) error {
 	after := jbd2.NewRecording(before)
 	m := move{
-		before: fs, after: fs.On(after), logged: make(map[addr.Block]struct{}),
+		before: fs, after: fs.On(after), logged: changed,
 		unsaved: func(i *pagecache.Inode) bool { return starts(f.cache.Unsaved(f.super, i)) },
 		held:    func(i *pagecache.Inode) bool { return starts(f.cache.Held(f.super, i)) },
 	}
-	for _, b := range t.Blocks {
-		m.logged[b.Home] = struct{}{}
-		if _, err := after.WriteAt(b.Data, int64(b.Home)*int64(f.super.BlockSize)); err != nil {
+	for b, data := range changed {
+		if _, err := after.WriteAt(data, int64(b)*int64(f.super.BlockSize)); err != nil {
 			return err
 		}
 	}
@@ -128,8 +128,8 @@ const rootInode = 2
 
 // move looks for files that were on their way out of their inodes.
 type move struct {
-	before, after *ext4.FS // without and with the transaction
-	logged        map[addr.Block]struct{}
+	before, after *ext4.FS              // without and with the transaction
+	logged        map[addr.Block][]byte // what the transaction has
 	// unsaved and held say whether memory has the beginning of a file: to be written,
 	// or at all.
 	unsaved, held func(*pagecache.Inode) bool

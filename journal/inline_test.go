@@ -106,7 +106,7 @@ func TestOutgrown(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m := move{
-				before: inlineImage(t, tc.before...), after: inlineImage(t, tc.commands...), logged: map[addr.Block]struct{}{tc.logged: {}},
+				before: inlineImage(t, tc.before...), after: inlineImage(t, tc.commands...), logged: map[addr.Block][]byte{tc.logged: nil},
 				unsaved: func(*pagecache.Inode) bool { return tc.unsaved },
 				held:    func(*pagecache.Inode) bool { return tc.held },
 			}
@@ -122,7 +122,7 @@ func TestOutgrown(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			m.logged[g.InodeTable+addr.Block(block)] = struct{}{}
+			m.logged[g.InodeTable+addr.Block(block)] = nil
 			if err := m.check(i); errors.Is(err, ErrHalfDone) != tc.lost || err != nil && !tc.lost {
 				t.Errorf("%v; lost: %v", err, tc.lost)
 			}

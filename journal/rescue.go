@@ -234,14 +234,14 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 	if _, err := log.Replay(); err != nil {
 		return err
 	}
-	if hasInlineData(log.FS) {
-		if err := f.outgrown(t, old, log.FS); err != nil {
-			return err
-		}
-	}
 	changed := make(map[addr.Block][]byte, len(t.Blocks))
 	for _, b := range t.Blocks {
 		changed[b.Home] = b.Data
+	}
+	if hasInlineData(log.FS) {
+		if err := f.outgrown(old, log.FS, changed); err != nil {
+			return err
+		}
 	}
 	verdict, err := audit.Check(old, changed)
 	if err != nil {
