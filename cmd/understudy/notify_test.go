@@ -206,8 +206,8 @@ func crashPair(t *testing.T) (_ *lastTakeover, live, told time.Time) {
 	return st.Takeover, at("address"), at("notify")
 }
 
-// tellingLimit is how long telling a handful of clients may take, and what they are told
-// to arrive, on a machine that is very busy; on a quiet one it is some 20 ms.
+// tellingLimit is how long telling a handful of clients may take on a machine that is
+// very busy; on a quiet one it takes some 20 ms.
 const tellingLimit = 2 * time.Second
 
 // clockError is how far times of two processes may be apart.
@@ -239,7 +239,7 @@ func TestClientsAreTold(t *testing.T) {
 		}
 		after := c.at.Sub(live)
 		t.Logf("%s: %v, %v after the address was live", name, c.err, after)
-		if !errors.Is(c.err, syscall.ECONNRESET) || c.at.Sub(told) > tellingLimit {
+		if !errors.Is(c.err, syscall.ECONNRESET) || c.at.Sub(told) > 300*time.Millisecond {
 			t.Errorf("%s: ended by %v, %v after the address was live", name, c.err, after)
 		}
 		if after < -clockError {
@@ -250,6 +250,7 @@ func TestClientsAreTold(t *testing.T) {
 	if n.Reset+n.Tickled != 4 || n.Reset < 2 || n.Untold != 0 || len(n.Failures) > 0 || n.Neighbours < 2 {
 		t.Errorf("report: %+v", n)
 	}
+	time.Sleep(1200 * time.Millisecond) // the repetitions
 	a4, a6 := hex.EncodeToString(net.ParseIP(pair4).To4()), hex.EncodeToString(net.ParseIP(pair6))
 	for name, want := range map[string]string{
 		"ARP request":   "ffffffffffff" + pairMAC + "0806 0001 0800 06 04 0001" + pairMAC + a4 + "000000000000" + a4,
@@ -257,9 +258,10 @@ func TestClientsAreTold(t *testing.T) {
 		"advertisement": "333300000001" + pairMAC + "86dd 60000000 0020 3a ff" + a6 + "ff02" + strings.Repeat("0", 26) + "01" + "88 00",
 	} {
 		got := 0
-		for end := time.Now().Add(10 * time.Second); got < 4 && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		await(t, "fourth "+name, 10*time.Second, func() bool {
 			got = captured.count(live.Add(-clockError), want)
-		}
+			return got >= 4
+		})
 		if got != 4 {
 			t.Errorf("%s: %d of 4 arrived", name, got)
 		}

@@ -195,11 +195,7 @@ func TestUpRefusesAnImageInUse(t *testing.T) {
 		holder.Process.Kill()
 		holder.Wait()
 	}()
-	for deadline := time.Now().Add(10 * time.Second); fence.Free(image) == nil; time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("QEMU did not lock the image")
-		}
-	}
+	await(t, "lock of the image", 10*time.Second, func() bool { return fence.Free(image) != nil })
 	if _, err := understudy(t, "up", "-d", "-f", file); err == nil || !strings.Contains(err.Error(), "locked") {
 		t.Errorf("up on a locked image: %v", err)
 	}

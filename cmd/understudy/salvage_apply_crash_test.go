@@ -17,6 +17,9 @@ import (
 	"understudy/internal/fixture"
 )
 
+// workLimit is how long a guest's work, or the commit of it, may be in coming.
+const workLimit = 3 * time.Minute
+
 // start runs the command in the background.
 func (b *bench) start(env ...string) *exec.Cmd {
 	b.t.Helper()
@@ -35,16 +38,6 @@ func (b *bench) start(env ...string) *exec.Cmd {
 		}
 	})
 	return cmd
-}
-
-// await waits for something to be so.
-func await(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(3 * time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("no %s within three minutes", what)
-		}
-	}
 }
 
 func (b *bench) work(name string) string { return filepath.Join(b.disk.Image+".understudy", name) }
@@ -77,7 +70,7 @@ func kill(t *testing.T, cmd *exec.Cmd) {
 func TestApplyKilled(t *testing.T) {
 	b := newBench(t, fixture.Basic, "ext4")
 	cmd := b.start()
-	await(t, "work of the guest", b.filling)
+	await(t, "work of the guest", workLimit, b.filling)
 	kill(t, cmd)
 	if sumOf(t, b.disk.Image) != sumOf(t, b.crash.Image) {
 		t.Error("the disk has changed")
@@ -93,7 +86,7 @@ func TestApplyKilled(t *testing.T) {
 func TestApplyGuestKilled(t *testing.T) {
 	b := newBench(t, fixture.Basic, "ext4")
 	cmd := b.start()
-	await(t, "work of the guest", b.filling)
+	await(t, "work of the guest", workLimit, b.filling)
 	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		t.Fatal(err)
@@ -139,7 +132,7 @@ func TestApplyCommitKilled(t *testing.T) {
 	other := crashImage(t, fixture.Writeback)
 	b := newBench(t, fixture.Basic, "ext4")
 	cmd := b.start(slowCommit(t))
-	await(t, "commit", func() bool { return b.step() == "veiled" })
+	await(t, "commit", workLimit, func() bool { return b.step() == "veiled" })
 	time.Sleep(700 * time.Millisecond)
 	kill(t, cmd)
 	half := sumOf(t, b.disk.Image)
@@ -194,7 +187,7 @@ func TestApplyCommitKilled(t *testing.T) {
 func TestApplyStale(t *testing.T) {
 	b := newBench(t, fixture.Basic, "ext4")
 	cmd := b.start()
-	await(t, "work of the guest", b.filling)
+	await(t, "work of the guest", workLimit, b.filling)
 	kill(t, cmd)
 	raw, err := os.ReadFile(b.work("record.json"))
 	if err != nil {
@@ -251,7 +244,7 @@ func TestApplyRefuses(t *testing.T) {
 	if err := holder.Start(); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "lock of the disk", func() bool { return fence.Free(b.disk.Image) != nil })
+	await(t, "lock of the disk", 10*time.Second, func() bool { return fence.Free(b.disk.Image) != nil })
 	b.fails("still locked by process")
 	kill(t, holder)
 

@@ -91,6 +91,16 @@ func hostLinks(t *testing.T) string {
 	return string(out)
 }
 
+// await waits for something to be so.
+func await(t *testing.T, what string, limit time.Duration, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("no %s within %v", what, limit)
+		}
+	}
+}
+
 // understudy runs the program to its end.
 func understudy(t *testing.T, args ...string) (stdout string, err error) {
 	t.Helper()
@@ -232,15 +242,13 @@ func TestKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd.Wait()
-	guest := func(left string) bool { return strings.Contains(left, "qemu") }
-	for end := time.Now().Add(10 * time.Second); slices.ContainsFunc(leftovers(t), guest) && time.Now().Before(end); {
-		time.Sleep(10 * time.Millisecond)
-	}
-	for _, left := range leftovers(t) {
-		if guest(left) {
-			t.Errorf("guest outlived its supervisor: %s", left)
-		}
-		if err := os.RemoveAll(left); err != nil {
+	var left []string
+	await(t, "end of the guests that outlived their supervisor", 10*time.Second, func() bool {
+		left = leftovers(t)
+		return !slices.ContainsFunc(left, func(l string) bool { return strings.Contains(l, "qemu") })
+	})
+	for _, l := range left {
+		if err := os.RemoveAll(l); err != nil {
 			t.Fatal(err)
 		}
 	}
