@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -79,8 +80,9 @@ var maskedLog = []masked{
 }
 
 // In that of a journal whose features no kernel set: 64 bits if the file system
-// has them, version 3 instead of 2 (ext4_load_and_init_journal).
-var maskedOurs = append([]masked{{0x28, 4, "s_feature_incompat"}}, maskedLog...)
+// has them, version 3 instead of 2 (ext4_load_and_init_journal), and with it how
+// blocks are checked (jbd2_journal_set_features).
+var maskedOurs = append([]masked{{0x28, 4, "s_feature_incompat"}, {0x50, 1, "s_checksum_type"}}, maskedLog...)
 
 // setError marks a file system as having errors: a mount then leaves orphans
 // alone (fs/ext4/orphan.c, ext4_orphan_cleanup).
@@ -228,6 +230,7 @@ func testKernelReplays(t *testing.T, kernel string, seed uint64) {
 			samples = append(samples, damage(t, s, random)...)
 		}
 	}
+	samples = append(samples, unused(t, some[0])...)
 	samples = append(samples, made(t)...)
 	var images []dirtylog.Image
 	for _, s := range samples {
@@ -357,6 +360,16 @@ func appended(t testing.TB, s sample, seed uint64) []sample {
 		})
 	}
 	return samples
+}
+
+// unused makes samples of a journal that no kernel has seen yet.
+func unused(t testing.TB, f dirtylog.Format) []sample {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "unused")
+	f.Make(t, path)
+	setError(t, path)
+	image := dirtylog.Image{Name: f.Name, Type: f.Type, Path: path, Options: f.Options}
+	return appended(t, sample{Image: image, name: "unused"}, 1)
 }
 
 // appendSome appends transactions to a log, and returns what blocks are then.
