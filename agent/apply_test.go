@@ -98,6 +98,9 @@ func (b *bench) model(before int, f link.File) []byte {
 		copy(m[r.Off:r.Off+r.Len], b.data[r.Staged:])
 	}
 	grow(f.Size)
+	for _, h := range f.Holes {
+		clear(m[min(h.Off, f.Size):min(h.Off+h.Len, f.Size)])
+	}
 	return m[:f.Size]
 }
 
@@ -108,25 +111,29 @@ func TestApplyFiles(t *testing.T) {
 		before int
 		size   int64
 		runs   []link.Run
+		holes  []link.Range
 	}{
-		{"overwritten", 20000, 20000, []link.Run{{Off: 4096, Len: 8192, Staged: 4096}}},
-		{"appended", 5000, 9000, []link.Run{{Off: 4096, Len: 4904, Staged: 16384}}},
-		{"appended, rounded up", 5000, 9000, []link.Run{{Off: 4096, Len: 8192, Staged: 16384}}},
-		{"last page overwritten", 5000, 5000, []link.Run{{Off: 4096, Len: 4096, Staged: 0}}},
-		{"one byte", 0, 1, []link.Run{{Off: 0, Len: 4096, Staged: 8192}}},
-		{"sparse", 10, 1 << 26, []link.Run{{Off: 1<<26 - 4096, Len: 4096, Staged: 40960}}},
-		{"larger than a chunk", 0, 3<<20 + 5, []link.Run{{Off: 0, Len: 3<<20 + 4096, Staged: 65536}}},
-		{"blocks of 1 KiB", 8192, 8192, []link.Run{{Off: 1024, Len: 1024, Staged: 512}, {Off: 5120, Len: 2048, Staged: 4096}}},
-		{"shrunk", 20000, 100, nil},
-		{"shrunk and written", 20000, 4100, []link.Run{{Off: 4096, Len: 4096, Staged: 4096}}},
-		{"times only", 10, 10, nil},
-		{"extended with a hole", 10, 10000, nil},
+		{"overwritten", 20000, 20000, []link.Run{{Off: 4096, Len: 8192, Staged: 4096}}, nil},
+		{"appended", 5000, 9000, []link.Run{{Off: 4096, Len: 4904, Staged: 16384}}, nil},
+		{"appended, rounded up", 5000, 9000, []link.Run{{Off: 4096, Len: 8192, Staged: 16384}}, nil},
+		{"last page overwritten", 5000, 5000, []link.Run{{Off: 4096, Len: 4096, Staged: 0}}, nil},
+		{"one byte", 0, 1, []link.Run{{Off: 0, Len: 4096, Staged: 8192}}, nil},
+		{"sparse", 10, 1 << 26, []link.Run{{Off: 1<<26 - 4096, Len: 4096, Staged: 40960}}, nil},
+		{"larger than a chunk", 0, 3<<20 + 5, []link.Run{{Off: 0, Len: 3<<20 + 4096, Staged: 65536}}, nil},
+		{"blocks of 1 KiB", 8192, 8192, []link.Run{{Off: 1024, Len: 1024, Staged: 512}, {Off: 5120, Len: 2048, Staged: 4096}}, nil},
+		{"shrunk", 20000, 100, nil, nil},
+		{"shrunk and written", 20000, 4100, []link.Run{{Off: 4096, Len: 4096, Staged: 4096}}, nil},
+		{"times only", 10, 10, nil, nil},
+		{"extended with a hole", 10, 10000, nil, nil},
+		{"with holes", 40000, 40000, []link.Run{{Off: 4096, Len: 4096}}, []link.Range{{Off: 0, Len: 4096}, {Off: 12288, Len: 8192}}},
+		{"holes to its end and beyond", 40000, 30000, nil, []link.Range{{Off: 28672, Len: 1328}, {Off: 32768, Len: 4096}}},
+		{"a hole beyond its end, written", 100, 30000, []link.Run{{Off: 0, Len: 4096}}, []link.Range{{Off: 4096, Len: 1 << 40}}},
 	}
 	var files []link.File
 	var paths []string
 	for _, tt := range tests {
 		path, f := b.file(tt.name, tt.before)
-		f.Size, f.Runs = tt.size, tt.runs
+		f.Size, f.Runs, f.Holes = tt.size, tt.runs, tt.holes
 		files, paths = append(files, f), append(paths, path)
 	}
 	r := b.apply(files...)

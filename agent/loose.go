@@ -77,13 +77,8 @@ func (l *loose) prepare(t *target) error {
 		t.size = t.file.Size
 	}
 	for _, z := range l.attr.Zeros {
-		n := min(z.Len, t.size-z.Off)
-		if n <= 0 {
-			break
-		}
-		const punch = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
-		if err := unix.Fallocate(t.fd, punch, z.Off, n); err != nil {
-			return fmt.Errorf("make %d bytes at %d a hole: %w", n, z.Off, err)
+		if err := punch(t.fd, z, t.size); err != nil {
+			return err
 		}
 	}
 	l.ready = true

@@ -223,6 +223,11 @@ func (t *target) settle() error {
 	if err := t.resize(); err != nil {
 		return err
 	}
+	for _, h := range t.file.Holes {
+		if err := punch(t.fd, h, t.file.Size); err != nil {
+			return err
+		}
+	}
 	if t.loose != nil {
 		if err := t.loose.own(t); err != nil {
 			return err
@@ -253,6 +258,18 @@ func (t *target) resize() error {
 	}
 	if err := unix.Ftruncate(t.fd, t.file.Size); err != nil {
 		return fmt.Errorf("set size %d: %w", t.file.Size, err)
+	}
+	return nil
+}
+
+// punch makes what a file of a size has in a range a hole.
+func punch(fd int, r link.Range, size int64) error {
+	n := min(r.Len, size-r.Off)
+	if n <= 0 {
+		return nil
+	}
+	if err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, r.Off, n); err != nil {
+		return fmt.Errorf("make %d bytes at %d a hole: %w", n, r.Off, err)
 	}
 	return nil
 }

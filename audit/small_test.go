@@ -6,11 +6,13 @@ import (
 	"encoding/binary"
 	"io"
 	"os"
+	"reflect"
 	"slices"
 	"testing"
 
 	"understudy/addr"
 	"understudy/audit"
+	"understudy/ext4"
 )
 
 // smalls are file systems of 512 blocks of 1 KiB with some of everything: with
@@ -151,6 +153,68 @@ func TestTruncating(t *testing.T) {
 	}
 }
 
+// TestTree wants a file with a hole to lie where it lies, before and after it loses a
+// block, and an error where what maps it contradicts itself.
+func TestTree(t *testing.T) {
+	const ino = 16
+	run := func(logical uint32, physical addr.Block, n uint32) ext4.Run {
+		return ext4.Run{Logical: logical, Physical: physical, Length: n}
+	}
+	for _, tc := range []struct {
+		name      string
+		cut, want []ext4.Run
+		node      addr.Block // what maps a part of it is there, if not 0
+		at        int        // in the inode, or there: of what maps its last blocks
+		less, bad []byte
+	}{
+		{
+			name: smalls[0], want: []ext4.Run{run(0, 82, 2), run(4, 86, 11)}, cut: []ext4.Run{run(0, 82, 2), run(4, 86, 10)},
+			at: 0x28 + 12 + 12 + 4, less: []byte{10}, bad: []byte{0, 0x90}, // ee_len
+		},
+		{
+			name: smalls[1], want: []ext4.Run{run(0, 84, 2), run(4, 88, 8), run(12, 97, 3)}, cut: []ext4.Run{run(0, 84, 2), run(4, 88, 8), run(12, 97, 2)},
+			node: 96, at: 2 * 4, less: []byte{0}, bad: []byte{0, 0, 1},
+		},
+	} {
+		image := small(t, tc.name)
+		super, _, err := audit.Parts(bytes.NewReader(image), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, at, offset, err := super.InodePlace(ino)
+		if err != nil {
+			t.Fatal(err)
+		}
+		block := addr.Block(binary.LittleEndian.Uint32(image[2*smallBlock+8:])) + addr.Block(at)
+		if tc.node != 0 {
+			block, offset = tc.node, 0
+		}
+		check := func(name string, changed map[addr.Block][]byte, want audit.Trees) {
+			got, err := audit.Tree(bytes.NewReader(image), changed, ino)
+			if err != nil || !reflect.DeepEqual(*got, want) {
+				t.Errorf("%s, %s: %+v instead of %+v, %v", tc.name, name, got, want, err)
+			}
+		}
+		edited := func(value []byte) map[addr.Block][]byte {
+			changed := busy(t, image)
+			copy(changed[block][offset+tc.at:], value)
+			if tc.node == 0 {
+				super.SealInode(ino, changed[block][offset:][:super.InodeSize])
+			}
+			return changed
+		}
+		check("as it was", nil, audit.Trees{Old: tc.want, New: tc.want})
+		check("written again", busy(t, image), audit.Trees{Old: tc.want, New: tc.want, Touched: tc.node != 0})
+		check("cut", edited(tc.less), audit.Trees{Old: tc.want, New: tc.cut, Touched: true})
+		if got, err := audit.Tree(bytes.NewReader(image), edited(tc.bad), ino); err == nil {
+			t.Errorf("%s: lies at %+v", tc.name, got)
+		}
+		if got, err := audit.Tree(bytes.NewReader(image), nil, 100); err == nil {
+			t.Errorf("%s: a free inode lies at %+v", tc.name, got)
+		}
+	}
+}
+
 // FuzzCheck edits a small file system before and after. Whatever comes of it, the
 // audit ends, and says what it means.
 func FuzzCheck(f *testing.F) {
@@ -190,6 +254,11 @@ func FuzzCheck(f *testing.F) {
 		}
 		if _, err := audit.Truncating(bytes.NewReader(image), changed); err != nil {
 			t.Log(err)
+		}
+		for ino := range addr.Ino(20) {
+			if _, err := audit.Tree(bytes.NewReader(image), changed, ino); err != nil {
+				t.Log(err)
+			}
 		}
 		v, err := audit.Check(bytes.NewReader(image), changed)
 		if err == nil && v.Clean != (len(v.Reasons) == 0) {

@@ -2,7 +2,9 @@ package audit
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 
 	"understudy/addr"
 	"understudy/ext4"
@@ -42,6 +44,65 @@ type mapper struct {
 	inode *ext4.Inode
 	out   mapping
 	spare map[leaf]struct{}
+}
+
+// Trees are where a file lies, in runs that ascend, as it was and as it is to be.
+type Trees struct {
+	Old, New []ext4.Run
+	// Touched says that the changed blocks have a part of what maps it.
+	Touched bool
+}
+
+// Tree walks all that maps a regular file or directory. Its first arguments are those of
+// Check. An error means that what maps it cannot be read, or contradicts itself.
+func Tree(old io.ReaderAt, changed map[addr.Block][]byte, n addr.Ino) (*Trees, error) {
+	fs, err := ext4.Open(old)
+	if err != nil {
+		return nil, fmt.Errorf("look where inode %d lies: %w", n, err)
+	}
+	c := newChecker(fs.Super, old, changed)
+	was, err := c.old.tree(n)
+	if errors.Is(err, errFree) {
+		was, err = &mapper{inode: &ext4.Inode{}}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look where inode %d lay: %w", n, err)
+	}
+	is, err := c.new.tree(n)
+	if err != nil {
+		return nil, fmt.Errorf("look where inode %d lies: %w", n, err)
+	}
+	t := &Trees{Old: was.out.runs(), New: is.out.runs(), Touched: was.inode.Block != is.inode.Block}
+	for _, b := range is.out.nodes {
+		_, there := changed[b]
+		t.Touched = t.Touched || there
+	}
+	return t, nil
+}
+
+// tree walks all that maps an inode.
+func (v *view) tree(n addr.Ino) (*mapper, error) {
+	i, err := v.load(n)
+	if err != nil {
+		return nil, err
+	}
+	m := &mapper{v: v, inode: i}
+	if i.Flags&ext4.InodeInlineData != 0 {
+		return m, nil
+	}
+	if err := m.index(); err != nil {
+		return nil, err
+	}
+	return m, m.read()
+}
+
+// runs returns the extents that were seen.
+func (m *mapping) runs() []ext4.Run {
+	out := make([]ext4.Run, len(m.extents))
+	for i, x := range m.extents {
+		out[i] = ext4.Run{Logical: uint32(x.logical), Physical: x.start, Length: uint32(x.length), Unwritten: x.unwritten}
+	}
+	return out
 }
 
 // walk maps an inode in both views. Leaves that are the same in both are left

@@ -123,6 +123,8 @@ type Report struct {
 	Replayed int    // blocks that the replay of the log wrote
 	// Settled are the files of which nothing is left to be written, by number.
 	Settled map[addr.Ino]struct{}
+	// Moved are files of which a check may lose what memory has, settled or not.
+	Moved []Moved
 	// Open is how many operations had not returned. Then the transaction is audited:
 	// Audit is what was looked at, nil if there was none.
 	Open  int
@@ -174,6 +176,9 @@ func (f *finisher) step(name string, do func() error) error {
 // a kernel that dies leaves it in need of a check.
 func (f *finisher) plain() error {
 	f.report.Check = "it has no journal"
+	if err := f.step("audit", f.moving); err != nil {
+		return err
+	}
 	return f.step("blocks", func() error { return f.write(nil) })
 }
 
@@ -234,9 +239,9 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 	if _, err := log.Replay(); err != nil {
 		return err
 	}
-	changed := make(map[addr.Block][]byte, len(t.Blocks))
-	for _, b := range t.Blocks {
-		changed[b.Home] = b.Data
+	changed, err := f.changed(t, old)
+	if err != nil {
+		return err
 	}
 	if hasInlineData(log.FS) {
 		if err := f.outgrown(old, log.FS, changed); err != nil {
@@ -253,6 +258,9 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 	}
 	f.report.Check = why + ": " + strings.Join(verdict.Reasons, "; ")
 	if err := f.seal(log.FS.Super, t, old, changed); err != nil {
+		return err
+	}
+	if err := f.moved(old, changed); err != nil {
 		return err
 	}
 	return f.checkable(log.FS.Super, old, changed)
@@ -278,6 +286,34 @@ func (f *finisher) checkable(s ext4.Super, old io.ReaderAt, changed map[addr.Blo
 	return nil
 }
 
+// changed is what the transaction changes, where old is the disk without it: the blocks
+// in it, and those that it revokes, which stay as they are on the disk then, whatever
+// the log has of them.
+func (f *finisher) changed(t *jbd2.Transaction, old io.ReaderAt) (map[addr.Block][]byte, error) {
+	changed := make(map[addr.Block][]byte, len(t.Blocks))
+	for _, b := range t.Blocks {
+		changed[b.Home] = b.Data
+	}
+	size := int64(f.super.BlockSize)
+	recovered := make([]byte, size)
+	for _, b := range t.Revokes {
+		if _, written := changed[b]; written {
+			continue
+		}
+		now := make([]byte, size)
+		if _, err := f.disk.ReadAt(now, int64(b)*size); err != nil {
+			return nil, fmt.Errorf("read revoked block %d: %w", b, err)
+		}
+		if _, err := old.ReadAt(recovered, int64(b)*size); err != nil {
+			return nil, fmt.Errorf("read revoked block %d: %w", b, err)
+		}
+		if !bytes.Equal(now, recovered) {
+			changed[b] = now
+		}
+	}
+	return changed, nil
+}
+
 // seal gives inodes that were being written their checksums. They are as sound as
 // before: what is in them is for the check to judge. But e2fsck gives up at one on the
 // list of orphans whose checksum is wrong (e2fsck/super.c, release_orphan_inode).
@@ -288,6 +324,9 @@ func (f *finisher) seal(s ext4.Super, t *jbd2.Transaction, old io.ReaderAt, chan
 	}
 	for _, slot := range torn {
 		i := slices.IndexFunc(t.Blocks, func(b jbd2.Block) bool { return b.Home == slot.Block })
+		if i < 0 {
+			return fmt.Errorf("%w: block %d of inodes is revoked", ErrDamaged, slot.Block)
+		}
 		b := &t.Blocks[i]
 		b.Data = bytes.Clone(b.Data)
 		s.SealInode(slot.Ino, b.Data[slot.Offset:][:s.InodeSize])

@@ -104,6 +104,10 @@ var plans = [][]File{
 		{Inode: 13, Size: 1 << 40, Runs: []Run{{Off: 4096, Len: 1, Staged: 8192}, {Off: 1 << 39, Len: 4096, Staged: 0}}},
 		{Inode: 1 << 40, Generation: 1},
 	},
+	{
+		{Inode: 14, Size: 20000, Holes: []Range{{Off: 4096, Len: 8192}}},
+		{Inode: 15, Size: 20000, Runs: []Run{{Off: 0, Len: 4096}}, Holes: []Range{{Off: 4096, Len: 1}, {Off: 1 << 40, Len: 1 << 40}}},
+	},
 }
 
 func TestPlanSurvivesEncoding(t *testing.T) {
@@ -121,6 +125,8 @@ func TestPlanSurvivesEncoding(t *testing.T) {
 
 func TestDecodePlanRefuses(t *testing.T) {
 	good := EncodePlan(plans[2])
+	many := EncodePlan([]File{{}})
+	copy(many[len(many)-4:], "\xff\xff\xff\xff")
 	bad := map[string][]byte{
 		"empty":        nil,
 		"wrong magic":  append([]byte("x"), good[1:]...),
@@ -132,6 +138,10 @@ func TestDecodePlanRefuses(t *testing.T) {
 		"unaligned":    EncodePlan([]File{{Runs: []Run{{Off: 1, Len: 1}}}}),
 		"overflow":     EncodePlan([]File{{Runs: []Run{{Off: 1<<63 - 512, Len: 512}}}}),
 		"negative":     EncodePlan([]File{{Size: -1}}),
+		"hole before":  EncodePlan([]File{{Holes: []Range{{Off: -1, Len: 4096}}}}),
+		"hole of none": EncodePlan([]File{{Holes: []Range{{Off: 4096}}}}),
+		"endless hole": EncodePlan([]File{{Holes: []Range{{Off: 1, Len: 1<<63 - 1}}}}),
+		"many holes":   many,
 	}
 	for name, b := range bad {
 		if _, err := DecodePlan(b); !errors.Is(err, ErrPlan) {

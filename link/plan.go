@@ -15,6 +15,7 @@ type File struct {
 	Atime      Time
 	Mtime      Time
 	Runs       []Run
+	Holes      []Range // to be made: what reads as zeros, whatever is there now
 }
 
 // Time is a point in time as an inode keeps it.
@@ -37,17 +38,18 @@ const (
 	planMagic   = "understudy plan\x01"
 	blocksMagic = "understudy raw\x01"
 
-	fileBytes = 8 + 4 + 8 + 2*(8+4) + 4
+	fileBytes = 8 + 4 + 8 + 2*(8+4) + 2*4
 	runBytes  = 3 * 8
+	holeBytes = 2 * 8
 )
 
 // EncodePlan lays a plan out as the agent reads it from the staging disk: a
-// magic, the number of files, then each file and its runs, all little-endian
+// magic, the number of files, then each file, its runs and its holes, all little-endian
 // and of fixed width.
 func EncodePlan(files []File) []byte {
 	size := len(planMagic) + 4
 	for _, f := range files {
-		size += fileBytes + len(f.Runs)*runBytes
+		size += fileBytes + len(f.Runs)*runBytes + len(f.Holes)*holeBytes
 	}
 	le := binary.LittleEndian
 	b := append(make([]byte, 0, size), planMagic...)
@@ -61,8 +63,13 @@ func EncodePlan(files []File) []byte {
 			b = le.AppendUint32(b, t.Nsec)
 		}
 		b = le.AppendUint32(b, uint32(len(f.Runs)))
+		b = le.AppendUint32(b, uint32(len(f.Holes)))
 		for _, r := range f.Runs {
 			b = r.append(b)
+		}
+		for _, h := range f.Holes {
+			b = le.AppendUint64(b, uint64(h.Off))
+			b = le.AppendUint64(b, uint64(h.Len))
 		}
 	}
 	return b
@@ -146,12 +153,12 @@ func (d *decoder) file() (File, error) {
 	f := File{Inode: d.u64(), Generation: d.u32(), Size: int64(d.u64())}
 	f.Atime = Time{Sec: int64(d.u64()), Nsec: d.u32()}
 	f.Mtime = Time{Sec: int64(d.u64()), Nsec: d.u32()}
-	n := d.u32()
+	n, holes := d.u32(), d.u32()
 	if d.short || f.Size < 0 {
 		return f, errors.New("cut short or of negative size")
 	}
-	if uint64(n)*runBytes > uint64(len(d.b)) {
-		return f, fmt.Errorf("%d runs do not fit in %d bytes", n, len(d.b))
+	if uint64(n)*runBytes+uint64(holes)*holeBytes > uint64(len(d.b)) {
+		return f, fmt.Errorf("%d runs and %d holes do not fit in %d bytes", n, holes, len(d.b))
 	}
 	if n > 0 {
 		f.Runs = make([]Run, n)
@@ -162,6 +169,16 @@ func (d *decoder) file() (File, error) {
 			return f, fmt.Errorf("run %d: %w", i, err)
 		}
 		f.Runs[i] = r
+	}
+	if holes > 0 {
+		f.Holes = make([]Range, holes)
+	}
+	for i := range f.Holes {
+		h := Range{Off: int64(d.u64()), Len: int64(d.u64())}
+		if h.Off < 0 || h.Len <= 0 || h.Off > math.MaxInt64-h.Len {
+			return f, fmt.Errorf("hole %d: position out of range: %+v", i, h)
+		}
+		f.Holes[i] = h
 	}
 	return f, nil
 }

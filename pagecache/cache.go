@@ -23,8 +23,9 @@ type Cache struct {
 	k      *kernel.Kernel
 	layout *layout
 	// These are looked up when they are needed first.
-	blocks   func() blocksLayout
-	diskSize func() sizePlace
+	blocks func() blocksLayout
+	info   func() infoPlaces
+	status func() (*statusLayout, error)
 }
 
 // Open looks up everything about the kernel's structures once.
@@ -34,8 +35,9 @@ func Open(k *kernel.Kernel) (*Cache, error) {
 		return nil, fmt.Errorf("open page cache of %s: %w", k.Release, err)
 	}
 	blocks := sync.OnceValue(func() blocksLayout { return newBlocksLayout(k) })
-	diskSize := sync.OnceValue(func() sizePlace { return newSizePlace(k) })
-	return &Cache{k: k, layout: l, blocks: blocks, diskSize: diskSize}, nil
+	info := sync.OnceValue(func() infoPlaces { return newInfoPlaces(k) })
+	status := sync.OnceValues(func() (*statusLayout, error) { return newStatusLayout(k) })
+	return &Cache{k: k, layout: l, blocks: blocks, info: info, status: status}, nil
 }
 
 // Kernel returns the kernel that the cache is of.

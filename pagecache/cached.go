@@ -1,10 +1,12 @@
 package pagecache
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"iter"
 	"math/bits"
+	"slices"
 
 	"understudy/addr"
 	"understudy/kernel"
@@ -52,6 +54,40 @@ func (c *Cache) Held(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 			w.every(head.node(), nil, 0, 0)
 		default:
 			w.visit(slotted{entry: head, pages: 1}, nil)
+		}
+	}
+}
+
+// All yields all bytes of a file that memory has: those of pages that are filled, and
+// of others what is unsaved. What is not taken of that is a *Refusal, after which the
+// walk goes on; whatever else is not taken is passed over.
+func (c *Cache) All(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
+	return func(yield func(Piece, error) bool) {
+		var pieces []Piece
+		for p, err := range c.Held(s, i) {
+			if err == nil {
+				pieces = append(pieces, p)
+			}
+		}
+		held := len(pieces)
+		for p, err := range c.Unsaved(s, i) {
+			if err != nil {
+				if !yield(Piece{}, err) {
+					return
+				}
+				continue
+			}
+			// Filled pages are held whole.
+			n, _ := slices.BinarySearchFunc(pieces[:held], p.Off, func(h Piece, off int64) int { return cmp.Compare(h.End, off+1) })
+			if n == held || pieces[n].Off >= p.End {
+				pieces = append(pieces, p)
+			}
+		}
+		slices.SortFunc(pieces, func(a, b Piece) int { return cmp.Compare(a.Off, b.Off) })
+		for _, p := range pieces {
+			if !yield(p, nil) {
+				return
+			}
 		}
 	}
 }

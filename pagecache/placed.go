@@ -81,26 +81,38 @@ func (c *Cache) sizeKnown(i *Inode) bool {
 	return known && size == i.Size
 }
 
-// sizePlace is where i_disksize is, counted from struct inode.
-type sizePlace struct {
-	off   int
-	known bool
+// infoPlaces are where members of struct ext4_inode_info are, counted from the struct
+// inode in it.
+type infoPlaces struct {
+	size, lock int // i_disksize and i_data_sem
+	known      bool
 }
 
-func newSizePlace(k *kernel.Kernel) sizePlace {
+func newInfoPlaces(k *kernel.Kernel) infoPlaces {
 	l := layoutIn(k, "ext4_inode_info", "ext4")
-	inode, size := l.Field("vfs_inode"), l.Field("i_disksize", 8)
-	return sizePlace{size.Off - inode.Off, l.Err() == nil}
+	inode, size, lock := l.Field("vfs_inode"), l.Field("i_disksize", 8), l.Field("i_data_sem.count", 8)
+	return infoPlaces{size.Off - inode.Off, lock.Off - inode.Off, l.Err() == nil}
 }
 
 // sizeOnDisk returns i_disksize of a file of the ext family.
 func (c *Cache) sizeOnDisk(i *Inode) (size int64, known bool) {
-	at := c.diskSize()
+	at := c.info()
 	if !at.known {
 		return 0, false
 	}
-	v, err := c.k.U64(i.Addr + addr.Virt(at.off))
+	v, err := c.k.U64(i.Addr + addr.Virt(at.size))
 	return int64(v), err == nil
+}
+
+// Moving reports whether where a file of ext4, or of what that driver has mounted, lies
+// was being changed: i_data_sem is held for writing then (fs/ext4/ext4.h).
+func (c *Cache) Moving(i *Inode) bool {
+	at := c.info()
+	if !at.known {
+		return false
+	}
+	v, err := c.k.U64(i.Addr + addr.Virt(at.lock))
+	return err == nil && v&1 != 0 // RWSEM_WRITER_LOCKED, kernel/locking/rwsem.c
 }
 
 // confirm compares a place with the mapping, and returns what of that is left.

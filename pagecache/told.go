@@ -29,7 +29,12 @@ var told = map[string]struct {
 		"i_data_sem.count": {Off: 240, Size: 8}, "i_reserved_data_blocks": {Off: 1040, Size: 4},
 		"vfs_inode": {Off: 320, Size: 600}, "jinode": {Off: 920, Size: 8},
 		"i_crtime.tv_sec": {Off: 936, Size: 8}, "i_crtime.tv_nsec": {Off: 944, Size: 8},
+		"i_es_tree.root.rb_node": {Off: 984, Size: 8}, "i_es_lock.raw_lock.cnts.counter": {Off: 1000, Size: 4},
 		"i_sync_tid": {Off: 1136, Size: 4}, "i_datasync_tid": {Off: 1140, Size: 4},
+	}},
+	"extent_status": {40, map[string]kernel.Field{
+		"rb_node.rb_right": {Off: 8, Size: 8}, "rb_node.rb_left": {Off: 16, Size: 8},
+		"es_lblk": {Off: 24, Size: 4}, "es_len": {Off: 28, Size: 4}, "es_pblk": {Off: 32, Size: 8},
 	}},
 	"journal_s": {1344, map[string]kernel.Field{
 		"j_flags": {Off: 0, Size: 8}, "j_errno": {Off: 8, Size: 4},

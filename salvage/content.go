@@ -30,11 +30,7 @@ func (w *looseWalk) content(i *pagecache.Inode, f *File) error {
 	if f.Loose.Settled {
 		return nil
 	}
-	var held []addr.Span
-	for _, r := range f.Runs {
-		held = append(held, r.Span)
-	}
-	gaps := gapsOf(held, f.Size)
+	gaps := gapsOf(f.spans(), f.Size)
 	// What was refused is neither zeros nor anywhere.
 	var bad []addr.Span
 	for _, err := range refused {

@@ -1,6 +1,7 @@
 package salvage_test
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -175,6 +176,106 @@ func checkFiles(t *testing.T, p *salvage.Plan, staged []byte, disk string, truth
 		}
 	}
 	t.Logf("%d of %d files have the content that the guest says", len(files)-bad, len(files))
+}
+
+// TestRestore wants files of which memory knows all to be as the guest said, once they
+// are restored, whatever the disk has of them: also those that were settled, and those
+// of which nothing was unsaved.
+func TestRestore(t *testing.T) {
+	image := fixture.Get(t, fixture.Basic)
+	c, err := pagecache.Open(openKernel(t, image))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, disk := range image.Disks {
+		s, err := c.Superblock(uuidOf(t, disk))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := salvage.Of(c, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		settled, before := make(map[addr.Ino]struct{}), len(p.Files)
+		for i := range p.Files {
+			if i%2 == 0 {
+				settled[p.Files[i].Ino] = struct{}{}
+			}
+		}
+		p.Settle(settled)
+		want := make(map[addr.Ino]record.File)
+		for _, f := range image.Files(disk.Name) {
+			want[addr.Ino(f.Ino)] = f
+		}
+		restored, holes := restoreKnown(t, c, s, p, want)
+		if restored < before/2 || holes == 0 && disk.Type == "ext4" {
+			t.Errorf("%s: %d files with %d holes are restored, of %d that had unsaved data", disk.Name, restored, holes, before)
+		}
+		t.Logf("%s: %d files with %d holes", disk.Name, restored, holes)
+	}
+}
+
+// restoreKnown restores all files of which memory knows everything, and compares them.
+func restoreKnown(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, p *salvage.Plan, want map[addr.Ino]record.File) (files, holes int) {
+	restored := make(map[addr.Ino]struct{})
+	for i, err := range c.Inodes(s) {
+		if _, there := want[i.Ino]; err != nil || !there || !i.Regular() || i.Deleted() {
+			continue
+		}
+		zeros, err := c.Zeros(s, i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var filled, empty []addr.Span
+		at := int64(0)
+		hole := func(end int64) {
+			for _, z := range zeros {
+				if z.Off <= at && z.End >= end && at < end {
+					empty = append(empty, addr.Span{Off: at, End: end})
+					at = end
+				}
+			}
+		}
+		for piece, err := range c.All(s, i) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if hole(piece.Off); piece.Off > at {
+				break
+			}
+			filled = append(filled, piece.Span)
+			at = piece.End
+		}
+		if hole(i.Size); at < i.Size {
+			continue
+		}
+		p.Restore(c, s, i, filled, empty, nil)
+		restored[i.Ino] = struct{}{}
+		holes += len(empty)
+	}
+	staged := bytes.Repeat([]byte{0xaa}, int(p.StagingSize()))
+	if err := p.Gather(staged); err != nil {
+		t.Fatal(err)
+	}
+	for i := range p.Files {
+		f := &p.Files[i]
+		if _, there := restored[f.Ino]; !there {
+			continue
+		}
+		files++
+		room := bytes.Repeat([]byte{0xbb}, int(addr.AlignUp(f.Size)))
+		for i := range f.Runs {
+			r := &f.Runs[i]
+			copy(room[r.Off:r.Off+r.WriteLen()], staged[r.Staged:])
+		}
+		for _, h := range f.Holes {
+			clear(room[h.Off:h.End])
+		}
+		if sum := sha256.Sum256(room[:f.Size]); hex.EncodeToString(sum[:]) != want[f.Ino].SHA256 {
+			t.Errorf("%q (inode %d, %d bytes, %d runs, %d holes): content differs", f.Path, f.Ino, f.Size, len(f.Runs), len(f.Holes))
+		}
+	}
+	return files, holes
 }
 
 func sameAttributes(f *salvage.File, want record.File, paths []string) error {

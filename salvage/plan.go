@@ -10,6 +10,7 @@
 package salvage
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"iter"
@@ -60,10 +61,11 @@ type File struct {
 	Atime      time.Time
 	Mtime      time.Time
 	Ctime      time.Time
-	Flags      uint32 // pagecache.Flag*
-	Path       string // from the top of the file system; empty if unknown
-	Runs       []Run  // ascending; none if only size, times or owner differ
-	Loose      *Loose // of plans for disks without a journal that is finished; else nil
+	Flags      uint32      // pagecache.Flag*
+	Path       string      // from the top of the file system; empty if unknown
+	Runs       []Run       // ascending; none if only size, times or owner differ
+	Holes      []addr.Span // of what lies elsewhere than in runs: to be made, ascending
+	Loose      *Loose      // of plans for disks without a journal that is finished; else nil
 }
 
 // Run is a stretch of unsaved bytes of a file, already clipped to its size.
@@ -248,6 +250,15 @@ func (p *Plan) unfit(i *pagecache.Inode) pagecache.Reason {
 	return 0
 }
 
+// spans are those of the file's runs.
+func (f *File) spans() []addr.Span {
+	var out []addr.Span
+	for _, r := range f.Runs {
+		out = append(out, r.Span)
+	}
+	return out
+}
+
 // take adds a piece to the file's runs.
 func (f *File) take(piece pagecache.Piece) {
 	span := piece.Span.Clip(f.Size)
@@ -291,6 +302,7 @@ func (r *Run) append(seg segment) {
 // stage gives every run its place in the staging area.
 func (p *Plan) stage() {
 	count := 0
+	p.staged = 0
 	for i := range p.Files {
 		for j := range p.Files[i].Runs {
 			count += len(p.Files[i].Runs[j].segments)
@@ -329,7 +341,7 @@ func (p *Plan) GiveUp() []File {
 }
 
 // Settle takes files out of the plan, by number: everything of them is on the disk
-// already. It must come before Gather.
+// already. It must come before Restore and Gather.
 func (p *Plan) Settle(files map[addr.Ino]struct{}) {
 	if len(files) == 0 {
 		return
@@ -338,6 +350,48 @@ func (p *Plan) Settle(files map[addr.Ino]struct{}) {
 		_, settled := files[f.Ino]
 		return settled
 	})
-	p.staged, p.segments = 0, nil
+	p.stage()
+}
+
+// Restore plans to write more of a file than what is unsaved, since the disk may lose
+// it, and to make holes in it. Why more than that may be lost is for the report. It must
+// come before Gather.
+func (p *Plan) Restore(c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Inode, filled, holes []addr.Span, lost error) {
+	if lost != nil {
+		p.note(&pagecache.Refusal{Inode: i.Ino, Reason: pagecache.Partial, Cause: lost})
+	}
+	if !i.Regular() {
+		return
+	}
+	n := slices.IndexFunc(p.Files, func(f File) bool { return f.Ino == i.Ino })
+	if n < 0 {
+		f := fileOf(i)
+		f.Path, _ = c.Paths(s).Of(i)
+		n, p.Files = len(p.Files), append(p.Files, f)
+	}
+	f := &p.Files[n]
+	f.Holes = holes
+	wanted := slices.Concat(f.spans(), filled)
+	slices.SortFunc(wanted, func(a, b addr.Span) int { return cmp.Compare(a.Off, b.Off) })
+	f.Runs = nil
+	for piece, err := range c.All(s, i) {
+		if err != nil {
+			continue // noted when the plan was made
+		}
+		for len(wanted) > 0 && wanted[0].End <= piece.Off {
+			wanted = wanted[1:]
+		}
+		at := piece.Off
+		for _, w := range wanted {
+			if w.Off >= piece.End {
+				break
+			}
+			part := overlap(piece.Span, w)
+			if part.Off = max(part.Off, at); part.Len() > 0 {
+				f.take(pagecache.Piece{Span: part, Phys: piece.Phys + addr.Phys(part.Off-piece.Off)})
+				at = part.End
+			}
+		}
+	}
 	p.stage()
 }

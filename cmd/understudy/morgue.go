@@ -107,12 +107,20 @@ func (r *remains) Finish(image takeover.Image) (takeover.Commit, error) {
 	did, err := r.rescue.Finish(image)
 	c := commitReport(r.rescue, did)
 	if err == nil {
-		r.plan.Settle(did.Settled)
+		settle(r.plan, r.cache, r.super, did)
 		return c, nil
 	}
 	lost := r.plan.Report()
 	r.plan.GiveUp()
 	return c, fmt.Errorf("%w; %d files with %d unsaved bytes are as a crash leaves them", err, lost.Files, lost.Bytes)
+}
+
+// settle takes what a rescue did out of a plan, and puts into it what that leaves.
+func settle(p *salvage.Plan, c *pagecache.Cache, s *pagecache.Superblock, did *journal.Report) {
+	p.Settle(did.Settled)
+	for _, m := range did.Moved {
+		p.Restore(c, s, m.Inode, m.Filled, m.Holes, m.Lost)
+	}
 }
 
 func (r *remains) Gather(staging []byte) (takeover.Gathered, error) {
@@ -177,6 +185,9 @@ func linkFile(f *salvage.File) (link.File, error) {
 			return out, errors.New("a run is not made of whole sectors")
 		}
 		out.Runs = append(out.Runs, link.Run{Off: run.Off, Len: run.WriteLen(), Staged: run.Staged})
+	}
+	for _, h := range f.Holes {
+		out.Holes = append(out.Holes, link.Range{Off: h.Off, Len: h.Len()})
 	}
 	return out, nil
 }

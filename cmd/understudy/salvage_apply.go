@@ -153,7 +153,7 @@ func (a *application) planCommit(plan *salvage.Plan) (commit *lastCommit, err er
 		}
 		a.report.Commit = &commit.report
 		if refused == nil {
-			plan.Settle(commit.did.Settled)
+			settle(plan, a.memory.Cache, a.fsys.Super, commit.did)
 			return nil
 		}
 		a.report.refuse(appliedRefusal{Reason: "the last commit: " + refused.Error()})

@@ -20,10 +20,9 @@ const disk = "disk"
 // Crashed is what a guest left behind, and what its disk must come to.
 type Crashed struct {
 	Case
-	Dir     string
-	RAM     string // path of the memory
-	Disk    string // path of the disk, as the crash left it
-	Release string // of the kernel
+	Dir  string
+	RAM  string // path of the memory
+	Disk string // path of the disk, as the crash left it
 
 	Threads []Thread
 	Root    script.Stat // of the top directory; only its mtime counts

@@ -78,20 +78,42 @@ func (c Case) Judge(ctx context.Context, o Options) Result {
 	if c.Program != nil {
 		r.Replayed += " -seeds 0 -programs 1 -program " + c.Program.Name
 	}
+	if err := o.in(func(dir string) error { return c.judge(ctx, dir, o, &r) }); err != nil {
+		r.Verdict, r.Error = Broken, err.Error()
+	}
+	r.Seconds = time.Since(begin).Seconds()
+	return r
+}
+
+// Again judges a case that was kept in a directory: its memory and its disk are those
+// of then, and the rescue is of now.
+func Again(ctx context.Context, kept string, o Options) (Result, error) {
+	c, _, err := Kept(kept)
+	if err != nil {
+		return Result{}, err
+	}
+	begin := time.Now()
+	r := Result{Seed: c.Seed, Config: c.Config.Name, Kernel: c.Kernel, Crash: c.Crash}
+	err = o.in(func(dir string) error {
+		c.Dir = dir
+		return c.judge(ctx, o, &r)
+	})
+	r.Seconds = time.Since(begin).Seconds()
+	return r, err
+}
+
+// in does something in a directory that is gone afterwards.
+func (o Options) in(do func(dir string) error) error {
 	dir := o.Dir
 	if dir == "" {
 		dir = "/dev/shm"
 	}
 	dir, err := os.MkdirTemp(dir, "understudy-oracle-")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		err = c.judge(ctx, dir, o, &r)
-	}
 	if err != nil {
-		r.Verdict, r.Error = Broken, err.Error()
+		return err
 	}
-	r.Seconds = time.Since(begin).Seconds()
-	return r
+	defer os.RemoveAll(dir)
+	return do(dir)
 }
 
 func (c Case) judge(ctx context.Context, dir string, o Options, r *Result) error {

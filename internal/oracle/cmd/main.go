@@ -47,9 +47,19 @@ func run(ctx context.Context) (bool, error) {
 	with := flag.String("with", "", "put the results in these files (results.json of other runs), by comma, into the table, too; of one case, the last counts")
 	history := flag.String("history", "", "instead, tell what was done in the case that was kept in this directory")
 	inode := flag.Uint64("inode", 0, "to this inode; 0: only what was pending")
+	again := flag.String("again", "", "instead, rescue and judge once more the case that was kept in this directory")
 	flag.Parse()
 	if *history != "" {
 		return true, oracle.History(os.Stdout, *history, *inode)
+	}
+	var o oracle.Options
+	if *binary != "" {
+		o.Rescue = oracle.Command(*binary)
+	}
+	if *again != "" {
+		r, err := oracle.Again(ctx, *again, o)
+		fmt.Println(r)
+		return r.Verdict.Good(), err
 	}
 
 	cases, err := oracle.Cases(*seed, *seeds, split(*configs), split(*kernels), split(*crashes))
@@ -64,10 +74,7 @@ func run(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	cases = append(cases, real...)
-	o := oracle.Options{Keep: *keep}
-	if *binary != "" {
-		o.Rescue = oracle.Command(*binary)
-	}
+	o.Keep = *keep
 	results, good, err := earlier(split(*with))
 	if err != nil {
 		return false, err
