@@ -47,7 +47,7 @@ func (a *Agent) check(ctx context.Context, d link.Disk) (*link.Check, error) {
 	}
 	out := said.Bytes()
 	found := &link.Check{Output: string(out[max(0, len(out)-maxChecked):])}
-	found.Lost, found.Surplus = nameless(out)
+	nameless(found, out)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		found.Status = exit.ExitCode()
@@ -62,32 +62,34 @@ func (a *Agent) check(ctx context.Context, d link.Disk) (*link.Check, error) {
 	return found, nil
 }
 
-// What e2fsck says of inodes that it moves to lost+found, and of those whose links
-// it counts (e2fsck/problem.c: PR_3_UNCONNECTED_DIR, PR_4_UNATTACHED_INODE,
-// PR_4_BAD_REF_COUNT).
+// What e2fsck says of inodes that it moves to lost+found or takes away, and of those
+// whose links it counts (e2fsck/problem.c: PR_3_UNCONNECTED_DIR, PR_4_UNATTACHED_INODE,
+// PR_4_ZERO_LEN_INODE, PR_4_BAD_REF_COUNT).
 var (
 	unattached = regexp.MustCompile(`^Un(?:connected directory|attached) inode (\d+)`)
+	cleared    = regexp.MustCompile(`^Unattached zero-length inode (\d+)`)
 	references = regexp.MustCompile(`^Inode (\d+) ref count is (\d+), should be (\d+)\.`)
 )
 
 // nameless finds in what e2fsck said the inodes that had no name, and those that
 // had more names than links.
-func nameless(said []byte) (lost, surplus []uint64) {
+func nameless(found *link.Check, said []byte) {
 	lines := bufio.NewScanner(bytes.NewReader(said))
 	for lines.Scan() {
-		if m := unattached.FindSubmatch(lines.Bytes()); m != nil {
-			if ino, err := strconv.ParseUint(string(m[1]), 10, 64); err == nil {
-				lost = append(lost, ino)
+		for list, what := range map[*[]uint64]*regexp.Regexp{&found.Lost: unattached, &found.Cleared: cleared} {
+			if m := what.FindSubmatch(lines.Bytes()); m != nil {
+				if ino, err := strconv.ParseUint(string(m[1]), 10, 64); err == nil {
+					*list = append(*list, ino)
+				}
 			}
 		}
 		if m := references.FindSubmatch(lines.Bytes()); m != nil {
 			ino, err := strconv.ParseUint(string(m[1]), 10, 64)
 			is, _ := strconv.ParseUint(string(m[2]), 10, 32)
 			names, _ := strconv.ParseUint(string(m[3]), 10, 32)
-			if err == nil && names > is && !slices.Contains(lost, ino) {
-				surplus = append(surplus, ino)
+			if err == nil && names > is && !slices.Contains(found.Lost, ino) {
+				found.Surplus = append(found.Surplus, ino)
 			}
 		}
 	}
-	return lost, surplus
 }

@@ -53,6 +53,16 @@ func Undo(mount *os.File, r link.NameRequest) link.NameResult {
 			u.each(ino, u.surplus)
 		}
 	}
+	for _, ino := range r.Check.Cleared {
+		// If nothing was going on about it, whoever has its data says that it is missing.
+		if f := u.files[ino]; f != nil && !u.exists(f) {
+			at := ""
+			if len(f.Paths) > 0 {
+				at = string(f.Paths[0])
+			}
+			u.act(link.ActGone, f, at, "")
+		}
+	}
 	return u.result
 }
 

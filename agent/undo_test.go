@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,7 +14,8 @@ import (
 )
 
 func TestNameless(t *testing.T) {
-	lost, surplus := nameless([]byte(`Pass 1: Checking inodes, blocks, and sizes
+	var found link.Check
+	nameless(&found, []byte(`Pass 1: Checking inodes, blocks, and sizes
 Inode 133, i_blocks is 16, should be 8.  Fix? yes
 
 Pass 3: Checking directory connectivity
@@ -34,8 +36,8 @@ Inode 12 ref count is 1, should be 2.  Fix? yes
 
 Inode 18446744073709551616 ref count is 1, should be 2.  Fix? yes
 `))
-	if !reflect.DeepEqual(lost, []uint64{618, 171}) || !reflect.DeepEqual(surplus, []uint64{12}) {
-		t.Errorf("lost %v, surplus %v", lost, surplus)
+	if want := (link.Check{Lost: []uint64{618, 171}, Surplus: []uint64{12}, Cleared: []uint64{30}}); !reflect.DeepEqual(found, want) {
+		t.Errorf("%+v instead of %+v", found, want)
 	}
 }
 
@@ -200,11 +202,24 @@ func TestUndo(t *testing.T) {
 			os.Remove(u.path("to"))
 			link1(u, "d/from", "to")
 			u.request.Check.Surplus = []uint64{n.Inode}
+			u.request.Check.Cleared = []uint64{u.request.Files[0].Inode}
 			u.request.Dirs = [][]byte{[]byte("d"), {}}
 			// What is left is the renaming, done.
 			u.request.Files[0].Paths, u.request.Files[1].Paths = [][]byte{[]byte("to")}, [][]byte{[]byte("d/from")}
 			u.done = true
 		}, "d lost+found to", 0},
+		"an unlink of an empty file that the check has cleared": {func(u *undone) {
+			u.onDisk("a", "")
+			n := u.had("a", false, "a")
+			os.Remove(u.path("a"))
+			u.request.Check.Cleared = []uint64{n.Inode, 1 << 40}
+			u.done = true
+		}, "lost+found", 0},
+		"an empty file that is said to be cleared": {func(u *undone) {
+			u.onDisk("a", "")
+			n := u.had("a", false, "a")
+			u.request.Check.Cleared = []uint64{n.Inode}
+		}, "a lost+found", 0},
 		"a name too many that may be either": {func(u *undone) {
 			u.onDisk("from", "source")
 			link1(u, "from", "one")
@@ -272,6 +287,16 @@ func TestUndo(t *testing.T) {
 			}
 			if len(r.Failures) != tc.failures {
 				t.Errorf("failures %v", r.Failures)
+			}
+			for _, f := range u.request.Files {
+				gone := slices.ContainsFunc(r.Acts, func(a link.Act) bool { return a.Kind == link.ActGone && a.Inode == f.Inode })
+				if cleared := slices.Contains(u.request.Check.Cleared, f.Inode); gone != (cleared && u.done) {
+					t.Errorf("inode %d: %+v", f.Inode, r.Acts)
+				}
+				failed := []link.Failure{{Inode: f.Inode, Generation: f.Generation}}
+				if left := len(r.Left(failed)); left == 1 && gone || left == 0 && !gone {
+					t.Errorf("a failure of inode %d counts: %v", f.Inode, left)
+				}
 			}
 			if tc.failures == 0 && !u.done {
 				for at, ino := range inodes {

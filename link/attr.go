@@ -61,6 +61,7 @@ const (
 	ActBack      = "is back"   // it had been deleted: the disk still has it
 	ActUndone    = "undone"    // it was being made, or named so, by what had not returned
 	ActFinished  = "finished"  // it was being removed by what had not returned
+	ActGone      = "gone"      // it was being removed, or made, likewise, and a check cleared it
 )
 
 // EncodeAttrs lays out attributes as the agent reads them from the staging disk.

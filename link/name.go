@@ -33,3 +33,12 @@ type NameResult struct {
 	Acts     []Act     `json:"acts,omitempty"`
 	Failures []Failure `json:"failures,omitempty"`
 }
+
+// Left are those of the failures that are not of what is gone.
+func (r *NameResult) Left(failures []Failure) []Failure {
+	return slices.DeleteFunc(slices.Clone(failures), func(f Failure) bool {
+		return slices.ContainsFunc(r.Acts, func(a Act) bool {
+			return a.Kind == ActGone && a.Inode == f.Inode && a.Generation == f.Generation
+		})
+	})
+}

@@ -82,14 +82,15 @@ type MountResult struct {
 type Check struct {
 	Status int    `json:"status"` // its exit status: 0 clean, 1 and 2 repaired
 	Output string `json:"output"` // at most its last 64 KiB
-	// Lost are the inodes that it moved to lost+found, and Surplus those that had
-	// more names than links.
+	// Lost are the inodes that it moved to lost+found, Surplus those that had more
+	// names than links, and Cleared those that had neither a name nor content.
 	Lost    []uint64 `json:"lost,omitempty"`
 	Surplus []uint64 `json:"surplus,omitempty"`
+	Cleared []uint64 `json:"cleared,omitempty"`
 }
 
 // Names reports whether there is anything for NameRequest.
-func (c *Check) Names() bool { return c != nil && len(c.Lost)+len(c.Surplus) > 0 }
+func (c *Check) Names() bool { return c != nil && len(c.Lost)+len(c.Surplus)+len(c.Cleared) > 0 }
 
 // WriteRequest points at an encoded list of blocks on the staging disk
 // (EncodeBlocks). They are written to a disk before anything mounts it.

@@ -249,8 +249,13 @@ func (r *run) disk(ctx context.Context, disk string) error {
 	if found != nil {
 		commit.Found = found.Output
 	}
+	var named link.NameResult
 	if found.Names() && remains != nil {
-		if err := r.measure("names", func() error { return r.name(ctx, disk, found, remains) }); err != nil {
+		err := r.measure("names", func() (err error) {
+			named, err = r.name(ctx, disk, found, remains)
+			return err
+		})
+		if err != nil {
 			return err
 		}
 	}
@@ -260,7 +265,7 @@ func (r *run) disk(ctx context.Context, disk string) error {
 	if request.Len == 0 {
 		return nil
 	}
-	return r.measure("apply", func() error { return r.apply(ctx, request) })
+	return r.measure("apply", func() error { return r.apply(ctx, request, named) })
 }
 
 // examine also finishes the last commit. It gives nil if there is nothing to
@@ -351,7 +356,7 @@ func (r *run) stage(disk string, remains Remains) (link.ApplyRequest, error) {
 
 // name has operations on names that had not returned undone. What it cannot do
 // is in the report.
-func (r *run) name(ctx context.Context, disk string, found *link.Check, remains Remains) error {
+func (r *run) name(ctx context.Context, disk string, found *link.Check, remains Remains) (link.NameResult, error) {
 	request := remains.Names(found)
 	request.Disk = disk
 	result, err := r.machine.Name(ctx, request)
@@ -359,12 +364,13 @@ func (r *run) name(ctx context.Context, disk string, found *link.Check, remains 
 		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), 1, errors.New(f.Reason))
 	}
 	r.report.Acts = append(r.report.Acts, result.Acts...)
-	return err
+	return result, err
 }
 
 // apply counts what the understudy wrote. A file that it could not write is in
-// the report; a takeover goes on without it.
-func (r *run) apply(ctx context.Context, request link.ApplyRequest) error {
+// the report, unless it is gone with an operation that had not returned; a takeover goes
+// on without it.
+func (r *run) apply(ctx context.Context, request link.ApplyRequest, named link.NameResult) error {
 	start := time.Now()
 	result, err := r.machine.Apply(ctx, request)
 	if err != nil {
@@ -376,7 +382,7 @@ func (r *run) apply(ctx context.Context, request link.ApplyRequest) error {
 	}
 	r.report.Files += result.Files
 	r.report.Bytes += result.Bytes
-	for _, f := range result.Failures {
+	for _, f := range named.Left(result.Failures) {
 		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), 1, errors.New(f.Reason))
 	}
 	return nil

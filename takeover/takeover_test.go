@@ -234,6 +234,25 @@ func TestNamesBeforeFiles(t *testing.T) {
 	}
 }
 
+// TestGoneIsNotMissing: what went with an operation that had not returned is no failure;
+// another inode of its number is.
+func TestGoneIsNotMissing(t *testing.T) {
+	m := newStand()
+	m.lost = []uint64{171}
+	m.names = link.NameResult{Acts: []link.Act{{Kind: link.ActGone, Inode: 12, Generation: 3}, {Kind: link.ActFinished, Inode: 13, Generation: 3}}}
+	m.result = link.ApplyResult{Failures: []link.Failure{
+		{Inode: 12, Generation: 3, Reason: "gone"}, {Inode: 12, Generation: 4, Reason: "other"}, {Inode: 13, Generation: 3, Reason: "renamed"},
+	}}
+	r, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, commit: Commit{Check: "why"}, found: someFiles()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Refusal{{What: "inode 12 generation 4", Count: 1, Reason: "other"}, {What: "inode 13 generation 3", Count: 1, Reason: "renamed"}}
+	if !reflect.DeepEqual(r.Refused, want) {
+		t.Errorf("refused %v, want %v", r.Refused, want)
+	}
+}
+
 func TestFailuresOfFilesAreReported(t *testing.T) {
 	m := newStand()
 	m.result = link.ApplyResult{Failures: []link.Failure{{Inode: 12, Generation: 3, Reason: "no space"}}}

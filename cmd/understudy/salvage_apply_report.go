@@ -91,6 +91,7 @@ var actTexts = map[string]string{
 	link.ActDisplaced: "took the name %s: what had it is %s",
 	link.ActBack:      "had been deleted, and the disk still has it: %s",
 	link.ActUndone:    "was being made when the kernel died, and is not: %s",
+	link.ActGone:      "was being removed, or made, when the kernel died, and is gone: %s",
 	link.ActFinished:  "was being removed when the kernel died, and is: %s",
 }
 
@@ -174,7 +175,7 @@ func (r *applyReport) applied(p *salvage.Plan, result *offline.Result) {
 	for i := range p.Files {
 		paths[id{uint64(p.Files[i].Ino), p.Files[i].Generation}] = p.Files[i].Path
 	}
-	for _, f := range slices.Concat(result.Named.Failures, result.Applied.Failures) {
+	for _, f := range slices.Concat(result.Named.Failures, result.Named.Left(result.Applied.Failures)) {
 		why := appliedRefusal{Inode: f.Inode, Reason: f.Reason}
 		why.Path, why.PathBase64 = inventory.Text(paths[id{f.Inode, f.Generation}])
 		r.refuse(why)
