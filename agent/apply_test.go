@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -154,6 +155,33 @@ func TestApplyFiles(t *testing.T) {
 		}
 		if want := time.Unix(1e9, 123456789); !st.ModTime().Equal(want) {
 			t.Errorf("%s: mtime %v, want %v", tt.name, st.ModTime(), want)
+		}
+	}
+}
+
+// TestApplyCuts: what lies beyond the end of a file goes if that is asked for.
+func TestApplyCuts(t *testing.T) {
+	b := newBench(t)
+	for _, cut := range []bool{false, true} {
+		path, f := b.file(fmt.Sprint(cut), 5000)
+		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, 0, 1<<20)
+			unix.Close(fd)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Size, f.Cut = 5000, cut
+		if r := b.apply(f); len(r.Failures) > 0 {
+			t.Fatalf("result %+v", r)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		if left := st.Blocks*512 > 65536; left == cut || st.Size != 5000 {
+			t.Errorf("cut: %v; %d bytes in %d sectors", cut, st.Size, st.Blocks)
 		}
 	}
 }

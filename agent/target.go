@@ -247,13 +247,14 @@ func (t *target) settle() error {
 	return nil
 }
 
-// resize sets the file's size if it is another one.
+// resize sets the file's size if it is another one. To set it again frees what lies
+// beyond it (fs/ext4/inode.c, ext4_setattr).
 func (t *target) resize() error {
 	var st unix.Stat_t
 	if err := unix.Fstat(t.fd, &st); err != nil {
 		return fmt.Errorf("stat: %w", err)
 	}
-	if st.Size == t.file.Size {
+	if st.Size == t.file.Size && !t.file.Cut {
 		return nil
 	}
 	if err := unix.Ftruncate(t.fd, t.file.Size); err != nil {

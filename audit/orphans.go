@@ -18,13 +18,6 @@ const (
 	inFile
 )
 
-// The end of a block of the orphan file (fs/ext4/ext4.h, struct
-// ext4_orphan_block_tail).
-const (
-	orphanTail  = 8
-	orphanMagic = 0x0b10ca04
-)
-
 // readOrphans reads which inodes are to be deleted or truncated on mount. One
 // that comes or goes counts as touched.
 func (c *checker) readOrphans() {
@@ -141,18 +134,12 @@ func (v *view) orphanBlock(file *ext4.Inode, block addr.Block, out map[addr.Ino]
 	if err != nil {
 		return err
 	}
-	at := len(b) - orphanTail
-	if binary.LittleEndian.Uint32(b[at:]) != orphanMagic {
-		return errors.New("it has no magic")
+	entries, err := v.super.OrphanBlock(file, block, b)
+	if err != nil {
+		return err
 	}
-	if v.super.Checksummed() {
-		sum := ext4.CRC32C(file.Seed, binary.LittleEndian.AppendUint64(nil, uint64(block)))
-		if got, want := ext4.CRC32C(sum, b[:at]), binary.LittleEndian.Uint32(b[at+4:]); got != want {
-			return fmt.Errorf("%w: %#x instead of %#x", ext4.ErrChecksum, want, got)
-		}
-	}
-	for ; at >= 4; at -= 4 {
-		n := addr.Ino(binary.LittleEndian.Uint32(b[at-4:]))
+	for ; len(entries) >= 4; entries = entries[4:] {
+		n := addr.Ino(binary.LittleEndian.Uint32(entries))
 		if n == 0 {
 			continue
 		}

@@ -255,6 +255,9 @@ func FuzzCheck(f *testing.F) {
 		if _, err := audit.Truncating(bytes.NewReader(image), changed); err != nil {
 			t.Log(err)
 		}
+		if _, err := audit.Unlist(bytes.NewReader(image), changed, []addr.Ino{12, 14, 16}); err != nil {
+			t.Log(err)
+		}
 		for ino := range addr.Ino(20) {
 			if _, err := audit.Tree(bytes.NewReader(image), changed, ino); err != nil {
 				t.Log(err)

@@ -421,6 +421,39 @@ func TestSetRecover(t *testing.T) {
 	}
 }
 
+// TestEditSuper wants what was set to be understood by others, and nothing else to change.
+func TestEditSuper(t *testing.T) {
+	for _, name := range []string{"ext4", "ext3"} {
+		path, _ := mkfs(t, formats[name])
+		image, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := image[ext4.SuperOffset:][:ext4.SuperSize]
+		set, err := ext4.SetLastOrphan(b, 1234)
+		if err == nil {
+			set, err = ext4.SetError(set)
+		}
+		if err != nil || ext4.CheckSuper(set) != nil {
+			t.Fatal(err, ext4.CheckSuper(set))
+		}
+		for i := range b {
+			if b[i] != set[i] && i != 0x3a && i != 0xe8 && i != 0xe9 && i < 0x3fc {
+				t.Errorf("byte %#x is changed", i)
+			}
+		}
+		if copy(image[ext4.SuperOffset:], set); os.WriteFile(path, image, 0o644) != nil {
+			t.Fatal("not written")
+		}
+		dump := run(t, "dumpe2fs", "-h", path)
+		for _, want := range []string{"clean with errors", "First orphan inode:       1234"} {
+			if !strings.Contains(dump, want) {
+				t.Errorf("no %q in %s", want, dump)
+			}
+		}
+	}
+}
+
 // TestReplayed wants what the disk says about errors to be kept.
 func TestReplayed(t *testing.T) {
 	path, _ := mkfs(t, formats["ext4"])

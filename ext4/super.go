@@ -96,8 +96,12 @@ func (s *Super) Place() (addr.Block, int) {
 	return addr.Block(SuperOffset / s.BlockSize), int(SuperOffset % s.BlockSize)
 }
 
-// checksumOffset is that of s_checksum.
-const checksumOffset = 0x3fc
+// Offsets of s_state, s_last_orphan and s_checksum.
+const (
+	stateOffset      = 0x3a
+	lastOrphanOffset = 0xe8
+	checksumOffset   = 0x3fc
+)
 
 // ParseSuper reads the SuperSize bytes of a superblock, from disk or from memory:
 // both are the same. The checksum is not looked at, since it is of no meaning in
@@ -159,7 +163,7 @@ func ParseSuper(b []byte) (Super, error) {
 // parseJournal reads what concerns the journal and the orphans.
 func (s *Super) parseJournal(b []byte) {
 	u32 := func(off int) uint32 { return binary.LittleEndian.Uint32(b[off:]) }
-	s.LastOrphan = addr.Ino(u32(0xe8))
+	s.LastOrphan = addr.Ino(u32(lastOrphanOffset))
 	if s.Compat&CompatOrphanFile != 0 {
 		s.OrphanFile = addr.Ino(u32(0x280))
 	}
@@ -202,16 +206,36 @@ func seal(b []byte) []byte {
 // SetRecover returns the superblock that says whether the journal is in use,
 // with its checksum; b stays as it is.
 func SetRecover(b []byte, inUse bool) ([]byte, error) {
-	s, err := ParseSuper(b)
-	if err != nil {
+	return edit(b, func(out []byte) {
+		incompat := binary.LittleEndian.Uint32(out[0x60:]) &^ uint32(IncompatRecover)
+		if inUse {
+			incompat |= uint32(IncompatRecover)
+		}
+		binary.LittleEndian.PutUint32(out[0x60:], incompat)
+	})
+}
+
+// SetLastOrphan returns the superblock whose list of orphans begins with an inode, 0 if
+// it is empty, with its checksum; b stays as it is.
+func SetLastOrphan(b []byte, n addr.Ino) ([]byte, error) {
+	return edit(b, func(out []byte) { binary.LittleEndian.PutUint32(out[lastOrphanOffset:], uint32(n)) })
+}
+
+// SetError returns the superblock that says that the file system has errors, with its
+// checksum, so that e2fsck(8) checks all of it; b stays as it is.
+func SetError(b []byte) ([]byte, error) {
+	return edit(b, func(out []byte) {
+		state := binary.LittleEndian.Uint16(out[stateOffset:]) | uint16(StateError)
+		binary.LittleEndian.PutUint16(out[stateOffset:], state)
+	})
+}
+
+func edit(b []byte, do func(out []byte)) ([]byte, error) {
+	if _, err := ParseSuper(b); err != nil {
 		return nil, err
 	}
-	s.Incompat &^= IncompatRecover
-	if inUse {
-		s.Incompat |= IncompatRecover
-	}
 	out := append([]byte(nil), b[:SuperSize]...)
-	binary.LittleEndian.PutUint32(out[0x60:], uint32(s.Incompat))
+	do(out)
 	return seal(out), nil
 }
 
@@ -237,7 +261,7 @@ func Replayed(logged, disk []byte) ([]byte, error) {
 		return nil, fmt.Errorf("in the journal: %w", err)
 	}
 	copy(out[errorOffset:errorEnd], disk[errorOffset:errorEnd])
-	state := binary.LittleEndian.Uint16(out[0x3a:]) | uint16(before.State&StateError)
-	binary.LittleEndian.PutUint16(out[0x3a:], state)
+	state := binary.LittleEndian.Uint16(out[stateOffset:]) | uint16(before.State&StateError)
+	binary.LittleEndian.PutUint16(out[stateOffset:], state)
 	return seal(out), nil
 }

@@ -3,7 +3,6 @@ package journal
 import (
 	"bytes"
 	"cmp"
-	"encoding/binary"
 	"fmt"
 	"slices"
 
@@ -156,43 +155,41 @@ func (j *Journal) writtenRevokes(log *jbd2.Log, dev *pagecache.Device) ([]addr.B
 }
 
 // fireTrigger returns a block as the file system changes it on its way to the log.
-// ext4 does so with blocks of its orphan file only: it sets the checksum in their
-// last 4 bytes, behind a magic (fs/ext4/orphan.c, ext4_orphan_file_block_trigger;
-// struct ext4_orphan_block_tail).
+// ext4 does so with blocks of its orphan file only: it sets their checksum
+// (fs/ext4/orphan.c, ext4_orphan_file_block_trigger).
 func fireTrigger(fs *ext4.FS, b Buffer) ([]byte, error) {
-	const tail, magic = 8, 0x0b10ca04
-	at := len(b.Data) - tail
-	if binary.LittleEndian.Uint32(b.Data[at:]) != magic || fs.Super.OrphanFile == 0 {
-		return nil, fmt.Errorf("%w: block %d has a commit trigger that is not known", ErrDamaged, b.Block)
+	if fs.Super.OrphanFile == 0 {
+		return nil, fmt.Errorf("%w: block %d has a commit trigger, and there is no file of orphans", ErrDamaged, b.Block)
 	}
 	inode, err := fs.Inode(fs.Super.OrphanFile)
 	if err != nil {
 		return nil, fmt.Errorf("orphan file: %w", err)
 	}
-	le := binary.LittleEndian
-	sum := ext4.CRC32C(fs.Super.ChecksumSeed, le.AppendUint32(nil, uint32(inode.Number)))
-	sum = ext4.CRC32C(sum, le.AppendUint32(nil, inode.Generation))
-	sum = ext4.CRC32C(sum, le.AppendUint64(nil, uint64(b.Block)))
 	data := slices.Clone(b.Data)
-	le.PutUint32(data[at+4:], ext4.CRC32C(sum, data[:at/4*4]))
+	if err := fs.Super.SealOrphanBlock(inode, b.Block, data); err != nil {
+		return nil, fmt.Errorf("%w: block %d has a commit trigger: %w", ErrDamaged, b.Block, err)
+	}
 	return data, nil
 }
 
 // finished reports whether a disk has a merged transaction already: as the last one
-// in its log, or all of its blocks in their places.
+// in its log, or all of its blocks in their places. What the superblock says, of the
+// journal and of errors, does not count.
 func finished(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction) (bool, error) {
+	super, _ := log.FS.Super.Place()
+	want := slices.DeleteFunc(slices.Clone(t.Blocks), func(b jbd2.Block) bool { return b.Home == super })
 	read := log.FS.Block
 	if !scan.Empty {
 		if len(scan.Transactions) == 0 {
 			return false, nil
 		}
 		last := scan.Transactions[len(scan.Transactions)-1]
-		if len(last.Blocks) != len(t.Blocks) || !slices.Equal(last.Revokes, t.Revokes) {
-			return false, nil
-		}
 		there := make(map[addr.Block]jbd2.LoggedBlock, len(last.Blocks))
 		for _, b := range last.Blocks {
 			there[b.Home] = b
+		}
+		if delete(there, super); len(there) != len(want) || !slices.Equal(last.Revokes, t.Revokes) {
+			return false, nil
 		}
 		read = func(b addr.Block) ([]byte, error) {
 			logged, ok := there[b]
@@ -202,11 +199,7 @@ func finished(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction) (bool, error)
 			return log.Read(logged)
 		}
 	}
-	super, _ := log.FS.Super.Place()
-	for _, b := range t.Blocks {
-		if b.Home == super {
-			continue // it says whether the journal is in use
-		}
+	for _, b := range want {
 		data, err := read(b.Home)
 		if err != nil || !bytes.Equal(data, b.Data) {
 			return false, err

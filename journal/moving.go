@@ -27,15 +27,24 @@ type Moved struct {
 	Inode  *pagecache.Inode
 	Filled []addr.Span // as memory has them
 	Holes  []addr.Span
+	Cut    bool // what lies beyond its end goes
 	// Lost says what else may be lost, of a file system without a journal. With one
 	// the last commit is refused then.
 	Lost error
 }
 
+// trees tells where a file lay, and lies.
+type trees func(addr.Ino) (*audit.Trees, error)
+
+func treesOf(old io.ReaderAt, changed map[addr.Block][]byte) trees {
+	return func(n addr.Ino) (*audit.Trees, error) { return audit.Tree(old, changed, n) }
+}
+
 // moved wants no file to lose anything by a change of where it lies that had not come
 // to its end. Whoever makes one holds the file's lock, so that it is in memory. What
-// lies where it lay, the change did not touch.
-func (f *finisher) moved(old io.ReaderAt, changed map[addr.Block][]byte) error {
+// lies where it lay, the change did not touch. What may be lost is an error if strict,
+// and otherwise for the report.
+func (f *finisher) moved(where trees, strict bool) error {
 	for i, err := range f.cache.Inodes(f.super) {
 		dir := err == nil && i.Mode&pagecache.ModeType == pagecache.ModeDir
 		if err != nil || !dir && !i.Regular() || i.Deleted() || i.Ino < firstInode && i.Ino != rootInode || !f.cache.Moving(i) {
@@ -45,7 +54,7 @@ func (f *finisher) moved(old io.ReaderAt, changed map[addr.Block][]byte) error {
 		if p.size > p.block*math.MaxUint32 {
 			return fmt.Errorf("%w: inode %d has %d bytes", ErrDamaged, i.Ino, i.Size)
 		}
-		if p.trees, err = audit.Tree(old, changed, i.Ino); err == nil && !p.trees.Touched {
+		if p.trees, err = where(i.Ino); err == nil && !p.trees.Touched {
 			continue
 		}
 		if !dir && i.Flags&unplain == 0 {
@@ -58,7 +67,7 @@ func (f *finisher) moved(old io.ReaderAt, changed map[addr.Block][]byte) error {
 				m.Lost = fmt.Errorf("%w: %w", m.Lost, err)
 			}
 		}
-		if m.Lost != nil && f.Journal != nil {
+		if m.Lost != nil && strict {
 			return m.Lost
 		}
 		if m.Lost != nil || len(m.Filled)+len(m.Holes) > 0 {
@@ -68,8 +77,8 @@ func (f *finisher) moved(old io.ReaderAt, changed map[addr.Block][]byte) error {
 	return nil
 }
 
-// moving is moved for a file system without a journal.
-func (f *finisher) moving() error {
+// movedBare is moved for a file system without a journal.
+func (f *finisher) movedBare() error {
 	size := int64(f.super.BlockSize)
 	changed := make(map[addr.Block][]byte)
 	for _, b := range f.data {
@@ -84,7 +93,25 @@ func (f *finisher) moving() error {
 			changed[addr.Block((b.disk+b.len-int64(len(view)))/size)] = view[:size]
 		}
 	}
-	return f.moved(f.disk, changed)
+	return f.moved(treesOf(f.disk, changed), false)
+}
+
+var errRescued = errors.New("an earlier attempt has committed that")
+
+// movedAgain is moved, and cut, for a rescue whose transaction is on the disk already:
+// how that was before, nobody can tell any more.
+func (f *finisher) movedAgain() error {
+	err := f.moved(func(addr.Ino) (*audit.Trees, error) { return nil, errRescued }, false)
+	if err != nil {
+		return err
+	}
+	var writing []addr.Ino
+	for i, err := range f.cache.Inodes(f.super) {
+		if err == nil && i.Writing && cuttable(i) {
+			writing = append(writing, i.Ino)
+		}
+	}
+	return f.cutLater(writing)
 }
 
 // known is what of a file does not depend on where it lies: what memory has of it, and

@@ -176,7 +176,7 @@ func (f *finisher) step(name string, do func() error) error {
 // a kernel that dies leaves it in need of a check.
 func (f *finisher) plain() error {
 	f.report.Check = "it has no journal"
-	if err := f.step("audit", f.moving); err != nil {
+	if err := f.step("audit", f.movedBare); err != nil {
 		return err
 	}
 	return f.step("blocks", func() error { return f.write(nil) })
@@ -229,7 +229,10 @@ func (f *finisher) journal() error {
 func (f *finisher) audit(t *jbd2.Transaction) error {
 	why := fmt.Sprintf("%d operations had not returned", f.report.Open)
 	if f.report.Check = why; t == nil {
-		return nil
+		if f.report.Case != Finished {
+			return nil
+		}
+		return f.movedAgain()
 	}
 	old := jbd2.NewRecording(f.disk)
 	log, err := jbd2.Open(old)
@@ -260,30 +263,32 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 	if err := f.seal(log.FS.Super, t, old, changed); err != nil {
 		return err
 	}
-	if err := f.moved(old, changed); err != nil {
+	if err := f.moved(treesOf(old, changed), true); err != nil {
 		return err
 	}
-	return f.checkable(log.FS.Super, old, changed)
+	if err := f.cut(log.FS.Super, t, old, changed); err != nil {
+		return err
+	}
+	return f.mark(log.FS.Super, t, old, changed)
 }
 
-// ErrCheck says that e2fsck, which would have to look at what operations that had not
-// returned left, would do harm itself. It cuts files that were being truncated, as a
-// mount does; but it takes the block of attributes from them, and with bigalloc leaves
-// a part of their last cluster (e2fsck/super.c, release_inode_blocks; seen in 1.47.0).
-var ErrCheck = errors.New("it was being truncated, operations had not returned, and e2fsck would harm it")
-
-// checkable wants e2fsck to do no harm.
-func (f *finisher) checkable(s ext4.Super, old io.ReaderAt, changed map[addr.Block][]byte) error {
-	cut, err := audit.Truncating(old, changed)
-	if err != nil {
-		return nil // then the orphans are not to be trusted, and e2fsck finds that out
-	}
-	for _, i := range cut {
-		if i.Attributes != 0 || s.ROCompat&ext4.ROCompatBigalloc != 0 {
-			return fmt.Errorf("inode %d: %w", i.Number, ErrCheck)
+// mark has the file system say that it has errors, in case that nobody comes to check
+// it any more.
+func (f *finisher) mark(s ext4.Super, t *jbd2.Transaction, old io.ReaderAt, changed map[addr.Block][]byte) error {
+	home, offset := s.Place()
+	b := bytes.Clone(changed[home])
+	if b == nil {
+		b = make([]byte, s.BlockSize)
+		if _, err := old.ReadAt(b, int64(home)*int64(len(b))); err != nil {
+			return fmt.Errorf("read superblock: %w", err)
 		}
 	}
-	return nil
+	super, err := ext4.SetError(b[offset:])
+	if err != nil {
+		return err
+	}
+	copy(b[offset:], super)
+	return replace(t, home, b, changed)
 }
 
 // changed is what the transaction changes, where old is the disk without it: the blocks
@@ -323,15 +328,28 @@ func (f *finisher) seal(s ext4.Super, t *jbd2.Transaction, old io.ReaderAt, chan
 		return err
 	}
 	for _, slot := range torn {
-		i := slices.IndexFunc(t.Blocks, func(b jbd2.Block) bool { return b.Home == slot.Block })
-		if i < 0 {
-			return fmt.Errorf("%w: block %d of inodes is revoked", ErrDamaged, slot.Block)
+		b := bytes.Clone(changed[slot.Block])
+		s.SealInode(slot.Ino, b[slot.Offset:][:s.InodeSize])
+		if err := replace(t, slot.Block, b, changed); err != nil {
+			return err
 		}
-		b := &t.Blocks[i]
-		b.Data = bytes.Clone(b.Data)
-		s.SealInode(slot.Ino, b.Data[slot.Offset:][:s.InodeSize])
-		changed[slot.Block] = b.Data
 	}
+	return nil
+}
+
+// replace has a block of a transaction, or one more, be another one.
+func replace(t *jbd2.Transaction, home addr.Block, data []byte, changed map[addr.Block][]byte) error {
+	if slices.Contains(t.Revokes, home) {
+		return fmt.Errorf("%w: block %d of metadata is revoked", ErrDamaged, home)
+	}
+	changed[home] = data
+	for i := range t.Blocks {
+		if t.Blocks[i].Home == home {
+			t.Blocks[i].Data = data
+			return nil
+		}
+	}
+	t.Blocks = append(t.Blocks, jbd2.Block{Home: home, Data: data})
 	return nil
 }
 

@@ -105,7 +105,7 @@ var plans = [][]File{
 		{Inode: 1 << 40, Generation: 1},
 	},
 	{
-		{Inode: 14, Size: 20000, Holes: []Range{{Off: 4096, Len: 8192}}},
+		{Inode: 14, Size: 20000, Cut: true, Holes: []Range{{Off: 4096, Len: 8192}}},
 		{Inode: 15, Size: 20000, Runs: []Run{{Off: 0, Len: 4096}}, Holes: []Range{{Off: 4096, Len: 1}, {Off: 1 << 40, Len: 1 << 40}}},
 	},
 }
@@ -126,7 +126,9 @@ func TestPlanSurvivesEncoding(t *testing.T) {
 func TestDecodePlanRefuses(t *testing.T) {
 	good := EncodePlan(plans[2])
 	many := EncodePlan([]File{{}})
-	copy(many[len(many)-4:], "\xff\xff\xff\xff")
+	copy(many[len(many)-8:], "\xff\xff\xff\xff")
+	odd := EncodePlan([]File{{}})
+	odd[len(odd)-4] = 2
 	bad := map[string][]byte{
 		"empty":        nil,
 		"wrong magic":  append([]byte("x"), good[1:]...),
@@ -142,6 +144,7 @@ func TestDecodePlanRefuses(t *testing.T) {
 		"hole of none": EncodePlan([]File{{Holes: []Range{{Off: 4096}}}}),
 		"endless hole": EncodePlan([]File{{Holes: []Range{{Off: 1, Len: 1<<63 - 1}}}}),
 		"many holes":   many,
+		"cut oddly":    odd,
 	}
 	for name, b := range bad {
 		if _, err := DecodePlan(b); !errors.Is(err, ErrPlan) {

@@ -16,6 +16,7 @@ type File struct {
 	Mtime      Time
 	Runs       []Run
 	Holes      []Range // to be made: what reads as zeros, whatever is there now
+	Cut        bool    // what lies beyond its end goes, even if its size is right
 }
 
 // Time is a point in time as an inode keeps it.
@@ -38,7 +39,7 @@ const (
 	planMagic   = "understudy plan\x01"
 	blocksMagic = "understudy raw\x01"
 
-	fileBytes = 8 + 4 + 8 + 2*(8+4) + 2*4
+	fileBytes = 8 + 4 + 8 + 2*(8+4) + 3*4
 	runBytes  = 3 * 8
 	holeBytes = 2 * 8
 )
@@ -64,6 +65,11 @@ func EncodePlan(files []File) []byte {
 		}
 		b = le.AppendUint32(b, uint32(len(f.Runs)))
 		b = le.AppendUint32(b, uint32(len(f.Holes)))
+		cut := uint32(0)
+		if f.Cut {
+			cut = 1
+		}
+		b = le.AppendUint32(b, cut)
 		for _, r := range f.Runs {
 			b = r.append(b)
 		}
@@ -153,10 +159,11 @@ func (d *decoder) file() (File, error) {
 	f := File{Inode: d.u64(), Generation: d.u32(), Size: int64(d.u64())}
 	f.Atime = Time{Sec: int64(d.u64()), Nsec: d.u32()}
 	f.Mtime = Time{Sec: int64(d.u64()), Nsec: d.u32()}
-	n, holes := d.u32(), d.u32()
-	if d.short || f.Size < 0 {
-		return f, errors.New("cut short or of negative size")
+	n, holes, cut := d.u32(), d.u32(), d.u32()
+	if d.short || f.Size < 0 || cut > 1 {
+		return f, errors.New("cut short, of negative size, or cut in an unknown way")
 	}
+	f.Cut = cut == 1
 	if uint64(n)*runBytes+uint64(holes)*holeBytes > uint64(len(d.b)) {
 		return f, fmt.Errorf("%d runs and %d holes do not fit in %d bytes", n, holes, len(d.b))
 	}

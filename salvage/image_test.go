@@ -249,7 +249,7 @@ func restoreKnown(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, p *
 		if hole(i.Size); at < i.Size {
 			continue
 		}
-		p.Restore(c, s, i, filled, empty, nil)
+		p.Restore(c, s, salvage.Restored{Inode: i, Filled: filled, Holes: empty})
 		restored[i.Ino] = struct{}{}
 		holes += len(empty)
 	}

@@ -65,6 +65,7 @@ type File struct {
 	Path       string      // from the top of the file system; empty if unknown
 	Runs       []Run       // ascending; none if only size, times or owner differ
 	Holes      []addr.Span // of what lies elsewhere than in runs: to be made, ascending
+	Cut        bool        // what lies beyond its end is to be freed
 	Loose      *Loose      // of plans for disks without a journal that is finished; else nil
 }
 
@@ -353,12 +354,21 @@ func (p *Plan) Settle(files map[addr.Ino]struct{}) {
 	p.stage()
 }
 
+// Restored is more of a file than what is unsaved.
+type Restored struct {
+	Inode  *pagecache.Inode
+	Filled []addr.Span // to be written from memory, ascending
+	Holes  []addr.Span // to be made, ascending
+	Cut    bool        // what lies beyond its end is to be freed
+	Lost   error       // why more than that may be lost; nil if not
+}
+
 // Restore plans to write more of a file than what is unsaved, since the disk may lose
-// it, and to make holes in it. Why more than that may be lost is for the report. It must
-// come before Gather.
-func (p *Plan) Restore(c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Inode, filled, holes []addr.Span, lost error) {
-	if lost != nil {
-		p.note(&pagecache.Refusal{Inode: i.Ino, Reason: pagecache.Partial, Cause: lost})
+// it. It must come before Gather.
+func (p *Plan) Restore(c *pagecache.Cache, s *pagecache.Superblock, r Restored) {
+	i := r.Inode
+	if r.Lost != nil {
+		p.note(&pagecache.Refusal{Inode: i.Ino, Reason: pagecache.Partial, Cause: r.Lost})
 	}
 	if !i.Regular() {
 		return
@@ -370,8 +380,8 @@ func (p *Plan) Restore(c *pagecache.Cache, s *pagecache.Superblock, i *pagecache
 		n, p.Files = len(p.Files), append(p.Files, f)
 	}
 	f := &p.Files[n]
-	f.Holes = holes
-	wanted := slices.Concat(f.spans(), filled)
+	f.Holes, f.Cut = r.Holes, r.Cut
+	wanted := slices.Concat(f.spans(), r.Filled)
 	slices.SortFunc(wanted, func(a, b addr.Span) int { return cmp.Compare(a.Off, b.Off) })
 	f.Runs = nil
 	for piece, err := range c.All(s, i) {

@@ -96,6 +96,10 @@ type Commit struct {
 	// done was audited and is sound.
 	Open   int  `json:"open"`
 	Proven bool `json:"proven"`
+	// Moved are the files of which the check might lose what memory has, and which are
+	// written again from there; Cut those that are cut after it, since it would harm them.
+	Moved int `json:"moved,omitempty"`
+	Cut   int `json:"cut,omitempty"`
 	// Check says why the file system had to be checked before its mount, and Found
 	// what the check said; both are empty if it was not.
 	Check string `json:"check,omitempty"`
@@ -114,6 +118,12 @@ func (c *Commit) String() string {
 	}
 	if c.Check != "" {
 		s += "; checked before the mount: " + c.Check
+	}
+	if c.Moved > 0 {
+		s += fmt.Sprintf("; %d files whose extents were being changed are restored from memory", c.Moved)
+	}
+	if c.Cut > 0 {
+		s += fmt.Sprintf("; %d files that were being truncated are cut after the check", c.Cut)
 	}
 	return s
 }

@@ -119,7 +119,7 @@ func (r *remains) Finish(image takeover.Image) (takeover.Commit, error) {
 func settle(p *salvage.Plan, c *pagecache.Cache, s *pagecache.Superblock, did *journal.Report) {
 	p.Settle(did.Settled)
 	for _, m := range did.Moved {
-		p.Restore(c, s, m.Inode, m.Filled, m.Holes, m.Lost)
+		p.Restore(c, s, salvage.Restored(m))
 	}
 }
 
@@ -177,7 +177,7 @@ func namesFor(c *pagecache.Cache, s *pagecache.Superblock, found *link.Check) li
 func linkFile(f *salvage.File) (link.File, error) {
 	out := link.File{
 		Inode: uint64(f.Ino), Generation: f.Generation, Size: f.Size,
-		Atime: linkTime(f.Atime), Mtime: linkTime(f.Mtime),
+		Atime: linkTime(f.Atime), Mtime: linkTime(f.Mtime), Cut: f.Cut,
 	}
 	for i := range f.Runs {
 		run := &f.Runs[i]

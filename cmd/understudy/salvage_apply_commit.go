@@ -51,6 +51,14 @@ func commitReport(r *journal.Rescue, did *journal.Report) takeover.Commit {
 		Data: did.Data, Files: len(did.Settled), Replayed: did.Replayed, Check: did.Check,
 		Open: did.Open, Proven: did.Audit != nil && did.Audit.Clean,
 	}
+	for _, m := range did.Moved {
+		if len(m.Filled)+len(m.Holes) > 0 {
+			c.Moved++
+		}
+		if m.Cut {
+			c.Cut++
+		}
+	}
 	for _, s := range did.Steps {
 		c.Steps = append(c.Steps, link.PhaseTime{Name: s.Name, Took: s.Took})
 	}

@@ -57,6 +57,9 @@ type commit struct {
 	// was found sound nevertheless.
 	Open   int  `json:"open"`
 	Proven bool `json:"proven"`
+	// Moved and Cut are how many files are mended after the check.
+	Moved int `json:"moved"`
+	Cut   int `json:"cut"`
 	// Refused says that it was not written.
 	Refused bool `json:"-"`
 }

@@ -199,7 +199,15 @@ disk; otherwise e2fsck looks at all of it before. In each case the oracle has it
 func byRoad(b *strings.Builder, results []Result) {
 	count, cases := make(map[string]tally), make(map[string]int)
 	why := make(map[string]int)
+	moved, cut := make(tally), make(tally)
 	for _, r := range results {
+		c := r.Rescue.commit()
+		if c.Moved > 0 {
+			moved[r.Verdict]++
+		}
+		if c.Cut > 0 {
+			cut[r.Verdict]++
+		}
 		road := r.Rescue.road()
 		if count[road] == nil {
 			count[road] = make(tally)
@@ -207,13 +215,24 @@ func byRoad(b *strings.Builder, results []Result) {
 		count[road][r.Verdict]++
 		cases[road]++
 		if road == roadChecked {
-			why[firstReason(r.Rescue.commit().Check)]++
+			why[firstReason(c.Check)]++
 		}
 	}
 	b.WriteString(roadIntro)
 	for _, road := range roads {
 		if cases[road] > 0 {
 			fmt.Fprintf(b, "| %s | %d | %v |\n", road, cases[road], count[road])
+		}
+	}
+	for _, mended := range []struct {
+		what  string
+		count tally
+	}{
+		{"Files whose extents were being changed were restored from memory, where a check may lose them", moved},
+		{"Files that were being truncated were cut after the check", cut},
+	} {
+		if len(mended.count) > 0 {
+			fmt.Fprintf(b, "\n%s: %v.\n", mended.what, mended.count)
 		}
 	}
 	if len(why) == 0 {
