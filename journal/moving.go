@@ -45,10 +45,16 @@ func treesOf(old io.ReaderAt, changed map[addr.Block][]byte) trees {
 // lies where it lay, the change did not touch. What may be lost is an error if strict,
 // and otherwise for the report.
 func (f *finisher) moved(where trees, strict bool) error {
-	for i, err := range f.cache.Inodes(f.super) {
-		dir := err == nil && i.Mode&pagecache.ModeType == pagecache.ModeDir
-		if err != nil || !dir && !i.Regular() || i.Deleted() || i.Ino < firstInode && i.Ino != rootInode || !f.cache.Moving(i) {
+	for i, err := range f.cache.Moving(f.super) {
+		if refusal := (*pagecache.Refusal)(nil); errors.As(err, &refusal) {
 			continue // who plans the files says so
+		}
+		if err != nil {
+			return fmt.Errorf("files that were being moved: %w", err)
+		}
+		dir := i.Mode&pagecache.ModeType == pagecache.ModeDir
+		if !dir && !i.Regular() || i.Deleted() || i.Ino < firstInode && i.Ino != rootInode {
+			continue
 		}
 		p := place{size: i.Size, block: int64(f.super.BlockSize), dir: dir}
 		if p.size > p.block*math.MaxUint32 {

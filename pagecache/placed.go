@@ -1,7 +1,9 @@
 package pagecache
 
 import (
+	"errors"
 	"fmt"
+	"iter"
 
 	"understudy/addr"
 	"understudy/kernel"
@@ -104,15 +106,40 @@ func (c *Cache) sizeOnDisk(i *Inode) (size int64, known bool) {
 	return int64(v), err == nil
 }
 
-// Moving reports whether where a file of ext4, or of what that driver has mounted, lies
-// was being changed: i_data_sem is held for writing then (fs/ext4/ext4.h).
-func (c *Cache) Moving(i *Inode) bool {
-	at := c.info()
-	if !at.known {
-		return false
+// Moving yields the inodes of ext4, or of what that driver has mounted, of which where
+// they lie was being changed: i_data_sem is held for writing then (fs/ext4/ext4.h). An
+// inode that is refused is a *Refusal, and the walk goes on; any other error ends it.
+func (c *Cache) Moving(s *Superblock) iter.Seq2[*Inode, error] {
+	return func(yield func(*Inode, error) bool) {
+		place := c.info()
+		if !place.known {
+			yield(nil, fmt.Errorf("walk inodes of %s: the kernel does not tell of their locks", s.ID))
+			return
+		}
+		// Of all inodes, nothing but the lock is read.
+		list := addr.Virt(c.layout.inode.sbList.Off)
+		for entry, err := range c.List(c.layout.super.inodes.In(s.Addr)) {
+			var lock uint64
+			at := entry - list
+			if err == nil {
+				lock, err = c.k.U64(at + addr.Virt(place.lock))
+			}
+			if err != nil {
+				yield(nil, fmt.Errorf("walk inodes of %s: %w", s.ID, err))
+				return
+			}
+			if lock&1 == 0 { // RWSEM_WRITER_LOCKED, kernel/locking/rwsem.c
+				continue
+			}
+			i, err := c.inode(at, s)
+			if errors.Is(err, errNoFile) {
+				continue
+			}
+			if !yield(i, err) {
+				return
+			}
+		}
 	}
-	v, err := c.k.U64(i.Addr + addr.Virt(at.lock))
-	return err == nil && v&1 != 0 // RWSEM_WRITER_LOCKED, kernel/locking/rwsem.c
 }
 
 // confirm compares a place with the mapping, and returns what of that is left.

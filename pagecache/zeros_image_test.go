@@ -72,6 +72,7 @@ func TestZerosInImage(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				compareMoving(t, c, s, l)
 				f, err := os.Open(d.Image)
 				if err != nil {
 					t.Fatal(err)
@@ -121,6 +122,42 @@ func TestZerosInImage(t *testing.T) {
 			}
 			t.Logf("%d stretches of zeros", known)
 		})
+	}
+}
+
+// compareMoving wants no file to be moving, and one whose lock is held to be.
+func compareMoving(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, l *looks) {
+	t.Helper()
+	moving := func() (out []*pagecache.Inode) {
+		t.Helper()
+		for i, err := range c.Moving(s) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, i)
+		}
+		return out
+	}
+	moving() // what is looked up once
+	l.at = nil
+	if all := moving(); len(all) > 0 {
+		t.Errorf("%d files were moving", len(all))
+	}
+	var locks []addr.PhysRange
+	for _, r := range l.at {
+		if r.End-r.Start == 8 {
+			locks = append(locks, r)
+		}
+	}
+	seen := make(map[addr.Ino]bool)
+	for _, r := range locks[1:] { // the first is the head of the list
+		l.wrong, l.flip = r.Start, 1
+		for _, i := range moving() {
+			seen[i.Ino] = true
+		}
+	}
+	if l.flip = 0; len(seen) < 100 || len(seen) > len(locks) {
+		t.Errorf("%d files were moving, of %d locks", len(seen), len(locks))
 	}
 }
 
