@@ -428,6 +428,9 @@ func (u *undoer) changing(f *link.Named) (names []string) {
 // have.
 func (u *undoer) namesOf(f *link.Named, dir string) ([]string, error) {
 	p, err := u.open(path.Join(dir, "name"))
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil // it was being removed, or moved: the names that are found tell whether they are all
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -157,7 +157,7 @@ func TestUndo(t *testing.T) {
 			link1(u, "d/from", "to")
 			n := u.had("d/from", false, "d/from")
 			u.request.Check.Surplus = []uint64{n.Inode}
-			u.request.Dirs = [][]byte{[]byte("d"), {}}
+			u.request.Dirs = [][]byte{[]byte("gone/too"), []byte("d"), {}} // the first was being removed
 		}, "d d/from lost+found", 0},
 		"a renaming of one of two names over one of two names": {func(u *undone) {
 			u.onDisk("from", "source")

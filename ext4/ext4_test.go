@@ -432,7 +432,7 @@ func TestEditSuper(t *testing.T) {
 		b := image[ext4.SuperOffset:][:ext4.SuperSize]
 		set, err := ext4.SetLastOrphan(b, 1234)
 		if err == nil {
-			set, err = ext4.SetError(set)
+			set, err = ext4.SetUnclean(set)
 		}
 		if err != nil || ext4.CheckSuper(set) != nil {
 			t.Fatal(err, ext4.CheckSuper(set))
@@ -446,7 +446,7 @@ func TestEditSuper(t *testing.T) {
 			t.Fatal("not written")
 		}
 		dump := run(t, "dumpe2fs", "-h", path)
-		for _, want := range []string{"clean with errors", "First orphan inode:       1234"} {
+		for _, want := range []string{"not clean", "First orphan inode:       1234"} {
 			if !strings.Contains(dump, want) {
 				t.Errorf("no %q in %s", want, dump)
 			}

@@ -221,11 +221,11 @@ func SetLastOrphan(b []byte, n addr.Ino) ([]byte, error) {
 	return edit(b, func(out []byte) { binary.LittleEndian.PutUint32(out[lastOrphanOffset:], uint32(n)) })
 }
 
-// SetError returns the superblock that says that the file system has errors, with its
-// checksum, so that e2fsck(8) checks all of it; b stays as it is.
-func SetError(b []byte) ([]byte, error) {
+// SetUnclean returns the superblock that says that the file system was not unmounted
+// cleanly, with its checksum, so that e2fsck(8) checks all of it; b stays as it is.
+func SetUnclean(b []byte) ([]byte, error) {
 	return edit(b, func(out []byte) {
-		state := binary.LittleEndian.Uint16(out[stateOffset:]) | uint16(StateError)
+		state := binary.LittleEndian.Uint16(out[stateOffset:]) &^ uint16(StateValid)
 		binary.LittleEndian.PutUint16(out[stateOffset:], state)
 	})
 }

@@ -66,7 +66,7 @@ func TestFinished(t *testing.T) {
 	if len(marked.Blocks) != len(in.Blocks)+1 || changed[home] == nil {
 		t.Fatalf("%d blocks are marked", len(marked.Blocks))
 	}
-	if s, err := ext4.ParseSuper(changed[home][offset:][:ext4.SuperSize]); err != nil || s.State&ext4.StateError == 0 {
+	if s, err := ext4.ParseSuper(changed[home][offset:][:ext4.SuperSize]); err != nil || s.State&ext4.StateValid != 0 {
 		t.Errorf("%+v, %v", s, err)
 	}
 	pending, err := log.Append(jbd2.Place{Block: log.Super.First, Sequence: scan.Next}, marked)

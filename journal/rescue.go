@@ -272,8 +272,8 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 	return f.mark(log.FS.Super, t, old, changed)
 }
 
-// mark has the file system say that it has errors, in case that nobody comes to check
-// it any more.
+// mark has the file system say that it is not clean, in case that nobody comes to check
+// it any more. If it said that it has errors, e2fsck would not trust its orphans.
 func (f *finisher) mark(s ext4.Super, t *jbd2.Transaction, old io.ReaderAt, changed map[addr.Block][]byte) error {
 	home, offset := s.Place()
 	b := bytes.Clone(changed[home])
@@ -283,7 +283,7 @@ func (f *finisher) mark(s ext4.Super, t *jbd2.Transaction, old io.ReaderAt, chan
 			return fmt.Errorf("read superblock: %w", err)
 		}
 	}
-	super, err := ext4.SetError(b[offset:])
+	super, err := ext4.SetUnclean(b[offset:])
 	if err != nil {
 		return err
 	}
