@@ -191,6 +191,9 @@ func TestTree(t *testing.T) {
 		}
 		check := func(name string, changed map[addr.Block][]byte, want audit.Trees) {
 			got, err := audit.Tree(bytes.NewReader(image), changed, ino)
+			if got != nil && len(got.Torn) == 0 {
+				got.Torn = nil
+			}
 			if err != nil || !reflect.DeepEqual(*got, want) {
 				t.Errorf("%s, %s: %+v instead of %+v, %v", tc.name, name, got, want, err)
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"understudy/addr"
 	"understudy/ext4"
@@ -44,6 +45,9 @@ type mapper struct {
 	inode *ext4.Inode
 	out   mapping
 	spare map[leaf]struct{}
+	// torn, if it is not nil, gets the changed nodes whose checksum is not theirs, with
+	// that put right. Otherwise such a one is an error.
+	torn map[addr.Block][]byte
 }
 
 // Trees are where a file lies, in runs that ascend, as it was and as it is to be.
@@ -51,6 +55,9 @@ type Trees struct {
 	Old, New []ext4.Run
 	// Touched says that the changed blocks have a part of what maps it.
 	Touched bool
+	// Torn are changed nodes of extents whose checksum is not theirs: somebody was
+	// writing them. In these they have another one, as e2fsck(8) would give it to them.
+	Torn map[addr.Block][]byte
 }
 
 // Tree walks all that maps a regular file or directory. Its first arguments are those of
@@ -61,18 +68,19 @@ func Tree(old io.ReaderAt, changed map[addr.Block][]byte, n addr.Ino) (*Trees, e
 		return nil, fmt.Errorf("look where inode %d lies: %w", n, err)
 	}
 	c := newChecker(fs.Super, old, changed)
-	was, err := c.old.tree(n)
+	was, err := c.old.tree(n, nil)
 	if errors.Is(err, errFree) {
 		was, err = &mapper{inode: &ext4.Inode{}}, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("look where inode %d lay: %w", n, err)
 	}
-	is, err := c.new.tree(n)
+	torn := make(map[addr.Block][]byte)
+	is, err := c.new.tree(n, torn)
 	if err != nil {
 		return nil, fmt.Errorf("look where inode %d lies: %w", n, err)
 	}
-	t := &Trees{Old: was.out.runs(), New: is.out.runs(), Touched: was.inode.Block != is.inode.Block}
+	t := &Trees{Old: was.out.runs(), New: is.out.runs(), Touched: was.inode.Block != is.inode.Block, Torn: torn}
 	for _, b := range is.out.nodes {
 		_, there := changed[b]
 		t.Touched = t.Touched || there
@@ -81,12 +89,12 @@ func Tree(old io.ReaderAt, changed map[addr.Block][]byte, n addr.Ino) (*Trees, e
 }
 
 // tree walks all that maps an inode.
-func (v *view) tree(n addr.Ino) (*mapper, error) {
+func (v *view) tree(n addr.Ino, torn map[addr.Block][]byte) (*mapper, error) {
 	i, err := v.load(n)
 	if err != nil {
 		return nil, err
 	}
-	m := &mapper{v: v, inode: i}
+	m := &mapper{v: v, inode: i, torn: torn}
 	if i.Flags&ext4.InodeInlineData != 0 {
 		return m, nil
 	}
@@ -213,7 +221,12 @@ func (m *mapper) extentNode(b addr.Block, level int, first uint64) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	if err := m.v.super.CheckExtentBlock(m.inode, node); err != nil {
+	err = m.v.super.CheckExtentBlock(m.inode, node)
+	if _, changed := m.v.over[b]; changed && m.torn != nil && errors.Is(err, ext4.ErrChecksum) {
+		m.torn[b] = slices.Clone(node)
+		err = m.v.super.SealExtentBlock(m.inode, m.torn[b])
+	}
+	if err != nil {
 		return nil, fmt.Errorf("node of its tree at block %d: %w", b, err)
 	}
 	entries, err := ext4.ExtentEntries(node, level)

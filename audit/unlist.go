@@ -125,7 +125,7 @@ func (u *unlister) file() error {
 	if err != nil {
 		return err
 	}
-	m, err := u.v.tree(u.v.super.OrphanFile)
+	m, err := u.v.tree(u.v.super.OrphanFile, nil)
 	if err != nil {
 		return err
 	}

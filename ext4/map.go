@@ -178,14 +178,36 @@ func (s *Super) CheckExtentBlock(i *Inode, node []byte) error {
 	if !s.Checksummed() {
 		return nil
 	}
-	tail := ExtentSize * (1 + int(binary.LittleEndian.Uint16(node[4:])))
-	if tail > len(node)-4 {
-		return errors.New("no room for its checksum")
+	tail, err := extentTail(node)
+	if err != nil {
+		return err
 	}
 	if want, got := binary.LittleEndian.Uint32(node[tail:]), CRC32C(i.Seed, node[:tail]); want != got {
 		return fmt.Errorf("%w: %#x instead of %#x", ErrChecksum, got, want)
 	}
 	return nil
+}
+
+// SealExtentBlock puts the checksum of a node of an inode's tree of extents into it, if
+// those have one.
+func (s *Super) SealExtentBlock(i *Inode, node []byte) error {
+	if !s.Checksummed() {
+		return nil
+	}
+	tail, err := extentTail(node)
+	if err == nil {
+		binary.LittleEndian.PutUint32(node[tail:], CRC32C(i.Seed, node[:tail]))
+	}
+	return err
+}
+
+// extentTail is where the checksum of a node is.
+func extentTail(node []byte) (int, error) {
+	tail := ExtentSize * (1 + int(binary.LittleEndian.Uint16(node[4:])))
+	if tail > len(node)-4 {
+		return 0, errors.New("no room for its checksum")
+	}
+	return tail, nil
 }
 
 // mapIndirect goes through the indirect blocks of a file without extents

@@ -61,7 +61,7 @@ func cuttable(i *pagecache.Inode) bool {
 func (f *finisher) cutLater(files []addr.Ino) error {
 	found := make(map[addr.Ino]*pagecache.Inode)
 	for i, err := range f.cache.Inodes(f.super) {
-		if err == nil && cuttable(i) && slices.Contains(files, i.Ino) {
+		if err == nil && (cuttable(i) || i.Deleted()) && slices.Contains(files, i.Ino) {
 			found[i.Ino] = i
 		}
 	}
@@ -69,6 +69,9 @@ func (f *finisher) cutLater(files []addr.Ino) error {
 		i := found[ino]
 		if i == nil {
 			return fmt.Errorf("inode %d: %w", ino, ErrCheck)
+		}
+		if i.Deleted() {
+			continue // the check leaves it without a name, and it goes then
 		}
 		n := slices.IndexFunc(f.report.Moved, func(m Moved) bool { return m.Inode.Ino == ino })
 		if n < 0 {

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 
 	"understudy/addr"
 	"understudy/audit"
 	"understudy/ext4"
+	"understudy/jbd2"
 	"understudy/pagecache"
 )
 
@@ -36,8 +38,34 @@ type Moved struct {
 // trees tells where a file lay, and lies.
 type trees func(addr.Ino) (*audit.Trees, error)
 
-func treesOf(old io.ReaderAt, changed map[addr.Block][]byte) trees {
-	return func(n addr.Ino) (*audit.Trees, error) { return audit.Tree(old, changed, n) }
+// treesIn are those that a transaction leaves. Nodes that were being written get their
+// checksums in it.
+func treesIn(t *jbd2.Transaction, old io.ReaderAt, changed map[addr.Block][]byte) trees {
+	return func(n addr.Ino) (*audit.Trees, error) {
+		found, err := audit.Tree(old, changed, n)
+		if err != nil {
+			return nil, err
+		}
+		for _, at := range slices.Sorted(maps.Keys(found.Torn)) {
+			if err := replace(t, at, found.Torn[at], changed); err != nil {
+				return nil, err
+			}
+		}
+		return found, nil
+	}
+}
+
+var errTorn = errors.New("a node of its tree was being written")
+
+// treesOn are those that blocks leave which are written to a disk.
+func treesOn(disk io.ReaderAt, changed map[addr.Block][]byte) trees {
+	return func(n addr.Ino) (*audit.Trees, error) {
+		found, err := audit.Tree(disk, changed, n)
+		if err == nil && len(found.Torn) > 0 {
+			return nil, errTorn
+		}
+		return found, err
+	}
 }
 
 // moved wants no file to lose anything by a change of where it lies that had not come
@@ -99,7 +127,7 @@ func (f *finisher) movedBare() error {
 			changed[addr.Block((b.disk+b.len-int64(len(view)))/size)] = view[:size]
 		}
 	}
-	return f.moved(treesOf(f.disk, changed), false)
+	return f.moved(treesOn(f.disk, changed), false)
 }
 
 var errRescued = errors.New("an earlier attempt has committed that")

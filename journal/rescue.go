@@ -263,7 +263,7 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 	if err := f.seal(log.FS.Super, t, old, changed); err != nil {
 		return err
 	}
-	if err := f.moved(treesOf(old, changed), true); err != nil {
+	if err := f.moved(treesIn(t, old, changed), true); err != nil {
 		return err
 	}
 	if err := f.cut(log.FS.Super, t, old, changed); err != nil {
