@@ -53,6 +53,8 @@ type mapper struct {
 // Trees are where a file lies, in runs that ascend, as it was and as it is to be.
 type Trees struct {
 	Old, New []ext4.Run
+	// Blocks are all that it has then: what is mapped, what maps it, and attributes.
+	Blocks uint64
 	// Touched says that the changed blocks have a part of what maps it.
 	Touched bool
 	// Torn are changed nodes of extents whose checksum is not theirs: somebody was
@@ -80,7 +82,10 @@ func Tree(old io.ReaderAt, changed map[addr.Block][]byte, n addr.Ino) (*Trees, e
 	if err != nil {
 		return nil, fmt.Errorf("look where inode %d lies: %w", n, err)
 	}
-	t := &Trees{Old: was.out.runs(), New: is.out.runs(), Touched: was.inode.Block != is.inode.Block, Torn: torn}
+	t := &Trees{Old: was.out.runs(), New: is.out.runs(), Blocks: is.out.count, Touched: was.inode.Block != is.inode.Block, Torn: torn}
+	if is.inode.Attributes != 0 {
+		t.Blocks++
+	}
 	for _, b := range is.out.nodes {
 		_, there := changed[b]
 		t.Touched = t.Touched || there

@@ -94,6 +94,7 @@ func (f *finisher) moved(where trees, strict bool) error {
 		if !dir && i.Flags&unplain == 0 {
 			p.filled, p.zeros = f.known(i)
 		}
+		p.complete = p.trees != nil && p.trees.Blocks*uint64(p.block/512) == i.Sectors
 		m := Moved{Inode: i}
 		if at := p.divide(&m); at < p.size {
 			m.Lost = fmt.Errorf("inode %d: byte %d: %w", i.Ino, at, ErrMoving)
@@ -173,6 +174,9 @@ type place struct {
 	dir           bool
 	trees         *audit.Trees // nil if what maps it contradicts itself
 	filled, zeros []addr.Span  // of a regular file, ascending
+	// complete says that the trees have as many blocks as memory says that the file has:
+	// what lies nowhere in them has none.
+	complete bool
 }
 
 // divide divides what does not lie where it lay into what is known of it. It returns the
@@ -193,7 +197,10 @@ func (p *place) divide(m *Moved) int64 {
 			m.Holes = append(m.Holes, addr.Span{Off: at, End: end})
 		default:
 			lost = min(lost, at)
-			end = min(p.next(p.filled, at), p.next(p.zeros, at), p.nextRun(at))
+			end = min(p.next(p.filled, at), p.next(p.zeros, at))
+			if p.trees != nil {
+				end = min(end, p.nextRun(p.trees.New, at))
+			}
 		}
 		at = end
 	}
@@ -212,17 +219,14 @@ func (p *place) next(spans []addr.Span, at int64) int64 {
 	return max(p.blocks(spans[n].Off), at+p.block)
 }
 
-// nextRun is next for what the file is to lie in.
-func (p *place) nextRun(at int64) int64 {
-	if p.trees == nil {
-		return p.size
-	}
+// nextRun is next for runs.
+func (p *place) nextRun(runs []ext4.Run, at int64) int64 {
 	block := uint32(at/p.block) + 1
-	n, _ := slices.BinarySearchFunc(p.trees.New, block, func(r ext4.Run, b uint32) int { return cmp.Compare(r.Logical, b) })
-	if n == len(p.trees.New) {
+	n, _ := slices.BinarySearchFunc(runs, block, func(r ext4.Run, b uint32) int { return cmp.Compare(r.Logical, b) })
+	if n == len(runs) {
 		return p.size
 	}
-	return int64(p.trees.New[n].Logical) * p.block
+	return int64(runs[n].Logical) * p.block
 }
 
 // kept returns up to where a file lies as it should from a byte on, which is the first
@@ -239,6 +243,9 @@ func (p *place) kept(at int64) int64 {
 		return at + int64(is.Length)*p.block
 	}
 	was := p.run(p.trees.Old, at)
+	if p.complete && is.Length == 0 && was.Length == 0 {
+		return min(p.nextRun(p.trees.New, at), p.nextRun(p.trees.Old, at))
+	}
 	if is.Physical != was.Physical || is.Unwritten != was.Unwritten {
 		return 0
 	}

@@ -34,6 +34,7 @@ func TestDivide(t *testing.T) {
 		dir           bool
 		old, new      []ext4.Run
 		none          bool // of the trees is sound
+		complete      bool
 		has, zeros    []addr.Span
 		want          int64 // the first byte that may be lost
 		filled, holes []addr.Span
@@ -66,6 +67,10 @@ func TestDivide(t *testing.T) {
 		{name: "unwritten", old: runs(unwritten(run(0, 100, 10))), new: runs(unwritten(run(0, 100, 10))), want: all},
 		{name: "nowhere, then and now"},
 		{name: "nowhere, which the kernel knew", zeros: spans(0, 12), want: all, holes: spans(0, 12)},
+		{name: "nowhere, and there is no more", complete: true, want: all},
+		{name: "holes, and there is no more", complete: true, old: runs(run(2, 100, 3)), new: runs(run(2, 100, 3), run(8, 200, 1)), has: spans(8, 9), want: all, filled: spans(8, 9)},
+		{name: "a hole that was none, and there is no more", complete: true, old: whole, new: runs(run(0, 100, 3)), want: 3 * block},
+		{name: "holes, and there is more", old: runs(run(2, 100, 3)), new: runs(run(2, 100, 3))},
 		{name: "contradictory", none: true},
 		{name: "contradictory, all is held", none: true, has: spans(0, 10), want: all, filled: spans(0, 10)},
 		{name: "contradictory, the end is not held", none: true, has: spans(0, 9), want: 9 * block, filled: spans(0, 9)},
@@ -75,7 +80,7 @@ func TestDivide(t *testing.T) {
 		{name: "a directory that is unwritten", dir: true, old: whole, new: runs(unwritten(run(0, 100, 10)))},
 		{name: "a directory that contradicts itself", dir: true, none: true},
 	} {
-		p := place{size: all, block: block, dir: tc.dir, filled: tc.has, zeros: tc.zeros}
+		p := place{size: all, block: block, dir: tc.dir, filled: tc.has, zeros: tc.zeros, complete: tc.complete}
 		if !tc.none {
 			p.trees = &audit.Trees{Old: tc.old, New: tc.new}
 		}

@@ -41,6 +41,7 @@ type Inode struct {
 	Ctime      time.Time
 	Flags      uint32 // Flag*
 	State      uint64 // I_*: their values differ between kernels
+	Sectors    uint64 // of 512 bytes that are allocated to it, without what is only reserved
 	Writing    bool   // its i_rwsem is held for writing: an operation on it had not returned
 	New        bool   // it was being made, and had no name yet (I_NEW)
 
@@ -57,6 +58,9 @@ type Inode struct {
 // Regular reports whether it is a regular file.
 func (i *Inode) Regular() bool { return i.Mode&ModeType == ModeRegular }
 
+// noSectors stands for a number that the kernel does not tell.
+const noSectors = 1<<64 - 1
+
 // HasData reports whether its pages are its content, as those of regular files and
 // of long symbolic links are.
 func (i *Inode) HasData() bool { return i.Regular() || i.Mode&ModeType == ModeLink }
@@ -69,7 +73,7 @@ type inodeLayout struct {
 	mode, uid, gid, flags, super, ino, nlink kernel.Field
 	length, state, generation, data, pointer kernel.Field
 	ioList, wbList, sbList, dentries         kernel.Field
-	blkbits, rwsem                           kernel.Field
+	blkbits, rwsem, blocks                   kernel.Field
 	tree, treeFlags, head, pages             kernel.Field
 	atime, mtime, ctime                      timeField
 }
@@ -96,6 +100,7 @@ func (i *inodeLayout) look(t *kernel.Types) error {
 	i.pages = l.Field("i_data.nrpages", 8)
 	i.blkbits = l.Optional("i_blkbits", 1)
 	i.rwsem = l.Optional("i_rwsem.count.counter", 8)
+	i.blocks = l.Optional("i_blocks", 8)
 	i.ioList = l.Field("i_io_list", 16)
 	i.wbList = l.Field("i_wb_list", 16)
 	i.sbList = l.Field("i_sb_list", 16)
@@ -169,6 +174,9 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 		head:       l.head.Pointer(b),
 		pages:      l.pages.Uint(b),
 		super:      s.Addr,
+	}
+	if i.Sectors = noSectors; l.blocks.Present() {
+		i.Sectors = l.blocks.Uint(b)
 	}
 	if l.blkbits.Present() {
 		i.blkbits = uint(l.blkbits.Uint(b))

@@ -107,6 +107,14 @@ func TestZerosInImage(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
+					mapped := int64(0)
+					for _, m := range mapping {
+						mapped += m.Len()
+					}
+					// Besides, there are nodes and attributes.
+					if more := int64(i.Sectors)*512 - mapped; more < 0 || more > 16<<10 {
+						t.Errorf("%s: inode %d has %d sectors, and %d bytes mapped", d.Name, i.Ino, i.Sectors, mapped)
+					}
 					for _, z := range zeros {
 						known++
 						for _, m := range mapping {
