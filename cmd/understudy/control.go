@@ -79,7 +79,8 @@ func serveControl(ctx context.Context, s *supervisor.Supervisor, dir string, end
 
 func (c *control) close() { c.listener.Close() }
 
-func (c *control) answer(_ context.Context, verb string, body json.RawMessage) (any, error) {
+// answer answers a request; its context ends with the connection.
+func (c *control) answer(ctx context.Context, verb string, body json.RawMessage) (any, error) {
 	switch verb {
 	case verbStatus:
 		c.mu.Lock()
@@ -92,7 +93,8 @@ func (c *control) answer(_ context.Context, verb string, body json.RawMessage) (
 		}
 		return nil, c.s.Crash(r.Silent)
 	case verbDown:
-		c.end()
+		// Once whoever asks has the answer and has hung up: the end closes all that is open.
+		context.AfterFunc(ctx, c.end)
 		return nil, nil
 	}
 	return nil, fmt.Errorf("the supervisor does not know %q: is it older than this command?", verb)
