@@ -57,7 +57,9 @@ func (t *worker) do(op script.Op) error {
 		t.slots[op.Slot] = fd
 		return err
 	case script.Close:
-		return unix.Close(t.slots[op.Slot])
+		fd := t.slots[op.Slot]
+		t.slots[op.Slot] = 0 // somebody else may get that number
+		return unix.Close(fd)
 	}
 	return t.inside(op)
 }
