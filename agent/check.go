@@ -76,13 +76,8 @@ var (
 func nameless(found *link.Check, said []byte) {
 	lines := bufio.NewScanner(bytes.NewReader(said))
 	for lines.Scan() {
-		for list, what := range map[*[]uint64]*regexp.Regexp{&found.Lost: unattached, &found.Cleared: cleared} {
-			if m := what.FindSubmatch(lines.Bytes()); m != nil {
-				if ino, err := strconv.ParseUint(string(m[1]), 10, 64); err == nil {
-					*list = append(*list, ino)
-				}
-			}
-		}
+		found.Lost = appendInode(found.Lost, unattached, lines.Bytes())
+		found.Cleared = appendInode(found.Cleared, cleared, lines.Bytes())
 		if m := references.FindSubmatch(lines.Bytes()); m != nil {
 			ino, err := strconv.ParseUint(string(m[1]), 10, 64)
 			is, _ := strconv.ParseUint(string(m[2]), 10, 32)
@@ -92,4 +87,14 @@ func nameless(found *link.Check, said []byte) {
 			}
 		}
 	}
+}
+
+// appendInode appends the inode that a line tells of, if it does.
+func appendInode(to []uint64, what *regexp.Regexp, line []byte) []uint64 {
+	if m := what.FindSubmatch(line); m != nil {
+		if ino, err := strconv.ParseUint(string(m[1]), 10, 64); err == nil {
+			return append(to, ino)
+		}
+	}
+	return to
 }

@@ -2,51 +2,32 @@ package audit_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"testing"
 
 	"understudy/addr"
 	"understudy/audit"
-	"understudy/ext4"
 )
 
 // TestTornTree wants a node that was being written to count, if it is in order, and to
 // get the checksum that it has; one that was not changed, or is in no order, not.
 func TestTornTree(t *testing.T) {
-	if _, err := exec.LookPath("mke2fs"); err != nil {
-		t.Skipf("%v; run scripts/setup.sh", err)
-	}
-	dir := t.TempDir()
-	from, path := filepath.Join(dir, "from"), filepath.Join(dir, "image")
-	if err := os.Mkdir(from, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.Create(filepath.Join(from, "f"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	const block, extents = 4096, 6 // more than the inode has room for
-	for i := range int64(extents) {
-		if _, err := f.WriteAt(bytes.Repeat([]byte{1}, block), 3*i*block); err != nil {
-			t.Fatal(err)
+	_, image, fs := made(t, func(dir string) error {
+		f, err := os.Create(filepath.Join(dir, "f"))
+		if err != nil {
+			return err
 		}
-	}
-	f.Close()
-	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-b", "4096", "-d", from, path, "16M").CombinedOutput(); err != nil {
-		t.Fatalf("mke2fs: %v: %s", err, out)
-	}
-	image, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+		for i := range int64(extents) {
+			_, failed := f.WriteAt(bytes.Repeat([]byte{1}, block), 3*i*block)
+			err = errors.Join(err, failed)
+		}
+		return errors.Join(err, f.Close())
+	})
 	const ino = 12
-	fs, err := ext4.Open(bytes.NewReader(image))
-	if err != nil {
-		t.Fatal(err)
-	}
 	i, err := fs.Inode(ino)
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package audit_test
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"maps"
 	"os"
 	"os/exec"
@@ -117,34 +118,41 @@ func TestUnlist(t *testing.T) {
 	}
 }
 
-// TestUnlistFile takes orphans out of a file of them.
-func TestUnlistFile(t *testing.T) {
+// made makes a file system of what is put into a directory.
+func made(t *testing.T, fill func(dir string) error, options ...string) (path string, image []byte, fs *ext4.FS) {
+	t.Helper()
 	for _, tool := range []string{"mke2fs", "e2fsck"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("%v; run scripts/setup.sh", err)
 		}
 	}
-	dir := t.TempDir()
-	from, path := filepath.Join(dir, "from"), filepath.Join(dir, "image")
-	if err := os.Mkdir(from, 0o755); err != nil {
+	from, path := t.TempDir(), filepath.Join(t.TempDir(), "image")
+	if err := fill(from); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"a", "b", "c"} {
-		if err := os.WriteFile(filepath.Join(from, name), []byte(name), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-O", "orphan_file", "-d", from, path, "16M").CombinedOutput(); err != nil {
+	args := append([]string{"-q", "-t", "ext4", "-b", "4096", "-d", from}, options...)
+	if out, err := exec.Command("mke2fs", append(args, path, "16M")...).CombinedOutput(); err != nil {
 		t.Fatalf("mke2fs: %v: %s", err, out)
 	}
 	image, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	fs, err := ext4.Open(bytes.NewReader(image))
-	if err != nil {
+	if fs, err = ext4.Open(bytes.NewReader(image)); err != nil {
 		t.Fatal(err)
 	}
+	return path, image, fs
+}
+
+// TestUnlistFile takes orphans out of a file of them.
+func TestUnlistFile(t *testing.T) {
+	path, image, fs := made(t, func(dir string) error {
+		var err error
+		for _, name := range []string{"a", "b", "c"} {
+			err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), []byte(name), 0o644))
+		}
+		return err
+	}, "-O", "orphan_file")
 	file, err := fs.Inode(fs.Super.OrphanFile)
 	if err != nil {
 		t.Fatal(err)

@@ -73,11 +73,16 @@ func (f *finisher) cutLater(files []addr.Ino) error {
 		if i.Deleted() {
 			continue // the check leaves it without a name, and it goes then
 		}
-		n := slices.IndexFunc(f.report.Moved, func(m Moved) bool { return m.Inode.Ino == ino })
-		if n < 0 {
-			n, f.report.Moved = len(f.report.Moved), append(f.report.Moved, Moved{Inode: i})
-		}
-		f.report.Moved[n].Cut = true
+		f.noteCut(i)
 	}
 	return nil
+}
+
+// noteCut has a file cut after the check.
+func (f *finisher) noteCut(i *pagecache.Inode) {
+	n := slices.IndexFunc(f.report.Moved, func(m Moved) bool { return m.Inode.Ino == i.Ino })
+	if n < 0 {
+		n, f.report.Moved = len(f.report.Moved), append(f.report.Moved, Moved{Inode: i})
+	}
+	f.report.Moved[n].Cut = true
 }

@@ -140,13 +140,12 @@ func (f *finisher) movedAgain() error {
 	if err != nil {
 		return err
 	}
-	var writing []addr.Ino
 	for i, err := range f.cache.Inodes(f.super) {
 		if err == nil && i.Writing && cuttable(i) {
-			writing = append(writing, i.Ino)
+			f.noteCut(i)
 		}
 	}
-	return f.cutLater(writing)
+	return nil
 }
 
 // known is what of a file does not depend on where it lies: what memory has of it, and

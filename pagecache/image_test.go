@@ -32,6 +32,11 @@ func openImage(t *testing.T, spec fixture.Spec) (*pagecache.Cache, *fixture.Imag
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { mem.Close() })
+	return openCache(t, mem), image
+}
+
+func openCache(t *testing.T, mem ram.Memory) *pagecache.Cache {
+	t.Helper()
 	k, err := kernel.Find(mem)
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +45,7 @@ func openImage(t *testing.T, spec fixture.Spec) (*pagecache.Cache, *fixture.Imag
 	if err != nil {
 		t.Fatal(err)
 	}
-	return c, image
+	return c
 }
 
 // TestJournalInImage wants what is read of the kernel's jbd2 to be what the
@@ -52,23 +57,15 @@ func TestJournalInImage(t *testing.T) {
 			c, image := openImage(t, fixture.Everything(name))
 			for _, disk := range image.Disks {
 				if disk.Type == "ext4" || disk.Type == "ext3" {
-					t.Run(disk.Name, func(t *testing.T) { compareJournal(t, c, disk) })
+					t.Run(disk.Name, func(t *testing.T) { compareJournal(t, c, image, disk) })
 				}
 			}
 		})
 	}
 }
 
-func compareJournal(t *testing.T, c *pagecache.Cache, disk fixture.Disk) {
-	id, err := addr.ParseUUID(disk.UUID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := c.Superblock(id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, err := c.Ext4(s)
+func compareJournal(t *testing.T, c *pagecache.Cache, image *fixture.Image, disk fixture.Disk) {
+	e, err := c.Ext4(superOf(t, c, image, disk.Name))
 	if err != nil {
 		t.Fatal(err)
 	}

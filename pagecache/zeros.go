@@ -3,7 +3,6 @@ package pagecache
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"understudy/addr"
 	"understudy/kernel"
@@ -30,7 +29,7 @@ const (
 var errStatus = errors.New("tree of extent status does not check out")
 
 type statusLayout struct {
-	inode, root, lock        int // in struct ext4_inode_info
+	root, lock               int // counted from struct inode, as those of infoPlaces
 	size                     int // of a node
 	left, right              kernel.Field
 	first, count, blockState kernel.Field
@@ -38,8 +37,9 @@ type statusLayout struct {
 
 func newStatusLayout(k *kernel.Kernel) (*statusLayout, error) {
 	i, e := layoutIn(k, "ext4_inode_info", "ext4"), layoutIn(k, "extent_status", "ext4")
-	l := &statusLayout{inode: i.Field("vfs_inode").Off, root: i.Field("i_es_tree.root.rb_node", 8).Off, size: e.Size}
-	l.lock = i.Field("i_es_lock.raw_lock.cnts.counter", 4).Off
+	inode := i.Field("vfs_inode").Off
+	l := &statusLayout{root: i.Field("i_es_tree.root.rb_node", 8).Off - inode, size: e.Size}
+	l.lock = i.Field("i_es_lock.raw_lock.cnts.counter", 4).Off - inode
 	l.left, l.right = e.Field("rb_node.rb_left", 8), e.Field("rb_node.rb_right", 8)
 	l.first, l.count, l.blockState = e.Field("es_lblk", 4), e.Field("es_len", 4), e.Field("es_pblk", 8)
 	return l, errors.Join(i.Err(), e.Err())
@@ -50,26 +50,32 @@ func newStatusLayout(k *kernel.Kernel) (*statusLayout, error) {
 // extent status (fs/ext4/extents_status.c), which stays as it was while the tree of
 // extents itself is being changed, and need not tell of all of the file.
 func (c *Cache) Zeros(s *Superblock, i *Inode) ([]addr.Span, error) {
+	zeros, err := c.zeros(s, i)
+	if err != nil {
+		return nil, fmt.Errorf("extent status of inode %d: %w", i.Ino, err)
+	}
+	return zeros, nil
+}
+
+func (c *Cache) zeros(s *Superblock, i *Inode) ([]addr.Span, error) {
 	l, err := c.status()
 	if err != nil {
-		return nil, fmt.Errorf("extent status of inode %d: %w", i.Ino, err)
+		return nil, err
 	}
-	lock, err := c.k.U32(i.Addr + addr.Virt(l.lock-l.inode))
-	if err == nil && lock&lockedByWriter != 0 {
-		err = errors.New("it was being changed")
-	}
+	lock, err := c.k.U32(i.Addr + addr.Virt(l.lock))
 	if err != nil {
-		return nil, fmt.Errorf("extent status of inode %d: %w", i.Ino, err)
+		return nil, err
 	}
-	root, err := c.k.Pointer(i.Addr + addr.Virt(l.root-l.inode))
+	if lock&lockedByWriter != 0 {
+		return nil, errors.New("it was being changed")
+	}
+	root, err := c.k.Pointer(i.Addr + addr.Virt(l.root))
 	if err != nil {
-		return nil, fmt.Errorf("extent status of inode %d: %w", i.Ino, err)
+		return nil, err
 	}
 	w := &statusWalk{c: c, l: l, block: int64(s.BlockSize)}
-	if err := w.below(root, 0); err != nil {
-		return nil, fmt.Errorf("extent status of inode %d: %w", i.Ino, err)
-	}
-	return slices.Clip(w.out), nil
+	err = w.below(root, 0)
+	return w.out, err
 }
 
 // statusWalk goes through a tree of extent status in its order.

@@ -8,7 +8,6 @@ import (
 
 	"understudy/addr"
 	"understudy/internal/fixture"
-	"understudy/kernel"
 	"understudy/pagecache"
 	"understudy/ram"
 )
@@ -51,27 +50,13 @@ func TestZerosInImage(t *testing.T) {
 			}
 			t.Cleanup(func() { mem.Close() })
 			l := &looks{Memory: mem}
-			k, err := kernel.Find(l)
-			if err != nil {
-				t.Fatal(err)
-			}
-			c, err := pagecache.Open(k)
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := openCache(t, l)
 			known, damaged := 0, 0
 			for _, d := range image.Disks {
 				if d.Type != "ext4" {
 					continue
 				}
-				id, err := addr.ParseUUID(d.UUID)
-				if err != nil {
-					t.Fatal(err)
-				}
-				s, err := c.Superblock(id)
-				if err != nil {
-					t.Fatal(err)
-				}
+				s := superOf(t, c, image, d.Name)
 				compareMoving(t, c, s, l)
 				f, err := os.Open(d.Image)
 				if err != nil {
