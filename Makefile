@@ -29,7 +29,7 @@ demo: setup build
 # The tests run in their package's directory, hence the absolute path.
 matrix: setup
 	scripts/kernels.sh
-	UNDERSTUDY_MATRIX=$(CURDIR)/docs/SUPPORT.md $(GO) test -count 1 -timeout 3h -v -run '^TestMatrix$$' ./salvage
+	UNDERSTUDY_MATRIX=$(CURDIR)/docs/SUPPORT.md $(GO) test -count 1 -timeout 3h -v -run '^TestMatrix$$' ./dead/salvage
 
 # Random work, a crash, a rescue, and a comparison with what must be there, SEEDS
 # times, then PROGRAMS times with real programs; writes docs/ORACLE.md. What fails
@@ -39,7 +39,7 @@ PROGRAMS ?= 24
 FIRST ?= 1
 oracle: setup build
 	scripts/kernels.sh
-	$(GO) run ./internal/oracle/cmd -seed $(FIRST) -seeds $(SEEDS) -programs $(PROGRAMS) -table docs/ORACLE.md
+	$(GO) run ./internal/lab/oracle/cmd -seed $(FIRST) -seeds $(SEEDS) -programs $(PROGRAMS) -table docs/ORACLE.md
 
 # Every parser of foreign bytes, FUZZTIME each; writes docs/FUZZ.md.
 FUZZTIME ?= 10m

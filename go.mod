@@ -1,4 +1,4 @@
-module understudy
+module understudy.dev/understudy
 
 go 1.26.8
 

@@ -10,10 +10,10 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"understudy/agent"
-	"understudy/demo"
-	"understudy/nfsbench"
-	"understudy/nfslab"
+	"understudy.dev/understudy/internal/lab/demo"
+	"understudy.dev/understudy/internal/lab/nfsbench"
+	"understudy.dev/understudy/internal/lab/nfslab"
+	"understudy.dev/understudy/internal/live/agent"
 )
 
 // runInit is PID 1 of the small guest. If it cannot go on, the guest ends, and

@@ -10,10 +10,10 @@ import (
 	"testing"
 	"time"
 
-	"understudy/extract"
-	"understudy/internal/fixture"
-	"understudy/internal/turns"
-	"understudy/inventory"
+	"understudy.dev/understudy/dead/extract"
+	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/turns"
 )
 
 // onTmpfs makes a directory in memory.

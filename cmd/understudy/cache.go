@@ -9,9 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"understudy/kernel"
-	"understudy/pair"
-	"understudy/partition"
+	"understudy.dev/understudy/dead/kernel"
+	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/live/partition"
 )
 
 // cacheDir holds what can be made again: kernels, guest images, the answers of

@@ -12,9 +12,9 @@ import (
 	"sync"
 	"time"
 
-	"understudy/link"
-	"understudy/supervisor"
-	"understudy/takeover"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
 // controlSocket is where a supervisor is spoken to, in its run directory.
@@ -23,7 +23,7 @@ const controlSocket = "control.sock"
 // Verbs of the control socket.
 const (
 	verbStatus = "status" // to status
-	verbCrash  = "crash"  // link.CrashRequest
+	verbCrash  = "crash"  // wire.CrashRequest
 	verbDown   = "down"
 )
 
@@ -71,7 +71,7 @@ func serveControl(ctx context.Context, s *supervisor.Supervisor, dir string, end
 			if err != nil {
 				return
 			}
-			go link.New(conn, c.answer).Serve(ctx)
+			go wire.New(conn, c.answer).Serve(ctx)
 		}
 	}()
 	return c, nil
@@ -87,7 +87,7 @@ func (c *control) answer(ctx context.Context, verb string, body json.RawMessage)
 		defer c.mu.Unlock()
 		return c.status, nil
 	case verbCrash:
-		var r link.CrashRequest
+		var r wire.CrashRequest
 		if err := json.Unmarshal(body, &r); err != nil {
 			return nil, err
 		}
@@ -205,7 +205,7 @@ func ask(ctx context.Context, name, verb string, in, out any) error {
 		}
 		return fmt.Errorf("reach the supervisor of %s: %w", name, err)
 	}
-	c := link.New(conn, nil)
+	c := wire.New(conn, nil)
 	defer c.Close()
 	go c.Serve(ctx)
 	return c.Call(ctx, verb, in, out)

@@ -10,8 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"understudy/demo"
-	"understudy/takeover"
+	"understudy.dev/understudy/internal/lab/demo"
+	"understudy.dev/understudy/internal/takeover"
 )
 
 func demoCommand() *cobra.Command {

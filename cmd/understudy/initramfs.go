@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"understudy/initramfs"
+	"understudy.dev/understudy/internal/live/initramfs"
 )
 
 // guestModules are what the agent and a pair's disks need of a kernel that has its

@@ -5,8 +5,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"understudy/agent"
-	"understudy/initramfs"
+	"understudy.dev/understudy/internal/live/agent"
+	"understudy.dev/understudy/internal/live/initramfs"
 )
 
 // Modules and programs of NFS, by role. Modules that a kernel has built in, or

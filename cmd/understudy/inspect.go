@@ -10,8 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"understudy/inventory"
-	"understudy/sockets"
+	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/dead/sockets"
 )
 
 // inspection is what inspect says. Its file systems have no files.

@@ -8,16 +8,16 @@ import (
 	"sync"
 	"time"
 
-	"understudy/addr"
-	"understudy/ext4"
-	"understudy/journal"
-	"understudy/kernel"
-	"understudy/link"
-	"understudy/pagecache"
-	"understudy/ram"
-	"understudy/salvage"
-	"understudy/supervisor"
-	"understudy/takeover"
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/journal"
+	"understudy.dev/understudy/dead/kernel"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/ram"
+	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
 // morgue joins the dead column to a takeover.
@@ -147,21 +147,21 @@ func (r *remains) Gather(staging []byte) (takeover.Gathered, error) {
 	return g, nil
 }
 
-func (r *remains) Names(found *link.Check) link.NameRequest {
+func (r *remains) Names(found *wire.Check) wire.NameRequest {
 	return namesFor(r.cache, r.super, found)
 }
 
 // namesFor is what the dead kernel had as the names of what a check has found
 // without, or with too many.
-func namesFor(c *pagecache.Cache, s *pagecache.Superblock, found *link.Check) link.NameRequest {
+func namesFor(c *pagecache.Cache, s *pagecache.Superblock, found *wire.Check) wire.NameRequest {
 	var wanted []addr.Ino
 	for _, ino := range slices.Concat(found.Lost, found.Surplus) {
 		wanted = append(wanted, addr.Ino(ino))
 	}
 	files, dirs := salvage.Unfinished(c, s, wanted)
-	r := link.NameRequest{Check: found}
+	r := wire.NameRequest{Check: found}
 	for _, f := range files {
-		named := link.Named{Inode: uint64(f.Ino), Generation: f.Generation, Links: f.NLink, New: f.New, Dir: f.Dir}
+		named := wire.Named{Inode: uint64(f.Ino), Generation: f.Generation, Links: f.NLink, New: f.New, Dir: f.Dir}
 		for _, at := range f.Paths {
 			named.Paths = append(named.Paths, []byte(at))
 		}
@@ -174,8 +174,8 @@ func namesFor(c *pagecache.Cache, s *pagecache.Superblock, found *link.Check) li
 }
 
 // linkFile is a planned file as it is sent to the agent.
-func linkFile(f *salvage.File) (link.File, error) {
-	out := link.File{
+func linkFile(f *salvage.File) (wire.File, error) {
+	out := wire.File{
 		Inode: uint64(f.Ino), Generation: f.Generation, Size: f.Size,
 		Atime: linkTime(f.Atime), Mtime: linkTime(f.Mtime), Cut: f.Cut,
 	}
@@ -184,14 +184,14 @@ func linkFile(f *salvage.File) (link.File, error) {
 		if run.Off%512 != 0 || !run.Direct && run.End != f.Size && run.Len()%512 != 0 {
 			return out, errors.New("a run is not made of whole sectors")
 		}
-		out.Runs = append(out.Runs, link.Run{Off: run.Off, Len: run.WriteLen(), Staged: run.Staged})
+		out.Runs = append(out.Runs, wire.Run{Off: run.Off, Len: run.WriteLen(), Staged: run.Staged})
 	}
 	for _, h := range f.Holes {
-		out.Holes = append(out.Holes, link.Range{Off: h.Off, Len: h.Len()})
+		out.Holes = append(out.Holes, wire.Range{Off: h.Off, Len: h.Len()})
 	}
 	return out, nil
 }
 
-func linkTime(t time.Time) link.Time {
-	return link.Time{Sec: t.Unix(), Nsec: uint32(t.Nanosecond())}
+func linkTime(t time.Time) wire.Time {
+	return wire.Time{Sec: t.Unix(), Nsec: uint32(t.Nanosecond())}
 }

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"net/netip"
 
-	"understudy/link"
-	"understudy/sockets"
+	"understudy.dev/understudy/dead/sockets"
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // Peers takes the dead kernel's neighbours and TCP connections out of its memory.
 // What is left out is counted, with the first reason.
-func (m *morgue) Peers(of func(local netip.AddrPort) bool) (p link.Peers, err error) {
+func (m *morgue) Peers(of func(local netip.AddrPort) bool) (p wire.Peers, err error) {
 	k, err := m.known()
 	if err != nil {
 		return p, fmt.Errorf("find kernel: %w", err)
@@ -21,12 +21,12 @@ func (m *morgue) Peers(of func(local netip.AddrPort) bool) (p link.Peers, err er
 		switch {
 		case err != nil:
 			neighbours.add(err)
-		case !link.Host(n.Address) || len(n.Interface) > link.MaxInterface:
+		case !wire.Host(n.Address) || len(n.Interface) > wire.MaxInterface:
 			// Such as multicast groups, which have entries too.
-		case len(p.Neighbours) == link.MaxNeighbours:
+		case len(p.Neighbours) == wire.MaxNeighbours:
 			neighbours.add(errors.New("too many"))
 		default:
-			p.Neighbours = append(p.Neighbours, link.Neighbour{Address: n.Address, MAC: n.MAC, Interface: n.Interface})
+			p.Neighbours = append(p.Neighbours, wire.Neighbour{Address: n.Address, MAC: n.MAC, Interface: n.Interface})
 		}
 	}
 	for c, err := range sockets.Connections(k) {
@@ -34,10 +34,10 @@ func (m *morgue) Peers(of func(local netip.AddrPort) bool) (p link.Peers, err er
 		case err != nil:
 			connections.add(err)
 		case !wantsTelling(&c) || !of(c.Local):
-		case len(p.Connections) == link.MaxConnections:
+		case len(p.Connections) == wire.MaxConnections:
 			connections.add(errors.New("too many"))
 		default:
-			p.Connections = append(p.Connections, link.Connection{
+			p.Connections = append(p.Connections, wire.Connection{
 				Local: c.Local, Remote: c.Remote, SndUna: c.SndUna, SndNxt: c.SndNxt, RcvNxt: c.RcvNxt, Exact: c.Exact(),
 			})
 		}
@@ -51,7 +51,7 @@ func wantsTelling(c *sockets.Connection) bool {
 	if c.State == sockets.SynSent || c.State == sockets.SynRecv {
 		return false
 	}
-	return link.Host(c.Remote.Addr()) && c.Local.Addr().Is4() == c.Remote.Addr().Is4()
+	return wire.Host(c.Remote.Addr()) && c.Local.Addr().Is4() == c.Remote.Addr().Is4()
 }
 
 // omitted counts what was left out of a walk.

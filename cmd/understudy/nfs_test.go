@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"understudy/nfslab"
-	"understudy/takeover"
+	"understudy.dev/understudy/internal/lab/nfslab"
+	"understudy.dev/understudy/internal/takeover"
 )
 
 // newNFSLab boots a pair that serves NFS and its client, with one of the kernels

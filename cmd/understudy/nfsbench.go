@@ -10,9 +10,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"understudy/initramfs"
-	"understudy/nfsbench"
-	"understudy/nfslab"
+	"understudy.dev/understudy/internal/lab/nfsbench"
+	"understudy.dev/understudy/internal/lab/nfslab"
+	"understudy.dev/understudy/internal/live/initramfs"
 )
 
 // nfsBenchCommand is for make nfs.

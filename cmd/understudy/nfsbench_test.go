@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"understudy/nfsbench"
-	"understudy/nfslab"
+	"understudy.dev/understudy/internal/lab/nfsbench"
+	"understudy.dev/understudy/internal/lab/nfslab"
 )
 
 // longTests, if set, has tests run that take many minutes, and that make nfs and make

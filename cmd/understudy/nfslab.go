@@ -4,8 +4,8 @@ import (
 	"io"
 	"path/filepath"
 
-	"understudy/initramfs"
-	"understudy/nfslab"
+	"understudy.dev/understudy/internal/lab/nfslab"
+	"understudy.dev/understudy/internal/live/initramfs"
 )
 
 // nfsPlace fills in where an NFS lab finds what setup has fetched. program is the

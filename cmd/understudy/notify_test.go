@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"understudy/netlab"
+	"understudy.dev/understudy/internal/lab/netlab"
 )
 
 // The pair's network identity and the client beside it.

@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"understudy/demo"
-	"understudy/fence"
+	"understudy.dev/understudy/internal/lab/demo"
+	"understudy.dev/understudy/internal/live/fence"
 )
 
 // pairFile writes a pair.yaml with a disk, and a service that leaves a mark on

@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"understudy/inventory"
+	"understudy.dev/understudy/dead/inventory"
 )
 
 func salvageCommand() *cobra.Command {

@@ -9,12 +9,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"understudy/addr"
-	"understudy/inventory"
-	"understudy/link"
-	"understudy/offline"
-	"understudy/pagecache"
-	"understudy/salvage"
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover/offline"
 )
 
 // application is one run of salvage apply.
@@ -247,7 +247,7 @@ func (a *application) apply(ctx context.Context, plan *salvage.Plan, commit *las
 	}
 	if commit != nil {
 		job.Raw, job.Check = commit.raw, commit.report.Check != ""
-		job.Names = func(found *link.Check) link.NameRequest { return namesFor(a.memory.Cache, a.fsys.Super, found) }
+		job.Names = func(found *wire.Check) wire.NameRequest { return namesFor(a.memory.Cache, a.fsys.Super, found) }
 	}
 	for _, s := range a.on.Super {
 		job.Super = append(job.Super, offline.Region{Off: s.Off, Data: make([]byte, s.Len())})

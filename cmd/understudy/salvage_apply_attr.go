@@ -1,10 +1,10 @@
 package main
 
 import (
-	"understudy/addr"
-	"understudy/link"
-	"understudy/pagecache"
-	"understudy/salvage"
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // Flags of an inode as programs know them: FS_IMMUTABLE_FL and FS_APPEND_FL
@@ -16,9 +16,9 @@ const (
 
 // linkAttr is what there is to a planned file besides its content, as it is sent to
 // the agent. partial has it made again even if some of it is lost.
-func linkAttr(place int, f *salvage.File, partial bool) link.Attr {
+func linkAttr(place int, f *salvage.File, partial bool) wire.Attr {
 	l := f.Loose
-	a := link.Attr{
+	a := wire.Attr{
 		File: place, Root: l.Root, Settled: l.Settled, Links: f.NLink, Mode: uint32(f.Mode), UID: f.UID, GID: f.GID,
 		Target: []byte(l.Target), Zeros: linkRanges(l.Zeros), Kept: l.Kept || len(l.Unknown) > 0, Partial: partial,
 	}
@@ -35,15 +35,15 @@ func linkAttr(place int, f *salvage.File, partial bool) link.Attr {
 		a.Flags |= flagAppend
 	}
 	for _, p := range l.Places {
-		a.Places = append(a.Places, link.Place{Range: link.Range{Off: p.Off, Len: p.Len()}, Disk: p.Disk})
+		a.Places = append(a.Places, wire.Place{Range: wire.Range{Off: p.Off, Len: p.Len()}, Disk: p.Disk})
 	}
 	return a
 }
 
-func linkRanges(spans []addr.Span) []link.Range {
-	var out []link.Range
+func linkRanges(spans []addr.Span) []wire.Range {
+	var out []wire.Range
 	for _, s := range spans {
-		out = append(out, link.Range{Off: s.Off, Len: s.Len()})
+		out = append(out, wire.Range{Off: s.Off, Len: s.Len()})
 	}
 	return out
 }

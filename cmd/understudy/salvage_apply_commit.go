@@ -4,11 +4,11 @@ import (
 	"fmt"
 	"io"
 
-	"understudy/jbd2"
-	"understudy/journal"
-	"understudy/link"
-	"understudy/offline"
-	"understudy/takeover"
+	"understudy.dev/understudy/dead/jbd2"
+	"understudy.dev/understudy/dead/journal"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/offline"
 )
 
 // lastCommit is what the dead kernel had accepted and not committed, carried out
@@ -60,7 +60,7 @@ func commitReport(r *journal.Rescue, did *journal.Report) takeover.Commit {
 		}
 	}
 	for _, s := range did.Steps {
-		c.Steps = append(c.Steps, link.PhaseTime{Name: s.Name, Took: s.Took})
+		c.Steps = append(c.Steps, wire.PhaseTime{Name: s.Name, Took: s.Took})
 	}
 	if len(r.Holders) > 0 && c.Check != "" {
 		c.Check += fmt.Sprintf(" %v", r.Holders)

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"understudy/fence"
-	"understudy/internal/fixture"
+	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/live/fence"
 )
 
 // workLimit is how long a guest's work, or the commit of it, may be in coming.

@@ -8,10 +8,10 @@ import (
 	"path/filepath"
 	"slices"
 
-	"understudy/agent"
-	"understudy/initramfs"
-	"understudy/offline"
-	"understudy/pair"
+	"understudy.dev/understudy/internal/live/agent"
+	"understudy.dev/understudy/internal/live/initramfs"
+	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/takeover/offline"
 )
 
 // fsModules are what a kernel may have as modules for the file system of a type,

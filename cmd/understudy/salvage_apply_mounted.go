@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"understudy/offline"
-	"understudy/salvage"
+	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/takeover/offline"
 )
 
 // mounted brings a file system up to date that the operator has mounted.

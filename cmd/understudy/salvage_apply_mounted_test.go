@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"understudy/internal/fixture"
+	"understudy.dev/understudy/internal/lab/fixture"
 )
 
 // host runs a program of the host that must succeed; what it prints is the result.

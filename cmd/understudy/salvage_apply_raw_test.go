@@ -8,11 +8,11 @@ import (
 	"strings"
 	"testing"
 
-	"understudy/agent"
-	"understudy/initramfs"
-	"understudy/internal/fixture"
-	"understudy/offline"
-	"understudy/partition"
+	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/live/agent"
+	"understudy.dev/understudy/internal/live/initramfs"
+	"understudy.dev/understudy/internal/live/partition"
+	"understudy.dev/understudy/internal/takeover/offline"
 )
 
 // guestFor is a guest with the program under test.

@@ -8,12 +8,12 @@ import (
 	"slices"
 	"time"
 
-	"understudy/inventory"
-	"understudy/link"
-	"understudy/offline"
-	"understudy/pagecache"
-	"understudy/salvage"
-	"understudy/takeover"
+	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/offline"
 )
 
 // applyReport is what salvage apply says, and its form for programs.
@@ -67,13 +67,13 @@ type plannedFile struct {
 type appliedReport struct {
 	Files int         `json:"files"`
 	Bytes int64       `json:"bytes"`
-	Check *link.Check `json:"check,omitempty"` // of the file system, if there was one
+	Check *wire.Check `json:"check,omitempty"` // of the file system, if there was one
 	Acts  []actReport `json:"acts,omitempty"`
 }
 
 // actReport is something that was done besides writing to a file where it is.
 type actReport struct {
-	Kind        string `json:"kind"` // link.Act*
+	Kind        string `json:"kind"` // wire.Act*
 	Inode       uint64 `json:"inode"`
 	Generation  uint32 `json:"generation"`
 	Path        string `json:"path,omitempty"`
@@ -84,15 +84,15 @@ type actReport struct {
 
 // actTexts are the kinds of acts as sentences about their paths.
 var actTexts = map[string]string{
-	link.ActCreated:   "made again: %s",
-	link.ActLinked:    "named again: %s",
-	link.ActRenamed:   "renamed again: %s, from %s",
-	link.ActUnlinked:  "removed, a name from before a renaming: %s",
-	link.ActDisplaced: "took the name %s: what had it is %s",
-	link.ActBack:      "had been deleted, and the disk still has it: %s",
-	link.ActUndone:    "was being made when the kernel died, and is not: %s",
-	link.ActGone:      "was being removed, or made, when the kernel died, and is gone: %s",
-	link.ActFinished:  "was being removed when the kernel died, and is: %s",
+	wire.ActCreated:   "made again: %s",
+	wire.ActLinked:    "named again: %s",
+	wire.ActRenamed:   "renamed again: %s, from %s",
+	wire.ActUnlinked:  "removed, a name from before a renaming: %s",
+	wire.ActDisplaced: "took the name %s: what had it is %s",
+	wire.ActBack:      "had been deleted, and the disk still has it: %s",
+	wire.ActUndone:    "was being made when the kernel died, and is not: %s",
+	wire.ActGone:      "was being removed, or made, when the kernel died, and is gone: %s",
+	wire.ActFinished:  "was being removed when the kernel died, and is: %s",
 }
 
 // appliedRefusal is data that is in memory and not on the disk.

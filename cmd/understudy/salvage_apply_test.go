@@ -12,10 +12,10 @@ import (
 	"strings"
 	"testing"
 
-	"understudy/internal/fixture"
-	"understudy/internal/fixture/record"
-	"understudy/inventory"
-	"understudy/link"
+	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/fixture/record"
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // bench is a copy of a crashed guest's disk, alone in a directory.
@@ -127,7 +127,7 @@ func (b *bench) complete(r applyReport) {
 		got, ok := found[want.Path]
 		delete(found, want.Path)
 		switch {
-		case want.NLink == 0 && ok && acts[want.Path] != link.ActBack:
+		case want.NLink == 0 && ok && acts[want.Path] != wire.ActBack:
 			b.t.Errorf("%q was deleted, and is back", want.Path)
 		case want.NLink == 0:
 		case loose && refused[want.Ino]: // and left as it is

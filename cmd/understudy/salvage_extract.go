@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"understudy/extract"
-	"understudy/inventory"
+	"understudy.dev/understudy/dead/extract"
+	"understudy.dev/understudy/dead/inventory"
 )
 
 type extraction struct {

@@ -18,10 +18,10 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"understudy/addr"
-	"understudy/internal/fixture"
-	"understudy/internal/fixture/record"
-	"understudy/inventory"
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/fixture/record"
 )
 
 func TestExtractAgainstGuest(t *testing.T) {

@@ -12,8 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"understudy/inventory"
-	"understudy/pagecache"
+	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/dead/pagecache"
 )
 
 func listCommand() *cobra.Command {

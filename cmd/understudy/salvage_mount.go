@@ -11,9 +11,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"understudy/cachefs"
-	"understudy/ext4"
-	"understudy/inventory"
+	"understudy.dev/understudy/dead/cachefs"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/inventory"
 )
 
 func mountCommand() *cobra.Command {

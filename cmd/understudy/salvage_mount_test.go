@@ -17,12 +17,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"understudy/addr"
-	"understudy/ext4"
-	"understudy/internal/fixture"
-	"understudy/internal/fixture/record"
-	"understudy/inventory"
-	"understudy/pagecache"
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/fixture/record"
 )
 
 func octal(mode uint32) string { return fmt.Sprintf("%04o", mode&0o7777) }

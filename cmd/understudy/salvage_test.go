@@ -13,9 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"understudy/internal/fixture"
-	"understudy/internal/fixture/record"
-	"understudy/inventory"
+	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/fixture/record"
 )
 
 // result is what a command said.

@@ -10,9 +10,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"understudy/kernel"
-	"understudy/ram"
-	"understudy/sockets"
+	"understudy.dev/understudy/dead/kernel"
+	"understudy.dev/understudy/dead/ram"
+	"understudy.dev/understudy/dead/sockets"
 )
 
 // socketList is what sockets says.

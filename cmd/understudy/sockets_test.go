@@ -6,9 +6,9 @@ import (
 	"strings"
 	"testing"
 
-	"understudy/internal/fixture"
-	"understudy/internal/switchboard"
-	"understudy/internal/switchboard/truth"
+	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/switchboard"
+	"understudy.dev/understudy/internal/lab/switchboard/truth"
 )
 
 // TestSockets wants the verb to list what the guest had.

@@ -13,8 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"understudy/pair"
-	"understudy/supervisor"
+	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
 func upCommand() *cobra.Command {

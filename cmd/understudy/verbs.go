@@ -10,8 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"understudy/link"
-	"understudy/takeover"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
 )
 
 func statusCommand() *cobra.Command {
@@ -62,7 +62,7 @@ func crashCommand() *cobra.Command {
 		Short: "Panic the active kernel on purpose",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return ask(cmd.Context(), first(args), verbCrash, link.CrashRequest{Silent: hang}, nil)
+			return ask(cmd.Context(), first(args), verbCrash, wire.CrashRequest{Silent: hang}, nil)
 		},
 	}
 	cmd.Flags().BoolVar(&hang, "hang", false, "stop all its CPUs without a dying message, so that only the heartbeat tells")

@@ -16,8 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"understudy/demo"
-	"understudy/internal/fixture"
+	"understudy.dev/understudy/internal/lab/demo"
+	"understudy.dev/understudy/internal/lab/fixture"
 )
 
 // binary is the program under test, as `make build` leaves it.

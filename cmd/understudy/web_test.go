@@ -22,8 +22,8 @@ import (
 	"testing"
 	"time"
 
-	"understudy/demo"
-	"understudy/netlab"
+	"understudy.dev/understudy/internal/lab/demo"
+	"understudy.dev/understudy/internal/lab/netlab"
 )
 
 const (

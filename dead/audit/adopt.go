@@ -1,0 +1,167 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// walkAll maps all inodes that are touched.
+func (c *checker) walkAll() {
+	for _, n := range sorted(c.inodes) {
+		i := c.inodes[n]
+		if !c.note(c.walk(i, i.whole || i.isDir())) {
+			return
+		}
+		c.claim(i)
+	}
+}
+
+func (i *inode) isDir() bool {
+	return i.old != nil && i.old.IsDir() || i.new != nil && i.new.IsDir()
+}
+
+// loose are blocks in order.
+type loose []addr.Block
+
+// take removes the blocks in a run.
+func (l *loose) take(r run) {
+	from, _ := slices.BinarySearch(*l, r.from)
+	to, _ := slices.BinarySearch(*l, r.to)
+	if from < to {
+		*l = slices.Delete(*l, from, to)
+	}
+}
+
+// claim takes those loose blocks that have the metadata of an inode. What has the
+// content of files may be anything, but is looked for last.
+func (c *checker) claim(i *inode) {
+	if i.new == nil {
+		return
+	}
+	for _, b := range i.new.file.nodes {
+		c.loose.take(run{b, b + 1})
+	}
+	c.loose.take(run{i.new.Attributes, i.new.Attributes + 1})
+	if !i.new.IsRegular() {
+		c.claimContent(i)
+	}
+}
+
+func (c *checker) claimContent(i *inode) {
+	for _, x := range i.new.file.extents {
+		c.loose.take(run{x.start, x.start + addr.Block(x.length)})
+	}
+}
+
+// adopt finds out to whom the blocks belong that are still loose: to nobody any
+// more, to a file as its content, or to an inode that did not change itself.
+func (c *checker) adopt() {
+	for _, find := range []func() error{c.drop, c.content, c.deep, c.candidates} {
+		if len(c.loose) == 0 {
+			return
+		}
+		if !c.note(find()) {
+			return
+		}
+	}
+	for _, b := range c.loose {
+		if !c.note(fmt.Errorf("block %d changes and belongs to nobody that changes", b)) {
+			return
+		}
+	}
+}
+
+// drop lets go of blocks that are free: what is in them does not count.
+func (c *checker) drop() error {
+	var used loose
+	for _, b := range c.loose {
+		group, n := groupOf(&c.new.super, b)
+		bits, err := c.new.blockMap(group)
+		if err != nil {
+			return err
+		}
+		if bits.has(n) {
+			used = append(used, b)
+		}
+	}
+	c.loose = used
+	return nil
+}
+
+// content lets go of blocks that are the content of files (data=journal).
+func (c *checker) content() error {
+	for _, i := range c.inodes {
+		if i.new != nil && i.new.IsRegular() {
+			c.claimContent(i)
+		}
+	}
+	return nil
+}
+
+// deep looks into all of the files that are touched.
+func (c *checker) deep() error {
+	for _, n := range sorted(c.inodes) {
+		i := c.inodes[n]
+		if i.new == nil || !i.new.IsRegular() || len(i.new.file.leaves) == 0 {
+			continue
+		}
+		probe := mapper{v: c.new, inode: i.new.Inode}
+		if err := errors.Join(probe.index(), probe.read()); err != nil {
+			return fmt.Errorf("inode %d: %w", n, err)
+		}
+		c.claimContent(&inode{new: &state{Inode: i.new.Inode, file: probe.out}})
+		if len(c.loose) == 0 {
+			return nil
+		}
+	}
+	return nil
+}
+
+// candidates looks into inodes that were written again as they were: the kernel
+// does so with each inode whose blocks it changes.
+func (c *checker) candidates() error {
+	perBlock := addr.Ino(c.new.super.BlockSize / uint32(c.new.super.InodeSize))
+	for _, t := range c.tables {
+		for n := t.first; n < t.first+perBlock && len(c.loose) > 0; n++ {
+			if err := c.candidate(n); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (c *checker) candidate(n addr.Ino) error {
+	if c.inodes[n] != nil {
+		return nil
+	}
+	parsed, err := c.new.load(n)
+	if errors.Is(err, errFree) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s := &state{Inode: parsed}
+	if c.mapped(s) {
+		probe := mapper{v: c.new, inode: parsed}
+		if err := errors.Join(probe.index(), probe.read()); err != nil {
+			return fmt.Errorf("inode %d: %w", n, err)
+		}
+		s.file = probe.out
+	}
+	before := len(c.loose)
+	i := &inode{number: n, new: s}
+	c.claim(i)
+	c.claimContent(i)
+	if len(c.loose) == before {
+		return nil
+	}
+	if err := c.touch(n); err != nil {
+		return err
+	}
+	return c.walk(c.inodes[n], true)
+}

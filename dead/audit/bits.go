@@ -1,0 +1,178 @@
+package audit
+
+import (
+	"encoding/binary"
+	"fmt"
+	mathbits "math/bits"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// bits is a bitmap. Bit 0 is the lowest of its first byte. Beyond its end all is
+// clear, as in the map of a group that was never initialised.
+type bits []byte
+
+func (b bits) has(n uint64) bool { return n/8 < uint64(len(b)) && b[n/8]>>(n%8)&1 != 0 }
+
+// word returns 64 bits from one that is a multiple of 64.
+func (b bits) word(n uint64) uint64 {
+	if at := n / 8; at+8 <= uint64(len(b)) {
+		return binary.LittleEndian.Uint64(b[at:])
+	}
+	return 0
+}
+
+// count returns how many of the bits before end are set.
+func (b bits) count(end uint64) uint64 {
+	set := uint64(0)
+	for n := uint64(0); n < end; n += 64 {
+		w := b.word(n)
+		if left := end - n; left < 64 {
+			w &= 1<<left - 1
+		}
+		set += uint64(mathbits.OnesCount64(w))
+	}
+	return set
+}
+
+// all reports whether each of the bits [from, to) is as set says.
+func (b bits) all(from, to uint64, set bool) bool {
+	for n := from; n < to; {
+		if n%64 == 0 && to-n >= 64 {
+			if w := b.word(n); set && w != ^uint64(0) || !set && w != 0 {
+				return false
+			}
+			n += 64
+			continue
+		}
+		if b.has(n) != set {
+			return false
+		}
+		n++
+	}
+	return true
+}
+
+// differ counts the bits before end that are not the same in both.
+func (b bits) differ(other bits, end uint64) uint64 {
+	n := uint64(0)
+	for at := uint64(0); at < end; at += 64 {
+		w := b.word(at) ^ other.word(at)
+		if left := end - at; left < 64 {
+			w &= 1<<left - 1
+		}
+		n += uint64(mathbits.OnesCount64(w))
+	}
+	return n
+}
+
+func (b bits) set(n uint64) {
+	if n/8 < uint64(len(b)) {
+		b[n/8] |= 1 << (n % 8)
+	}
+}
+
+// groupBlocks returns the first block of a group and how many it has.
+func groupBlocks(s *ext4.Super, group uint32) (addr.Block, uint64) {
+	start := uint64(s.FirstDataBlock) + uint64(group)*uint64(s.BlocksPerGroup)
+	return addr.Block(start), min(uint64(s.BlocksPerGroup), s.Blocks-start)
+}
+
+// groupOf returns the group of a block and its number there.
+func groupOf(s *ext4.Super, b addr.Block) (uint32, uint64) {
+	n := uint64(b) - uint64(s.FirstDataBlock)
+	return uint32(n / uint64(s.BlocksPerGroup)), n % uint64(s.BlocksPerGroup)
+}
+
+// tableBlocks is how many blocks the inode table of a group has.
+func tableBlocks(s *ext4.Super) uint64 {
+	perBlock := s.BlockSize / uint32(s.InodeSize)
+	return uint64((s.InodesPerGroup + perBlock - 1) / perBlock)
+}
+
+// blockMap returns which blocks of a group are in use.
+func (v *view) blockMap(group uint32) (bits, error) {
+	if b, ok := v.blockBits[group]; ok {
+		return b, nil
+	}
+	g, err := v.group(group)
+	if err != nil {
+		return nil, err
+	}
+	var b bits
+	if g.Flags&ext4.GroupBlockUninit != 0 {
+		b = v.freshMap(g)
+	} else {
+		if b, err = v.block(g.BlockBitmap); err != nil {
+			return nil, err
+		}
+		if err := v.checkMap(b, int(v.super.BlocksPerGroup/8), g.BlockBitmapCsum); err != nil {
+			return nil, fmt.Errorf("block bitmap of group %d: %w", group, err)
+		}
+	}
+	v.blockBits[group] = b
+	return b, nil
+}
+
+// inodeMap returns which inodes of a group are in use.
+func (v *view) inodeMap(group uint32) (bits, error) {
+	if b, ok := v.inodeBits[group]; ok {
+		return b, nil
+	}
+	g, err := v.group(group)
+	if err != nil {
+		return nil, err
+	}
+	var b bits
+	if g.Flags&ext4.GroupInodeUninit == 0 {
+		if b, err = v.block(g.InodeBitmap); err != nil {
+			return nil, err
+		}
+		if err := v.checkMap(b, int(v.super.InodesPerGroup/8), g.InodeBitmapCsum); err != nil {
+			return nil, fmt.Errorf("inode bitmap of group %d: %w", group, err)
+		}
+	}
+	v.inodeBits[group] = b
+	return b, nil
+}
+
+// checkMap verifies the checksum of a bitmap, of which descriptors of 32 bytes
+// have only half (fs/ext4/bitmap.c).
+func (v *view) checkMap(b []byte, size int, want uint32) error {
+	if !v.super.Checksummed() {
+		return nil
+	}
+	got := ext4.CRC32C(v.super.ChecksumSeed, b[:size])
+	if v.super.DescSize < 64 {
+		got &= 0xffff
+	}
+	if got != want {
+		return fmt.Errorf("%w: %#x instead of %#x", ext4.ErrChecksum, want, got)
+	}
+	return nil
+}
+
+// freshMap is the block bitmap of a group of which nothing is in use but what
+// the file system itself has there (fs/ext4/balloc.c, ext4_init_block_bitmap).
+func (v *view) freshMap(g *ext4.Group) bits {
+	b := make(bits, v.super.BlockSize)
+	start, size := groupBlocks(&v.super, g.Number)
+	for n := range min(v.super.BaseBlocks(g.Number), size) {
+		b.set(n)
+	}
+	own := func(first addr.Block, count uint64) {
+		for n := first; n < first+addr.Block(count); n++ {
+			if n >= start && uint64(n-start) < size {
+				b.set(uint64(n - start))
+			}
+		}
+	}
+	own(g.BlockBitmap, 1)
+	own(g.InodeBitmap, 1)
+	own(g.InodeTable, tableBlocks(&v.super))
+	for n := size; n < uint64(len(b))*8; n++ {
+		b.set(n)
+	}
+	return b
+}

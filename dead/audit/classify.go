@@ -1,0 +1,230 @@
+package audit
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// maxFlex is how many groups may have their bitmaps and tables together.
+const maxFlex = 1 << 12
+
+// tableBlock is a changed block of an inode table.
+type tableBlock struct {
+	block addr.Block
+	first addr.Ino // in it
+}
+
+// region is where the bitmaps and the tables of some groups are.
+type region struct {
+	blockBitmaps, inodeBitmaps map[addr.Block]uint32 // to the group
+	tables                     []*ext4.Group
+}
+
+// classify finds out which of the changed blocks differ at all, and what those
+// are that have a place of their own: the rest belongs to inodes, and is loose
+// until one claims it.
+func (c *checker) classify(changed map[addr.Block][]byte) {
+	regions := make(map[uint64]*region)
+	super, _ := c.new.super.Place()
+	for _, b := range sorted(changed) {
+		before, err := c.old.block(b)
+		if !c.note(err) {
+			return
+		}
+		if bytes.Equal(before, changed[b]) {
+			continue
+		}
+		c.different[b] = struct{}{}
+		if b == super {
+			continue // it was compared before
+		}
+		if !c.note(c.place(b, before, changed[b], regions)) {
+			return
+		}
+	}
+}
+
+// place says what a changed block is.
+func (c *checker) place(b addr.Block, before, after []byte, regions map[uint64]*region) error {
+	s := &c.new.super
+	if uint64(b) < uint64(s.FirstDataBlock) {
+		return fmt.Errorf("block %d changes, before the first block", b)
+	}
+	group, _ := groupOf(s, b)
+	perBlock := s.BlockSize / uint32(s.DescSize)
+	for _, first := range []uint64{uint64(group) / uint64(perBlock) * uint64(perBlock), c.descriptors(b)} {
+		if place, _ := s.DescriptorPlace(uint32(first)); first < s.Groups() && place == b {
+			return c.compareDescriptors(uint32(first), before, after)
+		}
+	}
+	r, err := c.region(uint64(group)/s.FlexSize, regions)
+	if err != nil {
+		return err
+	}
+	if group, ok := r.blockBitmaps[b]; ok {
+		c.groups[group] = struct{}{}
+		return nil
+	}
+	if group, ok := r.inodeBitmaps[b]; ok {
+		c.groups[group] = struct{}{}
+		return nil
+	}
+	for _, g := range r.tables {
+		if b >= g.InodeTable && uint64(b-g.InodeTable) < tableBlocks(s) {
+			perBlock := s.BlockSize / uint32(s.InodeSize)
+			first := addr.Ino(g.Number)*addr.Ino(s.InodesPerGroup) + addr.Ino(b-g.InodeTable)*addr.Ino(perBlock) + 1
+			c.tables = append(c.tables, tableBlock{b, first})
+			return nil
+		}
+	}
+	c.loose = append(c.loose, b) // in order
+	return nil
+}
+
+// descriptors returns the first group of which a block behind the superblock has
+// the descriptor; without meta_bg all of them lie there.
+func (c *checker) descriptors(b addr.Block) uint64 {
+	s := &c.new.super
+	super, _ := s.Place()
+	if b <= super {
+		return s.Groups()
+	}
+	return uint64(b-super-1) * uint64(s.BlockSize/uint32(s.DescSize))
+}
+
+// region returns where the bitmaps and tables are of the groups that lie
+// together.
+func (c *checker) region(n uint64, regions map[uint64]*region) (*region, error) {
+	if r, ok := regions[n]; ok {
+		return r, nil
+	}
+	s := &c.old.super
+	if s.FlexSize > maxFlex {
+		return nil, fmt.Errorf("%d groups have their bitmaps together: not understood", s.FlexSize)
+	}
+	r := &region{blockBitmaps: make(map[addr.Block]uint32), inodeBitmaps: make(map[addr.Block]uint32)}
+	for group := n * s.FlexSize; group < min((n+1)*s.FlexSize, s.Groups()); group++ {
+		g, err := c.old.group(uint32(group))
+		if err != nil {
+			return nil, err
+		}
+		r.blockBitmaps[g.BlockBitmap] = g.Number
+		r.inodeBitmaps[g.InodeBitmap] = g.Number
+		r.tables = append(r.tables, g)
+	}
+	regions[n] = r
+	return r, nil
+}
+
+// compareDescriptors wants the descriptors in a block to differ only in counts,
+// and in that something was initialised.
+func (c *checker) compareDescriptors(first uint32, before, after []byte) error {
+	s := &c.new.super
+	size := int(s.DescSize)
+	for at := 0; at+size <= len(after); at += size {
+		n := uint64(first) + uint64(at/size)
+		if bytes.Equal(before[at:at+size], after[at:at+size]) {
+			continue
+		}
+		if n >= s.Groups() {
+			return fmt.Errorf("a descriptor changes for group %d, which there is not", n)
+		}
+		old, err := c.old.group(uint32(n))
+		if err != nil {
+			return err
+		}
+		g, err := c.new.group(uint32(n))
+		if err != nil {
+			return err
+		}
+		if g.BlockBitmap != old.BlockBitmap || g.InodeBitmap != old.InodeBitmap || g.InodeTable != old.InodeTable || !c.sameRest(before[at:at+size], after[at:at+size]) {
+			return fmt.Errorf("the bitmaps or the inode table of group %d move", n)
+		}
+		const uninit = ext4.GroupInodeUninit | ext4.GroupBlockUninit
+		if gone := old.Flags &^ g.Flags; gone&^uninit != 0 || g.Flags&^old.Flags&^ext4.GroupInodeZeroed != 0 {
+			return fmt.Errorf("the flags of group %d go from %#x to %#x", n, old.Flags, g.Flags)
+		}
+		c.groups[g.Number] = struct{}{}
+	}
+	return nil
+}
+
+// sameRest compares what descriptors have beside what counts: where a bitmap for
+// snapshots is, which nobody uses, what is reserved, and what has no meaning
+// without checksums of descriptors.
+func (c *checker) sameRest(a, b []byte) bool {
+	if !bytes.Equal(a[0x14:0x18], b[0x14:0x18]) {
+		return false
+	}
+	if !c.new.protected() {
+		return bytes.Equal(a[0x12:], b[0x12:]) || len(a) >= 64 && bytes.Equal(a[0x12:0x2c], b[0x12:0x2c]) && bytes.Equal(a[0x32:], b[0x32:])
+	}
+	return len(a) < 64 || bytes.Equal(a[0x34:0x38], b[0x34:0x38]) && bytes.Equal(a[0x3c:], b[0x3c:])
+}
+
+// slots finds the inodes that differ.
+func (c *checker) slots() {
+	for s := range c.changedSlots() {
+		if !c.note(c.touch(s.Ino)) {
+			return
+		}
+	}
+}
+
+// Slot is where an inode lies.
+type Slot struct {
+	Ino    addr.Ino
+	Block  addr.Block
+	Offset int // in it, in bytes
+}
+
+// changedSlots yields those whose bytes differ, until there is no point any more.
+func (c *checker) changedSlots() iter.Seq[Slot] {
+	return func(yield func(Slot) bool) {
+		size := int(c.new.super.InodeSize)
+		for _, t := range c.tables {
+			before, err := c.old.block(t.block)
+			if !c.note(err) {
+				return
+			}
+			after, err := c.new.block(t.block)
+			if !c.note(err) {
+				return
+			}
+			for at := 0; at+size <= len(after); at += size {
+				s := Slot{t.first + addr.Ino(at/size), t.block, at}
+				if !bytes.Equal(before[at:at+size], after[at:at+size]) && !yield(s) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Torn returns the inodes that the changed blocks leave with a checksum that is not
+// theirs: whoever wrote them had not come to its end (fs/ext4/inode.c,
+// ext4_do_update_inode). Its arguments are those of Check.
+func Torn(old io.ReaderAt, changed map[addr.Block][]byte) ([]Slot, error) {
+	fs, err := ext4.Open(old)
+	if err != nil {
+		return nil, fmt.Errorf("look for torn inodes: %w", err)
+	}
+	c := newChecker(fs.Super, old, changed)
+	c.classify(changed)
+	var torn []Slot
+	for s := range c.changedSlots() {
+		if _, err := fs.Super.ParseInode(s.Ino, changed[s.Block][s.Offset:][:fs.Super.InodeSize]); errors.Is(err, ext4.ErrChecksum) {
+			torn = append(torn, s)
+		}
+	}
+	if c.failed != nil {
+		return nil, fmt.Errorf("look for torn inodes: %w", c.failed)
+	}
+	return torn, nil
+}

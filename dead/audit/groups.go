@@ -1,0 +1,115 @@
+package audit
+
+import (
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// checkGroups judges the counts and the inode bitmaps of the groups that are
+// touched.
+func (c *checker) checkGroups() {
+	flips, directories := make(map[uint32]uint64), make(map[uint32]int)
+	for n, i := range c.inodes {
+		group := uint32((n - 1) / addr.Ino(c.new.super.InodesPerGroup))
+		if (i.old == nil) != (i.new == nil) {
+			flips[group]++
+			c.groups[group] = struct{}{}
+		}
+		if i.old != nil && i.old.IsDir() {
+			directories[group]--
+		}
+		if i.new != nil && i.new.IsDir() {
+			directories[group]++
+		}
+	}
+	for group, delta := range directories {
+		if delta != 0 {
+			c.groups[group] = struct{}{}
+		}
+	}
+	for _, n := range sorted(c.groups) {
+		if !c.note(c.checkGroup(n, flips[n], directories[n])) {
+			return
+		}
+	}
+}
+
+func (c *checker) checkGroup(n uint32, flips uint64, directories int) error {
+	old, err := c.old.group(n)
+	if err != nil {
+		return err
+	}
+	g, err := c.new.group(n)
+	if err != nil {
+		return err
+	}
+	blocks, err := c.new.blockMap(n)
+	if err != nil {
+		return err
+	}
+	_, size := groupBlocks(&c.new.super, n)
+	if free := size - blocks.count(size); free != uint64(g.FreeClusters) {
+		return fmt.Errorf("group %d counts %d free blocks and has %d", n, g.FreeClusters, free)
+	}
+	if !blocks.all(size, uint64(c.new.super.BlockSize)*8, true) {
+		return fmt.Errorf("block bitmap of group %d goes on behind its end", n)
+	}
+	if int(g.Directories) != int(old.Directories)+directories {
+		return fmt.Errorf("group %d goes from %d directories to %d, and has %+d", n, old.Directories, g.Directories, directories)
+	}
+	return c.checkInodeMap(old, g, flips)
+}
+
+// checkInodeMap wants the inode bitmap of a group to differ in as many inodes as
+// are allocated or freed.
+func (c *checker) checkInodeMap(old, g *ext4.Group, flips uint64) error {
+	before, err := c.old.inodeMap(g.Number)
+	if err != nil {
+		return err
+	}
+	after, err := c.new.inodeMap(g.Number)
+	if err != nil {
+		return err
+	}
+	size := uint64(c.new.super.InodesPerGroup)
+	unused := c.new.unused(g)
+	switch differ := before.differ(after, size); {
+	case differ != flips:
+		return fmt.Errorf("the inode bitmap of group %d changes %d inodes, and %d change", g.Number, differ, flips)
+	case size-after.count(size) != uint64(g.FreeInodes):
+		return fmt.Errorf("group %d counts %d free inodes and has %d", g.Number, g.FreeInodes, size-after.count(size))
+	case !after.all(size-uint64(unused), size, false):
+		return fmt.Errorf("group %d has inodes in use among its last %d", g.Number, unused)
+	case g.Flags&ext4.GroupInodeUninit == 0 && !after.all(size, uint64(c.new.super.BlockSize)*8, true):
+		return fmt.Errorf("inode bitmap of group %d goes on behind its end", g.Number)
+	}
+	return c.checkUncovered(g, size-uint64(c.old.unused(old)), size-uint64(unused))
+}
+
+// checkUncovered judges the inodes of a table that count from now on, without
+// being in use.
+func (c *checker) checkUncovered(g *ext4.Group, from, to uint64) error {
+	for n := from; n < to; n++ {
+		ino := addr.Ino(uint64(g.Number)*uint64(c.new.super.InodesPerGroup) + n + 1)
+		if c.inodes[ino] != nil {
+			continue
+		}
+		raw, allocated, err := c.new.inode(ino)
+		if err != nil {
+			return err
+		}
+		if allocated || zero(raw) {
+			continue
+		}
+		i, err := c.new.super.ParseInode(ino, raw)
+		if err != nil {
+			return err
+		}
+		if err := c.checkFreed(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,225 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// inode is one that is touched, as it was and as it is to be.
+type inode struct {
+	number   addr.Ino
+	old, new *state // nil where it is not allocated
+	rawOld   []byte
+	rawNew   []byte
+	whole    bool // all of its blocks are looked at, and not only what differs
+}
+
+// state is an allocated inode in one view.
+type state struct {
+	*ext4.Inode
+	raw  []byte
+	file mapping
+}
+
+// live reports whether it is a directory that counts: one that has links.
+func (s *state) live() bool { return s != nil && s.IsDir() && s.Links > 0 }
+
+// touch makes an inode one of those that are looked at.
+func (c *checker) touch(n addr.Ino) error {
+	if c.inodes[n] != nil {
+		return nil
+	}
+	i := &inode{number: n}
+	raw, allocated, err := c.old.inode(n)
+	if err != nil {
+		return err
+	}
+	i.rawOld = raw
+	if allocated {
+		parsed, err := c.old.super.ParseInode(n, raw)
+		if err != nil {
+			return fmt.Errorf("as it was: %w", err)
+		}
+		i.old = &state{Inode: parsed, raw: raw}
+	}
+	if raw, allocated, err = c.new.inode(n); err != nil {
+		return err
+	}
+	i.rawNew = raw
+	if allocated || !zero(raw) {
+		parsed, err := c.new.super.ParseInode(n, raw)
+		if err != nil {
+			return err
+		}
+		if allocated {
+			i.new = &state{Inode: parsed, raw: raw}
+		} else if err := c.checkFreed(parsed); err != nil {
+			return err
+		}
+	}
+	c.inodes[n] = i
+	return nil
+}
+
+func zero(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
+
+// checkFreed judges an inode that is free but was used before.
+func (c *checker) checkFreed(i *ext4.Inode) error {
+	switch {
+	case i.Links != 0:
+		return fmt.Errorf("inode %d is free but has %d links", i.Number, i.Links)
+	case i.Deleted == 0 && i.Mode != 0:
+		return fmt.Errorf("inode %d is free but was never deleted", i.Number)
+	case i.Deleted != 0 && i.Deleted < c.new.super.Inodes:
+		return fmt.Errorf("inode %d is free but on a list of orphans", i.Number)
+	}
+	return nil
+}
+
+// checkInodes judges each inode by itself.
+func (c *checker) checkInodes() {
+	for _, n := range sorted(c.inodes) {
+		i := c.inodes[n]
+		if !c.note(c.checkNumber(i)) {
+			return
+		}
+		if i.new == nil {
+			continue
+		}
+		for _, check := range []func(*inode) error{c.checkFields, c.checkKind, c.checkExtra, c.checkSectors, c.checkSize} {
+			if !c.note(check(i)) {
+				return
+			}
+		}
+	}
+}
+
+// rootInode is that of the top directory (fs/ext4/ext4.h, EXT4_ROOT_INO).
+const rootInode addr.Ino = 2
+
+// checkNumber wants the file system's own inodes to stay as they are.
+func (c *checker) checkNumber(i *inode) error {
+	own := i.number < c.new.super.FirstInode && i.number != rootInode
+	if own || i.number == c.new.super.OrphanFile && c.new.super.OrphanFile != 0 || i.number == c.new.super.JournalInode {
+		return fmt.Errorf("inode %d changes, which is the file system's own", i.number)
+	}
+	if i.number == rootInode && (!i.old.live() || !i.new.live()) {
+		return errors.New("the top directory is none")
+	}
+	return nil
+}
+
+// foreign are flags of inodes that are not understood.
+const foreign = ext4.InodeInlineData | ext4.InodeEAInode | ext4.InodeEncrypted | ext4.InodeVerity | ext4.InodeCasefold | flagImagic
+
+// Flags of inodes (fs/ext4/ext4.h).
+const (
+	flagImmutable ext4.InodeFlags = 0x10
+	flagAppend    ext4.InodeFlags = 0x20
+	flagImagic    ext4.InodeFlags = 0x2000
+)
+
+// checkFields judges what is the same for all kinds of inodes (e2fsck, pass 1).
+func (c *checker) checkFields(i *inode) error {
+	s, n := &c.new.super, i.new
+	high := func(off int) bool { return binary.LittleEndian.Uint16(n.raw[off:]) != 0 }
+	_, orphan := c.orphans.new[i.number]
+	switch {
+	case n.Flags&foreign != 0:
+		return fmt.Errorf("inode %d has flags %#x, which are not understood", n.Number, n.Flags)
+	case n.Flags&ext4.InodeExtents != 0 && s.Incompat&ext4.IncompatExtents == 0:
+		return fmt.Errorf("inode %d has extents, which the file system has not", n.Number)
+	case n.Links == 0 && !orphan:
+		return fmt.Errorf("inode %d has no links and is no orphan", n.Number)
+	case n.Deleted != 0 && !orphan:
+		return fmt.Errorf("inode %d is in use but deleted, or on a list of orphans that does not have it", n.Number)
+	case binary.LittleEndian.Uint32(n.raw[0x70:]) != 0: // i_obso_faddr
+		return fmt.Errorf("inode %d has a fragment", n.Number)
+	case high(0x76) && s.Incompat&ext4.Incompat64Bit == 0:
+		return fmt.Errorf("inode %d has its attributes at block %d", n.Number, n.Attributes)
+	case high(0x74) && s.ROCompat&ext4.ROCompatHugeFile == 0:
+		return fmt.Errorf("inode %d has %d sectors", n.Number, n.Sectors)
+	case n.Flags&ext4.InodeHugeFile != 0 && (s.ROCompat&ext4.ROCompatHugeFile == 0 || high(0x74)):
+		return fmt.Errorf("inode %d is said to be a huge file", n.Number)
+	}
+	return nil
+}
+
+// checkKind judges what depends on the kind of file.
+func (c *checker) checkKind(i *inode) error {
+	n := i.new
+	special := false
+	switch n.Mode & 0xf000 {
+	case 0x8000, 0x4000, 0xa000:
+	case 0x1000, 0x2000, 0x6000, 0xc000: // FIFO, character and block device, socket
+		special = true
+	default:
+		return fmt.Errorf("inode %d has mode %#o", n.Number, n.Mode)
+	}
+	_, orphan := c.orphans.new[i.number]
+	switch {
+	case special && (n.Size != 0 || n.Flags&(ext4.InodeExtents|ext4.InodeIndex|flagImmutable|flagAppend) != 0):
+		return fmt.Errorf("inode %d is a special file of %d bytes with flags %#x", n.Number, n.Size, n.Flags)
+	case orphan && n.Links > 0 && !n.IsRegular():
+		return fmt.Errorf("inode %d is an orphan with links, and no regular file", n.Number)
+	case !n.IsDir() && n.Flags&ext4.InodeIndex != 0:
+		return fmt.Errorf("inode %d is no directory and has an index", n.Number)
+	case n.IsDir() && n.Size >= 1<<32:
+		return fmt.Errorf("inode %d is a directory of %d bytes", n.Number, n.Size)
+	case n.IsDir() && n.Flags&ext4.InodeIndex != 0 && c.new.super.Compat&ext4.CompatDirIndex == 0:
+		return fmt.Errorf("inode %d has an index, which the file system has not", n.Number)
+	case n.IsSymlink() && n.Links > 0:
+		return c.checkSymlink(n)
+	}
+	return nil
+}
+
+// checkSymlink wants a target as long as the link says.
+func (c *checker) checkSymlink(n *state) error {
+	target := n.Block[:]
+	if !c.fast(n) {
+		m := &n.file
+		if len(m.nodes) > 0 || len(m.extents) != 1 || m.extents[0].logical != 0 || m.extents[0].length != 1 || m.extents[0].unwritten {
+			return fmt.Errorf("inode %d is a symbolic link of more than one block", n.Number)
+		}
+		var err error
+		if target, err = c.new.block(m.extents[0].start); err != nil {
+			return err
+		}
+	} else if n.Flags&ext4.InodeExtents != 0 {
+		return fmt.Errorf("inode %d is a short symbolic link with extents", n.Number)
+	}
+	end := bytes.IndexByte(target, 0)
+	if end <= 0 || uint64(end) != n.Size || n.Flags&(flagImmutable|flagAppend) != 0 {
+		return fmt.Errorf("inode %d is a symbolic link of %d bytes, and its target has %d", n.Number, n.Size, end)
+	}
+	return nil
+}
+
+// fast reports whether a symbolic link has its target in the inode: there are no
+// blocks but that of its attributes (fs/ext4/inode.c, ext4_inode_is_fast_symlink).
+func (c *checker) fast(n *state) bool {
+	sectors := uint64(0)
+	if n.Attributes != 0 {
+		sectors = c.sectors(n, 1)
+	}
+	return n.IsSymlink() && n.Sectors == sectors
+}
+
+// mapped reports whether an inode has blocks at all.
+func (c *checker) mapped(n *state) bool {
+	return n.IsRegular() || n.IsDir() || n.IsSymlink() && !c.fast(n)
+}
+
+// sectors is what an inode counts for so many blocks.
+func (c *checker) sectors(n *state, blocks uint64) uint64 {
+	if n.Flags&ext4.InodeHugeFile != 0 {
+		return blocks
+	}
+	return blocks * uint64(c.new.super.BlockSize/512)
+}

@@ -1,0 +1,172 @@
+package audit
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// source is where an orphan is noted.
+type source int
+
+const (
+	inList source = iota
+	inFile
+)
+
+// readOrphans reads which inodes are to be deleted or truncated on mount. One
+// that comes or goes counts as touched.
+func (c *checker) readOrphans() {
+	var err error
+	if c.orphans.old, err = c.old.orphans(&loose{}); err != nil {
+		c.note(fmt.Errorf("orphans as they were: %w", err))
+		return
+	}
+	if c.orphans.new, err = c.new.orphans(&c.loose); err != nil {
+		c.note(fmt.Errorf("orphans: %w", err))
+		return
+	}
+	for _, pair := range [][2]map[addr.Ino]source{{c.orphans.old, c.orphans.new}, {c.orphans.new, c.orphans.old}} {
+		for _, n := range sorted(pair[0]) {
+			if _, both := pair[1][n]; both {
+				continue
+			}
+			if !c.note(c.touch(n)) {
+				return
+			}
+			c.inodes[n].whole = true
+		}
+	}
+}
+
+// Truncating returns the orphans that have names: a mount cuts them to their size. Its
+// arguments are those of Check.
+func Truncating(old io.ReaderAt, changed map[addr.Block][]byte) ([]*ext4.Inode, error) {
+	fs, err := ext4.Open(old)
+	if err != nil {
+		return nil, fmt.Errorf("look for orphans: %w", err)
+	}
+	c := newChecker(fs.Super, old, changed)
+	c.superblock(changed)
+	orphans, err := c.new.orphans(&loose{})
+	if err = errors.Join(c.failed, err); err != nil {
+		return nil, fmt.Errorf("look for orphans: %w", err)
+	}
+	var out []*ext4.Inode
+	for _, n := range sorted(orphans) {
+		i, err := c.new.load(n)
+		if err != nil {
+			return nil, fmt.Errorf("look for orphans: %w", err)
+		}
+		if i.Links > 0 {
+			out = append(out, i)
+		}
+	}
+	return out, nil
+}
+
+// orphans reads the list and the file of orphans. The blocks of the file are
+// taken out of loose.
+func (v *view) orphans(loose *loose) (map[addr.Ino]source, error) {
+	out := make(map[addr.Ino]source)
+	for n := v.super.LastOrphan; n != 0; {
+		i, err := v.orphan(out, n, inList)
+		if err != nil {
+			return nil, err
+		}
+		n = addr.Ino(i.Deleted)
+	}
+	if v.super.OrphanFile == 0 {
+		if v.super.ROCompat&ext4.ROCompatOrphanPresent != 0 {
+			return nil, errors.New("there is no file of them")
+		}
+		return out, nil
+	}
+	listed := len(out)
+	if err := v.orphanFile(out, loose); err != nil {
+		return nil, fmt.Errorf("file of them: %w", err)
+	}
+	if len(out) > listed && v.super.ROCompat&ext4.ROCompatOrphanPresent == 0 {
+		return nil, errors.New("the superblock does not know of those in the file")
+	}
+	return out, nil
+}
+
+// orphan takes an inode that is noted as an orphan.
+func (v *view) orphan(out map[addr.Ino]source, n addr.Ino, from source) (*ext4.Inode, error) {
+	if _, there := out[n]; there || n < v.super.FirstInode {
+		return nil, fmt.Errorf("inode %d is noted twice, or is none", n)
+	}
+	i, err := v.load(n)
+	if err != nil {
+		return nil, err
+	}
+	out[n] = from
+	return i, nil
+}
+
+func (v *view) orphanFile(out map[addr.Ino]source, loose *loose) error {
+	file, err := v.load(v.super.OrphanFile)
+	if err != nil {
+		return err
+	}
+	m := mapper{v: v, inode: file}
+	if err := errors.Join(m.index(), m.read()); err != nil {
+		return err
+	}
+	for _, x := range m.out.extents {
+		for b := x.start; b < x.start+addr.Block(x.length); b++ {
+			if err := v.orphanBlock(file, b, out); err != nil {
+				return fmt.Errorf("block %d: %w", b, err)
+			}
+		}
+		loose.take(run{x.start, x.start + addr.Block(x.length)})
+	}
+	return nil
+}
+
+func (v *view) orphanBlock(file *ext4.Inode, block addr.Block, out map[addr.Ino]source) error {
+	b, err := v.block(block)
+	if err != nil {
+		return err
+	}
+	entries, err := v.super.OrphanBlock(file, block, b)
+	if err != nil {
+		return err
+	}
+	for ; len(entries) >= 4; entries = entries[4:] {
+		n := addr.Ino(binary.LittleEndian.Uint32(entries))
+		if n == 0 {
+			continue
+		}
+		i, err := v.orphan(out, n, inFile)
+		if err != nil {
+			return err
+		}
+		if i.Deleted != 0 {
+			return fmt.Errorf("inode %d is in a list of orphans, too", n)
+		}
+	}
+	return nil
+}
+
+// checkOrphans judges orphans that did not change otherwise: those that are
+// touched were judged with the inodes.
+func (c *checker) checkOrphans() {
+	for _, n := range sorted(c.orphans.new) {
+		if c.inodes[n] != nil {
+			continue
+		}
+		i, err := c.new.load(n)
+		if err == nil && i.Links > 0 && !i.IsRegular() {
+			err = fmt.Errorf("inode %d is an orphan with links, and no regular file", n)
+		}
+		if !c.note(err) {
+			return
+		}
+	}
+}

@@ -1,0 +1,169 @@
+package audit
+
+import (
+	"cmp"
+	"fmt"
+	"iter"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// run is a piece of the disk, half-open.
+type run struct{ from, to addr.Block }
+
+// gather collects what the inodes that are touched own.
+func (c *checker) gather() {
+	for _, i := range c.inodes {
+		for at, s := range []*state{i.old, i.new} {
+			if s == nil {
+				continue
+			}
+			into := []*[]run{&c.oldRuns, &c.newRuns}[at]
+			for _, b := range s.file.nodes {
+				*into = append(*into, run{b, b + 1})
+			}
+			for _, x := range s.file.extents {
+				*into = append(*into, run{x.start, x.start + addr.Block(x.length)})
+			}
+		}
+	}
+}
+
+// checkOwners wants the bitmaps of blocks to differ just in what is owned anew
+// and no more, and each block to be owned once. What is owned anew was free
+// before, so that nobody else owns it.
+func (c *checker) checkOwners() {
+	c.gather()
+	if !c.note(merge(&c.oldRuns)) || !c.note(merge(&c.newRuns)) {
+		return
+	}
+	flips := make(map[uint32]uint64)
+	for r, change := range differences(c.oldRuns, c.newRuns) {
+		switch change {
+		case taken:
+			c.verdict.Touched.Allocated += uint64(r.to - r.from)
+		case given:
+			c.verdict.Touched.Freed += uint64(r.to - r.from)
+		}
+		if !c.note(c.checkRun(r, change, flips)) {
+			return
+		}
+	}
+	for _, group := range sorted(c.groups) {
+		before, err := c.old.blockMap(group)
+		if !c.note(err) {
+			return
+		}
+		after, err := c.new.blockMap(group)
+		if !c.note(err) {
+			return
+		}
+		if n := before.differ(after, uint64(c.new.super.BlockSize)*8); n != flips[group] {
+			if !c.note(fmt.Errorf("the block bitmap of group %d changes %d blocks, and inodes %d", group, n, flips[group])) {
+				return
+			}
+		}
+	}
+}
+
+// checkRun wants the blocks of a run to be in the bitmaps as they changed.
+func (c *checker) checkRun(r run, change change, flips map[uint32]uint64) error {
+	for r.from < r.to {
+		group, first := groupOf(&c.new.super, r.from)
+		start, size := groupBlocks(&c.new.super, group)
+		end := min(uint64(r.to-start), size)
+		before, err := c.old.blockMap(group)
+		if err != nil {
+			return err
+		}
+		after, err := c.new.blockMap(group)
+		if err != nil {
+			return err
+		}
+		switch {
+		case !before.all(first, end, change != taken):
+			return fmt.Errorf("blocks %d to %d are %s, but before the bitmap had others of them", r.from, start+addr.Block(end)-1, change)
+		case !after.all(first, end, change != given):
+			return fmt.Errorf("blocks %d to %d are %s, but the bitmap has others of them", r.from, start+addr.Block(end)-1, change)
+		}
+		if change != kept {
+			flips[group] += end - first
+			c.groups[group] = struct{}{}
+		}
+		r.from = start + addr.Block(end)
+	}
+	return nil
+}
+
+// merge sorts runs and joins neighbours. None may overlap.
+func merge(runs *[]run) error {
+	all := *runs
+	slices.SortFunc(all, func(a, b run) int { return cmp.Compare(a.from, b.from) })
+	out := all[:0]
+	for _, r := range all {
+		n := len(out)
+		switch {
+		case n > 0 && r.from < out[n-1].to:
+			return fmt.Errorf("block %d is owned twice", r.from)
+		case n > 0 && r.from == out[n-1].to:
+			out[n-1].to = r.to
+		default:
+			out = append(out, r)
+		}
+	}
+	*runs = out
+	return nil
+}
+
+// change is what became of a run.
+type change int
+
+const (
+	kept change = iota
+	taken
+	given
+)
+
+func (c change) String() string { return [...]string{"kept", "taken", "freed"}[c] }
+
+// differences yields the pieces in which two sorted lists of runs differ or not.
+// It uses the lists up.
+func differences(before, after []run) iter.Seq2[run, change] {
+	return func(yield func(run, change) bool) {
+		for len(before) > 0 || len(after) > 0 {
+			var r run
+			var what change
+			switch {
+			case len(after) == 0 || len(before) > 0 && before[0].from < after[0].from:
+				r, what = before[0], given
+				if len(after) > 0 {
+					r.to = min(r.to, after[0].from)
+				}
+			case len(before) == 0 || after[0].from < before[0].from:
+				r, what = after[0], taken
+				if len(before) > 0 {
+					r.to = min(r.to, before[0].from)
+				}
+			default:
+				r, what = run{before[0].from, min(before[0].to, after[0].to)}, kept
+			}
+			before, after = cut(before, r.to), cut(after, r.to)
+			if !yield(r, what) {
+				return
+			}
+		}
+	}
+}
+
+// cut takes what lies before a block off a list of runs, which it changes.
+func cut(runs []run, to addr.Block) []run {
+	for len(runs) > 0 && runs[0].from < to {
+		if runs[0].to > to {
+			runs[0].from = to
+			return runs
+		}
+		runs = runs[1:]
+	}
+	return runs
+}

@@ -1,0 +1,77 @@
+package audit
+
+import (
+	"fmt"
+	"slices"
+
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// checkSectors wants an inode to count the blocks that it has: as many more than
+// before as it has more.
+func (c *checker) checkSectors(i *inode) error {
+	want, wantSectors := uint64(0), uint64(0)
+	if i.old != nil {
+		want = i.old.blocks()
+		wantSectors = i.old.Sectors
+		if i.old.Flags&ext4.InodeHugeFile != 0 {
+			wantSectors *= uint64(c.old.super.BlockSize / 512)
+		}
+	}
+	unit := uint64(c.new.super.BlockSize / 512)
+	wantSectors += (i.new.blocks() - want) * unit // wraps around and back
+	got := i.new.Sectors
+	if i.new.Flags&ext4.InodeHugeFile != 0 {
+		got *= unit
+	}
+	if got != wantSectors {
+		return fmt.Errorf("inode %d counts %d sectors and has %d", i.number, got, wantSectors)
+	}
+	return nil
+}
+
+// blocks is how many of an inode's blocks were seen.
+func (s *state) blocks() uint64 {
+	n := s.file.count
+	if s.Attributes != 0 {
+		n++
+	}
+	return n
+}
+
+// checkSize wants no content of a file behind its end, and of a directory no
+// hole before it. What is to be truncated on mount may be anything.
+func (c *checker) checkSize(i *inode) error {
+	n := i.new
+	block := uint64(c.new.super.BlockSize)
+	_, orphan := c.orphans.new[i.number]
+	switch {
+	case orphan:
+		return nil
+	case n.IsDir():
+		blocks := c.directoryBlocks(n)
+		if n.Size != uint64(len(blocks))*block || n.Size == 0 || slices.Contains(blocks, 0) {
+			return fmt.Errorf("inode %d is a directory of %d bytes, and not all of its %d blocks are there", n.Number, n.Size, len(blocks))
+		}
+		return nil
+	case !n.IsRegular():
+		return nil
+	}
+	for _, x := range n.file.extents {
+		if last := x.logical + x.length - 1; !x.unwritten && n.Size < last*block { // e2fsck/pass1.c, check_blocks
+			return fmt.Errorf("inode %d has %d bytes, and content in its block %d", n.Number, n.Size, last)
+		}
+	}
+	if n.Flags&ext4.InodeExtents == 0 {
+		perBlock := block / 4
+		if limit := inodeBlocks + perBlock + perBlock*perBlock + perBlock*perBlock*perBlock; n.Size > limit*block {
+			return fmt.Errorf("inode %d has %d bytes, more than it can map", n.Number, n.Size)
+		}
+	} else if n.Size > maxExtents*block-1 {
+		return fmt.Errorf("inode %d has %d bytes, more than it can map", n.Number, n.Size)
+	}
+	if n.Size >= 1<<31 && c.new.super.ROCompat&ext4.ROCompatLargeFile == 0 {
+		return fmt.Errorf("inode %d is a large file, which the file system has not", n.Number)
+	}
+	return nil
+}

@@ -1,0 +1,267 @@
+// Package ext4 reads the structure of an ext2, ext3 or ext4 file system from its
+// disk, whose bytes it trusts no more than their checksums do.
+//
+// # Caveats
+//
+// What is read is what is on the disk: of a file system whose journal was not
+// replayed, that is older than what it means to be.
+package ext4
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// SuperOffset and SuperSize are the place of the superblock on the device, in
+// bytes.
+const (
+	SuperOffset = 1024
+	SuperSize   = 1024
+)
+
+// ErrNotExt says that there is no superblock of the ext family.
+var ErrNotExt = errors.New("not an ext file system")
+
+// ErrChecksum says that bytes do not have the checksum that they carry.
+var ErrChecksum = errors.New("wrong checksum")
+
+// Super is a superblock (fs/ext4/ext4.h, struct ext4_super_block).
+type Super struct {
+	UUID       addr.UUID
+	Compat     Compat
+	Incompat   Incompat
+	ROCompat   ROCompat
+	MountTime  uint64 // s_mtime: seconds since 1970, 40 bits
+	MountCount uint16 // s_mnt_count: mounts since the last check
+	State      State
+	ErrorCount uint32 // s_error_count: since the last check
+
+	BlockSize      uint32 // in bytes
+	ClusterSize    uint32 // in bytes: what is allocated at once; BlockSize, but for bigalloc
+	Blocks         uint64 // s_blocks_count
+	FirstDataBlock uint32 // 1 if the blocks have 1 KiB, else mostly 0
+	BlocksPerGroup uint32
+	InodesPerGroup uint32
+	Inodes         uint32    // s_inodes_count
+	FirstInode     addr.Ino  // s_first_ino: below it are the file system's own inodes
+	InodeSize      uint16    // in bytes
+	DescSize       uint16    // of a group descriptor, in bytes
+	FirstMetaGroup uint32    // s_first_meta_bg
+	BackupGroups   [2]uint32 // s_backup_bgs, with CompatSparseSuper2
+	ReservedDesc   uint32    // s_reserved_gdt_blocks: for more group descriptors, behind those that there are
+	FlexSize       uint64    // groups whose bitmaps and inode tables lie together, with IncompatFlexBG; else 1
+	ChecksumSeed   uint32    // with which metadata checksums begin
+	Linux          bool      // s_creator_os: others have inodes without checksums
+
+	JournalInode  addr.Ino  // s_journal_inum; 0 if it is elsewhere, or there is none
+	JournalDevice uint32    // s_journal_dev: of an external journal, as the kernel encodes it
+	JournalUUID   addr.UUID // s_journal_uuid: of an external journal
+	// JournalBackup is s_jnl_blocks: i_block of the journal's inode, and its size;
+	// nil if s_jnl_backup_type says that there is none.
+	JournalBackup *JournalBackup
+	LastOrphan    addr.Ino // s_last_orphan: head of the list of inodes to delete or truncate
+	OrphanFile    addr.Ino // s_orphan_file_inum, with CompatOrphanFile
+
+	HashSeed     [4]uint32 // s_hash_seed: of names in directories
+	HashUnsigned bool      // s_flags: their characters are unsigned
+}
+
+// JournalBackup is what the superblock remembers of the journal's inode.
+type JournalBackup struct {
+	Block [inodeBlockSize]byte // i_block
+	Size  uint64               // in bytes
+}
+
+// NeedsReplay reports whether the journal is in use: a mount replays it.
+// Without the flag a mount empties it unread (fs/ext4/super.c,
+// ext4_load_journal).
+func (s *Super) NeedsReplay() bool { return s.Incompat&IncompatRecover != 0 }
+
+// Checksummed reports whether metadata carries checksums (metadata_csum).
+func (s *Super) Checksummed() bool { return s.ROCompat&ROCompatMetadataCsum != 0 }
+
+// Groups returns the number of block groups.
+func (s *Super) Groups() uint64 {
+	if s.BlocksPerGroup == 0 || s.Blocks <= uint64(s.FirstDataBlock) {
+		return 0
+	}
+	return (s.Blocks - uint64(s.FirstDataBlock) + uint64(s.BlocksPerGroup) - 1) / uint64(s.BlocksPerGroup)
+}
+
+// Place returns the block that the superblock lies in, and its offset there.
+func (s *Super) Place() (addr.Block, int) {
+	return addr.Block(SuperOffset / s.BlockSize), int(SuperOffset % s.BlockSize)
+}
+
+// Offsets of s_state, s_last_orphan and s_checksum.
+const (
+	stateOffset      = 0x3a
+	lastOrphanOffset = 0xe8
+	checksumOffset   = 0x3fc
+)
+
+// ParseSuper reads the SuperSize bytes of a superblock, from disk or from memory:
+// both are the same. The checksum is not looked at, since it is of no meaning in
+// memory; see CheckSuper.
+func ParseSuper(b []byte) (Super, error) {
+	var s Super
+	if len(b) < SuperSize {
+		return s, fmt.Errorf("parse superblock: %d bytes: %w", len(b), ErrNotExt)
+	}
+	u16 := func(off int) uint16 { return binary.LittleEndian.Uint16(b[off:]) }
+	u32 := func(off int) uint32 { return binary.LittleEndian.Uint32(b[off:]) }
+	if u16(0x38) != 0xef53 {
+		return s, fmt.Errorf("parse superblock: %w", ErrNotExt)
+	}
+	shift := u32(0x18)
+	if shift > 6 {
+		return s, fmt.Errorf("parse superblock: block size 1024 << %d: %w", shift, ErrNotExt)
+	}
+	s.UUID = addr.UUID(b[0x68:0x78])
+	s.Compat, s.Incompat, s.ROCompat = Compat(u32(0x5c)), Incompat(u32(0x60)), ROCompat(u32(0x64))
+	s.MountTime = uint64(u32(0x2c)) | uint64(b[0x275])<<32
+	s.MountCount, s.State, s.ErrorCount = u16(0x34), State(u16(0x3a)), u32(errorOffset)
+	s.BlockSize = 1024 << shift
+	s.ClusterSize = s.BlockSize
+	s.Blocks = uint64(u32(0x04))
+	s.FirstDataBlock, s.BlocksPerGroup, s.InodesPerGroup = u32(0x14), u32(0x20), u32(0x28)
+	s.Inodes, s.FirstInode, s.InodeSize = u32(0x00), addr.Ino(u32(0x54)), u16(0x58)
+	if u32(0x4c) == 0 { // EXT4_GOOD_OLD_REV: no such fields
+		s.FirstInode, s.InodeSize = 11, goodOldInodeSize
+	}
+	s.DescSize = 32
+	if s.Incompat&Incompat64Bit != 0 {
+		s.DescSize = u16(0xfe)
+		s.Blocks |= uint64(u32(0x150)) << 32
+	}
+	if shift := u32(0x1c); s.ROCompat&ROCompatBigalloc != 0 {
+		if shift > 20 { // EXT4_MAX_CLUSTER_LOG_SIZE - EXT4_MIN_BLOCK_LOG_SIZE
+			return s, fmt.Errorf("parse superblock: cluster size 1024 << %d: %w", shift, ErrNotExt)
+		}
+		s.ClusterSize = 1024 << shift
+	}
+	s.FirstMetaGroup = u32(0x104)
+	s.BackupGroups = [2]uint32{u32(0x24c), u32(0x250)}
+	s.ChecksumSeed = CRC32C(^uint32(0), s.UUID[:])
+	if s.Incompat&IncompatCsumSeed != 0 {
+		s.ChecksumSeed = u32(0x270)
+	}
+	s.Linux = u32(0x48) == 0
+	s.ReservedDesc, s.FlexSize = uint32(u16(0xce)), 1
+	if shift := b[0x174]; s.Incompat&IncompatFlexBG != 0 && shift < 32 {
+		s.FlexSize <<= shift
+	}
+	s.HashSeed = [4]uint32{u32(0xec), u32(0xf0), u32(0xf4), u32(0xf8)}
+	s.HashUnsigned = u32(0x160)&2 != 0 // EXT2_FLAGS_UNSIGNED_HASH
+	s.parseJournal(b)
+	return s, nil
+}
+
+// parseJournal reads what concerns the journal and the orphans.
+func (s *Super) parseJournal(b []byte) {
+	u32 := func(off int) uint32 { return binary.LittleEndian.Uint32(b[off:]) }
+	s.LastOrphan = addr.Ino(u32(lastOrphanOffset))
+	if s.Compat&CompatOrphanFile != 0 {
+		s.OrphanFile = addr.Ino(u32(0x280))
+	}
+	if s.Compat&CompatHasJournal == 0 {
+		return
+	}
+	s.JournalUUID = addr.UUID(b[0xd0:0xe0])
+	s.JournalInode, s.JournalDevice = addr.Ino(u32(0xe0)), u32(0xe4)
+	if b[0xfd] == 1 { // EXT3_JNL_BACKUP_BLOCKS, only e2fsprogs uses it (lib/ext2fs/ext2_fs.h)
+		s.JournalBackup = &JournalBackup{
+			Block: [inodeBlockSize]byte(b[0x10c:]),
+			Size:  uint64(u32(0x10c+16*4)) | uint64(u32(0x10c+15*4))<<32,
+		}
+	}
+}
+
+// CheckSuper verifies the checksum of a superblock that has one.
+func CheckSuper(b []byte) error {
+	s, err := ParseSuper(b)
+	if err != nil || !s.Checksummed() {
+		return err
+	}
+	if kind := b[0x175]; kind != 1 { // EXT4_CRC32C_CHKSUM
+		return fmt.Errorf("check superblock: checksums of unknown type %d", kind)
+	}
+	if want, got := binary.LittleEndian.Uint32(b[checksumOffset:]), CRC32C(^uint32(0), b[:checksumOffset]); want != got {
+		return fmt.Errorf("check superblock: %w: %#x instead of %#x", ErrChecksum, got, want)
+	}
+	return nil
+}
+
+// seal returns b with its checksum, if it has one.
+func seal(b []byte) []byte {
+	if s, err := ParseSuper(b); err == nil && s.Checksummed() {
+		binary.LittleEndian.PutUint32(b[checksumOffset:], CRC32C(^uint32(0), b[:checksumOffset]))
+	}
+	return b
+}
+
+// SetRecover returns the superblock that says whether the journal is in use,
+// with its checksum; b stays as it is.
+func SetRecover(b []byte, inUse bool) ([]byte, error) {
+	return edit(b, func(out []byte) {
+		incompat := binary.LittleEndian.Uint32(out[0x60:]) &^ uint32(IncompatRecover)
+		if inUse {
+			incompat |= uint32(IncompatRecover)
+		}
+		binary.LittleEndian.PutUint32(out[0x60:], incompat)
+	})
+}
+
+// SetLastOrphan returns the superblock whose list of orphans begins with an inode, 0 if
+// it is empty, with its checksum; b stays as it is.
+func SetLastOrphan(b []byte, n addr.Ino) ([]byte, error) {
+	return edit(b, func(out []byte) { binary.LittleEndian.PutUint32(out[lastOrphanOffset:], uint32(n)) })
+}
+
+// SetUnclean returns the superblock that says that the file system was not unmounted
+// cleanly, with its checksum, so that e2fsck(8) checks all of it; b stays as it is.
+func SetUnclean(b []byte) ([]byte, error) {
+	return edit(b, func(out []byte) {
+		state := binary.LittleEndian.Uint16(out[stateOffset:]) &^ uint16(StateValid)
+		binary.LittleEndian.PutUint16(out[stateOffset:], state)
+	})
+}
+
+func edit(b []byte, do func(out []byte)) ([]byte, error) {
+	if _, err := ParseSuper(b); err != nil {
+		return nil, err
+	}
+	out := append([]byte(nil), b[:SuperSize]...)
+	do(out)
+	return seal(out), nil
+}
+
+// The place of what the superblock says of errors: from s_error_count up to
+// s_mount_opts (fs/ext4/ext4.h, EXT4_S_ERR_START, EXT4_S_ERR_END).
+const (
+	errorOffset = 0x194
+	errorEnd    = 0x200
+)
+
+// Replayed returns the superblock that a replay leaves, of the one in the
+// journal and the one that was on the disk. Errors are written to the disk past
+// the journal, so that what is on the disk about them is kept (fs/ext4/super.c,
+// ext4_load_journal; the flag since 6.2). The journal is in use until it is
+// emptied, whatever logged says.
+func Replayed(logged, disk []byte) ([]byte, error) {
+	before, err := ParseSuper(disk)
+	if err != nil {
+		return nil, err
+	}
+	out, err := SetRecover(logged, true)
+	if err != nil {
+		return nil, fmt.Errorf("in the journal: %w", err)
+	}
+	copy(out[errorOffset:errorEnd], disk[errorOffset:errorEnd])
+	state := binary.LittleEndian.Uint16(out[stateOffset:]) | uint16(before.State&StateError)
+	binary.LittleEndian.PutUint16(out[stateOffset:], state)
+	return seal(out), nil
+}

@@ -1,0 +1,117 @@
+package inventory
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// Facts are what an image says of the kernel in it. What is unknown is empty.
+type Facts struct {
+	Release      string    `json:"release"`
+	Banner       string    `json:"banner"`
+	Host         string    `json:"host,omitempty"`
+	CommandLine  string    `json:"command_line,omitempty"`
+	KASLR        uint64    `json:"kaslr_offset"` // in bytes
+	PagingLevels int       `json:"paging_levels"`
+	Format       string    `json:"format,omitempty"` // of the image
+	Memory       uint64    `json:"memory_bytes"`     // that the image has
+	Boot         time.Time `json:"boot,omitzero"`
+	Now          time.Time `json:"died,omitzero"` // at the last tick
+	Panic        string    `json:"panic,omitempty"`
+	PanicProblem string    `json:"panic_problem,omitempty"` // why it is not known whether there is a message
+	PanicCPU     *int      `json:"panic_cpu,omitempty"`
+}
+
+// Facts reads what the image says of its kernel.
+func (m *Image) Facts() Facts {
+	k := m.Kernel
+	f := Facts{Release: k.Release, Banner: k.Banner, KASLR: k.Offset, PagingLevels: m.pagingLevels(), Format: m.Info().Format}
+	for _, r := range m.mem.Ranges() {
+		f.Memory += r.Len()
+	}
+	if m.Clock != nil {
+		f.Boot, f.Now = m.Clock.Boot, m.Clock.Now
+	}
+	f.Host, f.CommandLine = m.hostname(), m.commandLine()
+	message, err := k.PanicMessage()
+	if err != nil && !errors.Is(err, kernel.ErrNotFound) {
+		f.PanicProblem = err.Error()
+	}
+	f.Panic = message
+	if cpu, panicked, err := k.PanicCPU(); err == nil && panicked {
+		f.PanicCPU = &cpu
+	}
+	return f
+}
+
+// pagingLevels is 4 or 5: with 5, the direct map begins lower than 4 levels
+// reach (Documentation/arch/x86/x86_64/mm.rst). 0 is unknown.
+func (m *Image) pagingLevels() int {
+	at, err := m.Kernel.Symbol("page_offset_base")
+	if err != nil {
+		return 0
+	}
+	base, err := m.Kernel.Pointer(at)
+	if err != nil {
+		return 0
+	}
+	if base < 0xffff_8000_0000_0000 {
+		return 5
+	}
+	return 4
+}
+
+// hostname is the name of the machine in the first UTS namespace.
+func (m *Image) hostname() string {
+	at, err := m.Kernel.Symbol("init_uts_ns")
+	if err != nil {
+		return ""
+	}
+	l := m.Kernel.Types().Layout("uts_namespace")
+	name := l.Field("name.nodename")
+	if l.Err() != nil {
+		return ""
+	}
+	b, err := m.Kernel.Bytes(at, l.Size)
+	if err != nil {
+		return ""
+	}
+	if host := name.String(b); host != "(none)" {
+		return host
+	}
+	return ""
+}
+
+// maxCommandLine is COMMAND_LINE_SIZE of x86.
+const maxCommandLine = 2048
+
+func (m *Image) commandLine() string {
+	at, err := m.Kernel.Symbol("saved_command_line")
+	if err != nil {
+		return ""
+	}
+	if at, err = m.Kernel.Pointer(at); err != nil {
+		return ""
+	}
+	s, err := m.Kernel.CString(at, maxCommandLine)
+	if err != nil {
+		return ""
+	}
+	return s
+}
+
+// MountedOn returns where the file system is mounted, in no namespace in
+// particular. It is empty if that cannot be read.
+func (f *FileSystem) MountedOn() []string {
+	var out []string
+	for at, err := range f.image.Cache.MountPoints(f.Super) {
+		if err == nil && !slices.Contains(out, at) {
+			out = append(out, at)
+		}
+	}
+	slices.Sort(out)
+	return out
+}

@@ -1,0 +1,187 @@
+// Package inventory says of every file that a dead kernel had in memory what of
+// it is there, what of that was not on the disk, and what is missing or refused.
+//
+// # Caveats
+//
+// It describes the memory alone. What is absent may be on the disk, or be a hole.
+package inventory
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/ram"
+)
+
+// Image is the opened memory of a machine.
+type Image struct {
+	Kernel *kernel.Kernel
+	Cache  *pagecache.Cache
+	Clock  *pagecache.Clock // nil if it cannot be read
+	Stages []Stage
+
+	mem ram.Memory
+}
+
+// Stage is a step of the work, and how long it took.
+type Stage struct {
+	Name string
+	Took time.Duration
+}
+
+// Open opens the memory of a machine, read-only, and finds the kernel in it.
+func Open(path string, options ...kernel.Option) (*Image, error) {
+	start := time.Now()
+	mem, err := ram.OpenFile(path)
+	if err != nil {
+		return nil, err
+	}
+	m := &Image{mem: mem}
+	m.stage("open", start)
+	if err := m.find(options); err != nil {
+		return nil, errors.Join(fmt.Errorf("read %s: %w", path, err), mem.Close())
+	}
+	return m, nil
+}
+
+func (m *Image) find(options []kernel.Option) error {
+	var err error
+	start := time.Now()
+	m.Kernel, err = kernel.Find(m.mem, options...)
+	if errors.Is(err, kernel.ErrNoKernel) {
+		return fmt.Errorf("%w: it must be all memory of an x86-64 machine with Linux 5.10 or later, booted far enough to have mounted something", err)
+	}
+	if err != nil {
+		return err
+	}
+	m.stage("find kernel", start)
+	start = time.Now()
+	if m.Cache, err = pagecache.Open(m.Kernel); err != nil {
+		return err
+	}
+	m.Clock, _ = m.Cache.Clock() // without it, ages and new files are unknown
+	m.stage("read layouts", start)
+	return nil
+}
+
+// Close closes the memory. Nothing of the image may be used after it.
+func (m *Image) Close() error {
+	_ = m.Kernel.Keep() // or else it is learned again
+	return m.mem.Close()
+}
+
+// Info describes the file that the memory comes from, if it is known.
+func (m *Image) Info() ram.Info {
+	if i, ok := m.mem.(interface{ Info() ram.Info }); ok {
+		return i.Info()
+	}
+	return ram.Info{}
+}
+
+// stage records that a step of the work has ended.
+func (m *Image) stage(name string, start time.Time) {
+	m.Stages = append(m.Stages, Stage{Name: name, Took: time.Since(start)})
+}
+
+// Stage does a step of the work and records how long it took.
+func (m *Image) Stage(name string, work func() error) error {
+	defer m.stage(name, time.Now())
+	return work()
+}
+
+// FileSystem is a mounted file system and what of it is unsaved.
+type FileSystem struct {
+	Super *pagecache.Superblock
+	// Device is the name of the device, or of the type where there is none,
+	// unlike that of any other file system, and fit to be the name of a
+	// directory.
+	Device string
+
+	image *Image
+	first addr.Ino // inodes below are the file system's own
+}
+
+// understood are the types of file systems whose files are known to come out
+// exactly. Others are refused by name.
+var understood = []string{"ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "tmpfs", "devtmpfs", "ramfs", "rootfs"}
+
+// Understood reports whether files of this file system are handed out.
+func (f *FileSystem) Understood() bool { return slices.Contains(understood, f.Super.Type) }
+
+// HasDevice reports whether it has a disk, or takes the place of one that has:
+// pseudo file systems such as proc have nothing to save.
+func (f *FileSystem) HasDevice() bool { return f.Super.Dev.Major() != 0 || f.Super.Type == "btrfs" }
+
+// FileSystems returns all file systems but the pseudo ones, and the types of
+// those. What could not be read is in the error, along with a result.
+func (m *Image) FileSystems() (found []*FileSystem, pseudo []string, err error) {
+	defer m.stage("walk file systems", time.Now())
+	var errs []error
+	taken := map[string]bool{Manifest: true}
+	for s, err := range m.Cache.Superblocks() {
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		f := &FileSystem{Super: s, image: m}
+		// The kernel's own file system of block devices holds no files.
+		if s.Type == "bdev" || !f.HasDevice() && !f.Super.InMemory() {
+			if !slices.Contains(pseudo, s.Type) {
+				pseudo = append(pseudo, s.Type)
+			}
+			continue
+		}
+		f.Device = deviceName(s, taken)
+		taken[f.Device] = true
+		if s.HasBuffers() {
+			f.first = 11 // EXT4_GOOD_OLD_FIRST_INO, and what mkfs sets
+			if e, err := m.Cache.Ext4(s); err == nil {
+				f.first = e.Super.FirstInode
+			}
+		}
+		found = append(found, f)
+	}
+	slices.Sort(pseudo)
+	return found, pseudo, errors.Join(errs...)
+}
+
+// deviceName makes a name for a file system that was not yet taken. The kernel
+// names those without a device after their type: they get the minor number of
+// their anonymous device, as /proc/PID/mountinfo shows it.
+func deviceName(s *pagecache.Superblock, taken map[string]bool) string {
+	name := Component(strings.TrimLeft(strings.ReplaceAll(s.ID, "/", "!"), "."))
+	if s.ID == s.Type || s.ID == "" {
+		name = fmt.Sprintf("%s-%d", Component(s.Type), s.Dev.Minor())
+	}
+	for n := 0; taken[name]; n++ {
+		name = fmt.Sprintf("%s-%d", Component(s.ID), int(s.Dev.Minor())+n)
+	}
+	return name
+}
+
+// Choose returns the file systems that a user means: by device, UUID or type. An
+// empty name means all that have a device.
+func Choose(all []*FileSystem, name string) ([]*FileSystem, error) {
+	var chosen []*FileSystem
+	var names []string
+	for _, f := range all {
+		names = append(names, f.Device)
+		hasUUID := f.Super.UUID != pagecache.UUID{}
+		switch {
+		case name == "" && f.HasDevice(),
+			name != "" && (name == f.Device || name == f.Super.Type || name == f.Super.ID),
+			hasUUID && name == f.Super.UUID.String():
+			chosen = append(chosen, f)
+		}
+	}
+	if name != "" && len(chosen) == 0 {
+		return nil, fmt.Errorf("choose file system %q: no such device, type or UUID; there are: %s", name, strings.Join(names, ", "))
+	}
+	return chosen, nil
+}

@@ -1,0 +1,410 @@
+package jbd2
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// Place is where a transaction begins in the log.
+type Place struct {
+	Block    Pos
+	Sequence TID
+}
+
+// Transaction is what is to be added to a log.
+type Transaction struct {
+	Blocks  []Block
+	Revokes []addr.Block // blocks of which nothing that is older may be replayed
+	Time    time.Time    // of its commit; at least that of the transaction before is taken
+}
+
+// Block is a block of the file system and what it is to become.
+type Block struct {
+	Home addr.Block
+	Data []byte // of the file system's block size
+}
+
+// ErrNoRoom is what a NoRoomError is.
+var ErrNoRoom = errors.New("no room in the journal")
+
+// NoRoomError says that a transaction does not fit into what is free of the log.
+// After a checkpoint all of the log is free.
+type NoRoomError struct {
+	Need, Free uint32 // in blocks
+}
+
+func (e *NoRoomError) Error() string {
+	return fmt.Sprintf("%v: %d blocks are needed, %d are free", ErrNoRoom, e.Need, e.Free)
+}
+
+func (e *NoRoomError) Unwrap() error { return ErrNoRoom }
+
+// ErrPlace says that a transaction cannot begin where it was told to.
+var ErrPlace = errors.New("the log does not go on there")
+
+// Pending is a transaction that lies in the log but for its commit block: no
+// recovery sees it.
+type Pending struct {
+	Place
+	CommitAt Pos // where the commit block goes
+	End      Pos // the block after it
+
+	log   *Log
+	block []byte // the commit block
+	empty bool   // the log was
+	done  bool
+}
+
+// Append writes a transaction into the log, all but its commit block, makes it
+// durable, and verifies that a recovery would find just that once the commit
+// block is there. In a log that is not empty, it must begin where Scan says that
+// the log ends, with the number that comes next; in an empty one, anywhere, with
+// a number not before s_sequence. A transaction that is partly there is
+// overwritten.
+//
+// It fails with ErrPlace, ErrNotInUse, a *NoRoomError, what Scan returns, or
+// because the transaction contradicts itself, before anything is written.
+func (l *Log) Append(at Place, t *Transaction) (*Pending, error) {
+	p, err := l.append(at, t)
+	if err != nil {
+		return nil, fmt.Errorf("append transaction %d: %w", at.Sequence, err)
+	}
+	return p, nil
+}
+
+func (l *Log) append(at Place, t *Transaction) (*Pending, error) {
+	scan, err := l.Scan()
+	if err != nil {
+		return nil, err
+	}
+	if err := l.accept(scan, at, t); err != nil {
+		return nil, err
+	}
+	written := l.Super.encode(at, t, scan.after(t.Time))
+	p := &Pending{Place: at, log: l, empty: scan.Empty, block: written.commit}
+	p.CommitAt = l.Super.advance(at.Block, uint32(len(written.blocks)))
+	p.End = l.Super.advance(p.CommitAt, 1)
+	used := l.Super.distance(scan.Start, scan.End)
+	if scan.Empty {
+		used = 0
+	}
+	need := uint32(len(written.blocks)) + 1
+	if free := l.Super.free(at, used); need > free {
+		return nil, &NoRoomError{need, free}
+	}
+	if err := l.removeStrays(at, need, l.Super.room()-used); err != nil {
+		return nil, err
+	}
+	w := &writer{l: l}
+	for n, b := range written.blocks {
+		if err := w.journal(l.Super.advance(at.Block, uint32(n)), b); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.sync(); err != nil {
+		return nil, err
+	}
+	if err := p.verify(written, t); err != nil {
+		return nil, fmt.Errorf("verify: %w", err)
+	}
+	return p, nil
+}
+
+// free returns how long a transaction can be, in blocks, where some are used. At
+// least one stays free (fs/jbd2/journal.c, jbd2_journal_next_log_block). With
+// fast commits it must not wrap around: e2fsck 1.47.0 takes their area for the
+// end of the log then (its recovery.c, wrap).
+func (s *Super) free(at Place, used uint32) uint32 {
+	free := s.room() - used - 1
+	if s.FastCommit {
+		free = min(free, uint32(s.Last-at.Block)-1)
+	}
+	return free
+}
+
+// accept checks the place, and that the transaction does not contradict itself
+// nor the file system.
+func (l *Log) accept(scan *Scan, at Place, t *Transaction) error {
+	switch {
+	case at.Block < l.Super.First || at.Block >= l.Super.Last:
+		return fmt.Errorf("%w: block %d of a log of [%d, %d)", ErrPlace, at.Block, l.Super.First, l.Super.Last)
+	case scan.Empty && at.Sequence.Before(scan.Next):
+		return fmt.Errorf("%w: the empty log has come to number %d", ErrPlace, scan.Next)
+	case !scan.Empty && (at.Block != scan.End || at.Sequence != scan.Next):
+		return fmt.Errorf("%w: at block %d, but at block %d with number %d", ErrPlace, at.Block, scan.End, scan.Next)
+	case !scan.Empty && !l.FS.Super.NeedsReplay():
+		return ErrNotInUse
+	case len(t.Blocks) == 0 && len(t.Revokes) == 0:
+		return errors.New("it is empty")
+	case t.Time.Unix() < 0:
+		return errors.New("it has no time")
+	}
+	homes := make(map[addr.Block]bool)
+	for _, b := range t.Blocks {
+		switch {
+		case len(b.Data) != int(l.Super.BlockSize):
+			return fmt.Errorf("block %d has %d bytes", b.Home, len(b.Data))
+		case homes[b.Home]:
+			return fmt.Errorf("block %d is there twice", b.Home)
+		}
+		if err := l.acceptHome(b.Home); err != nil {
+			return err
+		}
+		homes[b.Home] = true
+	}
+	for _, b := range t.Revokes {
+		if homes[b] {
+			return fmt.Errorf("block %d is revoked twice, or by the transaction that has it", b)
+		}
+		if err := l.acceptHome(b); err != nil {
+			return err
+		}
+		homes[b] = true
+	}
+	return nil
+}
+
+func (l *Log) acceptHome(b addr.Block) error {
+	switch {
+	case !l.Super.Is64Bit && b > 1<<32-1:
+		return fmt.Errorf("block %d in a journal with numbers of 32 bits", b)
+	case l.Contains(b):
+		return fmt.Errorf("block %d is in the journal", b)
+	}
+	return nil
+}
+
+// after returns a time, but not one before the last transaction: a recovery tells
+// by their order what remains of older logs (scanner.commit).
+func (s *Scan) after(t time.Time) time.Time {
+	if n := len(s.Transactions); n > 0 && s.Transactions[n-1].Time.After(t) {
+		return s.Transactions[n-1].Time
+	}
+	return t
+}
+
+// encoded is a transaction as it lies in the log.
+type encoded struct {
+	blocks [][]byte // all but the commit block
+	places []int    // which of them are the transaction's
+	commit []byte
+}
+
+// encode lays a transaction out as fs/jbd2/commit.c does
+// (jbd2_journal_commit_transaction): revoke blocks, then descriptor blocks, each
+// with the blocks that it describes behind it.
+func (s *Super) encode(at Place, t *Transaction, committed time.Time) *encoded {
+	e := &encoded{blocks: s.encodeRevokes(at.Sequence, t.Revokes)}
+	tailed := 0
+	if s.tailed() {
+		tailed = tailSize
+	}
+	sum := ^uint32(0)
+	for rest := t.Blocks; len(rest) > 0; {
+		descriptor := make([]byte, s.BlockSize)
+		putHeader(descriptor, descriptorBlock, at.Sequence)
+		place := len(e.blocks)
+		e.blocks = append(e.blocks, descriptor)
+		for offset, last := headerSize, false; !last; rest = rest[1:] {
+			data, flags := escape(rest[0].Data)
+			end := offset + s.TagSize()
+			if offset == headerSize {
+				end += uuidSize // which stays zero, as it does in the kernel (j_uuid)
+			} else {
+				flags |= flagSameUUID
+			}
+			if last = len(rest) == 1 || len(descriptor)-end < s.TagSize()+uuidSize+tailed; last {
+				flags |= flagLast
+			}
+			s.putTag(descriptor[offset:], tag{rest[0].Home, flags, s.blockChecksum(at.Sequence, data)})
+			e.places = append(e.places, len(e.blocks))
+			e.blocks = append(e.blocks, data)
+			offset = end
+		}
+		s.putTail(descriptor)
+		if s.Checksum == ChecksumV1 {
+			for _, b := range e.blocks[place:] {
+				sum = crc32be(sum, b)
+			}
+		}
+	}
+	e.commit = make([]byte, s.BlockSize)
+	s.putCommit(e.commit, at.Sequence, sum, committed)
+	return e
+}
+
+// escape returns a block as it is put into the log, where only the log's own
+// blocks begin with magic.
+func escape(b []byte) (data []byte, flags uint16) {
+	if !parseHeader(b).valid {
+		return b, 0
+	}
+	data = slices.Clone(b)
+	clear(data[:4])
+	return data, flagEscape
+}
+
+// encodeRevokes makes the revoke blocks (fs/jbd2/revoke.c,
+// jbd2_journal_write_revoke_records).
+func (s *Super) encodeRevokes(sequence TID, revokes []addr.Block) [][]byte {
+	var blocks [][]byte
+	var b []byte
+	tailed := 0
+	if s.tailed() {
+		tailed = tailSize
+	}
+	used := 0
+	finish := func() {
+		if b != nil {
+			putUint32(b[headerSize:], uint32(used))
+			s.putTail(b)
+			blocks = append(blocks, b)
+		}
+	}
+	for _, r := range revokes {
+		if b == nil || used+s.revokeSize() > len(b)-tailed {
+			finish()
+			b, used = make([]byte, s.BlockSize), revokeHeaderSize
+			putHeader(b, revokeBlock, sequence)
+		}
+		if s.Is64Bit {
+			putUint64(b[used:], uint64(r))
+		} else {
+			putUint32(b[used:], uint32(r))
+		}
+		used += s.revokeSize()
+	}
+	finish()
+	return blocks
+}
+
+// removeStrays removes commit blocks of the transaction's number from what is
+// free of the log: while the transaction is being written over remains of one of
+// the same number, one of them could make a mixture of both whole. That there is
+// one takes a disk that wrote the dead kernel's blocks out of order.
+func (l *Log) removeStrays(at Place, need, free uint32) error {
+	w, in, found, look := &writer{l: l}, &reader{l: l}, false, need
+	for n := uint32(0); n < look; n++ {
+		p := l.Super.advance(at.Block, n)
+		b, err := in.block(p)
+		if err != nil {
+			return err
+		}
+		h := parseHeader(b)
+		if !h.valid || h.sequence != at.Sequence {
+			continue
+		}
+		look = free // a remaining descriptor may lead anywhere
+		if h.kind == commitBlock {
+			found = true
+			if err := w.journal(p, make([]byte, len(b))); err != nil {
+				return err
+			}
+		}
+	}
+	if found {
+		return w.sync()
+	}
+	return nil
+}
+
+// verify reads back what was written, and then the log as a recovery would once
+// the commit block is there.
+func (p *Pending) verify(written *encoded, t *Transaction) error {
+	l, in := p.log, &reader{l: p.log}
+	for n, want := range written.blocks {
+		at := l.Super.advance(p.Block, uint32(n))
+		got, err := in.block(at)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(got, want) {
+			return fmt.Errorf("block %d of the journal is not what was written", at)
+		}
+	}
+	future := *l
+	overlay := NewRecording(l.disk)
+	future.disk = overlay
+	future.FS = l.FS.On(overlay)
+	w := &writer{l: &future}
+	if err := w.journal(p.CommitAt, p.block); err != nil {
+		return err
+	}
+	if err := w.flush(); err != nil {
+		return err
+	}
+	scan, err := future.scan(p.Place)
+	if err != nil {
+		return err
+	}
+	return p.compare(scan, written, t)
+}
+
+// compare wants a recovery to find the transaction and nothing else. That the
+// blocks have the right content was seen before; here it is that they are found.
+func (p *Pending) compare(scan *Scan, written *encoded, t *Transaction) error {
+	switch {
+	case len(scan.Transactions) != 1 || scan.End != p.End || scan.Next != p.Sequence+1 || scan.Partial:
+		return fmt.Errorf("a recovery would go on to block %d and number %d", scan.End, scan.Next)
+	case scan.Fast.Tags > 0 || scan.Fast.Err != nil:
+		return fmt.Errorf("a recovery would find fast commits after it: %d, %v", scan.Fast.Tags, scan.Fast.Err)
+	case len(scan.Transactions[0].Blocks) != len(t.Blocks) || !slices.Equal(scan.Transactions[0].Revokes, t.Revokes):
+		return fmt.Errorf("a recovery would find %d blocks and %d revoke records", len(scan.Transactions[0].Blocks), len(scan.Transactions[0].Revokes))
+	}
+	for i, b := range scan.Transactions[0].Blocks {
+		at := p.log.Super.distance(p.Block, b.At)
+		if b.Home != t.Blocks[i].Home || int(at) != written.places[i] || b.Escaped != parseHeader(t.Blocks[i].Data).valid {
+			return fmt.Errorf("a recovery would write something else to block %d", b.Home)
+		}
+	}
+	return nil
+}
+
+// Commit writes the commit block and makes it durable: from then on a recovery
+// replays the transaction. If the log was empty, it is that only after the
+// file system says that its journal is in use, and the journal's superblock
+// where the log begins.
+func (p *Pending) Commit() error {
+	if p.done {
+		return fmt.Errorf("commit transaction %d: it was tried before", p.Sequence)
+	}
+	p.done = true
+	if err := p.commit(); err != nil {
+		return fmt.Errorf("commit transaction %d: %w", p.Sequence, err)
+	}
+	return nil
+}
+
+func (p *Pending) commit() error {
+	w := &writer{l: p.log}
+	if err := w.journal(p.CommitAt, p.block); err != nil {
+		return err
+	}
+	if err := w.sync(); err != nil || !p.empty {
+		return err
+	}
+	// The file system comes to need its journal first: with an empty one that is of
+	// no effect, whereas a log that the file system does not need is lost with the
+	// next mount.
+	changed, err := w.inUse(true)
+	if err == nil && changed {
+		err = w.sync()
+	}
+	if err != nil {
+		return err
+	}
+	super := p.log.Super
+	super.Start, super.Sequence = p.Block, p.Sequence
+	if err := w.super(&super); err != nil {
+		return err
+	}
+	if err := w.sync(); err != nil {
+		return err
+	}
+	return p.log.reload(super)
+}

@@ -1,0 +1,152 @@
+package jbd2
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// Disk is a disk, or an image of one, with a file system at offset 0. Reads see
+// earlier writes; Sync returns when what was written is durable.
+type Disk interface {
+	io.ReaderAt
+	io.WriterAt
+	Sync() error
+}
+
+// ErrNoJournal says that a file system has no journal.
+var ErrNoJournal = errors.New("the file system has no journal")
+
+// ExternalError says that the journal is on a device of its own.
+type ExternalError struct {
+	UUID   addr.UUID // of the journal
+	Device uint32    // s_journal_dev, as the kernel encodes it; 0 if unknown
+}
+
+func (e *ExternalError) Error() string {
+	return fmt.Sprintf("the journal is on another device, of UUID %v", e.UUID)
+}
+
+// Log is the log of a file system.
+type Log struct {
+	Super Super    // as it was read or last written
+	FS    *ext4.FS // its superblock too
+
+	disk   Disk
+	runs   []ext4.Run // where the journal lies, in its order
+	places []ext4.Run // the same, in the order of the disk
+}
+
+// Open finds the journal of a file system and reads its superblock. It fails
+// with ErrNoJournal, an *ExternalError, a *FeatureError, or what ext4.Open
+// returns.
+func Open(d Disk) (*Log, error) {
+	fs, err := ext4.Open(d)
+	if err != nil {
+		return nil, err
+	}
+	switch s := &fs.Super; {
+	case s.Compat&ext4.CompatHasJournal == 0:
+		return nil, fmt.Errorf("open journal: %w", ErrNoJournal)
+	case s.JournalInode == 0:
+		return nil, fmt.Errorf("open journal: %w", &ExternalError{s.JournalUUID, s.JournalDevice})
+	case s.JournalDevice != 0:
+		return nil, errors.New("open journal: the file system has both a journal inode and a journal device")
+	}
+	l := &Log{FS: fs, disk: d}
+	if err := l.load(); err != nil {
+		return nil, fmt.Errorf("open journal: %w", err)
+	}
+	return l, nil
+}
+
+// load reads the journal's inode, superblock and place.
+func (l *Log) load() error {
+	inode, err := l.FS.Inode(l.FS.Super.JournalInode)
+	if err != nil {
+		return err
+	}
+	if inode.Links == 0 || !inode.IsRegular() || inode.Flags&ext4.InodeEncrypted != 0 {
+		return fmt.Errorf("inode %d is no journal: mode %#o, %d links, flags %#x", inode.Number, inode.Mode, inode.Links, inode.Flags)
+	}
+	first, err := l.run(inode, 0)
+	if err != nil {
+		return err
+	}
+	b, err := l.FS.Block(first.Physical)
+	if err != nil {
+		return err
+	}
+	size := l.FS.Super.BlockSize
+	if l.Super, err = parseSuper(b, size, inode.Size/uint64(size)); err != nil {
+		return fmt.Errorf("superblock: %w", err)
+	}
+	return l.locate(inode)
+}
+
+// run maps blocks of the journal.
+func (l *Log) run(inode *ext4.Inode, logical uint32) (ext4.Run, error) {
+	r, err := l.FS.Map(inode, logical)
+	if err == nil && r.Unwritten {
+		err = fmt.Errorf("block %d of the journal was never written", logical)
+	}
+	return r, err
+}
+
+// maxRuns bounds the pieces that a journal may lie in: mke2fs makes a few, and
+// one for each indirect block on ext3.
+const maxRuns = 1 << 17
+
+// locate maps the whole journal, and wants each block in one place only.
+func (l *Log) locate(inode *ext4.Inode) error {
+	end := uint64(l.Super.Length)
+	for at := uint64(0); at < end; {
+		r, err := l.run(inode, uint32(at))
+		if err != nil {
+			return err
+		}
+		if len(l.runs) == maxRuns {
+			return fmt.Errorf("the journal lies in more than %d pieces", maxRuns)
+		}
+		r.Length = uint32(min(uint64(r.Length), end-at))
+		l.runs = append(l.runs, r)
+		at += uint64(r.Length)
+	}
+	l.places = slices.Clone(l.runs)
+	slices.SortFunc(l.places, func(a, b ext4.Run) int { return cmp.Compare(a.Physical, b.Physical) })
+	for i := 1; i < len(l.places); i++ {
+		before, r := l.places[i-1], l.places[i]
+		if before.Physical+addr.Block(before.Length) > r.Physical {
+			return fmt.Errorf("blocks %d and %d of the journal are both at block %d", before.Logical, r.Logical, r.Physical)
+		}
+	}
+	return nil
+}
+
+// Where returns the block of the disk that a block of the journal is.
+func (l *Log) Where(p Pos) (addr.Block, error) {
+	run, err := l.from(p)
+	if err != nil {
+		return 0, fmt.Errorf("block %d of the journal: %w", p, err)
+	}
+	return run.Physical, nil
+}
+
+// Contains reports whether a block of the disk belongs to the journal.
+func (l *Log) Contains(b addr.Block) bool {
+	_, found := slices.BinarySearchFunc(l.places, b, func(r ext4.Run, b addr.Block) int {
+		switch {
+		case b < r.Physical:
+			return 1
+		case b-r.Physical >= addr.Block(r.Length):
+			return -1
+		}
+		return 0
+	})
+	return found
+}

@@ -1,0 +1,314 @@
+package jbd2
+
+import (
+	"fmt"
+	"time"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// Scan is what a recovery finds in a log.
+type Scan struct {
+	// Empty says that the superblock has no start: there is nothing to recover.
+	// Then Transactions is empty, Next is s_sequence, and Start and End are Head,
+	// or First if that is not there. A mount numbers its first transaction
+	// s_sequence + 1; a kernel that emptied the log while mounted, s_sequence.
+	Empty        bool
+	Transactions []Logged
+	Next         TID // what the next transaction is to be numbered
+	Start, End   Pos // of the valid log
+	// Partial says that at End there is a block of a transaction numbered Next,
+	// whose commit block is not there.
+	Partial bool
+	// Fast is what the area of fast commits holds on top of the transactions.
+	Fast FastCommits
+}
+
+// Logged is a transaction in the log.
+type Logged struct {
+	Sequence   TID
+	Start, End Pos // its first block, and the block after its commit block
+	Time       time.Time
+	Blocks     []LoggedBlock // in the order of the log
+	Revokes    []addr.Block
+	// Mended says that the commit block has the right checksum only with zeros
+	// behind its header, as a disk leaves it that writes 512 bytes at once. Linux
+	// 6.12 takes it for whole (jbd2_commit_block_csum_verify_partial), 6.1 fails.
+	Mended bool
+}
+
+// LoggedBlock is a block of the file system in the log.
+type LoggedBlock struct {
+	Home    addr.Block // where it belongs
+	At      Pos        // where it is
+	Escaped bool       // it begins with the journal's magic, which is zero in the log
+
+	checksum uint32
+}
+
+// CorruptError says that a log is damaged where a recovery would notice, which
+// fails then: it is not for us to guess what was meant.
+type CorruptError struct {
+	Sequence TID // the transaction
+	At       Pos // the block of the journal
+	Reason   string
+}
+
+func (e *CorruptError) Error() string {
+	return fmt.Sprintf("transaction %d is damaged at block %d of the journal: %s", e.Sequence, e.At, e.Reason)
+}
+
+// Scan reads the log as a recovery does (fs/jbd2/recovery.c, do_one_pass), and
+// verifies everything that one would replay. Where a recovery fails the error is
+// a *CorruptError.
+func (l *Log) Scan() (*Scan, error) {
+	s := &l.Super
+	if s.Empty() {
+		at := s.Head
+		if at < s.First || at >= s.Last {
+			at = s.First
+		}
+		return &Scan{Empty: true, Next: s.Sequence, Start: at, End: at}, nil
+	}
+	scan, err := l.scan(Place{s.Start, s.Sequence})
+	if err != nil {
+		return nil, fmt.Errorf("scan log: %w", err)
+	}
+	return scan, nil
+}
+
+// scanner is a scan under way.
+type scanner struct {
+	*Log
+	in       *reader
+	out      *Scan
+	at       Pos    // the block to read next
+	walked   uint32 // blocks passed
+	txn      Logged // the transaction that is being read
+	broken   error  // why its revoke records cannot be read
+	stale    bool   // one of its blocks has a wrong checksum
+	sum      uint32 // of V1, over its blocks
+	previous uint64 // when the transaction before was committed
+	failed   *Logged
+	blocks   int // so far
+	revokes  int // likewise
+}
+
+// maxRecords bounds the blocks in a log, and its revoke records: what it takes to
+// remember them must not follow from what a disk says.
+const maxRecords = 1 << 22
+
+// scan reads the log from a place on.
+func (l *Log) scan(from Place) (*Scan, error) {
+	s := &scanner{Log: l, in: &reader{l: l}, at: from.Block, sum: ^uint32(0)}
+	s.out = &Scan{Next: from.Sequence, Start: from.Block, End: from.Block}
+	for more := true; more; {
+		b, err := s.in.block(s.at)
+		if err != nil {
+			return nil, err
+		}
+		h := parseHeader(b)
+		s.txn.Sequence = s.out.Next
+		if !h.valid || h.sequence != s.out.Next {
+			break
+		}
+		if more, err = s.block(h.kind, b); err != nil {
+			return nil, err
+		}
+	}
+	if s.failed != nil {
+		// The last commit block is there before the blocks of its transaction, which
+		// is as if it were not there (JBD2_FEATURE_INCOMPAT_ASYNC_COMMIT).
+		s.out.Next, s.out.End = s.failed.Sequence, s.failed.Start
+	}
+	end, err := s.in.block(s.out.End)
+	if err != nil {
+		return nil, err
+	}
+	h := parseHeader(end)
+	s.out.Partial = h.valid && h.sequence == s.out.Next
+	if err := l.verify(s.out); err != nil {
+		return nil, err
+	}
+	s.out.Fast, err = l.fastCommits(s.out.Next)
+	return s.out, err
+}
+
+func (s *scanner) corrupt(format string, args ...any) error {
+	return &CorruptError{Sequence: s.out.Next, At: s.at, Reason: fmt.Sprintf(format, args...)}
+}
+
+// advance passes n blocks. A transaction that is longer than the log would have
+// a recovery go round for ever.
+func (s *scanner) advance(n uint32) error {
+	s.walked += n
+	if s.walked > s.Super.room() {
+		return s.corrupt("it is longer than the log")
+	}
+	s.at = s.Super.advance(s.at, n)
+	return nil
+}
+
+// block takes a block of the log itself, of the transaction expected. The first
+// result is false if the log ends before it.
+func (s *scanner) block(kind uint32, b []byte) (more bool, err error) {
+	switch kind {
+	case descriptorBlock:
+		return true, s.descriptor(b)
+	case revokeBlock:
+		s.stale = s.stale || !s.Super.tailValid(b)
+		revokes, err := s.Super.revokes(b)
+		if err != nil && s.broken == nil {
+			s.broken = s.corrupt("%v", err)
+		}
+		if s.revokes += len(revokes); s.revokes > maxRecords {
+			return false, s.corrupt("more than %d revoke records", maxRecords)
+		}
+		s.txn.Revokes = append(s.txn.Revokes, revokes...)
+		return true, s.advance(1)
+	case commitBlock:
+		return s.commit(b)
+	}
+	return false, nil
+}
+
+// descriptor takes a descriptor block and the blocks that it describes.
+func (s *scanner) descriptor(b []byte) error {
+	s.stale = s.stale || !s.Super.tailValid(b)
+	if err := s.advance(1); err != nil {
+		return err
+	}
+	if s.Super.Checksum == ChecksumV1 {
+		s.sum = crc32be(s.sum, b)
+	}
+	for _, t := range s.Super.tags(b) {
+		if s.blocks++; s.blocks > maxRecords {
+			return s.corrupt("more than %d blocks", maxRecords)
+		}
+		s.txn.Blocks = append(s.txn.Blocks, LoggedBlock{
+			Home: t.home, At: s.at, Escaped: t.flags&flagEscape != 0, checksum: t.checksum,
+		})
+		if s.Super.Checksum == ChecksumV1 {
+			data, err := s.in.block(s.at)
+			if err != nil {
+				return err
+			}
+			s.sum = crc32be(s.sum, data)
+		}
+		if err := s.advance(1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// commit takes a commit block. With a wrong checksum anywhere, the time tells
+// what remained from earlier in the log's life from what is damaged.
+func (s *scanner) commit(b []byte) (more bool, err error) {
+	c := parseCommit(b)
+	valid := s.Super.commitValid(b, s.sum)
+	if !valid && s.Super.tailed() && s.Super.commitValid(commitMended(b), 0) {
+		valid, s.txn.Mended = true, true
+	}
+	switch {
+	case s.stale && c.seconds < s.previous:
+		return false, nil
+	case s.stale:
+		return false, s.corrupt("wrong checksum of a descriptor or revoke block")
+	case s.failed != nil:
+		return false, s.corrupt("the transaction before it is not whole")
+	case !valid && c.seconds < s.previous:
+		return false, nil
+	case !valid && !s.Super.Async:
+		return false, s.corrupt("wrong checksum of the commit block")
+	case s.broken != nil && valid:
+		return false, s.broken
+	}
+	if err := s.advance(1); err != nil {
+		return false, err
+	}
+	if !valid {
+		s.failed = &Logged{Sequence: s.out.Next, Start: s.out.End}
+	} else {
+		s.txn.Start, s.txn.End, s.txn.Time = s.out.End, s.at, c.time()
+		s.out.Transactions = append(s.out.Transactions, s.txn)
+	}
+	s.previous, s.sum = c.seconds, ^uint32(0)
+	s.txn, s.broken = Logged{}, nil
+	s.out.Next++
+	s.out.End = s.at
+	return true, nil
+}
+
+// verify wants the blocks that a replay writes to be whole, and to have their
+// home in the file system but not in its journal.
+func (l *Log) verify(scan *Scan) error {
+	limit, err := l.limit(scan)
+	if err != nil {
+		return err
+	}
+	for _, b := range scan.Newest() {
+		corrupt := func(format string, args ...any) error {
+			return &CorruptError{Sequence: b.Sequence, At: b.At, Reason: fmt.Sprintf(format, args...)}
+		}
+		if uint64(b.Home) < uint64(l.FS.Super.FirstDataBlock) || uint64(b.Home) >= limit {
+			return corrupt("block %d, of a file system of %d", b.Home, limit)
+		}
+		if l.Contains(b.Home) {
+			return corrupt("block %d, which is in the journal", b.Home)
+		}
+	}
+	if !l.Super.tailed() {
+		return nil
+	}
+	revoked, in := scan.revoked(), &reader{l: l}
+	for _, t := range scan.Transactions {
+		for _, b := range t.Blocks {
+			if revoked.since(b.Home, t.Sequence) {
+				continue
+			}
+			data, err := in.block(b.At)
+			if err != nil {
+				return err
+			}
+			if l.Super.blockChecksum(t.Sequence, data) != b.checksum {
+				return &CorruptError{Sequence: t.Sequence, At: b.At, Reason: fmt.Sprintf("wrong checksum of block %d", b.Home)}
+			}
+		}
+	}
+	return nil
+}
+
+// limit returns how many blocks the file system has, which may have grown in the
+// log.
+func (l *Log) limit(scan *Scan) (uint64, error) {
+	limit := l.FS.Super.Blocks
+	home, offset := l.FS.Super.Place()
+	for _, t := range scan.Transactions {
+		for _, b := range t.Blocks {
+			if b.Home != home {
+				continue
+			}
+			data, err := l.Read(b)
+			if err != nil {
+				return 0, err
+			}
+			super, err := ext4.ParseSuper(data[offset:])
+			if err == nil {
+				err = super.Check()
+			}
+			if err == nil && super.BlockSize != l.Super.BlockSize {
+				err = fmt.Errorf("a superblock with blocks of %d bytes", super.BlockSize)
+			}
+			if err == nil && super.Blocks > limit {
+				err = l.FS.Fits(super.Blocks)
+			}
+			if err != nil {
+				return 0, &CorruptError{Sequence: t.Sequence, At: b.At, Reason: err.Error()}
+			}
+			limit = max(limit, super.Blocks)
+		}
+	}
+	return limit, nil
+}

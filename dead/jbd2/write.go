@@ -1,0 +1,127 @@
+package jbd2
+
+import (
+	"bytes"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// maxPiece bounds what is written at once, in bytes.
+const maxPiece = 1 << 20
+
+// writer writes blocks to the disk, those that follow each other at once.
+type writer struct {
+	l    *Log
+	at   addr.Block // of what is not written yet
+	wait []byte
+}
+
+// block takes a block of the disk.
+func (w *writer) block(at addr.Block, b []byte) error {
+	size := int(w.l.Super.BlockSize)
+	if len(w.wait) > 0 && (at != w.at+addr.Block(len(w.wait)/size) || len(w.wait) >= maxPiece) {
+		if err := w.flush(); err != nil {
+			return err
+		}
+	}
+	if len(w.wait) == 0 {
+		w.at = at
+	}
+	w.wait = append(w.wait, b...)
+	return nil
+}
+
+// journal takes a block of the journal.
+func (w *writer) journal(p Pos, b []byte) error {
+	at, err := w.l.Where(p)
+	if err != nil {
+		return err
+	}
+	return w.block(at, b)
+}
+
+// flush writes what was taken.
+func (w *writer) flush() error {
+	if len(w.wait) == 0 {
+		return nil
+	}
+	if _, err := w.l.disk.WriteAt(w.wait, int64(w.at)*int64(w.l.Super.BlockSize)); err != nil {
+		return fmt.Errorf("write block %d: %w", w.at, err)
+	}
+	w.wait = w.wait[:0]
+	return nil
+}
+
+// sync writes what was taken, and makes all that was written durable.
+func (w *writer) sync() error {
+	if err := w.flush(); err != nil {
+		return err
+	}
+	if err := w.l.disk.Sync(); err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	return nil
+}
+
+// super takes the journal's superblock.
+func (w *writer) super(s *Super) error {
+	b, err := (&reader{l: w.l}).block(0)
+	if err != nil {
+		return err
+	}
+	s.setSuper(b)
+	return w.journal(0, b)
+}
+
+// inUse takes the file system's superblock, which says then whether the journal
+// is in use. The first result is false if it says so already.
+func (w *writer) inUse(inUse bool) (bool, error) {
+	at, offset := w.l.FS.Super.Place()
+	b, err := w.l.FS.Block(at)
+	if err != nil {
+		return false, err
+	}
+	old := b[offset : offset+ext4.SuperSize]
+	if err := ext4.CheckSuper(old); err != nil {
+		return false, err
+	}
+	super, err := ext4.SetRecover(old, inUse)
+	if err != nil || bytes.Equal(super, old) {
+		return false, err
+	}
+	copy(old, super)
+	return true, w.block(at, b)
+}
+
+// restore takes a block from the log for its home. The superblock keeps what the
+// disk says about errors.
+func (w *writer) restore(in *reader, b LoggedBlock) error {
+	data, err := in.home(b)
+	if err != nil {
+		return err
+	}
+	super, offset := w.l.FS.Super.Place()
+	if b.Home == super {
+		disk, err := w.l.FS.Block(super)
+		if err != nil {
+			return err
+		}
+		merged, err := ext4.Replayed(data[offset:], disk[offset:])
+		if err != nil {
+			return err
+		}
+		copy(data[offset:], merged)
+	}
+	return w.block(b.Home, data)
+}
+
+// reload reads the superblocks again after they were written.
+func (l *Log) reload(s Super) error {
+	fs, err := ext4.Open(l.disk)
+	if err == nil {
+		l.FS, l.Super = fs, s
+	}
+	return err
+}

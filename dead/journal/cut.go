@@ -1,0 +1,88 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/audit"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/jbd2"
+	"understudy.dev/understudy/dead/pagecache"
+)
+
+// ErrCheck says that e2fsck, which would have to look at what operations that had not
+// returned left, would do harm itself.
+var ErrCheck = errors.New("it was being truncated, operations had not returned, and e2fsck would harm it")
+
+// cut wants e2fsck to do no harm. It cuts files that were being truncated, as a mount
+// does; but it takes the block of attributes from them, and with bigalloc leaves a part
+// of their last cluster (e2fsck/super.c, release_inode_blocks; seen in 1.47.0). Those
+// that it would do that to are orphans no longer, and are cut after the check.
+func (f *finisher) cut(s ext4.Super, t *jbd2.Transaction, old io.ReaderAt, changed map[addr.Block][]byte) error {
+	truncating, err := audit.Truncating(old, changed)
+	if err != nil {
+		return nil // then the orphans are not to be trusted, and e2fsck finds that out
+	}
+	var harmed []addr.Ino
+	for _, i := range truncating {
+		if i.Attributes != 0 || s.ROCompat&ext4.ROCompatBigalloc != 0 {
+			harmed = append(harmed, i.Number)
+		}
+	}
+	if len(harmed) == 0 {
+		return nil
+	}
+	if err := f.cutLater(harmed); err != nil {
+		return err
+	}
+	edited, err := audit.Unlist(old, changed, harmed)
+	if err != nil {
+		return err
+	}
+	for _, at := range slices.Sorted(maps.Keys(edited)) {
+		if err := replace(t, at, edited[at], changed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cuttable reports whether somebody may set a file's size.
+func cuttable(i *pagecache.Inode) bool {
+	return i.Regular() && !i.Deleted() && i.Flags&unplain == 0 && i.Ino >= firstInode
+}
+
+// cutLater notes files for whoever mounts the disk. Whoever truncates one has it in
+// memory.
+func (f *finisher) cutLater(files []addr.Ino) error {
+	found := make(map[addr.Ino]*pagecache.Inode)
+	for i, err := range f.cache.Inodes(f.super) {
+		if err == nil && (cuttable(i) || i.Deleted()) && slices.Contains(files, i.Ino) {
+			found[i.Ino] = i
+		}
+	}
+	for _, ino := range files {
+		i := found[ino]
+		if i == nil {
+			return fmt.Errorf("inode %d: %w", ino, ErrCheck)
+		}
+		if i.Deleted() {
+			continue // the check leaves it without a name, and it goes then
+		}
+		f.noteCut(i)
+	}
+	return nil
+}
+
+// noteCut has a file cut after the check.
+func (f *finisher) noteCut(i *pagecache.Inode) {
+	n := slices.IndexFunc(f.report.Moved, func(m Moved) bool { return m.Inode.Ino == i.Ino })
+	if n < 0 {
+		n, f.report.Moved = len(f.report.Moved), append(f.report.Moved, Moved{Inode: i})
+	}
+	f.report.Moved[n].Cut = true
+}

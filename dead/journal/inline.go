@@ -1,0 +1,233 @@
+package journal
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/jbd2"
+	"understudy.dev/understudy/dead/pagecache"
+)
+
+// mend writes blocks of files over again that the log has put older content into.
+// With inline data ext4 logs the first block of a file that grows out of its inode,
+// as if it were metadata (fs/ext4/inline.c, ext4_convert_inline_data_nolock). The file
+// goes on in its own pages, and frees the block without a revoke record, as it does
+// all data (fs/ext4/extents.c, get_default_free_blocks_flags): a checkpoint or a
+// recovery puts the old version over this file, or over the next to have the block.
+// The dead kernel's own page, which programs were served, has what belongs there.
+// suspect are the blocks that a replay has written. Besides, the first one of each file
+// is looked at, and those that the device's own cache has: they were metadata, and a
+// checkpoint may have been at them before the crash.
+func (f *finisher) mend(suspect map[addr.Block]struct{}) error {
+	mended := false
+	for i, err := range f.cache.Inodes(f.super) {
+		if err != nil || i.Deleted() || i.Writing || !i.Regular() || i.Flags&unplain != 0 || i.Ino < firstInode {
+			continue // who plans the files says so
+		}
+		places, err := f.dev.Mapping(i)
+		if err != nil {
+			continue // it is still inline, or blocks of its tree are not there
+		}
+		for p, err := range f.cache.Held(f.super, i) {
+			if err != nil {
+				continue
+			}
+			did, err := f.mendPiece(i, p, places, suspect)
+			if err != nil {
+				return fmt.Errorf("mend inode %d: %w", i.Ino, err)
+			}
+			mended = mended || did
+		}
+	}
+	if mended {
+		return f.disk.Sync()
+	}
+	return nil
+}
+
+// mendPiece compares what memory holds of a file with the disk, block by block.
+func (f *finisher) mendPiece(i *pagecache.Inode, p pagecache.Piece, places []pagecache.Mapped, suspect map[addr.Block]struct{}) (mended bool, err error) {
+	size := int64(f.super.BlockSize)
+	buf := make([]byte, size)
+	for _, m := range places {
+		for off := max(m.Off, p.Off); off < min(m.End, p.End) && !m.Unwritten; off += size {
+			at := m.Disk + off - m.Off
+			n := min(size, i.Size-off)
+			block := addr.Block(at / size)
+			if n <= 0 || off+n > p.End || at%size != 0 {
+				continue
+			}
+			if _, there := suspect[block]; !there && off > 0 && !f.dev.Caches(block, int(size)) {
+				continue
+			}
+			mine, err := f.mem.View(p.Phys+addr.Phys(off-p.Off), int(n))
+			if err != nil {
+				continue // not in memory after all
+			}
+			if _, err := f.disk.ReadAt(buf, at); err != nil {
+				return mended, err
+			}
+			if bytes.Equal(buf[:n], mine) {
+				continue
+			}
+			clear(buf[copy(buf, mine):])
+			if _, err := f.disk.WriteAt(buf, at); err != nil {
+				return mended, err
+			}
+			f.report.Data += n
+			mended = true
+		}
+	}
+	return mended, nil
+}
+
+// ErrHalfDone says that what a file had in its inode is in neither of its two places.
+// One that grows out of its inode loses it there first (fs/ext4/inline.c,
+// ext4_convert_inline_data_nolock, ext4_convert_inline_data_to_extent): between the
+// two no check can tell what it was, and an ordinary recovery has all of it.
+var ErrHalfDone = errors.New("what it had in its inode is in neither place: an operation on it had not returned")
+
+// hasInlineData reports whether files may lie in their inodes.
+func hasInlineData(fs *ext4.FS) bool { return fs.Super.Incompat&ext4.IncompatInlineData != 0 }
+
+// outgrown wants no file to be between its inode and a block of its own, where the
+// changed blocks would leave it. before is the disk without those, and fs what is on it.
+// Whoever moved a file holds it, so that it is in memory. It rather refuses one that
+// may as well be as it should: a short file all of whose content is a hole, say.
+func (f *finisher) outgrown(before io.ReaderAt, fs *ext4.FS, changed map[addr.Block][]byte) error {
+	after := jbd2.NewRecording(before)
+	m := move{
+		before: fs, after: fs.On(after), logged: changed,
+		unsaved: func(i *pagecache.Inode) bool { return starts(f.cache.Unsaved(f.super, i)) },
+		held:    func(i *pagecache.Inode) bool { return starts(f.cache.Held(f.super, i)) },
+	}
+	for b, data := range changed {
+		if _, err := after.WriteAt(data, int64(b)*int64(f.super.BlockSize)); err != nil {
+			return err
+		}
+	}
+	for i, err := range f.cache.Inodes(f.super) {
+		if err != nil || i.Deleted() || i.Ino < firstInode && i.Ino != rootInode {
+			continue // who plans the files says so
+		}
+		if err := m.check(i); err != nil {
+			return fmt.Errorf("inode %d: %w", i.Ino, err)
+		}
+	}
+	return nil
+}
+
+// rootInode is the directory at the top (EXT4_ROOT_INO).
+const rootInode = 2
+
+// move looks for files that were on their way out of their inodes.
+type move struct {
+	before, after *ext4.FS              // without and with the transaction
+	logged        map[addr.Block][]byte // what the transaction has
+	// unsaved and held say whether memory has the beginning of a file: to be written,
+	// or at all.
+	unsaved, held func(*pagecache.Inode) bool
+}
+
+func (m *move) check(i *pagecache.Inode) error {
+	group, block, _, err := m.after.Super.InodePlace(i.Ino)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+	}
+	g, err := m.after.Group(group)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+	}
+	if _, there := m.logged[g.InodeTable+addr.Block(block)]; !there {
+		return nil
+	}
+	now, err := m.after.Inode(i.Ino)
+	if i.New {
+		// Nothing of it has a name yet. But of a directory without a size e2fsck makes
+		// one of its parent's links too many (seen in 1.47.0).
+		if err == nil && now.IsDir() && now.Links > 0 && now.Size == 0 {
+			return fmt.Errorf("%w: it was being made", ErrHalfDone)
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+	}
+	if now.Flags&ext4.InodeInlineData != 0 || now.Size == 0 {
+		return nil
+	}
+	switch {
+	case now.IsDir():
+		return m.directory(now)
+	case now.IsRegular() && now.Size < uint64(m.after.Super.InodeSize):
+		return m.short(i, now)
+	}
+	return nil
+}
+
+// directory wants the first block to be this directory's. The checksum of one that is
+// on the disk tells that from one that had the number before (fs/ext4/namei.c,
+// ext4_dirblock_csum_verify); one in the transaction is there, and may be changing.
+func (m *move) directory(now *ext4.Inode) error {
+	run, err := m.after.Map(now, 0)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+	}
+	b, err := m.after.Block(run.Physical)
+	if err != nil {
+		return err
+	}
+	if addr.Ino(binary.LittleEndian.Uint32(b)) != now.Number || b[6] != 1 || b[8] != '.' {
+		return fmt.Errorf("%w: its first block is no directory's", ErrHalfDone)
+	}
+	sum := len(b) - 4
+	if _, there := m.logged[run.Physical]; !there && m.after.Super.Checksummed() && now.Flags&ext4.InodeIndex == 0 &&
+		binary.LittleEndian.Uint32(b[sum:]) != ext4.CRC32C(now.Seed, b[:sum-8]) {
+		return fmt.Errorf("%w: its first block has another checksum", ErrHalfDone)
+	}
+	return nil
+}
+
+// short is for a file that is short enough to have been in its inode.
+func (m *move) short(i *pagecache.Inode, now *ext4.Inode) error {
+	if m.unsaved(i) {
+		return nil // the page goes to the file when it is there
+	}
+	run, err := m.after.Map(now, 0)
+	if err != nil && !errors.Is(err, ext4.ErrHole) {
+		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+	}
+	hole := err != nil
+	if was, err := m.before.Inode(i.Ino); err == nil && was.Generation == now.Generation {
+		old, err := m.before.Map(was, 0)
+		if hole && errors.Is(err, ext4.ErrHole) || !hole && err == nil && old.Physical == run.Physical {
+			return nil
+		}
+	}
+	if hole || run.Unwritten {
+		return fmt.Errorf("%w: it has no block", ErrHalfDone)
+	}
+	if _, there := m.logged[run.Physical]; there {
+		return nil
+	}
+	if !i.Writing && m.held(i) {
+		return nil // mend sees to it
+	}
+	return fmt.Errorf("%w: nobody knows what its block has", ErrHalfDone)
+}
+
+// starts reports whether the beginning of a file is among pieces of it.
+func starts(pieces iter.Seq2[pagecache.Piece, error]) bool {
+	for p, err := range pieces {
+		if err == nil && p.Off == 0 {
+			return true
+		}
+	}
+	return false
+}

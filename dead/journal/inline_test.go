@@ -1,0 +1,131 @@
+package journal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/pagecache"
+)
+
+// inlinedDir and inlinedFile are inodes of a file system that inlineImage makes, which has them in
+// the order of their names.
+const inlinedDir, inlinedFile addr.Ino = 12, 14
+
+// inlineImage makes a file system with a directory and a file in their inodes, and
+// has debugfs do something to it.
+func inlineImage(t *testing.T, commands ...string) *ext4.FS {
+	t.Helper()
+	for _, tool := range []string{"mke2fs", "debugfs"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("%v; run scripts/setup.sh", err)
+		}
+	}
+	dir := t.TempDir()
+	from, image := filepath.Join(dir, "from"), filepath.Join(dir, "image")
+	err := errors.Join(os.MkdirAll(filepath.Join(from, "dir"), 0o755),
+		os.WriteFile(filepath.Join(from, "dir/name"), nil, 0o644), os.WriteFile(filepath.Join(from, "file"), []byte("short"), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-b", "4096", "-O", "inline_data", "-d", from, image, "32M").CombinedOutput(); err != nil {
+		t.Fatalf("mke2fs: %v: %s", err, out)
+	}
+	cmd := exec.Command("debugfs", "-w", "-f", "-", image)
+	cmd.Stdin = strings.NewReader(strings.Join(commands, "\n") + "\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("debugfs: %v: %s", err, out)
+	}
+	content, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs, err := ext4.Open(bytes.NewReader(content))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fs
+}
+
+// grown are commands that take an inode's data out of it, and give it a block; none
+// if block is 0.
+func grown(ino addr.Ino, block int) []string {
+	set := func(field string, value int) string { return fmt.Sprintf("sif <%d> %s %#x", ino, field, value) }
+	out := []string{set("flags", int(ext4.InodeExtents)), set("block[1]", 4), set("block[2]", 0)}
+	if block == 0 {
+		return append(out, set("block[0]", 0xf30a))
+	}
+	return append(out, set("block[0]", 0x1f30a), set("block[3]", 0), set("block[4]", 1), set("block[5]", block))
+}
+
+// TestOutgrown: what was in an inode, and is nowhere, is not committed.
+func TestOutgrown(t *testing.T) {
+	plain := inlineImage(t)
+	const fresh = 7000 // a block that nobody has
+	for _, ino := range []addr.Ino{inlinedDir, inlinedFile} {
+		if i, err := plain.Inode(ino); err != nil || i.Flags&ext4.InodeInlineData == 0 {
+			t.Fatalf("inode %d has its data elsewhere: %+v, %v", ino, i, err)
+		}
+	}
+	for _, tc := range []struct {
+		name     string
+		commands []string
+		ino      addr.Ino
+		before   []string
+		logged   addr.Block // besides the inode's
+		unsaved  bool
+		held     bool
+		writing  bool
+		fresh    bool // it is being made
+		lost     bool
+	}{
+		{name: "directory in its inode", ino: inlinedDir},
+		{name: "directory in neither place", commands: grown(inlinedDir, 0), ino: inlinedDir, lost: true},
+		{name: "directory whose block is not written", commands: grown(inlinedDir, fresh), ino: inlinedDir, logged: fresh, lost: true},
+		{name: "file in its inode", ino: inlinedFile},
+		{name: "file in neither place", commands: grown(inlinedFile, 0), ino: inlinedFile, lost: true},
+		{name: "file whose page will be written", commands: grown(inlinedFile, 0), ino: inlinedFile, unsaved: true},
+		{name: "file whose page is clean and has no block", commands: grown(inlinedFile, 0), ino: inlinedFile, held: true, lost: true},
+		{name: "file whose block is not written", commands: grown(inlinedFile, fresh), ino: inlinedFile, lost: true},
+		{name: "file whose block is in the transaction", commands: grown(inlinedFile, fresh), ino: inlinedFile, logged: fresh},
+		{name: "file whose block can be mended", commands: grown(inlinedFile, fresh), ino: inlinedFile, held: true},
+		{name: "file whose block was to be changed", commands: grown(inlinedFile, fresh), ino: inlinedFile, held: true, writing: true, lost: true},
+		{name: "file that was a hole before", commands: grown(inlinedFile, 0), ino: inlinedFile, before: grown(inlinedFile, 0)},
+		{name: "file that had its block before", commands: grown(inlinedFile, fresh), ino: inlinedFile, before: grown(inlinedFile, fresh)},
+		{name: "directory being made", commands: []string{fmt.Sprintf("sif <%d> size 0", inlinedDir)}, ino: inlinedDir, fresh: true, lost: true},
+		{name: "directory that is made", ino: inlinedDir, fresh: true},
+		{name: "file being made", commands: grown(inlinedFile, 0), ino: inlinedFile, fresh: true},
+		{name: "inode with another checksum", commands: []string{fmt.Sprintf("sif <%d> checksum 1", inlinedFile)}, ino: inlinedFile, lost: true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := move{
+				before: inlineImage(t, tc.before...), after: inlineImage(t, tc.commands...), logged: map[addr.Block][]byte{tc.logged: nil},
+				unsaved: func(*pagecache.Inode) bool { return tc.unsaved },
+				held:    func(*pagecache.Inode) bool { return tc.held },
+			}
+			i := &pagecache.Inode{Ino: tc.ino, Writing: tc.writing, New: tc.fresh}
+			if err := m.check(i); err != nil {
+				t.Errorf("the transaction does not touch it: %v", err)
+			}
+			g, err := m.after.Group(0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, block, _, err := m.after.Super.InodePlace(tc.ino)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.logged[g.InodeTable+addr.Block(block)] = nil
+			if err := m.check(i); errors.Is(err, ErrHalfDone) != tc.lost || err != nil && !tc.lost {
+				t.Errorf("%v; lost: %v", err, tc.lost)
+			}
+		})
+	}
+}

@@ -1,0 +1,150 @@
+package journal_test
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"os"
+	"testing"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/jbd2"
+	"understudy.dev/understudy/dead/journal"
+	"understudy.dev/understudy/internal/lab/fixture"
+)
+
+// recovered carries an ordinary crash recovery out on a disk.
+func recovered(t *testing.T, disk *jbd2.Recording) *jbd2.Recording {
+	t.Helper()
+	out := jbd2.NewRecording(disk)
+	log, err := jbd2.Open(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if log.Super.Empty() {
+		return out
+	}
+	if _, err := log.Replay(); err != nil {
+		t.Fatalf("recover: %v", err)
+	}
+	return out
+}
+
+// TestInterrupted cuts a rescue at every one of its writes, also with what was not
+// synced lost or there in any mixture. An ordinary recovery then makes of the
+// metadata what a crash would have left, or all of the last commit; and the rescue,
+// carried out again, makes all of it.
+func TestInterrupted(t *testing.T) {
+	image := fixture.Get(t, fixture.Basic)
+	c := openCache(t, image)
+	for _, d := range image.Disks {
+		t.Run(d.Name, func(t *testing.T) {
+			base, err := os.Open(d.Image)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer base.Close()
+			s := superOf(t, c, d)
+			whole := jbd2.NewRecording(base)
+			finish := func(disk *jbd2.Recording) *journal.Report {
+				t.Helper()
+				r, err := journal.Plan(c, s, disk)
+				if err != nil {
+					t.Fatal(err)
+				}
+				report, err := r.Finish(disk)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return report
+			}
+			if report := finish(whole); report.Blocks == 0 {
+				t.Skip("nothing was open in this crash")
+			}
+			blocks := homes(t, d.Image, whole)
+			size := int64(s.BlockSize)
+			before, after := contents(t, recovered(t, jbd2.NewRecording(base)), blocks, size), contents(t, whole, blocks, size)
+			old, all, again := 0, 0, 0
+			rng := rand.New(rand.NewPCG(7, 1))
+			ops := len(whole.Ops())
+			for cut := 0; cut <= ops; cut++ {
+				for try := range 3 {
+					kept := func(int) bool { return try == 0 || try == 1 && rng.IntN(2) == 0 }
+					crashed := whole.Crash(cut, kept)
+					got := contents(t, recovered(t, crashed), blocks, size)
+					switch {
+					case same(got, after):
+						all++
+					case same(got, before):
+						old++
+					default:
+						t.Fatalf("cut at write %d of %d, try %d: neither the old state nor the new one", cut, ops, try)
+					}
+					if (cut+try)%7 != 0 && cut < ops-12 {
+						continue
+					}
+					finish(crashed)
+					if again++; !same(contents(t, crashed, blocks, size), after) {
+						t.Fatalf("cut at write %d of %d, try %d: carried out again, it is not what it should be", cut, ops, try)
+					}
+				}
+			}
+			t.Logf("%d writes and syncs: %d times the old state, %d times the new one; carried out again %d times", ops, old, all, again)
+			if old == 0 || all == 0 {
+				t.Error("the cuts showed only one of them")
+			}
+		})
+	}
+}
+
+// homes returns the blocks that a rescue's replay wrote, but for the superblock's,
+// which also says whether the journal is in use.
+func homes(t *testing.T, image string, whole *jbd2.Recording) []addr.Block {
+	t.Helper()
+	cut := whole
+	for n := len(whole.Ops()); n > 0; n-- { // back to when the log was not empty yet
+		cut = whole.Prefix(n)
+		log, err := jbd2.Open(cut)
+		if err != nil {
+			t.Fatal(err)
+		}
+		scan, err := log.Scan()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if scan.Empty {
+			continue
+		}
+		super, _ := log.FS.Super.Place()
+		var out []addr.Block
+		for _, b := range scan.Newest() {
+			if b.Home != super {
+				out = append(out, b.Home)
+			}
+		}
+		return out
+	}
+	t.Fatal("the log of " + image + " was always empty")
+	return nil
+}
+
+func contents(t *testing.T, disk *jbd2.Recording, blocks []addr.Block, size int64) [][]byte {
+	t.Helper()
+	var out [][]byte
+	for _, b := range blocks {
+		data := make([]byte, size)
+		if _, err := disk.ReadAt(data, int64(b)*size); err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, data)
+	}
+	return out
+}
+
+func same(a, b [][]byte) bool {
+	for i := range a {
+		if !bytes.Equal(a[i], b[i]) {
+			return false
+		}
+	}
+	return true
+}

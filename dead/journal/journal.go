@@ -1,0 +1,217 @@
+// Package journal reads the journal of a mounted ext3 or ext4 file system in a
+// dead kernel's memory (jbd2), and finishes its last commit: what the kernel had
+// accepted and not yet committed becomes one proper transaction in the log on the
+// disk, which any replay then carries out.
+//
+// # Caveats
+//
+// Either all of the last commit is understood and checked, or none of it is
+// written: then an ordinary crash recovery gives what it always does. Operations
+// that had not returned when the kernel died may be half in the commit
+// (Journal.Updates): such a file system must be checked before it is mounted.
+package journal
+
+import (
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+	"understudy.dev/understudy/dead/pagecache"
+)
+
+// ErrDamaged is wrapped by errors about structures in memory that contradict
+// themselves: nothing of the last commit may be written.
+var ErrDamaged = errors.New("the journal in memory does not check out")
+
+// ErrNoJournal says that a file system has no journal.
+var ErrNoJournal = errors.New("the file system has no journal")
+
+// ErrExternal says that the journal is on a device of its own.
+var ErrExternal = errors.New("the journal is on another device: not supported")
+
+// ErrAborted says that the dead kernel had given the journal up after an error:
+// what it accepted after that was never to be committed.
+var ErrAborted = errors.New("the journal was aborted by the dead kernel")
+
+// Journal is the journal of a file system as the dead kernel had it.
+type Journal struct {
+	BlockSize   int        // of file system and journal, in bytes
+	Head        addr.Block // j_head: the first unused block of the log
+	First, Last addr.Block // of the log proper; Last is the first one behind it
+	// Committing and Running are the transactions that were not finished; nil
+	// where there was none. A block in both is in Running.
+	Committing, Running *Transaction
+	// Revoked are the blocks whose older versions in the log must not be
+	// replayed, and of which the kernel had not written so yet.
+	Revoked []addr.Block
+}
+
+// State is how far the kernel had come with a transaction (include/linux/jbd2.h,
+// transaction_s.t_state; in this order from 5.10 on).
+type State uint32
+
+// The states of a transaction.
+const (
+	StateRunning State = iota
+	StateLocked
+	StateSwitch
+	StateFlush
+	StateCommit
+	StateCommitDataFlush
+	StateCommitJournalFlush
+	StateCommitCallback
+	StateFinished
+)
+
+func (s State) String() string {
+	names := [...]string{
+		"running", "locked", "switch", "flush", "commit", "commit-dflush", "commit-jflush", "commit-callback", "finished",
+	}
+	if int(s) < len(names) {
+		return names[s]
+	}
+	return fmt.Sprintf("state %d", uint32(s))
+}
+
+// Transaction is one that was not finished.
+type Transaction struct {
+	at       addr.Virt
+	ID       uint32 // t_tid: its sequence number in the log
+	State    State
+	LogStart addr.Block // t_log_start: where it begins in the log; of a committing one
+	Updates  int        // t_updates: handles that were open
+	Buffers  []Buffer   // the blocks it changes
+	Freed    int        // blocks it had, and that were freed since
+}
+
+// Buffer is a metadata block, or under data=journal also one of a file, as it was
+// in memory when the kernel died.
+type Buffer struct {
+	Block addr.Block // of the file system
+	// Data is all of it. It belongs to the memory it was read from, and must not
+	// be written to.
+	Data []byte
+	// Trigger says that the file system changes the block on its way to the log:
+	// ext4 does so with the checksums of its orphan file (fs/ext4/orphan.c).
+	Trigger bool
+}
+
+// Updates is how many handles were open: operations that had not returned.
+func (j *Journal) Updates() int {
+	n := 0
+	for _, t := range []*Transaction{j.Committing, j.Running} {
+		if t != nil {
+			n += t.Updates
+		}
+	}
+	return n
+}
+
+// reader reads one journal.
+type reader struct {
+	k     *kernel.Kernel
+	l     *layout
+	at    addr.Virt // of the journal_s
+	dev   addr.Virt // of the block_device of the file system
+	block int       // in bytes
+	heads int       // of all lists so far
+	pages *pagecache.Buffers
+}
+
+// Of reads the journal of a file system that lies on a device. Errors wrap ErrNoJournal, ErrExternal,
+// ErrAborted, ErrDamaged, or are of memory that is not there.
+func Of(c *pagecache.Cache, s *pagecache.Superblock, d *pagecache.Device) (*Journal, error) {
+	j, err := of(c, s, d)
+	if err != nil {
+		return nil, fmt.Errorf("read journal of %s: %w", s.ID, err)
+	}
+	return j, nil
+}
+
+func of(c *pagecache.Cache, s *pagecache.Superblock, d *pagecache.Device) (*Journal, error) {
+	ext4, err := c.Ext4(s)
+	if err != nil {
+		return nil, err
+	}
+	if ext4.Journal == nil {
+		return nil, ErrNoJournal
+	}
+	l, err := newLayout(c)
+	if err != nil {
+		return nil, err
+	}
+	r := &reader{k: c.Kernel(), l: l, at: ext4.Journal.Addr}
+	if r.pages, err = d.Buffers(); err != nil {
+		return nil, err
+	}
+	b, err := r.k.Bytes(r.at, l.journal.size)
+	if err != nil {
+		return nil, err
+	}
+	f := &l.journal
+	j := &Journal{
+		BlockSize: int(f.blockSize.Uint(b)),
+		Head:      addr.Block(f.head.Uint(b)),
+		First:     addr.Block(f.first.Uint(b)),
+		Last:      addr.Block(f.last.Uint(b)),
+	}
+	r.block, r.dev = j.BlockSize, f.fsDev.Pointer(b)
+	const aborted = 0x002 // JBD2_ABORT
+	switch {
+	case uint64(j.BlockSize) != s.BlockSize || j.BlockSize > addr.PageSize || j.BlockSize < 1024:
+		return nil, fmt.Errorf("%w: blocks of %d bytes, but of %d in the file system", ErrDamaged, j.BlockSize, s.BlockSize)
+	case f.flags.Uint(b)&aborted != 0 || f.errno.Uint(b) != 0:
+		return nil, ErrAborted
+	case f.dev.Pointer(b) != r.dev:
+		return nil, ErrExternal
+	case j.First == 0 || j.First >= j.Last || j.Head < j.First || j.Head >= j.Last:
+		return nil, fmt.Errorf("%w: its head is %d of %d to %d", ErrDamaged, j.Head, j.First, j.Last)
+	}
+	if err := r.transactions(j, f.committing.Pointer(b), f.running.Pointer(b)); err != nil {
+		return nil, err
+	}
+	for _, table := range []int{0, 8} {
+		blocks, err := r.revoked(kernel.Field{Off: f.tables.Off + table, Size: 8}.Pointer(b))
+		if err != nil {
+			return nil, fmt.Errorf("revoked blocks: %w", err)
+		}
+		j.Revoked = append(j.Revoked, blocks...)
+	}
+	return j, nil
+}
+
+// transactions reads the transactions that were not finished.
+func (r *reader) transactions(j *Journal, committing, running addr.Virt) error {
+	if committing == running {
+		committing = 0 // about to become it, with nothing written yet
+	}
+	for _, t := range []struct {
+		at   addr.Virt
+		name string
+		into **Transaction
+	}{{committing, "committing", &j.Committing}, {running, "running", &j.Running}} {
+		if t.at == 0 {
+			continue
+		}
+		got, err := r.transaction(t.at)
+		if err != nil {
+			return fmt.Errorf("%s transaction: %w", t.name, err)
+		}
+		*t.into = got
+	}
+	c, n := j.Committing, j.Running
+	switch {
+	case c != nil && n != nil && n.ID != c.ID+1:
+		return fmt.Errorf("%w: transaction %d runs after %d", ErrDamaged, n.ID, c.ID)
+	case c != nil && (c.LogStart < j.First || c.LogStart >= j.Last):
+		return fmt.Errorf("%w: transaction %d begins at block %d of the log", ErrDamaged, c.ID, c.LogStart)
+	case c != nil && (c.State < StateFlush || c.State > StateCommitCallback):
+		return fmt.Errorf("%w: the committing transaction is in %v", ErrDamaged, c.State)
+	case c != nil && c.Updates != 0:
+		return fmt.Errorf("%w: the committing transaction has %d open handles", ErrDamaged, c.Updates)
+	case n != nil && n.State > StateFlush:
+		return fmt.Errorf("%w: the running transaction is in %v", ErrDamaged, n.State)
+	}
+	return nil
+}

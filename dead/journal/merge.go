@@ -1,0 +1,209 @@
+package journal
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/jbd2"
+	"understudy.dev/understudy/dead/pagecache"
+)
+
+// Case is how the log on the disk and the transactions in memory fit together.
+type Case int
+
+// The cases. In any other the last commit is not written.
+const (
+	Nothing    Case = iota // there is nothing to commit
+	Running                // the log ends before the running transaction
+	Committing             // before the committing one, of which parts may be there
+	Committed              // behind the committing one, whose commit block came through
+	Finished               // behind all of it: this rescue was here before
+)
+
+func (c Case) String() string {
+	return [...]string{"nothing to commit", "running", "committing", "committed", "finished before"}[c]
+}
+
+// ErrLog is wrapped where the log on the disk is not what the dead kernel left.
+var ErrLog = fmt.Errorf("the log on the disk does not fit the journal in memory")
+
+// fit says which case it is, and where the merged transaction belongs.
+func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Place, error) {
+	c, n := j.Committing, j.Running
+	oldest := c
+	if c == nil {
+		oldest = n
+	}
+	if oldest == nil {
+		return Nothing, jbd2.Place{}, nil
+	}
+	ahead := int32(uint32(scan.Next) - oldest.ID)
+	at := jbd2.Place{Block: scan.End, Sequence: scan.Next}
+	switch {
+	case scan.Empty && ahead >= -1 && ahead <= 1:
+		// A mount numbers its first transaction one above s_sequence. One below is
+		// where this rescue emptied the log, for want of room, and went no further.
+		if ahead < 1 {
+			at.Sequence = jbd2.TID(oldest.ID)
+		}
+		return j.begun(), at, nil
+	case scan.Empty:
+	case ahead == 0 && c != nil && scan.End == jbd2.Pos(c.LogStart),
+		ahead == 0 && c == nil && scan.End == jbd2.Pos(j.Head):
+		return j.begun(), at, nil
+	case ahead == 1 && c != nil && n == nil:
+		return Nothing, at, nil
+	case ahead == 1 && c != nil && scan.End == jbd2.Pos(j.Head):
+		return Committed, at, nil
+	}
+	return Nothing, at, fmt.Errorf("%w: it goes on with transaction %d at block %d; in memory %s, and the head is %d",
+		ErrLog, scan.Next, scan.End, j.describe(), j.Head)
+}
+
+// begun is the case if nothing was committed of what is in memory.
+func (j *Journal) begun() Case {
+	if j.Committing != nil {
+		return Committing
+	}
+	return Running
+}
+
+func (j *Journal) describe() string {
+	s := ""
+	if t := j.Committing; t != nil {
+		s += fmt.Sprintf("%d commits from block %d on, ", t.ID, t.LogStart)
+	}
+	if t := j.Running; t != nil {
+		s += fmt.Sprintf("%d runs", t.ID)
+	} else {
+		s += "none runs"
+	}
+	return s
+}
+
+// merge makes one transaction of those that were not finished. A block that is in
+// both is the same buffer, or has its newest content in the running one. What is
+// revoked and in the transaction after all is not revoked: a revocation would also
+// apply to its own transaction (fs/jbd2/revoke.c).
+func (j *Journal) merge(log *jbd2.Log, written []addr.Block) (*jbd2.Transaction, error) {
+	content := make(map[addr.Block]Buffer)
+	for _, t := range []*Transaction{j.Committing, j.Running} {
+		if t == nil {
+			continue
+		}
+		for _, b := range t.Buffers {
+			if uint64(b.Block) >= log.FS.Super.Blocks || b.Block < addr.Block(log.FS.Super.FirstDataBlock) || log.Contains(b.Block) {
+				return nil, fmt.Errorf("%w: block %d is not one to be committed", ErrDamaged, b.Block)
+			}
+			content[b.Block] = b
+		}
+	}
+	out := &jbd2.Transaction{Blocks: make([]jbd2.Block, 0, len(content))}
+	for _, b := range content {
+		data := b.Data
+		if b.Trigger {
+			var err error
+			if data, err = fireTrigger(log.FS, b); err != nil {
+				return nil, err
+			}
+		}
+		out.Blocks = append(out.Blocks, jbd2.Block{Home: b.Block, Data: data})
+	}
+	slices.SortFunc(out.Blocks, func(a, b jbd2.Block) int { return cmp.Compare(a.Home, b.Home) })
+	for _, b := range slices.Concat(j.Revoked, written) {
+		if uint64(b) >= log.FS.Super.Blocks {
+			return nil, fmt.Errorf("%w: block %d is revoked", ErrDamaged, b)
+		}
+		if _, there := content[b]; !there {
+			out.Revokes = append(out.Revokes, b)
+		}
+	}
+	slices.Sort(out.Revokes)
+	out.Revokes = slices.Compact(out.Revokes)
+	return out, nil
+}
+
+// writtenRevokes returns the blocks that a committing transaction had revoked in
+// the log already, and no longer in its table (fs/jbd2/revoke.c,
+// jbd2_journal_write_revoke_records). Their blocks of the log are in memory, since
+// they go to the disk through the cache of the device.
+func (j *Journal) writtenRevokes(log *jbd2.Log, dev *pagecache.Device) ([]addr.Block, error) {
+	var out []addr.Block
+	for at := j.Committing.LogStart; at != j.Head; {
+		home, err := log.Where(jbd2.Pos(at))
+		if err != nil {
+			return nil, err
+		}
+		b, err := dev.Meta(home, j.BlockSize)
+		if err != nil {
+			return nil, err
+		}
+		blocks, err := log.Super.Revokes(jbd2.TID(j.Committing.ID), b)
+		if err != nil {
+			return nil, fmt.Errorf("%w: block %d of the log: %w", ErrDamaged, at, err)
+		}
+		out = append(out, blocks...)
+		if at++; at == j.Last {
+			at = j.First
+		}
+	}
+	return out, nil
+}
+
+// fireTrigger returns a block as the file system changes it on its way to the log.
+// ext4 does so with blocks of its orphan file only: it sets their checksum
+// (fs/ext4/orphan.c, ext4_orphan_file_block_trigger).
+func fireTrigger(fs *ext4.FS, b Buffer) ([]byte, error) {
+	if fs.Super.OrphanFile == 0 {
+		return nil, fmt.Errorf("%w: block %d has a commit trigger, and there is no file of orphans", ErrDamaged, b.Block)
+	}
+	inode, err := fs.Inode(fs.Super.OrphanFile)
+	if err != nil {
+		return nil, fmt.Errorf("orphan file: %w", err)
+	}
+	data := slices.Clone(b.Data)
+	if err := fs.Super.SealOrphanBlock(inode, b.Block, data); err != nil {
+		return nil, fmt.Errorf("%w: block %d has a commit trigger: %w", ErrDamaged, b.Block, err)
+	}
+	return data, nil
+}
+
+// finished reports whether a disk has a merged transaction already: as the last one
+// in its log, or all of its blocks in their places. What the superblock says, of the
+// journal and of errors, does not count.
+func finished(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction) (bool, error) {
+	super, _ := log.FS.Super.Place()
+	want := slices.DeleteFunc(slices.Clone(t.Blocks), func(b jbd2.Block) bool { return b.Home == super })
+	read := log.FS.Block
+	if !scan.Empty {
+		if len(scan.Transactions) == 0 {
+			return false, nil
+		}
+		last := scan.Transactions[len(scan.Transactions)-1]
+		there := make(map[addr.Block]jbd2.LoggedBlock, len(last.Blocks))
+		for _, b := range last.Blocks {
+			there[b.Home] = b
+		}
+		if delete(there, super); len(there) != len(want) || !slices.Equal(last.Revokes, t.Revokes) {
+			return false, nil
+		}
+		read = func(b addr.Block) ([]byte, error) {
+			logged, ok := there[b]
+			if !ok {
+				return nil, nil
+			}
+			return log.Read(logged)
+		}
+	}
+	for _, b := range want {
+		data, err := read(b.Home)
+		if err != nil || !bytes.Equal(data, b.Data) {
+			return false, err
+		}
+	}
+	return len(t.Blocks) > 0, nil
+}

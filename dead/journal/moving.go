@@ -1,0 +1,274 @@
+package journal
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/audit"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/jbd2"
+	"understudy.dev/understudy/dead/pagecache"
+)
+
+// ErrMoving says that where a file lies was being changed, and that a part of that may
+// be lost. An extent is split in two steps, and others are moved up in their node before
+// that has its checksum (fs/ext4/extents.c, ext4_split_extent_at,
+// ext4_ext_insert_extent): what was there before, e2fsck cannot tell.
+var ErrMoving = errors.New("where it lies was being changed, and memory does not have all of it")
+
+// Moved is a file of which where it lies was being changed, and a check cannot mend
+// that: these parts of it belong into it after the check, whatever that makes of them.
+// They are whole blocks, ascending, and may reach beyond its end.
+type Moved struct {
+	Inode  *pagecache.Inode
+	Filled []addr.Span // as memory has them
+	Holes  []addr.Span
+	Cut    bool // what lies beyond its end goes
+	// Lost says what else may be lost, of a file system without a journal. With one
+	// the last commit is refused then.
+	Lost error
+}
+
+// trees tells where a file lay, and lies.
+type trees func(addr.Ino) (*audit.Trees, error)
+
+// treesIn are those that a transaction leaves. Nodes that were being written get their
+// checksums in it.
+func treesIn(t *jbd2.Transaction, old io.ReaderAt, changed map[addr.Block][]byte) trees {
+	return func(n addr.Ino) (*audit.Trees, error) {
+		found, err := audit.Tree(old, changed, n)
+		if err != nil {
+			return nil, err
+		}
+		for _, at := range slices.Sorted(maps.Keys(found.Torn)) {
+			if err := replace(t, at, found.Torn[at], changed); err != nil {
+				return nil, err
+			}
+		}
+		return found, nil
+	}
+}
+
+var errTorn = errors.New("a node of its tree was being written")
+
+// treesOn are those that blocks leave which are written to a disk.
+func treesOn(disk io.ReaderAt, changed map[addr.Block][]byte) trees {
+	return func(n addr.Ino) (*audit.Trees, error) {
+		found, err := audit.Tree(disk, changed, n)
+		if err == nil && len(found.Torn) > 0 {
+			return nil, errTorn
+		}
+		return found, err
+	}
+}
+
+// moved wants no file to lose anything by a change of where it lies that had not come
+// to its end. Whoever makes one holds the file's lock, so that it is in memory. What
+// lies where it lay, the change did not touch. What may be lost is an error if strict,
+// and otherwise for the report.
+func (f *finisher) moved(where trees, strict bool) error {
+	for i, err := range f.cache.Moving(f.super) {
+		if refusal := (*pagecache.Refusal)(nil); errors.As(err, &refusal) {
+			continue // who plans the files says so
+		}
+		if err != nil {
+			return fmt.Errorf("files that were being moved: %w", err)
+		}
+		dir := i.Mode&pagecache.ModeType == pagecache.ModeDir
+		if !dir && !i.Regular() || i.Deleted() || i.Ino < firstInode && i.Ino != rootInode {
+			continue
+		}
+		p := place{size: i.Size, block: int64(f.super.BlockSize), dir: dir}
+		if p.size > p.block*math.MaxUint32 {
+			return fmt.Errorf("%w: inode %d has %d bytes", ErrDamaged, i.Ino, i.Size)
+		}
+		if p.trees, err = where(i.Ino); err == nil && !p.trees.Touched {
+			continue
+		}
+		if !dir && i.Flags&unplain == 0 {
+			p.filled, p.zeros = f.known(i)
+		}
+		p.complete = p.trees != nil && p.trees.Blocks*uint64(p.block/512) == i.Sectors
+		m := Moved{Inode: i}
+		if at := p.divide(&m); at < p.size {
+			m.Lost = fmt.Errorf("inode %d: byte %d: %w", i.Ino, at, ErrMoving)
+			if err != nil {
+				m.Lost = fmt.Errorf("%w: %w", m.Lost, err)
+			}
+		}
+		if m.Lost != nil && strict {
+			return m.Lost
+		}
+		if m.Lost != nil || len(m.Filled)+len(m.Holes) > 0 {
+			f.report.Moved = append(f.report.Moved, m)
+		}
+	}
+	return nil
+}
+
+// movedBare is moved for a file system without a journal.
+func (f *finisher) movedBare() error {
+	size := int64(f.super.BlockSize)
+	changed := make(map[addr.Block][]byte)
+	for _, b := range f.data {
+		if b.ino != 0 {
+			continue
+		}
+		view, err := f.mem.View(b.phys, int(b.len))
+		if err != nil {
+			return fmt.Errorf("read memory: %w", err)
+		}
+		for ; int64(len(view)) >= size; view = view[size:] {
+			changed[addr.Block((b.disk+b.len-int64(len(view)))/size)] = view[:size]
+		}
+	}
+	return f.moved(treesOn(f.disk, changed), false)
+}
+
+var errRescued = errors.New("an earlier attempt has committed that")
+
+// movedAgain is moved, and cut, for a rescue whose transaction is on the disk already:
+// how that was before, nobody can tell any more.
+func (f *finisher) movedAgain() error {
+	err := f.moved(func(addr.Ino) (*audit.Trees, error) { return nil, errRescued }, false)
+	if err != nil {
+		return err
+	}
+	for i, err := range f.cache.Inodes(f.super) {
+		if err == nil && i.Writing && cuttable(i) {
+			f.noteCut(i)
+		}
+	}
+	return nil
+}
+
+// known is what of a file does not depend on where it lies: what memory has of it, and
+// where it reads as zeros otherwise.
+func (f *finisher) known(i *pagecache.Inode) (filled, zeros []addr.Span) {
+	for p, err := range f.cache.All(f.super, i) {
+		if err != nil {
+			continue // it is in what is left
+		}
+		if (p.Off|p.End)%int64(f.super.BlockSize) != 0 {
+			return nil, nil
+		}
+		filled = append(filled, p.Span)
+	}
+	zeros, err := f.cache.Zeros(f.super, i)
+	if err != nil {
+		zeros = nil // nothing is known
+	}
+	return filled, zeros
+}
+
+// place is where a file lies.
+type place struct {
+	size, block   int64 // in bytes
+	dir           bool
+	trees         *audit.Trees // nil if what maps it contradicts itself
+	filled, zeros []addr.Span  // of a regular file, ascending
+	// complete says that the trees have as many blocks as memory says that the file has:
+	// what lies nowhere in them has none.
+	complete bool
+}
+
+// divide divides what does not lie where it lay into what is known of it. It returns the
+// first byte of which nothing is known, or the size.
+func (p *place) divide(m *Moved) int64 {
+	lost := p.size
+	for at := int64(0); at < p.size; {
+		filled, zeros := p.blocks(covered(p.filled, at)), p.blocks(covered(p.zeros, at))
+		end := p.kept(at)
+		switch {
+		case end > at:
+		case filled > at:
+			end = filled
+			m.Filled = append(m.Filled, addr.Span{Off: at, End: end})
+		case zeros > at:
+			// A page in it counts for more.
+			end = min(zeros, p.next(p.filled, at))
+			m.Holes = append(m.Holes, addr.Span{Off: at, End: end})
+		default:
+			lost = min(lost, at)
+			end = min(p.next(p.filled, at), p.next(p.zeros, at))
+			if p.trees != nil {
+				end = min(end, p.nextRun(p.trees.New, at))
+			}
+		}
+		at = end
+	}
+	return lost
+}
+
+// blocks cuts a position down to whole blocks.
+func (p *place) blocks(at int64) int64 { return at &^ (p.block - 1) }
+
+// next returns where the first span after a block begins, in whole blocks.
+func (p *place) next(spans []addr.Span, at int64) int64 {
+	n, _ := slices.BinarySearchFunc(spans, at+p.block, func(s addr.Span, at int64) int { return cmp.Compare(s.Off, at) })
+	if n == len(spans) {
+		return p.size
+	}
+	return max(p.blocks(spans[n].Off), at+p.block)
+}
+
+// nextRun is next for runs.
+func (p *place) nextRun(runs []ext4.Run, at int64) int64 {
+	block := uint32(at/p.block) + 1
+	n, _ := slices.BinarySearchFunc(runs, block, func(r ext4.Run, b uint32) int { return cmp.Compare(r.Logical, b) })
+	if n == len(runs) {
+		return p.size
+	}
+	return int64(runs[n].Logical) * p.block
+}
+
+// kept returns up to where a file lies as it should from a byte on, which is the first
+// of a block; 0 if not even there.
+func (p *place) kept(at int64) int64 {
+	if p.trees == nil {
+		return 0
+	}
+	is := p.run(p.trees.New, at)
+	if p.dir { // it has no holes, and its blocks tell whose they are
+		if is.Unwritten {
+			return 0
+		}
+		return at + int64(is.Length)*p.block
+	}
+	was := p.run(p.trees.Old, at)
+	if p.complete && is.Length == 0 && was.Length == 0 {
+		return min(p.nextRun(p.trees.New, at), p.nextRun(p.trees.Old, at))
+	}
+	if is.Physical != was.Physical || is.Unwritten != was.Unwritten {
+		return 0
+	}
+	return at + int64(min(is.Length, was.Length))*p.block
+}
+
+// run returns what of a run lies from a byte on, which is the first of a block; one of
+// no length if that lies in a hole.
+func (p *place) run(runs []ext4.Run, at int64) ext4.Run {
+	block := uint32(at / p.block)
+	n, _ := slices.BinarySearchFunc(runs, block, func(r ext4.Run, b uint32) int {
+		return cmp.Compare(uint64(r.Logical)+uint64(r.Length), uint64(b)+1)
+	})
+	if n == len(runs) || runs[n].Logical > block {
+		return ext4.Run{}
+	}
+	return runs[n].Skip(block - runs[n].Logical)
+}
+
+// covered returns the end of the ascending span that has a byte; 0 if none has.
+func covered(spans []addr.Span, at int64) int64 {
+	n, _ := slices.BinarySearchFunc(spans, at, func(s addr.Span, at int64) int { return cmp.Compare(s.End, at+1) })
+	if n == len(spans) || spans[n].Off > at {
+		return 0
+	}
+	return spans[n].End
+}

@@ -1,0 +1,431 @@
+package journal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/audit"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/jbd2"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/ram"
+)
+
+// Rescue is all that belongs on a disk before anything mounts it: the unsaved
+// blocks of files that have a place already, and the last commit.
+//
+// It may be carried out again, on what was left of an earlier attempt: memory does
+// not change, and the log says how far that came.
+type Rescue struct {
+	// Journal is nil where Lost says why the last commit cannot be written, or the
+	// file system has none.
+	Journal *Journal
+	Lost    error
+	Holders []Holder // who had handles open
+	// Refused is the data of files with a place that did not check out. It is not
+	// lost: whoever mounts the disk writes it into the files.
+	Refused []error
+
+	cache *pagecache.Cache
+	super *pagecache.Superblock
+	dev   *pagecache.Device
+	mem   ram.Memory
+	data  []block
+	whole map[addr.Ino]struct{} // files of which nothing else is unsaved
+}
+
+// block is a piece of a device that is to be written.
+type block struct {
+	ino  addr.Ino // of the file it is of; 0 for metadata
+	disk int64
+	phys addr.Phys
+	len  int64 // to be written
+	used int64 // of it, from memory: the rest is zeros
+}
+
+// Plan reads what belongs on the disk of a file system of the ext family. What
+// memory lacks of the file system's structure is read from the disk. It fails only
+// where nothing at all can be told.
+func Plan(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (*Rescue, error) {
+	dev, err := c.Device(s, disk)
+	if err != nil {
+		return nil, fmt.Errorf("plan rescue of %s: %w", s.ID, err)
+	}
+	r := &Rescue{cache: c, super: s, dev: dev, mem: c.Kernel().Memory(), whole: make(map[addr.Ino]struct{})}
+	r.Journal, err = Of(c, s, dev)
+	switch {
+	case errors.Is(err, ErrNoJournal):
+		r.metadata()
+	case err != nil:
+		r.Journal, r.Lost = nil, err
+		return r, nil
+	}
+	if r.Journal != nil && r.Journal.Updates() > 0 {
+		// It is for the report only.
+		r.Holders, _ = r.Journal.Holders(c)
+	}
+	r.files()
+	return r, nil
+}
+
+// metadata takes what was changed of the device itself: without a journal that is
+// how metadata reaches the disk.
+func (r *Rescue) metadata() {
+	for b, err := range r.dev.Unsaved() {
+		if err != nil {
+			r.Lost = errors.Join(r.Lost, err)
+			continue
+		}
+		r.data = append(r.data, block{disk: b.Disk, phys: b.Phys, len: b.Len, used: b.Len})
+	}
+}
+
+const (
+	// unplain are flags of files whose content in memory is not that on the disk.
+	unplain = pagecache.FlagEncrypted | pagecache.FlagVerity | pagecache.FlagDAX
+	// firstInode is the lowest number that s_first_ino may have (fs/ext4/ext4.h,
+	// EXT4_GOOD_OLD_FIRST_INO): below it are the file system's own.
+	firstInode = 11
+)
+
+// files takes the unsaved blocks of files that have a place. Files without a name
+// get nothing.
+func (r *Rescue) files() {
+	for i, err := range r.cache.Dirty(r.super) {
+		if err != nil || i.Deleted() || !i.HasData() || i.Flags&unplain != 0 || i.Ino < firstInode {
+			continue // who plans the files says so
+		}
+		places := r.dev.Placed(i)
+		r.Refused = append(r.Refused, places.Refused...)
+		for _, b := range places.Blocks {
+			r.data = append(r.data, block{ino: i.Ino, disk: b.Disk, phys: b.Phys, len: b.Len(), used: min(b.Len(), i.Size-b.Off)})
+		}
+		// A file that was being truncated needs its size after a check, too.
+		if places.Whole && !i.Writing {
+			r.whole[i.Ino] = struct{}{}
+		}
+	}
+}
+
+// Report tells what a rescue did.
+type Report struct {
+	Case     Case
+	Sequence uint32 // of the transaction that was written; 0 if there was none
+	Blocks   int    // in it
+	Revoked  int    // likewise
+	Data     int64  // bytes of files, and of metadata where there is no journal
+	Replayed int    // blocks that the replay of the log wrote
+	// Settled are the files of which nothing is left to be written, by number.
+	Settled map[addr.Ino]struct{}
+	// Moved are files of which a check may lose what memory has, settled or not.
+	Moved []Moved
+	// Open is how many operations had not returned. Then the transaction is audited:
+	// Audit is what was looked at, nil if there was none.
+	Open  int
+	Audit *audit.Verdict
+	// Check says why the file system must be checked before it is mounted; empty
+	// if it need not.
+	Check string
+	Steps []Step
+}
+
+// Step is a part of a rescue.
+type Step struct {
+	Name string
+	Took time.Duration
+}
+
+// Finish carries the rescue out, and replays the whole log then. What fails before
+// the transaction is committed leaves the disk as an ordinary crash does; what
+// fails after that, as one whose log has the last commit in it.
+func (r *Rescue) Finish(disk jbd2.Disk) (*Report, error) {
+	f := &finisher{Rescue: r, disk: disk, report: &Report{}}
+	err := r.Lost
+	if err == nil && r.Journal == nil {
+		err = f.plain()
+	} else if err == nil {
+		err = f.journal()
+	}
+	if err != nil {
+		return f.report, fmt.Errorf("finish the last commit of %s: %w", r.super.ID, err)
+	}
+	return f.report, nil
+}
+
+// finisher is a rescue under way.
+type finisher struct {
+	*Rescue
+	disk   jbd2.Disk
+	report *Report
+}
+
+func (f *finisher) step(name string, do func() error) error {
+	begin := time.Now()
+	err := do()
+	f.report.Steps = append(f.report.Steps, Step{name, time.Since(begin)})
+	return err
+}
+
+// plain is for a file system without a journal. Nothing orders what it writes, so
+// a kernel that dies leaves it in need of a check.
+func (f *finisher) plain() error {
+	f.report.Check = "it has no journal"
+	if err := f.step("audit", f.movedBare); err != nil {
+		return err
+	}
+	return f.step("blocks", func() error { return f.write(nil) })
+}
+
+func (f *finisher) journal() error {
+	var log *jbd2.Log
+	var scan *jbd2.Scan
+	var t *jbd2.Transaction
+	var at jbd2.Place
+	err := f.step("scan log", func() (err error) {
+		if log, err = jbd2.Open(f.disk); err != nil {
+			return err
+		}
+		if scan, err = log.Scan(); err != nil {
+			return err
+		}
+		t, at, err = f.transaction(log, scan)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if f.report.Open = f.Journal.Updates(); f.report.Open > 0 {
+		if err := f.step("audit", func() error { return f.audit(t) }); err != nil {
+			return err
+		}
+	}
+	if err := f.step("blocks", func() error { return f.write(logged(scan, t)) }); err != nil {
+		return err
+	}
+	if t != nil {
+		if log, err = f.commit(log, at, t); err != nil {
+			return err
+		}
+	}
+	err = f.step("replay", func() error {
+		stats, err := log.Replay()
+		f.report.Replayed += stats.Blocks
+		return err
+	})
+	if err != nil || !hasInlineData(log.FS) {
+		return err
+	}
+	return f.step("mend", func() error { return f.mend(logged(scan, t)) })
+}
+
+// audit has the transaction proven, and asks for a check if it cannot be: parts of
+// operations that had not returned may be in it.
+func (f *finisher) audit(t *jbd2.Transaction) error {
+	why := fmt.Sprintf("%d operations had not returned", f.report.Open)
+	if f.report.Check = why; t == nil {
+		if f.report.Case != Finished {
+			return nil
+		}
+		return f.movedAgain()
+	}
+	old := jbd2.NewRecording(f.disk)
+	log, err := jbd2.Open(old)
+	if err != nil {
+		return err
+	}
+	if _, err := log.Replay(); err != nil {
+		return err
+	}
+	changed, err := f.changed(t, old)
+	if err != nil {
+		return err
+	}
+	if hasInlineData(log.FS) {
+		if err := f.outgrown(old, log.FS, changed); err != nil {
+			return err
+		}
+	}
+	verdict, err := audit.Check(old, changed)
+	if err != nil {
+		return err
+	}
+	f.report.Audit = &verdict
+	if f.report.Check = ""; verdict.Clean {
+		return nil
+	}
+	f.report.Check = why + ": " + strings.Join(verdict.Reasons, "; ")
+	if err := f.seal(log.FS.Super, t, old, changed); err != nil {
+		return err
+	}
+	if err := f.moved(treesIn(t, old, changed), true); err != nil {
+		return err
+	}
+	if err := f.cut(log.FS.Super, t, old, changed); err != nil {
+		return err
+	}
+	return f.mark(log.FS.Super, t, old, changed)
+}
+
+// mark has the file system say that it is not clean, in case that nobody comes to check
+// it any more. If it said that it has errors, e2fsck would not trust its orphans.
+func (f *finisher) mark(s ext4.Super, t *jbd2.Transaction, old io.ReaderAt, changed map[addr.Block][]byte) error {
+	home, offset := s.Place()
+	b := bytes.Clone(changed[home])
+	if b == nil {
+		b = make([]byte, s.BlockSize)
+		if _, err := old.ReadAt(b, int64(home)*int64(len(b))); err != nil {
+			return fmt.Errorf("read superblock: %w", err)
+		}
+	}
+	super, err := ext4.SetUnclean(b[offset:])
+	if err != nil {
+		return err
+	}
+	copy(b[offset:], super)
+	return replace(t, home, b, changed)
+}
+
+// changed is what the transaction changes, where old is the disk without it: the blocks
+// in it, and those that it revokes, which stay as they are on the disk then, whatever
+// the log has of them.
+func (f *finisher) changed(t *jbd2.Transaction, old io.ReaderAt) (map[addr.Block][]byte, error) {
+	changed := make(map[addr.Block][]byte, len(t.Blocks))
+	for _, b := range t.Blocks {
+		changed[b.Home] = b.Data
+	}
+	size := int64(f.super.BlockSize)
+	recovered := make([]byte, size)
+	for _, b := range t.Revokes {
+		if _, written := changed[b]; written {
+			continue
+		}
+		now := make([]byte, size)
+		if _, err := f.disk.ReadAt(now, int64(b)*size); err != nil {
+			return nil, fmt.Errorf("read revoked block %d: %w", b, err)
+		}
+		if _, err := old.ReadAt(recovered, int64(b)*size); err != nil {
+			return nil, fmt.Errorf("read revoked block %d: %w", b, err)
+		}
+		if !bytes.Equal(now, recovered) {
+			changed[b] = now
+		}
+	}
+	return changed, nil
+}
+
+// seal gives inodes that were being written their checksums. They are as sound as
+// before: what is in them is for the check to judge. But e2fsck gives up at one on the
+// list of orphans whose checksum is wrong (e2fsck/super.c, release_orphan_inode).
+func (f *finisher) seal(s ext4.Super, t *jbd2.Transaction, old io.ReaderAt, changed map[addr.Block][]byte) error {
+	torn, err := audit.Torn(old, changed)
+	if err != nil {
+		return err
+	}
+	for _, slot := range torn {
+		b := bytes.Clone(changed[slot.Block])
+		s.SealInode(slot.Ino, b[slot.Offset:][:s.InodeSize])
+		if err := replace(t, slot.Block, b, changed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replace has a block of a transaction, or one more, be another one.
+func replace(t *jbd2.Transaction, home addr.Block, data []byte, changed map[addr.Block][]byte) error {
+	if slices.Contains(t.Revokes, home) {
+		return fmt.Errorf("%w: block %d of metadata is revoked", ErrDamaged, home)
+	}
+	changed[home] = data
+	for i := range t.Blocks {
+		if t.Blocks[i].Home == home {
+			t.Blocks[i].Data = data
+			return nil
+		}
+	}
+	t.Blocks = append(t.Blocks, jbd2.Block{Home: home, Data: data})
+	return nil
+}
+
+// transaction makes the merged transaction; nil if there is none to be written.
+func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transaction, jbd2.Place, error) {
+	var written []addr.Block
+	var err error
+	if f.Journal.Committing != nil {
+		if written, err = f.Journal.writtenRevokes(log, f.dev); err != nil {
+			return nil, jbd2.Place{}, err
+		}
+	}
+	t, err := f.Journal.merge(log, written)
+	if err != nil {
+		return nil, jbd2.Place{}, err
+	}
+	done, err := finished(log, scan, t)
+	if err != nil {
+		return nil, jbd2.Place{}, err
+	}
+	if done {
+		f.report.Case = Finished
+		return nil, jbd2.Place{}, nil
+	}
+	var at jbd2.Place
+	if f.report.Case, at, err = f.Journal.fit(scan); err != nil {
+		return nil, at, err
+	}
+	if f.report.Case == Nothing || len(t.Blocks)+len(t.Revokes) == 0 {
+		return nil, at, nil
+	}
+	// The log's time does not go back: that is how a recovery tells old blocks.
+	t.Time = time.Now()
+	if n := len(scan.Transactions); n > 0 && scan.Transactions[n-1].Time.After(t.Time) {
+		t.Time = scan.Transactions[n-1].Time
+	}
+	return t, at, nil
+}
+
+// commit appends the transaction to the log. If it does not fit, the log is
+// replayed first, which empties it.
+func (f *finisher) commit(log *jbd2.Log, at jbd2.Place, t *jbd2.Transaction) (*jbd2.Log, error) {
+	var pending *jbd2.Pending
+	err := f.step("append", func() (err error) {
+		pending, err = log.Append(at, t)
+		if !errors.Is(err, jbd2.ErrNoRoom) {
+			return err
+		}
+		stats, err := log.Replay()
+		f.report.Replayed += stats.Blocks
+		if err != nil {
+			return err
+		}
+		pending, err = log.Append(jbd2.Place{Block: log.Super.First, Sequence: stats.Next}, t)
+		return err
+	})
+	if err != nil {
+		return log, err
+	}
+	if err := f.step("commit", pending.Commit); err != nil {
+		return log, err
+	}
+	f.report.Sequence, f.report.Blocks, f.report.Revoked = uint32(pending.Sequence), len(t.Blocks), len(t.Revokes)
+	return log, nil
+}
+
+// logged returns the blocks of which a replay writes a version from the log.
+func logged(scan *jbd2.Scan, t *jbd2.Transaction) map[addr.Block]struct{} {
+	out := make(map[addr.Block]struct{})
+	for _, b := range scan.Newest() {
+		out[b.Home] = struct{}{}
+	}
+	if t != nil {
+		for _, b := range t.Blocks {
+			out[b.Home] = struct{}{}
+		}
+	}
+	return out
+}

@@ -1,0 +1,49 @@
+package kernel_test
+
+import (
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/dead/kernel"
+	"understudy.dev/understudy/dead/ram"
+	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/turns"
+)
+
+// BenchmarkFind finds a kernel: for the first time; when its build is known; and that
+// in a file that has just been opened, of which not a page is mapped yet.
+func BenchmarkFind(b *testing.B) {
+	for _, name := range fixture.Kernels {
+		b.Run(name, func(b *testing.B) {
+			spec := fixture.Everything(name)
+			mem, path := openImage(b, spec), fixture.Get(b, spec).RAM
+			known := kernel.KeepIn(b.TempDir())
+			find := func(mem ram.Memory, options ...kernel.Option) error {
+				k, err := kernel.Find(mem, options...)
+				if err != nil {
+					return err
+				}
+				return k.Keep()
+			}
+			if err := find(mem, known); err != nil {
+				b.Fatal(err)
+			}
+			turns.Run(b,
+				turns.Time(b, "cold", func() error { return find(mem) }),
+				turns.Time(b, "known", func() error { return find(mem, known) }),
+				turns.Way{Name: "opened", Do: func() time.Duration {
+					start := time.Now()
+					fresh, err := ram.OpenFile(path)
+					if err != nil {
+						b.Fatal(err)
+					}
+					defer fresh.Close()
+					if err := find(fresh, known); err != nil {
+						b.Fatal(err)
+					}
+					return time.Since(start)
+				}},
+			)
+		})
+	}
+}

@@ -1,0 +1,118 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ram"
+)
+
+// maxCandidates bounds how many notes are looked into. One is right; a rebooted
+// or a nested machine leaves a few more.
+const maxCandidates = 64
+
+// Option is how Find is to work.
+type Option func(*finder)
+
+// KeepIn has Find use what Keep wrote to this directory about other boots of the
+// same build.
+func KeepIn(dir string) Option { return func(f *finder) { f.keep = dir } }
+
+// finder is one search for a kernel.
+type finder struct {
+	mem  ram.Memory
+	keep string // directory of memos; empty: none are kept
+}
+
+// Find finds the kernel in a machine's memory by its VMCOREINFO note: the one that
+// the memory's file brings along, or else one in memory. It is verified against what
+// the note says. Of several verified kernels it is the newest that died.
+func Find(mem ram.Memory, options ...Option) (*Kernel, error) {
+	f := &finder{mem: mem}
+	for _, option := range options {
+		option(f)
+	}
+	k, broughtErr := f.brought()
+	if broughtErr == nil {
+		return k, nil
+	}
+	places := scan(mem, notesOnPages)
+	if len(places) == 0 {
+		places = scan(mem, notesAnywhere)
+	}
+	var found []*Kernel
+	var errs []error
+	for _, pa := range places[:min(len(places), maxCandidates)] {
+		k, err := f.at(pa)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("note at %v: %w", pa, err))
+			continue
+		}
+		found = append(found, k)
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		if !errors.Is(broughtErr, errNoNote) {
+			errs = append(errs, broughtErr)
+		}
+		return nil, fmt.Errorf("find kernel: %w", errors.Join(append([]error{ErrNoKernel}, errs...)...))
+	default:
+		return newest(found)
+	}
+}
+
+var errNoNote = errors.New("the file has no note")
+
+// brought opens the kernel that the memory's file tells of, which saves looking
+// through all memory, and decoding it where it is compressed.
+func (f *finder) brought() (*Kernel, error) {
+	noted, ok := f.mem.(ram.Noted)
+	if !ok {
+		return nil, errNoNote
+	}
+	text, ok := noted.VMCoreInfo()
+	if !ok {
+		return nil, errNoNote
+	}
+	n, err := parseNote(text)
+	if err != nil {
+		return nil, fmt.Errorf("note of the file: %w", err)
+	}
+	k, err := f.open(n, 0)
+	if err == nil && k.dumps() {
+		err = errors.New("it is of a kernel that was there to dump another")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("note of the file: %w", err)
+	}
+	return k, nil
+}
+
+// at opens the kernel of the note at pa.
+func (f *finder) at(pa addr.Phys) (*Kernel, error) {
+	n, err := readNote(f.mem, pa)
+	if err != nil {
+		return nil, err
+	}
+	return f.open(n, pa)
+}
+
+// readNote reads and parses the note at pa.
+func readNote(mem ram.Memory, pa addr.Phys) (*note, error) {
+	head, err := mem.View(pa, noteTextOffset)
+	if err != nil {
+		return nil, err
+	}
+	size, ok := noteTextSize(head)
+	if !ok {
+		return nil, errors.New("it is not a note")
+	}
+	text, err := mem.View(pa+noteTextOffset, size)
+	if err != nil {
+		return nil, err
+	}
+	return parseNote(text)
+}

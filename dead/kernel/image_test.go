@@ -1,0 +1,98 @@
+package kernel_test
+
+import (
+	"errors"
+	"maps"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/dead/kernel"
+	"understudy.dev/understudy/dead/ram"
+	"understudy.dev/understudy/internal/lab/fixture"
+)
+
+func openImage(t testing.TB, spec fixture.Spec) ram.Memory {
+	t.Helper()
+	mem, err := ram.OpenFile(fixture.Get(t, spec).RAM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { mem.Close() })
+	return mem
+}
+
+// images are the crashes that are common to all packages, and one of each kernel.
+func images() map[string]fixture.Spec {
+	all := maps.Clone(fixture.Common)
+	for _, name := range fixture.Kernels {
+		all[name] = fixture.Everything(name)
+	}
+	return all
+}
+
+func TestFindInImage(t *testing.T) {
+	for name, spec := range images() {
+		t.Run(name, func(t *testing.T) {
+			image := fixture.Get(t, spec)
+			mem := openImage(t, spec)
+			start := time.Now()
+			k, err := kernel.Find(mem)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("found %s, offset %#x, in %v", k.Release, k.Offset, time.Since(start))
+			t.Log(k.Banner)
+			if k.Release != image.Release || !strings.HasPrefix(k.Banner, "Linux version "+image.Release+" ") {
+				t.Errorf("found %q, %q instead of %q", k.Release, k.Banner, image.Release)
+			}
+			if err := k.StillThere(); err != nil {
+				t.Error(err)
+			}
+			checkPanic(t, k)
+			checkModule(t, k)
+		})
+	}
+}
+
+func checkPanic(t *testing.T, k *kernel.Kernel) {
+	t.Helper()
+	if cpu, panicked, err := k.PanicCPU(); err != nil || !panicked || cpu > 1 {
+		t.Errorf("panic CPU %d, %v, %v", cpu, panicked, err)
+	}
+	if why, err := k.PanicMessage(); why != "sysrq triggered crash" || err != nil {
+		t.Errorf("panic message %q, %v", why, err)
+	}
+	var last []string
+	for r, err := range k.Log() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = append(last, r.Text)
+	}
+	if n := len(last); n < 100 || !strings.HasPrefix(last[n-1], "---[ end Kernel panic") || !strings.HasPrefix(last[0], "Linux version") {
+		t.Errorf("log of %d records ends with %q", n, last[max(0, n-3):])
+	}
+}
+
+// checkModule wants a module's structure, with a member of a type of the image.
+func checkModule(t *testing.T, k *kernel.Kernel) {
+	t.Helper()
+	if _, err := k.Module("absent"); !errors.Is(err, kernel.ErrNotFound) {
+		t.Errorf("absent module: %v", err)
+	}
+	types, err := k.Module("virtio_blk")
+	if strings.HasPrefix(k.Release, "5.10.") { // before 5.11 modules have no types
+		if !errors.Is(err, kernel.ErrNotFound) {
+			t.Errorf("types of virtio_blk: %v", err)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := types.Layout("virtio_blk")
+	if f := l.Field("vdev_mutex.owner", 8); l.Err() != nil || !f.Present() {
+		t.Errorf("virtio_blk.vdev_mutex.owner: %v, %v", f, l.Err())
+	}
+}

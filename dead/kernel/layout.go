@@ -1,0 +1,139 @@
+package kernel
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// Field is the place of a member within a structure, in bytes.
+type Field struct {
+	Off, Size int
+}
+
+// Present reports whether the kernel has this member.
+func (f Field) Present() bool { return f.Size > 0 }
+
+// Uint decodes the member from the bytes of its structure, which must be all of
+// them.
+func (f Field) Uint(b []byte) uint64 {
+	return littleEndian(b[f.Off : f.Off+f.Size])
+}
+
+// Pointer decodes the member as an address.
+func (f Field) Pointer(b []byte) addr.Virt { return addr.Virt(f.Uint(b)) }
+
+// Bytes returns the member's own bytes.
+func (f Field) Bytes(b []byte) []byte { return b[f.Off : f.Off+f.Size] }
+
+// String decodes the member as characters that end in a zero byte or with the
+// member.
+func (f Field) String(b []byte) string {
+	s := f.Bytes(b)
+	if i := bytes.IndexByte(s, 0); i >= 0 {
+		s = s[:i]
+	}
+	return string(s)
+}
+
+// In returns the address of the member of the structure at va.
+func (f Field) In(va addr.Virt) addr.Virt { return va + addr.Virt(f.Off) }
+
+// Layout looks up members of one structure and collects what goes wrong, so that
+// a table of fields reads as one.
+type Layout struct {
+	// Size is that of the structure, in bytes.
+	Size int
+
+	name  string
+	types *Types // nil if it is told, or not there
+	told  map[string]Field
+	errs  []error
+}
+
+// ToldLayout returns a layout that the kernel at hand does not tell of itself: of
+// a structure of a module of a kernel before 5.11, which keeps no types of
+// modules. Members are by path, as for Field.
+func ToldLayout(name string, size int, members map[string]Field) *Layout {
+	return &Layout{Size: size, name: name, told: members}
+}
+
+// maxStruct bounds the structures that are read whole, in bytes. The largest of
+// interest, ext4_sb_info, has 3 KiB.
+const maxStruct = 64 << 10
+
+// Has reports whether the structure has a member at this path.
+func (l *Layout) Has(path string) bool {
+	_, err := l.find(path)
+	return err == nil
+}
+
+// Field returns the member at a path such as "i_data.i_pages.xa_head"; members
+// of anonymous structures and unions are found by their own name. If sizes are
+// given, the member must have one of them, in bytes.
+func (l *Layout) Field(path string, sizes ...int) Field {
+	if l.types == nil && l.told == nil {
+		return Field{}
+	}
+	f, err := l.find(path)
+	if err != nil {
+		l.errs = append(l.errs, err)
+		return Field{}
+	}
+	for _, size := range sizes {
+		if f.Size == size {
+			return f
+		}
+	}
+	if len(sizes) > 0 {
+		l.errs = append(l.errs, fmt.Errorf("struct %s: %s has %d bytes, not %v", l.name, path, f.Size, sizes))
+		return Field{}
+	}
+	return f
+}
+
+// Optional is Field for a member that not every kernel has; it is not Present
+// where it is missing.
+func (l *Layout) Optional(path string, sizes ...int) Field {
+	if !l.Has(path) {
+		return Field{}
+	}
+	return l.Field(path, sizes...)
+}
+
+// First is Field for a member that goes by several names, depending on the
+// kernel; the first that exists counts.
+func (l *Layout) First(paths []string, sizes ...int) Field {
+	for _, path := range paths {
+		if l.Has(path) {
+			return l.Field(path, sizes...)
+		}
+	}
+	return l.Field(paths[0], sizes...)
+}
+
+// Err returns everything that was missing.
+func (l *Layout) Err() error { return errors.Join(l.errs...) }
+
+func (l *Layout) find(path string) (Field, error) {
+	found := l.told[path]
+	if l.types != nil {
+		question := "field " + l.name + " " + path
+		answer, err := l.types.book.ask(question, func() ([]uint64, error) { return l.types.field(l.name, path) })
+		if err != nil {
+			return Field{}, fmt.Errorf("struct %s: %s: %w", l.name, path, err)
+		}
+		if len(answer) == 2 {
+			found = Field{Off: int(answer[0]), Size: int(answer[1])}
+		}
+	}
+	switch {
+	case !found.Present():
+		return Field{}, fmt.Errorf("struct %s: member %s: %w", l.name, path, ErrNotFound)
+	case found.Off < 0 || found.Off > l.Size || found.Size > l.Size-found.Off:
+		return Field{}, fmt.Errorf("struct %s: %s lies outside of it", l.name, path)
+	}
+	return found, nil
+}

@@ -1,0 +1,73 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// newest picks, of several kernels that all check out, the one that lives or
+// lived last: a machine that was reset, or changed kernels by kexec, may still
+// hold the old image untouched. A kernel that was there to dump another does not
+// count.
+func newest(kernels []*Kernel) (*Kernel, error) {
+	if others := slices.DeleteFunc(slices.Clone(kernels), (*Kernel).dumps); len(others) > 0 {
+		kernels = others
+	}
+	var best *Kernel
+	var bestTime uint64
+	tie := false
+	for _, k := range kernels {
+		t, err := k.wallClock()
+		if err != nil {
+			return nil, fmt.Errorf("find kernel: %w: %d kernels: %w", ErrAmbiguous, len(kernels), err)
+		}
+		switch {
+		case best == nil || t > bestTime:
+			best, bestTime, tie = k, t, false
+		case t == bestTime:
+			tie = true
+		}
+	}
+	if tie {
+		return nil, fmt.Errorf("find kernel: %w: %d kernels of the same age", ErrAmbiguous, len(kernels))
+	}
+	return best, nil
+}
+
+// dumps reports whether the kernel was started by the crash of another, to dump
+// it: it was told where the other's ELF header is (kernel/crash_dump.c,
+// elfcorehdr_addr; include/linux/crash_dump.h, is_kdump_kernel).
+func (k *Kernel) dumps() bool {
+	at, err := k.Symbol("elfcorehdr_addr")
+	if err != nil {
+		return false
+	}
+	header, err := k.U64(at)
+	return err == nil && header != ^uint64(0) // ELFCORE_ADDR_MAX
+}
+
+// wallClock returns the kernel's idea of the time, in seconds since 1970.
+func (k *Kernel) wallClock() (uint64, error) {
+	l := k.types.Layout("timekeeper")
+	field := l.Field("xtime_sec", 8)
+	if err := l.Err(); err != nil {
+		return 0, err
+	}
+	core, err := k.Symbol("tk_core")
+	if errors.Is(err, ErrNotFound) { // one of several in 7.2, of which it is the first
+		core, err = k.Symbol("timekeeper_data")
+	}
+	if err != nil {
+		return 0, err
+	}
+	// An anonymous structure of a sequence counter of 4 bytes and a timekeeper,
+	// aligned to 8, up to 6.12; later of type tk_data.
+	off := 8
+	if d := k.types.Layout("tk_data"); d.Err() == nil {
+		off = d.Field("timekeeper").Off
+	}
+	return k.U64(field.In(core) + addr.Virt(off))
+}

@@ -1,0 +1,319 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf/btf"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ram"
+)
+
+func TestParseNote(t *testing.T) {
+	const good = "OSRELEASE=6.1.0\nSYMBOL(x)=ffffffff81000000\nOFFSET(a.b)=16\nNUMBER(phys_base)=-42\n"
+	n, err := parseNote([]byte(good + "CRASHTIME=17\n\x00\x00"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if va, err := n.symbol("x"); va != 0xffffffff81000000 || err != nil {
+		t.Errorf("symbol: %v, %v", va, err)
+	}
+	if v, err := n.number("phys_base"); v != -42 || err != nil {
+		t.Errorf("number: %v, %v", v, err)
+	}
+	if v, err := n.offset("a.b"); v != 16 || err != nil {
+		t.Errorf("offset: %v, %v", v, err)
+	}
+	if n.text != good {
+		t.Errorf("text is %q", n.text)
+	}
+	if _, err := n.symbol("y"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("absent symbol: %v", err)
+	}
+	for name, bad := range map[string]string{
+		"no release":         "NUMBER(phys_base)=1\n",
+		"no phys_base":       "OSRELEASE=6.1.0\n",
+		"a format string":    "OSRELEASE=%s\n\x01NUMBER(phys_base)=%ld\n",
+		"a line without '='": good + "huh\n",
+		"a line twice":       good + good,
+	} {
+		if _, err := parseNote([]byte(bad)); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// FuzzNote: what is accepted has a release, and its text is what was parsed.
+func FuzzNote(f *testing.F) {
+	f.Add([]byte("OSRELEASE=6.1.0\nNUMBER(phys_base)=1\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		noteTextSize(b)
+		n, err := parseNote(b)
+		if err != nil {
+			return
+		}
+		if n.values["OSRELEASE"] == "" || !strings.HasPrefix(string(b), n.text) {
+			t.Errorf("accepted %q", b)
+		}
+		again, err := parseNote([]byte(n.text))
+		if err != nil || len(again.values) != len(n.values) {
+			t.Errorf("%q parses differently again: %v", n.text, err)
+		}
+	})
+}
+
+// letters are tokens of one letter each.
+func letters() (table, index []byte) {
+	for i := range tokenCount {
+		index = binary.LittleEndian.AppendUint16(index, uint16(len(table)))
+		if i > 0 {
+			table = append(table, byte(i))
+		}
+		table = append(table, 0)
+	}
+	return table, index
+}
+
+func TestSymbolTable(t *testing.T) {
+	table, index := letters()
+	long := strings.Repeat("x", 300)
+	names := append([]byte("\x06T_stext\x04tabc\x04dabc"), 0x80|301&0x7f, 301>>7, 't')
+	names[0] = 7
+	names = append(names, long...)
+	le := binary.LittleEndian
+	const base addr.Virt = 0xffffffff81000000
+	for name, tc := range map[string]struct {
+		offsets []uint32
+		base    addr.Virt
+		at      addr.Virt
+	}{
+		"absolute per-CPU": {[]uint32{^uint32(0x10), 0x5000, ^uint32(0x20), ^uint32(0x30)}, base, 0xffffffff82000000},
+		"from base":        {[]uint32{0x10, 0x5000, 0x20, 0x30}, base, 0xffffffff82000000},
+		"from itself":      {[]uint32{0x10, 0x5000, 0x18, 0x24}, 0, base},
+	} {
+		var offsets []byte
+		for _, o := range tc.offsets {
+			offsets = le.AppendUint32(offsets, o)
+		}
+		s, err := newSymbolTable(symbolBytes{count: 4, names: names, tokenTable: table, tokenIndex: index, offsets: offsets}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := base + 0x10
+		if err := s.settle(tc.base, tc.at, map[string]addr.Virt{"_stext": want}); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if got := s.lookup("_stext"); len(got) != 1 || got[0] != want {
+			t.Errorf("%s: _stext at %v", name, got)
+		}
+		if got := s.lookup("abc"); len(got) != 2 {
+			t.Errorf("%s: abc at %v", name, got)
+		}
+		if got := s.lookup(long); len(got) != 1 || got[0] != base+0x30 {
+			t.Errorf("%s: the long name at %v", name, got)
+		}
+		if err := s.settle(tc.base, tc.at, map[string]addr.Virt{"_stext": want + 1}); err == nil {
+			t.Errorf("%s: settled on a wrong address", name)
+		}
+	}
+}
+
+// FuzzSymbolTable: every symbol of an accepted table can be found by its name.
+func FuzzSymbolTable(f *testing.F) {
+	table, index := letters()
+	f.Add([]byte("\x04Tabc\x03Tde"), table, index, uint16(2))
+	f.Fuzz(func(t *testing.T, names, table, index []byte, count uint16) {
+		s, err := newSymbolTable(symbolBytes{
+			count: int(count), names: names, tokenTable: table, tokenIndex: index,
+			offsets: make([]byte, 4*int(count)),
+		}, nil)
+		if err != nil {
+			return
+		}
+		x, err := s.index()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range min(len(x.place), 50) {
+			name, _, err := s.expand(int(x.place[i]), nil)
+			if err != nil || len(s.lookup(string(name))) == 0 {
+				t.Errorf("symbol %d %q is not found: %v", i, name, err)
+			}
+		}
+	})
+}
+
+// flat is memory from address 0 on.
+type flat []byte
+
+func (f flat) View(pa addr.Phys, n int) ([]byte, error) {
+	if n < 0 || uint64(pa) > uint64(len(f)) || uint64(n) > uint64(len(f))-uint64(pa) {
+		return nil, &ram.Fault{Addr: pa, Len: n}
+	}
+	return f[pa : pa+addr.Phys(n)], nil
+}
+func (f flat) Ranges() []addr.PhysRange { return []addr.PhysRange{{End: addr.Phys(len(f))}} }
+func (f flat) Close() error             { return nil }
+
+// tables builds page tables: entries are put at the slot that maps va.
+func tables(levels int, va addr.Virt, entries ...uint64) flat {
+	mem := make(flat, len(entries)*addr.PageSize)
+	for i, e := range entries {
+		shift := 12 + 9*(levels-1-i)
+		slot := uint64(va) >> shift & 511
+		binary.LittleEndian.PutUint64(mem[i*addr.PageSize+int(slot)*8:], e)
+	}
+	return mem
+}
+
+func TestWalk(t *testing.T) {
+	const va addr.Virt = 0xffff_a234_5678_9abc
+	const nx, sme = 1 << 63, 1 << 47
+	for name, tc := range map[string]struct {
+		levels  int
+		entries []uint64
+		sme     uint64
+		want    addr.Phys // 0: an error
+		size    uint64
+	}{
+		"four levels":         {4, []uint64{0x1003, 0x2003, 0x3003, nx | 0x7_7000 | 3}, 0, 0x7_7abc, 1 << 12},
+		"five levels":         {5, []uint64{0x1003, 0x2003, 0x3003, 0x4003, 0x7_7003}, 0, 0x7_7abc, 1 << 12},
+		"a page of 2 MiB":     {4, []uint64{0x1003, 0x2003, 0x4020_1083}, 0, 0x4020_0000 + addr.Phys(va&0x1f_ffff), 1 << 21},
+		"a page of 1 GiB":     {4, []uint64{0x1003, 0x8000_0083}, 0, 0x8000_0000 + addr.Phys(va&0x3fff_ffff), 1 << 30},
+		"encrypted memory":    {4, []uint64{sme | 0x1003, sme | 0x2003, sme | 0x3003, sme | 0x7_7003}, sme, 0x7_7abc, 1 << 12},
+		"not present":         {4, []uint64{0x1003, 0x2003, 0x3003, 0x7_7002}, 0, 0, 0},
+		"a table out of RAM":  {4, []uint64{0x1003, 0x2003, 0x9999_9003}, 0, 0, 0},
+		"large in a top slot": {4, []uint64{0x1083, 0x2002}, 0, 0, 0},
+	} {
+		p := &paging{mem: tables(tc.levels, va, tc.entries...), levels: tc.levels, sme: tc.sme}
+		for range 2 { // the second time from the cache
+			pa, room, err := p.translate(va)
+			if tc.want == 0 {
+				if err == nil {
+					t.Errorf("%s: %v", name, pa)
+				}
+				continue
+			}
+			if err != nil || pa != tc.want || room != tc.size-uint64(va)&(tc.size-1) {
+				t.Errorf("%s: %v with %d bytes, %v; want %v", name, pa, room, err, tc.want)
+			}
+		}
+	}
+	p := &paging{mem: flat{}, levels: 4}
+	var unmapped *Unmapped
+	if _, _, err := p.translate(0x1234_0000_0000_0000); !errors.As(err, &unmapped) || unmapped.Level != 0 {
+		t.Errorf("an address that is not canonical: %v", err)
+	}
+}
+
+// FuzzWalk: a translation stays within its page, keeps the offset in it, and is
+// the same from the cache.
+func FuzzWalk(f *testing.F) {
+	f.Add([]byte(tables(4, 0, 0x1003, 0x2003, 0x3003, 0x77003)), uint64(0), true)
+	f.Fuzz(func(t *testing.T, mem []byte, va uint64, five bool) {
+		p := &paging{mem: flat(mem), levels: 4}
+		if five {
+			p.levels = 5
+		}
+		pa, room, err := p.translate(addr.Virt(va))
+		again, room2, err2 := p.translate(addr.Virt(va))
+		if (err == nil) != (err2 == nil) || pa != again || room != room2 {
+			t.Errorf("%v, %d, %v; from the cache %v, %d, %v", pa, room, err, again, room2, err2)
+		}
+		if err == nil && (uint64(pa)&0xfff != va&0xfff || room == 0 || room > 1<<30) {
+			t.Errorf("%#x translates to %v with %d bytes", va, pa, room)
+		}
+	})
+}
+
+// FuzzBTF: types that are accepted, by themselves or as a module's, can be asked,
+// and fields lie within their structure.
+func FuzzBTF(f *testing.F) {
+	u32 := &btf.Int{Name: "u32", Size: 4}
+	inner := &btf.Union{Size: 8, Members: []btf.Member{{Name: "b", Type: &btf.Array{Index: u32, Type: u32, Nelems: 2}}}}
+	outer := &btf.Struct{Name: "outer", Size: 16, Members: []btf.Member{
+		{Name: "a", Type: &btf.Typedef{Name: "t", Type: &btf.Const{Type: u32}}},
+		{Type: inner, Offset: 64},
+	}}
+	outer.Members = append(outer.Members, btf.Member{Name: "next", Type: &btf.Pointer{Target: outer}})
+	builder, err := btf.NewBuilder([]btf.Type{outer, &btf.Enum{Name: "e", Size: 4, Values: []btf.EnumValue{{Name: "X", Value: 1}}}}, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	good, err := builder.Marshal(nil, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	base, err := newTypes(good, nil, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good, "outer", "b")
+	f.Add(good, "e", "X")
+	f.Fuzz(func(t *testing.T, raw []byte, name, path string) {
+		whole, err := newTypes(raw, nil, nil)
+		if err == nil {
+			askTypes(t, whole, name, path)
+		}
+		split, err := newTypes(raw, base, nil)
+		if err == nil {
+			askTypes(t, split, name, path)
+		}
+	})
+}
+
+func askTypes(t *testing.T, types *Types, name, path string) {
+	t.Helper()
+	l := types.Layout(name)
+	field := l.Field(path)
+	if l.Err() == nil && (field.Off < 0 || field.Size <= 0 || field.Off+field.Size > l.Size) {
+		t.Errorf("%s.%s is %v of %d bytes", name, path, field, l.Size)
+	}
+	types.Enum(name, path)
+}
+
+// TestDeepTypes: the decoder recurses along references. Of pointers there may be
+// any number in a row, of types within types only a few.
+func TestDeepTypes(t *testing.T) {
+	chain := func(kind uint32, n int) []byte {
+		le := binary.LittleEndian
+		var types []byte
+		for i := range n {
+			types = le.AppendUint32(types, 0)
+			types = le.AppendUint32(types, kind<<24)
+			types = le.AppendUint32(types, uint32(i+2))
+		}
+		// The last one is a structure whose member is of the first type.
+		types = le.AppendUint32(types, 1)
+		types = le.AppendUint32(types, kindStruct<<24|1)
+		types = le.AppendUint32(types, 8)
+		for _, v := range []uint32{1, 1, 0} {
+			types = le.AppendUint32(types, v)
+		}
+		strs := "\x00s\x00"
+		head := []byte{0x9f, 0xeb, 1, 0}
+		for _, v := range []int{24, 0, len(types), len(types), len(strs)} {
+			head = le.AppendUint32(head, uint32(v))
+		}
+		return append(append(head, types...), strs...)
+	}
+	types, err := newTypes(chain(kindPointer, 500_000), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f := types.Layout("s").Field("s"); f.Size != 8 {
+		t.Errorf("%v", f)
+	}
+	if _, err := newTypes(chain(kindPointer, maxTypes+2), nil, nil); err == nil {
+		t.Error("too many types were accepted")
+	}
+	for _, n := range []int{1, 100, 500_000} {
+		if _, err := newTypes(chain(kindConst, n), nil, nil); err == nil {
+			t.Errorf("a structure that contains itself over %d types was accepted", n)
+		}
+	}
+}

@@ -1,0 +1,160 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// symbolPlaces are where the parts of the symbol table lie.
+type symbolPlaces struct {
+	count, names, tokenTable, tokenIndex, offsets addr.Virt
+	relativeBase                                  addr.Virt // 0 if there is none
+}
+
+// all are the places, in an order that does not change.
+func (p *symbolPlaces) all() []*addr.Virt {
+	return []*addr.Virt{&p.count, &p.names, &p.tokenTable, &p.tokenIndex, &p.offsets, &p.relativeBase}
+}
+
+// loadSymbols reads the symbol table. Its parts are in the note since 6.0
+// (commit 5fd8fea935a1), and are searched for where they are not.
+func (k *Kernel) loadSymbols() error {
+	places, err := k.symbolPlacesInNote()
+	if !errors.Is(err, ErrNotFound) {
+		if err != nil {
+			return err
+		}
+		return k.symbolsAt(places)
+	}
+	start, err := k.note.symbol("_stext")
+	if err != nil {
+		return err
+	}
+	// Where they were in another boot, they are likely to be in this one.
+	if places, ok := k.memo.placesFrom(start); ok && k.symbolsAt(places) == nil {
+		return nil
+	}
+	if places, err = k.searchSymbols(start); err != nil {
+		return err
+	}
+	k.memo.keepPlaces(places, start)
+	return k.symbolsAt(places)
+}
+
+// placesFrom returns the places that were kept, for an image that starts there.
+func (m *memo) placesFrom(start addr.Virt) (p symbolPlaces, ok bool) {
+	all := p.all()
+	if len(m.known.Places) != len(all) {
+		return p, false
+	}
+	for i, a := range all {
+		*a = addr.Virt(m.known.Places[i])
+	}
+	return p.moved(start), true
+}
+
+func (m *memo) keepPlaces(p symbolPlaces, start addr.Virt) {
+	p = p.moved(-start)
+	m.known.Places = nil
+	for _, a := range p.all() {
+		m.known.Places = append(m.known.Places, uint64(*a))
+	}
+}
+
+// symbolsAt reads the symbol table whose parts are at these places.
+func (k *Kernel) symbolsAt(places symbolPlaces) error {
+	raw, err := k.readSymbolParts(places)
+	if err != nil {
+		return err
+	}
+	symbols, err := newSymbolTable(raw, k.memo)
+	if err != nil {
+		return err
+	}
+	var base addr.Virt
+	if places.relativeBase != 0 {
+		v, err := k.U64(places.relativeBase)
+		if err != nil {
+			return err
+		}
+		base = addr.Virt(v)
+	}
+	if err := symbols.settle(base, places.offsets, k.knownSymbols()); err != nil {
+		return err
+	}
+	k.symbols = symbols
+	return nil
+}
+
+func (k *Kernel) symbolPlacesInNote() (symbolPlaces, error) {
+	var p symbolPlaces
+	for _, part := range []struct {
+		name string
+		into *addr.Virt
+	}{
+		{"kallsyms_num_syms", &p.count},
+		{"kallsyms_names", &p.names},
+		{"kallsyms_token_table", &p.tokenTable},
+		{"kallsyms_token_index", &p.tokenIndex},
+		{"kallsyms_offsets", &p.offsets},
+	} {
+		va, err := k.note.symbol(part.name)
+		if err != nil {
+			return p, err
+		}
+		*part.into = va
+	}
+	// Gone where offsets are relative to themselves (7.2).
+	if va, err := k.note.symbol("kallsyms_relative_base"); err == nil {
+		p.relativeBase = va
+	}
+	return p, nil
+}
+
+// readSymbolParts reads the parts of the symbol table.
+func (k *Kernel) readSymbolParts(p symbolPlaces) (symbolBytes, error) {
+	var raw symbolBytes
+	count, err := k.U32(p.count)
+	if err != nil {
+		return raw, fmt.Errorf("read number of symbols: %w", err)
+	}
+	if count == 0 || count > maxSymbols {
+		return raw, fmt.Errorf("%d symbols", count)
+	}
+	raw.count = int(count)
+	// In every layout the names come before the tokens, and little else lies
+	// in between (scripts/kallsyms.c, write_src).
+	if p.tokenTable <= p.names || p.tokenTable-p.names > maxNamesSize {
+		return raw, fmt.Errorf("names at %v, tokens at %v", p.names, p.tokenTable)
+	}
+	for _, part := range []struct {
+		at   addr.Virt
+		n    int
+		into *[]byte
+	}{
+		{p.names, int(p.tokenTable - p.names), &raw.names},
+		{p.tokenTable, 16 << 10, &raw.tokenTable}, // real ones have 1 KiB
+		{p.tokenIndex, 2 * tokenCount, &raw.tokenIndex},
+		{p.offsets, 4 * raw.count, &raw.offsets},
+	} {
+		if *part.into, err = k.Bytes(part.at, part.n); err != nil {
+			return raw, fmt.Errorf("read symbol table: %w", err)
+		}
+	}
+	return raw, nil
+}
+
+// knownSymbols are those whose addresses the note tells under the name they have
+// in the symbol table. Other SYMBOL lines are values of pointers or members of
+// arrays (kernel/crash_core.c, VMCOREINFO_SYMBOL_ARRAY, node_online_map).
+func (k *Kernel) knownSymbols() map[string]addr.Virt {
+	known := make(map[string]addr.Virt)
+	for _, name := range []string{"_stext", "init_uts_ns", "init_top_pgt"} {
+		if va, err := k.note.symbol(name); err == nil {
+			known[name] = va
+		}
+	}
+	return known
+}

@@ -1,0 +1,181 @@
+package pagecache
+
+import (
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// Btrfs is what the kernel's btrfs has in memory about one mounted file system.
+type Btrfs struct {
+	// Committed is the transaction that the disk has: the last whose superblock
+	// the kernel knew to be written (last_trans_committed).
+	Committed uint64
+	// Super are the bytes of the superblock that was written last, or was about to
+	// be (super_for_commit).
+	Super []byte
+
+	c      *Cache
+	s      *Superblock
+	layout *btrfsLayout
+	single bool // one transaction is not committed, and not one that is ending besides
+}
+
+// BtrfsSuperSize is the size of a superblock, in bytes (BTRFS_SUPER_INFO_SIZE,
+// fs/btrfs/fs.h).
+const BtrfsSuperSize = 4096
+
+// btrfsLayout is what is read of the structures of btrfs (fs/btrfs/fs.h,
+// btrfs_inode.h, ctree.h, extent_map.h, and fs/btrfs/ordered-data.h).
+type btrfsLayout struct {
+	infoSize                                int
+	super, generation, committed, forCommit kernel.Field
+	inodeSize                               int
+	inode, root, lastTrans, loggedTrans     kernel.Field
+	ordered, modified, flags, logging       kernel.Field
+	blocks, bytes                           kernel.Field
+	fullSync                                uint64 // number of the bit in flags
+	extentSize                              int
+	extentList, extentGeneration            kernel.Field
+	rootSize                                int
+	rootInfo, rootID                        kernel.Field
+}
+
+func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
+	b := &btrfsLayout{}
+	f := layoutIn(k, "btrfs_fs_info", "btrfs")
+	b.infoSize = f.Size
+	b.super, b.generation = f.Field("sb", 8), f.Field("generation", 8)
+	b.committed, b.forCommit = f.Field("last_trans_committed", 8), f.Field("super_for_commit", 8)
+	i := layoutIn(k, "btrfs_inode", "btrfs")
+	b.inodeSize = i.Size
+	b.inode, b.root = i.Field("vfs_inode"), i.Field("root", 8)
+	b.lastTrans, b.loggedTrans = i.Field("last_trans", 8), i.Field("logged_trans", 8)
+	b.blocks, b.bytes = i.Field("vfs_inode.i_blocks", 8), i.Field("vfs_inode.i_bytes", 2)
+	b.modified, b.flags = i.Field("extent_tree.modified_extents", 16), i.Field("runtime_flags", 8)
+	b.logging = i.Field("log_mutex.owner", 8)
+	// On 6.1 there is a structure around the tree, on 6.12 not.
+	b.ordered = i.First([]string{"ordered_tree.tree.rb_node", "ordered_tree.rb_node"}, 8)
+	e := layoutIn(k, "extent_map", "btrfs")
+	b.extentSize = e.Size
+	b.extentList, b.extentGeneration = e.Field("list", 16), e.Field("generation", 8)
+	r := layoutIn(k, "btrfs_root", "btrfs")
+	b.rootSize = r.Size
+	b.rootInfo, b.rootID = r.Field("fs_info", 8), r.Field("root_key.objectid", 8)
+	err := errors.Join(f.Err(), i.Err(), e.Err(), r.Err())
+	if err != nil {
+		return nil, err
+	}
+	types, err := k.Module("btrfs")
+	if err != nil {
+		types = k.Types() // it is part of the image
+	}
+	b.fullSync, err = types.Constant("BTRFS_INODE_NEEDS_FULL_SYNC")
+	if err == nil && b.fullSync > 63 {
+		err = fmt.Errorf("BTRFS_INODE_NEEDS_FULL_SYNC is bit %d", b.fullSync)
+	}
+	return b, err
+}
+
+// Btrfs reads what the kernel's btrfs has about a file system.
+func (c *Cache) Btrfs(s *Superblock) (*Btrfs, error) {
+	l, err := newBtrfsLayout(c.k)
+	if err != nil {
+		return nil, fmt.Errorf("read btrfs: %w", err)
+	}
+	b, err := c.k.Bytes(s.info, l.infoSize)
+	if err != nil {
+		return nil, fmt.Errorf("read btrfs: %s: %w", s.ID, err)
+	}
+	if owner := l.super.Pointer(b); owner != s.Addr {
+		return nil, fmt.Errorf("read btrfs: %s: its structure belongs to superblock at %v", s.ID, owner)
+	}
+	super, err := c.k.Bytes(l.forCommit.Pointer(b), BtrfsSuperSize)
+	if err != nil {
+		return nil, fmt.Errorf("read btrfs: superblock of %s: %w", s.ID, err)
+	}
+	f := &Btrfs{Committed: l.committed.Uint(b), Super: super, c: c, s: s, layout: l}
+	f.single = l.generation.Uint(b) <= f.Committed+1
+	return f, nil
+}
+
+// own reads the btrfs_inode around an inode.
+func (f *Btrfs) own(i *Inode) ([]byte, error) {
+	b, err := f.c.k.Bytes(i.Addr-addr.Virt(f.layout.inode.Off), f.layout.inodeSize)
+	if err != nil {
+		return nil, fmt.Errorf("read btrfs inode %d: %w", i.Ino, err)
+	}
+	return b, nil
+}
+
+// Settled reports whether the disk has all that memory has of an inode but its
+// unsaved data, and the size and times that come with that: the transaction that changed it last is committed, and no data
+// that was written waits for its place to be recorded. Such data has clean pages
+// already (fs/btrfs/ordered-data.c).
+func (f *Btrfs) Settled(i *Inode) (bool, error) {
+	b, err := f.own(i)
+	if err != nil {
+		return false, err
+	}
+	return f.layout.lastTrans.Uint(b) <= f.Committed && f.layout.ordered.Uint(b) == 0, nil
+}
+
+// Bare reports whether nothing of a file's data has a place on the disk, as the
+// kernel saw it: then what is not in memory is zeros.
+func (f *Btrfs) Bare(i *Inode) (bool, error) {
+	b, err := f.own(i)
+	if err != nil {
+		return false, err
+	}
+	l := f.layout
+	return l.blocks.Uint(b) == 0 && l.bytes.Uint(b) == 0, nil
+}
+
+// Kept reports whether the places of a file's data are those that the last
+// committed transaction has. It rests on what a fast fsync rests on: the kernel
+// lists all extents that the running transaction changed, or sets a flag
+// (fs/btrfs/tree-log.c, btrfs_log_changed_extents; extent_io.c,
+// try_release_extent_mapping). A file that was logged since then was taken off the
+// list.
+func (f *Btrfs) Kept(i *Inode) (bool, error) {
+	b, err := f.own(i)
+	if err != nil {
+		return false, err
+	}
+	l := f.layout
+	if !f.single || l.flags.Uint(b)>>l.fullSync&1 == 1 || l.ordered.Uint(b) != 0 || l.logging.Uint(b) != 0 || l.loggedTrans.Uint(b) > f.Committed {
+		return false, nil
+	}
+	for at, err := range f.c.List(l.modified.In(i.Addr - addr.Virt(l.inode.Off))) {
+		if err != nil {
+			return false, fmt.Errorf("read extents of btrfs inode %d: %w", i.Ino, err)
+		}
+		e, err := f.c.k.Bytes(at-addr.Virt(l.extentList.Off), l.extentSize)
+		if err != nil {
+			return false, fmt.Errorf("read extents of btrfs inode %d: %w", i.Ino, err)
+		}
+		if l.extentGeneration.Uint(e) > f.Committed {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// Root returns the number of the subvolume that an inode is in: inode numbers are
+// unique only within it.
+func (f *Btrfs) Root(i *Inode) (uint64, error) {
+	b, err := f.own(i)
+	if err != nil {
+		return 0, err
+	}
+	root, err := f.c.k.Bytes(f.layout.root.Pointer(b), f.layout.rootSize)
+	if err != nil {
+		return 0, fmt.Errorf("read subvolume of btrfs inode %d: %w", i.Ino, err)
+	}
+	if owner := f.layout.rootInfo.Pointer(root); owner != f.s.info {
+		return 0, fmt.Errorf("read subvolume of btrfs inode %d: it belongs to the file system at %v", i.Ino, owner)
+	}
+	return f.layout.rootID.Uint(root), nil
+}

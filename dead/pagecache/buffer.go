@@ -1,0 +1,134 @@
+package pagecache
+
+import (
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+type bufferLayout struct {
+	size                            int
+	state, next, page, length, data kernel.Field
+	block                           kernel.Field
+	uptodate, dirty, asyncWrite     uint // numbers of bits in state
+	mapped, delay, unwritten, lock  uint
+	private                         uint // the first that is the file system's own
+}
+
+func (l *bufferLayout) look(t *kernel.Types) error {
+	b := t.Layout("buffer_head")
+	l.size = b.Size
+	l.state = b.Field("b_state", 8)
+	l.next = b.Field("b_this_page", 8)
+	// In a union with b_folio since 6.3 (commit d685c668b069).
+	l.page = b.First([]string{"b_page", "b_folio"}, 8)
+	l.length = b.Field("b_size", 8)
+	l.data = b.Field("b_data", 8)
+	l.block = b.Field("b_blocknr", 8)
+	errs := []error{b.Err()}
+	for _, bit := range []struct {
+		name string
+		into *uint
+	}{
+		{"BH_Uptodate", &l.uptodate}, {"BH_Dirty", &l.dirty}, {"BH_Async_Write", &l.asyncWrite},
+		{"BH_Mapped", &l.mapped}, {"BH_Lock", &l.lock}, {"BH_Delay", &l.delay}, {"BH_Unwritten", &l.unwritten}, {"BH_PrivateStart", &l.private},
+	} {
+		v, err := t.Enum("bh_state_bits", bit.name)
+		if err == nil && v > 63 {
+			err = fmt.Errorf("%s is bit %d", bit.name, v)
+		}
+		*bit.into = uint(v)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// minBuffer is the smallest block a buffer stands for, in bytes.
+const minBuffer = 512
+
+// bufferState is a buffer head as read: a block of a page.
+type bufferState struct {
+	state  uint64
+	block  addr.Block // on the device, counted in its own length
+	place  int64      // in the page
+	length int64      // in bytes
+}
+
+func (b *bufferState) has(bit uint) bool { return b.state>>bit&1 == 1 }
+
+// ring visits the buffers of a page, which are a ring, in the order of their place
+// in the page (fs/buffer.c, create_empty_buffers).
+func (c *Cache) ring(p *pageState, visit func(bufferState)) error {
+	l := &c.layout.buffer
+	size := int64(p.pages) << addr.PageShift
+	place := int64(0)
+	for next := p.private; place < size; {
+		b, err := c.k.Bytes(next, l.size)
+		if err != nil {
+			return fmt.Errorf("read buffer: %w", err)
+		}
+		length := int64(l.length.Uint(b))
+		inPage := int64(uint64(l.data.Pointer(b)) & uint64(size-1))
+		switch {
+		case length < minBuffer || length > size-place || length&(length-1) != 0:
+			return fmt.Errorf("buffer at %v has %d bytes", next, length)
+		case inPage != place:
+			return fmt.Errorf("buffer at %v is at %d of its page, not %d", next, inPage, place)
+		case c.frameOf(l.page.Pointer(b)) != p.frame:
+			return fmt.Errorf("buffer at %v is of another page", next)
+		}
+		visit(bufferState{state: l.state.Uint(b), block: addr.Block(l.block.Uint(b)), place: place, length: length})
+		place += length
+		next = l.next.Pointer(b)
+		if (place == size) != (next == p.private) {
+			return errors.New("the ring of buffers does not close")
+		}
+	}
+	return nil
+}
+
+// jbdDirty is the place of BH_JBDDirty behind BH_PrivateStart: a block of data that a
+// journal has (include/linux/jbd2.h, enum jbd_state_bits).
+const jbdDirty = 5
+
+// buffers yields those parts of a page that was never filled as a whole, which
+// are known nevertheless: blocks that were written to, hence are up to date, and
+// are dirty or being written back. A page may be dirty and no block of it: what was
+// written was cut off or punched out again (fs/buffer.c, discard_buffer).
+func (c *Cache) buffers(i *Inode, p *pageState, at slotted, yield func(Piece, error) bool) bool {
+	l := &c.layout.buffer
+	bad := func(why Reason, cause error) bool {
+		return yield(Piece{}, i.refuse(at.index, p.pages, why, cause))
+	}
+	var found []Piece
+	empty := 0 // blocks that are to be written, and were never filled
+	err := c.ring(p, func(b bufferState) {
+		switch {
+		case !b.has(l.dirty) && !b.has(l.asyncWrite) && !b.has(l.private+jbdDirty):
+		case b.has(l.uptodate):
+			found = append(found, p.piece(b.place, b.place+b.length))
+		default:
+			empty++
+		}
+	})
+	if err != nil {
+		return bad(BadBuffers, err)
+	}
+	for _, piece := range found {
+		if !yield(piece, nil) {
+			return false
+		}
+	}
+	return empty == 0 || bad(NotUptodate, nil)
+}
+
+// frameOf is PageFrame, with an impossible frame for none.
+func (c *Cache) frameOf(page addr.Virt) addr.PFN {
+	frame, err := c.k.PageFrame(page)
+	if err != nil {
+		return ^addr.PFN(0)
+	}
+	return frame
+}

@@ -1,0 +1,120 @@
+// Package pagecache walks the file systems, inodes and unsaved pages in the
+// memory of a Linux kernel, and says of everything it does not hand out why.
+//
+// # Caveats
+//
+// Nothing in memory is trusted: walks are bounded and remember where they have
+// been, pointers back are compared. The walks of living memory give answers, but
+// not consistent ones. Buffer heads are understood for ext2, ext3 and ext4 only.
+package pagecache
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"sync"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// Cache reads the page cache of one kernel. It is safe for concurrent use.
+type Cache struct {
+	k      *kernel.Kernel
+	layout *layout
+	// These are looked up when they are needed first.
+	blocks func() blocksLayout
+	info   func() infoPlaces
+	status func() (*statusLayout, error)
+}
+
+// Open looks up everything about the kernel's structures once.
+func Open(k *kernel.Kernel) (*Cache, error) {
+	l, err := newLayout(k)
+	if err != nil {
+		return nil, fmt.Errorf("open page cache of %s: %w", k.Release, err)
+	}
+	blocks := sync.OnceValue(func() blocksLayout { return newBlocksLayout(k) })
+	info := sync.OnceValue(func() infoPlaces { return newInfoPlaces(k) })
+	status := sync.OnceValues(func() (*statusLayout, error) { return newStatusLayout(k) })
+	return &Cache{k: k, layout: l, blocks: blocks, info: info, status: status}, nil
+}
+
+// Kernel returns the kernel that the cache is of.
+func (c *Cache) Kernel() *kernel.Kernel { return c.k }
+
+// ErrList is wrapped by the error of a list that does not check out: it may be
+// damaged, or was being changed when the kernel died.
+var ErrList = errors.New("list does not check out")
+
+// maxList bounds every list. An inode with its slab's share takes 600 bytes and
+// more, so this is beyond what 16 GiB full of inodes hold.
+const maxList = 1 << 25
+
+// List yields the addresses of the entries of a doubly linked list (struct
+// list_head, include/linux/types.h), without the head. Each entry must point
+// back to the one before it. That also rules out any cycle but the one through
+// the head, because an entry has only one entry before it.
+func (c *Cache) List(head addr.Virt) iter.Seq2[addr.Virt, error] {
+	return func(yield func(addr.Virt, error) bool) {
+		before := head
+		at, err := c.k.Pointer(head)
+		for n := 0; err == nil && at != head; n++ {
+			if n == maxList {
+				err = fmt.Errorf("%w: more than %d entries", ErrList, maxList)
+				break
+			}
+			var b []byte
+			if b, err = c.k.Bytes(at, 16); err != nil {
+				break
+			}
+			next, back := pointerAt(b, 0), pointerAt(b, 8)
+			if back != before {
+				err = fmt.Errorf("%w: %v points back to %v, not %v", ErrList, at, back, before)
+				break
+			}
+			if !yield(at, nil) {
+				return
+			}
+			before, at = at, next
+		}
+		if err != nil {
+			yield(0, fmt.Errorf("walk list at %v: %w", head, err))
+		}
+	}
+}
+
+// hlist yields the addresses of the entries of a list with a single pointer as
+// its head (struct hlist_head). Each entry points back to the pointer to it.
+func (c *Cache) hlist(head addr.Virt) iter.Seq2[addr.Virt, error] {
+	return func(yield func(addr.Virt, error) bool) {
+		pointer := head
+		at, err := c.k.Pointer(head)
+		for n := 0; err == nil && at != 0; n++ {
+			if n == maxList {
+				err = fmt.Errorf("%w: more than %d entries", ErrList, maxList)
+				break
+			}
+			var b []byte
+			if b, err = c.k.Bytes(at, 16); err != nil {
+				break
+			}
+			next, back := pointerAt(b, 0), pointerAt(b, 8)
+			if back != pointer {
+				err = fmt.Errorf("%w: %v points back to %v, not %v", ErrList, at, back, pointer)
+				break
+			}
+			if !yield(at, nil) {
+				return
+			}
+			pointer, at = at, next
+		}
+		if err != nil {
+			yield(0, fmt.Errorf("walk list at %v: %w", head, err))
+		}
+	}
+}
+
+func pointerAt(b []byte, off int) addr.Virt {
+	return kernel.Field{Off: off, Size: 8}.Pointer(b)
+}

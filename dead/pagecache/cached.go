@@ -1,0 +1,212 @@
+package pagecache
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"iter"
+	"math/bits"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// memoryTypes are the file systems whose pages are the only copy there is: what
+// is not in their page cache, nor in swap, is a hole.
+var memoryTypes = map[string]bool{"tmpfs": true, "devtmpfs": true, "ramfs": true, "rootfs": true}
+
+// InMemory reports whether the file system has no disk at all.
+func (s *Superblock) InMemory() bool { return memoryTypes[s.Type] }
+
+var errSwapped = errors.New("it was swapped out, and swap is not part of memory")
+
+// Held yields the bytes of a file that memory holds in pages that are filled,
+// whether saved or not. Pieces ascend, do not overlap, and end with the page that
+// holds the end of the file. What is not taken is a *Refusal, after which the
+// walk goes on; a page that was never filled is passed over.
+func (c *Cache) Held(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
+	return func(consume func(Piece, error) bool) {
+		done := int64(0)
+		yield := func(p Piece, err error) bool {
+			if err != nil {
+				return consume(p, err)
+			}
+			if p.Off < done { // a folio with an entry for each of its pages
+				p.Phys += addr.Phys(min(done, p.End) - p.Off)
+				p.Off = min(done, p.End)
+			}
+			done = max(done, p.End)
+			return p.Len() == 0 || consume(p, nil)
+		}
+		last := addr.Index(addr.AlignUp(min(i.Size, 1<<62)) >> addr.PageShift)
+		w := &treeWalk{c: c, array: i.tree, last: last}
+		w.visit = func(at slotted, err error) bool {
+			if err != nil {
+				left := uint64(last - min(at.index, last))
+				return yield(Piece{}, i.refuse(at.index, min(at.pages, left), BadTree, err))
+			}
+			return c.held(s, i, at, yield)
+		}
+		switch head := entry(i.head); {
+		case head == 0 || last == 0:
+		case head.isNode():
+			w.every(head.node(), nil, 0, 0)
+		default:
+			w.visit(slotted{entry: head, pages: 1}, nil)
+		}
+	}
+}
+
+// All yields all bytes of a file that memory has: those of pages that are filled, and
+// of others what is unsaved. What is not taken of that is a *Refusal, after which the
+// walk goes on; whatever else is not taken is passed over.
+func (c *Cache) All(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
+	return func(yield func(Piece, error) bool) {
+		var pieces []Piece
+		for p, err := range c.Held(s, i) {
+			if err == nil {
+				pieces = append(pieces, p)
+			}
+		}
+		held := len(pieces)
+		for p, err := range c.Unsaved(s, i) {
+			if err != nil {
+				if !yield(Piece{}, err) {
+					return
+				}
+				continue
+			}
+			// Filled pages are held whole.
+			n, _ := slices.BinarySearchFunc(pieces[:held], p.Off, func(h Piece, off int64) int { return cmp.Compare(h.End, off+1) })
+			if n == held || pieces[n].Off >= p.End {
+				pieces = append(pieces, p)
+			}
+		}
+		slices.SortFunc(pieces, func(a, b Piece) int { return cmp.Compare(a.Off, b.Off) })
+		for _, p := range pieces {
+			if !yield(p, nil) {
+				return
+			}
+		}
+	}
+}
+
+// every visits the entries below one node, marked or not. It ends for the same
+// reasons as treeWalk.node.
+func (w *treeWalk) every(at addr.Virt, parent *place, slot int, base addr.Index) bool {
+	l := &w.c.layout.node
+	covered := ^uint64(0)
+	if parent != nil {
+		covered = 1 << parent.shift
+	}
+	b, err := w.c.k.Bytes(at, l.size)
+	if err != nil {
+		return w.visit(slotted{index: base, pages: covered}, err)
+	}
+	here := place{node: at, shift: int(l.shift.Uint(b))}
+	if err := w.check(b, here, parent, slot); err != nil {
+		return w.visit(slotted{index: base, pages: covered}, err)
+	}
+	for slot := range chunkSize {
+		e := entry(kernel.Field{Off: l.slots.Off + 8*slot, Size: 8}.Uint(b))
+		if e == 0 || e.isSibling() {
+			continue
+		}
+		if here.shift+bits.Len(uint(slot)) > 64 {
+			return true // beyond the end of any file
+		}
+		index := base + addr.Index(slot)<<here.shift
+		if index >= w.last {
+			return true
+		}
+		if e.isNode() && here.shift > 0 {
+			if !w.every(e.node(), &here, slot, index) {
+				return false
+			}
+			continue
+		}
+		if !w.visit(slotted{entry: e, index: index, pages: 1 << here.shift}, nil) {
+			return false
+		}
+	}
+	return true
+}
+
+// held yields the bytes of one entry of the tree, if its page is filled.
+func (c *Cache) held(s *Superblock, i *Inode, at slotted, yield func(Piece, error) bool) bool {
+	switch {
+	case at.isValue() && i.Flags&FlagDAX != 0:
+		return yield(Piece{}, i.refuse(at.index, at.pages, DAX, nil))
+	case at.isValue() && s.InMemory():
+		return yield(Piece{}, i.refuse(at.index, at.pages, BadSlot, errSwapped))
+	case at.isValue():
+		return true // the shadow of a page that was evicted, hence saved
+	case at.isInternal():
+		return yield(Piece{}, i.refuse(at.index, at.pages, BadSlot, fmt.Errorf("it holds %#x", uint64(at.entry))))
+	}
+	p, err := c.page(addr.Virt(at.entry))
+	if err != nil {
+		return yield(Piece{}, i.refuse(at.index, at.pages, Unreadable, err))
+	}
+	l := &c.layout.page
+	switch {
+	case p.mapping != i.mapping:
+		return yield(Piece{}, i.refuse(at.index, at.pages, WrongMapping, fmt.Errorf("it belongs to %v", p.mapping)))
+	case p.pages == 0:
+		return yield(Piece{}, i.refuse(at.index, at.pages, BadFolio, nil))
+	case at.index < p.index || uint64(at.index-p.index) >= p.pages:
+		return yield(Piece{}, i.refuse(at.index, at.pages, WrongIndex, fmt.Errorf("it is page %d of %d", p.index, p.pages)))
+	case l.canPoison && p.has(l.poisoned):
+		return yield(Piece{}, i.refuse(at.index, at.pages, Poisoned, nil))
+	case !p.has(l.uptodate):
+		return true
+	}
+	return yield(whole(p, at), nil)
+}
+
+// maxLink bounds the target of a symbolic link, in bytes (PATH_MAX).
+const maxLink = 4096
+
+// Link returns the target of a symbolic link, if the inode holds it itself.
+func (c *Cache) Link(i *Inode) (string, error) {
+	l := c.k.Types().Layout("inode")
+	link := l.Field("i_link", 8)
+	if err := l.Err(); err != nil {
+		return "", fmt.Errorf("read link of inode %d: %w", i.Ino, err)
+	}
+	at, err := c.k.Pointer(link.In(i.Addr))
+	if err != nil {
+		return "", fmt.Errorf("read link of inode %d: %w", i.Ino, err)
+	}
+	target, err := c.k.CString(at, maxLink)
+	if err != nil || target == "" {
+		return "", fmt.Errorf("read link of inode %d: %w", i.Ino, errors.Join(err, kernel.ErrNotFound))
+	}
+	return target, nil
+}
+
+// maxNames bounds how many names of one inode are looked for.
+const maxNames = 1 << 12
+
+// All returns all paths of an inode that are in memory, from the top of its file
+// system, in the order of age, the latest first. There may be others on the disk.
+func (p *Paths) All(i *Inode) []string {
+	l := &p.c.layout.dentry
+	var out []string
+	n := 0
+	for at, err := range p.c.hlist(p.c.layout.inode.dentries.In(i.Addr)) {
+		if n++; err != nil || n > maxNames {
+			break
+		}
+		dentry := at - addr.Virt(l.alias.Off)
+		d, err := p.read(dentry)
+		if err != nil || d.inode != i.Addr || d.deleted {
+			continue
+		}
+		if path, err := p.path(dentry); err == nil {
+			out = append(out, path)
+		}
+	}
+	return out
+}

@@ -1,0 +1,198 @@
+package pagecache
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// Device is the disk of a file system as the dead kernel saw it: what it had
+// cached of the device itself, which may be ahead of the disk, and the disk for
+// the rest. It is not safe for concurrent use.
+type Device struct {
+	c       *Cache
+	super   *Superblock
+	mapping addr.Virt // of the block device's own pages
+	disk    io.ReaderAt
+}
+
+// ErrNotCached says that memory does not hold a block of the device, and there is
+// no disk to read it from.
+var ErrNotCached = errors.New("block is not in memory")
+
+// Device opens the device of a file system. disk is the image of the device as
+// the crash left it, or nil.
+func (c *Cache) Device(s *Superblock, disk io.ReaderAt) (*Device, error) {
+	d := &Device{c: c, super: s, disk: disk}
+	super := c.k.Types().Layout("super_block")
+	bdev := c.k.Types().Layout("block_device")
+	inode, mapping := c.k.Types().Layout("inode"), c.k.Types().Layout("address_space")
+	at := super.Field("s_bdev", 8).In(s.Addr)
+	if err := super.Err(); err != nil {
+		return nil, fmt.Errorf("open device of %s: %w", s.ID, err)
+	}
+	device, err := c.k.Pointer(at)
+	if err != nil {
+		return nil, fmt.Errorf("open device of %s: %w", s.ID, err)
+	}
+	// The mapping is named itself since 6.10 (commit 224941e8379a).
+	if bdev.Has("bd_mapping") {
+		d.mapping, err = c.k.Pointer(bdev.Field("bd_mapping", 8).In(device))
+	} else {
+		var of addr.Virt
+		if of, err = c.k.Pointer(bdev.Field("bd_inode", 8).In(device)); err == nil {
+			d.mapping, err = c.k.Pointer(inode.Field("i_mapping", 8).In(of))
+		}
+	}
+	if err = errors.Join(err, bdev.Err(), inode.Err()); err != nil {
+		return nil, fmt.Errorf("open device of %s: %w", s.ID, err)
+	}
+	// The mapping knows its inode, and that whose device it is.
+	host, dev := mapping.Field("host", 8), inode.Field("i_rdev", 4)
+	owner, err := c.k.Pointer(host.In(d.mapping))
+	if err = errors.Join(err, mapping.Err(), inode.Err()); err != nil {
+		return nil, fmt.Errorf("open device of %s: %w", s.ID, err)
+	}
+	number, err := c.k.U32(dev.In(owner))
+	if err == nil && addr.Dev(number) != s.Dev {
+		err = fmt.Errorf("it is %v, not %v", addr.Dev(number), s.Dev)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open device of %s: %w", s.ID, err)
+	}
+	return d, nil
+}
+
+// maxBlock bounds the size of a block: that of a page, as ext4 has it.
+const maxBlock = addr.PageSize
+
+// Meta reads a block of the file system's own: from memory, where it is newest,
+// or else from the disk. It must not be used for blocks of files: those are cached
+// in their files.
+func (d *Device) Meta(block addr.Block, size int) ([]byte, error) {
+	if size <= 0 || size > maxBlock || uint64(block) > 1<<62/uint64(size) {
+		return nil, fmt.Errorf("read block %d: not a block of %d bytes", block, size)
+	}
+	off := int64(block) * int64(size)
+	b, err := d.cached(off, size)
+	if errors.Is(err, ErrNotCached) && d.disk != nil {
+		b = make([]byte, size)
+		_, err = d.disk.ReadAt(b, off)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read block %d: %w", block, err)
+	}
+	return b, nil
+}
+
+// Caches reports whether the device's own cache has a block, which it keeps a while
+// after the last use of it as metadata.
+func (d *Device) Caches(block addr.Block, size int) bool {
+	_, err := d.cached(int64(block)*int64(size), size)
+	return err == nil
+}
+
+// cached reads bytes of the device that lie within one page from memory.
+func (d *Device) cached(off int64, size int) ([]byte, error) {
+	index := addr.Index(off >> addr.PageShift)
+	e, err := d.c.lookup(d.mapping, index)
+	if err != nil {
+		return nil, err
+	}
+	if e == 0 || e.isValue() {
+		return nil, ErrNotCached
+	}
+	p, err := d.c.page(addr.Virt(e))
+	if err != nil {
+		return nil, err
+	}
+	l := &d.c.layout.page
+	switch {
+	case p.mapping != d.mapping || index < p.index || uint64(index-p.index) >= p.pages:
+		return nil, fmt.Errorf("%w: page is of another place", errTree)
+	case l.canPoison && p.has(l.poisoned):
+		return nil, errors.New("broken memory")
+	}
+	within := off - p.index.Byte()
+	if !p.has(l.uptodate) {
+		if err := d.c.blockThere(p, within, size); err != nil {
+			return nil, err
+		}
+	}
+	return d.c.k.Memory().View(p.frame.Phys()+addr.Phys(within), size)
+}
+
+// blockThere returns ErrNotCached if the buffer at a place of a page was not read.
+func (c *Cache) blockThere(p *pageState, within int64, size int) error {
+	if !p.has(c.layout.page.hasPrivate) {
+		return ErrNotCached
+	}
+	l := &c.layout.buffer
+	next, place := p.private, int64(0)
+	for place < int64(p.pages)<<addr.PageShift {
+		b, err := c.k.Bytes(next, l.size)
+		if err != nil {
+			return fmt.Errorf("read buffer: %w", err)
+		}
+		length := int64(l.length.Uint(b))
+		if length < minBuffer || length > maxBlock || c.frameOf(l.page.Pointer(b)) != p.frame {
+			return fmt.Errorf("%w: buffer at %v does not check out", errTree, next)
+		}
+		if place <= within && within+int64(size) <= place+length {
+			if l.state.Uint(b)>>l.uptodate&1 == 0 {
+				return ErrNotCached
+			}
+			return nil
+		}
+		place, next = place+length, l.next.Pointer(b)
+	}
+	return ErrNotCached
+}
+
+// lookup returns the entry of a page in a mapping, 0 if there is none.
+func (c *Cache) lookup(mapping addr.Virt, index addr.Index) (entry, error) {
+	tree := mapping + addr.Virt(c.layout.inode.tree.Off-c.layout.inode.data.Off)
+	head, err := c.k.U64(mapping + addr.Virt(c.layout.inode.head.Off-c.layout.inode.data.Off))
+	if err != nil {
+		return 0, err
+	}
+	e, w := entry(head), &treeWalk{c: c, array: tree}
+	if !e.isNode() {
+		if index > 0 {
+			e = 0
+		}
+		return e, nil
+	}
+	var parent *place
+	slot := 0
+	for e.isNode() {
+		l := &c.layout.node
+		b, err := c.k.Bytes(e.node(), l.size)
+		if err != nil {
+			return 0, err
+		}
+		here := place{node: e.node(), shift: int(l.shift.Uint(b))}
+		if err := w.check(b, here, parent, slot); err != nil {
+			return 0, err
+		}
+		if parent == nil && uint64(index)>>here.shift >= chunkSize {
+			return 0, nil
+		}
+		slot = int(uint64(index) >> here.shift % chunkSize)
+		at := func(i int) entry { return entry(kernel.Field{Off: l.slots.Off + 8*i, Size: 8}.Uint(b)) }
+		if e = at(slot); e.isSibling() && e.sibling() < slot {
+			e = at(e.sibling())
+		}
+		if here.shift == 0 {
+			break
+		}
+		parent = &here
+	}
+	if e.isInternal() {
+		return 0, fmt.Errorf("%w: slot holds %#x", errTree, uint64(e))
+	}
+	return e, nil
+}

@@ -1,0 +1,148 @@
+package pagecache
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// Journal is what the kernel's jbd2 knows of the journal (include/linux/jbd2.h,
+// struct journal_s).
+type Journal struct {
+	Addr            addr.Virt
+	TailSequence    uint32     // j_tail_sequence: the oldest transaction in the log
+	Tail            addr.Block // j_tail: where that begins, in the log
+	Head            addr.Block // j_head: the first unused block of the log
+	CommitSequence  uint32     // j_commit_sequence: the last that was committed
+	NextTransaction uint32     // j_transaction_sequence: that of the next one to start
+}
+
+// Ext4 is what the kernel's ext4 has in memory about one mounted file system.
+type Ext4 struct {
+	Super   ext4.Super // as the kernel has it: where it is ahead of the disk
+	Journal *Journal   // nil without a journal
+}
+
+type ext4Layout struct {
+	infoSize              int
+	super, journal        kernel.Field // in ext4_sb_info
+	journalSize           int
+	tailSeq, tail, head   kernel.Field // in journal_s
+	commitSeq, transacSeq kernel.Field
+	journalSuper, private kernel.Field
+}
+
+func newExt4Layout(k *kernel.Kernel) (*ext4Layout, error) {
+	e := &ext4Layout{}
+	l := layoutIn(k, "ext4_sb_info", "ext4")
+	e.infoSize = l.Size
+	e.super = l.Field("s_es", 8)
+	e.journal = l.Field("s_journal", 8)
+	j := layoutIn(k, "journal_s", "jbd2", "ext4")
+	e.journalSize = j.Size
+	e.tailSeq = j.Field("j_tail_sequence", 4)
+	e.tail = j.Field("j_tail", 8)
+	e.head = j.Field("j_head", 8)
+	e.commitSeq = j.Field("j_commit_sequence", 4)
+	e.transacSeq = j.Field("j_transaction_sequence", 4)
+	e.journalSuper = j.Field("j_superblock", 8)
+	e.private = j.Field("j_private", 8)
+	return e, errors.Join(l.Err(), j.Err())
+}
+
+// layoutIn looks a structure up in the kernel image, or in the first of these
+// modules that has it; where modules have no types, in what is known of those.
+func layoutIn(k *kernel.Kernel, name string, modules ...string) *kernel.Layout {
+	image := k.Types().Layout(name)
+	if !errors.Is(image.Err(), kernel.ErrNotFound) {
+		return image
+	}
+	for _, module := range modules {
+		t, err := k.Module(module)
+		if err != nil {
+			continue
+		}
+		if l := t.Layout(name); l.Err() == nil {
+			return l
+		}
+	}
+	if l := toldLayout(k, name); l != nil {
+		return l
+	}
+	return image
+}
+
+// Ext4 reads what the kernel's ext4 has about a file system of type ext2, ext3
+// or ext4 in memory.
+func (c *Cache) Ext4(s *Superblock) (*Ext4, error) {
+	l := c.layout.ext4
+	if c.layout.ext4Err != nil {
+		return nil, fmt.Errorf("read ext4: %w", c.layout.ext4Err)
+	}
+	if !s.HasBuffers() {
+		return nil, fmt.Errorf("read ext4: %s is of type %q: %w", s.ID, s.Type, ext4.ErrNotExt)
+	}
+	b, err := c.k.Bytes(s.info, l.infoSize)
+	if err != nil {
+		return nil, fmt.Errorf("read ext4: %w", err)
+	}
+	raw, err := c.k.Bytes(l.super.Pointer(b), ext4.SuperSize)
+	if err != nil {
+		return nil, fmt.Errorf("read ext4: superblock: %w", err)
+	}
+	e := &Ext4{}
+	if e.Super, err = ext4.ParseSuper(raw); err != nil {
+		return nil, fmt.Errorf("read ext4: %w", err)
+	}
+	if e.Super.UUID != s.UUID {
+		return nil, fmt.Errorf("read ext4: %s: its superblock says it is %v, not %v", s.ID, e.Super.UUID, s.UUID)
+	}
+	if journal := l.journal.Pointer(b); journal != 0 {
+		if e.Journal, err = c.journal(s, journal); err != nil {
+			return nil, fmt.Errorf("read ext4: journal of %s: %w", s.ID, err)
+		}
+	}
+	return e, nil
+}
+
+// journalMagic begins every block of the journal itself (include/linux/jbd2.h,
+// JBD2_MAGIC_NUMBER), most significant byte first.
+const journalMagic = 0xc03b3998
+
+// journal reads the journal of a file system, and checks that it is its.
+func (c *Cache) journal(s *Superblock, journal addr.Virt) (*Journal, error) {
+	l := c.layout.ext4
+	b, err := c.k.Bytes(journal, l.journalSize)
+	if err != nil {
+		return nil, err
+	}
+	if owner := l.private.Pointer(b); owner != s.Addr {
+		return nil, fmt.Errorf("it belongs to superblock at %v", owner)
+	}
+	super, err := c.k.Bytes(l.journalSuper.Pointer(b), 4)
+	if err != nil {
+		return nil, fmt.Errorf("superblock: %w", err)
+	}
+	if magic := binary.BigEndian.Uint32(super); magic != journalMagic {
+		return nil, fmt.Errorf("its superblock begins with %#x", magic)
+	}
+	return &Journal{
+		Addr:            journal,
+		TailSequence:    uint32(l.tailSeq.Uint(b)),
+		Tail:            addr.Block(l.tail.Uint(b)),
+		Head:            addr.Block(l.head.Uint(b)),
+		CommitSequence:  uint32(l.commitSeq.Uint(b)),
+		NextTransaction: uint32(l.transacSeq.Uint(b)),
+	}, nil
+}
+
+// Layout looks up the layout of a structure in the kernel image, or in the first
+// of these modules that has it; where modules keep no types, in what is known of
+// those. A structure that is nowhere shows in its Err.
+func (c *Cache) Layout(name string, modules ...string) *kernel.Layout {
+	return layoutIn(c.k, name, modules...)
+}

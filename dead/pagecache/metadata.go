@@ -1,0 +1,163 @@
+package pagecache
+
+import (
+	"fmt"
+	"iter"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// Block is a piece of a device that the kernel had changed in memory and not yet
+// written.
+type Block struct {
+	Disk int64 // on the device, in bytes
+	Phys addr.Phys
+	Len  int64 // in bytes
+}
+
+// Unsaved yields what was changed of the device itself and not written: the
+// metadata of file systems without a journal. Where there is one, these are the
+// blocks whose newest committed version is still in the log only. An error that
+// is about one page is a *Refusal, after which the walk goes on.
+func (d *Device) Unsaved() iter.Seq2[Block, error] {
+	return func(yield func(Block, error) bool) {
+		l := &d.c.layout.inode
+		head, err := d.c.k.U64(d.mapping + addr.Virt(l.head.Off-l.data.Off))
+		if err != nil {
+			yield(Block{}, fmt.Errorf("walk device of %s: %w", d.super.ID, err))
+			return
+		}
+		// The mapping is that of an inode of a file system of its own (bdev):
+		// only its pages are of interest.
+		i := &Inode{mapping: d.mapping, tree: d.mapping + addr.Virt(l.tree.Off-l.data.Off), head: addr.Virt(head), Size: 1 << 62}
+		d.c.marked(i, 1<<50, func(at slotted, err error) bool {
+			if err != nil {
+				return yield(Block{}, i.refuse(at.index, at.pages, BadTree, err))
+			}
+			blocks, err := d.unsavedIn(i, at)
+			if err != nil {
+				return yield(Block{}, i.refuse(at.index, at.pages, BadBuffers, err))
+			}
+			for _, b := range blocks {
+				if !yield(b, nil) {
+					return false
+				}
+			}
+			return true
+		})
+	}
+}
+
+// unsavedIn returns the changed blocks of one entry of the device's tree of pages.
+func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
+	c, l := d.c, &d.c.layout.buffer
+	if at.isValue() || at.isInternal() || at.entry == 0 {
+		return nil, fmt.Errorf("it holds %#x", uint64(at.entry))
+	}
+	p, err := c.page(addr.Virt(at.entry))
+	switch {
+	case err != nil:
+		return nil, err
+	case p.mapping != i.mapping || p.pages == 0 || at.index < p.index || uint64(at.index-p.index) >= p.pages:
+		return nil, fmt.Errorf("%w: page is of another place", errTree)
+	case c.layout.page.canPoison && p.has(c.layout.page.poisoned):
+		return nil, fmt.Errorf("page %d is broken memory", p.frame)
+	case at.index != p.index:
+		return nil, nil // with its first page
+	case !p.has(c.layout.page.hasPrivate):
+		if !p.has(c.layout.page.dirty) && !p.has(c.layout.page.writeback) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("page %d has no buffers", p.frame)
+	}
+	var out []Block
+	var bad error
+	err = c.ring(p, func(b bufferState) {
+		place := p.index.Byte() + b.place
+		switch {
+		case !b.has(l.dirty) && !b.has(l.asyncWrite) && !(b.has(l.lock) && b.has(l.uptodate)):
+			// One that is locked is being written by itself (fs/buffer.c,
+			// __sync_dirty_buffer), or read.
+		case !b.has(l.uptodate) || !b.has(l.mapped) || int64(b.block)*b.length != place:
+			bad = fmt.Errorf("block %d of %d bytes does not belong there", b.block, b.length)
+		default:
+			out = append(out, Block{Disk: place, Phys: p.frame.Phys() + addr.Phys(b.place), Len: b.length})
+		}
+	})
+	if err == nil {
+		err = bad
+	}
+	return out, err
+}
+
+// Buffers checks buffers of one device against the pages they lie in. It is not
+// safe for concurrent use.
+type Buffers struct {
+	d        *Device
+	host     int                    // offset in struct address_space
+	mappings map[addr.Virt][]Mapped // by address_space
+}
+
+// Buffers returns a checker for the buffers of the device.
+func (d *Device) Buffers() (*Buffers, error) {
+	l := d.c.k.Types().Layout("address_space")
+	host := l.Field("host", 8)
+	return &Buffers{d: d, host: host.Off, mappings: make(map[addr.Virt][]Mapped)}, l.Err()
+}
+
+// Check compares what a buffer says with what the page says that holds it: page is
+// its struct page, data the place of its bytes, block its number, and size its
+// length in bytes. A page of the device itself must lie where the block does; one
+// of a file, where that file's inode has it.
+func (b *Buffers) Check(page addr.Virt, data addr.Phys, block addr.Block, size int) error {
+	c := b.d.c
+	p, err := c.page(page)
+	if err != nil {
+		return err
+	}
+	within := int64(data) - int64(p.frame.Phys())
+	off := p.index.Byte() + within
+	switch {
+	case p.pages == 0 || within < 0 || within+int64(size) > int64(p.pages)<<addr.PageShift:
+		return fmt.Errorf("block %d: its bytes are not in its page", block)
+	case c.layout.page.canPoison && p.has(c.layout.page.poisoned):
+		return fmt.Errorf("block %d: broken memory", block)
+	case p.mapping != b.d.mapping:
+		return b.ofFile(p.mapping, off, block, size)
+	case off != int64(block)*int64(size):
+		return fmt.Errorf("block %d: its page is of block %d", block, off/int64(size))
+	}
+	return nil
+}
+
+// ofFile checks a block of a file.
+func (b *Buffers) ofFile(mapping addr.Virt, off int64, block addr.Block, size int) error {
+	c := b.d.c
+	m, known := b.mappings[mapping]
+	if !known {
+		host, err := c.k.Pointer(mapping + addr.Virt(b.host))
+		if err != nil {
+			return fmt.Errorf("block %d: its page is of nothing: %w", block, err)
+		}
+		i, err := c.inode(host, b.d.super)
+		if err != nil {
+			return fmt.Errorf("block %d: its page is of another file system: %w", block, err)
+		}
+		if i.mapping != mapping {
+			return fmt.Errorf("block %d: its page is not of inode %d", block, i.Ino)
+		}
+		if m, err = b.d.mappingOf(i, true); err != nil {
+			return fmt.Errorf("block %d: %w", block, err)
+		}
+		b.mappings[mapping] = m
+	}
+	for _, at := range m {
+		if at.Off <= off && off+int64(size) <= at.End {
+			if at.Disk+off-at.Off == int64(block)*int64(size) {
+				return nil
+			}
+			break
+		}
+	}
+	return fmt.Errorf("block %d: %w: it is not at %d of its file", block, ErrMapping, off)
+}

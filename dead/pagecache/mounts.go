@@ -1,0 +1,149 @@
+package pagecache
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// maxMountDepth bounds how deep file systems are mounted in one another.
+const maxMountDepth = 64
+
+// mountLayout is struct mount (fs/mount.h).
+type mountLayout struct {
+	size                      int
+	parent, point, super, sib kernel.Field
+	back                      kernel.Field // of sib, where the list has a single pointer as its head
+	space                     kernel.Field // mnt_ns
+	mounts                    kernel.Field // in super_block
+}
+
+func (c *Cache) mountLayout() (*mountLayout, error) {
+	l := c.k.Types().Layout("mount")
+	m := &mountLayout{size: l.Size}
+	m.parent, m.point = l.Field("mnt_parent", 8), l.Field("mnt_mountpoint", 8)
+	m.super = l.Field("mnt.mnt_sb", 8)
+	m.space = l.Field("mnt_ns", 8)
+	s := c.k.Types().Layout("super_block")
+	// A list_head before 6.18 (commit 09a1b33c080f), then a list that ends, with
+	// pointers back to the pointers to its entries.
+	if m.sib = l.Optional("mnt_instance", 16); m.sib.Present() {
+		m.mounts = s.Field("s_mounts", 16)
+	} else {
+		m.sib, m.back = l.Field("mnt_next_for_sb", 8), l.Field("mnt_pprev_for_sb", 8)
+		m.mounts = s.Field("s_mounts", 8)
+	}
+	return m, errors.Join(l.Err(), s.Err())
+}
+
+// MountPoints yields the paths at which a file system is mounted, in any mount
+// namespace, each from the top of that. A path that cannot be told is an error,
+// and the walk goes on.
+func (c *Cache) MountPoints(s *Superblock) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		m, err := c.mountLayout()
+		if err != nil {
+			yield("", fmt.Errorf("find mounts of %s: %w", s.ID, err))
+			return
+		}
+		for at, err := range c.mountsOf(m, s) {
+			path := ""
+			if err == nil {
+				path, err = c.mountPoint(m, at)
+			}
+			if err != nil {
+				err = fmt.Errorf("find mounts of %s: %w", s.ID, err)
+			}
+			if !yield(path, err) {
+				return
+			}
+		}
+	}
+}
+
+// maxMounts bounds how many mounts one file system has.
+const maxMounts = 1 << 16
+
+// mountsOf yields the mounts of a file system.
+func (c *Cache) mountsOf(m *mountLayout, s *Superblock) iter.Seq2[addr.Virt, error] {
+	head := m.mounts.In(s.Addr)
+	return func(yield func(addr.Virt, error) bool) {
+		if !m.back.Present() {
+			for at, err := range c.List(head) {
+				if !yield(at-addr.Virt(m.sib.Off), err) {
+					return
+				}
+			}
+			return
+		}
+		pointer := head
+		at, err := c.k.Pointer(head)
+		for n := 0; err == nil && at != 0 && n < maxMounts; n++ {
+			var b []byte
+			if b, err = c.k.Bytes(at, m.size); err != nil {
+				break
+			}
+			// The lowest bit is a flag (fs/mount.h, WRITE_HOLD).
+			if back := m.back.Pointer(b) &^ 1; back != pointer {
+				err = fmt.Errorf("%w: mount at %v points back to %v, not %v", ErrList, at, back, pointer)
+				break
+			}
+			if !yield(at, nil) {
+				return
+			}
+			pointer, at = m.sib.In(at), m.sib.Pointer(b)
+		}
+		if err != nil {
+			yield(0, fmt.Errorf("walk mounts: %w", err))
+		}
+	}
+}
+
+// errorPointers is where errors begin that stand in place of a pointer
+// (include/linux/err.h, MAX_ERRNO). Mounts of the kernel's own have one for a
+// namespace (fs/mount.h, MNT_NS_INTERNAL).
+const errorPointers addr.Virt = 1<<64 - 4095
+
+var errInternal = errors.New("mount is the kernel's own, in no namespace")
+
+// mountPoint follows a mount to the top of its namespace, which is its own parent.
+func (c *Cache) mountPoint(m *mountLayout, at addr.Virt) (string, error) {
+	path := ""
+	for range maxMountDepth {
+		b, err := c.k.Bytes(at, m.size)
+		if err != nil {
+			return "", fmt.Errorf("read mount: %w", err)
+		}
+		parent := m.parent.Pointer(b)
+		switch ns := m.space.Pointer(b); {
+		case parent == at && (!ns.IsKernel() || ns >= errorPointers):
+			return "", errInternal
+		case parent == at:
+			return "/" + strings.TrimSuffix(path, "/"), nil
+		}
+		above, err := c.k.Bytes(parent, m.size)
+		if err != nil {
+			return "", fmt.Errorf("read mount: %w", err)
+		}
+		s, err := c.superblock(m.super.Pointer(above))
+		if err != nil {
+			return "", err
+		}
+		here, err := c.Paths(s).path(m.point.Pointer(b))
+		if err != nil {
+			return "", err
+		}
+		if here != "" {
+			path = here + "/" + path
+		}
+		if len(path) > maxPath {
+			return "", fmt.Errorf("mount point is longer than %d bytes", maxPath)
+		}
+		at = parent
+	}
+	return "", fmt.Errorf("mount at %v is more than %d levels deep", at, maxMountDepth)
+}

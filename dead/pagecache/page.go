@@ -1,0 +1,221 @@
+package pagecache
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// Piece is a stretch of unsaved bytes of a file that is contiguous in the file
+// and in physical memory. It does not end at the file's size, but with the page.
+type Piece struct {
+	addr.Span // in the file
+	Phys      addr.Phys
+	Writeback bool // it was on its way to the disk, which may have all of it, some, or nothing
+}
+
+type pageLayout struct {
+	size                           int
+	flags, mapping, index, private kernel.Field
+	folioSize                      int
+	order                          kernel.Field // of a large folio, from its first page on
+	uptodate, dirty, writeback     uint         // numbers of bits in flags
+	head, hasPrivate               uint
+	poisoned                       uint
+	canPoison                      bool
+}
+
+func (p *pageLayout) look(t *kernel.Types) error {
+	l := t.Layout("page")
+	p.size = l.Size
+	p.flags = l.First([]string{"flags.f", "flags"}, 8) // memdesc_flags_t since 6.18
+	p.mapping = l.Field("mapping", 8)
+	// "index" up to 6.15, for folios only after that (seen on 7.2).
+	p.index = l.First([]string{"index", "__folio_index"}, 8)
+	p.private = l.Field("private", 8)
+	errs := []error{l.Err(), p.lookOrder(t)}
+	for _, bit := range []struct {
+		name string
+		into *uint
+	}{
+		{"PG_uptodate", &p.uptodate}, {"PG_dirty", &p.dirty}, {"PG_writeback", &p.writeback},
+		{"PG_head", &p.head}, {"PG_private", &p.hasPrivate},
+	} {
+		v, err := t.Enum("pageflags", bit.name)
+		if err == nil && v > 63 {
+			err = fmt.Errorf("%s is bit %d", bit.name, v)
+		}
+		*bit.into = uint(v)
+		errs = append(errs, err)
+	}
+	if v, err := t.Enum("pageflags", "PG_hwpoison"); err == nil && v < 64 {
+		p.poisoned, p.canPoison = uint(v), true
+	}
+	return errors.Join(errs...)
+}
+
+// lookOrder finds the order of a large folio: a byte in the second page. Before
+// folios (5.16) it was compound_order there; _folio_order up to 6.5; then the
+// lowest byte of _flags_1 (commit ebc1baf5c9b4, 6.6).
+func (p *pageLayout) lookOrder(t *kernel.Types) error {
+	f := t.Layout("folio")
+	if errors.Is(f.Err(), kernel.ErrNotFound) {
+		l := t.Layout("page")
+		p.order = l.Field("compound_order", 1)
+		p.order.Off += l.Size
+		p.folioSize = 2 * l.Size
+		return l.Err()
+	}
+	p.folioSize = f.Size
+	if f.Has("_folio_order") {
+		p.order = f.Field("_folio_order", 1)
+	} else {
+		p.order = f.First([]string{"_flags_1", "_flags_1.f"}, 8)
+		p.order.Size = 1
+	}
+	return f.Err()
+}
+
+// pageState is a decoded struct page, the first of its folio.
+type pageState struct {
+	frame   addr.PFN
+	pages   uint64 // in the folio
+	flags   uint64
+	mapping addr.Virt
+	index   addr.Index
+	private addr.Virt
+	writing bool // under writeback
+}
+
+// piece returns a part of a folio, from one of its bytes to another.
+func (p *pageState) piece(off, end int64) Piece {
+	start := p.index.Byte()
+	return Piece{
+		Span: addr.Span{Off: start + off, End: start + end}, Phys: p.frame.Phys() + addr.Phys(off), Writeback: p.writing,
+	}
+}
+
+func (p *pageState) has(bit uint) bool { return p.flags>>bit&1 == 1 }
+
+// Unsaved yields the bytes of a file in the page cache that are not on the disk,
+// or not known to be: those of pages that are dirty, under writeback, or marked
+// for it. Pieces ascend, do not overlap, and end with the page that holds the end
+// of the file: pages beyond are no part of it, but about to be thrown away. What
+// is not taken is a *Refusal, after which the walk goes on.
+func (c *Cache) Unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
+	return func(consume func(Piece, error) bool) {
+		done := int64(0)
+		yield := func(p Piece, err error) bool {
+			if err != nil {
+				return consume(p, err)
+			}
+			// The pages of one folio may have an entry each.
+			if p.Off < done {
+				p.Phys += addr.Phys(min(done, p.End) - p.Off)
+				p.Off = min(done, p.End)
+			}
+			done = max(done, p.End)
+			return p.Len() == 0 || consume(p, nil)
+		}
+		end := addr.AlignUp(min(i.Size, 1<<62))
+		last := addr.Index(end >> addr.PageShift)
+		c.marked(i, last, func(at slotted, err error) bool {
+			if err != nil {
+				left := uint64(last - min(at.index, last))
+				return yield(Piece{}, i.refuse(at.index, min(at.pages, left), BadTree, err))
+			}
+			return c.pieces(s, i, at, yield)
+		})
+	}
+}
+
+// refuse builds a refusal about pages of the inode.
+func (i *Inode) refuse(index addr.Index, pages uint64, why Reason, cause error) *Refusal {
+	return &Refusal{Inode: i.Ino, Index: index, Pages: pages, Reason: why, Cause: cause}
+}
+
+// pieces yields the unsaved bytes of one entry of the tree.
+func (c *Cache) pieces(s *Superblock, i *Inode, at slotted, yield func(Piece, error) bool) bool {
+	switch {
+	case at.isValue() && i.Flags&FlagDAX == 0 && entry(i.head) == at.entry:
+		return true // of a file of one page that was evicted, hence clean
+	case at.isValue() && i.Flags&FlagDAX != 0:
+		return yield(Piece{}, i.refuse(at.index, at.pages, DAX, nil))
+	case at.isValue(), at.isInternal(), at.entry == 0:
+		return yield(Piece{}, i.refuse(at.index, at.pages, BadSlot, fmt.Errorf("it holds %#x", uint64(at.entry))))
+	}
+	p, err := c.page(addr.Virt(at.entry))
+	if err != nil {
+		return yield(Piece{}, i.refuse(at.index, at.pages, Unreadable, err))
+	}
+	l := &c.layout.page
+	switch {
+	case entry(i.head) == at.entry && !i.marked && !p.has(l.dirty) && !p.writing:
+		return true // the only page of the file, and clean
+	case p.mapping != i.mapping:
+		err, why := fmt.Errorf("it belongs to %v", p.mapping), WrongMapping
+		return yield(Piece{}, i.refuse(at.index, at.pages, why, err))
+	case p.pages == 0:
+		return yield(Piece{}, i.refuse(at.index, at.pages, BadFolio, nil))
+	case at.index < p.index || uint64(at.index-p.index) >= p.pages:
+		err, why := fmt.Errorf("it is page %d of %d", p.index, p.pages), WrongIndex
+		return yield(Piece{}, i.refuse(at.index, at.pages, why, err))
+	case l.canPoison && p.has(l.poisoned):
+		return yield(Piece{}, i.refuse(at.index, at.pages, Poisoned, nil))
+	case p.has(l.uptodate):
+		return yield(whole(p, at), nil)
+	}
+	return c.partly(s, i, p, at, yield)
+}
+
+// whole returns the part of a folio that a slot stands for: all of it, where one
+// entry stands for the folio, or one page of it, where each page has an entry of
+// its own (before multi-index entries, 5.17).
+func whole(p *pageState, at slotted) Piece {
+	return p.piece(int64(at.index-p.index)<<addr.PageShift, int64(p.pages)<<addr.PageShift)
+}
+
+// maxOrder bounds large folios: 1 GiB, as much as x86-64 can map as one page.
+const maxOrder = 18
+
+// page reads the struct page that an entry of a tree points to.
+func (c *Cache) page(at addr.Virt) (*pageState, error) {
+	l := &c.layout.page
+	frame, err := c.k.PageFrame(at)
+	if err != nil {
+		return nil, err
+	}
+	b, err := c.k.Bytes(at, l.size)
+	if err != nil {
+		return nil, fmt.Errorf("read page: %w", err)
+	}
+	p := &pageState{
+		frame:   frame,
+		pages:   1,
+		flags:   l.flags.Uint(b),
+		mapping: l.mapping.Pointer(b),
+		index:   addr.Index(l.index.Uint(b)),
+		private: l.private.Pointer(b),
+	}
+	p.writing = p.has(l.writeback)
+	if !p.has(l.head) {
+		return p, nil
+	}
+	if b, err = c.k.Bytes(at, l.folioSize); err != nil {
+		return nil, fmt.Errorf("read folio: %w", err)
+	}
+	order := l.order.Uint(b)
+	if order == 0 || order > maxOrder || uint64(frame)&(1<<order-1) != 0 {
+		p.pages = 0 // the caller refuses it
+		return p, nil
+	}
+	p.pages = 1 << order
+	// All of it must be there, because it is handed out in one piece.
+	if _, err := c.k.PageFrame(at + addr.Virt((p.pages-1)*uint64(l.size))); err != nil {
+		return nil, err
+	}
+	return p, nil
+}

@@ -1,0 +1,162 @@
+package pagecache
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// Bounds of a path (include/uapi/linux/limits.h).
+const (
+	maxPath      = 4096
+	maxComponent = 255
+	maxDepth     = maxPath / 2
+)
+
+type dentryLayout struct {
+	size                                      int
+	parent, name, length, inode, super, alias kernel.Field
+	unhashed                                  kernel.Field // d_hash.pprev: zero if the name was removed
+}
+
+func (d *dentryLayout) look(t *kernel.Types) error {
+	l := t.Layout("dentry")
+	d.size = l.Size
+	d.parent = l.Field("d_parent", 8)
+	d.name = l.First([]string{"d_name.name", "__d_name.name"}, 8)
+	d.length = l.First([]string{"d_name.len", "__d_name.len"}, 4)
+	d.inode = l.Field("d_inode", 8)
+	d.super = l.Field("d_sb", 8)
+	d.unhashed = l.Field("d_hash.pprev", 8)
+	// In a union called d_u up to 6.12, in an anonymous one later (seen on 7.2).
+	d.alias = l.First([]string{"d_u.d_alias", "d_alias"}, 16)
+	return l.Err()
+}
+
+// ErrNoPath says that the kernel has no name for an inode in memory: it was
+// opened by a file handle, or all its names were dropped from memory or deleted.
+var ErrNoPath = errors.New("no name in memory")
+
+// Paths finds the names of a file system's inodes and remembers directories. It
+// is not safe for concurrent use.
+type Paths struct {
+	c    *Cache
+	s    *Superblock
+	dirs map[addr.Virt]string // dentries of directories
+	used int                  // bytes of names in dirs
+}
+
+// maxRemembered bounds the names of directories that are remembered, in bytes.
+const maxRemembered = 64 << 20
+
+// Paths returns a finder of names for the inodes of a file system.
+func (c *Cache) Paths(s *Superblock) *Paths {
+	return &Paths{c: c, s: s, dirs: map[addr.Virt]string{s.root: ""}}
+}
+
+// Of returns a path of the inode, from the top of its file system, without a
+// leading slash. Of several names, one that is not deleted is taken.
+func (p *Paths) Of(i *Inode) (string, error) {
+	l := &p.c.layout.dentry
+	var errs []error
+	for at, err := range p.c.hlist(p.c.layout.inode.dentries.In(i.Addr)) {
+		if err != nil {
+			errs = append(errs, err)
+			break
+		}
+		dentry := at - addr.Virt(l.alias.Off)
+		d, err := p.read(dentry)
+		switch {
+		case err != nil:
+		case d.inode != i.Addr:
+			err = fmt.Errorf("dentry at %v is of another inode", dentry)
+		case d.deleted && dentry != p.s.root:
+			err = ErrNoPath
+		default:
+			var path string
+			if path, err = p.path(dentry); err == nil {
+				return path, nil
+			}
+		}
+		errs = append(errs, err)
+		if len(errs) > maxDepth {
+			break
+		}
+	}
+	return "", fmt.Errorf("find path of inode %d: %w", i.Ino, errors.Join(append(errs, ErrNoPath)...))
+}
+
+// path joins the names from the top down to a dentry.
+func (p *Paths) path(dentry addr.Virt) (string, error) {
+	var names []string
+	var below []addr.Virt // the dentries of names
+	at, total := dentry, 0
+	top, known := p.dirs[at]
+	for !known {
+		d, err := p.read(at)
+		if err != nil {
+			return "", err
+		}
+		if d.parent == at {
+			return "", fmt.Errorf("%w: not connected to the top directory", ErrNoPath)
+		}
+		names, below = append(names, d.name), append(below, at)
+		total += len(d.name) + 1
+		if len(names) > maxDepth || total > maxPath {
+			return "", fmt.Errorf("path of dentry at %v is longer than %d bytes", dentry, maxPath)
+		}
+		at = d.parent
+		top, known = p.dirs[at]
+	}
+	if len(top)+total > maxPath {
+		return "", fmt.Errorf("path of dentry at %v is longer than %d bytes", dentry, maxPath)
+	}
+	for i := len(names) - 1; i >= 0; i-- {
+		top = strings.TrimPrefix(top+"/"+names[i], "/")
+		if i > 0 && p.used < maxRemembered {
+			p.dirs[below[i]] = top
+			p.used += len(top)
+		}
+	}
+	return top, nil
+}
+
+// dentry is a name.
+type dentry struct {
+	parent, inode addr.Virt
+	name          string
+	deleted       bool
+}
+
+func (p *Paths) read(at addr.Virt) (dentry, error) {
+	l := &p.c.layout.dentry
+	b, err := p.c.k.Bytes(at, l.size)
+	if err != nil {
+		return dentry{}, fmt.Errorf("read dentry: %w", err)
+	}
+	if l.super.Pointer(b) != p.s.Addr {
+		return dentry{}, fmt.Errorf("dentry at %v is of another file system", at)
+	}
+	length := l.length.Uint(b)
+	if length == 0 || length > maxComponent {
+		return dentry{}, fmt.Errorf("dentry at %v has a name of %d bytes", at, length)
+	}
+	name, err := p.c.k.Bytes(l.name.Pointer(b), int(length))
+	if err != nil {
+		return dentry{}, fmt.Errorf("read name: %w", err)
+	}
+	d := dentry{
+		parent:  l.parent.Pointer(b),
+		inode:   l.inode.Pointer(b),
+		name:    string(name),
+		deleted: l.unhashed.Uint(b) == 0,
+	}
+	// The top directory's own name is "/", and is never used.
+	if at != p.s.root && (strings.ContainsAny(d.name, "/\x00") || d.name == "." || d.name == "..") {
+		return dentry{}, fmt.Errorf("dentry at %v has the name %q", at, d.name)
+	}
+	return d, nil
+}

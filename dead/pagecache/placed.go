@@ -1,0 +1,189 @@
+package pagecache
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// Placed is a stretch of unsaved bytes of a file whose place on the device is
+// known. It is made of whole blocks: the last one may reach beyond the end of the
+// file, and what it holds there is not the file's.
+type Placed struct {
+	Piece
+	Disk int64 // of its first byte on the device, in bytes
+}
+
+// Places are the unsaved blocks of one file that have a place on the device.
+type Places struct {
+	Blocks []Placed // ascending
+	// Whole says that nothing else of the file is unsaved: no other blocks, and its
+	// size is the one that goes to the disk with its inode.
+	Whole   bool
+	Refused []error // *Refusal: what did not check out
+}
+
+// lazyTime is set in the flags of a file system whose times may be in memory only
+// (include/linux/fs.h, SB_LAZYTIME).
+const lazyTime = 1 << 25
+
+// Placed returns the unsaved blocks of a file of the ext family that have a place
+// on the device: those whose buffers are mapped, are not waiting for an allocation
+// (BH_Delay) nor for their extent to be marked written (BH_Unwritten), and are not
+// in the journal themselves (BH_JBD). One whose older version is in the log on the
+// disk must not be written, because a replay would undo that. Each is compared with
+// where the file lies by its inode (Mapping).
+func (d *Device) Placed(i *Inode) Places {
+	out := Places{Whole: d.super.Flags&lazyTime == 0 && d.c.sizeKnown(i)}
+	refuse := func(at slotted, err error) {
+		out.Whole = false
+		out.Refused = append(out.Refused, i.refuse(at.index, at.pages, BadBuffers, err))
+	}
+	var mapping []Mapped
+	looked := false
+	last := addr.Index(addr.AlignUp(min(i.Size, 1<<62)) >> addr.PageShift)
+	d.c.marked(i, last, func(at slotted, err error) bool {
+		if err != nil {
+			out.Whole = false // Unsaved refuses it
+			return true
+		}
+		blocks, all, err := d.placedIn(i, at)
+		if err != nil {
+			refuse(at, err)
+			return true
+		}
+		out.Whole = out.Whole && all
+		if len(blocks) > 0 && !looked {
+			looked = true
+			if mapping, err = d.Mapping(i); err != nil {
+				refuse(at, err)
+				return false
+			}
+		}
+		for _, b := range blocks {
+			if mapping, err = confirm(mapping, b); err != nil {
+				refuse(at, err)
+				continue
+			}
+			out.Blocks = append(out.Blocks, b)
+		}
+		return true
+	})
+	return out
+}
+
+// sizeKnown reports whether the size in memory is the one that the inode has on the
+// disk, once the journal is: ext4 lets it run ahead of blocks that were not
+// allocated (i_disksize).
+func (c *Cache) sizeKnown(i *Inode) bool {
+	size, known := c.sizeOnDisk(i)
+	return known && size == i.Size
+}
+
+// infoPlaces are where members of struct ext4_inode_info are, counted from the struct
+// inode in it.
+type infoPlaces struct {
+	size, lock int // i_disksize and i_data_sem
+	known      bool
+}
+
+func newInfoPlaces(k *kernel.Kernel) infoPlaces {
+	l := layoutIn(k, "ext4_inode_info", "ext4")
+	inode, size, lock := l.Field("vfs_inode"), l.Field("i_disksize", 8), l.Field("i_data_sem.count", 8)
+	return infoPlaces{size.Off - inode.Off, lock.Off - inode.Off, l.Err() == nil}
+}
+
+// sizeOnDisk returns i_disksize of a file of the ext family.
+func (c *Cache) sizeOnDisk(i *Inode) (size int64, known bool) {
+	at := c.info()
+	if !at.known {
+		return 0, false
+	}
+	v, err := c.k.U64(i.Addr + addr.Virt(at.size))
+	return int64(v), err == nil
+}
+
+// Moving yields the inodes of ext4, or of what that driver has mounted, of which where
+// they lie was being changed: i_data_sem is held for writing then (fs/ext4/ext4.h). An
+// inode that is refused is a *Refusal, and the walk goes on; any other error ends it.
+func (c *Cache) Moving(s *Superblock) iter.Seq2[*Inode, error] {
+	return func(yield func(*Inode, error) bool) {
+		place := c.info()
+		if !place.known {
+			yield(nil, fmt.Errorf("walk inodes of %s: the kernel does not tell of their locks", s.ID))
+			return
+		}
+		// Of all inodes, nothing but the lock is read.
+		list := addr.Virt(c.layout.inode.sbList.Off)
+		for entry, err := range c.List(c.layout.super.inodes.In(s.Addr)) {
+			var lock uint64
+			at := entry - list
+			if err == nil {
+				lock, err = c.k.U64(at + addr.Virt(place.lock))
+			}
+			if err != nil {
+				yield(nil, fmt.Errorf("walk inodes of %s: %w", s.ID, err))
+				return
+			}
+			if lock&1 == 0 { // RWSEM_WRITER_LOCKED, kernel/locking/rwsem.c
+				continue
+			}
+			i, err := c.inode(at, s)
+			if errors.Is(err, errNoFile) {
+				continue
+			}
+			if !yield(i, err) {
+				return
+			}
+		}
+	}
+}
+
+// confirm compares a place with the mapping, and returns what of that is left.
+func confirm(mapping []Mapped, b Placed) ([]Mapped, error) {
+	for len(mapping) > 0 && mapping[0].End <= b.Off {
+		mapping = mapping[1:]
+	}
+	if len(mapping) > 0 {
+		m := mapping[0]
+		if m.Off <= b.Off && b.End <= m.End && !m.Unwritten && m.Disk+b.Off-m.Off == b.Disk {
+			return mapping, nil
+		}
+	}
+	return mapping, fmt.Errorf("%w: byte %d is not at %d of the device", ErrMapping, b.Off, b.Disk)
+}
+
+// placedIn returns the blocks of one entry of a file's tree of pages that are
+// unsaved and have a place, and whether these are all that are unsaved.
+func (d *Device) placedIn(i *Inode, at slotted) (out []Placed, all bool, err error) {
+	c, l := d.c, &d.c.layout.buffer
+	if at.isValue() || at.isInternal() || at.entry == 0 {
+		return nil, false, nil // Unsaved refuses it
+	}
+	p, err := c.page(addr.Virt(at.entry))
+	if err != nil {
+		return nil, false, err
+	}
+	if at.index != p.index || p.mapping != i.mapping || p.pages == 0 || !p.has(c.layout.page.hasPrivate) ||
+		c.layout.page.canPoison && p.has(c.layout.page.poisoned) {
+		return nil, false, nil // likewise, or it has no buffers
+	}
+	unsaved := 0
+	err = c.ring(p, func(b bufferState) {
+		off := p.index.Byte() + b.place
+		if off >= i.Size || !b.has(l.dirty) && !b.has(l.asyncWrite) {
+			return
+		}
+		unsaved++
+		if b.has(l.uptodate) && b.has(l.mapped) && !b.has(l.delay) && !b.has(l.unwritten) && !b.has(l.private) && b.block < 1<<47 {
+			out = append(out, Placed{
+				Piece: Piece{Span: addr.Span{Off: off, End: off + b.length}, Phys: p.frame.Phys() + addr.Phys(b.place)},
+				Disk:  int64(b.block) * b.length,
+			})
+		}
+	})
+	return out, unsaved > 0 && unsaved == len(out), err
+}

@@ -1,0 +1,83 @@
+package pagecache
+
+import (
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// Reason says why data in memory is not taken.
+type Reason int
+
+// The reasons for a refusal.
+const (
+	Unreadable       Reason = iota + 1 // its memory is absent, or its address is wrong
+	BadInode                           // the inode is implausible
+	BadTree                            // a node of the tree of pages is not where it should be
+	BadSlot                            // a slot of the tree holds something else than a page
+	DAX                                // the data is not in the page cache, but in persistent memory
+	WrongMapping                       // the page belongs to another file, or to none
+	WrongIndex                         // the page says it has another place in the file
+	BadFolio                           // the size of the large folio is implausible
+	NotUptodate                        // the page was never filled, and nothing in it is known to be
+	BadBuffers                         // the buffers of a page that was not filled are implausible
+	Poisoned                           // the memory of the page is broken (machine check)
+	Encrypted                          // fscrypt: what is in memory is not what goes to the disk
+	Verity                             // fsverity: the file cannot be written to
+	Reserved                           // an inode of the file system itself
+	Partial                            // a part of the file is not in memory, and the disk may have an older one
+	UnknownStructure                   // the kernel lays something out in a way not understood
+)
+
+var reasonNames = map[Reason]string{
+	Unreadable:       "unreadable",
+	BadInode:         "implausible inode",
+	BadTree:          "damaged page tree",
+	BadSlot:          "no page in slot",
+	DAX:              "direct access file",
+	WrongMapping:     "page of another file",
+	WrongIndex:       "page of another place",
+	BadFolio:         "implausible folio",
+	NotUptodate:      "page never filled",
+	BadBuffers:       "implausible buffers",
+	Poisoned:         "broken memory",
+	Encrypted:        "encrypted file",
+	Verity:           "verity file",
+	Reserved:         "reserved inode",
+	Partial:          "only partly in memory",
+	UnknownStructure: "unknown structure",
+}
+
+func (r Reason) String() string {
+	if name, ok := reasonNames[r]; ok {
+		return name
+	}
+	return fmt.Sprintf("reason %d", int(r))
+}
+
+// MarshalText makes reasons readable in reports.
+func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// Refusal is data that is in memory and is not taken. It is an error, so that
+// walks can yield it in its place.
+type Refusal struct {
+	Inode addr.Ino
+	Index addr.Index // the first page
+	Pages uint64     // how many pages at most; 0 if it is about the whole file
+	Reason
+	Cause error // more about it; may be nil
+}
+
+func (r *Refusal) Error() string {
+	s := fmt.Sprintf("refuse inode %d", r.Inode)
+	if r.Pages > 0 {
+		s += fmt.Sprintf(" page %d (%d pages)", r.Index, r.Pages)
+	}
+	s += ": " + r.Reason.String()
+	if r.Cause != nil {
+		s += ": " + r.Cause.Error()
+	}
+	return s
+}
+
+func (r *Refusal) Unwrap() error { return r.Cause }

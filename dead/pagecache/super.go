@@ -1,0 +1,116 @@
+package pagecache
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// UUID identifies a file system.
+type UUID = addr.UUID
+
+// Superblock is a mounted file system.
+type Superblock struct {
+	Addr      addr.Virt // of its struct super_block
+	Type      string    // such as "ext4"
+	ID        string    // s_id: the name of the device, such as "vda1"
+	UUID      UUID      // zero if the file system sets none
+	Dev       addr.Dev
+	Flags     uint64 // SB_*, include/linux/fs.h
+	BlockSize uint64 // in bytes
+
+	root addr.Virt // the dentry of its top directory
+	bdi  addr.Virt
+	info addr.Virt // of the file system's own structure
+	sync bool      // somebody was in sync(2) or syncfs(2)
+}
+
+// ReadOnly reports whether it is mounted read-only (SB_RDONLY).
+func (s *Superblock) ReadOnly() bool { return s.Flags&1 != 0 }
+
+// HasBuffers reports whether its pages carry buffer heads that are understood.
+func (s *Superblock) HasBuffers() bool {
+	return s.Type == "ext4" || s.Type == "ext3" || s.Type == "ext2"
+}
+
+// maxName bounds the name of a type of file system, in bytes.
+const maxName = 64
+
+// Superblocks yields all file systems that are mounted anywhere, including the
+// kernel's internal ones. One that cannot be read is yielded as an error, and
+// the walk goes on.
+func (c *Cache) Superblocks() iter.Seq2[*Superblock, error] {
+	return func(yield func(*Superblock, error) bool) {
+		head, err := c.k.Symbol("super_blocks") // fs/super.c
+		if err != nil {
+			yield(nil, fmt.Errorf("walk superblocks: %w", err))
+			return
+		}
+		for at, err := range c.List(head) {
+			if err != nil {
+				yield(nil, fmt.Errorf("walk superblocks: %w", err))
+				return
+			}
+			if !yield(c.superblock(at - addr.Virt(c.layout.super.list.Off))) {
+				return
+			}
+		}
+	}
+}
+
+func (c *Cache) superblock(at addr.Virt) (*Superblock, error) {
+	l := &c.layout.super
+	b, err := c.k.Bytes(at, l.size)
+	if err != nil {
+		return nil, fmt.Errorf("read superblock: %w", err)
+	}
+	s := &Superblock{
+		Addr:      at,
+		ID:        l.id.String(b),
+		UUID:      UUID(l.uuid.Bytes(b)),
+		Dev:       addr.Dev(l.dev.Uint(b)),
+		Flags:     l.flags.Uint(b),
+		BlockSize: l.blockSize.Uint(b),
+		root:      l.root.Pointer(b),
+		bdi:       l.bdi.Pointer(b),
+		info:      l.info.Pointer(b),
+		// The owner of a mutex is a task and three bits of flags
+		// (kernel/locking/mutex.h).
+		sync: l.syncOwner.Uint(b)&^7 != 0,
+	}
+	name, err := c.k.Pointer(l.typeName.In(l.typ.Pointer(b)))
+	if err != nil {
+		return nil, fmt.Errorf("read type of superblock %.32q: %w", s.ID, err)
+	}
+	if s.Type, err = c.k.CString(name, maxName); err != nil {
+		return nil, fmt.Errorf("read type of superblock %.32q: %w", s.ID, err)
+	}
+	return s, nil
+}
+
+// ErrNotMounted says that no file system of a UUID is mounted.
+var ErrNotMounted = errors.New("not mounted in this kernel")
+
+// Superblock returns the file system of a UUID.
+func (c *Cache) Superblock(id UUID) (*Superblock, error) {
+	var found *Superblock
+	var errs []error
+	for s, err := range c.Superblocks() {
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case s.UUID != id:
+		case found != nil:
+			return nil, fmt.Errorf("file system %v: %w: it is %s and %s", id, kernel.ErrAmbiguous, found.ID, s.ID)
+		default:
+			found = s
+		}
+	}
+	if found == nil {
+		return nil, fmt.Errorf("file system %v: %w", id, errors.Join(append(errs, ErrNotMounted)...))
+	}
+	return found, nil
+}

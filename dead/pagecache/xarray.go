@@ -1,0 +1,183 @@
+package pagecache
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// The xarray (include/linux/xarray.h, lib/xarray.c): a tree of nodes with 64
+// slots each, and three bits of marks for each slot. In a page cache the marks
+// say dirty, writeback and towrite (include/linux/fs.h, PAGECACHE_TAG_*), and a
+// slot of an upper node has a mark if anything below it has.
+const (
+	chunkShift = 6
+	chunkSize  = 1 << chunkShift
+	markCount  = 3
+	maxShift   = 60 // of the top node: 11 levels cover 64 bits
+)
+
+type nodeLayout struct {
+	size                                       int
+	shift, offset, parent, array, slots, marks kernel.Field
+}
+
+func (n *nodeLayout) look(t *kernel.Types) error {
+	l := t.Layout("xa_node")
+	n.size = l.Size
+	n.shift = l.Field("shift", 1)
+	n.offset = l.Field("offset", 1)
+	n.parent = l.Field("parent", 8)
+	n.array = l.Field("array", 8)
+	// CONFIG_BASE_SMALL would make it 16 slots: refused by the size.
+	n.slots = l.Field("slots", chunkSize*8)
+	n.marks = l.Field("marks", markCount*8)
+	return l.Err()
+}
+
+// entry is what a slot of the tree holds.
+type entry uint64
+
+func (e entry) isValue() bool    { return e&1 == 1 }
+func (e entry) isInternal() bool { return e&3 == 2 }
+
+// isNode: internal entries beyond the page of error values are pointers to nodes.
+func (e entry) isNode() bool { return e.isInternal() && e > 4096 }
+
+// isSibling: the slot belongs to the larger entry in another slot of the node.
+func (e entry) isSibling() bool { return e.isInternal() && e < entry(chunkSize-1)<<2|2 }
+
+func (e entry) sibling() int { return int(e >> 2) }
+
+func (e entry) node() addr.Virt { return addr.Virt(e - 2) }
+
+// slotted is an entry and the place it has.
+type slotted struct {
+	entry
+	index addr.Index
+	pages uint64 // how many pages its slot stands for
+}
+
+// treeWalk visits the marked entries of one tree in ascending order.
+type treeWalk struct {
+	c     *Cache
+	array addr.Virt
+	last  addr.Index // nothing from here on is of interest
+	visit func(slotted, error) bool
+}
+
+var errTree = errors.New("node does not fit into its tree")
+
+// marked visits every marked entry before last. Where the tree is damaged, visit
+// gets an error and the range of pages behind it.
+func (c *Cache) marked(i *Inode, last addr.Index, visit func(slotted, error) bool) {
+	w := &treeWalk{c: c, array: i.tree, last: last, visit: visit}
+	head := entry(i.head)
+	switch {
+	case head == 0:
+	case head.isNode():
+		w.node(head.node(), nil, 0, 0)
+	default:
+		// A file of one page needs no node; its marks are in the flags.
+		visit(slotted{entry: head, pages: 1}, nil)
+	}
+}
+
+// place is where a node hangs in its tree.
+type place struct {
+	node  addr.Virt
+	shift int
+}
+
+// node visits the marked entries below one node, which hangs in a slot of its
+// parent; the top node has none. It returns false to stop the walk.
+//
+// The recursion ends because shifts only get smaller. No node is visited twice,
+// because each says which slot of which parent it hangs in.
+func (w *treeWalk) node(at addr.Virt, parent *place, slot int, base addr.Index) bool {
+	l := &w.c.layout.node
+	covered := ^uint64(0)
+	if parent != nil {
+		covered = 1 << parent.shift
+	}
+	b, err := w.c.k.Bytes(at, l.size)
+	if err != nil {
+		return w.visit(slotted{index: base, pages: covered}, err)
+	}
+	here := place{node: at, shift: int(l.shift.Uint(b))}
+	if err := w.check(b, here, parent, slot); err != nil {
+		return w.visit(slotted{index: base, pages: covered}, err)
+	}
+	var marks uint64
+	for m := range markCount {
+		marks |= kernel.Field{Off: l.marks.Off + 8*m, Size: 8}.Uint(b)
+	}
+	for marks != 0 {
+		slot := bits.TrailingZeros64(marks)
+		marks &^= 1 << slot
+		if slot<<here.shift>>here.shift != slot {
+			continue // beyond the end of any file
+		}
+		index := base + addr.Index(slot)<<here.shift
+		if index >= w.last {
+			return true
+		}
+		if !w.slot(b, here, slot, index) {
+			return false
+		}
+	}
+	return true
+}
+
+// check compares what a node says about its place with where it was found.
+func (w *treeWalk) check(b []byte, here place, parent *place, slot int) error {
+	l := &w.c.layout.node
+	switch {
+	case l.array.Pointer(b) != w.array:
+		return fmt.Errorf("%w: node at %v belongs to another", errTree, here.node)
+	case here.shift%chunkShift != 0 || here.shift > maxShift:
+		return fmt.Errorf("%w: node at %v has a shift of %d", errTree, here.node, here.shift)
+	case parent == nil:
+		// The top node may still name a parent that is being taken away, or
+		// already one that is being added (xas_shrink, xas_expand).
+		return nil
+	case here.shift != parent.shift-chunkShift,
+		l.parent.Pointer(b) != parent.node,
+		int(l.offset.Uint(b)) != slot:
+		return fmt.Errorf("%w: node at %v hangs elsewhere", errTree, here.node)
+	}
+	return nil
+}
+
+// slot visits what is in one marked slot of a node.
+func (w *treeWalk) slot(b []byte, here place, slot int, index addr.Index) bool {
+	slots := w.c.layout.node.slots
+	e := entry(kernel.Field{Off: slots.Off + 8*slot, Size: 8}.Uint(b))
+	switch {
+	case e.isNode() && here.shift > 0:
+		return w.node(e.node(), &here, slot, index)
+	case e.isSibling() && e.sibling() < slot:
+		// Marks belong to the first slot of an entry. Where a sibling has
+		// one, too, its entry has been visited if it is marked itself.
+		first := e.sibling()
+		e = entry(kernel.Field{Off: slots.Off + 8*first, Size: 8}.Uint(b))
+		if w.isMarked(b, first) {
+			return true
+		}
+		index -= addr.Index(slot-first) << here.shift
+	}
+	return w.visit(slotted{entry: e, index: index, pages: 1 << here.shift}, nil)
+}
+
+func (w *treeWalk) isMarked(b []byte, slot int) bool {
+	marks := w.c.layout.node.marks
+	for m := range markCount {
+		if (kernel.Field{Off: marks.Off + 8*m, Size: 8}).Uint(b)>>slot&1 == 1 {
+			return true
+		}
+	}
+	return false
+}

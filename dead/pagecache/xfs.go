@@ -1,0 +1,170 @@
+package pagecache
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// XFS is what the kernel's xfs has in memory about one mounted file system.
+type XFS struct {
+	c      *Cache
+	s      *Superblock
+	layout *xfsLayout
+	log    addr.Virt // of its struct xlog
+
+	blockLog          uint // log2 of the size of a block, in bytes
+	agBlocks, agShift uint64
+	internal          []uint64 // inodes of the file system's own
+}
+
+// xfsLayout is what is read of the structures of xfs (fs/xfs/xfs_mount.h,
+// xfs_log_priv.h, xfs_inode.h, xfs_inode_item.h, libxfs/xfs_inode_fork.h).
+type xfsLayout struct {
+	mountSize                                                int
+	log, super, agBlocks, agLog, blockLog                    kernel.Field
+	internal                                                 []kernel.Field
+	logSize                                                  int
+	iclogs, iclogCount, mount                                kernel.Field
+	iclogSize                                                int
+	next, header                                             kernel.Field
+	inodeSize                                                int
+	inode, inodeMount, item, pins, lock                      kernel.Field
+	forkBytes, forkHeight, forkRoot, forkExtents, forkFormat kernel.Field
+	itemSize                                                 int
+	itemInode, itemDirty                                     kernel.Field
+}
+
+func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
+	x := &xfsLayout{}
+	m := layoutIn(k, "xfs_mount", "xfs")
+	x.mountSize = m.Size
+	x.log, x.super = m.Field("m_log", 8), m.Field("m_super", 8)
+	x.agBlocks, x.agLog, x.blockLog = m.Field("m_sb.sb_agblocks", 4), m.Field("m_sb.sb_agblklog", 1), m.Field("m_sb.sb_blocklog", 1)
+	for _, name := range []string{"sb_rbmino", "sb_rsumino", "sb_uquotino", "sb_gquotino", "sb_pquotino"} {
+		if f := m.Optional("m_sb."+name, 8); f.Present() {
+			x.internal = append(x.internal, f)
+		}
+	}
+	l := layoutIn(k, "xlog", "xfs")
+	x.logSize = l.Size
+	x.mount, x.iclogs, x.iclogCount = l.Field("l_mp", 8), l.Field("l_iclog", 8), l.Field("l_iclog_bufs", 4)
+	c := layoutIn(k, "xlog_in_core", "xfs")
+	x.iclogSize = c.Size
+	// The header is the first part of the data; on 7.2 it has a pointer of its own.
+	x.next, x.header = c.Field("ic_next", 8), c.First([]string{"ic_header", "ic_data"}, 8)
+	i := layoutIn(k, "xfs_inode", "xfs")
+	x.inodeSize = i.Size
+	x.inode, x.inodeMount, x.item = i.Field("i_vnode"), i.Field("i_mount", 8), i.Field("i_itemp", 8)
+	x.pins = i.Field("i_pincount.counter", 4)
+	// On 6.1 there is a structure around the semaphore, on 6.12 not.
+	x.lock = i.First([]string{"i_lock.mr_lock.count", "i_lock.count"}, 8)
+	x.forkBytes = i.Field("i_df.if_bytes", 4, 8)
+	x.forkHeight, x.forkFormat = i.Field("i_df.if_height", 4), i.Field("i_df.if_format", 1)
+	x.forkExtents = i.Field("i_df.if_nextents", 4, 8)
+	// On 6.1 in a union of a name, on 6.12 in one without.
+	x.forkRoot = i.First([]string{"i_df.if_u1.if_root", "i_df.if_data"}, 8)
+	t := layoutIn(k, "xfs_inode_log_item", "xfs")
+	x.itemSize = t.Size
+	x.itemInode, x.itemDirty = t.Field("ili_inode", 8), t.Field("ili_dirty_flags", 4)
+	return x, errors.Join(m.Err(), l.Err(), c.Err(), i.Err(), t.Err())
+}
+
+// XFS reads what the kernel's xfs has about a file system.
+func (c *Cache) XFS(s *Superblock) (*XFS, error) {
+	l, err := newXFSLayout(c.k)
+	if err != nil {
+		return nil, fmt.Errorf("read xfs: %w", err)
+	}
+	x := &XFS{c: c, s: s, layout: l}
+	b, err := c.k.Bytes(s.info, l.mountSize)
+	if err != nil {
+		return nil, fmt.Errorf("read xfs: mount of %s: %w", s.ID, err)
+	}
+	if owner := l.super.Pointer(b); owner != s.Addr {
+		return nil, fmt.Errorf("read xfs: mount of %s belongs to superblock at %v", s.ID, owner)
+	}
+	x.log = l.log.Pointer(b)
+	x.blockLog, x.agBlocks = uint(l.blockLog.Uint(b)), l.agBlocks.Uint(b)
+	x.agShift = l.agLog.Uint(b)
+	// XFS_MIN_BLOCKSIZE to XFS_MAX_BLOCKSIZE, and an allocation group has at most
+	// 2^31 blocks (fs/xfs/libxfs/xfs_format.h).
+	if x.blockLog < 9 || x.blockLog > 16 || x.agShift > 31 || x.agBlocks == 0 || x.agBlocks > 1<<x.agShift {
+		return nil, fmt.Errorf("read xfs: %s has blocks of 1 << %d bytes, groups of %d of them, 1 << %d", s.ID, x.blockLog, x.agBlocks, x.agShift)
+	}
+	for _, f := range l.internal {
+		x.internal = append(x.internal, f.Uint(b))
+	}
+	return x, nil
+}
+
+// Internal reports whether an inode is the file system's own: of quotas, or of the
+// real-time device.
+func (x *XFS) Internal(i *Inode) bool { return slices.Contains(x.internal, uint64(i.Ino)) }
+
+// LogRecord identifies a record of an XFS log: by what a header has on the disk,
+// and keeps in memory until its buffer is used again (struct xlog_rec_header,
+// fs/xfs/libxfs/xfs_log_format.h).
+type LogRecord struct {
+	Len      uint32 // bytes
+	CRC      uint32 // of all of it
+	Previous uint32 // block of the log in which the record before begins
+}
+
+// LogHeaderSize is how many bytes of a header ParseLogRecord reads.
+const LogHeaderSize = 44
+
+// ParseLogRecord reads the header of a record, from disk or from memory.
+func ParseLogRecord(b []byte) (LogRecord, error) {
+	if len(b) < LogHeaderSize || binary.BigEndian.Uint32(b) != 0xfeedbabe {
+		return LogRecord{}, errors.New("parse log record: it does not begin with XLOG_HEADER_MAGIC_NUM")
+	}
+	return LogRecord{
+		Len: binary.BigEndian.Uint32(b[12:]), CRC: binary.LittleEndian.Uint32(b[32:]), Previous: binary.BigEndian.Uint32(b[36:]),
+	}, nil
+}
+
+// maxIclogs is XLOG_MAX_ICLOGS (fs/xfs/libxfs/xfs_log_format.h).
+const maxIclogs = 8
+
+// Records returns the last records that the kernel wrote to the log, or was about
+// to, in no order.
+func (x *XFS) Records() ([]LogRecord, error) {
+	l := x.layout
+	b, err := x.c.k.Bytes(x.log, l.logSize)
+	if err != nil {
+		return nil, fmt.Errorf("read log of %s: %w", x.s.ID, err)
+	}
+	if mount := l.mount.Pointer(b); mount != x.s.info {
+		return nil, fmt.Errorf("read log of %s: it belongs to the mount at %v", x.s.ID, mount)
+	}
+	count := l.iclogCount.Uint(b)
+	if count == 0 || count > maxIclogs {
+		return nil, fmt.Errorf("read log of %s: it has %d buffers", x.s.ID, count)
+	}
+	var out []LogRecord
+	at := l.iclogs.Pointer(b)
+	for range count {
+		b, err := x.c.k.Bytes(at, l.iclogSize)
+		if err != nil {
+			return nil, fmt.Errorf("read log of %s: %w", x.s.ID, err)
+		}
+		header, err := x.c.k.Bytes(l.header.Pointer(b), LogHeaderSize)
+		if err != nil {
+			return nil, fmt.Errorf("read log of %s: %w", x.s.ID, err)
+		}
+		r, err := ParseLogRecord(header)
+		if err != nil {
+			return nil, fmt.Errorf("read log of %s: buffer at %v: %w", x.s.ID, at, err)
+		}
+		if r.Len > 0 { // zero until it is written first
+			out = append(out, r)
+		}
+		at = l.next.Pointer(b)
+	}
+	return out, nil
+}

@@ -1,0 +1,190 @@
+package pagecache
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// own reads the xfs_inode around an inode.
+func (x *XFS) own(i *Inode) ([]byte, error) {
+	l := x.layout
+	b, err := x.c.k.Bytes(i.Addr-addr.Virt(l.inode.Off), l.inodeSize)
+	if err != nil {
+		return nil, fmt.Errorf("read xfs inode %d: %w", i.Ino, err)
+	}
+	if mount := l.inodeMount.Pointer(b); mount != x.s.info {
+		return nil, fmt.Errorf("read xfs inode %d: it belongs to the mount at %v", i.Ino, mount)
+	}
+	return b, nil
+}
+
+// Settled reports whether a log recovery gives the disk all that memory has of an
+// inode but its unsaved data: nothing of it waits for the log, which would pin it
+// (fs/xfs/xfs_inode_item.c, xfs_inode_item_pin), and no transaction is changing it.
+func (x *XFS) Settled(i *Inode) (bool, error) {
+	b, err := x.own(i)
+	if err != nil {
+		return false, err
+	}
+	l := x.layout
+	if l.pins.Uint(b) != 0 || l.lock.Uint(b)&1 != 0 {
+		return false, nil
+	}
+	at := l.item.Pointer(b)
+	if at == 0 {
+		return true, nil // it was never changed
+	}
+	item, err := x.c.k.Bytes(at, l.itemSize)
+	if err != nil {
+		return false, fmt.Errorf("read xfs inode %d: log item: %w", i.Ino, err)
+	}
+	if owner := l.itemInode.Pointer(item); owner != i.Addr-addr.Virt(l.inode.Off) {
+		return false, fmt.Errorf("read xfs inode %d: its log item belongs to inode at %v", i.Ino, owner)
+	}
+	return l.itemDirty.Uint(item) == 0, nil
+}
+
+// The tree of a file's extents in memory (fs/xfs/libxfs/xfs_iext_tree.c): nodes of
+// 256 bytes, with 16 pointers behind 16 keys; leaves of the same size with 15
+// records of 16 bytes and the pointers to their neighbours, but for a leaf that is
+// alone, which has as many records as there are.
+const (
+	iextNode      = 256
+	iextKeys      = 16
+	iextRecords   = 15
+	iextRecord    = 16
+	maxIextHeight = 8
+)
+
+// Extent formats of a fork (fs/xfs/libxfs/xfs_format.h, enum xfs_dinode_fmt).
+const (
+	xfsFormatExtents = 2
+	xfsFormatTree    = 3
+)
+
+// Delayed is the Disk of a stretch that has no place yet: its data is in memory
+// alone.
+const Delayed = -1
+
+// Mapping returns where a regular file lies on its device, ascending, as the dead
+// kernel knew it. What is not mapped is zeros. A stretch whose blocks are still to
+// be allocated has Delayed for its place.
+func (x *XFS) Mapping(i *Inode) ([]Mapped, error) {
+	b, err := x.own(i)
+	if err != nil {
+		return nil, err
+	}
+	l := x.layout
+	height, root := l.forkHeight.Uint(b), l.forkRoot.Pointer(b)
+	count := l.forkExtents.Uint(b)
+	format := l.forkFormat.Uint(b)
+	switch {
+	case l.lock.Uint(b)&1 != 0: // held by a writer (kernel/locking/rwsem.c)
+		err = errors.New("it was being changed")
+	case format != xfsFormatExtents && format != xfsFormatTree:
+		err = fmt.Errorf("its format is %d", format)
+	case height == 0 && count > 0:
+		err = errors.New("its extents were not read")
+	case height > maxIextHeight:
+		err = fmt.Errorf("its tree is %d high", height)
+	case height > 0:
+		w := &iextWalk{x: x, left: maxExtents, records: iextRecords}
+		if height == 1 {
+			w.records = min(iextRecords, l.forkBytes.Uint(b)/iextRecord)
+		}
+		if err = w.node(root, height); err == nil {
+			return w.out, nil
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("map inode %d: %w: %w", i.Ino, ErrMapping, err)
+	}
+	return nil, nil
+}
+
+// iextWalk collects the records of one tree.
+type iextWalk struct {
+	x       *XFS
+	left    int    // records and nodes that may still come
+	records uint64 // in a leaf, at most
+	end     int64
+	out     []Mapped
+}
+
+// node visits a node that is so high above the leaves, which are 1 high.
+func (w *iextWalk) node(at addr.Virt, height uint64) error {
+	if w.left--; w.left < 0 {
+		return errors.New("the tree has no end")
+	}
+	if height == 1 {
+		return w.leaf(at)
+	}
+	b, err := w.x.c.k.Bytes(at, iextNode)
+	if err != nil {
+		return err
+	}
+	for n := range iextKeys {
+		// XFS_IEXT_KEY_INVALID is the key of the first pointer that is none.
+		if binary.LittleEndian.Uint64(b[8*n:])>>63 == 1 {
+			break
+		}
+		child := addr.Virt(binary.LittleEndian.Uint64(b[8*(iextKeys+n):]))
+		if err := w.node(child, height-1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *iextWalk) leaf(at addr.Virt) error {
+	b, err := w.x.c.k.Bytes(at, int(w.records*iextRecord))
+	if err != nil {
+		return err
+	}
+	for ; len(b) > 0; b = b[iextRecord:] {
+		lo, hi := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])
+		if hi == 0 {
+			return nil
+		}
+		if err := w.record(lo, hi); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// record adds one extent: 54 bits of offset, 52 of the block on the disk, 21 of
+// length, and one that says that it is unwritten.
+func (w *iextWalk) record(lo, hi uint64) error {
+	if w.left--; w.left < 0 {
+		return errors.New("the tree has no end")
+	}
+	first, count := lo&(1<<54-1), hi&(1<<21-1)
+	block := lo>>54 | hi>>22<<10
+	shift := w.x.blockLog
+	if count == 0 || first > 1<<(62-shift) {
+		return fmt.Errorf("an extent of %d blocks at %d", count, first)
+	}
+	m := Mapped{Span: addr.Span{Off: int64(first << shift), End: int64((first + count) << shift)}, Unwritten: hi>>21&1 == 1}
+	if m.Off < w.end {
+		return fmt.Errorf("an extent at %d, behind one to %d", m.Off, w.end)
+	}
+	w.end = m.End
+	// Where the block would be, a delayed one has a mask and how many blocks the
+	// tree may need (libxfs/xfs_format.h, isnullstartblock).
+	const delayed = (1<<35 - 1) << 17
+	group, within := block>>w.x.agShift, block&(1<<w.x.agShift-1)
+	switch {
+	case block&delayed == delayed:
+		m.Disk = Delayed
+	case within >= w.x.agBlocks || group > 1<<32 || within+count > w.x.agBlocks:
+		return fmt.Errorf("an extent at block %d of group %d", within, group)
+	default:
+		m.Disk = int64((group*w.x.agBlocks + within) << shift)
+	}
+	w.out = append(w.out, m)
+	return nil
+}

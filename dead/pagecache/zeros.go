@@ -1,0 +1,114 @@
+package pagecache
+
+import (
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// Bits of es_pblk that say what an extent_status is (fs/ext4/extents_status.h,
+// ES_UNWRITTEN_B and ES_HOLE_B of five, at the top of 64).
+const (
+	statusUnwritten = 1 << 60
+	statusHole      = 1 << 62
+)
+
+// lockedByWriter are the bits of an rwlock_t of which one is set while a writer has it
+// (include/asm-generic/qrwlock.h, _QW_LOCKED).
+const lockedByWriter = 0xff
+
+// maxStatuses bounds the tree of one file. A red-black tree of so many is less than
+// maxStatusDepth deep.
+const (
+	maxStatuses    = 1 << 20
+	maxStatusDepth = 64
+)
+
+var errStatus = errors.New("tree of extent status does not check out")
+
+type statusLayout struct {
+	root, lock               int // counted from struct inode, as those of infoPlaces
+	size                     int // of a node
+	left, right              kernel.Field
+	first, count, blockState kernel.Field
+}
+
+func newStatusLayout(k *kernel.Kernel) (*statusLayout, error) {
+	i, e := layoutIn(k, "ext4_inode_info", "ext4"), layoutIn(k, "extent_status", "ext4")
+	inode := i.Field("vfs_inode").Off
+	l := &statusLayout{root: i.Field("i_es_tree.root.rb_node", 8).Off - inode, size: e.Size}
+	l.lock = i.Field("i_es_lock.raw_lock.cnts.counter", 4).Off - inode
+	l.left, l.right = e.Field("rb_node.rb_left", 8), e.Field("rb_node.rb_right", 8)
+	l.first, l.count, l.blockState = e.Field("es_lblk", 4), e.Field("es_len", 4), e.Field("es_pblk", 8)
+	return l, errors.Join(i.Err(), e.Err())
+}
+
+// Zeros returns where the kernel knew that a file of ext4 reads as zeros unless a page
+// says otherwise, ascending: a hole, or reserved and not written. It is of its tree of
+// extent status (fs/ext4/extents_status.c), which stays as it was while the tree of
+// extents itself is being changed, and need not tell of all of the file.
+func (c *Cache) Zeros(s *Superblock, i *Inode) ([]addr.Span, error) {
+	zeros, err := c.zeros(s, i)
+	if err != nil {
+		return nil, fmt.Errorf("extent status of inode %d: %w", i.Ino, err)
+	}
+	return zeros, nil
+}
+
+func (c *Cache) zeros(s *Superblock, i *Inode) ([]addr.Span, error) {
+	l, err := c.status()
+	if err != nil {
+		return nil, err
+	}
+	lock, err := c.k.U32(i.Addr + addr.Virt(l.lock))
+	if err != nil {
+		return nil, err
+	}
+	if lock&lockedByWriter != 0 {
+		return nil, errors.New("it was being changed")
+	}
+	root, err := c.k.Pointer(i.Addr + addr.Virt(l.root))
+	if err != nil {
+		return nil, err
+	}
+	w := &statusWalk{c: c, l: l, block: int64(s.BlockSize)}
+	err = w.below(root, 0)
+	return w.out, err
+}
+
+// statusWalk goes through a tree of extent status in its order.
+type statusWalk struct {
+	c     *Cache
+	l     *statusLayout
+	block int64  // size, in bytes
+	seen  int    // nodes
+	next  uint64 // the first block that may come
+	out   []addr.Span
+}
+
+func (w *statusWalk) below(at addr.Virt, depth int) error {
+	if at == 0 {
+		return nil
+	}
+	if w.seen++; w.seen > maxStatuses || depth > maxStatusDepth {
+		return errStatus
+	}
+	b, err := w.c.k.Bytes(at, w.l.size)
+	if err != nil {
+		return err
+	}
+	if err := w.below(w.l.left.Pointer(b), depth+1); err != nil {
+		return err
+	}
+	first, count, state := w.l.first.Uint(b), w.l.count.Uint(b), w.l.blockState.Uint(b)
+	if count == 0 || first < w.next {
+		return fmt.Errorf("%w: %d blocks at %d", errStatus, count, first)
+	}
+	w.next = first + count
+	if state&(statusUnwritten|statusHole) != 0 {
+		w.out = append(w.out, addr.Span{Off: int64(first) * w.block, End: int64(w.next) * w.block})
+	}
+	return w.below(w.l.right.Pointer(b), depth+1)
+}

@@ -1,0 +1,211 @@
+package pagecache_test
+
+import (
+	"bytes"
+	"os"
+	"sync"
+	"testing"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/ram"
+	"understudy.dev/understudy/internal/lab/fixture"
+)
+
+// looks is memory that keeps where it was looked at.
+type looks struct {
+	ram.Memory
+	mu sync.Mutex
+	at []addr.PhysRange // of less than a page
+	// If a byte is to be wrong, it is this one.
+	wrong addr.Phys
+	flip  byte
+}
+
+func (l *looks) View(pa addr.Phys, n int) ([]byte, error) {
+	b, err := l.Memory.View(pa, n)
+	if err != nil || n >= addr.PageSize {
+		return b, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.at = append(l.at, addr.PhysRange{Start: pa, End: pa + addr.Phys(n)})
+	if l.flip != 0 && l.wrong >= pa && l.wrong < pa+addr.Phys(n) {
+		b = bytes.Clone(b)
+		b[l.wrong-pa] ^= l.flip
+	}
+	return b, nil
+}
+
+// TestZerosInImage wants what a kernel knew to read as zeros to lie nowhere, or to be
+// unwritten there, by what maps the file; and an end to the walk, with all of it in
+// order, whichever byte of the tree is another one.
+func TestZerosInImage(t *testing.T) {
+	for _, name := range fixture.Kernels {
+		t.Run(name, func(t *testing.T) {
+			image := fixture.Get(t, fixture.Everything(name))
+			mem, err := ram.OpenFile(image.RAM)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { mem.Close() })
+			l := &looks{Memory: mem}
+			c := openCache(t, l)
+			known, damaged := 0, 0
+			for _, d := range image.Disks {
+				if d.Type != "ext4" {
+					continue
+				}
+				s := superOf(t, c, image, d.Name)
+				compareMoving(t, c, s, l)
+				f, err := os.Open(d.Image)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				dev, err := c.Device(s, f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i, err := range c.Inodes(s) {
+					if err != nil {
+						t.Fatal(err)
+					}
+					if !i.Regular() {
+						continue
+					}
+					l.at = nil
+					zeros, err := c.Zeros(s, i)
+					if err != nil {
+						t.Fatal(err)
+					}
+					seen := l.at
+					compareAll(t, c, s, i)
+					if len(zeros) == 0 {
+						continue
+					}
+					if damaged < 20 {
+						damaged++
+						damage(t, c, s, i, l, seen)
+					}
+					mapping, err := dev.Mapping(i)
+					if err != nil {
+						t.Fatal(err)
+					}
+					mapped := int64(0)
+					for _, m := range mapping {
+						mapped += m.Len()
+					}
+					// Besides, there are nodes and attributes.
+					if more := int64(i.Sectors)*512 - mapped; more < 0 || more > 16<<10 {
+						t.Errorf("%s: inode %d has %d sectors, and %d bytes mapped", d.Name, i.Ino, i.Sectors, mapped)
+					}
+					for _, z := range zeros {
+						known++
+						for _, m := range mapping {
+							if m.Off < z.End && z.Off < m.End && !m.Unwritten {
+								t.Errorf("%s: inode %d: %v is known to be zeros, and lies in %v", d.Name, i.Ino, z, m)
+							}
+						}
+					}
+				}
+			}
+			if known == 0 {
+				t.Error("nothing is known to be zeros")
+			}
+			t.Logf("%d stretches of zeros", known)
+		})
+	}
+}
+
+// compareMoving wants no file to be moving, and one whose lock is held to be.
+func compareMoving(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, l *looks) {
+	t.Helper()
+	moving := func() (out []*pagecache.Inode) {
+		t.Helper()
+		for i, err := range c.Moving(s) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, i)
+		}
+		return out
+	}
+	moving() // what is looked up once
+	l.at = nil
+	if all := moving(); len(all) > 0 {
+		t.Errorf("%d files were moving", len(all))
+	}
+	var locks []addr.PhysRange
+	for _, r := range l.at {
+		if r.End-r.Start == 8 {
+			locks = append(locks, r)
+		}
+	}
+	seen := make(map[addr.Ino]bool)
+	for _, r := range locks[1:] { // the first is the head of the list
+		l.wrong, l.flip = r.Start, 1
+		for _, i := range moving() {
+			seen[i.Ino] = true
+		}
+	}
+	if l.flip = 0; len(seen) < 100 || len(seen) > len(locks) {
+		t.Errorf("%d files were moving, of %d locks", len(seen), len(locks))
+	}
+}
+
+// compareAll wants all that memory has of a file to be what is held, and what is
+// unsaved, in order.
+func compareAll(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Inode) {
+	t.Helper()
+	got := make(map[int64]addr.Phys) // by block of 512 bytes
+	end := int64(0)
+	for p, err := range c.All(s, i) {
+		if err != nil || p.Off < end || p.End <= p.Off {
+			t.Fatalf("inode %d: %+v after %d, %v", i.Ino, p, end, err)
+		}
+		end = p.End
+		for off := p.Off; off < p.End; off += 512 {
+			got[off] = p.Phys + addr.Phys(off-p.Off)
+		}
+	}
+	want := make(map[int64]addr.Phys)
+	for _, walk := range []func(func(pagecache.Piece, error) bool){c.Held(s, i), c.Unsaved(s, i)} {
+		for p, err := range walk {
+			if err != nil {
+				t.Fatal(err)
+			}
+			for off := p.Off; off < p.End; off += 512 {
+				want[off] = p.Phys + addr.Phys(off-p.Off)
+			}
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("inode %d: %d sectors instead of %d", i.Ino, len(got), len(want))
+	}
+	for off, phys := range want {
+		if got[off] != phys {
+			t.Errorf("inode %d: byte %d is at %#x instead of %#x", i.Ino, off, got[off], phys)
+		}
+	}
+}
+
+// damage changes each byte that was looked at.
+func damage(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Inode, l *looks, seen []addr.PhysRange) {
+	t.Helper()
+	for _, r := range seen {
+		for l.wrong = r.Start; l.wrong < r.End; l.wrong++ {
+			for _, l.flip = range []byte{1, 0x80, 0xff} {
+				zeros, _ := c.Zeros(s, i) // an error is right
+				end := int64(0)
+				for _, z := range zeros {
+					if z.Off < end || z.End <= z.Off {
+						t.Fatalf("%#x: %v after %d", l.wrong, z, end)
+					}
+					end = z.End
+				}
+			}
+		}
+	}
+	l.flip = 0
+}

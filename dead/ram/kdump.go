@@ -1,0 +1,230 @@
+package ram
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// The kdump-compressed format (makedumpfile's IMPLEMENTATION, "The kdump-compressed
+// format"; diskdump_mod.h, struct disk_dump_header and struct kdump_sub_header as
+// x86-64 lays them out). Offsets in bytes.
+const (
+	kdumpMagic = "KDUMP   "
+	kdumpName  = "kdump-compressed file"
+
+	kdumpHeaderSize    = 464
+	kdumpMachine       = 12 + 4*65 // utsname.machine
+	kdumpSubHeaderSize = 104
+	kdumpMaxVersion    = 6
+
+	// kdumpMaxPages bounds the bitmaps in memory to 512 MiB: 16 TiB.
+	kdumpMaxPages = 1 << 32
+	// kdumpMaxRanges bounds the pieces that memory is in.
+	kdumpMaxRanges = 1 << 20
+)
+
+// Bits of status in the header: what it was compressed with, and what befell it
+// (diskdump_mod.h, DUMP_DH_*). The first four also stand in a page's descriptor.
+const (
+	kdumpZlib       = 0x1
+	kdumpLZO        = 0x2
+	kdumpSnappy     = 0x4
+	kdumpIncomplete = 0x8
+	kdumpZstd       = 0x20
+)
+
+// kdumpHeader is what matters of both headers.
+type kdumpHeader struct {
+	version                 int32
+	status                  uint32
+	subHeaderBlocks         uint32
+	bitmapBlocks            uint32
+	pages                   uint64 // max_mapnr
+	level                   uint32 // version 1 and later
+	split                   uint32 // version 2
+	noteOff, noteSize       uint64 // VMCOREINFO, version 3
+	elfNoteOff, elfNoteSize uint64 // version 4
+	eraseOff, eraseSize     uint64 // version 5
+}
+
+// openKdump opens a kdump-compressed file.
+func openKdump(in input) (Memory, error) {
+	h, err := readKdumpHeader(in)
+	if err != nil {
+		return nil, err
+	}
+	im := image{info: Info{
+		Format:     "kdump-compressed (" + kdumpCodec(h.status) + ")",
+		Level:      DumpLevel(h.level),
+		LevelKnown: h.version >= 1,
+		Incomplete: h.status&kdumpIncomplete != 0,
+	}}
+	_, im.info.Flattened = in.(*flat)
+	if err := readKdumpNotes(in, h, &im); err != nil {
+		return nil, err
+	}
+	k, err := readKdumpMaps(in, h, &im)
+	if err != nil {
+		return nil, err
+	}
+	if !im.info.Incomplete {
+		if err := k.checkEnd(); err != nil {
+			return nil, err
+		}
+	}
+	return newPaged(in, k, im), nil
+}
+
+func kdumpCodec(status uint32) string {
+	for _, c := range []struct {
+		bit  uint32
+		name string
+	}{{kdumpZlib, "zlib"}, {kdumpLZO, "lzo"}, {kdumpSnappy, "snappy"}, {kdumpZstd, "zstd"}} {
+		if status&c.bit != 0 {
+			return c.name
+		}
+	}
+	return "not compressed"
+}
+
+func readKdumpHeader(in input) (kdumpHeader, error) {
+	var h kdumpHeader
+	b := make([]byte, kdumpHeaderSize)
+	if err := inside(kdumpName, in, 0, addr.PageSize+kdumpSubHeaderSize); err != nil {
+		return h, err
+	}
+	if _, err := in.ReadAt(b, 0); err != nil {
+		return h, fmt.Errorf("read kdump header: %w", err)
+	}
+	le := binary.LittleEndian
+	h.version = int32(le.Uint32(b[8:]))
+	h.status = le.Uint32(b[424:])
+	h.subHeaderBlocks = le.Uint32(b[432:])
+	h.bitmapBlocks = le.Uint32(b[436:])
+	h.pages = uint64(le.Uint32(b[440:]))
+	machine, _, _ := strings.Cut(string(b[kdumpMachine:kdumpMachine+65]), "\x00")
+	switch {
+	case machine != "x86_64":
+		return h, malformed(kdumpName, "it is of another architecture (%.65q): only x86_64 is supported", machine)
+	case h.version < 0 || h.version > kdumpMaxVersion:
+		return h, malformed(kdumpName, "version %d of the header is not understood: only up to %d", h.version, kdumpMaxVersion)
+	case le.Uint32(b[428:]) != addr.PageSize:
+		return h, malformed(kdumpName, "blocks of %d bytes", le.Uint32(b[428:]))
+	}
+	sub := make([]byte, kdumpSubHeaderSize)
+	if _, err := in.ReadAt(sub[:kdumpSubSize(h.version)], addr.PageSize); err != nil {
+		return h, fmt.Errorf("read kdump sub header: %w", err)
+	}
+	// What an older version does not have reads as zero.
+	h.level, h.split = le.Uint32(sub[8:]), le.Uint32(sub[12:])
+	h.noteOff, h.noteSize = le.Uint64(sub[32:]), le.Uint64(sub[40:])
+	h.elfNoteOff, h.elfNoteSize = le.Uint64(sub[48:]), le.Uint64(sub[56:])
+	h.eraseOff, h.eraseSize = le.Uint64(sub[64:]), le.Uint64(sub[72:])
+	if h.version >= 6 {
+		h.pages = le.Uint64(sub[96:])
+	}
+	return h, h.check()
+}
+
+// kdumpSubSize is how much of the sub header each version of it has, in bytes.
+func kdumpSubSize(version int32) int {
+	return []int{8, 12, 32, 48, 64, 80, kdumpSubHeaderSize}[version]
+}
+
+func (h *kdumpHeader) check() error {
+	switch {
+	case h.split != 0:
+		return &FormatError{
+			Format: "part of a split dump",
+			Reason: "it has only some of the memory",
+			Hint:   "put the parts together with makedumpfile --reassemble",
+		}
+	case h.eraseOff != 0 || h.eraseSize != 0:
+		return erased(kdumpName)
+	case h.pages == 0 || h.pages > kdumpMaxPages:
+		return malformed(kdumpName, "%d pages of memory", h.pages)
+	case uint64(h.bitmapBlocks)/2*addr.PageSize*8 < h.pages:
+		return malformed(kdumpName, "two bitmaps of together %d blocks do not suffice for %d pages", h.bitmapBlocks, h.pages)
+	}
+	return nil
+}
+
+// readKdumpNotes finds the VMCOREINFO note, which the sub header points to, or
+// which is among the ELF notes that a later version keeps.
+func readKdumpNotes(in input, h kdumpHeader, im *image) error {
+	read := func(off, size uint64) ([]byte, error) {
+		if size > elfMaxNotes {
+			return nil, malformed(kdumpName, "%d bytes of notes", size)
+		}
+		if err := inside(kdumpName, in, off, size); err != nil {
+			return nil, err
+		}
+		b := make([]byte, size)
+		if _, err := in.ReadAt(b, int64(off)); err != nil {
+			return nil, fmt.Errorf("read notes: %w", err)
+		}
+		return b, nil
+	}
+	if h.noteOff != 0 && h.noteSize != 0 {
+		text, err := read(h.noteOff, h.noteSize)
+		if err != nil {
+			return err
+		}
+		im.note = text
+	}
+	if h.elfNoteOff == 0 || h.elfNoteSize == 0 {
+		return nil
+	}
+	notes, err := read(h.elfNoteOff, h.elfNoteSize)
+	if err != nil {
+		return err
+	}
+	return im.takeNotes(notes)
+}
+
+// readKdumpMaps reads the bitmaps. The first says which frames are memory, the
+// second which of them are in the file: those have descriptors, in ascending
+// order. A frame that is memory and not in the file was left out for what it was.
+// Zero pages are not left out: from dump level 1 on, all of them have descriptors
+// that refer to one page of zeros (makedumpfile.c, write_kdump_pages_cyclic), in
+// files by QEMU always (dump/dump.c, write_dump_pages).
+func readKdumpMaps(in input, h kdumpHeader, im *image) (*kdumpPages, error) {
+	off := addr.PageSize * (1 + uint64(h.subHeaderBlocks))
+	size := addr.PageSize * uint64(h.bitmapBlocks)
+	if err := inside(kdumpName, in, off, size); err != nil {
+		return nil, err
+	}
+	all, err := readBitmap(in, int64(off), h.pages)
+	if err != nil {
+		return nil, err
+	}
+	dumped, err := readBitmap(in, int64(off+size/2), h.pages)
+	if err != nil {
+		return nil, err
+	}
+	var memory []addr.PhysRange
+	for _, m := range []*bitmap{all, dumped} {
+		for first, end := range m.runs(0, addr.PFN(h.pages)) {
+			if len(memory) == kdumpMaxRanges {
+				memory = joined(memory)
+			}
+			if len(memory) == kdumpMaxRanges {
+				return nil, malformed(kdumpName, "memory in more than %d pieces", kdumpMaxRanges)
+			}
+			memory = append(memory, addr.PhysRange{Start: first.Phys(), End: end.Phys()})
+		}
+	}
+	if dumped.total == 0 {
+		return nil, malformed(kdumpName, "it has no memory")
+	}
+	im.setMemory(memory, dumped.total*addr.PageSize)
+	k := &kdumpPages{in: in, dumped: dumped, descs: off + size, cache: newCache(kdumpDescCache)}
+	k.findZeros()
+	if im.info.Incomplete {
+		return k, nil
+	}
+	return k, inside(kdumpName, in, k.descs, dumped.total*kdumpDescSize)
+}

@@ -1,0 +1,209 @@
+package ram
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"sync"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// A page's descriptor (makedumpfile's IMPLEMENTATION, struct page_desc): offset
+// and size of its data, flags, and the flags of the kernel's struct page, which
+// nobody fills in.
+const (
+	kdumpDescSize = 24
+	// kdumpDescBlock is how many descriptors are read at a time.
+	kdumpDescBlock = 128
+	// kdumpDescCache is how much memory they may take, in bytes.
+	kdumpDescCache = 4 << 20
+)
+
+// kdumpPages are the pages of a kdump-compressed file.
+type kdumpPages struct {
+	in     input
+	dumped *bitmap
+	descs  uint64 // offset of the descriptors
+	cache  *cache // of blocks of descriptors
+	// zeros is the offset of the page that zero pages share; 0 if there is none.
+	zeros uint64
+}
+
+type kdumpDesc struct {
+	off         uint64
+	size, flags uint32
+}
+
+func (k *kdumpPages) find(pa addr.Phys) (int64, addr.PhysRange, bool) {
+	pfn := pa.PFN()
+	return int64(pfn), addr.PhysRange{Start: pfn.Phys(), End: (pfn + 1).Phys()}, k.dumped.has(pfn)
+}
+
+func (k *kdumpPages) present(pa addr.Phys, n int) (addr.Phys, bool) {
+	end := pa + addr.Phys(max(n, 1))
+	if n < 0 || end < pa {
+		return pa, false
+	}
+	last := (end - 1).PFN() + 1
+	switch hole := k.dumped.next(pa.PFN(), last, false); {
+	case hole >= last:
+		return 0, true
+	case hole == pa.PFN():
+		return pa, false
+	default:
+		return hole.Phys(), false
+	}
+}
+
+// touched leaves out pages that share the page of zeros. One whose descriptor
+// cannot be read counts as touched.
+func (k *kdumpPages) touched(r addr.PhysRange) iter.Seq[addr.PhysRange] {
+	return func(yield func(addr.PhysRange) bool) {
+		if r.Len() == 0 {
+			return
+		}
+		for first, end := range k.dumped.runs(r.Start.PFN(), (r.End-1).PFN()+1) {
+			for first < end {
+				stop := k.sameKind(first, end)
+				part := addr.PhysRange{Start: max(r.Start, first.Phys()), End: min(r.End, stop.Phys())}
+				if !k.isZero(first) && !yield(part) {
+					return
+				}
+				first = stop
+			}
+		}
+	}
+}
+
+// sameKind returns how far the frames from first on, which are all in the file, are
+// all shared zeros, or all not.
+func (k *kdumpPages) sameKind(first, end addr.PFN) addr.PFN {
+	if k.zeros == 0 {
+		return end
+	}
+	kind, n := k.isZero(first), k.dumped.before(first)
+	for pfn := first + 1; pfn < end; pfn++ {
+		n++
+		if d, err := k.desc(n); (err == nil && k.sharesZeros(d)) != kind {
+			return pfn
+		}
+	}
+	return end
+}
+
+func (k *kdumpPages) isZero(pfn addr.PFN) bool {
+	if k.zeros == 0 {
+		return false
+	}
+	d, err := k.desc(k.dumped.before(pfn))
+	return err == nil && k.sharesZeros(d)
+}
+
+func (k *kdumpPages) sharesZeros(d kdumpDesc) bool {
+	return k.zeros != 0 && d == kdumpDesc{off: k.zeros, size: addr.PageSize}
+}
+
+// findZeros looks whether the first page of data, which is where makedumpfile and
+// QEMU have the one that zero pages share, does consist of zeros.
+func (k *kdumpPages) findZeros() {
+	var page, zeros [addr.PageSize]byte
+	at := k.descs + k.dumped.total*kdumpDescSize
+	if _, err := k.in.ReadAt(page[:], int64(at)); err == nil && page == zeros {
+		k.zeros = at
+	}
+}
+
+// desc returns the descriptor of the page that n others in the file come before.
+func (k *kdumpPages) desc(n uint64) (kdumpDesc, error) {
+	number, at := n/kdumpDescBlock, n%kdumpDescBlock
+	b, ok := k.cache.get(int64(number))
+	if !ok {
+		count := min(kdumpDescBlock, k.dumped.total-number*kdumpDescBlock)
+		b = make([]byte, count*kdumpDescSize)
+		got, err := k.in.ReadAt(b, int64(k.descs+number*kdumpDescBlock*kdumpDescSize))
+		if err != nil {
+			// An incomplete file may end within its descriptors.
+			if b = b[:got]; uint64(got) < (at+1)*kdumpDescSize {
+				return kdumpDesc{}, noMore("descriptor", err)
+			}
+		} else {
+			k.cache.put(int64(number), b)
+		}
+	}
+	b = b[at*kdumpDescSize:]
+	return kdumpDesc{
+		off:  binary.LittleEndian.Uint64(b),
+		size: binary.LittleEndian.Uint32(b[8:]), flags: binary.LittleEndian.Uint32(b[12:]),
+	}, nil
+}
+
+// noMore tells a file that ends, or was never written to, from one that cannot be
+// read.
+func noMore(what string, err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, errGap) {
+		return fmt.Errorf("%s: %w", what, errLost)
+	}
+	return fmt.Errorf("read %s: %w", what, err)
+}
+
+// pageBuffers are for the encoded data of a page.
+var pageBuffers = sync.Pool{New: func() any { return new([addr.PageSize]byte) }}
+
+func (k *kdumpPages) decode(number int64, dst []byte) error {
+	d, err := k.desc(k.dumped.before(addr.PFN(number)))
+	if err != nil {
+		return err
+	}
+	switch {
+	case k.sharesZeros(d):
+		clear(dst)
+		return nil
+	case d.off == 0:
+		// So in an incomplete file (makedumpfile's IMPLEMENTATION, "The
+		// incomplete DUMPFILE"); nothing else begins there.
+		return errLost
+	case d.off > 1<<62 || d.size == 0 || d.size > addr.PageSize:
+		return fmt.Errorf("page is damaged: %d bytes at offset %#x", d.size, d.off)
+	}
+	buf := pageBuffers.Get().(*[addr.PageSize]byte)
+	defer pageBuffers.Put(buf)
+	src := buf[:d.size]
+	if _, err := k.in.ReadAt(src, int64(d.off)); err != nil {
+		return noMore("page", err)
+	}
+	return decodePage(dst, src, d.flags)
+}
+
+// checkEnd finds out whether the file has lost its end. Data of pages stands in
+// the order of their descriptors, but for zero pages, so that the last descriptor
+// that differs from the one before is of the last page in the file.
+func (k *kdumpPages) checkEnd() error {
+	last, err := k.desc(k.dumped.total - 1)
+	if err != nil {
+		return err
+	}
+	for n := k.dumped.total; n > 0; n-- {
+		d, err := k.desc(n - 1)
+		if err != nil {
+			return err
+		}
+		if d != last {
+			last = kdumpLater(last, d)
+			break
+		}
+	}
+	if last.off > 1<<62 {
+		return malformed(kdumpName, "a page at offset %#x", last.off)
+	}
+	return inside(kdumpName, k.in, last.off, uint64(last.size))
+}
+
+func kdumpLater(a, b kdumpDesc) kdumpDesc {
+	if a.off > b.off {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,191 @@
+package ram
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// input is the content of a dump file: of the file itself, or of the file that a
+// flattened one stands for.
+type input interface {
+	io.ReaderAt
+	io.Closer
+	Size() int64
+}
+
+// fileInput is a file as it is.
+type fileInput struct {
+	*os.File
+	size int64
+}
+
+func (f fileInput) Size() int64 { return f.size }
+
+// OpenFile opens the memory of a machine, read-only. What the file is follows
+// from its content: an ELF core (ELF64, x86-64, such as QEMU's dump-guest-memory,
+// makedumpfile -E and /proc/vmcore write), a kdump-compressed file, makedumpfile's
+// flattened form of both, a capture by LiME or AVML, or, without a signature, the
+// RAM file of a QEMU q35 machine (memory-backend-file with share=on), whose machine
+// may be dead or running. What is known but not supported is a *FormatError.
+func OpenFile(path string) (Memory, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open memory: %w", err)
+	}
+	m, err := open(f)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open memory %s: %w", path, err), f.Close())
+	}
+	return m, nil
+}
+
+func open(f *os.File) (Memory, error) {
+	stat, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return openInput(fileInput{f, stat.Size()})
+}
+
+// headSize is how much of a file tells what it is.
+const headSize = addr.PageSize
+
+func readHead(in input) ([]byte, error) {
+	head := make([]byte, min(headSize, max(0, in.Size())))
+	n, err := in.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, errGap) {
+		return nil, fmt.Errorf("read head: %w", err)
+	}
+	return head[:n], nil
+}
+
+// openInput opens a file of any format.
+func openInput(in input) (Memory, error) {
+	head, err := readHead(in)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.HasPrefix(head, []byte(flatMagic)) {
+		return openDump(in, head)
+	}
+	flat, err := openFlat(in)
+	if err != nil {
+		return nil, err
+	}
+	if head, err = readHead(flat); err != nil {
+		return nil, err
+	}
+	if !bytes.HasPrefix(head, []byte(elfMagic)) && !bytes.HasPrefix(head, []byte(kdumpMagic)) {
+		return nil, malformed("flattened dump", "what it holds is neither an ELF core nor a kdump file")
+	}
+	return openDump(flat, head)
+}
+
+// openDump opens a file that is not flattened, or no more.
+func openDump(in input, head []byte) (Memory, error) {
+	for _, f := range []struct {
+		magic string
+		open  func(in input) (Memory, error)
+	}{
+		{elfMagic, openELF},
+		{kdumpMagic, openKdump},
+		{limeMagic, openLiME},
+		{avmlMagic, openAVML},
+	} {
+		if bytes.HasPrefix(head, []byte(f.magic)) {
+			return f.open(in)
+		}
+	}
+	if err := unsupported(head); err != nil {
+		return nil, err
+	}
+	return openRaw(in)
+}
+
+// unsupported recognises what is not the memory of a machine, or not in a form
+// that can be read. Real memory begins with the real-mode interrupt vectors, or
+// with zeros, and cannot be mistaken for any of these.
+func unsupported(head []byte) error {
+	const decompress = "decompress it first"
+	const dump = "make the dump with dump-guest-memory (virsh dump --memory-only)"
+	for _, s := range []struct {
+		off               int
+		magic, name, hint string
+	}{
+		{0, "\x1f\x8b\x08", "gzip file", decompress},
+		{0, "BZh91AY&SY", "bzip2 file", decompress},
+		{0, "\xfd7zXZ\x00", "xz file", decompress},
+		{0, "\x28\xb5\x2f\xfd", "zstd file", decompress},
+		{0, "\x04\x22\x4d\x18", "lz4 file", decompress},
+		{0, "QEVM", "QEMU migration stream", dump},
+		{0, "LibvirtQemudSave", "libvirt save file", dump},
+		{0, "QFI\xfb", "qcow2 disk image", "give the memory, not the disk"},
+		{0, "DISKDUMP", "diskdump file", ""},
+		{0, "PAGEDU64", "Windows crash dump", ""},
+		{0, "PAGEDUMP", "Windows crash dump", ""},
+		{0, "\xd0\xbe\xd2\xbe", "VMware state file", ""},
+		{0, "\xd1\xba\xd1\xba", "VMware state file", ""},
+		{0, "\xd2\xbe\xd2\xbe", "VMware state file", ""},
+		{0, "\xd3\xbe\xd3\xbe", "VMware state file", ""},
+		{addr.PageSize - 10, "S1SUSPEND", "hibernation image", ""},
+	} {
+		if len(head) >= s.off+len(s.magic) && string(head[s.off:s.off+len(s.magic)]) == s.magic {
+			return &FormatError{Format: s.name, Reason: "not supported", Hint: s.hint}
+		}
+	}
+	return nil
+}
+
+// openRaw opens the RAM file of a QEMU q35 machine.
+func openRaw(in input) (Memory, error) {
+	size := in.Size()
+	if size <= 0 || size%addr.PageSize != 0 || size > maxPhys {
+		return nil, malformed("file without a known signature", "%d bytes are not the whole pages of a RAM file", size)
+	}
+	im := image{info: Info{Format: "RAM file"}}
+	x := q35Layout(size)
+	im.setMemory(x.ranges(), x.bytes())
+	return mapExtents(in, x, im)
+}
+
+// maxPhys bounds physical addresses, in bytes: 64 TiB, the most that x86-64 kernels
+// with four levels of page tables have (MAX_PHYSMEM_BITS is 46), and what nobody
+// dumps with five.
+const maxPhys = 1 << 46
+
+// q35 splits the memory of a machine in two if it does not fit below the hole
+// for devices (QEMU 7.2, hw/i386/pc_q35.c, pc_q35_init): with 2.75 GiB or more,
+// 2 GiB lie below and the rest from 4 GiB on, so that gigabytes stay aligned.
+// The RAM file holds both parts back to back.
+const (
+	q35SplitFrom = 0xb000_0000
+	q35LowSize   = 0x8000_0000
+	q35HighStart = 0x1_0000_0000
+)
+
+// q35Layout returns where the bytes of a RAM file of the given size appear in
+// the physical address space of a q35 machine.
+func q35Layout(size int64) extents {
+	if size < q35SplitFrom {
+		return extents{{phys: addr.PhysRange{End: addr.Phys(size)}}}
+	}
+	high := addr.Phys(size - q35LowSize)
+	return extents{
+		{phys: addr.PhysRange{End: q35LowSize}},
+		{phys: addr.PhysRange{Start: q35HighStart, End: q35HighStart + high}, off: q35LowSize},
+	}
+}
+
+// mapExtents gives access to memory that stands in a file as it is: mapped where
+// that is possible, else read.
+func mapExtents(in input, x extents, im image) (Memory, error) {
+	if f, ok := in.(fileInput); ok {
+		return mapFile(f.File, x, im)
+	}
+	return &copied{image: im, in: in, extents: x}, nil
+}

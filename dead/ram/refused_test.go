@@ -1,0 +1,80 @@
+package ram_test
+
+import (
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ram"
+	"understudy.dev/understudy/internal/lab/ramtest"
+)
+
+// TestRefused: what cannot be read is called by its name.
+func TestRefused(t *testing.T) {
+	kdump := ramtest.Kdump{Codec: ramtest.Zlib}
+	sub := int64(addr.PageSize)
+	for _, tc := range []struct {
+		format ramtest.Format
+		off    int64
+		patch  string
+		want   string
+	}{
+		{ramtest.ELF{}, 4, "\x01", "32-bit"},
+		{ramtest.ELF{}, 5, "\x02", "big-endian"},
+		{ramtest.ELF{}, 18, "\xb7", "another architecture (e_machine 183)"},
+		{ramtest.ELF{}, 16, "\x02", "not a core"},
+		{ramtest.ELF{}, 54, "\x38\x01", "program headers of 312 bytes"},
+		{ramtest.ELF{}, 56, "\x00\x00", "0 program headers"},
+		{ramtest.ELF{}, 64 + 56 + 30, "\xff", "physical address"},
+		{ramtest.ELF{}, 64 + 56 + 15, "\x7f", "at offset"},
+		{ramtest.ELF{}, 64 + 56 + 12, "\x7f", "truncated"},
+		{ramtest.ELF{Note: []byte(noteText)}, 64 + 4*56 + 64 + 12 + 8 + 336 + 12, "ERASEINFO\x00\x00", "erased"},
+		{kdump, 0, "DISKDUMP", "diskdump"},
+		{kdump, 8, "\x07", "version 7"},
+		{kdump, 12 + 4*65, "i686\x00\x00", `another architecture ("i686")`},
+		{kdump, 428, "\x00\x20", "blocks of 8192 bytes"},
+		{kdump, 436, "\x01", "bitmaps"},
+		{kdump, 436, "\xff\xff\xff\x7f", "truncated"},
+		{kdump, sub + 12, "\x01", "split"},
+		{kdump, sub + 64, "\x01", "erased"},
+		{kdump, sub + 96, "\xff\xff\xff\xff\xff", "pages of memory"},
+		{ramtest.LiME{}, 4, "\x02", "version 2"},
+		{ramtest.LiME{}, 22, "\xff", "a range from"},
+		{ramtest.LiME{}, 24, "\x01", "unknown bits"},
+		{ramtest.LiME{}, 16, "\x00", "no header at offset"},
+		{ramtest.AVML{Compress: true}, 4, "\x01", "version 1"},
+		{ramtest.AVML{Compress: true}, 32, "\x00", "no snappy stream"},
+		{ramtest.AVML{Compress: true}, 36, "S", "no snappy stream"},
+		{ramtest.Flat{Format: kdump}, 23, "\x02", "type 2"},
+		{ramtest.Flat{Format: kdump}, 13, "x", "unknown signature"},
+		{ramtest.Flat{Format: ramtest.LiME{}}, 0, "m", "neither an ELF core nor a kdump"},
+		{ramtest.LiME{}, 0, "\x1f\x8b\x08\x00", "gzip file"},
+		{ramtest.LiME{}, 0, "QFI\xfb", "disk image"},
+		{ramtest.LiME{}, 0, "LibvirtQemudSave", "virsh dump --memory-only"},
+	} {
+		path := write(t, tc.format, newModel(2))
+		patch(t, path, tc.off, tc.patch)
+		mem, err := ram.OpenFile(path)
+		if err == nil {
+			mem.Close()
+		}
+		if !errors.Is(err, ram.ErrFormat) || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%T with %q at %d: %v, want %q", tc.format, tc.patch, tc.off, err, tc.want)
+		}
+	}
+}
+
+func patch(t testing.TB, path string, off int64, s string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := io.WriteString(io.NewOffsetWriter(f, off), s); err != nil {
+		t.Fatal(err)
+	}
+}

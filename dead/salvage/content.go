@@ -1,0 +1,176 @@
+package salvage
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/pagecache"
+)
+
+// content fills in the runs of a regular file, and what is between them.
+func (w *looseWalk) content(i *pagecache.Inode, f *File) error {
+	if !i.Regular() {
+		return nil
+	}
+	pieces, refused := w.pieces(i, !f.Loose.Settled)
+	for _, piece := range pieces {
+		f.take(piece)
+	}
+	if why := w.p.unfit(i); why != 0 {
+		if len(f.Runs) > 0 || !f.Loose.Settled {
+			return &pagecache.Refusal{Inode: i.Ino, Reason: why}
+		}
+		return nil
+	}
+	for _, r := range refused {
+		w.p.note(r)
+	}
+	if f.Loose.Settled {
+		return nil
+	}
+	gaps := gapsOf(f.spans(), f.Size)
+	// What was refused is neither zeros nor anywhere.
+	var bad []addr.Span
+	for _, err := range refused {
+		var r *pagecache.Refusal
+		if errors.As(err, &r) && r.Pages > 0 {
+			bad = append(bad, addr.Span{Off: r.Index.Byte(), End: (r.Index + addr.Index(min(r.Pages, 1<<50))).Byte()})
+		} else {
+			bad = []addr.Span{{End: f.Size}}
+		}
+	}
+	return w.rest(i, f.Loose, gaps, bad)
+}
+
+// rest says of what is not in memory what it is.
+func (w *looseWalk) rest(i *pagecache.Inode, l *Loose, gaps, bad []addr.Span) error {
+	if len(gaps) == 0 {
+		return nil
+	}
+	var mapped []pagecache.Mapped
+	if w.xfs != nil {
+		var err error
+		if mapped, err = w.xfs.Mapping(i); err != nil {
+			l.Unknown = gaps
+			return nil
+		}
+	} else {
+		bare, err := w.btrfs.Bare(i)
+		if err == nil && !bare && len(bad) == 0 {
+			l.Kept, err = w.btrfs.Kept(i)
+		}
+		if l.Kept && err == nil {
+			return nil
+		}
+		if err != nil || !bare {
+			l.Unknown = gaps
+			return nil
+		}
+	}
+	for _, gap := range gaps {
+		l.divide(gap, mapped, bad)
+	}
+	return nil
+}
+
+// divide divides a gap by what it is.
+func (l *Loose) divide(gap addr.Span, mapped []pagecache.Mapped, bad []addr.Span) {
+	for _, b := range bad {
+		if cut := overlap(gap, b); cut.Len() > 0 {
+			l.Unknown = append(l.Unknown, gap)
+			return
+		}
+	}
+	at := gap.Off
+	for _, m := range mapped {
+		part := overlap(addr.Span{Off: at, End: gap.End}, m.Span)
+		if part.Len() == 0 {
+			continue
+		}
+		if zero := (addr.Span{Off: at, End: part.Off}); zero.Len() > 0 {
+			l.Zeros = append(l.Zeros, zero)
+		}
+		switch {
+		case m.Unwritten:
+			l.Zeros = append(l.Zeros, part)
+		case m.Disk == pagecache.Delayed:
+			l.Unknown = append(l.Unknown, part)
+		default:
+			l.Places = append(l.Places, pagecache.Mapped{Span: part, Disk: m.Disk + part.Off - m.Off})
+		}
+		at = part.End
+	}
+	if zero := (addr.Span{Off: at, End: gap.End}); zero.Len() > 0 {
+		l.Zeros = append(l.Zeros, zero)
+	}
+}
+
+func overlap(a, b addr.Span) addr.Span {
+	return addr.Span{Off: max(a.Off, b.Off), End: min(a.End, b.End)}
+}
+
+// gapsOf returns what of the first size bytes is in none of the ascending spans.
+func gapsOf(spans []addr.Span, size int64) []addr.Span {
+	var out []addr.Span
+	at := int64(0)
+	for _, s := range spans {
+		if s.Off > at {
+			out = append(out, addr.Span{Off: at, End: s.Off})
+		}
+		at = max(at, s.End)
+	}
+	if at < size {
+		out = append(out, addr.Span{Off: at, End: size})
+	}
+	return out
+}
+
+// pieces returns what memory holds of a file, ascending and without overlaps: what
+// is unsaved, and if all is wanted what is saved, too.
+func (w *looseWalk) pieces(i *pagecache.Inode, all bool) ([]pagecache.Piece, []error) {
+	var out []pagecache.Piece
+	var refused []error
+	for piece, err := range w.c.Unsaved(w.s, i) {
+		if err != nil {
+			refused = append(refused, err)
+			continue
+		}
+		out = append(out, piece)
+	}
+	if !all {
+		return out, refused
+	}
+	unsaved := len(out)
+	for piece, err := range w.c.Held(w.s, i) {
+		if err != nil {
+			continue // an unsaved page said so already; a saved one is absent
+		}
+		out = append(out, without(piece, out[:unsaved])...)
+	}
+	slices.SortFunc(out, func(a, b pagecache.Piece) int { return cmp.Compare(a.Off, b.Off) })
+	return out, refused
+}
+
+// without returns the parts of a piece that are in none of the others, which
+// ascend.
+func without(p pagecache.Piece, others []pagecache.Piece) []pagecache.Piece {
+	var out []pagecache.Piece
+	at := p.Off
+	first, _ := slices.BinarySearchFunc(others, p.Off, func(o pagecache.Piece, off int64) int { return cmp.Compare(o.End, off+1) })
+	add := func(to int64) {
+		if at < to {
+			out = append(out, pagecache.Piece{Span: addr.Span{Off: at, End: to}, Phys: p.Phys + addr.Phys(at-p.Off)})
+		}
+	}
+	for _, o := range others[first:] {
+		if o.Off >= p.End {
+			break
+		}
+		add(min(o.Off, p.End))
+		at = max(at, o.End)
+	}
+	add(p.End)
+	return out
+}

@@ -1,0 +1,198 @@
+package salvage
+
+import (
+	"cmp"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/pagecache"
+)
+
+// Loose is what a file is besides its unsaved data, on a file system whose log is
+// not finished from memory: its disk may have none of it.
+type Loose struct {
+	Root    uint64 // the subvolume of btrfs that it is in
+	Settled bool   // the disk has the rest, or a recovery of its log gives it
+	// The following are empty if it is settled.
+	Paths  []string // all that are in memory
+	Target string   // of a symbolic link
+	// Of the content that is not in the runs: what is zeros, what lies somewhere
+	// on the disk, and what nobody knows. All three are ascending.
+	Zeros   []addr.Span
+	Places  []pagecache.Mapped
+	Unknown []addr.Span
+	// Kept says that all the rest is as the disk has it.
+	Kept bool
+}
+
+// UnknownBytes is how much of the content nobody knows.
+func (l *Loose) UnknownBytes() int64 {
+	n := int64(0)
+	for _, s := range l.Unknown {
+		n += s.Len()
+	}
+	return n
+}
+
+// ForDisk plans how to bring a disk to the state of a file system in memory. For
+// the ext family it is Of: the rest is its journal's matter. For XFS and btrfs it
+// has every file that the disk may know less of than memory does. One of which
+// some bytes are unknown is refused, unless partial wants it nevertheless.
+func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, error) {
+	if s.HasBuffers() {
+		return Of(c, s)
+	}
+	p := &Plan{Kernel: c.Kernel().Release, Super: *s, mem: c.Kernel().Memory()}
+	w := &looseWalk{c: c, s: s, p: p, partial: partial, paths: c.Paths(s), dirs: make(map[string]*pagecache.Inode)}
+	var err error
+	switch s.Type {
+	case "xfs":
+		if w.xfs, err = c.XFS(s); err == nil {
+			p.xfsRecords, err = w.xfs.Records()
+		}
+	case "btrfs":
+		p.first = firstBtrfs
+		if w.btrfs, err = c.Btrfs(s); err == nil {
+			p.btrfsSuper, p.btrfsCommitted = w.btrfs.Super, w.btrfs.Committed
+		}
+	default:
+		err = fmt.Errorf("%s: %w: it can be extracted from memory, and not written to its disk", s.Type, ErrUnsupported)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("plan salvage of %s: %w", s.ID, err)
+	}
+	for i, err := range c.Inodes(s) {
+		if err == nil {
+			err = w.add(i)
+		}
+		if err != nil {
+			p.note(err)
+		}
+	}
+	w.addDirs()
+	slices.SortFunc(p.Files, func(a, b File) int {
+		return cmp.Or(cmp.Compare(a.Loose.Root, b.Loose.Root), cmp.Compare(a.Ino, b.Ino), cmp.Compare(a.Generation, b.Generation))
+	})
+	p.stage()
+	return p, nil
+}
+
+// looseWalk plans for one file system that is not of the ext family.
+type looseWalk struct {
+	c       *pagecache.Cache
+	s       *pagecache.Superblock
+	p       *Plan
+	partial bool
+	xfs     *pagecache.XFS   // nil: it is another
+	btrfs   *pagecache.Btrfs // likewise
+	paths   *pagecache.Paths
+	dirs    map[string]*pagecache.Inode // settled directories
+}
+
+// firstSubvolume and topSubvolume are the numbers of the trees of btrfs that have
+// files (include/uapi/linux/btrfs_tree.h, BTRFS_FIRST_FREE_OBJECTID and
+// BTRFS_FS_TREE_OBJECTID).
+const (
+	firstSubvolume = 256
+	topSubvolume   = 5
+)
+
+// add plans for one inode.
+func (w *looseWalk) add(i *pagecache.Inode) error {
+	if i.Ino < w.p.first || w.xfs != nil && w.xfs.Internal(i) {
+		return nil
+	}
+	f := fileOf(i)
+	f.Loose = &Loose{}
+	settled, err := w.settle(i, f.Loose)
+	if err != nil {
+		return &pagecache.Refusal{Inode: i.Ino, Reason: pagecache.UnknownStructure, Cause: err}
+	}
+	if w.btrfs != nil && f.Loose.Root != topSubvolume && f.Loose.Root < firstSubvolume {
+		return nil // the file system's own
+	}
+	f.Loose.Settled = settled
+	f.Path, _ = w.paths.Of(i) // without one it is found by its number
+	kind := i.Mode & pagecache.ModeType
+	if settled && kind == pagecache.ModeDir {
+		w.dirs[f.Path] = i
+	}
+	if i.Deleted() {
+		if settled {
+			w.p.Deleted++
+			return nil
+		}
+		w.p.Files = append(w.p.Files, f)
+		return nil
+	}
+	if settled && !i.Regular() {
+		return nil
+	}
+	if err := w.content(i, &f); err != nil {
+		return err
+	}
+	if settled && len(f.Runs) == 0 {
+		return nil
+	}
+	if !settled {
+		f.Loose.Paths = w.paths.All(i)
+		if kind == pagecache.ModeLink {
+			f.Loose.Target, _ = w.c.Link(i) // often not in memory: then it is not made again
+		}
+	}
+	if n := f.Loose.UnknownBytes(); n > 0 {
+		err := fmt.Errorf("%q: of %d bytes %d are not in memory, and those of the disk may be older", f.Path, f.Size, n)
+		if w.partial {
+			err = fmt.Errorf("%w; the rest is written", err)
+		}
+		refusal := &pagecache.Refusal{Inode: i.Ino, Reason: pagecache.Partial, Cause: err}
+		if !w.partial {
+			return refusal
+		}
+		w.p.note(refusal)
+	}
+	w.p.Files = append(w.p.Files, f)
+	return nil
+}
+
+func (w *looseWalk) settle(i *pagecache.Inode, l *Loose) (settled bool, err error) {
+	if w.xfs != nil {
+		return w.xfs.Settled(i)
+	}
+	if l.Root, err = w.btrfs.Root(i); err != nil {
+		return false, err
+	}
+	return w.btrfs.Settled(i)
+}
+
+// addDirs adds the settled directories that unsettled files are in: what is made
+// in them changes their times, which are then put back.
+func (w *looseWalk) addDirs() {
+	added := make(map[string]bool)
+	for _, f := range slices.Clone(w.p.Files) {
+		for _, name := range f.Loose.Paths {
+			for dir := parentOf(name); !added[dir]; dir = parentOf(dir) {
+				added[dir] = true
+				if i := w.dirs[dir]; i != nil {
+					d := fileOf(i)
+					d.Path, d.Loose = dir, &Loose{Settled: true}
+					if w.btrfs != nil {
+						d.Loose.Root, _ = w.btrfs.Root(i) // it was read before
+					}
+					w.p.Files = append(w.p.Files, d)
+				}
+			}
+		}
+	}
+}
+
+// parentOf is the directory of a path; that of a top name is empty.
+func parentOf(name string) string {
+	if !strings.Contains(name, "/") {
+		return ""
+	}
+	return path.Dir(name)
+}

@@ -1,0 +1,407 @@
+// Package salvage plans what of a dead kernel's file data is to be written, and
+// promises that every byte in the plan was checked to be that file's own and
+// unsaved, and that everything left out is named with its reason.
+//
+// # Caveats
+//
+// A plan covers the data, sizes, times and owners of regular files. Names and
+// directories are the journal's matter. Only for ext2, ext3 and ext4 can the disk
+// be compared with memory (Check), and hence be written to.
+package salvage
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"iter"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/ram"
+)
+
+// Plan is what is to be written into one file system.
+type Plan struct {
+	Kernel string // its release
+	Super  pagecache.Superblock
+	Ext4   pagecache.Ext4 // as in memory, for comparison with the disk; zero for others
+	Files  []File         // in the order of inode numbers
+	// Refused is the data that is in memory and not in the plan.
+	Refused []*pagecache.Refusal
+	// Faults are errors of walks: what they would have found is not in the plan,
+	// and not in Refused either.
+	Faults []error
+	// Deleted counts unsaved files without a name, which get nothing.
+	Deleted int
+
+	xfsRecords []pagecache.LogRecord // the last of its log
+	btrfsSuper []byte
+	// btrfsCommitted is the transaction that the dead kernel knew to be on the disk.
+	btrfsCommitted uint64
+
+	mem      ram.Memory
+	first    addr.Ino  // the first inode that is not the file system's own
+	staged   int64     // bytes
+	segments []segment // of all runs, in the order of the staging area
+}
+
+// File is what is to be done about one file.
+type File struct {
+	Ino        addr.Ino
+	Generation uint32
+	Mode       uint16 // type and permissions
+	UID, GID   uint32
+	NLink      uint32
+	Size       int64 // in bytes, to be set after the runs are written
+	Atime      time.Time
+	Mtime      time.Time
+	Ctime      time.Time
+	Flags      uint32      // pagecache.Flag*
+	Path       string      // from the top of the file system; empty if unknown
+	Runs       []Run       // ascending; none if only size, times or owner differ
+	Holes      []addr.Span // of what lies elsewhere than in runs: to be made, ascending
+	Cut        bool        // what lies beyond its end is to be freed
+	Loose      *Loose      // of plans for disks without a journal that is finished; else nil
+}
+
+// Run is a stretch of unsaved bytes of a file, already clipped to its size.
+type Run struct {
+	addr.Span
+	// Staged is the offset of the run's first byte in the staging area, a
+	// multiple of addr.PageSize.
+	Staged int64
+	// Direct says that the run starts at a multiple of addr.PageSize, and also
+	// ends at one or at the end of the file. Such a run is written by WriteLen
+	// bytes, after which the file's size is set. Any other must be written by
+	// its exact length: what follows it in the staging area is not the file's.
+	Direct bool
+
+	segments []segment
+}
+
+// segment is a piece of a run in physical memory.
+type segment struct {
+	phys   addr.Phys
+	n      int64
+	staged int64 // offset in the staging area
+	pad    int64 // zeros that follow it there
+}
+
+// WriteLen is how many bytes to write at Off: rounded up to addr.PageSize for
+// direct I/O, where that is possible.
+func (r *Run) WriteLen() int64 {
+	if r.Direct {
+		return addr.AlignUp(r.Len())
+	}
+	return r.Len()
+}
+
+// New plans the salvage of the file system of a UUID.
+func New(k *kernel.Kernel, id pagecache.UUID) (*Plan, error) {
+	c, err := pagecache.Open(k)
+	if err != nil {
+		return nil, fmt.Errorf("plan salvage: %w", err)
+	}
+	s, err := c.Superblock(id)
+	if err != nil {
+		return nil, fmt.Errorf("plan salvage: %w", err)
+	}
+	return Of(c, s)
+}
+
+// ErrUnsupported says that a file system is of a type that is not understood.
+var ErrUnsupported = errors.New("file system type is not supported")
+
+// plain are types whose files are understood by what they have in common with
+// all others.
+var plain = []string{"xfs", "vfat"}
+
+// firstBtrfs is the number of the first inode that is not btrfs's own
+// (include/uapi/linux/btrfs_tree.h, BTRFS_FIRST_FREE_OBJECTID).
+const firstBtrfs = 256
+
+// Of plans the salvage of a file system. One whose type is not understood is an
+// error that wraps ErrUnsupported.
+func Of(c *pagecache.Cache, s *pagecache.Superblock) (*Plan, error) {
+	p := &Plan{Kernel: c.Kernel().Release, Super: *s, mem: c.Kernel().Memory()}
+	walk := c.Dirty
+	switch {
+	case s.HasBuffers():
+		ext4, err := c.Ext4(s)
+		if err != nil {
+			return nil, fmt.Errorf("plan salvage of %s: %w", s.ID, err)
+		}
+		p.Ext4, p.first = *ext4, ext4.Super.FirstInode
+		if ext4.Journal == nil {
+			walk = c.Unsettled
+		}
+	case s.InMemory():
+		walk = c.Inodes // nothing of it was ever saved
+	case s.Type == "btrfs":
+		p.first = firstBtrfs
+	case !slices.Contains(plain, s.Type):
+		return nil, fmt.Errorf("plan salvage of %s: %s: %w", s.ID, s.Type, ErrUnsupported)
+	}
+	var inodes []*pagecache.Inode
+	for i, err := range walk(s) {
+		if err != nil {
+			p.note(err)
+			continue
+		}
+		inodes = append(inodes, i)
+	}
+	slices.SortFunc(inodes, func(a, b *pagecache.Inode) int {
+		return int(min(1, max(-1, int64(a.Ino)-int64(b.Ino))))
+	})
+	p.addAll(c, s, inodes)
+	p.stage()
+	return p, nil
+}
+
+// note records why something is not in the plan.
+func (p *Plan) note(err error) {
+	var refusal *pagecache.Refusal
+	if errors.As(err, &refusal) {
+		p.Refused = append(p.Refused, refusal)
+		return
+	}
+	p.Faults = append(p.Faults, err)
+}
+
+// addAll plans for each inode, on all CPUs: each takes one stretch of them.
+func (p *Plan) addAll(c *pagecache.Cache, s *pagecache.Superblock, inodes []*pagecache.Inode) {
+	workers := max(1, min(runtime.GOMAXPROCS(0), len(inodes)/64))
+	parts := make([]Plan, workers)
+	var wg sync.WaitGroup
+	for w := range workers {
+		mine := inodes[len(inodes)*w/workers : len(inodes)*(w+1)/workers]
+		wg.Go(func() {
+			part := &parts[w]
+			part.first = p.first
+			part.Files = make([]File, 0, len(mine))
+			paths := c.Paths(s)
+			for _, i := range mine {
+				part.add(c, s, i, paths)
+			}
+		})
+	}
+	wg.Wait()
+	for _, part := range parts {
+		p.Files = append(p.Files, part.Files...)
+		p.Refused = append(p.Refused, part.Refused...)
+		p.Faults = append(p.Faults, part.Faults...)
+		p.Deleted += part.Deleted
+	}
+}
+
+// add plans for one inode.
+func (p *Plan) add(c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Inode, paths *pagecache.Paths) {
+	if !i.Regular() {
+		return
+	}
+	if i.Deleted() {
+		p.Deleted++
+		return
+	}
+	f := fileOf(i)
+	pieces := c.Unsaved
+	if s.InMemory() {
+		pieces = c.Held
+	}
+	for piece, err := range pieces(s, i) {
+		if err != nil {
+			p.note(err)
+			continue
+		}
+		f.take(piece)
+	}
+	if why := p.unfit(i); why != 0 {
+		if len(f.Runs) > 0 {
+			p.note(&pagecache.Refusal{Inode: i.Ino, Reason: why})
+		}
+		return
+	}
+	// A file without a name in memory is found by its inode number.
+	f.Path, _ = paths.Of(i)
+	p.Files = append(p.Files, f)
+}
+
+func fileOf(i *pagecache.Inode) File {
+	return File{
+		Ino: i.Ino, Generation: i.Generation, Mode: i.Mode, UID: i.UID, GID: i.GID, NLink: i.NLink,
+		Size: i.Size, Atime: i.Atime, Mtime: i.Mtime, Ctime: i.Ctime, Flags: i.Flags,
+	}
+}
+
+// unfit says why a file must not be written to, or 0.
+func (p *Plan) unfit(i *pagecache.Inode) pagecache.Reason {
+	switch {
+	case i.Ino < p.first:
+		return pagecache.Reserved
+	case i.Flags&pagecache.FlagEncrypted != 0:
+		return pagecache.Encrypted
+	case i.Flags&pagecache.FlagVerity != 0:
+		return pagecache.Verity
+	}
+	return 0
+}
+
+// spans are those of the file's runs.
+func (f *File) spans() []addr.Span {
+	var out []addr.Span
+	for _, r := range f.Runs {
+		out = append(out, r.Span)
+	}
+	return out
+}
+
+// take adds a piece to the file's runs.
+func (f *File) take(piece pagecache.Piece) {
+	span := piece.Span.Clip(f.Size)
+	if span.Len() == 0 {
+		return
+	}
+	direct := span.Off%addr.PageSize == 0 && (span.End%addr.PageSize == 0 || span.End == f.Size)
+	seg := segment{phys: piece.Phys, n: span.Len()}
+	if n := len(f.Runs); n > 0 {
+		last := &f.Runs[n-1]
+		if last.End == span.Off && last.Direct == direct {
+			last.End = span.End
+			last.append(seg)
+			return
+		}
+	}
+	f.Runs = append(f.Runs, Run{Span: span, Direct: direct, segments: []segment{seg}})
+}
+
+// Physical yields the pieces of physical memory that hold the run, in its order,
+// and their lengths in bytes.
+func (r *Run) Physical() iter.Seq2[addr.Phys, int64] {
+	return func(yield func(addr.Phys, int64) bool) {
+		for _, s := range r.segments {
+			if !yield(s.phys, s.n) {
+				return
+			}
+		}
+	}
+}
+
+func (r *Run) append(seg segment) {
+	last := &r.segments[len(r.segments)-1]
+	if last.phys+addr.Phys(last.n) == seg.phys {
+		last.n += seg.n
+		return
+	}
+	r.segments = append(r.segments, seg)
+}
+
+// stage gives every run its place in the staging area.
+func (p *Plan) stage() {
+	count := 0
+	p.staged = 0
+	for i := range p.Files {
+		for j := range p.Files[i].Runs {
+			count += len(p.Files[i].Runs[j].segments)
+		}
+	}
+	p.segments = make([]segment, 0, count)
+	for i := range p.Files {
+		for j := range p.Files[i].Runs {
+			p.stageRun(&p.Files[i].Runs[j])
+		}
+	}
+}
+
+// stageRun also moves the run's segments next to those of all others, so that
+// Gather reads them as one list and not from all over memory.
+func (p *Plan) stageRun(run *Run) {
+	run.Staged = p.staged
+	at, first := p.staged, len(p.segments)
+	for _, s := range run.segments {
+		s.staged = at
+		at += s.n
+		p.segments = append(p.segments, s)
+	}
+	p.staged = addr.AlignUp(at)
+	p.segments[len(p.segments)-1].pad = p.staged - at
+	run.segments = p.segments[first:len(p.segments):len(p.segments)]
+}
+
+// GiveUp empties the plan, and returns what was in it. Unsaved data belongs to
+// metadata that the journal had not committed: without that, a file would get a part
+// of what it was to be.
+func (p *Plan) GiveUp() []File {
+	files := p.Files
+	p.Files, p.staged, p.segments = nil, 0, nil
+	return files
+}
+
+// Settle takes files out of the plan, by number: everything of them is on the disk
+// already. It must come before Restore and Gather.
+func (p *Plan) Settle(files map[addr.Ino]struct{}) {
+	if len(files) == 0 {
+		return
+	}
+	p.Files = slices.DeleteFunc(p.Files, func(f File) bool {
+		_, settled := files[f.Ino]
+		return settled
+	})
+	p.stage()
+}
+
+// Restored is more of a file than what is unsaved.
+type Restored struct {
+	Inode  *pagecache.Inode
+	Filled []addr.Span // to be written from memory, ascending
+	Holes  []addr.Span // to be made, ascending
+	Cut    bool        // what lies beyond its end is to be freed
+	Lost   error       // why more than that may be lost; nil if not
+}
+
+// Restore plans to write more of a file than what is unsaved, since the disk may lose
+// it. It must come before Gather.
+func (p *Plan) Restore(c *pagecache.Cache, s *pagecache.Superblock, r Restored) {
+	i := r.Inode
+	if r.Lost != nil {
+		p.note(&pagecache.Refusal{Inode: i.Ino, Reason: pagecache.Partial, Cause: r.Lost})
+	}
+	if !i.Regular() {
+		return
+	}
+	n := slices.IndexFunc(p.Files, func(f File) bool { return f.Ino == i.Ino })
+	if n < 0 {
+		f := fileOf(i)
+		f.Path, _ = c.Paths(s).Of(i)
+		n, p.Files = len(p.Files), append(p.Files, f)
+	}
+	f := &p.Files[n]
+	f.Holes, f.Cut = r.Holes, r.Cut
+	wanted := slices.Concat(f.spans(), r.Filled)
+	slices.SortFunc(wanted, func(a, b addr.Span) int { return cmp.Compare(a.Off, b.Off) })
+	f.Runs = nil
+	for piece, err := range c.All(s, i) {
+		if err != nil {
+			continue // noted when the plan was made
+		}
+		for len(wanted) > 0 && wanted[0].End <= piece.Off {
+			wanted = wanted[1:]
+		}
+		at := piece.Off
+		for _, w := range wanted {
+			if w.Off >= piece.End {
+				break
+			}
+			part := overlap(piece.Span, w)
+			if part.Off = max(part.Off, at); part.Len() > 0 {
+				f.take(pagecache.Piece{Span: part, Phys: piece.Phys + addr.Phys(part.Off-piece.Off)})
+				at = part.End
+			}
+		}
+	}
+	p.stage()
+}

@@ -1,0 +1,64 @@
+package salvage
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"understudy.dev/understudy/dead/pagecache"
+)
+
+// Report sums up a plan.
+type Report struct {
+	Files   int   // in the plan
+	Data    int   // of them, with unsaved bytes
+	Bytes   int64 // unsaved, in the plan
+	Runs    int
+	Deleted int // without a name, left alone
+	// Refused counts pages by reason; a refusal of a whole file counts as one.
+	Refused map[pagecache.Reason]uint64
+	Faults  int // walks that could not be completed
+}
+
+// Report sums up the plan.
+func (p *Plan) Report() Report {
+	r := Report{
+		Files:   len(p.Files),
+		Deleted: p.Deleted,
+		Refused: make(map[pagecache.Reason]uint64),
+		Faults:  len(p.Faults),
+	}
+	for i := range p.Files {
+		runs := p.Files[i].Runs
+		if len(runs) > 0 {
+			r.Data++
+		}
+		r.Runs += len(runs)
+		for j := range runs {
+			r.Bytes += runs[j].Len()
+		}
+	}
+	for _, refusal := range p.Refused {
+		r.Refused[refusal.Reason] += max(1, refusal.Pages)
+	}
+	return r
+}
+
+// Complete reports whether nothing unsaved was left out.
+func (r Report) Complete() bool { return len(r.Refused) == 0 && r.Faults == 0 }
+
+func (r Report) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d files, %d of them with %d unsaved bytes in %d runs", r.Files, r.Data, r.Bytes, r.Runs)
+	if r.Deleted > 0 {
+		fmt.Fprintf(&b, "; %d deleted", r.Deleted)
+	}
+	for _, reason := range slices.Sorted(maps.Keys(r.Refused)) {
+		fmt.Fprintf(&b, "; refused for %s: %d", reason, r.Refused[reason])
+	}
+	if r.Faults > 0 {
+		fmt.Fprintf(&b, "; %d walks not completed", r.Faults)
+	}
+	return b.String()
+}

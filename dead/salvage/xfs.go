@@ -1,0 +1,153 @@
+package salvage
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"understudy.dev/understudy/dead/pagecache"
+)
+
+// xfsSuper is what is read of the superblock of XFS, at the beginning of the disk
+// (fs/xfs/libxfs/xfs_format.h, struct xfs_dsb; most significant byte first).
+type xfsSuper struct {
+	uuid     pagecache.UUID
+	logStart int64 // of the log, in bytes
+	logSize  int64 // in bytes
+}
+
+// xfsSuperSize is how many bytes of it are read: a sector.
+const xfsSuperSize = 512
+
+var errNotXFS = errors.New("not an XFS file system")
+
+func parseXFSSuper(b []byte) (xfsSuper, error) {
+	var s xfsSuper
+	if len(b) < xfsSuperSize || string(b[:4]) != "XFSB" {
+		return s, errNotXFS
+	}
+	be := binary.BigEndian
+	block, blockLog := int64(be.Uint32(b[4:])), b[120]
+	groupLog, groupBlocks := b[124], uint64(be.Uint32(b[84:]))
+	start, blocks := be.Uint64(b[48:]), int64(be.Uint32(b[96:]))
+	s.uuid = pagecache.UUID(b[32:48])
+	if blockLog < 9 || blockLog > 16 || block != 1<<blockLog || groupLog > 31 || groupBlocks == 0 || groupBlocks > 1<<groupLog {
+		return s, fmt.Errorf("parse superblock: blocks of %d bytes, groups of %d: %w", block, groupBlocks, errNotXFS)
+	}
+	if start == 0 {
+		return s, fmt.Errorf("its log is on another device: %w", ErrUnsupported)
+	}
+	group, within := start>>groupLog, start&(1<<groupLog-1)
+	if group > 1<<32 || within >= groupBlocks {
+		return s, fmt.Errorf("parse superblock: log at block %d of group %d: %w", within, group, errNotXFS)
+	}
+	s.logStart, s.logSize = int64(group*groupBlocks+within)*block, blocks*block
+	return s, nil
+}
+
+// logBlock is the unit of the log, in bytes (BBSIZE).
+const logBlock = 512
+
+// eachRecord calls do with every record that has its header in the log, and where
+// that is: the cycle in the upper half, the block in the lower
+// (fs/xfs/libxfs/xfs_log_format.h, struct xlog_rec_header). A header says where it
+// is, and of what file system; in the data of a record no block begins as one,
+// since the cycle stands there.
+func (s *xfsSuper) eachRecord(disk io.ReaderAt, do func(r pagecache.LogRecord, lsn uint64)) error {
+	buf := make([]byte, 1<<20)
+	be := binary.BigEndian
+	for at := int64(0); at < s.logSize; at += int64(len(buf)) {
+		buf = buf[:min(int64(len(buf)), s.logSize-at)]
+		if _, err := disk.ReadAt(buf, s.logStart+at); err != nil {
+			return fmt.Errorf("read log: %w", err)
+		}
+		for off := 0; off < len(buf); off += logBlock {
+			b := buf[off : off+logBlock]
+			r, err := pagecache.ParseLogRecord(b)
+			if err != nil {
+				continue
+			}
+			lsn := be.Uint64(b[16:])
+			cycle, block := lsn>>32, lsn&(1<<32-1)
+			if uint64(be.Uint32(b[4:])) != cycle || int64(block)*logBlock != at+int64(off) || !bytes.Equal(b[304:320], s.uuid[:]) {
+				continue
+			}
+			do(r, lsn)
+		}
+	}
+	return nil
+}
+
+// lastRecord finds the record that was written to the log last: that with the
+// highest cycle, and in that the highest block.
+func (s *xfsSuper) lastRecord(disk io.ReaderAt) (last pagecache.LogRecord, err error) {
+	highest, found := uint64(0), false
+	err = s.eachRecord(disk, func(r pagecache.LogRecord, lsn uint64) {
+		if lsn >= highest {
+			last, highest, found = r, lsn, true
+		}
+	})
+	if err == nil && !found {
+		err = errors.New("read log: there is no record in it")
+	}
+	return last, err
+}
+
+// checkXFS compares the log on a disk with what the dead kernel wrote to it: what
+// is last there must be one of the last records that it had in memory. A recovery
+// by another kernel leaves a record of its own behind it.
+func (p *Plan) checkXFS(disk io.ReaderAt) error {
+	on, err := p.xfsOn(disk)
+	if err != nil {
+		return err
+	}
+	last, err := on.lastRecord(disk)
+	if err != nil {
+		return fmt.Errorf("check disk: %w", err)
+	}
+	if slices.Contains(p.xfsRecords, last) {
+		return nil
+	}
+	return p.otherLog(fmt.Sprintf("%08x", last.CRC), "the file system was mounted since the crash, or this is an older copy of it")
+}
+
+func (p *Plan) otherLog(disk, hint string) error {
+	return &DiskError{Field: "last record of the log", Disk: disk, Memory: "none of those that it knows", Hint: hint}
+}
+
+// xfsOn reads the superblock of a disk, which must be that of the plan.
+func (p *Plan) xfsOn(disk io.ReaderAt) (*xfsSuper, error) {
+	b := make([]byte, xfsSuperSize)
+	if _, err := disk.ReadAt(b, 0); err != nil {
+		return nil, fmt.Errorf("check disk: read superblock: %w", err)
+	}
+	on, err := parseXFSSuper(b)
+	if errors.Is(err, errNotXFS) {
+		return nil, &DiskError{Field: "superblock", Disk: "missing", Memory: "present", Hint: "this is another disk, or its file system was overwritten"}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("check disk: %w", err)
+	}
+	if on.uuid != p.Super.UUID {
+		return nil, &DiskError{Field: "uuid", Disk: on.uuid.String(), Memory: p.Super.UUID.String(), Hint: "this is another disk"}
+	}
+	return &on, nil
+}
+
+// descendsXFS wants a record that the dead kernel wrote last to be in the log of a
+// disk that was mounted since.
+func (p *Plan) descendsXFS(disk io.ReaderAt) error {
+	on, err := p.xfsOn(disk)
+	if err != nil {
+		return err
+	}
+	found := false
+	err = on.eachRecord(disk, func(r pagecache.LogRecord, _ uint64) { found = found || slices.Contains(p.xfsRecords, r) })
+	if err != nil || found {
+		return err
+	}
+	return p.otherLog("another", "this is an older copy, or so much was written to it since the crash that its log is all new")
+}

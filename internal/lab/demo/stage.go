@@ -1,0 +1,168 @@
+package demo
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"understudy.dev/understudy/internal/lab/netlab"
+	"understudy.dev/understudy/internal/lab/workload"
+	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/takeover/supervisor"
+)
+
+const (
+	serviceAddress = "10.77.0.2"
+	serviceMAC     = "52:54:00:75:64:01"
+	clientPrefix   = "10.77.0.1/24"
+	serveDir       = "/srv"
+	imageBytes     = 1 << 30
+)
+
+// describe is the demo's pair.yaml, which a user's would look like.
+const describe = `name: %s
+partitions:
+  left:  {cpus: "%d", memory: 768MiB, kernel: %[4]s, initramfs: %[5]s}
+  right: {cpus: "%[3]d", vcpus: 2, memory: 768MiB, kernel: %[4]s, initramfs: %[5]s}
+disks:
+  - {name: data, image: data.img, type: %[6]s, mount: /srv}
+nics:
+  - {name: lan, mac: "` + serviceMAC + `", address: ` + serviceAddress + `/24, gateway: 10.77.0.1, bridge: br0}
+services:
+  - {name: web, command: [busybox, httpd, -f, -p, "80", -h, /srv], ready: 80}
+heartbeat: {period: 20ms, limit: 300ms}
+takeover: {salvage: %[7]t, sync: after}
+`
+
+// stage is what a run plays on: a directory with the disk and the pair's
+// description, networks of its own, and the running pair.
+type stage struct {
+	o      Options
+	dir    string
+	pair   *pair.Pair
+	lab    *netlab.Lab
+	super  *supervisor.Supervisor
+	began  time.Time
+	heard  map[string]*bytes.Buffer // notices by partition and verb
+	mu     sync.Mutex
+	fenced func()
+}
+
+func (o Options) newStage(ctx context.Context) (s *stage, err error) {
+	s = &stage{o: o, heard: make(map[string]*bytes.Buffer), began: time.Now()}
+	s.say("boot the pair: %s on the shared disk, seed %d", o.FS, o.Seed)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	if err := os.MkdirAll(o.WorkDir, 0o755); err != nil {
+		return s, err
+	}
+	if s.dir, err = os.MkdirTemp(o.WorkDir, "demo-"); err != nil {
+		return s, err
+	}
+	if err := s.describe(ctx); err != nil {
+		return s, err
+	}
+	if s.lab, err = netlab.NewLab(netip.MustParsePrefix(clientPrefix)); err != nil {
+		return s, err
+	}
+	if o.NoSalvage {
+		o.Open = nil
+	}
+	s.super, err = supervisor.Start(ctx, s.pair, supervisor.Options{
+		Dir: o.RunDir(s.pair.Name), Open: o.Open, Accel: o.Accel, Network: s.lab.Services,
+		Notice: s.notice, Fenced: func() { s.fenced() }, Log: o.Log,
+	})
+	return s, err
+}
+
+// describe makes the disk and the pair's description, and reads it as a user's
+// would be read.
+func (s *stage) describe(ctx context.Context) error {
+	image := filepath.Join(s.dir, "data.img")
+	if err := makeImage(ctx, s.o.FS, image); err != nil {
+		return err
+	}
+	guest := filepath.Join(s.dir, "guest.cpio")
+	if err := s.o.GuestImage(guest); err != nil {
+		return err
+	}
+	m, err := pair.ThisMachine()
+	if err != nil {
+		return err
+	}
+	if len(m.CPUs) < 2 {
+		return errors.New("the demo gives each partition a CPU of its own: this machine has but one")
+	}
+	name := strings.ToLower(filepath.Base(s.dir))
+	text := fmt.Sprintf(describe, name, m.CPUs[0], m.CPUs[1], s.o.Kernel, guest, s.o.FS, !s.o.NoSalvage)
+	file := filepath.Join(s.dir, "pair.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		return err
+	}
+	if s.pair, err = pair.Load(file); err != nil {
+		return err
+	}
+	return s.pair.Check(m)
+}
+
+func makeImage(ctx context.Context, fs, path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Truncate(imageBytes), f.Close()); err != nil {
+		return err
+	}
+	if out, err := exec.CommandContext(ctx, "mkfs."+fs, "-q", "-F", path).CombinedOutput(); err != nil {
+		return fmt.Errorf("make %s: %w: %s (package e2fsprogs has it)", fs, err, out)
+	}
+	return nil
+}
+
+// notice keeps what guests report, unread.
+func (s *stage) notice(partition, verb string, body []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := partition + " " + verb
+	if s.heard[key] == nil {
+		s.heard[key] = new(bytes.Buffer)
+	}
+	s.heard[key].Write(body)
+	s.heard[key].WriteByte('\n')
+}
+
+// read decodes what a guest reported by one verb.
+func (s *stage) read(partition, verb string) ([]workload.Truth, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.heard[partition+" "+verb]
+	if b == nil {
+		return nil, fmt.Errorf("partition %s sent no %s", partition, verb)
+	}
+	return workload.ReadAll(b)
+}
+
+func (s *stage) close() error {
+	var errs []error
+	if s.super != nil {
+		errs = append(errs, s.super.Close())
+	}
+	if s.lab != nil {
+		errs = append(errs, s.lab.Close())
+	}
+	if s.dir != "" {
+		errs = append(errs, os.RemoveAll(s.dir))
+	}
+	return errors.Join(errs...)
+}

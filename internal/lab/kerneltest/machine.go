@@ -1,0 +1,265 @@
+// Package kerneltest builds the memory of a machine with a small made-up kernel
+// in it, byte by byte, for tests of what reads kernels from memory. Its layouts
+// are unlike those of any real kernel on purpose.
+package kerneltest
+
+import (
+	"encoding/binary"
+	"fmt"
+	"testing"
+
+	"github.com/cilium/ebpf/btf"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ram"
+)
+
+// Size of the machine's memory, in bytes.
+const Size = 8 << 20
+
+// Where things are: DirectMap and MemMap are where the made-up kernel has its
+// physical memory and its page structures.
+const (
+	startKernelMap addr.Virt = 0xffff_ffff_8000_0000
+	imageVirt      addr.Virt = 0xffff_ffff_a1000000
+	imagePhys      addr.Phys = 0x10_0000
+	imageSize                = 0x20_0000
+	DirectMap      addr.Virt = 0xffff_8880_0000_0000
+	MemMap         addr.Virt = 0xffff_ea00_0000_0000
+	heapPhys       addr.Phys = 0x40_0000
+	tablesPhys     addr.Phys = 0x70_0000
+	notePhys       addr.Phys = 0x30_0000
+	memMapPhys     addr.Phys = 0x31_0000
+	// PageStruct is the size of struct page, in bytes.
+	PageStruct = 64
+)
+
+// Machine is memory under construction. It is a ram.Memory.
+type Machine struct {
+	t       testing.TB
+	Mem     []byte
+	Note    string    // text of the VMCOREINFO note, once finished
+	image   addr.Virt // next free place in the image
+	heap    addr.Phys // next free place in the heap
+	tables  addr.Phys // next free page table
+	root    addr.Phys
+	symbols []symbol
+}
+
+type symbol struct {
+	name string
+	at   addr.Virt
+}
+
+// New starts a machine: page tables, and the base addresses of its layout.
+func New(t testing.TB) *Machine {
+	m := &Machine{t: t, Mem: make([]byte, Size), image: imageVirt, heap: heapPhys, tables: tablesPhys}
+	root := m.Image("init_top_pgt", addr.PageSize)
+	m.root = imagePhys + addr.Phys(root-imageVirt)
+	m.Map(imageVirt, imagePhys, imageSize)
+	m.Map(DirectMap, 0, Size)
+	m.Map(MemMap, memMapPhys, Size/addr.PageSize*PageStruct)
+	m.PutU64(m.Image("page_offset_base", 8), uint64(DirectMap))
+	m.PutU64(m.Image("vmemmap_base", 8), uint64(MemMap))
+	m.PutU64(m.Image("vmcoreinfo_note", 8), uint64(DirectMap)+uint64(notePhys))
+	m.Put(m.Image("linux_banner", 64), []byte("Linux version 9.9.9-made-up\n\x00"))
+	m.Put(m.Image("init_uts_ns", 512)+2*65, []byte("9.9.9-made-up\x00"))
+	m.PutU32(m.Image("panic_cpu", 8), 0xffff_ffff)
+	m.Image("_stext", 8)
+	return m
+}
+
+// Image reserves n zeroed bytes of the kernel image under a name.
+func (m *Machine) Image(name string, n int) addr.Virt {
+	align := addr.Virt(63)
+	if n >= addr.PageSize {
+		align = addr.PageSize - 1
+	}
+	at := (m.image + align) &^ align
+	m.image = at + addr.Virt(n)
+	if m.image > imageVirt+imageSize {
+		m.t.Fatal("kerneltest: image is full")
+	}
+	m.symbols = append(m.symbols, symbol{name, at})
+	return at
+}
+
+// Alloc reserves n zeroed bytes of the heap.
+func (m *Machine) Alloc(n int) addr.Virt {
+	align := addr.Phys(63)
+	if n >= addr.PageSize {
+		align = addr.PageSize - 1
+	}
+	at := (m.heap + align) &^ align
+	m.heap = at + addr.Phys(n)
+	if m.heap > tablesPhys {
+		m.t.Fatal("kerneltest: heap is full")
+	}
+	return DirectMap + addr.Virt(at)
+}
+
+// Phys returns where an address of the image, heap or map of pages is.
+func (m *Machine) Phys(va addr.Virt) addr.Phys {
+	switch {
+	case va >= imageVirt && va < imageVirt+imageSize:
+		return imagePhys + addr.Phys(va-imageVirt)
+	case va >= DirectMap && va < DirectMap+Size:
+		return addr.Phys(va - DirectMap)
+	case va >= MemMap && va < MemMap+Size/addr.PageSize*PageStruct:
+		return memMapPhys + addr.Phys(va-MemMap)
+	}
+	m.t.Fatalf("kerneltest: %v is nowhere", va)
+	return 0
+}
+
+// Put writes bytes.
+func (m *Machine) Put(va addr.Virt, b []byte) { copy(m.Mem[m.Phys(va):], b) }
+
+// PutU64 writes a number of 8 bytes.
+func (m *Machine) PutU64(va addr.Virt, v uint64) {
+	binary.LittleEndian.PutUint64(m.Mem[m.Phys(va):], v)
+}
+
+// PutU32 writes a number of 4 bytes.
+func (m *Machine) PutU32(va addr.Virt, v uint32) {
+	binary.LittleEndian.PutUint32(m.Mem[m.Phys(va):], v)
+}
+
+// Page returns the address of the struct page for the page at va.
+func (m *Machine) Page(va addr.Virt) addr.Virt {
+	return MemMap + addr.Virt(uint64(m.Phys(va).PFN())*PageStruct)
+}
+
+// Map maps pages of 4 KiB in four levels of tables.
+func (m *Machine) Map(va addr.Virt, pa addr.Phys, n int) {
+	for off := 0; off < n; off += addr.PageSize {
+		table := m.root
+		at := uint64(va) + uint64(off)
+		for shift := 39; shift > 12; shift -= 9 {
+			slot := m.Mem[uint64(table)+at>>shift&511*8:]
+			entry := binary.LittleEndian.Uint64(slot)
+			if entry == 0 {
+				if m.tables >= Size {
+					m.t.Fatal("kerneltest: out of page tables")
+				}
+				entry = uint64(m.tables) | 3
+				m.tables += addr.PageSize
+				binary.LittleEndian.PutUint64(slot, entry)
+			}
+			table = addr.Phys(entry &^ 0xfff)
+		}
+		binary.LittleEndian.PutUint64(m.Mem[uint64(table)+at>>12&511*8:], uint64(pa)+uint64(off)|3)
+	}
+}
+
+// Finish adds types, symbols and the note: the kernel can then be found.
+func (m *Machine) Finish(types ...btf.Type) {
+	m.t.Helper()
+	b, err := btf.NewBuilder(types, nil)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	raw, err := b.Marshal(nil, nil)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	start := m.Image("__start_BTF", len(raw))
+	m.Put(start, raw)
+	m.symbols = append(m.symbols, symbol{"__stop_BTF", start + addr.Virt(len(raw))})
+	m.putNote(m.putSymbols())
+}
+
+// putSymbols writes a symbol table whose tokens are single letters.
+func (m *Machine) putSymbols() map[string]addr.Virt {
+	all := append([]symbol(nil), m.symbols...)
+	le := binary.LittleEndian
+	var names, tokens, index, offsets []byte
+	base := startKernelMap
+	for i := range 256 {
+		index = le.AppendUint16(index, uint16(len(tokens)))
+		if i > 0 {
+			tokens = append(tokens, byte(i))
+		}
+		tokens = append(tokens, 0)
+	}
+	for _, s := range all {
+		names = append(names, byte(len(s.name)+1), 'T')
+		names = append(names, s.name...)
+		offsets = le.AppendUint32(offsets, uint32(int32(base-1-s.at)))
+	}
+	at := make(map[string]addr.Virt)
+	put := func(name string, b []byte) {
+		at[name] = m.Image(name, len(b))
+		m.Put(at[name], b)
+	}
+	put("kallsyms_offsets", offsets)
+	put("kallsyms_relative_base", le.AppendUint64(nil, uint64(base)))
+	put("kallsyms_num_syms", le.AppendUint32(nil, uint32(len(all))))
+	put("kallsyms_names", names)
+	put("kallsyms_token_table", append(tokens, make([]byte, 16<<10)...))
+	put("kallsyms_token_index", index)
+	return at
+}
+
+func (m *Machine) putNote(at map[string]addr.Virt) {
+	text := "OSRELEASE=9.9.9-made-up\nPAGESIZE=4096\nOFFSET(uts_namespace.name)=0\n"
+	for _, s := range m.symbols {
+		switch s.name {
+		case "init_uts_ns", "_stext", "init_top_pgt":
+			text += fmt.Sprintf("SYMBOL(%s)=%x\n", s.name, uint64(s.at))
+		}
+		if s.name == "init_top_pgt" {
+			text += fmt.Sprintf("SYMBOL(swapper_pg_dir)=%x\n", uint64(s.at))
+		}
+	}
+	for _, name := range []string{
+		"kallsyms_offsets", "kallsyms_relative_base", "kallsyms_num_syms",
+		"kallsyms_names", "kallsyms_token_table", "kallsyms_token_index",
+	} {
+		text += fmt.Sprintf("SYMBOL(%s)=%x\n", name, uint64(at[name]))
+	}
+	text += fmt.Sprintf("NUMBER(phys_base)=%d\n", int64(imagePhys)-int64(imageVirt-startKernelMap))
+	m.Note = text
+	note := binary.LittleEndian.AppendUint32(nil, 11)
+	note = binary.LittleEndian.AppendUint32(note, uint32(len(text)))
+	note = binary.LittleEndian.AppendUint32(note, 0)
+	note = append(note, "VMCOREINFO\x00\x00"+text...)
+	copy(m.Mem[notePhys:], note)
+}
+
+// View implements ram.Memory.
+func (m *Machine) View(pa addr.Phys, n int) ([]byte, error) {
+	if n < 0 || !(addr.PhysRange{End: Size}).Contains(pa, uint64(n)) {
+		return nil, &ram.Fault{Addr: pa, Len: n}
+	}
+	return m.Mem[pa : pa+addr.Phys(n)], nil
+}
+
+// Ranges implements ram.Memory.
+func (m *Machine) Ranges() []addr.PhysRange { return []addr.PhysRange{{End: Size}} }
+
+// Close implements ram.Memory.
+func (m *Machine) Close() error { return nil }
+
+// Clone copies the machine, so that a test can damage the copy.
+func (m *Machine) Clone(t testing.TB) *Machine {
+	c := *m
+	c.t = t
+	c.Mem = append([]byte(nil), m.Mem...)
+	return &c
+}
+
+// Damage overwrites memory as a fuzzer says: each six bytes of script are a
+// place and what is there from then on: four bytes of address, one of value, one
+// of how many bytes to set. near, if any, are addresses to stay close to.
+func (m *Machine) Damage(script []byte, near ...addr.Virt) {
+	for ; len(script) >= 6; script = script[6:] {
+		at := uint64(binary.LittleEndian.Uint32(script))
+		if len(near) > 0 {
+			at = uint64(m.Phys(near[at%uint64(len(near))])) + at>>8%1024
+		}
+		for i := range uint64(script[5]%8) + 1 {
+			m.Mem[(at+i)%Size] = script[4]
+		}
+	}
+}

@@ -1,0 +1,234 @@
+package oracle
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"time"
+)
+
+// Verdict is what came of a case.
+type Verdict string
+
+// The verdicts. All but the first three are failures.
+const (
+	Exact   Verdict = "exact"   // the tree is as it must be, and the file system clean
+	Refused Verdict = "refused" // the rescue refused something; each file is exact, or as it is without a rescue
+	Plain   Verdict = "plain"   // there was no rescue; what was durable is there
+	Differs Verdict = "differs" // the rescued tree is not as it must be
+	Unclean Verdict = "unclean" // e2fsck finds something wrong; with a rescue, in the rescued tree
+	Failed  Verdict = "failed"  // the rescue ended with a status that is neither 0 nor 3
+	Loss    Verdict = "loss"    // what was durable is not there, in the rescued tree or without a rescue
+	Broken  Verdict = "broken"  // the case could not be carried out
+)
+
+// Good reports whether the verdict is no failure.
+func (v Verdict) Good() bool { return v == Exact || v == Refused || v == Plain }
+
+// Result is what came of a case, and why.
+type Result struct {
+	Seed    uint64  `json:"seed"`
+	Config  string  `json:"config"`
+	Kernel  string  `json:"kernel"`
+	Crash   Crash   `json:"crash"`
+	Program string  `json:"program,omitempty"` // of a case with one
+	Verdict Verdict `json:"verdict"`
+	Error   string  `json:"error,omitempty"` // of a broken case
+	Threads int     `json:"threads"`
+	Ops     int     `json:"ops"`
+	Pending int     `json:"pending"` // threads with an operation that was not reported
+	// PendingOps are those operations.
+	PendingOps string `json:"pending_ops,omitempty"`
+	InSync     bool   `json:"in_sync"`   // the crash came within a syncfs(2)
+	InCommit   bool   `json:"in_commit"` // the journal\'s thread waited for the disk
+	Writeback  int    `json:"writeback_kib"`
+
+	Rescue   *RescueReport `json:"rescue,omitempty"`
+	Tree     *Comparison   `json:"tree,omitempty"`       // the rescued one, whole
+	Fsck     string        `json:"fsck,omitempty"`       // what e2fsck said of it, if anything is wrong
+	Plain    Comparison    `json:"plain"`                // what was durable, without a rescue
+	Undone   int           `json:"undone"`               // findings without a rescue: what a crash costs
+	Seconds  float64       `json:"seconds"`              // of everything
+	Kept     string        `json:"kept,omitempty"`       // where memory and disks of a failure are
+	Replayed string        `json:"again,omitempty"`      // the command that does it again
+	RescueMS int64         `json:"rescue_ms"`            // how long the rescue took
+	PlainBad string        `json:"fsck_plain,omitempty"` // as Fsck, without a rescue
+}
+
+// Options are how cases are carried out.
+type Options struct {
+	Dir    string // for the files of a case; a tmpfs. "" is /dev/shm
+	Keep   string // where failures are kept; "": they are not
+	Rescue Rescue // nil: there is none
+}
+
+// Judge carries out a case.
+func (c Case) Judge(ctx context.Context, o Options) Result {
+	begin := time.Now()
+	r := Result{Seed: c.Seed, Config: c.Config.Name, Kernel: c.Kernel, Crash: c.Crash}
+	if c.Program != nil {
+		r.Program = c.Program.Name
+	}
+	r.Replayed = fmt.Sprintf("go run ./internal/lab/oracle/cmd -seed %d -config %s -kernel %s -crash %s", c.Seed, c.Config.Name, c.Kernel, c.Crash)
+	if c.Program != nil {
+		r.Replayed += " -seeds 0 -programs 1 -program " + c.Program.Name
+	}
+	if err := o.in(func(dir string) error { return c.judge(ctx, dir, o, &r) }); err != nil {
+		r.Verdict, r.Error = Broken, err.Error()
+	}
+	r.Seconds = time.Since(begin).Seconds()
+	return r
+}
+
+// Again judges a case that was kept in a directory: its memory and its disk are those
+// of then, and the rescue is of now.
+func Again(ctx context.Context, kept string, o Options) (Result, error) {
+	c, _, err := Kept(kept)
+	if err != nil {
+		return Result{}, err
+	}
+	begin := time.Now()
+	r := Result{Seed: c.Seed, Config: c.Config.Name, Kernel: c.Kernel, Crash: c.Crash}
+	err = o.in(func(dir string) error {
+		c.Dir = dir
+		return c.judge(ctx, o, &r)
+	})
+	r.Seconds = time.Since(begin).Seconds()
+	return r, err
+}
+
+// in does something in a directory that is gone afterwards.
+func (o Options) in(do func(dir string) error) error {
+	dir := o.Dir
+	if dir == "" {
+		dir = "/dev/shm"
+	}
+	dir, err := os.MkdirTemp(dir, "understudy-oracle-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	return do(dir)
+}
+
+func (c Case) judge(ctx context.Context, dir string, o Options, r *Result) error {
+	crashed, err := c.Run(ctx, dir)
+	if crashed == nil {
+		return err
+	}
+	if err == nil {
+		err = crashed.judge(ctx, o, r)
+	}
+	if (err != nil || !r.Verdict.Good()) && o.Keep != "" {
+		r.Kept = filepath.Join(o.Keep, fmt.Sprintf("%d-%s-%s-%s", c.Seed, c.Config.Name, c.Kernel, c.Crash))
+		b, _ := json.MarshalIndent(r, "", "\t") // it is only numbers and text
+		err = errors.Join(err, crashed.Keep(r.Kept), os.WriteFile(filepath.Join(r.Kept, "result.json"), b, 0o644))
+	}
+	return err
+}
+
+// judge has the crashed disk rescued, and compares.
+func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
+	r.PendingOps = c.pendingText()
+	r.Threads, r.Ops = len(c.Threads), c.Ops
+	r.InSync, r.InCommit, r.Writeback = c.InSync, c.InCommit, c.Writeback
+	for _, t := range c.Threads {
+		if t.Pending != nil {
+			r.Pending++
+		}
+	}
+	plain, rescued := filepath.Join(c.Dir, "plain.img"), filepath.Join(c.Dir, "rescued.img")
+	disks := []string{plain}
+	if err := copyDisk(c.Disk, plain); err != nil {
+		return err
+	}
+	if o.Rescue != nil {
+		if err := copyDisk(c.Disk, rescued); err != nil {
+			return err
+		}
+		begin := time.Now()
+		report, err := o.Rescue(ctx, c.RAM, rescued)
+		r.RescueMS = time.Since(begin).Milliseconds()
+		r.Rescue = &report
+		if err != nil {
+			return fmt.Errorf("rescue: %w", err)
+		}
+		disks = append(disks, rescued)
+	}
+	if c.Config.NoJournal && c.Crash != Clean {
+		// Nothing else makes such a file system whole after a crash.
+		if err := repair(plain); err != nil {
+			return err
+		}
+	}
+	trees, err := c.Walk(ctx, disks...)
+	if err != nil {
+		return err
+	}
+	if c.ran == nil {
+		r.Plain = c.CompareDurable(trees[0])
+	}
+	whole := c.Compare(trees[0])
+	r.Undone = len(whole.Findings)
+	if r.PlainBad, err = check(plain); err != nil {
+		return err
+	}
+	if o.Rescue != nil {
+		tree := c.Compare(trees[1])
+		if r.Tree = &tree; r.Rescue.Exit != 0 {
+			tree.forgive(trees[0], trees[1])
+		}
+		if r.Fsck, err = check(rescued); err != nil {
+			return err
+		}
+	} else if c.Crash == Clean {
+		r.Tree, r.Fsck = &whole, r.PlainBad
+	}
+	if c.Config.NoJournal {
+		// fsync(2) promises little there: an inode is written only if something
+		// other than ext4 itself marked it (ext4_fsync_nojournal, I_DIRTY_ALL), so
+		// that what was only created or chmoded is not.
+		r.Plain.Findings = nil
+	}
+	r.Verdict = verdict(r)
+	return nil
+}
+
+// forgive takes out what is as it is without a rescue: one that refuses
+// something may leave it so.
+func (c *Comparison) forgive(plain, rescued Tree) {
+	c.Findings = slices.DeleteFunc(c.Findings, func(f Finding) bool {
+		was, is := plain.Entries[f.Path], rescued.Entries[f.Path]
+		was.Disk, is.Disk = "", ""
+		same := f.Path != "" && reflect.DeepEqual(was, is)
+		if same {
+			c.Forgiven++
+		}
+		return same
+	})
+}
+
+// verdict weighs the findings, the gravest first.
+func verdict(r *Result) Verdict {
+	refused := r.Rescue != nil && r.Rescue.Exit != 0
+	switch {
+	case len(r.Plain.Findings) > 0 || r.Tree != nil && r.Tree.Lost() > 0:
+		return Loss
+	case r.Fsck != "" || r.Rescue == nil && r.PlainBad != "":
+		return Unclean
+	case refused && r.Rescue.Exit != 3:
+		return Failed
+	case r.Tree == nil:
+		return Plain
+	case len(r.Tree.Findings) > 0:
+		return Differs
+	case refused:
+		return Refused
+	}
+	return Exact
+}

@@ -1,0 +1,212 @@
+package oracle
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/oracle/script"
+)
+
+var (
+	seeds = flag.Int("oracle.seeds", 3, "seeds of TestRescue")
+	more  = flag.Int("oracle.programs", 1, "cases of it with real programs")
+	first = flag.Uint64("oracle.first", 1, "the first seed")
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code := m.Run()
+	CleanUp()
+	os.Exit(code)
+}
+
+// need skips a test where no guest can run.
+func need(t *testing.T, kernels ...string) {
+	t.Helper()
+	for _, tool := range []string{"qemu-system-x86_64", "mkfs.ext4", "e2fsck", "debugfs"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("%v; run scripts/setup.sh", err)
+		}
+	}
+	for _, k := range kernels {
+		if _, err := fixture.Kernel(k); err != nil {
+			t.Skip(err)
+		}
+	}
+}
+
+// tmpfs returns a directory for a case.
+func tmpfs(t *testing.T) string {
+	dir, err := os.MkdirTemp("/dev/shm", "understudy-oracle-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func config(t *testing.T, name string) Config {
+	c, err := FindConfig(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// TestUnrescued wants a crash to cost something that was not durable, and nothing
+// that was.
+func TestUnrescued(t *testing.T) {
+	need(t, fixture.Default)
+	c := Case{Seed: 100, Config: config(t, "ext4"), Kernel: fixture.Default, Crash: Busy}
+	r := c.Judge(t.Context(), Options{Keep: t.ArtifactDir()})
+	t.Log(r)
+	if r.Verdict != Plain || r.Ops < 100 || r.Plain.Durable == 0 || r.Undone == 0 {
+		t.Errorf("%v: %v, %d undone", c, r.Verdict, r.Undone)
+	}
+}
+
+// TestDetects has a guest leave a file system that is just so, spoils one thing
+// in each of several copies, and wants each to be found.
+func TestDetects(t *testing.T) {
+	need(t, fixture.Default)
+	ctx := t.Context()
+	c, err := Case{Seed: 5, Config: config(t, "ext4"), Kernel: fixture.Default, Crash: Clean}.Run(ctx, tmpfs(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	images := []string{c.Disk}
+	names := []string{"nothing"}
+	for name, spoil := range diskSpoilers(t, c) {
+		image := filepath.Join(c.Dir, fmt.Sprintf("spoiled%d.img", len(images)))
+		if err := copyDisk(c.Disk, image); err != nil {
+			t.Fatal(err)
+		}
+		spoil(image)
+		images, names = append(images, image), append(names, name)
+	}
+	found, err := c.Walk(ctx, images...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, tree := range found {
+		got := c.Compare(tree)
+		if t.Log(names[i], got.Findings); (len(got.Findings) == 0) != (i == 0) {
+			t.Errorf("%s: %d findings", names[i], len(got.Findings))
+		}
+	}
+	said, err := check(images[0])
+	if err != nil || said != "" {
+		t.Errorf("e2fsck: %v %s", err, said)
+	}
+}
+
+// diskSpoilers change one thing on a disk. TestCompareDetects has all there are.
+func diskSpoilers(t *testing.T, c *Crashed) map[string]func(image string) {
+	var file, second *script.Node
+	var at string
+	pick := func(p string, n *script.Node) {
+		switch plain := !strings.ContainsAny(p, " \n"); {
+		case n.File() && plain && n.Size > 1 && n.Content.At(0) != 0 && n.Xattrs["user.a0"]+n.Xattrs["user.a1"] != "" && file == nil:
+			file, at = n, p
+		case n.File() && plain && n.Size > 0 && second == nil:
+			second = n
+		}
+	}
+	for i := range c.Threads {
+		c.Threads[i].Before.Top.Walk(threadDir(i), pick)
+	}
+	if file == nil || second == nil {
+		t.Fatal("nothing to spoil:", file, second)
+	}
+	debugfs := func(format string, args ...any) func(string) {
+		return func(image string) { t.Helper(); debug(t, image, fmt.Sprintf(format, args...)) }
+	}
+	field := func(n *script.Node, name, value string) func(string) {
+		return debugfs("set_inode_field <%d> %s %s", n.Ino, name, value)
+	}
+	attribute := "user.a0"
+	if file.Xattrs[attribute] == "" {
+		attribute = "user.a1"
+	}
+	return map[string]func(string){
+		"byte":           func(image string) { flip(t, image, file) },
+		"name lost":      debugfs("unlink /%s", at),
+		"mtime fraction": field(file, "mtime_extra", "0"),
+		"mode":           field(second, "mode", "0100111"),
+		"size":           field(file, "size", fmt.Sprint(file.Size-1)),
+		"attribute":      debugfs("ea_rm <%d> %s", file.Ino, attribute),
+	}
+}
+
+// debug has debugfs(8) change an image. It does not tell failure but by what it
+// says.
+func debug(t *testing.T, image, command string) string {
+	t.Helper()
+	var out, said bytes.Buffer
+	cmd := exec.Command("debugfs", "-w", "-R", command, image)
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil || strings.Count(said.String(), "\n") > 1 { // its version
+		t.Fatalf("debugfs %s: %v: %s%s", command, err, out.String(), said.String())
+	}
+	return out.String()
+}
+
+// flip changes the first byte of a file's data.
+func flip(t *testing.T, image string, n *script.Node) {
+	t.Helper()
+	var block int64
+	if _, err := fmt.Sscan(debug(t, image, fmt.Sprintf("bmap <%d> 0", n.Ino)), &block); err != nil || block == 0 {
+		t.Fatalf("block %d of inode %d: %v", block, n.Ino, err)
+	}
+	f, err := os.OpenFile(image, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte{n.Content.At(0) ^ 1}, block*4096); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRescue is the oracle itself, with a few seeds.
+func TestRescue(t *testing.T) {
+	need(t, Kernels...)
+	binary, err := filepath.Abs("../../../bin/understudy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(binary, "salvage", "apply", "--help").Output(); err != nil || !bytes.Contains(out, []byte("--disk")) {
+		t.Skip("bin/understudy cannot rescue; run make build")
+	}
+	cases, err := Cases(*first, *seeds, nil, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	real, err := Cases(*first, *more, nil, nil, nil)
+	if err == nil {
+		real, err = WithPrograms(real, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range programs {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Logf("no real programs: %v; run scripts/setup.sh", err)
+			real = nil
+		}
+	}
+	cases = append(cases, real...)
+	for _, c := range cases {
+		r := c.Judge(t.Context(), Options{Keep: "../../../out/oracle", Rescue: Command(binary)})
+		if t.Log(r); !r.Verdict.Good() {
+			t.Errorf("%v: %s", c, r.Verdict)
+		}
+	}
+}

@@ -1,0 +1,89 @@
+//go:build linux
+
+// Command guest is PID 1 of the guests of package switchboard.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/lab/fixture/boot"
+	"understudy.dev/understudy/internal/lab/switchboard/truth"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Println("switchboard: failed:", err)
+	}
+	select {}
+}
+
+func run() error {
+	if err := boot.SetUp(map[string]string{"kernel/sysrq": "1"}); err != nil {
+		return err
+	}
+	b, err := os.ReadFile(truth.OrderPath)
+	if err != nil {
+		return err
+	}
+	var order truth.Order
+	if err := json.Unmarshal(b, &order); err != nil {
+		return err
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 17, Max: 1 << 17}); err != nil {
+		return err
+	}
+	b1, err := newBoard()
+	if err != nil {
+		return fmt.Errorf("make networks: %w", err)
+	}
+	if err := b1.connectAll(order.Pairs); err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	all, err := b1.settled()
+	if err != nil {
+		return fmt.Errorf("tell the truth: %w", err)
+	}
+	if err := tell(all); err != nil {
+		return fmt.Errorf("write the truth: %w", err)
+	}
+	return os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
+}
+
+// settled waits until nothing changes any more: acknowledgements are delayed.
+func (b *board) settled() (*truth.Truth, error) {
+	before, err := b.truth()
+	for range 50 {
+		if err != nil {
+			return nil, err
+		}
+		time.Sleep(200 * time.Millisecond)
+		var now *truth.Truth
+		if now, err = b.truth(); err == nil && reflect.DeepEqual(before, now) {
+			return now, nil
+		}
+		before = now
+	}
+	return nil, errors.New("it does not settle")
+}
+
+func tell(all *truth.Truth) error {
+	device, err := boot.FindDisk(truth.Disk)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(device, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	if err := json.NewEncoder(f).Encode(all); err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

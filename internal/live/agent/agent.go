@@ -1,0 +1,213 @@
+// Package agent is the understudy's hand inside a partition: as PID 1 of the
+// small guest, or as a service of a larger one, it beats, mounts what it is
+// given, writes salvaged data by file handle, and starts and stops the services
+// of the role.
+//
+// # Caveats
+//
+// The agent trusts its supervisor, which is the machine it runs on. It does
+// not trust the plan it applies to fit the file system: every inode is looked
+// up with its generation, and a file that is not the one meant is left alone.
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/nfsd"
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// PortName is the virtio-serial port that an agent speaks on.
+const PortName = "org.understudy.agent"
+
+// Verb is one more call that an agent answers, besides its own.
+type Verb func(ctx context.Context, conn *wire.Conn, body json.RawMessage) (any, error)
+
+// Agent serves one supervisor.
+type Agent struct {
+	verbs map[string]Verb
+	conn  *wire.Conn
+
+	mu       sync.Mutex
+	config   wire.Config
+	mounts   map[string]string // disk name to mount point
+	services []*service
+	nfs      *nfsd.Server // nil: none
+	children *children
+
+	network network
+}
+
+// New returns an agent that answers extra verbs too.
+func New(extra map[string]Verb) *Agent {
+	a := &Agent{mounts: make(map[string]string), children: newChildren()}
+	a.verbs = map[string]Verb{
+		wire.Configure: call(a.configure),
+		wire.Write:     call(a.write),
+		wire.Mount:     call(a.mount),
+		wire.Name:      call(a.name),
+		wire.Apply:     call(a.apply),
+		wire.Begin:     call(a.begin),
+		wire.Start:     call(a.start),
+		wire.Stop:      call(a.stop),
+		wire.Sync:      call(a.sync),
+		wire.Crash:     call(a.crash),
+		wire.Rehearse:  call(a.rehearse),
+		wire.Acquaint:  call(a.acquaint),
+		wire.Announce:  call(a.announce),
+		wire.Tell:      call(a.tell),
+		wire.Exec:      call(a.exec),
+	}
+	for name, v := range extra {
+		a.verbs[name] = v
+	}
+	return a
+}
+
+// call makes a verb of a method with a typed request and answer.
+func call[In, Out any](f func(context.Context, In) (Out, error)) Verb {
+	return func(ctx context.Context, _ *wire.Conn, body json.RawMessage) (any, error) {
+		var in In
+		if len(body) > 0 {
+			if err := json.Unmarshal(body, &in); err != nil {
+				return nil, fmt.Errorf("decode request: %w", err)
+			}
+		}
+		return f(ctx, in)
+	}
+}
+
+type none struct{}
+
+// Serve greets the supervisor on the agent's port and answers its calls. It
+// returns only when the port cannot be used any more.
+func (a *Agent) Serve(ctx context.Context) error {
+	// A goroutine in a blocking call keeps its processor until the runtime's
+	// monitor takes that away, which may be 10 ms: have enough for all that
+	// block at once.
+	runtime.GOMAXPROCS(runtime.NumCPU() + appliers)
+	port, err := openPort(ctx, PortName)
+	if err != nil {
+		return err
+	}
+	a.conn = wire.New(port, func(ctx context.Context, verb string, body json.RawMessage) (any, error) {
+		v := a.verbs[verb]
+		if v == nil {
+			return nil, errors.New("this agent does not know the verb: is it older than its supervisor?")
+		}
+		return v(ctx, a.conn, body)
+	})
+	greeting, err := greet()
+	if err != nil {
+		return err
+	}
+	if err := a.conn.Notify(wire.Hello, greeting); err != nil {
+		return err
+	}
+	return a.conn.Serve(ctx)
+}
+
+func greet() (wire.Greeting, error) {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return wire.Greeting{}, fmt.Errorf("ask kernel release: %w", err)
+	}
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return wire.Greeting{}, fmt.Errorf("ask boot id: %w", err)
+	}
+	return wire.Greeting{
+		Release: unix.ByteSliceToString(uts.Release[:]),
+		BootID:  strings.TrimSpace(string(id)),
+	}, nil
+}
+
+// configure does everything slow that a role needs, before there is any crash:
+// the beat, the network interfaces with their addresses.
+func (a *Agent) configure(ctx context.Context, c wire.Config) (none, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.config = c
+	if c.Beat.Period > 0 {
+		if err := beat(c.Beat.Period); err != nil {
+			return none{}, err
+		}
+	}
+	if err := a.network.setUp(c.NICs); err != nil {
+		return none{}, err
+	}
+	return none{}, a.prepareNFS(ctx, c.NFS)
+}
+
+// sync makes what was written to the mounted shared disks durable.
+func (a *Agent) sync(context.Context, none) (none, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, dir := range a.mounts {
+		if err := syncfs(dir); err != nil {
+			return none{}, err
+		}
+	}
+	return none{}, nil
+}
+
+func syncfs(dir string) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", dir, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Syncfs(fd); err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	return nil
+}
+
+// crash kills the kernel through sysrq, which is the panic of a null pointer
+// followed. A silent death is one without a dying message: the device that
+// would carry it is taken from its driver first, so that all CPUs just stop.
+func (a *Agent) crash(_ context.Context, r wire.CrashRequest) (none, error) {
+	if r.Silent {
+		if err := unbindPanicDevice(); err != nil {
+			return none{}, err
+		}
+	}
+	if err := os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0); err != nil {
+		return none{}, fmt.Errorf("crash by sysrq: %w", err)
+	}
+	return none{}, errors.New("the kernel survived sysrq c")
+}
+
+// panicDrivers are the drivers of pvpanic's two devices (drivers/misc/pvpanic).
+var panicDrivers = []string{"/sys/bus/pci/drivers/pvpanic-pci", "/sys/bus/acpi/drivers/pvpanic"}
+
+func unbindPanicDevice() error {
+	var devices []string
+	for _, driver := range panicDrivers {
+		found, err := filepath.Glob(driver + "/*:*")
+		if err != nil {
+			return err
+		}
+		devices = append(devices, found...)
+	}
+	if len(devices) == 0 {
+		return errors.New("find pvpanic: no driver has the device")
+	}
+	for _, d := range devices {
+		driver, device := filepath.Split(d)
+		if err := os.WriteFile(driver+"unbind", []byte(device), 0); err != nil {
+			return fmt.Errorf("unbind pvpanic %s: %w", device, err)
+		}
+	}
+	return nil
+}

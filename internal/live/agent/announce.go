@@ -1,0 +1,246 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+
+	"understudy.dev/understudy/internal/live/announce"
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// nic is an interface of the role, set up.
+type nic struct {
+	index    int
+	name     string
+	mac      announce.MAC
+	prefixes []netip.Prefix // its addresses, with the lengths of their networks
+}
+
+// network is the role's part of the network, and whom a dead side knew there. It
+// has a lock of its own: peers are heard of while the agent mounts and starts.
+type network struct {
+	mu    sync.Mutex
+	nics  []nic
+	peers []packet // to be told
+}
+
+// setUp sets the role's interfaces up.
+func (n *network) setUp(nics []wire.NIC) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.nics = nil
+	for _, c := range nics {
+		up, err := setUpNIC(c)
+		if err != nil {
+			return err
+		}
+		n.nics = append(n.nics, up)
+	}
+	return nil
+}
+
+// packet tells one peer of the end of its connection.
+type packet struct {
+	bytes  []byte
+	to     netip.Addr
+	index  int // of the interface that the connection's address is on
+	tickle bool
+}
+
+// acquaint has the kernel know the dead side's neighbours, so that nobody has to be
+// asked for a MAC when the address is live, and makes the packets for the peers.
+func (a *Agent) acquaint(_ context.Context, r wire.AcquaintRequest) (result wire.AcquaintResult, err error) {
+	p, err := wire.DecodePeers(r.Peers)
+	if err != nil {
+		return result, err
+	}
+	n := &a.network
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, neighbour := range p.Neighbours {
+		at := n.linkOf(neighbour)
+		if at == nil {
+			continue // on a network that does not follow the role
+		}
+		if err := know(at, neighbour); err != nil {
+			result.Failure = err.Error()
+			continue
+		}
+		result.Neighbours++
+	}
+	n.peers = make([]packet, 0, len(p.Connections))
+	for _, c := range p.Connections {
+		n.peers = append(n.peers, n.packet(c))
+	}
+	return result, nil
+}
+
+// linkOf is the interface that a neighbour is on: whose network its address is in.
+// Link-local addresses are in every network: the only interface is theirs, or the
+// one of the name that it had on the dead side.
+func (n *network) linkOf(neighbour wire.Neighbour) *nic {
+	for i := range n.nics {
+		for _, p := range n.nics[i].prefixes {
+			if p.Contains(neighbour.Address) && p.Addr() != neighbour.Address {
+				return &n.nics[i]
+			}
+		}
+	}
+	if !neighbour.Address.Is6() || !neighbour.Address.IsLinkLocalUnicast() {
+		return nil
+	}
+	if len(n.nics) == 1 {
+		return &n.nics[0]
+	}
+	for i := range n.nics {
+		if n.nics[i].name == neighbour.Interface {
+			return &n.nics[i]
+		}
+	}
+	return nil
+}
+
+// know puts a neighbour into the kernel's table: to be used at once, and to be
+// confirmed when it was (NUD_STALE, RFC 4861, 7.3.2). Only a host's own MAC will do.
+func know(at *nic, neighbour wire.Neighbour) error {
+	if neighbour.MAC[0]&1 != 0 || neighbour.MAC == [6]byte{} {
+		return fmt.Errorf("neighbour %s: %v is no host's MAC", neighbour.Address, net.HardwareAddr(neighbour.MAC[:]))
+	}
+	err := netlink.NeighSet(&netlink.Neigh{
+		LinkIndex: at.index, State: netlink.NUD_STALE,
+		IP: neighbour.Address.AsSlice(), HardwareAddr: neighbour.MAC[:],
+	})
+	if err != nil {
+		return fmt.Errorf("add neighbour %s on %s: %w", neighbour.Address, at.name, err)
+	}
+	return nil
+}
+
+func (n *network) packet(c wire.Connection) packet {
+	p := packet{to: c.Remote.Addr(), tickle: !c.Exact}
+	ends := announce.Ends{Local: c.Local, Remote: c.Remote}
+	if c.Exact {
+		p.bytes = ends.Reset(c.SndNxt)
+	} else {
+		p.bytes = ends.Tickle(c.SndUna, c.RcvNxt)
+	}
+	for _, at := range n.nics {
+		for _, prefix := range at.prefixes {
+			if prefix.Addr() == c.Local.Addr() {
+				p.index = at.index
+			}
+		}
+	}
+	return p
+}
+
+// announce says on each network of the role where its addresses are: at once, and
+// again within the next second, for which it does not wait.
+func (a *Agent) announce(ctx context.Context, _ none) (none, error) {
+	a.network.mu.Lock()
+	nics := a.network.nics
+	a.network.mu.Unlock()
+	frames := make([][][]byte, len(nics))
+	for i := range nics {
+		frames[i] = nics[i].frames()
+	}
+	send := func() (err error) {
+		for i := range nics {
+			if e := announce.SendFrames(nics[i].index, frames[i]); e != nil {
+				err = errors.Join(err, fmt.Errorf("%s: %w", nics[i].name, e))
+			}
+		}
+		return err
+	}
+	go announce.Repeat(context.WithoutCancel(ctx), func() {
+		if err := send(); err != nil {
+			fmt.Fprintln(os.Stderr, "understudy: announce again:", err)
+		}
+	})
+	return none{}, send()
+}
+
+// frames are what is to be said of an interface's addresses.
+func (n *nic) frames() (frames [][]byte) {
+	for _, p := range n.prefixes {
+		if p.Addr().Is4() {
+			frames = append(frames, announce.Gratuitous(n.mac, p.Addr())...)
+			continue
+		}
+		frames = append(frames, announce.Membership(n.mac, p.Addr()), announce.Advertisement(n.mac, p.Addr(), n.routes6()))
+	}
+	return frames
+}
+
+// routes6 says whether the host is a router on that link (Documentation/networking/
+// ip-sysctl.rst, forwarding).
+func (n *nic) routes6() bool {
+	b, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + n.name + "/forwarding")
+	return err == nil && !bytes.HasPrefix(b, []byte("0"))
+}
+
+// rehearse says and sends what a takeover will, on interfaces that are connected to
+// nothing yet: an announcement on each, and a packet to an address of our own.
+func (n *network) rehearse() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	sockets, err := announce.OpenSockets()
+	if err != nil {
+		return err
+	}
+	defer sockets.Close()
+	for i := range n.nics {
+		at := &n.nics[i]
+		if err := announce.SendFrames(at.index, at.frames()); err != nil {
+			return fmt.Errorf("announce on %s: %w", at.name, err)
+		}
+		for _, p := range at.prefixes {
+			own := netip.AddrPortFrom(p.Addr(), 1)
+			packet := n.packet(wire.Connection{Local: own, Remote: own, Exact: true})
+			if err := sockets.Send(packet.bytes, packet.to, packet.index); err != nil {
+				return fmt.Errorf("send packet to %s: %w", p.Addr(), err)
+			}
+		}
+	}
+	return nil
+}
+
+// tell tells the peers, once, that their connections are gone.
+func (a *Agent) tell(ctx context.Context, r wire.TellRequest) (result wire.TellResult, err error) {
+	a.network.mu.Lock()
+	peers := a.network.peers
+	a.network.peers = nil
+	a.network.mu.Unlock()
+	sockets, err := announce.OpenSockets()
+	if err != nil {
+		return result, err
+	}
+	defer sockets.Close()
+	ctx, cancel := context.WithTimeout(ctx, r.Limit)
+	defer cancel()
+	sent := announce.Pace{Rate: max(1, r.Rate)}.Run(ctx, len(peers), func(i int) {
+		p := &peers[i]
+		switch err := sockets.Send(p.bytes, p.to, p.index); {
+		case err != nil:
+			result.Untold++
+			result.Failure = fmt.Sprintf("tell %s: %v", p.to, err)
+		case p.tickle:
+			result.Tickled++
+		default:
+			result.Reset++
+		}
+	})
+	if sent < len(peers) {
+		result.Untold += len(peers) - sent
+		result.Failure = fmt.Sprintf("%d clients at %d a second take more than %v", len(peers), r.Rate, r.Limit)
+	}
+	return result, nil
+}

@@ -1,0 +1,100 @@
+package agent
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"syscall"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// Checker is the program that checks a file system of the ext family. Guests
+// that are to check have it.
+const Checker = "/sbin/e2fsck"
+
+// checked are the types that Checker is for.
+var checked = []string{"ext2", "ext3", "ext4"}
+
+// maxChecked bounds what of a check's output is kept, in bytes: its end.
+const maxChecked = 64 << 10
+
+// check checks a file system in full and repairs it, as e2fsck(8) does with -f
+// and -y. One that could not be repaired is an error, and must not be mounted.
+func (a *Agent) check(ctx context.Context, d wire.Disk) (*wire.Check, error) {
+	if !slices.Contains(checked, d.Type) {
+		return nil, fmt.Errorf("check disk %s: %s is not of the ext family", d.Name, d.Type)
+	}
+	path, err := diskPath(d.Name)
+	if err != nil {
+		return nil, err
+	}
+	if err := flushBuffers(path); err != nil {
+		return nil, err
+	}
+	var said bytes.Buffer
+	cmd := exec.CommandContext(ctx, Checker, "-f", "-y", path)
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err = a.children.start(cmd); err == nil {
+		err = a.children.wait(cmd)
+	}
+	out := said.Bytes()
+	found := &wire.Check{Output: string(out[max(0, len(out)-maxChecked):])}
+	nameless(found, out)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		found.Status = exit.ExitCode()
+	} else if err != nil {
+		return nil, fmt.Errorf("check disk %s: %w", d.Name, err)
+	}
+	// The status is a sum (e2fsck(8)): 1 for errors that were corrected, 2 for
+	// the advice to reboot, which is about a file system that is mounted.
+	if found.Status&^3 != 0 {
+		return nil, fmt.Errorf("check disk %s: e2fsck ended with status %d: %s", d.Name, found.Status, found.Output)
+	}
+	return found, nil
+}
+
+// What e2fsck says of inodes that it moves to lost+found or takes away, and of those
+// whose links it counts (e2fsck/problem.c: PR_3_UNCONNECTED_DIR, PR_4_UNATTACHED_INODE,
+// PR_4_ZERO_LEN_INODE, PR_4_BAD_REF_COUNT).
+var (
+	unattached = regexp.MustCompile(`^Un(?:connected directory|attached) inode (\d+)`)
+	cleared    = regexp.MustCompile(`^Unattached zero-length inode (\d+)`)
+	references = regexp.MustCompile(`^Inode (\d+) ref count is (\d+), should be (\d+)\.`)
+)
+
+// nameless finds in what e2fsck said the inodes that had no name, and those that
+// had more names than links.
+func nameless(found *wire.Check, said []byte) {
+	lines := bufio.NewScanner(bytes.NewReader(said))
+	for lines.Scan() {
+		found.Lost = appendInode(found.Lost, unattached, lines.Bytes())
+		found.Cleared = appendInode(found.Cleared, cleared, lines.Bytes())
+		if m := references.FindSubmatch(lines.Bytes()); m != nil {
+			ino, err := strconv.ParseUint(string(m[1]), 10, 64)
+			is, _ := strconv.ParseUint(string(m[2]), 10, 32)
+			names, _ := strconv.ParseUint(string(m[3]), 10, 32)
+			if err == nil && names > is && !slices.Contains(found.Lost, ino) {
+				found.Surplus = append(found.Surplus, ino)
+			}
+		}
+	}
+}
+
+// appendInode appends the inode that a line tells of, if it does.
+func appendInode(to []uint64, what *regexp.Regexp, line []byte) []uint64 {
+	if m := what.FindSubmatch(line); m != nil {
+		if ino, err := strconv.ParseUint(string(m[1]), 10, 64); err == nil {
+			return append(to, ino)
+		}
+	}
+	return to
+}

@@ -1,0 +1,146 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// diskPath finds the virtio disk whose serial number is name. Serial numbers
+// of virtio-blk have at most 20 bytes (VIRTIO_BLK_ID_BYTES).
+func diskPath(name string) (string, error) {
+	files, err := filepath.Glob("/sys/block/*/serial")
+	if err != nil {
+		return "", err
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err == nil && strings.TrimSpace(string(b)) == name {
+			return "/dev/" + filepath.Base(filepath.Dir(f)), nil
+		}
+	}
+	return "", fmt.Errorf("no disk has serial number %q", name)
+}
+
+// mount mounts a shared disk that has just become this partition's. What the
+// kernel may have cached of the empty drive that stood in its place is dropped
+// first.
+func (a *Agent) mount(ctx context.Context, r wire.MountRequest) (result wire.MountResult, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	d, err := a.disk(r.Disk)
+	if err != nil {
+		return result, err
+	}
+	if r.Check {
+		if result.Check, err = a.check(ctx, d); err != nil {
+			return result, err
+		}
+	}
+	return result, a.mountDisk(ctx, d)
+}
+
+// disk is the configuration of a disk.
+func (a *Agent) disk(name string) (wire.Disk, error) {
+	for _, d := range a.config.Disks {
+		if d.Name == name {
+			return d, nil
+		}
+	}
+	return wire.Disk{}, fmt.Errorf("disk %q is not in this partition's configuration", name)
+}
+
+func (a *Agent) mountDisk(ctx context.Context, d wire.Disk) error {
+	path, err := diskPath(d.Name)
+	if err != nil {
+		return err
+	}
+	if err := flushBuffers(path); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(d.Mount, 0o755); err != nil {
+		return fmt.Errorf("make mount point: %w", err)
+	}
+	flags, data := mountOptions(d.Options)
+	// Who held the disk right before may not be quite gone.
+	var busy error
+	err = poll(ctx, time.Second, func() (bool, error) {
+		err := unix.Mount(path, d.Mount, d.Type, flags, data)
+		if busy = err; errors.Is(err, unix.EBUSY) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if err != nil {
+		err = cmp.Or(busy, err)
+		return fmt.Errorf("mount %s (%s) on %s: %w", path, d.Type, d.Mount, err)
+	}
+	a.mounts[d.Name] = d.Mount
+	return nil
+}
+
+func flushBuffers(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.IoctlSetInt(fd, unix.BLKFLSBUF, 0); err != nil {
+		return fmt.Errorf("drop cached blocks of %s: %w", path, err)
+	}
+	return nil
+}
+
+// mountFlags are the options that mount(2) takes as flags and not as text
+// (mount(8), file-system-independent options).
+var mountFlags = map[string]uintptr{
+	"ro": unix.MS_RDONLY, "rw": 0, "defaults": 0,
+	"noatime": unix.MS_NOATIME, "relatime": unix.MS_RELATIME, "strictatime": unix.MS_STRICTATIME,
+	"nodiratime": unix.MS_NODIRATIME, "lazytime": unix.MS_LAZYTIME,
+	"nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC, "nosuid": unix.MS_NOSUID,
+	"sync": unix.MS_SYNCHRONOUS, "dirsync": unix.MS_DIRSYNC,
+}
+
+// mountOptions splits mount(8)'s options into mount(2)'s flags and data.
+func mountOptions(options string) (uintptr, string) {
+	var (
+		flags uintptr
+		data  []string
+	)
+	for o := range strings.SplitSeq(options, ",") {
+		if f, ok := mountFlags[o]; ok {
+			flags |= f
+		} else if o != "" {
+			data = append(data, o)
+		}
+	}
+	return flags, strings.Join(data, ",")
+}
+
+// unmountAll unmounts the shared disks. A file system that stays busy is an
+// error: handing its disk over would have two sides write it.
+func (a *Agent) unmountAll(ctx context.Context) error {
+	for name, dir := range a.mounts {
+		err := poll(ctx, 5*time.Second, func() (bool, error) {
+			err := unix.Unmount(dir, 0)
+			if errors.Is(err, unix.EBUSY) {
+				return false, nil
+			}
+			return err == nil, err
+		})
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+		delete(a.mounts, name)
+	}
+	return nil
+}

@@ -1,0 +1,125 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// loose is a file of which the disk may have an older state, or nothing at all, on
+// a file system whose log was not finished: what there is to it besides its
+// content.
+type loose struct {
+	attr *wire.Attr
+	file *wire.File
+	// made is the file that was made in its place, as dir/temp for the time being.
+	made      *unix.FileHandle
+	dir, temp string
+	// died is the end of the dead kernel: what was changed later is not ours.
+	died time.Time
+
+	flags   *int // to be set in the end
+	missing bool // it was not on the disk
+	failed  bool
+	ready   bool // its content on the disk was made fit for the runs
+}
+
+func (l *loose) kind() uint32 { return l.attr.Mode & unix.S_IFMT }
+
+// path is its first name, or empty.
+func (l *loose) path() string {
+	if len(l.attr.Paths) == 0 {
+		return ""
+	}
+	return string(l.attr.Paths[0])
+}
+
+// errLater says that a file was changed after the crash.
+var errLater = errors.New("it was changed after the crash")
+
+// old wants the open file not to have been changed since the crash. No call sets
+// the time of a change of an inode.
+func (l *loose) old(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("stat: %w", err)
+	}
+	if !l.died.IsZero() && time.Unix(st.Ctim.Sec, st.Ctim.Nsec).After(l.died) {
+		return errLater
+	}
+	return nil
+}
+
+// prepare makes the content of a file that is on the disk fit for the runs: what
+// was a hole becomes one, and what is neither that nor in the runs must be where
+// the dead kernel had it.
+func (l *loose) prepare(t *target) error {
+	if l.made != nil || l.ready {
+		return nil
+	}
+	if err := l.old(t.fd); err != nil {
+		return err
+	}
+	if l.attr.Settled {
+		return nil
+	}
+	if err := liesThere(t.fd, l.attr.Places); err != nil {
+		return err
+	}
+	if t.size > t.file.Size {
+		if err := unix.Ftruncate(t.fd, t.file.Size); err != nil {
+			return fmt.Errorf("cut to %d bytes: %w", t.file.Size, err)
+		}
+		t.size = t.file.Size
+	}
+	for _, z := range l.attr.Zeros {
+		if err := punch(t.fd, z, t.size); err != nil {
+			return err
+		}
+	}
+	l.ready = true
+	return nil
+}
+
+// own gives an open file the owner and the permissions that it had, and notes the
+// flags.
+func (l *loose) own(t *target) error {
+	if l.attr.Settled {
+		return nil
+	}
+	if err := ownFD(t.fd, l.attr); err != nil {
+		return err
+	}
+	flags, err := unix.IoctlGetInt(t.fd, unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return fmt.Errorf("get inode flags: %w", err)
+	}
+	if want := flags&^lockingFlags | l.attr.Flags; want != flags {
+		l.flags = &want // once it has its names
+	}
+	t.locked = false
+	return nil
+}
+
+// ownFD sets owner and permissions, in this order: a change of owner takes the
+// set-user-ID bit away (chown(2)).
+func ownFD(fd int, a *wire.Attr) error {
+	if err := unix.Fchown(fd, int(a.UID), int(a.GID)); err != nil {
+		return fmt.Errorf("set owner: %w", err)
+	}
+	if err := unix.Fchmod(fd, a.Mode&0o7777); err != nil {
+		return fmt.Errorf("set permissions: %w", err)
+	}
+	return nil
+}
+
+func timesOf(f *wire.File) []unix.Timespec {
+	return []unix.Timespec{
+		{Sec: f.Atime.Sec, Nsec: int64(f.Atime.Nsec)},
+		{Sec: f.Mtime.Sec, Nsec: int64(f.Mtime.Nsec)},
+	}
+}

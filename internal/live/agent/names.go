@@ -1,0 +1,273 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// name gives the files that were written the names that they had. First those that
+// nobody else has: then an old name of a file is known to be of no use.
+func (r *restorer) name(written map[int]bool) {
+	for _, replace := range []bool{false, true} {
+		for _, l := range r.all {
+			if l.kind() != unix.S_IFREG || l.attr.Settled || l.failed || !written[l.attr.File] {
+				continue
+			}
+			if !replace && l.made != nil {
+				continue
+			}
+			for _, at := range l.attr.Paths {
+				if err := r.nameOne(l, string(at), replace); err != nil {
+					r.fail(l, fmt.Errorf("give it the name %q: %w", at, err))
+					break
+				}
+			}
+		}
+	}
+	r.oldNames(written)
+}
+
+// nameOne gives a file one name. What else has that name gives way only if replace
+// is set.
+func (r *restorer) nameOne(l *loose, at string, replace bool) error {
+	dir, name, err := r.parent(at)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	fd, err := r.reopen(l)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var mine, there unix.Stat_t
+	if err := unix.Fstat(fd, &mine); err != nil {
+		return err
+	}
+	err = unix.Fstatat(dir, name, &there, unix.AT_SYMLINK_NOFOLLOW)
+	switch {
+	case err == nil && idOf(&there) == idOf(&mine):
+		return nil
+	case err == nil && !replace:
+		return nil // later
+	case err == nil:
+		if err := r.giveWay(l, dir, name, at, &there); err != nil {
+			return err
+		}
+	case !errors.Is(err, unix.ENOENT):
+		return err
+	}
+	if l.temp != "" {
+		from, err := r.openDir(l.dir)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(from)
+		if err := unix.Renameat2(from, l.temp, dir, name, unix.RENAME_NOREPLACE); err != nil {
+			return err
+		}
+		l.temp = ""
+		r.act(wire.ActCreated, l, at, "")
+		return nil
+	}
+	// By its path in /proc: by descriptor alone takes a capability over all.
+	if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), dir, name, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return err
+	}
+	r.act(wire.ActLinked, l, at, "")
+	return nil
+}
+
+// reopen opens the file that was written.
+func (r *restorer) reopen(l *loose) (int, error) {
+	if l.made != nil {
+		return unix.OpenByHandleAt(r.mount, *l.made, unix.O_PATH|unix.O_CLOEXEC)
+	}
+	return r.open(l)
+}
+
+// giveWay takes a name from another file. One that is known not to have it any
+// more loses it; any other keeps a name beside it.
+func (r *restorer) giveWay(l *loose, dir int, name, at string, there *unix.Stat_t) error {
+	if other := r.known[idOf(there)]; other != nil && there.Mode&unix.S_IFMT == unix.S_IFREG && r.stale(other, at) {
+		if err := unix.Unlinkat(dir, name, 0); err != nil {
+			return err
+		}
+		r.act(wire.ActUnlinked, other, at, "")
+		return nil
+	}
+	for n := range 100 {
+		to := fmt.Sprintf("%.200s.displaced-%d", name, there.Ino)
+		if n > 0 {
+			to = fmt.Sprintf("%s-%d", to, n)
+		}
+		err := unix.Renameat2(dir, name, dir, to, unix.RENAME_NOREPLACE)
+		if errors.Is(err, unix.EEXIST) {
+			continue
+		}
+		if err == nil {
+			r.act(wire.ActDisplaced, l, at, filepath.Join(filepath.Dir(at), to))
+		}
+		return err
+	}
+	return errors.New("there is no name for what has it now")
+}
+
+// stale says whether a file on the disk has a name there that it had lost: it was
+// deleted, or all the names that it had are known, are on the disk, and this is
+// none of them.
+func (r *restorer) stale(l *loose, at string) bool {
+	if l.attr.Links == 0 {
+		return true
+	}
+	return !l.failed && !slices.ContainsFunc(l.attr.Paths, func(p []byte) bool { return string(p) == at }) && r.complete(l)
+}
+
+// complete says whether a file has all the names that it had.
+func (r *restorer) complete(l *loose) bool {
+	if int(l.attr.Links) != len(l.attr.Paths) {
+		return false
+	}
+	fd, err := r.reopen(l)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var mine, there unix.Stat_t
+	if unix.Fstat(fd, &mine) != nil {
+		return false
+	}
+	for _, at := range l.attr.Paths {
+		dir, name, err := r.parent(string(at))
+		if err != nil {
+			return false
+		}
+		err = unix.Fstatat(dir, name, &there, unix.AT_SYMLINK_NOFOLLOW)
+		unix.Close(dir)
+		if err != nil || idOf(&there) != idOf(&mine) {
+			return false
+		}
+	}
+	return true
+}
+
+// oldNames removes names that files had before they were renamed, and reports
+// deleted files that are back. To find them it looks at every name on the disk, if
+// there is any to be found.
+func (r *restorer) oldNames(written map[int]bool) {
+	wanted := make(map[inodeID]*loose)
+	for id, l := range r.known {
+		if l.attr.Links == 0 || !l.failed && written[l.attr.File] && r.surplus(l) {
+			wanted[id] = l
+		}
+	}
+	if len(wanted) == 0 {
+		return
+	}
+	// What cannot be read keeps its names: nothing is wrong with that.
+	_ = filepath.WalkDir(r.top, func(at string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return nil
+		}
+		info, err := d.Info()
+		if err != nil {
+			return nil
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return nil
+		}
+		l := wanted[inodeID{st.Dev, st.Ino}]
+		name, err := filepath.Rel(r.top, at)
+		if l == nil || err != nil {
+			return nil
+		}
+		if l.attr.Links == 0 {
+			r.act(wire.ActBack, l, name, "")
+		} else if r.stale(l, name) {
+			if err := r.unlink(name, inodeID{st.Dev, st.Ino}); err != nil {
+				r.fail(l, fmt.Errorf("remove its old name %q: %w", name, err))
+			} else {
+				r.act(wire.ActUnlinked, l, name, "")
+			}
+		}
+		return nil
+	})
+}
+
+// unlink removes a name of a file, and of no other.
+func (r *restorer) unlink(at string, id inodeID) error {
+	dir, err := unix.Openat2(r.mount, filepath.Dir(at), &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: beneath})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, filepath.Base(at), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if idOf(&st) != id {
+		return errors.New("it is another file's by now")
+	}
+	return unix.Unlinkat(dir, filepath.Base(at), 0)
+}
+
+// lock sets the flags that forbid writing, and naming.
+func (r *restorer) lock() {
+	for _, l := range r.all {
+		if l.flags == nil {
+			continue
+		}
+		fh, err := handleOf(r.kind, l.file, l.attr.Root)
+		if l.made != nil {
+			fh, err = *l.made, nil
+		}
+		var fd int
+		if err == nil {
+			fd, err = unix.OpenByHandleAt(r.mount, fh, unix.O_RDONLY|unix.O_NOATIME|unix.O_CLOEXEC)
+		}
+		if err == nil {
+			err = setFlags(fd, *l.flags)
+			unix.Close(fd)
+		}
+		if err != nil {
+			r.fail(l, err)
+		}
+	}
+}
+
+// dropTemporary removes what was made and did not get its name.
+func (r *restorer) dropTemporary() {
+	for _, l := range r.all {
+		if l.made == nil || l.temp == "" {
+			continue
+		}
+		dir, err := r.openDir(l.dir)
+		if err != nil {
+			continue // it said so before
+		}
+		if err := unix.Unlinkat(dir, l.temp, 0); err != nil {
+			r.fail(l, fmt.Errorf("remove %q in %q: %w", l.temp, l.dir, err))
+		}
+		unix.Close(dir)
+	}
+}
+
+// surplus says whether a file has more names than it had.
+func (r *restorer) surplus(l *loose) bool {
+	fd, err := r.reopen(l)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && uint64(st.Nlink) > uint64(l.attr.Links) && r.complete(l)
+}

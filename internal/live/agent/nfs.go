@@ -1,0 +1,73 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+
+	"understudy.dev/understudy/internal/live/nfsd"
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// prepareNFS does all that the NFS server needs and that needs no disk.
+func (a *Agent) prepareNFS(ctx context.Context, c *wire.NFS) (err error) {
+	if c == nil || a.nfs != nil {
+		return nil
+	}
+	a.nfs, err = nfsd.Prepare(ctx, *c, func(cmd *exec.Cmd) (func() error, error) {
+		if err := a.children.start(cmd); err != nil {
+			return nil, err
+		}
+		return func() error { return a.children.wait(cmd) }, nil
+	}, func(s string) { fmt.Fprintln(os.Stderr, "understudy:", s) })
+	return err
+}
+
+// begin starts what of the services can start without the disks, which are on
+// their way.
+func (a *Agent) begin(ctx context.Context, _ none) (none, error) {
+	a.mu.Lock()
+	server := a.nfs
+	a.mu.Unlock()
+	if server == nil {
+		return none{}, nil
+	}
+	return none{}, server.Begin(ctx)
+}
+
+func (a *Agent) startNFS(ctx context.Context) error {
+	if a.nfs == nil {
+		return nil
+	}
+	return a.nfs.Start(ctx)
+}
+
+func (a *Agent) stopNFS() error {
+	if a.nfs == nil {
+		return nil
+	}
+	return a.nfs.Stop()
+}
+
+// rehearseNFS starts and stops the server on the rehearsal disk, where it makes
+// what is exported.
+func (a *Agent) rehearseNFS(ctx context.Context) error {
+	if a.nfs == nil {
+		return nil
+	}
+	for _, e := range a.nfs.Exports() {
+		if err := os.MkdirAll(e.Path, 0o755); err != nil {
+			return fmt.Errorf("make directory to export: %w", err)
+		}
+	}
+	return a.nfs.Rehearse(ctx)
+}
+
+// armNFS has the server ready again after a rehearsal.
+func (a *Agent) armNFS() error {
+	if a.nfs == nil {
+		return nil
+	}
+	return a.nfs.Arm()
+}

@@ -1,0 +1,235 @@
+package agent
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// restorer makes again what of a plan is not on the disk, and gives things the
+// names and attributes that they had.
+type restorer struct {
+	mount  int    // descriptor of the top directory
+	top    string // path of it
+	kind   string // type of the file system
+	all    []*loose
+	dirs   map[string]unix.FileHandle // by the path that they had
+	known  map[inodeID]*loose         // regular files that are on the disk
+	result *wire.ApplyResult
+}
+
+// inodeID is what tells inodes on one disk apart: a subvolume of btrfs has a
+// device number of its own.
+type inodeID struct{ dev, ino uint64 }
+
+func idOf(st *unix.Stat_t) inodeID { return inodeID{uint64(st.Dev), st.Ino} }
+
+func newRestorer(mount *os.File, kind string, files []wire.File, attrs []wire.Attr, died time.Time, result *wire.ApplyResult) (*restorer, error) {
+	r := &restorer{
+		mount: int(mount.Fd()), top: mount.Name(), kind: kind, result: result,
+		dirs: make(map[string]unix.FileHandle), known: make(map[inodeID]*loose),
+	}
+	for i := range attrs {
+		a := &attrs[i]
+		if a.File < 0 || a.File >= len(files) {
+			return nil, fmt.Errorf("%w: attributes of file %d of %d", wire.ErrPlan, a.File, len(files))
+		}
+		r.all = append(r.all, &loose{attr: a, file: &files[a.File], died: died})
+	}
+	return r, nil
+}
+
+// restore writes a plan with attributes: it makes what is missing, writes, and
+// gives everything its name.
+func (w *writer) restore(mount *os.File, files []wire.File, attrs []wire.Attr, died time.Time, result *wire.ApplyResult) error {
+	restore, err := newRestorer(mount, w.kind, files, attrs, died, result)
+	if err != nil {
+		return err
+	}
+	var some []wire.File
+	var about []*loose
+	var chosen []int
+	_ = measure(result, "find files", func() error {
+		found := restore.begin()
+		chosen = slices.Sorted(maps.Keys(found))
+		for _, i := range chosen {
+			some, about = append(some, files[i]), append(about, found[i])
+		}
+		return nil
+	})
+	if err := measure(result, "write files", func() error { return w.writeAll(some, about) }); err != nil {
+		return err
+	}
+	written := make(map[int]bool)
+	for i := range w.targets {
+		w.targets[i].report(result)
+		written[chosen[i]] = w.targets[i].err == nil
+	}
+	return measure(result, "name files", func() error {
+		restore.name(written)
+		restore.dropTemporary()
+		restore.lock()
+		restore.endDirectories()
+		return nil
+	})
+}
+
+// fail records that something could not be done to a file.
+func (r *restorer) fail(l *loose, err error) {
+	l.failed = true
+	r.result.Failures = append(r.result.Failures, wire.Failure{Inode: l.file.Inode, Generation: l.file.Generation, Reason: err.Error()})
+}
+
+func (r *restorer) act(kind string, l *loose, at, other string) {
+	a := wire.Act{Kind: kind, Inode: l.file.Inode, Generation: l.file.Generation, Path: []byte(at)}
+	if other != "" {
+		a.Other = []byte(other)
+	}
+	r.result.Acts = append(r.result.Acts, a)
+}
+
+// begin makes directories and files that are missing, those under temporary names.
+// It gives what is to be written to by the place in the plan.
+func (r *restorer) begin() map[int]*loose {
+	targets := make(map[int]*loose)
+	// What is there is found before anything is made: btrfs gives what is made the
+	// numbers that what is missing had, and the generation may be the same.
+	for _, l := range r.all {
+		if err := r.probe(l); err != nil {
+			r.fail(l, err)
+		}
+	}
+	// A directory after the one that it is in.
+	slices.SortStableFunc(r.all, func(a, b *loose) int { return cmp.Compare(len(a.path()), len(b.path())) })
+	for _, l := range r.all {
+		if l.kind() == unix.S_IFDIR && !l.failed {
+			if err := r.directory(l); err != nil {
+				r.fail(l, err)
+			}
+		}
+	}
+	for _, l := range r.all {
+		var err error
+		switch {
+		case l.failed || l.kind() == unix.S_IFDIR || l.attr.Links == 0:
+		case l.kind() != unix.S_IFREG && l.missing:
+			err = r.special(l)
+		case l.kind() != unix.S_IFREG:
+		case l.missing && l.attr.Settled:
+			err = errMissing
+		case l.missing:
+			if err = r.create(l); err == nil {
+				targets[l.attr.File] = l
+			}
+		default:
+			targets[l.attr.File] = l
+		}
+		if err != nil {
+			r.fail(l, err)
+		}
+	}
+	return targets
+}
+
+// open opens an inode by its handle, without access to its content.
+func (r *restorer) open(l *loose) (int, error) {
+	fh, err := handleOf(r.kind, l.file, l.attr.Root)
+	if err != nil {
+		return -1, err
+	}
+	return unix.OpenByHandleAt(r.mount, fh, unix.O_PATH|unix.O_CLOEXEC)
+}
+
+var errMissing = errors.New("not on the disk: its creation was not committed")
+
+// probe finds out whether an inode is on the disk.
+func (r *restorer) probe(l *loose) error {
+	fd, err := r.open(l)
+	if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) {
+		l.missing = true
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open by handle: %w", err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("stat: %w", err)
+	}
+	if st.Mode&unix.S_IFMT != l.kind() {
+		return fmt.Errorf("on the disk it is of another type: mode %o", st.Mode)
+	}
+	if l.kind() == unix.S_IFREG && !l.attr.Settled && st.Nlink > 0 {
+		r.known[idOf(&st)] = l
+	}
+	return nil
+}
+
+// create makes an empty file where a missing one was, under a name of its own.
+func (r *restorer) create(l *loose) error {
+	if len(l.attr.Paths) == 0 {
+		return fmt.Errorf("%w, and it has no name in memory", errMissing)
+	}
+	if len(l.attr.Places) > 0 || l.attr.Kept {
+		err := fmt.Errorf("%w, and a part of its content is not in memory", errMissing)
+		if !l.attr.Partial {
+			return err
+		}
+		r.fail(l, fmt.Errorf("%w: it was made again without that", err))
+		l.failed = false
+	}
+	l.dir, _ = path.Split(l.path())
+	l.dir = strings.TrimSuffix(l.dir, "/")
+	l.temp = fmt.Sprintf(".understudy-%d-%d", l.file.Inode, l.file.Generation)
+	dir, err := r.openDir(l.dir)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Openat(dir, l.temp, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("make file: %w", err)
+	}
+	defer unix.Close(fd)
+	made, _, err := unix.NameToHandleAt(fd, "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		return fmt.Errorf("get handle: %w", err)
+	}
+	l.made = &made
+	return nil
+}
+
+// special is about what is missing and neither a file nor a directory. Only a
+// symbolic link whose target memory has can be made again.
+func (r *restorer) special(l *loose) error {
+	if len(l.attr.Target) == 0 || len(l.attr.Paths) == 0 {
+		return fmt.Errorf("%w, and only files, directories and some symbolic links can be made again", errMissing)
+	}
+	dir, name, err := r.parent(l.path())
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	if err := unix.Symlinkat(string(l.attr.Target), dir, name); err != nil {
+		return fmt.Errorf("make symbolic link: %w", err)
+	}
+	if err := unix.Fchownat(dir, name, int(l.attr.UID), int(l.attr.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("set owner: %w", err)
+	}
+	if err := unix.UtimesNanoAt(dir, name, timesOf(l.file), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("set times: %w", err)
+	}
+	r.act(wire.ActCreated, l, l.path(), "")
+	return nil
+}

@@ -1,0 +1,418 @@
+package agent
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// scene is a file system as a crash left it, and a plan of what it was.
+type scene struct {
+	*bench
+	files []wire.File
+	attrs []wire.Attr
+	next  uint64
+}
+
+func newScene(t *testing.T) *scene { return &scene{bench: newBench(t), next: 4e9} }
+
+func (s *scene) path(name string) string { return filepath.Join(s.dir, name) }
+
+// onDisk makes a file or, with a slash at its end, a directory.
+func (s *scene) onDisk(name, content string) {
+	s.t.Helper()
+	var err error
+	if strings.HasSuffix(name, "/") {
+		err = os.Mkdir(s.path(name), 0o755)
+	} else {
+		err = os.WriteFile(s.path(name), []byte(content), 0o644)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// of returns number and generation of what has a name on the disk.
+func (s *scene) of(name string) (uint64, uint32) {
+	s.t.Helper()
+	h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, s.path(name), 0)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	b := h.Bytes()
+	return uint64(binary.NativeEndian.Uint32(b)), binary.NativeEndian.Uint32(b[4:])
+}
+
+// was adds to the plan what had these names; now is its name on the disk, or empty
+// if it is not there. It had n bytes of the staging disk from off on.
+func (s *scene) was(now string, mode uint32, off, n int64, names ...string) *wire.Attr {
+	s.t.Helper()
+	f := wire.File{Inode: s.next, Generation: 7, Size: n, Mtime: wire.Time{Sec: 1e9}, Atime: wire.Time{Sec: 1e9}}
+	s.next++
+	if now != "" {
+		f.Inode, f.Generation = s.of(now)
+	}
+	if n > 0 {
+		f.Runs = []wire.Run{{Len: n, Staged: off}}
+	}
+	a := wire.Attr{File: len(s.files), Mode: mode, UID: 12, GID: 34, Links: uint32(len(names))}
+	for _, name := range names {
+		a.Paths = append(a.Paths, []byte(name))
+	}
+	s.files, s.attrs = append(s.files, f), append(s.attrs, a)
+	return &s.attrs[len(s.attrs)-1]
+}
+
+func (s *scene) restore(died time.Time) wire.ApplyResult {
+	s.t.Helper()
+	mount, err := os.Open(s.dir)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer mount.Close()
+	var r wire.ApplyResult
+	w := &writer{mount: int(mount.Fd()), staging: int(s.staging.Fd())}
+	if err := w.restore(mount, s.files, s.attrs, died, &r); err != nil {
+		s.t.Fatal(err)
+	}
+	return r
+}
+
+// has wants a name to have n bytes of the staging disk from off on.
+func (s *scene) has(name string, off, n int64) {
+	s.t.Helper()
+	got, err := os.ReadFile(s.path(name))
+	if err != nil || !bytes.Equal(got, s.data[off:off+n]) {
+		s.t.Errorf("%s has %d bytes, or other ones: %v", name, len(got), err)
+	}
+}
+
+// names lists all that is there.
+func (s *scene) names() string {
+	var out []string
+	filepath.WalkDir(s.dir, func(path string, _ os.DirEntry, err error) error {
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if path != s.dir {
+			out = append(out, path[len(s.dir)+1:])
+		}
+		return nil
+	})
+	return strings.Join(out, " ")
+}
+
+func acts(r wire.ApplyResult) string {
+	var out []string
+	for _, a := range r.Acts {
+		s := fmt.Sprintf("%s %s", a.Kind, a.Path)
+		if len(a.Other) > 0 {
+			s += " " + string(a.Other)
+		}
+		out = append(out, s)
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
+}
+
+const (
+	modeFile = unix.S_IFREG | 0o4751
+	modeDir  = unix.S_IFDIR | 0o2750
+)
+
+func TestRestoreNames(t *testing.T) {
+	for _, tc := range []struct {
+		name        string
+		before      func(*scene)
+		names, acts string
+		fails       string
+		after       func(*scene)
+	}{
+		{
+			name: "missing file in missing directories",
+			before: func(s *scene) {
+				s.was("", modeFile, 4096, 5000, "a/b/f")
+				s.was("", modeDir, 0, 0, "a/b")
+				s.was("", modeDir, 0, 0, "a")
+			},
+			names: "a a/b a/b/f", acts: "created a, created a/b, created a/b/f",
+			after: func(s *scene) { s.has("a/b/f", 4096, 5000) },
+		},
+		{
+			name: "missing file with several names",
+			before: func(s *scene) {
+				s.was("", modeFile, 0, 100, "x", "y")
+			},
+			names: "x y", acts: "created x, linked y",
+			after: func(s *scene) { s.has("y", 0, 100) },
+		},
+		{
+			name: "renamed",
+			before: func(s *scene) {
+				s.onDisk("old", "content")
+				s.was("old", modeFile, 0, 100, "new")
+			},
+			names: "new", acts: "linked new, unlinked old",
+			after: func(s *scene) { s.has("new", 0, 100) },
+		},
+		{
+			name: "link lost",
+			before: func(s *scene) {
+				s.onDisk("one", "content")
+				s.was("one", modeFile, 0, 100, "one", "two")
+			},
+			names: "one two", acts: "linked two",
+		},
+		{
+			name: "another name is not in memory", // so that the old one may be it
+			before: func(s *scene) {
+				s.onDisk("old", "content")
+				s.was("old", modeFile, 0, 100, "new").Links = 2
+			},
+			names: "new old", acts: "linked new",
+		},
+		{
+			name: "replaced by a new one", // the old one was closed and forgotten
+			before: func(s *scene) {
+				s.onDisk("f", "content")
+				s.was("", modeFile, 0, 100, "f")
+			},
+			names: "f f.displaced-INO", acts: "created f, displaced f f.displaced-INO",
+			after: func(s *scene) { s.has("f", 0, 100) },
+		},
+		{
+			name: "replaced, and deleted while open",
+			before: func(s *scene) {
+				s.onDisk("f", "content")
+				s.was("f", modeFile, 0, 0)
+				s.was("", modeFile, 0, 100, "f")
+			},
+			names: "f", acts: "created f, unlinked f",
+			after: func(s *scene) { s.has("f", 0, 100) },
+		},
+		{
+			name: "rotated",
+			before: func(s *scene) {
+				s.onDisk("log", "content")
+				s.was("log", modeFile, 4096, 200, "log.1")
+				s.was("", modeFile, 0, 100, "log")
+			},
+			names: "log log.1", acts: "created log, linked log.1, unlinked log",
+			after: func(s *scene) { s.has("log", 0, 100); s.has("log.1", 4096, 200) },
+		},
+		{
+			name: "swapped",
+			before: func(s *scene) {
+				s.onDisk("a", "content of a")
+				s.onDisk("b", "content of b")
+				s.was("a", modeFile, 0, 100, "b")
+				s.was("b", modeFile, 4096, 200, "a")
+			},
+			names: "a b",
+			after: func(s *scene) { s.has("b", 0, 100); s.has("a", 4096, 200) },
+		},
+		{
+			name: "directory renamed, with a new file in it",
+			before: func(s *scene) {
+				s.onDisk("before/", "")
+				s.onDisk("before/kept", "content")
+				s.was("before", modeDir, 0, 0, "after")
+				s.was("", modeFile, 0, 100, "after/new")
+			},
+			names: "after after/kept after/new", acts: "created after/new, renamed after before",
+		},
+		{
+			name: "directory's name is taken",
+			before: func(s *scene) {
+				s.onDisk("before/", "")
+				s.onDisk("after/", "")
+				s.was("before", modeDir, 0, 0, "after")
+				s.was("", modeFile, 0, 100, "after/new") // it is in the directory itself
+			},
+			names: "after before before/new", acts: "created after/new", fails: "rename from",
+		},
+		{
+			name: "deleted, and back",
+			before: func(s *scene) {
+				s.onDisk("gone", "content")
+				s.was("gone", modeFile, 0, 0)
+			},
+			names: "gone", acts: "is back gone",
+		},
+		{
+			name: "missing, and only a part in memory",
+			before: func(s *scene) {
+				s.was("", modeFile, 0, 100, "f").Places = []wire.Place{{Range: wire.Range{Off: 4096, Len: 4096}, Disk: 1 << 20}}
+				s.was("", modeFile, 0, 100, "g").Kept = true
+			},
+			fails: "a part of its content is not in memory",
+		},
+		{
+			name:   "missing without a name",
+			before: func(s *scene) { s.was("", modeFile, 0, 100).Links = 1 },
+			fails:  "no name in memory",
+		},
+		{
+			name: "hostile names",
+			before: func(s *scene) {
+				s.was("", modeFile, 0, 100, "../f")
+				s.was("", modeFile, 0, 100, "..")
+				s.was("", modeFile, 0, 100, "/etc/f")
+				s.was("", modeDir, 0, 0, "../d")
+			},
+			fails: "open directory",
+		},
+		{
+			name: "a link on the way",
+			before: func(s *scene) {
+				if err := os.Symlink("/tmp", s.path("out")); err != nil {
+					s.t.Fatal(err)
+				}
+				s.was("", modeFile, 0, 100, "out/f")
+			},
+			names: "out", fails: "open directory",
+		},
+		{
+			name: "symbolic links",
+			before: func(s *scene) {
+				s.was("", unix.S_IFLNK|0o777, 0, 0, "known").Target = []byte("../x")
+				s.was("", unix.S_IFLNK|0o777, 0, 0, "unknown")
+			},
+			names: "known", acts: "created known", fails: "some symbolic links",
+		},
+		{
+			name: "another type by now",
+			before: func(s *scene) {
+				s.onDisk("d/", "")
+				s.was("d", modeFile, 0, 100, "f")
+			},
+			names: "d", fails: "another type",
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := newScene(t)
+			tc.before(s)
+			ino := func(text string) string {
+				if _, err := os.Stat(s.path("f")); err == nil && strings.Contains(text, "INO") {
+					n, _ := s.of("f")
+					return strings.ReplaceAll(text, "INO", fmt.Sprint(n))
+				}
+				return text
+			}
+			names, what := ino(tc.names), ino(tc.acts)
+			r := s.restore(time.Time{})
+			if got := s.names(); got != names {
+				t.Errorf("there is %q, want %q", got, names)
+			}
+			if got := acts(r); tc.acts != "" && got != what {
+				t.Errorf("done was %q, want %q", got, what)
+			}
+			reasons := fmt.Sprint(r.Failures)
+			if (tc.fails == "") != (len(r.Failures) == 0) || !strings.Contains(reasons, tc.fails) {
+				t.Errorf("failures %v, want %q", reasons, tc.fails)
+			}
+			if tc.after != nil {
+				tc.after(s)
+			}
+			if outside, _ := filepath.Glob(filepath.Join(filepath.Dir(s.dir), "[fd]")); len(outside) > 0 {
+				t.Errorf("outside is %v", outside)
+			}
+		})
+	}
+}
+
+// TestRestoreAttributes wants owner, permissions and times, of directories too.
+func TestRestoreAttributes(t *testing.T) {
+	s := newScene(t)
+	s.onDisk("there/", "")
+	s.onDisk("there/old", strings.Repeat("x", 9000))
+	s.was("there", modeDir, 0, 0, "there")
+	s.was("there/old", modeFile, 0, 4096, "there/old")
+	s.was("", modeDir, 0, 0, "made")
+	s.was("", modeFile, 0, 100, "made/new")
+	s.was("", modeFile, 0, 100, "there/new").Flags = lockingFlags
+	if r := s.restore(time.Time{}); len(r.Failures) > 0 {
+		t.Fatalf("%+v", r)
+	}
+	defer setFileFlags(t, s.path("there/new"), lockingFlags, false)
+	for name, mode := range map[string]uint32{"there": modeDir, "there/old": modeFile, "made": modeDir, "made/new": modeFile, "there/new": modeFile} {
+		var st unix.Stat_t
+		if err := unix.Stat(s.path(name), &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.Mode != mode || st.Uid != 12 || st.Gid != 34 || st.Mtim.Sec != 1e9 {
+			t.Errorf("%s: mode %o, owner %d:%d, of %d", name, st.Mode, st.Uid, st.Gid, st.Mtim.Sec)
+		}
+	}
+	if err := os.WriteFile(s.path("there/new"), nil, 0o600); err == nil {
+		t.Error("the flags are not set")
+	}
+}
+
+// TestRestoreContent wants what was a hole to be one, and what is neither that nor
+// in memory to be where it was.
+func TestRestoreContent(t *testing.T) {
+	s := newScene(t)
+	s.onDisk("holes", strings.Repeat("x", 40000))
+	s.onDisk("places", strings.Repeat("y", 40000))
+	s.onDisk("moved", strings.Repeat("z", 40000))
+	unix.Sync()
+	holes := s.was("holes", modeFile, 0, 4096, "holes")
+	s.files[0].Size = 20000
+	holes.Zeros = []wire.Range{{Off: 4096, Len: 4096}, {Off: 12288, Len: 20000 - 12288}}
+	for i, name := range []string{"places", "moved"} {
+		f, err := os.Open(s.path(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := extents(int(f.Fd()))
+		f.Close()
+		if err != nil || len(all) == 0 {
+			t.Fatalf("extents of %s: %v, %v", name, all, err)
+		}
+		a := s.was(name, modeFile, 0, 4096, name)
+		s.files[len(s.files)-1].Size = 40000
+		a.Places = []wire.Place{{Range: wire.Range{Off: 4096, Len: 36864 - 4096}, Disk: int64(all[0].Physical) + 4096 + int64(i)*4096}}
+	}
+	r := s.restore(time.Time{})
+	if len(r.Failures) != 1 || !strings.Contains(r.Failures[0].Reason, "it has others there") {
+		t.Errorf("%+v", r.Failures)
+	}
+	want := slices.Concat(s.data[:4096], make([]byte, 4096), bytes.Repeat([]byte("x"), 4096), make([]byte, 20000-12288))
+	if got, err := os.ReadFile(s.path("holes")); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("holes: %d bytes, or other ones: %v", len(got), err)
+	}
+	want = slices.Concat(s.data[:4096], bytes.Repeat([]byte("y"), 40000-4096))
+	if got, err := os.ReadFile(s.path("places")); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("places: %d bytes, or other ones: %v", len(got), err)
+	}
+	if got, err := os.ReadFile(s.path("moved")); err != nil || !bytes.Equal(got, bytes.Repeat([]byte("z"), 40000)) {
+		t.Errorf("what was refused has changed: %v", err)
+	}
+}
+
+// TestRestoreLater wants what was changed after the crash to be left alone.
+func TestRestoreLater(t *testing.T) {
+	s := newScene(t)
+	s.onDisk("f", "newer")
+	s.was("f", modeFile, 0, 100, "f")
+	if r := s.restore(time.Now().Add(-time.Hour)); len(r.Failures) != 1 || !strings.Contains(r.Failures[0].Reason, "after the crash") {
+		t.Errorf("%+v", r)
+	}
+	if got, err := os.ReadFile(s.path("f")); err != nil || string(got) != "newer" {
+		t.Errorf("it has %q, %v", got, err)
+	}
+	if r := s.restore(time.Now().Add(time.Hour)); len(r.Failures) > 0 {
+		t.Errorf("%+v", r)
+	}
+}

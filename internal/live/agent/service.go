@@ -1,0 +1,159 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// service is a command that runs while its partition is active.
+type service struct {
+	name string
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// readyLimit is how long a service may take until its port answers.
+const readyLimit = 30 * time.Second
+
+// start starts the services of the role, in the order of the configuration,
+// and returns when they are ready.
+func (a *Agent) start(ctx context.Context, _ none) (none, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.startNFS(ctx); err != nil {
+		return none{}, err
+	}
+	for _, s := range a.config.Services {
+		if err := a.startService(s); err != nil {
+			return none{}, err
+		}
+		if err := awaitReady(ctx, s); err != nil {
+			return none{}, err
+		}
+	}
+	return none{}, nil
+}
+
+func awaitReady(ctx context.Context, s wire.Service) error {
+	if s.Ready == 0 {
+		return nil
+	}
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Ready))
+	var d net.Dialer
+	err := poll(ctx, readyLimit, func() (bool, error) {
+		conn, err := d.DialContext(ctx, "tcp", address)
+		if err != nil {
+			return false, nil // not yet
+		}
+		return true, conn.Close()
+	})
+	if err != nil {
+		return fmt.Errorf("wait until service %s listens on port %d: %w", s.Name, s.Ready, err)
+	}
+	return nil
+}
+
+func (a *Agent) startService(s wire.Service) error {
+	if len(s.Command) == 0 {
+		return fmt.Errorf("service %s has no command", s.Name)
+	}
+	cmd := exec.Command(s.Command[0], s.Command[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := a.children.start(cmd); err != nil {
+		return fmt.Errorf("start service %s: %w", s.Name, err)
+	}
+	svc := &service{name: s.Name, cmd: cmd, done: make(chan struct{})}
+	a.services = append(a.services, svc)
+	go func() {
+		defer close(svc.done)
+		if err := a.children.wait(cmd); err != nil {
+			fmt.Fprintf(os.Stderr, "understudy: service %s ended: %v\n", s.Name, err)
+		}
+	}()
+	return nil
+}
+
+// stop ends the services, last started first, and unmounts the shared disks.
+func (a *Agent) stop(ctx context.Context, _ none) (none, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i := len(a.services) - 1; i >= 0; i-- {
+		a.services[i].end(2 * time.Second)
+	}
+	a.services = nil
+	return none{}, errors.Join(a.stopNFS(), a.unmountAll(ctx))
+}
+
+// end asks the service's whole session to end, and after grace makes it.
+func (s *service) end(grace time.Duration) {
+	for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGKILL} {
+		// The session leader's pid is the process group's; it may be gone.
+		_ = unix.Kill(-s.cmd.Process.Pid, sig)
+		select {
+		case <-s.done:
+			return
+		case <-time.After(grace):
+		}
+	}
+}
+
+// children keeps apart the processes that somebody waits for from the orphans
+// that fall to PID 1, which reaps those and only those.
+type children struct {
+	mu   sync.Mutex
+	ours map[int]bool
+}
+
+func newChildren() *children { return &children{ours: make(map[int]bool)} }
+
+func (c *children) start(cmd *exec.Cmd) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	c.ours[cmd.Process.Pid] = true
+	return nil
+}
+
+func (c *children) wait(cmd *exec.Cmd) error {
+	err := cmd.Wait()
+	c.mu.Lock()
+	delete(c.ours, cmd.Process.Pid)
+	c.mu.Unlock()
+	return err
+}
+
+// reap takes orphans away for as long as the process lives. It looks before
+// it takes (WNOWAIT), so that it never steals a child from its waiter.
+func (c *children) reap() {
+	for {
+		var info unix.Siginfo
+		err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOWAIT, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		pid := siginfoPid(&info)
+		c.mu.Lock()
+		ours := c.ours[pid]
+		c.mu.Unlock()
+		if err != nil || ours {
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
+		_, _ = unix.Wait4(pid, nil, 0, nil)
+	}
+}

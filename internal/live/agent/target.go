@@ -1,0 +1,286 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// Inode flags that forbid writing: FS_IMMUTABLE_FL and FS_APPEND_FL
+// (include/uapi/linux/fs.h).
+const lockingFlags = 0x10 | 0x20
+
+// extentsFlag is FS_EXTENT_FL: the inode's blocks are mapped by extents.
+const extentsFlag = 0x80000
+
+// capabilityName is the attribute that a write takes off a file, as a
+// security measure against others than us (security/commoncap.c,
+// cap_inode_killpriv).
+const capabilityName = "security.capability"
+
+// target is a file being brought up to date, opened for direct writing by its
+// first piece and closed after its last. It keeps what the writing itself
+// would change and must not.
+type target struct {
+	file  wire.File
+	left  atomic.Int32 // pieces not yet written
+	kind  string       // type of the file system; empty: of the ext family
+	root  uint64       // subvolume of btrfs
+	loose *loose       // what else there is to do; nil: nothing
+
+	mu         sync.Mutex
+	opened     bool
+	fd         int   // for direct writing
+	plain      int   // for writing through the page cache; 0: not open
+	size       int64 // of the file when it was opened, bytes
+	mapped     bool  // by extents, and not by block maps
+	flags      int   // inode flags, to be put back if locked
+	locked     bool  // a flag that forbids writing was taken off
+	capability []byte
+	written    int64 // bytes
+	err        error
+}
+
+// report adds what became of the file to a result.
+func (t *target) report(r *wire.ApplyResult) {
+	r.Bytes += t.written
+	if t.err == nil {
+		r.Files++
+		return
+	}
+	r.Failures = append(r.Failures, wire.Failure{Inode: t.file.Inode, Generation: t.file.Generation, Reason: t.err.Error()})
+}
+
+func (t *target) fail(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.err = errors.Join(t.err, err)
+}
+
+// open opens the file once; whoever comes later finds it open, or failed.
+func (t *target) open(mount int) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.opened && t.err == nil {
+		t.opened, t.err = true, t.openByHandle(mount)
+	}
+	return t.err
+}
+
+// openByHandle opens the inode by number and generation. A number that was
+// given to another inode since has another generation: the kernel answers
+// ESTALE.
+func (t *target) openByHandle(mount int) error {
+	t.fd = -1
+	fh, err := t.handle()
+	if err != nil {
+		return err
+	}
+	const writing = unix.O_RDWR | unix.O_DIRECT | unix.O_NOATIME | unix.O_CLOEXEC
+	fd, err := unix.OpenByHandleAt(mount, fh, writing)
+	if errors.Is(err, unix.EPERM) {
+		if err = t.unlock(mount, fh); err == nil {
+			fd, err = unix.OpenByHandleAt(mount, fh, writing)
+		}
+	}
+	if errors.Is(err, unix.ESTALE) {
+		return errors.New("not on the disk: its creation was not committed")
+	}
+	if err != nil {
+		return fmt.Errorf("open by handle: %w", err)
+	}
+	t.fd = fd
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("stat: %w", err)
+	}
+	t.size = st.Size
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return fmt.Errorf("get inode flags: %w", err)
+	}
+	t.mapped = flags&extentsFlag != 0
+	if t.capability, err = readCapability(fd); err != nil || t.loose == nil {
+		return err
+	}
+	return t.loose.prepare(t)
+}
+
+// handle is that of the file, or of the one that was made in its place.
+func (t *target) handle() (unix.FileHandle, error) {
+	if t.loose != nil && t.loose.made != nil {
+		return *t.loose.made, nil
+	}
+	return handleOf(t.kind, &t.file, t.root)
+}
+
+// unlock takes off the flags that make an inode refuse writers.
+func (t *target) unlock(mount int, fh unix.FileHandle) error {
+	fd, err := unix.OpenByHandleAt(mount, fh, unix.O_RDONLY|unix.O_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	t.flags, err = unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return fmt.Errorf("get inode flags: %w", err)
+	}
+	t.locked = true
+	return setFlags(fd, t.flags&^lockingFlags)
+}
+
+func setFlags(fd, flags int) error {
+	if err := unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags); err != nil {
+		return fmt.Errorf("set inode flags %#x: %w", flags, err)
+	}
+	return nil
+}
+
+func readCapability(fd int) ([]byte, error) {
+	b := make([]byte, 64) // a vfs_ns_cap_data has 24 (include/uapi/linux/capability.h)
+	n, err := unix.Fgetxattr(fd, capabilityName, b)
+	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read capabilities: %w", err)
+	}
+	return b[:n], nil
+}
+
+// write writes n bytes at off; data has them, and is filled up to whole sectors.
+// Two things go through the page cache, the rest directly: what lies beyond the
+// end of a file without extents, since ext4 has no direct writes into holes
+// there, and falls back to synchronous ones (fs/ext4/inode.c,
+// ext4_iomap_alloc); and the last page, if whole sectors of it would reach
+// beyond the end of the file, since to truncate the file again costs more.
+func (t *target) write(mount int, data []byte, off, n int64) {
+	if t.open(mount) != nil {
+		return
+	}
+	n = min(n, t.file.Size-off)
+	if n <= 0 {
+		return
+	}
+	direct := roundUp(n)
+	if off+direct > max(t.file.Size, t.size) {
+		direct = max((off+n)&^(page-1)-off, 0)
+	}
+	if !t.mapped {
+		direct = min(direct, max(t.size&^(page-1)-off, 0))
+	}
+	err := writeFull(t.fd, data[:direct], off)
+	if err == nil && direct < n {
+		err = t.writePlain(data[direct:n], off+direct)
+	}
+	if err != nil {
+		t.fail(fmt.Errorf("write %d bytes at %d: %w", n, off, err))
+		return
+	}
+	t.mu.Lock()
+	t.written += n
+	t.mu.Unlock()
+}
+
+// writePlain writes through the page cache.
+func (t *target) writePlain(data []byte, off int64) error {
+	t.mu.Lock()
+	if t.plain == 0 {
+		fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", t.fd), unix.O_RDWR|unix.O_NOATIME|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.mu.Unlock()
+			return fmt.Errorf("open for the page cache: %w", err)
+		}
+		t.plain = fd
+	}
+	t.mu.Unlock()
+	return writeFull(t.plain, data, off)
+}
+
+// finish comes after the last piece: it sets the size, and leaves the file with
+// the times, capabilities and flags that the dead kernel had for it. Only ctime
+// is the writing's own: no call sets it.
+func (t *target) finish(mount int) {
+	if t.open(mount) == nil {
+		if err := t.settle(); err != nil {
+			t.fail(err)
+		}
+	}
+	for _, fd := range []int{t.fd, t.plain} {
+		if fd > 0 {
+			unix.Close(fd)
+		}
+	}
+}
+
+func (t *target) settle() error {
+	if err := t.resize(); err != nil {
+		return err
+	}
+	for _, h := range t.file.Holes {
+		if err := punch(t.fd, h, t.file.Size); err != nil {
+			return err
+		}
+	}
+	if t.loose != nil {
+		if err := t.loose.own(t); err != nil {
+			return err
+		}
+	}
+	if t.capability != nil {
+		if err := unix.Fsetxattr(t.fd, capabilityName, t.capability, 0); err != nil {
+			return fmt.Errorf("put capabilities back: %w", err)
+		}
+	}
+	if err := setTimes(t.fd, timesOf(&t.file)); err != nil {
+		return fmt.Errorf("set times: %w", err)
+	}
+	if t.locked {
+		return setFlags(t.fd, t.flags)
+	}
+	return nil
+}
+
+// resize sets the file's size if it is another one. To set it again frees what lies
+// beyond it (fs/ext4/inode.c, ext4_setattr).
+func (t *target) resize() error {
+	var st unix.Stat_t
+	if err := unix.Fstat(t.fd, &st); err != nil {
+		return fmt.Errorf("stat: %w", err)
+	}
+	if st.Size == t.file.Size && !t.file.Cut {
+		return nil
+	}
+	if err := unix.Ftruncate(t.fd, t.file.Size); err != nil {
+		return fmt.Errorf("set size %d: %w", t.file.Size, err)
+	}
+	return nil
+}
+
+// punch makes what a file of a size has in a range a hole.
+func punch(fd int, r wire.Range, size int64) error {
+	n := min(r.Len, size-r.Off)
+	if n <= 0 {
+		return nil
+	}
+	if err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, r.Off, n); err != nil {
+		return fmt.Errorf("make %d bytes at %d a hole: %w", n, r.Off, err)
+	}
+	return nil
+}
+
+// setTimes is futimens(3): utimensat(2) without a path. x/sys has only the
+// form with one.
+func setTimes(fd int, times []unix.Timespec) error {
+	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&times[0])), 0, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}

@@ -1,0 +1,330 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+func TestNameless(t *testing.T) {
+	var found wire.Check
+	nameless(&found, []byte(`Pass 1: Checking inodes, blocks, and sizes
+Inode 133, i_blocks is 16, should be 8.  Fix? yes
+
+Pass 3: Checking directory connectivity
+Unconnected directory inode 618 (was in /t2)
+Connect to /lost+found? yes
+
+Pass 4: Checking reference counts
+Unattached zero-length inode 30.  Clear? yes
+
+Unattached inode 171
+Connect to /lost+found? yes
+
+Inode 171 ref count is 2, should be 1.  Fix? yes
+
+Inode 618 ref count is 3, should be 2.  Fix? yes
+
+Inode 12 ref count is 1, should be 2.  Fix? yes
+
+Inode 18446744073709551616 ref count is 1, should be 2.  Fix? yes
+`))
+	if want := (wire.Check{Lost: []uint64{618, 171}, Surplus: []uint64{12}, Cleared: []uint64{30}}); !reflect.DeepEqual(found, want) {
+		t.Errorf("%+v instead of %+v", found, want)
+	}
+}
+
+// undone is a file system in which a check has moved things to lost+found.
+type undone struct {
+	*scene
+	request wire.NameRequest
+	done    bool // it is finished, and not undone
+}
+
+func newUndone(t *testing.T) *undone {
+	u := &undone{scene: newScene(t), request: wire.NameRequest{Check: &wire.Check{}}}
+	u.onDisk("lost+found/", "")
+	return u
+}
+
+// lose moves what has a name to lost+found, as a check does what has none.
+func (u *undone) lose(name string) uint64 {
+	u.t.Helper()
+	ino, _ := u.of(name)
+	if err := os.Rename(u.path(name), u.path(fmt.Sprintf("lost+found/#%d", ino))); err != nil {
+		u.t.Fatal(err)
+	}
+	u.request.Check.Lost = append(u.request.Check.Lost, ino)
+	return ino
+}
+
+// had says what names the dead kernel had for what has one now.
+func (u *undone) had(now string, isNew bool, paths ...string) *wire.Named {
+	u.t.Helper()
+	n := wire.Named{New: isNew, Links: uint32(max(1, len(paths)))}
+	n.Inode, n.Generation = u.of(now)
+	for _, p := range paths {
+		n.Paths = append(n.Paths, []byte(p))
+	}
+	u.request.Files = append(u.request.Files, n)
+	return &u.request.Files[len(u.request.Files)-1]
+}
+
+func (u *undone) undo() wire.NameResult {
+	u.t.Helper()
+	mount, err := os.Open(u.dir)
+	if err != nil {
+		u.t.Fatal(err)
+	}
+	defer mount.Close()
+	return Undo(mount, u.request)
+}
+
+func TestUndo(t *testing.T) {
+	link1 := func(u *undone, from, to string) {
+		if err := os.Link(u.path(from), u.path(to)); err != nil {
+			u.t.Fatal(err)
+		}
+	}
+	for name, tc := range map[string]struct {
+		make     func(u *undone)
+		want     string // names, in order
+		failures int
+	}{
+		"an unlink": {func(u *undone) {
+			u.onDisk("d/", "")
+			u.onDisk("d/a", "content")
+			u.had("d/a", false, "d/a")
+			u.lose("d/a")
+		}, "d d/a lost+found", 0},
+		"an unlink whose links are counted in memory": {func(u *undone) {
+			u.onDisk("a", "content")
+			n := u.had("a", false, "a")
+			n.Links = 0
+			u.lose("a")
+		}, "lost+found", 0},
+		"an rmdir whose links are counted in memory": {func(u *undone) {
+			u.onDisk("d/", "")
+			n := u.had("d", false, "d")
+			n.Links = 0
+			u.lose("d")
+		}, "lost+found", 0},
+		"an rmdir": {func(u *undone) {
+			u.onDisk("d/", "")
+			u.had("d", false, "d")
+			u.lose("d")
+		}, "d lost+found", 0},
+		"a symlink that was being made": {func(u *undone) {
+			if err := os.Symlink("target", u.path("s")); err != nil {
+				u.t.Fatal(err)
+			}
+			u.had("s", true)
+			u.lose("s")
+		}, "lost+found", 0},
+		"a mkdir": {func(u *undone) {
+			u.onDisk("d/", "")
+			u.had("d", true)
+			u.lose("d")
+		}, "lost+found", 0},
+		"a renaming over another, with both names": {func(u *undone) {
+			u.onDisk("from", "source")
+			u.onDisk("to", "target")
+			u.had("to", false, "to")
+			u.had("from", false, "from")
+			u.lose("to")
+			link1(u, "from", "to")
+		}, "from lost+found to", 0},
+		"a renaming over another, the old name gone": {func(u *undone) {
+			u.onDisk("from", "source")
+			u.onDisk("to", "target")
+			u.had("to", false, "to")
+			u.had("from", false, "from")
+			u.lose("to")
+			if err := os.Rename(u.path("from"), u.path("to")); err != nil {
+				u.t.Fatal(err)
+			}
+		}, "from lost+found to", 0},
+		"a renaming with both names": {func(u *undone) {
+			u.onDisk("d/", "")
+			u.onDisk("d/from", "source")
+			link1(u, "d/from", "to")
+			n := u.had("d/from", false, "d/from")
+			u.request.Check.Surplus = []uint64{n.Inode}
+			u.request.Dirs = [][]byte{[]byte("gone/too"), []byte("d"), {}} // the first was being removed
+		}, "d d/from lost+found", 0},
+		"a renaming of one of two names over one of two names": {func(u *undone) {
+			u.onDisk("from", "source")
+			u.onDisk("to", "target")
+			link1(u, "from", "other")
+			link1(u, "to", "second")
+			n := u.had("from", false, "other", "from")
+			u.had("to", false, "second", "to")
+			os.Remove(u.path("to"))
+			link1(u, "from", "to")
+			u.request.Check.Surplus = []uint64{n.Inode}
+			u.request.Dirs = [][]byte{{}}
+		}, "from lost+found other second to", 0},
+		"a renaming of one of two names over another, the old name gone": {func(u *undone) {
+			u.onDisk("from", "source")
+			u.onDisk("to", "target")
+			link1(u, "from", "other")
+			u.had("from", false, "other", "from")
+			u.had("to", false, "to")
+			u.lose("to")
+			if err := os.Rename(u.path("from"), u.path("to")); err != nil {
+				u.t.Fatal(err)
+			}
+		}, "from lost+found other to", 0},
+		"a renaming of a directory over another": {func(u *undone) {
+			u.onDisk("from/", "")
+			u.onDisk("from/a", "")
+			u.onDisk("to/", "")
+			u.had("from", false, "from")
+			u.had("to", false, "to")
+			u.lose("to")
+			if err := os.Rename(u.path("from"), u.path("to")); err != nil {
+				u.t.Fatal(err)
+			}
+		}, "from from/a lost+found to", 0},
+		"a renaming over an empty file that the check has cleared": {func(u *undone) {
+			u.onDisk("d/", "")
+			u.onDisk("d/from", "source")
+			u.onDisk("to", "")
+			u.had("to", false, "to")
+			n := u.had("d/from", false, "d/from")
+			os.Remove(u.path("to"))
+			link1(u, "d/from", "to")
+			u.request.Check.Surplus = []uint64{n.Inode}
+			u.request.Check.Cleared = []uint64{u.request.Files[0].Inode}
+			u.request.Dirs = [][]byte{[]byte("d"), {}}
+			// What is left is the renaming, done.
+			u.request.Files[0].Paths, u.request.Files[1].Paths = [][]byte{[]byte("to")}, [][]byte{[]byte("d/from")}
+			u.done = true
+		}, "d lost+found to", 0},
+		"an unlink of an empty file that the check has cleared": {func(u *undone) {
+			u.onDisk("a", "")
+			n := u.had("a", false, "a")
+			os.Remove(u.path("a"))
+			u.request.Check.Cleared = []uint64{n.Inode, 1 << 40}
+			u.done = true
+		}, "lost+found", 0},
+		"an empty file that is said to be cleared": {func(u *undone) {
+			u.onDisk("a", "")
+			n := u.had("a", false, "a")
+			u.request.Check.Cleared = []uint64{n.Inode}
+		}, "a lost+found", 0},
+		"a name too many that may be either": {func(u *undone) {
+			u.onDisk("from", "source")
+			link1(u, "from", "one")
+			link1(u, "from", "two")
+			n := u.had("from", false, "from")
+			n.Links = 2
+			u.request.Check.Surplus = []uint64{n.Inode}
+			u.request.Dirs = [][]byte{{}}
+		}, "from lost+found one two", 1},
+		"a directory whose links were counted": {func(u *undone) {
+			u.onDisk("d/", "")
+			ino, _ := u.of(".")
+			n := u.had("d", false, "d")
+			n.Dir = true
+			u.request.Check.Surplus = []uint64{ino, n.Inode}
+		}, "d lost+found", 0},
+		"unknown to memory": {func(u *undone) {
+			u.onDisk("a", "")
+			u.lose("a")
+		}, "lost+found lost+found/#", 1},
+		"without a name in memory": {func(u *undone) {
+			u.onDisk("a", "")
+			u.had("a", false)
+			u.lose("a")
+		}, "lost+found lost+found/#", 1},
+		"another generation": {func(u *undone) {
+			u.onDisk("a", "")
+			u.had("a", true).Generation++
+			u.lose("a")
+		}, "lost+found lost+found/#", 1},
+		"its name taken by a stranger": {func(u *undone) {
+			u.onDisk("a", "")
+			u.had("a", false, "a")
+			u.lose("a")
+			u.onDisk("a", "other")
+		}, "a lost+found lost+found/#", 1},
+		"a path that leads out": {func(u *undone) {
+			u.onDisk("a", "")
+			u.had("a", false, "../a")
+			u.lose("a")
+		}, "lost+found lost+found/#", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := newUndone(t)
+			tc.make(u)
+			inodes := make(map[string]uint64)
+			for _, f := range u.request.Files {
+				for _, at := range f.Paths {
+					if f.Links > 0 {
+						inodes[string(at)] = f.Inode
+					}
+				}
+			}
+			before, err := os.Stat(u.dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := u.undo()
+			var names []string
+			for _, n := range strings.Fields(u.names()) {
+				names = append(names, strings.TrimRight(n, "0123456789"))
+			}
+			if got := strings.Join(names, " "); got != tc.want {
+				t.Errorf("names %q, want %q", got, tc.want)
+			}
+			if len(r.Failures) != tc.failures {
+				t.Errorf("failures %v", r.Failures)
+			}
+			for _, f := range u.request.Files {
+				gone := slices.ContainsFunc(r.Acts, func(a wire.Act) bool { return a.Kind == wire.ActGone && a.Inode == f.Inode })
+				if cleared := slices.Contains(u.request.Check.Cleared, f.Inode); gone != (cleared && u.done) {
+					t.Errorf("inode %d: %+v", f.Inode, r.Acts)
+				}
+				failed := []wire.Failure{{Inode: f.Inode, Generation: f.Generation}}
+				if left := len(r.Left(failed)); left == 1 && gone || left == 0 && !gone {
+					t.Errorf("a failure of inode %d counts: %v", f.Inode, left)
+				}
+			}
+			if tc.failures == 0 && !u.done {
+				for at, ino := range inodes {
+					if got, _ := u.of(at); got != ino {
+						t.Errorf("%s is inode %d, want %d", at, got, ino)
+					}
+				}
+			}
+			after, err := os.Stat(u.dir)
+			if err != nil || !after.ModTime().Equal(before.ModTime()) {
+				t.Errorf("the top directory's mtime changed: %v", err)
+			}
+			var st unix.Stat_t
+			for at := range inodes {
+				if err := unix.Lstat(u.path(at), &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && tc.failures == 0 && int(st.Nlink) != countOf(inodes, st.Ino) {
+					t.Errorf("%s has %d links", at, st.Nlink)
+				}
+			}
+		})
+	}
+}
+
+// countOf is how many of the names are an inode's.
+func countOf(inodes map[string]uint64, ino uint64) (n int) {
+	for _, i := range inodes {
+		if i == ino {
+			n++
+		}
+	}
+	return n
+}

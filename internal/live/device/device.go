@@ -1,0 +1,148 @@
+// Package device hands disks from a dead side to the living one, and carries
+// salvaged data into it.
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/agent"
+	"understudy.dev/understudy/internal/live/partition"
+	"understudy.dev/understudy/internal/live/qmp"
+)
+
+// StagingName is the serial number of the disk that salvaged data goes in on.
+const StagingName = agent.StagingDisk
+
+// RehearsalName is the serial number of the disk for rehearsals.
+const RehearsalName = agent.RehearsalDisk
+
+// rehearsalBytes is enough for a journal and a few files.
+const rehearsalBytes = 64 << 20
+
+// MakeRehearsal makes a small disk with an empty file system.
+func MakeRehearsal(ctx context.Context, path, kind string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("make rehearsal disk: %w", err)
+	}
+	if err := errors.Join(f.Truncate(rehearsalBytes), f.Close()); err != nil {
+		return fmt.Errorf("make rehearsal disk: %w", err)
+	}
+	// 4 KiB blocks: on a disk so small they would be 1 KiB.
+	if out, err := exec.CommandContext(ctx, "mkfs."+kind, "-q", "-F", "-b", "4096", path).CombinedOutput(); err != nil {
+		return fmt.Errorf("make rehearsal disk: %w: %s (package e2fsprogs has mkfs.%s)", err, out, kind)
+	}
+	return nil
+}
+
+// SetDisk puts the image of a disk in the place of its vacancy. The guest had
+// the drive all along; now it has content. QEMU takes the image's lock with
+// it, and fails if somebody else still holds it.
+func SetDisk(ctx context.Context, monitor *qmp.Client, d partition.Disk) error {
+	err := monitor.QOMSet(ctx, "/machine/peripheral/"+d.QDev(), "drive", d.Node())
+	if err != nil {
+		return fmt.Errorf("set disk %s in: %w", d.Name, err)
+	}
+	return nil
+}
+
+// ImageSize is the size of an image file or a block device, in bytes.
+func ImageSize(path string) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, fmt.Errorf("size image: %w", err)
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return 0, fmt.Errorf("size image %s: %w", path, err)
+	}
+	return size, nil
+}
+
+// Staging is a sparse file on a tmpfs that the understudy has as a read-only
+// disk. Salvaged data is gathered into it by the host, and from there moved by
+// the understudy's disk requests, so that no byte of it passes through an
+// emulated CPU; and of the dead memory the understudy sees nothing else.
+type Staging struct {
+	file *os.File
+	size int64
+	data []byte
+}
+
+// stagingExtra is room for the plan besides the data, in bytes.
+const stagingExtra = 64 << 20
+
+// NewStaging makes room for as much as a partition of that memory can leave
+// unsaved. Nothing is used up before something is gathered.
+func NewStaging(path string, memory int64) (*Staging, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("make staging: %w", err)
+	}
+	s := &Staging{file: f, size: memory + stagingExtra}
+	if err := f.Truncate(s.size); err != nil {
+		return nil, errors.Join(fmt.Errorf("make staging: %w", err), s.Close())
+	}
+	return s, nil
+}
+
+// Path is the staging file.
+func (s *Staging) Path() string { return s.file.Name() }
+
+// Reserve has room kept for the first n bytes, so that writing to them as memory
+// cannot fail.
+func (s *Staging) Reserve(n int64) error {
+	if n == 0 {
+		return nil
+	}
+	if err := unix.Fallocate(int(s.file.Fd()), 0, 0, n); err != nil {
+		return fmt.Errorf("reserve %d bytes in %s: %w", n, s.file.Name(), err)
+	}
+	return nil
+}
+
+// Map gives the staging area as memory.
+func (s *Staging) Map() ([]byte, error) {
+	if s.data != nil {
+		return s.data, nil
+	}
+	data, err := unix.Mmap(int(s.file.Fd()), 0, int(s.size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map staging: %w", err)
+	}
+	s.data = data
+	return data, nil
+}
+
+// Close removes the staging area.
+func (s *Staging) Close() error {
+	errs := []error{s.file.Close(), os.Remove(s.file.Name())}
+	if s.data != nil {
+		errs = append(errs, unix.Munmap(s.data))
+		s.data = nil
+	}
+	return errors.Join(errs...)
+}
+
+// Flushes is how often a partition has had a disk made durable.
+func Flushes(ctx context.Context, monitor *qmp.Client, d partition.Disk) (int64, error) {
+	stats, err := monitor.QueryBlockStats(ctx, false)
+	if err != nil {
+		return 0, fmt.Errorf("count flushes of disk %s: %w", d.Name, err)
+	}
+	for _, s := range stats {
+		if strings.HasPrefix(s.QDev, "/machine/peripheral/"+d.QDev()+"/") || s.QDev == d.QDev() {
+			return s.Stats.FlushOperations, nil
+		}
+	}
+	return 0, fmt.Errorf("count flushes: no disk %s in the partition", d.Name)
+}

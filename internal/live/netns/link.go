@@ -1,0 +1,152 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoNeighbor says that the namespace knows no link address for an IP address.
+var ErrNoNeighbor = errors.New("no neighbour entry")
+
+// Bridge makes a bridge that forwards from the moment a port joins it: spanning tree off and no forward delay (the
+// kernel's default is 15 s). It is up on return.
+func (n *Namespace) Bridge(name string) error {
+	return n.Do(func() error {
+		// The attributes are those of linux/if_link.h; netlink.Bridge has no fields for them.
+		req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+		msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
+		req.AddData(msg)
+		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+		info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
+		data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
+		data.AddRtAttr(nl.IFLA_BR_STP_STATE, nl.Uint32Attr(0))
+		data.AddRtAttr(nl.IFLA_BR_FORWARD_DELAY, nl.Uint32Attr(0))
+		req.AddData(info)
+		if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+			return fmt.Errorf("create bridge %s: %w", name, err)
+		}
+		return nil
+	})
+}
+
+// Veth makes a cable: the end name here, the end peerName in peer; both are up on return. Neither namespace may be
+// the host's own.
+func (n *Namespace) Veth(name string, peer *Namespace, peerName string) error {
+	if n == nil || peer == nil {
+		return fmt.Errorf("create veth %s: the host's own namespace is not to be cabled", name)
+	}
+	err := n.Do(func() error {
+		peer.mu.RLock()
+		defer peer.mu.RUnlock()
+		if peer.fd < 0 {
+			return ErrClosed
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = name
+		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: peerName, PeerNamespace: netlink.NsFd(peer.fd)}
+		if err := netlink.LinkAdd(veth); err != nil {
+			return fmt.Errorf("create veth %s: %w", name, err)
+		}
+		return linkUp(name)
+	})
+	if err != nil {
+		return err
+	}
+	return peer.Do(func() error { return linkUp(peerName) })
+}
+
+// AddAddr gives a link an address with the length of its network. It can be used at once, an IPv6 one too.
+func (n *Namespace) AddAddr(link string, addr netip.Prefix) error {
+	return n.withLink(link, "add address to", func(l netlink.Link) error {
+		ip := &net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), addr.Addr().BitLen())}
+		a := &netlink.Addr{IPNet: ip}
+		if addr.Addr().Is6() {
+			a.Flags = unix.IFA_F_NODAD
+		}
+		return netlink.AddrAdd(l, a)
+	})
+}
+
+// Enslave makes a link a port of a bridge: from here on frames pass.
+func (n *Namespace) Enslave(link, bridge string) error {
+	return n.withLink(link, "enslave", func(l netlink.Link) error {
+		b, err := netlink.LinkByName(bridge)
+		if err != nil {
+			return fmt.Errorf("find bridge %s: %w", bridge, err)
+		}
+		return netlink.LinkSetMaster(l, b)
+	})
+}
+
+// Release takes a link out of its bridge, which also forgets the addresses it had learned there. Releasing a link
+// that has no bridge is no error.
+func (n *Namespace) Release(link string) error {
+	return n.withLink(link, "release", netlink.LinkSetNoMaster)
+}
+
+// Delete removes a link.
+func (n *Namespace) Delete(link string) error {
+	return n.withLink(link, "delete", netlink.LinkDel)
+}
+
+// withLink runs act on the named link inside the namespace; verb tells what failed.
+func (n *Namespace) withLink(name, verb string, act func(netlink.Link) error) error {
+	return n.Do(func() error {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("find link %s: %w", name, err)
+		}
+		if err := act(l); err != nil {
+			return fmt.Errorf("%s link %s: %w", verb, name, err)
+		}
+		return nil
+	})
+}
+
+// Links lists the names of the namespace's links, and for each the name of its bridge, empty if it has none.
+func (n *Namespace) Links() (map[string]string, error) {
+	masters := map[string]string{}
+	err := n.Do(func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return fmt.Errorf("list links: %w", err)
+		}
+		names := map[int]string{}
+		for _, l := range links {
+			names[l.Attrs().Index] = l.Attrs().Name
+		}
+		for _, l := range links {
+			masters[l.Attrs().Name] = names[l.Attrs().MasterIndex]
+		}
+		return nil
+	})
+	return masters, err
+}
+
+// Neighbor returns the link address under which the namespace knows an IP address, its ARP or ND view. It returns
+// ErrNoNeighbor when there is none, or none that resolved.
+func (n *Namespace) Neighbor(ip netip.Addr) (net.HardwareAddr, error) {
+	var mac net.HardwareAddr
+	err := n.Do(func() error {
+		known, err := netlink.NeighList(0, netlink.FAMILY_ALL)
+		if err != nil {
+			return fmt.Errorf("list neighbours: %w", err)
+		}
+		for _, e := range known {
+			if a, ok := netip.AddrFromSlice(e.IP); ok && a.Unmap() == ip.Unmap() && len(e.HardwareAddr) > 0 {
+				mac = e.HardwareAddr
+				return nil
+			}
+		}
+		return fmt.Errorf("look up neighbour %s: %w", ip, ErrNoNeighbor)
+	})
+	return mac, err
+}

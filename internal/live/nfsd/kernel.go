@@ -1,0 +1,104 @@
+package nfsd
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// Where the kernel's server is told what to do (fs/nfsd/nfsctl.c).
+const nfsdFS = "/proc/fs/nfsd"
+
+// Ports. They are fixed, so that no client needs to ask for them and a firewall
+// can know them. 2049 is NFS's own (RFC 8881, 2.9.3), 4045 what Solaris has for
+// lockd, 20048 is assigned to mountd; the status monitor has none, its ports are
+// those of Debian's wiki.
+const (
+	Port       = 2049
+	MountPort  = 20048
+	LockPort   = 4045
+	StatusPort = 32765
+	notifyPort = 32766
+)
+
+// Bounds on lease and grace, from __nfsd4_write_time.
+const (
+	MinLease = 10 * time.Second
+	MaxLease = time.Hour
+)
+
+// write writes to one of the server's files. A short value is one write(2), which
+// is what these files want.
+func write(name, value string) error {
+	if err := os.WriteFile(filepath.Join(nfsdFS, name), []byte(value+"\n"), 0); err != nil {
+		return fmt.Errorf("set nfsd's %s to %q: %w", name, value, err)
+	}
+	return nil
+}
+
+func mountServer() error {
+	if _, err := os.Stat(filepath.Join(nfsdFS, "threads")); err == nil {
+		return nil
+	}
+	if err := unix.Mount("nfsd", nfsdFS, "nfsd", 0, ""); err != nil {
+		return fmt.Errorf("mount nfsd's file system: %w (is module nfsd loaded?)", err)
+	}
+	return nil
+}
+
+// setLocks gives lockd, which starts with the server, its ports and its grace
+// (fs/lockd/svc.c). It reads both when it starts.
+func setLocks(c wire.NFS) error {
+	for name, value := range map[string]string{
+		"nlm_tcpport": strconv.Itoa(LockPort), "nlm_udpport": strconv.Itoa(LockPort),
+		"nlm_grace_period": seconds(c.Grace),
+	} {
+		if err := os.WriteFile("/sys/module/lockd/parameters/"+name, []byte(value), 0); err != nil {
+			return fmt.Errorf("set lockd's %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func seconds(d time.Duration) string { return strconv.Itoa(int(d / time.Second)) }
+
+// arm tells the kernel all that it keeps only until its last thread has ended.
+// Times can be set only before the first port (EBUSY).
+func arm(c wire.NFS) error {
+	// Version 2 has no large files and no COMMIT; newer kernels are without it.
+	if err := write("versions", "+3 +4 +4.1 +4.2"); err != nil {
+		return err
+	}
+	if err := write("nfsv4leasetime", seconds(c.Lease)); err != nil {
+		return err
+	}
+	if err := write("nfsv4gracetime", seconds(c.Grace)); err != nil {
+		return err
+	}
+	for _, transport := range []string{"tcp", "udp"} {
+		if transport == "udp" && !c.UDP {
+			continue
+		}
+		if err := write("portlist", transport+" "+strconv.Itoa(Port)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// endLockGrace ends lockd's grace, in which nobody gets a new lock, of NFSv4
+// neither. Linux has the file since 3.18.
+func endLockGrace() error {
+	err := os.WriteFile("/proc/fs/lockd/nlm_end_grace", []byte("Y"), 0)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("end lockd's grace: %w", err)
+	}
+	return nil
+}

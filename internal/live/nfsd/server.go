@@ -1,0 +1,301 @@
+package nfsd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// loadLimit is how long the kernel may take to begin, and to take the records.
+const loadLimit = 30 * time.Second
+
+// Server is the kernel's NFS server in this partition.
+type Server struct {
+	c       wire.NFS
+	exports []Export
+	table   []tableEntry // what exportfs made of them
+	run     func(*exec.Cmd) (wait func() error, err error)
+	log     func(string)
+
+	mu     sync.Mutex
+	armed  bool
+	start  *start  // of the threads, while they run
+	notify *helper // tells clients with locks of NFSv3, for as long as it takes
+}
+
+// start is one start of the server's threads.
+type start struct {
+	tracker *tracker
+	ctx     context.Context // of all that runs beside it
+	cancel  func()
+	threads chan error    // what came of it
+	kept    chan struct{} // closed when nobody keeps addresses any more; nil: nobody does
+	early   bool          // begun before Start: in a takeover
+}
+
+// Prepare does everything slow, without a disk and without a client: helpers,
+// exports, versions and ports. run starts a process that somebody waits for, and
+// log is for the console.
+func Prepare(ctx context.Context, c wire.NFS, run func(*exec.Cmd) (func() error, error), log func(string)) (*Server, error) {
+	s := &Server{c: c, run: run, log: log}
+	for _, line := range c.Exports {
+		e, err := ParseExport(line)
+		if err != nil {
+			return nil, err
+		}
+		s.exports = append(s.exports, e)
+	}
+	if err := unix.Sethostname([]byte(c.Host)); err != nil {
+		return nil, fmt.Errorf("set host name: %w", err)
+	}
+	steps := []struct {
+		name string
+		do   func() error
+	}{
+		{"pipes", mountPipes},
+		{"files", mountServer},
+		{"locks", func() error { return setLocks(c) }},
+		{"places", func() error { return makePlaces(s.exports) }},
+		{"exports", s.export},
+		{"helpers", func() error { return s.startHelpers(ctx) }},
+		{"ports", s.Arm},
+	}
+	w := newWatch()
+	for _, step := range steps {
+		if err := step.do(); err != nil {
+			return nil, fmt.Errorf("prepare NFS server: %w", err)
+		}
+		w.lap(step.name)
+	}
+	log("NFS server prepared: " + w.String())
+	return s, nil
+}
+
+// Exports are what the server exports.
+func (s *Server) Exports() []Export { return s.exports }
+
+// Arm sets what the kernel forgets with its last thread, and what [Stop] leaves
+// unset. Begin does it too, but later is slower.
+func (s *Server) Arm() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.arm()
+}
+
+func (s *Server) arm() error {
+	if s.armed {
+		return nil
+	}
+	if err := arm(s.c); err != nil {
+		return err
+	}
+	s.armed = true
+	return nil
+}
+
+// Begin starts the server, in a takeover, up to where it needs the disk. It returns
+// at once.
+func (s *Server) Begin(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.begin(ctx); err != nil {
+		return err
+	}
+	s.start.early = true
+	return nil
+}
+
+func (s *Server) begin(ctx context.Context) error {
+	if s.start != nil {
+		return nil
+	}
+	if err := s.arm(); err != nil {
+		return fmt.Errorf("start NFS server: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	st := &start{tracker: track(ctx, s.log), ctx: ctx, cancel: cancel, threads: make(chan error, 1)}
+	go func() { st.threads <- write("threads", strconv.Itoa(s.c.Threads)) }()
+	s.start = st
+	return nil
+}
+
+// Start gives the server the disk, and returns when it answers and serves all
+// exports; in a takeover, those that can be served: the others are told on the
+// console. The grace begins in it.
+func (s *Server) Start(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.begin(ctx); err != nil {
+		return err
+	}
+	if err := s.finish(ctx); err != nil {
+		return fmt.Errorf("start NFS server: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) finish(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, loadLimit, fmt.Errorf("the kernel did not come as far within %v", loadLimit))
+	defer cancel()
+	w := newWatch()
+	s.start.tracker.states <- s.c.State // first: the kernel goes on by itself
+	var tell bool
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		tell, err = attachMonitor(s.c.State)
+		return err
+	})
+	for _, e := range s.exports {
+		g.Go(func() error {
+			err := fillCaches(e, s.table)
+			if err == nil || !s.start.early {
+				return err
+			}
+			s.log(err.Error())
+			return nil
+		})
+	}
+	if s.start.early {
+		g.Go(func() error {
+			if err := fillAddresses(s.c.State); err != nil {
+				s.log(err.Error())
+			}
+			return nil
+		})
+	}
+	g.Go(func() error { return s.start.await(gctx, w) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	w.lap("monitor and exports, beside that")
+	if err := ping(ctx); err != nil {
+		return err
+	}
+	w.lap("answer")
+	s.log("NFS server started: " + w.String())
+	s.keepAddresses(s.start)
+	if !tell {
+		return endLockGrace()
+	}
+	go s.notifyClients()
+	return nil
+}
+
+// keepAddresses does that for as long as the threads run.
+func (s *Server) keepAddresses(st *start) {
+	st.kept = make(chan struct{})
+	go func() {
+		defer close(st.kept)
+		if err := keepAddresses(st.ctx, s.c.State); err != nil {
+			s.log(err.Error())
+		}
+	}()
+}
+
+// notifyClients tells clients with locks of NFSv3 that they are to reclaim them. It
+// takes as long as it takes, and nobody waits.
+func (s *Server) notifyClients() {
+	s.mu.Lock() // Start has returned when we have it
+	defer s.mu.Unlock()
+	if s.start == nil {
+		return // and Stop too
+	}
+	var err error
+	if s.notify, err = s.spawn("sm-notify", "-d", "-f", "-P", nsmDir); err != nil {
+		s.log("locks of NFSv3 may be lost: " + err.Error())
+	}
+}
+
+// rounds is how often a rehearsal starts the server, before it starts with the
+// other services: each of the first times is quicker than the one before.
+const rounds = 2
+
+// Rehearse starts and stops the server on a disk that has what it exports, and has
+// a client's first call answered, whom nobody has heard of before. The server is
+// armed when it returns.
+func (s *Server) Rehearse(ctx context.Context) error {
+	for range rounds {
+		if err := s.Start(ctx); err != nil {
+			return err
+		}
+		w := newWatch()
+		if err := forgetClients(); err != nil {
+			return err
+		}
+		if err := probe(ctx); err != nil {
+			return err
+		}
+		w.lap("first call of an unknown client")
+		s.log("NFS server rehearsed: " + w.String())
+		if err := s.Stop(); err != nil {
+			return err
+		}
+		if err := s.Arm(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// await waits until the kernel has its records and its threads.
+func (st *start) await(ctx context.Context, w *watch) error {
+	select {
+	case l := <-st.tracker.loaded:
+		if l.err != nil {
+			return fmt.Errorf("load client records: %w", l.err)
+		}
+		w.lap(fmt.Sprintf("%d client records", l.clients))
+	case <-st.tracker.done:
+		return errors.Join(errors.New("the kernel did not ask for its client records"), st.tracker.err)
+	case <-ctx.Done():
+		return fmt.Errorf("wait until the kernel asks for its client records: %w", context.Cause(ctx))
+	}
+	select {
+	case err := <-st.threads:
+		st.threads <- err // for Stop
+		w.lap("threads")
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the threads: %w", context.Cause(ctx))
+	}
+}
+
+// Stop ends the server's threads and lets go of the disk. Its clients keep their
+// records: they may reclaim from whoever is next.
+func (s *Server) Stop() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.notify != nil {
+		s.notify.end()
+		s.notify = nil
+	}
+	var err error
+	if st := s.start; st != nil {
+		select {
+		case <-st.threads:
+		default: // it still waits for the disk, which it will not get
+			st.cancel()
+			<-st.threads
+		}
+		err = write("threads", "0")
+		st.cancel()
+		<-st.tracker.done
+		if st.kept != nil {
+			<-st.kept
+		}
+		s.start, s.armed = nil, false
+	}
+	if err := errors.Join(err, detachMonitor()); err != nil {
+		return fmt.Errorf("stop NFS server: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,266 @@
+package partition
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/liveness"
+	"understudy.dev/understudy/internal/live/qmp"
+)
+
+// startLimit is how long QEMU may take to answer on its monitor.
+const startLimit = 20 * time.Second
+
+// Process is a running partition, or one that has ended.
+type Process struct {
+	Spec Spec
+	QMP  *qmp.Client
+
+	cmd    *exec.Cmd
+	ended  chan struct{}
+	status error
+}
+
+// Start boots the partition. It is pinned before its first instruction, and
+// it dies with this process.
+func Start(ctx context.Context, spec Spec) (*Process, error) {
+	p := &Process{Spec: spec, ended: make(chan struct{})}
+	if err := p.launch(); err != nil {
+		return nil, fmt.Errorf("start partition %s: %w", spec.Name, err)
+	}
+	if err := p.bringUp(ctx); err != nil {
+		p.Kill()
+		<-p.ended
+		return nil, fmt.Errorf("start partition %s: %w%s", spec.Name, err, p.lastWords())
+	}
+	return p, nil
+}
+
+func (p *Process) launch() error {
+	for path, size := range map[string]uint64{p.Spec.RAMPath(): p.Spec.Memory, p.Spec.BeatPath(): 4096} {
+		if err := makeSized(path, size); err != nil {
+			return err
+		}
+	}
+	log, err := os.OpenFile(p.Spec.LogPath(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	fmt.Fprintf(log, "%s\n", p.Spec.CommandLine())
+
+	c := p.Spec.command()
+	p.cmd = exec.Command(qemu, c.args...)
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.ExtraFiles = c.files
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := startOn(p.cmd, p.Spec.CPUs); err != nil {
+		if errors.Is(err, exec.ErrNotFound) {
+			return fmt.Errorf("%w (install qemu-system-x86)", err)
+		}
+		return err
+	}
+	go func() {
+		p.status = p.cmd.Wait()
+		close(p.ended)
+	}()
+	return nil
+}
+
+func makeSized(path string, size uint64) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Truncate(int64(size))
+}
+
+func (p *Process) bringUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() { // a QEMU that has ended will not answer any more
+		select {
+		case <-p.ended:
+			cancel()
+		case <-stop:
+		}
+	}()
+	client, err := qmp.Dial(ctx, p.Spec.qmpPath())
+	if err != nil {
+		return err
+	}
+	p.QMP = client
+	cpus, err := client.QueryCPUs(ctx)
+	if err != nil {
+		return err
+	}
+	for i, cpu := range cpus {
+		if err := pin(cpu.ThreadID, p.home(i)); err != nil {
+			return err
+		}
+	}
+	return client.Cont(ctx)
+}
+
+// home is the CPU that virtual CPU i is pinned to.
+func (p *Process) home(i int) []int {
+	n := i % len(p.Spec.CPUs)
+	return p.Spec.CPUs[n : n+1]
+}
+
+func (p *Process) lastWords() string {
+	b, err := os.ReadFile(p.Spec.LogPath())
+	if err != nil || len(b) <= len(p.Spec.CommandLine())+1 {
+		return ""
+	}
+	return "\nqemu said: " + string(b[len(p.Spec.CommandLine())+1:])
+}
+
+// PID is the process id of QEMU.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Ended is closed when the process has ended and was reaped.
+func (p *Process) Ended() <-chan struct{} { return p.ended }
+
+// Status says how the process ended; it is good once Ended is closed.
+func (p *Process) Status() error { return p.status }
+
+// Kill ends the process without asking it: SIGKILL neither drains nor syncs.
+// Wait for Ended to know that it is done.
+func (p *Process) Kill() {
+	if p.QMP != nil {
+		p.QMP.Close()
+	}
+	_ = p.cmd.Process.Kill() // it may have ended
+}
+
+// Effort is what the partition's threads have done since they began.
+func (p *Process) Effort() (liveness.Effort, error) {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", p.PID()))
+	if err != nil {
+		return nil, err
+	}
+	effort := make(liveness.Effort, len(tasks))
+	for _, t := range tasks {
+		id, err := strconv.Atoi(filepath.Base(t))
+		if err != nil {
+			return nil, err
+		}
+		thread, err := taskEffort(t)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			continue // a thread of QEMU's pool ended
+		}
+		if err != nil {
+			return nil, err
+		}
+		effort[id] = thread
+	}
+	return effort, nil
+}
+
+// taskEffort reads one thread's state, which stands behind its name in
+// parentheses, R for running or ready (proc(5), stat), and its time on a CPU,
+// in ns (Documentation/scheduler/sched-stats.rst).
+func taskEffort(dir string) (t liveness.Thread, err error) {
+	stat, err := os.ReadFile(dir + "/stat")
+	if err != nil {
+		return t, err
+	}
+	schedstat, err := os.ReadFile(dir + "/schedstat")
+	if err != nil {
+		return t, err
+	}
+	state := stat[bytes.LastIndexByte(stat, ')')+1:]
+	if _, err := fmt.Sscan(string(schedstat), (*int64)(&t.Ran)); err != nil || len(state) < 2 {
+		return t, fmt.Errorf("read state of thread %s: %q, %q", filepath.Base(dir), stat, schedstat)
+	}
+	t.Ready = state[1] == 'R'
+	return t, nil
+}
+
+// Spread lets the partition's threads run on these CPUs too: a dead side's
+// share falls to the one that takes over.
+func (p *Process) Spread(cpus []int) error {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", p.PID()))
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		tid, err := strconv.Atoi(filepath.Base(t))
+		if err != nil {
+			return err
+		}
+		if err := pin(tid, append(cpus, p.Spec.CPUs...)); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Remove deletes the partition's files, its memory among them.
+func (p *Process) Remove() error {
+	files, err := filepath.Glob(p.Spec.path(".*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range files {
+		if err := os.Remove(f); !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func pin(tid int, cpus []int) error {
+	var set unix.CPUSet
+	for _, c := range cpus {
+		set.Set(c)
+	}
+	if err := unix.SchedSetaffinity(tid, &set); err != nil {
+		return fmt.Errorf("pin thread %d to CPUs %v: %w", tid, cpus, err)
+	}
+	return nil
+}
+
+// launcher is the one thread that starts partitions. It never ends, which
+// matters: a child's parent-death signal comes when the thread that started it
+// ends (prctl(2), PR_SET_PDEATHSIG). And what it starts inherits its CPUs.
+var launcher = sync.OnceValue(func() chan<- func() {
+	jobs := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for job := range jobs {
+			job()
+		}
+	}()
+	return jobs
+})
+
+// startOn starts a command on these CPUs.
+func startOn(cmd *exec.Cmd, cpus []int) error {
+	done := make(chan error)
+	launcher() <- func() {
+		err := pin(0, cpus)
+		if err == nil {
+			err = cmd.Start()
+		}
+		done <- err
+	}
+	return <-done
+}

@@ -1,0 +1,97 @@
+package wire
+
+import (
+	"encoding/json"
+	"fmt"
+)
+
+// Attr is what there is to a file of a plan besides its content, where no log
+// brings it: on file systems other than the ext family.
+type Attr struct {
+	File    int    `json:"file"`              // its place in the plan
+	Root    uint64 `json:"root,omitempty"`    // the subvolume of btrfs that it is in
+	Settled bool   `json:"settled,omitempty"` // the disk has the rest: only its data is to be written
+
+	Paths [][]byte `json:"paths,omitempty"` // from the top of the file system, without a leading slash
+	Links uint32   `json:"links,omitempty"` // how many names it has; 0: it was deleted
+	Mode  uint32   `json:"mode,omitempty"`  // type and permissions
+	UID   uint32   `json:"uid,omitempty"`
+	GID   uint32   `json:"gid,omitempty"`
+	Flags int      `json:"flags,omitempty"` // FS_IMMUTABLE_FL, FS_APPEND_FL
+
+	Target []byte  `json:"target,omitempty"` // of a symbolic link
+	Zeros  []Range `json:"zeros,omitempty"`  // of the content: what was a hole
+	// Places are where the content lies that is neither in runs nor zero. On the
+	// disk it must lie there too.
+	Places []Place `json:"places,omitempty"`
+	// Kept says that what is in none of these is as the disk has it.
+	Kept bool `json:"kept,omitempty"`
+	// Partial has the file made again even if places or what is kept are missing.
+	Partial bool `json:"partial,omitempty"`
+}
+
+// Range is a stretch of a file, in bytes.
+type Range struct {
+	Off int64 `json:"off"`
+	Len int64 `json:"len"`
+}
+
+// Place is a stretch of a file and where it lies on the disk, in bytes.
+type Place struct {
+	Range
+	Disk int64 `json:"disk"`
+}
+
+// Act is something that was done, or seen, besides writing to a file where it is.
+type Act struct {
+	Kind       string `json:"kind"` // Act*
+	Inode      uint64 `json:"inode"`
+	Generation uint32 `json:"generation"`
+	Path       []byte `json:"path"`
+	Other      []byte `json:"other,omitempty"` // a second path
+}
+
+// The kinds of acts.
+const (
+	ActCreated   = "created"   // it was not on the disk
+	ActLinked    = "linked"    // a name was not on the disk
+	ActRenamed   = "renamed"   // a directory was at Other
+	ActUnlinked  = "unlinked"  // a name that it had before, and had no more
+	ActDisplaced = "displaced" // what was at the path is at Other
+	ActBack      = "is back"   // it had been deleted: the disk still has it
+	ActUndone    = "undone"    // it was being made, or named so, by what had not returned
+	ActFinished  = "finished"  // it was being removed by what had not returned
+	ActGone      = "gone"      // it was being removed, or made, likewise, and a check cleared it
+)
+
+// EncodeAttrs lays out attributes as the agent reads them from the staging disk.
+func EncodeAttrs(attrs []Attr) ([]byte, error) { return json.Marshal(attrs) }
+
+// DecodeAttrs reads what EncodeAttrs wrote. Places in the plan are checked by who
+// has it.
+func DecodeAttrs(b []byte) ([]Attr, error) {
+	var attrs []Attr
+	if err := json.Unmarshal(b, &attrs); err != nil {
+		return nil, fmt.Errorf("%w: attributes: %w", ErrPlan, err)
+	}
+	for _, a := range attrs {
+		for _, z := range a.Zeros {
+			if err := z.check(); err != nil {
+				return nil, fmt.Errorf("%w: file %d: %w", ErrPlan, a.File, err)
+			}
+		}
+		for _, p := range a.Places {
+			if err := p.check(); err != nil || p.Disk < 0 {
+				return nil, fmt.Errorf("%w: file %d: place %+v", ErrPlan, a.File, p)
+			}
+		}
+	}
+	return attrs, nil
+}
+
+func (r Range) check() error {
+	if r.Off < 0 || r.Len <= 0 || r.Off+r.Len < r.Off {
+		return fmt.Errorf("range %+v", r)
+	}
+	return nil
+}

@@ -1,0 +1,116 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"math"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func somePeers() Peers {
+	return Peers{
+		Neighbours: []Neighbour{
+			{netip.MustParseAddr("10.77.0.1"), [6]byte{2, 0, 0, 0, 0, 1}, "eth0"},
+			{netip.MustParseAddr("fe80::1"), [6]byte{2, 0, 0, 0, 0, 2}, "fifteen-letters"},
+		},
+		Connections: []Connection{
+			{netip.MustParseAddrPort("10.77.0.2:2049"), netip.MustParseAddrPort("10.77.0.1:1023"), 1, 2, math.MaxUint32, false},
+			{netip.MustParseAddrPort("[fd00::2]:80"), netip.MustParseAddrPort("[fd00::1]:40000"), 7, 7, 8, true},
+		},
+	}
+}
+
+func TestPeers(t *testing.T) {
+	for name, p := range map[string]Peers{"some": somePeers(), "none": {}} {
+		b, err := EncodePeers(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := DecodePeers(b)
+		if err != nil || !reflect.DeepEqual(got, p) {
+			t.Errorf("%s: got %+v, %v", name, got, err)
+		}
+	}
+	if _, err := EncodePeers(Peers{Neighbours: make([]Neighbour, MaxNeighbours+1)}); err == nil {
+		t.Error("too many are encoded")
+	}
+}
+
+// TestPeersFit: the most that can be encoded fits in a message.
+func TestPeersFit(t *testing.T) {
+	b, err := EncodePeers(Peers{make([]Neighbour, MaxNeighbours), make([]Connection, MaxConnections)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size := (len(b) + 2) / 3 * 4; size+1024 > MaxFrame {
+		t.Errorf("%d bytes in base64, and a frame has %d", size, MaxFrame)
+	}
+}
+
+func TestDecodePeersRefuses(t *testing.T) {
+	good, err := EncodePeers(somePeers())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const (
+		counts     = len(peersMagic)
+		neighbour  = counts + 8
+		connection = neighbour + 2*neighbourBytes
+	)
+	set := func(at int, bytes ...byte) func([]byte) []byte {
+		return func(b []byte) []byte { copy(b[at:], bytes); return b }
+	}
+	loopback := netip.IPv6Loopback().As16()
+	tests := []struct {
+		name string
+		edit func([]byte) []byte
+		want string
+	}{
+		{"empty", func([]byte) []byte { return nil }, "no magic"},
+		{"magic", set(0, 'U'), "no magic"},
+		{"cut short", func(b []byte) []byte { return b[:len(b)-1] }, "2 neighbours and 2 connections in"},
+		{"longer", func(b []byte) []byte { return append(b, 0) }, "2 neighbours and 2 connections in"},
+		{"more than fit", set(counts, 3), "3 neighbours"},
+		{"very many", set(counts, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff), "4294967295 neighbours"},
+		{"nobody's address", set(neighbour, make([]byte, 16)...), "neighbour 0: :: is no host's address"},
+		{"everybody's address", set(neighbour+12, 255, 255, 255, 255), "255.255.255.255 is no host's address"},
+		{"own address", set(neighbour, loopback[:]...), "::1 is no host's address"},
+		{"group", set(neighbour, 0xff, 2), "is no host's address"},
+		{"name goes on", set(neighbour+16+6+5, 'x'), `name "eth0" goes on behind its end`},
+		{"two families", set(connection, 0xfd), "are no ends of one connection"},
+		{"neither exact nor not", set(connection+connectionBytes-1, 2), "connection 0"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := DecodePeers(tt.edit(bytes.Clone(good)))
+			if !errors.Is(err, ErrPeers) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// FuzzDecodePeers holds that no bytes panic, and that what is accepted is exactly
+// what EncodePeers writes of it.
+func FuzzDecodePeers(f *testing.F) {
+	good, err := EncodePeers(somePeers())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add(binary.LittleEndian.AppendUint64([]byte(peersMagic), 0))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := DecodePeers(b)
+		if err != nil {
+			return
+		}
+		again, err := EncodePeers(p)
+		if err != nil || !bytes.Equal(b, again) {
+			t.Errorf("accepted %x, and wrote %x, %v", b, again, err)
+		}
+	})
+}

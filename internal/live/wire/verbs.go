@@ -1,0 +1,150 @@
+package wire
+
+import "time"
+
+// Verbs that the supervisor asks of an agent. Hello goes the other way: it is
+// the agent's first message.
+const (
+	Hello     = "hello"     // agent to supervisor: Greeting
+	Configure = "configure" // Config
+	Write     = "write"     // WriteRequest: blocks of a disk that is not mounted
+	Mount     = "mount"     // MountRequest to MountResult
+	Name      = "name"      // NameRequest to NameResult: what a check found without a name
+	Apply     = "apply"     // ApplyRequest to ApplyResult
+	Start     = "start"     // start the services of the role
+	Stop      = "stop"      // stop them, unmount the shared disks
+	Sync      = "sync"      // make what was applied durable
+	Crash     = "crash"     // CrashRequest: panic the kernel on purpose
+	Rehearse  = "rehearse"  // RehearseRequest: go through a takeover without one
+)
+
+// Greeting is what an agent says when its partition has booted.
+type Greeting struct {
+	Release string `json:"release"` // uname -r
+	BootID  string `json:"boot_id"`
+}
+
+// Config tells an agent what its partition is for. Everything in it is known
+// before any crash, so a takeover need not send it.
+type Config struct {
+	Partition string    `json:"partition"`
+	Disks     []Disk    `json:"disks"`
+	NICs      []NIC     `json:"nics"`
+	Services  []Service `json:"services"`
+	NFS       *NFS      `json:"nfs,omitempty"` // nil: no NFS server
+	Beat      Beat      `json:"beat"`
+}
+
+// Disk is a shared disk as the guest sees it: a virtio disk whose serial
+// number is its name.
+type Disk struct {
+	Name    string `json:"name"`
+	Type    string `json:"type"`
+	Mount   string `json:"mount"`
+	Options string `json:"options"`
+}
+
+// NIC is a network interface that follows the active role.
+type NIC struct {
+	MAC      string  `json:"mac"`
+	Address  string  `json:"address"`            // prefix notation
+	Gateway  string  `json:"gateway,omitempty"`  // empty: none
+	Address6 string  `json:"address6,omitempty"` // likewise, of IPv6
+	Gateway6 string  `json:"gateway6,omitempty"`
+	Routes   []Route `json:"routes,omitempty"`
+}
+
+// Service is a command that is started and stopped with the role.
+type Service struct {
+	Name    string   `json:"name"`
+	Command []string `json:"command"`
+	Ready   int      `json:"ready,omitempty"` // TCP port that answers once it is ready
+}
+
+// Beat says how often the agent counts on its beat page.
+type Beat struct {
+	Period time.Duration `json:"period"`
+}
+
+// MountRequest names a shared disk that has become this partition's. Check has
+// its file system, one of the ext family, checked and repaired before.
+type MountRequest struct {
+	Disk  string `json:"disk"`
+	Check bool   `json:"check,omitempty"`
+}
+
+// MountResult tells what a check found; nil if none was asked for.
+type MountResult struct {
+	Check *Check `json:"check,omitempty"`
+}
+
+// Check is what e2fsck(8) said.
+type Check struct {
+	Status int    `json:"status"` // its exit status: 0 clean, 1 and 2 repaired
+	Output string `json:"output"` // at most its last 64 KiB
+	// Lost are the inodes that it moved to lost+found, Surplus those that had more
+	// names than links, and Cleared those that had neither a name nor content.
+	Lost    []uint64 `json:"lost,omitempty"`
+	Surplus []uint64 `json:"surplus,omitempty"`
+	Cleared []uint64 `json:"cleared,omitempty"`
+}
+
+// Names reports whether there is anything for NameRequest.
+func (c *Check) Names() bool { return c != nil && len(c.Lost)+len(c.Surplus)+len(c.Cleared) > 0 }
+
+// WriteRequest points at an encoded list of blocks on the staging disk
+// (EncodeBlocks). They are written to a disk before anything mounts it.
+type WriteRequest struct {
+	Disk   string `json:"disk"`
+	Blocks int64  `json:"blocks"` // offset of the list on the staging disk, bytes
+	Len    int64  `json:"len"`    // length of the encoded list, bytes
+}
+
+// ApplyRequest points at an encoded plan on the staging disk, with the data
+// it places behind it.
+type ApplyRequest struct {
+	Disk string `json:"disk"`
+	Plan int64  `json:"plan"` // offset of the plan on the staging disk, bytes
+	Len  int64  `json:"len"`  // length of the encoded plan, bytes
+
+	// Attrs are encoded attributes of files of the plan, likewise. Without them
+	// files are written where they are, and nothing else is done to them.
+	Attrs    int64 `json:"attrs,omitempty"`
+	AttrsLen int64 `json:"attrs_len,omitempty"`
+}
+
+// ApplyResult tells what became of a plan.
+type ApplyResult struct {
+	Files    int         `json:"files"`
+	Bytes    int64       `json:"bytes"`
+	Failures []Failure   `json:"failures,omitempty"`
+	Acts     []Act       `json:"acts,omitempty"`
+	Phases   []PhaseTime `json:"phases,omitempty"`
+}
+
+// Failure is one file that could not be brought up to date.
+type Failure struct {
+	Inode      uint64 `json:"inode"`
+	Generation uint32 `json:"generation"`
+	Reason     string `json:"reason"`
+}
+
+// PhaseTime is the agent's own measure of a part of its work.
+type PhaseTime struct {
+	Name string        `json:"name"`
+	Took time.Duration `json:"took"`
+}
+
+// CrashRequest asks for a death of the kernel. Silent: with no dying message.
+type CrashRequest struct {
+	Silent bool `json:"silent"`
+}
+
+// RehearseRequest says where and as what to mount the disk that a takeover is
+// rehearsed on, and whether the services start in it too.
+type RehearseRequest struct {
+	Type     string `json:"type"`
+	Mount    string `json:"mount"`
+	Options  string `json:"options"`
+	Services bool   `json:"services"`
+}

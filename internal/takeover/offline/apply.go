@@ -1,0 +1,226 @@
+package offline
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// Raw are bytes for a place of the disk, in whole sectors. Those of one job do not
+// overlap: each has the last state of its place.
+type Raw struct {
+	Off  int64 // bytes
+	Data []byte
+}
+
+// Job is what is to be done to a disk.
+type Job struct {
+	Identity Identity
+	Type     string // of the file system, for mount(2)
+	Options  string // likewise
+	// Raw is written before anything mounts the disk.
+	Raw []Raw
+	// Check has the file system checked and repaired after that, which only the
+	// ext family knows.
+	Check bool
+	// Names is what the dead kernel had as the names of what a check has found
+	// without, or with too many. It is needed only with Check.
+	Names func(found *wire.Check) wire.NameRequest
+	// Size is how many bytes of staging Gather fills.
+	Size   int64
+	Gather func([]byte) error
+	// Files are what is written by handle; the staged bytes of their runs are
+	// what Gather fills.
+	Files []wire.File
+	// Attrs are what else there is to some of them.
+	Attrs []wire.Attr
+	// Super are the places of the disk without which it has no file system, and
+	// which are missing while it is in between. At least one.
+	Super []Region
+}
+
+// Result is what became of a job. All of it is on the disk.
+type Result struct {
+	Applied wire.ApplyResult
+	Check   *wire.Check // nil: none was asked for
+	Named   wire.NameResult
+	Stages  []Stage
+}
+
+// Stage is a step of the work, and how long it took.
+type Stage struct {
+	Name string
+	Took time.Duration
+}
+
+func (r *Result) stage(name string, work func() error) error {
+	start := time.Now()
+	err := work()
+	r.Stages = append(r.Stages, Stage{Name: name, Took: time.Since(start)})
+	return err
+}
+
+// Apply does a job. If it fails before the commit, the disk is as it was, and
+// nothing of the run is left.
+func (d *Disk) Apply(ctx context.Context, j Job, guest Guest) (*Result, error) {
+	if id, unfinished := d.Unfinished(); unfinished {
+		return nil, d.unfinished(id)
+	}
+	if err := d.clear(j.Identity); err != nil {
+		return nil, err
+	}
+	r := &Result{}
+	if err := d.prepare(ctx, j, guest, r); err != nil {
+		return nil, errors.Join(err, d.remove())
+	}
+	return r, d.finish(ctx, r)
+}
+
+func (d *Disk) unfinished(id Identity) error {
+	return &Error{"disk " + d.path, fmt.Errorf("a commit to it was broken off, and it is in between: it was from %s, Linux %s", id.Image, id.Kernel),
+		"Finish that first: apply the same image again."}
+}
+
+// prepare has the overlay made and filled, and everything durable that a commit
+// needs.
+func (d *Disk) prepare(ctx context.Context, j Job, guest Guest, r *Result) error {
+	before, err := d.read(j.Super)
+	if err != nil {
+		return err
+	}
+	d.left = &record{Step: stepApply, Identity: j.Identity, Disk: d.path, Size: d.Size, Before: before}
+	if err := d.left.write(d.work); err != nil {
+		return err
+	}
+	if err := d.makeOverlay(ctx); err != nil {
+		return err
+	}
+	if err := d.run(ctx, j, guest, r); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx) // nothing was lost yet; from here on it goes through
+	}
+	return r.stage("seal overlay", func() error { return d.makeReady(ctx) })
+}
+
+// makeReady has everything durable that a commit needs.
+func (d *Disk) makeReady(ctx context.Context) (err error) {
+	if err := errors.Join(d.room(), d.seal(ctx)); err != nil {
+		return err
+	}
+	if d.left.After, err = d.look(ctx, d.left.Before); err != nil {
+		return err
+	}
+	if err := d.cover(ctx, veil(d.left.Before, d.left.Identity)); err != nil {
+		return err
+	}
+	d.left.Step = stepCommit
+	return d.left.write(d.work)
+}
+
+// finish commits the overlay, whatever ctx says: what is in between is best left
+// soon. Each of its steps may have been done before, and is done again.
+func (d *Disk) finish(ctx context.Context, r *Result) error {
+	ctx = context.WithoutCancel(ctx)
+	err := r.stage("commit", func() error {
+		if err := d.put(veil(d.left.Before, d.left.Identity)); err != nil {
+			return err
+		}
+		d.left.Step = stepVeiled
+		if err := d.left.write(d.work); err != nil {
+			return err
+		}
+		if err := d.commit(ctx); err != nil {
+			return err
+		}
+		return d.put(d.left.After)
+	})
+	if err != nil {
+		return &Error{"commit to " + d.path, err, "The disk is in between. Remove the cause and run the same command again: it goes on where this one stopped."}
+	}
+	return d.done()
+}
+
+// done takes away what a commit needed.
+func (d *Disk) done() error {
+	d.left.Step = stepDone
+	if err := d.left.write(d.work); err != nil {
+		return err
+	}
+	return d.remove()
+}
+
+// Finish commits what an earlier run for the same had completed. The disk must be
+// as that run left it.
+func (d *Disk) Finish(ctx context.Context, id Identity) (*Result, error) {
+	left, unfinished := d.Unfinished()
+	if !unfinished {
+		return nil, errors.New("finish commit: none was broken off")
+	}
+	if left.Sum != id.Sum {
+		return nil, d.unfinished(left)
+	}
+	if d.left.Size != d.Size {
+		return nil, d.changed(fmt.Errorf("it has %d bytes, and had %d", d.Size, d.left.Size))
+	}
+	now, err := d.read(d.left.Before)
+	if err != nil {
+		return nil, err
+	}
+	r := &Result{}
+	if veils := veil(d.left.Before, d.left.Identity); !same(now, veils) && same(now, d.left.After) {
+		return r, d.done() // only that was left to do
+	} else if err := between(now, veils, d.left); err != nil {
+		return nil, d.changed(err)
+	}
+	if _, err := os.Stat(d.overlay()); err != nil {
+		return nil, d.changed(fmt.Errorf("the overlay is gone: %w", err))
+	}
+	return r, d.finish(ctx, r)
+}
+
+func same(a, b []Region) bool {
+	return slices.EqualFunc(a, b, func(a, b Region) bool { return bytes.Equal(a.Data, b.Data) })
+}
+
+// between wants each sector of the superblock to be veiled, or as it was, or as it
+// is to be, and not all of them to be as they were: a veil was there.
+func between(now, veils []Region, r *record) error {
+	for i, g := range now {
+		for at := 0; at < len(g.Data); at += sector {
+			is := func(other Region) bool { return bytes.Equal(g.Data[at:at+sector], other.Data[at:at+sector]) }
+			if !is(veils[i]) && !is(r.Before[i]) && !is(r.After[i]) {
+				return fmt.Errorf("its superblock, at %d, is neither the old one nor the new one", g.Off+int64(at))
+			}
+		}
+	}
+	if same(now, r.Before) {
+		return errors.New("it has its old superblock back")
+	}
+	return nil
+}
+
+func (d *Disk) changed(err error) error {
+	return &Error{"disk " + d.path, fmt.Errorf("it was written to since a commit to it was broken off: %w", err),
+		"It cannot be finished, and what it has now is not to be relied on: restore it to what it was, then remove " + d.work + " and apply again."}
+}
+
+// read reads regions of the disk.
+func (d *Disk) read(regions []Region) ([]Region, error) {
+	var out []Region
+	for _, g := range regions {
+		b := make([]byte, len(g.Data))
+		if _, err := d.ReadAt(b, g.Off); err != nil {
+			return nil, fmt.Errorf("read superblock: %w", err)
+		}
+		out = append(out, Region{Off: g.Off, Data: b})
+	}
+	return out, nil
+}

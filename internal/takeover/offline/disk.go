@@ -1,0 +1,186 @@
+// Package offline brings a disk to the state that a dead kernel had in memory,
+// without the machine's own kernel ever mounting it: a small guest works on a
+// copy-on-write overlay, and only what is complete is committed.
+//
+// # Caveats
+//
+// Until the commit the disk is as it was, to the byte. A commit that was broken
+// off leaves it in between; the overlay and a record of it stay, and whoever
+// opens the disk next must finish it. What the overlay is good for depends on
+// nobody writing to the disk meanwhile: its claim sees to that while we run, its
+// superblock tells afterwards.
+package offline
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"understudy.dev/understudy/internal/live/fence"
+)
+
+// Identity says what a disk is brought up to date from.
+type Identity struct {
+	Image  string `json:"image"`  // path of the memory, as it was given
+	Kernel string `json:"kernel"` // release
+	UUID   string `json:"uuid"`   // of the file system
+	// Sum differs between any two deaths and any two file systems.
+	Sum string `json:"sum"`
+}
+
+// Disk is a disk that is ours, and what an earlier run may have left of its work.
+type Disk struct {
+	*fence.Claim
+	path string // absolute
+	work string // directory, absolute
+	left *record
+}
+
+// Error says why a disk was not touched, or not finished.
+type Error struct {
+	What string
+	Err  error
+	Hint string // what the operator can do
+}
+
+func (e *Error) Error() string { return fmt.Sprintf("%s: %v\n  %s", e.What, e.Err, e.Hint) }
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Open claims a disk and looks for what an earlier run left. work is where the
+// overlay goes: empty means beside the disk. Nothing is made or changed.
+func Open(path, work string) (*Disk, error) {
+	d := &Disk{}
+	var err error
+	if d.path, err = filepath.Abs(path); err == nil {
+		// The place must not depend on the name that the disk was called by.
+		d.path, err = filepath.EvalSymlinks(d.path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find disk: %w", err)
+	}
+	if d.Claim, err = fence.Take(d.path); err != nil {
+		return nil, err
+	}
+	if err := d.open(work); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// sector is the unit of a disk, in bytes.
+const sector = 512
+
+func (d *Disk) open(work string) error {
+	if d.Size == 0 || d.Size%sector != 0 {
+		return &Error{"disk " + d.path, fmt.Errorf("%d bytes are not whole sectors", d.Size), "It must be a raw image, or a block device."}
+	}
+	if work == "" && d.Device {
+		return &Error{"disk " + d.path, errors.New("there is no room beside a block device"),
+			"Name a directory on another disk with --work: it must have room for what is written, and outlast a power loss."}
+	}
+	if work == "" {
+		work = filepath.Dir(d.path)
+	}
+	work, err := filepath.Abs(work)
+	if err != nil {
+		return fmt.Errorf("find work directory: %w", err)
+	}
+	d.work = filepath.Join(work, filepath.Base(d.path)+".understudy")
+	d.left, err = readRecord(d.work)
+	if errors.Is(err, fs.ErrNotExist) {
+		return d.unveiled()
+	}
+	if err != nil {
+		return err
+	}
+	switch d.left.Step {
+	case stepVeiled:
+		d.left.began = true
+	case stepCommit: // it may not have come to that
+		d.left.began, err = d.veiled(d.left)
+	}
+	return err
+}
+
+// Unfinished says whose commit to this disk was broken off, if one was. The disk
+// is then in between, and Finish is all that may be done.
+func (d *Disk) Unfinished() (Identity, bool) {
+	if d.left == nil || !d.left.began {
+		return Identity{}, false
+	}
+	return d.left.Identity, true
+}
+
+// Work is the directory of the overlay and the record.
+func (d *Disk) Work() string { return d.work }
+
+// clear makes an empty work directory. What an earlier run left there may go if
+// the run was for the same, or had nothing left to do.
+func (d *Disk) clear(id Identity) error {
+	if l := d.left; l != nil && l.Step != stepDone && l.Identity.Sum != id.Sum {
+		return &Error{"work directory " + d.work,
+			fmt.Errorf("it is of an unfinished run for another image: %s, Linux %s", l.Identity.Image, l.Identity.Kernel),
+			"Nothing of that run is on the disk. If it is not wanted any more, remove the directory."}
+	}
+	if d.left == nil {
+		if left, err := os.ReadDir(d.work); err == nil && len(left) > 0 && !ours(left) {
+			return &Error{"work directory " + d.work, errors.New("it has other files in it"), "Move it away, or name another place with --work."}
+		}
+	}
+	if err := d.remove(); err != nil {
+		return err
+	}
+	if err := os.Mkdir(d.work, 0o700); err != nil {
+		return fmt.Errorf("make work directory: %w", err)
+	}
+	return syncDir(filepath.Dir(d.work))
+}
+
+// The files of a work directory.
+const (
+	recordName  = "record.json"
+	overlayName = "overlay.qcow2"
+	stagingName = "staging"
+)
+
+// ours says whether a directory without a record has nothing but what a run
+// leaves that was killed at its very beginning or end.
+func ours(entries []fs.DirEntry) bool {
+	for _, e := range entries {
+		switch e.Name() {
+		case recordName + ".new", overlayName, stagingName:
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// remove removes the work directory: its record last, which says what the rest
+// of it is.
+func (d *Disk) remove() error {
+	for _, name := range []string{overlayName, stagingName, recordName + ".new", recordName, ""} {
+		if err := os.Remove(filepath.Join(d.work, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("clear work directory: %w", err)
+		}
+	}
+	d.left = nil
+	return nil
+}
+
+func (d *Disk) overlay() string { return filepath.Join(d.work, overlayName) }
+
+func syncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync directory %s: %w", path, err)
+	}
+	return nil
+}

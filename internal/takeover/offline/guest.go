@@ -1,0 +1,123 @@
+package offline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"understudy.dev/understudy/internal/live/device"
+	"understudy.dev/understudy/internal/live/partition"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover/supervisor"
+)
+
+// Guest is what the work is done in.
+type Guest struct {
+	Kernel string // path of a bzImage
+	// Image makes the guest's initramfs at path. It has the agent, and what the
+	// kernel needs as modules.
+	Image func(path string) error
+	Accel partition.Accel
+	CPUs  []int
+	// Dir is for sockets, memory and logs: on a tmpfs. It is made, and removed
+	// with all in it.
+	Dir string
+}
+
+// memory is what the guest has, in bytes. The data does not pass through it: only
+// a check of a large file system takes much.
+const memory = 1 << 30
+
+// diskName is the serial number of the disk in the guest, and mountPoint where it
+// is mounted there.
+const (
+	diskName   = "disk"
+	mountPoint = "/disk"
+)
+
+// run has the overlay filled by the guest.
+func (d *Disk) run(ctx context.Context, j Job, g Guest, r *Result) error {
+	s, err := stage(d.work, d.Size, j, r)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	// What an earlier run left there was of this disk, and that is ours now.
+	if err := errors.Join(os.RemoveAll(g.Dir), os.Mkdir(g.Dir, 0o700)); err != nil {
+		return err
+	}
+	defer os.RemoveAll(g.Dir)
+	spec := partition.Spec{
+		Name: "appliance", Dir: g.Dir, CPUs: g.CPUs, VCPUs: min(2, len(g.CPUs)), Memory: memory, Accel: g.Accel,
+		Kernel: g.Kernel, Initramfs: filepath.Join(g.Dir, "guest.cpio"),
+		// A guest that dies ends, instead of staying for the one who takes over.
+		Append: "panic=-1",
+		Devices: []partition.Device{
+			partition.Overlay{Disk: partition.Disk{Name: diskName, Image: d.path}, File: d.overlay()},
+			partition.Disk{Name: device.StagingName, Image: s.Path(), ReadOnly: true},
+		},
+	}
+	var a *supervisor.Appliance
+	err = r.stage("boot guest", func() error {
+		if err := g.Image(spec.Initramfs); err != nil {
+			return err
+		}
+		disk := wire.Disk{Name: diskName, Type: j.Type, Mount: mountPoint, Options: j.Options}
+		a, err = supervisor.StartAppliance(ctx, spec, []wire.Disk{disk}, nil)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	if err := s.work(ctx, a, j, r); err != nil {
+		return fmt.Errorf("work in guest: %w%s", err, lastLines(spec.ConsoleLogPath()))
+	}
+	return nil
+}
+
+// work is all that the guest does.
+func (s *staged) work(ctx context.Context, a *supervisor.Appliance, j Job, r *Result) error {
+	if s.blocks.Len > 0 {
+		err := r.stage("write blocks", func() error { return a.Call(ctx, wire.Write, s.blocks, nil) })
+		if err != nil {
+			return err
+		}
+	}
+	var mounted wire.MountResult
+	err := r.stage("mount", func() error { return a.Call(ctx, wire.Mount, s.mount, &mounted) })
+	if err != nil {
+		return err
+	}
+	r.Check = mounted.Check
+	if r.Check.Names() {
+		request := j.Names(r.Check)
+		request.Disk = diskName
+		err := r.stage("undo names", func() error { return a.Call(ctx, wire.Name, request, &r.Named) })
+		if err != nil {
+			return err
+		}
+	}
+	if s.apply.Len > 0 {
+		err = r.stage("write files", func() error { return a.Call(ctx, wire.Apply, s.apply, &r.Applied) })
+		if err != nil {
+			return err
+		}
+	}
+	if err := r.stage("sync", func() error { return a.Call(ctx, wire.Sync, nil, nil) }); err != nil {
+		return err
+	}
+	return r.stage("unmount", func() error { return a.Finish(ctx) })
+}
+
+// lastLines are the last of what the guest's kernel said, if it said anything.
+func lastLines(path string) string {
+	const most = 2000 // bytes
+	b, err := os.ReadFile(path)
+	if err != nil || len(b) == 0 {
+		return ""
+	}
+	return "\nthe guest said: " + string(b[max(0, len(b)-most):])
+}

@@ -1,0 +1,64 @@
+package offline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/agent"
+)
+
+// Mounted is a file system that this machine has mounted.
+type Mounted struct {
+	Dir  string // its top directory
+	Type string
+	// Work is a directory for the staged data, on another file system. It needs as
+	// much room as the plan has bytes.
+	Work string
+	// Died is the end of the dead kernel: what was changed later is left alone.
+	Died time.Time
+}
+
+// Apply does a job in place: nothing of it can be undone. What the job has for the
+// disk itself must be there already.
+func (m Mounted) Apply(ctx context.Context, j Job) (r *Result, err error) {
+	if len(j.Raw) > 0 || j.Check {
+		return nil, errors.New("apply to a mounted file system: there is something to be done before it is mounted")
+	}
+	work, err := os.MkdirTemp(m.Work, "understudy-apply-")
+	if err != nil {
+		return nil, fmt.Errorf("make work directory: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	r = &Result{}
+	s, err := stage(work, 0, j, r)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	staging, err := os.Open(s.Path())
+	if err != nil {
+		return nil, err
+	}
+	defer staging.Close()
+	dir, err := os.Open(m.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open mount: %w", err)
+	}
+	defer dir.Close()
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	err = r.stage("write files", func() error {
+		r.Applied, err = agent.Apply(dir, m.Type, staging, s.apply, m.Died)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return r, r.stage("sync", func() error { return unix.Syncfs(int(dir.Fd())) })
+}

@@ -1,0 +1,98 @@
+package supervisor
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"understudy.dev/understudy/internal/live/fence"
+	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
+)
+
+// fenceLimit is how long a dead side may take to be gone, and each of its
+// images to be free.
+const fenceLimit = 2 * time.Second
+
+// machine is what a takeover does to this pair.
+type machine struct {
+	s     *Supervisor
+	heir  *side // the understudy; the active side by the time that a takeover settles
+	proof *fence.Proof
+}
+
+func (m *machine) disk(name string) (pair.Disk, error) {
+	for _, d := range m.s.Pair.Disks {
+		if d.Name == name {
+			return d, nil
+		}
+	}
+	return pair.Disk{}, fmt.Errorf("no disk %q in the pair", name)
+}
+
+// Fence also closes the dead side's connection to the network, and lets the
+// understudy run on its CPUs.
+func (m *machine) Fence(context.Context) error {
+	dead := m.s.active.process
+	proof, err := fence.Raise(dead, m.s.images(), fenceLimit)
+	if err != nil {
+		return err
+	}
+	m.proof = proof
+	if m.s.Pair.NFS != nil {
+		if err := m.heir.agent.Notify(wire.Begin, nil); err != nil {
+			return err
+		}
+	}
+	return m.heir.process.Spread(dead.Spec.CPUs)
+}
+
+func (m *machine) Image(disk string) (takeover.Image, error) {
+	d, err := m.disk(disk)
+	if err != nil {
+		return nil, err
+	}
+	image := m.proof.Image(d.Image)
+	if image == nil {
+		return nil, fmt.Errorf("image %s is not behind the fence", d.Image)
+	}
+	return image, nil
+}
+
+func (m *machine) HandOver(ctx context.Context, disk string) error {
+	d, err := m.disk(disk)
+	if err != nil {
+		return err
+	}
+	if err := m.proof.Release(d.Image); err != nil {
+		return err
+	}
+	return m.heir.setDisk(ctx, disk)
+}
+
+func (m *machine) Mount(ctx context.Context, disk string, check bool) (*wire.Check, error) {
+	return m.heir.mount(ctx, disk, check)
+}
+
+func (m *machine) Name(ctx context.Context, r wire.NameRequest) (result wire.NameResult, err error) {
+	return result, m.heir.agent.Call(ctx, wire.Name, r, &result)
+}
+
+func (m *machine) Staging() ([]byte, error) { return m.s.staging.Map() }
+
+func (m *machine) Apply(ctx context.Context, r wire.ApplyRequest) (result wire.ApplyResult, err error) {
+	return result, m.heir.agent.Call(ctx, wire.Apply, r, &result)
+}
+
+func (m *machine) Start(ctx context.Context) error { return m.heir.startServices(ctx) }
+
+func (m *machine) GoLive(context.Context) error { return m.s.connect(m.heir) }
+
+func (m *machine) Sync(ctx context.Context) error { return m.heir.agent.Call(ctx, wire.Sync, nil, nil) }
+
+func (m *machine) drop() {
+	if m.proof != nil {
+		m.proof.Drop()
+	}
+}

@@ -1,0 +1,251 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/device"
+	"understudy.dev/understudy/internal/live/liveness"
+	"understudy.dev/understudy/internal/live/partition"
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// side is one partition with its agent.
+type side struct {
+	name     string
+	process  *partition.Process
+	agent    *wire.Conn
+	greeting wire.Greeting
+	taps     []string
+	tapFiles []*os.File
+	beat     []byte // the beat page, mapped to read
+
+	// Of whoever watches: the beat's last count, and when that changed.
+	counted uint64
+	beaten  time.Time
+}
+
+// boot starts partition i. The active one has the disks themselves, the
+// understudy their vacancies and the staging disk.
+func (s *Supervisor) boot(ctx context.Context, i int, active bool) (*side, error) {
+	p := s.Pair.Partitions[i]
+	accel, err := s.options.Accel(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	sd := &side{name: p.Name}
+	spec := partition.Spec{
+		Name: p.Name, Dir: s.options.Dir, CPUs: p.CPUs, VCPUs: p.VCPUs, Memory: p.Memory,
+		Kernel: p.Kernel, Initramfs: p.Initramfs, Append: p.Append, Accel: accel,
+	}
+	spec.Devices, err = s.devices(sd, i, active)
+	if err == nil {
+		fmt.Fprintf(s.options.Log, "partition %s: %s\n", p.Name, spec.CommandLine())
+		err = sd.boot(ctx, spec, s.config(p.Name), s.options.Notice)
+	}
+	if err != nil {
+		return nil, errors.Join(err, sd.close())
+	}
+	return sd, nil
+}
+
+// boot starts the partition and returns when its agent has greeted and is
+// configured.
+func (sd *side) boot(ctx context.Context, spec partition.Spec, c wire.Config, notice Notice) (err error) {
+	if sd.process, err = partition.Start(ctx, spec); err != nil {
+		return err
+	}
+	if err := sd.dropTaps(); err != nil {
+		return err
+	}
+	if sd.beat, err = mapBeat(spec.BeatPath()); err != nil {
+		return err
+	}
+	if err := sd.meet(ctx, notice); err != nil {
+		return fmt.Errorf("%w (its console is in %s)", err, spec.ConsoleLogPath())
+	}
+	return sd.agent.Call(ctx, wire.Configure, c, nil)
+}
+
+func (s *Supervisor) devices(side *side, i int, active bool) ([]partition.Device, error) {
+	var devices []partition.Device
+	if root := s.Pair.Partitions[i].Root; root != "" {
+		devices = append(devices, partition.Disk{Name: "root", Image: root})
+	}
+	for _, d := range s.Pair.Disks {
+		disk := partition.Disk{Name: d.Name, Image: d.Image}
+		if active {
+			devices = append(devices, disk)
+			continue
+		}
+		size, err := device.ImageSize(d.Image)
+		if err != nil {
+			return nil, err
+		}
+		devices = append(devices, partition.Vacancy{Disk: disk, Size: size})
+	}
+	if !active {
+		devices = append(devices, partition.Disk{Name: device.StagingName, Image: s.staging.Path(), ReadOnly: true})
+		if s.rehearses() {
+			devices = append(devices, partition.Disk{Name: device.RehearsalName, Image: s.rehearsalPath()})
+		}
+	}
+	for n, nic := range s.Pair.NICs {
+		name := tapName(s.Pair.Name, i, n)
+		tap, err := s.options.Network.Tap(name, nil)
+		if err != nil {
+			return nil, fmt.Errorf("make tap for %s: %w", nic.Name, err)
+		}
+		side.taps = append(side.taps, name)
+		side.tapFiles = append(side.tapFiles, tap)
+		devices = append(devices, partition.NIC{Name: nic.Name, MAC: nic.MAC, Tap: tap})
+	}
+	return devices, nil
+}
+
+// tapName fits the 15 characters of an interface name.
+func tapName(pair string, side, nic int) string {
+	h := fnv.New32a()
+	h.Write([]byte(pair))
+	return fmt.Sprintf("us%08x%c%d", h.Sum32(), "lr"[side], nic)
+}
+
+func mapBeat(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return unix.Mmap(int(f.Fd()), 0, liveness.PageBytes, unix.PROT_READ, unix.MAP_SHARED)
+}
+
+// dial connects to a socket that QEMU makes in the course of its start.
+func dial(ctx context.Context, path string) (net.Conn, error) {
+	var d net.Dialer
+	for {
+		conn, err := d.DialContext(ctx, "unix", path)
+		if err == nil {
+			return conn, nil
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// meet connects to the agent and waits for its greeting.
+func (sd *side) meet(ctx context.Context, notice Notice) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, bootLimit, fmt.Errorf("partition %s did not boot within %v", sd.name, bootLimit))
+	defer cancel()
+	stream, err := dial(ctx, sd.process.Spec.AgentPath())
+	if err != nil {
+		return fmt.Errorf("reach agent of partition %s: %w", sd.name, err)
+	}
+	greeted := make(chan wire.Greeting, 1)
+	sd.agent = wire.New(stream, func(_ context.Context, verb string, body json.RawMessage) (any, error) {
+		if verb == wire.Hello {
+			var g wire.Greeting
+			if err := json.Unmarshal(body, &g); err != nil {
+				return nil, err
+			}
+			select {
+			case greeted <- g:
+			default:
+			}
+			return nil, nil
+		}
+		if notice != nil {
+			notice(sd.name, verb, body)
+		}
+		return nil, nil
+	})
+	go sd.agent.Serve(context.WithoutCancel(ctx))
+	select {
+	case sd.greeting = <-greeted:
+		return nil
+	case <-sd.process.Ended():
+		return fmt.Errorf("partition %s ended while it booted", sd.name)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// config is the same for both sides: what a role needs is known ahead.
+func (s *Supervisor) config(name string) wire.Config {
+	c := wire.Config{Partition: name, Beat: wire.Beat{Period: s.Pair.Heartbeat.Period}}
+	for _, d := range s.Pair.Disks {
+		c.Disks = append(c.Disks, wire.Disk{Name: d.Name, Type: string(d.Type), Mount: d.Mount, Options: d.Options})
+	}
+	for _, n := range s.Pair.NICs {
+		c.NICs = append(c.NICs, nicConfig(&n))
+	}
+	for _, v := range s.Pair.Services {
+		c.Services = append(c.Services, wire.Service{Name: v.Name, Command: v.Command, Ready: v.Ready})
+	}
+	if n := s.Pair.NFS; n != nil {
+		c.NFS = &wire.NFS{Host: s.Pair.Name, Exports: n.Exports, State: n.State, Lease: n.Lease, Grace: n.Grace, Threads: n.Threads, UDP: n.UDP}
+	}
+	return c
+}
+
+// mount has a disk mounted; with check, after e2fsck(8), whose words it returns.
+func (sd *side) mount(ctx context.Context, disk string, check bool) (*wire.Check, error) {
+	var result wire.MountResult
+	err := sd.agent.Call(ctx, wire.Mount, wire.MountRequest{Disk: disk, Check: check}, &result)
+	return result.Check, err
+}
+
+func (sd *side) startServices(ctx context.Context) error {
+	return sd.agent.Call(ctx, wire.Start, nil, nil)
+}
+
+func (sd *side) stop(ctx context.Context) error {
+	return sd.agent.Call(ctx, wire.Stop, nil, nil)
+}
+
+// crash does not wait for an answer: a kernel that died gives none.
+func (sd *side) crash(silent bool) error {
+	return sd.agent.Notify(wire.Crash, wire.CrashRequest{Silent: silent})
+}
+
+func (sd *side) setDisk(ctx context.Context, name string) error {
+	return device.SetDisk(ctx, sd.process.QMP, partition.Disk{Name: name})
+}
+
+// close ends the side and removes what it left.
+func (sd *side) close() error {
+	var errs []error
+	if sd.agent != nil {
+		sd.agent.Close()
+	}
+	if sd.process != nil {
+		sd.process.Kill()
+		<-sd.process.Ended()
+		errs = append(errs, sd.process.Remove())
+	}
+	if sd.beat != nil {
+		errs = append(errs, unix.Munmap(sd.beat))
+	}
+	return errors.Join(append(errs, sd.dropTaps())...)
+}
+
+// dropTaps closes our copies of the taps. From then on they live and die with
+// QEMU, and the bridge forgets a dead side's address by itself.
+func (sd *side) dropTaps() error {
+	var errs []error
+	for _, tap := range sd.tapFiles {
+		errs = append(errs, tap.Close())
+	}
+	sd.tapFiles = nil
+	return errors.Join(errs...)
+}

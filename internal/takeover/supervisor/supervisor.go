@@ -1,0 +1,335 @@
+// Package supervisor runs a pair: it boots both sides, protects the active one,
+// watches over it, and takes over when it dies.
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/device"
+	"understudy.dev/understudy/internal/live/fence"
+	"understudy.dev/understudy/internal/live/liveness"
+	"understudy.dev/understudy/internal/live/netns"
+	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/live/partition"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
+)
+
+// bootLimit is how long a partition may take until its agent greets.
+const bootLimit = 2 * time.Minute
+
+// rehearsals is how often a takeover is rehearsed: once is the proof that it
+// works.
+const rehearsals = 1
+
+// Morgue reads a partition's memory: some of it ahead of any crash.
+type Morgue interface {
+	takeover.Salvager
+	// Prepare finds the kernel while it lives, which a takeover then need not.
+	Prepare(ctx context.Context) error
+	Close() error
+}
+
+// Notice receives what an agent reports by verbs that are not its supervisor's.
+type Notice func(partition, verb string, body []byte)
+
+// Options are what a supervisor needs besides the pair's own description.
+type Options struct {
+	// Dir is for sockets, logs and memory files: a directory of its own on a
+	// tmpfs. It is made, and removed with all in it by Close.
+	Dir string
+	// Open reads the memory file of a partition. nil: nothing is salvaged.
+	Open func(ram string) (Morgue, error)
+	// Network has the bridges of the pair's NICs; nil is the host's own.
+	Network *netns.Namespace
+	// Accel decides what a partition runs on.
+	Accel  func(context.Context, pair.Partition) (partition.Accel, error)
+	Notice Notice
+	// Fenced is called in a takeover when the fence stands.
+	Fenced func()
+	// Log is for the operator.
+	Log io.Writer
+}
+
+// Supervisor is a running pair.
+type Supervisor struct {
+	Pair *pair.Pair
+
+	options    Options
+	sides      [2]*side
+	active     *side // the one with the shared devices
+	understudy *side // nil once it has taken over
+	staging    *device.Staging
+	morgue     Morgue
+	crashed    time.Time // when a crash was asked for
+}
+
+// Start boots the pair and returns when it is protected: the active side
+// serves, the understudy is idle, the active kernel is found in its memory.
+// On an error nothing is left behind.
+func Start(ctx context.Context, p *pair.Pair, o Options) (*Supervisor, error) {
+	if err := os.Mkdir(o.Dir, 0o700); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return nil, fmt.Errorf("%s exists: is the pair %q up already? If it is not, remove the directory", o.Dir, p.Name)
+		}
+		return nil, err
+	}
+	s := &Supervisor{Pair: p, options: o}
+	if err := s.start(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Supervisor) start(ctx context.Context) error {
+	if err := s.checkRoom(); err != nil {
+		return err
+	}
+	for _, d := range s.Pair.Disks {
+		if err := fence.Free(d.Image); err != nil {
+			return err
+		}
+	}
+	staging, err := device.NewStaging(filepath.Join(s.options.Dir, "staging"), int64(s.Pair.Partitions[0].Memory))
+	if err != nil {
+		return err
+	}
+	s.staging = staging
+	if s.rehearses() {
+		if err := device.MakeRehearsal(ctx, s.rehearsalPath(), string(s.Pair.Disks[0].Type)); err != nil {
+			return err
+		}
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for i := range s.Pair.Partitions {
+		g.Go(func() (err error) {
+			s.sides[i], err = s.boot(gctx, i, i == 0)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	s.active, s.understudy = s.sides[0], s.sides[1]
+	g, gctx = errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := s.activate(gctx); err != nil {
+			return err
+		}
+		return s.prepare(gctx)
+	})
+	if s.rehearses() {
+		g.Go(func() error { return s.rehearse(gctx) })
+	}
+	return g.Wait()
+}
+
+// rehearses says whether the understudy goes through a takeover before the pair
+// counts as protected.
+func (s *Supervisor) rehearses() bool { return s.Pair.Takeover.Rehearse && len(s.Pair.Disks) > 0 }
+
+func (s *Supervisor) rehearsalPath() string { return filepath.Join(s.options.Dir, "rehearsal") }
+
+func (s *Supervisor) rehearse(ctx context.Context) error {
+	d := s.Pair.Disks[0]
+	r := wire.RehearseRequest{Type: string(d.Type), Mount: d.Mount, Options: d.Options, Services: true}
+	for range rehearsals {
+		if err := s.understudy.agent.Call(ctx, wire.Rehearse, r, nil); err != nil {
+			return fmt.Errorf("rehearse a takeover on partition %s: %w (takeover: {rehearse: false} does without)", s.understudy.name, err)
+		}
+	}
+	return nil
+}
+
+// checkRoom sees to it that the run directory can hold the memory of both
+// sides: QEMU would die on the first page that it cannot.
+func (s *Supervisor) checkRoom() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.options.Dir, &st); err != nil {
+		return fmt.Errorf("measure room in %s: %w", s.options.Dir, err)
+	}
+	free := st.Bavail * uint64(st.Bsize)
+	need := s.Pair.Partitions[0].Memory + s.Pair.Partitions[1].Memory
+	if need > free {
+		return fmt.Errorf("%s has room for %d MiB, and the pair's memory is %d MiB: enlarge that file system, or set UNDERSTUDY_RUN to a directory of a larger one",
+			s.options.Dir, free>>20, need>>20)
+	}
+	return nil
+}
+
+// activate gives the first side its role: the disks are attached since its
+// boot.
+func (s *Supervisor) activate(ctx context.Context) error {
+	for _, d := range s.Pair.Disks {
+		if _, err := s.active.mount(ctx, d.Name, false); err != nil {
+			return err
+		}
+	}
+	if err := s.active.startServices(ctx); err != nil {
+		return err
+	}
+	if err := s.connect(s.active); err != nil {
+		return err
+	}
+	if err := s.announce(ctx, s.active); err != nil {
+		fmt.Fprintf(s.options.Log, "announce the addresses of partition %s: %v\n", s.active.name, err)
+	}
+	return nil
+}
+
+// prepare has the morgue find the living kernel, so that a takeover finds it
+// known. That it cannot is told now, not in the crash.
+func (s *Supervisor) prepare(ctx context.Context) error {
+	if s.options.Open == nil {
+		return nil
+	}
+	m, err := s.options.Open(s.active.process.Spec.RAMPath())
+	if err != nil {
+		return fmt.Errorf("open memory of partition %s: %w", s.active.name, err)
+	}
+	s.morgue = m
+	if err := m.Prepare(ctx); err != nil {
+		return fmt.Errorf("find the kernel of partition %s in its memory: %w", s.active.name, err)
+	}
+	return nil
+}
+
+// connect lets the network reach a side.
+func (s *Supervisor) connect(side *side) error {
+	for i, n := range s.Pair.NICs {
+		if err := s.options.Network.Enslave(side.taps[i], n.Bridge); err != nil {
+			return fmt.Errorf("connect %s of partition %s: %w", n.Name, side.name, err)
+		}
+	}
+	return nil
+}
+
+// Watch returns when the active side is found dead, or with ctx's error.
+func (s *Supervisor) Watch(ctx context.Context) (liveness.Verdict, error) {
+	return s.active.watch(ctx, s.Pair.Heartbeat)
+}
+
+// Crash kills the active kernel on purpose; silent: with no dying message.
+// The time it was asked for is the zero of the takeover's timeline.
+func (s *Supervisor) Crash(silent bool) error {
+	s.crashed = time.Now()
+	return s.active.crash(silent)
+}
+
+// TakeOver makes the understudy the active side. With a report and an error both,
+// it has, and something is left to be said about it.
+func (s *Supervisor) TakeOver(ctx context.Context, v liveness.Verdict) (*takeover.Report, error) {
+	if s.understudy == nil {
+		return nil, errors.New("take over: no understudy is left, the pair is unprotected since its last takeover")
+	}
+	zero := s.crashed
+	if zero.IsZero() {
+		zero = s.active.lastSign()
+	}
+	t := takeover.NewTimeline(zero)
+	t.Add("detect", zero, v.At)
+	o := takeover.Options{SyncFirst: s.Pair.Takeover.Sync == pair.SyncBefore, Fenced: s.options.Fenced}
+	for _, d := range s.Pair.Disks {
+		o.Disks = append(o.Disks, d.Name)
+	}
+	if s.Pair.Takeover.Salvage && s.morgue != nil {
+		o.Salvager = s.morgue
+	}
+	o.Witness, o.Notice = s.witness(), notice(s.Pair)
+	m := &machine{s: s, heir: s.understudy}
+	defer m.drop()
+	report, err := takeover.Run(ctx, m, t, o)
+	if err != nil {
+		return nil, err
+	}
+	dead := s.active
+	s.active, s.understudy = s.understudy, nil
+	if err := takeover.Settle(ctx, m, report); err != nil {
+		return report, fmt.Errorf("%w: what was brought over is not durable yet, so the dead side's memory is kept in %s", err, dead.process.Spec.RAMPath())
+	}
+	if len(report.Refused) > 0 {
+		return report, nil // what was refused is in that memory, and nowhere else
+	}
+	return report, s.bury(dead)
+}
+
+// bury lets a dead side's memory go, once all of it is durable elsewhere.
+func (s *Supervisor) bury(dead *side) error {
+	var errs []error
+	if s.morgue != nil {
+		errs = append(errs, s.morgue.Close())
+		s.morgue = nil
+	}
+	return errors.Join(append(errs, os.Remove(dead.process.Spec.RAMPath()))...)
+}
+
+func (s *Supervisor) images() []string {
+	var paths []string
+	for _, d := range s.Pair.Disks {
+		paths = append(paths, d.Image)
+	}
+	return paths
+}
+
+// Close ends both sides at once and removes every file and tap of theirs. To
+// end a pair with nothing lost, Stop it first.
+func (s *Supervisor) Close() error {
+	var errs []error
+	if s.morgue != nil {
+		errs = append(errs, s.morgue.Close())
+	}
+	for _, side := range s.sides {
+		if side != nil {
+			errs = append(errs, side.close())
+		}
+	}
+	if s.staging != nil {
+		errs = append(errs, s.staging.Close())
+	}
+	return errors.Join(append(errs, os.RemoveAll(s.options.Dir))...)
+}
+
+// Stop has the active side stop its services and unmount its disks.
+func (s *Supervisor) Stop(ctx context.Context) error { return s.active.stop(ctx) }
+
+// Side says what one side of a pair is.
+type Side struct {
+	Name    string
+	Release string // of its kernel
+	Accel   partition.Accel
+}
+
+// Sides are the active one and the understudy, whose name is empty if there is
+// none.
+func (s *Supervisor) Sides() (active, understudy Side) {
+	return s.active.describe(), s.understudy.describe()
+}
+
+func (sd *side) describe() Side {
+	if sd == nil {
+		return Side{}
+	}
+	return Side{Name: sd.name, Release: sd.greeting.Release, Accel: sd.process.Spec.Accel}
+}
+
+// Call asks a verb of the active side's agent.
+func (s *Supervisor) Call(ctx context.Context, verb string, in, out any) error {
+	return s.active.agent.Call(ctx, verb, in, out)
+}
+
+// ActivePID is the process id of the active partition.
+func (s *Supervisor) ActivePID() int { return s.active.process.PID() }
+
+// Flushes is how often the active side has had a disk made durable.
+func (s *Supervisor) Flushes(ctx context.Context, disk string) (int64, error) {
+	return device.Flushes(ctx, s.active.process.QMP, partition.Disk{Name: disk})
+}

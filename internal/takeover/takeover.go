@@ -1,0 +1,418 @@
+// Package takeover is the state machine that makes an understudy the active
+// side: fence, salvage, hand-over, services, address, in that order of safety.
+//
+// It sees the living column through Machine and the dead one through Salvager.
+// Whatever fails before the fence is proven leaves everything untouched;
+// whatever of the salvage fails or is refused leaves a file as an ordinary
+// crash would, and stands in the report.
+package takeover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// Machine is what a takeover does to the running side and its devices.
+type Machine interface {
+	// Fence proves that the dead side cannot write. Nothing else is called
+	// if it fails.
+	Fence(ctx context.Context) error
+	// Image is the fenced image of a disk, until its HandOver.
+	Image(disk string) (Image, error)
+	// HandOver gives a fenced disk to the understudy.
+	HandOver(ctx context.Context, disk string) error
+	// Mount has the understudy mount a disk that it was handed; with check, after
+	// its file system was checked and repaired. found is what that said, else nil.
+	Mount(ctx context.Context, disk string, check bool) (found *wire.Check, err error)
+	// Name has the understudy give what a check has left without its name the one
+	// that it had.
+	Name(ctx context.Context, r wire.NameRequest) (wire.NameResult, error)
+	// Staging is memory that the understudy can read and nobody else uses.
+	Staging() ([]byte, error)
+	// Apply has the understudy write a plan whose encoding and data are in
+	// Staging.
+	Apply(ctx context.Context, r wire.ApplyRequest) (wire.ApplyResult, error)
+	// Start starts the services of the role.
+	Start(ctx context.Context) error
+	// GoLive lets the network reach the understudy.
+	GoLive(ctx context.Context) error
+	// Acquaint has the understudy know the dead side's peers; it tells them nothing.
+	Acquaint(ctx context.Context, p wire.Peers) (wire.AcquaintResult, error)
+	// Announce has the understudy say to the network where its address is now.
+	Announce(ctx context.Context) error
+	// Tell has the understudy tell those peers that their connections are gone,
+	// at a rate a second.
+	Tell(ctx context.Context, rate int) (wire.TellResult, error)
+	// Sync makes what was applied durable.
+	Sync(ctx context.Context) error
+}
+
+// Image is a disk that nobody else writes. Sync makes durable what was written.
+type Image interface {
+	io.ReaderAt
+	io.WriterAt
+	Sync() error
+}
+
+// Salvager reads the dead side's memory.
+type Salvager interface {
+	// Examine finds the file system of an image in the dead memory, and
+	// checks that the image is as that kernel left it.
+	Examine(image Image) (Remains, error)
+}
+
+// Remains are one file system's unsaved files in the dead memory.
+type Remains interface {
+	// Finish writes to the image what must be there before anything mounts it:
+	// the dead kernel's last commit. If it fails, the file system is what an
+	// ordinary crash leaves, or has all of the commit in its log; nothing else is
+	// written then, since a file would get a part of what it was to be.
+	Finish(image Image) (Commit, error)
+	// Gather puts the unsaved bytes into staging and says whose they are.
+	Gather(staging []byte) (Gathered, error)
+	// Names is what the dead kernel had as the names of what a check has found
+	// without, or with too many.
+	Names(found *wire.Check) wire.NameRequest
+}
+
+// Commit is what Finish did.
+type Commit struct {
+	Disk     string `json:"disk"`
+	Case     string `json:"case"`     // how log and memory fitted together
+	Sequence uint32 `json:"sequence"` // of the transaction; 0 if there was nothing to commit
+	Blocks   int    `json:"blocks"`   // of metadata in it
+	Revoked  int    `json:"revoked"`  // blocks whose older versions it revokes
+	Data     int64  `json:"data"`     // bytes of files that went to their places
+	Files    int    `json:"files"`    // of which nothing else was left to write
+	Replayed int    `json:"replayed"` // blocks that the replay of the log wrote
+	// Open is how many operations had not returned, and Proven that what they had
+	// done was audited and is sound.
+	Open   int  `json:"open"`
+	Proven bool `json:"proven"`
+	// Moved are the files of which the check might lose what memory has, and which are
+	// written again from there; Cut those that are cut after it, since it would harm them.
+	Moved int `json:"moved,omitempty"`
+	Cut   int `json:"cut,omitempty"`
+	// Check says why the file system had to be checked before its mount, and Found
+	// what the check said; both are empty if it was not.
+	Check string `json:"check,omitempty"`
+	Found string `json:"found,omitempty"`
+
+	Steps []wire.PhaseTime `json:"-"`
+}
+
+func (c *Commit) String() string {
+	s := fmt.Sprintf("last commit: %s", c.Case)
+	if c.Blocks > 0 {
+		s += fmt.Sprintf(", %d blocks as transaction %d", c.Blocks, c.Sequence)
+	}
+	if c.Data > 0 {
+		s += fmt.Sprintf("; %.1f MiB of files to their places", float64(c.Data)/(1<<20))
+	}
+	if c.Check != "" {
+		s += "; checked before the mount: " + c.Check
+	}
+	if c.Moved > 0 {
+		s += fmt.Sprintf("; %d files whose extents were being changed are restored from memory", c.Moved)
+	}
+	if c.Cut > 0 {
+		s += fmt.Sprintf("; %d files that were being truncated are cut after the check", c.Cut)
+	}
+	return s
+}
+
+// Gathered is what Gather found.
+type Gathered struct {
+	Files   []wire.File
+	Used    int64 // bytes of staging
+	Bytes   int64 // unsaved bytes in it
+	Refused []Refusal
+}
+
+// Refusal is something that salvage saw and did not bring over.
+type Refusal struct {
+	What   string `json:"what"`
+	Count  int    `json:"count"`
+	Reason string `json:"reason"`
+}
+
+// Options are the choices of a takeover.
+type Options struct {
+	Disks    []string
+	Salvager Salvager // nil: none, the unsaved data is given up
+	Witness  Witness  // nil: none, and no client is told
+	Notice   Notice   // of the clients whom Witness knows
+	// SyncFirst makes what was applied durable before the services start.
+	SyncFirst bool
+	// Fenced is called once the fence stands, before anything is handed over.
+	Fenced func()
+}
+
+// Report tells what a takeover did.
+type Report struct {
+	Files   int       `json:"files"`
+	Bytes   int64     `json:"bytes_recovered"`
+	Commits []Commit  `json:"commits"`
+	Refused []Refusal `json:"refused"`
+	// Acts are what was done to names that operations which had not returned were
+	// changing.
+	Acts     []wire.Act `json:"acts,omitempty"`
+	Durable  bool       `json:"durable"` // all that was applied is on the disks
+	Notified Notified   `json:"notified"`
+	Timeline *Timeline  `json:"-"`
+
+	teller *teller // nil once it is done
+}
+
+// Run takes over. The timeline has the detection in it already. The clients are
+// being told when it returns, and have been when Settle does.
+func Run(ctx context.Context, m Machine, t *Timeline, o Options) (_ *Report, err error) {
+	r := &run{machine: m, options: o, report: &Report{Timeline: t, Commits: []Commit{}, Refused: []Refusal{}}}
+	r.teller = newTeller(r)
+	if err := t.Measure("fence", func() error { return m.Fence(ctx) }); err != nil {
+		return nil, err
+	}
+	if o.Fenced != nil {
+		o.Fenced()
+	}
+	defer func() {
+		if err != nil { // nobody may read the dead memory when this has returned
+			r.teller.once.Do(func() { close(r.teller.read) })
+			<-r.teller.read
+		}
+	}()
+	for _, d := range o.Disks {
+		if err := r.disk(ctx, d); err != nil {
+			return nil, fmt.Errorf("take over disk %s: %w", d, err)
+		}
+	}
+	r.teller.meet(ctx) // of a pair without disks
+	if o.SyncFirst {
+		if err := r.sync(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if err := t.Measure("services", func() error { return m.Start(ctx) }); err != nil {
+		return nil, fmt.Errorf("start services: %w", err)
+	}
+	if err := t.Measure("address", func() error { return m.GoLive(ctx) }); err != nil {
+		return nil, fmt.Errorf("bring address over: %w", err)
+	}
+	r.teller.tell(ctx)
+	r.report.teller = r.teller
+	return r.report, nil
+}
+
+// Settle makes durable what a takeover applied, if it did not do so before it
+// went live, and waits until the clients are told. The dead memory must be kept
+// until it has succeeded, and be let go only when it has returned.
+func Settle(ctx context.Context, m Machine, r *Report) (err error) {
+	if !r.Durable {
+		err = (&run{machine: m, report: r}).sync(ctx)
+	}
+	if r.teller != nil {
+		<-r.teller.told
+		r.Notified, r.teller = r.teller.notified, nil
+	}
+	return err
+}
+
+type run struct {
+	machine Machine
+	options Options
+	report  *Report
+	staged  int64 // bytes of staging in use
+	teller  *teller
+}
+
+// disk brings one disk over. The last commit is finished before anybody mounts
+// it; the dead memory is gathered while the understudy does.
+func (r *run) disk(ctx context.Context, disk string) error {
+	remains, commit := r.examine(disk)
+	r.teller.meet(ctx)
+	var request wire.ApplyRequest
+	var found *wire.Check
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		request = r.gather(disk, remains)
+		return nil
+	})
+	g.Go(func() error {
+		if err := r.measure("disk", func() error { return r.machine.HandOver(gctx, disk) }); err != nil {
+			return fmt.Errorf("hand over: %w", err)
+		}
+		return r.measure("mount", func() (err error) {
+			found, err = r.machine.Mount(gctx, disk, commit.Check != "")
+			return err
+		})
+	})
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if found != nil {
+		commit.Found = found.Output
+	}
+	var named wire.NameResult
+	if found.Names() && remains != nil {
+		err := r.measure("names", func() (err error) {
+			named, err = r.name(ctx, disk, found, remains)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if remains != nil {
+		r.report.Commits = append(r.report.Commits, commit)
+	}
+	if request.Len == 0 {
+		return nil
+	}
+	return r.measure("apply", func() error { return r.apply(ctx, request, named) })
+}
+
+// examine also finishes the last commit. It gives nil if there is nothing to
+// gather; why stands in the report.
+func (r *run) examine(disk string) (Remains, Commit) {
+	commit := Commit{Disk: disk}
+	if r.options.Salvager == nil {
+		return nil, commit
+	}
+	var image Image
+	var remains Remains
+	err := r.measure("check", func() (err error) {
+		if image, err = r.machine.Image(disk); err != nil {
+			return err
+		}
+		remains, err = r.options.Salvager.Examine(image)
+		return err
+	})
+	if err != nil {
+		r.refuse("disk "+disk, 1, err)
+		return nil, commit
+	}
+	start := time.Now()
+	err = r.measure("commit", func() (err error) {
+		commit, err = remains.Finish(image)
+		return err
+	})
+	commit.Disk = disk
+	for _, p := range commit.Steps {
+		r.report.Timeline.Add("  "+p.Name, start, start.Add(p.Took))
+		start = start.Add(p.Took)
+	}
+	if err != nil {
+		r.refuse("last commit of disk "+disk, 1, err)
+		return nil, commit
+	}
+	return remains, commit
+}
+
+// gather gives an empty request if nothing is to be applied.
+func (r *run) gather(disk string, remains Remains) wire.ApplyRequest {
+	if remains == nil {
+		return wire.ApplyRequest{}
+	}
+	var request wire.ApplyRequest
+	err := r.measure("gather", func() error {
+		var err error
+		request, err = r.stage(disk, remains)
+		return err
+	})
+	if err != nil {
+		r.refuse("disk "+disk, 1, err)
+		return wire.ApplyRequest{}
+	}
+	return request
+}
+
+// stage lays the gathered data on the staging disk and its plan behind it.
+func (r *run) stage(disk string, remains Remains) (wire.ApplyRequest, error) {
+	var none wire.ApplyRequest
+	staging, err := r.machine.Staging()
+	if err != nil {
+		return none, err
+	}
+	from := r.staged
+	found, err := remains.Gather(staging[from:])
+	if err != nil {
+		return none, err
+	}
+	r.report.Refused = append(r.report.Refused, found.Refused...)
+	if len(found.Files) == 0 {
+		return none, nil
+	}
+	for _, f := range found.Files {
+		for i := range f.Runs {
+			f.Runs[i].Staged += from
+		}
+	}
+	plan := wire.EncodePlan(found.Files)
+	at := align(from + found.Used)
+	if at+align(int64(len(plan))) > int64(len(staging)) {
+		return none, errors.New("staging is too small for the plan")
+	}
+	copy(staging[at:], plan)
+	r.staged = align(at + int64(len(plan)))
+	return wire.ApplyRequest{Disk: disk, Plan: at, Len: int64(len(plan))}, nil
+}
+
+// name has operations on names that had not returned undone. What it cannot do
+// is in the report.
+func (r *run) name(ctx context.Context, disk string, found *wire.Check, remains Remains) (wire.NameResult, error) {
+	request := remains.Names(found)
+	request.Disk = disk
+	result, err := r.machine.Name(ctx, request)
+	for _, f := range result.Failures {
+		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), 1, errors.New(f.Reason))
+	}
+	r.report.Acts = append(r.report.Acts, result.Acts...)
+	return result, err
+}
+
+// apply counts what the understudy wrote. A file that it could not write is in
+// the report, unless it is gone with an operation that had not returned; a takeover goes
+// on without it.
+func (r *run) apply(ctx context.Context, request wire.ApplyRequest, named wire.NameResult) error {
+	start := time.Now()
+	result, err := r.machine.Apply(ctx, request)
+	if err != nil {
+		return err
+	}
+	for _, p := range result.Phases {
+		r.report.Timeline.Add("  "+p.Name, start, start.Add(p.Took))
+		start = start.Add(p.Took)
+	}
+	r.report.Files += result.Files
+	r.report.Bytes += result.Bytes
+	for _, f := range named.Left(result.Failures) {
+		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), 1, errors.New(f.Reason))
+	}
+	return nil
+}
+
+func (r *run) sync(ctx context.Context) error {
+	if err := r.measure("sync", func() error { return r.machine.Sync(ctx) }); err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	r.report.Durable = true
+	return nil
+}
+
+func (r *run) measure(name string, f func() error) error {
+	return r.report.Timeline.Measure(name, f)
+}
+
+func (r *run) refuse(what string, count int, err error) {
+	r.report.Refused = append(r.report.Refused, Refusal{What: what, Count: count, Reason: err.Error()})
+}
+
+// align rounds up to a page, so that a plan begins on a sector.
+func align(n int64) int64 { return (n + 4095) &^ 4095 }

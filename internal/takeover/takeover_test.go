@@ -1,0 +1,345 @@
+package takeover
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// stand is a Machine that writes down what is asked of it, and fails where it
+// is told to.
+type stand struct {
+	mu      sync.Mutex
+	calls   []string
+	fail    map[string]error
+	staging []byte
+	plan    []wire.File
+	result  wire.ApplyResult
+	lost    []uint64 // what a check moved to lost+found
+	named   wire.NameRequest
+	names   wire.NameResult
+	peers   wire.Peers // that it was acquainted with
+	told    wire.TellResult
+}
+
+func (s *stand) did(call string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls = append(s.calls, call)
+	return s.fail[call]
+}
+
+func (s *stand) Fence(context.Context) error            { return s.did("fence") }
+func (s *stand) Image(string) (Image, error)            { return nil, s.did("image") }
+func (s *stand) HandOver(context.Context, string) error { return s.did("hand over") }
+func (s *stand) Mount(_ context.Context, _ string, check bool) (*wire.Check, error) {
+	if check {
+		return &wire.Check{Output: "repaired", Lost: s.lost}, s.did("checked mount")
+	}
+	return nil, s.did("mount")
+}
+func (s *stand) Name(_ context.Context, r wire.NameRequest) (wire.NameResult, error) {
+	s.named = r
+	return s.names, s.did("name")
+}
+func (s *stand) Staging() ([]byte, error) { return s.staging, s.did("staging") }
+func (s *stand) Apply(_ context.Context, r wire.ApplyRequest) (wire.ApplyResult, error) {
+	var err error
+	if s.plan, err = wire.DecodePlan(s.staging[r.Plan : r.Plan+r.Len]); err != nil {
+		return s.result, err
+	}
+	return s.result, s.did("apply")
+}
+func (s *stand) Start(context.Context) error  { return s.did("start") }
+func (s *stand) GoLive(context.Context) error { return s.did("go live") }
+func (s *stand) Sync(context.Context) error   { return s.did("sync") }
+func (s *stand) Acquaint(_ context.Context, p wire.Peers) (wire.AcquaintResult, error) {
+	s.peers = p
+	return wire.AcquaintResult{Neighbours: len(p.Neighbours)}, s.did("acquaint")
+}
+func (s *stand) Announce(context.Context) error { return s.did("announce") }
+func (s *stand) Tell(_ context.Context, rate int) (wire.TellResult, error) {
+	return s.told, s.did(fmt.Sprintf("tell %d", rate))
+}
+
+// before says whether call a came before call b.
+func (s *stand) before(a, b string) bool {
+	i, j := -1, -1
+	for n, c := range s.calls {
+		if c == a && i < 0 {
+			i = n
+		}
+		if c == b {
+			j = n
+		}
+	}
+	return i >= 0 && j >= 0 && i < j
+}
+
+// body is a Salvager and the Remains that it finds.
+type body struct {
+	examine, finish, gather error
+	commit                  Commit
+	found                   Gathered
+	m                       *stand
+}
+
+func (b *body) Finish(Image) (Commit, error) {
+	return b.commit, errors.Join(b.m.did("finish"), b.finish)
+}
+
+func (b *body) Examine(Image) (Remains, error) {
+	b.m.did("examine")
+	return b, b.examine
+}
+
+func (b *body) Names(found *wire.Check) wire.NameRequest {
+	return wire.NameRequest{Check: found, Files: []wire.Named{{Inode: 171, Paths: [][]byte{[]byte("a")}}}}
+}
+
+func (b *body) Gather(staging []byte) (Gathered, error) {
+	copy(staging, "unsaved")
+	return b.found, b.gather
+}
+
+func play(m *stand, o Options) (*Report, error) {
+	return Run(context.Background(), m, NewTimeline(time.Now()), o)
+}
+
+func newStand() *stand { return &stand{fail: make(map[string]error), staging: make([]byte, 1<<20)} }
+
+func someFiles() Gathered {
+	return Gathered{Files: []wire.File{{Inode: 12, Size: 7, Runs: []wire.Run{{Len: 7}}}}, Used: 4096, Bytes: 7}
+}
+
+func TestOrderOfSafety(t *testing.T) {
+	m := newStand()
+	m.result = wire.ApplyResult{Files: 1, Bytes: 7}
+	r, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, found: someFiles()}, SyncFirst: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.calls[0] != "fence" {
+		t.Errorf("began with %s", m.calls[0])
+	}
+	order := []string{"examine", "finish", "hand over", "mount", "apply", "sync", "start", "go live"}
+	for i := 1; i < len(order); i++ {
+		if !m.before(order[i-1], order[i]) {
+			t.Errorf("%s did not come before %s: %v", order[i-1], order[i], m.calls)
+		}
+	}
+	if r.Files != 1 || r.Bytes != 7 || !r.Durable {
+		t.Errorf("report %+v", r)
+	}
+	if string(m.staging[:7]) != "unsaved" || m.plan[0].Inode != 12 {
+		t.Errorf("applied plan %+v", m.plan)
+	}
+}
+
+func TestNothingIsTouchedUnfenced(t *testing.T) {
+	m := newStand()
+	m.fail["fence"] = errors.New("cannot be killed")
+	if _, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m}}); !errors.Is(err, m.fail["fence"]) {
+		t.Errorf("error %v", err)
+	}
+	if len(m.calls) != 1 {
+		t.Errorf("went on without a fence: %v", m.calls)
+	}
+}
+
+// TestRefusedSalvage: what salvage refuses is in the report, nothing of it is
+// applied, and the service goes on.
+func TestRefusedSalvage(t *testing.T) {
+	wrong := errors.New("the disk was mounted since")
+	for name, b := range map[string]*body{
+		"examine": {examine: wrong},
+		"gather":  {gather: wrong, found: someFiles()},
+	} {
+		m := newStand()
+		b.m = m
+		r, err := play(m, Options{Disks: []string{"data"}, Salvager: b})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Refused) != 1 || r.Refused[0].Reason != wrong.Error() {
+			t.Errorf("%s: refused %v", name, r.Refused)
+		}
+		if m.plan != nil || m.calls[len(m.calls)-1] != "go live" {
+			t.Errorf("%s: calls %v", name, m.calls)
+		}
+	}
+}
+
+// TestRefusedCommit: without the last commit, nothing is brought over: a file would
+// get a part of what it was to be.
+func TestRefusedCommit(t *testing.T) {
+	m := newStand()
+	wrong := errors.New("the log does not fit")
+	r, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, finish: wrong, found: someFiles()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Refused) != 1 || r.Refused[0].What != "last commit of disk data" || m.plan != nil || m.calls[len(m.calls)-1] != "go live" {
+		t.Errorf("refused %v, calls %v", r.Refused, m.calls)
+	}
+}
+
+// TestCheckBeforeMount: what cannot be proven sound is checked, and what that said
+// is in the report.
+func TestCheckBeforeMount(t *testing.T) {
+	m := newStand()
+	b := &body{m: m, commit: Commit{Check: "2 operations had not returned", Blocks: 7}}
+	r, err := play(m, Options{Disks: []string{"data"}, Salvager: b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Commit{Disk: "data", Check: b.commit.Check, Blocks: 7, Found: "repaired"}
+	if !m.before("hand over", "checked mount") || m.before("hand over", "mount") || !reflect.DeepEqual(r.Commits, []Commit{want}) {
+		t.Errorf("calls %v, commits %+v", m.calls, r.Commits)
+	}
+}
+
+// TestNamesBeforeFiles: what a check has left without its name gets it before files
+// are written, and what cannot be named is in the report.
+func TestNamesBeforeFiles(t *testing.T) {
+	m := newStand()
+	m.lost = []uint64{171, 172}
+	m.names = wire.NameResult{
+		Acts:     []wire.Act{{Kind: wire.ActRenamed, Inode: 171}},
+		Failures: []wire.Failure{{Inode: 172, Reason: "no name"}},
+	}
+	b := &body{m: m, commit: Commit{Check: "2 operations had not returned"}, found: someFiles()}
+	r, err := play(m, Options{Disks: []string{"data"}, Salvager: b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !m.before("checked mount", "name") || !m.before("name", "apply") || !m.before("apply", "start") {
+		t.Errorf("calls %v", m.calls)
+	}
+	if m.named.Disk != "data" || len(m.named.Files) != 1 || !reflect.DeepEqual(m.named.Check.Lost, m.lost) {
+		t.Errorf("asked for %+v", m.named)
+	}
+	if !reflect.DeepEqual(r.Acts, m.names.Acts) || len(r.Refused) != 1 || r.Refused[0].Reason != "no name" {
+		t.Errorf("acts %v, refused %v", r.Acts, r.Refused)
+	}
+}
+
+// TestGoneIsNotMissing: what went with an operation that had not returned is no failure;
+// another inode of its number is.
+func TestGoneIsNotMissing(t *testing.T) {
+	m := newStand()
+	m.lost = []uint64{171}
+	m.names = wire.NameResult{Acts: []wire.Act{{Kind: wire.ActGone, Inode: 12, Generation: 3}, {Kind: wire.ActFinished, Inode: 13, Generation: 3}}}
+	m.result = wire.ApplyResult{Failures: []wire.Failure{
+		{Inode: 12, Generation: 3, Reason: "gone"}, {Inode: 12, Generation: 4, Reason: "other"}, {Inode: 13, Generation: 3, Reason: "renamed"},
+	}}
+	r, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, commit: Commit{Check: "why"}, found: someFiles()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Refusal{{What: "inode 12 generation 4", Count: 1, Reason: "other"}, {What: "inode 13 generation 3", Count: 1, Reason: "renamed"}}
+	if !reflect.DeepEqual(r.Refused, want) {
+		t.Errorf("refused %v, want %v", r.Refused, want)
+	}
+}
+
+func TestFailuresOfFilesAreReported(t *testing.T) {
+	m := newStand()
+	m.result = wire.ApplyResult{Failures: []wire.Failure{{Inode: 12, Generation: 3, Reason: "no space"}}}
+	r, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, found: someFiles()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Refusal{{What: "inode 12 generation 3", Count: 1, Reason: "no space"}}
+	if !reflect.DeepEqual(r.Refused, want) {
+		t.Errorf("refused %v, want %v", r.Refused, want)
+	}
+}
+
+// TestNoServiceOnAFailedStep: whatever fails after the fence, nothing that came
+// after it in the order of safety is done.
+func TestNoServiceOnAFailedStep(t *testing.T) {
+	order := []string{"hand over", "mount", "apply", "start", "go live"}
+	for i, step := range order[:4] {
+		m := newStand()
+		m.fail[step] = errors.New("broken")
+		_, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, found: someFiles()}})
+		if !errors.Is(err, m.fail[step]) {
+			t.Errorf("failed %s: error %v", step, err)
+		}
+		for _, later := range order[i+1:] {
+			if m.before(step, later) {
+				t.Errorf("%s after a failed %s", later, step)
+			}
+		}
+	}
+}
+
+func TestSettle(t *testing.T) {
+	m := newStand()
+	r, err := play(m, Options{Disks: []string{"data"}})
+	if err != nil || r.Durable {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	for range 2 {
+		if err := Settle(context.Background(), m, r); err != nil || !r.Durable {
+			t.Errorf("settled: %+v, %v", r, err)
+		}
+	}
+	if n := strings.Count(strings.Join(m.calls, ","), "sync"); n != 1 {
+		t.Errorf("synced %d times", n)
+	}
+}
+
+func TestWriteSteps(t *testing.T) {
+	steps := []Step{{"detect", 0, 10}, {"fence", 10, 20}, {"apply", 20, 100}, {"instant", 100, 100}}
+	var b strings.Builder
+	if err := WriteSteps(&b, steps, 10); err != nil {
+		t.Fatal(err)
+	}
+	want := `detect       0.0     10.0 ms  |█         |
+fence       10.0     20.0 ms  | █        |
+apply       20.0    100.0 ms  |  ████████|
+instant    100.0    100.0 ms  |         █|
+`
+	if b.String() != want {
+		t.Errorf("got\n%swant\n%s", b.String(), want)
+	}
+	if err := WriteSteps(io.Discard, []Step{{Name: "nothing"}}, 10); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWriteSVG(t *testing.T) {
+	var b strings.Builder
+	if err := WriteSVG(&b, "a < b", []Step{{"detect", 0, 10}, {"fence", 10, 420}}, 500); err != nil {
+		t.Fatal(err)
+	}
+	d := xml.NewDecoder(strings.NewReader(b.String()))
+	for {
+		if _, err := d.Token(); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatalf("no XML: %v\n%s", err, b.String())
+		}
+	}
+	if err := WriteSVG(io.Discard, "", nil, 0); err != nil {
+		t.Error(err)
+	}
+}
+
+func (s *stand) has(call string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Contains(s.calls, call)
+}
