@@ -4,10 +4,14 @@
 
 GO ?= go
 
-.PHONY: build setup check test demo matrix oracle fuzz nfs nfs-crashes bench clean
+.PHONY: build lab setup check test demo matrix oracle fuzz nfs nfs-crashes bench clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/understudy ./cmd/understudy
+
+# The program that proves what the other promises: the demo, and measurements.
+lab:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/understudy-lab ./internal/lab/cmd/understudy-lab
 
 setup:
 	scripts/setup.sh
@@ -20,11 +24,11 @@ check:
 # One package at a time: tests that boot guests measure time, and would disturb
 # each other. Never from the test cache: they run bin/understudy. What failed is told
 # again at the end.
-test: setup build check
+test: setup build lab check
 	$(GO) tool gotestsum --format pkgname --format-hide-empty-pkg --hide-summary skipped -- -p 1 -count 1 -timeout 40m ./...
 
-demo: setup build
-	bin/understudy demo
+demo: setup lab
+	bin/understudy-lab demo
 
 # The tests run in their package's directory, hence the absolute path.
 matrix: setup
@@ -50,13 +54,13 @@ fuzz:
 # and without a word to them, and through a reboot; writes out/nfs.json.
 nfs: RUNS ?= 10
 nfs: REBOOTS ?= 5
-nfs: setup build
-	bin/understudy nfs-bench --runs $(RUNS) --reboots $(REBOOTS)
+nfs: setup lab
+	bin/understudy-lab nfs-bench --runs $(RUNS) --reboots $(REBOOTS)
 
 # Crashes while a kernel client runs fio --verify and unpacks a source tree.
 nfs-crashes: RUNS ?= 20
-nfs-crashes: setup build
-	bin/understudy nfs-crashes --runs $(RUNS) --tree "$$($(GO) env GOROOT)/src/net"
+nfs-crashes: setup lab
+	bin/understudy-lab nfs-crashes --runs $(RUNS) --tree "$$($(GO) env GOROOT)/src/net"
 
 bench: setup build
 	$(GO) test -p 1 -timeout 30m -run '^$$' -bench . ./...

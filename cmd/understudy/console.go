@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/dirs"
 )
 
 // leave is the key that ends a console: Ctrl-], as in telnet.
@@ -25,7 +27,7 @@ func consoleCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return console(filepath.Join(runDir(pair), args[0]))
+			return console(filepath.Join(dirs.Run(pair), args[0]))
 		},
 	}
 	cmd.Flags().StringVar(&name, "pair", "", "the pair, if more than one is up")

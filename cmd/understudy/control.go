@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/supervisor"
@@ -165,7 +166,7 @@ func (c *control) goDown(out io.Writer) error {
 // failed keeps a pair whose takeover did not come through as it is, the dead
 // memory above all, until the operator says down.
 func (c *control) failed(ctx context.Context, out io.Writer, err error) error {
-	fmt.Fprintf(out, "takeover failed: %v\nThe memory and logs of both sides stay in %s until `understudy down`.\n", err, runDir(c.s.Pair.Name))
+	fmt.Fprintf(out, "takeover failed: %v\nThe memory and logs of both sides stay in %s until `understudy down`.\n", err, dirs.Run(c.s.Pair.Name))
 	c.mu.Lock()
 	c.status.State = "failed"
 	c.mu.Unlock()
@@ -179,7 +180,7 @@ func findPair(name string) (string, error) {
 	if name != "" {
 		return name, nil
 	}
-	dirs, err := filepath.Glob(filepath.Join(runDir("*"), controlSocket))
+	dirs, err := filepath.Glob(filepath.Join(dirs.Run("*"), controlSocket))
 	if err != nil {
 		return "", err
 	}
@@ -198,7 +199,7 @@ func ask(ctx context.Context, name, verb string, in, out any) error {
 	if err != nil {
 		return err
 	}
-	conn, err := net.Dial("unix", filepath.Join(runDir(name), controlSocket))
+	conn, err := net.Dial("unix", filepath.Join(dirs.Run(name), controlSocket))
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("pair %s is not up", name)

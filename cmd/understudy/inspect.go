@@ -12,6 +12,7 @@ import (
 
 	"understudy.dev/understudy/dead/inventory"
 	"understudy.dev/understudy/dead/sockets"
+	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
 // inspection is what inspect says. Its file systems have no files.
@@ -55,7 +56,7 @@ func inspectCommand() *cobra.Command {
 		Short: "Say which kernel died in this memory, why, and how much it had not saved",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := inventory.Open(args[0], knownBuilds()...)
+			m, err := inventory.Open(args[0], morgue.Builds()...)
 			if err != nil {
 				return err
 			}

@@ -11,13 +11,15 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/agent"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	if os.Getpid() == 1 {
-		runInit(ctx)
+		agent.Main(ctx, nil)
 		return
 	}
 	if err := root().ExecuteContext(ctx); err != nil {
@@ -34,6 +36,6 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 	}
 	cmd.AddCommand(upCommand(), statusCommand(), crashCommand(), downCommand(), consoleCommand(),
-		demoCommand(), initramfsCommand(), agentCommand(), inspectCommand(), salvageCommand(), nfsBenchCommand(), nfsCrashesCommand(), socketsCommand())
+		initramfsCommand(), agentCommand(), inspectCommand(), salvageCommand(), socketsCommand())
 	return cmd
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"understudy.dev/understudy/internal/lab/nfslab"
+	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/takeover"
 )
 
@@ -19,15 +20,14 @@ import (
 func newNFSLab(t *testing.T, kernel, lease string) *nfslab.Lab {
 	t.Helper()
 	vm(t)
-	var o nfslab.Options
-	cache, err := cacheDir()
+	cache, err := dirs.Cache()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := nfsPlace(&o, binary, filepath.Join(cache, "kernels", kernel)); err != nil {
+	o := nfslab.Options{Kernel: filepath.Join(cache, "kernels", kernel), Program: labBinary, Log: t.Output()}
+	if _, _, err := dirs.Kernel(o.Kernel); err != nil {
 		t.Skip(err)
 	}
-	o.Log = t.Output()
 	o.NFS = strings.NewReplacer("lease: 10s", "lease: "+lease, "grace: 10s", "grace: "+lease).Replace(nfslab.DefaultNFS)
 	l, err := nfslab.New(t.Context(), o)
 	if err != nil {

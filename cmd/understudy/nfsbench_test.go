@@ -19,14 +19,7 @@ const longTests = "UNDERSTUDY_LONG"
 func nfsPlaceForTest(t *testing.T) (o nfslab.Options) {
 	t.Helper()
 	vm(t)
-	cache, err := cacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := nfsPlace(&o, binary, filepath.Join(cache, "kernels", "default")); err != nil {
-		t.Skip(err)
-	}
-	o.Log = t.Output()
+	o.Program, o.Log = labBinary, t.Output()
 	t.Cleanup(func() {
 		if t.Failed() {
 			keepConsoles(t)
@@ -96,7 +89,7 @@ func TestNFSCrashes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tree.Close()
-	if err := addToClient(&o, tree); err != nil {
+	if o.ClientFiles, err = tree.Content(); err != nil {
 		t.Fatal(err)
 	}
 	reports, err := nfsbench.Crashes(t.Context(), nfsbench.Options{Lab: o, Say: t.Output()}, tree, 1, 1, t.Output())

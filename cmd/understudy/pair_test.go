@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"understudy.dev/understudy/internal/lab/demo"
+	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/fence"
 )
 
@@ -22,8 +22,8 @@ import (
 func pairFile(t *testing.T, edit ...string) string {
 	t.Helper()
 	dir := t.TempDir()
-	var o demo.Options
-	if err := demoPlace(&o, ""); err != nil {
+	kernel, modules, err := dirs.Kernel("")
+	if err != nil {
 		t.Fatal(err)
 	}
 	image := filepath.Join(dir, "data.img")
@@ -36,11 +36,7 @@ func pairFile(t *testing.T, edit ...string) string {
 	if out, err := exec.Command("mkfs.ext4", "-q", "-F", image).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs: %v: %s", err, out)
 	}
-	modules, err := filepath.Glob(filepath.Join(filepath.Dir(filepath.Dir(o.Kernel)), "lib/modules/*"))
-	if err != nil || len(modules) != 1 {
-		t.Fatalf("modules: %v, %v", modules, err)
-	}
-	if _, err := understudy(t, "initramfs", "-o", filepath.Join(dir, "guest.cpio"), "--modules", modules[0]); err != nil {
+	if _, err := understudy(t, "initramfs", "-o", filepath.Join(dir, "guest.cpio"), "--modules", modules); err != nil {
 		t.Fatal(err)
 	}
 	text := fmt.Sprintf(`name: test
@@ -51,7 +47,7 @@ disks:
   - {name: data, image: data.img, mount: /srv}
 services:
   - {name: mark, command: [sh, -c, "echo started >> /srv/mark; sleep 1000000"]}
-`, o.Kernel)
+`, kernel)
 	text = strings.NewReplacer(edit...).Replace(text)
 	file := filepath.Join(dir, "pair.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
 func salvageCommand() *cobra.Command {
@@ -74,7 +75,7 @@ func (s *selection) open(image string, clean bool) (*chosen, error) {
 			return nil, err
 		}
 	}
-	m, err := inventory.Open(image, knownBuilds()...)
+	m, err := inventory.Open(image, morgue.Builds()...)
 	if err != nil {
 		return nil, err
 	}

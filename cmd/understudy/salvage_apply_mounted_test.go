@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/takeover/offline"
 )
 
 // host runs a program of the host that must succeed; what it prints is the result.
@@ -52,10 +53,10 @@ func TestApplyMounted(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t, fixture.Everything(fixture.Default), name)
 			dir, end := b.mount(options)
-			mine := func(args ...string) applyReport {
+			mine := func(args ...string) offline.Report {
 				t.Helper()
 				out, err := understudy(t, append([]string{"salvage", "apply", b.image.RAM, "--mount", dir, "--json"}, args...)...)
-				var r applyReport
+				var r offline.Report
 				if bad := json.Unmarshal([]byte(out), &r); bad != nil {
 					t.Fatalf("%v: %v", err, bad)
 				}

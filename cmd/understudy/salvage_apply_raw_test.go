@@ -9,8 +9,8 @@ import (
 	"testing"
 
 	"understudy.dev/understudy/internal/lab/fixture"
-	"understudy.dev/understudy/internal/live/agent"
-	"understudy.dev/understudy/internal/live/initramfs"
+	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/guest"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/takeover/offline"
 )
@@ -18,18 +18,13 @@ import (
 // guestFor is a guest with the program under test.
 func guestFor(t *testing.T) offline.Guest {
 	t.Helper()
-	kernel, modules, err := guestKernel("")
+	kernel, modules, err := dirs.Kernel("")
 	if err != nil {
 		t.Skip(err)
 	}
-	checker, err := initramfs.Program(agent.Checker)
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec := initramfs.Spec{Init: binary, ModulesDir: modules, Modules: guestModules, Files: checker}
 	return offline.Guest{
-		Kernel: kernel, Accel: partition.TCG, CPUs: []int{0, 1}, Dir: runDir("apply-raw"),
-		Image: func(path string) error { return initramfs.WriteFile(path, spec) },
+		Kernel: kernel, Accel: partition.TCG, CPUs: []int{0, 1}, Dir: dirs.Run("apply-raw"),
+		Image: guest.Image{Program: binary, Modules: modules}.WriteFile,
 	}
 }
 
@@ -96,7 +91,7 @@ func TestApplyRaw(t *testing.T) {
 		t.Errorf("other bytes are on the disk, %v", err)
 	}
 	b.tidy()
-	if left, _ := filepath.Glob(runDir("apply-*")); len(left) > 0 {
+	if left, _ := filepath.Glob(dirs.Run("apply-*")); len(left) > 0 {
 		t.Errorf("left %v", left)
 	}
 }

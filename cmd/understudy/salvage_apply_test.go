@@ -16,6 +16,7 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/fixture/record"
 	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover/offline"
 )
 
 // bench is a copy of a crashed guest's disk, alone in a directory.
@@ -40,13 +41,13 @@ func newBench(t *testing.T, spec fixture.Spec, name string) *bench {
 }
 
 // apply runs the command, which must end with a report and one of two statuses.
-func (b *bench) apply(args ...string) applyReport {
+func (b *bench) apply(args ...string) offline.Report {
 	b.t.Helper()
 	cmd := exec.Command(binary, append([]string{"salvage", "apply", b.image.RAM, "--disk", b.disk.Image, "--json"}, args...)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
-	var r applyReport
+	var r offline.Report
 	if bad := json.Unmarshal(out.Bytes(), &r); bad != nil {
 		b.t.Fatalf("%v: %s", err, &errs)
 	}
@@ -105,7 +106,7 @@ func sumOf(t *testing.T, path string) [32]byte {
 // complete wants the disk to have what the guest said of its files. For the ext
 // family that is all. Where the log is not finished, what is missing or older must
 // have been refused by name, and a deleted file that is back must be reported.
-func (b *bench) complete(r applyReport) {
+func (b *bench) complete(r offline.Report) {
 	b.t.Helper()
 	loose := b.disk.Type == "xfs" || b.disk.Type == "btrfs"
 	found := make(map[record.Path]record.File)

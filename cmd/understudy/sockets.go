@@ -13,6 +13,7 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/dead/sockets"
+	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
 // socketList is what sockets says.
@@ -80,7 +81,7 @@ func listSockets(path string) (*socketList, error) {
 		return nil, err
 	}
 	defer mem.Close()
-	k, err := kernel.Find(mem, knownBuilds()...)
+	k, err := kernel.Find(mem, morgue.Builds()...)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
@@ -61,13 +62,13 @@ func up(ctx context.Context, p *pair.Pair, out io.Writer) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s, err := supervisor.Start(ctx, p, supervisor.Options{
-		Dir: runDir(p.Name), Open: openMorgue, Accel: chooseAccel, Log: out,
+		Dir: dirs.Run(p.Name), Log: out,
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	c, err := serveControl(ctx, s, runDir(p.Name), cancel)
+	c, err := serveControl(ctx, s, dirs.Run(p.Name), cancel)
 	if err != nil {
 		return err
 	}
@@ -83,7 +84,7 @@ func upDetached(ctx context.Context, name, file string) error {
 	if err != nil {
 		return err
 	}
-	log, err := os.OpenFile(runDir(name)+".log", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	log, err := os.OpenFile(dirs.Run(name)+".log", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
@@ -109,8 +110,8 @@ func upDetached(ctx context.Context, name, file string) error {
 			return context.Cause(ctx)
 		case <-time.After(100 * time.Millisecond):
 		}
-		if _, err := os.Stat(filepath.Join(runDir(name), controlSocket)); err == nil {
-			kept := filepath.Join(runDir(name), "supervisor.log") // and removed with the rest
+		if _, err := os.Stat(filepath.Join(dirs.Run(name), controlSocket)); err == nil {
+			kept := filepath.Join(dirs.Run(name), "supervisor.log") // and removed with the rest
 			if err := os.Rename(log.Name(), kept); err != nil {
 				return err
 			}

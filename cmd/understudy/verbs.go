@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
 )
@@ -83,7 +84,7 @@ func downCommand() *cobra.Command {
 				return err
 			}
 			for { // until its run directory is gone
-				if _, err := os.Stat(filepath.Join(runDir(name))); os.IsNotExist(err) {
+				if _, err := os.Stat(filepath.Join(dirs.Run(name))); os.IsNotExist(err) {
 					return nil
 				}
 				select {

@@ -18,10 +18,14 @@ import (
 
 	"understudy.dev/understudy/internal/lab/demo"
 	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/live/dirs"
 )
 
 // binary is the program under test, as `make build` leaves it.
 const binary = "../../bin/understudy"
+
+// labBinary has the demo, and is what guests of tests run that answer more verbs.
+const labBinary = "../../bin/understudy-lab"
 
 // vm prepares a test that boots guests: with a run directory and a cache of
 // runs of its own, which must be as they were when it ends.
@@ -33,10 +37,12 @@ func vm(t *testing.T) {
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		t.Skipf("%v: scripts/setup.sh installs it", err)
 	}
-	if _, err := os.Stat(binary); err != nil {
-		t.Skipf("%v: make build makes it", err)
+	for _, program := range []string{binary, labBinary} {
+		if _, err := os.Stat(program); err != nil {
+			t.Skipf("%v: make build lab makes it", err)
+		}
 	}
-	if err := demoPlace(new(demo.Options), ""); err != nil {
+	if _, _, err := dirs.Kernel(""); err != nil {
 		t.Skip(err)
 	}
 	t.Setenv("UNDERSTUDY_RUN", t.TempDir())
@@ -61,7 +67,7 @@ func leftovers(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cache, err := cacheDir()
+	cache, err := dirs.Cache()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,13 +110,18 @@ func await(t *testing.T, what string, limit time.Duration, ok func() bool) {
 // understudy runs the program to its end.
 func understudy(t *testing.T, args ...string) (stdout string, err error) {
 	t.Helper()
+	return runProgram(t, binary, args...)
+}
+
+func runProgram(t *testing.T, binary string, args ...string) (stdout string, err error) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, args...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err = cmd.Run()
-	t.Logf("understudy %s\n%s%s", strings.Join(args, " "), errOut.String(), out.String())
+	t.Logf("%s %s\n%s%s", filepath.Base(binary), strings.Join(args, " "), errOut.String(), out.String())
 	if err != nil {
 		err = fmt.Errorf("%w: %s", err, errOut.String())
 	}
@@ -119,7 +130,7 @@ func understudy(t *testing.T, args ...string) (stdout string, err error) {
 
 func runDemo(t *testing.T, args ...string) demo.Report {
 	t.Helper()
-	out, err := understudy(t, append([]string{"demo", "--json"}, args...)...)
+	out, err := runProgram(t, labBinary, append([]string{"demo", "--json"}, args...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +224,7 @@ func TestInterrupted(t *testing.T) {
 	for _, after := range []time.Duration{300 * time.Millisecond, 1500 * time.Millisecond, 5 * time.Second} {
 		t.Run(after.String(), func(t *testing.T) {
 			vm(t)
-			cmd := exec.Command(binary, "demo")
+			cmd := exec.Command(labBinary, "demo")
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
@@ -233,7 +244,7 @@ func TestInterrupted(t *testing.T) {
 // stay, since the memory among them may hold the last copy of something.
 func TestKilled(t *testing.T) {
 	vm(t)
-	cmd := exec.Command(binary, "demo")
+	cmd := exec.Command(labBinary, "demo")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -22,8 +22,8 @@ import (
 	"testing"
 	"time"
 
-	"understudy.dev/understudy/internal/lab/demo"
 	"understudy.dev/understudy/internal/lab/netlab"
+	"understudy.dev/understudy/internal/live/dirs"
 )
 
 const (
@@ -51,13 +51,9 @@ func TestServicesDocument(t *testing.T) {
 // webPair brings that pair up, but for edits of its pair.yaml, in a lab of its own.
 func webPair(t *testing.T, static []byte, edit ...string) *netlab.Lab {
 	t.Helper()
-	var o demo.Options
-	if err := demoPlace(&o, ""); err != nil {
+	kernel, modules, err := dirs.Kernel("")
+	if err != nil {
 		t.Fatal(err)
-	}
-	modules, err := filepath.Glob(filepath.Join(filepath.Dir(filepath.Dir(o.Kernel)), "lib/modules/*"))
-	if err != nil || len(modules) != 1 {
-		t.Fatalf("modules: %v, %v", modules, err)
 	}
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -73,7 +69,7 @@ func webPair(t *testing.T, static []byte, edit ...string) *netlab.Lab {
 		os.CopyFS(in("disk"), os.DirFS(filepath.Join(webFiles, "disk"))),
 		os.WriteFile(in("disk/www"+webStatic), static, 0o644),
 		os.WriteFile(in("pair.yaml"), []byte(edited), 0o600),
-		os.Symlink(o.Kernel, in("vmlinuz")),
+		os.Symlink(kernel, in("vmlinuz")),
 		os.WriteFile(in("data.img"), nil, 0o600),
 		os.Truncate(in("data.img"), 256<<20),
 	)
@@ -83,7 +79,7 @@ func webPair(t *testing.T, static []byte, edit ...string) *netlab.Lab {
 	if out, err := exec.Command("mkfs.ext4", "-q", "-d", in("disk"), in("data.img")).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs: %v: %s", err, out)
 	}
-	if _, err := understudy(t, "initramfs", "-o", in("guest.cpio"), "--modules", modules[0], "--add", "/usr/bin/sqlite3"); err != nil {
+	if _, err := understudy(t, "initramfs", "-o", in("guest.cpio"), "--modules", modules, "--add", "/usr/bin/sqlite3"); err != nil {
 		t.Fatal(err)
 	}
 	lab, err := netlab.NewLab(netip.MustParsePrefix(clients4))

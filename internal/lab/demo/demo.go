@@ -17,10 +17,7 @@ import (
 	"understudy.dev/understudy/internal/lab/probe"
 	"understudy.dev/understudy/internal/lab/workload"
 	"understudy.dev/understudy/internal/live/liveness"
-	"understudy.dev/understudy/internal/live/pair"
-	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/takeover"
-	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
 // Options say what to run.
@@ -32,14 +29,9 @@ type Options struct {
 	Unfenced  bool // have the dead side's disk held by somebody else
 	Contrast  bool // look at the disk as it was at the fence, too
 
-	Kernel     string // path of the guests' kernel
-	WorkDir    string // where a run makes its own directory
-	RunDir     func(pair string) string
-	GuestImage func(path string) error
-	Open       func(ram string) (supervisor.Morgue, error)
-	Accel      func(context.Context, pair.Partition) (partition.Accel, error)
-	Log        io.Writer // for the operator
-	Say        io.Writer // progress, for people
+	Kernel string    // directory of the guests' kernel, as of dirs.Kernel
+	Log    io.Writer // for the operator
+	Say    io.Writer // progress, for people
 }
 
 // commitInterval is how long ext4's journal waits before it commits by itself

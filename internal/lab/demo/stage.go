@@ -15,6 +15,8 @@ import (
 
 	"understudy.dev/understudy/internal/lab/netlab"
 	"understudy.dev/understudy/internal/lab/workload"
+	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/guest"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
@@ -64,10 +66,7 @@ func (o Options) newStage(ctx context.Context) (s *stage, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if err := os.MkdirAll(o.WorkDir, 0o755); err != nil {
-		return s, err
-	}
-	if s.dir, err = os.MkdirTemp(o.WorkDir, "demo-"); err != nil {
+	if s.dir, err = netlab.WorkDir("demo-"); err != nil {
 		return s, err
 	}
 	if err := s.describe(ctx); err != nil {
@@ -76,11 +75,8 @@ func (o Options) newStage(ctx context.Context) (s *stage, err error) {
 	if s.lab, err = netlab.NewLab(netip.MustParsePrefix(clientPrefix)); err != nil {
 		return s, err
 	}
-	if o.NoSalvage {
-		o.Open = nil
-	}
 	s.super, err = supervisor.Start(ctx, s.pair, supervisor.Options{
-		Dir: o.RunDir(s.pair.Name), Open: o.Open, Accel: o.Accel, Network: s.lab.Services,
+		Dir: dirs.Run(s.pair.Name), Network: s.lab.Services,
 		Notice: s.notice, Fenced: func() { s.fenced() }, Log: o.Log,
 	})
 	return s, err
@@ -93,8 +89,12 @@ func (s *stage) describe(ctx context.Context) error {
 	if err := makeImage(ctx, s.o.FS, image); err != nil {
 		return err
 	}
-	guest := filepath.Join(s.dir, "guest.cpio")
-	if err := s.o.GuestImage(guest); err != nil {
+	initrd := filepath.Join(s.dir, "guest.cpio")
+	kernel, modules, err := dirs.Kernel(s.o.Kernel)
+	if err != nil {
+		return err
+	}
+	if err := (guest.Image{Modules: modules}).WriteFile(initrd); err != nil {
 		return err
 	}
 	m, err := pair.ThisMachine()
@@ -105,7 +105,7 @@ func (s *stage) describe(ctx context.Context) error {
 		return errors.New("the demo gives each partition a CPU of its own: this machine has but one")
 	}
 	name := strings.ToLower(filepath.Base(s.dir))
-	text := fmt.Sprintf(describe, name, m.CPUs[0], m.CPUs[1], s.o.Kernel, guest, s.o.FS, !s.o.NoSalvage)
+	text := fmt.Sprintf(describe, name, m.CPUs[0], m.CPUs[1], kernel, initrd, s.o.FS, !s.o.NoSalvage)
 	file := filepath.Join(s.dir, "pair.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return err

@@ -6,10 +6,27 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 
+	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/netns"
 )
+
+// WorkDir makes a directory for what a lab needs besides guests' memory, below the
+// cache: its disks are too large for a tmpfs.
+func WorkDir(prefix string) (string, error) {
+	cache, err := dirs.Cache()
+	if err != nil {
+		return "", err
+	}
+	runs := filepath.Join(cache, "runs")
+	if err := os.MkdirAll(runs, 0o755); err != nil {
+		return "", err
+	}
+	return os.MkdirTemp(runs, prefix)
+}
 
 // BridgeName is the bridge of a Lab, in its Services namespace.
 const BridgeName = "br0"

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/initramfs"
 )
 
@@ -81,9 +82,13 @@ func (t *Tree) pack(top string) error {
 }
 
 // Content is what the client's guest needs for crashes: the tree, and fio(1) with
-// its libraries, those that are below root from there.
-func (t *Tree) Content(root string) ([]initramfs.File, error) {
-	files, err := initramfs.Programs(root, fioPath)
+// its libraries, which the programs of NFS share.
+func (t *Tree) Content() ([]initramfs.File, error) {
+	cache, err := dirs.Cache()
+	if err != nil {
+		return nil, err
+	}
+	files, err := initramfs.Programs(filepath.Join(cache, "nfs"), fioPath)
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,7 @@ import (
 	"os"
 
 	"understudy.dev/understudy/internal/live/agent"
-	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover/supervisor"
@@ -18,7 +18,7 @@ const aloneTap = "nfsalone"
 // system is not checked, and its network does not wait for anything: it is back
 // sooner than a distribution's init would be.
 func (l *Lab) bootAlone(ctx context.Context) error {
-	dir := l.o.RunDir(l.Pair.Name)
+	dir := dirs.Run(l.Pair.Name)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
@@ -47,7 +47,7 @@ func (l *Lab) bootAlone(ctx context.Context) error {
 			partition.NIC{Name: nic.Name, MAC: nic.MAC, Tap: tap},
 		},
 	}
-	if spec.Accel, err = l.o.Accel(ctx, pair.Partition{Name: p.Name, Kernel: p.Kernel, Accel: pair.AccelAuto}); err != nil {
+	if spec.Accel, err = partition.FindAccel(ctx, p.Kernel); err != nil {
 		return err
 	}
 	l.Alone, err = supervisor.StartGuest(ctx, spec, wire.Config{Partition: p.Name}, nil)

@@ -16,6 +16,8 @@ import (
 	"strings"
 
 	"understudy.dev/understudy/internal/lab/netlab"
+	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/guest"
 	"understudy.dev/understudy/internal/live/initramfs"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
@@ -37,16 +39,10 @@ const (
 
 // Options say what to set up.
 type Options struct {
-	Kernel       string // path of the server guests' kernel
-	ClientKernel string // path of the client's; empty: the same
-	// GuestImage writes the image of a guest: of a server or of the client, with
-	// more files.
-	GuestImage func(path string, client bool, add ...initramfs.File) error
-	WorkDir    string // where the lab makes its own directory
-	RunDir     func(pair string) string
-	Open       func(ram string) (supervisor.Morgue, error) // nil: nothing is salvaged
-	Accel      func(context.Context, pair.Partition) (partition.Accel, error)
-	Log        io.Writer
+	Kernel      string           // directory of the guests' kernel, as of dirs.Kernel
+	Program     string           // that answers Verbs as the client's PID 1; empty: the running one
+	ClientFiles []initramfs.File // more of the client's image
+	Log         io.Writer
 
 	NFS       string // content of nfs: in pair.yaml; empty: one async export, 10 s of lease and grace
 	More      string // more lines of pair.yaml
@@ -94,10 +90,7 @@ func New(ctx context.Context, o Options) (l *Lab, err error) {
 			err = errors.Join(err, l.Close())
 		}
 	}()
-	if err := os.MkdirAll(o.WorkDir, 0o755); err != nil {
-		return l, err
-	}
-	if l.dir, err = os.MkdirTemp(o.WorkDir, "nfs-"); err != nil {
+	if l.dir, err = netlab.WorkDir("nfs-"); err != nil {
 		return l, err
 	}
 	if l.Net, err = netlab.NewLab(netip.MustParsePrefix(HostAddress + "/24")); err != nil {
@@ -110,7 +103,7 @@ func New(ctx context.Context, o Options) (l *Lab, err error) {
 		err = l.bootAlone(ctx)
 	} else {
 		l.Super, err = supervisor.Start(ctx, l.Pair, supervisor.Options{
-			Dir: o.RunDir(l.Pair.Name), Open: o.Open, Accel: o.Accel, Network: l.Net.Services, Log: o.Log,
+			Dir: dirs.Run(l.Pair.Name), Network: l.Net.Services, Log: o.Log,
 		})
 	}
 	if err != nil {
@@ -129,7 +122,16 @@ func (l *Lab) describe(ctx context.Context) (err error) {
 		return errors.New("the lab gives each partition a CPU of its own: this machine has but one")
 	}
 	server := filepath.Join(l.dir, "server.cpio")
-	if err := errors.Join(o.GuestImage(server, false), o.GuestImage(l.clientImage(), true)); err != nil {
+	kernel, modules, err := dirs.Kernel(o.Kernel)
+	if err != nil {
+		return err
+	}
+	image := guest.Image{Program: o.Program, Modules: modules, NFSServer: true}
+	if err := image.WriteFile(server); err != nil {
+		return err
+	}
+	image.NFSServer, image.NFSClient, image.Files = false, true, o.ClientFiles
+	if err := image.WriteFile(l.clientImage()); err != nil {
 		return err
 	}
 	if err := makeDisk(ctx, filepath.Join(l.dir, "data.img"), o.DiskBytes); err != nil {
@@ -139,7 +141,7 @@ func (l *Lab) describe(ctx context.Context) (err error) {
 	if nfs == "" {
 		nfs = DefaultNFS
 	}
-	text := fmt.Sprintf(describe, strings.ToLower(filepath.Base(l.dir)), l.machine.CPUs[0], l.machine.CPUs[1], o.Kernel, server, nfs, o.More, o.Append)
+	text := fmt.Sprintf(describe, strings.ToLower(filepath.Base(l.dir)), l.machine.CPUs[0], l.machine.CPUs[1], kernel, server, nfs, o.More, o.Append)
 	file := filepath.Join(l.dir, "pair.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return err
@@ -178,10 +180,7 @@ func makeDisk(ctx context.Context, path string, size int64) error {
 // bootClient boots the client on the pair's bridge. It runs on all of the CPUs
 // that the pair has: on whichever is idle.
 func (l *Lab) bootClient(ctx context.Context) error {
-	kernel := l.o.ClientKernel
-	if kernel == "" {
-		kernel = l.o.Kernel
-	}
+	kernel := l.Pair.Partitions[0].Kernel
 	mac, err := net.ParseMAC(clientMAC)
 	if err != nil {
 		return err
@@ -192,11 +191,11 @@ func (l *Lab) bootClient(ctx context.Context) error {
 	}
 	defer tap.Close()
 	spec := partition.Spec{
-		Name: "client", Dir: l.o.RunDir(l.Pair.Name), CPUs: l.machine.CPUs[1:2], VCPUs: 1, Memory: 512 << 20,
+		Name: "client", Dir: dirs.Run(l.Pair.Name), CPUs: l.machine.CPUs[1:2], VCPUs: 1, Memory: 512 << 20,
 		Kernel: kernel, Initramfs: l.clientImage(), Append: "hostname=client",
 		Devices: []partition.Device{partition.NIC{Name: "lan", MAC: mac, Tap: tap}},
 	}
-	if spec.Accel, err = l.o.Accel(ctx, pair.Partition{Name: "client", Kernel: kernel, Accel: pair.AccelAuto}); err != nil {
+	if spec.Accel, err = partition.FindAccel(ctx, kernel); err != nil {
 		return err
 	}
 	l.Client, err = supervisor.StartGuest(ctx, spec, wire.Config{

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -86,4 +87,14 @@ func loadModule(path string) error {
 // (include/uapi/asm-generic/siginfo.h).
 func siginfoPid(info *unix.Siginfo) int {
 	return int(*(*int32)(unsafe.Add(unsafe.Pointer(info), 16)))
+}
+
+// Main is PID 1 of a small guest, with extra verbs. If it cannot go on, the guest ends,
+// and its console says why.
+func Main(ctx context.Context, extra map[string]Verb) {
+	err := Init(ctx, extra)
+	fmt.Fprintln(os.Stderr, "understudy: init:", err)
+	time.Sleep(100 * time.Millisecond) // let the console say it
+	unix.Sync()
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }

@@ -37,7 +37,7 @@ type side struct {
 // understudy their vacancies and the staging disk.
 func (s *Supervisor) boot(ctx context.Context, i int, active bool) (*side, error) {
 	p := s.Pair.Partitions[i]
-	accel, err := s.options.Accel(ctx, p)
+	accel, err := findAccel(ctx, p)
 	if err != nil {
 		return nil, err
 	}

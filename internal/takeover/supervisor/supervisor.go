@@ -22,6 +22,7 @@ import (
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
 // bootLimit is how long a partition may take until its agent greets.
@@ -31,14 +32,6 @@ const bootLimit = 2 * time.Minute
 // works.
 const rehearsals = 1
 
-// Morgue reads a partition's memory: some of it ahead of any crash.
-type Morgue interface {
-	takeover.Salvager
-	// Prepare finds the kernel while it lives, which a takeover then need not.
-	Prepare(ctx context.Context) error
-	Close() error
-}
-
 // Notice receives what an agent reports by verbs that are not its supervisor's.
 type Notice func(partition, verb string, body []byte)
 
@@ -47,13 +40,9 @@ type Options struct {
 	// Dir is for sockets, logs and memory files: a directory of its own on a
 	// tmpfs. It is made, and removed with all in it by Close.
 	Dir string
-	// Open reads the memory file of a partition. nil: nothing is salvaged.
-	Open func(ram string) (Morgue, error)
 	// Network has the bridges of the pair's NICs; nil is the host's own.
 	Network *netns.Namespace
-	// Accel decides what a partition runs on.
-	Accel  func(context.Context, pair.Partition) (partition.Accel, error)
-	Notice Notice
+	Notice  Notice
 	// Fenced is called in a takeover when the fence stands.
 	Fenced func()
 	// Log is for the operator.
@@ -69,8 +58,8 @@ type Supervisor struct {
 	active     *side // the one with the shared devices
 	understudy *side // nil once it has taken over
 	staging    *device.Staging
-	morgue     Morgue
-	crashed    time.Time // when a crash was asked for
+	morgue     *morgue.Morgue // of the active side
+	crashed    time.Time      // when a crash was asked for
 }
 
 // Start boots the pair and returns when it is protected: the active side
@@ -189,10 +178,7 @@ func (s *Supervisor) activate(ctx context.Context) error {
 // prepare has the morgue find the living kernel, so that a takeover finds it
 // known. That it cannot is told now, not in the crash.
 func (s *Supervisor) prepare(ctx context.Context) error {
-	if s.options.Open == nil {
-		return nil
-	}
-	m, err := s.options.Open(s.active.process.Spec.RAMPath())
+	m, err := morgue.Open(s.active.process.Spec.RAMPath())
 	if err != nil {
 		return fmt.Errorf("open memory of partition %s: %w", s.active.name, err)
 	}
@@ -332,4 +318,15 @@ func (s *Supervisor) ActivePID() int { return s.active.process.PID() }
 // Flushes is how often the active side has had a disk made durable.
 func (s *Supervisor) Flushes(ctx context.Context, disk string) (int64, error) {
 	return device.Flushes(ctx, s.active.process.QMP, partition.Disk{Name: disk})
+}
+
+// findAccel is what a partition runs on.
+func findAccel(ctx context.Context, p pair.Partition) (partition.Accel, error) {
+	switch p.Accel {
+	case pair.AccelKVM:
+		return partition.KVM, nil
+	case pair.AccelTCG:
+		return partition.TCG, nil
+	}
+	return partition.FindAccel(ctx, p.Kernel)
 }

@@ -6,7 +6,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -20,7 +19,6 @@ func demoCommand() *cobra.Command {
 		asJSON bool
 		runs   int
 		svg    string
-		kernel string
 	)
 	cmd := &cobra.Command{
 		Use:   "demo",
@@ -33,10 +31,7 @@ func demoCommand() *cobra.Command {
 			if !cmd.Flags().Changed("seed") {
 				o.Seed = rand.Uint64N(1 << 32)
 			}
-			if err := demoPlace(&o, kernel); err != nil {
-				return err
-			}
-			o.Say = cmd.OutOrStdout()
+			o.Log, o.Say = io.Discard, cmd.OutOrStdout()
 			if asJSON {
 				o.Say = cmd.ErrOrStderr()
 			}
@@ -62,7 +57,7 @@ func demoCommand() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&kernel, "kernel", "", "`DIR` with boot/vmlinuz and lib/modules of the guests' kernel (default: what setup has fetched)")
+	f.StringVar(&o.Kernel, "kernel", "", "`DIR` with boot/vmlinuz and lib/modules of the guests' kernel (default: what setup has fetched)")
 	f.StringVar(&o.FS, "fs", "ext4", "file system of the data disk: ext4 or ext3")
 	f.Uint64Var(&o.Seed, "seed", 0, "seed of the files' content (default: random)")
 	f.BoolVar(&o.NoSalvage, "no-salvage", false, "give the unsaved data up, and see what is lost")
@@ -97,22 +92,4 @@ func show(w io.Writer, r interface{ Write(io.Writer) error }, asJSON bool) error
 		return writeJSON(w, r)
 	}
 	return r.Write(w)
-}
-
-// demoPlace fills in where the demo finds what setup has fetched, or the kernel in
-// dir.
-func demoPlace(o *demo.Options, dir string) error {
-	cache, err := cacheDir()
-	if err != nil {
-		return err
-	}
-	kernel, modules, err := guestKernel(dir)
-	if err != nil {
-		return err
-	}
-	o.Kernel = kernel
-	o.GuestImage = func(path string) error { return guestImage(path, modules, guestModules, nil) }
-	o.WorkDir, o.RunDir, o.Open, o.Accel = filepath.Join(cache, "runs"), runDir, openMorgue, chooseAccel
-	o.Log = io.Discard
-	return nil
 }

@@ -1,4 +1,4 @@
-package main
+package morgue
 
 import (
 	"errors"
@@ -11,7 +11,7 @@ import (
 
 // Peers takes the dead kernel's neighbours and TCP connections out of its memory.
 // What is left out is counted, with the first reason.
-func (m *morgue) Peers(of func(local netip.AddrPort) bool) (p wire.Peers, err error) {
+func (m *Morgue) Peers(of func(local netip.AddrPort) bool) (p wire.Peers, err error) {
 	k, err := m.known()
 	if err != nil {
 		return p, fmt.Errorf("find kernel: %w", err)

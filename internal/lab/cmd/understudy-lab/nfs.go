@@ -11,8 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy.dev/understudy/internal/lab/nfsbench"
-	"understudy.dev/understudy/internal/lab/nfslab"
-	"understudy.dev/understudy/internal/live/initramfs"
 )
 
 // nfsBenchCommand is for make nfs.
@@ -20,7 +18,8 @@ func nfsBenchCommand() *cobra.Command {
 	var (
 		runs, reboots int
 		seed          uint64
-		out, kernel   string
+		out           string
+		o             nfsbench.Options
 		verbose       bool
 	)
 	cmd := &cobra.Command{
@@ -32,11 +31,7 @@ func nfsBenchCommand() *cobra.Command {
 			if !cmd.Flags().Changed("seed") {
 				seed = rand.Uint64N(1 << 32)
 			}
-			o, err := nfsBenchPlace(kernel)
-			if err != nil {
-				return err
-			}
-			o.Say = io.Discard
+			o.Lab.Log, o.Say = io.Discard, io.Discard
 			if verbose {
 				o.Say = cmd.ErrOrStderr()
 			}
@@ -52,7 +47,7 @@ func nfsBenchCommand() *cobra.Command {
 	f.IntVar(&reboots, "reboots", 5, "how many times for the row of a reboot")
 	f.Uint64Var(&seed, "seed", 0, "seed of what is written (default: random)")
 	f.StringVar(&out, "out", "out", "directory for nfs.json, and for nfs-runs.json with all of every run")
-	f.StringVar(&kernel, "kernel", "", "`DIR` with boot/vmlinuz and lib/modules of the guests' kernel (default: what setup has fetched)")
+	f.StringVar(&o.Lab.Kernel, "kernel", "", "`DIR` with boot/vmlinuz and lib/modules of the guests' kernel (default: what setup has fetched)")
 	f.BoolVarP(&verbose, "verbose", "v", false, "tell what happens")
 	return cmd
 }
@@ -60,10 +55,11 @@ func nfsBenchCommand() *cobra.Command {
 // nfsCrashesCommand is for make nfs-crashes.
 func nfsCrashesCommand() *cobra.Command {
 	var (
-		runs             int
-		seed             uint64
-		top, out, kernel string
-		verbose          bool
+		runs     int
+		seed     uint64
+		top, out string
+		o        nfsbench.Options
+		verbose  bool
 	)
 	cmd := &cobra.Command{
 		Use:    "nfs-crashes",
@@ -74,11 +70,7 @@ func nfsCrashesCommand() *cobra.Command {
 			if !cmd.Flags().Changed("seed") {
 				seed = rand.Uint64N(1 << 32)
 			}
-			o, err := nfsBenchPlace(kernel)
-			if err != nil {
-				return err
-			}
-			o.Say = io.Discard
+			o.Lab.Log, o.Say = io.Discard, io.Discard
 			if verbose {
 				o.Say = cmd.ErrOrStderr()
 			}
@@ -87,7 +79,7 @@ func nfsCrashesCommand() *cobra.Command {
 				return err
 			}
 			defer func() { err = errors.Join(err, tree.Close()) }()
-			if err := addToClient(&o.Lab, tree); err != nil {
+			if o.Lab.ClientFiles, err = tree.Content(); err != nil {
 				return err
 			}
 			reports, err := nfsbench.Crashes(cmd.Context(), o, tree, runs, seed, cmd.OutOrStdout())
@@ -99,37 +91,9 @@ func nfsCrashesCommand() *cobra.Command {
 	f.Uint64Var(&seed, "seed", 0, "seed of when it crashes and what fio writes (default: random)")
 	f.StringVar(&top, "tree", ".", "directory whose files are unpacked")
 	f.StringVar(&out, "out", "out", "directory for nfs-crashes.json")
-	f.StringVar(&kernel, "kernel", "", "`DIR` with boot/vmlinuz and lib/modules of the guests' kernel (default: what setup has fetched)")
+	f.StringVar(&o.Lab.Kernel, "kernel", "", "`DIR` with boot/vmlinuz and lib/modules of the guests' kernel (default: what setup has fetched)")
 	f.BoolVarP(&verbose, "verbose", "v", false, "tell what happens")
 	return cmd
-}
-
-// addToClient has the client's guest have a tree, and what unpacks and checks it.
-func addToClient(o *nfslab.Options, tree *nfsbench.Tree) error {
-	cache, err := cacheDir()
-	if err != nil {
-		return err
-	}
-	more, err := tree.Content(filepath.Join(cache, "nfs"))
-	if err != nil {
-		return err
-	}
-	plain := o.GuestImage
-	o.GuestImage = func(path string, client bool, add ...initramfs.File) error {
-		if client {
-			add = append(add, more...)
-		}
-		return plain(path, client, add...)
-	}
-	return nil
-}
-
-func nfsBenchPlace(kernel string) (o nfsbench.Options, err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return o, err
-	}
-	return o, nfsPlace(&o.Lab, self, kernel)
 }
 
 // writeReport puts a report in its place, whole.

@@ -1,11 +1,11 @@
-package main
+package guest
 
 import (
 	"io/fs"
 	"os"
 	"path/filepath"
 
-	"understudy.dev/understudy/internal/live/agent"
+	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/initramfs"
 )
 
@@ -41,7 +41,7 @@ func nfsContent(server, client bool) (modules []string, files []initramfs.File, 
 	if !server && !client {
 		return nil, nil, nil
 	}
-	cache, err := cacheDir()
+	cache, err := dirs.Cache()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -60,9 +60,6 @@ func nfsContent(server, client bool) (modules []string, files []initramfs.File, 
 			return nil, nil, err
 		}
 		paths = append(paths, at)
-	}
-	if server { // its threads are rarely between two operations when they die
-		paths = append(paths, agent.Checker)
 	}
 	files, err = initramfs.Programs(root, paths...)
 	return modules, append(files, nfsFiles...), err

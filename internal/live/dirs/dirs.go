@@ -1,0 +1,56 @@
+// Package dirs says where Understudy keeps on this machine what runs and what can
+// be made again.
+package dirs
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Cache is the directory of what can be made again: kernels, guest images, the
+// answers of probes. UNDERSTUDY_CACHE moves it.
+func Cache() (string, error) {
+	if dir := os.Getenv("UNDERSTUDY_CACHE"); dir != "" {
+		return filepath.Abs(dir)
+	}
+	base, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("find cache directory: %w (set UNDERSTUDY_CACHE)", err)
+	}
+	return filepath.Join(base, "understudy"), nil
+}
+
+// Run is the run directory of a pair, or of a guest of our own, of that name. It
+// is on a tmpfs, since it holds the memory of guests. UNDERSTUDY_RUN moves it.
+func Run(name string) string {
+	base := os.Getenv("UNDERSTUDY_RUN")
+	if base == "" {
+		base = "/dev/shm"
+	}
+	return filepath.Join(base, "understudy-"+name)
+}
+
+// Kernel finds the kernel, a bzImage, and the modules, lib/modules/RELEASE, of
+// small guests: in dir, or, if that is empty, in what scripts/setup.sh has fetched.
+func Kernel(dir string) (kernel, modules string, err error) {
+	if dir == "" {
+		cache, err := Cache()
+		if err != nil {
+			return "", "", err
+		}
+		dir = filepath.Join(cache, "kernels", "default")
+	}
+	kernel = filepath.Join(dir, "boot", "vmlinuz")
+	if _, err := os.Stat(kernel); err != nil {
+		return "", "", fmt.Errorf("%w (scripts/setup.sh fetches the kernel)", err)
+	}
+	trees, err := filepath.Glob(filepath.Join(dir, "lib", "modules", "*"))
+	if err != nil {
+		return "", "", err
+	}
+	if len(trees) != 1 {
+		return "", "", fmt.Errorf("no modules in %s (scripts/setup.sh fetches them)", dir)
+	}
+	return kernel, trees[0], nil
+}

@@ -1,0 +1,75 @@
+// Package guest builds the image of the small guest that a partition runs if it has no
+// root disk of its own.
+package guest
+
+import (
+	"os"
+	"slices"
+
+	"understudy.dev/understudy/internal/live/agent"
+	"understudy.dev/understudy/internal/live/initramfs"
+)
+
+// guestModules are what the agent and a pair's disks need of a kernel that has its
+// drivers as modules, as Debian's cloud kernels have, or its file systems too, as
+// the others have. The checksum is asked for by name when a disk is mounted.
+var guestModules = []string{"virtio_pci", "virtio_console", "virtio_blk", "virtio_net", panicModule, "crc32c_generic|crc32c|", "ext4"}
+
+// panicModule drives the device that a dying kernel sends its last message by: that
+// on PCI since 5.13, until then only the older one, on an ISA port.
+const panicModule = "pvpanic-pci|pvpanic"
+
+// fsModules are what a kernel may have as modules for the file system of a type,
+// beside ext4, and what that asks for by name.
+var fsModules = map[string][]string{
+	"xfs":   {"libcrc32c|", "xfs"},
+	"btrfs": {"libcrc32c|", "xxhash_generic|", "blake2b_generic|", "sha256_generic|", "btrfs"},
+}
+
+// busybox is the static one, and busyboxNames the commands that it is linked as.
+const busybox = "/bin/busybox"
+
+var busyboxNames = []string{"sh", "httpd", "nc", "ls", "cat", "mount", "umount", "ps", "dmesg", "ip", "sync", "sleep"}
+
+// Image is the image of the small guest: this program as PID 1, the modules that it
+// loads at boot, e2fsck(8), without which a takeover cannot mount what a crash left
+// mid-update, and busybox if this machine has it.
+type Image struct {
+	Program   string           // path of the program that becomes PID 1; empty: the running one
+	Modules   string           // lib/modules/RELEASE of the guest's kernel
+	Types     []string         // file systems besides ext4: xfs, btrfs
+	NFSServer bool             // add the kernel's NFS server and its helpers
+	NFSClient bool             // add its client, and helpers
+	Files     []initramfs.File // everything else
+}
+
+// WriteFile builds the image at path: complete and on disk, or not at all.
+func (i Image) WriteFile(path string) error {
+	program := i.Program
+	if program == "" {
+		var err error
+		if program, err = os.Executable(); err != nil {
+			return err
+		}
+	}
+	checker, err := initramfs.Program(agent.Checker)
+	if err != nil {
+		return err
+	}
+	modules, files, err := nfsContent(i.NFSServer, i.NFSClient)
+	if err != nil {
+		return err
+	}
+	modules = append(modules, guestModules...)
+	for _, t := range i.Types {
+		modules = append(modules, fsModules[t]...)
+	}
+	files = slices.Concat(files, checker, i.Files)
+	if _, err := os.Stat(busybox); err == nil {
+		files = append(files, initramfs.Copy(busybox, busybox, 0o755))
+		for _, name := range busyboxNames {
+			files = append(files, initramfs.Link("/bin/"+name, "busybox"))
+		}
+	}
+	return initramfs.WriteFile(path, initramfs.Spec{Init: program, ModulesDir: i.Modules, Modules: modules, Files: initramfs.Distinct(files)})
+}

@@ -1,0 +1,92 @@
+package morgue
+
+import (
+	"errors"
+	"time"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// Flags of an inode as programs know them: FS_IMMUTABLE_FL and FS_APPEND_FL
+// (include/uapi/linux/fs.h).
+const (
+	flagImmutable = 0x10
+	flagAppend    = 0x20
+)
+
+// wireAttr is what there is to a planned file besides its content, as it is sent to
+// the agent. partial has it made again even if some of it is lost.
+func wireAttr(place int, f *salvage.File, partial bool) wire.Attr {
+	l := f.Loose
+	a := wire.Attr{
+		File: place, Root: l.Root, Settled: l.Settled, Links: f.NLink, Mode: uint32(f.Mode), UID: f.UID, GID: f.GID,
+		Target: []byte(l.Target), Zeros: wireRanges(l.Zeros), Kept: l.Kept || len(l.Unknown) > 0, Partial: partial,
+	}
+	for _, path := range l.Paths {
+		a.Paths = append(a.Paths, []byte(path))
+	}
+	if len(a.Paths) == 0 && f.Mode&pagecache.ModeType == pagecache.ModeDir && f.NLink > 0 {
+		a.Paths = [][]byte{[]byte(f.Path)} // by which others name it
+	}
+	if f.Flags&pagecache.FlagImmutable != 0 {
+		a.Flags |= flagImmutable
+	}
+	if f.Flags&pagecache.FlagAppend != 0 {
+		a.Flags |= flagAppend
+	}
+	for _, p := range l.Places {
+		a.Places = append(a.Places, wire.Place{Range: wire.Range{Off: p.Off, Len: p.Len()}, Disk: p.Disk})
+	}
+	return a
+}
+
+func wireRanges(spans []addr.Span) []wire.Range {
+	var out []wire.Range
+	for _, s := range spans {
+		out = append(out, wire.Range{Off: s.Off, Len: s.Len()})
+	}
+	return out
+}
+
+// Files are the planned files as they are sent to the agent, with what else there is
+// to those whose log nobody finishes (XFS, btrfs). partial has such a file made again
+// even if some of it is lost.
+func Files(p *salvage.Plan, partial bool) (files []wire.File, attrs []wire.Attr, err error) {
+	for i := range p.Files {
+		f, err := wireFile(&p.Files[i])
+		if err != nil {
+			return nil, nil, err
+		}
+		files = append(files, f)
+		if p.Files[i].Loose != nil {
+			attrs = append(attrs, wireAttr(i, &p.Files[i], partial))
+		}
+	}
+	return files, attrs, nil
+}
+
+// wireFile is a planned file as it is sent to the agent.
+func wireFile(f *salvage.File) (wire.File, error) {
+	out := wire.File{
+		Inode: uint64(f.Ino), Generation: f.Generation, Size: f.Size,
+		Atime: wireTime(f.Atime), Mtime: wireTime(f.Mtime), Cut: f.Cut,
+	}
+	for i := range f.Runs {
+		run := &f.Runs[i]
+		if run.Off%512 != 0 || !run.Direct && run.End != f.Size && run.Len()%512 != 0 {
+			return out, errors.New("a run is not made of whole sectors")
+		}
+		out.Runs = append(out.Runs, wire.Run{Off: run.Off, Len: run.WriteLen(), Staged: run.Staged})
+	}
+	for _, h := range f.Holes {
+		out.Holes = append(out.Holes, wire.Range{Off: h.Off, Len: h.Len()})
+	}
+	return out, nil
+}
+
+func wireTime(t time.Time) wire.Time {
+	return wire.Time{Sec: t.Unix(), Nsec: uint32(t.Nanosecond())}
+}

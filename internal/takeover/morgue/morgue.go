@@ -1,0 +1,100 @@
+// Package morgue is where a takeover, and the salvage of a disk, meet what a dead
+// kernel's memory says: it gives them the plan of a file system's unsaved files, the
+// last commit, and the kernel's peers, in their own terms.
+package morgue
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync"
+
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/kernel"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/ram"
+	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/takeover"
+)
+
+// Morgue is the memory of a dead machine, or of one that lives, as a takeover sees it.
+type Morgue struct {
+	memory ram.Memory
+
+	mu     sync.Mutex     // of Prepare
+	kernel *kernel.Kernel // nil until it is found
+}
+
+// Open opens the RAM file of a partition, or a dump.
+func Open(path string) (*Morgue, error) {
+	m, err := ram.OpenFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return &Morgue{memory: m}, nil
+}
+
+func (m *Morgue) Close() error {
+	if m.kernel != nil {
+		_ = m.kernel.Keep() // or else it is learned again
+	}
+	return m.memory.Close()
+}
+
+// Prepare finds the kernel, unless the one found before is still there.
+func (m *Morgue) Prepare(context.Context) error {
+	_, err := m.known()
+	return err
+}
+
+// known is the kernel, found if need be. Peers are read beside file systems.
+func (m *Morgue) known() (*kernel.Kernel, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.kernel != nil && m.kernel.StillThere() == nil {
+		return m.kernel, nil
+	}
+	k, err := kernel.Find(m.memory, Builds()...)
+	m.kernel = k
+	return k, err
+}
+
+// Examine takes the file system of the image out of the dead kernel's mounts.
+func (m *Morgue) Examine(image takeover.Image) (takeover.Remains, error) {
+	k, err := m.known()
+	if err != nil {
+		return nil, fmt.Errorf("find kernel: %w", err)
+	}
+	b := make([]byte, ext4.SuperSize)
+	if _, err := image.ReadAt(b, ext4.SuperOffset); err != nil {
+		return nil, fmt.Errorf("read superblock: %w", err)
+	}
+	on, err := ext4.ParseSuper(b)
+	if err != nil {
+		return nil, err
+	}
+	c, err := pagecache.Open(k)
+	if err != nil {
+		return nil, err
+	}
+	s, err := c.Superblock(on.UUID)
+	if err != nil {
+		return nil, err
+	}
+	r := &Remains{Cache: c, Super: s}
+	if r.Plan, err = salvage.Of(c, s); err != nil {
+		return nil, err
+	}
+	return r, r.Plan.Check(image)
+}
+
+// Builds has what is learned of a kernel kept in the cache for the next time. Without
+// a cache directory, it is learned each time.
+func Builds() []kernel.Option {
+	dir, err := dirs.Cache()
+	if err != nil {
+		return nil
+	}
+	return []kernel.Option{kernel.KeepIn(filepath.Join(dir, "builds"))}
+}

@@ -1,0 +1,98 @@
+package morgue
+
+import (
+	"fmt"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/journal"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
+)
+
+// Remains are the unsaved files of one file system, and its last commit.
+type Remains struct {
+	Cache *pagecache.Cache
+	Super *pagecache.Superblock
+	Plan  *salvage.Plan
+}
+
+// GivenUp says that the last commit was refused, and which files are therefore as an
+// ordinary crash leaves them.
+type GivenUp struct {
+	Err   error
+	Files []salvage.File
+	Bytes int64 // unsaved, of those files
+}
+
+func (g *GivenUp) Error() string {
+	return fmt.Sprintf("%v; %d files with %d unsaved bytes are as a crash leaves them", g.Err, len(g.Files), g.Bytes)
+}
+
+func (g *GivenUp) Unwrap() error { return g.Err }
+
+// Finish carries out the last commit on an image. What it wrote of files is out of the
+// plan then, and what a check of the file system may lose is in it. If the commit is
+// refused, the plan is given up, and the error is a *GivenUp: no file gets a part of
+// what it was to be. Any other error says that the image could not be read.
+func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
+	rescue, err := journal.Plan(r.Cache, r.Super, image)
+	if err != nil {
+		return takeover.Commit{}, err
+	}
+	did, err := rescue.Finish(image)
+	c := commitReport(rescue, did)
+	if err != nil {
+		bytes := r.Plan.Report().Bytes
+		return c, &GivenUp{Err: err, Files: r.Plan.GiveUp(), Bytes: bytes}
+	}
+	r.Plan.Settle(did.Settled)
+	for _, m := range did.Moved {
+		r.Plan.Restore(r.Cache, r.Super, salvage.Restored(m))
+	}
+	return c, nil
+}
+
+// Gather puts the unsaved bytes into staging and says whose they are.
+func (r *Remains) Gather(staging []byte) (takeover.Gathered, error) {
+	p := r.Plan
+	g := takeover.Gathered{Used: p.StagingSize(), Bytes: p.Report().Bytes}
+	for _, refusal := range p.Refused {
+		g.Refused = append(g.Refused, takeover.Refusal{
+			What: fmt.Sprintf("inode %d", refusal.Inode), Count: int(max(1, refusal.Pages)), Reason: refusal.Error(),
+		})
+	}
+	for _, fault := range p.Faults {
+		g.Refused = append(g.Refused, takeover.Refusal{What: "walk", Count: 1, Reason: fault.Error()})
+	}
+	if err := p.Gather(staging); err != nil {
+		return g, err
+	}
+	var err error
+	g.Files, _, err = Files(p, false)
+	return g, err
+}
+
+// Names is what the dead kernel had as the names of what a check has found without,
+// or with too many.
+func (r *Remains) Names(found *wire.Check) wire.NameRequest {
+	var wanted []addr.Ino
+	for _, ino := range slices.Concat(found.Lost, found.Surplus) {
+		wanted = append(wanted, addr.Ino(ino))
+	}
+	files, dirs := salvage.Unfinished(r.Cache, r.Super, wanted)
+	request := wire.NameRequest{Check: found}
+	for _, f := range files {
+		named := wire.Named{Inode: uint64(f.Ino), Generation: f.Generation, Links: f.NLink, New: f.New, Dir: f.Dir}
+		for _, at := range f.Paths {
+			named.Paths = append(named.Paths, []byte(at))
+		}
+		request.Files = append(request.Files, named)
+	}
+	for _, dir := range dirs {
+		request.Dirs = append(request.Dirs, []byte(dir))
+	}
+	return request
+}

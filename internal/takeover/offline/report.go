@@ -1,0 +1,182 @@
+package offline
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
+)
+
+// Report is what a run did and refused; its JSON is the output for programs.
+type Report struct {
+	Image      string           `json:"image"`
+	Kernel     string           `json:"kernel"`
+	Disk       string           `json:"disk"`
+	FileSystem FileSystem       `json:"filesystem"`
+	DryRun     bool             `json:"dry_run"`
+	Resumed    bool             `json:"resumed"` // an earlier run's commit was finished
+	Commit     *takeover.Commit `json:"commit,omitempty"`
+	Plan       *Plan            `json:"plan,omitempty"`
+	Applied    *Applied         `json:"applied,omitempty"`
+	Refused    []Refusal        `json:"refused"`
+	Complete   bool             `json:"complete"` // nothing was refused
+	Stages     []StageTime      `json:"stages"`
+}
+
+// FileSystem is which of the dead machine's it was.
+type FileSystem struct {
+	Type   string `json:"type"`
+	Device string `json:"device"` // of the dead machine
+	UUID   string `json:"uuid"`
+}
+
+// Plan is what is to be written.
+type Plan struct {
+	Files   []File `json:"files"`
+	Bytes   int64  `json:"bytes"`
+	Deleted int    `json:"deleted"` // unsaved files without a name, which get nothing
+}
+
+// File is a file of a plan. Path and PathBase64 are as in an inventory.
+type File struct {
+	Path       string            `json:"path,omitempty"`
+	PathBase64 []byte            `json:"path_base64,omitempty"`
+	Inode      uint64            `json:"inode"`
+	Generation uint32            `json:"generation"`
+	Mode       string            `json:"mode"` // permissions, octal
+	UID        uint32            `json:"uid"`
+	GID        uint32            `json:"gid"`
+	Size       int64             `json:"size"`
+	Mtime      time.Time         `json:"mtime"`
+	Ranges     []inventory.Range `json:"ranges"` // to be written
+
+	RawMode uint16 `json:"-"` // with the type of the file, as stat(2) has it
+	Bytes   int64  `json:"-"` // to be written
+	Label   string `json:"-"` // the path, or a stand-in
+}
+
+// Applied is what was written.
+type Applied struct {
+	Files int         `json:"files"`
+	Bytes int64       `json:"bytes"`
+	Check *wire.Check `json:"check,omitempty"` // of the file system, if there was one
+	Acts  []Act       `json:"acts,omitempty"`
+}
+
+// Act is something that was done besides writing to a file where it is.
+type Act struct {
+	Kind        string `json:"kind"` // wire.Act*
+	Inode       uint64 `json:"inode"`
+	Generation  uint32 `json:"generation"`
+	Path        string `json:"path,omitempty"`
+	PathBase64  []byte `json:"path_base64,omitempty"`
+	Other       string `json:"other,omitempty"`
+	OtherBase64 []byte `json:"other_base64,omitempty"`
+}
+
+// Refusal is data that is in memory and not on the disk.
+type Refusal struct {
+	Path       string `json:"path,omitempty"`
+	PathBase64 []byte `json:"path_base64,omitempty"`
+	Inode      uint64 `json:"inode,omitempty"`
+	Pages      uint64 `json:"pages,omitempty"` // how many at most; 0: the whole file
+	Reason     string `json:"reason"`
+}
+
+// StageTime is a step of the work, and how long it took.
+type StageTime struct {
+	Name string  `json:"name"`
+	MS   float64 `json:"ms"`
+}
+
+func (a *application) begin() {
+	s := a.fsys.Super
+	a.report = &Report{
+		Image: a.Image, Kernel: a.memory.Kernel.Release, Disk: a.Disk, DryRun: a.DryRun,
+		FileSystem: FileSystem{Type: s.Type, Device: a.fsys.Device, UUID: s.UUID.String()},
+		Refused:    []Refusal{}, Complete: true, Stages: []StageTime{},
+	}
+}
+
+func (r *Report) planned(p *salvage.Plan) {
+	out := &Plan{Files: []File{}, Bytes: p.Report().Bytes, Deleted: p.Deleted}
+	for i := range p.Files {
+		f := &p.Files[i]
+		switch l := f.Loose; {
+		case l != nil && f.NLink == 0: // looked for, and reported if it is back
+			out.Deleted++
+		case l != nil && l.Settled && f.Mode&pagecache.ModeType == pagecache.ModeDir: // it only keeps its times
+		default:
+			out.Files = append(out.Files, plannedOf(f))
+		}
+	}
+	r.Plan = out
+	for _, refusal := range p.Refused {
+		r.refuse(Refusal{Inode: uint64(refusal.Inode), Pages: refusal.Pages, Reason: refusal.Error()})
+	}
+	for _, fault := range p.Faults {
+		r.refuse(Refusal{Reason: fault.Error()})
+	}
+}
+
+func plannedOf(f *salvage.File) File {
+	out := File{
+		Inode: uint64(f.Ino), Generation: f.Generation, Mode: fmt.Sprintf("%04o", f.Mode&0o7777), UID: f.UID, GID: f.GID,
+		Size: f.Size, Mtime: f.Mtime.UTC(), Ranges: []inventory.Range{}, RawMode: f.Mode,
+		Label: cmp.Or(f.Path, fmt.Sprintf("%s/%d-%d", inventory.NoPath, f.Ino, f.Generation)),
+	}
+	out.Path, out.PathBase64 = inventory.Text(out.Label)
+	for i := range f.Runs {
+		run := &f.Runs[i]
+		out.Ranges = append(out.Ranges, inventory.Range{run.Off, run.Len()})
+		out.Bytes += run.Len()
+	}
+	return out
+}
+
+func (r *Report) refuse(why Refusal) {
+	r.Refused = append(r.Refused, why)
+	r.Complete = false
+}
+
+func (r *Report) applied(p *salvage.Plan, result *Result) {
+	r.Applied = &Applied{Files: result.Applied.Files, Bytes: result.Applied.Bytes, Check: result.Check}
+	for _, a := range slices.Concat(result.Named.Acts, result.Applied.Acts) {
+		act := Act{Kind: a.Kind, Inode: a.Inode, Generation: a.Generation}
+		act.Path, act.PathBase64 = inventory.Text(string(a.Path))
+		act.Other, act.OtherBase64 = inventory.Text(string(a.Other))
+		r.Applied.Acts = append(r.Applied.Acts, act)
+	}
+	type id struct {
+		ino        uint64
+		generation uint32
+	}
+	paths := make(map[id]string)
+	for i := range p.Files {
+		paths[id{uint64(p.Files[i].Ino), p.Files[i].Generation}] = p.Files[i].Path
+	}
+	for _, f := range slices.Concat(result.Named.Failures, result.Named.Left(result.Applied.Failures)) {
+		why := Refusal{Inode: f.Inode, Reason: f.Reason}
+		why.Path, why.PathBase64 = inventory.Text(paths[id{f.Inode, f.Generation}])
+		r.refuse(why)
+	}
+}
+
+func (r *Report) stages(memory []inventory.Stage, guest []Stage) {
+	r.Stages = []StageTime{}
+	add := func(name string, took time.Duration) {
+		r.Stages = append(r.Stages, StageTime{name, float64(took.Microseconds()) / 1000})
+	}
+	for _, s := range memory {
+		add(s.Name, s.Took)
+	}
+	for _, s := range guest {
+		add(s.Name, s.Took)
+	}
+}

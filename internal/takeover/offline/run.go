@@ -1,0 +1,269 @@
+package offline
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/dead/jbd2"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/guest"
+	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/live/partition"
+	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/morgue"
+)
+
+// Options say what is brought up to date, and how.
+type Options struct {
+	Image   string // path of the memory
+	Disk    string // path of a raw image or a block device; or else
+	Mount   string // where XFS or btrfs is mounted on this machine
+	Work    string // directory of the overlay; empty: beside Disk
+	FS      string // a device of the dead machine, if several file systems there have Disk's UUID
+	Guest   string // directory of the guest's kernel, as of dirs.Kernel
+	Partial bool   // XFS, btrfs: also write files of which a part is not in memory
+	DryRun  bool   // plan, and write nothing
+}
+
+// application is one run of salvage apply.
+type application struct {
+	Options
+
+	memory  *inventory.Image
+	target  *Disk
+	on      *salvage.OnDisk
+	fsys    *inventory.FileSystem
+	remains *morgue.Remains
+	report  *Report
+}
+
+// Run brings a disk, or a mounted file system, to the state that a dead kernel had in
+// memory. The report says what was done and what was refused; with an error it is
+// what there was to tell until then, or nil.
+func Run(ctx context.Context, o Options) (_ *Report, err error) {
+	a := &application{Options: o}
+	defer func() { err = errors.Join(err, a.close()) }()
+	err = a.run(ctx)
+	return a.report, err
+}
+
+func (a *application) close() error {
+	var errs []error
+	if a.target != nil {
+		errs = append(errs, a.target.Close())
+	}
+	if a.memory != nil {
+		errs = append(errs, a.memory.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (a *application) run(ctx context.Context) (err error) {
+	if a.memory, err = inventory.Open(a.Image, morgue.Builds()...); err != nil {
+		return err
+	}
+	if a.Mount != "" {
+		return a.mounted(ctx)
+	}
+	if a.target, err = Open(a.Disk, a.Work); err != nil {
+		return err
+	}
+	if left, unfinished := a.target.Unfinished(); unfinished {
+		return a.finish(ctx, left)
+	}
+	if a.on, err = salvage.Identify(a.target); err != nil {
+		return fmt.Errorf("open disk %s: %w", a.Disk, err)
+	}
+	if a.fsys, err = a.fileSystem(a.on.UUID); err != nil {
+		return err
+	}
+	a.begin()
+	var raw []Raw
+	err = a.plan(func(p *salvage.Plan) error {
+		err := p.Check(a.target)
+		if err == nil && a.on.Family == "ext" {
+			raw, err = a.finishCommit()
+		}
+		return err
+	})
+	if err != nil || a.DryRun {
+		return err
+	}
+	return a.apply(ctx, raw)
+}
+
+// plan makes a plan, has it checked, and reports it.
+func (a *application) plan(check func(*salvage.Plan) error) error {
+	a.remains = &morgue.Remains{Cache: a.memory.Cache, Super: a.fsys.Super}
+	err := a.memory.Stage("plan", func() (err error) {
+		a.remains.Plan, err = salvage.ForDisk(a.memory.Cache, a.fsys.Super, a.Partial)
+		return err
+	})
+	if err == nil {
+		err = a.memory.Stage("check disk", func() error { return check(a.remains.Plan) })
+	}
+	if err != nil {
+		return fmt.Errorf("apply to %s: %w", a.Disk, err)
+	}
+	a.report.planned(a.remains.Plan)
+	a.report.stages(a.memory.Stages, nil)
+	return nil
+}
+
+// finishCommit carries out the dead kernel's last commit on a recording of the disk,
+// and returns what that changed. If it is refused, nothing of it is used: the disk is
+// what an ordinary crash leaves then.
+func (a *application) finishCommit() (raw []Raw, err error) {
+	recording := jbd2.NewRecording(a.target)
+	var c takeover.Commit
+	err = a.memory.Stage("last commit", func() (err error) {
+		c, err = a.remains.Finish(recording)
+		return err
+	})
+	c.Disk = a.Disk
+	a.report.Commit = &c
+	var lost *morgue.GivenUp
+	switch {
+	case errors.As(err, &lost):
+		c.Check = ""
+		a.report.refuse(Refusal{Reason: "the last commit: " + lost.Err.Error()})
+		for _, f := range lost.Files {
+			why := Refusal{Inode: uint64(f.Ino), Reason: "it is as a crash leaves it, without the last commit"}
+			why.Path, why.PathBase64 = inventory.Text(f.Path)
+			a.report.refuse(why)
+		}
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	for off, data := range recording.Changed() {
+		raw = append(raw, Raw{Off: off, Data: data})
+	}
+	return raw, nil
+}
+
+// fileSystem finds the file system of the disk in the dead kernel.
+func (a *application) fileSystem(id pagecache.UUID) (*inventory.FileSystem, error) {
+	all, _, faults := a.memory.FileSystems()
+	wanted := all
+	if a.FS != "" {
+		var err error
+		if wanted, err = inventory.Choose(all, a.FS); err != nil {
+			return nil, err
+		}
+	}
+	var names []string
+	for _, f := range all {
+		if f.HasDevice() {
+			names = append(names, fmt.Sprintf("%s (%s)", f.Device, f.Super.UUID))
+		}
+	}
+	wanted = slices.DeleteFunc(slices.Clone(wanted), func(f *inventory.FileSystem) bool { return f.Super.UUID != id })
+	switch len(wanted) {
+	case 1:
+		return wanted[0], nil
+	case 0:
+		return nil, errors.Join(fmt.Errorf("open disk %s: it has file system %v: the dead kernel had %v mounted, and not that", a.Disk, id, names), faults)
+	}
+	return nil, fmt.Errorf("open disk %s: the dead kernel had %d file systems of its UUID mounted: choose one with --fs by its device: %v", a.Disk, len(wanted), names)
+}
+
+// identity tells this death and this file system from all others.
+func (a *application) identity() Identity {
+	k, s := a.memory.Facts(), a.fsys.Super
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d %d %d %q %v %v %v", k.Banner, k.KASLR, k.Boot.UnixNano(), k.Now.UnixNano(), k.Panic, s.Addr, s.UUID, s.Dev))
+	return Identity{Image: a.Image, Kernel: k.Release, UUID: s.UUID.String(), Sum: fmt.Sprintf("%x", sum)}
+}
+
+// finish ends the commit of an earlier run.
+func (a *application) finish(ctx context.Context, left Identity) error {
+	id, err := addr.ParseUUID(left.UUID)
+	if err != nil {
+		return err
+	}
+	if a.fsys, err = a.fileSystem(id); err != nil {
+		return fmt.Errorf("%w; a commit to it from %s was broken off: finish that first", err, left.Image)
+	}
+	a.begin()
+	a.report.Resumed = true
+	if a.DryRun {
+		return fmt.Errorf("plan for %s: a commit to it was broken off: run the same command without --dry-run, and it goes on", a.Disk)
+	}
+	r, err := a.target.Finish(ctx, a.identity())
+	if r != nil {
+		a.report.stages(a.memory.Stages, r.Stages)
+	}
+	return err
+}
+
+// job is the plan as it is carried out.
+func (a *application) job() (Job, error) {
+	plan := a.remains.Plan
+	job := Job{
+		Identity: a.identity(), Type: a.fsys.Super.Type, Options: mountOptions[a.fsys.Super.Type],
+		Size: plan.StagingSize(), Gather: plan.Gather,
+	}
+	var err error
+	job.Files, job.Attrs, err = morgue.Files(plan, a.Partial)
+	return job, err
+}
+
+func (a *application) apply(ctx context.Context, raw []Raw) error {
+	job, err := a.job()
+	if err != nil {
+		return err
+	}
+	if c := a.report.Commit; c != nil {
+		job.Raw, job.Check, job.Names = raw, c.Check != "", a.remains.Names
+	}
+	for _, s := range a.on.Super {
+		job.Super = append(job.Super, Region{Off: s.Off, Data: make([]byte, s.Len())})
+	}
+	guest, err := a.guest(ctx)
+	if err != nil {
+		return err
+	}
+	return a.applied(a.target.Apply(ctx, job, guest))
+}
+
+// applied reports what became of a job.
+func (a *application) applied(r *Result, err error) error {
+	if r != nil {
+		a.report.applied(a.remains.Plan, r)
+		a.report.stages(a.memory.Stages, r.Stages)
+	}
+	return err
+}
+
+// mountOptions are with what a guest mounts a file system of a type: a path of
+// btrfs begins at its top, whatever subvolume is the default.
+var mountOptions = map[string]string{"xfs": "noatime", "btrfs": "noatime,subvolid=5"}
+
+// guest is what the work is done in.
+func (a *application) guest(ctx context.Context) (Guest, error) {
+	kernel, modules, err := dirs.Kernel(a.Guest)
+	if err != nil {
+		return Guest{}, err
+	}
+	machine, err := pair.ThisMachine()
+	if err != nil {
+		return Guest{}, err
+	}
+	accel, err := partition.FindAccel(ctx, kernel)
+	if err != nil {
+		return Guest{}, err
+	}
+	// The claim on the disk makes the directory ours.
+	where := sha256.Sum256([]byte(a.target.Work()))
+	image := guest.Image{Modules: modules, Types: []string{a.fsys.Super.Type}}
+	return Guest{
+		Kernel: kernel, Image: image.WriteFile, Accel: accel, CPUs: machine.CPUs, Dir: dirs.Run(fmt.Sprintf("apply-%x", where[:6])),
+	}, nil
+}
