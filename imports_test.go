@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -149,5 +150,49 @@ func TestDeadElsewhere(t *testing.T) {
 				t.Errorf("go vet: %v\n%s", err, out)
 			}
 		})
+	}
+}
+
+// TestLayout checks that the figure in docs/ARCHITECTURE.md has the folders that there
+// are, each once.
+func TestLayout(t *testing.T) {
+	text, err := os.ReadFile("docs/ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, figure, _ := strings.Cut(string(text), "```\n")
+	figure, _, _ = strings.Cut(figure, "```")
+	drawn := make(map[string]bool)
+	parent := ""
+	for line := range strings.Lines(figure) {
+		names, _, _ := strings.Cut(strings.TrimRight(line, "\n"), "   ")
+		if strings.HasPrefix(line, "  ") {
+			names, _, _ = strings.Cut(strings.TrimSpace(line), "   ")
+		} else if parent, _, _ = strings.Cut(line, " "); parent != "" {
+			drawn[strings.TrimSuffix(parent, "/")] = true
+			continue
+		}
+		for _, name := range strings.Fields(names) {
+			drawn[parent+name] = true
+		}
+	}
+	for _, f := range []string{"cmd/*", "dead/*", "internal/*", "internal/live/*", "internal/takeover/*", "internal/lab/*"} {
+		found, err := filepath.Glob(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range found {
+			if st, err := os.Stat(name); err != nil || !st.IsDir() {
+				continue
+			}
+			if !drawn[name] {
+				t.Errorf("%s is not in the figure", name)
+			}
+			delete(drawn, name)
+		}
+	}
+	delete(drawn, "dead")
+	for name := range drawn {
+		t.Errorf("the figure has %s, which is not there", name)
 	}
 }

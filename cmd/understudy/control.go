@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
@@ -24,20 +26,33 @@ const controlSocket = "control.sock"
 // Verbs of the control socket.
 const (
 	verbStatus = "status" // to status
-	verbCrash  = "crash"  // wire.CrashRequest
-	verbDown   = "down"
+	verbCrash  = "crash"  // crashRequest
+	verbDown   = "down"   // downRequest
 )
+
+// crashRequest kills the active kernel.
+type crashRequest struct {
+	Silent bool `json:"silent"` // without a dying message
+	Force  bool `json:"force"`  // even if nobody would take over
+}
+
+// downRequest ends a pair.
+type downRequest struct {
+	Force   bool `json:"force"`   // even if the active side cannot stop in good order
+	Discard bool `json:"discard"` // give up what is in memory only
+}
 
 // status is what a supervisor says of its pair.
 type status struct {
 	Name       string        `json:"name"`
-	State      string        `json:"state"` // protected, taking over, unprotected, down
+	State      string        `json:"state"` // protected, held, taking over, unprotected, failed
 	Active     string        `json:"active"`
 	Understudy string        `json:"understudy"` // empty: none
 	Kernel     string        `json:"kernel"`     // release of the active kernel
 	Accel      string        `json:"accel"`
 	Since      time.Time     `json:"since"`
 	Takeover   *lastTakeover `json:"last_takeover,omitempty"`
+	Held       string        `json:"held,omitempty"` // why the active side stands still
 	Error      string        `json:"error,omitempty"`
 }
 
@@ -55,16 +70,18 @@ type control struct {
 	listener net.Listener
 	end      func()
 
-	mu     sync.Mutex
-	status status
+	mu      sync.Mutex
+	status  status
+	stopped bool // nothing is left to be stopped
 }
 
-func serveControl(ctx context.Context, s *supervisor.Supervisor, dir string, end func()) (*control, error) {
+// serve begins to answer, in the run directory.
+func (c *control) serve(ctx context.Context, dir string) error {
 	l, err := net.Listen("unix", filepath.Join(dir, controlSocket))
 	if err != nil {
-		return nil, fmt.Errorf("open control socket: %w", err)
+		return fmt.Errorf("open control socket: %w", err)
 	}
-	c := &control{s: s, listener: l, end: end}
+	c.listener = l
 	c.set("protected", nil)
 	go func() {
 		for {
@@ -75,7 +92,7 @@ func serveControl(ctx context.Context, s *supervisor.Supervisor, dir string, end
 			go wire.New(conn, c.answer).Serve(ctx)
 		}
 	}()
-	return c, nil
+	return nil
 }
 
 func (c *control) close() { c.listener.Close() }
@@ -88,12 +105,22 @@ func (c *control) answer(ctx context.Context, verb string, body json.RawMessage)
 		defer c.mu.Unlock()
 		return c.status, nil
 	case verbCrash:
-		var r wire.CrashRequest
+		var r crashRequest
 		if err := json.Unmarshal(body, &r); err != nil {
 			return nil, err
 		}
+		if _, understudy := c.s.Sides(); understudy.Name == "" && !r.Force {
+			return nil, errors.New("nobody would take over: the pair is unprotected, and its service would end (--force crashes it all the same)")
+		}
 		return nil, c.s.Crash(r.Silent)
 	case verbDown:
+		var r downRequest
+		if err := json.Unmarshal(body, &r); err != nil {
+			return nil, err
+		}
+		if err := c.stop(r); err != nil {
+			return nil, err
+		}
 		// Once whoever asks has the answer and has hung up: the end closes all that is open.
 		context.AfterFunc(ctx, c.end)
 		return nil, nil
@@ -118,18 +145,25 @@ func (c *control) set(state string, t *lastTakeover) {
 // is unprotected, and its next death ends it.
 func (c *control) guard(ctx context.Context, out io.Writer) error {
 	for {
-		verdict, err := c.s.Watch(ctx)
+		death, err := c.s.Watch(ctx)
 		if err != nil {
 			return c.goDown(out)
 		}
-		fmt.Fprintf(out, "%s\n", verdict)
+		fmt.Fprintf(out, "%s\n", death.Verdict)
+		if death.Understudy {
+			err := errors.Join(fmt.Errorf("the understudy died: %s", death.Verdict), c.s.LoseUnderstudy())
+			c.set("unprotected", nil)
+			c.note(err)
+			fmt.Fprintln(out, err)
+			continue
+		}
 		c.set("taking over", nil)
 		// A takeover is not broken off by a signal: it ends, well or badly.
-		report, err := c.s.TakeOver(context.WithoutCancel(ctx), verdict)
+		report, err := c.s.TakeOver(context.WithoutCancel(ctx), death.Verdict)
 		if report == nil {
 			return c.failed(ctx, out, err)
 		}
-		t := &lastTakeover{At: verdict.At, Verdict: verdict.String(), Report: *report, Steps: report.Timeline.Steps()}
+		t := &lastTakeover{At: death.At, Verdict: death.Verdict.String(), Report: *report, Steps: report.Timeline.Steps()}
 		c.set("unprotected", t)
 		if err != nil {
 			c.note(err)
@@ -139,10 +173,19 @@ func (c *control) guard(ctx context.Context, out io.Writer) error {
 		if len(c.s.Pair.NICs) > 0 {
 			fmt.Fprintf(out, "told: %s\n", &report.Notified)
 		}
-		if err := takeover.WriteSteps(out, t.Steps, 50); err != nil {
-			return err
-		}
+		_ = takeover.WriteSteps(out, t.Steps, 50) // that nobody can read it ends nothing
 	}
+}
+
+// held notes why the active side stands still, or that it goes on.
+func (c *control) held(out io.Writer, why string) {
+	c.mu.Lock()
+	c.status.Held = why
+	c.mu.Unlock()
+	if why == "" {
+		why = "it goes on"
+	}
+	fmt.Fprintf(out, "the active side stands still: %s\n", why)
 }
 
 // note has the status say an error.
@@ -152,21 +195,55 @@ func (c *control) note(err error) {
 	c.status.Error = err.Error()
 }
 
-// goDown ends a pair in good order: nothing is in memory only any more.
-func (c *control) goDown(out io.Writer) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	fmt.Fprintln(out, "going down")
-	if err := c.s.Stop(ctx); err != nil {
-		return fmt.Errorf("stop the active side in good order: %w", err)
+// stop ends the work of the active side before the pair goes down. Without an error
+// nothing that is wanted is in memory only, or it is kept.
+func (c *control) stop(r downRequest) error {
+	c.mu.Lock()
+	failed := c.status.State == "failed"
+	stopped := c.stopped
+	c.mu.Unlock()
+	var err error
+	if !failed && !stopped {
+		ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
+		defer cancel()
+		err = c.s.Stop(ctx)
 	}
-	return nil
+	switch {
+	case err == nil && !failed:
+	case r.Discard && (failed || r.Force):
+		err = c.s.Discard()
+	case failed:
+		err = nil // what is in memory is kept
+	case r.Force:
+		ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
+		defer cancel()
+		err = c.s.Abandon(ctx, fmt.Errorf("it was forced down: %w", err))
+	default:
+		return fmt.Errorf("the pair stays up, since its active side cannot stop in good order: %w\n  End what keeps it, and run this again; or: understudy down --force, which keeps its memory.", err)
+	}
+	if err == nil {
+		c.mu.Lock()
+		c.stopped = true
+		c.mu.Unlock()
+	}
+	return err
 }
 
-// failed keeps a pair whose takeover did not come through as it is, the dead
-// memory above all, until the operator says down.
+// stopLimit is how long the active side may take to stop its services and unmount its
+// disks, or to write what is unsaved.
+const stopLimit = 90 * time.Second
+
+// goDown ends a pair in good order: nothing is in memory only any more. If that cannot
+// be had, the memory is kept, since whoever sent the signal ends us anyway.
+func (c *control) goDown(out io.Writer) error {
+	fmt.Fprintln(out, "going down")
+	return c.stop(downRequest{Force: true})
+}
+
+// failed keeps a pair whose takeover did not come through, the dead memory above all,
+// until the operator says down.
 func (c *control) failed(ctx context.Context, out io.Writer, err error) error {
-	fmt.Fprintf(out, "takeover failed: %v\nThe memory and logs of both sides stay in %s until `understudy down`.\n", err, dirs.Run(c.s.Pair.Name))
+	fmt.Fprintf(out, "takeover failed: %v\n", err)
 	c.mu.Lock()
 	c.status.State = "failed"
 	c.mu.Unlock()
@@ -174,6 +251,9 @@ func (c *control) failed(ctx context.Context, out io.Writer, err error) error {
 	<-ctx.Done()
 	return err
 }
+
+// errNoPair is why there is nobody to ask.
+var errNoPair = errors.New("no pair is up (start one with: understudy up -f pair.yaml)")
 
 // findPair is the running pair of that name, or the only one there is.
 func findPair(name string) (string, error) {
@@ -186,12 +266,17 @@ func findPair(name string) (string, error) {
 	}
 	switch len(dirs) {
 	case 0:
-		return "", errors.New("no pair is up (start one with: understudy up -f pair.yaml)")
+		return "", errNoPair
 	case 1:
 		return filepath.Base(filepath.Dir(dirs[0]))[len("understudy-"):], nil
 	}
 	return "", fmt.Errorf("%d pairs are up: say which", len(dirs))
 }
+
+// notUp says that a pair has no supervisor.
+type notUp struct{ name string }
+
+func (n *notUp) Error() string { return fmt.Sprintf("pair %s is not up", n.name) }
 
 // ask calls the supervisor of a pair.
 func ask(ctx context.Context, name, verb string, in, out any) error {
@@ -201,8 +286,8 @@ func ask(ctx context.Context, name, verb string, in, out any) error {
 	}
 	conn, err := net.Dial("unix", filepath.Join(dirs.Run(name), controlSocket))
 	if err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("pair %s is not up", name)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+			return &notUp{name}
 		}
 		return fmt.Errorf("reach the supervisor of %s: %w", name, err)
 	}

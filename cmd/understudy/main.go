@@ -16,8 +16,9 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
+	signal.Ignore(unix.SIGPIPE) // that nobody reads our output ends no pair
 	if os.Getpid() == 1 {
 		agent.Main(ctx, nil)
 		return
@@ -35,7 +36,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(upCommand(), statusCommand(), crashCommand(), downCommand(), consoleCommand(),
+	cmd.AddCommand(upCommand(), statusCommand(), crashCommand(), downCommand(), consoleCommand(), recoverCommand(),
 		initramfsCommand(), agentCommand(), inspectCommand(), salvageCommand(), socketsCommand())
 	return cmd
 }

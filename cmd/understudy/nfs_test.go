@@ -199,7 +199,7 @@ func crash(t *testing.T, l *nfslab.Lab) *takeover.Report {
 	if err != nil {
 		t.Fatal(err)
 	}
-	report, err := l.Super.TakeOver(t.Context(), v)
+	report, err := l.Super.TakeOver(t.Context(), v.Verdict)
 	if err != nil {
 		t.Fatal(err)
 	}

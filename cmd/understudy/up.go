@@ -9,9 +9,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/pair"
@@ -20,8 +20,8 @@ import (
 
 func upCommand() *cobra.Command {
 	var (
-		file   string
-		detach bool
+		file         string
+		detach, tell bool
 	)
 	cmd := &cobra.Command{
 		Use:   "up -f pair.yaml",
@@ -35,11 +35,18 @@ func upCommand() *cobra.Command {
 			if detach {
 				return upDetached(cmd.Context(), p.Name, file)
 			}
-			return up(cmd.Context(), p, cmd.OutOrStdout())
+			ready := func() error { return nil }
+			if tell {
+				unix.CloseOnExec(readyFD) // or else its guests have it too
+				ready = tellReady
+			}
+			return up(cmd.Context(), p, cmd.OutOrStdout(), ready)
 		},
 	}
 	cmd.Flags().StringVarP(&file, "file", "f", "pair.yaml", "description of the pair")
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "return once the pair is protected, and stand guard in the background")
+	cmd.Flags().BoolVar(&tell, "tell-ready", false, "say on descriptor 3 that the pair is protected")
+	_ = cmd.Flags().MarkHidden("tell-ready") // the flag exists
 	return cmd
 }
 
@@ -57,60 +64,78 @@ func loadPair(file string) (*pair.Pair, error) {
 }
 
 // up runs the pair until ctx ends, somebody asks for its end, or nothing of it
-// is left to guard.
-func up(ctx context.Context, p *pair.Pair, out io.Writer) (err error) {
+// is left to guard. ready is called once it is protected.
+func up(ctx context.Context, p *pair.Pair, out io.Writer, ready func() error) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s, err := supervisor.Start(ctx, p, supervisor.Options{
-		Dir: dirs.Run(p.Name), Log: out,
+	c := &control{end: cancel}
+	c.s, err = supervisor.Start(ctx, p, supervisor.Options{
+		Dir: dirs.Run(p.Name), Log: out, Held: func(why string) { c.held(out, why) },
 	})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	c, err := serveControl(ctx, s, dirs.Run(p.Name), cancel)
-	if err != nil {
-		return err
+	defer func() { err = errors.Join(err, c.s.Close()) }()
+	if err := c.serve(ctx, dirs.Run(p.Name)); err != nil {
+		return errors.Join(err, c.stop(downRequest{Force: true}))
 	}
 	defer c.close()
 	fmt.Fprintf(out, "pair %s is protected\n", p.Name)
+	if err := ready(); err != nil {
+		fmt.Fprintf(out, "tell that it is: %v\n", err) // the pair is up all the same
+	}
 	return c.guard(ctx, out)
 }
 
-// upDetached starts this program again in the background and waits until the
-// pair answers.
+// readyFD is the number of the pipe that a supervisor in the background is given, to
+// say that its pair is protected.
+const readyFD = 3
+
+const readyWord = "protected"
+
+// tellReady writes to that pipe.
+func tellReady() error {
+	f := os.NewFile(readyFD, "ready")
+	if f == nil {
+		return errors.New("no pipe was given")
+	}
+	_, err := f.WriteString(readyWord)
+	return errors.Join(err, f.Close())
+}
+
+// upDetached starts this program again in the background and waits until that says
+// that the pair is protected.
 func upDetached(ctx context.Context, name, file string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	log, err := os.OpenFile(dirs.Run(name)+".log", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	// A name that nobody else has made: the directory may be for all to write to.
+	log, err := os.CreateTemp(filepath.Dir(dirs.Run(name)), filepath.Base(dirs.Run(name))+"-*.log")
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(self, "up", "-f", file)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return err
+	ready, word, err := os.Pipe()
+	if err != nil {
+		return errors.Join(err, os.Remove(log.Name()))
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	for {
-		select {
-		case <-ended:
-			said, _ := os.ReadFile(log.Name()) // it is empty then
-			os.Remove(log.Name())
-			return fmt.Errorf("pair %s did not come up:\n%s", name, said)
-		case <-ctx.Done():
-			_ = cmd.Process.Signal(syscall.SIGTERM)
-			<-ended
-			os.Remove(log.Name())
-			return context.Cause(ctx)
-		case <-time.After(100 * time.Millisecond):
-		}
-		if _, err := os.Stat(filepath.Join(dirs.Run(name), controlSocket)); err == nil {
+	defer ready.Close()
+	cmd := exec.Command(self, "up", "-f", file, "--tell-ready")
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{word}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := errors.Join(cmd.Start(), word.Close()); err != nil {
+		return errors.Join(err, os.Remove(log.Name()))
+	}
+	said := make(chan string, 1)
+	go func() {
+		b := make([]byte, len(readyWord))
+		n, _ := io.ReadFull(ready, b) // it ends with the process at the latest
+		said <- string(b[:n])
+	}()
+	select {
+	case word := <-said:
+		if word == readyWord {
 			kept := filepath.Join(dirs.Run(name), "supervisor.log") // and removed with the rest
 			if err := os.Rename(log.Name(), kept); err != nil {
 				return err
@@ -118,5 +143,11 @@ func upDetached(ctx context.Context, name, file string) error {
 			fmt.Printf("pair %s is protected; its supervisor logs to %s\n", name, kept)
 			return nil
 		}
+	case <-ctx.Done():
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		err = context.Cause(ctx)
 	}
+	_ = cmd.Wait() // its log says how it ended
+	text, _ := os.ReadFile(log.Name())
+	return errors.Join(err, fmt.Errorf("pair %s did not come up:\n%s", name, text), os.Remove(log.Name()))
 }

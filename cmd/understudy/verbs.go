@@ -1,18 +1,19 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
+	"io/fs"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"understudy.dev/understudy/internal/live/dirs"
-	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
 func statusCommand() *cobra.Command {
@@ -43,6 +44,9 @@ func (st *status) write(w io.Writer) error {
 	}
 	fmt.Fprintf(w, "%-11s %s, since %s\n", st.Name, st.State, st.Since.Format(time.DateTime))
 	fmt.Fprintf(w, "active      %s (Linux %s, %s)\nunderstudy  %s\n", st.Active, st.Kernel, st.Accel, understudy)
+	if st.Held != "" {
+		fmt.Fprintf(w, "held        the active side stands still, and is not dead: %s\n", st.Held)
+	}
 	if st.Error != "" {
 		fmt.Fprintf(w, "error       %s\n", st.Error)
 	}
@@ -57,44 +61,80 @@ func (st *status) write(w io.Writer) error {
 }
 
 func crashCommand() *cobra.Command {
-	var hang bool
+	var r crashRequest
 	cmd := &cobra.Command{
 		Use:   "crash [PAIR]",
 		Short: "Panic the active kernel on purpose",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return ask(cmd.Context(), first(args), verbCrash, wire.CrashRequest{Silent: hang}, nil)
+			return ask(cmd.Context(), first(args), verbCrash, r, nil)
 		},
 	}
-	cmd.Flags().BoolVar(&hang, "hang", false, "stop all its CPUs without a dying message, so that only the heartbeat tells")
+	cmd.Flags().BoolVar(&r.Force, "force", false, "even if the pair is unprotected, and its service would end")
+	cmd.Flags().BoolVar(&r.Silent, "hang", false, "stop all its CPUs without a dying message, so that only the heartbeat tells")
 	return cmd
 }
 
 func downCommand() *cobra.Command {
-	return &cobra.Command{
+	var r downRequest
+	cmd := &cobra.Command{
 		Use:   "down [PAIR]",
 		Short: "Stop a pair in good order, and remove what it left",
-		Args:  cobra.MaximumNArgs(1),
+		Long: `Stop a pair in good order, and remove what it left.
+
+The active side stops its services and unmounts its disks. If it cannot, the pair stays
+up, and what keeps it is named. Nothing is ever removed that may be nowhere else: after
+a takeover that failed, or with --force, the memory is kept for understudy recover.`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, err := findPair(first(args))
+			if err == nil {
+				err = ask(cmd.Context(), name, verbDown, r, nil)
+			}
+			var gone *notUp
+			if errors.As(err, &gone) {
+				return tidy(gone.name, r.Discard)
+			}
 			if err != nil {
 				return err
 			}
-			if err := ask(cmd.Context(), name, verbDown, nil, nil); err != nil {
-				return err
-			}
-			for { // until its run directory is gone
-				if _, err := os.Stat(filepath.Join(dirs.Run(name))); os.IsNotExist(err) {
-					return nil
-				}
-				select {
-				case <-cmd.Context().Done():
-					return cmd.Context().Err()
-				case <-time.After(50 * time.Millisecond):
-				}
-			}
+			return awaitDown(cmd.Context(), name, r.Discard)
 		},
 	}
+	cmd.Flags().BoolVar(&r.Force, "force", false, "even if the active side cannot stop in good order; its memory is kept")
+	cmd.Flags().BoolVar(&r.Discard, "discard", false, "with --force, or after a failed takeover: give up what is in memory only")
+	return cmd
+}
+
+// awaitDown waits until a pair's supervisor has ended, and says what it left.
+func awaitDown(ctx context.Context, name string, discard bool) error {
+	for {
+		err := tidy(name, discard)
+		if err == nil || !errors.Is(err, supervisor.ErrRunning) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// tidy removes the run directory of a pair that has no supervisor, unless there is
+// something in it that is nowhere else and is not to be discarded.
+func tidy(name string, discard bool) error {
+	d, err := supervisor.OpenRunDir(dirs.Run(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if d.AtStake() && !discard {
+		return errors.Join(&supervisor.Unsaved{Dir: d.Path, Record: d.Record}, d.Close())
+	}
+	return d.Remove()
 }
 
 func first(args []string) string {

@@ -58,7 +58,7 @@ func TestPeersAreTold(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := Settle(context.Background(), m, r); err != nil {
+		if err := r.Settle(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		for _, order := range [][]string{{"fence", "peers", "acquaint", "tell 7"}, {"start", "go live", "tell 7"}, {"start", "go live", "announce"}} {
@@ -89,7 +89,7 @@ func TestSlowWitness(t *testing.T) {
 		t.Fatal(err)
 	}
 	settled := make(chan error)
-	go func() { settled <- Settle(context.Background(), m, r) }()
+	go func() { settled <- r.Settle(context.Background()) }()
 	for deadline := time.Now().Add(10 * time.Second); !m.has("announce") || !m.has("sync"); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the address was not announced, or nothing was synced, before the peers were read")
@@ -153,7 +153,7 @@ func TestUntold(t *testing.T) {
 			}
 			r, err := play(m, Options{Witness: &witness{m: m, peers: tt.peers, err: tt.witness}, Notice: Notice{Of: port80}})
 			if err == nil {
-				err = Settle(context.Background(), m, r)
+				err = r.Settle(context.Background())
 			}
 			if err != nil || !reflect.DeepEqual(r.Notified, tt.want) {
 				t.Errorf("%+v, %v; want %+v", r.Notified, err, tt.want)
@@ -167,7 +167,7 @@ func TestNoNetwork(t *testing.T) {
 	m := newStand()
 	r, err := play(m, Options{})
 	if err == nil {
-		err = Settle(context.Background(), m, r)
+		err = r.Settle(context.Background())
 	}
 	if err != nil || m.has("announce") || slices.ContainsFunc(r.Timeline.Steps(), func(s Step) bool { return s.Name == "notify" }) {
 		t.Errorf("%v, calls %v, steps %v", err, m.calls, r.Timeline.Steps())

@@ -34,8 +34,9 @@ type Machine interface {
 	// Name has the understudy give what a check has left without its name the one
 	// that it had.
 	Name(ctx context.Context, r wire.NameRequest) (wire.NameResult, error)
-	// Staging is memory that the understudy can read and nobody else uses.
-	Staging() ([]byte, error)
+	// Staging is memory that the understudy can read and nobody else uses. Its first n
+	// bytes are there to be written; it fails if there is no room for them.
+	Staging(n int64) ([]byte, error)
 	// Apply has the understudy write a plan whose encoding and data are in
 	// Staging.
 	Apply(ctx context.Context, r wire.ApplyRequest) (wire.ApplyResult, error)
@@ -75,6 +76,8 @@ type Remains interface {
 	// ordinary crash leaves, or has all of the commit in its log; nothing else is
 	// written then, since a file would get a part of what it was to be.
 	Finish(image Image) (Commit, error)
+	// Size is how many bytes of staging Gather fills at most. It is good after Finish.
+	Size() int64
 	// Gather puts the unsaved bytes into staging and says whose they are.
 	Gather(staging []byte) (Gathered, error)
 	// Names is what the dead kernel had as the names of what a check has found
@@ -151,6 +154,9 @@ type Options struct {
 	Notice   Notice   // of the clients whom Witness knows
 	// SyncFirst makes what was applied durable before the services start.
 	SyncFirst bool
+	// Record makes durable how far a disk has come, before the step that Progress
+	// names is taken; nil: nobody wants to know. If it fails, the takeover does.
+	Record func(disk string, p Progress) error
 	// Fenced is called once the fence stands, before anything is handed over.
 	Fenced func()
 }
@@ -167,13 +173,54 @@ type Report struct {
 	Durable  bool       `json:"durable"` // all that was applied is on the disks
 	Notified Notified   `json:"notified"`
 	Timeline *Timeline  `json:"-"`
-
-	teller *teller // nil once it is done
 }
 
-// Run takes over. The timeline has the detection in it already. The clients are
-// being told when it returns, and have been when Settle does.
-func Run(ctx context.Context, m Machine, t *Timeline, o Options) (_ *Report, err error) {
+// Progress is how far a takeover has come with a disk.
+type Progress string
+
+// What a disk's Progress says.
+const (
+	// Fenced: the understudy has not seen the disk. What is unsaved is in the dead
+	// side's memory.
+	Fenced Progress = "fenced"
+	// HandedOver: the last commit is carried out, or refused, and the understudy may
+	// have mounted the disk and written some of the files.
+	HandedOver Progress = "handed over"
+	// Applied: nothing of the dead side's memory is to be brought to the disk any more:
+	// what is not there is in the understudy's, or was refused.
+	Applied Progress = "applied"
+)
+
+// Serving is a takeover that has come through: the understudy serves. What it
+// applied may not be durable yet, and the clients are still being told.
+type Serving struct {
+	*Report
+	run *run
+}
+
+// limits are how long a step in the understudy may take. They only bound what hangs: on
+// a busy machine, under emulation, a step may take many times as long as usual. The
+// writing of files and e2fsck(8), whose time grows with the file system, have none: the
+// caller watches the understudy, and ends the context if it dies.
+var limits = map[string]time.Duration{
+	stepDisk: 20 * time.Second, stepMount: 2 * time.Minute, stepNames: 2 * time.Minute,
+	stepServices: 2 * time.Minute, stepAddress: 20 * time.Second,
+}
+
+// The steps that have limits, as the timeline names them.
+const (
+	stepDisk     = "disk"
+	stepMount    = "mount"
+	stepNames    = "names"
+	stepServices = "services"
+	stepAddress  = "address"
+)
+
+// Run takes over. The timeline has the detection in it already. If ctx ends, the step
+// under way fails, and the takeover with it: what Options.Record was told last says how
+// to go on. The clients are being told when Run returns, and have been when
+// Serving.Settle does.
+func Run(ctx context.Context, m Machine, t *Timeline, o Options) (_ *Serving, err error) {
 	r := &run{machine: m, options: o, report: &Report{Timeline: t, Commits: []Commit{}, Refused: []Refusal{}}}
 	r.teller = newTeller(r)
 	if err := t.Measure("fence", func() error { return m.Fence(ctx) }); err != nil {
@@ -199,28 +246,25 @@ func Run(ctx context.Context, m Machine, t *Timeline, o Options) (_ *Report, err
 			return nil, err
 		}
 	}
-	if err := t.Measure("services", func() error { return m.Start(ctx) }); err != nil {
+	if err := r.limited(ctx, stepServices, m.Start); err != nil {
 		return nil, fmt.Errorf("start services: %w", err)
 	}
-	if err := t.Measure("address", func() error { return m.GoLive(ctx) }); err != nil {
+	if err := r.limited(ctx, stepAddress, m.GoLive); err != nil {
 		return nil, fmt.Errorf("bring address over: %w", err)
 	}
 	r.teller.tell(ctx)
-	r.report.teller = r.teller
-	return r.report, nil
+	return &Serving{Report: r.report, run: r}, nil
 }
 
-// Settle makes durable what a takeover applied, if it did not do so before it
+// Settle makes durable what the takeover applied, if it did not do so before it
 // went live, and waits until the clients are told. The dead memory must be kept
 // until it has succeeded, and be let go only when it has returned.
-func Settle(ctx context.Context, m Machine, r *Report) (err error) {
-	if !r.Durable {
-		err = (&run{machine: m, report: r}).sync(ctx)
+func (s *Serving) Settle(ctx context.Context) (err error) {
+	if !s.Report.Durable {
+		err = s.run.sync(ctx)
 	}
-	if r.teller != nil {
-		<-r.teller.told
-		r.Notified, r.teller = r.teller.notified, nil
-	}
+	<-s.run.teller.told
+	s.Report.Notified = s.run.teller.notified
 	return err
 }
 
@@ -235,8 +279,24 @@ type run struct {
 // disk brings one disk over. The last commit is finished before anybody mounts
 // it; the dead memory is gathered while the understudy does.
 func (r *run) disk(ctx context.Context, disk string) error {
+	if err := r.record(disk, Fenced); err != nil {
+		return err
+	}
 	remains, commit := r.examine(disk)
 	r.teller.meet(ctx)
+	if remains != nil {
+		// Before the disk is handed over: without room, all is left as it is.
+		if _, err := r.machine.Staging(r.staged + remains.Size()); err != nil {
+			return fmt.Errorf("make room for what is unsaved: %w", err)
+		}
+	}
+	progress := HandedOver
+	if remains == nil { // nothing more is brought over
+		progress = Applied
+	}
+	if err := r.record(disk, progress); err != nil {
+		return err
+	}
 	var request wire.ApplyRequest
 	var found *wire.Check
 	g, gctx := errgroup.WithContext(ctx)
@@ -245,11 +305,18 @@ func (r *run) disk(ctx context.Context, disk string) error {
 		return nil
 	})
 	g.Go(func() error {
-		if err := r.measure("disk", func() error { return r.machine.HandOver(gctx, disk) }); err != nil {
+		err := r.limited(gctx, stepDisk, func(ctx context.Context) error { return r.machine.HandOver(ctx, disk) })
+		if err != nil {
 			return fmt.Errorf("hand over: %w", err)
 		}
-		return r.measure("mount", func() (err error) {
-			found, err = r.machine.Mount(gctx, disk, commit.Check != "")
+		if commit.Check != "" {
+			return r.measure(stepMount, func() (err error) {
+				found, err = r.machine.Mount(gctx, disk, true)
+				return err
+			})
+		}
+		return r.limited(gctx, stepMount, func(ctx context.Context) (err error) {
+			found, err = r.machine.Mount(ctx, disk, false)
 			return err
 		})
 	})
@@ -261,7 +328,7 @@ func (r *run) disk(ctx context.Context, disk string) error {
 	}
 	var named wire.NameResult
 	if found.Names() && remains != nil {
-		err := r.measure("names", func() (err error) {
+		err := r.limited(ctx, stepNames, func(ctx context.Context) (err error) {
 			named, err = r.name(ctx, disk, found, remains)
 			return err
 		})
@@ -272,10 +339,22 @@ func (r *run) disk(ctx context.Context, disk string) error {
 	if remains != nil {
 		r.report.Commits = append(r.report.Commits, commit)
 	}
-	if request.Len == 0 {
+	if request.Len > 0 {
+		if err := r.measure("apply", func() error { return r.apply(ctx, request, named) }); err != nil {
+			return err
+		}
+	}
+	return r.record(disk, Applied)
+}
+
+func (r *run) record(disk string, p Progress) error {
+	if r.options.Record == nil {
 		return nil
 	}
-	return r.measure("apply", func() error { return r.apply(ctx, request, named) })
+	if err := r.options.Record(disk, p); err != nil {
+		return fmt.Errorf("record that it is %s: %w", p, err)
+	}
+	return nil
 }
 
 // examine also finishes the last commit. It gives nil if there is nothing to
@@ -336,11 +415,11 @@ func (r *run) gather(disk string, remains Remains) wire.ApplyRequest {
 // stage lays the gathered data on the staging disk and its plan behind it.
 func (r *run) stage(disk string, remains Remains) (wire.ApplyRequest, error) {
 	var none wire.ApplyRequest
-	staging, err := r.machine.Staging()
+	from := r.staged
+	staging, err := r.machine.Staging(from + remains.Size())
 	if err != nil {
 		return none, err
 	}
-	from := r.staged
 	found, err := remains.Gather(staging[from:])
 	if err != nil {
 		return none, err
@@ -358,6 +437,9 @@ func (r *run) stage(disk string, remains Remains) (wire.ApplyRequest, error) {
 	at := align(from + found.Used)
 	if at+align(int64(len(plan))) > int64(len(staging)) {
 		return none, errors.New("staging is too small for the plan")
+	}
+	if staging, err = r.machine.Staging(at + int64(len(plan))); err != nil {
+		return none, err
 	}
 	copy(staging[at:], plan)
 	r.staged = align(at + int64(len(plan)))
@@ -408,6 +490,17 @@ func (r *run) sync(ctx context.Context) error {
 
 func (r *run) measure(name string, f func() error) error {
 	return r.report.Timeline.Measure(name, f)
+}
+
+// limited measures a step that the understudy must be done with within its limit.
+func (r *run) limited(ctx context.Context, name string, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limits[name], fmt.Errorf("not done within %v", limits[name]))
+	defer cancel()
+	err := r.measure(name, func() error { return f(ctx) })
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 func (r *run) refuse(what string, count int, err error) {

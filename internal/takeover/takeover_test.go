@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"understudy.dev/understudy/internal/live/wire"
@@ -30,6 +31,7 @@ type stand struct {
 	names   wire.NameResult
 	peers   wire.Peers // that it was acquainted with
 	told    wire.TellResult
+	hangs   bool // once it should start services
 }
 
 func (s *stand) did(call string) error {
@@ -52,7 +54,7 @@ func (s *stand) Name(_ context.Context, r wire.NameRequest) (wire.NameResult, er
 	s.named = r
 	return s.names, s.did("name")
 }
-func (s *stand) Staging() ([]byte, error) { return s.staging, s.did("staging") }
+func (s *stand) Staging(int64) ([]byte, error) { return s.staging, s.did("staging") }
 func (s *stand) Apply(_ context.Context, r wire.ApplyRequest) (wire.ApplyResult, error) {
 	var err error
 	if s.plan, err = wire.DecodePlan(s.staging[r.Plan : r.Plan+r.Len]); err != nil {
@@ -60,7 +62,13 @@ func (s *stand) Apply(_ context.Context, r wire.ApplyRequest) (wire.ApplyResult,
 	}
 	return s.result, s.did("apply")
 }
-func (s *stand) Start(context.Context) error  { return s.did("start") }
+func (s *stand) Start(ctx context.Context) error {
+	if s.hangs {
+		<-ctx.Done()
+		return errors.New("link closed")
+	}
+	return s.did("start")
+}
 func (s *stand) GoLive(context.Context) error { return s.did("go live") }
 func (s *stand) Sync(context.Context) error   { return s.did("sync") }
 func (s *stand) Acquaint(_ context.Context, p wire.Peers) (wire.AcquaintResult, error) {
@@ -107,12 +115,14 @@ func (b *body) Names(found *wire.Check) wire.NameRequest {
 	return wire.NameRequest{Check: found, Files: []wire.Named{{Inode: 171, Paths: [][]byte{[]byte("a")}}}}
 }
 
+func (b *body) Size() int64 { return b.found.Used }
+
 func (b *body) Gather(staging []byte) (Gathered, error) {
 	copy(staging, "unsaved")
 	return b.found, b.gather
 }
 
-func play(m *stand, o Options) (*Report, error) {
+func play(m *stand, o Options) (*Serving, error) {
 	return Run(context.Background(), m, NewTimeline(time.Now()), o)
 }
 
@@ -285,6 +295,71 @@ func TestNoServiceOnAFailedStep(t *testing.T) {
 	}
 }
 
+// TestProgressIsRecorded: how far each disk has come is durable before it goes on, and
+// a takeover that cannot record goes no further.
+func TestProgressIsRecorded(t *testing.T) {
+	order := []string{"fence", "record fenced", "finish", "record handed over", "hand over", "mount", "apply", "record applied", "start"}
+	for n := -1; n < 3; n++ {
+		m := newStand()
+		recorded := 0
+		o := Options{Disks: []string{"data"}, Salvager: &body{m: m, found: someFiles()}, Record: func(disk string, p Progress) error {
+			err := m.did("record " + string(p))
+			if recorded == n {
+				err = errors.New("no room")
+			}
+			recorded++
+			return err
+		}}
+		_, err := play(m, o)
+		if n < 0 {
+			for i := 1; i < len(order); i++ {
+				if err != nil || !m.before(order[i-1], order[i]) {
+					t.Errorf("%s did not come before %s: %v, %v", order[i-1], order[i], m.calls, err)
+				}
+			}
+			continue
+		}
+		last := []string{"record fenced", "record handed over", "record applied"}[n]
+		if err == nil || m.calls[len(m.calls)-1] != last {
+			t.Errorf("%v after %v", m.calls, err)
+		}
+	}
+}
+
+// TestNoRoom: without room for what is unsaved, the disk is not handed over.
+func TestNoRoom(t *testing.T) {
+	m := newStand()
+	m.fail["staging"] = errors.New("no space left on device")
+	if _, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, found: someFiles()}}); !errors.Is(err, m.fail["staging"]) || m.has("hand over") {
+		t.Errorf("%v, calls %v", err, m.calls)
+	}
+}
+
+// TestDeathOfTheUnderstudy: when the context ends, since the understudy died, the step
+// under way fails with that reason.
+func TestDeathOfTheUnderstudy(t *testing.T) {
+	m := newStand()
+	m.hangs = true
+	ctx, cancel := context.WithCancelCause(context.Background())
+	died := errors.New("the understudy died")
+	time.AfterFunc(10*time.Millisecond, func() { cancel(died) })
+	if _, err := Run(ctx, m, NewTimeline(time.Now()), Options{Disks: []string{"data"}}); !errors.Is(err, died) || m.has("go live") {
+		t.Errorf("%v, calls %v", err, m.calls)
+	}
+}
+
+// TestStepsHaveLimits: a step that hangs ends, with the limit as the reason.
+func TestStepsHaveLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newStand()
+		m.hangs = true
+		_, err := Run(t.Context(), m, NewTimeline(time.Now()), Options{})
+		if err == nil || !strings.Contains(err.Error(), "start services: not done within 2m0s") {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
 func TestSettle(t *testing.T) {
 	m := newStand()
 	r, err := play(m, Options{Disks: []string{"data"}})
@@ -292,7 +367,7 @@ func TestSettle(t *testing.T) {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	for range 2 {
-		if err := Settle(context.Background(), m, r); err != nil || !r.Durable {
+		if err := r.Settle(context.Background()); err != nil || !r.Durable {
 			t.Errorf("settled: %+v, %v", r, err)
 		}
 	}

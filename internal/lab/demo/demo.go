@@ -186,8 +186,11 @@ func (p *play) die(ctx context.Context) (liveness.Verdict, error) {
 	}
 	watched := make(chan found, 1)
 	go func() {
-		v, err := p.super.Watch(ctx)
-		watched <- found{v, err}
+		d, err := p.super.Watch(ctx)
+		if err == nil && d.Understudy {
+			err = fmt.Errorf("the understudy died: %s", d.Verdict)
+		}
+		watched <- found{d.Verdict, err}
 	}()
 	if p.o.Hang {
 		p.say("now all CPUs of the active side stop, without a dying message")

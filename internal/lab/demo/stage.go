@@ -156,7 +156,7 @@ func (s *stage) read(partition, verb string) ([]workload.Truth, error) {
 func (s *stage) close() error {
 	var errs []error
 	if s.super != nil {
-		errs = append(errs, s.super.Close())
+		errs = append(errs, s.super.Discard(), s.super.Close())
 	}
 	if s.lab != nil {
 		errs = append(errs, s.lab.Close())

@@ -67,7 +67,7 @@ func (p *run) crash(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	report, err := p.Super.TakeOver(ctx, v)
+	report, err := p.Super.TakeOver(ctx, v.Verdict)
 	if err != nil {
 		return err
 	}

@@ -207,7 +207,7 @@ func (c *crashRun) takeOver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	report, err := c.Super.TakeOver(ctx, v)
+	report, err := c.Super.TakeOver(ctx, v.Verdict)
 	if err != nil {
 		return err
 	}

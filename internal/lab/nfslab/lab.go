@@ -282,7 +282,7 @@ func (l *Lab) Close() error {
 		errs = append(errs, l.Client.Close())
 	}
 	if l.Super != nil {
-		errs = append(errs, l.Super.Close())
+		errs = append(errs, l.Super.Discard(), l.Super.Close())
 	}
 	if l.Alone != nil {
 		errs = append(errs, l.Alone.Close())

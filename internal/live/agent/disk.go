@@ -41,6 +41,9 @@ func (a *Agent) mount(ctx context.Context, r wire.MountRequest) (result wire.Mou
 	if err != nil {
 		return result, err
 	}
+	if a.mounts[d.Name] != "" {
+		return result, nil // it stayed mounted when its side could not stop
+	}
 	if r.Check {
 		if result.Check, err = a.check(ctx, d); err != nil {
 			return result, err

@@ -13,56 +13,106 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Claim is a disk of a machine that is dead for long: nobody here uses it, and
-// until the claim is dropped, nobody can who respects its lock.
-type Claim struct {
+// Hold keeps a disk for us for as long as it is open, a guest of ours or not: no other
+// supervisor and no other run of ours gets it, and a block device cannot be mounted or
+// become part of something. It leaves alone the bytes that QEMU locks.
+type Hold struct {
 	*os.File       // for reading and writing
 	Size     int64 // bytes
 	Device   bool  // it is a block device
 }
 
-// ErrInUse is wrapped when a disk is mounted, or has another user in the host's
-// kernel.
+// holdByte is the byte of an image that a Hold locks: beyond those of QEMU, whatever
+// their number becomes (block/file-posix.c, RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE).
+const holdByte = 1000
+
+// Claim is a disk that nobody else uses: we hold it, and have the locks that QEMU
+// takes, so that no guest can write to it either.
+type Claim struct{ *Hold }
+
+// ErrInUse is why a disk is not ours: this machine's own kernel uses it.
 var ErrInUse = errors.New("in use by this machine's kernel")
 
-// claimLimit is how long a claim waits for a lock: whoever was just killed may
-// not be gone yet.
+// claimLimit is how long a lock may take to be free: a process that has just been
+// killed may still hold it.
 const claimLimit = 2 * time.Second
 
-// Take claims an image file or a block device. A QEMU that has it open, a mount,
-// a loop device on it or any other user of a block device is an *Error.
-func Take(path string) (*Claim, error) {
+// Keep holds a disk, a raw image or a block device. It fails if this machine's kernel
+// has it mounted, or uses it as a loop device or as a part of something; if another
+// Hold has it; or if a guest that is not ours does.
+func Keep(path string) (*Hold, error) {
+	h, err := keep(path)
+	if err != nil {
+		return nil, err
+	}
+	// Taken and let go: whoever is to have it takes it next.
+	if err := lockRange(h.File, path, lockStart, lockLen, claimLimit, "try again"); err != nil {
+		h.Close()
+		return nil, err
+	}
+	l := unix.Flock_t{Type: unix.F_UNLCK, Start: lockStart, Len: lockLen}
+	if err := unix.FcntlFlock(h.Fd(), unix.F_OFD_SETLK, &l); err != nil {
+		h.Close()
+		return nil, fmt.Errorf("unlock %s: %w", path, err)
+	}
+	return h, nil
+}
+
+func keep(path string) (*Hold, error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, &Error{What: "disk " + path, Err: err, Hint: "Name an image file or a block device."}
 	}
-	c := &Claim{Device: st.Mode()&os.ModeDevice != 0 && st.Mode()&os.ModeCharDevice == 0}
-	if !c.Device && !st.Mode().IsRegular() {
+	h := &Hold{Device: st.Mode()&os.ModeDevice != 0 && st.Mode()&os.ModeCharDevice == 0}
+	if !h.Device && !st.Mode().IsRegular() {
 		return nil, &Error{What: "disk " + path, Err: errors.New("it is neither a file nor a block device"), Hint: "Name an image file or a block device."}
 	}
-	if err := unused(path, st, c.Device); err != nil {
+	if err := unused(path, st, h.Device); err != nil {
 		return nil, err
 	}
 	flags := os.O_RDWR
-	if c.Device {
+	if h.Device {
 		// As a mount does it: either fails while the other holds (open(2)).
 		flags |= unix.O_EXCL
 	}
-	if c.File, err = os.OpenFile(path, flags, 0); err != nil {
+	if h.File, err = os.OpenFile(path, flags, 0); err != nil {
 		hint := "The disk must be there and writable; nothing was touched."
 		if errors.Is(err, unix.EBUSY) {
 			err, hint = ErrInUse, "It is mounted somewhere, or part of a RAID, a volume group or a mapping: end that first."
 		}
 		return nil, &Error{What: "disk " + path, Err: err, Hint: hint}
 	}
-	if err = take(c.File, path, claimLimit, "try again"); err == nil {
-		c.Size, err = c.Seek(0, io.SeekEnd)
+	if err = lockRange(h.File, path, holdByte, 1, claimLimit, "try again"); err == nil {
+		h.Size, err = h.Seek(0, io.SeekEnd)
 	}
 	if err != nil {
-		c.Close()
+		h.Close()
 		return nil, err
 	}
-	return c, nil
+	return h, nil
+}
+
+// Still checks that this machine's kernel has not begun to use a held image since: a
+// loop device takes no lock.
+func (h *Hold) Still() error {
+	st, err := h.Stat()
+	if err != nil || h.Device {
+		return err
+	}
+	return unused(h.Name(), st, false)
+}
+
+// Take claims a disk: what Keep does, and no guest at all may have it.
+func Take(path string) (*Claim, error) {
+	h, err := keep(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := lockRange(h.File, path, lockStart, lockLen, claimLimit, "try again"); err != nil {
+		h.Close()
+		return nil, err
+	}
+	return &Claim{h}, nil
 }
 
 // unused says whether no mount and no loop device has the disk.

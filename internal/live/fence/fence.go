@@ -106,18 +106,18 @@ func lock(image string, limit time.Duration) (*os.File, error) {
 	if err != nil {
 		return nil, &Error{What: "image " + image, Err: err, Hint: "The image must be there and writable; nothing was touched."}
 	}
-	if err := take(f, image, limit, "take over by hand"); err != nil {
+	if err := lockRange(f, image, lockStart, lockLen, limit, "take over by hand"); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
 }
 
-// take locks an open image within limit. next is what to do after whoever else
-// has the lock was ended.
-func take(f *os.File, image string, limit time.Duration, next string) error {
+// lockRange takes a write lock on bytes of an image that its open file keeps (fcntl(2),
+// open file description locks), as QEMU's locks are.
+func lockRange(f *os.File, image string, start, length int64, limit time.Duration, next string) error {
 	for deadline := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
-		l := unix.Flock_t{Type: unix.F_WRLCK, Start: lockStart, Len: lockLen}
+		l := unix.Flock_t{Type: unix.F_WRLCK, Start: start, Len: length}
 		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l)
 		if err == nil {
 			return nil

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -50,7 +51,7 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 
 func (p *Process) launch() error {
 	for path, size := range map[string]uint64{p.Spec.RAMPath(): p.Spec.Memory, p.Spec.BeatPath(): 4096} {
-		if err := makeSized(path, size); err != nil {
+		if err := reserve(path, size); err != nil {
 			return err
 		}
 	}
@@ -79,13 +80,23 @@ func (p *Process) launch() error {
 	return nil
 }
 
-func makeSized(path string, size uint64) error {
+// reserve makes a file of a guest's memory with all of its room taken: a page that a
+// tmpfs cannot give any more would be a SIGBUS for whoever touches it.
+func reserve(path string, size uint64) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return f.Truncate(int64(size))
+	for {
+		err := unix.Fallocate(int(f.Fd()), 0, 0, int64(size))
+		if err == nil || !errors.Is(err, unix.EINTR) {
+			if err != nil {
+				err = fmt.Errorf("reserve %d MiB in %s: %w (enlarge that file system, or move the run directory with UNDERSTUDY_RUN)", size>>20, filepath.Dir(path), err)
+			}
+			return err
+		}
+	}
 }
 
 func (p *Process) bringUp(ctx context.Context) error {
@@ -173,9 +184,12 @@ func (p *Process) Effort() (liveness.Effort, error) {
 	return effort, nil
 }
 
+// held are the states of a thread that would run if it could (proc(5), stat): ready or
+// running, in the host's kernel for a page or a disk, stopped by a signal or a tracer.
+const held = "RDTt"
+
 // taskEffort reads one thread's state, which stands behind its name in
-// parentheses, R for running or ready (proc(5), stat), and its time on a CPU,
-// in ns (Documentation/scheduler/sched-stats.rst).
+// parentheses, and its time on a CPU, in ns (Documentation/scheduler/sched-stats.rst).
 func taskEffort(dir string) (t liveness.Thread, err error) {
 	stat, err := os.ReadFile(dir + "/stat")
 	if err != nil {
@@ -189,7 +203,7 @@ func taskEffort(dir string) (t liveness.Thread, err error) {
 	if _, err := fmt.Sscan(string(schedstat), (*int64)(&t.Ran)); err != nil || len(state) < 2 {
 		return t, fmt.Errorf("read state of thread %s: %q, %q", filepath.Base(dir), stat, schedstat)
 	}
-	t.Ready = state[1] == 'R'
+	t.Ready = strings.IndexByte(held, state[1]) >= 0
 	return t, nil
 }
 
@@ -210,6 +224,24 @@ func (p *Process) Spread(cpus []int) error {
 		}
 	}
 	return nil
+}
+
+// Frozen says whether the partition's control group is frozen (Documentation/
+// admin-guide/cgroup-v2.rst, cgroup.events): its threads look asleep then.
+func (p *Process) Frozen() bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.PID()))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		group, v2 := strings.CutPrefix(strings.TrimSpace(line), "0::")
+		if !v2 {
+			continue
+		}
+		events, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", group, "cgroup.events"))
+		return err == nil && strings.Contains(string(events), "frozen 1")
+	}
+	return false
 }
 
 // Remove deletes the partition's files, its memory among them.
@@ -252,13 +284,32 @@ var launcher = sync.OnceValue(func() chan<- func() {
 	return jobs
 })
 
+// deafTo are the signals that ask a process to end, and that a partition does not hear:
+// a service manager sends them to all of a service at once (systemd.kill(5)), and the
+// supervisor must have ended the guest in good order before QEMU goes.
+var deafTo = []unix.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP}
+
+// startDeaf starts a command from a thread that blocks those signals, a mask which the
+// new process inherits (signal(7)); QEMU leaves it as it is.
+func startDeaf(cmd *exec.Cmd) (err error) {
+	var block, before unix.Sigset_t
+	for _, s := range deafTo {
+		block.Val[(s-1)/64] |= 1 << ((s - 1) % 64)
+	}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &block, &before); err != nil {
+		return fmt.Errorf("block signals: %w", err)
+	}
+	defer func() { err = errors.Join(err, unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)) }()
+	return cmd.Start()
+}
+
 // startOn starts a command on these CPUs.
 func startOn(cmd *exec.Cmd, cpus []int) error {
 	done := make(chan error)
 	launcher() <- func() {
 		err := pin(0, cpus)
 		if err == nil {
-			err = cmd.Start()
+			err = startDeaf(cmd)
 		}
 		done <- err
 	}

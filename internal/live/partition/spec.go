@@ -109,7 +109,7 @@ func (s *Spec) command() *command {
 	}
 	c.opt("-action", "panic=none", reboot)
 	c.opt("-qmp", "unix:"+s.qmpPath(), "server=on", "wait=off")
-	c.opt("-chardev", "socket", "id=console", "path="+s.ConsolePath(), "server=on", "wait=off", "logfile="+s.ConsoleLogPath())
+	c.opt("-chardev", "socket", "id=console", "path="+s.ConsolePath(), "server=on", "wait=off", "logfile="+s.ConsoleLogPath(), "logappend=on")
 	c.opt("-serial", "chardev:console")
 	c.opt("-kernel", s.Kernel)
 	if s.Initramfs != "" {

@@ -55,6 +55,9 @@ func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 	return c, nil
 }
 
+// Size is how many bytes of staging Gather fills.
+func (r *Remains) Size() int64 { return r.Plan.StagingSize() }
+
 // Gather puts the unsaved bytes into staging and says whose they are.
 func (r *Remains) Gather(staging []byte) (takeover.Gathered, error) {
 	p := r.Plan

@@ -30,6 +30,11 @@ type Options struct {
 	Guest   string // directory of the guest's kernel, as of dirs.Kernel
 	Partial bool   // XFS, btrfs: also write files of which a part is not in memory
 	DryRun  bool   // plan, and write nothing
+
+	// handedOver says that a takeover has carried out the last commit and had another
+	// kernel mount Disk, which died before any service ran. The memory of that one
+	// has been applied to Disk, which proves that nobody else has written to it.
+	handedOver bool
 }
 
 // application is one run of salvage apply.
@@ -87,6 +92,9 @@ func (a *application) run(ctx context.Context) (err error) {
 	a.begin()
 	var raw []Raw
 	err = a.plan(func(p *salvage.Plan) error {
+		if a.handedOver {
+			return nil
+		}
 		err := p.Check(a.target)
 		if err == nil && a.on.Family == "ext" {
 			raw, err = a.finishCommit()
@@ -170,10 +178,17 @@ func (a *application) fileSystem(id pagecache.UUID) (*inventory.FileSystem, erro
 	case 1:
 		return wanted[0], nil
 	case 0:
-		return nil, errors.Join(fmt.Errorf("open disk %s: it has file system %v: the dead kernel had %v mounted, and not that", a.Disk, id, names), faults)
+		return nil, errors.Join(&notMounted{fmt.Sprintf("open disk %s: it has file system %v: the dead kernel had %v mounted, and not that", a.Disk, id, names)}, faults)
 	}
 	return nil, fmt.Errorf("open disk %s: the dead kernel had %d file systems of its UUID mounted: choose one with --fs by its device: %v", a.Disk, len(wanted), names)
 }
+
+// notMounted is ErrNotMounted with what the kernel had.
+type notMounted struct{ what string }
+
+func (n *notMounted) Error() string { return n.what }
+
+func (n *notMounted) Unwrap() error { return ErrNotMounted }
 
 // identity tells this death and this file system from all others.
 func (a *application) identity() Identity {

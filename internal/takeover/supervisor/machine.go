@@ -79,7 +79,12 @@ func (m *machine) Name(ctx context.Context, r wire.NameRequest) (result wire.Nam
 	return result, m.heir.agent.Call(ctx, wire.Name, r, &result)
 }
 
-func (m *machine) Staging() ([]byte, error) { return m.s.staging.Map() }
+func (m *machine) Staging(n int64) ([]byte, error) {
+	if err := m.s.staging.Reserve(n); err != nil {
+		return nil, err
+	}
+	return m.s.staging.Map()
+}
 
 func (m *machine) Apply(ctx context.Context, r wire.ApplyRequest) (result wire.ApplyResult, err error) {
 	return result, m.heir.agent.Call(ctx, wire.Apply, r, &result)

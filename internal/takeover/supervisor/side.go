@@ -48,7 +48,7 @@ func (s *Supervisor) boot(ctx context.Context, i int, active bool) (*side, error
 	}
 	spec.Devices, err = s.devices(sd, i, active)
 	if err == nil {
-		fmt.Fprintf(s.options.Log, "partition %s: %s\n", p.Name, spec.CommandLine())
+		s.log("partition %s: %s", p.Name, spec.CommandLine())
 		err = sd.boot(ctx, spec, s.config(p.Name), s.options.Notice)
 	}
 	if err != nil {
@@ -205,6 +205,17 @@ func (sd *side) mount(ctx context.Context, disk string, check bool) (*wire.Check
 	return result.Check, err
 }
 
+// mountLimit is how long a mount without a check may take.
+const mountLimit = 2 * time.Minute
+
+// mountLimited has a disk mounted that nobody crashed with.
+func (sd *side) mountLimited(ctx context.Context, disk string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, mountLimit, fmt.Errorf("not done within %v", mountLimit))
+	defer cancel()
+	_, err := sd.mount(ctx, disk, false)
+	return err
+}
+
 func (sd *side) startServices(ctx context.Context) error {
 	return sd.agent.Call(ctx, wire.Start, nil, nil)
 }
@@ -222,21 +233,37 @@ func (sd *side) setDisk(ctx context.Context, name string) error {
 	return device.SetDisk(ctx, sd.process.QMP, partition.Disk{Name: name})
 }
 
-// close ends the side and removes what it left.
-func (sd *side) close() error {
-	var errs []error
+// end ends the side's process. Its memory and its logs stay.
+func (sd *side) end() error {
 	if sd.agent != nil {
 		sd.agent.Close()
 	}
 	if sd.process != nil {
 		sd.process.Kill()
-		<-sd.process.Ended()
-		errs = append(errs, sd.process.Remove())
+		select {
+		case <-sd.process.Ended():
+		case <-time.After(endLimit):
+			return fmt.Errorf("partition %s: process %d has not ended %v after SIGKILL: it may still have the disks", sd.name, sd.process.PID(), endLimit)
+		}
 	}
+	var err error
 	if sd.beat != nil {
-		errs = append(errs, unix.Munmap(sd.beat))
+		err = unix.Munmap(sd.beat)
+		sd.beat = nil
 	}
-	return errors.Join(append(errs, sd.dropTaps())...)
+	return errors.Join(err, sd.dropTaps())
+}
+
+// endLimit is how long a process may take to be gone after SIGKILL.
+const endLimit = 20 * time.Second
+
+// close ends the side and removes what it left.
+func (sd *side) close() error {
+	err := sd.end()
+	if sd.process != nil {
+		err = errors.Join(err, sd.process.Remove())
+	}
+	return err
 }
 
 // dropTaps closes our copies of the taps. From then on they live and die with

@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -16,12 +16,10 @@ import (
 
 	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/fence"
-	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/netns"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
-	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
@@ -45,6 +43,9 @@ type Options struct {
 	Notice  Notice
 	// Fenced is called in a takeover when the fence stands.
 	Fenced func()
+	// Held is told why the active side stands still, if that is not its own doing and so
+	// no death, and "" when it goes on. It may be nil.
+	Held func(why string)
 	// Log is for the operator.
 	Log io.Writer
 }
@@ -54,6 +55,8 @@ type Supervisor struct {
 	Pair *pair.Pair
 
 	options    Options
+	dir        *RunDir
+	holds      []*fence.Hold // of disks and root images
 	sides      [2]*side
 	active     *side // the one with the shared devices
 	understudy *side // nil once it has taken over
@@ -66,27 +69,35 @@ type Supervisor struct {
 // serves, the understudy is idle, the active kernel is found in its memory.
 // On an error nothing is left behind.
 func Start(ctx context.Context, p *pair.Pair, o Options) (*Supervisor, error) {
-	if err := os.Mkdir(o.Dir, 0o700); err != nil {
-		if errors.Is(err, os.ErrExist) {
-			return nil, fmt.Errorf("%s exists: is the pair %q up already? If it is not, remove the directory", o.Dir, p.Name)
-		}
+	dir, err := makeRunDir(o.Dir)
+	if err != nil {
 		return nil, err
 	}
-	s := &Supervisor{Pair: p, options: o}
+	s := &Supervisor{Pair: p, options: o, dir: dir}
 	if err := s.start(ctx); err != nil {
-		return nil, errors.Join(err, s.Close())
+		return nil, errors.Join(err, s.undo())
 	}
 	return s, nil
+}
+
+// undo takes back a start that did not come through: what the active side may have
+// done by then is saved first.
+func (s *Supervisor) undo() error {
+	var err error
+	if s.dir.AtStake() {
+		ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
+		defer cancel()
+		err = s.Stop(ctx)
+	}
+	return errors.Join(err, s.Close())
 }
 
 func (s *Supervisor) start(ctx context.Context) error {
 	if err := s.checkRoom(); err != nil {
 		return err
 	}
-	for _, d := range s.Pair.Disks {
-		if err := fence.Free(d.Image); err != nil {
-			return err
-		}
+	if err := s.hold(); err != nil {
+		return err
 	}
 	staging, err := device.NewStaging(filepath.Join(s.options.Dir, "staging"), int64(s.Pair.Partitions[0].Memory))
 	if err != nil {
@@ -119,7 +130,40 @@ func (s *Supervisor) start(ctx context.Context) error {
 	if s.rehearses() {
 		g.Go(func() error { return s.rehearse(gctx) })
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	// Nobody is served before the pair is protected.
+	if err := s.connect(s.active); err != nil {
+		return err
+	}
+	if err := s.announce(ctx, s.active); err != nil {
+		s.log("announce the addresses of partition %s: %v", s.active.name, err)
+	}
+	return nil
+}
+
+// hold makes the disks and root images ours for as long as the pair is up.
+func (s *Supervisor) hold() error {
+	images := s.images()
+	for _, p := range s.Pair.Partitions {
+		if p.Root != "" && !slices.Contains(images, p.Root) {
+			images = append(images, p.Root)
+		}
+	}
+	for _, image := range images {
+		h, err := fence.Keep(image)
+		if err != nil {
+			return err
+		}
+		s.holds = append(s.holds, h)
+	}
+	return nil
+}
+
+// log tells the operator. That nobody can read it any more ends nothing.
+func (s *Supervisor) log(format string, args ...any) {
+	fmt.Fprintf(s.options.Log, format+"\n", args...)
 }
 
 // rehearses says whether the understudy goes through a takeover before the pair
@@ -139,40 +183,59 @@ func (s *Supervisor) rehearse(ctx context.Context) error {
 	return nil
 }
 
-// checkRoom sees to it that the run directory can hold the memory of both
-// sides: QEMU would die on the first page that it cannot.
+// checkRoom checks that the run directory can hold the memory of both sides and what
+// a takeover stages, which is reserved when it is needed.
 func (s *Supervisor) checkRoom() error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.options.Dir, &st); err != nil {
 		return fmt.Errorf("measure room in %s: %w", s.options.Dir, err)
 	}
 	free := st.Bavail * uint64(st.Bsize)
-	need := s.Pair.Partitions[0].Memory + s.Pair.Partitions[1].Memory
+	need := s.Pair.Partitions[0].Memory + s.Pair.Partitions[1].Memory + max(s.Pair.Partitions[0].Memory, s.Pair.Partitions[1].Memory)/stagedShare
 	if need > free {
-		return fmt.Errorf("%s has room for %d MiB, and the pair's memory is %d MiB: enlarge that file system, or set UNDERSTUDY_RUN to a directory of a larger one",
+		return fmt.Errorf("%s has room for %d MiB, and the pair needs %d MiB, for its memory and what a takeover stages: enlarge that file system, or set UNDERSTUDY_RUN to a directory of a larger one",
 			s.options.Dir, free>>20, need>>20)
 	}
 	return nil
 }
 
+// stagedShare is the part of a partition's memory that there is to be room for beside
+// it, for unsaved data on its way: a kernel has writers wait when a fifth of its memory
+// is unsaved (Documentation/admin-guide/sysctl/vm.rst, dirty_ratio).
+const stagedShare = 4
+
 // activate gives the first side its role: the disks are attached since its
 // boot.
 func (s *Supervisor) activate(ctx context.Context) error {
+	if err := s.record(func(r *Record) { r.Active = s.active.name }); err != nil {
+		return err
+	}
+	return s.serve(ctx, s.active)
+}
+
+// serve has a side mount the disks that it has and start the services.
+func (s *Supervisor) serve(ctx context.Context, sd *side) error {
 	for _, d := range s.Pair.Disks {
-		if _, err := s.active.mount(ctx, d.Name, false); err != nil {
+		if err := sd.mountLimited(ctx, d.Name); err != nil {
 			return err
 		}
 	}
-	if err := s.active.startServices(ctx); err != nil {
-		return err
+	return sd.startServices(ctx)
+}
+
+// record makes durable what has changed.
+func (s *Supervisor) record(change func(*Record)) error {
+	r := &Record{Pair: s.Pair.Name}
+	if s.dir.Record != nil {
+		*r = *s.dir.Record
+		r.Disks = slices.Clone(r.Disks)
+	} else {
+		for _, d := range s.Pair.Disks {
+			r.Disks = append(r.Disks, RecordDisk{Name: d.Name, Image: d.Image})
+		}
 	}
-	if err := s.connect(s.active); err != nil {
-		return err
-	}
-	if err := s.announce(ctx, s.active); err != nil {
-		fmt.Fprintf(s.options.Log, "announce the addresses of partition %s: %v\n", s.active.name, err)
-	}
-	return nil
+	change(r)
+	return s.dir.Write(r)
 }
 
 // prepare has the morgue find the living kernel, so that a takeover finds it
@@ -199,63 +262,11 @@ func (s *Supervisor) connect(side *side) error {
 	return nil
 }
 
-// Watch returns when the active side is found dead, or with ctx's error.
-func (s *Supervisor) Watch(ctx context.Context) (liveness.Verdict, error) {
-	return s.active.watch(ctx, s.Pair.Heartbeat)
-}
-
 // Crash kills the active kernel on purpose; silent: with no dying message.
 // The time it was asked for is the zero of the takeover's timeline.
 func (s *Supervisor) Crash(silent bool) error {
 	s.crashed = time.Now()
 	return s.active.crash(silent)
-}
-
-// TakeOver makes the understudy the active side. With a report and an error both,
-// it has, and something is left to be said about it.
-func (s *Supervisor) TakeOver(ctx context.Context, v liveness.Verdict) (*takeover.Report, error) {
-	if s.understudy == nil {
-		return nil, errors.New("take over: no understudy is left, the pair is unprotected since its last takeover")
-	}
-	zero := s.crashed
-	if zero.IsZero() {
-		zero = s.active.lastSign()
-	}
-	t := takeover.NewTimeline(zero)
-	t.Add("detect", zero, v.At)
-	o := takeover.Options{SyncFirst: s.Pair.Takeover.Sync == pair.SyncBefore, Fenced: s.options.Fenced}
-	for _, d := range s.Pair.Disks {
-		o.Disks = append(o.Disks, d.Name)
-	}
-	if s.Pair.Takeover.Salvage && s.morgue != nil {
-		o.Salvager = s.morgue
-	}
-	o.Witness, o.Notice = s.witness(), notice(s.Pair)
-	m := &machine{s: s, heir: s.understudy}
-	defer m.drop()
-	report, err := takeover.Run(ctx, m, t, o)
-	if err != nil {
-		return nil, err
-	}
-	dead := s.active
-	s.active, s.understudy = s.understudy, nil
-	if err := takeover.Settle(ctx, m, report); err != nil {
-		return report, fmt.Errorf("%w: what was brought over is not durable yet, so the dead side's memory is kept in %s", err, dead.process.Spec.RAMPath())
-	}
-	if len(report.Refused) > 0 {
-		return report, nil // what was refused is in that memory, and nowhere else
-	}
-	return report, s.bury(dead)
-}
-
-// bury lets a dead side's memory go, once all of it is durable elsewhere.
-func (s *Supervisor) bury(dead *side) error {
-	var errs []error
-	if s.morgue != nil {
-		errs = append(errs, s.morgue.Close())
-		s.morgue = nil
-	}
-	return errors.Join(append(errs, os.Remove(dead.process.Spec.RAMPath()))...)
 }
 
 func (s *Supervisor) images() []string {
@@ -265,27 +276,6 @@ func (s *Supervisor) images() []string {
 	}
 	return paths
 }
-
-// Close ends both sides at once and removes every file and tap of theirs. To
-// end a pair with nothing lost, Stop it first.
-func (s *Supervisor) Close() error {
-	var errs []error
-	if s.morgue != nil {
-		errs = append(errs, s.morgue.Close())
-	}
-	for _, side := range s.sides {
-		if side != nil {
-			errs = append(errs, side.close())
-		}
-	}
-	if s.staging != nil {
-		errs = append(errs, s.staging.Close())
-	}
-	return errors.Join(append(errs, os.RemoveAll(s.options.Dir))...)
-}
-
-// Stop has the active side stop its services and unmount its disks.
-func (s *Supervisor) Stop(ctx context.Context) error { return s.active.stop(ctx) }
 
 // Side says what one side of a pair is.
 type Side struct {

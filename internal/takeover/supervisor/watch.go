@@ -2,7 +2,9 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -10,6 +12,11 @@ import (
 	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/pair"
 )
+
+// dyingMessages are the events of QEMU by which a dying kernel tells of its panic; the
+// second one comes from a kernel that is about to boot its crash kernel (pvpanic,
+// docs/specs/pvpanic.txt in QEMU).
+var dyingMessages = []string{"GUEST_PANICKED", "GUEST_CRASHLOADED"}
 
 func (sd *side) counter() uint64 {
 	return (*atomic.Uint64)(unsafe.Pointer(&sd.beat[liveness.CounterOffset])).Load()
@@ -23,14 +30,65 @@ func (sd *side) lastSign() time.Time {
 	return sd.beaten
 }
 
+// Death is that of one side of a pair.
+type Death struct {
+	liveness.Verdict
+	Understudy bool // of the side that does not serve
+}
+
+// Watch returns when a side is found dead, or with ctx's error.
+func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type found struct {
+		Death
+		err error
+	}
+	watched := make(chan found, 2)
+	n := 0
+	watch := func(sd *side, understudy bool, held func(string)) {
+		n++
+		go func() {
+			v, err := sd.watch(ctx, s.Pair.Heartbeat, held)
+			watched <- found{Death{v, understudy}, err}
+		}()
+	}
+	watch(s.active, false, s.held)
+	if s.understudy != nil {
+		watch(s.understudy, true, func(string) {})
+	}
+	first := <-watched
+	cancel()
+	for range n - 1 { // nobody looks at the beat pages any more when this returns
+		if other := <-watched; other.err == nil && !other.Understudy {
+			first = other // the one that has to be acted upon
+		}
+	}
+	return first.Death, first.err
+}
+
+// held passes on why the active side stands still.
+func (s *Supervisor) held(why string) {
+	if s.options.Held != nil {
+		s.options.Held(why)
+	}
+}
+
+// LoseUnderstudy ends an understudy that was found dead: the pair is unprotected.
+func (s *Supervisor) LoseUnderstudy() error {
+	dead := s.understudy
+	s.understudy = nil
+	return dead.close()
+}
+
 // watch looks at the beat every period, and listens for the dying message and
 // the end of the process. It returns at the first sign of death, or with ctx's
 // error.
-func (sd *side) watch(ctx context.Context, h pair.Heartbeat) (liveness.Verdict, error) {
+func (sd *side) watch(ctx context.Context, h pair.Heartbeat, held func(why string)) (liveness.Verdict, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	dying := sd.listen(ctx)
-	silencer := liveness.NewSilencer(h.Period, h.Limit)
+	w := watcher{side: sd, silencer: liveness.NewSilencer(h.Period, h.Limit), h: h, held: held}
 	tick := time.NewTicker(h.Period)
 	defer tick.Stop()
 	for {
@@ -45,7 +103,7 @@ func (sd *side) watch(ctx context.Context, h pair.Heartbeat) (liveness.Verdict, 
 				Detail: fmt.Sprintf("partition %s ended: %v", sd.name, sd.process.Status()),
 			}, nil
 		case <-tick.C:
-			if v, dead := sd.look(silencer); dead {
+			if v, dead := w.look(ctx); dead {
 				return v, nil
 			}
 		}
@@ -60,7 +118,7 @@ func (sd *side) listen(ctx context.Context) <-chan liveness.Verdict {
 			if err != nil {
 				return // the process has ended, which is a sign of its own
 			}
-			if e.Name == "GUEST_PANICKED" {
+			if slices.Contains(dyingMessages, e.Name) {
 				dying <- liveness.Verdict{
 					Cause: liveness.DyingMessage, At: time.Now(),
 					Detail: "the kernel of partition " + sd.name + " panicked",
@@ -72,15 +130,89 @@ func (sd *side) listen(ctx context.Context) <-chan liveness.Verdict {
 	return dying
 }
 
+// watcher observes the beat of a side, and does not take for its death what others do
+// to it.
+type watcher struct {
+	side     *side
+	silencer *liveness.Silencer
+	h        pair.Heartbeat
+	held     func(why string)
+
+	why   string    // what keeps it from running; empty: nothing
+	since time.Time // of why
+	tried time.Time // when QEMU was last asked to go on
+}
+
+const (
+	// answerWithin is how long QEMU may take to say what state it is in, so that its
+	// partition's silence counts. On a busy machine it is tens of ms.
+	answerWithin = 500 * time.Millisecond
+	// qemuLimit is how long QEMU may answer nothing before it is hung itself.
+	qemuLimit = 10 * time.Second
+	// contEvery is how often a partition that QEMU stopped for want of room is asked to
+	// go on: there may be room again.
+	contEvery = time.Second
+)
+
+const noAnswer = "QEMU does not answer"
+
 // look takes one observation. What the process did is asked only when the beat
 // stands still.
-func (sd *side) look(silencer *liveness.Silencer) (liveness.Verdict, bool) {
+func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
+	sd := w.side
 	o := liveness.Observation{At: time.Now(), Counter: sd.counter()}
 	if o.Counter != sd.counted {
 		sd.counted, sd.beaten = o.Counter, o.At
-		return silencer.Observe(o)
+		w.heldBy("")
+		return w.silencer.Observe(o)
 	}
 	// An error means that the process is ending: that is seen elsewhere.
 	o.Effort, _ = sd.process.Effort()
-	return silencer.Observe(o)
+	v, dead := w.silencer.Observe(o)
+	if !dead {
+		return v, false
+	}
+	w.heldBy(w.ask(ctx))
+	switch {
+	case w.why == "":
+		return v, true
+	case w.why == noAnswer && time.Since(w.since) > qemuLimit:
+		v.Detail = fmt.Sprintf("%s, and %s for %v", v.Detail, noAnswer, qemuLimit)
+		return v, true
+	}
+	w.silencer = liveness.NewSilencer(w.h.Period, w.h.Limit)
+	w.silencer.Observe(liveness.Observation{At: time.Now(), Counter: o.Counter})
+	return liveness.Verdict{}, false
+}
+
+// heldBy notes what keeps the partition from running.
+func (w *watcher) heldBy(why string) {
+	if why == w.why {
+		return
+	}
+	w.why, w.since = why, time.Now()
+	w.held(why)
+}
+
+// ask finds what else than its own kernel may keep a silent partition from running: it is
+// frozen, or QEMU has stopped it, for want of room first of all.
+func (w *watcher) ask(ctx context.Context) string {
+	p := w.side.process
+	if p.Frozen() {
+		return "its control group is frozen"
+	}
+	qctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	st, err := p.QMP.QueryStatus(qctx)
+	switch {
+	case err != nil && errors.Is(qctx.Err(), context.DeadlineExceeded):
+		return noAnswer
+	case err != nil, st.Running, st.Status == "guest-panicked", st.Status == "shutdown", st.Status == "internal-error":
+		return "" // the end of the process is seen elsewhere
+	}
+	if st.Status == "io-error" && time.Since(w.tried) > contEvery {
+		w.tried = time.Now()
+		_ = p.QMP.Cont(qctx) // it is tried again
+	}
+	return fmt.Sprintf("QEMU has stopped it (%s)", st.Status)
 }

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/takeover/offline"
+	"understudy.dev/understudy/internal/takeover/supervisor"
+)
+
+func recoverCommand() *cobra.Command {
+	var (
+		guest  string
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:   "recover [PAIR]",
+		Short: "Bring to the disks what a pair that ended badly has in memory only",
+		Long: `Bring to the disks what a pair that ended badly has in memory only.
+
+A takeover that failed, a supervisor that was killed, or a pair that was forced down
+leaves memory in its run directory. Its record says how far each disk has come; the rest
+is done in a small guest, as understudy salvage apply does it. Once all of it is on the
+disks, the run directory is removed. What is refused stays in memory, and the exit status
+is 3.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name, err := findLeft(first(args))
+			if err != nil {
+				return err
+			}
+			d, err := supervisor.OpenRunDir(dirs.Run(name))
+			if errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("pair %s has left nothing", name)
+			}
+			if err != nil {
+				return err
+			}
+			reports, err := offline.Recover(cmd.Context(), d, guest)
+			if err == nil && d.AtStake() && len(reports) == 0 {
+				err = fmt.Errorf("all that could be brought to the disks of pair %s is there; what was refused is in %s: understudy salvage extract reads it, understudy down --discard %s removes it", name, d.Path, name)
+			}
+			if d.AtStake() {
+				err = errors.Join(err, d.Close())
+			} else {
+				err = errors.Join(err, d.Remove())
+			}
+			if asJSON {
+				err = errors.Join(err, writeJSON(cmd.OutOrStdout(), reports))
+			}
+			for _, r := range reports {
+				if !asJSON {
+					err = errors.Join(err, writeApplied(cmd.OutOrStdout(), r))
+				}
+				err = errors.Join(err, applyVerdict(r))
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&guest, "guest", "", "boot the kernel in this `DIR`, which has boot/vmlinuz and lib/modules/RELEASE; default: what setup has fetched")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print for programs")
+	return cmd
+}
+
+// findLeft is the pair of that name, or the only one that has left a run directory.
+func findLeft(name string) (string, error) {
+	if name != "" {
+		return name, nil
+	}
+	left, err := filepath.Glob(dirs.Run("*"))
+	if err != nil {
+		return "", err
+	}
+	left = slices.DeleteFunc(left, func(path string) bool {
+		d, err := supervisor.OpenRunDir(path)
+		return err != nil || d.Close() != nil || !d.AtStake()
+	})
+	switch len(left) {
+	case 0:
+		return "", errors.New("no pair has left anything in memory only")
+	case 1:
+		return strings.TrimPrefix(filepath.Base(left[0]), filepath.Base(dirs.Run(""))), nil
+	}
+	return "", fmt.Errorf("%d pairs have left something: say which", len(left))
+}

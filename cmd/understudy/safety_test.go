@@ -1,0 +1,409 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/takeover/supervisor"
+)
+
+// writer is a service that writes a file, says that it has, and waits: the content is in
+// memory only, since the guest is told to write nothing back.
+const writer = `  - {name: mark, command: [sh, -c, "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; echo precious > /srv/kept; echo started >> /srv/mark; sleep 1000000"]}
+`
+
+const marker = `  - {name: mark, command: [sh, -c, "echo started >> /srv/mark; sleep 1000000"]}
+`
+
+// standing is a pair that is up, for a test to harm.
+type standing struct {
+	t     *testing.T
+	file  string
+	image string
+}
+
+func stand(t *testing.T, edit ...string) *standing {
+	t.Helper()
+	vm(t)
+	s := &standing{t: t, file: pairFile(t, edit...)}
+	s.image = filepath.Join(filepath.Dir(s.file), "data.img")
+	t.Cleanup(s.clear)
+	return s
+}
+
+func (s *standing) up() {
+	s.t.Helper()
+	if _, err := understudy(s.t, "up", "-d", "-f", s.file); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// clear takes away whatever is left, however the test ended.
+func (s *standing) clear() {
+	exec.Command(binary, "down", "--force", "--discard", "test").Run() // there may be nothing
+}
+
+// shell has a side run a command line, as its user would, and waits until it has.
+func (s *standing) shell(side, line string) {
+	s.t.Helper()
+	cmd := exec.Command(binary, "console", side)
+	keys, err := cmd.StdinPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var said lockedBuffer
+	cmd.Stdout = &said
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	token := fmt.Sprint("done", time.Now().UnixNano())
+	// The quotes keep what is typed from looking like what is printed.
+	fmt.Fprintf(keys, "%s\recho '%s'%s\r", line, token[:5], token[5:])
+	await(s.t, "answer of the shell to "+line, time.Minute, func() bool { return strings.Contains(said.String(), token) })
+	keys.Write([]byte{leave})
+	if err := cmd.Wait(); err != nil {
+		s.t.Errorf("console: %v: %s", err, said.String())
+	}
+}
+
+// read reads a file of the image, which nobody has mounted.
+func (s *standing) read(path string) string {
+	s.t.Helper()
+	out, err := exec.Command("debugfs", "-R", "cat "+path, s.image).Output()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(out)
+}
+
+// sound checks the image's file system.
+func (s *standing) sound() {
+	s.t.Helper()
+	if out, err := exec.Command("e2fsck", "-fn", s.image).CombinedOutput(); err != nil {
+		s.t.Errorf("e2fsck: %v: %s", err, out)
+	}
+}
+
+// supervisorPID is the process of the running pair.
+func (s *standing) supervisorPID() int {
+	s.t.Helper()
+	return s.processOf("up\x00-f\x00" + s.file)
+}
+
+// qemuPID is the process of a side.
+func (s *standing) qemuPID(side string) int {
+	s.t.Helper()
+	return s.processOf(filepath.Join(dirs.Run("test"), side+".ram"))
+}
+
+func (s *standing) processOf(words string) int {
+	s.t.Helper()
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, l := range lines {
+		if b, err := os.ReadFile(l); err == nil && bytes.Contains(b, []byte(words)) {
+			pid, err := strconv.Atoi(strings.Split(l, "/")[2])
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			return pid
+		}
+	}
+	s.t.Fatalf("no process has %q", words)
+	return 0
+}
+
+// recover brings what the pair left in memory to the disk.
+func (s *standing) recover() {
+	s.t.Helper()
+	if _, err := understudy(s.t, "recover", "test"); err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := os.Stat(dirs.Run("test")); !errors.Is(err, os.ErrNotExist) {
+		s.t.Errorf("the run directory is still there: %v", err)
+	}
+}
+
+// state waits for a state of the pair.
+func (s *standing) state(want string) status {
+	s.t.Helper()
+	var st status
+	await(s.t, "state "+want, 2*time.Minute, func() bool {
+		out, err := exec.Command(binary, "status", "--json").Output()
+		return err == nil && json.Unmarshal(out, &st) == nil && st.State == want
+	})
+	return st
+}
+
+// TestUpRefusesAMountedImage: an image that this machine has mounted is not shared with
+// a guest, whatever way it is mounted.
+func TestUpRefusesAMountedImage(t *testing.T) {
+	s := stand(t)
+	loop, err := exec.Command("losetup", "--find", "--show", s.image).Output()
+	if err != nil {
+		t.Skipf("losetup: %v: no loop devices here", err)
+	}
+	device := strings.TrimSpace(string(loop))
+	defer exec.Command("losetup", "-d", device).Run()
+	_, err = understudy(t, "up", "-d", "-f", s.file)
+	if err == nil || !strings.Contains(err.Error(), "attached to "+device) {
+		t.Errorf("up on an attached image: %v", err)
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", device, dir).CombinedOutput(); err != nil {
+		t.Fatalf("mount: %v: %s", err, out)
+	}
+	defer exec.Command("umount", dir).Run()
+	_, err = understudy(t, "up", "-d", "-f", s.file)
+	if err == nil || !strings.Contains(err.Error(), "mounted on "+dir) {
+		t.Errorf("up on a mounted image: %v", err)
+	}
+	if err := os.WriteFile(s.file, bytes.ReplaceAll(readFile(t, s.file), []byte("data.img"), []byte(device)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = understudy(t, "up", "-d", "-f", s.file)
+	if err == nil || !strings.Contains(err.Error(), "mounted on "+dir) {
+		t.Errorf("up on a mounted device: %v", err)
+	}
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestUpHoldsItsDisks: while a pair is up, no other one gets its disk, and no salvage
+// writes to it.
+func TestUpHoldsItsDisks(t *testing.T) {
+	s := stand(t)
+	s.up()
+	other := bytes.Replace(readFile(t, s.file), []byte("name: test"), []byte("name: other"), 1)
+	file := filepath.Join(filepath.Dir(s.file), "other.yaml")
+	if err := os.WriteFile(file, other, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := understudy(t, "up", "-d", "-f", file); err == nil || !strings.Contains(err.Error(), "locked") {
+		t.Errorf("a second pair on the disk: %v", err)
+	}
+	if _, err := understudy(t, "up", "-d", "-f", s.file); err == nil || !strings.Contains(err.Error(), "is up") {
+		t.Errorf("the same pair twice: %v", err)
+	}
+	if st := pairStatus(t); st.State != "protected" {
+		t.Errorf("status afterwards: %+v", st)
+	}
+	if _, err := understudy(t, "down"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDownOfABusyPair: a pair whose disk is in use stays up, says by what, and loses
+// nothing; forced down, its memory is kept, and what was in it reaches the disk.
+func TestDownOfABusyPair(t *testing.T) {
+	s := stand(t, marker, writer)
+	s.up()
+	s.shell("left", "cd /srv && echo busy > busy && sleep 100000 &")
+	if _, err := understudy(t, "down"); err == nil || !strings.Contains(err.Error(), "stays up") {
+		t.Fatalf("down of a busy pair: %v", err)
+	}
+	if st := pairStatus(t); st.State != "protected" {
+		t.Errorf("status after a down that was refused: %+v", st)
+	}
+	_, err := understudy(t, "down", "--force")
+	if err == nil || !strings.Contains(err.Error(), "understudy recover test") {
+		t.Fatalf("forced down: %v", err)
+	}
+	s.recover()
+	s.sound()
+	if kept, busy := s.read("/kept"), s.read("/busy"); kept != "precious\n" || busy != "busy\n" {
+		t.Errorf("the files are %q and %q", kept, busy)
+	}
+}
+
+// TestSupervisorKilled: the pair that is left says what is at stake, and it is brought to
+// the disk; an up in between does not touch it.
+func TestSupervisorKilled(t *testing.T) {
+	s := stand(t, marker, writer)
+	s.up()
+	if err := unix.Kill(s.supervisorPID(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "end of the supervisor", 20*time.Second, func() bool {
+		d, err := supervisor.OpenRunDir(dirs.Run("test"))
+		return err == nil && d.Close() == nil
+	})
+	for _, args := range [][]string{{"up", "-d", "-f", s.file}, {"down", "test"}} {
+		if _, err := understudy(t, args...); err == nil || !strings.Contains(err.Error(), "understudy recover test") {
+			t.Errorf("%s after the supervisor was killed: %v", args[0], err)
+		}
+	}
+	s.recover()
+	s.sound()
+	if kept := s.read("/kept"); kept != "precious\n" {
+		t.Errorf("the file is %q", kept)
+	}
+	s.up()
+	if _, err := understudy(t, "down"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTermination: every signal that a service manager or a terminal sends ends the pair
+// in good order, also if its guests get it, too, and nobody reads its output.
+func TestTermination(t *testing.T) {
+	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGHUP, unix.SIGINT} {
+		t.Run(sig.String(), func(t *testing.T) {
+			s := stand(t, marker, writer)
+			cmd := exec.Command(binary, "up", "-f", s.file)
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			s.state("protected")
+			out.Close() // nobody reads what it says any more
+			for _, pid := range []int{s.qemuPID("left"), s.qemuPID("right"), cmd.Process.Pid} {
+				if err := unix.Kill(pid, sig); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("it ended with %v", err)
+			}
+			s.sound()
+			if kept := s.read("/kept"); kept != "precious\n" {
+				t.Errorf("the file is %q", kept)
+			}
+		})
+	}
+}
+
+// TestHeirDies: the understudy dies while it takes over, at each point where the disk is
+// in another state. The pair says that the takeover failed, lets go of the disk, and
+// recover brings all to it.
+func TestHeirDies(t *testing.T) {
+	services := `  - {name: mark, command: [sh, -c, "echo started >> /srv/mark; %s; sleep 1000000"]}
+`
+	// Only the understudy has a file beside its disk that makes it die: the first side
+	// is started without it.
+	die := `[ $(wc -l < /srv/mark) -lt 2 ] && { echo 0 > /proc/sys/vm/dirty_writeback_centisecs; echo precious > /srv/kept; } || echo c > /proc/sysrq-trigger`
+	s := stand(t, marker, fmt.Sprintf(services, die), "services:", "takeover: {rehearse: false}\nservices:")
+	s.up()
+	s.shell("left", "cat /srv/kept")
+	if _, err := understudy(t, "crash"); err != nil {
+		t.Fatal(err)
+	}
+	// The service counts as started, and the takeover as done, or not, by the time that
+	// the understudy is dead: either way nobody serves.
+	st := s.state("failed")
+	if !strings.Contains(st.Error, "understudy recover test") {
+		t.Errorf("status %+v", st)
+	}
+	if _, err := understudy(t, "down"); err == nil || !strings.Contains(err.Error(), "understudy recover test") {
+		t.Errorf("down of a failed pair: %v", err)
+	}
+	s.recover()
+	s.sound()
+	if kept, mark := s.read("/kept"), s.read("/mark"); kept != "precious\n" || mark != "started\nstarted\n" {
+		t.Errorf("the files are %q and %q", kept, mark)
+	}
+}
+
+// TestNoRoomIsNoDeath: a guest that QEMU has stopped, since the host has no room under a
+// sparse image, is not dead: the pair says so, waits, and goes on once there is room.
+func TestNoRoomIsNoDeath(t *testing.T) {
+	s := stand(t)
+	small := t.TempDir()
+	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=24m"); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(small, unix.MNT_DETACH)
+	image := filepath.Join(small, "data.img")
+	if out, err := exec.Command("cp", "--sparse=always", s.image, image).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %v: %s", err, out)
+	}
+	if err := os.WriteFile(s.file, bytes.ReplaceAll(readFile(t, s.file), []byte("image: data.img"), []byte("image: "+image)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.image = image
+	s.up()
+	s.shell("left", "(dd if=/dev/urandom of=/srv/big bs=1M count=40; sync; echo written > /srv/after; sync) >/dev/null 2>&1 &")
+	await(t, "want of room", time.Minute, func() bool { return pairStatus(t).Held != "" })
+	if st := pairStatus(t); st.State != "protected" || !strings.Contains(st.Held, "io-error") {
+		t.Errorf("status %+v", st)
+	}
+	if err := unix.Mount("tmpfs", small, "tmpfs", unix.MS_REMOUNT, "size=200m"); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "going on", time.Minute, func() bool { return pairStatus(t).Held == "" })
+	s.shell("left", "while [ ! -e /srv/after ]; do sleep 1; done")
+	if st := pairStatus(t); st.State != "protected" {
+		t.Errorf("status %+v", st)
+	}
+	if _, err := understudy(t, "down"); err != nil {
+		t.Error(err)
+	}
+	s.sound()
+	if after := s.read("/after"); after != "written\n" {
+		t.Errorf("the file is %q", after)
+	}
+}
+
+// TestStoppedIsNotDead: a QEMU that was stopped or frozen from outside is not dead.
+func TestStoppedIsNotDead(t *testing.T) {
+	s := stand(t)
+	s.up()
+	pid := s.qemuPID("left")
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(3 * time.Second) // ten times the limit of its heartbeat
+	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	if st := pairStatus(t); st.State != "protected" {
+		t.Errorf("status %+v", st)
+	}
+	if _, err := understudy(t, "down"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestUnderstudyDies: the loss of the understudy is told at once, and nothing else ends.
+func TestUnderstudyDies(t *testing.T) {
+	s := stand(t)
+	s.up()
+	if err := unix.Kill(s.qemuPID("right"), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if st := s.state("unprotected"); st.Active != "left" || st.Understudy != "" || !strings.Contains(st.Error, "understudy died") {
+		t.Errorf("status %+v", st)
+	}
+	if _, err := understudy(t, "crash"); err == nil || !strings.Contains(err.Error(), "--force") {
+		t.Errorf("crash of an unprotected pair: %v", err)
+	}
+	if _, err := understudy(t, "down"); err != nil {
+		t.Error(err)
+	}
+	s.sound()
+}

@@ -1,0 +1,92 @@
+package offline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/supervisor"
+)
+
+// ErrNotMounted is why a memory has nothing for a disk: its kernel did not have the
+// file system mounted.
+var ErrNotMounted = errors.New("its kernel had it not mounted")
+
+// Recover brings to the disks of a pair what its run directory has in memory only.
+// guest is as in Options. There is a report for each memory that was applied to a disk;
+// with an error they are those until then, and Recover can be called again. If something
+// was refused, the run directory stays at stake.
+func Recover(ctx context.Context, d *supervisor.RunDir, guest string) ([]*Report, error) {
+	if d.Record == nil || d.Record.Saved {
+		return nil, nil
+	}
+	r := recovery{dir: d, record: *d.Record, guest: guest}
+	r.record.Disks = slices.Clone(d.Record.Disks)
+	for i := range r.record.Disks {
+		if err := r.disk(ctx, &r.record.Disks[i]); err != nil {
+			return r.reports, fmt.Errorf("recover disk %s: %w", r.record.Disks[i].Name, err)
+		}
+	}
+	if slices.ContainsFunc(r.record.Disks, func(d supervisor.RecordDisk) bool { return d.Refused }) {
+		return r.reports, nil
+	}
+	r.record.Saved = true
+	return r.reports, d.Write(&r.record)
+}
+
+type recovery struct {
+	dir     *supervisor.RunDir
+	record  supervisor.Record // as it is to be
+	guest   string
+	reports []*Report
+}
+
+// What a disk's progress says besides what a takeover does.
+const (
+	heirSaved takeover.Progress = "understudy saved" // as HandedOver, and the understudy's own is on the disk
+	saved     takeover.Progress = "saved"            // all of it is
+)
+
+// disk applies the memories that a disk is missing something of. A kernel that took it
+// over has a journal and unsaved data of its own, which come first: then the disk is as
+// a kernel left it that had written a part of the plan.
+func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
+	active, heir := r.dir.RAM(r.record.Active), r.dir.RAM(r.record.Heir)
+	switch d.Progress {
+	case saved:
+		return nil
+	case takeover.Applied:
+		return r.apply(ctx, d, Options{Image: heir}, saved)
+	case takeover.HandedOver:
+		err := r.apply(ctx, d, Options{Image: heir}, heirSaved)
+		if errors.Is(err, ErrNotMounted) { // it died before it came to that
+			break
+		}
+		if err != nil {
+			return err
+		}
+		fallthrough
+	case heirSaved:
+		return r.apply(ctx, d, Options{Image: active, handedOver: true}, saved)
+	}
+	err := r.apply(ctx, d, Options{Image: active}, saved)
+	if errors.Is(err, ErrNotMounted) {
+		return nil // it died before it came to that
+	}
+	return err
+}
+
+// apply applies one memory, and makes durable that it is.
+func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Options, done takeover.Progress) error {
+	o.Disk, o.Guest = d.Image, r.guest
+	report, err := Run(ctx, o)
+	if err != nil {
+		return fmt.Errorf("from %s: %w", o.Image, err)
+	}
+	r.reports = append(r.reports, report)
+	d.Refused = d.Refused || !report.Complete
+	d.Progress = done
+	return r.dir.Write(&r.record)
+}

@@ -1,0 +1,185 @@
+package supervisor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/takeover"
+)
+
+// recordName is the file of a run directory that has its Record.
+const recordName = "record.json"
+
+// Record says whose memory in a run directory may hold the last copy of something, and
+// of what. It is written before each step that changes that.
+type Record struct {
+	Version int    `json:"version"`
+	Pair    string `json:"pair"`
+	// Active is the partition that has the disks mounted, or had when it died.
+	Active string `json:"active"`
+	// Heir is the partition that takes over from it; empty: none does.
+	Heir  string       `json:"heir,omitempty"`
+	Disks []RecordDisk `json:"disks"`
+	// Saved says that all that was in memory is on the disks.
+	Saved bool `json:"saved"`
+	// Why is what ended it, for people; empty while a supervisor lives.
+	Why string `json:"why,omitempty"`
+}
+
+// RecordDisk is how far a takeover by Heir has come with a disk.
+type RecordDisk struct {
+	Name     string            `json:"name"`
+	Image    string            `json:"image"`
+	Progress takeover.Progress `json:"progress,omitempty"`
+	Refused  bool              `json:"refused,omitempty"` // the memory has what could not be brought to it
+}
+
+const recordVersion = 1
+
+// RunDir is the run directory of a pair, and ours: no other supervisor of it lives.
+type RunDir struct {
+	Path   string
+	Record *Record  // nil: nothing was ever at stake in it
+	lock   *os.File // the directory itself, locked
+}
+
+// ErrRunning is why a run directory is not ours: its supervisor lives.
+var ErrRunning = errors.New("the pair is up")
+
+// OpenRunDir takes the run directory of a pair whose supervisor has ended. It fails
+// with fs.ErrNotExist if there is none, and with ErrRunning.
+func OpenRunDir(path string) (*RunDir, error) {
+	d := &RunDir{Path: path}
+	if err := d.take(); err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(filepath.Join(path, recordName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return d, nil
+	}
+	if err == nil {
+		d.Record = &Record{}
+		err = json.Unmarshal(b, d.Record)
+	}
+	if err == nil && d.Record.Version != recordVersion {
+		err = fmt.Errorf("it has version %d, and this program knows %d: use the one that wrote it", d.Record.Version, recordVersion)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("read record in %s: %w", path, err), d.Close())
+	}
+	return d, nil
+}
+
+// take locks the run directory, for as long as this process lives. It is opened without
+// following a link, and must belong to this user: it is in a place where others may make
+// names, too.
+func (d *RunDir) take() error {
+	fd, err := unix.Open(d.Path, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open run directory", Path: d.Path, Err: err}
+	}
+	d.lock = os.NewFile(uintptr(fd), d.Path)
+	if err := d.mine(fd); err != nil {
+		d.lock.Close()
+		return err
+	}
+	return nil
+}
+
+func (d *RunDir) mine(fd int) error {
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("lock run directory %s: %w", d.Path, ErrRunning)
+	} else if err != nil {
+		return fmt.Errorf("lock run directory %s: %w", d.Path, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("open run directory %s: %w", d.Path, err)
+	}
+	if st.Nlink == 0 { // it was removed just now
+		return &fs.PathError{Op: "open run directory", Path: d.Path, Err: fs.ErrNotExist}
+	}
+	if int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("open run directory %s: it belongs to user %d: remove it, or set UNDERSTUDY_RUN", d.Path, st.Uid)
+	}
+	return nil
+}
+
+// makeRunDir makes the run directory of a pair that is to come up. One that an earlier
+// pair left is removed if nothing is at stake in it.
+func makeRunDir(path string) (*RunDir, error) {
+	old, err := OpenRunDir(path)
+	switch {
+	case err == nil && old.AtStake():
+		return nil, errors.Join(&Unsaved{Dir: path, Record: old.Record}, old.Close())
+	case err == nil:
+		if err := old.Remove(); err != nil {
+			return nil, err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return nil, err
+	}
+	d := &RunDir{Path: path}
+	return d, d.take()
+}
+
+// Unsaved says that a run directory has memory with data that is nowhere else.
+type Unsaved struct {
+	Dir    string
+	Record *Record
+}
+
+func (u *Unsaved) Error() string {
+	why := u.Record.Why
+	if why == "" {
+		why = "its supervisor ended without a word"
+	}
+	return fmt.Sprintf("the memory in %s may have data that is not on the disks of pair %s: %s\n  Bring it there: understudy recover %s. Or give it up: understudy down --discard %s.",
+		u.Dir, u.Record.Pair, why, u.Record.Pair, u.Record.Pair)
+}
+
+// AtStake says whether there may be data in the memory files that is nowhere else.
+func (d *RunDir) AtStake() bool {
+	return d.Record != nil && !d.Record.Saved && len(d.Record.Disks) > 0
+}
+
+// Write makes a record durable.
+func (d *RunDir) Write(r *Record) error {
+	r.Version = recordVersion
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(d.Path, recordName)
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	d.Record = r
+	return nil
+}
+
+// RAM is the memory file of a partition.
+func (d *RunDir) RAM(partition string) string { return filepath.Join(d.Path, partition+".ram") }
+
+// Close lets the run directory go, and leaves it as it is.
+func (d *RunDir) Close() error { return d.lock.Close() }
+
+// Remove removes the run directory with all in it.
+func (d *RunDir) Remove() error { return errors.Join(os.RemoveAll(d.Path), d.Close()) }

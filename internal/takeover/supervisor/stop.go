@@ -1,0 +1,56 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// stopLimit is how long the active side may take to stop its services and unmount.
+const stopLimit = 90 * time.Second
+
+// Stop has the active side stop its services and unmount its disks. If it fails, they
+// are mounted and started again: the pair is as it was.
+func (s *Supervisor) Stop(ctx context.Context) error {
+	if err := s.active.stop(ctx); err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
+		defer cancel()
+		return errors.Join(err, s.serve(ctx, s.active))
+	}
+	return s.record(func(r *Record) { r.Saved = true })
+}
+
+// Discard says that what is in memory only is not wanted: Close removes it.
+func (s *Supervisor) Discard() error { return s.record(func(r *Record) { r.Saved = true }) }
+
+// Abandon has Close keep what is in memory only, for this reason. What can be made
+// durable is, by sync(2) in the guest, so that only what is written later is missing on
+// the disks if the memory is lost.
+func (s *Supervisor) Abandon(ctx context.Context, why error) error {
+	err := s.active.agent.Call(ctx, wire.Sync, nil, nil)
+	return errors.Join(err, s.record(func(r *Record) { r.Why = why.Error() }))
+}
+
+// Close ends both sides at once and removes every file and tap of theirs; but the
+// memory and the logs stay if data may be in it that is not on the disks. To end a pair
+// with nothing left behind, Stop it first.
+func (s *Supervisor) Close() error {
+	errs := []error{s.closeMorgue()}
+	for _, sd := range s.sides {
+		if sd != nil {
+			errs = append(errs, sd.end())
+		}
+	}
+	if s.staging != nil {
+		errs = append(errs, s.staging.Close())
+	}
+	errs = append(errs, s.release())
+	if s.dir.AtStake() {
+		errs = append(errs, &Unsaved{Dir: s.dir.Path, Record: s.dir.Record}, s.dir.Close())
+	} else {
+		errs = append(errs, s.dir.Remove())
+	}
+	return errors.Join(errs...)
+}
