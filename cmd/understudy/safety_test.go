@@ -78,6 +78,12 @@ func (s *standing) shell(side, line string) {
 	}
 }
 
+// written waits until the writer has written.
+func (s *standing) written() {
+	s.t.Helper()
+	s.shell("left", "while [ ! -s /srv/kept ] || [ ! -s /srv/mark ]; do sleep 1; done")
+}
+
 // read reads a file of the image, which nobody has mounted.
 func (s *standing) read(path string) string {
 	s.t.Helper()
@@ -219,8 +225,9 @@ func TestUpHoldsItsDisks(t *testing.T) {
 func TestDownOfABusyPair(t *testing.T) {
 	s := stand(t, marker, writer)
 	s.up()
+	s.written()
 	s.shell("left", "cd /srv && echo busy > busy && sleep 100000 &")
-	if _, err := understudy(t, "down"); err == nil || !strings.Contains(err.Error(), "stays up") {
+	if _, err := understudy(t, "down"); err == nil || !strings.Contains(err.Error(), "stays up") || !strings.Contains(err.Error(), "it is in use by ") {
 		t.Fatalf("down of a busy pair: %v", err)
 	}
 	if st := pairStatus(t); st.State != "protected" {
@@ -242,6 +249,7 @@ func TestDownOfABusyPair(t *testing.T) {
 func TestSupervisorKilled(t *testing.T) {
 	s := stand(t, marker, writer)
 	s.up()
+	s.written()
 	if err := unix.Kill(s.supervisorPID(), unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -280,6 +288,7 @@ func TestTermination(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.state("protected")
+			s.written()
 			out.Close() // nobody reads what it says any more
 			for _, pid := range []int{s.qemuPID("left"), s.qemuPID("right"), cmd.Process.Pid} {
 				if err := unix.Kill(pid, sig); err != nil {
@@ -308,7 +317,7 @@ func TestHeirDies(t *testing.T) {
 	die := `[ $(wc -l < /srv/mark) -lt 2 ] && { echo 0 > /proc/sys/vm/dirty_writeback_centisecs; echo precious > /srv/kept; } || echo c > /proc/sysrq-trigger`
 	s := stand(t, marker, fmt.Sprintf(services, die), "services:", "takeover: {rehearse: false}\nservices:")
 	s.up()
-	s.shell("left", "cat /srv/kept")
+	s.written()
 	if _, err := understudy(t, "crash"); err != nil {
 		t.Fatal(err)
 	}

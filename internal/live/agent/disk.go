@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -129,10 +130,15 @@ func mountOptions(options string) (uintptr, string) {
 	return flags, strings.Join(data, ",")
 }
 
-// unmountAll unmounts the shared disks. A file system that stays busy is an
-// error: handing its disk over would have two sides write it.
+// unmountAll unmounts the shared disks, the one mounted last first, since it may lie in
+// another. A file system that stays busy is an error: handing its disk over would have
+// two sides write it.
 func (a *Agent) unmountAll(ctx context.Context) error {
-	for name, dir := range a.mounts {
+	for _, d := range slices.Backward(a.config.Disks) {
+		dir := a.mounts[d.Name]
+		if dir == "" {
+			continue
+		}
 		err := poll(ctx, 5*time.Second, func() (bool, error) {
 			err := unix.Unmount(dir, 0)
 			if errors.Is(err, unix.EBUSY) {
@@ -141,9 +147,9 @@ func (a *Agent) unmountAll(ctx context.Context) error {
 			return err == nil, err
 		})
 		if err != nil {
-			return fmt.Errorf("unmount %s: %w", dir, err)
+			return fmt.Errorf("unmount %s: %w; it is in use by %s", dir, err, cmp.Or(strings.Join(usersOf(dir), ", "), "no process: the kernel has it, as an NFS server or a mount in it does"))
 		}
-		delete(a.mounts, name)
+		delete(a.mounts, d.Name)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -242,6 +243,37 @@ func (p *Process) Frozen() bool {
 		return err == nil && strings.Contains(string(events), "frozen 1")
 	}
 	return false
+}
+
+// Bounds on what a guest may say on its console before the oldest of it goes, bytes: its
+// log is on the file system that its memory is on.
+const (
+	consoleLimit = 16 << 20
+	consoleKept  = 1 << 20
+)
+
+// TrimConsole keeps the console's log within bounds: of a longer one the end stays, as
+// the console's old log. QEMU appends to it, also to an empty one.
+func (p *Process) TrimConsole() error {
+	path := p.Spec.ConsoleLogPath()
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil || st.Size() <= consoleLimit {
+		return err
+	}
+	end := make([]byte, consoleKept)
+	n, err := f.ReadAt(end, st.Size()-consoleKept)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	return errors.Join(os.WriteFile(p.Spec.path(".console.old.log"), end[:n], 0o600), f.Truncate(0))
 }
 
 // Remove deletes the partition's files, its memory among them.

@@ -57,6 +57,7 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 	if s.understudy != nil {
 		watch(s.understudy, true, func(string) {})
 	}
+	go s.trimConsoles(ctx)
 	first := <-watched
 	cancel()
 	for range n - 1 { // nobody looks at the beat pages any more when this returns
@@ -65,6 +66,26 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 		}
 	}
 	return first.Death, first.err
+}
+
+// trimEvery is how often the logs of consoles are kept within bounds.
+const trimEvery = 2 * time.Second
+
+func (s *Supervisor) trimConsoles(ctx context.Context) {
+	tick := time.NewTicker(trimEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, sd := range s.sides {
+			if err := sd.process.TrimConsole(); err != nil {
+				s.log("bound the console's log of partition %s: %v", sd.name, err)
+			}
+		}
+	}
 }
 
 // held passes on why the active side stands still.

@@ -1,0 +1,55 @@
+package agent
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// usersOf names the processes that keep the file system on dir from being unmounted, as
+// "PID (command)": by a directory they are in, an open file, or a mapping (proc(5)).
+func usersOf(dir string) []string {
+	var at unix.Stat_t
+	if err := unix.Stat(dir, &at); err != nil {
+		return nil
+	}
+	var users []string
+	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well-formed
+	for _, p := range processes {
+		if !uses(p, at.Dev) {
+			continue
+		}
+		comm, _ := os.ReadFile(filepath.Join(p, "comm")) // it may just have ended
+		users = append(users, fmt.Sprintf("%s (%s)", filepath.Base(p), strings.TrimSpace(string(comm))))
+	}
+	return users
+}
+
+func uses(process string, dev uint64) bool {
+	links, _ := filepath.Glob(filepath.Join(process, "fd", "*"))
+	links = append(links, filepath.Join(process, "cwd"), filepath.Join(process, "root"), filepath.Join(process, "exe"))
+	if slices.ContainsFunc(links, func(l string) bool {
+		var st unix.Stat_t
+		return unix.Stat(l, &st) == nil && st.Dev == dev
+	}) {
+		return true
+	}
+	f, err := os.Open(filepath.Join(process, "maps"))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	// Major and minor number in hexadecimal are the fourth field.
+	want := fmt.Sprintf("%02x:%02x", unix.Major(dev), unix.Minor(dev))
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if fields := strings.Fields(lines.Text()); len(fields) > 3 && fields[3] == want {
+			return true
+		}
+	}
+	return false
+}

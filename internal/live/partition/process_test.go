@@ -1,0 +1,55 @@
+package partition
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestTrimConsole: the log of a guest that talks without end stays within bounds, and
+// its end is kept.
+func TestTrimConsole(t *testing.T) {
+	p := &Process{Spec: Spec{Name: "left", Dir: t.TempDir()}}
+	if err := p.TrimConsole(); err != nil {
+		t.Errorf("no log: %v", err)
+	}
+	log := p.Spec.ConsoleLogPath()
+	for _, size := range []int{consoleLimit, consoleLimit + 1} {
+		said := bytes.Repeat([]byte("x"), size)
+		copy(said[size-4:], "last")
+		if err := os.WriteFile(log, said, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.TrimConsole(); err != nil {
+			t.Fatal(err)
+		}
+		st, err := os.Stat(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		old, err := os.ReadFile(filepath.Join(p.Spec.Dir, "left.console.old.log"))
+		if trimmed := size > consoleLimit; trimmed != (st.Size() == 0) || trimmed != (err == nil) || trimmed && (len(old) != consoleKept || !bytes.HasSuffix(old, []byte("last"))) {
+			t.Errorf("%d bytes: %d are left, %d kept, %v", size, st.Size(), len(old), err)
+		}
+	}
+}
+
+// TestReserve: memory that a file system cannot hold is refused when it is made, and not
+// when it is touched.
+func TestReserve(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skip(err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	if err := reserve(filepath.Join(dir, "fits"), 512<<10); err != nil {
+		t.Error(err)
+	}
+	if err := reserve(filepath.Join(dir, "does not"), 768<<10); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("too much: %v", err)
+	}
+}
