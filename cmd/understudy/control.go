@@ -121,7 +121,7 @@ func (c *control) answer(ctx context.Context, verb string, body json.RawMessage)
 		if err := c.stop(r); err != nil {
 			return nil, err
 		}
-		// Once whoever asks has the answer and has hung up: the end closes all that is open.
+		// Once the caller has the answer and has hung up: the end closes all that is open.
 		context.AfterFunc(ctx, c.end)
 		return nil, nil
 	}
@@ -234,7 +234,7 @@ func (c *control) stop(r downRequest) error {
 const stopLimit = 90 * time.Second
 
 // goDown ends a pair in good order: nothing is in memory only any more. If that cannot
-// be had, the memory is kept, since whoever sent the signal ends us anyway.
+// be had, the memory is kept, since the sender of the signal ends us anyway.
 func (c *control) goDown(out io.Writer) error {
 	fmt.Fprintln(out, "going down")
 	return c.stop(downRequest{Force: true})

@@ -93,18 +93,19 @@ type Commit struct {
 	Blocks   int    `json:"blocks"`   // of metadata in it
 	Revoked  int    `json:"revoked"`  // blocks whose older versions it revokes
 	Data     int64  `json:"data"`     // bytes of files that went to their places
-	Files    int    `json:"files"`    // of which nothing else was left to write
+	Files    int    `json:"files"`    // complete with that
 	Replayed int    `json:"replayed"` // blocks that the replay of the log wrote
-	// Open is how many operations had not returned, and Proven that what they had
-	// done was audited and is sound.
+	// Open is how many handles were open, and Proven that the audit found what their
+	// operations had done so far to be sound.
 	Open   int  `json:"open"`
 	Proven bool `json:"proven"`
-	// Moved are the files of which the check might lose what memory has, and which are
-	// written again from there; Cut those that are cut after it, since it would harm them.
+	// Moved are files whose extent trees were mid-update: the check might lose blocks of
+	// theirs, which are written again from memory. Cut are files that were being
+	// truncated: that is finished after the check, which would harm them.
 	Moved int `json:"moved,omitempty"`
 	Cut   int `json:"cut,omitempty"`
-	// Check says why the file system had to be checked before its mount, and Found
-	// what the check said; both are empty if it was not.
+	// Check says why e2fsck had to run before the mount, and Found what it printed; both
+	// are empty if it did not.
 	Check string `json:"check,omitempty"`
 	Found string `json:"found,omitempty"`
 
@@ -123,10 +124,10 @@ func (c *Commit) String() string {
 		s += "; checked before the mount: " + c.Check
 	}
 	if c.Moved > 0 {
-		s += fmt.Sprintf("; %d files whose extents were being changed are restored from memory", c.Moved)
+		s += fmt.Sprintf("; %d files whose extent trees were mid-update are restored from memory", c.Moved)
 	}
 	if c.Cut > 0 {
-		s += fmt.Sprintf("; %d files that were being truncated are cut after the check", c.Cut)
+		s += fmt.Sprintf("; the truncation of %d files is finished after the check", c.Cut)
 	}
 	return s
 }
@@ -155,7 +156,7 @@ type Options struct {
 	// SyncFirst makes what was applied durable before the services start.
 	SyncFirst bool
 	// Record makes durable how far a disk has come, before the step that Progress
-	// names is taken; nil: nobody wants to know. If it fails, the takeover does.
+	// names is taken; it may be nil. If it fails, the takeover does.
 	Record func(disk string, p Progress) error
 	// Fenced is called once the fence stands, before anything is handed over.
 	Fenced func()
@@ -167,8 +168,7 @@ type Report struct {
 	Bytes   int64     `json:"bytes_recovered"`
 	Commits []Commit  `json:"commits"`
 	Refused []Refusal `json:"refused"`
-	// Acts are what was done to names that operations which had not returned were
-	// changing.
+	// Acts are what was done to names that operations in flight were changing.
 	Acts     []wire.Act `json:"acts,omitempty"`
 	Durable  bool       `json:"durable"` // all that was applied is on the disks
 	Notified Notified   `json:"notified"`
@@ -446,8 +446,8 @@ func (r *run) stage(disk string, remains Remains) (wire.ApplyRequest, error) {
 	return wire.ApplyRequest{Disk: disk, Plan: at, Len: int64(len(plan))}, nil
 }
 
-// name has operations on names that had not returned undone. What it cannot do
-// is in the report.
+// name has operations on names that were in flight undone. What it cannot do is in the
+// report.
 func (r *run) name(ctx context.Context, disk string, found *wire.Check, remains Remains) (wire.NameResult, error) {
 	request := remains.Names(found)
 	request.Disk = disk
@@ -460,8 +460,7 @@ func (r *run) name(ctx context.Context, disk string, found *wire.Check, remains 
 }
 
 // apply counts what the understudy wrote. A file that it could not write is in
-// the report, unless it is gone with an operation that had not returned; a takeover goes
-// on without it.
+// the report, unless an operation in flight removed it; a takeover goes on without it.
 func (r *run) apply(ctx context.Context, request wire.ApplyRequest, named wire.NameResult) error {
 	start := time.Now()
 	result, err := r.machine.Apply(ctx, request)

@@ -190,8 +190,8 @@ func same(a, b []Region) bool {
 	return slices.EqualFunc(a, b, func(a, b Region) bool { return bytes.Equal(a.Data, b.Data) })
 }
 
-// between wants each sector of the superblock to be veiled, or as it was, or as it
-// is to be, and not all of them to be as they were: a veil was there.
+// between checks that each sector of the superblock is veiled, or as it was, or as it is
+// to be, and that not all of them are as they were: a veil was there.
 func between(now, veils []Region, r *record) error {
 	for i, g := range now {
 		for at := 0; at < len(g.Data); at += sector {

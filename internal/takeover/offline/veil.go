@@ -38,7 +38,7 @@ func (d *Disk) veiled(r *record) (bool, error) {
 	return found, nil
 }
 
-// unveiled wants a disk without a record not to be in between. Veils are looked
+// unveiled checks that a disk without a record is not in between. Veils are looked
 // for where superblocks are: in the first sectors, and 64 KiB in.
 func (d *Disk) unveiled() error {
 	for _, off := range []int64{0, 1024, 64 << 10} {

@@ -28,7 +28,7 @@ type side struct {
 	tapFiles []*os.File
 	beat     []byte // the beat page, mapped to read
 
-	// Of whoever watches: the beat's last count, and when that changed.
+	// Of the watcher: the beat's last count, and when that changed.
 	counted uint64
 	beaten  time.Time
 }

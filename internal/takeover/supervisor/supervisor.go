@@ -20,6 +20,7 @@ import (
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
@@ -43,6 +44,8 @@ type Options struct {
 	Notice  Notice
 	// Fenced is called in a takeover when the fence stands.
 	Fenced func()
+	// Progress is called in a takeover when it is recorded how far a disk has come.
+	Progress func(disk string, p takeover.Progress)
 	// Held is told why the active side stands still, if that is not its own doing and so
 	// no death, and "" when it goes on. It may be nil.
 	Held func(why string)

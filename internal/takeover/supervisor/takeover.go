@@ -62,7 +62,7 @@ func (s *Supervisor) takeoverOptions() takeover.Options {
 		SyncFirst: s.Pair.Takeover.Sync == pair.SyncBefore, Fenced: s.options.Fenced,
 		Witness: s.witness(), Notice: notice(s.Pair),
 		Record: func(disk string, p takeover.Progress) error {
-			return s.record(func(r *Record) {
+			err := s.record(func(r *Record) {
 				r.Heir = s.understudy.name
 				for i := range r.Disks {
 					if r.Disks[i].Name == disk {
@@ -70,6 +70,10 @@ func (s *Supervisor) takeoverOptions() takeover.Options {
 					}
 				}
 			})
+			if s.options.Progress != nil {
+				s.options.Progress(disk, p)
+			}
+			return err
 		},
 	}
 	for _, d := range s.Pair.Disks {

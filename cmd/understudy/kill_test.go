@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/supervisor"
+)
+
+// Variables of the environment that make this test binary a supervisor whose takeover is
+// broken off: of which pair.yaml, once a disk has come how far, and who is killed then.
+const (
+	victimFile  = "UNDERSTUDY_TEST_PAIR"
+	victimPoint = "UNDERSTUDY_TEST_POINT"
+	victimWho   = "UNDERSTUDY_TEST_WHO"
+)
+
+func TestMain(m *testing.M) {
+	if file := os.Getenv(victimFile); file != "" {
+		if err := breakOff(file, takeover.Progress(os.Getenv(victimPoint)), os.Getenv(victimWho)); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// breakOff brings a pair up, waits for a line on its input, kills the active kernel, and,
+// when the takeover has come that far, whoever is to be killed.
+func breakOff(file string, point takeover.Progress, who string) error {
+	p, err := pair.Load(file)
+	if err != nil {
+		return err
+	}
+	ctx := context.Background()
+	s, err := supervisor.Start(ctx, p, supervisor.Options{
+		Dir: dirs.Run(p.Name), Log: io.Discard,
+		Progress: func(_ string, now takeover.Progress) {
+			if now != point {
+				return
+			}
+			if strings.Contains(who, "understudy") {
+				kill := exec.Command("pkill", "-KILL", "-f", "mem-path="+dirs.Run(p.Name)+"/right.ram")
+				if out, err := kill.CombinedOutput(); err != nil {
+					fmt.Printf("kill the understudy: %v: %s\n", err, out)
+				}
+			}
+			if strings.Contains(who, "supervisor") {
+				unix.Kill(os.Getpid(), unix.SIGKILL)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Println("up")
+	if _, err := fmt.Scanln(new(string)); err != nil {
+		return err
+	}
+	if err := s.Crash(false); err != nil {
+		return err
+	}
+	d, err := s.Watch(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = s.TakeOver(ctx, d.Verdict)
+	fmt.Println("takeover:", err)
+	fmt.Println("close:", s.Close())
+	return nil
+}
+
+// unsaved is a service that leaves in memory only: a new file of several pages, one that
+// was there and is longer now, and one under another name.
+const unsaved = `  - {name: mark, command: [sh, -c, "` +
+	`echo 0 > /proc/sys/vm/dirty_writeback_centisecs; echo 360000 > /proc/sys/vm/dirty_expire_centisecs; ` +
+	`if [ ! -e /srv/there ]; then echo before > /srv/there; echo moved > /srv/old; sync; ` +
+	`i=0; while [ $i -lt 5000 ]; do echo line $i; i=$((i+1)); done > /srv/lines; echo after >> /srv/there; mv /srv/old /srv/new; echo precious > /srv/kept; fi; ` +
+	`echo started >> /srv/mark; sleep 1000000"]}
+`
+
+// TestTakeoverBrokenOff kills the supervisor, the understudy, or both at each point at
+// which another memory begins to count, and wants recover to give what was in memory to
+// the disk.
+func TestTakeoverBrokenOff(t *testing.T) {
+	var lines strings.Builder
+	for i := range 5000 {
+		fmt.Fprintf(&lines, "line %d\n", i)
+	}
+	for _, point := range []takeover.Progress{takeover.Fenced, takeover.HandedOver, takeover.Applied} {
+		for _, who := range []string{"supervisor", "understudy", "supervisor and understudy"} {
+			t.Run(string(point)+", "+who, func(t *testing.T) {
+				s := stand(t, marker, unsaved, "image: data.img", "options: commit=3600, image: data.img")
+				cmd := exec.Command(os.Args[0])
+				cmd.Env = append(os.Environ(), victimFile+"="+s.file, victimPoint+"="+string(point), victimWho+"="+who)
+				go_, err := cmd.StdinPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				var said lockedBuffer
+				cmd.Stdout, cmd.Stderr = &said, &said
+				if err := cmd.Start(); err != nil {
+					t.Fatal(err)
+				}
+				ended := make(chan error, 1)
+				go func() { ended <- cmd.Wait() }()
+				await(t, "protected pair", 3*time.Minute, func() bool { return strings.Contains(said.String(), "up\n") })
+				s.written()
+				fmt.Fprintln(go_, "crash")
+				select {
+				case err := <-ended:
+					t.Logf("it ended with %v and said: %s", err, &said)
+				case <-time.After(3 * time.Minute):
+					cmd.Process.Kill()
+					t.Fatalf("the takeover did not end; it said: %s", &said)
+				}
+				s.recover()
+				s.sound()
+				for path, want := range map[string]string{
+					"/kept": "precious\n", "/there": "before\nafter\n", "/new": "moved\n", "/old": "", "/lines": lines.String(),
+				} {
+					if got := s.read(path); got != want {
+						t.Errorf("%s has %d bytes, want %d: %.60q", path, len(got), len(want), got)
+					}
+				}
+			})
+		}
+	}
+}
