@@ -12,8 +12,9 @@ import (
 
 // guestModules are what the agent and a pair's disks need of a kernel that has its
 // drivers as modules, as Debian's cloud kernels have, or its file systems too, as
-// the others have. The checksum is asked for by name when a disk is mounted.
-var guestModules = []string{"virtio_pci", "virtio_console", "virtio_blk", "virtio_net", panicModule, "crc32c_generic|crc32c|", "ext4"}
+// the others have. The checksum is asked for by name when a disk is mounted, as is the
+// format of quota files.
+var guestModules = []string{"virtio_pci", "virtio_console", "virtio_blk", "virtio_net", panicModule, "crc32c_generic|crc32c|", "ext4", "quota_v2|"}
 
 // panicModule drives the device that a dying kernel sends its last message by: that
 // on PCI since 5.13, until then only the older one, on an ISA port.

@@ -102,6 +102,9 @@ func (s *Supervisor) start(ctx context.Context) error {
 	if err := s.hold(); err != nil {
 		return err
 	}
+	if err := s.checkDisks(); err != nil {
+		return err
+	}
 	staging, err := device.NewStaging(filepath.Join(s.options.Dir, "staging"), int64(s.Pair.Partitions[0].Memory))
 	if err != nil {
 		return err
