@@ -52,9 +52,8 @@ func breakOff(file string, point takeover.Progress, who string) error {
 				return
 			}
 			if strings.Contains(who, "understudy") {
-				kill := exec.Command("pkill", "-KILL", "-f", "mem-path="+dirs.Run(p.Name)+"/right.ram")
-				if out, err := kill.CombinedOutput(); err != nil {
-					fmt.Printf("kill the understudy: %v: %s\n", err, out)
+				if err := unix.Kill(processWith("mem-path="+dirs.Run(p.Name)+"/right.ram"), unix.SIGKILL); err != nil {
+					fmt.Println("kill the understudy:", err)
 				}
 			}
 			if strings.Contains(who, "supervisor") {
@@ -116,15 +115,22 @@ func TestTakeoverBrokenOff(t *testing.T) {
 				}
 				ended := make(chan error, 1)
 				go func() { ended <- cmd.Wait() }()
-				await(t, "protected pair", 3*time.Minute, func() bool { return strings.Contains(said.String(), "up\n") })
+				await(t, "protected pair", 5*time.Minute, func() bool {
+					select {
+					case err := <-ended:
+						t.Fatalf("it ended with %v and said: %s", err, said.String())
+					default:
+					}
+					return strings.Contains(said.String(), "up\n")
+				})
 				s.written()
 				fmt.Fprintln(go_, "crash")
 				select {
 				case err := <-ended:
-					t.Logf("it ended with %v and said: %s", err, &said)
-				case <-time.After(3 * time.Minute):
+					t.Logf("it ended with %v and said: %s", err, said.String())
+				case <-time.After(5 * time.Minute):
 					cmd.Process.Kill()
-					t.Fatalf("the takeover did not end; it said: %s", &said)
+					t.Fatalf("the takeover did not end; it said: %s", said.String())
 				}
 				s.recover()
 				s.sound()

@@ -71,7 +71,7 @@ func (s *standing) shell(side, line string) {
 	token := fmt.Sprint("done", time.Now().UnixNano())
 	// The quotes keep what is typed from looking like what is printed.
 	fmt.Fprintf(keys, "%s\recho '%s'%s\r", line, token[:5], token[5:])
-	await(s.t, "answer of the shell to "+line, time.Minute, func() bool { return strings.Contains(said.String(), token) })
+	await(s.t, "answer of the shell to "+line, 10*time.Minute, func() bool { return strings.Contains(said.String(), token) })
 	keys.Write([]byte{leave})
 	if err := cmd.Wait(); err != nil {
 		s.t.Errorf("console: %v: %s", err, said.String())
@@ -116,20 +116,22 @@ func (s *standing) qemuPID(side string) int {
 
 func (s *standing) processOf(words string) int {
 	s.t.Helper()
-	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		s.t.Fatal(err)
+	pid := processWith(words)
+	if pid == 0 {
+		s.t.Fatalf("no process has %q", words)
 	}
+	return pid
+}
+
+// processWith is the process whose command line has these words; 0: none.
+func processWith(words string) int {
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well-formed
 	for _, l := range lines {
 		if b, err := os.ReadFile(l); err == nil && bytes.Contains(b, []byte(words)) {
-			pid, err := strconv.Atoi(strings.Split(l, "/")[2])
-			if err != nil {
-				s.t.Fatal(err)
-			}
+			pid, _ := strconv.Atoi(strings.Split(l, "/")[2]) // it is a number
 			return pid
 		}
 	}
-	s.t.Fatalf("no process has %q", words)
 	return 0
 }
 
@@ -148,7 +150,7 @@ func (s *standing) recover() {
 func (s *standing) state(want string) status {
 	s.t.Helper()
 	var st status
-	await(s.t, "state "+want, 2*time.Minute, func() bool {
+	await(s.t, "state "+want, 5*time.Minute, func() bool {
 		out, err := exec.Command(binary, "status", "--json").Output()
 		return err == nil && json.Unmarshal(out, &st) == nil && st.State == want
 	})
@@ -356,14 +358,14 @@ func TestNoRoomIsNoDeath(t *testing.T) {
 	s.image = image
 	s.up()
 	s.shell("left", "(dd if=/dev/urandom of=/srv/big bs=1M count=40; sync; echo written > /srv/after; sync) >/dev/null 2>&1 &")
-	await(t, "want of room", time.Minute, func() bool { return pairStatus(t).Held != "" })
+	await(t, "want of room", 5*time.Minute, func() bool { return pairStatus(t).Held != "" })
 	if st := pairStatus(t); st.State != "protected" || !strings.Contains(st.Held, "io-error") {
 		t.Errorf("status %+v", st)
 	}
 	if err := unix.Mount("tmpfs", small, "tmpfs", unix.MS_REMOUNT, "size=200m"); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "going on", time.Minute, func() bool { return pairStatus(t).Held == "" })
+	await(t, "going on", 5*time.Minute, func() bool { return pairStatus(t).Held == "" })
 	s.shell("left", "while [ ! -e /srv/after ]; do sleep 1; done")
 	if st := pairStatus(t); st.State != "protected" {
 		t.Errorf("status %+v", st)

@@ -111,11 +111,11 @@ func (s *Spec) command() *command {
 	c.opt("-qmp", "unix:"+s.qmpPath(), "server=on", "wait=off")
 	c.opt("-chardev", "socket", "id=console", "path="+s.ConsolePath(), "server=on", "wait=off", "logfile="+s.ConsoleLogPath(), "logappend=on")
 	c.opt("-serial", "chardev:console")
-	c.opt("-kernel", s.Kernel)
+	// Not opt: these are one string each to QEMU, commas and all.
+	c.arg("-kernel", s.Kernel)
 	if s.Initramfs != "" {
-		c.opt("-initrd", s.Initramfs)
+		c.arg("-initrd", s.Initramfs)
 	}
-	// Not opt: the parameters are one string to QEMU, commas and all.
 	c.arg("-append", s.kernelCommandLine())
 	c.opt("-device", "pvpanic-pci")
 	c.opt("-device", "pvpanic") // kernels before 5.13 have a driver for this one only

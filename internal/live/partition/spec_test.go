@@ -28,7 +28,7 @@ func TestCommand(t *testing.T) {
 		"-machine q35,memory-backend=ram,usb=off,vmport=off",
 		"-object memory-backend-file,id=ram,size=268435456,mem-path=/run/x/left.ram,share=on",
 		"-action panic=none,reboot=shutdown", "-device pvpanic-pci", "-device pvpanic",
-		"-kernel /k,,1", "-initrd /i", "-accel tcg,thread=multi",
+		"-kernel /k,1", "-initrd /i", "-accel tcg,thread=multi",
 	} {
 		has(t, s, want)
 	}
