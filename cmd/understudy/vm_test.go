@@ -149,13 +149,7 @@ func TestDemo(t *testing.T) {
 			if r.BytesWrong != 0 || r.FilesMissing != 0 || r.FilesCompared < 200 || r.Refused != 0 {
 				t.Errorf("%d bytes wrong, %d files missing of %d, %d refused", r.BytesWrong, r.FilesMissing, r.FilesCompared, r.Refused)
 			}
-			// A machine so busy that the guest is not done within the interval of its
-			// journal's commits has ext3 save some of it by itself.
-			least := int64(96 << 20)
-			if fs == "ext3" && r.WriteMS > 4000 {
-				least = 16 << 20
-			}
-			if r.BytesRecovered < least || r.Files < 200 {
+			if r.BytesRecovered < 96<<20 || r.Files < 200 {
 				t.Errorf("recovered %d bytes of %d files", r.BytesRecovered, r.Files)
 			}
 			if c := r.WithoutSalvage; c == nil || c.BytesWrong < 96<<20 || c.SyncedWrong != 0 {
