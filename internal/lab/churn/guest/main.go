@@ -90,7 +90,8 @@ func run() error {
 		if err != nil {
 			return err
 		}
-		if now != before {
+		// With data=journal, to zero a range commits what there is (ext4_zero_range).
+		if now != before && !strings.Contains(order.Options, "data=journal") {
 			return fmt.Errorf("%w: the journal committed meanwhile: %s after %s", errNotHeld, now, before)
 		}
 	}
