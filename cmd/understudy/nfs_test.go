@@ -72,7 +72,7 @@ func TestNFSThroughCrash(t *testing.T) {
 // TestNFSOlderVersions is the same for 4.0 and 4.1. A client of 4.0 cannot say that it
 // has reclaimed all, so that new files wait for the end of the grace.
 func TestNFSOlderVersions(t *testing.T) {
-	l := newNFSLab(t, "default", "15s")
+	l := newNFSLab(t, "default", "30s")
 	ctx, cancel := context.WithTimeout(t.Context(), nfsLimit)
 	defer cancel()
 	targets := map[string]string{"/mnt/v40": "4.0", "/mnt/v41": "4.1"}
