@@ -105,7 +105,7 @@ func pack(t testing.TB, dir, release string, o order.Order) string {
 // await waits until the guest says something, and returns all that it said.
 func (g *guest) await(t testing.TB, line string) string {
 	t.Helper()
-	for deadline := time.Now().Add(9 * time.Minute); ; {
+	for deadline := time.Now().Add(15 * time.Minute); ; {
 		b, _ := os.ReadFile(g.console) // not there yet
 		said := strings.ReplaceAll(string(b), "\r", "")
 		gone := false

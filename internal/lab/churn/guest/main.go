@@ -30,7 +30,9 @@ func main() {
 	case err != nil:
 		fmt.Println(churn.Failed + err.Error())
 	}
-	select {}
+	for {
+		time.Sleep(time.Hour)
+	}
 }
 
 func run() error {

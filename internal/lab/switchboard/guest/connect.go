@@ -61,8 +61,12 @@ func (b *board) connectAll(pairs int) error {
 	return nil
 }
 
-// closed is how many connections closeSome makes.
-const closed = 40
+// closed is how many connections closeSome makes, and waiting how many of them are in
+// TIME_WAIT then. The others end by a reset: something was left unread.
+const (
+	closed  = 40
+	waiting = closed - closed/10
+)
 
 // closeSome makes connections and closes them. They stay in TIME_WAIT for a minute
 // (TCP_TIMEWAIT_LEN, include/net/tcp.h), however slow the machine is: hence last.

@@ -24,7 +24,9 @@ func main() {
 	case err != nil:
 		fmt.Println(truth.Failed + err.Error())
 	}
-	select {}
+	for {
+		time.Sleep(time.Hour)
+	}
 }
 
 // sysctls have connections without an answer wait for it for hours.
@@ -67,8 +69,8 @@ func run() error {
 	if err != nil {
 		return fmt.Errorf("tell the truth: %w", err)
 	}
-	if all.TimeWait < closed {
-		return fmt.Errorf("%w: %d of %d in TIME_WAIT", errNotHeld, all.TimeWait, closed)
+	if all.TimeWait < waiting {
+		return fmt.Errorf("%w: %d of %d in TIME_WAIT", errNotHeld, all.TimeWait, waiting)
 	}
 	if err := tell(all); err != nil {
 		return fmt.Errorf("write the truth: %w", err)
