@@ -43,7 +43,7 @@ type State struct {
 const (
 	diskSize = 256 << 20
 	memory   = 384 << 20
-	limit    = 10 * time.Minute
+	limit    = 30 * time.Minute
 	// tries is how often a state is made that is not what it should be: its kernel died
 	// of itself, committed by itself, or had no operation in flight.
 	tries = 5

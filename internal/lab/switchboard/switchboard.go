@@ -35,7 +35,7 @@ type Image struct {
 const (
 	truthSize = 16 << 20
 	memory    = 384 << 20
-	limit     = 10 * time.Minute
+	limit     = 30 * time.Minute
 	tries     = 3 // emulation fells a kernel now and then, and a machine may be too slow once
 )
 
