@@ -235,12 +235,24 @@ func startDemo(t *testing.T, said string) *exec.Cmd {
 	return cmd
 }
 
+// guests counts the guests that the test has.
+func guests(t *testing.T) (n int) {
+	t.Helper()
+	for _, l := range leftovers(t) {
+		if strings.Contains(l, "qemu") {
+			n++
+		}
+	}
+	return n
+}
+
 // TestInterrupted breaks the demo off at different points, as Ctrl-C would.
 func TestInterrupted(t *testing.T) {
 	for _, said := range []string{"boot the pair", "the guest makes", "its kernel panics"} {
 		t.Run(said, func(t *testing.T) {
 			vm(t)
 			cmd := startDemo(t, said)
+			await(t, "guest", programLimit, func() bool { return guests(t) > 0 })
 			if err := cmd.Process.Signal(unix.SIGINT); err != nil {
 				t.Fatal(err)
 			}
@@ -256,24 +268,14 @@ func TestInterrupted(t *testing.T) {
 // stay, since the memory among them may hold the last copy of something.
 func TestKilled(t *testing.T) {
 	vm(t)
-	var left []string
-	guests := func() (n int) {
-		left = leftovers(t)
-		for _, l := range left {
-			if strings.Contains(l, "qemu") {
-				n++
-			}
-		}
-		return n
-	}
 	cmd := startDemo(t, "boot the pair")
-	await(t, "two guests", programLimit, func() bool { return guests() >= 2 })
+	await(t, "two guests", programLimit, func() bool { return guests(t) >= 2 })
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	cmd.Wait()
-	await(t, "end of the guests that outlived their supervisor", programLimit, func() bool { return guests() == 0 })
-	for _, l := range left {
+	await(t, "end of the guests that outlived their supervisor", programLimit, func() bool { return guests(t) == 0 })
+	for _, l := range leftovers(t) {
 		if err := os.RemoveAll(l); err != nil {
 			t.Fatal(err)
 		}
