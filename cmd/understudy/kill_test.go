@@ -116,13 +116,13 @@ func TestTakeoverBrokenOff(t *testing.T) {
 				}
 				ended := make(chan error, 1)
 				go func() { ended <- cmd.Wait() }()
-				await(t, "protected pair", 3*time.Minute, func() bool { return strings.Contains(said.String(), "up\n") })
+				await(t, "protected pair", programLimit, func() bool { return strings.Contains(said.String(), "up\n") })
 				s.written()
 				fmt.Fprintln(go_, "crash")
 				select {
 				case err := <-ended:
 					t.Logf("it ended with %v and said: %s", err, &said)
-				case <-time.After(3 * time.Minute):
+				case <-time.After(programLimit):
 					cmd.Process.Kill()
 					t.Fatalf("the takeover did not end; it said: %s", &said)
 				}
