@@ -115,7 +115,7 @@ func TestTakeoverBrokenOff(t *testing.T) {
 				}
 				ended := make(chan error, 1)
 				go func() { ended <- cmd.Wait() }()
-				await(t, "protected pair", 5*time.Minute, func() bool {
+				await(t, "protected pair", programLimit, func() bool {
 					select {
 					case err := <-ended:
 						t.Fatalf("it ended with %v and said: %s", err, said.String())
@@ -128,7 +128,7 @@ func TestTakeoverBrokenOff(t *testing.T) {
 				select {
 				case err := <-ended:
 					t.Logf("it ended with %v and said: %s", err, said.String())
-				case <-time.After(5 * time.Minute):
+				case <-time.After(programLimit):
 					cmd.Process.Kill()
 					t.Fatalf("the takeover did not end; it said: %s", said.String())
 				}

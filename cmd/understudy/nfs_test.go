@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"understudy.dev/understudy/internal/lab/hold"
 	"understudy.dev/understudy/internal/lab/nfslab"
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/takeover"
@@ -28,6 +30,7 @@ func newNFSLab(t *testing.T, kernel, lease string) *nfslab.Lab {
 	if _, _, err := dirs.Kernel(o.Kernel); err != nil {
 		t.Skip(err)
 	}
+	o.Append = hold.Parameters() // the disk has nothing that the clients were not promised
 	o.NFS = strings.NewReplacer("lease: 10s", "lease: "+lease, "grace: 10s", "grace: "+lease).Replace(nfslab.DefaultNFS)
 	l, err := nfslab.New(t.Context(), o)
 	if err != nil {
@@ -69,8 +72,8 @@ func TestNFSThroughCrash(t *testing.T) {
 // TestNFSOlderVersions is the same for 4.0 and 4.1. A client of 4.0 cannot say that it
 // has reclaimed all, so that new files wait for the end of the grace.
 func TestNFSOlderVersions(t *testing.T) {
-	l := newNFSLab(t, "default", "15s")
-	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+	l := newNFSLab(t, "default", "30s")
+	ctx, cancel := context.WithTimeout(t.Context(), nfsLimit)
 	defer cancel()
 	targets := map[string]string{"/mnt/v40": "4.0", "/mnt/v41": "4.1"}
 	var locks []nfslab.LockRequest
@@ -88,9 +91,9 @@ func TestNFSOlderVersions(t *testing.T) {
 			t.Fatal(err)
 		}
 		locks = append(locks, lock)
-		streams[version] = &nfslab.WriteRequest{Dir: dir, Seed: uint64(len(locks)), Size: 300_000, For: 8 * time.Second}
+		streams[version] = &nfslab.WriteRequest{Dir: dir, Seed: uint64(len(locks)), Size: 300_000}
 	}
-	writeThrough(ctx, t, l, streams, 3*time.Second)
+	writeThrough(ctx, t, l, streams)
 	checkLocks(ctx, t, l, locks)
 	if err := l.Super.Stop(ctx); err != nil {
 		t.Errorf("planned stop: %v", err)
@@ -98,7 +101,7 @@ func TestNFSOlderVersions(t *testing.T) {
 }
 
 func throughCrash(t *testing.T, l *nfslab.Lab) {
-	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), nfsLimit)
 	defer cancel()
 	for target, version := range map[string]string{"/mnt/v3": "3", "/mnt/v4": "4.2"} {
 		if err := l.Mount(ctx, target, version); err != nil {
@@ -121,10 +124,10 @@ func throughCrash(t *testing.T, l *nfslab.Lab) {
 		}
 	}
 	streams := map[string]*nfslab.WriteRequest{
-		"3":   {Dir: "/mnt/v3/of3", Seed: 3, Size: 300_000, For: 12 * time.Second},
-		"4.2": {Dir: "/mnt/v4/of4.2", Seed: 4, Size: 300_000, For: 12 * time.Second},
+		"3":   {Dir: "/mnt/v3/of3", Seed: 3, Size: 300_000},
+		"4.2": {Dir: "/mnt/v4/of4.2", Seed: 4, Size: 300_000},
 	}
-	writeThrough(ctx, t, l, streams, 5*time.Second)
+	writeThrough(ctx, t, l, streams)
 	checkGraceEnded(ctx, t, l)
 	checkLocks(ctx, t, l, locks)
 	// With clients that still have all of it mounted.
@@ -133,9 +136,39 @@ func throughCrash(t *testing.T, l *nfslab.Lab) {
 	}
 }
 
-// writeThrough has streams of files written, crashes the server a while after they
-// began, and wants all of every file to be there.
-func writeThrough(ctx context.Context, t *testing.T, l *nfslab.Lab, streams map[string]*nfslab.WriteRequest, before time.Duration) {
+// nfsLimit is how long a client's work, a crash and its verification may take, on a
+// busy machine.
+const nfsLimit = 15 * time.Minute
+
+// filesWritten is how many files of each stream are written before a crash, and how
+// many more after it.
+const filesWritten = 10
+
+// writeMore waits until each stream has written so many files more.
+func writeMore(ctx context.Context, t *testing.T, l *nfslab.Lab, streams map[string]*nfslab.WriteRequest) {
+	t.Helper()
+	written := func() map[string]int {
+		var n map[string]int
+		if err := l.Client.Call(ctx, nfslab.VerbWritten, struct{}{}, &n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	first := written()
+	await(t, fmt.Sprintf("%d files more of each stream", filesWritten), nfsLimit, func() bool {
+		now := written()
+		for _, s := range streams {
+			if now[s.Dir] < first[s.Dir]+filesWritten {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// writeThrough has streams of files written, crashes the server while they are, and
+// wants all of every file to be there.
+func writeThrough(ctx context.Context, t *testing.T, l *nfslab.Lab, streams map[string]*nfslab.WriteRequest) {
 	t.Helper()
 	var g errgroup.Group
 	results := make(map[string]*nfslab.WriteResult)
@@ -144,9 +177,13 @@ func writeThrough(ctx context.Context, t *testing.T, l *nfslab.Lab, streams map[
 		results[version] = r
 		g.Go(func() error { return l.Client.Call(ctx, nfslab.VerbWrite, s, r) })
 	}
-	time.Sleep(before)
+	writeMore(ctx, t, l, streams)
 	report := crash(t, l)
 	t.Logf("recovered %d bytes of %d files", report.Bytes, report.Files)
+	writeMore(ctx, t, l, streams)
+	if err := l.Client.Call(ctx, nfslab.VerbStop, struct{}{}, nil); err != nil {
+		t.Fatal(err)
+	}
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}

@@ -87,17 +87,8 @@ func TestUpCrashDown(t *testing.T) {
 	if _, err := understudy(t, "crash"); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		st := pairStatus(t)
-		if st.State == "unprotected" {
-			if st.Active != "right" || st.Understudy != "" || st.Takeover == nil {
-				t.Errorf("status after the takeover: %+v", st)
-			}
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("no takeover: %+v", st)
-		}
+	if st := awaitTakeover(t); st.Active != "right" || st.Understudy != "" || st.Takeover == nil {
+		t.Errorf("status after the takeover: %+v", st)
 	}
 	if _, err := understudy(t, "status"); err != nil {
 		t.Error(err)
@@ -110,11 +101,21 @@ func TestUpCrashDown(t *testing.T) {
 	}
 }
 
+// awaitTakeover waits until the understudy has taken over.
+func awaitTakeover(t *testing.T) (st status) {
+	t.Helper()
+	await(t, "takeover", programLimit, func() bool {
+		st = pairStatus(t)
+		return st.State == "unprotected"
+	})
+	return st
+}
+
 // checkConsole types a command into the active side's console, as its user
 // would, and reads what it says.
 func checkConsole(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), programLimit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, "console", "left")
 	keys, err := cmd.StdinPipe()
@@ -191,7 +192,7 @@ func TestUpRefusesAnImageInUse(t *testing.T) {
 		holder.Process.Kill()
 		holder.Wait()
 	}()
-	await(t, "lock of the image", 10*time.Second, func() bool { return fence.Free(image) != nil })
+	await(t, "lock of the image", programLimit, func() bool { return fence.Free(image) != nil })
 	if _, err := understudy(t, "up", "-d", "-f", file); err == nil || !strings.Contains(err.Error(), "locked") {
 		t.Errorf("up on a locked image: %v", err)
 	}

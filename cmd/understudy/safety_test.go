@@ -71,7 +71,7 @@ func (s *standing) shell(side, line string) {
 	token := fmt.Sprint("done", time.Now().UnixNano())
 	// The quotes keep what is typed from looking like what is printed.
 	fmt.Fprintf(keys, "%s\recho '%s'%s\r", line, token[:5], token[5:])
-	await(s.t, "answer of the shell to "+line, 10*time.Minute, func() bool { return strings.Contains(said.String(), token) })
+	await(s.t, "answer of the shell to "+line, programLimit, func() bool { return strings.Contains(said.String(), token) })
 	keys.Write([]byte{leave})
 	if err := cmd.Wait(); err != nil {
 		s.t.Errorf("console: %v: %s", err, said.String())
@@ -150,7 +150,7 @@ func (s *standing) recover() {
 func (s *standing) state(want string) status {
 	s.t.Helper()
 	var st status
-	await(s.t, "state "+want, 5*time.Minute, func() bool {
+	await(s.t, "state "+want, programLimit, func() bool {
 		out, err := exec.Command(binary, "status", "--json").Output()
 		return err == nil && json.Unmarshal(out, &st) == nil && st.State == want
 	})
@@ -255,7 +255,7 @@ func TestSupervisorKilled(t *testing.T) {
 	if err := unix.Kill(s.supervisorPID(), unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "end of the supervisor", 20*time.Second, func() bool {
+	await(t, "end of the supervisor", programLimit, func() bool {
 		d, err := supervisor.OpenRunDir(dirs.Run("test"))
 		return err == nil && d.Close() == nil
 	})
@@ -358,14 +358,14 @@ func TestNoRoomIsNoDeath(t *testing.T) {
 	s.image = image
 	s.up()
 	s.shell("left", "(dd if=/dev/urandom of=/srv/big bs=1M count=40; sync; echo written > /srv/after; sync) >/dev/null 2>&1 &")
-	await(t, "want of room", 5*time.Minute, func() bool { return pairStatus(t).Held != "" })
+	await(t, "want of room", programLimit, func() bool { return pairStatus(t).Held != "" })
 	if st := pairStatus(t); st.State != "protected" || !strings.Contains(st.Held, "io-error") {
 		t.Errorf("status %+v", st)
 	}
 	if err := unix.Mount("tmpfs", small, "tmpfs", unix.MS_REMOUNT, "size=200m"); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "going on", 5*time.Minute, func() bool { return pairStatus(t).Held == "" })
+	await(t, "going on", programLimit, func() bool { return pairStatus(t).Held == "" })
 	s.shell("left", "while [ ! -e /srv/after ]; do sleep 1; done")
 	if st := pairStatus(t); st.State != "protected" {
 		t.Errorf("status %+v", st)

@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -161,14 +160,11 @@ func TestMountWrongDisk(t *testing.T) {
 
 func awaitMount(t *testing.T, dir string) {
 	t.Helper()
-	for range 500 {
+	await(t, "mount", programLimit, func() bool {
 		var s unix.Statfs_t
-		if err := unix.Statfs(dir, &s); err == nil && s.Type == unix.FUSE_SUPER_MAGIC {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Fatal("it is not mounted")
+		err := unix.Statfs(dir, &s)
+		return err == nil && s.Type == unix.FUSE_SUPER_MAGIC
+	})
 }
 
 func compareFiles(t *testing.T, a, b string) {

@@ -239,8 +239,8 @@ func TestInspect(t *testing.T) {
 			latest = f.Mtime
 		}
 	}
-	if d := in.Kernel.Now.Sub(latest); d < 0 || d > time.Minute || in.Kernel.Boot.After(latest) {
-		t.Errorf("booted %v, died %v; the latest file is of %v", in.Kernel.Boot, in.Kernel.Now, latest)
+	if now := in.Kernel.Now; now.Before(latest) || now.After(image.Died.Add(time.Second)) || in.Kernel.Boot.After(latest) {
+		t.Errorf("booted %v, died %v, %v at the latest; the latest file is of %v", in.Kernel.Boot, now, image.Died, latest)
 	}
 }
 

@@ -126,7 +126,7 @@ func newWebClient(lab *netlab.Lab, name string) *webClient {
 	// Without connections that are kept, net/http never repeats a request by itself.
 	transport := &http.Transport{DialContext: lab.Client.DialContext, DisableKeepAlives: true}
 	return &webClient{
-		name: name, http: &http.Client{Transport: transport, Timeout: time.Minute},
+		name: name, http: &http.Client{Transport: transport, Timeout: programLimit},
 		sent: map[string]bool{}, acked: map[string]bool{},
 	}
 }
@@ -220,8 +220,8 @@ func webCrash(t *testing.T, lab *netlab.Lab, static []byte) ([]*webClient, *last
 		began := time.Now()
 		for _, c := range clients {
 			for from := c.rows.Load(); c.rows.Load() < from+rows; time.Sleep(10 * time.Millisecond) {
-				if time.Since(began) > 3*time.Minute {
-					t.Errorf("client %s: %d rows in three minutes", c.name, c.rows.Load()-from)
+				if time.Since(began) > programLimit {
+					t.Errorf("client %s: %d rows in %v", c.name, c.rows.Load()-from, programLimit)
 					return
 				}
 			}

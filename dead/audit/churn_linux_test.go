@@ -35,14 +35,14 @@ var configs = map[string]config{
 	"1k":           {kind: "ext4", mkfs: []string{"mkfs.ext4", "-b", "1024"}},
 	"no-csum":      {kind: "ext4", mkfs: []string{"mkfs.ext4", "-b", "4096", "-O", "^metadata_csum"}},
 	"orphan_file":  {kind: "ext4", mkfs: []string{"mkfs.ext4", "-b", "4096", "-O", "orphan_file"}},
-	"data=journal": {kind: "ext4", options: ",data=journal", mkfs: []string{"mkfs.ext4", "-b", "4096", "-J", "size=64"}, ops: 700},
+	"data=journal": {kind: "ext4", options: "data=journal", mkfs: []string{"mkfs.ext4", "-b", "4096", "-J", "size=64"}, ops: 700},
 }
 
 func (c config) state(t testing.TB, kernel string, seed uint64) *churn.State {
 	t.Helper()
 	return churn.Get(t, churn.Spec{
 		Kernel: kernel, Mkfs: append(slices.Clone(c.mkfs), "-I", "256"),
-		Order: churn.Order{Type: c.kind, Options: "commit=300" + c.options, Seed: seed, Ops: cmp.Or(c.ops, 1500), Threads: 1},
+		Order: churn.Order{Type: c.kind, Options: c.options, Seed: seed, Ops: cmp.Or(c.ops, 1500), Threads: 1},
 	})
 }
 
@@ -168,8 +168,8 @@ func TestHalf(t *testing.T) {
 				s := churn.Get(t, churn.Spec{
 					Kernel: kernel, Mkfs: append(slices.Clone(c.mkfs), "-I", "256"),
 					Order: churn.Order{
-						Type: c.kind, Options: "commit=300" + c.options, Seed: seed, Ops: 1 << 20, Threads: 2 + int(seed%3)*3,
-						Millis: 200 + int(seed*7919%2000),
+						Type: c.kind, Options: c.options, Seed: seed, Ops: 1 << 20, Threads: 2 + int(seed%3)*3,
+						After: 200 + int(seed*7919%2000),
 					},
 				})
 				v, found := judge(t, s, s.Changed)

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/jbd2"
@@ -218,7 +217,7 @@ func testKernelReplays(t *testing.T, kernel string, seed uint64) {
 	}
 	random := rand.New(rand.NewPCG(seed, 2))
 	var samples []sample
-	for i, image := range dirtylog.Crash(t, kernel, seed, some, 3*time.Second, 1700*time.Millisecond, 2900*time.Millisecond) {
+	for i, image := range dirtylog.Crash(t, kernel, seed, some, 10, 20, 30) {
 		setError(t, image.Path)
 		s := sample{Image: image, name: fmt.Sprint(image.Name, "/", i)}
 		samples = append(samples, s)

@@ -30,7 +30,7 @@ var _ jbd2.Disk = (*syncs)(nil)
 // BenchmarkRescue finishes the last commit of 20,000 new files. What it takes per
 // 1,000 blocks of metadata is without the syncs, which stand beside it.
 func BenchmarkRescue(b *testing.B) {
-	image := fixture.Get(b, fixture.Open)
+	image := fixture.Get(b, fixture.Many)
 	c := openCache(b, image)
 	d := image.Disks[0]
 	s := superOf(b, c, d)

@@ -58,7 +58,7 @@ func TestInterrupted(t *testing.T) {
 				return report
 			}
 			if report := finish(whole); report.Blocks == 0 {
-				t.Skip("nothing was open in this crash")
+				t.Fatal("nothing was open in this crash")
 			}
 			blocks := homes(t, d.Image, whole)
 			size := int64(s.BlockSize)

@@ -73,18 +73,18 @@ func (d *dead) qemuDump(out, format string) error {
 // and NXE are set.
 func longMode(socket string) error {
 	var conn net.Conn
-	for try := range 100 {
+	for try := range 1200 {
 		var err error
 		if conn, err = net.Dial("unix", socket); err == nil {
 			break
 		}
-		if try == 99 {
+		if try == 1199 {
 			return err
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return err
 	}
 	// Registers can be written once their description was asked for.

@@ -21,6 +21,7 @@ import (
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/hold"
 	"understudy.dev/understudy/internal/live/initramfs"
 	"understudy.dev/understudy/internal/live/partition"
 )
@@ -42,7 +43,10 @@ type State struct {
 const (
 	diskSize = 256 << 20
 	memory   = 384 << 20
-	limit    = 5 * time.Minute
+	limit    = 30 * time.Minute
+	// tries is how often a state is made that is not what it should be: its kernel died
+	// of itself, committed by itself, or had no operation in flight.
+	tries = 5
 )
 
 //go:embed *.go guest/*.go
@@ -69,8 +73,14 @@ func Get(t testing.TB, s Spec) *State {
 	if state, err := load(dir); err == nil {
 		return state
 	}
-	if err := build(t.Context(), dir, tree, s); err != nil {
-		t.Fatalf("make transaction %+v: %v", s, err)
+	for try := 1; ; try++ {
+		err := build(t.Context(), dir, tree, s)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, errAgain) || try == tries {
+			t.Fatalf("make transaction %+v: try %d of %d: %v", s, try, tries, err)
+		}
 	}
 	state, err := load(dir)
 	if err != nil {
@@ -79,10 +89,13 @@ func Get(t testing.TB, s Spec) *State {
 	return state
 }
 
+// errAgain is a guest that did not leave what was ordered, by chance.
+var errAgain = errors.New("it did not leave what was ordered")
+
 // key names a state after all that it follows from, but for the timing.
 func key(kernel string, s Spec) string {
 	h := sha256.New()
-	fmt.Fprintf(h, "%s %+v\n", kernel, s)
+	fmt.Fprintf(h, "%s %+v\n%s", kernel, s, hold.Source)
 	for _, dir := range []string{".", "guest"} {
 		entries, _ := sources.ReadDir(dir) // it is in the binary
 		for _, e := range entries {
@@ -135,6 +148,9 @@ func build(ctx context.Context, dir, tree string, s Spec) (err error) {
 	if err != nil {
 		return err
 	}
+	if half := s.After > 0; half != (state.Handles > 0) || len(state.Changed) == 0 {
+		return fmt.Errorf("%w: %d blocks are changed, and %d handles are open", errAgain, len(state.Changed), state.Handles)
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -177,10 +193,15 @@ func crash(ctx context.Context, dir, disk, tree string, s Spec) (string, error) 
 	}()
 	for {
 		said, _ := os.ReadFile(p.Spec.ConsoleLogPath()) // not there yet
-		if bytes.Contains(said, []byte("churn: failed")) {
+		switch {
+		case bytes.Contains(said, []byte(Failed)):
 			return "", fmt.Errorf("the guest said: %s", tail(said))
-		}
-		if bytes.Contains(said, panicEnd) {
+		case bytes.Contains(said, []byte(NotHeld)):
+			return "", fmt.Errorf("%w; the guest said: %s", errAgain, tail(said))
+		case bytes.Contains(said, panicEnd):
+			if !bytes.Contains(said, []byte("sysrq triggered crash")) {
+				return "", fmt.Errorf("%w: its kernel died; it said: %s", errAgain, tail(said))
+			}
 			return p.Spec.RAMPath(), nil
 		}
 		select {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/lab/hold"
 	"understudy.dev/understudy/internal/lab/workload"
 	"understudy.dev/understudy/internal/live/agent"
 	"understudy.dev/understudy/internal/live/wire"
@@ -64,25 +65,23 @@ func prepare(conn *wire.Conn, j job) error {
 	if err := out.Close(); err != nil {
 		return err
 	}
+	if err := holdBack(j.Dir); err != nil {
+		return err
+	}
 	unix.Sync()
-	return hold()
+	return nil
 }
 
-// heldBack has the kernel keep written data in memory: without it, it would
-// begin to write back at a tenth of the memory, and after 30 s at the latest
-// (Documentation/admin-guide/sysctl/vm.rst).
-var heldBack = map[string]string{
-	"dirty_ratio":               "90",
-	"dirty_background_ratio":    "80",
-	"dirty_expire_centisecs":    "360000",
-	"dirty_writeback_centisecs": "0",
-}
-
-func hold() error {
-	for name, value := range heldBack {
-		if err := os.WriteFile(filepath.Join("/proc/sys/vm", name), []byte(value), 0); err != nil {
+// holdBack has the kernel save nothing by itself in the file system at dir: neither
+// dirty pages nor, from the next one on, transactions of its journal.
+func holdBack(dir string) error {
+	for name, value := range hold.Dirty {
+		if err := os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0); err != nil {
 			return fmt.Errorf("hold data back: %w", err)
 		}
+	}
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, hold.Commit); err != nil {
+		return fmt.Errorf("hold the journal of %s back: %w", dir, err)
 	}
 	return nil
 }

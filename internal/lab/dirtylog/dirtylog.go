@@ -105,9 +105,9 @@ func pack(t testing.TB, dir, release string, o order.Order) string {
 // await waits until the guest says something, and returns all that it said.
 func (g *guest) await(t testing.TB, line string) string {
 	t.Helper()
-	for deadline := time.Now().Add(9 * time.Minute); ; {
+	for deadline := time.Now().Add(15 * time.Minute); ; {
 		b, _ := os.ReadFile(g.console) // not there yet
-		said := string(b)
+		said := strings.ReplaceAll(string(b), "\r", "")
 		gone := false
 		select {
 		case <-g.ended:
@@ -166,10 +166,11 @@ func (f Format) Make(t testing.TB, path string) {
 	}
 }
 
-// Crash has a kernel work in file systems of all formats at once, and returns
-// what was on their disks at a number of instants, at each of which the machine
-// might as well have lost its power.
-func Crash(t testing.TB, kernel string, seed uint64, formats []Format, pauses ...time.Duration) []Image {
+// Crash has a kernel work in file systems of all formats at once, and returns what was
+// on their disks at a number of instants, at each of which the machine might as well
+// have lost its power: when so many operations were done in each of them, multiples of
+// order.StepsEvery.
+func Crash(t testing.TB, kernel string, seed uint64, formats []Format, steps ...int) []Image {
 	t.Helper()
 	dir := t.TempDir()
 	disks := make(map[string]string)
@@ -181,10 +182,9 @@ func Crash(t testing.TB, kernel string, seed uint64, formats []Format, pauses ..
 		o.Work = append(o.Work, order.FileSystem{Serial: f.Name, Type: f.Type, Options: f.Options, Fsyncs: f.Fsyncs})
 	}
 	g := boot(t, kernel, o, disks)
-	g.await(t, order.Working)
 	var images []Image
-	for i, pause := range pauses {
-		time.Sleep(pause)
+	for i, n := range steps {
+		g.await(t, fmt.Sprintf("%s%d\n", order.Steps, n))
 		g.freeze(t)
 		for _, f := range formats {
 			image := Image{f.Name, f.Type, f.Options, fmt.Sprintf("%s.%d", disks[f.Name], i)}
@@ -193,7 +193,7 @@ func Crash(t testing.TB, kernel string, seed uint64, formats []Format, pauses ..
 		}
 		g.thaw(t)
 	}
-	g.await(t, order.Working) // it did not fail meanwhile
+	g.await(t, order.Steps) // it did not fail meanwhile
 	return images
 }
 

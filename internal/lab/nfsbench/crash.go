@@ -13,7 +13,7 @@ import (
 // Limits of one run.
 const (
 	backLimit = 10 * time.Minute // until all clients go on
-	stopLimit = 90 * time.Second // until the last operations have ended
+	stopLimit = 10 * time.Minute // until the last operations have ended
 	goOn      = 20               // operations of each stream after the crash
 	settle    = 2 * time.Second  // for what comes late
 )

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"understudy.dev/understudy/internal/lab/hold"
 	"understudy.dev/understudy/internal/lab/nfslab"
 )
 
@@ -101,7 +102,7 @@ func crashOnce(ctx context.Context, o Options, tree *Tree, seed uint64) (_ *Cras
 	}
 	c.report = &CrashReport{Seed: seed, FioOn: c.versions[0], UntarOn: c.versions[1], Files: tree.Files, Failures: []string{}}
 	lab := o.Lab
-	lab.Append = keepDirty
+	lab.Append = hold.Parameters()
 	c.say("boot")
 	if c.Lab, err = boot(ctx, lab); err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"understudy.dev/understudy/internal/lab/hold"
 	"understudy.dev/understudy/internal/lab/nfslab"
 )
 
@@ -53,12 +54,6 @@ const (
 	heldFile      = "held"
 )
 
-// keepDirty keeps written data in the server's memory: without it, the kernel would
-// begin to write back at a tenth of the memory, and after 30 s at the latest
-// (Documentation/admin-guide/sysctl/vm.rst; parameters since Linux 5.8).
-const keepDirty = "sysctl.vm.dirty_ratio=90 sysctl.vm.dirty_background_ratio=80 " +
-	"sysctl.vm.dirty_expire_centisecs=360000 sysctl.vm.dirty_writeback_centisecs=0"
-
 // run is one under way.
 type run struct {
 	*nfslab.Lab
@@ -86,7 +81,7 @@ func Run(ctx context.Context, o Options, row Row, seed uint64) (r *Report, err e
 	}
 	p := &run{o: o, row: row, report: r, began: time.Now(), bulk: bulk(seed), local: &running{}}
 	lab := o.Lab
-	lab.More, lab.Append, lab.Reboots = row.More, keepDirty, row.Reboots
+	lab.More, lab.Append, lab.Reboots = row.More, hold.Parameters(), row.Reboots
 	p.say("boot: %s", row.Name)
 	if p.Lab, err = boot(ctx, lab); err != nil {
 		return nil, err
@@ -200,7 +195,7 @@ func (p *run) start(ctx context.Context) error {
 	p.ended = cancel
 	p.pings = newMoments("ping")
 	p.pinging.Go(func() error { return ping(pinging, p.Net.Client, nfslab.ServerAddress, p.pings) })
-	if err := p.progress(ctx, 10, time.Minute); err != nil {
+	if err := p.progress(ctx, 10, backLimit); err != nil {
 		return err
 	}
 	if err := p.Client.Call(ctx, nfslab.VerbLock, lock, nil); err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -23,7 +24,9 @@ import (
 const (
 	VerbMount   = "nfslab.mount"   // MountRequest
 	VerbUnmount = "nfslab.unmount" // MountRequest, of which the target counts
-	VerbWrite   = "nfslab.write"   // WriteRequest to WriteResult
+	VerbWrite   = "nfslab.write"   // WriteRequest to WriteResult: until VerbStop, if it does not say how many files
+	VerbWritten = "nfslab.written" // to a map of the files written so far, by directory
+	VerbStop    = "nfslab.stop"    // end all streams, each after its file
 	VerbVerify  = "nfslab.verify"  // WriteRequest to WriteResult
 	VerbLock    = "nfslab.lock"    // LockRequest: take a lock and keep it
 	VerbUnlock  = "nfslab.unlock"  // LockRequest: write under it and let it go
@@ -40,11 +43,10 @@ type MountRequest struct {
 // WriteRequest is for a stream of files in a directory, one after the other, whose
 // content follows from the seed.
 type WriteRequest struct {
-	Dir   string        `json:"dir"`
-	Seed  uint64        `json:"seed"`
-	Size  int           `json:"size"`            // of a file, bytes
-	Files int           `json:"files,omitempty"` // 0: until For is over
-	For   time.Duration `json:"for,omitempty"`
+	Dir   string `json:"dir"`
+	Seed  uint64 `json:"seed"`
+	Size  int    `json:"size"`            // of a file, bytes
+	Files int    `json:"files,omitempty"` // 0: until VerbStop
 }
 
 // WriteResult tells how writing, or verifying, went.
@@ -63,6 +65,7 @@ type LockRequest struct {
 // Verbs are what a client's agent answers.
 func Verbs() map[string]agent.Verb {
 	l := &locks{files: make(map[string]*os.File)}
+	s := &streams{written: make(map[string]int), stop: make(chan struct{})}
 	return map[string]agent.Verb{
 		VerbMount: verb(func(_ context.Context, r MountRequest) (any, error) {
 			if err := os.MkdirAll(r.Target, 0o755); err != nil {
@@ -74,10 +77,15 @@ func Verbs() map[string]agent.Verb {
 			return nil, nil
 		}),
 		VerbUnmount: verb(func(_ context.Context, r MountRequest) (any, error) { return nil, unix.Unmount(r.Target, 0) }),
-		VerbWrite:   verb(func(ctx context.Context, r WriteRequest) (any, error) { return stream(ctx, r, writeFile), nil }),
-		VerbVerify:  verb(func(ctx context.Context, r WriteRequest) (any, error) { return stream(ctx, r, verifyFile), nil }),
-		VerbLock:    verb(l.take),
-		VerbUnlock:  verb(l.release),
+		VerbWrite:   verb(func(ctx context.Context, r WriteRequest) (any, error) { return s.run(ctx, r, writeFile), nil }),
+		VerbWritten: verb(func(context.Context, struct{}) (any, error) { return s.soFar(), nil }),
+		VerbStop: verb(func(context.Context, struct{}) (any, error) {
+			s.once.Do(func() { close(s.stop) })
+			return nil, nil
+		}),
+		VerbVerify: verb(func(ctx context.Context, r WriteRequest) (any, error) { return s.run(ctx, r, verifyFile), nil }),
+		VerbLock:   verb(l.take),
+		VerbUnlock: verb(l.release),
 	}
 }
 
@@ -91,11 +99,34 @@ func verb[In any](f func(context.Context, In) (any, error)) agent.Verb {
 	}
 }
 
-// stream does one thing to one file after the other.
-func stream(ctx context.Context, r WriteRequest, do func(path string, content []byte) error) WriteResult {
+// streams are those under way, and over.
+type streams struct {
+	mu      sync.Mutex
+	written map[string]int // files, by directory
+	once    sync.Once
+	stop    chan struct{}
+}
+
+func (s *streams) soFar() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.written)
+}
+
+func (s *streams) stopped() bool {
+	select {
+	case <-s.stop:
+		return true
+	default:
+		return false
+	}
+}
+
+// run does one thing to one file after the other.
+func (s *streams) run(ctx context.Context, r WriteRequest, do func(path string, content []byte) error) WriteResult {
 	result := WriteResult{Errors: []string{}}
 	began := time.Now()
-	for i := 0; ctx.Err() == nil && (r.Files > 0 && i < r.Files || r.Files == 0 && time.Since(began) < r.For); i++ {
+	for i := 0; ctx.Err() == nil && (r.Files > 0 && i < r.Files || r.Files == 0 && !s.stopped()); i++ {
 		content := make([]byte, r.Size)
 		rand.NewChaCha8(sha256.Sum256(fmt.Appendf(nil, "%d/%d", r.Seed, i))).Read(content)
 		start := time.Now()
@@ -106,6 +137,9 @@ func stream(ctx context.Context, r WriteRequest, do func(path string, content []
 			result.Worst, result.At = took, start.Sub(began)
 		}
 		result.Files++
+		s.mu.Lock()
+		s.written[r.Dir] = result.Files
+		s.mu.Unlock()
 	}
 	return result
 }

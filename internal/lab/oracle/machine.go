@@ -25,8 +25,8 @@ const (
 	diskSize = 512 << 20 // bytes
 	// bootLimit is how long a guest may take to boot and to fill its disk, and
 	// endLimit how long to do what it was told. Both are long for a busy machine.
-	bootLimit = 2 * time.Minute
-	endLimit  = 2 * time.Minute
+	bootLimit = 4 * time.Minute
+	endLimit  = 10 * time.Minute
 )
 
 // Case is one crash.

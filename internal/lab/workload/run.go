@@ -67,8 +67,8 @@ func (f *file) create(dir string, content []byte) error {
 }
 
 // Run changes the tree that Prepare made in dir. The synced class comes first, because an fsync commits the journal
-// and takes everything along that stands in it; from then on nothing is synced, and on a journal that commits every
-// 5 s the crash has that long to come. The probe file is last: who reads its new content knows that Run is done.
+// and takes everything along that stands in it; from then on nothing is synced. The caller sees to it that the kernel
+// does not commit by itself. The probe file is last: who reads its new content knows that Run is done.
 func (p *Plan) Run(dir string) error {
 	run := newPool(p.spec.Seed, runSide)
 	for _, c := range []class{synced, unsaved, renamed, removed, probe} {

@@ -1,12 +1,13 @@
 package fence
 
 import (
-	"context"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -52,7 +53,7 @@ func guest(t *testing.T, img string) *child {
 	t.Helper()
 	sock := filepath.Join(t.TempDir(), "qmp")
 	c := start(t, qemu, append(guestArgs(img), "-qmp", "unix:"+sock+",server=on,wait=off")...)
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if err := Free(img); errors.Is(err, ErrLocked) {
 			return c
 		}
@@ -69,25 +70,36 @@ func guestArgs(img string) []string {
 		"-blockdev", "driver=file,node-name=disk,filename=" + img + ",locking=on", "-device", "virtio-blk-pci,drive=disk"}
 }
 
-// opens says whether another QEMU gets as far as to use the image.
+// opens says whether another QEMU gets as far as to use the image: it goes on in the
+// background once it has.
 func opens(t *testing.T, img string) bool {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, qemu, guestArgs(img)...).CombinedOutput()
-	if ctx.Err() != nil {
-		return true // it had to be ended
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	out, err := exec.Command(qemu, append(guestArgs(img), "-daemonize", "-pidfile", pidFile)...).CombinedOutput()
+	if err != nil {
+		if !strings.Contains(string(out), "lock") {
+			t.Errorf("QEMU ended with %v: %s", err, out)
+		}
+		return false
 	}
-	if err == nil || !strings.Contains(string(out), "lock") {
-		t.Errorf("QEMU ended with %v: %s", err, out)
+	b, err := os.ReadFile(pidFile)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return false
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err == nil {
+		err = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return true
 }
 
 func TestRaiseTakesTheLock(t *testing.T) {
 	img := image(t)
 	p := guest(t, img)
-	proof, err := Raise(p, []string{img}, 20*time.Second)
+	proof, err := Raise(p, []string{img}, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}

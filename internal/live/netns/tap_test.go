@@ -96,7 +96,7 @@ func checkTap(t *testing.T, tap *os.File) {
 func readARP(t *testing.T, tap *os.File, from net.HardwareAddr) bool {
 	t.Helper()
 	frame := make([]byte, 2000)
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		poll := []unix.PollFd{{Fd: int32(tap.Fd()), Events: unix.POLLIN}}
 		if n, _ := unix.Poll(poll, 100); n < 1 {
 			continue

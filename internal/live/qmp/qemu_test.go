@@ -24,7 +24,7 @@ func startQEMU(t *testing.T, args ...string) (*Client, *exec.Cmd) {
 		t.Fatalf("%v: run scripts/setup.sh", err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	c, err := Dial(ctx, path)
 	if err != nil {
@@ -36,7 +36,7 @@ func startQEMU(t *testing.T, args ...string) (*Client, *exec.Cmd) {
 
 func TestQEMUWithoutMachine(t *testing.T) {
 	c, cmd := startQEMU(t, "-machine", "none")
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if c.Greeting().Major < 7 {
 		t.Errorf("greeting %+v", c.Greeting())
@@ -103,7 +103,7 @@ func TestQEMUHandsOverDrive(t *testing.T) {
 	c, _ := startQEMU(t, "-machine", "q35", "-accel", "tcg", "-m", "32", "-smp", "2",
 		"-blockdev", "null-co,node-name=place,size=1048576",
 		"-device", "virtio-blk-pci,id=data,drive=place")
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cpus, err := c.QueryCPUs(ctx)
 	if err != nil || len(cpus) != 2 || cpus[0].ThreadID == 0 || cpus[0].ThreadID == cpus[1].ThreadID || cpus[1].Index != 1 {

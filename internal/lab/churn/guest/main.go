@@ -5,26 +5,40 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/lab/churn"
 	"understudy.dev/understudy/internal/lab/fixture/boot"
+	"understudy.dev/understudy/internal/lab/hold"
 )
 
 func main() {
-	if err := run(); err != nil {
-		fmt.Println("churn: failed:", err)
+	switch err := run(); {
+	case errors.Is(err, errNotHeld):
+		fmt.Println(churn.NotHeld + err.Error())
+	case err != nil:
+		fmt.Println(churn.Failed + err.Error())
 	}
-	select {}
+	for {
+		time.Sleep(time.Hour)
+	}
 }
 
 func run() error {
-	if err := boot.SetUp(map[string]string{"kernel/sysrq": "1"}); err != nil {
+	sysctls := maps.Clone(hold.Dirty)
+	sysctls["kernel/sysrq"] = "1"
+	if err := boot.SetUp(sysctls); err != nil {
 		return err
 	}
 	b, err := os.ReadFile(churn.OrderPath)
@@ -43,7 +57,11 @@ func run() error {
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		return err
 	}
-	if err := unix.Mount(device, root, order.Type, 0, order.Options); err != nil {
+	options := hold.Ext4
+	if order.Options != "" {
+		options += "," + order.Options
+	}
+	if err := unix.Mount(device, root, order.Type, 0, options); err != nil {
 		return fmt.Errorf("mount: %w", err)
 	}
 	unix.Umask(0)
@@ -51,16 +69,64 @@ func run() error {
 		return fmt.Errorf("prepare: %w", err)
 	}
 	unix.Sync()
+	before, err := committed()
+	if err != nil {
+		return err
+	}
 	var all sync.WaitGroup
+	var done atomic.Int64
 	for n := range order.Threads {
 		w := newWorker(root, order, n)
-		all.Go(func() { w.run(order.Ops) })
+		all.Go(func() { w.run(order.Ops, &done) })
 	}
-	if order.Millis > 0 {
-		time.Sleep(time.Duration(order.Millis) * time.Millisecond)
+	if order.After > 0 {
+		for done.Load() < int64(order.After) {
+			time.Sleep(time.Millisecond)
+		}
 	} else {
 		all.Wait()
-		time.Sleep(100 * time.Millisecond)
+		if err := settle(root); err != nil {
+			return err
+		}
+		now, err := committed()
+		if err != nil {
+			return err
+		}
+		// With data=journal, to zero a range commits what there is (ext4_zero_range).
+		if now != before && !strings.Contains(order.Options, "data=journal") {
+			return fmt.Errorf("%w: the journal committed meanwhile: %s after %s", errNotHeld, now, before)
+		}
 	}
 	return os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
+}
+
+// errNotHeld says that the running transaction does not have all that was ordered.
+var errNotHeld = errors.New("not what was ordered")
+
+// committed is how many transactions the journal has committed, as the kernel says it
+// (fs/jbd2/journal.c, jbd2_seq_info_show).
+func committed() (string, error) {
+	found, err := filepath.Glob("/proc/fs/jbd2/*/info")
+	if err != nil || len(found) != 1 {
+		return "", fmt.Errorf("find the journal: %q, %w", found, err)
+	}
+	b, err := os.ReadFile(found[0])
+	line, _, _ := strings.Cut(string(b), " (")
+	return line, err
+}
+
+// settle waits for writes that workers began, at the end of which the kernel has
+// something to change in the transaction.
+func settle(root string) error {
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE)
+	})
 }

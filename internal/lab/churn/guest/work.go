@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -119,10 +120,11 @@ func (w *worker) link() {
 	_ = os.Link(w.some("/a"), fmt.Sprintf("%s/b/l%d", w.root, w.made))
 }
 
-func (w *worker) run(ops int) {
+func (w *worker) run(ops int, done *atomic.Int64) {
 	w.made = churning
 	for range ops {
 		w.operation()
+		done.Add(1)
 	}
 }
 

@@ -5,10 +5,12 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +47,7 @@ func run() error {
 		return mountImages(o.Images)
 	}
 	failed := make(chan error)
+	var workers []*worker
 	for i, fs := range o.Work {
 		device, err := boot.FindDisk(fs.Serial)
 		if err != nil {
@@ -58,10 +61,22 @@ func run() error {
 			return fmt.Errorf("mount %s: %w", fs.Serial, err)
 		}
 		w := &worker{root: root, fsyncs: fs.Fsyncs, random: rand.New(rand.NewPCG(o.Seed, uint64(i)))}
+		workers = append(workers, w)
+	}
+	for _, w := range workers {
 		go func() { failed <- w.work() }()
 	}
-	fmt.Println(order.Working)
-	return <-failed // which it never does otherwise
+	for said := int64(0); ; {
+		select {
+		case err := <-failed: // which it never does otherwise
+			return err
+		case <-time.After(time.Millisecond):
+		}
+		least := slices.MinFunc(workers, func(a, b *worker) int { return cmp.Compare(a.steps.Load(), b.steps.Load()) }).steps.Load()
+		for ; said+order.StepsEvery <= least; said += order.StepsEvery {
+			fmt.Printf("%s%d\n", order.Steps, said+order.StepsEvery)
+		}
+	}
 }
 
 // mountImages mounts one image after the other, read-only, which replays its

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,7 @@ type worker struct {
 	fsyncs bool
 	random *rand.Rand
 	open   []*os.File // deleted, and held open: orphans
+	steps  atomic.Int64
 }
 
 const (
@@ -40,6 +42,7 @@ func (w *worker) work() error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", w.root, err)
 		}
+		w.steps.Add(1)
 		if w.random.IntN(20) == 0 {
 			time.Sleep(time.Duration(w.random.IntN(5)) * time.Millisecond)
 		}

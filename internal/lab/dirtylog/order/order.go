@@ -5,10 +5,14 @@ package order
 // Path is where the guest finds its Order, as JSON.
 const Path = "/order.json"
 
-// Lines that the guest prints on its console. Failed is followed by the reason,
-// Mounted by the number of an image and what mount(2) said of it.
+// StepsEvery is at how many operations in each file system the guest says Steps.
+const StepsEvery = 10
+
+// Lines that the guest prints on its console. Failed is followed by the reason, Steps
+// by how many operations were done in each file system, Mounted by the number of an
+// image and what mount(2) said of it.
 const (
-	Working = "dirtylog: working"
+	Steps   = "dirtylog: steps "
 	Failed  = "dirtylog: failed: "
 	Mounted = "dirtylog: image "
 	Done    = "dirtylog: done"

@@ -18,14 +18,27 @@ import (
 )
 
 func main() {
-	if err := run(); err != nil {
-		fmt.Println("switchboard: failed:", err)
+	switch err := run(); {
+	case errors.Is(err, errNotHeld):
+		fmt.Println(truth.NotHeld + err.Error())
+	case err != nil:
+		fmt.Println(truth.Failed + err.Error())
 	}
-	select {}
+	for {
+		time.Sleep(time.Hour)
+	}
 }
 
+// sysctls have connections without an answer wait for it for hours.
+var sysctls = map[string]string{
+	"kernel/sysrq": "1", "net/ipv4/tcp_syn_retries": "127", "net/ipv4/tcp_synack_retries": "255", "net/ipv4/tcp_retries2": "255",
+}
+
+// errNotHeld says that sockets are gone that tests rely on.
+var errNotHeld = errors.New("too few sockets are left")
+
 func run() error {
-	if err := boot.SetUp(map[string]string{"kernel/sysrq": "1"}); err != nil {
+	if err := boot.SetUp(sysctls); err != nil {
 		return err
 	}
 	b, err := os.ReadFile(truth.OrderPath)
@@ -46,9 +59,18 @@ func run() error {
 	if err := b1.connectAll(order.Pairs); err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
+	if _, err := b1.settled(); err != nil {
+		return err
+	}
+	if err := b1.closeSome(); err != nil {
+		return fmt.Errorf("close: %w", err)
+	}
 	all, err := b1.settled()
 	if err != nil {
 		return fmt.Errorf("tell the truth: %w", err)
+	}
+	if all.TimeWait < waiting {
+		return fmt.Errorf("%w: %d of %d in TIME_WAIT", errNotHeld, all.TimeWait, waiting)
 	}
 	if err := tell(all); err != nil {
 		return fmt.Errorf("write the truth: %w", err)
@@ -59,7 +81,7 @@ func run() error {
 // settled waits until nothing changes any more: acknowledgements are delayed.
 func (b *board) settled() (*truth.Truth, error) {
 	before, err := b.truth()
-	for range 50 {
+	for range 300 {
 		if err != nil {
 			return nil, err
 		}

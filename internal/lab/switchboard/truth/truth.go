@@ -9,6 +9,12 @@ const OrderPath = "/order.json"
 // Disk is the serial number of the disk that the Truth goes to, as JSON.
 const Disk = "truth"
 
+// Lines that the guest prints on its console, each followed by the reason.
+const (
+	Failed  = "switchboard: failed: "
+	NotHeld = "switchboard: not held: " // the image is to be made again
+)
+
 // Order tells the guest what to do.
 type Order struct {
 	Pairs int // of plain connections: each is two sockets
