@@ -58,22 +58,31 @@ func (s *standing) clear() {
 // shell has a side run a command line, as its user would, and waits until it has.
 func (s *standing) shell(side, line string) {
 	s.t.Helper()
-	cmd := exec.Command(binary, "console", side)
+	cmd := exec.Command(binary, "console", "--pair", "test", side)
 	keys, err := cmd.StdinPipe()
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	var said lockedBuffer
-	cmd.Stdout = &said
+	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
 	token := fmt.Sprint("done", time.Now().UnixNano())
 	// The quotes keep what is typed from looking like what is printed.
 	fmt.Fprintf(keys, "%s\recho '%s'%s\r", line, token[:5], token[5:])
-	await(s.t, "answer of the shell to "+line, programLimit, func() bool { return strings.Contains(said.String(), token) })
+	await(s.t, "answer of the shell to "+line, programLimit, func() bool {
+		select {
+		case err := <-ended:
+			s.t.Fatalf("console ended with %v: %s", err, said.String())
+		default:
+		}
+		return strings.Contains(said.String(), token)
+	})
 	keys.Write([]byte{leave})
-	if err := cmd.Wait(); err != nil {
+	if err := <-ended; err != nil {
 		s.t.Errorf("console: %v: %s", err, said.String())
 	}
 }
