@@ -24,8 +24,9 @@ import (
 	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
-// bootLimit is how long a partition may take until its agent greets.
-const bootLimit = 2 * time.Minute
+// bootLimit is how long a partition may take until its agent greets: long, for a busy
+// machine.
+const bootLimit = 10 * time.Minute
 
 // rehearsals is how often a takeover is rehearsed: once is the proof that it
 // works.
