@@ -80,9 +80,9 @@ func (f *finisher) cutLater(files []addr.Ino) error {
 
 // noteCut has a file cut after the check.
 func (f *finisher) noteCut(i *pagecache.Inode) {
-	n := slices.IndexFunc(f.report.Moved, func(m Moved) bool { return m.Inode.Ino == i.Ino })
+	n := slices.IndexFunc(f.report.AfterCheck, func(m AfterCheck) bool { return m.Inode.Ino == i.Ino })
 	if n < 0 {
-		n, f.report.Moved = len(f.report.Moved), append(f.report.Moved, Moved{Inode: i})
+		n, f.report.AfterCheck = len(f.report.AfterCheck), append(f.report.AfterCheck, AfterCheck{Inode: i})
 	}
-	f.report.Moved[n].Cut = true
+	f.report.AfterCheck[n].Cut = true
 }

@@ -22,16 +22,16 @@ import (
 // ext4_ext_insert_extent): what was there before, e2fsck cannot tell.
 var ErrMoving = errors.New("where it lies was being changed, and memory does not have all of it")
 
-// Moved is a file of which where it lies was being changed, and a check cannot mend
-// that: these parts of it belong into it after the check, whatever that makes of them.
-// They are whole blocks, ascending, and may reach beyond its end.
-type Moved struct {
+// AfterCheck is what a file needs once e2fsck has been over the file system and it is
+// mounted, whatever e2fsck made of it: its extent tree was mid-update, or it was being
+// truncated. The spans are whole blocks, ascending, and may reach beyond its end.
+type AfterCheck struct {
 	Inode  *pagecache.Inode
-	Filled []addr.Span // as memory has them
-	Holes  []addr.Span
-	Cut    bool // what lies beyond its end goes
-	// Lost says what else may be lost, of a file system without a journal. With one
-	// the last commit is refused then.
+	Filled []addr.Span // to be written from memory
+	Holes  []addr.Span // to be punched
+	Cut    bool        // what lies beyond its end is to be freed
+	// Lost says why more than that may be lost; nil if not. With a journal the last
+	// commit is refused then.
 	Lost error
 }
 
@@ -95,7 +95,7 @@ func (f *finisher) moved(where trees, strict bool) error {
 			p.filled, p.zeros = f.known(i)
 		}
 		p.complete = p.trees != nil && p.trees.Blocks*uint64(p.block/512) == i.Sectors
-		m := Moved{Inode: i}
+		m := AfterCheck{Inode: i}
 		if at := p.divide(&m); at < p.size {
 			m.Lost = fmt.Errorf("inode %d: byte %d: %w", i.Ino, at, ErrMoving)
 			if err != nil {
@@ -106,7 +106,7 @@ func (f *finisher) moved(where trees, strict bool) error {
 			return m.Lost
 		}
 		if m.Lost != nil || len(m.Filled)+len(m.Holes) > 0 {
-			f.report.Moved = append(f.report.Moved, m)
+			f.report.AfterCheck = append(f.report.AfterCheck, m)
 		}
 	}
 	return nil
@@ -180,7 +180,7 @@ type place struct {
 
 // divide divides what does not lie where it lay into what is known of it. It returns the
 // first byte of which nothing is known, or the size.
-func (p *place) divide(m *Moved) int64 {
+func (p *place) divide(m *AfterCheck) int64 {
 	lost := p.size
 	for at := int64(0); at < p.size; {
 		filled, zeros := p.blocks(covered(p.filled, at)), p.blocks(covered(p.zeros, at))

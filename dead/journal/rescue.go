@@ -123,8 +123,8 @@ type Report struct {
 	Replayed int    // blocks that the replay of the log wrote
 	// Settled are the files of which nothing is left to be written, by number.
 	Settled map[addr.Ino]struct{}
-	// Moved are files of which a check may lose what memory has, settled or not.
-	Moved []Moved
+	// AfterCheck are files of which e2fsck may lose what memory has, settled or not.
+	AfterCheck []AfterCheck
 	// Open is how many operations had not returned. Then the transaction is audited:
 	// Audit is what was looked at, nil if there was none.
 	Open  int

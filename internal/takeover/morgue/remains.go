@@ -49,8 +49,8 @@ func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 		return c, &GivenUp{Err: err, Files: r.Plan.GiveUp(), Bytes: bytes}
 	}
 	r.Plan.Settle(did.Settled)
-	for _, m := range did.Moved {
-		r.Plan.Restore(r.Cache, r.Super, salvage.Restored(m))
+	for _, m := range did.AfterCheck {
+		r.Plan.Restore(r.Cache, r.Super, m)
 	}
 	return c, nil
 }
