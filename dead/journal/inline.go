@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 
 	"understudy.dev/understudy/dead/addr"
@@ -97,17 +96,17 @@ var ErrHalfDone = errors.New("what it had in its inode is in neither place: an o
 func hasInlineData(fs *ext4.FS) bool { return fs.Super.Incompat&ext4.IncompatInlineData != 0 }
 
 // outgrown wants no file to be between its inode and a block of its own, where the
-// changed blocks would leave it. before is the disk without those, and fs what is on it.
+// change would leave it.
 // Whoever moved a file holds it, so that it is in memory. It rather refuses one that
 // may as well be as it should: a short file all of whose content is a hole, say.
-func (f *finisher) outgrown(before io.ReaderAt, fs *ext4.FS, changed map[addr.Block][]byte) error {
-	after := jbd2.NewRecording(before)
+func (f *finisher) outgrown(c *change) error {
+	after := jbd2.NewRecording(c.before)
 	m := move{
-		before: fs, after: fs.On(after), logged: changed,
+		before: c.fs, after: c.fs.On(after), logged: c.blocks,
 		unsaved: func(i *pagecache.Inode) bool { return starts(f.cache.Unsaved(f.super, i)) },
 		held:    func(i *pagecache.Inode) bool { return starts(f.cache.Held(f.super, i)) },
 	}
-	for b, data := range changed {
+	for b, data := range c.blocks {
 		if _, err := after.WriteAt(data, int64(b)*int64(f.super.BlockSize)); err != nil {
 			return err
 		}

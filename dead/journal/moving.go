@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math"
 	"slices"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/audit"
 	"understudy.dev/understudy/dead/ext4"
-	"understudy.dev/understudy/dead/jbd2"
 	"understudy.dev/understudy/dead/pagecache"
 )
 
@@ -37,23 +35,6 @@ type AfterCheck struct {
 
 // trees tells where a file lay, and lies.
 type trees func(addr.Ino) (*audit.Trees, error)
-
-// treesIn are those that a transaction leaves. Nodes that were being written get their
-// checksums in it.
-func treesIn(t *jbd2.Transaction, old io.ReaderAt, changed map[addr.Block][]byte) trees {
-	return func(n addr.Ino) (*audit.Trees, error) {
-		found, err := audit.Tree(old, changed, n)
-		if err != nil {
-			return nil, err
-		}
-		for _, at := range slices.Sorted(maps.Keys(found.Torn)) {
-			if err := replace(t, at, found.Torn[at], changed); err != nil {
-				return nil, err
-			}
-		}
-		return found, nil
-	}
-}
 
 var errTorn = errors.New("a node of its tree was being written")
 
