@@ -525,7 +525,7 @@ func (d *lying) WriteAt(b []byte, off int64) (int, error) {
 func TestReadBack(t *testing.T) {
 	for _, k := range kinds {
 		b := k.fresh(t)
-		for n := range 12 {
+		for n := 1; n < 12; n++ { // the first is the journal's superblock, as it was
 			r := jbd2.NewRecording(bytes.NewReader(b))
 			d := &lying{r, int(superOf(t, r).BlockSize), n}
 			l := load(t, d)

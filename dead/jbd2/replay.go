@@ -67,7 +67,7 @@ func (l *Log) replay() (Stats, error) {
 		}
 	}
 	// This need not be durable: a mount finds nothing to replay without it, too.
-	if _, err := w.inUse(false); err != nil {
+	if err := w.inUse(false); err != nil {
 		return stats, err
 	}
 	if err := w.flush(); err != nil {

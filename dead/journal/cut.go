@@ -65,16 +65,16 @@ func (f *finisher) cutLater(files []addr.Ino) error {
 		if i.Deleted() {
 			continue // the check leaves it without a name, and it goes then
 		}
-		f.noteCut(i)
+		f.afterMount(i).Cut = true
 	}
 	return nil
 }
 
-// noteCut has a file cut after the check.
-func (f *finisher) noteCut(i *pagecache.Inode) {
-	n := slices.IndexFunc(f.report.AfterCheck, func(m AfterCheck) bool { return m.Inode.Ino == i.Ino })
+// afterMount returns the entry of a file in the report.
+func (f *finisher) afterMount(i *pagecache.Inode) *AfterMount {
+	n := slices.IndexFunc(f.report.AfterMount, func(m AfterMount) bool { return m.Inode.Ino == i.Ino })
 	if n < 0 {
-		n, f.report.AfterCheck = len(f.report.AfterCheck), append(f.report.AfterCheck, AfterCheck{Inode: i})
+		n, f.report.AfterMount = len(f.report.AfterMount), append(f.report.AfterMount, AfterMount{Inode: i})
 	}
-	f.report.AfterCheck[n].Cut = true
+	return &f.report.AfterMount[n]
 }

@@ -20,13 +20,14 @@ import (
 // ext4_ext_insert_extent): what was there before, e2fsck cannot tell.
 var ErrMoving = errors.New("where it lies was being changed, and memory does not have all of it")
 
-// AfterCheck is what a file needs once e2fsck has been over the file system and it is
-// mounted, whatever e2fsck made of it: its extent tree was mid-update, or it was being
-// truncated. The spans are whole blocks, ascending, and may reach beyond its end.
-type AfterCheck struct {
+// AfterMount is what a file needs once the file system is mounted, whatever e2fsck or
+// the replay of the log made of it before: its extent tree was mid-update, it was being
+// truncated, or the replay overwrites it. The spans are whole blocks, and may reach
+// beyond its end.
+type AfterMount struct {
 	Inode  *pagecache.Inode
 	Filled []addr.Span // to be written from memory
-	Holes  []addr.Span // to be punched
+	Holes  []addr.Span // to be punched, ascending
 	Cut    bool        // what lies beyond its end is to be freed
 	// Lost says why more than that may be lost; nil if not. With a journal the last
 	// commit is refused then.
@@ -76,7 +77,7 @@ func (f *finisher) moved(where trees, strict bool) error {
 			p.filled, p.zeros = f.known(i)
 		}
 		p.complete = p.trees != nil && p.trees.Blocks*uint64(p.block/512) == i.Sectors
-		m := AfterCheck{Inode: i}
+		m := AfterMount{Inode: i}
 		if at := p.divide(&m); at < p.size {
 			m.Lost = fmt.Errorf("inode %d: byte %d: %w", i.Ino, at, ErrMoving)
 			if err != nil {
@@ -87,7 +88,7 @@ func (f *finisher) moved(where trees, strict bool) error {
 			return m.Lost
 		}
 		if m.Lost != nil || len(m.Filled)+len(m.Holes) > 0 {
-			f.report.AfterCheck = append(f.report.AfterCheck, m)
+			f.report.AfterMount = append(f.report.AfterMount, m)
 		}
 	}
 	return nil
@@ -123,7 +124,7 @@ func (f *finisher) movedAgain() error {
 	}
 	for i, err := range f.cache.Inodes(f.super) {
 		if err == nil && i.Writing && cuttable(i) {
-			f.noteCut(i)
+			f.afterMount(i).Cut = true
 		}
 	}
 	return nil
@@ -161,7 +162,7 @@ type place struct {
 
 // divide divides what does not lie where it lay into what is known of it. It returns the
 // first byte of which nothing is known, or the size.
-func (p *place) divide(m *AfterCheck) int64 {
+func (p *place) divide(m *AfterMount) int64 {
 	lost := p.size
 	for at := int64(0); at < p.size; {
 		filled, zeros := p.blocks(covered(p.filled, at)), p.blocks(covered(p.zeros, at))

@@ -86,7 +86,7 @@ func TestDivide(t *testing.T) {
 		for i, h := range tc.holes {
 			tc.holes[i] = h.Clip(all)
 		}
-		var m AfterCheck
+		var m AfterMount
 		if got := p.divide(&m); got != tc.want || !slices.Equal(m.Filled, tc.filled) || !slices.Equal(m.Holes, tc.holes) {
 			t.Errorf("%s: %d instead of %d: %v, %v", tc.name, got, tc.want, m.Filled, m.Holes)
 		}

@@ -119,8 +119,9 @@ type Report struct {
 	Replayed int    // blocks that the replay of the log wrote
 	// Settled are the files of which nothing is left to be written, by number.
 	Settled map[addr.Ino]struct{}
-	// AfterCheck are files of which e2fsck may lose what memory has, settled or not.
-	AfterCheck []AfterCheck
+	// AfterMount are files of which e2fsck, or a replay of the log by the mount, may lose
+	// what memory has, settled or not.
+	AfterMount []AfterMount
 	// Open is how many operations had not returned. Then the transaction is audited:
 	// Audit is what was looked at, nil if there was none.
 	Open  int
@@ -137,9 +138,29 @@ type Step struct {
 	Took time.Duration
 }
 
+// CommittedError says that a rescue failed behind its commit point: all of the last
+// commit is in the log, and a mount replays it. What the report says of files holds, so
+// that their data can be written as if nothing had failed.
+type CommittedError struct {
+	Err error
+	// Uncertain says that the disk failed in such a way that the commit may be in the log
+	// or not. No file is settled then.
+	Uncertain bool
+}
+
+func (e *CommittedError) Error() string {
+	if e.Uncertain {
+		return fmt.Sprintf("the last commit may be in the log or not, and the mount replays it if it is: %v", e.Err)
+	}
+	return fmt.Sprintf("the last commit is in the log, and the mount replays it: %v", e.Err)
+}
+
+func (e *CommittedError) Unwrap() error { return e.Err }
+
 // Finish carries the rescue out, and replays the whole log then. What fails before
-// the transaction is committed leaves the disk as an ordinary crash does; what
-// fails after that, as one whose log has the last commit in it.
+// the transaction is committed leaves the disk as an ordinary crash does: nothing of
+// memory may be written to its files then. What fails after that is a *CommittedError,
+// and the report is as good as without it.
 func (r *Rescue) Finish(disk jbd2.Disk) (*Report, error) {
 	f := &finisher{Rescue: r, disk: disk, report: &Report{}}
 	err := r.Lost
@@ -148,17 +169,25 @@ func (r *Rescue) Finish(disk jbd2.Disk) (*Report, error) {
 	} else if err == nil {
 		err = f.journal()
 	}
-	if err != nil {
-		return f.report, fmt.Errorf("finish the last commit of %s: %w", r.super.ID, err)
+	if err == nil {
+		return f.report, nil
 	}
-	return f.report, nil
+	if f.committed {
+		uncertain := errors.Is(err, jbd2.ErrUncertain)
+		if uncertain {
+			f.report.Settled = nil
+		}
+		err = &CommittedError{Err: err, Uncertain: uncertain}
+	}
+	return f.report, fmt.Errorf("finish the last commit of %s: %w", r.super.ID, err)
 }
 
 // finisher is a rescue under way.
 type finisher struct {
 	*Rescue
-	disk   jbd2.Disk
-	report *Report
+	disk      jbd2.Disk
+	report    *Report
+	committed bool // a recovery finds all of the last commit in the log, or may find it
 }
 
 func (f *finisher) step(name string, do func() error) error {
@@ -196,28 +225,40 @@ func (f *finisher) journal() error {
 	if err != nil {
 		return err
 	}
+	f.committed = t == nil
 	if f.report.Open = f.Journal.Updates(); f.report.Open > 0 {
 		if err := f.audit(t); err != nil {
 			return err
 		}
 	}
-	if err := f.step("blocks", func() error { return f.write(logged(scan, t)) }); err != nil {
+	if f.report.Case == Finished {
+		err = f.step("commit again", func() error { return log.Recommit(scan) })
+	}
+	if err == nil {
+		err = f.step("blocks", func() error { return f.write(logged(scan, t)) })
+	}
+	if err == nil && t != nil {
+		err = f.commit(log, at, t)
+	}
+	if err == nil {
+		err = f.step("replay", func() error {
+			stats, err := log.Replay()
+			f.report.Replayed += stats.Blocks
+			return err
+		})
+	}
+	if !f.committed || !hasInlineData(log.FS) {
 		return err
 	}
-	if t != nil {
-		if log, err = f.commit(log, at, t); err != nil {
-			return err
+	return f.step("mend", func() error {
+		if err == nil {
+			err = f.mend(logged(scan, t))
 		}
-	}
-	err = f.step("replay", func() error {
-		stats, err := log.Replay()
-		f.report.Replayed += stats.Blocks
+		if err != nil {
+			f.mendLater(logged(scan, t))
+		}
 		return err
 	})
-	if err != nil || !hasInlineData(log.FS) {
-		return err
-	}
-	return f.step("mend", func() error { return f.mend(logged(scan, t)) })
 }
 
 // audit has the transaction proven, and made ready for a check if it cannot be: parts
@@ -315,7 +356,7 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 
 // commit appends the transaction to the log. If it does not fit, the log is
 // replayed first, which empties it.
-func (f *finisher) commit(log *jbd2.Log, at jbd2.Place, t *jbd2.Transaction) (*jbd2.Log, error) {
+func (f *finisher) commit(log *jbd2.Log, at jbd2.Place, t *jbd2.Transaction) error {
 	var pending *jbd2.Pending
 	err := f.step("append", func() (err error) {
 		pending, err = log.Append(at, t)
@@ -331,13 +372,14 @@ func (f *finisher) commit(log *jbd2.Log, at jbd2.Place, t *jbd2.Transaction) (*j
 		return err
 	})
 	if err != nil {
-		return log, err
+		return err
 	}
-	if err := f.step("commit", pending.Commit); err != nil {
-		return log, err
+	err = f.step("commit", pending.Commit)
+	if f.committed = err == nil || errors.Is(err, jbd2.ErrUncertain); !f.committed {
+		return err
 	}
 	f.report.Sequence, f.report.Blocks, f.report.Revoked = uint32(pending.Sequence), len(t.Blocks), len(t.Revokes)
-	return log, nil
+	return err
 }
 
 // logged returns the blocks of which a replay writes a version from the log.

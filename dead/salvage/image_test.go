@@ -250,7 +250,7 @@ func restoreKnown(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, p *
 		if hole(i.Size); at < i.Size {
 			continue
 		}
-		p.Restore(c, s, journal.AfterCheck{Inode: i, Filled: filled, Holes: empty})
+		p.Restore(c, s, journal.AfterMount{Inode: i, Filled: filled, Holes: empty})
 		restored[i.Ino] = struct{}{}
 		holes += len(empty)
 	}

@@ -357,7 +357,7 @@ func (p *Plan) Settle(files map[addr.Ino]struct{}) {
 
 // Restore plans to write more of a file than what is unsaved, since the disk may lose
 // it. It must come before Gather.
-func (p *Plan) Restore(c *pagecache.Cache, s *pagecache.Superblock, r journal.AfterCheck) {
+func (p *Plan) Restore(c *pagecache.Cache, s *pagecache.Superblock, r journal.AfterMount) {
 	i := r.Inode
 	if r.Lost != nil {
 		p.note(&pagecache.Refusal{Inode: i.Ino, Reason: pagecache.Partial, Cause: r.Lost})
