@@ -33,7 +33,7 @@ type Block struct {
 var ErrNoRoom = errors.New("no room in the journal")
 
 // NoRoomError says that a transaction does not fit into what is free of the log.
-// After a checkpoint all of the log is free.
+// After a replay all of the log is free.
 type NoRoomError struct {
 	Need, Free uint32 // in blocks
 }
@@ -144,7 +144,7 @@ func (l *Log) accept(scan *Scan, at Place, t *Transaction) error {
 	switch {
 	case at.Block < l.Super.First || at.Block >= l.Super.Last:
 		return fmt.Errorf("%w: block %d of a log of [%d, %d)", ErrPlace, at.Block, l.Super.First, l.Super.Last)
-	case scan.Empty && at.Sequence.Before(scan.Next):
+	case scan.Empty && at.Sequence.before(scan.Next):
 		return fmt.Errorf("%w: the empty log has come to number %d", ErrPlace, scan.Next)
 	case !scan.Empty && (at.Block != scan.End || at.Sequence != scan.Next):
 		return fmt.Errorf("%w: at block %d, but at block %d with number %d", ErrPlace, at.Block, scan.End, scan.Next)

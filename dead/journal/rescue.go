@@ -64,7 +64,7 @@ func Plan(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (*Rescue,
 	}
 	if r.Journal != nil && r.Journal.Updates() > 0 {
 		// It is for the report only.
-		r.Holders, _ = r.Journal.Holders(c)
+		r.Holders, _ = r.Journal.holders(c)
 	}
 	r.files()
 	return r, nil
