@@ -11,9 +11,8 @@ type State uint16
 
 // The bits of a State (fs/ext4/ext4.h).
 const (
-	StateValid  State = 1 // unmounted cleanly
-	StateError  State = 2 // errors were seen
-	StateOrphan State = 4 // orphans are being dealt with
+	StateValid State = 1 // unmounted cleanly
+	StateError State = 2 // errors were seen
 )
 
 // Compat, Incompat and ROCompat are features: whoever does not know one of

@@ -72,7 +72,7 @@ var ErrUnsupported = errors.New("file system type is not supported")
 // Find finds the files of a file system.
 func (f *FileSystem) Find(q Query) Found {
 	var found Found
-	if !f.Understood() {
+	if !f.understood() {
 		found.Faults = append(found.Faults, fmt.Errorf("read %s: %s: %w", f.Device, f.Super.Type, ErrUnsupported))
 		return found
 	}

@@ -107,12 +107,12 @@ type FileSystem struct {
 	first addr.Ino // inodes below are the file system's own
 }
 
-// understood are the types of file systems whose files are known to come out
+// exactTypes are the types of file systems whose files are known to come out
 // exactly. Others are refused by name.
-var understood = []string{"ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "tmpfs", "devtmpfs", "ramfs", "rootfs"}
+var exactTypes = []string{"ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "tmpfs", "devtmpfs", "ramfs", "rootfs"}
 
-// Understood reports whether files of this file system are handed out.
-func (f *FileSystem) Understood() bool { return slices.Contains(understood, f.Super.Type) }
+// understood reports whether files of this file system are handed out.
+func (f *FileSystem) understood() bool { return slices.Contains(exactTypes, f.Super.Type) }
 
 // HasDevice reports whether it has a disk, or takes the place of one that has:
 // pseudo file systems such as proc have nothing to save.
@@ -155,12 +155,12 @@ func (m *Image) FileSystems() (found []*FileSystem, pseudo []string, err error) 
 // names those without a device after their type: they get the minor number of
 // their anonymous device, as /proc/PID/mountinfo shows it.
 func deviceName(s *pagecache.Superblock, taken map[string]bool) string {
-	name := Component(strings.TrimLeft(strings.ReplaceAll(s.ID, "/", "!"), "."))
+	name := component(strings.TrimLeft(strings.ReplaceAll(s.ID, "/", "!"), "."))
 	if s.ID == s.Type || s.ID == "" {
-		name = fmt.Sprintf("%s-%d", Component(s.Type), s.Dev.Minor())
+		name = fmt.Sprintf("%s-%d", component(s.Type), s.Dev.Minor())
 	}
 	for n := 0; taken[name]; n++ {
-		name = fmt.Sprintf("%s-%d", Component(s.ID), int(s.Dev.Minor())+n)
+		name = fmt.Sprintf("%s-%d", component(s.ID), int(s.Dev.Minor())+n)
 	}
 	return name
 }

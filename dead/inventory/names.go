@@ -18,9 +18,9 @@ const Manifest = "manifest.json"
 // maxComponent is the longest name of a file, in bytes (NAME_MAX).
 const maxComponent = 255
 
-// Component makes one name of a path harmless: it cannot lead anywhere else, and
+// component makes one name of a path harmless: it cannot lead anywhere else, and
 // any file system of Linux can hold it. Most names stay as they are.
-func Component(name string) string {
+func component(name string) string {
 	switch name {
 	case "":
 		return "%"
@@ -61,7 +61,7 @@ func (n *Namer) Name(top, path string, ino addr.Ino, generation uint32) string {
 		if try > 0 {
 			last = fmt.Sprintf("%s-%d", last, try)
 		}
-		if name, ok := n.take([]string{Component(top), NoPath, last}); ok {
+		if name, ok := n.take([]string{component(top), NoPath, last}); ok {
 			return name
 		}
 	}
@@ -72,9 +72,9 @@ func (n *Namer) Link(top, path string) (string, bool) {
 	if path == "" {
 		return "", false
 	}
-	parts := []string{Component(top)}
+	parts := []string{component(top)}
 	for _, part := range split(path) {
-		parts = append(parts, Component(part))
+		parts = append(parts, component(part))
 	}
 	return n.take(parts)
 }

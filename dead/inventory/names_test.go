@@ -29,7 +29,7 @@ func TestNamer(t *testing.T) {
 		"our directory":    {{".inode", "vda/.inode/7-9"}, {"", "vda/.inode/7-9-1"}},
 		"in our directory": {{".inode/7-9", "vda/.inode/7-9"}, {"", "vda/.inode/7-9-1"}},
 		"escaped alike":    {{"a\x00", "vda/a%00"}, {"a%00", "vda/.inode/7-9"}},
-		"overlong":         {{long, "vda/" + Component(long)}, {long + "y", "vda/" + Component(long+"y")}},
+		"overlong":         {{long, "vda/" + component(long)}, {long + "y", "vda/" + component(long+"y")}},
 	} {
 		n := NewNamer()
 		for _, f := range files {
@@ -62,7 +62,7 @@ func FuzzNamer(f *testing.F) {
 			}
 			files[name] = true
 			parts := strings.Split(name, "/")
-			if len(parts) < 2 || parts[0] != Component(top) {
+			if len(parts) < 2 || parts[0] != component(top) {
 				t.Fatalf("%q is named %q, outside of %q", line, name, top)
 			}
 			for j, part := range parts {

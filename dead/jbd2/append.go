@@ -33,7 +33,7 @@ type Block struct {
 var ErrNoRoom = errors.New("no room in the journal")
 
 // NoRoomError says that a transaction does not fit into what is free of the log.
-// After a checkpoint all of the log is free.
+// After a replay all of the log is free.
 type NoRoomError struct {
 	Need, Free uint32 // in blocks
 }
@@ -56,7 +56,7 @@ type Pending struct {
 
 	log   *Log
 	block []byte // the commit block
-	empty bool   // the log was
+	first bool   // of the log
 	done  bool
 }
 
@@ -86,7 +86,7 @@ func (l *Log) append(at Place, t *Transaction) (*Pending, error) {
 		return nil, err
 	}
 	written := l.Super.encode(at, t, scan.after(t.Time))
-	p := &Pending{Place: at, log: l, empty: scan.Empty, block: written.commit}
+	p := &Pending{Place: at, log: l, first: len(scan.Transactions) == 0, block: written.commit}
 	p.CommitAt = l.Super.advance(at.Block, uint32(len(written.blocks)))
 	p.End = l.Super.advance(p.CommitAt, 1)
 	used := l.Super.distance(scan.Start, scan.End)
@@ -97,10 +97,21 @@ func (l *Log) append(at Place, t *Transaction) (*Pending, error) {
 	if free := l.Super.free(at, used); need > free {
 		return nil, &NoRoomError{need, free}
 	}
+	w := &writer{l: l}
+	if p.first {
+		// Where the log begins may be in the host's cache alone, after a failed fsync; and
+		// what is overwritten now must not be in use any more.
+		err := w.super(&l.Super)
+		if err == nil {
+			err = w.sync()
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	if err := l.removeStrays(at, need, l.Super.room()-used); err != nil {
 		return nil, err
 	}
-	w := &writer{l: l}
 	for n, b := range written.blocks {
 		if err := w.journal(l.Super.advance(at.Block, uint32(n)), b); err != nil {
 			return nil, err
@@ -133,7 +144,7 @@ func (l *Log) accept(scan *Scan, at Place, t *Transaction) error {
 	switch {
 	case at.Block < l.Super.First || at.Block >= l.Super.Last:
 		return fmt.Errorf("%w: block %d of a log of [%d, %d)", ErrPlace, at.Block, l.Super.First, l.Super.Last)
-	case scan.Empty && at.Sequence.Before(scan.Next):
+	case scan.Empty && at.Sequence.before(scan.Next):
 		return fmt.Errorf("%w: the empty log has come to number %d", ErrPlace, scan.Next)
 	case !scan.Empty && (at.Block != scan.End || at.Sequence != scan.Next):
 		return fmt.Errorf("%w: at block %d, but at block %d with number %d", ErrPlace, at.Block, scan.End, scan.Next)
@@ -365,17 +376,57 @@ func (p *Pending) compare(scan *Scan, written *encoded, t *Transaction) error {
 	return nil
 }
 
+// ErrUncertain says that a disk failed while a transaction was being committed, so that
+// nobody can tell whether a recovery will find it.
+var ErrUncertain = errors.New("the disk failed during the commit: whether the transaction is in the log is not known")
+
 // Commit writes the commit block and makes it durable: from then on a recovery
-// replays the transaction. If the log was empty, it is that only after the
+// replays the transaction. If it is the first in the log, it is that only after the
 // file system says that its journal is in use, and the journal's superblock
 // where the log begins.
+//
+// If the disk fails, it is tried once more, and else the transaction is taken back: a
+// recovery does not find it then. If that fails too, the error wraps ErrUncertain.
 func (p *Pending) Commit() error {
 	if p.done {
 		return fmt.Errorf("commit transaction %d: it was tried before", p.Sequence)
 	}
 	p.done = true
-	if err := p.commit(); err != nil {
+	err := p.commit()
+	if err != nil {
+		// A failed fsync leaves pages clean in the host's cache that the disk does not
+		// have (fsync(2), EIO): only what is written once more is synced once more.
+		err = p.commit()
+	}
+	if err != nil {
+		w := &writer{l: p.log}
+		back := w.journal(p.Block, make([]byte, len(p.block)))
+		if back == nil {
+			back = w.sync()
+		}
+		if back != nil {
+			err = fmt.Errorf("%w: %w", ErrUncertain, err)
+		}
 		return fmt.Errorf("commit transaction %d: %w", p.Sequence, err)
+	}
+	return nil
+}
+
+// Recommit makes the last transaction in the log durable, and the log's beginning, if a
+// scan found one: what was read may be in the host's cache alone, if an earlier attempt to
+// commit ended in a failed fsync. If it fails, the error wraps ErrUncertain.
+func (l *Log) Recommit(scan *Scan) error {
+	if len(scan.Transactions) == 0 {
+		return nil
+	}
+	p := &Pending{Place: Place{l.Super.Start, l.Super.Sequence}, log: l, first: true}
+	p.CommitAt = l.Super.advance(scan.End, l.Super.room()-1) // the log is a ring
+	var err error
+	if p.block, err = (&reader{l: l}).block(p.CommitAt); err == nil {
+		err = p.commit()
+	}
+	if err != nil {
+		return fmt.Errorf("commit transaction %d again: %w: %w", scan.Next-1, ErrUncertain, err)
 	}
 	return nil
 }
@@ -385,17 +436,15 @@ func (p *Pending) commit() error {
 	if err := w.journal(p.CommitAt, p.block); err != nil {
 		return err
 	}
-	if err := w.sync(); err != nil || !p.empty {
-		return err
+	if p.first {
+		// The file system comes to need its journal before the journal says where it
+		// begins: with an empty one that is of no effect, whereas a log that the file
+		// system does not need is lost with the next mount.
+		if err := w.inUse(true); err != nil {
+			return err
+		}
 	}
-	// The file system comes to need its journal first: with an empty one that is of
-	// no effect, whereas a log that the file system does not need is lost with the
-	// next mount.
-	changed, err := w.inUse(true)
-	if err == nil && changed {
-		err = w.sync()
-	}
-	if err != nil {
+	if err := w.sync(); err != nil || !p.first {
 		return err
 	}
 	super := p.log.Super

@@ -15,7 +15,7 @@ type revocations map[addr.Block]TID
 // (fs/jbd2/revoke.c, jbd2_journal_test_revoke).
 func (r revocations) since(b addr.Block, sequence TID) bool {
 	last, ok := r[b]
-	return ok && !last.Before(sequence)
+	return ok && !last.before(sequence)
 }
 
 func (s *Scan) revoked() revocations {

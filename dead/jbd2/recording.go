@@ -82,12 +82,12 @@ func (r *Recording) Ops() []Op { return slices.Clip(r.ops) }
 
 // Prefix returns the disk after the first n of Ops.
 func (r *Recording) Prefix(n int) *Recording {
-	return r.Subset(func(i int, _ Op) bool { return i < n })
+	return r.subset(func(i int, _ Op) bool { return i < n })
 }
 
-// Subset returns the disk after those of Ops that are chosen by their number and
+// subset returns the disk after those of Ops that are chosen by their number and
 // content, in their order. Its own Ops are just those.
-func (r *Recording) Subset(chosen func(int, Op) bool) *Recording {
+func (r *Recording) subset(chosen func(int, Op) bool) *Recording {
 	out := NewRecording(r.base)
 	for i, op := range r.ops {
 		if chosen(i, op) {
@@ -107,7 +107,7 @@ func (r *Recording) Crash(n int, kept func(i int) bool) *Recording {
 			synced = i
 		}
 	}
-	return r.Subset(func(i int, _ Op) bool { return i < synced || i < n && kept(i) })
+	return r.subset(func(i int, _ Op) bool { return i < synced || i < n && kept(i) })
 }
 
 // Changed goes over what was written, in the order of the disk, as pieces that

@@ -67,65 +67,13 @@ func (l *Log) replay() (Stats, error) {
 		}
 	}
 	// This need not be durable: a mount finds nothing to replay without it, too.
-	if _, err := w.inUse(false); err != nil {
+	if err := w.inUse(false); err != nil {
 		return stats, err
 	}
 	if err := w.flush(); err != nil {
 		return stats, err
 	}
 	return stats, l.reload(empty)
-}
-
-// Checkpoint writes the newest version of each block in the log to its home,
-// durably, and has the log begin anew behind that, durably: all of it is free
-// then. The place is where the next transaction goes, of the number that it had
-// before. Fast commits that wait for that transaction stay valid. If it ends
-// early, everything in the log is still there.
-//
-// It fails with ErrNotInUse or what Scan returns before anything is written.
-func (l *Log) Checkpoint() (Place, Stats, error) {
-	at, stats, err := l.checkpoint()
-	if err != nil {
-		return at, stats, fmt.Errorf("checkpoint: %w", err)
-	}
-	return at, stats, nil
-}
-
-func (l *Log) checkpoint() (Place, Stats, error) {
-	scan, err := l.Scan()
-	if err != nil {
-		return Place{}, Stats{}, err
-	}
-	at := Place{l.Super.First, scan.Next}
-	stats, err := l.restore(scan)
-	if err != nil || scan.Empty {
-		return at, stats, err
-	}
-	w := &writer{l: l}
-	b, err := (&reader{l: l}).block(at.Block)
-	if err != nil {
-		return at, stats, err
-	}
-	// A block of the transaction expected is a remain of one that was begun, which
-	// must not become the first of the log.
-	if h := parseHeader(b); h.valid && h.sequence == at.Sequence {
-		clear(b)
-		if err := w.journal(at.Block, b); err != nil {
-			return at, stats, err
-		}
-		if err := w.sync(); err != nil {
-			return at, stats, err
-		}
-	}
-	super := l.Super
-	super.Start, super.Sequence = at.Block, at.Sequence
-	if err := w.super(&super); err != nil {
-		return at, stats, err
-	}
-	if err := w.sync(); err != nil {
-		return at, stats, err
-	}
-	return at, stats, l.reload(super)
 }
 
 // restore writes the blocks in the log to their homes, durably.

@@ -20,8 +20,8 @@ import (
 // TID is the number of a transaction, which wraps around.
 type TID uint32
 
-// Before reports whether t is older than u (include/linux/jbd2.h, tid_gt).
-func (t TID) Before(u TID) bool { return int32(t-u) < 0 }
+// before reports whether t is older than u (include/linux/jbd2.h, tid_gt).
+func (t TID) before(u TID) bool { return int32(t-u) < 0 }
 
 // Pos is a block of the journal, counted from the journal's beginning.
 type Pos uint32

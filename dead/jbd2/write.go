@@ -76,23 +76,23 @@ func (w *writer) super(s *Super) error {
 }
 
 // inUse takes the file system's superblock, which says then whether the journal
-// is in use. The first result is false if it says so already.
-func (w *writer) inUse(inUse bool) (bool, error) {
+// is in use. If it says already that it is not, nothing is written.
+func (w *writer) inUse(inUse bool) error {
 	at, offset := w.l.FS.Super.Place()
 	b, err := w.l.FS.Block(at)
 	if err != nil {
-		return false, err
+		return err
 	}
 	old := b[offset : offset+ext4.SuperSize]
 	if err := ext4.CheckSuper(old); err != nil {
-		return false, err
+		return err
 	}
 	super, err := ext4.SetRecover(old, inUse)
-	if err != nil || bytes.Equal(super, old) {
-		return false, err
+	if err != nil || !inUse && bytes.Equal(super, old) {
+		return err
 	}
 	copy(old, super)
-	return true, w.block(at, b)
+	return w.block(at, b)
 }
 
 // restore takes a block from the log for its home. The superblock keeps what the

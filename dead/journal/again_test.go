@@ -55,18 +55,17 @@ func TestFinished(t *testing.T) {
 	}
 	in := &jbd2.Transaction{Time: time.Now(), Blocks: []jbd2.Block{block(7000, 'a'), block(7001, 'b')}, Revokes: []addr.Block{7002}}
 	marked := &jbd2.Transaction{Time: in.Time, Blocks: append([]jbd2.Block(nil), in.Blocks...), Revokes: in.Revokes}
-	f := &finisher{Rescue: &Rescue{}, disk: disk}
-	changed := make(map[addr.Block][]byte)
+	c := &change{txn: marked, fs: log.FS, before: disk, blocks: make(map[addr.Block][]byte)}
 	for range 2 { // it may be in the transaction already
-		if err := f.mark(log.FS.Super, marked, disk, changed); err != nil {
+		if err := c.markUnclean(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	home, offset := log.FS.Super.Place()
-	if len(marked.Blocks) != len(in.Blocks)+1 || changed[home] == nil {
+	if len(marked.Blocks) != len(in.Blocks)+1 || c.blocks[home] == nil {
 		t.Fatalf("%d blocks are marked", len(marked.Blocks))
 	}
-	if s, err := ext4.ParseSuper(changed[home][offset:][:ext4.SuperSize]); err != nil || s.State&ext4.StateValid != 0 {
+	if s, err := ext4.ParseSuper(c.blocks[home][offset:][:ext4.SuperSize]); err != nil || s.State&ext4.StateValid != 0 {
 		t.Errorf("%+v, %v", s, err)
 	}
 	pending, err := log.Append(jbd2.Place{Block: log.Super.First, Sequence: scan.Next}, marked)
@@ -100,8 +99,8 @@ func TestFinished(t *testing.T) {
 
 // TestReplaceRevoked wants no block to be both written and revoked.
 func TestReplaceRevoked(t *testing.T) {
-	txn := &jbd2.Transaction{Revokes: []addr.Block{5}}
-	if err := replace(txn, 5, nil, make(map[addr.Block][]byte)); !errors.Is(err, ErrDamaged) {
+	c := &change{txn: &jbd2.Transaction{Revokes: []addr.Block{5}}, blocks: make(map[addr.Block][]byte)}
+	if err := c.replace(5, nil); !errors.Is(err, ErrDamaged) {
 		t.Error(err)
 	}
 }

@@ -3,14 +3,11 @@ package journal
 import (
 	"errors"
 	"fmt"
-	"io"
-	"maps"
 	"slices"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/audit"
 	"understudy.dev/understudy/dead/ext4"
-	"understudy.dev/understudy/dead/jbd2"
 	"understudy.dev/understudy/dead/pagecache"
 )
 
@@ -22,14 +19,14 @@ var ErrCheck = errors.New("it was being truncated, operations had not returned, 
 // does; but it takes the block of attributes from them, and with bigalloc leaves a part
 // of their last cluster (e2fsck/super.c, release_inode_blocks; seen in 1.47.0). Those
 // that it would do that to are orphans no longer, and are cut after the check.
-func (f *finisher) cut(s ext4.Super, t *jbd2.Transaction, old io.ReaderAt, changed map[addr.Block][]byte) error {
-	truncating, err := audit.Truncating(old, changed)
+func (f *finisher) cut(c *change) error {
+	truncating, err := audit.Truncating(c.before, c.blocks)
 	if err != nil {
 		return nil // then the orphans are not to be trusted, and e2fsck finds that out
 	}
 	var harmed []addr.Ino
 	for _, i := range truncating {
-		if i.Attributes != 0 || s.ROCompat&ext4.ROCompatBigalloc != 0 {
+		if i.Attributes != 0 || c.fs.Super.ROCompat&ext4.ROCompatBigalloc != 0 {
 			harmed = append(harmed, i.Number)
 		}
 	}
@@ -39,16 +36,11 @@ func (f *finisher) cut(s ext4.Super, t *jbd2.Transaction, old io.ReaderAt, chang
 	if err := f.cutLater(harmed); err != nil {
 		return err
 	}
-	edited, err := audit.Unlist(old, changed, harmed)
+	edited, err := audit.Unlist(c.before, c.blocks, harmed)
 	if err != nil {
 		return err
 	}
-	for _, at := range slices.Sorted(maps.Keys(edited)) {
-		if err := replace(t, at, edited[at], changed); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.replaceAll(edited)
 }
 
 // cuttable reports whether somebody may set a file's size.
@@ -73,16 +65,16 @@ func (f *finisher) cutLater(files []addr.Ino) error {
 		if i.Deleted() {
 			continue // the check leaves it without a name, and it goes then
 		}
-		f.noteCut(i)
+		f.afterMount(i).Cut = true
 	}
 	return nil
 }
 
-// noteCut has a file cut after the check.
-func (f *finisher) noteCut(i *pagecache.Inode) {
-	n := slices.IndexFunc(f.report.Moved, func(m Moved) bool { return m.Inode.Ino == i.Ino })
+// afterMount returns the entry of a file in the report.
+func (f *finisher) afterMount(i *pagecache.Inode) *AfterMount {
+	n := slices.IndexFunc(f.report.AfterMount, func(m AfterMount) bool { return m.Inode.Ino == i.Ino })
 	if n < 0 {
-		n, f.report.Moved = len(f.report.Moved), append(f.report.Moved, Moved{Inode: i})
+		n, f.report.AfterMount = len(f.report.AfterMount), append(f.report.AfterMount, AfterMount{Inode: i})
 	}
-	f.report.Moved[n].Cut = true
+	return &f.report.AfterMount[n]
 }

@@ -71,9 +71,9 @@ func newTaskLayout(c *pagecache.Cache) (*taskLayout, error) {
 	return l, nil
 }
 
-// Holders returns who had a handle open in the journal. Where a list of tasks does
+// holders returns who had a handle open in the journal. Where a list of tasks does
 // not check out, those that were found come with the error.
-func (j *Journal) Holders(c *pagecache.Cache) ([]Holder, error) {
+func (j *Journal) holders(c *pagecache.Cache) ([]Holder, error) {
 	l, err := newTaskLayout(c)
 	if err != nil {
 		return nil, fmt.Errorf("find open handles: %w", err)

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 
 	"understudy.dev/understudy/dead/addr"
@@ -21,29 +20,22 @@ import (
 // all data (fs/ext4/extents.c, get_default_free_blocks_flags): a checkpoint or a
 // recovery puts the old version over this file, or over the next to have the block.
 // The dead kernel's own page, which programs were served, has what belongs there.
-// suspect are the blocks that a replay has written. Besides, the first one of each file
-// is looked at, and those that the device's own cache has: they were metadata, and a
-// checkpoint may have been at them before the crash.
-func (f *finisher) mend(suspect map[addr.Block]struct{}) error {
+func (f *finisher) mend(replayed map[addr.Block]struct{}) error {
 	mended := false
-	for i, err := range f.cache.Inodes(f.super) {
-		if err != nil || i.Deleted() || i.Writing || !i.Regular() || i.Flags&unplain != 0 || i.Ino < firstInode {
-			continue // who plans the files says so
+	buf := make([]byte, f.super.BlockSize)
+	for s := range f.suspects(replayed) {
+		if _, err := f.disk.ReadAt(buf, s.disk); err != nil {
+			return fmt.Errorf("mend inode %d: %w", s.inode.Ino, err)
 		}
-		places, err := f.dev.Mapping(i)
-		if err != nil {
-			continue // it is still inline, or blocks of its tree are not there
+		if bytes.Equal(buf[:len(s.data)], s.data) {
+			continue
 		}
-		for p, err := range f.cache.Held(f.super, i) {
-			if err != nil {
-				continue
-			}
-			did, err := f.mendPiece(i, p, places, suspect)
-			if err != nil {
-				return fmt.Errorf("mend inode %d: %w", i.Ino, err)
-			}
-			mended = mended || did
+		clear(buf[copy(buf, s.data):])
+		if _, err := f.disk.WriteAt(buf, s.disk); err != nil {
+			return fmt.Errorf("mend inode %d: %w", s.inode.Ino, err)
 		}
+		f.report.Data += int64(len(s.data))
+		mended = true
 	}
 	if mended {
 		return f.disk.Sync()
@@ -51,40 +43,64 @@ func (f *finisher) mend(suspect map[addr.Block]struct{}) error {
 	return nil
 }
 
-// mendPiece compares what memory holds of a file with the disk, block by block.
-func (f *finisher) mendPiece(i *pagecache.Inode, p pagecache.Piece, places []pagecache.Mapped, suspect map[addr.Block]struct{}) (mended bool, err error) {
+// mendLater has the files written again after the mount, which replays the log.
+func (f *finisher) mendLater(replayed map[addr.Block]struct{}) {
+	for s := range f.suspects(replayed) {
+		m := f.afterMount(s.inode)
+		m.Filled = append(m.Filled, addr.Span{Off: s.off, End: s.off + int64(f.super.BlockSize)})
+	}
+}
+
+// suspect is a block of a file that a replay may have put older content into.
+type suspect struct {
+	inode *pagecache.Inode
+	off   int64  // in the file, bytes
+	disk  int64  // on the disk, bytes
+	data  []byte // that belongs there; zeros follow it
+}
+
+// suspects yields the blocks of files that memory has among those that a replay wrote.
+// Besides, the first one of each file is looked at, and those that the device's own cache
+// has: they were metadata, and a checkpoint may have been at them before the crash.
+func (f *finisher) suspects(replayed map[addr.Block]struct{}) iter.Seq[suspect] {
+	return func(yield func(suspect) bool) {
+		for i, err := range f.cache.Inodes(f.super) {
+			if err != nil || i.Deleted() || i.Writing || !i.Regular() || i.Flags&unplain != 0 || i.Ino < firstInode {
+				continue // who plans the files says so
+			}
+			places, err := f.dev.Mapping(i)
+			if err != nil {
+				continue // it is still inline, or blocks of its tree are not there
+			}
+			for p, err := range f.cache.Held(f.super, i) {
+				if err == nil && !f.suspectsIn(i, p, places, replayed, yield) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (f *finisher) suspectsIn(i *pagecache.Inode, p pagecache.Piece, places []pagecache.Mapped, replayed map[addr.Block]struct{}, yield func(suspect) bool) bool {
 	size := int64(f.super.BlockSize)
-	buf := make([]byte, size)
 	for _, m := range places {
 		for off := max(m.Off, p.Off); off < min(m.End, p.End) && !m.Unwritten; off += size {
 			at := m.Disk + off - m.Off
 			n := min(size, i.Size-off)
-			block := addr.Block(at / size)
 			if n <= 0 || off+n > p.End || at%size != 0 {
 				continue
 			}
-			if _, there := suspect[block]; !there && off > 0 && !f.dev.Caches(block, int(size)) {
+			block := addr.Block(at / size)
+			if _, there := replayed[block]; !there && off > 0 && !f.dev.Caches(block, int(size)) {
 				continue
 			}
-			mine, err := f.mem.View(p.Phys+addr.Phys(off-p.Off), int(n))
-			if err != nil {
-				continue // not in memory after all
+			data, err := f.mem.View(p.Phys+addr.Phys(off-p.Off), int(n))
+			if err == nil && !yield(suspect{i, off, at, data}) {
+				return false
 			}
-			if _, err := f.disk.ReadAt(buf, at); err != nil {
-				return mended, err
-			}
-			if bytes.Equal(buf[:n], mine) {
-				continue
-			}
-			clear(buf[copy(buf, mine):])
-			if _, err := f.disk.WriteAt(buf, at); err != nil {
-				return mended, err
-			}
-			f.report.Data += n
-			mended = true
 		}
 	}
-	return mended, nil
+	return true
 }
 
 // ErrHalfDone says that what a file had in its inode is in neither of its two places.
@@ -97,17 +113,17 @@ var ErrHalfDone = errors.New("what it had in its inode is in neither place: an o
 func hasInlineData(fs *ext4.FS) bool { return fs.Super.Incompat&ext4.IncompatInlineData != 0 }
 
 // outgrown wants no file to be between its inode and a block of its own, where the
-// changed blocks would leave it. before is the disk without those, and fs what is on it.
+// change would leave it.
 // Whoever moved a file holds it, so that it is in memory. It rather refuses one that
 // may as well be as it should: a short file all of whose content is a hole, say.
-func (f *finisher) outgrown(before io.ReaderAt, fs *ext4.FS, changed map[addr.Block][]byte) error {
-	after := jbd2.NewRecording(before)
+func (f *finisher) outgrown(c *change) error {
+	after := jbd2.NewRecording(c.before)
 	m := move{
-		before: fs, after: fs.On(after), logged: changed,
+		before: c.fs, after: c.fs.On(after), logged: c.blocks,
 		unsaved: func(i *pagecache.Inode) bool { return starts(f.cache.Unsaved(f.super, i)) },
 		held:    func(i *pagecache.Inode) bool { return starts(f.cache.Held(f.super, i)) },
 	}
-	for b, data := range changed {
+	for b, data := range c.blocks {
 		if _, err := after.WriteAt(data, int64(b)*int64(f.super.BlockSize)); err != nil {
 			return err
 		}

@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math"
 	"slices"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/audit"
 	"understudy.dev/understudy/dead/ext4"
-	"understudy.dev/understudy/dead/jbd2"
 	"understudy.dev/understudy/dead/pagecache"
 )
 
@@ -22,38 +20,22 @@ import (
 // ext4_ext_insert_extent): what was there before, e2fsck cannot tell.
 var ErrMoving = errors.New("where it lies was being changed, and memory does not have all of it")
 
-// Moved is a file of which where it lies was being changed, and a check cannot mend
-// that: these parts of it belong into it after the check, whatever that makes of them.
-// They are whole blocks, ascending, and may reach beyond its end.
-type Moved struct {
+// AfterMount is what a file needs once the file system is mounted, whatever e2fsck or
+// the replay of the log made of it before: its extent tree was mid-update, it was being
+// truncated, or the replay overwrites it. The spans are whole blocks, and may reach
+// beyond its end.
+type AfterMount struct {
 	Inode  *pagecache.Inode
-	Filled []addr.Span // as memory has them
-	Holes  []addr.Span
-	Cut    bool // what lies beyond its end goes
-	// Lost says what else may be lost, of a file system without a journal. With one
-	// the last commit is refused then.
+	Filled []addr.Span // to be written from memory
+	Holes  []addr.Span // to be punched, ascending
+	Cut    bool        // what lies beyond its end is to be freed
+	// Lost says why more than that may be lost; nil if not. With a journal the last
+	// commit is refused then.
 	Lost error
 }
 
 // trees tells where a file lay, and lies.
 type trees func(addr.Ino) (*audit.Trees, error)
-
-// treesIn are those that a transaction leaves. Nodes that were being written get their
-// checksums in it.
-func treesIn(t *jbd2.Transaction, old io.ReaderAt, changed map[addr.Block][]byte) trees {
-	return func(n addr.Ino) (*audit.Trees, error) {
-		found, err := audit.Tree(old, changed, n)
-		if err != nil {
-			return nil, err
-		}
-		for _, at := range slices.Sorted(maps.Keys(found.Torn)) {
-			if err := replace(t, at, found.Torn[at], changed); err != nil {
-				return nil, err
-			}
-		}
-		return found, nil
-	}
-}
 
 var errTorn = errors.New("a node of its tree was being written")
 
@@ -95,7 +77,7 @@ func (f *finisher) moved(where trees, strict bool) error {
 			p.filled, p.zeros = f.known(i)
 		}
 		p.complete = p.trees != nil && p.trees.Blocks*uint64(p.block/512) == i.Sectors
-		m := Moved{Inode: i}
+		m := AfterMount{Inode: i}
 		if at := p.divide(&m); at < p.size {
 			m.Lost = fmt.Errorf("inode %d: byte %d: %w", i.Ino, at, ErrMoving)
 			if err != nil {
@@ -106,7 +88,7 @@ func (f *finisher) moved(where trees, strict bool) error {
 			return m.Lost
 		}
 		if m.Lost != nil || len(m.Filled)+len(m.Holes) > 0 {
-			f.report.Moved = append(f.report.Moved, m)
+			f.report.AfterMount = append(f.report.AfterMount, m)
 		}
 	}
 	return nil
@@ -142,7 +124,7 @@ func (f *finisher) movedAgain() error {
 	}
 	for i, err := range f.cache.Inodes(f.super) {
 		if err == nil && i.Writing && cuttable(i) {
-			f.noteCut(i)
+			f.afterMount(i).Cut = true
 		}
 	}
 	return nil
@@ -180,7 +162,7 @@ type place struct {
 
 // divide divides what does not lie where it lay into what is known of it. It returns the
 // first byte of which nothing is known, or the size.
-func (p *place) divide(m *Moved) int64 {
+func (p *place) divide(m *AfterMount) int64 {
 	lost := p.size
 	for at := int64(0); at < p.size; {
 		filled, zeros := p.blocks(covered(p.filled, at)), p.blocks(covered(p.zeros, at))

@@ -9,7 +9,6 @@ import (
 	"understudy.dev/understudy/dead/audit"
 	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/jbd2"
-	"understudy.dev/understudy/dead/pagecache"
 )
 
 // TestDivide wants all of a file either to lie where it lay, or to be made again from
@@ -87,7 +86,7 @@ func TestDivide(t *testing.T) {
 		for i, h := range tc.holes {
 			tc.holes[i] = h.Clip(all)
 		}
-		var m Moved
+		var m AfterMount
 		if got := p.divide(&m); got != tc.want || !slices.Equal(m.Filled, tc.filled) || !slices.Equal(m.Holes, tc.holes) {
 			t.Errorf("%s: %d instead of %d: %v, %v", tc.name, got, tc.want, m.Filled, m.Holes)
 		}
@@ -106,12 +105,8 @@ func TestRevoked(t *testing.T) {
 		return b
 	}
 	disk, old := blocks("abcde"), blocks("aBCdE")
-	f := &finisher{
-		Rescue: &Rescue{super: &pagecache.Superblock{BlockSize: size}},
-		disk:   jbd2.NewRecording(bytes.NewReader(disk)),
-	}
 	txn := &jbd2.Transaction{Blocks: []jbd2.Block{{Home: 2, Data: blocks("x")}, {Home: 3, Data: blocks("y")}}, Revokes: []addr.Block{0, 1, 2}}
-	got, err := f.changed(txn, bytes.NewReader(old))
+	got, err := changedBlocks(txn, bytes.NewReader(disk), bytes.NewReader(old), size)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +120,7 @@ func TestRevoked(t *testing.T) {
 		t.Errorf("%d blocks are changed", len(got))
 	}
 	txn.Revokes = []addr.Block{5}
-	if _, err := f.changed(txn, bytes.NewReader(old)); err == nil {
+	if _, err := changedBlocks(txn, bytes.NewReader(disk), bytes.NewReader(old), size); err == nil {
 		t.Error("a block beyond the end is revoked")
 	}
 }

@@ -1,17 +1,13 @@
 package journal
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"slices"
 	"strings"
 	"time"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/audit"
-	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/jbd2"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/ram"
@@ -68,7 +64,7 @@ func Plan(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (*Rescue,
 	}
 	if r.Journal != nil && r.Journal.Updates() > 0 {
 		// It is for the report only.
-		r.Holders, _ = r.Journal.Holders(c)
+		r.Holders, _ = r.Journal.holders(c)
 	}
 	r.files()
 	return r, nil
@@ -123,8 +119,9 @@ type Report struct {
 	Replayed int    // blocks that the replay of the log wrote
 	// Settled are the files of which nothing is left to be written, by number.
 	Settled map[addr.Ino]struct{}
-	// Moved are files of which a check may lose what memory has, settled or not.
-	Moved []Moved
+	// AfterMount are files of which e2fsck, or a replay of the log by the mount, may lose
+	// what memory has, settled or not.
+	AfterMount []AfterMount
 	// Open is how many operations had not returned. Then the transaction is audited:
 	// Audit is what was looked at, nil if there was none.
 	Open  int
@@ -141,9 +138,29 @@ type Step struct {
 	Took time.Duration
 }
 
+// CommittedError says that a rescue failed behind its commit point: all of the last
+// commit is in the log, and a mount replays it. What the report says of files holds, so
+// that their data can be written as if nothing had failed.
+type CommittedError struct {
+	Err error
+	// Uncertain says that the disk failed in such a way that the commit may be in the log
+	// or not. No file is settled then.
+	Uncertain bool
+}
+
+func (e *CommittedError) Error() string {
+	if e.Uncertain {
+		return fmt.Sprintf("the last commit may be in the log or not, and the mount replays it if it is: %v", e.Err)
+	}
+	return fmt.Sprintf("the last commit is in the log, and the mount replays it: %v", e.Err)
+}
+
+func (e *CommittedError) Unwrap() error { return e.Err }
+
 // Finish carries the rescue out, and replays the whole log then. What fails before
-// the transaction is committed leaves the disk as an ordinary crash does; what
-// fails after that, as one whose log has the last commit in it.
+// the transaction is committed leaves the disk as an ordinary crash does: nothing of
+// memory may be written to its files then. What fails after that is a *CommittedError,
+// and the report is as good as without it.
 func (r *Rescue) Finish(disk jbd2.Disk) (*Report, error) {
 	f := &finisher{Rescue: r, disk: disk, report: &Report{}}
 	err := r.Lost
@@ -152,17 +169,25 @@ func (r *Rescue) Finish(disk jbd2.Disk) (*Report, error) {
 	} else if err == nil {
 		err = f.journal()
 	}
-	if err != nil {
-		return f.report, fmt.Errorf("finish the last commit of %s: %w", r.super.ID, err)
+	if err == nil {
+		return f.report, nil
 	}
-	return f.report, nil
+	if f.committed {
+		uncertain := errors.Is(err, jbd2.ErrUncertain)
+		if uncertain {
+			f.report.Settled = nil
+		}
+		err = &CommittedError{Err: err, Uncertain: uncertain}
+	}
+	return f.report, fmt.Errorf("finish the last commit of %s: %w", r.super.ID, err)
 }
 
 // finisher is a rescue under way.
 type finisher struct {
 	*Rescue
-	disk   jbd2.Disk
-	report *Report
+	disk      jbd2.Disk
+	report    *Report
+	committed bool // a recovery finds all of the last commit in the log, or may find it
 }
 
 func (f *finisher) step(name string, do func() error) error {
@@ -200,157 +225,97 @@ func (f *finisher) journal() error {
 	if err != nil {
 		return err
 	}
+	f.committed = t == nil
 	if f.report.Open = f.Journal.Updates(); f.report.Open > 0 {
-		if err := f.step("audit", func() error { return f.audit(t) }); err != nil {
+		if err := f.audit(t); err != nil {
 			return err
 		}
 	}
-	if err := f.step("blocks", func() error { return f.write(logged(scan, t)) }); err != nil {
+	if f.report.Case == Finished {
+		err = f.step("commit again", func() error { return log.Recommit(scan) })
+	}
+	if err == nil {
+		err = f.step("blocks", func() error { return f.write(logged(scan, t)) })
+	}
+	if err == nil && t != nil {
+		err = f.commit(log, at, t)
+	}
+	if err == nil {
+		err = f.step("replay", func() error {
+			stats, err := log.Replay()
+			f.report.Replayed += stats.Blocks
+			return err
+		})
+	}
+	if !f.committed || !hasInlineData(log.FS) {
 		return err
 	}
-	if t != nil {
-		if log, err = f.commit(log, at, t); err != nil {
-			return err
+	return f.step("mend", func() error {
+		if err == nil {
+			err = f.mend(logged(scan, t))
 		}
-	}
-	err = f.step("replay", func() error {
-		stats, err := log.Replay()
-		f.report.Replayed += stats.Blocks
+		if err != nil {
+			f.mendLater(logged(scan, t))
+		}
 		return err
 	})
-	if err != nil || !hasInlineData(log.FS) {
-		return err
-	}
-	return f.step("mend", func() error { return f.mend(logged(scan, t)) })
 }
 
-// audit has the transaction proven, and asks for a check if it cannot be: parts of
-// operations that had not returned may be in it.
+// audit has the transaction proven, and made ready for a check if it cannot be: parts
+// of operations that had not returned may be in it.
 func (f *finisher) audit(t *jbd2.Transaction) error {
-	why := fmt.Sprintf("%d operations had not returned", f.report.Open)
-	if f.report.Check = why; t == nil {
+	f.report.Check = fmt.Sprintf("%d operations had not returned", f.report.Open)
+	if t == nil {
 		if f.report.Case != Finished {
 			return nil
 		}
-		return f.movedAgain()
+		return f.step("audit", f.movedAgain)
 	}
-	old := jbd2.NewRecording(f.disk)
-	log, err := jbd2.Open(old)
-	if err != nil {
+	var c *change
+	err := f.step("audit", func() (err error) {
+		if c, err = newChange(f.disk, t); err == nil {
+			err = f.prove(c)
+		}
+		return err
+	})
+	if err != nil || f.report.Check == "" {
 		return err
 	}
-	if _, err := log.Replay(); err != nil {
-		return err
-	}
-	changed, err := f.changed(t, old)
-	if err != nil {
-		return err
-	}
-	if hasInlineData(log.FS) {
-		if err := f.outgrown(old, log.FS, changed); err != nil {
+	return f.step("prepare", func() error { return f.prepare(c) })
+}
+
+// prove says in the report whether a change leaves the file system whole.
+func (f *finisher) prove(c *change) error {
+	if hasInlineData(c.fs) {
+		if err := f.outgrown(c); err != nil {
 			return err
 		}
 	}
-	verdict, err := audit.Check(old, changed)
+	verdict, err := audit.Check(c.before, c.blocks)
 	if err != nil {
 		return err
 	}
 	f.report.Audit = &verdict
-	if f.report.Check = ""; verdict.Clean {
-		return nil
-	}
-	f.report.Check = why + ": " + strings.Join(verdict.Reasons, "; ")
-	if err := f.seal(log.FS.Super, t, old, changed); err != nil {
-		return err
-	}
-	if err := f.moved(treesIn(t, old, changed), true); err != nil {
-		return err
-	}
-	if err := f.cut(log.FS.Super, t, old, changed); err != nil {
-		return err
-	}
-	return f.mark(log.FS.Super, t, old, changed)
-}
-
-// mark has the file system say that it is not clean, in case that nobody comes to check
-// it any more. If it said that it has errors, e2fsck would not trust its orphans.
-func (f *finisher) mark(s ext4.Super, t *jbd2.Transaction, old io.ReaderAt, changed map[addr.Block][]byte) error {
-	home, offset := s.Place()
-	b := bytes.Clone(changed[home])
-	if b == nil {
-		b = make([]byte, s.BlockSize)
-		if _, err := old.ReadAt(b, int64(home)*int64(len(b))); err != nil {
-			return fmt.Errorf("read superblock: %w", err)
-		}
-	}
-	super, err := ext4.SetUnclean(b[offset:])
-	if err != nil {
-		return err
-	}
-	copy(b[offset:], super)
-	return replace(t, home, b, changed)
-}
-
-// changed is what the transaction changes, where old is the disk without it: the blocks
-// in it, and those that it revokes, which stay as they are on the disk then, whatever
-// the log has of them.
-func (f *finisher) changed(t *jbd2.Transaction, old io.ReaderAt) (map[addr.Block][]byte, error) {
-	changed := make(map[addr.Block][]byte, len(t.Blocks))
-	for _, b := range t.Blocks {
-		changed[b.Home] = b.Data
-	}
-	size := int64(f.super.BlockSize)
-	recovered := make([]byte, size)
-	for _, b := range t.Revokes {
-		if _, written := changed[b]; written {
-			continue
-		}
-		now := make([]byte, size)
-		if _, err := f.disk.ReadAt(now, int64(b)*size); err != nil {
-			return nil, fmt.Errorf("read revoked block %d: %w", b, err)
-		}
-		if _, err := old.ReadAt(recovered, int64(b)*size); err != nil {
-			return nil, fmt.Errorf("read revoked block %d: %w", b, err)
-		}
-		if !bytes.Equal(now, recovered) {
-			changed[b] = now
-		}
-	}
-	return changed, nil
-}
-
-// seal gives inodes that were being written their checksums. They are as sound as
-// before: what is in them is for the check to judge. But e2fsck gives up at one on the
-// list of orphans whose checksum is wrong (e2fsck/super.c, release_orphan_inode).
-func (f *finisher) seal(s ext4.Super, t *jbd2.Transaction, old io.ReaderAt, changed map[addr.Block][]byte) error {
-	torn, err := audit.Torn(old, changed)
-	if err != nil {
-		return err
-	}
-	for _, slot := range torn {
-		b := bytes.Clone(changed[slot.Block])
-		s.SealInode(slot.Ino, b[slot.Offset:][:s.InodeSize])
-		if err := replace(t, slot.Block, b, changed); err != nil {
-			return err
-		}
+	if verdict.Clean {
+		f.report.Check = ""
+	} else {
+		f.report.Check += ": " + strings.Join(verdict.Reasons, "; ")
 	}
 	return nil
 }
 
-// replace has a block of a transaction, or one more, be another one.
-func replace(t *jbd2.Transaction, home addr.Block, data []byte, changed map[addr.Block][]byte) error {
-	if slices.Contains(t.Revokes, home) {
-		return fmt.Errorf("%w: block %d of metadata is revoked", ErrDamaged, home)
+// prepare has e2fsck find a change so that it mends it, and does no harm.
+func (f *finisher) prepare(c *change) error {
+	if err := c.seal(); err != nil {
+		return err
 	}
-	changed[home] = data
-	for i := range t.Blocks {
-		if t.Blocks[i].Home == home {
-			t.Blocks[i].Data = data
-			return nil
-		}
+	if err := f.moved(c.tree, true); err != nil {
+		return err
 	}
-	t.Blocks = append(t.Blocks, jbd2.Block{Home: home, Data: data})
-	return nil
+	if err := f.cut(c); err != nil {
+		return err
+	}
+	return c.markUnclean()
 }
 
 // transaction makes the merged transaction; nil if there is none to be written.
@@ -391,7 +356,7 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 
 // commit appends the transaction to the log. If it does not fit, the log is
 // replayed first, which empties it.
-func (f *finisher) commit(log *jbd2.Log, at jbd2.Place, t *jbd2.Transaction) (*jbd2.Log, error) {
+func (f *finisher) commit(log *jbd2.Log, at jbd2.Place, t *jbd2.Transaction) error {
 	var pending *jbd2.Pending
 	err := f.step("append", func() (err error) {
 		pending, err = log.Append(at, t)
@@ -407,13 +372,14 @@ func (f *finisher) commit(log *jbd2.Log, at jbd2.Place, t *jbd2.Transaction) (*j
 		return err
 	})
 	if err != nil {
-		return log, err
+		return err
 	}
-	if err := f.step("commit", pending.Commit); err != nil {
-		return log, err
+	err = f.step("commit", pending.Commit)
+	if f.committed = err == nil || errors.Is(err, jbd2.ErrUncertain); !f.committed {
+		return err
 	}
 	f.report.Sequence, f.report.Blocks, f.report.Revoked = uint32(pending.Sequence), len(t.Blocks), len(t.Revokes)
-	return log, nil
+	return err
 }
 
 // logged returns the blocks of which a replay writes a version from the log.

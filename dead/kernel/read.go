@@ -113,8 +113,3 @@ func (k *Kernel) Physical(va addr.Virt) (addr.Phys, error) {
 	pa, _, err := k.paging.translate(va)
 	return pa, err
 }
-
-// Frame returns the contents of one page frame.
-func (k *Kernel) Frame(pfn addr.PFN) ([]byte, error) {
-	return k.mem.View(pfn.Phys(), addr.PageSize)
-}

@@ -115,12 +115,12 @@ type LogRecord struct {
 	Previous uint32 // block of the log in which the record before begins
 }
 
-// LogHeaderSize is how many bytes of a header ParseLogRecord reads.
-const LogHeaderSize = 44
+// logHeaderSize is how many bytes of a header ParseLogRecord reads.
+const logHeaderSize = 44
 
 // ParseLogRecord reads the header of a record, from disk or from memory.
 func ParseLogRecord(b []byte) (LogRecord, error) {
-	if len(b) < LogHeaderSize || binary.BigEndian.Uint32(b) != 0xfeedbabe {
+	if len(b) < logHeaderSize || binary.BigEndian.Uint32(b) != 0xfeedbabe {
 		return LogRecord{}, errors.New("parse log record: it does not begin with XLOG_HEADER_MAGIC_NUM")
 	}
 	return LogRecord{
@@ -153,7 +153,7 @@ func (x *XFS) Records() ([]LogRecord, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read log of %s: %w", x.s.ID, err)
 		}
-		header, err := x.c.k.Bytes(l.header.Pointer(b), LogHeaderSize)
+		header, err := x.c.k.Bytes(l.header.Pointer(b), logHeaderSize)
 		if err != nil {
 			return nil, fmt.Errorf("read log of %s: %w", x.s.ID, err)
 		}

@@ -16,6 +16,7 @@ import (
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/journal"
 	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/ram"
@@ -249,7 +250,7 @@ func restoreKnown(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, p *
 		if hole(i.Size); at < i.Size {
 			continue
 		}
-		p.Restore(c, s, salvage.Restored{Inode: i, Filled: filled, Holes: empty})
+		p.Restore(c, s, journal.AfterMount{Inode: i, Filled: filled, Holes: empty})
 		restored[i.Ino] = struct{}{}
 		holes += len(empty)
 	}

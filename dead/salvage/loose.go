@@ -28,8 +28,8 @@ type Loose struct {
 	Kept bool
 }
 
-// UnknownBytes is how much of the content nobody knows.
-func (l *Loose) UnknownBytes() int64 {
+// unknownBytes is how much of the content nobody knows.
+func (l *Loose) unknownBytes() int64 {
 	n := int64(0)
 	for _, s := range l.Unknown {
 		n += s.Len()
@@ -143,7 +143,7 @@ func (w *looseWalk) add(i *pagecache.Inode) error {
 			f.Loose.Target, _ = w.c.Link(i) // often not in memory: then it is not made again
 		}
 	}
-	if n := f.Loose.UnknownBytes(); n > 0 {
+	if n := f.Loose.unknownBytes(); n > 0 {
 		err := fmt.Errorf("%q: of %d bytes %d are not in memory, and those of the disk may be older", f.Path, f.Size, n)
 		if w.partial {
 			err = fmt.Errorf("%w; the rest is written", err)

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/journal"
 	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/ram"
@@ -354,18 +355,9 @@ func (p *Plan) Settle(files map[addr.Ino]struct{}) {
 	p.stage()
 }
 
-// Restored is more of a file than what is unsaved.
-type Restored struct {
-	Inode  *pagecache.Inode
-	Filled []addr.Span // to be written from memory, ascending
-	Holes  []addr.Span // to be made, ascending
-	Cut    bool        // what lies beyond its end is to be freed
-	Lost   error       // why more than that may be lost; nil if not
-}
-
 // Restore plans to write more of a file than what is unsaved, since the disk may lose
 // it. It must come before Gather.
-func (p *Plan) Restore(c *pagecache.Cache, s *pagecache.Superblock, r Restored) {
+func (p *Plan) Restore(c *pagecache.Cache, s *pagecache.Superblock, r journal.AfterMount) {
 	i := r.Inode
 	if r.Lost != nil {
 		p.note(&pagecache.Refusal{Inode: i.Ino, Reason: pagecache.Partial, Cause: r.Lost})

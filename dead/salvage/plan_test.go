@@ -3,6 +3,7 @@ package salvage
 import (
 	"bytes"
 	"errors"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -141,9 +142,9 @@ func TestReport(t *testing.T) {
 	f.take(piece(0, 0x1000, 1))
 	p.Files = []File{f, {}}
 	r := p.Report()
-	const want = "2 files, 1 of them with 10 unsaved bytes in 1 runs; 1 deleted; refused for damaged page tree: 1; refused for direct access file: 4"
-	if r.String() != want || r.Complete() {
-		t.Errorf("%v, complete: %v", r, r.Complete())
+	want := Report{Files: 2, Data: 1, Bytes: 10, Runs: 1, Deleted: 1, Refused: map[pagecache.Reason]uint64{pagecache.BadTree: 1, pagecache.DAX: 4}}
+	if !reflect.DeepEqual(r, want) || r.Complete() {
+		t.Errorf("%+v, complete: %v", r, r.Complete())
 	}
 	if p.Refused = nil; !p.Report().Complete() {
 		t.Error("a plan without refusals is not complete")

@@ -1,11 +1,6 @@
 package salvage
 
 import (
-	"fmt"
-	"maps"
-	"slices"
-	"strings"
-
 	"understudy.dev/understudy/dead/pagecache"
 )
 
@@ -47,18 +42,3 @@ func (p *Plan) Report() Report {
 
 // Complete reports whether nothing unsaved was left out.
 func (r Report) Complete() bool { return len(r.Refused) == 0 && r.Faults == 0 }
-
-func (r Report) String() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%d files, %d of them with %d unsaved bytes in %d runs", r.Files, r.Data, r.Bytes, r.Runs)
-	if r.Deleted > 0 {
-		fmt.Fprintf(&b, "; %d deleted", r.Deleted)
-	}
-	for _, reason := range slices.Sorted(maps.Keys(r.Refused)) {
-		fmt.Fprintf(&b, "; refused for %s: %d", reason, r.Refused[reason])
-	}
-	if r.Faults > 0 {
-		fmt.Fprintf(&b, "; %d walks not completed", r.Faults)
-	}
-	return b.String()
-}

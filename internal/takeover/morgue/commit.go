@@ -15,7 +15,7 @@ func commitReport(r *journal.Rescue, did *journal.Report) takeover.Commit {
 		Data: did.Data, Files: len(did.Settled), Replayed: did.Replayed, Check: did.Check,
 		Open: did.Open, Proven: did.Audit != nil && did.Audit.Clean,
 	}
-	for _, m := range did.Moved {
+	for _, m := range did.AfterMount {
 		if len(m.Filled)+len(m.Holes) > 0 {
 			c.Moved++
 		}

@@ -1,6 +1,7 @@
 package morgue
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -36,7 +37,8 @@ func (g *GivenUp) Unwrap() error { return g.Err }
 // Finish carries out the last commit on an image. What it wrote of files is out of the
 // plan then, and what a check of the file system may lose is in it. If the commit is
 // refused, the plan is given up, and the error is a *GivenUp: no file gets a part of
-// what it was to be. Any other error says that the image could not be read.
+// what it was to be. What fails after the commit is among the plan's faults. Any other
+// error says that the image could not be read.
 func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 	rescue, err := journal.Plan(r.Cache, r.Super, image)
 	if err != nil {
@@ -44,13 +46,17 @@ func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 	}
 	did, err := rescue.Finish(image)
 	c := commitReport(rescue, did)
-	if err != nil {
+	var committed *journal.CommittedError
+	if errors.As(err, &committed) {
+		// The mount replays it: the files get their data, and the report says what failed.
+		r.Plan.Faults = append(r.Plan.Faults, err)
+	} else if err != nil {
 		bytes := r.Plan.Report().Bytes
 		return c, &GivenUp{Err: err, Files: r.Plan.GiveUp(), Bytes: bytes}
 	}
 	r.Plan.Settle(did.Settled)
-	for _, m := range did.Moved {
-		r.Plan.Restore(r.Cache, r.Super, salvage.Restored(m))
+	for _, m := range did.AfterMount {
+		r.Plan.Restore(r.Cache, r.Super, m)
 	}
 	return c, nil
 }

@@ -117,10 +117,15 @@ func (r *Report) planned(p *salvage.Plan) {
 		}
 	}
 	r.Plan = out
-	for _, refusal := range p.Refused {
+	r.leftOut(p.Refused, p.Faults)
+}
+
+// leftOut reports what is not in a plan.
+func (r *Report) leftOut(refused []*pagecache.Refusal, faults []error) {
+	for _, refusal := range refused {
 		r.refuse(Refusal{Inode: uint64(refusal.Inode), Pages: refusal.Pages, Reason: refusal.Error()})
 	}
-	for _, fault := range p.Faults {
+	for _, fault := range faults {
 		r.refuse(Refusal{Reason: fault.Error()})
 	}
 }

@@ -130,6 +130,8 @@ func (a *application) plan(check func(*salvage.Plan) error) error {
 // what an ordinary crash leaves then.
 func (a *application) finishCommit() (raw []Raw, err error) {
 	recording := jbd2.NewRecording(a.target)
+	p := a.remains.Plan
+	refused, faults := len(p.Refused), len(p.Faults) // reported with the plan
 	var c takeover.Commit
 	err = a.memory.Stage("last commit", func() (err error) {
 		c, err = a.remains.Finish(recording)
@@ -151,6 +153,7 @@ func (a *application) finishCommit() (raw []Raw, err error) {
 	case err != nil:
 		return nil, err
 	}
+	a.report.leftOut(p.Refused[refused:], p.Faults[faults:])
 	for off, data := range recording.Changed() {
 		raw = append(raw, Raw{Off: off, Data: data})
 	}

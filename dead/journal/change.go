@@ -1,0 +1,138 @@
+package journal
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/audit"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/jbd2"
+)
+
+// change is a transaction that is being prepared, and what it makes of the disk.
+type change struct {
+	txn    *jbd2.Transaction
+	fs     *ext4.FS              // on before
+	before io.ReaderAt           // the disk as a recovery without the transaction leaves it
+	blocks map[addr.Block][]byte // those that the transaction changes, as they are with it
+}
+
+func newChange(disk jbd2.Disk, t *jbd2.Transaction) (*change, error) {
+	before := jbd2.NewRecording(disk)
+	log, err := jbd2.Open(before)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := log.Replay(); err != nil {
+		return nil, err
+	}
+	c := &change{txn: t, fs: log.FS, before: before}
+	c.blocks, err = changedBlocks(t, disk, before, int64(log.Super.BlockSize))
+	return c, err
+}
+
+// changedBlocks are the blocks of a transaction, and those that it revokes, which stay
+// as they are on the disk then, whatever the log has of them.
+func changedBlocks(t *jbd2.Transaction, disk, before io.ReaderAt, size int64) (map[addr.Block][]byte, error) {
+	changed := make(map[addr.Block][]byte, len(t.Blocks))
+	for _, b := range t.Blocks {
+		changed[b.Home] = b.Data
+	}
+	recovered := make([]byte, size)
+	for _, b := range t.Revokes {
+		if _, written := changed[b]; written {
+			continue
+		}
+		now := make([]byte, size)
+		if _, err := disk.ReadAt(now, int64(b)*size); err != nil {
+			return nil, fmt.Errorf("read revoked block %d: %w", b, err)
+		}
+		if _, err := before.ReadAt(recovered, int64(b)*size); err != nil {
+			return nil, fmt.Errorf("read revoked block %d: %w", b, err)
+		}
+		if !bytes.Equal(now, recovered) {
+			changed[b] = now
+		}
+	}
+	return changed, nil
+}
+
+// replace changes a block of the transaction, or adds one.
+func (c *change) replace(home addr.Block, data []byte) error {
+	if slices.Contains(c.txn.Revokes, home) {
+		return fmt.Errorf("%w: block %d of metadata is revoked", ErrDamaged, home)
+	}
+	c.blocks[home] = data
+	for i := range c.txn.Blocks {
+		if c.txn.Blocks[i].Home == home {
+			c.txn.Blocks[i].Data = data
+			return nil
+		}
+	}
+	c.txn.Blocks = append(c.txn.Blocks, jbd2.Block{Home: home, Data: data})
+	return nil
+}
+
+// replaceAll replaces several blocks, in the order of their numbers.
+func (c *change) replaceAll(blocks map[addr.Block][]byte) error {
+	for _, at := range slices.Sorted(maps.Keys(blocks)) {
+		if err := c.replace(at, blocks[at]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// seal gives inodes that were being written their checksums. They are as sound as
+// before: what is in them is for the check to judge. But e2fsck gives up at one on the
+// list of orphans whose checksum is wrong (e2fsck/super.c, release_orphan_inode).
+func (c *change) seal() error {
+	torn, err := audit.Torn(c.before, c.blocks)
+	if err != nil {
+		return err
+	}
+	for _, slot := range torn {
+		b := bytes.Clone(c.blocks[slot.Block])
+		c.fs.Super.SealInode(slot.Ino, b[slot.Offset:][:c.fs.Super.InodeSize])
+		if err := c.replace(slot.Block, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tree returns where a file lies without and with the transaction. Nodes that were
+// being written get their checksums in it.
+func (c *change) tree(n addr.Ino) (*audit.Trees, error) {
+	found, err := audit.Tree(c.before, c.blocks, n)
+	if err == nil {
+		err = c.replaceAll(found.Torn)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return found, nil
+}
+
+// markUnclean has the file system say that it is not clean, in case that nobody comes to
+// check it any more. If it said that it has errors, e2fsck would not trust its orphans.
+func (c *change) markUnclean() error {
+	home, offset := c.fs.Super.Place()
+	b := bytes.Clone(c.blocks[home])
+	if b == nil {
+		b = make([]byte, c.fs.Super.BlockSize)
+		if _, err := c.before.ReadAt(b, int64(home)*int64(len(b))); err != nil {
+			return fmt.Errorf("read superblock: %w", err)
+		}
+	}
+	super, err := ext4.SetUnclean(b[offset:])
+	if err != nil {
+		return err
+	}
+	copy(b[offset:], super)
+	return c.replace(home, b)
+}
