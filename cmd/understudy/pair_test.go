@@ -15,6 +15,7 @@ import (
 
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/fence"
+	"understudy.dev/understudy/internal/live/pair"
 )
 
 // pairFile writes a pair.yaml with a disk, and a service that leaves a mark on
@@ -26,6 +27,7 @@ func pairFile(t *testing.T, edit ...string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	cpus := thisMachine(t).Two()
 	image := filepath.Join(dir, "data.img")
 	if err := os.WriteFile(image, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -41,19 +43,28 @@ func pairFile(t *testing.T, edit ...string) string {
 	}
 	text := fmt.Sprintf(`name: test
 partitions:
-  left: {cpus: "0", memory: 256MiB, kernel: %[1]s, initramfs: guest.cpio}
-  right: {cpus: "1", memory: 256MiB, kernel: %[1]s, initramfs: guest.cpio}
+  left: {cpus: "%[2]d", memory: 256MiB, kernel: %[1]s, initramfs: guest.cpio}
+  right: {cpus: "%[3]d", memory: 256MiB, kernel: %[1]s, initramfs: guest.cpio}
 disks:
   - {name: data, image: data.img, mount: /srv}
 services:
   - {name: mark, command: [sh, -c, "echo started >> /srv/mark; sleep 1000000"]}
-`, kernel)
+`, kernel, cpus[0], cpus[1])
 	text = strings.NewReplacer(edit...).Replace(text)
 	file := filepath.Join(dir, "pair.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return file
+}
+
+func thisMachine(t *testing.T) pair.Machine {
+	t.Helper()
+	m, err := pair.ThisMachine()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
 }
 
 func pairStatus(t *testing.T) status {
@@ -111,6 +122,28 @@ func awaitTakeover(t *testing.T) (st status) {
 	return st
 }
 
+// TestHangOnOneCPU: an understudy that shares the CPU of the active side takes over
+// from one whose virtual CPUs all spin.
+func TestHangOnOneCPU(t *testing.T) {
+	vm(t)
+	cpus := thisMachine(t).Two()
+	second, first := fmt.Sprintf(`right: {cpus: "%d"`, cpus[1]), fmt.Sprintf(`right: {cpus: "%d"`, cpus[0])
+	if _, err := understudy(t, "up", "-d", "-f", pairFile(t, second, first)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // the test's context has ended by then
+		if out, err := exec.Command(binary, "down").CombinedOutput(); err != nil {
+			t.Errorf("down: %v: %s", err, out)
+		}
+	})
+	if _, err := understudy(t, "crash", "--hang"); err != nil {
+		t.Fatal(err)
+	}
+	if st := awaitTakeover(t); st.Active != "right" || st.Takeover == nil || !strings.HasPrefix(st.Takeover.Verdict, "heartbeat") || len(st.Takeover.Refused) != 0 {
+		t.Errorf("status after the takeover: %+v", st)
+	}
+}
+
 // checkConsole types a command into the active side's console, as its user
 // would, and reads what it says.
 func checkConsole(t *testing.T) {
@@ -160,9 +193,9 @@ func (l *lockedBuffer) String() string {
 func TestUpRefuses(t *testing.T) {
 	tests := []struct{ name, old, new, want string }{
 		{"unknown key", "mount: /srv", "mountpoint: /srv", "pair.yaml:6"},
-		{"same CPU", `cpus: "1"`, `cpus: "0"`, "pair.yaml:4"},
-		{"no such CPU", `cpus: "1"`, `cpus: "999"`, "pair.yaml:4"},
-		{"too much memory", "right: {cpus: \"1\", memory: 256MiB", "right: {cpus: \"1\", memory: 4TiB", "pair.yaml"},
+		{"same name", "right: {", "left: {", "pair.yaml:4"},
+		{"no such CPU", "right: {cpus: \"", "right: {cpus: \"999,", "pair.yaml:4"},
+		{"too much memory", "memory: 256MiB", "memory: 4TiB", "pair.yaml"},
 		{"missing image", "image: data.img", "image: nothing.img", "pair.yaml:6"},
 		{"kernel that does not boot", "initramfs: guest.cpio}\n  right", "initramfs: guest.cpio, append: \"panic=-1 rdinit=/nothing\"}\n  right", "left"},
 	}

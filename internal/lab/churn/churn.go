@@ -23,6 +23,7 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/hold"
 	"understudy.dev/understudy/internal/live/initramfs"
+	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
 )
 
@@ -180,8 +181,13 @@ func crash(ctx context.Context, dir, disk, tree string, s Spec) (string, error) 
 	if err := fixture.Pack(initrd, "understudy.dev/understudy/internal/lab/churn/guest", tree, []string{"ext4"}, initramfs.Text(OrderPath, string(order), 0o644)); err != nil {
 		return "", err
 	}
+	machine, err := pair.ThisMachine()
+	if err != nil {
+		return "", err
+	}
+	cpus := machine.Two()
 	p, err := partition.Start(ctx, partition.Spec{
-		Name: "churn", Dir: dir, CPUs: []int{0, 1}, VCPUs: 2, Memory: memory, Kernel: filepath.Join(tree, "boot", "vmlinuz"),
+		Name: "churn", Dir: dir, CPUs: cpus[:], VCPUs: 2, Memory: memory, Kernel: filepath.Join(tree, "boot", "vmlinuz"),
 		Initramfs: initrd, Accel: partition.TCG, Devices: []partition.Device{partition.Disk{Name: Disk, Image: disk}},
 	})
 	if err != nil {

@@ -101,11 +101,9 @@ func (s *stage) describe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(m.CPUs) < 2 {
-		return errors.New("the demo gives each partition a CPU of its own: this machine has but one")
-	}
+	cpus := m.Two()
 	name := strings.ToLower(filepath.Base(s.dir))
-	text := fmt.Sprintf(describe, name, m.CPUs[0], m.CPUs[1], kernel, initrd, s.o.FS, !s.o.NoSalvage)
+	text := fmt.Sprintf(describe, name, cpus[0], cpus[1], kernel, initrd, s.o.FS, !s.o.NoSalvage)
 	file := filepath.Join(s.dir, "pair.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return err

@@ -38,7 +38,7 @@ func (l *Lab) bootAlone(ctx context.Context) error {
 		return err
 	}
 	defer tap.Close()
-	cpus := l.machine.CPUs[:2]
+	cpus := l.machine.CPUs[:min(2, len(l.machine.CPUs))]
 	spec := partition.Spec{
 		Name: p.Name, Dir: dir, CPUs: cpus, VCPUs: len(cpus), Memory: p.Memory, Kernel: p.Kernel, Initramfs: p.Initramfs,
 		Append: p.Append + " panic=1 " + role, Reboots: true,

@@ -118,9 +118,7 @@ func (l *Lab) describe(ctx context.Context) (err error) {
 	if l.machine, err = pair.ThisMachine(); err != nil {
 		return err
 	}
-	if len(l.machine.CPUs) < 2 {
-		return errors.New("the lab gives each partition a CPU of its own: this machine has but one")
-	}
+	cpus := l.machine.Two()
 	server := filepath.Join(l.dir, "server.cpio")
 	kernel, modules, err := dirs.Kernel(o.Kernel)
 	if err != nil {
@@ -141,7 +139,7 @@ func (l *Lab) describe(ctx context.Context) (err error) {
 	if nfs == "" {
 		nfs = DefaultNFS
 	}
-	text := fmt.Sprintf(describe, strings.ToLower(filepath.Base(l.dir)), l.machine.CPUs[0], l.machine.CPUs[1], kernel, server, nfs, o.More, o.Append)
+	text := fmt.Sprintf(describe, strings.ToLower(filepath.Base(l.dir)), cpus[0], cpus[1], kernel, server, nfs, o.More, o.Append)
 	file := filepath.Join(l.dir, "pair.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return err
@@ -190,8 +188,9 @@ func (l *Lab) bootClient(ctx context.Context) error {
 		return err
 	}
 	defer tap.Close()
+	cpus := l.machine.Two()
 	spec := partition.Spec{
-		Name: "client", Dir: dirs.Run(l.Pair.Name), CPUs: l.machine.CPUs[1:2], VCPUs: 1, Memory: 512 << 20,
+		Name: "client", Dir: dirs.Run(l.Pair.Name), CPUs: cpus[1:], VCPUs: 1, Memory: 512 << 20,
 		Kernel: kernel, Initramfs: l.clientImage(), Append: "hostname=client",
 		Devices: []partition.Device{partition.NIC{Name: "lan", MAC: mac, Tap: tap}},
 	}
@@ -204,7 +203,7 @@ func (l *Lab) bootClient(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return l.Client.Spread(l.machine.CPUs[:2])
+	return l.Client.Spread(cpus[:])
 }
 
 // Mount has the client mount the export at a place of its own, by version 3, 4.0,

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 
 	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/oracle/page"
+	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
 )
 
@@ -106,12 +106,12 @@ func start(ctx context.Context, dir, name, kernel string, order page.Order, disk
 		err = g.page.Give(order)
 	}
 	if err == nil {
-		cpus := make([]int, runtime.NumCPU())
-		for i := range cpus {
-			cpus[i] = i
+		var machine pair.Machine
+		if machine, err = pair.ThisMachine(); err != nil {
+			return nil, errors.Join(err, unix.Munmap(b))
 		}
 		g.Process, err = partition.Start(ctx, partition.Spec{
-			Name: name, Dir: dir, CPUs: cpus, VCPUs: 2, Memory: memory, Kernel: filepath.Join(tree, "boot", "vmlinuz"),
+			Name: name, Dir: dir, CPUs: machine.CPUs, VCPUs: 2, Memory: memory, Kernel: filepath.Join(tree, "boot", "vmlinuz"),
 			Initramfs: initrd, Accel: partition.TCG,
 			Devices: append(disks, partition.Memory{Name: "page", Path: path, Size: page.Size}),
 		})

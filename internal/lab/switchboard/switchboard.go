@@ -23,6 +23,7 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/switchboard/truth"
 	"understudy.dev/understudy/internal/live/initramfs"
+	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
 )
 
@@ -174,8 +175,13 @@ func crash(ctx context.Context, dir, disk, tree string, o truth.Order) (string, 
 	if err := fixture.Pack(initrd, "understudy.dev/understudy/internal/lab/switchboard/guest", tree, modules, initramfs.Text(truth.OrderPath, string(order), 0o644)); err != nil {
 		return "", err
 	}
+	machine, err := pair.ThisMachine()
+	if err != nil {
+		return "", err
+	}
+	cpus := machine.Two()
 	p, err := partition.Start(ctx, partition.Spec{
-		Name: "switchboard", Dir: dir, CPUs: []int{0, 1}, VCPUs: 2, Memory: memory, Kernel: filepath.Join(tree, "boot", "vmlinuz"),
+		Name: "switchboard", Dir: dir, CPUs: cpus[:], VCPUs: 2, Memory: memory, Kernel: filepath.Join(tree, "boot", "vmlinuz"),
 		Initramfs: initrd, Accel: partition.TCG, Devices: []partition.Device{partition.Disk{Name: truth.Disk, Image: disk}},
 	})
 	if err != nil {

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"understudy.dev/understudy/internal/live/netns"
 )
 
@@ -31,8 +33,18 @@ func victim() error {
 	if err != nil {
 		return err
 	}
-	var here *netns.Namespace
-	if err := here.Veth("cable", n, "far"); err != nil {
+	// The near end is in the namespace that this process was started in.
+	here, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer here.Close()
+	err = n.Do(func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "far"
+		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "cable", PeerNamespace: netlink.NsFd(here.Fd())})
+	})
+	if err != nil {
 		return err
 	}
 	tap, err := n.Tap("tap0", nil)

@@ -23,6 +23,7 @@ func TestCheck(t *testing.T) {
 		want     string
 	}{
 		{"fits", "", "", enough, ""},
+		{"one CPU for both", `cpus: "1"`, `cpus: "0"`, Machine{CPUs: []int{0}, MemAvailable: enough.MemAvailable}, ""},
 		{"no CPU", "", "", Machine{CPUs: []int{0, 2, 3}, MemAvailable: enough.MemAvailable},
 			"pair.yaml:4: partitions.b.cpus: this machine lets us use CPUs 0,2-3, and not 1; choose among those"},
 		{"no memory", "", "", Machine{CPUs: enough.CPUs, MemAvailable: enough.MemAvailable - 1},

@@ -22,7 +22,10 @@
 //	takeover: {salvage: true, sync: after, notify: all, notify_rate: 2000}
 //
 // A partition has as many virtual CPUs as CPUs, unless vcpus says otherwise: an
-// understudy's may be more, since the dead side's CPUs fall to it.
+// understudy's may be more, since the dead side's CPUs fall to it. Both partitions
+// may have the same CPUs, or some of them: an idle understudy takes little, but while
+// it boots and rehearses the active side has less, and a hang is noticed later by the
+// share of the CPU that the understudy takes from it.
 //
 // notify says which clients of the dead side are told that their connections are
 // gone: all, none, or those of a list of local TCP ports.

@@ -132,8 +132,6 @@ func TestParseRefuses(t *testing.T) {
 		{"three partitions", "  b:", "  c: {}\n  b:",
 			"pair.yaml:3: partitions: has 3 partitions, and must have exactly 2; describe the two that share the machine"},
 		{"same partition", "  b:", "  a:", "pair.yaml:4: partitions.a: given again; give each a name of its own"},
-		{"CPU shared", `cpus: "1"`, `cpus: "0-2"`,
-			"pair.yaml:4: partitions.b.cpus: CPU 0 belongs to a already (line 3); give each partition CPUs of its own"},
 		{"CPU list", `cpus: "1"`, `cpus: "2-1"`,
 			"pair.yaml:4: partitions.b.cpus: \"2-1\" is no list of CPUs; write e.g. \"0\", \"0-3\" or \"0,2-3\""},
 		{"CPU twice", `cpus: "1"`, `cpus: "1,1-2"`,

@@ -14,6 +14,10 @@ import (
 // control groups let us use it.
 func ThisMachine() (Machine, error) { return readMachine(os.DirFS("/")) }
 
+// Two are a CPU for each partition of a pair; of a machine that has but one, it is
+// the same.
+func (m Machine) Two() [2]int { return [2]int{m.CPUs[0], m.CPUs[min(1, len(m.CPUs)-1)]} }
+
 // readMachine reads a machine's facts below root.
 func readMachine(root fs.FS) (Machine, error) {
 	online, err := readCPUs(root, "sys/devices/system/cpu/online", "")

@@ -26,7 +26,7 @@ type Pair struct {
 // Partition is a share of the machine with an operating system in it.
 type Partition struct {
 	Name      string
-	CPUs      []int  // host processors, ascending
+	CPUs      []int  // host processors, ascending; the other partition may have them, too
 	VCPUs     int    // virtual CPUs; as many as CPUs unless it says otherwise
 	Memory    uint64 // bytes, a multiple of 1 MiB
 	Kernel    string // path of a bzImage

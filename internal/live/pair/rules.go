@@ -31,13 +31,6 @@ type addFunc func(key, hint, format string, args ...any)
 func (p *Pair) partitionRules(add addFunc) {
 	a, b := p.Partitions[0], p.Partitions[1]
 	at := func(name, key string) string { return "partitions." + name + "." + key }
-	for _, cpu := range b.CPUs {
-		if slices.Contains(a.CPUs, cpu) {
-			add(at(b.Name, "cpus"), "give each partition CPUs of its own",
-				"CPU %d belongs to %s already (line %d)", cpu, a.Name, p.Line(at(a.Name, "cpus")))
-			break
-		}
-	}
 	if b.Root != "" && b.Root == a.Root {
 		add(at(b.Name, "root"), "give each partition a copy", "is the root disk of %s too (line %d)", a.Name, p.Line(at(a.Name, "root")))
 	}
