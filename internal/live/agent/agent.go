@@ -23,12 +23,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/live/filewriter"
 	"understudy.dev/understudy/internal/live/nfsd"
 	"understudy.dev/understudy/internal/live/wire"
 )
-
-// PortName is the virtio-serial port that an agent speaks on.
-const PortName = "org.understudy.agent"
 
 // Verb is one more call that an agent answers, besides its own.
 type Verb func(ctx context.Context, conn *wire.Conn, body json.RawMessage) (any, error)
@@ -95,8 +93,8 @@ func (a *Agent) Serve(ctx context.Context) error {
 	// A goroutine in a blocking call keeps its processor until the runtime's
 	// monitor takes that away, which may be 10 ms: have enough for all that
 	// block at once.
-	runtime.GOMAXPROCS(runtime.NumCPU() + appliers)
-	port, err := openPort(ctx, PortName)
+	runtime.GOMAXPROCS(runtime.NumCPU() + filewriter.Workers)
+	port, err := openPort(ctx, wire.PortName)
 	if err != nil {
 		return err
 	}
@@ -154,23 +152,11 @@ func (a *Agent) sync(context.Context, none) (none, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, dir := range a.mounts {
-		if err := syncfs(dir); err != nil {
+		if err := filewriter.SyncFS(dir); err != nil {
 			return none{}, err
 		}
 	}
 	return none{}, nil
-}
-
-func syncfs(dir string) error {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", dir, err)
-	}
-	defer unix.Close(fd)
-	if err := unix.Syncfs(fd); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	return nil
 }
 
 // crash kills the kernel through sysrq, which is the panic of a null pointer

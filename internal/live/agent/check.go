@@ -15,11 +15,7 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// Checker is the program that checks a file system of the ext family. Guests
-// that are to check have it.
-const Checker = "/sbin/e2fsck"
-
-// checked are the types that Checker is for.
+// checked are the types that wire.Checker is for.
 var checked = []string{"ext2", "ext3", "ext4"}
 
 // maxChecked bounds what of a check's output is kept, in bytes: its end.
@@ -39,7 +35,7 @@ func (a *Agent) check(ctx context.Context, d wire.Disk) (*wire.Check, error) {
 		return nil, err
 	}
 	var said bytes.Buffer
-	cmd := exec.CommandContext(ctx, Checker, "-f", "-y", path)
+	cmd := exec.CommandContext(ctx, wire.Checker, "-f", "-y", path)
 	cmd.Stdout, cmd.Stderr = &said, &said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err = a.children.start(cmd); err == nil {

@@ -13,16 +13,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"understudy.dev/understudy/internal/live/agent"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/qmp"
 )
-
-// StagingName is the serial number of the disk that salvaged data goes in on.
-const StagingName = agent.StagingDisk
-
-// RehearsalName is the serial number of the disk for rehearsals.
-const RehearsalName = agent.RehearsalDisk
 
 // rehearsalBytes is enough for a journal and a few files.
 const rehearsalBytes = 64 << 20

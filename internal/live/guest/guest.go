@@ -6,8 +6,8 @@ import (
 	"os"
 	"slices"
 
-	"understudy.dev/understudy/internal/live/agent"
 	"understudy.dev/understudy/internal/live/initramfs"
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // guestModules are what the agent and a pair's disks need of a kernel that has its
@@ -53,7 +53,7 @@ func (i Image) WriteFile(path string) error {
 			return err
 		}
 	}
-	checker, err := initramfs.Program(agent.Checker)
+	checker, err := initramfs.Program(wire.Checker)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // Spec says what a partition is made of.
@@ -121,7 +123,7 @@ func (s *Spec) command() *command {
 	c.opt("-device", "pvpanic") // kernels before 5.13 have a driver for this one only
 	c.opt("-device", "virtio-serial-pci")
 	c.opt("-chardev", "socket", "id=agent", "path="+s.AgentPath(), "server=on", "wait=off")
-	c.opt("-device", "virtserialport", "chardev=agent", "name=org.understudy.agent")
+	c.opt("-device", "virtserialport", "chardev=agent", "name="+wire.PortName)
 	c.opt("-object", "memory-backend-file", "id=beat", "size=4096", "mem-path="+s.BeatPath(), "share=on")
 	c.opt("-device", "ivshmem-plain", "memdev=beat")
 	for _, d := range s.Devices {

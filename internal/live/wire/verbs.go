@@ -2,6 +2,18 @@ package wire
 
 import "time"
 
+// PortName is the virtio-serial port that an agent speaks on.
+const PortName = "org.understudy.agent"
+
+// Serial numbers of the disks of an understudy besides the shared ones.
+const (
+	StagingDisk   = "staging"   // what salvaged data comes on
+	RehearsalDisk = "rehearsal" // small and empty: a takeover is rehearsed on it
+)
+
+// Checker is the program in a guest that checks a file system of the ext family.
+const Checker = "/sbin/e2fsck"
+
 // Verbs that the supervisor asks of an agent. Hello goes the other way: it is
 // the agent's first message.
 const (

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover/supervisor"
@@ -56,7 +55,7 @@ func (d *Disk) run(ctx context.Context, j Job, g Guest, r *Result) error {
 		Append: "panic=-1",
 		Devices: []partition.Device{
 			partition.Overlay{Disk: partition.Disk{Name: diskName, Image: d.path}, File: d.overlay()},
-			partition.Disk{Name: device.StagingName, Image: s.Path(), ReadOnly: true},
+			partition.Disk{Name: wire.StagingDisk, Image: s.Path(), ReadOnly: true},
 		},
 	}
 	var a *supervisor.Appliance

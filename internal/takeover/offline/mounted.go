@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"understudy.dev/understudy/internal/live/agent"
+	"understudy.dev/understudy/internal/live/filewriter"
 )
 
 // Mounted is a file system that this machine has mounted.
@@ -54,7 +54,7 @@ func (m Mounted) Apply(ctx context.Context, j Job) (r *Result, err error) {
 		return nil, context.Cause(ctx)
 	}
 	err = r.stage("write files", func() error {
-		r.Applied, err = agent.Apply(dir, m.Type, staging, s.apply, m.Died)
+		r.Applied, err = filewriter.Apply(dir, m.Type, staging, s.apply, m.Died)
 		return err
 	})
 	if err != nil {

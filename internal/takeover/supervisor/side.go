@@ -93,9 +93,9 @@ func (s *Supervisor) devices(side *side, i int, active bool) ([]partition.Device
 		devices = append(devices, partition.Vacancy{Disk: disk, Size: size})
 	}
 	if !active {
-		devices = append(devices, partition.Disk{Name: device.StagingName, Image: s.staging.Path(), ReadOnly: true})
+		devices = append(devices, partition.Disk{Name: wire.StagingDisk, Image: s.staging.Path(), ReadOnly: true})
 		if s.rehearses() {
-			devices = append(devices, partition.Disk{Name: device.RehearsalName, Image: s.rehearsalPath()})
+			devices = append(devices, partition.Disk{Name: wire.RehearsalDisk, Image: s.rehearsalPath()})
 		}
 	}
 	for n, nic := range s.Pair.NICs {

@@ -1,4 +1,4 @@
-package agent
+package filewriter
 
 import (
 	"errors"
@@ -28,11 +28,11 @@ const capabilityName = "security.capability"
 // first piece and closed after its last. It keeps what the writing itself
 // would change and must not.
 type target struct {
-	file  wire.File
-	left  atomic.Int32 // pieces not yet written
-	kind  string       // type of the file system; empty: of the ext family
-	root  uint64       // subvolume of btrfs
-	loose *loose       // what else there is to do; nil: nothing
+	file     wire.File
+	left     atomic.Int32 // pieces not yet written
+	kind     string       // type of the file system; empty: of the ext family
+	root     uint64       // subvolume of btrfs
+	unlogged *unlogged    // what else there is to do; nil: nothing
 
 	mu         sync.Mutex
 	opened     bool
@@ -106,16 +106,16 @@ func (t *target) openByHandle(mount int) error {
 		return fmt.Errorf("get inode flags: %w", err)
 	}
 	t.mapped = flags&extentsFlag != 0
-	if t.capability, err = readCapability(fd); err != nil || t.loose == nil {
+	if t.capability, err = readCapability(fd); err != nil || t.unlogged == nil {
 		return err
 	}
-	return t.loose.prepare(t)
+	return t.unlogged.prepare(t)
 }
 
 // handle is that of the file, or of the one that was made in its place.
 func (t *target) handle() (unix.FileHandle, error) {
-	if t.loose != nil && t.loose.made != nil {
-		return *t.loose.made, nil
+	if t.unlogged != nil && t.unlogged.made != nil {
+		return *t.unlogged.made, nil
 	}
 	return handleOf(t.kind, &t.file, t.root)
 }
@@ -228,8 +228,8 @@ func (t *target) settle() error {
 			return err
 		}
 	}
-	if t.loose != nil {
-		if err := t.loose.own(t); err != nil {
+	if t.unlogged != nil {
+		if err := t.unlogged.own(t); err != nil {
 			return err
 		}
 	}

@@ -1,4 +1,4 @@
-package agent
+package filewriter
 
 import (
 	"errors"
@@ -10,10 +10,10 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// loose is a file of which the disk may have an older state, or nothing at all, on
+// unlogged is a file of which the disk may have an older state, or nothing at all, on
 // a file system whose log was not finished: what there is to it besides its
 // content.
-type loose struct {
+type unlogged struct {
 	attr *wire.Attr
 	file *wire.File
 	// made is the file that was made in its place, as dir/temp for the time being.
@@ -28,10 +28,10 @@ type loose struct {
 	ready   bool // its content on the disk was made fit for the runs
 }
 
-func (l *loose) kind() uint32 { return l.attr.Mode & unix.S_IFMT }
+func (l *unlogged) kind() uint32 { return l.attr.Mode & unix.S_IFMT }
 
 // path is its first name, or empty.
-func (l *loose) path() string {
+func (l *unlogged) path() string {
 	if len(l.attr.Paths) == 0 {
 		return ""
 	}
@@ -43,7 +43,7 @@ var errLater = errors.New("it was changed after the crash")
 
 // old wants the open file not to have been changed since the crash. No call sets
 // the time of a change of an inode.
-func (l *loose) old(fd int) error {
+func (l *unlogged) old(fd int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return fmt.Errorf("stat: %w", err)
@@ -57,7 +57,7 @@ func (l *loose) old(fd int) error {
 // prepare makes the content of a file that is on the disk fit for the runs: what
 // was a hole becomes one, and what is neither that nor in the runs must be where
 // the dead kernel had it.
-func (l *loose) prepare(t *target) error {
+func (l *unlogged) prepare(t *target) error {
 	if l.made != nil || l.ready {
 		return nil
 	}
@@ -87,7 +87,7 @@ func (l *loose) prepare(t *target) error {
 
 // own gives an open file the owner and the permissions that it had, and notes the
 // flags.
-func (l *loose) own(t *target) error {
+func (l *unlogged) own(t *target) error {
 	if l.attr.Settled {
 		return nil
 	}

@@ -1,4 +1,4 @@
-package agent
+package filewriter
 
 import (
 	"errors"
@@ -37,7 +37,7 @@ func (r *restorer) name(written map[int]bool) {
 
 // nameOne gives a file one name. What else has that name gives way only if replace
 // is set.
-func (r *restorer) nameOne(l *loose, at string, replace bool) error {
+func (r *restorer) nameOne(l *unlogged, at string, replace bool) error {
 	dir, name, err := r.parent(at)
 	if err != nil {
 		return err
@@ -87,7 +87,7 @@ func (r *restorer) nameOne(l *loose, at string, replace bool) error {
 }
 
 // reopen opens the file that was written.
-func (r *restorer) reopen(l *loose) (int, error) {
+func (r *restorer) reopen(l *unlogged) (int, error) {
 	if l.made != nil {
 		return unix.OpenByHandleAt(r.mount, *l.made, unix.O_PATH|unix.O_CLOEXEC)
 	}
@@ -96,7 +96,7 @@ func (r *restorer) reopen(l *loose) (int, error) {
 
 // giveWay takes a name from another file. One that is known not to have it any
 // more loses it; any other keeps a name beside it.
-func (r *restorer) giveWay(l *loose, dir int, name, at string, there *unix.Stat_t) error {
+func (r *restorer) giveWay(l *unlogged, dir int, name, at string, there *unix.Stat_t) error {
 	if other := r.known[idOf(there)]; other != nil && there.Mode&unix.S_IFMT == unix.S_IFREG && r.stale(other, at) {
 		if err := unix.Unlinkat(dir, name, 0); err != nil {
 			return err
@@ -124,7 +124,7 @@ func (r *restorer) giveWay(l *loose, dir int, name, at string, there *unix.Stat_
 // stale says whether a file on the disk has a name there that it had lost: it was
 // deleted, or all the names that it had are known, are on the disk, and this is
 // none of them.
-func (r *restorer) stale(l *loose, at string) bool {
+func (r *restorer) stale(l *unlogged, at string) bool {
 	if l.attr.Links == 0 {
 		return true
 	}
@@ -132,7 +132,7 @@ func (r *restorer) stale(l *loose, at string) bool {
 }
 
 // complete says whether a file has all the names that it had.
-func (r *restorer) complete(l *loose) bool {
+func (r *restorer) complete(l *unlogged) bool {
 	if int(l.attr.Links) != len(l.attr.Paths) {
 		return false
 	}
@@ -163,7 +163,7 @@ func (r *restorer) complete(l *loose) bool {
 // deleted files that are back. To find them it looks at every name on the disk, if
 // there is any to be found.
 func (r *restorer) oldNames(written map[int]bool) {
-	wanted := make(map[inodeID]*loose)
+	wanted := make(map[inodeID]*unlogged)
 	for id, l := range r.known {
 		if l.attr.Links == 0 || !l.failed && written[l.attr.File] && r.surplus(l) {
 			wanted[id] = l
@@ -262,7 +262,7 @@ func (r *restorer) dropTemporary() {
 }
 
 // surplus says whether a file has more names than it had.
-func (r *restorer) surplus(l *loose) bool {
+func (r *restorer) surplus(l *unlogged) bool {
 	fd, err := r.reopen(l)
 	if err != nil {
 		return false

@@ -1,11 +1,10 @@
-package agent
+package filewriter
 
 import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -268,23 +267,5 @@ func TestGatherFillsBuffers(t *testing.T) {
 	}
 	if total != 3*chunk+1+512 {
 		t.Errorf("%d bytes in batches", total)
-	}
-}
-
-func TestMountOptions(t *testing.T) {
-	flags, data := mountOptions("noatime,data=journal,,nosuid,commit=1")
-	if flags != unix.MS_NOATIME|unix.MS_NOSUID || data != "data=journal,commit=1" {
-		t.Errorf("flags %#x, data %q", flags, data)
-	}
-}
-
-func TestChildren(t *testing.T) {
-	c := newChildren()
-	cmd := exec.Command("true")
-	if err := c.start(cmd); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.wait(cmd); err != nil || len(c.ours) != 0 {
-		t.Errorf("%v, %v left", err, c.ours)
 	}
 }

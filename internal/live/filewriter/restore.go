@@ -1,4 +1,4 @@
-package agent
+package filewriter
 
 import (
 	"cmp"
@@ -22,9 +22,9 @@ type restorer struct {
 	mount  int    // descriptor of the top directory
 	top    string // path of it
 	kind   string // type of the file system
-	all    []*loose
+	all    []*unlogged
 	dirs   map[string]unix.FileHandle // by the path that they had
-	known  map[inodeID]*loose         // regular files that are on the disk
+	known  map[inodeID]*unlogged      // regular files that are on the disk
 	result *wire.ApplyResult
 }
 
@@ -37,14 +37,14 @@ func idOf(st *unix.Stat_t) inodeID { return inodeID{uint64(st.Dev), st.Ino} }
 func newRestorer(mount *os.File, kind string, files []wire.File, attrs []wire.Attr, died time.Time, result *wire.ApplyResult) (*restorer, error) {
 	r := &restorer{
 		mount: int(mount.Fd()), top: mount.Name(), kind: kind, result: result,
-		dirs: make(map[string]unix.FileHandle), known: make(map[inodeID]*loose),
+		dirs: make(map[string]unix.FileHandle), known: make(map[inodeID]*unlogged),
 	}
 	for i := range attrs {
 		a := &attrs[i]
 		if a.File < 0 || a.File >= len(files) {
 			return nil, fmt.Errorf("%w: attributes of file %d of %d", wire.ErrPlan, a.File, len(files))
 		}
-		r.all = append(r.all, &loose{attr: a, file: &files[a.File], died: died})
+		r.all = append(r.all, &unlogged{attr: a, file: &files[a.File], died: died})
 	}
 	return r, nil
 }
@@ -57,7 +57,7 @@ func (w *writer) restore(mount *os.File, files []wire.File, attrs []wire.Attr, d
 		return err
 	}
 	var some []wire.File
-	var about []*loose
+	var about []*unlogged
 	var chosen []int
 	_ = measure(result, "find files", func() error {
 		found := restore.begin()
@@ -85,12 +85,12 @@ func (w *writer) restore(mount *os.File, files []wire.File, attrs []wire.Attr, d
 }
 
 // fail records that something could not be done to a file.
-func (r *restorer) fail(l *loose, err error) {
+func (r *restorer) fail(l *unlogged, err error) {
 	l.failed = true
 	r.result.Failures = append(r.result.Failures, wire.Failure{Inode: l.file.Inode, Generation: l.file.Generation, Reason: err.Error()})
 }
 
-func (r *restorer) act(kind string, l *loose, at, other string) {
+func (r *restorer) act(kind string, l *unlogged, at, other string) {
 	a := wire.Act{Kind: kind, Inode: l.file.Inode, Generation: l.file.Generation, Path: []byte(at)}
 	if other != "" {
 		a.Other = []byte(other)
@@ -100,8 +100,8 @@ func (r *restorer) act(kind string, l *loose, at, other string) {
 
 // begin makes directories and files that are missing, those under temporary names.
 // It gives what is to be written to by the place in the plan.
-func (r *restorer) begin() map[int]*loose {
-	targets := make(map[int]*loose)
+func (r *restorer) begin() map[int]*unlogged {
+	targets := make(map[int]*unlogged)
 	// What is there is found before anything is made: btrfs gives what is made the
 	// numbers that what is missing had, and the generation may be the same.
 	for _, l := range r.all {
@@ -110,7 +110,7 @@ func (r *restorer) begin() map[int]*loose {
 		}
 	}
 	// A directory after the one that it is in.
-	slices.SortStableFunc(r.all, func(a, b *loose) int { return cmp.Compare(len(a.path()), len(b.path())) })
+	slices.SortStableFunc(r.all, func(a, b *unlogged) int { return cmp.Compare(len(a.path()), len(b.path())) })
 	for _, l := range r.all {
 		if l.kind() == unix.S_IFDIR && !l.failed {
 			if err := r.directory(l); err != nil {
@@ -142,7 +142,7 @@ func (r *restorer) begin() map[int]*loose {
 }
 
 // open opens an inode by its handle, without access to its content.
-func (r *restorer) open(l *loose) (int, error) {
+func (r *restorer) open(l *unlogged) (int, error) {
 	fh, err := handleOf(r.kind, l.file, l.attr.Root)
 	if err != nil {
 		return -1, err
@@ -153,7 +153,7 @@ func (r *restorer) open(l *loose) (int, error) {
 var errMissing = errors.New("not on the disk: its creation was not committed")
 
 // probe finds out whether an inode is on the disk.
-func (r *restorer) probe(l *loose) error {
+func (r *restorer) probe(l *unlogged) error {
 	fd, err := r.open(l)
 	if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) {
 		l.missing = true
@@ -177,7 +177,7 @@ func (r *restorer) probe(l *loose) error {
 }
 
 // create makes an empty file where a missing one was, under a name of its own.
-func (r *restorer) create(l *loose) error {
+func (r *restorer) create(l *unlogged) error {
 	if len(l.attr.Paths) == 0 {
 		return fmt.Errorf("%w, and it has no name in memory", errMissing)
 	}
@@ -212,7 +212,7 @@ func (r *restorer) create(l *loose) error {
 
 // special is about what is missing and neither a file nor a directory. Only a
 // symbolic link whose target memory has can be made again.
-func (r *restorer) special(l *loose) error {
+func (r *restorer) special(l *unlogged) error {
 	if len(l.attr.Target) == 0 || len(l.attr.Paths) == 0 {
 		return fmt.Errorf("%w, and only files, directories and some symbolic links can be made again", errMissing)
 	}

@@ -1,48 +1,26 @@
-package agent
+package filewriter
 
 import (
-	"context"
 	"fmt"
 	"os"
-
-	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// write writes blocks to a disk that nobody has mounted, and makes them durable.
-func (a *Agent) write(_ context.Context, r wire.WriteRequest) (none, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if _, err := a.disk(r.Disk); err != nil {
-		return none{}, err
-	}
-	staging, err := openStaging()
-	if err != nil {
-		return none{}, err
-	}
-	defer staging.Close()
+// WriteBlocks writes the blocks of a request to a disk that nobody has mounted, and makes
+// them durable.
+func WriteBlocks(disk, staging *os.File, r wire.WriteRequest) error {
 	blocks, err := readList(staging, r.Blocks, r.Len, wire.DecodeBlocks)
 	if err != nil {
-		return none{}, err
+		return err
 	}
-	path, err := diskPath(r.Disk)
-	if err != nil {
-		return none{}, err
-	}
-	// Exclusive: it fails while the disk is mounted (block/bdev.c).
-	disk, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL|unix.O_DIRECT, 0)
-	if err != nil {
-		return none{}, fmt.Errorf("open disk %s: %w", r.Disk, err)
-	}
-	defer disk.Close()
 	if err := copyBlocks(int(disk.Fd()), int(staging.Fd()), blocks); err != nil {
-		return none{}, fmt.Errorf("write blocks to disk %s: %w", r.Disk, err)
+		return fmt.Errorf("write blocks to disk %s: %w", r.Disk, err)
 	}
 	if err := disk.Sync(); err != nil {
-		return none{}, fmt.Errorf("sync disk %s: %w", r.Disk, err)
+		return fmt.Errorf("sync disk %s: %w", r.Disk, err)
 	}
-	return none{}, nil
+	return nil
 }
 
 // copyBlocks copies blocks from the staging disk, those that stand together on

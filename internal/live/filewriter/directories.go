@@ -1,4 +1,4 @@
-package agent
+package filewriter
 
 import (
 	"errors"
@@ -48,7 +48,7 @@ func (r *restorer) parent(at string) (int, string, error) {
 }
 
 // directory finds a directory on the disk, or makes it.
-func (r *restorer) directory(l *loose) error {
+func (r *restorer) directory(l *unlogged) error {
 	if l.attr.Links == 0 && !l.attr.Settled {
 		return nil // removed, and still open somewhere
 	}
@@ -81,10 +81,10 @@ func (r *restorer) directory(l *loose) error {
 }
 
 // isTop says whether it is the top directory.
-func (l *loose) isTop() bool { return len(l.attr.Paths) == 1 && len(l.attr.Paths[0]) == 0 }
+func (l *unlogged) isTop() bool { return len(l.attr.Paths) == 1 && len(l.attr.Paths[0]) == 0 }
 
 // rename gives a directory the path that it had.
-func (r *restorer) rename(l *loose, fd int) error {
+func (r *restorer) rename(l *unlogged, fd int) error {
 	at := l.path()
 	now, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 	if err != nil {
@@ -107,7 +107,7 @@ func (r *restorer) rename(l *loose, fd int) error {
 }
 
 // makeDirectory makes a directory that is missing. One of its name will do.
-func (r *restorer) makeDirectory(l *loose) error {
+func (r *restorer) makeDirectory(l *unlogged) error {
 	at := l.path()
 	if l.attr.Settled || at == "" {
 		return fmt.Errorf("%w, and it has no name in memory", errMissing)
@@ -154,7 +154,7 @@ func (r *restorer) endDirectories() {
 	}
 }
 
-func (r *restorer) endDirectory(l *loose) error {
+func (r *restorer) endDirectory(l *unlogged) error {
 	fd, err := r.openDir(l.path())
 	if err != nil {
 		return err

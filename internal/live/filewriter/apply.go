@@ -1,8 +1,7 @@
-package agent
+package filewriter
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -17,13 +16,11 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// StagingDisk is the serial number of the disk that salvaged data comes on.
-const StagingDisk = "staging"
-
 const (
-	// appliers is how many chunks are under way at once. The data is moved by
-	// the disks' DMA, not by this CPU: several requests keep them busy.
-	appliers = 16
+	// Workers is how many chunks are in flight at once, each in a system call that
+	// blocks. The data is moved by the disks' DMA, not by this CPU: several requests
+	// keep them busy.
+	Workers = 16
 
 	// chunk is how much is read from the staging disk in one request, in
 	// bytes: half a huge page, so that a buffer is physically contiguous and a
@@ -37,30 +34,6 @@ const (
 	// page is the unit of the page cache, in bytes.
 	page = 4096
 )
-
-// apply brings the files of a plan to the state the dead kernel had in memory.
-// A file that cannot be is reported and left as far as it came.
-func (a *Agent) apply(_ context.Context, r wire.ApplyRequest) (wire.ApplyResult, error) {
-	var result wire.ApplyResult
-	a.mu.Lock()
-	dir, ok := a.mounts[r.Disk]
-	d, err := a.disk(r.Disk)
-	a.mu.Unlock()
-	if !ok || err != nil {
-		return result, fmt.Errorf("disk %q is not mounted here", r.Disk)
-	}
-	staging, err := openStaging()
-	if err != nil {
-		return result, err
-	}
-	defer staging.Close()
-	mount, err := os.Open(dir)
-	if err != nil {
-		return result, fmt.Errorf("open mount: %w", err)
-	}
-	defer mount.Close()
-	return Apply(mount, d.Type, staging, r, time.Time{})
-}
 
 // Apply brings the files of a plan on a staging file to the state the dead kernel
 // had in memory, in the file system of a type that is mounted on a directory. A
@@ -92,18 +65,6 @@ func measure(r *wire.ApplyResult, name string, work func() error) error {
 	err := work()
 	r.Phases = append(r.Phases, wire.PhaseTime{Name: name, Took: time.Since(begin)})
 	return err
-}
-
-func openStaging() (*os.File, error) {
-	path, err := diskPath(StagingDisk)
-	if err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open staging disk: %w", err)
-	}
-	return f, nil
 }
 
 func readPlan(staging *os.File, r wire.ApplyRequest) ([]wire.File, error) {
@@ -156,7 +117,7 @@ type writer struct {
 // writeAll goes through the staging disk in large pieces, whatever the size of
 // the files, and finishes each file with its last piece. about is nil, or has what
 // else there is to each of them.
-func (w *writer) writeAll(files []wire.File, about []*loose) error {
+func (w *writer) writeAll(files []wire.File, about []*unlogged) error {
 	w.targets = make([]target, len(files))
 	var pieces []piece
 	var bare []*target // nothing to write into, but for size and times
@@ -164,7 +125,7 @@ func (w *writer) writeAll(files []wire.File, about []*loose) error {
 		t := &w.targets[i]
 		t.file, t.kind = f, w.kind
 		if about != nil {
-			t.loose, t.root = about[i], about[i].attr.Root
+			t.unlogged, t.root = about[i], about[i].attr.Root
 		}
 		before := len(pieces)
 		pieces = t.cut(pieces)
@@ -174,7 +135,7 @@ func (w *writer) writeAll(files []wire.File, about []*loose) error {
 		}
 	}
 	batches := gather(pieces)
-	bufs, free, err := buffers(appliers)
+	bufs, free, err := buffers(Workers)
 	if err != nil {
 		return err
 	}

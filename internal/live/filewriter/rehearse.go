@@ -1,0 +1,84 @@
+package filewriter
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// rehearsalFiles are written in a rehearsal, of these sizes in bytes: whole
+// pages and a part of one, one request and several.
+var rehearsalFiles = []int64{1, page, 10*page + 100, chunk + 3*page + 1, 64 * page, 200}
+
+// Rehearse makes files on a mounted file system of the ext family and writes them by
+// handle, with whatever the staging disk holds.
+func Rehearse(dir string, staging *os.File) error {
+	var files []wire.File
+	for i, size := range rehearsalFiles {
+		f, err := newFile(filepath.Join(dir, fmt.Sprintf("file%d", i)), size)
+		if err != nil {
+			return err
+		}
+		f.Runs = []wire.Run{{Len: size}}
+		files = append(files, f)
+	}
+	if err := SyncFS(dir); err != nil {
+		return err
+	}
+	mount, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer mount.Close()
+	w := &writer{mount: int(mount.Fd()), staging: int(staging.Fd())}
+	if err := w.writeAll(files, nil); err != nil {
+		return err
+	}
+	var result wire.ApplyResult
+	for i := range w.targets {
+		w.targets[i].report(&result)
+	}
+	if len(result.Failures) > 0 {
+		return fmt.Errorf("write file by handle: %s", result.Failures[0].Reason)
+	}
+	return nil
+}
+
+// newFile makes an empty file that is to have a size, and says whose it is.
+func newFile(path string, size int64) (wire.File, error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return wire.File{}, err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return wire.File{}, fmt.Errorf("stat: %w", err)
+	}
+	generation, err := unix.IoctlGetInt(int(f.Fd()), fsIocGetVersion)
+	if err != nil {
+		return wire.File{}, fmt.Errorf("get generation: %w", err)
+	}
+	return wire.File{Inode: st.Ino, Generation: uint32(generation), Size: size}, nil
+}
+
+// fsIocGetVersion is FS_IOC_GETVERSION, _IOR('v', 1, long): it gives an inode's
+// generation (include/uapi/linux/fs.h).
+const fsIocGetVersion = 0x80087601
+
+// SyncFS makes all that was written to the file system of a directory durable.
+func SyncFS(dir string) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", dir, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Syncfs(fd); err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	return nil
+}
