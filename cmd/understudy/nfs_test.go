@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"understudy.dev/understudy/internal/lab/nfslab"
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/takeover"
 )
@@ -20,13 +21,16 @@ import (
 func newNFSLab(t *testing.T, kernel, lease string) *nfslab.Lab {
 	t.Helper()
 	vm(t)
+	if kernel != "default" {
+		tier.Full(t, "NFS on kernel "+kernel)
+	}
 	cache, err := dirs.Cache()
 	if err != nil {
 		t.Fatal(err)
 	}
 	o := nfslab.Options{Kernel: filepath.Join(cache, "kernels", kernel), Program: labBinary, Log: t.Output()}
 	if _, _, err := dirs.Kernel(o.Kernel); err != nil {
-		t.Skip(err)
+		tier.Lacks(t, err)
 	}
 	o.NFS = strings.NewReplacer("lease: 10s", "lease: "+lease, "grace: 10s", "grace: "+lease).Replace(nfslab.DefaultNFS)
 	l, err := nfslab.New(t.Context(), o)
@@ -69,6 +73,7 @@ func TestNFSThroughCrash(t *testing.T) {
 // TestNFSOlderVersions is the same for 4.0 and 4.1. A client of 4.0 cannot say that it
 // has reclaimed all, so that new files wait for the end of the grace.
 func TestNFSOlderVersions(t *testing.T) {
+	tier.Full(t, "older versions of NFS")
 	l := newNFSLab(t, "default", "15s")
 	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()

@@ -21,6 +21,7 @@ import (
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/initramfs"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
@@ -53,14 +54,11 @@ var sources embed.FS
 // skipped if this machine lacks what making it takes.
 func Get(t testing.TB, s Spec) *State {
 	t.Helper()
+	tree := fixture.NeedKernel(t, s.Kernel)
 	for _, tool := range []string{"qemu-system-x86_64", s.Mkfs[0], "go"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%v; run scripts/setup.sh", err)
+			tier.Lacks(t, fmt.Sprintf("%v; run scripts/setup.sh", err))
 		}
-	}
-	tree, err := fixture.Kernel(s.Kernel)
-	if err != nil {
-		t.Skip(err)
 	}
 	cache, err := fixture.CacheDir()
 	if err != nil {
@@ -70,6 +68,7 @@ func Get(t testing.TB, s Spec) *State {
 	if state, err := load(dir); err == nil {
 		return state
 	}
+	tier.Say(t, "make a crash of %s, seed %d, on %s", strings.Join(s.Mkfs, " "), s.Seed, s.Kernel)
 	if err := build(t.Context(), dir, tree, s); err != nil {
 		t.Fatalf("make transaction %+v: %v", s, err)
 	}
