@@ -1,10 +1,12 @@
 # make demo: see a machine's operating system die and its service go on.
-# make test: set up what is needed, and run everything.
+# make test: set up what is needed, and test every feature.
+# make test-quick, make test-full: what needs no guest; all that there is (HACKING.md).
 # make matrix: all supported kernels and file systems; writes docs/SUPPORT.md.
 
 GO ?= go
+BEGAN := $(shell date +%s)
 
-.PHONY: build lab setup check test demo matrix oracle fuzz nfs nfs-crashes bench clean
+.PHONY: build lab setup kernels vet check lint test test-quick test-full demo matrix oracle fuzz nfs nfs-crashes bench clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/understudy ./cmd/understudy
@@ -16,24 +18,46 @@ lab:
 setup:
 	scripts/setup.sh
 
-check:
+# The other kernels.
+kernels: setup
+	scripts/kernels.sh
+
+vet:
 	@unformatted=$$(gofmt -l .) && if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
+
+check: vet
 	$(GO) tool staticcheck ./...
 
-# One package at a time: tests that boot guests measure time, and would disturb
-# each other. Never from the test cache: they run bin/understudy. What failed is told
-# again at the end.
+# What finds faults and is long in the making: built from source the first time, some
+# minutes.
+GOLANGCI ?= $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.11.4
+GOVULNCHECK ?= $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0
+lint:
+	$(GOLANGCI) run ./...
+	$(GOVULNCHECK) ./...
+
+# TIMEOUT is for the tests of one package. RUN is what runs them (internal/lab/tier says
+# what the tiers are); it tells what it does meanwhile.
+TIMEOUT ?= 10m
+RUN = $(GO) run ./internal/lab/cmd/runtests -began $(BEGAN)
+
 test: setup build lab check
-	$(GO) tool gotestsum --format pkgname --format-hide-empty-pkg --hide-summary skipped -- -p 1 -count 1 -timeout 40m ./...
+	$(RUN) -tier test -timeout $(TIMEOUT)
+
+test-quick: vet
+	$(RUN) -tier quick -timeout $(TIMEOUT)
+
+test-full: TIMEOUT = 3h
+test-full: kernels build lab check
+	$(RUN) -tier full -timeout $(TIMEOUT) -table docs/TESTED.md
 
 demo: setup lab
 	bin/understudy-lab demo
 
 # The tests run in their package's directory, hence the absolute path.
-matrix: setup
-	scripts/kernels.sh
-	UNDERSTUDY_MATRIX=$(CURDIR)/docs/SUPPORT.md $(GO) test -count 1 -timeout 3h -v -run '^TestMatrix$$' ./dead/salvage
+matrix: kernels
+	UNDERSTUDY_TIER=full $(GO) test -count 1 -timeout 3h -v -run '^TestMatrix$$' ./dead/salvage -salvage.matrix $(CURDIR)/docs/SUPPORT.md
 
 # Random work, a crash, a rescue, and a comparison with what must be there, SEEDS
 # times, then PROGRAMS times with real programs; writes docs/ORACLE.md. What fails
@@ -41,8 +65,7 @@ matrix: setup
 SEEDS ?= 200
 PROGRAMS ?= 24
 FIRST ?= 1
-oracle: setup build
-	scripts/kernels.sh
+oracle: kernels build
 	$(GO) run ./internal/lab/oracle/cmd -seed $(FIRST) -seeds $(SEEDS) -programs $(PROGRAMS) -table docs/ORACLE.md
 
 # Every parser of foreign bytes, FUZZTIME each; writes docs/FUZZ.md.
@@ -62,8 +85,8 @@ nfs-crashes: RUNS ?= 20
 nfs-crashes: setup lab
 	bin/understudy-lab nfs-crashes --runs $(RUNS) --tree "$$($(GO) env GOROOT)/src/net"
 
-bench: setup build
-	$(GO) test -p 1 -timeout 30m -run '^$$' -bench . ./...
+bench: kernels build
+	UNDERSTUDY_TIER=full $(GO) test -p 1 -timeout 30m -run '^$$' -bench . ./...
 
 clean:
 	rm -rf bin out

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"understudy.dev/understudy/internal/lab/tier"
 )
 
 const module = "understudy.dev/understudy/"
@@ -144,6 +146,9 @@ func TestDeadElsewhere(t *testing.T) {
 	}
 	for _, system := range []string{"windows", "darwin"} {
 		t.Run(system, func(t *testing.T) {
+			if system != "windows" {
+				tier.Full(t, "a third system")
+			}
 			cmd := exec.Command("go", vet...)
 			cmd.Env = append(os.Environ(), "GOOS="+system, "GOARCH=amd64", "CGO_ENABLED=0")
 			if out, err := cmd.CombinedOutput(); err != nil {

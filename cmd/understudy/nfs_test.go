@@ -13,6 +13,7 @@ import (
 
 	"understudy.dev/understudy/internal/lab/hold"
 	"understudy.dev/understudy/internal/lab/nfslab"
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/takeover"
 )
@@ -22,13 +23,16 @@ import (
 func newNFSLab(t *testing.T, kernel, lease string) *nfslab.Lab {
 	t.Helper()
 	vm(t)
+	if kernel != "default" {
+		tier.Full(t, "NFS on kernel "+kernel)
+	}
 	cache, err := dirs.Cache()
 	if err != nil {
 		t.Fatal(err)
 	}
 	o := nfslab.Options{Kernel: filepath.Join(cache, "kernels", kernel), Program: labBinary, Log: t.Output()}
 	if _, _, err := dirs.Kernel(o.Kernel); err != nil {
-		t.Skip(err)
+		tier.Lacks(t, err)
 	}
 	o.Append = hold.Parameters() // the disk has nothing that the clients were not promised
 	o.NFS = strings.NewReplacer("lease: 10s", "lease: "+lease, "grace: 10s", "grace: "+lease).Replace(nfslab.DefaultNFS)
@@ -72,6 +76,7 @@ func TestNFSThroughCrash(t *testing.T) {
 // TestNFSOlderVersions is the same for 4.0 and 4.1. A client of 4.0 cannot say that it
 // has reclaimed all, so that new files wait for the end of the grace.
 func TestNFSOlderVersions(t *testing.T) {
+	tier.Full(t, "older versions of NFS")
 	l := newNFSLab(t, "default", "30s")
 	ctx, cancel := context.WithTimeout(t.Context(), nfsLimit)
 	defer cancel()

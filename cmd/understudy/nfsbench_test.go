@@ -9,11 +9,8 @@ import (
 
 	"understudy.dev/understudy/internal/lab/nfsbench"
 	"understudy.dev/understudy/internal/lab/nfslab"
+	"understudy.dev/understudy/internal/lab/tier"
 )
-
-// longTests, if set, has tests run that take many minutes, and that make nfs and make
-// nfs-crashes do at length.
-const longTests = "UNDERSTUDY_LONG"
 
 // nfsPlaceForTest is what an NFS lab of a test needs.
 func nfsPlaceForTest(t *testing.T) (o nfslab.Options) {
@@ -28,12 +25,10 @@ func nfsPlaceForTest(t *testing.T) (o nfslab.Options) {
 	return o
 }
 
-// TestNFSBench: through a takeover no client loses a byte or is told an error but
+// TestNFSBench (make nfs does it at length): through a takeover no client loses a byte or is told an error but
 // that of a lost reply; through a reboot, the same work loses what was not saved.
 func TestNFSBench(t *testing.T) {
-	if os.Getenv(longTests) == "" {
-		t.Skip("it takes some minutes; set " + longTests + "=1, or see make nfs and make nfs-crashes")
-	}
+	tier.Full(t, "some minutes of NFS")
 	for _, row := range []nfsbench.Row{nfsbench.Takeover, nfsbench.Reboot} {
 		t.Run(strings.Fields(row.Name)[0], func(t *testing.T) {
 			o := nfsbench.Options{Lab: nfsPlaceForTest(t), Say: t.Output()}
@@ -75,11 +70,10 @@ func checkRetried(t *testing.T, r *nfsbench.Report) {
 	}
 }
 
-// TestNFSCrashes crashes a server while its client runs real programs.
+// TestNFSCrashes crashes a server while its client runs real programs, as make
+// nfs-crashes does at length.
 func TestNFSCrashes(t *testing.T) {
-	if os.Getenv(longTests) == "" {
-		t.Skip("it takes some minutes; set " + longTests + "=1, or see make nfs and make nfs-crashes")
-	}
+	tier.Full(t, "some minutes of NFS")
 	o := nfsPlaceForTest(t)
 	if _, err := os.Stat("/usr/bin/fio"); err != nil {
 		t.Skipf("%v: scripts/setup.sh installs it", err)

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/lab/netlab"
+	"understudy.dev/understudy/internal/lab/tier"
 )
 
 // The pair's network identity and the client beside it.
@@ -281,6 +282,9 @@ func TestClientsAreTold(t *testing.T) {
 func TestClientsAreNotTold(t *testing.T) {
 	for _, policy := range []string{"notify: none", "notify: [80]"} {
 		t.Run(policy, func(t *testing.T) {
+			if policy != "notify: none" {
+				tier.Full(t, policy)
+			}
 			vm(t)
 			lab := networkPair(t, policy)
 			idle := newClient(t, lab, pair4, false)

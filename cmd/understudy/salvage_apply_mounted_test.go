@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
@@ -51,6 +52,9 @@ func (b *bench) mount(options string) (dir string, end func()) {
 func TestApplyMounted(t *testing.T) {
 	for name, options := range map[string]string{"xfs": "noatime", "btrfs": "noatime,subvolid=5"} {
 		t.Run(name, func(t *testing.T) {
+			if name == "xfs" {
+				tier.Full(t, "a mounted XFS")
+			}
 			b := newBench(t, fixture.Everything(fixture.Default), name)
 			dir, end := b.mount(options)
 			mine := func(args ...string) offline.Report {

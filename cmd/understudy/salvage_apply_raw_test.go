@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/guest"
 	"understudy.dev/understudy/internal/live/partition"
@@ -20,10 +21,11 @@ func guestFor(t *testing.T) offline.Guest {
 	t.Helper()
 	kernel, modules, err := dirs.Kernel("")
 	if err != nil {
-		t.Skip(err)
+		tier.Lacks(t, err)
 	}
+	cpus := thisMachine(t).Two()
 	return offline.Guest{
-		Kernel: kernel, Accel: partition.TCG, CPUs: []int{0, 1}, Dir: dirs.Run("apply-raw"),
+		Kernel: kernel, Accel: partition.TCG, CPUs: cpus[:], Dir: dirs.Run("apply-raw"),
 		Image: guest.Image{Program: binary, Modules: modules}.WriteFile,
 	}
 }

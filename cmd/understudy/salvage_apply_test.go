@@ -15,6 +15,7 @@ import (
 	"understudy.dev/understudy/dead/inventory"
 	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/fixture/record"
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover/offline"
 )
@@ -177,6 +178,9 @@ func differs(got, want record.File, loose, again bool) string {
 func TestApply(t *testing.T) {
 	for _, name := range fixture.Basic.FS {
 		t.Run(name, func(t *testing.T) {
+			if name == "ext4-1k" {
+				tier.Full(t, "small blocks")
+			}
 			b := newBench(t, fixture.Basic, name)
 			dry := b.apply("--dry-run")
 			b.untouched()
@@ -203,6 +207,9 @@ func TestApplyWithoutJournal(t *testing.T) {
 		{"6.12-cloud", "xfs"}, {"6.12-cloud", "btrfs"}, {"newest-cloud", "xfs"}, {"newest-cloud", "btrfs"},
 	} {
 		t.Run(of.kernel+" "+of.fs, func(t *testing.T) {
+			if of.fs == "xfs-1k" {
+				tier.Full(t, "small blocks")
+			}
 			b := newBench(t, fixture.Everything(of.kernel), of.fs)
 			r := b.apply()
 			for _, why := range r.Refused {

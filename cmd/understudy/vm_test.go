@@ -18,6 +18,7 @@ import (
 
 	"understudy.dev/understudy/internal/lab/demo"
 	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
 )
 
@@ -31,19 +32,20 @@ const labBinary = "../../bin/understudy-lab"
 // runs of its own, which must be as they were when it ends.
 func vm(t *testing.T) {
 	t.Helper()
+	tier.Guest(t)
 	if os.Getuid() != 0 {
-		t.Skip("not root: pairs need namespaces and taps")
+		tier.Lacks(t, "not root: pairs need namespaces and taps")
 	}
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		t.Skipf("%v: scripts/setup.sh installs it", err)
+		tier.Lacks(t, fmt.Sprintf("%v: scripts/setup.sh installs it", err))
 	}
 	for _, program := range []string{binary, labBinary} {
 		if _, err := os.Stat(program); err != nil {
-			t.Skipf("%v: make build lab makes it", err)
+			tier.Lacks(t, fmt.Sprintf("%v: make build lab makes it", err))
 		}
 	}
 	if _, _, err := dirs.Kernel(""); err != nil {
-		t.Skip(err)
+		tier.Lacks(t, err)
 	}
 	t.Setenv("UNDERSTUDY_RUN", t.TempDir())
 	links, before := hostLinks(t), leftovers(t)
@@ -147,6 +149,9 @@ func runDemo(t *testing.T, args ...string) demo.Report {
 func TestDemo(t *testing.T) {
 	for _, fs := range []string{"ext4", "ext3"} {
 		t.Run(fs, func(t *testing.T) {
+			if fs != "ext4" {
+				tier.Full(t, "the demo on "+fs)
+			}
 			vm(t)
 			r := runDemo(t, "--fs", fs)
 			if r.BytesWrong != 0 || r.FilesMissing != 0 || r.FilesCompared < 200 || r.Refused != 0 {
@@ -187,6 +192,7 @@ func TestDemoKernels(t *testing.T) {
 }
 
 func TestDemoWithoutSalvage(t *testing.T) {
+	tier.Full(t, "the demo without salvage")
 	vm(t)
 	r := runDemo(t, "--no-salvage")
 	if r.SyncedWrong != 0 || r.WithoutSalvage.SyncedWrong != 0 {
@@ -198,6 +204,7 @@ func TestDemoWithoutSalvage(t *testing.T) {
 }
 
 func TestDemoHang(t *testing.T) {
+	tier.Full(t, "the demo with a hang")
 	vm(t)
 	r := runDemo(t, "--hang", "--contrast=false")
 	if r.BytesWrong != 0 || r.FilesMissing != 0 {
@@ -209,6 +216,7 @@ func TestDemoHang(t *testing.T) {
 }
 
 func TestDemoCannotFence(t *testing.T) {
+	tier.Full(t, "the demo without a fence")
 	vm(t)
 	r := runDemo(t, "--cannot-fence")
 	if !strings.Contains(r.FenceError, "sleep") || len(r.Steps) != 0 {

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"understudy.dev/understudy/internal/lab/netlab"
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
 )
 
@@ -271,6 +272,9 @@ func TestWebService(t *testing.T) {
 		"rollback journal": {"journal_mode=WAL", "journal_mode=DELETE"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if edit != nil {
+				tier.Full(t, "another journal of SQLite")
+			}
 			vm(t)
 			static := make([]byte, 64<<10)
 			rand.NewChaCha8([32]byte{1}).Read(static)
@@ -335,6 +339,7 @@ func checkWebClient(t *testing.T, c *webClient, live time.Time, found map[string
 // TestWebServiceWithoutSalvage: without what the dead kernel had not saved, rows that
 // clients had an answer for are lost. So they were in its memory only.
 func TestWebServiceWithoutSalvage(t *testing.T) {
+	tier.Full(t, "the contrast")
 	vm(t)
 	static := []byte("static")
 	lab := webPair(t, static, "services:", "takeover: {salvage: false}\nservices:")

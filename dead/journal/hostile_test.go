@@ -19,6 +19,7 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/tier"
 )
 
 // recorder remembers where memory was looked at, but for whole blocks: their
@@ -72,6 +73,9 @@ func TestHostileJournal(t *testing.T) {
 	image := fixture.Get(t, fixture.Basic)
 	for _, d := range image.Disks {
 		t.Run(d.Name, func(t *testing.T) {
+			if d.Name != "ext4" {
+				tier.Full(t, "hostile memory of "+d.Name)
+			}
 			base, err := os.Open(d.Image)
 			if err != nil {
 				t.Fatal(err)

@@ -3,6 +3,7 @@ package salvage_test
 import (
 	"cmp"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,12 +18,10 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// matrixEnv, if set, names the file that the results of the whole matrix go to
-// (make matrix). Without it only one crash of each kernel that is at hand is
-// looked at.
-const matrixEnv = "UNDERSTUDY_MATRIX"
+var matrixTable = flag.String("salvage.matrix", "", "the file that TestMatrix writes its results to (make matrix)")
 
 // crashes are the rows for each kernel.
 var crashes = []struct {
@@ -54,11 +53,11 @@ type row struct {
 }
 
 func TestMatrix(t *testing.T) {
-	into := os.Getenv(matrixEnv)
+	into := *matrixTable
 	rows := make(map[string][]row) // by kernel
 	for _, crash := range crashes {
 		for _, name := range fixture.Kernels {
-			if (crash.only != nil && !slices.Contains(crash.only, name)) || (into == "" && crash.name != "basic") {
+			if crash.only != nil && !slices.Contains(crash.only, name) {
 				continue
 			}
 			spec := crash.spec
@@ -74,6 +73,9 @@ func TestMatrix(t *testing.T) {
 					r.cells[fs] = cell{failed: true}
 				}
 				defer func() { rows[name] = append(rows[name], r) }()
+				if crash.name != "basic" {
+					tier.Full(t, "another crash than the basic one")
+				}
 				image := fixture.Get(t, spec)
 				r.kernel = image.Release
 				checkImage(t, image, spec, r.cells)

@@ -22,6 +22,7 @@ import (
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/hold"
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/initramfs"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
@@ -57,14 +58,11 @@ var sources embed.FS
 // skipped if this machine lacks what making it takes.
 func Get(t testing.TB, s Spec) *State {
 	t.Helper()
+	tree := fixture.NeedKernel(t, s.Kernel)
 	for _, tool := range []string{"qemu-system-x86_64", s.Mkfs[0], "go"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%v; run scripts/setup.sh", err)
+			tier.Lacks(t, fmt.Sprintf("%v; run scripts/setup.sh", err))
 		}
-	}
-	tree, err := fixture.Kernel(s.Kernel)
-	if err != nil {
-		t.Skip(err)
 	}
 	cache, err := fixture.CacheDir()
 	if err != nil {
@@ -74,6 +72,7 @@ func Get(t testing.TB, s Spec) *State {
 	if state, err := load(dir); err == nil {
 		return state
 	}
+	tier.Say(t, "make a crash of %s, seed %d, on %s", strings.Join(s.Mkfs, " "), s.Seed, s.Kernel)
 	for try := 1; ; try++ {
 		err := build(t.Context(), dir, tree, s)
 		if err == nil {

@@ -17,6 +17,7 @@ import (
 
 	"understudy.dev/understudy/internal/lab/dirtylog/order"
 	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/initramfs"
 )
 
@@ -35,9 +36,10 @@ type guest struct {
 func boot(t testing.TB, kernel string, o order.Order, disks map[string]string) *guest {
 	t.Helper()
 	if _, err := exec.LookPath(qemu); err != nil {
-		t.Skip(err, "; run scripts/setup.sh")
+		tier.Lacks(t, fmt.Sprint(err, "; run scripts/setup.sh"))
 	}
 	release := fixture.NeedKernel(t, kernel)
+	tier.Say(t, "boot %s with %d disks", kernel, len(disks))
 	dir := t.TempDir()
 	initrd := pack(t, dir, release, o)
 	g := &guest{console: filepath.Join(dir, "console"), ended: make(chan struct{})}
@@ -152,7 +154,7 @@ type Format struct {
 func (f Format) Make(t testing.TB, path string) {
 	t.Helper()
 	if _, err := exec.LookPath("mke2fs"); err != nil {
-		t.Skip(err, "; run scripts/setup.sh")
+		tier.Lacks(t, fmt.Sprint(err, "; run scripts/setup.sh"))
 	}
 	if err := os.WriteFile(path, nil, 0o644); err != nil {
 		t.Fatal(err)

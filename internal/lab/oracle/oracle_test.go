@@ -12,6 +12,7 @@ import (
 
 	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/oracle/script"
+	"understudy.dev/understudy/internal/lab/tier"
 )
 
 var (
@@ -30,15 +31,14 @@ func TestMain(m *testing.M) {
 // need skips a test where no guest can run.
 func need(t *testing.T, kernels ...string) {
 	t.Helper()
+	tier.Guest(t)
 	for _, tool := range []string{"qemu-system-x86_64", "mkfs.ext4", "e2fsck", "debugfs"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%v; run scripts/setup.sh", err)
+			tier.Lacks(t, fmt.Sprintf("%v; run scripts/setup.sh", err))
 		}
 	}
 	for _, k := range kernels {
-		if _, err := fixture.Kernel(k); err != nil {
-			t.Skip(err)
-		}
+		fixture.NeedKernel(t, k)
 	}
 }
 
@@ -76,6 +76,7 @@ func TestUnrescued(t *testing.T) {
 // TestDetects has a guest leave a file system that is just so, spoils one thing
 // in each of several copies, and wants each to be found.
 func TestDetects(t *testing.T) {
+	tier.Full(t, "what a guest finds on disks that are not as they must be")
 	need(t, fixture.Default)
 	ctx := t.Context()
 	c, err := Case{Seed: 5, Config: config(t, "ext4"), Kernel: fixture.Default, Crash: Clean}.Run(ctx, tmpfs(t))
@@ -176,21 +177,26 @@ func flip(t *testing.T, image string, n *script.Node) {
 	}
 }
 
-// TestRescue is the oracle itself, with a few seeds.
+// TestRescue is the oracle itself, with a few seeds; in make test with one, on the
+// default kernel.
 func TestRescue(t *testing.T) {
-	need(t, Kernels...)
+	kernels, seeds, more := Kernels, *seeds, *more
+	if !tier.IsFull() {
+		kernels, seeds, more = []string{fixture.Default}, 1, 0
+	}
+	need(t, kernels...)
 	binary, err := filepath.Abs("../../../bin/understudy")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command(binary, "salvage", "apply", "--help").Output(); err != nil || !bytes.Contains(out, []byte("--disk")) {
-		t.Skip("bin/understudy cannot rescue; run make build")
+		tier.Lacks(t, "bin/understudy cannot rescue; run make build")
 	}
-	cases, err := Cases(*first, *seeds, nil, nil, nil)
+	cases, err := Cases(*first, seeds, nil, kernels, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	real, err := Cases(*first, *more, nil, nil, nil)
+	real, err := Cases(*first, more, nil, kernels, nil)
 	if err == nil {
 		real, err = WithPrograms(real, nil)
 	}

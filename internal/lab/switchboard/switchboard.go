@@ -22,6 +22,7 @@ import (
 
 	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/switchboard/truth"
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/initramfs"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
@@ -58,9 +59,10 @@ func Get(t testing.TB, kernel string, o truth.Order) *Image {
 	}
 	for _, tool := range []string{"qemu-system-x86_64", "go"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%v; run scripts/setup.sh", err)
+			tier.Lacks(t, fmt.Sprintf("%v; run scripts/setup.sh", err))
 		}
 	}
+	tier.Say(t, "make an image of %d pairs of connections on %s", o.Pairs, kernel)
 	for try := 1; ; try++ {
 		err := build(t.Context(), dir, tree, o)
 		if err == nil {
