@@ -42,12 +42,14 @@ func console(base string) error {
 	}
 	conn, err := net.Dial("unix", base+".console")
 	if err != nil {
-		os.Stdout.Write(said)
+		_, _ = os.Stdout.Write(said) // there is nobody else to tell
 		return fmt.Errorf("the partition is dead; this was its console: %w", err)
 	}
 	defer conn.Close()
 	fmt.Fprintln(os.Stderr, "Ctrl-] leaves.")
-	os.Stdout.Write(said)
+	if _, err := os.Stdout.Write(said); err != nil {
+		return err
+	}
 	restore, err := rawTerminal(int(os.Stdin.Fd()))
 	if err != nil {
 		return err

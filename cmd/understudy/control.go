@@ -89,7 +89,7 @@ func (c *control) serve(ctx context.Context, dir string) error {
 			if err != nil {
 				return
 			}
-			go wire.New(conn, c.answer).Serve(ctx)
+			go func() { _ = wire.New(conn, c.answer).Serve(ctx) }() // it ends with the connection
 		}
 	}()
 	return nil
@@ -293,6 +293,6 @@ func ask(ctx context.Context, name, verb string, in, out any) error {
 	}
 	c := wire.New(conn, nil)
 	defer c.Close()
-	go c.Serve(ctx)
+	go func() { _ = c.Serve(ctx) }() // what ends it fails the call
 	return c.Call(ctx, verb, in, out)
 }

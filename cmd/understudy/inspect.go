@@ -89,14 +89,14 @@ func inspect(m *inventory.Image) (*chosen, *inspection, error) {
 	c := &chosen{image: m, report: inventory.NewReport(m), faults: err}
 	in.Pseudo = pseudo
 	for _, f := range all {
-		m.Stage("walk "+f.Device, func() error {
+		_ = m.Stage("walk "+f.Device, func() error {
 			l := located{f, f.Find(inventory.Query{})}
 			c.found = append(c.found, l)
 			in.FileSystems = append(in.FileSystems, l.info())
 			return nil
 		})
 	}
-	m.Stage("walk connections", func() error {
+	_ = m.Stage("walk connections", func() error {
 		for c, err := range sockets.Connections(m.Kernel) {
 			switch {
 			case err != nil:

@@ -88,7 +88,7 @@ func (s *selection) open(image string, clean bool) (*chosen, error) {
 		return nil, errors.Join(err, m.Close())
 	}
 	for _, f := range wanted {
-		m.Stage("walk "+f.Device, func() error {
+		_ = m.Stage("walk "+f.Device, func() error {
 			c.found = append(c.found, located{f, f.Find(inventory.Query{All: s.all, Clean: clean, Accept: accept})})
 			return nil
 		})

@@ -59,7 +59,7 @@ func (x *extraction) run(cmd *cobra.Command, image string) (err error) {
 	defer c.close()
 	c.fill()
 	var jobs []extract.Job
-	c.image.Stage("map", func() error { jobs = c.jobs(); return nil })
+	_ = c.image.Stage("map", func() error { jobs = c.jobs(); return nil })
 	sink, err := x.sink(cmd.OutOrStdout())
 	if err != nil {
 		return err
@@ -127,10 +127,10 @@ func progress(w io.Writer, total int64) (show func(n int), done func()) {
 	show = func(n int) {
 		// Small files would otherwise spend more time on the bar than on data.
 		if v := pending.Add(int64(n)); v > 1<<20 && pending.CompareAndSwap(v, 0) {
-			bar.Add64(v) // a bar that cannot be drawn does not matter
+			_ = bar.Add64(v) // a bar that cannot be drawn does not matter
 		}
 	}
-	return show, func() { bar.Finish() }
+	return show, func() { _ = bar.Finish() }
 }
 
 func (x *extraction) finish(cmd *cobra.Command, c *chosen, sink extract.Sink, jobs []extract.Job, start time.Time) error {

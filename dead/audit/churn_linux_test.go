@@ -43,6 +43,13 @@ var configs = map[string]config{
 // and checksums, without either, and with data in the journal.
 var few = []string{"ext4", "ext3", "data=journal"}
 
+func inTier(t *testing.T, name string) {
+	t.Helper()
+	if !slices.Contains(few, name) {
+		tier.Full(t, "transactions of "+name)
+	}
+}
+
 func (c config) state(t testing.TB, kernel string, seed uint64) *churn.State {
 	t.Helper()
 	return churn.Get(t, churn.Spec{
@@ -139,9 +146,7 @@ func judge(t testing.TB, s *churn.State, changed map[addr.Block][]byte) (audit.V
 func TestWhole(t *testing.T) {
 	for name, c := range configs {
 		t.Run(name, func(t *testing.T) {
-			if !slices.Contains(few, name) {
-				tier.Full(t, "transactions of "+name)
-			}
+			inTier(t, name)
 			s := c.state(t, fixture.Default, 1)
 			begin := time.Now()
 			v, found := judge(t, s, maps.Clone(s.Changed))

@@ -160,6 +160,7 @@ func (p *spoiler) judge(t testing.TB, s *churn.State) (audit.Verdict, []string) 
 func TestSpoiled(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(configs)) {
 		t.Run(name, func(t *testing.T) {
+			inTier(t, name)
 			spoilAll(t, configs[name].state(t, fixture.Default, 1), *spoilFirst, *spoilSeeds)
 		})
 	}

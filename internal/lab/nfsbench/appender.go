@@ -54,7 +54,7 @@ func appendRecords(ctx context.Context, m *Moments, a *Appended, open func() (fi
 			}
 		}
 		record(out, a.Seed, a.Records)
-		if _, err := step(m, "write", a.Path, a.Records, out, f.WriteAt); err != nil {
+		if err := step(m, "write", a.Path, a.Records, out, f.WriteAt); err != nil {
 			if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.EBADF) || errors.Is(err, unix.EIO) {
 				_ = f.Close() // it is of no use any more
 				f = nil
@@ -66,7 +66,7 @@ func appendRecords(ctx context.Context, m *Moments, a *Appended, open func() (fi
 		rest(ctx)
 		i := int(mix(uint64(a.Records)) % uint64(a.Records))
 		record(out, a.Seed, i)
-		if _, err := step(m, "read", a.Path, i, in, f.ReadAt); err == nil && !bytes.Equal(in, out) {
+		if err := step(m, "read", a.Path, i, in, f.ReadAt); err == nil && !bytes.Equal(in, out) {
 			a.Wrong++
 		}
 		rest(ctx)
@@ -84,14 +84,14 @@ func rest(ctx context.Context) {
 	}
 }
 
-func step(m *Moments, op, path string, i int, b []byte, f func([]byte, int64) (int, error)) (n int, err error) {
-	err = m.do(op, path, func() error {
-		if n, err = f(b, int64(i)*RecordBytes); err == nil && n < len(b) {
+func step(m *Moments, op, path string, i int, b []byte, f func([]byte, int64) (int, error)) error {
+	return m.do(op, path, func() error {
+		n, err := f(b, int64(i)*RecordBytes)
+		if err == nil && n < len(b) {
 			err = fmt.Errorf("%d of %d bytes", n, len(b))
 		}
 		return err
 	})
-	return n, err
 }
 
 func pause(ctx context.Context) {

@@ -59,7 +59,7 @@ func ping(ctx context.Context, in *netns.Namespace, to string, m *Moments) error
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	const id = 0x7573
 	go func() {

@@ -58,7 +58,7 @@ func (s *Spec) exchange(ctx context.Context, a *Answer, sink io.Writer) (err err
 			return fmt.Errorf("set deadline: %w", err)
 		}
 	}
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) }) // the caller gave up
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) }) // the caller gave up
 	defer stop()
 
 	ask := fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", s.Path, s.Address)
@@ -87,7 +87,7 @@ func (s *Spec) exchange(ctx context.Context, a *Answer, sink io.Writer) (err err
 // kernel, each repeating its last segment for minutes.
 func hangUp(conn net.Conn, failed bool) {
 	if tcp, ok := conn.(*net.TCPConn); ok && failed {
-		tcp.SetLinger(0)
+		_ = tcp.SetLinger(0) // it is closed in any case
 	}
 	conn.Close()
 }

@@ -131,20 +131,20 @@ func TestDurable(t *testing.T) {
 		if err := s.Apply(op, nil); err != nil {
 			t.Fatal(err)
 		}
-		switch {
-		case op.Kind == script.Barrier:
+		switch op.Kind {
+		case script.Barrier:
 			s.Top.Walk("", func(at string, n *script.Node) {
 				if !n.Durable() {
 					t.Fatalf("%q is not durable after sync", at)
 				}
 				durable++
 			})
-		case op.Kind == script.Fsync:
+		case script.Fsync:
 			if err != nil || !n.Durable() {
 				t.Fatalf("after %v it is not durable: %v", op, err)
 			}
 			durable++
-		case op.Kind == script.Write || op.Kind == script.Rename || op.Kind == script.Chmod || op.Kind == script.Unlink:
+		case script.Write, script.Rename, script.Chmod, script.Unlink:
 			if n.Durable() {
 				t.Fatalf("after %v it is durable", op)
 			}
