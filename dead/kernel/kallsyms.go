@@ -27,7 +27,7 @@ type symbolTable struct {
 	names  []byte // length and tokens of each symbol, one after the other
 	tokens [tokenCount][]byte
 	values addresses
-	book   *book // which symbols have a name
+	answers   *answerSet // which symbols have a name
 	index  func() (*symbolIndex, error)
 }
 
@@ -102,7 +102,7 @@ func newSymbolTable(raw symbolBytes, m *memo) (*symbolTable, error) {
 	read := false
 	// The offsets are no part of it: the answers are numbers of symbols.
 	count := binary.LittleEndian.AppendUint64([]byte("symbols"), uint64(t.count))
-	if t.book, read = m.about(count, t.names, bytes.Join(t.tokens[:], []byte{0})); read {
+	if t.answers, read = m.about(count, t.names, bytes.Join(t.tokens[:], []byte{0})); read {
 		return t, nil
 	}
 	_, err := t.index()
@@ -188,7 +188,7 @@ func (t *symbolTable) expand(pos int, scratch []byte) (name []byte, size int, er
 
 // lookup returns the addresses of all symbols of a name.
 func (t *symbolTable) lookup(name string) []addr.Virt {
-	numbers, err := t.book.ask(name, func() ([]uint64, error) { return t.search(name) })
+	numbers, err := t.answers.ask(name, func() ([]uint64, error) { return t.search(name) })
 	if err != nil {
 		return nil // memory has changed since its table was read
 	}
