@@ -104,7 +104,7 @@ type checker struct {
 	failed   error // of reading
 
 	different map[addr.Block]struct{} // blocks that are not as they were
-	loose     loose                   // those of them of which nobody has said yet what they are
+	unclaimed unclaimed               // those of them of which nobody has said yet what they are
 	tables    []tableBlock
 	groups    map[uint32]struct{} // touched
 	inodes    map[addr.Ino]*inode // touched
@@ -161,7 +161,7 @@ func (c *checker) run(changed map[addr.Block][]byte) {
 		c.slots,
 		c.readOrphans,
 		c.walkAll,
-		c.adopt,
+		c.claimRest,
 		c.checkAttributes,
 		c.checkOwners,
 		c.checkInodes,

@@ -27,11 +27,11 @@ type region struct {
 }
 
 // classify finds out which of the changed blocks differ at all, and what those
-// are that have a place of their own: the rest belongs to inodes, and is loose
+// are that have a place of their own: the rest belongs to inodes, and is unclaimed
 // until one claims it.
 func (c *checker) classify(changed map[addr.Block][]byte) {
 	regions := make(map[uint64]*region)
-	super, _ := c.new.super.Place()
+	super, _ := c.new.super.Location()
 	for _, b := range sorted(changed) {
 		before, err := c.old.block(b)
 		if !c.note(err) {
@@ -83,7 +83,7 @@ func (c *checker) place(b addr.Block, before, after []byte, regions map[uint64]*
 			return nil
 		}
 	}
-	c.loose = append(c.loose, b) // in order
+	c.unclaimed = append(c.unclaimed, b) // in order
 	return nil
 }
 
@@ -91,7 +91,7 @@ func (c *checker) place(b addr.Block, before, after []byte, regions map[uint64]*
 // the descriptor; without meta_bg all of them lie there.
 func (c *checker) descriptors(b addr.Block) uint64 {
 	s := &c.new.super
-	super, _ := s.Place()
+	super, _ := s.Location()
 	if b <= super {
 		return s.Groups()
 	}

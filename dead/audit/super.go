@@ -54,7 +54,7 @@ func (c *checker) superblock(changed map[addr.Block][]byte) {
 			return
 		}
 	}
-	place, offset := c.old.super.Place()
+	place, offset := c.old.super.Location()
 	before, err := c.old.block(place)
 	if !c.note(err) {
 		return

@@ -121,7 +121,7 @@ func (v *view) unused(g *ext4.Group) uint32 {
 
 // inode returns the bytes of an inode and whether it is allocated.
 func (v *view) inode(n addr.Ino) ([]byte, bool, error) {
-	number, block, offset, err := v.super.InodePlace(n)
+	number, block, offset, err := v.super.InodeLocation(n)
 	if err != nil {
 		return nil, false, err
 	}

@@ -143,7 +143,7 @@ func (s *Super) DescriptorPlace(group uint32) (addr.Block, int) {
 	n := group / perBlock
 	offset := int(group%perBlock) * int(s.DescSize)
 	if s.Incompat&IncompatMetaBG == 0 || n < s.FirstMetaGroup {
-		super, _ := s.Place()
+		super, _ := s.Location()
 		return super + 1 + addr.Block(n), offset
 	}
 	first := n * perBlock // the group that the block lies in

@@ -71,7 +71,7 @@ func (l *Log) Scan() (*Scan, error) {
 		}
 		return &Scan{Empty: true, Next: s.Sequence, Start: at, End: at}, nil
 	}
-	scan, err := l.scan(Place{s.Start, s.Sequence})
+	scan, err := l.scan(Start{s.Start, s.Sequence})
 	if err != nil {
 		return nil, fmt.Errorf("scan log: %w", err)
 	}
@@ -100,7 +100,7 @@ type scanner struct {
 const maxRecords = 1 << 22
 
 // scan reads the log from a place on.
-func (l *Log) scan(from Place) (*Scan, error) {
+func (l *Log) scan(from Start) (*Scan, error) {
 	s := &scanner{Log: l, in: &reader{l: l}, at: from.Block, sum: ^uint32(0)}
 	s.out = &Scan{Next: from.Sequence, Start: from.Block, End: from.Block}
 	for more := true; more; {
@@ -284,7 +284,7 @@ func (l *Log) verify(scan *Scan) error {
 // log.
 func (l *Log) limit(scan *Scan) (uint64, error) {
 	limit := l.FS.Super.Blocks
-	home, offset := l.FS.Super.Place()
+	home, offset := l.FS.Super.Location()
 	for _, t := range scan.Transactions {
 		for _, b := range t.Blocks {
 			if b.Home != home {

@@ -121,7 +121,7 @@ func (c *change) tree(n addr.Ino) (*audit.Trees, error) {
 // markUnclean has the file system say that it is not clean, in case that nobody comes to
 // check it any more. If it said that it has errors, e2fsck would not trust its orphans.
 func (c *change) markUnclean() error {
-	home, offset := c.fs.Super.Place()
+	home, offset := c.fs.Super.Location()
 	b := bytes.Clone(c.blocks[home])
 	if b == nil {
 		b = make([]byte, c.fs.Super.BlockSize)

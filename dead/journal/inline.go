@@ -103,22 +103,22 @@ func (f *finisher) suspectsIn(i *pagecache.Inode, p pagecache.Piece, places []pa
 	return true
 }
 
-// ErrHalfDone says that what a file had in its inode is in neither of its two places.
+// ErrInline says that what a file had in its inode is in neither of its two places.
 // One that grows out of its inode loses it there first (fs/ext4/inline.c,
 // ext4_convert_inline_data_nolock, ext4_convert_inline_data_to_extent): between the
 // two no check can tell what it was, and an ordinary recovery has all of it.
-var ErrHalfDone = errors.New("what it had in its inode is in neither place: an operation on it had not returned")
+var ErrInline = errors.New("what it had in its inode is in neither place: an operation on it had not returned")
 
 // hasInlineData reports whether files may lie in their inodes.
 func hasInlineData(fs *ext4.FS) bool { return fs.Super.Incompat&ext4.IncompatInlineData != 0 }
 
-// outgrown wants no file to be between its inode and a block of its own, where the
+// checkInline wants no file to be between its inode and a block of its own, where the
 // change would leave it.
 // Whoever moved a file holds it, so that it is in memory. It rather refuses one that
 // may as well be as it should: a short file all of whose content is a hole, say.
-func (f *finisher) outgrown(c *change) error {
+func (f *finisher) checkInline(c *change) error {
 	after := jbd2.NewRecording(c.before)
-	m := move{
+	m := inlineCheck{
 		before: c.fs, after: c.fs.On(after), logged: c.blocks,
 		unsaved: func(i *pagecache.Inode) bool { return starts(f.cache.Unsaved(f.super, i)) },
 		held:    func(i *pagecache.Inode) bool { return starts(f.cache.Held(f.super, i)) },
@@ -143,7 +143,7 @@ func (f *finisher) outgrown(c *change) error {
 const rootInode = 2
 
 // move looks for files that were on their way out of their inodes.
-type move struct {
+type inlineCheck struct {
 	before, after *ext4.FS              // without and with the transaction
 	logged        map[addr.Block][]byte // what the transaction has
 	// unsaved and held say whether memory has the beginning of a file: to be written,
@@ -151,14 +151,14 @@ type move struct {
 	unsaved, held func(*pagecache.Inode) bool
 }
 
-func (m *move) check(i *pagecache.Inode) error {
-	group, block, _, err := m.after.Super.InodePlace(i.Ino)
+func (m *inlineCheck) check(i *pagecache.Inode) error {
+	group, block, _, err := m.after.Super.InodeLocation(i.Ino)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+		return fmt.Errorf("%w: %w", ErrInline, err)
 	}
 	g, err := m.after.Group(group)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+		return fmt.Errorf("%w: %w", ErrInline, err)
 	}
 	if _, there := m.logged[g.InodeTable+addr.Block(block)]; !there {
 		return nil
@@ -168,12 +168,12 @@ func (m *move) check(i *pagecache.Inode) error {
 		// Nothing of it has a name yet. But of a directory without a size e2fsck makes
 		// one of its parent's links too many (seen in 1.47.0).
 		if err == nil && now.IsDir() && now.Links > 0 && now.Size == 0 {
-			return fmt.Errorf("%w: it was being made", ErrHalfDone)
+			return fmt.Errorf("%w: it was being made", ErrInline)
 		}
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+		return fmt.Errorf("%w: %w", ErrInline, err)
 	}
 	if now.Flags&ext4.InodeInlineData != 0 || now.Size == 0 {
 		return nil
@@ -190,34 +190,34 @@ func (m *move) check(i *pagecache.Inode) error {
 // directory wants the first block to be this directory's. The checksum of one that is
 // on the disk tells that from one that had the number before (fs/ext4/namei.c,
 // ext4_dirblock_csum_verify); one in the transaction is there, and may be changing.
-func (m *move) directory(now *ext4.Inode) error {
+func (m *inlineCheck) directory(now *ext4.Inode) error {
 	run, err := m.after.Map(now, 0)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+		return fmt.Errorf("%w: %w", ErrInline, err)
 	}
 	b, err := m.after.Block(run.Physical)
 	if err != nil {
 		return err
 	}
 	if addr.Ino(binary.LittleEndian.Uint32(b)) != now.Number || b[6] != 1 || b[8] != '.' {
-		return fmt.Errorf("%w: its first block is no directory's", ErrHalfDone)
+		return fmt.Errorf("%w: its first block is no directory's", ErrInline)
 	}
 	sum := len(b) - 4
 	if _, there := m.logged[run.Physical]; !there && m.after.Super.Checksummed() && now.Flags&ext4.InodeIndex == 0 &&
 		binary.LittleEndian.Uint32(b[sum:]) != ext4.CRC32C(now.Seed, b[:sum-8]) {
-		return fmt.Errorf("%w: its first block has another checksum", ErrHalfDone)
+		return fmt.Errorf("%w: its first block has another checksum", ErrInline)
 	}
 	return nil
 }
 
 // short is for a file that is short enough to have been in its inode.
-func (m *move) short(i *pagecache.Inode, now *ext4.Inode) error {
+func (m *inlineCheck) short(i *pagecache.Inode, now *ext4.Inode) error {
 	if m.unsaved(i) {
 		return nil // the page goes to the file when it is there
 	}
 	run, err := m.after.Map(now, 0)
 	if err != nil && !errors.Is(err, ext4.ErrHole) {
-		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+		return fmt.Errorf("%w: %w", ErrInline, err)
 	}
 	hole := err != nil
 	if was, err := m.before.Inode(i.Ino); err == nil && was.Generation == now.Generation {
@@ -227,7 +227,7 @@ func (m *move) short(i *pagecache.Inode, now *ext4.Inode) error {
 		}
 	}
 	if hole || run.Unwritten {
-		return fmt.Errorf("%w: it has no block", ErrHalfDone)
+		return fmt.Errorf("%w: it has no block", ErrInline)
 	}
 	if _, there := m.logged[run.Physical]; there {
 		return nil
@@ -235,7 +235,7 @@ func (m *move) short(i *pagecache.Inode, now *ext4.Inode) error {
 	if !i.Writing && m.held(i) {
 		return nil // mend sees to it
 	}
-	return fmt.Errorf("%w: nobody knows what its block has", ErrHalfDone)
+	return fmt.Errorf("%w: nobody knows what its block has", ErrInline)
 }
 
 // starts reports whether the beginning of a file is among pieces of it.

@@ -32,17 +32,17 @@ func (c Case) String() string {
 var ErrLog = fmt.Errorf("the log on the disk does not fit the journal in memory")
 
 // fit says which case it is, and where the merged transaction belongs.
-func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Place, error) {
+func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
 	c, n := j.Committing, j.Running
 	oldest := c
 	if c == nil {
 		oldest = n
 	}
 	if oldest == nil {
-		return Nothing, jbd2.Place{}, nil
+		return Nothing, jbd2.Start{}, nil
 	}
 	ahead := int32(uint32(scan.Next) - oldest.ID)
-	at := jbd2.Place{Block: scan.End, Sequence: scan.Next}
+	at := jbd2.Start{Block: scan.End, Sequence: scan.Next}
 	switch {
 	case scan.Empty && ahead >= -1 && ahead <= 1:
 		// A mount numbers its first transaction one above s_sequence. One below is
@@ -176,7 +176,7 @@ func fireTrigger(fs *ext4.FS, b Buffer) ([]byte, error) {
 // in its log, or all of its blocks in their places. What the superblock says, of the
 // journal and of errors, does not count.
 func finished(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction) (bool, error) {
-	super, _ := log.FS.Super.Place()
+	super, _ := log.FS.Super.Location()
 	want := slices.DeleteFunc(slices.Clone(t.Blocks), func(b jbd2.Block) bool { return b.Home == super })
 	read := log.FS.Block
 	if !scan.Empty {

@@ -14,11 +14,11 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// ErrMoving says that where a file lies was being changed, and that a part of that may
+// ErrMidUpdate says that where a file lies was being changed, and that a part of that may
 // be lost. An extent is split in two steps, and others are moved up in their node before
 // that has its checksum (fs/ext4/extents.c, ext4_split_extent_at,
 // ext4_ext_insert_extent): what was there before, e2fsck cannot tell.
-var ErrMoving = errors.New("where it lies was being changed, and memory does not have all of it")
+var ErrMidUpdate = errors.New("where it lies was being changed, and memory does not have all of it")
 
 // AfterMount is what a file needs once the file system is mounted, whatever e2fsck or
 // the replay of the log made of it before: its extent tree was mid-update, it was being
@@ -54,8 +54,8 @@ func treesOn(disk io.ReaderAt, changed map[addr.Block][]byte) trees {
 // to its end. Whoever makes one holds the file's lock, so that it is in memory. What
 // lies where it lay, the change did not touch. What may be lost is an error if strict,
 // and otherwise for the report.
-func (f *finisher) moved(where trees, strict bool) error {
-	for i, err := range f.cache.Moving(f.super) {
+func (f *finisher) midUpdate(where trees, strict bool) error {
+	for i, err := range f.cache.MidUpdate(f.super) {
 		if refusal := (*pagecache.Refusal)(nil); errors.As(err, &refusal) {
 			continue // who plans the files says so
 		}
@@ -66,7 +66,7 @@ func (f *finisher) moved(where trees, strict bool) error {
 		if !dir && !i.Regular() || i.Deleted() || i.Ino < firstInode && i.Ino != rootInode {
 			continue
 		}
-		p := place{size: i.Size, block: int64(f.super.BlockSize), dir: dir}
+		p := fileMap{size: i.Size, block: int64(f.super.BlockSize), dir: dir}
 		if p.size > p.block*math.MaxUint32 {
 			return fmt.Errorf("%w: inode %d has %d bytes", ErrDamaged, i.Ino, i.Size)
 		}
@@ -79,7 +79,7 @@ func (f *finisher) moved(where trees, strict bool) error {
 		p.complete = p.trees != nil && p.trees.Blocks*uint64(p.block/512) == i.Sectors
 		m := AfterMount{Inode: i}
 		if at := p.divide(&m); at < p.size {
-			m.Lost = fmt.Errorf("inode %d: byte %d: %w", i.Ino, at, ErrMoving)
+			m.Lost = fmt.Errorf("inode %d: byte %d: %w", i.Ino, at, ErrMidUpdate)
 			if err != nil {
 				m.Lost = fmt.Errorf("%w: %w", m.Lost, err)
 			}
@@ -94,8 +94,8 @@ func (f *finisher) moved(where trees, strict bool) error {
 	return nil
 }
 
-// movedBare is moved for a file system without a journal.
-func (f *finisher) movedBare() error {
+// midUpdateBare is moved for a file system without a journal.
+func (f *finisher) midUpdateBare() error {
 	size := int64(f.super.BlockSize)
 	changed := make(map[addr.Block][]byte)
 	for _, b := range f.data {
@@ -110,20 +110,20 @@ func (f *finisher) movedBare() error {
 			changed[addr.Block((b.disk+b.len-int64(len(view)))/size)] = view[:size]
 		}
 	}
-	return f.moved(treesOn(f.disk, changed), false)
+	return f.midUpdate(treesOn(f.disk, changed), false)
 }
 
-var errRescued = errors.New("an earlier attempt has committed that")
+var errCommitted = errors.New("an earlier attempt has committed that")
 
-// movedAgain is moved, and cut, for a rescue whose transaction is on the disk already:
+// midUpdateAgain is moved, and cut, for a rescue whose transaction is on the disk already:
 // how that was before, nobody can tell any more.
-func (f *finisher) movedAgain() error {
-	err := f.moved(func(addr.Ino) (*audit.Trees, error) { return nil, errRescued }, false)
+func (f *finisher) midUpdateAgain() error {
+	err := f.midUpdate(func(addr.Ino) (*audit.Trees, error) { return nil, errCommitted }, false)
 	if err != nil {
 		return err
 	}
 	for i, err := range f.cache.Inodes(f.super) {
-		if err == nil && i.Writing && cuttable(i) {
+		if err == nil && i.Writing && truncatable(i) {
 			f.afterMount(i).Cut = true
 		}
 	}
@@ -150,7 +150,7 @@ func (f *finisher) known(i *pagecache.Inode) (filled, zeros []addr.Span) {
 }
 
 // place is where a file lies.
-type place struct {
+type fileMap struct {
 	size, block   int64 // in bytes
 	dir           bool
 	trees         *audit.Trees // nil if what maps it contradicts itself
@@ -162,7 +162,7 @@ type place struct {
 
 // divide divides what does not lie where it lay into what is known of it. It returns the
 // first byte of which nothing is known, or the size.
-func (p *place) divide(m *AfterMount) int64 {
+func (p *fileMap) divide(m *AfterMount) int64 {
 	lost := p.size
 	for at := int64(0); at < p.size; {
 		filled, zeros := p.blocks(covered(p.filled, at)), p.blocks(covered(p.zeros, at))
@@ -189,10 +189,10 @@ func (p *place) divide(m *AfterMount) int64 {
 }
 
 // blocks cuts a position down to whole blocks.
-func (p *place) blocks(at int64) int64 { return at &^ (p.block - 1) }
+func (p *fileMap) blocks(at int64) int64 { return at &^ (p.block - 1) }
 
 // next returns where the first span after a block begins, in whole blocks.
-func (p *place) next(spans []addr.Span, at int64) int64 {
+func (p *fileMap) next(spans []addr.Span, at int64) int64 {
 	n, _ := slices.BinarySearchFunc(spans, at+p.block, func(s addr.Span, at int64) int { return cmp.Compare(s.Off, at) })
 	if n == len(spans) {
 		return p.size
@@ -201,7 +201,7 @@ func (p *place) next(spans []addr.Span, at int64) int64 {
 }
 
 // nextRun is next for runs.
-func (p *place) nextRun(runs []ext4.Run, at int64) int64 {
+func (p *fileMap) nextRun(runs []ext4.Run, at int64) int64 {
 	block := uint32(at/p.block) + 1
 	n, _ := slices.BinarySearchFunc(runs, block, func(r ext4.Run, b uint32) int { return cmp.Compare(r.Logical, b) })
 	if n == len(runs) {
@@ -212,7 +212,7 @@ func (p *place) nextRun(runs []ext4.Run, at int64) int64 {
 
 // kept returns up to where a file lies as it should from a byte on, which is the first
 // of a block; 0 if not even there.
-func (p *place) kept(at int64) int64 {
+func (p *fileMap) kept(at int64) int64 {
 	if p.trees == nil {
 		return 0
 	}
@@ -235,7 +235,7 @@ func (p *place) kept(at int64) int64 {
 
 // run returns what of a run lies from a byte on, which is the first of a block; one of
 // no length if that lies in a hole.
-func (p *place) run(runs []ext4.Run, at int64) ext4.Run {
+func (p *fileMap) run(runs []ext4.Run, at int64) ext4.Run {
 	block := uint32(at / p.block)
 	n, _ := slices.BinarySearchFunc(runs, block, func(r ext4.Run, b uint32) int {
 		return cmp.Compare(uint64(r.Logical)+uint64(r.Length), uint64(b)+1)

@@ -19,7 +19,7 @@ var ErrCheck = errors.New("it was being truncated, operations had not returned, 
 // does; but it takes the block of attributes from them, and with bigalloc leaves a part
 // of their last cluster (e2fsck/super.c, release_inode_blocks; seen in 1.47.0). Those
 // that it would do that to are orphans no longer, and are cut after the check.
-func (f *finisher) cut(c *change) error {
+func (f *finisher) keepOrphans(c *change) error {
 	truncating, err := audit.Truncating(c.before, c.blocks)
 	if err != nil {
 		return nil // then the orphans are not to be trusted, and e2fsck finds that out
@@ -33,7 +33,7 @@ func (f *finisher) cut(c *change) error {
 	if len(harmed) == 0 {
 		return nil
 	}
-	if err := f.cutLater(harmed); err != nil {
+	if err := f.truncateLater(harmed); err != nil {
 		return err
 	}
 	edited, err := audit.Unlist(c.before, c.blocks, harmed)
@@ -43,17 +43,17 @@ func (f *finisher) cut(c *change) error {
 	return c.replaceAll(edited)
 }
 
-// cuttable reports whether somebody may set a file's size.
-func cuttable(i *pagecache.Inode) bool {
+// truncatable reports whether somebody may set a file's size.
+func truncatable(i *pagecache.Inode) bool {
 	return i.Regular() && !i.Deleted() && i.Flags&unplain == 0 && i.Ino >= firstInode
 }
 
-// cutLater notes files for whoever mounts the disk. Whoever truncates one has it in
+// truncateLater notes files for whoever mounts the disk. Whoever truncates one has it in
 // memory.
-func (f *finisher) cutLater(files []addr.Ino) error {
+func (f *finisher) truncateLater(files []addr.Ino) error {
 	found := make(map[addr.Ino]*pagecache.Inode)
 	for i, err := range f.cache.Inodes(f.super) {
-		if err == nil && (cuttable(i) || i.Deleted()) && slices.Contains(files, i.Ino) {
+		if err == nil && (truncatable(i) || i.Deleted()) && slices.Contains(files, i.Ino) {
 			found[i.Ino] = i
 		}
 	}

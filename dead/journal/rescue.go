@@ -97,7 +97,7 @@ func (r *Rescue) files() {
 		if err != nil || i.Deleted() || !i.HasData() || i.Flags&unplain != 0 || i.Ino < firstInode {
 			continue // who plans the files says so
 		}
-		places := r.dev.Placed(i)
+		places := r.dev.Allocated(i)
 		r.Refused = append(r.Refused, places.Refused...)
 		for _, b := range places.Blocks {
 			r.data = append(r.data, block{ino: i.Ino, disk: b.Disk, phys: b.Phys, len: b.Len(), used: min(b.Len(), i.Size-b.Off)})
@@ -117,10 +117,10 @@ type Report struct {
 	Revoked  int    // likewise
 	Data     int64  // bytes of files, and of metadata where there is no journal
 	Replayed int    // blocks that the replay of the log wrote
-	// Settled are the files of which nothing is left to be written, by number.
-	Settled map[addr.Ino]struct{}
+	// Written are the files of which nothing is left to be written, by number.
+	Written map[addr.Ino]struct{}
 	// AfterMount are files of which e2fsck, or a replay of the log by the mount, may lose
-	// what memory has, settled or not.
+	// what memory has, written or not.
 	AfterMount []AfterMount
 	// Open is how many operations had not returned. Then the transaction is audited:
 	// Audit is what was looked at, nil if there was none.
@@ -144,7 +144,7 @@ type Step struct {
 type CommittedError struct {
 	Err error
 	// Uncertain says that the disk failed in such a way that the commit may be in the log
-	// or not. No file is settled then.
+	// or not. No file is written then.
 	Uncertain bool
 }
 
@@ -175,7 +175,7 @@ func (r *Rescue) Finish(disk jbd2.Disk) (*Report, error) {
 	if f.committed {
 		uncertain := errors.Is(err, jbd2.ErrUncertain)
 		if uncertain {
-			f.report.Settled = nil
+			f.report.Written = nil
 		}
 		err = &CommittedError{Err: err, Uncertain: uncertain}
 	}
@@ -201,7 +201,7 @@ func (f *finisher) step(name string, do func() error) error {
 // a kernel that dies leaves it in need of a check.
 func (f *finisher) plain() error {
 	f.report.Check = "it has no journal"
-	if err := f.step("audit", f.movedBare); err != nil {
+	if err := f.step("audit", f.midUpdateBare); err != nil {
 		return err
 	}
 	return f.step("blocks", func() error { return f.write(nil) })
@@ -211,7 +211,7 @@ func (f *finisher) journal() error {
 	var log *jbd2.Log
 	var scan *jbd2.Scan
 	var t *jbd2.Transaction
-	var at jbd2.Place
+	var at jbd2.Start
 	err := f.step("scan log", func() (err error) {
 		if log, err = jbd2.Open(f.disk); err != nil {
 			return err
@@ -269,7 +269,7 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 		if f.report.Case != Finished {
 			return nil
 		}
-		return f.step("audit", f.movedAgain)
+		return f.step("audit", f.midUpdateAgain)
 	}
 	var c *change
 	err := f.step("audit", func() (err error) {
@@ -287,7 +287,7 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 // prove says in the report whether a change leaves the file system whole.
 func (f *finisher) prove(c *change) error {
 	if hasInlineData(c.fs) {
-		if err := f.outgrown(c); err != nil {
+		if err := f.checkInline(c); err != nil {
 			return err
 		}
 	}
@@ -309,37 +309,37 @@ func (f *finisher) prepare(c *change) error {
 	if err := c.seal(); err != nil {
 		return err
 	}
-	if err := f.moved(c.tree, true); err != nil {
+	if err := f.midUpdate(c.tree, true); err != nil {
 		return err
 	}
-	if err := f.cut(c); err != nil {
+	if err := f.keepOrphans(c); err != nil {
 		return err
 	}
 	return c.markUnclean()
 }
 
 // transaction makes the merged transaction; nil if there is none to be written.
-func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transaction, jbd2.Place, error) {
+func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transaction, jbd2.Start, error) {
 	var written []addr.Block
 	var err error
 	if f.Journal.Committing != nil {
 		if written, err = f.Journal.writtenRevokes(log, f.dev); err != nil {
-			return nil, jbd2.Place{}, err
+			return nil, jbd2.Start{}, err
 		}
 	}
 	t, err := f.Journal.merge(log, written)
 	if err != nil {
-		return nil, jbd2.Place{}, err
+		return nil, jbd2.Start{}, err
 	}
 	done, err := finished(log, scan, t)
 	if err != nil {
-		return nil, jbd2.Place{}, err
+		return nil, jbd2.Start{}, err
 	}
 	if done {
 		f.report.Case = Finished
-		return nil, jbd2.Place{}, nil
+		return nil, jbd2.Start{}, nil
 	}
-	var at jbd2.Place
+	var at jbd2.Start
 	if f.report.Case, at, err = f.Journal.fit(scan); err != nil {
 		return nil, at, err
 	}
@@ -356,7 +356,7 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 
 // commit appends the transaction to the log. If it does not fit, the log is
 // replayed first, which empties it.
-func (f *finisher) commit(log *jbd2.Log, at jbd2.Place, t *jbd2.Transaction) error {
+func (f *finisher) commit(log *jbd2.Log, at jbd2.Start, t *jbd2.Transaction) error {
 	var pending *jbd2.Pending
 	err := f.step("append", func() (err error) {
 		pending, err = log.Append(at, t)
@@ -368,7 +368,7 @@ func (f *finisher) commit(log *jbd2.Log, at jbd2.Place, t *jbd2.Transaction) err
 		if err != nil {
 			return err
 		}
-		pending, err = log.Append(jbd2.Place{Block: log.Super.First, Sequence: stats.Next}, t)
+		pending, err = log.Append(jbd2.Start{Block: log.Super.First, Sequence: stats.Next}, t)
 		return err
 	})
 	if err != nil {

@@ -17,16 +17,16 @@ const chunk = 1 << 20
 // the log, goes through the file system.
 func (f *finisher) write(except map[addr.Block]struct{}) error {
 	size := int64(f.super.BlockSize)
-	settled := maps.Clone(f.whole)
+	written := maps.Clone(f.whole)
 	data := slices.DeleteFunc(slices.Clone(f.data), func(b block) bool {
 		_, there := except[addr.Block(b.disk/size)]
 		if there {
-			delete(settled, b.ino)
+			delete(written, b.ino)
 		}
 		return there
 	})
 	if len(data) == 0 {
-		f.report.Settled = settled
+		f.report.Written = written
 		return nil
 	}
 	slices.SortFunc(data, func(a, b block) int { return cmp.Compare(a.disk, b.disk) })
@@ -58,6 +58,6 @@ func (f *finisher) write(except map[addr.Block]struct{}) error {
 	if err := f.disk.Sync(); err != nil {
 		return fmt.Errorf("sync blocks: %w", err)
 	}
-	f.report.Settled = settled
+	f.report.Written = written
 	return nil
 }

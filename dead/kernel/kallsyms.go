@@ -23,12 +23,12 @@ const (
 // symbolTable is the kernel's own compressed symbol table
 // (kernel/kallsyms.c, scripts/kallsyms.c).
 type symbolTable struct {
-	count  int
-	names  []byte // length and tokens of each symbol, one after the other
-	tokens [tokenCount][]byte
-	values addresses
-	answers   *answerSet // which symbols have a name
-	index  func() (*symbolIndex, error)
+	count   int
+	names   []byte // length and tokens of each symbol, one after the other
+	tokens  [tokenCount][]byte
+	values  addresses
+	answers *answerSet // which symbols have a name
+	index   func() (*symbolIndex, error)
 }
 
 // symbolIndex finds symbols by their names.
@@ -88,7 +88,7 @@ type symbolBytes struct {
 }
 
 // newSymbolTable decodes a symbol table. What is known about it may spare reading
-// its names. How its offsets are to be understood is settled later, by settle.
+// its names. How its offsets are to be understood is found out later, by resolveOffsets.
 func newSymbolTable(raw symbolBytes, m *memo) (*symbolTable, error) {
 	if raw.count <= 0 || raw.count > maxSymbols || len(raw.offsets) < 4*raw.count {
 		return nil, fmt.Errorf("parse kallsyms: %d symbols with %d bytes of offsets", raw.count, len(raw.offsets))
@@ -221,9 +221,9 @@ func (t *symbolTable) search(name string) ([]uint64, error) {
 	return found, nil
 }
 
-// settle finds out how offsets stand for addresses: the one way by which all
+// resolveOffsets finds out how offsets stand for addresses: the one way by which all
 // the symbols that the note tells agree.
-func (t *symbolTable) settle(relativeBase, offsetsAt addr.Virt, known map[string]addr.Virt) error {
+func (t *symbolTable) resolveOffsets(relativeBase, offsetsAt addr.Virt, known map[string]addr.Virt) error {
 	var fits []addresses
 	for kind := range addressKinds {
 		t.values.kind, t.values.base = kind, relativeBase

@@ -17,7 +17,7 @@ const maxBTF = 32 << 20
 
 // Types are the types of a kernel, or of one of its modules.
 type Types struct {
-	answers    *answerSet // sizes, fields and constants
+	answers *answerSet // sizes, fields and constants
 	decoded func() (decodedTypes, error)
 }
 

@@ -29,7 +29,7 @@ const (
 var errStatus = errors.New("tree of extent status does not check out")
 
 type statusLayout struct {
-	root, lock               int // counted from struct inode, as those of infoPlaces
+	root, lock               int // counted from struct inode, as those of infoOffsets
 	size                     int // of a node
 	left, right              kernel.Field
 	first, count, blockState kernel.Field

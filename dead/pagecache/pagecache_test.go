@@ -295,8 +295,8 @@ func TestDirty(t *testing.T) {
 	}
 }
 
-// TestUnsettled: besides what is dirty, what an operation had not let go of.
-func TestUnsettled(t *testing.T) {
+// TestDirtyOrLocked: besides what is dirty, what an operation had not let go of.
+func TestDirtyOrLocked(t *testing.T) {
 	w := newWorld(t)
 	w.file(11, "a", 1)
 	busy, read, making := w.file(12, "busy", 1), w.file(13, "read", 1), w.file(14, "making", 1)
@@ -312,7 +312,7 @@ func TestUnsettled(t *testing.T) {
 	w.Finish(types()...)
 	c, s := w.open(t)
 	var found []addr.Ino
-	for i, err := range c.Unsettled(s) {
+	for i, err := range c.DirtyOrLocked(s) {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -21,10 +21,10 @@ func (x *XFS) own(i *Inode) ([]byte, error) {
 	return b, nil
 }
 
-// Settled reports whether a log recovery gives the disk all that memory has of an
+// Committed reports whether a log recovery gives the disk all that memory has of an
 // inode but its unsaved data: nothing of it waits for the log, which would pin it
 // (fs/xfs/xfs_inode_item.c, xfs_inode_item_pin), and no transaction is changing it.
-func (x *XFS) Settled(i *Inode) (bool, error) {
+func (x *XFS) Committed(i *Inode) (bool, error) {
 	b, err := x.own(i)
 	if err != nil {
 		return false, err

@@ -67,7 +67,7 @@ type File struct {
 	Runs       []Run       // ascending; none if only size, times or owner differ
 	Holes      []addr.Span // of what lies elsewhere than in runs: to be made, ascending
 	Cut        bool        // what lies beyond its end is to be freed
-	Loose      *Loose      // of plans for disks without a journal that is finished; else nil
+	Metadata   *Metadata   // of plans for disks without a journal that is finished; else nil
 }
 
 // Run is a stretch of unsaved bytes of a file, already clipped to its size.
@@ -139,7 +139,7 @@ func Of(c *pagecache.Cache, s *pagecache.Superblock) (*Plan, error) {
 		}
 		p.Ext4, p.first = *ext4, ext4.Super.FirstInode
 		if ext4.Journal == nil {
-			walk = c.Unsettled
+			walk = c.DirtyOrLocked
 		}
 	case s.InMemory():
 		walk = c.Inodes // nothing of it was ever saved
@@ -342,15 +342,15 @@ func (p *Plan) GiveUp() []File {
 	return files
 }
 
-// Settle takes files out of the plan, by number: everything of them is on the disk
+// Remove takes files out of the plan, by number: everything of them is on the disk
 // already. It must come before Restore and Gather.
-func (p *Plan) Settle(files map[addr.Ino]struct{}) {
+func (p *Plan) Remove(files map[addr.Ino]struct{}) {
 	if len(files) == 0 {
 		return
 	}
 	p.Files = slices.DeleteFunc(p.Files, func(f File) bool {
-		_, settled := files[f.Ino]
-		return settled
+		_, committed := files[f.Ino]
+		return committed
 	})
 	p.stage()
 }
