@@ -23,7 +23,7 @@ func (i *inode) isDir() bool {
 	return i.old != nil && i.old.IsDir() || i.new != nil && i.new.IsDir()
 }
 
-// unclaimed are blocks in order.
+// unclaimed are changed blocks that no inode has claimed yet, in order.
 type unclaimed []addr.Block
 
 // take removes the blocks in a run.
@@ -35,8 +35,8 @@ func (l *unclaimed) take(r run) {
 	}
 }
 
-// claim takes those unclaimed blocks that have the metadata of an inode. What has the
-// content of files may be anything, but is looked for last.
+// claim takes those unclaimed blocks that are the metadata of an inode. The content of
+// files is looked for last.
 func (c *checker) claim(i *inode) {
 	if i.new == nil {
 		return
@@ -56,8 +56,8 @@ func (c *checker) claimContent(i *inode) {
 	}
 }
 
-// claimRest finds out to whom the blocks belong that are still unclaimed: to nobody any
-// more, to a file as its content, or to an inode that did not change itself.
+// claimRest finds the owners of the blocks that are still unclaimed: they may be free, the
+// content of a file, or of an inode that did not change itself.
 func (c *checker) claimRest() {
 	for _, find := range []func() error{c.drop, c.content, c.deep, c.candidates} {
 		if len(c.unclaimed) == 0 {
@@ -68,13 +68,13 @@ func (c *checker) claimRest() {
 		}
 	}
 	for _, b := range c.unclaimed {
-		if !c.note(fmt.Errorf("block %d changes and belongs to nobody that changes", b)) {
+		if !c.note(fmt.Errorf("block %d changes, but belongs to no inode that changes", b)) {
 			return
 		}
 	}
 }
 
-// drop lets go of blocks that are free: what is in them does not count.
+// drop takes blocks that are free: what is in them does not count.
 func (c *checker) drop() error {
 	var used unclaimed
 	for _, b := range c.unclaimed {
@@ -91,7 +91,7 @@ func (c *checker) drop() error {
 	return nil
 }
 
-// content lets go of blocks that are the content of files (data=journal).
+// content takes blocks that are the content of files (data=journal).
 func (c *checker) content() error {
 	for _, i := range c.inodes {
 		if i.new != nil && i.new.IsRegular() {

@@ -44,8 +44,8 @@ func (e *NoRoomError) Error() string {
 
 func (e *NoRoomError) Unwrap() error { return ErrNoRoom }
 
-// ErrStart says that a transaction cannot begin where it was told to.
-var ErrStart = errors.New("the log does not go on there")
+// ErrStart says that a transaction cannot begin there.
+var ErrStart = errors.New("the transaction does not begin where the log ends")
 
 // Pending is a transaction that lies in the log but for its commit block: no
 // recovery sees it.
@@ -138,22 +138,22 @@ func (s *Super) free(at Start, used uint32) uint32 {
 	return free
 }
 
-// accept checks the place, and that the transaction does not contradict itself
+// accept checks where it begins, and that the transaction does not contradict itself
 // nor the file system.
 func (l *Log) accept(scan *Scan, at Start, t *Transaction) error {
 	switch {
 	case at.Block < l.Super.First || at.Block >= l.Super.Last:
 		return fmt.Errorf("%w: block %d of a log of [%d, %d)", ErrStart, at.Block, l.Super.First, l.Super.Last)
 	case scan.Empty && at.Sequence.before(scan.Next):
-		return fmt.Errorf("%w: the empty log has come to number %d", ErrStart, scan.Next)
+		return fmt.Errorf("%w: the empty log goes on with number %d", ErrStart, scan.Next)
 	case !scan.Empty && (at.Block != scan.End || at.Sequence != scan.Next):
-		return fmt.Errorf("%w: at block %d, but at block %d with number %d", ErrStart, at.Block, scan.End, scan.Next)
+		return fmt.Errorf("%w: at block %d, instead of block %d with number %d", ErrStart, at.Block, scan.End, scan.Next)
 	case !scan.Empty && !l.FS.Super.NeedsReplay():
 		return ErrNotInUse
 	case len(t.Blocks) == 0 && len(t.Revokes) == 0:
-		return errors.New("it is empty")
+		return errors.New("the transaction has no blocks and revokes none")
 	case t.Time.Unix() < 0:
-		return errors.New("it has no time")
+		return errors.New("the transaction has no commit time")
 	}
 	homes := make(map[addr.Block]bool)
 	for _, b := range t.Blocks {
@@ -356,8 +356,8 @@ func (p *Pending) verify(written *encoded, t *Transaction) error {
 	return p.compare(scan, written, t)
 }
 
-// compare wants a recovery to find the transaction and nothing else. That the
-// blocks have the right content was seen before; here it is that they are found.
+// compare checks that a recovery finds the transaction and nothing else. That the blocks
+// have the right content was checked before; here it is that they are found.
 func (p *Pending) compare(scan *Scan, written *encoded, t *Transaction) error {
 	switch {
 	case len(scan.Transactions) != 1 || scan.End != p.End || scan.Next != p.Sequence+1 || scan.Partial:
@@ -370,7 +370,7 @@ func (p *Pending) compare(scan *Scan, written *encoded, t *Transaction) error {
 	for i, b := range scan.Transactions[0].Blocks {
 		at := p.log.Super.distance(p.Block, b.At)
 		if b.Home != t.Blocks[i].Home || int(at) != written.data[i] || b.Escaped != parseHeader(t.Blocks[i].Data).valid {
-			return fmt.Errorf("a recovery would write something else to block %d", b.Home)
+			return fmt.Errorf("a recovery would write another block to block %d", b.Home)
 		}
 	}
 	return nil

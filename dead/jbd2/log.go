@@ -102,7 +102,7 @@ func (l *Log) run(inode *ext4.Inode, logical uint32) (ext4.Run, error) {
 // one for each indirect block on ext3.
 const maxRuns = 1 << 17
 
-// locate maps the whole journal, and wants each block in one place only.
+// locate maps the whole journal, and checks that no two of its blocks are the same block.
 func (l *Log) locate(inode *ext4.Inode) error {
 	end := uint64(l.Super.Length)
 	for at := uint64(0); at < end; {
@@ -111,7 +111,7 @@ func (l *Log) locate(inode *ext4.Inode) error {
 			return err
 		}
 		if len(l.runs) == maxRuns {
-			return fmt.Errorf("the journal lies in more than %d pieces", maxRuns)
+			return fmt.Errorf("the journal has more than %d extents", maxRuns)
 		}
 		r.Length = uint32(min(uint64(r.Length), end-at))
 		l.runs = append(l.runs, r)

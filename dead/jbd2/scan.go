@@ -99,7 +99,7 @@ type scanner struct {
 // remember them must not follow from what a disk says.
 const maxRecords = 1 << 22
 
-// scan reads the log from a place on.
+// scan reads the log from a transaction on.
 func (l *Log) scan(from Start) (*Scan, error) {
 	s := &scanner{Log: l, in: &reader{l: l}, at: from.Block, sum: ^uint32(0)}
 	s.out = &Scan{Next: from.Sequence, Start: from.Block, End: from.Block}
@@ -241,8 +241,8 @@ func (s *scanner) commit(b []byte) (more bool, err error) {
 	return true, nil
 }
 
-// verify wants the blocks that a replay writes to be whole, and to have their
-// home in the file system but not in its journal.
+// verify checks that the blocks that a replay writes are whole, and that their home is in
+// the file system but not in its journal.
 func (l *Log) verify(scan *Scan) error {
 	limit, err := l.limit(scan)
 	if err != nil {

@@ -68,12 +68,12 @@ func (f *finisher) suspects(replayed map[addr.Block]struct{}) iter.Seq[suspect] 
 			if err != nil || i.Deleted() || i.Writing || !i.Regular() || i.Flags&unplain != 0 || i.Ino < firstInode {
 				continue // who plans the files says so
 			}
-			places, err := f.dev.Mapping(i)
+			mapped, err := f.dev.Mapping(i)
 			if err != nil {
 				continue // it is still inline, or blocks of its tree are not there
 			}
 			for p, err := range f.cache.Held(f.super, i) {
-				if err == nil && !f.suspectsIn(i, p, places, replayed, yield) {
+				if err == nil && !f.suspectsIn(i, p, mapped, replayed, yield) {
 					return
 				}
 			}
@@ -81,9 +81,9 @@ func (f *finisher) suspects(replayed map[addr.Block]struct{}) iter.Seq[suspect] 
 	}
 }
 
-func (f *finisher) suspectsIn(i *pagecache.Inode, p pagecache.Piece, places []pagecache.Mapped, replayed map[addr.Block]struct{}, yield func(suspect) bool) bool {
+func (f *finisher) suspectsIn(i *pagecache.Inode, p pagecache.Piece, mapped []pagecache.Mapped, replayed map[addr.Block]struct{}, yield func(suspect) bool) bool {
 	size := int64(f.super.BlockSize)
-	for _, m := range places {
+	for _, m := range mapped {
 		for off := max(m.Off, p.Off); off < min(m.End, p.End) && !m.Unwritten; off += size {
 			at := m.Disk + off - m.Off
 			n := min(size, i.Size-off)
@@ -103,19 +103,18 @@ func (f *finisher) suspectsIn(i *pagecache.Inode, p pagecache.Piece, places []pa
 	return true
 }
 
-// ErrInline says that what a file had in its inode is in neither of its two places.
-// One that grows out of its inode loses it there first (fs/ext4/inline.c,
-// ext4_convert_inline_data_nolock, ext4_convert_inline_data_to_extent): between the
-// two no check can tell what it was, and an ordinary recovery has all of it.
-var ErrInline = errors.New("what it had in its inode is in neither place: an operation on it had not returned")
+// ErrInline says that a file or directory with inline data was being converted to blocks,
+// and that its content is in neither the inode nor a block. The inode loses it first
+// (fs/ext4/inline.c, ext4_convert_inline_data_nolock, ext4_convert_inline_data_to_extent):
+// in between no check can tell what it was, and an ordinary recovery has all of it.
+var ErrInline = errors.New("its inline data was being moved to a block, and is in neither")
 
 // hasInlineData reports whether files may lie in their inodes.
 func hasInlineData(fs *ext4.FS) bool { return fs.Super.Incompat&ext4.IncompatInlineData != 0 }
 
-// checkInline wants no file to be between its inode and a block of its own, where the
-// change would leave it.
-// Whoever moved a file holds it, so that it is in memory. It rather refuses one that
-// may as well be as it should: a short file all of whose content is a hole, say.
+// checkInline checks that the change leaves no file between inline data and a block of its
+// own. A file that is being converted is in memory. It rather refuses one that may as well
+// be as it should: a short file all of whose content is a hole, say.
 func (f *finisher) checkInline(c *change) error {
 	after := jbd2.NewRecording(c.before)
 	m := inlineCheck{
@@ -168,7 +167,7 @@ func (m *inlineCheck) check(i *pagecache.Inode) error {
 		// Nothing of it has a name yet. But of a directory without a size e2fsck makes
 		// one of its parent's links too many (seen in 1.47.0).
 		if err == nil && now.IsDir() && now.Links > 0 && now.Size == 0 {
-			return fmt.Errorf("%w: it was being made", ErrInline)
+			return fmt.Errorf("%w: it was being created", ErrInline)
 		}
 		return nil
 	}
@@ -187,7 +186,7 @@ func (m *inlineCheck) check(i *pagecache.Inode) error {
 	return nil
 }
 
-// directory wants the first block to be this directory's. The checksum of one that is
+// directory checks that the first block is this directory's. The checksum of one that is
 // on the disk tells that from one that had the number before (fs/ext4/namei.c,
 // ext4_dirblock_csum_verify); one in the transaction is there, and may be changing.
 func (m *inlineCheck) directory(now *ext4.Inode) error {
@@ -200,7 +199,7 @@ func (m *inlineCheck) directory(now *ext4.Inode) error {
 		return err
 	}
 	if addr.Ino(binary.LittleEndian.Uint32(b)) != now.Number || b[6] != 1 || b[8] != '.' {
-		return fmt.Errorf("%w: its first block is no directory's", ErrInline)
+		return fmt.Errorf("%w: its first block is not its own", ErrInline)
 	}
 	sum := len(b) - 4
 	if _, there := m.logged[run.Physical]; !there && m.after.Super.Checksummed() && now.Flags&ext4.InodeIndex == 0 &&
@@ -235,7 +234,7 @@ func (m *inlineCheck) short(i *pagecache.Inode, now *ext4.Inode) error {
 	if !i.Writing && m.held(i) {
 		return nil // mend sees to it
 	}
-	return fmt.Errorf("%w: nobody knows what its block has", ErrInline)
+	return fmt.Errorf("%w: its block may not have been written", ErrInline)
 }
 
 // starts reports whether the beginning of a file is among pieces of it.

@@ -3,6 +3,7 @@ package journal
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -29,7 +30,7 @@ func (c Case) String() string {
 }
 
 // ErrLog is wrapped where the log on the disk is not what the dead kernel left.
-var ErrLog = fmt.Errorf("the log on the disk does not fit the journal in memory")
+var ErrLog = errors.New("the log on the disk is not what the dead kernel left: another copy, or mounted since")
 
 // fit says which case it is, and where the merged transaction belongs.
 func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
@@ -97,7 +98,7 @@ func (j *Journal) merge(log *jbd2.Log, written []addr.Block) (*jbd2.Transaction,
 		}
 		for _, b := range t.Buffers {
 			if uint64(b.Block) >= log.FS.Super.Blocks || b.Block < addr.Block(log.FS.Super.FirstDataBlock) || log.Contains(b.Block) {
-				return nil, fmt.Errorf("%w: block %d is not one to be committed", ErrDamaged, b.Block)
+				return nil, fmt.Errorf("%w: block %d, outside of the file system or in its journal, is to be committed", ErrDamaged, b.Block)
 			}
 			content[b.Block] = b
 		}
@@ -116,7 +117,7 @@ func (j *Journal) merge(log *jbd2.Log, written []addr.Block) (*jbd2.Transaction,
 	slices.SortFunc(out.Blocks, func(a, b jbd2.Block) int { return cmp.Compare(a.Home, b.Home) })
 	for _, b := range slices.Concat(j.Revoked, written) {
 		if uint64(b) >= log.FS.Super.Blocks {
-			return nil, fmt.Errorf("%w: block %d is revoked", ErrDamaged, b)
+			return nil, fmt.Errorf("%w: block %d, outside of the file system, is revoked", ErrDamaged, b)
 		}
 		if _, there := content[b]; !there {
 			out.Revokes = append(out.Revokes, b)
@@ -159,7 +160,7 @@ func (j *Journal) writtenRevokes(log *jbd2.Log, dev *pagecache.Device) ([]addr.B
 // (fs/ext4/orphan.c, ext4_orphan_file_block_trigger).
 func fireTrigger(fs *ext4.FS, b Buffer) ([]byte, error) {
 	if fs.Super.OrphanFile == 0 {
-		return nil, fmt.Errorf("%w: block %d has a commit trigger, and there is no file of orphans", ErrDamaged, b.Block)
+		return nil, fmt.Errorf("%w: block %d has a commit trigger, and the file system no orphan file", ErrDamaged, b.Block)
 	}
 	inode, err := fs.Inode(fs.Super.OrphanFile)
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 	"understudy.dev/understudy/dead/ram"
 )
 
-// Rescue is all that belongs on a disk before anything mounts it: the unsaved
-// blocks of files that have a place already, and the last commit.
+// Rescue is all that belongs on a disk before anything mounts it: the unsaved blocks of
+// files that are allocated already, and the last commit.
 //
 // It may be carried out again, on what was left of an earlier attempt: memory does
 // not change, and the log says how far that came.
@@ -24,8 +24,8 @@ type Rescue struct {
 	Journal *Journal
 	Lost    error
 	Holders []Holder // who had handles open
-	// Refused is the data of files with a place that did not check out. It is not
-	// lost: whoever mounts the disk writes it into the files.
+	// Refused is the data of files whose blocks did not check out. It is not lost: it is
+	// written by handle after the mount.
 	Refused []error
 
 	cache *pagecache.Cache
@@ -42,12 +42,12 @@ type block struct {
 	disk int64
 	phys addr.Phys
 	len  int64 // to be written
-	used int64 // of it, from memory: the rest is zeros
+	used int64 // bytes of it from memory: the rest is zeros
 }
 
 // Plan reads what belongs on the disk of a file system of the ext family. What
 // memory lacks of the file system's structure is read from the disk. It fails only
-// where nothing at all can be told.
+// where the device or the file system cannot be read at all.
 func Plan(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (*Rescue, error) {
 	dev, err := c.Device(s, disk)
 	if err != nil {
@@ -90,20 +90,20 @@ const (
 	firstInode = 11
 )
 
-// files takes the unsaved blocks of files that have a place. Files without a name
-// get nothing.
+// files takes the unsaved blocks of files that are allocated. Files without a name get
+// nothing.
 func (r *Rescue) files() {
 	for i, err := range r.cache.Dirty(r.super) {
 		if err != nil || i.Deleted() || !i.HasData() || i.Flags&unplain != 0 || i.Ino < firstInode {
 			continue // who plans the files says so
 		}
-		places := r.dev.Allocated(i)
-		r.Refused = append(r.Refused, places.Refused...)
-		for _, b := range places.Blocks {
+		found := r.dev.Allocated(i)
+		r.Refused = append(r.Refused, found.Refused...)
+		for _, b := range found.Blocks {
 			r.data = append(r.data, block{ino: i.Ino, disk: b.Disk, phys: b.Phys, len: b.Len(), used: min(b.Len(), i.Size-b.Off)})
 		}
 		// A file that was being truncated needs its size after a check, too.
-		if places.Whole && !i.Writing {
+		if found.Whole && !i.Writing {
 			r.whole[i.Ino] = struct{}{}
 		}
 	}
@@ -117,13 +117,13 @@ type Report struct {
 	Revoked  int    // likewise
 	Data     int64  // bytes of files, and of metadata where there is no journal
 	Replayed int    // blocks that the replay of the log wrote
-	// Written are the files of which nothing is left to be written, by number.
+	// Written are the files that are whole on the disk, by inode number.
 	Written map[addr.Ino]struct{}
 	// AfterMount are files of which e2fsck, or a replay of the log by the mount, may lose
-	// what memory has, written or not.
+	// what memory has, even of those in Written.
 	AfterMount []AfterMount
-	// Open is how many operations had not returned. Then the transaction is audited:
-	// Audit is what was looked at, nil if there was none.
+	// Open is how many handles were open. If there were any, the transaction is audited:
+	// Audit is the verdict, nil if there was no transaction.
 	Open  int
 	Audit *audit.Verdict
 	// Check says why the file system must be checked before it is mounted; empty
@@ -144,7 +144,7 @@ type Step struct {
 type CommittedError struct {
 	Err error
 	// Uncertain says that the disk failed in such a way that the commit may be in the log
-	// or not. No file is written then.
+	// or not. Written is empty then.
 	Uncertain bool
 }
 
@@ -261,10 +261,10 @@ func (f *finisher) journal() error {
 	})
 }
 
-// audit has the transaction proven, and made ready for a check if it cannot be: parts
-// of operations that had not returned may be in it.
+// audit has the transaction proven, and made ready for a check if it cannot be: operations
+// in flight may be half in it.
 func (f *finisher) audit(t *jbd2.Transaction) error {
-	f.report.Check = fmt.Sprintf("%d operations had not returned", f.report.Open)
+	f.report.Check = fmt.Sprintf("%d operations were in flight", f.report.Open)
 	if t == nil {
 		if f.report.Case != Finished {
 			return nil
@@ -304,7 +304,8 @@ func (f *finisher) prove(c *change) error {
 	return nil
 }
 
-// prepare has e2fsck find a change so that it mends it, and does no harm.
+// prepare changes the transaction so that e2fsck repairs what is half done in it, and does
+// no harm.
 func (f *finisher) prepare(c *change) error {
 	if err := c.seal(); err != nil {
 		return err

@@ -53,7 +53,7 @@ type Layout struct {
 	errs  []error
 }
 
-// GivenLayout returns a layout that the kernel at hand does not tell of itself: of
+// GivenLayout returns a layout that the kernel at hand has no types for: of
 // a structure of a module of a kernel before 5.11, which keeps no types of
 // modules. Members are by path, as for Field.
 func GivenLayout(name string, size int, members map[string]Field) *Layout {

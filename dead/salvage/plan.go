@@ -4,9 +4,9 @@
 //
 // # Caveats
 //
-// A plan covers the data, sizes, times and owners of regular files. Names and
-// directories are the journal's matter. Only for ext2, ext3 and ext4 can the disk
-// be compared with memory (Check), and hence be written to.
+// A plan of Of covers the data, sizes and times of regular files: names and directories
+// are for the journal. One of ForDisk, for XFS and btrfs, covers those as well (Metadata).
+// A disk must be compared with memory (Check) before anything is written to it.
 package salvage
 
 import (
@@ -65,7 +65,7 @@ type File struct {
 	Flags      uint32      // pagecache.Flag*
 	Path       string      // from the top of the file system; empty if unknown
 	Runs       []Run       // ascending; none if only size, times or owner differ
-	Holes      []addr.Span // of what lies elsewhere than in runs: to be made, ascending
+	Holes      []addr.Span // outside of the runs, to be punched, ascending
 	Cut        bool        // what lies beyond its end is to be freed
 	Metadata   *Metadata   // of plans for disks without a journal that is finished; else nil
 }
@@ -301,7 +301,7 @@ func (r *Run) append(seg segment) {
 	r.segments = append(r.segments, seg)
 }
 
-// stage gives every run its place in the staging area.
+// stage gives every run its offset in the staging area.
 func (p *Plan) stage() {
 	count := 0
 	p.staged = 0
@@ -342,8 +342,7 @@ func (p *Plan) GiveUp() []File {
 	return files
 }
 
-// Remove takes files out of the plan, by number: everything of them is on the disk
-// already. It must come before Restore and Gather.
+// Remove takes files out of the plan, by inode number: all of them is on the disk already. It must come before Restore and Gather.
 func (p *Plan) Remove(files map[addr.Ino]struct{}) {
 	if len(files) == 0 {
 		return

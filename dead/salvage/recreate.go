@@ -11,16 +11,16 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// Metadata is what a file is besides its unsaved data, on a file system whose log is
-// not finished from memory: its disk may have none of it.
+// Metadata is what there is to a file besides its unsaved data, on a file system whose log
+// is not finished from memory (XFS, btrfs): its disk may have none of it.
 type Metadata struct {
 	Root      uint64 // the subvolume of btrfs that it is in
 	Committed bool   // the disk has the rest, or a recovery of its log gives it
-	// The following are empty if it is committed.
+	// The following are empty if it is.
 	Paths  []string // all that are in memory
 	Target string   // of a symbolic link
-	// Of the content that is not in the runs: what is zeros, what lies somewhere
-	// on the disk, and what nobody knows. All three are ascending.
+	// Of the content that is not in the runs: zeros, what is mapped to the disk, and what
+	// is neither in memory nor known to be there. All three are ascending.
 	Zeros   []addr.Span
 	Mapped  []pagecache.Mapped
 	Unknown []addr.Span
@@ -28,7 +28,7 @@ type Metadata struct {
 	Kept bool
 }
 
-// unknownBytes is how much of the content nobody knows.
+// unknownBytes is how much of the content is unknown.
 func (l *Metadata) unknownBytes() int64 {
 	n := int64(0)
 	for _, s := range l.Unknown {
