@@ -104,8 +104,8 @@ func (c *change) seal() error {
 	return nil
 }
 
-// tree returns where a file lies without and with the transaction. Nodes that were
-// being written get their checksums in it.
+// tree returns the block mapping of a file without and with the transaction. Nodes that
+// were being written get their checksums in it.
 func (c *change) tree(n addr.Ino) (*audit.Trees, error) {
 	found, err := audit.Tree(c.before, c.blocks, n)
 	if err == nil {

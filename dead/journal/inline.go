@@ -141,7 +141,7 @@ func (f *finisher) checkInline(c *change) error {
 // rootInode is the directory at the top (EXT4_ROOT_INO).
 const rootInode = 2
 
-// move looks for files that were on their way out of their inodes.
+// inlineCheck looks for files whose inline data was being moved to a block.
 type inlineCheck struct {
 	before, after *ext4.FS              // without and with the transaction
 	logged        map[addr.Block][]byte // what the transaction has

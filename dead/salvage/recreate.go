@@ -39,8 +39,8 @@ func (l *Metadata) unknownBytes() int64 {
 
 // ForDisk plans how to bring a disk to the state of a file system in memory. For
 // the ext family it is Of: the rest is its journal's matter. For XFS and btrfs it
-// has every file that the disk may know less of than memory does. One of which
-// some bytes are unknown is refused, unless partial wants it nevertheless.
+// has every file of which memory may be ahead of the disk. A file with unknown bytes is
+// refused, unless partial is set.
 func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, error) {
 	if s.HasBuffers() {
 		return Of(c, s)
