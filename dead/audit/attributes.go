@@ -114,9 +114,9 @@ func checkEntries(b []byte, header int) error {
 	return checkNames(names)
 }
 
-var errNoEnd = errors.New("its attributes have no end")
+var errNoEnd = errors.New("its list of attributes is not terminated")
 
-// checkNames wants each attribute once.
+// checkNames checks that each attribute is there once.
 func checkNames(names []attribute) error {
 	slices.SortFunc(names, compareAttributes)
 	for i := 1; i < len(names); i++ {

@@ -2,13 +2,13 @@
 // ext4 file system to a consistent one, in time that depends on what they touch
 // and not on the size of the disk.
 //
-// It is for the last transaction of a dead kernel in which operations that had not
-// returned may be half done. A full check of the file system would find out, but
+// It is for the last transaction of a dead kernel: operations that were in flight may be
+// half done in it. A full check of the file system would find out, but
 // takes as long as the file system is large. Here the state before is taken to be
 // consistent, which is what a journal guarantees, and only the difference is
 // checked: each rule that a full check applies (e2fsck(8)) is applied to what
-// changed, by counting on both sides. Blocks are owned by whom the bitmaps say,
-// links are as many as there are names, groups have as much free as they count.
+// changed, by counting on both sides. Each block in use has one owner,
+// an inode has as many links as names, and groups count what they have free.
 //
 // # Caveats
 //
@@ -52,7 +52,7 @@ type Counts struct {
 }
 
 const (
-	// maxReasons is how many contradictions are told.
+	// maxReasons is how many contradictions are reported.
 	maxReasons = 12
 	// minReads and readsPerBlock bound the work: a file system that needs more is
 	// not proven. An inode that is touched costs a few blocks, its directory's
@@ -64,7 +64,7 @@ const (
 )
 
 // errTooMuch says that the bounds of the work are reached.
-var errTooMuch = errors.New("it touches more than can be looked at in time")
+var errTooMuch = errors.New("it touches more blocks than the audit may read")
 
 // readError is a failure to read the disk, which says nothing of the file system.
 type readError struct{ err error }
@@ -104,7 +104,7 @@ type checker struct {
 	failed   error // of reading
 
 	different map[addr.Block]struct{} // blocks that are not as they were
-	loose     loose                   // those of them of which nobody has said yet what they are
+	unclaimed unclaimed               // those of them that belong to no inode looked at so far
 	tables    []tableBlock
 	groups    map[uint32]struct{} // touched
 	inodes    map[addr.Ino]*inode // touched
@@ -161,7 +161,7 @@ func (c *checker) run(changed map[addr.Block][]byte) {
 		c.slots,
 		c.readOrphans,
 		c.walkAll,
-		c.adopt,
+		c.claimRest,
 		c.checkAttributes,
 		c.checkOwners,
 		c.checkInodes,

@@ -27,11 +27,11 @@ type region struct {
 }
 
 // classify finds out which of the changed blocks differ at all, and what those
-// are that have a place of their own: the rest belongs to inodes, and is loose
-// until one claims it.
+// are that lie where the group descriptors say: the rest belongs to inodes, and is
+// unclaimed until one claims it.
 func (c *checker) classify(changed map[addr.Block][]byte) {
 	regions := make(map[uint64]*region)
-	super, _ := c.new.super.Place()
+	super, _ := c.new.super.Location()
 	for _, b := range sorted(changed) {
 		before, err := c.old.block(b)
 		if !c.note(err) {
@@ -44,14 +44,14 @@ func (c *checker) classify(changed map[addr.Block][]byte) {
 		if b == super {
 			continue // it was compared before
 		}
-		if !c.note(c.place(b, before, changed[b], regions)) {
+		if !c.note(c.identify(b, before, changed[b], regions)) {
 			return
 		}
 	}
 }
 
-// place says what a changed block is.
-func (c *checker) place(b addr.Block, before, after []byte, regions map[uint64]*region) error {
+// identify says what a changed block is.
+func (c *checker) identify(b addr.Block, before, after []byte, regions map[uint64]*region) error {
 	s := &c.new.super
 	if uint64(b) < uint64(s.FirstDataBlock) {
 		return fmt.Errorf("block %d changes, before the first block", b)
@@ -83,7 +83,7 @@ func (c *checker) place(b addr.Block, before, after []byte, regions map[uint64]*
 			return nil
 		}
 	}
-	c.loose = append(c.loose, b) // in order
+	c.unclaimed = append(c.unclaimed, b) // in order
 	return nil
 }
 
@@ -91,7 +91,7 @@ func (c *checker) place(b addr.Block, before, after []byte, regions map[uint64]*
 // the descriptor; without meta_bg all of them lie there.
 func (c *checker) descriptors(b addr.Block) uint64 {
 	s := &c.new.super
-	super, _ := s.Place()
+	super, _ := s.Location()
 	if b <= super {
 		return s.Groups()
 	}
@@ -122,8 +122,8 @@ func (c *checker) region(n uint64, regions map[uint64]*region) (*region, error) 
 	return r, nil
 }
 
-// compareDescriptors wants the descriptors in a block to differ only in counts,
-// and in that something was initialised.
+// compareDescriptors checks that the descriptors in a block differ only in counts, and in
+// flags that say that something was initialised.
 func (c *checker) compareDescriptors(first uint32, before, after []byte) error {
 	s := &c.new.super
 	size := int(s.DescSize)
@@ -133,7 +133,7 @@ func (c *checker) compareDescriptors(first uint32, before, after []byte) error {
 			continue
 		}
 		if n >= s.Groups() {
-			return fmt.Errorf("a descriptor changes for group %d, which there is not", n)
+			return fmt.Errorf("a descriptor changes for group %d, which does not exist", n)
 		}
 		old, err := c.old.group(uint32(n))
 		if err != nil {
@@ -208,7 +208,7 @@ func (c *checker) changedSlots() iter.Seq[Slot] {
 }
 
 // Torn returns the inodes that the changed blocks leave with a checksum that is not
-// theirs: whoever wrote them had not come to its end (fs/ext4/inode.c,
+// theirs: they were being written (fs/ext4/inode.c,
 // ext4_do_update_inode). Its arguments are those of Check.
 func Torn(old io.ReaderAt, changed map[addr.Block][]byte) ([]Slot, error) {
 	fs, err := ext4.Open(old)

@@ -168,7 +168,7 @@ func (c *checker) readBlock(d *directory, n int) ([]entry, error) {
 	return list, err
 }
 
-// checkUnique wants each name once in a directory without an index.
+// checkUnique checks that each name is there once, in a directory without an index.
 func (c *checker) checkUnique(d *directory) error {
 	if !d.added {
 		return nil

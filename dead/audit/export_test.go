@@ -43,7 +43,7 @@ func Parts(old io.ReaderAt, changed map[addr.Block][]byte) (ext4.Super, map[addr
 	c.run(changed)
 	out := make(map[addr.Block]Part)
 	s := &fs.Super
-	super, _ := s.Place()
+	super, _ := s.Location()
 	for b := range changed {
 		out[b] = Part{Kind: KindOther}
 		if place, _ := s.DescriptorPlace(0); b >= place && uint64(b-place) < (s.Groups()*uint64(s.DescSize)+uint64(s.BlockSize)-1)/uint64(s.BlockSize) {
@@ -113,7 +113,7 @@ func Seal(s ext4.Super, old io.ReaderAt, changed map[addr.Block][]byte, parts ma
 		return slices.Index(order, parts[a].Kind) - slices.Index(order, parts[b].Kind)
 	})
 	seed := func(n addr.Ino) uint32 {
-		group, block, offset, _ := s.InodePlace(n)
+		group, block, offset, _ := s.InodeLocation(n)
 		place, at := s.DescriptorPlace(group)
 		d, _ := v.block(place)
 		table := addr.Block(binary.LittleEndian.Uint32(d[at+8:]))
@@ -164,7 +164,7 @@ func Seal(s ext4.Super, old io.ReaderAt, changed map[addr.Block][]byte, parts ma
 		case KindDescriptors:
 			sealDescriptors(s, n, b)
 		case KindSuper:
-			_, at := s.Place()
+			_, at := s.Location()
 			put(b[at+0x3fc:], ext4.CRC32C(^uint32(0), b[at:at+0x3fc]))
 		}
 	}

@@ -62,8 +62,8 @@ func (c *checker) checkGroup(n uint32, flips uint64, directories int) error {
 	return c.checkInodeMap(old, g, flips)
 }
 
-// checkInodeMap wants the inode bitmap of a group to differ in as many inodes as
-// are allocated or freed.
+// checkInodeMap checks that the inode bitmap of a group differs in as many inodes as are
+// allocated or freed.
 func (c *checker) checkInodeMap(old, g *ext4.Group, flips uint64) error {
 	before, err := c.old.inodeMap(g.Number)
 	if err != nil {
@@ -77,7 +77,7 @@ func (c *checker) checkInodeMap(old, g *ext4.Group, flips uint64) error {
 	unused := c.new.unused(g)
 	switch differ := before.differ(after, size); {
 	case differ != flips:
-		return fmt.Errorf("the inode bitmap of group %d changes %d inodes, and %d change", g.Number, differ, flips)
+		return fmt.Errorf("the inode bitmap of group %d changes for %d inodes, but %d are allocated or freed", g.Number, differ, flips)
 	case size-after.count(size) != uint64(g.FreeInodes):
 		return fmt.Errorf("group %d counts %d free inodes and has %d", g.Number, g.FreeInodes, size-after.count(size))
 	case !after.all(size-uint64(unused), size, false):

@@ -69,7 +69,7 @@ func (v *view) index(s *state, blocks []addr.Block) (*index, error) {
 		return nil, errors.New(`its root does not begin with "." and ".."`)
 	}
 	if binary.LittleEndian.Uint32(b[indexInfo:]) != 0 || b[indexInfo+5] != indexInfoSize || x.kind >= hashKinds || levels >= indexLevels || b[indexInfo+7]&1 != 0 {
-		return nil, fmt.Errorf("its root says % x", b[indexInfo:][:indexInfoSize])
+		return nil, fmt.Errorf("its root has dx_root_info % x", b[indexInfo:][:indexInfoSize])
 	}
 	r := &indexReader{v: v, inode: s.Inode, blocks: blocks, out: x}
 	return x, r.node(b, indexInfo+indexInfoSize, levels, span{to: 0xfffffffe})
@@ -159,7 +159,7 @@ func (r *indexReader) checksum(b []byte, at, limit, count int) error {
 	return nil
 }
 
-// checkHashes wants each name to be in the leaf that the index has for it, and
+// checkHashes checks that each name is in the leaf that the index has for it, and
 // once. Leaves that did not change have what they had, unless they are to have
 // less.
 func (c *checker) checkHashes(d *directory) error {

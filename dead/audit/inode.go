@@ -102,14 +102,14 @@ func (c *checker) checkInodes() {
 // rootInode is that of the top directory (fs/ext4/ext4.h, EXT4_ROOT_INO).
 const rootInode addr.Ino = 2
 
-// checkNumber wants the file system's own inodes to stay as they are.
+// checkNumber checks that the file system's own inodes stay as they are.
 func (c *checker) checkNumber(i *inode) error {
 	own := i.number < c.new.super.FirstInode && i.number != rootInode
 	if own || i.number == c.new.super.OrphanFile && c.new.super.OrphanFile != 0 || i.number == c.new.super.JournalInode {
 		return fmt.Errorf("inode %d changes, which is the file system's own", i.number)
 	}
 	if i.number == rootInode && (!i.old.live() || !i.new.live()) {
-		return errors.New("the top directory is none")
+		return errors.New("the root inode is not a directory")
 	}
 	return nil
 }
@@ -179,7 +179,7 @@ func (c *checker) checkKind(i *inode) error {
 	return nil
 }
 
-// checkSymlink wants a target as long as the link says.
+// checkSymlink checks that the target is as long as i_size says.
 func (c *checker) checkSymlink(n *state) error {
 	target := n.Block[:]
 	if !c.fast(n) {

@@ -13,8 +13,8 @@ const (
 	maxDepth = 1 << 12 // directories one in another
 )
 
-// checkLinks wants as many links of each inode as there are entries for it, and
-// the directories to be one tree.
+// checkLinks checks that each inode has as many links as there are entries for it, and
+// that the directories are one tree.
 func (c *checker) checkLinks() {
 	delta, names := make(map[addr.Ino]int), make(map[addr.Ino]kinds)
 	for e, count := range c.edges {
@@ -48,7 +48,7 @@ func (c *checker) checkLinks() {
 	c.note(c.checkTree())
 }
 
-// checkCount wants the links of an inode to change as the entries for it do.
+// checkCount checks that the links of an inode change as the entries for it do.
 func (c *checker) checkCount(n addr.Ino, delta int) error {
 	i := c.inodes[n]
 	if i == nil {
@@ -91,7 +91,7 @@ func (c *checker) checkManyLinks(i *inode, was, now, delta int) error {
 // kinds is by how many more names an inode has, by the type in the entries.
 type kinds [8]int
 
-// checkOneName wants a directory to have one name, and nothing to have a name of
+// checkOneName checks that a directory has one name, and that no inode keeps a name from
 // when it was another kind of file.
 func (c *checker) checkOneName(n addr.Ino, names kinds) error {
 	i := c.inodes[n]
@@ -167,7 +167,7 @@ func (c *checker) checkEdge(e edge, count int) error {
 	case e.role == parent && e.dir != rootInode && c.edges[edge{e.ino, e.dir, e.kind, child}] != 1:
 		return fmt.Errorf("directory %d has a new parent %d, which has no new name for it", e.dir, e.ino)
 	case e.role == parent && e.dir == rootInode && e.ino != rootInode:
-		return errors.New("the top directory has a parent")
+		return errors.New("the root directory has another parent than itself")
 	case e.role != child:
 		return nil
 	case count != 1:
@@ -213,7 +213,7 @@ func (c *checker) parent(n addr.Ino) (addr.Ino, error) {
 	return list[1].ino, nil
 }
 
-// checkTree wants each directory that has a new name to be below the top
+// checkTree checks that each directory that has a new name is below the root
 // directory. Those above it that have none are where they were; they are below it
 // unless one of them was moved below itself.
 func (c *checker) checkTree() error {

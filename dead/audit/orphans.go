@@ -22,11 +22,11 @@ const (
 // that comes or goes counts as touched.
 func (c *checker) readOrphans() {
 	var err error
-	if c.orphans.old, err = c.old.orphans(&loose{}); err != nil {
+	if c.orphans.old, err = c.old.orphans(&unclaimed{}); err != nil {
 		c.note(fmt.Errorf("orphans as they were: %w", err))
 		return
 	}
-	if c.orphans.new, err = c.new.orphans(&c.loose); err != nil {
+	if c.orphans.new, err = c.new.orphans(&c.unclaimed); err != nil {
 		c.note(fmt.Errorf("orphans: %w", err))
 		return
 	}
@@ -52,7 +52,7 @@ func Truncating(old io.ReaderAt, changed map[addr.Block][]byte) ([]*ext4.Inode, 
 	}
 	c := newChecker(fs.Super, old, changed)
 	c.superblock(changed)
-	orphans, err := c.new.orphans(&loose{})
+	orphans, err := c.new.orphans(&unclaimed{})
 	if err = errors.Join(c.failed, err); err != nil {
 		return nil, fmt.Errorf("look for orphans: %w", err)
 	}
@@ -70,8 +70,8 @@ func Truncating(old io.ReaderAt, changed map[addr.Block][]byte) ([]*ext4.Inode, 
 }
 
 // orphans reads the list and the file of orphans. The blocks of the file are
-// taken out of loose.
-func (v *view) orphans(loose *loose) (map[addr.Ino]source, error) {
+// taken out of unclaimed.
+func (v *view) orphans(unclaimed *unclaimed) (map[addr.Ino]source, error) {
 	out := make(map[addr.Ino]source)
 	for n := v.super.LastOrphan; n != 0; {
 		i, err := v.orphan(out, n, inList)
@@ -87,7 +87,7 @@ func (v *view) orphans(loose *loose) (map[addr.Ino]source, error) {
 		return out, nil
 	}
 	listed := len(out)
-	if err := v.orphanFile(out, loose); err != nil {
+	if err := v.orphanFile(out, unclaimed); err != nil {
 		return nil, fmt.Errorf("file of them: %w", err)
 	}
 	if len(out) > listed && v.super.ROCompat&ext4.ROCompatOrphanPresent == 0 {
@@ -109,7 +109,7 @@ func (v *view) orphan(out map[addr.Ino]source, n addr.Ino, from source) (*ext4.I
 	return i, nil
 }
 
-func (v *view) orphanFile(out map[addr.Ino]source, loose *loose) error {
+func (v *view) orphanFile(out map[addr.Ino]source, unclaimed *unclaimed) error {
 	file, err := v.load(v.super.OrphanFile)
 	if err != nil {
 		return err
@@ -124,7 +124,7 @@ func (v *view) orphanFile(out map[addr.Ino]source, loose *loose) error {
 				return fmt.Errorf("block %d: %w", b, err)
 			}
 		}
-		loose.take(run{x.start, x.start + addr.Block(x.length)})
+		unclaimed.take(run{x.start, x.start + addr.Block(x.length)})
 	}
 	return nil
 }

@@ -30,9 +30,9 @@ func (c *checker) gather() {
 	}
 }
 
-// checkOwners wants the bitmaps of blocks to differ just in what is owned anew
-// and no more, and each block to be owned once. What is owned anew was free
-// before, so that nobody else owns it.
+// checkOwners checks that the block bitmaps differ in just the blocks that inodes gained
+// and lost, and that each block has one owner. What is gained was free before, so that no
+// untouched inode owns it.
 func (c *checker) checkOwners() {
 	c.gather()
 	if !c.note(merge(&c.oldRuns)) || !c.note(merge(&c.newRuns)) {
@@ -60,14 +60,14 @@ func (c *checker) checkOwners() {
 			return
 		}
 		if n := before.differ(after, uint64(c.new.super.BlockSize)*8); n != flips[group] {
-			if !c.note(fmt.Errorf("the block bitmap of group %d changes %d blocks, and inodes %d", group, n, flips[group])) {
+			if !c.note(fmt.Errorf("the block bitmap of group %d changes for %d blocks, but inodes gain or lose %d", group, n, flips[group])) {
 				return
 			}
 		}
 	}
 }
 
-// checkRun wants the blocks of a run to be in the bitmaps as they changed.
+// checkRun checks that the blocks of a run are in the bitmaps as they changed.
 func (c *checker) checkRun(r run, change change, flips map[uint32]uint64) error {
 	for r.from < r.to {
 		group, first := groupOf(&c.new.super, r.from)

@@ -7,8 +7,8 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// checkSectors wants an inode to count the blocks that it has: as many more than
-// before as it has more.
+// checkSectors checks that i_blocks of an inode changes by as many blocks as it gains or
+// loses.
 func (c *checker) checkSectors(i *inode) error {
 	want, wantSectors := uint64(0), uint64(0)
 	if i.old != nil {
@@ -39,8 +39,8 @@ func (s *state) blocks() uint64 {
 	return n
 }
 
-// checkSize wants no content of a file behind its end, and of a directory no
-// hole before it. What is to be truncated on mount may be anything.
+// checkSize checks that a file has no blocks behind its end, and a directory no hole before
+// it. An inode on the orphan list that a mount truncates may have anything.
 func (c *checker) checkSize(i *inode) error {
 	n := i.new
 	block := uint64(c.new.super.BlockSize)

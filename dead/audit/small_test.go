@@ -136,11 +136,11 @@ func TestTruncating(t *testing.T) {
 				t.Fatal(err)
 			}
 			const ino = 12
-			group, block, offset, err := super.InodePlace(ino)
+			group, block, offset, err := super.InodeLocation(ino)
 			if err != nil || group != 0 {
 				t.Fatal(group, err)
 			}
-			place, at := super.Place()
+			place, at := super.Location()
 			table := addr.Block(binary.LittleEndian.Uint32(changed[place+1][8:]))
 			binary.LittleEndian.PutUint32(changed[place][at+0xe8:], ino) // s_last_orphan
 			changed[table+addr.Block(block)][offset+0x1a] = links
@@ -183,7 +183,7 @@ func TestTree(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, at, offset, err := super.InodePlace(ino)
+		_, at, offset, err := super.InodeLocation(ino)
 		if err != nil {
 			t.Fatal(err)
 		}

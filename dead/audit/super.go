@@ -54,7 +54,7 @@ func (c *checker) superblock(changed map[addr.Block][]byte) {
 			return
 		}
 	}
-	place, offset := c.old.super.Place()
+	place, offset := c.old.super.Location()
 	before, err := c.old.block(place)
 	if !c.note(err) {
 		return
@@ -90,7 +90,7 @@ func (c *checker) judgeable() error {
 	case (c.old.super.State|s.State)&ext4.StateError != 0 || s.ErrorCount != 0:
 		return errors.New("errors were recorded in the superblock before")
 	case !s.Linux:
-		return errors.New("it was not made for Linux")
+		return errors.New("the superblock's creator OS is not Linux")
 	case s.BlockSize > 32<<10:
 		return fmt.Errorf("blocks of %d bytes are not understood", s.BlockSize)
 	case s.BlocksPerGroup%8 != 0 || s.InodesPerGroup%8 != 0:
@@ -128,7 +128,7 @@ const (
 	roCompatGrows = ext4.ROCompatLargeFile | ext4.ROCompatDirNlink | ext4.ROCompatExtraIsize | ext4.ROCompatOrphanPresent
 )
 
-// compareSupers wants the blocks of the superblock to differ only in what a
+// compareSupers checks that the blocks of the superblock differ only in what a
 // running kernel changes.
 func (c *checker) compareSupers(before, after []byte, offset int) error {
 	end := offset + ext4.SuperSize

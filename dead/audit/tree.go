@@ -50,24 +50,26 @@ type mapper struct {
 	torn map[addr.Block][]byte
 }
 
-// Trees are where a file lies, in runs that ascend, as it was and as it is to be.
+// Trees are the block mapping of a file, in runs that ascend, without and with the changed
+// blocks.
 type Trees struct {
 	Old, New []ext4.Run
-	// Blocks are all that it has then: what is mapped, what maps it, and attributes.
+	// Blocks counts all that it has with them: data, nodes of the tree, and attributes.
 	Blocks uint64
-	// Touched says that the changed blocks have a part of what maps it.
+	// Touched says that a part of the tree is among the changed blocks.
 	Touched bool
-	// Torn are changed nodes of extents whose checksum is not theirs: somebody was
-	// writing them. In these they have another one, as e2fsck(8) would give it to them.
+	// Torn are changed extent nodes whose checksum is wrong, since they were being written.
+	// Here they have the right one, as e2fsck(8) would give it to them.
 	Torn map[addr.Block][]byte
 }
 
-// Tree walks all that maps a regular file or directory. Its first arguments are those of
-// Check. An error means that what maps it cannot be read, or contradicts itself.
+// Tree walks the extent tree, or the indirect blocks, of a regular file or directory. Its
+// first arguments are those of Check. An error means that the tree cannot be read, or
+// contradicts itself.
 func Tree(old io.ReaderAt, changed map[addr.Block][]byte, n addr.Ino) (*Trees, error) {
 	fs, err := ext4.Open(old)
 	if err != nil {
-		return nil, fmt.Errorf("look where inode %d lies: %w", n, err)
+		return nil, fmt.Errorf("map inode %d: %w", n, err)
 	}
 	c := newChecker(fs.Super, old, changed)
 	was, err := c.old.tree(n, nil)
@@ -75,12 +77,12 @@ func Tree(old io.ReaderAt, changed map[addr.Block][]byte, n addr.Ino) (*Trees, e
 		was, err = &mapper{inode: &ext4.Inode{}}, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look where inode %d lay: %w", n, err)
+		return nil, fmt.Errorf("map inode %d without the changes: %w", n, err)
 	}
 	torn := make(map[addr.Block][]byte)
 	is, err := c.new.tree(n, torn)
 	if err != nil {
-		return nil, fmt.Errorf("look where inode %d lies: %w", n, err)
+		return nil, fmt.Errorf("map inode %d: %w", n, err)
 	}
 	t := &Trees{Old: was.out.runs(), New: is.out.runs(), Blocks: is.out.count, Touched: was.inode.Block != is.inode.Block, Torn: torn}
 	if is.inode.Attributes != 0 {

@@ -86,7 +86,7 @@ func (u *unlister) list() error {
 
 // first has the list begin with an orphan.
 func (u *unlister) first(n addr.Ino) error {
-	at, offset := u.v.super.Place()
+	at, offset := u.v.super.Location()
 	b, err := u.block(at)
 	if err != nil {
 		return err
@@ -101,7 +101,7 @@ func (u *unlister) first(n addr.Ino) error {
 
 // next has an orphan name the next one.
 func (u *unlister) next(n, next addr.Ino) error {
-	group, block, offset, err := u.v.super.InodePlace(n)
+	group, block, offset, err := u.v.super.InodeLocation(n)
 	if err != nil {
 		return err
 	}

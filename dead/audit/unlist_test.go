@@ -90,7 +90,7 @@ func TestUnlist(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		place, at := super.Place()
+		place, at := super.Location()
 		table := addr.Block(binary.LittleEndian.Uint32(changed[place+1][8:]))
 		orphans := []addr.Ino{14, 16, 15}
 		for i, n := range orphans {
@@ -98,7 +98,7 @@ func TestUnlist(t *testing.T) {
 			if i+1 < len(orphans) {
 				next = orphans[i+1]
 			}
-			_, block, offset, err := super.InodePlace(n)
+			_, block, offset, err := super.InodeLocation(n)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -109,7 +109,7 @@ func TestUnlist(t *testing.T) {
 		slices.Sort(orphans)
 		unlisted(t, image, changed, orphans)
 		// A list that does not end.
-		_, block, offset, _ := super.InodePlace(15)
+		_, block, offset, _ := super.InodeLocation(15)
 		binary.LittleEndian.PutUint32(changed[table+addr.Block(block)][offset+0x14:], 14)
 		audit.Seal(super, bytes.NewReader(image), changed, parts)
 		if _, err := audit.Unlist(bytes.NewReader(image), changed, orphans[:1]); err == nil {

@@ -81,7 +81,7 @@ func (v *view) group(n uint32) (*ext4.Group, error) {
 		return g, nil
 	}
 	if uint64(n) >= v.super.Groups() {
-		return nil, fmt.Errorf("there is no group %d", n)
+		return nil, fmt.Errorf("group %d does not exist", n)
 	}
 	place, offset := v.super.DescriptorPlace(n)
 	b, err := v.block(place)
@@ -121,7 +121,7 @@ func (v *view) unused(g *ext4.Group) uint32 {
 
 // inode returns the bytes of an inode and whether it is allocated.
 func (v *view) inode(n addr.Ino) ([]byte, bool, error) {
-	number, block, offset, err := v.super.InodePlace(n)
+	number, block, offset, err := v.super.InodeLocation(n)
 	if err != nil {
 		return nil, false, err
 	}
@@ -153,4 +153,4 @@ func (v *view) load(n addr.Ino) (*ext4.Inode, error) {
 }
 
 // errFree says that an inode is not allocated.
-var errFree = errors.New("it is free")
+var errFree = errors.New("inode is free")

@@ -318,7 +318,7 @@ func TestDamage(t *testing.T) {
 			}
 			check("superblock", ext4.SuperOffset, ext4.SuperSize, func(*ext4.FS) error { return nil })
 			check("group", int(desc)*size+descOffset, int(fs.Super.DescSize), func(fs *ext4.FS) error { _, err := fs.Group(0); return err })
-			_, block, offset, err := fs.Super.InodePlace(large)
+			_, block, offset, err := fs.Super.InodeLocation(large)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -352,7 +352,7 @@ func TestSealInode(t *testing.T) {
 			if err != nil || i.Mode == 0 {
 				continue
 			}
-			group, block, offset, err := fs.Super.InodePlace(n)
+			group, block, offset, err := fs.Super.InodeLocation(n)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -547,7 +547,7 @@ func FuzzMap(f *testing.F) {
 		if err != nil {
 			return
 		}
-		_, block, offset, err := fs.Super.InodePlace(large)
+		_, block, offset, err := fs.Super.InodeLocation(large)
 		if err != nil {
 			return
 		}

@@ -15,7 +15,7 @@ const (
 	StateError State = 2 // errors were seen
 )
 
-// Compat, Incompat and ROCompat are features: whoever does not know one of
+// Compat, Incompat and ROCompat are features: a kernel that does not know one of
 // Incompat must not touch the file system; one of ROCompat, not write to it.
 type (
 	Compat   uint32

@@ -37,7 +37,7 @@ func Open(disk io.ReaderAt) (*FS, error) {
 	return f, nil
 }
 
-// Fits wants the disk to have room for a file system of so many blocks.
+// Fits checks that the disk has room for a file system of so many blocks.
 func (f *FS) Fits(blocks uint64) error {
 	last := make([]byte, f.Super.BlockSize)
 	if n, err := f.disk.ReadAt(last, int64(blocks-1)*int64(len(last))); n < len(last) {
@@ -58,8 +58,8 @@ func ReadSuper(disk io.ReaderAt) ([]byte, error) {
 	return b, CheckSuper(b)
 }
 
-// Check wants no unknown features, and sizes that go together, as fs/ext4/super.c
-// does (ext4_block_group_meta_init, ext4_check_geometry).
+// Check checks that there are no unknown features, and that sizes go together, as
+// fs/ext4/super.c does (ext4_block_group_meta_init, ext4_check_geometry).
 func (s *Super) Check() error {
 	if unknown := s.Incompat &^ known; unknown != 0 {
 		return &FeatureError{unknown}
@@ -143,7 +143,7 @@ func (s *Super) DescriptorPlace(group uint32) (addr.Block, int) {
 	n := group / perBlock
 	offset := int(group%perBlock) * int(s.DescSize)
 	if s.Incompat&IncompatMetaBG == 0 || n < s.FirstMetaGroup {
-		super, _ := s.Place()
+		super, _ := s.Location()
 		return super + 1 + addr.Block(n), offset
 	}
 	first := n * perBlock // the group that the block lies in

@@ -51,9 +51,9 @@ func (i *Inode) IsDir() bool { return i.Mode&0xf000 == 0x4000 }
 // IsSymlink reports whether it is a symbolic link.
 func (i *Inode) IsSymlink() bool { return i.Mode&0xf000 == 0xa000 }
 
-// InodePlace returns the group of an inode, the block of the group's inode table
+// InodeLocation returns the group of an inode, the block of the group's inode table
 // that it lies in, counted from the table's start, and its offset there.
-func (s *Super) InodePlace(n addr.Ino) (group uint32, block uint64, offset int, err error) {
+func (s *Super) InodeLocation(n addr.Ino) (group uint32, block uint64, offset int, err error) {
 	if n == 0 || n > addr.Ino(s.Inodes) {
 		return 0, 0, 0, fmt.Errorf("inode %d: there are %d", n, s.Inodes)
 	}
@@ -64,7 +64,7 @@ func (s *Super) InodePlace(n addr.Ino) (group uint32, block uint64, offset int, 
 
 // Inode reads an inode.
 func (f *FS) Inode(n addr.Ino) (*Inode, error) {
-	group, block, offset, err := f.Super.InodePlace(n)
+	group, block, offset, err := f.Super.InodeLocation(n)
 	if err != nil {
 		return nil, fmt.Errorf("read %w", err)
 	}

@@ -16,7 +16,7 @@ const (
 )
 
 // ErrOrphanBlock says that a block is not of the file of orphans.
-var ErrOrphanBlock = errors.New("it has not the magic of a block of orphans")
+var ErrOrphanBlock = errors.New("block of the orphan file has no magic number")
 
 // OrphanBlock returns the numbers of inodes in a block of the file of orphans, 4 bytes
 // each, 0 if there is none. The checksum is verified, if there is one. What is returned

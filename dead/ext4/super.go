@@ -91,8 +91,8 @@ func (s *Super) Groups() uint64 {
 	return (s.Blocks - uint64(s.FirstDataBlock) + uint64(s.BlocksPerGroup) - 1) / uint64(s.BlocksPerGroup)
 }
 
-// Place returns the block that the superblock lies in, and its offset there.
-func (s *Super) Place() (addr.Block, int) {
+// Location returns the block that the superblock lies in, and its offset there.
+func (s *Super) Location() (addr.Block, int) {
 	return addr.Block(SuperOffset / s.BlockSize), int(SuperOffset % s.BlockSize)
 }
 

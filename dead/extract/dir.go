@@ -22,16 +22,16 @@ var ErrNotEmpty = errors.New("directory is not empty: choose one that is empty o
 
 // Dir is a directory to extract to. Until Finish, everything lies in .partial.
 type Dir struct {
-	path    string
-	made    bool // by us
-	root    *os.Root
-	stage   *os.Root // .partial
-	owners  bool     // owners can be set
-	mu      sync.Mutex
-	known   map[string]bool // directories that were made
-	open    map[string]*opened
-	tops    map[string]bool
-	settled bool
+	path   string
+	made   bool // by us
+	root   *os.Root
+	stage  *os.Root // .partial
+	owners bool     // owners can be set
+	mu     sync.Mutex
+	known  map[string]bool // directories that were made
+	open   map[string]*opened
+	tops   map[string]bool
+	ended  bool
 }
 
 // opened is a place that files are being put into, or were a moment ago.
@@ -211,7 +211,7 @@ func (d *Dir) Finish(manifest []byte) error {
 	if err != nil {
 		return errors.Join(advise("finish", d.path, err), d.Abort())
 	}
-	d.settled = true
+	d.ended = true
 	return errors.Join(d.stage.Close(), d.root.Close())
 }
 
@@ -239,10 +239,10 @@ func (d *Dir) finish(manifest []byte) error {
 
 // Abort implements Sink.
 func (d *Dir) Abort() error {
-	if d.settled || d.root == nil {
+	if d.ended || d.root == nil {
 		return nil
 	}
-	d.settled = true
+	d.ended = true
 	d.closeAll()
 	errs := []error{d.root.RemoveAll(partial)}
 	for top := range d.tops {

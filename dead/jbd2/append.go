@@ -10,8 +10,8 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// Place is where a transaction begins in the log.
-type Place struct {
+// Start is where a transaction begins in the log.
+type Start struct {
 	Block    Pos
 	Sequence TID
 }
@@ -44,13 +44,13 @@ func (e *NoRoomError) Error() string {
 
 func (e *NoRoomError) Unwrap() error { return ErrNoRoom }
 
-// ErrPlace says that a transaction cannot begin where it was told to.
-var ErrPlace = errors.New("the log does not go on there")
+// ErrStart says that a transaction cannot begin there.
+var ErrStart = errors.New("the transaction does not begin where the log ends")
 
 // Pending is a transaction that lies in the log but for its commit block: no
 // recovery sees it.
 type Pending struct {
-	Place
+	Start
 	CommitAt Pos // where the commit block goes
 	End      Pos // the block after it
 
@@ -67,9 +67,9 @@ type Pending struct {
 // a number not before s_sequence. A transaction that is partly there is
 // overwritten.
 //
-// It fails with ErrPlace, ErrNotInUse, a *NoRoomError, what Scan returns, or
+// It fails with ErrStart, ErrNotInUse, a *NoRoomError, what Scan returns, or
 // because the transaction contradicts itself, before anything is written.
-func (l *Log) Append(at Place, t *Transaction) (*Pending, error) {
+func (l *Log) Append(at Start, t *Transaction) (*Pending, error) {
 	p, err := l.append(at, t)
 	if err != nil {
 		return nil, fmt.Errorf("append transaction %d: %w", at.Sequence, err)
@@ -77,7 +77,7 @@ func (l *Log) Append(at Place, t *Transaction) (*Pending, error) {
 	return p, nil
 }
 
-func (l *Log) append(at Place, t *Transaction) (*Pending, error) {
+func (l *Log) append(at Start, t *Transaction) (*Pending, error) {
 	scan, err := l.Scan()
 	if err != nil {
 		return nil, err
@@ -86,7 +86,7 @@ func (l *Log) append(at Place, t *Transaction) (*Pending, error) {
 		return nil, err
 	}
 	written := l.Super.encode(at, t, scan.after(t.Time))
-	p := &Pending{Place: at, log: l, first: len(scan.Transactions) == 0, block: written.commit}
+	p := &Pending{Start: at, log: l, first: len(scan.Transactions) == 0, block: written.commit}
 	p.CommitAt = l.Super.advance(at.Block, uint32(len(written.blocks)))
 	p.End = l.Super.advance(p.CommitAt, 1)
 	used := l.Super.distance(scan.Start, scan.End)
@@ -130,7 +130,7 @@ func (l *Log) append(at Place, t *Transaction) (*Pending, error) {
 // least one stays free (fs/jbd2/journal.c, jbd2_journal_next_log_block). With
 // fast commits it must not wrap around: e2fsck 1.47.0 takes their area for the
 // end of the log then (its recovery.c, wrap).
-func (s *Super) free(at Place, used uint32) uint32 {
+func (s *Super) free(at Start, used uint32) uint32 {
 	free := s.room() - used - 1
 	if s.FastCommit {
 		free = min(free, uint32(s.Last-at.Block)-1)
@@ -138,22 +138,22 @@ func (s *Super) free(at Place, used uint32) uint32 {
 	return free
 }
 
-// accept checks the place, and that the transaction does not contradict itself
+// accept checks where it begins, and that the transaction does not contradict itself
 // nor the file system.
-func (l *Log) accept(scan *Scan, at Place, t *Transaction) error {
+func (l *Log) accept(scan *Scan, at Start, t *Transaction) error {
 	switch {
 	case at.Block < l.Super.First || at.Block >= l.Super.Last:
-		return fmt.Errorf("%w: block %d of a log of [%d, %d)", ErrPlace, at.Block, l.Super.First, l.Super.Last)
+		return fmt.Errorf("%w: block %d of a log of [%d, %d)", ErrStart, at.Block, l.Super.First, l.Super.Last)
 	case scan.Empty && at.Sequence.before(scan.Next):
-		return fmt.Errorf("%w: the empty log has come to number %d", ErrPlace, scan.Next)
+		return fmt.Errorf("%w: the empty log goes on with number %d", ErrStart, scan.Next)
 	case !scan.Empty && (at.Block != scan.End || at.Sequence != scan.Next):
-		return fmt.Errorf("%w: at block %d, but at block %d with number %d", ErrPlace, at.Block, scan.End, scan.Next)
+		return fmt.Errorf("%w: at block %d, instead of block %d with number %d", ErrStart, at.Block, scan.End, scan.Next)
 	case !scan.Empty && !l.FS.Super.NeedsReplay():
 		return ErrNotInUse
 	case len(t.Blocks) == 0 && len(t.Revokes) == 0:
-		return errors.New("it is empty")
+		return errors.New("the transaction has no blocks and revokes none")
 	case t.Time.Unix() < 0:
-		return errors.New("it has no time")
+		return errors.New("the transaction has no commit time")
 	}
 	homes := make(map[addr.Block]bool)
 	for _, b := range t.Blocks {
@@ -202,14 +202,14 @@ func (s *Scan) after(t time.Time) time.Time {
 // encoded is a transaction as it lies in the log.
 type encoded struct {
 	blocks [][]byte // all but the commit block
-	places []int    // which of them are the transaction's
+	data   []int    // which of them are the transaction's
 	commit []byte
 }
 
 // encode lays a transaction out as fs/jbd2/commit.c does
 // (jbd2_journal_commit_transaction): revoke blocks, then descriptor blocks, each
 // with the blocks that it describes behind it.
-func (s *Super) encode(at Place, t *Transaction, committed time.Time) *encoded {
+func (s *Super) encode(at Start, t *Transaction, committed time.Time) *encoded {
 	e := &encoded{blocks: s.encodeRevokes(at.Sequence, t.Revokes)}
 	tailed := 0
 	if s.tailed() {
@@ -233,7 +233,7 @@ func (s *Super) encode(at Place, t *Transaction, committed time.Time) *encoded {
 				flags |= flagLast
 			}
 			s.putTag(descriptor[offset:], tag{rest[0].Home, flags, s.blockChecksum(at.Sequence, data)})
-			e.places = append(e.places, len(e.blocks))
+			e.data = append(e.data, len(e.blocks))
 			e.blocks = append(e.blocks, data)
 			offset = end
 		}
@@ -298,7 +298,7 @@ func (s *Super) encodeRevokes(sequence TID, revokes []addr.Block) [][]byte {
 // free of the log: while the transaction is being written over remains of one of
 // the same number, one of them could make a mixture of both whole. That there is
 // one takes a disk that wrote the dead kernel's blocks out of order.
-func (l *Log) removeStrays(at Place, need, free uint32) error {
+func (l *Log) removeStrays(at Start, need, free uint32) error {
 	w, in, found, look := &writer{l: l}, &reader{l: l}, false, need
 	for n := uint32(0); n < look; n++ {
 		p := l.Super.advance(at.Block, n)
@@ -349,15 +349,15 @@ func (p *Pending) verify(written *encoded, t *Transaction) error {
 	if err := w.flush(); err != nil {
 		return err
 	}
-	scan, err := future.scan(p.Place)
+	scan, err := future.scan(p.Start)
 	if err != nil {
 		return err
 	}
 	return p.compare(scan, written, t)
 }
 
-// compare wants a recovery to find the transaction and nothing else. That the
-// blocks have the right content was seen before; here it is that they are found.
+// compare checks that a recovery finds the transaction and nothing else. That the blocks
+// have the right content was checked before; here it is that they are found.
 func (p *Pending) compare(scan *Scan, written *encoded, t *Transaction) error {
 	switch {
 	case len(scan.Transactions) != 1 || scan.End != p.End || scan.Next != p.Sequence+1 || scan.Partial:
@@ -369,8 +369,8 @@ func (p *Pending) compare(scan *Scan, written *encoded, t *Transaction) error {
 	}
 	for i, b := range scan.Transactions[0].Blocks {
 		at := p.log.Super.distance(p.Block, b.At)
-		if b.Home != t.Blocks[i].Home || int(at) != written.places[i] || b.Escaped != parseHeader(t.Blocks[i].Data).valid {
-			return fmt.Errorf("a recovery would write something else to block %d", b.Home)
+		if b.Home != t.Blocks[i].Home || int(at) != written.data[i] || b.Escaped != parseHeader(t.Blocks[i].Data).valid {
+			return fmt.Errorf("a recovery would write another block to block %d", b.Home)
 		}
 	}
 	return nil
@@ -419,7 +419,7 @@ func (l *Log) Recommit(scan *Scan) error {
 	if len(scan.Transactions) == 0 {
 		return nil
 	}
-	p := &Pending{Place: Place{l.Super.Start, l.Super.Sequence}, log: l, first: true}
+	p := &Pending{Start: Start{l.Super.Start, l.Super.Sequence}, log: l, first: true}
 	p.CommitAt = l.Super.advance(scan.End, l.Super.room()-1) // the log is a ring
 	var err error
 	if p.block, err = (&reader{l: l}).block(p.CommitAt); err == nil {

@@ -25,7 +25,7 @@ func TestAppend(t *testing.T) {
 				t.Fatalf("tags of %d bytes", l.Super.TagSize())
 			}
 			m, want := newMaker(l, 1), make(model)
-			at := jbd2.Place{Block: l.Super.Last - 150, Sequence: 1<<32 - 3} // both wrap around
+			at := jbd2.Start{Block: l.Super.Last - 150, Sequence: 1<<32 - 3} // both wrap around
 			if l.Super.FastCommit {
 				at.Block = l.Super.Last - 500
 			}
@@ -37,7 +37,7 @@ func TestAppend(t *testing.T) {
 				txn := m.transaction(n, []int{0, 20, 50, 0, 50}[i])
 				p := add(t, l, at, txn)
 				want.apply(txn)
-				at = jbd2.Place{Block: p.End, Sequence: at.Sequence + 1}
+				at = jbd2.Start{Block: p.End, Sequence: at.Sequence + 1}
 				s := scan(t, l)
 				if len(s.Transactions) != i+1 || next(s) != at || s.Partial || !superOf(t, d).NeedsReplay() {
 					t.Fatalf("after %d: %s", i+1, describe(l, s))
@@ -105,7 +105,7 @@ func TestAppendWhere(t *testing.T) {
 	l := load(t, base)
 	m := newMaker(l, 1)
 	first, full := m.transaction(3, 0), m.transaction(200, 0)
-	add(t, l, jbd2.Place{Block: 700, Sequence: 9}, first)
+	add(t, l, jbd2.Start{Block: 700, Sequence: 9}, first)
 	used := base.Prefix(len(base.Ops()))
 	s := scan(t, l)
 	good := next(s)
@@ -128,21 +128,21 @@ func TestAppendWhere(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
 		empty bool
-		at    jbd2.Place
+		at    jbd2.Start
 		txn   *jbd2.Transaction
 		want  error // nil: any
 	}{
-		{"before the end", false, jbd2.Place{Block: good.Block - 1, Sequence: good.Sequence}, full, jbd2.ErrPlace},
-		{"after the end", false, jbd2.Place{Block: good.Block + 1, Sequence: good.Sequence}, full, jbd2.ErrPlace},
-		{"an older number", false, jbd2.Place{Block: good.Block, Sequence: good.Sequence - 1}, full, jbd2.ErrPlace},
-		{"a newer number", false, jbd2.Place{Block: good.Block, Sequence: good.Sequence + 1}, full, jbd2.ErrPlace},
-		{"the superblock", true, jbd2.Place{Block: 0, Sequence: 5}, full, jbd2.ErrPlace},
-		{"beyond the log", true, jbd2.Place{Block: l.Super.Last, Sequence: 5}, full, jbd2.ErrPlace},
-		{"a number that was used", true, jbd2.Place{Block: 1, Sequence: 0}, full, jbd2.ErrPlace},
+		{"before the end", false, jbd2.Start{Block: good.Block - 1, Sequence: good.Sequence}, full, jbd2.ErrStart},
+		{"after the end", false, jbd2.Start{Block: good.Block + 1, Sequence: good.Sequence}, full, jbd2.ErrStart},
+		{"an older number", false, jbd2.Start{Block: good.Block, Sequence: good.Sequence - 1}, full, jbd2.ErrStart},
+		{"a newer number", false, jbd2.Start{Block: good.Block, Sequence: good.Sequence + 1}, full, jbd2.ErrStart},
+		{"the superblock", true, jbd2.Start{Block: 0, Sequence: 5}, full, jbd2.ErrStart},
+		{"beyond the log", true, jbd2.Start{Block: l.Super.Last, Sequence: 5}, full, jbd2.ErrStart},
+		{"a number that was used", true, jbd2.Start{Block: 1, Sequence: 0}, full, jbd2.ErrStart},
 		{"no room", false, good, huge, jbd2.ErrNoRoom},
-		{"no room in all of the log", true, jbd2.Place{Block: 1, Sequence: 5}, huge, jbd2.ErrNoRoom},
+		{"no room in all of the log", true, jbd2.Start{Block: 1, Sequence: 5}, huge, jbd2.ErrNoRoom},
 		{"nothing", false, good, &jbd2.Transaction{Time: time.Unix(1<<32, 0)}, nil},
-		{"no time", true, jbd2.Place{Block: 1, Sequence: 5}, &jbd2.Transaction{Blocks: full.Blocks}, nil},
+		{"no time", true, jbd2.Start{Block: 1, Sequence: 5}, &jbd2.Transaction{Blocks: full.Blocks}, nil},
 		{"half a block", false, good, block(m.first, size/2), nil},
 		{"a block twice", false, good, twice, nil},
 		{"a block and its revocation", false, good, revoked, nil},
@@ -177,11 +177,11 @@ func TestAppendTime(t *testing.T) {
 	d := jbd2.NewRecording(bytes.NewReader(b))
 	l := load(t, d)
 	m := newMaker(l, 1)
-	at := jbd2.Place{Block: 5, Sequence: 5}
+	at := jbd2.Start{Block: 5, Sequence: 5}
 	for _, when := range []int64{100, 50, 200} {
 		txn := m.transaction(3, 0)
 		txn.Time = time.Unix(when, 0)
-		at = jbd2.Place{Block: add(t, l, at, txn).End, Sequence: at.Sequence + 1}
+		at = jbd2.Start{Block: add(t, l, at, txn).End, Sequence: at.Sequence + 1}
 	}
 	for i, want := range []int64{100, 100, 200} {
 		if got := scan(t, l).Transactions[i].Time.Unix(); got != want {
@@ -200,7 +200,7 @@ func TestAppendFits(t *testing.T) {
 		for i := range n {
 			txn.Blocks = append(txn.Blocks, jbd2.Block{Home: addr.Block(9000 + i), Data: make([]byte, l.Super.BlockSize)})
 		}
-		p, err := l.Append(jbd2.Place{Block: 77, Sequence: 2}, txn)
+		p, err := l.Append(jbd2.Start{Block: 77, Sequence: 2}, txn)
 		// 61 tags of 16 bytes fit into 1024 less header, one UUID and tail; 17
 		// descriptor blocks, and a commit block, in a log of 1023 of which one stays
 		// free.
@@ -225,7 +225,7 @@ func TestAppendNotInUse(t *testing.T) {
 	d := jbd2.NewRecording(bytes.NewReader(b))
 	l := load(t, d)
 	m := newMaker(l, 1)
-	add(t, l, jbd2.Place{Block: 5, Sequence: 5}, m.transaction(3, 0))
+	add(t, l, jbd2.Start{Block: 5, Sequence: 5}, m.transaction(3, 0))
 	super := make([]byte, 1024)
 	if _, err := bytes.NewReader(b).ReadAt(super, 1024); err != nil { // without the flag
 		t.Fatal(err)
@@ -260,7 +260,7 @@ func TestAppendOverRemains(t *testing.T) {
 				if l.Super.FastCommit {
 					start = 100
 				}
-				add(t, l, jbd2.Place{Block: start, Sequence: 5}, m.transaction(70, 3))
+				add(t, l, jbd2.Start{Block: start, Sequence: 5}, m.transaction(70, 3))
 				s := scan(t, l)
 				// What was to be written, but for the first block or one after it.
 				blocks := l.Encode(next(s), m.transaction(200, 3))
@@ -323,7 +323,7 @@ func checkOldOrNew(t *testing.T, before *jbd2.Recording, txn *jbd2.Transaction, 
 	s := scan(t, l)
 	at := next(s)
 	if s.Empty {
-		at = jbd2.Place{Block: l.Super.Last - 7, Sequence: s.Next + 1}
+		at = jbd2.Start{Block: l.Super.Last - 7, Sequence: s.Next + 1}
 		if l.Super.FastCommit { // it must not wrap around
 			at.Block = l.Super.First
 		}
@@ -383,13 +383,13 @@ func TestCrash(t *testing.T) {
 			l := load(t, d)
 			m := newMaker(l, 3)
 			checkOldOrNew(t, d, m.transaction(30, 5), 1)
-			at := jbd2.Place{Block: l.Super.Last - 60, Sequence: 4}
+			at := jbd2.Start{Block: l.Super.Last - 60, Sequence: 4}
 			if l.Super.FastCommit {
 				at.Block = l.Super.Last - 400
 			}
 			for range 3 {
 				p := add(t, l, at, m.transaction(25, 5))
-				at = jbd2.Place{Block: p.End, Sequence: at.Sequence + 1}
+				at = jbd2.Start{Block: p.End, Sequence: at.Sequence + 1}
 			}
 			checkOldOrNew(t, d, m.transaction(30, 60), 1)
 		})
@@ -405,10 +405,10 @@ func TestCrashE2fsck(t *testing.T) {
 			l := load(t, d)
 			m := newMaker(l, 4)
 			first, second := m.transaction(25, 0), m.transaction(10, 5)
-			p := add(t, l, jbd2.Place{Block: 10, Sequence: 2}, first)
+			p := add(t, l, jbd2.Start{Block: 10, Sequence: 2}, first)
 			begun := len(d.Ops())
 			l = load(t, &blockwise{d, int64(l.Super.BlockSize)})
-			add(t, l, jbd2.Place{Block: p.End, Sequence: 3}, second)
+			add(t, l, jbd2.Start{Block: p.End, Sequence: 3}, second)
 			if _, err := l.Replay(); err != nil {
 				t.Fatal(err)
 			}
@@ -443,15 +443,15 @@ func TestCommitUndone(t *testing.T) {
 	d := jbd2.NewRecording(bytes.NewReader(b))
 	l := load(t, d)
 	m := newMaker(l, 4)
-	p := add(t, l, jbd2.Place{Block: 10, Sequence: 2}, m.transaction(25, 0))
-	p = add(t, l, jbd2.Place{Block: p.End, Sequence: 3}, m.transaction(5, 0))
+	p := add(t, l, jbd2.Start{Block: 10, Sequence: 2}, m.transaction(25, 0))
+	p = add(t, l, jbd2.Start{Block: p.End, Sequence: 3}, m.transaction(5, 0))
 	if err := p.Commit(); err == nil {
 		t.Error("it was committed twice")
 	}
 	if err := l.WriteJournal(p.CommitAt, make([]byte, l.Super.BlockSize)); err != nil {
 		t.Fatal(err)
 	}
-	if s := scan(t, l); len(s.Transactions) != 1 || !s.Partial || next(s) != p.Place {
+	if s := scan(t, l); len(s.Transactions) != 1 || !s.Partial || next(s) != p.Start {
 		t.Error(describe(l, s))
 	}
 }
@@ -484,7 +484,7 @@ func TestDiskFails(t *testing.T) {
 	for n := 0; ; n++ {
 		d := &failing{jbd2.NewRecording(bytes.NewReader(b)), n}
 		l := load(t, d)
-		p, err := l.Append(jbd2.Place{Block: 10, Sequence: 2}, newMaker(l, 4).transaction(5, 2))
+		p, err := l.Append(jbd2.Start{Block: 10, Sequence: 2}, newMaker(l, 4).transaction(5, 2))
 		if err == nil {
 			err = p.Commit()
 		}
@@ -529,7 +529,7 @@ func TestReadBack(t *testing.T) {
 			r := jbd2.NewRecording(bytes.NewReader(b))
 			d := &lying{r, int(superOf(t, r).BlockSize), n}
 			l := load(t, d)
-			if _, err := l.Append(jbd2.Place{Block: 10, Sequence: 2}, newMaker(l, 4).transaction(10, 2)); err == nil {
+			if _, err := l.Append(jbd2.Start{Block: 10, Sequence: 2}, newMaker(l, 4).transaction(10, 2)); err == nil {
 				t.Errorf("%s: nobody noticed that write %d was lost", k.name, n)
 			}
 		}
@@ -544,17 +544,17 @@ func TestRevokeReachesOwnTransaction(t *testing.T) {
 	l := load(t, d)
 	m := newMaker(l, 1)
 	txn := m.transaction(2, 0)
-	p := add(t, l, jbd2.Place{Block: 10, Sequence: 2}, txn)
+	p := add(t, l, jbd2.Start{Block: 10, Sequence: 2}, txn)
 	other := m.transaction(1, 0)
 	other.Blocks[0].Home = m.first + 299
 	other.Revokes = []addr.Block{txn.Blocks[0].Home}
 	txn.Revokes = []addr.Block{txn.Blocks[1].Home}
-	for i, block := range l.Encode(jbd2.Place{Block: 10, Sequence: 2}, txn) {
+	for i, block := range l.Encode(jbd2.Start{Block: 10, Sequence: 2}, txn) {
 		if err := l.WriteJournal(wrap(l, 10, i), block); err != nil {
 			t.Fatal(err)
 		}
 	}
-	add(t, l, jbd2.Place{Block: p.End + 1, Sequence: 3}, other)
+	add(t, l, jbd2.Start{Block: p.End + 1, Sequence: 3}, other)
 	newest := scan(t, l).Newest()
 	if len(newest) != 1 || newest[0].Home != other.Blocks[0].Home {
 		t.Errorf("%+v", newest)
@@ -577,11 +577,11 @@ func TestReplayStats(t *testing.T) {
 		}
 		return txn
 	}
-	at := jbd2.Place{Block: 1, Sequence: 4}
+	at := jbd2.Start{Block: 1, Sequence: 4}
 	last := block(1)
 	last.Revokes = []addr.Block{m.first + 2, m.first + 7}
 	for _, txn := range []*jbd2.Transaction{block(1, 2, 3), block(1, 2), last} {
-		at = jbd2.Place{Block: add(t, l, at, txn).End, Sequence: at.Sequence + 1}
+		at = jbd2.Start{Block: add(t, l, at, txn).End, Sequence: at.Sequence + 1}
 	}
 	stats, err := l.Replay()
 	if want := (jbd2.Stats{Transactions: 3, Blocks: 2, Superseded: 2, Revoked: 2, Next: 8}); err != nil || stats != want {

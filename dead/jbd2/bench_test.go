@@ -50,7 +50,7 @@ func BenchmarkLastCommit(b *testing.B) {
 	for b.Loop() {
 		l := load(b, d)
 		s := scan(b, l)
-		p, err := l.Append(jbd2.Place{Block: s.End, Sequence: s.Next + 1}, txn)
+		p, err := l.Append(jbd2.Start{Block: s.End, Sequence: s.Next + 1}, txn)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -35,7 +35,7 @@ type crafter struct {
 	*maker
 	l    *jbd2.Log
 	d    *jbd2.Recording
-	next jbd2.Place
+	next jbd2.Start
 	txns []*jbd2.Transaction // those in the log
 }
 
@@ -360,11 +360,11 @@ func (c crafted) make(t testing.TB) ([]byte, *jbd2.Recording) {
 	b := append(k.fresh(t), make([]byte, 4<<20)...) // the disk is larger than the file system
 	d := jbd2.NewRecording(bytes.NewReader(b))
 	l := load(t, d)
-	made := &crafter{maker: newMaker(l, 11), l: l, d: d, next: jbd2.Place{Block: 11, Sequence: 2}}
+	made := &crafter{maker: newMaker(l, 11), l: l, d: d, next: jbd2.Start{Block: 11, Sequence: 2}}
 	for range 2 {
 		txn := made.transaction(3, 0)
 		p := add(t, l, made.next, txn)
-		made.next = jbd2.Place{Block: p.End, Sequence: p.Sequence + 1}
+		made.next = jbd2.Start{Block: p.End, Sequence: p.Sequence + 1}
 		made.txns = append(made.txns, txn)
 	}
 	c.craft(t, made)

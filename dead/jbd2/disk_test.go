@@ -123,7 +123,7 @@ func scan(t testing.TB, l *jbd2.Log) *jbd2.Scan {
 }
 
 // next is where the next transaction goes.
-func next(s *jbd2.Scan) jbd2.Place { return jbd2.Place{Block: s.End, Sequence: s.Next} }
+func next(s *jbd2.Scan) jbd2.Start { return jbd2.Start{Block: s.End, Sequence: s.Next} }
 
 // maker makes transactions of blocks at the end of a file system, where there is
 // nothing yet.
@@ -167,7 +167,7 @@ func (m *maker) transaction(n, revokes int) *jbd2.Transaction {
 }
 
 // add appends a transaction and commits it.
-func add(t testing.TB, l *jbd2.Log, at jbd2.Place, txn *jbd2.Transaction) *jbd2.Pending {
+func add(t testing.TB, l *jbd2.Log, at jbd2.Start, txn *jbd2.Transaction) *jbd2.Pending {
 	t.Helper()
 	p, err := l.Append(at, txn)
 	if err != nil {

@@ -51,7 +51,7 @@ func (l *Log) WriteJournal(p Pos, b []byte) error {
 func (l *Log) ReadJournal(p Pos) ([]byte, error) { return (&reader{l: l}).block(p) }
 
 // Encode lays a transaction out, commit block last.
-func (l *Log) Encode(at Place, t *Transaction) [][]byte {
+func (l *Log) Encode(at Start, t *Transaction) [][]byte {
 	e := l.Super.encode(at, t, t.Time)
 	return append(e.blocks, e.commit)
 }

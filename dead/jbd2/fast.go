@@ -54,7 +54,7 @@ func (l *Log) fastCommits(expected TID) (FastCommits, error) {
 	in := &reader{l: l}
 	for p := l.Super.FastFirst; p <= l.Super.FastLast; p++ {
 		if p == l.Super.Length { // a recovery reads beyond the journal, and fails
-			return FastCommits{f.valid, errors.New("fast commits have no end")}, nil
+			return FastCommits{f.valid, errors.New("fast commits do not end with a tail tag")}, nil
 		}
 		b, err := in.block(p)
 		if err != nil {

@@ -33,9 +33,9 @@ func FuzzLog(f *testing.F) {
 		d := jbd2.NewRecording(bytes.NewReader(b))
 		l := load(f, d)
 		m := newMaker(l, 1)
-		at := jbd2.Place{Block: 1, Sequence: 2}
+		at := jbd2.Start{Block: 1, Sequence: 2}
 		for range 3 {
-			at = jbd2.Place{Block: add(f, l, at, m.transaction(4, 3)).End, Sequence: at.Sequence + 1}
+			at = jbd2.Start{Block: add(f, l, at, m.transaction(4, 3)).End, Sequence: at.Sequence + 1}
 		}
 		if k.incompat&jbd2.IncompatFastCommit != 0 {
 			c := &crafter{maker: m, l: l, d: d}
@@ -115,7 +115,7 @@ func check(t *testing.T, l *jbd2.Log, d *jbd2.Recording, s *jbd2.Scan) {
 		t.Fatal(describe(again, s))
 	}
 	txn := newMaker(again, 2).transaction(3, 1)
-	p, err := again.Append(jbd2.Place{Block: again.Super.First, Sequence: again.Super.Sequence + 1}, txn)
+	p, err := again.Append(jbd2.Start{Block: again.Super.First, Sequence: again.Super.Sequence + 1}, txn)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -147,7 +147,7 @@ func differences(t testing.TB, l *jbd2.Log, ours, kernels io.ReaderAt, size int6
 	t.Helper()
 	var found []string
 	block := int64(l.Super.BlockSize)
-	super, offset := l.FS.Super.Place()
+	super, offset := l.FS.Super.Location()
 	log, err := l.Where(0)
 	if err != nil {
 		t.Fatal(err)
@@ -378,14 +378,14 @@ func appendSome(t testing.TB, l *jbd2.Log, seed uint64) model {
 	scanned := scan(t, l)
 	at := next(scanned)
 	if scanned.Empty {
-		at = jbd2.Place{Block: l.Super.Last - 60, Sequence: scanned.Next + 1}
+		at = jbd2.Start{Block: l.Super.Last - 60, Sequence: scanned.Next + 1}
 	}
 	for i, n := range []int{1, 70, 30} {
 		txn := m.transaction(n, 10*i)
 		if i == 2 && len(scanned.Transactions) > 0 {
 			// What the kernel wrote must not come back where it is revoked.
 			for _, b := range scanned.Transactions[0].Blocks[:1] {
-				if super, _ := l.FS.Super.Place(); b.Home != super && b.Home < m.first {
+				if super, _ := l.FS.Super.Location(); b.Home != super && b.Home < m.first {
 					txn.Revokes = append(txn.Revokes, b.Home)
 				}
 			}
@@ -401,7 +401,7 @@ func appendSome(t testing.TB, l *jbd2.Log, seed uint64) model {
 			t.Fatal(err)
 		}
 		want.apply(txn)
-		at = jbd2.Place{Block: p.End, Sequence: at.Sequence + 1}
+		at = jbd2.Start{Block: p.End, Sequence: at.Sequence + 1}
 	}
 	return want
 }

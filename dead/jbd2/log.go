@@ -39,7 +39,7 @@ type Log struct {
 
 	disk   Disk
 	runs   []ext4.Run // where the journal lies, in its order
-	places []ext4.Run // the same, in the order of the disk
+	byDisk []ext4.Run // the same, in the order of the disk
 }
 
 // Open finds the journal of a file system and reads its superblock. It fails
@@ -102,7 +102,7 @@ func (l *Log) run(inode *ext4.Inode, logical uint32) (ext4.Run, error) {
 // one for each indirect block on ext3.
 const maxRuns = 1 << 17
 
-// locate maps the whole journal, and wants each block in one place only.
+// locate maps the whole journal, and checks that no two of its blocks are the same block.
 func (l *Log) locate(inode *ext4.Inode) error {
 	end := uint64(l.Super.Length)
 	for at := uint64(0); at < end; {
@@ -111,16 +111,16 @@ func (l *Log) locate(inode *ext4.Inode) error {
 			return err
 		}
 		if len(l.runs) == maxRuns {
-			return fmt.Errorf("the journal lies in more than %d pieces", maxRuns)
+			return fmt.Errorf("the journal has more than %d extents", maxRuns)
 		}
 		r.Length = uint32(min(uint64(r.Length), end-at))
 		l.runs = append(l.runs, r)
 		at += uint64(r.Length)
 	}
-	l.places = slices.Clone(l.runs)
-	slices.SortFunc(l.places, func(a, b ext4.Run) int { return cmp.Compare(a.Physical, b.Physical) })
-	for i := 1; i < len(l.places); i++ {
-		before, r := l.places[i-1], l.places[i]
+	l.byDisk = slices.Clone(l.runs)
+	slices.SortFunc(l.byDisk, func(a, b ext4.Run) int { return cmp.Compare(a.Physical, b.Physical) })
+	for i := 1; i < len(l.byDisk); i++ {
+		before, r := l.byDisk[i-1], l.byDisk[i]
 		if before.Physical+addr.Block(before.Length) > r.Physical {
 			return fmt.Errorf("blocks %d and %d of the journal are both at block %d", before.Logical, r.Logical, r.Physical)
 		}
@@ -139,7 +139,7 @@ func (l *Log) Where(p Pos) (addr.Block, error) {
 
 // Contains reports whether a block of the disk belongs to the journal.
 func (l *Log) Contains(b addr.Block) bool {
-	_, found := slices.BinarySearchFunc(l.places, b, func(r ext4.Run, b addr.Block) int {
+	_, found := slices.BinarySearchFunc(l.byDisk, b, func(r ext4.Run, b addr.Block) int {
 		switch {
 		case b < r.Physical:
 			return 1

@@ -7,7 +7,7 @@ import (
 
 // ErrNotInUse says that the file system's superblock says that the journal is
 // not in use, although it is not empty. A mount would empty it unread.
-var ErrNotInUse = errors.New("the journal is not empty, but the file system does not need it")
+var ErrNotInUse = errors.New("the journal is not empty, but the file system lacks needs_recovery: a mount would empty it unread")
 
 // Stats is what a replay did.
 type Stats struct {

@@ -71,7 +71,7 @@ func (l *Log) Scan() (*Scan, error) {
 		}
 		return &Scan{Empty: true, Next: s.Sequence, Start: at, End: at}, nil
 	}
-	scan, err := l.scan(Place{s.Start, s.Sequence})
+	scan, err := l.scan(Start{s.Start, s.Sequence})
 	if err != nil {
 		return nil, fmt.Errorf("scan log: %w", err)
 	}
@@ -99,8 +99,8 @@ type scanner struct {
 // remember them must not follow from what a disk says.
 const maxRecords = 1 << 22
 
-// scan reads the log from a place on.
-func (l *Log) scan(from Place) (*Scan, error) {
+// scan reads the log from a transaction on.
+func (l *Log) scan(from Start) (*Scan, error) {
 	s := &scanner{Log: l, in: &reader{l: l}, at: from.Block, sum: ^uint32(0)}
 	s.out = &Scan{Next: from.Sequence, Start: from.Block, End: from.Block}
 	for more := true; more; {
@@ -241,8 +241,8 @@ func (s *scanner) commit(b []byte) (more bool, err error) {
 	return true, nil
 }
 
-// verify wants the blocks that a replay writes to be whole, and to have their
-// home in the file system but not in its journal.
+// verify checks that the blocks that a replay writes are whole, and that their home is in
+// the file system but not in its journal.
 func (l *Log) verify(scan *Scan) error {
 	limit, err := l.limit(scan)
 	if err != nil {
@@ -284,7 +284,7 @@ func (l *Log) verify(scan *Scan) error {
 // log.
 func (l *Log) limit(scan *Scan) (uint64, error) {
 	limit := l.FS.Super.Blocks
-	home, offset := l.FS.Super.Place()
+	home, offset := l.FS.Super.Location()
 	for _, t := range scan.Transactions {
 		for _, b := range t.Blocks {
 			if b.Home != home {

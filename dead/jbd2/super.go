@@ -142,7 +142,7 @@ func parseSuper(b []byte, blockSize uint32, blocks uint64) (Super, error) {
 	h := parseHeader(b)
 	switch {
 	case !h.valid || h.kind != superV1 && h.kind != superV2:
-		return s, errors.New("there is none")
+		return s, errors.New("no magic number of jbd2")
 	case u32(0x0c) != blockSize:
 		return s, fmt.Errorf("blocks of %d bytes in a file system with blocks of %d", u32(0x0c), blockSize)
 	case uint64(u32(0x10)) > blocks:

@@ -78,7 +78,7 @@ func (w *writer) super(s *Super) error {
 // inUse takes the file system's superblock, which says then whether the journal
 // is in use. If it says already that it is not, nothing is written.
 func (w *writer) inUse(inUse bool) error {
-	at, offset := w.l.FS.Super.Place()
+	at, offset := w.l.FS.Super.Location()
 	b, err := w.l.FS.Block(at)
 	if err != nil {
 		return err
@@ -102,7 +102,7 @@ func (w *writer) restore(in *reader, b LoggedBlock) error {
 	if err != nil {
 		return err
 	}
-	super, offset := w.l.FS.Super.Place()
+	super, offset := w.l.FS.Super.Location()
 	if b.Home == super {
 		disk, err := w.l.FS.Block(super)
 		if err != nil {

@@ -61,14 +61,14 @@ func TestFinished(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	home, offset := log.FS.Super.Place()
+	home, offset := log.FS.Super.Location()
 	if len(marked.Blocks) != len(in.Blocks)+1 || c.blocks[home] == nil {
 		t.Fatalf("%d blocks are marked", len(marked.Blocks))
 	}
 	if s, err := ext4.ParseSuper(c.blocks[home][offset:][:ext4.SuperSize]); err != nil || s.State&ext4.StateValid != 0 {
 		t.Errorf("%+v, %v", s, err)
 	}
-	pending, err := log.Append(jbd2.Place{Block: log.Super.First, Sequence: scan.Next}, marked)
+	pending, err := log.Append(jbd2.Start{Block: log.Super.First, Sequence: scan.Next}, marked)
 	if err == nil {
 		err = pending.Commit()
 	}

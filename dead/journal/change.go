@@ -87,9 +87,8 @@ func (c *change) replaceAll(blocks map[addr.Block][]byte) error {
 	return nil
 }
 
-// seal gives inodes that were being written their checksums. They are as sound as
-// before: what is in them is for the check to judge. But e2fsck gives up at one on the
-// list of orphans whose checksum is wrong (e2fsck/super.c, release_orphan_inode).
+// seal gives inodes that were being written their checksums: what is in them is for the
+// check to judge. But e2fsck gives up at one on the orphan list whose checksum is wrong (e2fsck/super.c, release_orphan_inode).
 func (c *change) seal() error {
 	torn, err := audit.Torn(c.before, c.blocks)
 	if err != nil {
@@ -105,8 +104,8 @@ func (c *change) seal() error {
 	return nil
 }
 
-// tree returns where a file lies without and with the transaction. Nodes that were
-// being written get their checksums in it.
+// tree returns the block mapping of a file without and with the transaction. Nodes that
+// were being written get their checksums in it.
 func (c *change) tree(n addr.Ino) (*audit.Trees, error) {
 	found, err := audit.Tree(c.before, c.blocks, n)
 	if err == nil {
@@ -118,10 +117,10 @@ func (c *change) tree(n addr.Ino) (*audit.Trees, error) {
 	return found, nil
 }
 
-// markUnclean has the file system say that it is not clean, in case that nobody comes to
-// check it any more. If it said that it has errors, e2fsck would not trust its orphans.
+// markUnclean has the superblock say that the file system is not clean, so that it gets its
+// check whatever becomes of the takeover. If it said that it has errors, e2fsck would not trust its orphans.
 func (c *change) markUnclean() error {
-	home, offset := c.fs.Super.Place()
+	home, offset := c.fs.Super.Location()
 	b := bytes.Clone(c.blocks[home])
 	if b == nil {
 		b = make([]byte, c.fs.Super.BlockSize)

@@ -121,7 +121,7 @@ func failingCase(t *testing.T, empty bool) (*jbd2.Recording, *Rescue) {
 	if !empty {
 		first := &jbd2.Transaction{Blocks: []jbd2.Block{{Home: metaBlock, Data: full('a')}, {Home: moreMeta, Data: full('a')}}}
 		first.Time = first.Time.AddDate(2020, 0, 0)
-		p, err := log.Append(jbd2.Place{Block: log.Super.First, Sequence: scan.Next}, first)
+		p, err := log.Append(jbd2.Start{Block: log.Super.First, Sequence: scan.Next}, first)
 		if err == nil {
 			err = p.Commit()
 		}
@@ -239,14 +239,14 @@ func judgeFailed(t *testing.T, where, old string, d *hostDisk, report *Report, e
 			}
 		}
 	}
-	_, settled := report.Settled[fileIno]
-	if got := make([]byte, 1); settled {
+	_, written := report.Written[fileIno]
+	if got := make([]byte, 1); written {
 		if _, err := d.disk.ReadAt(got, fileBlock*pageSize); err != nil || got[0] != 'f' {
-			t.Errorf("%s: a file is settled, and not on the disk", where)
+			t.Errorf("%s: a file is written, and not on the disk", where)
 		}
 	}
-	if settled != (says == "whole" || says == "committed") && says != "refused" {
-		t.Errorf("%s: it says %s, and of the file's being settled %v", where, says, settled)
+	if written != (says == "whole" || says == "committed") && says != "refused" {
+		t.Errorf("%s: it says %s, and of the file's being written %v", where, says, written)
 	}
 	return says
 }

@@ -68,12 +68,12 @@ func (f *finisher) suspects(replayed map[addr.Block]struct{}) iter.Seq[suspect] 
 			if err != nil || i.Deleted() || i.Writing || !i.Regular() || i.Flags&unplain != 0 || i.Ino < firstInode {
 				continue // who plans the files says so
 			}
-			places, err := f.dev.Mapping(i)
+			mapped, err := f.dev.Mapping(i)
 			if err != nil {
 				continue // it is still inline, or blocks of its tree are not there
 			}
 			for p, err := range f.cache.Held(f.super, i) {
-				if err == nil && !f.suspectsIn(i, p, places, replayed, yield) {
+				if err == nil && !f.suspectsIn(i, p, mapped, replayed, yield) {
 					return
 				}
 			}
@@ -81,9 +81,9 @@ func (f *finisher) suspects(replayed map[addr.Block]struct{}) iter.Seq[suspect] 
 	}
 }
 
-func (f *finisher) suspectsIn(i *pagecache.Inode, p pagecache.Piece, places []pagecache.Mapped, replayed map[addr.Block]struct{}, yield func(suspect) bool) bool {
+func (f *finisher) suspectsIn(i *pagecache.Inode, p pagecache.Piece, mapped []pagecache.Mapped, replayed map[addr.Block]struct{}, yield func(suspect) bool) bool {
 	size := int64(f.super.BlockSize)
-	for _, m := range places {
+	for _, m := range mapped {
 		for off := max(m.Off, p.Off); off < min(m.End, p.End) && !m.Unwritten; off += size {
 			at := m.Disk + off - m.Off
 			n := min(size, i.Size-off)
@@ -103,22 +103,21 @@ func (f *finisher) suspectsIn(i *pagecache.Inode, p pagecache.Piece, places []pa
 	return true
 }
 
-// ErrHalfDone says that what a file had in its inode is in neither of its two places.
-// One that grows out of its inode loses it there first (fs/ext4/inline.c,
-// ext4_convert_inline_data_nolock, ext4_convert_inline_data_to_extent): between the
-// two no check can tell what it was, and an ordinary recovery has all of it.
-var ErrHalfDone = errors.New("what it had in its inode is in neither place: an operation on it had not returned")
+// ErrInline says that a file or directory with inline data was being converted to blocks,
+// and that its content is in neither the inode nor a block. The inode loses it first
+// (fs/ext4/inline.c, ext4_convert_inline_data_nolock, ext4_convert_inline_data_to_extent):
+// in between no check can tell what it was, and an ordinary recovery has all of it.
+var ErrInline = errors.New("its inline data was being moved to a block, and is in neither")
 
 // hasInlineData reports whether files may lie in their inodes.
 func hasInlineData(fs *ext4.FS) bool { return fs.Super.Incompat&ext4.IncompatInlineData != 0 }
 
-// outgrown wants no file to be between its inode and a block of its own, where the
-// change would leave it.
-// Whoever moved a file holds it, so that it is in memory. It rather refuses one that
-// may as well be as it should: a short file all of whose content is a hole, say.
-func (f *finisher) outgrown(c *change) error {
+// checkInline checks that the change leaves no file between inline data and a block of its
+// own. A file that is being converted is in memory. It rather refuses one that may as well
+// be as it should: a short file all of whose content is a hole, say.
+func (f *finisher) checkInline(c *change) error {
 	after := jbd2.NewRecording(c.before)
-	m := move{
+	m := inlineCheck{
 		before: c.fs, after: c.fs.On(after), logged: c.blocks,
 		unsaved: func(i *pagecache.Inode) bool { return starts(f.cache.Unsaved(f.super, i)) },
 		held:    func(i *pagecache.Inode) bool { return starts(f.cache.Held(f.super, i)) },
@@ -142,8 +141,8 @@ func (f *finisher) outgrown(c *change) error {
 // rootInode is the directory at the top (EXT4_ROOT_INO).
 const rootInode = 2
 
-// move looks for files that were on their way out of their inodes.
-type move struct {
+// inlineCheck looks for files whose inline data was being moved to a block.
+type inlineCheck struct {
 	before, after *ext4.FS              // without and with the transaction
 	logged        map[addr.Block][]byte // what the transaction has
 	// unsaved and held say whether memory has the beginning of a file: to be written,
@@ -151,14 +150,14 @@ type move struct {
 	unsaved, held func(*pagecache.Inode) bool
 }
 
-func (m *move) check(i *pagecache.Inode) error {
-	group, block, _, err := m.after.Super.InodePlace(i.Ino)
+func (m *inlineCheck) check(i *pagecache.Inode) error {
+	group, block, _, err := m.after.Super.InodeLocation(i.Ino)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+		return fmt.Errorf("%w: %w", ErrInline, err)
 	}
 	g, err := m.after.Group(group)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+		return fmt.Errorf("%w: %w", ErrInline, err)
 	}
 	if _, there := m.logged[g.InodeTable+addr.Block(block)]; !there {
 		return nil
@@ -168,12 +167,12 @@ func (m *move) check(i *pagecache.Inode) error {
 		// Nothing of it has a name yet. But of a directory without a size e2fsck makes
 		// one of its parent's links too many (seen in 1.47.0).
 		if err == nil && now.IsDir() && now.Links > 0 && now.Size == 0 {
-			return fmt.Errorf("%w: it was being made", ErrHalfDone)
+			return fmt.Errorf("%w: it was being created", ErrInline)
 		}
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+		return fmt.Errorf("%w: %w", ErrInline, err)
 	}
 	if now.Flags&ext4.InodeInlineData != 0 || now.Size == 0 {
 		return nil
@@ -187,37 +186,37 @@ func (m *move) check(i *pagecache.Inode) error {
 	return nil
 }
 
-// directory wants the first block to be this directory's. The checksum of one that is
+// directory checks that the first block is this directory's. The checksum of one that is
 // on the disk tells that from one that had the number before (fs/ext4/namei.c,
 // ext4_dirblock_csum_verify); one in the transaction is there, and may be changing.
-func (m *move) directory(now *ext4.Inode) error {
+func (m *inlineCheck) directory(now *ext4.Inode) error {
 	run, err := m.after.Map(now, 0)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+		return fmt.Errorf("%w: %w", ErrInline, err)
 	}
 	b, err := m.after.Block(run.Physical)
 	if err != nil {
 		return err
 	}
 	if addr.Ino(binary.LittleEndian.Uint32(b)) != now.Number || b[6] != 1 || b[8] != '.' {
-		return fmt.Errorf("%w: its first block is no directory's", ErrHalfDone)
+		return fmt.Errorf("%w: its first block is not its own", ErrInline)
 	}
 	sum := len(b) - 4
 	if _, there := m.logged[run.Physical]; !there && m.after.Super.Checksummed() && now.Flags&ext4.InodeIndex == 0 &&
 		binary.LittleEndian.Uint32(b[sum:]) != ext4.CRC32C(now.Seed, b[:sum-8]) {
-		return fmt.Errorf("%w: its first block has another checksum", ErrHalfDone)
+		return fmt.Errorf("%w: its first block has another checksum", ErrInline)
 	}
 	return nil
 }
 
 // short is for a file that is short enough to have been in its inode.
-func (m *move) short(i *pagecache.Inode, now *ext4.Inode) error {
+func (m *inlineCheck) short(i *pagecache.Inode, now *ext4.Inode) error {
 	if m.unsaved(i) {
 		return nil // the page goes to the file when it is there
 	}
 	run, err := m.after.Map(now, 0)
 	if err != nil && !errors.Is(err, ext4.ErrHole) {
-		return fmt.Errorf("%w: %w", ErrHalfDone, err)
+		return fmt.Errorf("%w: %w", ErrInline, err)
 	}
 	hole := err != nil
 	if was, err := m.before.Inode(i.Ino); err == nil && was.Generation == now.Generation {
@@ -227,7 +226,7 @@ func (m *move) short(i *pagecache.Inode, now *ext4.Inode) error {
 		}
 	}
 	if hole || run.Unwritten {
-		return fmt.Errorf("%w: it has no block", ErrHalfDone)
+		return fmt.Errorf("%w: it has no block", ErrInline)
 	}
 	if _, there := m.logged[run.Physical]; there {
 		return nil
@@ -235,7 +234,7 @@ func (m *move) short(i *pagecache.Inode, now *ext4.Inode) error {
 	if !i.Writing && m.held(i) {
 		return nil // mend sees to it
 	}
-	return fmt.Errorf("%w: nobody knows what its block has", ErrHalfDone)
+	return fmt.Errorf("%w: its block may not have been written", ErrInline)
 }
 
 // starts reports whether the beginning of a file is among pieces of it.

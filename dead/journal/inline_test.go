@@ -105,7 +105,7 @@ func TestOutgrown(t *testing.T) {
 		{name: "inode with another checksum", commands: []string{fmt.Sprintf("sif <%d> checksum 1", inlinedFile)}, ino: inlinedFile, lost: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			m := move{
+			m := inlineCheck{
 				before: inlineImage(t, tc.before...), after: inlineImage(t, tc.commands...), logged: map[addr.Block][]byte{tc.logged: nil},
 				unsaved: func(*pagecache.Inode) bool { return tc.unsaved },
 				held:    func(*pagecache.Inode) bool { return tc.held },
@@ -118,12 +118,12 @@ func TestOutgrown(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, block, _, err := m.after.Super.InodePlace(tc.ino)
+			_, block, _, err := m.after.Super.InodeLocation(tc.ino)
 			if err != nil {
 				t.Fatal(err)
 			}
 			m.logged[g.InodeTable+addr.Block(block)] = nil
-			if err := m.check(i); errors.Is(err, ErrHalfDone) != tc.lost || err != nil && !tc.lost {
+			if err := m.check(i); errors.Is(err, ErrInline) != tc.lost || err != nil && !tc.lost {
 				t.Errorf("%v; lost: %v", err, tc.lost)
 			}
 		})

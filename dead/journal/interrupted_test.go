@@ -114,7 +114,7 @@ func homes(t *testing.T, image string, whole *jbd2.Recording) []addr.Block {
 		if scan.Empty {
 			continue
 		}
-		super, _ := log.FS.Super.Place()
+		super, _ := log.FS.Super.Location()
 		var out []addr.Block
 		for _, b := range scan.Newest() {
 			if b.Home != super {

@@ -6,9 +6,9 @@
 // # Caveats
 //
 // Either all of the last commit is understood and checked, or none of it is
-// written: then an ordinary crash recovery gives what it always does. Operations
-// that had not returned when the kernel died may be half in the commit
-// (Journal.Updates): such a file system must be checked before it is mounted.
+// written: then an ordinary crash recovery gives what it always does. Operations that were
+// in flight when the kernel died may be half in the commit (Journal.Updates): where the
+// audit cannot prove that whole, the file system must be checked before it is mounted.
 package journal
 
 import (
@@ -22,7 +22,7 @@ import (
 
 // ErrDamaged is wrapped by errors about structures in memory that contradict
 // themselves: nothing of the last commit may be written.
-var ErrDamaged = errors.New("the journal in memory does not check out")
+var ErrDamaged = errors.New("the journal in memory contradicts itself")
 
 // ErrNoJournal says that a file system has no journal.
 var ErrNoJournal = errors.New("the file system has no journal")
@@ -47,7 +47,7 @@ type Journal struct {
 	Revoked []addr.Block
 }
 
-// State is how far the kernel had come with a transaction (include/linux/jbd2.h,
+// State is how far the kernel was with a transaction (include/linux/jbd2.h,
 // transaction_s.t_state; in this order from 5.10 on).
 type State uint32
 
@@ -97,7 +97,7 @@ type Buffer struct {
 	Trigger bool
 }
 
-// Updates is how many handles were open: operations that had not returned.
+// Updates is how many handles were open: operations in flight.
 func (j *Journal) Updates() int {
 	n := 0
 	for _, t := range []*Transaction{j.Committing, j.Running} {
@@ -166,7 +166,7 @@ func of(c *pagecache.Cache, s *pagecache.Superblock, d *pagecache.Device) (*Jour
 	case f.dev.Pointer(b) != r.dev:
 		return nil, ErrExternal
 	case j.First == 0 || j.First >= j.Last || j.Head < j.First || j.Head >= j.Last:
-		return nil, fmt.Errorf("%w: its head is %d of %d to %d", ErrDamaged, j.Head, j.First, j.Last)
+		return nil, fmt.Errorf("%w: its head is block %d of a log from %d to %d", ErrDamaged, j.Head, j.First, j.Last)
 	}
 	if err := r.transactions(j, f.committing.Pointer(b), f.running.Pointer(b)); err != nil {
 		return nil, err
@@ -203,7 +203,7 @@ func (r *reader) transactions(j *Journal, committing, running addr.Virt) error {
 	c, n := j.Committing, j.Running
 	switch {
 	case c != nil && n != nil && n.ID != c.ID+1:
-		return fmt.Errorf("%w: transaction %d runs after %d", ErrDamaged, n.ID, c.ID)
+		return fmt.Errorf("%w: the running transaction is %d, but the committing one %d", ErrDamaged, n.ID, c.ID)
 	case c != nil && (c.LogStart < j.First || c.LogStart >= j.Last):
 		return fmt.Errorf("%w: transaction %d begins at block %d of the log", ErrDamaged, c.ID, c.LogStart)
 	case c != nil && (c.State < StateFlush || c.State > StateCommitCallback):

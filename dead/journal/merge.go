@@ -3,6 +3,7 @@ package journal
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -29,20 +30,20 @@ func (c Case) String() string {
 }
 
 // ErrLog is wrapped where the log on the disk is not what the dead kernel left.
-var ErrLog = fmt.Errorf("the log on the disk does not fit the journal in memory")
+var ErrLog = errors.New("the log on the disk is not what the dead kernel left: another copy, or mounted since")
 
 // fit says which case it is, and where the merged transaction belongs.
-func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Place, error) {
+func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
 	c, n := j.Committing, j.Running
 	oldest := c
 	if c == nil {
 		oldest = n
 	}
 	if oldest == nil {
-		return Nothing, jbd2.Place{}, nil
+		return Nothing, jbd2.Start{}, nil
 	}
 	ahead := int32(uint32(scan.Next) - oldest.ID)
-	at := jbd2.Place{Block: scan.End, Sequence: scan.Next}
+	at := jbd2.Start{Block: scan.End, Sequence: scan.Next}
 	switch {
 	case scan.Empty && ahead >= -1 && ahead <= 1:
 		// A mount numbers its first transaction one above s_sequence. One below is
@@ -97,7 +98,7 @@ func (j *Journal) merge(log *jbd2.Log, written []addr.Block) (*jbd2.Transaction,
 		}
 		for _, b := range t.Buffers {
 			if uint64(b.Block) >= log.FS.Super.Blocks || b.Block < addr.Block(log.FS.Super.FirstDataBlock) || log.Contains(b.Block) {
-				return nil, fmt.Errorf("%w: block %d is not one to be committed", ErrDamaged, b.Block)
+				return nil, fmt.Errorf("%w: block %d, outside of the file system or in its journal, is to be committed", ErrDamaged, b.Block)
 			}
 			content[b.Block] = b
 		}
@@ -116,7 +117,7 @@ func (j *Journal) merge(log *jbd2.Log, written []addr.Block) (*jbd2.Transaction,
 	slices.SortFunc(out.Blocks, func(a, b jbd2.Block) int { return cmp.Compare(a.Home, b.Home) })
 	for _, b := range slices.Concat(j.Revoked, written) {
 		if uint64(b) >= log.FS.Super.Blocks {
-			return nil, fmt.Errorf("%w: block %d is revoked", ErrDamaged, b)
+			return nil, fmt.Errorf("%w: block %d, outside of the file system, is revoked", ErrDamaged, b)
 		}
 		if _, there := content[b]; !there {
 			out.Revokes = append(out.Revokes, b)
@@ -159,7 +160,7 @@ func (j *Journal) writtenRevokes(log *jbd2.Log, dev *pagecache.Device) ([]addr.B
 // (fs/ext4/orphan.c, ext4_orphan_file_block_trigger).
 func fireTrigger(fs *ext4.FS, b Buffer) ([]byte, error) {
 	if fs.Super.OrphanFile == 0 {
-		return nil, fmt.Errorf("%w: block %d has a commit trigger, and there is no file of orphans", ErrDamaged, b.Block)
+		return nil, fmt.Errorf("%w: block %d has a commit trigger, and the file system no orphan file", ErrDamaged, b.Block)
 	}
 	inode, err := fs.Inode(fs.Super.OrphanFile)
 	if err != nil {
@@ -176,7 +177,7 @@ func fireTrigger(fs *ext4.FS, b Buffer) ([]byte, error) {
 // in its log, or all of its blocks in their places. What the superblock says, of the
 // journal and of errors, does not count.
 func finished(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction) (bool, error) {
-	super, _ := log.FS.Super.Place()
+	super, _ := log.FS.Super.Location()
 	want := slices.DeleteFunc(slices.Clone(t.Blocks), func(b jbd2.Block) bool { return b.Home == super })
 	read := log.FS.Block
 	if !scan.Empty {

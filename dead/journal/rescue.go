@@ -13,8 +13,8 @@ import (
 	"understudy.dev/understudy/dead/ram"
 )
 
-// Rescue is all that belongs on a disk before anything mounts it: the unsaved
-// blocks of files that have a place already, and the last commit.
+// Rescue is all that belongs on a disk before anything mounts it: the unsaved blocks of
+// files that are allocated already, and the last commit.
 //
 // It may be carried out again, on what was left of an earlier attempt: memory does
 // not change, and the log says how far that came.
@@ -24,8 +24,8 @@ type Rescue struct {
 	Journal *Journal
 	Lost    error
 	Holders []Holder // who had handles open
-	// Refused is the data of files with a place that did not check out. It is not
-	// lost: whoever mounts the disk writes it into the files.
+	// Refused is the data of files whose blocks did not check out. It is not lost: it is
+	// written by handle after the mount.
 	Refused []error
 
 	cache *pagecache.Cache
@@ -42,12 +42,12 @@ type block struct {
 	disk int64
 	phys addr.Phys
 	len  int64 // to be written
-	used int64 // of it, from memory: the rest is zeros
+	used int64 // bytes of it from memory: the rest is zeros
 }
 
 // Plan reads what belongs on the disk of a file system of the ext family. What
 // memory lacks of the file system's structure is read from the disk. It fails only
-// where nothing at all can be told.
+// where the device or the file system cannot be read at all.
 func Plan(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (*Rescue, error) {
 	dev, err := c.Device(s, disk)
 	if err != nil {
@@ -90,20 +90,20 @@ const (
 	firstInode = 11
 )
 
-// files takes the unsaved blocks of files that have a place. Files without a name
-// get nothing.
+// files takes the unsaved blocks of files that are allocated. Files without a name get
+// nothing.
 func (r *Rescue) files() {
 	for i, err := range r.cache.Dirty(r.super) {
 		if err != nil || i.Deleted() || !i.HasData() || i.Flags&unplain != 0 || i.Ino < firstInode {
 			continue // who plans the files says so
 		}
-		places := r.dev.Placed(i)
-		r.Refused = append(r.Refused, places.Refused...)
-		for _, b := range places.Blocks {
+		found := r.dev.Allocated(i)
+		r.Refused = append(r.Refused, found.Refused...)
+		for _, b := range found.Blocks {
 			r.data = append(r.data, block{ino: i.Ino, disk: b.Disk, phys: b.Phys, len: b.Len(), used: min(b.Len(), i.Size-b.Off)})
 		}
 		// A file that was being truncated needs its size after a check, too.
-		if places.Whole && !i.Writing {
+		if found.Whole && !i.Writing {
 			r.whole[i.Ino] = struct{}{}
 		}
 	}
@@ -117,13 +117,13 @@ type Report struct {
 	Revoked  int    // likewise
 	Data     int64  // bytes of files, and of metadata where there is no journal
 	Replayed int    // blocks that the replay of the log wrote
-	// Settled are the files of which nothing is left to be written, by number.
-	Settled map[addr.Ino]struct{}
+	// Written are the files that are whole on the disk, by inode number.
+	Written map[addr.Ino]struct{}
 	// AfterMount are files of which e2fsck, or a replay of the log by the mount, may lose
-	// what memory has, settled or not.
+	// what memory has, even of those in Written.
 	AfterMount []AfterMount
-	// Open is how many operations had not returned. Then the transaction is audited:
-	// Audit is what was looked at, nil if there was none.
+	// Open is how many handles were open. If there were any, the transaction is audited:
+	// Audit is the verdict, nil if there was no transaction.
 	Open  int
 	Audit *audit.Verdict
 	// Check says why the file system must be checked before it is mounted; empty
@@ -144,7 +144,7 @@ type Step struct {
 type CommittedError struct {
 	Err error
 	// Uncertain says that the disk failed in such a way that the commit may be in the log
-	// or not. No file is settled then.
+	// or not. Written is empty then.
 	Uncertain bool
 }
 
@@ -175,7 +175,7 @@ func (r *Rescue) Finish(disk jbd2.Disk) (*Report, error) {
 	if f.committed {
 		uncertain := errors.Is(err, jbd2.ErrUncertain)
 		if uncertain {
-			f.report.Settled = nil
+			f.report.Written = nil
 		}
 		err = &CommittedError{Err: err, Uncertain: uncertain}
 	}
@@ -201,7 +201,7 @@ func (f *finisher) step(name string, do func() error) error {
 // a kernel that dies leaves it in need of a check.
 func (f *finisher) plain() error {
 	f.report.Check = "it has no journal"
-	if err := f.step("audit", f.movedBare); err != nil {
+	if err := f.step("audit", f.midUpdateBare); err != nil {
 		return err
 	}
 	return f.step("blocks", func() error { return f.write(nil) })
@@ -211,7 +211,7 @@ func (f *finisher) journal() error {
 	var log *jbd2.Log
 	var scan *jbd2.Scan
 	var t *jbd2.Transaction
-	var at jbd2.Place
+	var at jbd2.Start
 	err := f.step("scan log", func() (err error) {
 		if log, err = jbd2.Open(f.disk); err != nil {
 			return err
@@ -261,15 +261,15 @@ func (f *finisher) journal() error {
 	})
 }
 
-// audit has the transaction proven, and made ready for a check if it cannot be: parts
-// of operations that had not returned may be in it.
+// audit has the transaction proven, and made ready for a check if it cannot be: operations
+// in flight may be half in it.
 func (f *finisher) audit(t *jbd2.Transaction) error {
-	f.report.Check = fmt.Sprintf("%d operations had not returned", f.report.Open)
+	f.report.Check = fmt.Sprintf("%d operations were in flight", f.report.Open)
 	if t == nil {
 		if f.report.Case != Finished {
 			return nil
 		}
-		return f.step("audit", f.movedAgain)
+		return f.step("audit", f.midUpdateAgain)
 	}
 	var c *change
 	err := f.step("audit", func() (err error) {
@@ -287,7 +287,7 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 // prove says in the report whether a change leaves the file system whole.
 func (f *finisher) prove(c *change) error {
 	if hasInlineData(c.fs) {
-		if err := f.outgrown(c); err != nil {
+		if err := f.checkInline(c); err != nil {
 			return err
 		}
 	}
@@ -304,42 +304,43 @@ func (f *finisher) prove(c *change) error {
 	return nil
 }
 
-// prepare has e2fsck find a change so that it mends it, and does no harm.
+// prepare changes the transaction so that e2fsck repairs what is half done in it, and does
+// no harm.
 func (f *finisher) prepare(c *change) error {
 	if err := c.seal(); err != nil {
 		return err
 	}
-	if err := f.moved(c.tree, true); err != nil {
+	if err := f.midUpdate(c.tree, true); err != nil {
 		return err
 	}
-	if err := f.cut(c); err != nil {
+	if err := f.keepOrphans(c); err != nil {
 		return err
 	}
 	return c.markUnclean()
 }
 
 // transaction makes the merged transaction; nil if there is none to be written.
-func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transaction, jbd2.Place, error) {
+func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transaction, jbd2.Start, error) {
 	var written []addr.Block
 	var err error
 	if f.Journal.Committing != nil {
 		if written, err = f.Journal.writtenRevokes(log, f.dev); err != nil {
-			return nil, jbd2.Place{}, err
+			return nil, jbd2.Start{}, err
 		}
 	}
 	t, err := f.Journal.merge(log, written)
 	if err != nil {
-		return nil, jbd2.Place{}, err
+		return nil, jbd2.Start{}, err
 	}
 	done, err := finished(log, scan, t)
 	if err != nil {
-		return nil, jbd2.Place{}, err
+		return nil, jbd2.Start{}, err
 	}
 	if done {
 		f.report.Case = Finished
-		return nil, jbd2.Place{}, nil
+		return nil, jbd2.Start{}, nil
 	}
-	var at jbd2.Place
+	var at jbd2.Start
 	if f.report.Case, at, err = f.Journal.fit(scan); err != nil {
 		return nil, at, err
 	}
@@ -356,7 +357,7 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 
 // commit appends the transaction to the log. If it does not fit, the log is
 // replayed first, which empties it.
-func (f *finisher) commit(log *jbd2.Log, at jbd2.Place, t *jbd2.Transaction) error {
+func (f *finisher) commit(log *jbd2.Log, at jbd2.Start, t *jbd2.Transaction) error {
 	var pending *jbd2.Pending
 	err := f.step("append", func() (err error) {
 		pending, err = log.Append(at, t)
@@ -368,7 +369,7 @@ func (f *finisher) commit(log *jbd2.Log, at jbd2.Place, t *jbd2.Transaction) err
 		if err != nil {
 			return err
 		}
-		pending, err = log.Append(jbd2.Place{Block: log.Super.First, Sequence: stats.Next}, t)
+		pending, err = log.Append(jbd2.Start{Block: log.Super.First, Sequence: stats.Next}, t)
 		return err
 	})
 	if err != nil {

@@ -77,20 +77,20 @@ func TestRescue(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%s: %v", d.Name, err)
 				}
-				t.Logf("%s: %v: %d blocks, %d revoked, %d bytes of files, %d files settled; %d blocks replayed; %v", d.Name, report.Case,
-					report.Blocks, report.Revoked, report.Data, len(report.Settled), report.Replayed, report.Steps)
+				t.Logf("%s: %v: %d blocks, %d revoked, %d bytes of files, %d files written; %d blocks replayed; %v", d.Name, report.Case,
+					report.Blocks, report.Revoked, report.Data, len(report.Written), report.Replayed, report.Steps)
 				for _, err := range r.Refused {
 					t.Error(err)
 				}
 				fsck(t, disk.Name())
-				compare(t, image, d, disk.Name(), report.Settled)
+				compare(t, image, d, disk.Name(), report.Written)
 			}
 		})
 	}
 }
 
-// compare looks each file up by its path. Those that are settled must be whole.
-func compare(t *testing.T, image *fixture.Image, d fixture.Disk, disk string, settled map[addr.Ino]struct{}) {
+// compare looks each file up by its path. Those that are written must be whole.
+func compare(t *testing.T, image *fixture.Image, d fixture.Disk, disk string, written map[addr.Ino]struct{}) {
 	t.Helper()
 	dir := t.TempDir()
 	var script strings.Builder
@@ -117,7 +117,7 @@ func compare(t *testing.T, image *fixture.Image, d fixture.Disk, disk string, se
 		sum := sha256.Sum256(b)
 		if hex.EncodeToString(sum[:]) == f.SHA256 {
 			same++
-		} else if _, ok := settled[addr.Ino(f.Ino)]; ok {
+		} else if _, ok := written[addr.Ino(f.Ino)]; ok {
 			t.Errorf("%s: %q is not what it was", d.Name, f.Path)
 		}
 	}

@@ -12,27 +12,27 @@ import (
 // chunk is how much is written at once, in bytes.
 const chunk = 1 << 20
 
-// write brings the blocks of files to their places and makes them durable, but for
+// write writes the allocated blocks of files to the disk and makes them durable, but for
 // those that a replay writes: their newest version, if there is one beside that in
 // the log, goes through the file system.
 func (f *finisher) write(except map[addr.Block]struct{}) error {
 	size := int64(f.super.BlockSize)
-	settled := maps.Clone(f.whole)
+	written := maps.Clone(f.whole)
 	data := slices.DeleteFunc(slices.Clone(f.data), func(b block) bool {
 		_, there := except[addr.Block(b.disk/size)]
 		if there {
-			delete(settled, b.ino)
+			delete(written, b.ino)
 		}
 		return there
 	})
 	if len(data) == 0 {
-		f.report.Settled = settled
+		f.report.Written = written
 		return nil
 	}
 	slices.SortFunc(data, func(a, b block) int { return cmp.Compare(a.disk, b.disk) })
 	for i := 1; i < len(data); i++ {
 		if data[i].disk < data[i-1].disk+data[i-1].len {
-			return fmt.Errorf("%w: two blocks for byte %d of the disk", ErrDamaged, data[i].disk)
+			return fmt.Errorf("%w: two files have unsaved data for byte %d of the disk", ErrDamaged, data[i].disk)
 		}
 	}
 	buf := make([]byte, 0, chunk)
@@ -58,6 +58,6 @@ func (f *finisher) write(except map[addr.Block]struct{}) error {
 	if err := f.disk.Sync(); err != nil {
 		return fmt.Errorf("sync blocks: %w", err)
 	}
-	f.report.Settled = settled
+	f.report.Written = written
 	return nil
 }

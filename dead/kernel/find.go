@@ -83,7 +83,7 @@ func (f *finder) brought() (*Kernel, error) {
 	}
 	k, err := f.open(n, 0)
 	if err == nil && k.dumps() {
-		err = errors.New("it is of a kernel that was there to dump another")
+		err = errors.New("it is of a kdump kernel, loaded to dump another")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("note of the file: %w", err)

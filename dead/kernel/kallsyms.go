@@ -23,12 +23,12 @@ const (
 // symbolTable is the kernel's own compressed symbol table
 // (kernel/kallsyms.c, scripts/kallsyms.c).
 type symbolTable struct {
-	count  int
-	names  []byte // length and tokens of each symbol, one after the other
-	tokens [tokenCount][]byte
-	values addresses
-	book   *book // which symbols have a name
-	index  func() (*symbolIndex, error)
+	count   int
+	names   []byte // length and tokens of each symbol, one after the other
+	tokens  [tokenCount][]byte
+	values  addresses
+	answers *answerSet // which symbols have a name
+	index   func() (*symbolIndex, error)
 }
 
 // symbolIndex finds symbols by their names.
@@ -88,7 +88,7 @@ type symbolBytes struct {
 }
 
 // newSymbolTable decodes a symbol table. What is known about it may spare reading
-// its names. How its offsets are to be understood is settled later, by settle.
+// its names. How its offsets are to be understood is found out later, by resolveOffsets.
 func newSymbolTable(raw symbolBytes, m *memo) (*symbolTable, error) {
 	if raw.count <= 0 || raw.count > maxSymbols || len(raw.offsets) < 4*raw.count {
 		return nil, fmt.Errorf("parse kallsyms: %d symbols with %d bytes of offsets", raw.count, len(raw.offsets))
@@ -102,7 +102,7 @@ func newSymbolTable(raw symbolBytes, m *memo) (*symbolTable, error) {
 	read := false
 	// The offsets are no part of it: the answers are numbers of symbols.
 	count := binary.LittleEndian.AppendUint64([]byte("symbols"), uint64(t.count))
-	if t.book, read = m.about(count, t.names, bytes.Join(t.tokens[:], []byte{0})); read {
+	if t.answers, read = m.about(count, t.names, bytes.Join(t.tokens[:], []byte{0})); read {
 		return t, nil
 	}
 	_, err := t.index()
@@ -188,7 +188,7 @@ func (t *symbolTable) expand(pos int, scratch []byte) (name []byte, size int, er
 
 // lookup returns the addresses of all symbols of a name.
 func (t *symbolTable) lookup(name string) []addr.Virt {
-	numbers, err := t.book.ask(name, func() ([]uint64, error) { return t.search(name) })
+	numbers, err := t.answers.ask(name, func() ([]uint64, error) { return t.search(name) })
 	if err != nil {
 		return nil // memory has changed since its table was read
 	}
@@ -221,9 +221,9 @@ func (t *symbolTable) search(name string) ([]uint64, error) {
 	return found, nil
 }
 
-// settle finds out how offsets stand for addresses: the one way by which all
+// resolveOffsets finds out how offsets stand for addresses: the one way by which all
 // the symbols that the note tells agree.
-func (t *symbolTable) settle(relativeBase, offsetsAt addr.Virt, known map[string]addr.Virt) error {
+func (t *symbolTable) resolveOffsets(relativeBase, offsetsAt addr.Virt, known map[string]addr.Virt) error {
 	var fits []addresses
 	for kind := range addressKinds {
 		t.values.kind, t.values.base = kind, relativeBase

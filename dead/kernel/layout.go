@@ -48,16 +48,16 @@ type Layout struct {
 	Size int
 
 	name  string
-	types *Types // nil if it is told, or not there
-	told  map[string]Field
+	types *Types // nil if it is given, or not there
+	given map[string]Field
 	errs  []error
 }
 
-// ToldLayout returns a layout that the kernel at hand does not tell of itself: of
+// GivenLayout returns a layout that the kernel at hand has no types for: of
 // a structure of a module of a kernel before 5.11, which keeps no types of
 // modules. Members are by path, as for Field.
-func ToldLayout(name string, size int, members map[string]Field) *Layout {
-	return &Layout{Size: size, name: name, told: members}
+func GivenLayout(name string, size int, members map[string]Field) *Layout {
+	return &Layout{Size: size, name: name, given: members}
 }
 
 // maxStruct bounds the structures that are read whole, in bytes. The largest of
@@ -74,7 +74,7 @@ func (l *Layout) Has(path string) bool {
 // of anonymous structures and unions are found by their own name. If sizes are
 // given, the member must have one of them, in bytes.
 func (l *Layout) Field(path string, sizes ...int) Field {
-	if l.types == nil && l.told == nil {
+	if l.types == nil && l.given == nil {
 		return Field{}
 	}
 	f, err := l.find(path)
@@ -118,10 +118,10 @@ func (l *Layout) First(paths []string, sizes ...int) Field {
 func (l *Layout) Err() error { return errors.Join(l.errs...) }
 
 func (l *Layout) find(path string) (Field, error) {
-	found := l.told[path]
+	found := l.given[path]
 	if l.types != nil {
 		question := "field " + l.name + " " + path
-		answer, err := l.types.book.ask(question, func() ([]uint64, error) { return l.types.field(l.name, path) })
+		answer, err := l.types.answers.ask(question, func() ([]uint64, error) { return l.types.field(l.name, path) })
 		if err != nil {
 			return Field{}, fmt.Errorf("struct %s: %s: %w", l.name, path, err)
 		}

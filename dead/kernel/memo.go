@@ -30,34 +30,34 @@ type known struct {
 	// Places are those of the symbol table, relative to _stext, where they had
 	// to be searched for.
 	Places []uint64 `json:"places,omitempty"`
-	// Books are by the digest of what they are about: the symbol table, the
+	// Answers are by the digest of what they are about: the symbol table, the
 	// BTF of the image, that of a module.
-	Books map[digest]*book `json:"books"`
+	Answers map[digest]*answerSet `json:"answers"`
 }
 
 // about returns the answers about some bytes. read says whether there were any: then
 // the bytes were read to their end once, and found good.
-func (m *memo) about(parts ...[]byte) (b *book, read bool) {
+func (m *memo) about(parts ...[]byte) (b *answerSet, read bool) {
 	if m == nil || m.path == "" {
-		return &book{}, false
+		return &answerSet{}, false
 	}
 	of := digestOf(parts...)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.known.Books == nil {
-		m.known.Books = make(map[digest]*book)
+	if m.known.Answers == nil {
+		m.known.Answers = make(map[digest]*answerSet)
 	}
-	if b = m.known.Books[of]; b == nil {
-		b = &book{}
-		m.known.Books[of] = b
+	if b = m.known.Answers[of]; b == nil {
+		b = &answerSet{}
+		m.known.Answers[of] = b
 	}
 	b.of = of
 	return b, len(b.answers) > 0
 }
 
-// A book holds answers by question; each is a list of numbers. It is safe for
+// An answerSet holds answers by question; each is a list of numbers. It is safe for
 // concurrent use.
-type book struct {
+type answerSet struct {
 	of digest // what it is about; zero if it is not kept
 
 	mu      sync.Mutex
@@ -66,7 +66,7 @@ type book struct {
 }
 
 // ask answers a question, by work if it is new.
-func (b *book) ask(question string, work func() ([]uint64, error)) ([]uint64, error) {
+func (b *answerSet) ask(question string, work func() ([]uint64, error)) ([]uint64, error) {
 	b.mu.Lock()
 	answer, ok := b.answers[question]
 	b.mu.Unlock()
@@ -87,7 +87,7 @@ func (b *book) ask(question string, work func() ([]uint64, error)) ([]uint64, er
 }
 
 // MarshalJSON implements json.Marshaler.
-func (b *book) MarshalJSON() ([]byte, error) {
+func (b *answerSet) MarshalJSON() ([]byte, error) {
 	b.mu.Lock()
 	answers := maps.Clone(b.answers)
 	b.mu.Unlock()
@@ -95,7 +95,7 @@ func (b *book) MarshalJSON() ([]byte, error) {
 }
 
 // UnmarshalJSON implements json.Unmarshaler.
-func (b *book) UnmarshalJSON(raw []byte) error { return json.Unmarshal(raw, &b.answers) }
+func (b *answerSet) UnmarshalJSON(raw []byte) error { return json.Unmarshal(raw, &b.answers) }
 
 // digest identifies bytes. Nobody can make others with the same one: no memory can
 // be made up that plants answers about another's.

@@ -155,8 +155,8 @@ func TestBadMemo(t *testing.T) {
 		"other code":      func(b []byte) []byte { b[len(memoMagic)+1] ^= 1; return b },
 		"other magic":     func(b []byte) []byte { b[0] ^= 1; return b },
 		"not JSON":        func([]byte) []byte { return []byte(memoHead([]byte("{")) + "{") },
-		"no book":         func([]byte) []byte { return sealed(`{"books":{"` + strings.Repeat("00", 32) + `":null}}`) },
-		"odd digest":      func([]byte) []byte { return sealed(`{"books":{"00":{}}}`) },
+		"no answers":      func([]byte) []byte { return sealed(`{"answers":{"` + strings.Repeat("00", 32) + `":null}}`) },
+		"odd digest":      func([]byte) []byte { return sealed(`{"answers":{"00":{}}}`) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

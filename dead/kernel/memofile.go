@@ -86,9 +86,9 @@ func parseMemo(b []byte) (*known, error) {
 	if err := json.Unmarshal(body, k); err != nil {
 		return nil, fmt.Errorf("parse memo: %w", err)
 	}
-	for _, b := range k.Books {
+	for _, b := range k.Answers {
 		if b == nil {
-			return nil, errors.New("parse memo: a book is missing")
+			return nil, errors.New("parse memo: the answers about something are missing")
 		}
 	}
 	return k, nil
@@ -115,10 +115,10 @@ func (k *Kernel) Keep() error {
 	return nil
 }
 
-// grown reports whether any book has new answers, and counts them as old.
+// grown reports whether any set has new answers, and counts them as old.
 func (m *memo) grown() bool {
 	grown := false
-	for _, b := range m.known.Books {
+	for _, b := range m.known.Answers {
 		b.mu.Lock()
 		grown, b.grown = grown || b.grown, false
 		b.mu.Unlock()

@@ -106,8 +106,8 @@ func (k *Kernel) checkRelease() error {
 }
 
 // findNote finds the note in memory where only its text is known, by the kernel's
-// own pointer to it (kernel/crash_core.c, later kernel/vmcore_info.c), and wants both
-// to be the same.
+// own pointer to it (kernel/crash_core.c, later kernel/vmcore_info.c), and checks
+// that both are the same.
 func (k *Kernel) findNote() error {
 	if k.notePA != 0 {
 		return nil

@@ -103,7 +103,7 @@ func TestSymbolTable(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := base + 0x10
-		if err := s.settle(tc.base, tc.at, map[string]addr.Virt{"_stext": want}); err != nil {
+		if err := s.resolveOffsets(tc.base, tc.at, map[string]addr.Virt{"_stext": want}); err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
@@ -116,7 +116,7 @@ func TestSymbolTable(t *testing.T) {
 		if got := s.lookup(long); len(got) != 1 || got[0] != base+0x30 {
 			t.Errorf("%s: the long name at %v", name, got)
 		}
-		if err := s.settle(tc.base, tc.at, map[string]addr.Virt{"_stext": want + 1}); err == nil {
+		if err := s.resolveOffsets(tc.base, tc.at, map[string]addr.Virt{"_stext": want + 1}); err == nil {
 			t.Errorf("%s: settled on a wrong address", name)
 		}
 	}

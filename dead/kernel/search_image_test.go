@@ -21,7 +21,7 @@ func TestSearchSymbols(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := k.symbolPlacesInNote()
+	want, err := k.symbolTablesInNote()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,21 +7,21 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// symbolPlaces are where the parts of the symbol table lie.
-type symbolPlaces struct {
+// symbolTables are where the parts of the symbol table lie.
+type symbolTables struct {
 	count, names, tokenTable, tokenIndex, offsets addr.Virt
 	relativeBase                                  addr.Virt // 0 if there is none
 }
 
 // all are the places, in an order that does not change.
-func (p *symbolPlaces) all() []*addr.Virt {
+func (p *symbolTables) all() []*addr.Virt {
 	return []*addr.Virt{&p.count, &p.names, &p.tokenTable, &p.tokenIndex, &p.offsets, &p.relativeBase}
 }
 
 // loadSymbols reads the symbol table. Its parts are in the note since 6.0
 // (commit 5fd8fea935a1), and are searched for where they are not.
 func (k *Kernel) loadSymbols() error {
-	places, err := k.symbolPlacesInNote()
+	places, err := k.symbolTablesInNote()
 	if !errors.Is(err, ErrNotFound) {
 		if err != nil {
 			return err
@@ -44,7 +44,7 @@ func (k *Kernel) loadSymbols() error {
 }
 
 // placesFrom returns the places that were kept, for an image that starts there.
-func (m *memo) placesFrom(start addr.Virt) (p symbolPlaces, ok bool) {
+func (m *memo) placesFrom(start addr.Virt) (p symbolTables, ok bool) {
 	all := p.all()
 	if len(m.known.Places) != len(all) {
 		return p, false
@@ -55,7 +55,7 @@ func (m *memo) placesFrom(start addr.Virt) (p symbolPlaces, ok bool) {
 	return p.moved(start), true
 }
 
-func (m *memo) keepPlaces(p symbolPlaces, start addr.Virt) {
+func (m *memo) keepPlaces(p symbolTables, start addr.Virt) {
 	p = p.moved(-start)
 	m.known.Places = nil
 	for _, a := range p.all() {
@@ -64,7 +64,7 @@ func (m *memo) keepPlaces(p symbolPlaces, start addr.Virt) {
 }
 
 // symbolsAt reads the symbol table whose parts are at these places.
-func (k *Kernel) symbolsAt(places symbolPlaces) error {
+func (k *Kernel) symbolsAt(places symbolTables) error {
 	raw, err := k.readSymbolParts(places)
 	if err != nil {
 		return err
@@ -81,15 +81,15 @@ func (k *Kernel) symbolsAt(places symbolPlaces) error {
 		}
 		base = addr.Virt(v)
 	}
-	if err := symbols.settle(base, places.offsets, k.knownSymbols()); err != nil {
+	if err := symbols.resolveOffsets(base, places.offsets, k.knownSymbols()); err != nil {
 		return err
 	}
 	k.symbols = symbols
 	return nil
 }
 
-func (k *Kernel) symbolPlacesInNote() (symbolPlaces, error) {
-	var p symbolPlaces
+func (k *Kernel) symbolTablesInNote() (symbolTables, error) {
+	var p symbolTables
 	for _, part := range []struct {
 		name string
 		into *addr.Virt
@@ -114,7 +114,7 @@ func (k *Kernel) symbolPlacesInNote() (symbolPlaces, error) {
 }
 
 // readSymbolParts reads the parts of the symbol table.
-func (k *Kernel) readSymbolParts(p symbolPlaces) (symbolBytes, error) {
+func (k *Kernel) readSymbolParts(p symbolTables) (symbolBytes, error) {
 	var raw symbolBytes
 	count, err := k.U32(p.count)
 	if err != nil {

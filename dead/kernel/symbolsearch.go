@@ -23,7 +23,7 @@ var tokenDigits = []byte("0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00")
 
 // searchSymbols finds the parts of the symbol table in the kernel image, which
 // starts there.
-func (k *Kernel) searchSymbols(start addr.Virt) (symbolPlaces, error) {
+func (k *Kernel) searchSymbols(start addr.Virt) (symbolTables, error) {
 	for at, span := range k.mapped(start, maxImage) {
 		for pos := 0; ; {
 			i := bytes.Index(span[pos:], tokenDigits)
@@ -36,7 +36,7 @@ func (k *Kernel) searchSymbols(start addr.Virt) (symbolPlaces, error) {
 			pos += i + 1
 		}
 	}
-	return symbolPlaces{}, fmt.Errorf("search symbol table: %w", ErrNotFound)
+	return symbolTables{}, fmt.Errorf("search symbol table: %w", ErrNotFound)
 }
 
 // mapped yields what is mapped from an address on, in stretches that are as long
@@ -74,7 +74,7 @@ func (k *Kernel) mapped(start addr.Virt, n int) iter.Seq2[addr.Virt, []byte] {
 }
 
 // moved turns offsets into addresses.
-func (p symbolPlaces) moved(by addr.Virt) symbolPlaces {
+func (p symbolTables) moved(by addr.Virt) symbolTables {
 	for _, a := range p.all() {
 		*a += by
 	}
@@ -84,21 +84,21 @@ func (p symbolPlaces) moved(by addr.Virt) symbolPlaces {
 // partsAround takes the digits at an offset for those of a token table, and
 // looks for the other parts of a symbol table around it. The result are offsets
 // into b.
-func partsAround(b []byte, digits int) (symbolPlaces, bool) {
+func partsAround(b []byte, digits int) (symbolTables, bool) {
 	table, index, ok := tokensAround(b, digits)
 	if !ok {
-		return symbolPlaces{}, false
+		return symbolTables{}, false
 	}
 	names, count, ok := namesBefore(b, table)
 	if !ok {
-		return symbolPlaces{}, false
+		return symbolTables{}, false
 	}
 	base := names - 16
 	offsets := base - (4*count+7)&^7
 	if offsets < 0 {
-		return symbolPlaces{}, false
+		return symbolTables{}, false
 	}
-	return symbolPlaces{
+	return symbolTables{
 		count: addr.Virt(names - 8), names: addr.Virt(names),
 		tokenTable: addr.Virt(table), tokenIndex: addr.Virt(index),
 		offsets: addr.Virt(offsets), relativeBase: addr.Virt(base),

@@ -17,7 +17,7 @@ const maxBTF = 32 << 20
 
 // Types are the types of a kernel, or of one of its modules.
 type Types struct {
-	book    *book // sizes, fields and constants
+	answers *answerSet // sizes, fields and constants
 	decoded func() (decodedTypes, error)
 }
 
@@ -33,9 +33,9 @@ func newTypes(raw []byte, base *Types, m *memo) (*Types, error) {
 	t := &Types{decoded: sync.OnceValues(func() (decodedTypes, error) { return decodeTypes(raw, base) })}
 	read := false
 	if base == nil {
-		t.book, read = m.about([]byte("types"), raw)
+		t.answers, read = m.about([]byte("types"), raw)
 	} else {
-		t.book, read = m.about([]byte("types of module"), base.book.of[:], raw)
+		t.answers, read = m.about([]byte("types of module"), base.answers.of[:], raw)
 	}
 	if read {
 		return t, nil
@@ -93,7 +93,7 @@ func (k *Kernel) loadTypes() error {
 // there shows in Err.
 func (t *Types) Layout(name string) *Layout {
 	l := &Layout{name: name}
-	sizes, err := t.book.ask("size "+name, func() ([]uint64, error) { return t.sizes(name) })
+	sizes, err := t.answers.ask("size "+name, func() ([]uint64, error) { return t.sizes(name) })
 	switch {
 	case err != nil:
 		l.errs = append(l.errs, fmt.Errorf("struct %s: %w", name, err))
@@ -215,7 +215,7 @@ func namedMember(t btf.Type, name string, depth int) (btf.Member, int, bool) {
 
 // Enum returns the value of a constant of a named enumeration.
 func (t *Types) Enum(enum, constant string) (uint64, error) {
-	answer, err := t.book.ask("enum "+enum+" "+constant, func() ([]uint64, error) { return t.constant(enum, constant) })
+	answer, err := t.answers.ask("enum "+enum+" "+constant, func() ([]uint64, error) { return t.constant(enum, constant) })
 	if err == nil && len(answer) == 0 {
 		err = ErrNotFound
 	}
@@ -251,7 +251,7 @@ func (t *Types) constant(enum, constant string) ([]uint64, error) {
 // Constant returns the value of a constant of an enumeration without a name. The
 // same one in several enumerations must have the same value.
 func (t *Types) Constant(constant string) (uint64, error) {
-	answer, err := t.book.ask("constant "+constant, func() ([]uint64, error) { return t.anonymous(constant) })
+	answer, err := t.answers.ask("constant "+constant, func() ([]uint64, error) { return t.anonymous(constant) })
 	if err == nil && len(answer) == 0 {
 		err = ErrNotFound
 	}

@@ -10,9 +10,9 @@ import (
 
 // Btrfs is what the kernel's btrfs has in memory about one mounted file system.
 type Btrfs struct {
-	// Committed is the transaction that the disk has: the last whose superblock
+	// LastCommitted is the transaction that the disk has: the last whose superblock
 	// the kernel knew to be written (last_trans_committed).
-	Committed uint64
+	LastCommitted uint64
 	// Super are the bytes of the superblock that was written last, or was about to
 	// be (super_for_commit).
 	Super []byte
@@ -96,8 +96,8 @@ func (c *Cache) Btrfs(s *Superblock) (*Btrfs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read btrfs: superblock of %s: %w", s.ID, err)
 	}
-	f := &Btrfs{Committed: l.committed.Uint(b), Super: super, c: c, s: s, layout: l}
-	f.single = l.generation.Uint(b) <= f.Committed+1
+	f := &Btrfs{LastCommitted: l.committed.Uint(b), Super: super, c: c, s: s, layout: l}
+	f.single = l.generation.Uint(b) <= f.LastCommitted+1
 	return f, nil
 }
 
@@ -110,16 +110,16 @@ func (f *Btrfs) own(i *Inode) ([]byte, error) {
 	return b, nil
 }
 
-// Settled reports whether the disk has all that memory has of an inode but its
+// Committed reports whether the disk has all that memory has of an inode but its
 // unsaved data, and the size and times that come with that: the transaction that changed it last is committed, and no data
 // that was written waits for its place to be recorded. Such data has clean pages
 // already (fs/btrfs/ordered-data.c).
-func (f *Btrfs) Settled(i *Inode) (bool, error) {
+func (f *Btrfs) Committed(i *Inode) (bool, error) {
 	b, err := f.own(i)
 	if err != nil {
 		return false, err
 	}
-	return f.layout.lastTrans.Uint(b) <= f.Committed && f.layout.ordered.Uint(b) == 0, nil
+	return f.layout.lastTrans.Uint(b) <= f.LastCommitted && f.layout.ordered.Uint(b) == 0, nil
 }
 
 // Bare reports whether nothing of a file's data has a place on the disk, as the
@@ -145,7 +145,7 @@ func (f *Btrfs) Kept(i *Inode) (bool, error) {
 		return false, err
 	}
 	l := f.layout
-	if !f.single || l.flags.Uint(b)>>l.fullSync&1 == 1 || l.ordered.Uint(b) != 0 || l.logging.Uint(b) != 0 || l.loggedTrans.Uint(b) > f.Committed {
+	if !f.single || l.flags.Uint(b)>>l.fullSync&1 == 1 || l.ordered.Uint(b) != 0 || l.logging.Uint(b) != 0 || l.loggedTrans.Uint(b) > f.LastCommitted {
 		return false, nil
 	}
 	for at, err := range f.c.List(l.modified.In(i.Addr - addr.Virt(l.inode.Off))) {
@@ -156,7 +156,7 @@ func (f *Btrfs) Kept(i *Inode) (bool, error) {
 		if err != nil {
 			return false, fmt.Errorf("read extents of btrfs inode %d: %w", i.Ino, err)
 		}
-		if l.extentGeneration.Uint(e) > f.Committed {
+		if l.extentGeneration.Uint(e) > f.LastCommitted {
 			return false, nil
 		}
 	}

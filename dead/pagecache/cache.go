@@ -24,7 +24,7 @@ type Cache struct {
 	layout *layout
 	// These are looked up when they are needed first.
 	blocks func() blocksLayout
-	info   func() infoPlaces
+	info   func() infoOffsets
 	status func() (*statusLayout, error)
 }
 
@@ -35,7 +35,7 @@ func Open(k *kernel.Kernel) (*Cache, error) {
 		return nil, fmt.Errorf("open page cache of %s: %w", k.Release, err)
 	}
 	blocks := sync.OnceValue(func() blocksLayout { return newBlocksLayout(k) })
-	info := sync.OnceValue(func() infoPlaces { return newInfoPlaces(k) })
+	info := sync.OnceValue(func() infoOffsets { return newInfoOffsets(k) })
 	status := sync.OnceValues(func() (*statusLayout, error) { return newStatusLayout(k) })
 	return &Cache{k: k, layout: l, blocks: blocks, info: info, status: status}, nil
 }

@@ -70,7 +70,7 @@ func layoutIn(k *kernel.Kernel, name string, modules ...string) *kernel.Layout {
 			return l
 		}
 	}
-	if l := toldLayout(k, name); l != nil {
+	if l := moduleLayout(k, name); l != nil {
 		return l
 	}
 	return image

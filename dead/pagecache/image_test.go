@@ -50,7 +50,7 @@ func openCache(t *testing.T, mem ram.Memory) *pagecache.Cache {
 
 // TestJournalInImage wants what is read of the kernel's jbd2 to be what the
 // journal's superblock on the disk says. Debian's generic 5.10 does not tell
-// where these members are (told.go).
+// where these members are (moduletypes.go).
 func TestJournalInImage(t *testing.T) {
 	for _, name := range fixture.Kernels {
 		t.Run(name, func(t *testing.T) {

@@ -42,7 +42,7 @@ type Inode struct {
 	Flags      uint32 // Flag*
 	State      uint64 // I_*: their values differ between kernels
 	Sectors    uint64 // of 512 bytes that are allocated to it, without what is only reserved
-	Writing    bool   // its i_rwsem is held for writing: an operation on it had not returned
+	Writing    bool   // its i_rwsem is held for writing: an operation on it is in flight
 	New        bool   // it was being made, and had no name yet (I_NEW)
 
 	mapping addr.Virt // of its own address_space
@@ -145,7 +145,7 @@ func (f timeField) in(b []byte) (time.Time, bool) {
 // errNoFile says that an inode has neither number nor name nor pages: it stands for
 // no file. A file begins so (new_inode, fs/inode.c), and vfat has one beside its
 // files from mount to unmount (fat_fill_super, fs/fat/inode.c).
-var errNoFile = errors.New("it stands for no file")
+var errNoFile = errors.New("inode stands for no file")
 
 // inode reads the inode at an address and checks that it is plausible. If it is
 // of another file system than s, an otherSuper is returned.
@@ -200,16 +200,16 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 	case i.Size < 0:
 		err = fmt.Errorf("size %d", i.Size)
 	case plausible != [3]bool{true, true, true}:
-		err = errors.New("its times are none")
+		err = errors.New("implausible timestamps: nanoseconds out of range")
 	case i.Ino == 0:
-		err = errors.New("its number is 0")
+		err = errors.New("inode number 0")
 	case i.Regular() && l.pointer.Pointer(b) != i.mapping:
-		err = errors.New("its pages belong to another inode")
+		err = errors.New("its address_space belongs to another inode")
 	case i.Regular() && !i.Writing && (s.Type == "ext4" || s.Type == "ext3"):
 		// Only under its lock can a file be shorter than it is to be on the disk
 		// (fs/ext4/ext4.h, i_disksize).
 		if size, known := c.sizeOnDisk(i); known && size > i.Size {
-			err = fmt.Errorf("size %d, and %d on the disk", i.Size, size)
+			err = fmt.Errorf("size %d, but i_disksize %d", i.Size, size)
 		}
 	}
 	if err != nil {

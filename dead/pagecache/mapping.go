@@ -31,8 +31,8 @@ const (
 	maxExtents     = 1 << 20 // of one file
 )
 
-// ErrMapping says that where a file lies on the device cannot be told.
-var ErrMapping = errors.New("place on the device is not known")
+// ErrMapping says that the block mapping of a file cannot be told from memory.
+var ErrMapping = errors.New("block mapping cannot be read from memory")
 
 // mapLayout is what of struct ext4_inode_info says where a file lies.
 type mapLayout struct {
@@ -92,9 +92,9 @@ func (d *Device) mappingOf(i *Inode, locked bool) ([]Mapped, error) {
 	m := &mapper{read: d.Meta, block: int(d.super.BlockSize), size: i.Size}
 	switch f := l.flags.Uint(b); {
 	case l.lock.Uint(b)&1 == 1 && !locked: // held by a writer (kernel/locking/rwsem.c)
-		return nil, fmt.Errorf("%w: it was being changed", ErrMapping)
+		return nil, fmt.Errorf("%w: mid-update when the kernel died", ErrMapping)
 	case f&flagInlineData != 0:
-		return nil, fmt.Errorf("%w: it lies in the inode", ErrMapping)
+		return nil, fmt.Errorf("%w: inline data", ErrMapping)
 	case f&flagExtents != 0:
 		err = m.extents(l.data.Bytes(b), maxExtentDepth+1)
 	default:
@@ -113,7 +113,7 @@ func (m *mapper) add(first uint64, count, block uint64, unwritten bool) error {
 	if n := len(m.out); n > 0 {
 		last := &m.out[n-1]
 		if e.Off < last.End {
-			return fmt.Errorf("%w: two places for byte %d", ErrMapping, e.Off)
+			return fmt.Errorf("%w: byte %d is mapped twice", ErrMapping, e.Off)
 		}
 		if last.End == e.Off && last.Unwritten == unwritten && last.Disk+last.Len() == e.Disk {
 			last.End = e.End
@@ -126,7 +126,7 @@ func (m *mapper) add(first uint64, count, block uint64, unwritten bool) error {
 
 func (m *mapper) meta(block uint64) ([]byte, error) {
 	if m.reads++; m.reads > maxMetaBlocks {
-		return nil, fmt.Errorf("%w: more than %d blocks say so", ErrMapping, maxMetaBlocks)
+		return nil, fmt.Errorf("%w: more than %d blocks of its tree", ErrMapping, maxMetaBlocks)
 	}
 	return m.read(addr.Block(block), m.block)
 }
@@ -138,7 +138,7 @@ func (m *mapper) extents(b []byte, below int) error {
 	u32 := func(off int) uint64 { return uint64(binary.LittleEndian.Uint32(b[off:])) }
 	entries, depth := u16(2), u16(6)
 	if u16(0) != extentMagic || entries > (len(b)-head)/size || depth >= below {
-		return fmt.Errorf("%w: node of the tree does not check out", ErrMapping)
+		return fmt.Errorf("%w: damaged extent node", ErrMapping)
 	}
 	for at := head; at < head+entries*size; at += size {
 		if depth > 0 {

@@ -106,7 +106,7 @@ func (d *Device) Buffers() (*Buffers, error) {
 }
 
 // Check compares what a buffer says with what the page says that holds it: page is
-// its struct page, data the place of its bytes, block its number, and size its
+// its struct page, data the address of its bytes, block its number, and size its
 // length in bytes. A page of the device itself must lie where the block does; one
 // of a file, where that file's inode has it.
 func (b *Buffers) Check(page addr.Virt, data addr.Phys, block addr.Block, size int) error {
@@ -137,7 +137,7 @@ func (b *Buffers) ofFile(mapping addr.Virt, off int64, block addr.Block, size in
 	if !known {
 		host, err := c.k.Pointer(mapping + addr.Virt(b.host))
 		if err != nil {
-			return fmt.Errorf("block %d: its page is of nothing: %w", block, err)
+			return fmt.Errorf("block %d: its page has no readable inode: %w", block, err)
 		}
 		i, err := c.inode(host, b.d.super)
 		if err != nil {

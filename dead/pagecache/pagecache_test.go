@@ -65,15 +65,15 @@ func TestUnsaved(t *testing.T) {
 			w.PutU64(top+ndSlots, uint64(2+w.node(i, top, 1, 0, nil, 3)))
 			w.PutU64(top+ndSlots+8, uint64(2+w.node(i, top, 1, 0, map[int]addr.Virt{3: w.page(i, 67, good, 'a')}, 3)))
 			w.head(i, 2+top)
-		}, []string{"0+64 damaged page tree", "a[274432,278528)"}},
+		}, []string{"0+64 damaged xarray", "a[274432,278528)"}},
 		"a tree that contains itself": {func(w *world, i addr.Virt) {
 			top := w.node(i, 0, 0, 6, nil, 0)
 			w.PutU64(top+ndSlots, uint64(2+top))
 			w.head(i, 2+top)
-		}, []string{"0+64 damaged page tree"}},
+		}, []string{"0+64 damaged xarray"}},
 		"a head that is nowhere": {func(w *world, i addr.Virt) {
 			w.head(i, kerneltest.DirectMap+1<<40+2)
-		}, []string{"0+100 damaged page tree"}},
+		}, []string{"0+100 damaged xarray"}},
 		"no pages in slots": {func(w *world, i addr.Virt) {
 			w.head(i, 2+w.node(i, 0, 0, 0, map[int]addr.Virt{1: 0, 2: 0x4321, 3: 1026, 4: 0x1238}, 1, 2, 3, 4))
 		}, []string{"1+1 no page in slot", "2+1 no page in slot", "3+1 no page in slot", "4+1 unreadable"}},
@@ -84,15 +84,15 @@ func TestUnsaved(t *testing.T) {
 		"a page of another file": {func(w *world, i addr.Virt) {
 			w.head(i, 2+w.node(i, 0, 0, 0, map[int]addr.Virt{1: w.page(i+64, 1, good, 'a')}, 1))
 		}, []string{"1+1 page of another file"}},
-		"a page of another place": {func(w *world, i addr.Virt) {
+		"a page of another index": {func(w *world, i addr.Virt) {
 			w.head(i, 2+w.node(i, 0, 0, 0, map[int]addr.Virt{1: w.page(i, 2, good, 'a')}, 1))
-		}, []string{"1+1 page of another place"}},
+		}, []string{"1+1 page of another index"}},
 		"a broken page": {func(w *world, i addr.Virt) {
 			w.head(i, w.page(i, 0, good|1<<pgPoison, 'a'))
 		}, []string{"0+1 broken memory"}},
 		"a page that was never filled": {func(w *world, i addr.Virt) {
 			w.head(i, w.page(i, 0, 1<<pgDirty, 'a'))
-		}, []string{"0+1 page never filled"}},
+		}, []string{"0+1 page not uptodate"}},
 		"buffers of one": {func(w *world, i addr.Virt) {
 			p := w.page(i, 5, 1<<pgDirty|1<<pgPrivateBit, 'a')
 			w.buffers(p, w.data(p), [4]uint64{0, 1<<bhUptodate | 1<<bhDirty, 1 << bhUptodate, 1<<bhUptodate | 1<<bhAsync})
@@ -102,12 +102,12 @@ func TestUnsaved(t *testing.T) {
 			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
 			w.buffers(p, w.data(p), [4]uint64{1 << bhDirty, 1 << bhUptodate, 0, 0})
 			w.head(i, p)
-		}, []string{"0+1 page never filled"}},
+		}, []string{"0+1 page not uptodate"}},
 		"some buffers of one": {func(w *world, i addr.Virt) {
 			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
 			w.buffers(p, w.data(p), [4]uint64{1 << bhDirty, 1<<bhUptodate | 1<<bhDirty, 0, 0})
 			w.head(i, p)
-		}, []string{"a[1024,2048)", "0+1 page never filled"}},
+		}, []string{"a[1024,2048)", "0+1 page not uptodate"}},
 		"buffers that a journal has": {func(w *world, i addr.Virt) {
 			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
 			w.buffers(p, w.data(p), [4]uint64{1 << bhUptodate, 1<<bhUptodate | 1<<21, 0, 0})
@@ -141,13 +141,13 @@ func TestUnsaved(t *testing.T) {
 			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
 			w.blocks(i, p, 10, 0)
 			w.head(i, p)
-		}, []string{"0+1 page never filled"}},
+		}, []string{"0+1 page not uptodate"}},
 		"a page that is one block": {func(w *world, i addr.Virt) {
 			w.kind("xfs")
 			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
 			w.blocks(i, p, 12, 1)
 			w.head(i, p)
-		}, []string{"0+1 page never filled"}},
+		}, []string{"0+1 page not uptodate"}},
 		"a state of blocks that is nowhere": {func(w *world, i addr.Virt) {
 			w.kind("xfs")
 			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
@@ -160,7 +160,7 @@ func TestUnsaved(t *testing.T) {
 			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
 			w.blocks(i, p, 10, 1)
 			w.head(i, p)
-		}, []string{"0+1 page never filled"}},
+		}, []string{"0+1 page not uptodate"}},
 		"a large folio": {func(w *world, i addr.Virt) {
 			w.head(i, 2+w.node(i, 0, 0, 0, map[int]addr.Virt{8: w.folio(i, 8, 2, 'a'), 9: 8<<2 | 2, 10: 8<<2 | 2, 11: 8<<2 | 2}, 8, 10))
 		}, []string{"a[32768,49152)"}},
@@ -295,8 +295,8 @@ func TestDirty(t *testing.T) {
 	}
 }
 
-// TestUnsettled: besides what is dirty, what an operation had not let go of.
-func TestUnsettled(t *testing.T) {
+// TestDirtyOrLocked: besides what is dirty, what an operation had not let go of.
+func TestDirtyOrLocked(t *testing.T) {
 	w := newWorld(t)
 	w.file(11, "a", 1)
 	busy, read, making := w.file(12, "busy", 1), w.file(13, "read", 1), w.file(14, "making", 1)
@@ -312,7 +312,7 @@ func TestUnsettled(t *testing.T) {
 	w.Finish(types()...)
 	c, s := w.open(t)
 	var found []addr.Ino
-	for i, err := range c.Unsettled(s) {
+	for i, err := range c.DirtyOrLocked(s) {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,14 +13,14 @@ type Reason int
 const (
 	Unreadable       Reason = iota + 1 // its memory is absent, or its address is wrong
 	BadInode                           // the inode is implausible
-	BadTree                            // a node of the tree of pages is not where it should be
-	BadSlot                            // a slot of the tree holds something else than a page
+	BadTree                            // a node of the xarray does not point back to its parent
+	BadSlot                            // a slot of the xarray holds something else than a page
 	DAX                                // the data is not in the page cache, but in persistent memory
 	WrongMapping                       // the page belongs to another file, or to none
-	WrongIndex                         // the page says it has another place in the file
+	WrongIndex                         // the page says it has another index in the file
 	BadFolio                           // the size of the large folio is implausible
-	NotUptodate                        // the page was never filled, and nothing in it is known to be
-	BadBuffers                         // the buffers of a page that was not filled are implausible
+	NotUptodate                        // the page is not uptodate, and no block in it is known to be
+	BadBuffers                         // the buffers of a page are implausible
 	Poisoned                           // the memory of the page is broken (machine check)
 	Encrypted                          // fscrypt: what is in memory is not what goes to the disk
 	Verity                             // fsverity: the file cannot be written to
@@ -32,13 +32,13 @@ const (
 var reasonNames = map[Reason]string{
 	Unreadable:       "unreadable",
 	BadInode:         "implausible inode",
-	BadTree:          "damaged page tree",
+	BadTree:          "damaged xarray",
 	BadSlot:          "no page in slot",
 	DAX:              "direct access file",
 	WrongMapping:     "page of another file",
-	WrongIndex:       "page of another place",
+	WrongIndex:       "page of another index",
 	BadFolio:         "implausible folio",
-	NotUptodate:      "page never filled",
+	NotUptodate:      "page not uptodate",
 	BadBuffers:       "implausible buffers",
 	Poisoned:         "broken memory",
 	Encrypted:        "encrypted file",

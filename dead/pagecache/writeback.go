@@ -31,11 +31,11 @@ func (c *Cache) Inodes(s *Superblock) iter.Seq2[*Inode, error] {
 	}
 }
 
-// Unsettled yields what Dirty does, and every other inode with an operation on it
-// that had not returned. Without a journal, which would have it on its list of
+// DirtyOrLocked yields what Dirty does, and every other inode with an operation on it in
+// flight. Without a journal, which would have it on its list of
 // orphans, a file that was being truncated still has the blocks behind its end, and
 // e2fsck takes them for a sign that the size is wrong (PR_1_BAD_I_SIZE).
-func (c *Cache) Unsettled(s *Superblock) iter.Seq2[*Inode, error] {
+func (c *Cache) DirtyOrLocked(s *Superblock) iter.Seq2[*Inode, error] {
 	return func(yield func(*Inode, error) bool) {
 		seen := make(map[addr.Virt]struct{})
 		for i, err := range c.Dirty(s) {

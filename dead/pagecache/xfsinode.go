@@ -21,10 +21,10 @@ func (x *XFS) own(i *Inode) ([]byte, error) {
 	return b, nil
 }
 
-// Settled reports whether a log recovery gives the disk all that memory has of an
+// Committed reports whether a log recovery gives the disk all that memory has of an
 // inode but its unsaved data: nothing of it waits for the log, which would pin it
 // (fs/xfs/xfs_inode_item.c, xfs_inode_item_pin), and no transaction is changing it.
-func (x *XFS) Settled(i *Inode) (bool, error) {
+func (x *XFS) Committed(i *Inode) (bool, error) {
 	b, err := x.own(i)
 	if err != nil {
 		return false, err
@@ -83,7 +83,7 @@ func (x *XFS) Mapping(i *Inode) ([]Mapped, error) {
 	format := l.forkFormat.Uint(b)
 	switch {
 	case l.lock.Uint(b)&1 != 0: // held by a writer (kernel/locking/rwsem.c)
-		err = errors.New("it was being changed")
+		err = errors.New("its extent tree was mid-update when the kernel died")
 	case format != xfsFormatExtents && format != xfsFormatTree:
 		err = fmt.Errorf("its format is %d", format)
 	case height == 0 && count > 0:
@@ -117,7 +117,7 @@ type iextWalk struct {
 // node visits a node that is so high above the leaves, which are 1 high.
 func (w *iextWalk) node(at addr.Virt, height uint64) error {
 	if w.left--; w.left < 0 {
-		return errors.New("the tree has no end")
+		return errors.New("its extent tree is too large, or circular")
 	}
 	if height == 1 {
 		return w.leaf(at)
@@ -160,7 +160,7 @@ func (w *iextWalk) leaf(at addr.Virt) error {
 // length, and one that says that it is unwritten.
 func (w *iextWalk) record(lo, hi uint64) error {
 	if w.left--; w.left < 0 {
-		return errors.New("the tree has no end")
+		return errors.New("its extent tree is too large, or circular")
 	}
 	first, count := lo&(1<<54-1), hi&(1<<21-1)
 	block := lo>>54 | hi>>22<<10

@@ -50,7 +50,7 @@ func (i Info) Advice() string {
 	case i.MissesCache():
 		return fmt.Sprintf("page cache was excluded at dump time (dump level %d): %s", i.Level, how)
 	case i.Incomplete:
-		return "the dump is incomplete: whoever wrote it ran out of space"
+		return "the dump is incomplete: its writer ran out of space"
 	case i.Excluded > 0 && !i.LevelKnown:
 		return fmt.Sprintf("%d MiB were left out at dump time, at a level that the file does not tell; if page cache is missing: %s", i.Excluded>>20, how)
 	}

@@ -99,8 +99,8 @@ func (p *Plan) btrfsOn(disk io.ReaderAt) (on, in btrfsSuper, err error) {
 	return on, in, nil
 }
 
-// descendsBtrfs wants a disk that was mounted since to remember the root that the
-// dead kernel committed last.
+// descendsBtrfs checks that a disk that was mounted since has the root that the dead
+// kernel committed last among its backups.
 func (p *Plan) descendsBtrfs(disk io.ReaderAt) error {
 	on, in, err := p.btrfsOn(disk)
 	if err != nil {

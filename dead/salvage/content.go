@@ -10,16 +10,16 @@ import (
 )
 
 // content fills in the runs of a regular file, and what is between them.
-func (w *looseWalk) content(i *pagecache.Inode, f *File) error {
+func (w *diskWalk) content(i *pagecache.Inode, f *File) error {
 	if !i.Regular() {
 		return nil
 	}
-	pieces, refused := w.pieces(i, !f.Loose.Settled)
+	pieces, refused := w.pieces(i, !f.Metadata.Committed)
 	for _, piece := range pieces {
 		f.take(piece)
 	}
 	if why := w.p.unfit(i); why != 0 {
-		if len(f.Runs) > 0 || !f.Loose.Settled {
+		if len(f.Runs) > 0 || !f.Metadata.Committed {
 			return &pagecache.Refusal{Inode: i.Ino, Reason: why}
 		}
 		return nil
@@ -27,7 +27,7 @@ func (w *looseWalk) content(i *pagecache.Inode, f *File) error {
 	for _, r := range refused {
 		w.p.note(r)
 	}
-	if f.Loose.Settled {
+	if f.Metadata.Committed {
 		return nil
 	}
 	gaps := gapsOf(f.spans(), f.Size)
@@ -41,11 +41,11 @@ func (w *looseWalk) content(i *pagecache.Inode, f *File) error {
 			bad = []addr.Span{{End: f.Size}}
 		}
 	}
-	return w.rest(i, f.Loose, gaps, bad)
+	return w.rest(i, f.Metadata, gaps, bad)
 }
 
 // rest says of what is not in memory what it is.
-func (w *looseWalk) rest(i *pagecache.Inode, l *Loose, gaps, bad []addr.Span) error {
+func (w *diskWalk) rest(i *pagecache.Inode, l *Metadata, gaps, bad []addr.Span) error {
 	if len(gaps) == 0 {
 		return nil
 	}
@@ -76,7 +76,7 @@ func (w *looseWalk) rest(i *pagecache.Inode, l *Loose, gaps, bad []addr.Span) er
 }
 
 // divide divides a gap by what it is.
-func (l *Loose) divide(gap addr.Span, mapped []pagecache.Mapped, bad []addr.Span) {
+func (l *Metadata) divide(gap addr.Span, mapped []pagecache.Mapped, bad []addr.Span) {
 	for _, b := range bad {
 		if cut := overlap(gap, b); cut.Len() > 0 {
 			l.Unknown = append(l.Unknown, gap)
@@ -98,7 +98,7 @@ func (l *Loose) divide(gap addr.Span, mapped []pagecache.Mapped, bad []addr.Span
 		case m.Disk == pagecache.Delayed:
 			l.Unknown = append(l.Unknown, part)
 		default:
-			l.Places = append(l.Places, pagecache.Mapped{Span: part, Disk: m.Disk + part.Off - m.Off})
+			l.Mapped = append(l.Mapped, pagecache.Mapped{Span: part, Disk: m.Disk + part.Off - m.Off})
 		}
 		at = part.End
 	}
@@ -129,7 +129,7 @@ func gapsOf(spans []addr.Span, size int64) []addr.Span {
 
 // pieces returns what memory holds of a file, ascending and without overlaps: what
 // is unsaved, and if all is wanted what is saved, too.
-func (w *looseWalk) pieces(i *pagecache.Inode, all bool) ([]pagecache.Piece, []error) {
+func (w *diskWalk) pieces(i *pagecache.Inode, all bool) ([]pagecache.Piece, []error) {
 	var out []pagecache.Piece
 	var refused []error
 	for piece, err := range w.c.Unsaved(w.s, i) {

@@ -180,7 +180,7 @@ func checkFiles(t *testing.T, p *salvage.Plan, staged []byte, disk string, truth
 }
 
 // TestRestore wants files of which memory knows all to be as the guest said, once they
-// are restored, whatever the disk has of them: also those that were settled, and those
+// are restored, whatever the disk has of them: also those that were committed, and those
 // of which nothing was unsaved.
 func TestRestore(t *testing.T) {
 	image := fixture.Get(t, fixture.Basic)
@@ -197,13 +197,13 @@ func TestRestore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		settled, before := make(map[addr.Ino]struct{}), len(p.Files)
+		committed, before := make(map[addr.Ino]struct{}), len(p.Files)
 		for i := range p.Files {
 			if i%2 == 0 {
-				settled[p.Files[i].Ino] = struct{}{}
+				committed[p.Files[i].Ino] = struct{}{}
 			}
 		}
-		p.Settle(settled)
+		p.Remove(committed)
 		want := make(map[addr.Ino]record.File)
 		for _, f := range image.Files(disk.Name) {
 			want[addr.Ino(f.Ino)] = f

@@ -4,9 +4,9 @@
 //
 // # Caveats
 //
-// A plan covers the data, sizes, times and owners of regular files. Names and
-// directories are the journal's matter. Only for ext2, ext3 and ext4 can the disk
-// be compared with memory (Check), and hence be written to.
+// A plan of Of covers the data, sizes and times of regular files: names and directories
+// are for the journal. One of ForDisk, for XFS and btrfs, covers those as well (Metadata).
+// A disk must be compared with memory (Check) before anything is written to it.
 package salvage
 
 import (
@@ -65,9 +65,9 @@ type File struct {
 	Flags      uint32      // pagecache.Flag*
 	Path       string      // from the top of the file system; empty if unknown
 	Runs       []Run       // ascending; none if only size, times or owner differ
-	Holes      []addr.Span // of what lies elsewhere than in runs: to be made, ascending
+	Holes      []addr.Span // outside of the runs, to be punched, ascending
 	Cut        bool        // what lies beyond its end is to be freed
-	Loose      *Loose      // of plans for disks without a journal that is finished; else nil
+	Metadata   *Metadata   // of plans for disks without a journal that is finished; else nil
 }
 
 // Run is a stretch of unsaved bytes of a file, already clipped to its size.
@@ -139,7 +139,7 @@ func Of(c *pagecache.Cache, s *pagecache.Superblock) (*Plan, error) {
 		}
 		p.Ext4, p.first = *ext4, ext4.Super.FirstInode
 		if ext4.Journal == nil {
-			walk = c.Unsettled
+			walk = c.DirtyOrLocked
 		}
 	case s.InMemory():
 		walk = c.Inodes // nothing of it was ever saved
@@ -301,7 +301,7 @@ func (r *Run) append(seg segment) {
 	r.segments = append(r.segments, seg)
 }
 
-// stage gives every run its place in the staging area.
+// stage gives every run its offset in the staging area.
 func (p *Plan) stage() {
 	count := 0
 	p.staged = 0
@@ -342,15 +342,14 @@ func (p *Plan) GiveUp() []File {
 	return files
 }
 
-// Settle takes files out of the plan, by number: everything of them is on the disk
-// already. It must come before Restore and Gather.
-func (p *Plan) Settle(files map[addr.Ino]struct{}) {
+// Remove takes files out of the plan, by inode number: all of them is on the disk already. It must come before Restore and Gather.
+func (p *Plan) Remove(files map[addr.Ino]struct{}) {
 	if len(files) == 0 {
 		return
 	}
 	p.Files = slices.DeleteFunc(p.Files, func(f File) bool {
-		_, settled := files[f.Ino]
-		return settled
+		_, committed := files[f.Ino]
+		return committed
 	})
 	p.stage()
 }

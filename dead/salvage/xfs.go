@@ -91,7 +91,7 @@ func (s *xfsSuper) lastRecord(disk io.ReaderAt) (last pagecache.LogRecord, err e
 		}
 	})
 	if err == nil && !found {
-		err = errors.New("read log: there is no record in it")
+		err = errors.New("read log: no record in it: it was zeroed, or this is not the disk of the crash")
 	}
 	return last, err
 }
@@ -137,7 +137,7 @@ func (p *Plan) xfsOn(disk io.ReaderAt) (*xfsSuper, error) {
 	return &on, nil
 }
 
-// descendsXFS wants a record that the dead kernel wrote last to be in the log of a
+// descendsXFS checks that a record that the dead kernel wrote last is in the log of a
 // disk that was mounted since.
 func (p *Plan) descendsXFS(disk io.ReaderAt) error {
 	on, err := p.xfsOn(disk)

@@ -38,7 +38,7 @@ func readNamespaces(k *kernel.Kernel) (map[addr.Virt]namespace, error) {
 	at, err := k.Pointer(head)
 	for err == nil && at != head {
 		if len(found) == maxNamespaces {
-			return found, errors.New("there is no end of them")
+			return found, errors.New("list of network namespaces is too long, or circular")
 		}
 		net := at - addr.Virt(list.Off)
 		var b []byte

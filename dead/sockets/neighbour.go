@@ -149,7 +149,7 @@ func (r *neighbourReader) chain(t *neighbourTable, bucket int, entry addr.Virt, 
 	for entry != 0 {
 		at := entry - addr.Virt(r.l.next.Off)
 		if _, met := t.seen[at]; met {
-			return yield(Neighbour{}, t.refuse(bucket, at, BadChain, errors.New("it was met before")))
+			return yield(Neighbour{}, t.refuse(bucket, at, BadChain, errors.New("entry is in two chains, or the chain is circular")))
 		}
 		t.seen[at] = struct{}{}
 		b, err := r.k.Bytes(at, r.l.size)

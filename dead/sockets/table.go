@@ -175,5 +175,5 @@ func (r *reader) chain(t *table, bucket int, entry uint64, yield func(Connection
 		}
 		pointer, entry = addr.Virt(entry), kernel.Field{Off: node.Off, Size: 8}.Uint(b)
 	}
-	return yield(Connection{}, t.refuse(bucket, pointer, BadChain, errors.New("there is no end of it")))
+	return yield(Connection{}, t.refuse(bucket, pointer, BadChain, errors.New("chain is longer than any table has, or circular")))
 }

@@ -208,7 +208,7 @@ func TestRefusedCommit(t *testing.T) {
 // is in the report.
 func TestCheckBeforeMount(t *testing.T) {
 	m := newStand()
-	b := &body{m: m, commit: Commit{Check: "2 operations had not returned", Blocks: 7}}
+	b := &body{m: m, commit: Commit{Check: "2 operations were in flight", Blocks: 7}}
 	r, err := play(m, Options{Disks: []string{"data"}, Salvager: b})
 	if err != nil {
 		t.Fatal(err)
@@ -228,7 +228,7 @@ func TestNamesBeforeFiles(t *testing.T) {
 		Acts:     []wire.Act{{Kind: wire.ActRenamed, Inode: 171}},
 		Failures: []wire.Failure{{Inode: 172, Reason: "no name"}},
 	}
-	b := &body{m: m, commit: Commit{Check: "2 operations had not returned"}, found: someFiles()}
+	b := &body{m: m, commit: Commit{Check: "2 operations were in flight"}, found: someFiles()}
 	r, err := play(m, Options{Disks: []string{"data"}, Salvager: b})
 	if err != nil {
 		t.Fatal(err)

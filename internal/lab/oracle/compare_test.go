@@ -288,10 +288,10 @@ func TestCompareInPart(t *testing.T) {
 func TestFirstReason(t *testing.T) {
 	for check, want := range map[string]string{
 		"it has no journal": "it has no journal",
-		"1 operations had not returned [init (104): unknown]":                                         "nothing to audit: all was on the disk",
-		"4 operations had not returned: inode 508 has no links; block 7 changes [init (79): dir]":     "inode N has no links",
-		"1 operations had not returned: parse inode 137: wrong checksum: 0x27 instead of 0x4 [x (1)]": "parse inode N: wrong checksum: N instead of N",
-		"2 operations had not returned: inode 2 has +3 names [init (1): truncate]":                    "inode N has +N names",
+		"1 operations were in flight [init (104): unknown]":                                         "nothing to audit: all was on the disk",
+		"4 operations were in flight: inode 508 has no links; block 7 changes [init (79): dir]":     "inode N has no links",
+		"1 operations were in flight: parse inode 137: wrong checksum: 0x27 instead of 0x4 [x (1)]": "parse inode N: wrong checksum: N instead of N",
+		"2 operations were in flight: inode 2 has +3 names [init (1): truncate]":                    "inode N has +N names",
 	} {
 		if got := firstReason(check); got != want {
 			t.Errorf("%s: %q, want %q", check, got, want)
@@ -303,7 +303,7 @@ func TestRoad(t *testing.T) {
 	for report, want := range map[string]string{
 		`{"commit": {"case": "running"}}`:                                                                         roadQuiet,
 		`{"commit": {"case": "running", "open": 2, "proven": true}}`:                                              roadProven,
-		`{"commit": {"case": "running", "open": 2, "check": "2 operations had not returned [x (1)]"}}`:            roadChecked,
+		`{"commit": {"case": "running", "open": 2, "check": "2 operations were in flight [x (1)]"}}`:              roadChecked,
 		`{"commit": {"case": "nothing to commit", "check": "it has no journal"}}`:                                 roadPlain,
 		`{"commit": {"case": "running", "open": 2}, "refused": [{"reason": "the last commit: it does not fit"}]}`: roadNone,
 		`""`: "",

@@ -84,9 +84,9 @@ func (r *RescueReport) road() string {
 
 // The roads to a mount.
 const (
-	roadQuiet   = "all had returned: mounted at once"
-	roadProven  = "some had not, the audit proved the transaction: mounted at once"
-	roadChecked = "some had not, the audit proved nothing: e2fsck before the mount"
+	roadQuiet   = "no handle was open: mounted at once"
+	roadProven  = "handles were open, the audit proved the transaction: mounted at once"
+	roadChecked = "handles were open, the audit proved nothing: e2fsck before the mount"
 	roadPlain   = "no journal: e2fsck before the mount"
 	roadNone    = "the last commit was refused: an ordinary recovery"
 )

@@ -186,7 +186,7 @@ func byCrash(b *strings.Builder, results []Result) {
 }
 
 const roadIntro = `
-## Operations that had not returned
+## Operations in flight
 
 Parts of them may be in the last commit. A transaction that the audit proves sound is mounted without a look at the rest of the
 disk; otherwise e2fsck looks at all of it before. In each case the oracle has its own e2fsck look at what was rescued.
@@ -228,8 +228,8 @@ func byRoad(b *strings.Builder, results []Result) {
 		what  string
 		count tally
 	}{
-		{"Files whose extents were being changed were restored from memory, where a check may lose them", moved},
-		{"Files that were being truncated were cut after the check", cut},
+		{"Files whose extent trees were mid-update were restored from memory, where a check may lose them", moved},
+		{"Files whose truncation was in flight were truncated after the check", cut},
 	} {
 		if len(mended.count) > 0 {
 			fmt.Fprintf(b, "\n%s: %v.\n", mended.what, mended.count)
@@ -246,7 +246,7 @@ func byRoad(b *strings.Builder, results []Result) {
 
 var (
 	numbers = regexp.MustCompile(`\b(0x[0-9a-f]+|\d+)\b`)
-	reasons = regexp.MustCompile(`^\d+ operations had not returned(?:: ([^;]*))?(?:;.*)? \[.*\]$`)
+	reasons = regexp.MustCompile(`^\d+ operations were in flight(?:: ([^;]*))?(?:;.*)? \[.*\]$`)
 )
 
 // firstReason is the first reason for a check, without its numbers.

@@ -12,7 +12,7 @@ import (
 func commitReport(r *journal.Rescue, did *journal.Report) takeover.Commit {
 	c := takeover.Commit{
 		Case: did.Case.String(), Sequence: did.Sequence, Blocks: did.Blocks, Revoked: did.Revoked,
-		Data: did.Data, Files: len(did.Settled), Replayed: did.Replayed, Check: did.Check,
+		Data: did.Data, Files: len(did.Written), Replayed: did.Replayed, Check: did.Check,
 		Open: did.Open, Proven: did.Audit != nil && did.Audit.Clean,
 	}
 	for _, m := range did.AfterMount {

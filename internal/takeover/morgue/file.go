@@ -20,9 +20,9 @@ const (
 // wireAttr is what there is to a planned file besides its content, as it is sent to
 // the agent. partial has it made again even if some of it is lost.
 func wireAttr(place int, f *salvage.File, partial bool) wire.Attr {
-	l := f.Loose
+	l := f.Metadata
 	a := wire.Attr{
-		File: place, Root: l.Root, Settled: l.Settled, Links: f.NLink, Mode: uint32(f.Mode), UID: f.UID, GID: f.GID,
+		File: place, Root: l.Root, Settled: l.Committed, Links: f.NLink, Mode: uint32(f.Mode), UID: f.UID, GID: f.GID,
 		Target: []byte(l.Target), Zeros: wireRanges(l.Zeros), Kept: l.Kept || len(l.Unknown) > 0, Partial: partial,
 	}
 	for _, path := range l.Paths {
@@ -37,7 +37,7 @@ func wireAttr(place int, f *salvage.File, partial bool) wire.Attr {
 	if f.Flags&pagecache.FlagAppend != 0 {
 		a.Flags |= flagAppend
 	}
-	for _, p := range l.Places {
+	for _, p := range l.Mapped {
 		a.Places = append(a.Places, wire.Place{Range: wire.Range{Off: p.Off, Len: p.Len()}, Disk: p.Disk})
 	}
 	return a
@@ -61,7 +61,7 @@ func Files(p *salvage.Plan, partial bool) (files []wire.File, attrs []wire.Attr,
 			return nil, nil, err
 		}
 		files = append(files, f)
-		if p.Files[i].Loose != nil {
+		if p.Files[i].Metadata != nil {
 			attrs = append(attrs, wireAttr(i, &p.Files[i], partial))
 		}
 	}

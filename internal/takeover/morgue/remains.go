@@ -54,7 +54,7 @@ func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 		bytes := r.Plan.Report().Bytes
 		return c, &GivenUp{Err: err, Files: r.Plan.GiveUp(), Bytes: bytes}
 	}
-	r.Plan.Settle(did.Settled)
+	r.Plan.Remove(did.Written)
 	for _, m := range did.AfterMount {
 		r.Plan.Restore(r.Cache, r.Super, m)
 	}

@@ -108,10 +108,10 @@ func (r *Report) planned(p *salvage.Plan) {
 	out := &Plan{Files: []File{}, Bytes: p.Report().Bytes, Deleted: p.Deleted}
 	for i := range p.Files {
 		f := &p.Files[i]
-		switch l := f.Loose; {
+		switch l := f.Metadata; {
 		case l != nil && f.NLink == 0: // looked for, and reported if it is back
 			out.Deleted++
-		case l != nil && l.Settled && f.Mode&pagecache.ModeType == pagecache.ModeDir: // it only keeps its times
+		case l != nil && l.Committed && f.Mode&pagecache.ModeType == pagecache.ModeDir: // it only keeps its times
 		default:
 			out.Files = append(out.Files, plannedOf(f))
 		}

@@ -29,7 +29,7 @@ const (
 var errStatus = errors.New("tree of extent status does not check out")
 
 type statusLayout struct {
-	root, lock               int // counted from struct inode, as those of infoPlaces
+	root, lock               int // counted from struct inode, as those of infoOffsets
 	size                     int // of a node
 	left, right              kernel.Field
 	first, count, blockState kernel.Field
@@ -45,10 +45,10 @@ func newStatusLayout(k *kernel.Kernel) (*statusLayout, error) {
 	return l, errors.Join(i.Err(), e.Err())
 }
 
-// Zeros returns where the kernel knew that a file of ext4 reads as zeros unless a page
-// says otherwise, ascending: a hole, or reserved and not written. It is of its tree of
-// extent status (fs/ext4/extents_status.c), which stays as it was while the tree of
-// extents itself is being changed, and need not tell of all of the file.
+// Zeros returns what of a file of ext4 reads as zeros unless a page says otherwise,
+// ascending: holes, and unwritten extents. It is from the file's extent status tree
+// (fs/ext4/extents_status.c), which stays as it was while the tree of
+// extents itself is mid-update, and need not cover all of the file.
 func (c *Cache) Zeros(s *Superblock, i *Inode) ([]addr.Span, error) {
 	zeros, err := c.zeros(s, i)
 	if err != nil {
@@ -67,7 +67,7 @@ func (c *Cache) zeros(s *Superblock, i *Inode) ([]addr.Span, error) {
 		return nil, err
 	}
 	if lock&lockedByWriter != 0 {
-		return nil, errors.New("it was being changed")
+		return nil, errors.New("it was being changed when the kernel died (i_es_lock)")
 	}
 	root, err := c.k.Pointer(i.Addr + addr.Virt(l.root))
 	if err != nil {

@@ -8,16 +8,16 @@ import (
 
 // Before 5.11 (commit 36e68442d1af) a kernel keeps no types of its modules, and
 // in Debian's generic 5.10 ext4 and jbd2 are modules. What is needed of their
-// structures is told here: as fs/ext4/ext4.h and include/linux/jbd2.h of 5.10 lay
+// structures is written down here: as fs/ext4/ext4.h and include/linux/jbd2.h of 5.10 lay
 // them out in Debian's configuration, read from the BTF of its cloud flavour, in
 // which both are part of the image. The two flavours do not differ in any option
-// that these structures depend on; told_test.go compares all of it with the one
+// that these structures depend on; moduletypes_test.go compares all of it with the one
 // kernel's types, and sizes with what the other one's modules allocate.
 //
 // That the kernel at hand is such a one is checked by the sizes of structures of
 // the image that depend on the same options, and again by what is read: the
 // superblock and the journal must point back (Cache.Ext4).
-var told = map[string]struct {
+var moduleTypes = map[string]struct {
 	size    int
 	members map[string]kernel.Field
 }{
@@ -76,24 +76,24 @@ var told = map[string]struct {
 	}},
 }
 
-// toldFor are the sizes, in bytes, of structures of the image of a kernel that
-// told is about.
-var toldFor = map[string]int{"inode": 600, "super_block": 1408, "mutex": 32, "percpu_counter": 40, "buffer_head": 104}
+// moduleTypesFor are the sizes, in bytes, of structures of the image of a kernel that
+// moduleTypes is about.
+var moduleTypesFor = map[string]int{"inode": 600, "super_block": 1408, "mutex": 32, "percpu_counter": 40, "buffer_head": 104}
 
-// toldLayout returns the layout of a structure of a module that keeps no types,
+// moduleLayout returns the layout of a structure of a module that keeps no types,
 // or nil.
-func toldLayout(k *kernel.Kernel, name string) *kernel.Layout {
+func moduleLayout(k *kernel.Kernel, name string) *kernel.Layout {
 	if _, err := k.Symbol("btf_modules"); !errors.Is(err, kernel.ErrNotFound) {
-		return nil // it tells itself
+		return nil // it has them itself
 	}
-	for image, size := range toldFor {
+	for image, size := range moduleTypesFor {
 		if k.Types().Layout(image).Size != size {
 			return nil
 		}
 	}
-	t, ok := told[name]
+	t, ok := moduleTypes[name]
 	if !ok {
 		return nil
 	}
-	return kernel.ToldLayout(name, t.size, t.members)
+	return kernel.GivenLayout(name, t.size, t.members)
 }

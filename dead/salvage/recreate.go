@@ -11,25 +11,25 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// Loose is what a file is besides its unsaved data, on a file system whose log is
-// not finished from memory: its disk may have none of it.
-type Loose struct {
-	Root    uint64 // the subvolume of btrfs that it is in
-	Settled bool   // the disk has the rest, or a recovery of its log gives it
-	// The following are empty if it is settled.
+// Metadata is what there is to a file besides its unsaved data, on a file system whose log
+// is not finished from memory (XFS, btrfs): its disk may have none of it.
+type Metadata struct {
+	Root      uint64 // the subvolume of btrfs that it is in
+	Committed bool   // the disk has the rest, or a recovery of its log gives it
+	// The following are empty if it is.
 	Paths  []string // all that are in memory
 	Target string   // of a symbolic link
-	// Of the content that is not in the runs: what is zeros, what lies somewhere
-	// on the disk, and what nobody knows. All three are ascending.
+	// Of the content that is not in the runs: zeros, what is mapped to the disk, and what
+	// is neither in memory nor known to be there. All three are ascending.
 	Zeros   []addr.Span
-	Places  []pagecache.Mapped
+	Mapped  []pagecache.Mapped
 	Unknown []addr.Span
 	// Kept says that all the rest is as the disk has it.
 	Kept bool
 }
 
-// unknownBytes is how much of the content nobody knows.
-func (l *Loose) unknownBytes() int64 {
+// unknownBytes is how much of the content is unknown.
+func (l *Metadata) unknownBytes() int64 {
 	n := int64(0)
 	for _, s := range l.Unknown {
 		n += s.Len()
@@ -39,14 +39,14 @@ func (l *Loose) unknownBytes() int64 {
 
 // ForDisk plans how to bring a disk to the state of a file system in memory. For
 // the ext family it is Of: the rest is its journal's matter. For XFS and btrfs it
-// has every file that the disk may know less of than memory does. One of which
-// some bytes are unknown is refused, unless partial wants it nevertheless.
+// has every file of which memory may be ahead of the disk. A file with unknown bytes is
+// refused, unless partial is set.
 func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, error) {
 	if s.HasBuffers() {
 		return Of(c, s)
 	}
 	p := &Plan{Kernel: c.Kernel().Release, Super: *s, mem: c.Kernel().Memory()}
-	w := &looseWalk{c: c, s: s, p: p, partial: partial, paths: c.Paths(s), dirs: make(map[string]*pagecache.Inode)}
+	w := &diskWalk{c: c, s: s, p: p, partial: partial, paths: c.Paths(s), dirs: make(map[string]*pagecache.Inode)}
 	var err error
 	switch s.Type {
 	case "xfs":
@@ -56,7 +56,7 @@ func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, 
 	case "btrfs":
 		p.first = firstBtrfs
 		if w.btrfs, err = c.Btrfs(s); err == nil {
-			p.btrfsSuper, p.btrfsCommitted = w.btrfs.Super, w.btrfs.Committed
+			p.btrfsSuper, p.btrfsCommitted = w.btrfs.Super, w.btrfs.LastCommitted
 		}
 	default:
 		err = fmt.Errorf("%s: %w: it can be extracted from memory, and not written to its disk", s.Type, ErrUnsupported)
@@ -74,14 +74,14 @@ func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, 
 	}
 	w.addDirs()
 	slices.SortFunc(p.Files, func(a, b File) int {
-		return cmp.Or(cmp.Compare(a.Loose.Root, b.Loose.Root), cmp.Compare(a.Ino, b.Ino), cmp.Compare(a.Generation, b.Generation))
+		return cmp.Or(cmp.Compare(a.Metadata.Root, b.Metadata.Root), cmp.Compare(a.Ino, b.Ino), cmp.Compare(a.Generation, b.Generation))
 	})
 	p.stage()
 	return p, nil
 }
 
-// looseWalk plans for one file system that is not of the ext family.
-type looseWalk struct {
+// diskWalk plans for one file system that is not of the ext family.
+type diskWalk struct {
 	c       *pagecache.Cache
 	s       *pagecache.Superblock
 	p       *Plan
@@ -89,7 +89,7 @@ type looseWalk struct {
 	xfs     *pagecache.XFS   // nil: it is another
 	btrfs   *pagecache.Btrfs // likewise
 	paths   *pagecache.Paths
-	dirs    map[string]*pagecache.Inode // settled directories
+	dirs    map[string]*pagecache.Inode // committed directories
 }
 
 // firstSubvolume and topSubvolume are the numbers of the trees of btrfs that have
@@ -101,49 +101,49 @@ const (
 )
 
 // add plans for one inode.
-func (w *looseWalk) add(i *pagecache.Inode) error {
+func (w *diskWalk) add(i *pagecache.Inode) error {
 	if i.Ino < w.p.first || w.xfs != nil && w.xfs.Internal(i) {
 		return nil
 	}
 	f := fileOf(i)
-	f.Loose = &Loose{}
-	settled, err := w.settle(i, f.Loose)
+	f.Metadata = &Metadata{}
+	committed, err := w.committed(i, f.Metadata)
 	if err != nil {
 		return &pagecache.Refusal{Inode: i.Ino, Reason: pagecache.UnknownStructure, Cause: err}
 	}
-	if w.btrfs != nil && f.Loose.Root != topSubvolume && f.Loose.Root < firstSubvolume {
+	if w.btrfs != nil && f.Metadata.Root != topSubvolume && f.Metadata.Root < firstSubvolume {
 		return nil // the file system's own
 	}
-	f.Loose.Settled = settled
+	f.Metadata.Committed = committed
 	f.Path, _ = w.paths.Of(i) // without one it is found by its number
 	kind := i.Mode & pagecache.ModeType
-	if settled && kind == pagecache.ModeDir {
+	if committed && kind == pagecache.ModeDir {
 		w.dirs[f.Path] = i
 	}
 	if i.Deleted() {
-		if settled {
+		if committed {
 			w.p.Deleted++
 			return nil
 		}
 		w.p.Files = append(w.p.Files, f)
 		return nil
 	}
-	if settled && !i.Regular() {
+	if committed && !i.Regular() {
 		return nil
 	}
 	if err := w.content(i, &f); err != nil {
 		return err
 	}
-	if settled && len(f.Runs) == 0 {
+	if committed && len(f.Runs) == 0 {
 		return nil
 	}
-	if !settled {
-		f.Loose.Paths = w.paths.All(i)
+	if !committed {
+		f.Metadata.Paths = w.paths.All(i)
 		if kind == pagecache.ModeLink {
-			f.Loose.Target, _ = w.c.Link(i) // often not in memory: then it is not made again
+			f.Metadata.Target, _ = w.c.Link(i) // often not in memory: then it is not made again
 		}
 	}
-	if n := f.Loose.unknownBytes(); n > 0 {
+	if n := f.Metadata.unknownBytes(); n > 0 {
 		err := fmt.Errorf("%q: of %d bytes %d are not in memory, and those of the disk may be older", f.Path, f.Size, n)
 		if w.partial {
 			err = fmt.Errorf("%w; the rest is written", err)
@@ -158,29 +158,29 @@ func (w *looseWalk) add(i *pagecache.Inode) error {
 	return nil
 }
 
-func (w *looseWalk) settle(i *pagecache.Inode, l *Loose) (settled bool, err error) {
+func (w *diskWalk) committed(i *pagecache.Inode, l *Metadata) (committed bool, err error) {
 	if w.xfs != nil {
-		return w.xfs.Settled(i)
+		return w.xfs.Committed(i)
 	}
 	if l.Root, err = w.btrfs.Root(i); err != nil {
 		return false, err
 	}
-	return w.btrfs.Settled(i)
+	return w.btrfs.Committed(i)
 }
 
-// addDirs adds the settled directories that unsettled files are in: what is made
+// addDirs adds the committed directories that uncommitted files are in: what is made
 // in them changes their times, which are then put back.
-func (w *looseWalk) addDirs() {
+func (w *diskWalk) addDirs() {
 	added := make(map[string]bool)
 	for _, f := range slices.Clone(w.p.Files) {
-		for _, name := range f.Loose.Paths {
+		for _, name := range f.Metadata.Paths {
 			for dir := parentOf(name); !added[dir]; dir = parentOf(dir) {
 				added[dir] = true
 				if i := w.dirs[dir]; i != nil {
 					d := fileOf(i)
-					d.Path, d.Loose = dir, &Loose{Settled: true}
+					d.Path, d.Metadata = dir, &Metadata{Committed: true}
 					if w.btrfs != nil {
-						d.Loose.Root, _ = w.btrfs.Root(i) // it was read before
+						d.Metadata.Root, _ = w.btrfs.Root(i) // it was read before
 					}
 					w.p.Files = append(w.p.Files, d)
 				}

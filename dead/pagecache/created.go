@@ -9,7 +9,7 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// Birth says whether the disk knows of an inode at all.
+// Birth says whether the disk has an inode at all.
 type Birth int
 
 // An inode is Unborn if the transaction that creates it was never committed.

@@ -9,21 +9,21 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// Named is something with an inode, and the names that the kernel had for it. A
-// name changes in memory when the operation on it has returned, so that these are
-// those from before any that had not.
+// Named is an inode and the names that the kernel had for it. A name changes in memory
+// only at the end of an operation, so that these are the names from before any that was in
+// flight.
 type Named struct {
 	Ino        addr.Ino
 	Generation uint32
 	NLink      uint32
 	Paths      []string // from the top of the file system
-	New        bool     // it was being made, and had no name yet
+	New        bool     // it was being created, and had no name yet
 	Dir        bool
 }
 
-// Unfinished names what operations that had not returned were about: the inodes
-// that are asked for, those that are locked for writing (whose names or content
-// were being changed), those that were being made, and the directories in a
+// Unfinished names the inodes that operations in flight were about: those that are asked
+// for, those that are locked for writing (whose names or content were being changed),
+// those that were being created, and the directories in a
 // directory that is locked so, since not every kernel locks one that it renames.
 // dirs are the directories that are locked.
 func Unfinished(c *pagecache.Cache, s *pagecache.Superblock, wanted []addr.Ino) (files []Named, dirs []string) {

@@ -23,34 +23,34 @@ func openKernel(t *testing.T, spec fixture.Spec) *kernel.Kernel {
 	return k
 }
 
-// TestToldAsCloud wants all that is told to be what the kernel of the same version
+// TestModuleTypesAsCloud checks that all that is written down is what the kernel of the same version
 // says whose image has ext4 and jbd2 in it.
-func TestToldAsCloud(t *testing.T) {
+func TestModuleTypesAsCloud(t *testing.T) {
 	k := openKernel(t, fixture.Everything("5.10-cloud"))
-	for name, want := range told {
+	for name, want := range moduleTypes {
 		l := k.Types().Layout(name)
 		for path, field := range want.members {
 			if got := l.Field(path); got != field {
-				t.Errorf("%s.%s is %+v, and %+v is told", name, path, got, field)
+				t.Errorf("%s.%s is %+v, and %+v is written down", name, path, got, field)
 			}
 		}
 		if l.Err() != nil || l.Size != want.size {
-			t.Errorf("%s has %d bytes, and %d are told; %v", name, l.Size, want.size, l.Err())
+			t.Errorf("%s has %d bytes, and %d are written down; %v", name, l.Size, want.size, l.Err())
 		}
 	}
-	for name, size := range toldFor {
+	for name, size := range moduleTypesFor {
 		if l := k.Types().Layout(name); l.Size != size {
 			t.Errorf("%s has %d bytes, not %d", name, l.Size, size)
 		}
 	}
 }
 
-// TestToldSizes wants the sizes that are told to be those of the objects that the
+// TestModuleTypesSizes checks that the sizes that are written down are those of the objects that the
 // modules of the generic kernel allocate, as its allocator knows them.
-func TestToldSizes(t *testing.T) {
+func TestModuleTypesSizes(t *testing.T) {
 	k := openKernel(t, fixture.Untyped)
-	if toldLayout(k, "journal_s") == nil {
-		t.Error("nothing is told to this kernel")
+	if moduleLayout(k, "journal_s") == nil {
+		t.Error("nothing is written down for this kernel")
 	}
 	sizes := objectSizes(t, k)
 	checked := 0
@@ -62,15 +62,15 @@ func TestToldSizes(t *testing.T) {
 	} {
 		if size, ok := sizes[cache]; ok {
 			checked++
-			if size != told[of].size {
-				t.Errorf("%s has %d bytes, and %d are told", of, size, told[of].size)
+			if size != moduleTypes[of].size {
+				t.Errorf("%s has %d bytes, and %d are written down", of, size, moduleTypes[of].size)
 			}
 		}
 	}
 	if sizes["ext4_inode_cache"] == 0 || sizes["jbd2_journal_head"] == 0 {
 		t.Errorf("nothing to compare with among %v", sizes)
 	}
-	t.Logf("%d sizes are as told", checked)
+	t.Logf("%d sizes are as written down", checked)
 }
 
 // objectSizes says how large the objects of each of the kernel's caches are

@@ -23,11 +23,11 @@ func (i *inode) isDir() bool {
 	return i.old != nil && i.old.IsDir() || i.new != nil && i.new.IsDir()
 }
 
-// loose are blocks in order.
-type loose []addr.Block
+// unclaimed are changed blocks that no inode has claimed yet, in order.
+type unclaimed []addr.Block
 
 // take removes the blocks in a run.
-func (l *loose) take(r run) {
+func (l *unclaimed) take(r run) {
 	from, _ := slices.BinarySearch(*l, r.from)
 	to, _ := slices.BinarySearch(*l, r.to)
 	if from < to {
@@ -35,16 +35,16 @@ func (l *loose) take(r run) {
 	}
 }
 
-// claim takes those loose blocks that have the metadata of an inode. What has the
-// content of files may be anything, but is looked for last.
+// claim takes those unclaimed blocks that are the metadata of an inode. The content of
+// files is looked for last.
 func (c *checker) claim(i *inode) {
 	if i.new == nil {
 		return
 	}
 	for _, b := range i.new.file.nodes {
-		c.loose.take(run{b, b + 1})
+		c.unclaimed.take(run{b, b + 1})
 	}
-	c.loose.take(run{i.new.Attributes, i.new.Attributes + 1})
+	c.unclaimed.take(run{i.new.Attributes, i.new.Attributes + 1})
 	if !i.new.IsRegular() {
 		c.claimContent(i)
 	}
@@ -52,32 +52,32 @@ func (c *checker) claim(i *inode) {
 
 func (c *checker) claimContent(i *inode) {
 	for _, x := range i.new.file.extents {
-		c.loose.take(run{x.start, x.start + addr.Block(x.length)})
+		c.unclaimed.take(run{x.start, x.start + addr.Block(x.length)})
 	}
 }
 
-// adopt finds out to whom the blocks belong that are still loose: to nobody any
-// more, to a file as its content, or to an inode that did not change itself.
-func (c *checker) adopt() {
+// claimRest finds the owners of the blocks that are still unclaimed: they may be free, the
+// content of a file, or of an inode that did not change itself.
+func (c *checker) claimRest() {
 	for _, find := range []func() error{c.drop, c.content, c.deep, c.candidates} {
-		if len(c.loose) == 0 {
+		if len(c.unclaimed) == 0 {
 			return
 		}
 		if !c.note(find()) {
 			return
 		}
 	}
-	for _, b := range c.loose {
-		if !c.note(fmt.Errorf("block %d changes and belongs to nobody that changes", b)) {
+	for _, b := range c.unclaimed {
+		if !c.note(fmt.Errorf("block %d changes, but belongs to no inode that changes", b)) {
 			return
 		}
 	}
 }
 
-// drop lets go of blocks that are free: what is in them does not count.
+// drop takes blocks that are free: what is in them does not count.
 func (c *checker) drop() error {
-	var used loose
-	for _, b := range c.loose {
+	var used unclaimed
+	for _, b := range c.unclaimed {
 		group, n := groupOf(&c.new.super, b)
 		bits, err := c.new.blockMap(group)
 		if err != nil {
@@ -87,11 +87,11 @@ func (c *checker) drop() error {
 			used = append(used, b)
 		}
 	}
-	c.loose = used
+	c.unclaimed = used
 	return nil
 }
 
-// content lets go of blocks that are the content of files (data=journal).
+// content takes blocks that are the content of files (data=journal).
 func (c *checker) content() error {
 	for _, i := range c.inodes {
 		if i.new != nil && i.new.IsRegular() {
@@ -113,7 +113,7 @@ func (c *checker) deep() error {
 			return fmt.Errorf("inode %d: %w", n, err)
 		}
 		c.claimContent(&inode{new: &state{Inode: i.new.Inode, file: probe.out}})
-		if len(c.loose) == 0 {
+		if len(c.unclaimed) == 0 {
 			return nil
 		}
 	}
@@ -125,7 +125,7 @@ func (c *checker) deep() error {
 func (c *checker) candidates() error {
 	perBlock := addr.Ino(c.new.super.BlockSize / uint32(c.new.super.InodeSize))
 	for _, t := range c.tables {
-		for n := t.first; n < t.first+perBlock && len(c.loose) > 0; n++ {
+		for n := t.first; n < t.first+perBlock && len(c.unclaimed) > 0; n++ {
 			if err := c.candidate(n); err != nil {
 				return err
 			}
@@ -153,11 +153,11 @@ func (c *checker) candidate(n addr.Ino) error {
 		}
 		s.file = probe.out
 	}
-	before := len(c.loose)
+	before := len(c.unclaimed)
 	i := &inode{number: n, new: s}
 	c.claim(i)
 	c.claimContent(i)
-	if len(c.loose) == before {
+	if len(c.unclaimed) == before {
 		return nil
 	}
 	if err := c.touch(n); err != nil {

@@ -79,7 +79,7 @@ func TestDivide(t *testing.T) {
 		{name: "a directory that is unwritten", dir: true, old: whole, new: runs(unwritten(run(0, 100, 10)))},
 		{name: "a directory that contradicts itself", dir: true, none: true},
 	} {
-		p := place{size: all, block: block, dir: tc.dir, filled: tc.has, zeros: tc.zeros, complete: tc.complete}
+		p := fileMap{size: all, block: block, dir: tc.dir, filled: tc.has, zeros: tc.zeros, complete: tc.complete}
 		if !tc.none {
 			p.trees = &audit.Trees{Old: tc.old, New: tc.new}
 		}

@@ -363,7 +363,7 @@ var spoils = map[string]func(*spoiler) string{
 		if data == nil {
 			return ""
 		}
-		_, at := p.super.Place()
+		_, at := p.super.Location()
 		n, _ := p.slot(always)
 		if p.rand.IntN(2) == 0 {
 			n = 0
@@ -376,7 +376,7 @@ var spoils = map[string]func(*spoiler) string{
 		if data == nil {
 			return ""
 		}
-		_, at := p.super.Place()
+		_, at := p.super.Location()
 		off := []int{0x0, 0x4, 0x14, 0x18, 0x20, 0x28, 0x58, 0x5c, 0x60, 0x64, 0xe0, 0xec, 0xfc, 0xce, 0x0c, 0x10, 0x2c, 0x178}[p.rand.IntN(18)]
 		data[at+off] ^= 1 << p.rand.IntN(8)
 		return fmt.Sprintf("%#x", off)

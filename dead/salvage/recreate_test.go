@@ -18,31 +18,31 @@ func TestDivide(t *testing.T) {
 	for name, tc := range map[string]struct {
 		gap  addr.Span
 		bad  []addr.Span
-		want Loose
+		want Metadata
 	}{
-		"no place":  {addr.Span{Off: 0, End: 0x1000}, nil, Loose{Zeros: []addr.Span{{Off: 0, End: 0x1000}}}},
-		"a place":   {addr.Span{Off: 0x1000, End: 0x2000}, nil, Loose{Places: []pagecache.Mapped{at(0x1000, 0x2000, 0x70000)}}},
-		"the rest":  {addr.Span{Off: 0x2000, End: 0x3000}, nil, Loose{Places: []pagecache.Mapped{at(0x2000, 0x3000, 0x71000)}}},
-		"delayed":   {addr.Span{Off: 0x4000, End: 0x5000}, nil, Loose{Unknown: []addr.Span{{Off: 0x4000, End: 0x5000}}}},
-		"unwritten": {addr.Span{Off: 0x5000, End: 0x6000}, nil, Loose{Zeros: []addr.Span{{Off: 0x5000, End: 0x6000}}}},
+		"no place":  {addr.Span{Off: 0, End: 0x1000}, nil, Metadata{Zeros: []addr.Span{{Off: 0, End: 0x1000}}}},
+		"a place":   {addr.Span{Off: 0x1000, End: 0x2000}, nil, Metadata{Mapped: []pagecache.Mapped{at(0x1000, 0x2000, 0x70000)}}},
+		"the rest":  {addr.Span{Off: 0x2000, End: 0x3000}, nil, Metadata{Mapped: []pagecache.Mapped{at(0x2000, 0x3000, 0x71000)}}},
+		"delayed":   {addr.Span{Off: 0x4000, End: 0x5000}, nil, Metadata{Unknown: []addr.Span{{Off: 0x4000, End: 0x5000}}}},
+		"unwritten": {addr.Span{Off: 0x5000, End: 0x6000}, nil, Metadata{Zeros: []addr.Span{{Off: 0x5000, End: 0x6000}}}},
 		"refused": {
 			addr.Span{Off: 0x1000, End: 0x3000}, []addr.Span{{Off: 0x2000, End: 0x3000}},
-			Loose{Unknown: []addr.Span{{Off: 0x1000, End: 0x3000}}},
+			Metadata{Unknown: []addr.Span{{Off: 0x1000, End: 0x3000}}},
 		},
 		"refused elsewhere": {
 			addr.Span{Off: 0x1000, End: 0x2000}, []addr.Span{{Off: 0x2000, End: 0x3000}},
-			Loose{Places: []pagecache.Mapped{at(0x1000, 0x2000, 0x70000)}},
+			Metadata{Mapped: []pagecache.Mapped{at(0x1000, 0x2000, 0x70000)}},
 		},
 		"all of it": {
 			addr.Span{Off: 0, End: 0xa000}, nil,
-			Loose{
+			Metadata{
 				Zeros:   []addr.Span{{Off: 0, End: 0x1000}, {Off: 0x3000, End: 0x4000}, {Off: 0x5000, End: 0x6000}, {Off: 0x6000, End: 0x8000}, {Off: 0x9000, End: 0xa000}},
-				Places:  []pagecache.Mapped{at(0x1000, 0x3000, 0x70000), at(0x8000, 0x9000, 0x90000)},
+				Mapped:  []pagecache.Mapped{at(0x1000, 0x3000, 0x70000), at(0x8000, 0x9000, 0x90000)},
 				Unknown: []addr.Span{{Off: 0x4000, End: 0x5000}},
 			},
 		},
 	} {
-		var got Loose
+		var got Metadata
 		got.divide(tc.gap, mapped, tc.bad)
 		if !reflect.DeepEqual(got, tc.want) {
 			t.Errorf("%s: %+v, want %+v", name, got, tc.want)

@@ -14,11 +14,11 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// ErrMoving says that where a file lies was being changed, and that a part of that may
+// ErrMidUpdate says that the extent tree of a file is mid-update, and that blocks of it may
 // be lost. An extent is split in two steps, and others are moved up in their node before
 // that has its checksum (fs/ext4/extents.c, ext4_split_extent_at,
 // ext4_ext_insert_extent): what was there before, e2fsck cannot tell.
-var ErrMoving = errors.New("where it lies was being changed, and memory does not have all of it")
+var ErrMidUpdate = errors.New("its extent tree was mid-update, and the page cache does not have the data that this may lose")
 
 // AfterMount is what a file needs once the file system is mounted, whatever e2fsck or
 // the replay of the log made of it before: its extent tree was mid-update, it was being
@@ -34,12 +34,12 @@ type AfterMount struct {
 	Lost error
 }
 
-// trees tells where a file lay, and lies.
+// trees returns the block mapping of a file without and with a change.
 type trees func(addr.Ino) (*audit.Trees, error)
 
-var errTorn = errors.New("a node of its tree was being written")
+var errTorn = errors.New("a node of its extent tree has a wrong checksum: it was being written")
 
-// treesOn are those that blocks leave which are written to a disk.
+// treesOn are those of a disk to which blocks are written.
 func treesOn(disk io.ReaderAt, changed map[addr.Block][]byte) trees {
 	return func(n addr.Ino) (*audit.Trees, error) {
 		found, err := audit.Tree(disk, changed, n)
@@ -50,23 +50,23 @@ func treesOn(disk io.ReaderAt, changed map[addr.Block][]byte) trees {
 	}
 }
 
-// moved wants no file to lose anything by a change of where it lies that had not come
-// to its end. Whoever makes one holds the file's lock, so that it is in memory. What
-// lies where it lay, the change did not touch. What may be lost is an error if strict,
-// and otherwise for the report.
-func (f *finisher) moved(where trees, strict bool) error {
-	for i, err := range f.cache.Moving(f.super) {
+// midUpdate checks that no file loses data because its extent tree is mid-update. Such a
+// file is locked (i_data_sem), and so in memory. Blocks that are mapped as before are not
+// touched by the update. What may be lost is an error if strict, and otherwise in the
+// report.
+func (f *finisher) midUpdate(where trees, strict bool) error {
+	for i, err := range f.cache.MidUpdate(f.super) {
 		if refusal := (*pagecache.Refusal)(nil); errors.As(err, &refusal) {
 			continue // who plans the files says so
 		}
 		if err != nil {
-			return fmt.Errorf("files that were being moved: %w", err)
+			return fmt.Errorf("find extent trees that are mid-update: %w", err)
 		}
 		dir := i.Mode&pagecache.ModeType == pagecache.ModeDir
 		if !dir && !i.Regular() || i.Deleted() || i.Ino < firstInode && i.Ino != rootInode {
 			continue
 		}
-		p := place{size: i.Size, block: int64(f.super.BlockSize), dir: dir}
+		p := fileMap{size: i.Size, block: int64(f.super.BlockSize), dir: dir}
 		if p.size > p.block*math.MaxUint32 {
 			return fmt.Errorf("%w: inode %d has %d bytes", ErrDamaged, i.Ino, i.Size)
 		}
@@ -79,7 +79,7 @@ func (f *finisher) moved(where trees, strict bool) error {
 		p.complete = p.trees != nil && p.trees.Blocks*uint64(p.block/512) == i.Sectors
 		m := AfterMount{Inode: i}
 		if at := p.divide(&m); at < p.size {
-			m.Lost = fmt.Errorf("inode %d: byte %d: %w", i.Ino, at, ErrMoving)
+			m.Lost = fmt.Errorf("inode %d: byte %d: %w", i.Ino, at, ErrMidUpdate)
 			if err != nil {
 				m.Lost = fmt.Errorf("%w: %w", m.Lost, err)
 			}
@@ -94,8 +94,8 @@ func (f *finisher) moved(where trees, strict bool) error {
 	return nil
 }
 
-// movedBare is moved for a file system without a journal.
-func (f *finisher) movedBare() error {
+// midUpdateBare is midUpdate for a file system without a journal.
+func (f *finisher) midUpdateBare() error {
 	size := int64(f.super.BlockSize)
 	changed := make(map[addr.Block][]byte)
 	for _, b := range f.data {
@@ -110,28 +110,28 @@ func (f *finisher) movedBare() error {
 			changed[addr.Block((b.disk+b.len-int64(len(view)))/size)] = view[:size]
 		}
 	}
-	return f.moved(treesOn(f.disk, changed), false)
+	return f.midUpdate(treesOn(f.disk, changed), false)
 }
 
-var errRescued = errors.New("an earlier attempt has committed that")
+var errCommitted = errors.New("an earlier attempt has committed the update")
 
-// movedAgain is moved, and cut, for a rescue whose transaction is on the disk already:
-// how that was before, nobody can tell any more.
-func (f *finisher) movedAgain() error {
-	err := f.moved(func(addr.Ino) (*audit.Trees, error) { return nil, errRescued }, false)
+// midUpdateAgain is midUpdate, and keepOrphans, for a rescue whose transaction is on the
+// disk already: how that was before cannot be told any more.
+func (f *finisher) midUpdateAgain() error {
+	err := f.midUpdate(func(addr.Ino) (*audit.Trees, error) { return nil, errCommitted }, false)
 	if err != nil {
 		return err
 	}
 	for i, err := range f.cache.Inodes(f.super) {
-		if err == nil && i.Writing && cuttable(i) {
+		if err == nil && i.Writing && truncatable(i) {
 			f.afterMount(i).Cut = true
 		}
 	}
 	return nil
 }
 
-// known is what of a file does not depend on where it lies: what memory has of it, and
-// where it reads as zeros otherwise.
+// known is what of a file does not depend on its extent tree: what memory has of it, and
+// what reads as zeros otherwise.
 func (f *finisher) known(i *pagecache.Inode) (filled, zeros []addr.Span) {
 	for p, err := range f.cache.All(f.super, i) {
 		if err != nil {
@@ -149,20 +149,20 @@ func (f *finisher) known(i *pagecache.Inode) (filled, zeros []addr.Span) {
 	return filled, zeros
 }
 
-// place is where a file lies.
-type place struct {
+// fileMap is what is known of a file, its block mapping first.
+type fileMap struct {
 	size, block   int64 // in bytes
 	dir           bool
-	trees         *audit.Trees // nil if what maps it contradicts itself
+	trees         *audit.Trees // nil if they contradict themselves
 	filled, zeros []addr.Span  // of a regular file, ascending
-	// complete says that the trees have as many blocks as memory says that the file has:
-	// what lies nowhere in them has none.
+	// complete says that the tree has as many blocks as memory says that the file has:
+	// what it does not map is a hole.
 	complete bool
 }
 
-// divide divides what does not lie where it lay into what is known of it. It returns the
+// divide says what is known of the blocks that are not mapped as before. It returns the
 // first byte of which nothing is known, or the size.
-func (p *place) divide(m *AfterMount) int64 {
+func (p *fileMap) divide(m *AfterMount) int64 {
 	lost := p.size
 	for at := int64(0); at < p.size; {
 		filled, zeros := p.blocks(covered(p.filled, at)), p.blocks(covered(p.zeros, at))
@@ -189,10 +189,10 @@ func (p *place) divide(m *AfterMount) int64 {
 }
 
 // blocks cuts a position down to whole blocks.
-func (p *place) blocks(at int64) int64 { return at &^ (p.block - 1) }
+func (p *fileMap) blocks(at int64) int64 { return at &^ (p.block - 1) }
 
 // next returns where the first span after a block begins, in whole blocks.
-func (p *place) next(spans []addr.Span, at int64) int64 {
+func (p *fileMap) next(spans []addr.Span, at int64) int64 {
 	n, _ := slices.BinarySearchFunc(spans, at+p.block, func(s addr.Span, at int64) int { return cmp.Compare(s.Off, at) })
 	if n == len(spans) {
 		return p.size
@@ -201,7 +201,7 @@ func (p *place) next(spans []addr.Span, at int64) int64 {
 }
 
 // nextRun is next for runs.
-func (p *place) nextRun(runs []ext4.Run, at int64) int64 {
+func (p *fileMap) nextRun(runs []ext4.Run, at int64) int64 {
 	block := uint32(at/p.block) + 1
 	n, _ := slices.BinarySearchFunc(runs, block, func(r ext4.Run, b uint32) int { return cmp.Compare(r.Logical, b) })
 	if n == len(runs) {
@@ -210,14 +210,14 @@ func (p *place) nextRun(runs []ext4.Run, at int64) int64 {
 	return int64(runs[n].Logical) * p.block
 }
 
-// kept returns up to where a file lies as it should from a byte on, which is the first
-// of a block; 0 if not even there.
-func (p *place) kept(at int64) int64 {
+// kept returns up to where a file is mapped as before, from the first byte of a block on; 0
+// if that block is not.
+func (p *fileMap) kept(at int64) int64 {
 	if p.trees == nil {
 		return 0
 	}
 	is := p.run(p.trees.New, at)
-	if p.dir { // it has no holes, and its blocks tell whose they are
+	if p.dir { // it has no holes, and each of its blocks says whose it is
 		if is.Unwritten {
 			return 0
 		}
@@ -233,9 +233,9 @@ func (p *place) kept(at int64) int64 {
 	return at + int64(min(is.Length, was.Length))*p.block
 }
 
-// run returns what of a run lies from a byte on, which is the first of a block; one of
-// no length if that lies in a hole.
-func (p *place) run(runs []ext4.Run, at int64) ext4.Run {
+// run returns the rest of a run from the first byte of a block on; one of no length if that
+// is in a hole.
+func (p *fileMap) run(runs []ext4.Run, at int64) ext4.Run {
 	block := uint32(at / p.block)
 	n, _ := slices.BinarySearchFunc(runs, block, func(r ext4.Run, b uint32) int {
 		return cmp.Compare(uint64(r.Logical)+uint64(r.Length), uint64(b)+1)

@@ -9,17 +9,17 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// Placed is a stretch of unsaved bytes of a file whose place on the device is
-// known. It is made of whole blocks: the last one may reach beyond the end of the
-// file, and what it holds there is not the file's.
-type Placed struct {
+// AllocatedBlock is a stretch of unsaved bytes of a file that has blocks on the device. It
+// is made of whole blocks: the last one may reach beyond the end of the file, and what it
+// holds there is not the file's.
+type AllocatedBlock struct {
 	Piece
 	Disk int64 // of its first byte on the device, in bytes
 }
 
-// Places are the unsaved blocks of one file that have a place on the device.
-type Places struct {
-	Blocks []Placed // ascending
+// Allocated are the unsaved blocks of one file that are allocated on the device.
+type Allocated struct {
+	Blocks []AllocatedBlock // ascending
 	// Whole says that nothing else of the file is unsaved: no other blocks, and its
 	// size is the one that goes to the disk with its inode.
 	Whole   bool
@@ -30,14 +30,14 @@ type Places struct {
 // (include/linux/fs.h, SB_LAZYTIME).
 const lazyTime = 1 << 25
 
-// Placed returns the unsaved blocks of a file of the ext family that have a place
-// on the device: those whose buffers are mapped, are not waiting for an allocation
+// Allocated returns the unsaved blocks of a file of the ext family that are allocated on
+// the device: those whose buffers are mapped, are not waiting for delayed allocation
 // (BH_Delay) nor for their extent to be marked written (BH_Unwritten), and are not
 // in the journal themselves (BH_JBD). One whose older version is in the log on the
 // disk must not be written, because a replay would undo that. Each is compared with
 // where the file lies by its inode (Mapping).
-func (d *Device) Placed(i *Inode) Places {
-	out := Places{Whole: d.super.Flags&lazyTime == 0 && d.c.sizeKnown(i)}
+func (d *Device) Allocated(i *Inode) Allocated {
+	out := Allocated{Whole: d.super.Flags&lazyTime == 0 && d.c.sizeKnown(i)}
 	refuse := func(at slotted, err error) {
 		out.Whole = false
 		out.Refused = append(out.Refused, i.refuse(at.index, at.pages, BadBuffers, err))
@@ -50,7 +50,7 @@ func (d *Device) Placed(i *Inode) Places {
 			out.Whole = false // Unsaved refuses it
 			return true
 		}
-		blocks, all, err := d.placedIn(i, at)
+		blocks, all, err := d.allocatedIn(i, at)
 		if err != nil {
 			refuse(at, err)
 			return true
@@ -83,17 +83,17 @@ func (c *Cache) sizeKnown(i *Inode) bool {
 	return known && size == i.Size
 }
 
-// infoPlaces are where members of struct ext4_inode_info are, counted from the struct
+// infoOffsets are where members of struct ext4_inode_info are, counted from the struct
 // inode in it.
-type infoPlaces struct {
+type infoOffsets struct {
 	size, lock int // i_disksize and i_data_sem
 	known      bool
 }
 
-func newInfoPlaces(k *kernel.Kernel) infoPlaces {
+func newInfoOffsets(k *kernel.Kernel) infoOffsets {
 	l := layoutIn(k, "ext4_inode_info", "ext4")
 	inode, size, lock := l.Field("vfs_inode"), l.Field("i_disksize", 8), l.Field("i_data_sem.count", 8)
-	return infoPlaces{size.Off - inode.Off, lock.Off - inode.Off, l.Err() == nil}
+	return infoOffsets{size.Off - inode.Off, lock.Off - inode.Off, l.Err() == nil}
 }
 
 // sizeOnDisk returns i_disksize of a file of the ext family.
@@ -106,23 +106,22 @@ func (c *Cache) sizeOnDisk(i *Inode) (size int64, known bool) {
 	return int64(v), err == nil
 }
 
-// Moving yields the inodes of ext4, or of what that driver has mounted, of which where
-// they lie was being changed: i_data_sem is held for writing then (fs/ext4/ext4.h). An
-// inode that is refused is a *Refusal, and the walk goes on; any other error ends it.
-func (c *Cache) Moving(s *Superblock) iter.Seq2[*Inode, error] {
+// MidUpdate yields the inodes of ext4, or of what that driver has mounted, whose extent
+// tree is mid-update: i_data_sem is held for writing then (fs/ext4/ext4.h). An inode that is refused is a *Refusal, and the walk goes on; any other error ends it.
+func (c *Cache) MidUpdate(s *Superblock) iter.Seq2[*Inode, error] {
 	return func(yield func(*Inode, error) bool) {
-		place := c.info()
-		if !place.known {
-			yield(nil, fmt.Errorf("walk inodes of %s: the kernel does not tell of their locks", s.ID))
+		at := c.info()
+		if !at.known {
+			yield(nil, fmt.Errorf("walk inodes of %s: the layout of ext4_inode_info is not known", s.ID))
 			return
 		}
 		// Of all inodes, nothing but the lock is read.
 		list := addr.Virt(c.layout.inode.sbList.Off)
 		for entry, err := range c.List(c.layout.super.inodes.In(s.Addr)) {
 			var lock uint64
-			at := entry - list
+			inode := entry - list
 			if err == nil {
-				lock, err = c.k.U64(at + addr.Virt(place.lock))
+				lock, err = c.k.U64(inode + addr.Virt(at.lock))
 			}
 			if err != nil {
 				yield(nil, fmt.Errorf("walk inodes of %s: %w", s.ID, err))
@@ -131,7 +130,7 @@ func (c *Cache) Moving(s *Superblock) iter.Seq2[*Inode, error] {
 			if lock&1 == 0 { // RWSEM_WRITER_LOCKED, kernel/locking/rwsem.c
 				continue
 			}
-			i, err := c.inode(at, s)
+			i, err := c.inode(inode, s)
 			if errors.Is(err, errNoFile) {
 				continue
 			}
@@ -142,8 +141,8 @@ func (c *Cache) Moving(s *Superblock) iter.Seq2[*Inode, error] {
 	}
 }
 
-// confirm compares a place with the mapping, and returns what of that is left.
-func confirm(mapping []Mapped, b Placed) ([]Mapped, error) {
+// confirm compares a block with the mapping, and returns what of that is left.
+func confirm(mapping []Mapped, b AllocatedBlock) ([]Mapped, error) {
 	for len(mapping) > 0 && mapping[0].End <= b.Off {
 		mapping = mapping[1:]
 	}
@@ -156,9 +155,9 @@ func confirm(mapping []Mapped, b Placed) ([]Mapped, error) {
 	return mapping, fmt.Errorf("%w: byte %d is not at %d of the device", ErrMapping, b.Off, b.Disk)
 }
 
-// placedIn returns the blocks of one entry of a file's tree of pages that are
-// unsaved and have a place, and whether these are all that are unsaved.
-func (d *Device) placedIn(i *Inode, at slotted) (out []Placed, all bool, err error) {
+// allocatedIn returns the blocks of one entry of a file's tree of pages that are
+// unsaved and allocated, and whether these are all that are unsaved.
+func (d *Device) allocatedIn(i *Inode, at slotted) (out []AllocatedBlock, all bool, err error) {
 	c, l := d.c, &d.c.layout.buffer
 	if at.isValue() || at.isInternal() || at.entry == 0 {
 		return nil, false, nil // Unsaved refuses it
@@ -179,7 +178,7 @@ func (d *Device) placedIn(i *Inode, at slotted) (out []Placed, all bool, err err
 		}
 		unsaved++
 		if b.has(l.uptodate) && b.has(l.mapped) && !b.has(l.delay) && !b.has(l.unwritten) && !b.has(l.private) && b.block < 1<<47 {
-			out = append(out, Placed{
+			out = append(out, AllocatedBlock{
 				Piece: Piece{Span: addr.Span{Off: off, End: off + b.length}, Phys: p.frame.Phys() + addr.Phys(b.place)},
 				Disk:  int64(b.block) * b.length,
 			})

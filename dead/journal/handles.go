@@ -9,8 +9,8 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// Holder is a task that had a handle open when the kernel died: an operation that
-// had not returned, and may be half in the transaction.
+// Holder is a task that had a handle open when the kernel died: its operation is in
+// flight, and may be half in the transaction.
 type Holder struct {
 	PID  int // of the thread, in the initial namespace
 	Task string

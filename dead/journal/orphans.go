@@ -11,15 +11,15 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// ErrCheck says that e2fsck, which would have to look at what operations that had not
-// returned left, would do harm itself.
-var ErrCheck = errors.New("it was being truncated, operations had not returned, and e2fsck would harm it")
+// ErrCheck says that e2fsck, which would have to look at what operations in flight left,
+// would do harm itself.
+var ErrCheck = errors.New("its truncation was in flight, e2fsck would damage it, and memory does not have its inode")
 
-// cut wants e2fsck to do no harm. It cuts files that were being truncated, as a mount
-// does; but it takes the block of attributes from them, and with bigalloc leaves a part
-// of their last cluster (e2fsck/super.c, release_inode_blocks; seen in 1.47.0). Those
-// that it would do that to are orphans no longer, and are cut after the check.
-func (f *finisher) cut(c *change) error {
+// keepOrphans keeps e2fsck from doing harm. It truncates the files on the orphan list that
+// have links, as a mount does; but it frees their block of attributes, and with bigalloc
+// leaves a part of their last cluster (e2fsck/super.c, release_inode_blocks; seen in
+// 1.47.0). Such files are taken off the list, and truncated after the check.
+func (f *finisher) keepOrphans(c *change) error {
 	truncating, err := audit.Truncating(c.before, c.blocks)
 	if err != nil {
 		return nil // then the orphans are not to be trusted, and e2fsck finds that out
@@ -33,7 +33,7 @@ func (f *finisher) cut(c *change) error {
 	if len(harmed) == 0 {
 		return nil
 	}
-	if err := f.cutLater(harmed); err != nil {
+	if err := f.truncateLater(harmed); err != nil {
 		return err
 	}
 	edited, err := audit.Unlist(c.before, c.blocks, harmed)
@@ -43,17 +43,17 @@ func (f *finisher) cut(c *change) error {
 	return c.replaceAll(edited)
 }
 
-// cuttable reports whether somebody may set a file's size.
-func cuttable(i *pagecache.Inode) bool {
+// truncatable reports whether a file's size may be set.
+func truncatable(i *pagecache.Inode) bool {
 	return i.Regular() && !i.Deleted() && i.Flags&unplain == 0 && i.Ino >= firstInode
 }
 
-// cutLater notes files for whoever mounts the disk. Whoever truncates one has it in
+// truncateLater has files truncated after the mount. A file that is being truncated is in
 // memory.
-func (f *finisher) cutLater(files []addr.Ino) error {
+func (f *finisher) truncateLater(files []addr.Ino) error {
 	found := make(map[addr.Ino]*pagecache.Inode)
 	for i, err := range f.cache.Inodes(f.super) {
-		if err == nil && (cuttable(i) || i.Deleted()) && slices.Contains(files, i.Ino) {
+		if err == nil && (truncatable(i) || i.Deleted()) && slices.Contains(files, i.Ino) {
 			found[i.Ino] = i
 		}
 	}

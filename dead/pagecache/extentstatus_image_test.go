@@ -123,7 +123,7 @@ func compareMoving(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, l 
 	t.Helper()
 	moving := func() (out []*pagecache.Inode) {
 		t.Helper()
-		for i, err := range c.Moving(s) {
+		for i, err := range c.MidUpdate(s) {
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -113,9 +113,9 @@ func checkMapping(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, x *
 	}
 }
 
-// TestSettled wants what the guest changed after its last sync not to pass for what
+// TestCommitted wants what the guest changed after its last sync not to pass for what
 // the disk has. To btrfs a file whose data is all unsaved has not changed yet.
-func TestSettled(t *testing.T) {
+func TestCommitted(t *testing.T) {
 	for _, kernel := range fixture.Kernels {
 		if !hasTypes(kernel) {
 			continue
@@ -124,28 +124,28 @@ func TestSettled(t *testing.T) {
 			t.Run(kernel+" "+name, func(t *testing.T) {
 				c, image := openImage(t, fixture.Everything(kernel))
 				s := superOf(t, c, image, name)
-				var settled func(*pagecache.Inode) (bool, error)
+				var committed func(*pagecache.Inode) (bool, error)
 				var b *pagecache.Btrfs
 				if name == "btrfs" {
 					var err error
 					if b, err = c.Btrfs(s); err != nil {
 						t.Fatal(err)
 					}
-					settled = b.Settled
+					committed = b.Committed
 				} else {
 					x, err := c.XFS(s)
 					if err != nil {
 						t.Fatal(err)
 					}
-					settled = x.Settled
+					committed = x.Committed
 				}
-				checkSettled(t, c, s, b, settled, image.Files(name))
+				checkCommitted(t, c, s, b, committed, image.Files(name))
 			})
 		}
 	}
 }
 
-func checkSettled(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, b *pagecache.Btrfs, settled func(*pagecache.Inode) (bool, error), truth []record.File) {
+func checkCommitted(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, b *pagecache.Btrfs, committed func(*pagecache.Inode) (bool, error), truth []record.File) {
 	t.Helper()
 	paths := c.Paths(s)
 	byPath := make(map[string]record.File)
@@ -162,7 +162,7 @@ func checkSettled(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, b *
 		if err != nil || !ok || !i.Regular() {
 			continue
 		}
-		got, err := settled(i)
+		got, err := committed(i)
 		if err != nil {
 			t.Fatalf("%q: %v", path, err)
 		}
@@ -184,8 +184,8 @@ func checkSettled(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, b *
 			t.Errorf("%q was cut, and the disk is said to have its places", path)
 		}
 	}
-	t.Logf("%d files are settled, %d not", counts[true], counts[false])
+	t.Logf("%d files are committed, %d not", counts[true], counts[false])
 	if counts[false] < 120 {
-		t.Errorf("only %d files are not settled", counts[false])
+		t.Errorf("only %d files are not committed", counts[false])
 	}
 }
