@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/hint"
 )
 
 // Hold keeps a disk for us for as long as it is open, a guest of ours or not: no other
@@ -61,11 +63,11 @@ func Keep(path string) (*Hold, error) {
 func keep(path string) (*Hold, error) {
 	st, err := os.Stat(path)
 	if err != nil {
-		return nil, &Error{What: "disk " + path, Err: err, Hint: "Name an image file or a block device."}
+		return nil, hint.New("open disk "+path, err, "Name an image file or a block device.")
 	}
 	h := &Hold{Device: st.Mode()&os.ModeDevice != 0 && st.Mode()&os.ModeCharDevice == 0}
 	if !h.Device && !st.Mode().IsRegular() {
-		return nil, &Error{What: "disk " + path, Err: errors.New("it is neither a file nor a block device"), Hint: "Name an image file or a block device."}
+		return nil, hint.New("open disk "+path, errors.New("it is neither a file nor a block device"), "Name an image file or a block device.")
 	}
 	if err := unused(path, st, h.Device); err != nil {
 		return nil, err
@@ -76,11 +78,11 @@ func keep(path string) (*Hold, error) {
 		flags |= unix.O_EXCL
 	}
 	if h.File, err = os.OpenFile(path, flags, 0); err != nil {
-		hint := "The disk must be there and writable; nothing was touched."
+		advice := "The disk must be there and writable; nothing was touched."
 		if errors.Is(err, unix.EBUSY) {
-			err, hint = ErrInUse, "It is mounted somewhere, or part of a RAID, a volume group or a mapping: end that first."
+			err, advice = ErrInUse, "It is mounted somewhere, or part of a RAID, a volume group or a mapping: end that first."
 		}
-		return nil, &Error{What: "disk " + path, Err: err, Hint: hint}
+		return nil, hint.New("open disk "+path, err, advice)
 	}
 	if err = lockRange(h.File, path, holdByte, 1, claimLimit, "try again"); err == nil {
 		h.Size, err = h.Seek(0, io.SeekEnd)
@@ -145,8 +147,8 @@ func unused(path string, st os.FileInfo, device bool) error {
 	return nil
 }
 
-func inUse(path, how, hint string) error {
-	return &Error{What: "disk " + path, Err: fmt.Errorf("%w: %s", ErrInUse, how), Hint: hint}
+func inUse(path, how, advice string) error {
+	return hint.New("claim disk "+path, fmt.Errorf("%w: %s", ErrInUse, how), advice)
 }
 
 // mountedOn is where the device of a number is mounted, or empty

@@ -15,6 +15,8 @@ import (
 	"strings"
 
 	"github.com/u-root/u-root/pkg/cpio"
+
+	"understudy.dev/understudy/internal/live/hint"
 )
 
 // Spec is the content of an image.
@@ -76,7 +78,7 @@ func Build(w io.Writer, spec Spec) error {
 	out := cpio.Newc.Writer(w)
 	for i, f := range files {
 		if err := writeEntry(out, uint64(i+1), f); err != nil {
-			return &Error{"add " + f.Path, err, ""}
+			return hint.New("add "+f.Path, err, "")
 		}
 	}
 	if err := cpio.WriteTrailer(out); err != nil {
@@ -149,7 +151,7 @@ func entries(spec Spec) ([]File, error) {
 			return nil, err
 		}
 		if _, ok := byPath[f.Path]; ok {
-			return nil, &Error{"add " + f.Path, errors.New("given twice"), "remove one of the two"}
+			return nil, hint.New("add "+f.Path, errors.New("given twice"), "Remove one of the two.")
 		}
 		byPath[f.Path] = f
 	}
@@ -159,7 +161,7 @@ func entries(spec Spec) ([]File, error) {
 			if !ok {
 				byPath[dir] = Dir(dir, 0o755)
 			} else if !parent.Mode.IsDir() {
-				return nil, &Error{"add " + f.Path, fmt.Errorf("%s is not a directory", dir), "move one of the two"}
+				return nil, hint.New("add "+f.Path, fmt.Errorf("%s is not a directory", dir), "Move one of the two.")
 			}
 		}
 	}
@@ -175,15 +177,15 @@ func entries(spec Spec) ([]File, error) {
 // an executable that asks for a dynamic linker.
 func checkInit(name string) error {
 	op := "use " + name + " as /init"
-	const hint = "build it with CGO_ENABLED=0 (make build)"
+	const advice = "Build it with CGO_ENABLED=0 (make build)."
 	f, err := elf.Open(name)
 	if err != nil {
-		return &Error{op, err, hint}
+		return hint.New(op, err, advice)
 	}
 	defer f.Close()
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
-			return &Error{op, errors.New("it is dynamically linked"), hint}
+			return hint.New(op, errors.New("it is dynamically linked"), advice)
 		}
 	}
 	return nil
@@ -193,20 +195,20 @@ func checkInit(name string) error {
 func checkFile(f File) error {
 	op := "add " + f.Path
 	if !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path || f.Path == "/" {
-		return &Error{op, errors.New("not a clean absolute path"), "write it like /etc/hosts"}
+		return hint.New(op, errors.New("not a clean absolute path"), "Write it like /etc/hosts.")
 	}
 	if f.Mode.Type()&^(fs.ModeDir|fs.ModeSymlink) != 0 {
-		return &Error{op, fmt.Errorf("unsupported type %v", f.Mode.Type()), "let /init make it"}
+		return hint.New(op, fmt.Errorf("unsupported type %v", f.Mode.Type()), "Let /init make it.")
 	}
 	if f.Source == "" {
 		return nil
 	}
 	st, err := os.Stat(f.Source)
 	if err != nil {
-		return &Error{op, err, "install or build what provides it"}
+		return hint.New(op, err, "Install or build what provides it.")
 	}
 	if !st.Mode().IsRegular() {
-		return &Error{op, fmt.Errorf("%s is not a regular file", f.Source), "name a file"}
+		return hint.New(op, fmt.Errorf("%s is not a regular file", f.Source), "Name a file.")
 	}
 	return nil
 }

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/u-root/u-root/pkg/cpio"
+
+	"understudy.dev/understudy/internal/live/hint"
 )
 
 func TestBuildContent(t *testing.T) {
@@ -119,7 +121,7 @@ func TestBuildRefuses(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			var out bytes.Buffer
 			err := Build(&out, tt.spec)
-			if _, ok := errors.AsType[*Error](err); !ok {
+			if _, ok := errors.AsType[*hint.Error](err); !ok {
 				t.Fatalf("got %v, want an *Error", err)
 			}
 			for _, w := range tt.want {

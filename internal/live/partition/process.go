@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/qmp"
 )
@@ -70,7 +71,7 @@ func (p *Process) launch() error {
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := startOn(p.cmd, p.Spec.CPUs); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {
-			return fmt.Errorf("%w (install qemu-system-x86)", err)
+			return hint.New("run "+qemu, err, "Install qemu-system-x86.")
 		}
 		return err
 	}
@@ -93,9 +94,9 @@ func reserve(path string, size uint64) error {
 		err := unix.Fallocate(int(f.Fd()), 0, 0, int64(size))
 		if err == nil || !errors.Is(err, unix.EINTR) {
 			if err != nil {
-				err = fmt.Errorf("reserve %d MiB in %s: %w (enlarge that file system, or move the run directory with UNDERSTUDY_RUN)", size>>20, filepath.Dir(path), err)
+				return hint.New(fmt.Sprintf("reserve %d MiB in %s", size>>20, filepath.Dir(path)), err, "Enlarge that file system, or move the run directory with UNDERSTUDY_RUN.")
 			}
-			return err
+			return nil
 		}
 	}
 }
