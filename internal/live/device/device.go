@@ -129,7 +129,7 @@ func (s *Staging) Close() error {
 
 // Flushes is how often a partition has had a disk made durable.
 func Flushes(ctx context.Context, monitor *qmp.Client, d partition.Disk) (int64, error) {
-	stats, err := monitor.QueryBlockStats(ctx, false)
+	stats, err := monitor.QueryBlockStats(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("count flushes of disk %s: %w", d.Name, err)
 	}

@@ -32,8 +32,8 @@ const holdByte = 1000
 // takes, so that no guest can write to it either.
 type Claim struct{ *Hold }
 
-// ErrInUse is why a disk is not ours: this machine's own kernel uses it.
-var ErrInUse = errors.New("in use by this machine's kernel")
+// errInUse is why a disk is not ours: this machine's own kernel uses it.
+var errInUse = errors.New("in use by this machine's kernel")
 
 // claimLimit is how long a lock may take to be free: a process that has just been
 // killed may still hold it.
@@ -80,7 +80,7 @@ func keep(path string) (*Hold, error) {
 	if h.File, err = os.OpenFile(path, flags, 0); err != nil {
 		advice := "The disk must be there and writable; nothing was touched."
 		if errors.Is(err, unix.EBUSY) {
-			err, advice = ErrInUse, "It is mounted somewhere, or part of a RAID, a volume group or a mapping: end that first."
+			err, advice = errInUse, "It is mounted somewhere, or part of a RAID, a volume group or a mapping: end that first."
 		}
 		return nil, hint.New("open disk "+path, err, advice)
 	}
@@ -92,16 +92,6 @@ func keep(path string) (*Hold, error) {
 		return nil, err
 	}
 	return h, nil
-}
-
-// Still checks that this machine's kernel has not begun to use a held image since: a
-// loop device takes no lock.
-func (h *Hold) Still() error {
-	st, err := h.Stat()
-	if err != nil || h.Device {
-		return err
-	}
-	return unused(h.Name(), st, false)
 }
 
 // Take claims a disk: what Keep does, and no guest at all may have it.
@@ -148,7 +138,7 @@ func unused(path string, st os.FileInfo, device bool) error {
 }
 
 func inUse(path, how, advice string) error {
-	return hint.New("claim disk "+path, fmt.Errorf("%w: %s", ErrInUse, how), advice)
+	return hint.New("claim disk "+path, fmt.Errorf("%w: %s", errInUse, how), advice)
 }
 
 // mountedOn is where the device of a number is mounted, or empty

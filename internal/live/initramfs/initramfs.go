@@ -27,7 +27,7 @@ type Spec struct {
 	Files      []File   // everything else, in any order
 }
 
-// File is one entry of an image. Use Dir, Link, Copy or Text to make one.
+// File is one entry of an image. Use Link, Copy or Text to make one.
 type File struct {
 	Path   string      // absolute path in the guest
 	Mode   fs.FileMode // permissions, with fs.ModeDir or fs.ModeSymlink
@@ -35,8 +35,10 @@ type File struct {
 	Data   []byte      // the content, or a link's target, if Source is empty
 }
 
-// Dir is a directory, needed only if it is empty or its permissions matter.
-func Dir(path string, perm fs.FileMode) File { return File{Path: path, Mode: fs.ModeDir | perm.Perm()} }
+// directory is one that is empty, or that something else is in.
+func directory(path string, perm fs.FileMode) File {
+	return File{Path: path, Mode: fs.ModeDir | perm.Perm()}
+}
 
 // Link is a symbolic link at path to target.
 func Link(path, target string) File {
@@ -68,9 +70,9 @@ func Distinct(files []File) []File {
 	return out
 }
 
-// Build writes the image to w. Nothing is written if an input is missing or
+// build writes the image to w. Nothing is written if an input is missing or
 // unfit; an *Error says which one and what to do.
-func Build(w io.Writer, spec Spec) error {
+func build(w io.Writer, spec Spec) error {
 	files, err := entries(spec)
 	if err != nil {
 		return err
@@ -101,7 +103,7 @@ func WriteFile(path string, spec Spec) (err error) {
 		}
 	}()
 	buf := bufio.NewWriterSize(tmp, 1<<20)
-	if err := Build(buf, spec); err != nil {
+	if err := build(buf, spec); err != nil {
 		return fmt.Errorf("write image %s: %w", path, err)
 	}
 	if err := errors.Join(buf.Flush(), tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
@@ -143,7 +145,7 @@ func entries(spec Spec) ([]File, error) {
 		all = append(all, Copy("/lib/modules/"+base, m, 0o644))
 		order.WriteString(base + "\n")
 	}
-	all = append(all, Text(OrderFile, order.String(), 0o644))
+	all = append(all, Text(orderFile, order.String(), 0o644))
 
 	byPath := make(map[string]File)
 	for _, f := range all {
@@ -159,7 +161,7 @@ func entries(spec Spec) ([]File, error) {
 		for dir := path.Dir(f.Path); dir != "/"; dir = path.Dir(dir) {
 			parent, ok := byPath[dir]
 			if !ok {
-				byPath[dir] = Dir(dir, 0o755)
+				byPath[dir] = directory(dir, 0o755)
 			} else if !parent.Mode.IsDir() {
 				return nil, hint.New("add "+f.Path, fmt.Errorf("%s is not a directory", dir), "Move one of the two.")
 			}

@@ -14,9 +14,9 @@ import (
 	"understudy.dev/understudy/internal/live/hint"
 )
 
-// OrderFile is where the guest finds the names of its module files, one a
+// orderFile is where the guest finds the names of its module files, one a
 // line, each after the ones it depends on.
-const OrderFile = "/lib/modules/order"
+const orderFile = "/lib/modules/order"
 
 // maxModinfo bounds the .modinfo section we are willing to read, in bytes; the
 // longest ones are lists of device aliases of some ten KiB.

@@ -57,7 +57,7 @@ func (p *Process) launch() error {
 			return err
 		}
 	}
-	log, err := os.OpenFile(p.Spec.LogPath(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(p.Spec.logPath(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
@@ -137,7 +137,7 @@ func (p *Process) home(i int) []int {
 }
 
 func (p *Process) lastWords() string {
-	b, err := os.ReadFile(p.Spec.LogPath())
+	b, err := os.ReadFile(p.Spec.logPath())
 	if err != nil || len(b) <= len(p.Spec.CommandLine())+1 {
 		return ""
 	}
@@ -152,6 +152,11 @@ func (p *Process) Ended() <-chan struct{} { return p.ended }
 
 // Status says how the process ended; it is good once Ended is closed.
 func (p *Process) Status() error { return p.status }
+
+// Freeze stops all threads of the process where they are (SIGSTOP): nothing of the guest
+// runs any more, and no request of its disks begins. QMP's stop would wait for those in
+// flight and flush, 75 to 85 ms with dirty disks.
+func (p *Process) Freeze() { _ = p.cmd.Process.Signal(syscall.SIGSTOP) } // it may have ended
 
 // Kill ends the process without asking it: SIGKILL neither drains nor syncs.
 // Wait for Ended to know that it is done.
