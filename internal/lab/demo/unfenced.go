@@ -81,8 +81,7 @@ func (p *play) takeOverUnfenced(ctx context.Context, v liveness.Verdict) error {
 	if err != nil {
 		return err
 	}
-	var fenceErr *fence.Error
-	if !errors.As(failed, &fenceErr) {
+	if !errors.Is(failed, fence.ErrLocked) {
 		p.report.fail("the takeover did not fail at the fence, but so: %v", failed)
 		return nil
 	}

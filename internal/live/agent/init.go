@@ -21,9 +21,9 @@ var kernelMounts = []struct{ source, target, kind string }{
 	{"tmpfs", "/tmp", "tmpfs"},
 }
 
-// Init makes a working guest of a bare kernel and serves its supervisor. It is
-// what PID 1 of the small guest does, and returns only to end it.
-func Init(ctx context.Context, extra map[string]Verb) error {
+// serveAsInit makes a working guest of a bare kernel and serves its supervisor. It
+// returns only to end the guest.
+func serveAsInit(ctx context.Context, extra map[string]Verb) error {
 	for _, m := range kernelMounts {
 		if err := os.MkdirAll(m.target, 0o755); err != nil {
 			return fmt.Errorf("make %s: %w", m.target, err)
@@ -92,7 +92,7 @@ func siginfoPid(info *unix.Siginfo) int {
 // Main is PID 1 of a small guest, with extra verbs. If it cannot go on, the guest ends,
 // and its console says why.
 func Main(ctx context.Context, extra map[string]Verb) {
-	err := Init(ctx, extra)
+	err := serveAsInit(ctx, extra)
 	fmt.Fprintln(os.Stderr, "understudy: init:", err)
 	time.Sleep(100 * time.Millisecond) // let the console say it
 	unix.Sync()

@@ -43,14 +43,14 @@ func (p Pace) Run(ctx context.Context, n int, send func(i int)) int {
 	return n
 }
 
-// Repeats are when an announcement is made again, after the first time: a switch
+// repeats are when an announcement is made again, after the first time: a switch
 // may have dropped one, or not have been ready for it.
-var Repeats = []time.Duration{100 * time.Millisecond, 300 * time.Millisecond, time.Second}
+var repeats = []time.Duration{100 * time.Millisecond, 300 * time.Millisecond, time.Second}
 
-// Repeat calls send once for each of Repeats, at that time from now.
+// Repeat calls send once for each of repeats, at that time from now.
 func Repeat(ctx context.Context, send func()) {
 	start := time.Now()
-	for _, at := range Repeats {
+	for _, at := range repeats {
 		select {
 		case <-ctx.Done():
 			return

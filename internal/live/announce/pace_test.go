@@ -60,10 +60,10 @@ func TestRepeat(t *testing.T) {
 			at = append(at, time.Since(start))
 			time.Sleep(10 * time.Millisecond) // which is not to add up
 		})
-		if !slices.Equal(at, Repeats) {
-			t.Errorf("repeated at %v, want %v", at, Repeats)
+		if !slices.Equal(at, repeats) {
+			t.Errorf("repeated at %v, want %v", at, repeats)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), Repeats[0]+1)
+		ctx, cancel := context.WithTimeout(t.Context(), repeats[0]+1)
 		defer cancel()
 		n := 0
 		if Repeat(ctx, func() { n++ }); n != 1 {

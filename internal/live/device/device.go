@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/qmp"
 )
@@ -31,7 +32,7 @@ func MakeRehearsal(ctx context.Context, path, kind string) error {
 	}
 	// 4 KiB blocks: on a disk so small they would be 1 KiB.
 	if out, err := exec.CommandContext(ctx, "mkfs."+kind, "-q", "-F", "-b", "4096", path).CombinedOutput(); err != nil {
-		return fmt.Errorf("make rehearsal disk: %w: %s (package e2fsprogs has mkfs.%s)", err, out, kind)
+		return hint.New("make rehearsal disk", fmt.Errorf("%w: %s", err, out), "Install e2fsprogs, which has mkfs."+kind+".")
 	}
 	return nil
 }
@@ -128,7 +129,7 @@ func (s *Staging) Close() error {
 
 // Flushes is how often a partition has had a disk made durable.
 func Flushes(ctx context.Context, monitor *qmp.Client, d partition.Disk) (int64, error) {
-	stats, err := monitor.QueryBlockStats(ctx, false)
+	stats, err := monitor.QueryBlockStats(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("count flushes of disk %s: %w", d.Name, err)
 	}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/hint"
 )
 
 // Hold keeps a disk for us for as long as it is open, a guest of ours or not: no other
@@ -30,8 +32,8 @@ const holdByte = 1000
 // takes, so that no guest can write to it either.
 type Claim struct{ *Hold }
 
-// ErrInUse is why a disk is not ours: this machine's own kernel uses it.
-var ErrInUse = errors.New("in use by this machine's kernel")
+// errInUse is why a disk is not ours: this machine's own kernel uses it.
+var errInUse = errors.New("in use by this machine's kernel")
 
 // claimLimit is how long a lock may take to be free: a process that has just been
 // killed may still hold it.
@@ -61,11 +63,11 @@ func Keep(path string) (*Hold, error) {
 func keep(path string) (*Hold, error) {
 	st, err := os.Stat(path)
 	if err != nil {
-		return nil, &Error{What: "disk " + path, Err: err, Hint: "Name an image file or a block device."}
+		return nil, hint.New("open disk "+path, err, "Name an image file or a block device.")
 	}
 	h := &Hold{Device: st.Mode()&os.ModeDevice != 0 && st.Mode()&os.ModeCharDevice == 0}
 	if !h.Device && !st.Mode().IsRegular() {
-		return nil, &Error{What: "disk " + path, Err: errors.New("it is neither a file nor a block device"), Hint: "Name an image file or a block device."}
+		return nil, hint.New("open disk "+path, errors.New("it is neither a file nor a block device"), "Name an image file or a block device.")
 	}
 	if err := unused(path, st, h.Device); err != nil {
 		return nil, err
@@ -76,11 +78,11 @@ func keep(path string) (*Hold, error) {
 		flags |= unix.O_EXCL
 	}
 	if h.File, err = os.OpenFile(path, flags, 0); err != nil {
-		hint := "The disk must be there and writable; nothing was touched."
+		advice := "The disk must be there and writable; nothing was touched."
 		if errors.Is(err, unix.EBUSY) {
-			err, hint = ErrInUse, "It is mounted somewhere, or part of a RAID, a volume group or a mapping: end that first."
+			err, advice = errInUse, "It is mounted somewhere, or part of a RAID, a volume group or a mapping: end that first."
 		}
-		return nil, &Error{What: "disk " + path, Err: err, Hint: hint}
+		return nil, hint.New("open disk "+path, err, advice)
 	}
 	if err = lockRange(h.File, path, holdByte, 1, claimLimit, "try again"); err == nil {
 		h.Size, err = h.Seek(0, io.SeekEnd)
@@ -90,16 +92,6 @@ func keep(path string) (*Hold, error) {
 		return nil, err
 	}
 	return h, nil
-}
-
-// Still checks that this machine's kernel has not begun to use a held image since: a
-// loop device takes no lock.
-func (h *Hold) Still() error {
-	st, err := h.Stat()
-	if err != nil || h.Device {
-		return err
-	}
-	return unused(h.Name(), st, false)
 }
 
 // Take claims a disk: what Keep does, and no guest at all may have it.
@@ -145,8 +137,8 @@ func unused(path string, st os.FileInfo, device bool) error {
 	return nil
 }
 
-func inUse(path, how, hint string) error {
-	return &Error{What: "disk " + path, Err: fmt.Errorf("%w: %s", ErrInUse, how), Hint: hint}
+func inUse(path, how, advice string) error {
+	return hint.New("claim disk "+path, fmt.Errorf("%w: %s", errInUse, how), advice)
 }
 
 // mountedOn is where the device of a number is mounted, or empty

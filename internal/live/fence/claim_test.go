@@ -65,7 +65,7 @@ func TestTakeUsed(t *testing.T) {
 			c.Close() // nobody uses the loop device itself
 			continue
 		}
-		if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), want) {
+		if !errors.Is(err, errInUse) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}
 	}
@@ -73,7 +73,7 @@ func TestTakeUsed(t *testing.T) {
 	run("mount", loop, dir)
 	defer run("umount", dir)
 	for _, path := range []string{img, loop} {
-		if _, err := Take(path); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "mounted on "+dir) {
+		if _, err := Take(path); !errors.Is(err, errInUse) || !strings.Contains(err.Error(), "mounted on "+dir) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/hint"
 )
 
 // Process is what is to be fenced: a child process that runs a partition.
@@ -27,17 +29,6 @@ type Proof struct {
 	locks map[string]*os.File
 }
 
-// Error says why a partition could not be fenced. Nothing but it was touched.
-type Error struct {
-	What string
-	Err  error
-	Hint string // what the operator can do
-}
-
-func (e *Error) Error() string { return fmt.Sprintf("fence: %s: %v\n  %s", e.What, e.Err, e.Hint) }
-
-func (e *Error) Unwrap() error { return e.Err }
-
 // ErrLocked is wrapped when an image stays locked by somebody else.
 var ErrLocked = errors.New("still locked")
 
@@ -48,11 +39,8 @@ func Raise(p Process, images []string, limit time.Duration) (*Proof, error) {
 	select {
 	case <-p.Ended():
 	case <-time.After(limit):
-		return nil, &Error{
-			What: fmt.Sprintf("process %d", p.PID()),
-			Err:  fmt.Errorf("not ended %v after SIGKILL", limit),
-			Hint: "It may hang in the machine's kernel (state D in ps). Its disks are left as they are: take over by hand once it is gone.",
-		}
+		return nil, hint.New(fmt.Sprintf("fence process %d", p.PID()), fmt.Errorf("it has not ended %v after SIGKILL", limit),
+			"It may hang in the machine's kernel (state D in ps). Its disks are left as they are: take over by hand once it is gone.")
 	}
 	proof := &Proof{locks: make(map[string]*os.File)}
 	for _, image := range images {
@@ -104,7 +92,7 @@ const lockStart, lockLen = 100, 200
 func lock(image string, limit time.Duration) (*os.File, error) {
 	f, err := os.OpenFile(image, os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, &Error{What: "image " + image, Err: err, Hint: "The image must be there and writable; nothing was touched."}
+		return nil, hint.New("open image "+image, err, "The image must be there and writable; nothing was touched.")
 	}
 	if err := lockRange(f, image, lockStart, lockLen, limit, "take over by hand"); err != nil {
 		f.Close()
@@ -123,14 +111,11 @@ func lockRange(f *os.File, image string, start, length int64, limit time.Duratio
 			return nil
 		}
 		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
-			return &Error{What: "image " + image, Err: err, Hint: "The image's file system must support locks; nothing was touched."}
+			return hint.New("lock image "+image, err, "The image's file system must support locks; nothing was touched.")
 		}
 		if time.Now().After(deadline) {
-			return &Error{
-				What: "image " + image,
-				Err:  fmt.Errorf("%w by %s", ErrLocked, holders(image)),
-				Hint: "Somebody else may still write it, so it was not touched. End that process, then " + next + ".",
-			}
+			return hint.New("lock image "+image, fmt.Errorf("%w by %s", ErrLocked, holders(image)),
+				"That process may still write it, so it was not touched. End the process, then "+next+".")
 		}
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"understudy.dev/understudy/internal/live/hint"
 )
 
 // child is a real process to be fenced.
@@ -125,8 +127,8 @@ func TestRaiseFailsWhileAnotherHoldsTheImage(t *testing.T) {
 	guest(t, img)
 	p := start(t, "sleep", "1000")
 	_, err := Raise(p, []string{img}, 100*time.Millisecond)
-	var fenceErr *Error
-	if !errors.Is(err, ErrLocked) || !errors.As(err, &fenceErr) {
+	var hinted *hint.Error
+	if !errors.Is(err, ErrLocked) || !errors.As(err, &hinted) {
 		t.Fatalf("fence of a locked image: %v", err)
 	}
 	if !strings.Contains(err.Error(), "qemu-system") {

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/initramfs"
 )
 
@@ -74,5 +75,5 @@ func findProgram(root, name string) (string, error) {
 			}
 		}
 	}
-	return "", &initramfs.Error{Op: "add program " + name, Err: fs.ErrNotExist, Hint: "scripts/setup.sh fetches Debian's, or install nfs-kernel-server, nfs-common and rpcbind"}
+	return "", hint.New("add program "+name, fs.ErrNotExist, "Run scripts/setup.sh, which fetches Debian's, or install nfs-kernel-server, nfs-common and rpcbind.")
 }

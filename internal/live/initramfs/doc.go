@@ -18,20 +18,3 @@
 //   - /dev/console is not written: the kernel's built-in archive has it
 //     (usr/default_cpio_list).
 package initramfs
-
-// Error says which input could not go into the image, and what to do.
-type Error struct {
-	Op   string // what was being done, and to what: "read module ext4"
-	Err  error  // why it failed
-	Hint string // what the operator can do about it
-}
-
-func (e *Error) Error() string {
-	s := e.Op + ": " + e.Err.Error()
-	if e.Hint != "" {
-		s += "; " + e.Hint
-	}
-	return s
-}
-
-func (e *Error) Unwrap() error { return e.Err }

@@ -15,6 +15,8 @@ import (
 	"strings"
 
 	"github.com/u-root/u-root/pkg/cpio"
+
+	"understudy.dev/understudy/internal/live/hint"
 )
 
 // Spec is the content of an image.
@@ -25,7 +27,7 @@ type Spec struct {
 	Files      []File   // everything else, in any order
 }
 
-// File is one entry of an image. Use Dir, Link, Copy or Text to make one.
+// File is one entry of an image. Use Link, Copy or Text to make one.
 type File struct {
 	Path   string      // absolute path in the guest
 	Mode   fs.FileMode // permissions, with fs.ModeDir or fs.ModeSymlink
@@ -33,8 +35,10 @@ type File struct {
 	Data   []byte      // the content, or a link's target, if Source is empty
 }
 
-// Dir is a directory, needed only if it is empty or its permissions matter.
-func Dir(path string, perm fs.FileMode) File { return File{Path: path, Mode: fs.ModeDir | perm.Perm()} }
+// directory is one that is empty, or that something else is in.
+func directory(path string, perm fs.FileMode) File {
+	return File{Path: path, Mode: fs.ModeDir | perm.Perm()}
+}
 
 // Link is a symbolic link at path to target.
 func Link(path, target string) File {
@@ -66,9 +70,9 @@ func Distinct(files []File) []File {
 	return out
 }
 
-// Build writes the image to w. Nothing is written if an input is missing or
+// build writes the image to w. Nothing is written if an input is missing or
 // unfit; an *Error says which one and what to do.
-func Build(w io.Writer, spec Spec) error {
+func build(w io.Writer, spec Spec) error {
 	files, err := entries(spec)
 	if err != nil {
 		return err
@@ -76,7 +80,7 @@ func Build(w io.Writer, spec Spec) error {
 	out := cpio.Newc.Writer(w)
 	for i, f := range files {
 		if err := writeEntry(out, uint64(i+1), f); err != nil {
-			return &Error{"add " + f.Path, err, ""}
+			return hint.New("add "+f.Path, err, "")
 		}
 	}
 	if err := cpio.WriteTrailer(out); err != nil {
@@ -99,7 +103,7 @@ func WriteFile(path string, spec Spec) (err error) {
 		}
 	}()
 	buf := bufio.NewWriterSize(tmp, 1<<20)
-	if err := Build(buf, spec); err != nil {
+	if err := build(buf, spec); err != nil {
 		return fmt.Errorf("write image %s: %w", path, err)
 	}
 	if err := errors.Join(buf.Flush(), tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
@@ -141,7 +145,7 @@ func entries(spec Spec) ([]File, error) {
 		all = append(all, Copy("/lib/modules/"+base, m, 0o644))
 		order.WriteString(base + "\n")
 	}
-	all = append(all, Text(OrderFile, order.String(), 0o644))
+	all = append(all, Text(orderFile, order.String(), 0o644))
 
 	byPath := make(map[string]File)
 	for _, f := range all {
@@ -149,7 +153,7 @@ func entries(spec Spec) ([]File, error) {
 			return nil, err
 		}
 		if _, ok := byPath[f.Path]; ok {
-			return nil, &Error{"add " + f.Path, errors.New("given twice"), "remove one of the two"}
+			return nil, hint.New("add "+f.Path, errors.New("given twice"), "Remove one of the two.")
 		}
 		byPath[f.Path] = f
 	}
@@ -157,9 +161,9 @@ func entries(spec Spec) ([]File, error) {
 		for dir := path.Dir(f.Path); dir != "/"; dir = path.Dir(dir) {
 			parent, ok := byPath[dir]
 			if !ok {
-				byPath[dir] = Dir(dir, 0o755)
+				byPath[dir] = directory(dir, 0o755)
 			} else if !parent.Mode.IsDir() {
-				return nil, &Error{"add " + f.Path, fmt.Errorf("%s is not a directory", dir), "move one of the two"}
+				return nil, hint.New("add "+f.Path, fmt.Errorf("%s is not a directory", dir), "Move one of the two.")
 			}
 		}
 	}
@@ -175,15 +179,15 @@ func entries(spec Spec) ([]File, error) {
 // an executable that asks for a dynamic linker.
 func checkInit(name string) error {
 	op := "use " + name + " as /init"
-	const hint = "build it with CGO_ENABLED=0 (make build)"
+	const advice = "Build it with CGO_ENABLED=0 (make build)."
 	f, err := elf.Open(name)
 	if err != nil {
-		return &Error{op, err, hint}
+		return hint.New(op, err, advice)
 	}
 	defer f.Close()
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
-			return &Error{op, errors.New("it is dynamically linked"), hint}
+			return hint.New(op, errors.New("it is dynamically linked"), advice)
 		}
 	}
 	return nil
@@ -193,20 +197,20 @@ func checkInit(name string) error {
 func checkFile(f File) error {
 	op := "add " + f.Path
 	if !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path || f.Path == "/" {
-		return &Error{op, errors.New("not a clean absolute path"), "write it like /etc/hosts"}
+		return hint.New(op, errors.New("not a clean absolute path"), "Write it like /etc/hosts.")
 	}
 	if f.Mode.Type()&^(fs.ModeDir|fs.ModeSymlink) != 0 {
-		return &Error{op, fmt.Errorf("unsupported type %v", f.Mode.Type()), "let /init make it"}
+		return hint.New(op, fmt.Errorf("unsupported type %v", f.Mode.Type()), "Let /init make it.")
 	}
 	if f.Source == "" {
 		return nil
 	}
 	st, err := os.Stat(f.Source)
 	if err != nil {
-		return &Error{op, err, "install or build what provides it"}
+		return hint.New(op, err, "Install or build what provides it.")
 	}
 	if !st.Mode().IsRegular() {
-		return &Error{op, fmt.Errorf("%s is not a regular file", f.Source), "name a file"}
+		return hint.New(op, fmt.Errorf("%s is not a regular file", f.Source), "Name a file.")
 	}
 	return nil
 }

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/u-root/u-root/pkg/cpio"
+
+	"understudy.dev/understudy/internal/live/hint"
 )
 
 func TestBuildContent(t *testing.T) {
@@ -23,11 +25,11 @@ func TestBuildContent(t *testing.T) {
 			Copy("/bin/busybox", init, 0o755),
 			Link("/bin/sh", "busybox"),
 			Text("/etc/hosts", "127.0.0.1 localhost\n", 0o644),
-			Dir("/srv", 0o700),
+			directory("/srv", 0o700),
 		},
 	}
 	var image bytes.Buffer
-	if err := Build(&image, spec); err != nil {
+	if err := build(&image, spec); err != nil {
 		t.Fatal(err)
 	}
 	records, err := cpio.ReadAllRecords(cpio.Newc.Reader(bytes.NewReader(image.Bytes())))
@@ -74,7 +76,7 @@ func TestBuildContent(t *testing.T) {
 		t.Fatal(err)
 	}
 	var again bytes.Buffer
-	if err := Build(&again, spec); err != nil {
+	if err := build(&again, spec); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(image.Bytes(), again.Bytes()) {
@@ -99,14 +101,14 @@ func TestBuildRefuses(t *testing.T) {
 		{"dynamic init", Spec{Init: dynamic}, []string{"dynamically linked", "CGO_ENABLED=0"}},
 		{"no tree", Spec{Init: good, ModulesDir: dir, Modules: []string{"ext4"}}, []string{"modules.builtin", "lib/modules/RELEASE"}},
 		{"missing module", Spec{Init: good, ModulesDir: tree, Modules: []string{"virtio_nett"}},
-			[]string{"resolve module virtio_nett:", "neither built in nor a file", "check the spelling"}},
+			[]string{"resolve module virtio_nett:", "neither built in nor a file", "Check the spelling"}},
 		{"missing dependency", Spec{Init: good, ModulesDir: tree, Modules: []string{"orphan"}},
 			[]string{"resolve module gone (needed by orphan)"}},
 		{"cycle", Spec{Init: good, ModulesDir: tree, Modules: []string{"egg"}}, []string{"resolve module egg (needed by hen)", "depends on itself"}},
 		{"compressed", Spec{Init: good, ModulesDir: tree, Modules: []string{"zram"}}, []string{"zram.ko.xz", "compressed modules are not supported"}},
-		{"not ELF", Spec{Init: good, ModulesDir: tree, Modules: []string{"junk"}}, []string{"junk.ko", "unpack the kernel package again"}},
+		{"not ELF", Spec{Init: good, ModulesDir: tree, Modules: []string{"junk"}}, []string{"junk.ko", "Unpack the kernel package again"}},
 		{"missing file", Spec{Init: good, Files: []File{Copy("/bin/busybox", "/nowhere/busybox", 0o755)}},
-			[]string{"add /bin/busybox", "/nowhere/busybox", "install or build"}},
+			[]string{"add /bin/busybox", "/nowhere/busybox", "Install or build"}},
 		{"directory as file", Spec{Init: good, Files: []File{Copy("/bin/busybox", dir, 0o755)}}, []string{"not a regular file"}},
 		{"relative", Spec{Init: good, Files: []File{Text("etc/hosts", "", 0o644)}}, []string{"etc/hosts", "absolute path"}},
 		{"dot dot", Spec{Init: good, Files: []File{Text("/etc/../init", "", 0o644)}}, []string{"absolute path"}},
@@ -118,8 +120,8 @@ func TestBuildRefuses(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var out bytes.Buffer
-			err := Build(&out, tt.spec)
-			if _, ok := errors.AsType[*Error](err); !ok {
+			err := build(&out, tt.spec)
+			if _, ok := errors.AsType[*hint.Error](err); !ok {
 				t.Fatalf("got %v, want an *Error", err)
 			}
 			for _, w := range tt.want {

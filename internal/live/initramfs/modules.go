@@ -10,11 +10,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"understudy.dev/understudy/internal/live/hint"
 )
 
-// OrderFile is where the guest finds the names of its module files, one a
+// orderFile is where the guest finds the names of its module files, one a
 // line, each after the ones it depends on.
-const OrderFile = "/lib/modules/order"
+const orderFile = "/lib/modules/order"
 
 // maxModinfo bounds the .modinfo section we are willing to read, in bytes; the
 // longest ones are lists of device aliases of some ten KiB.
@@ -84,12 +86,12 @@ func (t *moduleTree) visit(order []string, state map[string]int, name, neededBy 
 		op += " (needed by " + neededBy + ")"
 	}
 	if state[name] == open {
-		return nil, &Error{op, errors.New("depends on itself"), "unpack the kernel package again"}
+		return nil, hint.New(op, errors.New("depends on itself"), "Unpack the kernel package again.")
 	}
 	path, ok := t.files[name]
 	if !ok {
-		return nil, &Error{op, fmt.Errorf("neither built in nor a file below %s", t.dir),
-			"check the spelling, or use a kernel package that has it"}
+		return nil, hint.New(op, fmt.Errorf("neither built in nor a file below %s", t.dir),
+			"Check the spelling, or use a kernel package that has it.")
 	}
 	state[name] = open
 	depends, err := readDepends(path)
@@ -107,10 +109,10 @@ func (t *moduleTree) visit(order []string, state map[string]int, name, neededBy 
 
 // openModuleTree indexes the modules below dir by name.
 func openModuleTree(dir string) (*moduleTree, error) {
-	const hint = "give the lib/modules/RELEASE directory of an unpacked kernel package (scripts/setup.sh makes one)"
+	const advice = "Give the lib/modules/RELEASE directory of an unpacked kernel package (scripts/setup.sh makes one)."
 	list, err := os.ReadFile(filepath.Join(dir, "modules.builtin"))
 	if err != nil {
-		return nil, &Error{"read modules of " + dir, err, hint}
+		return nil, hint.New("read modules of "+dir, err, advice)
 	}
 	t := &moduleTree{dir: dir, files: make(map[string]string), builtin: make(map[string]bool)}
 	for line := range strings.Lines(string(list)) {
@@ -128,7 +130,7 @@ func openModuleTree(dir string) (*moduleTree, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, &Error{"read modules of " + dir, err, hint}
+		return nil, hint.New("read modules of "+dir, err, advice)
 	}
 	return t, nil
 }
@@ -145,21 +147,21 @@ func moduleName(s string) string {
 func readDepends(path string) ([]string, error) {
 	op := "read module " + path
 	if !strings.HasSuffix(path, ".ko") {
-		return nil, &Error{op, errors.New("compressed modules are not supported"),
-			"decompress it, or use a kernel package with plain .ko files"}
+		return nil, hint.New(op, errors.New("compressed modules are not supported"),
+			"Decompress it, or use a kernel package with plain .ko files.")
 	}
 	f, err := elf.Open(path)
 	if err != nil {
-		return nil, &Error{op, err, "unpack the kernel package again"}
+		return nil, hint.New(op, err, "Unpack the kernel package again.")
 	}
 	defer f.Close()
 	section := f.Section(".modinfo")
 	if section == nil || section.Size > maxModinfo {
-		return nil, &Error{op, errors.New("no sane .modinfo section"), "unpack the kernel package again"}
+		return nil, hint.New(op, errors.New("no sane .modinfo section"), "Unpack the kernel package again.")
 	}
 	info, err := section.Data()
 	if err != nil {
-		return nil, &Error{op, err, "unpack the kernel package again"}
+		return nil, hint.New(op, err, "Unpack the kernel package again.")
 	}
 	return parseDepends(info), nil
 }

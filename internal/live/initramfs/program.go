@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"understudy.dev/understudy/internal/live/hint"
 )
 
 // libraryDirs are where the dynamic linker of Debian, and that of others, looks
@@ -34,7 +36,7 @@ func Programs(root string, paths ...string) ([]File, error) {
 			source := below(root, at)
 			needs, err := linked(root, source)
 			if err != nil {
-				return nil, &Error{"add program " + path, err, "install the package that has it"}
+				return nil, hint.New("add program "+path, err, "Install the package that has it.")
 			}
 			files = append(files, Copy(at, source, 0o755))
 			queue = append(queue, needs...)
@@ -48,7 +50,7 @@ func Programs(root string, paths ...string) ([]File, error) {
 func Add(path string) ([]File, error) {
 	st, err := os.Stat(path)
 	if err != nil {
-		return nil, &Error{"add file " + path, err, "correct the path"}
+		return nil, hint.New("add file "+path, err, "Correct the path.")
 	}
 	if dynamic(path) {
 		return Program(path)

@@ -38,8 +38,8 @@ const (
 	cldSizeV2 = cldSizeV1 + 1 + principalSize
 )
 
-// Client is one NFSv4 client as the kernel tracks it.
-type Client struct {
+// client is one NFSv4 client as the kernel tracks it.
+type client struct {
 	Name      []byte `json:"name"`                // co_ownerid of RFC 8881, nfs_client_id4 of RFC 7530: 1 to 1024 bytes
 	Principal []byte `json:"principal,omitempty"` // SHA-256 of its Kerberos principal, or nothing
 }
@@ -60,18 +60,18 @@ func (m cldMessage) command() byte { return m[1] }
 func (m cldMessage) hasPrincipal() bool { return len(m) == cldSizeV2 }
 
 // client is the one that a message is about.
-func (m cldMessage) client() (Client, error) {
+func (m cldMessage) client() (client, error) {
 	n := int(binary.LittleEndian.Uint16(m[cldUnion:]))
 	if n == 0 || n > maxClientName {
-		return Client{}, fmt.Errorf("client name of %d bytes", n)
+		return client{}, fmt.Errorf("client name of %d bytes", n)
 	}
-	c := Client{Name: append([]byte(nil), m[cldName:cldName+n]...)}
+	c := client{Name: append([]byte(nil), m[cldName:cldName+n]...)}
 	if !m.hasPrincipal() {
 		return c, nil
 	}
 	p := int(m[cldPrincipal])
 	if p > principalSize {
-		return Client{}, fmt.Errorf("principal's hash of %d bytes", p)
+		return client{}, fmt.Errorf("principal's hash of %d bytes", p)
 	}
 	if p > 0 {
 		c.Principal = append([]byte(nil), m[cldPrincipal+1:cldPrincipal+1+p]...)
@@ -93,7 +93,7 @@ func (m cldMessage) answerVersion() cldMessage {
 
 // record is a message on the way to the last answer to a question for all
 // clients: one of them. c is valid.
-func (m cldMessage) record(c Client) cldMessage {
+func (m cldMessage) record(c client) cldMessage {
 	r := append(cldMessage(nil), m...)
 	clear(r[cldUnion:])
 	binary.LittleEndian.PutUint16(r[cldUnion:], uint16(len(c.Name)))

@@ -7,7 +7,7 @@ import (
 )
 
 // message is one of the kernel's about a client.
-func message(size int, command byte, c Client) cldMessage {
+func message(size int, command byte, c client) cldMessage {
 	m := make(cldMessage, size)
 	m[0], m[1] = cldVersion, command
 	binary.LittleEndian.PutUint32(m[4:], 0x1234)
@@ -15,7 +15,7 @@ func message(size int, command byte, c Client) cldMessage {
 }
 
 func TestMessages(t *testing.T) {
-	long := Client{Name: bytes.Repeat([]byte("n"), maxClientName), Principal: bytes.Repeat([]byte{9}, principalSize)}
+	long := client{Name: bytes.Repeat([]byte("n"), maxClientName), Principal: bytes.Repeat([]byte{9}, principalSize)}
 	for _, size := range []int{cldSizeV1, cldSizeV2} {
 		m, err := checkCLD(message(size, cldCreate, long))
 		if err != nil {
@@ -28,7 +28,7 @@ func TestMessages(t *testing.T) {
 		if want := size == cldSizeV2; bytes.Equal(got.Principal, long.Principal) != want {
 			t.Errorf("%d bytes: principal %x", size, got.Principal)
 		}
-		r := m.record(Client{Name: []byte("short")})
+		r := m.record(client{Name: []byte("short")})
 		if got, err := r.client(); err != nil || string(got.Name) != "short" || got.Principal != nil {
 			t.Errorf("%d bytes: record of %+v, %v", size, got, err)
 		}
@@ -52,10 +52,10 @@ func TestMessageRefuses(t *testing.T) {
 	if _, err := checkCLD(make([]byte, cldSizeV1+1)); err == nil {
 		t.Error("a message of no version is taken")
 	}
-	nameless := message(cldSizeV2, cldCreate, Client{})
-	tooLong := message(cldSizeV2, cldCreate, Client{Name: []byte("x")})
+	nameless := message(cldSizeV2, cldCreate, client{})
+	tooLong := message(cldSizeV2, cldCreate, client{Name: []byte("x")})
 	binary.LittleEndian.PutUint16(tooLong[cldUnion:], maxClientName+1)
-	odd := message(cldSizeV2, cldCreate, Client{Name: []byte("x")})
+	odd := message(cldSizeV2, cldCreate, client{Name: []byte("x")})
 	odd[cldPrincipal] = principalSize + 1
 	for what, m := range map[string]cldMessage{"no name": nameless, "a name too long": tooLong, "a principal too long": odd} {
 		if c, err := m.client(); err == nil {
@@ -65,8 +65,8 @@ func TestMessageRefuses(t *testing.T) {
 }
 
 func FuzzMessage(f *testing.F) {
-	f.Add([]byte(message(cldSizeV1, cldRemove, Client{Name: []byte("a")})))
-	f.Add([]byte(message(cldSizeV2, cldCreate, Client{Name: []byte("a"), Principal: []byte{1}})))
+	f.Add([]byte(message(cldSizeV1, cldRemove, client{Name: []byte("a")})))
+	f.Add([]byte(message(cldSizeV2, cldCreate, client{Name: []byte("a"), Principal: []byte{1}})))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := checkCLD(b)
 		if err != nil {

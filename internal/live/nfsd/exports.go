@@ -11,11 +11,11 @@ import (
 // Export is one line of exports(5) in a form that we are sure to understand.
 type Export struct {
 	Path    string
-	Clients []ExportClient
+	Clients []exportClient
 }
 
-// ExportClient is whom an export is for, and how.
-type ExportClient struct {
+// exportClient is whom an export is for, and how.
+type exportClient struct {
 	Name string // a host, a network, a netgroup or a pattern
 	FSID string // of the option fsid: a number, a UUID, or root
 }
@@ -40,7 +40,7 @@ func ParseExport(line string) (Export, error) {
 		if !ok || !end || name == "" || strings.ContainsAny(options, "()") || name[0] == '-' {
 			return Export{}, fmt.Errorf("%q is no client with its options in parentheses", f)
 		}
-		c := ExportClient{Name: name}
+		c := exportClient{Name: name}
 		for o := range strings.SplitSeq(options, ",") {
 			if v, ok := strings.CutPrefix(o, "fsid="); ok {
 				c.FSID = v
@@ -59,7 +59,7 @@ var ErrNoFSID = errors.New("it has no fsid")
 
 // number is the fsid as the number that handles have it by, if it is one.
 // fsid=root is 0 (exports(5)).
-func (c ExportClient) number() (uint32, bool) {
+func (c exportClient) number() (uint32, bool) {
 	if c.FSID == "root" {
 		return 0, true
 	}

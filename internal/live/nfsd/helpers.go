@@ -66,8 +66,8 @@ func (s *Server) startHelpers(ctx context.Context) error {
 		command []string
 	}{
 		{111, []string{"rpcbind", "-f"}},
-		{MountPort, []string{"rpc.mountd", "-F", "-p", strconv.Itoa(MountPort)}},
-		{StatusPort, []string{"rpc.statd", "-F", "-L", "-P", nsmDir, "-p", strconv.Itoa(StatusPort), "-o", strconv.Itoa(notifyPort)}},
+		{mountPort, []string{"rpc.mountd", "-F", "-p", strconv.Itoa(mountPort)}},
+		{statusPort, []string{"rpc.statd", "-F", "-L", "-P", nsmDir, "-p", strconv.Itoa(statusPort), "-o", strconv.Itoa(notifyPort)}},
 	}
 	for _, h := range helpers {
 		if listens(h.port) {

@@ -21,10 +21,10 @@ const nfsdFS = "/proc/fs/nfsd"
 // lockd, 20048 is assigned to mountd; the status monitor has none, its ports are
 // those of Debian's wiki.
 const (
-	Port       = 2049
-	MountPort  = 20048
-	LockPort   = 4045
-	StatusPort = 32765
+	nfsPort    = 2049
+	mountPort  = 20048
+	lockPort   = 4045
+	statusPort = 32765
 	notifyPort = 32766
 )
 
@@ -57,7 +57,7 @@ func mountServer() error {
 // (fs/lockd/svc.c). It reads both when it starts.
 func setLocks(c wire.NFS) error {
 	for name, value := range map[string]string{
-		"nlm_tcpport": strconv.Itoa(LockPort), "nlm_udpport": strconv.Itoa(LockPort),
+		"nlm_tcpport": strconv.Itoa(lockPort), "nlm_udpport": strconv.Itoa(lockPort),
 		"nlm_grace_period": seconds(c.Grace),
 	} {
 		if err := os.WriteFile("/sys/module/lockd/parameters/"+name, []byte(value), 0); err != nil {
@@ -86,7 +86,7 @@ func arm(c wire.NFS) error {
 		if transport == "udp" && !c.UDP {
 			continue
 		}
-		if err := write("portlist", transport+" "+strconv.Itoa(Port)); err != nil {
+		if err := write("portlist", transport+" "+strconv.Itoa(nfsPort)); err != nil {
 			return err
 		}
 	}

@@ -33,14 +33,14 @@ type records struct {
 	// seen are the clients of this start: new, or known from before and done
 	// with reclaiming, or on the way. The others' records go with the grace.
 	seen  map[string]bool
-	known map[string]Client // by the names of their files
+	known map[string]client // by the names of their files
 }
 
 // openRecords reads the records in a state directory, which it makes if it has
 // to. Files that are no records, which a crash can leave, are skipped; the report
 // says which.
 func openRecords(state string) (r *records, skipped []error, err error) {
-	r = &records{dir: filepath.Join(state, clientsDir), seen: make(map[string]bool), known: make(map[string]Client)}
+	r = &records{dir: filepath.Join(state, clientsDir), seen: make(map[string]bool), known: make(map[string]client)}
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("make directory of client records: %w", err)
 	}
@@ -65,28 +65,28 @@ func openRecords(state string) (r *records, skipped []error, err error) {
 	return r, skipped, nil
 }
 
-func readRecord(path string) (Client, error) {
+func readRecord(path string) (client, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return Client{}, fmt.Errorf("read client record: %w", err)
+		return client{}, fmt.Errorf("read client record: %w", err)
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxRecord+1))
 	if err != nil {
-		return Client{}, fmt.Errorf("read client record: %w", err)
+		return client{}, fmt.Errorf("read client record: %w", err)
 	}
 	c, err := decodeRecord(b)
 	if err == nil && recordName(c) != filepath.Base(path) {
 		err = errors.New("it is another client's")
 	}
 	if err != nil {
-		return Client{}, fmt.Errorf("read client record %s: %w", filepath.Base(path), err)
+		return client{}, fmt.Errorf("read client record %s: %w", filepath.Base(path), err)
 	}
 	return c, nil
 }
 
 // decodeRecord reads the content of a record's file.
-func decodeRecord(b []byte) (c Client, err error) {
+func decodeRecord(b []byte) (c client, err error) {
 	if len(b) > maxRecord {
 		return c, fmt.Errorf("more than %d bytes", maxRecord)
 	}
@@ -99,14 +99,14 @@ func decodeRecord(b []byte) (c Client, err error) {
 	return c, nil
 }
 
-func recordName(c Client) string {
+func recordName(c client) string {
 	sum := sha256.Sum256(c.Name)
 	return hex.EncodeToString(sum[:])
 }
 
 // create has a client on the disk when it returns. That of one known from before
 // is there already.
-func (r *records) create(c Client) error {
+func (r *records) create(c client) error {
 	name := recordName(c)
 	r.seen[name] = true
 	old, ok := r.known[name]
@@ -125,7 +125,7 @@ func (r *records) create(c Client) error {
 }
 
 // remove has a client gone from the disk when it returns.
-func (r *records) remove(c Client) error {
+func (r *records) remove(c client) error {
 	name := recordName(c)
 	delete(r.seen, name)
 	if _, ok := r.known[name]; !ok {

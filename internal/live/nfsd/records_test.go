@@ -40,7 +40,7 @@ func try(t *testing.T, errs ...error) {
 // knows only what the disk says.
 func TestRecordsOverStarts(t *testing.T) {
 	state := t.TempDir()
-	a, b, c := Client{Name: []byte("a")}, Client{Name: []byte("b"), Principal: bytes.Repeat([]byte{7}, principalSize)}, Client{Name: []byte("c")}
+	a, b, c := client{Name: []byte("a")}, client{Name: []byte("b"), Principal: bytes.Repeat([]byte{7}, principalSize)}, client{Name: []byte("c")}
 
 	first := mustOpen(t, state)
 	if len(first.known) != 0 {
@@ -80,8 +80,8 @@ func TestRecordsOverStarts(t *testing.T) {
 func TestRecordsNewPrincipal(t *testing.T) {
 	state := t.TempDir()
 	r := mustOpen(t, state)
-	try(t, r.create(Client{Name: []byte("a")}), r.create(Client{Name: []byte("a"), Principal: []byte{1}}))
-	if got := mustOpen(t, state).known[recordName(Client{Name: []byte("a")})].Principal; !bytes.Equal(got, []byte{1}) {
+	try(t, r.create(client{Name: []byte("a")}), r.create(client{Name: []byte("a"), Principal: []byte{1}}))
+	if got := mustOpen(t, state).known[recordName(client{Name: []byte("a")})].Principal; !bytes.Equal(got, []byte{1}) {
 		t.Errorf("principal %x", got)
 	}
 }
@@ -90,10 +90,10 @@ func TestRecordsNewPrincipal(t *testing.T) {
 // reported, and costs no client its record.
 func TestRecordsSkipsWhatIsNone(t *testing.T) {
 	state := t.TempDir()
-	good := Client{Name: []byte("good")}
+	good := client{Name: []byte("good")}
 	try(t, mustOpen(t, state).create(good))
 	dir := filepath.Join(state, clientsDir)
-	other, err := json.Marshal(Client{Name: []byte("other")})
+	other, err := json.Marshal(client{Name: []byte("other")})
 	try(t, err,
 		os.WriteFile(filepath.Join(dir, "."+recordName(good)), []byte("half"), 0o600), // was being written
 		os.WriteFile(filepath.Join(dir, "empty"), nil, 0o600),

@@ -41,7 +41,7 @@ func probe(ctx context.Context) error {
 
 func ask(ctx context.Context, procedure uint32, arguments []byte) error {
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(Port)))
+	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(nfsPort)))
 	if err != nil {
 		return fmt.Errorf("reach nfsd: %w", err)
 	}

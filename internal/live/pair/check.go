@@ -15,11 +15,11 @@ type Machine struct {
 	MemAvailable uint64 // bytes that can be had without swapping
 }
 
-// Reserve is what must be left for the machine itself, and overhead what we
+// reserve is what must be left for the machine itself, and overhead what we
 // allow a QEMU process beside its guest's memory (its translation buffer with
 // emulation, mostly), in bytes. Both are allowances.
 const (
-	Reserve  = 256 << 20
+	reserve  = 256 << 20
 	overhead = 128 << 20
 )
 
@@ -57,7 +57,7 @@ func (p *Pair) checkCPUs(m Machine) (errs []error) {
 }
 
 func (p *Pair) checkMemory(m Machine) []error {
-	need := uint64(Reserve)
+	need := uint64(reserve)
 	for _, part := range p.Partitions {
 		need += part.Memory + overhead
 	}
@@ -68,7 +68,7 @@ func (p *Pair) checkMemory(m Machine) []error {
 	return []error{p.problem(key, "give the partitions less, or stop something",
 		"%s and %s for the partitions, with %s for QEMU and %s for this machine, are %s, and %s are available",
 		formatMemory(p.Partitions[0].Memory), formatMemory(p.Partitions[1].Memory),
-		formatMemory(2*overhead), formatMemory(Reserve), formatMemory(need), formatMemory(m.MemAvailable))}
+		formatMemory(2*overhead), formatMemory(reserve), formatMemory(need), formatMemory(m.MemAvailable))}
 }
 
 // checkFile wants a regular file that can be read. An empty path is fine.

@@ -14,7 +14,7 @@ func TestCheck(t *testing.T) {
 	for name, content := range map[string]string{"k": "kernel", "i": "cpio", "d.img": "raw", "empty": "", "q.img": "QFI\xfb"} {
 		os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600)
 	}
-	enough := Machine{CPUs: []int{0, 1}, MemAvailable: 128<<20*2 + Reserve + 2*overhead}
+	enough := Machine{CPUs: []int{0, 1}, MemAvailable: 128<<20*2 + reserve + 2*overhead}
 	valid := smallest + "disks: [{name: d, image: d.img, mount: /srv}]\n"
 	tests := []struct {
 		name     string
@@ -45,7 +45,7 @@ func TestCheck(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			p, err := Parse("pair.yaml", dir, []byte(strings.Replace(valid, tt.old, tt.new, 1)))
+			p, err := parse("pair.yaml", dir, []byte(strings.Replace(valid, tt.old, tt.new, 1)))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -30,7 +30,7 @@
 // notify says which clients of the dead side are told that their connections are
 // gone: all, none, or those of a list of local TCP ports.
 //
-// Relative paths are taken from the directory of the file. [Parse] judges the
+// Relative paths are taken from the directory of the file. [parse] judges the
 // text alone, [Load] also the formats of images that exist, and [Pair.Check]
 // the machine: its processors, its memory and all the files.
 package pair

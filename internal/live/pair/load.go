@@ -34,7 +34,7 @@ func Load(path string) (*Pair, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read pair: %w", err)
 	}
-	p, err := Parse(path, filepath.Dir(abs), data)
+	p, err := parse(path, filepath.Dir(abs), data)
 	if err != nil {
 		return nil, err
 	}
@@ -44,9 +44,9 @@ func Load(path string) (*Pair, error) {
 	return p, nil
 }
 
-// Parse validates the text of a pair.yaml. file is its name in messages, and
+// parse validates the text of a pair.yaml. file is its name in messages, and
 // relative paths in it start at dir. It looks at no other file.
-func Parse(file, dir string, data []byte) (*Pair, error) {
+func parse(file, dir string, data []byte) (*Pair, error) {
 	p := &Pair{file: file, lines: make(map[string]int)}
 	r := &reader{pair: p, dir: dir}
 	root, err := r.document(data)

@@ -49,7 +49,7 @@ takeover: {salvage: false, sync: before, notify: [2049, 80], notify_rate: 500}
 `
 
 func TestParseExample(t *testing.T) {
-	p, err := Parse("pair.yaml", "/etc/understudy", []byte(example))
+	p, err := parse("pair.yaml", "/etc/understudy", []byte(example))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ partitions:
 `
 
 func TestParseDefaults(t *testing.T) {
-	p, err := Parse("pair.yaml", "/", []byte(smallest+"disks: [{name: d, image: i, mount: /m}]\n"))
+	p, err := parse("pair.yaml", "/", []byte(smallest+"disks: [{name: d, image: i, mount: /m}]\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +189,7 @@ func TestParseRefuses(t *testing.T) {
 				"pair.yaml:2: takeover.sync: \"never\" is not known; use one of [before after]"},
 	}
 	valid := smallest + nic + disk
-	if _, err := Parse("pair.yaml", "/etc", []byte(valid)); err != nil {
+	if _, err := parse("pair.yaml", "/etc", []byte(valid)); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range tests {
@@ -197,7 +197,7 @@ func TestParseRefuses(t *testing.T) {
 			if strings.Count(valid, tt.old) != 1 {
 				t.Fatalf("%q occurs %d times", tt.old, strings.Count(valid, tt.old))
 			}
-			_, err := Parse("pair.yaml", "/etc", []byte(strings.Replace(valid, tt.old, tt.new, 1)))
+			_, err := parse("pair.yaml", "/etc", []byte(strings.Replace(valid, tt.old, tt.new, 1)))
 			if err == nil {
 				t.Fatal("accepted")
 			}
@@ -210,7 +210,7 @@ func TestParseRefuses(t *testing.T) {
 
 func TestParseEmpty(t *testing.T) {
 	for _, text := range []string{"", "\n# nothing\n", "---\n", "null"} {
-		_, err := Parse("p.yaml", "/", []byte(text))
+		_, err := parse("p.yaml", "/", []byte(text))
 		if p, ok := errors.AsType[*Problem](err); !ok || p.What != "is empty" {
 			t.Errorf("%q: %v, want that it is empty", text, err)
 		}
@@ -246,9 +246,7 @@ func TestLoadRefusesFormats(t *testing.T) {
 	}
 }
 
-// FuzzParse holds that no text panics, that every refusal is a list of
-// Problems, and that what is accepted is accepted again, and equal, when
-// written out.
+// FuzzParse holds that no text panics, and that every refusal is a list of Problems.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(example))
 	f.Add([]byte(smallest))
@@ -256,23 +254,12 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("name: [x"))
 	f.Add([]byte("a: &a [*a]\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		p, err := Parse("f", "/d", text)
+		_, err := parse("f", "/d", text)
 		if err != nil {
 			if _, ok := errors.AsType[*Problem](err); !ok {
 				t.Fatalf("refused with %T: %v", err, err)
 			}
 			return
-		}
-		out, err := p.YAML()
-		if err != nil {
-			t.Fatal(err)
-		}
-		again, err := Parse("f", "/d", out)
-		if err != nil {
-			t.Fatalf("%v\nin what was written of an accepted pair:\n%s", err, out)
-		}
-		if !reflect.DeepEqual(plain(p), plain(again)) {
-			t.Fatalf("read %+v\nwrote and read %+v", plain(p), plain(again))
 		}
 	})
 }

@@ -115,13 +115,3 @@ func (p *Pair) nfsRules(add addFunc) {
 			"%v is less than the lease of %v", n.Grace, n.Lease)
 	}
 }
-
-// node is the server's part of a pair.yaml.
-func (n *NFS) node() *yaml.Node {
-	exports := sequenceNode()
-	for _, e := range n.Exports {
-		exports.Content = append(exports.Content, textNode(e))
-	}
-	return mappingNode("exports", exports, "state", n.State, "lease", n.Lease.String(), "grace", n.Grace.String(),
-		"threads", strconv.Itoa(n.Threads), "udp", strconv.FormatBool(n.UDP))
-}

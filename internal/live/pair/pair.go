@@ -124,7 +124,7 @@ const (
 
 // Problem is one thing wrong with a pair.yaml or with what it names.
 type Problem struct {
-	File string // as given to Load or Parse
+	File string // as given to Load or parse
 	Line int    // 1-based; 0 if it is not about a line
 	Key  string // path of the key: "partitions.left.cpus"; empty if it is about the file
 	What string // what is wrong

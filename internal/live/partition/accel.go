@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -24,33 +25,6 @@ const (
 	KVM Accel = "kvm"
 	TCG Accel = "tcg"
 )
-
-// args are the accelerator and the CPU that goes with it.
-//
-// Under emulation: fast string operations are taken off the CPU's features,
-// since QEMU 7.2 emulates them byte by byte and the kernel would copy all data
-// with them; and cmpxchg16b, with which 6.12 double-faults there at boot.
-func (a Accel) args() []string {
-	if a == KVM {
-		return []string{"-accel", "kvm", "-cpu", "host"}
-	}
-	return []string{"-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off,cx16=off"}
-}
-
-// kernelParameters are what a kernel should know of what it runs on.
-//
-// Under emulation: it takes the HPET for its clock otherwise, and each reading
-// of that stops for QEMU's main loop (an eighth of a takeover's time); it counts
-// ticks of its timer at boot, and panics if a busy machine gives it none
-// (arch/x86/kernel/apic/io_apic.c, timer_irq_works); and Go programs, the agent
-// first, hash faster without emulated AVX2. What the kernel does not know goes
-// to init as its environment.
-func (a Accel) kernelParameters() []string {
-	if a == KVM {
-		return nil
-	}
-	return []string{"tsc=reliable", "clocksource=tsc", "no_timer_check", "GODEBUG=cpu.avx2=off"}
-}
 
 // probeLimit is how long a kernel may take to the end of its boot when probed.
 // On hardware that takes well under a second, under emulation about 1.5.
@@ -127,8 +101,8 @@ func probe(ctx context.Context, a Accel, kernel string) (bool, error) {
 	log := filepath.Join(dir, "console.log")
 	ctx, cancel := context.WithTimeoutCause(ctx, probeLimit, errSlow)
 	defer cancel()
-	args := append(a.args(), "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-m", "256",
-		"-kernel", kernel, "-append", "console=ttyS0 quiet panic=-1", "-serial", "file:"+log, "-no-reboot")
+	args := slices.Concat(headless, a.args(), []string{"-machine", "q35", "-m", "256",
+		"-kernel", kernel, "-append", "console=ttyS0 quiet panic=-1", "-serial", "file:" + log, "-no-reboot"})
 	cmd := exec.CommandContext(ctx, qemu, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var said bytes.Buffer

@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,5 +55,29 @@ func TestReserve(t *testing.T) {
 	}
 	if err := reserve(filepath.Join(dir, "does not"), 768<<10); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("too much: %v", err)
+	}
+}
+
+// TestFreeze: a frozen process does not run any more, and can be killed.
+func TestFreeze(t *testing.T) {
+	p := &Process{cmd: exec.Command("sh", "-c", "while :; do :; done")}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.Freeze()
+	stat := filepath.Join("/proc", strconv.Itoa(p.PID()), "stat")
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		b, err := os.ReadFile(stat)
+		if err == nil && strings.Contains(string(b), ") T ") {
+			break
+		}
+		if err != nil || time.Now().After(deadline) {
+			t.Errorf("not frozen: %s, %v", b, err)
+			break
+		}
+	}
+	p.Kill()
+	if err := p.cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("ended with %v", err)
 	}
 }

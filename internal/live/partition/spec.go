@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"understudy.dev/understudy/internal/live/wire"
@@ -44,14 +43,14 @@ func (s *Spec) RAMPath() string { return s.path(".ram") }
 // BeatPath is the page that the partition's agent beats on.
 func (s *Spec) BeatPath() string { return s.path(".beat") }
 
-// ConsolePath is the socket of the first serial port.
-func (s *Spec) ConsolePath() string { return s.path(".console") }
+// consolePath is the socket of the first serial port.
+func (s *Spec) consolePath() string { return s.path(".console") }
 
 // ConsoleLogPath keeps all that the first serial port said.
 func (s *Spec) ConsoleLogPath() string { return s.path(".console.log") }
 
-// LogPath has the QEMU command line and what QEMU printed.
-func (s *Spec) LogPath() string { return s.path(".log") }
+// logPath has the QEMU command line and what QEMU printed.
+func (s *Spec) logPath() string { return s.path(".log") }
 
 // AgentPath is the socket of the agent's virtio-serial port.
 func (s *Spec) AgentPath() string { return s.path(".agent") }
@@ -83,20 +82,12 @@ func (c *command) file(f *os.File) int {
 	return 2 + len(c.files)
 }
 
-// kernelParameters are what every partition boots with, and why.
-var kernelParameters = []string{
-	"console=ttyS0",
-	"panic=0",    // a dead kernel stays as it is: no reboot by itself
-	"oops=panic", // an oops is a death too: what it holds locked is lost
-	"random.trust_cpu=on",
-	"quiet",
-}
-
 // command is the QEMU command line of the partition, without the name of the
 // program. It starts stopped, so that its CPUs are pinned before they run.
 func (s *Spec) command() *command {
 	c := &command{}
-	c.arg("-nodefaults", "-no-user-config", "-display", "none", "-S")
+	c.arg(headless...)
+	c.arg("-S")
 	c.opt("-name", "understudy-"+s.Name, "debug-threads=on")
 	c.opt("-machine", "q35", "memory-backend=ram", "usb=off", "vmport=off")
 	c.arg(s.Accel.args()...)
@@ -111,7 +102,7 @@ func (s *Spec) command() *command {
 	}
 	c.opt("-action", "panic=none", reboot)
 	c.opt("-qmp", "unix:"+s.qmpPath(), "server=on", "wait=off")
-	c.opt("-chardev", "socket", "id=console", "path="+s.ConsolePath(), "server=on", "wait=off", "logfile="+s.ConsoleLogPath(), "logappend=on")
+	c.opt("-chardev", "socket", "id=console", "path="+s.consolePath(), "server=on", "wait=off", "logfile="+s.ConsoleLogPath(), "logappend=on")
 	c.opt("-serial", "chardev:console")
 	// Not opt: these are one string each to QEMU, commas and all.
 	c.arg("-kernel", s.Kernel)
@@ -119,8 +110,9 @@ func (s *Spec) command() *command {
 		c.arg("-initrd", s.Initramfs)
 	}
 	c.arg("-append", s.kernelCommandLine())
-	c.opt("-device", "pvpanic-pci")
-	c.opt("-device", "pvpanic") // kernels before 5.13 have a driver for this one only
+	for _, device := range panicDevices {
+		c.opt("-device", device)
+	}
 	c.opt("-device", "virtio-serial-pci")
 	c.opt("-chardev", "socket", "id=agent", "path="+s.AgentPath(), "server=on", "wait=off")
 	c.opt("-device", "virtserialport", "chardev=agent", "name="+wire.PortName)
@@ -133,8 +125,8 @@ func (s *Spec) command() *command {
 }
 
 func (s *Spec) kernelCommandLine() string {
-	words := append(slices.Clone(kernelParameters), s.Accel.kernelParameters()...)
-	return strings.TrimSpace(strings.Join(words, " ") + " " + s.Append)
+	words := append(s.Accel.kernelParameters(), s.Append)
+	return strings.TrimSpace(strings.Join(words, " "))
 }
 
 // CommandLine is the program and its arguments, quoted for a shell.
@@ -147,5 +139,3 @@ func (s *Spec) CommandLine() string {
 	}
 	return strings.Join(words, " ")
 }
-
-const qemu = "qemu-system-x86_64"

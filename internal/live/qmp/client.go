@@ -12,14 +12,14 @@ import (
 	"time"
 )
 
-// ErrGone is the error of everything that is asked of a connection that has
+// errGone is the error of everything that is asked of a connection that has
 // ended: the process exited or closed its monitor, or Close was called. A
 // context's end is not it.
-var ErrGone = errors.New("qmp connection gone")
+var errGone = errors.New("qmp connection gone")
 
-// ErrEventsLost is what a reader of events gets who fell so far behind that
+// errEventsLost is what a reader of events gets who fell so far behind that
 // events were dropped before it saw them.
-var ErrEventsLost = errors.New("qmp events lost: reader too slow")
+var errEventsLost = errors.New("qmp events lost: reader too slow")
 
 const (
 	maxEvents   = 4096                 // events kept for readers that are behind
@@ -29,9 +29,8 @@ const (
 // Client is a connection to one QEMU monitor. Its methods may be called from
 // any goroutine.
 type Client struct {
-	conn     net.Conn
-	greeting Greeting
-	writing  chan struct{} // holds one token; who has it may write to conn
+	conn    net.Conn
+	writing chan struct{} // holds one token; who has it may write to conn
 
 	mu      sync.Mutex
 	nextID  uint64
@@ -39,7 +38,7 @@ type Client struct {
 	events  []Event               // the newest, at most maxEvents
 	dropped int                   // events that came before events[0]
 	changed chan struct{}         // closed and replaced when an event comes, closed for good at the end
-	err     error                 // why the connection ended, if it has; wraps ErrGone
+	err     error                 // why the connection ended, if it has; wraps errGone
 }
 
 // Dial connects to the monitor at a Unix socket, trying again until ctx ends
@@ -81,14 +80,13 @@ func New(ctx context.Context, conn net.Conn) (*Client, error) {
 	if err == nil {
 		m, err = decodeMessage(line)
 	}
-	if err == nil && m.greeting == nil {
+	if err == nil && !m.greeting {
 		err = fmt.Errorf("not a greeting: %.80q", line)
 	}
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("greet qmp: %w", err)
 	}
-	c.greeting = *m.greeting
 	go c.read(lines)
 	if err := c.Execute(ctx, "qmp_capabilities", nil, nil); err != nil {
 		c.Close()
@@ -96,9 +94,6 @@ func New(ctx context.Context, conn net.Conn) (*Client, error) {
 	}
 	return c, nil
 }
-
-// Greeting returns what the server said of itself.
-func (c *Client) Greeting() Greeting { return c.greeting }
 
 // Close ends the connection. The process goes on.
 func (c *Client) Close() error {
@@ -116,7 +111,7 @@ func (c *Client) Err() error {
 // Execute sends a command and waits for its answer, which it stores in result
 // unless that is nil. args becomes a JSON object, or is nil. The error is an
 // *Error if the server refused, wraps ctx's if that ended first, and wraps
-// ErrGone if the connection ended.
+// errGone if the connection ended.
 func (c *Client) Execute(ctx context.Context, verb string, args, result any) error {
 	id, answer, err := c.register()
 	if err != nil {
@@ -263,7 +258,7 @@ func (c *Client) fail(reason error) {
 	if c.err != nil {
 		return
 	}
-	c.err = fmt.Errorf("%w: %w", ErrGone, reason)
+	c.err = fmt.Errorf("%w: %w", errGone, reason)
 	for id, answer := range c.waiting {
 		close(answer)
 		delete(c.waiting, id)
@@ -273,8 +268,8 @@ func (c *Client) fail(reason error) {
 
 // Events yields every event since the connection began and then each new one
 // as it comes; any number of readers each see all of them. The last pair
-// carries an error: ctx's, one that wraps ErrGone after the last event of a
-// connection that ended, or ErrEventsLost. A slow reader holds up nobody.
+// carries an error: ctx's, one that wraps errGone after the last event of a
+// connection that ended, or errEventsLost. A slow reader holds up nobody.
 func (c *Client) Events(ctx context.Context) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		next := 0 // counted from the beginning of the connection
@@ -288,7 +283,7 @@ func (c *Client) Events(ctx context.Context) iter.Seq2[Event, error] {
 			changed, gone := c.changed, c.err
 			c.mu.Unlock()
 			if lost {
-				yield(Event{}, ErrEventsLost)
+				yield(Event{}, errEventsLost)
 				return
 			}
 			for _, e := range batch {

@@ -16,16 +16,9 @@ const maxMessage = 16 << 20
 
 // message is what the server sends; exactly one of the kinds is set (qmp-spec, 2).
 type message struct {
-	greeting *Greeting
+	greeting bool
 	event    *Event
 	reply    *reply
-}
-
-// Greeting is the first message of a server (qmp-spec, 2.2).
-type Greeting struct {
-	Major, Minor, Micro int
-	Package             string   // the distribution's name for its build
-	Capabilities        []string // what could be negotiated: "oob"
 }
 
 // Event is a notice that the server sends by itself (qmp-spec, 2.5).
@@ -55,17 +48,7 @@ func (e *Error) Error() string { return fmt.Sprintf("qmp %s: %s (%s)", e.Command
 
 // wireMessage holds every key a server may send.
 type wireMessage struct {
-	QMP *struct {
-		Version struct {
-			Package string `json:"package"`
-			QEMU    struct {
-				Major int `json:"major"`
-				Minor int `json:"minor"`
-				Micro int `json:"micro"`
-			} `json:"qemu"`
-		} `json:"version"`
-		Capabilities []string `json:"capabilities"`
-	} `json:"QMP"`
+	QMP    *struct{}       `json:"QMP"` // the greeting (qmp-spec, 2.2)
 	Return json.RawMessage `json:"return"`
 	Error  *struct {
 		Class string `json:"class"`
@@ -89,8 +72,7 @@ func decodeMessage(line []byte) (message, error) {
 	var m message
 	kinds := 0
 	if w.QMP != nil {
-		v := w.QMP.Version
-		m.greeting = &Greeting{v.QEMU.Major, v.QEMU.Minor, v.QEMU.Micro, v.Package, w.QMP.Capabilities}
+		m.greeting = true
 		kinds++
 	}
 	if w.Event != "" {

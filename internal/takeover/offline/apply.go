@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -83,8 +84,8 @@ func (d *Disk) Apply(ctx context.Context, j Job, guest Guest) (*Result, error) {
 }
 
 func (d *Disk) unfinished(id Identity) error {
-	return &Error{"disk " + d.path, fmt.Errorf("a commit to it was broken off, and it is in between: it was from %s, Linux %s", id.Image, id.Kernel),
-		"Finish that first: apply the same image again."}
+	return hint.New("disk "+d.path, fmt.Errorf("a commit to it was broken off, and it is in between: it was from %s, Linux %s", id.Image, id.Kernel),
+		"Finish that first: apply the same image again.")
 }
 
 // prepare has the overlay made and filled, and everything durable that a commit
@@ -143,7 +144,7 @@ func (d *Disk) finish(ctx context.Context, r *Result) error {
 		return d.put(d.left.After)
 	})
 	if err != nil {
-		return &Error{"commit to " + d.path, err, "The disk is in between. Remove the cause and run the same command again: it goes on where this one stopped."}
+		return hint.New("commit to "+d.path, err, "The disk is in between. Remove the cause and run the same command again: it goes on where this one stopped.")
 	}
 	return d.done()
 }
@@ -208,8 +209,8 @@ func between(now, veils []Region, r *record) error {
 }
 
 func (d *Disk) changed(err error) error {
-	return &Error{"disk " + d.path, fmt.Errorf("it was written to since a commit to it was broken off: %w", err),
-		"It cannot be finished, and what it has now is not to be relied on: restore it to what it was, then remove " + d.work + " and apply again."}
+	return hint.New("disk "+d.path, fmt.Errorf("it was written to since a commit to it was broken off: %w", err),
+		"It cannot be finished, and what it has now is not to be relied on: restore it to what it was, then remove "+d.work+" and apply again.")
 }
 
 // read reads regions of the disk.

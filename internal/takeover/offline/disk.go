@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 
 	"understudy.dev/understudy/internal/live/fence"
+	"understudy.dev/understudy/internal/live/hint"
 )
 
 // Identity says what a disk is brought up to date from.
@@ -37,17 +38,6 @@ type Disk struct {
 	work string // directory, absolute
 	left *record
 }
-
-// Error says why a disk was not touched, or not finished.
-type Error struct {
-	What string
-	Err  error
-	Hint string // what the operator can do
-}
-
-func (e *Error) Error() string { return fmt.Sprintf("%s: %v\n  %s", e.What, e.Err, e.Hint) }
-
-func (e *Error) Unwrap() error { return e.Err }
 
 // Open claims a disk and looks for what an earlier run left. work is where the
 // overlay goes: empty means beside the disk. Nothing is made or changed.
@@ -75,11 +65,11 @@ const sector = 512
 
 func (d *Disk) open(work string) error {
 	if d.Size == 0 || d.Size%sector != 0 {
-		return &Error{"disk " + d.path, fmt.Errorf("%d bytes are not whole sectors", d.Size), "It must be a raw image, or a block device."}
+		return hint.New("disk "+d.path, fmt.Errorf("%d bytes are not whole sectors", d.Size), "It must be a raw image, or a block device.")
 	}
 	if work == "" && d.Device {
-		return &Error{"disk " + d.path, errors.New("there is no room beside a block device"),
-			"Name a directory on another disk with --work: it must have room for what is written, and outlast a power loss."}
+		return hint.New("disk "+d.path, errors.New("there is no room beside a block device"),
+			"Name a directory on another disk with --work: it must have room for what is written, and outlast a power loss.")
 	}
 	if work == "" {
 		work = filepath.Dir(d.path)
@@ -121,13 +111,13 @@ func (d *Disk) Work() string { return d.work }
 // the run was for the same, or had nothing left to do.
 func (d *Disk) clear(id Identity) error {
 	if l := d.left; l != nil && l.Step != stepDone && l.Identity.Sum != id.Sum {
-		return &Error{"work directory " + d.work,
+		return hint.New("work directory "+d.work,
 			fmt.Errorf("it is of an unfinished run for another image: %s, Linux %s", l.Identity.Image, l.Identity.Kernel),
-			"Nothing of that run is on the disk. If it is not wanted any more, remove the directory."}
+			"Nothing of that run is on the disk. If it is not wanted any more, remove the directory.")
 	}
 	if d.left == nil {
 		if left, err := os.ReadDir(d.work); err == nil && len(left) > 0 && !ours(left) {
-			return &Error{"work directory " + d.work, errors.New("it has other files in it"), "Move it away, or name another place with --work."}
+			return hint.New("work directory "+d.work, errors.New("it has other files in it"), "Move it away, or name another place with --work.")
 		}
 	}
 	if err := d.remove(); err != nil {

@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/hint"
 )
 
 // QEMU's programs for images, and for writing into one (package qemu-utils).
@@ -100,8 +102,8 @@ func (d *Disk) room() error {
 	// st_blocks counts 512 bytes (stat(2)). Only holes of the disk take room.
 	need := min(over.Blocks*512, d.Size-disk.Blocks*512)
 	if free := int64(place.Bavail) * place.Bsize; need > free {
-		return &Error{"disk " + d.path, fmt.Errorf("it may grow by %d bytes, and %d are free where it lies", need, free),
-			"Make room there. Nothing was written to the disk."}
+		return hint.New("disk "+d.path, fmt.Errorf("it may grow by %d bytes, and %d are free where it lies", need, free),
+			"Make room there. Nothing was written to the disk.")
 	}
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"understudy.dev/understudy/internal/live/hint"
 )
 
 // The steps of a run, as a record has them.
@@ -58,8 +60,8 @@ func readRecord(work string) (*record, error) {
 	}
 	r, err := parseRecord(b)
 	if err != nil {
-		return nil, &Error{"record " + f.Name(), err,
-			"It is not of this version of the program. If it is of an older one, finish with that."}
+		return nil, hint.New("record "+f.Name(), err,
+			"It is not of this version of the program. If it is of an older one, finish with that.")
 	}
 	return r, nil
 }

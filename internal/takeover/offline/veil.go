@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"understudy.dev/understudy/internal/live/hint"
 )
 
 // veilText begins each sector of a veil, for whoever looks at the disk.
@@ -50,8 +52,8 @@ func (d *Disk) unveiled() error {
 			return fmt.Errorf("read disk: %w", err)
 		}
 		if strings.HasPrefix(string(b), veilText) {
-			return &Error{"disk " + d.path, errors.New("a commit to it was broken off, and the rest of it is not in " + d.work),
-				"Name the directory of that run with --work, and apply the same image again."}
+			return hint.New("disk "+d.path, errors.New("a commit to it was broken off, and the rest of it is not in "+d.work),
+				"Name the directory of that run with --work, and apply the same image again.")
 		}
 	}
 	return nil

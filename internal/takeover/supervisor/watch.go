@@ -11,12 +11,12 @@ import (
 
 	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/live/qmp"
 )
 
-// dyingMessages are the events of QEMU by which a dying kernel tells of its panic; the
-// second one comes from a kernel that is about to boot its crash kernel (pvpanic,
+// dyingMessages are the events of QEMU by which a dying kernel tells of its panic (pvpanic,
 // docs/specs/pvpanic.txt in QEMU).
-var dyingMessages = []string{"GUEST_PANICKED", "GUEST_CRASHLOADED"}
+var dyingMessages = []string{qmp.EventGuestPanicked, qmp.EventGuestCrashloaded}
 
 func (sd *side) counter() uint64 {
 	return (*atomic.Uint64)(unsafe.Pointer(&sd.beat[liveness.CounterOffset])).Load()
@@ -131,7 +131,8 @@ func (sd *side) watch(ctx context.Context, h pair.Heartbeat, held func(why strin
 	}
 }
 
-// listen passes the dying message on.
+// listen passes the dying message on. The partition is frozen at once: a kernel with kdump
+// loaded goes on to boot its crash kernel, which must not get to the disks before the fence.
 func (sd *side) listen(ctx context.Context) <-chan liveness.Verdict {
 	dying := make(chan liveness.Verdict, 1)
 	go func() {
@@ -140,6 +141,7 @@ func (sd *side) listen(ctx context.Context) <-chan liveness.Verdict {
 				return // the process has ended, which is a sign of its own
 			}
 			if slices.Contains(dyingMessages, e.Name) {
+				sd.process.Freeze()
 				dying <- liveness.Verdict{
 					Cause: liveness.DyingMessage, At: time.Now(),
 					Detail: "the kernel of partition " + sd.name + " panicked",
