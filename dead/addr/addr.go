@@ -20,7 +20,7 @@ type Virt uint64
 // PFN is a page frame number: a physical address divided by PageSize.
 type PFN uint64
 
-// Index is the place of a page within a file, in units of PageSize.
+// Index is the number of a page within a file, in units of PageSize.
 type Index uint64
 
 // Ino is an inode number, unique within one file system.

@@ -59,7 +59,7 @@ func (c *checker) identify(b addr.Block, before, after []byte, regions map[uint6
 	group, _ := groupOf(s, b)
 	perBlock := s.BlockSize / uint32(s.DescSize)
 	for _, first := range []uint64{uint64(group) / uint64(perBlock) * uint64(perBlock), c.descriptors(b)} {
-		if place, _ := s.DescriptorPlace(uint32(first)); first < s.Groups() && place == b {
+		if home, _ := s.DescriptorLocation(uint32(first)); first < s.Groups() && home == b {
 			return c.compareDescriptors(uint32(first), before, after)
 		}
 	}

@@ -143,7 +143,7 @@ func (p *spoiler) extents() (node []byte, entries int) {
 
 // descriptor returns a descriptor of a group whose bitmap changes.
 func (p *spoiler) descriptor(group uint32) []byte {
-	place, at := p.super.DescriptorPlace(group)
+	place, at := p.super.DescriptorLocation(group)
 	if data, ok := p.changed[place]; ok {
 		return data[at : at+int(p.super.DescSize)]
 	}

@@ -46,7 +46,7 @@ func Parts(old io.ReaderAt, changed map[addr.Block][]byte) (ext4.Super, map[addr
 	super, _ := s.Location()
 	for b := range changed {
 		out[b] = Part{Kind: KindOther}
-		if place, _ := s.DescriptorPlace(0); b >= place && uint64(b-place) < (s.Groups()*uint64(s.DescSize)+uint64(s.BlockSize)-1)/uint64(s.BlockSize) {
+		if place, _ := s.DescriptorLocation(0); b >= place && uint64(b-place) < (s.Groups()*uint64(s.DescSize)+uint64(s.BlockSize)-1)/uint64(s.BlockSize) {
 			out[b] = Part{Kind: KindDescriptors}
 		}
 	}
@@ -114,7 +114,7 @@ func Seal(s ext4.Super, old io.ReaderAt, changed map[addr.Block][]byte, parts ma
 	})
 	seed := func(n addr.Ino) uint32 {
 		group, block, offset, _ := s.InodeLocation(n)
-		place, at := s.DescriptorPlace(group)
+		place, at := s.DescriptorLocation(group)
 		d, _ := v.block(place)
 		table := addr.Block(binary.LittleEndian.Uint32(d[at+8:]))
 		b, _ := v.block(table + addr.Block(block))
@@ -153,7 +153,7 @@ func Seal(s ext4.Super, old io.ReaderAt, changed map[addr.Block][]byte, parts ma
 			if p.Kind == KindInodeMap {
 				size, low, high = s.InodesPerGroup/8, 0x1a, 0x3a
 			}
-			place, at := s.DescriptorPlace(p.Group)
+			place, at := s.DescriptorLocation(p.Group)
 			if d, ok := changed[place]; ok {
 				sum := ext4.CRC32C(s.ChecksumSeed, b[:size])
 				binary.LittleEndian.PutUint16(d[at+low:], uint16(sum))
@@ -171,7 +171,7 @@ func Seal(s ext4.Super, old io.ReaderAt, changed map[addr.Block][]byte, parts ma
 }
 
 func sealDescriptors(s ext4.Super, n addr.Block, b []byte) {
-	first, _ := s.DescriptorPlace(0)
+	first, _ := s.DescriptorLocation(0)
 	perBlock := int(s.BlockSize / uint32(s.DescSize))
 	for at := range perBlock {
 		group := int(n-first)*perBlock + at

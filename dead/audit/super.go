@@ -54,12 +54,12 @@ func (c *checker) superblock(changed map[addr.Block][]byte) {
 			return
 		}
 	}
-	place, offset := c.old.super.Location()
-	before, err := c.old.block(place)
+	home, offset := c.old.super.Location()
+	before, err := c.old.block(home)
 	if !c.note(err) {
 		return
 	}
-	after, err := c.new.block(place)
+	after, err := c.new.block(home)
 	if !c.note(err) {
 		return
 	}

@@ -83,8 +83,8 @@ func (v *view) group(n uint32) (*ext4.Group, error) {
 	if uint64(n) >= v.super.Groups() {
 		return nil, fmt.Errorf("group %d does not exist", n)
 	}
-	place, offset := v.super.DescriptorPlace(n)
-	b, err := v.block(place)
+	home, offset := v.super.DescriptorLocation(n)
+	b, err := v.block(home)
 	if err != nil {
 		return nil, err
 	}

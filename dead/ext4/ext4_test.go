@@ -302,7 +302,7 @@ func TestDamage(t *testing.T) {
 			}
 			fs := open(t, path)
 			size := int(fs.Super.BlockSize)
-			desc, descOffset := fs.Super.DescriptorPlace(0)
+			desc, descOffset := fs.Super.DescriptorLocation(0)
 			check := func(what string, at, n int, read func(*ext4.FS) error) {
 				for i := range n {
 					image[at+i] ^= 0x10

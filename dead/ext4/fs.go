@@ -136,9 +136,9 @@ const (
 	GroupInodeZeroed GroupFlags = 4 // the inode table is zeroed
 )
 
-// DescriptorPlace returns the block of a group's descriptor and its offset
+// DescriptorLocation returns the block of a group's descriptor and its offset
 // there (fs/ext4/super.c, descriptor_loc).
-func (s *Super) DescriptorPlace(group uint32) (addr.Block, int) {
+func (s *Super) DescriptorLocation(group uint32) (addr.Block, int) {
 	perBlock := s.BlockSize / uint32(s.DescSize)
 	n := group / perBlock
 	offset := int(group%perBlock) * int(s.DescSize)
@@ -212,8 +212,8 @@ func (f *FS) Group(n uint32) (*Group, error) {
 	if uint64(n) >= f.Super.Groups() {
 		return nil, fmt.Errorf("read group %d: there are %d", n, f.Super.Groups())
 	}
-	place, offset := f.Super.DescriptorPlace(n)
-	b, err := f.Block(place)
+	home, offset := f.Super.DescriptorLocation(n)
+	b, err := f.Block(home)
 	if err != nil {
 		return nil, fmt.Errorf("read group %d: %w", n, err)
 	}

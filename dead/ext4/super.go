@@ -15,7 +15,7 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// SuperOffset and SuperSize are the place of the superblock on the device, in
+// SuperOffset and SuperSize are where the superblock lies on the device, in
 // bytes.
 const (
 	SuperOffset = 1024
@@ -239,7 +239,7 @@ func edit(b []byte, do func(out []byte)) ([]byte, error) {
 	return seal(out), nil
 }
 
-// The place of what the superblock says of errors: from s_error_count up to
+// Where the superblock has its fields about errors: from s_error_count up to
 // s_mount_opts (fs/ext4/ext4.h, EXT4_S_ERR_START, EXT4_S_ERR_END).
 const (
 	errorOffset = 0x194

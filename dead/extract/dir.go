@@ -34,13 +34,13 @@ type Dir struct {
 	ended  bool
 }
 
-// opened is a place that files are being put into, or were a moment ago.
+// opened is a directory that files are being put into, or were a moment ago.
 type opened struct {
-	place
+	outputDir
 	users int
 }
 
-// maxOpened bounds how many places stay open that nobody uses.
+// maxOpened bounds how many directories stay open without a user.
 const maxOpened = 16
 
 // NewDir makes or takes an empty directory. What it holds may be secret, or be
@@ -139,7 +139,7 @@ func (d *Dir) enter(name, dir string) (*opened, error) {
 			at.close() // it was only looked into
 		}
 	}
-	at, err := openPlace(d.stage, dir)
+	at, err := openOutputDir(d.stage, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +153,7 @@ func (d *Dir) leave(at *opened) {
 	at.users--
 }
 
-// closeAll closes the places, which nobody uses any more.
+// closeAll closes the directories, once no file is being put into them.
 func (d *Dir) closeAll() {
 	for dir, at := range d.open {
 		at.close() // it was only looked into
@@ -262,7 +262,7 @@ func (d *Dir) Abort() error {
 func advise(verb, name string, err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fmt.Errorf("%s %s: %w: nothing was kept; free space or choose another place for the output", verb, name, err)
+		return fmt.Errorf("%s %s: %w: nothing was kept; free space or choose another directory for the output", verb, name, err)
 	case errors.Is(err, syscall.EFBIG), errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.ENAMETOOLONG):
 		return fmt.Errorf("%w: %s %s: %w: the file system of the output cannot hold it", ErrSkip, verb, name, err)
 	}

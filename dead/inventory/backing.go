@@ -15,13 +15,13 @@ import (
 // Backing knows what the bytes of files are that memory does not hold.
 type Backing struct {
 	fs     *FileSystem
-	device *pagecache.Device // nil if places on the device cannot be told
+	device *pagecache.Device // nil if block mappings cannot be read
 	disk   io.ReaderAt       // nil if there is none
 }
 
 // Backing opens what lies behind the files of a file system. disk is the image of
 // its device, as the crash left it, or nil: then still some holes are known, from
-// what memory says of the places of files. A disk that was written to since the
+// the block mappings that memory has. A disk that was written to since the
 // crash is an error that wraps salvage.ErrDiskChanged.
 func (f *FileSystem) Backing(disk io.ReaderAt) (*Backing, error) {
 	b := &Backing{fs: f}

@@ -135,7 +135,7 @@ func NewReport(m *Image) *Report {
 	return &Report{Kernel: KernelReport{Release: m.Kernel.Release}, FileSystems: []FileSystemReport{}, Complete: true}
 }
 
-// Add adds what was found in a file system, and returns its place.
+// Add adds what was found in a file system, and returns its entry.
 func (r *Report) Add(f *FileSystem, found Found) *FileSystemReport {
 	out := FileSystemReport{Type: f.Super.Type, Device: f.Device, Files: make([]FileReport, 0, len(found.Files))}
 	if (f.Super.UUID != pagecache.UUID{}) {

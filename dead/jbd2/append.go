@@ -219,7 +219,7 @@ func (s *Super) encode(at Start, t *Transaction, committed time.Time) *encoded {
 	for rest := t.Blocks; len(rest) > 0; {
 		descriptor := make([]byte, s.BlockSize)
 		putHeader(descriptor, descriptorBlock, at.Sequence)
-		place := len(e.blocks)
+		first := len(e.blocks)
 		e.blocks = append(e.blocks, descriptor)
 		for offset, last := headerSize, false; !last; rest = rest[1:] {
 			data, flags := escape(rest[0].Data)
@@ -239,7 +239,7 @@ func (s *Super) encode(at Start, t *Transaction, committed time.Time) *encoded {
 		}
 		s.putTail(descriptor)
 		if s.Checksum == ChecksumV1 {
-			for _, b := range e.blocks[place:] {
+			for _, b := range e.blocks[first:] {
 				sum = crc32be(sum, b)
 			}
 		}

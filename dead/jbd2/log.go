@@ -65,7 +65,7 @@ func Open(d Disk) (*Log, error) {
 	return l, nil
 }
 
-// load reads the journal's inode, superblock and place.
+// load reads the journal's inode, superblock and extents.
 func (l *Log) load() error {
 	inode, err := l.FS.Inode(l.FS.Super.JournalInode)
 	if err != nil {

@@ -32,7 +32,7 @@ func (c Case) String() string {
 // ErrLog is wrapped where the log on the disk is not what the dead kernel left.
 var ErrLog = errors.New("the log on the disk is not what the dead kernel left: another copy, or mounted since")
 
-// fit says which case it is, and where the merged transaction belongs.
+// fit says which case it is, and where in the log the merged transaction begins.
 func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
 	c, n := j.Committing, j.Running
 	oldest := c
@@ -174,7 +174,7 @@ func fireTrigger(fs *ext4.FS, b Buffer) ([]byte, error) {
 }
 
 // finished reports whether a disk has a merged transaction already: as the last one
-// in its log, or all of its blocks in their places. What the superblock says, of the
+// in its log, or all of its blocks written home. What the superblock says, of the
 // journal and of errors, does not count.
 func finished(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction) (bool, error) {
 	super, _ := log.FS.Super.Location()

@@ -37,13 +37,13 @@ func Find(mem ram.Memory, options ...Option) (*Kernel, error) {
 	if broughtErr == nil {
 		return k, nil
 	}
-	places := scan(mem, notesOnPages)
-	if len(places) == 0 {
-		places = scan(mem, notesAnywhere)
+	notes := scan(mem, notesOnPages)
+	if len(notes) == 0 {
+		notes = scan(mem, notesAnywhere)
 	}
 	var found []*Kernel
 	var errs []error
-	for _, pa := range places[:min(len(places), maxCandidates)] {
+	for _, pa := range notes[:min(len(notes), maxCandidates)] {
 		k, err := f.at(pa)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("note at %v: %w", pa, err))

@@ -33,7 +33,7 @@ type symbolTable struct {
 
 // symbolIndex finds symbols by their names.
 type symbolIndex struct {
-	place []uint32 // of symbol i in names
+	start []uint32 // of symbol i in names
 	seed  maphash.Seed
 	first map[uint64]uint32 // hash of the name to the last symbol with it
 	next  []uint32          // the one before that with the same hash, plus one; 0 ends
@@ -56,7 +56,7 @@ const (
 	// fromBase: unsigned offsets from a base (x86-64 from 6.15 on, where the
 	// per-CPU section is linked relative to the image).
 	fromBase
-	// fromSelf: signed offsets from the place of the offset itself; there is
+	// fromSelf: signed offsets from the address of the offset itself; there is
 	// no base (observed on 7.2).
 	fromSelf
 	addressKinds
@@ -112,7 +112,7 @@ func newSymbolTable(raw symbolBytes, m *memo) (*symbolTable, error) {
 // read goes through all names and indexes them.
 func (t *symbolTable) read() (*symbolIndex, error) {
 	x := &symbolIndex{
-		place: make([]uint32, t.count),
+		start: make([]uint32, t.count),
 		next:  make([]uint32, t.count),
 		seed:  maphash.MakeSeed(),
 		first: make(map[uint64]uint32, t.count),
@@ -120,7 +120,7 @@ func (t *symbolTable) read() (*symbolIndex, error) {
 	scratch := make([]byte, 0, maxSymbolName)
 	pos := 0
 	for i := range t.count {
-		x.place[i] = uint32(pos)
+		x.start[i] = uint32(pos)
 		name, size, err := t.expand(pos, scratch)
 		if err != nil {
 			return nil, fmt.Errorf("parse kallsyms: symbol %d: %w", i, err)
@@ -211,7 +211,7 @@ func (t *symbolTable) search(name string) ([]uint64, error) {
 	scratch := make([]byte, 0, maxSymbolName)
 	i, ok := x.first[maphash.String(x.seed, name)]
 	for ok {
-		got, _, err := t.expand(int(x.place[i]), scratch)
+		got, _, err := t.expand(int(x.start[i]), scratch)
 		if err == nil && string(got) == name {
 			found = append(found, uint64(i))
 		}

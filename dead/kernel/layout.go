@@ -8,7 +8,7 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// Field is the place of a member within a structure, in bytes.
+// Field is where a member lies within a structure, in bytes.
 type Field struct {
 	Off, Size int
 }

@@ -27,9 +27,9 @@ type memo struct {
 // known is what the file of a memo holds.
 type known struct {
 	Release string `json:"release"` // for people
-	// Places are those of the symbol table, relative to _stext, where they had
+	// Tables are the addresses of the parts of the symbol table, relative to _stext, where they had
 	// to be searched for.
-	Places []uint64 `json:"places,omitempty"`
+	Tables []uint64 `json:"tables,omitempty"`
 	// Answers are by the digest of what they are about: the symbol table, the
 	// BTF of the image, that of a module.
 	Answers map[digest]*answerSet `json:"answers"`

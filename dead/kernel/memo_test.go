@@ -242,6 +242,6 @@ func FuzzMemo(f *testing.F) {
 		}
 		askTypes(t, types, "s", "m")
 		types.Enum("color", "RED")
-		(&memo{known: *known}).placesFrom(0)
+		(&memo{known: *known}).tablesFrom(0)
 	})
 }

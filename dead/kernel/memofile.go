@@ -126,7 +126,7 @@ func (m *memo) grown() bool {
 	return grown
 }
 
-// replaceFile puts a file in its place as a whole. It need not be durable: a torn
+// replaceFile replaces a file as a whole. It need not be durable: a torn
 // one would be ignored.
 func replaceFile(path string, content []byte) error {
 	dir := filepath.Dir(path)

@@ -138,8 +138,8 @@ func FuzzSymbolTable(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i := range min(len(x.place), 50) {
-			name, _, err := s.expand(int(x.place[i]), nil)
+		for i := range min(len(x.start), 50) {
+			name, _, err := s.expand(int(x.start[i]), nil)
 			if err != nil || len(s.lookup(string(name))) == 0 {
 				t.Errorf("symbol %d %q is not found: %v", i, name, err)
 			}

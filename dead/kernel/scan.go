@@ -21,10 +21,10 @@ type scanner func(chunk []byte) iter.Seq[int]
 // ascending order.
 func scan(mem ram.Memory, find scanner) []addr.Phys {
 	var (
-		mu     sync.Mutex
-		places []addr.Phys
-		wg     sync.WaitGroup
-		work   = make(chan addr.PhysRange)
+		mu    sync.Mutex
+		found []addr.Phys
+		wg    sync.WaitGroup
+		work  = make(chan addr.PhysRange)
 	)
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
@@ -35,7 +35,7 @@ func scan(mem ram.Memory, find scanner) []addr.Phys {
 				}
 				for off := range find(chunk) {
 					mu.Lock()
-					places = append(places, r.Start+addr.Phys(off))
+					found = append(found, r.Start+addr.Phys(off))
 					mu.Unlock()
 				}
 			}
@@ -46,8 +46,8 @@ func scan(mem ram.Memory, find scanner) []addr.Phys {
 	}
 	close(work)
 	wg.Wait()
-	slices.Sort(places)
-	return slices.Compact(places)
+	slices.Sort(found)
+	return slices.Compact(found)
 }
 
 // chunks cuts the memory that was ever touched into pieces. They overlap by a

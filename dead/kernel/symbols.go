@@ -13,7 +13,7 @@ type symbolTables struct {
 	relativeBase                                  addr.Virt // 0 if there is none
 }
 
-// all are the places, in an order that does not change.
+// all are the addresses, in an order that does not change.
 func (p *symbolTables) all() []*addr.Virt {
 	return []*addr.Virt{&p.count, &p.names, &p.tokenTable, &p.tokenIndex, &p.offsets, &p.relativeBase}
 }
@@ -21,51 +21,51 @@ func (p *symbolTables) all() []*addr.Virt {
 // loadSymbols reads the symbol table. Its parts are in the note since 6.0
 // (commit 5fd8fea935a1), and are searched for where they are not.
 func (k *Kernel) loadSymbols() error {
-	places, err := k.symbolTablesInNote()
+	tables, err := k.symbolTablesInNote()
 	if !errors.Is(err, ErrNotFound) {
 		if err != nil {
 			return err
 		}
-		return k.symbolsAt(places)
+		return k.symbolsAt(tables)
 	}
 	start, err := k.note.symbol("_stext")
 	if err != nil {
 		return err
 	}
 	// Where they were in another boot, they are likely to be in this one.
-	if places, ok := k.memo.placesFrom(start); ok && k.symbolsAt(places) == nil {
+	if tables, ok := k.memo.tablesFrom(start); ok && k.symbolsAt(tables) == nil {
 		return nil
 	}
-	if places, err = k.searchSymbols(start); err != nil {
+	if tables, err = k.searchSymbols(start); err != nil {
 		return err
 	}
-	k.memo.keepPlaces(places, start)
-	return k.symbolsAt(places)
+	k.memo.keepTables(tables, start)
+	return k.symbolsAt(tables)
 }
 
-// placesFrom returns the places that were kept, for an image that starts there.
-func (m *memo) placesFrom(start addr.Virt) (p symbolTables, ok bool) {
+// tablesFrom returns the tables that were kept, for an image that starts there.
+func (m *memo) tablesFrom(start addr.Virt) (p symbolTables, ok bool) {
 	all := p.all()
-	if len(m.known.Places) != len(all) {
+	if len(m.known.Tables) != len(all) {
 		return p, false
 	}
 	for i, a := range all {
-		*a = addr.Virt(m.known.Places[i])
+		*a = addr.Virt(m.known.Tables[i])
 	}
 	return p.moved(start), true
 }
 
-func (m *memo) keepPlaces(p symbolTables, start addr.Virt) {
+func (m *memo) keepTables(p symbolTables, start addr.Virt) {
 	p = p.moved(-start)
-	m.known.Places = nil
+	m.known.Tables = nil
 	for _, a := range p.all() {
-		m.known.Places = append(m.known.Places, uint64(*a))
+		m.known.Tables = append(m.known.Tables, uint64(*a))
 	}
 }
 
-// symbolsAt reads the symbol table whose parts are at these places.
-func (k *Kernel) symbolsAt(places symbolTables) error {
-	raw, err := k.readSymbolParts(places)
+// symbolsAt reads the symbol table whose parts are at these tables.
+func (k *Kernel) symbolsAt(tables symbolTables) error {
+	raw, err := k.readSymbolParts(tables)
 	if err != nil {
 		return err
 	}
@@ -74,14 +74,14 @@ func (k *Kernel) symbolsAt(places symbolTables) error {
 		return err
 	}
 	var base addr.Virt
-	if places.relativeBase != 0 {
-		v, err := k.U64(places.relativeBase)
+	if tables.relativeBase != 0 {
+		v, err := k.U64(tables.relativeBase)
 		if err != nil {
 			return err
 		}
 		base = addr.Virt(v)
 	}
-	if err := symbols.resolveOffsets(base, places.offsets, k.knownSymbols()); err != nil {
+	if err := symbols.resolveOffsets(base, tables.offsets, k.knownSymbols()); err != nil {
 		return err
 	}
 	k.symbols = symbols

@@ -147,7 +147,7 @@ func indexBehind(b []byte, start int) (index int, ok bool) {
 }
 
 // namesBefore finds the names that lie before a token table, and how many there
-// are. It tries every place that has a plausible number before it.
+// are. It tries every address that has a plausible number before it.
 func namesBefore(b []byte, table int) (names, count int, ok bool) {
 	const fewest = 1000 // symbols
 	lowest := max(16, table-maxNamesSize)
@@ -169,15 +169,15 @@ func namesBefore(b []byte, table int) (names, count int, ok bool) {
 }
 
 // namesFit checks that count names from an offset on are followed by markers,
-// the place of every 256th name, and these by the end of b. In between may be
+// the offset of every 256th name, and these by the end of b. In between may be
 // the order of the names, 3 bytes for each (6.2, commit 60443c88f3a8, and stable
 // 6.1).
 func namesFit(b []byte, names, count int) bool {
 	at := names
-	places := make([]int, 0, count/256+1)
+	starts := make([]int, 0, count/256+1)
 	for i := range count {
 		if i%256 == 0 {
-			places = append(places, at-names)
+			starts = append(starts, at-names)
 		}
 		if at+1 >= len(b) {
 			return false
@@ -193,12 +193,12 @@ func namesFit(b []byte, names, count int) bool {
 	}
 	align := func(n int) int { return (n + 7) &^ 7 }
 	markers := align(at)
-	end := align(markers + 4*len(places))
+	end := align(markers + 4*len(starts))
 	if end != len(b) && align(end+3*count) != len(b) {
 		return false
 	}
-	for i, place := range places {
-		if int(binary.LittleEndian.Uint32(b[markers+4*i:])) != place {
+	for i, start := range starts {
+		if int(binary.LittleEndian.Uint32(b[markers+4*i:])) != start {
 			return false
 		}
 	}

@@ -79,7 +79,7 @@ func (k *Kernel) loadTypes() error {
 		return err
 	}
 	if stop <= start || stop-start > maxBTF {
-		return fmt.Errorf("read BTF: %v to %v is not its place", start, stop)
+		return fmt.Errorf("read BTF: it cannot lie from %v to %v", start, stop)
 	}
 	raw, err := k.Bytes(start, int(stop-start))
 	if err != nil {

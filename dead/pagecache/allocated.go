@@ -172,14 +172,14 @@ func (d *Device) allocatedIn(i *Inode, at slotted) (out []AllocatedBlock, all bo
 	}
 	unsaved := 0
 	err = c.ring(p, func(b bufferState) {
-		off := p.index.Byte() + b.place
+		off := p.index.Byte() + b.off
 		if off >= i.Size || !b.has(l.dirty) && !b.has(l.asyncWrite) {
 			return
 		}
 		unsaved++
 		if b.has(l.uptodate) && b.has(l.mapped) && !b.has(l.delay) && !b.has(l.unwritten) && !b.has(l.private) && b.block < 1<<47 {
 			out = append(out, AllocatedBlock{
-				Piece: Piece{Span: addr.Span{Off: off, End: off + b.length}, Phys: p.frame.Phys() + addr.Phys(b.place)},
+				Piece: Piece{Span: addr.Span{Off: off, End: off + b.length}, Phys: p.frame.Phys() + addr.Phys(b.off)},
 				Disk:  int64(b.block) * b.length,
 			})
 		}

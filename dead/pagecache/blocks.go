@@ -16,7 +16,7 @@ type blocksLayout struct {
 	iomap, btrfs blocksField
 }
 
-// blocksField is the place of the bitmap; 0 if the kernel has no such structure.
+// blocksField is the offset of the bitmap; 0 if the kernel has no such structure.
 type blocksField struct {
 	off int
 }

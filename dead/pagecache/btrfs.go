@@ -112,7 +112,7 @@ func (f *Btrfs) own(i *Inode) ([]byte, error) {
 
 // Committed reports whether the disk has all that memory has of an inode but its
 // unsaved data, and the size and times that come with that: the transaction that changed it last is committed, and no data
-// that was written waits for its place to be recorded. Such data has clean pages
+// that was written waits for its extent to be recorded. Such data has clean pages
 // already (fs/btrfs/ordered-data.c).
 func (f *Btrfs) Committed(i *Inode) (bool, error) {
 	b, err := f.own(i)
@@ -122,7 +122,7 @@ func (f *Btrfs) Committed(i *Inode) (bool, error) {
 	return f.layout.lastTrans.Uint(b) <= f.LastCommitted && f.layout.ordered.Uint(b) == 0, nil
 }
 
-// Bare reports whether nothing of a file's data has a place on the disk, as the
+// Bare reports whether no extent of a file is on the disk, as the
 // kernel saw it: then what is not in memory is zeros.
 func (f *Btrfs) Bare(i *Inode) (bool, error) {
 	b, err := f.own(i)
@@ -133,7 +133,7 @@ func (f *Btrfs) Bare(i *Inode) (bool, error) {
 	return l.blocks.Uint(b) == 0 && l.bytes.Uint(b) == 0, nil
 }
 
-// Kept reports whether the places of a file's data are those that the last
+// Kept reports whether the extents of a file are those that the last
 // committed transaction has. It rests on what a fast fsync rests on: the kernel
 // lists all extents that the running transaction changed, or sets a flag
 // (fs/btrfs/tree-log.c, btrfs_log_changed_extents; extent_io.c,

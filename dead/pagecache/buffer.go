@@ -52,19 +52,19 @@ const minBuffer = 512
 type bufferState struct {
 	state  uint64
 	block  addr.Block // on the device, counted in its own length
-	place  int64      // in the page
+	off    int64      // in the page
 	length int64      // in bytes
 }
 
 func (b *bufferState) has(bit uint) bool { return b.state>>bit&1 == 1 }
 
-// ring visits the buffers of a page, which are a ring, in the order of their place
+// ring visits the buffers of a page, which are a ring, in the order of their offset
 // in the page (fs/buffer.c, create_empty_buffers).
 func (c *Cache) ring(p *pageState, visit func(bufferState)) error {
 	l := &c.layout.buffer
 	size := int64(p.pages) << addr.PageShift
-	place := int64(0)
-	for next := p.private; place < size; {
+	off := int64(0)
+	for next := p.private; off < size; {
 		b, err := c.k.Bytes(next, l.size)
 		if err != nil {
 			return fmt.Errorf("read buffer: %w", err)
@@ -72,24 +72,24 @@ func (c *Cache) ring(p *pageState, visit func(bufferState)) error {
 		length := int64(l.length.Uint(b))
 		inPage := int64(uint64(l.data.Pointer(b)) & uint64(size-1))
 		switch {
-		case length < minBuffer || length > size-place || length&(length-1) != 0:
+		case length < minBuffer || length > size-off || length&(length-1) != 0:
 			return fmt.Errorf("buffer at %v has %d bytes", next, length)
-		case inPage != place:
-			return fmt.Errorf("buffer at %v is at %d of its page, not %d", next, inPage, place)
+		case inPage != off:
+			return fmt.Errorf("buffer at %v is at %d of its page, not %d", next, inPage, off)
 		case c.frameOf(l.page.Pointer(b)) != p.frame:
 			return fmt.Errorf("buffer at %v is of another page", next)
 		}
-		visit(bufferState{state: l.state.Uint(b), block: addr.Block(l.block.Uint(b)), place: place, length: length})
-		place += length
+		visit(bufferState{state: l.state.Uint(b), block: addr.Block(l.block.Uint(b)), off: off, length: length})
+		off += length
 		next = l.next.Pointer(b)
-		if (place == size) != (next == p.private) {
+		if (off == size) != (next == p.private) {
 			return errors.New("the ring of buffers does not close")
 		}
 	}
 	return nil
 }
 
-// jbdDirty is the place of BH_JBDDirty behind BH_PrivateStart: a block of data that a
+// jbdDirty is the number of BH_JBDDirty behind BH_PrivateStart: a block of data that a
 // journal has (include/linux/jbd2.h, enum jbd_state_bits).
 const jbdDirty = 5
 
@@ -108,7 +108,7 @@ func (c *Cache) buffers(i *Inode, p *pageState, at slotted, yield func(Piece, er
 		switch {
 		case !b.has(l.dirty) && !b.has(l.asyncWrite) && !b.has(l.private+jbdDirty):
 		case b.has(l.uptodate):
-			found = append(found, p.piece(b.place, b.place+b.length))
+			found = append(found, p.piece(b.off, b.off+b.length))
 		default:
 			empty++
 		}

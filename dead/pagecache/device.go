@@ -112,7 +112,7 @@ func (d *Device) cached(off int64, size int) ([]byte, error) {
 	l := &d.c.layout.page
 	switch {
 	case p.mapping != d.mapping || index < p.index || uint64(index-p.index) >= p.pages:
-		return nil, fmt.Errorf("%w: page is of another place", errTree)
+		return nil, fmt.Errorf("%w: page has another index", errTree)
 	case l.canPoison && p.has(l.poisoned):
 		return nil, errors.New("broken memory")
 	}
@@ -125,14 +125,14 @@ func (d *Device) cached(off int64, size int) ([]byte, error) {
 	return d.c.k.Memory().View(p.frame.Phys()+addr.Phys(within), size)
 }
 
-// blockThere returns ErrNotCached if the buffer at a place of a page was not read.
+// blockThere returns ErrNotCached if the buffer at an offset of a page was not read.
 func (c *Cache) blockThere(p *pageState, within int64, size int) error {
 	if !p.has(c.layout.page.hasPrivate) {
 		return ErrNotCached
 	}
 	l := &c.layout.buffer
-	next, place := p.private, int64(0)
-	for place < int64(p.pages)<<addr.PageShift {
+	next, off := p.private, int64(0)
+	for off < int64(p.pages)<<addr.PageShift {
 		b, err := c.k.Bytes(next, l.size)
 		if err != nil {
 			return fmt.Errorf("read buffer: %w", err)
@@ -141,13 +141,13 @@ func (c *Cache) blockThere(p *pageState, within int64, size int) error {
 		if length < minBuffer || length > maxBlock || c.frameOf(l.page.Pointer(b)) != p.frame {
 			return fmt.Errorf("%w: buffer at %v does not check out", errTree, next)
 		}
-		if place <= within && within+int64(size) <= place+length {
+		if off <= within && within+int64(size) <= off+length {
 			if l.state.Uint(b)>>l.uptodate&1 == 0 {
 				return ErrNotCached
 			}
 			return nil
 		}
-		place, next = place+length, l.next.Pointer(b)
+		off, next = off+length, l.next.Pointer(b)
 	}
 	return ErrNotCached
 }
@@ -166,7 +166,7 @@ func (c *Cache) lookup(mapping addr.Virt, index addr.Index) (entry, error) {
 		}
 		return e, nil
 	}
-	var parent *place
+	var parent *treeNode
 	slot := 0
 	for e.isNode() {
 		l := &c.layout.node
@@ -174,7 +174,7 @@ func (c *Cache) lookup(mapping addr.Virt, index addr.Index) (entry, error) {
 		if err != nil {
 			return 0, err
 		}
-		here := place{node: e.node(), shift: int(l.shift.Uint(b))}
+		here := treeNode{node: e.node(), shift: int(l.shift.Uint(b))}
 		if err := w.check(b, here, parent, slot); err != nil {
 			return 0, err
 		}

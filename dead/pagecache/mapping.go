@@ -9,11 +9,11 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// Mapped is a stretch of bytes of a file that has a place on the device.
+// Mapped is a stretch of bytes of a file that is mapped to the device.
 type Mapped struct {
 	addr.Span
 	Disk      int64 // on the device, in bytes
-	Unwritten bool  // the place is reserved, and what is there is not the file's: it reads as zeros
+	Unwritten bool  // an unwritten extent: it reads as zeros, whatever is on the device
 }
 
 // Where a file lies is in its inode (fs/ext4/ext4.h): in flags, and in 15 numbers
@@ -76,7 +76,7 @@ func (d *Device) Mapping(i *Inode) ([]Mapped, error) {
 }
 
 // mappingOf reads the mapping of a file. One that is locked was being changed: it
-// may still confirm a place, but does not tell all of them.
+// may still confirm a block, but does not have all of them.
 func (d *Device) mappingOf(i *Inode, locked bool) ([]Mapped, error) {
 	if !d.super.HasBuffers() || d.super.BlockSize > maxBlock || d.super.BlockSize < 1024 {
 		return nil, fmt.Errorf("%w: file system is %s with blocks of %d bytes", ErrMapping, d.super.Type, d.super.BlockSize)

@@ -59,7 +59,7 @@ func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 	case err != nil:
 		return nil, err
 	case p.mapping != i.mapping || p.pages == 0 || at.index < p.index || uint64(at.index-p.index) >= p.pages:
-		return nil, fmt.Errorf("%w: page is of another place", errTree)
+		return nil, fmt.Errorf("%w: page has another index", errTree)
 	case c.layout.page.canPoison && p.has(c.layout.page.poisoned):
 		return nil, fmt.Errorf("page %d is broken memory", p.frame)
 	case at.index != p.index:
@@ -73,15 +73,15 @@ func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 	var out []Block
 	var bad error
 	err = c.ring(p, func(b bufferState) {
-		place := p.index.Byte() + b.place
+		disk := p.index.Byte() + b.off
 		switch {
 		case !b.has(l.dirty) && !b.has(l.asyncWrite) && !(b.has(l.lock) && b.has(l.uptodate)):
 			// One that is locked is being written by itself (fs/buffer.c,
 			// __sync_dirty_buffer), or read.
-		case !b.has(l.uptodate) || !b.has(l.mapped) || int64(b.block)*b.length != place:
+		case !b.has(l.uptodate) || !b.has(l.mapped) || int64(b.block)*b.length != disk:
 			bad = fmt.Errorf("block %d of %d bytes does not belong there", b.block, b.length)
 		default:
-			out = append(out, Block{Disk: place, Phys: p.frame.Phys() + addr.Phys(b.place), Len: b.length})
+			out = append(out, Block{Disk: disk, Phys: p.frame.Phys() + addr.Phys(b.off), Len: b.length})
 		}
 	})
 	if err == nil {

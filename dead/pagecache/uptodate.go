@@ -94,7 +94,7 @@ func (c *Cache) All(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 
 // every visits the entries below one node, marked or not. It ends for the same
 // reasons as treeWalk.node.
-func (w *treeWalk) every(at addr.Virt, parent *place, slot int, base addr.Index) bool {
+func (w *treeWalk) every(at addr.Virt, parent *treeNode, slot int, base addr.Index) bool {
 	l := &w.c.layout.node
 	covered := ^uint64(0)
 	if parent != nil {
@@ -104,7 +104,7 @@ func (w *treeWalk) every(at addr.Virt, parent *place, slot int, base addr.Index)
 	if err != nil {
 		return w.visit(slotted{index: base, pages: covered}, err)
 	}
-	here := place{node: at, shift: int(l.shift.Uint(b))}
+	here := treeNode{node: at, shift: int(l.shift.Uint(b))}
 	if err := w.check(b, here, parent, slot); err != nil {
 		return w.visit(slotted{index: base, pages: covered}, err)
 	}

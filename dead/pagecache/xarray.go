@@ -54,7 +54,7 @@ func (e entry) sibling() int { return int(e >> 2) }
 
 func (e entry) node() addr.Virt { return addr.Virt(e - 2) }
 
-// slotted is an entry and the place it has.
+// slotted is an entry and its index.
 type slotted struct {
 	entry
 	index addr.Index
@@ -86,8 +86,8 @@ func (c *Cache) marked(i *Inode, last addr.Index, visit func(slotted, error) boo
 	}
 }
 
-// place is where a node hangs in its tree.
-type place struct {
+// treeNode is a node and where it hangs in its tree.
+type treeNode struct {
 	node  addr.Virt
 	shift int
 }
@@ -97,7 +97,7 @@ type place struct {
 //
 // The recursion ends because shifts only get smaller. No node is visited twice,
 // because each says which slot of which parent it hangs in.
-func (w *treeWalk) node(at addr.Virt, parent *place, slot int, base addr.Index) bool {
+func (w *treeWalk) node(at addr.Virt, parent *treeNode, slot int, base addr.Index) bool {
 	l := &w.c.layout.node
 	covered := ^uint64(0)
 	if parent != nil {
@@ -107,7 +107,7 @@ func (w *treeWalk) node(at addr.Virt, parent *place, slot int, base addr.Index) 
 	if err != nil {
 		return w.visit(slotted{index: base, pages: covered}, err)
 	}
-	here := place{node: at, shift: int(l.shift.Uint(b))}
+	here := treeNode{node: at, shift: int(l.shift.Uint(b))}
 	if err := w.check(b, here, parent, slot); err != nil {
 		return w.visit(slotted{index: base, pages: covered}, err)
 	}
@@ -132,8 +132,8 @@ func (w *treeWalk) node(at addr.Virt, parent *place, slot int, base addr.Index) 
 	return true
 }
 
-// check compares what a node says about its place with where it was found.
-func (w *treeWalk) check(b []byte, here place, parent *place, slot int) error {
+// check compares what a node says of its parent and slot with where it was found.
+func (w *treeWalk) check(b []byte, here treeNode, parent *treeNode, slot int) error {
 	l := &w.c.layout.node
 	switch {
 	case l.array.Pointer(b) != w.array:
@@ -153,7 +153,7 @@ func (w *treeWalk) check(b []byte, here place, parent *place, slot int) error {
 }
 
 // slot visits what is in one marked slot of a node.
-func (w *treeWalk) slot(b []byte, here place, slot int, index addr.Index) bool {
+func (w *treeWalk) slot(b []byte, here treeNode, slot int, index addr.Index) bool {
 	slots := w.c.layout.node.slots
 	e := entry(kernel.Field{Off: slots.Off + 8*slot, Size: 8}.Uint(b))
 	switch {

@@ -65,13 +65,13 @@ const (
 	xfsFormatTree    = 3
 )
 
-// Delayed is the Disk of a stretch that has no place yet: its data is in memory
+// Delayed is the Disk of a delayed allocation: its data is in memory
 // alone.
 const Delayed = -1
 
 // Mapping returns where a regular file lies on its device, ascending, as the dead
 // kernel knew it. What is not mapped is zeros. A stretch whose blocks are still to
-// be allocated has Delayed for its place.
+// be allocated has Delayed for its Disk.
 func (x *XFS) Mapping(i *Inode) ([]Mapped, error) {
 	b, err := x.own(i)
 	if err != nil {

@@ -45,7 +45,7 @@ type avmlChunk struct {
 type avmlChunks struct {
 	in     input
 	chunks []avmlChunk
-	// extents are the same memory; their places in the file mean nothing.
+	// extents are the same memory; their offsets in the file mean nothing.
 	extents extents
 }
 

@@ -163,7 +163,7 @@ func (h *latestFirst) Pop() any {
 // errGap says that nothing was ever written to a part of the real file.
 var errGap = errors.New("the flattened dump has nothing there")
 
-// ReadAt reads from the real file. A place that no record wrote to is an error: a
+// ReadAt reads from the real file. An offset that no record wrote to is an error: a
 // real file would have zeros there, made up by the file system.
 func (f *flat) ReadAt(p []byte, off int64) (int, error) {
 	done := 0

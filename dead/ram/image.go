@@ -75,7 +75,7 @@ func compare(a, b addr.Phys) int {
 	return 0
 }
 
-// extent is one piece of physical memory and its place in the file.
+// extent is one piece of physical memory and where it lies in the file.
 type extent struct {
 	phys addr.PhysRange
 	off  int64

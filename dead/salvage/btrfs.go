@@ -20,7 +20,7 @@ type btrfsSuper struct {
 	roots                           map[uint64]uint64 // by generation, of those that are remembered
 }
 
-// btrfsSuperOffset is the place of the first superblock, in bytes
+// btrfsSuperOffset is where the first superblock lies, in bytes
 // (BTRFS_SUPER_INFO_OFFSET).
 const btrfsSuperOffset = 64 << 10
 

@@ -14,7 +14,7 @@ import (
 type OnDisk struct {
 	Family string // "ext", "xfs" or "btrfs"
 	UUID   pagecache.UUID
-	// Super are the places, in bytes and whole sectors, that differ between one
+	// Super are the spans, in bytes and whole sectors, that differ between one
 	// mount and another.
 	Super []addr.Span
 }

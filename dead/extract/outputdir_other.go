@@ -8,32 +8,32 @@ import (
 	"time"
 )
 
-// place is a directory that files are put into.
-type place struct{ root *os.Root }
+// outputDir is a directory that files are put into.
+type outputDir struct{ root *os.Root }
 
-func openPlace(root *os.Root, dir string) (place, error) {
+func openOutputDir(root *os.Root, dir string) (outputDir, error) {
 	r, err := root.OpenRoot(dir)
-	return place{r}, err
+	return outputDir{r}, err
 }
 
 // owns reports whether a new file here is known to have this owner to begin with.
-func (p place) owns(uid, gid uint32) bool { return false }
+func (p outputDir) owns(uid, gid uint32) bool { return false }
 
 // allows reports whether a new file here is known to get these permissions if it is
 // created with them.
-func (p place) allows(perm uint16) bool { return false }
+func (p outputDir) allows(perm uint16) bool { return false }
 
 // create makes a file that was not there.
-func (p place) create(name string, perm uint16) (output, error) {
+func (p outputDir) create(name string, perm uint16) (output, error) {
 	f, err := p.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fs.FileMode(perm))
 	return output{f}, err
 }
 
-func (p place) chtimes(name string, atime, mtime time.Time) error {
+func (p outputDir) chtimes(name string, atime, mtime time.Time) error {
 	return p.root.Chtimes(name, atime, mtime)
 }
 
-func (p place) close() error { return p.root.Close() }
+func (p outputDir) close() error { return p.root.Close() }
 
 // output is a file to be written.
 type output struct{ f *os.File }

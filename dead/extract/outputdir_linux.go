@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// place is a directory that files are put into. A name in it is a single one, which
+// outputDir is a directory that files are put into. A name in it is a single one, which
 // the kernel looks up without a walk from the top, as os.Root would have to.
-type place struct {
+type outputDir struct {
 	dir      *os.File
 	fd       int
 	known    bool   // what follows is
@@ -23,19 +23,19 @@ type place struct {
 // probeName is of a file that is gone before any other comes.
 const probeName = ".understudy-probe"
 
-func openPlace(root *os.Root, dir string) (place, error) {
+func openOutputDir(root *os.Root, dir string) (outputDir, error) {
 	f, err := root.Open(dir)
 	if err != nil {
-		return place{}, err
+		return outputDir{}, err
 	}
-	p := place{dir: f, fd: int(f.Fd())}
+	p := outputDir{dir: f, fd: int(f.Fd())}
 	p.probe()
 	return p, nil
 }
 
 // probe finds out what new files here are like, which depends on the file system, its
 // mount, the directory, its default ACL and the umask.
-func (p *place) probe() {
+func (p *outputDir) probe() {
 	out, err := p.create(probeName, 0o777)
 	if err != nil {
 		return // it is said where it matters
@@ -47,14 +47,14 @@ func (p *place) probe() {
 }
 
 // owns reports whether a new file here is known to have this owner to begin with.
-func (p place) owns(uid, gid uint32) bool { return p.known && uid == p.uid && gid == p.gid }
+func (p outputDir) owns(uid, gid uint32) bool { return p.known && uid == p.uid && gid == p.gid }
 
 // allows reports whether a new file here is known to get these permissions if it is
 // created with them.
-func (p place) allows(perm uint16) bool { return p.known && uint32(perm)&^p.allowed == 0 }
+func (p outputDir) allows(perm uint16) bool { return p.known && uint32(perm)&^p.allowed == 0 }
 
 // create makes a file that was not there; O_EXCL does not follow links.
-func (p place) create(name string, perm uint16) (output, error) {
+func (p outputDir) create(name string, perm uint16) (output, error) {
 	var fd int
 	err := again(func() (err error) {
 		fd, err = unix.Openat(p.fd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, uint32(perm))
@@ -66,7 +66,7 @@ func (p place) create(name string, perm uint16) (output, error) {
 	return output(fd), nil
 }
 
-func (p place) chtimes(name string, atime, mtime time.Time) error {
+func (p outputDir) chtimes(name string, atime, mtime time.Time) error {
 	times := make([]unix.Timespec, 2)
 	for i, t := range []time.Time{atime, mtime} {
 		var err error
@@ -77,7 +77,7 @@ func (p place) chtimes(name string, atime, mtime time.Time) error {
 	return os.NewSyscallError("utimensat", unix.UtimesNanoAt(p.fd, name, times, unix.AT_SYMLINK_NOFOLLOW))
 }
 
-func (p place) close() error { return p.dir.Close() }
+func (p outputDir) close() error { return p.dir.Close() }
 
 // output is the descriptor of a file to be written. An os.File costs as much as half
 // of the system calls for a small file.
