@@ -57,7 +57,7 @@ func (c *checker) readIndex(d *directory) error {
 // index reads the index of a directory in one view.
 func (v *view) index(s *state, blocks []addr.Block) (*index, error) {
 	if len(blocks) == 0 {
-		return nil, errors.New("it is empty")
+		return nil, errors.New("the directory is empty")
 	}
 	b, err := v.block(blocks[0])
 	if err != nil {

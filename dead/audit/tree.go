@@ -330,7 +330,7 @@ func (m *mapper) indexPointer(b addr.Block, level int, from, span uint64) error 
 		return nil
 	}
 	if !m.v.super.Contains(b, 1) {
-		return fmt.Errorf("it has pointers in block %d", b)
+		return fmt.Errorf("its block of pointers %d is outside of the file system", b)
 	}
 	if level == 1 {
 		m.leaf(leaf{b, from, from + span})

@@ -95,7 +95,7 @@ func ExtentEntries(node []byte, level int) ([]byte, error) {
 	case u16(0) != extentMagic:
 		return nil, fmt.Errorf("magic %#x", u16(0))
 	case u16(6) != level:
-		return nil, fmt.Errorf("it says it is %d", u16(6))
+		return nil, fmt.Errorf("eh_depth is %d, not %d", u16(6), level)
 	case u16(4) == 0 || u16(4) > room:
 		return nil, fmt.Errorf("room for %d entries instead of %d", u16(4), room)
 	case n > u16(4) || n == 0 && level > 0:

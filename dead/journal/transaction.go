@@ -39,9 +39,9 @@ func (r *reader) transaction(at addr.Virt) (*Transaction, error) {
 	}
 	switch {
 	case f.journal.Pointer(b) != r.at:
-		return nil, fmt.Errorf("%w: it belongs to the journal at %v", ErrDamaged, f.journal.Pointer(b))
+		return nil, fmt.Errorf("%w: t_journal is %v", ErrDamaged, f.journal.Pointer(b))
 	case t.State >= StateFinished:
-		return nil, fmt.Errorf("%w: it is %v", ErrDamaged, t.State)
+		return nil, fmt.Errorf("%w: t_state is %v", ErrDamaged, t.State)
 	case t.Updates < 0 || t.Updates > maxUpdates:
 		return nil, fmt.Errorf("%w: %d open handles", ErrDamaged, t.Updates)
 	}
@@ -133,14 +133,14 @@ func (r *reader) take(t *Transaction, at addr.Virt, head []byte, kind uint32, se
 	case int(f.length.Uint(b)) != r.block:
 		return fmt.Errorf("%w: block %d has %d bytes", ErrDamaged, block, f.length.Uint(b))
 	case !has(f.uptodate):
-		return fmt.Errorf("%w: block %d is not up to date", ErrDamaged, block)
+		return fmt.Errorf("%w: block %d is not uptodate", ErrDamaged, block)
 	}
 	data, err := r.data(b, block)
 	if err != nil {
 		return err
 	}
 	if _, twice := seen[block]; twice {
-		return fmt.Errorf("%w: block %d is there twice", ErrDamaged, block)
+		return fmt.Errorf("%w: block %d is in the transaction twice", ErrDamaged, block)
 	}
 	seen[block] = len(t.Buffers)
 	t.Buffers = append(t.Buffers, Buffer{Block: block, Data: data, Trigger: h.triggers.Pointer(head) != 0})

@@ -108,7 +108,7 @@ func readNote(mem ram.Memory, pa addr.Phys) (*note, error) {
 	}
 	size, ok := noteTextSize(head)
 	if !ok {
-		return nil, errors.New("it is not a note")
+		return nil, errors.New("no VMCOREINFO note there")
 	}
 	text, err := mem.View(pa+noteTextOffset, size)
 	if err != nil {

@@ -282,7 +282,7 @@ func (t *Types) anonymous(constant string) ([]uint64, error) {
 				continue
 			}
 			if len(found) > 0 && v.Value != found[0] {
-				return nil, fmt.Errorf("%w: it is %d and %d", ErrAmbiguous, found[0], v.Value)
+				return nil, fmt.Errorf("%w: %d and %d", ErrAmbiguous, found[0], v.Value)
 			}
 			found = []uint64{v.Value}
 		}

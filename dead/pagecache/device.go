@@ -58,7 +58,7 @@ func (c *Cache) Device(s *Superblock, disk io.ReaderAt) (*Device, error) {
 	}
 	number, err := c.k.U32(dev.In(owner))
 	if err == nil && addr.Dev(number) != s.Dev {
-		err = fmt.Errorf("it is %v, not %v", addr.Dev(number), s.Dev)
+		err = fmt.Errorf("the block device is %v, not %v", addr.Dev(number), s.Dev)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open device of %s: %w", s.ID, err)
@@ -114,7 +114,7 @@ func (d *Device) cached(off int64, size int) ([]byte, error) {
 	case p.mapping != d.mapping || index < p.index || uint64(index-p.index) >= p.pages:
 		return nil, fmt.Errorf("%w: page has another index", errTree)
 	case l.canPoison && p.has(l.poisoned):
-		return nil, errors.New("broken memory")
+		return nil, errors.New("page is poisoned: its memory is broken")
 	}
 	within := off - p.index.Byte()
 	if !p.has(l.uptodate) {

@@ -121,7 +121,7 @@ func (c *Cache) journal(s *Superblock, journal addr.Virt) (*Journal, error) {
 		return nil, err
 	}
 	if owner := l.private.Pointer(b); owner != s.Addr {
-		return nil, fmt.Errorf("it belongs to superblock at %v", owner)
+		return nil, fmt.Errorf("ext4_sb_info belongs to the superblock at %v", owner)
 	}
 	super, err := c.k.Bytes(l.journalSuper.Pointer(b), 4)
 	if err != nil {

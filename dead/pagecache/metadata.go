@@ -52,7 +52,7 @@ func (d *Device) Unsaved() iter.Seq2[Block, error] {
 func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 	c, l := d.c, &d.c.layout.buffer
 	if at.isValue() || at.isInternal() || at.entry == 0 {
-		return nil, fmt.Errorf("it holds %#x", uint64(at.entry))
+		return nil, fmt.Errorf("slot holds %#x", uint64(at.entry))
 	}
 	p, err := c.page(addr.Virt(at.entry))
 	switch {
@@ -125,7 +125,7 @@ func (b *Buffers) Check(page addr.Virt, data addr.Phys, block addr.Block, size i
 	case p.mapping != b.d.mapping:
 		return b.ofFile(p.mapping, off, block, size)
 	case off != int64(block)*int64(size):
-		return fmt.Errorf("block %d: its page is of block %d", block, off/int64(size))
+		return fmt.Errorf("block %d: its page lies where block %d does", block, off/int64(size))
 	}
 	return nil
 }

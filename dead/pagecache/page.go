@@ -145,7 +145,7 @@ func (c *Cache) pieces(s *Superblock, i *Inode, at slotted, yield func(Piece, er
 	case at.isValue() && i.Flags&FlagDAX != 0:
 		return yield(Piece{}, i.refuse(at.index, at.pages, DAX, nil))
 	case at.isValue(), at.isInternal(), at.entry == 0:
-		return yield(Piece{}, i.refuse(at.index, at.pages, BadSlot, fmt.Errorf("it holds %#x", uint64(at.entry))))
+		return yield(Piece{}, i.refuse(at.index, at.pages, BadSlot, fmt.Errorf("slot holds %#x", uint64(at.entry))))
 	}
 	p, err := c.page(addr.Virt(at.entry))
 	if err != nil {
@@ -156,12 +156,12 @@ func (c *Cache) pieces(s *Superblock, i *Inode, at slotted, yield func(Piece, er
 	case entry(i.head) == at.entry && !i.marked && !p.has(l.dirty) && !p.writing:
 		return true // the only page of the file, and clean
 	case p.mapping != i.mapping:
-		err, why := fmt.Errorf("it belongs to %v", p.mapping), WrongMapping
+		err, why := fmt.Errorf("page->mapping is %v", p.mapping), WrongMapping
 		return yield(Piece{}, i.refuse(at.index, at.pages, why, err))
 	case p.pages == 0:
 		return yield(Piece{}, i.refuse(at.index, at.pages, BadFolio, nil))
 	case at.index < p.index || uint64(at.index-p.index) >= p.pages:
-		err, why := fmt.Errorf("it is page %d of %d", p.index, p.pages), WrongIndex
+		err, why := fmt.Errorf("page->index is %d, of a folio of %d pages", p.index, p.pages), WrongIndex
 		return yield(Piece{}, i.refuse(at.index, at.pages, why, err))
 	case l.canPoison && p.has(l.poisoned):
 		return yield(Piece{}, i.refuse(at.index, at.pages, Poisoned, nil))

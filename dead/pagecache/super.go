@@ -104,7 +104,7 @@ func (c *Cache) Superblock(id UUID) (*Superblock, error) {
 			errs = append(errs, err)
 		case s.UUID != id:
 		case found != nil:
-			return nil, fmt.Errorf("file system %v: %w: it is %s and %s", id, kernel.ErrAmbiguous, found.ID, s.ID)
+			return nil, fmt.Errorf("file system %v: %w: mounted as %s and as %s", id, kernel.ErrAmbiguous, found.ID, s.ID)
 		default:
 			found = s
 		}

@@ -19,7 +19,7 @@ var memoryTypes = map[string]bool{"tmpfs": true, "devtmpfs": true, "ramfs": true
 // InMemory reports whether the file system has no disk at all.
 func (s *Superblock) InMemory() bool { return memoryTypes[s.Type] }
 
-var errSwapped = errors.New("it was swapped out, and swap is not part of memory")
+var errSwapped = errors.New("page was swapped out, and swap is not part of memory")
 
 // Held yields the bytes of a file that memory holds in pages that are filled,
 // whether saved or not. Pieces ascend, do not overlap, and end with the page that
@@ -143,7 +143,7 @@ func (c *Cache) held(s *Superblock, i *Inode, at slotted, yield func(Piece, erro
 	case at.isValue():
 		return true // the shadow of a page that was evicted, hence saved
 	case at.isInternal():
-		return yield(Piece{}, i.refuse(at.index, at.pages, BadSlot, fmt.Errorf("it holds %#x", uint64(at.entry))))
+		return yield(Piece{}, i.refuse(at.index, at.pages, BadSlot, fmt.Errorf("slot holds %#x", uint64(at.entry))))
 	}
 	p, err := c.page(addr.Virt(at.entry))
 	if err != nil {
@@ -152,11 +152,11 @@ func (c *Cache) held(s *Superblock, i *Inode, at slotted, yield func(Piece, erro
 	l := &c.layout.page
 	switch {
 	case p.mapping != i.mapping:
-		return yield(Piece{}, i.refuse(at.index, at.pages, WrongMapping, fmt.Errorf("it belongs to %v", p.mapping)))
+		return yield(Piece{}, i.refuse(at.index, at.pages, WrongMapping, fmt.Errorf("page->mapping is %v", p.mapping)))
 	case p.pages == 0:
 		return yield(Piece{}, i.refuse(at.index, at.pages, BadFolio, nil))
 	case at.index < p.index || uint64(at.index-p.index) >= p.pages:
-		return yield(Piece{}, i.refuse(at.index, at.pages, WrongIndex, fmt.Errorf("it is page %d of %d", p.index, p.pages)))
+		return yield(Piece{}, i.refuse(at.index, at.pages, WrongIndex, fmt.Errorf("page->index is %d, of a folio of %d pages", p.index, p.pages)))
 	case l.canPoison && p.has(l.poisoned):
 		return yield(Piece{}, i.refuse(at.index, at.pages, Poisoned, nil))
 	case !p.has(l.uptodate):

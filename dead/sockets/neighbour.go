@@ -116,7 +116,7 @@ func (r *neighbourReader) open(t *neighbourTable) error {
 	t.buckets = r.l.buckets.Pointer(b)
 	shift := r.l.shift.Uint(b)
 	if shift == 0 || shift > maxShift {
-		return t.refuse(-1, hash, BadTable, fmt.Errorf("it has 2^%d buckets", shift))
+		return t.refuse(-1, hash, BadTable, fmt.Errorf("hash table with 2^%d buckets", shift))
 	}
 	t.shift = uint(shift)
 	for i := range t.keys {
@@ -181,7 +181,7 @@ func (r *neighbourReader) chain(t *neighbourTable, bucket int, entry addr.Virt, 
 }
 
 // errNoAddress says that an entry has no link-layer address, or none of 6 bytes.
-var errNoAddress = errors.New("it has no address")
+var errNoAddress = errors.New("entry has no link-layer address")
 
 // neighbour reads the entry at an address, whose struct neighbour has these bytes.
 func (r *neighbourReader) neighbour(t *neighbourTable, bucket int, at addr.Virt, b []byte) (Neighbour, error) {

@@ -75,7 +75,7 @@ func (r *reader) table(info addr.Virt) (table, error) {
 		return t, t.refuse(-1, info, BadTable, fmt.Errorf("%d buckets at %v", t.mask+1, t.buckets))
 	}
 	if r.goesOn(t) {
-		return t, t.refuse(-1, info, BadTable, fmt.Errorf("it has more than %d buckets", t.mask+1))
+		return t, t.refuse(-1, info, BadTable, fmt.Errorf("hash table with more than %d buckets", t.mask+1))
 	}
 	return t, nil
 }
