@@ -142,7 +142,7 @@ func judge(t testing.TB, s *churn.State, changed map[addr.Block][]byte) (audit.V
 	return v, fsck(t, image)
 }
 
-// TestWhole wants transactions without open handles to be proven.
+// TestWhole checks that transactions without open handles are proven.
 func TestWhole(t *testing.T) {
 	for name, c := range configs {
 		t.Run(name, func(t *testing.T) {

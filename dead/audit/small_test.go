@@ -125,7 +125,7 @@ func TestTorn(t *testing.T) {
 	}
 }
 
-// TestTruncating wants an orphan that has a name, and none that has not.
+// TestTruncating checks that only orphans with a name are found.
 func TestTruncating(t *testing.T) {
 	for _, name := range smalls {
 		for _, links := range []byte{1, 0} {
@@ -153,7 +153,7 @@ func TestTruncating(t *testing.T) {
 	}
 }
 
-// TestTree wants a file with a hole to lie where it lies, before and after it loses a
+// TestTree checks the mapping of a file with a hole, before and after it loses a
 // block, and an error where what maps it contradicts itself.
 func TestTree(t *testing.T) {
 	const ino = 16

@@ -235,7 +235,7 @@ func compareMap(t *testing.T, fs *ext4.FS, path string, n addr.Ino) {
 	}
 }
 
-// TestRefused wants file systems that are none, or not known, to be refused.
+// TestRefused checks that what is no known file system is refused.
 func TestRefused(t *testing.T) {
 	path, _ := mkfs(t, formats["ext4-1k"])
 	image, err := os.ReadFile(path)
@@ -454,7 +454,7 @@ func TestEditSuper(t *testing.T) {
 	}
 }
 
-// TestReplayed wants what the disk says about errors to be kept.
+// TestReplayed checks that what the disk says about errors is kept.
 func TestReplayed(t *testing.T) {
 	path, _ := mkfs(t, formats["ext4"])
 	image, err := os.ReadFile(path)

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestDirFull wants a full disk to be said plainly, and nothing to be left.
+// TestDirFull checks that a full disk is named in the error, and that nothing is left.
 func TestDirFull(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can mount a small file system to fill")

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestSpread wants everything to be done once, and an error to end it.
+// TestSpread checks that everything is done once, and that an error ends it.
 func TestSpread(t *testing.T) {
 	for _, workers := range []int{1, 2, 7} {
 		for _, n := range []int{0, 1, 5, 1000} {

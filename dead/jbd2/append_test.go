@@ -96,7 +96,7 @@ func checkWithE2fsck(t *testing.T, b []byte, d *jbd2.Recording, want model, size
 	}
 }
 
-// TestAppendWhere wants a transaction to be accepted only where it belongs, and
+// TestAppendWhere checks that a transaction is accepted only where it belongs, and that
 // what is refused to change nothing.
 func TestAppendWhere(t *testing.T) {
 	k := kinds[5]
@@ -171,7 +171,7 @@ func TestAppendWhere(t *testing.T) {
 	}
 }
 
-// TestAppendTime wants the times in a log never to go back.
+// TestAppendTime checks that the times in a log never go back.
 func TestAppendTime(t *testing.T) {
 	b := kinds[5].fresh(t)
 	d := jbd2.NewRecording(bytes.NewReader(b))
@@ -437,7 +437,7 @@ func TestCrashE2fsck(t *testing.T) {
 	}
 }
 
-// TestCommitUndone wants a transaction whose commit block is zeroed to be gone.
+// TestCommitUndone checks that a transaction whose commit block is zeroed is gone.
 func TestCommitUndone(t *testing.T) {
 	b := kinds[6].fresh(t)
 	d := jbd2.NewRecording(bytes.NewReader(b))
@@ -478,7 +478,7 @@ func (f *failing) Sync() error {
 	return f.Recording.Sync()
 }
 
-// TestDiskFails wants every failure of the disk to be told.
+// TestDiskFails checks that every failure of the disk is returned.
 func TestDiskFails(t *testing.T) {
 	b := kinds[6].fresh(t)
 	for n := 0; ; n++ {
@@ -521,7 +521,7 @@ func (d *lying) WriteAt(b []byte, off int64) (int, error) {
 	return len(b), nil
 }
 
-// TestReadBack wants a write that is lost to be noticed before the commit.
+// TestReadBack checks that a lost write is noticed before the commit.
 func TestReadBack(t *testing.T) {
 	for _, k := range kinds {
 		b := k.fresh(t)

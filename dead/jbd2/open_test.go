@@ -14,7 +14,7 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 )
 
-// TestOpenRefused wants journals that cannot be dealt with to be refused by name.
+// TestOpenRefused checks that journals that cannot be dealt with are refused by name.
 func TestOpenRefused(t *testing.T) {
 	base := kinds[5].fresh(t)
 	be := binary.BigEndian

@@ -45,7 +45,7 @@ func openLog(t *testing.T, disk *jbd2.Recording) (*jbd2.Log, *jbd2.Scan) {
 	return log, scan
 }
 
-// TestFinished wants a transaction to be found in a log and in its places, also if a
+// TestFinished checks that a transaction is found in a log and written home, also if a
 // check was to come after it; and no other one.
 func TestFinished(t *testing.T) {
 	disk := emptyDisk(t)
@@ -97,7 +97,7 @@ func TestFinished(t *testing.T) {
 	}
 }
 
-// TestReplaceRevoked wants no block to be both written and revoked.
+// TestReplaceRevoked checks that no block is both written and revoked.
 func TestReplaceRevoked(t *testing.T) {
 	c := &change{txn: &jbd2.Transaction{Revokes: []addr.Block{5}}, blocks: make(map[addr.Block][]byte)}
 	if err := c.replace(5, nil); !errors.Is(err, ErrDamaged) {

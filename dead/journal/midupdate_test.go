@@ -11,7 +11,7 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 )
 
-// TestDivide wants all of a file either to lie where it lay, or to be made again from
+// TestDivide checks that all of a file is either mapped as before, or written again from
 // what is known of it. Blocks have 4 KiB, and the file ten of them less a byte.
 func TestDivide(t *testing.T) {
 	const block = 4096
@@ -93,8 +93,8 @@ func TestDivide(t *testing.T) {
 	}
 }
 
-// TestRevoked wants what is revoked to be as it is on the disk, whatever a log says that
-// was replayed before, and what is written as well to be as that is.
+// TestRevoked checks that what is revoked is as it is on the disk, whatever a log says that
+// was replayed before, and what is written as well as that is.
 func TestRevoked(t *testing.T) {
 	const size = 1024
 	blocks := func(letters string) []byte {

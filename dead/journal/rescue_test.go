@@ -38,7 +38,7 @@ func copyOf(t testing.TB, image string) *os.File {
 // a mount does, and the superblock's own counts are never kept up to date.
 var harmless = regexp.MustCompile(`(?m)^.*(: Clearing orphaned inode .*|: Free (blocks|inodes) count wrong .*FIXED\.?|: \d+/\d+ files .*)$`)
 
-// fsck wants a file system without any fault.
+// fsck checks that a file system is without any fault.
 func fsck(t testing.TB, path string) {
 	t.Helper()
 	out, err := exec.Command("e2fsck", "-fp", path).CombinedOutput()

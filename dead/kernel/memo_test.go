@@ -142,7 +142,7 @@ func TestMemoOfOthers(t *testing.T) {
 	}
 }
 
-// TestBadMemo wants any file that does not check out to be ignored, and replaced.
+// TestBadMemo checks that a damaged file is ignored, and replaced.
 func TestBadMemo(t *testing.T) {
 	m := tiny(t, 4)
 	for name, spoil := range map[string]func(good []byte) []byte{

@@ -316,7 +316,7 @@ func (m *model) checkCut(t *testing.T, mem ram.Memory, size int64) {
 	}
 }
 
-// TestClosed wants errors, not crashes, after Close.
+// TestClosed checks for errors, not crashes, after Close.
 func TestClosed(t *testing.T) {
 	for _, tc := range formats {
 		mem, err := ram.OpenFile(write(t, tc.format, newModel(3)))

@@ -163,7 +163,7 @@ func lookAtPieces(c *pagecache.Cache, s *pagecache.Superblock) (largest, writeba
 	return largest, writeback
 }
 
-// TestUnsupported wants what is not understood to be refused by name, and nothing
+// TestUnsupported checks that what is not understood is refused by name, and nothing
 // to be written to a disk that cannot be compared with memory.
 func TestUnsupported(t *testing.T) {
 	k := openKernel(t, fixture.Get(t, fixture.Basic))

@@ -38,7 +38,7 @@ func identity(c *sockets.Connection) string {
 	return fmt.Sprintf("%v %v in %d", c.Local, c.Remote, c.Namespace)
 }
 
-// TestConnectionsInImage wants exactly the connections that the guest had, each with
+// TestConnectionsInImage checks for exactly the connections that the guest had, each with
 // the numbers that its kernel told.
 func TestConnectionsInImage(t *testing.T) {
 	for _, name := range fixture.Kernels {
@@ -147,7 +147,7 @@ func compareHalfOpen(t *testing.T, image *switchboard.Image, found map[string]so
 	return n
 }
 
-// TestNeighboursInImage wants exactly the neighbours that the guest had.
+// TestNeighboursInImage checks for exactly the neighbours that the guest had.
 func TestNeighboursInImage(t *testing.T) {
 	for _, name := range fixture.Kernels {
 		t.Run(name, func(t *testing.T) {

@@ -133,7 +133,7 @@ func TestExact(t *testing.T) {
 	}
 }
 
-// TestMapped wants an IPv4 connection of a socket for IPv6 as one of IPv4.
+// TestMapped checks that an IPv4 connection of a socket for IPv6 is one of IPv4.
 func TestMapped(t *testing.T) {
 	w := newWorld(t)
 	s := w.connect("10.0.0.1:2049", "10.0.0.9:900")
