@@ -14,9 +14,7 @@ import (
 type inode struct {
 	number   addr.Ino
 	old, new *state // nil where it is not allocated
-	rawOld   []byte
-	rawNew   []byte
-	whole    bool // all of its blocks are looked at, and not only what differs
+	whole    bool   // all of its blocks are looked at, and not only what differs
 }
 
 // state is an allocated inode in one view.
@@ -39,7 +37,6 @@ func (c *checker) touch(n addr.Ino) error {
 	if err != nil {
 		return err
 	}
-	i.rawOld = raw
 	if allocated {
 		parsed, err := c.old.super.ParseInode(n, raw)
 		if err != nil {
@@ -50,7 +47,6 @@ func (c *checker) touch(n addr.Ino) error {
 	if raw, allocated, err = c.new.inode(n); err != nil {
 		return err
 	}
-	i.rawNew = raw
 	if allocated || !zero(raw) {
 		parsed, err := c.new.super.ParseInode(n, raw)
 		if err != nil {

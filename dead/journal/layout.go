@@ -12,10 +12,10 @@ import (
 // include/linux/journal-head.h, fs/jbd2/revoke.c), and of buffer heads.
 type layout struct {
 	journal struct {
-		size                                            int
-		flags, errno, running, committing               kernel.Field
-		head, first, last, blockSize, dev, fsDev, owner kernel.Field
-		tables                                          kernel.Field // the two tables of revoked blocks
+		size                                     int
+		flags, errno, running, committing        kernel.Field
+		head, first, last, blockSize, dev, fsDev kernel.Field
+		tables                                   kernel.Field // the two tables of revoked blocks
 	}
 	transaction struct {
 		size                                          int
@@ -23,8 +23,8 @@ type layout struct {
 		buffers, forget, shadow                       kernel.Field
 	}
 	head struct {
-		size                                                       int
-		buffer, list, transaction, after, next, previous, triggers kernel.Field
+		size                                                int
+		buffer, list, transaction, next, previous, triggers kernel.Field
 	}
 	buffer struct {
 		size                                              int
@@ -57,7 +57,6 @@ func newLayout(c *pagecache.Cache) (*layout, error) {
 	l.journal.blockSize = j.Field("j_blocksize", 4)
 	l.journal.dev = j.Field("j_dev", 8)
 	l.journal.fsDev = j.Field("j_fs_dev", 8)
-	l.journal.owner = j.Field("j_private", 8)
 	l.journal.tables = j.Field("j_revoke_table", 16)
 
 	t := of("transaction_s")
@@ -77,7 +76,6 @@ func newLayout(c *pagecache.Cache) (*layout, error) {
 	l.head.buffer = h.Field("b_bh", 8)
 	l.head.list = h.Field("b_jlist", 4)
 	l.head.transaction = h.Field("b_transaction", 8)
-	l.head.after = h.Field("b_next_transaction", 8)
 	l.head.next = h.Field("b_tnext", 8)
 	l.head.previous = h.Field("b_tprev", 8)
 	l.head.triggers = h.Field("b_triggers", 8)

@@ -21,10 +21,10 @@ type layout struct {
 }
 
 type superLayout struct {
-	size                                                     int
-	list, dev, blockSize, typ, flags, magic, root, bdi, info kernel.Field
-	id, uuid, inodes, writeback, syncOwner                   kernel.Field
-	typeName                                                 kernel.Field // in file_system_type
+	size                                              int
+	list, dev, blockSize, typ, flags, root, bdi, info kernel.Field
+	id, uuid, inodes, writeback, syncOwner            kernel.Field
+	typeName                                          kernel.Field // in file_system_type
 }
 
 type bdiLayout struct {
@@ -56,7 +56,6 @@ func (s *superLayout) look(t *kernel.Types) error {
 	s.blockSize = l.Field("s_blocksize", 8)
 	s.typ = l.Field("s_type", 8)
 	s.flags = l.Field("s_flags", 8)
-	s.magic = l.Field("s_magic", 8)
 	s.root = l.Field("s_root", 8)
 	s.bdi = l.Field("s_bdi", 8)
 	s.info = l.Field("s_fs_info", 8)
