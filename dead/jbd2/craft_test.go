@@ -343,7 +343,7 @@ var craftedLogs = []crafted{
 		first[4] = 1
 		c.fastArea(t, first)
 	}},
-	{name: "fast commits up to the end", kind: "v3-fast", transactions: 2, fast: 3 + 2*14, fastFails: "no end", craft: func(t testing.TB, c *crafter) {
+	{name: "fast commits up to the end", kind: "v3-fast", transactions: 2, fast: 3 + 2*14, fastFails: "do not end", craft: func(t testing.TB, c *crafter) {
 		c.fastArea(t, c.fastCommit(4, true))
 		for p := c.l.Super.FastFirst + 1; p < c.l.Super.FastLast; p++ {
 			if err := c.l.WriteJournal(p, c.fastCommit(4, false)); err != nil {
