@@ -89,7 +89,7 @@ func (c *control) serve(ctx context.Context, dir string) error {
 			if err != nil {
 				return
 			}
-			go func() { _ = wire.New(conn, c.answer).Serve(ctx) }() // it ends with the connection
+			go func() { _ = wire.New(conn, wire.FromCommand, c.answer).Serve(ctx) }() // it ends with the connection
 		}
 	}()
 	return nil
@@ -291,7 +291,7 @@ func ask(ctx context.Context, name, verb string, in, out any) error {
 		}
 		return fmt.Errorf("reach the supervisor of %s: %w", name, err)
 	}
-	c := wire.New(conn, nil)
+	c := wire.New(conn, wire.FromControl, nil)
 	defer c.Close()
 	go func() { _ = c.Serve(ctx) }() // what ends it fails the call
 	return c.Call(ctx, verb, in, out)

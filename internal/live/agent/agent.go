@@ -98,7 +98,7 @@ func (a *Agent) Serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.conn = wire.New(port, func(ctx context.Context, verb string, body json.RawMessage) (any, error) {
+	a.conn = wire.New(port, wire.FromSupervisor, func(ctx context.Context, verb string, body json.RawMessage) (any, error) {
 		v := a.verbs[verb]
 		if v == nil {
 			return nil, errors.New("this agent does not know the verb: is it older than its supervisor?")

@@ -79,8 +79,8 @@ const (
 	MaxInterface   = 15 // IFNAMSIZ - 1, include/uapi/linux/if.h
 )
 
-// ErrPeers is wrapped by every error of DecodePeers.
-var ErrPeers = errors.New("peers are damaged")
+// errPeers is wrapped by every error of DecodePeers.
+var errPeers = errors.New("peers are damaged")
 
 const (
 	peersMagic      = "understudy peer\x01"
@@ -127,25 +127,25 @@ func EncodePeers(p Peers) ([]byte, error) {
 // and the ends of a connection of one family.
 func DecodePeers(b []byte) (p Peers, err error) {
 	if len(b) < len(peersMagic)+8 || string(b[:len(peersMagic)]) != peersMagic {
-		return p, fmt.Errorf("%w: no magic", ErrPeers)
+		return p, fmt.Errorf("%w: no magic", errPeers)
 	}
 	d := decoder{b: b[len(peersMagic):]}
 	neighbours, connections := d.u32(), d.u32()
 	if neighbours > MaxNeighbours || connections > MaxConnections ||
 		uint64(neighbours)*neighbourBytes+uint64(connections)*connectionBytes != uint64(len(d.b)) {
-		return p, fmt.Errorf("%w: %d neighbours and %d connections in %d bytes", ErrPeers, neighbours, connections, len(d.b))
+		return p, fmt.Errorf("%w: %d neighbours and %d connections in %d bytes", errPeers, neighbours, connections, len(d.b))
 	}
 	for i := range neighbours {
 		n, err := d.neighbour()
 		if err != nil {
-			return Peers{}, fmt.Errorf("%w: neighbour %d: %w", ErrPeers, i, err)
+			return Peers{}, fmt.Errorf("%w: neighbour %d: %w", errPeers, i, err)
 		}
 		p.Neighbours = append(p.Neighbours, n)
 	}
 	for i := range connections {
 		c, err := d.connection()
 		if err != nil {
-			return Peers{}, fmt.Errorf("%w: connection %d: %w", ErrPeers, i, err)
+			return Peers{}, fmt.Errorf("%w: connection %d: %w", errPeers, i, err)
 		}
 		p.Connections = append(p.Connections, c)
 	}

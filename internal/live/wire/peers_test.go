@@ -46,8 +46,8 @@ func TestPeersFit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if size := (len(b) + 2) / 3 * 4; size+1024 > MaxFrame {
-		t.Errorf("%d bytes in base64, and a frame has %d", size, MaxFrame)
+	if size := (len(b) + 2) / 3 * 4; size+1024 > FromSupervisor.Request {
+		t.Errorf("%d bytes in base64, and a request may have %d", size, FromSupervisor.Request)
 	}
 }
 
@@ -87,7 +87,7 @@ func TestDecodePeersRefuses(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := DecodePeers(tt.edit(bytes.Clone(good)))
-			if !errors.Is(err, ErrPeers) || !strings.Contains(err.Error(), tt.want) {
+			if !errors.Is(err, errPeers) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v, want %q", err, tt.want)
 			}
 		})
