@@ -38,7 +38,7 @@ type Agent struct {
 
 	mu       sync.Mutex
 	config   wire.Config
-	mounts   map[string]string // disk name to mount point
+	mounts   []mounted // in the order of mounting
 	services []*service
 	nfs      *nfsd.Server // nil: none
 	children *children
@@ -48,7 +48,7 @@ type Agent struct {
 
 // New returns an agent that answers extra verbs too.
 func New(extra map[string]Verb) *Agent {
-	a := &Agent{mounts: make(map[string]string), children: newChildren()}
+	a := &Agent{children: newChildren()}
 	a.verbs = map[string]Verb{
 		wire.Configure: call(a.configure),
 		wire.Write:     call(a.write),
@@ -127,6 +127,7 @@ func greet() (wire.Greeting, error) {
 	return wire.Greeting{
 		Release: unix.ByteSliceToString(uts.Release[:]),
 		BootID:  strings.TrimSpace(string(id)),
+		Checker: haveChecker() == nil,
 	}, nil
 }
 
@@ -151,8 +152,8 @@ func (a *Agent) configure(ctx context.Context, c wire.Config) (none, error) {
 func (a *Agent) sync(context.Context, none) (none, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, dir := range a.mounts {
-		if err := filewriter.SyncFS(dir); err != nil {
+	for _, m := range a.mounts {
+		if err := filewriter.SyncFS(m.dir); err != nil {
 			return none{}, err
 		}
 	}

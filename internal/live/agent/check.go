@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -26,6 +27,9 @@ const maxChecked = 64 << 10
 func (a *Agent) check(ctx context.Context, d wire.Disk) (*wire.Check, error) {
 	if !slices.Contains(checked, d.Type) {
 		return nil, fmt.Errorf("check disk %s: %s is not of the ext family", d.Name, d.Type)
+	}
+	if err := haveChecker(); err != nil {
+		return nil, fmt.Errorf("check disk %s: %w", d.Name, err)
 	}
 	path, err := diskPath(d.Name)
 	if err != nil {
@@ -56,6 +60,14 @@ func (a *Agent) check(ctx context.Context, d wire.Disk) (*wire.Check, error) {
 		return nil, fmt.Errorf("check disk %s: e2fsck ended with status %d: %s", d.Name, found.Status, found.Output)
 	}
 	return found, nil
+}
+
+// haveChecker checks that this guest has the program that checks file systems.
+func haveChecker() error {
+	if _, err := exec.LookPath(wire.Checker); err != nil {
+		return hint.New("find checker", err, "Add e2fsck to the guest's image: package e2fsprogs has it.")
+	}
+	return nil
 }
 
 // What e2fsck says of inodes that it moves to lost+found or takes away, and of those

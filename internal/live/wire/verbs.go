@@ -34,6 +34,9 @@ const (
 type Greeting struct {
 	Release string `json:"release"` // uname -r
 	BootID  string `json:"boot_id"`
+	// Checker: the guest can check a file system of the ext family. Without, a takeover
+	// fails that finds one mid-update.
+	Checker bool `json:"checker"`
 }
 
 // Config tells an agent what its partition is for. Everything in it is known
