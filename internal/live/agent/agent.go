@@ -1,13 +1,10 @@
-// Package agent is the understudy's hand inside a partition: as PID 1 of the
-// small guest, or as a service of a larger one, it beats, mounts what it is
-// given, writes salvaged data by file handle, and starts and stops the services
-// of the role.
+// Package agent is what answers a supervisor inside a partition: as PID 1 of the small
+// guest, or as a service of a larger one, it sends the heartbeat, mounts disks, has
+// salvaged data written, and starts and stops the services of the role.
 //
 // # Caveats
 //
-// The agent trusts its supervisor, which is the machine it runs on. It does
-// not trust the plan it applies to fit the file system: every inode is looked
-// up with its generation, and a file that is not the one meant is left alone.
+// The agent trusts its supervisor, which is the machine it runs on.
 package agent
 
 import (
@@ -101,7 +98,7 @@ func (a *Agent) Serve(ctx context.Context) error {
 	a.conn = wire.New(port, wire.FromSupervisor, func(ctx context.Context, verb string, body json.RawMessage) (any, error) {
 		v := a.verbs[verb]
 		if v == nil {
-			return nil, errors.New("this agent does not know the verb: is it older than its supervisor?")
+			return nil, errors.New("this agent does not know the verb: it may be older than its supervisor; build the guest's image again")
 		}
 		return v(ctx, a.conn, body)
 	})
@@ -160,9 +157,8 @@ func (a *Agent) sync(context.Context, none) (none, error) {
 	return none{}, nil
 }
 
-// crash kills the kernel through sysrq, which is the panic of a null pointer
-// followed. A silent death is one without a dying message: the device that
-// would carry it is taken from its driver first, so that all CPUs just stop.
+// crash kills the kernel through sysrq-c, which dereferences a null pointer. A silent
+// death is one without a dying message: pvpanic is unbound from its driver first.
 func (a *Agent) crash(_ context.Context, r wire.CrashRequest) (none, error) {
 	if r.Silent {
 		if err := unbindPanicDevice(); err != nil {

@@ -79,8 +79,8 @@ var (
 	references = regexp.MustCompile(`^Inode (\d+) ref count is (\d+), should be (\d+)\.`)
 )
 
-// nameless finds in what e2fsck said the inodes that had no name, and those that
-// had more names than links.
+// nameless finds in e2fsck's output the inodes without a name, and those with more
+// names than links.
 func nameless(found *wire.Check, said []byte) {
 	lines := bufio.NewScanner(bytes.NewReader(said))
 	for lines.Scan() {

@@ -159,7 +159,7 @@ func unmount(ctx context.Context, dir string) error {
 	}
 	if errors.Is(err, unix.EBUSY) {
 		users := append(usersOf(dir), mountsIn(dir)...)
-		err = fmt.Errorf("%w: in use by %s", err, cmp.Or(strings.Join(users, ", "), "no process: the kernel itself, such as its NFS server"))
+		err = fmt.Errorf("%w; it is in use by %s", err, cmp.Or(strings.Join(users, ", "), "no process: the kernel itself, such as its NFS server"))
 	}
 	return err
 }

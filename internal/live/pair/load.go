@@ -91,7 +91,7 @@ func (r *reader) document(data []byte) (*yaml.Node, error) {
 		line, _ = strconv.Atoi(m[1]) // 0 if there is none
 		what = m[2]
 	}
-	return fail(line, "correct the YAML there or just above", "is no YAML: "+what)
+	return fail(line, "correct the YAML there or just above", "is not YAML: "+what)
 }
 
 // top reads the whole file.
@@ -123,7 +123,7 @@ func (r *reader) partitions(node *yaml.Node, key string) {
 		name := node.Content[2*i]
 		at := join(key, name.Value)
 		if name.Kind != yaml.ScalarNode || !namePattern.MatchString(name.Value) || len(name.Value) > maxName {
-			r.refuse(name, key, nameHint, "%q is no name", name.Value)
+			r.refuse(name, key, nameHint, "%q is not a valid name", name.Value)
 			continue
 		}
 		if name.Value == r.pair.Partitions[0].Name {

@@ -49,7 +49,7 @@ type TellResult struct {
 	Failure string `json:"failure,omitempty"`
 }
 
-// Peers are whom a side had to do with.
+// Peers are the hosts that a side knew, and its connections with them.
 type Peers struct {
 	Neighbours  []Neighbour
 	Connections []Connection
@@ -177,7 +177,7 @@ func (d *decoder) connection() (c Connection, err error) {
 	exact := d.take(1)[0]
 	c.Exact = exact == 1
 	if exact > 1 || c.Local.Addr().Is4() != c.Remote.Addr().Is4() {
-		return c, fmt.Errorf("%v and %v are no ends of one connection", c.Local, c.Remote)
+		return c, fmt.Errorf("%v and %v are not ends of one connection", c.Local, c.Remote)
 	}
 	return c, nil
 }
@@ -186,7 +186,7 @@ func (d *decoder) connection() (c Connection, err error) {
 func (d *decoder) host() (netip.Addr, error) {
 	a := netip.AddrFrom16([16]byte(d.take(16))).Unmap()
 	if !Host(a) {
-		return a, fmt.Errorf("%v is no host's address", a)
+		return a, fmt.Errorf("%v is not the address of a host", a)
 	}
 	return a, nil
 }

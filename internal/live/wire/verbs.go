@@ -21,7 +21,7 @@ const (
 	Configure = "configure" // Config
 	Write     = "write"     // WriteRequest: blocks of a disk that is not mounted
 	Mount     = "mount"     // MountRequest to MountResult
-	Name      = "name"      // NameRequest to NameResult: what a check found without a name
+	Name      = "name"      // NameRequest to NameResult: give names back after a check
 	Apply     = "apply"     // ApplyRequest to ApplyResult
 	Start     = "start"     // start the services of the role
 	Stop      = "stop"      // stop them, unmount the shared disks
@@ -116,7 +116,7 @@ type WriteRequest struct {
 }
 
 // ApplyRequest points at an encoded plan on the staging disk, with the data
-// it places behind it.
+// that it refers to.
 type ApplyRequest struct {
 	Disk string `json:"disk"`
 	Plan int64  `json:"plan"` // offset of the plan on the staging disk, bytes

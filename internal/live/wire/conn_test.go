@@ -83,10 +83,10 @@ func TestCallEndsWithTheLink(t *testing.T) {
 	select {
 	case err := <-done:
 		if !errors.Is(err, errClosed) {
-			t.Errorf("call on a closed link: %v", err)
+			t.Errorf("call on a closed connection: %v", err)
 		}
 	case <-time.After(5 * time.Second):
-		t.Fatal("call outlived its link")
+		t.Fatal("call outlived its connection")
 	}
 }
 
@@ -102,7 +102,7 @@ func TestCallTimesOut(t *testing.T) {
 	}
 }
 
-// TestLimits: an end that asks for too much has its link closed, and whoever waits for it
+// TestLimits: an end that asks for too much has its connection closed, and whoever waits for it
 // is told why.
 func TestLimits(t *testing.T) {
 	limits := Limits{Request: 1 << 10, Answer: 1 << 20, Calls: 2, Notices: 10}
@@ -141,7 +141,7 @@ func TestLimits(t *testing.T) {
 				if _, _, err := readMessage(theirs, anyLength); err != nil {
 					t.Fatal(err)
 				}
-				_, _ = theirs.Write(tc.sent) // the link may be closed before all of it was read
+				_, _ = theirs.Write(tc.sent) // the connection may be closed before all of it was read
 				synctest.Wait()
 				if tc.want == "" {
 					c.Close()
@@ -220,7 +220,7 @@ func TestNobodyReads(t *testing.T) {
 			t.Error("half a call is a call")
 		}
 		if err := c.Call(t.Context(), "wait", nil, nil); err == nil {
-			t.Error("the link is used after half a message")
+			t.Error("the connection is used after half a message")
 		}
 	})
 }
@@ -370,10 +370,10 @@ func (r *slowReader) Read(p []byte) (int, error) {
 }
 
 var attrLists = [][]Attr{{}, {
-	{File: 1, Root: 5, Settled: true},
+	{File: 1, Root: 5, Committed: true},
 	{
 		File: 2, Paths: [][]byte{[]byte("a/not \xff UTF-8"), {}}, Links: 2, Mode: 0o100644, UID: 1, GID: 2, Flags: 0x30, Target: []byte("x"),
-		Zeros: []Range{{Off: 0, Len: 1}}, Places: []Place{{Range: Range{Off: 4096, Len: 4096}, Disk: 1 << 40}}, Kept: true, Partial: true,
+		Zeros: []Range{{Off: 0, Len: 1}}, Mapped: []Extent{{Range: Range{Off: 4096, Len: 4096}, Disk: 1 << 40}}, Kept: true, Partial: true,
 	},
 }}
 
@@ -416,7 +416,7 @@ func FuzzDecodeAttrs(f *testing.F) {
 			return
 		}
 		for _, a := range attrs {
-			for _, p := range a.Places {
+			for _, p := range a.Mapped {
 				if p.Off < 0 || p.Off+p.Len <= p.Off || p.Disk < 0 {
 					t.Errorf("place %+v", p)
 				}

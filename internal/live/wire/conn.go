@@ -4,7 +4,7 @@
 // A frame is four bytes of length, little-endian, and that many bytes of JSON:
 // one message. Calls are matched to their answers by id, both ends may call,
 // and a notice is a call without an answer. The stream is foreign input: a frame
-// that is no message, or more than its Limits let the other end ask for, ends the
+// that is not a message, or more than the Limits let the other end ask for, ends the
 // connection.
 package wire
 
@@ -20,7 +20,7 @@ import (
 	"time"
 )
 
-// Limits bound what the other end of a link may have this one do.
+// Limits bound what the other end of a connection may have this one do.
 type Limits struct {
 	Request int // bytes of a call or a notice, or of an answer to nothing that was asked
 	Answer  int // bytes of an answer to a call of this end
@@ -48,8 +48,8 @@ const maxMessage = 16 << 20
 const notifyLimit = 10 * time.Second
 
 var (
-	errClosed = errors.New("link closed by the other side")
-	errLimit  = errors.New("the other side broke a limit of the link")
+	errClosed = errors.New("connection closed by the other side")
+	errLimit  = errors.New("the other side broke a limit of the connection")
 )
 
 // remoteError is an error that the other end answered a call with.
@@ -74,13 +74,13 @@ type message struct {
 // JSON; for a notice it is dropped.
 type Handler func(ctx context.Context, verb string, body json.RawMessage) (any, error)
 
-// Conn is one end of a link. Its methods may be used from many goroutines.
+// Conn is one end of a connection. Its methods may be used from many goroutines.
 type Conn struct {
 	stream io.ReadWriteCloser
 	handle Handler
 	limits Limits
 
-	writing chan struct{} // holds one token; who has it may write to the stream
+	writing chan struct{} // holds one token: its holder may write to the stream
 
 	mu      sync.Mutex
 	next    uint64
@@ -88,10 +88,10 @@ type Conn struct {
 	calls   int                     // of the other end, in flight
 	notices int                     // that may still come at once
 	counted time.Time               // when notices was last added to
-	err     error                   // why the link ended, if it has
+	err     error                   // why the connection ended, if it has
 }
 
-// New returns the end of a link that speaks over stream and answers calls
+// New returns one end of a connection that speaks over stream and answers calls
 // with handle, which may be nil. Serve must run for anything to happen.
 func New(stream io.ReadWriteCloser, limits Limits, handle Handler) *Conn {
 	return &Conn{
@@ -120,7 +120,7 @@ func (c *Conn) Serve(ctx context.Context) error {
 		default:
 			c.fail(err)
 			c.stream.Close()
-			return fmt.Errorf("serve link: %w", err)
+			return fmt.Errorf("serve connection: %w", err)
 		}
 	}
 }
@@ -146,7 +146,7 @@ func (c *Conn) read() (message, error) {
 func (c *Conn) take(ctx context.Context, m message) error {
 	switch {
 	case m.Verb == "":
-		c.settle(m)
+		c.deliver(m)
 	case m.ID == 0:
 		if !c.mayNotify(time.Now()) {
 			return fmt.Errorf("%w: more than %d notices a second", errLimit, c.limits.Notices)
@@ -181,7 +181,7 @@ func (c *Conn) mayNotify(now time.Time) bool {
 	return c.notices >= 0
 }
 
-// Close ends the link.
+// Close ends the connection.
 func (c *Conn) Close() error {
 	c.fail(errClosed)
 	return c.stream.Close()
@@ -262,10 +262,11 @@ func (c *Conn) answer(ctx context.Context, m message) {
 			return
 		}
 	}
-	_ = c.send(ctx, message{ID: m.ID, Error: err.Error()}, nil) // Serve sees that the link is broken
+	_ = c.send(ctx, message{ID: m.ID, Error: err.Error()}, nil) // Serve sees that the connection is broken
 }
 
-func (c *Conn) settle(m message) {
+// deliver hands an answer to the call that waits for it, if one still does.
+func (c *Conn) deliver(m message) {
 	c.mu.Lock()
 	reply := c.waiting[m.ID]
 	delete(c.waiting, m.ID)
@@ -300,7 +301,7 @@ func (c *Conn) fail(err error) {
 // errUnsent is why a message cannot be sent at all.
 var errUnsent = errors.New("cannot be sent")
 
-// send writes a message. If ctx ends in the middle of it, the link is beyond use and
+// send writes a message. If ctx ends in the middle of it, the connection is beyond use and
 // ends too; if it ends before, nothing was sent.
 func (c *Conn) send(ctx context.Context, m message, body any) error {
 	if body != nil {
@@ -380,7 +381,7 @@ func readMessage(r io.Reader, limit func() int) (m message, n int, err error) {
 		return m, 0, fmt.Errorf("frame of %d bytes is cut short: %w", size, io.ErrUnexpectedEOF)
 	}
 	if err := json.Unmarshal(raw.Bytes(), &m); err != nil {
-		return m, 0, fmt.Errorf("frame is no message: %w", err)
+		return m, 0, fmt.Errorf("frame is not a message: %w", err)
 	}
 	return m, int(size), nil
 }
