@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrClosed is returned for any use of a Namespace after its Close.
-var ErrClosed = errors.New("network namespace is closed")
+// errClosed is returned for any use of a Namespace after its Close.
+var errClosed = errors.New("network namespace is closed")
 
 // threadNS is the network namespace of the calling thread, see namespaces(7).
 const threadNS = "/proc/thread-self/ns/net"
@@ -81,7 +81,7 @@ func quieten(ipv6 map[string]string) error {
 }
 
 // Close gives up the namespace; the kernel dismantles it, with every link in it, once no tap of it is open any more.
-// A second Close returns ErrClosed.
+// A second Close is an error.
 func (n *Namespace) Close() error {
 	if n == nil {
 		return nil
@@ -89,7 +89,7 @@ func (n *Namespace) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.fd < 0 {
-		return ErrClosed
+		return errClosed
 	}
 	fd := n.fd
 	n.fd = -1
@@ -110,7 +110,7 @@ func (n *Namespace) enter() error {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	if n.fd < 0 {
-		return ErrClosed
+		return errClosed
 	}
 	if err := unix.Setns(n.fd, unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("enter network namespace: %w", err)

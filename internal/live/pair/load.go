@@ -98,7 +98,7 @@ func (r *reader) document(data []byte) (*yaml.Node, error) {
 func (r *reader) top(root *yaml.Node) {
 	p := r.pair
 	p.Heartbeat = Heartbeat{Period: 20 * time.Millisecond, Limit: 300 * time.Millisecond}
-	p.Takeover = Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true, Notify: Notify{All: true}, NotifyRate: NotifyRate}
+	p.Takeover = Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true, Notify: Notify{All: true}, NotifyRate: defaultNotifyRate}
 	r.mapping(root, "",
 		r.word("name", &p.Name),
 		field{"partitions", true, r.partitions},

@@ -80,7 +80,7 @@ func TestParseExample(t *testing.T) {
 	}
 	for key, line := range map[string]int{"partitions.left.memory": 5, "partitions.right.root": 10, "disks.0.image": 13,
 		"nics.0.mac": 19, "nics.0.routes.1.via": 26, "services.0.command.2": 30, "takeover.none": 33, "none": 0} {
-		if got := p.Line(key); got != line {
+		if got := p.line(key); got != line {
 			t.Errorf("Line(%q) = %d, want %d", key, got, line)
 		}
 	}

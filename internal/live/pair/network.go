@@ -23,10 +23,10 @@ type Notify struct {
 	Ports []int // ascending; empty if All
 }
 
-// NotifyRate is how many clients are told a second, unless the file says
+// defaultNotifyRate is how many clients are told a second, unless the file says
 // otherwise: a client's packet and its answer are less than 200 bytes, so this is
 // about 3 Mbit/s.
-const NotifyRate = 2000
+const defaultNotifyRate = 2000
 
 const (
 	address6Hint = "write e.g. fd00::2/64"
