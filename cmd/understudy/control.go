@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/supervisor"
@@ -219,7 +220,8 @@ func (c *control) stop(r downRequest) error {
 		defer cancel()
 		err = c.s.Abandon(ctx, fmt.Errorf("it was forced down: %w", err))
 	default:
-		return fmt.Errorf("the pair stays up, since its active side cannot stop in good order: %w\n  End what keeps it, and run this again; or: understudy down --force, which keeps its memory.", err)
+		return hint.New("the pair stays up, since its active side cannot stop in good order", err,
+			"End what keeps it, and run this again; or: understudy down --force, which keeps its memory.")
 	}
 	if err == nil {
 		c.mu.Lock()

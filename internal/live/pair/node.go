@@ -135,8 +135,9 @@ const (
 	maxName  = 32
 )
 
-func (r *reader) word(name string, to *string) field {
-	return field{key: name, required: true, read: func(node *yaml.Node, key string) {
+// name reads the name of something.
+func (r *reader) name(to *string) field {
+	return field{key: "name", required: true, read: func(node *yaml.Node, key string) {
 		s, ok := r.scalar(node, key, false)
 		if !ok {
 			return

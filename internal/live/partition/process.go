@@ -162,7 +162,7 @@ func (p *Process) Freeze() { _ = p.cmd.Process.Signal(syscall.SIGSTOP) } // it m
 // Wait for Ended to know that it is done.
 func (p *Process) Kill() {
 	if p.QMP != nil {
-		p.QMP.Close()
+		_ = p.QMP.Close()
 	}
 	_ = p.cmd.Process.Kill() // it may have ended
 }

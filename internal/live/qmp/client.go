@@ -71,7 +71,7 @@ func New(ctx context.Context, conn net.Conn) (*Client, error) {
 		changed: make(chan struct{}),
 	}
 	lines := newLineReader(conn)
-	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	line, err := lines.next()
 	if !stop() {
 		err = fmt.Errorf("%w (is another client connected? a monitor serves one)", context.Cause(ctx))
@@ -89,7 +89,7 @@ func New(ctx context.Context, conn net.Conn) (*Client, error) {
 	}
 	go c.read(lines)
 	if err := c.Execute(ctx, "qmp_capabilities", nil, nil); err != nil {
-		c.Close()
+		_ = c.Close()
 		return nil, err
 	}
 	return c, nil
@@ -180,10 +180,10 @@ func (c *Client) write(ctx context.Context, line []byte) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	c.conn.SetWriteDeadline(time.Time{})
+	_ = c.conn.SetWriteDeadline(time.Time{}) // a connection that has ended fails the write
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		c.conn.SetWriteDeadline(time.Unix(1, 0))
+		_ = c.conn.SetWriteDeadline(time.Unix(1, 0))
 		close(interrupted)
 	})
 	n, err := c.conn.Write(line)
