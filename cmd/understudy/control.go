@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/supervisor"
@@ -89,7 +90,7 @@ func (c *control) serve(ctx context.Context, dir string) error {
 			if err != nil {
 				return
 			}
-			go func() { _ = wire.New(conn, c.answer).Serve(ctx) }() // it ends with the connection
+			go func() { _ = wire.New(conn, wire.FromCommand, c.answer).Serve(ctx) }() // it ends with the connection
 		}
 	}()
 	return nil
@@ -219,7 +220,8 @@ func (c *control) stop(r downRequest) error {
 		defer cancel()
 		err = c.s.Abandon(ctx, fmt.Errorf("it was forced down: %w", err))
 	default:
-		return fmt.Errorf("the pair stays up, since its active side cannot stop in good order: %w\n  End what keeps it, and run this again; or: understudy down --force, which keeps its memory.", err)
+		return hint.New("the pair stays up, since its active side cannot stop in good order", err,
+			"End what keeps it, and run this again; or: understudy down --force, which keeps its memory.")
 	}
 	if err == nil {
 		c.mu.Lock()
@@ -291,7 +293,7 @@ func ask(ctx context.Context, name, verb string, in, out any) error {
 		}
 		return fmt.Errorf("reach the supervisor of %s: %w", name, err)
 	}
-	c := wire.New(conn, nil)
+	c := wire.New(conn, wire.FromControl, nil)
 	defer c.Close()
 	go func() { _ = c.Serve(ctx) }() // what ends it fails the call
 	return c.Call(ctx, verb, in, out)

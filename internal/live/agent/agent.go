@@ -1,13 +1,10 @@
-// Package agent is the understudy's hand inside a partition: as PID 1 of the
-// small guest, or as a service of a larger one, it beats, mounts what it is
-// given, writes salvaged data by file handle, and starts and stops the services
-// of the role.
+// Package agent is what answers a supervisor inside a partition: as PID 1 of the small
+// guest, or as a service of a larger one, it sends the heartbeat, mounts disks, has
+// salvaged data written, and starts and stops the services of the role.
 //
 // # Caveats
 //
-// The agent trusts its supervisor, which is the machine it runs on. It does
-// not trust the plan it applies to fit the file system: every inode is looked
-// up with its generation, and a file that is not the one meant is left alone.
+// The agent trusts its supervisor, which is the machine it runs on.
 package agent
 
 import (
@@ -38,7 +35,7 @@ type Agent struct {
 
 	mu       sync.Mutex
 	config   wire.Config
-	mounts   map[string]string // disk name to mount point
+	mounts   []mounted // in the order of mounting
 	services []*service
 	nfs      *nfsd.Server // nil: none
 	children *children
@@ -48,7 +45,7 @@ type Agent struct {
 
 // New returns an agent that answers extra verbs too.
 func New(extra map[string]Verb) *Agent {
-	a := &Agent{mounts: make(map[string]string), children: newChildren()}
+	a := &Agent{children: newChildren()}
 	a.verbs = map[string]Verb{
 		wire.Configure: call(a.configure),
 		wire.Write:     call(a.write),
@@ -98,10 +95,10 @@ func (a *Agent) Serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.conn = wire.New(port, func(ctx context.Context, verb string, body json.RawMessage) (any, error) {
+	a.conn = wire.New(port, wire.FromSupervisor, func(ctx context.Context, verb string, body json.RawMessage) (any, error) {
 		v := a.verbs[verb]
 		if v == nil {
-			return nil, errors.New("this agent does not know the verb: is it older than its supervisor?")
+			return nil, errors.New("this agent does not know the verb: it may be older than its supervisor; build the guest's image again")
 		}
 		return v(ctx, a.conn, body)
 	})
@@ -127,6 +124,7 @@ func greet() (wire.Greeting, error) {
 	return wire.Greeting{
 		Release: unix.ByteSliceToString(uts.Release[:]),
 		BootID:  strings.TrimSpace(string(id)),
+		Checker: haveChecker() == nil,
 	}, nil
 }
 
@@ -151,17 +149,16 @@ func (a *Agent) configure(ctx context.Context, c wire.Config) (none, error) {
 func (a *Agent) sync(context.Context, none) (none, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, dir := range a.mounts {
-		if err := filewriter.SyncFS(dir); err != nil {
+	for _, m := range a.mounts {
+		if err := filewriter.SyncFS(m.dir); err != nil {
 			return none{}, err
 		}
 	}
 	return none{}, nil
 }
 
-// crash kills the kernel through sysrq, which is the panic of a null pointer
-// followed. A silent death is one without a dying message: the device that
-// would carry it is taken from its driver first, so that all CPUs just stop.
+// crash kills the kernel through sysrq-c, which dereferences a null pointer. A silent
+// death is one without a dying message: pvpanic is unbound from its driver first.
 func (a *Agent) crash(_ context.Context, r wire.CrashRequest) (none, error) {
 	if r.Silent {
 		if err := unbindPanicDevice(); err != nil {

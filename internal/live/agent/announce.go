@@ -24,8 +24,8 @@ type nic struct {
 	prefixes []netip.Prefix // its addresses, with the lengths of their networks
 }
 
-// network is the role's part of the network, and whom a dead side knew there. It
-// has a lock of its own: peers are heard of while the agent mounts and starts.
+// network is the role's interfaces, and the peers of the dead side. It has a lock of its
+// own: peers come while the agent mounts and starts.
 type network struct {
 	mu    sync.Mutex
 	nics  []nic
@@ -112,7 +112,7 @@ func (n *network) linkOf(neighbour wire.Neighbour) *nic {
 // confirmed when it was (NUD_STALE, RFC 4861, 7.3.2). Only a host's own MAC will do.
 func know(at *nic, neighbour wire.Neighbour) error {
 	if neighbour.MAC[0]&1 != 0 || neighbour.MAC == [6]byte{} {
-		return fmt.Errorf("neighbour %s: %v is no host's MAC", neighbour.Address, net.HardwareAddr(neighbour.MAC[:]))
+		return fmt.Errorf("neighbour %s: %v is not the MAC of a host", neighbour.Address, net.HardwareAddr(neighbour.MAC[:]))
 	}
 	err := netlink.NeighSet(&netlink.Neigh{
 		LinkIndex: at.index, State: netlink.NUD_STALE,

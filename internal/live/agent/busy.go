@@ -53,3 +53,18 @@ func uses(process string, dev uint64) bool {
 	}
 	return false
 }
+
+// mountsIn names the mounts in a directory, as "the mount on DIR" (proc(5), mountinfo).
+func mountsIn(dir string) []string {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	var mounts []string
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+			mounts = append(mounts, "the mount on "+f[4])
+		}
+	}
+	return mounts
+}

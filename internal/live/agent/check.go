@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -26,6 +27,9 @@ const maxChecked = 64 << 10
 func (a *Agent) check(ctx context.Context, d wire.Disk) (*wire.Check, error) {
 	if !slices.Contains(checked, d.Type) {
 		return nil, fmt.Errorf("check disk %s: %s is not of the ext family", d.Name, d.Type)
+	}
+	if err := haveChecker(); err != nil {
+		return nil, fmt.Errorf("check disk %s: %w", d.Name, err)
 	}
 	path, err := diskPath(d.Name)
 	if err != nil {
@@ -58,6 +62,14 @@ func (a *Agent) check(ctx context.Context, d wire.Disk) (*wire.Check, error) {
 	return found, nil
 }
 
+// haveChecker checks that this guest has the program that checks file systems.
+func haveChecker() error {
+	if _, err := exec.LookPath(wire.Checker); err != nil {
+		return hint.New("find checker", err, "Add e2fsck to the guest's image: package e2fsprogs has it.")
+	}
+	return nil
+}
+
 // What e2fsck says of inodes that it moves to lost+found or takes away, and of those
 // whose links it counts (e2fsck/problem.c: PR_3_UNCONNECTED_DIR, PR_4_UNATTACHED_INODE,
 // PR_4_ZERO_LEN_INODE, PR_4_BAD_REF_COUNT).
@@ -67,8 +79,8 @@ var (
 	references = regexp.MustCompile(`^Inode (\d+) ref count is (\d+), should be (\d+)\.`)
 )
 
-// nameless finds in what e2fsck said the inodes that had no name, and those that
-// had more names than links.
+// nameless finds in e2fsck's output the inodes without a name, and those with more
+// names than links.
 func nameless(found *wire.Check, said []byte) {
 	lines := bufio.NewScanner(bytes.NewReader(said))
 	for lines.Scan() {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -42,7 +41,7 @@ func (a *Agent) mount(ctx context.Context, r wire.MountRequest) (result wire.Mou
 	if err != nil {
 		return result, err
 	}
-	if a.mounts[d.Name] != "" {
+	if a.mountPoint(d.Name) != "" {
 		return result, nil // it stayed mounted when its side could not stop
 	}
 	if r.Check {
@@ -75,20 +74,12 @@ func (a *Agent) mountDisk(ctx context.Context, d wire.Disk) error {
 		return fmt.Errorf("make mount point: %w", err)
 	}
 	flags, data := mountOptions(d.Options)
-	// Who held the disk right before may not be quite gone.
-	var busy error
-	err = poll(ctx, time.Second, func() (bool, error) {
-		err := unix.Mount(path, d.Mount, d.Type, flags, data)
-		if busy = err; errors.Is(err, unix.EBUSY) {
-			return false, nil
-		}
-		return err == nil, err
-	})
+	// What held the disk right before may not be quite gone.
+	err = retryBusy(ctx, time.Second, func() error { return unix.Mount(path, d.Mount, d.Type, flags, data) })
 	if err != nil {
-		err = cmp.Or(busy, err)
 		return fmt.Errorf("mount %s (%s) on %s: %w", path, d.Type, d.Mount, err)
 	}
-	a.mounts[d.Name] = d.Mount
+	a.mounts = append(a.mounts, mounted{d.Name, d.Mount})
 	return nil
 }
 
@@ -130,26 +121,60 @@ func mountOptions(options string) (uintptr, string) {
 	return flags, strings.Join(data, ",")
 }
 
-// unmountAll unmounts the shared disks, the one mounted last first, since it may lie in
-// another. A file system that stays busy is an error: handing its disk over would have
-// two sides write it.
+// mounted is a disk and where it is mounted.
+type mounted struct{ disk, dir string }
+
+// mountPoint is where a disk is mounted; empty: it is not.
+func (a *Agent) mountPoint(disk string) string {
+	for _, m := range a.mounts {
+		if m.disk == disk {
+			return m.dir
+		}
+	}
+	return ""
+}
+
+// busyLimit is how long a file system may stay busy after what used it was ended.
+const busyLimit = 5 * time.Second
+
+// unmountAll unmounts the disks, the one mounted last first: it may lie in another. A file
+// system that stays busy is an error: handing its disk over would have two sides write it.
 func (a *Agent) unmountAll(ctx context.Context) error {
-	for _, d := range slices.Backward(a.config.Disks) {
-		dir := a.mounts[d.Name]
-		if dir == "" {
-			continue
+	for len(a.mounts) > 0 {
+		last := a.mounts[len(a.mounts)-1]
+		if err := unmount(ctx, last.dir); err != nil {
+			return err
 		}
-		err := poll(ctx, 5*time.Second, func() (bool, error) {
-			err := unix.Unmount(dir, 0)
-			if errors.Is(err, unix.EBUSY) {
-				return false, nil
-			}
-			return err == nil, err
-		})
-		if err != nil {
-			return fmt.Errorf("unmount %s: %w; it is in use by %s", dir, err, cmp.Or(strings.Join(usersOf(dir), ", "), "no process: the kernel has it, as an NFS server or a mount in it does"))
-		}
-		delete(a.mounts, d.Name)
+		a.mounts = a.mounts[:len(a.mounts)-1]
 	}
 	return nil
+}
+
+// unmount unmounts what is mounted on a directory. If that stays busy, the error names
+// what uses it.
+func unmount(ctx context.Context, dir string) error {
+	err := retryBusy(ctx, busyLimit, func() error { return unix.Unmount(dir, 0) })
+	if err != nil {
+		err = fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	if errors.Is(err, unix.EBUSY) {
+		users := append(usersOf(dir), mountsIn(dir)...)
+		err = fmt.Errorf("%w; it is in use by %s", err, cmp.Or(strings.Join(users, ", "), "no process: the kernel itself, such as its NFS server"))
+	}
+	return err
+}
+
+// retryBusy calls do again for as long as the answer is EBUSY, within a limit.
+func retryBusy(ctx context.Context, limit time.Duration, do func() error) error {
+	var last error
+	err := poll(ctx, limit, func() (bool, error) {
+		if last = do(); errors.Is(last, unix.EBUSY) {
+			return false, nil
+		}
+		return last == nil, last
+	})
+	if err == nil {
+		return nil
+	}
+	return cmp.Or(last, err)
 }

@@ -1,10 +1,19 @@
 package agent
 
 import (
-	"golang.org/x/sys/unix"
+	"context"
+	"errors"
+	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"reflect"
+	"slices"
+	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/wire"
 )
@@ -52,5 +61,69 @@ func TestChildren(t *testing.T) {
 	}
 	if err := c.wait(cmd); err != nil || len(c.ours) != 0 {
 		t.Errorf("%v, %v left", err, c.ours)
+	}
+}
+
+// TestUnmountAll: disks are unmounted from the last to the first, once what used them has
+// ended. What stays busy is named with its users, and stays mounted.
+func TestUnmountAll(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root: no mounts")
+	}
+	top := t.TempDir()
+	mount := func(dir string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(dir, 0o755), unix.Mount("none", dir, "tmpfs", 0, "")); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	}
+	a := New(nil)
+	for i, dir := range []string{top, filepath.Join(top, "in"), filepath.Join(top, "in", "it")} {
+		mount(dir)
+		a.mounts = append(a.mounts, mounted{fmt.Sprint(i), dir})
+	}
+	inner := filepath.Join(top, "in", "it")
+	foreign := filepath.Join(inner, "foreign")
+	mount(foreign)
+	user := exec.Command("/bin/sleep", "100")
+	user.Dir = inner
+	if err := user.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	err := a.unmountAll(ctx)
+	user.Process.Kill()
+	user.Wait()
+	if !errors.Is(err, unix.EBUSY) || len(a.mounts) != 3 {
+		t.Fatalf("busy: %v, mounted %v", err, a.mounts)
+	}
+	for _, want := range []string{"unmount " + inner, fmt.Sprintf("%d (sleep)", user.Process.Pid), "the mount on " + foreign} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q lacks %q", err, want)
+		}
+	}
+	// It ends within the limit.
+	again := exec.Command("/bin/sleep", "0.1")
+	again.Dir = inner
+	if err := errors.Join(unix.Unmount(foreign, 0), again.Start()); err != nil {
+		t.Fatal(err)
+	}
+	go again.Wait()
+	if err := a.unmountAll(t.Context()); err != nil || len(a.mounts) != 0 {
+		t.Errorf("%v, left %v", err, a.mounts)
+	}
+	if at := mountsIn(filepath.Dir(top)); slices.Contains(at, "the mount on "+top) {
+		t.Error("still mounted")
+	}
+}
+
+// TestCheckWithoutChecker: a guest without e2fsck says so.
+func TestCheckWithoutChecker(t *testing.T) {
+	have := haveChecker()
+	greeting, err := greet()
+	if err != nil || greeting.Checker != (have == nil) {
+		t.Errorf("%+v, %v; %v", greeting, err, have)
 	}
 }

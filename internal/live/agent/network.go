@@ -23,7 +23,7 @@ func setUpNIC(n wire.NIC) (nic, error) {
 		return nic{}, fmt.Errorf("set up interface: %w", err)
 	}
 	if len(mac) != len(announce.MAC{}) {
-		return nic{}, fmt.Errorf("set up interface: %s is no Ethernet MAC", mac)
+		return nic{}, fmt.Errorf("set up interface: %s is not an Ethernet MAC", mac)
 	}
 	l, err := linkByMAC(mac)
 	if err != nil {

@@ -109,7 +109,7 @@ func TestSetUpRefuses(t *testing.T) {
 		for want, nic := range map[string]wire.NIC{
 			"no interface has MAC":     {MAC: "02:00:00:00:00:01"},
 			"invalid MAC":              {MAC: "lan"},
-			"is no Ethernet MAC":       {MAC: "02:00:00:00:00:00:00:01"},
+			"is not an Ethernet MAC":   {MAC: "02:00:00:00:00:00:00:01"},
 			"set up interface":         {MAC: mac, Address: "10.0.0.1"},
 			"network is unreachable":   {MAC: mac, Address: "10.0.0.1/24", Gateway: "10.1.0.1"},
 			"add route to 10.0.0.0/99": {MAC: mac, Address: "10.0.0.1/24", Routes: []wire.Route{{To: "10.0.0.0/99", Via: "10.0.0.2"}}},

@@ -84,7 +84,7 @@ func (a *Agent) openMount(disk string) (*os.File, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	dir := a.mounts[disk]
+	dir := a.mountPoint(disk)
 	if dir == "" {
 		return nil, "", fmt.Errorf("disk %q is not mounted here", disk)
 	}

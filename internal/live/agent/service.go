@@ -110,8 +110,8 @@ func (s *service) end(grace time.Duration) {
 	}
 }
 
-// children keeps apart the processes that somebody waits for from the orphans
-// that fall to PID 1, which reaps those and only those.
+// children tells the processes that the agent waits for from orphans, which PID 1
+// inherits and must reap.
 type children struct {
 	mu   sync.Mutex
 	ours map[int]bool

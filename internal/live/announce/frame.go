@@ -4,10 +4,10 @@
 //
 // # Caveats
 //
-// A packet about a connection is only as good as the numbers that it is made of:
-// whoever has them from the memory of a dead kernel must say whether they are
-// sure. A wrong reset is not believed by its receiver (RFC 5961), and a tickle asks
-// it what the numbers are.
+// A packet about a connection is only as good as the sequence numbers in it: the caller,
+// which has them from the memory of a dead kernel, must know whether they are exact. A
+// receiver ignores a reset with wrong numbers (RFC 5961), and answers a tickle with its
+// own.
 package announce
 
 import (

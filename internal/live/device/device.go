@@ -37,13 +37,13 @@ func MakeRehearsal(ctx context.Context, path, kind string) error {
 	return nil
 }
 
-// SetDisk puts the image of a disk in the place of its vacancy. The guest had
-// the drive all along; now it has content. QEMU takes the image's lock with
-// it, and fails if somebody else still holds it.
+// SetDisk puts the image of a disk behind the drive that the guest has had empty so far
+// (partition.Vacancy). QEMU takes the image's lock, and fails if another process still
+// holds it.
 func SetDisk(ctx context.Context, monitor *qmp.Client, d partition.Disk) error {
 	err := monitor.QOMSet(ctx, "/machine/peripheral/"+d.QDev(), "drive", d.Node())
 	if err != nil {
-		return fmt.Errorf("set disk %s in: %w", d.Name, err)
+		return fmt.Errorf("hand over disk %s: %w", d.Name, err)
 	}
 	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"understudy.dev/understudy/internal/live/hint"
 )
 
 // Cache is the directory of what can be made again: kernels, guest images, the
@@ -16,7 +18,7 @@ func Cache() (string, error) {
 	}
 	base, err := os.UserCacheDir()
 	if err != nil {
-		return "", fmt.Errorf("find cache directory: %w (set UNDERSTUDY_CACHE)", err)
+		return "", hint.New("find cache directory", err, "Set UNDERSTUDY_CACHE.")
 	}
 	return filepath.Join(base, "understudy"), nil
 }
@@ -43,14 +45,14 @@ func Kernel(dir string) (kernel, modules string, err error) {
 	}
 	kernel = filepath.Join(dir, "boot", "vmlinuz")
 	if _, err := os.Stat(kernel); err != nil {
-		return "", "", fmt.Errorf("%w (scripts/setup.sh fetches the kernel)", err)
+		return "", "", hint.New("find kernel", err, "Run scripts/setup.sh, which fetches it.")
 	}
 	trees, err := filepath.Glob(filepath.Join(dir, "lib", "modules", "*"))
 	if err != nil {
 		return "", "", err
 	}
 	if len(trees) != 1 {
-		return "", "", fmt.Errorf("no modules in %s (scripts/setup.sh fetches them)", dir)
+		return "", "", hint.New("find modules", fmt.Errorf("%s has %d directories in lib/modules, not 1", dir, len(trees)), "Run scripts/setup.sh, which fetches them.")
 	}
 	return kernel, trees[0], nil
 }

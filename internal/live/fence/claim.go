@@ -47,7 +47,7 @@ func Keep(path string) (*Hold, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Taken and let go: whoever is to have it takes it next.
+	// Taken and let go, for the guest that is to have the disk.
 	if err := lockRange(h.File, path, lockStart, lockLen, claimLimit, "try again"); err != nil {
 		h.Close()
 		return nil, err

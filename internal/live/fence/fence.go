@@ -54,7 +54,7 @@ func Raise(p Process, images []string, limit time.Duration) (*Proof, error) {
 	return proof, nil
 }
 
-// Free says whether nobody holds the lock of an image: an error names who does.
+// Free checks that no process holds the lock of an image; the error names those that do.
 func Free(image string) error {
 	f, err := lock(image, 0)
 	if err != nil {

@@ -84,7 +84,7 @@ func readList[T any](staging *os.File, off, n int64, decode func([]byte) ([]T, e
 	if err != nil {
 		return nil, fmt.Errorf("map buffer for a plan of %d bytes: %w", n, err)
 	}
-	defer unix.Munmap(raw)
+	defer func() { _ = unix.Munmap(raw) }()
 	if err := readFull(int(staging.Fd()), raw, off); err != nil {
 		return nil, fmt.Errorf("read plan: %w", err)
 	}

@@ -41,7 +41,7 @@ func (r *restorer) openDir(at string) (int, error) {
 func (r *restorer) parent(at string) (int, string, error) {
 	dir, name := path.Split(at)
 	if name == "" || name == "." || name == ".." {
-		return -1, "", fmt.Errorf("%q is no name", name)
+		return -1, "", fmt.Errorf("%q is not a file name", name)
 	}
 	fd, err := r.openDir(strings.TrimSuffix(dir, "/"))
 	return fd, name, err
@@ -49,7 +49,7 @@ func (r *restorer) parent(at string) (int, string, error) {
 
 // directory finds a directory on the disk, or makes it.
 func (r *restorer) directory(l *unlogged) error {
-	if l.attr.Links == 0 && !l.attr.Settled {
+	if l.attr.Links == 0 && !l.attr.Committed {
 		return nil // removed, and still open somewhere
 	}
 	if l.missing {
@@ -69,18 +69,18 @@ func (r *restorer) directory(l *unlogged) error {
 		r.dirs[at] = fh
 	}
 	if err := l.old(fd); errors.Is(err, errLater) {
-		l.failed = true // and left alone, without a word: it is only its times
+		l.failed = true // left alone, and not reported: only its times differ
 		return nil
 	} else if err != nil {
 		return err
 	}
-	if l.attr.Settled {
+	if l.attr.Committed {
 		return nil
 	}
 	return r.rename(l, fd)
 }
 
-// isTop says whether it is the top directory.
+// isTop reports whether it is the top directory.
 func (l *unlogged) isTop() bool { return len(l.attr.Paths) == 1 && len(l.attr.Paths[0]) == 0 }
 
 // rename gives a directory the path that it had.
@@ -106,10 +106,10 @@ func (r *restorer) rename(l *unlogged, fd int) error {
 	return nil
 }
 
-// makeDirectory makes a directory that is missing. One of its name will do.
+// makeDirectory creates a directory that is missing, or takes one of its name.
 func (r *restorer) makeDirectory(l *unlogged) error {
 	at := l.path()
-	if l.attr.Settled || at == "" {
+	if l.attr.Committed || at == "" {
 		return fmt.Errorf("%w, and it has no name in memory", errMissing)
 	}
 	in, name, err := r.parent(at)
@@ -160,7 +160,7 @@ func (r *restorer) endDirectory(l *unlogged) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if !l.attr.Settled {
+	if !l.attr.Committed {
 		if err := ownFD(fd, l.attr); err != nil {
 			return err
 		}

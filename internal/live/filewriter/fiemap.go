@@ -17,8 +17,8 @@ const (
 	fiemapExtents = 128 // asked for at once
 
 	fiemapLast = 0x1
-	// Extents whose place is not known, not yet given, or not where the bytes
-	// themselves are: UNKNOWN, DELALLOC, ENCODED, DATA_ENCRYPTED, NOT_ALIGNED,
+	// Extents whose location is not known, not yet allocated, or not that of the bytes
+	// themselves: UNKNOWN, DELALLOC, ENCODED, DATA_ENCRYPTED, NOT_ALIGNED,
 	// DATA_INLINE, DATA_TAIL, UNWRITTEN.
 	fiemapElsewhere = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
 )
@@ -58,16 +58,16 @@ func extents(fd int) ([]fiemapExtent, error) {
 	}
 }
 
-// liesThere wants each of some places to be where a file lies on its disk.
-func liesThere(fd int, places []wire.Place) error {
-	if len(places) == 0 {
+// checkExtents checks that a file has all of some extents on its disk.
+func checkExtents(fd int, wanted []wire.Extent) error {
+	if len(wanted) == 0 {
 		return nil
 	}
 	all, err := extents(fd)
 	if err != nil {
 		return err
 	}
-	for _, p := range places {
+	for _, p := range wanted {
 		at, end := uint64(p.Off), uint64(p.Off+p.Len)
 		for _, e := range all {
 			if e.Logical > at || e.Logical+e.Length <= at {
@@ -79,7 +79,7 @@ func liesThere(fd int, places []wire.Place) error {
 			at = min(end, e.Logical+e.Length)
 		}
 		if at < end {
-			return fmt.Errorf("of its content %d bytes at %d are not in memory, and on the disk it has others there", end-at, at)
+			return fmt.Errorf("%d bytes of its content at %d are not in memory, and the disk does not have them where the dead kernel had: they may be of an older state", end-at, at)
 		}
 	}
 	return nil

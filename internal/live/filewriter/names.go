@@ -13,12 +13,12 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// name gives the files that were written the names that they had. First those that
-// nobody else has: then an old name of a file is known to be of no use.
+// name gives the files that were written the names that they had: first the names that
+// nothing else has. After that it is known which old names are not needed any more.
 func (r *restorer) name(written map[int]bool) {
 	for _, replace := range []bool{false, true} {
 		for _, l := range r.all {
-			if l.kind() != unix.S_IFREG || l.attr.Settled || l.failed || !written[l.attr.File] {
+			if l.kind() != unix.S_IFREG || l.attr.Committed || l.failed || !written[l.attr.File] {
 				continue
 			}
 			if !replace && l.made != nil {
@@ -35,8 +35,8 @@ func (r *restorer) name(written map[int]bool) {
 	r.oldNames(written)
 }
 
-// nameOne gives a file one name. What else has that name gives way only if replace
-// is set.
+// nameOne gives a file one name. Another file that has that name loses it only if
+// replace is set.
 func (r *restorer) nameOne(l *unlogged, at string, replace bool) error {
 	dir, name, err := r.parent(at)
 	if err != nil {
@@ -78,7 +78,7 @@ func (r *restorer) nameOne(l *unlogged, at string, replace bool) error {
 		r.act(wire.ActCreated, l, at, "")
 		return nil
 	}
-	// By its path in /proc: by descriptor alone takes a capability over all.
+	// By its path in /proc: AT_EMPTY_PATH takes CAP_DAC_READ_SEARCH (linkat(2)).
 	if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), dir, name, unix.AT_SYMLINK_FOLLOW); err != nil {
 		return err
 	}
@@ -94,8 +94,8 @@ func (r *restorer) reopen(l *unlogged) (int, error) {
 	return r.open(l)
 }
 
-// giveWay takes a name from another file. One that is known not to have it any
-// more loses it; any other keeps a name beside it.
+// giveWay takes a name from another file. If that is known to have lost it before the
+// crash, the name is removed; else the file is renamed, to a name beside it.
 func (r *restorer) giveWay(l *unlogged, dir int, name, at string, there *unix.Stat_t) error {
 	if other := r.known[idOf(there)]; other != nil && there.Mode&unix.S_IFMT == unix.S_IFREG && r.stale(other, at) {
 		if err := unix.Unlinkat(dir, name, 0); err != nil {
@@ -118,12 +118,12 @@ func (r *restorer) giveWay(l *unlogged, dir int, name, at string, there *unix.St
 		}
 		return err
 	}
-	return errors.New("there is no name for what has it now")
+	return errors.New("another file has it, and every name to move that to is taken")
 }
 
-// stale says whether a file on the disk has a name there that it had lost: it was
-// deleted, or all the names that it had are known, are on the disk, and this is
-// none of them.
+// stale reports whether a name of a file on the disk is one that it had lost: it was
+// deleted, or all names that it had are known and on the disk, and this is none of
+// them.
 func (r *restorer) stale(l *unlogged, at string) bool {
 	if l.attr.Links == 0 {
 		return true
@@ -131,7 +131,7 @@ func (r *restorer) stale(l *unlogged, at string) bool {
 	return !l.failed && !slices.ContainsFunc(l.attr.Paths, func(p []byte) bool { return string(p) == at }) && r.complete(l)
 }
 
-// complete says whether a file has all the names that it had.
+// complete reports whether a file has all the names that it had.
 func (r *restorer) complete(l *unlogged) bool {
 	if int(l.attr.Links) != len(l.attr.Paths) {
 		return false
@@ -172,7 +172,7 @@ func (r *restorer) oldNames(written map[int]bool) {
 	if len(wanted) == 0 {
 		return
 	}
-	// What cannot be read keeps its names: nothing is wrong with that.
+	// What cannot be read keeps its names, which harms nothing.
 	_ = filepath.WalkDir(r.top, func(at string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return nil
@@ -215,7 +215,7 @@ func (r *restorer) unlink(at string, id inodeID) error {
 		return err
 	}
 	if idOf(&st) != id {
-		return errors.New("it is another file's by now")
+		return errors.New("another file has it by now")
 	}
 	return unix.Unlinkat(dir, filepath.Base(at), 0)
 }
@@ -244,7 +244,7 @@ func (r *restorer) lock() {
 	}
 }
 
-// dropTemporary removes what was made and did not get its name.
+// dropTemporary removes files that were created and did not get their names.
 func (r *restorer) dropTemporary() {
 	for _, l := range r.all {
 		if l.made == nil || l.temp == "" {
@@ -261,7 +261,7 @@ func (r *restorer) dropTemporary() {
 	}
 }
 
-// surplus says whether a file has more names than it had.
+// surplus reports whether a file has more names than it had.
 func (r *restorer) surplus(l *unlogged) bool {
 	fd, err := r.reopen(l)
 	if err != nil {

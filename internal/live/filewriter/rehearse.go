@@ -48,7 +48,7 @@ func Rehearse(dir string, staging *os.File) error {
 	return nil
 }
 
-// newFile makes an empty file that is to have a size, and says whose it is.
+// newFile creates an empty file, and returns a plan that gives it a size.
 func newFile(path string, size int64) (wire.File, error) {
 	f, err := os.Create(path)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// restorer makes again what of a plan is not on the disk, and gives things the
+// restorer creates what is missing on the disk, and gives files and directories the
 // names and attributes that they had.
 type restorer struct {
 	mount  int    // descriptor of the top directory
@@ -49,8 +49,7 @@ func newRestorer(mount *os.File, kind string, files []wire.File, attrs []wire.At
 	return r, nil
 }
 
-// restore writes a plan with attributes: it makes what is missing, writes, and
-// gives everything its name.
+// restore writes a plan with metadata: it creates what is missing, writes, and names.
 func (w *writer) restore(mount *os.File, files []wire.File, attrs []wire.Attr, died time.Time, result *wire.ApplyResult) error {
 	restore, err := newRestorer(mount, w.kind, files, attrs, died, result)
 	if err != nil {
@@ -98,8 +97,8 @@ func (r *restorer) act(kind string, l *unlogged, at, other string) {
 	r.result.Acts = append(r.result.Acts, a)
 }
 
-// begin makes directories and files that are missing, those under temporary names.
-// It gives what is to be written to by the place in the plan.
+// begin creates directories that are missing, and files, those under temporary names. It
+// returns the files to be written, by their index in the plan.
 func (r *restorer) begin() map[int]*unlogged {
 	targets := make(map[int]*unlogged)
 	// What is there is found before anything is made: btrfs gives what is made the
@@ -125,7 +124,7 @@ func (r *restorer) begin() map[int]*unlogged {
 		case l.kind() != unix.S_IFREG && l.missing:
 			err = r.special(l)
 		case l.kind() != unix.S_IFREG:
-		case l.missing && l.attr.Settled:
+		case l.missing && l.attr.Committed:
 			err = errMissing
 		case l.missing:
 			if err = r.create(l); err == nil {
@@ -152,7 +151,7 @@ func (r *restorer) open(l *unlogged) (int, error) {
 
 var errMissing = errors.New("not on the disk: its creation was not committed")
 
-// probe finds out whether an inode is on the disk.
+// probe checks whether an inode is on the disk.
 func (r *restorer) probe(l *unlogged) error {
 	fd, err := r.open(l)
 	if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) {
@@ -168,20 +167,20 @@ func (r *restorer) probe(l *unlogged) error {
 		return fmt.Errorf("stat: %w", err)
 	}
 	if st.Mode&unix.S_IFMT != l.kind() {
-		return fmt.Errorf("on the disk it is of another type: mode %o", st.Mode)
+		return fmt.Errorf("it has another type on the disk: mode %o", st.Mode)
 	}
-	if l.kind() == unix.S_IFREG && !l.attr.Settled && st.Nlink > 0 {
+	if l.kind() == unix.S_IFREG && !l.attr.Committed && st.Nlink > 0 {
 		r.known[idOf(&st)] = l
 	}
 	return nil
 }
 
-// create makes an empty file where a missing one was, under a name of its own.
+// create creates an empty file for a missing one, under a temporary name.
 func (r *restorer) create(l *unlogged) error {
 	if len(l.attr.Paths) == 0 {
 		return fmt.Errorf("%w, and it has no name in memory", errMissing)
 	}
-	if len(l.attr.Places) > 0 || l.attr.Kept {
+	if len(l.attr.Mapped) > 0 || l.attr.Kept {
 		err := fmt.Errorf("%w, and a part of its content is not in memory", errMissing)
 		if !l.attr.Partial {
 			return err
@@ -210,8 +209,8 @@ func (r *restorer) create(l *unlogged) error {
 	return nil
 }
 
-// special is about what is missing and neither a file nor a directory. Only a
-// symbolic link whose target memory has can be made again.
+// special creates what is missing and neither a file nor a directory: only a symbolic
+// link whose target memory has can be.
 func (r *restorer) special(l *unlogged) error {
 	if len(l.attr.Target) == 0 || len(l.attr.Paths) == 0 {
 		return fmt.Errorf("%w, and only files, directories and some symbolic links can be made again", errMissing)

@@ -252,7 +252,7 @@ func TestRestoreNames(t *testing.T) {
 		{
 			name: "missing, and only a part in memory",
 			before: func(s *scene) {
-				s.was("", modeFile, 0, 100, "f").Places = []wire.Place{{Range: wire.Range{Off: 4096, Len: 4096}, Disk: 1 << 20}}
+				s.was("", modeFile, 0, 100, "f").Mapped = []wire.Extent{{Range: wire.Range{Off: 4096, Len: 4096}, Disk: 1 << 20}}
 				s.was("", modeFile, 0, 100, "g").Kept = true
 			},
 			fails: "a part of its content is not in memory",
@@ -382,10 +382,10 @@ func TestRestoreContent(t *testing.T) {
 		}
 		a := s.was(name, modeFile, 0, 4096, name)
 		s.files[len(s.files)-1].Size = 40000
-		a.Places = []wire.Place{{Range: wire.Range{Off: 4096, Len: 36864 - 4096}, Disk: int64(all[0].Physical) + 4096 + int64(i)*4096}}
+		a.Mapped = []wire.Extent{{Range: wire.Range{Off: 4096, Len: 36864 - 4096}, Disk: int64(all[0].Physical) + 4096 + int64(i)*4096}}
 	}
 	r := s.restore(time.Time{})
-	if len(r.Failures) != 1 || !strings.Contains(r.Failures[0].Reason, "it has others there") {
+	if len(r.Failures) != 1 || !strings.Contains(r.Failures[0].Reason, "the disk does not have them where") {
 		t.Errorf("%+v", r.Failures)
 	}
 	want := slices.Concat(s.data[:4096], make([]byte, 4096), bytes.Repeat([]byte("x"), 4096), make([]byte, 20000-12288))

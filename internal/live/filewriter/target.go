@@ -63,7 +63,7 @@ func (t *target) fail(err error) {
 	t.err = errors.Join(t.err, err)
 }
 
-// open opens the file once; whoever comes later finds it open, or failed.
+// open opens the file once; later calls return what came of that.
 func (t *target) open(mount int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -112,7 +112,7 @@ func (t *target) openByHandle(mount int) error {
 	return t.unlogged.prepare(t)
 }
 
-// handle is that of the file, or of the one that was made in its place.
+// handle is that of the file, or of the one that was created instead.
 func (t *target) handle() (unix.FileHandle, error) {
 	if t.unlogged != nil && t.unlogged.made != nil {
 		return *t.unlogged.made, nil
@@ -208,7 +208,7 @@ func (t *target) writePlain(data []byte, off int64) error {
 // is the writing's own: no call sets it.
 func (t *target) finish(mount int) {
 	if t.open(mount) == nil {
-		if err := t.settle(); err != nil {
+		if err := t.complete(); err != nil {
 			t.fail(err)
 		}
 	}
@@ -219,7 +219,8 @@ func (t *target) finish(mount int) {
 	}
 }
 
-func (t *target) settle() error {
+// complete sets size, holes, metadata, times and flags.
+func (t *target) complete() error {
 	if err := t.resize(); err != nil {
 		return err
 	}

@@ -10,13 +10,12 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// unlogged is a file of which the disk may have an older state, or nothing at all, on
-// a file system whose log was not finished: what there is to it besides its
-// content.
+// unlogged is a file that may be older on the disk, or missing there, on a file system
+// whose log was not finished: its metadata, and what became of it.
 type unlogged struct {
 	attr *wire.Attr
 	file *wire.File
-	// made is the file that was made in its place, as dir/temp for the time being.
+	// made is the file that was created instead, as dir/temp until it is complete.
 	made      *unix.FileHandle
 	dir, temp string
 	// died is the end of the dead kernel: what was changed later is not ours.
@@ -25,7 +24,7 @@ type unlogged struct {
 	flags   *int // to be set in the end
 	missing bool // it was not on the disk
 	failed  bool
-	ready   bool // its content on the disk was made fit for the runs
+	ready   bool // its content was prepared for the runs
 }
 
 func (l *unlogged) kind() uint32 { return l.attr.Mode & unix.S_IFMT }
@@ -41,8 +40,8 @@ func (l *unlogged) path() string {
 // errLater says that a file was changed after the crash.
 var errLater = errors.New("it was changed after the crash")
 
-// old wants the open file not to have been changed since the crash. No call sets
-// the time of a change of an inode.
+// old checks that the open file was not changed since the crash, by its ctime, which no
+// call sets.
 func (l *unlogged) old(fd int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -54,9 +53,9 @@ func (l *unlogged) old(fd int) error {
 	return nil
 }
 
-// prepare makes the content of a file that is on the disk fit for the runs: what
-// was a hole becomes one, and what is neither that nor in the runs must be where
-// the dead kernel had it.
+// prepare makes the content of a file on the disk what the runs are to be written into:
+// what was a hole becomes one, and what is neither that nor in the runs must have the
+// extents that the dead kernel had.
 func (l *unlogged) prepare(t *target) error {
 	if l.made != nil || l.ready {
 		return nil
@@ -64,10 +63,10 @@ func (l *unlogged) prepare(t *target) error {
 	if err := l.old(t.fd); err != nil {
 		return err
 	}
-	if l.attr.Settled {
+	if l.attr.Committed {
 		return nil
 	}
-	if err := liesThere(t.fd, l.attr.Places); err != nil {
+	if err := checkExtents(t.fd, l.attr.Mapped); err != nil {
 		return err
 	}
 	if t.size > t.file.Size {
@@ -88,7 +87,7 @@ func (l *unlogged) prepare(t *target) error {
 // own gives an open file the owner and the permissions that it had, and notes the
 // flags.
 func (l *unlogged) own(t *target) error {
-	if l.attr.Settled {
+	if l.attr.Committed {
 		return nil
 	}
 	if err := ownFD(t.fd, l.attr); err != nil {

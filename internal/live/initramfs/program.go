@@ -125,7 +125,7 @@ func findLibrary(root string, dirs []string, name string) (string, error) {
 			continue
 		}
 		fits := f.Machine == elf.EM_X86_64
-		f.Close()
+		_ = f.Close() // only read
 		if fits {
 			return at, nil
 		}

@@ -1,6 +1,5 @@
-// Package liveness turns evidence about a partition into a verdict. It is
-// pure: who watches feeds it observations with their times, so that tests
-// need no clock.
+// Package liveness turns evidence about a partition into a verdict. It is pure: the
+// watcher passes observations with their times, so that tests need no clock.
 package liveness
 
 import (

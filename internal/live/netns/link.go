@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoNeighbor says that the namespace knows no link address for an IP address.
-var ErrNoNeighbor = errors.New("no neighbour entry")
+// errNoNeighbor says that the namespace knows no link address for an IP address.
+var errNoNeighbor = errors.New("no neighbour entry")
 
 // Bridge makes a bridge that forwards from the moment a port joins it: spanning tree off and no forward delay (the
 // kernel's default is 15 s). It is up on return.
@@ -47,7 +47,7 @@ func (n *Namespace) Veth(name string, peer *Namespace, peerName string) error {
 		peer.mu.RLock()
 		defer peer.mu.RUnlock()
 		if peer.fd < 0 {
-			return ErrClosed
+			return errClosed
 		}
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = name
@@ -86,17 +86,6 @@ func (n *Namespace) Enslave(link, bridge string) error {
 	})
 }
 
-// Release takes a link out of its bridge, which also forgets the addresses it had learned there. Releasing a link
-// that has no bridge is no error.
-func (n *Namespace) Release(link string) error {
-	return n.withLink(link, "release", netlink.LinkSetNoMaster)
-}
-
-// Delete removes a link.
-func (n *Namespace) Delete(link string) error {
-	return n.withLink(link, "delete", netlink.LinkDel)
-}
-
 // withLink runs act on the named link inside the namespace; verb tells what failed.
 func (n *Namespace) withLink(name, verb string, act func(netlink.Link) error) error {
 	return n.Do(func() error {
@@ -111,28 +100,8 @@ func (n *Namespace) withLink(name, verb string, act func(netlink.Link) error) er
 	})
 }
 
-// Links lists the names of the namespace's links, and for each the name of its bridge, empty if it has none.
-func (n *Namespace) Links() (map[string]string, error) {
-	masters := map[string]string{}
-	err := n.Do(func() error {
-		links, err := netlink.LinkList()
-		if err != nil {
-			return fmt.Errorf("list links: %w", err)
-		}
-		names := map[int]string{}
-		for _, l := range links {
-			names[l.Attrs().Index] = l.Attrs().Name
-		}
-		for _, l := range links {
-			masters[l.Attrs().Name] = names[l.Attrs().MasterIndex]
-		}
-		return nil
-	})
-	return masters, err
-}
-
 // Neighbor returns the link address under which the namespace knows an IP address, its ARP or ND view. It returns
-// ErrNoNeighbor when there is none, or none that resolved.
+// an error when there is none, or none that resolved.
 func (n *Namespace) Neighbor(ip netip.Addr) (net.HardwareAddr, error) {
 	var mac net.HardwareAddr
 	err := n.Do(func() error {
@@ -146,7 +115,7 @@ func (n *Namespace) Neighbor(ip netip.Addr) (net.HardwareAddr, error) {
 				return nil
 			}
 		}
-		return fmt.Errorf("look up neighbour %s: %w", ip, ErrNoNeighbor)
+		return fmt.Errorf("look up neighbour %s: %w", ip, errNoNeighbor)
 	})
 	return mac, err
 }

@@ -1,10 +1,10 @@
-// Package netns gives the demo and the tests a network of their own: anonymous network namespaces with a bridge, taps
-// and a client, which vanish with the last descriptor that refers to them and never touch the host's own network.
+// Package netns makes the host's side of a pair's network: taps, and their ports of a bridge, in the host's own network
+// namespace or in one of its own, which nothing outside of it sees and which vanishes with the last descriptor of it.
 //
 // # Caveats
 //
-// A namespace has no name under /run/netns: it lives as long as this process holds it open, or as long as another
-// process (a QEMU, say) holds a tap of it. Linux only; creating one needs CAP_SYS_ADMIN and CAP_NET_ADMIN.
+// A namespace made here has no name under /run/netns: it lives as long as this process holds it open, or as long as
+// another process (a QEMU, say) holds a tap of it. Linux only; creating one needs CAP_SYS_ADMIN and CAP_NET_ADMIN.
 package netns
 
 import (
@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrClosed is returned for any use of a Namespace after its Close.
-var ErrClosed = errors.New("network namespace is closed")
+// errClosed is returned for any use of a Namespace after its Close.
+var errClosed = errors.New("network namespace is closed")
 
 // threadNS is the network namespace of the calling thread, see namespaces(7).
 const threadNS = "/proc/thread-self/ns/net"
@@ -55,7 +55,7 @@ func create(ipv6 map[string]string) (*Namespace, error) {
 		if err != nil {
 			return fmt.Errorf("open network namespace: %w", err)
 		}
-		if err := settle(ipv6); err != nil {
+		if err := quieten(ipv6); err != nil {
 			return errors.Join(err, unix.Close(fd))
 		}
 		n.fd = fd
@@ -67,8 +67,8 @@ func create(ipv6 map[string]string) (*Namespace, error) {
 	return n, nil
 }
 
-// settle makes the calling thread's new namespace quiet. /proc/sys/net shows the namespace of the thread that opens it.
-func settle(ipv6 map[string]string) error {
+// quieten makes the calling thread's new namespace quiet. /proc/sys/net shows the namespace of the thread that opens it.
+func quieten(ipv6 map[string]string) error {
 	for _, which := range []string{"all", "default"} {
 		for knob, value := range ipv6 {
 			err := os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/"+knob, []byte(value), 0)
@@ -81,7 +81,7 @@ func settle(ipv6 map[string]string) error {
 }
 
 // Close gives up the namespace; the kernel dismantles it, with every link in it, once no tap of it is open any more.
-// A second Close returns ErrClosed.
+// A second Close is an error.
 func (n *Namespace) Close() error {
 	if n == nil {
 		return nil
@@ -89,7 +89,7 @@ func (n *Namespace) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.fd < 0 {
-		return ErrClosed
+		return errClosed
 	}
 	fd := n.fd
 	n.fd = -1
@@ -110,7 +110,7 @@ func (n *Namespace) enter() error {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	if n.fd < 0 {
-		return ErrClosed
+		return errClosed
 	}
 	if err := unix.Setns(n.fd, unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("enter network namespace: %w", err)

@@ -14,7 +14,7 @@ type Export struct {
 	Clients []exportClient
 }
 
-// exportClient is whom an export is for, and how.
+// exportClient is a host, or several, that an export is for, and its options.
 type exportClient struct {
 	Name string // a host, a network, a netgroup or a pattern
 	FSID string // of the option fsid: a number, a UUID, or root
@@ -28,17 +28,17 @@ type exportClient struct {
 func ParseExport(line string) (Export, error) {
 	fields := strings.Fields(line)
 	if strings.ContainsAny(line, `"\#`) || len(fields) < 2 {
-		return Export{}, fmt.Errorf("%q is no path with clients behind it, without quotes, escapes and comments", line)
+		return Export{}, fmt.Errorf("%q is not a path followed by clients, without quotes, escapes and comments", line)
 	}
 	e := Export{Path: fields[0]}
 	if !path.IsAbs(e.Path) || path.Clean(e.Path) != e.Path {
-		return Export{}, fmt.Errorf("%q is no clean absolute path", e.Path)
+		return Export{}, fmt.Errorf("%q is not a clean absolute path", e.Path)
 	}
 	for _, f := range fields[1:] {
 		name, rest, ok := strings.Cut(f, "(")
 		options, end := strings.CutSuffix(rest, ")")
 		if !ok || !end || name == "" || strings.ContainsAny(options, "()") || name[0] == '-' {
-			return Export{}, fmt.Errorf("%q is no client with its options in parentheses", f)
+			return Export{}, fmt.Errorf("%q is not a client with its options in parentheses", f)
 		}
 		c := exportClient{Name: name}
 		for o := range strings.SplitSeq(options, ",") {

@@ -32,10 +32,10 @@ const (
 // helperLimit is how long a helper may take until it answers.
 const helperLimit = 30 * time.Second
 
-// makePlaces makes what the helpers expect of a system. Export directories, which
+// makeDirectories makes the files and directories that the helpers need. Export directories, which
 // will be on the shared disks, exist for now where those will be mounted:
 // exportfs(8) refuses to export what is not there.
-func makePlaces(exports []Export) error {
+func makeDirectories(exports []Export) error {
 	dirs := []string{stateDir, stateDir + "/sm", stateDir + "/sm.bak", stateDir + "/v4recovery", nsmDir, nsmDir + "/sm", nsmDir + "/sm.bak",
 		filepath.Dir(exportsFile), "/run/rpcbind", "/run/sendsigs.omit.d"}
 	for _, e := range exports {
@@ -118,7 +118,7 @@ func (s *Server) spawn(command ...string) (*helper, error) {
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	wait, err := s.run(cmd)
 	if err != nil {
-		return nil, fmt.Errorf("start %s: %w (nfs-kernel-server, nfs-common and rpcbind have it)", command[0], err)
+		return nil, fmt.Errorf("start %s: %w (install nfs-kernel-server, nfs-common and rpcbind in the guest)", command[0], err)
 	}
 	h := &helper{cmd: cmd, done: make(chan struct{})}
 	go func() {
@@ -161,8 +161,9 @@ func (s *Server) export() error {
 	return nil
 }
 
-// attachMonitor puts the status monitor's state, on a disk that has just been
-// mounted, in its place. It says whether any client is to be told of our restart.
+// attachMonitor bind-mounts the status monitor's state, on a disk that has just been
+// mounted, where the monitor looks for it. It reports whether any client is to be told of
+// our restart.
 func attachMonitor(state string) (clients bool, err error) {
 	dir := filepath.Join(state, nsmState)
 	for _, d := range []string{dir + "/sm", dir + "/sm.bak"} {
@@ -171,7 +172,7 @@ func attachMonitor(state string) (clients bool, err error) {
 		}
 	}
 	if err := unix.Mount(dir, nsmDir, "", unix.MS_BIND, ""); err != nil {
-		return false, fmt.Errorf("put status monitor's state in its place: %w", err)
+		return false, fmt.Errorf("mount status monitor's state: %w", err)
 	}
 	for _, d := range []string{"/sm", "/sm.bak"} {
 		names, err := os.ReadDir(dir + d)
@@ -190,7 +191,7 @@ func detachMonitor() error {
 		return nil // it is not mounted
 	}
 	if err != nil {
-		return fmt.Errorf("take status monitor's state from its place: %w", err)
+		return fmt.Errorf("unmount status monitor's state: %w", err)
 	}
 	return nil
 }

@@ -77,7 +77,7 @@ func readRecord(path string) (client, error) {
 	}
 	c, err := decodeRecord(b)
 	if err == nil && recordName(c) != filepath.Base(path) {
-		err = errors.New("it is another client's")
+		err = errors.New("it is the record of another client")
 	}
 	if err != nil {
 		return client{}, fmt.Errorf("read client record %s: %w", filepath.Base(path), err)
@@ -104,8 +104,7 @@ func recordName(c client) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// create has a client on the disk when it returns. That of one known from before
-// is there already.
+// create writes the record of a client, durably, unless it is there already.
 func (r *records) create(c client) error {
 	name := recordName(c)
 	r.seen[name] = true
@@ -124,7 +123,7 @@ func (r *records) create(c client) error {
 	return nil
 }
 
-// remove has a client gone from the disk when it returns.
+// remove removes the record of a client, durably.
 func (r *records) remove(c client) error {
 	name := recordName(c)
 	delete(r.seen, name)
@@ -138,7 +137,7 @@ func (r *records) remove(c client) error {
 	return syncDir(r.dir)
 }
 
-// endGrace has those gone who let the grace pass.
+// endGrace removes the records of clients that let the grace pass.
 func (r *records) endGrace() error {
 	removed := false
 	for name := range r.known {
@@ -157,7 +156,7 @@ func (r *records) endGrace() error {
 	return syncDir(r.dir)
 }
 
-// writeDurably puts a file in its place, whole, or not at all.
+// writeDurably writes a file whole and durably, or not at all.
 func writeDurably(dir, name string, b []byte) (err error) {
 	tmp := filepath.Join(dir, "."+name)
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)

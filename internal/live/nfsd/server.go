@@ -64,12 +64,12 @@ func Prepare(ctx context.Context, c wire.NFS, run func(*exec.Cmd) (func() error,
 		{"pipes", mountPipes},
 		{"files", mountServer},
 		{"locks", func() error { return setLocks(c) }},
-		{"places", func() error { return makePlaces(s.exports) }},
+		{"directories", func() error { return makeDirectories(s.exports) }},
 		{"exports", s.export},
 		{"helpers", func() error { return s.startHelpers(ctx) }},
 		{"ports", s.Arm},
 	}
-	w := newWatch()
+	w := newStopwatch()
 	for _, step := range steps {
 		if err := step.do(); err != nil {
 			return nil, fmt.Errorf("prepare NFS server: %w", err)
@@ -144,9 +144,9 @@ func (s *Server) Start(ctx context.Context) error {
 }
 
 func (s *Server) finish(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, loadLimit, fmt.Errorf("the kernel did not come as far within %v", loadLimit))
+	ctx, cancel := context.WithTimeoutCause(ctx, loadLimit, fmt.Errorf("it took more than %v", loadLimit))
 	defer cancel()
-	w := newWatch()
+	w := newStopwatch()
 	s.start.tracker.states <- s.c.State // first: the kernel goes on by itself
 	var tell bool
 	g, gctx := errgroup.WithContext(ctx)
@@ -227,7 +227,7 @@ func (s *Server) Rehearse(ctx context.Context) error {
 		if err := s.Start(ctx); err != nil {
 			return err
 		}
-		w := newWatch()
+		w := newStopwatch()
 		if err := forgetClients(); err != nil {
 			return err
 		}
@@ -247,7 +247,7 @@ func (s *Server) Rehearse(ctx context.Context) error {
 }
 
 // await waits until the kernel has its records and its threads.
-func (st *start) await(ctx context.Context, w *watch) error {
+func (st *start) await(ctx context.Context, w *stopwatch) error {
 	select {
 	case l := <-st.tracker.loaded:
 		if l.err != nil {
@@ -270,7 +270,7 @@ func (st *start) await(ctx context.Context, w *watch) error {
 }
 
 // Stop ends the server's threads and lets go of the disk. Its clients keep their
-// records: they may reclaim from whoever is next.
+// records: they may reclaim from the next server.
 func (s *Server) Stop() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

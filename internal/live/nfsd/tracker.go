@@ -99,7 +99,7 @@ func openPipe(ctx context.Context) (int, error) {
 // readPipe reads a message; none, once the kernel has taken the pipe away. The
 // pipe gives no bytes where another would have the reader wait (rpc_pipe_read,
 // net/sunrpc/rpc_pipe.c), hence the poll, which ends now and then to see whether
-// anybody still wants us.
+// the server was stopped.
 func readPipe(ctx context.Context, fd int, buf []byte) (int, error) {
 	for ctx.Err() == nil {
 		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
@@ -183,7 +183,7 @@ func (t *tracker) load(ctx context.Context, fd int, m cldMessage) error {
 	return err
 }
 
-// status is an error as the kernel wants it, told on the console too.
+// status is an error as the kernel's protocol has it; the console gets it too.
 func (t *tracker) status(err error) int16 {
 	if err == nil {
 		return 0

@@ -71,7 +71,7 @@ func (p *Pair) checkMemory(m Machine) []error {
 		formatMemory(2*overhead), formatMemory(reserve), formatMemory(need), formatMemory(m.MemAvailable))}
 }
 
-// checkFile wants a regular file that can be read. An empty path is fine.
+// checkFile checks that a path is a regular file that can be read. An empty path is fine.
 func (p *Pair) checkFile(key, path string) error {
 	if path == "" {
 		return nil
@@ -91,7 +91,7 @@ func (p *Pair) checkFile(key, path string) error {
 	return nil
 }
 
-// checkImage wants a raw image or a block device that can be read and
+// checkImage checks that a path is a raw image or a block device that can be read and
 // written. An empty path is fine.
 func (p *Pair) checkImage(key, path string) error {
 	if path == "" {

@@ -91,16 +91,16 @@ func (r *reader) document(data []byte) (*yaml.Node, error) {
 		line, _ = strconv.Atoi(m[1]) // 0 if there is none
 		what = m[2]
 	}
-	return fail(line, "correct the YAML there or just above", "is no YAML: "+what)
+	return fail(line, "correct the YAML there or just above", "is not YAML: "+what)
 }
 
 // top reads the whole file.
 func (r *reader) top(root *yaml.Node) {
 	p := r.pair
 	p.Heartbeat = Heartbeat{Period: 20 * time.Millisecond, Limit: 300 * time.Millisecond}
-	p.Takeover = Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true, Notify: Notify{All: true}, NotifyRate: NotifyRate}
+	p.Takeover = Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true, Notify: Notify{All: true}, NotifyRate: defaultNotifyRate}
 	r.mapping(root, "",
-		r.word("name", &p.Name),
+		r.name(&p.Name),
 		field{"partitions", true, r.partitions},
 		field{"disks", false, func(node *yaml.Node, key string) { r.sequence(node, key, r.disk) }},
 		field{"nics", false, func(node *yaml.Node, key string) { r.sequence(node, key, r.nic) }},
@@ -123,7 +123,7 @@ func (r *reader) partitions(node *yaml.Node, key string) {
 		name := node.Content[2*i]
 		at := join(key, name.Value)
 		if name.Kind != yaml.ScalarNode || !namePattern.MatchString(name.Value) || len(name.Value) > maxName {
-			r.refuse(name, key, nameHint, "%q is no name", name.Value)
+			r.refuse(name, key, nameHint, "%q is not a valid name", name.Value)
 			continue
 		}
 		if name.Value == r.pair.Partitions[0].Name {
@@ -158,7 +158,7 @@ func (r *reader) partition(node *yaml.Node, key string, p *Partition) {
 func (r *reader) disk(node *yaml.Node, key string) {
 	d := Disk{Type: Ext4}
 	r.mapping(node, key,
-		r.word("name", &d.Name),
+		r.name(&d.Name),
 		r.path("image", true, &d.Image),
 		choice(r, "type", false, &d.Type, Ext4, Ext3),
 		parsed(r, "mount", true, &d.Mount, mountHint, parseMount),
@@ -170,7 +170,7 @@ func (r *reader) disk(node *yaml.Node, key string) {
 func (r *reader) nic(node *yaml.Node, key string) {
 	var n NIC
 	r.mapping(node, key,
-		r.word("name", &n.Name),
+		r.name(&n.Name),
 		parsed[net.HardwareAddr](r, "mac", true, &n.MAC, macHint, parseMAC),
 		parsed[netip.Prefix](r, "address", true, &n.Address, addressHint, parseAddress),
 		parsed[netip.Addr](r, "gateway", false, &n.Gateway, gatewayHint, parseGateway),
@@ -194,7 +194,7 @@ func (r *reader) service(node *yaml.Node, key string) {
 			r.refuse(node, key, "write e.g. [busybox, httpd, -f]", "names no program")
 		}
 	}
-	r.mapping(node, key, r.word("name", &s.Name), field{"command", true, command},
+	r.mapping(node, key, r.name(&s.Name), field{"command", true, command},
 		parsed(r, "ready", false, &s.Ready, "write the TCP port that it listens on", parsePort))
 	r.pair.Services = append(r.pair.Services, s)
 }

@@ -23,10 +23,10 @@ type Notify struct {
 	Ports []int // ascending; empty if All
 }
 
-// NotifyRate is how many clients are told a second, unless the file says
+// defaultNotifyRate is how many clients are told a second, unless the file says
 // otherwise: a client's packet and its answer are less than 200 bytes, so this is
 // about 3 Mbit/s.
-const NotifyRate = 2000
+const defaultNotifyRate = 2000
 
 const (
 	address6Hint = "write e.g. fd00::2/64"
@@ -45,7 +45,7 @@ func parseAddress6(s string) (netip.Prefix, error) {
 		return netip.Prefix{}, err
 	}
 	if a := p.Addr(); a.Is4() || a.IsLinkLocalUnicast() {
-		return netip.Prefix{}, fmt.Errorf("%s is no IPv6 address that others could use", a)
+		return netip.Prefix{}, fmt.Errorf("%s is not an IPv6 address that others could use", a)
 	}
 	return p, nil
 }
@@ -53,7 +53,7 @@ func parseAddress6(s string) (netip.Prefix, error) {
 func parseGateway6(s string) (netip.Addr, error) {
 	a, err := parseGateway(s)
 	if err == nil && a.Is4() {
-		err = fmt.Errorf("%s is no IPv6 address", a)
+		err = fmt.Errorf("%s is not an IPv6 address", a)
 	}
 	return a, err
 }
@@ -63,7 +63,7 @@ func parseTo(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
 	switch {
 	case err != nil || p.Addr().Is4In6():
-		return netip.Prefix{}, fmt.Errorf("%q is no network", s)
+		return netip.Prefix{}, fmt.Errorf("%q is not a network", s)
 	case p != p.Masked():
 		return netip.Prefix{}, fmt.Errorf("%s has bits beyond its length: the network is %s", p, p.Masked())
 	case p.Bits() == 0:
@@ -75,7 +75,7 @@ func parseTo(s string) (netip.Prefix, error) {
 func parseRate(s string) (int, error) {
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 1 || n > maxNotifyRate {
-		return 0, fmt.Errorf("%q is no rate", s)
+		return 0, fmt.Errorf("%q is not a rate", s)
 	}
 	return n, nil
 }
@@ -166,7 +166,7 @@ func (n *NIC) addressRules(i int, u *unique) {
 	}
 }
 
-// gatewayRule wants the gateway on the address's network.
+// gatewayRule checks that the gateway is on the address's network.
 func (n *NIC) gatewayRule(key string, address netip.Prefix, gateway netip.Addr, add addFunc) {
 	switch {
 	case !address.IsValid() || !gateway.IsValid():
@@ -177,11 +177,11 @@ func (n *NIC) gatewayRule(key string, address netip.Prefix, gateway netip.Addr, 
 	}
 }
 
-// linkLocal6 says whether an address holds on every IPv6 link. Routers are mostly
+// linkLocal6 reports whether an address holds on every IPv6 link. Routers are mostly
 // named by such a one.
 func linkLocal6(a netip.Addr) bool { return a.Is6() && a.IsLinkLocalUnicast() }
 
-// reaches says whether the interface has a network that an address is on.
+// reaches reports whether the interface has a network that an address is on.
 func (n *NIC) reaches(a netip.Addr) bool {
 	has6 := n.Address6.IsValid() || n.Address.IsValid() && n.Address.Addr().Is6()
 	return n.Address.IsValid() && n.Address.Contains(a) || n.Address6.IsValid() && n.Address6.Contains(a) || has6 && linkLocal6(a)

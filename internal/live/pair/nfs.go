@@ -63,7 +63,7 @@ func parseSpan(s string) (time.Duration, error) {
 		return 0, err
 	}
 	if d < nfsd.MinLease || d > nfsd.MaxLease || d%time.Second != 0 {
-		return 0, fmt.Errorf("%v is no whole number of seconds from %v to %v", d, nfsd.MinLease, nfsd.MaxLease)
+		return 0, fmt.Errorf("%v is not a whole number of seconds from %v to %v", d, nfsd.MinLease, nfsd.MaxLease)
 	}
 	return d, nil
 }
@@ -71,7 +71,7 @@ func parseSpan(s string) (time.Duration, error) {
 func parseThreads(s string) (int, error) {
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 1 || n > maxThreads {
-		return 0, fmt.Errorf("%q is no number of threads", s)
+		return 0, fmt.Errorf("%q is not a number of threads", s)
 	}
 	return n, nil
 }

@@ -45,16 +45,16 @@ func TestParseNFSRefuses(t *testing.T) {
 	}{
 		{"no fsid", "rw,fsid=1", "rw", `pair.yaml:7: nfs.exports.0: client "*(rw)": it has no fsid; add e.g. fsid=1`},
 		{"no export", `["/srv/export *(rw,fsid=1)"]`, "[]", "pair.yaml:7: nfs.exports: exports nothing; write e.g."},
-		{"no options", "*(rw,fsid=1)", "*", "is no client with its options in parentheses; write e.g."},
+		{"no options", "*(rw,fsid=1)", "*", "is not a client with its options in parentheses; write e.g."},
 		{"elsewhere", "/srv/export", "/export", "pair.yaml:7: nfs.exports.0: /export is on no shared disk"},
 		{"fsid twice", `=1)"]`, `=1)", "/srv/b *(fsid=1)"]`, "nfs.exports.1: fsid 1 is that of /srv/export already; give each directory its own"},
 		{"state elsewhere", "/srv/.nfs", "/var/lib/nfs", "pair.yaml:8: nfs.state: /var/lib/nfs is on no shared disk"},
 		{"state exported", "/srv/.nfs", "/srv/export/.nfs", "clients could change it; export a directory beside it"},
 		{"no state", "  state: /srv/.nfs\n", "", `nfs: key "state" is missing`},
-		{"short lease", "/srv/.nfs\n", "/srv/.nfs\n  lease: 5s\n", "nfs.lease: 5s is no whole number of seconds from 10s to 1h0m0s"},
-		{"half a second", "/srv/.nfs\n", "/srv/.nfs\n  grace: 90500ms\n", "nfs.grace: 1m30.5s is no whole number"},
+		{"short lease", "/srv/.nfs\n", "/srv/.nfs\n  lease: 5s\n", "nfs.lease: 5s is not a whole number of seconds from 10s to 1h0m0s"},
+		{"half a second", "/srv/.nfs\n", "/srv/.nfs\n  grace: 90500ms\n", "nfs.grace: 1m30.5s is not a whole number"},
 		{"short grace", "/srv/.nfs\n", "/srv/.nfs\n  grace: 89s\n", "pair.yaml:9: nfs.grace: 1m29s is less than the lease of 1m30s"},
-		{"threads", "/srv/.nfs\n", "/srv/.nfs\n  threads: 0\n", `nfs.threads: "0" is no number of threads`},
+		{"threads", "/srv/.nfs\n", "/srv/.nfs\n  threads: 0\n", `nfs.threads: "0" is not a number of threads`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -131,18 +131,19 @@ func (r *reader) text(name string, to *string) field {
 var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]*$`)
 
 const (
-	nameHint = "use a-z, 0-9 and -, at most 32 characters, beginning with no -"
+	nameHint = "use a-z, 0-9 and -, at most 32 characters, not beginning with -"
 	maxName  = 32
 )
 
-func (r *reader) word(name string, to *string) field {
-	return field{key: name, required: true, read: func(node *yaml.Node, key string) {
+// name reads the name of something.
+func (r *reader) name(to *string) field {
+	return field{key: "name", required: true, read: func(node *yaml.Node, key string) {
 		s, ok := r.scalar(node, key, false)
 		if !ok {
 			return
 		}
 		if !namePattern.MatchString(s) || len(s) > maxName {
-			r.refuse(node, key, nameHint, "%q is no name", s)
+			r.refuse(node, key, nameHint, "%q is not a valid name", s)
 			return
 		}
 		*to = s
@@ -199,7 +200,7 @@ func parsed[T any](r *reader, name string, required bool, to *T, hint string, pa
 
 // suggest returns the hint for an unknown key.
 func suggest(name string, fields []field) string {
-	best, distance := "", 3 // further than 2 edits is no typing error
+	best, distance := "", 3 // further than 2 edits is not a typing error
 	var known []string
 	for _, f := range fields {
 		known = append(known, f.key)

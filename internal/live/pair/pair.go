@@ -148,9 +148,9 @@ func (p *Problem) Error() string {
 	return b.String()
 }
 
-// Line returns the line of the file that a key is on, or the line of what
+// line returns the line of the file that a key is on, or the line of what
 // encloses it, or 0. Keys look like "partitions.left.cpus" and "disks.0.image".
-func (p *Pair) Line(key string) int {
+func (p *Pair) line(key string) int {
 	for {
 		if line, ok := p.lines[key]; ok {
 			return line
@@ -165,5 +165,5 @@ func (p *Pair) Line(key string) int {
 
 // problem makes a Problem about a key.
 func (p *Pair) problem(key, hint, format string, args ...any) *Problem {
-	return &Problem{File: p.file, Line: p.Line(key), Key: key, What: fmt.Sprintf(format, args...), Hint: hint}
+	return &Problem{File: p.file, Line: p.line(key), Key: key, What: fmt.Sprintf(format, args...), Hint: hint}
 }

@@ -32,12 +32,12 @@ func (p *Pair) partitionRules(add addFunc) {
 	a, b := p.Partitions[0], p.Partitions[1]
 	at := func(name, key string) string { return "partitions." + name + "." + key }
 	if b.Root != "" && b.Root == a.Root {
-		add(at(b.Name, "root"), "give each partition a copy", "is the root disk of %s too (line %d)", a.Name, p.Line(at(a.Name, "root")))
+		add(at(b.Name, "root"), "give each partition a copy", "is the root disk of %s too (line %d)", a.Name, p.line(at(a.Name, "root")))
 	}
 	for _, part := range p.Partitions {
 		for i, d := range p.Disks {
 			if part.Root != "" && part.Root == d.Image {
-				add(at(part.Name, "root"), "use two images", "is shared disk %s too (line %d)", d.Name, p.Line(fmt.Sprintf("disks.%d.image", i)))
+				add(at(part.Name, "root"), "use two images", "is shared disk %s too (line %d)", d.Name, p.line(fmt.Sprintf("disks.%d.image", i)))
 			}
 		}
 	}
@@ -64,7 +64,7 @@ func (p *Pair) diskRules(add addFunc) {
 		for j, earlier := range p.Disks[:i] {
 			if d.Mount != "" && below(earlier.Mount, d.Mount) {
 				add(fmt.Sprintf("disks.%d.mount", i), "list this disk first",
-					"hides %s, mounted before (line %d)", earlier.Mount, p.Line(fmt.Sprintf("disks.%d.mount", j)))
+					"hides %s, mounted before (line %d)", earlier.Mount, p.line(fmt.Sprintf("disks.%d.mount", j)))
 			}
 		}
 	}
@@ -112,7 +112,7 @@ func (u *unique) checkAt(at, kind, value string) {
 	}
 	first, ok := u.seen[[2]string{kind, value}]
 	if ok {
-		u.add(at, "give each its own", "%s is taken (line %d)", value, u.p.Line(first))
+		u.add(at, "give each its own", "%s is taken (line %d)", value, u.p.line(first))
 		return
 	}
 	if u.seen == nil {

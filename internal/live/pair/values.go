@@ -38,7 +38,7 @@ func parseMemory(s string) (uint64, error) {
 		}
 		n, err := strconv.ParseUint(strings.TrimSpace(digits), 10, 64)
 		if err != nil || n > maxMemory>>u.shift {
-			return 0, fmt.Errorf("%q is no memory size", s)
+			return 0, fmt.Errorf("%q is not a memory size", s)
 		}
 		n <<= u.shift
 		if n < minMemory || n%(1<<20) != 0 {
@@ -46,7 +46,7 @@ func parseMemory(s string) (uint64, error) {
 		}
 		return n, nil
 	}
-	return 0, fmt.Errorf("%q is no memory size", s)
+	return 0, fmt.Errorf("%q is not a memory size", s)
 }
 
 // formatMemory is the inverse of parseMemory.
@@ -60,12 +60,12 @@ func parseCPUs(s string) ([]int, error) {
 		from, to, ranged := strings.Cut(part, "-")
 		first, err := parseCPU(from)
 		if err != nil {
-			return nil, fmt.Errorf("%q is no list of CPUs", s)
+			return nil, fmt.Errorf("%q is not a list of CPUs", s)
 		}
 		last := first
 		if ranged {
 			if last, err = parseCPU(to); err != nil || last < first {
-				return nil, fmt.Errorf("%q is no list of CPUs", s)
+				return nil, fmt.Errorf("%q is not a list of CPUs", s)
 			}
 		}
 		if len(cpus)+last-first > maxCPU {
@@ -85,7 +85,7 @@ func parseCPUs(s string) ([]int, error) {
 func parseCPU(s string) (int, error) {
 	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil || n > maxCPU {
-		return 0, fmt.Errorf("%q is no CPU", s)
+		return 0, fmt.Errorf("%q is not a CPU", s)
 	}
 	return int(n), nil
 }
@@ -113,7 +113,7 @@ func formatCPUs(cpus []int) string {
 func parseVCPUs(s string) (int, error) {
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 1 || n > maxVCPUs {
-		return 0, fmt.Errorf("%q is no number of virtual CPUs", s)
+		return 0, fmt.Errorf("%q is not a number of virtual CPUs", s)
 	}
 	return n, nil
 }
@@ -121,7 +121,7 @@ func parseVCPUs(s string) (int, error) {
 func parsePort(s string) (int, error) {
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 1 || n > 65535 {
-		return 0, fmt.Errorf("%q is no TCP port", s)
+		return 0, fmt.Errorf("%q is not a TCP port", s)
 	}
 	return n, nil
 }
@@ -130,11 +130,11 @@ func parseMAC(s string) (net.HardwareAddr, error) {
 	mac, err := net.ParseMAC(s)
 	switch {
 	case err != nil || len(mac) != 6:
-		return nil, fmt.Errorf("%q is no MAC address", s)
+		return nil, fmt.Errorf("%q is not a MAC address", s)
 	case mac[0]&1 != 0: // the group bit, IEEE 802
 		return nil, fmt.Errorf("%s is a multicast address (its first byte is odd)", mac)
 	case slices.Max(mac) == 0:
-		return nil, fmt.Errorf("%s is no address", mac)
+		return nil, fmt.Errorf("%s is not an address", mac)
 	}
 	return mac, nil
 }
@@ -143,7 +143,7 @@ func parseMAC(s string) (net.HardwareAddr, error) {
 func parseAddress(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("%q is no address with a prefix length", s)
+		return netip.Prefix{}, fmt.Errorf("%q is not an address with a prefix length", s)
 	}
 	a := p.Addr()
 	if a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
@@ -167,7 +167,7 @@ func broadcast(p netip.Prefix) netip.Addr {
 func parseGateway(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
 	if err != nil || a.Zone() != "" || a.Is4In6() {
-		return netip.Addr{}, fmt.Errorf("%q is no address", s)
+		return netip.Addr{}, fmt.Errorf("%q is not an address", s)
 	}
 	return a, nil
 }
@@ -176,7 +176,7 @@ func parseGateway(s string) (netip.Addr, error) {
 // dev_valid_name).
 func parseBridge(s string) (string, error) {
 	if s == "" || s == "." || s == ".." || len(s) > maxIfName || strings.ContainsAny(s, "/: \t\n") {
-		return "", fmt.Errorf("%q is no interface name", s)
+		return "", fmt.Errorf("%q is not an interface name", s)
 	}
 	return s, nil
 }
@@ -184,7 +184,7 @@ func parseBridge(s string) (string, error) {
 func parseDuration(s string) (time.Duration, error) {
 	d, err := time.ParseDuration(s)
 	if err != nil || d <= 0 {
-		return 0, fmt.Errorf("%q is no duration", s)
+		return 0, fmt.Errorf("%q is not a duration", s)
 	}
 	return d, nil
 }
@@ -193,7 +193,7 @@ func parseDuration(s string) (time.Duration, error) {
 // not to be covered.
 func parseMount(s string) (string, error) {
 	if !path.IsAbs(s) || path.Clean(s) != s || s == "/" {
-		return "", fmt.Errorf("%q is no clean absolute path below /", s)
+		return "", fmt.Errorf("%q is not a clean absolute path below /", s)
 	}
 	for _, own := range []string{"/proc", "/sys", "/dev", "/run"} {
 		if s == own || below(s, own) {

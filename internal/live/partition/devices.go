@@ -60,8 +60,8 @@ func (d Disk) addFrontend(c *command, drive string) {
 }
 
 // Overlay is a virtio disk whose content is that of Image, and whose writes go to
-// a qcow2 file. Image is opened read-only and its lock left alone: whoever
-// starts the partition must hold it. A write that fails, for want of room
+// a qcow2 file. Image is opened read-only and its lock left alone: the
+// caller must hold it. A write that fails, for want of room
 // first of all, is the guest's to know.
 type Overlay struct {
 	Disk

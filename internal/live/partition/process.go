@@ -82,8 +82,8 @@ func (p *Process) launch() error {
 	return nil
 }
 
-// reserve makes a file of a guest's memory with all of its room taken: a page that a
-// tmpfs cannot give any more would be a SIGBUS for whoever touches it.
+// reserve makes a file of a guest's memory, allocated in full: a page that a tmpfs cannot
+// give any more is a SIGBUS for the process that touches it.
 func reserve(path string, size uint64) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
@@ -162,7 +162,7 @@ func (p *Process) Freeze() { _ = p.cmd.Process.Signal(syscall.SIGSTOP) } // it m
 // Wait for Ended to know that it is done.
 func (p *Process) Kill() {
 	if p.QMP != nil {
-		p.QMP.Close()
+		_ = p.QMP.Close()
 	}
 	_ = p.cmd.Process.Kill() // it may have ended
 }

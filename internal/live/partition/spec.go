@@ -67,7 +67,7 @@ type command struct {
 func (c *command) arg(words ...string) { c.args = append(c.args, words...) }
 
 // opt adds one option with its comma-separated properties. A comma inside a
-// value is doubled, as QEMU's option parser wants it.
+// value is doubled for QEMU's option parser.
 func (c *command) opt(option string, properties ...string) {
 	for i, p := range properties {
 		properties[i] = strings.ReplaceAll(p, ",", ",,")
@@ -95,7 +95,7 @@ func (s *Spec) command() *command {
 	c.opt("-m", fmt.Sprintf("size=%dk", s.Memory>>10))
 	c.opt("-object", "memory-backend-file", "id=ram", fmt.Sprintf("size=%d", s.Memory), "mem-path="+s.RAMPath(), "share=on")
 	// A panic only sends its event, and a reset ends the process: what was in
-	// memory stays there, for the one who takes over.
+	// memory stays there, for the takeover.
 	reboot := "reboot=shutdown"
 	if s.Reboots {
 		reboot = "reboot=reset"

@@ -17,7 +17,7 @@ import (
 // context's end is not it.
 var errGone = errors.New("qmp connection gone")
 
-// errEventsLost is what a reader of events gets who fell so far behind that
+// errEventsLost is what a reader of events gets that fell so far behind that
 // events were dropped before it saw them.
 var errEventsLost = errors.New("qmp events lost: reader too slow")
 
@@ -30,7 +30,7 @@ const (
 // any goroutine.
 type Client struct {
 	conn    net.Conn
-	writing chan struct{} // holds one token; who has it may write to conn
+	writing chan struct{} // holds one token: its holder may write to conn
 
 	mu      sync.Mutex
 	nextID  uint64
@@ -71,7 +71,7 @@ func New(ctx context.Context, conn net.Conn) (*Client, error) {
 		changed: make(chan struct{}),
 	}
 	lines := newLineReader(conn)
-	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	line, err := lines.next()
 	if !stop() {
 		err = fmt.Errorf("%w (is another client connected? a monitor serves one)", context.Cause(ctx))
@@ -89,7 +89,7 @@ func New(ctx context.Context, conn net.Conn) (*Client, error) {
 	}
 	go c.read(lines)
 	if err := c.Execute(ctx, "qmp_capabilities", nil, nil); err != nil {
-		c.Close()
+		_ = c.Close()
 		return nil, err
 	}
 	return c, nil
@@ -180,10 +180,10 @@ func (c *Client) write(ctx context.Context, line []byte) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	c.conn.SetWriteDeadline(time.Time{})
+	_ = c.conn.SetWriteDeadline(time.Time{}) // a connection that has ended fails the write
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		c.conn.SetWriteDeadline(time.Unix(1, 0))
+		_ = c.conn.SetWriteDeadline(time.Unix(1, 0))
 		close(interrupted)
 	})
 	n, err := c.conn.Write(line)
@@ -218,13 +218,13 @@ func (c *Client) read(lines *lineReader) {
 		case m.reply != nil && m.reply.hasID:
 			c.deliver(*m.reply)
 		default: // a second greeting, or a command that the server could not read
-			c.fail(fmt.Errorf("message out of place: %.80q", line))
+			c.fail(fmt.Errorf("unexpected message: %.80q", line))
 			return
 		}
 	}
 }
 
-// deliver hands an answer to who waits for it. If nobody does any more, it is
+// deliver hands an answer to the command that waits for it. If none does any more, it is
 // the late answer to a command that was given up.
 func (c *Client) deliver(r reply) {
 	c.mu.Lock()

@@ -45,7 +45,7 @@ func (c *Client) QueryStatus(ctx context.Context) (Status, error) {
 func (c *Client) Cont(ctx context.Context) error { return c.Execute(ctx, "cont", nil, nil) }
 
 // Quit makes the process flush its disks and exit. It does not wait for the
-// exit. That the connection ends before the answer came is no error.
+// exit. A connection that ends before the answer is not an error.
 func (c *Client) Quit(ctx context.Context) error {
 	err := c.Execute(ctx, "quit", nil, nil)
 	if errors.Is(err, errGone) {

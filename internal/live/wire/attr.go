@@ -5,12 +5,12 @@ import (
 	"fmt"
 )
 
-// Attr is what there is to a file of a plan besides its content, where no log
-// brings it: on file systems other than the ext family.
+// Attr is the metadata of a file of a plan, on file systems whose log we do not finish:
+// others than the ext family.
 type Attr struct {
-	File    int    `json:"file"`              // its place in the plan
-	Root    uint64 `json:"root,omitempty"`    // the subvolume of btrfs that it is in
-	Settled bool   `json:"settled,omitempty"` // the disk has the rest: only its data is to be written
+	File      int    `json:"file"`                // its index in the plan
+	Root      uint64 `json:"root,omitempty"`      // the subvolume of btrfs that it is in
+	Committed bool   `json:"committed,omitempty"` // the disk has the metadata: only data is to be written
 
 	Paths [][]byte `json:"paths,omitempty"` // from the top of the file system, without a leading slash
 	Links uint32   `json:"links,omitempty"` // how many names it has; 0: it was deleted
@@ -21,23 +21,23 @@ type Attr struct {
 
 	Target []byte  `json:"target,omitempty"` // of a symbolic link
 	Zeros  []Range `json:"zeros,omitempty"`  // of the content: what was a hole
-	// Places are where the content lies that is neither in runs nor zero. On the
-	// disk it must lie there too.
-	Places []Place `json:"places,omitempty"`
+	// Mapped are the extents of the content that is neither in runs nor zero. The file
+	// must have them on the disk too.
+	Mapped []Extent `json:"mapped,omitempty"`
 	// Kept says that what is in none of these is as the disk has it.
 	Kept bool `json:"kept,omitempty"`
-	// Partial has the file made again even if places or what is kept are missing.
+	// Partial has the file made again even if extents or what is kept are missing.
 	Partial bool `json:"partial,omitempty"`
 }
 
-// Range is a stretch of a file, in bytes.
+// Range is a part of a file, in bytes.
 type Range struct {
 	Off int64 `json:"off"`
 	Len int64 `json:"len"`
 }
 
-// Place is a stretch of a file and where it lies on the disk, in bytes.
-type Place struct {
+// Extent is a range of a file and where it lies on the disk, in bytes.
+type Extent struct {
 	Range
 	Disk int64 `json:"disk"`
 }
@@ -56,18 +56,18 @@ const (
 	ActCreated   = "created"   // it was not on the disk
 	ActLinked    = "linked"    // a name was not on the disk
 	ActRenamed   = "renamed"   // a directory was at Other
-	ActUnlinked  = "unlinked"  // a name that it had before, and had no more
+	ActUnlinked  = "unlinked"  // a name from before was removed
 	ActDisplaced = "displaced" // what was at the path is at Other
 	ActBack      = "is back"   // it had been deleted: the disk still has it
-	ActUndone    = "undone"    // it was being made, or named so, by what had not returned
-	ActFinished  = "finished"  // it was being removed by what had not returned
-	ActGone      = "gone"      // it was being removed, or made, likewise, and a check cleared it
+	ActUndone    = "undone"    // it was being created, or given the name, by an operation in flight
+	ActFinished  = "finished"  // it was being removed, or losing the name, by an operation in flight
+	ActGone      = "gone"      // it was being removed or created, likewise, and a check cleared it
 )
 
 // EncodeAttrs lays out attributes as the agent reads them from the staging disk.
 func EncodeAttrs(attrs []Attr) ([]byte, error) { return json.Marshal(attrs) }
 
-// DecodeAttrs reads what EncodeAttrs wrote. Places in the plan are checked by who
+// DecodeAttrs reads what EncodeAttrs wrote. Mapped in the plan are checked by who
 // has it.
 func DecodeAttrs(b []byte) ([]Attr, error) {
 	var attrs []Attr
@@ -80,9 +80,9 @@ func DecodeAttrs(b []byte) ([]Attr, error) {
 				return nil, fmt.Errorf("%w: file %d: %w", ErrPlan, a.File, err)
 			}
 		}
-		for _, p := range a.Places {
+		for _, p := range a.Mapped {
 			if err := p.check(); err != nil || p.Disk < 0 {
-				return nil, fmt.Errorf("%w: file %d: place %+v", ErrPlan, a.File, p)
+				return nil, fmt.Errorf("%w: file %d: extent %+v", ErrPlan, a.File, p)
 			}
 		}
 	}

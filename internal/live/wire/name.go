@@ -2,24 +2,24 @@ package wire
 
 import "slices"
 
-// NameRequest has operations on names undone that had not returned when a kernel
-// died: a check has left what they were about in lost+found, or under two names.
+// NameRequest has operations on names undone that were in flight when a kernel died: a
+// check has left what they were about in lost+found, or under two names.
 type NameRequest struct {
 	Disk  string  `json:"disk"`
 	Check *Check  `json:"check"` // what it found
 	Files []Named `json:"files"`
-	// Dirs are the paths of directories that such an operation was in.
+	// Dirs are the paths of directories with such an operation in flight.
 	Dirs [][]byte `json:"dirs"`
 }
 
-// Named is a file, a directory, or anything else with an inode, and the names that
-// the dead kernel had for it: those from before the operation.
+// Named is an inode and the names that the dead kernel had for it: those from before
+// the operation.
 type Named struct {
 	Inode      uint64   `json:"inode"`
 	Generation uint32   `json:"generation"`
 	Links      uint32   `json:"links"`
 	Paths      [][]byte `json:"paths"` // from the top of the file system, without a leading slash
-	New        bool     `json:"new"`   // it was being made, and had no name yet
+	New        bool     `json:"new"`   // it was being created, and had no name yet
 	Dir        bool     `json:"dir"`   // it is a directory
 }
 

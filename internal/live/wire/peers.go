@@ -49,7 +49,7 @@ type TellResult struct {
 	Failure string `json:"failure,omitempty"`
 }
 
-// Peers are whom a side had to do with.
+// Peers are the hosts that a side knew, and its connections with them.
 type Peers struct {
 	Neighbours  []Neighbour
 	Connections []Connection
@@ -79,8 +79,8 @@ const (
 	MaxInterface   = 15 // IFNAMSIZ - 1, include/uapi/linux/if.h
 )
 
-// ErrPeers is wrapped by every error of DecodePeers.
-var ErrPeers = errors.New("peers are damaged")
+// errPeers is wrapped by every error of DecodePeers.
+var errPeers = errors.New("peers are damaged")
 
 const (
 	peersMagic      = "understudy peer\x01"
@@ -127,25 +127,25 @@ func EncodePeers(p Peers) ([]byte, error) {
 // and the ends of a connection of one family.
 func DecodePeers(b []byte) (p Peers, err error) {
 	if len(b) < len(peersMagic)+8 || string(b[:len(peersMagic)]) != peersMagic {
-		return p, fmt.Errorf("%w: no magic", ErrPeers)
+		return p, fmt.Errorf("%w: no magic", errPeers)
 	}
 	d := decoder{b: b[len(peersMagic):]}
 	neighbours, connections := d.u32(), d.u32()
 	if neighbours > MaxNeighbours || connections > MaxConnections ||
 		uint64(neighbours)*neighbourBytes+uint64(connections)*connectionBytes != uint64(len(d.b)) {
-		return p, fmt.Errorf("%w: %d neighbours and %d connections in %d bytes", ErrPeers, neighbours, connections, len(d.b))
+		return p, fmt.Errorf("%w: %d neighbours and %d connections in %d bytes", errPeers, neighbours, connections, len(d.b))
 	}
 	for i := range neighbours {
 		n, err := d.neighbour()
 		if err != nil {
-			return Peers{}, fmt.Errorf("%w: neighbour %d: %w", ErrPeers, i, err)
+			return Peers{}, fmt.Errorf("%w: neighbour %d: %w", errPeers, i, err)
 		}
 		p.Neighbours = append(p.Neighbours, n)
 	}
 	for i := range connections {
 		c, err := d.connection()
 		if err != nil {
-			return Peers{}, fmt.Errorf("%w: connection %d: %w", ErrPeers, i, err)
+			return Peers{}, fmt.Errorf("%w: connection %d: %w", errPeers, i, err)
 		}
 		p.Connections = append(p.Connections, c)
 	}
@@ -177,7 +177,7 @@ func (d *decoder) connection() (c Connection, err error) {
 	exact := d.take(1)[0]
 	c.Exact = exact == 1
 	if exact > 1 || c.Local.Addr().Is4() != c.Remote.Addr().Is4() {
-		return c, fmt.Errorf("%v and %v are no ends of one connection", c.Local, c.Remote)
+		return c, fmt.Errorf("%v and %v are not ends of one connection", c.Local, c.Remote)
 	}
 	return c, nil
 }
@@ -186,7 +186,7 @@ func (d *decoder) connection() (c Connection, err error) {
 func (d *decoder) host() (netip.Addr, error) {
 	a := netip.AddrFrom16([16]byte(d.take(16))).Unmap()
 	if !Host(a) {
-		return a, fmt.Errorf("%v is no host's address", a)
+		return a, fmt.Errorf("%v is not the address of a host", a)
 	}
 	return a, nil
 }

@@ -46,8 +46,8 @@ func TestPeersFit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if size := (len(b) + 2) / 3 * 4; size+1024 > MaxFrame {
-		t.Errorf("%d bytes in base64, and a frame has %d", size, MaxFrame)
+	if size := (len(b) + 2) / 3 * 4; size+1024 > FromSupervisor.Request {
+		t.Errorf("%d bytes in base64, and a request may have %d", size, FromSupervisor.Request)
 	}
 }
 
@@ -76,18 +76,18 @@ func TestDecodePeersRefuses(t *testing.T) {
 		{"longer", func(b []byte) []byte { return append(b, 0) }, "2 neighbours and 2 connections in"},
 		{"more than fit", set(counts, 3), "3 neighbours"},
 		{"very many", set(counts, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff), "4294967295 neighbours"},
-		{"nobody's address", set(neighbour, make([]byte, 16)...), "neighbour 0: :: is no host's address"},
-		{"everybody's address", set(neighbour+12, 255, 255, 255, 255), "255.255.255.255 is no host's address"},
-		{"own address", set(neighbour, loopback[:]...), "::1 is no host's address"},
-		{"group", set(neighbour, 0xff, 2), "is no host's address"},
+		{"nobody's address", set(neighbour, make([]byte, 16)...), "neighbour 0: :: is not the address of a host"},
+		{"everybody's address", set(neighbour+12, 255, 255, 255, 255), "255.255.255.255 is not the address of a host"},
+		{"own address", set(neighbour, loopback[:]...), "::1 is not the address of a host"},
+		{"group", set(neighbour, 0xff, 2), "is not the address of a host"},
 		{"name goes on", set(neighbour+16+6+5, 'x'), `name "eth0" goes on behind its end`},
-		{"two families", set(connection, 0xfd), "are no ends of one connection"},
+		{"two families", set(connection, 0xfd), "are not ends of one connection"},
 		{"neither exact nor not", set(connection+connectionBytes-1, 2), "connection 0"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := DecodePeers(tt.edit(bytes.Clone(good)))
-			if !errors.Is(err, ErrPeers) || !strings.Contains(err.Error(), tt.want) {
+			if !errors.Is(err, errPeers) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v, want %q", err, tt.want)
 			}
 		})

@@ -21,7 +21,7 @@ const (
 	Configure = "configure" // Config
 	Write     = "write"     // WriteRequest: blocks of a disk that is not mounted
 	Mount     = "mount"     // MountRequest to MountResult
-	Name      = "name"      // NameRequest to NameResult: what a check found without a name
+	Name      = "name"      // NameRequest to NameResult: give names back after a check
 	Apply     = "apply"     // ApplyRequest to ApplyResult
 	Start     = "start"     // start the services of the role
 	Stop      = "stop"      // stop them, unmount the shared disks
@@ -34,6 +34,9 @@ const (
 type Greeting struct {
 	Release string `json:"release"` // uname -r
 	BootID  string `json:"boot_id"`
+	// Checker: the guest can check a file system of the ext family. Without, a takeover
+	// fails that finds one mid-update.
+	Checker bool `json:"checker"`
 }
 
 // Config tells an agent what its partition is for. Everything in it is known
@@ -113,7 +116,7 @@ type WriteRequest struct {
 }
 
 // ApplyRequest points at an encoded plan on the staging disk, with the data
-// it places behind it.
+// that it refers to.
 type ApplyRequest struct {
 	Disk string `json:"disk"`
 	Plan int64  `json:"plan"` // offset of the plan on the staging disk, bytes

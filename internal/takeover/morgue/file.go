@@ -22,7 +22,7 @@ const (
 func wireAttr(place int, f *salvage.File, partial bool) wire.Attr {
 	l := f.Metadata
 	a := wire.Attr{
-		File: place, Root: l.Root, Settled: l.Committed, Links: f.NLink, Mode: uint32(f.Mode), UID: f.UID, GID: f.GID,
+		File: place, Root: l.Root, Committed: l.Committed, Links: f.NLink, Mode: uint32(f.Mode), UID: f.UID, GID: f.GID,
 		Target: []byte(l.Target), Zeros: wireRanges(l.Zeros), Kept: l.Kept || len(l.Unknown) > 0, Partial: partial,
 	}
 	for _, path := range l.Paths {
@@ -38,7 +38,7 @@ func wireAttr(place int, f *salvage.File, partial bool) wire.Attr {
 		a.Flags |= flagAppend
 	}
 	for _, p := range l.Mapped {
-		a.Places = append(a.Places, wire.Place{Range: wire.Range{Off: p.Off, Len: p.Len()}, Disk: p.Disk})
+		a.Mapped = append(a.Mapped, wire.Extent{Range: wire.Range{Off: p.Off, Len: p.Len()}, Disk: p.Disk})
 	}
 	return a
 }

@@ -152,7 +152,7 @@ func (sd *side) meet(ctx context.Context, notice Notice) error {
 		return fmt.Errorf("reach agent of partition %s: %w", sd.name, err)
 	}
 	greeted := make(chan wire.Greeting, 1)
-	sd.agent = wire.New(stream, func(_ context.Context, verb string, body json.RawMessage) (any, error) {
+	sd.agent = wire.New(stream, wire.FromAgent, func(_ context.Context, verb string, body json.RawMessage) (any, error) {
 		if verb == wire.Hello {
 			var g wire.Greeting
 			if err := json.Unmarshal(body, &g); err != nil {

@@ -4,16 +4,21 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"reflect"
+	"slices"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
 func pair(t *testing.T, left, right Handler) (*Conn, *Conn) {
 	t.Helper()
 	a, b := net.Pipe()
-	l, r := New(a, left), New(b, right)
+	limits := Limits{Request: 1 << 10, Answer: 1 << 20, Calls: 2, Notices: 100}
+	l, r := New(a, limits, left), New(b, limits, right)
 	for _, c := range []*Conn{l, r} {
 		go c.Serve(t.Context())
 		t.Cleanup(func() { c.Close() })
@@ -39,8 +44,8 @@ func TestCallGoesBothWays(t *testing.T) {
 			t.Errorf("double 21 = %d, %v", got, err)
 		}
 	}
-	var remote *RemoteError
-	if err := l.Call(t.Context(), "halve", 2, nil); !errors.As(err, &remote) || remote.Text != "unknown verb" {
+	var remote *remoteError
+	if err := l.Call(t.Context(), "halve", 2, nil); !errors.As(err, &remote) || remote.text != "unknown verb" {
 		t.Errorf("unknown verb: %v", err)
 	}
 }
@@ -77,11 +82,11 @@ func TestCallEndsWithTheLink(t *testing.T) {
 	r.Close()
 	select {
 	case err := <-done:
-		if !errors.Is(err, ErrClosed) {
-			t.Errorf("call on a closed link: %v", err)
+		if !errors.Is(err, errClosed) {
+			t.Errorf("call on a closed connection: %v", err)
 		}
 	case <-time.After(5 * time.Second):
-		t.Fatal("call outlived its link")
+		t.Fatal("call outlived its connection")
 	}
 }
 
@@ -95,6 +100,129 @@ func TestCallTimesOut(t *testing.T) {
 	if err := l.Call(ctx, "wait", nil, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("call past its deadline: %v", err)
 	}
+}
+
+// TestLimits: an end that asks for too much has its connection closed, and whoever waits for it
+// is told why.
+func TestLimits(t *testing.T) {
+	limits := Limits{Request: 1 << 10, Answer: 1 << 20, Calls: 2, Notices: 10}
+	frame := func(m message) []byte {
+		b, err := encodeMessage(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	long := func(n int) json.RawMessage { return fmt.Appendf(nil, "%q", strings.Repeat("x", n)) }
+	for name, tc := range map[string]struct {
+		sent []byte
+		want string
+	}{
+		"long request":             {frame(message{ID: 1, Verb: "v", Body: long(2 << 10)}), "a request of 2077 bytes, and at most 1024"},
+		"long notice":              {frame(message{Verb: "v", Body: long(2 << 10)}), "and at most 1024"},
+		"long answer":              {frame(message{ID: 1, Body: long(2 << 20)}), "and at most 1048576"},
+		"a length and nothing":     {[]byte{0xff, 0xff, 0xff, 0xff}, "a message of 4294967295 bytes"},
+		"calls at once":            {slices.Repeat(frame(message{ID: 1, Verb: "hang"}), 3), "3 calls at once, and at most 2"},
+		"notices":                  {slices.Repeat(frame(message{Verb: "v"}), 11), "more than 10 notices a second"},
+		"what may be asked at all": {slices.Concat(slices.Repeat(frame(message{ID: 1, Verb: "hang"}), 2), slices.Repeat(frame(message{Verb: "v"}), 10)), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ours, theirs := net.Pipe()
+				c := New(ours, limits, func(ctx context.Context, verb string, _ json.RawMessage) (any, error) {
+					if verb == "hang" {
+						<-ctx.Done()
+					}
+					return nil, nil
+				})
+				served, called := make(chan error, 1), make(chan error, 1)
+				go func() { served <- c.Serve(t.Context()) }()
+				go func() { called <- c.Call(t.Context(), "question", nil, nil) }()
+				if _, _, err := readMessage(theirs, anyLength); err != nil {
+					t.Fatal(err)
+				}
+				_, _ = theirs.Write(tc.sent) // the connection may be closed before all of it was read
+				synctest.Wait()
+				if tc.want == "" {
+					c.Close()
+				}
+				call, serve := <-called, <-served
+				if tc.want == "" {
+					if !errors.Is(call, errClosed) {
+						t.Errorf("within the limits: %v, %v", call, serve)
+					}
+					return
+				}
+				for _, err := range []error{call, serve} {
+					if !errors.Is(err, errLimit) || !strings.Contains(err.Error(), tc.want) {
+						t.Errorf("got %v, want %q", err, tc.want)
+					}
+				}
+				if _, err := theirs.Write([]byte{0}); err == nil {
+					t.Error("the stream is open")
+				}
+			})
+		})
+	}
+}
+
+// TestLongAnswers: what was asked for may be long, also if nobody waits for it any more;
+// nothing else may.
+func TestLongAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		text := strings.Repeat("x", 100<<10)
+		l, _ := pair(t, nil, func(_ context.Context, verb string, _ json.RawMessage) (any, error) {
+			switch verb {
+			case "late":
+				time.Sleep(time.Second)
+			case "endless":
+				return strings.Repeat("x", maxMessage), nil
+			}
+			return text, nil
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		if err := l.Call(ctx, "late", nil, nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("late answer: %v", err)
+		}
+		time.Sleep(2 * time.Second)
+		got := ""
+		if err := l.Call(t.Context(), "now", nil, &got); err != nil || got != text {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+		if err := l.Call(t.Context(), "endless", nil, nil); err == nil || !strings.Contains(err.Error(), "over the limit") {
+			t.Errorf("an answer that cannot be sent: %v", err)
+		}
+		if err := l.Call(t.Context(), "now", nil, &got); err != nil {
+			t.Errorf("after it: %v", err)
+		}
+	})
+}
+
+// TestNobodyReads: a call and a notice end although the other end reads nothing.
+func TestNobodyReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		c := New(ours, Limits{}, nil)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := c.Call(ctx, "wait", nil, nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("call: %v", err)
+		}
+		if err := c.Notify("wait", nil); err == nil || !strings.Contains(err.Error(), "did not read") {
+			t.Errorf("notice: %v", err)
+		}
+		// A part of a message makes the rest of the stream useless.
+		go theirs.Read(make([]byte, 1))
+		ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := c.Call(ctx, "wait", nil, nil); err == nil {
+			t.Error("half a call is a call")
+		}
+		if err := c.Call(t.Context(), "wait", nil, nil); err == nil {
+			t.Error("the connection is used after half a message")
+		}
+	})
 }
 
 var plans = [][]File{
@@ -218,7 +346,7 @@ func FuzzReadMessage(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m, err := readMessage(&slowReader{b})
+		m, _, err := readMessage(&slowReader{b}, anyLength)
 		if err != nil {
 			return
 		}
@@ -227,6 +355,8 @@ func FuzzReadMessage(f *testing.F) {
 		}
 	})
 }
+
+func anyLength() int { return maxMessage }
 
 // slowReader hands out one byte at a time, as a serial port may.
 type slowReader struct{ b []byte }
@@ -240,10 +370,10 @@ func (r *slowReader) Read(p []byte) (int, error) {
 }
 
 var attrLists = [][]Attr{{}, {
-	{File: 1, Root: 5, Settled: true},
+	{File: 1, Root: 5, Committed: true},
 	{
 		File: 2, Paths: [][]byte{[]byte("a/not \xff UTF-8"), {}}, Links: 2, Mode: 0o100644, UID: 1, GID: 2, Flags: 0x30, Target: []byte("x"),
-		Zeros: []Range{{Off: 0, Len: 1}}, Places: []Place{{Range: Range{Off: 4096, Len: 4096}, Disk: 1 << 40}}, Kept: true, Partial: true,
+		Zeros: []Range{{Off: 0, Len: 1}}, Mapped: []Extent{{Range: Range{Off: 4096, Len: 4096}, Disk: 1 << 40}}, Kept: true, Partial: true,
 	},
 }}
 
@@ -286,7 +416,7 @@ func FuzzDecodeAttrs(f *testing.F) {
 			return
 		}
 		for _, a := range attrs {
-			for _, p := range a.Places {
+			for _, p := range a.Mapped {
 				if p.Off < 0 || p.Off+p.Len <= p.Off || p.Disk < 0 {
 					t.Errorf("place %+v", p)
 				}

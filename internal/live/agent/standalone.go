@@ -14,9 +14,9 @@ import (
 // roleParameter is the kernel parameter that gives a guest its role at boot.
 const roleParameter = "understudy.role="
 
-// RoleParameter is a kernel parameter that has the guest take a role by itself,
-// at every boot, as a machine without an understudy would: interfaces up, disks
-// mounted, services started.
+// RoleParameter is a kernel parameter that has the guest take a role by itself at every
+// boot, as a machine without an understudy would: interfaces up, disks mounted, services
+// started.
 func RoleParameter(c wire.Config) (string, error) {
 	b, err := json.Marshal(c)
 	if err != nil {
