@@ -219,7 +219,7 @@ func (c *control) stop(r downRequest) error {
 		defer cancel()
 		err = c.s.Abandon(ctx, fmt.Errorf("it was forced down: %w", err))
 	default:
-		return fmt.Errorf("the pair stays up, since its active side cannot stop in good order: %w\n  End what keeps it, and run this again; or: understudy down --force, which keeps its memory.", err)
+		return fmt.Errorf("the pair stays up, since its active side cannot stop in good order: %w\n  End what keeps it, and run this again; or: understudy down --force, which keeps its memory", err)
 	}
 	if err == nil {
 		c.mu.Lock()
