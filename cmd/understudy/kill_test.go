@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/takeover"
@@ -101,6 +102,9 @@ func TestTakeoverBrokenOff(t *testing.T) {
 	for _, point := range []takeover.Progress{takeover.Fenced, takeover.HandedOver, takeover.Applied} {
 		for _, who := range []string{"supervisor", "understudy", "supervisor and understudy"} {
 			t.Run(string(point)+", "+who, func(t *testing.T) {
+				if point != takeover.HandedOver || who != "supervisor and understudy" {
+					tier.Full(t, "killed when it is "+string(point)+": "+who)
+				}
 				s := stand(t, marker, unsaved, "image: data.img", "options: commit=3600, image: data.img")
 				cmd := exec.Command(os.Args[0])
 				cmd.Env = append(os.Environ(), victimFile+"="+s.file, victimPoint+"="+string(point), victimWho+"="+who)

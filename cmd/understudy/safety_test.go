@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
@@ -289,6 +290,9 @@ func TestSupervisorKilled(t *testing.T) {
 func TestTermination(t *testing.T) {
 	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGHUP, unix.SIGINT} {
 		t.Run(sig.String(), func(t *testing.T) {
+			if sig != unix.SIGTERM {
+				tier.Full(t, "another signal")
+			}
 			s := stand(t, marker, writer)
 			cmd := exec.Command(binary, "up", "-f", s.file)
 			out, err := cmd.StdoutPipe()
