@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// TestDownAnswersFirst wants a pair to go down once whoever said so has hung up, and not
-// before that has its answer.
+// TestDownAnswersFirst: a pair goes down once the caller has hung up, and not
+// before it has its answer.
 func TestDownAnswersFirst(t *testing.T) {
 	ended := make(chan struct{})
-	c := &control{end: func() { close(ended) }}
+	c := &control{stopped: true, end: func() { close(ended) }}
 	connection, hangUp := context.WithCancel(t.Context())
 	defer hangUp()
-	if _, err := c.answer(connection, verbDown, nil); err != nil {
+	if _, err := c.answer(connection, verbDown, []byte("{}")); err != nil {
 		t.Fatal(err)
 	}
 	select {
