@@ -1,0 +1,28 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestCrashKernelLoaded: a kernel with kdump loaded says so through pvpanic before it boots
+// its crash kernel, and nothing else. That is a death too, of a partition that goes on to
+// run, as a crash kernel would.
+func TestCrashKernelLoaded(t *testing.T) {
+	s := stand(t, marker, writer)
+	s.up()
+	s.written()
+	// Without its driver, whose memory it is until then, the device is anybody's.
+	s.shell("left", `cd /sys/bus/pci/drivers/pvpanic-pci; for d in *:*; do echo $d > unbind; at=$(busybox cut -d' ' -f1 ../../devices/$d/resource | busybox head -n1); done`)
+	s.shell("left", "(sleep 2; busybox devmem $at 8 2; while :; do sync; done) > /dev/null 2>&1 &")
+	if st := s.state("unprotected"); st.Active != "right" || st.Takeover == nil || !strings.Contains(st.Takeover.Verdict, "dying message") {
+		t.Errorf("status %+v", st)
+	}
+	if _, err := understudy(t, "down"); err != nil {
+		t.Fatal(err)
+	}
+	s.sound()
+	if kept, mark := s.read("/kept"), s.read("/mark"); kept != "precious\n" || mark != "started\nstarted\n" {
+		t.Errorf("the files are %q and %q", kept, mark)
+	}
+}
