@@ -67,8 +67,8 @@ const (
 // EncodeAttrs lays out attributes as the agent reads them from the staging disk.
 func EncodeAttrs(attrs []Attr) ([]byte, error) { return json.Marshal(attrs) }
 
-// DecodeAttrs reads what EncodeAttrs wrote. Mapped in the plan are checked by who
-// has it.
+// DecodeAttrs reads what EncodeAttrs wrote. That each File is an index of the plan is for the
+// caller to check.
 func DecodeAttrs(b []byte) ([]Attr, error) {
 	var attrs []Attr
 	if err := json.Unmarshal(b, &attrs); err != nil {

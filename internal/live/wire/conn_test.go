@@ -392,8 +392,8 @@ func TestAttrsSurviveEncoding(t *testing.T) {
 		"no list":        `{"file":1}`,
 		"negative zeros": `[{"zeros":[{"off":-1,"len":1}]}]`,
 		"empty zeros":    `[{"zeros":[{"off":1,"len":0}]}]`,
-		"overflow":       `[{"places":[{"off":9223372036854775807,"len":1,"disk":0}]}]`,
-		"no such place":  `[{"places":[{"off":0,"len":1,"disk":-5}]}]`,
+		"overflow":       `[{"mapped":[{"off":9223372036854775807,"len":1,"disk":0}]}]`,
+		"no such extent": `[{"mapped":[{"off":0,"len":1,"disk":-5}]}]`,
 	} {
 		if _, err := DecodeAttrs([]byte(bad)); !errors.Is(err, ErrPlan) {
 			t.Errorf("%s: %v", name, err)
