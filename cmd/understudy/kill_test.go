@@ -53,7 +53,10 @@ func breakOff(file string, point takeover.Progress, who string) error {
 				return
 			}
 			if strings.Contains(who, "understudy") {
-				if err := unix.Kill(processWith("mem-path="+dirs.Run(p.Name)+"/right.ram"), unix.SIGKILL); err != nil {
+				pid := processWith("mem-path=" + dirs.Run(p.Name) + "/right.ram")
+				if pid == 0 { // which would be everybody in our process group
+					fmt.Println("the understudy is gone already")
+				} else if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 					fmt.Println("kill the understudy:", err)
 				}
 			}
