@@ -38,6 +38,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+const noUnderstudy = "there is no understudy to be killed"
+
 // breakOff brings a pair up, waits for a line on its input, kills the active kernel, and,
 // when the takeover has come that far, whoever is to be killed.
 func breakOff(file string, point takeover.Progress, who string) error {
@@ -55,7 +57,7 @@ func breakOff(file string, point takeover.Progress, who string) error {
 			if strings.Contains(who, "understudy") {
 				pid := processWith("mem-path=" + dirs.Run(p.Name) + "/right.ram")
 				if pid == 0 { // which would be everybody in our process group
-					fmt.Println("the understudy is gone already")
+					fmt.Println(noUnderstudy)
 				} else if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 					fmt.Println("kill the understudy:", err)
 				}
@@ -104,7 +106,7 @@ func TestTakeoverBrokenOff(t *testing.T) {
 	}
 	for _, point := range []takeover.Progress{takeover.Fenced, takeover.HandedOver, takeover.Applied} {
 		for _, who := range []string{"supervisor", "understudy", "supervisor and understudy"} {
-			t.Run(string(point)+", "+who, func(t *testing.T) {
+			t.Run(string(point)+" "+who, func(t *testing.T) {
 				if point != takeover.HandedOver || who != "supervisor and understudy" {
 					tier.Full(t, "killed when it is "+string(point)+": "+who)
 				}
@@ -138,6 +140,9 @@ func TestTakeoverBrokenOff(t *testing.T) {
 				case <-time.After(programLimit):
 					cmd.Process.Kill()
 					t.Fatalf("the takeover did not end; it said: %s", said.String())
+				}
+				if strings.Contains(said.String(), noUnderstudy) {
+					t.Error("nobody was killed")
 				}
 				s.recover()
 				s.sound()
