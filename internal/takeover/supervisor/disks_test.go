@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // TestFits: what a takeover could not bring over is refused by name, from the disk itself.
@@ -79,4 +80,18 @@ func writeMagic(t *testing.T, path, name string) {
 		t.Fatal(err)
 	}
 	f.Close()
+}
+
+// TestAble: a guest that could not check its disk after a crash is refused before.
+func TestAble(t *testing.T) {
+	for _, tt := range []struct {
+		kind    string
+		checker bool
+		fails   bool
+	}{{"ext4", true, false}, {"ext4", false, true}, {"ext3", false, true}, {"xfs", false, false}} {
+		err := able(wire.Greeting{Checker: tt.checker}, wire.Config{Disks: []wire.Disk{{Name: "data", Type: tt.kind}}})
+		if (err != nil) != tt.fails || tt.fails && !strings.Contains(err.Error(), "understudy initramfs") {
+			t.Errorf("%+v: %v", tt, err)
+		}
+	}
 }

@@ -8,11 +8,14 @@ import (
 	"hash/fnv"
 	"net"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/device"
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
@@ -72,7 +75,28 @@ func (sd *side) boot(ctx context.Context, spec partition.Spec, c wire.Config, no
 	if err := sd.meet(ctx, notice); err != nil {
 		return fmt.Errorf("%w (its console is in %s)", err, spec.ConsoleLogPath())
 	}
+	if err := able(sd.greeting, c); err != nil {
+		return fmt.Errorf("start partition %s: %w", sd.name, err)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, configureLimit, fmt.Errorf("not done within %v", configureLimit))
+	defer cancel()
 	return sd.agent.Call(ctx, wire.Configure, c, nil)
+}
+
+// Limits of what an agent does before there is any crash: they end what hangs.
+const (
+	configureLimit = 2 * time.Minute
+	startLimit     = 5 * time.Minute // of services, NFS among them
+)
+
+// able checks that a guest has what its disks may need of it.
+func able(g wire.Greeting, c wire.Config) error {
+	ext := slices.ContainsFunc(c.Disks, func(d wire.Disk) bool { return strings.HasPrefix(d.Type, "ext") })
+	if !ext || g.Checker {
+		return nil
+	}
+	return hint.New("guest", errors.New("it has no "+wire.Checker+", without which a file system with handles open at the crash could not be mounted"),
+		"Build its image again with understudy initramfs, or install e2fsprogs in it.")
 }
 
 func (s *Supervisor) devices(side *side, i int, active bool) ([]partition.Device, error) {
@@ -217,6 +241,8 @@ func (sd *side) mountLimited(ctx context.Context, disk string) error {
 }
 
 func (sd *side) startServices(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("not done within %v", startLimit))
+	defer cancel()
 	return sd.agent.Call(ctx, wire.Start, nil, nil)
 }
 

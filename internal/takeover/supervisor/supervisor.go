@@ -182,6 +182,8 @@ func (s *Supervisor) rehearsalPath() string { return filepath.Join(s.options.Dir
 func (s *Supervisor) rehearse(ctx context.Context) error {
 	d := s.Pair.Disks[0]
 	r := wire.RehearseRequest{Type: string(d.Type), Mount: d.Mount, Options: d.Options, Services: true}
+	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("not done within %v", startLimit))
+	defer cancel()
 	for range rehearsals {
 		if err := s.understudy.agent.Call(ctx, wire.Rehearse, r, nil); err != nil {
 			return fmt.Errorf("rehearse a takeover on partition %s: %w (takeover: {rehearse: false} does without)", s.understudy.name, err)

@@ -93,7 +93,7 @@ func (s *Supervisor) watchHeir(ctx context.Context) (context.Context, func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if v, err := heir.watch(ctx, s.Pair.Heartbeat, func(string) {}); err == nil {
+		if v, err := heir.watch(ctx, patient(s.Pair.Heartbeat), func(string) {}); err == nil {
 			cancel(fmt.Errorf("the understudy died in the takeover: %s", v))
 		}
 	}()

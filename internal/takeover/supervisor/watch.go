@@ -49,7 +49,11 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 	watch := func(sd *side, understudy bool, held func(string)) {
 		n++
 		go func() {
-			v, err := sd.watch(ctx, s.Pair.Heartbeat, held)
+			h := s.Pair.Heartbeat
+			if understudy {
+				h = patient(h)
+			}
+			v, err := sd.watch(ctx, h, held)
 			watched <- found{Death{v, understudy}, err}
 		}()
 	}
@@ -86,6 +90,13 @@ func (s *Supervisor) trimConsoles(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// patient is how the understudy is watched. Nobody waits for it, and to lose it costs the
+// protection: it may be late by much more.
+func patient(h pair.Heartbeat) pair.Heartbeat {
+	h.Limit = max(10*h.Limit, 3*time.Second)
+	return h
 }
 
 // held passes on why the active side stands still.
