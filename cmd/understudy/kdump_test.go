@@ -18,6 +18,7 @@ func TestCrashKernelLoaded(t *testing.T) {
 	if st := s.state("unprotected"); st.Active != "right" || st.Takeover == nil || !strings.Contains(st.Takeover.Verdict, "dying message") {
 		t.Errorf("status %+v", st)
 	}
+	s.shell("right", "while [ $(wc -l < /srv/mark) -lt 2 ]; do sleep 1; done") // or else down ends the service before it has written
 	if _, err := understudy(t, "down"); err != nil {
 		t.Fatal(err)
 	}
