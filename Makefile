@@ -42,7 +42,7 @@ lint:
 TIMEOUT ?= 10m
 RUN = $(GO) run ./internal/lab/cmd/runtests -began $(BEGAN)
 
-test: setup build lab check
+test: setup build lab vet
 	$(RUN) -tier test -timeout $(TIMEOUT)
 
 test-quick: vet

@@ -282,9 +282,7 @@ func TestClientsAreTold(t *testing.T) {
 func TestClientsAreNotTold(t *testing.T) {
 	for _, policy := range []string{"notify: none", "notify: [80]"} {
 		t.Run(policy, func(t *testing.T) {
-			if policy != "notify: none" {
-				tier.Full(t, policy)
-			}
+			tier.Full(t, policy)
 			vm(t)
 			lab := networkPair(t, policy)
 			idle := newClient(t, lab, pair4, false)

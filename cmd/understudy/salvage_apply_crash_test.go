@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/fence"
 )
 
@@ -75,6 +76,7 @@ func kill(t *testing.T, cmd *exec.Cmd) {
 
 // TestApplyKilled kills the command while its guest works.
 func TestApplyKilled(t *testing.T) {
+	tier.Full(t, "salvage apply killed before its commit")
 	b := newBench(t, fixture.Basic, "ext4")
 	cmd := b.start()
 	await(t, "work of the guest", workLimit, b.filling)

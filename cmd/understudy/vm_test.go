@@ -47,7 +47,14 @@ func vm(t *testing.T) {
 	if _, _, err := dirs.Kernel(""); err != nil {
 		tier.Lacks(t, err)
 	}
-	t.Setenv("UNDERSTUDY_RUN", t.TempDir())
+	// Not t.TempDir, which has the name of the test in it: the path of a socket has room
+	// for 107 bytes (unix(7)).
+	run, err := os.MkdirTemp("", "us-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(run) })
+	t.Setenv("UNDERSTUDY_RUN", run)
 	links, before := hostLinks(t), leftovers(t)
 	t.Cleanup(func() {
 		// What somebody else left in the cache is not this test's.

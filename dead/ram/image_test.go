@@ -19,7 +19,6 @@ import (
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/ramtest"
-	"understudy.dev/understudy/internal/lab/tier"
 )
 
 // dead is a crashed guest: its RAM file, and what is needed to dump it again.
@@ -66,7 +65,6 @@ func TestSameFromEveryFormat(t *testing.T) {
 func TestSameAcrossTheHole(t *testing.T) {
 	d := openDead(t, fixture.Get(t, fixture.Large))
 	d.checkEncoded(t, true)
-	tier.Full(t, "dumps of large memory by other programs")
 	t.Run("makedumpfile", func(t *testing.T) { d.checkMakedumpfile(t, "-E -d 16", "-l -d 17", "-c -d 31") })
 	t.Run("qemu", func(t *testing.T) { d.checkQEMU(t, "kdump-zlib") })
 }

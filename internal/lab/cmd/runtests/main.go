@@ -19,13 +19,13 @@ import (
 
 const module = "understudy.dev/understudy/"
 
-// alone are the packages that boot pairs and hold them against time: none of them runs
-// beside another package.
-var alone = []string{"cmd/understudy", "internal/lab/oracle"}
+// alone are the packages that boot pairs and hold them against time, or look at the
+// host's own network: none of them runs beside another package.
+var alone = []string{"cmd/understudy"}
 
 // first are those that take longest to get ready, in the order in which they begin:
 // no two neighbours make the same images.
-var first = []string{"internal/lab/fixture", "dead/audit", "dead/jbd2"}
+var first = []string{"internal/lab/fixture", "dead/audit", "internal/lab/oracle", "dead/jbd2"}
 
 func main() {
 	tier := flag.String("tier", "test", "quick, test or full")
