@@ -136,7 +136,7 @@ func (d *Dir) enter(name, dir string) (*opened, error) {
 	for other, at := range d.open {
 		if at.users == 0 && len(d.open) >= maxOpened {
 			delete(d.open, other)
-			at.close() // it was only looked into
+			_ = at.close() // it was only looked into
 		}
 	}
 	at, err := openOutputDir(d.stage, dir)
@@ -156,7 +156,7 @@ func (d *Dir) leave(at *opened) {
 // closeAll closes the directories, once no file is being put into them.
 func (d *Dir) closeAll() {
 	for dir, at := range d.open {
-		at.close() // it was only looked into
+		_ = at.close() // it was only looked into
 		delete(d.open, dir)
 	}
 }

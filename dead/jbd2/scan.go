@@ -139,14 +139,14 @@ func (s *scanner) corrupt(format string, args ...any) error {
 	return &CorruptError{Sequence: s.out.Next, At: s.at, Reason: fmt.Sprintf(format, args...)}
 }
 
-// advance passes n blocks. A transaction that is longer than the log would have
+// advance passes a block. A transaction that is longer than the log would have
 // a recovery go round for ever.
-func (s *scanner) advance(n uint32) error {
-	s.walked += n
+func (s *scanner) advance() error {
+	s.walked++
 	if s.walked > s.Super.room() {
 		return s.corrupt("it is longer than the log")
 	}
-	s.at = s.Super.advance(s.at, n)
+	s.at = s.Super.advance(s.at, 1)
 	return nil
 }
 
@@ -166,7 +166,7 @@ func (s *scanner) block(kind uint32, b []byte) (more bool, err error) {
 			return false, s.corrupt("more than %d revoke records", maxRecords)
 		}
 		s.txn.Revokes = append(s.txn.Revokes, revokes...)
-		return true, s.advance(1)
+		return true, s.advance()
 	case commitBlock:
 		return s.commit(b)
 	}
@@ -176,7 +176,7 @@ func (s *scanner) block(kind uint32, b []byte) (more bool, err error) {
 // descriptor takes a descriptor block and the blocks that it describes.
 func (s *scanner) descriptor(b []byte) error {
 	s.stale = s.stale || !s.Super.tailValid(b)
-	if err := s.advance(1); err != nil {
+	if err := s.advance(); err != nil {
 		return err
 	}
 	if s.Super.Checksum == ChecksumV1 {
@@ -196,7 +196,7 @@ func (s *scanner) descriptor(b []byte) error {
 			}
 			s.sum = crc32be(s.sum, data)
 		}
-		if err := s.advance(1); err != nil {
+		if err := s.advance(); err != nil {
 			return err
 		}
 	}
@@ -225,7 +225,7 @@ func (s *scanner) commit(b []byte) (more bool, err error) {
 	case s.broken != nil && valid:
 		return false, s.broken
 	}
-	if err := s.advance(1); err != nil {
+	if err := s.advance(); err != nil {
 		return false, err
 	}
 	if !valid {

@@ -100,9 +100,8 @@ func TestInterrupted(t *testing.T) {
 // which also says whether the journal is in use.
 func homes(t *testing.T, image string, whole *jbd2.Recording) []addr.Block {
 	t.Helper()
-	cut := whole
 	for n := len(whole.Ops()); n > 0; n-- { // back to when the log was not empty yet
-		cut = whole.Prefix(n)
+		cut := whole.Prefix(n)
 		log, err := jbd2.Open(cut)
 		if err != nil {
 			t.Fatal(err)

@@ -62,7 +62,7 @@ func (k *Kernel) openPaging() error {
 	if sme, err := k.note.number("sme_mask"); err == nil {
 		k.paging.sme = uint64(sme)
 	}
-	fmt.Sscanf(k.note.values["KERNELOFFSET"], "%x", &k.Offset)
+	_, _ = fmt.Sscanf(k.note.values["KERNELOFFSET"], "%x", &k.Offset) // it is not there without KASLR
 	// The page tables must agree with the image's linear mapping.
 	if pa, _, err := k.paging.walk(root); err != nil || pa != k.paging.root {
 		return fmt.Errorf("swapper_pg_dir maps itself to %v (%w), not %v", pa, err, k.paging.root)

@@ -374,7 +374,7 @@ func (r *run) examine(disk string) (Remains, Commit) {
 		return err
 	})
 	if err != nil {
-		r.refuse("disk "+disk, 1, err)
+		r.refuse("disk "+disk, err)
 		return nil, commit
 	}
 	start := time.Now()
@@ -388,7 +388,7 @@ func (r *run) examine(disk string) (Remains, Commit) {
 		start = start.Add(p.Took)
 	}
 	if err != nil {
-		r.refuse("last commit of disk "+disk, 1, err)
+		r.refuse("last commit of disk "+disk, err)
 		return nil, commit
 	}
 	return remains, commit
@@ -406,7 +406,7 @@ func (r *run) gather(disk string, remains Remains) wire.ApplyRequest {
 		return err
 	})
 	if err != nil {
-		r.refuse("disk "+disk, 1, err)
+		r.refuse("disk "+disk, err)
 		return wire.ApplyRequest{}
 	}
 	return request
@@ -453,7 +453,7 @@ func (r *run) name(ctx context.Context, disk string, found *wire.Check, remains 
 	request.Disk = disk
 	result, err := r.machine.Name(ctx, request)
 	for _, f := range result.Failures {
-		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), 1, errors.New(f.Reason))
+		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), errors.New(f.Reason))
 	}
 	r.report.Acts = append(r.report.Acts, result.Acts...)
 	return result, err
@@ -474,7 +474,7 @@ func (r *run) apply(ctx context.Context, request wire.ApplyRequest, named wire.N
 	r.report.Files += result.Files
 	r.report.Bytes += result.Bytes
 	for _, f := range named.Left(result.Failures) {
-		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), 1, errors.New(f.Reason))
+		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), errors.New(f.Reason))
 	}
 	return nil
 }
@@ -502,8 +502,8 @@ func (r *run) limited(ctx context.Context, name string, f func(context.Context) 
 	return err
 }
 
-func (r *run) refuse(what string, count int, err error) {
-	r.report.Refused = append(r.report.Refused, Refusal{What: what, Count: count, Reason: err.Error()})
+func (r *run) refuse(what string, err error) {
+	r.report.Refused = append(r.report.Refused, Refusal{What: what, Count: 1, Reason: err.Error()})
 }
 
 // align rounds up to a page, so that a plan begins on a sector.

@@ -24,10 +24,10 @@ const (
 	writeTool = "qemu-io"
 )
 
-// qemu runs one of them. It ends with us, and it holds the disk's lock for as long
+// image runs qemu-img. It ends with us, and it holds the disk's lock for as long
 // as it runs: should we be killed, nobody comes in between.
-func (d *Disk) qemu(ctx context.Context, tool string, args ...string) error {
-	return d.qemuWith(ctx, nil, tool, args...)
+func (d *Disk) image(ctx context.Context, args ...string) error {
+	return d.qemuWith(ctx, nil, imageTool, args...)
 }
 
 // qemuWith also gives the program a file, as its descriptor 4.
@@ -52,7 +52,7 @@ func (d *Disk) qemuWith(ctx context.Context, file *os.File, tool string, args ..
 // makeOverlay makes an empty overlay. The disk is named in it for people; we name
 // it each time ourselves.
 func (d *Disk) makeOverlay(ctx context.Context) error {
-	err := d.qemu(ctx, imageTool, "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", d.path, d.overlay(), fmt.Sprint(d.Size))
+	err := d.image(ctx, "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", d.path, d.overlay(), fmt.Sprint(d.Size))
 	if err != nil {
 		return fmt.Errorf("make overlay: %w", err)
 	}
@@ -75,7 +75,7 @@ func (d *Disk) view() string {
 
 // seal checks that the overlay is sound, and makes it durable.
 func (d *Disk) seal(ctx context.Context) error {
-	if err := d.qemu(ctx, imageTool, "check", "-q", "--image-opts", d.view()); err != nil {
+	if err := d.image(ctx, "check", "-q", "--image-opts", d.view()); err != nil {
 		return fmt.Errorf("check overlay: %w", err)
 	}
 	f, err := os.OpenFile(d.overlay(), os.O_RDWR, 0)
@@ -115,7 +115,7 @@ func (d *Disk) look(ctx context.Context, regions []Region) ([]Region, error) {
 	for _, g := range regions {
 		n := len(g.Data)
 		// What is skipped counts (qemu-img.c, img_dd).
-		err := d.qemu(ctx, imageTool, "dd", "-O", "raw", fmt.Sprintf("bs=%d", sector), fmt.Sprintf("skip=%d", g.Off/sector),
+		err := d.image(ctx, "dd", "-O", "raw", fmt.Sprintf("bs=%d", sector), fmt.Sprintf("skip=%d", g.Off/sector),
 			fmt.Sprintf("count=%d", (g.Off+int64(n))/sector), "--image-opts", "if="+d.view(), "of="+tmp)
 		if err != nil {
 			return nil, fmt.Errorf("read overlay: %w", err)
@@ -169,7 +169,7 @@ func (d *Disk) coverOne(ctx context.Context, g Region) error {
 // commit writes what the overlay holds to the disk, and makes it durable. The
 // overlay stays as it is: until it is removed, a commit can be done again.
 func (d *Disk) commit(ctx context.Context) error {
-	if err := d.qemu(ctx, imageTool, "commit", "-q", "-d", "--image-opts", d.view()); err != nil {
+	if err := d.image(ctx, "commit", "-q", "-d", "--image-opts", d.view()); err != nil {
 		return err
 	}
 	return d.Sync()

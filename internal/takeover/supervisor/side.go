@@ -193,7 +193,7 @@ func (sd *side) meet(ctx context.Context, notice Notice) error {
 		}
 		return nil, nil
 	})
-	go sd.agent.Serve(context.WithoutCancel(ctx))
+	go func() { _ = sd.agent.Serve(context.WithoutCancel(ctx)) }() // its end ends all calls, with the reason
 	select {
 	case sd.greeting = <-greeted:
 		return nil
@@ -262,7 +262,7 @@ func (sd *side) setDisk(ctx context.Context, name string) error {
 // end ends the side's process. Its memory and its logs stay.
 func (sd *side) end() error {
 	if sd.agent != nil {
-		sd.agent.Close()
+		_ = sd.agent.Close() // it may be closed
 	}
 	if sd.process != nil {
 		sd.process.Kill()
