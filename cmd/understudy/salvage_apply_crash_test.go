@@ -93,6 +93,7 @@ func TestApplyKilled(t *testing.T) {
 
 // TestApplyGuestKilled kills the guest itself.
 func TestApplyGuestKilled(t *testing.T) {
+	tier.Full(t, "salvage apply whose guest is killed")
 	b := newBench(t, fixture.Basic, "ext4")
 	cmd := b.start()
 	await(t, "work of the guest", workLimit, b.filling)
@@ -195,6 +196,7 @@ func TestApplyCommitKilled(t *testing.T) {
 
 // TestApplyStale finds the work of another image beside the disk.
 func TestApplyStale(t *testing.T) {
+	tier.Full(t, "what another run has left beside a disk")
 	b := newBench(t, fixture.Basic, "ext4")
 	cmd := b.start()
 	await(t, "work of the guest", workLimit, b.filling)

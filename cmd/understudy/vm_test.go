@@ -263,11 +263,9 @@ func guests(t *testing.T) (n int) {
 
 // TestInterrupted breaks the demo off at different points, as Ctrl-C would.
 func TestInterrupted(t *testing.T) {
+	tier.Full(t, "the demo interrupted")
 	for _, said := range []string{"boot the pair", "the guest makes", "its kernel panics"} {
 		t.Run(said, func(t *testing.T) {
-			if said == "its kernel panics" {
-				tier.Full(t, "an interruption in the middle of a takeover")
-			}
 			vm(t)
 			cmd := startDemo(t, said)
 			await(t, "guest", programLimit, func() bool { return guests(t) > 0 })
