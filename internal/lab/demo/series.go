@@ -34,10 +34,12 @@ func NewSpread(values []float64) Spread {
 	return Spread{N: n, Median: (v[(n-1)/2] + v[n/2]) / 2, Min: v[0], Max: v[n-1]}
 }
 
-// RunSeries plays the demo n times. A run that fails ends it.
+// RunSeries plays the demo n times. A run that fails ends it, and the series is of those
+// before.
 func RunSeries(ctx context.Context, o Options, n int) (*Series, error) {
 	s := &Series{}
 	var outages []float64
+	defer func() { s.Outage = NewSpread(outages) }()
 	for i := range n {
 		run := o
 		run.Seed = o.Seed + uint64(i)
@@ -55,7 +57,6 @@ func RunSeries(ctx context.Context, o Options, n int) (*Series, error) {
 		}
 		fmt.Fprintf(o.Say, "run %2d  %s\n", i+1, r.line())
 	}
-	s.Outage = NewSpread(outages)
 	if s.Held < n {
 		return s, errors.New("not all of it held in every run")
 	}
