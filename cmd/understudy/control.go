@@ -205,9 +205,7 @@ func (c *control) stop(r downRequest) error {
 	c.mu.Unlock()
 	var err error
 	if !failed && !stopped {
-		ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
-		defer cancel()
-		err = c.s.Stop(ctx)
+		err = c.s.Stop(context.Background())
 	}
 	switch {
 	case err == nil && !failed:
@@ -216,9 +214,7 @@ func (c *control) stop(r downRequest) error {
 	case failed:
 		err = nil // what is in memory is kept
 	case r.Force:
-		ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
-		defer cancel()
-		err = c.s.Abandon(ctx, fmt.Errorf("it was forced down: %w", err))
+		err = c.s.Abandon(context.Background(), fmt.Errorf("it was forced down: %w", err))
 	default:
 		return hint.New("the pair stays up, since its active side cannot stop in good order", err,
 			"End what keeps it, and run this again; or: understudy down --force, which keeps its memory.")
@@ -230,10 +226,6 @@ func (c *control) stop(r downRequest) error {
 	}
 	return err
 }
-
-// stopLimit is how long the active side may take to stop its services and unmount its
-// disks, or to write what is unsaved.
-const stopLimit = 90 * time.Second
 
 // goDown ends a pair in good order: nothing is in memory only any more. If that cannot
 // be had, the memory is kept, since the sender of the signal ends us anyway.

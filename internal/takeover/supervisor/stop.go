@@ -8,13 +8,16 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// stopLimit is how long the active side may take to stop its services and unmount.
+// stopLimit is how long the active side may take to stop its services and unmount its
+// disks, or to write what is unsaved.
 const stopLimit = 90 * time.Second
 
 // Stop has the active side stop its services and unmount its disks. If it fails, they
 // are mounted and started again: the pair is as it was.
 func (s *Supervisor) Stop(ctx context.Context) error {
-	if err := s.active.stop(ctx); err != nil {
+	stopping, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	if err := s.active.stop(stopping); err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
 		defer cancel()
 		return errors.Join(err, s.serve(ctx, s.active))
@@ -29,6 +32,8 @@ func (s *Supervisor) Discard() error { return s.record(func(r *Record) { r.Saved
 // durable is, by sync(2) in the guest, so that only what is written later is missing on
 // the disks if the memory is lost.
 func (s *Supervisor) Abandon(ctx context.Context, why error) error {
+	ctx, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
 	err := s.active.agent.Call(ctx, wire.Sync, nil, nil)
 	return errors.Join(err, s.record(func(r *Record) { r.Why = why.Error() }))
 }

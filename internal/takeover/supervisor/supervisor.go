@@ -89,9 +89,7 @@ func Start(ctx context.Context, p *pair.Pair, o Options) (*Supervisor, error) {
 func (s *Supervisor) undo() error {
 	var err error
 	if s.dir.AtStake() {
-		ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
-		defer cancel()
-		err = s.Stop(ctx)
+		err = s.Stop(context.Background())
 	}
 	return errors.Join(err, s.Close())
 }
