@@ -22,7 +22,7 @@ import (
 
 // writer is a service that writes a file, says that it has, and waits: the content is in
 // memory only, since the guest is told to write nothing back.
-const writer = `  - {name: mark, command: [sh, -c, "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; echo precious > /srv/kept; echo started >> /srv/mark; sleep 1000000"]}
+const writer = `  - {name: mark, command: [sh, -c, "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; [ -s /srv/kept ] || echo precious > /srv/kept; echo started >> /srv/mark; sleep 1000000"]}
 `
 
 const marker = `  - {name: mark, command: [sh, -c, "echo started >> /srv/mark; sleep 1000000"]}
