@@ -16,6 +16,7 @@ import (
 
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/hint"
+	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/supervisor"
@@ -29,6 +30,7 @@ const (
 	verbStatus = "status" // to status
 	verbCrash  = "crash"  // crashRequest
 	verbDown   = "down"   // downRequest
+	verbSwitch = "switch" // switchRequest to lastTakeover
 )
 
 // crashRequest kills the active kernel.
@@ -52,6 +54,7 @@ type status struct {
 	Kernel     string        `json:"kernel"`     // release of the active kernel
 	Accel      string        `json:"accel"`
 	Since      time.Time     `json:"since"`
+	Takeovers  int           `json:"takeovers"` // since it is up
 	Takeover   *lastTakeover `json:"last_takeover,omitempty"`
 	Held       string        `json:"held,omitempty"` // why the active side stands still
 	Error      string        `json:"error,omitempty"`
@@ -60,7 +63,7 @@ type status struct {
 // lastTakeover is what there is to say of a takeover afterwards.
 type lastTakeover struct {
 	At      time.Time `json:"at"`
-	Verdict string    `json:"verdict"`
+	Verdict string    `json:"verdict,omitempty"` // empty: it was a switch
 	takeover.Report
 	Steps []takeover.Step `json:"steps"`
 }
@@ -73,7 +76,9 @@ type control struct {
 
 	mu      sync.Mutex
 	status  status
-	stopped bool // nothing is left to be stopped
+	stopped bool   // nothing is left to be stopped
+	order   *order // the switch that was asked for; nil: none
+	wake    func() // has guard look at it
 }
 
 // serve begins to answer, in the run directory.
@@ -111,9 +116,15 @@ func (c *control) answer(ctx context.Context, verb string, body json.RawMessage)
 			return nil, err
 		}
 		if _, understudy := c.s.Sides(); understudy.Name == "" && !r.Force {
-			return nil, errors.New("nobody would take over: the pair is unprotected, and its service would end (--force crashes it all the same)")
+			return nil, errors.New("the pair is unprotected, and its service would stand still until an understudy has booted (--force crashes it all the same)")
 		}
 		return nil, c.s.Crash(r.Silent)
+	case verbSwitch:
+		var r switchRequest
+		if err := json.Unmarshal(body, &r); err != nil {
+			return nil, err
+		}
+		return c.ordered(ctx, r)
 	case verbDown:
 		var r downRequest
 		if err := json.Unmarshal(body, &r); err != nil {
@@ -135,47 +146,87 @@ func (c *control) set(state string, t *lastTakeover) {
 	defer c.mu.Unlock()
 	c.status = status{
 		Name: c.s.Pair.Name, State: state, Active: active.Name, Understudy: understudy.Name,
-		Kernel: active.Release, Accel: string(active.Accel), Since: time.Now(), Takeover: c.status.Takeover,
+		Kernel: active.Release, Accel: string(active.Accel), Since: time.Now(),
+		Takeovers: c.status.Takeovers, Takeover: c.status.Takeover,
 	}
 	if t != nil {
 		c.status.Takeover = t
 	}
 }
 
-// guard watches and takes over until the end. A pair that has taken over once
-// is unprotected, and its next death ends it.
+// guard watches, takes over, and has the pair protected again, until the end.
 func (c *control) guard(ctx context.Context, out io.Writer) error {
 	for {
-		death, err := c.s.Watch(ctx)
-		if err != nil {
+		p := c.protect(ctx, out)
+		death, err := c.s.Watch(p.ctx)
+		if ctx.Err() != nil {
+			p.stop()
 			return c.goDown(out)
 		}
-		fmt.Fprintf(out, "%s\n", death.Verdict)
+		if err != nil { // there is an understudy to be watched, too, or a switch was asked for
+			p.stop()
+			if err = c.woken(ctx, out); err == nil {
+				continue
+			}
+			var died *supervisor.Died
+			if !errors.As(err, &died) {
+				return c.failed(ctx, out, err)
+			}
+			death = supervisor.Death{Verdict: died.Verdict}
+		}
 		if death.Understudy {
-			err := errors.Join(fmt.Errorf("the understudy died: %s", death.Verdict), c.s.LoseUnderstudy())
-			c.set("unprotected", nil)
-			c.note(err)
-			fmt.Fprintln(out, err)
+			p.stop()
+			c.lost(out, death.Verdict)
 			continue
 		}
-		c.set("taking over", nil)
-		// A takeover is not broken off by a signal: it ends, well or badly.
-		report, err := c.s.TakeOver(context.WithoutCancel(ctx), death.Verdict)
-		if report == nil {
+		if err := c.takeOver(ctx, out, p, death.Verdict); err != nil {
 			return c.failed(ctx, out, err)
 		}
-		t := &lastTakeover{At: death.At, Verdict: death.Verdict.String(), Report: *report, Steps: report.Timeline.Steps()}
-		c.set("unprotected", t)
-		if err != nil {
-			c.note(err)
-			fmt.Fprintln(out, err)
-		}
-		fmt.Fprintf(out, "took over: %d files, %d bytes recovered, %d refused\n", report.Files, report.Bytes, len(report.Refused))
-		if len(c.s.Pair.NICs) > 0 {
-			fmt.Fprintf(out, "told: %s\n", &report.Notified)
-		}
-		_ = takeover.WriteSteps(out, t.Steps, 50) // that nobody can read it ends nothing
 	}
+}
+
+// lost notes that the understudy died.
+func (c *control) lost(out io.Writer, v liveness.Verdict) {
+	err := errors.Join(fmt.Errorf("the understudy died: %s", v), c.s.LoseUnderstudy())
+	c.set("unprotected", nil)
+	c.note(err)
+	fmt.Fprintln(out, err)
+}
+
+// takeOver takes over from a dead active side, once there is an understudy.
+func (c *control) takeOver(ctx context.Context, out io.Writer, p *protection, v liveness.Verdict) error {
+	fmt.Fprintln(out, v)
+	c.set("taking over", nil)
+	c.answerOrder(nil, fmt.Errorf("the active side died: %s", v))
+	if err := p.await(ctx, c.s.Freeze); err != nil {
+		return c.s.GiveUp(err)
+	}
+	// A takeover is not broken off by a signal: it ends, well or badly.
+	report, err := c.s.TakeOver(context.WithoutCancel(ctx), v)
+	if report == nil {
+		return err
+	}
+	c.tookOver(out, v, report, err)
+	return nil
+}
+
+// tookOver says what a takeover did.
+func (c *control) tookOver(out io.Writer, v liveness.Verdict, report *takeover.Report, err error) {
+	t := &lastTakeover{At: v.At, Verdict: v.String(), Report: *report, Steps: report.Timeline.Steps()}
+	c.mu.Lock()
+	c.status.Takeovers++
+	c.mu.Unlock()
+	c.changed(out, t, err)
+}
+
+// changed says that the other side serves now.
+func (c *control) changed(out io.Writer, t *lastTakeover, err error) {
+	c.set("unprotected", t)
+	if err != nil {
+		c.note(err)
+		fmt.Fprintln(out, err)
+	}
+	_ = t.write(out) // that nobody can read it ends nothing
 }
 
 // held notes why the active side stands still, or that it goes on.

@@ -15,7 +15,7 @@ func TestCrashKernelLoaded(t *testing.T) {
 	// Without its driver, whose memory it is until then, the device is anybody's.
 	s.shell("left", `cd /sys/bus/pci/drivers/pvpanic-pci; for d in *:*; do echo $d > unbind; at=$(busybox cut -d' ' -f1 ../../devices/$d/resource | busybox head -n1); done`)
 	s.shell("left", "(sleep 2; busybox devmem $at 8 2; while :; do sync; done) > /dev/null 2>&1 &")
-	if st := s.state("unprotected"); st.Active != "right" || st.Takeover == nil || !strings.Contains(st.Takeover.Verdict, "dying message") {
+	if st := awaitTakeover(t); st.Active != "right" || st.Takeover == nil || !strings.Contains(st.Takeover.Verdict, "dying message") {
 		t.Errorf("status %+v", st)
 	}
 	s.shell("right", "while [ $(wc -l < /srv/mark) -lt 2 ]; do sleep 1; done") // or else down ends the service before it has written

@@ -44,7 +44,11 @@ is 3.`,
 				return err
 			}
 			reports, err := offline.Recover(cmd.Context(), d, guest)
-			if err == nil && d.AtStake() && len(reports) == 0 {
+			switch {
+			case err != nil || !d.AtStake():
+			case d.Record.Saved:
+				err = &supervisor.Unsaved{Dir: d.Path, Record: d.Record}
+			case len(reports) == 0:
 				err = fmt.Errorf("all that could be brought to the disks of pair %s is there; what was refused is in %s: understudy salvage extract reads it, understudy down --discard %s removes it", name, d.Path, name)
 			}
 			if d.AtStake() {

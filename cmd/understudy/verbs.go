@@ -40,7 +40,7 @@ func statusCommand() *cobra.Command {
 func (st *status) write(w io.Writer) error {
 	understudy := st.Understudy
 	if understudy == "" {
-		understudy = "none: the next crash is an outage"
+		understudy = "none yet: a crash would be an outage until one has booted"
 	}
 	fmt.Fprintf(w, "%-11s %s, since %s\n", st.Name, st.State, st.Since.Format(time.DateTime))
 	fmt.Fprintf(w, "active      %s (Linux %s, %s)\nunderstudy  %s\n", st.Active, st.Kernel, st.Accel, understudy)
@@ -54,9 +54,18 @@ func (st *status) write(w io.Writer) error {
 	if t == nil {
 		return nil
 	}
-	fmt.Fprintf(w, "takeover    %s, %s\n", t.At.Format(time.DateTime), t.Verdict)
-	fmt.Fprintf(w, "            %d files, %d bytes recovered, %d refused\n", t.Files, t.Bytes, len(t.Refused))
-	fmt.Fprintf(w, "            %s\n", &t.Notified)
+	return t.write(w)
+}
+
+func (t *lastTakeover) write(w io.Writer) error {
+	at := t.At.Format(time.DateTime)
+	if t.Verdict == "" {
+		fmt.Fprintf(w, "switch      %s, in good order\n", at)
+	} else {
+		fmt.Fprintf(w, "takeover    %s, %s\n", at, t.Verdict)
+		fmt.Fprintf(w, "            %d files, %d bytes recovered, %d refused\n", t.Files, t.Bytes, len(t.Refused))
+		fmt.Fprintf(w, "            %s\n", &t.Notified)
+	}
 	return takeover.WriteSteps(w, t.Steps, 50)
 }
 

@@ -186,6 +186,8 @@ const (
 	// HandedOver: the last commit is carried out, or refused, and the understudy may
 	// have mounted the disk and written some of the files.
 	HandedOver Progress = "handed over"
+	// Given: as HandedOver, and nothing of the dead side's memory is to be brought to it.
+	Given Progress = "given"
 	// Applied: nothing of the dead side's memory is to be brought to the disk any more:
 	// what is not there is in the understudy's, or was refused.
 	Applied Progress = "applied"
@@ -291,8 +293,8 @@ func (r *run) disk(ctx context.Context, disk string) error {
 		}
 	}
 	progress := HandedOver
-	if remains == nil { // nothing more is brought over
-		progress = Applied
+	if remains == nil {
+		progress = Given
 	}
 	if err := r.record(disk, progress); err != nil {
 		return err

@@ -147,7 +147,7 @@ func boot(ctx context.Context, state uint32, prepare func() error, dir, name, ke
 		if errors.Is(err, errFailed) || ctx.Err() != nil || try == tries {
 			return nil, fmt.Errorf("boot guest: %w", err)
 		}
-		if err := g.Remove(); err != nil {
+		if err := g.Spec.Remove(); err != nil {
 			return nil, err
 		}
 	}

@@ -47,7 +47,7 @@ func (c *Crashed) Walk(ctx context.Context, disks ...string) ([]Tree, error) {
 	}
 	defer func() {
 		g.release()
-		_ = g.Remove() // its memory is of no use
+		_ = g.Spec.Remove() // its memory is of no use
 	}()
 	g.end()
 	b, err := g.page.Told()

@@ -104,6 +104,14 @@ func (s *Staging) Reserve(n int64) error {
 	return nil
 }
 
+// Reset gives back what was reserved: nobody reads what was staged any more.
+func (s *Staging) Reset() error {
+	if err := unix.Fallocate(int(s.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, s.size); err != nil {
+		return fmt.Errorf("free %s: %w", s.file.Name(), err)
+	}
+	return nil
+}
+
 // Map gives the staging area as memory.
 func (s *Staging) Map() ([]byte, error) {
 	if s.data != nil {

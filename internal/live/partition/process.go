@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,6 +33,7 @@ type Process struct {
 	QMP  *qmp.Client
 
 	cmd    *exec.Cmd
+	vcpus  []int // threads of the virtual CPUs
 	ended  chan struct{}
 	status error
 }
@@ -102,17 +104,26 @@ func reserve(path string, size uint64) error {
 }
 
 func (p *Process) bringUp(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startLimit)
-	defer cancel()
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() { // a QEMU that has ended will not answer any more
+	ctx, stop := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("QEMU does not answer within %v", startLimit))
+	defer stop()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
 		select {
 		case <-p.ended:
-			cancel()
-		case <-stop:
+			cancel(errors.New("QEMU has ended"))
+		case <-ctx.Done():
 		}
 	}()
+	err := p.meet(ctx)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// meet connects to QEMU, pins its CPUs, and lets them run.
+func (p *Process) meet(ctx context.Context) error {
 	client, err := qmp.Dial(ctx, p.Spec.qmpPath())
 	if err != nil {
 		return err
@@ -123,11 +134,45 @@ func (p *Process) bringUp(ctx context.Context) error {
 		return err
 	}
 	for i, cpu := range cpus {
+		p.vcpus = append(p.vcpus, cpu.ThreadID)
 		if err := pin(cpu.ThreadID, p.home(i)); err != nil {
 			return err
 		}
 	}
 	return client.Cont(ctx)
+}
+
+// Withdraw keeps the partition's threads to its own CPUs, as they were before Spread.
+func (p *Process) Withdraw() error {
+	tids, err := p.threads()
+	if err != nil {
+		return err
+	}
+	for _, tid := range tids {
+		home := p.Spec.CPUs
+		if i := slices.Index(p.vcpus, tid); i >= 0 {
+			home = p.home(i)
+		}
+		if err := pin(tid, home); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}
+
+// threads are the ids of all threads of the process.
+func (p *Process) threads() ([]int, error) {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", p.PID()))
+	if err != nil {
+		return nil, err
+	}
+	tids := make([]int, len(tasks))
+	for i, t := range tasks {
+		if tids[i], err = strconv.Atoi(filepath.Base(t)); err != nil {
+			return nil, err
+		}
+	}
+	return tids, nil
 }
 
 // home is the CPU that virtual CPU i is pinned to.
@@ -169,17 +214,13 @@ func (p *Process) Kill() {
 
 // Effort is what the partition's threads have done since they began.
 func (p *Process) Effort() (liveness.Effort, error) {
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", p.PID()))
+	tids, err := p.threads()
 	if err != nil {
 		return nil, err
 	}
-	effort := make(liveness.Effort, len(tasks))
-	for _, t := range tasks {
-		id, err := strconv.Atoi(filepath.Base(t))
-		if err != nil {
-			return nil, err
-		}
-		thread, err := taskEffort(t)
+	effort := make(liveness.Effort, len(tids))
+	for _, id := range tids {
+		thread, err := taskEffort(fmt.Sprintf("/proc/%d/task/%d", p.PID(), id))
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
 			continue // a thread of QEMU's pool ended
 		}
@@ -217,16 +258,12 @@ func taskEffort(dir string) (t liveness.Thread, err error) {
 // Spread lets the partition's threads run on these CPUs too: a dead side's
 // share falls to the one that takes over.
 func (p *Process) Spread(cpus []int) error {
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", p.PID()))
+	tids, err := p.threads()
 	if err != nil {
 		return err
 	}
-	for _, t := range tasks {
-		tid, err := strconv.Atoi(filepath.Base(t))
-		if err != nil {
-			return err
-		}
-		if err := pin(tid, append(cpus, p.Spec.CPUs...)); err != nil && !errors.Is(err, unix.ESRCH) {
+	for _, tid := range tids {
+		if err := pin(tid, slices.Concat(cpus, p.Spec.CPUs)); err != nil && !errors.Is(err, unix.ESRCH) {
 			return err
 		}
 	}
@@ -282,9 +319,9 @@ func (p *Process) TrimConsole() error {
 	return errors.Join(os.WriteFile(p.Spec.path(".console.old.log"), end[:n], 0o600), f.Truncate(0))
 }
 
-// Remove deletes the partition's files, its memory among them.
-func (p *Process) Remove() error {
-	files, err := filepath.Glob(p.Spec.path(".*"))
+// Remove deletes the files of a partition that does not run, its memory among them.
+func (s *Spec) Remove() error {
+	files, err := filepath.Glob(s.path(".*"))
 	if err != nil {
 		return err
 	}

@@ -116,6 +116,7 @@ func (c *Conn) Serve(ctx context.Context) error {
 		case err == nil:
 		case errors.Is(err, io.EOF) || ctx.Err() != nil:
 			c.fail(errClosed)
+			c.stream.Close()
 			return nil
 		default:
 			c.fail(err)

@@ -59,6 +59,8 @@ func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
 		return nil
 	case takeover.Applied:
 		return r.apply(ctx, d, Options{Image: heir}, saved)
+	case takeover.Given:
+		return r.applyIfMounted(ctx, d, heir)
 	case takeover.HandedOver:
 		err := r.apply(ctx, d, Options{Image: heir}, heirSaved)
 		if errors.Is(err, ErrNotMounted) { // it died before it came to that
@@ -71,9 +73,15 @@ func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
 	case heirSaved:
 		return r.apply(ctx, d, Options{Image: active, handedOver: true}, saved)
 	}
-	err := r.apply(ctx, d, Options{Image: active}, saved)
+	return r.applyIfMounted(ctx, d, active)
+}
+
+// applyIfMounted applies the memory of a kernel that may have died before it came to mount
+// the disk.
+func (r *recovery) applyIfMounted(ctx context.Context, d *supervisor.RecordDisk, image string) error {
+	err := r.apply(ctx, d, Options{Image: image}, saved)
 	if errors.Is(err, ErrNotMounted) {
-		return nil // it died before it came to that
+		return nil
 	}
 	return err
 }

@@ -16,11 +16,12 @@ import (
 // checkDisks checks that the file systems on the shared disks are such as a takeover
 // brings over, as their own superblocks say.
 func (s *Supervisor) checkDisks() error {
-	for i, d := range s.Pair.Disks {
-		if err := fits(d, s.holds[i]); err != nil {
+	for _, d := range s.Pair.Disks {
+		h := s.holds[d.Image]
+		if err := fits(d, h); err != nil {
 			return err
 		}
-		if lacks, err := missingRoom(s.holds[i]); err != nil {
+		if lacks, err := missingRoom(h); err != nil {
 			return err
 		} else if lacks > 0 {
 			s.log("disk %s: its image is sparse, and the file system under it lacks %d MiB of what it may grow to: the pair stands still when that is full", d.Name, lacks>>20)

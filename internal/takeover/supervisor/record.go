@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -26,7 +27,9 @@ type Record struct {
 	// Heir is the partition that takes over from it; empty: none does.
 	Heir  string       `json:"heir,omitempty"`
 	Disks []RecordDisk `json:"disks"`
-	// Saved says that all that was in memory is on the disks.
+	// Kept is memory of sides that died before, whose partitions run again.
+	Kept []KeptMemory `json:"kept,omitempty"`
+	// Saved says that all that was in the memory of Active and Heir is on the disks.
 	Saved bool `json:"saved"`
 	// Why is what ended it, for people; empty while a supervisor lives.
 	Why string `json:"why,omitempty"`
@@ -38,6 +41,13 @@ type RecordDisk struct {
 	Image    string            `json:"image"`
 	Progress takeover.Progress `json:"progress,omitempty"`
 	Refused  bool              `json:"refused,omitempty"` // the memory has what could not be brought to it
+}
+
+// KeptMemory is the memory of a dead side which has what could not be brought to the
+// disks.
+type KeptMemory struct {
+	File string `json:"file"`
+	Why  string `json:"why"`
 }
 
 const recordVersion = 1
@@ -139,6 +149,13 @@ type Unsaved struct {
 }
 
 func (u *Unsaved) Error() string {
+	if u.Record.Saved {
+		var b strings.Builder
+		for _, k := range u.Record.Kept {
+			fmt.Fprintf(&b, "%s is kept: %s\n", k.File, k.Why)
+		}
+		return fmt.Sprintf("%s  See what it has: understudy salvage list FILE. To give it up: understudy down --discard %s.", b.String(), u.Record.Pair)
+	}
 	why := u.Record.Why
 	if why == "" {
 		why = "its supervisor ended without a word"
@@ -149,7 +166,8 @@ func (u *Unsaved) Error() string {
 
 // AtStake says whether there may be data in the memory files that is nowhere else.
 func (d *RunDir) AtStake() bool {
-	return d.Record != nil && !d.Record.Saved && len(d.Record.Disks) > 0
+	r := d.Record
+	return r != nil && (!r.Saved && len(r.Disks) > 0 || len(r.Kept) > 0)
 }
 
 // Write makes a record durable.

@@ -23,7 +23,9 @@ import (
 
 // side is one partition with its agent.
 type side struct {
+	index    int // of its partition in the pair
 	name     string
+	spec     partition.Spec
 	process  *partition.Process
 	agent    *wire.Conn
 	greeting wire.Greeting
@@ -44,12 +46,13 @@ func (s *Supervisor) boot(ctx context.Context, i int, active bool) (*side, error
 	if err != nil {
 		return nil, err
 	}
-	sd := &side{name: p.Name}
+	sd := &side{index: i, name: p.Name}
 	spec := partition.Spec{
 		Name: p.Name, Dir: s.options.Dir, CPUs: p.CPUs, VCPUs: p.VCPUs, Memory: p.Memory,
 		Kernel: p.Kernel, Initramfs: p.Initramfs, Append: p.Append, Accel: accel,
 	}
-	spec.Devices, err = s.devices(sd, i, active)
+	sd.spec = spec // whose files go with it, if what follows fails
+	spec.Devices, err = s.devices(ctx, sd, i, active)
 	if err == nil {
 		s.log("partition %s: %s", p.Name, spec.CommandLine())
 		err = sd.boot(ctx, spec, s.config(p.Name), s.options.Notice)
@@ -63,6 +66,7 @@ func (s *Supervisor) boot(ctx context.Context, i int, active bool) (*side, error
 // boot starts the partition and returns when its agent has greeted and is
 // configured.
 func (sd *side) boot(ctx context.Context, spec partition.Spec, c wire.Config, notice Notice) (err error) {
+	sd.spec = spec
 	if sd.process, err = partition.Start(ctx, spec); err != nil {
 		return err
 	}
@@ -73,7 +77,7 @@ func (sd *side) boot(ctx context.Context, spec partition.Spec, c wire.Config, no
 		return err
 	}
 	if err := sd.meet(ctx, notice); err != nil {
-		return fmt.Errorf("%w (its console is in %s)", err, spec.ConsoleLogPath())
+		return fmt.Errorf("%w; the end of its console:\n%s", err, tail(spec.ConsoleLogPath()))
 	}
 	if err := able(sd.greeting, c); err != nil {
 		return fmt.Errorf("start partition %s: %w", sd.name, err)
@@ -81,6 +85,19 @@ func (sd *side) boot(ctx context.Context, spec partition.Spec, c wire.Config, no
 	ctx, cancel := context.WithTimeoutCause(ctx, configureLimit, fmt.Errorf("not done within %v", configureLimit))
 	defer cancel()
 	return sd.agent.Call(ctx, wire.Configure, c, nil)
+}
+
+// tailLines are enough to see what a guest died of.
+const tailLines = 20
+
+// tail is the end of a text file, for people.
+func tail(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := slices.Collect(strings.Lines(string(b)))
+	return strings.Join(lines[max(0, len(lines)-tailLines):], "")
 }
 
 // Limits of what an agent does before there is any crash: they end what hangs.
@@ -99,7 +116,7 @@ func able(g wire.Greeting, c wire.Config) error {
 		"Build its image again with understudy initramfs, or install e2fsprogs in it.")
 }
 
-func (s *Supervisor) devices(side *side, i int, active bool) ([]partition.Device, error) {
+func (s *Supervisor) devices(ctx context.Context, side *side, i int, active bool) ([]partition.Device, error) {
 	var devices []partition.Device
 	if root := s.Pair.Partitions[i].Root; root != "" {
 		devices = append(devices, partition.Disk{Name: "root", Image: root})
@@ -119,7 +136,11 @@ func (s *Supervisor) devices(side *side, i int, active bool) ([]partition.Device
 	if !active {
 		devices = append(devices, partition.Disk{Name: wire.StagingDisk, Image: s.staging.Path(), ReadOnly: true})
 		if s.rehearses() {
-			devices = append(devices, partition.Disk{Name: wire.RehearsalDisk, Image: s.rehearsalPath()})
+			path := s.rehearsalPath(side.name)
+			if err := device.MakeRehearsal(ctx, path, string(s.Pair.Disks[0].Type)); err != nil {
+				return nil, err
+			}
+			devices = append(devices, partition.Disk{Name: wire.RehearsalDisk, Image: path})
 		}
 	}
 	for n, nic := range s.Pair.NICs {
@@ -286,8 +307,8 @@ const endLimit = 20 * time.Second
 // close ends the side and removes what it left.
 func (sd *side) close() error {
 	err := sd.end()
-	if sd.process != nil {
-		err = errors.Join(err, sd.process.Remove())
+	if sd.spec.Name != "" { // or else it never came to have files
+		err = errors.Join(err, sd.spec.Remove())
 	}
 	return err
 }

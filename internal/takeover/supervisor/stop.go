@@ -13,20 +13,26 @@ import (
 const stopLimit = 90 * time.Second
 
 // Stop has the active side stop its services and unmount its disks. If it fails, they
-// are mounted and started again: the pair is as it was.
+// are mounted and started again: the pair is as it was. ctx ends if the side has died.
 func (s *Supervisor) Stop(ctx context.Context) error {
 	stopping, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()
-	if err := s.active.stop(stopping); err != nil {
+	active, _ := s.roles()
+	if err := active.stop(stopping); err != nil {
+		if ctx.Err() != nil { // it is dead
+			return errors.Join(err, context.Cause(ctx))
+		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
 		defer cancel()
-		return errors.Join(err, s.serve(ctx, s.active))
+		return errors.Join(err, s.serve(ctx, active))
 	}
 	return s.record(func(r *Record) { r.Saved = true })
 }
 
 // Discard says that what is in memory only is not wanted: Close removes it.
-func (s *Supervisor) Discard() error { return s.record(func(r *Record) { r.Saved = true }) }
+func (s *Supervisor) Discard() error {
+	return s.record(func(r *Record) { r.Saved, r.Kept = true, nil })
+}
 
 // Abandon has Close keep what is in memory only, for this reason. What can be made
 // durable is, by sync(2) in the guest, so that only what is written later is missing on
@@ -34,7 +40,8 @@ func (s *Supervisor) Discard() error { return s.record(func(r *Record) { r.Saved
 func (s *Supervisor) Abandon(ctx context.Context, why error) error {
 	ctx, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()
-	err := s.active.agent.Call(ctx, wire.Sync, nil, nil)
+	active, _ := s.roles()
+	err := active.agent.Call(ctx, wire.Sync, nil, nil)
 	return errors.Join(err, s.record(func(r *Record) { r.Why = why.Error() }))
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -50,6 +51,9 @@ type Options struct {
 	// Held is told why the active side stands still, if that is not its own doing and so
 	// no death, and "" when it goes on. It may be nil.
 	Held func(why string)
+	// Rescue brings to a partition's own root disk, which nobody uses, what only the
+	// memory of its kernel, in a file, has of it. It may be nil.
+	Rescue func(ctx context.Context, disk, memory string) error
 	// Log is for the operator.
 	Log io.Writer
 }
@@ -58,15 +62,28 @@ type Options struct {
 type Supervisor struct {
 	Pair *pair.Pair
 
-	options    Options
-	dir        *RunDir
-	holds      []*fence.Hold // of disks and root images
-	sides      [2]*side
-	active     *side // the one with the shared devices
-	understudy *side // nil once it has taken over
-	staging    *device.Staging
-	morgue     *morgue.Morgue // of the active side
-	crashed    time.Time      // when a crash was asked for
+	options   Options
+	dir       *RunDir
+	holds     map[string]*fence.Hold // of disks and root images, by path
+	staging   *device.Staging
+	morgue    *morgue.Morgue // of the active side; nil: its kernel is not known yet
+	unburied  string         // why the memory of the side that died last is to be kept; empty: it is not
+	crashLoop crashLoop
+
+	recording sync.Mutex // of record
+
+	mu         sync.Mutex // of what follows, which others than the watcher ask for
+	sides      [2]*side   // nil: nothing runs in that partition, or died in it
+	active     *side      // the one with the shared devices
+	understudy *side      // nil: none
+	crashed    time.Time  // when a crash was asked for
+}
+
+// roles are the active side and the understudy, for those who do not change them.
+func (s *Supervisor) roles() (active, understudy *side) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.active, s.understudy
 }
 
 // Start boots the pair and returns when it is protected: the active side
@@ -77,7 +94,7 @@ func Start(ctx context.Context, p *pair.Pair, o Options) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Supervisor{Pair: p, options: o, dir: dir}
+	s := &Supervisor{Pair: p, options: o, dir: dir, holds: make(map[string]*fence.Hold)}
 	if err := s.start(ctx); err != nil {
 		return nil, errors.Join(err, s.undo())
 	}
@@ -95,7 +112,7 @@ func (s *Supervisor) undo() error {
 }
 
 func (s *Supervisor) start(ctx context.Context) error {
-	if err := s.checkRoom(); err != nil {
+	if err := s.checkRoom(s.Pair.Partitions[0].Memory + s.Pair.Partitions[1].Memory); err != nil {
 		return err
 	}
 	if err := s.hold(); err != nil {
@@ -104,16 +121,11 @@ func (s *Supervisor) start(ctx context.Context) error {
 	if err := s.checkDisks(); err != nil {
 		return err
 	}
-	staging, err := device.NewStaging(filepath.Join(s.options.Dir, "staging"), int64(s.Pair.Partitions[0].Memory))
+	staging, err := device.NewStaging(filepath.Join(s.options.Dir, "staging"), int64(max(s.Pair.Partitions[0].Memory, s.Pair.Partitions[1].Memory)))
 	if err != nil {
 		return err
 	}
 	s.staging = staging
-	if s.rehearses() {
-		if err := device.MakeRehearsal(ctx, s.rehearsalPath(), string(s.Pair.Disks[0].Type)); err != nil {
-			return err
-		}
-	}
 	g, gctx := errgroup.WithContext(ctx)
 	for i := range s.Pair.Partitions {
 		g.Go(func() (err error) {
@@ -132,12 +144,11 @@ func (s *Supervisor) start(ctx context.Context) error {
 		}
 		return s.prepare(gctx)
 	})
-	if s.rehearses() {
-		g.Go(func() error { return s.rehearse(gctx) })
-	}
+	g.Go(func() error { return s.rehearse(gctx, s.understudy) })
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	s.crashLoop.protected(time.Now())
 	// Nobody is served before the pair is protected.
 	if err := s.connect(s.active); err != nil {
 		return err
@@ -161,7 +172,7 @@ func (s *Supervisor) hold() error {
 		if err != nil {
 			return err
 		}
-		s.holds = append(s.holds, h)
+		s.holds[image] = h
 	}
 	return nil
 }
@@ -175,32 +186,39 @@ func (s *Supervisor) log(format string, args ...any) {
 // counts as protected.
 func (s *Supervisor) rehearses() bool { return s.Pair.Takeover.Rehearse && len(s.Pair.Disks) > 0 }
 
-func (s *Supervisor) rehearsalPath() string { return filepath.Join(s.options.Dir, "rehearsal") }
+// rehearsalPath is the disk that a partition rehearses on.
+func (s *Supervisor) rehearsalPath(partition string) string {
+	return filepath.Join(s.options.Dir, partition+".rehearsal")
+}
 
-func (s *Supervisor) rehearse(ctx context.Context) error {
+// rehearse has an understudy go through a takeover.
+func (s *Supervisor) rehearse(ctx context.Context, sd *side) error {
+	if !s.rehearses() {
+		return nil
+	}
 	d := s.Pair.Disks[0]
 	r := wire.RehearseRequest{Type: string(d.Type), Mount: d.Mount, Options: d.Options, Services: true}
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("not done within %v", startLimit))
 	defer cancel()
 	for range rehearsals {
-		if err := s.understudy.agent.Call(ctx, wire.Rehearse, r, nil); err != nil {
-			return fmt.Errorf("rehearse a takeover on partition %s: %w (takeover: {rehearse: false} does without)", s.understudy.name, err)
+		if err := sd.agent.Call(ctx, wire.Rehearse, r, nil); err != nil {
+			return fmt.Errorf("rehearse a takeover on partition %s: %w (takeover: {rehearse: false} does without)", sd.name, err)
 		}
 	}
 	return nil
 }
 
-// checkRoom checks that the run directory can hold the memory of both sides and what
-// a takeover stages, which is reserved when it is needed.
-func (s *Supervisor) checkRoom() error {
+// checkRoom checks that the run directory can hold so many bytes of memory and what a
+// takeover stages, which is reserved when it is needed.
+func (s *Supervisor) checkRoom(memory uint64) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.options.Dir, &st); err != nil {
 		return fmt.Errorf("measure room in %s: %w", s.options.Dir, err)
 	}
 	free := st.Bavail * uint64(st.Bsize)
-	need := s.Pair.Partitions[0].Memory + s.Pair.Partitions[1].Memory + max(s.Pair.Partitions[0].Memory, s.Pair.Partitions[1].Memory)/stagedShare
+	need := memory + max(s.Pair.Partitions[0].Memory, s.Pair.Partitions[1].Memory)/stagedShare
 	if need > free {
-		return fmt.Errorf("%s has room for %d MiB, and the pair needs %d MiB, for its memory and what a takeover stages: enlarge that file system, or set UNDERSTUDY_RUN to a directory of a larger one",
+		return fmt.Errorf("%s has room for %d MiB, and the pair needs %d MiB more, for memory and what a takeover stages: enlarge that file system, or set UNDERSTUDY_RUN to a directory of a larger one",
 			s.options.Dir, free>>20, need>>20)
 	}
 	return nil
@@ -232,10 +250,12 @@ func (s *Supervisor) serve(ctx context.Context, sd *side) error {
 
 // record makes durable what has changed.
 func (s *Supervisor) record(change func(*Record)) error {
+	s.recording.Lock()
+	defer s.recording.Unlock()
 	r := &Record{Pair: s.Pair.Name}
 	if s.dir.Record != nil {
 		*r = *s.dir.Record
-		r.Disks = slices.Clone(r.Disks)
+		r.Disks, r.Kept = slices.Clone(r.Disks), slices.Clone(r.Kept)
 	} else {
 		for _, d := range s.Pair.Disks {
 			r.Disks = append(r.Disks, RecordDisk{Name: d.Name, Image: d.Image})
@@ -272,8 +292,11 @@ func (s *Supervisor) connect(side *side) error {
 // Crash kills the active kernel on purpose; silent: with no dying message.
 // The time it was asked for is the zero of the takeover's timeline.
 func (s *Supervisor) Crash(silent bool) error {
+	s.mu.Lock()
 	s.crashed = time.Now()
-	return s.active.crash(silent)
+	active := s.active
+	s.mu.Unlock()
+	return active.crash(silent)
 }
 
 func (s *Supervisor) images() []string {
@@ -294,7 +317,8 @@ type Side struct {
 // Sides are the active one and the understudy, whose name is empty if there is
 // none.
 func (s *Supervisor) Sides() (active, understudy Side) {
-	return s.active.describe(), s.understudy.describe()
+	a, u := s.roles()
+	return a.describe(), u.describe()
 }
 
 func (sd *side) describe() Side {
@@ -306,15 +330,20 @@ func (sd *side) describe() Side {
 
 // Call asks a verb of the active side's agent.
 func (s *Supervisor) Call(ctx context.Context, verb string, in, out any) error {
-	return s.active.agent.Call(ctx, verb, in, out)
+	active, _ := s.roles()
+	return active.agent.Call(ctx, verb, in, out)
 }
 
 // ActivePID is the process id of the active partition.
-func (s *Supervisor) ActivePID() int { return s.active.process.PID() }
+func (s *Supervisor) ActivePID() int {
+	active, _ := s.roles()
+	return active.process.PID()
+}
 
 // Flushes is how often the active side has had a disk made durable.
 func (s *Supervisor) Flushes(ctx context.Context, disk string) (int64, error) {
-	return device.Flushes(ctx, s.active.process.QMP, partition.Disk{Name: disk})
+	active, _ := s.roles()
+	return device.Flushes(ctx, active.process.QMP, partition.Disk{Name: disk})
 }
 
 // findAccel is what a partition runs on.

@@ -4,11 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"time"
 
 	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
 // TakeOver makes the understudy the active side. With a report and an error both,
@@ -17,7 +18,7 @@ import (
 // nothing has the disks, and their memory is kept.
 func (s *Supervisor) TakeOver(ctx context.Context, v liveness.Verdict) (*takeover.Report, error) {
 	if s.understudy == nil {
-		return nil, s.giveUp(errors.New("take over: no understudy is left, the pair was unprotected"))
+		return nil, s.GiveUp(errors.New("take over: no understudy is left, the pair was unprotected"))
 	}
 	zero := s.crashed
 	if zero.IsZero() {
@@ -25,45 +26,56 @@ func (s *Supervisor) TakeOver(ctx context.Context, v liveness.Verdict) (*takeove
 	}
 	t := takeover.NewTimeline(zero)
 	t.Add("detect", zero, v.At)
+	return s.handOver(ctx, t, s.takeoverOptions(s.morgue))
+}
+
+// handOver is the part that a takeover and a switch have in common.
+func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeover.Options) (*takeover.Report, error) {
 	m := &machine{s: s, heir: s.understudy}
 	defer m.drop()
 	hctx, stop := s.watchHeir(ctx)
 	defer stop()
-	serving, err := takeover.Run(hctx, m, t, s.takeoverOptions())
+	serving, err := takeover.Run(hctx, m, t, o)
 	if err != nil && m.proof == nil {
 		return nil, err // it may still write: nothing is touched
 	}
 	if err != nil {
 		stop() // it looks at the beat of what is to be ended
 		m.drop()
-		return nil, s.giveUp(err)
+		return nil, s.GiveUp(err)
 	}
 	dead := s.active
-	s.active, s.understudy = s.understudy, nil
+	s.mu.Lock()
+	s.active, s.understudy, s.crashed = s.understudy, nil, time.Time{}
+	s.mu.Unlock()
 	if err := s.record(func(r *Record) {
-		*r = Record{Pair: r.Pair, Active: s.active.name, Disks: r.Disks}
+		r.Active, r.Heir, r.Saved = s.active.name, "", false
 		for i := range r.Disks {
 			r.Disks[i].Progress = ""
 		}
 	}); err != nil {
 		return serving.Report, err
 	}
-	if err := serving.Settle(hctx); err != nil {
-		return serving.Report, fmt.Errorf("%w: what was brought over is not durable yet, so the dead side's memory is kept in %s", err, dead.process.Spec.RAMPath())
+	err = serving.Settle(hctx)
+	switch {
+	case err != nil && hctx.Err() != nil: // the next takeover, or recover, has all of it from the memory of this one
+	case err != nil:
+		err = fmt.Errorf("%w: what was brought over is not durable yet, so the memory of partition %s is kept", err, dead.name)
+		s.unburied = err.Error()
+	case len(serving.Refused) > 0:
+		s.unburied = fmt.Sprintf("%d things were not brought to the disks, as the report of the takeover says", len(serving.Refused))
 	}
-	if len(serving.Refused) > 0 {
-		return serving.Report, nil // what was refused is in that memory, and nowhere else
-	}
-	return serving.Report, s.bury(dead)
+	return serving.Report, errors.Join(err, s.closeMorgue(), s.staging.Reset())
 }
 
-func (s *Supervisor) takeoverOptions() takeover.Options {
+// takeoverOptions are those of a pair. salvager may be nil: then nothing is in memory only.
+func (s *Supervisor) takeoverOptions(salvager *morgue.Morgue) takeover.Options {
 	o := takeover.Options{
 		SyncFirst: s.Pair.Takeover.Sync == pair.SyncBefore, Fenced: s.options.Fenced,
 		Witness: s.witness(), Notice: notice(s.Pair),
 		Record: func(disk string, p takeover.Progress) error {
 			err := s.record(func(r *Record) {
-				r.Heir = s.understudy.name
+				r.Heir, r.Saved = s.understudy.name, false
 				for i := range r.Disks {
 					if r.Disks[i].Name == disk {
 						r.Disks[i].Progress = p
@@ -79,8 +91,8 @@ func (s *Supervisor) takeoverOptions() takeover.Options {
 	for _, d := range s.Pair.Disks {
 		o.Disks = append(o.Disks, d.Name)
 	}
-	if s.Pair.Takeover.Salvage {
-		o.Salvager = s.morgue
+	if salvager != nil && s.Pair.Takeover.Salvage {
+		o.Salvager = salvager
 	}
 	return o
 }
@@ -103,12 +115,14 @@ func (s *Supervisor) watchHeir(ctx context.Context) (context.Context, func()) {
 	}
 }
 
-// giveUp ends both sides, so that nothing has the disks any more, and keeps their
+// GiveUp ends both sides, so that nothing has the disks any more, and keeps their
 // memory. It returns why, with what to do.
-func (s *Supervisor) giveUp(why error) error {
+func (s *Supervisor) GiveUp(why error) error {
 	errs := []error{why}
 	for _, sd := range s.sides {
-		errs = append(errs, sd.end())
+		if sd != nil {
+			errs = append(errs, sd.end())
+		}
 	}
 	errs = append(errs, s.release(), s.record(func(r *Record) { r.Why = why.Error() }))
 	if s.dir.AtStake() {
@@ -123,13 +137,8 @@ func (s *Supervisor) release() error {
 	for _, h := range s.holds {
 		errs = append(errs, h.Close())
 	}
-	s.holds = nil
+	clear(s.holds)
 	return errors.Join(errs...)
-}
-
-// bury lets a dead side's memory go, once all of it is durable elsewhere.
-func (s *Supervisor) bury(dead *side) error {
-	return errors.Join(s.closeMorgue(), os.Remove(dead.process.Spec.RAMPath()))
 }
 
 func (s *Supervisor) closeMorgue() error {

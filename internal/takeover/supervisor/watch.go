@@ -84,7 +84,13 @@ func (s *Supervisor) trimConsoles(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		for _, sd := range s.sides {
+		s.mu.Lock()
+		sides := s.sides
+		s.mu.Unlock()
+		for _, sd := range sides {
+			if sd == nil {
+				continue
+			}
 			if err := sd.process.TrimConsole(); err != nil {
 				s.log("bound the console's log of partition %s: %v", sd.name, err)
 			}
@@ -106,11 +112,14 @@ func (s *Supervisor) held(why string) {
 	}
 }
 
-// LoseUnderstudy ends an understudy that was found dead: the pair is unprotected.
+// LoseUnderstudy ends an understudy that was found dead: the pair is unprotected, until
+// Protect has come through.
 func (s *Supervisor) LoseUnderstudy() error {
+	s.mu.Lock()
 	dead := s.understudy
 	s.understudy = nil
-	return dead.close()
+	s.mu.Unlock()
+	return dead.end()
 }
 
 // watch looks at the beat every period, and listens for the dying message and

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/dirs"
+)
+
+// again is a service that writes another file each time it starts, and says so; all of it
+// stays in memory.
+const again = `  - {name: mark, command: [sh, -c, "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; echo started >> /srv/mark; n=$(wc -l < /srv/mark); seq $n 100000 > /srv/file-$n; touch /srv/done-$n; sleep 1000000"]}
+`
+
+// againFile is what its start n writes.
+func againFile(n int) string {
+	var b strings.Builder
+	for i := n; i <= 100000; i++ {
+		fmt.Fprintln(&b, i)
+	}
+	return b.String()
+}
+
+// TestProtectedAgain: takeover follows takeover, by crash and by hang in turn, and each time
+// the dead side is the understudy of the next. Nothing is lost, and nothing grows.
+func TestProtectedAgain(t *testing.T) {
+	takeovers := 4
+	if tier.IsFull() {
+		takeovers = 50
+	}
+	s := stand(t, marker, again)
+	s.up()
+	var second usage // when either side has died once
+	for n := 1; n <= takeovers; n++ {
+		active, heir := "left", "right"
+		if n%2 == 0 {
+			active, heir = heir, active
+		}
+		s.shell(active, fmt.Sprintf("while [ ! -e /srv/done-%d ]; do sleep 1; done", n))
+		args := []string{"crash"}
+		if n%4 > 1 {
+			args = append(args, "--hang")
+		}
+		if _, err := understudy(t, args...); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "takeover", programLimit, func() bool { return pairStatus(t).Takeovers == n })
+		dead := time.Now()
+		st := s.state("protected")
+		t.Logf("protected again after %v", time.Since(dead).Round(time.Millisecond))
+		if st.Active != heir || st.Understudy != active || len(st.Takeover.Refused) > 0 || st.Error != "" {
+			t.Fatalf("status after takeover %d: %+v", n, st)
+		}
+		now := s.usage()
+		t.Logf("after takeover %d: %+v", n, now)
+		if n == 2 {
+			second = now
+		} else if n > 2 && !now.like(second) {
+			t.Errorf("after takeover %d the pair has %+v, and had %+v after the second", n, now, second)
+		}
+	}
+	s.shell([]string{"left", "right"}[takeovers%2], fmt.Sprintf("while [ ! -e /srv/done-%d ]; do sleep 1; done", takeovers+1))
+	if _, err := understudy(t, "down"); err != nil {
+		t.Fatal(err)
+	}
+	s.sound()
+	for n := 1; n <= takeovers+1; n++ {
+		if got := s.read(fmt.Sprintf("/file-%d", n)); got != againFile(n) {
+			t.Errorf("file %d has %d bytes, or other ones than the %d that were written", n, len(got), len(againFile(n)))
+		}
+	}
+}
+
+// usage is what a pair uses of the machine.
+type usage struct {
+	Files       int   // in its run directory
+	Bytes       int64 // that these take
+	Descriptors int   // of the supervisor
+	Guests      int
+	Memory      int64 // of the supervisor, anonymous, bytes
+}
+
+func (u usage) like(was usage) bool {
+	return u.Files == was.Files && u.Descriptors == was.Descriptors && u.Guests == was.Guests &&
+		u.Bytes < was.Bytes+4<<20 && u.Memory < was.Memory+64<<20
+}
+
+func (s *standing) usage() usage {
+	s.t.Helper()
+	proc := fmt.Sprintf("/proc/%d/", s.supervisorPID())
+	count := func(pattern string) int {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return len(found)
+	}
+	u := usage{Files: count(dirs.Run("test") + "/*"), Descriptors: count(proc + "fd/*")}
+	out, err := exec.Command("du", "-s", "--block-size=1", dirs.Run("test")).Output()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	fmt.Sscan(string(out), &u.Bytes)
+	for _, side := range []string{"left", "right"} {
+		if processWith(filepath.Join(dirs.Run("test"), side+".ram")) != 0 {
+			u.Guests++
+		}
+	}
+	status, err := os.ReadFile(proc + "status")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, "RssAnon:"); ok {
+			fmt.Sscan(value, &u.Memory)
+			u.Memory <<= 10
+		}
+	}
+	return u
+}
+
+// TestSecondDeath: a side that dies before there is an understudy again is taken over from
+// all the same, once one has booted, and nothing is lost.
+func TestSecondDeath(t *testing.T) {
+	s := stand(t, marker, again)
+	s.up()
+	s.shell("left", "while [ ! -e /srv/done-1 ]; do sleep 1; done")
+	if _, err := understudy(t, "crash"); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "takeover", programLimit, func() bool { return pairStatus(t).Takeovers == 1 })
+	if _, err := understudy(t, "crash", "--force"); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "takeover", programLimit, func() bool { return pairStatus(t).Takeovers == 2 })
+	if st := s.state("protected"); st.Active != "left" || len(st.Takeover.Refused) > 0 {
+		t.Errorf("status after two deaths: %+v", st)
+	}
+	s.shell("left", "while [ $(wc -l < /srv/mark) -lt 3 ] || [ ! -e /srv/done-3 ]; do sleep 1; done")
+	if _, err := understudy(t, "down"); err != nil {
+		t.Fatal(err)
+	}
+	s.sound()
+	for _, n := range []int{1, 3} { // the second may have been writing when it died
+		if got := s.read(fmt.Sprintf("/file-%d", n)); got != againFile(n) {
+			t.Errorf("file %d has %d bytes, or other ones than the %d that were written", n, len(got), len(againFile(n)))
+		}
+	}
+}

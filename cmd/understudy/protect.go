@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"understudy.dev/understudy/internal/takeover/offline"
+)
+
+// protection is a pair's way back to being protected. Its ctx ends once it is, when guard
+// is woken, or with the ctx that it was made of.
+type protection struct {
+	ctx  context.Context
+	end  context.CancelFunc
+	done chan struct{}
+	last chan error // of the attempts that failed; at most one waits to be read
+}
+
+// protect has the pair protected in the background, unless it is.
+func (c *control) protect(ctx context.Context, out io.Writer) *protection {
+	p := &protection{done: make(chan struct{}), last: make(chan error, 1)}
+	p.ctx, p.end = context.WithCancel(ctx)
+	c.mu.Lock()
+	c.wake = p.end
+	ordered := c.order != nil
+	c.mu.Unlock()
+	if _, understudy := c.s.Sides(); understudy.Name != "" {
+		close(p.done)
+		if ordered { // while nobody was to be woken
+			p.end()
+		}
+		return p
+	}
+	working, cancel := context.WithCancel(ctx)
+	end := p.end
+	p.end = func() { cancel(); end() }
+	go func() {
+		defer end()
+		defer close(p.done)
+		_ = c.s.Protect(working, func(err error) { // it ends with its context, or well
+			err = fmt.Errorf("protect the pair again: %w", err)
+			c.answerOrder(nil, err)
+			c.note(err)
+			fmt.Fprintln(out, err)
+			select {
+			case p.last <- err:
+			default:
+			}
+		})
+	}()
+	return p
+}
+
+// stop ends the attempts and waits for their end.
+func (p *protection) stop() {
+	p.end()
+	<-p.done
+}
+
+// failures are how many attempts to get an understudy may fail, while the active side is
+// dead, before that is the end of it.
+const failures = 3
+
+// await waits until there is an understudy, for the takeover from a side that is dead.
+// freeze keeps that as it is meanwhile.
+func (p *protection) await(ctx context.Context, freeze func()) error {
+	defer p.end()
+	select {
+	case <-p.done:
+		return nil
+	default:
+	}
+	freeze()
+	for n := 0; ; {
+		select {
+		case <-p.done:
+			return nil
+		case err := <-p.last:
+			if n++; n == failures {
+				p.stop()
+				return fmt.Errorf("no understudy came up to take over: %w", err)
+			}
+		case <-ctx.Done():
+			p.stop()
+			return errors.New("it was ended before there was an understudy to take over")
+		}
+	}
+}
+
+// rescueRoot brings to a partition's own root disk what only its memory has of it.
+func rescueRoot(ctx context.Context, disk, memory string) error {
+	report, err := offline.Run(ctx, offline.Options{Image: memory, Disk: disk})
+	if err == nil && !report.Complete {
+		err = applyVerdict(report)
+	}
+	return err
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/dirs"
+)
+
+// TestSwitch: the understudy takes over in good order, and back. A kernel that does not boot
+// changes nothing; nor does a disk that is busy.
+func TestSwitch(t *testing.T) {
+	s := stand(t, marker, again)
+	s.up()
+	s.shell("left", "while [ ! -e /srv/done-1 ]; do sleep 1; done")
+	out, err := understudy(t, "switch")
+	if err != nil || !strings.Contains(out, "switch") {
+		t.Fatalf("switch: %v", err)
+	}
+	if st := s.state("protected"); st.Active != "right" || st.Understudy != "left" || st.Takeovers != 0 {
+		t.Errorf("status after a switch: %+v", st)
+	}
+	s.shell("right", "while [ ! -e /srv/done-2 ]; do sleep 1; done; cd /srv && sleep 100000 &")
+	if _, err := understudy(t, "switch"); err == nil || !strings.Contains(err.Error(), "stays where it is") || !strings.Contains(err.Error(), "in use by") {
+		t.Errorf("switch of a busy pair: %v", err)
+	}
+	s.shell("right", "kill %1; while [ ! -e /srv/done-3 ]; do sleep 1; done")
+
+	bad := filepath.Join(t.TempDir(), "vmlinuz")
+	if err := os.WriteFile(bad, []byte("no kernel"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := understudy(t, "switch", "--kernel", bad); err == nil || !strings.Contains(err.Error(), "does not come up with "+bad) {
+		t.Errorf("switch to no kernel: %v", err)
+	}
+	if st := s.state("protected"); st.Active != "right" || st.Understudy != "left" {
+		t.Errorf("status after a switch to no kernel: %+v", st)
+	}
+	if _, err := understudy(t, "down"); err != nil {
+		t.Fatal(err)
+	}
+	s.sound()
+	for n := 1; n <= 3; n++ {
+		if got := s.read("/file-" + string(rune('0'+n))); got != againFile(n) {
+			t.Errorf("file %d has %d bytes, or other ones than the %d that were written", n, len(got), len(againFile(n)))
+		}
+	}
+}
+
+// TestSwitchKernel: a pair gets another kernel without a reboot that its clients see.
+func TestSwitchKernel(t *testing.T) {
+	for _, name := range []string{"6.1-generic", "6.12-cloud"} {
+		t.Run(name, func(t *testing.T) {
+			tier.Full(t, "a switch to kernel "+name)
+			testSwitchKernel(t, fixture.NeedKernel(t, name))
+		})
+	}
+}
+
+func testSwitchKernel(t *testing.T, dir string) {
+	kernel, modules, err := dirs.Kernel(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := filepath.Base(modules)
+	s := stand(t, marker, again)
+	image := filepath.Join(t.TempDir(), "guest.cpio")
+	if _, err := understudy(t, "initramfs", "-o", image, "--modules", modules); err != nil {
+		t.Fatal(err)
+	}
+	s.up()
+	s.shell("left", "while [ ! -e /srv/done-1 ]; do sleep 1; done")
+	if _, err := understudy(t, "switch", "--kernel", kernel, "--initramfs", image); err != nil {
+		t.Fatal(err)
+	}
+	if st := s.state("protected"); st.Active != "right" || st.Kernel != release {
+		t.Errorf("status after a switch: %+v", st)
+	}
+	s.shell("right", "while [ ! -e /srv/done-2 ]; do sleep 1; done")
+	if _, err := understudy(t, "crash"); err != nil {
+		t.Fatal(err)
+	}
+	if st := awaitTakeover(t); st.Active != "left" || st.Kernel != release {
+		t.Errorf("status after a takeover: %+v", st)
+	}
+	s.shell("left", "while [ ! -e /srv/done-3 ]; do sleep 1; done")
+	if _, err := understudy(t, "down"); err != nil {
+		t.Fatal(err)
+	}
+	s.sound()
+	for n := 1; n <= 3; n++ {
+		if got := s.read("/file-" + string(rune('0'+n))); got != againFile(n) {
+			t.Errorf("file %d has %d bytes, or other ones than the %d that were written", n, len(got), len(againFile(n)))
+		}
+	}
+}

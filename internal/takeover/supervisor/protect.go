@@ -1,0 +1,174 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"understudy.dev/understudy/internal/live/fence"
+)
+
+// Protect gives the active side an understudy: the partition that nothing runs in boots,
+// and rehearses. It tries again, after pauses that grow, until it has come through or ctx
+// ends; tell hears of each attempt that failed. Watch and TakeOver may not be called
+// meanwhile with the expectation of an understudy; the active side may die.
+func (s *Supervisor) Protect(ctx context.Context, tell func(error)) error {
+	for {
+		if err := sleep(ctx, s.crashLoop.pause(time.Now())); err != nil {
+			return err
+		}
+		err := s.protect(ctx)
+		if err == nil {
+			s.crashLoop.protected(time.Now())
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		s.crashLoop.failed()
+		tell(err)
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// protect is one attempt.
+func (s *Supervisor) protect(ctx context.Context) error {
+	i := 1 - s.active.index
+	if err := s.bury(ctx, i); err != nil {
+		return fmt.Errorf("clear partition %s: %w", s.Pair.Partitions[i].Name, err)
+	}
+	if err := s.active.process.Withdraw(); err != nil {
+		return err
+	}
+	if err := s.checkRoom(s.Pair.Partitions[i].Memory); err != nil {
+		return err
+	}
+	var sd *side
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		if sd, err = s.boot(gctx, i, false); err != nil {
+			return err
+		}
+		return s.rehearse(gctx, sd)
+	})
+	if s.morgue == nil {
+		g.Go(func() error { return s.prepare(gctx) })
+	}
+	if err := g.Wait(); err != nil {
+		if sd != nil {
+			err = errors.Join(err, sd.close())
+		}
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sides[i], s.understudy = sd, sd
+	return nil
+}
+
+// bury removes what is left of the side that ran in partition i, if one did. Its memory is
+// needed no more: what counted of it is durable elsewhere, but for its root disk, which
+// comes first, and for what was refused, which is kept.
+func (s *Supervisor) bury(ctx context.Context, i int) error {
+	dead := s.sides[i]
+	if dead == nil {
+		return nil
+	}
+	s.rescueRoot(ctx, i)
+	spec := &dead.process.Spec
+	var errs []error
+	if why := s.unburied; why != "" {
+		kept := s.keptPath(spec.Name)
+		errs = append(errs, os.Rename(spec.RAMPath(), kept),
+			s.record(func(r *Record) { r.Kept = append(r.Kept, KeptMemory{File: kept, Why: why}) }))
+		s.unburied = ""
+	}
+	if err := os.Rename(spec.ConsoleLogPath(), filepath.Join(s.options.Dir, "died-"+spec.Name+".console.log")); !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	errs = append(errs, dead.close())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sides[i] = nil
+	return errors.Join(errs...)
+}
+
+// keptPath is a name for memory that is kept, which no partition's file has.
+func (s *Supervisor) keptPath(partition string) string {
+	for n := 1; ; n++ {
+		path := filepath.Join(s.options.Dir, fmt.Sprintf("kept-%d-%s.ram", n, partition))
+		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+			return path
+		}
+	}
+}
+
+// rescueRoot brings to a dead side's own root disk what only its memory has of it. It
+// boots without, as after any crash, if that cannot be done.
+func (s *Supervisor) rescueRoot(ctx context.Context, i int) {
+	p := s.Pair.Partitions[i]
+	if p.Root == "" || s.options.Rescue == nil {
+		return
+	}
+	err := s.holds[p.Root].Close()
+	if err == nil {
+		err = s.options.Rescue(ctx, p.Root, s.sides[i].process.Spec.RAMPath())
+	}
+	h, held := fence.Keep(p.Root)
+	if held == nil {
+		s.holds[p.Root] = h
+	} else {
+		delete(s.holds, p.Root)
+	}
+	if err = errors.Join(err, held); err != nil {
+		s.log("root disk of partition %s: what was not written is lost, as after any crash: %v", p.Name, err)
+	}
+}
+
+// Freeze stops a dead side where it is, until there is an understudy to take over.
+func (s *Supervisor) Freeze() { s.active.process.Freeze() }
+
+// crashLoop makes pauses before a pair is protected again, if it does not stay so.
+type crashLoop struct {
+	since time.Time // of the protection; the zero value: there was none yet
+	wait  time.Duration
+}
+
+const (
+	// calm is how long a pair has to stay protected so that the next crash is not one of
+	// a loop.
+	calm     = 10 * time.Second
+	maxPause = time.Minute
+	minPause = time.Second
+)
+
+func (c *crashLoop) protected(now time.Time) { c.since = now }
+
+// failed makes the next pause longer.
+func (c *crashLoop) failed() { c.wait, c.since = min(max(2*c.wait, minPause), maxPause), time.Time{} }
+
+// pause is how long to wait before the next attempt.
+func (c *crashLoop) pause(now time.Time) time.Duration {
+	if !c.since.IsZero() {
+		if now.Sub(c.since) < calm {
+			c.failed()
+		} else {
+			c.wait = 0
+		}
+		c.since = time.Time{}
+	}
+	return c.wait
+}

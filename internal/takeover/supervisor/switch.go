@@ -1,0 +1,91 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"understudy.dev/understudy/internal/live/liveness"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
+)
+
+// Died is why something was not done: the active side died meanwhile.
+type Died struct{ Verdict liveness.Verdict }
+
+func (d *Died) Error() string { return "the active side died: " + d.Verdict.String() }
+
+// Switch hands the service over to the understudy in good order: the active side stops its
+// services and unmounts its disks, and ends. If it cannot, the pair is as it was. Without
+// a report and with another error than Died and such, both sides are ended, with all on
+// the disks.
+func (s *Supervisor) Switch(ctx context.Context) (*takeover.Report, error) {
+	if s.understudy == nil {
+		return nil, errors.New("there is no understudy to hand over to")
+	}
+	// What is unsaved is written while the services run.
+	if err := s.watched(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, stopLimit)
+		defer cancel()
+		return s.active.agent.Call(ctx, wire.Sync, nil, nil)
+	}); err != nil {
+		return nil, &NotSwitched{err}
+	}
+	t := takeover.NewTimeline(time.Now())
+	if err := t.Measure("stop", func() error { return s.watched(ctx, s.Stop) }); err != nil {
+		return nil, &NotSwitched{err}
+	}
+	return s.handOver(ctx, t, s.takeoverOptions(nil))
+}
+
+// NotSwitched is why the service stays where it is.
+type NotSwitched struct{ Err error }
+
+func (n *NotSwitched) Error() string {
+	return fmt.Sprintf("the service stays where it is: %v", n.Err)
+}
+
+func (n *NotSwitched) Unwrap() error { return n.Err }
+
+// watched has the active side do something, and fails with Died if it dies.
+func (s *Supervisor) watched(ctx context.Context, do func(context.Context) error) error {
+	wctx, stop := context.WithCancelCause(ctx)
+	active := s.active
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if v, err := active.watch(wctx, s.Pair.Heartbeat, s.held); err == nil {
+			stop(&Died{v})
+		}
+	}()
+	err := do(wctx)
+	var died *Died
+	if errors.As(context.Cause(wctx), &died) {
+		err = died
+	}
+	stop(nil)
+	<-done
+	return err
+}
+
+// Kernel is what a partition boots.
+type Kernel struct {
+	Image     string // path of a bzImage
+	Initramfs string // path; empty: as before
+}
+
+// Equip has partition i boot another kernel from its next start on. It returns a function
+// that takes that back. Neither is for while Protect runs.
+func (s *Supervisor) Equip(i int, k Kernel) (restore func()) {
+	p := &s.Pair.Partitions[i]
+	before := *p
+	p.Kernel = k.Image
+	if k.Initramfs != "" {
+		p.Initramfs = k.Initramfs
+	}
+	return func() { *p = before }
+}
+
+// ActiveIndex is the number of the partition that serves.
+func (s *Supervisor) ActiveIndex() int { return s.active.index }
