@@ -157,14 +157,26 @@ func (s *standing) recover() {
 }
 
 // state waits for a state of the pair.
-func (s *standing) state(want string) status {
+func (s *standing) state(want string) (st status) {
 	s.t.Helper()
-	var st status
 	await(s.t, "state "+want, programLimit, func() bool {
-		st = status{} // what JSON leaves out stays as it was
-		out, err := exec.Command(binary, "status", "--json").Output()
-		return err == nil && json.Unmarshal(out, &st) == nil && st.State == want
+		st = s.status()
+		return st.State == want
 	})
+	return st
+}
+
+// status is the pair's, for a test that asks often.
+func (s *standing) status() (st status) {
+	s.t.Helper()
+	time.Sleep(50 * time.Millisecond)
+	out, err := exec.Command(binary, "status", "--json").Output()
+	if err == nil {
+		err = json.Unmarshal(out, &st)
+	}
+	if err != nil {
+		st = status{State: err.Error()} // there is none yet, or no more
+	}
 	return st
 }
 
