@@ -30,7 +30,7 @@ func againFile(n int) string {
 // TestProtectedAgain: takeover follows takeover, by crash and by hang in turn, and each time
 // the dead side is the understudy of the next. Nothing is lost, and nothing grows.
 func TestProtectedAgain(t *testing.T) {
-	takeovers := 4
+	takeovers := 3
 	if tier.IsFull() {
 		takeovers = 50
 	}

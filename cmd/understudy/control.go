@@ -56,7 +56,8 @@ type status struct {
 	Since      time.Time     `json:"since"`
 	Takeovers  int           `json:"takeovers"` // since it is up
 	Takeover   *lastTakeover `json:"last_takeover,omitempty"`
-	Held       string        `json:"held,omitempty"` // why the active side stands still
+	Held       string        `json:"held,omitempty"`     // why the active side stands still
+	Troubles   []string      `json:"troubles,omitempty"` // what of a side does not work, though it runs
 	Error      string        `json:"error,omitempty"`
 }
 
@@ -147,10 +148,10 @@ func (c *control) set(state string, t *lastTakeover) {
 	c.status = status{
 		Name: c.s.Pair.Name, State: state, Active: active.Name, Understudy: understudy.Name,
 		Kernel: active.Release, Accel: string(active.Accel), Since: time.Now(),
-		Takeovers: c.status.Takeovers, Takeover: c.status.Takeover,
+		Takeovers: c.status.Takeovers, Takeover: c.status.Takeover, Troubles: c.status.Troubles,
 	}
 	if t != nil {
-		c.status.Takeover = t
+		c.status.Takeover, c.status.Troubles = t, nil
 	}
 }
 
@@ -238,6 +239,19 @@ func (c *control) held(out io.Writer, why string) {
 		why = "it goes on"
 	}
 	fmt.Fprintf(out, "the active side stands still: %s\n", why)
+}
+
+// maxTroubles are as many as a status tells.
+const maxTroubles = 16
+
+// trouble notes what a side's agent says that does not work.
+func (c *control) trouble(out io.Writer, what string) {
+	c.mu.Lock()
+	if n := len(c.status.Troubles); n < maxTroubles && (n == 0 || c.status.Troubles[n-1] != what) {
+		c.status.Troubles = append(c.status.Troubles[:n:n], what)
+	}
+	c.mu.Unlock()
+	fmt.Fprintf(out, "trouble: %s\n", what)
 }
 
 // note has the status say an error.

@@ -338,7 +338,7 @@ func TestTermination(t *testing.T) {
 // in another state. The pair says that the takeover failed, lets go of the disk, and
 // recover brings all to it.
 func TestHeirDies(t *testing.T) {
-	services := `  - {name: mark, command: [sh, -c, "echo started >> /srv/mark; %s; sleep 1000000"]}
+	services := `  - {name: mark, ready: 80, command: [sh, -c, "echo started >> /srv/mark; %s; busybox httpd -p 80; sleep 1000000"]}
 `
 	// Only the understudy has a file beside its disk that makes it die: the first side
 	// is started without it.
@@ -349,8 +349,7 @@ func TestHeirDies(t *testing.T) {
 	if _, err := understudy(t, "crash"); err != nil {
 		t.Fatal(err)
 	}
-	// The service counts as started, and the takeover as done, or not, by the time that
-	// the understudy is dead: either way nobody serves.
+	// It dies before its service is ready.
 	st := s.state("failed")
 	if !strings.Contains(st.Error, "understudy recover test") {
 		t.Errorf("status %+v", st)

@@ -70,7 +70,9 @@ func up(ctx context.Context, p *pair.Pair, out io.Writer, ready func() error) (e
 	defer cancel()
 	c := &control{end: cancel}
 	c.s, err = supervisor.Start(ctx, p, supervisor.Options{
-		Dir: dirs.Run(p.Name), Log: out, Rescue: rescueRoot, Held: func(why string) { c.held(out, why) },
+		Dir: dirs.Run(p.Name), Log: out, Rescue: rescueRoot,
+		Held:    func(why string) { c.held(out, why) },
+		Trouble: func(what string) { c.trouble(out, what) },
 	})
 	if err != nil {
 		return err

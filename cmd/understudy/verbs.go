@@ -47,6 +47,9 @@ func (st *status) write(w io.Writer) error {
 	if st.Held != "" {
 		fmt.Fprintf(w, "held        the active side stands still, and is not dead: %s\n", st.Held)
 	}
+	for _, what := range st.Troubles {
+		fmt.Fprintf(w, "trouble     %s\n", what)
+	}
 	if st.Error != "" {
 		fmt.Fprintf(w, "error       %s\n", st.Error)
 	}
@@ -80,7 +83,7 @@ func crashCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&r.Force, "force", false, "even if the pair is unprotected, and its service would end")
-	cmd.Flags().BoolVar(&r.Silent, "hang", false, "stop all its CPUs without a dying message, so that only the heartbeat tells")
+	cmd.Flags().BoolVar(&r.Silent, "hang", false, "have its CPUs run nothing but a spinning thread of the highest priority, so that only the heartbeat tells")
 	return cmd
 }
 

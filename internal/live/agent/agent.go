@@ -13,10 +13,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -35,6 +35,7 @@ type Agent struct {
 
 	mu       sync.Mutex
 	config   wire.Config
+	counters counters  // nil: nobody watches
 	mounts   []mounted // in the order of mounting
 	services []*service
 	nfs      *nfsd.Server // nil: none
@@ -135,7 +136,7 @@ func (a *Agent) configure(ctx context.Context, c wire.Config) (none, error) {
 	defer a.mu.Unlock()
 	a.config = c
 	if c.Beat.Period > 0 {
-		if err := beat(c.Beat.Period); err != nil {
+		if err := a.beat(c.Beat); err != nil {
 			return none{}, err
 		}
 	}
@@ -158,12 +159,10 @@ func (a *Agent) sync(context.Context, none) (none, error) {
 }
 
 // crash kills the kernel through sysrq-c, which dereferences a null pointer. A silent
-// death is one without a dying message: pvpanic is unbound from its driver first.
+// death is a hang.
 func (a *Agent) crash(_ context.Context, r wire.CrashRequest) (none, error) {
 	if r.Silent {
-		if err := unbindPanicDevice(); err != nil {
-			return none{}, err
-		}
+		return none{}, hang()
 	}
 	if err := os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0); err != nil {
 		return none{}, fmt.Errorf("crash by sysrq: %w", err)
@@ -171,26 +170,32 @@ func (a *Agent) crash(_ context.Context, r wire.CrashRequest) (none, error) {
 	return none{}, errors.New("the kernel survived sysrq c")
 }
 
-// panicDrivers are the drivers of pvpanic's two devices (drivers/misc/pvpanic).
-var panicDrivers = []string{"/sys/bus/pci/drivers/pvpanic-pci", "/sys/bus/acpi/drivers/pvpanic"}
-
-func unbindPanicDevice() error {
-	var devices []string
-	for _, driver := range panicDrivers {
-		found, err := filepath.Glob(driver + "/*:*")
-		if err != nil {
-			return err
-		}
-		devices = append(devices, found...)
+// hang has each CPU run nothing but a thread that spins, with the highest real-time
+// priority, and without the share that others have by default
+// (Documentation/scheduler/sched-rt-group.rst).
+func hang() error {
+	if err := os.WriteFile("/proc/sys/kernel/sched_rt_runtime_us", []byte("-1"), 0); err != nil {
+		return fmt.Errorf("let real-time threads have all of the CPUs: %w", err)
 	}
-	if len(devices) == 0 {
-		return errors.New("find pvpanic: no driver has the device")
+	var ready sync.WaitGroup
+	var failed atomic.Bool
+	for cpu := range runtime.NumCPU() {
+		ready.Add(1)
+		go func() {
+			runtime.LockOSThread()
+			if err := keepOn(cpu); err != nil {
+				failed.Store(true)
+			}
+			ready.Done()
+			ready.Wait()
+			_ = realTime(highestPriority) // it spins in any case
+			for !failed.Load() {
+			}
+		}()
 	}
-	for _, d := range devices {
-		driver, device := filepath.Split(d)
-		if err := os.WriteFile(driver+"unbind", []byte(device), 0); err != nil {
-			return fmt.Errorf("unbind pvpanic %s: %w", device, err)
-		}
+	ready.Wait()
+	if failed.Load() {
+		return errors.New("keep a thread on each CPU")
 	}
-	return nil
+	select {}
 }

@@ -79,7 +79,11 @@ func (a *Agent) mountDisk(ctx context.Context, d wire.Disk) error {
 	if err != nil {
 		return fmt.Errorf("mount %s (%s) on %s: %w", path, d.Type, d.Mount, err)
 	}
-	a.mounts = append(a.mounts, mounted{d.Name, d.Mount})
+	end, err := a.watchDisk(d, path)
+	if err != nil {
+		return errors.Join(err, unmount(ctx, d.Mount))
+	}
+	a.mounts = append(a.mounts, mounted{d.Name, d.Mount, end})
 	return nil
 }
 
@@ -122,7 +126,10 @@ func mountOptions(options string) (uintptr, string) {
 }
 
 // mounted is a disk and where it is mounted.
-type mounted struct{ disk, dir string }
+type mounted struct {
+	disk, dir string
+	unwatch   func()
+}
 
 // mountPoint is where a disk is mounted; empty: it is not.
 func (a *Agent) mountPoint(disk string) string {
@@ -145,6 +152,7 @@ func (a *Agent) unmountAll(ctx context.Context) error {
 		if err := unmount(ctx, last.dir); err != nil {
 			return err
 		}
+		last.unwatch()
 		a.mounts = a.mounts[:len(a.mounts)-1]
 	}
 	return nil

@@ -81,7 +81,7 @@ func TestUnmountAll(t *testing.T) {
 	a := New(nil)
 	for i, dir := range []string{top, filepath.Join(top, "in"), filepath.Join(top, "in", "it")} {
 		mount(dir)
-		a.mounts = append(a.mounts, mounted{fmt.Sprint(i), dir})
+		a.mounts = append(a.mounts, mounted{fmt.Sprint(i), dir, func() {}})
 	}
 	inner := filepath.Join(top, "in", "it")
 	foreign := filepath.Join(inner, "foreign")

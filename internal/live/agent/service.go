@@ -19,10 +19,23 @@ import (
 
 // service is a command that runs while its partition is active.
 type service struct {
-	name string
-	cmd  *exec.Cmd
-	done chan struct{}
+	wire.Service
+	agent *Agent
+	done  chan struct{} // closed when it has ended, and is not started again
+
+	mu      sync.Mutex
+	cmd     *exec.Cmd
+	stopped bool          // it is to end
+	ended   chan struct{} // closed when it is to end
 }
+
+// A service that fails is started again, unless it fails so often.
+const (
+	failures      = 3
+	failuresIn    = time.Minute
+	restartPause  = 200 * time.Millisecond
+	restartPauses = 5 // times as long before each further one
+)
 
 // readyLimit is how long a service may take until its port answers.
 const readyLimit = 30 * time.Second
@@ -69,21 +82,73 @@ func (a *Agent) startService(s wire.Service) error {
 	if len(s.Command) == 0 {
 		return fmt.Errorf("service %s has no command", s.Name)
 	}
+	svc := &service{Service: s, agent: a, done: make(chan struct{}), ended: make(chan struct{})}
+	if err := svc.start(); err != nil {
+		return err
+	}
+	a.services = append(a.services, svc)
+	go svc.keep()
+	return nil
+}
+
+// start starts the command, unless the service is to end.
+func (s *service) start() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return errors.New("it is to end")
+	}
 	cmd := exec.Command(s.Command[0], s.Command[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := a.children.start(cmd); err != nil {
+	if err := s.agent.children.start(cmd); err != nil {
 		return fmt.Errorf("start service %s: %w", s.Name, err)
 	}
-	svc := &service{name: s.Name, cmd: cmd, done: make(chan struct{})}
-	a.services = append(a.services, svc)
-	go func() {
-		defer close(svc.done)
-		if err := a.children.wait(cmd); err != nil {
-			fmt.Fprintf(os.Stderr, "understudy: service %s ended: %v\n", s.Name, err)
-		}
-	}()
+	s.cmd = cmd
 	return nil
+}
+
+// keep starts the service again when it has failed. One that ends by itself with status 0
+// is done.
+func (s *service) keep() {
+	defer close(s.done)
+	var failed []time.Time
+	pause := restartPause
+	for {
+		err := s.agent.children.wait(s.cmd)
+		if s.isStopped() {
+			return
+		}
+		if err == nil {
+			fmt.Fprintf(os.Stderr, "understudy: service %s is done\n", s.Name)
+			return
+		}
+		fmt.Fprintf(os.Stderr, "understudy: service %s ended: %v\n", s.Name, err)
+		_ = unix.Kill(-s.cmd.Process.Pid, unix.SIGKILL) // what is left of it, if anything
+		failed = append(failed, time.Now())
+		if n := len(failed); n > failures && failed[n-1].Sub(failed[n-1-failures]) < failuresIn {
+			s.agent.trouble("service %s: it ended %d times within %v, the last time with %v, and is not started again", s.Name, failures+1, failuresIn, err)
+			return
+		}
+		select {
+		case <-s.ended:
+			return
+		case <-time.After(pause):
+		}
+		pause *= restartPauses
+		if err := s.start(); err != nil {
+			if !s.isStopped() {
+				s.agent.trouble("%v", err)
+			}
+			return
+		}
+	}
+}
+
+func (s *service) isStopped() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopped
 }
 
 // stop ends the services, last started first, and unmounts the shared disks.
@@ -99,9 +164,14 @@ func (a *Agent) stop(ctx context.Context, _ none) (none, error) {
 
 // end asks the service's whole session to end, and after grace makes it.
 func (s *service) end(grace time.Duration) {
+	s.mu.Lock()
+	s.stopped = true
+	close(s.ended)
+	pid := s.cmd.Process.Pid
+	s.mu.Unlock()
 	for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGKILL} {
 		// The session leader's pid is the process group's; it may be gone.
-		_ = unix.Kill(-s.cmd.Process.Pid, sig)
+		_ = unix.Kill(-pid, sig)
 		select {
 		case <-s.done:
 			return

@@ -8,12 +8,52 @@ import (
 )
 
 // The beat page that a partition shares with its machine: a magic word, then
-// the counter, each 64 bits little-endian and written by the partition only.
+// counters, each 64 bits little-endian and written by the partition only. The first is
+// the beat's. The others are of what works more slowly (Pulse), and zero while nobody
+// counts.
 const (
 	PageBytes     = 4096
 	PageMagic     = 0x7474616562647375 // "usdbeatt" in memory
 	CounterOffset = 8                  // bytes into the page
+
+	schedulerOffset = 16
+	cpuOffset       = 64                    // of CPU 0
+	diskOffset      = cpuOffset + 8*maxCPUs // of disk 0
+	maxCPUs         = 256                   // more have no counter of their own
+	maxDisks        = (PageBytes - diskOffset) / 8
 )
+
+// Pulse is something of a partition that has to go on, and that a kernel may stop doing
+// while its beat goes on.
+type Pulse struct {
+	Offset int   // of its counter in the beat page, bytes
+	Cause  Cause // of the verdict if it stands still
+	Name   string
+}
+
+// SchedulerPulse is that of an ordinary thread, which gets a page of memory each time.
+func SchedulerPulse() Pulse { return Pulse{schedulerOffset, StuckScheduler, "an ordinary thread"} }
+
+// CPUPulses are of real-time threads, one kept on each CPU.
+func CPUPulses(cpus int) []Pulse {
+	pulses := make([]Pulse, min(cpus, maxCPUs))
+	for i := range pulses {
+		pulses[i] = Pulse{cpuOffset + 8*i, StuckCPU, fmt.Sprintf("CPU %d", i)}
+	}
+	return pulses
+}
+
+// DiskPulses are of threads that read each disk, past the page cache, while it is mounted.
+func DiskPulses(disks []string) []Pulse {
+	pulses := make([]Pulse, min(len(disks), maxDisks))
+	for i := range pulses {
+		pulses[i] = Pulse{diskOffset + 8*i, StuckDisk, "disk " + disks[i]}
+	}
+	return pulses
+}
+
+// PulsesPerLimit is how many times a pulse counts within its limit.
+const PulsesPerLimit = 8
 
 // Cause is the kind of evidence that a verdict rests on.
 type Cause string
@@ -23,6 +63,13 @@ const (
 	DyingMessage Cause = "dying message" // the kernel said so itself, by pvpanic
 	Silence      Cause = "heartbeat"     // the beat stood still past its limit
 	ProcessGone  Cause = "process gone"  // the partition's process ended
+	PanicState   Cause = "panic state"   // its memory says that a CPU is in panic()
+	// One of its pulses stood still past its limit.
+	StuckCPU       Cause = "stuck CPU"
+	StuckScheduler Cause = "stuck scheduler"
+	StuckDisk      Cause = "stuck disk"
+	// Degraded: it runs, and its agent says that what it is for does not.
+	Degraded Cause = "degraded"
 )
 
 // Verdict says that a partition is dead, since when that is known, and why.
@@ -74,13 +121,13 @@ func NewSilencer(period, limit time.Duration) *Silencer {
 // periods, since a watcher that was late itself may have slept through beats,
 // as the partition may have; and if threads of the partition are ready to run, no
 // more counts than each of them ran: another may wait for what a starved one holds,
-// and the one that beats may be any of them. A partition that has not begun to beat
-// is not judged.
+// and the one that beats may be any of them. A partition that has not begun to beat,
+// or that has taken its count back to zero, is not judged.
 func (s *Silencer) Observe(o Observation) (Verdict, bool) {
 	prev := s.last
 	s.last = o
-	if !s.began {
-		s.began = o.Counter > 0
+	if !s.began || o.Counter == 0 {
+		s.began, s.silence = o.Counter > 0, 0
 		return Verdict{}, false
 	}
 	if o.Counter != prev.Counter {

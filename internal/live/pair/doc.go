@@ -18,14 +18,19 @@
 //	  state: /srv/.nfs
 //	  lease: 10s
 //	  grace: 10s
-//	heartbeat: {period: 20ms, limit: 300ms}
-//	takeover: {salvage: true, sync: after, notify: all, notify_rate: 2000}
+//	heartbeat: {period: 20ms, limit: 300ms, cpu: 10s, scheduler: 30s, disk: 30s}
+//	takeover: {salvage: true, sync: after, degraded: report, notify: all, notify_rate: 2000}
 //
 // A partition has as many virtual CPUs as CPUs, unless vcpus says otherwise: an
 // understudy's may be more, since the dead side's CPUs fall to it. Both partitions
 // may have the same CPUs, or some of them: an idle understudy takes little, but while
 // it boots and rehearses the active side has less, and a hang is noticed later by the
 // share of the CPU that the understudy takes from it.
+//
+// heartbeat says how long a side may be silent: all of it (limit), one of its CPUs, an
+// ordinary thread of it, or a disk; each of the last three may be off. degraded says what is
+// done if it runs but a service of it keeps ending or a file system has become read-only:
+// report, or takeover.
 //
 // notify says which clients of the dead side are told that their connections are
 // gone: all, none, or those of a list of local TCP ports.

@@ -97,8 +97,11 @@ func (r *reader) document(data []byte) (*yaml.Node, error) {
 // top reads the whole file.
 func (r *reader) top(root *yaml.Node) {
 	p := r.pair
-	p.Heartbeat = Heartbeat{Period: 20 * time.Millisecond, Limit: 300 * time.Millisecond}
-	p.Takeover = Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true, Notify: Notify{All: true}, NotifyRate: defaultNotifyRate}
+	p.Heartbeat = Heartbeat{
+		Period: 20 * time.Millisecond, Limit: 300 * time.Millisecond,
+		CPU: 10 * time.Second, Scheduler: 30 * time.Second, Disk: 30 * time.Second,
+	}
+	p.Takeover = Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true, Degraded: DegradedReport, Notify: Notify{All: true}, NotifyRate: defaultNotifyRate}
 	r.mapping(root, "",
 		r.name(&p.Name),
 		field{"partitions", true, r.partitions},
@@ -204,6 +207,9 @@ func (r *reader) heartbeat(node *yaml.Node, key string) {
 	r.mapping(node, key,
 		parsed(r, "period", false, &h.Period, durationHint, parseDuration),
 		parsed(r, "limit", false, &h.Limit, durationHint, parseDuration),
+		parsed(r, "cpu", false, &h.CPU, pulseHint, parsePulse),
+		parsed(r, "scheduler", false, &h.Scheduler, pulseHint, parsePulse),
+		parsed(r, "disk", false, &h.Disk, pulseHint, parsePulse),
 	)
 }
 
@@ -213,6 +219,7 @@ func (r *reader) takeover(node *yaml.Node, key string) {
 		parsed(r, "salvage", false, &t.Salvage, "write true or false", parseBool),
 		parsed(r, "rehearse", false, &t.Rehearse, "write true or false", parseBool),
 		choice(r, "sync", false, &t.Sync, SyncBefore, SyncAfter),
+		choice(r, "degraded", false, &t.Degraded, DegradedReport, DegradedTakeOver),
 		r.notify(&t.Notify),
 		parsed(r, "notify_rate", false, &t.NotifyRate, rateHint, parseRate),
 	)

@@ -44,8 +44,8 @@ services:
   - name: web
     command: [busybox, httpd, -f, -p, 80]
     ready: 80
-heartbeat: {period: 10ms, limit: 200ms}
-takeover: {salvage: false, sync: before, notify: [2049, 80], notify_rate: 500}
+heartbeat: {period: 10ms, limit: 200ms, cpu: 2s, disk: off}
+takeover: {salvage: false, sync: before, degraded: takeover, notify: [2049, 80], notify_rate: 500}
 `
 
 func TestParseExample(t *testing.T) {
@@ -72,8 +72,8 @@ func TestParseExample(t *testing.T) {
 			},
 		}},
 		Services:  []Service{{"web", []string{"busybox", "httpd", "-f", "-p", "80"}, 80}},
-		Heartbeat: Heartbeat{10 * time.Millisecond, 200 * time.Millisecond},
-		Takeover:  Takeover{Sync: SyncBefore, Rehearse: true, Notify: Notify{Ports: []int{80, 2049}}, NotifyRate: 500},
+		Heartbeat: Heartbeat{10 * time.Millisecond, 200 * time.Millisecond, 2 * time.Second, 30 * time.Second, 0},
+		Takeover:  Takeover{Sync: SyncBefore, Rehearse: true, Degraded: DegradedTakeOver, Notify: Notify{Ports: []int{80, 2049}}, NotifyRate: 500},
 	}
 	if got := plain(p); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -98,8 +98,8 @@ func TestParseDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	takeover := Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true, Notify: Notify{All: true}, NotifyRate: 2000}
-	if p.Heartbeat != (Heartbeat{20 * time.Millisecond, 300 * time.Millisecond}) || !reflect.DeepEqual(p.Takeover, takeover) ||
+	takeover := Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true, Degraded: DegradedReport, Notify: Notify{All: true}, NotifyRate: 2000}
+	if p.Heartbeat != (Heartbeat{20 * time.Millisecond, 300 * time.Millisecond, 10 * time.Second, 30 * time.Second, 30 * time.Second}) || !reflect.DeepEqual(p.Takeover, takeover) ||
 		p.Partitions[1].Accel != AccelAuto || p.Disks[0].Type != Ext4 {
 		t.Errorf("defaults: %+v", p)
 	}
@@ -182,6 +182,7 @@ func TestParseRefuses(t *testing.T) {
 		{"limit", "name: x", "name: x\nheartbeat: {period: 100ms, limit: 299ms}",
 			"pair.yaml:2: heartbeat.limit: 299ms is less than 3 periods of 100ms; use a limit of at least 3 periods: one late beat is not a death"},
 		{"period", "name: x", "name: x\nheartbeat: {period: 20}", "pair.yaml:2: heartbeat.period: \"20\" is not a duration; write e.g. 20ms"},
+		{"pulse", "name: x", "name: x\nheartbeat: {cpu: 100ms}", "pair.yaml:2: heartbeat.cpu: 100ms is shorter than 1s; write e.g. 10s, or off"},
 		{"salvage", "name: x", "name: x\ntakeover: {salvage: maybe}",
 			"pair.yaml:2: takeover.salvage: \"maybe\" is neither true nor false; write true or false"},
 		{"all at once", "name: x", "name: X\ntakeover: {sync: never}",

@@ -85,6 +85,10 @@ type Service struct {
 type Heartbeat struct {
 	Period time.Duration // between two beats of the guest
 	Limit  time.Duration // without a beat until the verdict; at least 3 periods
+
+	// For how long one CPU may run nothing of real-time priority, an ordinary thread not
+	// run or get no memory, and a disk not answer a read. 0: that is not watched.
+	CPU, Scheduler, Disk time.Duration
 }
 
 // Takeover is the policy of a takeover.
@@ -94,6 +98,9 @@ type Takeover struct {
 	// Rehearse has the understudy mount, write, and start the services once on
 	// a disk made for that, before the pair counts as protected.
 	Rehearse bool
+	// Degraded is what is done if a service keeps ending, or a file system becomes
+	// read-only.
+	Degraded Degraded
 	// Notify says which clients of the dead side are told that their connections
 	// are gone, and NotifyRate how many of them a second.
 	Notify     Notify
@@ -108,6 +115,14 @@ const (
 	SyncAfter  Sync = "after"  // once the services run
 )
 
+// Degraded is what is done about a side that runs, and does not do what it is for.
+type Degraded string
+
+const (
+	DegradedReport   Degraded = "report"   // it is said
+	DegradedTakeOver Degraded = "takeover" // the understudy takes over, as from a dead side
+)
+
 // Limits on what a file may ask for.
 const (
 	maxFile   = 1 << 20   // bytes of pair.yaml
@@ -119,7 +134,8 @@ const (
 
 	minPeriod = time.Millisecond
 	maxLimit  = time.Minute
-	minBeats  = 3 // heartbeat limit in periods: a late beat or two is not a death
+	minPulse  = time.Second // of the slower limits
+	minBeats  = 3           // heartbeat limit in periods: a late beat or two is not a death
 )
 
 // Problem is one thing wrong with a pair.yaml or with what it names.

@@ -20,6 +20,7 @@ const (
 	addressHint  = "write e.g. 10.77.0.2/24"
 	gatewayHint  = "write e.g. 10.77.0.1"
 	durationHint = "write e.g. 20ms"
+	pulseHint    = "write e.g. 10s, or off"
 	bridgeHint   = "name a bridge of this machine, at most 15 characters"
 	mountHint    = "write e.g. /srv"
 )
@@ -187,6 +188,18 @@ func parseDuration(s string) (time.Duration, error) {
 		return 0, fmt.Errorf("%q is not a duration", s)
 	}
 	return d, nil
+}
+
+// parsePulse reads the limit of a pulse; "off" is none.
+func parsePulse(s string) (time.Duration, error) {
+	if s == "off" {
+		return 0, nil
+	}
+	d, err := parseDuration(s)
+	if err == nil && d < minPulse {
+		err = fmt.Errorf("%v is shorter than %v", d, minPulse)
+	}
+	return d, err
 }
 
 // parseMount reads a mount point in the guest. What PID 1 mounts itself is

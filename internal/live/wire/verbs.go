@@ -14,10 +14,11 @@ const (
 // Checker is the program in a guest that checks a file system of the ext family.
 const Checker = "/sbin/e2fsck"
 
-// Verbs that the supervisor asks of an agent. Hello goes the other way: it is
+// Verbs that the supervisor asks of an agent. Hello and Trouble go the other way; Hello is
 // the agent's first message.
 const (
 	Hello     = "hello"     // agent to supervisor: Greeting
+	Trouble   = "trouble"   // agent to supervisor: TroubleNotice
 	Configure = "configure" // Config
 	Write     = "write"     // WriteRequest: blocks of a disk that is not mounted
 	Mount     = "mount"     // MountRequest to MountResult
@@ -76,9 +77,18 @@ type Service struct {
 	Ready   int      `json:"ready,omitempty"` // TCP port that answers once it is ready
 }
 
-// Beat says how often the agent counts on its beat page.
+// Beat says how often the agent counts on its beat page, and within which limits it must
+// have counted the pulses of its CPUs, its scheduler and its disks; zero: they have none.
 type Beat struct {
-	Period time.Duration `json:"period"`
+	Period    time.Duration `json:"period"`
+	CPU       time.Duration `json:"cpu,omitempty"`
+	Scheduler time.Duration `json:"scheduler,omitempty"`
+	Disk      time.Duration `json:"disk,omitempty"`
+}
+
+// TroubleNotice says what does not work of what a partition is for.
+type TroubleNotice struct {
+	What string `json:"what"`
 }
 
 // MountRequest names a shared disk that has become this partition's. Check has

@@ -60,6 +60,19 @@ func (m *Morgue) known() (*kernel.Kernel, error) {
 	return k, err
 }
 
+// Panicked says whether a CPU of a kernel that was found is in panic(). It reads one word.
+func (m *Morgue) Panicked() (cpu int, panicked bool) {
+	if !m.mu.TryLock() { // the kernel is being looked for
+		return 0, false
+	}
+	defer m.mu.Unlock()
+	if m.kernel == nil {
+		return 0, false
+	}
+	cpu, panicked, err := m.kernel.PanicCPU()
+	return cpu, panicked && err == nil
+}
+
 // Examine takes the file system of the image out of the dead kernel's mounts.
 func (m *Morgue) Examine(image takeover.Image) (takeover.Remains, error) {
 	k, err := m.known()

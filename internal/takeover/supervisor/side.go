@@ -31,12 +31,16 @@ type side struct {
 	greeting wire.Greeting
 	taps     []string
 	tapFiles []*os.File
-	beat     []byte // the beat page, mapped to read
+	beat     []byte      // the beat page, mapped to read
+	troubles chan string // what its agent says that does not work
 
 	// Of the watcher: the beat's last count, and when that changed.
 	counted uint64
 	beaten  time.Time
 }
+
+// maxTroubles are as many as wait to be told.
+const maxTroubles = 16
 
 // boot starts partition i. The active one has the disks themselves, the
 // understudy their vacancies and the staging disk.
@@ -46,7 +50,7 @@ func (s *Supervisor) boot(ctx context.Context, i int, active bool) (*side, error
 	if err != nil {
 		return nil, err
 	}
-	sd := &side{index: i, name: p.Name}
+	sd := &side{index: i, name: p.Name, troubles: make(chan string, maxTroubles)}
 	spec := partition.Spec{
 		Name: p.Name, Dir: s.options.Dir, CPUs: p.CPUs, VCPUs: p.VCPUs, Memory: p.Memory,
 		Kernel: p.Kernel, Initramfs: p.Initramfs, Append: p.Append, Accel: accel,
@@ -209,6 +213,17 @@ func (sd *side) meet(ctx context.Context, notice Notice) error {
 			}
 			return nil, nil
 		}
+		if verb == wire.Trouble {
+			var t wire.TroubleNotice
+			if err := json.Unmarshal(body, &t); err != nil {
+				return nil, err
+			}
+			select {
+			case sd.troubles <- t.What:
+			default: // there are enough
+			}
+			return nil, nil
+		}
 		if notice != nil {
 			notice(sd.name, verb, body)
 		}
@@ -227,7 +242,8 @@ func (sd *side) meet(ctx context.Context, notice Notice) error {
 
 // config is the same for both sides: what a role needs is known ahead.
 func (s *Supervisor) config(name string) wire.Config {
-	c := wire.Config{Partition: name, Beat: wire.Beat{Period: s.Pair.Heartbeat.Period}}
+	h := s.Pair.Heartbeat
+	c := wire.Config{Partition: name, Beat: wire.Beat{Period: h.Period, CPU: h.CPU, Scheduler: h.Scheduler, Disk: h.Disk}}
 	for _, d := range s.Pair.Disks {
 		c.Disks = append(c.Disks, wire.Disk{Name: d.Name, Type: string(d.Type), Mount: d.Mount, Options: d.Options})
 	}

@@ -51,6 +51,8 @@ type Options struct {
 	// Held is told why the active side stands still, if that is not its own doing and so
 	// no death, and "" when it goes on. It may be nil.
 	Held func(why string)
+	// Trouble is told what of a side's purpose does not work, as its agent says. It may be nil.
+	Trouble func(what string)
 	// Rescue brings to a partition's own root disk, which nobody uses, what only the
 	// memory of its kernel, in a file, has of it. It may be nil.
 	Rescue func(ctx context.Context, disk, memory string) error
@@ -66,17 +68,17 @@ type Supervisor struct {
 	dir       *RunDir
 	holds     map[string]*fence.Hold // of disks and root images, by path
 	staging   *device.Staging
-	morgue    *morgue.Morgue // of the active side; nil: its kernel is not known yet
-	unburied  string         // why the memory of the side that died last is to be kept; empty: it is not
+	unburied  string // why the memory of the side that died last is to be kept; empty: it is not
 	crashLoop crashLoop
 
 	recording sync.Mutex // of record
 
-	mu         sync.Mutex // of what follows, which others than the watcher ask for
-	sides      [2]*side   // nil: nothing runs in that partition, or died in it
-	active     *side      // the one with the shared devices
-	understudy *side      // nil: none
-	crashed    time.Time  // when a crash was asked for
+	mu         sync.Mutex     // of what follows, which others than the watcher ask for
+	sides      [2]*side       // nil: nothing runs in that partition, or died in it
+	active     *side          // the one with the shared devices
+	understudy *side          // nil: none
+	morgue     *morgue.Morgue // of the active side; nil: nobody has looked for its kernel yet
+	crashed    time.Time      // when a crash was asked for
 }
 
 // roles are the active side and the understudy, for those who do not change them.
@@ -272,7 +274,9 @@ func (s *Supervisor) prepare(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open memory of partition %s: %w", s.active.name, err)
 	}
+	s.mu.Lock()
 	s.morgue = m
+	s.mu.Unlock()
 	if err := m.Prepare(ctx); err != nil {
 		return fmt.Errorf("find the kernel of partition %s in its memory: %w", s.active.name, err)
 	}

@@ -51,11 +51,11 @@ func (n *NotSwitched) Unwrap() error { return n.Err }
 // watched has the active side do something, and fails with Died if it dies.
 func (s *Supervisor) watched(ctx context.Context, do func(context.Context) error) error {
 	wctx, stop := context.WithCancelCause(ctx)
-	active := s.active
+	w := s.watcherOf(s.active)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if v, err := active.watch(wctx, s.Pair.Heartbeat, s.held); err == nil {
+		if v, err := w.watch(wctx); err == nil {
 			stop(&Died{v})
 		}
 	}()

@@ -101,11 +101,11 @@ func (s *Supervisor) takeoverOptions(salvager *morgue.Morgue) takeover.Options {
 // takes over.
 func (s *Supervisor) watchHeir(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	heir := s.understudy
+	w := s.watcherOf(s.understudy)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if v, err := heir.watch(ctx, patient(s.Pair.Heartbeat), func(string) {}); err == nil {
+		if v, err := w.watch(ctx); err == nil {
 			cancel(fmt.Errorf("the understudy died in the takeover: %s", v))
 		}
 	}()
@@ -142,10 +142,12 @@ func (s *Supervisor) release() error {
 }
 
 func (s *Supervisor) closeMorgue() error {
-	if s.morgue == nil {
-		return nil
-	}
+	s.mu.Lock()
 	m := s.morgue
 	s.morgue = nil
+	s.mu.Unlock()
+	if m == nil {
+		return nil
+	}
 	return m.Close()
 }

@@ -4,11 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/qmp"
@@ -18,8 +23,9 @@ import (
 // docs/specs/pvpanic.txt in QEMU).
 var dyingMessages = []string{qmp.EventGuestPanicked, qmp.EventGuestCrashloaded}
 
-func (sd *side) counter() uint64 {
-	return (*atomic.Uint64)(unsafe.Pointer(&sd.beat[liveness.CounterOffset])).Load()
+// counter is a counter of the side's beat page.
+func (sd *side) counter(offset int) uint64 {
+	return (*atomic.Uint64)(unsafe.Pointer(&sd.beat[offset])).Load()
 }
 
 // lastSign is when the side was last seen to beat, or now.
@@ -46,20 +52,16 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 	}
 	watched := make(chan found, 2)
 	n := 0
-	watch := func(sd *side, understudy bool, held func(string)) {
+	watch := func(w *watcher, understudy bool) {
 		n++
 		go func() {
-			h := s.Pair.Heartbeat
-			if understudy {
-				h = patient(h)
-			}
-			v, err := sd.watch(ctx, h, held)
+			v, err := w.watch(ctx)
 			watched <- found{Death{v, understudy}, err}
 		}()
 	}
-	watch(s.active, false, s.held)
+	watch(s.watcherOf(s.active), false)
 	if s.understudy != nil {
-		watch(s.understudy, true, func(string) {})
+		watch(s.watcherOf(s.understudy), true)
 	}
 	go s.trimConsoles(ctx)
 	first := <-watched
@@ -122,15 +124,100 @@ func (s *Supervisor) LoseUnderstudy() error {
 	return dead.end()
 }
 
-// watch looks at the beat every period, and listens for the dying message and
-// the end of the process. It returns at the first sign of death, or with ctx's
+// watcherOf watches a side in its role.
+func (s *Supervisor) watcherOf(sd *side) *watcher {
+	h := s.Pair.Heartbeat
+	w := &watcher{side: sd, h: h, held: s.held, trouble: s.trouble, panicked: s.panicked, hostReads: s.hostReads}
+	if sd != s.active {
+		w.h, w.held, w.panicked = patient(h), func(string) {}, nil
+	}
+	w.fatal = sd == s.active && s.Pair.Takeover.Degraded == pair.DegradedTakeOver
+	w.silencer = liveness.NewSilencer(w.h.Period, w.h.Limit)
+	add := func(limit time.Duration, pulses ...liveness.Pulse) {
+		for _, p := range pulses {
+			if limit > 0 {
+				period := limit / liveness.PulsesPerLimit
+				w.pulses = append(w.pulses, &pulse{Pulse: p, period: period, limit: limit, silencer: liveness.NewSilencer(period, limit)})
+			}
+		}
+	}
+	add(h.CPU, liveness.CPUPulses(sd.spec.VCPUs)...)
+	add(h.Scheduler, liveness.SchedulerPulse())
+	var disks []string
+	for _, d := range s.Pair.Disks {
+		disks = append(disks, d.Name)
+	}
+	add(h.Disk, liveness.DiskPulses(disks)...)
+	return w
+}
+
+// trouble passes on what an agent says.
+func (s *Supervisor) trouble(what string) {
+	if s.options.Trouble != nil {
+		s.options.Trouble(what)
+	}
+}
+
+// panicked says whether the active kernel's memory says that it is in panic().
+func (s *Supervisor) panicked() (cpu int, yes bool) {
+	s.mu.Lock()
+	m := s.morgue
+	s.mu.Unlock()
+	if m == nil {
+		return 0, false
+	}
+	return m.Panicked()
+}
+
+// hostReads says whether this machine itself gets a block of a disk's image, within
+// answerWithin. If not, no kernel of a guest is to blame.
+func (s *Supervisor) hostReads(disk string) bool {
+	i := slices.IndexFunc(s.Pair.Disks, func(d pair.Disk) bool { return d.Name == disk })
+	if i < 0 {
+		return true
+	}
+	h := s.holds[s.Pair.Disks[i].Image]
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		hostRead(h)
+	}()
+	select {
+	case <-done:
+		return true
+	case <-time.After(hostLimit):
+		return false
+	}
+}
+
+// hostLimit is how long this machine's own read of an image may take.
+const hostLimit = 5 * time.Second
+
+// hostRead reads the last block of an image past the page cache, if it can.
+func hostRead(h *fence.Hold) {
+	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", h.Fd()), os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return // a file system without such reads has its answers in memory
+	}
+	defer f.Close()
+	const block = 4096
+	b, err := unix.Mmap(-1, 0, block, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return
+	}
+	defer func() { _ = unix.Munmap(b) }()
+	_, _ = f.ReadAt(b, max(0, h.Size-block)&^(block-1)) // an error is an answer, too
+}
+
+// watch looks at the side every period, and listens for the dying message, the end of the
+// process, and what its agent says. It returns at the first sign of death, or with ctx's
 // error.
-func (sd *side) watch(ctx context.Context, h pair.Heartbeat, held func(why string)) (liveness.Verdict, error) {
+func (w *watcher) watch(ctx context.Context) (liveness.Verdict, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	sd := w.side
 	dying := sd.listen(ctx)
-	w := watcher{side: sd, silencer: liveness.NewSilencer(h.Period, h.Limit), h: h, held: held}
-	tick := time.NewTicker(h.Period)
+	tick := time.NewTicker(w.h.Period)
 	defer tick.Stop()
 	for {
 		select {
@@ -143,8 +230,16 @@ func (sd *side) watch(ctx context.Context, h pair.Heartbeat, held func(why strin
 				Cause: liveness.ProcessGone, At: time.Now(),
 				Detail: fmt.Sprintf("partition %s ended: %v", sd.name, sd.process.Status()),
 			}, nil
+		case what := <-sd.troubles:
+			w.trouble(what)
+			if w.fatal {
+				return liveness.Verdict{Cause: liveness.Degraded, At: time.Now(), Detail: what}, nil
+			}
 		case <-tick.C:
 			if v, dead := w.look(ctx); dead {
+				return v, nil
+			}
+			if v, dead := w.lookAtPulses(ctx); dead {
 				return v, nil
 			}
 		}
@@ -173,17 +268,62 @@ func (sd *side) listen(ctx context.Context) <-chan liveness.Verdict {
 	return dying
 }
 
-// watcher observes the beat of a side, and does not take for its death what others do
-// to it.
+// watcher observes a side, and does not take for its death what others do to it.
 type watcher struct {
-	side     *side
-	silencer *liveness.Silencer
-	h        pair.Heartbeat
-	held     func(why string)
+	side      *side
+	silencer  *liveness.Silencer // of the beat
+	pulses    []*pulse
+	h         pair.Heartbeat
+	held      func(why string)
+	trouble   func(what string)
+	fatal     bool               // what is in trouble is as good as dead
+	panicked  func() (int, bool) // nil: nobody knows
+	hostReads func(disk string) bool
+
+	panics bool // it did when last looked at
 
 	why   string    // what keeps it from running; empty: nothing
 	since time.Time // of why
 	tried time.Time // when QEMU was last asked to go on
+}
+
+// pulse is one of a side's pulses, as it was last seen.
+type pulse struct {
+	liveness.Pulse
+	period, limit time.Duration
+	silencer      *liveness.Silencer
+	seen          time.Time
+}
+
+// lookAtPulses takes an observation of those pulses that it is time for.
+func (w *watcher) lookAtPulses(ctx context.Context) (liveness.Verdict, bool) {
+	var effort liveness.Effort
+	for _, p := range w.pulses {
+		now := time.Now()
+		if now.Sub(p.seen) < p.period {
+			continue
+		}
+		p.seen = now
+		if effort == nil {
+			effort, _ = w.side.process.Effort() // an error means that it is ending
+		}
+		o := liveness.Observation{At: now, Counter: w.side.counter(p.Offset), Effort: effort}
+		v, dead := p.silencer.Observe(o)
+		if !dead {
+			continue
+		}
+		p.silencer = liveness.NewSilencer(p.period, p.limit)
+		if w.ask(ctx) != "" {
+			continue // nothing of it runs: the beat tells
+		}
+		if disk, is := strings.CutPrefix(p.Name, "disk "); is && !w.hostReads(disk) {
+			w.trouble(fmt.Sprintf("disk %s: this machine gets no block of its image either, within %v", disk, hostLimit))
+			continue
+		}
+		v.Cause, v.Detail = p.Cause, fmt.Sprintf("%s of partition %s stands still for more than %v", p.Name, w.side.name, p.limit)
+		return v, true
+	}
+	return liveness.Verdict{}, false
 }
 
 const (
@@ -203,7 +343,15 @@ const noAnswer = "QEMU does not answer"
 // stands still.
 func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 	sd := w.side
-	o := liveness.Observation{At: time.Now(), Counter: sd.counter()}
+	if w.panicked != nil {
+		cpu, yes := w.panicked()
+		if yes && w.panics { // since a period, and no dying message has come
+			sd.process.Freeze()
+			return liveness.Verdict{Cause: liveness.PanicState, At: time.Now(), Detail: fmt.Sprintf("CPU %d of partition %s is in panic()", cpu, sd.name)}, true
+		}
+		w.panics = yes
+	}
+	o := liveness.Observation{At: time.Now(), Counter: sd.counter(liveness.CounterOffset)}
 	if o.Counter != sd.counted {
 		sd.counted, sd.beaten = o.Counter, o.At
 		w.heldBy("")

@@ -1,0 +1,150 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/liveness"
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// diskPulse reads a mounted disk, past the page cache, and counts.
+type diskPulse struct {
+	counters counters
+	offset   int
+	device   *os.File
+	at       int64 // what it reads, bytes from the start of the device
+
+	mu    sync.Mutex
+	ended bool
+}
+
+// directRead is how much is read at once, and how it must be aligned: no block device that
+// a guest has wants more.
+const directRead = 4096
+
+// watchDisk starts the pulse of a disk that has just been mounted. It returns what ends it.
+func (a *Agent) watchDisk(d wire.Disk, path string) (end func(), err error) {
+	i := slices.IndexFunc(a.config.Disks, func(c wire.Disk) bool { return c.Name == d.Name })
+	limit := a.config.Beat.Disk
+	if i < 0 || a.counters == nil || limit == 0 {
+		return func() {}, nil
+	}
+	pulses := liveness.DiskPulses(make([]string, len(a.config.Disks)))
+	if i >= len(pulses) {
+		return func() {}, nil
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s to watch it: %w", path, err)
+	}
+	size, err := f.Seek(0, 2)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("size %s: %w", path, err), f.Close())
+	}
+	// The last block: a read writes back first what is dirty of its range in the device's
+	// own cache, and a superblock would be.
+	p := &diskPulse{counters: a.counters, offset: pulses[i].Offset, device: f, at: max(0, size-directRead) &^ (directRead - 1)}
+	go p.run(limit / liveness.PulsesPerLimit)
+	w := writable{a: a, disk: d, path: path, done: make(chan struct{})}
+	if !slices.Contains(strings.Split(d.Options, ","), "ro") {
+		go w.run()
+	}
+	return func() {
+		close(w.done)
+		p.end()
+	}, nil
+}
+
+func (p *diskPulse) run(period time.Duration) {
+	runtime.LockOSThread()
+	defer p.device.Close()
+	fd := int(p.device.Fd())
+	block, err := unix.Mmap(-1, 0, directRead, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return // nobody counts: it is not judged
+	}
+	defer func() { _ = unix.Munmap(block) }()
+	for {
+		_, _ = unix.Pread(fd, block, p.at) // an error is an answer, too
+		p.mu.Lock()
+		if p.ended {
+			p.mu.Unlock()
+			return
+		}
+		p.counters.at(p.offset).Add(1)
+		p.mu.Unlock()
+		sleep(period)
+	}
+}
+
+// end takes the count back, so that the disk is not judged any more.
+func (p *diskPulse) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
+	p.counters.at(p.offset).Store(0)
+}
+
+// writable looks whether a file system has found itself damaged, which makes it read-only
+// if its mount options say so.
+type writable struct {
+	a    *Agent
+	disk wire.Disk
+	path string
+	done chan struct{}
+}
+
+// writableEvery is how often it looks.
+const writableEvery = time.Second
+
+func (w *writable) run() {
+	errorsBefore := w.errors()
+	for {
+		select {
+		case <-w.done:
+			return
+		case <-time.After(writableEvery):
+		}
+		if n := w.errors(); n != errorsBefore {
+			errorsBefore = n
+			w.a.trouble("disk %s: its file system has found itself damaged (errors_count %s)%s: the guest's kernel says why in its log", w.disk.Name, n, w.refuses())
+		}
+	}
+}
+
+// refuses says whether the file system takes no writes any more. Its flags do not tell: ext4
+// does not set SB_RDONLY after an error since 6.11, nor in the stable kernels that have
+// "ext4: don't set SB_RDONLY after filesystem errors".
+func (w *writable) refuses() string {
+	fd, err := unix.Open(w.disk.Mount, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Sprintf(", and takes no writes any more (%v)", err)
+	}
+	_ = unix.Close(fd) // nothing was written
+	return ""
+}
+
+// errors is how many errors ext4 has counted in the file system
+// (Documentation/ABI/testing/sysfs-fs-ext4); empty: there is no such count.
+func (w *writable) errors() string {
+	b, _ := os.ReadFile("/sys/fs/ext4/" + strings.TrimPrefix(w.path, "/dev/") + "/errors_count")
+	return strings.TrimSpace(string(b))
+}
+
+// trouble tells the supervisor, and the console, what does not work.
+func (a *Agent) trouble(format string, args ...any) {
+	what := fmt.Sprintf(format, args...)
+	fmt.Fprintln(os.Stderr, "understudy:", what)
+	if a.conn != nil {
+		_ = a.conn.Notify(wire.Trouble, wire.TroubleNotice{What: what}) // the console has it
+	}
+}
