@@ -84,12 +84,16 @@ type control struct {
 
 // serve begins to answer, in the run directory.
 func (c *control) serve(ctx context.Context, dir string) error {
-	l, err := net.Listen("unix", filepath.Join(dir, controlSocket))
+	path := filepath.Join(dir, controlSocket)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) { // of a supervisor that has ended
+		return fmt.Errorf("open control socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
 	if err != nil {
 		return fmt.Errorf("open control socket: %w", err)
 	}
 	c.listener = l
-	c.set("protected", nil)
+	c.set(c.role(), nil)
 	go func() {
 		for {
 			conn, err := l.Accept()
@@ -139,6 +143,14 @@ func (c *control) answer(ctx context.Context, verb string, body json.RawMessage)
 		return nil, nil
 	}
 	return nil, fmt.Errorf("the supervisor does not know %q: is it older than this command?", verb)
+}
+
+// role is the state of a pair that is up.
+func (c *control) role() string {
+	if _, understudy := c.s.Sides(); understudy.Name == "" {
+		return "unprotected"
+	}
+	return "protected"
 }
 
 func (c *control) set(state string, t *lastTakeover) {

@@ -95,6 +95,8 @@ func TestUpCrashDown(t *testing.T) {
 		t.Errorf("status at the start: %+v", st)
 	}
 	checkConsole(t)
+	checkUnprivileged(t, "left")
+	checkUnprivileged(t, "right")
 	if _, err := understudy(t, "crash"); err != nil {
 		t.Fatal(err)
 	}
@@ -109,6 +111,18 @@ func TestUpCrashDown(t *testing.T) {
 	}
 	if _, err := understudy(t, "status"); err == nil || !strings.Contains(err.Error(), "understudy up") {
 		t.Errorf("status of no pair: %v", err)
+	}
+}
+
+// checkUnprivileged: QEMU is nobody, and its kernel filters what it asks for (proc(5),
+// status: Seccomp is 2).
+func checkUnprivileged(t *testing.T, side string) {
+	t.Helper()
+	status := readFile(t, fmt.Sprintf("/proc/%d/status", processWith(filepath.Join(dirs.Run("test"), side+".ram"))))
+	for _, line := range []string{"\nUid:\t0\t", "\nCapEff:\t000001ffffffffff", "\nSeccomp:\t0"} {
+		if bytes.Contains(status, []byte(line)) {
+			t.Errorf("the QEMU of %s has %q", side, line)
+		}
 	}
 }
 

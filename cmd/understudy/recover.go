@@ -43,6 +43,12 @@ is 3.`,
 			if err != nil {
 				return err
 			}
+			if d.Adoptable() {
+				return errors.Join(fmt.Errorf("the guests of pair %s run: understudy up takes charge of them again, understudy down %s stops them in good order", name, name), d.Close())
+			}
+			if err := d.EndGuests(); err != nil {
+				return errors.Join(err, d.Close())
+			}
 			reports, err := offline.Recover(cmd.Context(), d, guest)
 			switch {
 			case err != nil || !d.AtStake():

@@ -269,22 +269,107 @@ func TestDownOfABusyPair(t *testing.T) {
 	}
 }
 
-// TestSupervisorKilled: the pair that is left says what is at stake, and it is brought to
-// the disk; an up in between does not touch it.
+// TestSupervisorKilled: the guests go on; another supervisor takes charge of them, and takes
+// over as if nothing had been; down stops them in good order without one. Killed too, they
+// are brought to the disk; an up in between does not touch it.
 func TestSupervisorKilled(t *testing.T) {
+	s := stand(t, marker, again)
+	s.up()
+	kill := func() {
+		t.Helper()
+		if err := unix.Kill(s.supervisorPID(), unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "end of the supervisor", programLimit, func() bool {
+			d, err := supervisor.OpenRunDir(dirs.Run("test"))
+			return err == nil && d.Close() == nil
+		})
+	}
+	s.shell("left", "while [ ! -e /srv/done-1 ]; do sleep 1; done")
+	kill()
+	if _, err := understudy(t, "recover", "test"); err == nil || !strings.Contains(err.Error(), "understudy up") {
+		t.Errorf("recover while the guests run: %v", err)
+	}
+	s.up()
+	if st := s.state("protected"); st.Active != "left" || st.Understudy != "right" {
+		t.Errorf("status of another supervisor: %+v", st)
+	}
+	if _, err := understudy(t, "crash"); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "takeover", programLimit, func() bool { return s.status().Takeovers == 1 })
+	if st := s.state("protected"); st.Active != "right" || len(st.Takeover.Refused) > 0 {
+		t.Errorf("status after a takeover: %+v", st)
+	}
+	s.shell("right", "while [ ! -e /srv/done-2 ]; do sleep 1; done")
+	kill()
+	if _, err := understudy(t, "down", "test"); err != nil {
+		t.Error(err)
+	}
+	s.sound()
+	for n := 1; n <= 2; n++ {
+		if got := s.read(fmt.Sprintf("/file-%d", n)); got != againFile(n) {
+			t.Errorf("file %d has %d bytes, or other ones than the %d that were written", n, len(got), len(againFile(n)))
+		}
+	}
+}
+
+// TestActiveDiesUnwatched: what happened while there was no supervisor is seen by the next.
+func TestActiveDiesUnwatched(t *testing.T) {
+	tier.Full(t, "a death without a supervisor")
+	for _, how := range []string{"panic", "end of its process"} {
+		t.Run(how, func(t *testing.T) {
+			s := stand(t, marker, again)
+			s.up()
+			s.shell("left", "while [ ! -e /srv/done-1 ]; do sleep 1; done")
+			left := s.qemuPID("left")
+			if how == "panic" {
+				s.shell("left", "(sleep 5; echo c > /proc/sysrq-trigger) &")
+			}
+			if err := unix.Kill(s.supervisorPID(), unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			if how == "panic" {
+				await(t, "panic", programLimit, func() bool {
+					return bytes.Contains(readFile(t, filepath.Join(dirs.Run("test"), "left.console.log")), []byte("Kernel panic"))
+				})
+			} else if err := unix.Kill(left, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			s.up()
+			await(t, "takeover", programLimit, func() bool { return s.status().Takeovers == 1 })
+			if st := s.state("protected"); st.Active != "right" || len(st.Takeover.Refused) > 0 {
+				t.Errorf("status %+v", st)
+			}
+			if _, err := understudy(t, "down"); err != nil {
+				t.Error(err)
+			}
+			s.sound()
+			if got := s.read("/file-1"); got != againFile(1) {
+				t.Errorf("the file has %d bytes, or other ones than the %d that were written", len(got), len(againFile(1)))
+			}
+		})
+	}
+}
+
+// TestAllKilled: the pair that is left says what is at stake, and it is brought to the disk;
+// an up in between does not touch it.
+func TestAllKilled(t *testing.T) {
 	s := stand(t, marker, writer)
 	s.up()
 	s.written()
-	if err := unix.Kill(s.supervisorPID(), unix.SIGKILL); err != nil {
-		t.Fatal(err)
+	for _, pid := range []int{s.supervisorPID(), s.qemuPID("left"), s.qemuPID("right")} {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
 	}
 	await(t, "end of the supervisor", programLimit, func() bool {
 		d, err := supervisor.OpenRunDir(dirs.Run("test"))
-		return err == nil && d.Close() == nil
+		return err == nil && d.Close() == nil && processWith(dirs.Run("test")) == 0
 	})
 	for _, args := range [][]string{{"up", "-d", "-f", s.file}, {"down", "test"}} {
 		if _, err := understudy(t, args...); err == nil || !strings.Contains(err.Error(), "understudy recover test") {
-			t.Errorf("%s after the supervisor was killed: %v", args[0], err)
+			t.Errorf("%s after all were killed: %v", args[0], err)
 		}
 	}
 	s.recover()

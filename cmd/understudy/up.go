@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -69,11 +70,14 @@ func up(ctx context.Context, p *pair.Pair, out io.Writer, ready func() error) (e
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c := &control{end: cancel}
-	c.s, err = supervisor.Start(ctx, p, supervisor.Options{
-		Dir: dirs.Run(p.Name), Log: out, Rescue: rescueRoot,
+	o := supervisor.Options{
+		Dir: dirs.Run(p.Name), Log: out, Outlive: true, Rescue: rescueRoot,
 		Held:    func(why string) { c.held(out, why) },
 		Trouble: func(what string) { c.trouble(out, what) },
-	})
+	}
+	if c.s, err = adopt(ctx, o); c.s == nil && err == nil {
+		c.s, err = supervisor.Start(ctx, p, o)
+	}
 	if err != nil {
 		return err
 	}
@@ -82,11 +86,28 @@ func up(ctx context.Context, p *pair.Pair, out io.Writer, ready func() error) (e
 		return errors.Join(err, c.stop(downRequest{Force: true}))
 	}
 	defer c.close()
-	fmt.Fprintf(out, "pair %s is protected\n", p.Name)
+	fmt.Fprintf(out, "pair %s is %s\n", p.Name, c.status.State)
 	if err := ready(); err != nil {
 		fmt.Fprintf(out, "tell that it is: %v\n", err) // the pair is up all the same
 	}
 	return c.guard(ctx, out)
+}
+
+// adopt takes charge of a pair whose supervisor has ended and whose guests go on; nil, if
+// there is none.
+func adopt(ctx context.Context, o supervisor.Options) (*supervisor.Supervisor, error) {
+	d, err := supervisor.OpenRunDir(o.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !d.Adoptable() {
+		return nil, d.Close()
+	}
+	fmt.Fprintln(o.Log, "the pair runs, without a supervisor: it goes on as it was started, whatever its description says now")
+	return supervisor.Adopt(ctx, d, o)
 }
 
 // readyFD is the number of the pipe that a supervisor in the background is given, to

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
@@ -105,12 +106,12 @@ a takeover that failed, or with --force, the memory is kept for understudy recov
 			}
 			var gone *notUp
 			if errors.As(err, &gone) {
-				return tidy(gone.name, r.Discard)
+				return tidy(cmd.Context(), gone.name, r)
 			}
 			if err != nil {
 				return err
 			}
-			return awaitDown(cmd.Context(), name, r.Discard)
+			return awaitDown(cmd.Context(), name, r)
 		},
 	}
 	cmd.Flags().BoolVar(&r.Force, "force", false, "even if the active side cannot stop in good order; its memory is kept")
@@ -119,9 +120,9 @@ a takeover that failed, or with --force, the memory is kept for understudy recov
 }
 
 // awaitDown waits until a pair's supervisor has ended, and says what it left.
-func awaitDown(ctx context.Context, name string, discard bool) error {
+func awaitDown(ctx context.Context, name string, r downRequest) error {
 	for {
-		err := tidy(name, discard)
+		err := tidy(ctx, name, r)
 		if err == nil || !errors.Is(err, supervisor.ErrRunning) {
 			return err
 		}
@@ -133,9 +134,10 @@ func awaitDown(ctx context.Context, name string, discard bool) error {
 	}
 }
 
-// tidy removes the run directory of a pair that has no supervisor, unless there is
-// something in it that is nowhere else and is not to be discarded.
-func tidy(name string, discard bool) error {
+// tidy ends a pair that has no supervisor. Its guests, if they go on, are stopped in good
+// order; then the run directory is removed, unless there is something in it that is nowhere
+// else and is not to be discarded.
+func tidy(ctx context.Context, name string, r downRequest) error {
 	d, err := supervisor.OpenRunDir(dirs.Run(name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -143,10 +145,26 @@ func tidy(name string, discard bool) error {
 	if err != nil {
 		return err
 	}
-	if d.AtStake() && !discard {
-		return errors.Join(&supervisor.Unsaved{Dir: d.Path, Record: d.Record}, d.Close())
+	if d.Adoptable() {
+		s, err := supervisor.Adopt(ctx, d, supervisor.Options{Log: io.Discard, Outlive: true})
+		if err == nil {
+			c := &control{s: s}
+			if err = c.stop(r); err != nil {
+				return errors.Join(err, s.Leave())
+			}
+			return s.Close()
+		}
+		if !r.Force {
+			return hint.New("stop the guests of pair "+name, err, "Run this again; or: understudy down --force, which keeps their memory.")
+		}
+		if d, err = supervisor.OpenRunDir(dirs.Run(name)); err != nil {
+			return err
+		}
 	}
-	return d.Remove()
+	if d.AtStake() && !r.Discard {
+		return errors.Join(d.EndGuests(), &supervisor.Unsaved{Dir: d.Path, Record: d.Record}, d.Close())
+	}
+	return errors.Join(d.EndGuests(), d.Remove())
 }
 
 func first(args []string) string {

@@ -31,7 +31,7 @@ type Verb func(ctx context.Context, conn *wire.Conn, body json.RawMessage) (any,
 // Agent serves one supervisor.
 type Agent struct {
 	verbs map[string]Verb
-	conn  *wire.Conn
+	conn  atomic.Pointer[wire.Conn] // of the supervisor; nil: none is there
 
 	mu       sync.Mutex
 	config   wire.Config
@@ -85,35 +85,53 @@ func call[In, Out any](f func(context.Context, In) (Out, error)) Verb {
 
 type none struct{}
 
-// Serve greets the supervisor on the agent's port and answers its calls. It
-// returns only when the port cannot be used any more.
+// Serve greets the supervisor on the agent's port and answers its calls; when it goes, the
+// next one that comes. It returns only when the port cannot be used any more.
 func (a *Agent) Serve(ctx context.Context) error {
 	// A goroutine in a blocking call keeps its processor until the runtime's
 	// monitor takes that away, which may be 10 ms: have enough for all that
 	// block at once.
 	runtime.GOMAXPROCS(runtime.NumCPU() + filewriter.Workers)
+	for {
+		if err := a.serveOne(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// serveOne serves one supervisor until it goes. What is left then of its calls is broken off.
+func (a *Agent) serveOne(ctx context.Context) error {
 	port, err := openPort(ctx, wire.PortName)
 	if err != nil {
 		return err
 	}
-	a.conn = wire.New(port, wire.FromSupervisor, func(ctx context.Context, verb string, body json.RawMessage) (any, error) {
+	defer port.Close()
+	if err := port.awaitHost(ctx); err != nil {
+		return err
+	}
+	conn := wire.New(port, wire.FromSupervisor, func(ctx context.Context, verb string, body json.RawMessage) (any, error) {
 		v := a.verbs[verb]
 		if v == nil {
 			return nil, errors.New("this agent does not know the verb: it may be older than its supervisor; build the guest's image again")
 		}
-		return v(ctx, a.conn, body)
+		return v(ctx, a.conn.Load(), body)
 	})
-	greeting, err := greet()
+	a.conn.Store(conn)
+	defer a.conn.Store(nil)
+	greeting, err := a.greet()
 	if err != nil {
 		return err
 	}
-	if err := a.conn.Notify(wire.Hello, greeting); err != nil {
-		return err
+	if err := conn.Notify(wire.Hello, greeting); err != nil {
+		return nil // it has gone already
 	}
-	return a.conn.Serve(ctx)
+	if err := conn.Serve(ctx); err != nil && ctx.Err() == nil {
+		fmt.Fprintln(os.Stderr, "understudy:", err)
+	}
+	return ctx.Err()
 }
 
-func greet() (wire.Greeting, error) {
+func (a *Agent) greet() (wire.Greeting, error) {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return wire.Greeting{}, fmt.Errorf("ask kernel release: %w", err)
@@ -122,10 +140,13 @@ func greet() (wire.Greeting, error) {
 	if err != nil {
 		return wire.Greeting{}, fmt.Errorf("ask boot id: %w", err)
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	return wire.Greeting{
-		Release: unix.ByteSliceToString(uts.Release[:]),
-		BootID:  strings.TrimSpace(string(id)),
-		Checker: haveChecker() == nil,
+		Release:    unix.ByteSliceToString(uts.Release[:]),
+		BootID:     strings.TrimSpace(string(id)),
+		Checker:    haveChecker() == nil,
+		Configured: a.config.Partition != "",
 	}, nil
 }
 

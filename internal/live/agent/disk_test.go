@@ -122,7 +122,7 @@ func TestUnmountAll(t *testing.T) {
 // TestCheckWithoutChecker: a guest without e2fsck says so.
 func TestCheckWithoutChecker(t *testing.T) {
 	have := haveChecker()
-	greeting, err := greet()
+	greeting, err := New(nil).greet()
 	if err != nil || greeting.Checker != (have == nil) {
 		t.Errorf("%+v, %v; %v", greeting, err, have)
 	}

@@ -4,11 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // poll calls ok until it says so, every few milliseconds, within a limit. The
@@ -30,7 +31,7 @@ func poll(ctx context.Context, limit time.Duration, ok func() (bool, error)) err
 }
 
 // openPort opens the virtio-serial port of that name.
-func openPort(ctx context.Context, name string) (io.ReadWriteCloser, error) {
+func openPort(ctx context.Context, name string) (*port, error) {
 	var path string
 	err := poll(ctx, 10*time.Second, func() (bool, error) {
 		names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
@@ -57,16 +58,33 @@ func openPort(ctx context.Context, name string) (io.ReadWriteCloser, error) {
 }
 
 // port is a virtio-serial port. A read gives no bytes and no error while
-// nobody is at the host's end (drivers/char/virtio_console.c, port_fops_read):
-// that is no end of the stream here, the supervisor may still come.
+// nobody is at the host's end (drivers/char/virtio_console.c, port_fops_read), which is
+// io.EOF here.
 type port struct{ *os.File }
 
-func (p *port) Read(b []byte) (int, error) {
+// awaitHost returns when somebody is at the host's end: until then poll(2) gives POLLHUP.
+func (p *port) awaitHost(ctx context.Context) error {
+	raw, err := p.SyscallConn() // Fd would make the file a blocking one
+	if err != nil {
+		return err
+	}
 	for {
-		n, err := p.File.Read(b)
-		if n > 0 || !errors.Is(err, io.EOF) {
-			return n, err
+		fds := []unix.PollFd{{Events: unix.POLLIN | unix.POLLOUT}}
+		var polled error
+		err := raw.Control(func(fd uintptr) {
+			fds[0].Fd = int32(fd)
+			_, polled = unix.Poll(fds, 0)
+		})
+		if err = errors.Join(err, polled); err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for the supervisor: %w", err)
 		}
-		time.Sleep(20 * time.Millisecond)
+		if fds[0].Revents != 0 && fds[0].Revents&unix.POLLHUP == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
 }

@@ -144,7 +144,7 @@ func (w *writable) errors() string {
 func (a *Agent) trouble(format string, args ...any) {
 	what := fmt.Sprintf(format, args...)
 	fmt.Fprintln(os.Stderr, "understudy:", what)
-	if a.conn != nil {
-		_ = a.conn.Notify(wire.Trouble, wire.TroubleNotice{What: what}) // the console has it
+	if conn := a.conn.Load(); conn != nil {
+		_ = conn.Notify(wire.Trouble, wire.TroubleNotice{What: what}) // the console has it
 	}
 }

@@ -89,6 +89,19 @@ func NewStaging(path string, memory int64) (*Staging, error) {
 	return s, nil
 }
 
+// OpenStaging opens what NewStaging made in another process.
+func OpenStaging(path string) (*Staging, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open staging: %w", err)
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open staging: %w", err), f.Close())
+	}
+	return &Staging{file: f, size: st.Size()}, nil
+}
+
 // Path is the staging file.
 func (s *Staging) Path() string { return s.file.Name() }
 

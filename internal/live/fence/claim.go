@@ -60,6 +60,10 @@ func Keep(path string) (*Hold, error) {
 	return h, nil
 }
 
+// Rekeep holds a disk that a guest of ours has already: a supervisor that has ended held it
+// before.
+func Rekeep(path string) (*Hold, error) { return keep(path) }
+
 func keep(path string) (*Hold, error) {
 	st, err := os.Stat(path)
 	if err != nil {

@@ -32,14 +32,15 @@ type Process struct {
 	Spec Spec
 	QMP  *qmp.Client
 
-	cmd    *exec.Cmd
-	vcpus  []int // threads of the virtual CPUs
+	pid    int
+	signal func(unix.Signal) error // nil: it has ended
+	vcpus  []int                   // threads of the virtual CPUs
 	ended  chan struct{}
 	status error
 }
 
 // Start boots the partition. It is pinned before its first instruction, and
-// it dies with this process.
+// it dies with this process, unless its Spec says otherwise.
 func Start(ctx context.Context, spec Spec) (*Process, error) {
 	p := &Process{Spec: spec, ended: make(chan struct{})}
 	if err := p.launch(); err != nil {
@@ -67,18 +68,22 @@ func (p *Process) launch() error {
 	fmt.Fprintf(log, "%s\n", p.Spec.CommandLine())
 
 	c := p.Spec.command()
-	p.cmd = exec.Command(qemu, c.args...)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.ExtraFiles = c.files
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := startOn(p.cmd, p.Spec.CPUs); err != nil {
+	cmd := exec.Command(qemu, c.args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = c.files
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if p.Spec.Outlives {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	}
+	if err := startOn(cmd, p.Spec.CPUs); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {
 			return hint.New("run "+qemu, err, "Install qemu-system-x86.")
 		}
 		return err
 	}
+	p.pid, p.signal = cmd.Process.Pid, func(s unix.Signal) error { return cmd.Process.Signal(s) }
 	go func() {
-		p.status = p.cmd.Wait()
+		p.status = cmd.Wait()
 		close(p.ended)
 	}()
 	return nil
@@ -122,7 +127,7 @@ func (p *Process) bringUp(ctx context.Context) error {
 	return err
 }
 
-// meet connects to QEMU, pins its CPUs, and lets them run.
+// meet connects to QEMU, pins its CPUs, and lets them run, if they do not.
 func (p *Process) meet(ctx context.Context) error {
 	client, err := qmp.Dial(ctx, p.Spec.qmpPath())
 	if err != nil {
@@ -190,7 +195,7 @@ func (p *Process) lastWords() string {
 }
 
 // PID is the process id of QEMU.
-func (p *Process) PID() int { return p.cmd.Process.Pid }
+func (p *Process) PID() int { return p.pid }
 
 // Ended is closed when the process has ended and was reaped.
 func (p *Process) Ended() <-chan struct{} { return p.ended }
@@ -201,7 +206,14 @@ func (p *Process) Status() error { return p.status }
 // Freeze stops all threads of the process where they are (SIGSTOP): nothing of the guest
 // runs any more, and no request of its disks begins. QMP's stop would wait for those in
 // flight and flush, 75 to 85 ms with dirty disks.
-func (p *Process) Freeze() { _ = p.cmd.Process.Signal(syscall.SIGSTOP) } // it may have ended
+func (p *Process) Freeze() { p.send(unix.SIGSTOP) }
+
+// send sends the process a signal; it may have ended.
+func (p *Process) send(s unix.Signal) {
+	if p.signal != nil {
+		_ = p.signal(s)
+	}
+}
 
 // Kill ends the process without asking it: SIGKILL neither drains nor syncs.
 // Wait for Ended to know that it is done.
@@ -209,7 +221,7 @@ func (p *Process) Kill() {
 	if p.QMP != nil {
 		_ = p.QMP.Close()
 	}
-	_ = p.cmd.Process.Kill() // it may have ended
+	p.send(unix.SIGKILL)
 }
 
 // Effort is what the partition's threads have done since they began.

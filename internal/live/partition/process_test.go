@@ -60,10 +60,11 @@ func TestReserve(t *testing.T) {
 
 // TestFreeze: a frozen process does not run any more, and can be killed.
 func TestFreeze(t *testing.T) {
-	p := &Process{cmd: exec.Command("sh", "-c", "while :; do :; done")}
-	if err := p.cmd.Start(); err != nil {
+	cmd := exec.Command("sh", "-c", "while :; do :; done")
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	p := &Process{pid: cmd.Process.Pid, signal: func(s unix.Signal) error { return cmd.Process.Signal(s) }}
 	p.Freeze()
 	stat := filepath.Join("/proc", strconv.Itoa(p.PID()), "stat")
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
@@ -77,7 +78,7 @@ func TestFreeze(t *testing.T) {
 		}
 	}
 	p.Kill()
-	if err := p.cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+	if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Errorf("ended with %v", err)
 	}
 }

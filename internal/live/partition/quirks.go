@@ -11,6 +11,11 @@ const qemu = "qemu-system-x86_64"
 // headless is a machine with no devices that it was not told to have.
 var headless = []string{"-nodefaults", "-no-user-config", "-display", "none"}
 
+// sandbox is what QEMU may not ask its kernel for (seccomp): to run programs, first of all.
+// elevateprivileges would have it killed when it changes its user, which 7.2 does after
+// that.
+var sandbox = []string{"on", "obsolete=deny", "spawn=deny", "resourcecontrol=deny"}
+
 // tcgCPU is the emulated CPU: all features that TCG has, without
 //   - cx16: 6.12 double-faults at boot at a cmpxchg16b that TCG emulates;
 //   - erms, fsrm: TCG emulates fast string operations byte by byte, and the kernel would

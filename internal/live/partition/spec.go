@@ -5,6 +5,7 @@ package partition
 
 import (
 	"fmt"
+	"hash/fnv"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,6 +24,7 @@ type Spec struct {
 	Initramfs string // path; empty: none
 	Append    string // more kernel parameters
 	Reboots   bool   // a reset boots it again, as a machine, and does not end the process
+	Outlives  bool   // it goes on when the process that started it ends
 	Accel     Accel
 	Devices   []Device
 }
@@ -88,6 +90,10 @@ func (s *Spec) command() *command {
 	c := &command{}
 	c.arg(headless...)
 	c.arg("-S")
+	c.opt("-sandbox", sandbox...)
+	if s.Outlives && os.Geteuid() == 0 {
+		c.arg("-runas", s.user())
+	}
 	c.opt("-name", "understudy-"+s.Name, "debug-threads=on")
 	c.opt("-machine", "q35", "memory-backend=ram", "usb=off", "vmport=off")
 	c.arg(s.Accel.args()...)
@@ -122,6 +128,17 @@ func (s *Spec) command() *command {
 		d.add(c)
 	}
 	return c
+}
+
+// user is whom QEMU becomes once it has opened all that it needs: nobody's number, of those
+// that systemd gives to services for as long as they run (systemd.exec(5), DynamicUser), and
+// another one for each partition.
+func (s *Spec) user() string {
+	const first, last = 61184, 65519
+	h := fnv.New32a()
+	h.Write([]byte(s.RAMPath()))
+	id := first + h.Sum32()%(last-first+1)
+	return fmt.Sprintf("%d:%d", id, id)
 }
 
 func (s *Spec) kernelCommandLine() string {

@@ -38,6 +38,8 @@ type Greeting struct {
 	// Checker: the guest can check a file system of the ext family. Without, a takeover
 	// fails that finds one mid-update.
 	Checker bool `json:"checker"`
+	// Configured: another supervisor has configured it before.
+	Configured bool `json:"configured,omitempty"`
 }
 
 // Config tells an agent what its partition is for. Everything in it is known

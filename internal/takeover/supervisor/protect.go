@@ -73,6 +73,13 @@ func (s *Supervisor) protect(ctx context.Context) error {
 		}
 		return err
 	}
+	err := s.keepPair() // a switch may have given it another kernel
+	if err == nil {
+		err = s.record(func(r *Record) { r.Understudy = sd.name })
+	}
+	if err != nil {
+		return errors.Join(err, sd.close())
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sides[i], s.understudy = sd, sd

@@ -27,6 +27,11 @@ type Record struct {
 	// Heir is the partition that takes over from it; empty: none does.
 	Heir  string       `json:"heir,omitempty"`
 	Disks []RecordDisk `json:"disks"`
+	// Sides are the guests, if they outlive their supervisor; Understudy the one that is
+	// ready, empty if none is; and Up says that the pair was up.
+	Sides      []RecordSide `json:"sides,omitempty"`
+	Understudy string       `json:"understudy,omitempty"`
+	Up         bool         `json:"up,omitempty"`
 	// Kept is memory of sides that died before, whose partitions run again.
 	Kept []KeptMemory `json:"kept,omitempty"`
 	// Saved says that all that was in the memory of Active and Heir is on the disks.
@@ -126,10 +131,12 @@ func (d *RunDir) mine(fd int) error {
 func makeRunDir(path string) (*RunDir, error) {
 	old, err := OpenRunDir(path)
 	switch {
+	case err == nil && old.Adoptable():
+		return nil, errors.Join(fmt.Errorf("the guests of the pair in %s run, without a supervisor", path), old.Close())
 	case err == nil && old.AtStake():
 		return nil, errors.Join(&Unsaved{Dir: path, Record: old.Record}, old.Close())
 	case err == nil:
-		if err := old.Remove(); err != nil {
+		if err := errors.Join(old.EndGuests(), old.Remove()); err != nil {
 			return nil, err
 		}
 	case !errors.Is(err, fs.ErrNotExist):
@@ -177,20 +184,24 @@ func (d *RunDir) Write(r *Record) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(d.Path, recordName)
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return fmt.Errorf("write record: %w", err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("write record: %w", err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := writeDurably(filepath.Join(d.Path, recordName), append(b, '\n')); err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
 	d.Record = r
 	return nil
+}
+
+// writeDurably puts a file in the place of the one that there is, at once.
+func writeDurably(path string, b []byte) error {
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
 
 // RAM is the memory file of a partition.

@@ -54,6 +54,7 @@ func (s *Supervisor) boot(ctx context.Context, i int, active bool) (*side, error
 	spec := partition.Spec{
 		Name: p.Name, Dir: s.options.Dir, CPUs: p.CPUs, VCPUs: p.VCPUs, Memory: p.Memory,
 		Kernel: p.Kernel, Initramfs: p.Initramfs, Append: p.Append, Accel: accel,
+		Outlives: s.options.Outlive,
 	}
 	sd.spec = spec // whose files go with it, if what follows fails
 	spec.Devices, err = s.devices(ctx, sd, i, active)
@@ -61,10 +62,25 @@ func (s *Supervisor) boot(ctx context.Context, i int, active bool) (*side, error
 		s.log("partition %s: %s", p.Name, spec.CommandLine())
 		err = sd.boot(ctx, spec, s.config(p.Name), s.options.Notice)
 	}
+	if err == nil && spec.Outlives {
+		err = s.recordSide(sd)
+	}
 	if err != nil {
 		return nil, errors.Join(err, sd.close())
 	}
 	return sd, nil
+}
+
+// recordSide writes down which process a side is.
+func (s *Supervisor) recordSide(sd *side) error {
+	id, err := sd.process.Identity()
+	if err != nil {
+		return err
+	}
+	return s.record(func(r *Record) {
+		r.Sides = slices.DeleteFunc(r.Sides, func(rs RecordSide) bool { return rs.Name == sd.name })
+		r.Sides = append(r.Sides, RecordSide{Name: sd.name, Identity: id, Accel: sd.spec.Accel})
+	})
 }
 
 // boot starts the partition and returns when its agent has greeted and is
@@ -80,7 +96,7 @@ func (sd *side) boot(ctx context.Context, spec partition.Spec, c wire.Config, no
 	if sd.beat, err = mapBeat(spec.BeatPath()); err != nil {
 		return err
 	}
-	if err := sd.meet(ctx, notice); err != nil {
+	if err := sd.meet(ctx, notice, bootLimit); err != nil {
 		return fmt.Errorf("%w; the end of its console:\n%s", err, tail(spec.ConsoleLogPath()))
 	}
 	if err := able(sd.greeting, c); err != nil {
@@ -192,9 +208,9 @@ func dial(ctx context.Context, path string) (net.Conn, error) {
 	}
 }
 
-// meet connects to the agent and waits for its greeting.
-func (sd *side) meet(ctx context.Context, notice Notice) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, bootLimit, fmt.Errorf("partition %s did not boot within %v", sd.name, bootLimit))
+// meet connects to the agent and waits for its greeting, within a limit.
+func (sd *side) meet(ctx context.Context, notice Notice, limit time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the agent of partition %s did not greet within %v", sd.name, limit))
 	defer cancel()
 	stream, err := dial(ctx, sd.process.Spec.AgentPath())
 	if err != nil {
@@ -229,10 +245,13 @@ func (sd *side) meet(ctx context.Context, notice Notice) error {
 		}
 		return nil, nil
 	})
-	go func() { _ = sd.agent.Serve(context.WithoutCancel(ctx)) }() // its end ends all calls, with the reason
+	served := make(chan error, 1)
+	go func() { served <- sd.agent.Serve(context.WithoutCancel(ctx)) }() // its end ends all calls, with the reason
 	select {
 	case sd.greeting = <-greeted:
 		return nil
+	case err := <-served:
+		return fmt.Errorf("reach agent of partition %s: connection lost: %w", sd.name, err)
 	case <-sd.process.Ended():
 		return fmt.Errorf("partition %s ended while it booted", sd.name)
 	case <-ctx.Done():

@@ -51,6 +51,9 @@ type Options struct {
 	// Held is told why the active side stands still, if that is not its own doing and so
 	// no death, and "" when it goes on. It may be nil.
 	Held func(why string)
+	// Outlive has the guests go on when this process ends without a word: Adopt takes charge
+	// of them again.
+	Outlive bool
 	// Trouble is told what of a side's purpose does not work, as its agent says. It may be nil.
 	Trouble func(what string)
 	// Rescue brings to a partition's own root disk, which nobody uses, what only the
@@ -117,13 +120,16 @@ func (s *Supervisor) start(ctx context.Context) error {
 	if err := s.checkRoom(s.Pair.Partitions[0].Memory + s.Pair.Partitions[1].Memory); err != nil {
 		return err
 	}
-	if err := s.hold(); err != nil {
+	if err := s.hold(fence.Keep); err != nil {
 		return err
 	}
 	if err := s.checkDisks(); err != nil {
 		return err
 	}
-	staging, err := device.NewStaging(filepath.Join(s.options.Dir, "staging"), int64(max(s.Pair.Partitions[0].Memory, s.Pair.Partitions[1].Memory)))
+	if err := s.keepPair(); err != nil {
+		return err
+	}
+	staging, err := device.NewStaging(s.stagingPath(), int64(max(s.Pair.Partitions[0].Memory, s.Pair.Partitions[1].Memory)))
 	if err != nil {
 		return err
 	}
@@ -151,6 +157,9 @@ func (s *Supervisor) start(ctx context.Context) error {
 		return err
 	}
 	s.crashLoop.protected(time.Now())
+	if err := s.record(func(r *Record) { r.Up, r.Understudy = true, s.understudy.name }); err != nil {
+		return err
+	}
 	// Nobody is served before the pair is protected.
 	if err := s.connect(s.active); err != nil {
 		return err
@@ -162,7 +171,7 @@ func (s *Supervisor) start(ctx context.Context) error {
 }
 
 // hold makes the disks and root images ours for as long as the pair is up.
-func (s *Supervisor) hold() error {
+func (s *Supervisor) hold(keep func(string) (*fence.Hold, error)) error {
 	images := s.images()
 	for _, p := range s.Pair.Partitions {
 		if p.Root != "" && !slices.Contains(images, p.Root) {
@@ -170,7 +179,7 @@ func (s *Supervisor) hold() error {
 		}
 	}
 	for _, image := range images {
-		h, err := fence.Keep(image)
+		h, err := keep(image)
 		if err != nil {
 			return err
 		}
@@ -187,6 +196,8 @@ func (s *Supervisor) log(format string, args ...any) {
 // rehearses says whether the understudy goes through a takeover before the pair
 // counts as protected.
 func (s *Supervisor) rehearses() bool { return s.Pair.Takeover.Rehearse && len(s.Pair.Disks) > 0 }
+
+func (s *Supervisor) stagingPath() string { return filepath.Join(s.options.Dir, "staging") }
 
 // rehearsalPath is the disk that a partition rehearses on.
 func (s *Supervisor) rehearsalPath(partition string) string {
@@ -257,7 +268,7 @@ func (s *Supervisor) record(change func(*Record)) error {
 	r := &Record{Pair: s.Pair.Name}
 	if s.dir.Record != nil {
 		*r = *s.dir.Record
-		r.Disks, r.Kept = slices.Clone(r.Disks), slices.Clone(r.Kept)
+		r.Disks, r.Kept, r.Sides = slices.Clone(r.Disks), slices.Clone(r.Kept), slices.Clone(r.Sides)
 	} else {
 		for _, d := range s.Pair.Disks {
 			r.Disks = append(r.Disks, RecordDisk{Name: d.Name, Image: d.Image})

@@ -49,7 +49,7 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	s.active, s.understudy, s.crashed = s.understudy, nil, time.Time{}
 	s.mu.Unlock()
 	if err := s.record(func(r *Record) {
-		r.Active, r.Heir, r.Saved = s.active.name, "", false
+		r.Active, r.Heir, r.Understudy, r.Saved = s.active.name, "", "", false
 		for i := range r.Disks {
 			r.Disks[i].Progress = ""
 		}

@@ -121,7 +121,7 @@ func (s *Supervisor) LoseUnderstudy() error {
 	dead := s.understudy
 	s.understudy = nil
 	s.mu.Unlock()
-	return dead.end()
+	return errors.Join(dead.end(), s.record(func(r *Record) { r.Understudy = "" }))
 }
 
 // watcherOf watches a side in its role.
@@ -250,6 +250,9 @@ func (w *watcher) watch(ctx context.Context) (liveness.Verdict, error) {
 // loaded goes on to boot its crash kernel, which must not get to the disks before the fence.
 func (sd *side) listen(ctx context.Context) <-chan liveness.Verdict {
 	dying := make(chan liveness.Verdict, 1)
+	if sd.process.QMP == nil { // it had ended when we came
+		return dying
+	}
 	go func() {
 		for e, err := range sd.process.QMP.Events(ctx) {
 			if err != nil {

@@ -1,0 +1,76 @@
+package partition
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Identity tells a process from one that gets its number later.
+type Identity struct {
+	PID     int    `json:"pid"`
+	Started uint64 `json:"started"` // in clock ticks after this machine's boot (proc(5), stat, field 22)
+}
+
+// Identity is that of the partition's process.
+func (p *Process) Identity() (Identity, error) {
+	started, err := startOf(p.PID())
+	return Identity{p.PID(), started}, err
+}
+
+// startOf reads when a process began.
+func startOf(pid int) (uint64, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	const before = 19 // fields between the name's parenthesis and this one
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) <= before {
+		return 0, fmt.Errorf("read start of process %d: %q", pid, stat)
+	}
+	return strconv.ParseUint(fields[before], 10, 64)
+}
+
+// ErrGone is why a partition is not adopted: its process has ended.
+var ErrGone = errors.New("it has ended")
+
+// Adopt takes charge of a partition that runs, and that another process started which has
+// ended itself. Its memory is there also with ErrGone; then the Process has ended.
+func Adopt(ctx context.Context, spec Spec, id Identity) (*Process, error) {
+	p := &Process{Spec: spec, pid: id.PID, ended: make(chan struct{}), status: errors.New("nobody saw how")}
+	fd, err := unix.PidfdOpen(id.PID, 0)
+	// The number is looked at once it cannot pass to another any more.
+	if started, startErr := startOf(id.PID); err != nil || startErr != nil || started != id.Started {
+		if err == nil {
+			unix.Close(fd)
+		}
+		close(p.ended)
+		return p, fmt.Errorf("adopt partition %s: process %d: %w", spec.Name, id.PID, ErrGone)
+	}
+	p.signal = func(s unix.Signal) error { return unix.PidfdSendSignal(fd, s, nil, 0) }
+	go func() {
+		defer close(p.ended) // the descriptor stays, since a signal may be on its way to it
+		for {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+			if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+				return
+			}
+		}
+	}()
+	if err := p.bringUp(ctx); err != nil {
+		select {
+		case <-p.ended:
+			err = ErrGone
+		default:
+		}
+		return p, fmt.Errorf("adopt partition %s: %w", spec.Name, err)
+	}
+	return p, nil
+}

@@ -1,0 +1,249 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/device"
+	"understudy.dev/understudy/internal/live/fence"
+	"understudy.dev/understudy/internal/live/liveness"
+	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/live/partition"
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// RecordSide is a side whose guest goes on when its supervisor ends.
+type RecordSide struct {
+	Name string `json:"name"`
+	partition.Identity
+	Accel partition.Accel `json:"accel"`
+}
+
+// pairName is the file of a run directory that has the pair as it runs.
+const pairName = "pair.json"
+
+// keepPair writes down what the pair is, for a supervisor that adopts it.
+func (s *Supervisor) keepPair() error {
+	b, err := json.Marshal(s.Pair)
+	if err == nil {
+		err = writeDurably(filepath.Join(s.dir.Path, pairName), b)
+	}
+	if err != nil {
+		return fmt.Errorf("write down the pair: %w", err)
+	}
+	return nil
+}
+
+// Adoptable says whether a pair whose supervisor has ended was up, and neither taking over
+// nor going down.
+func (d *RunDir) Adoptable() bool {
+	r := d.Record
+	return r != nil && r.Up && !r.Saved && r.Heir == "" && r.Why == "" && len(d.guests()) > 0
+}
+
+// guests are the processes of the directory's partitions that still run.
+func (d *RunDir) guests() (pids []int) {
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well-formed
+	for _, l := range lines {
+		b, err := os.ReadFile(l)
+		program, args, _ := strings.Cut(string(b), "\x00")
+		if err == nil && strings.Contains(args, "mem-path="+d.Path+"/") && strings.HasPrefix(filepath.Base(program), "qemu-system") {
+			pid, _ := strconv.Atoi(strings.Split(l, "/")[2]) // it is a number
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// EndGuests ends the guests that a supervisor has left. Their memory stays.
+func (d *RunDir) EndGuests() error {
+	for deadline := time.Now().Add(endLimit); ; time.Sleep(10 * time.Millisecond) {
+		pids := d.guests()
+		if len(pids) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("end the guests of %s: processes %v have not ended %v after SIGKILL: they may still have the disks", d.Path, pids, endLimit)
+		}
+		for _, pid := range pids {
+			_ = unix.Kill(pid, unix.SIGKILL) // it may just have ended
+		}
+	}
+}
+
+// Adopt takes charge of a pair whose supervisor has ended, and whose guests go on. Watch
+// tells what has become of them since. On an error they are as they were.
+func Adopt(ctx context.Context, d *RunDir, o Options) (*Supervisor, error) {
+	s := &Supervisor{Pair: &pair.Pair{}, options: o, dir: d, holds: make(map[string]*fence.Hold)}
+	s.options.Dir = d.Path
+	if err := s.adopt(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("take charge of the pair again: %w", err), s.Leave())
+	}
+	return s, nil
+}
+
+func (s *Supervisor) adopt(ctx context.Context) error {
+	b, err := os.ReadFile(filepath.Join(s.dir.Path, pairName))
+	if err == nil {
+		err = json.Unmarshal(b, s.Pair)
+	}
+	if err != nil {
+		return fmt.Errorf("read what the pair is: %w", err)
+	}
+	if err := s.hold(fence.Rekeep); err != nil {
+		return err
+	}
+	if s.staging, err = device.OpenStaging(s.stagingPath()); err != nil {
+		return err
+	}
+	r := s.dir.Record
+	for i, p := range s.Pair.Partitions {
+		j := slices.IndexFunc(r.Sides, func(rs RecordSide) bool { return rs.Name == p.Name })
+		if j < 0 || p.Name != r.Active && p.Name != r.Understudy {
+			continue
+		}
+		sd, err := s.adoptSide(ctx, i, r.Sides[j])
+		switch {
+		case p.Name == r.Active && (err == nil || errors.Is(err, partition.ErrGone) || errors.Is(err, errStill)):
+			if err != nil { // Watch will say so
+				s.log("%v", err)
+			}
+			s.sides[i], s.active = sd, sd
+		case p.Name == r.Active:
+			return err
+		case err == nil:
+			s.sides[i], s.understudy = sd, sd
+		default: // another one boots in its place
+			s.log("%v", err)
+			if err := sd.close(); err != nil {
+				return err
+			}
+		}
+	}
+	if s.active == nil {
+		return errors.New("its record does not know the active side")
+	}
+	if s.understudy == nil { // what was booting there was nobody's yet
+		if err := s.clear(1 - s.active.index); err != nil {
+			return err
+		}
+	}
+	s.crashLoop.protected(time.Now())
+	return s.prepare(ctx)
+}
+
+// clear ends a guest that was not ready, and removes its files.
+func (s *Supervisor) clear(i int) error {
+	name := s.Pair.Partitions[i].Name
+	spec := partition.Spec{Name: name, Dir: s.dir.Path}
+	for _, pid := range s.dir.guests() {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // it may just have ended
+		if strings.Contains(string(b), "mem-path="+spec.RAMPath()) {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+	return spec.Remove()
+}
+
+// adoptSide takes charge of a guest. Also with an error the side has what is to be ended.
+func (s *Supervisor) adoptSide(ctx context.Context, i int, r RecordSide) (*side, error) {
+	p := s.Pair.Partitions[i]
+	sd := &side{index: i, name: p.Name, troubles: make(chan string, maxTroubles)}
+	sd.spec = partition.Spec{
+		Name: p.Name, Dir: s.dir.Path, CPUs: p.CPUs, VCPUs: p.VCPUs, Memory: p.Memory,
+		Kernel: p.Kernel, Initramfs: p.Initramfs, Append: p.Append, Accel: r.Accel, Outlives: true,
+	}
+	for n := range s.Pair.NICs {
+		sd.taps = append(sd.taps, tapName(s.Pair.Name, i, n))
+	}
+	var gone error
+	sd.process, gone = partition.Adopt(ctx, sd.spec, r.Identity)
+	var err error
+	if sd.beat, err = mapBeat(sd.spec.BeatPath()); err != nil {
+		return sd, err
+	}
+	if gone != nil {
+		return sd, errors.Join(gone, sd.mute())
+	}
+	if err := sd.meetAgain(ctx, s.options.Notice); err != nil {
+		return sd, errors.Join(err, sd.mute())
+	}
+	return sd, nil
+}
+
+// mute gives a side an agent that answers nothing.
+func (sd *side) mute() error {
+	if sd.agent != nil {
+		_ = sd.agent.Close() // it may be closed
+	}
+	none, _ := net.Pipe()
+	sd.agent = wire.New(none, wire.FromAgent, nil)
+	return sd.agent.Close()
+}
+
+// errStill is why an agent is not waited for.
+var errStill = errors.New("its beat stands still")
+
+// meetAgain connects to the agent of a guest that another supervisor had. What that left
+// half said comes first, and does not make sense.
+func (sd *side) meetAgain(ctx context.Context, notice Notice) error {
+	for deadline := time.Now().Add(adoptLimit); ; {
+		before := sd.counter(liveness.CounterOffset)
+		err := sd.meet(ctx, notice, greetLimit)
+		if err != nil && sd.counter(liveness.CounterOffset) == before {
+			return fmt.Errorf("partition %s: %w", sd.name, errStill)
+		}
+		if err == nil && !sd.greeting.Configured {
+			err = fmt.Errorf("the agent of partition %s was started again, and knows of nothing", sd.name)
+		}
+		if err == nil || ctx.Err() != nil || time.Now().After(deadline) {
+			return err
+		}
+		_ = sd.agent.Close() // it may be closed
+	}
+}
+
+const (
+	// greetLimit is how long an agent that runs may take to greet.
+	greetLimit = 3 * time.Second
+	// adoptLimit is how long an agent is tried: it may be busy.
+	adoptLimit = 30 * time.Second
+)
+
+// Leave lets the guests go on without us.
+func (s *Supervisor) Leave() error {
+	errs := []error{s.closeMorgue()}
+	for _, sd := range s.sides {
+		if sd != nil {
+			errs = append(errs, sd.leave())
+		}
+	}
+	return errors.Join(append(errs, s.release(), s.dir.Close())...)
+}
+
+// leave lets a guest go on without us.
+func (sd *side) leave() error {
+	if sd.agent != nil {
+		_ = sd.agent.Close() // it may be closed
+	}
+	if sd.process != nil && sd.process.QMP != nil {
+		_ = sd.process.QMP.Close() // likewise
+	}
+	var err error
+	if sd.beat != nil {
+		err = unix.Munmap(sd.beat)
+		sd.beat = nil
+	}
+	return err
+}
