@@ -6,7 +6,7 @@
 GO ?= go
 BEGAN := $(shell date +%s)
 
-.PHONY: build lab setup kernels vet check lint test test-quick test-full demo matrix oracle fuzz nfs nfs-crashes bench clean
+.PHONY: build lab setup kernels vet check lint test test-quick test-full demo survive matrix oracle fuzz nfs nfs-crashes bench clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/understudy ./cmd/understudy
@@ -51,6 +51,11 @@ test-quick: vet
 test-full: TIMEOUT = 3h
 test-full: kernels build lab check
 	$(RUN) -tier full -timeout $(TIMEOUT) -table docs/TESTED.md
+
+# Faults of kernels, and deaths of everything that a pair is made of; about an hour; writes
+# docs/RELIABILITY.md and out/survive.json.
+survive: kernels build lab
+	$(GO) run ./internal/lab/cmd/survive
 
 demo: setup lab
 	bin/understudy-lab demo

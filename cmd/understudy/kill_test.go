@@ -38,6 +38,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// killed is the section of deaths of others than the active kernel alone.
+const killed = "Killed"
+
 const noUnderstudy = "there is no understudy to be killed"
 
 // breakOff brings a pair up, waits for a line on its input, kills the active kernel, and,
@@ -152,6 +155,9 @@ func TestBrokenOff(t *testing.T) {
 					if got := s.read(path); got != want {
 						t.Errorf("%s has %d bytes, want %d: %.60q", path, len(got), len(want), got)
 					}
+				}
+				if !t.Failed() {
+					row(t, killed, who, "when a disk is recorded as "+string(point), "understudy recover", "exact")
 				}
 			})
 		}

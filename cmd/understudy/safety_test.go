@@ -166,6 +166,15 @@ func (s *standing) state(want string) (st status) {
 	return st
 }
 
+// calm waits until the next death is not one of a crash loop, after which the pair would
+// pause.
+func (s *standing) calm() {
+	s.t.Helper()
+	for st := s.status(); time.Since(st.Since) < 11*time.Second; st = s.status() {
+		time.Sleep(time.Second)
+	}
+}
+
 // status is the pair's, for a test that asks often.
 func (s *standing) status() (st status) {
 	s.t.Helper()
@@ -312,6 +321,9 @@ func TestSupervisorKilled(t *testing.T) {
 			t.Errorf("file %d has %d bytes, or other ones than the %d that were written", n, len(got), len(againFile(n)))
 		}
 	}
+	if !t.Failed() {
+		row(t, killed, "supervisor", "at rest; then another one takes charge, takes over, and is killed", "understudy up; understudy down", "exact")
+	}
 }
 
 // TestActiveDiesUnwatched: what happened while there was no supervisor is seen by the next.
@@ -348,6 +360,9 @@ func TestActiveDiesUnwatched(t *testing.T) {
 			if got := s.read("/file-1"); got != againFile(1) {
 				t.Errorf("the file has %d bytes, or other ones than the %d that were written", len(got), len(againFile(1)))
 			}
+			if !t.Failed() {
+				row(t, killed, "supervisor, then the active side: "+how, "at rest", "understudy up", "exact")
+			}
 		})
 	}
 }
@@ -380,6 +395,9 @@ func TestAllKilled(t *testing.T) {
 	s.up()
 	if _, err := understudy(t, "down"); err != nil {
 		t.Error(err)
+	}
+	if !t.Failed() {
+		row(t, killed, "supervisor and both guests", "at rest", "understudy recover", "exact")
 	}
 }
 
@@ -447,6 +465,9 @@ func TestHeirDies(t *testing.T) {
 	if kept, mark := s.read("/kept"), s.read("/mark"); kept != "precious\n" || mark != "started\nstarted\n" {
 		t.Errorf("the files are %q and %q", kept, mark)
 	}
+	if !t.Failed() {
+		row(t, killed, "understudy", "while services start in a takeover, by a panic", "understudy recover", "exact")
+	}
 }
 
 // TestNoRoomIsNoDeath: a guest that QEMU has stopped, since the host has no room under a
@@ -480,6 +501,7 @@ func TestNoRoomIsNoDeath(t *testing.T) {
 	if st := pairStatus(t); st.State != "protected" {
 		t.Errorf("status %+v", st)
 	}
+	row(t, notDead, "no room under a sparse image (ENOSPC)", "until there was room", pairStatus(t).Takeovers)
 	if _, err := understudy(t, "down"); err != nil {
 		t.Error(err)
 	}
@@ -497,7 +519,8 @@ func TestStoppedIsNotDead(t *testing.T) {
 	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(3 * time.Second) // ten times the limit of its heartbeat
+	const stopped = 3 * time.Second // ten times the limit of its heartbeat
+	time.Sleep(stopped)
 	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
@@ -505,6 +528,7 @@ func TestStoppedIsNotDead(t *testing.T) {
 	if st := pairStatus(t); st.State != "protected" {
 		t.Errorf("status %+v", st)
 	}
+	row(t, notDead, "SIGSTOP of the active side's QEMU", stopped, pairStatus(t).Takeovers)
 	if _, err := understudy(t, "down"); err != nil {
 		t.Error(err)
 	}
@@ -539,4 +563,7 @@ func TestUnderstudyDies(t *testing.T) {
 		t.Error(err)
 	}
 	s.sound()
+	if !t.Failed() {
+		row(t, killed, "understudy", "at rest", "by itself", "exact")
+	}
 }

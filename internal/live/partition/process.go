@@ -282,24 +282,6 @@ func (p *Process) Spread(cpus []int) error {
 	return nil
 }
 
-// Frozen says whether the partition's control group is frozen (Documentation/
-// admin-guide/cgroup-v2.rst, cgroup.events): its threads look asleep then.
-func (p *Process) Frozen() bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.PID()))
-	if err != nil {
-		return false
-	}
-	for line := range strings.Lines(string(b)) {
-		group, v2 := strings.CutPrefix(strings.TrimSpace(line), "0::")
-		if !v2 {
-			continue
-		}
-		events, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", group, "cgroup.events"))
-		return err == nil && strings.Contains(string(events), "frozen 1")
-	}
-	return false
-}
-
 // Bounds on what a guest may say on its console before the oldest of it goes, bytes: its
 // log is on the file system that its memory is on.
 const (

@@ -1,0 +1,49 @@
+// Package fault is a kernel module of ours that has a kernel fail, in ways that a user's
+// program cannot bring about. scripts/modules.sh builds it for kernels of the matrix.
+package fault
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"understudy.dev/understudy/internal/live/dirs"
+)
+
+// Ways are what the module can be told, as its source lists them.
+var Ways = []string{"panic", "oops", "bug", "stack", "hang-all", "hang-one", "hang-loop", "hang-lock"}
+
+// Unmet is why this machine cannot have the module.
+type Unmet struct{ Reason string }
+
+func (u Unmet) Error() string { return u.Reason }
+
+// Module is the path of the module for a kernel by its name in scripts/kernels.sh, built if
+// need be, and the kernel's directory (dirs.Kernel). It may fail with Unmet.
+func Module(kernel string) (module, dir string, err error) {
+	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return "", "", fmt.Errorf("find scripts: %w", err)
+	}
+	script := filepath.Join(strings.TrimSpace(string(root)), "scripts", "modules.sh")
+	out, err := exec.Command(script, kernel, "fault").CombinedOutput()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == 3 {
+		return "", "", Unmet{string(out)}
+	}
+	if err != nil {
+		return "", "", fmt.Errorf("%s: %w: %s", script, err, out)
+	}
+	cache, err := dirs.Cache()
+	if err != nil {
+		return "", "", err
+	}
+	dir = filepath.Join(cache, "kernels", kernel)
+	_, modules, err := dirs.Kernel(dir)
+	if err != nil {
+		return "", "", err
+	}
+	return filepath.Join(cache, "modules", filepath.Base(modules), "fault.ko"), dir, nil
+}
