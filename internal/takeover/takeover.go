@@ -155,6 +155,9 @@ type Options struct {
 	Notice   Notice   // of the clients whom Witness knows
 	// SyncFirst makes what was applied durable before the services start.
 	SyncFirst bool
+	// StopIfRefused has a takeover fail, before the understudy sees the disk, if the salvage
+	// of a disk is refused as a whole.
+	StopIfRefused bool
 	// Record makes durable how far a disk has come, before the step that Progress
 	// names is taken; it may be nil. If it fails, the takeover does.
 	Record func(disk string, p Progress) error
@@ -286,6 +289,10 @@ func (r *run) disk(ctx context.Context, disk string) error {
 	}
 	remains, commit := r.examine(disk)
 	r.teller.meet(ctx)
+	if remains == nil && r.options.Salvager != nil && r.options.StopIfRefused {
+		why := r.report.Refused[len(r.report.Refused)-1]
+		return fmt.Errorf("%s: %s (takeover: {refused: serve} would go on without what is unsaved)", why.What, why.Reason)
+	}
 	if remains != nil {
 		// Before the disk is handed over: without room, all is left as it is.
 		if _, err := r.machine.Staging(r.staged + remains.Size()); err != nil {

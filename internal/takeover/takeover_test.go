@@ -204,6 +204,27 @@ func TestRefusedCommit(t *testing.T) {
 	}
 }
 
+// TestStopIfRefused: the policy has a takeover fail while the disk is as the dead side left
+// it; what is refused of single files does not.
+func TestStopIfRefused(t *testing.T) {
+	wrong := errors.New("the journal was aborted")
+	for name, b := range map[string]*body{"examine": {examine: wrong}, "commit": {finish: wrong, found: someFiles()}} {
+		m := newStand()
+		b.m = m
+		_, err := play(m, Options{Disks: []string{"data"}, Salvager: b, StopIfRefused: true})
+		if err == nil || !strings.Contains(err.Error(), wrong.Error()) {
+			t.Errorf("%s: error %v", name, err)
+		}
+		if slices.ContainsFunc(m.calls, func(c string) bool { return strings.HasPrefix(c, "hand over") || strings.HasPrefix(c, "mount") }) {
+			t.Errorf("%s: calls %v", name, m.calls)
+		}
+	}
+	m := newStand()
+	if _, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, gather: wrong, found: someFiles()}, StopIfRefused: true}); err != nil {
+		t.Errorf("gather: %v", err)
+	}
+}
+
 // TestCheckBeforeMount: what cannot be proven sound is checked, and what that said
 // is in the report.
 func TestCheckBeforeMount(t *testing.T) {

@@ -79,11 +79,7 @@ func (a *Agent) mountDisk(ctx context.Context, d wire.Disk) error {
 	if err != nil {
 		return fmt.Errorf("mount %s (%s) on %s: %w", path, d.Type, d.Mount, err)
 	}
-	end, err := a.watchDisk(d, path)
-	if err != nil {
-		return errors.Join(err, unmount(ctx, d.Mount))
-	}
-	a.mounts = append(a.mounts, mounted{d.Name, d.Mount, end})
+	a.mounts = append(a.mounts, mounted{d.Name, d.Mount, a.watchDisk(d, path)})
 	return nil
 }
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"slices"
@@ -31,37 +32,49 @@ type diskPulse struct {
 // a guest has wants more.
 const directRead = 4096
 
-// watchDisk starts the pulse of a disk that has just been mounted. It returns what ends it.
-func (a *Agent) watchDisk(d wire.Disk, path string) (end func(), err error) {
+// watchDisk starts the pulse of a disk that has just been mounted, and returns what ends it.
+// That it cannot is no reason not to serve.
+func (a *Agent) watchDisk(d wire.Disk, path string) func() {
+	end := func() {}
 	i := slices.IndexFunc(a.config.Disks, func(c wire.Disk) bool { return c.Name == d.Name })
-	limit := a.config.Beat.Disk
-	if i < 0 || a.counters == nil || limit == 0 {
-		return func() {}, nil
-	}
 	pulses := liveness.DiskPulses(make([]string, len(a.config.Disks)))
-	if i >= len(pulses) {
-		return func() {}, nil
+	if a.counters == nil || i < 0 || i >= len(pulses) {
+		return end
 	}
+	if limit := a.config.Beat.Disk; limit > 0 {
+		p, err := openPulse(path)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "understudy: disk %s is not watched: %v\n", d.Name, err)
+			return end
+		}
+		p.counters, p.offset = a.counters, pulses[i].Offset
+		go p.run(limit / liveness.PulsesPerLimit)
+		end = p.end
+	}
+	if slices.Contains(strings.Split(d.Options, ","), "ro") {
+		return end
+	}
+	w := writable{a: a, disk: d, path: path, done: make(chan struct{})}
+	go w.run()
+	return func() {
+		close(w.done)
+		end()
+	}
+}
+
+// openPulse opens a disk to be read.
+func openPulse(path string) (*diskPulse, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open %s to watch it: %w", path, err)
+		return nil, err
 	}
-	size, err := f.Seek(0, 2)
+	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("size %s: %w", path, err), f.Close())
+		return nil, errors.Join(err, f.Close())
 	}
 	// The last block: a read writes back first what is dirty of its range in the device's
 	// own cache, and a superblock would be.
-	p := &diskPulse{counters: a.counters, offset: pulses[i].Offset, device: f, at: max(0, size-directRead) &^ (directRead - 1)}
-	go p.run(limit / liveness.PulsesPerLimit)
-	w := writable{a: a, disk: d, path: path, done: make(chan struct{})}
-	if !slices.Contains(strings.Split(d.Options, ","), "ro") {
-		go w.run()
-	}
-	return func() {
-		close(w.done)
-		p.end()
-	}, nil
+	return &diskPulse{device: f, at: max(0, size-directRead) &^ (directRead - 1)}, nil
 }
 
 func (p *diskPulse) run(period time.Duration) {

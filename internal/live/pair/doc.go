@@ -19,7 +19,7 @@
 //	  lease: 10s
 //	  grace: 10s
 //	heartbeat: {period: 20ms, limit: 300ms, cpu: 10s, scheduler: 30s, disk: 30s}
-//	takeover: {salvage: true, sync: after, degraded: report, notify: all, notify_rate: 2000}
+//	takeover: {salvage: true, sync: after, refused: serve, degraded: report, notify: all, notify_rate: 2000}
 //
 // A partition has as many virtual CPUs as CPUs, unless vcpus says otherwise: an
 // understudy's may be more, since the dead side's CPUs fall to it. Both partitions
@@ -31,6 +31,10 @@
 // ordinary thread of it, or a disk; each of the last three may be off. degraded says what is
 // done if it runs but a service of it keeps ending or a file system has become read-only:
 // report, or takeover.
+//
+// refused says what a takeover does if the unsaved data of a disk is refused as a whole:
+// serve without it, as after an ordinary crash, and keep the memory; or stop, and leave the
+// disk as it is, for understudy recover or a person.
 //
 // notify says which clients of the dead side are told that their connections are
 // gone: all, none, or those of a list of local TCP ports.

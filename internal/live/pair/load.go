@@ -101,7 +101,7 @@ func (r *reader) top(root *yaml.Node) {
 		Period: 20 * time.Millisecond, Limit: 300 * time.Millisecond,
 		CPU: 10 * time.Second, Scheduler: 30 * time.Second, Disk: 30 * time.Second,
 	}
-	p.Takeover = Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true, Degraded: DegradedReport, Notify: Notify{All: true}, NotifyRate: defaultNotifyRate}
+	p.Takeover = Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true, Refused: RefusedServe, Degraded: DegradedReport, Notify: Notify{All: true}, NotifyRate: defaultNotifyRate}
 	r.mapping(root, "",
 		r.name(&p.Name),
 		field{"partitions", true, r.partitions},
@@ -219,6 +219,7 @@ func (r *reader) takeover(node *yaml.Node, key string) {
 		parsed(r, "salvage", false, &t.Salvage, "write true or false", parseBool),
 		parsed(r, "rehearse", false, &t.Rehearse, "write true or false", parseBool),
 		choice(r, "sync", false, &t.Sync, SyncBefore, SyncAfter),
+		choice(r, "refused", false, &t.Refused, RefusedServe, RefusedStop),
 		choice(r, "degraded", false, &t.Degraded, DegradedReport, DegradedTakeOver),
 		r.notify(&t.Notify),
 		parsed(r, "notify_rate", false, &t.NotifyRate, rateHint, parseRate),

@@ -45,7 +45,7 @@ services:
     command: [busybox, httpd, -f, -p, 80]
     ready: 80
 heartbeat: {period: 10ms, limit: 200ms, cpu: 2s, disk: off}
-takeover: {salvage: false, sync: before, degraded: takeover, notify: [2049, 80], notify_rate: 500}
+takeover: {salvage: false, sync: before, refused: stop, degraded: takeover, notify: [2049, 80], notify_rate: 500}
 `
 
 func TestParseExample(t *testing.T) {
@@ -73,7 +73,7 @@ func TestParseExample(t *testing.T) {
 		}},
 		Services:  []Service{{"web", []string{"busybox", "httpd", "-f", "-p", "80"}, 80}},
 		Heartbeat: Heartbeat{10 * time.Millisecond, 200 * time.Millisecond, 2 * time.Second, 30 * time.Second, 0},
-		Takeover:  Takeover{Sync: SyncBefore, Rehearse: true, Degraded: DegradedTakeOver, Notify: Notify{Ports: []int{80, 2049}}, NotifyRate: 500},
+		Takeover:  Takeover{Sync: SyncBefore, Rehearse: true, Refused: RefusedStop, Degraded: DegradedTakeOver, Notify: Notify{Ports: []int{80, 2049}}, NotifyRate: 500},
 	}
 	if got := plain(p); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -98,7 +98,7 @@ func TestParseDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	takeover := Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true, Degraded: DegradedReport, Notify: Notify{All: true}, NotifyRate: 2000}
+	takeover := Takeover{Salvage: true, Sync: SyncAfter, Rehearse: true, Refused: RefusedServe, Degraded: DegradedReport, Notify: Notify{All: true}, NotifyRate: 2000}
 	if p.Heartbeat != (Heartbeat{20 * time.Millisecond, 300 * time.Millisecond, 10 * time.Second, 30 * time.Second, 30 * time.Second}) || !reflect.DeepEqual(p.Takeover, takeover) ||
 		p.Partitions[1].Accel != AccelAuto || p.Disks[0].Type != Ext4 {
 		t.Errorf("defaults: %+v", p)

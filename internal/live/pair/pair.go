@@ -98,6 +98,8 @@ type Takeover struct {
 	// Rehearse has the understudy mount, write, and start the services once on
 	// a disk made for that, before the pair counts as protected.
 	Rehearse bool
+	// Refused is what is done if what is unsaved of a disk cannot be brought over.
+	Refused Refused
 	// Degraded is what is done if a service keeps ending, or a file system becomes
 	// read-only.
 	Degraded Degraded
@@ -113,6 +115,14 @@ type Sync string
 const (
 	SyncBefore Sync = "before" // before the services start: slower, and safe against a second crash
 	SyncAfter  Sync = "after"  // once the services run
+)
+
+// Refused is what a takeover does with a disk whose unsaved data it refuses.
+type Refused string
+
+const (
+	RefusedServe Refused = "serve" // the service goes on as after an ordinary crash; the memory is kept
+	RefusedStop  Refused = "stop"  // the takeover fails before the understudy sees the disk
 )
 
 // Degraded is what is done about a side that runs, and does not do what it is for.

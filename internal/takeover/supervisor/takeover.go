@@ -72,7 +72,8 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 func (s *Supervisor) takeoverOptions(salvager *morgue.Morgue) takeover.Options {
 	o := takeover.Options{
 		SyncFirst: s.Pair.Takeover.Sync == pair.SyncBefore, Fenced: s.options.Fenced,
-		Witness: s.witness(), Notice: notice(s.Pair),
+		StopIfRefused: s.Pair.Takeover.Refused == pair.RefusedStop,
+		Witness:       s.witness(), Notice: notice(s.Pair),
 		Record: func(disk string, p takeover.Progress) error {
 			err := s.record(func(r *Record) {
 				r.Heir, r.Saved = s.understudy.name, false
