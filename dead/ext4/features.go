@@ -3,6 +3,7 @@ package ext4
 import (
 	"fmt"
 	"math/bits"
+	"slices"
 	"strings"
 )
 
@@ -79,6 +80,41 @@ var names = map[Incompat]string{
 	IncompatMetaBG: "meta_bg", IncompatExtents: "extent", Incompat64Bit: "64bit", IncompatMMP: "mmp", IncompatFlexBG: "flex_bg",
 	IncompatEAInode: "ea_inode", 0x1000: "dirdata", IncompatCsumSeed: "metadata_csum_seed", IncompatLargeDir: "large_dir",
 	IncompatInlineData: "inline_data", IncompatEncrypt: "encrypt", IncompatCasefold: "casefold",
+}
+
+// compatNames and roCompatNames are likewise; what mke2fs cannot be told, since it is a
+// state or long gone, has no name.
+var (
+	compatNames = map[Compat]string{
+		CompatHasJournal: "has_journal", CompatExtAttr: "ext_attr", 0x10: "resize_inode", CompatDirIndex: "dir_index",
+		CompatSparseSuper2: "sparse_super2", CompatFastCommit: "fast_commit", 0x800: "stable_inodes", CompatOrphanFile: "orphan_file",
+	}
+	roCompatNames = map[ROCompat]string{
+		ROCompatSparseSuper: "sparse_super", ROCompatLargeFile: "large_file", ROCompatHugeFile: "huge_file", ROCompatGDTCsum: "uninit_bg",
+		ROCompatDirNlink: "dir_nlink", ROCompatExtraIsize: "extra_isize", ROCompatQuota: "quota", ROCompatBigalloc: "bigalloc",
+		ROCompatMetadataCsum: "metadata_csum", ROCompatProject: "project", ROCompatVerity: "verity",
+	}
+)
+
+// MakeOptions are the options with which mke2fs(8) makes a file system with the same
+// features, and the same sizes of blocks, clusters and inodes.
+func (s *Super) MakeOptions() []string {
+	features := slices.Concat([]string{"none"}, namesOf(s.Compat, compatNames), namesOf(s.Incompat&^IncompatRecover, names), namesOf(s.ROCompat, roCompatNames))
+	options := []string{"-b", fmt.Sprint(s.BlockSize), "-I", fmt.Sprint(s.InodeSize), "-O", strings.Join(features, ",")}
+	if s.ROCompat&ROCompatBigalloc != 0 {
+		options = append(options, "-C", fmt.Sprint(s.ClusterSize))
+	}
+	return options
+}
+
+// namesOf are the names of those features that have one, lowest bit first.
+func namesOf[F Compat | Incompat | ROCompat](f F, names map[F]string) (list []string) {
+	for ; f != 0; f &= f - 1 {
+		if name, ok := names[f&-f]; ok {
+			list = append(list, name)
+		}
+	}
+	return list
 }
 
 // FeatureError says that a file system has incompatible features that are not

@@ -7,19 +7,12 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// rehearse does what a takeover will ask for, on a disk of its own: mount,
-// write files by handle, say where the addresses are, start the services, wait
+// rehearse does what a takeover will ask for, on disks of its own that stand for the shared
+// ones: mount, write files by handle, say where the addresses are, start the services, wait
 // until they are ready, stop them, unmount. What of it the kernel does for the
 // first time takes several times as long as the second, and under emulation more;
 // and what cannot work is better known before a crash than in it.
 func (a *Agent) rehearse(ctx context.Context, r wire.RehearseRequest) (_ none, err error) {
-	disk := wire.Disk{Name: wire.RehearsalDisk, Type: r.Type, Mount: r.Mount, Options: r.Options}
-	a.mu.Lock()
-	err = a.mountDisk(ctx, disk)
-	a.mu.Unlock()
-	if err != nil {
-		return none{}, err
-	}
 	defer func() {
 		if _, stopErr := a.stop(ctx, none{}); err == nil {
 			err = stopErr
@@ -28,12 +21,7 @@ func (a *Agent) rehearse(ctx context.Context, r wire.RehearseRequest) (_ none, e
 			err = armErr
 		}
 	}()
-	staging, err := openStaging()
-	if err != nil {
-		return none{}, err
-	}
-	defer staging.Close()
-	if err := filewriter.Rehearse(r.Mount, staging); err != nil {
+	if err := a.rehearseDisks(ctx); err != nil {
 		return none{}, err
 	}
 	if _, err := a.sync(ctx, none{}); err != nil {
@@ -49,4 +37,27 @@ func (a *Agent) rehearse(ctx context.Context, r wire.RehearseRequest) (_ none, e
 		return none{}, err
 	}
 	return a.start(ctx, none{})
+}
+
+// rehearseDisks mounts the disks that stand for the shared ones, and writes to them.
+func (a *Agent) rehearseDisks(ctx context.Context) error {
+	staging, err := openStaging()
+	if err != nil {
+		return err
+	}
+	defer staging.Close()
+	for i, d := range a.config.Disks {
+		mount := d.Mount
+		d.Name = wire.RehearsalDisk(i)
+		a.mu.Lock()
+		err := a.mountDisk(ctx, d)
+		a.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		if err := filewriter.Rehearse(mount, staging); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -21,18 +21,19 @@ import (
 // rehearsalBytes is enough for a journal and a few files.
 const rehearsalBytes = 64 << 20
 
-// MakeRehearsal makes a small disk with an empty file system.
-func MakeRehearsal(ctx context.Context, path, kind string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+// MakeRehearsal makes a small disk with an empty file system of a kind, with these options
+// of mke2fs(8).
+func MakeRehearsal(ctx context.Context, path, kind string, options ...string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("make rehearsal disk: %w", err)
 	}
 	if err := errors.Join(f.Truncate(rehearsalBytes), f.Close()); err != nil {
 		return fmt.Errorf("make rehearsal disk: %w", err)
 	}
-	// 4 KiB blocks: on a disk so small they would be 1 KiB.
-	if out, err := exec.CommandContext(ctx, "mkfs."+kind, "-q", "-F", "-b", "4096", path).CombinedOutput(); err != nil {
-		return hint.New("make rehearsal disk", fmt.Errorf("%w: %s", err, out), "Install e2fsprogs, which has mkfs."+kind+".")
+	args := append(append([]string{"-q", "-F"}, options...), path)
+	if out, err := exec.CommandContext(ctx, "mkfs."+kind, args...).CombinedOutput(); err != nil {
+		return hint.New("make rehearsal disk", fmt.Errorf("mkfs.%s %s: %w: %s", kind, strings.Join(args, " "), err, out), "Install e2fsprogs, which has mkfs."+kind+", in a version that knows these features.")
 	}
 	return nil
 }

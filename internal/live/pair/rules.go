@@ -49,12 +49,12 @@ func (p *Pair) partitionRules(add addFunc) {
 const maxSerial = 20
 
 // ownDisks are the names of disks that partitions have of their own.
-var ownDisks = []string{"root", "staging", "rehearsal"}
+var ownDisks = []string{"root", "staging", "rehearsal-0"}
 
 func (p *Pair) diskRules(add addFunc) {
 	u := unique{p: p, list: "disks", add: add}
 	for i, d := range p.Disks {
-		if len(d.Name) > maxSerial || slices.Contains(ownDisks, d.Name) {
+		if len(d.Name) > maxSerial || slices.Contains(ownDisks, d.Name) || strings.HasPrefix(d.Name, "rehearsal") {
 			add(fmt.Sprintf("disks.%d.name", i), fmt.Sprintf("use another name of at most %d bytes", maxSerial),
 				"%q is too long, or one of our own (%s)", d.Name, strings.Join(ownDisks, ", "))
 		}

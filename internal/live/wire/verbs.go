@@ -1,15 +1,19 @@
 package wire
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // PortName is the virtio-serial port that an agent speaks on.
 const PortName = "org.understudy.agent"
 
-// Serial numbers of the disks of an understudy besides the shared ones.
-const (
-	StagingDisk   = "staging"   // what salvaged data comes on
-	RehearsalDisk = "rehearsal" // small and empty: a takeover is rehearsed on it
-)
+// StagingDisk is the serial number of the disk that salvaged data comes on.
+const StagingDisk = "staging"
+
+// RehearsalDisk is the serial number of the small and empty disk that stands for shared disk
+// i when a takeover is rehearsed.
+func RehearsalDisk(i int) string { return fmt.Sprintf("rehearsal-%d", i) }
 
 // Checker is the program in a guest that checks a file system of the ext family.
 const Checker = "/sbin/e2fsck"
@@ -167,11 +171,7 @@ type CrashRequest struct {
 	Silent bool `json:"silent"`
 }
 
-// RehearseRequest says where and as what to mount the disk that a takeover is
-// rehearsed on, and whether the services start in it too.
+// RehearseRequest has a takeover rehearsed, on the rehearsal disks.
 type RehearseRequest struct {
-	Type     string `json:"type"`
-	Mount    string `json:"mount"`
-	Options  string `json:"options"`
-	Services bool   `json:"services"`
+	Services bool `json:"services"` // start and stop the services, too
 }

@@ -155,13 +155,11 @@ func (s *Supervisor) devices(ctx context.Context, side *side, i int, active bool
 	}
 	if !active {
 		devices = append(devices, partition.Disk{Name: wire.StagingDisk, Image: s.staging.Path(), ReadOnly: true})
-		if s.rehearses() {
-			path := s.rehearsalPath(side.name)
-			if err := device.MakeRehearsal(ctx, path, string(s.Pair.Disks[0].Type)); err != nil {
-				return nil, err
-			}
-			devices = append(devices, partition.Disk{Name: wire.RehearsalDisk, Image: path})
+		rehearsals, err := s.makeRehearsals(ctx, side.name)
+		if err != nil {
+			return nil, err
 		}
+		devices = append(devices, rehearsals...)
 	}
 	for n, nic := range s.Pair.NICs {
 		name := tapName(s.Pair.Name, i, n)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/netns"
@@ -199,9 +200,24 @@ func (s *Supervisor) rehearses() bool { return s.Pair.Takeover.Rehearse && len(s
 
 func (s *Supervisor) stagingPath() string { return filepath.Join(s.options.Dir, "staging") }
 
-// rehearsalPath is the disk that a partition rehearses on.
-func (s *Supervisor) rehearsalPath(partition string) string {
-	return filepath.Join(s.options.Dir, partition+".rehearsal")
+// makeRehearsals makes a disk for each of the pair's, to rehearse on: with the features that
+// the file system on that has.
+func (s *Supervisor) makeRehearsals(ctx context.Context, name string) (devices []partition.Device, err error) {
+	if !s.rehearses() {
+		return nil, nil
+	}
+	for i, d := range s.Pair.Disks {
+		fs, err := ext4.Open(s.holds[d.Image])
+		if err != nil {
+			return nil, fmt.Errorf("disk %s: %w", d.Name, err)
+		}
+		path := filepath.Join(s.options.Dir, fmt.Sprintf("%s.%s", name, wire.RehearsalDisk(i)))
+		if err := device.MakeRehearsal(ctx, path, string(d.Type), fs.Super.MakeOptions()...); err != nil {
+			return nil, fmt.Errorf("%w (takeover: {rehearse: false} does without)", err)
+		}
+		devices = append(devices, partition.Disk{Name: wire.RehearsalDisk(i), Image: path})
+	}
+	return devices, nil
 }
 
 // rehearse has an understudy go through a takeover.
@@ -209,12 +225,10 @@ func (s *Supervisor) rehearse(ctx context.Context, sd *side) error {
 	if !s.rehearses() {
 		return nil
 	}
-	d := s.Pair.Disks[0]
-	r := wire.RehearseRequest{Type: string(d.Type), Mount: d.Mount, Options: d.Options, Services: true}
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("not done within %v", startLimit))
 	defer cancel()
 	for range rehearsals {
-		if err := sd.agent.Call(ctx, wire.Rehearse, r, nil); err != nil {
+		if err := sd.agent.Call(ctx, wire.Rehearse, wire.RehearseRequest{Services: true}, nil); err != nil {
 			return fmt.Errorf("rehearse a takeover on partition %s: %w (takeover: {rehearse: false} does without)", sd.name, err)
 		}
 	}
