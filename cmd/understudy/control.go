@@ -31,6 +31,7 @@ const (
 	verbCrash  = "crash"  // crashRequest
 	verbDown   = "down"   // downRequest
 	verbSwitch = "switch" // switchRequest to lastTakeover
+	verbLeave  = "leave"  // to nothing
 )
 
 // crashRequest kills the active kernel.
@@ -78,6 +79,7 @@ type control struct {
 	mu      sync.Mutex
 	status  status
 	stopped bool   // nothing is left to be stopped
+	leaving bool   // the guests are to go on
 	order   *order // the switch that was asked for; nil: none
 	wake    func() // has guard look at it
 }
@@ -130,6 +132,12 @@ func (c *control) answer(ctx context.Context, verb string, body json.RawMessage)
 			return nil, err
 		}
 		return c.ordered(ctx, r)
+	case verbLeave:
+		if err := c.leave(); err != nil {
+			return nil, err
+		}
+		context.AfterFunc(ctx, c.end) // as below
+		return nil, nil
 	case verbDown:
 		var r downRequest
 		if err := json.Unmarshal(body, &r); err != nil {
@@ -174,6 +182,10 @@ func (c *control) guard(ctx context.Context, out io.Writer) error {
 		death, err := c.s.Watch(p.ctx)
 		if ctx.Err() != nil {
 			p.stop()
+			if c.isLeaving() {
+				fmt.Fprintln(out, "the guests go on without a supervisor")
+				return nil
+			}
 			return c.goDown(out)
 		}
 		if err != nil { // there is an understudy to be watched, too, or a switch was asked for
@@ -196,6 +208,23 @@ func (c *control) guard(ctx context.Context, out io.Writer) error {
 			return c.failed(ctx, out, err)
 		}
 	}
+}
+
+// leave has the supervisor end, and the guests go on, if nothing is being done to them.
+func (c *control) leave() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.status.State; s != "protected" && s != "unprotected" || c.order != nil {
+		return fmt.Errorf("the pair is %s: leave it when it is protected", s)
+	}
+	c.leaving = true
+	return nil
+}
+
+func (c *control) isLeaving() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.leaving
 }
 
 // lost notes that the understudy died.

@@ -36,7 +36,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(upCommand(), statusCommand(), switchCommand(), crashCommand(), downCommand(), consoleCommand(), recoverCommand(),
+	cmd.AddCommand(upCommand(), statusCommand(), switchCommand(), crashCommand(), leaveCommand(), downCommand(), consoleCommand(), recoverCommand(),
 		initramfsCommand(), agentCommand(), inspectCommand(), salvageCommand(), socketsCommand())
 	return cmd
 }

@@ -81,7 +81,13 @@ func up(ctx context.Context, p *pair.Pair, out io.Writer, ready func() error) (e
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, c.s.Close()) }()
+	defer func() {
+		if c.isLeaving() && err == nil {
+			err = c.s.Leave()
+		} else {
+			err = errors.Join(err, c.s.Close())
+		}
+	}()
 	if err := c.serve(ctx, dirs.Run(p.Name)); err != nil {
 		return errors.Join(err, c.stop(downRequest{Force: true}))
 	}

@@ -88,6 +88,19 @@ func crashCommand() *cobra.Command {
 	return cmd
 }
 
+func leaveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "leave [PAIR]",
+		Short: "End a pair's supervisor, and let its guests go on",
+		Long: `End a pair's supervisor, and let its guests go on, unwatched, until understudy up takes
+charge of them again: of another version, for example.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return ask(cmd.Context(), first(args), verbLeave, nil, nil)
+		},
+	}
+}
+
 func downCommand() *cobra.Command {
 	var r downRequest
 	cmd := &cobra.Command{
