@@ -92,7 +92,7 @@ func up(ctx context.Context, p *pair.Pair, out io.Writer, ready func() error) (e
 		return errors.Join(err, c.stop(downRequest{Force: true}))
 	}
 	defer c.close()
-	fmt.Fprintf(out, "pair %s is %s\n", p.Name, c.status.State)
+	fmt.Fprintf(out, "pair %s is %s\n", p.Name, c.role())
 	if err := ready(); err != nil {
 		fmt.Fprintf(out, "tell that it is: %v\n", err) // the pair is up all the same
 	}

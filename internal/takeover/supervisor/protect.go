@@ -15,8 +15,8 @@ import (
 
 // Protect gives the active side an understudy: the partition that nothing runs in boots,
 // and rehearses. It tries again, after pauses that grow, until it has come through or ctx
-// ends; tell hears of each attempt that failed. Watch and TakeOver may not be called
-// meanwhile with the expectation of an understudy; the active side may die.
+// ends; tell hears of each attempt that failed. Watch may run meanwhile, and the active side
+// may die; TakeOver and Switch wait for the end of Protect.
 func (s *Supervisor) Protect(ctx context.Context, tell func(error)) error {
 	for {
 		if err := sleep(ctx, s.crashLoop.pause(time.Now())); err != nil {

@@ -77,12 +77,13 @@ type Supervisor struct {
 
 	recording sync.Mutex // of record
 
-	mu         sync.Mutex     // of what follows, which others than the watcher ask for
-	sides      [2]*side       // nil: nothing runs in that partition, or died in it
-	active     *side          // the one with the shared devices
-	understudy *side          // nil: none
-	morgue     *morgue.Morgue // of the active side; nil: nobody has looked for its kernel yet
-	crashed    time.Time      // when a crash was asked for
+	mu         sync.Mutex               // of what follows, which others than the watcher ask for
+	sides      [2]*side                 // nil: nothing runs in that partition, or died in it
+	active     *side                    // the one with the shared devices
+	understudy *side                    // nil: none
+	morgue     *morgue.Morgue           // of the active side; nil: nobody has looked for its kernel yet
+	reads      map[string]chan struct{} // of images, by us, that are under way; by disk
+	crashed    time.Time                // when a crash was asked for
 }
 
 // roles are the active side and the understudy, for those who do not change them.

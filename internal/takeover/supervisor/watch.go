@@ -4,16 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 	"unsafe"
 
-	"golang.org/x/sys/unix"
-
-	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/qmp"
@@ -169,46 +164,6 @@ func (s *Supervisor) panicked() (cpu int, yes bool) {
 	return m.Panicked()
 }
 
-// hostReads says whether this machine itself gets a block of a disk's image, within
-// answerWithin. If not, no kernel of a guest is to blame.
-func (s *Supervisor) hostReads(disk string) bool {
-	i := slices.IndexFunc(s.Pair.Disks, func(d pair.Disk) bool { return d.Name == disk })
-	if i < 0 {
-		return true
-	}
-	h := s.holds[s.Pair.Disks[i].Image]
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		hostRead(h)
-	}()
-	select {
-	case <-done:
-		return true
-	case <-time.After(hostLimit):
-		return false
-	}
-}
-
-// hostLimit is how long this machine's own read of an image may take.
-const hostLimit = 5 * time.Second
-
-// hostRead reads the last block of an image past the page cache, if it can.
-func hostRead(h *fence.Hold) {
-	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", h.Fd()), os.O_RDONLY|unix.O_DIRECT, 0)
-	if err != nil {
-		return // a file system without such reads has its answers in memory
-	}
-	defer f.Close()
-	const block = 4096
-	b, err := unix.Mmap(-1, 0, block, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		return
-	}
-	defer func() { _ = unix.Munmap(b) }()
-	_, _ = f.ReadAt(b, max(0, h.Size-block)&^(block-1)) // an error is an answer, too
-}
-
 // watch looks at the side every period, and listens for the dying message, the end of the
 // process, and what its agent says. It returns at the first sign of death, or with ctx's
 // error.
@@ -288,45 +243,6 @@ type watcher struct {
 	why   string    // what keeps it from running; empty: nothing
 	since time.Time // of why
 	tried time.Time // when QEMU was last asked to go on
-}
-
-// pulse is one of a side's pulses, as it was last seen.
-type pulse struct {
-	liveness.Pulse
-	period, limit time.Duration
-	silencer      *liveness.Silencer
-	seen          time.Time
-}
-
-// lookAtPulses takes an observation of those pulses that it is time for.
-func (w *watcher) lookAtPulses(ctx context.Context) (liveness.Verdict, bool) {
-	var effort liveness.Effort
-	for _, p := range w.pulses {
-		now := time.Now()
-		if now.Sub(p.seen) < p.period {
-			continue
-		}
-		p.seen = now
-		if effort == nil {
-			effort, _ = w.side.process.Effort() // an error means that it is ending
-		}
-		o := liveness.Observation{At: now, Counter: w.side.counter(p.Offset), Effort: effort}
-		v, dead := p.silencer.Observe(o)
-		if !dead {
-			continue
-		}
-		p.silencer = liveness.NewSilencer(p.period, p.limit)
-		if w.ask(ctx) != "" {
-			continue // nothing of it runs: the beat tells
-		}
-		if disk, is := strings.CutPrefix(p.Name, "disk "); is && !w.hostReads(disk) {
-			w.trouble(fmt.Sprintf("disk %s: this machine gets no block of its image either, within %v", disk, hostLimit))
-			continue
-		}
-		v.Cause, v.Detail = p.Cause, fmt.Sprintf("%s of partition %s stands still for more than %v", p.Name, w.side.name, p.limit)
-		return v, true
-	}
-	return liveness.Verdict{}, false
 }
 
 const (
