@@ -187,9 +187,21 @@ func (sd *side) mute() error {
 	if sd.agent != nil {
 		_ = sd.agent.Close() // it may be closed
 	}
+	sd.muted = true
 	none, _ := net.Pipe()
 	sd.agent = wire.New(none, wire.FromAgent, nil)
 	return sd.agent.Close()
+}
+
+// reach meets the agent of a side that stood still when it was adopted, and may have gone on
+// since: it was stopped, or had no time.
+func (sd *side) reach(ctx context.Context) error {
+	if !sd.muted {
+		return nil
+	}
+	err := sd.meetAgain(ctx, nil)
+	sd.muted = err != nil
+	return err
 }
 
 // errStill is why an agent is not waited for.

@@ -28,6 +28,7 @@ type side struct {
 	spec     partition.Spec
 	process  *partition.Process
 	agent    *wire.Conn
+	muted    bool // agent answers nothing
 	greeting wire.Greeting
 	taps     []string
 	tapFiles []*os.File
@@ -301,6 +302,9 @@ func (sd *side) startServices(ctx context.Context) error {
 }
 
 func (sd *side) stop(ctx context.Context) error {
+	if err := sd.reach(ctx); err != nil {
+		return err
+	}
 	return sd.agent.Call(ctx, wire.Stop, nil, nil)
 }
 

@@ -41,7 +41,10 @@ func (s *Supervisor) Abandon(ctx context.Context, why error) error {
 	ctx, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()
 	active, _ := s.roles()
-	err := active.agent.Call(ctx, wire.Sync, nil, nil)
+	err := active.reach(ctx)
+	if err == nil {
+		err = active.agent.Call(ctx, wire.Sync, nil, nil)
+	}
 	return errors.Join(err, s.record(func(r *Record) { r.Why = why.Error() }))
 }
 

@@ -28,6 +28,9 @@ func (s *Supervisor) Switch(ctx context.Context) (*takeover.Report, error) {
 	if err := s.watched(ctx, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, stopLimit)
 		defer cancel()
+		if err := s.active.reach(ctx); err != nil {
+			return err
+		}
 		return s.active.agent.Call(ctx, wire.Sync, nil, nil)
 	}); err != nil {
 		return nil, &NotSwitched{err}
