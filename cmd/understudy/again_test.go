@@ -31,10 +31,8 @@ func againFile(n int) string {
 // TestProtectedAgain: takeover follows takeover, by crash and by hang in turn, and each time
 // the dead side is the understudy of the next. Nothing is lost, and nothing grows.
 func TestProtectedAgain(t *testing.T) {
-	takeovers := 3
-	if tier.IsFull() {
-		takeovers = 50
-	}
+	tier.Full(t, "takeovers in a row")
+	const takeovers = 50
 	s := stand(t, marker, again)
 	s.up()
 	var back []time.Duration
@@ -45,9 +43,7 @@ func TestProtectedAgain(t *testing.T) {
 			active, heir = heir, active
 		}
 		s.shell(active, fmt.Sprintf("while [ ! -e /srv/done-%d ]; do sleep 1; done", n))
-		if tier.IsFull() {
-			s.calm()
-		}
+		s.calm()
 		args := []string{"crash"}
 		if n%4 > 1 {
 			args = append(args, "--hang")
@@ -137,6 +133,7 @@ func (s *standing) usage() usage {
 // TestSecondDeath: a side that dies before there is an understudy again is taken over from
 // all the same, once one has booted, and nothing is lost.
 func TestSecondDeath(t *testing.T) {
+	tier.Full(t, "a second death")
 	s := stand(t, marker, again)
 	s.up()
 	s.shell("left", "while [ ! -e /srv/done-1 ]; do sleep 1; done")
@@ -170,6 +167,7 @@ func TestSecondDeath(t *testing.T) {
 // TestRootRescued: what a dead side had not written to its own root disk is there when it
 // boots again.
 func TestRootRescued(t *testing.T) {
+	tier.Full(t, "a root disk")
 	root := filepath.Join(t.TempDir(), "root.img")
 	if err := os.WriteFile(root, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -199,44 +197,5 @@ func TestRootRescued(t *testing.T) {
 	}
 	if !t.Failed() {
 		row(t, killed, "active side with unsaved data on its own root disk", "at rest", "by itself", "exact")
-	}
-}
-
-// TestTwoDisks: disks with features of their own, one mounted in the other, are rehearsed as
-// they are, and brought over.
-func TestTwoDisks(t *testing.T) {
-	inner := filepath.Join(t.TempDir(), "inner.img")
-	if err := os.WriteFile(inner, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(inner, 64<<20); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-b", "1024", "-O", "quota,inline_data,orphan_file", inner).CombinedOutput(); err != nil {
-		t.Fatalf("mkfs: %v: %s", err, out)
-	}
-	both := strings.ReplaceAll(again, "touch /srv/done", "seq $n 100000 > /srv/in/file-$n; touch /srv/done")
-	s := stand(t, marker, both, "services:", "  - {name: inner, image: "+inner+", mount: /srv/in, options: noatime}\nservices:")
-	s.up()
-	s.shell("left", "while [ ! -e /srv/done-1 ]; do sleep 1; done")
-	if _, err := understudy(t, "crash"); err != nil {
-		t.Fatal(err)
-	}
-	await(t, "takeover", programLimit, func() bool { return s.status().Takeovers == 1 })
-	if st := s.state("protected"); len(st.Takeover.Refused) > 0 {
-		t.Errorf("status %+v", st)
-	}
-	s.shell("right", "while [ ! -e /srv/done-2 ]; do sleep 1; done")
-	if _, err := understudy(t, "down"); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		s.sound()
-		for n := 1; n <= 2; n++ {
-			if got := s.read(fmt.Sprintf("/file-%d", n)); got != againFile(n) {
-				t.Errorf("%s: file %d has %d bytes, or other ones than the %d that were written", s.image, n, len(got), len(againFile(n)))
-			}
-		}
-		s.image = inner
 	}
 }

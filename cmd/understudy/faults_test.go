@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -35,7 +37,7 @@ var faults = []fault{
 	// requests and answers none.
 	{name: "a disk that does not answer", cause: "stuck disk",
 		shell: `for s in /sys/block/*/serial; do if [ "$(cat $s)" = data ]; then d=$(readlink -f ${s%/*}/device/..); fi; done; printf '\003\004' | busybox dd of=$d/config bs=1 seek=4 conv=notrunc 2> /dev/null`},
-	{name: "a service that keeps ending", cause: "degraded", shell: "touch /tmp/fail"},
+	{name: "a service that keeps ending", cause: "degraded", full: true, shell: "touch /tmp/fail"},
 	{name: "one CPU that runs nothing else", cause: "stuck CPU", full: true,
 		shell: unthrottled + "busybox taskset 2 chrt -f 99 sh -c 'while :; do :; done' &"},
 	{name: "no time for ordinary threads", cause: "stuck scheduler", full: true, delay: time.Second,
@@ -86,9 +88,20 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// testFaults makes faults of the kernel in a directory (dirs.Kernel).
+// testFaults makes faults of the kernel in a directory (dirs.Kernel). The pair has two disks,
+// with features of their own, one mounted in the other.
 func testFaults(t *testing.T, kernel string, faults []fault, add ...string) {
-	services := again + `  - {name: fails, command: [sh, -c, "while [ ! -e /tmp/fail ]; do sleep 1; done; exit 1"]}
+	inner := filepath.Join(t.TempDir(), "inner.img")
+	if err := os.WriteFile(inner, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(inner, 64<<20); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-b", "1024", "-O", "quota,inline_data,orphan_file", inner).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs: %v: %s", err, out)
+	}
+	services := strings.ReplaceAll(again, "touch /srv/done", "seq $n 100000 > /srv/in/file-$n; touch /srv/done") + `  - {name: fails, command: [sh, -c, "while [ ! -e /tmp/fail ]; do sleep 1; done; exit 1"]}
 `
 	image, modules, err := dirs.Kernel(kernel)
 	if err != nil {
@@ -99,7 +112,7 @@ func testFaults(t *testing.T, kernel string, faults []fault, add ...string) {
 		t.Fatal(err)
 	}
 	s := stand(t, marker, services, "kernel: "+usual, "vcpus: 2, kernel: "+image,
-		"services:", "heartbeat: {cpu: 5s, scheduler: 5s, disk: 5s}\ntakeover: {degraded: takeover}\nservices:")
+		"services:", "  - {name: inner, image: "+inner+", mount: /srv/in, options: noatime}\nheartbeat: {cpu: 5s, scheduler: 5s, disk: 5s}\ntakeover: {degraded: takeover}\nservices:")
 	args := append([]string{"initramfs", "-o", filepath.Join(filepath.Dir(s.file), "guest.cpio"), "--modules", modules, "--add", "/usr/bin/chrt"}, add...)
 	if _, err := understudy(t, args...); err != nil {
 		t.Fatal(err)
@@ -130,10 +143,12 @@ func testFaults(t *testing.T, kernel string, faults []fault, add ...string) {
 	if _, err := understudy(t, "down"); err != nil {
 		t.Fatal(err)
 	}
-	s.sound()
-	for i := range n + 1 {
-		if got := s.read(fmt.Sprintf("/file-%d", i+1)); got != againFile(i+1) {
-			t.Errorf("file %d has %d bytes, or other ones than the %d that were written", i+1, len(got), len(againFile(i+1)))
+	for _, s.image = range []string{s.image, inner} {
+		s.sound()
+		for i := range n + 1 {
+			if got := s.read(fmt.Sprintf("/file-%d", i+1)); got != againFile(i+1) {
+				t.Errorf("%s: file %d has %d bytes, or other ones than the %d that were written", s.image, i+1, len(got), len(againFile(i+1)))
+			}
 		}
 	}
 }

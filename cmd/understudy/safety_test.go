@@ -373,6 +373,7 @@ func TestActiveDiesUnwatched(t *testing.T) {
 // TestAllKilled: the pair that is left says what is at stake, and it is brought to the disk;
 // an up in between does not touch it.
 func TestAllKilled(t *testing.T) {
+	tier.Full(t, "supervisor and guests killed")
 	s := stand(t, marker, writer)
 	s.up()
 	s.written()
