@@ -8,6 +8,7 @@ import (
 	"hash/fnv"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"understudy.dev/understudy/internal/live/wire"
@@ -71,6 +72,7 @@ func (c *command) arg(words ...string) { c.args = append(c.args, words...) }
 // opt adds one option with its comma-separated properties. A comma inside a
 // value is doubled for QEMU's option parser.
 func (c *command) opt(option string, properties ...string) {
+	properties = slices.Clone(properties)
 	for i, p := range properties {
 		properties[i] = strings.ReplaceAll(p, ",", ",,")
 	}

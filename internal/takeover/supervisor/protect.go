@@ -141,7 +141,7 @@ func (s *Supervisor) rescueRoot(ctx context.Context, i int) {
 		delete(s.holds, p.Root)
 	}
 	if err = errors.Join(err, held); err != nil {
-		s.log("root disk of partition %s: what was not written is lost, as after any crash: %v", p.Name, err)
+		s.trouble(fmt.Sprintf("root disk of partition %s: what was not written is lost, as after any crash: %v", p.Name, err))
 	}
 }
 
