@@ -43,7 +43,7 @@ is 3.`,
 			if err != nil {
 				return err
 			}
-			if d.Adoptable() {
+			if d.HasGuests() {
 				return errors.Join(fmt.Errorf("the guests of pair %s run: understudy up takes charge of them again, understudy down %s stops them in good order", name, name), d.Close())
 			}
 			if err := d.EndGuests(); err != nil {

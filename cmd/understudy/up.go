@@ -75,7 +75,7 @@ func up(ctx context.Context, p *pair.Pair, out io.Writer, ready func() error) (e
 		Held:    func(why string) { c.held(out, why) },
 		Trouble: func(what string) { c.trouble(out, what) },
 	}
-	if c.s, err = adopt(ctx, o); c.s == nil && err == nil {
+	if c.s, err = reconnect(ctx, o); c.s == nil && err == nil {
 		c.s, err = supervisor.Start(ctx, p, o)
 	}
 	if err != nil {
@@ -99,9 +99,9 @@ func up(ctx context.Context, p *pair.Pair, out io.Writer, ready func() error) (e
 	return c.guard(ctx, out)
 }
 
-// adopt takes charge of a pair whose supervisor has ended and whose guests go on; nil, if
+// reconnect takes charge of a pair whose supervisor has ended and whose guests go on; nil, if
 // there is none.
-func adopt(ctx context.Context, o supervisor.Options) (*supervisor.Supervisor, error) {
+func reconnect(ctx context.Context, o supervisor.Options) (*supervisor.Supervisor, error) {
 	d, err := supervisor.OpenRunDir(o.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -109,11 +109,11 @@ func adopt(ctx context.Context, o supervisor.Options) (*supervisor.Supervisor, e
 	if err != nil {
 		return nil, err
 	}
-	if !d.Adoptable() {
+	if !d.HasGuests() {
 		return nil, d.Close()
 	}
 	fmt.Fprintln(o.Log, "the pair runs, without a supervisor: it goes on as it was started, whatever its description says now")
-	return supervisor.Adopt(ctx, d, o)
+	return supervisor.Reconnect(ctx, d, o)
 }
 
 // readyFD is the number of the pipe that a supervisor in the background is given, to

@@ -158,8 +158,8 @@ func tidy(ctx context.Context, name string, r downRequest) error {
 	if err != nil {
 		return err
 	}
-	if d.Adoptable() {
-		s, err := supervisor.Adopt(ctx, d, supervisor.Options{Log: io.Discard, Outlive: true})
+	if d.HasGuests() {
+		s, err := supervisor.Reconnect(ctx, d, supervisor.Options{Log: io.Discard, Outlive: true})
 		if err == nil {
 			c := &control{s: s}
 			if err = c.stop(r); err != nil {

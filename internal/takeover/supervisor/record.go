@@ -131,7 +131,7 @@ func (d *RunDir) mine(fd int) error {
 func makeRunDir(path string) (*RunDir, error) {
 	old, err := OpenRunDir(path)
 	switch {
-	case err == nil && old.Adoptable():
+	case err == nil && old.HasGuests():
 		return nil, errors.Join(fmt.Errorf("the guests of the pair in %s run, without a supervisor", path), old.Close())
 	case err == nil && old.AtStake():
 		return nil, errors.Join(&Unsaved{Dir: path, Record: old.Record}, old.Close())

@@ -52,7 +52,7 @@ type Options struct {
 	// Held is told why the active side stands still, if that is not its own doing and so
 	// no death, and "" when it goes on. It may be nil.
 	Held func(why string)
-	// Outlive has the guests go on when this process ends without a word: Adopt takes charge
+	// Outlive has the guests go on when this process ends without a word: Reconnect takes charge
 	// of them again.
 	Outlive bool
 	// Trouble is told what of a side's purpose does not work, as its agent says. It may be nil.

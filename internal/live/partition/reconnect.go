@@ -38,12 +38,12 @@ func startOf(pid int) (uint64, error) {
 	return strconv.ParseUint(fields[before], 10, 64)
 }
 
-// ErrGone is why a partition is not adopted: its process has ended.
+// ErrGone is why a partition is not reconnected to: its process has ended.
 var ErrGone = errors.New("it has ended")
 
-// Adopt takes charge of a partition that runs, and that another process started which has
+// Reconnect takes charge of a partition that runs, and that another process started which has
 // ended itself. Its memory is there also with ErrGone; then the Process has ended.
-func Adopt(ctx context.Context, spec Spec, id Identity) (*Process, error) {
+func Reconnect(ctx context.Context, spec Spec, id Identity) (*Process, error) {
 	p := &Process{Spec: spec, pid: id.PID, ended: make(chan struct{}), status: errors.New("nobody saw how")}
 	fd, err := unix.PidfdOpen(id.PID, 0)
 	// The number is looked at once it cannot pass to another any more.
@@ -52,7 +52,7 @@ func Adopt(ctx context.Context, spec Spec, id Identity) (*Process, error) {
 			unix.Close(fd)
 		}
 		close(p.ended)
-		return p, fmt.Errorf("adopt partition %s: process %d: %w", spec.Name, id.PID, ErrGone)
+		return p, fmt.Errorf("reconnect to partition %s: process %d: %w", spec.Name, id.PID, ErrGone)
 	}
 	p.signal = func(s unix.Signal) error { return unix.PidfdSendSignal(fd, s, nil, 0) }
 	go func() {
@@ -70,7 +70,7 @@ func Adopt(ctx context.Context, spec Spec, id Identity) (*Process, error) {
 			err = ErrGone
 		default:
 		}
-		return p, fmt.Errorf("adopt partition %s: %w", spec.Name, err)
+		return p, fmt.Errorf("reconnect to partition %s: %w", spec.Name, err)
 	}
 	return p, nil
 }

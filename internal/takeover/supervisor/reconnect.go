@@ -33,7 +33,7 @@ type RecordSide struct {
 // pairName is the file of a run directory that has the pair as it runs.
 const pairName = "pair.json"
 
-// keepPair writes down what the pair is, for a supervisor that adopts it.
+// keepPair writes down what the pair is, for a supervisor that takes charge of it.
 func (s *Supervisor) keepPair() error {
 	b, err := json.Marshal(s.Pair)
 	if err == nil {
@@ -45,9 +45,9 @@ func (s *Supervisor) keepPair() error {
 	return nil
 }
 
-// Adoptable says whether a pair whose supervisor has ended was up, and neither taking over
+// HasGuests says whether a pair whose supervisor has ended was up, and neither taking over
 // nor going down.
-func (d *RunDir) Adoptable() bool {
+func (d *RunDir) HasGuests() bool {
 	r := d.Record
 	return r != nil && r.Up && !r.Saved && r.Heir == "" && r.Why == "" && len(d.guests()) > 0
 }
@@ -82,18 +82,18 @@ func (d *RunDir) EndGuests() error {
 	}
 }
 
-// Adopt takes charge of a pair whose supervisor has ended, and whose guests go on. Watch
+// Reconnect takes charge of a pair whose supervisor has ended, and whose guests go on. Watch
 // tells what has become of them since. On an error they are as they were.
-func Adopt(ctx context.Context, d *RunDir, o Options) (*Supervisor, error) {
+func Reconnect(ctx context.Context, d *RunDir, o Options) (*Supervisor, error) {
 	s := &Supervisor{Pair: &pair.Pair{}, options: o, dir: d, holds: make(map[string]*fence.Hold)}
 	s.options.Dir = d.Path
-	if err := s.adopt(ctx); err != nil {
+	if err := s.reconnect(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("take charge of the pair again: %w", err), s.Leave())
 	}
 	return s, nil
 }
 
-func (s *Supervisor) adopt(ctx context.Context) error {
+func (s *Supervisor) reconnect(ctx context.Context) error {
 	b, err := os.ReadFile(filepath.Join(s.dir.Path, pairName))
 	if err == nil {
 		err = json.Unmarshal(b, s.Pair)
@@ -113,7 +113,7 @@ func (s *Supervisor) adopt(ctx context.Context) error {
 		if j < 0 || p.Name != r.Active && p.Name != r.Understudy {
 			continue
 		}
-		sd, err := s.adoptSide(ctx, i, r.Sides[j])
+		sd, err := s.reconnectSide(ctx, i, r.Sides[j])
 		switch {
 		case p.Name == r.Active && (err == nil || errors.Is(err, partition.ErrGone) || errors.Is(err, errStill)):
 			if err != nil { // Watch will say so
@@ -156,8 +156,8 @@ func (s *Supervisor) clear(i int) error {
 	return spec.Remove()
 }
 
-// adoptSide takes charge of a guest. Also with an error the side has what is to be ended.
-func (s *Supervisor) adoptSide(ctx context.Context, i int, r RecordSide) (*side, error) {
+// reconnectSide takes charge of a guest. Also with an error the side has what is to be ended.
+func (s *Supervisor) reconnectSide(ctx context.Context, i int, r RecordSide) (*side, error) {
 	p := s.Pair.Partitions[i]
 	sd := &side{index: i, name: p.Name, troubles: make(chan string, maxTroubles)}
 	sd.spec = partition.Spec{
@@ -168,7 +168,7 @@ func (s *Supervisor) adoptSide(ctx context.Context, i int, r RecordSide) (*side,
 		sd.taps = append(sd.taps, tapName(s.Pair.Name, i, n))
 	}
 	var gone error
-	sd.process, gone = partition.Adopt(ctx, sd.spec, r.Identity)
+	sd.process, gone = partition.Reconnect(ctx, sd.spec, r.Identity)
 	var err error
 	if sd.beat, err = mapBeat(sd.spec.BeatPath()); err != nil {
 		return sd, err
@@ -193,7 +193,7 @@ func (sd *side) mute() error {
 	return sd.agent.Close()
 }
 
-// reach meets the agent of a side that stood still when it was adopted, and may have gone on
+// reach meets the agent of a side that stood still when it was reconnected to, and may have gone on
 // since: it was stopped, or had no time.
 func (sd *side) reach(ctx context.Context) error {
 	if !sd.muted {
@@ -210,7 +210,7 @@ var errStill = errors.New("its beat stands still")
 // meetAgain connects to the agent of a guest that another supervisor had. What that left
 // half said comes first, and does not make sense.
 func (sd *side) meetAgain(ctx context.Context, notice Notice) error {
-	for deadline := time.Now().Add(adoptLimit); ; {
+	for deadline := time.Now().Add(reconnectLimit); ; {
 		before := sd.counter(liveness.CounterOffset)
 		err := sd.meet(ctx, notice, greetLimit)
 		if err != nil && sd.counter(liveness.CounterOffset) == before {
@@ -229,8 +229,8 @@ func (sd *side) meetAgain(ctx context.Context, notice Notice) error {
 const (
 	// greetLimit is how long an agent that runs may take to greet.
 	greetLimit = 3 * time.Second
-	// adoptLimit is how long an agent is tried: it may be busy.
-	adoptLimit = 30 * time.Second
+	// reconnectLimit is how long an agent is tried: it may be busy.
+	reconnectLimit = 30 * time.Second
 )
 
 // Leave lets the guests go on without us.
