@@ -94,10 +94,14 @@ func survive(only string) (*report, error) {
 
 const mark = "survive: "
 
+// saidLines are the last lines of a test that failed which are printed.
+const saidLines = 200
+
 // read takes in what go test says (go doc test2json), and tells of it.
 func (r *report) read(events io.Reader) {
 	lines := bufio.NewScanner(events)
 	lines.Buffer(nil, 1<<20)
+	said := make(map[string][]string) // by test
 	for lines.Scan() {
 		var e struct{ Action, Test, Output string }
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil || e.Test == "" {
@@ -108,9 +112,11 @@ func (r *report) read(events io.Reader) {
 			r.Passed = append(r.Passed, e.Test)
 		case "fail":
 			r.Failed = append(r.Failed, e.Test)
+			fmt.Print(strings.Join(said[e.Test], ""))
 		case "skip":
 			r.Skipped = append(r.Skipped, e.Test)
 		case "output":
+			said[e.Test] = append(said[e.Test][max(0, len(said[e.Test])-saidLines):], e.Output)
 			_, text, found := strings.Cut(e.Output, mark)
 			var cells []string
 			if found && json.Unmarshal([]byte(text), &cells) == nil && len(cells) > 1 {
