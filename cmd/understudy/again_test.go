@@ -51,7 +51,7 @@ func TestProtectedAgain(t *testing.T) {
 		if _, err := understudy(t, args...); err != nil {
 			t.Fatal(err)
 		}
-		await(t, "takeover", programLimit, func() bool { return s.status().Takeovers == n })
+		await(t, "takeover", programLimit, func() bool { return s.status().Takeovers >= n })
 		dead := time.Now()
 		st := s.state("protected")
 		back = append(back, st.Since.Sub(dead))
@@ -140,11 +140,11 @@ func TestSecondDeath(t *testing.T) {
 	if _, err := understudy(t, "crash"); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "takeover", programLimit, func() bool { return s.status().Takeovers == 1 })
+	await(t, "takeover", programLimit, func() bool { return s.status().Takeovers >= 1 })
 	if _, err := understudy(t, "crash", "--force"); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "takeover", programLimit, func() bool { return s.status().Takeovers == 2 })
+	await(t, "takeover", programLimit, func() bool { return s.status().Takeovers >= 2 })
 	if st := s.state("protected"); st.Active != "left" || len(st.Takeover.Refused) > 0 {
 		t.Errorf("status after two deaths: %+v", st)
 	}
@@ -184,7 +184,7 @@ func TestRootRescued(t *testing.T) {
 	if _, err := understudy(t, "crash"); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "takeover", programLimit, func() bool { return s.status().Takeovers == 1 })
+	await(t, "takeover", programLimit, func() bool { return s.status().Takeovers >= 1 })
 	s.state("protected")
 	if _, err := understudy(t, "down"); err != nil {
 		t.Fatal(err)
