@@ -20,15 +20,19 @@ type Unmet struct{ Reason string }
 
 func (u Unmet) Error() string { return u.Reason }
 
-// Module is the path of the module for a kernel by its name in scripts/kernels.sh, built if
-// need be, and the kernel's directory (dirs.Kernel). It may fail with Unmet.
-func Module(kernel string) (module, dir string, err error) {
+// Module is our module for a kernel, as Build has it.
+func Module(kernel string) (module, dir string, err error) { return Build(kernel, "fault") }
+
+// Build gives the path of a module that scripts/modules.sh knows, for a kernel by its name in
+// scripts/kernels.sh, built if need be, and the kernel's directory (dirs.Kernel). It may fail
+// with Unmet.
+func Build(kernel, name string) (module, dir string, err error) {
 	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return "", "", fmt.Errorf("find scripts: %w", err)
 	}
 	script := filepath.Join(strings.TrimSpace(string(root)), "scripts", "modules.sh")
-	out, err := exec.Command(script, kernel, "fault").CombinedOutput()
+	out, err := exec.Command(script, kernel, name).CombinedOutput()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() == 3 {
 		return "", "", Unmet{string(out)}
@@ -45,5 +49,5 @@ func Module(kernel string) (module, dir string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	return filepath.Join(cache, "modules", filepath.Base(modules), "fault.ko"), dir, nil
+	return filepath.Join(cache, "modules", filepath.Base(modules), name+".ko"), dir, nil
 }

@@ -49,16 +49,17 @@ func (s *Supervisor) keepPair() error {
 // nor going down.
 func (d *RunDir) HasGuests() bool {
 	r := d.Record
-	return r != nil && r.Up && !r.Saved && r.Heir == "" && r.Why == "" && len(d.guests()) > 0
+	return r != nil && r.Up && !r.Saved && r.Heir == "" && r.Why == "" && len(guests(d.Path+"/")) > 0
 }
 
-// guests are the processes of the directory's partitions that still run.
-func (d *RunDir) guests() (pids []int) {
+// guests are the processes of partitions whose memory is in files of this path, or of one
+// that begins so.
+func guests(path string) (pids []int) {
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well-formed
 	for _, l := range lines {
 		b, err := os.ReadFile(l)
 		program, args, _ := strings.Cut(string(b), "\x00")
-		if err == nil && strings.Contains(args, "mem-path="+d.Path+"/") && strings.HasPrefix(filepath.Base(program), "qemu-system") {
+		if err == nil && strings.Contains(args, "mem-path="+path) && strings.HasPrefix(filepath.Base(program), "qemu-system") {
 			pid, _ := strconv.Atoi(strings.Split(l, "/")[2]) // it is a number
 			pids = append(pids, pid)
 		}
@@ -67,9 +68,12 @@ func (d *RunDir) guests() (pids []int) {
 }
 
 // EndGuests ends the guests that a supervisor has left. Their memory stays.
-func (d *RunDir) EndGuests() error {
+func (d *RunDir) EndGuests() error { return d.endGuests(d.Path + "/") }
+
+// endGuests ends those whose memory is in files of a path.
+func (d *RunDir) endGuests(path string) error {
 	for deadline := time.Now().Add(endLimit); ; time.Sleep(10 * time.Millisecond) {
-		pids := d.guests()
+		pids := guests(path)
 		if len(pids) == 0 {
 			return nil
 		}
@@ -86,7 +90,7 @@ func (d *RunDir) EndGuests() error {
 // tells what has become of them since. On an error they are as they were.
 func Reconnect(ctx context.Context, d *RunDir, o Options) (*Supervisor, error) {
 	s := &Supervisor{Pair: &pair.Pair{}, options: o, dir: d, holds: make(map[string]*fence.Hold)}
-	s.options.Dir = d.Path
+	s.options.Dir, s.options.Outlive = d.Path, true // as they do
 	if err := s.reconnect(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("take charge of the pair again: %w", err), s.Leave())
 	}
@@ -145,13 +149,9 @@ func (s *Supervisor) reconnect(ctx context.Context) error {
 
 // clear ends a guest that was not ready, and removes its files.
 func (s *Supervisor) clear(i int) error {
-	name := s.Pair.Partitions[i].Name
-	spec := partition.Spec{Name: name, Dir: s.dir.Path}
-	for _, pid := range s.dir.guests() {
-		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // it may just have ended
-		if strings.Contains(string(b), "mem-path="+spec.RAMPath()) {
-			_ = unix.Kill(pid, unix.SIGKILL)
-		}
+	spec := s.spec(i, "")
+	if err := s.dir.endGuests(spec.RAMPath()); err != nil {
+		return err
 	}
 	return spec.Remove()
 }
@@ -160,10 +160,7 @@ func (s *Supervisor) clear(i int) error {
 func (s *Supervisor) reconnectSide(ctx context.Context, i int, r RecordSide) (*side, error) {
 	p := s.Pair.Partitions[i]
 	sd := &side{index: i, name: p.Name, troubles: make(chan string, maxTroubles)}
-	sd.spec = partition.Spec{
-		Name: p.Name, Dir: s.dir.Path, CPUs: p.CPUs, VCPUs: p.VCPUs, Memory: p.Memory,
-		Kernel: p.Kernel, Initramfs: p.Initramfs, Append: p.Append, Accel: r.Accel, Outlives: true,
-	}
+	sd.spec = s.spec(i, r.Accel)
 	for n := range s.Pair.NICs {
 		sd.taps = append(sd.taps, tapName(s.Pair.Name, i, n))
 	}

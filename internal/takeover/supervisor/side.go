@@ -52,11 +52,7 @@ func (s *Supervisor) boot(ctx context.Context, i int, active bool) (*side, error
 		return nil, err
 	}
 	sd := &side{index: i, name: p.Name, troubles: make(chan string, maxTroubles)}
-	spec := partition.Spec{
-		Name: p.Name, Dir: s.options.Dir, CPUs: p.CPUs, VCPUs: p.VCPUs, Memory: p.Memory,
-		Kernel: p.Kernel, Initramfs: p.Initramfs, Append: p.Append, Accel: accel,
-		Outlives: s.options.Outlive,
-	}
+	spec := s.spec(i, accel)
 	sd.spec = spec // whose files go with it, if what follows fails
 	spec.Devices, err = s.devices(ctx, sd, i, active)
 	if err == nil {
@@ -70,6 +66,16 @@ func (s *Supervisor) boot(ctx context.Context, i int, active bool) (*side, error
 		return nil, errors.Join(err, sd.close())
 	}
 	return sd, nil
+}
+
+// spec is what partition i is made of, but for its devices.
+func (s *Supervisor) spec(i int, accel partition.Accel) partition.Spec {
+	p := s.Pair.Partitions[i]
+	return partition.Spec{
+		Name: p.Name, Dir: s.options.Dir, CPUs: p.CPUs, VCPUs: p.VCPUs, Memory: p.Memory,
+		Kernel: p.Kernel, Initramfs: p.Initramfs, Append: p.Append, Accel: accel,
+		Outlives: s.options.Outlive,
+	}
 }
 
 // recordSide writes down which process a side is.
