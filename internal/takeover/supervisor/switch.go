@@ -17,12 +17,12 @@ type Died struct{ Verdict liveness.Verdict }
 func (d *Died) Error() string { return "the active side died: " + d.Verdict.String() }
 
 // Switch hands the service over to the understudy in good order: the active side stops its
-// services and unmounts its disks, and ends. If it cannot, the pair is as it was. Without
-// a report and with another error than Died and such, both sides are ended, with all on
-// the disks.
+// services and unmounts its disks, and ends. The error is NotSwitched if the pair is as it
+// was, or its active side has died (Died). With no report and another error, both sides are
+// ended, with all on the disks.
 func (s *Supervisor) Switch(ctx context.Context) (*takeover.Report, error) {
 	if s.understudy == nil {
-		return nil, errors.New("there is no understudy to hand over to")
+		return nil, &NotSwitched{errors.New("there is no understudy to hand over to")}
 	}
 	// What is unsaved is written while the services run.
 	if err := s.watched(ctx, func(ctx context.Context) error {
