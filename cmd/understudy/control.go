@@ -57,6 +57,8 @@ type status struct {
 	Since      time.Time     `json:"since"`
 	Takeovers  int           `json:"takeovers"` // since it is up
 	Takeover   *lastTakeover `json:"last_takeover,omitempty"`
+	Pause      time.Duration `json:"longest_pause_ns"` // of the active side's beat, while it lived
+	Limit      time.Duration `json:"beat_limit_ns"`
 	Held       string        `json:"held,omitempty"`     // why the active side stands still
 	Troubles   []string      `json:"troubles,omitempty"` // what of a side does not work, though it runs
 	Error      string        `json:"error,omitempty"`
@@ -116,7 +118,9 @@ func (c *control) answer(ctx context.Context, verb string, body json.RawMessage)
 	case verbStatus:
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.status, nil
+		st := c.status
+		st.Pause, st.Limit = c.s.LongestSilence(), c.s.Pair.Heartbeat.Limit
+		return st, nil
 	case verbCrash:
 		var r crashRequest
 		if err := json.Unmarshal(body, &r); err != nil {

@@ -16,6 +16,7 @@ import (
 )
 
 func main() {
+	agent.Child()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
 	signal.Ignore(unix.SIGPIPE) // that nobody reads our output ends no pair

@@ -45,6 +45,7 @@ func (st *status) write(w io.Writer) error {
 	}
 	fmt.Fprintf(w, "%-11s %s, since %s\n", st.Name, st.State, st.Since.Format(time.DateTime))
 	fmt.Fprintf(w, "active      %s (Linux %s, %s)\nunderstudy  %s\n", st.Active, st.Kernel, st.Accel, understudy)
+	fmt.Fprintf(w, "beat        paused for %v at the longest; at %v it is dead\n", st.Pause.Round(time.Millisecond), st.Limit)
 	if st.Held != "" {
 		fmt.Fprintf(w, "held        the active side stands still, and is not dead: %s\n", st.Held)
 	}

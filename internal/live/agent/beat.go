@@ -1,14 +1,19 @@
 package agent
 
 import (
+	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -29,30 +34,111 @@ func (c counters) at(offset int) *atomic.Uint64 {
 	return (*atomic.Uint64)(unsafe.Pointer(&c[offset]))
 }
 
-// beat starts counting on the beat page: from a thread of real-time priority that nothing
-// but a dead kernel can hold back for long, from such a thread on each CPU, and from an
-// ordinary one.
+// beatName is what a process is called that an agent started to count on the beat page. It
+// does nothing else: in the agent itself a thread that comes back from the kernel may have
+// to wait for what Go's runtime gives to the agent's work, or stand still while garbage is
+// collected.
+const beatName = "understudy-beat"
+
+// Child does what an agent started this process for, and does not return; or it returns at
+// once, if no agent did. A program with an agent in it calls it first of all.
+func Child() {
+	if len(os.Args) != 2 || os.Args[0] != beatName {
+		return
+	}
+	fmt.Fprintln(os.Stderr, "understudy: beat:", count(os.Args[1]))
+	os.Exit(1)
+}
+
+// beat has a process count on the beat page for as long as the agent lives.
 func (a *Agent) beat(b wire.Beat) error {
 	page, err := beatPage()
 	if err != nil {
 		return err
 	}
-	binary.LittleEndian.PutUint64(page, liveness.PageMagic)
 	a.counters = counters(page)
-	if err := a.counters.realTime(liveness.CounterOffset, -1, b.Period); err != nil {
+	how, err := json.Marshal(b)
+	if err != nil {
+		return err
+	}
+	first := make(chan error)
+	go a.keepBeat(string(how), first)
+	return <-first
+}
+
+// keepBeat starts the process, says what came of it, and starts it again if it ends: a beat
+// that is killed is no dead kernel. It keeps its thread: the process is to end with the
+// agent, and ends with the thread that started it (PR_SET_PDEATHSIG, prctl(2)).
+func (a *Agent) keepBeat(how string, first chan<- error) {
+	runtime.LockOSThread()
+	cmd, err := a.startBeat(how)
+	first <- err
+	for err == nil {
+		a.trouble("the process that beats ended (%v) and is started again", a.children.wait(cmd))
+		for cmd, err = a.startBeat(how); err != nil; cmd, err = a.startBeat(how) {
+			time.Sleep(restartPause)
+		}
+	}
+}
+
+// startBeat starts the process, and returns when it counts.
+func (a *Agent) startBeat(how string) (*exec.Cmd, error) {
+	before := a.counters.at(liveness.CounterOffset).Load()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = []string{beatName, how}
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	if err := a.children.start(cmd); err != nil {
+		return nil, fmt.Errorf("start the process that beats: %w", err)
+	}
+	err := poll(context.Background(), beatLimit, func() (bool, error) {
+		return a.counters.at(liveness.CounterOffset).Load() != before, nil
+	})
+	if err != nil {
+		_ = cmd.Process.Kill()
+		return nil, errors.Join(fmt.Errorf("wait for the first beat: %w", err), a.children.wait(cmd))
+	}
+	return cmd, nil
+}
+
+// beatLimit is how long the process may take to its first beat.
+const beatLimit = 10 * time.Second
+
+// count counts on the beat page: from a thread of real-time priority that nothing but a dead
+// kernel can hold back for long, from such a thread on each CPU, and from an ordinary one.
+// It returns only an error.
+func count(how string) error {
+	var b wire.Beat
+	if err := json.Unmarshal([]byte(how), &b); err != nil {
+		return fmt.Errorf("decode how to beat: %w", err)
+	}
+	page, err := beatPage()
+	if err != nil {
+		return err
+	}
+	// Nothing is to stop these threads: no collection of garbage, of which they make none;
+	// no wait for a processor of Go's runtime; no page that has to be read again; and no
+	// choice of the OOM killer.
+	debug.SetGCPercent(-1)
+	runtime.GOMAXPROCS(2*runtime.NumCPU() + 4)
+	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
+	binary.LittleEndian.PutUint64(page, liveness.PageMagic)
+	c := counters(page)
+	if err := c.realTime(liveness.CounterOffset, -1, b.Period); err != nil {
 		return err
 	}
 	if b.CPU > 0 {
 		for cpu, p := range liveness.CPUPulses(runtime.NumCPU()) {
-			if err := a.counters.realTime(p.Offset, cpu, b.CPU/liveness.PulsesPerLimit); err != nil {
+			if err := c.realTime(p.Offset, cpu, b.CPU/liveness.PulsesPerLimit); err != nil {
 				return err
 			}
 		}
 	}
 	if b.Scheduler > 0 {
-		go a.counters.ordinary(liveness.SchedulerPulse().Offset, b.Scheduler/liveness.PulsesPerLimit)
+		c.ordinary(liveness.SchedulerPulse().Offset, b.Scheduler/liveness.PulsesPerLimit)
 	}
-	return nil
+	select {}
 }
 
 // realTime starts a real-time thread that counts every period, on one CPU if that is not

@@ -91,13 +91,15 @@ type Observation struct {
 }
 
 // Effort tells a process that does not want to run from one that may not: its
-// threads, by number.
+// threads, by number, and each CPU of this machine, by -1 less its number: what that
+// waited is what a hypervisor below this machine kept from it.
 type Effort map[int]Thread
 
 // Thread is what a thread did.
 type Thread struct {
-	Ran   time.Duration // on a CPU, since it began
-	Ready bool          // to run, or running, just now
+	Ran    time.Duration // on a CPU, since it began
+	Waited time.Duration // for a CPU, since it began, up to when it last got one
+	Ready  bool          // to run, or running, just now
 }
 
 // Silencer watches a heartbeat. The zero value is not usable: see NewSilencer.
@@ -107,6 +109,8 @@ type Silencer struct {
 	began   bool
 	last    Observation
 	silence time.Duration
+	since   time.Time // of the silence
+	longest time.Duration
 }
 
 // NewSilencer returns a watcher of a beat that comes every period and is death
@@ -119,19 +123,21 @@ func NewSilencer(period, limit time.Duration) *Silencer {
 // still for the limit. It does not hold against the partition time that
 // others took: of the time between two observations no more counts than two
 // periods, since a watcher that was late itself may have slept through beats,
-// as the partition may have; and if threads of the partition are ready to run, no
-// more counts than each of them ran: another may wait for what a starved one holds,
+// as the partition may have; what a thread of the partition waited for a CPU does not
+// count, nor what a hypervisor kept from this machine; and if threads are ready to run,
+// no more counts than each of them ran: another may wait for what a starved one holds,
 // and the one that beats may be any of them. A partition that has not begun to beat,
 // or that has taken its count back to zero, is not judged.
 func (s *Silencer) Observe(o Observation) (Verdict, bool) {
 	prev := s.last
 	s.last = o
 	if !s.began || o.Counter == 0 {
-		s.began, s.silence = o.Counter > 0, 0
+		s.began, s.silence, s.since = o.Counter > 0, 0, o.At
 		return Verdict{}, false
 	}
 	if o.Counter != prev.Counter {
-		s.silence = 0
+		s.longest = max(s.longest, s.silence)
+		s.silence, s.since = 0, o.At
 		return Verdict{}, false
 	}
 	s.silence += s.silent(prev, o)
@@ -141,20 +147,26 @@ func (s *Silencer) Observe(o Observation) (Verdict, bool) {
 	return Verdict{
 		Cause:  Silence,
 		At:     o.At,
-		Detail: fmt.Sprintf("no beat for %v, the limit is %v", s.silence.Round(time.Millisecond), s.limit),
+		Detail: fmt.Sprintf("no beat for %v, of which %v count, the limit is %v", o.At.Sub(s.since).Round(time.Millisecond), s.silence.Round(time.Millisecond), s.limit),
 	}, true
 }
+
+// Longest is the longest silence that ended, as it counted.
+func (s *Silencer) Longest() time.Duration { return s.longest }
 
 // silent is how much of the time between two observations counts.
 func (s *Silencer) silent(prev, o Observation) time.Duration {
 	if prev.Effort == nil || o.Effort == nil {
 		return 0
 	}
-	gap := min(o.At.Sub(prev.At), 2*s.period)
+	gap := o.At.Sub(prev.At)
+	counts := min(gap, 2*s.period)
 	for id, t := range o.Effort {
+		before := prev.Effort[id]
+		counts = min(counts, gap-(t.Waited-before.Waited))
 		if t.Ready {
-			gap = min(gap, max(t.Ran-prev.Effort[id].Ran, 0))
+			counts = min(counts, t.Ran-before.Ran)
 		}
 	}
-	return gap
+	return max(counts, 0)
 }

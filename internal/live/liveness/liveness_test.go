@@ -57,23 +57,36 @@ func TestStarvationIsNoSilence(t *testing.T) {
 	half := starved // then it gets half of its time
 	for i := 1; i <= 100; i++ {
 		at := time.Duration(i) * 20 * ms
-		half = append(half, look{2*time.Second + at, 1, Effort{7: {at / 2, true}}})
+		half = append(half, look{2*time.Second + at, 1, Effort{7: {Ran: at / 2, Ready: true}}})
 	}
 	checkVerdict(t, half, 2600*ms)
 
 	spinning := []look{beat(0, 1)} // all CPUs in a loop of the dead kernel
 	for i := 1; i <= 100; i++ {
 		at := time.Duration(i) * 20 * ms
-		spinning = append(spinning, look{at, 1, Effort{7: {at, true}, 8: {at, true}}})
+		spinning = append(spinning, look{at, 1, Effort{7: {Ran: at, Ready: true}, 8: {Ran: at, Ready: true}}})
 	}
 	checkVerdict(t, spinning, 300*ms)
 
 	held := []look{beat(0, 1)} // one spins for what another one holds, which may not run
 	for i := 1; i <= 100; i++ {
 		at := time.Duration(i) * 20 * ms
-		held = append(held, look{at, 1, Effort{7: {at, true}, 8: {0, true}, 9: {at, false}}})
+		held = append(held, look{at, 1, Effort{7: {Ran: at, Ready: true}, 8: {Ready: true}, 9: {Ran: at}}})
 	}
 	checkVerdict(t, held, 0)
+}
+
+// TestWaitIsNoSilence: time in which a thread waited for a CPU, or a hypervisor kept a CPU
+// from this machine, does not count, also if nothing waits at the instants of looking.
+func TestWaitIsNoSilence(t *testing.T) {
+	for _, id := range []int{7, -1} {
+		looks := []look{{at: 0, counter: 1, effort: Effort{id: {Waited: time.Hour}}}}
+		for i := 1; i <= 100; i++ {
+			at := time.Duration(i) * 20 * ms
+			looks = append(looks, look{at, 1, Effort{id: {Waited: time.Hour + at*3/4}}})
+		}
+		checkVerdict(t, looks, 1200*ms)
+	}
 }
 
 // TestUnknownEffortIsNoSilence: without it only a beat tells anything.

@@ -224,7 +224,8 @@ func (p *Process) Kill() {
 	p.send(unix.SIGKILL)
 }
 
-// Effort is what the partition's threads have done since they began.
+// Effort is what the partition's threads have done since they began, and what was stolen
+// from this machine.
 func (p *Process) Effort() (liveness.Effort, error) {
 	tids, err := p.threads()
 	if err != nil {
@@ -241,7 +242,37 @@ func (p *Process) Effort() (liveness.Effort, error) {
 		}
 		effort[id] = thread
 	}
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return nil, err
+	}
+	for cpu, stolen := range stolenIn(string(stat)) {
+		effort[-1-cpu] = liveness.Thread{Waited: stolen}
+	}
 	return effort, nil
+}
+
+// userTick is the unit of times in /proc/stat (proc(5); USER_HZ is 100 on amd64).
+const userTick = 10 * time.Millisecond
+
+// stolenIn is how long a hypervisor has kept each CPU from this machine, by what /proc/stat
+// says: the 8th number after the CPU's name.
+func stolenIn(stat string) map[int]time.Duration {
+	stolen := make(map[int]time.Duration)
+	for line := range strings.Lines(stat) {
+		fields := strings.Fields(line)
+		if len(fields) < 9 || !strings.HasPrefix(fields[0], "cpu") {
+			continue
+		}
+		cpu, err := strconv.Atoi(fields[0][len("cpu"):])
+		if err != nil {
+			continue // the sum of all
+		}
+		if ticks, err := strconv.ParseInt(fields[8], 10, 64); err == nil {
+			stolen[cpu] = time.Duration(ticks) * userTick
+		}
+	}
+	return stolen
 }
 
 // held are the states of a thread that would run if it could (proc(5), stat): ready or
@@ -249,7 +280,8 @@ func (p *Process) Effort() (liveness.Effort, error) {
 const held = "RDTt"
 
 // taskEffort reads one thread's state, which stands behind its name in
-// parentheses, and its time on a CPU, in ns (Documentation/scheduler/sched-stats.rst).
+// parentheses, and its times on a CPU and waiting for one, in ns
+// (Documentation/scheduler/sched-stats.rst).
 func taskEffort(dir string) (t liveness.Thread, err error) {
 	stat, err := os.ReadFile(dir + "/stat")
 	if err != nil {
@@ -260,7 +292,7 @@ func taskEffort(dir string) (t liveness.Thread, err error) {
 		return t, err
 	}
 	state := stat[bytes.LastIndexByte(stat, ')')+1:]
-	if _, err := fmt.Sscan(string(schedstat), (*int64)(&t.Ran)); err != nil || len(state) < 2 {
+	if _, err := fmt.Sscan(string(schedstat), (*int64)(&t.Ran), (*int64)(&t.Waited)); err != nil || len(state) < 2 {
 		return t, fmt.Errorf("read state of thread %s: %q, %q", filepath.Base(dir), stat, schedstat)
 	}
 	t.Ready = strings.IndexByte(held, state[1]) >= 0

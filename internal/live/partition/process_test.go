@@ -3,6 +3,7 @@ package partition
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -80,5 +81,13 @@ func TestFreeze(t *testing.T) {
 	p.Kill()
 	if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Errorf("ended with %v", err)
+	}
+}
+
+func TestStolen(t *testing.T) {
+	const stat = "cpu  5 0 5 900 1 0 0 40 0 0\ncpu0 5 0 5 900 1 0 0 7 0 0\ncpu11 1 2 3 4 5 6 7 33 0 0\ncpu2 1 2\nintr 5 6 7\ncpux 1 2 3 4 5 6 7 8 9\n"
+	want := map[int]time.Duration{0: 70 * time.Millisecond, 11: 330 * time.Millisecond}
+	if got := stolenIn(stat); !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }

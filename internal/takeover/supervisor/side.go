@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +39,7 @@ type side struct {
 	// Of the watcher: the beat's last count, and when that changed.
 	counted uint64
 	beaten  time.Time
+	longest atomic.Int64 // silence that ended, ns
 }
 
 // maxTroubles are as many as wait to be told.

@@ -31,6 +31,17 @@ func (sd *side) lastSign() time.Time {
 	return sd.beaten
 }
 
+// LongestSilence is the longest time for which the active side did not beat and was alive,
+// as it counts towards the limit.
+func (s *Supervisor) LongestSilence() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.active == nil {
+		return 0
+	}
+	return time.Duration(s.active.longest.Load())
+}
+
 // Death is that of one side of a pair.
 type Death struct {
 	liveness.Verdict
@@ -274,7 +285,9 @@ func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 	if o.Counter != sd.counted {
 		sd.counted, sd.beaten = o.Counter, o.At
 		w.heldBy("")
-		return w.silencer.Observe(o)
+		v, dead := w.silencer.Observe(o)
+		sd.longest.Store(max(sd.longest.Load(), int64(w.silencer.Longest())))
+		return v, dead
 	}
 	// An error means that the process is ending: that is seen elsewhere.
 	o.Effort, _ = sd.process.Effort()

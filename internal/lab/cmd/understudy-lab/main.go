@@ -22,6 +22,7 @@ import (
 )
 
 func main() {
+	agent.Child()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	if os.Getpid() == 1 {
