@@ -1,11 +1,8 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -98,9 +95,7 @@ func testFaults(t *testing.T, kernel string, faults []fault, add ...string) {
 	if err := os.Truncate(inner, 64<<20); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-b", "1024", "-O", "quota,inline_data,orphan_file", inner).CombinedOutput(); err != nil {
-		t.Fatalf("mkfs: %v: %s", err, out)
-	}
+	mkfs(t, "-b", "1024", "-O", "quota,inline_data,orphan_file", inner)
 	services := strings.ReplaceAll(again, "touch /srv/done", "seq $n 100000 > /srv/in/file-$n; touch /srv/done") + `  - {name: fails, command: [sh, -c, "while [ ! -e /tmp/fail ]; do sleep 1; done; exit 1"]}
 `
 	image, modules, err := dirs.Kernel(kernel)
@@ -122,7 +117,7 @@ func testFaults(t *testing.T, kernel string, faults []fault, add ...string) {
 	for _, f := range faults {
 		active := sides[n%2]
 		n++
-		s.shell(active, fmt.Sprintf("while [ ! -e /srv/done-%d ]; do sleep 1; done", n))
+		s.wrote(active, n)
 		if tier.IsFull() {
 			s.calm()
 		}
@@ -139,17 +134,13 @@ func testFaults(t *testing.T, kernel string, faults []fault, add ...string) {
 			t.Errorf("%s: refused: %+v", f.name, st.Takeover.Refused)
 		}
 	}
-	s.shell(sides[n%2], fmt.Sprintf("while [ ! -e /srv/done-%d ]; do sleep 1; done", n+1))
+	s.wrote(sides[n%2], n+1)
 	if _, err := understudy(t, "down"); err != nil {
 		t.Fatal(err)
 	}
 	for _, s.image = range []string{s.image, inner} {
 		s.sound()
-		for i := range n + 1 {
-			if got := s.read(fmt.Sprintf("/file-%d", i+1)); got != againFile(i+1) {
-				t.Errorf("%s: file %d has %d bytes, or other ones than the %d that were written", s.image, i+1, len(got), len(againFile(i+1)))
-			}
-		}
+		s.exact(n + 1)
 	}
 }
 
@@ -177,19 +168,4 @@ func TestReadOnly(t *testing.T) {
 	if _, err := understudy(t, "down"); err != nil {
 		t.Error(err)
 	}
-}
-
-// row tells make survive of a result: a line of the table of that section
-// (internal/lab/cmd/survive).
-func row(t *testing.T, section string, cells ...any) {
-	t.Helper()
-	texts := []string{section}
-	for _, c := range cells {
-		texts = append(texts, fmt.Sprint(c))
-	}
-	b, err := json.Marshal(texts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("survive: %s", b)
 }

@@ -107,7 +107,8 @@ func TestOvercommitted(t *testing.T) {
 	tier.Full(t, "half an hour of a busy machine")
 	s := stand(t, marker, again)
 	s.up()
-	s.shell("left", "while [ ! -e /srv/done-1 ]; do sleep 1; done; (while :; do dd if=/dev/zero of=/srv/busy bs=64k count=100; rm /srv/busy; done) > /dev/null 2>&1 &")
+	s.wrote("left", 1)
+	s.shell("left", "(while :; do dd if=/dev/zero of=/srv/busy bs=64k count=100; rm /srv/busy; done) > /dev/null 2>&1 &")
 	for range 4 * runtime.NumCPU() {
 		cmd := exec.Command("sh", "-c", "while :; do :; done")
 		if err := cmd.Start(); err != nil {
@@ -123,10 +124,18 @@ func TestOvercommitted(t *testing.T) {
 			t.Fatalf("status %+v", st)
 		}
 	}
-	row(t, notDead, "4 busy loops for each CPU, and writers in the guest", overcommitted, s.status().Takeovers)
-	s.shell("left", "kill %1")
+	st := s.status()
+	row(t, notDead, fmt.Sprintf("4 busy loops for each CPU, and writers in the guest (its beat paused for %v at the longest)", st.Pause.Round(time.Millisecond)), overcommitted, st.Takeovers)
+	// It must not be blind, either.
+	if _, err := understudy(t, "crash", "--hang"); err != nil {
+		t.Fatal(err)
+	}
+	st = awaitTakeover(t)
+	row(t, "Faults", st.Kernel, "hang, on a machine with 4 busy loops for each CPU", st.Takeover.Verdict, found(st.Takeover, "", time.Time{}), len(st.Takeover.Refused))
+	s.wrote("right", 2)
 	if _, err := understudy(t, "down"); err != nil {
 		t.Error(err)
 	}
 	s.sound()
+	s.exact(2)
 }

@@ -35,9 +35,7 @@ func pairFile(t *testing.T, edit ...string) string {
 	if err := os.Truncate(image, 256<<20); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("mkfs.ext4", "-q", "-F", image).CombinedOutput(); err != nil {
-		t.Fatalf("mkfs: %v: %s", err, out)
-	}
+	mkfs(t, image)
 	if _, err := understudy(t, "initramfs", "-o", filepath.Join(dir, "guest.cpio"), "--modules", modules); err != nil {
 		t.Fatal(err)
 	}

@@ -2,13 +2,10 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,175 +16,6 @@ import (
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
-
-// writer is a service that writes a file, says that it has, and waits: the content is in
-// memory only, since the guest is told to write nothing back.
-const writer = `  - {name: mark, command: [sh, -c, "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; [ -s /srv/kept ] || echo precious > /srv/kept; echo started >> /srv/mark; sleep 1000000"]}
-`
-
-const marker = `  - {name: mark, command: [sh, -c, "echo started >> /srv/mark; sleep 1000000"]}
-`
-
-// standing is a pair that is up, for a test to harm.
-type standing struct {
-	t     *testing.T
-	file  string
-	image string
-}
-
-func stand(t *testing.T, edit ...string) *standing {
-	t.Helper()
-	vm(t)
-	s := &standing{t: t, file: pairFile(t, edit...)}
-	s.image = filepath.Join(filepath.Dir(s.file), "data.img")
-	t.Cleanup(s.clear)
-	return s
-}
-
-func (s *standing) up() {
-	s.t.Helper()
-	if _, err := understudy(s.t, "up", "-d", "-f", s.file); err != nil {
-		s.t.Fatal(err)
-	}
-}
-
-// clear takes away whatever is left, however the test ended.
-func (s *standing) clear() {
-	exec.Command(binary, "down", "--force", "--discard", "test").Run() // there may be nothing
-}
-
-// shell has a side run a command line, as its user would, and waits until it has.
-func (s *standing) shell(side, line string) {
-	s.t.Helper()
-	cmd := exec.Command(binary, "console", "--pair", "test", side)
-	keys, err := cmd.StdinPipe()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	var said lockedBuffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	token := fmt.Sprint("done", time.Now().UnixNano())
-	// The quotes keep what is typed from looking like what is printed.
-	fmt.Fprintf(keys, "%s\recho '%s'%s\r", line, token[:5], token[5:])
-	await(s.t, "answer of the shell to "+line, programLimit, func() bool {
-		select {
-		case err := <-ended:
-			s.t.Fatalf("console ended with %v: %s", err, said.String())
-		default:
-		}
-		return strings.Contains(said.String(), token)
-	})
-	keys.Write([]byte{leave})
-	if err := <-ended; err != nil {
-		s.t.Errorf("console: %v: %s", err, said.String())
-	}
-}
-
-// written waits until the writer has written.
-func (s *standing) written() {
-	s.t.Helper()
-	s.shell("left", "while [ ! -s /srv/kept ] || [ ! -s /srv/mark ]; do sleep 1; done")
-}
-
-// read reads a file of the image, which nobody has mounted.
-func (s *standing) read(path string) string {
-	s.t.Helper()
-	out, err := exec.Command("debugfs", "-R", "cat "+path, s.image).Output()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return string(out)
-}
-
-// sound checks the image's file system.
-func (s *standing) sound() {
-	s.t.Helper()
-	if out, err := exec.Command("e2fsck", "-fn", s.image).CombinedOutput(); err != nil {
-		s.t.Errorf("e2fsck: %v: %s", err, out)
-	}
-}
-
-// supervisorPID is the process of the running pair.
-func (s *standing) supervisorPID() int {
-	s.t.Helper()
-	return s.processOf("up\x00-f\x00" + s.file)
-}
-
-// qemuPID is the process of a side.
-func (s *standing) qemuPID(side string) int {
-	s.t.Helper()
-	return s.processOf(filepath.Join(dirs.Run("test"), side+".ram"))
-}
-
-func (s *standing) processOf(words string) int {
-	s.t.Helper()
-	pid := processWith(words)
-	if pid == 0 {
-		s.t.Fatalf("no process has %q", words)
-	}
-	return pid
-}
-
-// processWith is the process whose command line has these words; 0: none.
-func processWith(words string) int {
-	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well-formed
-	for _, l := range lines {
-		if b, err := os.ReadFile(l); err == nil && bytes.Contains(b, []byte(words)) {
-			pid, _ := strconv.Atoi(strings.Split(l, "/")[2]) // it is a number
-			return pid
-		}
-	}
-	return 0
-}
-
-// recover brings what the pair left in memory to the disk.
-func (s *standing) recover() {
-	s.t.Helper()
-	if _, err := understudy(s.t, "recover", "test"); err != nil {
-		s.t.Fatal(err)
-	}
-	if _, err := os.Stat(dirs.Run("test")); !errors.Is(err, os.ErrNotExist) {
-		s.t.Errorf("the run directory is still there: %v", err)
-	}
-}
-
-// state waits for a state of the pair.
-func (s *standing) state(want string) (st status) {
-	s.t.Helper()
-	await(s.t, "state "+want, programLimit, func() bool {
-		st = s.status()
-		return st.State == want
-	})
-	return st
-}
-
-// calm waits until the next death is not one of a crash loop, after which the pair would
-// pause.
-func (s *standing) calm() {
-	s.t.Helper()
-	for st := s.status(); time.Since(st.Since) < 11*time.Second; st = s.status() {
-		time.Sleep(time.Second)
-	}
-}
-
-// status is the pair's, for a test that asks often.
-func (s *standing) status() (st status) {
-	s.t.Helper()
-	time.Sleep(50 * time.Millisecond)
-	out, err := exec.Command(binary, "status", "--json").Output()
-	if err == nil {
-		err = json.Unmarshal(out, &st)
-	}
-	if err != nil {
-		st = status{State: err.Error()} // there is none yet, or no more
-	}
-	return st
-}
 
 // TestUpRefusesAMountedImage: an image that this machine has mounted is not shared with
 // a guest, whatever way it is mounted.
@@ -291,7 +119,7 @@ func TestSupervisorKilled(t *testing.T) {
 			return err == nil && d.Close() == nil
 		})
 	}
-	s.shell("left", "while [ ! -e /srv/done-1 ]; do sleep 1; done")
+	s.wrote("left", 1)
 	if err := unix.Kill(s.supervisorPID(), unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -310,7 +138,7 @@ func TestSupervisorKilled(t *testing.T) {
 	if st := s.state("protected"); st.Active != "right" || len(st.Takeover.Refused) > 0 {
 		t.Errorf("status after a takeover: %+v", st)
 	}
-	s.shell("right", "while [ ! -e /srv/done-2 ]; do sleep 1; done")
+	s.wrote("right", 2)
 	if _, err := understudy(t, "leave"); err != nil {
 		t.Error(err)
 	}
@@ -319,11 +147,7 @@ func TestSupervisorKilled(t *testing.T) {
 		t.Error(err)
 	}
 	s.sound()
-	for n := 1; n <= 2; n++ {
-		if got := s.read(fmt.Sprintf("/file-%d", n)); got != againFile(n) {
-			t.Errorf("file %d has %d bytes, or other ones than the %d that were written", n, len(got), len(againFile(n)))
-		}
-	}
+	s.exact(2)
 	if !t.Failed() {
 		row(t, killed, "supervisor", "at rest; then another one takes charge, takes over, and leaves", "understudy up; understudy down", "exact")
 	}
@@ -336,7 +160,7 @@ func TestActiveDiesUnwatched(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			s := stand(t, marker, again)
 			s.up()
-			s.shell("left", "while [ ! -e /srv/done-1 ]; do sleep 1; done")
+			s.wrote("left", 1)
 			left := s.qemuPID("left")
 			if how == "panic" {
 				s.shell("left", "(sleep 5; echo c > /proc/sysrq-trigger) &")
@@ -360,9 +184,7 @@ func TestActiveDiesUnwatched(t *testing.T) {
 				t.Error(err)
 			}
 			s.sound()
-			if got := s.read("/file-1"); got != againFile(1) {
-				t.Errorf("the file has %d bytes, or other ones than the %d that were written", len(got), len(againFile(1)))
-			}
+			s.exact(1)
 			if !t.Failed() {
 				row(t, killed, "supervisor, then the active side: "+how, "at rest", "understudy up", "exact")
 			}

@@ -16,7 +16,7 @@ import (
 func TestSwitch(t *testing.T) {
 	s := stand(t, marker, again)
 	s.up()
-	s.shell("left", "while [ ! -e /srv/done-1 ]; do sleep 1; done")
+	s.wrote("left", 1)
 	out, err := understudy(t, "switch")
 	if err != nil || !strings.Contains(out, "switch") {
 		t.Fatalf("switch: %v", err)
@@ -24,7 +24,7 @@ func TestSwitch(t *testing.T) {
 	if st := s.state("protected"); st.Active != "right" || st.Understudy != "left" || st.Takeovers != 0 {
 		t.Errorf("status after a switch: %+v", st)
 	}
-	s.shell("right", "while [ ! -e /srv/done-2 ]; do sleep 1; done")
+	s.wrote("right", 2)
 	files := 2
 	if tier.IsFull() {
 		files = 3
@@ -34,11 +34,7 @@ func TestSwitch(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.sound()
-	for n := 1; n <= files; n++ {
-		if got := s.read("/file-" + string(rune('0'+n))); got != againFile(n) {
-			t.Errorf("file %d has %d bytes, or other ones than the %d that were written", n, len(got), len(againFile(n)))
-		}
-	}
+	s.exact(files)
 }
 
 // refusedSwitches: a busy disk, and no kernel, leave everything as it is.
@@ -84,28 +80,24 @@ func testSwitchKernel(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	s.up()
-	s.shell("left", "while [ ! -e /srv/done-1 ]; do sleep 1; done")
+	s.wrote("left", 1)
 	if _, err := understudy(t, "switch", "--kernel", kernel, "--initramfs", image); err != nil {
 		t.Fatal(err)
 	}
 	if st := s.state("protected"); st.Active != "right" || st.Kernel != release {
 		t.Errorf("status after a switch: %+v", st)
 	}
-	s.shell("right", "while [ ! -e /srv/done-2 ]; do sleep 1; done")
+	s.wrote("right", 2)
 	if _, err := understudy(t, "crash"); err != nil {
 		t.Fatal(err)
 	}
 	if st := awaitTakeover(t); st.Active != "left" || st.Kernel != release {
 		t.Errorf("status after a takeover: %+v", st)
 	}
-	s.shell("left", "while [ ! -e /srv/done-3 ]; do sleep 1; done")
+	s.wrote("left", 3)
 	if _, err := understudy(t, "down"); err != nil {
 		t.Fatal(err)
 	}
 	s.sound()
-	for n := 1; n <= 3; n++ {
-		if got := s.read("/file-" + string(rune('0'+n))); got != againFile(n) {
-			t.Errorf("file %d has %d bytes, or other ones than the %d that were written", n, len(got), len(againFile(n)))
-		}
-	}
+	s.exact(3)
 }

@@ -1,0 +1,239 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/internal/live/dirs"
+)
+
+// writer is a service that writes a file, says that it has, and waits: the content is in
+// memory only, since the guest is told to write nothing back.
+const writer = `  - {name: mark, command: [sh, -c, "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; [ -s /srv/kept ] || echo precious > /srv/kept; echo started >> /srv/mark; sleep 1000000"]}
+`
+
+const marker = `  - {name: mark, command: [sh, -c, "echo started >> /srv/mark; sleep 1000000"]}
+`
+
+// standing is a pair that is up, for a test to harm.
+type standing struct {
+	t     *testing.T
+	file  string
+	image string
+}
+
+func stand(t *testing.T, edit ...string) *standing {
+	t.Helper()
+	vm(t)
+	s := &standing{t: t, file: pairFile(t, edit...)}
+	s.image = filepath.Join(filepath.Dir(s.file), "data.img")
+	t.Cleanup(s.clear)
+	return s
+}
+
+func (s *standing) up() {
+	s.t.Helper()
+	if _, err := understudy(s.t, "up", "-d", "-f", s.file); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// clear takes away whatever is left, however the test ended.
+func (s *standing) clear() {
+	exec.Command(binary, "down", "--force", "--discard", "test").Run() // there may be nothing
+}
+
+// shell has a side run a command line, as its user would, and waits until it has.
+func (s *standing) shell(side, line string) {
+	s.t.Helper()
+	cmd := exec.Command(binary, "console", "--pair", "test", side)
+	keys, err := cmd.StdinPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var said lockedBuffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	token := fmt.Sprint("done", time.Now().UnixNano())
+	// The quotes keep what is typed from looking like what is printed.
+	fmt.Fprintf(keys, "%s\recho '%s'%s\r", line, token[:5], token[5:])
+	await(s.t, "answer of the shell to "+line, programLimit, func() bool {
+		select {
+		case err := <-ended:
+			s.t.Fatalf("console ended with %v: %s", err, said.String())
+		default:
+		}
+		return strings.Contains(said.String(), token)
+	})
+	keys.Write([]byte{leave})
+	if err := <-ended; err != nil {
+		s.t.Errorf("console: %v: %s", err, said.String())
+	}
+}
+
+// written waits until the writer has written.
+func (s *standing) written() {
+	s.t.Helper()
+	s.shell("left", "while [ ! -s /srv/kept ] || [ ! -s /srv/mark ]; do sleep 1; done")
+}
+
+// read reads a file of the image, which nobody has mounted.
+func (s *standing) read(path string) string {
+	s.t.Helper()
+	out, err := exec.Command("debugfs", "-R", "cat "+path, s.image).Output()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(out)
+}
+
+// sound checks the image's file system.
+func (s *standing) sound() {
+	s.t.Helper()
+	if out, err := exec.Command("e2fsck", "-fn", s.image).CombinedOutput(); err != nil {
+		s.t.Errorf("e2fsck: %v: %s", err, out)
+	}
+}
+
+// supervisorPID is the process of the running pair.
+func (s *standing) supervisorPID() int {
+	s.t.Helper()
+	return s.processOf("up\x00-f\x00" + s.file)
+}
+
+// qemuPID is the process of a side.
+func (s *standing) qemuPID(side string) int {
+	s.t.Helper()
+	return s.processOf(filepath.Join(dirs.Run("test"), side+".ram"))
+}
+
+func (s *standing) processOf(words string) int {
+	s.t.Helper()
+	pid := processWith(words)
+	if pid == 0 {
+		s.t.Fatalf("no process has %q", words)
+	}
+	return pid
+}
+
+// processWith is the process whose command line has these words; 0: none.
+func processWith(words string) int {
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well-formed
+	for _, l := range lines {
+		if b, err := os.ReadFile(l); err == nil && bytes.Contains(b, []byte(words)) {
+			pid, _ := strconv.Atoi(strings.Split(l, "/")[2]) // it is a number
+			return pid
+		}
+	}
+	return 0
+}
+
+// recover brings what the pair left in memory to the disk.
+func (s *standing) recover() {
+	s.t.Helper()
+	if _, err := understudy(s.t, "recover", "test"); err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := os.Stat(dirs.Run("test")); !errors.Is(err, os.ErrNotExist) {
+		s.t.Errorf("the run directory is still there: %v", err)
+	}
+}
+
+// state waits for a state of the pair.
+func (s *standing) state(want string) (st status) {
+	s.t.Helper()
+	await(s.t, "state "+want, programLimit, func() bool {
+		st = s.status()
+		return st.State == want
+	})
+	return st
+}
+
+// calm waits until the next death is not one of a crash loop, after which the pair would
+// pause.
+func (s *standing) calm() {
+	s.t.Helper()
+	for st := s.status(); time.Since(st.Since) < 11*time.Second; st = s.status() {
+		time.Sleep(time.Second)
+	}
+}
+
+// status is the pair's, for a test that asks often.
+func (s *standing) status() (st status) {
+	s.t.Helper()
+	time.Sleep(50 * time.Millisecond)
+	out, err := exec.Command(binary, "status", "--json").Output()
+	if err == nil {
+		err = json.Unmarshal(out, &st)
+	}
+	if err != nil {
+		st = status{State: err.Error()} // there is none yet, or no more
+	}
+	return st
+}
+
+// again is a service that writes another file each time it starts, and says so; all of it
+// stays in memory.
+const again = `  - {name: mark, command: [sh, -c, "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; echo started >> /srv/mark; n=$(wc -l < /srv/mark); seq $n 100000 > /srv/file-$n; touch /srv/done-$n; sleep 1000000"]}
+`
+
+// againFile is what its start n writes.
+func againFile(n int) string {
+	var b strings.Builder
+	for i := n; i <= 100000; i++ {
+		fmt.Fprintln(&b, i)
+	}
+	return b.String()
+}
+
+// wrote waits until start n of the service again has written its file.
+func (s *standing) wrote(side string, n int) {
+	s.t.Helper()
+	s.shell(side, fmt.Sprintf("while [ ! -e /srv/done-%d ]; do sleep 1; done", n))
+}
+
+// exact compares what the first n starts of the service again wrote.
+func (s *standing) exact(n int) {
+	s.t.Helper()
+	for i := 1; i <= n; i++ {
+		if got, want := s.read(fmt.Sprintf("/file-%d", i)), againFile(i); got != want {
+			s.t.Errorf("%s: file %d has %d bytes, or other ones than the %d that were written", s.image, i, len(got), len(want))
+		}
+	}
+}
+
+// mkfs makes an ext4 file system.
+func mkfs(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command("mkfs.ext4", append([]string{"-q", "-F"}, args...)...).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs: %v: %s", err, out)
+	}
+}
+
+// row tells make survive of a result: a line of the table of that section
+// (internal/lab/cmd/survive).
+func row(t *testing.T, section string, cells ...any) {
+	t.Helper()
+	texts := []string{section}
+	for _, c := range cells {
+		texts = append(texts, fmt.Sprint(c))
+	}
+	b, err := json.Marshal(texts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("survive: %s", b)
+}
