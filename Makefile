@@ -6,7 +6,7 @@
 GO ?= go
 BEGAN := $(shell date +%s)
 
-.PHONY: build lab setup kernels vet check lint test test-quick test-full demo survive matrix oracle fuzz nfs nfs-crashes bench clean
+.PHONY: build lab setup kernels vet check lint test test-quick test-full demo survive matrix oracle oracle-live fuzz nfs nfs-crashes bench clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/understudy ./cmd/understudy
@@ -72,6 +72,11 @@ PROGRAMS ?= 24
 FIRST ?= 1
 oracle: kernels build
 	$(GO) run ./internal/lab/oracle/cmd -seed $(FIRST) -seeds $(SEEDS) -programs $(PROGRAMS) -table docs/ORACLE.md
+
+# The same with takeovers of running pairs; writes their part of docs/ORACLE.md.
+LIVE ?= 60
+oracle-live: kernels build
+	$(GO) run ./internal/lab/oracle/cmd -seed $(FIRST) -seeds 0 -live $(LIVE) -keep out/oracle-live -table docs/ORACLE.md
 
 # Every parser of foreign bytes, FUZZTIME each; writes docs/FUZZ.md.
 FUZZTIME ?= 10m

@@ -179,12 +179,12 @@ func follow(area page.Area, s *script.Script, done int) (*script.Script, error) 
 // copyDisk copies a disk image, holes and all.
 func copyDisk(from, to string) error { return copySparse(from, to, diskSize) }
 
-// Keep moves what is needed to look into a case to a directory that stays.
-func (c *Crashed) Keep(dir string) error {
+// keepFiles copies what is needed to look into a case to a directory that stays.
+func keepFiles(from, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(c.Dir)
+	entries, err := os.ReadDir(from)
 	if err != nil {
 		return err
 	}
@@ -196,7 +196,7 @@ func (c *Crashed) Keep(dir string) error {
 		if !info.Mode().IsRegular() || slices.Contains([]string{"walk.ram", "walk.page"}, e.Name()) {
 			continue
 		}
-		if err := copySparse(filepath.Join(c.Dir, e.Name()), filepath.Join(dir, e.Name()), info.Size()); err != nil {
+		if err := copySparse(filepath.Join(from, e.Name()), filepath.Join(dir, e.Name()), info.Size()); err != nil {
 			return err
 		}
 	}

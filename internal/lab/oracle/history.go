@@ -76,6 +76,17 @@ func History(w io.Writer, dir string, ino uint64) error {
 	return nil
 }
 
+// pendingCount is how many threads had an operation that was not reported.
+func (c *Crashed) pendingCount() int {
+	n := 0
+	for _, t := range c.Threads {
+		if t.Pending != nil {
+			n++
+		}
+	}
+	return n
+}
+
 // pendingText are the pending operations, for people.
 func (c *Crashed) pendingText() string {
 	var all []string

@@ -37,6 +37,7 @@ type Result struct {
 	Kernel  string  `json:"kernel"`
 	Crash   Crash   `json:"crash"`
 	Program string  `json:"program,omitempty"` // of a case with one
+	Deaths  int     `json:"deaths,omitempty"`  // of a case of a pair
 	Verdict Verdict `json:"verdict"`
 	Error   string  `json:"error,omitempty"` // of a broken case
 	Threads int     `json:"threads"`
@@ -65,6 +66,7 @@ type Options struct {
 	Dir    string // for the files of a case; a tmpfs. "" is /dev/shm
 	Keep   string // where failures are kept; "": they are not
 	Rescue Rescue // nil: there is none
+	Agent  string // the program that becomes PID 1 of a pair's sides
 }
 
 // Judge carries out a case.
@@ -78,7 +80,15 @@ func (c Case) Judge(ctx context.Context, o Options) Result {
 	if c.Program != nil {
 		r.Replayed += " -seeds 0 -programs 1 -program " + c.Program.Name
 	}
-	if err := o.in(func(dir string) error { return c.judge(ctx, dir, o, &r) }); err != nil {
+	judge := c.judge
+	if c.Deaths > 0 {
+		r.Deaths, judge = c.Deaths, c.judgeLive
+		r.Replayed = fmt.Sprintf("go run ./internal/lab/oracle/cmd -seeds 0 -live 1 -seed %d -config %s -kernel %s", c.Seed, c.Config.Name, c.Kernel)
+	}
+	err := o.in(func(dir string) error {
+		return o.keep(dir, &r, judge(ctx, dir, o, &r))
+	})
+	if err != nil && r.Verdict == "" {
 		r.Verdict, r.Error = Broken, err.Error()
 	}
 	r.Seconds = time.Since(begin).Seconds()
@@ -124,12 +134,17 @@ func (c Case) judge(ctx context.Context, dir string, o Options, r *Result) error
 	if err == nil {
 		err = crashed.judge(ctx, o, r)
 	}
-	if (err != nil || !r.Verdict.Good()) && o.Keep != "" {
-		r.Kept = filepath.Join(o.Keep, fmt.Sprintf("%d-%s-%s-%s", c.Seed, c.Config.Name, c.Kernel, c.Crash))
-		b, _ := json.MarshalIndent(r, "", "\t") // it is only numbers and text
-		err = errors.Join(err, crashed.Keep(r.Kept), os.WriteFile(filepath.Join(r.Kept, "result.json"), b, 0o644))
-	}
 	return err
+}
+
+// keep has what is needed to look into a failure stay.
+func (o Options) keep(dir string, r *Result, err error) error {
+	if err == nil && r.Verdict.Good() || o.Keep == "" {
+		return err
+	}
+	r.Kept = filepath.Join(o.Keep, fmt.Sprintf("%d-%s-%s-%s", r.Seed, r.Config, r.Kernel, r.Crash))
+	b, _ := json.MarshalIndent(r, "", "\t") // it is only numbers and text
+	return errors.Join(err, keepFiles(dir, r.Kept), os.WriteFile(filepath.Join(r.Kept, "result.json"), b, 0o644))
 }
 
 // judge has the crashed disk rescued, and compares.
@@ -137,11 +152,7 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 	r.PendingOps = c.pendingText()
 	r.Threads, r.Ops = len(c.Threads), c.Ops
 	r.InSync, r.InCommit, r.Writeback = c.InSync, c.InCommit, c.Writeback
-	for _, t := range c.Threads {
-		if t.Pending != nil {
-			r.Pending++
-		}
-	}
+	r.Pending = c.pendingCount()
 	plain, rescued := filepath.Join(c.Dir, "plain.img"), filepath.Join(c.Dir, "rescued.img")
 	disks := []string{plain}
 	if err := copyDisk(c.Disk, plain); err != nil {

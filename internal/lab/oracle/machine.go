@@ -37,12 +37,18 @@ type Case struct {
 	Crash  Crash
 	// Program is the workload; nil: the oracle's own. The crash is Panic or Kill.
 	Program *Program
+	// Deaths is how many sides of a pair die, one after the other, and are taken over from;
+	// 0: the guest is none of a pair, and the rescue comes afterwards.
+	Deaths int
 }
 
 func (c Case) String() string {
 	s := fmt.Sprintf("seed %d, %s, %s, %s", c.Seed, c.Config.Name, c.Kernel, c.Crash)
 	if c.Program != nil {
 		s += ", " + c.Program.Name
+	}
+	if c.Deaths > 0 {
+		s += fmt.Sprintf(", %d takeovers", c.Deaths)
 	}
 	return s
 }
@@ -248,7 +254,7 @@ func uuid(seed uint64) string {
 }
 
 // format makes the file system of a case.
-func (c Case) format(path string) error {
+func (c Case) format(path string, more ...string) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
@@ -257,7 +263,8 @@ func (c Case) format(path string) error {
 	if err := f.Truncate(diskSize); err != nil {
 		return err
 	}
-	args := append(c.Config.Mkfs[1:], "-qF", "-I", "256", "-U", uuid(c.Seed), "-E", "hash_seed="+uuid(c.Seed+1), path)
+	args := append(c.Config.Mkfs[1:], "-qF", "-I", "256", "-U", uuid(c.Seed), "-E", "hash_seed="+uuid(c.Seed+1))
+	args = append(append(args, more...), path)
 	if out, err := exec.Command(c.Config.Mkfs[0], args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", c.Config.Mkfs[0], err, out)
 	}

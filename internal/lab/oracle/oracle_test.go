@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/oracle/script"
@@ -177,6 +178,19 @@ func flip(t *testing.T, image string, n *script.Node) {
 	}
 }
 
+// program is the one that make build has made.
+func program(t *testing.T) string {
+	t.Helper()
+	binary, err := filepath.Abs("../../../bin/understudy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(binary, "salvage", "apply", "--help").Output(); err != nil || !bytes.Contains(out, []byte("--disk")) {
+		tier.Lacks(t, "bin/understudy cannot rescue; run make build")
+	}
+	return binary
+}
+
 // TestRescue is the oracle itself, with a few seeds; in make test with one, on the
 // default kernel.
 func TestRescue(t *testing.T) {
@@ -185,13 +199,7 @@ func TestRescue(t *testing.T) {
 		kernels, seeds, more = []string{fixture.Default}, 1, 0
 	}
 	need(t, kernels...)
-	binary, err := filepath.Abs("../../../bin/understudy")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command(binary, "salvage", "apply", "--help").Output(); err != nil || !bytes.Contains(out, []byte("--disk")) {
-		tier.Lacks(t, "bin/understudy cannot rescue; run make build")
-	}
+	binary := program(t)
 	cases, err := Cases(*first, seeds, nil, kernels, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -213,6 +221,47 @@ func TestRescue(t *testing.T) {
 	for _, c := range cases {
 		r := c.Judge(t.Context(), Options{Keep: "../../../out/oracle", Rescue: Command(binary)})
 		if t.Log(r); !r.Verdict.Good() {
+			t.Errorf("%v: %s", c, r.Verdict)
+		}
+	}
+}
+
+// TestPage: what one run writes leaves the other's part as it is.
+func TestPage(t *testing.T) {
+	when := time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)
+	offline := []Result{{Seed: 1, Config: "ext4", Kernel: "6.1-cloud", Crash: Panic, Verdict: Exact}}
+	live := []Result{{Seed: 2, Config: "ext4", Kernel: "6.1-cloud", Crash: Hang, Verdict: Exact, Deaths: 2}}
+	both := Page("", append(offline, live...), when)
+	if got := Page(Page("", offline, when), live, when); got != both {
+		t.Errorf("one after the other:\n%s\nwant\n%s", got, both)
+	}
+	if got := Page(both, offline, when); got != both {
+		t.Errorf("once more:\n%s\nwant\n%s", got, both)
+	}
+	if !strings.Contains(both, "| hang | 1 | 2 | 1 exact |") || !strings.Contains(both, "\n1 cases: 1 exact.") {
+		t.Errorf("%s", both)
+	}
+}
+
+// TestTakeover is the oracle with pairs: in one case of them both sides die.
+func TestTakeover(t *testing.T) {
+	kernels := Kernels
+	if !tier.IsFull() {
+		kernels = []string{fixture.Default}
+	}
+	need(t, kernels...)
+	binary := program(t)
+	seeds := 1
+	if tier.IsFull() {
+		seeds = 4
+	}
+	cases, err := LiveCases(3, seeds, nil, kernels) // 3 has two takeovers
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range cases {
+		r := c.Judge(t.Context(), Options{Keep: "../../../out/oracle-live", Agent: binary})
+		if t.Log(r); r.Verdict != Exact && r.Verdict != Refused {
 			t.Errorf("%v: %s", c, r.Verdict)
 		}
 	}

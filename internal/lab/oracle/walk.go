@@ -26,7 +26,7 @@ type Tree struct {
 // Walk mounts disks in a guest with the kernel that died, one after the other,
 // and tells what is in them. They are unmounted cleanly.
 func (c *Crashed) Walk(ctx context.Context, disks ...string) ([]Tree, error) {
-	order := page.Walk{Dump: c.pending()}
+	order := page.Walk{Dump: c.pending("")}
 	var devices []partition.Device
 	if c.ran != nil {
 		tools, err := toolsDisk()
@@ -36,12 +36,16 @@ func (c *Crashed) Walk(ctx context.Context, disks ...string) ([]Tree, error) {
 		order.Tools, order.Commands = &toolsMount, c.ran.check
 		devices = append(devices, partition.Disk{Name: toolsName, Image: tools, ReadOnly: true})
 	}
+	return c.walk(ctx, c.Dir, order, devices, disks)
+}
+
+func (c Case) walk(ctx context.Context, dir string, order page.Walk, devices []partition.Device, disks []string) ([]Tree, error) {
 	for i, image := range disks {
 		name := fmt.Sprintf("disk%d", i)
 		order.Mounts = append(order.Mounts, page.Mount{Disk: name, Type: c.Config.Type, Options: c.Config.Options})
 		devices = append(devices, partition.Disk{Name: name, Image: image})
 	}
-	g, err := boot(ctx, page.Ended, func() error { return nil }, c.Dir, "walk", c.Kernel, page.Order{Walk: &order}, devices...)
+	g, err := boot(ctx, page.Ended, func() error { return nil }, dir, "walk", c.Kernel, page.Order{Walk: &order}, devices...)
 	if err != nil {
 		return nil, fmt.Errorf("walk: %w", err)
 	}
@@ -54,7 +58,7 @@ func (c *Crashed) Walk(ctx context.Context, disks ...string) ([]Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(c.Dir, "trees.json"), b, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "trees.json"), b, 0o600); err != nil {
 		return nil, err
 	}
 	all, err := trees(b, order.Mounts)
@@ -68,8 +72,9 @@ func (c *Crashed) Walk(ctx context.Context, disks ...string) ([]Tree, error) {
 	return out, nil
 }
 
-// pending are the files that an operation was pending on.
-func (c *Crashed) pending() []record.Path {
+// pending are the files that an operation was pending on, with the top of the threads' trees
+// in a directory.
+func (c *Crashed) pending(top string) []record.Path {
 	var all []record.Path
 	for i, t := range c.Threads {
 		if t.Pending == nil {
@@ -77,7 +82,7 @@ func (c *Crashed) pending() []record.Path {
 		}
 		t.After.Top.Walk(threadDir(i), func(at string, n *script.Node) {
 			if t.on(n) {
-				all = append(all, record.Path(at))
+				all = append(all, record.Path(path.Join(top, at)))
 			}
 		})
 	}

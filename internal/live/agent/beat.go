@@ -206,8 +206,8 @@ func sleep(d time.Duration) {
 	_ = unix.Nanosleep(&ts, nil)
 }
 
-// beatPage maps the shared page: the memory behind BAR 2 of the only ivshmem
-// device.
+// beatPage maps the shared page: the memory behind BAR 2 of the ivshmem device that has one
+// page of it.
 func beatPage() ([]byte, error) {
 	devices, err := filepath.Glob("/sys/bus/pci/devices/*")
 	if err != nil {
@@ -216,6 +216,9 @@ func beatPage() ([]byte, error) {
 	for _, d := range devices {
 		if !isDevice(d, ivshmemVendor, ivshmemDevice) {
 			continue
+		}
+		if st, err := os.Stat(d + "/resource2"); err != nil || st.Size() != liveness.PageBytes {
+			continue // somebody else's
 		}
 		if err := os.WriteFile(d+"/enable", []byte("1"), 0); err != nil {
 			return nil, fmt.Errorf("enable beat page %s: %w", filepath.Base(d), err)

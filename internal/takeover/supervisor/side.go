@@ -180,7 +180,11 @@ func (s *Supervisor) devices(ctx context.Context, side *side, i int, active bool
 		side.tapFiles = append(side.tapFiles, tap)
 		devices = append(devices, partition.NIC{Name: nic.Name, MAC: nic.MAC, Tap: tap})
 	}
-	return devices, nil
+	if s.options.Devices == nil {
+		return devices, nil
+	}
+	more, err := s.options.Devices(side.name, active)
+	return append(devices, more...), err
 }
 
 // tapName fits the 15 characters of an interface name.

@@ -60,6 +60,8 @@ type Options struct {
 	// Rescue brings to a partition's own root disk, which nobody uses, what only the
 	// memory of its kernel, in a file, has of it. It may be nil.
 	Rescue func(ctx context.Context, disk, memory string) error
+	// Devices are further ones of a partition that is about to boot. It may be nil.
+	Devices func(partition string, active bool) ([]partition.Device, error)
 	// Log is for the operator.
 	Log io.Writer
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -41,6 +42,7 @@ func run(ctx context.Context) (bool, error) {
 	crashes := flag.String("crash", "", "only these crashes")
 	more := flag.Int("programs", 0, "how many cases with real programs as the workload, after the seeds")
 	programs := flag.String("program", "", "only these programs")
+	live := flag.Int("live", 0, "how many cases of pairs, in which the rescue is a takeover, after the others")
 	binary := flag.String("rescue", "bin/understudy", "the program that does the rescue; empty: none is done")
 	keep := flag.String("keep", "out/oracle", "keep memory and disks of failures below this directory, and all results as results.json")
 	table := flag.String("table", "", "write a table to this file")
@@ -74,7 +76,12 @@ func run(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	cases = append(cases, real...)
-	o.Keep = *keep
+	pairs, err := oracle.LiveCases(*seed, *live, split(*configs), split(*kernels))
+	if err != nil {
+		return false, err
+	}
+	cases = append(cases, pairs...)
+	o.Keep, o.Agent = *keep, *binary
 	results, good, err := earlier(split(*with))
 	if err != nil {
 		return false, err
@@ -141,5 +148,9 @@ func write(keep, table string, results []oracle.Result) error {
 	if err := os.WriteFile(filepath.Join(keep, "results.json"), b, 0o644); err != nil || table == "" {
 		return err
 	}
-	return os.WriteFile(table, []byte(oracle.Markdown(results, time.Now())), 0o644)
+	was, err := os.ReadFile(table)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.WriteFile(table, []byte(oracle.Page(string(was), results, time.Now())), 0o644)
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -32,9 +33,14 @@ func work(p page.Page, w *page.Work) error {
 	if err := boot.Set(w.Sysctls); err != nil {
 		return err
 	}
-	root, err := mount(w.Mount)
-	if err != nil {
-		return err
+	root := w.Root
+	if root == "" {
+		var err error
+		if root, err = mount(w.Mount); err != nil {
+			return err
+		}
+	} else if _, err := os.Stat(root); errors.Is(err, os.ErrNotExist) {
+		return nil // a rehearsal
 	}
 	if w.Pieces {
 		if err := pieces(w.Mount.Disk); err != nil {

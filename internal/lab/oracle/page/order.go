@@ -24,6 +24,7 @@ type Mount struct {
 // Work is to change a tree until the kernel dies.
 type Work struct {
 	Mount    Mount
+	Root     string // a directory, of what is mounted already, instead of Mount; nothing is done if it is not there
 	Seed     uint64
 	Threads  int
 	Features script.Features
