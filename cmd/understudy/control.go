@@ -310,9 +310,13 @@ func (c *control) note(err error) {
 // nothing that is wanted is in memory only, or it is kept.
 func (c *control) stop(r downRequest) error {
 	c.mu.Lock()
-	failed := c.status.State == "failed"
+	state := c.status.State
+	failed := state == "failed"
 	stopped := c.stopped
 	c.mu.Unlock()
+	if state == "taking over" {
+		return errors.New("a takeover is under way, and it ends by itself: ask again when understudy status says something else")
+	}
 	var err error
 	if !failed && !stopped {
 		err = c.s.Stop(context.Background())

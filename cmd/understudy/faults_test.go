@@ -9,14 +9,14 @@ import (
 	"testing"
 	"time"
 
-	labfault "understudy.dev/understudy/internal/lab/fault"
+	"understudy.dev/understudy/internal/lab/fault"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
 )
 
-// fault is something that a kernel or what runs on it may come to, made by a shell in the
+// kernelFault is something that a kernel or what runs on it may come to, made by a shell in the
 // guest.
-type fault struct {
+type kernelFault struct {
 	name  string
 	shell string        // ends at once
 	cause string        // of the verdict: one of these, with | between
@@ -27,7 +27,7 @@ type fault struct {
 // unthrottled lets real-time threads have all of a CPU.
 const unthrottled = "echo -1 > /proc/sys/kernel/sched_rt_runtime_us; "
 
-var faults = []fault{
+var faults = []kernelFault{
 	{name: "a panic whose message is lost", cause: "panic state", delay: time.Second,
 		shell: "for d in /sys/bus/pci/drivers/pvpanic-pci/0*; do echo ${d##*/} > /sys/bus/pci/drivers/pvpanic-pci/unbind; done; (sleep 1; echo c > /proc/sysrq-trigger) &"},
 	// Without its bus mastering, which is bit 2 of the PCI command register, the disk takes
@@ -57,7 +57,7 @@ var ways = map[string]string{
 func TestFaults(t *testing.T) {
 	t.Run("default", func(t *testing.T) {
 		vm(t)
-		var some []fault
+		var some []kernelFault
 		for _, f := range faults {
 			if !f.full {
 				some = append(some, f)
@@ -69,16 +69,16 @@ func TestFaults(t *testing.T) {
 		t.Run(kernel, func(t *testing.T) {
 			tier.Full(t, "faults of kernel "+kernel)
 			vm(t)
-			module, dir, err := labfault.Module(kernel)
-			if errors.As(err, new(labfault.Unmet)) {
+			module, dir, err := fault.Module(kernel)
+			if errors.As(err, new(fault.Unmet)) {
 				tier.Lacks(t, err)
 			}
 			if err != nil {
 				t.Fatal(err)
 			}
 			all := faults
-			for _, way := range labfault.Ways {
-				all = append(all[:len(all):len(all)], fault{name: "module: " + way, shell: "insmod " + module + " way=" + way, cause: ways[way], delay: time.Second})
+			for _, way := range fault.Ways {
+				all = append(all[:len(all):len(all)], kernelFault{name: "module: " + way, shell: "insmod " + module + " way=" + way, cause: ways[way], delay: time.Second})
 			}
 			testFaults(t, dir, all, "--add", module)
 		})
@@ -87,7 +87,7 @@ func TestFaults(t *testing.T) {
 
 // testFaults makes faults of the kernel in a directory (dirs.Kernel). The pair has two disks,
 // with features of their own, one mounted in the other.
-func testFaults(t *testing.T, kernel string, faults []fault, add ...string) {
+func testFaults(t *testing.T, kernel string, faults []kernelFault, add ...string) {
 	inner := filepath.Join(t.TempDir(), "inner.img")
 	if err := os.WriteFile(inner, nil, 0o600); err != nil {
 		t.Fatal(err)

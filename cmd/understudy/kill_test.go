@@ -28,6 +28,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	serveFault()
 	if file := os.Getenv(victimFile); file != "" {
 		if err := breakOff(file, takeover.Progress(os.Getenv(victimPoint)), os.Getenv(victimWho)); err != nil {
 			fmt.Println(err)

@@ -47,8 +47,15 @@ func (s *standing) up() {
 	}
 }
 
-// clear takes away whatever is left, however the test ended.
+// clear takes away whatever is left, however the test ended. Of a failure it shows what the
+// supervisor said, and the ends of the consoles.
 func (s *standing) clear() {
+	logs, _ := filepath.Glob(filepath.Join(dirs.Run("test"), "*.log")) // the pattern is well-formed
+	for _, path := range logs {
+		if b, err := os.ReadFile(path); err == nil && s.t.Failed() {
+			s.t.Logf("the end of %s:\n%s", filepath.Base(path), b[max(0, len(b)-4000):])
+		}
+	}
 	exec.Command(binary, "down", "--force", "--discard", "test").Run() // there may be nothing
 }
 

@@ -8,6 +8,7 @@
 package takeover
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,6 +61,24 @@ type Image interface {
 	io.ReaderAt
 	io.WriterAt
 	Sync() error
+}
+
+// written remembers that a write to an image failed.
+type written struct {
+	Image
+	failed error
+}
+
+func (w *written) WriteAt(b []byte, off int64) (int, error) {
+	n, err := w.Image.WriteAt(b, off)
+	w.failed = cmp.Or(w.failed, err)
+	return n, err
+}
+
+func (w *written) Sync() error {
+	err := w.Image.Sync()
+	w.failed = cmp.Or(w.failed, err)
+	return err
 }
 
 // Salvager reads the dead side's memory.
@@ -287,7 +306,10 @@ func (r *run) disk(ctx context.Context, disk string) error {
 	if err := r.record(disk, Fenced); err != nil {
 		return err
 	}
-	remains, commit := r.examine(disk)
+	remains, commit, err := r.examine(disk)
+	if err != nil {
+		return err
+	}
 	r.teller.meet(ctx)
 	if remains == nil && r.options.Salvager != nil && r.options.StopIfRefused {
 		why := r.report.Refused[len(r.report.Refused)-1]
@@ -367,16 +389,17 @@ func (r *run) record(disk string, p Progress) error {
 }
 
 // examine also finishes the last commit. It gives nil if there is nothing to
-// gather; why stands in the report.
-func (r *run) examine(disk string) (Remains, Commit) {
+// gather; why stands in the report. The error is that of a disk that takes no writes: what
+// is unsaved waits in the dead memory until that is mended, and nobody mounts the disk.
+func (r *run) examine(disk string) (Remains, Commit, error) {
 	commit := Commit{Disk: disk}
 	if r.options.Salvager == nil {
-		return nil, commit
+		return nil, commit, nil
 	}
-	var image Image
+	image := &written{}
 	var remains Remains
 	err := r.measure("check", func() (err error) {
-		if image, err = r.machine.Image(disk); err != nil {
+		if image.Image, err = r.machine.Image(disk); err != nil {
 			return err
 		}
 		remains, err = r.options.Salvager.Examine(image)
@@ -384,7 +407,7 @@ func (r *run) examine(disk string) (Remains, Commit) {
 	})
 	if err != nil {
 		r.refuse("disk "+disk, err)
-		return nil, commit
+		return nil, commit, nil
 	}
 	start := time.Now()
 	err = r.measure("commit", func() (err error) {
@@ -396,11 +419,14 @@ func (r *run) examine(disk string) (Remains, Commit) {
 		r.report.Timeline.Add("  "+p.Name, start, start.Add(p.Took))
 		start = start.Add(p.Took)
 	}
+	if err != nil && image.failed != nil {
+		return nil, commit, fmt.Errorf("write the last commit of disk %s: %w", disk, image.failed)
+	}
 	if err != nil {
 		r.refuse("last commit of disk "+disk, err)
-		return nil, commit
+		return nil, commit, nil
 	}
-	return remains, commit
+	return remains, commit, nil
 }
 
 // gather gives an empty request if nothing is to be applied.

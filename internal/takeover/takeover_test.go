@@ -32,7 +32,17 @@ type stand struct {
 	peers   wire.Peers // that it was acquainted with
 	told    wire.TellResult
 	hangs   bool // once it should start services
+
+	imageFails error // of each write to an image
 }
+
+// WriteAt, ReadAt and Sync are those of the stand's images.
+func (s *stand) WriteAt(b []byte, _ int64) (int, error) { return len(b), s.imageFails }
+func (s *stand) ReadAt(b []byte, _ int64) (int, error)  { return len(b), nil }
+
+type standImage struct{ *stand }
+
+func (i standImage) Sync() error { return i.imageFails }
 
 func (s *stand) did(call string) error {
 	s.mu.Lock()
@@ -42,7 +52,7 @@ func (s *stand) did(call string) error {
 }
 
 func (s *stand) Fence(context.Context) error            { return s.did("fence") }
-func (s *stand) Image(string) (Image, error)            { return nil, s.did("image") }
+func (s *stand) Image(string) (Image, error)            { return standImage{s}, s.did("image") }
 func (s *stand) HandOver(context.Context, string) error { return s.did("hand over") }
 func (s *stand) Mount(_ context.Context, _ string, check bool) (*wire.Check, error) {
 	if check {
@@ -97,12 +107,17 @@ func (s *stand) before(a, b string) bool {
 // body is a Salvager and the Remains that it finds.
 type body struct {
 	examine, finish, gather error
+	writes                  bool // it writes to the image
 	commit                  Commit
 	found                   Gathered
 	m                       *stand
 }
 
-func (b *body) Finish(Image) (Commit, error) {
+func (b *body) Finish(image Image) (Commit, error) {
+	if b.writes {
+		_, err := image.WriteAt([]byte{1}, 0)
+		return b.commit, fmt.Errorf("append to the log: %w", err)
+	}
 	return b.commit, errors.Join(b.m.did("finish"), b.finish)
 }
 
@@ -201,6 +216,17 @@ func TestRefusedCommit(t *testing.T) {
 	}
 	if len(r.Refused) != 1 || r.Refused[0].What != "last commit of disk data" || m.plan != nil || m.calls[len(m.calls)-1] != "go live" {
 		t.Errorf("refused %v, calls %v", r.Refused, m.calls)
+	}
+}
+
+// TestBrokenDisk: a disk that takes no writes is not handed over: what is unsaved waits in
+// memory until it is mended.
+func TestBrokenDisk(t *testing.T) {
+	m := newStand()
+	m.imageFails = errors.New("no space left on device")
+	_, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, writes: true, found: someFiles()}})
+	if !errors.Is(err, m.imageFails) || slices.ContainsFunc(m.calls, func(c string) bool { return strings.HasPrefix(c, "hand over") }) {
+		t.Errorf("error %v, calls %v", err, m.calls)
 	}
 }
 

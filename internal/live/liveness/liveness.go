@@ -123,10 +123,11 @@ func NewSilencer(period, limit time.Duration) *Silencer {
 // still for the limit. It does not hold against the partition time that
 // others took: of the time between two observations no more counts than two
 // periods, since a watcher that was late itself may have slept through beats,
-// as the partition may have; what a thread of the partition waited for a CPU does not
-// count, nor what a hypervisor kept from this machine; and if threads are ready to run,
-// no more counts than each of them ran: another may wait for what a starved one holds,
-// and the one that beats may be any of them. A partition that has not begun to beat,
+// as the partition may have. What its threads waited for a CPU does not count, nor what a
+// hypervisor kept from this machine: one may wait after the other, each for what the one
+// before it does, until there is a beat. And if threads are ready to run, no more counts
+// than each of them ran: another may wait for what a starved one holds, and the one that
+// beats may be any of them. A partition that has not begun to beat,
 // or that has taken its count back to zero, is not judged.
 func (s *Silencer) Observe(o Observation) (Verdict, bool) {
 	prev := s.last
@@ -160,13 +161,14 @@ func (s *Silencer) silent(prev, o Observation) time.Duration {
 		return 0
 	}
 	gap := o.At.Sub(prev.At)
-	counts := min(gap, 2*s.period)
+	waited, counts := time.Duration(0), min(gap, 2*s.period)
 	for id, t := range o.Effort {
 		before := prev.Effort[id]
-		counts = min(counts, gap-(t.Waited-before.Waited))
 		if t.Ready {
 			counts = min(counts, t.Ran-before.Ran)
+		} else {
+			waited += t.Waited - before.Waited
 		}
 	}
-	return max(counts, 0)
+	return max(min(counts, gap-waited), 0)
 }

@@ -87,6 +87,12 @@ func TestWaitIsNoSilence(t *testing.T) {
 		}
 		checkVerdict(t, looks, 1200*ms)
 	}
+	turns := []look{{at: 0, counter: 1}} // one thread after the other waits, and together always
+	for i := 1; i <= 100; i++ {
+		at := time.Duration(i) * 20 * ms
+		turns = append(turns, look{at, 1, Effort{7: {Waited: at / 2}, 8: {Waited: at / 2}}})
+	}
+	checkVerdict(t, turns, 0)
 }
 
 // TestUnknownEffortIsNoSilence: without it only a beat tells anything.

@@ -184,11 +184,36 @@ func (d *RunDir) Write(r *Record) error {
 	if err != nil {
 		return err
 	}
-	if err := writeDurably(filepath.Join(d.Path, recordName), append(b, '\n')); err != nil {
+	b = append(b, '\n')
+	path := filepath.Join(d.Path, recordName)
+	err = writeDurably(path, b)
+	if errors.Is(err, unix.ENOSPC) {
+		if err := os.Remove(filepath.Join(d.Path, spareName)); err != nil {
+			return fmt.Errorf("write record: %w", err)
+		}
+		err = writeDurably(path, b)
+	}
+	if err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
+	d.keepSpare()
 	d.Record = r
 	return nil
+}
+
+// spareBytes are kept for the record: a run directory without room must not end a takeover.
+const spareBytes = 256 << 10
+
+const spareName = "record.spare"
+
+// keepSpare has room kept, if there is any.
+func (d *RunDir) keepSpare() {
+	f, err := os.OpenFile(filepath.Join(d.Path, spareName), os.O_CREATE|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return
+	}
+	_ = unix.Fallocate(int(f.Fd()), 0, 0, spareBytes) // it is tried again the next time
+	_ = f.Close()
 }
 
 // writeDurably puts a file in the place of the one that there is, at once.

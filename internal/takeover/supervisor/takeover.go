@@ -103,6 +103,7 @@ func (s *Supervisor) takeoverOptions(salvager *morgue.Morgue) takeover.Options {
 func (s *Supervisor) watchHeir(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	w := s.watcherOf(s.understudy)
+	w.held = s.held
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -1,0 +1,153 @@
+package fault
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Serve mounts a directory at another place, and fails there, when it is told to, what
+// changes files: a disk that breaks, or a file system that is full. It is told by lines, and
+// answers each by a line with how many changes it has counted:
+//
+//	count PID        count changes by that process, from 0 on
+//	fail N ERRNO     with the change counted as N, and from it on, all changes by anyone fail
+//	heal             none fails any more
+//	end              unmount
+//
+// A change is a write(2), an fsync(2), or an fallocate(2). It is to run with a high priority
+// (nice(1)): who waits for it looks idle.
+func Serve(directory, at string, in io.Reader, out io.Writer) error {
+	root, err := fs.NewLoopbackRoot(directory)
+	if err != nil {
+		return err
+	}
+	b := &breaker{}
+	top := root.(*fs.LoopbackNode)
+	top.RootData.NewNode = func(data *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
+		return &breakable{LoopbackNode: fs.LoopbackNode{RootData: data}, breaker: b}
+	}
+	_, err = fs.Mount(at, root, &fs.Options{MountOptions: fuse.MountOptions{FsName: "fault", AllowOther: true, DirectMount: true}})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(out, 0)
+	for lines := bufio.NewScanner(in); lines.Scan() && lines.Text() != "end"; {
+		n, err := b.told(lines.Text())
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(out, n)
+	}
+	return unix.Unmount(at, unix.MNT_DETACH) // what is still open may go on
+}
+
+// breaker decides what fails.
+type breaker struct {
+	mu     sync.Mutex
+	pid    int // whose changes count; 0: nobody's
+	n      int // changes counted
+	at     int // the first of them that fails; 0: none
+	errno  syscall.Errno
+	broken bool
+}
+
+func (b *breaker) told(line string) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := b.n
+	var err error
+	switch verb, rest, _ := strings.Cut(line, " "); verb {
+	case "count":
+		b.n, b.at, b.broken = 0, 0, false
+		_, err = fmt.Sscan(rest, &b.pid)
+	case "fail":
+		_, err = fmt.Sscan(rest, &b.at, (*uintptr)(&b.errno))
+	case "heal":
+		b.at, b.broken = 0, false
+	default:
+		err = fmt.Errorf("unknown order %q", line)
+	}
+	return n, err
+}
+
+// change counts one, and says whether it fails.
+func (b *breaker) change(ctx context.Context) syscall.Errno {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	caller, known := fuse.FromContext(ctx)
+	if b.pid != 0 && known && processOf(caller.Pid) == b.pid {
+		b.n++
+		b.broken = b.broken || b.n == b.at
+	}
+	if b.broken {
+		return b.errno
+	}
+	return 0
+}
+
+// processOf is the process that a thread belongs to (proc(5), status); 0: it has ended.
+func processOf(thread uint32) (pid int) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", thread))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if value, found := strings.CutPrefix(line, "Tgid:"); found {
+			_, _ = fmt.Sscan(value, &pid) // it is a number
+		}
+	}
+	return pid
+}
+
+// breakable is a file or a directory, and what is open of it.
+type breakable struct {
+	fs.LoopbackNode
+	breaker *breaker
+}
+
+type openFile struct {
+	*fs.LoopbackFile
+	breaker *breaker
+}
+
+func (n *breakable) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	h, how, errno := n.LoopbackNode.Open(ctx, flags)
+	if f, ok := h.(*fs.LoopbackFile); ok {
+		return &openFile{f, n.breaker}, how, errno
+	}
+	return h, how, errno
+}
+
+// PassthroughFd has the kernel not write past us.
+func (f *openFile) PassthroughFd() (int, bool) { return 0, false }
+
+func (f *openFile) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
+	if errno := f.breaker.change(ctx); errno != 0 {
+		return 0, errno
+	}
+	return f.LoopbackFile.Write(ctx, data, off)
+}
+
+func (f *openFile) Fsync(ctx context.Context, flags uint32) syscall.Errno {
+	if errno := f.breaker.change(ctx); errno != 0 {
+		return errno
+	}
+	return f.LoopbackFile.Fsync(ctx, flags)
+}
+
+func (f *openFile) Allocate(ctx context.Context, off, size uint64, mode uint32) syscall.Errno {
+	if errno := f.breaker.change(ctx); errno != 0 {
+		return errno
+	}
+	return f.LoopbackFile.Allocate(ctx, off, size, mode)
+}

@@ -1,0 +1,54 @@
+package supervisor
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/lab/tier"
+)
+
+// TestRecordWithoutRoom: a run directory that is full ends nothing: there is room kept for
+// the record.
+func TestRecordWithoutRoom(t *testing.T) {
+	tier.Guest(t) // it mounts
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+		tier.Lacks(t, err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
+	d := &RunDir{Path: dir}
+	if err := d.Write(&Record{Pair: "p"}); err != nil {
+		t.Fatal(err)
+	}
+	fill := filepath.Join(dir, "fill")
+	for n := 1 << 20; n > 0; n /= 2 {
+		f, err := os.OpenFile(fill, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for err == nil {
+			_, err = f.Write(make([]byte, n))
+		}
+		f.Close()
+	}
+	if err := os.WriteFile(filepath.Join(dir, "other"), []byte{1}, 0o600); err == nil {
+		t.Fatal("there is room")
+	}
+	for _, why := range []string{"first", "second"} {
+		if err := d.Write(&Record{Pair: "p", Why: why}); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.take(); err != nil {
+			t.Fatal(err)
+		}
+		d.Close()
+		again, err := OpenRunDir(dir)
+		if err != nil || again.Record.Why != why {
+			t.Fatalf("%+v, %v", again, err)
+		}
+		again.Close()
+	}
+}
