@@ -19,6 +19,16 @@ type Run struct {
 	Unwritten bool       // allocated, but reads as zeros
 }
 
+// MaxRun is how long an extent may be, in blocks; one that is unwritten is shorter
+// (fs/ext4/ext4_extents.h, EXT_INIT_MAX_LEN).
+const MaxRun = 1 << 15
+
+// Index is an entry for a node below: that begins with a block of the file.
+type Index struct {
+	Logical uint32
+	Node    addr.Block
+}
+
 // Skip returns the run without its first n blocks, of which it has more.
 func (r Run) Skip(n uint32) Run {
 	r.Logical, r.Physical, r.Length = r.Logical+n, r.Physical+addr.Block(n), r.Length-n

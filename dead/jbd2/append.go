@@ -21,7 +21,13 @@ type Transaction struct {
 	Blocks  []Block
 	Revokes []addr.Block // blocks of which nothing that is older may be replayed
 	Time    time.Time    // of its commit; at least that of the transaction before is taken
+	Mark    Mark
 }
+
+// Mark tells a transaction of ours from any other, once it is in the log. It lies in what
+// is unused of a commit block's header (include/linux/jbd2.h, struct commit_header: of
+// h_chksum only the first number is used), under its checksum.
+type Mark [28]byte
 
 // Block is a block of the file system and what it is to become.
 type Block struct {
@@ -245,7 +251,7 @@ func (s *Super) encode(at Start, t *Transaction, committed time.Time) *encoded {
 		}
 	}
 	e.commit = make([]byte, s.BlockSize)
-	s.putCommit(e.commit, at.Sequence, sum, committed)
+	s.putCommit(e.commit, at.Sequence, sum, committed, t.Mark)
 	return e
 }
 

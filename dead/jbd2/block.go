@@ -219,10 +219,14 @@ func commitMended(b []byte) []byte {
 	return out
 }
 
+// markAt is where a commit block has its mark, in bytes.
+const markAt = 20
+
 // putCommit makes a commit block; sum is the checksum of V1.
-func (s *Super) putCommit(b []byte, sequence TID, sum uint32, at time.Time) {
+func (s *Super) putCommit(b []byte, sequence TID, sum uint32, at time.Time, mark Mark) {
 	clear(b)
 	putHeader(b, commitBlock, sequence)
+	copy(b[markAt:], mark[:])
 	binary.BigEndian.PutUint64(b[48:], uint64(at.Unix()))
 	binary.BigEndian.PutUint32(b[56:], uint32(at.Nanosecond()))
 	switch s.Checksum {

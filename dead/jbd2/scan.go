@@ -32,6 +32,7 @@ type Logged struct {
 	Time       time.Time
 	Blocks     []LoggedBlock // in the order of the log
 	Revokes    []addr.Block
+	Mark       Mark // zero, but of a transaction of ours
 	// Mended says that the commit block has the right checksum only with zeros
 	// behind its header, as a disk leaves it that writes 512 bytes at once. Linux
 	// 6.12 takes it for whole (jbd2_commit_block_csum_verify_partial), 6.1 fails.
@@ -232,6 +233,7 @@ func (s *scanner) commit(b []byte) (more bool, err error) {
 		s.failed = &Logged{Sequence: s.out.Next, Start: s.out.End}
 	} else {
 		s.txn.Start, s.txn.End, s.txn.Time = s.out.End, s.at, c.time()
+		s.txn.Mark = Mark(b[markAt:])
 		s.out.Transactions = append(s.out.Transactions, s.txn)
 	}
 	s.previous, s.sum = c.seconds, ^uint32(0)

@@ -27,6 +27,9 @@ type Rescue struct {
 	// Refused is the data of files whose blocks did not check out. It is not lost: it is
 	// written by handle after the mount.
 	Refused []error
+	// Place has files that wait for an allocation get their places in the last commit, so
+	// that they are whole with it. Only where there is a journal.
+	Place bool
 
 	cache *pagecache.Cache
 	super *pagecache.Superblock
@@ -34,6 +37,7 @@ type Rescue struct {
 	mem   ram.Memory
 	data  []block
 	whole map[addr.Ino]struct{} // files of which nothing else is unsaved
+	open  []*pagecache.Inode    // regular files that are not among them
 }
 
 // block is a piece of a device that is to be written.
@@ -105,6 +109,8 @@ func (r *Rescue) files() {
 		// A file that was being truncated needs its size after a check, too.
 		if found.Whole && !i.Writing {
 			r.whole[i.Ino] = struct{}{}
+		} else if i.Regular() {
+			r.open = append(r.open, i)
 		}
 	}
 }
@@ -122,6 +128,8 @@ type Report struct {
 	// AfterMount are files of which e2fsck, or a replay of the log by the mount, may lose
 	// what memory has, even of those in Written.
 	AfterMount []AfterMount
+	// Placement is nil if none was asked for, or it did not come to that.
+	Placement *Placement
 	// Open is how many handles were open. If there were any, the transaction is audited:
 	// Audit is the verdict, nil if there was no transaction.
 	Open  int
@@ -188,6 +196,7 @@ type finisher struct {
 	disk      jbd2.Disk
 	report    *Report
 	committed bool // a recovery finds all of the last commit in the log, or may find it
+	placed    placed
 }
 
 func (f *finisher) step(name string, do func() error) error {
@@ -231,6 +240,9 @@ func (f *finisher) journal() error {
 			return err
 		}
 	}
+	if f.Place {
+		t, at = f.place(log, scan, t, at)
+	}
 	if f.report.Case == Finished {
 		err = f.step("commit again", func() error { return log.Recommit(scan) })
 	}
@@ -238,7 +250,11 @@ func (f *finisher) journal() error {
 		err = f.step("blocks", func() error { return f.write(logged(scan, t)) })
 	}
 	if err == nil && t != nil {
-		err = f.commit(log, at, t)
+		nothing := f.committed // of the last commit itself was missing
+		if err = f.commit(log, at, t); err == nil {
+			f.havePlaced()
+		}
+		f.committed = f.committed || nothing
 	}
 	if err == nil {
 		err = f.step("replay", func() error {
@@ -333,6 +349,10 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 		return nil, jbd2.Start{}, err
 	}
 	done, err := finished(log, scan, t)
+	if err == nil && !done && f.Place && !scan.Empty {
+		// With what was placed it is not what memory has.
+		done, err = log.Marked(scan, f.mark(t))
+	}
 	if err != nil {
 		return nil, jbd2.Start{}, err
 	}
@@ -341,7 +361,13 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 		return nil, jbd2.Start{}, nil
 	}
 	var at jbd2.Start
-	if f.report.Case, at, err = f.Journal.fit(scan); err != nil {
+	if f.report.Case, at, err = f.Journal.fit(scan); err != nil && f.Place && scan.Empty {
+		if done, looked := log.Marked(scan, f.mark(t)); looked == nil && done {
+			f.report.Case = Finished
+			return nil, jbd2.Start{}, nil
+		}
+	}
+	if err != nil {
 		return nil, at, err
 	}
 	if f.report.Case == Nothing || len(t.Blocks)+len(t.Revokes) == 0 {

@@ -114,3 +114,16 @@ func (c *Cache) Superblock(id UUID) (*Superblock, error) {
 	}
 	return found, nil
 }
+
+// Quotas reports whether a file system counts for quotas what is allocated, by whatever
+// means they were turned on (include/linux/quota.h, struct quota_info: the flags for each
+// type of quota).
+func (c *Cache) Quotas(s *Superblock) (bool, error) {
+	l := c.k.Types().Layout("super_block")
+	flags := l.Field("s_dquot.flags", 4)
+	if err := l.Err(); err != nil {
+		return false, fmt.Errorf("look for quotas of %s: %w", s.ID, err)
+	}
+	v, err := c.k.U32(flags.In(s.Addr))
+	return v != 0, err
+}

@@ -1,0 +1,320 @@
+package journal
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/audit"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/jbd2"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/placement"
+)
+
+// Placement is what became of the files that had no place yet.
+type Placement struct {
+	Files int   // that are whole with it
+	Bytes int64 // of them, that were written
+	// Refused says why files have none, by inode number: they are for a kernel to write.
+	Refused map[addr.Ino]error
+	// Err says why no file has one; nil if it is not so.
+	Err error
+}
+
+var (
+	errQuotas  = errors.New("quotas count what is allocated")
+	errAudit   = errors.New("the audit does not confirm it")
+	errRoom    = errors.New("the transaction would not fit into the journal")
+	errChecked = errors.New("the file system is to be checked first")
+	errBefore  = errors.New("an earlier attempt has committed")
+)
+
+// unplaced is a file that waits for a place, and where the rest of it has one.
+type unplaced struct {
+	inode  *pagecache.Inode
+	blocks []pagecache.UnsavedBlock
+}
+
+// placed is a placement that goes with the transaction.
+type placed struct {
+	files []addr.Ino
+	bytes int64
+}
+
+// place gives files that have none their places, in the transaction. If that is nil and a
+// file gets a place, there is one from then on. Whatever is in the way of it is in the
+// report, and the transaction as it was.
+func (f *finisher) place(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction, at jbd2.Start) (*jbd2.Transaction, jbd2.Start) {
+	p := &Placement{Refused: make(map[addr.Ino]error)}
+	f.report.Placement = p
+	var with *jbd2.Transaction
+	p.Err = f.step("place", func() error {
+		err := f.placeable(log)
+		if err == nil && at == (jbd2.Start{}) {
+			at, err = f.idle(scan)
+		}
+		if err == nil {
+			with, err = f.placeFiles(log, scan, t)
+		}
+		return err
+	})
+	if p.Err != nil || with == nil {
+		f.placed = placed{}
+		return t, at
+	}
+	return with, at
+}
+
+// placeable says why no file can get a place.
+func (f *finisher) placeable(log *jbd2.Log) error {
+	switch quotas, err := f.cache.Quotas(f.super); {
+	case err != nil:
+		return err
+	case quotas:
+		return errQuotas
+	case f.report.Case == Finished:
+		return errBefore
+	case f.report.Check != "":
+		return errChecked
+	case hasInlineData(log.FS):
+		return fmt.Errorf("%w: the file system has inline data", placement.ErrRefused)
+	}
+	return nil
+}
+
+// idle is where a transaction begins where memory has none.
+func (f *finisher) idle(scan *jbd2.Scan) (jbd2.Start, error) {
+	at := jbd2.Start{Block: scan.End, Sequence: scan.Next}
+	e, err := f.cache.Ext4(f.super)
+	if err != nil || e.Journal == nil {
+		return at, errors.Join(err, ErrNoJournal)
+	}
+	next := jbd2.TID(e.Journal.CommitSequence) + 1
+	ahead := int32(scan.Next - next)
+	switch {
+	case scan.Empty && (ahead == 0 || ahead == -1): // see Journal.fit
+		at.Sequence = next
+	case scan.Empty || ahead != 0 || scan.End != jbd2.Pos(f.Journal.Head):
+		return at, fmt.Errorf("%w: it goes on with transaction %d at block %d; in memory with %d at block %d", ErrLog, scan.Next, scan.End, next, f.Journal.Head)
+	}
+	return at, nil
+}
+
+// placeFiles returns the transaction with the places of files; nil if none has got one.
+func (f *finisher) placeFiles(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction) (*jbd2.Transaction, error) {
+	if t == nil {
+		t = &jbd2.Transaction{Time: time.Now()}
+		if n := len(scan.Transactions); n > 0 && scan.Transactions[n-1].Time.After(t.Time) {
+			t.Time = scan.Transactions[n-1].Time
+		}
+	}
+	with := *t
+	with.Blocks = slices.Clone(t.Blocks)
+	c, err := newChange(f.disk, &with)
+	if err != nil {
+		return nil, err
+	}
+	waiting, err := f.waiting(c)
+	if err != nil || len(waiting) == 0 {
+		return nil, err
+	}
+	files := make([]placement.File, len(waiting))
+	for n, u := range waiting {
+		files[n] = u.file()
+	}
+	avoid := slices.Collect(maps.Keys(logged(scan, nil)))
+	found, err := placement.Place(c.before, c.blocks, files, append(avoid, with.Revokes...))
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(f.report.Placement.Refused, found.Refused)
+	if len(found.Placed) == 0 {
+		return nil, nil
+	}
+	if err := f.confirm(c, found); err != nil {
+		return nil, err
+	}
+	if !fits(log, len(with.Blocks), len(with.Revokes)) {
+		return nil, errRoom
+	}
+	with.Mark = f.mark(t)
+	return &with, f.takePlaced(waiting, found, logged(scan, &with))
+}
+
+// waiting are the files that have no place for all that is unsaved. What cannot be told of
+// one is the reason why it gets none. A file that is to be truncated gets none.
+func (f *finisher) waiting(c *change) ([]unplaced, error) {
+	orphans, err := audit.Truncating(c.before, c.blocks)
+	if err != nil {
+		return nil, err
+	}
+	truncated := make(map[addr.Ino]bool, len(orphans))
+	for _, i := range orphans {
+		truncated[i.Number] = true
+	}
+	var out []unplaced
+	for _, i := range f.open {
+		if _, whole := f.whole[i.Ino]; whole {
+			continue
+		}
+		blocks, err := f.dev.UnsavedBlocks(i)
+		if err == nil && truncated[i.Ino] {
+			err = fmt.Errorf("%w: it was being truncated", placement.ErrRefused)
+		}
+		if err != nil {
+			f.report.Placement.Refused[i.Ino] = err
+			continue
+		}
+		out = append(out, unplaced{i, blocks})
+	}
+	slices.SortFunc(out, func(a, b unplaced) int { return cmp.Compare(a.inode.Ino, b.inode.Ino) })
+	for n := 1; n < len(out); n++ {
+		if out[n].inode.Ino == out[n-1].inode.Ino {
+			return nil, fmt.Errorf("%w: inode %d is there twice", ErrDamaged, out[n].inode.Ino)
+		}
+	}
+	return out, nil
+}
+
+// file is a file as it is to be placed.
+func (u *unplaced) file() placement.File {
+	i := u.inode
+	f := placement.File{Ino: i.Ino, Generation: i.Generation, Size: i.Size, Atime: i.Atime, Mtime: i.Mtime, Ctime: i.Ctime}
+	for _, b := range u.blocks {
+		if n := len(f.Unsaved); n > 0 {
+			last := &f.Unsaved[n-1]
+			if last.End == b.Off && last.Mapped == b.Mapped && (!b.Mapped || last.Disk+last.Len() == b.Disk) {
+				last.End = b.End
+				continue
+			}
+		}
+		f.Unsaved = append(f.Unsaved, placement.Stretch{Span: b.Span, Disk: b.Disk, Mapped: b.Mapped})
+	}
+	return f
+}
+
+// confirm has the whole change audited with what was placed, and makes it a part of the
+// transaction then.
+func (f *finisher) confirm(c *change, found *placement.Result) error {
+	all := maps.Clone(c.blocks)
+	maps.Copy(all, found.Blocks)
+	verdict, err := audit.Check(c.before, all)
+	if err != nil {
+		return err
+	}
+	if !verdict.Clean {
+		return fmt.Errorf("%w: %s", errAudit, strings.Join(verdict.Reasons, "; "))
+	}
+	return c.replaceAll(found.Blocks)
+}
+
+// takePlaced has the data of placed files written, in place of what was to be written
+// of them before. No recovery may write to the same places.
+func (f *finisher) takePlaced(waiting []unplaced, found *placement.Result, logged map[addr.Block]struct{}) error {
+	var data []block
+	of := make(map[addr.Ino]bool, len(found.Placed))
+	next := waiting
+	for _, p := range found.Placed {
+		for next[0].inode.Ino != p.File.Ino {
+			next = next[1:]
+		}
+		of[p.File.Ino] = true
+		f.placed.files = append(f.placed.files, p.File.Ino)
+		var err error
+		if data, err = next[0].blocksAt(data, p.Pieces); err != nil {
+			return err
+		}
+	}
+	size := int64(f.super.BlockSize)
+	for _, b := range data {
+		f.placed.bytes += b.used
+		for at := b.disk; at < b.disk+b.len; at += size {
+			if _, there := logged[addr.Block(at/size)]; there {
+				return fmt.Errorf("%w: block %d has data of inode %d, and is in the journal", ErrDamaged, at/size, b.ino)
+			}
+		}
+	}
+	for _, b := range f.data {
+		if !of[b.ino] {
+			data = append(data, b)
+		}
+	}
+	f.data = data
+	return nil
+}
+
+// blocksAt adds the unsaved blocks of a file at their places. The two lists are of the same
+// bytes.
+func (u *unplaced) blocksAt(data []block, pieces []placement.Piece) ([]block, error) {
+	blocks := u.blocks
+	for _, p := range pieces {
+		for p.Len() > 0 {
+			for len(blocks) > 0 && blocks[0].End <= p.Off {
+				blocks = blocks[1:]
+			}
+			if len(blocks) == 0 || blocks[0].Off > p.Off {
+				return nil, fmt.Errorf("%w: inode %d: byte %d was placed, and is not unsaved", ErrDamaged, u.inode.Ino, p.Off)
+			}
+			from := p.Off - blocks[0].Off
+			n := min(p.Len(), blocks[0].Len()-from, chunk)
+			data = append(data, block{
+				ino: u.inode.Ino, disk: p.Disk, phys: blocks[0].Phys + addr.Phys(from), len: n, used: min(n, u.inode.Size-p.Off),
+			})
+			p.Off, p.Disk = p.Off+n, p.Disk+n
+		}
+	}
+	return data, nil
+}
+
+// havePlaced takes the placed files for whole, once the transaction is committed.
+func (f *finisher) havePlaced() {
+	for _, ino := range f.placed.files {
+		f.report.Written[ino] = struct{}{}
+	}
+	if p := f.report.Placement; p != nil {
+		p.Files, p.Bytes = len(f.placed.files), f.placed.bytes
+	}
+}
+
+// fits reports whether a transaction has room in an empty log.
+func fits(log *jbd2.Log, blocks, revokes int) bool {
+	size := int(log.Super.BlockSize)
+	need := blocks + blocks/((size-64)/16) + revokes/((size-32)/8) + 8
+	return need < int(log.Super.Last-log.Super.First)
+}
+
+// mark tells this rescue's transaction from any other: by the file system, and by what
+// memory has of the transaction.
+func (f *finisher) mark(t *jbd2.Transaction) jbd2.Mark {
+	h := sha256.New()
+	put := func(n uint64) { h.Write(binary.LittleEndian.AppendUint64(nil, n)) }
+	h.Write([]byte("understudy placement 1"))
+	h.Write(f.super.UUID[:])
+	put(uint64(f.super.Addr))
+	put(uint64(f.Journal.Head))
+	if e, err := f.cache.Ext4(f.super); err == nil {
+		put(e.Super.MountTime)
+		if e.Journal != nil {
+			put(uint64(e.Journal.CommitSequence)<<32 | uint64(e.Journal.NextTransaction))
+		}
+	}
+	if t != nil {
+		for _, b := range t.Blocks {
+			put(uint64(b.Home))
+			put(uint64(ext4.CRC32C(0, b.Data)))
+		}
+		put(uint64(len(t.Blocks)))
+		for _, b := range t.Revokes {
+			put(uint64(b))
+		}
+	}
+	return jbd2.Mark(h.Sum(nil))
+}

@@ -1,0 +1,111 @@
+package pagecache
+
+import (
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// UnsavedBlock is a stretch of whole blocks of a file that are unsaved, contiguous in the
+// file and in physical memory. The last one may reach beyond the end of the file, and what
+// it holds there is not the file's.
+type UnsavedBlock struct {
+	Piece
+	// Disk is where the kernel would write its first byte, in bytes of the device, if it is
+	// Mapped. If it is not, the block waits for delayed allocation.
+	Disk   int64
+	Mapped bool
+}
+
+// ErrUnsettled says that the unsaved blocks of a file cannot be told from its buffers.
+var ErrUnsettled = errors.New("its unsaved blocks cannot be told from its buffers")
+
+// UnsavedBlocks returns the unsaved blocks of a regular file of the ext family, ascending:
+// those whose buffers are dirty or under writeback. It fails with ErrUnsettled where a
+// page has none, where one is not filled or belongs to the journal, and for a file whose
+// block mapping was being changed.
+func (d *Device) UnsavedBlocks(i *Inode) ([]UnsavedBlock, error) {
+	l, err := d.layout()
+	if err != nil {
+		return nil, fmt.Errorf("inode %d: %w", i.Ino, err)
+	}
+	lock, err := d.c.k.U64(i.Addr + addr.Virt(l.lock.Off-l.inode.Off))
+	if err == nil && lock&1 == 1 { // held by a writer (kernel/locking/rwsem.c)
+		err = fmt.Errorf("%w: its block mapping was being changed", ErrUnsettled)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("inode %d: %w", i.Ino, err)
+	}
+	var out []UnsavedBlock
+	last := addr.Index(addr.AlignUp(min(i.Size, 1<<62)) >> addr.PageShift)
+	d.c.marked(i, last, func(at slotted, found error) bool {
+		if err = found; err == nil {
+			out, err = d.unsavedBlocks(i, at, out)
+		}
+		return err == nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("inode %d: %w", i.Ino, err)
+	}
+	return out, nil
+}
+
+// unsavedBlocks adds the unsaved blocks of one entry of a file's tree of pages.
+func (d *Device) unsavedBlocks(i *Inode, at slotted, out []UnsavedBlock) ([]UnsavedBlock, error) {
+	c, l := d.c, &d.c.layout.buffer
+	if at.isValue() && i.Flags&FlagDAX == 0 && entry(i.head) == at.entry {
+		return out, nil // of a file of one page that was evicted, hence clean
+	}
+	if at.isValue() || at.isInternal() || at.entry == 0 {
+		return nil, fmt.Errorf("%w: slot holds %#x", ErrUnsettled, uint64(at.entry))
+	}
+	p, err := c.page(addr.Virt(at.entry))
+	page := &c.layout.page
+	switch {
+	case err != nil:
+		return nil, err
+	case entry(i.head) == at.entry && !i.marked && !p.has(page.dirty) && !p.writing:
+		return out, nil // the only page of the file, and clean
+	case p.mapping != i.mapping || p.pages == 0 || at.index < p.index || uint64(at.index-p.index) >= p.pages:
+		return nil, fmt.Errorf("%w: page has another index", errTree)
+	case page.canPoison && p.has(page.poisoned):
+		return nil, fmt.Errorf("page %d is broken memory", p.frame)
+	case at.index != p.index:
+		return nil, fmt.Errorf("%w: page %d is a part of a larger one", ErrUnsettled, at.index)
+	case !p.has(page.hasPrivate):
+		if !p.has(page.dirty) && !p.writing {
+			return out, nil
+		}
+		return nil, fmt.Errorf("%w: page %d has none", ErrUnsettled, p.index)
+	}
+	var bad error
+	err = c.ring(p, func(b bufferState) {
+		off := p.index.Byte() + b.off
+		switch {
+		case off >= i.Size || !b.has(l.dirty) && !b.has(l.asyncWrite) && !b.has(l.private+jbdDirty):
+		case !b.has(l.uptodate), b.has(l.private), uint64(b.length) != d.super.BlockSize, !b.has(l.mapped) && !b.has(l.delay):
+			bad = fmt.Errorf("%w: state %#x at byte %d", ErrUnsettled, b.state, off)
+		default:
+			u := UnsavedBlock{Piece: p.piece(b.off, b.off+b.length), Mapped: !b.has(l.delay)}
+			if u.Mapped {
+				u.Disk = int64(b.block) * b.length
+			}
+			out = addBlock(out, u)
+		}
+	})
+	return out, errors.Join(err, bad)
+}
+
+// addBlock adds a block, to the stretch before it if it goes on with that.
+func addBlock(out []UnsavedBlock, b UnsavedBlock) []UnsavedBlock {
+	if n := len(out); n > 0 {
+		last := &out[n-1]
+		if last.End == b.Off && last.Phys+addr.Phys(last.Len()) == b.Phys && last.Mapped == b.Mapped &&
+			(!b.Mapped || last.Disk+last.Len() == b.Disk) {
+			last.End = b.End
+			return out
+		}
+	}
+	return append(out, b)
+}

@@ -1,0 +1,264 @@
+package placement
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// groupMap says which blocks of a group are in use.
+type groupMap struct {
+	used  []byte // as it is so far
+	busy  []byte // what must not be taken: likewise, or in use without the last transaction
+	size  uint32 // in blocks
+	first uint32 // there is nothing to be taken before it
+	taken uint32
+	// longest is no less than the longest run that can be taken.
+	longest uint32
+}
+
+// groupMapOf reads which blocks of a group are in use.
+func (v *volume) groupMapOf(n uint32) (*groupMap, error) {
+	if m, ok := v.maps[n]; ok {
+		return m, nil
+	}
+	g := v.groups[n]
+	used, err := v.bitmap(g, v.block)
+	if err != nil {
+		return nil, err
+	}
+	was, err := v.oldGroup(n)
+	if err != nil {
+		return nil, err
+	}
+	if was.BlockBitmap != g.BlockBitmap {
+		return nil, fmt.Errorf("%w: the bitmap of group %d moves", errDamaged, n)
+	}
+	before, err := v.bitmap(was, v.oldBlock)
+	if err != nil {
+		return nil, err
+	}
+	_, size := v.bounds(n)
+	m := &groupMap{used: used, busy: slices.Clone(used), size: size, longest: size}
+	for i := range m.busy {
+		m.busy[i] |= before[i]
+	}
+	start, _ := v.bounds(n)
+	first, _ := slices.BinarySearch(v.avoid, start)
+	for _, b := range v.avoid[first:] {
+		if b >= start+addr.Block(size) {
+			break
+		}
+		set(m.busy, uint32(b-start))
+	}
+	v.maps[n] = m
+	return m, nil
+}
+
+// oldGroup is the descriptor of a group without the last transaction.
+func (v *volume) oldGroup(n uint32) (*ext4.Group, error) {
+	home, offset := v.super.DescriptorLocation(n)
+	b, err := v.oldBlock(home)
+	if err != nil {
+		return nil, err
+	}
+	g, err := v.super.ParseGroup(n, b[offset:offset+int(v.super.DescSize)])
+	if err == nil && v.super.ROCompat&(ext4.ROCompatGDTCsum|ext4.ROCompatMetadataCsum) == 0 {
+		g.Flags = 0
+	}
+	return g, err
+}
+
+// bitmap returns the bitmap of a group's blocks, a copy. It must have its checksum, have as
+// many blocks free as the group counts, and the file system's own must be in use.
+func (v *volume) bitmap(g *ext4.Group, read func(addr.Block) ([]byte, error)) ([]byte, error) {
+	start, size := v.bounds(g.Number)
+	var out []byte
+	if g.Flags&ext4.GroupBlockUninit != 0 {
+		out = v.fresh(g.Number)
+	} else {
+		b, err := read(g.BlockBitmap)
+		if err != nil {
+			return nil, err
+		}
+		if v.super.Checksummed() && v.super.BitmapChecksum(b) != g.BlockBitmapCsum {
+			return nil, fmt.Errorf("block bitmap of group %d: %w", g.Number, ext4.ErrChecksum)
+		}
+		out = slices.Clone(b)
+	}
+	free := uint32(0)
+	for n := range size {
+		if !has(out, n) {
+			free++
+		}
+	}
+	if free != g.FreeClusters {
+		return nil, fmt.Errorf("%w: group %d counts %d free blocks and has %d", errDamaged, g.Number, g.FreeClusters, free)
+	}
+	for _, r := range v.systemIn(g.Number) {
+		for b := r.from; b < r.to; b++ {
+			if !has(out, uint32(b-start)) {
+				return nil, fmt.Errorf("%w: block %d is the file system's own, and free", errDamaged, b)
+			}
+		}
+	}
+	for n := size; n < uint32(len(out))*8; n++ {
+		if !has(out, n) {
+			return nil, fmt.Errorf("%w: the block bitmap of group %d goes on behind its end", errDamaged, g.Number)
+		}
+	}
+	return out, nil
+}
+
+// fresh is the bitmap of a group in which nothing but the file system's own is in use, and
+// what lies behind its end (fs/ext4/balloc.c, ext4_init_block_bitmap).
+func (v *volume) fresh(n uint32) []byte {
+	out := make([]byte, v.super.BlockSize)
+	start, size := v.bounds(n)
+	for _, r := range v.systemIn(n) {
+		for b := r.from; b < r.to; b++ {
+			set(out, uint32(b-start))
+		}
+	}
+	for n := size; n < uint32(len(out))*8; n++ {
+		set(out, n)
+	}
+	return out
+}
+
+func has(b []byte, n uint32) bool { return b[n/8]>>(n%8)&1 != 0 }
+
+func set(b []byte, n uint32) { b[n/8] |= 1 << (n % 8) }
+
+// next returns the first bit from one on that is as asked for, or end.
+func next(b []byte, from, end uint32, want bool) uint32 {
+	for n := from; n < end; {
+		if n%64 == 0 && n/8+8 <= uint32(len(b)) {
+			w := binary.LittleEndian.Uint64(b[n/8:])
+			if !want {
+				w = ^w
+			}
+			if w == 0 {
+				n += 64
+				continue
+			}
+			return min(end, n+uint32(bits.TrailingZeros64(w)))
+		}
+		if has(b, n) == want {
+			return n
+		}
+		n++
+	}
+	return end
+}
+
+// length is how many blocks can be taken from one on, up to a limit.
+func (m *groupMap) length(from, limit uint32) uint32 {
+	end := min(m.size, from+limit)
+	return next(m.busy, from, end, true) - from
+}
+
+// find returns the first run of at least so many blocks from one on.
+func (m *groupMap) find(from, want uint32) (uint32, bool) {
+	if want > m.longest {
+		return 0, false
+	}
+	longest := uint32(0)
+	start := max(from, m.first)
+	for at := start; ; {
+		at = next(m.busy, at, m.size, false)
+		if at == m.size {
+			break
+		}
+		n := m.length(at, m.size)
+		if n >= want {
+			return at, true
+		}
+		longest = max(longest, n)
+		at += n
+	}
+	if start == m.first {
+		m.longest = longest
+	}
+	return 0, false
+}
+
+// take takes blocks.
+func (m *groupMap) take(from, n uint32) {
+	for b := from; b < from+n; b++ {
+		set(m.used, b)
+		set(m.busy, b)
+	}
+	m.taken += n
+	if from <= m.first {
+		m.first = next(m.busy, m.first, m.size, false)
+	}
+}
+
+// maxLook is in how many groups a run of a length is looked for.
+const maxLook = 64
+
+// allocate takes at most so many blocks in one piece: those at the goal, if they are free;
+// else the nearest piece behind it that is long enough, or as long as there is.
+func (v *volume) allocate(goal addr.Block, want uint32) (addr.Block, uint32, error) {
+	want = min(want, v.super.BlocksPerGroup, ext4.MaxRun)
+	group, at := v.groupOf(goal)
+	m, err := v.groupMapOf(group)
+	if err != nil {
+		return 0, 0, err
+	}
+	if n := m.length(at, want); n > 0 && at > 0 {
+		return v.takeAt(group, m, at, n), n, nil
+	}
+	for need := want; need > 0; need /= 2 {
+		look := uint32(maxLook)
+		if need == 1 {
+			look = uint32(len(v.groups))
+		}
+		for n := range min(look, uint32(len(v.groups))) {
+			group, from := (group+n)%uint32(len(v.groups)), at
+			if n > 0 {
+				from = 0
+			}
+			first, m, err := v.findIn(group, from, need)
+			if err != nil {
+				return 0, 0, err
+			}
+			if m != nil {
+				got := m.length(first, want)
+				return v.takeAt(group, m, first, got), got, nil
+			}
+		}
+	}
+	return 0, 0, ErrNoSpace
+}
+
+// findIn looks for a run in a group: behind a block, and then before it.
+func (v *volume) findIn(group, from, need uint32) (uint32, *groupMap, error) {
+	if v.groups[group].FreeClusters < need {
+		return 0, nil, nil
+	}
+	m, err := v.groupMapOf(group)
+	if err != nil {
+		return 0, nil, err
+	}
+	first, ok := m.find(from, need)
+	if !ok && from > 0 {
+		first, ok = m.find(0, need)
+	}
+	if !ok {
+		return 0, nil, nil
+	}
+	return first, m, nil
+}
+
+func (v *volume) takeAt(group uint32, m *groupMap, at, n uint32) addr.Block {
+	m.take(at, n)
+	v.allocated += uint64(n)
+	start, _ := v.bounds(group)
+	return start + addr.Block(at)
+}

@@ -1,0 +1,359 @@
+package placement
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// maxExtents bounds the extents of one file.
+const maxExtents = 1 << 20
+
+// tree is a tree of extents. All of its nodes are read; those that change are written.
+type tree struct {
+	v     *volume
+	inode *ext4.Inode
+	root  *node
+	count int // of extents
+	goal  addr.Block
+}
+
+// node is a node of a tree, its leaves at level 0.
+type node struct {
+	block addr.Block // 0: it is the root, or has none yet
+	level int
+	first uint32 // block of the file that it begins with
+	runs  []ext4.Run
+	below []*node
+	dirty bool
+}
+
+func (v *volume) openTree(i *ext4.Inode) (mapping, error) {
+	t := &tree{v: v, inode: i}
+	level := int(binary.LittleEndian.Uint16(i.Block[6:]))
+	if level > ext4.ExtentMaxDepth {
+		return nil, fmt.Errorf("%w: a tree of %d levels", errDamaged, level)
+	}
+	var err error
+	if t.root, err = t.read(i.Block[:], 0, level, 0, 1<<32); err != nil {
+		return nil, fmt.Errorf("tree of extents: %w", err)
+	}
+	return t, nil
+}
+
+// read reads a node that maps [from, to).
+func (t *tree) read(b []byte, block addr.Block, level int, from, to uint64) (*node, error) {
+	entries, err := ext4.ExtentEntries(b, level)
+	if err != nil {
+		return nil, fmt.Errorf("%w: node at block %d: %w", errDamaged, block, err)
+	}
+	n := &node{block: block, level: level, first: uint32(from)}
+	for at := 0; at < len(entries); at += ext4.ExtentSize {
+		e := entries[at : at+ext4.ExtentSize]
+		first := uint64(binary.LittleEndian.Uint32(e))
+		if first < from || first >= to || at == 0 && block != 0 && first != from {
+			return nil, fmt.Errorf("%w: node at block %d has block %d within [%d, %d)", errDamaged, block, first, from, to)
+		}
+		if level == 0 {
+			length, unwritten := ext4.ExtentLength(e)
+			start := addr.Block(binary.LittleEndian.Uint32(e[8:])) | addr.Block(binary.LittleEndian.Uint16(e[6:]))<<32
+			if length == 0 || first+uint64(length) > to || !t.v.super.Contains(start, uint64(length)) || !t.v.free(start, length) {
+				return nil, fmt.Errorf("%w: %d blocks at block %d for block %d", errDamaged, length, start, first)
+			}
+			if t.count++; t.count > maxExtents {
+				return nil, refuse("it has more than %d extents", maxExtents)
+			}
+			n.runs = append(n.runs, ext4.Run{Logical: uint32(first), Physical: start, Length: length, Unwritten: unwritten})
+			from = first + uint64(length)
+			continue
+		}
+		end := to
+		if at+ext4.ExtentSize < len(entries) {
+			end = uint64(binary.LittleEndian.Uint32(entries[at+ext4.ExtentSize:]))
+		}
+		below := addr.Block(binary.LittleEndian.Uint32(e[4:])) | addr.Block(binary.LittleEndian.Uint16(e[8:]))<<32
+		child, err := t.readBlock(below, level-1, first, end)
+		if err != nil {
+			return nil, err
+		}
+		n.below = append(n.below, child)
+		from = first + 1
+	}
+	return n, nil
+}
+
+// readBlock reads a node that has a block of its own.
+func (t *tree) readBlock(at addr.Block, level int, from, to uint64) (*node, error) {
+	if !t.v.super.Contains(at, 1) || !t.v.free(at, 1) || from >= to {
+		return nil, fmt.Errorf("%w: a node at block %d", errDamaged, at)
+	}
+	b, err := t.v.block(at)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.v.super.CheckExtentBlock(t.inode, b); err != nil {
+		return nil, fmt.Errorf("node at block %d: %w", at, err)
+	}
+	return t.read(b, at, level, from, to)
+}
+
+// leaf returns the leaf that has, or would have, a block.
+func (t *tree) leaf(logical uint32) *node {
+	n := t.root
+	for n.level > 0 {
+		at, found := slices.BinarySearchFunc(n.below, logical, func(c *node, l uint32) int { return cmp.Compare(c.first, l) })
+		if !found && at > 0 {
+			at--
+		}
+		n = n.below[at]
+	}
+	return n
+}
+
+// place returns where in a leaf the first run is that ends behind a block.
+func (n *node) place(logical uint32) int {
+	at, _ := slices.BinarySearchFunc(n.runs, uint64(logical), func(r ext4.Run, l uint64) int {
+		return cmp.Compare(uint64(r.Logical)+uint64(r.Length), l+1)
+	})
+	return at
+}
+
+func (t *tree) at(logical uint32) (ext4.Run, uint64, error) {
+	n := t.leaf(logical)
+	at := n.place(logical)
+	if at < len(n.runs) {
+		r := n.runs[at]
+		if r.Logical <= logical {
+			return r.Skip(logical - r.Logical), uint64(r.Logical) + uint64(r.Length), nil
+		}
+		return ext4.Run{}, uint64(r.Logical), nil
+	}
+	return ext4.Run{}, t.after(t.root, logical), nil
+}
+
+// after returns the first block that a node below n begins with, behind a block.
+func (t *tree) after(n *node, logical uint32) uint64 {
+	end := uint64(1 << 32)
+	for n.level > 0 {
+		at, found := slices.BinarySearchFunc(n.below, logical, func(c *node, l uint32) int { return cmp.Compare(c.first, l) })
+		if found {
+			at++
+		}
+		if at < len(n.below) {
+			end = uint64(n.below[at].first)
+		}
+		n = n.below[max(0, at-1)]
+	}
+	return end
+}
+
+func (t *tree) before(logical uint32) ext4.Run {
+	n := t.leaf(logical)
+	if at := n.place(logical); at > 0 {
+		return n.runs[at-1]
+	}
+	return ext4.Run{}
+}
+
+// limit is how many blocks extents can map: one less than 2^32 (fs/ext4/super.c,
+// ext4_max_size).
+func (t *tree) limit() uint64 { return 1<<32 - 1 }
+
+// set maps a run in the leaf where it belongs, or in several.
+func (t *tree) set(r ext4.Run) error {
+	for r.Length > 0 {
+		part := r
+		if end := t.after(t.root, r.Logical); uint64(r.Logical)+uint64(r.Length) > end {
+			part.Length = uint32(end - uint64(r.Logical))
+		}
+		if err := t.leaf(r.Logical).set(part); err != nil {
+			return err
+		}
+		t.goal = part.Physical + addr.Block(part.Length)
+		if part.Length == r.Length {
+			return nil
+		}
+		r = r.Skip(part.Length)
+	}
+	return nil
+}
+
+// set maps a run, that is a hole so far, or unwritten and at the same place.
+func (n *node) set(r ext4.Run) error {
+	at := n.place(r.Logical)
+	end := uint64(r.Logical) + uint64(r.Length)
+	to := at
+	var around []ext4.Run
+	for ; to < len(n.runs) && uint64(n.runs[to].Logical) < end; to++ {
+		was := n.runs[to]
+		if !was.Unwritten || uint64(was.Physical)-uint64(was.Logical) != uint64(r.Physical)-uint64(r.Logical) {
+			return fmt.Errorf("%w: block %d is mapped", errDamaged, was.Logical)
+		}
+		if was.Logical < r.Logical {
+			head := was
+			head.Length = r.Logical - was.Logical
+			around = append(around, head)
+		}
+		if tail := uint64(was.Logical) + uint64(was.Length); tail > end {
+			around = append(around, r, was.Skip(uint32(end-uint64(was.Logical))))
+		}
+	}
+	if len(around) == 0 || around[len(around)-1].Logical < r.Logical {
+		around = append(around, r)
+	}
+	n.runs = slices.Replace(n.runs, at, to, around...)
+	n.join(at)
+	n.dirty = true
+	return nil
+}
+
+// join joins runs that follow each other in the file and on the disk, from the one before
+// a place to two behind it.
+func (n *node) join(at int) {
+	for i := max(1, at); i < len(n.runs) && i <= at+3; {
+		a, b := &n.runs[i-1], n.runs[i]
+		longest := uint64(ext4.MaxRun)
+		if a.Unwritten {
+			longest--
+		}
+		if a.Unwritten == b.Unwritten && uint64(a.Logical)+uint64(a.Length) == uint64(b.Logical) &&
+			a.Physical+addr.Block(a.Length) == b.Physical && uint64(a.Length)+uint64(b.Length) <= longest {
+			a.Length += b.Length
+			n.runs = slices.Delete(n.runs, i, i+1)
+			continue
+		}
+		i++
+	}
+}
+
+// store splits what has become too large for its node, and writes what changed.
+func (t *tree) store(root []byte) error {
+	room := (int(t.v.super.BlockSize) - ext4.ExtentSize) / ext4.ExtentSize
+	if t.root.level > 0 {
+		if err := t.split(t.root, room); err != nil {
+			return err
+		}
+	}
+	rootRoom := len(root)/ext4.ExtentSize - 1
+	for max(len(t.root.runs), len(t.root.below)) > rootRoom {
+		if t.root.level == ext4.ExtentMaxDepth {
+			return fmt.Errorf("%w: its tree would have more than %d levels", ErrNoSpace, ext4.ExtentMaxDepth)
+		}
+		old := t.root
+		t.root = &node{level: old.level + 1, dirty: true}
+		var err error
+		if t.root.below, err = t.pieces(old, room); err != nil {
+			return err
+		}
+	}
+	if err := t.write(t.root); err != nil {
+		return err
+	}
+	return t.put(root, t.root)
+}
+
+// split splits the nodes below one that have more in them than they have room for.
+func (t *tree) split(n *node, room int) error {
+	if n.level == 0 {
+		return nil
+	}
+	var below []*node
+	for _, c := range n.below {
+		if err := t.split(c, room); err != nil {
+			return err
+		}
+		was := c.first
+		c.first = c.begins()
+		n.dirty = n.dirty || c.first != was
+		if max(len(c.runs), len(c.below)) <= room {
+			below = append(below, c)
+			continue
+		}
+		parts, err := t.pieces(c, room)
+		if err != nil {
+			return err
+		}
+		n.dirty = true
+		below = append(below, parts...)
+	}
+	n.below = below
+	return nil
+}
+
+// begins is the block of the file that a node begins with.
+func (n *node) begins() uint32 {
+	switch {
+	case n.level > 0:
+		return n.below[0].first
+	case len(n.runs) > 0:
+		return n.runs[0].Logical
+	}
+	return n.first
+}
+
+// pieces distributes what a node has over as many as it takes: the first ones are full,
+// as they are if a file is written from its beginning. The first one keeps the block, if
+// the node has one.
+func (t *tree) pieces(n *node, room int) ([]*node, error) {
+	var out []*node
+	for len(n.runs)+len(n.below) > 0 {
+		p := &node{level: n.level, block: n.block, dirty: true}
+		n.block = 0
+		if p.block == 0 {
+			at, _, err := t.v.allocate(t.near(), 1)
+			if err != nil {
+				return nil, err
+			}
+			p.block = at
+		}
+		k := min(room, len(n.runs))
+		p.runs, n.runs = n.runs[:k:k], n.runs[k:]
+		k = min(room, len(n.below))
+		p.below, n.below = n.below[:k:k], n.below[k:]
+		p.first = p.begins()
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// near is where a block of the tree would best be: in the group of what was mapped last.
+func (t *tree) near() addr.Block {
+	if t.v.super.Contains(t.goal, 1) {
+		return t.goal
+	}
+	return t.v.goal(t.inode, ext4.Run{}, 0)
+}
+
+// write writes the nodes below one that have changed.
+func (t *tree) write(n *node) error {
+	for _, c := range n.below {
+		if err := t.write(c); err != nil {
+			return err
+		}
+		if !c.dirty {
+			continue
+		}
+		b := make([]byte, t.v.super.BlockSize)
+		if err := t.put(b, c); err != nil {
+			return err
+		}
+		if err := t.v.super.SealExtentBlock(t.inode, b); err != nil {
+			return err
+		}
+		t.v.out[c.block] = b
+	}
+	return nil
+}
+
+// put makes the bytes of a node.
+func (t *tree) put(b []byte, n *node) error {
+	below := make([]ext4.Index, len(n.below))
+	for i, c := range n.below {
+		below[i] = ext4.Index{Logical: c.first, Node: c.block}
+	}
+	return ext4.PutExtents(b, n.level, n.runs, below)
+}

@@ -1,0 +1,108 @@
+package placement
+
+import (
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// plain are the flags with which a regular file is written as any other
+// (fs/ext4/ext4.h, EXT4_*_FL: of secure deletion, undelete, synchronous, immutable,
+// append-only, no dump, no atime, no tail, of directories, huge_file, extents, and of
+// the project of what is made below).
+const plain ext4.InodeFlags = 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x8000 | 0x10000 | 0x20000 | 0x20000000 |
+	ext4.InodeHugeFile | ext4.InodeExtents
+
+// inode reads the inode of a file, and refuses one that is not just that file, as the last
+// transaction leaves it.
+func (v *volume) inode(f *File) (*ext4.Inode, error) {
+	if f.Ino < v.super.FirstInode || f.Ino == v.super.OrphanFile || f.Ino == v.super.JournalInode || f.Ino > addr.Ino(v.super.Inodes) {
+		return nil, refuse("inode %d is the file system's own, or none", f.Ino)
+	}
+	raw, err := v.rawInode(f.Ino)
+	if err != nil {
+		return nil, err
+	}
+	i, err := v.super.ParseInode(f.Ino, raw)
+	switch {
+	case err != nil:
+		return nil, refuse("%w", err)
+	case i.Links == 0 || i.Deleted != 0:
+		return nil, refuse("it is deleted, or about to be truncated")
+	case !i.IsRegular() || i.Generation != f.Generation:
+		return nil, refuse("the disk has another file in its place")
+	case i.Flags&^plain != 0:
+		return nil, refuse("it has flags %#x", uint32(i.Flags&^plain))
+	case f.Size < 0 || uint64(f.Size) < i.Size:
+		return nil, refuse("it has %d bytes, and on the disk %d", f.Size, i.Size)
+	case f.Size >= 1<<31 && v.super.ROCompat&ext4.ROCompatLargeFile == 0:
+		return nil, refuse("it is a large file, the first one of the file system")
+	case i.Flags&ext4.InodeExtents != 0 && v.super.Incompat&ext4.IncompatExtents == 0:
+		return nil, refuse("it has extents, which the file system has not")
+	}
+	return i, nil
+}
+
+// updated returns the bytes of a file's inode with its size and its times.
+func (v *volume) updated(f *File, i *ext4.Inode) ([]byte, error) {
+	raw, err := v.rawInode(i.Number)
+	if err != nil {
+		return nil, err
+	}
+	raw = slices.Clone(raw)
+	ext4.SetSize(raw, uint64(f.Size))
+	if err := ext4.SetTimes(raw, f.Atime, f.Mtime, f.Ctime); err != nil {
+		return nil, refuse("%w", err)
+	}
+	// All that it may come to count must have room.
+	most := uint64(f.Size)/512 + uint64(f.Size)/8192 + 64
+	if i.Flags&ext4.InodeHugeFile == 0 && i.Sectors+most >= 1<<32 && v.super.ROCompat&ext4.ROCompatHugeFile == 0 {
+		return nil, refuse("it would count too many blocks")
+	}
+	return raw, nil
+}
+
+// count adds blocks to what an inode counts.
+func (v *volume) count(raw []byte, i *ext4.Inode, blocks uint64) error {
+	if i.Flags&ext4.InodeHugeFile == 0 {
+		blocks *= uint64(v.super.BlockSize / 512)
+	}
+	return v.super.SetSectors(raw, i.Sectors+blocks)
+}
+
+// rawInode returns the bytes of an inode, which must not be written to.
+func (v *volume) rawInode(n addr.Ino) ([]byte, error) {
+	at, offset, err := v.inodeAt(n)
+	if err != nil {
+		return nil, err
+	}
+	b, err := v.block(at)
+	if err != nil {
+		return nil, err
+	}
+	return b[offset : offset+int(v.super.InodeSize)], nil
+}
+
+func (v *volume) inodeAt(n addr.Ino) (addr.Block, int, error) {
+	group, block, offset, err := v.super.InodeLocation(n)
+	if err != nil {
+		return 0, 0, err
+	}
+	return v.groups[group].InodeTable + addr.Block(block), offset, nil
+}
+
+// putInode writes an inode, with its checksum.
+func (v *volume) putInode(n addr.Ino, raw []byte) error {
+	at, offset, err := v.inodeAt(n)
+	if err != nil {
+		return err
+	}
+	b, err := v.edit(at)
+	if err != nil {
+		return err
+	}
+	copy(b[offset:], raw)
+	v.super.SealInode(n, b[offset:offset+int(v.super.InodeSize)])
+	return nil
+}

@@ -1,0 +1,294 @@
+package placement_test
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/audit"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/placement"
+)
+
+// disk is a file system in a file, and what is in its files.
+type disk struct {
+	t     testing.TB
+	path  string
+	image []byte
+	fs    *ext4.FS
+	files map[addr.Ino][]byte
+	old   map[addr.Ino]bool // files that had content when it was made
+}
+
+// kinds are file systems of many kinds: by the options of mke2fs(8), with a size in MiB.
+var kinds = []struct {
+	name, options string
+	size          int
+}{
+	{"ext4", "-t ext4", 64},
+	{"ext4-1k", "-t ext4 -b 1024", 24},
+	{"ext4-2k", "-t ext4 -b 2048", 24},
+	{"ext3", "-t ext3", 32},
+	{"ext3-1k", "-t ext3 -b 1024", 24},
+	{"ext2", "-t ext2", 32},
+	{"uninit", "-t ext4 -O ^metadata_csum,uninit_bg", 64},
+	{"plain", "-t ext4 -O ^metadata_csum,^64bit,^flex_bg", 64},
+	{"32bit", "-t ext4 -O ^64bit", 64},
+	{"meta_bg", "-t ext4 -b 1024 -O meta_bg,^resize_inode -g 1024", 24},
+	{"seed", "-t ext4 -O metadata_csum_seed,orphan_file", 64},
+	{"small inodes", "-t ext4 -I 128", 32},
+	{"small groups", "-t ext4 -g 1024", 64},
+	{"no journal", "-t ext4 -O ^has_journal", 64},
+	{"no huge files", "-t ext4 -O ^huge_file", 32},
+	{"64k", "-t ext4 -b 65536", 256},
+}
+
+func (d *disk) debugfs(script string) string {
+	d.t.Helper()
+	cmd := exec.Command("debugfs", "-w", "-f", "-", d.path)
+	cmd.Stdin = strings.NewReader(script)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		d.t.Fatalf("debugfs: %v: %s", err, out)
+	}
+	return string(out)
+}
+
+// makeDisk makes a file system with files of many kinds.
+func makeDisk(t testing.TB, options string, size int, rng *rand.Rand) *disk {
+	t.Helper()
+	if _, err := exec.LookPath("mke2fs"); err != nil {
+		t.Skip(err)
+	}
+	d := &disk{t: t, path: filepath.Join(t.TempDir(), "disk"), files: make(map[addr.Ino][]byte)}
+	tree := t.TempDir()
+	for n := range 24 {
+		b := make([]byte, []int{0, 100, 5000, 70000, 400000}[n%5])
+		for i := range b {
+			b[i] = byte(rng.Uint32())
+		}
+		if err := os.WriteFile(filepath.Join(tree, fmt.Sprint("f", n)), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(d.path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(d.path, int64(size)<<20); err != nil {
+		t.Fatal(err)
+	}
+	args := append(strings.Fields(options), "-qF", "-N", "256", "-E", "lazy_itable_init=1", "-d", tree, d.path)
+	if out, err := exec.Command("mke2fs", args...).CombinedOutput(); err != nil {
+		t.Fatalf("mke2fs %q: %v: %s", args, err, out)
+	}
+	d.load()
+	// Unwritten extents, some behind the end, and holes.
+	var script strings.Builder
+	if d.fs.Super.Incompat&ext4.IncompatExtents != 0 {
+		for n := 0; n < 24; n += 3 {
+			fmt.Fprintf(&script, "fallocate f%d %d %d\n", n, 3+n, 40+n)
+		}
+		fmt.Fprintf(&script, "punch f4 10 12\npunch f9 4 5\n")
+	}
+	d.debugfs(script.String())
+	d.load()
+	for n := range 24 {
+		ino, b := d.dump(fmt.Sprint("f", n))
+		d.files[ino] = b
+	}
+	d.fsck()
+	return d
+}
+
+func (d *disk) load() {
+	d.t.Helper()
+	var err error
+	if d.image, err = os.ReadFile(d.path); err != nil {
+		d.t.Fatal(err)
+	}
+	if d.fs, err = ext4.Open(bytes.NewReader(d.image)); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// dump returns the number of a file and its content, as debugfs(8) reads it.
+func (d *disk) dump(name string) (addr.Ino, []byte) {
+	d.t.Helper()
+	to := filepath.Join(d.t.TempDir(), "out")
+	out := d.debugfs(fmt.Sprintf("dump %s %s\nstat %s\n", name, to, name))
+	b, err := os.ReadFile(to)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(out, "Inode: ")
+	var ino addr.Ino
+	if _, err := fmt.Sscan(rest, &ino); err != nil {
+		d.t.Fatalf("%v: %s", err, out)
+	}
+	return ino, b
+}
+
+func (d *disk) fsck() {
+	d.t.Helper()
+	if out, err := exec.Command("e2fsck", "-fn", d.path).CombinedOutput(); err != nil {
+		d.t.Fatalf("e2fsck: %v: %s", err, out)
+	}
+}
+
+// request makes up what is unsaved of a file, and changes its content accordingly. What
+// it returns ascends.
+func (d *disk) request(rng *rand.Rand, ino addr.Ino, most int64) placement.File {
+	d.t.Helper()
+	i, err := d.fs.Inode(ino)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	block := int64(d.fs.Super.BlockSize)
+	last := int64(1<<31 - 1)
+	if d.fs.Super.InodeSize > 128 {
+		last = 1<<33 - 1<<31 // which takes another bit
+	}
+	stamp := func() time.Time { return time.Unix(1_600_000_000+rng.Int64N(last-1_600_000_000), rng.Int64N(1e9)) }
+	f := placement.File{Ino: ino, Generation: i.Generation, Size: int64(i.Size), Atime: stamp(), Mtime: stamp(), Ctime: stamp()}
+	content := d.files[ino]
+	if rng.IntN(3) > 0 {
+		f.Size += rng.Int64N(most)
+	}
+	content = append(content, make([]byte, f.Size-int64(len(content)))...)
+	at := int64(0)
+	for range 1 + rng.IntN(6) {
+		at += rng.Int64N(12) * block
+		if rng.IntN(4) == 0 {
+			at += rng.Int64N(f.Size/2+1) / block * block
+		}
+		if at >= f.Size {
+			break
+		}
+		n := (1 + rng.Int64N(20)) * block
+		if rng.IntN(3) == 0 {
+			n += rng.Int64N(f.Size+1) / block * block
+		}
+		n = min(n, (f.Size-at+block-1)/block*block)
+		f.Unsaved = append(f.Unsaved, placement.Stretch{Span: addr.Span{Off: at, End: at + n}})
+		for k := at; k < min(at+n, f.Size); k++ {
+			content[k] = byte(rng.Uint32())
+		}
+		at += n + block
+	}
+	d.files[ino] = content
+	return f
+}
+
+// write writes what was placed, as the content has it, and the changed blocks.
+func (d *disk) write(r *placement.Result) {
+	d.t.Helper()
+	block := int64(d.fs.Super.BlockSize)
+	for _, p := range r.Placed {
+		content := append(slices.Clone(d.files[p.File.Ino]), make([]byte, block)...)
+		spans := p.File.Unsaved
+		at := int64(-1)
+		for _, piece := range p.Pieces {
+			if at != piece.Off { // the pieces are all of the spans
+				if at >= 0 {
+					if at != spans[0].End {
+						d.t.Fatalf("pieces %v of %v", p.Pieces, p.File.Unsaved)
+					}
+					spans = spans[1:]
+				}
+				if len(spans) == 0 || piece.Off != spans[0].Off {
+					d.t.Fatalf("pieces %v of %v", p.Pieces, p.File.Unsaved)
+				}
+			}
+			copy(d.image[piece.Disk:piece.Disk+piece.Len()], content[piece.Off:piece.End])
+			at = piece.End
+		}
+		if at >= 0 && (len(spans) != 1 || at != spans[0].End) {
+			d.t.Fatalf("pieces %v of %v", p.Pieces, p.File.Unsaved)
+		}
+	}
+	for b, data := range r.Blocks {
+		copy(d.image[int64(b)*block:], data)
+	}
+	if err := os.WriteFile(d.path, d.image, 0o600); err != nil {
+		d.t.Fatal(err)
+	}
+	var err error
+	if d.fs, err = ext4.Open(bytes.NewReader(d.image)); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// compare reads all files by another program.
+func (d *disk) compare() {
+	d.t.Helper()
+	dir := d.t.TempDir()
+	var script strings.Builder
+	for ino := range d.files {
+		fmt.Fprintf(&script, "dump <%d> %s/%d\n", ino, dir, ino)
+	}
+	d.debugfs(script.String())
+	for ino, want := range d.files {
+		got, err := os.ReadFile(filepath.Join(dir, fmt.Sprint(ino)))
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			at := 0
+			for at < min(len(got), len(want)) && got[at] == want[at] {
+				at++
+			}
+			d.t.Errorf("inode %d has %d bytes instead of %d, and differs at %d", ino, len(got), len(want), at)
+		}
+	}
+}
+
+// TestPlace places files in file systems of many kinds, again and again until they are
+// fragmented and full. An independent audit, e2fsck and debugfs must agree with it.
+func TestPlace(t *testing.T) {
+	for n, kind := range kinds {
+		t.Run(kind.name, func(t *testing.T) {
+			t.Parallel()
+			rng := rand.New(rand.NewPCG(uint64(n), 13))
+			d := makeDisk(t, kind.options, kind.size, rng)
+			for round := range 8 {
+				before := maps.Clone(d.files)
+				for ino, b := range before {
+					before[ino] = slices.Clone(b)
+				}
+				var files []placement.File
+				for _, ino := range slices.Sorted(maps.Keys(d.files)) {
+					if rng.IntN(3) > 0 {
+						files = append(files, d.request(rng, ino, int64(kind.size)<<20/64))
+					}
+				}
+				old := bytes.NewReader(slices.Clone(d.image))
+				r, err := placement.Place(old, nil, files, nil)
+				if err != nil {
+					t.Fatalf("round %d: %v", round, err)
+				}
+				if len(r.Refused) > 0 {
+					t.Errorf("round %d: refused: %v", round, r.Refused)
+				}
+				v, err := audit.Check(old, r.Blocks)
+				if err != nil || !v.Clean && kind.name != "64k" { // which it does not know
+					t.Fatalf("round %d: audit: %+v, %v", round, v, err)
+				}
+				d.write(r)
+				d.fsck()
+				d.compare()
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,303 @@
+// Package placement gives the unsaved data of files of ext2, ext3 and ext4 its place on
+// the disk, as the dead kernel would have when it wrote it back: blocks that are free
+// with and without the last transaction, and the metadata that says whose they are, to be
+// added to that transaction.
+//
+// It is pure: it reads a disk, and returns what is to be written.
+//
+// # Caveats
+//
+// What is not understood is refused, by file (ErrFile), or as a whole. What is returned
+// should be audited (package audit) before it is written: the two share how structures
+// are laid out (package ext4), and not what they conclude from them.
+package placement
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"time"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// File is what memory has of a regular file, and its disk not.
+type File struct {
+	Ino        addr.Ino
+	Generation uint32
+	Size       int64 // in bytes, as it is to be
+	Atime      time.Time
+	Mtime      time.Time
+	Ctime      time.Time
+	// Unsaved are the bytes that are to be written, ascending, the last at most to the end
+	// of the block that has the file's end.
+	Unsaved []Stretch
+}
+
+// Stretch are whole blocks of a file.
+type Stretch struct {
+	addr.Span
+	// Disk is where memory has their first byte, on the disk, if it has them Mapped: where
+	// the disk has them elsewhere, or nowhere, the file is refused.
+	Disk   int64
+	Mapped bool
+}
+
+// Piece is where some bytes of a file go.
+type Piece struct {
+	addr.Span
+	Disk int64 // of its first byte, on the disk
+	// Was says that the bytes were mapped there before, and written.
+	Was bool
+}
+
+// Placed is a file that has got all of its places.
+type Placed struct {
+	File   *File
+	Pieces []Piece // ascending: all of File.Unsaved
+}
+
+// Result is what came of a placement.
+type Result struct {
+	// Blocks are those of the metadata that change, as they are to be: each of the size of
+	// a block, with its checksums.
+	Blocks map[addr.Block][]byte
+	Placed []Placed
+	// Refused says why a file has no place.
+	Refused map[addr.Ino]error
+	// Allocated counts blocks: of files, and of the trees that map them.
+	Allocated uint64
+}
+
+var (
+	// ErrRefused is wrapped by errors that say what of a file system, or of a file, is not
+	// understood. Its data is for a kernel to write.
+	ErrRefused = errors.New("has no place")
+	// ErrNoSpace says that there are not enough free blocks.
+	ErrNoSpace = errors.New("no space left")
+	// errDamaged is wrapped where the file system contradicts itself.
+	errDamaged = errors.New("the file system contradicts itself")
+)
+
+// refuse makes an error that wraps ErrRefused.
+func refuse(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", ErrRefused, fmt.Errorf(format, args...))
+}
+
+// Place gives files their places. old is the disk as a recovery leaves it without the last
+// transaction, changed are the blocks of that. Neither is changed. None of changed
+// and of avoid is allocated. An error means that nothing has a place.
+func Place(old io.ReaderAt, changed map[addr.Block][]byte, files []File, avoid []addr.Block) (*Result, error) {
+	v, err := openVolume(old, changed)
+	if err != nil {
+		return nil, fmt.Errorf("place files: %w", err)
+	}
+	v.avoid = slices.Sorted(maps.Keys(changed))
+	v.avoid = slices.Compact(slices.Sorted(slices.Values(append(v.avoid, avoid...))))
+	r := &Result{Refused: make(map[addr.Ino]error)}
+	for n := range files {
+		f := &files[n]
+		pieces, err := v.place(f)
+		switch {
+		case errors.Is(err, ErrRefused):
+			r.Refused[f.Ino] = err
+		case err != nil:
+			return nil, fmt.Errorf("place inode %d: %w", f.Ino, err)
+		default:
+			r.Placed = append(r.Placed, Placed{f, pieces})
+		}
+	}
+	if err := v.finish(); err != nil {
+		return nil, fmt.Errorf("place files: %w", err)
+	}
+	r.Blocks, r.Allocated = v.out, v.allocated
+	return r, nil
+}
+
+// place gives one file its places. It is refused before anything is changed for it.
+func (v *volume) place(f *File) ([]Piece, error) {
+	i, err := v.inode(f)
+	if err != nil {
+		return nil, err
+	}
+	var m mapping
+	if i.Flags&ext4.InodeExtents != 0 {
+		m, err = v.openTree(i)
+	} else {
+		m, err = v.openPointers(i)
+	}
+	if err != nil {
+		return nil, err
+	}
+	plan, err := v.divide(f, m)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := v.updated(f, i)
+	if err != nil {
+		return nil, err
+	}
+	pieces, err := v.carryOut(i, m, plan, raw)
+	if errors.Is(err, ErrRefused) {
+		err = errors.New(err.Error()) // it is too late to leave out this one only
+	}
+	return pieces, err
+}
+
+// carryOut makes the changes for one file, whose inode is to be raw but for what maps it.
+func (v *volume) carryOut(i *ext4.Inode, m mapping, plan []part, raw []byte) ([]Piece, error) {
+	before := v.allocated
+	pieces, err := v.fill(i, m, plan)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.store(raw[0x28:][:len(i.Block)]); err != nil {
+		return nil, err
+	}
+	if err := v.count(raw, i, v.allocated-before); err != nil {
+		return nil, err
+	}
+	return pieces, v.putInode(i.Number, raw)
+}
+
+// mapping is how a file is mapped: by a tree of extents, or by pointers.
+type mapping interface {
+	// at returns what is mapped from a block on, and the end of that: of a hole, if
+	// Physical is 0.
+	at(logical uint32) (r ext4.Run, end uint64, err error)
+	// before returns where the block before one is, if that is mapped, or one some way
+	// before it; Length is 0 if there is none.
+	before(logical uint32) ext4.Run
+	// set maps a run, which is a hole or unwritten in all of it.
+	set(ext4.Run) error
+	// store writes what changed, and the part of it that is in the inode to root.
+	store(root []byte) error
+	// limit is how many blocks can be mapped.
+	limit() uint64
+}
+
+// part is a stretch of a file that is unsaved and mapped in one way.
+type part struct {
+	ext4.Run // Physical is 0 if it is a hole
+}
+
+// divide says of all that is unsaved how it is mapped so far.
+func (v *volume) divide(f *File, m mapping) ([]part, error) {
+	size := int64(v.super.BlockSize)
+	var out []part
+	end := int64(0)
+	for _, s := range f.Unsaved {
+		if s.Off < end || s.Len() <= 0 || (s.Off|s.End)&(size-1) != 0 || s.End-size >= f.Size {
+			return nil, refuse("its unsaved bytes [%d, %d) are not whole blocks of %d bytes", s.Off, s.End, f.Size)
+		}
+		if end = s.End; uint64(end/size) > m.limit() {
+			return nil, refuse("it cannot map block %d", end/size-1)
+		}
+		for at := s.Off / size; at < s.End/size; {
+			r, next, err := m.at(uint32(at))
+			if err != nil {
+				return nil, err
+			}
+			n := min(next-uint64(at), uint64(s.End/size-at))
+			if s.Mapped && (r.Physical == 0 || int64(r.Physical)*size != s.Disk+at*size-s.Off) {
+				return nil, refuse("its block %d is at block %d, and memory has it at byte %d", at, r.Physical, s.Disk+at*size-s.Off)
+			}
+			out = append(out, part{ext4.Run{Logical: uint32(at), Physical: r.Physical, Length: uint32(n), Unwritten: r.Unwritten}})
+			at += int64(n)
+		}
+	}
+	if uint64(f.Size) > m.limit()*uint64(size) {
+		return nil, refuse("it has %d bytes, more than it can map", f.Size)
+	}
+	return merged(out), nil
+}
+
+// merged joins holes that follow each other: they are allocated in one piece.
+func merged(parts []part) []part {
+	out := parts[:0]
+	for _, p := range parts {
+		if n := len(out); n > 0 && p.Physical == 0 && out[n-1].Physical == 0 && out[n-1].Logical+out[n-1].Length == p.Logical {
+			out[n-1].Length += p.Length
+			continue
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// fill allocates what is a hole, and has unwritten extents be written.
+func (v *volume) fill(i *ext4.Inode, m mapping, plan []part) ([]Piece, error) {
+	size := int64(v.super.BlockSize)
+	var out []Piece
+	for _, p := range plan {
+		switch {
+		case p.Physical == 0:
+			runs, err := v.allocateAll(i, m, p.Run)
+			if err != nil {
+				return nil, err
+			}
+			for _, r := range runs {
+				out = append(out, piece(r, size, false))
+			}
+		case p.Unwritten:
+			r := p.Run
+			r.Unwritten = false
+			if err := m.set(r); err != nil {
+				return nil, err
+			}
+			out = append(out, piece(r, size, false))
+		default:
+			out = append(out, piece(p.Run, size, true))
+		}
+	}
+	return out, nil
+}
+
+func piece(r ext4.Run, size int64, was bool) Piece {
+	p := Piece{Disk: int64(r.Physical) * size, Was: was}
+	p.Off = int64(r.Logical) * size
+	p.End = p.Off + int64(r.Length)*size
+	return p
+}
+
+// allocateAll allocates and maps a hole.
+func (v *volume) allocateAll(i *ext4.Inode, m mapping, hole ext4.Run) ([]ext4.Run, error) {
+	var out []ext4.Run
+	for hole.Length > 0 {
+		first, n, err := v.allocate(v.goal(i, m.before(hole.Logical), hole.Logical), hole.Length)
+		if err != nil {
+			return nil, err
+		}
+		r := ext4.Run{Logical: hole.Logical, Physical: first, Length: n}
+		if err := m.set(r); err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+		hole.Logical, hole.Length = hole.Logical+n, hole.Length-n
+	}
+	return out, nil
+}
+
+// goal is where a block of a file would best be: as far behind one before it as it is in
+// the file; or in the inode's group. With groups that lie together the first of them is for
+// directories (fs/ext4/extents.c, ext4_ext_find_goal; inode.c, ext4_inode_to_goal_block).
+func (v *volume) goal(i *ext4.Inode, before ext4.Run, logical uint32) addr.Block {
+	if before.Length > 0 {
+		goal := before.Physical + addr.Block(logical-before.Logical)
+		if v.super.Contains(goal, 1) {
+			return goal
+		}
+		return before.Physical
+	}
+	group := uint64(i.Number-1) / uint64(v.super.InodesPerGroup)
+	const schemed = 4 // EXT4_FLEX_SIZE_DIR_ALLOC_SCHEME
+	if v.super.FlexSize >= schemed {
+		group = group&^(v.super.FlexSize-1) + 1
+		group = min(group, v.super.Groups()-1)
+	}
+	start, _ := v.bounds(uint32(group))
+	return start
+}

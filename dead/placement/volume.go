@@ -1,0 +1,262 @@
+package placement
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// run is a piece of the disk, half-open.
+type run struct{ from, to addr.Block }
+
+// volume is a file system that files are placed in.
+type volume struct {
+	super ext4.Super
+	old   io.ReaderAt
+	over  map[addr.Block][]byte // what the last transaction changes
+	out   map[addr.Block][]byte // what changes beyond that
+	avoid []addr.Block          // not to be allocated, ascending
+	reads int
+
+	groups    []*ext4.Group // by number, as the last transaction leaves them
+	system    []run         // what the file system has for itself, ascending
+	maps      map[uint32]*groupMap
+	allocated uint64
+}
+
+// Features that are understood; others are refused. What quotas count would have to be
+// counted here, too, and is not.
+const (
+	incompats = ext4.IncompatFiletype | ext4.IncompatRecover | ext4.IncompatMetaBG | ext4.IncompatExtents | ext4.Incompat64Bit |
+		ext4.IncompatMMP | ext4.IncompatFlexBG | ext4.IncompatCsumSeed
+	roCompats = ext4.ROCompatSparseSuper | ext4.ROCompatLargeFile | ext4.ROCompatHugeFile | ext4.ROCompatGDTCsum |
+		ext4.ROCompatDirNlink | ext4.ROCompatExtraIsize | ext4.ROCompatMetadataCsum | ext4.ROCompatOrphanPresent
+)
+
+const (
+	// maxGroups bounds the groups: those of 128 TiB with blocks of 4 KiB.
+	maxGroups = 1 << 20
+	// maxReads bounds the blocks that are read, beside those of groups.
+	maxReads = 1 << 20
+)
+
+func openVolume(old io.ReaderAt, changed map[addr.Block][]byte) (*volume, error) {
+	fs, err := ext4.Open(old)
+	if err != nil {
+		return nil, err
+	}
+	v := &volume{super: fs.Super, old: old, over: changed, out: make(map[addr.Block][]byte), maps: make(map[uint32]*groupMap)}
+	for b, data := range changed {
+		if len(data) != int(v.super.BlockSize) {
+			return nil, fmt.Errorf("block %d is given with %d bytes instead of %d", b, len(data), v.super.BlockSize)
+		}
+	}
+	home, offset := v.super.Location()
+	b, err := v.block(home)
+	if err != nil {
+		return nil, err
+	}
+	super, err := ext4.ParseSuper(b[offset:])
+	if err == nil {
+		err = super.Check()
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch was := &fs.Super; {
+	case super.Blocks != was.Blocks || super.BlockSize != was.BlockSize || super.BlocksPerGroup != was.BlocksPerGroup ||
+		super.InodesPerGroup != was.InodesPerGroup || super.DescSize != was.DescSize || super.InodeSize != was.InodeSize:
+		return nil, refuse("the file system was being resized")
+	case super.ROCompat&ext4.ROCompatBigalloc != 0:
+		return nil, refuse("the file system has the feature bigalloc")
+	case super.ROCompat&(ext4.ROCompatQuota|ext4.ROCompatProject) != 0:
+		return nil, refuse("the file system has quotas")
+	case super.Incompat&^incompats != 0:
+		return nil, refuse("the file system has the features %v", super.Incompat&^incompats)
+	case super.ROCompat&^roCompats != 0:
+		return nil, refuse("the file system has the features %#x", uint32(super.ROCompat&^roCompats))
+	case (super.State|was.State)&ext4.StateError != 0 || super.ErrorCount != 0:
+		return nil, refuse("errors were recorded in the superblock")
+	case !super.Linux:
+		return nil, refuse("the superblock's creator OS is not Linux")
+	case super.Groups() > maxGroups:
+		return nil, refuse("the file system has %d groups", super.Groups())
+	case super.BlocksPerGroup%8 != 0 || super.BlocksPerGroup > super.BlockSize*8:
+		return nil, refuse("groups of %d blocks", super.BlocksPerGroup)
+	}
+	v.super = super
+	return v, v.readGroups()
+}
+
+// block returns a block as it is so far, which must not be written to.
+func (v *volume) block(b addr.Block) ([]byte, error) {
+	if data, ok := v.out[b]; ok {
+		return data, nil
+	}
+	if data, ok := v.over[b]; ok {
+		return data, nil
+	}
+	return v.oldBlock(b)
+}
+
+// oldBlock returns a block as it is without the last transaction.
+func (v *volume) oldBlock(b addr.Block) ([]byte, error) {
+	if uint64(b) >= v.super.Blocks {
+		return nil, fmt.Errorf("%w: block %d of %d", errDamaged, b, v.super.Blocks)
+	}
+	if v.reads++; v.reads > maxReads+int(v.super.Groups()) {
+		return nil, refuse("too much is to be read")
+	}
+	data := make([]byte, v.super.BlockSize)
+	if n, err := v.old.ReadAt(data, int64(b)*int64(len(data))); n < len(data) {
+		return nil, fmt.Errorf("read block %d: %w", b, errors.Join(err, io.ErrUnexpectedEOF))
+	}
+	return data, nil
+}
+
+// edit returns a block to be written to.
+func (v *volume) edit(b addr.Block) ([]byte, error) {
+	if data, ok := v.out[b]; ok {
+		return data, nil
+	}
+	data, err := v.block(b)
+	if err != nil {
+		return nil, err
+	}
+	v.out[b] = slices.Clone(data)
+	return v.out[b], nil
+}
+
+// readGroups reads all descriptors, and where the file system's own blocks are.
+func (v *volume) readGroups() error {
+	s := &v.super
+	table := addr.Block((uint64(s.InodesPerGroup)*uint64(s.InodeSize) + uint64(s.BlockSize) - 1) / uint64(s.BlockSize))
+	var descriptors []byte
+	var from addr.Block
+	for n := range uint32(s.Groups()) {
+		home, offset := s.DescriptorLocation(n)
+		if descriptors == nil || home != from {
+			var err error
+			if descriptors, err = v.block(home); err != nil {
+				return err
+			}
+			from = home
+		}
+		g, err := s.ParseGroup(n, descriptors[offset:offset+int(s.DescSize)])
+		if err != nil {
+			return err
+		}
+		if !s.Contains(g.BlockBitmap, 1) || !s.Contains(g.InodeBitmap, 1) {
+			return fmt.Errorf("%w: the bitmaps of group %d are blocks %d and %d", errDamaged, n, g.BlockBitmap, g.InodeBitmap)
+		}
+		if s.ROCompat&(ext4.ROCompatGDTCsum|ext4.ROCompatMetadataCsum) == 0 {
+			g.Flags = 0 // of no meaning
+		}
+		v.groups = append(v.groups, g)
+		start, _ := v.bounds(n)
+		v.system = append(v.system, run{g.BlockBitmap, g.BlockBitmap + 1}, run{g.InodeBitmap, g.InodeBitmap + 1}, run{g.InodeTable, g.InodeTable + table})
+		if base := s.BaseBlocks(n); base > 0 {
+			v.system = append(v.system, run{start, start + addr.Block(base)})
+		}
+	}
+	slices.SortFunc(v.system, func(a, b run) int { return cmp.Compare(a.from, b.from) })
+	for i := 1; i < len(v.system); i++ {
+		if v.system[i].from < v.system[i-1].to {
+			return fmt.Errorf("%w: block %d is of two bitmaps or tables", errDamaged, v.system[i].from)
+		}
+	}
+	return nil
+}
+
+// bounds returns the first block of a group, and how many it has.
+func (v *volume) bounds(group uint32) (addr.Block, uint32) {
+	start := uint64(v.super.FirstDataBlock) + uint64(group)*uint64(v.super.BlocksPerGroup)
+	return addr.Block(start), uint32(min(uint64(v.super.BlocksPerGroup), v.super.Blocks-start))
+}
+
+// groupOf returns the group of a block, and its number there.
+func (v *volume) groupOf(b addr.Block) (uint32, uint32) {
+	n := uint64(b) - uint64(v.super.FirstDataBlock)
+	return uint32(n / uint64(v.super.BlocksPerGroup)), uint32(n % uint64(v.super.BlocksPerGroup))
+}
+
+// free reports whether none of some blocks are the file system's own.
+func (v *volume) free(from addr.Block, n uint32) bool {
+	at, _ := slices.BinarySearchFunc(v.system, from, func(r run, b addr.Block) int {
+		if r.to <= b {
+			return -1
+		}
+		return 1
+	})
+	return at == len(v.system) || v.system[at].from >= from+addr.Block(n)
+}
+
+// systemIn returns what the file system has for itself in a group.
+func (v *volume) systemIn(group uint32) []run {
+	start, n := v.bounds(group)
+	end := start + addr.Block(n)
+	at, _ := slices.BinarySearchFunc(v.system, start, func(r run, b addr.Block) int {
+		if r.to <= b {
+			return -1
+		}
+		return 1
+	})
+	var out []run
+	for ; at < len(v.system) && v.system[at].from < end; at++ {
+		out = append(out, run{max(start, v.system[at].from), min(end, v.system[at].to)})
+	}
+	return out
+}
+
+// finish writes the bitmaps and descriptors of the groups that changed, and what the
+// superblock counts.
+func (v *volume) finish() error {
+	if len(v.out) == 0 && v.allocated == 0 {
+		return nil
+	}
+	for n, m := range v.maps {
+		if m.taken == 0 {
+			continue
+		}
+		if err := v.putMap(n, m); err != nil {
+			return err
+		}
+	}
+	free, inodes := uint64(0), uint32(0)
+	for _, g := range v.groups {
+		free += uint64(g.FreeClusters)
+		inodes += g.FreeInodes
+	}
+	home, offset := v.super.Location()
+	b, err := v.edit(home)
+	if err != nil {
+		return err
+	}
+	super, err := ext4.SetFree(b[offset:], free, inodes)
+	if err != nil {
+		return err
+	}
+	copy(b[offset:], super)
+	return nil
+}
+
+// putMap writes what changed of a group.
+func (v *volume) putMap(n uint32, m *groupMap) error {
+	g := v.groups[n]
+	g.FreeClusters -= m.taken
+	g.Flags &^= ext4.GroupBlockUninit
+	g.BlockBitmapCsum = v.super.BitmapChecksum(m.used)
+	v.out[g.BlockBitmap] = m.used
+	home, offset := v.super.DescriptorLocation(n)
+	b, err := v.edit(home)
+	if err != nil {
+		return err
+	}
+	v.super.SetGroup(b[offset:offset+int(v.super.DescSize)], g)
+	return nil
+}
