@@ -17,14 +17,14 @@ import (
 )
 
 // guestFor is a guest with the program under test.
-func guestFor(t *testing.T) offline.Guest {
+func guestFor(t *testing.T) *offline.Guest {
 	t.Helper()
 	kernel, modules, err := dirs.Kernel("")
 	if err != nil {
 		tier.Lacks(t, err)
 	}
 	cpus := thisMachine(t).Two()
-	return offline.Guest{
+	return &offline.Guest{
 		Kernel: kernel, Accel: partition.TCG, CPUs: cpus[:], Dir: dirs.Run("apply-raw"),
 		Image: guest.Image{Program: binary, Modules: modules}.WriteFile,
 	}

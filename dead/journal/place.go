@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
@@ -21,8 +22,8 @@ import (
 
 // Placement is what became of the files that had no place yet.
 type Placement struct {
-	Files int   // that are whole with it
-	Bytes int64 // of them, that were written
+	Files []addr.Ino // that are whole with it
+	Bytes int64      // of them, that were written
 	// Refused says why files have none, by inode number: they are for a kernel to write.
 	Refused map[addr.Ino]error
 	// Err says why no file has one; nil if it is not so.
@@ -34,7 +35,6 @@ var (
 	errAudit   = errors.New("the audit does not confirm it")
 	errRoom    = errors.New("the transaction would not fit into the journal")
 	errChecked = errors.New("the file system is to be checked first")
-	errBefore  = errors.New("an earlier attempt has committed")
 )
 
 // unplaced is a file that waits for a place, and where the rest of it has one.
@@ -57,6 +57,9 @@ func (f *finisher) place(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction, at
 	f.report.Placement = p
 	var with *jbd2.Transaction
 	p.Err = f.step("place", func() error {
+		if f.report.Case == Finished {
+			return f.placedBefore()
+		}
 		err := f.placeable(log)
 		if err == nil && at == (jbd2.Start{}) {
 			at, err = f.idle(scan)
@@ -66,8 +69,10 @@ func (f *finisher) place(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction, at
 		}
 		return err
 	})
-	if p.Err != nil || with == nil {
+	if p.Err != nil || with == nil && f.report.Case != Finished {
 		f.placed = placed{}
+	}
+	if p.Err != nil || with == nil {
 		return t, at
 	}
 	return with, at
@@ -80,14 +85,65 @@ func (f *finisher) placeable(log *jbd2.Log) error {
 		return err
 	case quotas:
 		return errQuotas
-	case f.report.Case == Finished:
-		return errBefore
 	case f.report.Check != "":
 		return errChecked
 	case hasInlineData(log.FS):
 		return fmt.Errorf("%w: the file system has inline data", placement.ErrRefused)
 	}
 	return nil
+}
+
+// placedBefore finds the files that an earlier attempt has placed: the disk has them as
+// memory does, to the byte. The others are written after the mount.
+func (f *finisher) placedBefore() error {
+	c, err := newChange(f.disk, &jbd2.Transaction{})
+	if err != nil {
+		return err
+	}
+	waiting, err := f.waiting(c)
+	if err != nil {
+		return err
+	}
+	found, err := placement.Place(c.before, nil, filesOf(waiting), nil)
+	if err != nil {
+		return err
+	}
+	for _, p := range found.Placed {
+		if !p.Same {
+			continue
+		}
+		for waiting[0].inode.Ino != p.File.Ino {
+			waiting = waiting[1:]
+		}
+		data, err := waiting[0].blocksAt(nil, p.Pieces)
+		if err != nil {
+			return err
+		}
+		if same, err := f.onDisk(data); err != nil {
+			return err
+		} else if same {
+			f.placed.files = append(f.placed.files, p.File.Ino)
+		}
+	}
+	return nil
+}
+
+// onDisk reports whether the disk has what is to be written.
+func (f *finisher) onDisk(data []block) (bool, error) {
+	for _, b := range data {
+		want, err := f.mem.View(b.phys, int(b.used))
+		if err != nil {
+			return false, fmt.Errorf("read memory: %w", err)
+		}
+		got := make([]byte, b.used)
+		if _, err := f.disk.ReadAt(got, b.disk); err != nil {
+			return false, fmt.Errorf("read disk: %w", err)
+		}
+		if !bytes.Equal(want, got) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // idle is where a transaction begins where memory has none.
@@ -126,12 +182,8 @@ func (f *finisher) placeFiles(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transactio
 	if err != nil || len(waiting) == 0 {
 		return nil, err
 	}
-	files := make([]placement.File, len(waiting))
-	for n, u := range waiting {
-		files[n] = u.file()
-	}
 	avoid := slices.Collect(maps.Keys(logged(scan, nil)))
-	found, err := placement.Place(c.before, c.blocks, files, append(avoid, with.Revokes...))
+	found, err := placement.Place(c.before, c.blocks, filesOf(waiting), append(avoid, with.Revokes...))
 	if err != nil {
 		return nil, err
 	}
@@ -182,6 +234,14 @@ func (f *finisher) waiting(c *change) ([]unplaced, error) {
 		}
 	}
 	return out, nil
+}
+
+func filesOf(waiting []unplaced) []placement.File {
+	files := make([]placement.File, len(waiting))
+	for n, u := range waiting {
+		files[n] = u.file()
+	}
+	return files
 }
 
 // file is a file as it is to be placed.
@@ -280,7 +340,7 @@ func (f *finisher) havePlaced() {
 		f.report.Written[ino] = struct{}{}
 	}
 	if p := f.report.Placement; p != nil {
-		p.Files, p.Bytes = len(f.placed.files), f.placed.bytes
+		p.Files, p.Bytes = f.placed.files, f.placed.bytes
 	}
 }
 

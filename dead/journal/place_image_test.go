@@ -31,10 +31,10 @@ func TestPlace(t *testing.T) {
 				if p == nil {
 					t.Fatalf("%s: %v: no placement", d.Name, report.Case)
 				}
-				t.Logf("%s: %v: %d files placed, %d bytes, refused %v, %v; %d written; %v", d.Name, report.Case, p.Files, p.Bytes, p.Refused, p.Err,
+				t.Logf("%s: %v: %d files placed, %d bytes, refused %v, %v; %d written; %v", d.Name, report.Case, len(p.Files), p.Bytes, p.Refused, p.Err,
 					len(report.Written), report.Steps)
-				if p.Err != nil || len(p.Refused) > 0 || p.Files == 0 && d.Type == "ext4" {
-					t.Errorf("%s: %d files have their places: %v, %v", d.Name, p.Files, p.Err, p.Refused)
+				if p.Err != nil || len(p.Refused) > 0 || len(p.Files) == 0 && d.Type == "ext4" {
+					t.Errorf("%s: %d files have their places: %v, %v", d.Name, len(p.Files), p.Err, p.Refused)
 				}
 				fsck(t, disk.Name())
 				compare(t, image, d, disk.Name(), report.Written)

@@ -249,6 +249,9 @@ func (f *finisher) journal() error {
 	if err == nil {
 		err = f.step("blocks", func() error { return f.write(logged(scan, t)) })
 	}
+	if err == nil && f.report.Case == Finished {
+		f.havePlaced()
+	}
 	if err == nil && t != nil {
 		nothing := f.committed // of the last commit itself was missing
 		if err = f.commit(log, at, t); err == nil {

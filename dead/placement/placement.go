@@ -13,6 +13,7 @@
 package placement
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -58,6 +59,8 @@ type Piece struct {
 type Placed struct {
 	File   *File
 	Pieces []Piece // ascending: all of File.Unsaved
+	// Same says that nothing changes but data: it was placed so before.
+	Same bool
 }
 
 // Result is what came of a placement.
@@ -100,14 +103,14 @@ func Place(old io.ReaderAt, changed map[addr.Block][]byte, files []File, avoid [
 	r := &Result{Refused: make(map[addr.Ino]error)}
 	for n := range files {
 		f := &files[n]
-		pieces, err := v.place(f)
+		placed, err := v.place(f)
 		switch {
 		case errors.Is(err, ErrRefused):
 			r.Refused[f.Ino] = err
 		case err != nil:
 			return nil, fmt.Errorf("place inode %d: %w", f.Ino, err)
 		default:
-			r.Placed = append(r.Placed, Placed{f, pieces})
+			r.Placed = append(r.Placed, *placed)
 		}
 	}
 	if err := v.finish(); err != nil {
@@ -118,7 +121,7 @@ func Place(old io.ReaderAt, changed map[addr.Block][]byte, files []File, avoid [
 }
 
 // place gives one file its places. It is refused before anything is changed for it.
-func (v *volume) place(f *File) ([]Piece, error) {
+func (v *volume) place(f *File) (*Placed, error) {
 	i, err := v.inode(f)
 	if err != nil {
 		return nil, err
@@ -140,11 +143,21 @@ func (v *volume) place(f *File) ([]Piece, error) {
 	if err != nil {
 		return nil, err
 	}
-	pieces, err := v.carryOut(i, m, plan, raw)
-	if errors.Is(err, ErrRefused) {
+	before, err := v.rawInode(f.Ino)
+	if err != nil {
+		return nil, err
+	}
+	before = slices.Clone(before)
+	p := &Placed{File: f}
+	if p.Pieces, err = v.carryOut(i, m, plan, raw); errors.Is(err, ErrRefused) {
 		err = errors.New(err.Error()) // it is too late to leave out this one only
 	}
-	return pieces, err
+	if err != nil {
+		return nil, err
+	}
+	after, err := v.rawInode(f.Ino)
+	p.Same = bytes.Equal(before, after) && !slices.ContainsFunc(p.Pieces, func(p Piece) bool { return !p.Was })
+	return p, err
 }
 
 // carryOut makes the changes for one file, whose inode is to be raw but for what maps it.

@@ -114,6 +114,12 @@ type Commit struct {
 	Data     int64  `json:"data"`     // bytes of files that went to their places
 	Files    int    `json:"files"`    // complete with that
 	Replayed int    `json:"replayed"` // blocks that the replay of the log wrote
+	// Placed are files that had no place on the disk for what was unsaved, and got one, and
+	// PlacedBytes what was written of them. Unplaced says why the others have none, if there
+	// are others: they are written after the mount.
+	Placed      int    `json:"placed"`
+	PlacedBytes int64  `json:"placed_bytes"`
+	Unplaced    string `json:"unplaced,omitempty"`
 	// Open is how many handles were open, and Proven that the audit found what their
 	// operations had done so far to be sound.
 	Open   int  `json:"open"`
@@ -138,6 +144,12 @@ func (c *Commit) String() string {
 	}
 	if c.Data > 0 {
 		s += fmt.Sprintf("; %.1f MiB of files to their places", float64(c.Data)/(1<<20))
+	}
+	if c.Placed > 0 {
+		s += fmt.Sprintf("; %d files got their places", c.Placed)
+	}
+	if c.Unplaced != "" {
+		s += "; after the mount: " + c.Unplaced
 	}
 	if c.Check != "" {
 		s += "; checked before the mount: " + c.Check

@@ -2,11 +2,25 @@ package morgue
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"understudy.dev/understudy/dead/journal"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
 )
+
+// unplaced says why files have no place: all of them, or how many, with the first reason.
+func unplaced(p *journal.Placement) string {
+	if p.Err != nil {
+		return p.Err.Error()
+	}
+	if len(p.Refused) == 0 {
+		return ""
+	}
+	first := slices.Min(slices.Collect(maps.Keys(p.Refused)))
+	return fmt.Sprintf("%d files, the first: inode %d: %v", len(p.Refused), first, p.Refused[first])
+}
 
 // commitReport is what a rescue did, as a takeover tells it.
 func commitReport(r *journal.Rescue, did *journal.Report) takeover.Commit {
@@ -14,6 +28,9 @@ func commitReport(r *journal.Rescue, did *journal.Report) takeover.Commit {
 		Case: did.Case.String(), Sequence: did.Sequence, Blocks: did.Blocks, Revoked: did.Revoked,
 		Data: did.Data, Files: len(did.Written), Replayed: did.Replayed, Check: did.Check,
 		Open: did.Open, Proven: did.Audit != nil && did.Audit.Clean,
+	}
+	if p := did.Placement; p != nil {
+		c.Placed, c.PlacedBytes, c.Unplaced = len(p.Files), p.Bytes, unplaced(p)
 	}
 	for _, m := range did.AfterMount {
 		if len(m.Filled)+len(m.Holes) > 0 {

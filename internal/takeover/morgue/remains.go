@@ -18,6 +18,9 @@ type Remains struct {
 	Cache *pagecache.Cache
 	Super *pagecache.Superblock
 	Plan  *salvage.Plan
+	// Placed are the files of the plan that Finish has given their places on the disk, with
+	// all that was planned for them: they are out of the plan then.
+	Placed []salvage.File
 }
 
 // GivenUp says that the last commit was refused, and which files are therefore as an
@@ -44,6 +47,7 @@ func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 	if err != nil {
 		return takeover.Commit{}, err
 	}
+	rescue.Place = true
 	did, err := rescue.Finish(image)
 	c := commitReport(rescue, did)
 	var committed *journal.CommittedError
@@ -54,11 +58,28 @@ func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 		bytes := r.Plan.Report().Bytes
 		return c, &GivenUp{Err: err, Files: r.Plan.GiveUp(), Bytes: bytes}
 	}
+	r.takePlaced(did)
 	r.Plan.Remove(did.Written)
 	for _, m := range did.AfterMount {
 		r.Plan.Restore(r.Cache, r.Super, m)
 	}
 	return c, nil
+}
+
+// takePlaced remembers the files that are placed.
+func (r *Remains) takePlaced(did *journal.Report) {
+	if did.Placement == nil {
+		return
+	}
+	placed := make(map[addr.Ino]bool, len(did.Placement.Files))
+	for _, ino := range did.Placement.Files {
+		placed[ino] = true
+	}
+	for _, f := range r.Plan.Files {
+		if placed[f.Ino] {
+			r.Placed = append(r.Placed, f)
+		}
+	}
 }
 
 // Size is how many bytes of staging Gather fills.

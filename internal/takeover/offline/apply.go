@@ -67,9 +67,13 @@ func (r *Result) stage(name string, work func() error) error {
 	return err
 }
 
+// NeedsGuest reports whether there is something to be done with the file system mounted, or
+// checked.
+func (j *Job) NeedsGuest() bool { return j.Check || len(j.Files)+len(j.Attrs) > 0 }
+
 // Apply does a job. If it fails before the commit, the disk is as it was, and
-// nothing of the run is left.
-func (d *Disk) Apply(ctx context.Context, j Job, guest Guest) (*Result, error) {
+// nothing of the run is left. Without a guest, the job must not need one.
+func (d *Disk) Apply(ctx context.Context, j Job, guest *Guest) (*Result, error) {
 	if id, unfinished := d.Unfinished(); unfinished {
 		return nil, d.unfinished(id)
 	}
@@ -90,7 +94,7 @@ func (d *Disk) unfinished(id Identity) error {
 
 // prepare has the overlay made and filled, and everything durable that a commit
 // needs.
-func (d *Disk) prepare(ctx context.Context, j Job, guest Guest, r *Result) error {
+func (d *Disk) prepare(ctx context.Context, j Job, guest *Guest, r *Result) error {
 	before, err := d.read(j.Super)
 	if err != nil {
 		return err
@@ -99,16 +103,34 @@ func (d *Disk) prepare(ctx context.Context, j Job, guest Guest, r *Result) error
 	if err := d.left.write(d.work); err != nil {
 		return err
 	}
+	if guest == nil {
+		return r.stage("write redo", func() error { return d.prepareRedo(ctx, j) })
+	}
 	if err := d.makeOverlay(ctx); err != nil {
 		return err
 	}
-	if err := d.run(ctx, j, guest, r); err != nil {
+	if err := d.run(ctx, j, *guest, r); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx) // nothing was lost yet; from here on it goes through
 	}
 	return r.stage("seal overlay", func() error { return d.makeReady(ctx) })
+}
+
+// prepareRedo has everything durable that a commit needs, if that is all in the job itself.
+func (d *Disk) prepareRedo(ctx context.Context, j Job) error {
+	if j.NeedsGuest() {
+		return errors.New("no guest for a job that needs one")
+	}
+	if err := d.makeRedo(j.Raw); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	d.left.Step = stepCommit
+	return d.left.write(d.work)
 }
 
 // makeReady has everything durable that a commit needs.
@@ -138,7 +160,7 @@ func (d *Disk) finish(ctx context.Context, r *Result) error {
 		if err := d.left.write(d.work); err != nil {
 			return err
 		}
-		if err := d.commit(ctx); err != nil {
+		if err := d.carryOver(ctx); err != nil {
 			return err
 		}
 		return d.put(d.left.After)
@@ -147,6 +169,14 @@ func (d *Disk) finish(ctx context.Context, r *Result) error {
 		return hint.New("commit to "+d.path, err, "The disk is in between. Remove the cause and run the same command again: it goes on where this one stopped.")
 	}
 	return d.done()
+}
+
+// carryOver writes all but the superblock to the disk, durably.
+func (d *Disk) carryOver(ctx context.Context) error {
+	if d.left.Redo != nil {
+		return d.redoAll()
+	}
+	return d.commit(ctx)
 }
 
 // done takes away what a commit needed.
@@ -181,8 +211,12 @@ func (d *Disk) Finish(ctx context.Context, id Identity) (*Result, error) {
 	} else if err := between(now, veils, d.left); err != nil {
 		return nil, d.changed(err)
 	}
-	if _, err := os.Stat(d.overlay()); err != nil {
-		return nil, d.changed(fmt.Errorf("the overlay is gone: %w", err))
+	from := d.overlay()
+	if d.left.Redo != nil {
+		from = d.redo()
+	}
+	if _, err := os.Stat(from); err != nil {
+		return nil, d.changed(fmt.Errorf("what was to be committed is gone: %w", err))
 	}
 	return r, d.finish(ctx, r)
 }

@@ -141,7 +141,7 @@ const (
 func ours(entries []fs.DirEntry) bool {
 	for _, e := range entries {
 		switch e.Name() {
-		case recordName + ".new", overlayName, stagingName:
+		case recordName + ".new", overlayName, redoName, stagingName:
 		default:
 			return false
 		}
@@ -152,7 +152,7 @@ func ours(entries []fs.DirEntry) bool {
 // remove removes the work directory: its record last, which says what the rest
 // of it is.
 func (d *Disk) remove() error {
-	for _, name := range []string{overlayName, stagingName, recordName + ".new", recordName, ""} {
+	for _, name := range []string{overlayName, redoName, stagingName, recordName + ".new", recordName, ""} {
 		if err := os.Remove(filepath.Join(d.work, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("clear work directory: %w", err)
 		}

@@ -188,7 +188,7 @@ func TestFinishRefuses(t *testing.T) {
 	}{
 		"a superblock of its own": {func(tr *trial, d *Disk) { d.WriteAt([]byte("mkfs"), superAt+100) }, "neither the old one nor the new one"},
 		"restored":                {func(tr *trial, d *Disk) { d.WriteAt(tr.before, 0) }, "old superblock back"},
-		"no overlay":              {func(tr *trial, d *Disk) { os.Remove(d.overlay()) }, "overlay is gone"},
+		"no overlay":              {func(tr *trial, d *Disk) { os.Remove(d.overlay()) }, "is gone"},
 		"another size":            {func(tr *trial, d *Disk) { d.Truncate(8 << 20) }, "it has 8388608 bytes"},
 	} {
 		tr, d := newTrial(t, true)

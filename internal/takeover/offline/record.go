@@ -32,6 +32,8 @@ type record struct {
 	// the overlay and the disk have a veil in its place.
 	Before []Region `json:"before"`
 	After  []Region `json:"after"`
+	// Redo is what there is in place of an overlay; nil if there is one.
+	Redo *redo `json:"redo,omitempty"`
 
 	began bool // of a record that was found: the disk is in between
 }
@@ -42,7 +44,19 @@ type Region struct {
 	Data []byte `json:"data"` // of a request: only its length counts
 }
 
-const recordVersion = 1
+// A record without Redo is of version 1, so that older programs can finish it, too.
+const (
+	recordVersion = 1
+	redoVersion   = 2
+)
+
+// version is that of the format that a record needs.
+func (r *record) version() int {
+	if r.Redo != nil {
+		return redoVersion
+	}
+	return recordVersion
+}
 
 // maxRecord bounds the size of a record, in bytes.
 const maxRecord = 1 << 20
@@ -71,8 +85,13 @@ func parseRecord(b []byte) (*record, error) {
 	if err := json.Unmarshal(b, r); err != nil {
 		return nil, err
 	}
-	if r.Version != recordVersion {
+	if r.Version != r.version() {
 		return nil, fmt.Errorf("version %d", r.Version)
+	}
+	if r.Redo != nil {
+		if err := r.Redo.check(); err != nil {
+			return nil, err
+		}
 	}
 	switch r.Step {
 	case stepApply, stepCommit, stepVeiled, stepDone:
@@ -96,7 +115,7 @@ func parseRecord(b []byte) (*record, error) {
 
 // write makes the record durable, in the place of the one before.
 func (r *record) write(work string) error {
-	r.Version = recordVersion
+	r.Version = r.version()
 	b, err := json.MarshalIndent(r, "", "\t")
 	if err != nil {
 		return err

@@ -104,8 +104,14 @@ func (a *application) begin() {
 	}
 }
 
-func (r *Report) planned(p *salvage.Plan) {
+// planned reports a plan, and the files that are out of it since they are placed.
+func (r *Report) planned(p *salvage.Plan, placed []salvage.File) {
 	out := &Plan{Files: []File{}, Bytes: p.Report().Bytes, Deleted: p.Deleted}
+	for i := range placed {
+		f := plannedOf(&placed[i])
+		out.Bytes += f.Bytes
+		out.Files = append(out.Files, f)
+	}
 	for i := range p.Files {
 		f := &p.Files[i]
 		switch l := f.Metadata; {
@@ -115,6 +121,9 @@ func (r *Report) planned(p *salvage.Plan) {
 		default:
 			out.Files = append(out.Files, plannedOf(f))
 		}
+	}
+	if len(placed) > 0 {
+		slices.SortFunc(out.Files, func(a, b File) int { return cmp.Compare(a.Inode, b.Inode) })
 	}
 	r.Plan = out
 	r.leftOut(p.Refused, p.Faults)
@@ -152,6 +161,10 @@ func (r *Report) refuse(why Refusal) {
 
 func (r *Report) applied(p *salvage.Plan, result *Result) {
 	r.Applied = &Applied{Files: result.Applied.Files, Bytes: result.Applied.Bytes, Check: result.Check}
+	if c := r.Commit; c != nil {
+		r.Applied.Files += c.Placed
+		r.Applied.Bytes += c.PlacedBytes
+	}
 	for _, a := range slices.Concat(result.Named.Acts, result.Applied.Acts) {
 		act := Act{Kind: a.Kind, Inode: a.Inode, Generation: a.Generation}
 		act.Path, act.PathBase64 = inventory.Text(string(a.Path))

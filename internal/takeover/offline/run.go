@@ -120,7 +120,7 @@ func (a *application) plan(check func(*salvage.Plan) error) error {
 	if err != nil {
 		return fmt.Errorf("apply to %s: %w", a.Disk, err)
 	}
-	a.report.planned(a.remains.Plan)
+	a.report.planned(a.remains.Plan, a.remains.Placed)
 	a.report.stages(a.memory.Stages, nil)
 	return nil
 }
@@ -244,11 +244,14 @@ func (a *application) apply(ctx context.Context, raw []Raw) error {
 	for _, s := range a.on.Super {
 		job.Super = append(job.Super, Region{Off: s.Off, Data: make([]byte, s.Len())})
 	}
+	if !job.NeedsGuest() && a.Guest == "" {
+		return a.applied(a.target.Apply(ctx, job, nil))
+	}
 	guest, err := a.guest(ctx)
 	if err != nil {
 		return err
 	}
-	return a.applied(a.target.Apply(ctx, job, guest))
+	return a.applied(a.target.Apply(ctx, job, &guest))
 }
 
 // applied reports what became of a job.

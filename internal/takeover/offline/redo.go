@@ -1,0 +1,205 @@
+package offline
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/hint"
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// redo is all that is to be written to a disk, in a file of the work directory: the place
+// of an overlay where no guest has anything to do. The data comes first, one after the
+// other, then the list of it (wire.EncodeBlocks), which says where it goes and where
+// in the file it is.
+type redo struct {
+	List int64  `json:"list"` // where the list begins, in bytes
+	Size int64  `json:"size"` // of the file
+	Sum  uint32 `json:"sum"`  // CRC-32C of all of it
+}
+
+// redoName is that of the file.
+const redoName = "redo"
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func (d *Disk) redo() string { return filepath.Join(d.work, redoName) }
+
+// makeRedo writes what is to be written to the disk into a file, durably, and says in the
+// record that it is there. The superblock has its veil in it.
+func (d *Disk) makeRedo(raw []Raw) error {
+	raw, err := d.veiledRaw(raw)
+	if err != nil {
+		return err
+	}
+	if err := d.roomFor(raw); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(d.redo(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", redoName, err)
+	}
+	made, err := writeRedo(f, raw, d.Size)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", redoName, err)
+	}
+	d.left.Redo = made
+	return syncDir(d.work)
+}
+
+// veiledRaw is what is to be written, with the veil in place of the superblock. That, as it
+// is to be, goes into the record.
+func (d *Disk) veiledRaw(raw []Raw) ([]Raw, error) {
+	d.left.After = nil
+	for _, g := range d.left.Before {
+		after := Region{Off: g.Off, Data: append([]byte(nil), g.Data...)}
+		for _, w := range raw {
+			overlay(after.Data, after.Off, w.Data, w.Off)
+		}
+		d.left.After = append(d.left.After, after)
+	}
+	veils := veil(d.left.Before, d.left.Identity)
+	out := make([]Raw, len(raw))
+	for i, w := range raw {
+		out[i] = w
+		for _, v := range veils {
+			if v.Off < w.Off+int64(len(w.Data)) && w.Off < v.Off+int64(len(v.Data)) {
+				out[i].Data = append([]byte(nil), out[i].Data...)
+				overlay(out[i].Data, w.Off, v.Data, v.Off)
+			}
+		}
+	}
+	return out, nil
+}
+
+// overlay copies what of some bytes lies over others, each at an offset of the disk.
+func overlay(under []byte, underAt int64, over []byte, overAt int64) {
+	from := max(underAt, overAt)
+	to := min(underAt+int64(len(under)), overAt+int64(len(over)))
+	if from < to {
+		copy(under[from-underAt:to-underAt], over[from-overAt:])
+	}
+}
+
+// writeRedo writes the file. The list is checked to be within the disk.
+func writeRedo(f io.Writer, raw []Raw, size int64) (*redo, error) {
+	runs, _, err := place(raw, 0, size)
+	if err != nil {
+		return nil, err
+	}
+	sum := crc32.New(castagnoli)
+	out := bufio.NewWriterSize(io.MultiWriter(f, sum), 1<<20)
+	made := &redo{}
+	for _, w := range raw {
+		if _, err := out.Write(w.Data); err != nil {
+			return nil, err
+		}
+		made.List += int64(len(w.Data))
+	}
+	list := wire.EncodeBlocks(runs)
+	if _, err := out.Write(list); err != nil {
+		return nil, err
+	}
+	made.Size = made.List + int64(len(list))
+	err = out.Flush()
+	made.Sum = sum.Sum32()
+	return made, err
+}
+
+// roomFor says whether the disk's own file system can take what is to be written.
+func (d *Disk) roomFor(raw []Raw) error {
+	if d.Device {
+		return nil
+	}
+	var disk unix.Stat_t
+	var place unix.Statfs_t
+	if err := errors.Join(unix.Fstat(int(d.Fd()), &disk), unix.Fstatfs(int(d.Fd()), &place)); err != nil {
+		return fmt.Errorf("look for room: %w", err)
+	}
+	total := int64(0)
+	for _, w := range raw {
+		total += int64(len(w.Data))
+	}
+	need := min(total, max(0, d.Size-disk.Blocks*512)) // only holes of the disk take room
+	if free := int64(place.Bavail) * place.Bsize; need > free {
+		return hint.New("disk "+d.path, fmt.Errorf("it may grow by %d bytes, and %d are free where it lies", need, free),
+			"Make room there. Nothing was written to the disk.")
+	}
+	return nil
+}
+
+// redoAll writes all that the file has to the disk, and makes it durable. The file stays:
+// until it is removed, this can be done again.
+func (d *Disk) redoAll() error {
+	f, err := os.Open(d.redo())
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	runs, err := d.left.Redo.read(f, d.Size)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", redoName, err)
+	}
+	buf := make([]byte, 1<<20)
+	for _, r := range runs {
+		for done := int64(0); done < r.Len; {
+			b := buf[:min(int64(len(buf)), r.Len-done)]
+			if _, err := f.ReadAt(b, r.Staged+done); err != nil {
+				return fmt.Errorf("read %s: %w", redoName, err)
+			}
+			if _, err := d.WriteAt(b, r.Off+done); err != nil {
+				return fmt.Errorf("write disk: %w", err)
+			}
+			done += int64(len(b))
+		}
+	}
+	return d.Sync()
+}
+
+var errRedo = errors.New("it is not what was written")
+
+// read returns the list of a file whose bytes are all as they were written.
+func (r *redo) read(f *os.File, disk int64) ([]wire.Run, error) {
+	sum := crc32.New(castagnoli)
+	n, err := io.Copy(sum, io.NewSectionReader(f, 0, r.Size))
+	if err != nil {
+		return nil, err
+	}
+	if n != r.Size || sum.Sum32() != r.Sum {
+		return nil, errRedo
+	}
+	list := make([]byte, r.Size-r.List)
+	if _, err := f.ReadAt(list, r.List); err != nil {
+		return nil, err
+	}
+	runs, err := wire.DecodeBlocks(list)
+	if err != nil {
+		return nil, err
+	}
+	for _, run := range runs {
+		if run.Staged > r.List-run.Len || run.Off > disk-run.Len {
+			return nil, errRedo
+		}
+	}
+	return runs, nil
+}
+
+// check says whether a record's numbers fit together.
+func (r *redo) check() error {
+	if r.List < 0 || r.Size < r.List || r.Size-r.List > maxList {
+		b, _ := json.Marshal(r)
+		return fmt.Errorf("a list in %s", b)
+	}
+	return nil
+}
+
+// maxList bounds the list of what is to be written, in bytes.
+const maxList = 1 << 30
