@@ -24,7 +24,7 @@ const workLimit = 15 * time.Minute
 // start runs the command in the background.
 func (b *bench) start(env ...string) *exec.Cmd {
 	b.t.Helper()
-	cmd := exec.Command(binary, "salvage", "apply", b.image.RAM, "--disk", b.disk.Image)
+	cmd := exec.Command(binary, append([]string{"salvage", "apply", b.image.RAM, "--disk", b.disk.Image}, b.args...)...)
 	cmd.Env = append(os.Environ(), env...)
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
@@ -77,7 +77,7 @@ func kill(t *testing.T, cmd *exec.Cmd) {
 // TestApplyKilled kills the command while its guest works.
 func TestApplyKilled(t *testing.T) {
 	tier.Full(t, "salvage apply killed before its commit")
-	b := newBench(t, fixture.Basic, "ext4")
+	b := newBench(t, fixture.Basic, "ext4").inGuest()
 	cmd := b.start()
 	await(t, "work of the guest", workLimit, b.filling)
 	kill(t, cmd)
@@ -94,7 +94,7 @@ func TestApplyKilled(t *testing.T) {
 // TestApplyGuestKilled kills the guest itself.
 func TestApplyGuestKilled(t *testing.T) {
 	tier.Full(t, "salvage apply whose guest is killed")
-	b := newBench(t, fixture.Basic, "ext4")
+	b := newBench(t, fixture.Basic, "ext4").inGuest()
 	cmd := b.start()
 	await(t, "work of the guest", workLimit, b.filling)
 	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -141,7 +141,7 @@ func slowCommit(t *testing.T) string {
 // TestApplyCommitKilled kills the command in the midst of the commit.
 func TestApplyCommitKilled(t *testing.T) {
 	other := crashImage(t, fixture.Writeback)
-	b := newBench(t, fixture.Basic, "ext4")
+	b := newBench(t, fixture.Basic, "ext4").inGuest()
 	cmd := b.start(slowCommit(t))
 	await(t, "commit", workLimit, func() bool { return b.step() == "veiled" && b.changedSince("record.json") })
 	kill(t, cmd)
@@ -197,7 +197,7 @@ func TestApplyCommitKilled(t *testing.T) {
 // TestApplyStale finds the work of another image beside the disk.
 func TestApplyStale(t *testing.T) {
 	tier.Full(t, "what another run has left beside a disk")
-	b := newBench(t, fixture.Basic, "ext4")
+	b := newBench(t, fixture.Basic, "ext4").inGuest()
 	cmd := b.start()
 	await(t, "work of the guest", workLimit, b.filling)
 	kill(t, cmd)

@@ -22,12 +22,12 @@ const superAt = 1024
 
 var trialID = Identity{Image: "ram", Kernel: "6.1", UUID: "u", Sum: "s"}
 
-// newTrial fills an overlay: with another superblock if it is to differ, and bytes
-// elsewhere.
-func newTrial(t *testing.T, differs bool) (*trial, *Disk) {
+// newTrial fills an overlay, or a redo file: with another superblock if it is to differ, and
+// bytes elsewhere.
+func newTrial(t *testing.T, differs, redo bool) (*trial, *Disk) {
 	t.Helper()
 	for _, tool := range []string{imageTool, writeTool} {
-		if _, err := exec.LookPath(tool); err != nil {
+		if _, err := exec.LookPath(tool); err != nil && !redo {
 			t.Skipf("%v: scripts/setup.sh installs it", err)
 		}
 	}
@@ -47,7 +47,7 @@ func newTrial(t *testing.T, differs bool) (*trial, *Disk) {
 		t.Fatal(err)
 	}
 	d.left = &record{Step: stepApply, Identity: trialID, Disk: d.path, Size: d.Size, Before: super}
-	if err := errors.Join(d.left.write(d.work), d.makeOverlay(t.Context())); err != nil {
+	if err := d.left.write(d.work); err != nil {
 		t.Fatal(err)
 	}
 	changes := []Region{{Off: 1 << 20, Data: bytes.Repeat([]byte("new"), 512<<10)}, {Off: 4<<20 - 512, Data: bytes.Repeat([]byte("end "), 128)}}
@@ -57,17 +57,43 @@ func newTrial(t *testing.T, differs bool) (*trial, *Disk) {
 	tr.after = bytes.Clone(tr.before)
 	for _, c := range changes {
 		copy(tr.after[c.Off:], c.Data)
-		if err := d.coverOne(t.Context(), c); err != nil {
-			t.Fatal(err)
-		}
+	}
+	fill := tr.fillOverlay
+	if redo {
+		fill = tr.fillRedo
+	}
+	if err := fill(d, changes); err != nil {
+		t.Fatal(err)
 	}
 	if !bytes.Equal(tr.disk(), tr.before) {
 		t.Error("the overlay is the disk")
 	}
-	if err := d.makeReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
 	return tr, d
+}
+
+func (tr *trial) fillOverlay(d *Disk, changes []Region) error {
+	if err := d.makeOverlay(tr.t.Context()); err != nil {
+		return err
+	}
+	for _, c := range changes {
+		if err := d.coverOne(tr.t.Context(), c); err != nil {
+			return err
+		}
+	}
+	return d.makeReady(tr.t.Context())
+}
+
+// fillRedo has the superblock in the midst of a larger piece, if it differs.
+func (tr *trial) fillRedo(d *Disk, changes []Region) error {
+	var j Job
+	for _, c := range changes {
+		w := Raw{Off: c.Off, Data: c.Data}
+		if c.Off == superAt {
+			w = Raw{Off: 0, Data: append(append(bytes.Clone(tr.before[:superAt]), c.Data...), tr.before[2*superAt:4*superAt]...)}
+		}
+		j.Raw = append(j.Raw, w)
+	}
+	return d.prepareRedo(tr.t.Context(), j)
 }
 
 func (tr *trial) open() *Disk {
@@ -103,7 +129,7 @@ func (d *Disk) steps(t *testing.T) []func() error {
 			_, err := d.WriteAt(bytes.Repeat([]byte("new"), 100<<10), 1<<20)
 			return err
 		},
-		func() error { return d.commit(t.Context()) },
+		func() error { return d.carryOver(t.Context()) },
 		func() error { // torn
 			_, err := d.WriteAt(d.left.After[0].Data[:sector], superAt)
 			return err
@@ -115,53 +141,60 @@ func (d *Disk) steps(t *testing.T) []func() error {
 // TestFinish breaks a commit off after each of its steps, and goes on with it.
 func TestFinish(t *testing.T) {
 	for _, differs := range []bool{true, false} {
-		for n := range 8 {
-			tr, d := newTrial(t, differs)
-			for _, step := range d.steps(t)[:n+1] {
-				if err := step(); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := d.Close(); err != nil { // as if killed
-				t.Fatal(err)
-			}
-			again := tr.open()
-			left, unfinished := again.Unfinished()
-			if unfinished != (n > 0) {
-				t.Errorf("after step %d it is unfinished: %v", n, unfinished)
-			}
-			if !unfinished {
-				if err := again.clear(trialID); err != nil || !bytes.Equal(tr.disk(), tr.before) {
-					t.Errorf("after step %d: not as it was: %v", n, err)
-				}
-				continue
-			}
-			if left != trialID {
-				t.Errorf("it is of %+v", left)
-			}
-			if _, err := again.Finish(t.Context(), Identity{Sum: "other"}); err == nil || !strings.Contains(err.Error(), "broken off") {
-				t.Errorf("finished for another: %v", err)
-			}
-			if _, err := again.Finish(t.Context(), trialID); err != nil {
-				t.Errorf("after step %d: %v", n, err)
-			}
-			if !bytes.Equal(tr.disk(), tr.after) {
-				t.Errorf("after step %d, with another superblock: %v: the disk is not as it was to be", n, differs)
-			}
-			if _, err := os.Stat(again.work); !errors.Is(err, os.ErrNotExist) {
-				t.Errorf("after step %d: left %s: %v", n, again.work, err)
-			}
-			if err := again.Close(); err != nil {
-				t.Fatal(err)
+		for _, redo := range []bool{true, false} {
+			for n := range 8 {
+				breakOff(t, n, differs, redo)
 			}
 		}
+	}
+}
+
+func breakOff(t *testing.T, n int, differs, redo bool) {
+	t.Helper()
+	tr, d := newTrial(t, differs, redo)
+	for _, step := range d.steps(t)[:n+1] {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.Close(); err != nil { // as if killed
+		t.Fatal(err)
+	}
+	again := tr.open()
+	left, unfinished := again.Unfinished()
+	if unfinished != (n > 0) {
+		t.Errorf("after step %d it is unfinished: %v", n, unfinished)
+	}
+	if !unfinished {
+		if err := again.clear(trialID); err != nil || !bytes.Equal(tr.disk(), tr.before) {
+			t.Errorf("after step %d: not as it was: %v", n, err)
+		}
+		return
+	}
+	if left != trialID {
+		t.Errorf("it is of %+v", left)
+	}
+	if _, err := again.Finish(t.Context(), Identity{Sum: "other"}); err == nil || !strings.Contains(err.Error(), "broken off") {
+		t.Errorf("finished for another: %v", err)
+	}
+	if _, err := again.Finish(t.Context(), trialID); err != nil {
+		t.Errorf("after step %d: %v", n, err)
+	}
+	if !bytes.Equal(tr.disk(), tr.after) {
+		t.Errorf("after step %d, with another superblock: %v, redo: %v: the disk is not as it was to be", n, differs, redo)
+	}
+	if _, err := os.Stat(again.work); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after step %d: left %s: %v", n, again.work, err)
+	}
+	if err := again.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 
 // TestFinishOnce wants a commit that was complete not to be done again: somebody
 // may have written to the disk since.
 func TestFinishOnce(t *testing.T) {
-	tr, d := newTrial(t, false)
+	tr, d := newTrial(t, false, false)
 	for _, step := range d.steps(t) {
 		if err := step(); err != nil {
 			t.Fatal(err)
@@ -185,13 +218,17 @@ func TestFinishRefuses(t *testing.T) {
 	for name, tc := range map[string]struct {
 		spoil func(*trial, *Disk)
 		want  string
+		redo  bool
 	}{
-		"a superblock of its own": {func(tr *trial, d *Disk) { d.WriteAt([]byte("mkfs"), superAt+100) }, "neither the old one nor the new one"},
-		"restored":                {func(tr *trial, d *Disk) { d.WriteAt(tr.before, 0) }, "old superblock back"},
-		"no overlay":              {func(tr *trial, d *Disk) { os.Remove(d.overlay()) }, "is gone"},
-		"another size":            {func(tr *trial, d *Disk) { d.Truncate(8 << 20) }, "it has 8388608 bytes"},
+		"a superblock of its own": {func(tr *trial, d *Disk) { d.WriteAt([]byte("mkfs"), superAt+100) }, "neither the old one nor the new one", false},
+		"restored":                {func(tr *trial, d *Disk) { d.WriteAt(tr.before, 0) }, "old superblock back", false},
+		"no overlay":              {func(tr *trial, d *Disk) { os.Remove(d.overlay()) }, "is gone", false},
+		"another size":            {func(tr *trial, d *Disk) { d.Truncate(8 << 20) }, "it has 8388608 bytes", false},
+		"no redo file":            {func(tr *trial, d *Disk) { os.Remove(d.redo()) }, "is gone", true},
+		"a bit of the redo file":  {func(tr *trial, d *Disk) { flip(tr.t, d.redo(), 4096) }, "not what was written", true},
+		"the end of it":           {func(tr *trial, d *Disk) { os.Truncate(d.redo(), d.left.Redo.Size-1) }, "not what was written", true},
 	} {
-		tr, d := newTrial(t, true)
+		tr, d := newTrial(t, true, tc.redo)
 		for _, step := range d.steps(t)[:5] {
 			if err := step(); err != nil {
 				t.Fatal(err)
@@ -211,9 +248,27 @@ func TestFinishRefuses(t *testing.T) {
 	}
 }
 
+// flip changes a bit of a file.
+func flip(t *testing.T, path string, at int64) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], at); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 4
+	if _, err := f.WriteAt(b[:], at); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestVeilTells wants a veiled disk to be refused where its record is not.
 func TestVeilTells(t *testing.T) {
-	tr, d := newTrial(t, true)
+	tr, d := newTrial(t, true, false)
 	if err := d.put(veil(d.left.Before, trialID)); err != nil {
 		t.Fatal(err)
 	}

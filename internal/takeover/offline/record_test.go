@@ -25,6 +25,9 @@ func TestRecordSurvives(t *testing.T) {
 	for _, step := range []string{stepApply, stepCommit, stepVeiled, stepDone} {
 		want := sample()
 		want.Step = step
+		if step == stepVeiled {
+			want.Redo = &redo{List: 4096, Size: 5000, Sum: 7}
+		}
 		if err := want.write(dir); err != nil {
 			t.Fatal(err)
 		}
@@ -40,6 +43,9 @@ func TestRecordSurvives(t *testing.T) {
 func TestParseRecordRefuses(t *testing.T) {
 	for name, spoil := range map[string]func(*record){
 		"version":      func(r *record) { r.Version = 2 },
+		"redo, before": func(r *record) { r.Redo = &redo{} },
+		"redo list":    func(r *record) { r.Redo, r.Version = &redo{List: 2, Size: 1}, 2 },
+		"redo size":    func(r *record) { r.Redo, r.Version = &redo{List: -1, Size: 1 << 40}, 2 },
 		"step":         func(r *record) { r.Step = "dance" },
 		"no regions":   func(r *record) { r.Before = nil },
 		"empty":        func(r *record) { r.Before[0].Data = nil },
