@@ -19,9 +19,9 @@ func applyCommand() *cobra.Command {
 		Long: `Write what a dead kernel had not saved to its disk.
 
 DISK is a raw image or a block device with one of the file systems that the dead
-kernel had mounted, as the crash left it. A small guest mounts it, and never this
-machine's own kernel. Everything goes to a copy-on-write overlay first, which is
-committed to DISK when all of it is done: until then DISK stays as it was, to the
+kernel had mounted, as the crash left it. If it must be mounted for that, a small guest
+does, and never this machine's own kernel. Everything goes beside DISK first, and to it
+when all of it is there: until then DISK stays as it was, to the
 byte. If the commit is broken off, the same command goes on with it.
 
 DIR is where such a file system, XFS or btrfs, is mounted on this machine. It is
@@ -46,7 +46,7 @@ after the crash is left alone.`,
 	f.StringVar(&o.Disk, "disk", "", "write to this `DISK`: a raw image or a block device")
 	f.StringVar(&o.Work, "work", "", "keep the overlay in this `DIR` until it is committed; default: beside DISK (with --mount: the data to be written, in TMPDIR)")
 	f.StringVar(&o.FS, "fs", "", "the file system of DISK in IMAGE, if several have its UUID: a device (vda)")
-	f.StringVar(&o.Guest, "guest", "", "boot the kernel in this `DIR`, which has boot/vmlinuz and lib/modules/RELEASE; default: what setup has fetched")
+	f.StringVar(&o.Guest, "guest", "", "have a guest do the work, with the kernel in this `DIR`, which has boot/vmlinuz and lib/modules/RELEASE; default: what setup has fetched, and only if a guest is needed")
 	f.BoolVar(&o.Partial, "partial", false, "XFS, btrfs: also write files of which a part is not in memory, and may be older on DISK or missing")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print the plan, and write nothing")
 	f.BoolVar(&asJSON, "json", false, "print for programs")

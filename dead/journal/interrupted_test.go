@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/jbd2"
 	"understudy.dev/understudy/dead/journal"
+	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
@@ -32,67 +34,105 @@ func recovered(t *testing.T, disk *jbd2.Recording) *jbd2.Recording {
 // TestInterrupted cuts a rescue at every one of its writes, also with what was not
 // synced lost or there in any mixture. An ordinary recovery then makes of the
 // metadata what a crash would have left, or all of the last commit; and the rescue,
-// carried out again, makes all of it.
+// carried out again, makes all of it. With placement that is also all of the files.
 func TestInterrupted(t *testing.T) {
 	image := fixture.Get(t, fixture.Basic)
 	c := openCache(t, image)
 	for _, d := range image.Disks {
-		t.Run(d.Name, func(t *testing.T) {
-			base, err := os.Open(d.Image)
-			if err != nil {
-				t.Fatal(err)
+		for _, place := range []bool{false, true} {
+			name := d.Name
+			if place {
+				name += ", placed"
 			}
-			defer base.Close()
-			s := superOf(t, c, d)
-			whole := jbd2.NewRecording(base)
-			finish := func(disk *jbd2.Recording) *journal.Report {
-				t.Helper()
-				r, err := journal.Plan(c, s, disk)
-				if err != nil {
-					t.Fatal(err)
-				}
-				report, err := r.Finish(disk)
-				if err != nil {
-					t.Fatal(err)
-				}
-				return report
+			t.Run(name, func(t *testing.T) { interrupt(t, c, d, place) })
+		}
+	}
+}
+
+func interrupt(t *testing.T, c *pagecache.Cache, d fixture.Disk, place bool) {
+	base, err := os.Open(d.Image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer base.Close()
+	s := superOf(t, c, d)
+	whole := jbd2.NewRecording(base)
+	finish := func(disk *jbd2.Recording) *journal.Report {
+		t.Helper()
+		r, err := journal.Plan(c, s, disk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Place = place
+		report, err := r.Finish(disk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return report
+	}
+	report := finish(whole)
+	if report.Blocks == 0 {
+		t.Fatal("nothing was open in this crash")
+	}
+	blocks := homes(t, d.Image, whole)
+	size := int64(s.BlockSize)
+	before, after := contents(t, recovered(t, jbd2.NewRecording(base)), blocks, size), contents(t, whole, blocks, size)
+	old, all, again := 0, 0, 0
+	rng := rand.New(rand.NewPCG(7, 1))
+	ops := len(whole.Ops())
+	for cut := 0; cut <= ops; cut++ {
+		for try := range 3 {
+			kept := func(int) bool { return try == 0 || try == 1 && rng.IntN(2) == 0 }
+			crashed := whole.Crash(cut, kept)
+			got := contents(t, recovered(t, crashed), blocks, size)
+			switch {
+			case same(got, after):
+				all++
+			case same(got, before):
+				old++
+			default:
+				t.Fatalf("cut at write %d of %d, try %d: neither the old state nor the new one", cut, ops, try)
 			}
-			if report := finish(whole); report.Blocks == 0 {
-				t.Fatal("nothing was open in this crash")
+			if (cut+try)%7 != 0 && cut < ops-12 {
+				continue
 			}
-			blocks := homes(t, d.Image, whole)
-			size := int64(s.BlockSize)
-			before, after := contents(t, recovered(t, jbd2.NewRecording(base)), blocks, size), contents(t, whole, blocks, size)
-			old, all, again := 0, 0, 0
-			rng := rand.New(rand.NewPCG(7, 1))
-			ops := len(whole.Ops())
-			for cut := 0; cut <= ops; cut++ {
-				for try := range 3 {
-					kept := func(int) bool { return try == 0 || try == 1 && rng.IntN(2) == 0 }
-					crashed := whole.Crash(cut, kept)
-					got := contents(t, recovered(t, crashed), blocks, size)
-					switch {
-					case same(got, after):
-						all++
-					case same(got, before):
-						old++
-					default:
-						t.Fatalf("cut at write %d of %d, try %d: neither the old state nor the new one", cut, ops, try)
-					}
-					if (cut+try)%7 != 0 && cut < ops-12 {
-						continue
-					}
-					finish(crashed)
-					if again++; !same(contents(t, crashed, blocks, size), after) {
-						t.Fatalf("cut at write %d of %d, try %d: carried out again, it is not what it should be", cut, ops, try)
-					}
-				}
+			last := finish(crashed)
+			if again++; !same(contents(t, crashed, blocks, size), after) {
+				t.Fatalf("cut at write %d of %d, try %d: carried out again, it is not what it should be", cut, ops, try)
 			}
-			t.Logf("%d writes and syncs: %d times the old state, %d times the new one; carried out again %d times", ops, old, all, again)
-			if old == 0 || all == 0 {
-				t.Error("the cuts showed only one of them")
+			if place && (last.Placement.Err != nil || !slices.Equal(last.Placement.Files, report.Placement.Files)) {
+				t.Fatalf("cut at write %d of %d, try %d: carried out again, it placed %+v", cut, ops, try, last.Placement)
 			}
-		})
+			sameData(t, whole, crashed)
+		}
+	}
+	t.Logf("%d writes and syncs: %d times the old state, %d times the new one; carried out again %d times", ops, old, all, again)
+	if old == 0 || all == 0 {
+		t.Error("the cuts showed only one of them")
+	}
+}
+
+// sameData checks that a disk has all that was written to another, but for the log and the
+// superblock, which say when it was.
+func sameData(t *testing.T, whole, disk *jbd2.Recording) {
+	t.Helper()
+	log, err := jbd2.Open(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := int64(log.Super.BlockSize)
+	super, _ := log.FS.Super.Location()
+	for off, data := range whole.Changed() {
+		got := make([]byte, len(data))
+		if _, err := disk.ReadAt(got, off); err != nil {
+			t.Fatal(err)
+		}
+		for at := 0; at < len(data); at += jbd2.SectorSize {
+			home := addr.Block((off + int64(at)) / size)
+			if home != super && !log.Contains(home) && !bytes.Equal(got[at:at+jbd2.SectorSize], data[at:at+jbd2.SectorSize]) {
+				t.Fatalf("block %d is not what it should be", home)
+			}
+		}
 	}
 }
 

@@ -41,6 +41,7 @@ var (
 type unplaced struct {
 	inode  *pagecache.Inode
 	blocks []pagecache.UnsavedBlock
+	zero   map[int]bool // by number of a block that is clean
 }
 
 // placed is a placement that goes with the transaction.
@@ -221,11 +222,15 @@ func (f *finisher) waiting(c *change) ([]unplaced, error) {
 		if err == nil && truncated[i.Ino] {
 			err = fmt.Errorf("%w: it was being truncated", placement.ErrRefused)
 		}
+		var zero map[int]bool
+		if err == nil {
+			zero, err = f.zeros(i, blocks)
+		}
 		if err != nil {
 			f.report.Placement.Refused[i.Ino] = err
 			continue
 		}
-		out = append(out, unplaced{i, blocks})
+		out = append(out, unplaced{i, blocks, zero})
 	}
 	slices.SortFunc(out, func(a, b unplaced) int { return cmp.Compare(a.inode.Ino, b.inode.Ino) })
 	for n := 1; n < len(out); n++ {
@@ -248,17 +253,39 @@ func filesOf(waiting []unplaced) []placement.File {
 func (u *unplaced) file() placement.File {
 	i := u.inode
 	f := placement.File{Ino: i.Ino, Generation: i.Generation, Size: i.Size, Atime: i.Atime, Mtime: i.Mtime, Ctime: i.Ctime}
-	for _, b := range u.blocks {
+	for n, b := range u.blocks {
+		s := placement.Stretch{Span: b.Span, Disk: b.Disk, Mapped: b.Mapped, Kept: b.Clean, Zero: b.Clean && u.zero[n]}
 		if n := len(f.Unsaved); n > 0 {
 			last := &f.Unsaved[n-1]
-			if last.End == b.Off && last.Mapped == b.Mapped && (!b.Mapped || last.Disk+last.Len() == b.Disk) {
-				last.End = b.End
+			if last.End == s.Off && last.Mapped == s.Mapped && last.Kept == s.Kept && last.Zero == s.Zero && (!s.Mapped || last.Disk+last.Len() == s.Disk) {
+				last.End = s.End
 				continue
 			}
 		}
-		f.Unsaved = append(f.Unsaved, placement.Stretch{Span: b.Span, Disk: b.Disk, Mapped: b.Mapped})
+		f.Unsaved = append(f.Unsaved, s)
 	}
 	return f
+}
+
+// zeros says which of the clean blocks of a file have nothing but zeros up to its end.
+func (f *finisher) zeros(i *pagecache.Inode, blocks []pagecache.UnsavedBlock) (map[int]bool, error) {
+	var out map[int]bool
+	for n, b := range blocks {
+		if !b.Clean {
+			continue
+		}
+		view, err := f.mem.View(b.Phys, int(min(b.Len(), i.Size-b.Off)))
+		if err != nil {
+			return nil, fmt.Errorf("read memory: %w", err)
+		}
+		if len(bytes.Trim(view, "\x00")) == 0 {
+			if out == nil {
+				out = make(map[int]bool)
+			}
+			out[n] = true
+		}
+	}
+	return out, nil
 }
 
 // confirm has the whole change audited with what was placed, and makes it a part of the

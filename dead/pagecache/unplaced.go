@@ -16,13 +16,16 @@ type UnsavedBlock struct {
 	// Mapped. If it is not, the block waits for delayed allocation.
 	Disk   int64
 	Mapped bool
+	// Clean says that its buffers are not unsaved, but others of the same page are, or the
+	// page itself is said to be: it is filled as a whole.
+	Clean bool
 }
 
 // ErrUnsettled says that the unsaved blocks of a file cannot be told from its buffers.
 var ErrUnsettled = errors.New("its unsaved blocks cannot be told from its buffers")
 
 // UnsavedBlocks returns the unsaved blocks of a regular file of the ext family, ascending:
-// those whose buffers are dirty or under writeback. It fails with ErrUnsettled where a
+// those whose buffers are dirty or under writeback, and what else is in their pages. It fails with ErrUnsettled where a
 // page has none, where one is not filled or belongs to the journal, and for a file whose
 // block mapping was being changed.
 func (d *Device) UnsavedBlocks(i *Inode) ([]UnsavedBlock, error) {
@@ -82,8 +85,11 @@ func (d *Device) unsavedBlocks(i *Inode, at slotted, out []UnsavedBlock) ([]Unsa
 	var bad error
 	err = c.ring(p, func(b bufferState) {
 		off := p.index.Byte() + b.off
+		clean := !b.has(l.dirty) && !b.has(l.asyncWrite) && !b.has(l.private+jbdDirty)
 		switch {
-		case off >= i.Size || !b.has(l.dirty) && !b.has(l.asyncWrite) && !b.has(l.private+jbdDirty):
+		case off >= i.Size || clean && !p.has(page.uptodate):
+		case uint64(b.length) == d.super.BlockSize && clean:
+			out = addBlock(out, UnsavedBlock{Piece: p.piece(b.off, b.off+b.length), Clean: true})
 		case !b.has(l.uptodate), b.has(l.private), uint64(b.length) != d.super.BlockSize, !b.has(l.mapped) && !b.has(l.delay):
 			bad = fmt.Errorf("%w: state %#x at byte %d", ErrUnsettled, b.state, off)
 		default:
@@ -101,7 +107,7 @@ func (d *Device) unsavedBlocks(i *Inode, at slotted, out []UnsavedBlock) ([]Unsa
 func addBlock(out []UnsavedBlock, b UnsavedBlock) []UnsavedBlock {
 	if n := len(out); n > 0 {
 		last := &out[n-1]
-		if last.End == b.Off && last.Phys+addr.Phys(last.Len()) == b.Phys && last.Mapped == b.Mapped &&
+		if !b.Clean && last.End == b.Off && last.Phys+addr.Phys(last.Len()) == b.Phys && last.Mapped == b.Mapped && last.Clean == b.Clean &&
 			(!b.Mapped || last.Disk+last.Len() == b.Disk) {
 			last.End = b.End
 			return out

@@ -45,6 +45,9 @@ type Stretch struct {
 	// the disk has them elsewhere, or nowhere, the file is refused.
 	Disk   int64
 	Mapped bool
+	// Kept are blocks that are to be written only where they have a place: Zero if they read
+	// as zeros without one. Others refuse the file if they have none.
+	Kept, Zero bool
 }
 
 // Piece is where some bytes of a file go.
@@ -58,7 +61,7 @@ type Piece struct {
 // Placed is a file that has got all of its places.
 type Placed struct {
 	File   *File
-	Pieces []Piece // ascending: all of File.Unsaved
+	Pieces []Piece // ascending: all of File.Unsaved, but for what is Kept without a place
 	// Same says that nothing changes but data: it was placed so before.
 	Same bool
 }
@@ -218,8 +221,15 @@ func (v *volume) divide(f *File, m mapping) ([]part, error) {
 			if s.Mapped && (r.Physical == 0 || int64(r.Physical)*size != s.Disk+at*size-s.Off) {
 				return nil, refuse("its block %d is at block %d, and memory has it at byte %d", at, r.Physical, s.Disk+at*size-s.Off)
 			}
-			out = append(out, part{ext4.Run{Logical: uint32(at), Physical: r.Physical, Length: uint32(n), Unwritten: r.Unwritten}})
+			p := part{ext4.Run{Logical: uint32(at), Physical: r.Physical, Length: uint32(n), Unwritten: r.Unwritten}}
 			at += int64(n)
+			if s.Kept && (p.Physical == 0 || p.Unwritten) {
+				if !s.Zero {
+					return nil, refuse("memory has content for its block %d, which is said to be saved and has no place", p.Logical)
+				}
+				continue
+			}
+			out = append(out, p)
 		}
 	}
 	if uint64(f.Size) > m.limit()*uint64(size) {

@@ -1,0 +1,423 @@
+package placement_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/audit"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/placement"
+	"understudy.dev/understudy/internal/lab/tier"
+)
+
+// scattered is every second block of a file, up to a number of them.
+func (d *disk) scattered(ino addr.Ino, first, count int64) placement.File {
+	i, err := d.fs.Inode(ino)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	block := int64(d.fs.Super.BlockSize)
+	f := placement.File{Ino: ino, Generation: i.Generation, Size: max(int64(i.Size), (2*count+first)*block)}
+	f.Atime, f.Mtime, f.Ctime = time.Unix(1, 1), time.Unix(2, 2), time.Unix(3, 3)
+	content := append(d.files[ino], make([]byte, f.Size-int64(len(d.files[ino])))...)
+	for n := first; n < 2*count+first; n += 2 {
+		f.Unsaved = append(f.Unsaved, placement.Stretch{Span: addr.Span{Off: n * block, End: (n + 1) * block}})
+		for k := n * block; k < (n+1)*block; k++ {
+			content[k] = byte(n*7 + k)
+		}
+	}
+	d.files[ino] = content
+	return f
+}
+
+// TestDeepTrees has files of thousands of pieces, whose trees get more levels, first by
+// every second block, and then by those between, in descending order.
+func TestDeepTrees(t *testing.T) {
+	for n, kind := range []string{"-t ext4 -b 1024", "-t ext4 -b 4096", "-t ext4 -b 1024 -O ^extent,^64bit", "-t ext3 -b 1024"} {
+		t.Run(kind, func(t *testing.T) {
+			if n%2 == 1 {
+				tier.Full(t, "deep trees of "+kind)
+			}
+			t.Parallel()
+			rng := rand.New(rand.NewPCG(1, 2))
+			d := makeDisk(t, kind, 40, rng)
+			inos := slices.Sorted(mapsKeys(d.files))
+			a, b := inos[0], inos[5]
+			count := int64(4000)
+			if d.fs.Super.BlockSize > 1024 {
+				count = 2000
+			}
+			step := func(files ...placement.File) {
+				t.Helper()
+				slices.SortFunc(files, func(a, b placement.File) int { return int(a.Ino) - int(b.Ino) })
+				old := bytes.NewReader(slices.Clone(d.image))
+				r, err := placement.Place(old, nil, files, nil)
+				if err != nil || len(r.Refused) > 0 {
+					t.Fatal(err, r)
+				}
+				if v, err := audit.Check(old, r.Blocks); err != nil || !v.Clean {
+					t.Fatalf("%+v, %v", v, err)
+				}
+				d.write(r)
+				d.fsck()
+				d.compare()
+			}
+			step(d.scattered(a, 0, count), d.scattered(b, 40, count/2))
+			i, err := d.fs.Inode(a)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if depth := int(i.Block[6]); i.Flags&ext4.InodeExtents != 0 && depth < 2 {
+				t.Errorf("the tree of %d pieces has %d levels", count, depth)
+			}
+			// The others, some at a time, each of which splits a full leaf.
+			for n := range int64(3) {
+				all := d.scattered(a, 1, count)
+				part := all.Unsaved[:0]
+				for at, s := range all.Unsaved {
+					if int64(at)%97 == 3*n {
+						part = append(part, s)
+					}
+				}
+				all.Unsaved = part
+				d.restoreBut(all)
+				step(all)
+			}
+			step(d.scattered(a, 1, count))
+		})
+	}
+}
+
+// restoreBut has the content of a file be as the disk has it, but for what is unsaved.
+func (d *disk) restoreBut(f placement.File) {
+	d.t.Helper()
+	_, was := d.dump(fmt.Sprintf("<%d>", f.Ino))
+	content := append(was, make([]byte, max(0, f.Size-int64(len(was))))...)
+	for _, s := range f.Unsaved {
+		copy(content[s.Off:s.End], d.files[f.Ino][s.Off:s.End])
+	}
+	d.files[f.Ino] = content
+}
+
+func mapsKeys[K comparable, V any](m map[K]V) func(func(K) bool) {
+	return func(yield func(K) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// TestNoSpace asks for more than there is, and for all that there is.
+func TestNoSpace(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	d := makeDisk(t, "-t ext4 -b 1024 -m 0", 24, rng)
+	ino := slices.Min(slices.Collect(mapsKeys(d.files)))
+	i, err := d.fs.Inode(ino)
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := int64(0)
+	for n := range uint32(d.fs.Super.Groups()) {
+		g, err := d.fs.Group(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		free += int64(g.FreeClusters)
+	}
+	ask := func(blocks int64) error {
+		size := max(int64(i.Size), 4<<20+blocks*1024)
+		f := placement.File{Ino: ino, Generation: i.Generation, Size: size, Atime: time.Unix(1, 0), Mtime: time.Unix(1, 0), Ctime: time.Unix(1, 0)}
+		f.Unsaved = []placement.Stretch{{Span: addr.Span{Off: 4 << 20, End: 4<<20 + blocks*1024}}}
+		old := bytes.NewReader(d.image)
+		r, err := placement.Place(old, nil, []placement.File{f}, nil)
+		if err != nil {
+			return err
+		}
+		if v, err := audit.Check(old, r.Blocks); err != nil || !v.Clean {
+			t.Fatalf("%+v, %v", v, err)
+		}
+		return nil
+	}
+	if err := ask(free + 1); !errors.Is(err, placement.ErrNoSpace) {
+		t.Errorf("for more than there is: %v", err)
+	}
+	if err := ask(free - 4); err != nil { // but for nodes of the tree
+		t.Errorf("for all that there is: %v", err)
+	}
+}
+
+// TestRefused has file systems and files that are for a kernel to write.
+func TestRefused(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	for _, options := range []string{"-O quota", "-O project,quota -I 256", "-O bigalloc -C 16384", "-O inline_data", "-O encrypt", "-O verity", "-O casefold"} {
+		path := emptyDisk(t, "-t ext4 "+options, 64)
+		image, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := placement.Place(image, nil, nil, nil)
+		if image.Close(); !errors.Is(err, placement.ErrRefused) {
+			t.Errorf("%s: %v, %+v", options, err, r)
+		}
+	}
+	d := makeDisk(t, "-t ext4 -b 4096", 64, rng)
+	names := make(map[string]addr.Ino)
+	for _, name := range []string{"f2", "f3", "f4"} {
+		names[name], _ = d.dump(name)
+	}
+	d.debugfs("sif f3 flags 0x80800\nsif f4 flags 0x84000\n")
+	d.load()
+	good := func(name string) placement.File {
+		i, err := d.fs.Inode(names[name])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return placement.File{
+			Ino: i.Number, Generation: i.Generation, Size: int64(i.Size), Atime: time.Unix(1, 0), Mtime: time.Unix(1, 0), Ctime: time.Unix(1, 0),
+			Unsaved: []placement.Stretch{{Span: addr.Span{Off: 0, End: 4096}}},
+		}
+	}
+	for name, tc := range map[string]struct {
+		of    string
+		spoil func(*placement.File)
+	}{
+		"encrypted":             {"f3", func(*placement.File) {}},
+		"its data is journaled": {"f4", func(*placement.File) {}},
+		"another generation":    {"f2", func(f *placement.File) { f.Generation++ }},
+		"shorter":               {"f2", func(f *placement.File) { f.Size-- }},
+		"root directory":        {"f2", func(f *placement.File) { f.Ino = 2 }},
+		"journal":               {"f2", func(f *placement.File) { f.Ino = 8 }},
+		"a directory":           {"f2", func(f *placement.File) { f.Ino = 11 }},
+		"no inode":              {"f2", func(f *placement.File) { f.Ino = 1 << 40 }},
+		"a free inode":          {"f2", func(f *placement.File) { f.Ino = 200 }},
+		"half a block":          {"f2", func(f *placement.File) { f.Unsaved[0].End = 512 }},
+		"behind the end":        {"f2", func(f *placement.File) { f.Unsaved[0].End = 1 << 20 }},
+		"overlapping":           {"f2", func(f *placement.File) { f.Unsaved = append(f.Unsaved, f.Unsaved[0]) }},
+		"elsewhere":             {"f2", func(f *placement.File) { f.Unsaved[0].Mapped, f.Unsaved[0].Disk = true, 4096 }},
+		"a year too late":       {"f2", func(f *placement.File) { f.Mtime = time.Unix(1<<40, 0) }},
+	} {
+		f := good(tc.of)
+		tc.spoil(&f)
+		r, err := placement.Place(bytes.NewReader(d.image), nil, []placement.File{f}, nil)
+		if err != nil || r.Refused[f.Ino] == nil || len(r.Placed)+len(r.Blocks) > 0 {
+			t.Errorf("%s: %v, %+v", name, err, r)
+		}
+	}
+	f := good("f2")
+	if r, err := placement.Place(bytes.NewReader(d.image), nil, []placement.File{f}, nil); err != nil || len(r.Placed) != 1 {
+		t.Errorf("%v, %+v", err, r)
+	}
+}
+
+// TestFreedBefore has the last transaction free a file: what it frees must not be taken,
+// since a recovery without that transaction still has the file.
+func TestFreedBefore(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 8))
+	d := makeDisk(t, "-t ext4 -b 1024", 24, rng)
+	before := slices.Clone(d.image)
+	d.debugfs("rm f4\nrm f14\nrm f19\n")
+	d.load()
+	changed := make(map[addr.Block][]byte)
+	for at := 0; at < len(before); at += 1024 {
+		if !bytes.Equal(before[at:at+1024], d.image[at:at+1024]) {
+			changed[addr.Block(at/1024)] = d.image[at : at+1024]
+		}
+	}
+	ino, _ := d.dump("f3")
+	i, err := d.fs.Inode(ino)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const most = 15 << 20 // nearly all there is
+	f := placement.File{
+		Ino: ino, Generation: i.Generation, Size: int64(i.Size) + most, Atime: time.Unix(1, 0), Mtime: time.Unix(1, 0), Ctime: time.Unix(1, 0),
+		Unsaved: []placement.Stretch{{Span: addr.Span{Off: 1 << 20, End: most}}},
+	}
+	old := bytes.NewReader(before)
+	r, err := placement.Place(old, changed, []placement.File{f}, nil)
+	if err != nil || len(r.Placed) != 1 {
+		t.Fatal(err, r)
+	}
+	fs, err := ext4.Open(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range r.Placed[0].Pieces {
+		for at := p.Disk / 1024; at < (p.Disk+p.Len())/1024; at++ {
+			if used(t, fs, uint64(at)) {
+				t.Fatalf("block %d is taken, and was in use", at)
+			}
+		}
+	}
+}
+
+// used reports whether a block is in use by its bitmap.
+func used(t *testing.T, fs *ext4.FS, b uint64) bool {
+	t.Helper()
+	n := b - uint64(fs.Super.FirstDataBlock)
+	g, err := fs.Group(uint32(n / uint64(fs.Super.BlocksPerGroup)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bits, err := fs.Block(g.BlockBitmap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n %= uint64(fs.Super.BlocksPerGroup)
+	return g.Flags&ext4.GroupBlockUninit == 0 && bits[n/8]>>(n%8)&1 != 0
+}
+
+// TestContiguous wants the data of a new file in one piece, and files of one block beside
+// each other, as filefrag would see it.
+func TestContiguous(t *testing.T) {
+	rng := rand.New(rand.NewPCG(9, 10))
+	d := makeDisk(t, "-t ext4 -b 4096", 256, rng)
+	var files []placement.File
+	for _, ino := range slices.Sorted(mapsKeys(d.files)) {
+		i, err := d.fs.Inode(ino)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i.Size > 0 {
+			continue
+		}
+		f := placement.File{Ino: ino, Generation: i.Generation, Size: 4096, Atime: time.Unix(1, 0), Mtime: time.Unix(1, 0), Ctime: time.Unix(1, 0)}
+		if len(files) == 0 {
+			f.Size = 100 << 20
+		}
+		f.Unsaved = []placement.Stretch{{Span: addr.Span{Off: 0, End: f.Size}}}
+		files = append(files, f)
+	}
+	r, err := placement.Place(bytes.NewReader(d.image), nil, files, nil)
+	if err != nil || len(r.Placed) < 3 {
+		t.Fatal(err, r)
+	}
+	// What is unwritten so far stays where it is.
+	if n := len(r.Placed[0].Pieces); n > 4 {
+		t.Errorf("100 MiB are in %d pieces: %v", n, r.Placed[0].Pieces)
+	}
+	for n := 2; n < len(r.Placed); n++ {
+		if r.Placed[n].Pieces[0].Disk != r.Placed[n-1].Pieces[0].Disk+4096 {
+			t.Errorf("files of one block are at %d and %d", r.Placed[n-1].Pieces[0].Disk, r.Placed[n].Pieces[0].Disk)
+		}
+	}
+}
+
+func unpack(t testing.TB, name string) []byte {
+	t.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// FuzzPlace damages a file system and asks for places in it. Whatever it has, there is no
+// panic, and no block that the undamaged one has in use for something else is taken, if
+// the audit agrees.
+func FuzzPlace(f *testing.F) {
+	images := [][]byte{unpack(f, "../audit/testdata/ext4.img.gz"), unpack(f, "../audit/testdata/plain.img.gz")}
+	f.Add(uint8(0), uint32(12), []byte{})
+	f.Add(uint8(1), uint32(13), []byte{0, 4, 0, 1})
+	f.Add(uint8(0), uint32(14), []byte{1, 0, 32, 255, 8, 0, 33, 7})
+	f.Fuzz(func(t *testing.T, which uint8, ino uint32, damage []byte) {
+		image := slices.Clone(images[int(which)%len(images)])
+		for ; len(damage) >= 4; damage = damage[4:] {
+			at := int(damage[0])<<12 | int(damage[1])<<8 | int(damage[2])
+			image[at%len(image)] ^= damage[3]
+		}
+		disk := bytes.NewReader(image)
+		fs, err := ext4.Open(disk)
+		if err != nil {
+			return
+		}
+		var files []placement.File
+		for _, n := range []addr.Ino{addr.Ino(ino % 128), addr.Ino(ino%128) + 1, 12} {
+			i, err := fs.Inode(n)
+			if err != nil {
+				continue
+			}
+			block := int64(fs.Super.BlockSize)
+			file := placement.File{Ino: n, Generation: i.Generation, Size: int64(i.Size&0xffffffffff) + 3*block}
+			file.Unsaved = []placement.Stretch{{Span: addr.Span{Off: 0, End: block}}, {Span: addr.Span{Off: file.Size / block * block, End: (file.Size/block + 1) * block}}}
+			files = append(files, file)
+		}
+		r, err := placement.Place(disk, nil, files, nil)
+		if err != nil {
+			return
+		}
+		taken := make(map[int64]bool)
+		for _, p := range r.Placed {
+			for _, piece := range p.Pieces {
+				for at := piece.Disk; at < piece.Disk+piece.Len(); at += int64(fs.Super.BlockSize) {
+					if taken[at] && !piece.Was {
+						t.Errorf("byte %d is taken twice", at)
+					}
+					taken[at] = true
+				}
+			}
+		}
+		for b, data := range r.Blocks {
+			if len(data) != int(fs.Super.BlockSize) || uint64(b) >= fs.Super.Blocks {
+				t.Errorf("block %d has %d bytes", b, len(data))
+			}
+		}
+	})
+}
+
+// TestTimes reads back what an inode says of its times, and its sectors, by debugfs.
+func TestTimes(t *testing.T) {
+	rng := rand.New(rand.NewPCG(11, 12))
+	d := makeDisk(t, "-t ext4 -b 4096", 32, rng)
+	ino, _ := d.dump("f0")
+	i, err := d.fs.Inode(ino)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := placement.File{
+		Ino: ino, Generation: i.Generation, Size: 5000,
+		Atime: time.Unix(1_700_000_001, 111_111_111), Mtime: time.Unix(3_000_000_002, 222_222_222), Ctime: time.Unix(1_700_000_003, 333_333_333),
+		Unsaved: []placement.Stretch{{Span: addr.Span{Off: 0, End: 8192}}},
+	}
+	d.files[ino] = make([]byte, 5000)
+	r, err := placement.Place(bytes.NewReader(d.image), nil, []placement.File{f}, nil)
+	if err != nil || len(r.Refused) > 0 {
+		t.Fatal(err, r.Refused)
+	}
+	d.write(r)
+	out, err := exec.Command("debugfs", "-R", fmt.Sprintf("stat <%d>", ino), d.path).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		fmt.Sprintf("atime: 0x%08x:%08x", 1_700_000_001, 111_111_111<<2), fmt.Sprintf("mtime: 0x%08x:%08x", uint32(3_000_000_002), 222_222_222<<2|1),
+		fmt.Sprintf("ctime: 0x%08x:%08x", 1_700_000_003, 333_333_333<<2), "Size: 5000",
+	} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("no %q in %s", want, out)
+		}
+	}
+	d.fsck()
+}
