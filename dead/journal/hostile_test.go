@@ -150,12 +150,17 @@ func cacheOf(t testing.TB, mem ram.Memory) *pagecache.Cache {
 	return c
 }
 
-func rescueIn(mem ram.Memory, id addr.UUID, disk *jbd2.Recording) error {
+// openIn opens the page cache of the kernel in memory that may be damaged.
+func openIn(mem ram.Memory) (*pagecache.Cache, error) {
 	k, err := kernel.Find(mem)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c, err := pagecache.Open(k)
+	return pagecache.Open(k)
+}
+
+func rescueIn(mem ram.Memory, id addr.UUID, disk *jbd2.Recording) error {
+	c, err := openIn(mem)
 	if err != nil {
 		return err
 	}
