@@ -8,8 +8,11 @@ BEGAN := $(shell date +%s)
 
 .PHONY: build lab setup kernels vet check lint test test-quick test-full demo survive matrix oracle oracle-live fuzz nfs nfs-crashes bench clean
 
+# What --version says: the tag, or the last one with the commit.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
 build:
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/understudy ./cmd/understudy
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.built=$(VERSION)' -o bin/understudy ./cmd/understudy
 
 # The program that proves what the other promises: the demo, and measurements.
 lab:

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -30,14 +32,31 @@ func main() {
 	}
 }
 
+// built is the version that make build gives; empty: that which Go has put there.
+var built string
+
+// version is that of the tag or commit that this program was built from, with -dirty if the
+// tree had changes, and of Go.
+func version() string {
+	b, ok := debug.ReadBuildInfo()
+	switch {
+	case built == "" && ok:
+		built = b.Main.Version
+	case built == "":
+		built = "unknown"
+	}
+	return built + " " + runtime.Version()
+}
+
 func root() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:           "understudy",
 		Short:         "Keep a Linux service alive, with nothing lost, when its kernel dies",
+		Version:       version(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(upCommand(), statusCommand(), switchCommand(), crashCommand(), leaveCommand(), downCommand(), consoleCommand(), recoverCommand(),
+	cmd.AddCommand(checkCommand(), upCommand(), statusCommand(), switchCommand(), crashCommand(), leaveCommand(), downCommand(), consoleCommand(), recoverCommand(),
 		initramfsCommand(), agentCommand(), inspectCommand(), salvageCommand(), socketsCommand())
 	return cmd
 }

@@ -119,6 +119,10 @@ func exitCode(err error) int {
 	if errors.As(err, &i) {
 		return exitRefused
 	}
+	var a *alarm
+	if errors.As(err, &a) {
+		return a.code
+	}
 	return 1
 }
 

@@ -183,10 +183,7 @@ func (s *standing) status() (st status) {
 	s.t.Helper()
 	time.Sleep(50 * time.Millisecond)
 	out, err := exec.Command(binary, "status", "--json").Output()
-	if err == nil {
-		err = json.Unmarshal(out, &st)
-	}
-	if err != nil {
+	if st, err = said(string(out), err); err != nil {
 		st = status{State: err.Error()} // there is none yet, or no more
 	}
 	return st

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/netns"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
@@ -61,7 +62,20 @@ func loadPair(file string) (*pair.Pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p, p.Check(m)
+	return p, errors.Join(p.Check(m), checkBridges(p))
+}
+
+// checkBridges checks that this machine has the bridges that a pair names.
+func checkBridges(p *pair.Pair) error {
+	if len(p.NICs) == 0 {
+		return nil
+	}
+	var host *netns.Namespace
+	bridges, err := host.Bridges()
+	if err != nil {
+		return err
+	}
+	return p.CheckBridges(bridges)
 }
 
 // up runs the pair until ctx ends, somebody asks for its end, or nothing of it

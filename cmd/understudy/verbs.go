@@ -22,20 +22,58 @@ func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [PAIR]",
 		Short: "Say how a pair is",
-		Args:  cobra.MaximumNArgs(1),
+		Long: `Say how a pair is.
+
+The exit status is 0 if the pair is protected and nothing of it is in trouble; 4 if it
+serves, and is unprotected, in transition or in trouble; 5 if nobody serves; and 1 if there
+is no pair to be asked.`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var st status
 			if err := ask(cmd.Context(), first(args), verbStatus, nil, &st); err != nil {
 				return err
 			}
+			write := st.write
 			if asJSON {
-				return writeJSON(cmd.OutOrStdout(), st)
+				write = func(w io.Writer) error { return writeJSON(w, st) }
 			}
-			return st.write(cmd.OutOrStdout())
+			if err := write(cmd.OutOrStdout()); err != nil {
+				return err
+			}
+			return st.alarm()
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print for programs")
 	return cmd
+}
+
+// Exit statuses of understudy status, beside 0, protected, and 1, nobody to be asked.
+const (
+	exitUnprotected = 4 // it serves, and a death now would be an outage, or something of it does not work
+	exitNoService   = 5 // nobody serves
+)
+
+// alarm is what is wrong with a pair, for scripts.
+type alarm struct {
+	what string
+	code int
+}
+
+func (a *alarm) Error() string { return a.what }
+
+// alarm is nil if a pair is as it should be.
+func (st *status) alarm() error {
+	switch {
+	case st.State == "failed":
+		return &alarm{fmt.Sprintf("pair %s has failed, and nobody serves", st.Name), exitNoService}
+	case st.Held != "":
+		return &alarm{fmt.Sprintf("pair %s is held, and nobody serves", st.Name), exitNoService}
+	case st.State != "protected":
+		return &alarm{fmt.Sprintf("pair %s is %s", st.Name, st.State), exitUnprotected}
+	case len(st.Troubles) > 0:
+		return &alarm{fmt.Sprintf("pair %s is protected, and in trouble", st.Name), exitUnprotected}
+	}
+	return nil
 }
 
 func (st *status) write(w io.Writer) error {

@@ -7,9 +7,11 @@ import (
 	"testing"
 	"time"
 
+	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/fixture/record"
 )
 
 func openImage(t testing.TB, spec fixture.Spec) ram.Memory {
@@ -50,6 +52,7 @@ func TestFindInImage(t *testing.T) {
 				t.Error(err)
 			}
 			checkPanic(t, k)
+			checkUnsaved(t, k, image)
 			checkModule(t, k)
 		})
 	}
@@ -72,6 +75,36 @@ func checkPanic(t *testing.T, k *kernel.Kernel) {
 	}
 	if n := len(last); n < 100 || !strings.HasPrefix(last[n-1], "---[ end Kernel panic") || !strings.HasPrefix(last[0], "Linux version") {
 		t.Errorf("log of %d records ends with %q", n, last[max(0, n-3):])
+	}
+}
+
+// checkUnsaved wants at least the pages that the guest knew to be in memory only, but for what
+// its CPUs may hold back of the count, and no more than there is memory. ext4 without delayed
+// writes, other file systems' own times, and what was under way may be either.
+func checkUnsaved(t *testing.T, k *kernel.Kernel, image *fixture.Image) {
+	t.Helper()
+	type page struct {
+		fs  string
+		ino uint64
+		n   int
+	}
+	dirty := make(map[page]bool)
+	for _, f := range image.Truth {
+		if !strings.HasPrefix(f.FS, "ext4") || strings.Contains(image.Dir, "writeback") {
+			continue
+		}
+		for _, unit := range f.Changed {
+			dirty[page{f.FS, f.Ino, unit * record.Unit / addr.PageSize}] = true
+		}
+	}
+	const heldBack = 2 * 2 * 125 // of two counters, by two CPUs
+	got, err := k.Unsaved()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d pages unsaved, at least %d", got/addr.PageSize, len(dirty))
+	if int(got/addr.PageSize) < len(dirty)-heldBack || got == 0 || got > 5<<30 {
+		t.Errorf("%d pages are unsaved by the kernel's count, and %d by the guest's truth", got/addr.PageSize, len(dirty))
 	}
 }
 

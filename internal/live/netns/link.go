@@ -37,6 +37,23 @@ func (n *Namespace) Bridge(name string) error {
 	})
 }
 
+// Bridges are the names of the bridges that there are.
+func (n *Namespace) Bridges() (names []string, err error) {
+	err = n.Do(func() error {
+		links, err := netlink.LinkList()
+		for _, l := range links {
+			if l.Type() == "bridge" {
+				names = append(names, l.Attrs().Name)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list bridges: %w", err)
+	}
+	return names, nil
+}
+
 // Veth makes a cable: the end name here, the end peerName in peer; both are up on return. Neither namespace may be
 // the host's own.
 func (n *Namespace) Veth(name string, peer *Namespace, peerName string) error {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,6 +23,23 @@ const (
 	reserve  = 256 << 20
 	overhead = 128 << 20
 )
+
+// CheckBridges checks that the bridges of the pair's interfaces are among those that there
+// are. The error joins one *Problem for each thing wrong.
+func (p *Pair) CheckBridges(bridges []string) error {
+	var errs []error
+	for i, n := range p.NICs {
+		if !slices.Contains(bridges, n.Bridge) {
+			has := "none"
+			if len(bridges) > 0 {
+				has = strings.Join(bridges, ", ")
+			}
+			errs = append(errs, p.problem(fmt.Sprintf("nics.%d.bridge", i), fmt.Sprintf("make it: ip link add %s type bridge; ip link set %s up", n.Bridge, n.Bridge),
+				"this machine has no bridge %s (bridges: %s)", n.Bridge, has))
+		}
+	}
+	return errors.Join(errs...)
+}
 
 // Check holds the pair against the machine: its processors, its memory, and
 // the files and images that the pair names. The error joins one *Problem for

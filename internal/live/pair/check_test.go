@@ -60,6 +60,20 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+func TestCheckBridges(t *testing.T) {
+	p, err := parse("pair.yaml", "/", []byte(smallest+"nics: [{name: n, mac: '52:54:00:00:00:02', address: 10.0.0.2/24, bridge: br7}]\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.CheckBridges([]string{"br0", "br7"}); err != nil {
+		t.Error(err)
+	}
+	const want = "pair.yaml:5: nics.0.bridge: this machine has no bridge br7 (bridges: none); make it: ip link add br7 type bridge; ip link set br7 up"
+	if err := p.CheckBridges(nil); err == nil || err.Error() != want {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestReadMachine(t *testing.T) {
 	file := func(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s)} }
 	base := fstest.MapFS{

@@ -20,6 +20,9 @@
 //	  grace: 10s
 //	heartbeat: {period: 20ms, limit: 300ms, cpu: 10s, scheduler: 30s, disk: 30s}
 //	takeover: {salvage: true, sync: after, refused: serve, degraded: report, notify: all, notify_rate: 2000}
+//	hooks:                     # programs of the host, run when something happens to the pair
+//	  - {command: [/usr/local/bin/page, oncall], on: [took-over, unprotected, failed]}
+//	metrics: 127.0.0.1:9752    # where Prometheus gets them
 //
 // A partition has as many virtual CPUs as CPUs, unless vcpus says otherwise: an
 // understudy's may be more, since the dead side's CPUs fall to it. Both partitions
@@ -38,6 +41,9 @@
 //
 // notify says which clients of the dead side are told that their connections are
 // gone: all, none, or those of a list of local TCP ports.
+//
+// hooks get an event as JSON in their standard input (package events); without on, all of
+// them. metrics are served to anybody who reaches the address.
 //
 // Relative paths are taken from the directory of the file. [parse] judges the
 // text alone, [Load] also the formats of images that exist, and [Pair.Check]

@@ -111,6 +111,8 @@ func (r *reader) top(root *yaml.Node) {
 		field{"nfs", false, r.nfs},
 		field{"heartbeat", false, r.heartbeat},
 		field{"takeover", false, r.takeover},
+		field{"hooks", false, func(node *yaml.Node, key string) { r.sequence(node, key, r.hook) }},
+		parsed(r, "metrics", false, &p.Metrics, metricsHint, parseListen),
 	)
 }
 
@@ -187,19 +189,23 @@ func (r *reader) nic(node *yaml.Node, key string) {
 
 func (r *reader) service(node *yaml.Node, key string) {
 	var s Service
-	command := func(node *yaml.Node, key string) {
+	r.mapping(node, key, r.name(&s.Name), r.command(&s.Command, "write e.g. [busybox, httpd, -f]"),
+		parsed(r, "ready", false, &s.Ready, "write the TCP port that it listens on", parsePort))
+	r.pair.Services = append(r.pair.Services, s)
+}
+
+// command is the field of a program with its arguments.
+func (r *reader) command(to *[]string, hint string) field {
+	return field{"command", true, func(node *yaml.Node, key string) {
 		r.sequence(node, key, func(node *yaml.Node, key string) {
 			if arg, ok := r.scalar(node, key, true); ok {
-				s.Command = append(s.Command, arg)
+				*to = append(*to, arg)
 			}
 		})
 		if node.Kind == yaml.SequenceNode && (len(node.Content) == 0 || strings.TrimSpace(node.Content[0].Value) == "") {
-			r.refuse(node, key, "write e.g. [busybox, httpd, -f]", "names no program")
+			r.refuse(node, key, hint, "names no program")
 		}
-	}
-	r.mapping(node, key, r.name(&s.Name), field{"command", true, command},
-		parsed(r, "ready", false, &s.Ready, "write the TCP port that it listens on", parsePort))
-	r.pair.Services = append(r.pair.Services, s)
+	}}
 }
 
 func (r *reader) heartbeat(node *yaml.Node, key string) {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"understudy.dev/understudy/internal/live/events"
 )
 
 // example is the file of the package comment, with every key.
@@ -46,6 +48,10 @@ services:
     ready: 80
 heartbeat: {period: 10ms, limit: 200ms, cpu: 2s, disk: off}
 takeover: {salvage: false, sync: before, refused: stop, degraded: takeover, notify: [2049, 80], notify_rate: 500}
+hooks:
+  - {command: [/usr/local/bin/page, on call], on: [took-over, failed]}
+  - {command: [/bin/log]}
+metrics: 127.0.0.1:9752
 `
 
 func TestParseExample(t *testing.T) {
@@ -74,6 +80,8 @@ func TestParseExample(t *testing.T) {
 		Services:  []Service{{"web", []string{"busybox", "httpd", "-f", "-p", "80"}, 80}},
 		Heartbeat: Heartbeat{10 * time.Millisecond, 200 * time.Millisecond, 2 * time.Second, 30 * time.Second, 0},
 		Takeover:  Takeover{Sync: SyncBefore, Rehearse: true, Refused: RefusedStop, Degraded: DegradedTakeOver, Notify: Notify{Ports: []int{80, 2049}}, NotifyRate: 500},
+		Hooks:     []events.Hook{{Command: []string{"/usr/local/bin/page", "on call"}, On: []events.Kind{events.TookOver, events.Failed}}, {Command: []string{"/bin/log"}}},
+		Metrics:   netip.MustParseAddrPort("127.0.0.1:9752"),
 	}
 	if got := plain(p); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -114,7 +122,7 @@ func TestParseRefuses(t *testing.T) {
 		want     string // the whole message
 	}{
 		{"unknown key", "name: x", "name: x\nextra: 1",
-			"pair.yaml:2: unknown key \"extra\"; known here: name, partitions, disks, nics, services, nfs, heartbeat, takeover"},
+			"pair.yaml:2: unknown key \"extra\"; known here: name, partitions, disks, nics, services, nfs, heartbeat, takeover, hooks, metrics"},
 		{"misspelt key", "memory: 128MiB, kernel: k, initramfs: i}\n  b", "memroy: 128MiB, kernel: k, initramfs: i}\n  b",
 			"pair.yaml:3: partitions.a: unknown key \"memroy\"; did you mean \"memory\"?\n" +
 				"pair.yaml:3: partitions.a: key \"memory\" is missing; add it"},

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"understudy.dev/understudy/internal/live/events"
 )
 
 // Pair is a valid pair.yaml with all paths absolute and defaults filled in.
@@ -18,6 +20,8 @@ type Pair struct {
 	NFS        *NFS      // nil: none
 	Heartbeat  Heartbeat
 	Takeover   Takeover
+	Hooks      []events.Hook  // programs of this machine that are run at events
+	Metrics    netip.AddrPort // where metrics are served; the zero value: nowhere
 
 	file  string         // where it was read from, for messages
 	lines map[string]int // line of each key, by its path: "partitions.left.cpus", "disks.0.image"

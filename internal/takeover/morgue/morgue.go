@@ -73,6 +73,18 @@ func (m *Morgue) Panicked() (cpu int, panicked bool) {
 	return cpu, panicked && err == nil
 }
 
+// Unsaved is how many bytes the kernel that was found counts as not on their disks; false
+// if nobody knows, or nobody has found it yet.
+func (m *Morgue) Unsaved() (bytes uint64, known bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.kernel == nil {
+		return 0, false
+	}
+	bytes, err := m.kernel.Unsaved()
+	return bytes, err == nil
+}
+
 // Examine takes the file system of the image out of the dead kernel's mounts.
 func (m *Morgue) Examine(image takeover.Image) (takeover.Remains, error) {
 	k, err := m.known()

@@ -13,6 +13,17 @@ import (
 	"understudy.dev/understudy/internal/live/pair"
 )
 
+// Inspect looks at the disks of a pair that is not up as Start would, and lets them go
+// again. log is told what is not wrong, but worth knowing.
+func Inspect(p *pair.Pair, log io.Writer) error {
+	s := &Supervisor{Pair: p, options: Options{Log: log}, holds: make(map[string]*fence.Hold)}
+	err := s.hold(fence.Keep)
+	if err == nil {
+		err = s.checkDisks()
+	}
+	return errors.Join(err, s.release())
+}
+
 // checkDisks checks that the file systems on the shared disks are such as a takeover
 // brings over, as their own superblocks say.
 func (s *Supervisor) checkDisks() error {

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/internal/lab/tier"
+)
+
+// TestCheck: check tells what up would refuse, and changes nothing.
+func TestCheck(t *testing.T) {
+	if os.Getuid() != 0 {
+		tier.Lacks(t, "not root: the run directory is root's")
+	}
+	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
+		tier.Lacks(t, err)
+	}
+	t.Setenv("UNDERSTUDY_RUN", t.TempDir())
+	dir := t.TempDir()
+	write := func(name string, b []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	write("k", []byte("a kernel"))
+	image, empty, xfs := write("d.img", nil), make([]byte, 1<<20), make([]byte, 1<<20)
+	if err := os.Truncate(image, 8<<20); err != nil {
+		t.Fatal(err)
+	}
+	mkfs(t, image)
+	copy(xfs, "XFSB")
+	write("empty.img", empty)
+	write("xfs.img", xfs)
+	const good = `name: checked
+partitions:
+  left: {cpus: "0", memory: 128MiB, kernel: k, initramfs: k}
+  right: {cpus: "0", memory: 128MiB, kernel: k, initramfs: k}
+disks: [{name: d, image: d.img, mount: /srv}]
+`
+	tests := []struct {
+		name, old, new, want, text string // what is said of all of it, and of the text alone
+	}{
+		{"good", "", "", "good", "good"},
+		{"misspelt", "mount:", "muont:", `did you mean "mount"?`, `did you mean "mount"?`},
+		{"no kernel", "kernel: k", "kernel: none", "no such file", "good"},
+		{"no bridge", "disks:", "nics: [{name: n, mac: '52:54:00:00:00:02', address: 10.0.0.2/24, bridge: no-bridge}]\ndisks:", "ip link add no-bridge type bridge", "good"},
+		{"empty disk", "d.img", "empty.img", "mkfs.ext4", "good"},
+		{"XFS", "d.img", "xfs.img", "XFS, which", "good"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			file := write("pair.yaml", []byte(strings.Replace(good, tt.old, tt.new, 1)))
+			before, err := os.ReadFile(image)
+			if err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			for textOnly, want := range map[bool]string{false: tt.want, true: tt.text} {
+				var out strings.Builder
+				said := ""
+				if err := check(&out, file, textOnly); err != nil {
+					said = err.Error()
+				} else {
+					said = out.String()
+				}
+				if !strings.Contains(said, want) || strings.Contains(said, "good") != (want == "good") {
+					t.Errorf("with --text=%v it says %q, without %q", textOnly, said, want)
+				}
+			}
+			if after, err := os.ReadFile(image); err != nil || !bytes.Equal(before, after) {
+				t.Errorf("the image has changed (%v)", err)
+			}
+			if st, err := os.Stat(image); err != nil || st.ModTime().After(began) {
+				t.Errorf("the image was written (%v)", err)
+			}
+		})
+	}
+}
+
+// TestAlarm: the exit status says whether somebody has to look.
+func TestAlarm(t *testing.T) {
+	for _, tt := range []struct {
+		st   status
+		want int
+	}{
+		{status{State: "protected"}, 0},
+		{status{State: "protected", Error: "it was tried again"}, 0},
+		{status{State: "protected", Troubles: []string{"a service keeps ending"}}, exitUnprotected},
+		{status{State: "unprotected"}, exitUnprotected},
+		{status{State: "taking over"}, exitUnprotected},
+		{status{State: "switching"}, exitUnprotected},
+		{status{State: "protected", Held: "frozen"}, exitNoService},
+		{status{State: "failed"}, exitNoService},
+	} {
+		got := 0
+		if err := tt.st.alarm(); err != nil {
+			got = exitCode(err)
+		}
+		if got != tt.want {
+			t.Errorf("%+v: %d, not %d", tt.st, got, tt.want)
+		}
+	}
+}
