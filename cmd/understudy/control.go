@@ -15,8 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/events"
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/liveness"
+	"understudy.dev/understudy/internal/live/metrics"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/supervisor"
@@ -59,9 +61,13 @@ type status struct {
 	Takeover   *lastTakeover `json:"last_takeover,omitempty"`
 	Pause      time.Duration `json:"longest_pause_ns"` // of the active side's beat, while it lived
 	Limit      time.Duration `json:"beat_limit_ns"`
-	Held       string        `json:"held,omitempty"`     // why the active side stands still
-	Troubles   []string      `json:"troubles,omitempty"` // what of a side does not work, though it runs
-	Error      string        `json:"error,omitempty"`
+	// When each side was last seen to beat, if it was.
+	Beat           time.Time `json:"last_beat,omitzero"`
+	UnderstudyBeat time.Time `json:"understudy_last_beat,omitzero"`
+	Unsaved        *uint64   `json:"unsaved_bytes,omitempty"` // by the active kernel's own count; absent: not known
+	Held           string    `json:"held,omitempty"`          // why the active side stands still
+	Troubles       []string  `json:"troubles,omitempty"`      // what of a side does not work, though it runs
+	Error          string    `json:"error,omitempty"`
 }
 
 // lastTakeover is what there is to say of a takeover afterwards.
@@ -77,6 +83,7 @@ type control struct {
 	s        *supervisor.Supervisor
 	listener net.Listener
 	end      func()
+	told     *outlets // nil: nobody
 
 	mu      sync.Mutex
 	status  status
@@ -120,6 +127,10 @@ func (c *control) answer(ctx context.Context, verb string, body json.RawMessage)
 		defer c.mu.Unlock()
 		st := c.status
 		st.Pause, st.Limit = c.s.LongestSilence(), c.s.Pair.Heartbeat.Limit
+		v := c.s.Vitals()
+		if st.Beat, st.UnderstudyBeat = v.Beat, v.UnderstudyBeat; v.Known {
+			st.Unsaved = &v.Unsaved
+		}
 		return st, nil
 	case verbCrash:
 		var r crashRequest
@@ -237,12 +248,14 @@ func (c *control) lost(out io.Writer, v liveness.Verdict) {
 	c.set("unprotected", nil)
 	c.note(err)
 	fmt.Fprintln(out, err)
+	c.tell(events.Unprotected, string(v.Cause), err.Error(), nil)
 }
 
 // takeOver takes over from a dead active side, once there is an understudy.
 func (c *control) takeOver(ctx context.Context, out io.Writer, p *protection, v liveness.Verdict) error {
 	fmt.Fprintln(out, v)
 	c.set("taking over", nil)
+	c.tell(events.TakingOver, string(v.Cause), v.Detail, nil)
 	c.answerOrder(nil, fmt.Errorf("the active side died: %s", v))
 	if err := p.await(ctx, c.s.Freeze); err != nil {
 		return c.s.GiveUp(err)
@@ -262,17 +275,26 @@ func (c *control) tookOver(out io.Writer, v liveness.Verdict, report *takeover.R
 	c.mu.Lock()
 	c.status.Takeovers++
 	c.mu.Unlock()
-	c.changed(out, t, err)
+	c.changed(out, t, string(v.Cause), err)
 }
 
-// changed says that the other side serves now.
-func (c *control) changed(out io.Writer, t *lastTakeover, err error) {
+// changed says that the other side serves now: since the one that did is dead, of a cause, or
+// since a switch was asked for.
+func (c *control) changed(out io.Writer, t *lastTakeover, cause string, err error) {
 	c.set("unprotected", t)
 	if err != nil {
 		c.note(err)
 		fmt.Fprintln(out, err)
+		c.tell(events.Error, cause, err.Error(), nil)
 	}
 	_ = t.write(out) // that nobody can read it ends nothing
+	kind := events.TookOver
+	if cause == metrics.Switch {
+		kind = events.Switched
+	}
+	c.count(cause, t)
+	c.tell(kind, cause, t.summary(), t)
+	c.tell(events.Unprotected, cause, "the other side boots as the new understudy", nil)
 }
 
 // held notes why the active side stands still, or that it goes on.
@@ -280,9 +302,11 @@ func (c *control) held(out io.Writer, why string) {
 	c.mu.Lock()
 	c.status.Held = why
 	c.mu.Unlock()
+	kind := events.Held
 	if why == "" {
-		why = "it goes on"
+		kind, why = events.Resumed, "it goes on"
 	}
+	c.tell(kind, "", why, nil)
 	fmt.Fprintf(out, "the active side stands still: %s\n", why)
 }
 
@@ -292,10 +316,15 @@ const maxTroubles = 16
 // trouble notes what a side's agent says that does not work.
 func (c *control) trouble(out io.Writer, what string) {
 	c.mu.Lock()
-	if n := len(c.status.Troubles); n < maxTroubles && (n == 0 || c.status.Troubles[n-1] != what) {
+	n := len(c.status.Troubles)
+	news := n == 0 || c.status.Troubles[n-1] != what
+	if news && n < maxTroubles {
 		c.status.Troubles = append(c.status.Troubles[:n:n], what)
 	}
 	c.mu.Unlock()
+	if news {
+		c.tell(events.Trouble, "", what, nil)
+	}
 	fmt.Fprintf(out, "trouble: %s\n", what)
 }
 
@@ -353,9 +382,10 @@ func (c *control) goDown(out io.Writer) error {
 func (c *control) failed(ctx context.Context, out io.Writer, err error) error {
 	fmt.Fprintf(out, "takeover failed: %v\n", err)
 	c.mu.Lock()
-	c.status.State = "failed"
+	c.status.State, c.status.Since = "failed", time.Now()
 	c.mu.Unlock()
 	c.note(err)
+	c.tell(events.Failed, "", err.Error(), nil)
 	<-ctx.Done()
 	return err
 }

@@ -56,7 +56,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(checkCommand(), upCommand(), statusCommand(), switchCommand(), crashCommand(), leaveCommand(), downCommand(), consoleCommand(), recoverCommand(),
+	cmd.AddCommand(checkCommand(), upCommand(), statusCommand(), eventsCommand(), switchCommand(), crashCommand(), leaveCommand(), downCommand(), consoleCommand(), recoverCommand(),
 		initramfsCommand(), agentCommand(), inspectCommand(), salvageCommand(), socketsCommand())
 	return cmd
 }

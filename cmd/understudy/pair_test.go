@@ -101,7 +101,8 @@ func said(out string, err error) (st status, _ error) {
 
 func TestUpCrashDown(t *testing.T) {
 	vm(t)
-	if _, err := understudy(t, "up", "-d", "-f", pairFile(t)); err != nil {
+	o := operate(t)
+	if _, err := understudy(t, "up", "-d", "-f", pairFile(t, "services:", o.keys())); err != nil {
 		t.Fatal(err)
 	}
 	down := func() error {
@@ -109,6 +110,7 @@ func TestUpCrashDown(t *testing.T) {
 		return err
 	}
 	t.Cleanup(func() { _ = down() })
+	o.protected()
 
 	if st := pairStatus(t); st.State != "protected" || st.Active != "left" || st.Understudy != "right" {
 		t.Errorf("status at the start: %+v", st)
@@ -122,12 +124,14 @@ func TestUpCrashDown(t *testing.T) {
 	if st := awaitTakeover(t); st.Active != "right" || st.Takeover == nil {
 		t.Errorf("status after the takeover: %+v", st)
 	}
+	o.tookOver()
 	if _, err := understudy(t, "status"); err != nil && !strings.Contains(err.Error(), "exit status 4") {
 		t.Error(err)
 	}
 	if err := down(); err != nil {
 		t.Error(err)
 	}
+	o.down()
 	if _, err := understudy(t, "status"); err == nil || !strings.Contains(err.Error(), "understudy up") {
 		t.Errorf("status of no pair: %v", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"understudy.dev/understudy/internal/live/events"
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
@@ -44,6 +45,7 @@ func (c *control) protect(ctx context.Context, out io.Writer) *protection {
 			c.answerOrder(nil, err)
 			c.note(err)
 			fmt.Fprintln(out, err)
+			c.tell(events.Error, "", err.Error(), nil)
 			select {
 			case p.last <- err:
 			default:

@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"understudy.dev/understudy/internal/live/events"
+	"understudy.dev/understudy/internal/live/metrics"
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
@@ -85,12 +87,14 @@ func (c *control) woken(ctx context.Context, out io.Writer) error {
 	case o == nil:
 		c.set("protected", nil)
 		fmt.Fprintln(out, "the pair is protected again")
+		c.tell(events.Protected, "", "again", nil)
 		return nil
 	case o.request.Kernel != "" && o.restore == nil:
 		o.restore = c.s.Equip(1-c.s.ActiveIndex(), supervisor.Kernel{Image: o.request.Kernel, Initramfs: o.request.Initramfs})
 		err := c.s.LoseUnderstudy()
 		c.set("unprotected", nil)
 		fmt.Fprintf(out, "partition %s boots %s\n", understudy.Name, o.request.Kernel)
+		c.tell(events.Unprotected, metrics.Switch, fmt.Sprintf("partition %s boots %s", understudy.Name, o.request.Kernel), nil)
 		if err != nil { // the active side serves all the same
 			c.note(err)
 			fmt.Fprintln(out, err)
@@ -104,6 +108,7 @@ func (c *control) woken(ctx context.Context, out io.Writer) error {
 // switchOver has the understudy take over in good order.
 func (c *control) switchOver(ctx context.Context, out io.Writer, o *order) error {
 	c.set("switching", nil)
+	c.tell(events.Switching, "", "", nil)
 	began := time.Now()
 	report, err := c.s.Switch(context.WithoutCancel(ctx))
 	var stays *supervisor.NotSwitched
@@ -111,7 +116,7 @@ func (c *control) switchOver(ctx context.Context, out io.Writer, o *order) error
 	switch {
 	case report != nil:
 		t := &lastTakeover{At: began, Report: *report, Steps: report.Timeline.Steps()}
-		c.changed(out, t, err)
+		c.changed(out, t, metrics.Switch, err)
 		if o.request.Kernel != "" {
 			c.s.Equip(1-c.s.ActiveIndex(), supervisor.Kernel{Image: o.request.Kernel, Initramfs: o.request.Initramfs})
 		}
@@ -122,6 +127,8 @@ func (c *control) switchOver(ctx context.Context, out io.Writer, o *order) error
 	case errors.As(err, &stays):
 		c.set("protected", nil)
 		fmt.Fprintln(out, err)
+		c.tell(events.Error, metrics.Switch, err.Error(), nil)
+		c.tell(events.Protected, "", "as before the switch", nil)
 		c.answerOrder(nil, err)
 		return nil
 	}

@@ -15,8 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/events"
 	"understudy.dev/understudy/internal/live/netns"
 	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/live/sdnotify"
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
@@ -42,7 +44,7 @@ func upCommand() *cobra.Command {
 				unix.CloseOnExec(readyFD) // or else its guests have it too
 				ready = tellReady
 			}
-			return up(cmd.Context(), p, cmd.OutOrStdout(), ready)
+			return up(cmd.Context(), p, withTimes(cmd.OutOrStdout()), ready)
 		},
 	}
 	cmd.Flags().StringVarP(&file, "file", "f", "pair.yaml", "description of the pair")
@@ -83,34 +85,67 @@ func checkBridges(p *pair.Pair) error {
 func up(ctx context.Context, p *pair.Pair, out io.Writer, ready func() error) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	notifier, err := sdnotify.Open()
+	if err != nil {
+		return err
+	}
+	defer notifier.Close()
 	c := &control{end: cancel}
 	o := supervisor.Options{
 		Dir: dirs.Run(p.Name), Log: out, Outlive: true, Rescue: rescueRoot,
 		Held:    func(why string) { c.held(out, why) },
 		Trouble: func(what string) { c.trouble(out, what) },
 	}
+	why := "its guests were booted"
 	if c.s, err = reconnect(ctx, o); c.s == nil && err == nil {
 		c.s, err = supervisor.Start(ctx, p, o)
+	} else {
+		why = "its guests went on, and have a supervisor again"
 	}
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if c.isLeaving() && err == nil {
-			err = c.s.Leave()
-		} else {
-			err = errors.Join(err, c.s.Close())
-		}
-	}()
+	defer func() { err = c.ended(out, err) }()
+	told := openOutlets(c.s.Pair, out, notifier, c.snapshot)
+	c.mu.Lock()
+	c.told = told
+	c.mu.Unlock()
 	if err := c.serve(ctx, dirs.Run(p.Name)); err != nil {
 		return errors.Join(err, c.stop(downRequest{Force: true}))
 	}
 	defer c.close()
 	fmt.Fprintf(out, "pair %s is %s\n", p.Name, c.role())
-	if err := ready(); err != nil {
+	if err := errors.Join(ready(), notifier.Tell(sdnotify.Ready)); err != nil {
 		fmt.Fprintf(out, "tell that it is: %v\n", err) // the pair is up all the same
 	}
+	c.tell(events.Up, "", why, nil)
+	c.tell(events.Kind(c.role()), "", "", nil)
+	go c.feed(ctx)
 	return c.guard(ctx, out)
+}
+
+// ended ends the supervisor, with the guests or without, and what it tells.
+func (c *control) ended(out io.Writer, err error) error {
+	last := events.Down
+	if c.isLeaving() && err == nil {
+		last, err = events.Left, c.s.Leave()
+	} else {
+		err = errors.Join(err, c.s.Close())
+	}
+	detail := ""
+	if err != nil {
+		detail = err.Error()
+	}
+	c.mu.Lock()
+	if c.status.State = string(last); last == events.Down {
+		c.status.Active, c.status.Understudy = "", ""
+	}
+	c.mu.Unlock()
+	c.tell(last, "", detail, nil)
+	if err := c.told.close(); err != nil {
+		fmt.Fprintln(out, err)
+	}
+	return err
 }
 
 // reconnect takes charge of a pair whose supervisor has ended and whose guests go on; nil, if

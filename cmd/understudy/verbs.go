@@ -84,6 +84,9 @@ func (st *status) write(w io.Writer) error {
 	fmt.Fprintf(w, "%-11s %s, since %s\n", st.Name, st.State, st.Since.Format(time.DateTime))
 	fmt.Fprintf(w, "active      %s (Linux %s, %s)\nunderstudy  %s\n", st.Active, st.Kernel, st.Accel, understudy)
 	fmt.Fprintf(w, "beat        paused for %v at the longest; at %v it is dead\n", st.Pause.Round(time.Millisecond), st.Limit)
+	if st.Unsaved != nil {
+		fmt.Fprintf(w, "unsaved     %.1f MiB in memory only, by the kernel's own count\n", float64(*st.Unsaved)/(1<<20))
+	}
 	if st.Held != "" {
 		fmt.Fprintf(w, "held        the active side stands still, and is not dead: %s\n", st.Held)
 	}
@@ -98,6 +101,31 @@ func (st *status) write(w io.Writer) error {
 		return nil
 	}
 	return t.write(w)
+}
+
+// outage is from the last sign of life until the address is on the understudy.
+func (t *lastTakeover) outage() time.Duration {
+	for _, s := range t.Steps {
+		if s.Name == takeover.StepAddress {
+			return time.Duration(s.End * float64(time.Millisecond))
+		}
+	}
+	return 0
+}
+
+// summary is a takeover in a line.
+func (t *lastTakeover) summary() string {
+	s := fmt.Sprintf("served again %v after the last sign of life", t.outage().Round(time.Millisecond))
+	if t.Verdict == "" {
+		s = fmt.Sprintf("served again after %v, in good order", t.outage().Round(time.Millisecond))
+	}
+	if t.Files > 0 {
+		s += fmt.Sprintf("; %d bytes of %d files recovered", t.Bytes, t.Files)
+	}
+	if n := len(t.Refused); n > 0 {
+		s += fmt.Sprintf("; %d things refused", n)
+	}
+	return s
 }
 
 func (t *lastTakeover) write(w io.Writer) error {

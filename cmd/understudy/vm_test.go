@@ -55,6 +55,7 @@ func vm(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(run) })
 	t.Setenv("UNDERSTUDY_RUN", run)
+	t.Setenv("UNDERSTUDY_STATE", filepath.Join(t.TempDir(), "state"))
 	links, before := hostLinks(t), leftovers(t)
 	t.Cleanup(func() {
 		// What somebody else left in the cache is not this test's.

@@ -240,7 +240,7 @@ type Serving struct {
 // caller watches the understudy, and ends the context if it dies.
 var limits = map[string]time.Duration{
 	stepDisk: 20 * time.Second, stepMount: 2 * time.Minute, stepNames: 2 * time.Minute,
-	stepServices: 2 * time.Minute, stepAddress: 20 * time.Second,
+	stepServices: 2 * time.Minute, StepAddress: 20 * time.Second,
 }
 
 // The steps that have limits, as the timeline names them.
@@ -249,7 +249,7 @@ const (
 	stepMount    = "mount"
 	stepNames    = "names"
 	stepServices = "services"
-	stepAddress  = "address"
+	StepAddress  = "address" // with its end the service is reached again
 )
 
 // Run takes over. The timeline has the detection in it already. If ctx ends, the step
@@ -285,7 +285,7 @@ func Run(ctx context.Context, m Machine, t *Timeline, o Options) (_ *Serving, er
 	if err := r.limited(ctx, stepServices, m.Start); err != nil {
 		return nil, fmt.Errorf("start services: %w", err)
 	}
-	if err := r.limited(ctx, stepAddress, m.GoLive); err != nil {
+	if err := r.limited(ctx, StepAddress, m.GoLive); err != nil {
 		return nil, fmt.Errorf("bring address over: %w", err)
 	}
 	r.teller.tell(ctx)

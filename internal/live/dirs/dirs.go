@@ -33,6 +33,16 @@ func Run(name string) string {
 	return filepath.Join(base, "understudy-"+name)
 }
 
+// State is the directory of what is known of a pair from one time that it is up to the
+// next. UNDERSTUDY_STATE moves it.
+func State(name string) string {
+	base := os.Getenv("UNDERSTUDY_STATE")
+	if base == "" {
+		base = "/var/lib/understudy"
+	}
+	return filepath.Join(base, name)
+}
+
 // Kernel finds the kernel, a bzImage, and the modules, lib/modules/RELEASE, of
 // small guests: in dir, or, if that is empty, in what scripts/setup.sh has fetched.
 func Kernel(dir string) (kernel, modules string, err error) {

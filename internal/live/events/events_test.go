@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -175,55 +176,51 @@ func TestQueue(t *testing.T) {
 	}
 }
 
+// TestFollow: what is added while a log is read, and after the file was replaced, is read once.
 func TestFollow(t *testing.T) {
 	dir := t.TempDir()
-	l := open(t, dir)
-	l.write(Event{Kind: Up, Detail: "before"})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	got, ready := make(chan string), make(chan struct{})
-	go func() {
-		defer close(got)
-		first := true
-		for e, err := range Follow(ctx, dir, time.Millisecond) {
+	r := NewReader(dir)
+	defer r.Close()
+	var read []string
+	collect := func(until string, all iter.Seq2[Event, error]) {
+		for e, err := range all {
 			if err != nil {
-				t.Error(err)
+				t.Fatal(err)
+			}
+			if read = append(read, e.Detail); e.Detail == until {
 				return
 			}
-			if first {
-				close(ready)
-				first = false
-				continue
-			}
-			got <- e.Detail
-		}
-	}()
-	for waiting := true; waiting; { // it reads only what comes after it has begun
-		l.write(Event{Kind: Up, Detail: "probe"})
-		select {
-		case <-ready:
-			waiting = false
-		case <-time.After(10 * time.Millisecond):
-		case <-ctx.Done():
-			t.Fatal("nothing was read")
 		}
 	}
-	go func() {
-		l.write(Event{Kind: Protected, Detail: "one"})
-		l.rotate()
-		l.write(Event{Kind: Down, Detail: "two"})
-	}()
-	var read []string
-	for d := range got {
-		if d != "probe" {
-			read = append(read, d)
-		}
-		if d == "two" {
-			cancel()
+	collect("", r.Read()) // nothing is there yet
+	l := open(t, dir)
+	add := func(detail string) {
+		if err := l.write(Event{Kind: Error, Detail: detail}); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if !slices.Equal(read, []string{"one", "two"}) {
+	add("one")
+	collect("one", r.Follow(ctx, time.Millisecond))
+	add("two")
+	collect("two", r.Follow(ctx, time.Millisecond))
+	add("three")
+	if err := l.rotate(); err != nil {
+		t.Fatal(err)
+	}
+	add("four")
+	collect("four", r.Follow(ctx, time.Millisecond))
+	l.Close()
+	if !slices.Equal(read, []string{"one", "two", "three", "four"}) {
 		t.Errorf("followed %v", read)
+	}
+	again := NewReader(dir)
+	defer again.Close()
+	read = nil
+	collect("", again.Read())
+	if !slices.Equal(read, []string{"one", "two", "three", "four"}) {
+		t.Errorf("read %v", read)
 	}
 }
 

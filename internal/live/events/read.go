@@ -32,72 +32,105 @@ var errLong = fmt.Errorf("longer than %d bytes", maxLine)
 // Read reads a log, the oldest event first. A *BadLine does not end it; other errors do.
 func Read(dir string) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		for _, name := range []string{oldName, fileName} {
-			f, err := os.Open(filepath.Join(dir, name))
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			if err != nil {
-				yield(Event{}, err)
-				return
-			}
-			s := &scanner{name: f.Name(), r: bufio.NewReader(f)}
-			ok := s.scan(yield) && s.rest(yield)
-			f.Close()
-			if !ok {
-				return
-			}
+		r := NewReader(dir)
+		defer r.Close()
+		if r.read(yield) && r.s != nil {
+			r.s.rest(yield)
 		}
 	}
 }
 
-// Follow reads what is added to a log from now on, looking for it so often, until ctx ends.
-func Follow(ctx context.Context, dir string, every time.Duration) iter.Seq2[Event, error] {
+// Reader reads a log, and goes on with what is added to it.
+type Reader struct {
+	dir string
+	f   *os.File // nil: the log has none yet
+	s   *scanner
+}
+
+// NewReader makes a reader of the log in a directory. It must be closed.
+func NewReader(dir string) *Reader { return &Reader{dir: dir} }
+
+// Close lets the log go.
+func (r *Reader) Close() error {
+	if r.f == nil {
+		return nil
+	}
+	return r.f.Close()
+}
+
+// Read reads what is there, the oldest event first. A *BadLine does not end it; other errors
+// do.
+func (r *Reader) Read() iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) { r.read(yield) }
+}
+
+func (r *Reader) read(yield func(Event, error) bool) bool {
+	old, err := os.Open(filepath.Join(r.dir, oldName))
+	if err == nil {
+		s := newScanner(old)
+		ok := s.scan(yield) && s.rest(yield)
+		old.Close()
+		if !ok {
+			return false
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		yield(Event{}, err)
+		return false
+	}
+	if err := r.open(); err != nil {
+		yield(Event{}, err)
+		return false
+	}
+	return r.s == nil || r.s.scan(yield)
+}
+
+// open opens the file that is written now, if there is one.
+func (r *Reader) open() error {
+	f, err := os.Open(filepath.Join(r.dir, fileName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		r.f, r.s = f, newScanner(f)
+	}
+	return err
+}
+
+// Follow reads what is added after what Read has read, looking for it so often, until ctx
+// ends.
+func (r *Reader) Follow(ctx context.Context, every time.Duration) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		path := filepath.Join(dir, fileName)
-		f, err := os.Open(path)
-		if err == nil {
-			_, err = f.Seek(0, io.SeekEnd)
-		}
-		if err != nil {
-			yield(Event{}, err)
-			return
-		}
-		s := &scanner{name: path, r: bufio.NewReader(f)}
 		tick := time.NewTicker(every)
 		defer tick.Stop()
-		defer func() { f.Close() }()
-		for s.scan(yield) {
+		for r.s == nil || r.s.scan(yield) {
 			select {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
 			}
-			if next := successor(f, path); next != nil {
-				if !s.scan(yield) || !s.rest(yield) { // what came before it was replaced
-					next.Close()
+			if r.f != nil && !r.replaced() {
+				continue
+			}
+			if r.f != nil { // what came before it was replaced
+				if !r.s.scan(yield) || !r.s.rest(yield) {
 					return
 				}
-				f.Close()
-				f, s = next, &scanner{name: path, r: bufio.NewReader(next)}
+				r.f.Close()
+				r.f, r.s = nil, nil
+			}
+			if err := r.open(); err != nil {
+				yield(Event{}, err)
+				return
 			}
 		}
 	}
 }
 
-// successor is the file that has the place of f now; nil, if that is f, or none.
-func successor(f *os.File, path string) *os.File {
-	next, err := os.Open(path)
-	if err != nil {
-		return nil
-	}
-	was, err1 := f.Stat()
-	is, err2 := next.Stat()
-	if err1 != nil || err2 != nil || os.SameFile(was, is) {
-		next.Close()
-		return nil
-	}
-	return next
+// replaced says whether another file has the place of the one that is read.
+func (r *Reader) replaced() bool {
+	was, err1 := r.f.Stat()
+	is, err2 := os.Stat(r.f.Name())
+	return err1 == nil && err2 == nil && !os.SameFile(was, is)
 }
 
 // scanner reads events, a line each. Of a line it keeps at most maxLine bytes.
@@ -108,6 +141,8 @@ type scanner struct {
 	n    int
 	long bool
 }
+
+func newScanner(f *os.File) *scanner { return &scanner{name: f.Name(), r: bufio.NewReader(f)} }
 
 // scan yields the lines that are there. It is false when nothing more is wanted, or can be
 // read.

@@ -76,7 +76,9 @@ func (m *Morgue) Panicked() (cpu int, panicked bool) {
 // Unsaved is how many bytes the kernel that was found counts as not on their disks; false
 // if nobody knows, or nobody has found it yet.
 func (m *Morgue) Unsaved() (bytes uint64, known bool) {
-	m.mu.Lock()
+	if !m.mu.TryLock() {
+		return 0, false
+	}
 	defer m.mu.Unlock()
 	if m.kernel == nil {
 		return 0, false

@@ -40,6 +40,8 @@ type side struct {
 	counted uint64
 	beaten  time.Time
 	longest atomic.Int64 // silence that ended, ns
+	// For others: when it last beat, and when the watcher last looked; ns since 1970.
+	beatAt, lookedAt atomic.Int64
 }
 
 // maxTroubles are as many as wait to be told.

@@ -273,6 +273,7 @@ const noAnswer = "QEMU does not answer"
 // stands still.
 func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 	sd := w.side
+	sd.lookedAt.Store(time.Now().UnixNano())
 	if w.panicked != nil {
 		cpu, yes := w.panicked()
 		if yes && w.panics { // since a period, and no dying message has come
@@ -284,6 +285,7 @@ func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 	o := liveness.Observation{At: time.Now(), Counter: sd.counter(liveness.CounterOffset)}
 	if o.Counter != sd.counted {
 		sd.counted, sd.beaten = o.Counter, o.At
+		sd.beatAt.Store(o.At.UnixNano())
 		w.heldBy("")
 		v, dead := w.silencer.Observe(o)
 		sd.longest.Store(max(sd.longest.Load(), int64(w.silencer.Longest())))
