@@ -7,6 +7,7 @@
 #   $UNDERSTUDY_CACHE/kernels/RELEASE/lib/modules/RELEASE/
 #   $UNDERSTUDY_CACHE/kernels/default -> RELEASE
 #   $UNDERSTUDY_CACHE/nfs/    programs for guests that serve NFS, and their libraries
+#   $UNDERSTUDY_CACHE/tools/  promtool, which checks the rules for alerts
 set -euo pipefail
 
 packages=(qemu-system-x86 qemu-utils busybox-static e2fsprogs iproute2 xfsprogs btrfs-progs dosfstools makedumpfile sqlite3 git fio)
@@ -16,6 +17,7 @@ nfs_packages=(nfs-kernel-server nfs-common rpcbind libtirpc3 libwrap0)
 cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"
 kernels="$cache/kernels"
 nfs="$cache/nfs"
+tools="$cache/tools"
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 
 die() {
@@ -109,14 +111,38 @@ fetch_nfs() {
 	have_nfs || die "the packages in $nfs are incomplete; remove that directory and run this again"
 }
 
+have_tools() {
+	[[ -x $tools/usr/bin/promtool ]]
+}
+
+# fetch_tools takes promtool out of the package of Prometheus, which would start a service.
+fetch_tools() {
+	local tmp
+	echo "setup: fetching prometheus, for promtool" >&2
+	tmp=$(mktemp -d "$kernels/.tmp.XXXXXX")
+	mkdir "$tmp/deb" "$tmp/tools"
+	chmod 755 "$tmp" "$tmp/tools"
+	cd "$tmp/deb"
+	retry apt-get -qq -o APT::Sandbox::User=root download prometheus ||
+		die "cannot download prometheus; is the network there?"
+	dpkg-deb --fsys-tarfile "$tmp"/deb/*.deb | tar -x -C "$tmp/tools" ./usr/bin/promtool
+	cd "$kernels"
+	sync -f "$tmp/tools"
+	rm -rf "$tools"
+	mv -T "$tmp/tools" "$tools"
+	rm -rf "$tmp"
+	have_tools || die "the package prometheus has no promtool any more"
+}
+
 command -v dpkg-query >/dev/null || die "this is no Debian; install ${packages[*]} and a kernel by hand"
-if [[ -z $(missing) ]] && have_kernel && have_nfs; then
+if [[ -z $(missing) ]] && have_kernel && have_nfs && have_tools; then
 	exit 0
 fi
 
 mkdir -p "$kernels"
 kernels=$(cd "$kernels" && pwd)
 nfs=$(dirname "$kernels")/nfs
+tools=$(dirname "$kernels")/tools
 exec 9>"$kernels/.lock"
 flock 9 # whoever comes second finds everything done
 rm -rf "$kernels"/.tmp.* # of a run that was killed
@@ -127,3 +153,4 @@ if ((${#need[@]})); then
 fi
 have_kernel || fetch_kernel
 have_nfs || fetch_nfs
+have_tools || fetch_tools

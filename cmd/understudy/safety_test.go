@@ -127,6 +127,10 @@ func TestSupervisorKilled(t *testing.T) {
 	if _, err := understudy(t, "recover", "test"); err == nil || !strings.Contains(err.Error(), "understudy up") {
 		t.Errorf("recover while the guests run: %v", err)
 	}
+	text := readFile(t, s.file) // whatever has become of it by then
+	if err := os.WriteFile(s.file, append(text, "no-key: 1\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	s.up()
 	if st := s.state("protected"); st.Active != "left" || st.Understudy != "right" {
 		t.Errorf("status of another supervisor: %+v", st)

@@ -32,19 +32,19 @@ func upCommand() *cobra.Command {
 		Short: "Boot a pair and stand guard over it",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			p, err := loadPair(file)
+			name, p, err := loadPair(file, cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
 			if detach {
-				return upDetached(cmd.Context(), p.Name, file)
+				return upDetached(cmd.Context(), name, file)
 			}
 			ready := func() error { return nil }
 			if tell {
 				unix.CloseOnExec(readyFD) // or else its guests have it too
 				ready = tellReady
 			}
-			return up(cmd.Context(), p, withTimes(cmd.OutOrStdout()), ready)
+			return up(cmd.Context(), name, p, withTimes(cmd.OutOrStdout()), ready)
 		},
 	}
 	cmd.Flags().StringVarP(&file, "file", "f", "pair.yaml", "description of the pair")
@@ -54,17 +54,31 @@ func upCommand() *cobra.Command {
 	return cmd
 }
 
-// loadPair reads a pair's description and checks it against this machine.
-func loadPair(file string) (*pair.Pair, error) {
-	p, err := pair.Load(file)
+// loadPair reads a pair's description and checks it against this machine; not so if its guests
+// run already: they go on as they were started, and need a supervisor whatever has become of
+// the file. The pair is nil then, if the file is no good.
+func loadPair(file string, errs io.Writer) (name string, p *pair.Pair, err error) {
+	p, err = pair.Load(file)
+	if name = pair.NameIn(file); name != "" && guestsRun(name) {
+		if err != nil {
+			fmt.Fprintf(errs, "understudy: not looked at, since the pair runs: %v\n", err)
+		}
+		return name, p, nil
+	}
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	m, err := pair.ThisMachine()
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	return p, errors.Join(p.Check(m), checkBridges(p))
+	return p.Name, p, errors.Join(p.Check(m), checkBridges(p))
+}
+
+// guestsRun says whether a pair's guests go on without a supervisor.
+func guestsRun(name string) bool {
+	d, err := supervisor.OpenRunDir(dirs.Run(name))
+	return err == nil && d.HasGuests() && d.Close() == nil
 }
 
 // checkBridges checks that this machine has the bridges that a pair names.
@@ -81,8 +95,9 @@ func checkBridges(p *pair.Pair) error {
 }
 
 // up runs the pair until ctx ends, somebody asks for its end, or nothing of it
-// is left to guard. ready is called once it is protected.
-func up(ctx context.Context, p *pair.Pair, out io.Writer, ready func() error) (err error) {
+// is left to guard. p is nil if it runs already, and its description is not to be had. ready is
+// called once it is protected.
+func up(ctx context.Context, name string, p *pair.Pair, out io.Writer, ready func() error) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	notifier, err := sdnotify.Open()
@@ -92,12 +107,15 @@ func up(ctx context.Context, p *pair.Pair, out io.Writer, ready func() error) (e
 	defer notifier.Close()
 	c := &control{end: cancel}
 	o := supervisor.Options{
-		Dir: dirs.Run(p.Name), Log: out, Outlive: true, Rescue: rescueRoot,
+		Dir: dirs.Run(name), Log: out, Outlive: true, Rescue: rescueRoot,
 		Held:    func(why string) { c.held(out, why) },
 		Trouble: func(what string) { c.trouble(out, what) },
 	}
 	why := "its guests were booted"
 	if c.s, err = reconnect(ctx, o); c.s == nil && err == nil {
+		if p == nil {
+			return fmt.Errorf("the guests of pair %s have just ended: correct its description, and run this again", name)
+		}
 		c.s, err = supervisor.Start(ctx, p, o)
 	} else {
 		why = "its guests went on, and have a supervisor again"
@@ -110,11 +128,11 @@ func up(ctx context.Context, p *pair.Pair, out io.Writer, ready func() error) (e
 	c.mu.Lock()
 	c.told = told
 	c.mu.Unlock()
-	if err := c.serve(ctx, dirs.Run(p.Name)); err != nil {
+	if err := c.serve(ctx, dirs.Run(name)); err != nil {
 		return errors.Join(err, c.stop(downRequest{Force: true}))
 	}
 	defer c.close()
-	fmt.Fprintf(out, "pair %s is %s\n", p.Name, c.role())
+	fmt.Fprintf(out, "pair %s is %s\n", name, c.role())
 	if err := errors.Join(ready(), notifier.Tell(sdnotify.Ready)); err != nil {
 		fmt.Fprintf(out, "tell that it is: %v\n", err) // the pair is up all the same
 	}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"understudy.dev/understudy/internal/live/hint"
 )
 
@@ -44,15 +46,25 @@ func State(name string) string {
 }
 
 // Kernel finds the kernel, a bzImage, and the modules, lib/modules/RELEASE, of
-// small guests: in dir, or, if that is empty, in what scripts/setup.sh has fetched.
+// small guests: in dir, or, if that is empty, in what scripts/setup.sh has fetched, or else
+// those that this machine itself runs.
 func Kernel(dir string) (kernel, modules string, err error) {
-	if dir == "" {
-		cache, err := Cache()
-		if err != nil {
-			return "", "", err
-		}
-		dir = filepath.Join(cache, "kernels", "default")
+	if dir != "" {
+		return kernelIn(dir)
 	}
+	cache, err := Cache()
+	if err == nil {
+		if kernel, modules, err = kernelIn(filepath.Join(cache, "kernels", "default")); err == nil {
+			return kernel, modules, nil
+		}
+	}
+	if kernel, modules, running := runningKernel("/"); running == nil {
+		return kernel, modules, nil
+	}
+	return "", "", err
+}
+
+func kernelIn(dir string) (kernel, modules string, err error) {
 	kernel = filepath.Join(dir, "boot", "vmlinuz")
 	if _, err := os.Stat(kernel); err != nil {
 		return "", "", hint.New("find kernel", err, "Run scripts/setup.sh, which fetches it.")
@@ -65,4 +77,23 @@ func Kernel(dir string) (kernel, modules string, err error) {
 		return "", "", hint.New("find modules", fmt.Errorf("%s has %d directories in lib/modules, not 1", dir, len(trees)), "Run scripts/setup.sh, which fetches them.")
 	}
 	return kernel, trees[0], nil
+}
+
+// runningKernel is the one that this machine runs, where distributions put it (Debian's and
+// Fedora's packages: /boot/vmlinuz-RELEASE, /lib/modules/RELEASE).
+func runningKernel(root string) (kernel, modules string, err error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "", "", err
+	}
+	release := unix.ByteSliceToString(u.Release[:])
+	kernel, modules = filepath.Join(root, "boot", "vmlinuz-"+release), filepath.Join(root, "lib", "modules", release)
+	for _, path := range []string{kernel, filepath.Join(modules, "modules.dep")} {
+		f, err := os.Open(path)
+		if err != nil {
+			return "", "", err
+		}
+		f.Close()
+	}
+	return kernel, modules, nil
 }

@@ -44,6 +44,23 @@ func Load(path string) (*Pair, error) {
 	return p, nil
 }
 
+// NameIn is the name of the pair that a file describes, whatever else is wrong with it; empty
+// if not even that can be read.
+func NameIn(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	var text struct {
+		Name string `yaml:"name"`
+	}
+	if err := yaml.NewDecoder(io.LimitReader(f, maxFile)).Decode(&text); err != nil || !validName(text.Name) {
+		return ""
+	}
+	return text.Name
+}
+
 // parse validates the text of a pair.yaml. file is its name in messages, and
 // relative paths in it start at dir. It looks at no other file.
 func parse(file, dir string, data []byte) (*Pair, error) {
@@ -127,7 +144,7 @@ func (r *reader) partitions(node *yaml.Node, key string) {
 	for i := range r.pair.Partitions {
 		name := node.Content[2*i]
 		at := join(key, name.Value)
-		if name.Kind != yaml.ScalarNode || !namePattern.MatchString(name.Value) || len(name.Value) > maxName {
+		if name.Kind != yaml.ScalarNode || !validName(name.Value) {
 			r.refuse(name, key, nameHint, "%q is not a valid name", name.Value)
 			continue
 		}

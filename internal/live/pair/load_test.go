@@ -113,6 +113,21 @@ func TestParseDefaults(t *testing.T) {
 	}
 }
 
+func TestNameIn(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "pair.yaml")
+	for text, want := range map[string]string{example: "demo", "name: web\npartitions: 7\n": "web", "name: ../x\n": "", "name: [x": "", "": "", "name: web\nname: web\n": ""} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := NameIn(file); got != want {
+			t.Errorf("%q has the name %q, not %q", text, got, want)
+		}
+	}
+	if got := NameIn(file + "-none"); got != "" {
+		t.Error(got)
+	}
+}
+
 func TestParseRefuses(t *testing.T) {
 	const nic = "nics: [{name: n, mac: '52:54:00:00:00:02', address: 10.0.0.2/24, bridge: br0}]\n"
 	const disk = "disks: [{name: d, image: d.img, mount: /srv}]\n"

@@ -135,6 +135,8 @@ const (
 	maxName  = 32
 )
 
+func validName(s string) bool { return namePattern.MatchString(s) && len(s) <= maxName }
+
 // name reads the name of something.
 func (r *reader) name(to *string) field {
 	return field{key: "name", required: true, read: func(node *yaml.Node, key string) {
@@ -142,7 +144,7 @@ func (r *reader) name(to *string) field {
 		if !ok {
 			return
 		}
-		if !namePattern.MatchString(s) || len(s) > maxName {
+		if !validName(s) {
 			r.refuse(node, key, nameHint, "%q is not a valid name", s)
 			return
 		}

@@ -1,0 +1,128 @@
+// Package packaging_test checks what is handed to other programs: the unit to systemd, the
+// rules to Prometheus.
+package packaging_test
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/dirs"
+)
+
+// promtool is that of scripts/setup.sh.
+func promtool(t *testing.T) string {
+	t.Helper()
+	cache, err := dirs.Cache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(cache, "tools", "usr", "bin", "promtool")
+	if _, err := os.Stat(path); err != nil {
+		tier.Lacks(t, err)
+	}
+	return path
+}
+
+func run(t *testing.T, dir, program string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(program, args...)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("%s %s: %v\n%s", filepath.Base(program), strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// TestRules: Prometheus takes the rules for alerts, and they fire when they should.
+func TestRules(t *testing.T) {
+	tool := promtool(t)
+	run(t, "prometheus", tool, "check", "rules", "--lint=all", "--lint-fatal", "understudy.rules.yml")
+	run(t, "prometheus", tool, "test", "rules", "understudy.test.yml")
+	rules, err := os.ReadFile("prometheus/understudy.rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests, err := os.ReadFile("prometheus/understudy.test.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(rules)) {
+		if _, name, ok := strings.Cut(strings.TrimSpace(line), "- alert: "); ok && !strings.Contains(string(tests), "alertname: "+name+"\n") {
+			t.Errorf("alert %s has no test in which it fires", name)
+		}
+	}
+}
+
+// TestBoard: the board is JSON, and each of its panels asks for something.
+func TestBoard(t *testing.T) {
+	b, err := os.ReadFile("grafana/understudy.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var board struct {
+		Title  string
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	if err := json.Unmarshal(b, &board); err != nil {
+		t.Fatal(err)
+	}
+	if board.Title != "Understudy" || len(board.Panels) < 8 {
+		t.Errorf("%q has %d panels", board.Title, len(board.Panels))
+	}
+	for _, p := range board.Panels {
+		for _, target := range p.Targets {
+			if !strings.Contains(target.Expr, "understudy_") {
+				t.Errorf("panel %q asks for %q", p.Title, target.Expr)
+			}
+		}
+		if len(p.Targets) == 0 {
+			t.Errorf("panel %q asks for nothing", p.Title)
+		}
+	}
+}
+
+// TestUnit: systemd takes the unit without a warning. The program that it names is a stand-in
+// here: the package puts it there.
+func TestUnit(t *testing.T) {
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		tier.Lacks(t, err)
+	}
+	text, err := os.ReadFile("systemd/understudy@.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	unit := strings.ReplaceAll(string(text), "/usr/bin/understudy", "/bin/true")
+	if err := os.WriteFile(filepath.Join(dir, "understudy@web.service"), []byte(unit), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out := run(t, dir, "systemd-analyze", "verify", "--man=no", filepath.Join(dir, "understudy@web.service")); strings.Contains(out, "understudy@") {
+		t.Errorf("systemd says: %s", out)
+	}
+	spoilt := strings.Replace(unit, "KillMode=process", "KilMode=process", 1)
+	if err := os.WriteFile(filepath.Join(dir, "understudy@bad.service"), []byte(spoilt), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, _ := exec.Command("systemd-analyze", "verify", "--man=no", filepath.Join(dir, "understudy@bad.service")).CombinedOutput()
+	if !strings.Contains(string(out), "KilMode") {
+		t.Errorf("systemd does not look at the unit: %s", out)
+	}
+	// Either would end the guests with the supervisor.
+	for _, line := range []string{"\nKillMode=process\n", "\nRestart=on-failure\n"} {
+		if !strings.Contains(string(text), line) {
+			t.Errorf("the unit has no %q", strings.TrimSpace(line))
+		}
+	}
+	if strings.Contains(string(text), "\nExecStop=") {
+		t.Error("systemd would run ExecStop when the supervisor ends by itself")
+	}
+}
