@@ -1,7 +1,7 @@
 #!/bin/bash
 # Fetches the kernels of the matrix (docs/SUPPORT.md) beside the default one, and
 # what makes their file systems: Debian's 5.10, 6.1, 6.12 and its newest, of the
-# cloud flavour and the generic one. They come from the mirrors and under the
+# cloud flavour, the generic one and that for real time. They come from the mirrors and under the
 # keys that this machine's apt uses already, through lists and settings of their
 # own, are unpacked into the cache, and not installed. Of the generic ones' many
 # modules only those are kept that a test could want, uncompressed.
@@ -13,7 +13,7 @@
 set -euo pipefail
 
 tools=(xfsprogs btrfs-progs dosfstools xz-utils)
-names=(5.10-cloud 5.10-generic 6.1-generic 6.12-cloud 6.12-generic newest-cloud newest-generic)
+names=(5.10-cloud 5.10-generic 6.1-generic 6.1-rt 6.12-cloud 6.12-generic 6.12-rt newest-cloud newest-generic newest-rt)
 cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 
@@ -49,6 +49,7 @@ fetch() {
 	local name=$1 version=${1%-*} meta package release dir tmp deb
 	meta=linux-image-amd64
 	[[ $name == *-cloud ]] && meta=linux-image-cloud-amd64
+	[[ $name == *-rt ]] && meta=linux-image-rt-amd64
 	open_apt "$version" || return 1
 	package=$(depends "$meta" | grep -E '^linux-image-[0-9].*-amd64$' | head -n 1) || return 1
 	release=${package#linux-image-}

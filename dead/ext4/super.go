@@ -36,6 +36,8 @@ type Super struct {
 	ROCompat   ROCompat
 	MountTime  uint64 // s_mtime: seconds since 1970, 40 bits
 	MountCount uint16 // s_mnt_count: mounts since the last check
+	WriteTime  uint64 // s_wtime: of the superblock by itself, likewise
+	CheckTime  uint64 // s_lastcheck: of the last check of all, likewise
 	State      State
 	ErrorCount uint32 // s_error_count: since the last check
 
@@ -123,6 +125,8 @@ func ParseSuper(b []byte) (Super, error) {
 	s.UUID = addr.UUID(b[0x68:0x78])
 	s.Compat, s.Incompat, s.ROCompat = Compat(u32(0x5c)), Incompat(u32(0x60)), ROCompat(u32(0x64))
 	s.MountTime = uint64(u32(0x2c)) | uint64(b[0x275])<<32
+	s.WriteTime = uint64(u32(0x30)) | uint64(b[0x274])<<32
+	s.CheckTime = uint64(u32(0x40)) | uint64(b[0x277])<<32
 	s.MountCount, s.State, s.ErrorCount = u16(0x34), State(u16(0x3a)), u32(errorOffset)
 	s.BlockSize = 1024 << shift
 	s.ClusterSize = s.BlockSize

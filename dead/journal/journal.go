@@ -39,6 +39,7 @@ type Journal struct {
 	BlockSize   int        // of file system and journal, in bytes
 	Head        addr.Block // j_head: the first unused block of the log
 	First, Last addr.Block // of the log proper; Last is the first one behind it
+	Committed   uint32     // j_commit_sequence: the last transaction that was committed
 	// Committing and Running are the transactions that were not finished; nil
 	// where there was none. A block in both is in Running.
 	Committing, Running *Transaction
@@ -155,6 +156,7 @@ func of(c *pagecache.Cache, s *pagecache.Superblock, d *pagecache.Device) (*Jour
 		Head:      addr.Block(f.head.Uint(b)),
 		First:     addr.Block(f.first.Uint(b)),
 		Last:      addr.Block(f.last.Uint(b)),
+		Committed: ext4.Journal.CommitSequence,
 	}
 	r.block, r.dev = j.BlockSize, f.fsDev.Pointer(b)
 	const aborted = 0x002 // JBD2_ABORT

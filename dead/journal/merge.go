@@ -32,6 +32,26 @@ func (c Case) String() string {
 // ErrLog is wrapped where the log on the disk is not what the dead kernel left.
 var ErrLog = errors.New("the log on the disk is not what the dead kernel left: another copy, or mounted since")
 
+// Follows checks that a log can be the one that a kernel left, by what that had in
+// memory of it: no transaction is missing in it, and there is none that the kernel did
+// not know of. What a rescue leaves that was here before passes. An error wraps ErrLog.
+func Follows(in *pagecache.Journal, scan *jbd2.Scan) error {
+	// Transactions are numbered one by one, and this one was not committed for sure.
+	oldest := in.CommitSequence + 1
+	begun := int32(in.NextTransaction-oldest) > 0 // there was one of that number
+	switch ahead := int32(uint32(scan.Next) - oldest); {
+	case ahead == 0, ahead == 1 && begun:
+		// One more is the committing transaction, or what was appended.
+		return nil
+	case scan.Empty && ahead >= -1 && ahead <= 1, scan.Empty && ahead == 2 && begun:
+		// A mount numbers its first transaction one above s_sequence, and a replay
+		// leaves s_sequence one above what is next.
+		return nil
+	}
+	return fmt.Errorf("%w: it goes on with transaction %d; in memory %d was the last to be committed, and %d the next to begin",
+		ErrLog, scan.Next, in.CommitSequence, in.NextTransaction)
+}
+
 // fit says which case it is, and where in the log the merged transaction begins.
 func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
 	c, n := j.Committing, j.Running
@@ -40,7 +60,7 @@ func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
 		oldest = n
 	}
 	if oldest == nil {
-		return Nothing, jbd2.Start{}, nil
+		return Nothing, jbd2.Start{}, j.ends(scan)
 	}
 	ahead := int32(uint32(scan.Next) - oldest.ID)
 	at := jbd2.Start{Block: scan.End, Sequence: scan.Next}
@@ -56,13 +76,25 @@ func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
 	case ahead == 0 && c != nil && scan.End == jbd2.Pos(c.LogStart),
 		ahead == 0 && c == nil && scan.End == jbd2.Pos(j.Head):
 		return j.begun(), at, nil
-	case ahead == 1 && c != nil && n == nil:
-		return Nothing, at, nil
 	case ahead == 1 && c != nil && scan.End == jbd2.Pos(j.Head):
+		if n == nil {
+			return Nothing, at, nil
+		}
 		return Committed, at, nil
 	}
 	return Nothing, at, fmt.Errorf("%w: it goes on with transaction %d at block %d; in memory %s, and the head is %d",
 		ErrLog, scan.Next, scan.End, j.describe(), j.Head)
+}
+
+// ends checks that the log ends with the last transaction that was committed, where none
+// was open. One that is empty may have been replayed by this rescue before.
+func (j *Journal) ends(scan *jbd2.Scan) error {
+	ahead := int32(uint32(scan.Next) - (j.Committed + 1))
+	if scan.Empty && ahead >= -1 && ahead <= 1 || ahead == 0 && scan.End == jbd2.Pos(j.Head) {
+		return nil
+	}
+	return fmt.Errorf("%w: it goes on with transaction %d at block %d; in memory %d was the last, none was open, and the head is %d",
+		ErrLog, scan.Next, scan.End, j.Committed, j.Head)
 }
 
 // begun is the case if nothing was committed of what is in memory.

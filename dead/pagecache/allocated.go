@@ -86,14 +86,16 @@ func (c *Cache) sizeKnown(i *Inode) bool {
 // infoOffsets are where members of struct ext4_inode_info are, counted from the struct
 // inode in it.
 type infoOffsets struct {
-	size, lock int // i_disksize and i_data_sem
-	known      bool
+	before addr.Virt   // the start of the whole structure is so many bytes before the inode
+	size   int         // i_disksize
+	lock   kernel.Lock // i_data_sem, of the whole structure
+	known  bool
 }
 
 func newInfoOffsets(k *kernel.Kernel) infoOffsets {
 	l := layoutIn(k, "ext4_inode_info", "ext4")
-	inode, size, lock := l.Field("vfs_inode"), l.Field("i_disksize", 8), l.Field("i_data_sem.count", 8)
-	return infoOffsets{size.Off - inode.Off, lock.Off - inode.Off, l.Err() == nil}
+	inode, size := l.Field("vfs_inode"), l.Field("i_disksize", 8)
+	return infoOffsets{addr.Virt(inode.Off), size.Off - inode.Off, l.Lock("i_data_sem"), l.Err() == nil}
 }
 
 // sizeOnDisk returns i_disksize of a file of the ext family.
@@ -111,23 +113,23 @@ func (c *Cache) sizeOnDisk(i *Inode) (size int64, known bool) {
 func (c *Cache) MidUpdate(s *Superblock) iter.Seq2[*Inode, error] {
 	return func(yield func(*Inode, error) bool) {
 		at := c.info()
-		if !at.known {
+		if !at.known || !at.lock.Known() {
 			yield(nil, fmt.Errorf("walk inodes of %s: the layout of ext4_inode_info is not known", s.ID))
 			return
 		}
 		// Of all inodes, nothing but the lock is read.
 		list := addr.Virt(c.layout.inode.sbList.Off)
 		for entry, err := range c.List(c.layout.super.inodes.In(s.Addr)) {
-			var lock uint64
+			free := false
 			inode := entry - list
 			if err == nil {
-				lock, err = c.k.U64(inode + addr.Virt(at.lock))
+				free, err = c.k.Free(at.lock, inode-at.before)
 			}
 			if err != nil {
 				yield(nil, fmt.Errorf("walk inodes of %s: %w", s.ID, err))
 				return
 			}
-			if lock&1 == 0 { // RWSEM_WRITER_LOCKED, kernel/locking/rwsem.c
+			if free {
 				continue
 			}
 			i, err := c.inode(inode, s)

@@ -11,7 +11,7 @@ import (
 type bufferLayout struct {
 	size                            int
 	state, next, page, length, data kernel.Field
-	block                           kernel.Field
+	block, owner                    kernel.Field
 	uptodate, dirty, asyncWrite     uint // numbers of bits in state
 	mapped, delay, unwritten, lock  uint
 	private                         uint // the first that is the file system's own
@@ -27,6 +27,7 @@ func (l *bufferLayout) look(t *kernel.Types) error {
 	l.length = b.Field("b_size", 8)
 	l.data = b.Field("b_data", 8)
 	l.block = b.Field("b_blocknr", 8)
+	l.owner = b.Optional("b_private", 8)
 	errs := []error{b.Err()}
 	for _, bit := range []struct {
 		name string
@@ -50,6 +51,8 @@ const minBuffer = 512
 
 // bufferState is a buffer head as read: a block of a page.
 type bufferState struct {
+	at     addr.Virt
+	owner  addr.Virt // b_private: of one that a journal has, its journal_head
 	state  uint64
 	block  addr.Block // on the device, counted in its own length
 	off    int64      // in the page
@@ -79,7 +82,11 @@ func (c *Cache) ring(p *pageState, visit func(bufferState)) error {
 		case c.frameOf(l.page.Pointer(b)) != p.frame:
 			return fmt.Errorf("buffer at %v is of another page", next)
 		}
-		visit(bufferState{state: l.state.Uint(b), block: addr.Block(l.block.Uint(b)), off: off, length: length})
+		state := bufferState{at: next, state: l.state.Uint(b), block: addr.Block(l.block.Uint(b)), off: off, length: length}
+		if l.owner.Present() {
+			state.owner = l.owner.Pointer(b)
+		}
+		visit(state)
 		off += length
 		next = l.next.Pointer(b)
 		if (off == size) != (next == p.private) {

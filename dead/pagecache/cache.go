@@ -26,6 +26,7 @@ type Cache struct {
 	blocks func() blocksLayout
 	info   func() infoOffsets
 	status func() (*statusLayout, error)
+	heads  func() (*headLayout, error)
 }
 
 // Open looks up everything about the kernel's structures once.
@@ -37,7 +38,9 @@ func Open(k *kernel.Kernel) (*Cache, error) {
 	blocks := sync.OnceValue(func() blocksLayout { return newBlocksLayout(k) })
 	info := sync.OnceValue(func() infoOffsets { return newInfoOffsets(k) })
 	status := sync.OnceValues(func() (*statusLayout, error) { return newStatusLayout(k) })
-	return &Cache{k: k, layout: l, blocks: blocks, info: info, status: status}, nil
+	c := &Cache{k: k, layout: l, blocks: blocks, info: info, status: status}
+	c.heads = sync.OnceValues(c.newHeadLayout)
+	return c, nil
 }
 
 // Kernel returns the kernel that the cache is of.

@@ -13,6 +13,9 @@ import (
 // cached of the device itself, which may be ahead of the disk, and the disk for
 // the rest. It is not safe for concurrent use.
 type Device struct {
+	// Size is how many bytes the device had (i_size of its inode).
+	Size int64
+
 	c       *Cache
 	super   *Superblock
 	mapping addr.Virt // of the block device's own pages
@@ -22,6 +25,10 @@ type Device struct {
 // ErrNotCached says that memory does not hold a block of the device, and there is
 // no disk to read it from.
 var ErrNotCached = errors.New("block is not in memory")
+
+// ErrNoDevice says that a file system has no one device of its own: it may have several
+// (btrfs), or none.
+var ErrNoDevice = errors.New("the file system has no block device of its own")
 
 // Device opens the device of a file system. disk is the image of the device as
 // the crash left it, or nil.
@@ -35,6 +42,9 @@ func (c *Cache) Device(s *Superblock, disk io.ReaderAt) (*Device, error) {
 		return nil, fmt.Errorf("open device of %s: %w", s.ID, err)
 	}
 	device, err := c.k.Pointer(at)
+	if err == nil && device == 0 {
+		err = ErrNoDevice
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open device of %s: %w", s.ID, err)
 	}
@@ -59,6 +69,11 @@ func (c *Cache) Device(s *Superblock, disk io.ReaderAt) (*Device, error) {
 	number, err := c.k.U32(dev.In(owner))
 	if err == nil && addr.Dev(number) != s.Dev {
 		err = fmt.Errorf("the block device is %v, not %v", addr.Dev(number), s.Dev)
+	}
+	if err == nil {
+		var size uint64
+		size, err = c.k.U64(c.layout.inode.length.In(owner))
+		d.Size = int64(size)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open device of %s: %w", s.ID, err)
@@ -97,32 +112,40 @@ func (d *Device) Caches(block addr.Block, size int) bool {
 
 // cached reads bytes of the device that lie within one page from memory.
 func (d *Device) cached(off int64, size int) ([]byte, error) {
-	index := addr.Index(off >> addr.PageShift)
-	e, err := d.c.lookup(d.mapping, index)
+	p, within, err := d.pageOf(off)
 	if err != nil {
 		return nil, err
 	}
-	if e == 0 || e.isValue() {
-		return nil, ErrNotCached
-	}
-	p, err := d.c.page(addr.Virt(e))
-	if err != nil {
-		return nil, err
-	}
-	l := &d.c.layout.page
-	switch {
-	case p.mapping != d.mapping || index < p.index || uint64(index-p.index) >= p.pages:
-		return nil, fmt.Errorf("%w: page has another index", errTree)
-	case l.canPoison && p.has(l.poisoned):
-		return nil, errors.New("page is poisoned: its memory is broken")
-	}
-	within := off - p.index.Byte()
-	if !p.has(l.uptodate) {
+	if !p.has(d.c.layout.page.uptodate) {
 		if err := d.c.blockThere(p, within, size); err != nil {
 			return nil, err
 		}
 	}
 	return d.c.k.Memory().View(p.frame.Phys()+addr.Phys(within), size)
+}
+
+// pageOf returns the page that the device's own cache has for a byte of it, and where in
+// the page that is.
+func (d *Device) pageOf(off int64) (p *pageState, within int64, err error) {
+	index := addr.Index(off >> addr.PageShift)
+	e, err := d.c.lookup(d.mapping, index)
+	if err != nil {
+		return nil, 0, err
+	}
+	if e == 0 || e.isValue() {
+		return nil, 0, ErrNotCached
+	}
+	if p, err = d.c.page(addr.Virt(e)); err != nil {
+		return nil, 0, err
+	}
+	l := &d.c.layout.page
+	switch {
+	case p.mapping != d.mapping || index < p.index || uint64(index-p.index) >= p.pages:
+		return nil, 0, fmt.Errorf("%w: page has another index", errTree)
+	case l.canPoison && p.has(l.poisoned):
+		return nil, 0, errors.New("page is poisoned: its memory is broken")
+	}
+	return p, off - p.index.Byte(), nil
 }
 
 // blockThere returns ErrNotCached if the buffer at an offset of a page was not read.

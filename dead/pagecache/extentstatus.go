@@ -15,10 +15,6 @@ const (
 	statusHole      = 1 << 62
 )
 
-// lockedByWriter are the bits of an rwlock_t of which one is set while a writer has it
-// (include/asm-generic/qrwlock.h, _QW_LOCKED).
-const lockedByWriter = 0xff
-
 // maxStatuses bounds the tree of one file. A red-black tree of so many is less than
 // maxStatusDepth deep.
 const (
@@ -29,7 +25,9 @@ const (
 var errStatus = errors.New("tree of extent status does not check out")
 
 type statusLayout struct {
-	root, lock               int // counted from struct inode, as those of infoOffsets
+	before                   addr.Virt // as in infoOffsets
+	root                     kernel.Field
+	lock                     kernel.Lock
 	size                     int // of a node
 	left, right              kernel.Field
 	first, count, blockState kernel.Field
@@ -37,9 +35,8 @@ type statusLayout struct {
 
 func newStatusLayout(k *kernel.Kernel) (*statusLayout, error) {
 	i, e := layoutIn(k, "ext4_inode_info", "ext4"), layoutIn(k, "extent_status", "ext4")
-	inode := i.Field("vfs_inode").Off
-	l := &statusLayout{root: i.Field("i_es_tree.root.rb_node", 8).Off - inode, size: e.Size}
-	l.lock = i.Field("i_es_lock.raw_lock.cnts.counter", 4).Off - inode
+	l := &statusLayout{before: addr.Virt(i.Field("vfs_inode").Off), root: i.Field("i_es_tree.root.rb_node", 8), size: e.Size}
+	l.lock = i.Lock("i_es_lock")
 	l.left, l.right = e.Field("rb_node.rb_left", 8), e.Field("rb_node.rb_right", 8)
 	l.first, l.count, l.blockState = e.Field("es_lblk", 4), e.Field("es_len", 4), e.Field("es_pblk", 8)
 	return l, errors.Join(i.Err(), e.Err())
@@ -62,14 +59,14 @@ func (c *Cache) zeros(s *Superblock, i *Inode) ([]addr.Span, error) {
 	if err != nil {
 		return nil, err
 	}
-	lock, err := c.k.U32(i.Addr + addr.Virt(l.lock))
+	free, err := c.k.Free(l.lock, i.Addr-l.before)
 	if err != nil {
 		return nil, err
 	}
-	if lock&lockedByWriter != 0 {
-		return nil, errors.New("it was being changed when the kernel died (i_es_lock)")
+	if !free {
+		return nil, errors.New("it was being changed when the kernel died, or that cannot be told (i_es_lock)")
 	}
-	root, err := c.k.Pointer(i.Addr + addr.Virt(l.root))
+	root, err := c.k.Pointer(l.root.In(i.Addr - l.before))
 	if err != nil {
 		return nil, err
 	}

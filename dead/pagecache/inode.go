@@ -72,7 +72,8 @@ type inodeLayout struct {
 	mode, uid, gid, flags, super, ino, nlink kernel.Field
 	length, state, generation, data, pointer kernel.Field
 	ioList, wbList, sbList, dentries         kernel.Field
-	blkbits, rwsem, blocks                   kernel.Field
+	blkbits, blocks                          kernel.Field
+	rwsem                                    kernel.Lock
 	tree, treeFlags, head, pages             kernel.Field
 	atime, mtime, ctime                      timeField
 }
@@ -98,7 +99,7 @@ func (i *inodeLayout) look(t *kernel.Types) error {
 	i.head = l.Field("i_data.i_pages.xa_head", 8)
 	i.pages = l.Field("i_data.nrpages", 8)
 	i.blkbits = l.Optional("i_blkbits", 1)
-	i.rwsem = l.Optional("i_rwsem.count.counter", 8)
+	i.rwsem = l.Lock("i_rwsem")
 	i.blocks = l.Optional("i_blocks", 8)
 	i.ioList = l.Field("i_io_list", 16)
 	i.wbList = l.Field("i_wb_list", 16)
@@ -179,10 +180,8 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 	if l.blkbits.Present() {
 		i.blkbits = uint(l.blkbits.Uint(b))
 	}
-	// RWSEM_WRITER_LOCKED, kernel/locking/rwsem.c. A kernel for real time has another
-	// lock there.
 	i.New = i.State>>l.new()&1 != 0
-	i.Writing = l.rwsem.Present() && l.rwsem.Uint(b)&1 != 0
+	i.Writing = l.rwsem.Held(b)
 	// The upper bits of xa_flags are the marks of the whole tree (xarray.h,
 	// XA_FLAGS_MARK); where they begin depends on the kernel (__GFP_BITS_SHIFT,
 	// 23 to 28), but of the lower ones a page cache uses only the first six.

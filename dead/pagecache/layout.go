@@ -23,7 +23,8 @@ type layout struct {
 type superLayout struct {
 	size                                              int
 	list, dev, blockSize, typ, flags, root, bdi, info kernel.Field
-	id, uuid, inodes, writeback, syncOwner            kernel.Field
+	id, uuid, inodes, writeback                       kernel.Field
+	sync                                              kernel.Lock
 	typeName                                          kernel.Field // in file_system_type
 }
 
@@ -32,7 +33,8 @@ type bdiLayout struct {
 	list                               kernel.Field // in backing_dev_info
 	root                               kernel.Field // likewise: the wb that is always there
 	node, dirty, io, moreIO, dirtyTime kernel.Field // in bdi_writeback
-	lock, backPointer                  kernel.Field
+	backPointer                        kernel.Field
+	lock                               kernel.Lock
 }
 
 func newLayout(k *kernel.Kernel) (*layout, error) {
@@ -63,7 +65,7 @@ func (s *superLayout) look(t *kernel.Types) error {
 	s.uuid = l.Field("s_uuid", 16)
 	s.inodes = l.Field("s_inodes", 16)
 	s.writeback = l.Field("s_inodes_wb", 16)
-	s.syncOwner = l.Field("s_sync_lock.owner", 8)
+	s.sync = l.Lock("s_sync_lock")
 	f := t.Layout("file_system_type")
 	s.typeName = f.Field("name", 8)
 	return errors.Join(l.Err(), f.Err())
@@ -81,6 +83,6 @@ func (b *bdiLayout) look(t *kernel.Types) error {
 	b.io = w.Field("b_io", 16)
 	b.moreIO = w.Field("b_more_io", 16)
 	b.dirtyTime = w.Field("b_dirty_time", 16)
-	b.lock = w.Field("list_lock", 4)
+	b.lock = w.Lock("list_lock")
 	return errors.Join(l.Err(), w.Err())
 }

@@ -36,14 +36,15 @@ var ErrMapping = errors.New("block mapping cannot be read from memory")
 
 // mapLayout is what of struct ext4_inode_info says where a file lies.
 type mapLayout struct {
-	size                     int
-	inode, data, flags, lock kernel.Field
+	size               int
+	inode, data, flags kernel.Field
+	lock               kernel.Lock
 }
 
 func (d *Device) layout() (*mapLayout, error) {
 	l := layoutIn(d.c.k, "ext4_inode_info", "ext4")
 	m := &mapLayout{size: l.Size, inode: l.Field("vfs_inode"), data: l.Field("i_data", rootSize)}
-	m.flags, m.lock = l.Field("i_flags", 4, 8), l.Field("i_data_sem.count", 8)
+	m.flags, m.lock = l.Field("i_flags", 4, 8), l.Lock("i_data_sem")
 	return m, l.Err()
 }
 
@@ -91,7 +92,7 @@ func (d *Device) mappingOf(i *Inode, locked bool) ([]Mapped, error) {
 	}
 	m := &mapper{read: d.Meta, block: int(d.super.BlockSize), size: i.Size}
 	switch f := l.flags.Uint(b); {
-	case l.lock.Uint(b)&1 == 1 && !locked: // held by a writer (kernel/locking/rwsem.c)
+	case !l.lock.Free(b) && !locked:
 		return nil, fmt.Errorf("%w: mid-update when the kernel died", ErrMapping)
 	case f&flagInlineData != 0:
 		return nil, fmt.Errorf("%w: inline data", ErrMapping)

@@ -25,7 +25,7 @@ type Superblock struct {
 	root addr.Virt // the dentry of its top directory
 	bdi  addr.Virt
 	info addr.Virt // of the file system's own structure
-	sync bool      // somebody was in sync(2) or syncfs(2)
+	sync bool      // somebody was in sync(2) or syncfs(2), or that is not known
 }
 
 // ReadOnly reports whether it is mounted read-only (SB_RDONLY).
@@ -77,9 +77,7 @@ func (c *Cache) superblock(at addr.Virt) (*Superblock, error) {
 		root:      l.root.Pointer(b),
 		bdi:       l.bdi.Pointer(b),
 		info:      l.info.Pointer(b),
-		// The owner of a mutex is a task and three bits of flags
-		// (kernel/locking/mutex.h).
-		sync: l.syncOwner.Uint(b)&^7 != 0,
+		sync:      !l.sync.Free(b),
 	}
 	name, err := c.k.Pointer(l.typeName.In(l.typ.Pointer(b)))
 	if err != nil {

@@ -68,7 +68,7 @@ func types() []btf.Type {
 		return e
 	}
 	wb := st("bdi_writeback", 128, field("bdi", 0, u64), field("bdi_node", 8, list), field("b_dirty", 24, list),
-		field("b_io", 40, list), field("b_more_io", 56, list), field("b_dirty_time", 72, list), field("list_lock", 88, u32))
+		field("b_io", 40, list), field("b_more_io", 56, list), field("b_dirty_time", 72, list), field("list_lock", 88, st("spinlock", 4, field("rlock", 0, st("raw_spinlock", 4, field("raw_lock", 0, st("qspinlock", 4, field("val", 0, u32))))))))
 	return []btf.Type{
 		st("super_block", sbSize, field("s_list", sbList, list), field("s_dev", sbDev, u32), field("s_blocksize", sbBlock, u64),
 			field("s_type", sbType, u64), field("s_flags", sbFlags, u64), field("s_magic", sbMagic, u64),

@@ -160,8 +160,8 @@ func (w *dirtyWalk) listsOf(wb addr.Virt, yield func(addr.Virt, kernel.Field) bo
 	case l.backPointer.Pointer(b) != w.s.bdi:
 		w.doubtful(fmt.Errorf("writeback state at %v is of another device", wb))
 		return true
-	case l.lock.Uint(b) != 0:
-		// Being changed. Inodes may be on a list on some stack (queue_io).
+	case !l.lock.Free(b):
+		// Being changed, if the lock tells. Inodes may be on a list on some stack (queue_io).
 		w.doubtful(errors.New("a writeback list was being changed"))
 	}
 	for _, list := range []kernel.Field{l.dirty, l.io, l.moreIO, l.dirtyTime} {

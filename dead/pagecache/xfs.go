@@ -31,9 +31,11 @@ type xfsLayout struct {
 	logSize                                                  int
 	iclogs, iclogCount, mount                                kernel.Field
 	iclogSize                                                int
-	next, header                                             kernel.Field
+	next, header, state                                      kernel.Field
+	pending                                                  []uint64 // states of what may not be on the disk
 	inodeSize                                                int
-	inode, inodeMount, item, pins, lock                      kernel.Field
+	inode, inodeMount, item, pins                            kernel.Field
+	lock                                                     kernel.Lock
 	forkBytes, forkHeight, forkRoot, forkExtents, forkFormat kernel.Field
 	itemSize                                                 int
 	itemInode, itemDirty                                     kernel.Field
@@ -57,12 +59,17 @@ func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
 	x.iclogSize = c.Size
 	// The header is the first part of the data; on 7.2 it has a pointer of its own.
 	x.next, x.header = c.Field("ic_next", 8), c.First([]string{"ic_header", "ic_data"}, 8)
+	x.state = c.Field("ic_state", 4)
+	var err error
+	if x.pending, err = iclogStates(k); err != nil {
+		return nil, err
+	}
 	i := layoutIn(k, "xfs_inode", "xfs")
 	x.inodeSize = i.Size
 	x.inode, x.inodeMount, x.item = i.Field("i_vnode"), i.Field("i_mount", 8), i.Field("i_itemp", 8)
 	x.pins = i.Field("i_pincount.counter", 4)
 	// On 6.1 there is a structure around the semaphore, on 6.12 not.
-	x.lock = i.First([]string{"i_lock.mr_lock.count", "i_lock.count"}, 8)
+	x.lock = i.Lock("i_lock.mr_lock", "i_lock")
 	x.forkBytes = i.Field("i_df.if_bytes", 4, 8)
 	x.forkHeight, x.forkFormat = i.Field("i_df.if_height", 4), i.Field("i_df.if_format", 1)
 	x.forkExtents = i.Field("i_df.if_nextents", 4, 8)
@@ -72,6 +79,24 @@ func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
 	x.itemSize = t.Size
 	x.itemInode, x.itemDirty = t.Field("ili_inode", 8), t.Field("ili_dirty_flags", 4)
 	return x, errors.Join(m.Err(), l.Err(), c.Err(), i.Err(), t.Err())
+}
+
+// iclogStates are the states of a buffer of the log that was closed and is not known to
+// have been written (fs/xfs/xfs_log_priv.h, enum xlog_iclog_state).
+func iclogStates(k *kernel.Kernel) ([]uint64, error) {
+	t := k.Types()
+	if module, err := k.Module("xfs"); err == nil {
+		t = module
+	}
+	var out []uint64
+	for _, name := range []string{"XLOG_STATE_WANT_SYNC", "XLOG_STATE_SYNCING"} {
+		v, err := t.Enum("xlog_iclog_state", name)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, nil
 }
 
 // XFS reads what the kernel's xfs has about a file system.
@@ -131,9 +156,15 @@ func ParseLogRecord(b []byte) (LogRecord, error) {
 // maxIclogs is XLOG_MAX_ICLOGS (fs/xfs/libxfs/xfs_log_format.h).
 const maxIclogs = 8
 
+// WrittenRecord is a record that the kernel wrote to the log, or was about to.
+type WrittenRecord struct {
+	LogRecord
+	Done bool // the disk has it for sure
+}
+
 // Records returns the last records that the kernel wrote to the log, or was about
 // to, in no order.
-func (x *XFS) Records() ([]LogRecord, error) {
+func (x *XFS) Records() ([]WrittenRecord, error) {
 	l := x.layout
 	b, err := x.c.k.Bytes(x.log, l.logSize)
 	if err != nil {
@@ -146,7 +177,7 @@ func (x *XFS) Records() ([]LogRecord, error) {
 	if count == 0 || count > maxIclogs {
 		return nil, fmt.Errorf("read log of %s: it has %d buffers", x.s.ID, count)
 	}
-	var out []LogRecord
+	var out []WrittenRecord
 	at := l.iclogs.Pointer(b)
 	for range count {
 		b, err := x.c.k.Bytes(at, l.iclogSize)
@@ -162,7 +193,7 @@ func (x *XFS) Records() ([]LogRecord, error) {
 			return nil, fmt.Errorf("read log of %s: buffer at %v: %w", x.s.ID, at, err)
 		}
 		if r.Len > 0 { // zero until it is written first
-			out = append(out, r)
+			out = append(out, WrittenRecord{r, !slices.Contains(l.pending, l.state.Uint(b))})
 		}
 		at = l.next.Pointer(b)
 	}

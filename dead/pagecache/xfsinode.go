@@ -30,7 +30,7 @@ func (x *XFS) Committed(i *Inode) (bool, error) {
 		return false, err
 	}
 	l := x.layout
-	if l.pins.Uint(b) != 0 || l.lock.Uint(b)&1 != 0 {
+	if l.pins.Uint(b) != 0 || !l.lock.Free(b) {
 		return false, nil
 	}
 	at := l.item.Pointer(b)
@@ -82,7 +82,7 @@ func (x *XFS) Mapping(i *Inode) ([]Mapped, error) {
 	count := l.forkExtents.Uint(b)
 	format := l.forkFormat.Uint(b)
 	switch {
-	case l.lock.Uint(b)&1 != 0: // held by a writer (kernel/locking/rwsem.c)
+	case !l.lock.Free(b):
 		err = errors.New("its extent tree was mid-update when the kernel died")
 	case format != xfsFormatExtents && format != xfsFormatTree:
 		err = fmt.Errorf("its format is %d", format)

@@ -53,15 +53,15 @@ func parseBtrfsSuper(b []byte) (btrfsSuper, error) {
 }
 
 // checkBtrfs compares the superblock on a disk with what the dead kernel wrote
-// last: the same transaction, the same trees. If it was about to write the next
-// one, the disk may have that before it.
+// last: the same transaction, the same trees. If it did not know the last one to be on
+// the disk, the disk may have that before it.
 func (p *Plan) checkBtrfs(disk io.ReaderAt) error {
 	on, in, err := p.btrfsOn(disk)
 	if err != nil {
 		return err
 	}
 	const mounted = "the file system was mounted since the crash, or this is an older copy of it"
-	if on.generation+1 == in.generation && in.previousRoot != 0 {
+	if on.generation+1 == in.generation && in.previousRoot != 0 && p.btrfsCommitted < in.generation {
 		in.generation, in.root, in.chunkRoot, in.logRoot = on.generation, in.previousRoot, in.previousChunkRoot, 0
 	}
 	for _, f := range []struct {

@@ -1,11 +1,13 @@
 package salvage
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
-	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/pagecache"
 )
 
 // ErrDiskChanged is wrapped by a DiskError.
@@ -25,10 +27,22 @@ func (e *DiskError) Error() string {
 
 func (e *DiskError) Unwrap() error { return ErrDiskChanged }
 
-// Check compares the superblock on a disk with the one in the dead kernel's
-// memory. Offset 0 of the disk must be the start of the file system. An error
-// that wraps ErrDiskChanged means that the plan must not be carried out.
+// Check proves that a disk is what the dead kernel's memory left: that nobody mounted,
+// checked, repaired or wrote to it since, that it is no other copy of it, and that the
+// kernel did not go on after its memory was taken. Offset 0 of the disk must be the start
+// of the file system; its size is compared if the disk has a Seek. An error that wraps
+// ErrDiskChanged means that the plan must not be carried out.
+//
+// What no metadata tells is not seen: a kernel that went on, and overwrote blocks of files
+// in place, within a commit interval of its death.
 func (p *Plan) Check(disk io.ReaderAt) error {
+	if err := p.checkSuper(disk); err != nil {
+		return err
+	}
+	return p.checkSize(disk)
+}
+
+func (p *Plan) checkSuper(disk io.ReaderAt) error {
 	switch p.Super.Type {
 	case "xfs":
 		return p.checkXFS(disk)
@@ -38,31 +52,54 @@ func (p *Plan) Check(disk io.ReaderAt) error {
 	if !p.Super.HasBuffers() {
 		return fmt.Errorf("check disk: %s: %w: a disk of that type cannot be compared with memory", p.Super.Type, ErrUnsupported)
 	}
-	b := make([]byte, ext4.SuperSize)
-	if _, err := disk.ReadAt(b, ext4.SuperOffset); err != nil {
-		return fmt.Errorf("check disk: read superblock: %w", err)
+	return p.checkExt(disk)
+}
+
+// checkSize compares the size of a disk with what the kernel had it for: a leg of a mirror
+// is larger than the array, and the lower device of most others larger or smaller.
+func (p *Plan) checkSize(disk io.ReaderAt) error {
+	seeker, ok := disk.(io.Seeker)
+	if !ok {
+		return nil
 	}
-	on, err := ext4.ParseSuper(b)
-	if errors.Is(err, ext4.ErrNotExt) {
-		return &DiskError{Field: "superblock", Disk: "missing", Memory: "present", Hint: "this is another disk, or its file system was overwritten"}
-	}
+	size, err := seeker.Seek(0, io.SeekEnd)
 	if err != nil {
+		return fmt.Errorf("check disk: find its size: %w", err)
+	}
+	device, err := p.cache.Device(&p.Super, nil)
+	wanted := size
+	switch {
+	case err == nil:
+		wanted = device.Size
+	case !errors.Is(err, pagecache.ErrNoDevice):
 		return fmt.Errorf("check disk: %w", err)
 	}
-	in := p.Ext4.Super
-	for _, f := range []struct {
-		name, hint   string
-		disk, memory any
-	}{
-		{"uuid", "this is another disk", on.UUID, in.UUID},
-		{"mount count", "the file system was mounted or checked since the crash", on.MountCount, in.MountCount},
-		{"mount time", "the file system was mounted since the crash", on.MountTime, in.MountTime},
-	} {
-		if f.disk != f.memory {
-			return &DiskError{Field: f.name, Disk: fmt.Sprint(f.disk), Memory: fmt.Sprint(f.memory), Hint: f.hint}
+	member := strings.HasPrefix(p.Super.ID, "md") && isMember(disk, size)
+	if size == wanted && !member {
+		return nil
+	}
+	hint := fmt.Sprintf("%s of the dead machine is not this device: it may be a part of it, or a part may be missing; make an image of just that device", p.Super.ID)
+	if member {
+		hint = fmt.Sprintf("this is a member of an md array, and %s of the dead machine was the array: assemble it read-only, and take an overlay over that", p.Super.ID)
+	}
+	return &DiskError{Field: "size", Disk: fmt.Sprint(size), Memory: fmt.Sprint(wanted), Hint: hint}
+}
+
+// isMember reports whether a disk has the superblock of an md array behind its data: of
+// version 0.90 or 1.0 (include/uapi/linux/raid/md_p.h, MD_SB_MAGIC, MD_NEW_SIZE_SECTORS;
+// drivers/md/md.c, super_1_load).
+func isMember(disk io.ReaderAt, size int64) bool {
+	const magic = 0xa92b4efc
+	b := make([]byte, 4)
+	for _, at := range []int64{size&^(64<<10-1) - 64<<10, (size/512 - 16) &^ 7 * 512} {
+		if at < 0 {
+			continue
+		}
+		if _, err := disk.ReadAt(b, at); err == nil && binary.LittleEndian.Uint32(b) == magic {
+			return true
 		}
 	}
-	return nil
+	return false
 }
 
 // Descends compares the disk of a file system that was mounted since the crash with

@@ -40,11 +40,12 @@ type Plan struct {
 	// Deleted counts unsaved files without a name, which get nothing.
 	Deleted int
 
-	xfsRecords []pagecache.LogRecord // the last of its log
+	xfsRecords []pagecache.WrittenRecord // the last of its log
 	btrfsSuper []byte
 	// btrfsCommitted is the transaction that the dead kernel knew to be on the disk.
 	btrfsCommitted uint64
 
+	cache    *pagecache.Cache
 	mem      ram.Memory
 	first    addr.Ino  // the first inode that is not the file system's own
 	staged   int64     // bytes
@@ -129,7 +130,7 @@ const firstBtrfs = 256
 // Of plans the salvage of a file system. One whose type is not understood is an
 // error that wraps ErrUnsupported.
 func Of(c *pagecache.Cache, s *pagecache.Superblock) (*Plan, error) {
-	p := &Plan{Kernel: c.Kernel().Release, Super: *s, mem: c.Kernel().Memory()}
+	p := &Plan{Kernel: c.Kernel().Release, Super: *s, cache: c, mem: c.Kernel().Memory()}
 	walk := c.Dirty
 	switch {
 	case s.HasBuffers():

@@ -45,7 +45,7 @@ func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, 
 	if s.HasBuffers() {
 		return Of(c, s)
 	}
-	p := &Plan{Kernel: c.Kernel().Release, Super: *s, mem: c.Kernel().Memory()}
+	p := &Plan{Kernel: c.Kernel().Release, Super: *s, cache: c, mem: c.Kernel().Memory()}
 	w := &diskWalk{c: c, s: s, p: p, partial: partial, paths: c.Paths(s), dirs: make(map[string]*pagecache.Inode)}
 	var err error
 	switch s.Type {

@@ -82,9 +82,9 @@ func (s *xfsSuper) eachRecord(disk io.ReaderAt, do func(r pagecache.LogRecord, l
 }
 
 // lastRecord finds the record that was written to the log last: that with the
-// highest cycle, and in that the highest block.
-func (s *xfsSuper) lastRecord(disk io.ReaderAt) (last pagecache.LogRecord, err error) {
-	highest, found := uint64(0), false
+// highest cycle, and in that the highest block. It returns both, as eachRecord does.
+func (s *xfsSuper) lastRecord(disk io.ReaderAt) (last pagecache.LogRecord, highest uint64, err error) {
+	found := false
 	err = s.eachRecord(disk, func(r pagecache.LogRecord, lsn uint64) {
 		if lsn >= highest {
 			last, highest, found = r, lsn, true
@@ -93,25 +93,40 @@ func (s *xfsSuper) lastRecord(disk io.ReaderAt) (last pagecache.LogRecord, err e
 	if err == nil && !found {
 		err = errors.New("read log: no record in it: it was zeroed, or this is not the disk of the crash")
 	}
-	return last, err
+	return last, highest, err
 }
 
 // checkXFS compares the log on a disk with what the dead kernel wrote to it: what
-// is last there must be one of the last records that it had in memory. A recovery
-// by another kernel leaves a record of its own behind it.
+// is last there must be one of the last records that it had in memory, and none that it
+// had written may follow it. A recovery by another kernel leaves a record of its own
+// behind it.
 func (p *Plan) checkXFS(disk io.ReaderAt) error {
 	on, err := p.xfsOn(disk)
 	if err != nil {
 		return err
 	}
-	last, err := on.lastRecord(disk)
+	last, lsn, err := on.lastRecord(disk)
 	if err != nil {
 		return fmt.Errorf("check disk: %w", err)
 	}
-	if slices.Contains(p.xfsRecords, last) {
-		return nil
+	if !p.hasRecord(last) {
+		return p.otherLog(fmt.Sprintf("%08x", last.CRC), "the file system was mounted since the crash, this is an older copy of it, or its kernel went on after memory was taken")
 	}
-	return p.otherLog(fmt.Sprintf("%08x", last.CRC), "the file system was mounted since the crash, or this is an older copy of it")
+	const blockMask = 1<<32 - 1
+	for _, r := range p.xfsRecords {
+		if r.Done && r.LogRecord != last && uint64(r.Previous) == lsn&blockMask {
+			return &DiskError{
+				Field: "last record of the log", Disk: fmt.Sprintf("%08x", last.CRC), Memory: fmt.Sprintf("%08x", r.CRC),
+				Hint: "this is an older copy of it",
+			}
+		}
+	}
+	return nil
+}
+
+// hasRecord says whether memory has a record.
+func (p *Plan) hasRecord(r pagecache.LogRecord) bool {
+	return slices.ContainsFunc(p.xfsRecords, func(w pagecache.WrittenRecord) bool { return w.LogRecord == r })
 }
 
 func (p *Plan) otherLog(disk, hint string) error {
@@ -145,7 +160,7 @@ func (p *Plan) descendsXFS(disk io.ReaderAt) error {
 		return err
 	}
 	found := false
-	err = on.eachRecord(disk, func(r pagecache.LogRecord, _ uint64) { found = found || slices.Contains(p.xfsRecords, r) })
+	err = on.eachRecord(disk, func(r pagecache.LogRecord, _ uint64) { found = found || p.hasRecord(r) })
 	if err != nil || found {
 		return err
 	}

@@ -17,7 +17,8 @@ type sockLayout struct {
 	// In tcp_sock, whose beginning is a struct sock_common, too.
 	tcpSize                                       int
 	commonIn                                      kernel.Field
-	protocol, slock, owned                        kernel.Field
+	protocol, owned                               kernel.Field
+	slock                                         kernel.Lock
 	sport, source4, more6                         kernel.Field // in its struct inet_sock
 	sndUna, sndNxt, rcvNxt, writeSeq, copied, out kernel.Field
 
@@ -55,7 +56,7 @@ func newSockLayout(k *kernel.Kernel) (*sockLayout, error) {
 	const sock = "inet_conn.icsk_inet.sk."
 	l.commonIn = t.Field(sock+"__sk_common", c.size)
 	l.protocol = t.Field(sock+"sk_protocol", 2)
-	l.slock = t.Field(sock+"sk_lock.slock", 4)
+	l.slock = t.Lock(sock + "sk_lock.slock")
 	l.owned = t.Field(sock+"sk_lock.owned", 4)
 	l.sport, l.source4 = t.Field("inet_conn.icsk_inet.inet_sport", 2), t.Field("inet_conn.icsk_inet.inet_saddr", 4)
 	l.more6 = t.Optional("inet_conn.icsk_inet.pinet6", 8)

@@ -148,7 +148,7 @@ func (r *reader) tcp(c *Connection) error {
 	}
 	c.SndUna, c.SndNxt, c.RcvNxt = uint32(l.sndUna.Uint(b)), uint32(l.sndNxt.Uint(b)), uint32(l.rcvNxt.Uint(b))
 	c.WriteSeq, c.CopiedSeq = uint32(l.writeSeq.Uint(b)), uint32(l.copied.Uint(b))
-	c.Unsure = l.slock.Uint(b) != 0 || l.owned.Uint(b) != 0 || !c.consistent(uint32(l.out.Uint(b)))
+	c.Unsure = !l.slock.Free(b) || l.owned.Uint(b) != 0 || !c.consistent(uint32(l.out.Uint(b)))
 	return nil
 }
 

@@ -52,7 +52,7 @@ func types() []btf.Type {
 		field("skc_daddr", scDaddr, u32), field("skc_rcv_saddr", scSaddr, u32), field("skc_v6_daddr", scDaddr6, blob(16)),
 		field("skc_v6_rcv_saddr", scSaddr6, blob(16)), field("skc_nulls_node", scNode, blob(16)))
 	sock := st("sock", 106, field("__sk_common", tcpCommon, common),
-		field("sk_lock", tkSlock, st("socket_lock_t", 8, field("slock", 0, u32), field("owned", 4, u32))), field("sk_protocol", tkProtocol, u16))
+		field("sk_lock", tkSlock, st("socket_lock_t", 8, field("slock", 0, st("spinlock", 4, field("rlock", 0, st("raw_spinlock", 4, field("raw_lock", 0, st("qspinlock", 4, field("val", 0, u32))))))), field("owned", 4, u32))), field("sk_protocol", tkProtocol, u16))
 	inet := st("inet_sock", 120, field("sk", 0, sock), field("inet_sport", tkSport, u16), field("inet_saddr", tkSaddr, u32), field("pinet6", tkMore6, u64))
 	icsk := st("inet_connection_sock", 120, field("icsk_inet", 0, inet))
 	return []btf.Type{

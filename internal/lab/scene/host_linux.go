@@ -1,0 +1,9 @@
+package scene
+
+import (
+	"os/exec"
+	"syscall"
+)
+
+// dieTogether has a process end with the thread that starts it.
+func dieTogether(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }

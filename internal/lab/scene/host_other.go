@@ -1,0 +1,7 @@
+//go:build !linux
+
+package scene
+
+import "os/exec"
+
+func dieTogether(*exec.Cmd) {}
