@@ -21,6 +21,7 @@ type inspection struct {
 	FileSystems []fileSystemInfo        `json:"filesystems"`
 	Pseudo      []string                `json:"pseudo"` // types of file systems without files to save
 	TCP         tcpInfo                 `json:"tcp"`
+	NotDead     bool                    `json:"not_dead,omitempty"` // the kernel was in no panic
 	Stages      []inventory.StageReport `json:"stages"`
 }
 
@@ -41,12 +42,16 @@ type fileSystemInfo struct {
 	UUID      string   `json:"uuid"`
 	ReadOnly  bool     `json:"read_only"`
 	MountedOn []string `json:"mounted_on,omitempty"`
+	Elsewhere int      `json:"mounted_elsewhere,omitempty"` // mounts in other namespaces
 	Files     int      `json:"unsaved_files"`
 	Bytes     int64    `json:"unsaved_bytes"`
 	Deleted   int      `json:"deleted_but_open"`
 	Oldest    *float64 `json:"oldest_seconds,omitempty"`
 	Refused   int      `json:"refused"` // refusals
 	Problem   string   `json:"problem,omitempty"`
+	// NotRead says that the type is not understood: Files and Bytes are of pages that wait
+	// to be written, and none can be listed.
+	NotRead bool `json:"not_read,omitempty"`
 }
 
 func inspectCommand() *cobra.Command {
@@ -78,7 +83,7 @@ func inspectCommand() *cobra.Command {
 }
 
 func inspect(m *inventory.Image) (*chosen, *inspection, error) {
-	in := &inspection{FileSystems: []fileSystemInfo{}}
+	in := &inspection{FileSystems: []fileSystemInfo{}, NotDead: m.NotDead()}
 	if err := m.Stage("read facts", func() error { in.Kernel.Facts = m.Facts(); return nil }); err != nil {
 		return nil, nil, err
 	}
@@ -114,10 +119,12 @@ func inspect(m *inventory.Image) (*chosen, *inspection, error) {
 
 func (l *located) info() fileSystemInfo {
 	s := l.Super
-	out := fileSystemInfo{Type: s.Type, Device: l.Device, ReadOnly: s.ReadOnly(), MountedOn: l.MountedOn()}
+	out := fileSystemInfo{Type: s.Type, Device: l.Device, ReadOnly: s.ReadOnly()}
+	out.MountedOn, out.Elsewhere = l.MountedOn()
 	if s.UUID != [16]byte{} {
 		out.UUID = s.UUID.String()
 	}
+	out.Files, out.Bytes, out.NotRead = l.Unread()
 	oldest := time.Duration(-1)
 	for _, f := range l.Files {
 		if n := f.UnsavedBytes(); n > 0 {
@@ -165,6 +172,9 @@ func (in *inspection) write(w io.Writer) error {
 	default:
 		line("panic", "none in its log")
 	}
+	if in.NotDead {
+		line("alive", "%s", notInPanic)
+	}
 	line("kaslr", "moved by %#x", k.KASLR)
 	line("paging", "%d levels", k.PagingLevels)
 	line("memory", "%s, %s", bytesText(int64(k.Memory)), k.Format)
@@ -185,8 +195,14 @@ func (in *inspection) write(w io.Writer) error {
 		for _, at := range f.MountedOn {
 			on = append(on, printable(at))
 		}
-		rows = append(rows, []string{printable(f.Device), printable(f.Type), strings.Join(on, " "), fmt.Sprint(f.Files),
-			fmt.Sprint(f.Bytes), ageText(oldest), fmt.Sprint(f.Refused), f.UUID})
+		if f.Elsewhere > 0 {
+			on = append(on, fmt.Sprintf("(+%d in other namespaces)", f.Elsewhere))
+		}
+		row := []string{printable(f.Device), printable(f.Type), strings.Join(on, " "), fmt.Sprint(f.Files), fmt.Sprint(f.Bytes), ageText(oldest), fmt.Sprint(f.Refused), f.UUID}
+		if f.NotRead { // not even a nought is known of it
+			row[4], row[5], row[6] = "up to "+row[4], "?", "all"
+		}
+		rows = append(rows, row)
 	}
 	columns(out, rows, "lllrrrrl")
 	fmt.Fprintf(out, "without files to save: %s\n", strings.Join(in.Pseudo, ", "))

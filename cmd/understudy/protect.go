@@ -93,7 +93,7 @@ func (p *protection) await(ctx context.Context, freeze func()) error {
 
 // rescueRoot brings to a partition's own root disk what only its memory has of it.
 func rescueRoot(ctx context.Context, disk, memory string) error {
-	report, err := offline.Run(ctx, offline.Options{Image: memory, Disk: disk})
+	report, err := offline.Run(ctx, offline.Options{Image: memory, Disk: disk, GiveUp: true})
 	if err == nil && !report.Complete {
 		err = applyVerdict(report)
 	}

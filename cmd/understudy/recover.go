@@ -17,8 +17,8 @@ import (
 
 func recoverCommand() *cobra.Command {
 	var (
-		guest  string
-		asJSON bool
+		guest          string
+		giveUp, asJSON bool
 	)
 	cmd := &cobra.Command{
 		Use:   "recover [PAIR]",
@@ -49,7 +49,7 @@ is 3.`,
 			if err := d.EndGuests(); err != nil {
 				return errors.Join(err, d.Close())
 			}
-			reports, err := offline.Recover(cmd.Context(), d, guest)
+			reports, err := offline.Recover(cmd.Context(), d, guest, giveUp)
 			switch {
 			case err != nil || !d.AtStake():
 			case d.Record.Saved:
@@ -75,6 +75,7 @@ is 3.`,
 		},
 	}
 	cmd.Flags().StringVar(&guest, "guest", "", "boot the kernel in this `DIR`, which has boot/vmlinuz and lib/modules/RELEASE; default: what setup has fetched")
+	cmd.Flags().BoolVar(&giveUp, "give-up", false, giveUpHelp)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print for programs")
 	return cmd
 }

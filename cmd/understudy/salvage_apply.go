@@ -8,6 +8,8 @@ import (
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
+const giveUpHelp = "if the last commit is refused, bring the disk to what an ordinary crash leaves; default: leave it as it is, to the byte"
+
 func applyCommand() *cobra.Command {
 	var (
 		o      offline.Options
@@ -48,6 +50,7 @@ after the crash is left alone.`,
 	f.StringVar(&o.FS, "fs", "", "the file system of DISK in IMAGE, if several have its UUID: a device (vda)")
 	f.StringVar(&o.Guest, "guest", "", "have a guest do the work, with the kernel in this `DIR`, which has boot/vmlinuz and lib/modules/RELEASE; default: what setup has fetched, and only if a guest is needed")
 	f.BoolVar(&o.Partial, "partial", false, "XFS, btrfs: also write files of which a part is not in memory, and may be older on DISK or missing")
+	f.BoolVar(&o.GiveUp, "give-up", false, giveUpHelp)
 	f.BoolVar(&o.DryRun, "dry-run", false, "print the plan, and write nothing")
 	f.BoolVar(&asJSON, "json", false, "print for programs")
 	f.StringVar(&o.Mount, "mount", "", "XFS, btrfs: write to the file system that is mounted on this `DIR`")

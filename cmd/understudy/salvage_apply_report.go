@@ -23,6 +23,9 @@ var actTexts = map[string]string{
 	wire.ActFinished:  "was being removed when the kernel died, and is: %s",
 }
 
+// notInPanic is said of a memory whose kernel was in no panic.
+const notInPanic = "its kernel was in no panic when this memory was taken: if it ran on after that, what it wrote since is newer than memory, and must not be overwritten"
+
 // applyVerdict is nil if everything in memory is on the disk.
 func applyVerdict(r *offline.Report) error {
 	if r.Complete {
@@ -49,7 +52,12 @@ func applyVerdict(r *offline.Report) error {
 func writeApplied(w io.Writer, r *offline.Report) error {
 	out := bufio.NewWriter(w)
 	fmt.Fprintf(out, "%s %s, which Linux %s had as %s\n", r.FileSystem.Type, r.FileSystem.UUID, r.Kernel, printable(r.FileSystem.Device))
+	if r.NotDead {
+		fmt.Fprintln(out, notInPanic)
+	}
 	switch {
+	case r.Untouched:
+		fmt.Fprintf(out, "the last commit was refused: nothing was written to %s; salvage extract takes the files out of memory, --give-up brings the disk to what an ordinary crash leaves\n", r.Disk)
 	case r.Resumed:
 		fmt.Fprintf(out, "the commit that was broken off is finished: %s has all of it\n", r.Disk)
 	case r.DryRun:

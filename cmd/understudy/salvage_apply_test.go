@@ -43,10 +43,15 @@ func newBench(t *testing.T, spec fixture.Spec, name string) *bench {
 	b := &bench{t: t, image: image, crash: image.Format(name)}
 	b.disk = b.crash
 	b.disk.Image = filepath.Join(t.TempDir(), "disk.img")
-	if out, err := exec.Command("cp", "--sparse=always", b.crash.Image, b.disk.Image).CombinedOutput(); err != nil {
+	copyDisk(t, b.crash.Image, b.disk.Image)
+	return b
+}
+
+func copyDisk(t *testing.T, from, to string) {
+	t.Helper()
+	if out, err := exec.Command("cp", "--sparse=always", from, to).CombinedOutput(); err != nil {
 		t.Fatalf("cp: %v: %s", err, out)
 	}
-	return b
 }
 
 // apply runs the command, which must end with a report and one of two statuses.

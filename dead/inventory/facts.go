@@ -47,6 +47,13 @@ func (m *Image) Facts() Facts {
 	return f
 }
 
+// NotDead reports whether the kernel is known to have been in no panic when its memory was
+// taken. It may have hung; or it lived, and went on.
+func (m *Image) NotDead() bool {
+	_, panicked, err := m.Kernel.PanicCPU()
+	return err == nil && !panicked
+}
+
 // pagingLevels is 4 or 5: with 5, the direct map begins lower than 4 levels
 // reach (Documentation/arch/x86/x86_64/mm.rst). 0 is unknown.
 func (m *Image) pagingLevels() int {
@@ -103,15 +110,24 @@ func (m *Image) commandLine() string {
 	return s
 }
 
-// MountedOn returns where the file system is mounted, in no namespace in
-// particular. It is empty if that cannot be read.
-func (f *FileSystem) MountedOn() []string {
-	var out []string
+// MountedOn returns where the file system is mounted, and how many mounts of it there are
+// in other mount namespaces than that of the kernel's first task. What is mounted in others
+// alone has the paths there. It is empty if that cannot be read.
+func (f *FileSystem) MountedOn() (paths []string, elsewhere int) {
+	var others []string
 	for at, err := range f.image.Cache.MountPoints(f.Super) {
-		if err == nil && !slices.Contains(out, at) {
-			out = append(out, at)
+		switch {
+		case err != nil:
+		case at.Elsewhere:
+			elsewhere++
+			others = append(others, at.Path)
+		default:
+			paths = append(paths, at.Path)
 		}
 	}
-	slices.Sort(out)
-	return out
+	if len(paths) == 0 {
+		paths, elsewhere = others, 0
+	}
+	slices.Sort(paths)
+	return slices.Compact(paths), elsewhere
 }

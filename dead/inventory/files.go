@@ -69,11 +69,29 @@ type Query struct {
 // ErrUnsupported is wrapped for a file system that is not understood.
 var ErrUnsupported = errors.New("file system type is not supported")
 
+// unread says what is not read of a file system that is not understood.
+func (f *FileSystem) unread() error {
+	waits := "nothing waits to be written"
+	if f.waitingFiles > 0 {
+		waits = fmt.Sprintf("%d files have up to %d bytes that wait to be written", f.waitingFiles, f.waitingBytes)
+	}
+	if f.waitingErr != nil {
+		waits += fmt.Sprintf(", as far as can be told: %v", f.waitingErr)
+	}
+	return fmt.Errorf("read %s: %s: %w: %s", f.Device, f.Super.Type, ErrUnsupported, waits)
+}
+
+// Unread is what waits to be written of a file system whose type is not understood: how
+// many files, and how many bytes at most. unread is false if it is understood.
+func (f *FileSystem) Unread() (files int, bytes int64, unread bool) {
+	return f.waitingFiles, f.waitingBytes, !f.understood()
+}
+
 // Find finds the files of a file system.
 func (f *FileSystem) Find(q Query) Found {
 	var found Found
 	if !f.understood() {
-		found.Faults = append(found.Faults, fmt.Errorf("read %s: %s: %w", f.Device, f.Super.Type, ErrUnsupported))
+		found.Faults = append(found.Faults, f.unread())
 		return found
 	}
 	walk := f.image.Cache.Dirty

@@ -105,6 +105,10 @@ type FileSystem struct {
 
 	image *Image
 	first addr.Ino // inodes below are the file system's own
+	// What waits to be written, of a file system that is not understood.
+	waitingFiles int
+	waitingBytes int64
+	waitingErr   error
 }
 
 // exactTypes are the types of file systems whose files are known to come out
@@ -114,12 +118,17 @@ var exactTypes = []string{"ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "tmpfs
 // understood reports whether files of this file system are handed out.
 func (f *FileSystem) understood() bool { return slices.Contains(exactTypes, f.Super.Type) }
 
-// HasDevice reports whether it has a disk, or takes the place of one that has:
-// pseudo file systems such as proc have nothing to save.
-func (f *FileSystem) HasDevice() bool { return f.Super.Dev.Major() != 0 || f.Super.Type == "btrfs" }
+// HasDevice reports whether it has a disk, or takes the place of one that has, as one of
+// the network does: pseudo file systems such as proc have nothing to save.
+func (f *FileSystem) HasDevice() bool {
+	return f.Super.Dev.Major() != 0 || f.Super.Type == "btrfs" || f.waits()
+}
 
-// FileSystems returns all file systems but the pseudo ones, and the types of
-// those. What could not be read is in the error, along with a result.
+// waits reports whether anything waits to be written that is not understood.
+func (f *FileSystem) waits() bool { return f.waitingFiles > 0 || f.waitingErr != nil }
+
+// FileSystems returns all file systems but the pseudo ones of which nothing waits to be
+// written, and the types of those. What could not be read is in the error, along with a result.
 func (m *Image) FileSystems() (found []*FileSystem, pseudo []string, err error) {
 	defer m.stage("walk file systems", time.Now())
 	var errs []error
@@ -130,6 +139,9 @@ func (m *Image) FileSystems() (found []*FileSystem, pseudo []string, err error) 
 			continue
 		}
 		f := &FileSystem{Super: s, image: m}
+		if !f.understood() && s.Type != "bdev" {
+			f.waitingFiles, f.waitingBytes, f.waitingErr = m.Cache.Waiting(s)
+		}
 		// The kernel's own file system of block devices holds no files.
 		if s.Type == "bdev" || !f.HasDevice() && !f.Super.InMemory() {
 			if !slices.Contains(pseudo, s.Type) {

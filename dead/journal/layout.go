@@ -13,7 +13,7 @@ import (
 type layout struct {
 	journal struct {
 		size                                     int
-		flags, errno, running, committing        kernel.Field
+		running, committing                      kernel.Field
 		head, first, last, blockSize, dev, fsDev kernel.Field
 		tables                                   kernel.Field // the two tables of revoked blocks
 	}
@@ -47,8 +47,6 @@ func newLayout(c *pagecache.Cache) (*layout, error) {
 
 	j := of("journal_s")
 	l.journal.size = j.Size
-	l.journal.flags = j.Field("j_flags", 8)
-	l.journal.errno = j.Field("j_errno", 4)
 	l.journal.running = j.Field("j_running_transaction", 8)
 	l.journal.committing = j.Field("j_committing_transaction", 8)
 	l.journal.head = j.Field("j_head", 8)

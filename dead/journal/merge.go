@@ -38,6 +38,9 @@ var ErrLog = errors.New("the log on the disk is not what the dead kernel left: a
 func Follows(in *pagecache.Journal, scan *jbd2.Scan) error {
 	// Transactions are numbered one by one, and this one was not committed for sure.
 	oldest := in.CommitSequence + 1
+	if in.Aborted && int32(uint32(scan.Next)-oldest) <= 0 {
+		return nil // of what counts as committed the disk may have nothing
+	}
 	begun := int32(in.NextTransaction-oldest) > 0 // there was one of that number
 	switch ahead := int32(uint32(scan.Next) - oldest); {
 	case ahead == 0, ahead == 1 && begun:
@@ -54,6 +57,9 @@ func Follows(in *pagecache.Journal, scan *jbd2.Scan) error {
 
 // fit says which case it is, and where in the log the merged transaction begins.
 func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
+	if behind := int32(j.Committed + 1 - uint32(scan.Next)); j.Aborted && (behind > 1 || behind > 0 && !scan.Empty) {
+		return Nothing, jbd2.Start{}, ErrAborted
+	}
 	c, n := j.Committing, j.Running
 	oldest := c
 	if c == nil {

@@ -19,6 +19,9 @@ type Journal struct {
 	Head            addr.Block // j_head: the first unused block of the log
 	CommitSequence  uint32     // j_commit_sequence: the last that was committed
 	NextTransaction uint32     // j_transaction_sequence: that of the next one to start
+	// Aborted says that the kernel had given it up after an error: transactions count as
+	// committed then that never were (fs/jbd2/commit.c).
+	Aborted bool
 }
 
 // Ext4 is what the kernel's ext4 has in memory about one mounted file system.
@@ -34,6 +37,7 @@ type ext4Layout struct {
 	tailSeq, tail, head   kernel.Field // in journal_s
 	commitSeq, transacSeq kernel.Field
 	journalSuper, private kernel.Field
+	flags, errno          kernel.Field
 }
 
 func newExt4Layout(k *kernel.Kernel) (*ext4Layout, error) {
@@ -51,6 +55,7 @@ func newExt4Layout(k *kernel.Kernel) (*ext4Layout, error) {
 	e.transacSeq = j.Field("j_transaction_sequence", 4)
 	e.journalSuper = j.Field("j_superblock", 8)
 	e.private = j.Field("j_private", 8)
+	e.flags, e.errno = j.Field("j_flags", 8), j.Field("j_errno", 4)
 	return e, errors.Join(l.Err(), j.Err())
 }
 
@@ -113,6 +118,9 @@ func (c *Cache) Ext4(s *Superblock) (*Ext4, error) {
 // JBD2_MAGIC_NUMBER), most significant byte first.
 const journalMagic = 0xc03b3998
 
+// aborted is JBD2_ABORT (include/linux/jbd2.h).
+const aborted = 0x002
+
 // journal reads the journal of a file system, and checks that it is its.
 func (c *Cache) journal(s *Superblock, journal addr.Virt) (*Journal, error) {
 	l := c.layout.ext4
@@ -137,6 +145,7 @@ func (c *Cache) journal(s *Superblock, journal addr.Virt) (*Journal, error) {
 		Head:            addr.Block(l.head.Uint(b)),
 		CommitSequence:  uint32(l.commitSeq.Uint(b)),
 		NextTransaction: uint32(l.transacSeq.Uint(b)),
+		Aborted:         l.flags.Uint(b)&aborted != 0 || l.errno.Uint(b) != 0,
 	}, nil
 }
 

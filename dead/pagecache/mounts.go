@@ -40,29 +40,55 @@ func (c *Cache) mountLayout() (*mountLayout, error) {
 	return m, errors.Join(l.Err(), s.Err())
 }
 
-// MountPoints yields the paths at which a file system is mounted, in any mount
-// namespace, each from the top of that. A path that cannot be told is an error,
-// and the walk goes on.
-func (c *Cache) MountPoints(s *Superblock) iter.Seq2[string, error] {
-	return func(yield func(string, error) bool) {
+// MountPoint is where a file system is mounted.
+type MountPoint struct {
+	Path string // from the top of its mount namespace
+	// Elsewhere says that the namespace is not that of the kernel's first task, which
+	// programs run in unless they were given one of their own, as containers and
+	// services in sandboxes are.
+	Elsewhere bool
+}
+
+// MountPoints yields where a file system is mounted, in any mount namespace. A path
+// that cannot be told is an error, and the walk goes on.
+func (c *Cache) MountPoints(s *Superblock) iter.Seq2[MountPoint, error] {
+	return func(yield func(MountPoint, error) bool) {
 		m, err := c.mountLayout()
 		if err != nil {
-			yield("", fmt.Errorf("find mounts of %s: %w", s.ID, err))
+			yield(MountPoint{}, fmt.Errorf("find mounts of %s: %w", s.ID, err))
 			return
 		}
+		first, known := c.firstNamespace()
 		for at, err := range c.mountsOf(m, s) {
-			path := ""
+			var point MountPoint
+			var space addr.Virt
 			if err == nil {
-				path, err = c.mountPoint(m, at)
+				point.Path, space, err = c.mountPoint(m, at)
 			}
 			if err != nil {
 				err = fmt.Errorf("find mounts of %s: %w", s.ID, err)
 			}
-			if !yield(path, err) {
+			point.Elsewhere = known && space != first
+			if !yield(point, err) {
 				return
 			}
 		}
 	}
+}
+
+// firstNamespace is the mount namespace of the first task (init/init_task.c), if the
+// kernel tells.
+func (c *Cache) firstNamespace() (addr.Virt, bool) {
+	task, proxy := c.k.Types().Layout("task_struct"), c.k.Types().Layout("nsproxy")
+	of, space := task.Field("nsproxy", 8), proxy.Field("mnt_ns", 8)
+	at, err := c.k.Symbol("init_task")
+	if err = errors.Join(err, task.Err(), proxy.Err()); err != nil {
+		return 0, false
+	}
+	if at, err = c.k.Pointer(of.In(at)); err == nil {
+		at, err = c.k.Pointer(space.In(at))
+	}
+	return at, err == nil
 }
 
 // maxMounts bounds how many mounts one file system has.
@@ -111,39 +137,38 @@ const errorPointers addr.Virt = 1<<64 - 4095
 var errInternal = errors.New("mount is the kernel's own, in no namespace")
 
 // mountPoint follows a mount to the top of its namespace, which is its own parent.
-func (c *Cache) mountPoint(m *mountLayout, at addr.Virt) (string, error) {
-	path := ""
+func (c *Cache) mountPoint(m *mountLayout, at addr.Virt) (path string, space addr.Virt, err error) {
 	for range maxMountDepth {
 		b, err := c.k.Bytes(at, m.size)
 		if err != nil {
-			return "", fmt.Errorf("read mount: %w", err)
+			return "", 0, fmt.Errorf("read mount: %w", err)
 		}
 		parent := m.parent.Pointer(b)
 		switch ns := m.space.Pointer(b); {
 		case parent == at && (!ns.IsKernel() || ns >= errorPointers):
-			return "", errInternal
+			return "", 0, errInternal
 		case parent == at:
-			return "/" + strings.TrimSuffix(path, "/"), nil
+			return "/" + strings.TrimSuffix(path, "/"), ns, nil
 		}
 		above, err := c.k.Bytes(parent, m.size)
 		if err != nil {
-			return "", fmt.Errorf("read mount: %w", err)
+			return "", 0, fmt.Errorf("read mount: %w", err)
 		}
 		s, err := c.superblock(m.super.Pointer(above))
 		if err != nil {
-			return "", err
+			return "", 0, err
 		}
 		here, err := c.Paths(s).path(m.point.Pointer(b))
 		if err != nil {
-			return "", err
+			return "", 0, err
 		}
 		if here != "" {
 			path = here + "/" + path
 		}
 		if len(path) > maxPath {
-			return "", fmt.Errorf("mount point is longer than %d bytes", maxPath)
+			return "", 0, fmt.Errorf("mount point is longer than %d bytes", maxPath)
 		}
 		at = parent
 	}
-	return "", fmt.Errorf("mount at %v is more than %d levels deep", at, maxMountDepth)
+	return "", 0, fmt.Errorf("mount at %v is more than %d levels deep", at, maxMountDepth)
 }

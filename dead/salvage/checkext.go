@@ -39,6 +39,9 @@ func (p *Plan) checkExt(disk io.ReaderAt) error {
 			return err
 		}
 	}
+	if p.Ext4.Journal != nil && p.Ext4.Journal.Aborted {
+		return nil // what memory has for committed, the disk need not have
+	}
 	return now.check()
 }
 

@@ -140,7 +140,7 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 	if !committed {
 		f.Metadata.Paths = w.paths.All(i)
 		if kind == pagecache.ModeLink {
-			f.Metadata.Target, _ = w.c.Link(i) // often not in memory: then it is not made again
+			f.Metadata.Target = w.target(i)
 		}
 	}
 	if n := f.Metadata.unknownBytes(); n > 0 {
@@ -156,6 +156,18 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 	}
 	w.p.Files = append(w.p.Files, f)
 	return nil
+}
+
+// target is that of a symbolic link, empty if memory does not have it: then it is not made
+// again.
+func (w *diskWalk) target(i *pagecache.Inode) string {
+	if w.xfs != nil {
+		if target, err := w.xfs.Link(i); err == nil {
+			return target
+		}
+	}
+	target, _ := w.c.Link(i)
+	return target
 }
 
 func (w *diskWalk) committed(i *pagecache.Inode, l *Metadata) (committed bool, err error) {

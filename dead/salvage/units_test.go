@@ -39,7 +39,7 @@ func superOf(t testing.TB, c *pagecache.Cache, image *fixture.Image, name string
 
 func mountedAt(c *pagecache.Cache, s *pagecache.Superblock, path string) bool {
 	for at, err := range c.MountPoints(s) {
-		if err == nil && at == path {
+		if err == nil && at.Path == path {
 			return true
 		}
 	}

@@ -35,6 +35,7 @@ type Spec struct {
 	Script  string
 	Machine string // of QEMU; empty: q35
 	Memory  uint64 // bytes; 0: 256 MiB
+	CPUs    int    // 0: 2
 	Append  string // more of the kernel's command line
 	Taker   Taker  // nil: Dump
 	QEMU    []string
@@ -70,7 +71,7 @@ func (s *Scene) Disk(name string, n int) string {
 }
 
 // limit is how long a scene may take, on a machine that is very busy.
-const limit = 10 * time.Minute
+const limit = 5 * time.Minute
 
 const preamble = `take() { echo "` + cue.Take + `$1"; read -r answer; }
 crash() { echo c >/proc/sysrq-trigger; sleep 1000; }
@@ -129,14 +130,11 @@ func makeDisk(t testing.TB, path string, d Disk) string {
 }
 
 func (s *Scene) play(ctx context.Context, spec Spec, kernel, initrd string) error {
-	memory := spec.Memory
-	if memory == 0 {
-		memory = 256 << 20
-	}
+	memory := cmp.Or(spec.Memory, 256<<20)
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none",
 		"-machine", cmp.Or(spec.Machine, "q35") + ",memory-backend=ram,usb=off,vmport=off",
-		"-accel", "tcg,thread=multi", "-cpu", "max,cx16=off,erms=off,fsrm=off", "-smp", "2", "-m", fmt.Sprintf("size=%dk", memory>>10),
+		"-accel", "tcg,thread=multi", "-cpu", "max,cx16=off,erms=off,fsrm=off", "-smp", fmt.Sprint(cmp.Or(spec.CPUs, 2)), "-m", fmt.Sprintf("size=%dk", memory>>10),
 		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%d,mem-path=%s,share=on", memory, s.RAM),
 		"-action", "panic=none,reboot=shutdown", "-kernel", kernel, "-initrd", initrd,
 		"-append", "console=ttyS0 panic=0 oops=panic quiet random.trust_cpu=on no_timer_check " + spec.Append,

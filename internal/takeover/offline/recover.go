@@ -17,29 +17,40 @@ var ErrNotMounted = errors.New("its kernel had it not mounted")
 // Recover brings to the disks of a pair what its run directory has in memory only.
 // guest is as in Options. There is a report for each memory that was applied to a disk;
 // with an error they are those until then, and Recover can be called again. If something
-// was refused, the run directory stays at stake.
-func Recover(ctx context.Context, d *supervisor.RunDir, guest string) ([]*Report, error) {
+// was refused, the run directory stays at stake. giveUp is as in Options; without it a disk
+// whose last commit is refused stays as it is, and is tried again by the next call.
+func Recover(ctx context.Context, d *supervisor.RunDir, guest string, giveUp bool) ([]*Report, error) {
 	if d.Record == nil || d.Record.Saved {
 		return nil, nil
 	}
-	r := recovery{dir: d, record: *d.Record, guest: guest}
+	r := recovery{dir: d, record: *d.Record, guest: guest, giveUp: giveUp}
 	r.record.Disks = slices.Clone(d.Record.Disks)
+	untouched := false
 	for i := range r.record.Disks {
-		if err := r.disk(ctx, &r.record.Disks[i]); err != nil {
+		err := r.disk(ctx, &r.record.Disks[i])
+		if errors.Is(err, errUntouched) {
+			untouched = true
+			continue
+		}
+		if err != nil {
 			return r.reports, fmt.Errorf("recover disk %s: %w", r.record.Disks[i].Name, err)
 		}
 	}
-	if slices.ContainsFunc(r.record.Disks, func(d supervisor.RecordDisk) bool { return d.Refused }) {
+	if untouched || slices.ContainsFunc(r.record.Disks, func(d supervisor.RecordDisk) bool { return d.Refused }) {
 		return r.reports, nil
 	}
 	r.record.Saved = true
 	return r.reports, d.Write(&r.record)
 }
 
+// errUntouched is why nothing more is done to a disk now: its last commit is refused.
+var errUntouched = errors.New("the last commit is refused, and nothing was written")
+
 type recovery struct {
 	dir     *supervisor.RunDir
 	record  supervisor.Record // as it is to be
 	guest   string
+	giveUp  bool
 	reports []*Report
 }
 
@@ -88,12 +99,15 @@ func (r *recovery) applyIfMounted(ctx context.Context, d *supervisor.RecordDisk,
 
 // apply applies one memory, and makes durable that it is.
 func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Options, done takeover.Progress) error {
-	o.Disk, o.Guest = d.Image, r.guest
+	o.Disk, o.Guest, o.GiveUp = d.Image, r.guest, r.giveUp
 	report, err := Run(ctx, o)
 	if err != nil {
 		return fmt.Errorf("from %s: %w", o.Image, err)
 	}
 	r.reports = append(r.reports, report)
+	if report.Untouched {
+		return errUntouched
+	}
 	d.Refused = d.Refused || !report.Complete
 	d.Progress = done
 	return r.dir.Write(&r.record)

@@ -26,7 +26,11 @@ type Report struct {
 	Applied    *Applied         `json:"applied,omitempty"`
 	Refused    []Refusal        `json:"refused"`
 	Complete   bool             `json:"complete"` // nothing was refused
-	Stages     []StageTime      `json:"stages"`
+	// Untouched says that nothing at all was written, since the last commit was refused.
+	Untouched bool `json:"untouched,omitempty"`
+	// NotDead says that the kernel was in no panic when its memory was taken.
+	NotDead bool        `json:"not_dead,omitempty"`
+	Stages  []StageTime `json:"stages"`
 }
 
 // FileSystem is which of the dead machine's it was.
@@ -101,6 +105,7 @@ func (a *application) begin() {
 		Image: a.Image, Kernel: a.memory.Kernel.Release, Disk: a.Disk, DryRun: a.DryRun,
 		FileSystem: FileSystem{Type: s.Type, Device: a.fsys.Device, UUID: s.UUID.String()},
 		Refused:    []Refusal{}, Complete: true, Stages: []StageTime{},
+		NotDead: a.memory.NotDead(),
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/inventory"
 	"understudy.dev/understudy/dead/jbd2"
+	"understudy.dev/understudy/dead/journal"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/live/dirs"
@@ -30,6 +31,9 @@ type Options struct {
 	Guest   string // directory of the guest's kernel, as of dirs.Kernel
 	Partial bool   // XFS, btrfs: also write files of which a part is not in memory
 	DryRun  bool   // plan, and write nothing
+	// GiveUp has a disk whose last commit is refused brought to what an ordinary crash
+	// leaves, without it. Else not a byte of the disk changes.
+	GiveUp bool
 
 	// handedOver says that a takeover has carried out the last commit and had another
 	// kernel mount Disk, which died before any service ran. The memory of that one
@@ -47,6 +51,7 @@ type application struct {
 	fsys    *inventory.FileSystem
 	remains *morgue.Remains
 	report  *Report
+	lost    bool // the last commit is refused
 }
 
 // Run brings a disk, or a mounted file system, to the state that a dead kernel had in
@@ -104,6 +109,10 @@ func (a *application) run(ctx context.Context) (err error) {
 	if err != nil || a.DryRun {
 		return err
 	}
+	if a.lost && !a.GiveUp {
+		a.report.Untouched = true
+		return nil
+	}
 	return a.apply(ctx, raw)
 }
 
@@ -141,8 +150,10 @@ func (a *application) finishCommit() (raw []Raw, err error) {
 	a.report.Commit = &c
 	var lost *morgue.GivenUp
 	switch {
+	case errors.Is(err, journal.ErrLog):
+		return nil, fmt.Errorf("%w: %w", salvage.ErrDiskChanged, err)
 	case errors.As(err, &lost):
-		c.Check = ""
+		c.Check, a.lost = "", true
 		a.report.refuse(Refusal{Reason: "the last commit: " + lost.Err.Error()})
 		for _, f := range lost.Files {
 			why := Refusal{Inode: uint64(f.Ino), Reason: "it is as a crash leaves it, without the last commit"}

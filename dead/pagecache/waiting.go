@@ -1,0 +1,37 @@
+package pagecache
+
+import "understudy.dev/understudy/dead/addr"
+
+// Waiting counts the files of a file system of any type that have pages which are dirty or
+// under writeback, and the bytes of those pages. It relies on what all file systems have in
+// common, and says nothing of what is in the pages. Where something cannot be read, the
+// error says so, along with what was counted.
+func (c *Cache) Waiting(s *Superblock) (files int, bytes int64, err error) {
+	for i, bad := range c.Dirty(s) {
+		if bad != nil {
+			err = bad
+			continue
+		}
+		n := int64(0)
+		c.marked(i, 1<<50, func(at slotted, bad error) bool {
+			if bad != nil {
+				err = bad
+				return true
+			}
+			pages := at.pages
+			if p, bad := c.page(addr.Virt(at.entry)); bad == nil {
+				if at.index != p.index {
+					return true // with its first page
+				}
+				pages = max(pages, p.pages)
+			}
+			n += int64(min(pages, 1<<40)) << addr.PageShift
+			return true
+		})
+		if n > 0 && !i.Deleted() {
+			files++
+			bytes += n
+		}
+	}
+	return files, bytes, err
+}
