@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/agent"
+	"understudy.dev/understudy/internal/takeover/bare"
 )
 
 func main() {
@@ -22,7 +23,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
 	signal.Ignore(unix.SIGPIPE) // that nobody reads our output ends no pair
-	if os.Getpid() == 1 {
+	if os.Getpid() == 1 && !bare.Main(ctx) {
 		agent.Main(ctx, nil)
 		return
 	}
@@ -57,6 +58,6 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 	}
 	cmd.AddCommand(checkCommand(), upCommand(), statusCommand(), eventsCommand(), switchCommand(), crashCommand(), leaveCommand(), downCommand(), consoleCommand(), recoverCommand(),
-		initramfsCommand(), agentCommand(), inspectCommand(), salvageCommand(), socketsCommand())
+		initramfsCommand(), metalCommand(), agentCommand(), inspectCommand(), salvageCommand(), socketsCommand())
 	return cmd
 }

@@ -31,6 +31,17 @@ func diskPath(name string) (string, error) {
 	return "", fmt.Errorf("no disk has serial number %q", name)
 }
 
+// AwaitDisk waits, within a limit, until there is a disk of that serial number, and returns
+// its path. A disk answers some time after its driver has found it.
+func AwaitDisk(ctx context.Context, name string, limit time.Duration) (path string, err error) {
+	var last error
+	err = poll(ctx, limit, func() (bool, error) {
+		path, last = diskPath(name)
+		return last == nil, nil
+	})
+	return path, cmp.Or(last, err)
+}
+
 // mount mounts a shared disk that has just become this partition's. What the
 // kernel may have cached of the empty drive that stood in its place is dropped
 // first.

@@ -24,6 +24,23 @@ var kernelMounts = []struct{ source, target, kind string }{
 // serveAsInit makes a working guest of a bare kernel and serves its supervisor. It
 // returns only to end the guest.
 func serveAsInit(ctx context.Context, extra map[string]Verb) error {
+	if err := MountKernel(); err != nil {
+		return err
+	}
+	a, err := Boot(extra)
+	if err != nil {
+		return err
+	}
+	go a.serveConsole()
+	if err := a.standAlone(ctx); err != nil {
+		return err
+	}
+	return a.Serve(ctx)
+}
+
+// MountKernel is the first thing that PID 1 does: it mounts what shows the kernel to
+// programs.
+func MountKernel() error {
 	for _, m := range kernelMounts {
 		if err := os.MkdirAll(m.target, 0o755); err != nil {
 			return fmt.Errorf("make %s: %w", m.target, err)
@@ -32,22 +49,24 @@ func serveAsInit(ctx context.Context, extra map[string]Verb) error {
 			return fmt.Errorf("mount %s: %w", m.target, err)
 		}
 	}
+	return nil
+}
+
+// Boot makes a working system of the kernel that this process is PID 1 of, once it is
+// mounted, and returns its agent, which serves nobody yet.
+func Boot(extra map[string]Verb) (*Agent, error) {
 	if err := os.Setenv("PATH", "/sbin:/bin:/usr/sbin:/usr/bin"); err != nil {
-		return err
+		return nil, err
 	}
 	if err := loadModules("/lib/modules/order"); err != nil {
-		return err
+		return nil, err
 	}
 	if err := setUpLoopback(); err != nil {
-		return err
+		return nil, err
 	}
 	a := New(extra)
 	go a.children.reap()
-	go a.serveConsole()
-	if err := a.standAlone(ctx); err != nil {
-		return err
-	}
-	return a.Serve(ctx)
+	return a, nil
 }
 
 // loadModules loads the modules of the guest image, in the order it gives.

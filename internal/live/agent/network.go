@@ -2,10 +2,13 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -106,6 +109,20 @@ func (n *nic) addRoutes(c wire.NIC) error {
 
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// AwaitNIC waits, within a limit, until there is an interface of that MAC.
+func AwaitNIC(ctx context.Context, mac string, limit time.Duration) error {
+	hw, err := net.ParseMAC(mac)
+	if err != nil {
+		return fmt.Errorf("find interface: %w", err)
+	}
+	var last error
+	err = poll(ctx, limit, func() (bool, error) {
+		_, last = linkByMAC(hw)
+		return last == nil, nil
+	})
+	return cmp.Or(last, err)
 }
 
 func linkByMAC(mac net.HardwareAddr) (netlink.Link, error) {

@@ -35,6 +35,23 @@ func Open(path string) (*Morgue, error) {
 	return &Morgue{memory: m}, nil
 }
 
+// New takes memory that is open, and closes it.
+func New(m ram.Memory) *Morgue { return &Morgue{memory: m} }
+
+// Physical is where a symbol of the kernel is in memory.
+func (m *Morgue) Physical(symbol string) (uint64, error) {
+	k, err := m.known()
+	if err != nil {
+		return 0, err
+	}
+	va, err := k.Symbol(symbol)
+	if err != nil {
+		return 0, err
+	}
+	pa, err := k.Physical(va)
+	return uint64(pa), err
+}
+
 func (m *Morgue) Close() error {
 	if m.kernel != nil {
 		_ = m.kernel.Keep() // or else it is learned again

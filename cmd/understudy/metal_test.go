@@ -1,0 +1,264 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/internal/lab/barelab"
+	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/netns"
+)
+
+// metalRole is what the understudy of the tests takes over.
+const metalRole = `{
+	"partition": "understudy",
+	"disks": [{"name": "data", "type": "ext4", "mount": "/srv"}],
+	"nics": [{"mac": "52:54:00:00:00:02", "address": "10.77.0.2/24"}],
+	"services": [{"name": "web", "command": ["busybox", "httpd", "-f", "-p", "80", "-h", "/srv"], "ready": 80},
+		{"name": "report", "command": ["busybox", "httpd", "-f", "-p", "81", "-h", "/run/understudy"], "ready": 81}
+	]
+}`
+
+// bareMachine makes a machine whose Linux runs a script, with the understudy's kernel and
+// image on it.
+func bareMachine(t *testing.T, script string) *barelab.Machine {
+	t.Helper()
+	vm(t)
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	kernel, modules, err := dirs.Kernel("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := understudy(t, "initramfs", "-o", in("understudy.cpio"), "--modules", modules); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	image := barelab.Image{
+		Program: binary, Modules: modules, Script: script,
+		Copies: map[string]string{"/vmlinuz": kernel, "/understudy.cpio": in("understudy.cpio")},
+		Texts:  map[string]string{"/role.json": metalRole},
+	}
+	if err := image.WriteFile(in("active.cpio")); err != nil {
+		t.Fatal(err)
+	}
+	return &barelab.Machine{Kernel: kernel, Image: in("active.cpio"), Dir: dir}
+}
+
+// parameters boots the machine without a reservation, and has it say what its parameters
+// for an understudy are.
+func parameters(t *testing.T, ctx context.Context, m *barelab.Machine) string {
+	t.Helper()
+	console := bootToEnd(t, ctx, m)
+	_, rest, ok := strings.Cut(console, "PARAMETERS ")
+	line, _, ok2 := strings.Cut(rest, "\n")
+	if !ok || !ok2 {
+		t.Fatalf("no parameters were printed:\n%s", console)
+	}
+	return strings.TrimSpace(line)
+}
+
+// bootToEnd boots the machine until it turns itself off.
+func bootToEnd(t *testing.T, ctx context.Context, m *barelab.Machine) (console string) {
+	t.Helper()
+	r, err := m.Start(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Wait(); err != nil {
+		t.Fatalf("%v\n%s\nsecond:\n%s", err, r.Console(), r.Second())
+	}
+	return r.Console()
+}
+
+const metalStart = `
+if ! grep -q understudy.metal /proc/cmdline; then
+  echo "PARAMETERS $(understudy metal parameters)"
+  poweroff -f
+fi
+understudy metal start --kernel /vmlinuz --image /understudy.cpio --role /role.json --append "GODEBUG=cpu.avx2=off $DEBUG"
+echo "STARTED $?"
+`
+
+// TestMetalStart: a second stock kernel boots beside the first, which runs on.
+func TestMetalStart(t *testing.T) {
+	m := bareMachine(t, os.Getenv("METAL_DEBUG")+metalStart+`
+sleep 1
+understudy metal status
+cat /proc/interrupts
+sleep 1
+understudy metal status | head -1
+poweroff -f
+`)
+	ctx, cancel := context.WithTimeout(context.Background(), 80*time.Second)
+	defer cancel()
+	m.Append = parameters(t, ctx, m)
+	t.Log(m.Append)
+	t.Log(bootToEnd(t, ctx, m))
+	b, _ := os.ReadFile(m.Dir + "/console1")
+	t.Logf("second: %s", b)
+}
+
+// metalWork leaves files in memory only, and says what each must be. That the disk was not
+// written meanwhile is said too: the sectors written before and after.
+const metalWork = `
+for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_ratio=89 vm/dirty_ratio=90; do
+  echo ${s#*=} > /proc/sys/${s%=*}
+done
+mount -t ext4 -o commit=86400,noinit_itable /dev/vda /srv || echo "FAILED mount"
+ip addr add 10.77.0.2/24 dev eth0
+ip link set eth0 up
+sync
+cat /sys/block/vda/stat | { read a b c d e f g rest; echo "WRITTEN $g"; }
+cd /srv
+mkdir new
+for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+  dd if=/dev/urandom of=new/file$n bs=$((n * 7919)) count=1 2>/dev/null
+done
+dd if=/dev/urandom of=new/large bs=1M count=20 2>/dev/null
+dd if=/dev/urandom of=old1 bs=1000 seek=3 count=1 conv=notrunc 2>/dev/null
+mv old2 new/renamed
+mv new/file3 old3
+rm old4
+find . -type f | sort > /tmp/names
+while read name; do echo "SUM $(sha256sum $name)"; done < /tmp/names
+cat /sys/block/vda/stat | { read a b c d e f g rest; echo "WRITTEN $g"; }
+echo DYING
+`
+
+// TestMetalTakeover: the machine's own kernel panics, and the understudy beside it has
+// every file exactly as it was, at the same address and MAC.
+func TestMetalTakeover(t *testing.T) {
+	m := bareMachine(t, os.Getenv("METAL_DEBUG")+metalStart+metalWork+"echo c > /proc/sysrq-trigger\n")
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Second)
+	defer cancel()
+	m.Append = parameters(t, ctx, m)
+
+	old := t.TempDir()
+	for i := range 4 {
+		if err := os.WriteFile(filepath.Join(old, fmt.Sprintf("old%d", i+1)), bytes.Repeat([]byte("old content"), 1000), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disk := filepath.Join(m.Dir, "data.img")
+	if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 256<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-d", old, disk).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs: %v: %s", err, out)
+	}
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	tap, err := ns.Tap("tap0", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close()
+	if err := ns.AddAddr("tap0", netip.MustParsePrefix("10.77.0.1/24")); err != nil {
+		t.Fatal(err)
+	}
+	m.Files = []*os.File{tap}
+	m.Devices = []string{
+		"-drive", "if=none,id=data,format=raw,file=" + disk, "-device", "virtio-blk-pci,drive=data,serial=data",
+		"-netdev", "tap,id=lan,fd=3", "-device", "virtio-net-pci,netdev=lan,mac=52:54:00:00:00:02,romfile=",
+	}
+	r, err := m.Start(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := r.Stop(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() || testing.Verbose() {
+			t.Logf("console:\n%s\nsecond:\n%s", r.Console(), r.Second())
+		}
+	}()
+	if err := r.Await(ctx, "DYING"); err != nil {
+		t.Fatal(err)
+	}
+	died := time.Now()
+	client := &http.Client{Transport: &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true}, Timeout: 5 * time.Second}
+	fetch := func(path string) []byte {
+		for {
+			b, err := get(client, "http://10.77.0.2"+path)
+			if err == nil {
+				return b
+			}
+			if ctx.Err() != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	fetch("/old1")
+	t.Logf("served again after %v", time.Since(died))
+	report := fetch(":81/takeover.json")
+	t.Logf("%s", report)
+	checkFiles(t, r.Console(), fetch)
+}
+
+// get fetches a file; one that is not there is nil.
+func get(c *http.Client, url string) ([]byte, error) {
+	r, err := c.Get(url)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err == nil && r.StatusCode == http.StatusNotFound {
+		return nil, nil
+	}
+	if err == nil && r.StatusCode != http.StatusOK {
+		err = errors.New(r.Status)
+	}
+	return b, err
+}
+
+// checkFiles compares what is served with what the dead kernel said, which it had in memory
+// only.
+func checkFiles(t *testing.T, console string, fetch func(path string) []byte) {
+	t.Helper()
+	var sums, sectors int
+	var written []int
+	for line := range strings.Lines(console) {
+		fields := strings.Fields(line)
+		switch {
+		case len(fields) == 3 && fields[0] == "SUM":
+			sums++
+			if got := fmt.Sprintf("%x", sha256.Sum256(fetch(strings.TrimPrefix(fields[2], ".")))); got != fields[1] {
+				t.Errorf("%s is %s, and was %s", fields[2], got, fields[1])
+			}
+		case len(fields) == 2 && fields[0] == "WRITTEN":
+			if _, err := fmt.Sscan(fields[1], &sectors); err != nil {
+				t.Fatal(err)
+			}
+			written = append(written, sectors)
+		}
+	}
+	if sums != 23 || len(written) != 2 {
+		t.Fatalf("%d files were told of, and %d times what was written", sums, len(written))
+	}
+	if kib := (written[1] - written[0]) / 2; kib > 1024 {
+		t.Errorf("%d KiB reached the disk before the crash", kib)
+	}
+	for _, gone := range []string{"/old2", "/old4", "/new/file3"} {
+		if fetch(gone) != nil {
+			t.Errorf("%s is there again", gone)
+		}
+	}
+}

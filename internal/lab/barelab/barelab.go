@@ -1,0 +1,169 @@
+// Package barelab has a QEMU guest that stands for a bare machine: its Linux boots from an
+// image with a script of the test, and nothing outside helps it.
+package barelab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"understudy.dev/understudy/internal/live/initramfs"
+)
+
+// busybox is the static one, and applets what scripts have of it.
+const busybox = "/bin/busybox"
+
+var applets = []string{
+	"sh", "insmod", "mount", "umount", "cat", "echo", "ls", "dmesg", "sleep", "sync", "sysctl", "sha256sum", "dd", "seq",
+	"mkdir", "ip", "poweroff", "grep", "head", "tail", "mv", "rm", "wc", "httpd", "arping", "find", "sort", "taskset", "chmod",
+}
+
+// Image is the initramfs of the machine's own Linux.
+type Image struct {
+	Program string            // this product; /bin/understudy there
+	Modules string            // lib/modules/RELEASE of its kernel
+	Script  string            // of sh: what it does at boot, with modules loaded
+	Copies  map[string]string // paths there, of files here
+	Texts   map[string]string // paths there, and contents
+}
+
+// modules are those that its devices need.
+var modules = []string{"virtio_pci", "virtio_blk", "virtio_net", "crc32c_generic|crc32c|", "ext4"}
+
+const prologue = `#!/bin/sh
+export PATH=/bin:/sbin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+for m in $(cat /lib/modules/order); do insmod /lib/modules/$m; done
+ip link set lo up
+`
+
+// WriteFile writes the image.
+func (i Image) WriteFile(path string) error {
+	files := []initramfs.File{
+		initramfs.Copy("/bin/understudy", i.Program, 0o755),
+		initramfs.Copy("/bin/busybox", busybox, 0o755),
+		initramfs.Text("/etc/inittab", "::sysinit:/etc/rc\n", 0o644),
+		initramfs.Text("/etc/rc", prologue+i.Script, 0o755),
+	}
+	for _, a := range applets {
+		files = append(files, initramfs.Link("/bin/"+a, "busybox"))
+	}
+	for _, dir := range []string{"/proc", "/sys", "/dev", "/tmp", "/srv"} {
+		files = append(files, initramfs.File{Path: dir, Mode: os.ModeDir | 0o755})
+	}
+	for at, source := range i.Copies {
+		files = append(files, initramfs.Copy(at, source, 0o644))
+	}
+	for at, text := range i.Texts {
+		files = append(files, initramfs.Text(at, text, 0o644))
+	}
+	return initramfs.WriteFile(path, initramfs.Spec{Init: busybox, ModulesDir: i.Modules, Modules: modules, Files: files})
+}
+
+// Machine is one run of the machine.
+type Machine struct {
+	Kernel, Image string
+	Append        string   // further kernel parameters
+	Dir           string   // for its consoles
+	CPUs          int      // 0: 4
+	Devices       []string // further arguments of QEMU
+	Files         []*os.File
+}
+
+// parameters are what every kernel under emulation boots with (package partition says
+// why).
+const parameters = "console=ttyS0 quiet panic=0 tsc=reliable clocksource=tsc no_timer_check random.trust_cpu=on GODEBUG=cpu.avx2=off"
+
+// Console is the first serial port's, of the machine's own Linux; Second that of another,
+// which only a kernel being debugged writes to.
+func (m *Machine) console(n int) string { return filepath.Join(m.Dir, fmt.Sprintf("console%d", n)) }
+
+// Running is a machine that runs.
+type Running struct {
+	*Machine
+	cmd   *exec.Cmd
+	said  bytes.Buffer // by QEMU
+	ended chan struct{}
+	err   error
+}
+
+// Start turns the machine on.
+func (m *Machine) Start(ctx context.Context) (*Running, error) {
+	cpus := m.CPUs
+	if cpus == 0 {
+		cpus = 4
+	}
+	args := slices.Concat([]string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-m", "4G", "-smp", fmt.Sprint(cpus),
+		"-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off,cx16=off", "-no-reboot",
+		"-kernel", m.Kernel, "-initrd", m.Image, "-append", strings.TrimSpace(parameters + " " + m.Append),
+		"-serial", "file:" + m.console(0), "-serial", "file:" + m.console(1),
+	}, m.Devices)
+	r := &Running{Machine: m, ended: make(chan struct{})}
+	r.cmd = exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	r.cmd.Stdout, r.cmd.Stderr, r.cmd.ExtraFiles = &r.said, &r.said, m.Files
+	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := r.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		r.err = r.cmd.Wait()
+		close(r.ended)
+	}()
+	return r, nil
+}
+
+// Console is what the machine's own Linux has said.
+func (r *Running) Console() string { return read(r.console(0)) }
+
+// Second is what was said on the second serial port.
+func (r *Running) Second() string { return read(r.console(1)) }
+
+func read(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+// Wait waits until the machine turns itself off.
+func (r *Running) Wait() error {
+	<-r.ended
+	if r.err != nil {
+		return fmt.Errorf("run machine: %w: %s", r.err, r.said.String())
+	}
+	return nil
+}
+
+// Await waits until the machine's own Linux has said what contains a text.
+func (r *Running) Await(ctx context.Context, text string) error {
+	for !strings.Contains(r.Console(), text) {
+		select {
+		case <-r.ended:
+			return fmt.Errorf("the machine ended before it said %q: %w: %s", text, r.Wait(), r.said.String())
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %q: %w", text, context.Cause(ctx))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// Stop turns the machine off, and waits until it is.
+func (r *Running) Stop() error {
+	err := r.cmd.Process.Kill()
+	<-r.ended
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
+}

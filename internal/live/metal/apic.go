@@ -1,0 +1,98 @@
+package metal
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Registers of the local APIC, and words of its interrupt command register (Intel SDM
+// volume 3, 11.4.1 and 11.6.1).
+const (
+	apicTPR     = 0x080
+	apicICRLow  = 0x300
+	apicICRHigh = 0x310
+
+	icrPending = 1 << 12
+	icrINIT    = 0x4500 // INIT, level assert, edge
+	icrStart   = 0x4600 // start-up, with the page number of where
+	icrNMI     = 0x4400
+)
+
+// apic is the local APIC of whatever CPU it is accessed from, at the same address on all.
+type apic struct{ *window }
+
+func openAPIC(at uint64) (apic, error) {
+	w, err := mapPhysical(Range{at, at + pageBytes})
+	return apic{w}, err
+}
+
+var errPending = errors.New("send interrupt: the local APIC does not get rid of it")
+
+// send sends an interprocessor interrupt to one CPU. The command is two words, between
+// which the kernel must not send one of its own: this thread stays on its CPU, which lets
+// no interrupt in meanwhile.
+func (a apic) send(to, command uint32) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return fmt.Errorf("send interrupt: %w", err)
+	}
+	cpu := 0
+	for !before.IsSet(cpu) && cpu < 1024 {
+		cpu++
+	}
+	var one unix.CPUSet
+	one.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return fmt.Errorf("send interrupt: %w", err)
+	}
+	defer func() { _ = unix.SchedSetaffinity(0, &before) }()
+	return a.command(to, command)
+}
+
+// command is the part of send with interrupts kept out.
+func (a apic) command(to, command uint32) error {
+	priority := a.load32(apicTPR)
+	a.store32(apicTPR, 0xff)
+	defer a.store32(apicTPR, priority)
+	if !a.idle() {
+		return errPending
+	}
+	a.store32(apicICRHigh, to<<24)
+	a.store32(apicICRLow, command)
+	if !a.idle() {
+		return errPending
+	}
+	return nil
+}
+
+func (a apic) idle() bool {
+	for range 100000 {
+		if a.load32(apicICRLow)&icrPending == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// start has a CPU start in a page below 1 MiB, as a PC's firmware and kernels do (Intel
+// SDM volume 3, 9.4.4). It must not be the machine's boot CPU: an INIT of that resets the
+// machine.
+func (a apic) start(cpu uint32, page byte) error {
+	if err := a.send(cpu, icrINIT); err != nil {
+		return err
+	}
+	time.Sleep(10 * time.Millisecond)
+	for range 2 {
+		if err := a.send(cpu, icrStart|uint32(page)); err != nil {
+			return err
+		}
+		time.Sleep(200 * time.Microsecond)
+	}
+	return nil
+}

@@ -1,0 +1,208 @@
+package metal
+
+import (
+	"encoding/binary"
+	"slices"
+)
+
+// What a CPU runs on its way, as bytes, with the instructions beside them (Intel SDM
+// volume 2; AT&T order of operands).
+
+// Offsets into the trampoline's page.
+const (
+	trampGDT     = 0x100
+	trampGDTR    = 0x140
+	trampReached = 0x180 // 32 bits: reachedKernel once the CPU is about to enter the kernel
+)
+
+const reachedKernel = 0x4c414554 // "TEAL"
+
+// Selectors of the trampoline's segments. The 64-bit boot protocol asks for 0x10 and 0x18
+// (Documentation/arch/x86/boot.rst, "64-bit BOOT PROTOCOL").
+const (
+	selector32   = 0x08
+	selector64   = 0x10
+	selectorData = 0x18
+)
+
+// code collects instructions, and the places in it that are jumped to.
+type code struct {
+	b  []byte
+	at uint32 // physical address of the page
+}
+
+func (c *code) put(b ...byte) { c.b = append(c.b, b...) }
+
+func (c *code) put16(v uint16) { c.b = binary.LittleEndian.AppendUint16(c.b, v) }
+
+func (c *code) put32(v uint32) { c.b = binary.LittleEndian.AppendUint32(c.b, v) }
+
+func (c *code) put64(v uint64) { c.b = binary.LittleEndian.AppendUint64(c.b, v) }
+
+// realMode begins in real mode with CS = page / 16: no interrupts, DS = CS.
+func (c *code) realMode() {
+	c.put(0xfa)       // cli
+	c.put(0xfc)       // cld
+	c.put(0x8c, 0xc8) // mov %cs, %ax
+	c.put(0x8e, 0xd8) // mov %ax, %ds
+}
+
+// Entry is how a kernel is entered in 64-bit mode.
+type entry struct {
+	root   uint32 // page tables: identity mappings
+	params uint64 // struct boot_params
+	kernel uint64 // its 64-bit entry point
+}
+
+// trampoline is the page that a CPU starts in by a start-up IPI: from real mode through
+// protected to long mode, with caches on, which INIT leaves off (SDM volume 3, table
+// 10-1), and into the kernel.
+func trampoline(at uint32, e entry) []byte {
+	c := &code{at: at}
+	c.realMode()
+	c.put(0x66, 0x0f, 0x01, 0x16) // lgdtl trampGDTR
+	c.put16(trampGDTR)
+	c.put(0x0f, 0x20, 0xc0) // mov %cr0, %eax
+	c.put(0x66, 0x25)       // and $~(CD|NW), %eax
+	c.put32(0x9fffffff)
+	c.put(0x66, 0x83, 0xc8, 0x01) // or $PE, %eax
+	c.put(0x0f, 0x22, 0xc0)       // mov %eax, %cr0
+	c.put(0x66, 0xea)             // ljmpl $selector32, $protected
+	protected := at + uint32(len(c.b)) + 6
+	c.put32(protected)
+	c.put16(selector32)
+
+	c.put(0xb8) // mov $selectorData, %eax
+	c.put32(selectorData)
+	c.put(0x8e, 0xd8) // mov %eax, %ds
+	c.put(0x8e, 0xc0) // mov %eax, %es
+	c.put(0x8e, 0xd0) // mov %eax, %ss
+	c.put(0xb8)       // mov $PAE, %eax
+	c.put32(1 << 5)
+	c.put(0x0f, 0x22, 0xe0) // mov %eax, %cr4
+	c.put(0xb8)             // mov $root, %eax
+	c.put32(e.root)
+	c.put(0x0f, 0x22, 0xd8) // mov %eax, %cr3
+	c.put(0xb9)             // mov $IA32_EFER, %ecx
+	c.put32(0xc0000080)
+	c.put(0x0f, 0x32) // rdmsr
+	c.put(0x0d)       // or $LME, %eax
+	c.put32(1 << 8)
+	c.put(0x0f, 0x30)       // wrmsr
+	c.put(0x0f, 0x20, 0xc0) // mov %cr0, %eax
+	c.put(0x0d)             // or $(PG|PE), %eax
+	c.put32(1<<31 | 1)
+	c.put(0x0f, 0x22, 0xc0) // mov %eax, %cr0
+	c.put(0xea)             // ljmp $selector64, $long
+	long := at + uint32(len(c.b)) + 6
+	c.put32(long)
+	c.put16(selector64)
+
+	c.put(0xc7, 0x04, 0x25) // movl $reachedKernel, trampReached
+	c.put32(at + trampReached)
+	c.put32(reachedKernel)
+	c.put(0x48, 0xbe) // movabs $params, %rsi
+	c.put64(e.params)
+	c.put(0x48, 0xb8) // movabs $kernel, %rax
+	c.put64(e.kernel)
+	c.put(0xff, 0xe0) // jmp *%rax
+
+	page := make([]byte, 4096)
+	copy(page, c.b)
+	for i, d := range []uint64{
+		0,
+		0x00cf9a000000ffff, // selector32: code, 4 GiB
+		0x00af9a000000ffff, // selector64: code, long
+		0x00cf92000000ffff, // selectorData
+	} {
+		binary.LittleEndian.PutUint64(page[trampGDT+8*i:], d)
+	}
+	binary.LittleEndian.PutUint16(page[trampGDTR:], 4*8-1)
+	binary.LittleEndian.PutUint32(page[trampGDTR+2:], at+trampGDT)
+	return page
+}
+
+// parkFlags is where in its page a parked CPU sets the byte of its APIC number.
+const parkFlags = 0x400
+
+// park is the page that takes a CPU out of a dead kernel: it says that it is here, and
+// halts with interrupts off, until somebody starts it again.
+func park() []byte {
+	c := &code{}
+	c.realMode()
+	c.put(0x66, 0xb8) // mov $1, %eax
+	c.put32(1)
+	c.put(0x0f, 0xa2)           // cpuid
+	c.put(0x66, 0xc1, 0xeb, 24) // shr $24, %ebx: the APIC number
+	c.put(0xc6, 0x87)           // movb $1, parkFlags(%bx)
+	c.put16(parkFlags)
+	c.put(1)
+	c.put(0xf4)       // hlt
+	c.put(0xeb, 0xfd) // jmp to it
+	page := make([]byte, 4096)
+	copy(page, c.b)
+	return page
+}
+
+// nmiParked is what nmiPark stores.
+const nmiParked = 0x4b524150 // "PARK"
+
+// nmiPark is what stands in the place of a dead kernel's NMI entry to take out the CPU
+// that must not get an INIT: it turns off what would keep it from writing to the kernel's
+// text (CR4.CET, without which CR0.WP cannot be cleared), stores that it is here behind
+// itself, and halts for good: without an IRET no other NMI comes. flag is the offset of
+// that word. It may begin in a kernel with indirect branch tracking.
+func nmiPark() (b []byte, flag int) {
+	c := &code{}
+	c.put(0xf3, 0x0f, 0x1e, 0xfa)             // endbr64
+	c.put(0xfa)                               // cli
+	c.put(0x0f, 0x20, 0xe0)                   // mov %cr4, %rax
+	c.put(0x48, 0x0f, 0xba, 0xf0, 23)         // btr $CET, %rax
+	c.put(0x0f, 0x22, 0xe0)                   // mov %rax, %cr4
+	c.put(0x0f, 0x20, 0xc0)                   // mov %cr0, %rax
+	c.put(0x48, 0x0f, 0xba, 0xf0, 16)         // btr $WP, %rax
+	c.put(0x0f, 0x22, 0xc0)                   // mov %rax, %cr0
+	c.put(0xc7, 0x05, 0x03, 0x00, 0x00, 0x00) // movl $nmiParked, flag(%rip)
+	c.put32(nmiParked)
+	c.put(0xf4)       // hlt
+	c.put(0xeb, 0xfd) // jmp to it
+	return slices.Concat(c.b, make([]byte, 4)), len(c.b)
+}
+
+// Bits of a page table entry (SDM volume 3, 4.5).
+const (
+	pagePresent = 1 << 0
+	pageWrite   = 1 << 1
+	pageLarge   = 1 << 7
+)
+
+// identity are page tables, for that place below 4 GiB, that map each GiB in which one of
+// the ranges is to itself, in pages of 2 MiB. The root comes first.
+func identity(at uint64, ranges ...Range) []byte {
+	const gib = 1 << 30
+	var gibs []uint64
+	for _, r := range ranges {
+		for g := r.Start / gib; g <= (r.End-1)/gib; g++ {
+			gibs = append(gibs, g)
+		}
+	}
+	slices.Sort(gibs)
+	gibs = slices.Compact(gibs)
+	b := make([]byte, 4096)
+	page := func(table, index uint64) uint64 { // offset of the table that an entry points to
+		if e := binary.LittleEndian.Uint64(b[table+8*index:]); e != 0 {
+			return e&^0xfff - at
+		}
+		next := uint64(len(b))
+		b = append(b, make([]byte, 4096)...)
+		binary.LittleEndian.PutUint64(b[table+8*index:], (at+next)|pagePresent|pageWrite)
+		return next
+	}
+	for _, g := range gibs {
+		directory := page(page(0, g>>9&511), g&511)
+		for i := range uint64(512) {
+			binary.LittleEndian.PutUint64(b[directory+8*i:], g*gib+i*huge|pagePresent|pageWrite|pageLarge)
+		}
+	}
+	return b
+}

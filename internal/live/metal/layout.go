@@ -1,0 +1,89 @@
+package metal
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// Layout of the ranges of a reservation: offsets in bytes.
+const (
+	// Low.
+	lowTrampoline = 0x0000 // of the understudy's first CPU
+	lowPark       = 0x1000 // for the dead kernel's CPUs
+	lowMemory     = 0x10000
+
+	// Mid.
+	midACPI    = 0x00000
+	midParams  = 0x10000
+	midCmdline = 0x11000
+	midMP      = 0x12000
+	midPaging  = 0x20000
+	midBeat    = 0x60000 // liveness.PageBytes: of the active side
+	midStatus  = 0x61000 // StatusPage
+	midConfig  = 0x70000
+	midLog     = 0x80000
+	midMemory  = 0x200000 // from there on it is the understudy's memory
+
+	pageBytes   = 4096
+	configBytes = midLog - midConfig
+	logBytes    = 256 << 10
+)
+
+// BeatPage is where the active side's agent counts.
+func (r Reservation) BeatPage() uint64 { return r.Mid.Start + midBeat }
+
+// StatusPage is what the two sides tell each other on.
+func (r Reservation) StatusPage() uint64 { return r.Mid.Start + midStatus }
+
+// Config is what the understudy is told when it is started.
+type Config struct {
+	Role wire.Config `json:"role"`
+	// Memory is the active kernel's.
+	Memory []Range `json:"memory"`
+	// APIC is the address of every CPU's local APIC. BootCPU is the active kernel's, which
+	// must not get an INIT: it would reset the machine. Others are its other ones.
+	APIC     uint64    `json:"apic"`
+	BootCPU  uint32    `json:"boot_cpu"`
+	Others   []uint32  `json:"others"`
+	Segments []Segment `json:"segments"`
+	// Limit is how long the active side may be silent once it has begun to beat; zero: as
+	// long as it likes.
+	Limit time.Duration `json:"limit"`
+}
+
+const configMagic = 0x666e6f6364737375
+
+// encode is a config as it stands in memory: magic, length, JSON.
+func (c *Config) encode() ([]byte, error) {
+	raw, err := json.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	if len(raw)+16 > configBytes {
+		return nil, fmt.Errorf("the understudy's configuration of %d bytes is too long", len(raw))
+	}
+	b := binary.LittleEndian.AppendUint64(nil, configMagic)
+	b = binary.LittleEndian.AppendUint64(b, uint64(len(raw)))
+	return append(b, raw...), nil
+}
+
+// decodeConfig reads a config.
+func decodeConfig(b []byte) (*Config, error) {
+	if len(b) < 16 || binary.LittleEndian.Uint64(b) != configMagic {
+		return nil, errors.New("read configuration: there is none")
+	}
+	n := binary.LittleEndian.Uint64(b[8:])
+	if n > uint64(len(b)-16) {
+		return nil, fmt.Errorf("read configuration: %d bytes are too many", n)
+	}
+	c := new(Config)
+	if err := json.Unmarshal(b[16:16+n], c); err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	return c, nil
+}

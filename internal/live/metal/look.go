@@ -1,0 +1,154 @@
+package metal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Machine is what this machine, and the kernel that runs it, say of themselves.
+type Machine struct {
+	Cmdline    string // of the running kernel
+	Resources  []Resource
+	Ports      []Resource
+	Processors Processors
+	Online     []uint32 // APIC numbers of the running kernel's CPUs; its boot CPU's first
+	Segments   []Segment
+	Reset      Reset
+}
+
+// Where the firmware's tables are.
+const acpiDir = "sys/firmware/acpi/tables/"
+
+// Look reads what the machine says, from a root directory: os.DirFS("/").
+func Look(root fs.FS) (*Machine, error) {
+	m := new(Machine)
+	line, err := fs.ReadFile(root, "proc/cmdline")
+	if err != nil {
+		return nil, fmt.Errorf("look at machine: %w", err)
+	}
+	m.Cmdline = strings.TrimSpace(string(line))
+	err = errors.Join(
+		parseFile(root, "proc/iomem", &m.Resources, parseResources),
+		parseFile(root, "proc/ioports", &m.Ports, parseResources),
+		parseFile(root, acpiDir+"APIC", &m.Processors, ParseMADT),
+		parseFile(root, acpiDir+"MCFG", &m.Segments, ParseMCFG),
+		parseFile(root, acpiDir+"FACP", &m.Reset, ParseFADT),
+		parseFile(root, "proc/cpuinfo", &m.Online, parseCPUInfo),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("look at machine: %w", err)
+	}
+	return m, m.check()
+}
+
+func parseFile[T any](root fs.FS, name string, into *T, parse func([]byte) (T, error)) error {
+	b, err := fs.ReadFile(root, name)
+	if err != nil {
+		return err
+	}
+	if *into, err = parse(b); err != nil {
+		return fmt.Errorf("/%s: %w", name, err)
+	}
+	return nil
+}
+
+func parseResources(b []byte) ([]Resource, error) { return ParseResources(bytes.NewReader(b)) }
+
+// parseCPUInfo takes the APIC numbers out of /proc/cpuinfo (arch/x86/kernel/cpu/proc.c).
+func parseCPUInfo(b []byte) ([]uint32, error) {
+	var ids []uint32
+	for line := range strings.Lines(string(b)) {
+		key, value, ok := strings.Cut(line, ":")
+		if !ok || strings.TrimSpace(key) != "apicid" {
+			continue
+		}
+		id, err := strconv.ParseUint(strings.TrimSpace(value), 10, 32)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, uint32(id))
+	}
+	if len(ids) == 0 {
+		return nil, errors.New("no CPU has an APIC number")
+	}
+	return ids, nil
+}
+
+func (m *Machine) check() error {
+	for _, id := range m.Online {
+		if !slices.Contains(m.Processors.IDs, id) {
+			return fmt.Errorf("look at machine: the CPU with APIC number %d is not in the firmware's list", id)
+		}
+	}
+	return nil
+}
+
+// Free are the APIC numbers of the CPUs that the running kernel does not use.
+func (m *Machine) Free() []uint32 {
+	return slices.DeleteFunc(slices.Clone(m.Processors.IDs), func(id uint32) bool { return slices.Contains(m.Online, id) })
+}
+
+// bridges are the PCI host bridges: their names in the lists of resources are those of
+// their root buses, "PCI Bus GROUP:BUS" (drivers/pci/probe.c, pci_register_host_bridge).
+func (m *Machine) bridges() ([]bridge, error) {
+	var out []bridge
+	at := func(name string) *bridge {
+		text, ok := strings.CutPrefix(name, "PCI Bus ")
+		group, bus, ok2 := strings.Cut(text, ":")
+		g, err := strconv.ParseUint(group, 16, 16)
+		b, err2 := strconv.ParseUint(bus, 16, 8)
+		if !ok || !ok2 || err != nil || err2 != nil {
+			return nil
+		}
+		for i := range out {
+			if out[i].Group == uint16(g) && out[i].FirstBus == uint8(b) {
+				return &out[i]
+			}
+		}
+		out = append(out, bridge{Segment: Segment{Group: uint16(g), FirstBus: uint8(b)}})
+		return &out[len(out)-1]
+	}
+	for _, r := range m.Resources {
+		if b := at(r.Name); r.Depth == 0 && b != nil && r.Start >= 1<<20 { // below: VGA
+			b.memory = append(b.memory, r.Range)
+		}
+	}
+	for _, r := range m.Ports {
+		if b := at(r.Name); r.Depth == 0 && b != nil {
+			b.ports = append(b.ports, r.Range)
+		}
+	}
+	out = slices.DeleteFunc(out, func(b bridge) bool { return len(b.memory) == 0 }) // of buses below a bridge
+	slices.SortFunc(out, func(a, b bridge) int {
+		return int(a.Group)<<8 + int(a.FirstBus) - int(b.Group)<<8 - int(b.FirstBus)
+	})
+	for i := range out {
+		if err := out[i].place(m.Segments, out[i+1:]); err != nil {
+			return nil, err
+		}
+	}
+	if len(out) == 0 {
+		return nil, errors.New("find PCI: no host bridge is in /proc/iomem")
+	}
+	return out, nil
+}
+
+// place gives a bridge its configuration space. Its buses end where the next one's begin.
+func (b *bridge) place(segments []Segment, others []bridge) error {
+	for _, s := range segments {
+		if s.Group != b.Group || b.FirstBus < s.FirstBus || b.FirstBus > s.LastBus {
+			continue
+		}
+		b.Base, b.LastBus = s.Base, s.LastBus
+		if len(others) > 0 && others[0].Group == b.Group {
+			b.LastBus = min(b.LastBus, others[0].FirstBus-1)
+		}
+		return nil
+	}
+	return fmt.Errorf("find PCI: no memory-mapped configuration space for bus %04x:%02x", b.Group, b.FirstBus)
+}

@@ -1,0 +1,161 @@
+package bare
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/agent"
+	"understudy.dev/understudy/internal/live/filewriter"
+	"understudy.dev/understudy/internal/live/metal"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/morgue"
+)
+
+// deviceLimit is how long a device may take until it answers, once PCI is revealed. It
+// only bounds what hangs.
+const deviceLimit = 30 * time.Second
+
+// nmiEntry is what a kernel runs at an NMI (arch/x86/entry/entry_64.S).
+const nmiEntry = "asm_exc_nmi"
+
+// machine is what a takeover does to the machine that this kernel runs on.
+type machine struct {
+	self    *metal.Self
+	agent   *agent.Agent
+	morgue  *morgue.Morgue
+	nmi     uint64 // physical address of the dead kernel's nmiEntry
+	fenced  bool
+	images  map[string]*image
+	staging staging
+}
+
+// image is a disk of this machine's that nobody else has open for writing.
+type image struct{ *os.File }
+
+// Fence takes out the dead kernel's CPUs and devices, and then has this one find them.
+func (m *machine) Fence(context.Context) error {
+	if err := m.self.Fence(m.nmi); err != nil {
+		return err
+	}
+	m.fenced = true
+	return m.self.Reveal()
+}
+
+func (m *machine) Image(disk string) (takeover.Image, error) {
+	path, err := agent.AwaitDisk(context.Background(), disk, deviceLimit)
+	if err != nil {
+		return nil, err
+	}
+	// Exclusive: it fails while anything here has it mounted (block/bdev.c).
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open disk %s: %w", disk, err)
+	}
+	m.images[disk] = &image{f}
+	return m.images[disk], nil
+}
+
+// HandOver lets go of the disk, so that it can be mounted.
+func (m *machine) HandOver(_ context.Context, disk string) error {
+	i := m.images[disk]
+	if i == nil {
+		return nil // nothing of it was to be salvaged
+	}
+	delete(m.images, disk)
+	return i.Close()
+}
+
+func (m *machine) Mount(ctx context.Context, disk string, check bool) (*wire.Check, error) {
+	var result wire.MountResult
+	err := m.agent.Do(ctx, wire.Mount, wire.MountRequest{Disk: disk, Check: check}, &result)
+	return result.Check, err
+}
+
+func (m *machine) Name(ctx context.Context, r wire.NameRequest) (result wire.NameResult, err error) {
+	return result, m.agent.Do(ctx, wire.Name, r, &result)
+}
+
+func (m *machine) Staging(n int64) ([]byte, error) { return m.staging.reserve(n) }
+
+func (m *machine) Apply(_ context.Context, r wire.ApplyRequest) (result wire.ApplyResult, err error) {
+	for _, d := range m.self.Config.Role.Disks {
+		if d.Name != r.Disk {
+			continue
+		}
+		mount, err := os.Open(d.Mount)
+		if err != nil {
+			return result, fmt.Errorf("open mount: %w", err)
+		}
+		defer mount.Close()
+		return filewriter.Apply(mount, d.Type, m.staging.file, r, time.Time{})
+	}
+	return result, fmt.Errorf("disk %q is not in this machine's configuration", r.Disk)
+}
+
+func (m *machine) Start(ctx context.Context) error { return m.agent.Do(ctx, wire.Start, nil, nil) }
+
+// GoLive brings the interfaces up, with the MACs and addresses that they had.
+func (m *machine) GoLive(ctx context.Context) error {
+	for _, n := range m.self.Config.Role.NICs {
+		if err := agent.AwaitNIC(ctx, n.MAC, deviceLimit); err != nil {
+			return err
+		}
+	}
+	return m.agent.Do(ctx, wire.Configure, m.self.Config.Role, nil)
+}
+
+func (m *machine) Acquaint(ctx context.Context, p wire.Peers) (result wire.AcquaintResult, err error) {
+	b, err := wire.EncodePeers(p)
+	if err != nil {
+		return result, err
+	}
+	return result, m.agent.Do(ctx, wire.Acquaint, wire.AcquaintRequest{Peers: b}, &result)
+}
+
+func (m *machine) Announce(ctx context.Context) error {
+	return m.agent.Do(ctx, wire.Announce, nil, nil)
+}
+
+func (m *machine) Tell(ctx context.Context, rate int) (result wire.TellResult, err error) {
+	return result, m.agent.Do(ctx, wire.Tell, wire.TellRequest{Rate: rate, Limit: tellLimit}, &result)
+}
+
+func (m *machine) Sync(ctx context.Context) error { return m.agent.Do(ctx, wire.Sync, nil, nil) }
+
+// tellLimit is how long the clients may be told.
+const tellLimit = 70 * time.Second
+
+// staging is memory for what is gathered, as a file too.
+type staging struct {
+	file   *os.File
+	mapped []byte
+}
+
+// reserve has the first n bytes there.
+func (s *staging) reserve(n int64) ([]byte, error) {
+	if s.file == nil {
+		fd, err := unix.MemfdCreate("staging", unix.MFD_CLOEXEC)
+		if err != nil {
+			return nil, fmt.Errorf("make room for what is gathered: %w", err)
+		}
+		s.file = os.NewFile(uintptr(fd), "staging")
+	}
+	if n <= int64(len(s.mapped)) {
+		return s.mapped, nil
+	}
+	n = (n + 1<<21 - 1) &^ (1<<21 - 1)
+	if err := unix.Fallocate(int(s.file.Fd()), 0, 0, n); err != nil {
+		return nil, fmt.Errorf("make room for %d MiB that are gathered: %w", n>>20, err)
+	}
+	b, err := unix.Mmap(int(s.file.Fd()), 0, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map %d MiB: %w", n>>20, err)
+	}
+	s.mapped = b // what was mapped before stays: somebody may still use it
+	return b, nil
+}

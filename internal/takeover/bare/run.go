@@ -1,0 +1,169 @@
+package bare
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ram"
+	"understudy.dev/understudy/internal/live/agent"
+	"understudy.dev/understudy/internal/live/liveness"
+	"understudy.dev/understudy/internal/live/metal"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/morgue"
+)
+
+// run is all that the understudy does, from its boot to the end of a takeover.
+func run(ctx context.Context, self *metal.Self) error {
+	now := unix.NsecToTimeval(self.Clock().UnixNano())
+	if err := unix.Settimeofday(&now); err != nil {
+		return fmt.Errorf("set clock: %w", err)
+	}
+	a, err := agent.Boot(nil)
+	if err != nil {
+		return err
+	}
+	self.Enter(metal.Booted)
+	m, err := meet(ctx, self, a)
+	if err != nil {
+		return err
+	}
+	self.Enter(metal.Protected)
+	verdict := watch(self, m.morgue)
+	self.Enter(metal.TakingOver)
+	say("the other kernel is dead: %v", verdict)
+	if err := m.takeOver(ctx, verdict); err != nil {
+		return err
+	}
+	self.Enter(metal.Active)
+	m.enlist()
+	for {
+		self.Count()
+		time.Sleep(period)
+	}
+}
+
+func say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "understudy: "+format+"\n", args...)
+}
+
+// meet learns the other kernel while it lives, and prepares what can be.
+func meet(ctx context.Context, self *metal.Self, a *agent.Agent) (*machine, error) {
+	var ranges []addr.PhysRange
+	for _, r := range self.Config.Memory {
+		ranges = append(ranges, addr.PhysRange{Start: addr.Phys(r.Start), End: addr.Phys(r.End)})
+	}
+	memory, err := ram.OpenRanges("/dev/mem", ranges)
+	if err != nil {
+		return nil, err
+	}
+	m := &machine{self: self, agent: a, morgue: morgue.New(memory), images: make(map[string]*image)}
+	if err := m.morgue.Prepare(ctx); err != nil {
+		return nil, err
+	}
+	if m.nmi, err = m.morgue.Physical(nmiEntry); err != nil {
+		return nil, fmt.Errorf("find what the other kernel runs at an NMI: %w", err)
+	}
+	// The interfaces are not there yet.
+	role := self.Config.Role
+	role.NICs, role.Beat = nil, wire.Beat{}
+	return m, a.Do(ctx, wire.Configure, role, nil)
+}
+
+// period is how often the understudy looks.
+const period = 5 * time.Millisecond
+
+// watch returns when the other kernel is dead.
+func watch(self *metal.Self, m *morgue.Morgue) liveness.Verdict {
+	panics := false
+	limit := self.Config.Limit
+	silencer := liveness.NewSilencer(period, limit)
+	for ; ; time.Sleep(period) {
+		self.Count()
+		cpu, yes := m.Panicked()
+		if yes && panics {
+			return liveness.Verdict{Cause: liveness.PanicState, At: time.Now(), Detail: fmt.Sprintf("CPU %d is in panic()", cpu)}
+		}
+		panics = yes
+		// Nobody but the other kernel runs on its CPUs: all of the time counts.
+		o := liveness.Observation{At: time.Now(), Counter: self.Beat(liveness.CounterOffset), Effort: liveness.Effort{}}
+		if v, dead := silencer.Observe(o); dead && limit > 0 {
+			return v
+		}
+	}
+}
+
+// takeOver goes through a takeover. If it fails after the fence, nothing is served.
+func (m *machine) takeOver(ctx context.Context, v liveness.Verdict) error {
+	t := takeover.NewTimeline(v.At)
+	o := takeover.Options{
+		Salvager: m.morgue, SyncFirst: true,
+		Notice: takeover.Notice{Of: func(netip.AddrPort) bool { return false }},
+	}
+	for _, d := range m.self.Config.Role.Disks {
+		o.Disks = append(o.Disks, d.Name)
+	}
+	serving, err := takeover.Run(ctx, m, t, o)
+	if err != nil {
+		return fmt.Errorf("take over: %w", err)
+	}
+	err = serving.Settle(ctx)
+	say("took over: %d files, %d bytes recovered, %d refused", serving.Files, serving.Bytes, len(serving.Refused))
+	for _, c := range serving.Commits {
+		say("disk %s: %v", c.Disk, &c)
+	}
+	for _, r := range serving.Refused {
+		say("refused: %s: %s", r.What, r.Reason)
+	}
+	_ = takeover.WriteSteps(os.Stderr, t.Steps(), 50)
+	return errors.Join(err, keep(v, serving.Report))
+}
+
+// ReportFile tells of the takeover that this machine's kernel became the active one by.
+const ReportFile = "/run/understudy/takeover.json"
+
+// Report is what is in ReportFile.
+type Report struct {
+	Verdict string `json:"verdict"`
+	*takeover.Report
+	Steps []takeover.Step `json:"steps"`
+}
+
+func keep(v liveness.Verdict, r *takeover.Report) error {
+	b, err := json.MarshalIndent(Report{v.String(), r, r.Timeline.Steps()}, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(ReportFile), 0o755); err != nil {
+		return err
+	}
+	whole := ReportFile + ".new"
+	return errors.Join(os.WriteFile(whole, b, 0o644), os.Rename(whole, ReportFile))
+}
+
+// enlist brings the CPUs that were the other kernel's online here. One that does not come
+// is done without.
+func (m *machine) enlist() {
+	for cpu := 1; ; cpu++ {
+		path := fmt.Sprintf("/sys/devices/system/cpu/cpu%d/online", cpu)
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return
+		}
+		if b[0] == '1' {
+			continue
+		}
+		if err := os.WriteFile(path, []byte("1"), 0); err != nil {
+			say("bring CPU %d online: %v", cpu, err)
+		}
+	}
+}
