@@ -48,6 +48,7 @@ program with the libraries that it needs.`,
 	cmd.Flags().StringVarP(&output, "output", "o", "guest.cpio", "image to write")
 	cmd.Flags().StringVar(&image.Modules, "modules", "", "the guest kernel's lib/modules/RELEASE")
 	cmd.Flags().StringArrayVar(&files, "add", nil, "file of this machine to put at the same path of the guest")
+	cmd.Flags().StringArrayVar(&image.Drivers, "driver", nil, "further module to load, for a device of a bare machine")
 	cmd.Flags().BoolVar(&image.NFSServer, "nfs", false, "add the kernel's NFS server and its helpers")
 	cmd.Flags().BoolVar(&image.NFSClient, "nfs-client", false, "add the kernel's NFS client and its helpers")
 	_ = cmd.MarkFlagRequired("modules") // the flag exists

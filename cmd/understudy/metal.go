@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
@@ -20,8 +21,46 @@ func metalCommand() *cobra.Command {
 		Use:   "metal",
 		Short: "Have an understudy beside this machine's own Linux, without a hypervisor",
 	}
-	cmd.AddCommand(metalParametersCommand(), metalStartCommand(), metalStatusCommand())
+	cmd.AddCommand(metalCheckCommand(), metalParametersCommand(), metalRunCommand(), metalStatusCommand())
 	return cmd
+}
+
+func metalCheckCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Say of each thing that it depends on whether this machine is fit for an understudy",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			found := metal.Check(os.DirFS("/"), metal.Host{})
+			if asJSON {
+				if err := writeJSON(cmd.OutOrStdout(), found); err != nil {
+					return err
+				}
+			} else {
+				writeFindings(cmd.OutOrStdout(), found)
+			}
+			if unfit := metal.Unfit(found); len(unfit) > 0 {
+				return fmt.Errorf("not fit: %d of %d", len(unfit), len(found))
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print for programs")
+	return cmd
+}
+
+func writeFindings(w io.Writer, found []metal.Finding) {
+	for _, f := range found {
+		mark := "fit  "
+		if !f.Fit {
+			mark = "UNFIT"
+		}
+		fmt.Fprintf(w, "%s  %-18s %s\n", mark, f.What, f.Detail)
+		if f.Advice != "" {
+			fmt.Fprintf(w, "       %-18s %s\n", "", f.Advice)
+		}
+	}
 }
 
 func metalParametersCommand() *cobra.Command {
@@ -52,96 +91,70 @@ func metalParametersCommand() *cobra.Command {
 	return cmd
 }
 
-func metalStartCommand() *cobra.Command {
-	var kernel, image, appended, role string
+// beside is what metal run is told.
+type beside struct {
+	kernel, image, appended, role string
+	beat                          wire.Beat
+	limit                         time.Duration
+}
+
+func metalRunCommand() *cobra.Command {
+	var b beside
 	cmd := &cobra.Command{
-		Use:   "start",
-		Short: "Start an understudy beside the running kernel",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			u := &metal.Understudy{Append: appended}
-			var err error
-			if u.Kernel, err = os.ReadFile(kernel); err != nil {
-				return err
-			}
-			if u.Image, err = os.ReadFile(image); err != nil {
-				return err
-			}
-			if u.Config.Role, err = readRole(role); err != nil {
-				return err
-			}
-			return startBeside(cmd.Context(), u)
-		},
+		Use:   "run --kernel VMLINUZ --image CPIO --role FILE",
+		Short: "Start an understudy beside the running kernel, and beat for it until this ends",
+		Long: `Start an understudy beside the running kernel, and beat for it. It takes over when the
+kernel panics, or the beat stops. When this program is asked to end, it stops the
+understudy first.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return b.run(cmd.Context(), cmd.OutOrStdout()) },
 	}
-	cmd.Flags().StringVar(&kernel, "kernel", "", "the understudy's bzImage")
-	cmd.Flags().StringVar(&image, "image", "", "its initramfs")
-	cmd.Flags().StringVar(&appended, "append", "", "further parameters of its kernel")
-	cmd.Flags().StringVar(&role, "role", "", "what it takes over: a JSON file")
+	cmd.Flags().StringVar(&b.kernel, "kernel", "", "the understudy's bzImage; it may be of another version than the running one")
+	cmd.Flags().StringVar(&b.image, "image", "", "its initramfs: understudy initramfs makes it")
+	cmd.Flags().StringVar(&b.role, "role", "", "what it takes over: disks, interfaces, services; JSON")
+	cmd.Flags().StringVar(&b.appended, "append", "", "further parameters of its kernel")
+	cmd.Flags().DurationVar(&b.beat.Period, "beat", 20*time.Millisecond, "how often to beat")
+	cmd.Flags().DurationVar(&b.limit, "limit", time.Second, "silence that is death; 0: none is")
+	cmd.Flags().DurationVar(&b.beat.CPU, "cpu-limit", 10*time.Second, "silence of one CPU that is death; 0: none is")
+	for _, name := range []string{"kernel", "image", "role"} {
+		_ = cmd.MarkFlagRequired(name) // the flag exists
+	}
 	return cmd
 }
 
-func readRole(path string) (c wire.Config, err error) {
-	b, err := os.ReadFile(path)
+// understudy reads what is to be started.
+func (b *beside) understudy() (*metal.Understudy, error) {
+	u := &metal.Understudy{Append: b.appended}
+	u.Config.Limit, u.Config.CPU = b.limit, b.beat.CPU
+	var err error
+	if u.Kernel, err = os.ReadFile(b.kernel); err != nil {
+		return nil, err
+	}
+	if u.Image, err = os.ReadFile(b.image); err != nil {
+		return nil, err
+	}
+	role, err := os.ReadFile(b.role)
 	if err != nil {
-		return c, err
+		return nil, err
 	}
-	if err := json.Unmarshal(b, &c); err != nil {
-		return c, fmt.Errorf("read role %s: %w", path, err)
+	if err := json.Unmarshal(role, &u.Config.Role); err != nil {
+		return nil, fmt.Errorf("read role %s: %w", b.role, err)
 	}
-	return c, nil
+	u.TSC, err = metal.TSC()
+	return u, err
 }
 
-func startBeside(ctx context.Context, u *metal.Understudy) error {
-	m, err := metal.Look(os.DirFS("/"))
+func (b *beside) run(ctx context.Context, w io.Writer) error {
+	if unfit := metal.Unfit(metal.Check(os.DirFS("/"), metal.Host{})); len(unfit) > 0 {
+		return &metal.Refused{Findings: unfit}
+	}
+	u, err := b.understudy()
 	if err != nil {
 		return err
 	}
-	r, err := metal.ParseReservation(m.Cmdline)
+	n, err := metal.Start(os.DirFS("/"), u)
 	if err != nil {
 		return err
 	}
-	if err := r.Left(m.Resources); err != nil {
-		return err
-	}
-	if u.TSC, err = metal.TSC(); err != nil {
-		return err
-	}
-	b, err := metal.Build(m, r, u)
-	if err != nil {
-		return err
-	}
-	if err := metal.Start(b, r, m.Processors.APIC); err != nil {
-		return err
-	}
-	n, err := metal.OpenNeighbour(r)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("it is not protecting after a minute"))
-	defer cancel()
-	return errors.Join(n.Await(ctx, metal.Protected), n.Close())
-}
-
-func metalStatusCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "status",
-		Short: "Say how the understudy is, and what it said",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			line, err := os.ReadFile("/proc/cmdline")
-			if err != nil {
-				return err
-			}
-			r, err := metal.ParseReservation(string(line))
-			if err != nil {
-				return err
-			}
-			n, err := metal.OpenNeighbour(r)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s, %d beats\n%s", n.State(), n.Beats(), n.Log())
-			return n.Close()
-		},
-	}
+	return errors.Join(b.guard(ctx, n, w), n.Stop())
 }

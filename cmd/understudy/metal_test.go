@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,8 +18,11 @@ import (
 	"time"
 
 	"understudy.dev/understudy/internal/lab/barelab"
+	labfault "understudy.dev/understudy/internal/lab/fault"
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/netns"
+	"understudy.dev/understudy/internal/takeover/bare"
 )
 
 // metalRole is what the understudy of the tests takes over.
@@ -31,24 +35,34 @@ const metalRole = `{
 	]
 }`
 
-// bareMachine makes a machine whose Linux runs a script, with the understudy's kernel and
-// image on it.
-func bareMachine(t *testing.T, script string) *barelab.Machine {
+// metalLimit is how long a test may take. It only ends what hangs.
+const metalLimit = 5 * time.Minute
+
+// bareMachine makes a machine whose Linux, the kernel in a directory (dirs.Kernel), runs a
+// script. On it are an understudy's kernel and image, and further files.
+func bareMachine(t *testing.T, active, beside, script string, copies ...string) *barelab.Machine {
 	t.Helper()
 	vm(t)
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
-	kernel, modules, err := dirs.Kernel("")
+	kernel, modules, err := dirs.Kernel(active)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := understudy(t, "initramfs", "-o", in("understudy.cpio"), "--modules", modules); err != nil {
+	other, otherModules, err := dirs.Kernel(beside)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := understudy(t, "initramfs", "-o", in("understudy.cpio"), "--modules", otherModules); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	image := barelab.Image{
 		Program: binary, Modules: modules, Script: script,
-		Copies: map[string]string{"/vmlinuz": kernel, "/understudy.cpio": in("understudy.cpio")},
+		Copies: map[string]string{"/vmlinuz": other, "/understudy.cpio": in("understudy.cpio")},
 		Texts:  map[string]string{"/role.json": metalRole},
+	}
+	for _, c := range copies {
+		image.Copies["/"+filepath.Base(c)] = c
 	}
 	if err := image.WriteFile(in("active.cpio")); err != nil {
 		t.Fatal(err)
@@ -82,32 +96,57 @@ func bootToEnd(t *testing.T, ctx context.Context, m *barelab.Machine) (console s
 	return r.Console()
 }
 
+// metalStart prints the machine's parameters at its first boot, and starts an understudy at
+// its second.
 const metalStart = `
 if ! grep -q understudy.metal /proc/cmdline; then
   echo "PARAMETERS $(understudy metal parameters)"
   poweroff -f
 fi
-understudy metal start --kernel /vmlinuz --image /understudy.cpio --role /role.json --append "GODEBUG=cpu.avx2=off $DEBUG"
-echo "STARTED $?"
+understudy metal check
+` + metalRun
+
+const metalRun = `
+understudy metal run --kernel /vmlinuz --image /understudy.cpio --role /role.json --append "GODEBUG=cpu.avx2=off" > /tmp/run 2>&1 &
+RUN=$!
+while ! grep -q protected /tmp/run; do
+  kill -0 $RUN || { cat /tmp/run; echo "FAILED metal run"; poweroff -f; }
+  sleep 0.1
+done
+echo "PROTECTED"
 `
 
-// TestMetalStart: a second stock kernel boots beside the first, which runs on.
+// TestMetalStart: a second stock kernel boots beside the first, which runs on; it stops when
+// it is told to, and another one starts in its place.
 func TestMetalStart(t *testing.T) {
-	m := bareMachine(t, os.Getenv("METAL_DEBUG")+metalStart+`
-sleep 1
+	m := bareMachine(t, "", "", metalStart+`
+for n in 1 2 3 4 5; do
+  understudy metal status
+  sleep 0.2
+done
+kill $RUN
+wait $RUN
+echo "STOPPED $?"
 understudy metal status
-cat /proc/interrupts
-sleep 1
-understudy metal status | head -1
+`+strings.ReplaceAll(metalRun, "PROTECTED", "AGAIN")+`
+understudy metal status
+cat /proc/uptime
+kill $RUN
+wait $RUN
 poweroff -f
 `)
-	ctx, cancel := context.WithTimeout(context.Background(), 80*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
-	m.Append = parameters(t, ctx, m)
-	t.Log(m.Append)
-	t.Log(bootToEnd(t, ctx, m))
-	b, _ := os.ReadFile(m.Dir + "/console1")
-	t.Logf("second: %s", b)
+	m.Append = parameters(t, ctx, m) + os.Getenv("METAL_DEBUG")
+	console := bootToEnd(t, ctx, m)
+	for text, times := range map[string]int{"UNFIT": 0, "FAILED": 0, "PROTECTED": 1, "AGAIN": 1, "STOPPED 0": 1, "\nprotected": 6, "\nstopped": 1} {
+		if got := strings.Count(strings.ReplaceAll(console, "\r", ""), text); got != times {
+			t.Errorf("%q was said %d times, not %d", text, got, times)
+		}
+	}
+	if t.Failed() {
+		t.Logf("it said:\n%s", console)
+	}
 }
 
 // metalWork leaves files in memory only, and says what each must be. That the disk was not
@@ -137,14 +176,40 @@ cat /sys/block/vda/stat | { read a b c d e f g rest; echo "WRITTEN $g"; }
 echo DYING
 `
 
-// TestMetalTakeover: the machine's own kernel panics, and the understudy beside it has
-// every file exactly as it was, at the same address and MAC.
+// TestMetalTakeover: the machine's own kernel dies, and the understudy beside it has every
+// file exactly as it was, at the same address and MAC.
 func TestMetalTakeover(t *testing.T) {
-	m := bareMachine(t, os.Getenv("METAL_DEBUG")+metalStart+metalWork+"echo c > /proc/sysrq-trigger\n")
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Second)
-	defer cancel()
-	m.Append = parameters(t, ctx, m)
+	t.Run("panic", func(t *testing.T) {
+		testMetalTakeover(t, bareMachine(t, "", "", metalStart+metalWork+"echo c > /proc/sysrq-trigger\n"), "panic state: ")
+	})
+	for _, c := range []struct{ way, active, beside, cause string }{
+		{"hang-all", "6.1-generic", "6.12-cloud", "heartbeat: "},
+		{"oops", "6.1-generic", "6.1-generic", "panic state: "},
+	} {
+		t.Run(c.way, func(t *testing.T) {
+			tier.Full(t, c.way+" of kernel "+c.active+" beside "+c.beside)
+			module, active, err := labfault.Module(c.active)
+			if errors.As(err, new(labfault.Unmet)) {
+				tier.Lacks(t, err)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			cache, err := dirs.Cache()
+			if err != nil {
+				t.Fatal(err)
+			}
+			script := metalStart + metalWork + "echo 1 > /proc/sys/kernel/panic_on_oops\ninsmod /fault.ko way=" + c.way + "\n"
+			m := bareMachine(t, active, filepath.Join(cache, "kernels", c.beside), script, module)
+			testMetalTakeover(t, m, c.cause)
+		})
+	}
+}
 
+func testMetalTakeover(t *testing.T, m *barelab.Machine, cause string) {
+	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
+	defer cancel()
+	m.Append = parameters(t, ctx, m) + os.Getenv("METAL_DEBUG")
 	old := t.TempDir()
 	for i := range 4 {
 		if err := os.WriteFile(filepath.Join(old, fmt.Sprintf("old%d", i+1)), bytes.Repeat([]byte("old content"), 1000), 0o644); err != nil {
@@ -207,9 +272,24 @@ func TestMetalTakeover(t *testing.T) {
 	}
 	fetch("/old1")
 	t.Logf("served again after %v", time.Since(died))
-	report := fetch(":81/takeover.json")
-	t.Logf("%s", report)
 	checkFiles(t, r.Console(), fetch)
+	if mac, err := ns.Neighbor(netip.MustParseAddr("10.77.0.2")); err != nil || mac.String() != "52:54:00:00:00:02" {
+		t.Errorf("the MAC is %v, %v", mac, err)
+	}
+	var report bare.Report
+	for len(report.Verdict) == 0 { // it is written when all is durable
+		if b := fetch(":81/takeover.json"); b != nil {
+			if err := json.Unmarshal(b, &report); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if !strings.HasPrefix(report.Verdict, cause) || len(report.Refused) > 0 || len(report.Commits) != 1 || report.Files < 20 || !report.Durable {
+		t.Errorf("the report is %+v", report)
+	}
+	for _, s := range report.Steps {
+		t.Logf("%-10s %8.1f ms to %8.1f", s.Name, s.Start, s.End)
+	}
 }
 
 // get fetches a file; one that is not there is nil.

@@ -116,6 +116,15 @@ func count(how string) error {
 	if err != nil {
 		return err
 	}
+	if err := BeatOn(page, b); err != nil {
+		return err
+	}
+	select {}
+}
+
+// BeatOn starts to count on a page of liveness.PageBytes, which stays mapped. This process
+// is to do little else.
+func BeatOn(page []byte, b wire.Beat) error {
 	// Nothing is to stop these threads: no collection of garbage, of which they make none;
 	// no wait for a processor of Go's runtime; no page that has to be read again; and no
 	// choice of the OOM killer.
@@ -136,9 +145,9 @@ func count(how string) error {
 		}
 	}
 	if b.Scheduler > 0 {
-		c.ordinary(liveness.SchedulerPulse().Offset, b.Scheduler/liveness.PulsesPerLimit)
+		go c.ordinary(liveness.SchedulerPulse().Offset, b.Scheduler/liveness.PulsesPerLimit)
 	}
-	select {}
+	return nil
 }
 
 // realTime starts a real-time thread that counts every period, on one CPU if that is not

@@ -15,17 +15,20 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// diskPath finds the virtio disk whose serial number is name. Serial numbers
-// of virtio-blk have at most 20 bytes (VIRTIO_BLK_ID_BYTES).
+// diskPath finds the disk whose serial number is name: a virtio disk, or the first
+// namespace of an NVMe controller. Serial numbers of virtio-blk have at most 20 bytes
+// (VIRTIO_BLK_ID_BYTES).
 func diskPath(name string) (string, error) {
-	files, err := filepath.Glob("/sys/block/*/serial")
+	disks, err := filepath.Glob("/sys/block/*")
 	if err != nil {
 		return "", err
 	}
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err == nil && strings.TrimSpace(string(b)) == name {
-			return "/dev/" + filepath.Base(filepath.Dir(f)), nil
+	for _, d := range disks {
+		for _, file := range []string{"serial", "device/serial"} {
+			b, err := os.ReadFile(filepath.Join(d, file))
+			if err == nil && strings.TrimSpace(string(b)) == name {
+				return "/dev/" + filepath.Base(d), nil
+			}
 		}
 	}
 	return "", fmt.Errorf("no disk has serial number %q", name)

@@ -39,6 +39,7 @@ type Image struct {
 	Program   string           // path of the program that becomes PID 1; empty: the running one
 	Modules   string           // lib/modules/RELEASE of the guest's kernel
 	Types     []string         // file systems besides ext4: xfs, btrfs
+	Drivers   []string         // further modules, such as nvme; NAME| if the kernel may have it built in
 	NFSServer bool             // add the kernel's NFS server and its helpers
 	NFSClient bool             // add its client, and helpers
 	Files     []initramfs.File // everything else
@@ -61,7 +62,7 @@ func (i Image) WriteFile(path string) error {
 	if err != nil {
 		return err
 	}
-	modules = append(modules, guestModules...)
+	modules = slices.Concat(modules, guestModules, i.Drivers)
 	for _, t := range i.Types {
 		modules = append(modules, fsModules[t]...)
 	}

@@ -125,9 +125,9 @@ func trampoline(at uint32, e entry) []byte {
 // parkFlags is where in its page a parked CPU sets the byte of its APIC number.
 const parkFlags = 0x400
 
-// park is the page that takes a CPU out of a dead kernel: it says that it is here, and
+// parkCode is the page that takes a CPU out of a kernel: it says that it is here, and
 // halts with interrupts off, until somebody starts it again.
-func park() []byte {
+func parkCode() []byte {
 	c := &code{}
 	c.realMode()
 	c.put(0x66, 0xb8) // mov $1, %eax

@@ -3,11 +3,12 @@ package metal
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
 // parkLimit is how long a CPU may take to say that it is parked. It only bounds what hangs.
-const parkLimit = 2 * time.Second
+const parkLimit = 10 * time.Second
 
 // Fence takes the other kernel's CPUs out, and then its devices off the bus. nmiEntry is
 // the physical address of what that kernel's boot CPU runs at an NMI. It fails if any CPU
@@ -18,7 +19,10 @@ func (s *Self) Fence(nmiEntry uint64) error {
 		return fmt.Errorf("fence: %w", err)
 	}
 	defer a.Close()
-	if err := s.parkOthers(a); err != nil {
+	if slices.Contains(s.Config.Others, s.Config.BootCPU) {
+		return errors.New("fence: the machine's boot CPU is among the others")
+	}
+	if err := park(s.reservation, s.Config.APIC, s.Config.Others); err != nil {
 		return fmt.Errorf("fence: %w", err)
 	}
 	if err := s.parkBoot(a, nmiEntry); err != nil {
@@ -32,25 +36,28 @@ func (s *Self) Fence(nmiEntry uint64) error {
 	return nil
 }
 
-// parkOthers parks the application CPUs, by INIT and a start in our code.
-func (s *Self) parkOthers(a apic) error {
-	at := s.reservation.Low.Start + lowPark
+// park takes CPUs out, by INIT and a start in our code, and makes sure that they are there.
+// The machine's boot CPU must not be among them: an INIT of that resets the machine.
+func park(r Reservation, apicAt uint64, cpus []uint32) error {
+	at := r.Low.Start + lowPark
 	page, err := mapPhysical(Range{at, at + pageBytes})
 	if err != nil {
 		return err
 	}
 	defer page.Close()
-	copy(page.data, park()) // the dead kernel may have written there
-	for _, cpu := range s.Config.Others {
-		if cpu == s.Config.BootCPU {
-			return errors.New("the machine's boot CPU is among the others: an INIT would reset the machine")
-		}
+	copy(page.data, parkCode()) // with no CPU there yet
+	a, err := openAPIC(apicAt)
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	for _, cpu := range cpus {
 		if err := a.start(cpu, byte(at>>12)); err != nil {
 			return err
 		}
 	}
-	for _, cpu := range s.Config.Others {
-		if !await(func() bool { return page.data[parkFlags+cpu] == 1 }) {
+	for _, cpu := range cpus {
+		if !await(func() bool { return page.load8(parkFlags+int(cpu)) == 1 }) {
 			return fmt.Errorf("the CPU with APIC number %d does not stop", cpu)
 		}
 	}
@@ -69,11 +76,7 @@ func (s *Self) parkBoot(a apic, entry uint64) error {
 	if err := a.send(s.Config.BootCPU, icrNMI); err != nil {
 		return err
 	}
-	parked := func() bool {
-		b := w.data[flag:]
-		return uint32(b[0])|uint32(b[1])<<8|uint32(b[2])<<16|uint32(b[3])<<24 == nmiParked
-	}
-	if !await(parked) {
+	if !await(func() bool { return w.load32(flag) == nmiParked }) {
 		return errors.New("the machine's boot CPU takes no NMI: it may still run the dead kernel")
 	}
 	return nil

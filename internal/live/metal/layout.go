@@ -51,9 +51,10 @@ type Config struct {
 	BootCPU  uint32    `json:"boot_cpu"`
 	Others   []uint32  `json:"others"`
 	Segments []Segment `json:"segments"`
-	// Limit is how long the active side may be silent once it has begun to beat; zero: as
-	// long as it likes.
+	// Limit is how long the active side may be silent once it has begun to beat, and CPU
+	// how long one of its CPUs; zero: as long as it likes.
 	Limit time.Duration `json:"limit"`
+	CPU   time.Duration `json:"cpu"`
 }
 
 const configMagic = 0x666e6f6364737375

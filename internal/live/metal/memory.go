@@ -39,6 +39,10 @@ func (w *window) load32(off int) uint32 {
 	return atomic.LoadUint32((*uint32)(unsafe.Pointer(&w.data[off])))
 }
 
+func (w *window) load8(off int) byte {
+	return byte(w.load32(off&^3) >> (8 * (off & 3)))
+}
+
 func (w *window) store32(off int, v uint32) { store32((*uint32)(unsafe.Pointer(&w.data[off])), v) }
 
 // store32 is a plain store, unlike atomic.StoreUint32, which locks the bus and reads first.

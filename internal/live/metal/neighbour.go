@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 )
@@ -13,6 +14,8 @@ type Neighbour struct {
 	reservation Reservation
 	status      *window
 	log         log
+	apicAt      uint64
+	cpus        []uint32
 }
 
 // OpenNeighbour opens the shared pages of the reservation.
@@ -22,8 +25,7 @@ func OpenNeighbour(r Reservation) (*Neighbour, error) {
 	if n.status, err = mapPhysical(Range{r.StatusPage(), r.StatusPage() + pageBytes}); err != nil {
 		return nil, err
 	}
-	n.log.window, err = mapLog(r)
-	if err != nil {
+	if n.log.window, err = mapLog(r); err != nil {
 		return nil, errors.Join(err, n.status.Close())
 	}
 	return n, nil
@@ -34,7 +36,20 @@ func mapLog(r Reservation) (*window, error) {
 	return mapPhysical(Range{at, at + logBytes})
 }
 
-func (n *Neighbour) Close() error { return errors.Join(n.status.Close(), n.log.Close()) }
+func (n *Neighbour) Close() error {
+	return errors.Join(n.status.Close(), n.log.Close())
+}
+
+// BeatPage is where the active side counts. It stays mapped for as long as this process
+// lives: threads count on it.
+func (n *Neighbour) BeatPage() ([]byte, error) {
+	at := n.reservation.BeatPage()
+	w, err := mapPhysical(Range{at, at + pageBytes})
+	if err != nil {
+		return nil, err
+	}
+	return w.data, nil
+}
 
 // State is how far the understudy has come.
 func (n *Neighbour) State() State { return State(n.status.load64(statusState)) }
@@ -45,39 +60,92 @@ func (n *Neighbour) Beats() uint64 { return n.status.load64(statusBeat) }
 // Log is what it said last.
 func (n *Neighbour) Log() []byte { return n.log.text() }
 
-// Start puts an understudy into memory and starts its CPU. It returns when the CPU is in
-// the understudy's kernel.
-func Start(b *Built, r Reservation, apicAt uint64) error {
+// Start builds an understudy for this machine, puts it into memory, and starts its CPU. It
+// returns when that is in the understudy's kernel. root is os.DirFS("/").
+func Start(root fs.FS, u *Understudy) (*Neighbour, error) {
+	n, err := start(root, u)
+	if err != nil {
+		return nil, fmt.Errorf("start understudy: %w", err)
+	}
+	return n, nil
+}
+
+func start(root fs.FS, u *Understudy) (*Neighbour, error) {
+	m, err := Look(root)
+	if err != nil {
+		return nil, err
+	}
+	r, err := ParseReservation(m.Cmdline)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.Left(m.Resources); err != nil {
+		return nil, err
+	}
+	b, err := Build(m, r, u)
+	if err != nil {
+		return nil, err
+	}
+	// What runs there now, if anything does, must not while it is overwritten.
+	if err := park(r, m.Processors.APIC, m.Free()); err != nil {
+		return nil, err
+	}
 	if err := write(b.Pieces); err != nil {
-		return fmt.Errorf("start understudy: %w", err)
+		return nil, err
 	}
-	a, err := openAPIC(apicAt)
-	if err != nil {
-		return fmt.Errorf("start understudy: %w", err)
-	}
-	defer a.Close()
-	at := r.Low.Start + lowTrampoline
-	page, err := mapPhysical(Range{at, at + pageBytes})
-	if err != nil {
-		return fmt.Errorf("start understudy: %w", err)
-	}
-	defer page.Close()
 	n, err := OpenNeighbour(r)
 	if err != nil {
-		return fmt.Errorf("start understudy: %w", err)
+		return nil, err
 	}
-	defer n.Close()
-	n.status.store64(statusClock, uint64(time.Now().UnixNano()))
+	n.apicAt, n.cpus = m.Processors.APIC, m.Free()
+	if err := n.launch(b); err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	return n, nil
+}
+
+// SetClock tells the understudy the time.
+func (n *Neighbour) SetClock(t time.Time) { n.status.store64(statusClock, uint64(t.UnixNano())) }
+
+// launch starts the understudy's first CPU.
+func (n *Neighbour) launch(b *Built) error {
+	a, err := openAPIC(n.apicAt)
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	at := n.reservation.Low.Start + lowTrampoline
+	page, err := mapPhysical(Range{at, at + pageBytes})
+	if err != nil {
+		return err
+	}
+	defer page.Close()
+	n.SetClock(time.Now())
 	if err := a.start(b.CPU, b.Vector); err != nil {
-		return fmt.Errorf("start understudy: %w", err)
+		return err
 	}
-	for range 1000 {
-		if page.load32(trampReached) == reachedKernel {
-			return nil
-		}
+	if !await(func() bool { return page.load32(trampReached) == reachedKernel }) {
+		return fmt.Errorf("the CPU with APIC number %d does not start", b.CPU)
+	}
+	return nil
+}
+
+// stopLimit is how long an understudy may take to hear that it is to stop.
+const stopLimit = time.Second
+
+// Stop has the understudy take over nothing any more, and takes its CPUs out. It is an
+// error if it has taken over, or a CPU of its does not stop.
+func (n *Neighbour) Stop() error {
+	defer n.Close()
+	n.status.store64(statusOrder, orderStop)
+	for end := time.Now().Add(stopLimit); n.State() != Stopped && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
-	return fmt.Errorf("start understudy: the CPU with APIC number %d does not start", b.CPU)
+	if err := park(n.reservation, n.apicAt, n.cpus); err != nil {
+		return fmt.Errorf("stop understudy: %w", err)
+	}
+	n.status.store64(statusState, uint64(Stopped))
+	return nil
 }
 
 // Await waits until the understudy has come as far as that, or has failed.
@@ -148,5 +216,8 @@ func (s *Self) Count() { s.status.store64(statusBeat, s.status.load64(statusBeat
 // Beat is the active side's counter at an offset of its beat page (package liveness).
 func (s *Self) Beat(offset int) uint64 { return s.beat.load64(offset) }
 
-// Clock is the time that the active side had when it started the understudy.
+// Told says whether the active side wants the understudy to stop.
+func (s *Self) Told() bool { return s.status.load64(statusOrder) == orderStop }
+
+// Clock is the time that the active side told last.
 func (s *Self) Clock() time.Time { return time.Unix(0, int64(s.status.load64(statusClock))) }

@@ -96,7 +96,7 @@ func (f *function) silence() error {
 
 // Silence takes the bus from all PCI functions of a segment: what was written to memory by
 // then is there when it returns, and nothing follows. Devices behind bridges are reset.
-func Silence(s Segment) error {
+func Silence(s Segment) (err error) {
 	all, done, err := functions(s)
 	if err != nil {
 		return fmt.Errorf("silence devices: %w", err)

@@ -5,7 +5,7 @@ const (
 	statusReveal = 0x00 // 32 bits, read by the understudy's DSDT: 0 hides PCI, 1 reveals it
 	statusState  = 0x08 // 64 bits, by the understudy: State
 	statusBeat   = 0x10 // 64 bits, by the understudy: counts
-	statusOrder  = 0x40 // 64 bits, by the active side: Order
+	statusOrder  = 0x40 // 64 bits, by the active side: orderStop
 	statusClock  = 0x48 // 64 bits, by the active side: its time, ns since 1970
 )
 
@@ -18,13 +18,17 @@ const (
 	Booted                 // its program runs
 	Protected              // it knows the active kernel, and watches it
 	TakingOver
-	Active // it serves
-	Failed // see its log
+	Active  // it serves
+	Stopped // as it was told, or never started
+	Failed  // see its log
 )
 
 func (s State) String() string {
-	if names := []string{"starting", "booted", "protected", "taking over", "active", "failed"}; s < State(len(names)) {
+	if names := []string{"starting", "booted", "protected", "taking over", "active", "stopped", "failed"}; s < State(len(names)) {
 		return names[s]
 	}
 	return "unknown"
 }
+
+// orderStop has the understudy take over nothing any more.
+const orderStop = 1

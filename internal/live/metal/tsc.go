@@ -4,10 +4,13 @@ import (
 	"bufio"
 	"debug/elf"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"os"
+	"slices"
 	"strconv"
-	"strings"
+	"sync"
 )
 
 // TSC is the frequency of the time stamp counter in kHz, as the running kernel found it:
@@ -23,11 +26,50 @@ func TSC() (uint64, error) {
 	return uint64(khz), nil
 }
 
+// wanted are the variables of the running kernel that are read.
+var wanted = []string{"tsc_khz", "x2apic_mode", "irq_remapping_enabled"}
+
+// symbols are the addresses of those of them that there are. The list is long: it is read
+// once.
+var symbols = sync.OnceValues(func() (map[string]uint64, error) {
+	f, err := os.Open("/proc/kallsyms")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return parseSymbols(f, wanted)
+})
+
+// parseSymbols takes some out of a list like /proc/kallsyms (kernel/kallsyms.c, s_show).
+func parseSymbols(r io.Reader, names []string) (map[string]uint64, error) {
+	found := make(map[string]uint64)
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		line := lines.Bytes()
+		if len(line) < 20 || !slices.ContainsFunc(names, func(n string) bool { return string(line[19:]) == n }) {
+			continue
+		}
+		at, err := strconv.ParseUint(string(line[:16]), 16, 64)
+		if err == nil && at == 0 {
+			err = errors.New("the kernel hides addresses (kernel.kptr_restrict)")
+		}
+		if err != nil {
+			return nil, err
+		}
+		found[string(line[19:])] = at
+	}
+	return found, lines.Err()
+}
+
 // kernelWord reads a 32-bit variable of the running kernel.
 func kernelWord(name string) (uint32, error) {
-	at, err := kernelSymbol(name)
+	all, err := symbols()
 	if err != nil {
 		return 0, err
+	}
+	at, ok := all[name]
+	if !ok {
+		return 0, fmt.Errorf("the kernel has no symbol %s", name)
 	}
 	f, err := elf.Open("/proc/kcore")
 	if err != nil {
@@ -45,25 +87,4 @@ func kernelWord(name string) (uint32, error) {
 		return binary.LittleEndian.Uint32(b[:]), nil
 	}
 	return 0, fmt.Errorf("%s at %#x is not in /proc/kcore", name, at)
-}
-
-// kernelSymbol is the address of a variable in /proc/kallsyms.
-func kernelSymbol(name string) (uint64, error) {
-	f, err := os.Open("/proc/kallsyms")
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		fields := strings.Fields(lines.Text())
-		if len(fields) != 3 || fields[2] != name {
-			continue
-		}
-		at, err := strconv.ParseUint(fields[0], 16, 64)
-		if err == nil && at == 0 {
-			err = fmt.Errorf("the kernel hides addresses (kernel.kptr_restrict)")
-		}
-		return at, err
-	}
-	return 0, fmt.Errorf("the kernel has no symbol %s", name)
 }

@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/internal/live/agent"
@@ -24,12 +22,12 @@ import (
 
 // run is all that the understudy does, from its boot to the end of a takeover.
 func run(ctx context.Context, self *metal.Self) error {
-	now := unix.NsecToTimeval(self.Clock().UnixNano())
-	if err := unix.Settimeofday(&now); err != nil {
-		return fmt.Errorf("set clock: %w", err)
-	}
+	setClock(self.Clock())
 	a, err := agent.Boot(nil)
 	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(ReportFile), 0o755); err != nil {
 		return err
 	}
 	self.Enter(metal.Booted)
@@ -38,7 +36,11 @@ func run(ctx context.Context, self *metal.Self) error {
 		return err
 	}
 	self.Enter(metal.Protected)
-	verdict := watch(self, m.morgue)
+	verdict, dead := watch(self, m.morgue)
+	if !dead {
+		self.Enter(metal.Stopped)
+		return nil
+	}
 	self.Enter(metal.TakingOver)
 	say("the other kernel is dead: %v", verdict)
 	if err := m.takeOver(ctx, verdict); err != nil {
@@ -77,29 +79,6 @@ func meet(ctx context.Context, self *metal.Self, a *agent.Agent) (*machine, erro
 	role := self.Config.Role
 	role.NICs, role.Beat = nil, wire.Beat{}
 	return m, a.Do(ctx, wire.Configure, role, nil)
-}
-
-// period is how often the understudy looks.
-const period = 5 * time.Millisecond
-
-// watch returns when the other kernel is dead.
-func watch(self *metal.Self, m *morgue.Morgue) liveness.Verdict {
-	panics := false
-	limit := self.Config.Limit
-	silencer := liveness.NewSilencer(period, limit)
-	for ; ; time.Sleep(period) {
-		self.Count()
-		cpu, yes := m.Panicked()
-		if yes && panics {
-			return liveness.Verdict{Cause: liveness.PanicState, At: time.Now(), Detail: fmt.Sprintf("CPU %d is in panic()", cpu)}
-		}
-		panics = yes
-		// Nobody but the other kernel runs on its CPUs: all of the time counts.
-		o := liveness.Observation{At: time.Now(), Counter: self.Beat(liveness.CounterOffset), Effort: liveness.Effort{}}
-		if v, dead := silencer.Observe(o); dead && limit > 0 {
-			return v
-		}
-	}
 }
 
 // takeOver goes through a takeover. If it fails after the fence, nothing is served.
@@ -141,9 +120,6 @@ type Report struct {
 func keep(v liveness.Verdict, r *takeover.Report) error {
 	b, err := json.MarshalIndent(Report{v.String(), r, r.Timeline.Steps()}, "", "  ")
 	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(ReportFile), 0o755); err != nil {
 		return err
 	}
 	whole := ReportFile + ".new"

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/agent"
+	"understudy.dev/understudy/internal/live/metal"
+)
+
+// startLimit is how long an understudy may take until it protects the running kernel.
+const startLimit = 3 * time.Minute
+
+// guard beats for an understudy that was started, and returns when ctx ends.
+func (b *beside) guard(ctx context.Context, n *metal.Neighbour, w io.Writer) error {
+	if err := keepAlive(); err != nil {
+		return err
+	}
+	starting, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("it took more than %v", startLimit))
+	defer cancel()
+	if err := n.Await(starting, metal.Protected); err != nil {
+		return err
+	}
+	page, err := n.BeatPage()
+	if err != nil {
+		return err
+	}
+	if err := agent.BeatOn(page, b.beat); err != nil {
+		return err
+	}
+	release, err := metal.Reserved()
+	if err != nil {
+		return err
+	}
+	defer release()
+	fmt.Fprintln(w, "protected")
+	for tick := time.NewTicker(clockPeriod); ; {
+		select {
+		case <-ctx.Done():
+			tick.Stop()
+			return nil
+		case now := <-tick.C:
+			n.SetClock(now)
+		}
+	}
+}
+
+// clockPeriod is how often the understudy is told the time.
+const clockPeriod = time.Second
+
+// keepAlive has this process neither be paged out nor ended for want of memory: the
+// understudy would take its silence for the kernel's.
+func keepAlive() error {
+	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE); err != nil {
+		return fmt.Errorf("lock memory: %w", err)
+	}
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
+		return fmt.Errorf("be spared when memory runs out: %w", err)
+	}
+	return nil
+}
+
+func metalStatusCommand() *cobra.Command {
+	var verbose bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Say how the understudy beside this kernel is",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			line, err := os.ReadFile("/proc/cmdline")
+			if err != nil {
+				return err
+			}
+			r, err := metal.ParseReservation(string(line))
+			if err != nil {
+				return err
+			}
+			n, err := metal.OpenNeighbour(r)
+			if err != nil {
+				return err
+			}
+			defer n.Close()
+			state := n.State()
+			before := n.Beats()
+			time.Sleep(100 * time.Millisecond)
+			if state >= metal.Protected && state < metal.Stopped && n.Beats() == before {
+				return errors.New("not protected: the understudy stands still")
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), state)
+			if verbose {
+				_, err = cmd.OutOrStdout().Write(n.Log())
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "also print what it said")
+	return cmd
+}

@@ -1,0 +1,263 @@
+package metal
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"understudy.dev/understudy/internal/live/dirs"
+)
+
+// machine is the machine of the fixtures, with a reservation.
+func machine(t testing.TB, replaced map[string]string) (*Machine, Reservation) {
+	t.Helper()
+	m, err := Look(root(replaced))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := ParseReservation(m.Cmdline)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, r
+}
+
+func TestLook(t *testing.T) {
+	m, _ := machine(t, nil)
+	if !slices.Equal(m.Online, []uint32{0, 2}) || !slices.Equal(m.Free(), []uint32{4, 6}) {
+		t.Errorf("online %v, free %v", m.Online, m.Free())
+	}
+	for name, bad := range map[string]string{
+		"proc/cpuinfo":   "processor : 0\napicid : 7\n", // not in the firmware's list
+		"proc/iomem":     "00000000-00000000 : System RAM\n",
+		acpiDir + "APIC": "", acpiDir + "MCFG": "", acpiDir + "FACP": "",
+	} {
+		if _, err := Look(root(map[string]string{name: bad})); err == nil {
+			t.Errorf("%s of %q was taken", name, bad)
+		}
+	}
+}
+
+func TestBridges(t *testing.T) {
+	m, _ := machine(t, map[string]string{
+		"proc/iomem": iomemReserved + "400000000-4ffffffff : PCI Bus 0000:80\n",
+	})
+	got, err := m.bridges()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 2 || got[0].LastBus != 0x7f || got[1].FirstBus != 0x80 || got[1].LastBus != 0xff || len(got[0].memory) != 3 || len(got[0].ports) != 2 {
+		t.Errorf("%+v", got)
+	}
+	m.Segments[0].LastBus = 0x7f
+	if got, err := m.bridges(); err == nil {
+		t.Errorf("a bus without configuration space: %+v", got)
+	}
+}
+
+// find is the piece at an address.
+func (b *Built) find(t *testing.T, at uint64) []byte {
+	t.Helper()
+	for _, p := range b.Pieces {
+		if p.At == at {
+			return p.Bytes
+		}
+	}
+	t.Fatalf("nothing is at %#x", at)
+	return nil
+}
+
+func TestBuild(t *testing.T) {
+	m, r := machine(t, nil)
+	image := bytes.Repeat([]byte("image"), 2000)
+	b, err := Build(m, r, &Understudy{Kernel: bzImage(nil), Image: image, Append: "more=1", TSC: 2_500_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.CPU != 4 || b.Vector != 0x20 {
+		t.Errorf("CPU %d starts at page %#x", b.CPU, b.Vector)
+	}
+	for _, word := range []string{"maxcpus=2", "disable_cpu_apicid=0", "tsc_early_khz=2500000", "no_ipi_broadcast=1", reserved, UnderstudyParameter, "more=1"} {
+		if !slices.Contains(strings.Fields(b.Line), word) {
+			t.Errorf("%s is not in %s", word, b.Line)
+		}
+	}
+	for i, p := range b.Pieces {
+		in := Range{p.At, p.At + uint64(len(p.Bytes))}
+		if p.At != mpPointer && !slices.ContainsFunc([]Range{r.Low, r.Mid, r.High}, func(o Range) bool { return o.Contains(in) }) {
+			t.Errorf("%v is not in reserved memory", in)
+		}
+		for _, o := range b.Pieces[:i] {
+			if in.overlaps(Range{o.At, o.At + uint64(len(o.Bytes))}) {
+				t.Errorf("%v and what is at %#x overlap", in, o.At)
+			}
+		}
+	}
+	params := b.find(t, r.Mid.Start+midParams)
+	at := uint64(binary.LittleEndian.Uint32(params[bootRamdisk:])) | uint64(binary.LittleEndian.Uint32(params[bootExtRamdisk:]))<<32
+	if !bytes.Equal(b.find(t, at), image) || binary.LittleEndian.Uint32(params[bootRamdiskSize:]) != uint32(len(image)) {
+		t.Errorf("the image is not at %#x", at)
+	}
+	checkTables(t, b.find(t, r.Mid.Start+midACPI), r.Mid.Start+midACPI, binary.LittleEndian.Uint64(params[bootRSDP:]))
+	c, err := decodeConfig(b.find(t, r.Mid.Start+midConfig))
+	if err != nil || c.BootCPU != 0 || !slices.Equal(c.Others, []uint32{2}) || len(c.Memory) != 5 {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+// checkTables walks the tables as a kernel would.
+func checkTables(t *testing.T, b []byte, base, root uint64) {
+	t.Helper()
+	at := func(where uint64) []byte { return b[where-base:] }
+	p := at(root)
+	if string(p[:8]) != "RSD PTR " || sum(p[:20]) != 0 || sum(p[:36]) != 0 {
+		t.Fatalf("no root pointer at %#x", root)
+	}
+	list, err := table(at(binary.LittleEndian.Uint64(p[24:])), "XSDT")
+	if err != nil || len(list) != acpiHeader+2*8 {
+		t.Fatalf("%x, %v", list, err)
+	}
+	fadt, err := table(at(binary.LittleEndian.Uint64(list[acpiHeader:])), "FACP")
+	if err != nil || len(fadt) != fadtSize {
+		t.Fatalf("%x, %v", fadt, err)
+	}
+	if _, err := table(at(binary.LittleEndian.Uint64(fadt[fadtXDSDT:])), "DSDT"); err != nil {
+		t.Error(err)
+	}
+	cpus, err := ParseMADT(at(binary.LittleEndian.Uint64(list[acpiHeader+8:])))
+	// The machine's boot CPU, those of the understudy, and the others.
+	if err != nil || !slices.Equal(cpus.IDs, []uint32{0, 4, 6, 2}) {
+		t.Errorf("%+v, %v", cpus, err)
+	}
+}
+
+func TestBuildRefused(t *testing.T) {
+	kernel := func(edit func(b []byte)) *Understudy { return &Understudy{Kernel: bzImage(edit), TSC: 1e6} }
+	put16 := func(at int, v uint16) func([]byte) {
+		return func(b []byte) { binary.LittleEndian.PutUint16(b[at:], v) }
+	}
+	for name, u := range map[string]*Understudy{
+		"no kernel":         {Kernel: []byte("nothing")},
+		"old protocol":      kernel(put16(bootVersion, 0x205)),
+		"32 bits only":      kernel(put16(bootXLoadFlags, 0)),
+		"low only":          kernel(put16(bootXLoadFlags, xloadKernel64)),
+		"crooked alignment": kernel(put16(bootAlignment, 3)),
+		"no body":           kernel(func(b []byte) { b[bootHeader] = 100 }),
+		"too large":         kernel(func(b []byte) { binary.LittleEndian.PutUint32(b[bootInitSize:], 0xf0000000) }),
+		"long command line": {Kernel: bzImage(nil), Append: strings.Repeat("x", 2048)},
+	} {
+		m, r := machine(t, nil)
+		if b, err := Build(m, r, u); err == nil {
+			t.Errorf("%s: %s", name, b.Line)
+		}
+	}
+	m, r := machine(t, map[string]string{"proc/cpuinfo": "apicid : 0\napicid : 2\napicid : 4\napicid : 6\n"})
+	if _, err := Build(m, r, kernel(nil)); err == nil {
+		t.Error("no CPU was free")
+	}
+}
+
+// TestMemoryMap: the understudy has its own memory, no other, and nothing twice.
+func TestMemoryMap(t *testing.T) {
+	m, r := machine(t, nil)
+	all := memoryMap(m, r)
+	for i, e := range all {
+		if e.Type == e820RAM && !slices.ContainsFunc([]Range{r.Low, r.Mid, r.High}, func(o Range) bool { return o.Contains(e.Range) }) {
+			t.Errorf("%v is the understudy's", e.Range)
+		}
+		if i > 0 && all[i-1].End > e.Start {
+			t.Errorf("%v and %v overlap", all[i-1], e)
+		}
+	}
+	for _, used := range Memory(m.Resources) {
+		if !slices.ContainsFunc(all, func(e E820) bool { return e.Type == e820Reserved && e.Contains(used) }) {
+			t.Errorf("%v of the active kernel is not reserved", used)
+		}
+	}
+	for _, device := range []Range{{0x80000000, 0xb0000000}, {0x380000000, 0xb80000000}} {
+		if slices.ContainsFunc(all, func(e E820) bool { return e.overlaps(device) }) {
+			t.Errorf("%v of devices is taken", device)
+		}
+	}
+}
+
+func TestIdentity(t *testing.T) {
+	const at = 0x7be20000
+	b := identity(at, Range{0x20000, 0x60000}, Range{0x7be00000, 0x7fe00000}, Range{0x120000000, 0x180000000})
+	walk := func(va uint64) (pa uint64, ok bool) {
+		entry := func(table, index uint64) uint64 { return binary.LittleEndian.Uint64(b[table-at+8*(index&511):]) }
+		top := entry(at, va>>39)
+		if top&pagePresent == 0 {
+			return 0, false
+		}
+		gib := entry(top&^0xfff, va>>30)
+		if gib&pagePresent == 0 {
+			return 0, false
+		}
+		e := entry(gib&^0xfff, va>>21)
+		return e&^0xfff&^pageLarge + va&(huge-1), e&pagePresent != 0 && e&pageLarge != 0
+	}
+	for _, va := range []uint64{0, 0x20000, 0x3fffffff, 0x40000000, 0x7fdfffff, 0x120000000, 0x17fffffff} {
+		if pa, ok := walk(va); !ok || pa != va {
+			t.Errorf("%#x is at %#x, %v", va, pa, ok)
+		}
+	}
+	for _, va := range []uint64{0x80000000, 0xfee00000, 0x180000000, 1 << 39} {
+		if pa, ok := walk(va); ok {
+			t.Errorf("%#x is mapped, to %#x", va, pa)
+		}
+	}
+}
+
+// TestParseKernel takes a stock one apart.
+func TestParseKernel(t *testing.T) {
+	path, _, err := dirs.Kernel("")
+	if err != nil {
+		t.Skip(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := ParseKernel(b)
+	if err != nil || k.Alignment != huge || k.InitSize < uint64(len(k.Body)) {
+		t.Errorf("%+v, %v", k, err)
+	}
+}
+
+func FuzzParseKernel(f *testing.F) {
+	f.Add(bzImage(nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		k, err := ParseKernel(b)
+		if err != nil {
+			return
+		}
+		if len(k.Body) <= entry64 || len(k.header) > bootMaxHeaderEnd-bootHeader {
+			t.Errorf("a header of %d bytes, a body of %d", len(k.header), len(k.Body))
+		}
+		if _, err := k.params(boot{}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func FuzzConfig(f *testing.F) {
+	b, _ := (&Config{Memory: []Range{{1, 2}}}).encode()
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := decodeConfig(b)
+		if err != nil {
+			return
+		}
+		again, err := c.encode()
+		if err != nil {
+			return // longer than it may be
+		}
+		if _, err := decodeConfig(again); err != nil {
+			t.Error(err)
+		}
+	})
+}

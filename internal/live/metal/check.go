@@ -1,0 +1,241 @@
+package metal
+
+import (
+	"fmt"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Finding is one thing about a machine that an understudy beside its kernel depends on.
+type Finding struct {
+	What   string `json:"what"`
+	Fit    bool   `json:"fit"`
+	Detail string `json:"detail"`
+	Advice string `json:"advice,omitempty"` // what to do if it is not fit
+}
+
+// Running is what has to be asked of the running kernel and its CPU, and is in no file.
+type Running interface {
+	// Word is a 32-bit variable of the kernel's.
+	Word(symbol string) (uint32, error)
+	// LogicalAPIC is the logical destination register of this CPU's local APIC; an error
+	// if it cannot be read.
+	LogicalAPIC(apic uint64) (uint32, error)
+}
+
+// Check says of each thing whether this machine is fit to start an understudy now, in a
+// stable order. root is os.DirFS("/").
+func Check(root fs.FS, k Running) []Finding {
+	m, err := Look(root)
+	if err != nil {
+		return []Finding{{What: "machine", Detail: err.Error(), Advice: "Run this as root, on a PC whose firmware has ACPI tables and PCI Express."}}
+	}
+	c := &checker{root: root, kernel: k, machine: m}
+	c.lockdown()
+	reserved := c.memory()
+	if reserved {
+		c.unsaved()
+	}
+	c.cpus()
+	c.x2APIC()
+	c.destinations(reserved)
+	c.broadcast()
+	c.iommu()
+	c.encryption()
+	c.kdump()
+	c.fred()
+	return c.found
+}
+
+// Unfit are the findings that speak against a start.
+func Unfit(all []Finding) []Finding {
+	return slices.DeleteFunc(slices.Clone(all), func(f Finding) bool { return f.Fit })
+}
+
+type checker struct {
+	root    fs.FS
+	kernel  Running
+	machine *Machine
+	found   []Finding
+}
+
+const (
+	adviceInstall = "Run understudy metal install, and boot again."
+	adviceBoot    = "Boot with "
+)
+
+func (c *checker) add(what string, fit bool, advice, format string, args ...any) {
+	f := Finding{What: what, Fit: fit, Detail: fmt.Sprintf(format, args...)}
+	if !fit {
+		f.Advice = advice
+	}
+	c.found = append(c.found, f)
+}
+
+// parameter says whether a word is on the running kernel's command line.
+func (c *checker) parameter(word string) bool {
+	return slices.Contains(strings.Fields(c.machine.Cmdline), word)
+}
+
+// lockdown: Documentation/admin-guide/kernel-parameters.txt, lockdown=.
+func (c *checker) lockdown() {
+	b, err := fs.ReadFile(c.root, "sys/kernel/security/lockdown")
+	locked := err == nil && !strings.Contains(string(b), "[none]")
+	c.add("lockdown", !locked, "Turn Secure Boot off in the firmware, or boot without lockdown=.",
+		"%s", pick(locked, "this kernel is locked down, which forbids /dev/mem", "this kernel is not locked down"))
+}
+
+// pick is a if yes, else b.
+func pick(yes bool, a, b string) string {
+	if yes {
+		return a
+	}
+	return b
+}
+
+func (c *checker) memory() bool {
+	r, err := ParseReservation(c.machine.Cmdline)
+	if err == nil {
+		err = r.Left(c.machine.Resources)
+	}
+	if err != nil {
+		c.add("memory", false, adviceInstall, "%v", err)
+		return false
+	}
+	if !c.parameter("iomem=relaxed") {
+		c.add("memory", false, adviceInstall, "iomem=relaxed is missing: /dev/mem does not show the local APIC")
+		return false
+	}
+	c.add("memory", true, "", "%d MiB are the understudy's", r.High.Len()>>20)
+	return true
+}
+
+// takeoverNeeds is what an understudy comes by with besides what it gathers, bytes.
+const takeoverNeeds = 400 << 20
+
+// unsaved: what the kernel may leave unsaved passes through the understudy's memory
+// (Documentation/admin-guide/sysctl/vm.rst, dirty_ratio).
+func (c *checker) unsaved() {
+	number := func(name string) uint64 {
+		b, _ := fs.ReadFile(c.root, "proc/sys/vm/"+name) // none: zero
+		v, _ := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+		return v
+	}
+	most := number("dirty_bytes")
+	if most == 0 {
+		var all uint64
+		for _, m := range Memory(c.machine.Resources) {
+			all += m.Len()
+		}
+		most = all / 100 * number("dirty_ratio")
+	}
+	r, err := ParseReservation(c.machine.Cmdline)
+	if err != nil {
+		return // said already
+	}
+	room := r.High.Len() - takeoverNeeds
+	c.add("unsaved data", most > 0 && most <= room, fmt.Sprintf("Set vm.dirty_bytes to at most %d, or give the understudy more memory.", room),
+		"this kernel leaves up to %d MiB unsaved, and the understudy has room for %d MiB", most>>20, room>>20)
+}
+
+func (c *checker) cpus() {
+	free := len(c.machine.Free())
+	c.add("CPUs", free > 0, adviceInstall, "%d are free for the understudy, %d are this kernel's", free, len(c.machine.Online))
+}
+
+// x2APIC: its command register is an MSR, and not where we write
+// (arch/x86/kernel/apic/apic.c, x2apic_mode).
+func (c *checker) x2APIC() {
+	on, err := c.kernel.Word("x2apic_mode")
+	switch {
+	case err != nil:
+		c.add("APIC", false, "Boot with sysctl.kernel.kptr_restrict=0, on a kernel with /proc/kcore.", "whether it is in x2APIC mode cannot be seen: %v", err)
+	default:
+		c.add("APIC", on == 0, adviceBoot+"nox2apic.", "%s", pick(on == 0, "xAPIC mode", "x2APIC mode is not supported yet"))
+	}
+}
+
+// destinations: in logical flat mode the kernel gives each CPU a bit of the logical
+// destination register (arch/x86/kernel/apic/apic_flat_64.c), the same as the understudy
+// would; in physical mode it leaves it at zero, as it is after a reset.
+func (c *checker) destinations(reserved bool) {
+	if !reserved {
+		return // the register cannot be read yet
+	}
+	ldr, err := c.kernel.LogicalAPIC(c.machine.Processors.APIC)
+	if err != nil {
+		c.add("interrupts", false, adviceBoot+"iomem=relaxed.", "the local APIC cannot be read: %v", err)
+		return
+	}
+	c.add("interrupts", ldr == 0, adviceBoot+"possible_cpus=9 or more, of a kernel that goes by it (up to 6.8).",
+		"%s", pick(ldr == 0, "physical APIC destinations", "logical APIC destinations: those of one kernel would reach the other"))
+}
+
+// broadcast: arch/x86/kernel/apic/ipi.c.
+func (c *checker) broadcast() {
+	off := c.parameter("no_ipi_broadcast=1")
+	c.add("IPI broadcast", off, adviceInstall, "%s", pick(off, "off", "on: a panic of this kernel would stop the understudy's CPUs"))
+}
+
+// iommu: an understudy has no DMAR or IVRS table, and cannot program what is on.
+func (c *checker) iommu() {
+	const advice = adviceBoot + "intel_iommu=off amd_iommu=off intremap=off."
+	units, _ := fs.ReadDir(c.root, "sys/class/iommu") // none: no such directory
+	if len(units) > 0 {
+		c.add("IOMMU", false, advice, "%d units translate what devices write", len(units))
+		return
+	}
+	on, err := c.kernel.Word("irq_remapping_enabled")
+	remapped := err == nil && on != 0
+	c.add("IOMMU", !remapped, advice, "%s", pick(remapped, "interrupts are remapped", "off"))
+}
+
+// encryption: the other kernel's memory would read as noise.
+func (c *checker) encryption() {
+	on := c.parameter("mem_encrypt=on")
+	c.add("memory encryption", !on, adviceBoot+"mem_encrypt=off.", "%s", pick(on, "on", "off"))
+}
+
+// kdump: Documentation/ABI/testing/sysfs-kernel-kexec.
+func (c *checker) kdump() {
+	b, err := fs.ReadFile(c.root, "sys/kernel/kexec_crash_loaded")
+	loaded := err == nil && strings.TrimSpace(string(b)) != "0"
+	c.add("kdump", !loaded, "Unload it: systemctl disable --now kdump-tools.",
+		"%s", pick(loaded, "a crash kernel is loaded: it would run in the place of a takeover", "no crash kernel is loaded"))
+}
+
+// fred: Documentation/admin-guide/kernel-parameters.txt, fred=. An NMI does not go by the
+// interrupt table then.
+func (c *checker) fred() {
+	on := c.parameter("fred=on")
+	c.add("NMI", !on, adviceBoot+"fred=off.", "%s", pick(on, "is delivered by FRED, where it cannot be caught", "goes by the interrupt table"))
+}
+
+// Host is the kernel that runs this program.
+type Host struct{}
+
+func (Host) Word(symbol string) (uint32, error) { return kernelWord(symbol) }
+
+const apicLDR = 0x0d0 // Intel SDM volume 3, 11.6.2.2
+
+func (Host) LogicalAPIC(at uint64) (uint32, error) {
+	a, err := openAPIC(at)
+	if err != nil {
+		return 0, err
+	}
+	ldr := a.load32(apicLDR)
+	return ldr, a.Close()
+}
+
+// Refused says why an understudy is not started.
+type Refused struct{ Findings []Finding }
+
+func (r *Refused) Error() string {
+	var lines []string
+	for _, f := range r.Findings {
+		lines = append(lines, fmt.Sprintf("%s: %s. %s", f.What, f.Detail, f.Advice))
+	}
+	return "this machine is not fit for an understudy (" + strconv.Itoa(len(r.Findings)) + "): " + strings.Join(lines, " ")
+}

@@ -1,0 +1,71 @@
+package metal
+
+import (
+	"errors"
+	"io/fs"
+	"slices"
+	"testing"
+	"testing/fstest"
+)
+
+// fakeKernel is a running kernel of the tests.
+type fakeKernel struct {
+	words map[string]uint32
+	ldr   uint32
+	err   error
+}
+
+func (k fakeKernel) Word(symbol string) (uint32, error) {
+	v, ok := k.words[symbol]
+	if !ok {
+		return 0, fs.ErrNotExist
+	}
+	return v, nil
+}
+
+func (k fakeKernel) LogicalAPIC(uint64) (uint32, error) { return k.ldr, k.err }
+
+func TestCheck(t *testing.T) {
+	const good = "quiet iomem=relaxed no_ipi_broadcast=1 " + reserved + "\n"
+	words := map[string]uint32{"x2apic_mode": 0, "irq_remapping_enabled": 0}
+	for _, c := range []struct {
+		name  string
+		files map[string]string
+		k     fakeKernel
+		unfit []string
+	}{
+		{"fit", nil, fakeKernel{words: words}, nil},
+		{"not installed", map[string]string{"proc/cmdline": "quiet\n", "proc/iomem": iomem}, fakeKernel{words: words}, []string{"memory", "IPI broadcast"}},
+		{"not relaxed", map[string]string{"proc/cmdline": "no_ipi_broadcast=1 " + reserved + "\n"}, fakeKernel{words: words}, []string{"memory"}},
+		{"memmap= forgotten", map[string]string{"proc/iomem": iomem}, fakeKernel{words: words}, []string{"memory"}},
+		{"much unsaved", map[string]string{"proc/sys/vm/dirty_bytes": "2000000000\n"}, fakeKernel{words: words}, []string{"unsaved data"}},
+		{"no CPU left", map[string]string{"proc/cpuinfo": "apicid : 0\napicid : 2\napicid : 4\napicid : 6\n"}, fakeKernel{words: words}, []string{"CPUs"}},
+		{"locked down", map[string]string{"sys/kernel/security/lockdown": "none [integrity] confidentiality\n"}, fakeKernel{words: words}, []string{"lockdown"}},
+		{"open", map[string]string{"sys/kernel/security/lockdown": "[none] integrity confidentiality\n"}, fakeKernel{words: words}, nil},
+		{"x2APIC", nil, fakeKernel{words: map[string]uint32{"x2apic_mode": 1}}, []string{"APIC"}},
+		{"nothing to be seen", nil, fakeKernel{}, []string{"APIC"}},
+		{"logical", nil, fakeKernel{words: words, ldr: 1 << 24}, []string{"interrupts"}},
+		{"no APIC", nil, fakeKernel{words: words, err: errors.New("no")}, []string{"interrupts"}},
+		{"remapped", nil, fakeKernel{words: map[string]uint32{"x2apic_mode": 0, "irq_remapping_enabled": 1}}, []string{"IOMMU"}},
+		{"IOMMU", map[string]string{"sys/class/iommu/dmar0/x": ""}, fakeKernel{words: words}, []string{"IOMMU"}},
+		{"encrypted", map[string]string{"proc/cmdline": "mem_encrypt=on " + good}, fakeKernel{words: words}, []string{"memory encryption"}},
+		{"kdump", map[string]string{"sys/kernel/kexec_crash_loaded": "1\n"}, fakeKernel{words: words}, []string{"kdump"}},
+		{"FRED", map[string]string{"proc/cmdline": "fred=on " + good}, fakeKernel{words: words}, []string{"NMI"}},
+		{"no PC", map[string]string{acpiDir + "APIC": ""}, fakeKernel{words: words}, []string{"machine"}},
+	} {
+		files := root(map[string]string{"proc/cmdline": good})
+		for name, text := range c.files {
+			files[name] = &fstest.MapFile{Data: []byte(text)}
+		}
+		var unfit []string
+		for _, f := range Unfit(Check(files, c.k)) {
+			unfit = append(unfit, f.What)
+			if f.Advice == "" {
+				t.Errorf("%s: %s has no advice", c.name, f.What)
+			}
+		}
+		if !slices.Equal(unfit, c.unfit) {
+			t.Errorf("%s: unfit are %v, not %v", c.name, unfit, c.unfit)
+		}
+	}
+}

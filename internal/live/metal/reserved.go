@@ -1,0 +1,49 @@
+package metal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Reserved keeps this machine's administrator from what would end an understudy: to bring
+// its CPUs online, and to suspend or hibernate the machine, both of which send its CPUs an
+// INIT. The files in /sys for that cannot be written to until release. They are read-only
+// mounts of themselves, which is what the error says.
+func Reserved() (release func(), err error) {
+	files, err := filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*/online")
+	if err != nil {
+		return nil, err
+	}
+	guarded := []string{"/sys/power/state"}
+	for _, f := range files {
+		if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) == "0" {
+			guarded = append(guarded, f)
+		}
+	}
+	var done []string
+	release = func() {
+		for _, f := range done {
+			_ = unix.Unmount(f, unix.MNT_DETACH) // it is there, and ours
+		}
+	}
+	for _, f := range guarded {
+		err := unix.Mount(f, f, "", unix.MS_BIND, "")
+		if errors.Is(err, os.ErrNotExist) {
+			continue // a kernel without suspend
+		}
+		if err == nil {
+			done = append(done, f)
+			err = unix.Mount("", f, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")
+		}
+		if err != nil {
+			release()
+			return nil, fmt.Errorf("guard %s: %w", f, err)
+		}
+	}
+	return release, nil
+}

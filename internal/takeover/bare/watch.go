@@ -1,0 +1,99 @@
+package bare
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/liveness"
+	"understudy.dev/understudy/internal/live/metal"
+	"understudy.dev/understudy/internal/takeover/morgue"
+)
+
+// period is how often the understudy looks.
+const period = 5 * time.Millisecond
+
+// pulse is one of the other kernel's counters. Nobody but that kernel runs on its CPUs, so
+// all of the time counts.
+type pulse struct {
+	liveness.Pulse
+	silencer *liveness.Silencer
+}
+
+// pulses are what the other kernel counts: the beat, and a thread on each of its CPUs.
+func pulses(c *metal.Config) []*pulse {
+	var all []*pulse
+	add := func(p liveness.Pulse, limit time.Duration) {
+		if limit > 0 {
+			all = append(all, &pulse{p, liveness.NewSilencer(max(period, limit/liveness.PulsesPerLimit), limit)})
+		}
+	}
+	add(liveness.Pulse{Offset: liveness.CounterOffset, Cause: liveness.Silence, Name: "the heartbeat"}, c.Limit)
+	for _, p := range liveness.CPUPulses(1 + len(c.Others)) {
+		add(p, c.CPU)
+	}
+	return all
+}
+
+// observe looks once.
+func (p *pulse) observe(at time.Time, counter uint64) (liveness.Verdict, bool) {
+	v, dead := p.silencer.Observe(liveness.Observation{At: at, Counter: counter, Effort: liveness.Effort{}})
+	if dead {
+		v.Cause, v.Detail = p.Cause, fmt.Sprintf("%s: %s", p.Name, v.Detail)
+	}
+	return v, dead
+}
+
+// watch returns when the other kernel is dead, and false if it says that the understudy is to
+// stop.
+func watch(self *metal.Self, m *morgue.Morgue) (liveness.Verdict, bool) {
+	panics := false
+	all := pulses(self.Config)
+	c := clock{told: self.Clock()}
+	for ; ; time.Sleep(period) {
+		self.Count()
+		c.follow(self.Clock())
+		if self.Told() {
+			return liveness.Verdict{}, false
+		}
+		cpu, yes := m.Panicked()
+		if yes && panics {
+			return liveness.Verdict{Cause: liveness.PanicState, At: time.Now(), Detail: fmt.Sprintf("CPU %d is in panic()", cpu)}, true
+		}
+		panics = yes
+		for _, p := range all {
+			if v, dead := p.observe(time.Now(), self.Beat(p.Offset)); dead {
+				return v, true
+			}
+		}
+	}
+}
+
+// clock is the other kernel's, as it was told last.
+type clock struct{ told time.Time }
+
+// clockSlack is how far the understudy's clock may be off before it is set.
+const clockSlack = 20 * time.Millisecond
+
+// follow sets the time if it is told anew: the two kernels count the same ticks, but the
+// other's clock is kept right by somebody.
+func (c *clock) follow(told time.Time) {
+	if told.Equal(c.told) {
+		return
+	}
+	c.told = told
+	if off := time.Until(told); off.Abs() > clockSlack && off.Abs() < maxStep {
+		setClock(told)
+	}
+}
+
+// maxStep is more than a clock is ever set by.
+const maxStep = 20 * 365 * 24 * time.Hour
+
+func setClock(t time.Time) {
+	now := unix.NsecToTimeval(t.UnixNano())
+	if err := unix.Settimeofday(&now); err != nil {
+		say("set clock: %v", err)
+	}
+}

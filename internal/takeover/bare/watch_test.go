@@ -1,0 +1,58 @@
+package bare
+
+import (
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/internal/live/liveness"
+	"understudy.dev/understudy/internal/live/metal"
+)
+
+// TestPulses: what stands still past its limit is a death, of its own kind, and what has
+// not begun to count is not.
+func TestPulses(t *testing.T) {
+	c := &metal.Config{Limit: time.Second, CPU: 4 * time.Second, Others: []uint32{2}}
+	for _, test := range []struct {
+		name    string
+		stuck   int // index of the pulse that stops; -1: none
+		never   bool
+		want    liveness.Cause
+		within  time.Duration
+		nothing bool
+	}{
+		{name: "all count", stuck: -1, nothing: true},
+		{name: "the beat stops", stuck: 0, want: liveness.Silence, within: 1100 * time.Millisecond},
+		{name: "a CPU stops", stuck: 2, want: liveness.StuckCPU, within: 4100 * time.Millisecond},
+		{name: "nothing has begun", stuck: -1, never: true, nothing: true},
+	} {
+		all := pulses(c)
+		if len(all) != 3 {
+			t.Fatalf("%d pulses", len(all))
+		}
+		start := time.Unix(0, 0)
+		var got liveness.Verdict
+		var dead bool
+		var took time.Duration
+		for i := 0; i < 2000 && !dead; i++ {
+			took = time.Duration(i) * period
+			for n, p := range all {
+				counter := uint64(i + 1)
+				if n == test.stuck {
+					counter = 1
+				}
+				if test.never {
+					counter = 0
+				}
+				if v, d := p.observe(start.Add(took), counter); d {
+					got, dead = v, true
+				}
+			}
+		}
+		if dead == test.nothing || got.Cause != test.want || dead && took > test.within {
+			t.Errorf("%s: %v, %v after %v", test.name, dead, got, took)
+		}
+	}
+	if all := pulses(&metal.Config{}); len(all) != 0 {
+		t.Errorf("%d pulses without limits", len(all))
+	}
+}
