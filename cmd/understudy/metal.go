@@ -21,7 +21,7 @@ func metalCommand() *cobra.Command {
 		Use:   "metal",
 		Short: "Have an understudy beside this machine's own Linux, without a hypervisor",
 	}
-	cmd.AddCommand(metalCheckCommand(), metalParametersCommand(), metalRunCommand(), metalStatusCommand())
+	cmd.AddCommand(metalCheckCommand(), metalParametersCommand(), metalInstallCommand(), metalRemoveCommand(), metalRunCommand(), metalStatusCommand())
 	return cmd
 }
 
@@ -64,30 +64,20 @@ func writeFindings(w io.Writer, found []metal.Finding) {
 }
 
 func metalParametersCommand() *cobra.Command {
-	var memory, cpus int
+	var r reserve
 	cmd := &cobra.Command{
 		Use:   "parameters",
 		Short: "Print the kernel parameters that leave room for an understudy",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			m, err := metal.Look(os.DirFS("/"))
-			if err != nil {
-				return err
+			words, err := r.parameters()
+			if err == nil {
+				fmt.Fprintln(cmd.OutOrStdout(), strings.Join(words, " "))
 			}
-			r, err := metal.Reserve(m.Resources, uint64(memory)<<20)
-			if err != nil {
-				return err
-			}
-			keep := len(m.Processors.IDs) - cpus
-			if keep < 1 || cpus < 1 {
-				return fmt.Errorf("of %d CPUs, %d cannot be the understudy's", len(m.Processors.IDs), cpus)
-			}
-			fmt.Fprintln(cmd.OutOrStdout(), strings.Join(r.Parameters(keep), " "))
-			return nil
+			return err
 		},
 	}
-	cmd.Flags().IntVar(&memory, "memory", 1536, "the understudy's memory, MiB")
-	cmd.Flags().IntVar(&cpus, "cpus", 1, "the understudy's CPUs")
+	r.flags(cmd)
 	return cmd
 }
 

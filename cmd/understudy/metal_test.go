@@ -36,7 +36,7 @@ const metalRole = `{
 }`
 
 // metalLimit is how long a test may take. It only ends what hangs.
-const metalLimit = 5 * time.Minute
+const metalLimit = 10 * time.Minute
 
 // bareMachine makes a machine whose Linux, the kernel in a directory (dirs.Kernel), runs a
 // script. On it are an understudy's kernel and image, and further files.

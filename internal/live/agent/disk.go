@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,23 +16,48 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// diskPath finds the disk whose serial number is name: a virtio disk, or the first
-// namespace of an NVMe controller. Serial numbers of virtio-blk have at most 20 bytes
-// (VIRTIO_BLK_ID_BYTES).
-func diskPath(name string) (string, error) {
-	disks, err := filepath.Glob("/sys/block/*")
+// diskPath finds the disk whose serial number is name, or its partition N if that is
+// followed by -partN, as udev has it: a virtio disk, or the first namespace of an NVMe
+// controller. Serial numbers of virtio-blk have at most 20 bytes (VIRTIO_BLK_ID_BYTES).
+func diskPath(name string) (string, error) { return findDisk("/sys/block", name) }
+
+func findDisk(sys, name string) (string, error) {
+	disks, err := filepath.Glob(filepath.Join(sys, "*"))
 	if err != nil {
 		return "", err
 	}
+	serial, part, parted := strings.Cut(name, "-part")
 	for _, d := range disks {
-		for _, file := range []string{"serial", "device/serial"} {
-			b, err := os.ReadFile(filepath.Join(d, file))
-			if err == nil && strings.TrimSpace(string(b)) == name {
-				return "/dev/" + filepath.Base(d), nil
-			}
+		switch {
+		case hasSerial(d, name):
+			return "/dev/" + filepath.Base(d), nil
+		case parted && hasSerial(d, serial):
+			return partition(d, part)
 		}
 	}
 	return "", fmt.Errorf("no disk has serial number %q", name)
+}
+
+func hasSerial(disk, serial string) bool {
+	return slices.ContainsFunc([]string{"serial", "device/serial"}, func(file string) bool {
+		b, err := os.ReadFile(filepath.Join(disk, file))
+		return err == nil && strings.TrimSpace(string(b)) == serial
+	})
+}
+
+// partition is that of a number (Documentation/ABI/stable/sysfs-block, partition).
+func partition(disk, number string) (string, error) {
+	files, err := filepath.Glob(filepath.Join(disk, "*", "partition"))
+	if err != nil {
+		return "", err
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err == nil && strings.TrimSpace(string(b)) == number {
+			return "/dev/" + filepath.Base(filepath.Dir(f)), nil
+		}
+	}
+	return "", fmt.Errorf("disk %s has no partition %s", filepath.Base(disk), number)
 }
 
 // AwaitDisk waits, within a limit, until there is a disk of that serial number, and returns

@@ -127,3 +127,28 @@ func TestCheckWithoutChecker(t *testing.T) {
 		t.Errorf("%+v, %v; %v", greeting, err, have)
 	}
 }
+
+func TestFindDisk(t *testing.T) {
+	sys := t.TempDir()
+	for name, text := range map[string]string{
+		"vda/serial": "data\n", "vdb/serial": "odd-part3\n", "vdc/size": "8\n",
+		"nvme0n1/device/serial": "S4EWNX0R  \n", "nvme0n1/nvme0n1p2/partition": "2\n", "nvme0n1/nvme0n1p12/partition": "12\n",
+	} {
+		at := filepath.Join(sys, name)
+		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(at, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{
+		"data": "/dev/vda", "odd-part3": "/dev/vdb", "S4EWNX0R": "/dev/nvme0n1", "S4EWNX0R-part2": "/dev/nvme0n1p2",
+		"S4EWNX0R-part12": "/dev/nvme0n1p12", "S4EWNX0R-part1": "", "S4EWNX0R-part": "", "other": "", "": "",
+	} {
+		got, err := findDisk(sys, name)
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("disk %q is %q, %v, not %q", name, got, err, want)
+		}
+	}
+}

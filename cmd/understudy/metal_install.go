@@ -1,0 +1,213 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/guest"
+	"understudy.dev/understudy/internal/live/initramfs"
+	"understudy.dev/understudy/internal/live/metal"
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// reserve is how much of the machine an understudy gets.
+type reserve struct{ memory, cpus int }
+
+func (r *reserve) flags(cmd *cobra.Command) {
+	cmd.Flags().IntVar(&r.memory, "memory", 1536, "the understudy's memory, MiB")
+	cmd.Flags().IntVar(&r.cpus, "cpus", 1, "the understudy's CPUs")
+}
+
+// parameters are those of the machine's own kernel.
+func (r *reserve) parameters() ([]string, error) {
+	m, err := metal.Look(os.DirFS("/"))
+	if err != nil {
+		return nil, err
+	}
+	reserved, err := metal.ParseReservation(m.Cmdline)
+	switch {
+	case err != nil: // it is not there yet
+		if reserved, err = metal.Reserve(m.Resources, uint64(r.memory)<<20); err != nil {
+			return nil, err
+		}
+	case reserved.High.Len() != uint64(r.memory)<<20:
+		return nil, fmt.Errorf("this kernel was booted with %d MiB for an understudy: to have %d, run understudy metal remove, and boot again first", reserved.High.Len()>>20, r.memory)
+	}
+	keep := len(m.Processors.IDs) - r.cpus
+	if keep < 1 || r.cpus < 1 {
+		return nil, fmt.Errorf("of %d CPUs, %d cannot be the understudy's", len(m.Processors.IDs), r.cpus)
+	}
+	return reserved.Parameters(keep), nil
+}
+
+// installation is what metal install is told.
+type installation struct {
+	reserve
+	release, role      string
+	mounts, interfaces []string
+	files              []string
+}
+
+func metalInstallCommand() *cobra.Command {
+	var i installation
+	cmd := &cobra.Command{
+		Use:   "install --role FILE | --mount DIR --interface NAME",
+		Short: "Have this machine start an understudy at each boot, from the next one on",
+		Long: `Have this machine start an understudy at each boot, from the next one on: write the kernel
+parameters for GRUB, the understudy's image, and a systemd unit. The role says what is taken
+over; without, it is made of what is mounted on directories and the addresses of interfaces
+as they are now, with no services. understudy metal remove undoes it.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := i.install(); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "installed. What is taken over is in %s/role.json: look at it, and boot again.\n", metal.StateDir)
+			return nil
+		},
+	}
+	i.flags(cmd)
+	cmd.Flags().StringVar(&i.release, "release", "", "the understudy's kernel: a release in /boot and /lib/modules; the running one by default")
+	cmd.Flags().StringVar(&i.role, "role", "", "what it takes over, JSON")
+	cmd.Flags().StringArrayVar(&i.mounts, "mount", nil, "directory on whose disk a file system is to be taken over")
+	cmd.Flags().StringArrayVar(&i.interfaces, "interface", nil, "network interface to be taken over")
+	cmd.Flags().StringArrayVar(&i.files, "add", nil, "file of this machine to put at the same path of the understudy's image")
+	return cmd
+}
+
+func (i *installation) install() error {
+	parameters, err := i.parameters()
+	if err != nil {
+		return err
+	}
+	if i.release == "" {
+		var uts unix.Utsname
+		if err := unix.Uname(&uts); err != nil {
+			return err
+		}
+		i.release = unix.ByteSliceToString(uts.Release[:])
+	}
+	kernel, err := os.ReadFile("/boot/vmlinuz-" + i.release)
+	if err != nil {
+		return err
+	}
+	if _, err := metal.ParseKernel(kernel); err != nil {
+		return err
+	}
+	role, err := i.makeRole()
+	if err != nil {
+		return err
+	}
+	program, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(os.MkdirAll(metal.StateDir, 0o755), os.MkdirAll(filepath.Dir(metal.GRUBFile), 0o755)); err != nil {
+		return err
+	}
+	if err := i.image(filepath.Join(metal.StateDir, "understudy.cpio")); err != nil {
+		return err
+	}
+	for path, text := range map[string][]byte{
+		filepath.Join(metal.StateDir, "vmlinuz"): kernel, filepath.Join(metal.StateDir, "role.json"): role,
+		metal.GRUBFile: []byte(metal.GRUB(parameters)), metal.UnitFile: []byte(metal.UnitText(program)),
+	} {
+		if err := replaceFile(path, text); err != nil {
+			return err
+		}
+	}
+	return errors.Join(system("update-grub"), system("systemctl", "daemon-reload"), system("systemctl", "enable", metal.Unit))
+}
+
+// makeRole is the role as it was given, or made of this machine.
+func (i *installation) makeRole() ([]byte, error) {
+	var role wire.Config
+	if i.role != "" {
+		b, err := os.ReadFile(i.role)
+		if err == nil {
+			err = json.Unmarshal(b, &role)
+		}
+		return b, err
+	}
+	if len(i.mounts) == 0 && len(i.interfaces) == 0 {
+		return nil, errors.New("nothing is to be taken over: give --role, or --mount and --interface")
+	}
+	role.Partition = "understudy"
+	for _, dir := range i.mounts {
+		d, err := metal.DiskOf(os.DirFS("/"), dir)
+		if err != nil {
+			return nil, err
+		}
+		role.Disks = append(role.Disks, d)
+	}
+	for _, name := range i.interfaces {
+		n, err := metal.NICOf(name)
+		if err != nil {
+			return nil, err
+		}
+		role.NICs = append(role.NICs, n)
+	}
+	return json.MarshalIndent(role, "", "  ")
+}
+
+// image makes the understudy's, with drivers for what it takes over.
+func (i *installation) image(path string) error {
+	drivers, err := metal.DriversOf(os.DirFS("/"), i.interfaces, i.mounts)
+	if err != nil {
+		return err
+	}
+	image := guest.Image{Modules: "/lib/modules/" + i.release, Drivers: drivers}
+	for _, f := range i.files {
+		more, err := initramfs.Add(f)
+		if err != nil {
+			return err
+		}
+		image.Files = append(image.Files, more...)
+	}
+	return image.WriteFile(path)
+}
+
+// replaceFile writes a file: complete and on disk, or not at all.
+func replaceFile(path string, text []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".understudy-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// system runs a program of the system's.
+func system(name string, args ...string) error {
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", name, err, out)
+	}
+	return nil
+}
+
+func metalRemoveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "remove",
+		Short: "Undo metal install: stop the understudy, and give its CPUs and memory back at the next boot",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			err := system("systemctl", "disable", "--now", metal.Unit)
+			return errors.Join(err, os.Remove(metal.UnitFile), os.Remove(metal.GRUBFile), os.RemoveAll(metal.StateDir),
+				system("systemctl", "daemon-reload"), system("update-grub"))
+		},
+	}
+}

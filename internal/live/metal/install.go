@@ -1,0 +1,45 @@
+package metal
+
+import (
+	"fmt"
+	"strings"
+)
+
+// What install writes, below the root directory, and remove takes away again.
+const (
+	// GRUBFile is read by Debian's update-grub(8), after /etc/default/grub.
+	GRUBFile = "/etc/default/grub.d/understudy-metal.cfg"
+	UnitFile = "/etc/systemd/system/" + Unit
+	Unit     = "understudy-metal.service"
+	// StateDir has the understudy's kernel, image and role.
+	StateDir = "/var/lib/understudy/metal"
+)
+
+// GRUB is the content of GRUBFile. It is a shell script, and GRUB's own configuration
+// another: what is quoted for the first still has a backslash before each $ for the second.
+func GRUB(parameters []string) string {
+	words := strings.ReplaceAll(strings.Join(parameters, " "), "$", `\\\$`)
+	return "# Written by understudy metal install; understudy metal remove takes it away.\n" +
+		`GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX ` + words + "\"\n"
+}
+
+// UnitText is the content of UnitFile: program is the path of this one. It is ended before
+// the file systems are unmounted, and stops the understudy then.
+func UnitText(program string) string {
+	return fmt.Sprintf(`[Unit]
+Description=Understudy beside this kernel
+After=local-fs.target network.target
+ConditionKernelCommandLine=%[2]s
+
+[Service]
+ExecStart=%[1]s metal run --kernel %[3]s/vmlinuz --image %[3]s/understudy.cpio --role %[3]s/role.json
+Type=exec
+OOMScoreAdjust=-1000
+LimitMEMLOCK=infinity
+LimitRTPRIO=infinity
+TimeoutStopSec=30
+
+[Install]
+WantedBy=multi-user.target
+`, program, strings.TrimSuffix(Parameter, "="), StateDir)
+}

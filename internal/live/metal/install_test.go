@@ -1,0 +1,107 @@
+package metal
+
+import (
+	"io/fs"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// TestGRUB reads the file as update-grub does, and what that writes as GRUB does: both as
+// a shell would.
+func TestGRUB(t *testing.T) {
+	r, err := ParseReservation(reserved)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "quiet " + strings.Join(r.Parameters(2), " ")
+	sh := func(script string) string {
+		t.Helper()
+		out, err := exec.Command("sh", "-c", script).Output()
+		if err != nil {
+			t.Fatalf("%s: %v", script, err)
+		}
+		return strings.TrimSuffix(string(out), "\n")
+	}
+	line := sh("GRUB_CMDLINE_LINUX=quiet\n" + GRUB(r.Parameters(2)) + `printf '%s\n' "$GRUB_CMDLINE_LINUX"`)
+	if got := sh("printf '%s\\n' \"" + line + "\""); got != want {
+		t.Errorf("the kernel is booted with\n%s, not\n%s", got, want)
+	}
+}
+
+func TestUnit(t *testing.T) {
+	text := UnitText("/usr/local/bin/understudy")
+	for _, line := range []string{
+		"ConditionKernelCommandLine=understudy.metal\n",
+		"ExecStart=/usr/local/bin/understudy metal run --kernel /var/lib/understudy/metal/vmlinuz --image /var/lib/understudy/metal/understudy.cpio --role /var/lib/understudy/metal/role.json\n",
+	} {
+		if !strings.Contains(text, line) {
+			t.Errorf("%q is not in\n%s", line, text)
+		}
+	}
+}
+
+// sysfs is a machine with a virtio disk, an NVMe disk with partitions, and a volume.
+func sysfs(mountinfo string) fstest.MapFS {
+	link := func(to string) *fstest.MapFile {
+		return &fstest.MapFile{Data: []byte(to), Mode: fs.ModeSymlink | 0o777}
+	}
+	text := func(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s)} }
+	return fstest.MapFS{
+		"proc/self/mountinfo":                                           text(mountinfo),
+		"sys/dev/block/254:0":                                           link("../../devices/pci0000:00/virtio1/block/vda"),
+		"sys/dev/block/259:2":                                           link("../../devices/pci0000:00/nvme/nvme0/nvme0n1/nvme0n1p2"),
+		"sys/dev/block/253:0":                                           link("../../devices/virtual/block/dm-0"),
+		"sys/dev/block/8:0":                                             link("../../devices/pci0000:00/block/sda"),
+		"sys/devices/virtual/block/dm-0/dm/name":                        text("vg-srv\n"),
+		"sys/devices/pci0000:00/virtio1/block/vda/serial":               text("data\n"),
+		"sys/devices/pci0000:00/nvme/nvme0/nvme0n1/device/serial":       text("S4EWNX0R   \n"),
+		"sys/devices/pci0000:00/nvme/nvme0/nvme0n1/nvme0n1p2/partition": text("2\n"),
+		"sys/devices/pci0000:00/block/sda/size":                         text("8\n"),
+	}
+}
+
+func TestDiskOf(t *testing.T) {
+	line := func(device, dir, kind string) string {
+		return "36 25 " + device + " / " + dir + " rw,relatime shared:1 - " + kind + " /dev/x rw\n"
+	}
+	for _, c := range []struct {
+		name, info, mount string
+		want              wire.Disk // zero: refused
+	}{
+		{"virtio", line("254:0", "/srv", "ext4"), "/srv", wire.Disk{Name: "data", Type: "ext4", Mount: "/srv"}},
+		{"partition", line("259:2", "/srv", "ext3"), "/srv", wire.Disk{Name: "S4EWNX0R-part2", Type: "ext3", Mount: "/srv"}},
+		{"a space", line("254:0", `/my\040files`, "ext4"), "/my files", wire.Disk{Name: "data", Type: "ext4", Mount: "/my files"}},
+		{"mounted over", line("8:0", "/srv", "xfs") + line("254:0", "/srv", "ext4"), "/srv", wire.Disk{Name: "data", Type: "ext4", Mount: "/srv"}},
+		{"volume", line("253:0", "/srv", "ext4"), "/srv", wire.Disk{}},
+		{"no serial number", line("8:0", "/srv", "ext4"), "/srv", wire.Disk{}},
+		{"another type", line("254:0", "/srv", "xfs"), "/srv", wire.Disk{}},
+		{"root", line("254:0", "/", "ext4"), "/", wire.Disk{}},
+		{"not mounted", line("254:0", "/srv", "ext4"), "/home", wire.Disk{}},
+		{"unknown device", line("7:7", "/srv", "ext4"), "/srv", wire.Disk{}},
+	} {
+		got, err := DiskOf(sysfs(c.info), c.mount)
+		if got != c.want || (err == nil) != (c.want.Name != "") {
+			t.Errorf("%s: %+v, %v", c.name, got, err)
+		}
+	}
+}
+
+func TestDriversOf(t *testing.T) {
+	files := sysfs("36 25 259:2 / /srv rw - ext4 /dev/x rw\n")
+	link := func(at, to string) { files[at] = &fstest.MapFile{Data: []byte(to), Mode: fs.ModeSymlink | 0o777} }
+	link("sys/class/net/eth0", "../../devices/pci0000:00/0000:00:03.0/net/eth0")
+	link("sys/devices/pci0000:00/0000:00:03.0/driver/module", "../../../../module/e1000e")
+	link("sys/devices/pci0000:00/nvme/driver/module", "../../../module/nvme")
+	got, err := DriversOf(files, []string{"eth0"}, []string{"/srv"})
+	if err != nil || !slices.Equal(got, []string{"e1000e|", "nvme|"}) {
+		t.Errorf("%v, %v", got, err)
+	}
+	if got, err := DriversOf(files, []string{"eth1"}, nil); err == nil {
+		t.Errorf("an interface that is not there has drivers %v", got)
+	}
+}

@@ -1,0 +1,127 @@
+package metal
+
+import (
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// DiskOf is what is mounted on a directory of this machine, as an understudy finds it
+// again: by the serial number of its disk. root is os.DirFS("/"). What does not lie
+// directly on a disk, or is of a type that is not salvaged, is refused.
+func DiskOf(root fs.FS, mount string) (d wire.Disk, err error) {
+	b, err := fs.ReadFile(root, "proc/self/mountinfo")
+	if err != nil {
+		return d, err
+	}
+	m, err := mounted(string(b), mount)
+	if err != nil {
+		return d, err
+	}
+	if !slices.Contains([]string{"ext4", "ext3", "ext2"}, m.kind) {
+		return d, fmt.Errorf("%s has a file system of type %s: ext4, ext3 and ext2 can be taken over", mount, m.kind)
+	}
+	if mount == "/" {
+		return d, fmt.Errorf("the root file system cannot be taken over yet: put what is to be on a disk of its own")
+	}
+	serial, err := serialOf(root, m.device)
+	if err != nil {
+		return d, fmt.Errorf("%s: %w", mount, err)
+	}
+	return wire.Disk{Name: serial, Type: m.kind, Mount: mount}, nil
+}
+
+// mountPoint is a line of /proc/self/mountinfo (proc(5)).
+type mountPoint struct {
+	device string // MAJOR:MINOR
+	kind   string
+}
+
+// mounted finds what is mounted on a directory: the last one counts.
+func mounted(info, dir string) (found mountPoint, err error) {
+	for line := range strings.Lines(info) {
+		before, after, ok := strings.Cut(line, " - ")
+		f, g := strings.Fields(before), strings.Fields(after)
+		if !ok || len(f) < 6 || len(g) < 2 {
+			continue
+		}
+		if unescape(f[4]) == dir && f[3] == "/" {
+			found = mountPoint{f[2], g[0]}
+		}
+	}
+	if found.device == "" {
+		return found, fmt.Errorf("nothing is mounted on %s", dir)
+	}
+	return found, nil
+}
+
+// unescape undoes \040 and its like (fs/proc_namespace.c, show_mountinfo).
+func unescape(s string) string {
+	var out strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if v, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				out.WriteByte(byte(v))
+				i += 3
+				continue
+			}
+		}
+		out.WriteByte(s[i])
+	}
+	return out.String()
+}
+
+// serialOf is the serial number of a block device's disk, with -partN behind it if it is a
+// partition.
+func serialOf(root fs.FS, device string) (serial string, err error) {
+	dir := "sys/dev/block/" + device
+	number := ""
+	if b, err := fs.ReadFile(root, dir+"/partition"); err == nil {
+		number = strings.TrimSpace(string(b))
+		dir += "/.."
+	}
+	at, err := resolve(root, dir)
+	if err != nil {
+		return "", err
+	}
+	for _, stacked := range []string{"dm", "md", "loop", "bcache"} {
+		if _, err := fs.Stat(root, at+"/"+stacked); err == nil {
+			return "", fmt.Errorf("it lies on %s (%s), which an understudy cannot put together yet", path.Base(at), stacked)
+		}
+	}
+	for _, file := range []string{"/serial", "/device/serial"} {
+		if b, err := fs.ReadFile(root, at+file); err == nil && strings.TrimSpace(string(b)) != "" {
+			serial = strings.TrimSpace(string(b))
+			break
+		}
+	}
+	if serial == "" {
+		return "", fmt.Errorf("disk %s has no serial number to be found again by", path.Base(at))
+	}
+	if number != "" {
+		serial += "-part" + number
+	}
+	return serial, nil
+}
+
+// resolve follows the link of a block device in sysfs.
+func resolve(root fs.FS, dir string) (string, error) {
+	link, up := strings.CutSuffix(dir, "/..")
+	target, err := fs.ReadLink(root, link)
+	if err != nil {
+		return "", fmt.Errorf("find device %s: %w", path.Base(link), err)
+	}
+	at := path.Join(path.Dir(link), target)
+	if up {
+		at = path.Dir(at)
+	}
+	if !strings.HasPrefix(at, "sys/devices/") {
+		return "", fmt.Errorf("find device %s: it is %s", path.Base(link), at)
+	}
+	return at, nil
+}
