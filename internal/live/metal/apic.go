@@ -80,17 +80,21 @@ func (a apic) idle() bool {
 	return false
 }
 
-// start has a CPU start in a page below 1 MiB, as a PC's firmware and kernels do (Intel
-// SDM volume 3, 9.4.4). It must not be the machine's boot CPU: an INIT of that resets the
-// machine.
-func (a apic) start(cpu uint32, page byte) error {
-	if err := a.send(cpu, icrINIT); err != nil {
-		return err
+// start has CPUs start in a page below 1 MiB, as a PC's firmware and kernels do (Intel SDM
+// volume 3, 9.4.4). The machine's boot CPU must not be among them: an INIT of that resets
+// the machine.
+func (a apic) start(page byte, cpus ...uint32) error {
+	for _, cpu := range cpus {
+		if err := a.send(cpu, icrINIT); err != nil {
+			return err
+		}
 	}
 	time.Sleep(10 * time.Millisecond)
 	for range 2 {
-		if err := a.send(cpu, icrStart|uint32(page)); err != nil {
-			return err
+		for _, cpu := range cpus {
+			if err := a.send(cpu, icrStart|uint32(page)); err != nil {
+				return err
+			}
 		}
 		time.Sleep(200 * time.Microsecond)
 	}

@@ -3,9 +3,14 @@ package metal
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
+
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // Understudy is what is to be started.
@@ -40,7 +45,36 @@ func Build(m *Machine, r Reservation, u *Understudy) (*Built, error) {
 	return b, nil
 }
 
+// taken are the file systems that are taken over.
+var taken = []string{"ext4", "ext3", "ext2"}
+
+// checkRole refuses what an understudy could not do.
+func checkRole(role *wire.Config) error {
+	if role.NFS != nil {
+		return errors.New("an NFS server cannot be taken over on a bare machine yet")
+	}
+	for _, d := range role.Disks {
+		if d.Name == "" || !path.IsAbs(d.Mount) || !slices.Contains(taken, d.Type) {
+			return fmt.Errorf("disk %q of type %q on %q: a serial number, one of %v and a directory are needed", d.Name, d.Type, d.Mount, taken)
+		}
+	}
+	for _, n := range role.NICs {
+		if _, err := net.ParseMAC(n.MAC); err != nil {
+			return fmt.Errorf("interface: %w", err)
+		}
+		for _, text := range []string{n.Address, n.Address6} {
+			if _, err := netip.ParsePrefix(text); err != nil && text != "" {
+				return fmt.Errorf("interface %s: %w", n.MAC, err)
+			}
+		}
+	}
+	return nil
+}
+
 func build(m *Machine, r Reservation, u *Understudy) (*Built, error) {
+	if err := checkRole(&u.Config.Role); err != nil {
+		return nil, err
+	}
 	free := m.Free()
 	if len(free) == 0 {
 		return nil, errors.New("the running kernel uses all CPUs: see maxcpus= of understudy metal install")
@@ -55,6 +89,9 @@ func build(m *Machine, r Reservation, u *Understudy) (*Built, error) {
 	}
 	c := u.Config
 	c.Memory, c.APIC, c.Segments = Memory(m.Resources), m.Processors.APIC, m.Segments
+	for _, b := range bridges {
+		c.Roots = append(c.Roots, b.Segment)
+	}
 	c.BootCPU, c.Others = m.Online[0], m.Online[1:]
 	config, err := c.encode()
 	if err != nil {

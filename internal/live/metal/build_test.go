@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // machine is the machine of the fixtures, with a reservation.
@@ -139,7 +140,17 @@ func TestBuildRefused(t *testing.T) {
 	put16 := func(at int, v uint16) func([]byte) {
 		return func(b []byte) { binary.LittleEndian.PutUint16(b[at:], v) }
 	}
+	role := func(c wire.Config) *Understudy {
+		u := kernel(nil)
+		u.Config.Role = c
+		return u
+	}
 	for name, u := range map[string]*Understudy{
+		"NFS":               role(wire.Config{NFS: new(wire.NFS)}),
+		"type of disk":      role(wire.Config{Disks: []wire.Disk{{Name: "data", Type: "xfs", Mount: "/srv"}}}),
+		"place of disk":     role(wire.Config{Disks: []wire.Disk{{Name: "data", Type: "ext4", Mount: "srv"}}}),
+		"MAC":               role(wire.Config{NICs: []wire.NIC{{MAC: "52:54", Address: "10.0.0.1/8"}}}),
+		"address":           role(wire.Config{NICs: []wire.NIC{{MAC: "52:54:00:00:00:02", Address: "10.0.0.1"}}}),
 		"no kernel":         {Kernel: []byte("nothing")},
 		"old protocol":      kernel(put16(bootVersion, 0x205)),
 		"32 bits only":      kernel(put16(bootXLoadFlags, 0)),

@@ -29,7 +29,7 @@ func (s *Self) Fence(nmiEntry uint64) error {
 		return fmt.Errorf("fence: %w", err)
 	}
 	for _, g := range s.Config.Segments {
-		if err := Silence(g); err != nil {
+		if err := Silence(g, s.Config.roots(g.Group)); err != nil {
 			return fmt.Errorf("fence: %w", err)
 		}
 	}
@@ -51,10 +51,8 @@ func park(r Reservation, apicAt uint64, cpus []uint32) error {
 		return err
 	}
 	defer a.Close()
-	for _, cpu := range cpus {
-		if err := a.start(cpu, byte(at>>12)); err != nil {
-			return err
-		}
+	if err := a.start(byte(at>>12), cpus...); err != nil {
+		return err
 	}
 	for _, cpu := range cpus {
 		if !await(func() bool { return page.load8(parkFlags+int(cpu)) == 1 }) {

@@ -51,10 +51,22 @@ type Config struct {
 	BootCPU  uint32    `json:"boot_cpu"`
 	Others   []uint32  `json:"others"`
 	Segments []Segment `json:"segments"`
+	// Roots are the first buses of the host bridges, one in each segment of its own.
+	Roots []Segment `json:"roots"`
 	// Limit is how long the active side may be silent once it has begun to beat, and CPU
 	// how long one of its CPUs; zero: as long as it likes.
 	Limit time.Duration `json:"limit"`
 	CPU   time.Duration `json:"cpu"`
+}
+
+// roots are the first buses of the host bridges of a group.
+func (c *Config) roots(group uint16) (buses []byte) {
+	for _, r := range c.Roots {
+		if r.Group == group {
+			buses = append(buses, r.FirstBus)
+		}
+	}
+	return buses
 }
 
 const configMagic = 0x666e6f6364737375

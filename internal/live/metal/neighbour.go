@@ -121,7 +121,7 @@ func (n *Neighbour) launch(b *Built) error {
 	}
 	defer page.Close()
 	n.SetClock(time.Now())
-	if err := a.start(b.CPU, b.Vector); err != nil {
+	if err := a.start(b.Vector, b.CPU); err != nil {
 		return err
 	}
 	if !await(func() bool { return page.load32(trampReached) == reachedKernel }) {

@@ -3,6 +3,7 @@ package metal
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -37,8 +38,9 @@ func (f *function) load(reg int) uint32 { return f.load32(f.offset + reg) }
 
 func (f *function) store(reg int, v uint32) { f.store32(f.offset+reg, v) }
 
-// functions are those on the buses of a segment that answer.
-func functions(s Segment) (all []*function, done func() error, err error) {
+// functions are those of a segment that answer: on the first bus, on those behind its
+// bridges, and so on. roots are the first buses of its host bridges.
+func functions(s Segment, roots []byte) (all []*function, done func() error, err error) {
 	var windows []*window
 	done = func() error {
 		var errs []error
@@ -47,7 +49,13 @@ func functions(s Segment) (all []*function, done func() error, err error) {
 		}
 		return errors.Join(errs...)
 	}
-	for bus := int(s.FirstBus); bus <= int(s.LastBus); bus++ {
+	var seen [256]bool
+	for queue := roots; len(queue) > 0; queue = queue[1:] {
+		bus := queue[0]
+		if seen[bus] || bus < s.FirstBus || bus > s.LastBus {
+			continue
+		}
+		seen[bus] = true
 		at := s.Base + uint64(bus)<<20
 		w, err := mapPhysical(Range{at, at + 1<<20})
 		if err != nil {
@@ -55,7 +63,10 @@ func functions(s Segment) (all []*function, done func() error, err error) {
 		}
 		windows = append(windows, w)
 		for dev := range 32 {
-			all = append(all, functionsOf(w, bus, dev)...)
+			for _, f := range functionsOf(w, int(bus), dev) {
+				all = append(all, f)
+				queue = append(queue, f.behind()...)
+			}
 		}
 	}
 	return all, done, nil
@@ -96,8 +107,8 @@ func (f *function) silence() error {
 
 // Silence takes the bus from all PCI functions of a segment: what was written to memory by
 // then is there when it returns, and nothing follows. Devices behind bridges are reset.
-func Silence(s Segment) (err error) {
-	all, done, err := functions(s)
+func Silence(s Segment, roots []byte) (err error) {
+	all, done, err := functions(s, roots)
 	if err != nil {
 		return fmt.Errorf("silence devices: %w", err)
 	}
@@ -109,7 +120,7 @@ func Silence(s Segment) (err error) {
 	}
 	var reset []*function
 	for _, f := range all {
-		if f.header&^headerMany == headerBridge && behind(f, all) {
+		if f.resets(all) {
 			f.store(pciBridgeControl, f.load(pciBridgeControl)|bridgeReset)
 			reset = append(reset, f)
 		}
@@ -125,12 +136,19 @@ func Silence(s Segment) (err error) {
 	return nil
 }
 
-// behind says whether anything answers behind a bridge.
-func behind(b *function, all []*function) bool {
-	for _, f := range all {
-		if int(b.secondaryBuses[0]) <= f.bus && f.bus <= int(b.secondaryBuses[1]) && b.secondaryBuses[0] > 0 {
-			return true
+// behind are the buses behind a bridge: none of another function.
+func (f *function) behind() []byte {
+	var buses []byte
+	if f.header&^headerMany == headerBridge && f.secondaryBuses[0] > byte(f.bus) {
+		for bus := int(f.secondaryBuses[0]); bus <= int(f.secondaryBuses[1]); bus++ {
+			buses = append(buses, byte(bus))
 		}
 	}
-	return false
+	return buses
+}
+
+// resets says whether anything answers behind a bridge, which its reset reaches.
+func (f *function) resets(all []*function) bool {
+	buses := f.behind()
+	return slices.ContainsFunc(all, func(o *function) bool { return slices.Contains(buses, byte(o.bus)) })
 }

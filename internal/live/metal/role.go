@@ -23,8 +23,8 @@ func DiskOf(root fs.FS, mount string) (d wire.Disk, err error) {
 	if err != nil {
 		return d, err
 	}
-	if !slices.Contains([]string{"ext4", "ext3", "ext2"}, m.kind) {
-		return d, fmt.Errorf("%s has a file system of type %s: ext4, ext3 and ext2 can be taken over", mount, m.kind)
+	if !slices.Contains(taken, m.kind) {
+		return d, fmt.Errorf("%s has a file system of type %s: %v can be taken over", mount, m.kind, taken)
 	}
 	if mount == "/" {
 		return d, fmt.Errorf("the root file system cannot be taken over yet: put what is to be on a disk of its own")

@@ -31,6 +31,7 @@ type machine struct {
 	nmi     uint64 // physical address of the dead kernel's nmiEntry
 	fenced  bool
 	images  map[string]*image
+	peers   []byte // of the dead kernel's, encoded
 	staging staging
 }
 
@@ -109,12 +110,11 @@ func (m *machine) GoLive(ctx context.Context) error {
 	return m.agent.Do(ctx, wire.Configure, m.self.Config.Role, nil)
 }
 
-func (m *machine) Acquaint(ctx context.Context, p wire.Peers) (result wire.AcquaintResult, err error) {
+// Acquaint keeps the peers for Tell: the interfaces are not there yet.
+func (m *machine) Acquaint(_ context.Context, p wire.Peers) (wire.AcquaintResult, error) {
 	b, err := wire.EncodePeers(p)
-	if err != nil {
-		return result, err
-	}
-	return result, m.agent.Do(ctx, wire.Acquaint, wire.AcquaintRequest{Peers: b}, &result)
+	m.peers = b
+	return wire.AcquaintResult{}, err
 }
 
 func (m *machine) Announce(ctx context.Context) error {
@@ -122,6 +122,9 @@ func (m *machine) Announce(ctx context.Context) error {
 }
 
 func (m *machine) Tell(ctx context.Context, rate int) (result wire.TellResult, err error) {
+	if err := m.agent.Do(ctx, wire.Acquaint, wire.AcquaintRequest{Peers: m.peers}, nil); err != nil {
+		return result, err
+	}
 	return result, m.agent.Do(ctx, wire.Tell, wire.TellRequest{Rate: rate, Limit: tellLimit}, &result)
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"understudy.dev/understudy/dead/addr"
@@ -86,7 +87,7 @@ func (m *machine) takeOver(ctx context.Context, v liveness.Verdict) error {
 	t := takeover.NewTimeline(v.At)
 	o := takeover.Options{
 		Salvager: m.morgue, SyncFirst: true,
-		Notice: takeover.Notice{Of: func(netip.AddrPort) bool { return false }},
+		Witness: m.morgue, Notice: notice(m.self.Config.Role.NICs),
 	}
 	for _, d := range m.self.Config.Role.Disks {
 		o.Disks = append(o.Disks, d.Name)
@@ -105,6 +106,22 @@ func (m *machine) takeOver(ctx context.Context, v liveness.Verdict) error {
 	}
 	_ = takeover.WriteSteps(os.Stderr, t.Steps(), 50)
 	return errors.Join(err, keep(v, serving.Report))
+}
+
+// tellRate is how many clients are told a second.
+const tellRate = 2000
+
+// notice has all clients of the addresses told.
+func notice(nics []wire.NIC) takeover.Notice {
+	var ours []netip.Addr
+	for _, n := range nics {
+		for _, text := range []string{n.Address, n.Address6} {
+			if p, err := netip.ParsePrefix(text); err == nil { // what is no address fails at GoLive
+				ours = append(ours, p.Addr())
+			}
+		}
+	}
+	return takeover.Notice{Rate: tellRate, Of: func(local netip.AddrPort) bool { return slices.Contains(ours, local.Addr()) }}
 }
 
 // ReportFile tells of the takeover that this machine's kernel became the active one by.
