@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
-
 	"understudy.dev/understudy/internal/live/agent"
 	"understudy.dev/understudy/internal/live/metal"
 )
@@ -20,9 +18,6 @@ const startLimit = 3 * time.Minute
 
 // guard beats for an understudy that was started, and returns when ctx ends.
 func (b *beside) guard(ctx context.Context, n *metal.Neighbour, w io.Writer) error {
-	if err := keepAlive(); err != nil {
-		return err
-	}
 	starting, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("it took more than %v", startLimit))
 	defer cancel()
 	if err := n.Await(starting, metal.Protected); err != nil {
@@ -54,18 +49,6 @@ func (b *beside) guard(ctx context.Context, n *metal.Neighbour, w io.Writer) err
 
 // clockPeriod is how often the understudy is told the time.
 const clockPeriod = time.Second
-
-// keepAlive has this process neither be paged out nor ended for want of memory: the
-// understudy would take its silence for the kernel's.
-func keepAlive() error {
-	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE); err != nil {
-		return fmt.Errorf("lock memory: %w", err)
-	}
-	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
-		return fmt.Errorf("be spared when memory runs out: %w", err)
-	}
-	return nil
-}
 
 func metalStatusCommand() *cobra.Command {
 	var verbose bool
