@@ -33,8 +33,8 @@ func (d *Device) UnsavedBlocks(i *Inode) ([]UnsavedBlock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("inode %d: %w", i.Ino, err)
 	}
-	lock, err := d.c.k.U64(i.Addr + addr.Virt(l.lock.Off-l.inode.Off))
-	if err == nil && lock&1 == 1 { // held by a writer (kernel/locking/rwsem.c)
+	free, err := d.c.k.Free(l.lock, i.Addr-addr.Virt(l.inode.Off))
+	if err == nil && !free {
 		err = fmt.Errorf("%w: its block mapping was being changed", ErrUnsettled)
 	}
 	if err != nil {
