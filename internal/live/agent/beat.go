@@ -86,6 +86,9 @@ func (a *Agent) startBeat(how string) (*exec.Cmd, error) {
 	before := a.counters.at(liveness.CounterOffset).Load()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{beatName, how}
+	// A thread that never calls the runtime is not to be preempted by it either (runtime,
+	// Environment Variables).
+	cmd.Env = append(os.Environ(), "GODEBUG="+os.Getenv("GODEBUG")+",asyncpreemptoff=1")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if err := a.children.start(cmd); err != nil {
@@ -125,9 +128,9 @@ func count(how string) error {
 // BeatOn starts to count on a page of liveness.PageBytes, which stays mapped. This process
 // is to do little else.
 func BeatOn(page []byte, b wire.Beat) error {
-	// Nothing is to stop these threads: no collection of garbage, of which they make none;
-	// no wait for a processor of Go's runtime; no page that has to be read again; and no
-	// choice of the OOM killer.
+	// Nothing is to stop these threads: no collection of garbage, of which they make none; no
+	// page that has to be read again; and no choice of the OOM killer. Each keeps a processor
+	// of Go's runtime to itself.
 	debug.SetGCPercent(-1)
 	runtime.GOMAXPROCS(2*runtime.NumCPU() + 4)
 	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
@@ -164,9 +167,12 @@ func (c counters) realTime(offset, cpu int, period time.Duration) error {
 		if err != nil {
 			return
 		}
+		// Nothing of Go's runtime in here: it has locks, and who holds one may be an ordinary
+		// thread that gets no time.
+		counter, ts := c.at(offset), unix.NsecToTimespec(int64(period))
 		for {
-			c.at(offset).Add(1)
-			sleep(period)
+			counter.Add(1)
+			unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0) //nolint:errcheck // a signal may cut it short
 		}
 	}()
 	if err := <-started; err != nil {
