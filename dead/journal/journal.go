@@ -30,8 +30,9 @@ var ErrNoJournal = errors.New("the file system has no journal")
 // ErrExternal says that the journal is on a device of its own.
 var ErrExternal = errors.New("the journal is on another device: not supported")
 
-// ErrAborted says that the dead kernel had given the journal up after an error, and has
-// thrown away what it had accepted before.
+// ErrAborted says that the dead kernel had given the journal up after an error. It throws
+// away then what it had accepted and not committed, also if it dies of that (errors=panic):
+// it writes the superblock before, and sleeps (fs/ext4/super.c, ext4_handle_error).
 var ErrAborted = errors.New("the journal was aborted by the dead kernel after an error in the file system, and what was not committed before is thrown away")
 
 // Journal is the journal of a file system as the dead kernel had it.
@@ -40,9 +41,6 @@ type Journal struct {
 	Head        addr.Block // j_head: the first unused block of the log
 	First, Last addr.Block // of the log proper; Last is the first one behind it
 	Committed   uint32     // j_commit_sequence: the last transaction that was committed
-	// Aborted says that the dead kernel had given the journal up after an error. If it
-	// died of that, it had not thrown away yet what it had accepted before.
-	Aborted bool
 	// Committing and Running are the transactions that were not finished; nil
 	// where there was none. A block in both is in Running.
 	Committing, Running *Transaction
@@ -159,10 +157,12 @@ func of(c *pagecache.Cache, s *pagecache.Superblock, d *pagecache.Device) (*Jour
 		Head:      addr.Block(f.head.Uint(b)),
 		First:     addr.Block(f.first.Uint(b)),
 		Last:      addr.Block(f.last.Uint(b)),
-		Committed: ext4.Journal.CommitSequence, Aborted: ext4.Journal.Aborted,
+		Committed: ext4.Journal.CommitSequence,
 	}
 	r.block, r.dev = j.BlockSize, f.fsDev.Pointer(b)
 	switch {
+	case ext4.Journal.Aborted:
+		return nil, ErrAborted
 	case uint64(j.BlockSize) != s.BlockSize || j.BlockSize > addr.PageSize || j.BlockSize < 1024:
 		return nil, fmt.Errorf("%w: blocks of %d bytes, but of %d in the file system", ErrDamaged, j.BlockSize, s.BlockSize)
 	case f.dev.Pointer(b) != r.dev:
@@ -172,9 +172,6 @@ func of(c *pagecache.Cache, s *pagecache.Superblock, d *pagecache.Device) (*Jour
 	}
 	if err := r.transactions(j, f.committing.Pointer(b), f.running.Pointer(b)); err != nil {
 		return nil, err
-	}
-	if j.Aborted && j.Committing != nil {
-		return nil, ErrAborted // it takes its blocks off the transaction
 	}
 	for _, table := range []int{0, 8} {
 		blocks, err := r.revoked(kernel.Field{Off: f.tables.Off + table, Size: 8}.Pointer(b))

@@ -57,9 +57,6 @@ func Follows(in *pagecache.Journal, scan *jbd2.Scan) error {
 
 // fit says which case it is, and where in the log the merged transaction begins.
 func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
-	if behind := int32(j.Committed + 1 - uint32(scan.Next)); j.Aborted && (behind > 1 || behind > 0 && !scan.Empty) {
-		return Nothing, jbd2.Start{}, ErrAborted
-	}
 	c, n := j.Committing, j.Running
 	oldest := c
 	if c == nil {

@@ -235,7 +235,7 @@ func (f *finisher) journal() error {
 		return err
 	}
 	f.committed = t == nil
-	if f.report.Open = f.Journal.Updates(); f.report.Open > 0 || f.Journal.Aborted {
+	if f.report.Open = f.Journal.Updates(); f.report.Open > 0 {
 		if err := f.audit(t); err != nil {
 			return err
 		}
@@ -284,9 +284,6 @@ func (f *finisher) journal() error {
 // in flight may be half in it.
 func (f *finisher) audit(t *jbd2.Transaction) error {
 	f.report.Check = fmt.Sprintf("%d operations were in flight", f.report.Open)
-	if f.Journal.Aborted {
-		f.report.Check = "the kernel had found an error in the file system, and given up its journal; " + f.report.Check
-	}
 	if t == nil {
 		if f.report.Case != Finished {
 			return nil
@@ -318,7 +315,7 @@ func (f *finisher) prove(c *change) error {
 		return err
 	}
 	f.report.Audit = &verdict
-	if verdict.Clean && !f.Journal.Aborted {
+	if verdict.Clean {
 		f.report.Check = ""
 	} else {
 		f.report.Check += ": " + strings.Join(verdict.Reasons, "; ")

@@ -33,16 +33,27 @@ func Find(mem ram.Memory, options ...Option) (*Kernel, error) {
 	for _, option := range options {
 		option(f)
 	}
+	if file, ok := mem.(ram.Unarranged); ok {
+		return f.arranged(file)
+	}
+	return f.find()
+}
+
+// find finds the kernel in memory that lies where it lies.
+func (f *finder) find() (*Kernel, error) {
 	k, broughtErr := f.brought()
 	if broughtErr == nil {
 		return k, nil
 	}
-	notes := scan(mem, notesOnPages)
+	notes := scan(f.mem, notesOnPages)
 	if len(notes) == 0 {
-		notes = scan(mem, notesAnywhere)
+		notes = scan(f.mem, notesAnywhere)
 	}
 	var found []*Kernel
 	var errs []error
+	if len(notes) == 0 {
+		errs = append(errs, errNoNotes)
+	}
 	for _, pa := range notes[:min(len(notes), maxCandidates)] {
 		k, err := f.at(pa)
 		if err != nil {
@@ -63,6 +74,8 @@ func Find(mem ram.Memory, options ...Option) (*Kernel, error) {
 		return newest(found)
 	}
 }
+
+var errNoNotes = errors.New("there is no VMCOREINFO note")
 
 var errNoNote = errors.New("the file has no note")
 

@@ -35,4 +35,8 @@ func (c *copied) Touched(r addr.PhysRange) iter.Seq[addr.PhysRange] {
 	})
 }
 
+func (c *copied) arranged(x extents, im image) Memory {
+	return borrowed{&copied{image: im, in: c.in, extents: x}}
+}
+
 func (c *copied) Close() error { return c.in.Close() }

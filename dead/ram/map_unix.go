@@ -52,6 +52,10 @@ func (m *mapped) View(pa addr.Phys, n int) ([]byte, error) {
 	})
 }
 
+func (m *mapped) arranged(x extents, im image) Memory {
+	return borrowed{&mapped{image: im, file: m.file, data: m.data, extents: x}}
+}
+
 func (m *mapped) slice(off int64, n int) ([]byte, error) {
 	end := off + int64(n)
 	if end > int64(len(m.data)) {

@@ -30,8 +30,8 @@ func (f fileInput) Size() int64 { return f.size }
 // from its content: an ELF core (ELF64, x86-64, such as QEMU's dump-guest-memory,
 // makedumpfile -E and /proc/vmcore write), a kdump-compressed file, makedumpfile's
 // flattened form of both, a capture by LiME or AVML, or, without a signature, the
-// RAM file of a QEMU q35 machine (memory-backend-file with share=on), whose machine
-// may be dead or running. What is known but not supported is a *FormatError.
+// RAM file of a machine of QEMU (memory-backend-file with share=on) or another, which may be
+// dead or running: an Unarranged. What is known but not supported is a *FormatError.
 func OpenFile(path string) (Memory, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -141,16 +141,20 @@ func unsupported(head []byte) error {
 	return nil
 }
 
-// openRaw opens the RAM file of a QEMU q35 machine.
+// openRaw opens the RAM file of a machine.
 func openRaw(in input) (Memory, error) {
 	size := in.Size()
 	if size <= 0 || size%addr.PageSize != 0 || size > maxPhys {
 		return nil, malformed("file without a known signature", "%d bytes are not the whole pages of a RAM file", size)
 	}
 	im := image{info: Info{Format: "RAM file"}}
-	x := q35Layout(size)
+	x := guesses(size)[0].extents(size)
 	im.setMemory(x.ranges(), x.bytes())
-	return mapExtents(in, x, im)
+	m, err := mapExtents(in, x, im)
+	if err != nil {
+		return nil, err
+	}
+	return &raw{arrangeable: m.(arrangeable), size: size}, nil
 }
 
 // maxPhys bounds physical addresses, in bytes: 64 TiB, the most that x86-64 kernels
@@ -165,21 +169,7 @@ const maxPhys = 1 << 46
 const (
 	q35SplitFrom = 0xb000_0000
 	q35LowSize   = 0x8000_0000
-	q35HighStart = 0x1_0000_0000
 )
-
-// q35Layout returns where the bytes of a RAM file of the given size appear in
-// the physical address space of a q35 machine.
-func q35Layout(size int64) extents {
-	if size < q35SplitFrom {
-		return extents{{phys: addr.PhysRange{End: addr.Phys(size)}}}
-	}
-	high := addr.Phys(size - q35LowSize)
-	return extents{
-		{phys: addr.PhysRange{End: q35LowSize}},
-		{phys: addr.PhysRange{Start: q35HighStart, End: q35HighStart + high}, off: q35LowSize},
-	}
-}
 
 // mapExtents gives access to memory that stands in a file as it is: mapped where
 // that is possible, else read.

@@ -1,0 +1,97 @@
+package ram
+
+import (
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// Arrangement is where the bytes of a file that has memory only lie in the physical address
+// space of its machine: so many at its start, and the rest, if there is one, from 4 GiB on.
+// Between them is the hole for devices of x86.
+type Arrangement struct{ Low int64 }
+
+// highStart is where memory goes on that does not fit below the hole for devices.
+const highStart addr.Phys = 0x1_0000_0000
+
+// Unarranged is a Memory whose file does not say how its machine arranged it. It is
+// arranged as QEMU's q35 does it, until the kernel in it tells better.
+type Unarranged interface {
+	Memory
+	// Guesses are the arrangements of machines that are known, the one in use first.
+	Guesses() []Arrangement
+	// Bytes is how many the file has.
+	Bytes() int64
+	// Arranged is the same memory with another arrangement. It is valid until the Memory
+	// itself is closed; its own Close does nothing.
+	Arranged(a Arrangement) Memory
+}
+
+// lowSizes are how much lies below 4 GiB on machines whose memory does not fit there: of
+// QEMU q35 and i440fx (hw/i386/pc_q35.c, pc_q35_init; pc_piix.c, pc_init1), which microvm
+// has too (microvm.c), and Firecracker (arch/x86_64/layout.rs, FIRST_ADDR_PAST_32BITS less
+// the gap).
+var lowSizes = []int64{q35LowSize, 0xc000_0000, 0xe000_0000, 0xd000_0000}
+
+// lowStep is what all other sizes are taken for a multiple of.
+const lowStep = 256 << 20
+
+func guesses(size int64) []Arrangement {
+	lows := slices.Clone(lowSizes)
+	var out []Arrangement
+	if size >= q35SplitFrom {
+		out = append(out, Arrangement{q35LowSize})
+	}
+	if size <= int64(highStart) {
+		out = append(out, Arrangement{size})
+	}
+	for low := int64(lowStep); low < int64(highStart); low += lowStep {
+		lows = append(lows, low)
+	}
+	for _, low := range lows {
+		if a := (Arrangement{low}); size > low && !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// extents are where the bytes of a file of a size are.
+func (a Arrangement) extents(size int64) extents {
+	low := min(a.Low, size)
+	x := extents{{phys: addr.PhysRange{End: addr.Phys(low)}}}
+	if size > low {
+		x = append(x, extent{phys: addr.PhysRange{Start: highStart, End: highStart + addr.Phys(size-low)}, off: low})
+	}
+	return x
+}
+
+// raw is a RAM file.
+type raw struct {
+	arrangeable
+	size int64
+}
+
+// arrangeable is memory that stands in a file as it is.
+type arrangeable interface {
+	Sparse
+	Described
+	// arranged is the same file, as it is or with other extents.
+	arranged(x extents, im image) Memory
+}
+
+func (r *raw) Guesses() []Arrangement { return guesses(r.size) }
+
+func (r *raw) Bytes() int64 { return r.size }
+
+func (r *raw) Arranged(a Arrangement) Memory {
+	im := image{info: r.Info()}
+	x := a.extents(r.size)
+	im.setMemory(x.ranges(), x.bytes())
+	return r.arranged(x, im)
+}
+
+// borrowed is a Memory that another one closes.
+type borrowed struct{ arrangeable }
+
+func (borrowed) Close() error { return nil }
