@@ -19,6 +19,14 @@ type Disk interface {
 	Sync() error
 }
 
+// StretchDisk is a Disk that can write many stretches at once, which do not overlap, in an
+// order of its own: at says where on the disk one goes, in bytes, and has the pieces of
+// memory for it, one after the other. It may be called from several goroutines.
+type StretchDisk interface {
+	Disk
+	WriteStretches(n int, at func(int) (off int64, data [][]byte)) error
+}
+
 // ErrNoJournal says that a file system has no journal.
 var ErrNoJournal = errors.New("the file system has no journal")
 

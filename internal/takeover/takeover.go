@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -73,6 +74,22 @@ func (w *written) WriteAt(b []byte, off int64) (int, error) {
 	n, err := w.Image.WriteAt(b, off)
 	w.failed = cmp.Or(w.failed, err)
 	return n, err
+}
+
+// WriteStretches writes many stretches at once, as the image does if it can (device.Direct).
+func (w *written) WriteStretches(n int, at func(int) (off int64, data [][]byte)) (err error) {
+	if image, ok := w.Image.(interface {
+		WriteStretches(int, func(int) (int64, [][]byte)) error
+	}); ok {
+		err = image.WriteStretches(n, at)
+	} else {
+		for i := 0; i < n && err == nil; i++ {
+			off, data := at(i)
+			_, err = w.Image.WriteAt(slices.Concat(data...), off)
+		}
+	}
+	w.failed = cmp.Or(w.failed, err)
+	return err
 }
 
 func (w *written) Sync() error {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/wire"
@@ -57,7 +58,7 @@ func (m *machine) Image(disk string) (takeover.Image, error) {
 	if image == nil {
 		return nil, fmt.Errorf("image %s is not behind the fence", d.Image)
 	}
-	return image, nil
+	return device.Direct{File: image}, nil
 }
 
 func (m *machine) HandOver(ctx context.Context, disk string) error {
