@@ -301,6 +301,8 @@ func TestFirstReason(t *testing.T) {
 
 func TestRoad(t *testing.T) {
 	for report, want := range map[string]string{
+		`{"commit": {"case": "running", "open": 1, "proven": true, "placed": 3}}`:                                 roadPlaced,
+		`{"commit": {"case": "running", "placed": 3, "unplaced": "inode 12"}}`:                                    roadQuiet,
 		`{"commit": {"case": "running"}}`:                                                                         roadQuiet,
 		`{"commit": {"case": "running", "open": 2, "proven": true}}`:                                              roadProven,
 		`{"commit": {"case": "running", "open": 2, "check": "2 operations were in flight [x (1)]"}}`:              roadChecked,

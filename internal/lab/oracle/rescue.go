@@ -60,6 +60,9 @@ type commit struct {
 	// Moved and Cut are how many files are mended after the check.
 	Moved int `json:"moved"`
 	Cut   int `json:"cut"`
+	// Placed is how many files got their places with it, and Unplaced why others did not.
+	Placed   int    `json:"placed"`
+	Unplaced string `json:"unplaced"`
 	// Refused says that it was not written.
 	Refused bool `json:"-"`
 }
@@ -72,6 +75,8 @@ func (r *RescueReport) road() string {
 		return roadNone
 	case c.Case == "":
 		return ""
+	case c.Placed > 0 && c.Unplaced == "":
+		return roadPlaced
 	case c.Open > 0 && c.Proven:
 		return roadProven
 	case c.Open > 0:
@@ -84,6 +89,7 @@ func (r *RescueReport) road() string {
 
 // The roads to a mount.
 const (
+	roadPlaced  = "all that was unsaved got its place: nothing was left for a mount"
 	roadQuiet   = "no handle was open: mounted at once"
 	roadProven  = "handles were open, the audit proved the transaction: mounted at once"
 	roadChecked = "handles were open, the audit proved nothing: e2fsck before the mount"
@@ -91,7 +97,7 @@ const (
 	roadNone    = "the last commit was refused: an ordinary recovery"
 )
 
-var roads = []string{roadQuiet, roadProven, roadChecked, roadPlain, roadNone}
+var roads = []string{roadPlaced, roadQuiet, roadProven, roadChecked, roadPlain, roadNone}
 
 // commit returns what the report says of it; nothing if it does not.
 func (r *RescueReport) commit() commit {
