@@ -21,7 +21,7 @@ func metalCommand() *cobra.Command {
 		Use:   "metal",
 		Short: "Have an understudy beside this machine's own Linux, without a hypervisor",
 	}
-	cmd.AddCommand(metalCheckCommand(), metalParametersCommand(), metalInstallCommand(), metalRemoveCommand(), metalRunCommand(), metalStatusCommand())
+	cmd.AddCommand(metalCheckCommand(), metalParametersCommand(), metalInstallCommand(), metalRemoveCommand(), metalRunCommand(), metalStatusCommand(), metalReturnCommand())
 	return cmd
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"understudy.dev/understudy/internal/live/agent"
 	"understudy.dev/understudy/internal/live/metal"
+	"understudy.dev/understudy/internal/takeover/bare"
 )
 
 // startLimit is how long an understudy may take until it protects the running kernel.
@@ -85,4 +86,13 @@ func metalStatusCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "also print what it said")
 	return cmd
+}
+
+func metalReturnCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "return",
+		Short: "On an understudy that has taken over: stop in good order, and reset the machine, which boots its own kernel",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return bare.Return(cmd.Context()) },
+	}
 }

@@ -119,6 +119,7 @@ echo "PROTECTED"
 // TestMetalStart: a second stock kernel boots beside the first, which runs on; it stops when
 // it is told to, and another one starts in its place.
 func TestMetalStart(t *testing.T) {
+	tier.Full(t, "an understudy that stops, and another in its place")
 	m := bareMachine(t, "", "", metalStart+`
 for n in 1 2 3 4 5; do
   understudy metal status
@@ -170,7 +171,7 @@ dd if=/dev/urandom of=old1 bs=1000 seek=3 count=1 conv=notrunc 2>/dev/null
 mv old2 new/renamed
 mv new/file3 old3
 rm old4
-find . -type f | sort > /tmp/names
+find new old* -type f | sort > /tmp/names
 while read name; do echo "SUM $(sha256sum $name)"; done < /tmp/names
 cat /sys/block/vda/stat | { read a b c d e f g rest; echo "WRITTEN $g"; }
 echo DYING
@@ -215,6 +216,12 @@ func testMetalTakeover(t *testing.T, m *barelab.Machine, cause string) {
 		if err := os.WriteFile(filepath.Join(old, fmt.Sprintf("old%d", i+1)), bytes.Repeat([]byte("old content"), 1000), 0o644); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := os.Mkdir(filepath.Join(old, "cgi-bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(old, "cgi-bin/return"), []byte("#!/bin/sh\nexec /init metal return\n"), 0o755); err != nil {
+		t.Fatal(err)
 	}
 	disk := filepath.Join(m.Dir, "data.img")
 	if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 256<<20)); err != nil {
@@ -287,9 +294,33 @@ func testMetalTakeover(t *testing.T, m *barelab.Machine, cause string) {
 	if !strings.HasPrefix(report.Verdict, cause) || len(report.Refused) > 0 || len(report.Commits) != 1 || report.Files < 20 || !report.Durable {
 		t.Errorf("the report is %+v", report)
 	}
+	if report.CPUs != 3 { // of four; the boot CPU stays parked
+		t.Errorf("the understudy has %d CPUs", report.CPUs)
+	}
 	for _, s := range report.Steps {
 		t.Logf("%-10s %8.1f ms to %8.1f", s.Name, s.Start, s.End)
 	}
+	// It gives the machine back, which resets it, and all is on the disk.
+	if _, err := client.Get("http://10.77.0.2/cgi-bin/return"); err == nil {
+		t.Error("the understudy did not give the machine back")
+	}
+	if err := r.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("e2fsck", "-fn", disk).CombinedOutput(); err != nil {
+		t.Errorf("e2fsck: %v: %s", err, out)
+	}
+	left := t.TempDir()
+	if out, err := exec.Command("debugfs", "-R", "rdump / "+left, disk).CombinedOutput(); err != nil {
+		t.Fatalf("debugfs: %v: %s", err, out)
+	}
+	checkFiles(t, r.Console(), func(path string) []byte {
+		b, err := os.ReadFile(left + path)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+		return b
+	})
 }
 
 // get fetches a file; one that is not there is nil.
@@ -320,7 +351,7 @@ func checkFiles(t *testing.T, console string, fetch func(path string) []byte) {
 		switch {
 		case len(fields) == 3 && fields[0] == "SUM":
 			sums++
-			if got := fmt.Sprintf("%x", sha256.Sum256(fetch(strings.TrimPrefix(fields[2], ".")))); got != fields[1] {
+			if got := fmt.Sprintf("%x", sha256.Sum256(fetch("/"+fields[2]))); got != fields[1] {
 				t.Errorf("%s is %s, and was %s", fields[2], got, fields[1])
 			}
 		case len(fields) == 2 && fields[0] == "WRITTEN":
@@ -340,5 +371,45 @@ func checkFiles(t *testing.T, console string, fetch func(path string) []byte) {
 		if fetch(gone) != nil {
 			t.Errorf("%s is there again", gone)
 		}
+	}
+}
+
+// TestMetalRefused: a machine that is not fit is told so by what is wrong with it, and
+// nothing is started.
+func TestMetalRefused(t *testing.T) {
+	tier.Full(t, "machines that are not fit")
+	m := bareMachine(t, "", "", metalStart)
+	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
+	defer cancel()
+	good := parameters(t, ctx, m)
+	for _, c := range []struct {
+		name, from, to string
+		devices        []string
+		unfit          []string
+	}{
+		// Fewer possible CPUs: this kernel uses logical destinations. All of the CPUs.
+		{"logical", "possible_cpus=9 maxcpus=3", "", nil, []string{"CPUs", "interrupts"}},
+		{"broadcast", "no_ipi_broadcast=1", "", nil, []string{"IPI broadcast"}},
+		{"IOMMU", "iomem=relaxed", "iomem=relaxed intel_iommu=on", []string{"-machine", "kernel-irqchip=split", "-device", "intel-iommu,intremap=on"}, []string{"IOMMU"}},
+		{"locked down", "iomem=relaxed", "iomem=relaxed lockdown=integrity", nil, []string{"lockdown"}},
+		{"memory used", "memmap=1572864K$0x120000000", "", nil, []string{"memory"}},
+		{"strict", "iomem=relaxed", "", nil, []string{"memory"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if !strings.Contains(good, c.from) {
+				t.Fatalf("%q is not in %q", c.from, good)
+			}
+			bad := *m
+			bad.Append, bad.Devices = strings.Replace(good, c.from, c.to, 1), c.devices
+			console := bootToEnd(t, ctx, &bad)
+			for _, what := range c.unfit {
+				if !strings.Contains(console, "UNFIT  "+what+" ") {
+					t.Errorf("%s is not unfit:\n%s", what, console)
+				}
+			}
+			if !strings.Contains(console, "FAILED metal run") || strings.Contains(console, "PROTECTED") {
+				t.Errorf("it started:\n%s", console)
+			}
+		})
 	}
 }

@@ -38,8 +38,6 @@ func amlByte(v byte) aml { return aml{0x0a, v} }
 
 func amlWord(v uint16) aml { return binary.LittleEndian.AppendUint16(aml{0x0b}, v) }
 
-func amlDword(v uint32) aml { return binary.LittleEndian.AppendUint32(aml{0x0c}, v) }
-
 func amlQword(v uint64) aml { return binary.LittleEndian.AppendUint64(aml{0x0e}, v) }
 
 func amlString(s string) aml { return append(append(aml{0x0d}, s...), 0) }

@@ -44,11 +44,18 @@ func run(ctx context.Context, self *metal.Self) error {
 	}
 	self.Enter(metal.TakingOver)
 	say("the other kernel is dead: %v", verdict)
-	if err := m.takeOver(ctx, verdict); err != nil {
+	report, err := m.takeOver(ctx, verdict)
+	if err != nil {
 		return err
 	}
 	self.Enter(metal.Active)
-	m.enlist()
+	report.CPUs = m.enlist()
+	if err := report.keep(); err != nil {
+		say("keep the report: %v", err)
+	}
+	if err := m.serveOperator(ctx); err != nil {
+		say("nobody can give orders: %v", err)
+	}
 	for {
 		self.Count()
 		time.Sleep(period)
@@ -83,7 +90,7 @@ func meet(ctx context.Context, self *metal.Self, a *agent.Agent) (*machine, erro
 }
 
 // takeOver goes through a takeover. If it fails after the fence, nothing is served.
-func (m *machine) takeOver(ctx context.Context, v liveness.Verdict) error {
+func (m *machine) takeOver(ctx context.Context, v liveness.Verdict) (*Report, error) {
 	t := takeover.NewTimeline(v.At)
 	o := takeover.Options{
 		Salvager: m.morgue, SyncFirst: true,
@@ -94,7 +101,7 @@ func (m *machine) takeOver(ctx context.Context, v liveness.Verdict) error {
 	}
 	serving, err := takeover.Run(ctx, m, t, o)
 	if err != nil {
-		return fmt.Errorf("take over: %w", err)
+		return nil, fmt.Errorf("take over: %w", err)
 	}
 	err = serving.Settle(ctx)
 	say("took over: %d files, %d bytes recovered, %d refused", serving.Files, serving.Bytes, len(serving.Refused))
@@ -105,7 +112,10 @@ func (m *machine) takeOver(ctx context.Context, v liveness.Verdict) error {
 		say("refused: %s: %s", r.What, r.Reason)
 	}
 	_ = takeover.WriteSteps(os.Stderr, t.Steps(), 50)
-	return errors.Join(err, keep(v, serving.Report))
+	if err != nil {
+		say("not all of it is durable yet: %v", err)
+	}
+	return &Report{Verdict: v.String(), Report: serving.Report, Steps: t.Steps()}, nil
 }
 
 // tellRate is how many clients are told a second.
@@ -132,10 +142,12 @@ type Report struct {
 	Verdict string `json:"verdict"`
 	*takeover.Report
 	Steps []takeover.Step `json:"steps"`
+	CPUs  int             `json:"cpus"` // that this kernel runs on now
 }
 
-func keep(v liveness.Verdict, r *takeover.Report) error {
-	b, err := json.MarshalIndent(Report{v.String(), r, r.Timeline.Steps()}, "", "  ")
+// keep writes the report.
+func (r *Report) keep() error {
+	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -143,20 +155,23 @@ func keep(v liveness.Verdict, r *takeover.Report) error {
 	return errors.Join(os.WriteFile(whole, b, 0o644), os.Rename(whole, ReportFile))
 }
 
-// enlist brings the CPUs that were the other kernel's online here. One that does not come
-// is done without.
-func (m *machine) enlist() {
+// enlist brings the CPUs that were the other kernel's online here, and returns how many there
+// are then. One that does not come is done without.
+func (m *machine) enlist() (online int) {
+	online = 1
 	for cpu := 1; ; cpu++ {
 		path := fmt.Sprintf("/sys/devices/system/cpu/cpu%d/online", cpu)
 		b, err := os.ReadFile(path)
 		if err != nil {
-			return
+			return online
 		}
-		if b[0] == '1' {
+		if b[0] != '1' {
+			err = os.WriteFile(path, []byte("1"), 0)
+		}
+		if err != nil {
+			say("bring CPU %d online: %v", cpu, err)
 			continue
 		}
-		if err := os.WriteFile(path, []byte("1"), 0); err != nil {
-			say("bring CPU %d online: %v", cpu, err)
-		}
+		online++
 	}
 }

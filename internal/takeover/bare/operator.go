@@ -1,0 +1,76 @@
+package bare
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// OrderSocket is where the understudy, once it is active, takes orders of programs that run
+// on it (package wire), and orderReturn is the one that there is.
+const (
+	OrderSocket = "/run/understudy/order"
+	orderReturn = "return"
+)
+
+// serveOperator begins to take orders.
+func (m *machine) serveOperator(ctx context.Context) error {
+	l, err := net.Listen("unix", OrderSocket)
+	if err != nil {
+		return err
+	}
+	if err := os.Chmod(OrderSocket, 0o600); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				say("take orders: %v", err)
+				return
+			}
+			go func() { _ = wire.New(c, wire.FromCommand, m.order).Serve(ctx) }() // it has gone
+		}
+	}()
+	return nil
+}
+
+func (m *machine) order(ctx context.Context, verb string, _ json.RawMessage) (any, error) {
+	if verb != orderReturn {
+		return nil, fmt.Errorf("no such order: %s", verb)
+	}
+	return nil, m.giveBack(context.WithoutCancel(ctx)) // whoever asked may be one of the services
+}
+
+// giveBack stops the services, unmounts the disks, and resets the machine, which boots its
+// own kernel then. If a disk stays busy, the services are started again, and nothing has
+// changed.
+func (m *machine) giveBack(ctx context.Context) error {
+	if err := m.agent.Do(ctx, wire.Stop, nil, nil); err != nil {
+		for _, d := range m.self.Config.Role.Disks {
+			err = errors.Join(err, m.agent.Do(ctx, wire.Mount, wire.MountRequest{Disk: d.Name}, nil))
+		}
+		return errors.Join(err, m.agent.Do(ctx, wire.Start, nil, nil))
+	}
+	unix.Sync()
+	return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+}
+
+// Return has the understudy that this program runs on give the machine back to its own
+// kernel. It returns only an error.
+func Return(ctx context.Context) error {
+	c, err := net.Dial("unix", OrderSocket)
+	if err != nil {
+		return fmt.Errorf("no understudy is active here: %w", err)
+	}
+	conn := wire.New(c, wire.FromControl, nil)
+	go func() { _ = conn.Serve(ctx) }() // the call says what is wrong
+	return conn.Call(ctx, orderReturn, nil, nil)
+}
