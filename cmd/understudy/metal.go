@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -138,6 +139,11 @@ func (b *beside) run(ctx context.Context, w io.Writer) error {
 	if unfit := metal.Unfit(metal.Check(os.DirFS("/"), metal.Host{})); len(unfit) > 0 {
 		return &metal.Refused{Findings: unfit}
 	}
+	lock, err := net.Listen("unix", "@understudy-metal") // it vanishes with this process
+	if err != nil {
+		return fmt.Errorf("another metal run keeps an understudy already: %w", err)
+	}
+	defer lock.Close()
 	u, err := b.understudy()
 	if err != nil {
 		return err

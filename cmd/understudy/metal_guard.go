@@ -37,16 +37,27 @@ func (b *beside) guard(ctx context.Context, n *metal.Neighbour, w io.Writer) err
 	}
 	defer release()
 	fmt.Fprintln(w, "protected")
-	for tick := time.NewTicker(clockPeriod); ; {
+	tick := time.NewTicker(clockPeriod)
+	defer tick.Stop()
+	beats, since := n.Beats(), time.Now()
+	for {
 		select {
 		case <-ctx.Done():
-			tick.Stop()
 			return nil
 		case now := <-tick.C:
 			n.SetClock(now)
+			if b := n.Beats(); b != beats {
+				beats, since = b, now
+			}
+			if time.Since(since) > stillLimit {
+				return fmt.Errorf("the understudy stands still; it said:\n%s", n.Log())
+			}
 		}
 	}
 }
+
+// stillLimit is how long an understudy may stand still until it counts as dead.
+const stillLimit = 10 * time.Second
 
 // clockPeriod is how often the understudy is told the time.
 const clockPeriod = time.Second

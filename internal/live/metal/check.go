@@ -3,6 +3,7 @@ package metal
 import (
 	"fmt"
 	"io/fs"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -45,6 +46,8 @@ func Check(root fs.FS, k Running) []Finding {
 	c.iommu()
 	c.encryption()
 	c.kdump()
+	c.panic()
+	c.watchdogs()
 	c.fred()
 	return c.found
 }
@@ -204,6 +207,28 @@ func (c *checker) kdump() {
 	loaded := err == nil && strings.TrimSpace(string(b)) != "0"
 	c.add("kdump", !loaded, "Unload it: systemctl disable --now kdump-tools.",
 		"%s", pick(loaded, "a crash kernel is loaded: it would run in the place of a takeover", "no crash kernel is loaded"))
+}
+
+// panic: a kernel that resets the machine some seconds after its panic would reset the
+// understudy (Documentation/admin-guide/sysctl/kernel.rst, panic).
+func (c *checker) panic() {
+	b, err := fs.ReadFile(c.root, "proc/sys/kernel/panic")
+	stays := err == nil && strings.TrimSpace(string(b)) == "0"
+	c.add("panic", stays, "Set kernel.panic=0.", "%s", pick(stays, "leaves the machine to the understudy", "resets the machine"))
+}
+
+// watchdogs: one that the dead kernel fed resets the machine (Documentation/ABI/testing/
+// sysfs-class-watchdog).
+func (c *checker) watchdogs() {
+	files, _ := fs.Glob(c.root, "sys/class/watchdog/*/state") // the pattern is well-formed
+	var active []string
+	for _, f := range files {
+		if b, err := fs.ReadFile(c.root, f); err != nil || strings.TrimSpace(string(b)) != "inactive" {
+			active = append(active, path.Base(path.Dir(f)))
+		}
+	}
+	c.add("watchdogs", len(active) == 0, "Stop whatever feeds them, such as systemd by RuntimeWatchdogSec=, and boot again.",
+		"%s", pick(len(active) == 0, "none is active", strings.Join(active, ", ")+" would reset the machine when this kernel is dead"))
 }
 
 // fred: Documentation/admin-guide/kernel-parameters.txt, fred=. An NMI does not go by the

@@ -50,6 +50,9 @@ func TestCheck(t *testing.T) {
 		{"IOMMU", map[string]string{"sys/class/iommu/dmar0/x": ""}, fakeKernel{words: words}, []string{"IOMMU"}},
 		{"encrypted", map[string]string{"proc/cmdline": "mem_encrypt=on " + good}, fakeKernel{words: words}, []string{"memory encryption"}},
 		{"kdump", map[string]string{"sys/kernel/kexec_crash_loaded": "1\n"}, fakeKernel{words: words}, []string{"kdump"}},
+		{"panic", map[string]string{"proc/sys/kernel/panic": "10\n"}, fakeKernel{words: words}, []string{"panic"}},
+		{"watchdog", map[string]string{"sys/class/watchdog/watchdog0/state": "active\n"}, fakeKernel{words: words}, []string{"watchdogs"}},
+		{"idle watchdog", map[string]string{"sys/class/watchdog/watchdog0/state": "inactive\n"}, fakeKernel{words: words}, nil},
 		{"FRED", map[string]string{"proc/cmdline": "fred=on " + good}, fakeKernel{words: words}, []string{"NMI"}},
 		{"no PC", map[string]string{acpiDir + "APIC": ""}, fakeKernel{words: words}, []string{"machine"}},
 	} {

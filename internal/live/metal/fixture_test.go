@@ -74,7 +74,7 @@ func root(replaced map[string]string) fstest.MapFS {
 	files := fstest.MapFS{}
 	for name, text := range map[string]string{
 		"proc/cmdline": "quiet " + reserved + "\n", "proc/iomem": iomemReserved, "proc/ioports": ioports, "proc/cpuinfo": cpuinfo,
-		"proc/sys/vm/dirty_bytes": "0\n", "proc/sys/vm/dirty_ratio": "20\n",
+		"proc/sys/kernel/panic": "0\n", "proc/sys/vm/dirty_bytes": "0\n", "proc/sys/vm/dirty_ratio": "20\n",
 		acpiDir + "APIC": string(firmwareMADT(0, 2, 4, 6)),
 		acpiDir + "MCFG": string(firmwareMCFG(Segment{Base: 0xb0000000, LastBus: 255})),
 		acpiDir + "FACP": string(fadt(0, Reset{Register: [12]byte{1, 8, 0, 1, 0xf9, 0x0c}, Value: 0x0f})),

@@ -34,6 +34,8 @@ ConditionKernelCommandLine=%[2]s
 [Service]
 ExecStart=%[1]s metal run --kernel %[3]s/vmlinuz --image %[3]s/understudy.cpio --role %[3]s/role.json
 Type=exec
+Restart=on-failure
+RestartSec=10
 OOMScoreAdjust=-1000
 LimitMEMLOCK=infinity
 LimitRTPRIO=infinity

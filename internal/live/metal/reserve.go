@@ -91,6 +91,8 @@ func (r Reservation) Parameters(cpus int) []string {
 		"maxcpus="+strconv.Itoa(cpus),
 		"no_ipi_broadcast=1", // or a panic stops the other kernel's CPUs too
 		"iomem=relaxed",      // or /dev/mem does not show the local APIC
+		"oops=panic",         // an oops is a death too: what it holds locked is lost
+		"panic=0",            // a dead kernel leaves the machine to the understudy
 		Parameter+r.String(),
 	)
 }
