@@ -53,7 +53,7 @@ func bareMachine(t *testing.T, active, beside, script string, copies ...string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := understudy(t, "initramfs", "-o", in("understudy.cpio"), "--modules", otherModules); err != nil {
+	if out, err := understudy(t, "initramfs", "-o", in("understudy.cpio"), "--modules", otherModules, "--driver", "nvme|", "--driver", "e1000e|"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	image := barelab.Image{
@@ -156,11 +156,16 @@ const metalWork = `
 for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_ratio=89 vm/dirty_ratio=90; do
   echo ${s#*=} > /proc/sys/${s%=*}
 done
-mount -t ext4 -o commit=86400,noinit_itable /dev/vda /srv || echo "FAILED mount"
+DISK=vda
+while [ ! -e /dev/$DISK ]; do
+  sleep 0.1
+  [ -e /dev/nvme0n1 ] && DISK=nvme0n1
+done
+mount -t ext4 -o commit=86400,noinit_itable /dev/$DISK /srv || echo "FAILED mount"
 ip addr add 10.77.0.2/24 dev eth0
 ip link set eth0 up
 sync
-cat /sys/block/vda/stat | { read a b c d e f g rest; echo "WRITTEN $g"; }
+cat /sys/block/$DISK/stat | { read a b c d e f g rest; echo "WRITTEN $g"; }
 cd /srv
 mkdir new
 for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
@@ -173,7 +178,7 @@ mv new/file3 old3
 rm old4
 find new old* -type f | sort > /tmp/names
 while read name; do echo "SUM $(sha256sum $name)"; done < /tmp/names
-cat /sys/block/vda/stat | { read a b c d e f g rest; echo "WRITTEN $g"; }
+cat /sys/block/$DISK/stat | { read a b c d e f g rest; echo "WRITTEN $g"; }
 echo DYING
 `
 
@@ -181,11 +186,14 @@ echo DYING
 // file exactly as it was, at the same address and MAC.
 func TestMetalTakeover(t *testing.T) {
 	t.Run("panic", func(t *testing.T) {
-		testMetalTakeover(t, bareMachine(t, "", "", metalStart+metalWork+"echo c > /proc/sysrq-trigger\n"), "panic state: ")
+		testMetalTakeover(t, bareMachine(t, "", "", metalStart+metalWork+"echo c > /proc/sysrq-trigger\n"), virtio, "panic state: ")
 	})
-	for _, c := range []struct{ way, active, beside, cause string }{
-		{"hang-all", "6.1-generic", "6.12-cloud", "heartbeat: "},
-		{"oops", "6.1-generic", "6.1-generic", "panic state: "},
+	for _, c := range []struct {
+		way, active, beside, cause string
+		devices                    metalDevices
+	}{
+		{"hang-all", "6.1-generic", "6.12-cloud", "heartbeat: ", virtio},
+		{"oops", "6.1-generic", "6.1-generic", "panic state: ", ported},
 	} {
 		t.Run(c.way, func(t *testing.T) {
 			tier.Full(t, c.way+" of kernel "+c.active+" beside "+c.beside)
@@ -202,12 +210,24 @@ func TestMetalTakeover(t *testing.T) {
 			}
 			script := metalStart + metalWork + "echo 1 > /proc/sys/kernel/panic_on_oops\ninsmod /fault.ko way=" + c.way + "\n"
 			m := bareMachine(t, active, filepath.Join(cache, "kernels", c.beside), script, module)
-			testMetalTakeover(t, m, c.cause)
+			testMetalTakeover(t, m, c.devices, c.cause)
 		})
 	}
 }
 
-func testMetalTakeover(t *testing.T, m *barelab.Machine, cause string) {
+// metalDevices are QEMU's disk on the drive data and its interface on the network lan.
+type metalDevices struct{ ports, disk, nic string }
+
+var (
+	virtio = metalDevices{disk: "virtio-blk-pci", nic: "virtio-net-pci"}
+	// Behind bridges, whose reset reaches them.
+	ported = metalDevices{
+		ports: "-device pcie-root-port,id=port1,chassis=1,slot=1 -device pcie-root-port,id=port2,chassis=2,slot=2",
+		disk:  "nvme,bus=port1", nic: "e1000e,bus=port2",
+	}
+)
+
+func testMetalTakeover(t *testing.T, m *barelab.Machine, d metalDevices, cause string) {
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
 	m.Append = parameters(t, ctx, m) + os.Getenv("METAL_DEBUG")
@@ -244,10 +264,10 @@ func testMetalTakeover(t *testing.T, m *barelab.Machine, cause string) {
 		t.Fatal(err)
 	}
 	m.Files = []*os.File{tap}
-	m.Devices = []string{
-		"-drive", "if=none,id=data,format=raw,file=" + disk, "-device", "virtio-blk-pci,drive=data,serial=data",
-		"-netdev", "tap,id=lan,fd=3", "-device", "virtio-net-pci,netdev=lan,mac=52:54:00:00:00:02,romfile=",
-	}
+	m.Devices = append(strings.Fields(d.ports),
+		"-drive", "if=none,id=data,format=raw,file="+disk, "-device", d.disk+",drive=data,serial=data",
+		"-netdev", "tap,id=lan,fd=3", "-device", d.nic+",netdev=lan,mac=52:54:00:00:00:02,romfile=",
+	)
 	r, err := m.Start(ctx)
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -39,8 +40,10 @@ func serveAsInit(ctx context.Context, extra map[string]Verb) error {
 }
 
 // MountKernel is the first thing that PID 1 does: it mounts what shows the kernel to
-// programs.
-func MountKernel() error {
+// programs. It does so once.
+func MountKernel() error { return mountKernel() }
+
+var mountKernel = sync.OnceValue(func() error {
 	for _, m := range kernelMounts {
 		if err := os.MkdirAll(m.target, 0o755); err != nil {
 			return fmt.Errorf("make %s: %w", m.target, err)
@@ -50,7 +53,7 @@ func MountKernel() error {
 		}
 	}
 	return nil
-}
+})
 
 // Boot makes a working system of the kernel that this process is PID 1 of, once it is
 // mounted, and returns its agent, which serves nobody yet.
