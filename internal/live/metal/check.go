@@ -3,6 +3,7 @@ package metal
 import (
 	"fmt"
 	"io/fs"
+	"os"
 	"path"
 	"slices"
 	"strconv"
@@ -24,6 +25,8 @@ type Running interface {
 	// LogicalAPIC is the logical destination register of this CPU's local APIC; an error
 	// if it cannot be read.
 	LogicalAPIC(apic uint64) (uint32, error)
+	// Memory says why physical memory cannot be opened for writing; nil if it can.
+	Memory() error
 }
 
 // Check says of each thing whether this machine is fit to start an understudy now, in a
@@ -82,12 +85,16 @@ func (c *checker) parameter(word string) bool {
 	return slices.Contains(strings.Fields(c.machine.Cmdline), word)
 }
 
-// lockdown: Documentation/admin-guide/kernel-parameters.txt, lockdown=.
+// lockdown: Documentation/admin-guide/kernel-parameters.txt, lockdown=. The file is there
+// only where securityfs is mounted: to open /dev/mem tells in any case.
 func (c *checker) lockdown() {
 	b, err := fs.ReadFile(c.root, "sys/kernel/security/lockdown")
 	locked := err == nil && !strings.Contains(string(b), "[none]")
-	c.add("lockdown", !locked, "Turn Secure Boot off in the firmware, or boot without lockdown=.",
-		"%s", pick(locked, "this kernel is locked down, which forbids /dev/mem", "this kernel is not locked down"))
+	detail := pick(locked, "this kernel is locked down, which forbids /dev/mem", "this kernel is not locked down")
+	if err := c.kernel.Memory(); err != nil {
+		locked, detail = true, fmt.Sprintf("this kernel may be locked down: %v", err)
+	}
+	c.add("lockdown", !locked, "Turn Secure Boot off in the firmware, or boot without lockdown=; run this as root.", "%s", detail)
 }
 
 // pick is a if yes, else b.
@@ -252,6 +259,14 @@ func (Host) LogicalAPIC(at uint64) (uint32, error) {
 	}
 	ldr := a.load32(apicLDR)
 	return ldr, a.Close()
+}
+
+func (Host) Memory() error {
+	f, err := os.OpenFile("/dev/mem", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // Refused says why an understudy is not started.

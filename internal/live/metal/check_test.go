@@ -13,7 +13,10 @@ type fakeKernel struct {
 	words map[string]uint32
 	ldr   uint32
 	err   error
+	mem   error
 }
+
+func (k fakeKernel) Memory() error { return k.mem }
 
 func (k fakeKernel) Word(symbol string) (uint32, error) {
 	v, ok := k.words[symbol]
@@ -41,6 +44,7 @@ func TestCheck(t *testing.T) {
 		{"much unsaved", map[string]string{"proc/sys/vm/dirty_bytes": "2000000000\n"}, fakeKernel{words: words}, []string{"unsaved data"}},
 		{"no CPU left", map[string]string{"proc/cpuinfo": "apicid : 0\napicid : 2\napicid : 4\napicid : 6\n"}, fakeKernel{words: words}, []string{"CPUs"}},
 		{"locked down", map[string]string{"sys/kernel/security/lockdown": "none [integrity] confidentiality\n"}, fakeKernel{words: words}, []string{"lockdown"}},
+		{"locked down, unseen", nil, fakeKernel{words: words, mem: fs.ErrPermission}, []string{"lockdown"}},
 		{"open", map[string]string{"sys/kernel/security/lockdown": "[none] integrity confidentiality\n"}, fakeKernel{words: words}, nil},
 		{"x2APIC", nil, fakeKernel{words: map[string]uint32{"x2apic_mode": 1}}, []string{"APIC"}},
 		{"nothing to be seen", nil, fakeKernel{}, []string{"APIC"}},
