@@ -294,7 +294,7 @@ func (c *control) changed(out io.Writer, t *lastTakeover, cause string, err erro
 	}
 	c.count(cause, t)
 	c.tell(kind, cause, t.summary(), t)
-	c.tell(events.Unprotected, cause, "the other side boots as the new understudy", nil)
+	c.tell(events.Unprotected, "", "the other side boots as the new understudy", nil)
 }
 
 // held notes why the active side stands still, or that it goes on.

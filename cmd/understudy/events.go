@@ -141,17 +141,28 @@ func (w *eventWriter) one(e events.Event) error {
 // describe is an event in a line.
 func describe(e events.Event) string {
 	var parts []string
-	switch {
-	case e.Active != "" && e.Understudy != "":
-		parts = append(parts, e.Active+" serves, "+e.Understudy+" waits")
-	case e.Active != "" && e.State == "unprotected":
-		parts = append(parts, e.Active+" serves, alone")
+	switch e.Kind {
+	case events.Up, events.Protected, events.TookOver, events.Switched, events.Unprotected:
+		if e.Active != "" {
+			parts = append(parts, e.Active+" serves"+waits(e))
+		}
 	}
 	if e.Cause != "" {
 		parts = append(parts, e.Cause)
 	}
 	if e.Detail != "" {
-		parts = append(parts, strings.ReplaceAll(e.Detail, "\n", "; "))
+		parts = append(parts, oneLine(e.Detail))
 	}
 	return strings.Join(parts, ": ")
+}
+
+// waits says who waits.
+func waits(e events.Event) string {
+	switch {
+	case e.Understudy != "":
+		return ", " + e.Understudy + " waits"
+	case e.Kind == events.Unprotected:
+		return ", alone"
+	}
+	return ""
 }

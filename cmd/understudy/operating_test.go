@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -23,6 +24,7 @@ type operator struct {
 	t     *testing.T
 	port  int
 	hooks string // the file that a hook writes to
+	cause string // of the death; which sign of it is seen first is not for the test to say
 }
 
 func operate(t *testing.T) *operator {
@@ -32,7 +34,7 @@ func operate(t *testing.T) *operator {
 		t.Fatal(err)
 	}
 	defer l.Close() // the pair may have it then
-	return &operator{t, l.Addr().(*net.TCPAddr).Port, filepath.Join(t.TempDir(), "hooks")}
+	return &operator{t: t, port: l.Addr().(*net.TCPAddr).Port, hooks: filepath.Join(t.TempDir(), "hooks")}
 }
 
 // keys are those of a pair.yaml that goes on with services.
@@ -98,17 +100,44 @@ func (o *operator) protected() {
 	})
 }
 
-// tookOver is what it tells after a takeover.
-func (o *operator) tookOver() {
+// watched looks at the pair in a terminal, until q is pressed.
+func (o *operator) watched() {
 	o.t.Helper()
-	const count = `understudy_takeovers_total{cause="dying message",pair="test"}`
+	cmd := exec.Command("script", "-qec", "stty cols 90 rows 30; "+binary+" status --watch", "/dev/null")
+	var seen lockedBuffer
+	cmd.Stdout, cmd.Stderr = &seen, &seen
+	keys, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	await(o.t, "view of the pair", programLimit, func() bool {
+		s := seen.String()
+		return strings.Contains(s, "PROTECTED") && strings.Contains(s, "unsaved now") && strings.Contains(s, "what happened")
+	})
+	if _, err := keys.Write([]byte("q")); err != nil {
+		o.t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		o.t.Errorf("the view ended with %v: %q", err, seen.String())
+	}
+}
+
+// tookOver is what it tells after a takeover.
+func (o *operator) tookOver(st status) {
+	o.t.Helper()
+	o.cause, _, _ = strings.Cut(st.Takeover.Verdict, ":")
+	count := fmt.Sprintf(`understudy_takeovers_total{cause=%q,pair="test"}`, o.cause)
 	await(o.t, count, programLimit, func() bool {
 		n, _ := o.metric(count)
 		return n == 1
 	})
 	o.wants(map[string]float64{
-		`understudy_takeover_seconds_count{cause="dying message",pair="test"}`: 1,
-		`understudy_takeover_step_seconds_count{pair="test",step="fence"}`:     1,
+		fmt.Sprintf(`understudy_takeover_seconds_count{cause=%q,pair="test"}`, o.cause): 1,
+		`understudy_takeover_step_seconds_count{pair="test",step="fence"}`:              1,
 	})
 }
 
@@ -130,7 +159,7 @@ func (o *operator) down() {
 			continue
 		}
 		var t lastTakeover
-		if err := json.Unmarshal(e.Takeover, &t); err != nil || len(t.Steps) < 5 || e.Active != "right" || e.Cause != "dying message" || t.outage() <= 0 {
+		if err := json.Unmarshal(e.Takeover, &t); err != nil || len(t.Steps) < 5 || e.Active != "right" || e.Cause != o.cause || t.outage() <= 0 {
 			o.t.Errorf("event %+v with %d steps, %v", e, len(t.Steps), err)
 		}
 	}

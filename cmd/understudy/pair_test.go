@@ -111,6 +111,7 @@ func TestUpCrashDown(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = down() })
 	o.protected()
+	o.watched()
 
 	if st := pairStatus(t); st.State != "protected" || st.Active != "left" || st.Understudy != "right" {
 		t.Errorf("status at the start: %+v", st)
@@ -121,10 +122,11 @@ func TestUpCrashDown(t *testing.T) {
 	if _, err := understudy(t, "crash"); err != nil {
 		t.Fatal(err)
 	}
-	if st := awaitTakeover(t); st.Active != "right" || st.Takeover == nil {
-		t.Errorf("status after the takeover: %+v", st)
+	st := awaitTakeover(t)
+	if st.Active != "right" || st.Takeover == nil {
+		t.Fatalf("status after the takeover: %+v", st)
 	}
-	o.tookOver()
+	o.tookOver(st)
 	if _, err := understudy(t, "status"); err != nil && !strings.Contains(err.Error(), "exit status 4") {
 		t.Error(err)
 	}

@@ -18,7 +18,10 @@ import (
 )
 
 func statusCommand() *cobra.Command {
-	var asJSON bool
+	var (
+		asJSON, watched bool
+		drawn           string
+	)
 	cmd := &cobra.Command{
 		Use:   "status [PAIR]",
 		Short: "Say how a pair is",
@@ -29,6 +32,12 @@ serves, and is unprotected, in transition or in trouble; 5 if nobody serves; and
 is no pair to be asked.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case watched:
+				return watch(cmd.Context(), first(args))
+			case drawn != "":
+				return drawTo(cmd.Context(), first(args), drawn)
+			}
 			var st status
 			if err := ask(cmd.Context(), first(args), verbStatus, nil, &st); err != nil {
 				return err
@@ -44,6 +53,9 @@ is no pair to be asked.`,
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print for programs")
+	cmd.Flags().BoolVarP(&watched, "watch", "w", false, "show it in the terminal, as it changes, until q is pressed")
+	cmd.Flags().StringVar(&drawn, "picture", "", "draw that view, as it is now, into an SVG `FILE`")
+	cmd.MarkFlagsMutuallyExclusive("json", "watch", "picture")
 	return cmd
 }
 
@@ -115,15 +127,15 @@ func (t *lastTakeover) outage() time.Duration {
 
 // summary is a takeover in a line.
 func (t *lastTakeover) summary() string {
-	s := fmt.Sprintf("served again %v after the last sign of life", t.outage().Round(time.Millisecond))
+	s := fmt.Sprintf("served again after %v", t.outage().Round(time.Millisecond))
 	if t.Verdict == "" {
-		s = fmt.Sprintf("served again after %v, in good order", t.outage().Round(time.Millisecond))
+		s += ", in good order"
 	}
 	if t.Files > 0 {
-		s += fmt.Sprintf("; %d bytes of %d files recovered", t.Bytes, t.Files)
+		s += fmt.Sprintf("; %s recovered, files: %d", size(float64(t.Bytes)), t.Files)
 	}
 	if n := len(t.Refused); n > 0 {
-		s += fmt.Sprintf("; %d things refused", n)
+		s += fmt.Sprintf("; REFUSED: %d", n)
 	}
 	return s
 }
