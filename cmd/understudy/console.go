@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -19,19 +20,49 @@ const leave = 0x1d
 func consoleCommand() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
-		Use:   "console PARTITION",
+		Use:   "console [PARTITION]",
 		Short: "Show a partition's serial console, and type into it",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
+		Long: `Show a partition's serial console, and type into it.
+
+PARTITION is its name, or active, which is the default, or understudy, whichever that is
+now. Of one that is dead, what it said is shown.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			pair, err := findPair(name)
 			if err != nil {
 				return err
 			}
-			return console(filepath.Join(dirs.Run(pair), args[0]))
+			side, err := findSide(cmd.Context(), pair, first(args))
+			if err != nil {
+				return err
+			}
+			return console(filepath.Join(dirs.Run(pair), side))
 		},
+		ValidArgsFunction: cobra.FixedCompletions([]cobra.Completion{"active", "understudy"}, cobra.ShellCompDirectiveNoFileComp),
 	}
 	cmd.Flags().StringVar(&name, "pair", "", "the pair, if more than one is up")
 	return cmd
+}
+
+// findSide is the partition that has a name, or a role.
+func findSide(ctx context.Context, pair, name string) (string, error) {
+	if name == "" {
+		name = "active"
+	}
+	if _, err := os.Stat(filepath.Join(dirs.Run(pair), name+".console.log")); err == nil || name != "active" && name != "understudy" {
+		return name, nil
+	}
+	var st status
+	if err := ask(ctx, pair, verbStatus, nil, &st); err != nil {
+		return "", err
+	}
+	switch {
+	case name == "active":
+		return st.Active, nil
+	case st.Understudy == "":
+		return "", fmt.Errorf("pair %s is %s: it has no understudy now", pair, st.State)
+	}
+	return st.Understudy, nil
 }
 
 // console shows what a serial port has said so far, and then connects to it.

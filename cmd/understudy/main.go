@@ -8,13 +8,17 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/agent"
+	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/takeover/bare"
 )
 
@@ -57,7 +61,29 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(checkCommand(), upCommand(), statusCommand(), eventsCommand(), switchCommand(), crashCommand(), leaveCommand(), downCommand(), consoleCommand(), recoverCommand(),
+	cmd.AddCommand(manualCommand(), checkCommand(), upCommand(), statusCommand(), eventsCommand(), switchCommand(), crashCommand(), leaveCommand(), downCommand(), consoleCommand(), recoverCommand(),
 		initramfsCommand(), metalCommand(), agentCommand(), inspectCommand(), salvageCommand(), socketsCommand())
+	for _, c := range cmd.Commands() {
+		if strings.HasSuffix(c.Use, "[PAIR]") {
+			c.ValidArgsFunction = completePair
+		}
+	}
 	return cmd
+}
+
+// completePair has shells complete the names of pairs that are up, or have been.
+func completePair(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	var names []cobra.Completion
+	if len(args) == 0 {
+		run, _ := filepath.Glob(filepath.Join(dirs.Run("*"), "record.json")) // the patterns are well-formed
+		for _, path := range run {
+			names = append(names, strings.TrimPrefix(filepath.Base(filepath.Dir(path)), filepath.Base(dirs.Run(""))))
+		}
+		known, _ := filepath.Glob(dirs.State("*"))
+		for _, path := range known {
+			names = append(names, filepath.Base(path))
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), cobra.ShellCompDirectiveNoFileComp
 }

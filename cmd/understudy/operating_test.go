@@ -94,6 +94,11 @@ func (o *operator) protected() {
 	if st.Unsaved == nil || time.Since(st.Beat) > time.Minute || time.Since(st.UnderstudyBeat) > time.Minute {
 		o.t.Errorf("status: unsaved %v, beat %v, the understudy's %v", st.Unsaved, st.Beat, st.UnderstudyBeat)
 	}
+	for name, want := range map[string]string{"": "left", "active": "left", "understudy": "right", "right": "right"} {
+		if side, err := findSide(o.t.Context(), "test", name); side != want || err != nil {
+			o.t.Errorf("console of %q is that of %q, %v", name, side, err)
+		}
+	}
 	await(o.t, "failure of the hook that fails", programLimit, func() bool {
 		n, _ := o.metric(`understudy_hook_failures_total{pair="test"}`)
 		return n == 1
