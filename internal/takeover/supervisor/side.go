@@ -47,9 +47,27 @@ type side struct {
 // maxTroubles are as many as wait to be told.
 const maxTroubles = 16
 
+// bootTries is how often a partition is booted whose kernel panics before its agent greets:
+// under emulation one does so now and then, while it patches its own code (seen with QEMU 7.2
+// and kernels from 6.12 on). Nothing is at stake by then.
+const bootTries = 3
+
+// errBootPanic is why a partition did not come up.
+var errBootPanic = errors.New("its kernel panicked while it booted")
+
 // boot starts partition i. The active one has the disks themselves, the
 // understudy their vacancies and the staging disk.
 func (s *Supervisor) boot(ctx context.Context, i int, active bool) (*side, error) {
+	for try := 1; ; try++ {
+		sd, err := s.bootOnce(ctx, i, active)
+		if !errors.Is(err, errBootPanic) || try == bootTries {
+			return sd, err
+		}
+		s.log("%v; it is booted again", err)
+	}
+}
+
+func (s *Supervisor) bootOnce(ctx context.Context, i int, active bool) (*side, error) {
 	p := s.Pair.Partitions[i]
 	accel, err := findAccel(ctx, p)
 	if err != nil {
@@ -267,9 +285,34 @@ func (sd *side) meet(ctx context.Context, notice Notice, limit time.Duration) er
 		return fmt.Errorf("reach agent of partition %s: connection lost: %w", sd.name, err)
 	case <-sd.process.Ended():
 		return fmt.Errorf("partition %s ended while it booted", sd.name)
+	case <-sd.panicked(ctx):
+		return fmt.Errorf("start partition %s: %w", sd.name, errBootPanic)
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// panicEnd is what a kernel says last when it has panicked (kernel/panic.c). A driver for
+// its dying message may not be loaded yet.
+const panicEnd = "---[ end Kernel panic"
+
+// panicked gives a word once the console says that the kernel has panicked.
+func (sd *side) panicked(ctx context.Context) <-chan struct{} {
+	found := make(chan struct{})
+	go func() {
+		for look := time.NewTicker(time.Second); ; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-look.C:
+			}
+			if strings.Contains(tail(sd.process.Spec.ConsoleLogPath()), panicEnd) {
+				close(found)
+				return
+			}
+		}
+	}()
+	return found
 }
 
 // config is the same for both sides: what a role needs is known ahead.
