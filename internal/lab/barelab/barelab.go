@@ -36,7 +36,7 @@ type Image struct {
 }
 
 // modules are those that its devices need.
-var modules = []string{"virtio_pci", "virtio_blk", "virtio_net", "nvme|", "e1000e|", "crc32c_generic|crc32c|", "ext4"}
+var modules = []string{"virtio_pci", "virtio_blk", "virtio_net", "nvme|", "crc32c_generic|crc32c|", "ext4"}
 
 const prologue = `#!/bin/sh
 export PATH=/bin:/sbin
