@@ -2,6 +2,7 @@ package bare
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -53,7 +54,12 @@ func (m *machine) Image(disk string) (takeover.Image, error) {
 		return nil, err
 	}
 	// Exclusive: it fails while anything here has it mounted (block/bdev.c).
+	// A node is there before its disk answers.
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
+	for end := time.Now().Add(deviceLimit); errors.Is(err, unix.ENXIO) && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+		f, err = os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open disk %s: %w", disk, err)
 	}
