@@ -6,7 +6,7 @@
 GO ?= go
 BEGAN := $(shell date +%s)
 
-.PHONY: build lab setup kernels vet check lint test test-quick test-full demo survive matrix oracle oracle-live fuzz nfs nfs-crashes bench clean
+.PHONY: build lab setup kernels vet check lint test test-quick test-full demo survive matrix oracle oracle-live fuzz nfs nfs-crashes bench deb clean
 
 # What --version says: the tag, or the last one with the commit.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -100,6 +100,10 @@ nfs-crashes: setup lab
 
 bench: kernels build
 	UNDERSTUDY_TIER=full $(GO) test -p 1 -timeout 30m -run '^$$' -bench . ./...
+
+# A package for Debian, in out; scripts/deb.sh.
+deb:
+	GO=$(GO) scripts/deb.sh
 
 clean:
 	rm -rf bin out

@@ -126,3 +126,74 @@ func TestUnit(t *testing.T) {
 		t.Error("systemd would run ExecStop when the supervisor ends by itself")
 	}
 }
+
+// TestPackage: the package is the same each time that it is made; it installs, over one that is
+// there, too, and leaves nothing but what an operator wrote.
+func TestPackage(t *testing.T) {
+	tier.Full(t, "the packer is built from source")
+	if _, err := exec.LookPath("dpkg"); err != nil {
+		tier.Lacks(t, err)
+	}
+	var packages [2][]byte
+	var path string
+	for i := range packages {
+		dir := t.TempDir()
+		run(t, "..", "scripts/deb.sh", dir)
+		found, err := filepath.Glob(filepath.Join(dir, "*.deb"))
+		if err != nil || len(found) != 1 {
+			t.Fatalf("made %v, %v", found, err)
+		}
+		path = found[0]
+		if packages[i], err = os.ReadFile(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if string(packages[0]) != string(packages[1]) {
+		t.Error("two packages of the same files differ")
+	}
+	root := t.TempDir()
+	dpkg := func(args ...string) {
+		t.Helper()
+		run(t, root, "dpkg", append([]string{"--root=" + root, "--force-depends", "--force-script-chrootless", "--log=/dev/null"}, args...)...)
+	}
+	for _, dir := range []string{"var/lib/dpkg/updates", "var/lib/dpkg/info"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "var/lib/dpkg/status"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	dpkg("-i", path)
+	dpkg("-i", path)
+	run(t, root, filepath.Join(root, "usr/bin/understudy"), "check", "--text", filepath.Join(root, "usr/share/doc/understudy/examples/web.yaml"))
+	mine := filepath.Join(root, "etc/understudy/web.yaml")
+	log := filepath.Join(root, "var/lib/understudy/web/events.jsonl")
+	for _, file := range []string{mine, log} {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte("x"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dpkg("--remove", "understudy")
+	if _, err := os.Stat(log); err != nil {
+		t.Errorf("the log went with the package: %v", err)
+	}
+	dpkg("--purge", "understudy")
+	for _, dir := range []string{"usr", "etc", "var/lib/understudy"} {
+		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, d os.DirEntry, err error) error {
+			if err == nil && !d.IsDir() && path != mine {
+				t.Errorf("%s is left", path)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(mine); err != nil {
+		t.Errorf("what the operator wrote is gone: %v", err)
+	}
+}
