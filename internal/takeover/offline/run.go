@@ -116,9 +116,13 @@ func (a *application) run(ctx context.Context) (err error) {
 	return a.apply(ctx, raw)
 }
 
+// mostPlaced is how many unsaved bytes are written without a guest: they are kept in memory
+// until all of them are known to be good, some times over.
+const mostPlaced = 1 << 30
+
 // plan makes a plan, has it checked, and reports it.
 func (a *application) plan(check func(*salvage.Plan) error) error {
-	a.remains = &morgue.Remains{Cache: a.memory.Cache, Super: a.fsys.Super}
+	a.remains = &morgue.Remains{Cache: a.memory.Cache, Super: a.fsys.Super, Most: mostPlaced}
 	err := a.memory.Stage("plan", func() (err error) {
 		a.remains.Plan, err = salvage.ForDisk(a.memory.Cache, a.fsys.Super, a.Partial)
 		return err
