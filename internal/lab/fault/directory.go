@@ -32,11 +32,7 @@ func Serve(directory, at string, in io.Reader, out io.Writer) error {
 		return err
 	}
 	b := &breaker{}
-	top := root.(*fs.LoopbackNode)
-	top.RootData.NewNode = func(data *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-		return &breakable{LoopbackNode: fs.LoopbackNode{RootData: data}, breaker: b}
-	}
-	_, err = fs.Mount(at, root, &fs.Options{MountOptions: fuse.MountOptions{FsName: "fault", AllowOther: true, DirectMount: true}})
+	_, err = fs.Mount(at, &breakable{root.(*fs.LoopbackNode), b}, &fs.Options{MountOptions: fuse.MountOptions{FsName: "fault", AllowOther: true, DirectMount: true}})
 	if err != nil {
 		return err
 	}
@@ -111,8 +107,12 @@ func processOf(thread uint32) (pid int) {
 
 // breakable is a file or a directory, and what is open of it.
 type breakable struct {
-	fs.LoopbackNode
+	*fs.LoopbackNode
 	breaker *breaker
+}
+
+func (n *breakable) WrapChild(_ context.Context, child fs.InodeEmbedder) fs.InodeEmbedder {
+	return &breakable{child.(*fs.LoopbackNode), n.breaker}
 }
 
 type openFile struct {

@@ -87,7 +87,7 @@ func (tr *trial) fillOverlay(d *Disk, changes []Region) error {
 func (tr *trial) fillRedo(d *Disk, changes []Region) error {
 	var j Job
 	for _, c := range changes {
-		w := Raw{Off: c.Off, Data: c.Data}
+		w := Raw(c)
 		if c.Off == superAt {
 			w = Raw{Off: 0, Data: append(append(bytes.Clone(tr.before[:superAt]), c.Data...), tr.before[2*superAt:4*superAt]...)}
 		}
