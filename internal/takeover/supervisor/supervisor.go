@@ -114,7 +114,11 @@ func Start(ctx context.Context, p *pair.Pair, o Options) (*Supervisor, error) {
 // done by then is saved first.
 func (s *Supervisor) undo() error {
 	var err error
-	if s.dir.AtStake() {
+	switch {
+	case !s.dir.AtStake():
+	case s.active == nil: // no side has mounted anything yet
+		err = s.Discard()
+	default:
 		err = s.Stop(context.Background())
 	}
 	return errors.Join(err, s.Close())
