@@ -95,6 +95,9 @@ func run(ctx context.Context) (bool, error) {
 		}
 		r := c.Judge(ctx, o)
 		fmt.Println(r)
+		if ctx.Err() != nil { // it was broken off, and says nothing
+			return false, context.Cause(ctx)
+		}
 		results = append(results, r)
 		good = good && r.Verdict.Good()
 		if err := write(*keep, *table, results); err != nil {
