@@ -126,8 +126,8 @@ func (c *control) answer(ctx context.Context, verb string, body json.RawMessage)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		st := c.status
-		st.Pause, st.Limit = c.s.LongestSilence(), c.s.Pair.Heartbeat.Limit
 		v := c.s.Vitals()
+		st.Pause, st.Limit = v.Pause, c.s.Pair.Heartbeat.Limit
 		if st.Beat, st.UnderstudyBeat = v.Beat, v.UnderstudyBeat; v.Known {
 			st.Unsaved = &v.Unsaved
 		}

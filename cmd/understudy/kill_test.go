@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/lab/fault"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/pair"
@@ -28,7 +29,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	serveFault()
+	fault.Child()
 	if file := os.Getenv(victimFile); file != "" {
 		if err := breakOff(file, takeover.Progress(os.Getenv(victimPoint)), os.Getenv(victimWho)); err != nil {
 			fmt.Println(err)

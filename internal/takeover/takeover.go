@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -76,26 +75,37 @@ func (w *written) WriteAt(b []byte, off int64) (int, error) {
 	return n, err
 }
 
-// WriteStretches writes many stretches at once, as the image does if it can (device.Direct).
-func (w *written) WriteStretches(n int, at func(int) (off int64, data [][]byte)) (err error) {
-	if image, ok := w.Image.(interface {
-		WriteStretches(int, func(int) (int64, [][]byte)) error
-	}); ok {
-		err = image.WriteStretches(n, at)
-	} else {
-		for i := 0; i < n && err == nil; i++ {
-			off, data := at(i)
-			_, err = w.Image.WriteAt(slices.Concat(data...), off)
-		}
-	}
-	w.failed = cmp.Or(w.failed, err)
-	return err
-}
-
 func (w *written) Sync() error {
 	err := w.Image.Sync()
 	w.failed = cmp.Or(w.failed, err)
 	return err
+}
+
+// stretchImage is an Image that takes many stretches at once (device.Direct).
+type stretchImage interface {
+	Image
+	WriteStretches(n int, at func(int) (off int64, data [][]byte)) error
+}
+
+// writtenStretches is written of a stretchImage.
+type writtenStretches struct {
+	*written
+	image stretchImage
+}
+
+func (w writtenStretches) WriteStretches(n int, at func(int) (off int64, data [][]byte)) error {
+	err := w.image.WriteStretches(n, at)
+	w.failed = cmp.Or(w.failed, err)
+	return err
+}
+
+// watched is an image that can do what the given one can, and who remembers what failed.
+func watched(image Image) (Image, *written) {
+	w := &written{Image: image}
+	if s, ok := image.(stretchImage); ok {
+		return writtenStretches{w, s}, w
+	}
+	return w, w
 }
 
 // Salvager reads the dead side's memory.
@@ -425,12 +435,14 @@ func (r *run) examine(disk string) (Remains, Commit, error) {
 	if r.options.Salvager == nil {
 		return nil, commit, nil
 	}
-	image := &written{}
+	var image Image
+	var writes *written
 	var remains Remains
 	err := r.measure("check", func() (err error) {
-		if image.Image, err = r.machine.Image(disk); err != nil {
+		if image, err = r.machine.Image(disk); err != nil {
 			return err
 		}
+		image, writes = watched(image)
 		remains, err = r.options.Salvager.Examine(image)
 		return err
 	})
@@ -448,8 +460,8 @@ func (r *run) examine(disk string) (Remains, Commit, error) {
 		r.report.Timeline.Add("  "+p.Name, start, start.Add(p.Took))
 		start = start.Add(p.Took)
 	}
-	if err != nil && image.failed != nil {
-		return nil, commit, fmt.Errorf("write the last commit of disk %s: %w", disk, image.failed)
+	if err != nil && writes.failed != nil {
+		return nil, commit, fmt.Errorf("write the last commit of disk %s: %w", disk, writes.failed)
 	}
 	if err != nil {
 		r.refuse("last commit of disk "+disk, err)

@@ -167,9 +167,6 @@ func build(ctx context.Context, dir, tree string, s Spec) (err error) {
 	return os.Rename(filepath.Join(dir, "state.tmp"), filepath.Join(dir, "state"))
 }
 
-// panicEnd is the last thing that a panicking kernel says (kernel/panic.c).
-var panicEnd = []byte("---[ end Kernel panic")
-
 // crash has a guest work and die, and returns the path of its memory.
 func crash(ctx context.Context, dir, disk, tree string, s Spec) (string, error) {
 	order, err := json.Marshal(s.Order)
@@ -203,7 +200,7 @@ func crash(ctx context.Context, dir, disk, tree string, s Spec) (string, error) 
 			return "", fmt.Errorf("the guest said: %s", tail(said))
 		case bytes.Contains(said, []byte(NotHeld)):
 			return "", fmt.Errorf("%w; the guest said: %s", errAgain, tail(said))
-		case bytes.Contains(said, panicEnd):
+		case bytes.Contains(said, []byte(partition.PanicEnd)):
 			if !bytes.Contains(said, []byte("sysrq triggered crash")) {
 				return "", fmt.Errorf("%w: its kernel died; it said: %s", errAgain, tail(said))
 			}

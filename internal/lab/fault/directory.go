@@ -3,9 +3,11 @@ package fault
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"syscall"
@@ -15,18 +17,85 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Serve mounts a directory at another place, and fails there, when it is told to, what
-// changes files: a disk that breaks, or a file system that is full. It is told by lines, and
-// answers each by a line with how many changes it has counted:
+// Directory is a directory mounted at another place, where it fails, when it is told to, what
+// changes files: a disk that breaks, or a file system that is full. A process of its own
+// serves it: one that also used it could wait for itself.
+type Directory struct {
+	cmd *exec.Cmd
+	in  io.Writer
+	out *bufio.Reader
+}
+
+// Variables of the environment that have Child serve a directory at another place.
+const ofVariable, atVariable = "UNDERSTUDY_FAULT_OF", "UNDERSTUDY_FAULT_AT"
+
+// Child does what Mount started this process for, and does not return; or it returns at once,
+// if Mount did not. A test's TestMain calls it first of all.
+func Child() {
+	at := os.Getenv(atVariable)
+	if at == "" {
+		return
+	}
+	if err := serve(os.Getenv(ofVariable), at, os.Stdin, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// Mount mounts a directory at another place. The process that serves it has a high priority:
+// who waits for it looks idle.
+func Mount(directory, at string) (*Directory, error) {
+	program, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	d := &Directory{cmd: exec.Command("nice", "-n", "-20", program)}
+	d.cmd.Env, d.cmd.Stderr = append(os.Environ(), ofVariable+"="+directory, atVariable+"="+at), os.Stderr
+	if d.in, err = d.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := d.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	d.out = bufio.NewReader(out)
+	if err := d.cmd.Start(); err != nil {
+		return nil, err
+	}
+	if _, err := d.answer(); err != nil {
+		return nil, errors.Join(fmt.Errorf("mount: %w", err), d.cmd.Wait())
+	}
+	return d, nil
+}
+
+// Tell gives an order, and returns how many changes were counted until then:
 //
 //	count PID        count changes by that process, from 0 on
 //	fail N ERRNO     with the change counted as N, and from it on, all changes by anyone fail
 //	heal             none fails any more
-//	end              unmount
 //
-// A change is a write(2), an fsync(2), or an fallocate(2). It is to run with a high priority
-// (nice(1)): who waits for it looks idle.
-func Serve(directory, at string, in io.Reader, out io.Writer) error {
+// A change is a write(2), an fsync(2), or an fallocate(2).
+func (d *Directory) Tell(format string, args ...any) (int, error) {
+	if _, err := fmt.Fprintf(d.in, format+"\n", args...); err != nil {
+		return 0, err
+	}
+	return d.answer()
+}
+
+func (d *Directory) answer() (n int, err error) {
+	_, err = fmt.Fscan(d.out, &n)
+	return n, err
+}
+
+// Unmount ends it. What is still open may go on.
+func (d *Directory) Unmount() error {
+	_, err := fmt.Fprintln(d.in, "end")
+	return errors.Join(err, d.cmd.Wait())
+}
+
+// serve mounts it, and does what it is told.
+func serve(directory, at string, in io.Reader, out io.Writer) error {
 	root, err := fs.NewLoopbackRoot(directory)
 	if err != nil {
 		return err
@@ -44,7 +113,7 @@ func Serve(directory, at string, in io.Reader, out io.Writer) error {
 		}
 		fmt.Fprintln(out, n)
 	}
-	return unix.Unmount(at, unix.MNT_DETACH) // what is still open may go on
+	return unix.Unmount(at, unix.MNT_DETACH)
 }
 
 // breaker decides what fails.

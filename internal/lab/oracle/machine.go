@@ -215,7 +215,7 @@ func (g *guest) await(ctx context.Context, state uint32, limit time.Duration) er
 }
 
 // dead reports whether the kernel has panicked.
-func (g *guest) dead() bool { return bytes.Contains(g.said(), panicEnd) }
+func (g *guest) dead() bool { return bytes.Contains(g.said(), []byte(partition.PanicEnd)) }
 
 // said is the end of what the guest's console had.
 func (g *guest) said() []byte {
@@ -223,10 +223,6 @@ func (g *guest) said() []byte {
 	lines := bytes.Split(bytes.TrimSpace(b), []byte("\n"))
 	return bytes.Join(lines[max(0, len(lines)-30):], []byte("\n"))
 }
-
-// panicEnd is the last thing that a panicking kernel says, when its other CPUs
-// have stopped (kernel/panic.c).
-var panicEnd = []byte("---[ end Kernel panic")
 
 // awaitPanic waits until the kernel is dead.
 func (g *guest) awaitPanic(ctx context.Context) error {

@@ -21,6 +21,7 @@ import (
 	"understudy.dev/understudy/internal/lab/scene/cue"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/initramfs"
+	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/qmp"
 )
 
@@ -166,9 +167,6 @@ func (s *Scene) play(ctx context.Context, spec Spec, kernel, initrd string) erro
 
 func (s *Scene) path(name string) string { return filepath.Join(s.Dir, name) }
 
-// panicEnd is the last thing that a panicking kernel says (kernel/panic.c).
-const panicEnd = "---[ end Kernel panic"
-
 // follow does what the script asks for, until the guest has crashed.
 func (s *Scene) follow(ctx context.Context, spec Spec, ended <-chan error) error {
 	taken := 0
@@ -184,7 +182,7 @@ func (s *Scene) follow(ctx context.Context, spec Spec, ended <-chan error) error
 				return errors.New(reason)
 			case take:
 				takes = append(takes, name)
-			case strings.Contains(l, panicEnd):
+			case strings.Contains(l, partition.PanicEnd):
 				return nil
 			}
 		}

@@ -200,7 +200,7 @@ func crash(ctx context.Context, dir, disk, tree string, o truth.Order) (string, 
 			return "", fmt.Errorf("%w; it said: %s", errNotHeld, tail(said))
 		case bytes.Contains(said, []byte(truth.Failed)):
 			return "", fmt.Errorf("the guest said: %s", tail(said))
-		case bytes.Contains(said, []byte("---[ end Kernel panic")): // kernel/panic.c
+		case bytes.Contains(said, []byte(partition.PanicEnd)):
 			if !bytes.Contains(said, []byte("sysrq triggered crash")) {
 				return "", fmt.Errorf("%w; it said: %s", errDied, tail(said))
 			}

@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -86,10 +85,6 @@ func call[In, Out any](f func(context.Context, In) (Out, error)) Verb {
 
 type none struct{}
 
-// memoryLimit is how much memory the agent has in use before garbage is collected, bytes: as
-// much as a takeover comes to.
-const memoryLimit = 64 << 20
-
 // Serve greets the supervisor on the agent's port and answers its calls; when it goes, the
 // next one that comes. It returns only when the port cannot be used any more.
 func (a *Agent) Serve(ctx context.Context) error {
@@ -97,10 +92,6 @@ func (a *Agent) Serve(ctx context.Context) error {
 	// monitor takes that away, which may be 10 ms: have enough for all that
 	// block at once.
 	runtime.GOMAXPROCS(runtime.NumCPU() + filewriter.Workers)
-	// Collecting garbage stops all threads of the process for a moment, those of the beat
-	// among them, and for long if the ordinary ones get no time: let that be rare.
-	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(memoryLimit)
 	for {
 		if err := a.serveOne(ctx); err != nil {
 			return err

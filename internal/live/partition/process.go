@@ -314,6 +314,10 @@ func (p *Process) Spread(cpus []int) error {
 	return nil
 }
 
+// PanicEnd is what a kernel says last when it has panicked, when its other CPUs have stopped
+// (kernel/panic.c).
+const PanicEnd = "---[ end Kernel panic"
+
 // Bounds on what a guest may say on its console before the oldest of it goes, bytes: its
 // log is on the file system that its memory is on.
 const (

@@ -36,12 +36,12 @@ type side struct {
 	beat     []byte      // the beat page, mapped to read
 	troubles chan string // what its agent says that does not work
 
-	// Of the watcher: the beat's last count, and when that changed.
-	counted uint64
-	beaten  time.Time
-	longest atomic.Int64 // silence that ended, ns
-	// For others: when it last beat, and when the watcher last looked; ns since 1970.
-	beatAt, lookedAt atomic.Int64
+	counted uint64 // the beat's last count, of the watcher
+
+	// For others, too: when that changed, when the watcher last looked, and the longest
+	// silence that ended. Nil: not yet.
+	beaten, looked atomic.Pointer[time.Time]
+	longest        atomic.Int64 // ns
 }
 
 // maxTroubles are as many as wait to be told.
@@ -125,7 +125,11 @@ func (sd *side) boot(ctx context.Context, spec partition.Spec, c wire.Config, no
 	if sd.beat, err = mapBeat(spec.BeatPath()); err != nil {
 		return err
 	}
-	if err := sd.meet(ctx, notice, bootLimit); err != nil {
+	booting, booted := context.WithCancelCause(ctx)
+	go sd.awaitPanic(booting, booted)
+	err = sd.meet(booting, notice, bootLimit)
+	booted(nil)
+	if err != nil {
 		return fmt.Errorf("%w; the end of its console:\n%s", err, tail(spec.ConsoleLogPath()))
 	}
 	if err := able(sd.greeting, c); err != nil {
@@ -134,6 +138,24 @@ func (sd *side) boot(ctx context.Context, spec partition.Spec, c wire.Config, no
 	ctx, cancel := context.WithTimeoutCause(ctx, configureLimit, fmt.Errorf("not done within %v", configureLimit))
 	defer cancel()
 	return sd.agent.Call(ctx, wire.Configure, c, nil)
+}
+
+// awaitPanic ends ctx once the console says that the kernel has panicked: a driver for its
+// dying message may not be loaded yet.
+func (sd *side) awaitPanic(ctx context.Context, end context.CancelCauseFunc) {
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
+		if strings.Contains(tail(sd.process.Spec.ConsoleLogPath()), partition.PanicEnd) {
+			end(fmt.Errorf("start partition %s: %w", sd.name, errBootPanic))
+			return
+		}
+	}
 }
 
 // tailLines are enough to see what a guest died of.
@@ -285,34 +307,9 @@ func (sd *side) meet(ctx context.Context, notice Notice, limit time.Duration) er
 		return fmt.Errorf("reach agent of partition %s: connection lost: %w", sd.name, err)
 	case <-sd.process.Ended():
 		return fmt.Errorf("partition %s ended while it booted", sd.name)
-	case <-sd.panicked(ctx):
-		return fmt.Errorf("start partition %s: %w", sd.name, errBootPanic)
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-// panicEnd is what a kernel says last when it has panicked (kernel/panic.c). A driver for
-// its dying message may not be loaded yet.
-const panicEnd = "---[ end Kernel panic"
-
-// panicked gives a word once the console says that the kernel has panicked.
-func (sd *side) panicked(ctx context.Context) <-chan struct{} {
-	found := make(chan struct{})
-	go func() {
-		for look := time.NewTicker(time.Second); ; {
-			select {
-			case <-ctx.Done():
-				return
-			case <-look.C:
-			}
-			if strings.Contains(tail(sd.process.Spec.ConsoleLogPath()), panicEnd) {
-				close(found)
-				return
-			}
-		}
-	}()
-	return found
 }
 
 // config is the same for both sides: what a role needs is known ahead.

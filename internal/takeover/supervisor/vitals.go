@@ -1,12 +1,18 @@
 package supervisor
 
-import "time"
+import (
+	"sync/atomic"
+	"time"
+)
 
 // Vitals are what is seen of a pair between one event and the next.
 type Vitals struct {
 	// Beat and UnderstudyBeat are when each side was last seen to beat; the zero time, if
 	// it was not yet, or is not there.
 	Beat, UnderstudyBeat time.Time
+	// Pause is the longest time for which the active side did not beat and was alive, as it
+	// counts towards the limit.
+	Pause time.Duration
 	// Looked is when the watcher last looked at the active side.
 	Looked time.Time
 	// Unsaved is how many bytes the active kernel counts as not on their disks: what its
@@ -22,7 +28,7 @@ func (s *Supervisor) Vitals() Vitals {
 	s.mu.Unlock()
 	v := Vitals{Beat: active.seen(), UnderstudyBeat: understudy.seen()}
 	if active != nil {
-		v.Looked = at(active.lookedAt.Load())
+		v.Looked, v.Pause = read(&active.looked), time.Duration(active.longest.Load())
 	}
 	if m != nil {
 		v.Unsaved, v.Known = m.Unsaved()
@@ -35,13 +41,13 @@ func (sd *side) seen() time.Time {
 	if sd == nil {
 		return time.Time{}
 	}
-	return at(sd.beatAt.Load())
+	return read(&sd.beaten)
 }
 
-// at is the time of some nanoseconds since 1970; 0 is the zero time.
-func at(ns int64) time.Time {
-	if ns == 0 {
-		return time.Time{}
+// read is the zero time if there is none yet.
+func read(at *atomic.Pointer[time.Time]) (t time.Time) {
+	if p := at.Load(); p != nil {
+		t = *p
 	}
-	return time.Unix(0, ns)
+	return t
 }

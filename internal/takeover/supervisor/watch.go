@@ -25,21 +25,10 @@ func (sd *side) counter(offset int) uint64 {
 
 // lastSign is when the side was last seen to beat, or now.
 func (sd *side) lastSign() time.Time {
-	if sd.beaten.IsZero() {
-		return time.Now()
+	if at := sd.beaten.Load(); at != nil {
+		return *at
 	}
-	return sd.beaten
-}
-
-// LongestSilence is the longest time for which the active side did not beat and was alive,
-// as it counts towards the limit.
-func (s *Supervisor) LongestSilence() time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.active == nil {
-		return 0
-	}
-	return time.Duration(s.active.longest.Load())
+	return time.Now()
 }
 
 // Death is that of one side of a pair.
@@ -273,7 +262,8 @@ const noAnswer = "QEMU does not answer"
 // stands still.
 func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 	sd := w.side
-	sd.lookedAt.Store(time.Now().UnixNano())
+	now := time.Now()
+	sd.looked.Store(&now)
 	if w.panicked != nil {
 		cpu, yes := w.panicked()
 		if yes && w.panics { // since a period, and no dying message has come
@@ -284,8 +274,8 @@ func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 	}
 	o := liveness.Observation{At: time.Now(), Counter: sd.counter(liveness.CounterOffset)}
 	if o.Counter != sd.counted {
-		sd.counted, sd.beaten = o.Counter, o.At
-		sd.beatAt.Store(o.At.UnixNano())
+		sd.counted = o.Counter
+		sd.beaten.Store(&o.At)
 		w.heldBy("")
 		v, dead := w.silencer.Observe(o)
 		sd.longest.Store(max(sd.longest.Load(), int64(w.silencer.Longest())))
