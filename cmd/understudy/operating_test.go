@@ -90,7 +90,11 @@ func (o *operator) protected() {
 	if n, is := o.metric(`understudy_unsaved_bytes{pair="test"}`); !is || n < 0 || n > 256<<20 {
 		o.t.Errorf("%v bytes are unsaved (known: %v)", n, is)
 	}
-	st := pairStatus(o.t)
+	var st status
+	await(o.t, "look at both sides", programLimit, func() bool {
+		st = pairStatus(o.t)
+		return !st.Beat.IsZero() && !st.UnderstudyBeat.IsZero()
+	})
 	if st.Unsaved == nil || time.Since(st.Beat) > time.Minute || time.Since(st.UnderstudyBeat) > time.Minute {
 		o.t.Errorf("status: unsaved %v, beat %v, the understudy's %v", st.Unsaved, st.Beat, st.UnderstudyBeat)
 	}

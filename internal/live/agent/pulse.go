@@ -120,17 +120,19 @@ type writable struct {
 const writableEvery = time.Second
 
 func (w *writable) run() {
-	errorsBefore := w.errors()
+	before := w.errors()
 	for {
 		select {
 		case <-w.done:
 			return
 		case <-time.After(writableEvery):
 		}
-		if n := w.errors(); n != errorsBefore {
-			errorsBefore = n
-			w.a.trouble("disk %s: its file system has found itself damaged (errors_count %s)%s: the guest's kernel says why in its log", w.disk.Name, n, w.refuses())
+		now := w.errors()
+		if now == "" || now == before { // without a count it has just been unmounted
+			continue
 		}
+		before = now
+		w.a.trouble("disk %s: its file system has found itself damaged (errors_count %s)%s: the guest's kernel says why in its log", w.disk.Name, now, w.refuses())
 	}
 }
 

@@ -276,7 +276,9 @@ func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 	if o.Counter != sd.counted {
 		sd.counted = o.Counter
 		sd.beaten.Store(&o.At)
-		w.heldBy("")
+		if time.Since(w.tried) > contEvery { // or else it may have no room again at once
+			w.heldBy("")
+		}
 		v, dead := w.silencer.Observe(o)
 		sd.longest.Store(max(sd.longest.Load(), int64(w.silencer.Longest())))
 		return v, dead
