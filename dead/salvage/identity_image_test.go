@@ -7,9 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/pagecache"
-	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/lab/scene"
 )
@@ -17,16 +15,7 @@ import (
 // cacheOf opens the memory of a scene.
 func cacheOf(t *testing.T, path string) *pagecache.Cache {
 	t.Helper()
-	mem, err := ram.OpenFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { mem.Close() })
-	k, err := kernel.Find(mem)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := pagecache.Open(k)
+	c, err := pagecache.Open(kernelIn(t, path))
 	if err != nil {
 		t.Fatal(err)
 	}

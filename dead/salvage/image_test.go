@@ -27,7 +27,13 @@ import (
 
 func openKernel(t testing.TB, image *fixture.Image) *kernel.Kernel {
 	t.Helper()
-	mem, err := ram.OpenFile(image.RAM)
+	return kernelIn(t, image.RAM)
+}
+
+// kernelIn finds the kernel in memory in a file.
+func kernelIn(t testing.TB, path string) *kernel.Kernel {
+	t.Helper()
+	mem, err := ram.OpenFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
