@@ -1,6 +1,7 @@
 package ram
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -69,7 +70,7 @@ func openAVML(in input) (Memory, error) {
 	if err := x.sort(avmlName); err != nil {
 		return nil, err
 	}
-	slices.SortFunc(a.chunks, func(a, b avmlChunk) int { return compare(a.phys.Start, b.phys.Start) })
+	slices.SortFunc(a.chunks, func(a, b avmlChunk) int { return cmp.Compare(a.phys.Start, b.phys.Start) })
 	a.extents = x
 	im := image{info: Info{Format: avmlName + " (snappy)"}}
 	im.setMemory(x.ranges(), x.bytes())

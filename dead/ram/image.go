@@ -1,6 +1,7 @@
 package ram
 
 import (
+	"cmp"
 	"iter"
 	"slices"
 	"sort"
@@ -50,7 +51,7 @@ func inRanges(all []addr.PhysRange, pa addr.Phys) bool {
 func joined(all []addr.PhysRange) []addr.PhysRange {
 	sorted := slices.Clone(all)
 	slices.SortFunc(sorted, func(a, b addr.PhysRange) int {
-		return compare(a.Start, b.Start)
+		return cmp.Compare(a.Start, b.Start)
 	})
 	out := sorted[:0]
 	for _, r := range sorted {
@@ -63,16 +64,6 @@ func joined(all []addr.PhysRange) []addr.PhysRange {
 		}
 	}
 	return out
-}
-
-func compare(a, b addr.Phys) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // extent is one piece of physical memory and where it lies in the file.
@@ -201,7 +192,7 @@ func (x extents) bytes() uint64 {
 // counts. Pieces that continue each other are made one.
 func layOut(pieces []extent) extents {
 	sorted := slices.Clone(pieces)
-	slices.SortStableFunc(sorted, func(a, b extent) int { return compare(a.phys.Start, b.phys.Start) })
+	slices.SortStableFunc(sorted, func(a, b extent) int { return cmp.Compare(a.phys.Start, b.phys.Start) })
 	out := sorted[:0]
 	var top addr.Phys
 	for _, e := range sorted {

@@ -1,6 +1,7 @@
 package ram
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -84,7 +85,7 @@ func openLiME(in input) (Memory, error) {
 
 // sort puts ranges in order. That two of them hold the same memory is an error.
 func (x extents) sort(name string) error {
-	slices.SortFunc(x, func(a, b extent) int { return compare(a.phys.Start, b.phys.Start) })
+	slices.SortFunc(x, func(a, b extent) int { return cmp.Compare(a.phys.Start, b.phys.Start) })
 	for i := 1; i < len(x); i++ {
 		if x[i].phys.Start < x[i-1].phys.End {
 			return malformed(name, "%v and %v overlap", x[i-1].phys, x[i].phys)

@@ -1,6 +1,7 @@
 package metal
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -183,23 +184,13 @@ func memoryMap(m *Machine, r Reservation) []E820 {
 			out = append(out, E820{rest, e820Reserved})
 		}
 	}
-	slices.SortFunc(out, func(a, b E820) int { return compare(a.Start, b.Start) })
+	slices.SortFunc(out, func(a, b E820) int { return cmp.Compare(a.Start, b.Start) })
 	return out
-}
-
-func compare(a, b uint64) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // union is the ranges in ascending order, those that touch made one.
 func union(all []Range) []Range {
-	slices.SortFunc(all, func(a, b Range) int { return compare(a.Start, b.Start) })
+	slices.SortFunc(all, func(a, b Range) int { return cmp.Compare(a.Start, b.Start) })
 	var out []Range
 	for _, r := range all {
 		if n := len(out); n > 0 && r.Start <= out[n-1].End {
