@@ -112,6 +112,8 @@ type checker struct {
 	oldRuns, newRuns []run              // blocks that touched inodes own
 	attributes       map[addr.Block]int // by how much more often a block of attributes is used
 
+	torn map[addr.Block][]byte // see mapper; nil in an audit
+
 	edges   map[edge]int // by how much more often an entry is there
 	orphans struct{ old, new map[addr.Ino]source }
 }

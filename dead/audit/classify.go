@@ -56,13 +56,10 @@ func (c *checker) identify(b addr.Block, before, after []byte, regions map[uint6
 	if uint64(b) < uint64(s.FirstDataBlock) {
 		return fmt.Errorf("block %d changes, before the first block", b)
 	}
-	group, _ := groupOf(s, b)
-	perBlock := s.BlockSize / uint32(s.DescSize)
-	for _, first := range []uint64{uint64(group) / uint64(perBlock) * uint64(perBlock), c.descriptors(b)} {
-		if home, _ := s.DescriptorLocation(uint32(first)); first < s.Groups() && home == b {
-			return c.compareDescriptors(uint32(first), before, after)
-		}
+	if first, ok := c.describes(b); ok {
+		return c.compareDescriptors(first, before, after)
 	}
+	group, _ := groupOf(s, b)
 	r, err := c.region(uint64(group)/s.FlexSize, regions)
 	if err != nil {
 		return err
@@ -85,6 +82,20 @@ func (c *checker) identify(b addr.Block, before, after []byte, regions map[uint6
 	}
 	c.unclaimed = append(c.unclaimed, b) // in order
 	return nil
+}
+
+// describes returns the first group of which a block has the descriptor; false if it has
+// none.
+func (c *checker) describes(b addr.Block) (uint32, bool) {
+	s := &c.new.super
+	group, _ := groupOf(s, b)
+	perBlock := s.BlockSize / uint32(s.DescSize)
+	for _, first := range []uint64{uint64(group) / uint64(perBlock) * uint64(perBlock), c.descriptors(b)} {
+		if home, _ := s.DescriptorLocation(uint32(first)); first < s.Groups() && home == b {
+			return uint32(first), true
+		}
+	}
+	return 0, false
 }
 
 // descriptors returns the first group of which a block behind the superblock has

@@ -186,6 +186,7 @@ func TestSpoiledSmall(t *testing.T) {
 
 func spoilAll(t *testing.T, s *churn.State, first uint64, seeds int) {
 	var matrix [2][2]int
+	mended := 0
 	alarms := make(map[string]int)
 	for seed := first; seed < first+uint64(seeds); seed++ {
 		p := newSpoiler(t, s, seed)
@@ -202,9 +203,10 @@ func spoilAll(t *testing.T, s *churn.State, first uint64, seeds int) {
 			alarms[what]++
 			t.Logf("seed %d: %s: e2fsck found nothing; %q", seed, what, v.Reasons)
 		}
+		mended += b2i(judgeMended(t, s, p.changed, v))
 	}
-	t.Logf("e2fsck found something: audit too %d, not %d; nothing: audit neither %d, but audit %d: %v",
-		matrix[0][0], matrix[0][1], matrix[1][1], matrix[1][0], alarms)
+	t.Logf("e2fsck found something: audit too %d, not %d; nothing: audit neither %d, but audit %d: %v; clean once mended: %d",
+		matrix[0][0], matrix[0][1], matrix[1][1], matrix[1][0], alarms, mended)
 }
 
 func b2i(b bool) int {

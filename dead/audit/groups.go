@@ -10,6 +10,17 @@ import (
 // checkGroups judges the counts and the inode bitmaps of the groups that are
 // touched.
 func (c *checker) checkGroups() {
+	flips, directories := c.countInodes()
+	for _, n := range sorted(c.groups) {
+		if !c.note(c.checkGroup(n, flips[n], directories[n])) {
+			return
+		}
+	}
+}
+
+// countInodes returns how many inodes are allocated or freed in each group, and how many
+// more directories it has, and takes these groups for touched.
+func (c *checker) countInodes() (map[uint32]uint64, map[uint32]int) {
 	flips, directories := make(map[uint32]uint64), make(map[uint32]int)
 	for n, i := range c.inodes {
 		group := uint32((n - 1) / addr.Ino(c.new.super.InodesPerGroup))
@@ -29,11 +40,7 @@ func (c *checker) checkGroups() {
 			c.groups[group] = struct{}{}
 		}
 	}
-	for _, n := range sorted(c.groups) {
-		if !c.note(c.checkGroup(n, flips[n], directories[n])) {
-			return
-		}
-	}
+	return flips, directories
 }
 
 func (c *checker) checkGroup(n uint32, flips uint64, directories int) error {

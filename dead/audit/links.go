@@ -16,6 +16,26 @@ const (
 // checkLinks checks that each inode has as many links as there are entries for it, and
 // that the directories are one tree.
 func (c *checker) checkLinks() {
+	delta, names := c.countNames()
+	for _, n := range sorted(delta) {
+		if !c.note(c.checkCount(n, delta[n])) || !c.note(c.checkOneName(n, names[n])) {
+			return
+		}
+	}
+	for e, count := range c.edges {
+		if count < 0 {
+			continue
+		}
+		if !c.note(c.checkEdge(e, count)) {
+			return
+		}
+	}
+	c.note(c.checkTree())
+}
+
+// countNames returns how many more entries there are for each inode that has more or less,
+// or is touched, and those of them that are names by type.
+func (c *checker) countNames() (map[addr.Ino]int, map[addr.Ino]kinds) {
 	delta, names := make(map[addr.Ino]int), make(map[addr.Ino]kinds)
 	for e, count := range c.edges {
 		if count == 0 {
@@ -32,20 +52,7 @@ func (c *checker) checkLinks() {
 	for n := range c.inodes {
 		delta[n] += 0
 	}
-	for _, n := range sorted(delta) {
-		if !c.note(c.checkCount(n, delta[n])) || !c.note(c.checkOneName(n, names[n])) {
-			return
-		}
-	}
-	for e, count := range c.edges {
-		if count < 0 {
-			continue
-		}
-		if !c.note(c.checkEdge(e, count)) {
-			return
-		}
-	}
-	c.note(c.checkTree())
+	return delta, names
 }
 
 // checkCount checks that the links of an inode change as the entries for it do.

@@ -10,24 +10,27 @@ import (
 // checkSectors checks that i_blocks of an inode changes by as many blocks as it gains or
 // loses.
 func (c *checker) checkSectors(i *inode) error {
-	want, wantSectors := uint64(0), uint64(0)
-	if i.old != nil {
-		want = i.old.blocks()
-		wantSectors = i.old.Sectors
-		if i.old.Flags&ext4.InodeHugeFile != 0 {
-			wantSectors *= uint64(c.old.super.BlockSize / 512)
-		}
-	}
-	unit := uint64(c.new.super.BlockSize / 512)
-	wantSectors += (i.new.blocks() - want) * unit // wraps around and back
 	got := i.new.Sectors
 	if i.new.Flags&ext4.InodeHugeFile != 0 {
-		got *= unit
+		got *= uint64(c.new.super.BlockSize / 512)
 	}
-	if got != wantSectors {
-		return fmt.Errorf("inode %d counts %d sectors and has %d", i.number, got, wantSectors)
+	if want := c.sectorsOf(i); got != want {
+		return fmt.Errorf("inode %d counts %d sectors and has %d", i.number, got, want)
 	}
 	return nil
+}
+
+// sectorsOf is how many sectors of 512 bytes an inode has.
+func (c *checker) sectorsOf(i *inode) uint64 {
+	blocks, sectors := uint64(0), uint64(0)
+	if i.old != nil {
+		blocks = i.old.blocks()
+		sectors = i.old.Sectors
+		if i.old.Flags&ext4.InodeHugeFile != 0 {
+			sectors *= uint64(c.old.super.BlockSize / 512)
+		}
+	}
+	return sectors + (i.new.blocks()-blocks)*uint64(c.new.super.BlockSize/512) // wraps around and back
 }
 
 // blocks is how many of an inode's blocks were seen.
@@ -57,10 +60,8 @@ func (c *checker) checkSize(i *inode) error {
 	case !n.IsRegular():
 		return nil
 	}
-	for _, x := range n.file.extents {
-		if last := x.logical + x.length - 1; !x.unwritten && n.Size < last*block { // e2fsck/pass1.c, check_blocks
-			return fmt.Errorf("inode %d has %d bytes, and content in its block %d", n.Number, n.Size, last)
-		}
+	if last, ok := c.beyond(i); ok {
+		return fmt.Errorf("inode %d has %d bytes, and content in its block %d", n.Number, n.Size, last)
 	}
 	if n.Flags&ext4.InodeExtents == 0 {
 		perBlock := block / 4
@@ -74,4 +75,18 @@ func (c *checker) checkSize(i *inode) error {
 		return fmt.Errorf("inode %d is a large file, which the file system has not", n.Number)
 	}
 	return nil
+}
+
+// beyond returns the number of a block of content that a file has behind its end, unless it
+// is an orphan (e2fsck/pass1.c, check_blocks).
+func (c *checker) beyond(i *inode) (uint64, bool) {
+	if _, orphan := c.orphans.new[i.number]; orphan {
+		return 0, false
+	}
+	for _, x := range i.new.file.extents {
+		if last := x.logical + x.length - 1; !x.unwritten && i.new.Size < last*uint64(c.new.super.BlockSize) {
+			return last, true
+		}
+	}
+	return 0, false
 }

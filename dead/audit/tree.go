@@ -129,6 +129,9 @@ func (c *checker) walk(i *inode, whole bool) error {
 			continue
 		}
 		m := &mapper{v: []*view{c.old, c.new}[at], inode: s.Inode}
+		if at == 1 {
+			m.torn = c.torn
+		}
 		if err := m.index(); err != nil {
 			return fmt.Errorf("inode %d: %w", i.number, err)
 		}

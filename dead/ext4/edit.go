@@ -62,9 +62,19 @@ func (s *Super) BitmapChecksum(bits []byte) uint32 {
 	return sum
 }
 
-// SetGroup puts what allocating blocks changes of a group into the bytes of its
-// descriptor: the free clusters, and the checksum of the bitmap; then the flags and its own
-// checksum, if descriptors have one: without it the flags have no meaning.
+// InodeBitmapChecksum is BitmapChecksum for the bitmap of a group's inodes
+// (ext4_inode_bitmap_csum_set).
+func (s *Super) InodeBitmapChecksum(bits []byte) uint32 {
+	sum := CRC32C(s.ChecksumSeed, bits[:s.InodesPerGroup/8])
+	if s.DescSize < 64 {
+		sum &= 0xffff
+	}
+	return sum
+}
+
+// SetGroup puts what allocating changes of a group into the bytes of its descriptor: the
+// counts, and the checksums of the bitmaps; then the flags, how many inodes are unused, and
+// its own checksum, if descriptors have one: without it those two have no meaning.
 func (s *Super) SetGroup(b []byte, g *Group) {
 	put := func(low, high int, v uint32) {
 		binary.LittleEndian.PutUint16(b[low:], uint16(v))
@@ -73,13 +83,22 @@ func (s *Super) SetGroup(b []byte, g *Group) {
 		}
 	}
 	put(0x0c, 0x2c, g.FreeClusters)
+	put(0x0e, 0x2e, g.FreeInodes)
+	put(0x10, 0x30, g.Directories)
 	if s.Checksummed() {
 		put(0x18, 0x38, g.BlockBitmapCsum)
+		put(0x1a, 0x3a, g.InodeBitmapCsum)
 	}
 	if s.ROCompat&(ROCompatGDTCsum|ROCompatMetadataCsum) != 0 {
+		put(0x1c, 0x32, g.UnusedInodes)
 		binary.LittleEndian.PutUint16(b[0x12:], uint16(g.Flags))
-		binary.LittleEndian.PutUint16(b[0x1e:], s.groupChecksum(g.Number, b))
+		s.SealGroup(g.Number, b)
 	}
+}
+
+// SealGroup puts the checksum that the bytes of a descriptor have into them.
+func (s *Super) SealGroup(n uint32, b []byte) {
+	binary.LittleEndian.PutUint16(b[0x1e:], s.groupChecksum(n, b))
 }
 
 // SetFree returns the superblock that counts so many free clusters and inodes, with its

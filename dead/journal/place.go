@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"maps"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"understudy.dev/understudy/dead/audit"
 	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/jbd2"
+	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/placement"
 )
 
@@ -175,7 +177,7 @@ func (f *finisher) placeFiles(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transactio
 		return nil, err
 	}
 	avoid := slices.Collect(maps.Keys(logged(scan, nil)))
-	found, err := placement.Place(c.before, c.blocks, filesOf(waiting), append(avoid, with.Revokes...))
+	found, err := placement.Place(c.before, c.blocks, filesOf(waiting), slices.Concat(avoid, with.Revokes, f.released))
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +191,9 @@ func (f *finisher) placeFiles(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transactio
 	if !fits(log, len(with.Blocks), len(with.Revokes)) {
 		return nil, errRoom
 	}
-	with.Mark = f.mark(t)
+	if with.Mark == (jbd2.Mark{}) {
+		with.Mark = f.mark(true)
+	}
 	return &with, f.takePlaced(waiting, found, logged(scan, &with))
 }
 
@@ -260,30 +264,58 @@ func fits(log *jbd2.Log, blocks, revokes int) bool {
 	return need < int(log.Super.Last-log.Super.First)
 }
 
-// mark tells this rescue's transaction from any other: by the file system, and by what
-// memory has of the transaction.
-func (f *finisher) mark(t *jbd2.Transaction) jbd2.Mark {
+// numbers takes them into a hash.
+func numbers(h hash.Hash, of ...uint64) {
+	for _, n := range of {
+		h.Write(binary.LittleEndian.AppendUint64(nil, n))
+	}
+}
+
+// identity tells a mount from any other.
+func identity(c *pagecache.Cache, s *pagecache.Superblock) []byte {
 	h := sha256.New()
-	put := func(n uint64) { h.Write(binary.LittleEndian.AppendUint64(nil, n)) }
-	h.Write([]byte("understudy placement 1"))
-	h.Write(f.super.UUID[:])
-	put(uint64(f.super.Addr))
-	put(uint64(f.Journal.Head))
-	if e, err := f.cache.Ext4(f.super); err == nil {
-		put(e.Super.MountTime)
+	h.Write(s.UUID[:])
+	numbers(h, uint64(s.Addr))
+	if e, err := c.Ext4(s); err == nil {
+		numbers(h, e.Super.MountTime)
 		if e.Journal != nil {
-			put(uint64(e.Journal.CommitSequence)<<32 | uint64(e.Journal.NextTransaction))
+			numbers(h, uint64(e.Journal.CommitSequence), uint64(e.Journal.NextTransaction))
 		}
 	}
-	if t != nil {
-		for _, b := range t.Blocks {
-			put(uint64(b.Home))
-			put(uint64(ext4.CRC32C(0, b.Data)))
-		}
-		put(uint64(len(t.Blocks)))
-		for _, b := range t.Revokes {
-			put(uint64(b))
-		}
+	return h.Sum(nil)
+}
+
+// identify returns what tells this rescue's transaction from any other: the mount, and what
+// memory has of the transaction.
+func (f *finisher) identify(t *jbd2.Transaction) []byte {
+	h := sha256.New()
+	h.Write(f.mount)
+	numbers(h, uint64(f.Journal.Head), uint64(len(t.Blocks)))
+	for _, b := range t.Blocks {
+		numbers(h, uint64(b.Home), uint64(ext4.CRC32C(0, b.Data)))
 	}
-	return jbd2.Mark(h.Sum(nil))
+	for _, b := range t.Revokes {
+		numbers(h, uint64(b))
+	}
+	return h.Sum(nil)
+}
+
+// mark is that of the transaction. sound says that it was proven, and needs nothing after
+// the mount.
+func (f *finisher) mark(sound bool) jbd2.Mark {
+	name := "understudy transaction 1"
+	if !sound {
+		name = "understudy transaction 1, to be checked"
+	}
+	sum := sha256.Sum256(append([]byte(name), f.memory...))
+	return jbd2.Mark(sum[:])
+}
+
+// marked reports whether the log has the transaction already, by its mark.
+func (f *finisher) marked(log *jbd2.Log, scan *jbd2.Scan) (bool, error) {
+	done, err := log.Marked(scan, f.mark(true))
+	if f.proven = done; err != nil || done {
+		return done, err
+	}
+	return log.Marked(scan, f.mark(false))
 }

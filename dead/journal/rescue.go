@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -33,6 +34,7 @@ type Rescue struct {
 
 	cache *pagecache.Cache
 	super *pagecache.Superblock
+	mount []byte // identifies it
 	dev   *pagecache.Device
 	mem   ram.Memory
 	data  []block
@@ -57,7 +59,7 @@ func Plan(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (*Rescue,
 	if err != nil {
 		return nil, fmt.Errorf("plan rescue of %s: %w", s.ID, err)
 	}
-	r := &Rescue{cache: c, super: s, dev: dev, mem: c.Kernel().Memory(), whole: make(map[addr.Ino]struct{})}
+	r := &Rescue{cache: c, super: s, mount: identity(c, s), dev: dev, mem: c.Kernel().Memory(), whole: make(map[addr.Ino]struct{})}
 	r.Journal, err = Of(c, s, dev)
 	switch {
 	case errors.Is(err, ErrNoJournal):
@@ -134,6 +136,8 @@ type Report struct {
 	// Audit is the verdict, nil if there was no transaction.
 	Open  int
 	Audit *audit.Verdict
+	// Mended says what of operations in flight was completed for that, or taken back.
+	Mended []string
 	// Check says why the file system must be checked before it is mounted; empty
 	// if it need not.
 	Check string
@@ -195,7 +199,10 @@ type finisher struct {
 	*Rescue
 	disk      jbd2.Disk
 	report    *Report
-	committed bool // a recovery finds all of the last commit in the log, or may find it
+	committed bool         // a recovery finds all of the last commit in the log, or may find it
+	memory    []byte       // identifies what memory has of the last commit
+	proven    bool         // an earlier attempt has committed it, and nothing more need be done for it
+	released  []addr.Block // by what was mended
 	placed    placed
 }
 
@@ -283,6 +290,9 @@ func (f *finisher) journal() error {
 // audit has the transaction proven, and made ready for a check if it cannot be: operations
 // in flight may be half in it.
 func (f *finisher) audit(t *jbd2.Transaction) error {
+	if f.proven {
+		return nil
+	}
 	f.report.Check = fmt.Sprintf("%d operations were in flight", f.report.Open)
 	if t == nil {
 		if f.report.Case != Finished {
@@ -297,10 +307,11 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 		}
 		return err
 	})
-	if err != nil || f.report.Check == "" {
-		return err
+	if err == nil && f.report.Check != "" {
+		err = f.step("prepare", func() error { return f.prepare(c) })
 	}
-	return f.step("prepare", func() error { return f.prepare(c) })
+	t.Mark = f.mark(f.report.Check == "" && len(f.report.AfterMount) == 0)
+	return err
 }
 
 // prove says in the report whether a change leaves the file system whole.
@@ -317,10 +328,37 @@ func (f *finisher) prove(c *change) error {
 	f.report.Audit = &verdict
 	if verdict.Clean {
 		f.report.Check = ""
-	} else {
-		f.report.Check += ": " + strings.Join(verdict.Reasons, "; ")
+		return nil
 	}
-	return nil
+	mended, err := f.mended(c)
+	if err != nil {
+		f.report.Check += ": " + strings.Join(verdict.Reasons, "; ")
+		return nil
+	}
+	if err := c.replaceAll(mended.Blocks); err != nil {
+		return err
+	}
+	f.report.Check, f.report.Mended, f.released = "", mended.What, mended.Released
+	// What is sound is not all: a piece of a file may be missing in it.
+	return f.midUpdate(c.tree, true)
+}
+
+// mended completes what is half done in a change, where that makes it sound.
+func (f *finisher) mended(c *change) (*audit.Mended, error) {
+	mended, err := audit.Mend(c.before, c.blocks, f.report.Open)
+	if err != nil {
+		return nil, err
+	}
+	all := maps.Clone(c.blocks)
+	maps.Copy(all, mended.Blocks)
+	verdict, err := audit.Check(c.before, all)
+	if err == nil && !verdict.Clean {
+		err = fmt.Errorf("mended: %s", strings.Join(verdict.Reasons, "; "))
+	}
+	if err == nil {
+		f.report.Audit = &verdict
+	}
+	return mended, err
 }
 
 // prepare changes the transaction so that e2fsck repairs what is half done in it, and does
@@ -351,10 +389,13 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 	if err != nil {
 		return nil, jbd2.Start{}, err
 	}
+	f.memory = f.identify(t)
 	done, err := finished(log, scan, t)
-	if err == nil && !done && f.Place && !scan.Empty {
-		// With what was placed it is not what memory has.
-		done, err = log.Marked(scan, f.mark(t))
+	if err == nil && (done || !scan.Empty) {
+		// With what was mended or placed it is not what memory has.
+		var marked bool
+		marked, err = f.marked(log, scan)
+		done = done || marked
 	}
 	if err != nil {
 		return nil, jbd2.Start{}, err
@@ -364,8 +405,8 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 		return nil, jbd2.Start{}, nil
 	}
 	var at jbd2.Start
-	if f.report.Case, at, err = f.Journal.fit(scan); err != nil && f.Place && scan.Empty {
-		if done, looked := log.Marked(scan, f.mark(t)); looked == nil && done {
+	if f.report.Case, at, err = f.Journal.fit(scan); err != nil && scan.Empty {
+		if done, looked := f.marked(log, scan); looked == nil && done {
 			f.report.Case = Finished
 			return nil, jbd2.Start{}, nil
 		}

@@ -1,0 +1,447 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// Mended is what completes changed blocks of which operations in flight had changed only
+// some.
+type Mended struct {
+	Blocks map[addr.Block][]byte // to be changed besides, or instead
+	// Released are blocks that the changes had in use, and nothing owns. They are free then,
+	// but memory may take them for a file's: nothing may be put there before the next mount.
+	Released []addr.Block
+	What     []string // what was mended, a line each
+}
+
+// maxRounds bounds how often the changes are gone through: what is mended may show what
+// else is half done.
+const maxRounds = 16
+
+// Mend completes what operations in flight left half done, where the rest of the metadata
+// says what it must be:
+//
+//   - checksums of descriptors, bitmaps, inodes and extent nodes, which are set after what
+//     they cover;
+//   - bitmaps and counts of groups, by what inodes own and which of them are in use: blocks
+//     and inodes are allocated before anything owns them;
+//   - i_blocks, and the links of directories;
+//   - an inode that was being made and has no name yet (ext4_add_nondir, ext4_mkdir): it is
+//     free again;
+//   - one whose name is gone and whose links still count it (ext4_unlink, ext4_rmdir), or
+//     that was being freed (ext4_evict_inode): as it is when that is done.
+//
+// Whatever else is half done stays so. A name that is there twice does, which may be a
+// renaming. Its arguments are those of Check, and the outcome is for Check to judge, which
+// takes nothing from here. No more inodes lose a name for good than operations were in
+// flight. An error means that there is something that cannot be mended.
+func Mend(old io.ReaderAt, changed map[addr.Block][]byte, operations int) (*Mended, error) {
+	fs, err := ext4.Open(old)
+	if err != nil {
+		return nil, fmt.Errorf("mend: %w", err)
+	}
+	m := &mender{super: fs.Super, old: old, over: maps.Clone(changed), operations: operations, out: &Mended{Blocks: make(map[addr.Block][]byte)}}
+	if m.over == nil {
+		m.over = make(map[addr.Block][]byte)
+	}
+	for range maxRounds {
+		again, err := m.round()
+		if err != nil {
+			return nil, fmt.Errorf("mend: %w", err)
+		}
+		if !again {
+			return m.out, nil
+		}
+	}
+	return nil, errors.New("mend: there is no end of it")
+}
+
+// mender goes through the changes until nothing is left to be mended.
+type mender struct {
+	super ext4.Super
+	old   io.ReaderAt
+	over  map[addr.Block][]byte
+
+	operations int // that may have taken a name
+	out        *Mended
+	dirty      bool // something was mended in this round
+	*checker
+}
+
+// round mends one kind of thing, which may be what keeps others from being seen, and
+// reports whether there may be more.
+func (m *mender) round() (bool, error) {
+	m.dirty = false
+	m.checker = newChecker(m.super, m.old, m.over)
+	m.torn = make(map[addr.Block][]byte)
+	for _, step := range []func() error{
+		func() error { m.superblock(m.over); return nil },
+		m.mendDescriptors,
+		func() error { m.classify(m.over); return nil },
+		m.mendBitmapSums,
+		m.mendInodeSums,
+		m.mendInodeMaps,
+		func() error { m.slots(); m.readOrphans(); return nil },
+		m.mendNodes,
+		func() error { m.findOwners(); return nil },
+		m.mendLeaves,
+		m.mendLinks,
+		m.mendSectors,
+		m.mendSizes,
+		m.mendGroups,
+	} {
+		if err := step(); err != nil {
+			return false, err
+		}
+		if m.failed != nil {
+			return false, m.failed
+		}
+		if len(m.verdict.Reasons) > 0 {
+			return false, errors.New(m.verdict.Reasons[0])
+		}
+		if m.dirty {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// edit returns a block that may be written to.
+func (m *mender) edit(at addr.Block) ([]byte, error) {
+	m.dirty = true
+	if b, there := m.out.Blocks[at]; there {
+		return b, nil
+	}
+	b, err := m.new.block(at)
+	if err != nil {
+		return nil, err
+	}
+	b = bytes.Clone(b)
+	m.over[at], m.out.Blocks[at] = b, b
+	return b, nil
+}
+
+func (m *mender) tell(format string, args ...any) {
+	m.out.What = append(m.out.What, fmt.Sprintf(format, args...))
+}
+
+// mendInodeSums gives inodes that were being written their checksums
+// (fs/ext4/inode.c, ext4_do_update_inode).
+func (m *mender) mendInodeSums() error {
+	for s := range m.changedSlots() {
+		raw := m.over[s.Block][s.Offset:][:m.super.InodeSize]
+		if _, err := m.super.ParseInode(s.Ino, raw); !errors.Is(err, ext4.ErrChecksum) {
+			continue
+		}
+		b, err := m.edit(s.Block)
+		if err != nil {
+			return err
+		}
+		m.super.SealInode(s.Ino, b[s.Offset:][:m.super.InodeSize])
+		m.tell("inode %d: checksum", s.Ino)
+	}
+	return nil
+}
+
+// mendNodes maps the inodes that are touched, and gives extent nodes that were being written
+// their checksums.
+func (m *mender) mendNodes() error {
+	m.walkAll()
+	for _, at := range sorted(m.torn) {
+		b, err := m.edit(at)
+		if err != nil {
+			return err
+		}
+		copy(b, m.torn[at])
+		m.tell("extent node at block %d: checksum", at)
+	}
+	return nil
+}
+
+// raw returns the bytes of an inode, to be written to, and seals them afterwards.
+func (m *mender) raw(n addr.Ino, put func(raw []byte)) error {
+	group, block, offset, err := m.super.InodeLocation(n)
+	if err != nil {
+		return err
+	}
+	g, err := m.new.group(group)
+	if err != nil {
+		return err
+	}
+	b, err := m.edit(g.InodeTable + addr.Block(block))
+	if err != nil {
+		return err
+	}
+	raw := b[offset:][:m.super.InodeSize]
+	put(raw)
+	m.super.SealInode(n, raw)
+	return nil
+}
+
+// free has an inode not in use. The time of its deletion is that of its last change: a
+// small one would be the next orphan.
+func (m *mender) free(n addr.Ino) error {
+	return m.raw(n, func(raw []byte) {
+		le := binary.LittleEndian
+		le.PutUint16(raw[0x1a:], 0) // i_links_count
+		if le.Uint32(raw[0x14:]) < m.super.Inodes {
+			le.PutUint32(raw[0x14:], max(le.Uint32(raw[0x0c:]), m.super.Inodes)) // i_dtime, i_ctime
+		}
+	})
+}
+
+// setLinks sets how many links an inode has.
+func (m *mender) setLinks(n addr.Ino, links int) error {
+	m.tell("inode %d: %d links", n, links)
+	return m.raw(n, func(raw []byte) { binary.LittleEndian.PutUint16(raw[0x1a:], uint16(links)) })
+}
+
+// mendLeaves gives blocks of directories that were being changed their checksums: a name is
+// there before its block has its own (fs/ext4/namei.c, add_dirent_to_buf).
+func (m *mender) mendLeaves() error {
+	if !m.super.Checksummed() {
+		return nil
+	}
+	for _, n := range sorted(m.inodes) {
+		i := m.inodes[n]
+		if !i.new.live() {
+			continue
+		}
+		for place, at := range m.directoryBlocks(i.new) {
+			data, changed := m.over[at]
+			if !changed || !m.changed(at) {
+				continue
+			}
+			if i.new.Flags&ext4.InodeIndex != 0 && (place == 0 || int(binary.LittleEndian.Uint16(data[4:])) == len(data)) {
+				continue // a node of the index
+			}
+			if _, err := m.new.leafEntries(i.new.Inode, data); !errors.Is(err, ext4.ErrChecksum) {
+				continue
+			}
+			b, err := m.edit(at)
+			if err != nil {
+				return err
+			}
+			end := len(b) - entryTail
+			binary.LittleEndian.PutUint32(b[end+8:], ext4.CRC32C(i.new.Seed, b[:end]))
+			m.tell("block %d of directory %d: checksum", at, n)
+		}
+	}
+	return nil
+}
+
+// mendLinks compares the links of inodes with the entries for them.
+func (m *mender) mendLinks() error {
+	m.checkDirectories()
+	if m.failed != nil || len(m.verdict.Reasons) > 0 {
+		return nil
+	}
+	delta, names := m.countNames()
+	for _, n := range sorted(delta) {
+		if n < m.super.FirstInode && n != rootInode {
+			continue
+		}
+		if err := m.touch(n); err != nil {
+			return err
+		}
+		i := m.inodes[n]
+		if i.new == nil || i.old.live() && (i.old.Links == 1 || i.new.live() && i.new.Links == 1) {
+			continue // free, or a directory whose links are not counted any more
+		}
+		gained := 0
+		for _, count := range names[n] {
+			gained += count
+		}
+		if err := m.mendCount(i, delta[n], gained); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mendCount mends the links of an inode, which has so many more entries, and names among
+// them. A renaming gives a new name before it takes the old one, so that what lost one has
+// lost it for good; and each operation takes one.
+func (m *mender) mendCount(i *inode, delta, gained int) error {
+	was, now := 0, int(i.new.Links)
+	if i.old != nil {
+		was = int(i.old.Links)
+	}
+	want := was + delta
+	made := !i.old.inUse() || i.old.Generation != i.new.Generation
+	if want == now {
+		return nil
+	}
+	if !made && gained < 0 {
+		if m.operations--; m.operations < 0 {
+			return errors.New("more names are gone than operations were in flight")
+		}
+	}
+	switch {
+	case i.number == rootInode:
+		if i.new.IsDir() && want >= 2 {
+			return m.setLinks(i.number, want)
+		}
+	case i.new.IsDir() && made && gained == -i.old.names():
+		m.tell("inode %d: a directory that was being made, without a name", i.number)
+		return m.free(i.number)
+	case i.new.IsDir() && !made && gained == -1 && want == 1 && now == 2:
+		m.tell("inode %d: a directory that was being removed, without a name", i.number)
+		return m.free(i.number)
+	case i.new.IsDir() && want >= 2:
+		return m.setLinks(i.number, want)
+	case i.new.IsDir():
+	case want == 0 && now == 1:
+		m.tell("inode %d: its one name was not there yet, or any more", i.number)
+		return m.free(i.number)
+	case want > 0 && want == now-1 && !made:
+		return m.setLinks(i.number, want)
+	}
+	return fmt.Errorf("inode %d has %d links and %+d names, of %d: not understood", i.number, now, delta, was)
+}
+
+// mendSectors compares i_blocks with the blocks that inodes have.
+func (m *mender) mendSectors() error {
+	for _, n := range sorted(m.inodes) {
+		i := m.inodes[n]
+		if i.new == nil || !i.new.IsRegular() && !i.new.IsDir() || m.checkSectors(i) == nil {
+			continue
+		}
+		sectors := m.sectorsOf(i)
+		if i.new.Flags&ext4.InodeHugeFile != 0 {
+			sectors /= uint64(m.super.BlockSize / 512)
+		}
+		var failed error
+		if err := m.raw(n, func(raw []byte) { failed = m.super.SetSectors(raw, sectors) }); err != nil || failed != nil {
+			return errors.Join(err, failed)
+		}
+		m.tell("inode %d: %d sectors instead of %d", n, sectors, i.new.Sectors)
+	}
+	return nil
+}
+
+// mendSizes has a mount truncate the files that were given blocks beyond their end, which
+// was yet to be moved: their inodes become orphans, as those of such files are if the kernel
+// knows (fs/ext4/inode.c, ext4_write_begin).
+func (m *mender) mendSizes() error {
+	for _, n := range sorted(m.inodes) {
+		i := m.inodes[n]
+		if i.new == nil || !i.new.IsRegular() || i.new.Attributes != 0 {
+			continue
+		}
+		if _, ok := m.beyond(i); !ok {
+			continue
+		}
+		home, offset := m.new.super.Location()
+		b, err := m.edit(home)
+		if err != nil {
+			return err
+		}
+		next := m.new.super.LastOrphan
+		super, err := ext4.SetLastOrphan(b[offset:], n)
+		if err != nil {
+			return err
+		}
+		copy(b[offset:], super)
+		m.tell("inode %d: to be truncated to its %d bytes", n, i.new.Size)
+		return m.raw(n, func(raw []byte) { binary.LittleEndian.PutUint32(raw[0x14:], uint32(next)) }) // i_dtime
+	}
+	return nil
+}
+
+// inUse reports whether the bytes of an inode are of one that is in use.
+func inUse(raw []byte, n addr.Ino, orphans map[addr.Ino]source) bool {
+	_, orphan := orphans[n]
+	return orphan || binary.LittleEndian.Uint16(raw[0x1a:]) > 0
+}
+
+// mendInodeMaps has the inode bitmaps agree with the inodes that were changed. Those that
+// have no links and are no orphans are free.
+func (m *mender) mendInodeMaps() error {
+	orphans, err := m.new.orphans(&unclaimed{})
+	if err != nil {
+		return fmt.Errorf("orphans: %w", err)
+	}
+	slots := make(map[addr.Ino]bool)
+	for s := range m.changedSlots() {
+		slots[s.Ino] = true
+	}
+	maps, err := m.changedBits(slots)
+	if err != nil {
+		return err
+	}
+	for _, n := range sorted(slots) {
+		group, at := uint32((n-1)/addr.Ino(m.super.InodesPerGroup)), uint64(n-1)%uint64(m.super.InodesPerGroup)
+		raw, allocated, err := m.new.inode(n)
+		if err != nil {
+			return err
+		}
+		switch used := inUse(raw, n, orphans); {
+		case n < m.super.FirstInode || used == allocated:
+			continue
+		case used:
+			return fmt.Errorf("inode %d has links, and is free", n)
+		}
+		if err := m.mendBit(n, raw, slots[n]); err != nil {
+			return err
+		}
+		maps[group][at/8] &^= 1 << (at % 8)
+	}
+	for group, bits := range maps {
+		if before, err := m.new.inodeMap(group); err != nil || bytes.Equal(before, bits) {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if err := m.setInodeMap(group, bits); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// changedBits adds the inodes whose bits differ, and returns copies of their bitmaps.
+func (m *mender) changedBits(slots map[addr.Ino]bool) (map[uint32]bits, error) {
+	out := make(map[uint32]bits)
+	for n := range slots {
+		m.groups[uint32((n-1)/addr.Ino(m.super.InodesPerGroup))] = struct{}{}
+	}
+	for group := range m.groups {
+		before, err := m.checker.old.inodeMap(group)
+		if err != nil {
+			return nil, err
+		}
+		after, err := m.new.inodeMap(group)
+		if err != nil {
+			return nil, err
+		}
+		out[group] = slices.Clone(after)
+		for at := range uint64(m.super.InodesPerGroup) {
+			if n := addr.Ino(group)*addr.Ino(m.super.InodesPerGroup) + addr.Ino(at) + 1; before.has(at) != after.has(at) && !slots[n] {
+				slots[n] = false
+			}
+		}
+	}
+	return out, nil
+}
+
+// mendBit is for an inode that is not in use, and whose bit says that it is. changed says
+// that it was written.
+func (m *mender) mendBit(n addr.Ino, raw []byte, changed bool) error {
+	if !changed {
+		m.tell("inode %d: it was being allocated", n)
+		return nil
+	}
+	m.tell("inode %d: it was being freed", n)
+	return m.free(n)
+}
