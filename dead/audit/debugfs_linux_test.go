@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -96,6 +97,19 @@ func difference(t *testing.T, before []byte, image string, size int) map[addr.Bl
 	return out
 }
 
+// fsckOf is fsck of an image with changed blocks, at a path.
+func fsckOf(t *testing.T, before []byte, changed map[addr.Block][]byte, size int, path string) []string {
+	t.Helper()
+	image := bytes.Clone(before)
+	for b, data := range changed {
+		copy(image[int(b)*size:], data)
+	}
+	if err := os.WriteFile(path, image, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return fsck(t, path)
+}
+
 // TestDebugfs has debugfs(8) change a file system, wholly or in part, and wants
 // what e2fsck(8) says of it.
 func TestDebugfs(t *testing.T) {
@@ -115,6 +129,11 @@ func TestDebugfs(t *testing.T) {
 			host, copied := filepath.Join(dir, "host"), filepath.Join(dir, "image")
 			if err := os.WriteFile(host, bytes.Repeat([]byte("new"), 9000), 0o644); err != nil {
 				t.Fatal(err)
+			}
+			// What is half done, and can be completed.
+			mends := []string{
+				"unlink " + indexed, "unlink /b/second", "unlink /b/h", "sif /b links_count 4", "sif /b/h size 1", "sif /b/h blocks 8", "seti <300>", "setb 8100", "sif /a/g file_acl 0", "unlink /b/c", "unlink /b/c\nln /b/c /a/c",
+				"set_bg 0 free_blocks_count 7\nset_bg 0 checksum calc", "set_bg 0 free_inodes_count 7\nset_bg 0 checksum calc", "set_bg 0 used_dirs_count 7\nset_bg 0 checksum calc",
 			}
 			for _, tc := range []struct {
 				commands string
@@ -168,6 +187,7 @@ func TestDebugfs(t *testing.T) {
 				{"ssv error_count 1", "errors"},
 				{"unlink /b/c\nln /b/c /a/c", "names"},
 				{"unlink /b/c", "-1 names"},
+				{"cd /b/c\nwrite " + host + " f\ncd /\nunlink /b/c", "-1 names"},
 				{"ln /b/c /a/c", "+1 names"},
 			} {
 				if out, err := exec.Command("cp", "--sparse=always", image, copied).CombinedOutput(); err != nil {
@@ -192,6 +212,15 @@ func TestDebugfs(t *testing.T) {
 				}
 				if tc.reason != "" && (v.Clean || !strings.Contains(v.Reasons[0], tc.reason)) {
 					t.Errorf("%q: clean %v, %q, not %s; e2fsck: %q", tc.commands, v.Clean, v.Reasons, tc.reason, found)
+				}
+				all, m, ok := mended(t, bytes.NewReader(before), changed, 1)
+				if want := v.Clean || slices.Contains(mends, tc.commands) && !strings.Contains(v.Reasons[0], "move"); ok != want || v.Clean && len(m.Blocks) > 0 {
+					t.Errorf("%q: mended %v instead of %v: %q", tc.commands, ok, want, m.What)
+				}
+				if ok && !v.Clean {
+					if found := fsckOf(t, before, all, size, copied); len(found) > 0 {
+						t.Errorf("%q: mended %q, but e2fsck found %q", tc.commands, m.What, found)
+					}
 				}
 			}
 		})

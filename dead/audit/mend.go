@@ -42,7 +42,7 @@ const maxRounds = 16
 //
 // Whatever else is half done stays so. A name that is there twice does, which may be a
 // renaming. Its arguments are those of Check, and the outcome is for Check to judge, which
-// takes nothing from here. No more inodes lose a name for good than operations were in
+// takes nothing from here. No more inodes are without a name than operations were in
 // flight. An error means that there is something that cannot be mended.
 func Mend(old io.ReaderAt, changed map[addr.Block][]byte, operations int) (*Mended, error) {
 	fs, err := ext4.Open(old)
@@ -71,7 +71,7 @@ type mender struct {
 	old   io.ReaderAt
 	over  map[addr.Block][]byte
 
-	operations int // that may have taken a name
+	operations int // that may have taken a name, or not given it yet
 	out        *Mended
 	dirty      bool // something was mended in this round
 	*checker
@@ -281,9 +281,9 @@ func (m *mender) mendCount(i *inode, delta, gained int) error {
 	if want == now {
 		return nil
 	}
-	if !made && gained < 0 {
+	if gained < 0 || want == 0 {
 		if m.operations--; m.operations < 0 {
-			return errors.New("more names are gone than operations were in flight")
+			return errors.New("more names are missing than operations were in flight")
 		}
 	}
 	switch {
@@ -295,6 +295,9 @@ func (m *mender) mendCount(i *inode, delta, gained int) error {
 		m.tell("inode %d: a directory that was being made, without a name", i.number)
 		return m.free(i.number)
 	case i.new.IsDir() && !made && gained == -1 && want == 1 && now == 2:
+		if err := m.empty(i.number); err != nil {
+			return err
+		}
 		m.tell("inode %d: a directory that was being removed, without a name", i.number)
 		return m.free(i.number)
 	case i.new.IsDir() && want >= 2:
@@ -307,6 +310,32 @@ func (m *mender) mendCount(i *inode, delta, gained int) error {
 		return m.setLinks(i.number, want)
 	}
 	return fmt.Errorf("inode %d has %d links and %+d names, of %d: not understood", i.number, now, delta, was)
+}
+
+// empty checks that a directory has nothing but "." and "..".
+func (m *mender) empty(n addr.Ino) error {
+	tree, err := m.new.tree(n, nil)
+	if err != nil {
+		return fmt.Errorf("directory %d: %w", n, err)
+	}
+	names := 0
+	for _, r := range tree.out.runs() {
+		for at := r.Physical; at < r.Physical+addr.Block(r.Length); at++ {
+			b, err := m.new.block(at)
+			if err != nil {
+				return err
+			}
+			list, err := m.new.lenient(b)
+			if err != nil {
+				return fmt.Errorf("directory %d: %w", n, err)
+			}
+			names += len(list)
+		}
+	}
+	if names != 2 {
+		return fmt.Errorf("directory %d has no name, and %d entries", n, names)
+	}
+	return nil
 }
 
 // mendSectors compares i_blocks with the blocks that inodes have.

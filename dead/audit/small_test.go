@@ -267,6 +267,9 @@ func FuzzCheck(f *testing.F) {
 		if _, err := audit.Unlist(bytes.NewReader(image), changed, []addr.Ino{12, 14, 16}); err != nil {
 			t.Log(err)
 		}
+		if _, err := audit.Mend(bytes.NewReader(image), changed, 3); err != nil {
+			t.Log(err)
+		}
 		for ino := range addr.Ino(20) {
 			if _, err := audit.Tree(bytes.NewReader(image), changed, ino); err != nil {
 				t.Log(err)
