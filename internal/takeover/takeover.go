@@ -151,6 +151,8 @@ type Commit struct {
 	// operations had done so far to be sound.
 	Open   int  `json:"open"`
 	Proven bool `json:"proven"`
+	// Mended is what of them was completed, or taken back, for that.
+	Mended []string `json:"mended,omitempty"`
 	// Moved are files whose extent trees were mid-update: the check might lose blocks of
 	// theirs, which are written again from memory. Cut are files that were being
 	// truncated: that is finished after the check, which would harm them.
@@ -177,6 +179,9 @@ func (c *Commit) String() string {
 	}
 	if c.Unplaced != "" {
 		s += "; after the mount: " + c.Unplaced
+	}
+	if c.Proven && c.Open > 0 {
+		s += fmt.Sprintf("; %d operations in flight, %d things completed or taken back", c.Open, len(c.Mended))
 	}
 	if c.Check != "" {
 		s += "; checked before the mount: " + c.Check
@@ -460,7 +465,7 @@ func (r *run) examine(disk string) (Remains, Commit, error) {
 		r.report.Timeline.Add("  "+p.Name, start, start.Add(p.Took))
 		start = start.Add(p.Took)
 	}
-	if err != nil && writes.failed != nil {
+	if writes.failed != nil { // also one behind the commit: the understudy could not replay it either
 		return nil, commit, fmt.Errorf("write the last commit of disk %s: %w", disk, writes.failed)
 	}
 	if err != nil {

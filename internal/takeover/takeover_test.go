@@ -108,6 +108,7 @@ func (s *stand) before(a, b string) bool {
 type body struct {
 	examine, finish, gather error
 	writes                  bool // it writes to the image
+	committed               bool // what it writes is behind the commit
 	commit                  Commit
 	found                   Gathered
 	m                       *stand
@@ -116,6 +117,9 @@ type body struct {
 func (b *body) Finish(image Image) (Commit, error) {
 	if b.writes {
 		_, err := image.WriteAt([]byte{1}, 0)
+		if b.committed {
+			return b.commit, nil
+		}
 		return b.commit, fmt.Errorf("append to the log: %w", err)
 	}
 	return b.commit, errors.Join(b.m.did("finish"), b.finish)
@@ -222,11 +226,13 @@ func TestRefusedCommit(t *testing.T) {
 // TestBrokenDisk: a disk that takes no writes is not handed over: what is unsaved waits in
 // memory until it is mended.
 func TestBrokenDisk(t *testing.T) {
-	m := newStand()
-	m.imageFails = errors.New("no space left on device")
-	_, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, writes: true, found: someFiles()}})
-	if !errors.Is(err, m.imageFails) || slices.ContainsFunc(m.calls, func(c string) bool { return strings.HasPrefix(c, "hand over") }) {
-		t.Errorf("error %v, calls %v", err, m.calls)
+	for _, committed := range []bool{false, true} {
+		m := newStand()
+		m.imageFails = errors.New("no space left on device")
+		_, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, writes: true, committed: committed, found: someFiles()}})
+		if !errors.Is(err, m.imageFails) || slices.ContainsFunc(m.calls, func(c string) bool { return strings.HasPrefix(c, "hand over") }) {
+			t.Errorf("committed %v: error %v, calls %v", committed, err, m.calls)
+		}
 	}
 }
 

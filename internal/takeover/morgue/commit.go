@@ -27,7 +27,7 @@ func commitReport(r *journal.Rescue, did *journal.Report) takeover.Commit {
 	c := takeover.Commit{
 		Case: did.Case.String(), Sequence: did.Sequence, Blocks: did.Blocks, Revoked: did.Revoked,
 		Data: did.Data, Files: len(did.Written), Replayed: did.Replayed, Check: did.Check,
-		Open: did.Open, Proven: did.Audit != nil && did.Audit.Clean,
+		Open: did.Open, Proven: did.Audit != nil && did.Audit.Clean, Mended: did.Mended,
 	}
 	if p := did.Placement; p != nil {
 		c.Placed, c.PlacedBytes, c.Unplaced = len(p.Files), p.Bytes, unplaced(p)
