@@ -28,6 +28,7 @@ type Options struct {
 	Hang      bool // die without a dying message
 	Unfenced  bool // have the dead side's disk held by somebody else
 	Contrast  bool // look at the disk as it was at the fence, too
+	Writers   int  // that go on working, in a directory of their own, until the kernel dies
 
 	Kernel string    // directory of the guests' kernel, as of dirs.Kernel
 	Log    io.Writer // for the operator
@@ -124,7 +125,7 @@ func (p *play) crash(ctx context.Context) error {
 func (p *play) spec() workload.Spec { return workload.DefaultSpec(p.report.Seed) }
 
 func (p *play) call(ctx context.Context, verb string) error {
-	return p.super.Call(ctx, verb, job{Dir: serveDir, Spec: p.spec()}, nil)
+	return p.super.Call(ctx, verb, job{Dir: serveDir, Spec: p.spec(), Writers: p.o.Writers}, nil)
 }
 
 // prepare has the guest make its files and record their hashes.
@@ -167,7 +168,11 @@ func (p *play) write(ctx context.Context) error {
 	p.report.WriteMS = took.Seconds() * 1000
 	p.say("it wrote %s over %d files in %.1f s and saved none of it; the client is served the new content",
 		mib(p.report.UnsavedBytes), p.spec().Files, took.Seconds())
-	return nil
+	if p.o.Writers == 0 {
+		return nil
+	}
+	p.say("%d writers go on making, renaming, linking and removing files", p.o.Writers)
+	return p.call(ctx, verbBusy)
 }
 
 // die kills the kernel and returns the verdict on it.
@@ -208,6 +213,8 @@ func (p *play) takeOver(ctx context.Context, v liveness.Verdict) error {
 	for _, c := range report.Commits {
 		p.report.Files, p.report.BytesRecovered = p.report.Files+c.Files, p.report.BytesRecovered+c.Data
 		p.report.Commits = append(p.report.Commits, c)
+		p.report.Checked = p.report.Checked || c.Check != ""
+		p.report.InFlight += c.Open
 	}
 	for _, f := range report.Refused {
 		p.report.Refused += f.Count

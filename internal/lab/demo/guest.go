@@ -3,10 +3,14 @@ package demo
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/lab/hold"
@@ -20,6 +24,7 @@ import (
 const (
 	verbPrepare = "demo.prepare" // job; notices of truth
 	verbRun     = "demo.run"     // job
+	verbBusy    = "demo.busy"    // job
 	verbDigest  = "demo.digest"  // job; notices of found
 
 	noticeTruth = "demo.truth"
@@ -28,8 +33,9 @@ const (
 
 // job says what to do where.
 type job struct {
-	Dir  string        `json:"dir"`
-	Spec workload.Spec `json:"spec"`
+	Dir     string        `json:"dir"`
+	Spec    workload.Spec `json:"spec"`
+	Writers int           `json:"writers,omitempty"` // of verbBusy
 }
 
 // Verbs are the guest's part of the demo.
@@ -37,6 +43,7 @@ func Verbs() map[string]agent.Verb {
 	return map[string]agent.Verb{
 		verbPrepare: guestVerb(prepare),
 		verbRun:     guestVerb(run),
+		verbBusy:    guestVerb(busy),
 		verbDigest:  guestVerb(digest),
 	}
 }
@@ -95,12 +102,62 @@ func run(_ *wire.Conn, j job) error {
 	return plan.Run(j.Dir)
 }
 
+// busyDir is where the writers of verbBusy work, below the files that are compared.
+const busyDir = "at-work"
+
+// busy starts writers that never end, each in a directory of its own. It returns once each
+// of them has made all of its files once.
+func busy(_ *wire.Conn, j job) error {
+	var begun errgroup.Group
+	for n := range j.Writers {
+		w := writer{dir: filepath.Join(j.Dir, busyDir, strconv.Itoa(n))}
+		if err := os.MkdirAll(w.dir, 0o755); err != nil {
+			return err
+		}
+		begun.Go(func() error {
+			for turn := range busyFiles {
+				if err := w.turn(turn); err != nil {
+					return err
+				}
+			}
+			go func() {
+				for turn := busyFiles; w.turn(turn) == nil; turn++ {
+				}
+			}()
+			return nil
+		})
+	}
+	return begun.Wait()
+}
+
+const (
+	busyFiles = 32       // of a writer
+	busySize  = 24 << 10 // of each at most, in bytes
+)
+
+// writer makes files, renames them over older ones, makes and removes directories and links,
+// so that there are always operations of every kind in flight, and not ever more data.
+type writer struct{ dir string }
+
+func (w writer) turn(n int) error {
+	name, other := filepath.Join(w.dir, "new"), filepath.Join(w.dir, strconv.Itoa(n%busyFiles))
+	if err := os.WriteFile(name, make([]byte, 1+n*4099%busySize), 0o644); err != nil {
+		return err
+	}
+	link, dir := filepath.Join(w.dir, "link"), filepath.Join(w.dir, "dir")
+	return errors.Join(os.Rename(name, other), os.Link(other, link), os.Remove(link),
+		os.Mkdir(dir, 0o755), os.Symlink(dir, link), os.Remove(link), os.Remove(dir), os.Truncate(other, int64(n%busySize)))
+}
+
 // digest sends out what the files hold now.
 func digest(conn *wire.Conn, j job) error {
 	out := workload.NewEncoder(notices{conn, noticeFound})
 	for t, err := range workload.Digest(j.Dir) {
 		if err != nil {
 			return err
+		}
+		if strings.HasPrefix(t.Path, busyDir+"/") {
+			continue
 		}
 		if err := out.Encode(t); err != nil {
 			return err

@@ -32,6 +32,8 @@ type Report struct {
 	Files          int                `json:"files"`         // brought over
 	BytesRecovered int64              `json:"bytes_recovered"`
 	Commits        []takeover.Commit  `json:"commits"`
+	InFlight       int                `json:"in_flight"` // operations, when the kernel died
+	Checked        bool               `json:"checked"`   // by e2fsck, before the mount
 	BytesWrong     int64              `json:"bytes_wrong"`
 	FilesWrong     int                `json:"files_wrong"`
 	FilesMissing   int                `json:"files_missing"`

@@ -14,6 +14,10 @@ type Series struct {
 	Runs   []*Report `json:"runs"`
 	Outage Spread    `json:"outage_ms"`
 	Held   int       `json:"held"` // runs in which all held
+	// InFlight is in how many runs operations were in flight, and Checked in how many of them
+	// e2fsck had to look at the disk before the mount.
+	InFlight int `json:"in_flight"`
+	Checked  int `json:"checked"`
 }
 
 // Spread sums up measurements of one thing.
@@ -52,6 +56,12 @@ func RunSeries(ctx context.Context, o Options, n int) (*Series, error) {
 		if r.Held() {
 			s.Held++
 		}
+		if r.InFlight > 0 {
+			s.InFlight++
+		}
+		if r.Checked {
+			s.Checked++
+		}
 		if r.OutageMS != nil {
 			outages = append(outages, *r.OutageMS)
 		}
@@ -78,7 +88,7 @@ func (r *Report) line() string {
 
 // Write prints the sum of a series for people.
 func (s *Series) Write(w io.Writer) error {
-	_, err := fmt.Fprintf(w, "outage  median %.0f ms, %.0f to %.0f over %d runs; all held in %d\n",
-		s.Outage.Median, s.Outage.Min, s.Outage.Max, len(s.Runs), s.Held)
+	_, err := fmt.Fprintf(w, "outage  median %.0f ms, %.0f to %.0f over %d runs; all held in %d; operations in flight in %d, of these checked by e2fsck %d\n",
+		s.Outage.Median, s.Outage.Min, s.Outage.Max, len(s.Runs), s.Held, s.InFlight, s.Checked)
 	return err
 }

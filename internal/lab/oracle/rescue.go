@@ -57,6 +57,8 @@ type commit struct {
 	// was found sound nevertheless.
 	Open   int  `json:"open"`
 	Proven bool `json:"proven"`
+	// Mended is what was completed for that.
+	Mended []string `json:"mended"`
 	// Moved and Cut are how many files are mended after the check.
 	Moved int `json:"moved"`
 	Cut   int `json:"cut"`

@@ -188,8 +188,8 @@ func byCrash(b *strings.Builder, results []Result) {
 const roadIntro = `
 ## Operations in flight
 
-Parts of them may be in the last commit. A transaction that the audit proves sound is mounted without a look at the rest of the
-disk; otherwise e2fsck looks at all of it before. In each case the oracle has its own e2fsck look at what was rescued.
+Parts of them may be in the last commit. What is half done is completed or taken back, where the rest of the metadata says how. A
+transaction that the audit proves sound then is mounted without a look at the rest of the disk; otherwise e2fsck looks at all of it before. In each case the oracle has its own e2fsck look at what was rescued.
 
 | road | cases | verdicts |
 |---|---|---|
@@ -224,6 +224,7 @@ func byRoad(b *strings.Builder, results []Result) {
 			fmt.Fprintf(b, "| %s | %d | %v |\n", road, cases[road], count[road])
 		}
 	}
+	inFlight(b, results)
 	for _, mended := range []struct {
 		what  string
 		count tally
@@ -242,6 +243,26 @@ func byRoad(b *strings.Builder, results []Result) {
 	for _, reason := range slices.Sorted(maps.Keys(why)) {
 		fmt.Fprintf(b, "- %d: %s\n", why[reason], reason)
 	}
+}
+
+// inFlight tells in how many of the cases with open handles no check was needed.
+func inFlight(b *strings.Builder, results []Result) {
+	open, proven, mended := 0, 0, 0
+	for _, r := range results {
+		c := r.Rescue.commit()
+		if c.Open == 0 || c.Refused {
+			continue
+		}
+		open++
+		if c.Proven {
+			proven++
+		}
+		if c.Proven && len(c.Mended) > 0 {
+			mended++
+		}
+	}
+	fmt.Fprintf(b, "\nHandles were open in %d cases: proven in %d, in %d of them once something was completed or taken back; checked by e2fsck in %d.\n",
+		open, proven, mended, open-proven)
 }
 
 var (

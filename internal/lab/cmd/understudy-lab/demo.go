@@ -64,6 +64,7 @@ func demoCommand() *cobra.Command {
 	f.BoolVar(&o.Hang, "hang", false, "stop the CPUs without a dying message")
 	f.BoolVar(&o.Unfenced, "cannot-fence", false, "have another process hold the disk, so that nothing may be taken over")
 	f.BoolVar(&o.Contrast, "contrast", true, "have a second guest look at the disk as it was at the fence")
+	f.IntVar(&o.Writers, "writers", 0, "have so many writers at work until the kernel dies")
 	f.BoolVar(&asJSON, "json", false, "print the report for programs")
 	f.StringVar(&svg, "svg", "", "draw the timeline into this file")
 	f.IntVar(&runs, "runs", 1, "how many times, each with a fresh pair")
