@@ -44,7 +44,7 @@ func run(b *testing.B, program string, args ...string) {
 
 // BenchmarkExtract extracts to a tmpfs, and copies what came out with cp -r to the
 // same tmpfs: as the whole command, from its start to its end, and only the writing,
-// once it is known what is where, as it is to cp.
+// once it is known what is where, as it is to cp; each of them with hashes, too.
 func BenchmarkExtract(b *testing.B) {
 	if _, err := os.Stat(binary); err != nil {
 		b.Skipf("%v: make build makes it", err)
@@ -63,17 +63,24 @@ func BenchmarkExtract(b *testing.B) {
 			r := turns.Run(b,
 				discarding(b, dir, "command", func(to string) { run(b, binary, "salvage", "extract", image.RAM, "-o", to) }),
 				discarding(b, dir, "cp", func(to string) { run(b, "cp", "-r", from, to) }),
-				turns.Way{Name: "write", Do: func() time.Duration {
-					c.report = inventory.NewReport(c.image)
-					c.fill()
-					jobs := c.jobs()
-					return discarding(b, dir, "", func(to string) { writeAll(b, c, jobs, to) }).Do()
-				}},
+				discarding(b, dir, "hash", func(to string) { run(b, binary, "salvage", "extract", image.RAM, "-o", to, "--hash") }),
+				onlyWriting(b, c, dir, "write", false), onlyWriting(b, c, dir, "write-hash", true),
 			)
-			r.Ratio(b, "command-of-cp", "cp", "command")
-			r.Ratio(b, "write-of-cp", "cp", "write")
+			for _, way := range []string{"command", "hash", "write", "write-hash"} {
+				r.Ratio(b, way+"-of-cp", "cp", way)
+			}
 		})
 	}
+}
+
+// onlyWriting is a way of extracting files that are found.
+func onlyWriting(b *testing.B, c *chosen, dir, name string, hash bool) turns.Way {
+	return turns.Way{Name: name, Do: func() time.Duration {
+		c.report = inventory.NewReport(c.image)
+		c.fill()
+		jobs := c.jobs(hash)
+		return discarding(b, dir, "", func(to string) { writeAll(b, c, jobs, to) }).Do()
+	}}
 }
 
 // discarding is a way of making a directory that is thrown away.

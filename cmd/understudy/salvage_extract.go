@@ -20,7 +20,7 @@ import (
 type extraction struct {
 	selection
 	dir, archive string
-	json         bool
+	json, hash   bool
 }
 
 func extractCommand() *cobra.Command {
@@ -41,6 +41,7 @@ The manifest appears last: without it, an extraction did not finish.`,
 	cmd.Flags().BoolVar(&x.all, "all", false, "also files of which nothing is unsaved: whatever is cached")
 	cmd.Flags().StringVarP(&x.dir, "output", "o", "", "write to this `DIR`, which must be empty or not exist")
 	cmd.Flags().StringVar(&x.archive, "archive", "", "write to this `FILE`, a tar archive compressed with zstd; - is standard output")
+	cmd.Flags().BoolVar(&x.hash, "hash", false, "have the manifest say the SHA-256 of each file, which of large files takes longer than to write them")
 	cmd.Flags().BoolVar(&x.json, "json", false, "print the manifest to standard output, too")
 	cmd.MarkFlagsMutuallyExclusive("output", "archive")
 	cmd.MarkFlagsOneRequired("output", "archive")
@@ -59,7 +60,7 @@ func (x *extraction) run(cmd *cobra.Command, image string) (err error) {
 	defer c.close()
 	c.fill()
 	var jobs []extract.Job
-	_ = c.image.Stage("map", func() error { jobs = c.jobs(); return nil })
+	_ = c.image.Stage("map", func() error { jobs = c.jobs(x.hash); return nil })
 	sink, err := x.sink(cmd.OutOrStdout())
 	if err != nil {
 		return err
@@ -88,7 +89,7 @@ func (x *extraction) sink(stdout io.Writer) (extract.Sink, error) {
 }
 
 // jobs gives each file its name, and the entry of the report that is about it.
-func (c *chosen) jobs() []extract.Job {
+func (c *chosen) jobs(hash bool) []extract.Job {
 	var jobs []extract.Job
 	names := inventory.NewNamer()
 	for i, l := range c.found {
@@ -96,7 +97,7 @@ func (c *chosen) jobs() []extract.Job {
 		for j, f := range l.Files {
 			job := extract.Job{
 				File: f, Name: names.Name(l.Device, f.Path, f.Ino, f.Generation), Holes: backing.Of(f).Holes,
-				Report: &c.report.FileSystems[i].Files[j],
+				Report: &c.report.FileSystems[i].Files[j], Hash: hash,
 			}
 			job.Links = names.Links(l.Device, f.Links)
 			jobs = append(jobs, job)

@@ -65,7 +65,7 @@ func checkExtract(t *testing.T, image *fixture.Image, memory string) string {
 	t.Helper()
 	truth := truths(image)
 	dir := filepath.Join(t.TempDir(), "out")
-	got := command(t, "salvage", "extract", memory, "-o", dir, "--all")
+	got := command(t, "salvage", "extract", memory, "-o", dir, "--all", "--hash")
 	if got.err != nil || got.errs != "" && os.Geteuid() == 0 {
 		t.Fatal(got.err, got.errs)
 	}
@@ -251,6 +251,8 @@ func TestExtractElsewhere(t *testing.T) {
 	}
 	if a, b := report(t, got.out), report(t, string(raw)); !reflect.DeepEqual(a, b) || len(a.FileSystems[0].Files) == 0 {
 		t.Error("standard output and manifest differ, or are empty")
+	} else if w := b.FileSystems[0].Files[0].Written; w.SHA256 != "" || w.Of != "" {
+		t.Errorf("nobody asked for a hash: %+v", w)
 	}
 }
 

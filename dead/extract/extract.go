@@ -48,6 +48,9 @@ type Job struct {
 	Holes []addr.Span
 	// Report is filled in with what was written.
 	Report *inventory.FileReport
+	// Hash has the report say the SHA-256 of it: of large files that takes longer than to
+	// write them.
+	Hash bool
 }
 
 // hashLimit bounds how many zeros are hashed for holes of one file, in bytes: the
@@ -67,24 +70,25 @@ func Write(ctx context.Context, m *inventory.Image, to Sink, jobs []Job, wrote f
 }
 
 func write(m *inventory.Image, to Sink, j *Job, wrote func(n int)) error {
-	w := &writing{image: m, job: j, wrote: wrote, sum: sha256.New()}
-	w.whole = j.File.Size-j.File.UnsavedBytes()-j.File.CleanBytes() <= hashLimit
-	written := &inventory.WrittenReport{Of: "ranges"}
+	w := &writing{image: m, job: j, wrote: wrote}
+	if j.Hash {
+		w.sum = sha256.New()
+		w.whole = j.File.Size-j.File.UnsavedBytes()-j.File.CleanBytes() <= hashLimit
+	}
+	written := &inventory.WrittenReport{}
 	j.Report.Written = written
 	err := to.Put(j.Name, j.File, w.body)
 	if errors.Is(err, ErrSkip) {
-		written.Of, written.Problem = "", err.Error()
+		written.Problem = err.Error()
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if w.whole {
-		written.Of = "file"
-		w.zeros(j.File.Size)
-	}
 	written.Name, written.NameBase64 = inventory.Text(j.Name)
-	written.SHA256 = hex.EncodeToString(w.sum.Sum(nil))
+	if j.Hash {
+		written.SHA256, written.Of = w.hashed()
+	}
 	w.account()
 	for _, link := range j.Links {
 		switch err := to.Link(link, j.Name); {
@@ -104,9 +108,9 @@ type writing struct {
 	image *inventory.Image
 	job   *Job
 	wrote func(n int)
-	sum   hash.Hash
-	whole bool  // zeros are hashed, too
-	done  int64 // how much of the file is hashed
+	sum   hash.Hash // nil: it is not wanted
+	whole bool      // zeros are hashed, too
+	done  int64     // how much of the file is hashed
 	gone  []addr.Span
 }
 
@@ -114,9 +118,11 @@ func (w *writing) body(data func(off int64, b []byte) error) error {
 	for _, e := range w.job.File.Extents() {
 		err := w.image.Each(e, func(off int64, b []byte) error {
 			var hashed sync.WaitGroup
-			if len(b) >= hashedAside {
+			switch {
+			case w.sum == nil:
+			case len(b) >= hashedAside:
 				hashed.Go(func() { w.hash(off, b) })
-			} else {
+			default:
 				w.hash(off, b)
 			}
 			err := data(off, b)
@@ -141,6 +147,16 @@ func (w *writing) hash(off int64, b []byte) {
 	w.zeros(off)
 	w.sum.Write(b) // never fails
 	w.done = off + int64(len(b))
+}
+
+// hashed returns the hash in hexadecimal, and of what it is (inventory.WrittenReport).
+func (w *writing) hashed() (sum, of string) {
+	of = "ranges"
+	if w.whole {
+		of = "file"
+		w.zeros(w.job.File.Size)
+	}
+	return hex.EncodeToString(w.sum.Sum(nil)), of
 }
 
 // missing records that memory does not hold what it said it does.
