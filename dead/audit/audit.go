@@ -36,6 +36,8 @@ type Verdict struct {
 	// Reasons are the first contradictions, and what is not understood; empty if
 	// Clean.
 	Reasons []string
+	// Foreign says that nothing contradicts itself: the reasons are what is not understood.
+	Foreign bool
 	Touched Counts
 }
 
@@ -85,6 +87,10 @@ func Check(old io.ReaderAt, changed map[addr.Block][]byte) (Verdict, error) {
 	}
 	c := newChecker(fs.Super, old, changed)
 	c.run(changed)
+	return c.result()
+}
+
+func (c *checker) result() (Verdict, error) {
 	if c.failed != nil {
 		return Verdict{}, fmt.Errorf("audit: %w", c.failed)
 	}
@@ -114,6 +120,8 @@ type checker struct {
 
 	torn map[addr.Block][]byte // see mapper; nil in an audit
 
+	added *added // of CheckAdded; else nil
+
 	edges   map[edge]int // by how much more often an entry is there
 	orphans struct{ old, new map[addr.Ino]source }
 }
@@ -140,14 +148,22 @@ func (c *checker) note(err error) bool {
 		return false
 	}
 	if errors.Is(err, errTooMuch) {
-		c.verdict.Reasons = append(c.verdict.Reasons, errTooMuch.Error())
+		c.verdict.Reasons, c.verdict.Foreign = append(c.verdict.Reasons, errTooMuch.Error()), false
 		c.failed = nil
 		c.budget.spent = c.budget.limit + 1
 		return false
 	}
+	c.verdict.Foreign = errors.As(err, new(*foreignError)) && (c.verdict.Foreign || len(c.verdict.Reasons) == 0)
 	c.verdict.Reasons = append(c.verdict.Reasons, err.Error())
 	return c.more()
 }
+
+// foreignError says what is not understood.
+type foreignError struct{ what string }
+
+func (e *foreignError) Error() string { return e.what }
+
+func foreignf(format string, args ...any) error { return &foreignError{fmt.Sprintf(format, args...)} }
 
 // more reports whether there is a point in looking further.
 func (c *checker) more() bool {
@@ -157,7 +173,7 @@ func (c *checker) more() bool {
 // run goes through all steps. Each takes for granted what those before it found
 // in order, so that it ends with the first that finds a contradiction.
 func (c *checker) run(changed map[addr.Block][]byte) {
-	for _, step := range []func(){
+	c.steps(
 		func() { c.superblock(changed) },
 		func() { c.classify(changed) },
 		c.slots,
@@ -171,7 +187,11 @@ func (c *checker) run(changed map[addr.Block][]byte) {
 		c.checkLinks,
 		c.checkOrphans,
 		c.checkGroups,
-	} {
+	)
+}
+
+func (c *checker) steps(all ...func()) {
+	for _, step := range all {
 		if step(); !c.more() || len(c.verdict.Reasons) > 0 {
 			return
 		}

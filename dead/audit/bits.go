@@ -85,13 +85,29 @@ func groupOf(s *ext4.Super, b addr.Block) (uint32, uint64) {
 	return uint32(n / uint64(s.BlocksPerGroup)), n % uint64(s.BlocksPerGroup)
 }
 
+// ratio is how many blocks are allocated at once: more than one with bigalloc.
+func ratio(s *ext4.Super) uint64 { return uint64(s.ClusterSize / s.BlockSize) }
+
+// groupClusters returns the first cluster of a group and how many it has. Without bigalloc
+// clusters are blocks.
+func groupClusters(s *ext4.Super, group uint32) (addr.Block, uint64) {
+	start, n := groupBlocks(s, group)
+	return start / addr.Block(ratio(s)), (n + ratio(s) - 1) / ratio(s)
+}
+
+// clusterGroup returns the group of a cluster and its number there.
+func clusterGroup(s *ext4.Super, cluster addr.Block) (uint32, uint64) {
+	group, n := groupOf(s, cluster*addr.Block(ratio(s)))
+	return group, n / ratio(s)
+}
+
 // tableBlocks is how many blocks the inode table of a group has.
 func tableBlocks(s *ext4.Super) uint64 {
 	perBlock := s.BlockSize / uint32(s.InodeSize)
 	return uint64((s.InodesPerGroup + perBlock - 1) / perBlock)
 }
 
-// blockMap returns which blocks of a group are in use.
+// blockMap returns which clusters of a group are in use.
 func (v *view) blockMap(group uint32) (bits, error) {
 	if b, ok := v.blockBits[group]; ok {
 		return b, nil
@@ -107,7 +123,7 @@ func (v *view) blockMap(group uint32) (bits, error) {
 		if b, err = v.block(g.BlockBitmap); err != nil {
 			return nil, err
 		}
-		if err := v.checkMap(b, int(v.super.BlocksPerGroup/8), g.BlockBitmapCsum); err != nil {
+		if err := v.checkMap(b, int(uint64(v.super.BlocksPerGroup)/ratio(&v.super)/8), g.BlockBitmapCsum); err != nil {
 			return nil, fmt.Errorf("block bitmap of group %d: %w", group, err)
 		}
 	}
@@ -158,20 +174,21 @@ func (v *view) checkMap(b []byte, size int, want uint32) error {
 func (v *view) freshMap(g *ext4.Group) bits {
 	b := make(bits, v.super.BlockSize)
 	start, size := groupBlocks(&v.super, g.Number)
+	each := ratio(&v.super)
 	for n := range min(v.super.BaseBlocks(g.Number), size) {
-		b.set(n)
+		b.set(n / each)
 	}
 	own := func(first addr.Block, count uint64) {
 		for n := first; n < first+addr.Block(count); n++ {
 			if n >= start && uint64(n-start) < size {
-				b.set(uint64(n - start))
+				b.set(uint64(n-start) / each)
 			}
 		}
 	}
 	own(g.BlockBitmap, 1)
 	own(g.InodeBitmap, 1)
 	own(g.InodeTable, tableBlocks(&v.super))
-	for n := size; n < uint64(len(b))*8; n++ {
+	for n := (size + each - 1) / each; n < uint64(len(b))*8; n++ {
 		b.set(n)
 	}
 	return b

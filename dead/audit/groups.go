@@ -56,7 +56,7 @@ func (c *checker) checkGroup(n uint32, flips uint64, directories int) error {
 	if err != nil {
 		return err
 	}
-	_, size := groupBlocks(&c.new.super, n)
+	_, size := groupClusters(&c.new.super, n)
 	if free := size - blocks.count(size); free != uint64(g.FreeClusters) {
 		return fmt.Errorf("group %d counts %d free blocks and has %d", n, g.FreeClusters, free)
 	}

@@ -20,8 +20,9 @@ type inode struct {
 // state is an allocated inode in one view.
 type state struct {
 	*ext4.Inode
-	raw  []byte
-	file mapping
+	raw   []byte
+	file  mapping
+	owned uint64 // clusters of what was seen
 }
 
 // live reports whether it is a directory that counts: one that has links.
@@ -127,7 +128,7 @@ func (c *checker) checkFields(i *inode) error {
 	_, orphan := c.orphans.new[i.number]
 	switch {
 	case n.Flags&foreign != 0:
-		return fmt.Errorf("inode %d has flags %#x, which are not understood", n.Number, n.Flags)
+		return foreignf("inode %d has flags %#x, which are not understood", n.Number, n.Flags)
 	case n.Flags&ext4.InodeExtents != 0 && s.Incompat&ext4.IncompatExtents == 0:
 		return fmt.Errorf("inode %d has extents, which the file system has not", n.Number)
 	case n.Links == 0 && !orphan:
@@ -209,7 +210,7 @@ func (c *checker) fast(n *state) bool {
 
 // mapped reports whether an inode has blocks at all.
 func (c *checker) mapped(n *state) bool {
-	return n.IsRegular() || n.IsDir() || n.IsSymlink() && !c.fast(n)
+	return n.Flags&ext4.InodeInlineData == 0 && (n.IsRegular() || n.IsDir() || n.IsSymlink() && !c.fast(n))
 }
 
 // sectors is what an inode counts for so many blocks.

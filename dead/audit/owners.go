@@ -9,32 +9,66 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// run is a piece of the disk, half-open.
+// run is a piece of the disk, half-open: blocks, or clusters.
 type run struct{ from, to addr.Block }
 
-// gather collects what the inodes that are touched own.
-func (c *checker) gather() {
-	for _, i := range c.inodes {
+// gather collects the clusters that the inodes that are touched own.
+func (c *checker) gather() error {
+	for _, n := range sorted(c.inodes) {
+		i := c.inodes[n]
 		for at, s := range []*state{i.old, i.new} {
 			if s == nil {
 				continue
 			}
+			owned, err := s.clusters(ratio(&c.new.super))
+			if err != nil {
+				return fmt.Errorf("inode %d: %w", n, err)
+			}
 			into := []*[]run{&c.oldRuns, &c.newRuns}[at]
-			for _, b := range s.file.nodes {
-				*into = append(*into, run{b, b + 1})
-			}
-			for _, x := range s.file.extents {
-				*into = append(*into, run{x.start, x.start + addr.Block(x.length)})
-			}
+			*into = append(*into, owned...)
 		}
 	}
+	return nil
+}
+
+// clusters are those that an inode owns. Extents may share one if they do so in the file,
+// too (fs/ext4/extents.c, get_implied_cluster_alloc).
+func (s *state) clusters(ratio uint64) ([]run, error) {
+	var out []run
+	for _, b := range s.file.nodes {
+		out = append(out, run{b / addr.Block(ratio), b/addr.Block(ratio) + 1})
+	}
+	nodes, end := len(out), uint64(0) // cluster of the file behind the last extent
+	for _, x := range s.file.extents {
+		if x.logical%ratio != uint64(x.start)%ratio {
+			return nil, fmt.Errorf("its block %d is at block %d, elsewhere in a cluster", x.logical, x.start)
+		}
+		r := run{x.start / addr.Block(ratio), (x.start+addr.Block(x.length)-1)/addr.Block(ratio) + 1}
+		if len(out) > nodes && x.logical/ratio+1 == end {
+			if out[len(out)-1].to != r.from+1 {
+				return nil, fmt.Errorf("the cluster of its block %d is in two places", x.logical)
+			}
+			r.from++
+		}
+		end = (x.logical+x.length-1)/ratio + 1
+		if r.from < r.to {
+			out = append(out, r)
+		}
+	}
+	s.owned = 0
+	for _, r := range out {
+		s.owned += uint64(r.to - r.from)
+	}
+	return out, nil
 }
 
 // checkOwners checks that the block bitmaps differ in just the blocks that inodes gained
 // and lost, and that each block has one owner. What is gained was free before, so that no
 // untouched inode owns it.
 func (c *checker) checkOwners() {
-	c.gather()
+	if !c.note(c.gather()) {
+		return
+	}
 	if !c.note(merge(&c.oldRuns)) || !c.note(merge(&c.newRuns)) {
 		return
 	}
@@ -70,8 +104,8 @@ func (c *checker) checkOwners() {
 // checkRun checks that the blocks of a run are in the bitmaps as they changed.
 func (c *checker) checkRun(r run, change change, flips map[uint32]uint64) error {
 	for r.from < r.to {
-		group, first := groupOf(&c.new.super, r.from)
-		start, size := groupBlocks(&c.new.super, group)
+		group, first := clusterGroup(&c.new.super, r.from)
+		start, size := groupClusters(&c.new.super, group)
 		end := min(uint64(r.to-start), size)
 		before, err := c.old.blockMap(group)
 		if err != nil {

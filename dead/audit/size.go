@@ -24,22 +24,25 @@ func (c *checker) checkSectors(i *inode) error {
 func (c *checker) sectorsOf(i *inode) uint64 {
 	blocks, sectors := uint64(0), uint64(0)
 	if i.old != nil {
-		blocks = i.old.blocks()
+		blocks = c.blocks(i.old)
 		sectors = i.old.Sectors
 		if i.old.Flags&ext4.InodeHugeFile != 0 {
 			sectors *= uint64(c.old.super.BlockSize / 512)
 		}
 	}
-	return sectors + (i.new.blocks()-blocks)*uint64(c.new.super.BlockSize/512) // wraps around and back
+	return sectors + (c.blocks(i.new)-blocks)*uint64(c.new.super.BlockSize/512) // wraps around and back
 }
 
-// blocks is how many of an inode's blocks were seen.
-func (s *state) blocks() uint64 {
+// blocks is how many of an inode's blocks were seen, in whole clusters.
+func (c *checker) blocks(s *state) uint64 {
 	n := s.file.count
+	if ratio(&c.new.super) > 1 {
+		n = s.owned // all of its leaves are looked at
+	}
 	if s.Attributes != 0 {
 		n++
 	}
-	return n
+	return n * ratio(&c.new.super)
 }
 
 // checkSize checks that a file has no blocks behind its end, and a directory no hole before

@@ -27,21 +27,23 @@ const (
 	compatStableInodes ext4.Compat = 0x800
 )
 
-// refused are features that are not understood here, as mke2fs calls them.
+// refused are features that are not understood here, as mke2fs calls them; but for those
+// that CheckAdded knows.
 var refused = []struct {
 	name     string
 	incompat ext4.Incompat
 	roCompat ext4.ROCompat
+	added    bool
 }{
-	{name: "inline_data", incompat: ext4.IncompatInlineData},
-	{name: "bigalloc", roCompat: ext4.ROCompatBigalloc},
-	{name: "encrypt", incompat: ext4.IncompatEncrypt},
-	{name: "casefold", incompat: ext4.IncompatCasefold},
-	{name: "ea_inode", incompat: ext4.IncompatEAInode},
-	{name: "large_dir", incompat: ext4.IncompatLargeDir},
-	{name: "verity", roCompat: ext4.ROCompatVerity},
-	{name: "quota", roCompat: ext4.ROCompatQuota},
-	{name: "project", roCompat: ext4.ROCompatProject},
+	{name: "inline_data", incompat: ext4.IncompatInlineData, added: true},
+	{name: "bigalloc", roCompat: ext4.ROCompatBigalloc, added: true},
+	{name: "encrypt", incompat: ext4.IncompatEncrypt, added: true},
+	{name: "casefold", incompat: ext4.IncompatCasefold, added: true},
+	{name: "ea_inode", incompat: ext4.IncompatEAInode, added: true},
+	{name: "large_dir", incompat: ext4.IncompatLargeDir, added: true},
+	{name: "verity", roCompat: ext4.ROCompatVerity, added: true},
+	{name: "quota", roCompat: ext4.ROCompatQuota, added: true},
+	{name: "project", roCompat: ext4.ROCompatProject, added: true},
 	{name: "read-only", roCompat: ext4.ROCompatReadonly},
 }
 
@@ -80,13 +82,16 @@ func (c *checker) superblock(changed map[addr.Block][]byte) {
 func (c *checker) judgeable() error {
 	s := &c.new.super
 	for _, f := range refused {
+		if c.added != nil && f.added {
+			continue
+		}
 		if s.Incompat&f.incompat != 0 || s.ROCompat&f.roCompat != 0 {
-			return fmt.Errorf("feature %s is not understood", f.name)
+			return foreignf("feature %s is not understood", f.name)
 		}
 	}
 	switch {
-	case s.Compat&^compats != 0 || s.Incompat&^incompats != 0 || s.ROCompat&^roCompats != 0:
-		return fmt.Errorf("features %#x, %#x or %#x are not understood", uint32(s.Compat&^compats), uint32(s.Incompat&^incompats), uint32(s.ROCompat&^roCompats))
+	case c.added == nil && (s.Compat&^compats != 0 || s.Incompat&^incompats != 0 || s.ROCompat&^roCompats != 0):
+		return foreignf("features %#x, %#x or %#x are not understood", uint32(s.Compat&^compats), uint32(s.Incompat&^incompats), uint32(s.ROCompat&^roCompats))
 	case (c.old.super.State|s.State)&ext4.StateError != 0 || s.ErrorCount != 0:
 		return errors.New("errors were recorded in the superblock before")
 	case !s.Linux:
@@ -95,8 +100,8 @@ func (c *checker) judgeable() error {
 		return fmt.Errorf("blocks of %d bytes are not understood", s.BlockSize)
 	case s.BlocksPerGroup%8 != 0 || s.InodesPerGroup%8 != 0:
 		return fmt.Errorf("groups of %d blocks and %d inodes are not understood", s.BlocksPerGroup, s.InodesPerGroup)
-	case s.BlocksPerGroup > s.BlockSize*8:
-		return fmt.Errorf("groups of %d blocks", s.BlocksPerGroup)
+	case s.BlocksPerGroup > s.BlockSize*8*uint32(ratio(s)) || ratio(s) > 1 && (s.FirstDataBlock > 0 || s.BlocksPerGroup%uint32(8*ratio(s)) != 0):
+		return fmt.Errorf("groups of %d blocks, in clusters of %d", s.BlocksPerGroup, ratio(s))
 	}
 	return nil
 }

@@ -121,7 +121,7 @@ func (m *mapping) runs() []ext4.Run {
 }
 
 // walk maps an inode in both views. Leaves that are the same in both are left
-// out, unless whole says that all are wanted.
+// out, unless whole says that all are wanted, or leaves may share clusters.
 func (c *checker) walk(i *inode, whole bool) error {
 	var maps [2]*mapper
 	for at, s := range []*state{i.old, i.new} {
@@ -137,7 +137,7 @@ func (c *checker) walk(i *inode, whole bool) error {
 		}
 		maps[at] = m
 	}
-	if o, n := maps[0], maps[1]; o != nil && n != nil && !whole && i.old.Generation == i.new.Generation && (i.old.Flags^i.new.Flags)&ext4.InodeExtents == 0 {
+	if o, n := maps[0], maps[1]; o != nil && n != nil && !whole && ratio(&c.new.super) == 1 && i.old.Generation == i.new.Generation && (i.old.Flags^i.new.Flags)&ext4.InodeExtents == 0 {
 		same := c.common(o, n, i.new)
 		o.spare, n.spare = same, same
 	}

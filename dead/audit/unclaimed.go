@@ -88,7 +88,7 @@ func (c *checker) drop() error {
 		if err != nil {
 			return err
 		}
-		if bits.has(n) {
+		if bits.has(n / ratio(&c.new.super)) {
 			used = append(used, b)
 		}
 	}

@@ -67,6 +67,10 @@ type Super struct {
 	LastOrphan    addr.Ino // s_last_orphan: head of the list of inodes to delete or truncate
 	OrphanFile    addr.Ino // s_orphan_file_inum, with CompatOrphanFile
 
+	// Quotas are the inodes of the files that count what users, groups and projects have
+	// (s_usr_quota_inum, s_grp_quota_inum, s_prj_quota_inum), with ROCompatQuota; else 0.
+	Quotas [3]addr.Ino
+
 	HashSeed     [4]uint32 // s_hash_seed: of names in directories
 	HashUnsigned bool      // s_flags: their characters are unsigned
 }
@@ -160,6 +164,9 @@ func ParseSuper(b []byte) (Super, error) {
 	}
 	s.HashSeed = [4]uint32{u32(0xec), u32(0xf0), u32(0xf4), u32(0xf8)}
 	s.HashUnsigned = u32(0x160)&2 != 0 // EXT2_FLAGS_UNSIGNED_HASH
+	if s.ROCompat&ROCompatQuota != 0 {
+		s.Quotas = [3]addr.Ino{addr.Ino(u32(0x240)), addr.Ino(u32(0x244)), addr.Ino(u32(0x26c))}
+	}
 	s.parseJournal(b)
 	return s, nil
 }

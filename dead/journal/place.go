@@ -72,17 +72,16 @@ func (f *finisher) place(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction, at
 	return with, at
 }
 
-// placeable says why no file can get a place.
+// placeable says why no file can get a place. Quota files that are the file system's own are
+// counted in, those that are files like others are not.
 func (f *finisher) placeable(log *jbd2.Log) error {
 	switch quotas, err := f.cache.Quotas(f.super); {
 	case err != nil:
 		return err
-	case quotas:
+	case quotas && log.FS.Super.ROCompat&ext4.ROCompatQuota == 0:
 		return errQuotas
 	case f.report.Check != "":
 		return errChecked
-	case hasInlineData(log.FS):
-		return fmt.Errorf("%w: the file system has inline data", placement.ErrRefused)
 	}
 	return nil
 }
@@ -198,11 +197,16 @@ func (f *finisher) placeFiles(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transactio
 }
 
 // confirm has the whole change audited with what was placed, and makes it a part of the
-// transaction then.
+// transaction then. Where the file system has what the audit of a whole transaction does not
+// understand, and nothing was in flight, that is what a kernel commits, and what is added
+// is audited.
 func (f *finisher) confirm(c *change, found *placement.Result) error {
 	all := maps.Clone(c.blocks)
 	maps.Copy(all, found.Blocks)
 	verdict, err := audit.Check(c.before, all)
+	if err == nil && verdict.Foreign && f.report.Open == 0 {
+		verdict, err = c.checkAdded(found.Blocks)
+	}
 	if err != nil {
 		return err
 	}
@@ -210,6 +214,17 @@ func (f *finisher) confirm(c *change, found *placement.Result) error {
 		return fmt.Errorf("%w: %s", errAudit, strings.Join(verdict.Reasons, "; "))
 	}
 	return c.replaceAll(found.Blocks)
+}
+
+// checkAdded audits blocks that are added to a change.
+func (c *change) checkAdded(added map[addr.Block][]byte) (audit.Verdict, error) {
+	with := jbd2.NewRecording(c.before)
+	for b, data := range c.blocks {
+		if _, err := with.WriteAt(data, int64(b)*int64(len(data))); err != nil {
+			return audit.Verdict{}, err
+		}
+	}
+	return audit.CheckAdded(with, c.before, added)
 }
 
 // takePlaced has the data of placed files written, in place of what was to be written

@@ -10,11 +10,11 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// groupMap says which blocks of a group are in use.
+// groupMap says which clusters of a group are in use.
 type groupMap struct {
 	used  []byte // as it is so far
 	busy  []byte // what must not be taken: likewise, or in use without the last transaction
-	size  uint32 // in blocks
+	size  uint32 // in clusters
 	first uint32 // there is nothing to be taken before it
 	taken uint32
 	// longest is no less than the longest run that can be taken.
@@ -42,18 +42,18 @@ func (v *volume) groupMapOf(n uint32) (*groupMap, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, size := v.bounds(n)
+	size := v.clusters(n)
 	m := &groupMap{used: used, busy: slices.Clone(used), size: size, longest: size}
 	for i := range m.busy {
 		m.busy[i] |= before[i]
 	}
-	start, _ := v.bounds(n)
+	start, blocks := v.bounds(n)
 	first, _ := slices.BinarySearch(v.avoid, start)
 	for _, b := range v.avoid[first:] {
-		if b >= start+addr.Block(size) {
+		if b >= start+addr.Block(blocks) {
 			break
 		}
-		set(m.busy, uint32(b-start))
+		set(m.busy, uint32(b-start)/v.cluster)
 	}
 	v.maps[n] = m
 	return m, nil
@@ -76,7 +76,8 @@ func (v *volume) oldGroup(n uint32) (*ext4.Group, error) {
 // bitmap returns the bitmap of a group's blocks, a copy. It must have its checksum, have as
 // many blocks free as the group counts, and the file system's own must be in use.
 func (v *volume) bitmap(g *ext4.Group, read func(addr.Block) ([]byte, error)) ([]byte, error) {
-	start, size := v.bounds(g.Number)
+	start, _ := v.bounds(g.Number)
+	size := v.clusters(g.Number)
 	var out []byte
 	if g.Flags&ext4.GroupBlockUninit != 0 {
 		out = v.fresh(g.Number)
@@ -101,7 +102,7 @@ func (v *volume) bitmap(g *ext4.Group, read func(addr.Block) ([]byte, error)) ([
 	}
 	for _, r := range v.systemIn(g.Number) {
 		for b := r.from; b < r.to; b++ {
-			if !has(out, uint32(b-start)) {
+			if !has(out, uint32(b-start)/v.cluster) {
 				return nil, fmt.Errorf("%w: block %d is the file system's own, and free", errDamaged, b)
 			}
 		}
@@ -118,10 +119,11 @@ func (v *volume) bitmap(g *ext4.Group, read func(addr.Block) ([]byte, error)) ([
 // what lies behind its end (fs/ext4/balloc.c, ext4_init_block_bitmap).
 func (v *volume) fresh(n uint32) []byte {
 	out := make([]byte, v.super.BlockSize)
-	start, size := v.bounds(n)
+	start, _ := v.bounds(n)
+	size := v.clusters(n)
 	for _, r := range v.systemIn(n) {
 		for b := r.from; b < r.to; b++ {
-			set(out, uint32(b-start))
+			set(out, uint32(b-start)/v.cluster)
 		}
 	}
 	for n := size; n < uint32(len(out))*8; n++ {
@@ -156,13 +158,13 @@ func next(b []byte, from, end uint32, want bool) uint32 {
 	return end
 }
 
-// length is how many blocks can be taken from one on, up to a limit.
+// length is how many clusters can be taken from one on, up to a limit.
 func (m *groupMap) length(from, limit uint32) uint32 {
 	end := min(m.size, from+limit)
 	return next(m.busy, from, end, true) - from
 }
 
-// find returns the first run of at least so many blocks from one on.
+// find returns the first run of at least so many clusters from one on.
 func (m *groupMap) find(from, want uint32) (uint32, bool) {
 	if want > m.longest {
 		return 0, false
@@ -187,7 +189,7 @@ func (m *groupMap) find(from, want uint32) (uint32, bool) {
 	return 0, false
 }
 
-// take takes blocks.
+// take takes clusters.
 func (m *groupMap) take(from, n uint32) {
 	for b := from; b < from+n; b++ {
 		set(m.used, b)
@@ -202,10 +204,11 @@ func (m *groupMap) take(from, n uint32) {
 // maxLook is in how many groups a run of a length is looked for.
 const maxLook = 64
 
-// allocate takes at most so many blocks in one piece: those at the goal, if they are free;
-// else the nearest piece behind it that is long enough, or as long as there is.
+// allocate takes at most so many clusters in one piece: those at the goal, if they are free;
+// else the nearest piece behind it that is long enough, or as long as there is. It returns
+// the first block.
 func (v *volume) allocate(goal addr.Block, want uint32) (addr.Block, uint32, error) {
-	want = min(want, v.super.BlocksPerGroup, ext4.MaxRun)
+	want = min(want, v.super.BlocksPerGroup/v.cluster, ext4.MaxRun/v.cluster)
 	group, at := v.groupOf(goal)
 	m, err := v.groupMapOf(group)
 	if err != nil {
@@ -260,5 +263,5 @@ func (v *volume) takeAt(group uint32, m *groupMap, at, n uint32) addr.Block {
 	m.take(at, n)
 	v.allocated += uint64(n)
 	start, _ := v.bounds(group)
-	return start + addr.Block(at)
+	return start + addr.Block(at*v.cluster)
 }

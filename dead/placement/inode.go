@@ -11,7 +11,7 @@ import (
 // (fs/ext4/ext4.h, EXT4_*_FL: of secure deletion, undelete, synchronous, immutable,
 // append-only, no dump, no atime, no tail, of directories, huge_file, extents, and of
 // the project of what is made below).
-const plain ext4.InodeFlags = 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x8000 | 0x10000 | 0x20000 | 0x20000000 |
+const plain ext4.InodeFlags = ext4.InodeInlineData | 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x8000 | 0x10000 | 0x20000 | 0x20000000 |
 	ext4.InodeHugeFile | ext4.InodeExtents
 
 // inode reads the inode of a file, and refuses one that is not just that file, as the last
@@ -40,8 +40,10 @@ func (v *volume) inode(f *File) (*ext4.Inode, error) {
 		return nil, refuse("it is a large file, the first one of the file system")
 	case i.Flags&ext4.InodeExtents != 0 && v.super.Incompat&ext4.IncompatExtents == 0:
 		return nil, refuse("it has extents, which the file system has not")
+	case i.Flags&ext4.InodeExtents == 0 && v.cluster > 1 && i.Flags&ext4.InodeInlineData == 0:
+		return nil, refuse("it has pointers, and the file system clusters")
 	}
-	return i, nil
+	return i, v.grow(f, i)
 }
 
 // updated returns the bytes of a file's inode with its size and its times.
@@ -51,20 +53,34 @@ func (v *volume) updated(f *File, i *ext4.Inode) ([]byte, error) {
 		return nil, err
 	}
 	raw = slices.Clone(raw)
+	if err := v.outgrow(raw, i); err != nil {
+		return nil, err
+	}
 	ext4.SetSize(raw, uint64(f.Size))
 	if err := ext4.SetTimes(raw, f.Atime, f.Mtime, f.Ctime); err != nil {
 		return nil, refuse("%w", err)
 	}
+	for _, q := range v.quotas {
+		if err := q.has(raw); err != nil {
+			return nil, err
+		}
+	}
 	// All that it may come to count must have room.
-	most := uint64(f.Size)/512 + uint64(f.Size)/8192 + 64
+	most := uint64(f.Size)/512 + uint64(f.Size)/8192 + 64*uint64(v.cluster)
 	if i.Flags&ext4.InodeHugeFile == 0 && i.Sectors+most >= 1<<32 && v.super.ROCompat&ext4.ROCompatHugeFile == 0 {
 		return nil, refuse("it would count too many blocks")
 	}
 	return raw, nil
 }
 
-// count adds blocks to what an inode counts.
-func (v *volume) count(raw []byte, i *ext4.Inode, blocks uint64) error {
+// count adds clusters to what an inode counts, and what quotas do for its owners.
+func (v *volume) count(raw []byte, i *ext4.Inode, clusters uint64) error {
+	blocks := clusters * uint64(v.cluster)
+	for _, q := range v.quotas {
+		if err := q.add(raw, blocks*uint64(v.super.BlockSize)); err != nil {
+			return err
+		}
+	}
 	if i.Flags&ext4.InodeHugeFile == 0 {
 		blocks *= uint64(v.super.BlockSize / 512)
 	}

@@ -162,16 +162,11 @@ func TestNoSpace(t *testing.T) {
 // TestRefused has file systems and files that are for a kernel to write.
 func TestRefused(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
-	for _, options := range []string{"-O quota", "-O project,quota -I 256", "-O bigalloc -C 16384", "-O inline_data", "-O encrypt", "-O verity", "-O casefold"} {
-		path := emptyDisk(t, "-t ext4 "+options, 64)
-		image, err := os.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r, err := placement.Place(image, nil, nil, nil)
-		if image.Close(); !errors.Is(err, placement.ErrRefused) {
-			t.Errorf("%s: %v, %+v", options, err, r)
-		}
+	other := makeDisk(t, "-t ext4 -b 4096", 64, rng)
+	other.debugfs("feature read-only\n")
+	other.load()
+	if r, err := placement.Place(bytes.NewReader(other.image), nil, nil, nil); !errors.Is(err, placement.ErrRefused) {
+		t.Errorf("read-only: %v, %+v", err, r)
 	}
 	d := makeDisk(t, "-t ext4 -b 4096", 64, rng)
 	names := make(map[string]addr.Ino)
@@ -420,4 +415,131 @@ func TestTimes(t *testing.T) {
 		}
 	}
 	d.fsck()
+}
+
+// TestInlineAttributes has inline data grow out of an inode that has attributes, too: they
+// stay, and the one that had the data goes.
+func TestInlineAttributes(t *testing.T) {
+	rng := rand.New(rand.NewPCG(13, 14))
+	d := makeDisk(t, "-t ext4 -O inline_data -I 512", 32, rng)
+	d.debugfs("ea_set f1 user.one 1\nea_set f1 user.two twenty-two\nea_set f6 trusted.x y\n")
+	d.load()
+	var files []placement.File
+	for _, name := range []string{"f1", "f6", "f11"} {
+		ino, _ := d.dump(name)
+		files = append(files, d.request(rng, ino, 1<<16))
+	}
+	old := bytes.NewReader(slices.Clone(d.image))
+	r, err := placement.Place(old, nil, files, nil)
+	if err != nil || len(r.Placed) != 3 {
+		t.Fatal(err, r)
+	}
+	if v, err := audit.CheckAdded(old, old, r.Blocks); err != nil || !v.Clean {
+		t.Fatalf("%+v, %v", v, err)
+	}
+	d.write(r)
+	d.fsck()
+	d.compare()
+	out := d.debugfs("ea_list f1\nea_get f1 user.two\nea_list f6\nea_list f11\nstat f1\n")
+	for _, want := range []string{"user.one (1)", "user.two (10)", "twenty-two", "trusted.x (1)", "Flags: 0x80000"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in %s", want, out)
+		}
+	}
+	if strings.Contains(out, "system.data") {
+		t.Errorf("the inline data is still there: %s", out)
+	}
+}
+
+// TestAddedDamaged damages what placement wants to be written. Where the audit takes it
+// nevertheless, e2fsck does, too.
+func TestAddedDamaged(t *testing.T) {
+	rng := rand.New(rand.NewPCG(15, 16))
+	for _, kind := range []string{"-t ext4 -O quota,project,bigalloc,^metadata_csum -C 16384 -I 256", "-t ext4 -O quota,inline_data,^metadata_csum"} {
+		d := makeDisk(t, kind, 32, rng)
+		var files []placement.File
+		for _, ino := range slices.Sorted(mapsKeys(d.files)) {
+			files = append(files, d.request(rng, ino, 1<<16))
+		}
+		image := slices.Clone(d.image)
+		old := bytes.NewReader(image)
+		r, err := placement.Place(old, nil, files, nil)
+		if err != nil || len(r.Placed) == 0 {
+			t.Fatal(err, r)
+		}
+		if v, err := audit.CheckAdded(old, old, r.Blocks); err != nil || !v.Clean {
+			t.Fatalf("%+v, %v", v, err)
+		}
+		homes := slices.Sorted(mapsKeys(r.Blocks))
+		refused, taken := 0, 0
+		for range 400 {
+			home := homes[rng.IntN(len(homes))]
+			data := slices.Clone(r.Blocks[home])
+			used := len(bytes.TrimRight(data, "\x00"))
+			data[rng.IntN(max(1, used))] ^= 1 << rng.IntN(8)
+			blocks := make(map[addr.Block][]byte, len(r.Blocks))
+			for b, whole := range r.Blocks {
+				blocks[b] = whole
+			}
+			blocks[home] = data
+			if v, err := audit.CheckAdded(old, old, blocks); err != nil || !v.Clean {
+				refused++
+				continue
+			}
+			if taken++; taken > 40 {
+				continue
+			}
+			d.image = slices.Clone(image)
+			d.write(&placement.Result{Blocks: blocks})
+			d.fsck()
+		}
+		t.Logf("%s: %d refused, %d taken", kind, refused, taken)
+		if refused < 100 {
+			t.Errorf("%d of 400 refused", refused)
+		}
+	}
+}
+
+// TestAddedElsewhere has the audit refuse what is taken of a file that only a recovery
+// without the transaction has, and what quotas do not count.
+func TestAddedElsewhere(t *testing.T) {
+	rng := rand.New(rand.NewPCG(17, 18))
+	d := makeDisk(t, "-t ext4 -O quota", 32, rng)
+	before := slices.Clone(d.image)
+	d.debugfs("rm f4\nrm f14\nrm f19\n")
+	_ = exec.Command("e2fsck", "-fy", d.path).Run() // it counts quotas
+	d.load()
+	with := bytes.NewReader(slices.Clone(d.image))
+	ino, _ := d.dump("f3")
+	f := d.request(rng, ino, 1)
+	f.Size = 15 << 20
+	f.Unsaved = []placement.Stretch{{Span: addr.Span{Off: 0, End: 15 << 20}}}
+	r, err := placement.Place(with, nil, []placement.File{f}, nil)
+	if err != nil || len(r.Placed) != 1 {
+		t.Fatal(err, r)
+	}
+	if v, err := audit.CheckAdded(with, with, r.Blocks); err != nil || !v.Clean {
+		t.Fatalf("%+v, %v", v, err)
+	}
+	if v, err := audit.CheckAdded(with, bytes.NewReader(before), r.Blocks); err != nil || v.Clean || !strings.Contains(v.Reasons[0], "in use before") {
+		t.Errorf("%+v, %v", v, err)
+	}
+	for _, n := range d.fs.Super.Quotas[:2] {
+		i, err := d.fs.Inode(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocks := make(map[addr.Block][]byte)
+		for b, data := range r.Blocks {
+			blocks[b] = data
+		}
+		for at := range uint32(i.Size / uint64(d.fs.Super.BlockSize)) {
+			if run, err := d.fs.Map(i, at); err == nil {
+				delete(blocks, run.Physical)
+			}
+		}
+		if v, err := audit.CheckAdded(with, with, blocks); err != nil || v.Clean || !strings.Contains(v.Reasons[0], "bytes less") {
+			t.Errorf("without what quota file %d counts: %+v, %v", n, v, err)
+		}
+	}
 }

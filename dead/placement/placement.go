@@ -290,18 +290,65 @@ func piece(r ext4.Run, size int64, was bool) Piece {
 func (v *volume) allocateAll(i *ext4.Inode, m mapping, hole ext4.Run) ([]ext4.Run, error) {
 	var out []ext4.Run
 	for hole.Length > 0 {
-		first, n, err := v.allocate(v.goal(i, m.before(hole.Logical), hole.Logical), hole.Length)
+		r, err := v.allocateOne(i, m, hole)
 		if err != nil {
 			return nil, err
 		}
-		r := ext4.Run{Logical: hole.Logical, Physical: first, Length: n}
 		if err := m.set(r); err != nil {
 			return nil, err
 		}
 		out = append(out, r)
-		hole.Logical, hole.Length = hole.Logical+n, hole.Length-n
+		hole.Logical, hole.Length = hole.Logical+r.Length, hole.Length-r.Length
 	}
 	return out, nil
+}
+
+// allocateOne finds a place for the beginning of a hole: in the cluster that the file has
+// for other blocks there already, or in new ones.
+func (v *volume) allocateOne(i *ext4.Inode, m mapping, hole ext4.Run) (ext4.Run, error) {
+	r := ext4.Run{Logical: hole.Logical}
+	within := hole.Logical % v.cluster
+	at, found, err := v.clusterAt(m, hole.Logical/v.cluster)
+	if err != nil {
+		return r, err
+	}
+	if found {
+		r.Physical, r.Length = at+addr.Block(within), min(hole.Length, v.cluster-within)
+		return r, nil
+	}
+	// The last one may be there, too.
+	want := (within + hole.Length + v.cluster - 1) / v.cluster
+	if _, found, err = v.clusterAt(m, hole.Logical/v.cluster+want-1); err != nil {
+		return r, err
+	} else if found {
+		want--
+	}
+	first, n, err := v.allocate(v.goal(i, m.before(hole.Logical), hole.Logical), want)
+	r.Physical, r.Length = first+addr.Block(within), min(hole.Length, n*v.cluster-within)
+	return r, err
+}
+
+// clusterAt returns where a cluster of a file is, if one of its blocks is mapped
+// (fs/ext4/extents.c, get_implied_cluster_alloc).
+func (v *volume) clusterAt(m mapping, n uint32) (addr.Block, bool, error) {
+	if v.cluster == 1 {
+		return 0, false, nil // a hole is none
+	}
+	for at, end := uint64(n)*uint64(v.cluster), (uint64(n)+1)*uint64(v.cluster); at < end; {
+		r, next, err := m.at(uint32(at))
+		if err != nil {
+			return 0, false, err
+		}
+		if r.Physical != 0 {
+			first := r.Physical - addr.Block(at%uint64(v.cluster))
+			if uint64(first)%uint64(v.cluster) != 0 {
+				return 0, false, fmt.Errorf("%w: its block %d is at block %d, elsewhere in a cluster", errDamaged, at, r.Physical)
+			}
+			return first, true, nil
+		}
+		at = next
+	}
+	return 0, false, nil
 }
 
 // goal is where a block of a file would best be: as far behind one before it as it is in

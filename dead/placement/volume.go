@@ -23,19 +23,23 @@ type volume struct {
 	avoid []addr.Block          // not to be allocated, ascending
 	reads int
 
+	cluster   uint32        // blocks that are allocated at once: 1 without bigalloc
 	groups    []*ext4.Group // by number, as the last transaction leaves them
 	system    []run         // what the file system has for itself, ascending
 	maps      map[uint32]*groupMap
-	allocated uint64
+	allocated uint64 // clusters
+	quotas    []*quota
 }
 
-// Features that are understood; others are refused. What quotas count would have to be
-// counted here, too, and is not.
+// Features that are understood; others are refused. Of files that are encrypted, and such,
+// the inodes say so.
 const (
 	incompats = ext4.IncompatFiletype | ext4.IncompatRecover | ext4.IncompatMetaBG | ext4.IncompatExtents | ext4.Incompat64Bit |
-		ext4.IncompatMMP | ext4.IncompatFlexBG | ext4.IncompatCsumSeed
+		ext4.IncompatMMP | ext4.IncompatFlexBG | ext4.IncompatCsumSeed | ext4.IncompatEAInode | ext4.IncompatLargeDir |
+		ext4.IncompatInlineData | ext4.IncompatEncrypt | ext4.IncompatCasefold
 	roCompats = ext4.ROCompatSparseSuper | ext4.ROCompatLargeFile | ext4.ROCompatHugeFile | ext4.ROCompatGDTCsum |
-		ext4.ROCompatDirNlink | ext4.ROCompatExtraIsize | ext4.ROCompatMetadataCsum | ext4.ROCompatOrphanPresent
+		ext4.ROCompatDirNlink | ext4.ROCompatExtraIsize | ext4.ROCompatMetadataCsum | ext4.ROCompatOrphanPresent |
+		ext4.ROCompatQuota | ext4.ROCompatBigalloc | ext4.ROCompatProject | ext4.ROCompatVerity
 )
 
 const (
@@ -70,12 +74,8 @@ func openVolume(old io.ReaderAt, changed map[addr.Block][]byte) (*volume, error)
 	}
 	switch was := &fs.Super; {
 	case super.Blocks != was.Blocks || super.BlockSize != was.BlockSize || super.BlocksPerGroup != was.BlocksPerGroup ||
-		super.InodesPerGroup != was.InodesPerGroup || super.DescSize != was.DescSize || super.InodeSize != was.InodeSize:
+		super.InodesPerGroup != was.InodesPerGroup || super.DescSize != was.DescSize || super.InodeSize != was.InodeSize || super.ClusterSize != was.ClusterSize:
 		return nil, refuse("the file system was being resized")
-	case super.ROCompat&ext4.ROCompatBigalloc != 0:
-		return nil, refuse("the file system has the feature bigalloc")
-	case super.ROCompat&(ext4.ROCompatQuota|ext4.ROCompatProject) != 0:
-		return nil, refuse("the file system has quotas")
 	case super.Incompat&^incompats != 0:
 		return nil, refuse("the file system has the features %v", super.Incompat&^incompats)
 	case super.ROCompat&^roCompats != 0:
@@ -86,12 +86,20 @@ func openVolume(old io.ReaderAt, changed map[addr.Block][]byte) (*volume, error)
 		return nil, refuse("the superblock's creator OS is not Linux")
 	case super.Groups() > maxGroups:
 		return nil, refuse("the file system has %d groups", super.Groups())
-	case super.BlocksPerGroup%8 != 0 || super.BlocksPerGroup > super.BlockSize*8:
+	case super.BlocksPerGroup%(8*clusterOf(&super)) != 0 || super.BlocksPerGroup > super.BlockSize*8*clusterOf(&super):
 		return nil, refuse("groups of %d blocks", super.BlocksPerGroup)
+	case clusterOf(&super) > 1 && (super.FirstDataBlock > 0 || super.Incompat&ext4.IncompatExtents == 0):
+		return nil, refuse("clusters of %d bytes without extents, or from block 1 on", super.ClusterSize)
 	}
-	v.super = super
-	return v, v.readGroups()
+	v.super, v.cluster = super, clusterOf(&super)
+	if err := v.readGroups(); err != nil {
+		return nil, err
+	}
+	return v, v.openQuotas()
 }
+
+// clusterOf is how many blocks are allocated at once.
+func clusterOf(s *ext4.Super) uint32 { return s.ClusterSize / s.BlockSize }
 
 // block returns a block as it is so far, which must not be written to.
 func (v *volume) block(b addr.Block) ([]byte, error) {
@@ -179,10 +187,16 @@ func (v *volume) bounds(group uint32) (addr.Block, uint32) {
 	return addr.Block(start), uint32(min(uint64(v.super.BlocksPerGroup), v.super.Blocks-start))
 }
 
-// groupOf returns the group of a block, and its number there.
+// clusters is how many clusters a group has, the last of which may be cut off by the end.
+func (v *volume) clusters(group uint32) uint32 {
+	_, blocks := v.bounds(group)
+	return (blocks + v.cluster - 1) / v.cluster
+}
+
+// groupOf returns the group of a block, and the number of its cluster there.
 func (v *volume) groupOf(b addr.Block) (uint32, uint32) {
 	n := uint64(b) - uint64(v.super.FirstDataBlock)
-	return uint32(n / uint64(v.super.BlocksPerGroup)), uint32(n % uint64(v.super.BlocksPerGroup))
+	return uint32(n / uint64(v.super.BlocksPerGroup)), uint32(n%uint64(v.super.BlocksPerGroup)) / v.cluster
 }
 
 // free reports whether none of some blocks are the file system's own.
@@ -218,6 +232,11 @@ func (v *volume) systemIn(group uint32) []run {
 func (v *volume) finish() error {
 	if len(v.out) == 0 && v.allocated == 0 {
 		return nil
+	}
+	for _, q := range v.quotas {
+		if err := q.put(); err != nil {
+			return err
+		}
 	}
 	for n, m := range v.maps {
 		if m.taken == 0 {

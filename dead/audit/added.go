@@ -1,0 +1,102 @@
+package audit
+
+import (
+	"fmt"
+	"io"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// added is what CheckAdded knows beyond the two states.
+type added struct {
+	without *view // the disk without what comes before, too
+}
+
+// CheckAdded judges blocks that are added to a change which is consistent by itself, as
+// the transactions of a kernel are between which nothing was in flight: with is the disk
+// with that change, without is the one before it. What is added may only change regular
+// files, and what counts for them; what it takes must be free on both. So it knows file
+// systems with features that Check does not.
+func CheckAdded(with, without io.ReaderAt, blocks map[addr.Block][]byte) (Verdict, error) {
+	fs, err := ext4.Open(with)
+	if err != nil {
+		return Verdict{}, fmt.Errorf("audit: %w", err)
+	}
+	c := newChecker(fs.Super, with, blocks)
+	c.added = &added{without: newView(fs.Super, without, nil, c.budget)}
+	c.steps(
+		func() { c.superblock(blocks) },
+		func() { c.classify(blocks) },
+		c.slots,
+		c.readOrphans,
+		c.onlyFiles,
+		c.walkAll,
+		c.claimQuotas,
+		c.claimRest,
+		c.onlyFiles, // of those that claimed the rest, too
+		c.checkOwners,
+		c.checkFree,
+		c.checkInodes,
+		c.checkGroups,
+		c.checkQuotas,
+	)
+	return c.result()
+}
+
+// onlyFiles checks that nothing but regular files changes, in what there is to be changed by
+// writing to them.
+func (c *checker) onlyFiles() {
+	for _, n := range sorted(c.inodes) {
+		i := c.inodes[n]
+		_, orphan := c.orphans.new[n]
+		if i.old == nil || i.new == nil || !i.old.IsRegular() || i.old.Mode != i.new.Mode || i.old.Links != i.new.Links || i.new.Links == 0 ||
+			i.old.Generation != i.new.Generation || i.old.Attributes != i.new.Attributes || i.old.Size > i.new.Size || orphan {
+			c.note(fmt.Errorf("inode %d changes in more than its content", n))
+			return
+		}
+		// Inline data may grow out of the inode.
+		const grows = ext4.InodeInlineData | ext4.InodeExtents
+		if i.old.Flags&foreign&^grows != 0 || (i.old.Flags^i.new.Flags)&^grows != 0 ||
+			(i.old.Flags^i.new.Flags)&ext4.InodeExtents != 0 && i.old.Flags&ext4.InodeInlineData == 0 {
+			c.note(fmt.Errorf("the flags of inode %d go from %#x to %#x", n, i.old.Flags, i.new.Flags))
+			return
+		}
+	}
+}
+
+// checkFree checks that what files gain was free before all, too.
+func (c *checker) checkFree() {
+	for r, change := range differences(c.ownedBy(oldState), c.ownedBy(newState)) {
+		for change == taken && r.from < r.to {
+			group, first := clusterGroup(&c.new.super, r.from)
+			start, size := groupClusters(&c.new.super, group)
+			end := min(uint64(r.to-start), size)
+			before, err := c.added.without.blockMap(group)
+			if err == nil && !before.all(first, end, false) {
+				err = fmt.Errorf("blocks from cluster %d on are taken, and were in use before the transaction", r.from)
+			}
+			if !c.note(err) {
+				return
+			}
+			r.from = start + addr.Block(end)
+		}
+	}
+}
+
+func oldState(i *inode) *state { return i.old }
+func newState(i *inode) *state { return i.new }
+
+// ownedBy are the clusters of all inodes in one of their states, which were found to have
+// one owner each.
+func (c *checker) ownedBy(which func(*inode) *state) []run {
+	var out []run
+	for _, i := range c.inodes {
+		if s := which(i); s != nil {
+			owned, _ := s.clusters(ratio(&c.new.super)) // it was asked before
+			out = append(out, owned...)
+		}
+	}
+	_ = merge(&out) // likewise
+	return out
+}

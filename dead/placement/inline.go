@@ -1,0 +1,133 @@
+package placement
+
+import (
+	"bytes"
+	"encoding/binary"
+
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// Attributes in an inode (fs/ext4/xattr.h): a magic number behind the fields, then entries
+// up to one of four zero bytes, with their values from the end. Offsets count from
+// the first entry.
+const (
+	attributeMagic = 0xea020000
+	attributeEntry = 16 // without the name, in bytes
+	indexSystem    = 7  // EXT4_XATTR_INDEX_SYSTEM
+)
+
+// grow has an inode with inline data be one without content, which is what it becomes once
+// its first block has a place (fs/ext4/inline.c, ext4_destroy_inline_data_nolock). That
+// one must be among what is unsaved: memory has the inline data in it.
+func (v *volume) grow(f *File, i *ext4.Inode) error {
+	if i.Flags&ext4.InodeInlineData == 0 {
+		return nil
+	}
+	if len(f.Unsaved) == 0 || f.Unsaved[0].Off != 0 || f.Unsaved[0].Kept || f.Unsaved[0].Mapped {
+		return refuse("its beginning is inline data, and memory has no block of it to be written")
+	}
+	if i.Size > uint64(v.super.BlockSize) {
+		return refuse("it has inline data of %d bytes", i.Size)
+	}
+	i.Flags &^= ext4.InodeInlineData
+	clear(i.Block[:])
+	if v.super.Incompat&ext4.IncompatExtents == 0 {
+		return nil
+	}
+	i.Flags |= ext4.InodeExtents
+	return ext4.PutExtents(i.Block[:], 0, nil, nil)
+}
+
+// outgrow has the bytes of an inode say so, if grow made it one without inline data; what it
+// had beyond i_block was an attribute.
+func (v *volume) outgrow(raw []byte, i *ext4.Inode) error {
+	flags := ext4.InodeFlags(binary.LittleEndian.Uint32(raw[0x20:]))
+	list, err := attributes(raw)
+	if err != nil {
+		return err
+	}
+	if flags&ext4.InodeInlineData == 0 {
+		return nil
+	}
+	kept := list[:0]
+	for _, a := range list {
+		if a.entry[1] != indexSystem || string(a.entry[attributeEntry:]) != "data" {
+			kept = append(kept, a)
+		}
+	}
+	binary.LittleEndian.PutUint32(raw[0x20:], uint32(i.Flags))
+	copy(raw[0x28:], i.Block[:])
+	putAttributes(raw, kept)
+	return nil
+}
+
+// attribute is an entry with its name, and its value.
+type attribute struct{ entry, value []byte }
+
+// attributeArea is where the entries of an inode begin, and all up to its end is theirs; nil if it
+// has none.
+func attributeArea(raw []byte) []byte {
+	if len(raw) <= 128 {
+		return nil
+	}
+	at := 128 + int(binary.LittleEndian.Uint16(raw[128:]))
+	if at+8 > len(raw) || binary.LittleEndian.Uint32(raw[at:]) != attributeMagic {
+		return nil
+	}
+	return raw[at+4:]
+}
+
+// attributes reads those in an inode, copies.
+func attributes(raw []byte) ([]attribute, error) {
+	area := attributeArea(raw)
+	var out []attribute
+	for at := 0; area != nil; {
+		if at+4 > len(area) {
+			return nil, refuse("its attributes have no end")
+		}
+		if binary.LittleEndian.Uint32(area[at:]) == 0 {
+			return out, nil
+		}
+		if at+attributeEntry > len(area) || at+attributeEntry+int(area[at]) > len(area) {
+			return nil, refuse("its attributes have no end")
+		}
+		e := bytes.Clone(area[at : at+attributeEntry+int(area[at])])
+		offset, size := uint64(binary.LittleEndian.Uint16(e[2:])), uint64(binary.LittleEndian.Uint32(e[8:]))
+		if binary.LittleEndian.Uint32(e[4:]) != 0 {
+			return nil, refuse("an attribute has its value in an inode")
+		}
+		a := attribute{entry: e}
+		if size > 0 {
+			if offset+(size+3)&^3 > uint64(len(area)) {
+				return nil, refuse("an attribute has %d bytes at %d", size, offset)
+			}
+			a.value = bytes.Clone(area[offset:][:(size+3)&^3])
+		}
+		out = append(out, a)
+		at += (len(e) + 3) &^ 3
+	}
+	return nil, nil
+}
+
+// putAttributes writes those that are left of what an inode had; without any it has none.
+func putAttributes(raw []byte, list []attribute) {
+	area := attributeArea(raw)
+	if area == nil {
+		return
+	}
+	clear(area)
+	if len(list) == 0 {
+		clear(raw[len(raw)-len(area)-4:])
+		return
+	}
+	at, end := 0, len(area)
+	for _, a := range list {
+		if len(a.value) > 0 {
+			end -= len(a.value)
+			copy(area[end:], a.value)
+			binary.LittleEndian.PutUint16(a.entry[2:], uint16(end))
+		}
+		copy(area[at:], a.entry)
+		at += (len(a.entry) + 3) &^ 3
+	}
+}
