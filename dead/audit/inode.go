@@ -127,7 +127,7 @@ func (c *checker) checkFields(i *inode) error {
 	high := func(off int) bool { return binary.LittleEndian.Uint16(n.raw[off:]) != 0 }
 	_, orphan := c.orphans.new[i.number]
 	switch {
-	case n.Flags&foreign != 0:
+	case n.Flags&foreign != 0 && (c.added == nil || n.Flags&foreign != ext4.InodeInlineData): // see onlyFiles
 		return foreignf("inode %d has flags %#x, which are not understood", n.Number, n.Flags)
 	case n.Flags&ext4.InodeExtents != 0 && s.Incompat&ext4.IncompatExtents == 0:
 		return fmt.Errorf("inode %d has extents, which the file system has not", n.Number)

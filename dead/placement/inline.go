@@ -18,9 +18,10 @@ const (
 
 // grow has an inode with inline data be one without content, which is what it becomes once
 // its first block has a place (fs/ext4/inline.c, ext4_destroy_inline_data_nolock). That
-// one must be among what is unsaved: memory has the inline data in it.
+// one must be among what is unsaved: memory has the inline data in it. Where nothing is, and
+// the size is what it was, it stays as it is.
 func (v *volume) grow(f *File, i *ext4.Inode) error {
-	if i.Flags&ext4.InodeInlineData == 0 {
+	if i.Flags&ext4.InodeInlineData == 0 || len(f.Unsaved) == 0 && uint64(f.Size) == i.Size {
 		return nil
 	}
 	if len(f.Unsaved) == 0 || f.Unsaved[0].Off != 0 || f.Unsaved[0].Kept || f.Unsaved[0].Mapped {
@@ -46,7 +47,7 @@ func (v *volume) outgrow(raw []byte, i *ext4.Inode) error {
 	if err != nil {
 		return err
 	}
-	if flags&ext4.InodeInlineData == 0 {
+	if flags == i.Flags {
 		return nil
 	}
 	kept := list[:0]

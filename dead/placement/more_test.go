@@ -429,9 +429,17 @@ func TestInlineAttributes(t *testing.T) {
 		ino, _ := d.dump(name)
 		files = append(files, d.request(rng, ino, 1<<16))
 	}
+	// It stays as it is, but for its times.
+	ino, _ := d.dump("f16")
+	i, err := d.fs.Inode(ino)
+	if err != nil || i.Flags&ext4.InodeInlineData == 0 {
+		t.Fatal(err, i)
+	}
+	stays := placement.File{Ino: ino, Generation: i.Generation, Size: int64(i.Size), Atime: time.Unix(5, 5), Mtime: time.Unix(6, 6), Ctime: time.Unix(7, 7)}
+	files = append(files, stays)
 	old := bytes.NewReader(slices.Clone(d.image))
 	r, err := placement.Place(old, nil, files, nil)
-	if err != nil || len(r.Placed) != 3 {
+	if err != nil || len(r.Placed) != 4 {
 		t.Fatal(err, r)
 	}
 	if v, err := audit.CheckAdded(old, old, r.Blocks); err != nil || !v.Clean {

@@ -21,10 +21,6 @@ type Remains struct {
 	// Placed are the files of the plan that Finish has given their places on the disk, with
 	// all that was planned for them: they are out of the plan then.
 	Placed []salvage.File
-	// Most bounds what Finish gives places to, in bytes, if it is not 0: what is beyond
-	// that is all written after the mount. An image that keeps in memory what is written to
-	// it needs it.
-	Most int64
 }
 
 // GivenUp says that the last commit was refused, and which files are therefore as an
@@ -51,13 +47,9 @@ func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 	if err != nil {
 		return takeover.Commit{}, err
 	}
-	unsaved := r.Plan.StagingSize()
-	rescue.Place = r.Most == 0 || unsaved <= r.Most
+	rescue.Place = true
 	did, err := rescue.Finish(image)
 	c := commitReport(rescue, did)
-	if !rescue.Place {
-		c.Unplaced = fmt.Sprintf("%d bytes are unsaved, more than %d", unsaved, r.Most)
-	}
 	var committed *journal.CommittedError
 	if errors.As(err, &committed) {
 		// The mount replays it: the files get their data, and the report says what failed.

@@ -5,16 +5,18 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/inventory"
-	"understudy.dev/understudy/dead/jbd2"
 	"understudy.dev/understudy/dead/journal"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/guest"
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/takeover"
@@ -52,6 +54,7 @@ type application struct {
 	remains *morgue.Remains
 	report  *Report
 	lost    bool // the last commit is refused
+	draft   *draft
 }
 
 // Run brings a disk, or a mounted file system, to the state that a dead kernel had in
@@ -66,6 +69,9 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 
 func (a *application) close() error {
 	var errs []error
+	if a.draft != nil {
+		errs = append(errs, a.draft.Close())
+	}
 	if a.target != nil {
 		errs = append(errs, a.target.Close())
 	}
@@ -116,13 +122,9 @@ func (a *application) run(ctx context.Context) (err error) {
 	return a.apply(ctx, raw)
 }
 
-// mostPlaced is how many unsaved bytes are written without a guest: they are kept in memory
-// until all of them are known to be good, some times over.
-const mostPlaced = 1 << 30
-
 // plan makes a plan, has it checked, and reports it.
 func (a *application) plan(check func(*salvage.Plan) error) error {
-	a.remains = &morgue.Remains{Cache: a.memory.Cache, Super: a.fsys.Super, Most: mostPlaced}
+	a.remains = &morgue.Remains{Cache: a.memory.Cache, Super: a.fsys.Super}
 	err := a.memory.Stage("plan", func() (err error) {
 		a.remains.Plan, err = salvage.ForDisk(a.memory.Cache, a.fsys.Super, a.Partial)
 		return err
@@ -138,18 +140,25 @@ func (a *application) plan(check func(*salvage.Plan) error) error {
 	return nil
 }
 
-// finishCommit carries out the dead kernel's last commit on a recording of the disk,
+// finishCommit carries out the dead kernel's last commit on a draft of the disk,
 // and returns what that changed. If it is refused, nothing of it is used: the disk is
 // what an ordinary crash leaves then.
 func (a *application) finishCommit() (raw []Raw, err error) {
-	recording := jbd2.NewRecording(a.target)
+	a.draft = &draft{base: a.target, dir: filepath.Dir(a.target.Work())}
+	if a.DryRun {
+		a.draft.dir = os.TempDir()
+	}
 	p := a.remains.Plan
 	refused, faults := len(p.Refused), len(p.Faults) // reported with the plan
 	var c takeover.Commit
 	err = a.memory.Stage("last commit", func() (err error) {
-		c, err = a.remains.Finish(recording)
+		c, err = a.remains.Finish(a.draft)
 		return err
 	})
+	if a.draft.err != nil {
+		return nil, hint.New("directory "+a.draft.dir, fmt.Errorf("write what the disk is to get: %w", a.draft.err),
+			"Make room there, or name another place with --work. Nothing was written to the disk.")
+	}
 	c.Disk = a.Disk
 	a.report.Commit = &c
 	var lost *morgue.GivenUp
@@ -169,7 +178,11 @@ func (a *application) finishCommit() (raw []Raw, err error) {
 		return nil, err
 	}
 	a.report.leftOut(p.Refused[refused:], p.Faults[faults:])
-	for off, data := range recording.Changed() {
+	changed, err := a.draft.Changed()
+	if err != nil {
+		return nil, err
+	}
+	for off, data := range changed {
 		raw = append(raw, Raw{Off: off, Data: data})
 	}
 	return raw, nil

@@ -1,0 +1,155 @@
+package offline
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"slices"
+	"sort"
+
+	"golang.org/x/sys/unix"
+)
+
+// draft is a jbd2.Disk on top of one that is only read. What is written to it goes, one
+// after the other, to a file without a name, so that there may be more of it than memory.
+type draft struct {
+	base   io.ReaderAt
+	dir    string   // where the file is
+	file   *os.File // nil: nothing was written yet
+	mapped []byte   // the file, for Changed
+	end    int64    // of the file, in bytes
+	pieces []piece  // ascending, and apart
+	err    error    // the first of writing
+}
+
+// piece is what was written to one place of the disk, and where it is in the file.
+type piece struct{ off, len, at int64 }
+
+// joined bounds pieces that are joined, in bytes.
+const joined = 16 << 20
+
+// WriteAt writes whole sectors.
+func (d *draft) WriteAt(b []byte, off int64) (int, error) {
+	if off < 0 || off%sector != 0 || len(b)%sector != 0 {
+		return 0, fmt.Errorf("write %d bytes at %d: these are not whole sectors", len(b), off)
+	}
+	if len(b) == 0 {
+		return 0, nil
+	}
+	err := d.err
+	if err == nil && d.file == nil {
+		d.file, err = nameless(d.dir)
+	}
+	if err == nil {
+		_, err = d.file.WriteAt(b, d.end)
+	}
+	if err != nil {
+		d.err = err
+		return 0, err
+	}
+	d.put(piece{off, int64(len(b)), d.end})
+	d.end += int64(len(b))
+	return len(b), nil
+}
+
+// nameless makes a file that is gone once it is closed.
+func nameless(dir string) (*os.File, error) {
+	f, err := os.CreateTemp(dir, ".understudy-*")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// put takes a piece in place of what was there.
+func (d *draft) put(p piece) {
+	end := p.off + p.len
+	from := d.find(p.off)
+	to := from
+	var around []piece
+	for ; to < len(d.pieces) && d.pieces[to].off < end; to++ {
+		if was := d.pieces[to]; was.off < p.off {
+			around = append(around, piece{was.off, p.off - was.off, was.at})
+		}
+	}
+	around = append(around, p)
+	if to > from {
+		if was := d.pieces[to-1]; was.off+was.len > end {
+			around = append(around, piece{end, was.off + was.len - end, was.at + end - was.off})
+		}
+	}
+	if from > 0 && to == from {
+		if last := &d.pieces[from-1]; last.off+last.len == p.off && last.at+last.len == p.at && last.len+p.len <= joined {
+			last.len += p.len
+			return
+		}
+	}
+	d.pieces = slices.Replace(d.pieces, from, to, around...)
+}
+
+// find returns the first piece that ends behind a byte.
+func (d *draft) find(off int64) int {
+	return sort.Search(len(d.pieces), func(i int) bool { return d.pieces[i].off+d.pieces[i].len > off })
+}
+
+// ReadAt reads what was written, and the disk elsewhere.
+func (d *draft) ReadAt(b []byte, off int64) (int, error) {
+	done := 0
+	for next := d.find(off); done < len(b); {
+		at, n := off+int64(done), len(b)-done
+		var from io.ReaderAt = d.base
+		where := at
+		if next < len(d.pieces) {
+			if p := d.pieces[next]; p.off <= at {
+				from, where, n = d.file, p.at+at-p.off, min(n, int(p.off+p.len-at))
+				next++
+			} else {
+				n = min(n, int(p.off-at))
+			}
+		}
+		got, err := from.ReadAt(b[done:done+n], where)
+		if done += got; got < n {
+			return done, errors.Join(err, io.ErrUnexpectedEOF)
+		}
+	}
+	return done, nil
+}
+
+// Sync does nothing: what is to be durable is copied.
+func (d *draft) Sync() error { return nil }
+
+// Changed goes over what was written, in the order of the disk. What it yields is good until
+// Close.
+func (d *draft) Changed() (iter.Seq2[int64, []byte], error) {
+	if d.end > 0 && d.mapped == nil {
+		var err error
+		if d.mapped, err = unix.Mmap(int(d.file.Fd()), 0, int(d.end), unix.PROT_READ, unix.MAP_SHARED); err != nil {
+			return nil, fmt.Errorf("map what was written: %w", err)
+		}
+	}
+	return func(yield func(int64, []byte) bool) {
+		for _, p := range d.pieces {
+			if !yield(p.off, d.mapped[p.at:p.at+p.len:p.at+p.len]) {
+				return
+			}
+		}
+	}, nil
+}
+
+// Close removes the file.
+func (d *draft) Close() error {
+	var errs []error
+	if d.mapped != nil {
+		errs = append(errs, unix.Munmap(d.mapped))
+	}
+	if d.file != nil {
+		errs = append(errs, d.file.Close())
+	}
+	d.mapped, d.file = nil, nil
+	return errors.Join(errs...)
+}

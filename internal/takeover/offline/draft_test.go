@@ -1,0 +1,82 @@
+package offline
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"testing"
+)
+
+// TestDraft writes and reads at random, and wants what a copy of the disk has; what changed
+// must be all of that.
+func TestDraft(t *testing.T) {
+	const size = 64 << 10
+	for seed := range uint64(200) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		base := make([]byte, size)
+		for i := range base {
+			base[i] = byte(rng.Uint32())
+		}
+		want := bytes.Clone(base)
+		d := &draft{base: bytes.NewReader(base), dir: t.TempDir()}
+		at := int64(0)
+		for range 1 + rng.IntN(60) {
+			if rng.IntN(3) > 0 { // else behind the last one
+				at = rng.Int64N(size/sector) * sector
+			}
+			b := make([]byte, rng.Int64N(min(20, (size-at)/sector)+1)*sector)
+			for i := range b {
+				b[i] = byte(rng.Uint32())
+			}
+			if _, err := d.WriteAt(b, at); err != nil {
+				t.Fatal(err)
+			}
+			copy(want[at:], b)
+			at += int64(len(b))
+			from := rng.IntN(size)
+			got := make([]byte, rng.IntN(size-from)+1)
+			if _, err := d.ReadAt(got, int64(from)); err != nil || !bytes.Equal(got, want[from:from+len(got)]) {
+				t.Fatalf("seed %d: read %d bytes at %d: %v", seed, len(got), from, err)
+			}
+		}
+		if n, err := d.ReadAt(make([]byte, 100), size-50); n != 50 || !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("behind the end: %d, %v", n, err)
+		}
+		changed, err := d.Changed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := int64(0)
+		for off, b := range changed {
+			if off < end || len(b) == 0 {
+				t.Fatalf("seed %d: %d bytes at %d, the last ended at %d", seed, len(b), off, end)
+			}
+			copy(base[off:], b)
+			end = off + int64(len(b))
+		}
+		if !bytes.Equal(base, want) {
+			t.Errorf("seed %d: what changed is not what was written", seed)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		if left, err := os.ReadDir(d.dir); err != nil || len(left) > 0 {
+			t.Errorf("%v is left, %v", left, err)
+		}
+	}
+}
+
+// TestDraftFails wants an error that stays, where nothing can be written.
+func TestDraftFails(t *testing.T) {
+	d := &draft{base: bytes.NewReader(make([]byte, 4096)), dir: "/nowhere"}
+	for range 2 {
+		if _, err := d.WriteAt(make([]byte, sector), 0); !errors.Is(err, os.ErrNotExist) || d.err == nil {
+			t.Error(err)
+		}
+	}
+	if _, err := d.WriteAt(make([]byte, 7), 0); err == nil {
+		t.Error("a part of a sector was written")
+	}
+}
