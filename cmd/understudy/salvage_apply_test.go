@@ -261,6 +261,30 @@ func TestApplyWithoutJournal(t *testing.T) {
 	}
 }
 
+// TestApplyChecked has a file system without a journal, which needs e2fsck: this machine's
+// looks at a copy of the disk, and no guest is booted.
+func TestApplyChecked(t *testing.T) {
+	if _, err := os.Stat("/dev/fuse"); err != nil || os.Geteuid() != 0 {
+		t.Skipf("a file is served by FUSE, as root: %v", err)
+	}
+	b := newBench(t, fixture.Everything(fixture.Default), "ext2")
+	r := b.apply("--guest", "")
+	stages := make(map[string]bool)
+	for _, s := range r.Stages {
+		stages[s.Name] = true
+	}
+	if r.Applied == nil || r.Applied.Check == nil || !stages["e2fsck"] || !stages["write redo"] {
+		t.Errorf("it was not checked here: %v, %+v, %+v", stages, r.Applied, r.Commit)
+	}
+	if c := r.Commit; c == nil || c.Placed == 0 || c.Unplaced != "" {
+		t.Errorf("%+v", c)
+	}
+	b.tidy()
+	b.complete(r)
+	b.fails("checked since the crash")
+	b.tidy()
+}
+
 // TestApplyUnsupported has what can only be extracted.
 func TestApplyUnsupported(t *testing.T) {
 	b := newBench(t, fixture.Everything(fixture.Default), "vfat")

@@ -72,18 +72,22 @@ func (f *finisher) place(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction, at
 	return with, at
 }
 
-// placeable says why no file can get a place. Quota files that are the file system's own are
-// counted in, those that are files like others are not.
+// placeable says why no file can get a place.
 func (f *finisher) placeable(log *jbd2.Log) error {
-	switch quotas, err := f.cache.Quotas(f.super); {
-	case err != nil:
-		return err
-	case quotas && log.FS.Super.ROCompat&ext4.ROCompatQuota == 0:
-		return errQuotas
-	case f.report.Check != "":
+	if f.report.Check != "" {
 		return errChecked
 	}
-	return nil
+	return f.quotasCounted(log.FS)
+}
+
+// quotasCounted says why what is allocated cannot be counted. Quota files that are the file
+// system's own are counted in, those that are files like others are not.
+func (f *finisher) quotasCounted(fs *ext4.FS) error {
+	quotas, err := f.cache.Quotas(f.super)
+	if err == nil && quotas && fs.Super.ROCompat&ext4.ROCompatQuota == 0 {
+		err = errQuotas
+	}
+	return err
 }
 
 // placedBefore finds the files that an earlier attempt has placed: the disk has them as

@@ -1,15 +1,12 @@
 package agent
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os/exec"
-	"regexp"
 	"slices"
-	"strconv"
 	"syscall"
 
 	"understudy.dev/understudy/internal/live/hint"
@@ -47,7 +44,7 @@ func (a *Agent) check(ctx context.Context, d wire.Disk) (*wire.Check, error) {
 	}
 	out := said.Bytes()
 	found := &wire.Check{Output: string(out[max(0, len(out)-maxChecked):])}
-	nameless(found, out)
+	found.Read(out)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		found.Status = exit.ExitCode()
@@ -68,41 +65,4 @@ func haveChecker() error {
 		return hint.New("find checker", err, "Add e2fsck to the guest's image: package e2fsprogs has it.")
 	}
 	return nil
-}
-
-// What e2fsck says of inodes that it moves to lost+found or takes away, and of those
-// whose links it counts (e2fsck/problem.c: PR_3_UNCONNECTED_DIR, PR_4_UNATTACHED_INODE,
-// PR_4_ZERO_LEN_INODE, PR_4_BAD_REF_COUNT).
-var (
-	unattached = regexp.MustCompile(`^Un(?:connected directory|attached) inode (\d+)`)
-	cleared    = regexp.MustCompile(`^Unattached zero-length inode (\d+)`)
-	references = regexp.MustCompile(`^Inode (\d+) ref count is (\d+), should be (\d+)\.`)
-)
-
-// nameless finds in e2fsck's output the inodes without a name, and those with more
-// names than links.
-func nameless(found *wire.Check, said []byte) {
-	lines := bufio.NewScanner(bytes.NewReader(said))
-	for lines.Scan() {
-		found.Lost = appendInode(found.Lost, unattached, lines.Bytes())
-		found.Cleared = appendInode(found.Cleared, cleared, lines.Bytes())
-		if m := references.FindSubmatch(lines.Bytes()); m != nil {
-			ino, err := strconv.ParseUint(string(m[1]), 10, 64)
-			is, _ := strconv.ParseUint(string(m[2]), 10, 32)
-			names, _ := strconv.ParseUint(string(m[3]), 10, 32)
-			if err == nil && names > is && !slices.Contains(found.Lost, ino) {
-				found.Surplus = append(found.Surplus, ino)
-			}
-		}
-	}
-}
-
-// appendInode appends the inode that a line tells of, if it does.
-func appendInode(to []uint64, what *regexp.Regexp, line []byte) []uint64 {
-	if m := what.FindSubmatch(line); m != nil {
-		if ino, err := strconv.ParseUint(string(m[1]), 10, 64); err == nil {
-			return append(to, ino)
-		}
-	}
-	return to
 }

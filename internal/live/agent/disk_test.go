@@ -20,7 +20,7 @@ import (
 
 func TestNameless(t *testing.T) {
 	var found wire.Check
-	nameless(&found, []byte(`Pass 1: Checking inodes, blocks, and sizes
+	found.Read([]byte(`Pass 1: Checking inodes, blocks, and sizes
 Inode 133, i_blocks is 16, should be 8.  Fix? yes
 
 Pass 3: Checking directory connectivity

@@ -21,6 +21,9 @@ type Remains struct {
 	// Placed are the files of the plan that Finish has given their places on the disk, with
 	// all that was planned for them: they are out of the plan then.
 	Placed []salvage.File
+
+	rescue *journal.Rescue // of Finish
+	did    *journal.Report // likewise
 }
 
 // GivenUp says that the last commit was refused, and which files are therefore as an
@@ -49,6 +52,7 @@ func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 	}
 	rescue.Place = true
 	did, err := rescue.Finish(image)
+	r.rescue, r.did = rescue, did
 	c := commitReport(rescue, did)
 	var committed *journal.CommittedError
 	if errors.As(err, &committed) {
@@ -64,6 +68,25 @@ func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 		r.Plan.Restore(r.Cache, r.Super, m)
 	}
 	return c, nil
+}
+
+// PlaceChecked gives files their places on an image that was checked since Finish, and that
+// counts only as a whole. What it writes is out of the plan then. An error means that the image
+// does not count any more.
+func (r *Remains) PlaceChecked(image takeover.Image, c *takeover.Commit) error {
+	p, err := r.rescue.PlaceChecked(image, r.did)
+	c.Placed, c.PlacedBytes, c.Unplaced = len(p.Files), p.Bytes, unplaced(p)
+	if err != nil {
+		return err
+	}
+	c.Data += p.Bytes
+	r.takePlaced(&journal.Report{Placement: p})
+	written := make(map[addr.Ino]struct{}, len(p.Files))
+	for _, ino := range p.Files {
+		written[ino] = struct{}{}
+	}
+	r.Plan.Remove(written)
+	return nil
 }
 
 // takePlaced remembers the files that are placed.

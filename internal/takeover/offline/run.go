@@ -19,6 +19,7 @@ import (
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
+	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/morgue"
 )
@@ -55,6 +56,7 @@ type application struct {
 	report  *Report
 	lost    bool // the last commit is refused
 	draft   *draft
+	checked *wire.Check // of the draft; nil: there was none
 }
 
 // Run brings a disk, or a mounted file system, to the state that a dead kernel had in
@@ -108,7 +110,7 @@ func (a *application) run(ctx context.Context) (err error) {
 		}
 		err := p.Check(a.target)
 		if err == nil && a.on.Family == "ext" {
-			raw, err = a.finishCommit()
+			raw, err = a.finishCommit(ctx)
 		}
 		return err
 	})
@@ -143,7 +145,7 @@ func (a *application) plan(check func(*salvage.Plan) error) error {
 // finishCommit carries out the dead kernel's last commit on a draft of the disk,
 // and returns what that changed. If it is refused, nothing of it is used: the disk is
 // what an ordinary crash leaves then.
-func (a *application) finishCommit() (raw []Raw, err error) {
+func (a *application) finishCommit(ctx context.Context) (raw []Raw, err error) {
 	a.draft = &draft{base: a.target, dir: filepath.Dir(a.target.Work())}
 	if a.DryRun {
 		a.draft.dir = os.TempDir()
@@ -178,6 +180,11 @@ func (a *application) finishCommit() (raw []Raw, err error) {
 		return nil, err
 	}
 	a.report.leftOut(p.Refused[refused:], p.Faults[faults:])
+	if c.Check != "" && !a.DryRun && a.Guest == "" {
+		if err := a.checkHere(ctx); err != nil {
+			return nil, err
+		}
+	}
 	changed, err := a.draft.Changed()
 	if err != nil {
 		return nil, err
@@ -186,6 +193,27 @@ func (a *application) finishCommit() (raw []Raw, err error) {
 		raw = append(raw, Raw{Off: off, Data: data})
 	}
 	return raw, nil
+}
+
+// checkHere has the draft checked by this machine's e2fsck, and gives the files that wait for
+// it their places then. Where this machine cannot do that, or where names are to be given
+// back, which takes a mount, it is all left to a guest, and the draft as it was.
+func (a *application) checkHere(ctx context.Context) error {
+	before := slices.Clone(a.draft.pieces)
+	var found *wire.Check
+	err := a.memory.Stage("e2fsck", func() (err error) {
+		found, err = a.draft.check(ctx, a.target.Size)
+		return err
+	})
+	if errors.Is(err, errNoCheck) || err == nil && found.Names() {
+		a.draft.pieces = before
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	a.checked = found
+	return a.memory.Stage("place", func() error { return a.remains.PlaceChecked(a.draft, a.report.Commit) })
 }
 
 // fileSystem finds the file system of the disk in the dead kernel.
@@ -267,7 +295,7 @@ func (a *application) apply(ctx context.Context, raw []Raw) error {
 		return err
 	}
 	if c := a.report.Commit; c != nil {
-		job.Raw, job.Check, job.Names = raw, c.Check != "", a.remains.Names
+		job.Raw, job.Check, job.Names = raw, c.Check != "" && a.checked == nil, a.remains.Names
 	}
 	for _, s := range a.on.Super {
 		job.Super = append(job.Super, Region{Off: s.Off, Data: make([]byte, s.Len())})
@@ -285,6 +313,9 @@ func (a *application) apply(ctx context.Context, raw []Raw) error {
 // applied reports what became of a job.
 func (a *application) applied(r *Result, err error) error {
 	if r != nil {
+		if a.checked != nil {
+			r.Check = a.checked
+		}
 		a.report.applied(a.remains.Plan, r)
 		a.report.stages(a.memory.Stages, r.Stages)
 	}

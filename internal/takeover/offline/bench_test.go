@@ -1,0 +1,200 @@
+package offline
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/audit"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/jbd2"
+	"understudy.dev/understudy/dead/placement"
+	"understudy.dev/understudy/internal/lab/turns"
+)
+
+// BenchmarkPlaced brings unsaved files to a disk without a guest: places, audit, data, the
+// transaction, its replay, the redo file and the commit, all durable. Only the search in
+// memory is not in it (BenchmarkPlan, salvage). Beside it the same bytes are written to a file
+// there with O_DIRECT and made durable with fdatasync(2).
+func BenchmarkPlaced(b *testing.B) {
+	if _, err := exec.LookPath("mke2fs"); err != nil {
+		b.Skip(err)
+	}
+	for _, files := range []int{1, 1000, 20000} {
+		for _, mib := range []int{16, 96, 400} {
+			b.Run(fmt.Sprintf("files=%d/MiB=%d", files, mib), func(b *testing.B) { benchmarkPlaced(b, files, int64(mib)<<20) })
+		}
+	}
+}
+
+func benchmarkPlaced(b *testing.B, files int, size int64) {
+	// A file ends with a block; the larger size may not be one of all.
+	each := max(4096, (size/int64(files)+4095)&^4095)
+	size = each * int64(files)
+	dir := b.TempDir()
+	path, empty := filepath.Join(dir, "disk"), filepath.Join(dir, "empty")
+	wanted := emptyFiles(b, empty, files, each)
+	direct, at := directWrites(b, filepath.Join(dir, "direct"), size)
+	defer direct.Close()
+	buf := content(1 << 20)
+	r := turns.Run(b,
+		turns.Way{Name: "apply", Do: func() time.Duration {
+			copySparse(b, empty, path)
+			start := time.Now()
+			if err := applyPlaced(b, path, wanted, buf); err != nil {
+				b.Fatal(err)
+			}
+			return time.Since(start)
+		}},
+		turns.Time(b, "direct", func() error { return at(buf) }),
+	)
+	r.Ratio(b, "apply-of-direct", "apply", "direct")
+}
+
+// emptyFiles makes a disk with files without content, and says what they are to get.
+func emptyFiles(b *testing.B, path string, files int, each int64) []placement.File {
+	tree := b.TempDir()
+	for n := range files {
+		sub := filepath.Join(tree, fmt.Sprint(n/500))
+		if err := errors.Join(os.MkdirAll(sub, 0o755), os.WriteFile(filepath.Join(sub, fmt.Sprint("f", n)), nil, 0o644)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 1<<30)); err != nil {
+		b.Fatal(err)
+	}
+	if out, err := exec.Command("mke2fs", "-qF", "-t", "ext4", "-b", "4096", "-N", "32768", "-J", "size=64", "-E", "lazy_itable_init=1", "-d", tree, path).CombinedOutput(); err != nil {
+		b.Fatalf("%v: %s", err, out)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	fs, err := ext4.Open(f)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var out []placement.File
+	now := time.Now()
+	for ino := fs.Super.FirstInode; len(out) < files; ino++ {
+		i, err := fs.Inode(ino)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if !i.IsRegular() || i.Links == 0 || ino == fs.Super.JournalInode {
+			continue
+		}
+		out = append(out, placement.File{
+			Ino: ino, Generation: i.Generation, Size: each, Atime: now, Mtime: now, Ctime: now,
+			Unsaved: []placement.Stretch{{Span: addr.Span{Off: 0, End: each}}},
+		})
+	}
+	return out
+}
+
+func content(n int) []byte {
+	b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON) // aligned
+	if err != nil {
+		panic(err)
+	}
+	for i := range b {
+		b[i] = byte(i*7 + i>>12)
+	}
+	return b
+}
+
+// directWrites writes so many bytes to a new file, and makes them durable.
+func directWrites(b *testing.B, path string, size int64) (io.Closer, func([]byte) error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_DIRECT, 0o600)
+	if err != nil {
+		b.Skipf("no O_DIRECT: %v", err)
+	}
+	return f, func(buf []byte) error {
+		if err := f.Truncate(0); err != nil {
+			return err
+		}
+		for at := int64(0); at < size; at += int64(len(buf)) {
+			if _, err := f.WriteAt(buf[:min(int64(len(buf)), size-at)], at); err != nil {
+				return err
+			}
+		}
+		return unix.Fdatasync(int(f.Fd()))
+	}
+}
+
+func copySparse(b *testing.B, from, to string) {
+	if out, err := exec.Command("cp", "--sparse=always", from, to).CombinedOutput(); err != nil {
+		b.Fatalf("%v: %s", err, out)
+	}
+	if err := exec.Command("sync", to).Run(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// applyPlaced does what the last commit of a rescue does, and Apply.
+func applyPlaced(b *testing.B, path string, files []placement.File, buf []byte) error {
+	d, err := Open(path, "")
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	out := &draft{base: d, dir: filepath.Dir(path)}
+	defer out.Close()
+	log, err := jbd2.Open(out)
+	if err != nil {
+		return err
+	}
+	scan, err := log.Scan()
+	if err != nil {
+		return err
+	}
+	found, err := placement.Place(out, nil, files, nil)
+	if err != nil {
+		return err
+	}
+	if verdict, err := audit.Check(out, found.Blocks); err != nil || !verdict.Clean || len(found.Placed) != len(files) {
+		return fmt.Errorf("%v, %w, %d placed", verdict, err, len(found.Placed))
+	}
+	for _, f := range found.Placed {
+		for _, p := range f.Pieces {
+			for done := int64(0); done < p.Len(); done += int64(len(buf)) {
+				if _, err := out.WriteAt(buf[:min(int64(len(buf)), p.Len()-done)], p.Disk+done); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	t := &jbd2.Transaction{Time: time.Now()}
+	for home, data := range found.Blocks {
+		t.Blocks = append(t.Blocks, jbd2.Block{Home: home, Data: data})
+	}
+	pending, err := log.Append(jbd2.Start{Block: scan.End, Sequence: scan.Next}, t)
+	if err != nil {
+		return err
+	}
+	if err := pending.Commit(); err != nil {
+		return err
+	}
+	if _, err := log.Replay(); err != nil {
+		return err
+	}
+	changed, err := out.Changed()
+	if err != nil {
+		return err
+	}
+	job := Job{Identity: trialID, Super: []Region{{Off: superAt, Data: make([]byte, 1024)}}}
+	for off, data := range changed {
+		job.Raw = append(job.Raw, Raw{Off: off, Data: data})
+	}
+	_, err = d.Apply(b.Context(), job, nil)
+	return err
+}

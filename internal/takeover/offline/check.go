@@ -1,0 +1,170 @@
+package offline
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// errNoCheck says that this machine cannot check a file system: a guest can.
+var errNoCheck = errors.New("no check on this machine")
+
+// checker finds e2fsck(8), which is not among what others than root find.
+func checker() (string, error) {
+	if path, err := exec.LookPath("e2fsck"); err == nil {
+		return path, nil
+	}
+	return exec.LookPath(wire.Checker)
+}
+
+// check has e2fsck(8) of this machine check and repair the file system of a draft, unmounted:
+// it sees the draft as a file, in a directory that we serve (FUSE). It fails with
+// errNoCheck if it could not begin; after any other error the draft is as e2fsck left it.
+func (d *draft) check(ctx context.Context, size int64) (_ *wire.Check, err error) {
+	program, err := checker()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoCheck, err)
+	}
+	dir, err := os.MkdirTemp("", "understudy-check-")
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoCheck, err)
+	}
+	defer func() { err = errors.Join(err, os.Remove(dir)) }()
+	served := &served{draft: d, size: size}
+	root := &fs.Inode{}
+	server, err := fs.Mount(dir, root, &fs.Options{
+		OnAdd: func(ctx context.Context) {
+			root.AddChild("disk", root.NewPersistentInode(ctx, served, fs.StableAttr{Mode: syscall.S_IFREG}), false)
+		},
+		MountOptions: fuse.MountOptions{
+			FsName: "understudy", Name: "understudy", DirectMount: true,
+			DirectMountFlags: syscall.MS_NODEV | syscall.MS_NOSUID | syscall.MS_NOEXEC, DisableXAttrs: true, MaxWrite: 1 << 20,
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoCheck, err)
+	}
+	found, err := runCheck(ctx, program, filepath.Join(dir, "disk"))
+	err = errors.Join(err, server.Unmount())
+	if served.err != nil {
+		err = errors.Join(served.err, err)
+	}
+	return found, err
+}
+
+// maxSaid bounds what is kept of e2fsck's output, in bytes: its end.
+const maxSaid = 64 << 10
+
+func runCheck(ctx context.Context, program, disk string) (*wire.Check, error) {
+	cmd := exec.CommandContext(ctx, program, "-f", "-y", disk)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	said, err := cmd.CombinedOutput()
+	found := &wire.Check{Output: string(bytes.ToValidUTF8(said[max(0, len(said)-maxSaid):], nil))}
+	found.Read(said)
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && ctx.Err() == nil {
+		found.Status, err = exit.ExitCode(), nil
+	}
+	// The status is a sum (e2fsck(8)): 1 for errors that were corrected, 2 for the advice to
+	// reboot, which is about a file system that is mounted.
+	if err == nil && found.Status&^3 != 0 {
+		err = fmt.Errorf("it ended with status %d: %s", found.Status, found.Output)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("check file system by e2fsck: %w", err)
+	}
+	return found, nil
+}
+
+// served is a draft as a file.
+type served struct {
+	fs.Inode
+	mu    sync.Mutex
+	draft *draft
+	size  int64
+	err   error // the first of reading or writing
+}
+
+var (
+	_ fs.NodeGetattrer = (*served)(nil)
+	_ fs.NodeSetattrer = (*served)(nil)
+	_ fs.NodeOpener    = (*served)(nil)
+	_ fs.NodeReader    = (*served)(nil)
+	_ fs.NodeWriter    = (*served)(nil)
+	_ fs.NodeFsyncer   = (*served)(nil)
+)
+
+// Getattr implements fs.NodeGetattrer.
+func (s *served) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	out.Mode, out.Size, out.Nlink = syscall.S_IFREG|0o600, uint64(s.size), 1
+	out.Uid, out.Gid = uint32(os.Geteuid()), uint32(os.Getegid())
+	return 0
+}
+
+// Setattr implements fs.NodeSetattrer: it has no other size or owner.
+func (s *served) Setattr(ctx context.Context, h fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	if size, ok := in.GetSize(); ok && int64(size) != s.size {
+		return syscall.EPERM
+	}
+	return s.Getattr(ctx, h, out)
+}
+
+// Open implements fs.NodeOpener. The kernel keeps nothing of it.
+func (s *served) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	return nil, fuse.FOPEN_DIRECT_IO, 0
+}
+
+// Read implements fs.NodeReader.
+func (s *served) Read(_ context.Context, _ fs.FileHandle, b []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b = b[:max(0, min(int64(len(b)), s.size-off))]
+	n, err := s.draft.ReadAt(b, off)
+	if err != nil {
+		return nil, s.fails(err)
+	}
+	return fuse.ReadResultData(b[:n]), 0
+}
+
+// Write implements fs.NodeWriter.
+func (s *served) Write(_ context.Context, _ fs.FileHandle, b []byte, off int64) (uint32, syscall.Errno) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if off < 0 || off > s.size-int64(len(b)) {
+		return 0, syscall.ENOSPC
+	}
+	// A sector is written as a whole.
+	from, to := off/sector*sector, (off+int64(len(b))+sector-1)/sector*sector
+	whole := b
+	if from != off || to-from != int64(len(b)) {
+		whole = make([]byte, to-from)
+		if _, err := s.draft.ReadAt(whole, from); err != nil {
+			return 0, s.fails(err)
+		}
+		copy(whole[off-from:], b)
+	}
+	if _, err := s.draft.WriteAt(whole, from); err != nil {
+		return 0, s.fails(err)
+	}
+	return uint32(len(b)), 0
+}
+
+func (s *served) fails(err error) syscall.Errno {
+	if s.err == nil {
+		s.err = fmt.Errorf("check file system: %w", err)
+	}
+	return syscall.EIO
+}
+
+// Fsync implements fs.NodeFsyncer.
+func (s *served) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno { return 0 }

@@ -1,0 +1,70 @@
+package offline
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestDraftChecked has e2fsck repair a draft of a damaged file system: the disk stays as it
+// is, and the draft is what e2fsck finds nothing wrong with.
+func TestDraftChecked(t *testing.T) {
+	if _, err := checker(); err != nil {
+		t.Skip(err)
+	}
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 16<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mke2fs", "-qF", "-t", "ext4", "-b", "1024", path).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	cmd := exec.Command("debugfs", "-w", "-f", "-", path)
+	cmd.Stdin = strings.NewReader("mkdir a\nmkdir a/b\nunlink a/b\nset_inode_field a links_count 9\nfreei lost+found\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &draft{base: bytes.NewReader(before), dir: t.TempDir()}
+	defer d.Close()
+	found, err := d.check(t.Context(), int64(len(before)))
+	if errors.Is(err, errNoCheck) {
+		t.Skip(err) // no FUSE
+	}
+	if err != nil || found.Status != 1 || len(found.Lost) != 1 || !found.Names() {
+		t.Fatalf("%+v, %v", found, err)
+	}
+	changed, err := d.Changed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	after := bytes.Clone(before)
+	for off, b := range changed {
+		copy(after[off:], b)
+	}
+	if err := os.WriteFile(path, after, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("e2fsck", "-fn", path).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestDraftUncheckable has what e2fsck cannot repair: that is an error, and no verdict.
+func TestDraftUncheckable(t *testing.T) {
+	if _, err := checker(); err != nil {
+		t.Skip(err)
+	}
+	d := &draft{base: bytes.NewReader(make([]byte, 1<<20)), dir: t.TempDir()}
+	defer d.Close()
+	if found, err := d.check(t.Context(), 1<<20); err == nil || found != nil {
+		t.Errorf("%+v, %v", found, err)
+	}
+}
