@@ -63,6 +63,8 @@ func (d *damaged) View(pa addr.Phys, n int) ([]byte, error) {
 	return out, nil
 }
 
+var damageFrom = flag.Int("damage-from", 0, "with which of the damaged memories TestHostilePlace begins")
+
 var damageCases = flag.Int("damage", 150, "how many damaged memories TestHostileJournal makes of each file system")
 
 // TestHostileJournal damages the structures that the last commit is read from.

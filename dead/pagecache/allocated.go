@@ -45,6 +45,9 @@ func (d *Device) Allocated(i *Inode) Allocated {
 	var mapping []Mapped
 	looked := false
 	last := addr.Index(addr.AlignUp(min(i.Size, 1<<62)) >> addr.PageShift)
+	if d.c.unmarked(i, last) != nil {
+		out.Whole = false
+	}
 	d.c.marked(i, last, func(at slotted, err error) bool {
 		if err != nil {
 			out.Whole = false // Unsaved refuses it

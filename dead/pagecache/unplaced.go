@@ -42,6 +42,9 @@ func (d *Device) UnsavedBlocks(i *Inode) ([]UnsavedBlock, error) {
 	}
 	var out []UnsavedBlock
 	last := addr.Index(addr.AlignUp(min(i.Size, 1<<62)) >> addr.PageShift)
+	if err := d.c.unmarked(i, last); err != nil {
+		return nil, fmt.Errorf("inode %d: %w: %w", i.Ino, ErrUnsettled, err)
+	}
 	d.c.marked(i, last, func(at slotted, found error) bool {
 		if err = found; err == nil {
 			out, err = d.unsavedBlocks(i, at, out)

@@ -1,0 +1,83 @@
+package pagecache
+
+import (
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// unmarked looks for what the marks of a file's tree should say and do not: a page that is
+// dirty, or under writeback, beside marked ones, and a node with marks in a slot that has
+// none, or the other way round. Of what is not marked nobody knows that it is unsaved: a file
+// must not count as whole then. The kernel changes the flag of a page and the marks one
+// after the other (mm/page-writeback.c, __folio_mark_dirty), so that a file in the middle of
+// that is found, too.
+func (c *Cache) unmarked(i *Inode, last addr.Index) error {
+	head := entry(i.head)
+	if !head.isNode() {
+		return nil // its marks are in the flags, and its page is looked at
+	}
+	u := &unmarkedWalk{i: i}
+	u.treeWalk = treeWalk{c: c, array: i.tree, last: last}
+	b, err := c.k.Bytes(head.node(), c.layout.node.size)
+	if err != nil {
+		return err
+	}
+	return u.node(b, head.node(), nil, 0, 0)
+}
+
+type unmarkedWalk struct {
+	treeWalk
+	i *Inode
+}
+
+// node looks at one node, whose bytes are given.
+func (u *unmarkedWalk) node(b []byte, at addr.Virt, parent *treeNode, slot int, base addr.Index) error {
+	l := &u.c.layout.node
+	here := treeNode{node: at, shift: int(l.shift.Uint(b))}
+	if err := u.check(b, here, parent, slot); err != nil {
+		return err
+	}
+	for slot := range chunkSize {
+		index := base + addr.Index(slot)<<here.shift
+		if slot<<here.shift>>here.shift != slot || index >= u.last {
+			return nil
+		}
+		e := entry(kernel.Field{Off: l.slots.Off + 8*slot, Size: 8}.Uint(b))
+		switch marked := u.isMarked(b, slot); {
+		case e.isNode() && here.shift > 0:
+			below, err := u.c.k.Bytes(e.node(), l.size)
+			if err != nil {
+				return err
+			}
+			if has := u.anyMarked(below); has != marked {
+				return fmt.Errorf("%w: node at %v, slot %d: marked: %v, and what is below it: %v", errTree, at, slot, marked, has)
+			} else if !has {
+				continue
+			}
+			if err := u.node(below, e.node(), &here, slot, index); err != nil {
+				return err
+			}
+		case marked, e == 0, e.isValue(), e.isInternal():
+		default:
+			p, err := u.c.page(addr.Virt(e))
+			if err != nil {
+				return err
+			}
+			if p.mapping == u.i.mapping && (p.has(u.c.layout.page.dirty) || p.writing) {
+				return fmt.Errorf("%w: page %d is unsaved, and not marked", errTree, p.index)
+			}
+		}
+	}
+	return nil
+}
+
+func (u *unmarkedWalk) anyMarked(b []byte) bool {
+	for m := range markCount {
+		if (kernel.Field{Off: u.c.layout.node.marks.Off + 8*m, Size: 8}).Uint(b) != 0 {
+			return true
+		}
+	}
+	return false
+}
