@@ -22,6 +22,9 @@ type Remains struct {
 	// all that was planned for them: they are out of the plan then.
 	Placed []salvage.File
 
+	// Wait has files without a place wait for a mount.
+	Wait bool
+
 	rescue *journal.Rescue // of Finish
 	did    *journal.Report // likewise
 }
@@ -50,7 +53,7 @@ func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 	if err != nil {
 		return takeover.Commit{}, err
 	}
-	rescue.Place = true
+	rescue.Place = !r.Wait
 	did, err := rescue.Finish(image)
 	r.rescue, r.did = rescue, did
 	c := commitReport(rescue, did)

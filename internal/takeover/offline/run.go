@@ -126,7 +126,7 @@ func (a *application) run(ctx context.Context) (err error) {
 
 // plan makes a plan, has it checked, and reports it.
 func (a *application) plan(check func(*salvage.Plan) error) error {
-	a.remains = &morgue.Remains{Cache: a.memory.Cache, Super: a.fsys.Super}
+	a.remains = &morgue.Remains{Cache: a.memory.Cache, Super: a.fsys.Super, Wait: a.Guest != ""}
 	err := a.memory.Stage("plan", func() (err error) {
 		a.remains.Plan, err = salvage.ForDisk(a.memory.Cache, a.fsys.Super, a.Partial)
 		return err
