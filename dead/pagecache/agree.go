@@ -8,13 +8,16 @@ import (
 )
 
 // unmarked looks for what the marks of a file's tree should say and do not: a page that is
-// dirty, or under writeback, beside marked ones, and a node with marks in a slot that has
-// none, or the other way round. Of what is not marked nobody knows that it is unsaved: a file
+// dirty, or under writeback, beside marked ones, a node with marks in a slot that has
+// none, or the other way round, and an empty tree of a file with pages. Of what is not marked nobody knows that it is unsaved: a file
 // must not count as whole then. The kernel changes the flag of a page and the marks one
 // after the other (mm/page-writeback.c, __folio_mark_dirty), so that a file in the middle of
 // that is found, too.
 func (c *Cache) unmarked(i *Inode, last addr.Index) error {
 	head := entry(i.head)
+	if empty := head == 0 || head.isValue() && i.Flags&FlagDAX == 0; empty != (i.pages == 0) && (empty || head.isNode()) {
+		return fmt.Errorf("%w: it counts %d pages, and begins with %#x", errTree, i.pages, uint64(head))
+	}
 	if !head.isNode() {
 		return nil // its marks are in the flags, and its page is looked at
 	}

@@ -44,6 +44,8 @@ func TestUnmarked(t *testing.T) {
 			w.PutU64(n+ndSlots+16, uint64(2+w.node(i, n, 2, 0, map[int]addr.Virt{3: w.page(i, 131, good, 'a')}, 3)))
 			w.head(i, 2+n)
 		}, false},
+		"pages in an empty tree": {func(w *world, i addr.Virt) { w.PutU64(i+inPages, 1) }, true},
+		"pages behind a shadow":  {func(w *world, i addr.Virt) { w.head(i, 0x1235) }, true},
 		"a node that contains itself": {func(w *world, i addr.Virt) {
 			n := w.node(i, 0, 0, 6, nil, 0)
 			w.PutU64(n+ndSlots, uint64(2+n))
@@ -56,6 +58,9 @@ func TestUnmarked(t *testing.T) {
 			tree := w.file(13, "g", 100*addr.PageSize)
 			tc.build(w, tree)
 			w.Finish(types()...)
+			if pages := w.u64(tree + inHead); pages != 0 && name != "pages in an empty tree" {
+				w.PutU64(tree+inPages, 1)
+			}
 			c, s := w.open(t)
 			for i, err := range c.Inodes(s) {
 				if err != nil {

@@ -38,6 +38,7 @@ var ErrMapping = errors.New("block mapping cannot be read from memory")
 type mapLayout struct {
 	size               int
 	inode, data, flags kernel.Field
+	reserved           kernel.Field // i_reserved_data_blocks: clusters that wait for an allocation
 	lock               kernel.Lock
 }
 
@@ -45,6 +46,7 @@ func (d *Device) layout() (*mapLayout, error) {
 	l := layoutIn(d.c.k, "ext4_inode_info", "ext4")
 	m := &mapLayout{size: l.Size, inode: l.Field("vfs_inode"), data: l.Field("i_data", rootSize)}
 	m.flags, m.lock = l.Field("i_flags", 4, 8), l.Lock("i_data_sem")
+	m.reserved = l.Field("i_reserved_data_blocks", 4)
 	return m, l.Err()
 }
 

@@ -51,10 +51,32 @@ func (d *Device) UnsavedBlocks(i *Inode) ([]UnsavedBlock, error) {
 		}
 		return err == nil
 	})
+	if err == nil {
+		err = d.reservedFor(i, l, out)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("inode %d: %w", i.Ino, err)
 	}
 	return out, nil
+}
+
+// reservedFor checks that there are as many blocks that wait for an allocation as the file
+// has room reserved for, at least: with bigalloc that counts clusters.
+func (d *Device) reservedFor(i *Inode, l *mapLayout, blocks []UnsavedBlock) error {
+	reserved, err := d.c.k.U32(l.reserved.In(i.Addr - addr.Virt(l.inode.Off)))
+	if err != nil {
+		return err
+	}
+	waiting := uint64(0)
+	for _, b := range blocks {
+		if !b.Mapped && !b.Clean {
+			waiting += uint64(b.Len()) / d.super.BlockSize
+		}
+	}
+	if waiting < uint64(reserved) {
+		return fmt.Errorf("%w: %d blocks wait for an allocation, and %d are reserved", ErrUnsettled, waiting, reserved)
+	}
+	return nil
 }
 
 // unsavedBlocks adds the unsaved blocks of one entry of a file's tree of pages.
