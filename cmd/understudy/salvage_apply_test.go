@@ -276,7 +276,7 @@ func TestApplyChecked(t *testing.T) {
 	if r.Applied == nil || r.Applied.Check == nil || !stages["e2fsck"] || !stages["write redo"] {
 		t.Errorf("it was not checked here: %v, %+v, %+v", stages, r.Applied, r.Commit)
 	}
-	if c := r.Commit; c == nil || c.Placed == 0 || c.Unplaced != "" {
+	if c := r.Commit; c == nil || c.Files == 0 || c.Unplaced != "" {
 		t.Errorf("%+v", c)
 	}
 	b.tidy()
