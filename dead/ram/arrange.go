@@ -76,6 +76,7 @@ type raw struct {
 type arrangeable interface {
 	Sparse
 	Described
+	describe(change func(*Info))
 	// arranged is the same file, as it is or with other extents.
 	arranged(x extents, im image) Memory
 }

@@ -2,7 +2,9 @@ package ram
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -283,6 +285,46 @@ func FuzzNotes(f *testing.F) {
 		}
 		if total > len(b) {
 			t.Errorf("%d bytes of notes in %d", total, len(b))
+		}
+	})
+}
+
+// FuzzUnpack: what comes out in one piece stands in the file that it is unpacked to, and
+// what breaks off is refused.
+func FuzzUnpack(f *testing.F) {
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	if _, err := w.Write(dumpBytes(f, ramtest.ELF{})); err != nil || w.Close() != nil {
+		f.Fatal(err)
+	}
+	f.Add(packed.Bytes())
+	for i := range packers {
+		f.Add([]byte(packers[i].magic + "91AY&SY"))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p := packerOf(b)
+		if p == nil {
+			return
+		}
+		var want []byte
+		r, wantErr := p.reader(bytes.NewReader(b))
+		if wantErr == nil {
+			want, wantErr = io.ReadAll(io.LimitReader(r, 1<<26))
+		}
+		if len(want) == 1<<26 {
+			return // more than is worth comparing
+		}
+		out, err := p.unpack(inputOf(b), 0)
+		if (err == nil) != (wantErr == nil) {
+			t.Fatalf("%v, want %v", err, wantErr)
+		}
+		if err != nil {
+			return
+		}
+		defer out.Close()
+		got := make([]byte, out.Size())
+		if _, err := out.ReadAt(got, 0); err != nil && err != io.EOF || !bytes.Equal(got, want) {
+			t.Errorf("%d bytes, want %d, %v", len(got), len(want), err)
 		}
 	})
 }

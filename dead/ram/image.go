@@ -20,6 +20,9 @@ func (im *image) Ranges() []addr.PhysRange { return slices.Clone(im.memory) }
 
 func (im *image) Info() Info { return im.info }
 
+// describe changes what Info says; only while the memory is being opened.
+func (im *image) describe(change func(*Info)) { change(&im.info) }
+
 func (im *image) VMCoreInfo() ([]byte, bool) { return im.note, im.note != nil }
 
 // fault is about the n bytes at pa, of which the one at absent is the first that

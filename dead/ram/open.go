@@ -31,7 +31,9 @@ func (f fileInput) Size() int64 { return f.size }
 // makedumpfile -E and /proc/vmcore write), a kdump-compressed file, makedumpfile's
 // flattened form of both, a capture by LiME or AVML, or, without a signature, the
 // RAM file of a machine of QEMU (memory-backend-file with share=on) or another, which may be
-// dead or running: an Unarranged. What is known but not supported is a *FormatError.
+// dead or running: an Unarranged. Any of these may be compressed as a whole (gzip, xz, zstd,
+// lz4, bzip2): it is unpacked to a file without a name in TMPDIR. What is known but not
+// supported is a *FormatError.
 func OpenFile(path string) (Memory, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -49,7 +51,31 @@ func open(f *os.File) (Memory, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openInput(fileInput{f, stat.Size()})
+	in := fileInput{f, stat.Size()}
+	head, err := readHead(in)
+	if err != nil {
+		return nil, err
+	}
+	if p := packerOf(head); p != nil {
+		return openPacked(in, p)
+	}
+	return openInput(in)
+}
+
+// openPacked opens what comes out of a compressed file, which is closed if that goes well.
+func openPacked(in input, p *packer) (Memory, error) {
+	out, err := p.unpack(in, 0)
+	if err != nil {
+		return nil, err
+	}
+	m, err := openInput(out)
+	if err != nil {
+		return nil, errors.Join(err, out.Close())
+	}
+	if d, ok := m.(interface{ describe(func(*Info)) }); ok {
+		d.describe(func(i *Info) { i.Format += ", in a " + p.name + " file" })
+	}
+	return m, in.Close()
 }
 
 // headSize is how much of a file tells what it is.
@@ -111,17 +137,17 @@ func openDump(in input, head []byte) (Memory, error) {
 // that can be read. Real memory begins with the real-mode interrupt vectors, or
 // with zeros, and cannot be mistaken for any of these.
 func unsupported(head []byte) error {
-	const decompress = "decompress it first"
+	const twice = "it was compressed twice: decompress it once"
 	const dump = "make the dump with dump-guest-memory (virsh dump --memory-only)"
 	for _, s := range []struct {
 		off               int
 		magic, name, hint string
 	}{
-		{0, "\x1f\x8b\x08", "gzip file", decompress},
-		{0, "BZh91AY&SY", "bzip2 file", decompress},
-		{0, "\xfd7zXZ\x00", "xz file", decompress},
-		{0, "\x28\xb5\x2f\xfd", "zstd file", decompress},
-		{0, "\x04\x22\x4d\x18", "lz4 file", decompress},
+		{0, "\x1f\x8b\x08", "gzip file", twice},
+		{0, "BZh91AY&SY", "bzip2 file", twice},
+		{0, "\xfd7zXZ\x00", "xz file", twice},
+		{0, "\x28\xb5\x2f\xfd", "zstd file", twice},
+		{0, "\x04\x22\x4d\x18", "lz4 file", twice},
 		{0, "QEVM", "QEMU migration stream", dump},
 		{0, "LibvirtQemudSave", "libvirt save file", dump},
 		{0, "QFI\xfb", "qcow2 disk image", "give the memory, not the disk"},

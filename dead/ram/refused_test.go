@@ -51,7 +51,7 @@ func TestRefused(t *testing.T) {
 		{ramtest.Flat{Format: kdump}, 23, "\x02", "type 2"},
 		{ramtest.Flat{Format: kdump}, 13, "x", "unknown signature"},
 		{ramtest.Flat{Format: ramtest.LiME{}}, 0, "m", "neither an ELF core nor a kdump"},
-		{ramtest.LiME{}, 0, "\x1f\x8b\x08\x00", "gzip file"},
+		{ramtest.LiME{}, 0, "\x1f\x8b\x08\x00", "gzip file: damaged or cut"},
 		{ramtest.LiME{}, 0, "QFI\xfb", "disk image"},
 		{ramtest.LiME{}, 0, "LibvirtQemudSave", "virsh dump --memory-only"},
 	} {
