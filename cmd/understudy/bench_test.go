@@ -55,7 +55,7 @@ func BenchmarkExtract(b *testing.B) {
 			dir := onTmpfs(b)
 			from := filepath.Join(dir, "from")
 			run(b, binary, "salvage", "extract", image.RAM, "-o", from)
-			c, err := (&selection{}).open(image.RAM, true)
+			c, err := (&selection{}).open([]string{image.RAM}, true)
 			if err != nil {
 				b.Fatal(err)
 			}

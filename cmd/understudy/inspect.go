@@ -57,11 +57,11 @@ type fileSystemInfo struct {
 func inspectCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "inspect IMAGE",
+		Use:   "inspect IMAGE...",
 		Short: "Say which kernel died in this memory, why, and how much it had not saved",
-		Args:  cobra.ExactArgs(1),
+		Args:  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := inventory.Open(args[0], morgue.Builds()...)
+			m, err := inventory.OpenFiles(args, morgue.Builds()...)
 			if err != nil {
 				return err
 			}

@@ -23,7 +23,8 @@ func salvageCommand() *cobra.Command {
 		Long: `Get unsaved files out of the memory of a dead Linux kernel.
 
 IMAGE is the memory of a machine: the RAM file of a guest or a crash dump. What it
-is follows from its content. It is opened read-only, and needs no symbols.
+is follows from its content. It is opened read-only, and needs no symbols. A dump that
+makedumpfile --split wrote is named with all of its files.
 
 The exit status is 0 if all was found, 1 if the command failed, and 3 if it did its
 work, but some of what is in memory was refused; what and why is on standard error.`,
@@ -66,8 +67,8 @@ type located struct {
 	inventory.Found
 }
 
-// open opens an image and finds the files that are meant.
-func (s *selection) open(image string, clean bool) (*chosen, error) {
+// open opens an image, which may be in several files, and finds the files that are meant.
+func (s *selection) open(images []string, clean bool) (*chosen, error) {
 	accept := func(string) bool { return true }
 	if s.path != "" {
 		var err error
@@ -75,7 +76,7 @@ func (s *selection) open(image string, clean bool) (*chosen, error) {
 			return nil, err
 		}
 	}
-	m, err := inventory.Open(image, morgue.Builds()...)
+	m, err := inventory.OpenFiles(images, morgue.Builds()...)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +172,7 @@ func (c *chosen) verdict() error {
 			}
 		}
 	}
-	if excluded > 0 || c.image.Info().MissesCache() {
+	if info := c.image.Info(); excluded > 0 || info.MissesCache() || info.Cut() {
 		out.what = append(out.what, c.excluded(int64(excluded)))
 	}
 	n := len(single)

@@ -16,7 +16,7 @@ func applyCommand() *cobra.Command {
 		asJSON bool
 	)
 	cmd := &cobra.Command{
-		Use:   "apply IMAGE {--disk DISK | --mount DIR}",
+		Use:   "apply IMAGE... {--disk DISK | --mount DIR}",
 		Short: "Write what a dead kernel had not saved to its disk",
 		Long: `Write what a dead kernel had not saved to its disk.
 
@@ -29,9 +29,9 @@ byte. If the commit is broken off, the same command goes on with it.
 DIR is where such a file system, XFS or btrfs, is mounted on this machine. It is
 written to in place, and cannot be undone: take a snapshot first. What was changed
 after the crash is left alone.`,
-		Args: cobra.ExactArgs(1),
+		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o.Image = args[0]
+			o.Image, o.Parts = args[0], args[1:]
 			r, err := offline.Run(cmd.Context(), o)
 			if err != nil {
 				return err

@@ -55,6 +55,9 @@ func writeApplied(w io.Writer, r *offline.Report) error {
 	if r.NotDead {
 		fmt.Fprintln(out, notInPanic)
 	}
+	if r.Dump != "" {
+		fmt.Fprintln(out, r.Dump)
+	}
 	switch {
 	case r.Untouched:
 		fmt.Fprintf(out, "the last commit was refused: nothing was written to %s; salvage extract takes the files out of memory, --give-up brings the disk to what an ordinary crash leaves\n", r.Disk)

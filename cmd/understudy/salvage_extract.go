@@ -26,7 +26,7 @@ type extraction struct {
 func extractCommand() *cobra.Command {
 	var x extraction
 	cmd := &cobra.Command{
-		Use:   "extract IMAGE {-o DIR | --archive FILE.tar.zst}",
+		Use:   "extract IMAGE... {-o DIR | --archive FILE.tar.zst}",
 		Short: "Write the files that a dead kernel had not saved to a directory or an archive",
 		Long: `Write the files that a dead kernel had not saved to a directory or an archive.
 
@@ -34,8 +34,8 @@ A file goes to DIR/DEVICE/PATH. What of it memory does not hold is a hole there,
 reads as zeros: manifest.json tells for each file which bytes came from memory
 ("ranges" unsaved, "clean" saved), which are absent, and which were refused and why.
 The manifest appears last: without it, an extraction did not finish.`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return x.run(cmd, args[0]) },
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return x.run(cmd, args) },
 	}
 	x.flags(cmd)
 	cmd.Flags().BoolVar(&x.all, "all", false, "also files of which nothing is unsaved: whatever is cached")
@@ -48,12 +48,12 @@ The manifest appears last: without it, an extraction did not finish.`,
 	return cmd
 }
 
-func (x *extraction) run(cmd *cobra.Command, image string) (err error) {
+func (x *extraction) run(cmd *cobra.Command, images []string) (err error) {
 	if x.archive == "-" && x.json {
 		return errors.New("extract to standard output: --json needs it, too: the manifest is in the archive")
 	}
 	hurry()
-	c, err := x.open(image, true)
+	c, err := x.open(images, true)
 	if err != nil {
 		return err
 	}

@@ -21,16 +21,16 @@ func listCommand() *cobra.Command {
 	var asJSON bool
 	var sortBy string
 	cmd := &cobra.Command{
-		Use:   "list IMAGE",
+		Use:   "list IMAGE...",
 		Short: "List the files that a dead kernel had not saved",
-		Args:  cobra.ExactArgs(1),
+		Args:  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			order, err := fileOrder(sortBy)
 			if err != nil {
 				return err
 			}
 			hurry()
-			c, err := s.open(args[0], false)
+			c, err := s.open(args, false)
 			if err != nil {
 				return err
 			}

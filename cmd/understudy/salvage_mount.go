@@ -21,17 +21,18 @@ func mountCommand() *cobra.Command {
 	var asJSON, unsaved, others bool
 	var disks []string
 	cmd := &cobra.Command{
-		Use:   "mount IMAGE DIR",
+		Use:   "mount IMAGE... DIR",
 		Short: "Show the files in a dead kernel's memory as a read-only file system",
 		Long: `Show the files in a dead kernel's memory as a read-only file system, until it is
 unmounted or the command is interrupted. A file is at DIR/DEVICE/PATH. What memory
 does not hold of it reads as an I/O error, never as zeros, unless --disk has it:
 the disk image as the crash left it, raw, of ext2, ext3 or ext4. Both together give
 every cached file in full, as the dead kernel saw it.`,
-		Args: cobra.ExactArgs(2),
+		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s.all = !unsaved
-			c, err := s.open(args[0], true)
+			dir := args[len(args)-1]
+			c, err := s.open(args[:len(args)-1], true)
 			if err != nil {
 				return err
 			}
@@ -41,7 +42,7 @@ every cached file in full, as the dead kernel saw it.`,
 			if err != nil {
 				return err
 			}
-			server, n, err := c.mount(args[1], behind, others)
+			server, n, err := c.mount(dir, behind, others)
 			if err != nil {
 				return err
 			}
@@ -50,13 +51,13 @@ every cached file in full, as the dead kernel saw it.`,
 				c.report.Time(c.image)
 				err = writeJSON(cmd.OutOrStdout(), c.report)
 			} else {
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s on %s, until Ctrl-C or umount\n", plural(n, "file"), args[1])
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s on %s, until Ctrl-C or umount\n", plural(n, "file"), dir)
 			}
 			if refused := c.verdict(); refused != nil && err == nil {
 				fmt.Fprintln(cmd.ErrOrStderr(), "understudy:", refused) // now, not when it ends
 				err = &incomplete{what: []string{"some of what is in memory was refused, as said when it was mounted"}}
 			}
-			return errors.Join(err, serve(cmd.Context(), server, args[1]))
+			return errors.Join(err, serve(cmd.Context(), server, dir))
 		},
 	}
 	s.flags(cmd)

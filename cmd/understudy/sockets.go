@@ -51,11 +51,11 @@ type neighbourInfo struct {
 func socketsCommand() *cobra.Command {
 	var asJSON, neighbours bool
 	cmd := &cobra.Command{
-		Use:   "sockets IMAGE",
+		Use:   "sockets IMAGE...",
 		Short: "List the TCP connections that a dead kernel had, and the neighbours it knew",
-		Args:  cobra.ExactArgs(1),
+		Args:  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			l, err := listSockets(args[0])
+			l, err := listSockets(args)
 			if err != nil {
 				return err
 			}
@@ -75,15 +75,15 @@ func socketsCommand() *cobra.Command {
 	return cmd
 }
 
-func listSockets(path string) (*socketList, error) {
-	mem, err := ram.OpenFile(path)
+func listSockets(paths []string) (*socketList, error) {
+	mem, err := ram.OpenFiles(paths...)
 	if err != nil {
 		return nil, err
 	}
 	defer mem.Close()
 	k, err := kernel.Find(mem, morgue.Builds()...)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
+		return nil, fmt.Errorf("read %s: %w", paths[0], err)
 	}
 	defer func() { _ = k.Keep() }() // or else it is learned again
 	l := &socketList{Kernel: k.Release, Connections: []connectionInfo{}, Neighbours: []neighbourInfo{}, Refused: []string{}}

@@ -37,15 +37,20 @@ type Stage struct {
 
 // Open opens the memory of a machine, read-only, and finds the kernel in it.
 func Open(path string, options ...kernel.Option) (*Image, error) {
+	return OpenFiles([]string{path}, options...)
+}
+
+// OpenFiles is Open of a memory that is in several files (ram.OpenFiles).
+func OpenFiles(paths []string, options ...kernel.Option) (*Image, error) {
 	start := time.Now()
-	mem, err := ram.OpenFile(path)
+	mem, err := ram.OpenFiles(paths...)
 	if err != nil {
 		return nil, err
 	}
 	m := &Image{mem: mem}
 	m.stage("open", start)
 	if err := m.find(options); err != nil {
-		return nil, errors.Join(fmt.Errorf("read %s: %w", path, err), mem.Close())
+		return nil, errors.Join(fmt.Errorf("read %s: %w", paths[0], err), mem.Close())
 	}
 	return m, nil
 }

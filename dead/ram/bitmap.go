@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"math/bits"
+	"slices"
 
 	"understudy.dev/understudy/dead/addr"
 )
@@ -63,7 +64,8 @@ func (m *bitmap) has(pfn addr.PFN) bool {
 	return i < uint64(len(m.words)) && m.words[i]>>(pfn%64)&1 != 0
 }
 
-// before returns how many frames below pfn, which is in the set, are in it.
+// before returns how many frames below pfn, which is no more than the last in the set, are
+// in it.
 func (m *bitmap) before(pfn addr.PFN) uint64 {
 	i := int(pfn / 64)
 	n := m.below[i/rankWords]
@@ -71,6 +73,14 @@ func (m *bitmap) before(pfn addr.PFN) uint64 {
 		n += uint64(bits.OnesCount64(w))
 	}
 	return n + uint64(bits.OnesCount64(m.words[i]&(1<<(pfn%64)-1)))
+}
+
+// countBelow returns how many frames below pfn, which need not be in the set, are in it.
+func (m *bitmap) countBelow(pfn uint64) uint64 {
+	if pfn/64 >= uint64(len(m.words)) {
+		return m.total
+	}
+	return m.before(addr.PFN(pfn))
 }
 
 // next returns the first frame from pfn on whose membership is as wanted, or end
@@ -95,6 +105,8 @@ func (m *bitmap) next(pfn, end addr.PFN, want bool) addr.PFN {
 	}
 	return end
 }
+
+func (m *bitmap) equal(other *bitmap) bool { return slices.Equal(m.words, other.words) }
 
 // runs yields the stretches of [start, end) that are in the set.
 func (m *bitmap) runs(start, end addr.PFN) iter.Seq2[addr.PFN, addr.PFN] {

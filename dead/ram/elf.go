@@ -63,12 +63,12 @@ func openELF(in input) (Memory, error) {
 	if err != nil {
 		return nil, err
 	}
-	incomplete := h.flags&elfIncomplete != 0
-	pieces, all, err := placeSegments(segments, in.Size(), incomplete)
+	pieces, all, cut, err := placeSegments(segments, in.Size())
 	if err != nil {
 		return nil, err
 	}
-	im := image{info: Info{Format: elfName, Incomplete: incomplete}}
+	incomplete := h.flags&elfIncomplete != 0
+	im := image{info: Info{Format: elfName, Incomplete: incomplete, Truncated: cut && !incomplete}}
 	_, im.info.Flattened = in.(*flat)
 	for _, s := range segments {
 		if s.kind != elfPTNote {
@@ -171,9 +171,9 @@ func inside(format string, in input, off, size uint64) error {
 	return nil
 }
 
-// placeSegments returns which pieces of the file hold which memory, and all the
-// memory that there was.
-func placeSegments(segments []elfSegment, size int64, incomplete bool) (pieces []extent, all []addr.PhysRange, err error) {
+// placeSegments returns which pieces of the file hold which memory, all the
+// memory that there was, and whether the file ends before all of its segments do.
+func placeSegments(segments []elfSegment, size int64) (pieces []extent, all []addr.PhysRange, cut bool, err error) {
 	process := true
 	for _, s := range segments {
 		if s.kind != elfPTLoad {
@@ -184,18 +184,16 @@ func placeSegments(segments []elfSegment, size int64, incomplete bool) (pieces [
 		process = process && s.paddr == 0 && s.vaddr != 0 && s.vaddr>>63 == 0
 		length := max(s.memory, s.fileSize)
 		if s.paddr > maxPhys || length > maxPhys-s.paddr {
-			return nil, nil, malformed(elfName, "a segment of %d bytes at physical address %#x", length, s.paddr)
+			return nil, nil, false, malformed(elfName, "a segment of %d bytes at physical address %#x", length, s.paddr)
 		}
 		r := addr.PhysRange{Start: addr.Phys(s.paddr), End: addr.Phys(s.paddr + length)}
 		all = append(all, r)
 		end := s.off + s.fileSize
 		switch {
 		case end < s.off || end > 1<<62:
-			return nil, nil, malformed(elfName, "a segment at offset %#x", s.off)
-		case end > uint64(size) && incomplete:
-			s.fileSize = uint64(size) - min(s.off, uint64(size))
+			return nil, nil, false, malformed(elfName, "a segment at offset %#x", s.off)
 		case end > uint64(size):
-			return nil, nil, truncated(elfName, end, size)
+			s.fileSize, cut = uint64(size)-min(s.off, uint64(size)), true
 		}
 		if s.fileSize > 0 {
 			r.End = r.Start + addr.Phys(s.fileSize)
@@ -203,10 +201,12 @@ func placeSegments(segments []elfSegment, size int64, incomplete bool) (pieces [
 		}
 	}
 	switch {
+	case len(pieces) == 0 && cut:
+		return nil, nil, cut, truncated(elfName, uint64(size)+1, size)
 	case len(pieces) == 0:
-		return nil, nil, malformed(elfName, "it has no memory")
+		return nil, nil, cut, malformed(elfName, "it has no memory")
 	case process:
-		return nil, nil, malformed(elfName, "it is of a process, not of a machine")
+		return nil, nil, cut, malformed(elfName, "it is of a process, not of a machine")
 	}
-	return pieces, all, nil
+	return pieces, all, cut, nil
 }

@@ -265,8 +265,8 @@ func TestLost(t *testing.T) {
 	}
 }
 
-// TestCut: a file without its end is refused, or, if the end does not matter, the
-// same as the whole.
+// TestCut: a file without its end is refused, or is known to have none and lacks what was
+// there, or, if the end does not matter, is the same as the whole.
 func TestCut(t *testing.T) {
 	for _, tc := range formats {
 		t.Run(tc.name, func(t *testing.T) {
@@ -286,7 +286,9 @@ func TestCut(t *testing.T) {
 				var format *ram.FormatError
 				switch {
 				case err == nil:
-					model.checkCut(t, mem, size)
+					if model.checkCut(t, mem, size) {
+						refused++
+					}
 					mem.Close()
 				case !errors.As(err, &format):
 					t.Errorf("%d bytes: %v", size, err)
@@ -301,19 +303,35 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// checkCut allows a capture that was cut between two ranges: it looks whole.
-func (m *model) checkCut(t *testing.T, mem ram.Memory, size int64) {
+// checkCut allows a capture that was cut between two ranges: it looks whole. It reports
+// whether the file is known to be cut; then something of it is missing.
+func (m *model) checkCut(t *testing.T, mem ram.Memory, size int64) bool {
+	missing := false
 	for _, r := range mem.Ranges() {
 		for pa := r.Start; pa < r.End; pa += addr.PageSize {
 			got, err := mem.View(pa, addr.PageSize)
-			if want, _, _ := m.view(pa, addr.PageSize); err == nil && !bytes.Equal(got, want) {
+			want, _, _ := m.view(pa, addr.PageSize)
+			if err == nil && !bytes.Equal(got, want) {
 				t.Errorf("cut to %d bytes: wrong bytes at %v", size, pa)
+			}
+			var fault *ram.Fault
+			if err != nil && want != nil {
+				missing = true
+				if !errors.As(err, &fault) || !fault.Excluded {
+					t.Errorf("cut to %d bytes: %v", size, err)
+				}
 			}
 		}
 	}
-	if info := mem.(ram.Described).Info(); info.LevelKnown || info.Flattened {
+	switch info := mem.(ram.Described).Info(); {
+	case info.Truncated != missing:
+		t.Errorf("cut to %d bytes: %+v, but something is missing: %v", size, info, missing)
+	case info.Truncated && !strings.Contains(info.Advice(), "cut off"):
+		t.Errorf("advice: %q", info.Advice())
+	case !info.Truncated && (info.LevelKnown || info.Flattened):
 		t.Errorf("cut to %d bytes: %+v was opened", size, info)
 	}
+	return missing
 }
 
 // TestClosed checks for errors, not crashes, after Close.

@@ -256,7 +256,7 @@ func FuzzBitmap(f *testing.F) {
 func FuzzDecodePage(f *testing.F) {
 	for _, codec := range []ramtest.Codec{ramtest.Plain, ramtest.Zlib, ramtest.LZO, ramtest.Snappy, ramtest.Zstd} {
 		b := dumpBytes(f, ramtest.Kdump{Codec: codec})
-		k := &kdumpPages{in: inputOf(b), dumped: &bitmap{total: 3}, descs: 5 * addr.PageSize, cache: newCache(1 << 16)}
+		k := &kdumpPages{in: inputOf(b), dumped: &bitmap{total: 3}, count: 3, descs: 5 * addr.PageSize, cache: newCache(1 << 16)}
 		for n := range uint64(3) {
 			d, err := k.desc(n)
 			if err != nil {

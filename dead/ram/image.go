@@ -14,6 +14,7 @@ type image struct {
 	info   Info
 	memory []addr.PhysRange // ascending, disjoint, what is adjacent is one
 	note   []byte           // text of the VMCOREINFO note; nil without one
+	notes  []byte           // all ELF notes, of formats that have them
 }
 
 func (im *image) Ranges() []addr.PhysRange { return slices.Clone(im.memory) }

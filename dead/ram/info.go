@@ -3,6 +3,7 @@ package ram
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Info describes the file that memory comes from.
@@ -20,6 +21,9 @@ type Info struct {
 	LevelKnown bool
 	// Incomplete says that the dumper ran out of space, and marked the file.
 	Incomplete bool
+	// Truncated says that the file has lost its end: what stood there is missing, and
+	// reading it a Fault.
+	Truncated bool
 }
 
 // DumpLevel is the value of makedumpfile's -d: the kinds of pages left out
@@ -41,20 +45,29 @@ func (i Info) MissesCache() bool {
 	return i.LevelKnown && i.Level&(LevelCache|LevelCachePrivate) != 0
 }
 
+// Cut reports whether the file is known to have less than its writer was told to put into
+// it, whatever that was.
+func (i Info) Cut() bool { return i.Incomplete || i.Truncated }
+
 // Advice returns what an operator who misses files should know about the image, or
 // "". For an ELF core it is worth telling only if memory was found to be excluded:
 // whether that was page cache, the file does not say.
 func (i Info) Advice() string {
 	const how = "dump again with -d 17 or 25, not -d 31 (bits 2 and 4 throw it away)"
+	var out []string
+	switch {
+	case i.Truncated:
+		out = append(out, "the dump is cut off, and what was in its end is missing: copy it again if there is a whole one")
+	case i.Incomplete:
+		out = append(out, "the dump is incomplete: its writer ran out of space, and what it had not written is missing")
+	}
 	switch {
 	case i.MissesCache():
-		return fmt.Sprintf("page cache was excluded at dump time (dump level %d): %s", i.Level, how)
-	case i.Incomplete:
-		return "the dump is incomplete: its writer ran out of space"
-	case i.Excluded > 0 && !i.LevelKnown:
-		return fmt.Sprintf("%d MiB were left out at dump time, at a level that the file does not tell; if page cache is missing: %s", i.Excluded>>20, how)
+		out = append(out, fmt.Sprintf("page cache was excluded at dump time (dump level %d): %s", i.Level, how))
+	case i.Excluded > 0 && !i.LevelKnown && !i.Cut():
+		out = append(out, fmt.Sprintf("%d MiB were left out at dump time, at a level that the file does not tell; if page cache is missing: %s", i.Excluded>>20, how))
 	}
-	return ""
+	return strings.Join(out, "; ")
 }
 
 // ErrFormat is wrapped by errors about a file that is not the memory of a

@@ -44,17 +44,34 @@ type kdumpHeader struct {
 	bitmapBlocks            uint32
 	pages                   uint64 // max_mapnr
 	level                   uint32 // version 1 and later
-	split                   uint32 // version 2
+	split                   bool   // version 2
+	start, end              uint64 // of a split dump: the page frames that this file has
 	noteOff, noteSize       uint64 // VMCOREINFO, version 3
 	elfNoteOff, elfNoteSize uint64 // version 4
 	eraseOff, eraseSize     uint64 // version 5
 }
 
-// openKdump opens a kdump-compressed file.
+// openKdump opens a kdump-compressed file that is whole.
 func openKdump(in input) (Memory, error) {
-	h, err := readKdumpHeader(in)
+	k, im, err := readKdump(in)
 	if err != nil {
 		return nil, err
+	}
+	if k.header.split {
+		return nil, &FormatError{
+			Format: "part of a split dump",
+			Reason: "it has only some of the memory",
+			Hint:   "name all of its parts, one after the other",
+		}
+	}
+	return newPaged(in, k, im), nil
+}
+
+// readKdump reads all but the pages of a kdump-compressed file, or of a part of one.
+func readKdump(in input) (*kdumpPages, image, error) {
+	h, err := readKdumpHeader(in)
+	if err != nil {
+		return nil, image{}, err
 	}
 	im := image{info: Info{
 		Format:     "kdump-compressed (" + kdumpCodec(h.status) + ")",
@@ -64,18 +81,16 @@ func openKdump(in input) (Memory, error) {
 	}}
 	_, im.info.Flattened = in.(*flat)
 	if err := readKdumpNotes(in, h, &im); err != nil {
-		return nil, err
+		return nil, im, err
 	}
 	k, err := readKdumpMaps(in, h, &im)
 	if err != nil {
-		return nil, err
+		return nil, im, err
 	}
 	if !im.info.Incomplete {
-		if err := k.checkEnd(); err != nil {
-			return nil, err
-		}
+		im.info.Truncated, err = k.ended()
 	}
-	return newPaged(in, k, im), nil
+	return k, im, err
 }
 
 func kdumpCodec(status uint32) string {
@@ -119,12 +134,13 @@ func readKdumpHeader(in input) (kdumpHeader, error) {
 		return h, fmt.Errorf("read kdump sub header: %w", err)
 	}
 	// What an older version does not have reads as zero.
-	h.level, h.split = le.Uint32(sub[8:]), le.Uint32(sub[12:])
+	h.level, h.split = le.Uint32(sub[8:]), le.Uint32(sub[12:]) != 0
+	h.start, h.end = le.Uint64(sub[16:]), le.Uint64(sub[24:])
 	h.noteOff, h.noteSize = le.Uint64(sub[32:]), le.Uint64(sub[40:])
 	h.elfNoteOff, h.elfNoteSize = le.Uint64(sub[48:]), le.Uint64(sub[56:])
 	h.eraseOff, h.eraseSize = le.Uint64(sub[64:]), le.Uint64(sub[72:])
 	if h.version >= 6 {
-		h.pages = le.Uint64(sub[96:])
+		h.start, h.end, h.pages = le.Uint64(sub[80:]), le.Uint64(sub[88:]), le.Uint64(sub[96:])
 	}
 	return h, h.check()
 }
@@ -136,12 +152,8 @@ func kdumpSubSize(version int32) int {
 
 func (h *kdumpHeader) check() error {
 	switch {
-	case h.split != 0:
-		return &FormatError{
-			Format: "part of a split dump",
-			Reason: "it has only some of the memory",
-			Hint:   "put the parts together with makedumpfile --reassemble",
-		}
+	case h.split && (h.start > h.end || h.end > h.pages):
+		return malformed("part of a split dump", "page frames %#x to %#x", h.start, h.end)
 	case h.eraseOff != 0 || h.eraseSize != 0:
 		return erased(kdumpName)
 	case h.pages == 0 || h.pages > kdumpMaxPages:
@@ -221,10 +233,14 @@ func readKdumpMaps(in input, h kdumpHeader, im *image) (*kdumpPages, error) {
 		return nil, malformed(kdumpName, "it has no memory")
 	}
 	im.setMemory(memory, dumped.total*addr.PageSize)
-	k := &kdumpPages{in: in, dumped: dumped, descs: off + size, cache: newCache(kdumpDescCache)}
-	k.findZeros()
-	if im.info.Incomplete {
-		return k, nil
+	k := &kdumpPages{
+		in: in, header: h, all: all, dumped: dumped, descs: off + size, cache: newCache(kdumpDescCache),
+		count: dumped.total,
 	}
-	return k, inside(kdumpName, in, k.descs, dumped.total*kdumpDescSize)
+	if h.split {
+		k.first = dumped.countBelow(h.start)
+		k.count = dumped.countBelow(h.end) - k.first
+	}
+	k.findZeros()
+	return k, nil
 }

@@ -25,9 +25,14 @@ const (
 // kdumpPages are the pages of a kdump-compressed file.
 type kdumpPages struct {
 	in     input
+	header kdumpHeader
+	all    *bitmap // what is memory
 	dumped *bitmap
 	descs  uint64 // offset of the descriptors
 	cache  *cache // of blocks of descriptors
+	// The file has the descriptors of count pages, which so many others come before
+	// that a part of a split dump leaves to the parts before it.
+	first, count uint64
 	// zeros is the offset of the page that zero pages share; 0 if there is none.
 	zeros uint64
 }
@@ -84,7 +89,7 @@ func (k *kdumpPages) sameKind(first, end addr.PFN) addr.PFN {
 	if k.zeros == 0 {
 		return end
 	}
-	kind, n := k.isZero(first), k.dumped.before(first)
+	kind, n := k.isZero(first), k.number(first)
 	for pfn := first + 1; pfn < end; pfn++ {
 		n++
 		if d, err := k.desc(n); (err == nil && k.sharesZeros(d)) != kind {
@@ -98,7 +103,7 @@ func (k *kdumpPages) isZero(pfn addr.PFN) bool {
 	if k.zeros == 0 {
 		return false
 	}
-	d, err := k.desc(k.dumped.before(pfn))
+	d, err := k.desc(k.number(pfn))
 	return err == nil && k.sharesZeros(d)
 }
 
@@ -110,18 +115,21 @@ func (k *kdumpPages) sharesZeros(d kdumpDesc) bool {
 // QEMU have the one that zero pages share, does consist of zeros.
 func (k *kdumpPages) findZeros() {
 	var page, zeros [addr.PageSize]byte
-	at := k.descs + k.dumped.total*kdumpDescSize
+	at := k.descs + k.count*kdumpDescSize
 	if _, err := k.in.ReadAt(page[:], int64(at)); err == nil && page == zeros {
 		k.zeros = at
 	}
 }
+
+// number is how many pages in the file come before that of a frame.
+func (k *kdumpPages) number(pfn addr.PFN) uint64 { return k.dumped.before(pfn) - k.first }
 
 // desc returns the descriptor of the page that n others in the file come before.
 func (k *kdumpPages) desc(n uint64) (kdumpDesc, error) {
 	number, at := n/kdumpDescBlock, n%kdumpDescBlock
 	b, ok := k.cache.get(int64(number))
 	if !ok {
-		count := min(kdumpDescBlock, k.dumped.total-number*kdumpDescBlock)
+		count := min(kdumpDescBlock, k.count-number*kdumpDescBlock)
 		b = make([]byte, count*kdumpDescSize)
 		got, err := k.in.ReadAt(b, int64(k.descs+number*kdumpDescBlock*kdumpDescSize))
 		if err != nil {
@@ -153,7 +161,7 @@ func noMore(what string, err error) error {
 var pageBuffers = sync.Pool{New: func() any { return new([addr.PageSize]byte) }}
 
 func (k *kdumpPages) decode(number int64, dst []byte) error {
-	d, err := k.desc(k.dumped.before(addr.PFN(number)))
+	d, err := k.desc(k.number(addr.PFN(number)))
 	if err != nil {
 		return err
 	}
@@ -177,18 +185,24 @@ func (k *kdumpPages) decode(number int64, dst []byte) error {
 	return decodePage(dst, src, d.flags)
 }
 
-// checkEnd finds out whether the file has lost its end. Data of pages stands in
+// ended finds out whether the file has lost its end. Data of pages stands in
 // the order of their descriptors, but for zero pages, so that the last descriptor
 // that differs from the one before is of the last page in the file.
-func (k *kdumpPages) checkEnd() error {
-	last, err := k.desc(k.dumped.total - 1)
-	if err != nil {
-		return err
+func (k *kdumpPages) ended() (bool, error) {
+	if k.count == 0 {
+		return false, nil
 	}
-	for n := k.dumped.total; n > 0; n-- {
+	if k.descs+k.count*kdumpDescSize > uint64(k.in.Size()) {
+		return true, nil
+	}
+	last, err := k.desc(k.count - 1)
+	if err != nil {
+		return false, err
+	}
+	for n := k.count; n > 0; n-- {
 		d, err := k.desc(n - 1)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if d != last {
 			last = kdumpLater(last, d)
@@ -196,9 +210,9 @@ func (k *kdumpPages) checkEnd() error {
 		}
 	}
 	if last.off > 1<<62 {
-		return malformed(kdumpName, "a page at offset %#x", last.off)
+		return false, malformed(kdumpName, "a page at offset %#x", last.off)
 	}
-	return inside(kdumpName, k.in, last.off, uint64(last.size))
+	return last.off+uint64(last.size) > uint64(k.in.Size()), nil
 }
 
 func kdumpLater(a, b kdumpDesc) kdumpDesc {

@@ -58,6 +58,7 @@ func elfNotes(b []byte) iter.Seq2[string, []byte] {
 
 // takeNotes looks for what matters among a dump's notes.
 func (im *image) takeNotes(notes []byte) error {
+	im.notes = append(im.notes, notes...)
 	for name, desc := range elfNotes(notes) {
 		switch name {
 		case noteVMCoreInfo:

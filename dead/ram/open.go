@@ -47,35 +47,41 @@ func OpenFile(path string) (Memory, error) {
 }
 
 func open(f *os.File) (Memory, error) {
-	stat, err := f.Stat()
+	in, packed, err := unpacked(f)
 	if err != nil {
 		return nil, err
 	}
-	in := fileInput{f, stat.Size()}
-	head, err := readHead(in)
-	if err != nil {
-		return nil, err
-	}
-	if p := packerOf(head); p != nil {
-		return openPacked(in, p)
-	}
-	return openInput(in)
-}
-
-// openPacked opens what comes out of a compressed file, which is closed if that goes well.
-func openPacked(in input, p *packer) (Memory, error) {
-	out, err := p.unpack(in, 0)
-	if err != nil {
-		return nil, err
-	}
-	m, err := openInput(out)
-	if err != nil {
-		return nil, errors.Join(err, out.Close())
+	m, err := openInput(in)
+	switch {
+	case packed == "":
+		return m, err
+	case err != nil:
+		return nil, errors.Join(err, in.Close())
 	}
 	if d, ok := m.(interface{ describe(func(*Info)) }); ok {
-		d.describe(func(i *Info) { i.Format += ", in a " + p.name + " file" })
+		d.describe(func(i *Info) { i.Format += ", in a " + packed + " file" })
 	}
-	return m, in.Close()
+	return m, f.Close()
+}
+
+// unpacked is the file, or what comes out of it if it is compressed: then it is another
+// one, and by what it was compressed.
+func unpacked(f *os.File) (in input, packed string, err error) {
+	stat, err := f.Stat()
+	if err != nil {
+		return nil, "", err
+	}
+	in = fileInput{f, stat.Size()}
+	head, err := readHead(in)
+	if err != nil {
+		return nil, "", err
+	}
+	p := packerOf(head)
+	if p == nil {
+		return in, "", nil
+	}
+	in, err = p.unpack(in, 0)
+	return in, p.name, err
 }
 
 // headSize is how much of a file tells what it is.

@@ -39,7 +39,12 @@ type Kdump struct {
 	// Lost is from which page in the file on there are neither descriptors
 	// nor data, as if the disk had been full; 0 is none.
 	Lost int
+	// Start and End are the frames that the file has of a split dump; 0 if it is whole.
+	Start, End addr.PFN
 }
+
+// has reports whether a part of a split dump has a frame.
+func (k Kdump) has(pfn addr.PFN) bool { return k.End == 0 || pfn >= k.Start && pfn < k.End }
 
 const kdumpDescSize = 24
 
@@ -61,7 +66,9 @@ func (k Kdump) Write(f *os.File, pieces []Piece) error {
 			memory[pfn/8] |= 1 << (pfn % 8)
 			if k.Excluded == nil || !k.Excluded(pfn) {
 				dumped[pfn/8] |= 1 << (pfn % 8)
-				count++
+				if k.has(pfn) {
+					count++
+				}
 			}
 		}
 	}
@@ -102,8 +109,12 @@ func (k Kdump) header(version int32, bitmapBlocks uint32, pages uint64) []byte {
 	default:
 		off, size = noteAt, uint64(len(text))
 	}
-	sub := le(uint64(0), k.Level, uint32(0), uint64(0), pages, off, size, elfOff, elfSize, uint64(0), uint64(0),
-		uint64(0), pages, pages)
+	split, end := uint32(0), pages
+	if k.End != 0 {
+		split, end = 1, uint64(k.End)
+	}
+	sub := le(uint64(0), k.Level, split, uint64(k.Start), end, off, size, elfOff, elfSize, uint64(0), uint64(0),
+		uint64(k.Start), end, pages)
 	// An older version has something else behind its end.
 	if have := []int{8, 12, 32, 48, 64, 80, 104}[version]; have < len(sub) {
 		sub = append(sub[:have], bytes.Repeat([]byte{0xee}, len(sub)-have)...)
@@ -131,7 +142,7 @@ func (k Kdump) writePages(f *os.File, pieces []Piece, dumped []byte, descs, data
 	n := 0
 	for _, p := range pieces {
 		for pfn := p.Phys.PFN(); pfn.Phys() < p.Range().End; pfn++ {
-			if dumped[pfn/8]>>(pfn%8)&1 == 0 {
+			if dumped[pfn/8]>>(pfn%8)&1 == 0 || !k.has(pfn) {
 				continue
 			}
 			if n++; k.Lost > 0 && n > k.Lost {

@@ -29,8 +29,10 @@ type Report struct {
 	// Untouched says that nothing at all was written, since the last commit was refused.
 	Untouched bool `json:"untouched,omitempty"`
 	// NotDead says that the kernel was in no panic when its memory was taken.
-	NotDead bool        `json:"not_dead,omitempty"`
-	Stages  []StageTime `json:"stages"`
+	NotDead bool `json:"not_dead,omitempty"`
+	// Dump is what the operator should know of a dump that has less than was to be in it.
+	Dump   string      `json:"dump,omitempty"`
+	Stages []StageTime `json:"stages"`
 }
 
 // FileSystem is which of the dead machine's it was.
@@ -106,6 +108,9 @@ func (a *application) begin() {
 		FileSystem: FileSystem{Type: s.Type, Device: a.fsys.Device, UUID: s.UUID.String()},
 		Refused:    []Refusal{}, Complete: true, Stages: []StageTime{},
 		NotDead: a.memory.NotDead(),
+	}
+	if i := a.memory.Info(); i.Cut() {
+		a.report.Dump = i.Advice()
 	}
 }
 

@@ -26,14 +26,15 @@ import (
 
 // Options say what is brought up to date, and how.
 type Options struct {
-	Image   string // path of the memory
-	Disk    string // path of a raw image or a block device; or else
-	Mount   string // where XFS or btrfs is mounted on this machine
-	Work    string // directory of the overlay; empty: beside Disk
-	FS      string // a device of the dead machine, if several file systems there have Disk's UUID
-	Guest   string // directory of the guest's kernel, as of dirs.Kernel
-	Partial bool   // XFS, btrfs: also write files of which a part is not in memory
-	DryRun  bool   // plan, and write nothing
+	Image   string   // path of the memory
+	Parts   []string // further files of it (ram.OpenFiles)
+	Disk    string   // path of a raw image or a block device; or else
+	Mount   string   // where XFS or btrfs is mounted on this machine
+	Work    string   // directory of the overlay; empty: beside Disk
+	FS      string   // a device of the dead machine, if several file systems there have Disk's UUID
+	Guest   string   // directory of the guest's kernel, as of dirs.Kernel
+	Partial bool     // XFS, btrfs: also write files of which a part is not in memory
+	DryRun  bool     // plan, and write nothing
 	// GiveUp has a disk whose last commit is refused brought to what an ordinary crash
 	// leaves, without it. Else not a byte of the disk changes.
 	GiveUp bool
@@ -84,7 +85,7 @@ func (a *application) close() error {
 }
 
 func (a *application) run(ctx context.Context) (err error) {
-	if a.memory, err = inventory.Open(a.Image, morgue.Builds()...); err != nil {
+	if a.memory, err = inventory.OpenFiles(append([]string{a.Image}, a.Parts...), morgue.Builds()...); err != nil {
 		return err
 	}
 	if a.Mount != "" {
