@@ -57,6 +57,7 @@ func tinyFormats() []ramtest.Format {
 		ramtest.Kdump{Codec: ramtest.Zlib, Level: 1, Note: []byte("OSRELEASE=1\n")},
 		ramtest.Kdump{Codec: ramtest.LZO, Lost: 2}, ramtest.Kdump{Codec: ramtest.Snappy, Version: 3},
 		ramtest.Kdump{Codec: ramtest.Zstd, Excluded: odd, NoteELF: true, Note: []byte("OSRELEASE=1\n")},
+		ramtest.Stream{}, ramtest.Stream{Save: true},
 		ramtest.Flat{Format: ramtest.ELF{}}, ramtest.Flat{Format: ramtest.Kdump{Codec: ramtest.Zlib}},
 	}
 }

@@ -57,7 +57,7 @@ func TestSameFromEveryFormat(t *testing.T) {
 		d.checkMakedumpfile(t, "-d 0", "-E -d 16", "-c -d 1", "-c -d 17", "-c -d 25", "-l -d 17", "-p -d 17", "-z -d 17",
 			"-F -c -d 17", "-F -E -d 16", "-c -d 31", "-E -d 31", "-c -d 17 --split", "-c -d 17 --splitblock-size 16 --split")
 	})
-	t.Run("qemu", func(t *testing.T) { d.checkQEMU(t, "elf", "kdump-zlib", "kdump-lzo", "kdump-snappy") })
+	t.Run("qemu", func(t *testing.T) { d.checkQEMU(t, "elf", "kdump-zlib", "kdump-lzo", "kdump-snappy", migrated) })
 }
 
 // TestSameAcrossTheHole does the same to a machine with memory on both sides of
@@ -66,7 +66,7 @@ func TestSameAcrossTheHole(t *testing.T) {
 	d := openDead(t, fixture.Get(t, fixture.Large))
 	d.checkEncoded(t, true)
 	t.Run("makedumpfile", func(t *testing.T) { d.checkMakedumpfile(t, "-E -d 16", "-l -d 17", "-c -d 31") })
-	t.Run("qemu", func(t *testing.T) { d.checkQEMU(t, "kdump-zlib") })
+	t.Run("qemu", func(t *testing.T) { d.checkQEMU(t, "kdump-zlib", migrated) })
 }
 
 func (d *dead) checkEncoded(t *testing.T, large bool) {

@@ -29,7 +29,8 @@ func (f fileInput) Size() int64 { return f.size }
 // OpenFile opens the memory of a machine, read-only. What the file is follows
 // from its content: an ELF core (ELF64, x86-64, such as QEMU's dump-guest-memory,
 // makedumpfile -E and /proc/vmcore write), a kdump-compressed file, makedumpfile's
-// flattened form of both, a capture by LiME or AVML, or, without a signature, the
+// flattened form of both, a capture by LiME or AVML, a migration stream of QEMU or what virsh
+// save made of one, or, without a signature, the
 // RAM file of a machine of QEMU (memory-backend-file with share=on) or another, which may be
 // dead or running: an Unarranged. Any of these may be compressed as a whole (gzip, xz, zstd,
 // lz4, bzip2): it is unpacked to a file without a name in TMPDIR. What is known but not
@@ -128,6 +129,8 @@ func openDump(in input, head []byte) (Memory, error) {
 		{kdumpMagic, openKdump},
 		{limeMagic, openLiME},
 		{avmlMagic, openAVML},
+		{streamMagic, openStream},
+		{libvirtMagic, openLibvirt},
 	} {
 		if bytes.HasPrefix(head, []byte(f.magic)) {
 			return f.open(in)
@@ -139,12 +142,14 @@ func openDump(in input, head []byte) (Memory, error) {
 	return openRaw(in)
 }
 
+// dumpHint is what always works with QEMU.
+const dumpHint = "make the dump with dump-guest-memory (virsh dump --memory-only)"
+
 // unsupported recognises what is not the memory of a machine, or not in a form
 // that can be read. Real memory begins with the real-mode interrupt vectors, or
 // with zeros, and cannot be mistaken for any of these.
 func unsupported(head []byte) error {
 	const twice = "it was compressed twice: decompress it once"
-	const dump = "make the dump with dump-guest-memory (virsh dump --memory-only)"
 	for _, s := range []struct {
 		off               int
 		magic, name, hint string
@@ -154,8 +159,7 @@ func unsupported(head []byte) error {
 		{0, "\xfd7zXZ\x00", "xz file", twice},
 		{0, "\x28\xb5\x2f\xfd", "zstd file", twice},
 		{0, "\x04\x22\x4d\x18", "lz4 file", twice},
-		{0, "QEVM", "QEMU migration stream", dump},
-		{0, "LibvirtQemudSave", "libvirt save file", dump},
+		{0, libvirtPart, "libvirt save file that was not finished", dumpHint},
 		{0, "QFI\xfb", "qcow2 disk image", "give the memory, not the disk"},
 		{0, "DISKDUMP", "diskdump file", ""},
 		{0, "PAGEDU64", "Windows crash dump", ""},

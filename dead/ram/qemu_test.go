@@ -130,26 +130,50 @@ func ignoreExit(err error) error {
 
 func qmpDump(to io.Writer, from io.Reader, out, format string) error {
 	replies := bufio.NewScanner(from)
-	for _, command := range []map[string]any{
-		{"execute": "qmp_capabilities"},
-		{"execute": "dump-guest-memory", "arguments": map[string]any{"paging": false, "protocol": "file:" + out, "format": format}},
-	} {
-		if err := json.NewEncoder(to).Encode(command); err != nil {
+	dump := map[string]any{"execute": "dump-guest-memory", "arguments": map[string]any{"paging": false, "protocol": "file:" + out, "format": format}}
+	if format == migrated {
+		dump = map[string]any{"execute": "migrate", "arguments": map[string]any{"uri": "exec:cat > '" + out + "'"}}
+	}
+	for _, command := range []map[string]any{{"execute": "qmp_capabilities"}, dump} {
+		if _, err := qmpCall(to, replies, command); err != nil {
 			return err
 		}
-		for done := false; !done; {
-			if !replies.Scan() {
-				return errors.Join(io.ErrUnexpectedEOF, replies.Err())
-			}
-			var reply struct{ Return, Error json.RawMessage }
-			if err := json.Unmarshal(replies.Bytes(), &reply); err != nil {
-				return err
-			}
-			if reply.Error != nil {
-				return errors.New(string(reply.Error))
-			}
-			done = reply.Return != nil
+	}
+	for format == migrated {
+		reply, err := qmpCall(to, replies, map[string]any{"execute": "query-migrate"})
+		var state struct{ Status string }
+		if err = errors.Join(err, json.Unmarshal(reply, &state)); err != nil {
+			return err
 		}
+		switch state.Status {
+		case "completed":
+			return nil
+		case "failed", "cancelled":
+			return fmt.Errorf("migrate: %s", reply)
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 	return nil
+}
+
+// migrated is the format of what migrate writes.
+const migrated = "migrate"
+
+// qmpCall sends a command, and returns what it returns.
+func qmpCall(to io.Writer, replies *bufio.Scanner, command map[string]any) (json.RawMessage, error) {
+	if err := json.NewEncoder(to).Encode(command); err != nil {
+		return nil, err
+	}
+	for replies.Scan() {
+		var reply struct{ Return, Error json.RawMessage }
+		switch err := json.Unmarshal(replies.Bytes(), &reply); {
+		case err != nil:
+			return nil, err
+		case reply.Error != nil:
+			return nil, errors.New(string(reply.Error))
+		case reply.Return != nil:
+			return reply.Return, nil
+		}
+	}
+	return nil, errors.Join(io.ErrUnexpectedEOF, replies.Err())
 }

@@ -54,7 +54,19 @@ func TestRefused(t *testing.T) {
 		{ramtest.Flat{Format: ramtest.LiME{}}, 0, "m", "neither an ELF core nor a kdump"},
 		{ramtest.LiME{}, 0, "\x1f\x8b\x08\x00", "gzip file: damaged or cut"},
 		{ramtest.LiME{}, 0, "QFI\xfb", "disk image"},
-		{ramtest.LiME{}, 0, "LibvirtQemudSave", "virsh dump --memory-only"},
+		{ramtest.LiME{}, 0, "LibvirtQemudPart", "virsh dump --memory-only"},
+		{ramtest.Stream{Save: true}, 16, "\x03", "version 3"},
+		{ramtest.Stream{Save: true}, 28, "\x06", "sparse, which is not supported"},
+		{ramtest.Stream{Save: true}, 28, "\x09", "format 9"},
+		{ramtest.Stream{}, 7, "\x02", "version 2"},
+		{ramtest.Stream{}, 25, "dir", `section "dir" comes before the end of the memory`},
+		{ramtest.Stream{}, 32, "\x00\x00\x00\x05", "version 5 of RAM"},
+		{ramtest.Stream{}, streamPage + 7, "\x40", "capability xbzrle"},
+		{ramtest.Stream{}, streamPage + 6, "\x01\x08", "capability compress"},
+		{ramtest.Stream{}, streamPage + 6, "\x02\x00", "capability multifd"},
+		{ramtest.Stream{}, streamPage + 7, "\x01", "flags 0x1"},
+		{ramtest.Stream{}, streamPage + 5, "\x10\x00\x08", "a page at 0x100000 of no block"},
+		{ramtest.Stream{Blocks: []string{"vga.vram"}}, 0, "Q", "no memory"},
 	} {
 		path := write(t, tc.format, newModel(2))
 		patch(t, path, tc.off, tc.patch)
@@ -67,6 +79,10 @@ func TestRefused(t *testing.T) {
 		}
 	}
 }
+
+// streamPage is where the first page of a stream begins: behind the heads of the stream and of
+// RAM, two blocks, and the end and the footer of that section.
+const streamPage = 8 + (1 + 4 + 6) + (1 + 4 + 4 + 4 + 4) + 8 + (8 + 8) + (7 + 8) + 8 + 5 + 5
 
 func patch(t testing.TB, path string, off int64, s string) {
 	t.Helper()
