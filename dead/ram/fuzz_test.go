@@ -329,3 +329,29 @@ func FuzzUnpack(f *testing.F) {
 		}
 	})
 }
+
+// FuzzVMware: any state file is refused, or arranges memory that keeps its promises.
+func FuzzVMware(f *testing.F) {
+	pieces := []ramtest.Piece{ramtest.Bytes(0x1000, tinyMemory[0]), ramtest.Bytes(0x8000, tinyMemory[1])}
+	for _, embedded := range []bool{false, true} {
+		state, _, err := ramtest.VMware(pieces, embedded)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(state)
+	}
+	memory := append(bytes.Clone(tinyMemory[0]), tinyMemory[1]...)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := readVMware(inputOf(b))
+		if err != nil {
+			return
+		}
+		in, size := inputOf(memory), int64(len(memory))
+		if s.memory {
+			in, size = behind{inputOf(b), s.start}, s.length
+		}
+		if m, err := s.open(in, size); err == nil {
+			checkPromises(t, m)
+		}
+	})
+}

@@ -30,7 +30,7 @@ func (f fileInput) Size() int64 { return f.size }
 // from its content: an ELF core (ELF64, x86-64, such as QEMU's dump-guest-memory,
 // makedumpfile -E and /proc/vmcore write), a kdump-compressed file, makedumpfile's
 // flattened form of both, a capture by LiME or AVML, a migration stream of QEMU or what virsh
-// save made of one, or, without a signature, the
+// save made of one, a VMware .vmss or .vmsn file, or the .vmem file beside one, or, without a signature, the
 // RAM file of a machine of QEMU (memory-backend-file with share=on) or another, which may be
 // dead or running: an Unarranged. Any of these may be compressed as a whole (gzip, xz, zstd,
 // lz4, bzip2): it is unpacked to a file without a name in TMPDIR. What is known but not
@@ -40,19 +40,19 @@ func OpenFile(path string) (Memory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open memory: %w", err)
 	}
-	m, err := open(f)
+	m, err := open(f, path)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open memory %s: %w", path, err), f.Close())
 	}
 	return m, nil
 }
 
-func open(f *os.File) (Memory, error) {
+func open(f *os.File, path string) (Memory, error) {
 	in, packed, err := unpacked(f)
 	if err != nil {
 		return nil, err
 	}
-	m, err := openInput(in)
+	m, err := openNamed(in, path)
 	switch {
 	case packed == "":
 		return m, err
@@ -63,6 +63,24 @@ func open(f *os.File) (Memory, error) {
 		d.describe(func(i *Info) { i.Format += ", in a " + packed + " file" })
 	}
 	return m, f.Close()
+}
+
+// openNamed opens a file that may have another beside it which belongs to it.
+func openNamed(in input, path string) (Memory, error) {
+	head, err := readHead(in)
+	if err != nil {
+		return nil, err
+	}
+	if isVMware(head) {
+		return openVMware(in, path)
+	}
+	if state, err := stateBeside(path); state != nil || err != nil {
+		if err != nil {
+			return nil, err
+		}
+		return state.open(in, in.Size())
+	}
+	return openInput(in)
 }
 
 // unpacked is the file, or what comes out of it if it is compressed: then it is another
@@ -164,10 +182,9 @@ func unsupported(head []byte) error {
 		{0, "DISKDUMP", "diskdump file", ""},
 		{0, "PAGEDU64", "Windows crash dump", ""},
 		{0, "PAGEDUMP", "Windows crash dump", ""},
-		{0, "\xd0\xbe\xd2\xbe", "VMware state file", ""},
-		{0, "\xd1\xba\xd1\xba", "VMware state file", ""},
-		{0, "\xd2\xbe\xd2\xbe", "VMware state file", ""},
-		{0, "\xd3\xbe\xd3\xbe", "VMware state file", ""},
+		{0, "\xd0\xbe\xd0\xbe", "VMware state file of an old version", ""},
+		{0, "\xd0\xbe\xd2\xbe", "VMware state file of an old version", ""},
+		{0, "\xd1\xba\xd1\xba", "VMware state file of an old version", ""},
 		{addr.PageSize - 10, "S1SUSPEND", "hibernation image", ""},
 	} {
 		if len(head) >= s.off+len(s.magic) && string(head[s.off:s.off+len(s.magic)]) == s.magic {
@@ -178,12 +195,14 @@ func unsupported(head []byte) error {
 }
 
 // openRaw opens the RAM file of a machine.
-func openRaw(in input) (Memory, error) {
-	size := in.Size()
+func openRaw(in input) (Memory, error) { return openRawOf(in, in.Size(), "RAM file") }
+
+// openRawOf opens so many bytes of memory in a format.
+func openRawOf(in input, size int64, format string) (Memory, error) {
 	if size <= 0 || size%addr.PageSize != 0 || size > maxPhys {
 		return nil, malformed("file without a known signature", "%d bytes are not the whole pages of a RAM file", size)
 	}
-	im := image{info: Info{Format: "RAM file"}}
+	im := image{info: Info{Format: format}}
 	x := guesses(size)[0].extents(size)
 	im.setMemory(x.ranges(), x.bytes())
 	m, err := mapExtents(in, x, im)
