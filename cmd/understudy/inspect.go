@@ -22,6 +22,7 @@ type inspection struct {
 	Pseudo      []string                `json:"pseudo"` // types of file systems without files to save
 	TCP         tcpInfo                 `json:"tcp"`
 	NotDead     bool                    `json:"not_dead,omitempty"` // the kernel was in no panic
+	Live        bool                    `json:"live,omitempty"`     // it is the memory of a machine that goes on
 	Stages      []inventory.StageReport `json:"stages"`
 }
 
@@ -83,7 +84,7 @@ func inspectCommand() *cobra.Command {
 }
 
 func inspect(m *inventory.Image) (*chosen, *inspection, error) {
-	in := &inspection{FileSystems: []fileSystemInfo{}, NotDead: m.NotDead()}
+	in := &inspection{FileSystems: []fileSystemInfo{}, NotDead: m.NotDead(), Live: m.Info().Live}
 	if err := m.Stage("read facts", func() error { in.Kernel.Facts = m.Facts(); return nil }); err != nil {
 		return nil, nil, err
 	}
@@ -172,7 +173,10 @@ func (in *inspection) write(w io.Writer) error {
 	default:
 		line("panic", "none in its log")
 	}
-	if in.NotDead {
+	switch {
+	case in.Live:
+		line("alive", "this machine goes on: what is said of it was so at some moment of the look")
+	case in.NotDead:
 		line("alive", "%s", notInPanic)
 	}
 	line("kaslr", "moved by %#x", k.KASLR)

@@ -80,6 +80,9 @@ func (s *selection) open(images []string, clean bool) (*chosen, error) {
 	if err != nil {
 		return nil, err
 	}
+	if clean && m.Info().Live {
+		return nil, errors.Join(fmt.Errorf("read %s: %w", images[0], errLive), m.Close())
+	}
 	c := &chosen{image: m, report: inventory.NewReport(m)}
 	all, _, err := m.FileSystems()
 	c.faults = err
@@ -96,6 +99,9 @@ func (s *selection) open(images []string, clean bool) (*chosen, error) {
 	}
 	return c, nil
 }
+
+// errLive refuses to give out what may be of different moments.
+var errLive = errors.New("this is the memory of a machine that is alive: inspect and list can look at it, but its files are better read from itself")
 
 // fill adds all that was found to the report.
 func (c *chosen) fill() {

@@ -52,7 +52,7 @@ func (f *finder) find() (*Kernel, error) {
 	var found []*Kernel
 	var errs []error
 	if len(notes) == 0 {
-		errs = append(errs, errNoNotes)
+		errs = append(errs, strange(f.mem))
 	}
 	for _, pa := range notes[:min(len(notes), maxCandidates)] {
 		k, err := f.at(pa)

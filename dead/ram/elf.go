@@ -25,6 +25,9 @@ const (
 	elfMachineX64 = 62 // EM_X86_64
 
 	elfPTLoad = 1
+	// elfNowhere is p_paddr of what /proc/kcore has mapped page by page
+	// (fs/proc/kcore.c, KCORE_VMALLOC).
+	elfNowhere = ^uint64(0)
 	elfPTNote = 4
 
 	// DUMP_ELF_INCOMPLETE in e_flags: makedumpfile ran out of space
@@ -176,7 +179,7 @@ func inside(format string, in input, off, size uint64) error {
 func placeSegments(segments []elfSegment, size int64) (pieces []extent, all []addr.PhysRange, cut bool, err error) {
 	process := true
 	for _, s := range segments {
-		if s.kind != elfPTLoad {
+		if s.kind != elfPTLoad || s.paddr == elfNowhere {
 			continue
 		}
 		// A process has its memory at low virtual addresses, and a core of one

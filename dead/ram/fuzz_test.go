@@ -355,3 +355,25 @@ func FuzzVMware(f *testing.F) {
 		}
 	})
 }
+
+// TestLive: an ELF core that cannot be mapped, and has parts of unknown places, is read, and
+// known to change.
+func TestLive(t *testing.T) {
+	b := dumpBytes(t, ramtest.ELF{})
+	add := bytes.Clone(b[elfHeaderSize:][:elfPhdrSize])
+	copy(add[24:], bytes.Repeat([]byte{0xff}, 8))
+	// The last segment is given up for one of no place.
+	count := int(b[56])
+	copy(b[elfHeaderSize+(count-1)*elfPhdrSize:], add)
+	m, err := openLive(inputOf(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if got, err := m.View(0x1000, addr.PageSize); err != nil || !bytes.Equal(got, tinyMemory[0]) {
+		t.Errorf("%v", err)
+	}
+	if info := m.(Described).Info(); !info.Live || len(m.Ranges()) != 1 {
+		t.Errorf("%+v %v", info, m.Ranges())
+	}
+}

@@ -24,6 +24,9 @@ type Info struct {
 	// Truncated says that the file has lost its end: what stood there is missing, and
 	// reading it a Fault.
 	Truncated bool
+	// Live says that this is the memory of a machine that goes on, and changes while it is
+	// read: what is read of a file may be of different moments.
+	Live bool
 }
 
 // DumpLevel is the value of makedumpfile's -d: the kinds of pages left out

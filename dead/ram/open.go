@@ -67,6 +67,9 @@ func open(f *os.File, path string) (Memory, error) {
 
 // openNamed opens a file that may have another beside it which belongs to it.
 func openNamed(in input, path string) (Memory, error) {
+	if isKcore(path) {
+		return openLive(in)
+	}
 	head, err := readHead(in)
 	if err != nil {
 		return nil, err

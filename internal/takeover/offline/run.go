@@ -88,6 +88,9 @@ func (a *application) run(ctx context.Context) (err error) {
 	if a.memory, err = inventory.OpenFiles(append([]string{a.Image}, a.Parts...), morgue.Builds()...); err != nil {
 		return err
 	}
+	if a.memory.Info().Live {
+		return fmt.Errorf("read %s: this is the memory of a machine that is alive, which writes what it has itself", a.Image)
+	}
 	if a.Mount != "" {
 		return a.mounted(ctx)
 	}
