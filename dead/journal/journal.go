@@ -163,7 +163,7 @@ func of(c *pagecache.Cache, s *pagecache.Superblock, d *pagecache.Device) (*Jour
 	switch {
 	case ext4.Journal.Aborted:
 		return nil, ErrAborted
-	case uint64(j.BlockSize) != s.BlockSize || j.BlockSize > addr.PageSize || j.BlockSize < 1024:
+	case uint64(j.BlockSize) != s.BlockSize || j.BlockSize > pagecache.MaxBlock || j.BlockSize < 1024:
 		return nil, fmt.Errorf("%w: blocks of %d bytes, but of %d in the file system", ErrDamaged, j.BlockSize, s.BlockSize)
 	case f.dev.Pointer(b) != r.dev:
 		return nil, ErrExternal

@@ -81,14 +81,15 @@ func (c *Cache) Device(s *Superblock, disk io.ReaderAt) (*Device, error) {
 	return d, nil
 }
 
-// maxBlock bounds the size of a block: that of a page, as ext4 has it.
-const maxBlock = addr.PageSize
+// MaxBlock bounds the size of a block: that of a page for long, and what ext4 has on disk,
+// EXT4_MAX_BLOCK_SIZE, since it has blocks larger than a page (6.19).
+const MaxBlock = 64 << 10
 
 // Meta reads a block of the file system's own: from memory, where it is newest,
 // or else from the disk. It must not be used for blocks of files: those are cached
 // in their files.
 func (d *Device) Meta(block addr.Block, size int) ([]byte, error) {
-	if size <= 0 || size > maxBlock || uint64(block) > 1<<62/uint64(size) {
+	if size <= 0 || size > MaxBlock || uint64(block) > 1<<62/uint64(size) {
 		return nil, fmt.Errorf("read block %d: not a block of %d bytes", block, size)
 	}
 	off := int64(block) * int64(size)
@@ -110,9 +111,9 @@ func (d *Device) Caches(block addr.Block, size int) bool {
 	return err == nil
 }
 
-// cached reads bytes of the device that lie within one page from memory.
+// cached reads bytes of the device that lie within one page, or one folio, from memory.
 func (d *Device) cached(off int64, size int) ([]byte, error) {
-	p, within, err := d.pageOf(off)
+	p, within, err := d.pageOf(off, size)
 	if err != nil {
 		return nil, err
 	}
@@ -124,9 +125,9 @@ func (d *Device) cached(off int64, size int) ([]byte, error) {
 	return d.c.k.Memory().View(p.frame.Phys()+addr.Phys(within), size)
 }
 
-// pageOf returns the page that the device's own cache has for a byte of it, and where in
-// the page that is.
-func (d *Device) pageOf(off int64) (p *pageState, within int64, err error) {
+// pageOf returns the page, or folio, that the device's own cache has for some bytes of it, and
+// where in that they are.
+func (d *Device) pageOf(off int64, size int) (p *pageState, within int64, err error) {
 	index := addr.Index(off >> addr.PageShift)
 	e, err := d.c.lookup(d.mapping, index)
 	if err != nil {
@@ -145,7 +146,11 @@ func (d *Device) pageOf(off int64) (p *pageState, within int64, err error) {
 	case l.canPoison && p.has(l.poisoned):
 		return nil, 0, errors.New("page is poisoned: its memory is broken")
 	}
-	return p, off - p.index.Byte(), nil
+	within = off - p.index.Byte()
+	if uint64(within)+uint64(size) > p.pages<<addr.PageShift {
+		return nil, 0, fmt.Errorf("%w: the block goes on in another page", errTree)
+	}
+	return p, within, nil
 }
 
 // blockThere returns ErrNotCached if the buffer at an offset of a page was not read.
@@ -161,7 +166,7 @@ func (c *Cache) blockThere(p *pageState, within int64, size int) error {
 			return fmt.Errorf("read buffer: %w", err)
 		}
 		length := int64(l.length.Uint(b))
-		if length < minBuffer || length > maxBlock || c.frameOf(l.page.Pointer(b)) != p.frame {
+		if length < minBuffer || length > MaxBlock || c.frameOf(l.page.Pointer(b)) != p.frame {
 			return fmt.Errorf("%w: buffer at %v does not check out", errTree, next)
 		}
 		if off <= within && within+int64(size) <= off+length {

@@ -81,7 +81,7 @@ func (d *Device) Mapping(i *Inode) ([]Mapped, error) {
 // mappingOf reads the mapping of a file. One that is locked was being changed: it
 // may still confirm a block, but does not have all of them.
 func (d *Device) mappingOf(i *Inode, locked bool) ([]Mapped, error) {
-	if !d.super.HasBuffers() || d.super.BlockSize > maxBlock || d.super.BlockSize < 1024 {
+	if !d.super.HasBuffers() || d.super.BlockSize > MaxBlock || d.super.BlockSize < 1024 {
 		return nil, fmt.Errorf("%w: file system is %s with blocks of %d bytes", ErrMapping, d.super.Type, d.super.BlockSize)
 	}
 	l, err := d.layout()

@@ -26,10 +26,10 @@ func (c *Cache) newHeadLayout() (*headLayout, error) {
 // does not have the block, or not so. Blocks that are given to files and taken back do
 // not qualify: what is cached of them may be of earlier.
 func (d *Device) Settled(block addr.Block, size int) ([]byte, error) {
-	if size < minBuffer || size > maxBlock || uint64(block) > 1<<62/uint64(size) {
+	if size < minBuffer || size > MaxBlock || uint64(block) > 1<<62/uint64(size) {
 		return nil, fmt.Errorf("read block %d: not a block of %d bytes", block, size)
 	}
-	p, within, err := d.pageOf(int64(block) * int64(size))
+	p, within, err := d.pageOf(int64(block)*int64(size), size)
 	if err != nil {
 		return nil, err
 	}

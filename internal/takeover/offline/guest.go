@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover/supervisor"
@@ -60,11 +61,7 @@ func (d *Disk) run(ctx context.Context, j Job, g Guest, r *Result) error {
 	}
 	var a *supervisor.Appliance
 	err = r.stage("boot guest", func() error {
-		if err := g.Image(spec.Initramfs); err != nil {
-			return err
-		}
-		disk := wire.Disk{Name: diskName, Type: j.Type, Mount: mountPoint, Options: j.Options}
-		a, err = supervisor.StartAppliance(ctx, spec, []wire.Disk{disk}, nil)
+		a, err = g.boot(ctx, spec, wire.Disk{Name: diskName, Type: j.Type, Mount: mountPoint, Options: j.Options})
 		return err
 	})
 	if err != nil {
@@ -72,10 +69,61 @@ func (d *Disk) run(ctx context.Context, j Job, g Guest, r *Result) error {
 	}
 	defer a.Close()
 	if err := s.work(ctx, a, j, r); err != nil {
-		return fmt.Errorf("work in guest: %w%s", err, lastLines(spec.ConsoleLogPath()))
+		err = fmt.Errorf("%w%s", err, lastLines(spec.ConsoleLogPath()))
+		var m *notMountable
+		if errors.As(err, &m) {
+			return hint.New("work in guest", err, "Nothing was changed. The kernel of the guest may be too old for this file system: give it a newer one, such as that which died, with --guest DIR.")
+		}
+		return fmt.Errorf("work in guest: %w", err)
 	}
 	return nil
 }
+
+// boots is how often a guest is booted that does not come up: nothing has been written then,
+// and on a busy machine an emulated kernel may die of that alone.
+const boots = 2
+
+// boot boots the guest. What those that do not come up said is kept, and named.
+func (g *Guest) boot(ctx context.Context, spec partition.Spec, disk wire.Disk) (*supervisor.Appliance, error) {
+	var errs []error
+	for range boots {
+		if err := g.Image(spec.Initramfs); err != nil {
+			return nil, err
+		}
+		a, err := supervisor.StartAppliance(ctx, spec, []wire.Disk{disk}, nil)
+		if err == nil {
+			return a, nil
+		}
+		errs = append(errs, keepConsole(err))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, errors.Join(errs...)
+}
+
+// keepConsole writes what a guest that did not come up said to a file in the directory for
+// temporary files, which the error names.
+func keepConsole(err error) error {
+	var up *supervisor.NotUp
+	if !errors.As(err, &up) || len(up.Console) == 0 {
+		return err
+	}
+	f, bad := os.CreateTemp("", "understudy-guest-*.console")
+	if bad != nil {
+		return errors.Join(err, bad)
+	}
+	_, bad = f.Write(up.Console)
+	if bad = errors.Join(bad, f.Close()); bad != nil {
+		return errors.Join(err, bad)
+	}
+	return hint.New("boot guest", err, "What it said is in "+f.Name()+".")
+}
+
+// notMountable is why a guest did not mount the disk.
+type notMountable struct{ error }
+
+func (n *notMountable) Unwrap() error { return n.error }
 
 // work is all that the guest does.
 func (s *staged) work(ctx context.Context, a *supervisor.Appliance, j Job, r *Result) error {
@@ -88,7 +136,7 @@ func (s *staged) work(ctx context.Context, a *supervisor.Appliance, j Job, r *Re
 	var mounted wire.MountResult
 	err := r.stage("mount", func() error { return a.Call(ctx, wire.Mount, s.mount, &mounted) })
 	if err != nil {
-		return err
+		return &notMountable{err}
 	}
 	r.Check = mounted.Check
 	if r.Check.Names() {

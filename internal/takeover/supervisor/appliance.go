@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
@@ -18,11 +19,21 @@ func StartAppliance(ctx context.Context, spec partition.Spec, disks []wire.Disk,
 	return StartGuest(ctx, spec, wire.Config{Partition: spec.Name, Disks: disks}, notice)
 }
 
-// StartGuest boots a partition and configures its agent.
+// NotUp is why a guest did not come up, with all that it said.
+type NotUp struct {
+	Console []byte
+	error
+}
+
+func (n *NotUp) Unwrap() error { return n.error }
+
+// StartGuest boots a partition and configures its agent. If it does not come up, the error is
+// a *NotUp, and its files are gone.
 func StartGuest(ctx context.Context, spec partition.Spec, c wire.Config, notice Notice) (*Appliance, error) {
 	sd := &side{name: spec.Name}
 	if err := sd.boot(ctx, spec, c, notice); err != nil {
-		return nil, errors.Join(err, sd.close())
+		console, _ := os.ReadFile(spec.ConsoleLogPath()) // it may have said nothing
+		return nil, &NotUp{console, errors.Join(err, sd.close())}
 	}
 	return &Appliance{sd}, nil
 }
