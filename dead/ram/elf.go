@@ -28,7 +28,7 @@ const (
 	// elfNowhere is p_paddr of what /proc/kcore has mapped page by page
 	// (fs/proc/kcore.c, KCORE_VMALLOC).
 	elfNowhere = ^uint64(0)
-	elfPTNote = 4
+	elfPTNote  = 4
 
 	// DUMP_ELF_INCOMPLETE in e_flags: makedumpfile ran out of space
 	// (makedumpfile's IMPLEMENTATION, "The incomplete DUMPFILE").
