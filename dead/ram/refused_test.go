@@ -66,6 +66,7 @@ func TestRefused(t *testing.T) {
 		{ramtest.Stream{}, streamPage + 6, "\x02\x00", "capability multifd"},
 		{ramtest.Stream{}, streamPage + 7, "\x01", "flags 0x1"},
 		{ramtest.Stream{}, streamPage + 5, "\x10\x00\x08", "a page at 0x100000 of no block"},
+		{ramtest.Stream{Capability: "mapped-ram"}, 0, "Q", `made with "mapped-ram"`},
 		{ramtest.Stream{Blocks: []string{"vga.vram"}}, 0, "Q", "no memory"},
 	} {
 		path := write(t, tc.format, newModel(2))

@@ -228,6 +228,7 @@ func writeMatrix(path string, rows map[string][]row) error {
 			fmt.Fprintf(&b, "| %s | %s |%s\n", r.kernel, r.crash, r.line())
 		}
 	}
+	b.WriteString(supportFormats)
 	tmp := path + ".new"
 	return cmp.Or(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(tmp, []byte(b.String()), 0o644), os.Rename(tmp, path))
 }

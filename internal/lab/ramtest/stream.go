@@ -14,6 +14,8 @@ type Stream struct {
 	Save bool
 	// Blocks are the names of RAM, each of the same size; empty: pc.ram.
 	Blocks []string
+	// Capability is one of migration that the stream says it was made with; empty: none.
+	Capability string
 }
 
 // Write implements Format.
@@ -39,6 +41,13 @@ func (s Stream) Write(f *os.File, pieces []Piece) error {
 	out = append(out, 7)
 	u32(6)
 	out = append(out, "pc-q35"...)
+	if s.Capability != "" {
+		out = append(out, 5)
+		name("configuration/capabilities")
+		u32(1)
+		u32(1)
+		name(s.Capability)
+	}
 	out = append(out, 1)
 	u32(7)
 	name("ram")
