@@ -1,12 +1,13 @@
 # make demo: see a machine's operating system die and its service go on.
 # make test: set up what is needed, and test every feature.
 # make test-quick, make test-full: what needs no guest; all that there is (HACKING.md).
-# make matrix: all supported kernels and file systems; writes docs/SUPPORT.md.
+# make matrix: all supported kernels and file systems; writes docs/SUPPORT.md. make matrix-wide:
+# Debian's other suites.
 
 GO ?= go
 BEGAN := $(shell date +%s)
 
-.PHONY: build lab setup kernels vet check lint test test-quick test-full demo survive matrix oracle oracle-live fuzz nfs nfs-crashes bench deb clean
+.PHONY: build lab setup kernels vet check lint test test-quick test-full demo survive matrix matrix-wide oracle oracle-live fuzz nfs nfs-crashes bench deb clean
 
 # What --version says: the tag, or the last one with the commit.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -66,6 +67,14 @@ demo: setup lab
 # The tests run in their package's directory, hence the absolute path.
 matrix: kernels
 	UNDERSTUDY_TIER=full $(GO) test -count 1 -timeout 3h -v -run '^TestMatrix$$' ./dead/salvage -salvage.matrix $(CURDIR)/docs/SUPPORT.md
+
+# One crash of each kernel of Debian's other suites; writes their part of docs/SUPPORT.md. They
+# move on: each time the newest are fetched.
+WIDE = trixie-cloud trixie-backports-cloud experimental-cloud
+matrix-wide: kernels
+	rm -f $(WIDE:%=$${UNDERSTUDY_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/understudy}/kernels/%)
+	scripts/kernels.sh $(WIDE)
+	UNDERSTUDY_TIER=full $(GO) test -count 1 -timeout 3h -v -run '^TestMatrixWide$$' ./dead/salvage -salvage.wide $(CURDIR)/docs/SUPPORT.md
 
 # Random work, a crash, a rescue, and a comparison with what must be there, SEEDS
 # times, then PROGRAMS times with real programs; writes docs/ORACLE.md. What fails

@@ -19,6 +19,8 @@ sources() {
 	6.1) set -- bookworm bookworm-security ;;
 	6.12) set -- bookworm-backports ;;
 	newest) set -- sid ;;
+	trixie) set -- trixie trixie-security ;;
+	trixie-backports | experimental) set -- "$1" ;;
 	*) die "no kernel $1; there are ${names[*]}" ;;
 	esac
 	echo "deb [signed-by=$keyring] $main $1 main"

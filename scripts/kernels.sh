@@ -8,7 +8,8 @@
 #
 #   $UNDERSTUDY_CACHE/kernels/5.10-cloud -> RELEASE, and so on for each NAME
 #
-# usage: scripts/kernels.sh [NAME...]; without names, all that are missing. Remove
+# usage: scripts/kernels.sh [NAME...]; without names, all that are missing; trixie-cloud,
+# trixie-backports-cloud and experimental-cloud only if they are named. Remove
 # a link to have its newest release.
 set -euo pipefail
 

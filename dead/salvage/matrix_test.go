@@ -221,16 +221,32 @@ not part of this table.
 // writeMatrix writes docs/SUPPORT.md.
 func writeMatrix(path string, rows map[string][]row) error {
 	var b strings.Builder
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	_, wide, _ := strings.Cut(string(old), wideTitle)
 	fmt.Fprintf(&b, matrixHead, time.Now().UTC().Format("2006-01-02"))
-	fmt.Fprintf(&b, "| kernel | crash | %s |\n|---|---|%s\n", strings.Join(fixture.FileSystems, " | "), strings.Repeat("---|", len(fixture.FileSystems)))
+	columnHeads(&b)
 	for _, name := range fixture.Kernels {
 		for _, r := range rows[name] {
 			fmt.Fprintf(&b, "| %s | %s |%s\n", r.kernel, r.crash, r.line())
 		}
 	}
 	b.WriteString(supportFormats)
+	if wide != "" {
+		b.WriteString(wideTitle + wide)
+	}
+	return replaceFile(path, b.String())
+}
+
+func columnHeads(b *strings.Builder) {
+	fmt.Fprintf(b, "| kernel | crash | %s |\n|---|---|%s\n", strings.Join(fixture.FileSystems, " | "), strings.Repeat("---|", len(fixture.FileSystems)))
+}
+
+func replaceFile(path, text string) error {
 	tmp := path + ".new"
-	return cmp.Or(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(tmp, []byte(b.String()), 0o644), os.Rename(tmp, path))
+	return cmp.Or(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(tmp, []byte(text), 0o644), os.Rename(tmp, path))
 }
 
 // line is a row of the table behind its first two columns.

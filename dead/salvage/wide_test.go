@@ -1,0 +1,54 @@
+package salvage_test
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/internal/lab/fixture"
+)
+
+var wideTable = flag.String("salvage.wide", "", "the file that TestMatrixWide writes its results to (make matrix-wide)")
+
+// wide are names of scripts/kernels.sh of what Debian has besides: its other suites, which move
+// on.
+var wide = []string{"trixie-cloud", "trixie-backports-cloud", "experimental-cloud"}
+
+const wideTitle = "\n## Other kernels\n"
+
+// TestMatrixWide is one crash of each kernel that nothing else here is tried with.
+func TestMatrixWide(t *testing.T) {
+	if *wideTable == "" {
+		t.Skip("make matrix-wide fetches the kernels")
+	}
+	var out strings.Builder
+	out.WriteString(wideTitle)
+	fmt.Fprintf(&out, "\nOf Debian's other suites on %s, by `make matrix-wide`: nothing was made or changed for them.\n\n", time.Now().UTC().Format("2006-01-02"))
+	columnHeads(&out)
+	for _, name := range wide {
+		t.Run(name, func(t *testing.T) {
+			spec := fixture.Everything(name)
+			r := row{kernel: name, crash: "basic", cells: make(map[string]cell)}
+			for _, fs := range spec.FS {
+				r.cells[fs] = cell{failed: true}
+			}
+			image := fixture.Get(t, spec)
+			r.kernel = image.Release
+			checkImage(t, image, spec, r.cells)
+			fmt.Fprintf(&out, "| %s (%s) | %s |%s\n", r.kernel, strings.TrimSuffix(name, "-cloud"), r.crash, r.line())
+		})
+	}
+	old, err := os.ReadFile(*wideTable)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	before, _, _ := strings.Cut(string(old), wideTitle)
+	if err := replaceFile(*wideTable, before+out.String()); err != nil {
+		t.Error(err)
+	}
+}
