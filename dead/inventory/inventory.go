@@ -50,6 +50,9 @@ func OpenFiles(paths []string, options ...kernel.Option) (*Image, error) {
 	m := &Image{mem: mem}
 	m.stage("open", start)
 	if err := m.find(options); err != nil {
+		if i := m.Info(); i.Cut() {
+			err = fmt.Errorf("%w; %s", err, i.Advice())
+		}
 		return nil, errors.Join(fmt.Errorf("read %s: %w", paths[0], err), mem.Close())
 	}
 	return m, nil

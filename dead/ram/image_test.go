@@ -263,6 +263,9 @@ func (d *dead) checkMakedumpfile(t *testing.T, options ...string) {
 				d.checkNoCache(t, dump, "dump level 31")
 			case option == "-E -d 31":
 				d.checkNoCache(t, dump, "a level that the file does not tell")
+			case option == "-c -d 17" || option == "-E -d 16":
+				d.checkSame(t, dump)
+				d.checkCut(t, dump)
 			default:
 				d.checkSame(t, dump)
 			}
@@ -297,6 +300,46 @@ func runMakedumpfile(t *testing.T, tool, vmcore string, options []string) string
 		t.Fatalf("%v: %v: %s", cmd.Args, err, messages.String())
 	}
 	return out
+}
+
+// checkCut cuts a quarter off a dump: what is left is right, and the rest is known to be missing.
+func (d *dead) checkCut(t *testing.T, path string) {
+	stat, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, stat.Size()/4*3); err != nil {
+		t.Fatal(err)
+	}
+	mem, err := ram.OpenFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	if info := mem.(ram.Described).Info(); !info.Truncated || !strings.Contains(info.Advice(), "cut off") {
+		t.Errorf("%+v", info)
+	}
+	there, missing := 0, 0
+	for _, piece := range d.pieces {
+		for part := range mem.(ram.Sparse).Touched(piece.Range()) {
+			for pa := part.Start; pa < part.End; pa += addr.PageSize {
+				got, err := mem.View(pa, addr.PageSize)
+				if err != nil {
+					missing++
+					continue
+				}
+				want, err := d.mem.View(pa, addr.PageSize)
+				if err != nil || !bytes.Equal(got, want) {
+					t.Fatalf("%v: %v", pa, err)
+				}
+				there++
+			}
+		}
+	}
+	t.Logf("%d pages are there, %d that are listed are not", there, missing)
+	if there < 1000 {
+		t.Error("nearly nothing was left")
+	}
 }
 
 // checkSplit wants both parts of a dump, in any order, to be the whole, and each alone
