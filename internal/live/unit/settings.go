@@ -1,0 +1,237 @@
+package unit
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// refused are settings that a service may depend on, and that only systemd can carry out
+// (systemd.exec(5), systemd.service(5)).
+var refused = []string{
+	"AmbientCapabilities", "RootDirectory", "RootImage", "BindPaths", "BindReadOnlyPaths", "MountImages", "ExtensionImages", "Sockets",
+	"LoadCredential", "LoadCredentialEncrypted", "SetCredential", "SetCredentialEncrypted", "ImportCredential", "ExecCondition",
+	"PAMName", "NetworkNamespacePath", "PassEnvironment", "OpenFile", "PrivateUsers", "PrivateNetwork", "TTYPath",
+}
+
+// managed are settings about what systemd does with a service that runs or has ended: the
+// agent does so in its own way.
+var managed = []string{
+	"Restart", "RestartSec", "ExecReload", "ExecStop", "ExecStopPost", "ExecStartPost", "KillMode", "KillSignal", "TimeoutSec", "TimeoutStartSec",
+	"TimeoutStopSec", "PIDFile", "NotifyAccess", "RemainAfterExit", "SuccessExitStatus", "RestartPreventExitStatus", "StandardOutput",
+	"StandardError", "SyslogIdentifier", "OOMScoreAdjust", "WatchdogSec", "Slice", "Delegate", "TasksMax", "SendSIGKILL", "RuntimeDirectoryPreserve",
+	"OOMPolicy", "GuessMainPID", "BusName", "KeyringMode", "IgnoreSIGPIPE",
+}
+
+// homes are the directories of a service, by setting, and where they lie.
+var homes = map[string]string{
+	"RuntimeDirectory": "/run", "StateDirectory": "/var/lib", "CacheDirectory": "/var/cache", "LogsDirectory": "/var/log",
+}
+
+// reader makes a unit of its settings.
+type reader struct {
+	unit  *Unit
+	kind  string
+	mains []Command
+	modes map[string]os.FileMode // by setting of homes
+	dirs  []struct{ home, path string }
+}
+
+func (r *reader) set(s setting) (err error) {
+	u := r.unit
+	if home, ok := strings.CutSuffix(s.key, "Mode"); ok && homes[home] != "" {
+		r.modes[home], err = parseMode(s.value)
+		return err
+	}
+	if homes[s.key] != "" {
+		return r.directories(s)
+	}
+	switch s.key {
+	case "Type":
+		r.kind = s.value
+	case "ExecStart":
+		return addCommand(&r.mains, u.Name, s.value)
+	case "ExecStartPre":
+		return addCommand(&u.Before, u.Name, s.value)
+	case "Environment":
+		return addWords(&u.Env, s.value, u.Name)
+	case "EnvironmentFile":
+		return u.addFile(s.value)
+	case "User":
+		u.User, err = specify(s.value, u.Name)
+	case "Group":
+		u.Group, err = specify(s.value, u.Name)
+	case "SupplementaryGroups":
+		return addWords(&u.Groups, s.value, u.Name)
+	case "WorkingDirectory":
+		if strings.HasPrefix(s.value, "-") || s.value == "~" {
+			return errors.New("only a path is understood here")
+		}
+		u.Dir, err = specify(s.value, u.Name)
+	case "UMask":
+		u.Umask, err = parseMode(s.value)
+	case "LimitNOFILE":
+		_, most, _ := strings.Cut(s.value, ":")
+		if most == "" {
+			most = s.value
+		}
+		if most != "infinity" {
+			u.Files, err = strconv.ParseUint(most, 10, 32)
+		}
+	case "DynamicUser":
+		if parseBool(s.value) {
+			return errors.New("there is no such user without systemd")
+		}
+	case "StandardInput":
+		if s.value != "null" {
+			return errors.New("only null is understood here")
+		}
+	default:
+		return r.leave(s)
+	}
+	return err
+}
+
+// leave is for what is not carried out.
+func (r *reader) leave(s setting) error {
+	switch {
+	case s.value == "" || slices.Contains(managed, s.key):
+	case slices.Contains(refused, s.key):
+		if b := strings.ToLower(s.value); b != "no" && b != "false" && b != "0" && b != "off" {
+			return errors.New("this cannot be done without systemd")
+		}
+	case !slices.Contains(r.unit.Omitted, s.key):
+		r.unit.Omitted = append(r.unit.Omitted, s.key)
+	}
+	return nil
+}
+
+func (r *reader) directories(s setting) error {
+	var words []string
+	if err := addWords(&words, s.value, r.unit.Name); err != nil {
+		return err
+	}
+	for _, w := range words {
+		if strings.HasPrefix(w, "/") || strings.ContainsAny(w, ":") || slices.Contains(strings.Split(w, "/"), "..") {
+			return fmt.Errorf("%q is no directory below %s", w, homes[s.key])
+		}
+		r.dirs = append(r.dirs, struct{ home, path string }{s.key, homes[s.key] + "/" + w})
+	}
+	return nil
+}
+
+func (r *reader) finish() error {
+	u := r.unit
+	if !slices.Contains([]string{"simple", "exec", "notify", "notify-reload"}, r.kind) {
+		return fmt.Errorf("it is of Type=%s: only a service that stays in the foreground can be started without systemd (simple, exec, notify); a drop-in that has it do so helps", r.kind)
+	}
+	if len(r.mains) != 1 {
+		return fmt.Errorf("it has %d commands: one is to be started", len(r.mains))
+	}
+	u.Main = r.mains[0]
+	for _, d := range r.dirs {
+		mode, ok := r.modes[d.home]
+		if !ok {
+			mode = 0o755
+		}
+		u.Dirs = append(u.Dirs, Dir{d.path, mode})
+	}
+	return nil
+}
+
+// addCommand adds a command line; an empty one takes those before away.
+func addCommand(to *[]Command, name, value string) error {
+	if value == "" {
+		*to = nil
+		return nil
+	}
+	var c Command
+	rest := strings.TrimLeft(value, "-@:+!")
+	for _, p := range value[:len(value)-len(rest)] {
+		switch p {
+		case '-':
+			c.Ignore = true
+		case '+', '!':
+			c.Root = true
+		default:
+			return fmt.Errorf("the prefix %c is not understood here", p)
+		}
+	}
+	if err := addWords(&c.Words, rest, name); err != nil {
+		return err
+	}
+	switch {
+	case len(c.Words) == 0:
+		return errors.New("no command")
+	case slices.Contains(c.Words, ";"):
+		return errors.New("more than one command on a line")
+	}
+	*to = append(*to, c)
+	return nil
+}
+
+// addWords adds the words of a value; an empty one takes those before away.
+func addWords(to *[]string, value, name string) error {
+	if value == "" {
+		*to = nil
+		return nil
+	}
+	words, err := split(value)
+	if err != nil {
+		return err
+	}
+	for _, w := range words {
+		if w, err = specify(w, name); err != nil {
+			return err
+		}
+		*to = append(*to, w)
+	}
+	return nil
+}
+
+func (u *Unit) addFile(value string) error {
+	if value == "" {
+		u.EnvFiles = nil
+		return nil
+	}
+	p, optional := strings.CutPrefix(value, "-")
+	if strings.ContainsAny(p, "*?[") {
+		return errors.New("a pattern is not understood here")
+	}
+	p, err := specify(p, u.Name)
+	u.EnvFiles = append(u.EnvFiles, File{p, optional})
+	return err
+}
+
+// specify puts in what %n, %N and %p stand for (systemd.unit(5), "SPECIFIERS"); others are
+// refused.
+func specify(word, name string) (string, error) {
+	var out strings.Builder
+	for i := 0; i < len(word); i++ {
+		if word[i] != '%' {
+			out.WriteByte(word[i])
+			continue
+		}
+		if i++; i == len(word) {
+			return "", fmt.Errorf("a %% at the end of %.40q", word)
+		}
+		switch word[i] {
+		case '%':
+			out.WriteByte('%')
+		case 'n':
+			out.WriteString(name)
+		case 'N', 'p':
+			out.WriteString(strings.TrimSuffix(name, ".service"))
+		case 't':
+			out.WriteString("/run")
+		case 'S':
+			out.WriteString("/var/lib")
+		default:
+			return "", fmt.Errorf("%%%c is not understood here", word[i])
+		}
+	}
+	return out.String(), nil
+}

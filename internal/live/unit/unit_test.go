@@ -1,0 +1,153 @@
+package unit
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+)
+
+// lighttpd is a unit as Debian has it, shortened (lighttpd 1.4.69, lighttpd.service).
+const lighttpd = `[Unit]
+Description=Lighttpd Daemon
+After=network-online.target
+
+[Service]
+Type=simple
+PIDFile=/run/lighttpd.pid
+ExecStartPre=/usr/sbin/lighttpd -tt -f /etc/lighttpd/lighttpd.conf
+ExecStart=/usr/sbin/lighttpd -D \
+# in the middle
+  -f /etc/lighttpd/lighttpd.conf
+ExecReload=/bin/kill -USR1 $MAINPID
+Restart=on-failure
+ProtectSystem=full
+
+[Install]
+WantedBy=multi-user.target
+`
+
+// tree is a root file system with a unit a.service.
+func tree(text string) fstest.MapFS {
+	return fstest.MapFS{"usr/lib/systemd/system/a.service": &fstest.MapFile{Data: []byte(text)}}
+}
+
+func TestLoad(t *testing.T) {
+	root := tree(lighttpd)
+	root["etc/systemd/system/a.service.d/20-user.conf"] = &fstest.MapFile{Data: []byte("[Service]\nUser=www-data\nRuntimeDirectory=%N sub/x\nRuntimeDirectoryMode=0750\n")}
+	root["usr/lib/systemd/system/a.service.d/10-pre.conf"] = &fstest.MapFile{Data: []byte("[Service]\nExecStartPre=\nExecStartPre=-+/bin/true 'a b'\nLimitNOFILE=100:4096\n")}
+	u, err := Load(root, "a.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := strings.Join(u.Main.Words, "|"), "/usr/sbin/lighttpd|-D|-f|/etc/lighttpd/lighttpd.conf"; got != want {
+		t.Errorf("the command is %s", got)
+	}
+	if len(u.Before) != 1 || !u.Before[0].Ignore || !u.Before[0].Root || !slices.Equal(u.Before[0].Words, []string{"/bin/true", "a b"}) {
+		t.Errorf("before it runs %+v", u.Before)
+	}
+	if want := []Dir{{"/run/a", 0o750}, {"/run/sub/x", 0o750}}; !slices.Equal(u.Dirs, want) {
+		t.Errorf("its directories are %+v", u.Dirs)
+	}
+	if u.User != "www-data" || u.Files != 4096 || !slices.Equal(u.Omitted, []string{"ProtectSystem"}) {
+		t.Errorf("%+v", u)
+	}
+}
+
+// TestFirstPlace: the administrator's file counts, and not that of the package.
+func TestFirstPlace(t *testing.T) {
+	root := tree("[Service]\nExecStart=/bin/package\n")
+	root["etc/systemd/system/a.service"] = &fstest.MapFile{Data: []byte("[Service]\nExecStart=/bin/ours\n")}
+	u, err := Load(root, "a.service")
+	if err != nil || u.Main.Words[0] != "/bin/ours" {
+		t.Errorf("%+v, %v", u, err)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	for _, c := range []struct{ text, why string }{
+		{"[Service]\nType=forking\nExecStart=/bin/a\n", "Type=forking"},
+		{"[Service]\nType=oneshot\nExecStart=/bin/a\n", "Type=oneshot"},
+		{"[Service]\nExecStart=/bin/a\nExecStart=/bin/b\n", "2 commands"},
+		{"[Service]\nUser=a\n", "0 commands"},
+		{"[Service]\nExecStart=/bin/a ; /bin/b\n", "more than one"},
+		{"[Service]\nExecStart=/bin/a %i\n", "%i"},
+		{"[Service]\nExecStart=@/bin/a b\n", "prefix @"},
+		{"[Service]\nExecStart=/bin/a 'b\n", "quote"},
+		{"[Service]\nExecStart=/bin/a\nDynamicUser=yes\n", "DynamicUser"},
+		{"[Service]\nExecStart=/bin/a\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n", "AmbientCapabilities"},
+		{"[Service]\nExecStart=/bin/a\nStateDirectory=../x\n", "StateDirectory"},
+		{"[Service]\nExecStart=/bin/a \\", "no more"},
+		{"[Service\nExecStart=/bin/a\n", "section"},
+		{"[Service]\nExecStart\n", "assignment"},
+	} {
+		if u, err := Load(tree(c.text), "a.service"); err == nil || !strings.Contains(err.Error(), c.why) {
+			t.Errorf("%q: %+v, %v", c.text, u, err)
+		}
+	}
+	for _, name := range []string{"b.service", "a@b.service", "../a.service", "a.socket", ".service", ""} {
+		if u, err := Load(tree(lighttpd), name); err == nil {
+			t.Errorf("%q is %+v", name, u)
+		}
+	}
+}
+
+// TestNot: what says that something is not to be is no reason to refuse.
+func TestNot(t *testing.T) {
+	u, err := Load(tree("[Service]\nExecStart=/bin/a\nPrivateUsers=no\nDynamicUser=false\nAmbientCapabilities=\n"), "a.service")
+	if err != nil || len(u.Omitted) > 0 {
+		t.Errorf("%+v, %v", u, err)
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	root := tree("[Service]\nExecStart=/bin/a $OPTIONS ${A}-$$ $NONE '$A b'\nEnvironment=A=1 \"B=2 3\"\nEnvironmentFile=/etc/default/a\nEnvironmentFile=-/etc/none\n")
+	root["etc/default/a"] = &fstest.MapFile{Data: []byte("# options\nOPTIONS=\"-x -y\"\nA=4\n")}
+	u, err := Load(root, "a.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	env, err := u.Environment(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(env[2:], "|"); got != "A=4|B=2 3|OPTIONS=-x -y" {
+		t.Errorf("the environment is %s", got)
+	}
+	if got := strings.Join(u.Main.Expand(env), "|"); got != "/bin/a|-x|-y|4-$|$A b" {
+		t.Errorf("the command is %s", got)
+	}
+	delete(root, "etc/default/a")
+	if env, err := u.Environment(root); err == nil {
+		t.Errorf("without a file that must be there the environment is %v", env)
+	}
+}
+
+// FuzzLoad: what is understood has a command, and its words are those of its environment.
+func FuzzLoad(f *testing.F) {
+	f.Add(lighttpd, "A=1\n")
+	f.Add("[Service]\nExecStart=/bin/a \"b \\\" c\" ${X} $Y\nEnvironment=X=%n\nEnvironmentFile=-/e\n", "Y='1 2'\n")
+	f.Fuzz(func(t *testing.T, text, env string) {
+		root := tree(text)
+		root["e"] = &fstest.MapFile{Data: []byte(env)}
+		u, err := Load(root, "a.service")
+		if err != nil {
+			return
+		}
+		if len(u.Main.Words) == 0 {
+			t.Fatal("no command")
+		}
+		for _, d := range u.Dirs {
+			if slices.Contains(strings.Split(d.Path, "/"), "..") {
+				t.Fatalf("a directory is %s", d.Path)
+			}
+		}
+		all, err := u.Environment(root)
+		if err != nil {
+			return
+		}
+		if words := u.Main.Expand(all); words[0] != u.Main.Words[0] {
+			t.Fatalf("the command became %q", words)
+		}
+	})
+}
