@@ -22,7 +22,7 @@ func metalCommand() *cobra.Command {
 		Use:   "metal",
 		Short: "Have an understudy beside this machine's own Linux, without a hypervisor",
 	}
-	cmd.AddCommand(metalCheckCommand(), metalParametersCommand(), metalInstallCommand(), metalRemoveCommand(), metalRunCommand(), metalStatusCommand(), metalReturnCommand())
+	cmd.AddCommand(metalCheckCommand(), metalParametersCommand(), metalInstallCommand(), metalRemoveCommand(), metalRunCommand(), metalStatusCommand(), metalReturnCommand(), metalEnterCommand())
 	return cmd
 }
 
@@ -113,8 +113,8 @@ understudy first.`,
 	return cmd
 }
 
-// understudy reads what is to be started.
-func (b *beside) understudy() (*metal.Understudy, error) {
+// understudy reads what is to be started, and says on w what of the role is not done.
+func (b *beside) understudy(w io.Writer) (*metal.Understudy, error) {
 	u := &metal.Understudy{Append: b.appended}
 	u.Config.Limit, u.Config.CPU = b.limit, b.beat.CPU
 	var err error
@@ -131,6 +131,13 @@ func (b *beside) understudy() (*metal.Understudy, error) {
 	if err := json.Unmarshal(role, &u.Config.Role); err != nil {
 		return nil, fmt.Errorf("read role %s: %w", b.role, err)
 	}
+	omitted, err := metal.CheckRole(os.DirFS("/"), u.Config.Role)
+	if err != nil {
+		return nil, fmt.Errorf("role %s: %w", b.role, err)
+	}
+	for _, line := range omitted {
+		fmt.Fprintln(w, line)
+	}
 	u.TSC, err = metal.TSC()
 	return u, err
 }
@@ -144,7 +151,7 @@ func (b *beside) run(ctx context.Context, w io.Writer) error {
 		return fmt.Errorf("another metal run keeps an understudy already: %w", err)
 	}
 	defer lock.Close()
-	u, err := b.understudy()
+	u, err := b.understudy(w)
 	if err != nil {
 		return err
 	}

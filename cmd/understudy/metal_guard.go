@@ -107,3 +107,14 @@ func metalReturnCommand() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return bare.Return(cmd.Context()) },
 	}
 }
+
+// metalEnterCommand is what PID 1 of an understudy starts services by. It is not for users.
+func metalEnterCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "enter UNIT | COMMAND...",
+		Short:  "On an understudy that has taken over a root file system: become a service of it",
+		Args:   cobra.MinimumNArgs(1),
+		Hidden: true,
+		RunE:   func(_ *cobra.Command, args []string) error { return bare.Enter(args) },
+	}
+}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -52,7 +54,7 @@ type installation struct {
 	reserve
 	release, role      string
 	mounts, interfaces []string
-	files              []string
+	files, units       []string
 }
 
 func metalInstallCommand() *cobra.Command {
@@ -63,7 +65,7 @@ func metalInstallCommand() *cobra.Command {
 		Long: `Have this machine start an understudy at each boot, from the next one on: write the kernel
 parameters for GRUB, the understudy's image, and a systemd unit. The role says what is taken
 over; without, it is made of what is mounted on directories and the addresses of interfaces
-as they are now, with no services. understudy metal remove undoes it.`,
+as they are now, with the units given as its services. understudy metal remove undoes it.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := i.install(); err != nil {
@@ -78,6 +80,7 @@ as they are now, with no services. understudy metal remove undoes it.`,
 	cmd.Flags().StringVar(&i.role, "role", "", "what it takes over, JSON")
 	cmd.Flags().StringArrayVar(&i.mounts, "mount", nil, "directory on whose disk a file system is to be taken over")
 	cmd.Flags().StringArrayVar(&i.interfaces, "interface", nil, "network interface to be taken over")
+	cmd.Flags().StringArrayVar(&i.units, "unit", nil, "service of systemd's to be started from the root file system, NAME.service, with =PORT if it listens on a TCP port; needs --mount /")
 	cmd.Flags().StringArrayVar(&i.files, "add", nil, "file of this machine to put at the same path of the understudy's image")
 	return cmd
 }
@@ -154,7 +157,31 @@ func (i *installation) makeRole() ([]byte, error) {
 		}
 		role.NICs = append(role.NICs, n)
 	}
+	for _, u := range i.units {
+		s, err := serviceOf(u)
+		if err != nil {
+			return nil, err
+		}
+		role.Services = append(role.Services, s)
+	}
+	if _, err := metal.CheckRole(os.DirFS("/"), role); err != nil {
+		return nil, err
+	}
 	return json.MarshalIndent(role, "", "  ")
+}
+
+// serviceOf is what --unit says: NAME.service, or with =PORT.
+func serviceOf(text string) (wire.Service, error) {
+	name, port, ok := strings.Cut(text, "=")
+	s := wire.Service{Name: strings.TrimSuffix(name, ".service"), Unit: name}
+	if ok {
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil || n == 0 {
+			return s, fmt.Errorf("--unit %s: %q is no port", text, port)
+		}
+		s.Ready = int(n)
+	}
+	return s, nil
 }
 
 // image makes the understudy's, with drivers for what it takes over.

@@ -231,25 +231,8 @@ func testMetalTakeover(t *testing.T, m *barelab.Machine, d metalDevices, cause s
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
 	m.Append = parameters(t, ctx, m) + os.Getenv("METAL_DEBUG")
-	old := t.TempDir()
-	for i := range 4 {
-		if err := os.WriteFile(filepath.Join(old, fmt.Sprintf("old%d", i+1)), bytes.Repeat([]byte("old content"), 1000), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.Mkdir(filepath.Join(old, "cgi-bin"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(old, "cgi-bin/return"), []byte("#!/bin/sh\nexec /init metal return\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
 	disk := filepath.Join(m.Dir, "data.img")
-	if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 256<<20)); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("mkfs.ext4", "-q", "-d", old, disk).CombinedOutput(); err != nil {
-		t.Fatalf("mkfs: %v: %s", err, out)
-	}
+	makeData(t, disk)
 	ns, err := netns.New()
 	if err != nil {
 		t.Fatal(err)
@@ -346,6 +329,36 @@ func testMetalTakeover(t *testing.T, m *barelab.Machine, d metalDevices, cause s
 		return b
 	})
 }
+
+// makeData makes a disk with four files, and what gives the machine back if a web server runs
+// it.
+func makeData(t *testing.T, disk string) {
+	t.Helper()
+	old := t.TempDir()
+	for i := range 4 {
+		if err := os.WriteFile(filepath.Join(old, fmt.Sprintf("old%d", i+1)), bytes.Repeat([]byte("old content"), 1000), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(old, "cgi-bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(old, "cgi-bin/return"), []byte(returnScript), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 256<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-L", "data", "-d", old, disk).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs: %v: %s", err, out)
+	}
+}
+
+// returnScript runs this program by one of the paths that it has.
+const returnScript = `#!/bin/sh
+[ -x /usr/local/bin/understudy ] && exec /usr/local/bin/understudy metal return
+exec /init metal return
+`
 
 // get fetches a file; one that is not there is nil.
 func get(c *http.Client, url string) ([]byte, error) {

@@ -68,7 +68,7 @@ func (i Image) WriteFile(path string) error {
 	return initramfs.WriteFile(path, initramfs.Spec{Init: busybox, ModulesDir: i.Modules, Modules: modules, Files: files})
 }
 
-// Machine is one run of the machine.
+// Machine is one run of the machine. Without a kernel it boots from its first disk.
 type Machine struct {
 	Kernel, Image string
 	Append        string   // further kernel parameters
@@ -104,9 +104,11 @@ func (m *Machine) Start(ctx context.Context) (*Running, error) {
 	args := slices.Concat([]string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-m", "4G", "-smp", fmt.Sprint(cpus),
 		"-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off,cx16=off", "-no-reboot",
-		"-kernel", m.Kernel, "-initrd", m.Image, "-append", strings.TrimSpace(parameters + " " + m.Append),
 		"-serial", "file:" + m.console(0), "-serial", "file:" + m.console(1),
 	}, m.Devices)
+	if m.Kernel != "" {
+		args = append(args, "-kernel", m.Kernel, "-initrd", m.Image, "-append", strings.TrimSpace(parameters+" "+m.Append))
+	}
 	r := &Running{Machine: m, ended: make(chan struct{})}
 	r.cmd = exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	r.cmd.Stdout, r.cmd.Stderr, r.cmd.ExtraFiles = &r.said, &r.said, m.Files

@@ -151,15 +151,27 @@ func (s *service) isStopped() bool {
 	return s.stopped
 }
 
-// stop ends the services, last started first, and unmounts the shared disks.
+// stop ends the services, and unmounts the shared disks.
 func (a *Agent) stop(ctx context.Context, _ none) (none, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.endServices()
+	return none{}, errors.Join(a.stopNFS(), a.unmountAll(ctx))
+}
+
+// EndServices ends the services that are commands, and leaves the disks mounted.
+func (a *Agent) EndServices() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.endServices()
+}
+
+// endServices ends them, last started first.
+func (a *Agent) endServices() {
 	for i := len(a.services) - 1; i >= 0; i-- {
 		a.services[i].end(2 * time.Second)
 	}
 	a.services = nil
-	return none{}, errors.Join(a.stopNFS(), a.unmountAll(ctx))
 }
 
 // end asks the service's whole session to end, and after grace makes it.

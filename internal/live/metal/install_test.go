@@ -80,7 +80,7 @@ func TestDiskOf(t *testing.T) {
 		{"volume", line("253:0", "/srv", "ext4"), "/srv", wire.Disk{}},
 		{"no serial number", line("8:0", "/srv", "ext4"), "/srv", wire.Disk{}},
 		{"another type", line("254:0", "/srv", "xfs"), "/srv", wire.Disk{}},
-		{"root", line("254:0", "/", "ext4"), "/", wire.Disk{}},
+		{"root", line("254:0", "/", "ext4"), "/", wire.Disk{Name: "data", Type: "ext4", Mount: "/"}},
 		{"not mounted", line("254:0", "/srv", "ext4"), "/home", wire.Disk{}},
 		{"unknown device", line("7:7", "/srv", "ext4"), "/srv", wire.Disk{}},
 	} {
@@ -103,5 +103,34 @@ func TestDriversOf(t *testing.T) {
 	}
 	if got, err := DriversOf(files, []string{"eth1"}, nil); err == nil {
 		t.Errorf("an interface that is not there has drivers %v", got)
+	}
+}
+
+func TestCheckRole(t *testing.T) {
+	files := fstest.MapFS{
+		"usr/lib/systemd/system/web.service":  &fstest.MapFile{Data: []byte("[Service]\nExecStart=/bin/web\nPrivateTmp=yes\n")},
+		"usr/lib/systemd/system/fork.service": &fstest.MapFile{Data: []byte("[Service]\nType=forking\nExecStart=/bin/web\n")},
+	}
+	rooted := []wire.Disk{{Name: "a", Type: "ext4", Mount: "/srv"}, {Name: "b", Type: "ext4", Mount: "/"}}
+	for _, c := range []struct {
+		name  string
+		role  wire.Config
+		wrong string // empty: it is right
+	}{
+		{"command", wire.Config{Services: []wire.Service{{Name: "web", Command: []string{"web"}}}}, ""},
+		{"unit", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "web.service"}}}, ""},
+		{"no root", wire.Config{Disks: rooted[:1], Services: []wire.Service{{Name: "web", Unit: "web.service"}}}, "have / among the disks"},
+		{"forking", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "fork.service"}}}, "Type=forking"},
+		{"absent", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "none.service"}}}, "no such unit"},
+		{"both", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "web.service", Command: []string{"web"}}}}, "give one of them"},
+		{"neither", wire.Config{Services: []wire.Service{{Name: "web"}}}, "neither"},
+	} {
+		omitted, err := CheckRole(files, c.role)
+		switch {
+		case c.wrong == "" && err != nil, c.wrong != "" && (err == nil || !strings.Contains(err.Error(), c.wrong)):
+			t.Errorf("%s: %v", c.name, err)
+		case c.name == "unit" && (len(omitted) != 1 || !strings.Contains(omitted[0], "PrivateTmp")):
+			t.Errorf("%s: omitted are %q", c.name, omitted)
+		}
 	}
 }

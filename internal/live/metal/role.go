@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"understudy.dev/understudy/internal/live/unit"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -26,14 +27,39 @@ func DiskOf(root fs.FS, mount string) (d wire.Disk, err error) {
 	if !slices.Contains(taken, m.kind) {
 		return d, fmt.Errorf("%s has a file system of type %s: %v can be taken over", mount, m.kind, taken)
 	}
-	if mount == "/" {
-		return d, fmt.Errorf("the root file system cannot be taken over yet: put what is to be on a disk of its own")
-	}
 	serial, err := serialOf(root, m.device)
 	if err != nil {
 		return d, fmt.Errorf("%s: %w", mount, err)
 	}
 	return wire.Disk{Name: serial, Type: m.kind, Mount: mount}, nil
+}
+
+// CheckRole says what of a role cannot be done with this machine: a service that is to run
+// from its root file system must be there, and its unit be one that can be started without
+// systemd. omitted are the settings of units that are not carried out then, a line for each
+// unit. root is os.DirFS("/").
+func CheckRole(root fs.FS, role wire.Config) (omitted []string, err error) {
+	rooted := slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return d.Mount == "/" })
+	for _, s := range role.Services {
+		switch {
+		case s.Unit == "" && len(s.Command) == 0:
+			return nil, fmt.Errorf("service %s has neither a command nor a unit", s.Name)
+		case s.Unit == "":
+		case len(s.Command) > 0:
+			return nil, fmt.Errorf("service %s has a command and a unit: give one of them", s.Name)
+		case !rooted:
+			return nil, fmt.Errorf("service %s is unit %s of the root file system, which is not taken over: have / among the disks", s.Name, s.Unit)
+		default:
+			u, err := unit.Load(root, s.Unit)
+			if err != nil {
+				return nil, fmt.Errorf("service %s: %w", s.Name, err)
+			}
+			if len(u.Omitted) > 0 {
+				omitted = append(omitted, fmt.Sprintf("%s: not done on the understudy: %s", s.Unit, strings.Join(u.Omitted, ", ")))
+			}
+		}
+	}
+	return omitted, nil
 }
 
 // mountPoint is a line of /proc/self/mountinfo (proc(5)).

@@ -81,6 +81,9 @@ type Service struct {
 	Name    string   `json:"name"`
 	Command []string `json:"command"`
 	Ready   int      `json:"ready,omitempty"` // TCP port that answers once it is ready
+	// Unit is a service of systemd's, in the place of Command, of a root file system that
+	// is taken over: on bare machines only.
+	Unit string `json:"unit,omitempty"`
 }
 
 // Beat says how often the agent counts on its beat page, and within which limits it must

@@ -27,6 +27,7 @@ const nmiEntry = "asm_exc_nmi"
 // machine is what a takeover does to the machine that this kernel runs on.
 type machine struct {
 	self    *metal.Self
+	role    wire.Config // as this kernel carries it out
 	agent   *agent.Agent
 	morgue  *morgue.Morgue
 	nmi     uint64 // physical address of the dead kernel's nmiEntry
@@ -80,6 +81,9 @@ func (m *machine) HandOver(_ context.Context, disk string) error {
 func (m *machine) Mount(ctx context.Context, disk string, check bool) (*wire.Check, error) {
 	var result wire.MountResult
 	err := m.agent.Do(ctx, wire.Mount, wire.MountRequest{Disk: disk, Check: check}, &result)
+	if err == nil && m.isRoot(disk) {
+		err = furnish()
+	}
 	return result.Check, err
 }
 
@@ -90,7 +94,7 @@ func (m *machine) Name(ctx context.Context, r wire.NameRequest) (result wire.Nam
 func (m *machine) Staging(n int64) ([]byte, error) { return m.staging.reserve(n) }
 
 func (m *machine) Apply(_ context.Context, r wire.ApplyRequest) (result wire.ApplyResult, err error) {
-	for _, d := range m.self.Config.Role.Disks {
+	for _, d := range m.role.Disks {
 		if d.Name != r.Disk {
 			continue
 		}
@@ -108,12 +112,12 @@ func (m *machine) Start(ctx context.Context) error { return m.agent.Do(ctx, wire
 
 // GoLive brings the interfaces up, with the MACs and addresses that they had.
 func (m *machine) GoLive(ctx context.Context) error {
-	for _, n := range m.self.Config.Role.NICs {
+	for _, n := range m.role.NICs {
 		if err := agent.AwaitNIC(ctx, n.MAC, deviceLimit); err != nil {
 			return err
 		}
 	}
-	return m.agent.Do(ctx, wire.Configure, m.self.Config.Role, nil)
+	return m.agent.Do(ctx, wire.Configure, m.role, nil)
 }
 
 // Acquaint keeps the peers for Tell: the interfaces are not there yet.

@@ -53,9 +53,12 @@ func (m *machine) order(ctx context.Context, verb string, _ json.RawMessage) (an
 // own kernel then. If a disk stays busy, the services are started again, and nothing has
 // changed.
 func (m *machine) giveBack(ctx context.Context) error {
+	m.agent.EndServices()
+	clearOut() // services still had /proc and the like when they ended
 	if err := m.agent.Do(ctx, wire.Stop, nil, nil); err != nil {
-		for _, d := range m.self.Config.Role.Disks {
-			err = errors.Join(err, m.agent.Do(ctx, wire.Mount, wire.MountRequest{Disk: d.Name}, nil))
+		for _, d := range m.role.Disks {
+			_, mounted := m.Mount(ctx, d.Name, false)
+			err = errors.Join(err, mounted)
 		}
 		return errors.Join(err, m.agent.Do(ctx, wire.Start, nil, nil))
 	}

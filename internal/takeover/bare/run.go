@@ -76,7 +76,7 @@ func meet(ctx context.Context, self *metal.Self, a *agent.Agent) (*machine, erro
 	if err != nil {
 		return nil, err
 	}
-	m := &machine{self: self, agent: a, morgue: morgue.New(memory), images: make(map[string]*image)}
+	m := &machine{self: self, role: within(self.Config.Role), agent: a, morgue: morgue.New(memory), images: make(map[string]*image)}
 	if err := m.morgue.Prepare(ctx); err != nil {
 		return nil, err
 	}
@@ -84,7 +84,7 @@ func meet(ctx context.Context, self *metal.Self, a *agent.Agent) (*machine, erro
 		return nil, fmt.Errorf("find what the other kernel runs at an NMI: %w", err)
 	}
 	// The interfaces are not there yet.
-	role := self.Config.Role
+	role := m.role
 	role.NICs, role.Beat = nil, wire.Beat{}
 	return m, a.Do(ctx, wire.Configure, role, nil)
 }
@@ -94,9 +94,9 @@ func (m *machine) takeOver(ctx context.Context, v liveness.Verdict) (*Report, er
 	t := takeover.NewTimeline(v.At)
 	o := takeover.Options{
 		Salvager: m.morgue, SyncFirst: true,
-		Witness: m.morgue, Notice: notice(m.self.Config.Role.NICs),
+		Witness: m.morgue, Notice: notice(m.role.NICs),
 	}
-	for _, d := range m.self.Config.Role.Disks {
+	for _, d := range m.role.Disks {
 		o.Disks = append(o.Disks, d.Name)
 	}
 	serving, err := takeover.Run(ctx, m, t, o)

@@ -1,0 +1,232 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/internal/lab/barelab"
+	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/netns"
+	"understudy.dev/understudy/internal/takeover/bare"
+)
+
+// debianInstall is what the administrator does at the first boot; the rest is what the
+// machine does at the second, once it is protected. What it leaves in memory only is on the
+// root file system too: the configuration of its web server, and a report whose name was
+// another's.
+const debianInstall = `
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+if ! grep -q understudy.metal /proc/cmdline; then
+  understudy metal install --mount / --mount /srv --interface eth0 --unit lighttpd.service=80 || echo FAILED install
+  cat /var/lib/understudy/metal/role.json
+  echo INSTALLED
+  systemctl reboot
+  exit
+fi
+n=0
+until understudy metal status | grep -q '^protected'; do
+  sleep 0.5
+  n=$((n + 1))
+  [ $n -lt 600 ] || { journalctl -u understudy-metal; understudy metal status -v; echo FAILED protected; systemctl poweroff; }
+done
+echo PROTECTED
+understudy metal check
+for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_ratio=89 vm/dirty_ratio=90; do
+  echo ${s#*=} > /proc/sys/${s%=*}
+done
+mount -o remount,commit=86400 / && mount -o remount,commit=86400 /srv || echo FAILED remount
+systemctl stop systemd-journald.socket systemd-journald-dev-log.socket systemd-journald-audit.socket systemd-journald
+sync
+cat > /etc/lighttpd/lighttpd.conf.new <<END
+server.document-root = "/"
+server.pid-file = "/run/lighttpd.pid"
+server.modules = ( "mod_cgi" )
+cgi.assign = ( "/cgi-bin/return" => "" )
+server.port = 80
+END
+mv /etc/lighttpd/lighttpd.conf.new /etc/lighttpd/lighttpd.conf
+cd /
+mkdir srv/new var/lib/new
+for n in 1 2 3 4 5 6 7 8 9 10; do
+  head -c $((n * 7919)) /dev/urandom > srv/new/file$n
+  head -c $((n * 5003)) /dev/urandom > var/lib/new/file$n
+done
+head -c 20000000 /dev/urandom > srv/new/large
+mv srv/old1 srv/new/renamed
+mv var/lib/new/file3 var/lib/moved
+mv srv/new/file3 srv/old2
+rm srv/old3 etc/motd
+for f in srv/new/* srv/old2 var/lib/new/* var/lib/moved etc/lighttpd/lighttpd.conf; do
+  echo "SUM $(sha256sum $f)"
+done
+echo DYING
+echo c > /proc/sysrq-trigger
+`
+
+// TestMetalDebian: on a machine with Debian, metal install and one more boot are all that
+// protects it. After the kernel's death the understudy has its root file system and its
+// data, and its web server runs from there, with a configuration that was in memory only.
+func TestMetalDebian(t *testing.T) {
+	tier.Full(t, "a machine with Debian and systemd, installed and booted by GRUB")
+	t.Run("virtio", func(t *testing.T) { testMetalDebian(t, "default", virtio) })
+	t.Run("nvme", func(t *testing.T) { testMetalDebian(t, "default", metalDevices{disk: "nvme", nic: "virtio-net-pci"}) })
+}
+
+func testMetalDebian(t *testing.T, kernel string, d metalDevices) {
+	vm(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*metalLimit)
+	defer cancel()
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	if err := os.WriteFile(in("lab"), []byte(debianInstall), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := barelab.Debian(in("root.img"), kernel, []barelab.File{
+		{Path: "/usr/local/bin/understudy", Source: binary, Executable: true}, {Path: "/lab", Source: in("lab")},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	makeData(t, in("data.img"))
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	tap, err := ns.Tap("tap0", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close()
+	if err := ns.AddAddr("tap0", netip.MustParsePrefix("10.77.0.1/24")); err != nil {
+		t.Fatal(err)
+	}
+	m := &barelab.Machine{Dir: dir, Files: []*os.File{tap}, Devices: []string{
+		"-drive", "if=none,id=root,format=raw,file=" + in("root.img"), "-device", d.disk + ",drive=root,serial=root,bootindex=0",
+		"-drive", "if=none,id=data,format=raw,file=" + in("data.img"), "-device", d.disk + ",drive=data,serial=data",
+		"-netdev", "tap,id=lan,fd=3", "-device", d.nic + ",netdev=lan,mac=52:54:00:00:00:02,romfile=",
+	}}
+	console := bootToEnd(t, ctx, m)
+	t.Logf("at the first boot:\n%s", console)
+	if !strings.Contains(console, "INSTALLED") || strings.Contains(console, "FAILED") {
+		t.Fatal("it is not installed")
+	}
+	r, err := m.Start(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := r.Stop(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() || testing.Verbose() {
+			t.Logf("console:\n%s\nsecond:\n%s", r.Console(), r.Second())
+		}
+	}()
+	if err := r.Await(ctx, "DYING"); err != nil {
+		t.Fatal(err)
+	}
+	died := time.Now()
+	client := &http.Client{Transport: &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true}, Timeout: 5 * time.Second}
+	fetch := func(path string) []byte {
+		for {
+			b, err := get(client, "http://10.77.0.2"+path)
+			if err == nil {
+				return b
+			}
+			if ctx.Err() != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	fetch("/srv/old2")
+	t.Logf("served again after %v", time.Since(died))
+	checkDebian(t, r.Console(), fetch)
+	if mac, err := ns.Neighbor(netip.MustParseAddr("10.77.0.2")); err != nil || mac.String() != "52:54:00:00:00:02" {
+		t.Errorf("the MAC is %v, %v", mac, err)
+	}
+	var report bare.Report
+	for len(report.Verdict) == 0 { // it is written when all is durable
+		if b := fetch("/run/understudy/takeover.json"); b != nil {
+			if err := json.Unmarshal(b, &report); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if !strings.HasPrefix(report.Verdict, "panic state: ") || len(report.Refused) > 0 || len(report.Commits) != 2 || !report.Durable {
+		t.Errorf("the report is %s: %+v", report.Verdict, report.Report)
+	}
+	for _, s := range report.Steps {
+		t.Logf("%-10s %8.1f ms to %8.1f", s.Name, s.Start, s.End)
+	}
+	if _, err := client.Get("http://10.77.0.2/srv/cgi-bin/return"); err == nil {
+		t.Error("the understudy did not give the machine back")
+	}
+	if err := r.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if err := barelab.Root(in("root.img"), in("root")); err != nil {
+		t.Fatal(err)
+	}
+	left := []string{lookInto(t, in("data.img")), lookInto(t, in("root"))}
+	checkDebian(t, r.Console(), func(path string) []byte {
+		at := left[1] + path
+		if rest, ok := strings.CutPrefix(path, "/srv/"); ok {
+			at = filepath.Join(left[0], rest)
+		}
+		b, err := os.ReadFile(at)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+		return b
+	})
+}
+
+// lookInto checks a file system that was unmounted, and takes its files out.
+func lookInto(t *testing.T, disk string) (dir string) {
+	t.Helper()
+	if out, err := exec.Command("e2fsck", "-fn", disk).CombinedOutput(); err != nil {
+		t.Errorf("e2fsck: %v: %s", err, out)
+	}
+	dir = t.TempDir()
+	if out, err := exec.Command("debugfs", "-R", "rdump / "+dir, disk).CombinedOutput(); err != nil {
+		t.Fatalf("debugfs: %v: %s", err, out)
+	}
+	return dir
+}
+
+// checkDebian compares what is served with what the dead kernel said, which it had in
+// memory only.
+func checkDebian(t *testing.T, console string, fetch func(path string) []byte) {
+	t.Helper()
+	sums := 0
+	for line := range strings.Lines(console) {
+		fields := strings.Fields(line)
+		if len(fields) != 3 || fields[0] != "SUM" {
+			continue
+		}
+		sums++
+		if got := fmt.Sprintf("%x", sha256.Sum256(fetch("/"+fields[2]))); got != fields[1] {
+			t.Errorf("%s is %s, and was %s", fields[2], got, fields[1])
+		}
+	}
+	if sums != 23 {
+		t.Fatalf("%d files were told of", sums)
+	}
+	for _, gone := range []string{"/srv/old1", "/srv/old3", "/srv/new/file3", "/var/lib/new/file3", "/etc/motd"} {
+		if fetch(gone) != nil {
+			t.Errorf("%s is there again", gone)
+		}
+	}
+}

@@ -1,0 +1,81 @@
+package bare
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// rootDir is where the dead kernel's root file system is mounted, if it is taken over. The
+// services run in it, with what it has of programs and configuration; its other disks are
+// mounted where it had them.
+const rootDir = "/sysroot"
+
+// within is a role as this kernel carries it out. A disk that is mounted in another comes
+// after it.
+func within(role wire.Config) wire.Config {
+	role.Disks = slices.SortedStableFunc(slices.Values(role.Disks), func(a, b wire.Disk) int { return cmp.Compare(a.Mount, b.Mount) })
+	if len(role.Disks) == 0 || role.Disks[0].Mount != "/" {
+		return role
+	}
+	for i := range role.Disks {
+		role.Disks[i].Mount = rootDir + role.Disks[i].Mount
+	}
+	role.Disks[0].Mount = rootDir
+	role.Services = slices.Clone(role.Services)
+	for i, s := range role.Services {
+		command := s.Command
+		if s.Unit != "" {
+			command = []string{s.Unit}
+		}
+		role.Services[i].Command = append([]string{"/init", "metal", "enter", "--"}, command...)
+	}
+	return role
+}
+
+// isRoot says whether a disk has the root file system.
+func (m *machine) isRoot(disk string) bool {
+	return slices.ContainsFunc(m.role.Disks, func(d wire.Disk) bool { return d.Name == disk && d.Mount == rootDir })
+}
+
+// shown are the directories of this kernel that are seen in the root file system too. Orders
+// to the understudy go through /run.
+var shown = []string{"/proc", "/sys", "/dev", "/run"}
+
+// devices are what a system has in /dev that this one has no need of itself.
+var devices = []struct{ at, kind, data string }{
+	{"/dev/pts", "devpts", "mode=620,ptmxmode=666,gid=5"}, // of tty, in Debian
+	{"/dev/shm", "tmpfs", "mode=1777"},
+}
+
+// furnish has the root file system show this kernel.
+func furnish() error {
+	for _, d := range devices {
+		err := os.MkdirAll(d.at, 0o755)
+		if err == nil {
+			err = unix.Mount(d.kind, d.at, d.kind, unix.MS_NOSUID|unix.MS_NOEXEC, d.data)
+		}
+		if err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s: %w", d.at, err)
+		}
+	}
+	for _, dir := range shown {
+		if err := unix.Mount(dir, rootDir+dir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("show %s in the root file system: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// clearOut undoes furnish, if it has been done.
+func clearOut() {
+	for _, dir := range slices.Backward(shown) {
+		_ = unix.Unmount(rootDir+dir, unix.MNT_DETACH) // it may not be mounted
+	}
+}
