@@ -7,7 +7,7 @@
 GO ?= go
 BEGAN := $(shell date +%s)
 
-.PHONY: build lab setup kernels vet check lint test test-quick test-full demo survive matrix matrix-wide oracle oracle-live fuzz nfs nfs-crashes bench deb clean
+.PHONY: build lab setup kernels vet check lint test test-quick test-full demo metal survive matrix matrix-wide oracle oracle-live fuzz nfs nfs-crashes bench deb clean
 
 # What --version says: the tag, or the last one with the commit.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -60,6 +60,13 @@ test-full: kernels build lab check
 # docs/RELIABILITY.md and out/survive.json.
 survive: kernels build lab
 	$(GO) run ./internal/lab/cmd/survive
+
+# Machines that die with an understudy beside them, RUNS times in each way; writes docs/METAL.md's last
+# part and out/metal.json. It fails unless all was exact.
+metal: RUNS ?= 10
+metal: kernels build lab
+	UNDERSTUDY_TIER=full $(GO) test -count 1 -timeout 12h -v -run '^TestMetalSeries$$' ./cmd/understudy \
+		-metal.runs $(RUNS) -metal.json $(CURDIR)/out/metal.json -metal.table $(CURDIR)/docs/METAL.md
 
 demo: setup lab
 	bin/understudy-lab demo

@@ -17,7 +17,6 @@ import (
 
 	"understudy.dev/understudy/internal/lab/barelab"
 	"understudy.dev/understudy/internal/lab/tier"
-	"understudy.dev/understudy/internal/live/netns"
 	"understudy.dev/understudy/internal/takeover/bare"
 )
 
@@ -98,24 +97,9 @@ func testMetalDebian(t *testing.T, kernel string, d metalDevices) {
 		t.Fatal(err)
 	}
 	makeData(t, in("data.img"))
-	ns, err := netns.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ns.Close()
-	tap, err := ns.Tap("tap0", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tap.Close()
-	if err := ns.AddAddr("tap0", netip.MustParsePrefix("10.77.0.1/24")); err != nil {
-		t.Fatal(err)
-	}
-	m := &barelab.Machine{Dir: dir, Files: []*os.File{tap}, Devices: []string{
-		"-drive", "if=none,id=root,format=raw,file=" + in("root.img"), "-device", d.disk + ",drive=root,serial=root,bootindex=0",
-		"-drive", "if=none,id=data,format=raw,file=" + in("data.img"), "-device", d.disk + ",drive=data,serial=data",
-		"-netdev", "tap,id=lan,fd=3", "-device", d.nic + ",netdev=lan,mac=52:54:00:00:00:02,romfile=",
-	}}
+	m := &barelab.Machine{Dir: dir}
+	ns := d.attach(t, m, in("data.img"))
+	m.Devices = append(m.Devices, "-drive", "if=none,id=root,format=raw,file="+in("root.img"), "-device", d.disk+",drive=root,serial=root,bootindex=0")
 	console := bootToEnd(t, ctx, m)
 	t.Logf("at the first boot:\n%s", console)
 	if !strings.Contains(console, "INSTALLED") || strings.Contains(console, "FAILED") {

@@ -152,7 +152,7 @@ poweroff -f
 
 // metalWork leaves files in memory only, and says what each must be. That the disk was not
 // written meanwhile is said too: the sectors written before and after.
-const metalWork = `
+const metalWorkOf = `
 for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_ratio=89 vm/dirty_ratio=90; do
   echo ${s#*=} > /proc/sys/${s%=*}
 done
@@ -171,7 +171,7 @@ mkdir new
 for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
   dd if=/dev/urandom of=new/file$n bs=$((n * 7919)) count=1 2>/dev/null
 done
-dd if=/dev/urandom of=new/large bs=1M count=20 2>/dev/null
+dd if=/dev/urandom of=new/large bs=1M count=LARGE 2>/dev/null
 dd if=/dev/urandom of=old1 bs=1000 seek=3 count=1 conv=notrunc 2>/dev/null
 mv old2 new/renamed
 mv new/file3 old3
@@ -181,6 +181,9 @@ while read name; do echo "SUM $(sha256sum $name)"; done < /tmp/names
 cat /sys/block/$DISK/stat | { read a b c d e f g rest; echo "WRITTEN $g"; }
 echo DYING
 `
+
+// metalWork is metalWorkOf with a large file of 20 MiB.
+var metalWork = strings.Replace(metalWorkOf, "LARGE", "20", 1)
 
 // TestMetalTakeover: the machine's own kernel dies, and the understudy beside it has every
 // file exactly as it was, at the same address and MAC.
@@ -227,22 +230,19 @@ var (
 	}
 )
 
-func testMetalTakeover(t *testing.T, m *barelab.Machine, d metalDevices, cause string) {
-	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
-	defer cancel()
-	m.Append = parameters(t, ctx, m) + os.Getenv("METAL_DEBUG")
-	disk := filepath.Join(m.Dir, "data.img")
-	makeData(t, disk)
+// attach gives a machine its disk, and a network of its own with the test: what it returns.
+func (d metalDevices) attach(t *testing.T, m *barelab.Machine, disk string) *netns.Namespace {
+	t.Helper()
 	ns, err := netns.New()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ns.Close()
+	t.Cleanup(func() { ns.Close() })
 	tap, err := ns.Tap("tap0", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tap.Close()
+	t.Cleanup(func() { tap.Close() })
 	if err := ns.AddAddr("tap0", netip.MustParsePrefix("10.77.0.1/24")); err != nil {
 		t.Fatal(err)
 	}
@@ -251,6 +251,28 @@ func testMetalTakeover(t *testing.T, m *barelab.Machine, d metalDevices, cause s
 		"-drive", "if=none,id=data,format=raw,file="+disk, "-device", d.disk+",drive=data,serial=data",
 		"-netdev", "tap,id=lan,fd=3", "-device", d.nic+",netdev=lan,mac=52:54:00:00:00:02,romfile=",
 	)
+	return ns
+}
+
+func testMetalTakeover(t *testing.T, m *barelab.Machine, d metalDevices, cause string) {
+	takeOverMetal(t, m, d, cause)
+}
+
+// metalTakeover is what a takeover was seen to be: served is how long nobody was from the
+// dead kernel's last word on.
+type metalTakeover struct {
+	served time.Duration
+	report bare.Report
+}
+
+// takeOverMetal runs a machine that dies, and has the test fail unless all is as it was.
+func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, cause string) (seen metalTakeover) {
+	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
+	defer cancel()
+	m.Append = parameters(t, ctx, m) + os.Getenv("METAL_DEBUG")
+	disk := filepath.Join(m.Dir, "data.img")
+	makeData(t, disk)
+	ns := d.attach(t, m, disk)
 	r, err := m.Start(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -281,15 +303,16 @@ func testMetalTakeover(t *testing.T, m *barelab.Machine, d metalDevices, cause s
 		}
 	}
 	fetch("/old1")
-	t.Logf("served again after %v", time.Since(died))
+	seen.served = time.Since(died)
+	t.Logf("served again after %v", seen.served)
 	checkFiles(t, r.Console(), fetch)
 	if mac, err := ns.Neighbor(netip.MustParseAddr("10.77.0.2")); err != nil || mac.String() != "52:54:00:00:00:02" {
 		t.Errorf("the MAC is %v, %v", mac, err)
 	}
-	var report bare.Report
+	report := &seen.report
 	for len(report.Verdict) == 0 { // it is written when all is durable
 		if b := fetch(":81/takeover.json"); b != nil {
-			if err := json.Unmarshal(b, &report); err != nil {
+			if err := json.Unmarshal(b, report); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -328,6 +351,7 @@ func testMetalTakeover(t *testing.T, m *barelab.Machine, d metalDevices, cause s
 		}
 		return b
 	})
+	return seen
 }
 
 // makeData makes a disk with four files, and what gives the machine back if a web server runs
