@@ -86,25 +86,9 @@ func testMetalDebian(t *testing.T, kernel string, d metalDevices) {
 	vm(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*metalLimit)
 	defer cancel()
-	dir := t.TempDir()
-	in := func(name string) string { return filepath.Join(dir, name) }
-	if err := os.WriteFile(in("lab"), []byte(debianInstall), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := barelab.Debian(in("root.img"), kernel, []barelab.File{
-		{Path: "/usr/local/bin/understudy", Source: binary, Executable: true}, {Path: "/lab", Source: in("lab")},
-	}); err != nil {
-		t.Fatal(err)
-	}
-	makeData(t, in("data.img"))
-	m := &barelab.Machine{Dir: dir}
-	ns := d.attach(t, m, in("data.img"))
-	m.Devices = append(m.Devices, "-drive", "if=none,id=root,format=raw,file="+in("root.img"), "-device", d.disk+",drive=root,serial=root,bootindex=0")
-	console := bootToEnd(t, ctx, m)
-	t.Logf("at the first boot:\n%s", console)
-	if !strings.Contains(console, "INSTALLED") || strings.Contains(console, "FAILED") {
-		t.Fatal("it is not installed")
-	}
+	m, ns := debianMachine(t, d, kernel, debianInstall, "{}")
+	installDebian(t, ctx, m)
+	in := func(name string) string { return filepath.Join(m.Dir, name) }
 	r, err := m.Start(ctx)
 	if err != nil {
 		t.Fatal(err)

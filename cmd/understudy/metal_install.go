@@ -115,7 +115,7 @@ func (i *installation) install() error {
 	if err := errors.Join(os.MkdirAll(metal.StateDir, 0o755), os.MkdirAll(filepath.Dir(metal.GRUBFile), 0o755)); err != nil {
 		return err
 	}
-	if err := i.image(filepath.Join(metal.StateDir, "understudy.cpio")); err != nil {
+	if err := i.image(role, filepath.Join(metal.StateDir, "understudy.cpio")); err != nil {
 		return err
 	}
 	for path, text := range map[string][]byte{
@@ -137,7 +137,13 @@ func (i *installation) makeRole() ([]byte, error) {
 		if err == nil {
 			err = json.Unmarshal(b, &role)
 		}
-		return b, err
+		if err == nil {
+			_, err = metal.CheckRole(os.DirFS("/"), role)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("role %s: %w", i.role, err)
+		}
+		return b, nil
 	}
 	if len(i.mounts) == 0 && len(i.interfaces) == 0 {
 		return nil, errors.New("nothing is to be taken over: give --role, or --mount and --interface")
@@ -184,13 +190,28 @@ func serviceOf(text string) (wire.Service, error) {
 	return s, nil
 }
 
-// image makes the understudy's, with drivers for what it takes over.
-func (i *installation) image(path string) error {
-	drivers, err := metal.DriversOf(os.DirFS("/"), i.interfaces, i.mounts)
+// image makes the understudy's, with drivers and programs for what it takes over.
+func (i *installation) image(role []byte, path string) error {
+	var c wire.Config
+	if err := json.Unmarshal(role, &c); err != nil {
+		return fmt.Errorf("read role: %w", err)
+	}
+	var mounts, interfaces []string
+	for _, d := range c.Disks {
+		mounts = append(mounts, d.Mount)
+	}
+	for _, n := range c.NICs {
+		name, err := metal.InterfaceOf(n.MAC)
+		if err != nil {
+			return err
+		}
+		interfaces = append(interfaces, name)
+	}
+	drivers, err := metal.DriversOf(os.DirFS("/"), interfaces, mounts)
 	if err != nil {
 		return err
 	}
-	image := guest.Image{Modules: "/lib/modules/" + i.release, Drivers: drivers}
+	image := guest.Image{Modules: "/lib/modules/" + i.release, Drivers: drivers, NFSServer: c.NFS != nil}
 	for _, f := range i.files {
 		more, err := initramfs.Add(f)
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -63,6 +64,20 @@ func addRoute(n *wire.NIC, r netlink.Route) {
 	default:
 		n.Routes = append(n.Routes, wire.Route{To: r.Dst.String(), Via: r.Gw.String()})
 	}
+}
+
+// InterfaceOf is the name of the network card that has a MAC.
+func InterfaceOf(mac string) (string, error) {
+	all, err := netlink.LinkList()
+	if err != nil {
+		return "", fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, l := range all {
+		if l.Type() == "device" && strings.EqualFold(l.Attrs().HardwareAddr.String(), mac) {
+			return l.Attrs().Name, nil
+		}
+	}
+	return "", fmt.Errorf("no network card has MAC %s", mac)
 }
 
 // DriversOf are the modules that drive interfaces of this machine and the disks of mounts,

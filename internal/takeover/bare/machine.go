@@ -40,12 +40,20 @@ type machine struct {
 // image is a disk of this machine's that nobody else has open for writing.
 type image struct{ *os.File }
 
-// Fence takes out the dead kernel's CPUs and devices, and then has this one find them.
-func (m *machine) Fence(context.Context) error {
+// Fence takes out the dead kernel's CPUs and devices, and then has this one find them. What
+// of an NFS server needs no disk begins meanwhile.
+func (m *machine) Fence(ctx context.Context) error {
 	if err := m.self.Fence(m.nmi); err != nil {
 		return err
 	}
 	m.fenced = true
+	if m.role.NFS != nil {
+		go func() {
+			if err := m.agent.Do(context.WithoutCancel(ctx), wire.Begin, nil, nil); err != nil {
+				say("begin to serve NFS: %v", err) // the start of the services says so too
+			}
+		}()
+	}
 	return m.self.Reveal()
 }
 
