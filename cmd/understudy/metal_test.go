@@ -116,15 +116,24 @@ done
 echo "PROTECTED"
 `
 
-// TestMetalStart: a second stock kernel boots beside the first, which runs on; it stops when
-// it is told to, and another one starts in its place.
+// TestMetalStart: a second stock kernel boots beside the first, which runs on, also when one
+// of its own CPUs is taken out for longer than the limit of its beat; nobody can take the
+// understudy's CPU or suspend the machine. It stops when it is told to, and another one
+// starts in its place.
 func TestMetalStart(t *testing.T) {
 	tier.Full(t, "an understudy that stops, and another in its place")
 	m := bareMachine(t, "", "", metalStart+`
-for n in 1 2 3 4 5; do
+for n in 1 2 3 4; do
   understudy metal status
   sleep 0.2
 done
+echo 1 > /sys/devices/system/cpu/cpu3/online && echo "FAILED to keep the CPU of the understudy"
+if [ -e /sys/power/state ] && echo freeze > /sys/power/state; then echo "FAILED to keep it from suspending"; fi
+echo 0 > /sys/devices/system/cpu/cpu1/online || echo "FAILED to take CPU 1 out"
+sleep 15
+echo 1 > /sys/devices/system/cpu/cpu1/online || echo "FAILED to bring CPU 1 back"
+sleep 1
+understudy metal status
 kill $RUN
 wait $RUN
 echo "STOPPED $?"
@@ -455,6 +464,10 @@ func TestMetalRefused(t *testing.T) {
 		{"locked down", "iomem=relaxed", "iomem=relaxed lockdown=integrity", nil, []string{"lockdown"}},
 		{"memory used", "memmap=1572864K$0x120000000", "", nil, []string{"memory"}},
 		{"strict", "iomem=relaxed", "", nil, []string{"memory"}},
+		{"no CPU left", "maxcpus=3", "maxcpus=4", nil, []string{"CPUs"}},
+		{"resets itself", "iomem=relaxed", "iomem=relaxed panic=10", nil, []string{"panic"}},
+		{"encrypted", "iomem=relaxed", "iomem=relaxed mem_encrypt=on", nil, []string{"memory encryption"}},
+		{"FRED", "iomem=relaxed", "iomem=relaxed fred=on", nil, []string{"NMI"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if !strings.Contains(good, c.from) {
