@@ -487,3 +487,41 @@ func TestMetalRefused(t *testing.T) {
 		})
 	}
 }
+
+// TestMetalUnserved: an understudy that has all on the disk, and whose service does not come
+// up, gives the machine back with nothing lost.
+func TestMetalUnserved(t *testing.T) {
+	tier.Full(t, "a service that does not start")
+	m := bareMachine(t, "", "", strings.ReplaceAll(metalStart, "/role.json", "/unserved.json")+metalWork+"echo c > /proc/sysrq-trigger\n", unservedRole(t))
+	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
+	defer cancel()
+	m.Append = parameters(t, ctx, m)
+	disk := filepath.Join(m.Dir, "data.img")
+	makeData(t, disk)
+	virtio.attach(t, m, disk)
+	r, err := m.Start(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Wait(); err != nil { // it is reset, which ends it here
+		t.Fatalf("%v\n%s", err, r.Console())
+	}
+	left := lookInto(t, disk)
+	checkFiles(t, r.Console(), func(path string) []byte {
+		b, err := os.ReadFile(left + path)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+		return b
+	})
+}
+
+// unservedRole is metalRole with a program that is not there.
+func unservedRole(t *testing.T) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "unserved.json")
+	if err := os.WriteFile(path, []byte(strings.Replace(metalRole, `"busybox", "httpd"`, `"none"`, 1)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}

@@ -315,14 +315,25 @@ func Run(ctx context.Context, m Machine, t *Timeline, o Options) (_ *Serving, er
 		}
 	}
 	if err := r.limited(ctx, stepServices, m.Start); err != nil {
-		return nil, fmt.Errorf("start services: %w", err)
+		return nil, &UnservedError{r.report, fmt.Errorf("start services: %w", err)}
 	}
 	if err := r.limited(ctx, StepAddress, m.GoLive); err != nil {
-		return nil, fmt.Errorf("bring address over: %w", err)
+		return nil, &UnservedError{r.report, fmt.Errorf("bring address over: %w", err)}
 	}
 	r.teller.tell(ctx)
 	return &Serving{Report: r.report, run: r}, nil
 }
+
+// UnservedError is why nobody serves, though the disks have been brought over: what of the
+// dead side's data is not on them stands in the report.
+type UnservedError struct {
+	Report *Report
+	Err    error
+}
+
+func (e *UnservedError) Error() string { return e.Err.Error() }
+
+func (e *UnservedError) Unwrap() error { return e.Err }
 
 // Settle makes durable what the takeover applied, if it did not do so before it
 // went live, and waits until the clients are told. The dead memory must be kept

@@ -46,7 +46,7 @@ func run(ctx context.Context, self *metal.Self) error {
 	say("the other kernel is dead: %v", verdict)
 	report, err := m.takeOver(ctx, verdict)
 	if err != nil {
-		return err
+		return m.failed(ctx, err)
 	}
 	self.Enter(metal.Active)
 	report.CPUs = m.enlist()
@@ -116,6 +116,22 @@ func (m *machine) takeOver(ctx context.Context, v liveness.Verdict) (*Report, er
 		say("not all of it is durable yet: %v", err)
 	}
 	return &Report{Verdict: v.String(), Report: serving.Report, Steps: t.Steps()}, nil
+}
+
+// failed is for a takeover that has failed. If nothing is in the dead memory only, the
+// machine is given back to its own kernel, as by metal return: that boots with all there
+// was. If something is, nobody touches that memory any more.
+func (m *machine) failed(ctx context.Context, err error) error {
+	var unserved *takeover.UnservedError
+	switch {
+	case !m.fenced:
+		return fmt.Errorf("%w; nothing was touched but CPUs of the other kernel: it may live, and what it has is its own", err)
+	case errors.As(err, &unserved) && unserved.Report.Durable && len(unserved.Report.Refused) == 0:
+		say("%v; all that was unsaved is on the disks: the machine boots its own kernel again", err)
+		return errors.Join(err, m.giveBack(ctx))
+	default:
+		return fmt.Errorf("%w; what is unsaved stays in memory until the machine is reset: to give that up, reset it, and its disks are as a crash leaves them", err)
+	}
 }
 
 // tellRate is how many clients are told a second.
