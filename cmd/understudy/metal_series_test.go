@@ -47,6 +47,7 @@ func metalSeries() (all []metalCase) {
 			all = append(all, metalCase{kernels[0], kernels[1], way, []string{"virtio", "nvme"}[i%2], 20})
 		}
 	}
+	all = append(all, metalCase{"newest-cloud", "newest-cloud", "panic", "sata", 20})
 	// How long the cache takes to be brought over, by its size: the paper's Figure 2.
 	for _, mib := range []int{16, 40, 90} {
 		all = append(all, metalCase{"6.1-generic", "6.12-cloud", "panic", "virtio", mib})
@@ -137,11 +138,8 @@ func (r *metalResult) run(t *testing.T) {
 	if r.Way == "hang-all" {
 		cause = "heartbeat: "
 	}
-	devices := virtio
-	if r.Devices == "nvme" {
-		devices = ported
-	}
-	seen := takeOverMetal(t, bareMachine(t, active, kernel(r.Beside), script, copies...), devices, cause)
+	devices := map[string]metalDevices{"virtio": virtio, "nvme": ported, "sata": sata}[r.Devices]
+	seen := takeOverMetal(t, bareMachineWith(t, devices.drivers, active, kernel(r.Beside), script, copies...), devices, cause)
 	r.Served, r.Steps, r.Files = ms(seen.served), seen.report.Steps, seen.report.Files
 	for _, c := range seen.report.Commits {
 		r.Files += c.Files

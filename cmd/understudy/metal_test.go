@@ -42,6 +42,16 @@ const metalLimit = 10 * time.Minute
 // script. On it are an understudy's kernel and image, and further files.
 func bareMachine(t *testing.T, active, beside, script string, copies ...string) *barelab.Machine {
 	t.Helper()
+	return bareMachineWith(t, nil, active, beside, script, copies...)
+}
+
+// bareMachineWith is bareMachine, both of whose kernels have further drivers.
+func bareMachineWith(t *testing.T, drivers []string, active, beside, script string, copies ...string) *barelab.Machine {
+	t.Helper()
+	var more []string
+	for _, d := range drivers {
+		more = append(more, "--driver", d)
+	}
 	vm(t)
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -53,11 +63,11 @@ func bareMachine(t *testing.T, active, beside, script string, copies ...string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := understudy(t, "initramfs", "-o", in("understudy.cpio"), "--modules", otherModules, "--driver", "nvme|"); err != nil {
+	if out, err := understudy(t, append([]string{"initramfs", "-o", in("understudy.cpio"), "--modules", otherModules, "--driver", "nvme|"}, more...)...); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	image := barelab.Image{
-		Program: binary, Modules: modules, Script: script,
+		Program: binary, Modules: modules, Drivers: drivers, Script: script,
 		Copies: map[string]string{"/vmlinuz": other, "/understudy.cpio": in("understudy.cpio")},
 		Texts:  map[string]string{"/role.json": metalRole},
 	}
@@ -168,7 +178,7 @@ done
 DISK=vda
 while [ ! -e /dev/$DISK ]; do
   sleep 0.1
-  [ -e /dev/nvme0n1 ] && DISK=nvme0n1
+  for d in nvme0n1 sda; do [ -e /dev/$d ] && DISK=$d; done
 done
 mount -t ext4 -o commit=86400,noinit_itable /dev/$DISK /srv || echo "FAILED mount"
 ip addr add 10.77.0.2/24 dev eth0 || echo "FAILED eth0"
@@ -228,7 +238,10 @@ func TestMetalTakeover(t *testing.T) {
 }
 
 // metalDevices are QEMU's disk on the drive data and its interface on the network lan.
-type metalDevices struct{ ports, disk, nic string }
+type metalDevices struct {
+	ports, disk, nic string
+	drivers          []string // that not every kernel of the tests has
+}
 
 var (
 	virtio = metalDevices{disk: "virtio-blk-pci", nic: "virtio-net-pci"}
@@ -236,6 +249,10 @@ var (
 	ported = metalDevices{
 		ports: "-device pcie-root-port,id=port1,chassis=1,slot=1 -device pcie-root-port,id=port2,chassis=2,slot=2",
 		disk:  "nvme,bus=port1", nic: "virtio-net-pci,bus=port2",
+	}
+	sata = metalDevices{
+		ports: "-device pcie-root-port,id=port1,chassis=1,slot=1 -device ahci,id=ahci,bus=port1",
+		disk:  "ide-hd,bus=ahci.0", nic: "virtio-net-pci", drivers: []string{"ahci", "sd_mod"},
 	}
 )
 

@@ -30,6 +30,7 @@ var applets = []string{
 type Image struct {
 	Program string            // this product; /bin/understudy there
 	Modules string            // lib/modules/RELEASE of its kernel
+	Drivers []string          // further modules
 	Script  string            // of sh: what it does at boot, with modules loaded
 	Copies  map[string]string // paths there, of files here
 	Texts   map[string]string // paths there, and contents
@@ -65,7 +66,7 @@ func (i Image) WriteFile(path string) error {
 	for at, text := range i.Texts {
 		files = append(files, initramfs.Text(at, text, 0o644))
 	}
-	return initramfs.WriteFile(path, initramfs.Spec{Init: busybox, ModulesDir: i.Modules, Modules: modules, Files: files})
+	return initramfs.WriteFile(path, initramfs.Spec{Init: busybox, ModulesDir: i.Modules, Modules: slices.Concat(modules, i.Drivers), Files: files})
 }
 
 // Machine is one run of the machine. Without a kernel it boots from its first disk.

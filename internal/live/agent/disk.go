@@ -7,18 +7,18 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
 // diskPath finds the disk whose serial number is name, or its partition N if that is
-// followed by -partN, as udev has it: a virtio disk, or the first namespace of an NVMe
-// controller. Serial numbers of virtio-blk have at most 20 bytes (VIRTIO_BLK_ID_BYTES).
+// followed by -partN, as udev has it: a virtio, SCSI or SATA disk, or the first namespace of an
+// NVMe controller. Serial numbers of virtio-blk have at most 20 bytes (VIRTIO_BLK_ID_BYTES).
 func diskPath(name string) (string, error) { return findDisk("/sys/block", name) }
 
 func findDisk(sys, name string) (string, error) {
@@ -38,11 +38,8 @@ func findDisk(sys, name string) (string, error) {
 	return "", fmt.Errorf("no disk has serial number %q", name)
 }
 
-func hasSerial(disk, serial string) bool {
-	return slices.ContainsFunc([]string{"serial", "device/serial"}, func(file string) bool {
-		b, err := os.ReadFile(filepath.Join(disk, file))
-		return err == nil && strings.TrimSpace(string(b)) == serial
-	})
+func hasSerial(dir, serial string) bool {
+	return serial != "" && disk.Serial(os.DirFS(dir), ".") == serial
 }
 
 // partition is that of a number (Documentation/ABI/stable/sysfs-block, partition).

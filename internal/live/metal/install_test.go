@@ -62,6 +62,9 @@ func sysfs(mountinfo string) fstest.MapFS {
 		"sys/devices/pci0000:00/nvme/nvme0/nvme0n1/device/serial":       text("S4EWNX0R   \n"),
 		"sys/devices/pci0000:00/nvme/nvme0/nvme0n1/nvme0n1p2/partition": text("2\n"),
 		"sys/devices/pci0000:00/block/sda/size":                         text("8\n"),
+		"sys/dev/block/8:17":                                            link("../../devices/pci0000:00/block/sdb/sdb1"),
+		"sys/devices/pci0000:00/block/sdb/device/vpd_pg80":              text("\x00\x80\x00\x08    WD-1"),
+		"sys/devices/pci0000:00/block/sdb/sdb1/partition":               text("1\n"),
 	}
 }
 
@@ -75,6 +78,7 @@ func TestDiskOf(t *testing.T) {
 	}{
 		{"virtio", line("254:0", "/srv", "ext4"), "/srv", wire.Disk{Name: "data", Type: "ext4", Mount: "/srv"}},
 		{"partition", line("259:2", "/srv", "ext3"), "/srv", wire.Disk{Name: "S4EWNX0R-part2", Type: "ext3", Mount: "/srv"}},
+		{"SATA", line("8:17", "/srv", "ext4"), "/srv", wire.Disk{Name: "WD-1-part1", Type: "ext4", Mount: "/srv"}},
 		{"a space", line("254:0", `/my\040files`, "ext4"), "/my files", wire.Disk{Name: "data", Type: "ext4", Mount: "/my files"}},
 		{"mounted over", line("8:0", "/srv", "xfs") + line("254:0", "/srv", "ext4"), "/srv", wire.Disk{Name: "data", Type: "ext4", Mount: "/srv"}},
 		{"volume", line("253:0", "/srv", "ext4"), "/srv", wire.Disk{}},

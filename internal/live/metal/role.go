@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/unit"
 	"understudy.dev/understudy/internal/live/wire"
 )
@@ -127,13 +128,7 @@ func serialOf(root fs.FS, device string) (serial string, err error) {
 			return "", fmt.Errorf("it lies on %s (%s), which an understudy cannot put together yet", path.Base(at), stacked)
 		}
 	}
-	for _, file := range []string{"/serial", "/device/serial"} {
-		if b, err := fs.ReadFile(root, at+file); err == nil && strings.TrimSpace(string(b)) != "" {
-			serial = strings.TrimSpace(string(b))
-			break
-		}
-	}
-	if serial == "" {
+	if serial = disk.Serial(root, at); serial == "" {
 		return "", fmt.Errorf("disk %s has no serial number to be found again by", path.Base(at))
 	}
 	if number != "" {

@@ -1,0 +1,48 @@
+// Package disk knows a disk again by what it says of itself.
+package disk
+
+import (
+	"encoding/binary"
+	"io/fs"
+	"path"
+	"strings"
+)
+
+// vpdSerial is the page of a SCSI disk's vital product data that has its serial number
+// (SPC-5, 7.7.16). The kernel makes one for SATA disks too (drivers/ata/libata-scsi.c).
+const vpdSerial = 0x80
+
+// Serial is the serial number of a disk, of which dir is the directory in sysfs: of virtio
+// disks, of NVMe controllers, and of SCSI and SATA disks. Empty: it has none.
+func Serial(root fs.FS, dir string) string {
+	for _, file := range []string{"serial", "device/serial"} {
+		if b, err := fs.ReadFile(root, path.Join(dir, file)); err == nil {
+			if s := strings.TrimSpace(string(b)); s != "" {
+				return s
+			}
+		}
+	}
+	b, err := fs.ReadFile(root, path.Join(dir, "device/vpd_pg80"))
+	if err != nil {
+		return ""
+	}
+	return parseVPD(b)
+}
+
+// parseVPD takes the serial number out of its page: empty if it is not one, or is cut short.
+func parseVPD(b []byte) string {
+	if len(b) < 4 || b[1] != vpdSerial {
+		return ""
+	}
+	n := int(binary.BigEndian.Uint16(b[2:]))
+	if n > len(b)-4 {
+		return ""
+	}
+	s := strings.Trim(string(b[4:4+n]), " \x00")
+	for _, c := range s {
+		if c < ' ' || c > '~' {
+			return ""
+		}
+	}
+	return s
+}
