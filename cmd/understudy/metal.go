@@ -82,6 +82,12 @@ func metalParametersCommand() *cobra.Command {
 	return cmd
 }
 
+// How long the running kernel, and one of its CPUs, may be silent by default.
+const (
+	silenceLimit    = time.Second
+	silenceCPULimit = 10 * time.Second
+)
+
 // beside is what metal run is told.
 type beside struct {
 	kernel, image, appended, role string
@@ -105,8 +111,8 @@ understudy first.`,
 	cmd.Flags().StringVar(&b.role, "role", "", "what it takes over: disks, interfaces, services; JSON")
 	cmd.Flags().StringVar(&b.appended, "append", "", "further parameters of its kernel")
 	cmd.Flags().DurationVar(&b.beat.Period, "beat", 20*time.Millisecond, "how often to beat")
-	cmd.Flags().DurationVar(&b.limit, "limit", time.Second, "silence that is death; 0: none is")
-	cmd.Flags().DurationVar(&b.beat.CPU, "cpu-limit", 10*time.Second, "silence of one CPU that is death; 0: none is")
+	cmd.Flags().DurationVar(&b.limit, "limit", silenceLimit, "silence that is death; 0: none is")
+	cmd.Flags().DurationVar(&b.beat.CPU, "cpu-limit", silenceCPULimit, "silence of one CPU that is death; 0: none is")
 	for _, name := range []string{"kernel", "image", "role"} {
 		_ = cmd.MarkFlagRequired(name) // the flag exists
 	}

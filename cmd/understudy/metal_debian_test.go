@@ -27,7 +27,7 @@ import (
 const debianInstall = `
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 if ! grep -q understudy.metal /proc/cmdline; then
-  understudy metal install --mount / --mount /srv --interface eth0 --unit lighttpd.service=80 || echo FAILED install
+  understudy metal install --mount / --mount /srv --interface eth0` + metalLimits + ` --unit lighttpd.service=80 || echo FAILED install
   cat /var/lib/understudy/metal/role.json
   echo INSTALLED
   systemctl reboot

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -55,6 +56,7 @@ type installation struct {
 	release, role      string
 	mounts, interfaces []string
 	files, units       []string
+	limit, cpuLimit    time.Duration
 }
 
 func metalInstallCommand() *cobra.Command {
@@ -80,6 +82,8 @@ as they are now, with the units given as its services. understudy metal remove u
 	cmd.Flags().StringVar(&i.role, "role", "", "what it takes over, JSON")
 	cmd.Flags().StringArrayVar(&i.mounts, "mount", nil, "directory on whose disk a file system is to be taken over")
 	cmd.Flags().StringArrayVar(&i.interfaces, "interface", nil, "network interface to be taken over")
+	cmd.Flags().DurationVar(&i.limit, "limit", silenceLimit, "silence that is death, as of metal run")
+	cmd.Flags().DurationVar(&i.cpuLimit, "cpu-limit", silenceCPULimit, "likewise, of one CPU")
 	cmd.Flags().StringArrayVar(&i.units, "unit", nil, "service of systemd's to be started from the root file system, NAME.service, with =PORT if it listens on a TCP port; needs --mount /")
 	cmd.Flags().StringArrayVar(&i.files, "add", nil, "file of this machine to put at the same path of the understudy's image")
 	return cmd
@@ -120,7 +124,7 @@ func (i *installation) install() error {
 	}
 	for path, text := range map[string][]byte{
 		filepath.Join(metal.StateDir, "vmlinuz"): kernel, filepath.Join(metal.StateDir, "role.json"): role,
-		metal.GRUBFile: []byte(metal.GRUB(parameters)), metal.UnitFile: []byte(metal.UnitText(program)),
+		metal.GRUBFile: []byte(metal.GRUB(parameters)), metal.UnitFile: []byte(metal.UnitText(program, "--limit", i.limit.String(), "--cpu-limit", i.cpuLimit.String())),
 	} {
 		if err := replaceFile(path, text); err != nil {
 			return err

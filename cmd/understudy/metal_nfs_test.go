@@ -32,7 +32,7 @@ const nfsRole = `{
 const nfsServe = `
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 if ! grep -q understudy.metal /proc/cmdline; then
-  understudy metal install --role /role.json || echo FAILED install
+  understudy metal install` + metalLimits + ` --role /role.json || echo FAILED install
   echo INSTALLED
   systemctl reboot
   exit

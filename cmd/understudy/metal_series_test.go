@@ -137,6 +137,7 @@ func (r *metalResult) run(t *testing.T) {
 	}
 	if r.Way == "hang-all" {
 		cause = "heartbeat: "
+		script = strings.ReplaceAll(script, metalLimits, " --limit 3s")
 	}
 	devices := map[string]metalDevices{"virtio": virtio, "nvme": ported, "sata": sata}[r.Devices]
 	seen := takeOverMetal(t, bareMachineWith(t, devices.drivers, active, kernel(r.Beside), script, copies...), devices, cause)

@@ -106,6 +106,8 @@ func bootToEnd(t *testing.T, ctx context.Context, m *barelab.Machine) (console s
 	return r.Console()
 }
 
+const metalLimits = " --limit 1m --cpu-limit 2m"
+
 // metalStart prints the machine's parameters at its first boot, and starts an understudy at
 // its second.
 const metalStart = `
@@ -116,8 +118,10 @@ fi
 understudy metal check
 ` + metalRun
 
+// metalRun has limits that a busy machine's emulation does not come near: who tests them
+// takes metalLimits away.
 const metalRun = `
-understudy metal run --kernel /vmlinuz --image /understudy.cpio --role /role.json --append "GODEBUG=cpu.avx2=off" > /tmp/run 2>&1 &
+understudy metal run` + metalLimits + ` --kernel /vmlinuz --image /understudy.cpio --role /role.json --append "GODEBUG=cpu.avx2=off" > /tmp/run 2>&1 &
 RUN=$!
 while ! grep -q protected /tmp/run; do
   kill -0 $RUN || { cat /tmp/run; echo "FAILED metal run"; poweroff -f; }
@@ -132,7 +136,7 @@ echo "PROTECTED"
 // starts in its place.
 func TestMetalStart(t *testing.T) {
 	tier.Full(t, "an understudy that stops, and another in its place")
-	m := bareMachine(t, "", "", metalStart+`
+	m := bareMachine(t, "", "", strings.ReplaceAll(metalStart, metalLimits, " --limit 1m")+`
 for n in 1 2 3 4; do
   understudy metal status
   sleep 0.2
@@ -230,7 +234,7 @@ func TestMetalTakeover(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			script := metalStart + metalWork + "echo 1 > /proc/sys/kernel/panic_on_oops\ninsmod /fault.ko way=" + c.way + "\n"
+			script := strings.ReplaceAll(metalStart, metalLimits, " --limit 3s") + metalWork + "echo 1 > /proc/sys/kernel/panic_on_oops\ninsmod /fault.ko way=" + c.way + "\n"
 			m := bareMachine(t, active, filepath.Join(cache, "kernels", c.beside), script, module)
 			testMetalTakeover(t, m, c.devices, c.cause)
 		})
@@ -523,6 +527,11 @@ func TestMetalUnserved(t *testing.T) {
 	if err := r.Wait(); err != nil { // it is reset, which ends it here
 		t.Fatalf("%v\n%s", err, r.Console())
 	}
+	defer func() {
+		if t.Failed() || testing.Verbose() {
+			t.Logf("console:\n%s\nsecond:\n%s", r.Console(), r.Second())
+		}
+	}()
 	left := lookInto(t, disk)
 	checkFiles(t, r.Console(), func(path string) []byte {
 		b, err := os.ReadFile(left + path)

@@ -42,11 +42,10 @@ func nfsContent(server, client bool) (modules []string, files []initramfs.File, 
 	if !server && !client {
 		return nil, nil, nil
 	}
-	cache, err := dirs.Cache()
-	if err != nil {
-		return nil, nil, err
+	root := "" // this machine, if it has no cache: a service of its own has no home
+	if cache, err := dirs.Cache(); err == nil {
+		root = filepath.Join(cache, "nfs")
 	}
-	root := filepath.Join(cache, "nfs")
 	var names []string
 	if server {
 		modules, names = append(modules, nfsServerModules...), append(names, nfsServerPrograms...)

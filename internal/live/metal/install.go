@@ -23,16 +23,17 @@ func GRUB(parameters []string) string {
 		`GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX ` + words + "\"\n"
 }
 
-// UnitText is the content of UnitFile: program is the path of this one. It is ended before
-// the file systems are unmounted, and stops the understudy then.
-func UnitText(program string) string {
+// UnitText is the content of UnitFile: program is the path of this one, and options are
+// further ones of metal run. It is ended before the file systems are unmounted, and stops
+// the understudy then.
+func UnitText(program string, options ...string) string {
 	return fmt.Sprintf(`[Unit]
 Description=Understudy beside this kernel
 After=local-fs.target network.target
 ConditionKernelCommandLine=%[2]s
 
 [Service]
-ExecStart=%[1]s metal run --kernel %[3]s/vmlinuz --image %[3]s/understudy.cpio --role %[3]s/role.json
+ExecStart=%[1]s metal run --kernel %[3]s/vmlinuz --image %[3]s/understudy.cpio --role %[3]s/role.json%[4]s
 Type=exec
 Restart=on-failure
 RestartSec=10
@@ -43,5 +44,5 @@ TimeoutStopSec=30
 
 [Install]
 WantedBy=multi-user.target
-`, program, strings.TrimSuffix(Parameter, "="), StateDir)
+`, program, strings.TrimSuffix(Parameter, "="), StateDir, strings.Join(append([]string{""}, options...), " "))
 }

@@ -45,6 +45,12 @@ func TestUnit(t *testing.T) {
 	}
 }
 
+func TestUnitOptions(t *testing.T) {
+	if text := UnitText("/bin/understudy", "--limit", "5s"); !strings.Contains(text, "metal/role.json --limit 5s\n") {
+		t.Errorf("the options are not in\n%s", text)
+	}
+}
+
 // sysfs is a machine with a virtio disk, an NVMe disk with partitions, and a volume.
 func sysfs(mountinfo string) fstest.MapFS {
 	link := func(to string) *fstest.MapFile {
