@@ -118,6 +118,27 @@ func TestMetalNFS(t *testing.T) {
 	}
 }
 
+// TestMetalNFSReady: an understudy that is to serve NFS protects.
+func TestMetalNFSReady(t *testing.T) {
+	tier.Full(t, "an understudy's NFS server, prepared")
+	role := filepath.Join(t.TempDir(), "nfs.json")
+	if err := os.WriteFile(role, []byte(nfsRole), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	m := bareMachineWith(t, nil, []string{"--nfs"}, "", "", strings.ReplaceAll(metalStart, "/role.json", "/nfs.json")+`
+understudy metal status
+kill $RUN
+wait $RUN
+poweroff -f
+`, role)
+	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
+	defer cancel()
+	m.Append = parameters(t, ctx, m)
+	if console := bootToEnd(t, ctx, m); !strings.Contains(console, "PROTECTED") || strings.Contains(console, "FAILED") {
+		t.Errorf("it does not protect:\n%s", console)
+	}
+}
+
 // nfsFile is a file that was written over NFS and not committed.
 type nfsFile struct {
 	handle   nfs3.Handle

@@ -140,7 +140,7 @@ func (r *metalResult) run(t *testing.T) {
 		script = strings.ReplaceAll(script, metalLimits, " --limit 3s")
 	}
 	devices := map[string]metalDevices{"virtio": virtio, "nvme": ported, "sata": sata}[r.Devices]
-	seen := takeOverMetal(t, bareMachineWith(t, devices.drivers, active, kernel(r.Beside), script, copies...), devices, cause)
+	seen := takeOverMetal(t, bareMachineWith(t, devices.drivers, nil, active, kernel(r.Beside), script, copies...), devices, cause)
 	r.Served, r.Steps, r.Files = ms(seen.served), seen.report.Steps, seen.report.Files
 	for _, c := range seen.report.Commits {
 		r.Files += c.Files

@@ -42,13 +42,13 @@ const metalLimit = 10 * time.Minute
 // script. On it are an understudy's kernel and image, and further files.
 func bareMachine(t *testing.T, active, beside, script string, copies ...string) *barelab.Machine {
 	t.Helper()
-	return bareMachineWith(t, nil, active, beside, script, copies...)
+	return bareMachineWith(t, nil, nil, active, beside, script, copies...)
 }
 
-// bareMachineWith is bareMachine, both of whose kernels have further drivers.
-func bareMachineWith(t *testing.T, drivers []string, active, beside, script string, copies ...string) *barelab.Machine {
+// bareMachineWith is bareMachine, both of whose kernels have further drivers, and whose
+// understudy's image is made with more options.
+func bareMachineWith(t *testing.T, drivers, more []string, active, beside, script string, copies ...string) *barelab.Machine {
 	t.Helper()
-	var more []string
 	for _, d := range drivers {
 		more = append(more, "--driver", d)
 	}
