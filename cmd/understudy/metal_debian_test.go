@@ -17,6 +17,7 @@ import (
 
 	"understudy.dev/understudy/internal/lab/barelab"
 	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/netns"
 	"understudy.dev/understudy/internal/takeover/bare"
 )
 
@@ -196,5 +197,39 @@ func checkDebian(t *testing.T, console string, fetch func(path string) []byte) {
 		if fetch(gone) != nil {
 			t.Errorf("%s is there again", gone)
 		}
+	}
+}
+
+// debianMachine makes a machine with Debian that runs a script at each boot, and has a role
+// in /role.json.
+func debianMachine(t *testing.T, d metalDevices, kernel, script, role string) (*barelab.Machine, *netns.Namespace) {
+	t.Helper()
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	for name, text := range map[string]string{"lab": script, "role": role} {
+		if err := os.WriteFile(in(name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := barelab.Debian(in("root.img"), kernel, []barelab.File{
+		{Path: "/usr/local/bin/understudy", Source: binary, Executable: true},
+		{Path: "/lab", Source: in("lab")}, {Path: "/role.json", Source: in("role")},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	makeData(t, in("data.img"))
+	m := &barelab.Machine{Dir: dir}
+	ns := d.attach(t, m, in("data.img"))
+	m.Devices = append(m.Devices, "-drive", "if=none,id=root,format=raw,file="+in("root.img"), "-device", d.disk+",drive=root,serial=root,bootindex=0")
+	return m, ns
+}
+
+// installDebian boots the machine for the first time, until it boots again.
+func installDebian(t *testing.T, ctx context.Context, m *barelab.Machine) {
+	t.Helper()
+	console := bootToEnd(t, ctx, m)
+	t.Logf("at the first boot:\n%s", console)
+	if !strings.Contains(console, "INSTALLED") || strings.Contains(console, "FAILED") {
+		t.Fatal("it is not installed")
 	}
 }

@@ -133,9 +133,9 @@ func TestCheckRole(t *testing.T) {
 		{"forking", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "fork.service"}}}, "Type=forking"},
 		{"absent", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "none.service"}}}, "no such unit"},
 		{"both", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "web.service", Command: []string{"web"}}}}, "give one of them"},
-		{"NFS", wire.Config{Disks: rooted[:1], NFS: &wire.NFS{State: "/srv/.nfs"}}, ""},
-		{"NFS and root", wire.Config{Disks: rooted, NFS: &wire.NFS{State: "/srv/.nfs"}}, "by its path"},
-		{"NFS elsewhere", wire.Config{Disks: rooted[:1], NFS: &wire.NFS{State: "/srvs/.nfs"}}, "on none of the disks"},
+		{"NFS", wire.Config{Disks: rooted[:1], NFS: &wire.NFS{State: "/srv/.nfs"}}, "NFS server"},
+		{"NFS and root", wire.Config{Disks: rooted, NFS: &wire.NFS{State: "/srv/.nfs"}}, "NFS server"},
+		{"NFS elsewhere", wire.Config{Disks: rooted[:1], NFS: &wire.NFS{State: "/srvs/.nfs"}}, "NFS server"},
 		{"neither", wire.Config{Services: []wire.Service{{Name: "web"}}}, "neither"},
 	} {
 		omitted, err := CheckRole(files, c.role)

@@ -41,6 +41,9 @@ func DiskOf(root fs.FS, mount string) (d wire.Disk, err error) {
 // systemd. omitted are the settings of units that are not carried out then, a line for each
 // unit. root is os.DirFS("/").
 func CheckRole(root fs.FS, role wire.Config) (omitted []string, err error) {
+	if err := checkRole(&role); err != nil {
+		return nil, err
+	}
 	rooted := slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return d.Mount == "/" })
 	if role.NFS != nil && rooted {
 		return nil, errors.New("an NFS server and the root file system cannot both be taken over yet: clients know what is exported by its path")
