@@ -51,7 +51,7 @@ var taken = []string{"ext4", "ext3", "ext2"}
 
 // checkRole refuses what an understudy could not do.
 func checkRole(role *wire.Config) error {
-	if role.NFS != nil {
+	if role.NFS != nil { // what it takes is there, and a takeover with one was not shown
 		return errors.New("an NFS server cannot be taken over on a bare machine yet")
 	}
 	for _, d := range role.Disks {
