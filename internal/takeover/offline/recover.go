@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
@@ -74,8 +75,12 @@ func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
 		return r.applyIfMounted(ctx, d, heir)
 	case takeover.HandedOver:
 		err := r.apply(ctx, d, Options{Image: heir}, heirSaved)
-		if errors.Is(err, ErrNotMounted) { // it died before it came to that
-			break
+		if errors.Is(err, ErrNotMounted) { // it died before it came to that, or in the midst of it
+			err = r.applyIfMounted(ctx, d, active)
+			if !errors.Is(err, salvage.ErrDiskChanged) {
+				return err
+			}
+			err = nil
 		}
 		if err != nil {
 			return err
