@@ -12,11 +12,13 @@ const giveUpHelp = "if the last commit is refused, bring the disk to what an ord
 
 func applyCommand() *cobra.Command {
 	var (
-		o      offline.Options
+		a      offline.Adoption
+		of     machine
 		asJSON bool
 	)
+	o := &a.Options
 	cmd := &cobra.Command{
-		Use:   "apply IMAGE... {--disk DISK | --mount DIR}",
+		Use:   "apply {IMAGE... {--disk DISK | --mount DIR} | {--pid QEMU | --libvirt DOMAIN} --end}",
 		Short: "Write what a dead kernel had not saved to its disk",
 		Long: `Write what a dead kernel had not saved to its disk.
 
@@ -28,11 +30,24 @@ byte. If the commit is broken off, the same command goes on with it.
 
 DIR is where such a file system, XFS or btrfs, is mounted on this machine. It is
 written to in place, and cannot be undone: take a snapshot first. What was changed
-after the crash is left alone.`,
-		Args: cobra.MinimumNArgs(1),
+after the crash is left alone.
+
+With --pid or --libvirt it is all the disks of a machine that QEMU still has, and whose
+kernel is dead in it. QEMU need not have been started by us. It is stopped; its memory is
+copied to a file beside the first disk; then it is ended, and each disk gets what the
+machine had mounted from it. The file is removed if all of it is on the disks.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if of.named() {
+				return cobra.NoArgs(cmd, args)
+			}
+			return cobra.MinimumNArgs(1)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if of.named() {
+				return adopt(cmd.Context(), &of, a, cmd.OutOrStdout(), asJSON)
+			}
 			o.Image, o.Parts = args[0], args[1:]
-			r, err := offline.Run(cmd.Context(), o)
+			r, err := offline.Run(cmd.Context(), *o)
 			if err != nil {
 				return err
 			}
@@ -54,9 +69,18 @@ after the crash is left alone.`,
 	f.BoolVar(&o.DryRun, "dry-run", false, "print the plan, and write nothing")
 	f.BoolVar(&asJSON, "json", false, "print for programs")
 	f.StringVar(&o.Mount, "mount", "", "XFS, btrfs: write to the file system that is mounted on this `DIR`")
-	cmd.MarkFlagsOneRequired("disk", "mount")
+	of.flags(cmd)
+	f.StringVar(&a.Memory, "memory", "", "keep the machine's memory in this new `FILE`; default: in the directory of --work, or beside the first disk")
+	f.BoolVar(&a.End, "end", false, "the machine's QEMU may be ended, once its memory is in a file")
+	f.BoolVar(&a.Hung, "hung", false, "the machine's kernel is dead, although it is in no panic")
+	cmd.MarkFlagsOneRequired("disk", "mount", "pid", "libvirt")
 	for _, other := range []string{"disk", "guest"} {
 		cmd.MarkFlagsMutuallyExclusive("mount", other)
+	}
+	for _, of := range []string{"pid", "libvirt"} {
+		for _, other := range []string{"disk", "mount", "fs", "dry-run"} {
+			cmd.MarkFlagsMutuallyExclusive(of, other)
+		}
 	}
 	return cmd
 }

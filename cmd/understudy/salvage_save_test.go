@@ -1,0 +1,196 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/qmp"
+	"understudy.dev/understudy/internal/takeover/offline"
+)
+
+// adopted is a QEMU that we did not start as we do, with a dead kernel in its memory. The
+// disks are copies, in a directory of their own.
+type adopted struct {
+	*bench
+	disks []fixture.Disk
+	qemu  *exec.Cmd
+}
+
+// newAdopted starts QEMU with memory as these arguments say, and has it hold what a crash left.
+func newAdopted(t *testing.T, arguments ...string) *adopted {
+	t.Helper()
+	vm(t)
+	a := &adopted{bench: &bench{t: t, image: crashImage(t, fixture.Basic)}}
+	dir := t.TempDir()
+	// Its path has little room, as that of the run directory, which must be left empty.
+	short, err := os.MkdirTemp("", "us-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(short) })
+	socket := filepath.Join(short, "monitor")
+	size, err := os.Stat(a.image.RAM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-S", "-accel", "tcg", "-qmp", "unix:" + socket + ",server=on,wait=off", "-m", strconv.FormatInt(size.Size()>>20, 10),
+		// Firmware goes over a piece of it below 1 MiB, which no kernel uses as memory.
+		"-device", "loader,file=" + a.image.RAM + ",addr=0,force-raw=on",
+	}
+	for i, d := range a.image.Disks {
+		d.Image = filepath.Join(dir, fmt.Sprintf("disk%d.img", i))
+		copyDisk(t, a.image.Disks[i].Image, d.Image)
+		a.disks = append(a.disks, d)
+		args = append(args, "-drive", "format=raw,if=virtio,file="+d.Image)
+	}
+	a.qemu = exec.Command("qemu-system-x86_64", slices.Concat(args, arguments)...)
+	said := &bytes.Buffer{}
+	a.qemu.Stdout, a.qemu.Stderr = said, said
+	if err := a.qemu.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = a.qemu.Process.Kill(); _ = a.qemu.Wait() }) // it may have ended
+	a.bench.disk.Image = a.disks[0].Image
+	// The monitor answers when the machine is made, and its memory filled.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	monitor, err := qmp.Dial(ctx, socket)
+	if err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+	defer monitor.Close()
+	if s, err := monitor.QueryStatus(ctx); err != nil || s.Running {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	return a
+}
+
+func (a *adopted) pid() string { return strconv.Itoa(a.qemu.Process.Pid) }
+
+// understudy runs a verb of salvage for this process.
+func (a *adopted) understudy(verb string, args ...string) (string, error) {
+	return understudy(a.t, slices.Concat([]string{"salvage", verb, "--pid", a.pid()}, args)...)
+}
+
+// state is that of the process, one letter (proc(5)).
+func (a *adopted) state() string {
+	b, err := os.ReadFile("/proc/" + a.pid() + "/stat")
+	if err != nil {
+		return ""
+	}
+	return strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))[0]
+}
+
+// TestAdopt brings the disks of a QEMU up to date that nobody prepared, wherever it has its
+// machine's memory.
+func TestAdopt(t *testing.T) {
+	ram := func() string { return filepath.Join(t.TempDir(), "ram") }
+	for name, arguments := range map[string][]string{
+		"anonymous": {"-machine", "pc", "-name", "guest=web,debug-threads=on"},
+		"memfd":     {"-machine", "q35,memory-backend=ram", "-object", "memory-backend-memfd,id=ram,size=256M"},
+		"file":      {"-machine", "q35,memory-backend=ram", "-object", "memory-backend-file,id=ram,size=256M,share=on,mem-path=" + ram()},
+		"private":   {"-machine", "q35,memory-backend=ram", "-object", "memory-backend-file,id=ram,size=256M,share=off,mem-path=" + ram()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "file" || name == "private" {
+				tier.Full(t, "memory of a machine in a file")
+			}
+			a := newAdopted(t, arguments...)
+			if out, err := a.understudy("apply"); err == nil || !strings.Contains(err.Error(), "--end") {
+				t.Errorf("without --end: %v: %s", err, out)
+			}
+			if s := a.state(); s == "T" || s == "Z" || s == "" {
+				t.Errorf("the process was left in state %q", s)
+			}
+			for i, d := range a.disks {
+				if sumOf(t, d.Image) != sumOf(t, a.image.Disks[i].Image) {
+					t.Errorf("%s has changed", d.Name)
+				}
+			}
+			a.applied(name == "anonymous")
+		})
+	}
+}
+
+// applied has the disks brought up to date, and looks at what is on one of them, or only at what
+// is said of all.
+func (a *adopted) applied(look bool) {
+	a.t.Helper()
+	out, err := a.understudy("apply", "--end", "--json")
+	if err != nil {
+		a.t.Fatalf("%v: %s", err, out)
+	}
+	var r offline.Adopted
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		a.t.Fatal(err)
+	}
+	if len(r.Reports) != len(a.disks) || !r.Complete() || r.Memory != "" {
+		a.t.Fatalf("of %d disks: %s", len(a.disks), out)
+	}
+	for _, d := range a.disks {
+		i := slices.IndexFunc(r.Reports, func(r *offline.Report) bool { return r.Disk == d.Image })
+		if i < 0 {
+			a.t.Errorf("nothing is said of %s", d.Image)
+		} else if look && d.Name == "ext4" {
+			b := *a.bench
+			b.disk, b.crash = d, a.image.Format(d.Name)
+			b.complete(*r.Reports[i])
+		}
+	}
+	entries, err := os.ReadDir(filepath.Dir(a.disks[0].Image))
+	if err != nil || len(entries) != len(a.disks) {
+		a.t.Errorf("beside the disks is %v, %v", entries, err)
+	}
+}
+
+// TestAdoptRefused refuses what has no dead kernel, or a disk that cannot be written to, and
+// leaves the process running.
+func TestAdoptRefused(t *testing.T) {
+	a := newAdopted(t, "-machine", "q35")
+	kept := filepath.Join(t.TempDir(), "kept")
+	if err := os.WriteFile(kept, []byte("the last copy"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := a.understudy("save", kept); err == nil || !strings.Contains(err.Error(), "move it away") {
+		t.Errorf("saved over a file: %v: %s", err, out)
+	}
+	if b, err := os.ReadFile(kept); err != nil || string(b) != "the last copy" {
+		t.Errorf("the file has %q, %v", b, err)
+	}
+	out, err := a.understudy("apply", "--end", "--memory", kept)
+	if err == nil || !strings.Contains(err.Error(), "move it away") {
+		t.Errorf("applied with a file in the way: %v: %s", err, out)
+	}
+	// A disk with what is no file system in its place.
+	f, err := os.OpenFile(a.disks[0].Image, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("QFI\xfb\x00\x00\x00\x03"), 0); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	out, err = a.understudy("apply", "--end")
+	if err == nil || !strings.Contains(err.Error(), "qcow2") || !strings.Contains(err.Error(), "qemu-img convert") {
+		t.Errorf("a qcow2 image: %v: %s", err, out)
+	}
+	if s := a.state(); s == "T" || s == "Z" || s == "" {
+		t.Errorf("the process was left in state %q", s)
+	}
+	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(a.disks[0].Image), "*.memory")); len(left) > 0 {
+		t.Errorf("left %v", left)
+	}
+}

@@ -1,0 +1,170 @@
+// Package foreign is a QEMU that somebody else started: it is stopped where it stands, its
+// memory is copied to a file, and its disks are named, without its help and without a change
+// to it; and it is ended only when asked to.
+//
+// # Caveats
+//
+// Memory of a machine that was given in several parts (a node of NUMA each, or plugged in
+// later) is refused: QEMU's own dump-guest-memory knows how they lie.
+package foreign
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/hint"
+)
+
+// Machine is a process of QEMU.
+type Machine struct {
+	PID  int
+	Name string // what -name says, or ""
+
+	args   []string
+	handle int  // pidfd_open(2): the number may become another process's
+	froze  bool // by us
+}
+
+var errNotQEMU = errors.New("it is no QEMU that runs a machine")
+
+// Open finds the QEMU of a process number. One that runs a partition of a pair is refused:
+// its supervisor acts for it.
+func Open(pid int) (*Machine, error) {
+	m := &Machine{PID: pid}
+	var err error
+	if m.handle, err = unix.PidfdOpen(pid, 0); err != nil {
+		return nil, hint.New(fmt.Sprintf("open process %d", pid), err, "Name a QEMU that is still there: pgrep -a qemu")
+	}
+	if err = m.look(); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+func (m *Machine) look() error {
+	op := fmt.Sprintf("open process %d", m.PID)
+	exe, err := os.Readlink(m.proc("exe"))
+	if err != nil {
+		return hint.New(op, err, "This needs the rights of root.")
+	}
+	base := filepath.Base(strings.TrimSuffix(exe, " (deleted)"))
+	if !strings.HasPrefix(base, "qemu-system-") && base != "qemu-kvm" && base != "kvm" {
+		return hint.New(op, fmt.Errorf("%w: %s", errNotQEMU, exe), "Name the process of the machine itself: pgrep -a qemu")
+	}
+	line, err := os.ReadFile(m.proc("cmdline"))
+	if err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	m.args = strings.Split(string(bytes.TrimSuffix(line, []byte{0})), "\x00")
+	m.Name = nameOf(m.args)
+	if strings.HasPrefix(m.Name, "understudy-") {
+		return hint.New(op, fmt.Errorf("it runs a partition of a pair, %s", m.Name), "Its supervisor takes over, or understudy recover goes on.")
+	}
+	return nil
+}
+
+// nameOf is what -name says (qemu(1)): guest=NAME or NAME first, and more after a comma.
+func nameOf(args []string) string {
+	for i, a := range args[:max(0, len(args)-1)] {
+		if a == "-name" || a == "--name" {
+			first, _, _ := strings.Cut(args[i+1], ",")
+			return strings.TrimPrefix(first, "guest=")
+		}
+	}
+	return ""
+}
+
+func (m *Machine) proc(name string) string {
+	return filepath.Join("/proc", strconv.Itoa(m.PID), name)
+}
+
+// Close lets the process go on, if it is there and we stopped it.
+func (m *Machine) Close() error {
+	var err error
+	if m.froze {
+		if err = m.signal(unix.SIGCONT); errors.Is(err, unix.ESRCH) {
+			err = nil
+		}
+	}
+	return errors.Join(err, unix.Close(m.handle))
+}
+
+func (m *Machine) signal(s unix.Signal) error {
+	return unix.PidfdSendSignal(m.handle, s, nil, 0)
+}
+
+// freezeLimit is how long threads may take to stop that are in the machine's kernel, where
+// they write to a disk.
+const freezeLimit = 30 * time.Second
+
+// Freeze stops the process, and returns when each of its threads has stopped: no byte of
+// memory changes any more, and no request is under way. Close lets it go on.
+func (m *Machine) Freeze() error {
+	running, err := m.running()
+	if err != nil || running == 0 {
+		return err
+	}
+	if err := m.signal(unix.SIGSTOP); err != nil {
+		return fmt.Errorf("stop process %d: %w", m.PID, err)
+	}
+	m.froze = true
+	for end := time.Now().Add(freezeLimit); ; time.Sleep(time.Millisecond) {
+		if running, err = m.running(); err != nil || running == 0 {
+			return err
+		}
+		if time.Now().After(end) {
+			return hint.New(fmt.Sprintf("stop process %d", m.PID), fmt.Errorf("%d of its threads have not stopped after %v", running, freezeLimit),
+				"They may hang in the machine's kernel (state D in ps -L), in a request to a disk. Nothing was touched.")
+		}
+	}
+}
+
+// running counts the threads that are not stopped (proc(5), stat: the state follows the name,
+// which is in parentheses, and may have some itself).
+func (m *Machine) running() (int, error) {
+	tasks, err := filepath.Glob(m.proc("task/[0-9]*/stat"))
+	if err != nil || len(tasks) == 0 {
+		return 0, fmt.Errorf("look at process %d: it has ended", m.PID)
+	}
+	n := 0
+	for _, t := range tasks {
+		b, err := os.ReadFile(t)
+		if err != nil {
+			continue // the thread has ended
+		}
+		if i := bytes.LastIndexByte(b, ')'); i < 0 || i+2 >= len(b) || b[i+2] != 'T' {
+			n++
+		}
+	}
+	return n, nil
+}
+
+// End kills the process, and returns when it is gone.
+func (m *Machine) End(limit time.Duration) error {
+	if err := m.signal(unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("end process %d: %w", m.PID, err)
+	}
+	m.froze = false
+	fds := []unix.PollFd{{Fd: int32(m.handle), Events: unix.POLLIN}}
+	for end := time.Now().Add(limit); ; {
+		n, err := unix.Poll(fds, max(0, int(time.Until(end).Milliseconds())))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return fmt.Errorf("await the end of process %d: %w", m.PID, err)
+		case n == 0:
+			return hint.New(fmt.Sprintf("end process %d", m.PID), fmt.Errorf("it has not ended %v after SIGKILL", limit),
+				"It may hang in the machine's kernel (state D in ps). Its disks are left as they are.")
+		default:
+			return nil
+		}
+	}
+}
