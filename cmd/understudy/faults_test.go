@@ -24,8 +24,10 @@ type kernelFault struct {
 	delay time.Duration // from the end of the shell's line to the fault
 }
 
-// unthrottled lets real-time threads have all of a CPU.
-const unthrottled = "echo -1 > /proc/sys/kernel/sched_rt_runtime_us; "
+// unthrottled lets real-time threads have all of a CPU, also from 6.12 on, where a server of
+// the fair class has a part of it (kernel/sched/debug.c, fair_server).
+const unthrottled = "echo -1 > /proc/sys/kernel/sched_rt_runtime_us; busybox mkdir -p /tmp/debug; busybox mount -t debugfs none /tmp/debug; " +
+	"for f in /tmp/debug/sched/fair_server/cpu*/runtime; do if [ -e $f ]; then echo 0 > $f; fi; done; "
 
 var faults = []kernelFault{
 	{name: "a panic whose message is lost", cause: "panic state", delay: time.Second,
