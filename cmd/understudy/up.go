@@ -78,7 +78,11 @@ func loadPair(file string, errs io.Writer) (name string, p *pair.Pair, err error
 // guestsRun says whether a pair's guests go on without a supervisor.
 func guestsRun(name string) bool {
 	d, err := supervisor.OpenRunDir(dirs.Run(name))
-	return err == nil && d.HasGuests() && d.Close() == nil
+	if err != nil {
+		return false
+	}
+	defer d.Close()
+	return d.HasGuests()
 }
 
 // checkBridges checks that this machine has the bridges that a pair names.
