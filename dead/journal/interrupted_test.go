@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/jbd2"
 	"understudy.dev/understudy/dead/journal"
 	"understudy.dev/understudy/dead/pagecache"
@@ -34,22 +35,52 @@ func recovered(t *testing.T, disk *jbd2.Recording) *jbd2.Recording {
 // TestInterrupted cuts a rescue at every one of its writes, also with what was not
 // synced lost or there in any mixture. An ordinary recovery then makes of the
 // metadata what a crash would have left, or all of the last commit; and the rescue,
-// carried out again, makes all of it. With placement that is also all of the files.
+// carried out again, makes all of it. With placement that is also all of the files; with an
+// operation in flight, all that is to be mended.
 func TestInterrupted(t *testing.T) {
 	image := fixture.Get(t, fixture.Basic)
 	c := openCache(t, image)
 	for _, d := range image.Disks {
-		for _, place := range []bool{false, true} {
-			name := d.Name
-			if place {
-				name += ", placed"
-			}
-			t.Run(name, func(t *testing.T) { interrupt(t, c, d, place) })
+		for _, way := range []struct {
+			name        string
+			place, half bool
+		}{{"", false, false}, {", placed", true, false}, {", half done", false, true}, {", half done and placed", true, true}} {
+			t.Run(d.Name+way.name, func(t *testing.T) { interrupt(t, c, d, way.place, way.half) })
 		}
 	}
 }
 
-func interrupt(t *testing.T, c *pagecache.Cache, d fixture.Disk, place bool) {
+// halfDone has an operation in flight that has allocated a block, which nothing owns yet: the
+// bit is set, and nothing counts it.
+func halfDone(t *testing.T, r *journal.Rescue, disk *jbd2.Recording) {
+	t.Helper()
+	r.Journal.Running.Updates = 1
+	fs, err := ext4.Open(recovered(t, jbd2.NewRecording(disk)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range uint32(fs.Super.Groups()) {
+		g, err := fs.Group(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := slices.IndexFunc(r.Journal.Running.Buffers, func(b journal.Buffer) bool { return b.Block == g.BlockBitmap })
+		if at < 0 {
+			continue
+		}
+		b := &r.Journal.Running.Buffers[at]
+		b.Data = bytes.Clone(b.Data)
+		free := bytes.IndexFunc(b.Data[:fs.Super.BlocksPerGroup/8], func(c rune) bool { return c == 0 })
+		if free < 0 {
+			continue
+		}
+		b.Data[free] |= 1
+		return
+	}
+	t.Fatal("no bitmap with a free block is in the transaction")
+}
+
+func interrupt(t *testing.T, c *pagecache.Cache, d fixture.Disk, place, half bool) {
 	base, err := os.Open(d.Image)
 	if err != nil {
 		t.Fatal(err)
@@ -64,9 +95,15 @@ func interrupt(t *testing.T, c *pagecache.Cache, d fixture.Disk, place bool) {
 			t.Fatal(err)
 		}
 		r.Place = place
+		if half {
+			halfDone(t, r, jbd2.NewRecording(base))
+		}
 		report, err := r.Finish(disk)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if half && (report.Check != "" || report.Case != journal.Finished && len(report.Mended) == 0) {
+			t.Fatalf("%v: to be checked: %q; mended %q", report.Case, report.Check, report.Mended)
 		}
 		return report
 	}
