@@ -3,11 +3,8 @@ package main
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +15,6 @@ import (
 	"understudy.dev/understudy/internal/lab/barelab"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/netns"
-	"understudy.dev/understudy/internal/takeover/bare"
 )
 
 // debianInstall is what the administrator does at the first boot; the rest is what the
@@ -90,49 +86,18 @@ func testMetalDebian(t *testing.T, kernel string, d metalDevices) {
 	m, ns := debianMachine(t, d, kernel, debianInstall, "{}")
 	installDebian(t, ctx, m)
 	in := func(name string) string { return filepath.Join(m.Dir, name) }
-	r, err := m.Start(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := r.Stop(); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() || testing.Verbose() {
-			t.Logf("console:\n%s\nsecond:\n%s", r.Console(), r.Second())
-		}
-	}()
+	r, end := startMetal(t, ctx, m)
+	defer end()
 	if err := r.Await(ctx, "DYING"); err != nil {
 		t.Fatal(err)
 	}
 	died := time.Now()
-	client := &http.Client{Transport: &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true}, Timeout: 5 * time.Second}
-	fetch := func(path string) []byte {
-		for {
-			b, err := get(client, "http://10.77.0.2"+path)
-			if err == nil {
-				return b
-			}
-			if ctx.Err() != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-	}
+	client, fetch := metalClient(t, ctx, ns)
 	fetch("/srv/old2")
 	t.Logf("served again after %v", time.Since(died))
 	checkDebian(t, r.Console(), fetch)
-	if mac, err := ns.Neighbor(netip.MustParseAddr("10.77.0.2")); err != nil || mac.String() != "52:54:00:00:00:02" {
-		t.Errorf("the MAC is %v, %v", mac, err)
-	}
-	var report bare.Report
-	for len(report.Verdict) == 0 { // it is written when all is durable
-		if b := fetch("/run/understudy/takeover.json"); b != nil {
-			if err := json.Unmarshal(b, &report); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
+	checkMAC(t, ns)
+	report := metalReport(t, fetch, "/run/understudy/takeover.json")
 	if !strings.HasPrefix(report.Verdict, "panic state: ") || len(report.Refused) > 0 || len(report.Commits) != 2 || !report.Durable {
 		t.Errorf("the report is %s: %+v", report.Verdict, report.Report)
 	}

@@ -295,32 +295,28 @@ type metalTakeover struct {
 	report bare.Report
 }
 
-// takeOverMetal runs a machine that dies, and has the test fail unless all is as it was.
-func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, cause string) (seen metalTakeover) {
-	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
-	defer cancel()
-	m.Append = parameters(t, ctx, m) + os.Getenv("METAL_DEBUG")
-	disk := filepath.Join(m.Dir, "data.img")
-	makeData(t, disk)
-	ns := d.attach(t, m, disk)
+// startMetal starts a machine. What it returns ends it, and tells what it said if the test
+// failed.
+func startMetal(t *testing.T, ctx context.Context, m *barelab.Machine) (*barelab.Running, func()) {
+	t.Helper()
 	r, err := m.Start(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	return r, func() {
 		if err := r.Stop(); err != nil {
 			t.Error(err)
 		}
 		if t.Failed() || testing.Verbose() {
 			t.Logf("console:\n%s\nsecond:\n%s", r.Console(), r.Second())
 		}
-	}()
-	if err := r.Await(ctx, "DYING"); err != nil {
-		t.Fatal(err)
 	}
-	died := time.Now()
+}
+
+// metalClient is a client of the machine's address, and what asks there until it is answered.
+func metalClient(t *testing.T, ctx context.Context, ns *netns.Namespace) (*http.Client, func(path string) []byte) {
 	client := &http.Client{Transport: &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true}, Timeout: 5 * time.Second}
-	fetch := func(path string) []byte {
+	return client, func(path string) []byte {
 		for {
 			b, err := get(client, "http://10.77.0.2"+path)
 			if err == nil {
@@ -332,21 +328,50 @@ func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, cause strin
 			time.Sleep(10 * time.Millisecond)
 		}
 	}
-	fetch("/old1")
-	seen.served = time.Since(died)
-	t.Logf("served again after %v", seen.served)
-	checkFiles(t, r.Console(), fetch)
-	if mac, err := ns.Neighbor(netip.MustParseAddr("10.77.0.2")); err != nil || mac.String() != "52:54:00:00:00:02" {
-		t.Errorf("the MAC is %v, %v", mac, err)
-	}
-	report := &seen.report
-	for len(report.Verdict) == 0 { // it is written when all is durable
-		if b := fetch(":81/takeover.json"); b != nil {
-			if err := json.Unmarshal(b, report); err != nil {
+}
+
+// metalReport is the report of a takeover, which is written when all is durable.
+func metalReport(t *testing.T, fetch func(path string) []byte, path string) (report bare.Report) {
+	t.Helper()
+	for len(report.Verdict) == 0 {
+		if b := fetch(path); b != nil {
+			if err := json.Unmarshal(b, &report); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
+	return report
+}
+
+func checkMAC(t *testing.T, ns *netns.Namespace) {
+	t.Helper()
+	if mac, err := ns.Neighbor(netip.MustParseAddr("10.77.0.2")); err != nil || mac.String() != "52:54:00:00:00:02" {
+		t.Errorf("the MAC is %v, %v", mac, err)
+	}
+}
+
+// takeOverMetal runs a machine that dies, and has the test fail unless all is as it was.
+func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, cause string) (seen metalTakeover) {
+	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
+	defer cancel()
+	m.Append = parameters(t, ctx, m) + os.Getenv("METAL_DEBUG")
+	disk := filepath.Join(m.Dir, "data.img")
+	makeData(t, disk)
+	ns := d.attach(t, m, disk)
+	r, end := startMetal(t, ctx, m)
+	defer end()
+	if err := r.Await(ctx, "DYING"); err != nil {
+		t.Fatal(err)
+	}
+	died := time.Now()
+	client, fetch := metalClient(t, ctx, ns)
+	fetch("/old1")
+	seen.served = time.Since(died)
+	t.Logf("served again after %v", seen.served)
+	checkFiles(t, r.Console(), fetch)
+	checkMAC(t, ns)
+	seen.report = metalReport(t, fetch, ":81/takeover.json")
+	report := &seen.report
 	files := report.Files // those that the last commit did not bring
 	for _, c := range report.Commits {
 		files += c.Files
@@ -367,13 +392,7 @@ func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, cause strin
 	if err := r.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("e2fsck", "-fn", disk).CombinedOutput(); err != nil {
-		t.Errorf("e2fsck: %v: %s", err, out)
-	}
-	left := t.TempDir()
-	if out, err := exec.Command("debugfs", "-R", "rdump / "+left, disk).CombinedOutput(); err != nil {
-		t.Fatalf("debugfs: %v: %s", err, out)
-	}
+	left := lookInto(t, disk)
 	checkFiles(t, r.Console(), func(path string) []byte {
 		b, err := os.ReadFile(left + path)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -28,13 +28,14 @@ var sections = []struct{ name, heads, text string }{
 		"What was in memory only is compared with what was written. *recorded as* is how far a takeover had come with the disk (docs/ARCHITECTURE.md)."},
 	{"Takeovers in a row", "takeovers | by | protected again, median | longest | after the second | after the last",
 		"Each leaves a file in memory, and all are compared at the end. The last two columns are what the pair uses: files and bytes in its run directory, descriptors and memory of its supervisor."},
+	{"At rest", "who | of a CPU", "What a pair costs that has nothing to do, in a minute."},
 }
 
 // tests are those that say something of it.
 var tests = []string{
 	"TestFaults", "TestCrashKernelLoaded", "TestReadOnly", "TestStoppedIsNotDead", "TestFrozenIsNotDead", "TestSuspended", "TestNoRoomIsNoDeath",
 	"TestBrokenOff", "TestDiskFails", "TestSupervisorKilled", "TestActiveDiesUnwatched", "TestAllKilled", "TestHeirDies", "TestUnderstudyDies", "TestSecondDeath", "TestRootRescued",
-	"TestSwitch", "TestProtectedAgain", "TestOvercommitted",
+	"TestSwitch", "TestProtectedAgain", "TestOvercommitted", "TestIdle",
 }
 
 // report is what is written for programs.
