@@ -505,7 +505,7 @@ func TestMetalRefused(t *testing.T) {
 		{"memory used", "memmap=1572864K$0x120000000", "", nil, []string{"memory"}},
 		{"strict", "iomem=relaxed", "", nil, []string{"memory"}},
 		{"no CPU left", "maxcpus=3", "maxcpus=4", nil, []string{"CPUs"}},
-		{"resets itself", "iomem=relaxed", "iomem=relaxed panic=10", nil, []string{"panic"}},
+		{"resets itself", "panic=0", "panic=10", nil, []string{"panic"}},
 		{"encrypted", "iomem=relaxed", "iomem=relaxed mem_encrypt=on", nil, []string{"memory encryption"}},
 		{"FRED", "iomem=relaxed", "iomem=relaxed fred=on", nil, []string{"NMI"}},
 	} {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -122,6 +123,7 @@ func busy(_ *wire.Conn, j job) error {
 			}
 			go func() {
 				for turn := busyFiles; w.turn(turn) == nil; turn++ {
+					time.Sleep(busyPause)
 				}
 			}()
 			return nil
@@ -133,6 +135,9 @@ func busy(_ *wire.Conn, j job) error {
 const (
 	busyFiles = 32       // of a writer
 	busySize  = 24 << 10 // of each at most, in bytes
+	// busyPause leaves the service time to answer, on one emulated CPU, too: its client is to
+	// measure the takeover.
+	busyPause = 10 * time.Millisecond
 )
 
 // writer makes files, renames them over older ones, makes and removes directories and links,
