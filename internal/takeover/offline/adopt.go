@@ -79,11 +79,11 @@ func (a Adoption) Run(ctx context.Context, m *foreign.Machine) (*Adopted, error)
 	}
 	out := &Adopted{Memory: a.Memory, Reports: []*Report{}, Missing: []string{}}
 	found, err := a.found(disks, out)
-	if err == nil {
-		err = m.End(endLimit)
-	}
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(a.Memory))
+	}
+	if err := m.End(endLimit); err != nil { // it may end yet: the file may be all that is left
+		return out, err
 	}
 	if err := a.apply(ctx, found, out); err != nil || !out.Complete() {
 		return out, err
