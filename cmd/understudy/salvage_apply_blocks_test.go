@@ -44,13 +44,19 @@ crash
 		t.Errorf("%+v", r)
 	}
 	b.tidy()
-	for name, want := range map[string]string{"/dir/one": "one\ntwo\n", "/renamed/three": "three\n"} {
-		if got := debugfs(t, b.disk.Image, "cat "+name); got != want {
-			t.Errorf("%s: %q", name, got)
+	b.has(map[string]string{"/dir/one": "one\ntwo\n", "/renamed/three": "three\n"})
+}
+
+// has checks that the disk has files with such content, and that e2fsck finds nothing.
+func (b *bench) has(files map[string]string) {
+	b.t.Helper()
+	for name, want := range files {
+		if got := debugfs(b.t, b.disk.Image, "cat "+name); got != want {
+			b.t.Errorf("%s: %q", name, got)
 		}
 	}
 	if out, err := exec.Command("e2fsck", "-fn", b.disk.Image).CombinedOutput(); err != nil {
-		t.Errorf("e2fsck: %v: %s", err, out)
+		b.t.Errorf("e2fsck: %v: %s", err, out)
 	}
 }
 

@@ -86,18 +86,17 @@ func sameButTimes(a, b []byte) bool {
 // checkFree checks that what files gain was free before all, too.
 func (c *checker) checkFree() {
 	for r, change := range differences(c.ownedBy(oldState), c.ownedBy(newState)) {
-		for change == taken && r.from < r.to {
-			group, first := clusterGroup(&c.new.super, r.from)
-			start, size := groupClusters(&c.new.super, group)
-			end := min(uint64(r.to-start), size)
-			before, err := c.added.without.blockMap(group)
-			if err == nil && !before.all(first, end, false) {
-				err = fmt.Errorf("blocks from cluster %d on are taken, and were in use before the transaction", r.from)
+		if change != taken {
+			continue
+		}
+		for p := range byGroup(&c.new.super, r) {
+			before, err := c.added.without.blockMap(p.group)
+			if err == nil && !before.all(p.from, p.to, false) {
+				err = fmt.Errorf("blocks from cluster %d on are taken, and were in use before the transaction", p.run.from)
 			}
 			if !c.note(err) {
 				return
 			}
-			r.from = start + addr.Block(end)
 		}
 	}
 }

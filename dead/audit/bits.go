@@ -3,6 +3,7 @@ package audit
 import (
 	"encoding/binary"
 	"fmt"
+	"iter"
 	mathbits "math/bits"
 
 	"understudy.dev/understudy/dead/addr"
@@ -99,6 +100,29 @@ func groupClusters(s *ext4.Super, group uint32) (addr.Block, uint64) {
 func clusterGroup(s *ext4.Super, cluster addr.Block) (uint32, uint64) {
 	group, n := groupOf(s, cluster*addr.Block(ratio(s)))
 	return group, n / ratio(s)
+}
+
+// groupPiece is what of a run of clusters lies in one group: [from, to) of its numbers there.
+type groupPiece struct {
+	group    uint32
+	from, to uint64
+	run      run
+}
+
+// byGroup yields the parts of a run of clusters by the groups that they are in.
+func byGroup(s *ext4.Super, r run) iter.Seq[groupPiece] {
+	return func(yield func(groupPiece) bool) {
+		for r.from < r.to {
+			group, first := clusterGroup(s, r.from)
+			start, size := groupClusters(s, group)
+			end := min(uint64(r.to-start), size)
+			p := groupPiece{group, first, end, run{r.from, start + addr.Block(end)}}
+			if !yield(p) {
+				return
+			}
+			r.from = p.run.to
+		}
+	}
 }
 
 // tableBlocks is how many blocks the inode table of a group has.

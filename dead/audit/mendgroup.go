@@ -136,7 +136,9 @@ func (m *mender) mendGroups() error {
 // they were, and changed by that.
 func (m *mender) owned() (map[uint32]bits, error) {
 	out := make(map[uint32]bits)
-	m.gather()
+	if err := m.gather(); err != nil {
+		return nil, err
+	}
 	if err := merge(&m.oldRuns); err != nil {
 		return nil, fmt.Errorf("as it was: %w", err)
 	}
@@ -147,20 +149,21 @@ func (m *mender) owned() (map[uint32]bits, error) {
 		if change == kept {
 			continue
 		}
-		for b := r.from; b < r.to; b++ {
-			group, n := groupOf(&m.super, b)
-			if out[group] == nil {
-				before, err := m.checker.old.blockMap(group)
+		for p := range byGroup(&m.super, r) {
+			if out[p.group] == nil {
+				before, err := m.checker.old.blockMap(p.group)
 				if err != nil {
 					return nil, err
 				}
-				out[group] = slices.Clone(before)
-				m.groups[group] = struct{}{}
+				out[p.group] = slices.Clone(before)
+				m.groups[p.group] = struct{}{}
 			}
-			if out[group].has(n) != (change == given) {
-				return nil, fmt.Errorf("block %d is %s, but before the bitmap had another of it", b, change)
+			if !out[p.group].all(p.from, p.to, change == given) {
+				return nil, fmt.Errorf("blocks %d to %d are %s, but before the bitmap had others of them", p.run.from, p.run.to-1, change)
 			}
-			out[group][n/8] ^= 1 << (n % 8)
+			for n := p.from; n < p.to; n++ {
+				out[p.group][n/8] ^= 1 << (n % 8)
+			}
 		}
 	}
 	return out, nil

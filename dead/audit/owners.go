@@ -103,29 +103,25 @@ func (c *checker) checkOwners() {
 
 // checkRun checks that the blocks of a run are in the bitmaps as they changed.
 func (c *checker) checkRun(r run, change change, flips map[uint32]uint64) error {
-	for r.from < r.to {
-		group, first := clusterGroup(&c.new.super, r.from)
-		start, size := groupClusters(&c.new.super, group)
-		end := min(uint64(r.to-start), size)
-		before, err := c.old.blockMap(group)
+	for p := range byGroup(&c.new.super, r) {
+		before, err := c.old.blockMap(p.group)
 		if err != nil {
 			return err
 		}
-		after, err := c.new.blockMap(group)
+		after, err := c.new.blockMap(p.group)
 		if err != nil {
 			return err
 		}
 		switch {
-		case !before.all(first, end, change != taken):
-			return fmt.Errorf("blocks %d to %d are %s, but before the bitmap had others of them", r.from, start+addr.Block(end)-1, change)
-		case !after.all(first, end, change != given):
-			return fmt.Errorf("blocks %d to %d are %s, but the bitmap has others of them", r.from, start+addr.Block(end)-1, change)
+		case !before.all(p.from, p.to, change != taken):
+			return fmt.Errorf("blocks %d to %d are %s, but before the bitmap had others of them", p.run.from, p.run.to-1, change)
+		case !after.all(p.from, p.to, change != given):
+			return fmt.Errorf("blocks %d to %d are %s, but the bitmap has others of them", p.run.from, p.run.to-1, change)
 		}
 		if change != kept {
-			flips[group] += end - first
-			c.groups[group] = struct{}{}
+			flips[p.group] += p.to - p.from
+			c.groups[p.group] = struct{}{}
 		}
-		r.from = start + addr.Block(end)
 	}
 	return nil
 }

@@ -332,9 +332,7 @@ func (f *finisher) mark(sound bool) jbd2.Mark {
 
 // marked reports whether the log has the transaction already, by its mark.
 func (f *finisher) marked(log *jbd2.Log, scan *jbd2.Scan) (bool, error) {
-	done, err := log.Marked(scan, f.mark(true))
-	if f.proven = done; err != nil || done {
-		return done, err
-	}
-	return log.Marked(scan, f.mark(false))
+	which, err := log.Marked(scan, f.mark(true), f.mark(false))
+	f.proven = which == 0
+	return which >= 0, err
 }

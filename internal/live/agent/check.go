@@ -3,7 +3,6 @@ package agent
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os/exec"
 	"slices"
@@ -15,9 +14,6 @@ import (
 
 // checked are the types that wire.Checker is for.
 var checked = []string{"ext2", "ext3", "ext4"}
-
-// maxChecked bounds what of a check's output is kept, in bytes: its end.
-const maxChecked = 64 << 10
 
 // check checks a file system in full and repairs it, as e2fsck(8) does with -f
 // and -y. One that could not be repaired is an error, and must not be mounted.
@@ -42,19 +38,9 @@ func (a *Agent) check(ctx context.Context, d wire.Disk) (*wire.Check, error) {
 	if err = a.children.start(cmd); err == nil {
 		err = a.children.wait(cmd)
 	}
-	out := said.Bytes()
-	found := &wire.Check{Output: string(out[max(0, len(out)-maxChecked):])}
-	found.Read(out)
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		found.Status = exit.ExitCode()
-	} else if err != nil {
+	found, err := wire.Checked(said.Bytes(), err)
+	if err != nil {
 		return nil, fmt.Errorf("check disk %s: %w", d.Name, err)
-	}
-	// The status is a sum (e2fsck(8)): 1 for errors that were corrected, 2 for
-	// the advice to reboot, which is about a file system that is mounted.
-	if found.Status&^3 != 0 {
-		return nil, fmt.Errorf("check disk %s: e2fsck ended with status %d: %s", d.Name, found.Status, found.Output)
 	}
 	return found, nil
 }

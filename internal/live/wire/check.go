@@ -3,6 +3,9 @@ package wire
 import (
 	"bufio"
 	"bytes"
+	"errors"
+	"fmt"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strconv"
@@ -17,9 +20,31 @@ var (
 	references = regexp.MustCompile(`^Inode (\d+) ref count is (\d+), should be (\d+)\.`)
 )
 
-// Read finds in e2fsck's output the inodes without a name, and those with more names than
+// maxSaid bounds what is kept of e2fsck's output, in bytes: its end.
+const maxSaid = 64 << 10
+
+// Checked is what a run of e2fsck(8) with -f and -y did, by its output and by how its process
+// ended. A file system that could not be repaired is an error, and must not be mounted.
+func Checked(said []byte, ended error) (*Check, error) {
+	c := &Check{Output: string(bytes.ToValidUTF8(said[max(0, len(said)-maxSaid):], nil))}
+	c.read(said)
+	var exit *exec.ExitError
+	if errors.As(ended, &exit) {
+		c.Status = exit.ExitCode()
+	} else if ended != nil {
+		return nil, ended
+	}
+	// The status is a sum (e2fsck(8)): 1 for errors that were corrected, 2 for the advice to
+	// reboot, which is about a file system that is mounted.
+	if c.Status&^3 != 0 {
+		return nil, fmt.Errorf("e2fsck ended with status %d: %s", c.Status, c.Output)
+	}
+	return c, nil
+}
+
+// read finds in e2fsck's output the inodes without a name, and those with more names than
 // links.
-func (c *Check) Read(said []byte) {
+func (c *Check) read(said []byte) {
 	lines := bufio.NewScanner(bytes.NewReader(said))
 	for lines.Scan() {
 		c.Lost = appendInode(c.Lost, unattached, lines.Bytes())

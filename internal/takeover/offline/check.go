@@ -1,7 +1,6 @@
 package offline
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -63,25 +62,13 @@ func (d *draft) check(ctx context.Context, size int64) (_ *wire.Check, err error
 	return found, err
 }
 
-// maxSaid bounds what is kept of e2fsck's output, in bytes: its end.
-const maxSaid = 64 << 10
-
 func runCheck(ctx context.Context, program, disk string) (*wire.Check, error) {
 	cmd := exec.CommandContext(ctx, program, "-f", "-y", disk)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	said, err := cmd.CombinedOutput()
-	found := &wire.Check{Output: string(bytes.ToValidUTF8(said[max(0, len(said)-maxSaid):], nil))}
-	found.Read(said)
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && ctx.Err() == nil {
-		found.Status, err = exit.ExitCode(), nil
-	}
-	// The status is a sum (e2fsck(8)): 1 for errors that were corrected, 2 for the advice to
-	// reboot, which is about a file system that is mounted.
-	if err == nil && found.Status&^3 != 0 {
-		err = fmt.Errorf("it ended with status %d: %s", found.Status, found.Output)
-	}
+	found, err := wire.Checked(said, err)
 	if err != nil {
-		return nil, fmt.Errorf("check file system by e2fsck: %w", err)
+		return nil, fmt.Errorf("check file system: %w", err)
 	}
 	return found, nil
 }

@@ -76,13 +76,10 @@ func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
 	case takeover.HandedOver:
 		err := r.apply(ctx, d, Options{Image: heir}, heirSaved)
 		if errors.Is(err, ErrNotMounted) { // it died before it came to that, or in the midst of it
-			err = r.applyIfMounted(ctx, d, active)
-			if !errors.Is(err, salvage.ErrDiskChanged) {
+			if err = r.applyIfMounted(ctx, d, active); !errors.Is(err, salvage.ErrDiskChanged) {
 				return err
 			}
-			err = nil
-		}
-		if err != nil {
+		} else if err != nil {
 			return err
 		}
 		fallthrough
