@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -155,10 +156,12 @@ func (p *play) write(ctx context.Context) error {
 	if err := p.call(ctx, verbRun); err != nil {
 		return err
 	}
+	// An answer from while it was written may have a page of the old content and one of the new.
+	written := time.Now()
 	limited, cancel := context.WithTimeoutCause(ctx, servedLimit, errors.New("the client was not served the new content"))
 	defer cancel()
 	fresh, err := p.log.Await(limited, func(a probe.Answer) bool {
-		return a.Class == probe.OK && a.SHA256 != old.SHA256
+		return a.Class == probe.OK && a.SHA256 != old.SHA256 && a.Start.After(written)
 	})
 	if err != nil {
 		return fmt.Errorf("wait for unsaved content: %w", context.Cause(limited))
@@ -242,7 +245,10 @@ func (p *play) measureOutage(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, servedLimit)
 	defer cancel()
 	if _, err := p.log.Await(limited, func(a probe.Answer) bool { return a.Start.After(p.fence) && good(a) }); err != nil {
-		p.report.fail("the client had no good answer within %v of the takeover", servedLimit)
+		answers, _ := p.log.Answers()
+		had := probe.Tally(slices.DeleteFunc(answers, func(a probe.Answer) bool { return a.Start.Before(p.fence) }), good)
+		p.report.fail("the client had no good answer within %v of the takeover: of %d, %d had wrong content, and of errors %v",
+			servedLimit, had.Total, had.WrongBody, had.Errors)
 		return nil
 	}
 	answers, _ := p.log.Answers()
