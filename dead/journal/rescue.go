@@ -332,7 +332,7 @@ func (f *finisher) prove(c *change) error {
 	}
 	mended, err := f.mended(c)
 	if err != nil {
-		f.report.Check += ": " + strings.Join(verdict.Reasons, "; ")
+		f.report.Check += fmt.Sprintf(": %s; not completed: %v", strings.Join(verdict.Reasons, "; "), err)
 		return nil
 	}
 	if err := c.replaceAll(mended.Blocks); err != nil {

@@ -288,10 +288,12 @@ func TestCompareInPart(t *testing.T) {
 func TestFirstReason(t *testing.T) {
 	for check, want := range map[string]string{
 		"it has no journal": "it has no journal",
-		"1 operations were in flight [init (104): unknown]":                                         "nothing to audit: all was on the disk",
-		"4 operations were in flight: inode 508 has no links; block 7 changes [init (79): dir]":     "inode N has no links",
-		"1 operations were in flight: parse inode 137: wrong checksum: 0x27 instead of 0x4 [x (1)]": "parse inode N: wrong checksum: N instead of N",
-		"2 operations were in flight: inode 2 has +3 names [init (1): truncate]":                    "inode N has +N names",
+		"1 operations were in flight [init (104): unknown]":                                                              "nothing to audit: all was on the disk",
+		"4 operations were in flight: inode 508 has no links; block 7 changes [init (79): dir]":                          "inode N has no links",
+		"4 operations were in flight: inode 508 has no links; not completed: mend: 2 names are missing [init (79): dir]": "inode N has no links (N names are missing)",
+		"4 operations were in flight: inode 508 has no links; block 7; not completed: a [init (79): dir]":                "inode N has no links (a)",
+		"1 operations were in flight: parse inode 137: wrong checksum: 0x27 instead of 0x4 [x (1)]":                      "parse inode N: wrong checksum: N instead of N",
+		"2 operations were in flight: inode 2 has +3 names [init (1): truncate]":                                         "inode N has +N names",
 	} {
 		if got := firstReason(check); got != want {
 			t.Errorf("%s: %q, want %q", check, got, want)

@@ -239,7 +239,7 @@ func byRoad(b *strings.Builder, results []Result) {
 	if len(why) == 0 {
 		return
 	}
-	b.WriteString("\nWhat the audit found first, where it proved nothing:\n\n")
+	b.WriteString("\nWhat the audit found first where it proved nothing, and, in brackets, what of it could not be completed:\n\n")
 	for _, reason := range slices.Sorted(maps.Keys(why)) {
 		fmt.Fprintf(b, "- %d: %s\n", why[reason], reason)
 	}
@@ -267,7 +267,7 @@ func inFlight(b *strings.Builder, results []Result) {
 
 var (
 	numbers = regexp.MustCompile(`\b(0x[0-9a-f]+|\d+)\b`)
-	reasons = regexp.MustCompile(`^\d+ operations were in flight(?:: ([^;]*))?(?:;.*)? \[.*\]$`)
+	reasons = regexp.MustCompile(`^\d+ operations were in flight(?:: ([^;]*))?(?:;.*?)??(?:; not completed: (.*))? \[.*\]$`)
 )
 
 // firstReason is the first reason for a check, without its numbers.
@@ -279,7 +279,11 @@ func firstReason(check string) string {
 	case m[1] == "":
 		return "nothing to audit: all was on the disk"
 	}
-	return numbers.ReplaceAllString(strings.TrimSpace(m[1]), "N")
+	reason := strings.TrimSpace(m[1])
+	if m[2] != "" {
+		reason += " (" + strings.TrimPrefix(m[2], "mend: ") + ")"
+	}
+	return numbers.ReplaceAllString(reason, "N")
 }
 
 // failures names all that is not exact.

@@ -204,12 +204,12 @@ func hang() error {
 		ready.Add(1)
 		go func() {
 			runtime.LockOSThread()
-			if err := keepOn(cpu); err != nil {
+			if err := keepOn(0, cpu); err != nil {
 				failed.Store(true)
 			}
 			ready.Done()
 			ready.Wait()
-			_ = realTime(highestPriority) // it spins in any case
+			_ = realTime(0, highestPriority) // it spins in any case
 			for !failed.Load() {
 			}
 		}()

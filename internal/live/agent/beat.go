@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -86,9 +85,6 @@ func (a *Agent) startBeat(how string) (*exec.Cmd, error) {
 	before := a.counters.at(liveness.CounterOffset).Load()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{beatName, how}
-	// A thread that never calls the runtime is not to be preempted by it either (runtime,
-	// Environment Variables).
-	cmd.Env = append(os.Environ(), "GODEBUG="+os.Getenv("GODEBUG")+",asyncpreemptoff=1")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if err := a.children.start(cmd); err != nil {
@@ -122,27 +118,28 @@ func count(how string) error {
 	if err := BeatOn(page, b); err != nil {
 		return err
 	}
-	select {}
+	for {
+		_ = unix.Pause() // Go's runtime does not know of the threads that count
+	}
 }
 
 // BeatOn starts to count on a page of liveness.PageBytes, which stays mapped. This process
 // is to do little else.
 func BeatOn(page []byte, b wire.Beat) error {
-	// Nothing is to stop these threads: no collection of garbage, of which they make none; no
-	// page that has to be read again; and no choice of the OOM killer. Each keeps a processor
-	// of Go's runtime to itself.
-	debug.SetGCPercent(-1)
-	runtime.GOMAXPROCS(2*runtime.NumCPU() + 4)
+	// Nothing is to stop these threads: no page that has to be read again, and no choice of
+	// the OOM killer.
 	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
 	binary.LittleEndian.PutUint64(page, liveness.PageMagic)
 	c := counters(page)
-	if err := c.realTime(liveness.CounterOffset, -1, b.Period); err != nil {
+	pace := c.at(liveness.PaceOffset)
+	pace.Store(0)
+	if err := c.realTime(liveness.CounterOffset, -1, b.Period, pace); err != nil {
 		return err
 	}
 	if b.CPU > 0 {
 		for cpu, p := range liveness.CPUPulses(runtime.NumCPU()) {
-			if err := c.realTime(p.Offset, cpu, b.CPU/liveness.PulsesPerLimit); err != nil {
+			if err := c.realTime(p.Offset, cpu, b.CPU/liveness.PulsesPerLimit, nil); err != nil {
 				return err
 			}
 		}
@@ -153,30 +150,18 @@ func BeatOn(page []byte, b wire.Beat) error {
 	return nil
 }
 
-// realTime starts a real-time thread that counts every period, on one CPU if that is not
-// negative.
-func (c counters) realTime(offset, cpu int, period time.Duration) error {
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		err := realTime(beatPriority)
-		if err == nil && cpu >= 0 {
-			err = keepOn(cpu)
-		}
-		started <- err
-		if err != nil {
-			return
-		}
-		// Nothing of Go's runtime in here: it has locks, and who holds one may be an ordinary
-		// thread that gets no time.
-		counter, ts := c.at(offset), unix.NsecToTimespec(int64(period))
-		for {
-			counter.Add(1)
-			unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0) //nolint:errcheck // a signal may cut it short
-		}
-	}()
-	if err := <-started; err != nil {
-		return fmt.Errorf("make beat thread real-time: %w", err)
+// realTime starts a real-time thread that counts every period, or as seldom as pace says,
+// in ns, on one CPU if that is not negative.
+func (c counters) realTime(offset, cpu int, period time.Duration, pace *atomic.Uint64) error {
+	tid, err := startCounting(c.at(offset), period, pace)
+	if err == nil {
+		err = realTime(tid, beatPriority)
+	}
+	if err == nil && cpu >= 0 {
+		err = keepOn(tid, cpu)
+	}
+	if err != nil {
+		return fmt.Errorf("start a real-time thread that beats: %w", err)
 	}
 	return nil
 }
@@ -187,17 +172,17 @@ const (
 	highestPriority = 99
 )
 
-// realTime gives this thread a priority in the real-time class, SCHED_FIFO, which is 1
-// (include/uapi/linux/sched.h).
-func realTime(priority uint32) error {
-	return unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: 1, Priority: priority}, 0)
+// realTime gives a thread, 0 for this one, a priority in the real-time class, SCHED_FIFO,
+// which is 1 (include/uapi/linux/sched.h).
+func realTime(tid int, priority uint32) error {
+	return unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: 1, Priority: priority}, 0)
 }
 
-// keepOn has this thread run on one CPU only.
-func keepOn(cpu int) error {
+// keepOn has a thread, 0 for this one, run on one CPU only.
+func keepOn(tid, cpu int) error {
 	var set unix.CPUSet
 	set.Set(cpu)
-	return unix.SchedSetaffinity(0, &set)
+	return unix.SchedSetaffinity(tid, &set)
 }
 
 // ordinary counts every period for as long as there is memory to be had.

@@ -10,13 +10,15 @@ import (
 // The beat page that a partition shares with its machine: a magic word, then
 // counters, each 64 bits little-endian and written by the partition only. The first is
 // the beat's. The others are of what works more slowly (Pulse), and zero while nobody
-// counts.
+// counts. One word is written by the machine: the period of a beat that is to come more
+// seldom than its own says, in ns.
 const (
 	PageBytes     = 4096
 	PageMagic     = 0x7474616562647375 // "usdbeatt" in memory
 	CounterOffset = 8                  // bytes into the page
 
 	schedulerOffset = 16
+	PaceOffset      = 24
 	cpuOffset       = 64                    // of CPU 0
 	diskOffset      = cpuOffset + 8*maxCPUs // of disk 0
 	maxCPUs         = 256                   // more have no counter of their own
@@ -105,6 +107,7 @@ type Thread struct {
 // Silencer watches a heartbeat. The zero value is not usable: see NewSilencer.
 type Silencer struct {
 	period, limit time.Duration
+	first         time.Duration // the limit up to the next beat, if longer
 
 	began   bool
 	last    Observation
@@ -118,6 +121,10 @@ type Silencer struct {
 func NewSilencer(period, limit time.Duration) *Silencer {
 	return &Silencer{period: period, limit: limit}
 }
+
+// FirstWithin gives the next beat a limit of its own: it is of one that was to come more
+// seldom.
+func (s *Silencer) FirstWithin(limit time.Duration) { s.first = limit }
 
 // Observe takes one observation and reports a verdict once the beat has been
 // still for the limit. It does not hold against the partition time that
@@ -138,17 +145,18 @@ func (s *Silencer) Observe(o Observation) (Verdict, bool) {
 	}
 	if o.Counter != prev.Counter {
 		s.longest = max(s.longest, s.silence)
-		s.silence, s.since = 0, o.At
+		s.silence, s.since, s.first = 0, o.At, 0
 		return Verdict{}, false
 	}
 	s.silence += s.silent(prev, o)
-	if s.silence < s.limit {
+	limit := max(s.limit, s.first)
+	if s.silence < limit {
 		return Verdict{}, false
 	}
 	return Verdict{
 		Cause:  Silence,
 		At:     o.At,
-		Detail: fmt.Sprintf("no beat for %v, of which %v count, the limit is %v", o.At.Sub(s.since).Round(time.Millisecond), s.silence.Round(time.Millisecond), s.limit),
+		Detail: fmt.Sprintf("no beat for %v, of which %v count, the limit is %v", o.At.Sub(s.since).Round(time.Millisecond), s.silence.Round(time.Millisecond), limit),
 	}, true
 }
 

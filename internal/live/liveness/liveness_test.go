@@ -112,6 +112,31 @@ func TestBeatResetsSilence(t *testing.T) {
 	checkVerdict(t, looks, 0)
 }
 
+// TestFirstWithin: a beat that was slow has its own limit up to the next one, and only that.
+func TestFirstWithin(t *testing.T) {
+	at := func(s *Silencer, ms0, ms1 int, counter uint64) (dead int) {
+		for now := ms0; now <= ms1; now += 20 {
+			if _, is := s.Observe(Observation{At: time.UnixMilli(int64(now)), Counter: counter, Effort: Effort{}}); is {
+				return now
+			}
+		}
+		return 0
+	}
+	s := NewSilencer(20*ms, 300*ms)
+	s.FirstWithin(time.Second)
+	if dead := at(s, 20, 900, 7); dead != 0 {
+		t.Errorf("dead at %d ms, before the first beat was due", dead)
+	}
+	if dead := at(s, 920, 2000, 8); dead != 1220 {
+		t.Errorf("dead at %d ms, 300 ms after the beat of 920 is right", dead)
+	}
+	s = NewSilencer(20*ms, 300*ms)
+	s.FirstWithin(time.Second)
+	if dead := at(s, 20, 3000, 7); dead != 1020 {
+		t.Errorf("dead at %d ms, without any beat for a second", dead)
+	}
+}
+
 func checkVerdict(t *testing.T, looks []look, dead time.Duration) {
 	t.Helper()
 	s := NewSilencer(20*ms, 300*ms)

@@ -33,10 +33,11 @@ type side struct {
 	greeting wire.Greeting
 	taps     []string
 	tapFiles []*os.File
-	beat     []byte      // the beat page, mapped to read
+	beat     []byte      // the beat page
 	troubles chan string // what its agent says that does not work
 
 	counted uint64 // the beat's last count, of the watcher
+	rested  uint64 // its count when it was last told not to beat slowly any more; 0: it never did
 
 	// For others, too: when that changed, when the watcher last looked, and the longest
 	// silence that ended. Nil: not yet.
@@ -237,12 +238,12 @@ func tapName(pair string, side, nic int) string {
 }
 
 func mapBeat(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return unix.Mmap(int(f.Fd()), 0, liveness.PageBytes, unix.PROT_READ, unix.MAP_SHARED)
+	return unix.Mmap(int(f.Fd()), 0, liveness.PageBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 }
 
 // dial connects to a socket that QEMU makes in the course of its start.

@@ -18,9 +18,19 @@ import (
 // docs/specs/pvpanic.txt in QEMU).
 var dyingMessages = []string{qmp.EventGuestPanicked, qmp.EventGuestCrashloaded}
 
+// word is one of the side's beat page.
+func (sd *side) word(offset int) *atomic.Uint64 {
+	return (*atomic.Uint64)(unsafe.Pointer(&sd.beat[offset]))
+}
+
 // counter is a counter of the side's beat page.
-func (sd *side) counter(offset int) uint64 {
-	return (*atomic.Uint64)(unsafe.Pointer(&sd.beat[offset])).Load()
+func (sd *side) counter(offset int) uint64 { return sd.word(offset).Load() }
+
+// pace has the side beat that seldom, or, with zero, as often as it is configured to.
+func (sd *side) pace(period time.Duration) {
+	if before := sd.word(liveness.PaceOffset).Swap(uint64(period)); before > uint64(period) {
+		sd.rested = sd.counter(liveness.CounterOffset)
+	}
 }
 
 // lastSign is when the side was last seen to beat, or now.
@@ -56,7 +66,9 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 	}
 	watch(s.watcherOf(s.active), false)
 	if s.understudy != nil {
-		watch(s.watcherOf(s.understudy), true)
+		w := s.watcherOf(s.understudy)
+		s.understudy.pace(w.h.Limit / liveness.PulsesPerLimit) // it has nothing else to do
+		watch(w, true)
 	}
 	go s.trimConsoles(ctx)
 	first := <-watched
@@ -128,6 +140,10 @@ func (s *Supervisor) watcherOf(sd *side) *watcher {
 	}
 	w.fatal = sd == s.active && s.Pair.Takeover.Degraded == pair.DegradedTakeOver
 	w.silencer = liveness.NewSilencer(w.h.Period, w.h.Limit)
+	sd.pace(0)
+	if sd.rested > 0 && sd.counter(liveness.CounterOffset) == sd.rested {
+		w.silencer.FirstWithin(patient(h).Limit)
+	}
 	add := func(limit time.Duration, pulses ...liveness.Pulse) {
 		for _, p := range pulses {
 			if limit > 0 {
