@@ -27,6 +27,10 @@ type Machine interface {
 	Fence(ctx context.Context) error
 	// Image is the fenced image of a disk, until its HandOver.
 	Image(disk string) (Image, error)
+	// Check checks and repairs the file system of a fenced disk, before its HandOver: on a
+	// draft, so that an error leaves the disk as it was, unless it is one of writing to it. With
+	// errors.ErrUnsupported it cannot be done here: the understudy does it (Mount).
+	Check(ctx context.Context, disk string) (*wire.Check, error)
 	// HandOver gives a fenced disk to the understudy.
 	HandOver(ctx context.Context, disk string) error
 	// Mount has the understudy mount a disk that it was handed; with check, after
@@ -390,21 +394,9 @@ func (r *run) disk(ctx context.Context, disk string) error {
 		request = r.gather(disk, remains)
 		return nil
 	})
-	g.Go(func() error {
-		err := r.limited(gctx, stepDisk, func(ctx context.Context) error { return r.machine.HandOver(ctx, disk) })
-		if err != nil {
-			return fmt.Errorf("hand over: %w", err)
-		}
-		if commit.Check != "" {
-			return r.measure(stepMount, func() (err error) {
-				found, err = r.machine.Mount(gctx, disk, true)
-				return err
-			})
-		}
-		return r.limited(gctx, stepMount, func(ctx context.Context) (err error) {
-			found, err = r.machine.Mount(ctx, disk, false)
-			return err
-		})
+	g.Go(func() (err error) {
+		found, err = r.bring(gctx, disk, commit.Check != "")
+		return err
 	})
 	if err := g.Wait(); err != nil {
 		return err
@@ -431,6 +423,35 @@ func (r *run) disk(ctx context.Context, disk string) error {
 		}
 	}
 	return r.record(disk, Applied)
+}
+
+// bring has the understudy mount a disk, once its file system was checked if it must be.
+func (r *run) bring(ctx context.Context, disk string, check bool) (found *wire.Check, err error) {
+	if check {
+		err := r.measure("e2fsck", func() (err error) {
+			found, err = r.machine.Check(ctx, disk)
+			return err
+		})
+		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return nil, err
+		}
+		check = err != nil
+	}
+	err = r.limited(ctx, stepDisk, func(ctx context.Context) error { return r.machine.HandOver(ctx, disk) })
+	if err != nil {
+		return nil, fmt.Errorf("hand over: %w", err)
+	}
+	if check {
+		err := r.measure(stepMount, func() (err error) {
+			found, err = r.machine.Mount(ctx, disk, true)
+			return err
+		})
+		return found, err
+	}
+	return found, r.limited(ctx, stepMount, func(ctx context.Context) error {
+		_, err := r.machine.Mount(ctx, disk, false)
+		return err
+	})
 }
 
 func (r *run) record(disk string, p Progress) error {

@@ -53,6 +53,9 @@ func (s *stand) did(call string) error {
 
 func (s *stand) Fence(context.Context) error            { return s.did("fence") }
 func (s *stand) Image(string) (Image, error)            { return standImage{s}, s.did("image") }
+func (s *stand) Check(context.Context, string) (*wire.Check, error) {
+	return &wire.Check{Output: "repaired", Lost: s.lost}, s.did("check here")
+}
 func (s *stand) HandOver(context.Context, string) error { return s.did("hand over") }
 func (s *stand) Mount(_ context.Context, _ string, check bool) (*wire.Check, error) {
 	if check {
@@ -260,15 +263,42 @@ func TestStopIfRefused(t *testing.T) {
 // TestCheckBeforeMount: what cannot be proven sound is checked, and what that said
 // is in the report.
 func TestCheckBeforeMount(t *testing.T) {
-	m := newStand()
-	b := &body{m: m, commit: Commit{Check: "2 operations were in flight", Blocks: 7}}
-	r, err := play(m, Options{Disks: []string{"data"}, Salvager: b})
-	if err != nil {
-		t.Fatal(err)
+	for _, tt := range []struct {
+		here  error // of a check on this machine
+		order []string
+	}{
+		{nil, []string{"check here", "hand over", "mount", "apply"}},
+		{fmt.Errorf("no e2fsck: %w", errors.ErrUnsupported), []string{"check here", "hand over", "checked mount", "apply"}},
+	} {
+		m := newStand()
+		m.fail["check here"] = tt.here
+		b := &body{m: m, commit: Commit{Check: "2 operations were in flight", Blocks: 7}, found: someFiles()}
+		r, err := play(m, Options{Disks: []string{"data"}, Salvager: b})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := Commit{Disk: "data", Check: b.commit.Check, Blocks: 7, Found: "repaired"}
+		if !reflect.DeepEqual(r.Commits, []Commit{want}) {
+			t.Errorf("commits %+v", r.Commits)
+		}
+		for i := range tt.order[1:] {
+			if !m.before(tt.order[i], tt.order[i+1]) {
+				t.Errorf("%s, then %s: %v", tt.order[i], tt.order[i+1], m.calls)
+			}
+		}
+		if here := tt.here == nil; here == slices.Contains(m.calls, "checked mount") || here != slices.Contains(m.calls, "mount") {
+			t.Errorf("calls %v", m.calls)
+		}
 	}
-	want := Commit{Disk: "data", Check: b.commit.Check, Blocks: 7, Found: "repaired"}
-	if !m.before("hand over", "checked mount") || m.before("hand over", "mount") || !reflect.DeepEqual(r.Commits, []Commit{want}) {
-		t.Errorf("calls %v, commits %+v", m.calls, r.Commits)
+}
+
+// TestCheckFails: what e2fsck cannot repair is not mounted.
+func TestCheckFails(t *testing.T) {
+	m := newStand()
+	m.fail["check here"] = errors.New("e2fsck ended with status 4")
+	b := &body{m: m, commit: Commit{Check: "2 operations were in flight"}, found: someFiles()}
+	if _, err := play(m, Options{Disks: []string{"data"}, Salvager: b}); !errors.Is(err, m.fail["check here"]) || slices.Contains(m.calls, "hand over") {
+		t.Errorf("%v, calls %v", err, m.calls)
 	}
 }
 
@@ -286,7 +316,7 @@ func TestNamesBeforeFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !m.before("checked mount", "name") || !m.before("name", "apply") || !m.before("apply", "start") {
+	if !m.before("check here", "name") || !m.before("mount", "name") || !m.before("name", "apply") || !m.before("apply", "start") {
 		t.Errorf("calls %v", m.calls)
 	}
 	if m.named.Disk != "data" || len(m.named.Files) != 1 || !reflect.DeepEqual(m.named.Check.Lost, m.lost) {

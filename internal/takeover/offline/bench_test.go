@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -18,10 +19,13 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 	"understudy.dev/understudy/dead/placement"
 	"understudy.dev/understudy/internal/lab/turns"
+	"understudy.dev/understudy/internal/live/device"
+	"understudy.dev/understudy/internal/takeover/draft"
 )
 
 // BenchmarkPlaced brings unsaved files to a disk without a guest: places, audit, data, the
-// transaction, its replay, the redo file and the commit, all durable. Only the search in
+// transaction and its replay, all durable; as a takeover does it, on the disk itself, and as
+// salvage apply does, on a draft first, with the redo file and the commit. Only the search in
 // memory is not in it (BenchmarkPlan, salvage). Beside it the same bytes are written to a file
 // there with O_DIRECT and made durable with fdatasync(2).
 func BenchmarkPlaced(b *testing.B) {
@@ -54,9 +58,23 @@ func benchmarkPlaced(b *testing.B, files int, size int64) {
 			}
 			return time.Since(start)
 		}},
+		turns.Way{Name: "takeover", Do: func() time.Duration {
+			copySparse(b, empty, path)
+			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer f.Close()
+			start := time.Now()
+			if err := placeAll(device.Direct{File: f}, wanted, buf); err != nil {
+				b.Fatal(err)
+			}
+			return time.Since(start)
+		}},
 		turns.Time(b, "direct", func() error { return at(buf) }),
 	)
 	r.Ratio(b, "apply-of-direct", "apply", "direct")
+	r.Ratio(b, "takeover-of-direct", "takeover", "direct")
 }
 
 // emptyFiles makes a disk with files without content, and says what they are to get.
@@ -140,15 +158,8 @@ func copySparse(b *testing.B, from, to string) {
 	}
 }
 
-// applyPlaced does what the last commit of a rescue does, and Apply.
-func applyPlaced(b *testing.B, path string, files []placement.File, buf []byte) error {
-	d, err := Open(path, "")
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	out := &draft{base: d, dir: filepath.Dir(path)}
-	defer out.Close()
+// placeAll does what the last commit of a rescue does.
+func placeAll(out jbd2.Disk, files []placement.File, buf []byte) error {
 	log, err := jbd2.Open(out)
 	if err != nil {
 		return err
@@ -164,14 +175,8 @@ func applyPlaced(b *testing.B, path string, files []placement.File, buf []byte) 
 	if verdict, err := audit.Check(out, found.Blocks); err != nil || !verdict.Clean || len(found.Placed) != len(files) {
 		return fmt.Errorf("%v, %w, %d placed", verdict, err, len(found.Placed))
 	}
-	for _, f := range found.Placed {
-		for _, p := range f.Pieces {
-			for done := int64(0); done < p.Len(); done += int64(len(buf)) {
-				if _, err := out.WriteAt(buf[:min(int64(len(buf)), p.Len()-done)], p.Disk+done); err != nil {
-					return err
-				}
-			}
-		}
+	if err := errors.Join(writePieces(out, found.Placed, buf), out.Sync()); err != nil {
+		return err
 	}
 	t := &jbd2.Transaction{Time: time.Now()}
 	for home, data := range found.Blocks {
@@ -184,7 +189,59 @@ func applyPlaced(b *testing.B, path string, files []placement.File, buf []byte) 
 	if err := pending.Commit(); err != nil {
 		return err
 	}
-	if _, err := log.Replay(); err != nil {
+	_, err = log.Replay()
+	return err
+}
+
+// writePieces writes the content of files in stretches of buf at most, straight if the disk
+// takes that, in the order of the disk.
+func writePieces(out jbd2.Disk, files []placement.Placed, buf []byte) error {
+	type stretch struct {
+		off  int64
+		data [][]byte
+	}
+	var all []stretch
+	for _, f := range files {
+		for _, p := range f.Pieces {
+			for done := int64(0); done < p.Len(); {
+				n := min(int64(len(buf)), p.Len()-done)
+				if last := len(all) - 1; last >= 0 && all[last].off+size(all[last].data) == p.Disk+done && size(all[last].data)+n <= int64(len(buf)) {
+					all[last].data = append(all[last].data, buf[:n])
+				} else {
+					all = append(all, stretch{p.Disk + done, [][]byte{buf[:n]}})
+				}
+				done += n
+			}
+		}
+	}
+	if straight, ok := out.(jbd2.StretchDisk); ok {
+		return straight.WriteStretches(len(all), func(i int) (int64, [][]byte) { return all[i].off, all[i].data })
+	}
+	for _, s := range all {
+		if _, err := out.WriteAt(slices.Concat(s.data...), s.off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func size(data [][]byte) (n int64) {
+	for _, d := range data {
+		n += int64(len(d))
+	}
+	return n
+}
+
+// applyPlaced does the same on a draft, and Apply.
+func applyPlaced(b *testing.B, path string, files []placement.File, buf []byte) error {
+	d, err := Open(path, "")
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	out := draft.New(d, filepath.Dir(path))
+	defer out.Close()
+	if err := placeAll(out, files, buf); err != nil {
 		return err
 	}
 	changed, err := out.Changed()

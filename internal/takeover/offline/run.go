@@ -21,6 +21,7 @@ import (
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/draft"
 	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
@@ -56,7 +57,7 @@ type application struct {
 	remains *morgue.Remains
 	report  *Report
 	lost    bool // the last commit is refused
-	draft   *draft
+	draft   *draft.Draft
 	checked *wire.Check // of the draft; nil: there was none
 }
 
@@ -150,10 +151,11 @@ func (a *application) plan(check func(*salvage.Plan) error) error {
 // and returns what that changed. If it is refused, nothing of it is used: the disk is
 // what an ordinary crash leaves then.
 func (a *application) finishCommit(ctx context.Context) (raw []Raw, err error) {
-	a.draft = &draft{base: a.target, dir: filepath.Dir(a.target.Work())}
+	dir := filepath.Dir(a.target.Work())
 	if a.DryRun {
-		a.draft.dir = os.TempDir()
+		dir = os.TempDir()
 	}
+	a.draft = draft.New(a.target, dir)
 	p := a.remains.Plan
 	refused, faults := len(p.Refused), len(p.Faults) // reported with the plan
 	var c takeover.Commit
@@ -161,8 +163,8 @@ func (a *application) finishCommit(ctx context.Context) (raw []Raw, err error) {
 		c, err = a.remains.Finish(a.draft)
 		return err
 	})
-	if a.draft.err != nil {
-		return nil, hint.New("directory "+a.draft.dir, fmt.Errorf("write what the disk is to get: %w", a.draft.err),
+	if failed := a.draft.Failed(); failed != nil {
+		return nil, hint.New("directory "+dir, fmt.Errorf("write what the disk is to get: %w", failed),
 			"Make room there, or name another place with --work. Nothing was written to the disk.")
 	}
 	c.Disk = a.Disk
@@ -203,14 +205,14 @@ func (a *application) finishCommit(ctx context.Context) (raw []Raw, err error) {
 // it their places then. Where this machine cannot do that, or where names are to be given
 // back, which takes a mount, it is all left to a guest, and the draft as it was.
 func (a *application) checkHere(ctx context.Context) error {
-	before := slices.Clone(a.draft.pieces)
+	before := a.draft.Mark()
 	var found *wire.Check
 	err := a.memory.Stage("e2fsck", func() (err error) {
-		found, err = a.draft.check(ctx, a.target.Size)
+		found, err = a.draft.Check(ctx, a.target.Size, nil)
 		return err
 	})
-	if errors.Is(err, errNoCheck) || err == nil && found.Names() {
-		a.draft.pieces = before
+	if errors.Is(err, draft.ErrNoCheck) || err == nil && found.Names() {
+		a.draft.Reset(before)
 		return nil
 	}
 	if err != nil {

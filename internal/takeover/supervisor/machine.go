@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/draft"
 )
 
 // fenceLimit is how long a dead side may take to be gone, and each of its
@@ -59,6 +61,39 @@ func (m *machine) Image(disk string) (takeover.Image, error) {
 		return nil, fmt.Errorf("image %s is not behind the fence", d.Image)
 	}
 	return device.Direct{File: image}, nil
+}
+
+// Check has e2fsck of this machine look at a draft of the disk: it need not wait for an
+// emulated CPU, and what it does to the disk is known before it is done.
+func (m *machine) Check(ctx context.Context, disk string) (_ *wire.Check, err error) {
+	d, err := m.disk(disk)
+	if err != nil {
+		return nil, err
+	}
+	image, err := m.Image(disk)
+	if err != nil {
+		return nil, err
+	}
+	as := draft.New(image, m.s.options.Dir)
+	defer func() { err = errors.Join(err, as.Close()) }()
+	found, err := as.Check(ctx, m.s.holds[d.Image].Size, func(p draft.Progress) { m.s.log("e2fsck of disk %s: %v", disk, p) })
+	if errors.Is(err, draft.ErrNoCheck) || as.Failed() != nil {
+		m.s.log("disk %s is checked by the understudy: %v", disk, err)
+		return nil, fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	changed, err := as.Changed()
+	if err != nil {
+		return nil, err
+	}
+	for off, data := range changed {
+		if _, err := image.WriteAt(data, off); err != nil {
+			return nil, fmt.Errorf("write what e2fsck repaired: %w", err)
+		}
+	}
+	return found, image.Sync()
 }
 
 func (m *machine) HandOver(ctx context.Context, disk string) error {

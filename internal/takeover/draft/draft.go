@@ -1,4 +1,6 @@
-package offline
+// Package draft is a disk as it is to be, on top of one that is only read: what is written to
+// it can be looked at, checked by e2fsck(8), and thrown away.
+package draft
 
 import (
 	"errors"
@@ -12,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// draft is a jbd2.Disk on top of one that is only read. What is written to it goes, one
+// Draft is a jbd2.Disk on top of one that is only read. What is written to it goes, one
 // after the other, to a file without a name, so that there may be more of it than memory.
-type draft struct {
+type Draft struct {
 	base   io.ReaderAt
 	dir    string   // where the file is
 	file   *os.File // nil: nothing was written yet
@@ -24,6 +26,15 @@ type draft struct {
 	err    error    // the first of writing
 }
 
+// sector is the unit of a disk, in bytes.
+const sector = 512
+
+// New makes a draft, whose file will be in that directory.
+func New(base io.ReaderAt, dir string) *Draft { return &Draft{base: base, dir: dir} }
+
+// Failed is why something could not be written; nil, if all could.
+func (d *Draft) Failed() error { return d.err }
+
 // piece is what was written to one place of the disk, and where it is in the file.
 type piece struct{ off, len, at int64 }
 
@@ -31,7 +42,7 @@ type piece struct{ off, len, at int64 }
 const joined = 16 << 20
 
 // WriteAt writes whole sectors.
-func (d *draft) WriteAt(b []byte, off int64) (int, error) {
+func (d *Draft) WriteAt(b []byte, off int64) (int, error) {
 	if off < 0 || off%sector != 0 || len(b)%sector != 0 {
 		return 0, fmt.Errorf("write %d bytes at %d: these are not whole sectors", len(b), off)
 	}
@@ -67,7 +78,7 @@ func nameless(dir string) (*os.File, error) {
 }
 
 // put takes a piece in place of what was there.
-func (d *draft) put(p piece) {
+func (d *Draft) put(p piece) {
 	end := p.off + p.len
 	from := d.find(p.off)
 	to := from
@@ -93,12 +104,12 @@ func (d *draft) put(p piece) {
 }
 
 // find returns the first piece that ends behind a byte.
-func (d *draft) find(off int64) int {
+func (d *Draft) find(off int64) int {
 	return sort.Search(len(d.pieces), func(i int) bool { return d.pieces[i].off+d.pieces[i].len > off })
 }
 
 // ReadAt reads what was written, and the disk elsewhere.
-func (d *draft) ReadAt(b []byte, off int64) (int, error) {
+func (d *Draft) ReadAt(b []byte, off int64) (int, error) {
 	done := 0
 	for next := d.find(off); done < len(b); {
 		at, n := off+int64(done), len(b)-done
@@ -121,11 +132,20 @@ func (d *draft) ReadAt(b []byte, off int64) (int, error) {
 }
 
 // Sync does nothing: what is to be durable is copied.
-func (d *draft) Sync() error { return nil }
+func (d *Draft) Sync() error { return nil }
+
+// Mark is a state of a draft.
+type Mark struct{ pieces []piece }
+
+// Mark returns the state that Reset comes back to.
+func (d *Draft) Mark() Mark { return Mark{slices.Clone(d.pieces)} }
+
+// Reset throws away what was written since.
+func (d *Draft) Reset(m Mark) { d.pieces = m.pieces }
 
 // Changed goes over what was written, in the order of the disk. What it yields is good until
 // Close.
-func (d *draft) Changed() (iter.Seq2[int64, []byte], error) {
+func (d *Draft) Changed() (iter.Seq2[int64, []byte], error) {
 	if d.end > 0 && d.mapped == nil {
 		var err error
 		if d.mapped, err = unix.Mmap(int(d.file.Fd()), 0, int(d.end), unix.PROT_READ, unix.MAP_SHARED); err != nil {
@@ -142,7 +162,7 @@ func (d *draft) Changed() (iter.Seq2[int64, []byte], error) {
 }
 
 // Close removes the file.
-func (d *draft) Close() error {
+func (d *Draft) Close() error {
 	var errs []error
 	if d.mapped != nil {
 		errs = append(errs, unix.Munmap(d.mapped))

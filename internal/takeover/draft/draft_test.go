@@ -1,4 +1,4 @@
-package offline
+package draft
 
 import (
 	"bytes"
@@ -20,7 +20,7 @@ func TestDraft(t *testing.T) {
 			base[i] = byte(rng.Uint32())
 		}
 		want := bytes.Clone(base)
-		d := &draft{base: bytes.NewReader(base), dir: t.TempDir()}
+		d := &Draft{base: bytes.NewReader(base), dir: t.TempDir()}
 		at := int64(0)
 		for range 1 + rng.IntN(60) {
 			if rng.IntN(3) > 0 { // else behind the last one
@@ -70,7 +70,7 @@ func TestDraft(t *testing.T) {
 
 // TestDraftFails wants an error that stays, where nothing can be written.
 func TestDraftFails(t *testing.T) {
-	d := &draft{base: bytes.NewReader(make([]byte, 4096)), dir: "/nowhere"}
+	d := &Draft{base: bytes.NewReader(make([]byte, 4096)), dir: "/nowhere"}
 	for range 2 {
 		if _, err := d.WriteAt(make([]byte, sector), 0); !errors.Is(err, os.ErrNotExist) || d.err == nil {
 			t.Error(err)

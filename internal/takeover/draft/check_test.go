@@ -1,4 +1,4 @@
-package offline
+package draft
 
 import (
 	"bytes"
@@ -32,10 +32,10 @@ func TestDraftChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &draft{base: bytes.NewReader(before), dir: t.TempDir()}
+	d := &Draft{base: bytes.NewReader(before), dir: t.TempDir()}
 	defer d.Close()
-	found, err := d.check(t.Context(), int64(len(before)))
-	if errors.Is(err, errNoCheck) {
+	found, err := d.Check(t.Context(), int64(len(before)), nil)
+	if errors.Is(err, ErrNoCheck) {
 		t.Skip(err) // no FUSE
 	}
 	if err != nil || found.Status != 1 || len(found.Lost) != 1 || !found.Names() {
@@ -62,9 +62,9 @@ func TestDraftUncheckable(t *testing.T) {
 	if _, err := checker(); err != nil {
 		t.Skip(err)
 	}
-	d := &draft{base: bytes.NewReader(make([]byte, 1<<20)), dir: t.TempDir()}
+	d := &Draft{base: bytes.NewReader(make([]byte, 1<<20)), dir: t.TempDir()}
 	defer d.Close()
-	if found, err := d.check(t.Context(), 1<<20); err == nil || found != nil {
+	if found, err := d.Check(t.Context(), 1<<20, nil); err == nil || found != nil {
 		t.Errorf("%+v, %v", found, err)
 	}
 }

@@ -1,4 +1,4 @@
-package offline
+package draft
 
 import (
 	"context"
@@ -7,8 +7,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -16,8 +18,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// errNoCheck says that this machine cannot check a file system: a guest can.
-var errNoCheck = errors.New("no check on this machine")
+// ErrNoCheck says that this machine cannot check a file system: a guest can.
+var ErrNoCheck = errors.New("no check on this machine")
 
 // checker finds e2fsck(8), which is not among what others than root find.
 func checker() (string, error) {
@@ -27,17 +29,18 @@ func checker() (string, error) {
 	return exec.LookPath(wire.Checker)
 }
 
-// check has e2fsck(8) of this machine check and repair the file system of a draft, unmounted:
-// it sees the draft as a file, in a directory that we serve (FUSE). It fails with
-// errNoCheck if it could not begin; after any other error the draft is as e2fsck left it.
-func (d *draft) check(ctx context.Context, size int64) (_ *wire.Check, err error) {
+// Check has e2fsck(8) of this machine check and repair the file system of a draft of so many
+// bytes, unmounted: it sees the draft as a file, in a directory that we serve (FUSE). It fails
+// with ErrNoCheck if it could not begin; after any other error the draft is as e2fsck left it.
+// tell hears how far it has come; it may be nil.
+func (d *Draft) Check(ctx context.Context, size int64, tell func(Progress)) (_ *wire.Check, err error) {
 	program, err := checker()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoCheck, err)
+		return nil, fmt.Errorf("%w: %w", ErrNoCheck, err)
 	}
 	dir, err := os.MkdirTemp("", "understudy-check-")
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoCheck, err)
+		return nil, fmt.Errorf("%w: %w", ErrNoCheck, err)
 	}
 	defer func() { err = errors.Join(err, os.Remove(dir)) }()
 	served := &served{draft: d, size: size}
@@ -52,9 +55,9 @@ func (d *draft) check(ctx context.Context, size int64) (_ *wire.Check, err error
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoCheck, err)
+		return nil, fmt.Errorf("%w: %w", ErrNoCheck, err)
 	}
-	found, err := runCheck(ctx, program, filepath.Join(dir, "disk"))
+	found, err := run(ctx, program, filepath.Join(dir, "disk"), tell)
 	err = errors.Join(err, server.Unmount())
 	if served.err != nil {
 		err = errors.Join(served.err, err)
@@ -62,10 +65,31 @@ func (d *draft) check(ctx context.Context, size int64) (_ *wire.Check, err error
 	return found, err
 }
 
-func runCheck(ctx context.Context, program, disk string) (*wire.Check, error) {
+func run(ctx context.Context, program, disk string, tell func(Progress)) (*wire.Check, error) {
 	cmd := exec.CommandContext(ctx, program, "-f", "-y", disk)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	told := make(chan struct{})
+	if tell == nil {
+		close(told)
+	} else {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return nil, err
+		}
+		cmd.Args = slices.Insert(cmd.Args, 1, "-C", "3")
+		cmd.ExtraFiles = []*os.File{w}
+		go func() {
+			defer close(told)
+			defer r.Close()
+			follow(r, time.Now(), tell)
+		}()
+		defer w.Close()
+	}
 	said, err := cmd.CombinedOutput()
+	for _, w := range cmd.ExtraFiles {
+		w.Close()
+	}
+	<-told
 	found, err := wire.Checked(said, err)
 	if err != nil {
 		return nil, fmt.Errorf("check file system: %w", err)
@@ -77,7 +101,7 @@ func runCheck(ctx context.Context, program, disk string) (*wire.Check, error) {
 type served struct {
 	fs.Inode
 	mu    sync.Mutex
-	draft *draft
+	draft *Draft
 	size  int64
 	err   error // the first of reading or writing
 }
