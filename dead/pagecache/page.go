@@ -104,12 +104,15 @@ func (p *pageState) has(bit uint) bool { return p.flags>>bit&1 == 1 }
 // or not known to be: those of pages that are dirty, under writeback, or marked
 // for it. Pieces ascend, do not overlap, and end with the page that holds the end
 // of the file: pages beyond are no part of it, but about to be thrown away. What
-// is not taken is a *Refusal, after which the walk goes on.
+// is not taken is a *Refusal, after which the walk goes on. Where all was taken, and the marks
+// contradict the pages, the last one says so: there may be more that is not on the disk.
 func (c *Cache) Unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 	return func(consume func(Piece, error) bool) {
 		done := int64(0)
+		all := true // was taken, and asked for
 		yield := func(p Piece, err error) bool {
 			if err != nil {
+				all = false
 				return consume(p, err)
 			}
 			// The pages of one folio may have an entry each.
@@ -118,7 +121,11 @@ func (c *Cache) Unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 				p.Off = min(done, p.End)
 			}
 			done = max(done, p.End)
-			return p.Len() == 0 || consume(p, nil)
+			if p.Len() > 0 && !consume(p, nil) {
+				all = false
+				return false
+			}
+			return true
 		}
 		end := addr.AlignUp(min(i.Size, 1<<62))
 		last := addr.Index(end >> addr.PageShift)
@@ -129,6 +136,11 @@ func (c *Cache) Unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 			}
 			return c.pieces(s, i, at, yield)
 		})
+		if all && !s.InMemory() {
+			if err := c.unmarked(i, last); err != nil {
+				yield(Piece{}, i.refuse(0, uint64(last), BadTree, err))
+			}
+		}
 	}
 }
 

@@ -47,9 +47,12 @@ func TestUnsaved(t *testing.T) {
 		"a shadow in the head": {func(w *world, i addr.Virt) { w.head(i, 0x1235) }, nil},
 		"only marked slots": {func(w *world, i addr.Virt) {
 			w.head(i, 2+w.node(i, 0, 0, 0, map[int]addr.Virt{
-				1: w.page(i, 1, good, 'a'), 2: w.page(i, 2, good, 'b'), 63: w.page(i, 63, 1<<pgUptodate|1<<pgWriteback, 'c'),
+				1: w.page(i, 1, good, 'a'), 2: w.page(i, 2, 1<<pgUptodate, 'b'), 63: w.page(i, 63, 1<<pgUptodate|1<<pgWriteback, 'c'),
 			}, 1, 63))
 		}, []string{"a[4096,8192)", "c[258048,262144)"}},
+		"an unsaved page without a mark": {func(w *world, i addr.Virt) {
+			w.head(i, 2+w.node(i, 0, 0, 0, map[int]addr.Virt{1: w.page(i, 1, good, 'a'), 2: w.page(i, 2, good, 'b')}, 1))
+		}, []string{"a[4096,8192)", "0+100 damaged xarray"}},
 		"two levels": {func(w *world, i addr.Virt) {
 			top := w.node(i, 0, 0, 6, nil, 1)
 			w.PutU64(top+ndSlots+8, uint64(2+w.node(i, top, 1, 0, map[int]addr.Virt{3: w.page(i, 67, good, 'a')}, 3)))
@@ -166,7 +169,7 @@ func TestUnsaved(t *testing.T) {
 		}, []string{"a[32768,49152)"}},
 		"a large folio by its sibling": {func(w *world, i addr.Virt) {
 			w.head(i, 2+w.node(i, 0, 0, 0, map[int]addr.Virt{8: w.folio(i, 8, 2, 'a'), 9: 8<<2 | 2}, 9))
-		}, []string{"a[32768,49152)"}},
+		}, []string{"a[32768,49152)", "0+100 damaged xarray"}},
 		"a folio with an entry for each page": {func(w *world, i addr.Virt) {
 			f := w.folio(i, 8, 2, 'a')
 			w.head(i, 2+w.node(i, 0, 0, 0, map[int]addr.Virt{8: f, 9: f, 10: f, 11: f}, 8, 9, 10, 11))
@@ -177,8 +180,12 @@ func TestUnsaved(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			tc.build(w, w.file(17, "file", size))
+			file := w.file(17, "file", size)
+			tc.build(w, file)
 			w.Finish(types()...)
+			if head := w.u64(file + inHead); head != 0 && head&1 == 0 { // not a shadow
+				w.PutU64(file+inPages, 1)
+			}
 			c, s := w.open(t)
 			n := 0
 			for i, err := range c.Dirty(s) {
