@@ -29,19 +29,21 @@ sources() {
 	fi
 }
 
-# open_apt gives apt a world of its own for a version, and fresh lists.
+# open_apt gives apt a world of its own for a version, and an architecture other than
+# this machine's if one is named, and fresh lists.
 open_apt() {
-	local at=$cache/apt/$1
+	local arch=${2:-amd64} at=$cache/apt/$1
+	[[ $arch == amd64 ]] || at+=-$arch
 	mkdir -p "$at/lists/partial" "$at/archives/partial"
 	sources "$1" >"$at/sources.list"
 	apt=(-o "Dir::Etc::SourceList=$at/sources.list" -o Dir::Etc::SourceParts=/dev/null
 		-o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null
 		-o "Dir::State=$at" -o Dir::State::status=/dev/null -o "Dir::Cache=$at"
-		-o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Check-Valid-Until=false)
-	[[ -n ${fresh[$1]:-} ]] && return
-	echo "${0##*/}: updating the package lists for $1" >&2
+		-o "APT::Architecture=$arch" -o "APT::Architectures=$arch" -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Check-Valid-Until=false)
+	[[ -n ${fresh[$at]:-} ]] && return
+	echo "${0##*/}: updating the package lists for $1 ($arch)" >&2
 	apt-get -qq "${apt[@]}" -o APT::Update::Error-Mode=any update || return 1
-	fresh[$1]=1
+	fresh[$at]=1
 }
 declare -A fresh
 

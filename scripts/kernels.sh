@@ -4,13 +4,14 @@
 # cloud flavour, the generic one and that for real time. They come from the mirrors and under the
 # keys that this machine's apt uses already, through lists and settings of their
 # own, are unpacked into the cache, and not installed. Of the generic ones' many
-# modules only those are kept that a test could want, uncompressed.
+# modules only those are kept that a test could want, uncompressed. Those for arm64
+# come with the emulator that boots them.
 #
 #   $UNDERSTUDY_CACHE/kernels/5.10-cloud -> RELEASE, and so on for each NAME
 #
 # usage: scripts/kernels.sh [NAME...]; without names, all that are missing; trixie-cloud,
-# trixie-backports-cloud and experimental-cloud only if they are named. Remove
-# a link to have its newest release.
+# trixie-backports-cloud and experimental-cloud only if they are named, and -arm64 behind
+# any name but those for real time. Remove a link to have its newest release.
 set -euo pipefail
 
 tools=(xfsprogs btrfs-progs dosfstools xz-utils)
@@ -47,12 +48,14 @@ unwanted=(sound drivers/{gpu,media,infiniband,iio,staging,usb,input,hid,hwmon,vi
 
 # fetch unpacks the kernel of a name.
 fetch() {
-	local name=$1 version=${1%-*} meta package release dir tmp deb
-	meta=linux-image-amd64
-	[[ $name == *-cloud ]] && meta=linux-image-cloud-amd64
-	[[ $name == *-rt ]] && meta=linux-image-rt-amd64
-	open_apt "$version" || return 1
-	package=$(depends "$meta" | grep -E '^linux-image-[0-9].*-amd64$' | head -n 1) || return 1
+	local name=${1%-arm64} arch=amd64 version meta package release dir tmp deb
+	[[ $1 == *-arm64 ]] && arch=arm64
+	version=${name%-*}
+	meta=linux-image-$arch
+	[[ $name == *-cloud ]] && meta=linux-image-cloud-$arch
+	[[ $name == *-rt ]] && meta=linux-image-rt-$arch
+	open_apt "$version" "$arch" || return 1
+	package=$(depends "$meta" | grep -E "^linux-image-[0-9].*-$arch\$" | head -n 1) || return 1
 	release=${package#linux-image-}
 	dir=$cache/kernels/$release
 	if [[ ! -d $dir ]]; then
@@ -66,7 +69,7 @@ fetch() {
 		mv -T "$tmp/kernel" "$dir" || return 1
 		rm -rf "$tmp"
 	fi
-	ln -sfn "$release" "$cache/kernels/.$name" && mv -T "$cache/kernels/.$name" "$cache/kernels/$name"
+	ln -sfn "$release" "$cache/kernels/.$1" && mv -T "$cache/kernels/.$1" "$cache/kernels/$1"
 }
 
 # unpack puts what is wanted of the unpacked packages in its place.
@@ -86,6 +89,7 @@ command -v apt-get >/dev/null || die "this is no Debian"
 (($#)) || set -- "${names[@]}"
 want=()
 for name; do
+	if [[ $name == *-arm64 && ${tools[-1]} != qemu-system-arm ]]; then tools+=(qemu-system-arm); fi
 	[[ -s $cache/kernels/$name/boot/vmlinuz ]] || want+=("$name")
 done
 have=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${tools[@]}" 2>/dev/null | grep -c ' installed$' || true)

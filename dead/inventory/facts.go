@@ -11,6 +11,7 @@ import (
 // Facts are what an image says of the kernel in it. What is unknown is empty.
 type Facts struct {
 	Release      string    `json:"release"`
+	Architecture string    `json:"architecture"` // as uname -m has it
 	Banner       string    `json:"banner"`
 	Host         string    `json:"host,omitempty"`
 	CommandLine  string    `json:"command_line,omitempty"`
@@ -28,7 +29,7 @@ type Facts struct {
 // Facts reads what the image says of its kernel.
 func (m *Image) Facts() Facts {
 	k := m.Kernel
-	f := Facts{Release: k.Release, Banner: k.Banner, KASLR: k.Offset, PagingLevels: m.pagingLevels(), Format: m.Info().Format}
+	f := Facts{Release: k.Release, Architecture: k.Architecture(), Banner: k.Banner, KASLR: k.Offset, PagingLevels: k.PagingLevels(), Format: m.Info().Format}
 	for _, r := range m.mem.Ranges() {
 		f.Memory += r.Len()
 	}
@@ -52,23 +53,6 @@ func (m *Image) Facts() Facts {
 func (m *Image) NotDead() bool {
 	_, panicked, err := m.Kernel.PanicCPU()
 	return err == nil && !panicked
-}
-
-// pagingLevels is 4 or 5: with 5, the direct map begins lower than 4 levels
-// reach (Documentation/arch/x86/x86_64/mm.rst). 0 is unknown.
-func (m *Image) pagingLevels() int {
-	at, err := m.Kernel.Symbol("page_offset_base")
-	if err != nil {
-		return 0
-	}
-	base, err := m.Kernel.Pointer(at)
-	if err != nil {
-		return 0
-	}
-	if base < 0xffff_8000_0000_0000 {
-		return 5
-	}
-	return 4
 }
 
 // hostname is the name of the machine in the first UTS namespace.

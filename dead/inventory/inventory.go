@@ -63,7 +63,7 @@ func (m *Image) find(options []kernel.Option) error {
 	start := time.Now()
 	m.Kernel, err = kernel.Find(m.mem, options...)
 	if errors.Is(err, kernel.ErrNoKernel) {
-		return fmt.Errorf("%w: it must be all memory of an x86-64 machine with Linux 5.10 or later, booted far enough to have mounted something", err)
+		return fmt.Errorf("%w: it must be all memory of an x86-64 or arm64 machine with Linux 5.10 or later, booted far enough to have mounted something", err)
 	}
 	if err != nil {
 		return err

@@ -22,7 +22,8 @@ func KeepIn(dir string) Option { return func(f *finder) { f.keep = dir } }
 // finder is one search for a kernel.
 type finder struct {
 	mem  ram.Memory
-	keep string // directory of memos; empty: none are kept
+	keep string          // directory of memos; empty: none are kept
+	seen []*architecture // of notes that were found
 }
 
 // Find finds the kernel in a machine's memory by its VMCOREINFO note: the one that
@@ -110,6 +111,7 @@ func (f *finder) at(pa addr.Phys) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
+	f.seen = append(f.seen, n.arch)
 	return f.open(n, pa)
 }
 

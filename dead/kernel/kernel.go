@@ -4,7 +4,7 @@
 //
 // # Caveats
 //
-// x86-64 with 4 KiB base pages. Memory is taken for hostile: every answer may be
+// x86-64 and arm64, with 4 KiB base pages. Memory is taken for hostile: every answer may be
 // an error, none is made up. A kernel found in living memory stays valid while
 // StillThere says so; what was read through it earlier may have changed.
 package kernel
@@ -40,6 +40,7 @@ type Kernel struct {
 	// Offset is by how much KASLR moved the image, in bytes.
 	Offset uint64
 
+	arch    *architecture
 	mem     ram.Memory
 	ranges  []addr.PhysRange // of mem
 	note    *note
@@ -52,13 +53,19 @@ type Kernel struct {
 	modulesMu sync.Mutex
 	modules   map[digest]*Types // by their BTF
 
-	directMap addr.Virt // page_offset_base
-	memMap    addr.Virt // vmemmap_base: struct page of frame 0
-	pageSize  int       // of struct page, in bytes
+	bases    map[string]uint64 // values of variables that tell one boot from another
+	memMap   addr.Virt         // struct page of frame 0, which need not be there
+	pageSize int               // of struct page, in bytes
 }
 
 // Memory returns the memory the kernel was found in.
 func (k *Kernel) Memory() ram.Memory { return k.mem }
+
+// Architecture is what the kernel runs on, as uname -m has it: "x86_64" or "aarch64".
+func (k *Kernel) Architecture() string { return k.arch.name }
+
+// PagingLevels is how many levels its page tables have.
+func (k *Kernel) PagingLevels() int { return k.paging.levels }
 
 // Types returns the types of the kernel image itself.
 func (k *Kernel) Types() *Types { return k.types }
@@ -112,12 +119,12 @@ func (k *Kernel) StillThere() error {
 	if banner != k.Banner {
 		return fmt.Errorf("check kernel: %w: its banner differs", ErrGone)
 	}
-	for name, want := range map[string]addr.Virt{"page_offset_base": k.directMap, "vmemmap_base": k.memMap} {
+	for name, want := range k.bases {
 		got, err := k.symbolU64(name)
 		if err != nil {
 			return fmt.Errorf("check kernel: %w", err)
 		}
-		if addr.Virt(got) != want {
+		if got != want {
 			return fmt.Errorf("check kernel: %w: its %s differs", ErrGone, name)
 		}
 	}

@@ -26,6 +26,7 @@ const (
 type note struct {
 	text   string            // the descriptor, as far as it does not change at a crash
 	values map[string]string // KEY or KIND(KEY) to value
+	arch   *architecture
 }
 
 // noteTextSize checks the head of a note and returns the size of its text in
@@ -73,10 +74,9 @@ func parseNote(text []byte) (*note, error) {
 	if n.values["OSRELEASE"] == "" {
 		return nil, fmt.Errorf("parse vmcoreinfo: no OSRELEASE")
 	}
-	if _, err := n.number("phys_base"); err != nil {
-		return nil, err
-	}
-	return n, nil
+	var err error
+	n.arch, err = architectureOf(n)
+	return n, err
 }
 
 func printable(s string) bool {
@@ -101,11 +101,18 @@ func (n *note) symbol(name string) (addr.Virt, error) {
 	return addr.Virt(v), nil
 }
 
-// number returns the value of NUMBER(name)=decimal.
+// number returns the value of NUMBER(name)=decimal, or 0xhexadecimal, which may be unsigned.
 func (n *note) number(name string) (int64, error) {
 	s, ok := n.values["NUMBER("+name+")"]
 	if !ok {
 		return 0, fmt.Errorf("vmcoreinfo number %s: %w", name, ErrNotFound)
+	}
+	if digits, ok := strings.CutPrefix(s, "0x"); ok {
+		v, err := strconv.ParseUint(digits, 16, 64)
+		if err != nil {
+			return 0, fmt.Errorf("vmcoreinfo number %s: %w", name, err)
+		}
+		return int64(v), nil
 	}
 	// sme_mask is unsigned (%llu), the others are signed.
 	if v, err := strconv.ParseUint(s, 10, 64); err == nil {

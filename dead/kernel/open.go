@@ -7,16 +7,11 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// startKernelMap is where the kernel image is linked: __START_KERNEL_map
-// (arch/x86/include/asm/page_64_types.h). Within the image, physical is virtual
-// minus this plus phys_base.
-const startKernelMap addr.Virt = 0xffff_ffff_8000_0000
-
 // open builds a Kernel from its note and verifies it. pa is where the note is in
 // memory, 0 if that is not known.
 func (f *finder) open(n *note, pa addr.Phys) (*Kernel, error) {
 	k := &Kernel{
-		mem: f.mem, ranges: f.mem.Ranges(), note: n, notePA: pa, Release: n.values["OSRELEASE"],
+		arch: n.arch, mem: f.mem, ranges: f.mem.Ranges(), note: n, notePA: pa, Release: n.values["OSRELEASE"],
 		memo: &memo{path: f.keep}, modules: make(map[digest]*Types),
 	}
 	steps := []struct {
@@ -42,30 +37,16 @@ func (f *finder) open(n *note, pa addr.Phys) (*Kernel, error) {
 
 // openPaging finds the top of the kernel's page tables.
 func (k *Kernel) openPaging() error {
-	root, err := k.note.symbol("swapper_pg_dir")
+	p, err := k.arch.tables(k.note)
 	if err != nil {
 		return err
 	}
-	physBase, err := k.note.number("phys_base")
-	if err != nil {
-		return err
-	}
-	if root < startKernelMap {
-		return fmt.Errorf("swapper_pg_dir at %v is outside of the image", root)
-	}
-	k.paging = &paging{mem: k.mem, root: addr.Phys(int64(root-startKernelMap) + physBase), levels: 4}
-	// NUMBER(pgtable_l5_enabled) is there since 4.20, NUMBER(sme_mask) since
-	// 5.0 (arch/x86/kernel/crash_core_64.c, machine_kexec_64.c).
-	if l5, err := k.note.number("pgtable_l5_enabled"); err == nil && l5 == 1 {
-		k.paging.levels = 5
-	}
-	if sme, err := k.note.number("sme_mask"); err == nil {
-		k.paging.sme = uint64(sme)
-	}
+	p.mem = k.mem
+	k.paging = p
 	_, _ = fmt.Sscanf(k.note.values["KERNELOFFSET"], "%x", &k.Offset) // it is not there without KASLR
 	// The page tables must agree with the image's linear mapping.
-	if pa, _, err := k.paging.walk(root); err != nil || pa != k.paging.root {
-		return fmt.Errorf("swapper_pg_dir maps itself to %v (%w), not %v", pa, err, k.paging.root)
+	if pa, _, err := p.walk(p.rootVirt); err != nil || pa != p.root {
+		return fmt.Errorf("swapper_pg_dir maps itself to %v (%w), not %v", pa, err, p.root)
 	}
 	return nil
 }
@@ -134,45 +115,39 @@ func (k *Kernel) findNote() error {
 	return nil
 }
 
-// openMemory finds the direct map and the map of page structures. Without
-// CONFIG_RANDOMIZE_MEMORY they would be constants; all kernels of interest have
-// it.
+// openMemory finds the direct map.
 func (k *Kernel) openMemory() error {
-	direct, err := k.symbolU64("page_offset_base")
+	direct, err := k.arch.direct(k)
 	if err != nil {
 		return err
-	}
-	memMap, err := k.symbolU64("vmemmap_base")
-	if err != nil {
-		return err
-	}
-	k.directMap, k.memMap = addr.Virt(direct), addr.Virt(memMap)
-	if !k.directMap.IsKernel() || !k.memMap.IsKernel() {
-		return fmt.Errorf("direct map at %v, struct pages at %v", k.directMap, k.memMap)
 	}
 	if k.Banner, err = k.readBanner(); err != nil {
 		return err
 	}
+	k.bases = make(map[string]uint64)
+	for _, name := range k.arch.bases {
+		if v, err := k.symbolU64(name); err == nil {
+			k.bases[name] = v
+		}
+	}
 	// The direct map is linear: look where the note is in it, and trust the
 	// rest.
-	at := k.directMap + addr.Virt(k.notePA)
-	if pa, _, err := k.paging.walk(at); err != nil || pa != k.notePA {
+	at := direct.virt.Start + addr.Virt(k.notePA-direct.phys)
+	if pa, _, err := k.paging.walk(at); err != nil || pa != k.notePA || !direct.virt.Contains(at, 1) {
 		return fmt.Errorf("the direct map has %v at %v (%w)", pa, at, err)
 	}
-	var top addr.Phys
-	for _, r := range k.ranges {
-		top = max(top, r.End)
-	}
-	k.paging.direct = addr.VirtRange{Start: k.directMap, End: k.directMap + addr.Virt(top)}
+	k.paging.direct = direct
 	return nil
 }
 
-// openPages learns the size of struct page.
+// openPages learns the size of struct page, and where all of them are.
 func (k *Kernel) openPages() error {
 	l := k.types.Layout("page")
 	if err := l.Err(); err != nil {
 		return err
 	}
 	k.pageSize = l.Size
-	return nil
+	var err error
+	k.memMap, err = k.arch.pages(k)
+	return err
 }

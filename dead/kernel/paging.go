@@ -9,14 +9,6 @@ import (
 	"understudy.dev/understudy/dead/ram"
 )
 
-// Bits of a page-table entry on x86-64 (Intel SDM volume 3A, 4.5; in the kernel
-// arch/x86/include/asm/pgtable_types.h).
-const (
-	ptePresent  = 1 << 0
-	pteLarge    = 1 << 7                     // in a PUD or PMD entry: maps a large page
-	pteAddrMask = (1<<52 - 1) &^ (1<<12 - 1) // the physical address
-)
-
 // Unmapped says that the kernel's page tables have nothing at an address.
 type Unmapped struct {
 	Addr  addr.Virt
@@ -30,15 +22,27 @@ func (u *Unmapped) Error() string {
 // paging translates virtual addresses by the kernel's page tables. It is safe
 // for concurrent use.
 type paging struct {
-	mem    ram.Memory
-	root   addr.Phys // of the top-level table
-	levels int       // 4 or 5
-	sme    uint64    // the encryption bit in entries, or 0 (NUMBER(sme_mask))
+	mem      ram.Memory
+	root     addr.Phys // of the top-level table
+	rootVirt addr.Virt // where that is in the kernel's image
+	levels   int
+	bits     int // of an address that the tables are about
 
-	// Direct maps: physical memory in one piece, where no walk is needed. The
-	// offset is zero until it has been checked.
-	direct     addr.VirtRange
+	// Addresses below low and from high on are mapped, if any.
+	low, high addr.Virt
+	// decode reads an entry of a level that is not zero; false if it maps nothing.
+	decode func(entry uint64, level int) (descriptor, bool)
+
+	// direct is physical memory in one piece, where no walk is needed. It is
+	// empty until it has been checked.
+	direct     linear
 	cacheSlots [cacheSize]atomic.Pointer[mapping]
+}
+
+// descriptor is what an entry of a page table says: where the next table or the page is.
+type descriptor struct {
+	phys addr.Phys // for a page, lower bits than its size mean nothing
+	page bool
 }
 
 // mapping is one translated stretch: a page of 4 KiB, 2 MiB or 1 GiB.
@@ -52,8 +56,8 @@ const cacheSize = 4096 // covers 8 GiB of large pages
 // translate returns the physical address of va and how many bytes from there on
 // are contiguous in the same page.
 func (p *paging) translate(va addr.Virt) (addr.Phys, uint64, error) {
-	if p.direct.Contains(va, 1) {
-		return addr.Phys(va - p.direct.Start), uint64(p.direct.End - va), nil
+	if p.direct.virt.Contains(va, 1) {
+		return p.direct.translate(va), uint64(p.direct.virt.End - va), nil
 	}
 	large, small := p.slot(uint64(va)>>21), p.slot(uint64(va)>>12)
 	for _, slot := range [2]*atomic.Pointer[mapping]{large, small} {
@@ -93,30 +97,26 @@ func (p *paging) forget() {
 // walk goes through the page tables and returns the physical address of va and
 // the size of the page that maps it, in bytes.
 func (p *paging) walk(va addr.Virt) (addr.Phys, uint64, error) {
-	bits := 12 + 9*p.levels
-	if top := int64(va) >> (bits - 1); top != 0 && top != -1 {
+	if va >= p.low && va < p.high {
 		return 0, 0, &Unmapped{Addr: va}
 	}
 	table := p.root
 	for level := p.levels; level >= 1; level-- {
 		shift := 12 + 9*(level-1)
-		slot := addr.Phys(uint64(va) >> shift & 511 * 8)
+		// The table at the top may have fewer entries than the others.
+		slot := addr.Phys(uint64(va) & (1<<p.bits - 1) >> shift & 511 * 8)
 		b, err := p.mem.View(table+slot, 8)
 		if err != nil {
 			return 0, 0, fmt.Errorf("translate %v: read page table of level %d: %w", va, level, err)
 		}
-		entry := binary.LittleEndian.Uint64(b) &^ p.sme
-		if entry&ptePresent == 0 {
+		d, ok := p.decode(binary.LittleEndian.Uint64(b), level)
+		if !ok {
 			return 0, 0, &Unmapped{Addr: va, Level: level}
 		}
-		size := uint64(1) << shift
-		if level == 1 || (level <= 3 && entry&pteLarge != 0) {
-			// The lower bits of a large page's entry are not address: bit 12
-			// is its PAT bit.
-			base := addr.Phys(entry & pteAddrMask &^ (size - 1))
-			return base + addr.Phys(uint64(va)&(size-1)), size, nil
+		if size := uint64(1) << shift; d.page {
+			return d.phys&^addr.Phys(size-1) + addr.Phys(uint64(va)&(size-1)), size, nil
 		}
-		table = addr.Phys(entry & pteAddrMask)
+		table = d.phys
 	}
 	return 0, 0, &Unmapped{Addr: va}
 }

@@ -13,7 +13,7 @@ import (
 )
 
 func TestParseNote(t *testing.T) {
-	const good = "OSRELEASE=6.1.0\nSYMBOL(x)=ffffffff81000000\nOFFSET(a.b)=16\nNUMBER(phys_base)=-42\n"
+	const good = "OSRELEASE=6.1.0\nSYMBOL(x)=ffffffff81000000\nOFFSET(a.b)=16\nNUMBER(phys_base)=-42\nNUMBER(hex)=0xfffffffffffff000\n"
 	n, err := parseNote([]byte(good + "CRASHTIME=17\n\x00\x00"))
 	if err != nil {
 		t.Fatal(err)
@@ -33,9 +33,21 @@ func TestParseNote(t *testing.T) {
 	if _, err := n.symbol("y"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("absent symbol: %v", err)
 	}
+	if v, err := n.number("hex"); v != -4096 || err != nil {
+		t.Errorf("number: %v, %v", v, err)
+	}
+	if n.arch != &amd64 {
+		t.Errorf("it is of %v", n.arch)
+	}
+	n, err = parseNote([]byte("OSRELEASE=6.1.0\nNUMBER(kimage_voffset)=0xffff8000\nPAGESIZE=4096\n"))
+	if err != nil || n.arch != &arm64 {
+		t.Errorf("of arm64: %v, %v", n, err)
+	}
 	for name, bad := range map[string]string{
 		"no release":         "NUMBER(phys_base)=1\n",
-		"no phys_base":       "OSRELEASE=6.1.0\n",
+		"no architecture":    "OSRELEASE=6.1.0\n",
+		"large pages":        "OSRELEASE=6.1.0\nNUMBER(kimage_voffset)=0xffff8000\nPAGESIZE=65536\n",
+		"no number":          "OSRELEASE=6.1.0\nNUMBER(kimage_voffset)=0xhuh\n",
 		"a format string":    "OSRELEASE=%s\n\x01NUMBER(phys_base)=%ld\n",
 		"a line without '='": good + "huh\n",
 		"a line twice":       good + good,
@@ -189,42 +201,100 @@ func TestWalk(t *testing.T) {
 		"a table out of RAM":  {4, []uint64{0x1003, 0x2003, 0x9999_9003}, 0, 0, 0},
 		"large in a top slot": {4, []uint64{0x1083, 0x2002}, 0, 0, 0},
 	} {
-		p := &paging{mem: tables(tc.levels, va, tc.entries...), levels: tc.levels, sme: tc.sme}
-		for range 2 { // the second time from the cache
-			pa, room, err := p.translate(va)
-			if tc.want == 0 {
-				if err == nil {
-					t.Errorf("%s: %v", name, pa)
-				}
-				continue
-			}
-			if err != nil || pa != tc.want || room != tc.size-uint64(va)&(tc.size-1) {
-				t.Errorf("%s: %v with %d bytes, %v; want %v", name, pa, room, err, tc.want)
-			}
-		}
+		p := amd64Paging(tc.levels, tc.sme)
+		p.mem = tables(tc.levels, va, tc.entries...)
+		checkTranslation(t, name, p, va, tc.want, tc.size)
 	}
-	p := &paging{mem: flat{}, levels: 4}
+	p := amd64Paging(4, 0)
+	p.mem = flat{}
 	var unmapped *Unmapped
 	if _, _, err := p.translate(0x1234_0000_0000_0000); !errors.As(err, &unmapped) || unmapped.Level != 0 {
 		t.Errorf("an address that is not canonical: %v", err)
 	}
 }
 
+// checkTranslation wants an address, in a page of a size, or an error for 0.
+func checkTranslation(t *testing.T, name string, p *paging, va addr.Virt, want addr.Phys, size uint64) {
+	t.Helper()
+	for range 2 { // the second time from the cache
+		pa, room, err := p.translate(va)
+		if want == 0 {
+			if err == nil {
+				t.Errorf("%s: %v", name, pa)
+			}
+			continue
+		}
+		if err != nil || pa != want || room != size-uint64(va)&(size-1) {
+			t.Errorf("%s: %v with %d bytes, %v; want %v", name, pa, room, err, want)
+		}
+	}
+}
+
+func TestWalkARM64(t *testing.T) {
+	const va, low, wide addr.Virt = 0xffff_a234_5678_9abc, 0xffff_ffa4_5678_9abc, 0xfffa_a234_5678_9abc
+	const software = 1<<63 | 0x7f<<52
+	for name, tc := range map[string]struct {
+		bits    int
+		va      addr.Virt
+		entries []uint64
+		want    addr.Phys // 0: an error
+		size    uint64
+	}{
+		"48 bits":             {48, va, []uint64{0x1003, 0x2003, 0x3003, software | 0x7_7703}, 0x7_7abc, 1 << 12},
+		"39 bits":             {39, low, []uint64{0x1003, 0x2003, software | 0x7_7703}, 0x7_7abc, 1 << 12},
+		"52 bits":             {52, wide, []uint64{0x1003, 0x2003, 0x3003, 0x4003, software | 0x7_7003}, 0x7_7abc, 1 << 12},
+		"52 bits, high":       {52, wide, []uint64{0x1003, 0x2003, 0x3003, 0x4003, 1<<49 | 0x7_7303}, 3<<50 | 1<<49 | 0x7_7abc, 1 << 12},
+		"not the upper half":  {48, wide, []uint64{0x1003, 0x2003, 0x3003, 0x7_7003}, 0, 0},
+		"of a program":        {48, 0x234_5678_9abc, []uint64{0x1003, 0x2003, 0x3003, 0x7_7003}, 0, 0},
+		"a block of 2 MiB":    {48, va, []uint64{0x1003, 0x2003, software | 0x4020_0701}, 0x4020_0000 + addr.Phys(va&0x1f_ffff), 1 << 21},
+		"a block of 1 GiB":    {48, va, []uint64{0x1003, 0x8000_0701}, 0x8000_0000 + addr.Phys(va&0x3fff_ffff), 1 << 30},
+		"a block of 512 GiB":  {52, wide, []uint64{0x1003, 0x80_0000_0001}, 0x80_0000_0000 + addr.Phys(wide&0x7f_ffff_ffff), 1 << 39},
+		"512 GiB, 48 bits":    {48, va, []uint64{0x80_0000_0001}, 0, 0},
+		"a block at the top":  {52, wide, []uint64{0x1001}, 0, 0},
+		"a page as a block":   {48, va, []uint64{0x1003, 0x2003, 0x3003, 0x7_7001}, 0, 0},
+		"not valid":           {48, va, []uint64{0x1003, 0x2003, 0x3002}, 0, 0},
+		"a table out of RAM":  {48, va, []uint64{0x1003, 0x2003, 0x9999_9003}, 0, 0},
+		"bits that are no PA": {48, va, []uint64{0x1003, 0x2003, 0x3003, 1<<49 | 0x7_7303}, 0x7_7abc, 1 << 12},
+	} {
+		p, err := arm64Paging(tc.bits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(tc.entries) > p.levels || p.levels != (tc.bits-4)/9 {
+			t.Errorf("%s: %d levels", name, p.levels)
+		}
+		at := tc.va & (1<<tc.bits - 1) // a top table may have fewer entries
+		p.mem = tables(p.levels, at, tc.entries...)
+		checkTranslation(t, name, p, tc.va, tc.want, tc.size)
+	}
+	for _, bits := range []int{-1, 0, 35, 53, 64} {
+		if _, err := arm64Paging(bits); err == nil {
+			t.Errorf("%d bits are accepted", bits)
+		}
+	}
+}
+
 // FuzzWalk: a translation stays within its page, keeps the offset in it, and is
 // the same from the cache.
 func FuzzWalk(f *testing.F) {
-	f.Add([]byte(tables(4, 0, 0x1003, 0x2003, 0x3003, 0x77003)), uint64(0), true)
-	f.Fuzz(func(t *testing.T, mem []byte, va uint64, five bool) {
-		p := &paging{mem: flat(mem), levels: 4}
-		if five {
-			p.levels = 5
+	f.Add([]byte(tables(4, 0, 0x1003, 0x2003, 0x3003, 0x77003)), uint64(0), uint8(0))
+	f.Add([]byte(tables(4, 0, 0x1003, 0x2003, 0x3003, 0x77003)), uint64(0xffff_0000_0000_0000), uint8(12))
+	f.Fuzz(func(t *testing.T, mem []byte, va uint64, kind uint8) {
+		p, largest := amd64Paging(4+int(kind&1), 0), uint64(1<<30)
+		if kind > 1 {
+			var err error
+			if p, err = arm64Paging(36 + int(kind)%17); err != nil {
+				t.Fatal(err)
+			}
+			largest = 1 << 39
 		}
+		p.mem = flat(mem)
 		pa, room, err := p.translate(addr.Virt(va))
 		again, room2, err2 := p.translate(addr.Virt(va))
 		if (err == nil) != (err2 == nil) || pa != again || room != room2 {
 			t.Errorf("%v, %d, %v; from the cache %v, %d, %v", pa, room, err, again, room2, err2)
 		}
-		if err == nil && (uint64(pa)&0xfff != va&0xfff || room == 0 || room > 1<<30) {
+		if err == nil && (uint64(pa)&0xfff != va&0xfff || room == 0 || room > largest) {
 			t.Errorf("%#x translates to %v with %d bytes", va, pa, room)
 		}
 	})

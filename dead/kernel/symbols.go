@@ -151,7 +151,7 @@ func (k *Kernel) readSymbolParts(p symbolTables) (symbolBytes, error) {
 // arrays (kernel/crash_core.c, VMCOREINFO_SYMBOL_ARRAY, node_online_map).
 func (k *Kernel) knownSymbols() map[string]addr.Virt {
 	known := make(map[string]addr.Virt)
-	for _, name := range []string{"_stext", "init_uts_ns", "init_top_pgt"} {
+	for _, name := range k.arch.same {
 		if va, err := k.note.symbol(name); err == nil {
 			known[name] = va
 		}

@@ -7,9 +7,24 @@ import (
 )
 
 // Arrangement is where the bytes of a file that has memory only lie in the physical address
-// space of its machine: so many at its start, and the rest, if there is one, from 4 GiB on.
-// Between them is the hole for devices of x86.
-type Arrangement struct{ Low int64 }
+// space of its machine: so many from Base on, and the rest, if there is one, from 4 GiB on.
+// Between them is a hole for devices.
+type Arrangement struct {
+	Base addr.Phys
+	Low  int64
+}
+
+// Machine is a kind of machines that arrange their memory alike.
+type Machine int
+
+const (
+	// PC is one of x86, whose memory begins at 0.
+	PC Machine = iota
+	// Board is one of arm64. Its memory begins at 1 GiB (QEMU's virt, hw/arm/virt.c,
+	// base_memmap; Cloud Hypervisor, arch/src/aarch64/layout.rs), or at 2 GiB (Firecracker,
+	// src/arch/aarch64/layout.rs; crosvm).
+	Board
+)
 
 // highStart is where memory goes on that does not fit below the hole for devices.
 const highStart addr.Phys = 0x1_0000_0000
@@ -18,8 +33,8 @@ const highStart addr.Phys = 0x1_0000_0000
 // arranged as QEMU's q35 does it, until the kernel in it tells better.
 type Unarranged interface {
 	Memory
-	// Guesses are the arrangements of machines that are known, the one in use first.
-	Guesses() []Arrangement
+	// Guesses are the arrangements of machines that are known; of PCs, the one in use first.
+	Guesses(of Machine) []Arrangement
 	// Bytes is how many the file has.
 	Bytes() int64
 	// Arranged is the same memory with another arrangement. It is valid until the Memory
@@ -36,20 +51,31 @@ var lowSizes = []int64{q35LowSize, 0xc000_0000, 0xe000_0000, 0xd000_0000}
 // lowStep is what all other sizes are taken for a multiple of.
 const lowStep = 256 << 20
 
+// boards are how memory lies in machines of arm64, where all of it lies in one piece; and in
+// Cloud Hypervisor, which keeps the last 64 MiB below 4 GiB (layout.rs, MEM_32BIT_RESERVED_START).
+func boards(size int64) []Arrangement {
+	const virt, firecracker, reserved = 1 << 30, 2 << 30, 64 << 20
+	out := []Arrangement{{virt, size}, {firecracker, size}, {0, size}}
+	if low := int64(highStart) - virt - reserved; size > low {
+		out = append(out, Arrangement{virt, low})
+	}
+	return out
+}
+
 func guesses(size int64) []Arrangement {
 	lows := slices.Clone(lowSizes)
 	var out []Arrangement
 	if size >= q35SplitFrom {
-		out = append(out, Arrangement{q35LowSize})
+		out = append(out, Arrangement{Low: q35LowSize})
 	}
 	if size <= int64(highStart) {
-		out = append(out, Arrangement{size})
+		out = append(out, Arrangement{Low: size})
 	}
 	for low := int64(lowStep); low < int64(highStart); low += lowStep {
 		lows = append(lows, low)
 	}
 	for _, low := range lows {
-		if a := (Arrangement{low}); size > low && !slices.Contains(out, a) {
+		if a := (Arrangement{Low: low}); size > low && !slices.Contains(out, a) {
 			out = append(out, a)
 		}
 	}
@@ -59,7 +85,7 @@ func guesses(size int64) []Arrangement {
 // extents are where the bytes of a file of a size are.
 func (a Arrangement) extents(size int64) extents {
 	low := min(a.Low, size)
-	x := extents{{phys: addr.PhysRange{End: addr.Phys(low)}}}
+	x := extents{{phys: addr.PhysRange{Start: a.Base, End: a.Base + addr.Phys(low)}}}
 	if size > low {
 		x = append(x, extent{phys: addr.PhysRange{Start: highStart, End: highStart + addr.Phys(size-low)}, off: low})
 	}
@@ -81,7 +107,12 @@ type arrangeable interface {
 	arranged(x extents, im image) Memory
 }
 
-func (r *raw) Guesses() []Arrangement { return guesses(r.size) }
+func (r *raw) Guesses(of Machine) []Arrangement {
+	if of == Board {
+		return boards(r.size)
+	}
+	return guesses(r.size)
+}
 
 func (r *raw) Bytes() int64 { return r.size }
 

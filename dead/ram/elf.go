@@ -21,8 +21,9 @@ const (
 	elfPhnumX   = 0xffff // PN_XNUM: the number is in sh_info of section 0
 	elfShInfo   = 44
 
-	elfTypeCore   = 4  // ET_CORE
-	elfMachineX64 = 62 // EM_X86_64
+	elfTypeCore     = 4   // ET_CORE
+	elfMachineX64   = 62  // EM_X86_64
+	elfMachineARM64 = 183 // EM_AARCH64
 
 	elfPTLoad = 1
 	// elfNowhere is p_paddr of what /proc/kcore has mapped page by page
@@ -103,13 +104,13 @@ func readELFHeader(in input) (elfHeader, error) {
 	kind, machine := le.Uint16(b[16:]), le.Uint16(b[18:])
 	switch {
 	case b[elfClass] == 1:
-		return h, &FormatError{Format: "32-bit ELF core", Reason: "not supported", Hint: "only kernels for x86-64 are"}
+		return h, &FormatError{Format: "32-bit ELF core", Reason: "not supported", Hint: "only kernels for x86-64 and arm64 are"}
 	case b[elfClass] != 2:
 		return h, malformed(elfName, "class %d is unknown", b[elfClass])
 	case b[elfData] != 1:
-		return h, malformed(elfName, "it is of a big-endian machine: only x86-64 is supported")
-	case machine != elfMachineX64:
-		return h, malformed(elfName, "it is of another architecture (e_machine %d): only x86-64 is supported", machine)
+		return h, malformed(elfName, "it is of a big-endian machine: only x86-64 and arm64 are supported")
+	case machine != elfMachineX64 && machine != elfMachineARM64:
+		return h, malformed(elfName, "it is of another architecture (e_machine %d): only x86-64 and arm64 are supported", machine)
 	case kind != elfTypeCore:
 		return h, malformed("ELF file", "it is not a core (e_type %d)", kind)
 	case le.Uint16(b[54:]) != elfPhdrSize:

@@ -10,7 +10,7 @@ import (
 
 // The kdump-compressed format (makedumpfile's IMPLEMENTATION, "The kdump-compressed
 // format"; diskdump_mod.h, struct disk_dump_header and struct kdump_sub_header as
-// x86-64 lays them out). Offsets in bytes.
+// x86-64 and arm64 lay them out). Offsets in bytes.
 const (
 	kdumpMagic = "KDUMP   "
 	kdumpName  = "kdump-compressed file"
@@ -19,6 +19,9 @@ const (
 	kdumpMachine       = 12 + 4*65 // utsname.machine
 	kdumpSubHeaderSize = 104
 	kdumpMaxVersion    = 6
+	// kdumpQEMUBlock is the largest page that arm64 has, which QEMU takes for the kernel's
+	// (target/arm/arch_dump.c, cpu_get_dump_info); it does not name the architecture.
+	kdumpQEMUBlock = 1 << 16
 
 	// kdumpMaxPages bounds the bitmaps in memory to 512 MiB: 16 TiB.
 	kdumpMaxPages = 1 << 32
@@ -122,8 +125,14 @@ func readKdumpHeader(in input) (kdumpHeader, error) {
 	h.pages = uint64(le.Uint32(b[440:]))
 	machine, _, _ := strings.Cut(string(b[kdumpMachine:kdumpMachine+65]), "\x00")
 	switch {
-	case machine != "x86_64":
-		return h, malformed(kdumpName, "it is of another architecture (%.65q): only x86_64 is supported", machine)
+	case (machine == "aarch64" || machine == "Unknown") && le.Uint32(b[428:]) == kdumpQEMUBlock:
+		return h, &FormatError{
+			Format: kdumpName,
+			Reason: "its blocks have 64 KiB: QEMU makes it so for arm64, and the kernel's pages may be smaller",
+			Hint:   "have QEMU make an ELF core (dump-guest-memory without -z, -l or -s)",
+		}
+	case machine != "x86_64" && machine != "aarch64":
+		return h, malformed(kdumpName, "it is of another architecture (%.65q): only x86_64 and aarch64 are supported", machine)
 	case h.version < 0 || h.version > kdumpMaxVersion:
 		return h, malformed(kdumpName, "version %d of the header is not understood: only up to %d", h.version, kdumpMaxVersion)
 	case le.Uint32(b[428:]) != addr.PageSize:

@@ -27,7 +27,7 @@ type fileInput struct {
 func (f fileInput) Size() int64 { return f.size }
 
 // OpenFile opens the memory of a machine, read-only. What the file is follows
-// from its content: an ELF core (ELF64, x86-64, such as QEMU's dump-guest-memory,
+// from its content: an ELF core (ELF64, x86-64 or arm64, such as QEMU's dump-guest-memory,
 // makedumpfile -E and /proc/vmcore write), a kdump-compressed file, makedumpfile's
 // flattened form of both, a capture by LiME or AVML, a migration stream of QEMU or what virsh
 // save made of one, a VMware .vmss or .vmsn file, or the .vmem file beside one, or, without a signature, the

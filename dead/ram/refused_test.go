@@ -24,7 +24,7 @@ func TestRefused(t *testing.T) {
 	}{
 		{ramtest.ELF{}, 4, "\x01", "32-bit"},
 		{ramtest.ELF{}, 5, "\x02", "big-endian"},
-		{ramtest.ELF{}, 18, "\xb7", "another architecture (e_machine 183)"},
+		{ramtest.ELF{}, 18, "\xf3", "another architecture (e_machine 243)"},
 		{ramtest.ELF{}, 16, "\x02", "not a core"},
 		{ramtest.ELF{}, 54, "\x38\x01", "program headers of 312 bytes"},
 		{ramtest.ELF{}, 56, "\x00\x00", "0 program headers"},
@@ -34,6 +34,7 @@ func TestRefused(t *testing.T) {
 		{kdump, 0, "DISKDUMP", "diskdump"},
 		{kdump, 8, "\x07", "version 7"},
 		{kdump, 12 + 4*65, "i686\x00\x00", `another architecture ("i686")`},
+		{kdump, 12 + 4*65, "Unknown\x00" + strings.Repeat("\x00", 428-12-4*65-8) + "\x00\x00\x01", "have QEMU make an ELF core"},
 		{kdump, 428, "\x00\x20", "blocks of 8192 bytes"},
 		{kdump, 436, "\x01", "bitmaps"},
 		{kdump, 436, "\xff\xff\xff\x7f", "truncated"},

@@ -271,3 +271,13 @@ func (r row) line() string {
 	}
 	return b.String()
 }
+
+// TestMatrixARM64 wants the same of kernels for arm64.
+func TestMatrixARM64(t *testing.T) {
+	for _, name := range fixture.ARM64Kernels {
+		t.Run(name, func(t *testing.T) {
+			spec := fixture.ARM64(name)
+			checkImage(t, fixture.Get(t, spec), spec, make(map[string]cell))
+		})
+	}
+}

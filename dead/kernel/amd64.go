@@ -1,0 +1,163 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ram"
+)
+
+// amd64 is x86-64.
+var amd64 = architecture{
+	name: "x86_64", mark: "phys_base", machine: ram.PC,
+	tables: amd64Tables, direct: amd64Direct, pages: amd64Pages, arrangement: amd64Arrangement,
+	same:  []string{"_stext", "init_uts_ns", "init_top_pgt"},
+	bases: []string{"page_offset_base", "vmemmap_base"},
+}
+
+// startKernelMap is where the kernel image is linked: __START_KERNEL_map
+// (arch/x86/include/asm/page_64_types.h). Within the image, physical is virtual
+// minus this plus phys_base.
+const startKernelMap addr.Virt = 0xffff_ffff_8000_0000
+
+// Bits of a page-table entry on x86-64 (Intel SDM volume 3A, 4.5; in the kernel
+// arch/x86/include/asm/pgtable_types.h).
+const (
+	ptePresent  = 1 << 0
+	pteLarge    = 1 << 7                     // in a PUD or PMD entry: maps a large page
+	pteAddrMask = (1<<52 - 1) &^ (1<<12 - 1) // the physical address
+)
+
+func amd64Tables(n *note) (*paging, error) {
+	root, err := n.symbol("swapper_pg_dir")
+	if err != nil {
+		return nil, err
+	}
+	physBase, err := n.number("phys_base")
+	if err != nil {
+		return nil, err
+	}
+	if root < startKernelMap {
+		return nil, fmt.Errorf("swapper_pg_dir at %v is outside of the image", root)
+	}
+	// NUMBER(pgtable_l5_enabled) is there since 4.20, NUMBER(sme_mask) since
+	// 5.0 (arch/x86/kernel/crash_core_64.c, machine_kexec_64.c).
+	levels := 4
+	if l5, err := n.number("pgtable_l5_enabled"); err == nil && l5 == 1 {
+		levels = 5
+	}
+	var sme uint64
+	if mask, err := n.number("sme_mask"); err == nil {
+		sme = uint64(mask)
+	}
+	p := amd64Paging(levels, sme)
+	p.rootVirt, p.root = root, addr.Phys(int64(root-startKernelMap)+physBase)
+	return p, nil
+}
+
+// amd64Paging reads page tables of 4 or 5 levels. sme is the encryption bit in entries, or 0.
+func amd64Paging(levels int, sme uint64) *paging {
+	bits := 12 + 9*levels
+	return &paging{
+		levels: levels, bits: bits,
+		// Half of the addresses are of programs.
+		low: 1 << (bits - 1), high: -(1 << (bits - 1)),
+		decode: func(entry uint64, level int) (descriptor, bool) {
+			entry &^= sme
+			// The lower bits of a large page's entry are not address: bit 12 is its
+			// PAT bit.
+			return descriptor{addr.Phys(entry & pteAddrMask), level == 1 || (level <= 3 && entry&pteLarge != 0)}, entry&ptePresent != 0
+		},
+	}
+}
+
+// amd64Direct finds the direct map. Without CONFIG_RANDOMIZE_MEMORY it and the map of page
+// structures would be at constants; all kernels of interest have it.
+func amd64Direct(k *Kernel) (linear, error) {
+	base, err := k.symbolU64("page_offset_base")
+	if err != nil {
+		return linear{}, err
+	}
+	if at := addr.Virt(base); !at.IsKernel() {
+		return linear{}, fmt.Errorf("direct map at %v", at)
+	}
+	return linear{virt: addr.VirtRange{Start: addr.Virt(base), End: addr.Virt(base) + addr.Virt(k.top())}}, nil
+}
+
+func amd64Pages(k *Kernel) (addr.Virt, error) {
+	base, err := k.symbolU64("vmemmap_base")
+	if err != nil {
+		return 0, err
+	}
+	if at := addr.Virt(base); !at.IsKernel() {
+		return 0, fmt.Errorf("struct pages at %v", at)
+	}
+	return addr.Virt(base), nil
+}
+
+func amd64Arrangement(k *Kernel, size int64, guess ram.Arrangement) (ram.Arrangement, error) {
+	low, err := k.lowMemory(size)
+	if err != nil { // the kernel was found, and there is nothing better
+		return guess, nil
+	}
+	return ram.Arrangement{Low: low}, nil
+}
+
+// E820 is firmware's map of physical memory (arch/x86/include/asm/e820/types.h).
+const (
+	e820Entries = 128 + 3*1024 // E820_MAX_ENTRIES, with as many nodes as there can be
+	e820RAM     = 1            // E820_TYPE_RAM
+	fourGiB     = 1 << 32
+	// lowReserved is how much firmware may keep of the memory below 4 GiB, at its end: for
+	// tables of ACPI, or graphics.
+	lowReserved = 512 << 20
+)
+
+var errNoMap = errors.New("firmware's map of memory does not tell how it is arranged")
+
+// lowMemory is how much of a machine's memory, of so many bytes, lies below 4 GiB, if all
+// that does not goes on there without a gap.
+func (k *Kernel) lowMemory(size int64) (int64, error) {
+	table, entry := k.types.Layout("e820_table"), k.types.Layout("e820_entry")
+	count, entries := table.Field("nr_entries", 4), table.Field("entries")
+	start, length, kind := entry.Field("addr", 8), entry.Field("size", 8), entry.Field("type", 4)
+	// As firmware told it, and not cut by mem= or the like (arch/x86/kernel/e820.c).
+	at, err := k.Symbol("e820_table_firmware")
+	if err = errors.Join(err, table.Err(), entry.Err()); err != nil {
+		return 0, err
+	}
+	if at, err = k.Pointer(at); err != nil {
+		return 0, err
+	}
+	n, err := k.U32(count.In(at))
+	if err != nil {
+		return 0, err
+	}
+	if n > e820Entries {
+		return 0, errNoMap
+	}
+	b, err := k.Bytes(entries.In(at), int(n)*entry.Size)
+	if err != nil {
+		return 0, err
+	}
+	var low, high uint64 // where each part ends
+	for ; len(b) > 0; b = b[entry.Size:] {
+		from, n := start.Uint(b), length.Uint(b)
+		switch {
+		case kind.Uint(b) != e820RAM || n > 1<<52 || from > 1<<52:
+		case from+n <= fourGiB:
+			low = max(low, from+n)
+		default:
+			high = max(high, from+n)
+		}
+	}
+	found := uint64(size)
+	if high > 0 {
+		found -= high - fourGiB
+	}
+	if found > min(fourGiB, uint64(size)) || found%addr.PageSize != 0 || low > found || found-low > lowReserved {
+		return 0, errNoMap
+	}
+	return int64(found), nil
+}

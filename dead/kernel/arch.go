@@ -1,0 +1,73 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ram"
+)
+
+// architecture is what differs between the kernels of one processor and another, as far as
+// it is known here.
+type architecture struct {
+	name string // as uname -m has it
+	mark string // the number in the note that only its kernels have
+
+	// tables says of the page tables what the note tells.
+	tables func(n *note) (*paging, error)
+	// direct says where all memory is mapped in one piece.
+	direct func(k *Kernel) (linear, error)
+	// pages is the address of the struct page of frame 0, which need not be one itself.
+	pages func(k *Kernel) (addr.Virt, error)
+	// arrangement is where the bytes of a RAM file of a size lie, by what the kernel knows of
+	// its memory, if they lie as guessed or otherwise.
+	arrangement func(k *Kernel, size int64, guess ram.Arrangement) (ram.Arrangement, error)
+
+	same    []string // symbols of the note that have the same name in the symbol table
+	bases   []string // variables that tell one boot from another; what is not there does not count
+	machine ram.Machine
+}
+
+var architectures = []*architecture{&amd64, &arm64}
+
+// linear is a mapping in one piece: from virt.Start on, which is phys.
+type linear struct {
+	virt addr.VirtRange
+	phys addr.Phys
+}
+
+// translate is only for addresses within.
+func (l *linear) translate(va addr.Virt) addr.Phys { return l.phys + addr.Phys(va-l.virt.Start) }
+
+// architectureOf tells by its note what a kernel runs on.
+func architectureOf(n *note) (*architecture, error) {
+	var names []string
+	for _, a := range architectures {
+		if _, err := n.number(a.mark); err == nil {
+			return a, a.check(n)
+		} else if !errors.Is(err, ErrNotFound) {
+			return nil, err
+		}
+		names = append(names, a.name)
+	}
+	return nil, fmt.Errorf("parse vmcoreinfo: a kernel for none of %s", strings.Join(names, ", "))
+}
+
+// check refuses kernels whose pages have another size.
+func (a *architecture) check(n *note) error {
+	size, ok := n.values["PAGESIZE"]
+	if ok && size != fmt.Sprint(addr.PageSize) {
+		return fmt.Errorf("parse vmcoreinfo: a kernel for %s with pages of %.8s bytes: only those with %d are understood", a.name, size, addr.PageSize)
+	}
+	return nil
+}
+
+// top is where the last piece of memory ends.
+func (k *Kernel) top() (top addr.Phys) {
+	for _, r := range k.ranges {
+		top = max(top, r.End)
+	}
+	return top
+}

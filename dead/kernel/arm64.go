@@ -1,0 +1,235 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ram"
+)
+
+// arm64 is ARMv8-A and what came after it, in 64-bit state, with pages of 4 KiB.
+var arm64 = architecture{
+	name: "aarch64", mark: "kimage_voffset", machine: ram.Board,
+	tables: arm64Tables, direct: arm64Direct, pages: arm64Pages, arrangement: arm64Arrangement,
+	same:  []string{"_stext", "init_uts_ns", "swapper_pg_dir"},
+	bases: []string{"kimage_voffset", "memstart_addr"},
+}
+
+// Bits of a descriptor (Arm ARM, DDI 0487, D8.3; in the kernel
+// arch/arm64/include/asm/pgtable-hwdef.h).
+const (
+	descValid    = 1 << 0
+	descTable    = 1 << 1 // and not a block; on the lowest level it must be set
+	descAddrMask = (1<<48 - 1) &^ (1<<12 - 1)
+	// With FEAT_LPA2, addresses have 52 bits: two more as they are, and the upper two
+	// where else the shareability is.
+	descAddrMask2 = (1<<50 - 1) &^ (1<<12 - 1)
+	descHighShift = 8
+	descHighMask  = 3
+)
+
+// arm64Tables finds the tables that TTBR1 points to. How many bits of an address they are
+// about is what the configuration says, or less, if the CPU can not do that: the note tells
+// since 5.11 (commit bbdbc11804ff).
+func arm64Tables(n *note) (*paging, error) {
+	root, err := n.symbol("swapper_pg_dir")
+	if err != nil {
+		return nil, err
+	}
+	offset, err := n.number("kimage_voffset")
+	if err != nil {
+		return nil, err
+	}
+	bits, err := n.number("VA_BITS")
+	if err != nil {
+		return nil, err
+	}
+	if size, err := n.number("TCR_EL1_T1SZ"); err == nil {
+		bits = 64 - size
+	}
+	p, err := arm64Paging(int(bits))
+	if err != nil {
+		return nil, err
+	}
+	p.rootVirt, p.root = root, addr.Phys(root-addr.Virt(offset))
+	return p, nil
+}
+
+// arm64Paging reads page tables for addresses of so many bits, all above which are set.
+// Linux uses more than 48 with pages of 4 KiB only where the CPU has FEAT_LPA2, and then sets
+// TCR_EL1.DS (arch/arm64/mm/proc.S).
+func arm64Paging(bits int) (*paging, error) {
+	if bits < 36 || bits > 52 {
+		return nil, fmt.Errorf("addresses of %d bits", bits)
+	}
+	large := bits > 48
+	mask := uint64(descAddrMask)
+	if large {
+		mask = descAddrMask2
+	}
+	return &paging{
+		levels: (bits - 12 + 8) / 9, bits: bits, high: -(1 << bits),
+		decode: func(entry uint64, level int) (descriptor, bool) {
+			d := descriptor{addr.Phys(entry & mask), level == 1 || entry&descTable == 0}
+			if large {
+				d.phys |= addr.Phys(entry>>descHighShift&descHighMask) << 50
+			}
+			switch {
+			case entry&descValid == 0, level == 1 && entry&descTable == 0, d.page && level > 4, d.page && level == 4 && !large:
+				return d, false
+			}
+			return d, true
+		},
+	}, nil
+}
+
+// layoutBits is for how many bits of an address the kernel was configured: that, and not
+// what its CPU can do, is what its layout follows from (arch/arm64/include/asm/memory.h,
+// PAGE_OFFSET; since 5.4, commit 14c127c957c1, the linear map is the lower half).
+func (n *note) layoutBits() (int, error) {
+	bits, err := n.number("VA_BITS")
+	if err == nil && (bits < 36 || bits > 52) {
+		err = fmt.Errorf("VA_BITS is %d", bits)
+	}
+	return int(bits), err
+}
+
+// memoryStart is memstart_addr, which the linear map begins with. It is below all memory,
+// and may be negative.
+func (k *Kernel) memoryStart() (int64, error) {
+	start, err := k.note.number("PHYS_OFFSET")
+	if errors.Is(err, ErrNotFound) {
+		var v uint64
+		v, err = k.symbolU64("memstart_addr")
+		start = int64(v)
+	}
+	if err == nil && start%addr.PageSize != 0 {
+		err = fmt.Errorf("memory starts at %#x", start)
+	}
+	return start, err
+}
+
+// arm64Direct finds the linear map.
+func arm64Direct(k *Kernel) (linear, error) {
+	bits, err := k.note.layoutBits()
+	if err != nil {
+		return linear{}, err
+	}
+	start, err := k.memoryStart()
+	if err != nil {
+		return linear{}, err
+	}
+	if len(k.ranges) == 0 {
+		return linear{}, errors.New("there is no memory")
+	}
+	first, top := k.ranges[0].Start, k.top()
+	pageOffset, end := -(addr.Virt(1) << bits), -(addr.Virt(1) << (min(bits, 48) - 1))
+	l := linear{phys: first}
+	l.virt.Start = pageOffset + addr.Virt(first) - addr.Virt(start)
+	l.virt.End = l.virt.Start + addr.Virt(top-first)
+	if l.virt.Start < pageOffset || l.virt.End > end || l.virt.End < l.virt.Start {
+		return linear{}, fmt.Errorf("the linear map cannot be at %v", l.virt)
+	}
+	return l, nil
+}
+
+// arm64Pages finds the map of page structures. It begins with that of memoryStart.
+func arm64Pages(k *Kernel) (addr.Virt, error) {
+	start, err := k.memoryStart()
+	if err != nil {
+		return 0, err
+	}
+	bits, err := k.note.layoutBits()
+	if err != nil {
+		return 0, err
+	}
+	starts, err := k.memMapStarts(bits)
+	if err != nil {
+		return 0, err
+	}
+	var found []addr.Virt
+	for _, at := range starts {
+		base := at - addr.Virt(start>>addr.PageShift*int64(k.pageSize))
+		// That of a page that is there must be mapped.
+		if _, err := k.Physical(base + addr.Virt(uint64(k.notePA.PFN())*uint64(k.pageSize))); err == nil {
+			found = append(found, base)
+		}
+	}
+	if len(found) != 1 {
+		return 0, fmt.Errorf("struct pages are at none or several of %v", starts)
+	}
+	return found[0], nil
+}
+
+// memMapStarts are where VMEMMAP_START may be. The note tells since 6.2 (commit
+// 2369f171d5c5, and in stable kernels); before, the room for 64 bytes of each page of the
+// linear map was up to 2 MiB below the end (5.10), or began as far below the end as the
+// linear map is long (5.11, commit 8c96400d6a39).
+func (k *Kernel) memMapStarts(bits int) ([]addr.Virt, error) {
+	told, err := k.note.number("VMEMMAP_START")
+	if err == nil {
+		return []addr.Virt{addr.Virt(told)}, nil
+	}
+	if !errors.Is(err, ErrNotFound) {
+		return nil, err
+	}
+	linear := addr.Virt(1)<<bits - addr.Virt(1)<<(min(bits, 48)-1)
+	return []addr.Virt{-(linear >> 6) - 2<<20, -(addr.Virt(1) << (bits - 6))}, nil
+}
+
+// maxResources bounds how many resources beside each other are looked at.
+const maxResources = 4096
+
+var errNotArranged = errors.New("the kernel has its memory elsewhere")
+
+// arm64Arrangement compares the memory that the kernel was told of, which is what its
+// resources are called "System RAM" for (kernel/resource.c; arch/arm64/kernel/setup.c,
+// request_standard_resources), with where the file was taken to have it.
+func arm64Arrangement(k *Kernel, size int64, guess ram.Arrangement) (ram.Arrangement, error) {
+	l := k.types.Layout("resource")
+	start, end, name := l.Field("start", 8), l.Field("end", 8), l.Field("name", 8)
+	child, sibling := l.Field("child", 8), l.Field("sibling", 8)
+	at, err := k.Symbol("iomem_resource")
+	if err = errors.Join(err, l.Err()); err == nil {
+		at, err = k.Pointer(child.In(at))
+	}
+	var last addr.Phys // byte of memory
+	for n := 0; err == nil && at != 0; n++ {
+		var b []byte
+		var called string
+		if b, err = k.Bytes(at, l.Size); err == nil {
+			called, err = k.CString(name.Pointer(b), 64)
+		}
+		if n == maxResources {
+			err = errors.New("its resources have no end")
+		}
+		if err == nil && called == "System RAM" {
+			r := addr.PhysRange{Start: addr.Phys(start.Uint(b)), End: addr.Phys(end.Uint(b)) + 1}
+			if !within(k.ranges, r) {
+				return guess, fmt.Errorf("%w: %v", errNotArranged, r)
+			}
+			last = max(last, r.End)
+		}
+		if err == nil {
+			at = sibling.Pointer(b)
+		}
+	}
+	switch {
+	case err != nil:
+		return guess, fmt.Errorf("find out how memory is arranged: %w", err)
+	case last == 0 || k.top()-last > lowReserved:
+		return guess, fmt.Errorf("%w: it ends at %v", errNotArranged, last)
+	}
+	return guess, nil
+}
+
+// within reports whether r lies in one of the ranges.
+func within(all []addr.PhysRange, r addr.PhysRange) bool {
+	for _, has := range all {
+		if has.Contains(r.Start, r.Len()) && r.Len() > 0 {
+			return true
+		}
+	}
+	return false
+}
