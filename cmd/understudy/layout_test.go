@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -32,6 +34,11 @@ crash
 			got := command(t, "salvage", "list", s.RAM)
 			if got.err != nil || !strings.Contains(got.out, "file") || !strings.Contains(got.out, "1 unsaved file, 6 bytes unsaved") {
 				t.Errorf("%v: %s", got.err, got.out)
+			}
+			dir := filepath.Join(t.TempDir(), "out")
+			got = command(t, "salvage", "extract", s.RAM, "-o", dir)
+			if b, err := os.ReadFile(filepath.Join(dir, "vda", "file")); got.err != nil || string(b) != "hello\n" {
+				t.Errorf("extracted %q, %v, %v", b, err, got.err)
 			}
 		})
 	}

@@ -26,7 +26,8 @@ type Image struct {
 	Clock  *pagecache.Clock // nil if it cannot be read
 	Stages []Stage
 
-	mem ram.Memory
+	file ram.Memory // as it was opened
+	mem  ram.Memory // that the kernel is in: the same, or arranged as the kernel knows it
 }
 
 // Stage is a step of the work, and how long it took.
@@ -47,7 +48,7 @@ func OpenFiles(paths []string, options ...kernel.Option) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Image{mem: mem}
+	m := &Image{file: mem}
 	m.stage("open", start)
 	if err := m.find(options); err != nil {
 		if i := m.Info(); i.Cut() {
@@ -61,13 +62,14 @@ func OpenFiles(paths []string, options ...kernel.Option) (*Image, error) {
 func (m *Image) find(options []kernel.Option) error {
 	var err error
 	start := time.Now()
-	m.Kernel, err = kernel.Find(m.mem, options...)
+	m.Kernel, err = kernel.Find(m.file, options...)
 	if errors.Is(err, kernel.ErrNoKernel) {
 		return fmt.Errorf("%w: it must be all memory of an x86-64 or arm64 machine with Linux 5.10 or later, booted far enough to have mounted something", err)
 	}
 	if err != nil {
 		return err
 	}
+	m.mem = m.Kernel.Memory()
 	m.stage("find kernel", start)
 	start = time.Now()
 	if m.Cache, err = pagecache.Open(m.Kernel); err != nil {
@@ -81,12 +83,12 @@ func (m *Image) find(options []kernel.Option) error {
 // Close closes the memory. Nothing of the image may be used after it.
 func (m *Image) Close() error {
 	_ = m.Kernel.Keep() // or else it is learned again
-	return m.mem.Close()
+	return m.file.Close()
 }
 
 // Info describes the file that the memory comes from, if it is known.
 func (m *Image) Info() ram.Info {
-	if i, ok := m.mem.(interface{ Info() ram.Info }); ok {
+	if i, ok := m.file.(interface{ Info() ram.Info }); ok {
 		return i.Info()
 	}
 	return ram.Info{}
