@@ -180,6 +180,9 @@ func (in *inspection) write(w io.Writer) error {
 		line("alive", "%s", notInPanic)
 	}
 	line("kaslr", "moved by %#x", k.KASLR)
+	if k.Architecture != "x86_64" {
+		line("machine", "%s", k.Architecture)
+	}
 	line("paging", "%d levels", k.PagingLevels)
 	line("memory", "%s, %s", bytesText(int64(k.Memory)), k.Format)
 	if k.CommandLine != "" {

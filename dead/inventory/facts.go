@@ -52,6 +52,10 @@ func (m *Image) Facts() Facts {
 // taken. It may have hung; or it lived, and went on.
 func (m *Image) NotDead() bool {
 	_, panicked, err := m.Kernel.PanicCPU()
+	if errors.Is(err, kernel.ErrNotFound) { // its symbol table has no variables: see what it said
+		_, err := m.Kernel.PanicMessage()
+		return errors.Is(err, kernel.ErrNotFound)
+	}
 	return err == nil && !panicked
 }
 

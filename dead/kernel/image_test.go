@@ -73,7 +73,11 @@ func checkPanic(t *testing.T, k *kernel.Kernel) {
 		}
 		last = append(last, r.Text)
 	}
-	if n := len(last); n < 100 || !strings.HasPrefix(last[n-1], "---[ end Kernel panic") || !strings.HasPrefix(last[0], "Linux version") {
+	first := "Linux version"
+	if k.Architecture() == "aarch64" {
+		first = "Booting Linux on physical CPU"
+	}
+	if n := len(last); n < 100 || !strings.HasPrefix(last[n-1], "---[ end Kernel panic") || !strings.HasPrefix(last[0], first) {
 		t.Errorf("log of %d records ends with %q", n, last[max(0, n-3):])
 	}
 }

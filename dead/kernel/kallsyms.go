@@ -243,11 +243,26 @@ func (t *symbolTable) resolveOffsets(relativeBase, offsetsAt addr.Virt, known ma
 	return nil
 }
 
+// agrees compares symbols with what is known of them. A table has variables, or it has none
+// of them.
 func (t *symbolTable) agrees(known map[string]addr.Virt) bool {
+	variables, absent := 0, 0
 	for name, want := range known {
-		if got := t.lookup(name); len(got) != 1 || got[0] != want {
+		got := t.lookup(name)
+		if name != firstFunction {
+			variables++
+		}
+		if len(got) == 0 && name != firstFunction {
+			absent++
+			continue
+		}
+		if len(got) != 1 || got[0] != want {
 			return false
 		}
 	}
-	return len(known) > 0
+	_, has := known[firstFunction]
+	return has && (absent == 0 || absent == variables)
 }
+
+// firstFunction is a symbol that every table has: where the code of the image begins.
+const firstFunction = "_stext"

@@ -10,7 +10,6 @@
 package kernel
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -50,6 +49,8 @@ type Kernel struct {
 	symbols *symbolTable
 	types   *Types
 
+	variables *variables // nil if the symbol table has them
+
 	modulesMu sync.Mutex
 	modules   map[digest]*Types // by their BTF
 
@@ -72,12 +73,18 @@ func (k *Kernel) Types() *Types { return k.types }
 
 // Symbols returns the addresses of all symbols of a name; static ones may occur
 // several times.
-func (k *Kernel) Symbols(name string) []addr.Virt { return k.symbols.lookup(name) }
+func (k *Kernel) Symbols(name string) []addr.Virt {
+	found := k.symbols.lookup(name)
+	if len(found) == 0 && k.variables != nil {
+		found = k.variables.lookup(k, name)
+	}
+	return found
+}
 
 // Symbol returns the address of the only symbol of a name. Other errors than
 // ErrNotFound and ErrAmbiguous do not occur.
 func (k *Kernel) Symbol(name string) (addr.Virt, error) {
-	switch found := k.symbols.lookup(name); len(found) {
+	switch found := k.Symbols(name); len(found) {
 	case 0:
 		return 0, fmt.Errorf("symbol %s: %w", name, ErrNotFound)
 	case 1:
@@ -201,12 +208,4 @@ func littleEndian(b []byte) uint64 {
 		v = v<<8 | uint64(b[i])
 	}
 	return v
-}
-
-// sameString compares without the padding of a fixed-size field.
-func sameString(field []byte, s string) bool {
-	if i := bytes.IndexByte(field, 0); i >= 0 {
-		field = field[:i]
-	}
-	return string(field) == s
 }

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 
@@ -22,6 +23,7 @@ func (f *finder) open(n *note, pa addr.Phys) (*Kernel, error) {
 		{"release", k.checkRelease},
 		{"memo", k.openMemo},
 		{"symbols", k.loadSymbols},
+		{"variables", k.openVariables},
 		{"note", k.findNote},
 		{"memory layout", k.openMemory},
 		{"types", k.loadTypes},
@@ -73,6 +75,12 @@ func (k *Kernel) utsname() ([]byte, error) {
 	return k.Bytes(uts+addr.Virt(name), 6*utsLen)
 }
 
+// utsString is one of the six strings of utsname.
+func utsString(uts []byte, n int) string {
+	s, _, _ := bytes.Cut(uts[n*utsLen:(n+1)*utsLen], []byte{0})
+	return string(s)
+}
+
 // checkRelease compares the release in the note with the one that the kernel
 // itself keeps.
 func (k *Kernel) checkRelease() error {
@@ -80,8 +88,8 @@ func (k *Kernel) checkRelease() error {
 	if err != nil {
 		return err
 	}
-	if b := uts[2*utsLen : 3*utsLen]; !sameString(b, k.Release) {
-		return fmt.Errorf("the kernel's own is %.64q", b)
+	if s := utsString(uts, 2); s != k.Release {
+		return fmt.Errorf("the kernel's own is %q", s)
 	}
 	return nil
 }

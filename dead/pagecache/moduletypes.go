@@ -83,8 +83,8 @@ var moduleTypesFor = map[string]int{"inode": 600, "super_block": 1408, "mutex": 
 // moduleLayout returns the layout of a structure of a module that keeps no types,
 // or nil.
 func moduleLayout(k *kernel.Kernel, name string) *kernel.Layout {
-	if _, err := k.Symbol("btf_modules"); !errors.Is(err, kernel.ErrNotFound) {
-		return nil // it has them itself
+	if _, err := k.Symbol("btf_modules"); !errors.Is(err, kernel.ErrNotFound) || k.Architecture() != "x86_64" {
+		return nil // it has them itself, or none are known
 	}
 	for image, size := range moduleTypesFor {
 		if k.Types().Layout(image).Size != size {

@@ -1,0 +1,107 @@
+package kernel
+
+import (
+	"bytes"
+	"encoding/binary"
+	"iter"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// A kernel without CONFIG_KALLSYMS_ALL, as Debian's 6.1 for arm64 is, has only functions in
+// its symbol table. Variables that modules may use stand in the tables of exported symbols
+// (include/linux/export.h, struct kernel_symbol; since 4.19 with relative references, commit
+// 7290d5809571): offsets of the value, of the name and of its namespace, each from where it
+// stands, sorted by name for bsearch (kernel/module/main.c).
+const (
+	exportSize = 12
+	exportName = 4
+	// fewestExports is how many names in their order make a table; real ones have thousands.
+	fewestExports = 256
+)
+
+// exportsIn finds the exported symbols in a stretch of a kernel's image that begins at an
+// address. A name with several values is left out.
+func exportsIn(at addr.Virt, b []byte) map[string]addr.Virt {
+	found, twice := make(map[string]addr.Virt), make(map[string]bool)
+	for pos := 0; pos+exportSize <= len(b); {
+		n := exportRun(b, pos)
+		if n < fewestExports {
+			pos += 4
+			continue
+		}
+		for range n {
+			name, _ := exportedName(b, pos)
+			value := at + addr.Virt(pos) + addr.Virt(int64(int32(binary.LittleEndian.Uint32(b[pos:]))))
+			if old, ok := found[string(name)]; ok && old != value {
+				twice[string(name)] = true
+			}
+			found[string(name)] = value
+			pos += exportSize
+		}
+	}
+	for name := range twice {
+		delete(found, name)
+	}
+	return found
+}
+
+// exportRun is how many entries of a table stand at an offset.
+func exportRun(b []byte, pos int) (n int) {
+	var last []byte
+	for ; pos+exportSize <= len(b); pos += exportSize {
+		name, ok := exportedName(b, pos)
+		if !ok || bytes.Compare(last, name) >= 0 {
+			break
+		}
+		last = name
+		n++
+	}
+	return n
+}
+
+// exportedName is the name of an entry, if it is one that a symbol can have.
+func exportedName(b []byte, pos int) ([]byte, bool) {
+	off := int64(int32(binary.LittleEndian.Uint32(b[pos+exportName:])))
+	start := int64(pos+exportName) + off
+	if start < 0 || start >= int64(len(b)) {
+		return nil, false
+	}
+	rest := b[start:min(int64(len(b)), start+maxSymbolName)]
+	for i, c := range rest {
+		switch {
+		case c == 0:
+			return rest[:i], i > 0
+		case c == '_', c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', i > 0 && c >= '0' && c <= '9':
+		default:
+			return nil, false
+		}
+	}
+	return nil, false
+}
+
+// image yields what is mapped of the kernel's image, which lies in memory as it does in the
+// kernel's addresses. What else is mapped behind it does not.
+func (k *Kernel) image() iter.Seq2[addr.Virt, []byte] {
+	return func(yield func(addr.Virt, []byte) bool) {
+		start, err := k.note.symbol("_stext")
+		if err != nil {
+			return
+		}
+		for at, b := range k.mapped(start, maxImage) {
+			if k.inImage(at) && !yield(at, b) {
+				return
+			}
+		}
+	}
+}
+
+// inImage reports whether an address is one of the kernel's image.
+func (k *Kernel) inImage(va addr.Virt) bool {
+	start, err := k.note.symbol("_stext")
+	if err != nil || va < start&^(addr.PageSize-1) || va-start >= maxImage && va >= start {
+		return false
+	}
+	pa, _, err := k.paging.translate(va)
+	return err == nil && pa == k.paging.root+addr.Phys(va-k.paging.rootVirt)
+}
