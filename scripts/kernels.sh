@@ -15,7 +15,8 @@
 set -euo pipefail
 
 tools=(xfsprogs btrfs-progs dosfstools xz-utils)
-names=(5.10-cloud 5.10-generic 6.1-generic 6.1-rt 6.12-cloud 6.12-generic 6.12-rt newest-cloud newest-generic newest-rt)
+names=(5.10-cloud 5.10-generic 6.1-generic 6.1-rt 6.12-cloud 6.12-generic 6.12-rt newest-cloud newest-generic newest-rt
+	6.1-cloud-arm64 6.12-cloud-arm64 newest-cloud-arm64)
 cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 

@@ -127,6 +127,29 @@ func write(t testing.TB, format ramtest.Format, m *model) string {
 	return path
 }
 
+// TestFormatsARM64 reads what differs in nothing but the architecture that it names.
+func TestFormatsARM64(t *testing.T) {
+	for _, tc := range []struct {
+		format ramtest.Format
+		off    int64
+		patch  string
+	}{
+		{ramtest.ELF{}, 18, "\xb7\x00"}, // EM_AARCH64
+		{ramtest.Kdump{Codec: ramtest.Zlib}, 12 + 4*65, "aarch64\x00"},
+	} {
+		model := newModel(7)
+		path := write(t, tc.format, model)
+		patch(t, path, tc.off, tc.patch)
+		mem, err := ram.OpenFile(path)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		defer mem.Close()
+		model.checkViews(t, mem, 1)
+	}
+}
+
 func TestFormats(t *testing.T) {
 	for _, tc := range formats {
 		t.Run(tc.name, func(t *testing.T) {

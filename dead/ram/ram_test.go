@@ -29,6 +29,30 @@ func TestGuesses(t *testing.T) {
 	}
 }
 
+// TestBoards wants QEMU's virt to be what is tried first of machines for arm64, and each
+// guess to have all bytes of a file, once.
+func TestBoards(t *testing.T) {
+	const gib = 1 << 30
+	for _, size := range []int64{512 << 20, 3 * gib, 8 * gib} {
+		all := (&raw{size: size}).Guesses(Board)
+		if want := (extents{{addr.PhysRange{Start: gib, End: gib + addr.Phys(size)}, 0}}); !slices.Equal(all[0].extents(size), want) {
+			t.Errorf("%#x: first %v", size, all[0])
+		}
+		for _, a := range all {
+			next := int64(0)
+			for _, e := range a.extents(size) {
+				if e.off != next || e.phys.Len() == 0 {
+					t.Errorf("%#x: %v has %v", size, a, a.extents(size))
+				}
+				next += int64(e.phys.Len())
+			}
+			if next != size {
+				t.Errorf("%#x: %v has %#x", size, a, next)
+			}
+		}
+	}
+}
+
 // writeFile makes a file of pages, each filled with its number.
 func writeFile(t testing.TB, pages int) string {
 	t.Helper()

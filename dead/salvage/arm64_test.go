@@ -1,0 +1,71 @@
+package salvage_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/internal/lab/fixture"
+)
+
+var arm64Table = flag.String("salvage.arm64", "", "the file that TestMatrixARM64 writes its results to (make matrix-arm64)")
+
+const arm64Title = "\n## arm64\n"
+
+const arm64Text = `
+Kernels for arm64 with pages of 4 KiB: ` + "`inspect`, `salvage list`, `extract` and `apply`" + `. The same as above of Debian's, under
+QEMU's virt machine with all that its emulation has ("max": addresses of 52 bits, signed pointers, memory tags), and with CPUs that
+can do less, on %s, by ` + "`make matrix-arm64`" + `. TestARM64 and TestApplyARM64 have the commands, from the RAM file and from an ELF core by
+QEMU: ext4 and ext3 are brought up to date without a guest.
+
+A kernel without CONFIG_KALLSYMS_ALL (Debian's 6.1 for arm64) names no variables; they are found otherwise. Of such a one, ` + "`inspect`" + ` does
+not know the CPU that panicked, nor the command line.
+
+- Refused by name: pages of 16 and 64 KiB; kdump-compressed files by QEMU, whose blocks have 64 KiB for arm64 (its ELF core is read).
+- Read, and not tried: RAM files of Cloud Hypervisor and Firecracker; what makedumpfile writes on arm64 (only a file by hand that says so);
+  KASAN by tags; 39 bits of address but in tests of the page tables.
+- x86-64 only: pairs, ` + "`metal`" + `, and the machine that the work is done on, with its guests.
+
+`
+
+// TestMatrixARM64 wants of kernels for arm64 what TestMatrix wants.
+func TestMatrixARM64(t *testing.T) {
+	var out strings.Builder
+	fmt.Fprintf(&out, arm64Title+arm64Text, time.Now().UTC().Format("2006-01-02"))
+	columnHeads(&out)
+	specs := slices.Clone(fixture.ARM64CPUs)
+	for n, name := range fixture.ARM64Kernels {
+		specs = slices.Insert(specs, n, fixture.ARM64(name))
+	}
+	for _, spec := range specs {
+		t.Run(strings.TrimSpace(spec.Kernel+" "+spec.CPU), func(t *testing.T) {
+			r := row{crash: "basic", cells: make(map[string]cell)}
+			if spec.CPU != "" {
+				r.crash += ", " + spec.CPU
+			}
+			image := fixture.Get(t, spec)
+			r.kernel = image.Release
+			checkImage(t, image, spec, r.cells)
+			fmt.Fprintf(&out, "| %s | %s |%s\n", r.kernel, r.crash, r.line())
+		})
+	}
+	if *arm64Table == "" {
+		return
+	}
+	old, err := os.ReadFile(*arm64Table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, _, _ := strings.Cut(string(old), arm64Title)
+	before, _, _ = strings.Cut(before, wideTitle)
+	if _, wide, found := strings.Cut(string(old), wideTitle); found {
+		out.WriteString(wideTitle + wide)
+	}
+	if err := replaceFile(*arm64Table, before+out.String()); err != nil {
+		t.Error(err)
+	}
+}
