@@ -47,9 +47,48 @@ unwanted=(sound drivers/{gpu,media,infiniband,iio,staging,usb,input,hid,hwmon,vi
 	drivers/net/{wireless,ethernet,usb,can,wan,dsa,phy,ieee802154,hamradio,fddi,arcnet,appletalk,plip,slip}
 	drivers/scsi net/{bluetooth,wireless,mac80211,ieee802154,mac802154,can,nfc,rds,tipc,netfilter,sched,dccp,sctp,batman-adv})
 
+# spared are drivers among those that some test loads: of the disks and the interface of a bare
+# machine.
+spared=(drivers/scsi/{scsi_common,scsi_mod,sd_mod} drivers/net/ethernet/intel/e1000e/e1000e)
+
+# download unpacks a package, and those that it consists of, below a directory.
+download() {
+	local tmp=$1 package=$2 release=$3 deb
+	mkdir "$tmp/deb" "$tmp/all"
+	(cd "$tmp/deb" && parts "$package" "$release" | sort -u | xargs apt-get -qq "${apt[@]}" download) || return 1
+	for deb in "$tmp"/deb/*.deb; do dpkg-deb -x "$deb" "$tmp/all" || return 1; done
+}
+
+# spare moves the spared drivers of one kernel's modules to another's. Their directory says that
+# this was done.
+spare() {
+	local from=$1/kernel to=$2/kernel driver file
+	mkdir -p "$to/drivers/scsi"
+	for driver in "${spared[@]}"; do
+		[[ ! -s $from/$driver.ko.xz ]] || xz -dq "$from/$driver.ko.xz" || return 1
+		[[ -s $from/$driver.ko ]] || continue
+		mkdir -p "$to/${driver%/*}" && mv "$from/$driver.ko" "$to/$driver.ko" || return 1
+	done
+}
+
+# incomplete says whether a kernel was fetched when no driver was spared.
+incomplete() { [[ $1 == *-generic && ! -d $(echo "$cache/kernels/$1"/lib/modules/*)/kernel/drivers/scsi ]]; }
+
+# complete adds the spared drivers to such a kernel. Where the archive has its release no more it
+# stays as it is, and tests that need one say so.
+complete() {
+	local name=$1 release tmp from
+	release=$(basename "$(realpath "$cache/kernels/$name")")
+	open_apt "${name%-*}" && tmp=$(mktemp -d "$cache/kernels/.tmp.XXXXXX") || return 1
+	echo "kernels: fetching drivers of $release" >&2
+	download "$tmp" "linux-image-$release" "$release" || echo "kernels: the archive has no $release any more" >&2
+	from=$(find "$tmp/all" -type d -path "*/lib/modules/$release" | head -n 1)
+	spare "${from:-/nonexistent}" "$cache/kernels/$name/lib/modules/$release" && rm -rf "$tmp"
+}
+
 # fetch unpacks the kernel of a name.
 fetch() {
-	local name=${1%-arm64} arch=amd64 version meta package release dir tmp deb
+	local name=${1%-arm64} arch=amd64 version meta package release dir tmp
 	[[ $1 == *-arm64 ]] && arch=arm64
 	version=${name%-*}
 	meta=linux-image-$arch
@@ -62,11 +101,9 @@ fetch() {
 	if [[ ! -d $dir ]]; then
 		echo "kernels: fetching $package" >&2
 		tmp=$(mktemp -d "$cache/kernels/.tmp.XXXXXX")
-		mkdir "$tmp/deb" "$tmp/all" "$tmp/kernel" "$tmp/kernel/boot"
+		mkdir "$tmp/kernel" "$tmp/kernel/boot"
 		chmod 755 "$tmp"
-		(cd "$tmp/deb" && parts "$package" "$release" | sort -u | xargs apt-get -qq "${apt[@]}" download) || return 1
-		for deb in "$tmp"/deb/*.deb; do dpkg-deb -x "$deb" "$tmp/all" || return 1; done
-		unpack "$tmp" "$release" || return 1
+		download "$tmp" "$package" "$release" && unpack "$tmp" "$release" || return 1
 		mv -T "$tmp/kernel" "$dir" || return 1
 		rm -rf "$tmp"
 	fi
@@ -75,26 +112,26 @@ fetch() {
 
 # unpack puts what is wanted of the unpacked packages in its place.
 unpack() {
-	local all=$1/all kernel=$1/kernel release=$2 modules
+	local all=$1/all kernel=$1/kernel spare=$1/spared release=$2 modules
 	mv "$(find "$all" -name "vmlinuz-$release" -o -path "*/$release/vmlinuz" | head -n 1)" "$kernel/boot/vmlinuz" &&
 		mv "$(find "$all" -name "config-$release" -o -path "*/$release/config" | head -n 1)" "$kernel/boot/config" &&
 		mkdir -p "$kernel/lib/modules" &&
 		mv "$(find "$all" -type d -path "*/lib/modules/$release" | head -n 1)" "$kernel/lib/modules/$release" || return 1
 	modules=$kernel/lib/modules/$release
-	(cd "$modules/kernel" && rm -rf "${unwanted[@]}") || return 1
+	spare "$modules" "$spare" && (cd "$modules/kernel" && rm -rf "${unwanted[@]}") && spare "$spare" "$modules" || return 1
 	find "$modules" -name '*.ko.xz' -print0 | xargs -0r -n 64 -P "$(nproc)" xz -dq
 	[[ -s $modules/modules.builtin && -n $(find "$modules" -name '*.ko' -print -quit) ]] && sync -f "$kernel"
 }
 
 command -v apt-get >/dev/null || die "this is no Debian"
 (($#)) || set -- "${names[@]}"
-want=()
+want=() lack=()
 for name; do
 	if [[ $name == *-arm64 && ${tools[-1]} != qemu-system-arm ]]; then tools+=(qemu-system-arm); fi
-	[[ -s $cache/kernels/$name/boot/vmlinuz ]] || want+=("$name")
+	if [[ ! -s $cache/kernels/$name/boot/vmlinuz ]]; then want+=("$name"); elif incomplete "$name"; then lack+=("$name"); fi
 done
 have=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${tools[@]}" 2>/dev/null | grep -c ' installed$' || true)
-((${#want[@]} == 0 && have == ${#tools[@]})) && exit 0
+((${#want[@]} + ${#lack[@]} == 0 && have == ${#tools[@]})) && exit 0
 
 mkdir -p "$cache/kernels"
 exec 8>"$cache/kernels/.lock"
@@ -107,5 +144,8 @@ fi
 failed=()
 for name in "${want[@]}"; do
 	fetch "$name" || failed+=("$name")
+done
+for name in "${lack[@]}"; do
+	! incomplete "$name" || complete "$name" || failed+=("$name") # another may have done it meanwhile
 done
 ((${#failed[@]} == 0)) || die "could not fetch ${failed[*]}; is the network there, and does the mirror still have them?"

@@ -50,7 +50,7 @@ const hung = "heartbeat|stuck CPU"
 
 // ways are what the module brings about (internal/lab/fault).
 var ways = map[string]string{
-	"panic": "dying message|panic state", "oops": "dying message|panic state", "bug": "dying message|panic state", "stack": "dying message|panic state",
+	"panic": "dying message|panic state", "oops": "dying message|panic state", "oops-irq": "dying message|panic state", "bug": "dying message|panic state", "stack": "dying message|panic state",
 	"hang-all": "heartbeat", "hang-one": hung, "hang-loop": hung, "hang-lock": hung,
 }
 

@@ -24,10 +24,14 @@ import (
 const debianInstall = `
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 if ! grep -q understudy.metal /proc/cmdline; then
-  understudy metal install --mount / --mount /srv --interface eth0` + metalLimits + ` --unit lighttpd.service=80 || echo FAILED install
+  understudy metal install --mount / --mount /srv --interface eth0 --limit 3s --cpu-limit 2m --unit lighttpd.service=80 RELEASE || echo FAILED install
   cat /var/lib/understudy/metal/role.json
   echo INSTALLED
   systemctl reboot
+  exit
+fi
+if [ -e /serve ]; then
+  systemctl start lighttpd
   exit
 fi
 n=0
@@ -67,38 +71,123 @@ for f in srv/new/* srv/old2 var/lib/new/* var/lib/moved etc/lighttpd/lighttpd.co
   echo "SUM $(sha256sum $f)"
 done
 echo DYING
-echo c > /proc/sysrq-trigger
+. /die
 `
+
+// debianCase is a machine with Debian: its kernel, and the one beside it, as scripts/kernels.sh
+// names them.
+type debianCase struct {
+	active, beside string
+	devices        metalDevices
+}
 
 // TestMetalDebian: on a machine with Debian, metal install and one more boot are all that
 // protects it. After the kernel's death the understudy has its root file system and its
 // data, and its web server runs from there, with a configuration that was in memory only.
 func TestMetalDebian(t *testing.T) {
 	tier.Full(t, "a machine with Debian and systemd, installed and booted by GRUB")
-	t.Run("virtio", func(t *testing.T) { testMetalDebian(t, "default", virtio) })
-	t.Run("nvme", func(t *testing.T) { testMetalDebian(t, "default", metalDevices{disk: "nvme", nic: "virtio-net-pci"}) })
+	nvme := metalDevices{disk: "nvme", nic: "virtio-net-pci"}
+	for _, c := range []struct {
+		name string
+		debianCase
+		ways []string
+	}{
+		{"virtio", debianCase{"default", "default", virtio}, []string{"panic"}},
+		{"nvme", debianCase{"6.12-cloud", "default", nvme}, []string{"oops-irq", "hang-all"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			vm(t)
+			d := c.install(t)
+			for _, way := range c.ways {
+				t.Run(way, func(t *testing.T) { d.dies(t, way) })
+			}
+		})
+	}
 }
 
-func testMetalDebian(t *testing.T, kernel string, d metalDevices) {
-	vm(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 2*metalLimit)
+// debian is a machine with Debian on which an understudy is installed.
+type debian struct {
+	debianCase
+	*barelab.Machine
+	network *netns.Namespace
+}
+
+// disks are the machine's.
+var debianDisks = []string{"root.img", "data.img"}
+
+func (d *debian) path(name string) string { return filepath.Join(d.Dir, name) }
+
+// install makes the machine, as it is before its second boot. Its disks are kept so.
+func (c debianCase) install(t *testing.T) *debian {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
-	m, ns := debianMachine(t, d, kernel, debianInstall, "{}")
-	installDebian(t, ctx, m)
-	in := func(name string) string { return filepath.Join(m.Dir, name) }
-	r, end := startMetal(t, ctx, m)
+	script := strings.Replace(debianInstall, "RELEASE", "", 1)
+	var other []barelab.File
+	if c.beside != c.active {
+		release, files, err := barelab.Kernel(c.beside)
+		if err != nil {
+			tier.Lacks(t, err)
+		}
+		script, other = strings.Replace(debianInstall, "RELEASE", "--release "+release, 1), files
+	}
+	d := &debian{debianCase: c}
+	d.Machine, d.network = debianMachine(t, c.devices, c.active, script, "{}", other...)
+	installDebian(t, ctx, d.Machine)
+	for _, disk := range debianDisks {
+		copyFile(t, d.path(disk), d.path(disk+".kept"))
+	}
+	return d
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	if out, err := exec.Command("cp", "--sparse=always", from, to).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// put puts a text into a file of the machine's root file system.
+func (d *debian) put(t *testing.T, path, text string, copies ...string) {
+	t.Helper()
+	source := filepath.Join(t.TempDir(), "text")
+	if err := os.WriteFile(source, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	files := []barelab.File{{Path: path, Source: source}}
+	for _, c := range copies {
+		files = append(files, barelab.File{Path: "/" + filepath.Base(c), Source: c})
+	}
+	if err := barelab.Put(d.path("root.img"), files); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// dies has the machine, with its disks as they were when it was installed, die in a way once it
+// is protected, and the test fail unless all is as it was.
+func (d *debian) dies(t *testing.T, way string) (seen metalTakeover) {
+	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
+	defer cancel()
+	for _, disk := range debianDisks {
+		copyFile(t, d.path(disk+".kept"), d.path(disk))
+	}
+	death, copies := metalDeath(t, way, d.active)
+	d.put(t, "/die", death.script, copies...)
+	r, end := startMetal(t, ctx, d.Machine)
 	defer end()
 	if err := r.Await(ctx, "DYING"); err != nil {
 		t.Fatal(err)
 	}
 	died := time.Now()
-	client, fetch := metalClient(t, ctx, ns)
+	client, fetch := metalClient(t, ctx, d.network)
 	fetch("/srv/old2")
-	t.Logf("served again after %v", time.Since(died))
+	seen.served = time.Since(died) - death.delay
+	t.Logf("served again after %v", seen.served)
 	checkDebian(t, r.Console(), fetch)
-	checkMAC(t, ns)
-	report := metalReport(t, fetch, "/run/understudy/takeover.json")
-	if !strings.HasPrefix(report.Verdict, "panic state: ") || len(report.Refused) > 0 || len(report.Commits) != 2 || !report.Durable {
+	checkMAC(t, d.network)
+	seen.report = metalReport(t, fetch, "/run/understudy/takeover.json")
+	report := &seen.report
+	if !strings.HasPrefix(report.Verdict, death.cause) || len(report.Refused) > 0 || len(report.Commits) != 2 || !report.Durable {
 		t.Errorf("the report is %s: %+v", report.Verdict, report.Report)
 	}
 	for _, s := range report.Steps {
@@ -110,11 +199,20 @@ func testMetalDebian(t *testing.T, kernel string, d metalDevices) {
 	if err := r.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if err := barelab.Root(in("root.img"), in("root")); err != nil {
+	d.checkDisks(t, r.Console())
+	return seen
+}
+
+// checkDisks looks for all that the dead kernel had on the disks of a machine that was given
+// back.
+func (d *debian) checkDisks(t *testing.T, console string) {
+	t.Helper()
+	root := filepath.Join(t.TempDir(), "root")
+	if err := barelab.Root(d.path("root.img"), root); err != nil {
 		t.Fatal(err)
 	}
-	left := []string{lookInto(t, in("data.img")), lookInto(t, in("root"))}
-	checkDebian(t, r.Console(), func(path string) []byte {
+	left := []string{lookInto(t, d.path("data.img")), lookInto(t, root)}
+	checkDebian(t, console, func(path string) []byte {
 		at := left[1] + path
 		if rest, ok := strings.CutPrefix(path, "/srv/"); ok {
 			at = filepath.Join(left[0], rest)
@@ -166,8 +264,8 @@ func checkDebian(t *testing.T, console string, fetch func(path string) []byte) {
 }
 
 // debianMachine makes a machine with Debian that runs a script at each boot, and has a role
-// in /role.json.
-func debianMachine(t *testing.T, d metalDevices, kernel, script, role string) (*barelab.Machine, *netns.Namespace) {
+// in /role.json, and other files.
+func debianMachine(t *testing.T, d metalDevices, kernel, script, role string, other ...barelab.File) (*barelab.Machine, *netns.Namespace) {
 	t.Helper()
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -176,10 +274,10 @@ func debianMachine(t *testing.T, d metalDevices, kernel, script, role string) (*
 			t.Fatal(err)
 		}
 	}
-	if err := barelab.Debian(in("root.img"), kernel, []barelab.File{
+	if err := barelab.Debian(in("root.img"), kernel, append([]barelab.File{
 		{Path: "/usr/local/bin/understudy", Source: binary, Executable: true},
 		{Path: "/lab", Source: in("lab")}, {Path: "/role.json", Source: in("role")},
-	}); err != nil {
+	}, other...)); err != nil {
 		t.Fatal(err)
 	}
 	makeData(t, in("data.img"))

@@ -14,9 +14,7 @@ import (
 	"testing"
 	"time"
 
-	labfault "understudy.dev/understudy/internal/lab/fault"
 	"understudy.dev/understudy/internal/lab/tier"
-	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/takeover"
 )
 
@@ -117,30 +115,10 @@ func TestMetalSeries(t *testing.T) {
 
 // run has the machine of the case die once.
 func (r *metalResult) run(t *testing.T) {
-	cache, err := dirs.Cache()
-	if err != nil {
-		t.Fatal(err)
-	}
-	kernel := func(name string) string { return filepath.Join(cache, "kernels", name) }
-	script := metalStart + strings.Replace(metalWorkOf, "LARGE", fmt.Sprint(r.MiB), 1)
-	active, cause := kernel(r.Active), "panic state: "
-	var copies []string
-	if r.Way == "panic" {
-		script += "echo c > /proc/sysrq-trigger\n"
-	} else {
-		module, dir, err := labfault.Module(r.Active)
-		if err != nil {
-			t.Fatal(err)
-		}
-		active, copies = dir, []string{module}
-		script += "echo 1 > /proc/sys/kernel/panic_on_oops\ninsmod /fault.ko way=" + r.Way + "\n"
-	}
-	if r.Way == "hang-all" {
-		cause = "heartbeat: "
-		script = strings.ReplaceAll(script, metalLimits, " --limit 3s")
-	}
+	death, copies := metalDeath(t, r.Way, r.Active)
+	script := strings.ReplaceAll(metalStart, metalLimits, death.limits) + strings.Replace(metalWorkOf, "LARGE", fmt.Sprint(r.MiB), 1) + death.script
 	devices := map[string]metalDevices{"virtio": virtio, "nvme": ported, "sata": sata}[r.Devices]
-	seen := takeOverMetal(t, bareMachineWith(t, devices.drivers, nil, active, kernel(r.Beside), script, copies...), devices, cause)
+	seen := takeOverMetal(t, bareMachineWith(t, devices.drivers, nil, r.Active, r.Beside, script, copies...), devices, death)
 	r.Served, r.Steps, r.Files = ms(seen.served), seen.report.Steps, seen.report.Files
 	for _, c := range seen.report.Commits {
 		r.Files += c.Files
@@ -160,12 +138,7 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 // rebootMetal is how long the same machine takes to serve after it was reset: firmware, its
 // kernel, the disk, the web server; nothing else is started, so a real system takes longer.
 func rebootMetal(t *testing.T) time.Duration {
-	cache, err := dirs.Cache()
-	if err != nil {
-		t.Fatal(err)
-	}
-	active := filepath.Join(cache, "kernels", "6.1-generic")
-	m := bareMachine(t, active, active, `
+	m := bareMachine(t, "6.1-generic", "6.1-generic", `
 while [ ! -e /dev/vda ]; do sleep 0.01; done
 mount -t ext4 /dev/vda /srv
 ip addr add 10.77.0.2/24 dev eth0

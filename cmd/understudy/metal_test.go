@@ -38,7 +38,25 @@ const metalRole = `{
 // metalLimit is how long a test may take. It only ends what hangs.
 const metalLimit = 10 * time.Minute
 
-// bareMachine makes a machine whose Linux, the kernel in a directory (dirs.Kernel), runs a
+// metalKernel is a kernel by its name in scripts/kernels.sh; by none, the default one.
+func metalKernel(t *testing.T, name string) (kernel, modules string) {
+	t.Helper()
+	cache, err := dirs.Cache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := ""
+	if name != "" {
+		dir = filepath.Join(cache, "kernels", name)
+	}
+	kernel, modules, err = dirs.Kernel(dir)
+	if err != nil {
+		tier.Lacks(t, err)
+	}
+	return kernel, modules
+}
+
+// bareMachine makes a machine whose Linux, a kernel by its name (metalKernel), runs a
 // script. On it are an understudy's kernel and image, and further files.
 func bareMachine(t *testing.T, active, beside, script string, copies ...string) *barelab.Machine {
 	t.Helper()
@@ -55,14 +73,8 @@ func bareMachineWith(t *testing.T, drivers, more []string, active, beside, scrip
 	vm(t)
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
-	kernel, modules, err := dirs.Kernel(active)
-	if err != nil {
-		t.Fatal(err)
-	}
-	other, otherModules, err := dirs.Kernel(beside)
-	if err != nil {
-		t.Fatal(err)
-	}
+	kernel, modules := metalKernel(t, active)
+	other, otherModules := metalKernel(t, beside)
 	if out, err := understudy(t, append([]string{"initramfs", "-o", in("understudy.cpio"), "--modules", otherModules, "--driver", "nvme|"}, more...)...); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -211,34 +223,70 @@ var metalWork = strings.Replace(metalWorkOf, "LARGE", "20", 1)
 // TestMetalTakeover: the machine's own kernel dies, and the understudy beside it has every
 // file exactly as it was, at the same address and MAC.
 func TestMetalTakeover(t *testing.T) {
-	t.Run("panic", func(t *testing.T) {
-		testMetalTakeover(t, bareMachine(t, "", "", metalStart+metalWork+"echo c > /proc/sysrq-trigger\n"), virtio, "panic state: ")
-	})
 	for _, c := range []struct {
-		way, active, beside, cause string
-		devices                    metalDevices
+		name, way, active, beside string
+		devices                   metalDevices
 	}{
-		{"hang-all", "6.1-generic", "6.12-cloud", "heartbeat: ", virtio},
-		{"oops", "6.1-generic", "6.1-generic", "panic state: ", ported},
+		{"panic", "panic", "", "", virtio},
+		{"hang-all", "hang-all", "6.1-generic", "6.12-cloud", virtio},
+		{"masked", "masked", "newest-cloud", "6.1-generic", ported},
+		{"oops-irq", "oops-irq", "6.1-generic", "6.1-generic", ported},
+		{"sata", "panic", "6.1-generic", "6.12-generic", sata},
 	} {
-		t.Run(c.way, func(t *testing.T) {
-			tier.Full(t, c.way+" of kernel "+c.active+" beside "+c.beside)
-			module, active, err := labfault.Module(c.active)
-			if errors.As(err, new(labfault.Unmet)) {
-				tier.Lacks(t, err)
+		t.Run(c.name, func(t *testing.T) {
+			if c.active != "" {
+				tier.Full(t, c.way+" of kernel "+c.active+" beside "+c.beside)
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			cache, err := dirs.Cache()
-			if err != nil {
-				t.Fatal(err)
-			}
-			script := strings.ReplaceAll(metalStart, metalLimits, " --limit 3s") + metalWork + "echo 1 > /proc/sys/kernel/panic_on_oops\ninsmod /fault.ko way=" + c.way + "\n"
-			m := bareMachine(t, active, filepath.Join(cache, "kernels", c.beside), script, module)
-			testMetalTakeover(t, m, c.devices, c.cause)
+			death, copies := metalDeath(t, c.way, c.active)
+			script := strings.ReplaceAll(metalStart, metalLimits, death.limits) + metalWork + death.script
+			m := bareMachineWith(t, c.devices.drivers, nil, c.active, c.beside, script, copies...)
+			takeOverMetal(t, m, c.devices, death)
 		})
 	}
+}
+
+// death is a way for the machine's own kernel to die.
+type death struct {
+	script string        // of sh, in the dying kernel
+	cause  string        // that the verdict begins with
+	limits string        // of metal run
+	delay  time.Duration // of it, from the end of the script
+}
+
+// metalDeath is a death of a kernel, with the files that its script has in /. An oops happens in
+// an interrupt. In a hang no CPU takes an interrupt any more: by our module, or masked by its
+// local APIC (Intel SDM volume 3, 11.8.3.1), which any kernel can be done to.
+func metalDeath(t *testing.T, way, kernel string) (d death, files []string) {
+	t.Helper()
+	d = death{cause: "panic state: ", limits: metalLimits}
+	switch way {
+	case "panic":
+		d.script = "echo c > /proc/sysrq-trigger\n"
+		return d, nil
+	case "masked":
+		d.cause, d.limits = "heartbeat: ", " --limit 3s"
+		d.script = `
+for cpu in $(seq 0 $(($(nproc) - 1))); do
+  taskset -c $cpu sh -c 'until [ -e /tmp/now ]; do :; done; exec busybox devmem 0xfee00080 32 0xff' &
+done
+sleep 1
+touch /tmp/now
+sleep 1000
+`
+		return d, nil
+	case "hang-all":
+		d.cause, d.limits = "heartbeat: ", " --limit 3s"
+	}
+	module, _, err := labfault.Module(kernel)
+	if errors.As(err, new(labfault.Unmet)) {
+		tier.Lacks(t, err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.delay = time.Second
+	d.script = "insmod /fault.ko way=" + way + "\n"
+	return d, []string{module}
 }
 
 // metalDevices are QEMU's disk on the drive data and its interface on the network lan.
@@ -254,9 +302,10 @@ var (
 		ports: "-device pcie-root-port,id=port1,chassis=1,slot=1 -device pcie-root-port,id=port2,chassis=2,slot=2",
 		disk:  "nvme,bus=port1", nic: "virtio-net-pci,bus=port2",
 	}
+	// The chipset's own controller, which nothing resets.
 	sata = metalDevices{
-		ports: "-device pcie-root-port,id=port1,chassis=1,slot=1 -device ahci,id=ahci,bus=port1",
-		disk:  "ide-hd,bus=ahci.0", nic: "virtio-net-pci", drivers: []string{"ahci", "sd_mod"},
+		ports: "-device pcie-root-port,id=port2,chassis=2,slot=2",
+		disk:  "ide-hd,bus=ide.0", nic: "e1000e,bus=port2", drivers: []string{"ahci", "sd_mod", "e1000e"},
 	}
 )
 
@@ -282,10 +331,6 @@ func (d metalDevices) attach(t *testing.T, m *barelab.Machine, disk string) *net
 		"-netdev", "tap,id=lan,fd=3", "-device", d.nic+",netdev=lan,mac=52:54:00:00:00:02,romfile=",
 	)
 	return ns
-}
-
-func testMetalTakeover(t *testing.T, m *barelab.Machine, d metalDevices, cause string) {
-	takeOverMetal(t, m, d, cause)
 }
 
 // metalTakeover is what a takeover was seen to be: served is how long nobody was from the
@@ -351,7 +396,7 @@ func checkMAC(t *testing.T, ns *netns.Namespace) {
 }
 
 // takeOverMetal runs a machine that dies, and has the test fail unless all is as it was.
-func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, cause string) (seen metalTakeover) {
+func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, death death) (seen metalTakeover) {
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
 	m.Append = parameters(t, ctx, m) + os.Getenv("METAL_DEBUG")
@@ -366,7 +411,7 @@ func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, cause strin
 	died := time.Now()
 	client, fetch := metalClient(t, ctx, ns)
 	fetch("/old1")
-	seen.served = time.Since(died)
+	seen.served = time.Since(died) - death.delay
 	t.Logf("served again after %v", seen.served)
 	checkFiles(t, r.Console(), fetch)
 	checkMAC(t, ns)
@@ -376,7 +421,7 @@ func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, cause strin
 	for _, c := range report.Commits {
 		files += c.Files
 	}
-	if !strings.HasPrefix(report.Verdict, cause) || len(report.Refused) > 0 || len(report.Commits) != 1 || files < 20 || !report.Durable {
+	if !strings.HasPrefix(report.Verdict, death.cause) || len(report.Refused) > 0 || len(report.Commits) != 1 || files < 20 || !report.Durable {
 		t.Errorf("the report is %s: %+v", report.Verdict, report.Report)
 	}
 	if report.CPUs != 3 { // of four; the boot CPU stays parked

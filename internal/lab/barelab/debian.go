@@ -2,8 +2,10 @@ package barelab
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -20,10 +22,31 @@ type File struct {
 	Executable   bool
 }
 
-// Debian makes a root disk at path: a copy of that which scripts/debian.sh makes with a
+// Kernel are the files of a further kernel on a disk of Debian's, by its name in
+// scripts/kernels.sh, as its package has them there.
+func Kernel(name string) (release string, files []File, err error) {
+	cache, err := dirs.Cache()
+	if err != nil {
+		return "", nil, err
+	}
+	image, modules, err := dirs.Kernel(filepath.Join(cache, "kernels", name))
+	if err != nil {
+		return "", nil, err
+	}
+	release = filepath.Base(modules)
+	files = append(files, File{Path: "/boot/vmlinuz-" + release, Source: image})
+	return release, files, filepath.WalkDir(modules, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			files = append(files, File{Path: "/usr/lib/modules/" + release + strings.TrimPrefix(path, modules), Source: path})
+		}
+		return err
+	})
+}
+
+// Debian makes a root disk: a copy of that which scripts/debian.sh makes with a
 // kernel, named as there, and files. The machine runs /lab, a script of sh, at each boot, if
 // it is there.
-func Debian(path, kernel string, files []File) error {
+func Debian(disk, kernel string, files []File) error {
 	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return fmt.Errorf("find scripts: %w", err)
@@ -40,17 +63,35 @@ func Debian(path, kernel string, files []File) error {
 	if err != nil {
 		return err
 	}
-	disk := filepath.Join(cache, "debian", filepath.Base(modules)+".img")
-	if out, err := exec.Command("cp", "--sparse=always", disk, path).CombinedOutput(); err != nil {
+	made := filepath.Join(cache, "debian", filepath.Base(modules)+".img")
+	if out, err := exec.Command("cp", "--sparse=always", made, disk).CombinedOutput(); err != nil {
 		return fmt.Errorf("copy disk: %w: %s", err, out)
 	}
-	return put(path, files)
+	return Put(disk, files)
 }
 
-// put writes files on a disk of Debian's.
-func put(disk string, files []File) error {
+// madeBefore are directories that each disk of Debian's has.
+var madeBefore = []string{"/", "/boot", "/usr/lib/modules", "/usr/local/bin"}
+
+// Put writes files on a disk of Debian's, that is not in use, in the place of those that are
+// there; the directories of modules are made.
+func Put(disk string, files []File) error {
 	var commands strings.Builder
+	made := map[string]bool{}
+	for _, dir := range madeBefore {
+		made[dir] = true
+	}
+	var mkdir func(dir string)
+	mkdir = func(dir string) {
+		if made[dir] {
+			return
+		}
+		mkdir(path.Dir(dir))
+		made[dir] = true
+		fmt.Fprintf(&commands, "mkdir %s\n", dir)
+	}
 	for _, f := range files {
+		mkdir(path.Dir(f.Path))
 		mode := "0100644"
 		if f.Executable {
 			mode = "0100755"

@@ -13,7 +13,7 @@ import (
 )
 
 // Ways are what the module can be told, as its source lists them.
-var Ways = []string{"panic", "oops", "bug", "stack", "hang-all", "hang-one", "hang-loop", "hang-lock"}
+var Ways = []string{"panic", "oops", "oops-irq", "bug", "stack", "hang-all", "hang-one", "hang-loop", "hang-lock"}
 
 // Unmet is why this machine cannot have the module.
 type Unmet struct{ Reason string }

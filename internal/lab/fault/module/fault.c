@@ -8,6 +8,7 @@
 #include <linux/bug.h>
 #include <linux/delay.h>
 #include <linux/init.h>
+#include <linux/irq_work.h>
 #include <linux/irqflags.h>
 #include <linux/kernel.h>
 #include <linux/kthread.h>
@@ -37,6 +38,19 @@ static void die_panic(void)
 static void die_oops(void)
 {
 	*(volatile int *)8 = 1;
+}
+
+static void oops_here(struct irq_work *unused)
+{
+	die_oops();
+}
+
+static DEFINE_IRQ_WORK(in_interrupt, oops_here);
+
+/* In an interrupt that this CPU sends itself. */
+static void die_oops_irq(void)
+{
+	irq_work_queue(&in_interrupt);
 }
 
 static void die_bug(void)
@@ -95,6 +109,7 @@ static const struct {
 	{ "panic", die_panic },	    { "oops", die_oops },	  { "bug", die_bug },
 	{ "stack", die_stack },	    { "hang-all", hang_all }, { "hang-one", hang_one },
 	{ "hang-loop", hang_loop }, { "hang-lock", hang_lock },
+	{ "oops-irq", die_oops_irq },
 };
 
 /* In a thread of its own, so that insmod has ended by then. */
