@@ -19,14 +19,23 @@ const period = 5 * time.Millisecond
 type pulse struct {
 	liveness.Pulse
 	silencer *liveness.Silencer
+	limit    time.Duration
+	over     time.Time // since when the silence is longer than limit; zero: it is not
 }
+
+// patience is how many times the longest silence that ended another must last to be a death,
+// and the most that the limit is multiplied by for it. A kernel that was silent for long, and
+// went on, runs on CPUs that may wait for others', as in a virtual machine, or are stopped by
+// firmware: it may be silent for longer.
+const patience = 4
 
 // pulses are what the other kernel counts: the beat, and a thread on each of its CPUs.
 func pulses(c *metal.Config) []*pulse {
 	var all []*pulse
 	add := func(p liveness.Pulse, limit time.Duration) {
 		if limit > 0 {
-			all = append(all, &pulse{p, liveness.NewSilencer(max(period, limit/liveness.PulsesPerLimit), limit)})
+			s := liveness.NewSilencer(max(period, limit/liveness.PulsesPerLimit), limit)
+			all = append(all, &pulse{Pulse: p, silencer: s, limit: limit})
 		}
 	}
 	add(liveness.Pulse{Offset: liveness.CounterOffset, Cause: liveness.Silence, Name: "the heartbeat"}, c.Limit)
@@ -36,13 +45,33 @@ func pulses(c *metal.Config) []*pulse {
 	return all
 }
 
+// wait is how long a silence is that is a death.
+func (p *pulse) wait() time.Duration {
+	return min(max(p.limit, patience*p.silencer.Longest()), patience*p.limit)
+}
+
 // observe looks once.
 func (p *pulse) observe(at time.Time, counter uint64) (liveness.Verdict, bool) {
-	v, dead := p.silencer.Observe(liveness.Observation{At: at, Counter: counter, Effort: liveness.Effort{}})
-	if dead {
-		v.Cause, v.Detail = p.Cause, fmt.Sprintf("%s: %s", p.Name, v.Detail)
+	before := p.wait()
+	v, over := p.silencer.Observe(liveness.Observation{At: at, Counter: counter, Effort: liveness.Effort{}})
+	if !over {
+		p.over = time.Time{}
+		if now := p.wait(); now != before {
+			say("%s was silent for %v: from now on %v is a death", p.Name, p.silencer.Longest().Round(time.Millisecond), now.Round(time.Millisecond))
+		}
+		return v, false
 	}
-	return v, dead
+	if p.over.IsZero() {
+		p.over = at
+	}
+	if p.limit+at.Sub(p.over) < p.wait() {
+		return v, false
+	}
+	v.Cause, v.Detail = p.Cause, fmt.Sprintf("%s: %s", p.Name, v.Detail)
+	if w := p.wait(); w != p.limit {
+		v.Detail += fmt.Sprintf(", and %v after a silence of %v", w.Round(time.Millisecond), p.silencer.Longest().Round(time.Millisecond))
+	}
+	return v, true
 }
 
 // watch returns when the other kernel is dead, and false if it says that the understudy is to

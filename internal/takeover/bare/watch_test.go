@@ -56,3 +56,41 @@ func TestPulses(t *testing.T) {
 		t.Errorf("%d pulses without limits", len(all))
 	}
 }
+
+// TestPatience: a kernel that was silent for half of its limit, or longer than that, and went
+// on may be silent for longer, but not for ever.
+func TestPatience(t *testing.T) {
+	for _, test := range []struct {
+		before time.Duration // a silence that ends
+		within [2]time.Duration
+	}{
+		{0, [2]time.Duration{time.Second, 1100 * time.Millisecond}},
+		{200 * time.Millisecond, [2]time.Duration{time.Second, 1100 * time.Millisecond}},
+		{500 * time.Millisecond, [2]time.Duration{1900 * time.Millisecond, 2200 * time.Millisecond}},
+		{990 * time.Millisecond, [2]time.Duration{3900 * time.Millisecond, 4200 * time.Millisecond}},
+	} {
+		p := pulses(&metal.Config{Limit: time.Second})[0]
+		at, counter := time.Unix(0, 0), uint64(1)
+		look := func() (liveness.Verdict, bool) {
+			at = at.Add(period)
+			return p.observe(at, counter)
+		}
+		for range 2 {
+			for end := at.Add(test.before); at.Before(end); {
+				if v, dead := look(); dead {
+					t.Fatalf("a silence of %v is a death: %v", test.before, v)
+				}
+			}
+			counter++
+			look()
+		}
+		since := at
+		var v liveness.Verdict
+		for dead := false; !dead && at.Sub(since) < 10*time.Second; {
+			v, dead = look()
+		}
+		if took := at.Sub(since); took < test.within[0] || took > test.within[1] {
+			t.Errorf("after a silence of %v another is a death after %v: %v", test.before, took, v)
+		}
+	}
+}
