@@ -86,7 +86,6 @@ type debianCase struct {
 // data, and its web server runs from there, with a configuration that was in memory only.
 func TestMetalDebian(t *testing.T) {
 	tier.Full(t, "a machine with Debian and systemd, installed and booted by GRUB")
-	nvme := metalDevices{disk: "nvme", nic: "virtio-net-pci"}
 	for _, c := range []struct {
 		name string
 		debianCase

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net/http"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/takeover"
 )
 
@@ -25,49 +26,79 @@ var (
 	metalTable = flag.String("metal.table", "", "the file whose last part TestMetalSeries writes anew with its table")
 )
 
-// metalCase is a machine of the series. A module of ours, for the kernels that there is one
-// for, has it hang or oops; the others panic by sysrq.
+// metalCase is a machine of the series, and its death. Kernels are named as scripts/kernels.sh
+// does. Its system is Debian, with systemd, its root file system and its data taken over, or
+// small: an initramfs with a data disk, for what only its size or its devices matter.
 type metalCase struct {
-	Active  string `json:"active"` // kernels, as scripts/kernels.sh names them
+	System  string `json:"system"`
+	Active  string `json:"active"`
 	Beside  string `json:"beside"`
 	Way     string `json:"way"`
 	Devices string `json:"devices"`
 	MiB     int    `json:"mib"` // of the large file that only memory has
 }
 
-// metalSeries are the cases of make metal.
-func metalSeries() (all []metalCase) {
-	for _, kernels := range [][2]string{{"6.1-generic", "6.1-generic"}, {"6.12-cloud", "6.1-generic"}, {"newest-cloud", "6.12-cloud"}} {
-		for i, way := range []string{"panic", "hang-all", "oops"} {
-			if kernels[0] == "newest-cloud" && way != "panic" {
-				continue // no compiler of Debian 12's builds a module for it
-			}
-			all = append(all, metalCase{kernels[0], kernels[1], way, []string{"virtio", "nvme"}[i%2], 20})
+// metalMachine is a machine of the series, and how it dies.
+type metalMachine struct {
+	system, active, beside, devices string
+	ways                            []string
+	sizes                           []int
+}
+
+// metalMachines are those of make metal. No compiler of Debian 12's builds our module for the
+// newest kernel.
+var metalMachines = []metalMachine{
+	{"Debian", "6.1-generic", "6.12-cloud", "virtio", []string{"panic", "hang-all", "oops-irq"}, []int{20}},
+	{"Debian", "6.12-cloud", "default", "nvme", []string{"panic", "hang-all", "oops-irq"}, []int{20}},
+	{"Debian", "newest-cloud", "6.12-cloud", "virtio", []string{"panic", "masked"}, []int{20}},
+	{"small", "6.1-generic", "6.12-generic", "sata", []string{"panic"}, []int{20}},
+	// How long the cache takes to be brought over, by its size: the paper's Figure 2.
+	{"small", "6.1-generic", "6.12-cloud", "virtio", []string{"panic"}, []int{16, 40, 90}},
+}
+
+func (m *metalMachine) String() string {
+	return strings.Join([]string{m.system, m.active, m.beside, m.devices}, "-")
+}
+
+// cases are all that happens to the machine, once.
+func (m *metalMachine) cases() (all []metalCase) {
+	for _, way := range m.ways {
+		for _, mib := range m.sizes {
+			all = append(all, metalCase{m.system, m.active, m.beside, way, m.devices, mib})
 		}
 	}
-	all = append(all, metalCase{"newest-cloud", "newest-cloud", "panic", "sata", 20})
-	// How long the cache takes to be brought over, by its size: the paper's Figure 2.
-	for _, mib := range []int{16, 40, 90} {
-		all = append(all, metalCase{"6.1-generic", "6.12-cloud", "panic", "virtio", mib})
-	}
 	return all
+}
+
+// metalSeriesDevices are the devices by their names in the table. Debian's disks are both of
+// one kind, without a bridge.
+func metalSeriesDevices(m *metalMachine) metalDevices {
+	switch {
+	case m.devices == "nvme":
+		return nvme
+	case m.devices == "sata":
+		return sata
+	default:
+		return virtio
+	}
 }
 
 // metalResult is one run of a case. Times are in milliseconds.
 type metalResult struct {
 	metalCase
-	Exact  bool            `json:"exact"`
-	Served float64         `json:"served_ms"` // from the last word of the dead kernel to the first answer
-	Taken  float64         `json:"taken_ms"`  // from the detection to the address
-	Moved  float64         `json:"moved_ms"`  // what was unsaved, out of memory and made durable
-	Files  int             `json:"files"`
-	Steps  []takeover.Step `json:"steps,omitempty"`
+	Exact    bool            `json:"exact"`
+	Served   float64         `json:"served_ms"` // from the last word of the dead kernel to the first answer
+	Taken    float64         `json:"taken_ms"`  // from the detection to the address
+	Moved    float64         `json:"moved_ms"`  // what was unsaved, out of memory and made durable
+	Files    int             `json:"files"`
+	Verdict  string          `json:"verdict"`
+	Rebooted float64         `json:"rebooted_ms,omitempty"` // of the same machine, from its power on to the first answer
+	Steps    []takeover.Step `json:"steps,omitempty"`
 }
 
-// metalResults are what make metal leaves.
+// metalResults are what make metal leaves. Its file is added to.
 type metalResults struct {
 	At      time.Time     `json:"at"`
-	Reboots []float64     `json:"reboots_ms"` // of the same machine, from its power on to the first answer
 	Results []metalResult `json:"results"`
 }
 
@@ -77,49 +108,68 @@ func TestMetalSeries(t *testing.T) {
 	if *metalJSON == "" {
 		t.Skip("make metal runs it, with a file for its results")
 	}
-	all := metalResults{At: time.Now().UTC().Truncate(time.Second)}
-	keep := func() {
-		b, err := json.MarshalIndent(all, "", "  ")
-		if err == nil {
-			err = os.MkdirAll(filepath.Dir(*metalJSON), 0o755)
-		}
-		if err = errors.Join(err, os.WriteFile(*metalJSON, b, 0o644)); err != nil {
+	var all metalResults
+	if b, err := os.ReadFile(*metalJSON); err == nil {
+		if err := json.Unmarshal(b, &all); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for n := range *metalRuns {
-		t.Run(fmt.Sprintf("reboot/%d", n+1), func(t *testing.T) {
-			all.Reboots = append(all.Reboots, ms(rebootMetal(t)))
+	all.At = time.Now().UTC().Truncate(time.Second)
+	for _, m := range metalMachines {
+		t.Run(m.String(), func(t *testing.T) {
+			vm(t)
+			var d *debian
+			if m.system == "Debian" {
+				d = debianCase{m.active, m.beside, metalSeriesDevices(&m)}.install(t)
+			}
+			for n := range *metalRuns {
+				for _, c := range m.cases() {
+					t.Run(fmt.Sprintf("%s/%dMiB/%d", c.Way, c.MiB, n+1), func(t *testing.T) {
+						r := metalResult{metalCase: c}
+						defer func() {
+							r.Exact = !t.Failed()
+							all.Results = append(all.Results, r)
+							all.keep(t)
+						}()
+						r.run(t, &m, d)
+					})
+				}
+			}
 		})
-		for _, c := range metalSeries() {
-			t.Run(fmt.Sprintf("%s-beside-%s/%s/%dMiB/%d", c.Beside, c.Active, c.Way, c.MiB, n+1), func(t *testing.T) {
-				r := metalResult{metalCase: c}
-				defer func() {
-					r.Exact = !t.Failed()
-					all.Results = append(all.Results, r)
-					keep()
-				}()
-				r.run(t)
-			})
-		}
 	}
-	table := all.table()
-	fmt.Print(table)
-	if *metalTable == "" {
-		return
+	fmt.Print(all.table())
+}
+
+// keep writes the results, and their table, as far as they are.
+func (m *metalResults) keep(t *testing.T) {
+	b, err := json.MarshalIndent(m, "", "  ")
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(*metalJSON), 0o755)
 	}
-	if err := replaceTail(*metalTable, "## Measured", table); err != nil {
+	err = errors.Join(err, os.WriteFile(*metalJSON+".new", b, 0o644), os.Rename(*metalJSON+".new", *metalJSON))
+	if err == nil && *metalTable != "" {
+		err = replaceTail(*metalTable, "## Measured", m.table())
+	}
+	if err != nil {
 		t.Error(err)
 	}
 }
 
-// run has the machine of the case die once.
-func (r *metalResult) run(t *testing.T) {
-	death, copies := metalDeath(t, r.Way, r.Active)
-	script := strings.ReplaceAll(metalStart, metalLimits, death.limits) + strings.Replace(metalWorkOf, "LARGE", fmt.Sprint(r.MiB), 1) + death.script
-	devices := map[string]metalDevices{"virtio": virtio, "nvme": ported, "sata": sata}[r.Devices]
-	seen := takeOverMetal(t, bareMachineWith(t, devices.drivers, nil, r.Active, r.Beside, script, copies...), devices, death)
-	r.Served, r.Steps, r.Files = ms(seen.served), seen.report.Steps, seen.report.Files
+// run has the machine of the case die once. d is the one with Debian, if it is that.
+func (r *metalResult) run(t *testing.T, m *metalMachine, d *debian) {
+	var seen metalTakeover
+	if d != nil {
+		seen = d.dies(t, r.Way)
+		if r.Way == m.ways[0] {
+			r.Rebooted = ms(d.reboots(t))
+		}
+	} else {
+		death, copies := metalDeath(t, r.Way, r.Active)
+		script := strings.ReplaceAll(metalStart, metalLimits, death.limits) + strings.Replace(metalWorkOf, "LARGE", fmt.Sprint(r.MiB), 1) + death.script
+		devices := metalSeriesDevices(m)
+		seen = takeOverMetal(t, bareMachineWith(t, devices.drivers, nil, r.Active, r.Beside, script, copies...), devices, death)
+	}
+	r.Served, r.Steps, r.Files, r.Verdict = ms(seen.served), seen.report.Steps, seen.report.Files, seen.report.Verdict
 	for _, c := range seen.report.Commits {
 		r.Files += c.Files
 	}
@@ -133,72 +183,72 @@ func (r *metalResult) run(t *testing.T) {
 	}
 }
 
-func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-
-// rebootMetal is how long the same machine takes to serve after it was reset: firmware, its
-// kernel, the disk, the web server; nothing else is started, so a real system takes longer.
-func rebootMetal(t *testing.T) time.Duration {
-	m := bareMachine(t, "6.1-generic", "6.1-generic", `
-while [ ! -e /dev/vda ]; do sleep 0.01; done
-mount -t ext4 /dev/vda /srv
-ip addr add 10.77.0.2/24 dev eth0
-ip link set eth0 up
-httpd -f -p 80 -h /srv
-`)
+// reboots is how long the same machine takes to serve after it was reset: firmware, GRUB, its
+// kernel, systemd, the web server.
+func (d *debian) reboots(t *testing.T) time.Duration {
+	t.Helper()
+	d.put(t, "/serve", "")
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
-	disk := filepath.Join(m.Dir, "data.img")
-	makeData(t, disk)
-	ns := virtio.attach(t, m, disk)
 	start := time.Now()
-	r, err := m.Start(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := r.Stop(); err != nil {
-			t.Error(err)
-		}
-	}()
-	client := &http.Client{Transport: &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true}, Timeout: time.Second}
-	for {
-		if _, err = get(client, "http://10.77.0.2/old1"); err == nil {
-			return time.Since(start)
-		}
-		if ctx.Err() != nil {
-			t.Fatalf("%v\n%s", err, r.Console())
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	_, end := startMetal(t, ctx, d.Machine)
+	defer end()
+	_, fetch := metalClient(t, ctx, d.network)
+	fetch("/srv/old2")
+	return time.Since(start)
 }
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // table is what the results are, for docs/METAL.md.
 func (m *metalResults) table() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Made by `make metal` on %s: do not edit below. QEMU guests, emulated; times in ms, the least, the median and\nthe most.\n\n", m.At.Format(time.DateOnly))
-	fmt.Fprintf(&b, "Served is from the dead kernel's last word to the first answer to a client outside, with the detection; taken is from\nthe detection until the address answers; moved is what was unsaved, out of memory and durable on the disk.\n\n")
-	fmt.Fprintln(&b, "| kernel | beside it | death | disk | unsaved | exact | served | taken | moved |")
-	fmt.Fprintln(&b, "|---|---|---|---|---|---|---|---|---|")
-	for _, c := range metalSeries() {
-		var exact, runs int
-		var served, taken, moved []float64
-		for _, r := range m.Results {
-			if r.metalCase != c {
-				continue
-			}
-			runs++
-			if r.Exact {
-				exact++
-				served, taken, moved = append(served, r.Served), append(taken, r.Taken), append(moved, r.Moved)
-			}
-		}
-		if runs > 0 {
-			fmt.Fprintf(&b, "| %s | %s | %s | %s | %d MiB | %d of %d | %s | %s | %s |\n",
-				c.Active, c.Beside, c.Way, c.Devices, c.MiB, exact, runs, spread(served), spread(taken), spread(moved))
+	fmt.Fprintf(&b, "Made by `make metal`, the last of it on %s: do not edit below. QEMU guests with 4 CPUs and 4 GiB, emulated; times in ms:\nthe least, the median and the most.\n\n", m.At.Format(time.DateOnly))
+	fmt.Fprintf(&b, "Served is from the dead kernel's last word to the first answer to a client outside, with the detection; taken is from\nthe detection until the address answers; moved is what was unsaved, out of memory and durable on the disk; reboot is the same\nmachine from its power on to the first answer. A machine with Debian has systemd, GRUB, and its root file system taken over.\nhang-all and masked: no CPU takes an interrupt any more (limit 3 s). oops-irq: in an interrupt.\n\n")
+	fmt.Fprintln(&b, "| system | kernel | beside it | death | disk | unsaved | exact | served | taken | moved | reboot |")
+	fmt.Fprintln(&b, "|---|---|---|---|---|---|---|---|---|---|---|")
+	for _, machine := range metalMachines {
+		for _, c := range machine.cases() {
+			m.row(&b, c)
 		}
 	}
-	fmt.Fprintf(&b, "\nThe same machine that is reset, with its kernel, the disk and the web server and nothing else, serves after: %s.\n", spread(m.Reboots))
 	return b.String()
+}
+
+// row is a case of the table, if it has been run.
+func (m *metalResults) row(w io.Writer, c metalCase) {
+	var exact, runs int
+	var served, taken, moved, rebooted []float64
+	for _, r := range m.Results {
+		if r.metalCase != c {
+			continue
+		}
+		runs++
+		if r.Exact {
+			exact++
+			served, taken, moved = append(served, r.Served), append(taken, r.Taken), append(moved, r.Moved)
+		}
+		if r.Rebooted > 0 {
+			rebooted = append(rebooted, r.Rebooted)
+		}
+	}
+	if runs > 0 {
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %d MiB | %d of %d | %s | %s | %s | %s |\n",
+			c.System, release(c.Active), release(c.Beside), c.Way, c.Devices, c.MiB, exact, runs, spread(served), spread(taken), spread(moved), spread(rebooted))
+	}
+}
+
+// release is a kernel's release beside its name, since some names move on.
+func release(name string) string {
+	cache, err := dirs.Cache()
+	if err != nil {
+		return name
+	}
+	_, modules, err := dirs.Kernel(filepath.Join(cache, "kernels", name))
+	if err != nil {
+		return name
+	}
+	return strings.TrimSuffix(filepath.Base(modules), "-amd64")
 }
 
 // replaceTail writes a file anew from a heading on.

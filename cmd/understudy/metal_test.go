@@ -297,6 +297,7 @@ type metalDevices struct {
 
 var (
 	virtio = metalDevices{disk: "virtio-blk-pci", nic: "virtio-net-pci"}
+	nvme   = metalDevices{disk: "nvme", nic: "virtio-net-pci"}
 	// Behind bridges, whose reset reaches them.
 	ported = metalDevices{
 		ports: "-device pcie-root-port,id=port1,chassis=1,slot=1 -device pcie-root-port,id=port2,chassis=2,slot=2",
