@@ -1,6 +1,6 @@
 #!/bin/bash
 # Fetches the kernels of the matrix (docs/SUPPORT.md) beside the default one, and
-# what makes their file systems: Debian's 5.10, 6.1, 6.12 and its newest, of the
+# what makes their file systems and what stresses a kernel: Debian's 5.10, 6.1, 6.12 and its newest, of the
 # cloud flavour, the generic one and that for real time. They come from the mirrors and under the
 # keys that this machine's apt uses already, through lists and settings of their
 # own, are unpacked into the cache, and not installed. Of the generic ones' many
@@ -14,7 +14,7 @@
 # any name but those for real time. Remove a link to have its newest release.
 set -euo pipefail
 
-tools=(xfsprogs btrfs-progs dosfstools xz-utils)
+tools=(xfsprogs btrfs-progs dosfstools xz-utils stress-ng)
 names=(5.10-cloud 5.10-generic 6.1-generic 6.1-rt 6.12-cloud 6.12-generic 6.12-rt newest-cloud newest-generic newest-rt
 	6.1-cloud-arm64 6.12-cloud-arm64 newest-cloud-arm64)
 cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"

@@ -24,6 +24,12 @@ import (
 const debianInstall = `
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 if ! grep -q understudy.metal /proc/cmdline; then
+  n=0
+  until ip -4 addr show dev eth0 | grep -q inet; do
+    sleep 0.5
+    n=$((n + 1))
+    [ $n -lt 240 ] || { ip addr; journalctl -u systemd-networkd -u systemd-udevd; echo FAILED address; break; }
+  done
   understudy metal install --mount / --mount /srv --interface eth0 --limit 3s --cpu-limit 2m --unit lighttpd.service=80 RELEASE || echo FAILED install
   cat /var/lib/understudy/metal/role.json
   echo INSTALLED

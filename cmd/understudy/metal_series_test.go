@@ -167,7 +167,8 @@ func (r *metalResult) run(t *testing.T, m *metalMachine, d *debian) {
 		death, copies := metalDeath(t, r.Way, r.Active)
 		script := strings.ReplaceAll(metalStart, metalLimits, death.limits) + strings.Replace(metalWorkOf, "LARGE", fmt.Sprint(r.MiB), 1) + death.script
 		devices := metalSeriesDevices(m)
-		seen = takeOverMetal(t, bareMachineWith(t, devices.drivers, nil, r.Active, r.Beside, script, copies...), devices, death)
+		machine := bareMachine{active: r.Active, beside: r.Beside, script: script, drivers: devices.drivers, files: copies}.make(t)
+		seen = takeOverMetal(t, machine, devices, death)
 	}
 	r.Served, r.Steps, r.Files, r.Verdict = ms(seen.served), seen.report.Steps, seen.report.Files, seen.report.Verdict
 	for _, c := range seen.report.Commits {

@@ -34,6 +34,8 @@ type Image struct {
 	Script  string            // of sh: what it does at boot, with modules loaded
 	Copies  map[string]string // paths there, of files here
 	Texts   map[string]string // paths there, and contents
+	// Programs of this machine, at their paths, with their libraries.
+	Programs []string
 }
 
 // modules are those that its devices need.
@@ -66,6 +68,11 @@ func (i Image) WriteFile(path string) error {
 	for at, text := range i.Texts {
 		files = append(files, initramfs.Text(at, text, 0o644))
 	}
+	programs, err := initramfs.Programs("", i.Programs...)
+	if err != nil {
+		return err
+	}
+	files = append(files, programs...)
 	return initramfs.WriteFile(path, initramfs.Spec{Init: busybox, ModulesDir: i.Modules, Modules: slices.Concat(modules, i.Drivers), Files: files})
 }
 

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"understudy.dev/understudy/internal/lab/tier"
+)
+
+// stressor is the program that stresses a kernel; scripts/kernels.sh installs it.
+const stressor = "/usr/bin/stress-ng"
+
+// metalBeside measures what a kernel does with an understudy beside it and without, in turns;
+// then it is stressed in most of the ways that there are, with the understudy beside it, all
+// limits as by default.
+const metalBeside = `
+DISK=/dev/vda
+while [ ! -e $DISK ]; do sleep 0.1; done
+mount -t ext4 $DISK /srv || echo "FAILED mount"
+start() {
+` + metalRun + `
+}
+measure() {
+  stress-ng --temp-path /srv --cpu 1 --hdd 1 --hdd-bytes 32m --switch 1 --metrics-brief -t 8 2>&1 | grep -E ' (cpu|hdd|switch) ' > /tmp/measured
+  while read line; do echo "MEASURED $1 $line"; done < /tmp/measured
+}
+kill $RUN
+wait $RUN
+measure warm
+for n in 1 2 3; do
+  measure without
+  start
+  measure with
+  kill $RUN
+  wait $RUN
+done
+start
+mkdir /srv/stress
+for class in SECONDS; do
+  timeout ${class#*=} stress-ng --temp-path /srv/stress --class ${class%=*} --sequential 3 -t 1 --exclude EXCLUDED > /tmp/stressed 2>&1
+  echo "STRESSED $class: $(grep -c dispatching /tmp/stressed)"
+  understudy metal status
+done
+for n in 1 2 3 4 5; do
+  for c in 1 2; do echo 0 > /sys/devices/system/cpu/cpu$c/online || echo "FAILED to take CPU $c out"; done
+  for c in 1 2; do echo 1 > /sys/devices/system/cpu/cpu$c/online || echo "FAILED to bring CPU $c back"; done
+done
+understudy metal status -v
+rm -rf /srv/stress
+cd /
+umount /srv || echo "FAILED umount"
+`
+
+// TestMetalBeside: a kernel does as much with an understudy beside it as without; the
+// understudy survives its stress, which is not taken for a death; and when the kernel dies
+// then, all is taken over.
+func TestMetalBeside(t *testing.T) {
+	tier.Full(t, "a kernel that is stressed for minutes with an understudy beside it")
+	if _, err := os.Stat(stressor); err != nil {
+		tier.Lacks(t, err)
+	}
+	script := strings.NewReplacer(
+		"SECONDS", "scheduler=50 interrupt=30 vm=40 memory=40 pipe=20 filesystem=50 io=20 cpu=40",
+		// They would change the machine's own devices and settings, or fill its memory, which is
+		// its disk too.
+		"EXCLUDED", "bigheap,brk,stack,oom-pipe,physpage,resources,reboot,dev,sysinval,binderfs,rawdev,tmpfs,ramfs,mlockmany,shm,shm-sysv,memfd,fallocate",
+	).Replace(metalStart + metalBeside)
+	death, files := metalDeath(t, "panic", "")
+	m := bareMachine{script: strings.ReplaceAll(script, metalLimits, "") + metalWork + death.script, programs: []string{stressor}, files: files}.make(t)
+	takeOverMetal(t, m, virtio, death)
+	b, err := os.ReadFile(filepath.Join(m.Dir, "console0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	console := string(b)
+	if got := strings.Count(console, "STRESSED "); got != 8 || strings.Contains(console, "FAILED") {
+		t.Errorf("it was stressed in %d ways, or something failed", got)
+	}
+	with, without := rates(console, "with"), rates(console, "without")
+	for _, what := range slices.Sorted(maps.Keys(without)) {
+		a, b := with[what], without[what]
+		if len(a) != 3 || len(b) != 3 {
+			t.Fatalf("%s was measured %d and %d times", what, len(a), len(b))
+		}
+		slices.Sort(a)
+		slices.Sort(b)
+		t.Logf("beside: %s: %.2f of what it does without: %.0f and %.0f a second (medians of 3)", what, a[1]/b[1], a[1], b[1])
+	}
+}
+
+// rates are what stress-ng said of each of its parts: operations a second.
+func rates(console, which string) map[string][]float64 {
+	all := make(map[string][]float64)
+	for line := range strings.Lines(console) {
+		f := strings.Fields(line) // MEASURED which stress-ng: metrc: [PID] NAME OPS REAL USER SYSTEM RATE RATE
+		if len(f) != 12 || f[0] != "MEASURED" || f[1] != which {
+			continue
+		}
+		if rate, err := strconv.ParseFloat(f[10], 64); err == nil {
+			all[f[5]] = append(all[f[5]], rate)
+		}
+	}
+	return all
+}

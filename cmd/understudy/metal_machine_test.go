@@ -1,0 +1,298 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/internal/lab/barelab"
+	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/netns"
+	"understudy.dev/understudy/internal/takeover/bare"
+)
+
+// metalRole is what the understudy of the tests takes over.
+const metalRole = `{
+	"partition": "understudy",
+	"disks": [{"name": "data", "type": "ext4", "mount": "/srv"}],
+	"nics": [{"mac": "52:54:00:00:00:02", "address": "10.77.0.2/24"}],
+	"services": [{"name": "web", "command": ["busybox", "httpd", "-f", "-p", "80", "-h", "/srv"], "ready": 80},
+		{"name": "report", "command": ["busybox", "httpd", "-f", "-p", "81", "-h", "/run/understudy"], "ready": 81}
+	]
+}`
+
+// metalLimit is how long a test may take. It only ends what hangs.
+const metalLimit = 10 * time.Minute
+
+// metalKernel is a kernel by its name in scripts/kernels.sh; by none, the default one.
+func metalKernel(t *testing.T, name string) (kernel, modules string) {
+	t.Helper()
+	cache, err := dirs.Cache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := ""
+	if name != "" {
+		dir = filepath.Join(cache, "kernels", name)
+	}
+	kernel, modules, err = dirs.Kernel(dir)
+	if err != nil {
+		tier.Lacks(t, err)
+	}
+	return kernel, modules
+}
+
+// bareMachine is a machine that a test makes. Kernels are known by their names (metalKernel).
+type bareMachine struct {
+	active, beside string
+	script         string   // of its own Linux
+	drivers        []string // further ones of both kernels
+	options        []string // of understudy initramfs, for the image of the other
+	files          []string // of this machine, in / of its own
+	programs       []string // likewise, with their libraries, at their paths
+}
+
+// make makes the machine. On it are an understudy's kernel and image too.
+func (b bareMachine) make(t *testing.T) *barelab.Machine {
+	t.Helper()
+	vm(t)
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	kernel, modules := metalKernel(t, b.active)
+	other, otherModules := metalKernel(t, b.beside)
+	options := append([]string{"initramfs", "-o", in("understudy.cpio"), "--modules", otherModules, "--driver", "nvme|"}, b.options...)
+	for _, d := range b.drivers {
+		options = append(options, "--driver", d)
+	}
+	if out, err := understudy(t, options...); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	image := barelab.Image{
+		Program: binary, Modules: modules, Drivers: b.drivers, Script: b.script, Programs: b.programs,
+		Copies: map[string]string{"/vmlinuz": other, "/understudy.cpio": in("understudy.cpio")},
+		Texts:  map[string]string{"/role.json": metalRole},
+	}
+	for _, f := range b.files {
+		image.Copies["/"+filepath.Base(f)] = f
+	}
+	if err := image.WriteFile(in("active.cpio")); err != nil {
+		t.Fatal(err)
+	}
+	return &barelab.Machine{Kernel: kernel, Image: in("active.cpio"), Dir: dir}
+}
+
+// parameters boots the machine without a reservation, and has it say what its parameters
+// for an understudy are.
+func parameters(t *testing.T, ctx context.Context, m *barelab.Machine) string {
+	t.Helper()
+	console := bootToEnd(t, ctx, m)
+	_, rest, ok := strings.Cut(console, "PARAMETERS ")
+	line, _, ok2 := strings.Cut(rest, "\n")
+	if !ok || !ok2 {
+		t.Fatalf("no parameters were printed:\n%s", console)
+	}
+	return strings.TrimSpace(line)
+}
+
+// bootToEnd boots the machine until it turns itself off.
+func bootToEnd(t *testing.T, ctx context.Context, m *barelab.Machine) (console string) {
+	t.Helper()
+	r, err := m.Start(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Wait(); err != nil {
+		t.Fatalf("%v\n%s\nsecond:\n%s", err, r.Console(), r.Second())
+	}
+	return r.Console()
+}
+
+const metalLimits = " --limit 1m --cpu-limit 2m"
+
+// metalStart prints the machine's parameters at its first boot, and starts an understudy at
+// its second.
+const metalStart = `
+if ! grep -q understudy.metal /proc/cmdline; then
+  echo "PARAMETERS $(understudy metal parameters)"
+  poweroff -f
+fi
+understudy metal check
+` + metalRun
+
+// metalRun has limits that a busy machine's emulation does not come near: who tests them
+// takes metalLimits away.
+const metalRun = `
+understudy metal run` + metalLimits + ` --kernel /vmlinuz --image /understudy.cpio --role /role.json --append "GODEBUG=cpu.avx2=off" > /tmp/run 2>&1 &
+RUN=$!
+while ! grep -q protected /tmp/run; do
+  kill -0 $RUN || { cat /tmp/run; echo "FAILED metal run"; poweroff -f; }
+  sleep 0.1
+done
+echo "PROTECTED"
+`
+
+// metalDevices are QEMU's disk on the drive data and its interface on the network lan.
+type metalDevices struct {
+	ports, disk, nic string
+	drivers          []string // that not every kernel of the tests has
+}
+
+var (
+	virtio = metalDevices{disk: "virtio-blk-pci", nic: "virtio-net-pci"}
+	nvme   = metalDevices{disk: "nvme", nic: "virtio-net-pci"}
+	// Behind bridges, whose reset reaches them.
+	ported = metalDevices{
+		ports: "-device pcie-root-port,id=port1,chassis=1,slot=1 -device pcie-root-port,id=port2,chassis=2,slot=2",
+		disk:  "nvme,bus=port1", nic: "virtio-net-pci,bus=port2",
+	}
+	// The chipset's own controller, which nothing resets.
+	sata = metalDevices{
+		ports: "-device pcie-root-port,id=port2,chassis=2,slot=2",
+		disk:  "ide-hd,bus=ide.0", nic: "e1000e,bus=port2", drivers: []string{"ahci", "sd_mod", "e1000e"},
+	}
+)
+
+// attach gives a machine its disk, and a network of its own with the test: what it returns.
+func (d metalDevices) attach(t *testing.T, m *barelab.Machine, disk string) *netns.Namespace {
+	t.Helper()
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	tap, err := ns.Tap("tap0", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tap.Close() })
+	if err := ns.AddAddr("tap0", netip.MustParsePrefix("10.77.0.1/24")); err != nil {
+		t.Fatal(err)
+	}
+	m.Files = []*os.File{tap}
+	m.Devices = append(strings.Fields(d.ports),
+		"-drive", "if=none,id=data,format=raw,file="+disk, "-device", d.disk+",drive=data,serial=data",
+		"-netdev", "tap,id=lan,fd=3", "-device", d.nic+",netdev=lan,mac=52:54:00:00:00:02,romfile=",
+	)
+	return ns
+}
+
+// metalTakeover is what a takeover was seen to be: served is how long nobody was from the
+// dead kernel's last word on.
+type metalTakeover struct {
+	served time.Duration
+	report bare.Report
+}
+
+// startMetal starts a machine. What it returns ends it, and tells what it said if the test
+// failed.
+func startMetal(t *testing.T, ctx context.Context, m *barelab.Machine) (*barelab.Running, func()) {
+	t.Helper()
+	r, err := m.Start(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, func() {
+		if err := r.Stop(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() || testing.Verbose() {
+			t.Logf("console:\n%s\nsecond:\n%s", r.Console(), r.Second())
+		}
+	}
+}
+
+// metalClient is a client of the machine's address, and what asks there until it is answered.
+func metalClient(t *testing.T, ctx context.Context, ns *netns.Namespace) (*http.Client, func(path string) []byte) {
+	client := &http.Client{Transport: &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true}, Timeout: 5 * time.Second}
+	return client, func(path string) []byte {
+		for {
+			b, err := get(client, "http://10.77.0.2"+path)
+			if err == nil {
+				return b
+			}
+			if ctx.Err() != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+}
+
+// metalReport is the report of a takeover, which is written when all is durable.
+func metalReport(t *testing.T, fetch func(path string) []byte, path string) (report bare.Report) {
+	t.Helper()
+	for len(report.Verdict) == 0 {
+		if b := fetch(path); b != nil {
+			if err := json.Unmarshal(b, &report); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return report
+}
+
+func checkMAC(t *testing.T, ns *netns.Namespace) {
+	t.Helper()
+	if mac, err := ns.Neighbor(netip.MustParseAddr("10.77.0.2")); err != nil || mac.String() != "52:54:00:00:00:02" {
+		t.Errorf("the MAC is %v, %v", mac, err)
+	}
+}
+
+// makeData makes a disk with four files, and what gives the machine back if a web server runs
+// it.
+func makeData(t *testing.T, disk string) {
+	t.Helper()
+	old := t.TempDir()
+	for i := range 4 {
+		if err := os.WriteFile(filepath.Join(old, fmt.Sprintf("old%d", i+1)), bytes.Repeat([]byte("old content"), 1000), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(old, "cgi-bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(old, "cgi-bin/return"), []byte(returnScript), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 256<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-L", "data", "-d", old, disk).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs: %v: %s", err, out)
+	}
+}
+
+// returnScript runs this program by one of the paths that it has.
+const returnScript = `#!/bin/sh
+[ -x /usr/local/bin/understudy ] && exec /usr/local/bin/understudy metal return
+exec /init metal return
+`
+
+// get fetches a file; one that is not there is nil.
+func get(c *http.Client, url string) ([]byte, error) {
+	r, err := c.Get(url)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err == nil && r.StatusCode == http.StatusNotFound {
+		return nil, nil
+	}
+	if err == nil && r.StatusCode != http.StatusOK {
+		err = errors.New(r.Status)
+	}
+	return b, err
+}
