@@ -18,8 +18,9 @@ import (
 
 // TestMetalStart: a second stock kernel boots beside the first, which runs on, also when one
 // of its own CPUs is taken out for longer than the limit of its beat; nobody can take the
-// understudy's CPU or suspend the machine. It stops when it is told to, and another one
-// starts in its place.
+// understudy's CPU or suspend the machine. It stops when it is told to, its CPU is not led by an
+// NMI to where the firmware's vector points (the reset vector, then), and another one starts in
+// its place.
 func TestMetalStart(t *testing.T) {
 	tier.Full(t, "an understudy that stops, and another in its place")
 	m := bareMachine{script: strings.ReplaceAll(metalStart, metalLimits, " --limit 1m") + `
@@ -38,6 +39,10 @@ kill $RUN
 wait $RUN
 echo "STOPPED $?"
 understudy metal status
+busybox devmem 0x8 32 0xf000fff0
+busybox devmem 0xfee00310 32 0x03000000
+busybox devmem 0xfee00300 32 0x4400
+sleep 1
 ` + strings.ReplaceAll(metalRun, "PROTECTED", "AGAIN") + `
 understudy metal status
 cat /proc/uptime

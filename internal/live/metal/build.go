@@ -126,7 +126,7 @@ func build(m *Machine, r Reservation, u *Understudy) (*Built, error) {
 		Pieces: []Piece{
 			{mpPointer, pointer},
 			{start, trampoline(uint32(start), e)},
-			{r.Low.Start + lowPark, parkCode()},
+			{r.Low.Start + lowPark, parkCode(uint32(r.Low.Start + lowPark))},
 			{r.Mid.Start + midACPI, tables},
 			{r.Mid.Start + midParams, params},
 			{r.Mid.Start + midCmdline, append([]byte(line), 0)},

@@ -122,14 +122,23 @@ func trampoline(at uint32, e entry) []byte {
 	return page
 }
 
-// parkFlags is where in its page a parked CPU sets the byte of its APIC number.
-const parkFlags = 0x400
+// Offsets into the page that CPUs are parked in.
+const (
+	parkFlags = 0x400 // a parked CPU sets the byte of its APIC number
+	parkIDTR  = 0x7f0
+	parkIDT   = 0x800 // of real mode: an offset and a segment for each vector
+	vectors   = 32    // that an exception or an NMI can have
+)
 
-// parkCode is the page that takes a CPU out of a kernel: it says that it is here, and
-// halts with interrupts off, until somebody starts it again.
-func parkCode() []byte {
-	c := &code{}
+// parkCode is the page, at that address, that takes a CPU out of a kernel: it says that it is
+// here, and halts with interrupts off, until somebody starts it again. An NMI, which the other
+// CPUs of a dying kernel may send, leads it to the same place: the firmware's vectors, at 0,
+// need not be there any more.
+func parkCode(at uint32) []byte {
+	c := &code{at: at}
 	c.realMode()
+	c.put(0x0f, 0x01, 0x1e) // lidt parkIDTR
+	c.put16(parkIDTR)
 	c.put(0x66, 0xb8) // mov $1, %eax
 	c.put32(1)
 	c.put(0x0f, 0xa2)           // cpuid
@@ -137,10 +146,16 @@ func parkCode() []byte {
 	c.put(0xc6, 0x87)           // movb $1, parkFlags(%bx)
 	c.put16(parkFlags)
 	c.put(1)
+	halt := uint32(len(c.b))
 	c.put(0xf4)       // hlt
 	c.put(0xeb, 0xfd) // jmp to it
 	page := make([]byte, 4096)
 	copy(page, c.b)
+	binary.LittleEndian.PutUint16(page[parkIDTR:], vectors*4-1)
+	binary.LittleEndian.PutUint32(page[parkIDTR+2:], at+parkIDT)
+	for n := range vectors {
+		binary.LittleEndian.PutUint32(page[parkIDT+4*n:], at>>4<<16|halt)
+	}
 	return page
 }
 

@@ -45,7 +45,7 @@ func park(r Reservation, apicAt uint64, cpus []uint32) error {
 		return err
 	}
 	defer page.Close()
-	copy(page.data, parkCode()) // with no CPU there yet
+	copy(page.data, parkCode(uint32(at))) // with no CPU there yet
 	a, err := openAPIC(apicAt)
 	if err != nil {
 		return err
