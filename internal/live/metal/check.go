@@ -47,6 +47,7 @@ func Check(root fs.FS, k Running) []Finding {
 	c.destinations(reserved)
 	c.broadcast()
 	c.iommu()
+	c.virtualFunctions()
 	c.encryption()
 	c.kdump()
 	c.panic()
@@ -202,9 +203,26 @@ func (c *checker) iommu() {
 	c.add("IOMMU", !remapped, advice, "%s", pick(remapped, "interrupts are remapped", "off"))
 }
 
-// encryption: the other kernel's memory would read as noise.
+// virtualFunctions: they answer no search of the bus, and may write to memory for as long as
+// their own configuration says so (PCI Express Base 5.0, 9.3.4.1.2; Documentation/ABI/testing/
+// sysfs-bus-pci, sriov_numvfs).
+func (c *checker) virtualFunctions() {
+	files, _ := fs.Glob(c.root, "sys/bus/pci/devices/*/sriov_numvfs") // the pattern is well-formed
+	var on []string
+	for _, f := range files {
+		if b, err := fs.ReadFile(c.root, f); err != nil || strings.TrimSpace(string(b)) != "0" {
+			on = append(on, path.Base(path.Dir(f)))
+		}
+	}
+	c.add("virtual functions", len(on) == 0, "Have none made: write 0 to sriov_numvfs of these devices.",
+		"%s", pick(len(on) == 0, "none", strings.Join(on, ", ")+" may have some that cannot be fenced"))
+}
+
+// encryption: the other kernel's memory would read as noise. Kernels since 5.16 know whether it
+// is on (cc_vendor, arch/x86/coco/core.c).
 func (c *checker) encryption() {
-	on := c.parameter("mem_encrypt=on")
+	vendor, err := c.kernel.Word("cc_vendor")
+	on := c.parameter("mem_encrypt=on") || err == nil && vendor != 0
 	c.add("memory encryption", !on, adviceBoot+"mem_encrypt=off.", "%s", pick(on, "on", "off"))
 }
 
@@ -239,9 +257,10 @@ func (c *checker) watchdogs() {
 }
 
 // fred: Documentation/admin-guide/kernel-parameters.txt, fred=. An NMI does not go by the
-// interrupt table then.
+// interrupt table then. A kernel that does not use it takes it from the flags of its CPUs.
 func (c *checker) fred() {
-	on := c.parameter("fred=on")
+	cpus, err := fs.ReadFile(c.root, "proc/cpuinfo")
+	on := c.parameter("fred=on") || err != nil || slices.Contains(strings.Fields(string(cpus)), "fred")
 	c.add("NMI", !on, adviceBoot+"fred=off.", "%s", pick(on, "is delivered by FRED, where it cannot be caught", "goes by the interrupt table"))
 }
 

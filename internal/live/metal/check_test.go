@@ -53,11 +53,15 @@ func TestCheck(t *testing.T) {
 		{"remapped", nil, fakeKernel{words: map[string]uint32{"x2apic_mode": 0, "irq_remapping_enabled": 1}}, []string{"IOMMU"}},
 		{"IOMMU", map[string]string{"sys/class/iommu/dmar0/x": ""}, fakeKernel{words: words}, []string{"IOMMU"}},
 		{"encrypted", map[string]string{"proc/cmdline": "mem_encrypt=on " + good}, fakeKernel{words: words}, []string{"memory encryption"}},
+		{"encrypted by default", nil, fakeKernel{words: map[string]uint32{"x2apic_mode": 0, "irq_remapping_enabled": 0, "cc_vendor": 1}}, []string{"memory encryption"}},
+		{"virtual functions", map[string]string{"sys/bus/pci/devices/0000:01:00.0/sriov_numvfs": "2\n"}, fakeKernel{words: words}, []string{"virtual functions"}},
+		{"no virtual functions", map[string]string{"sys/bus/pci/devices/0000:01:00.0/sriov_numvfs": "0\n"}, fakeKernel{words: words}, nil},
 		{"kdump", map[string]string{"sys/kernel/kexec_crash_loaded": "1\n"}, fakeKernel{words: words}, []string{"kdump"}},
 		{"panic", map[string]string{"proc/sys/kernel/panic": "10\n"}, fakeKernel{words: words}, []string{"panic"}},
 		{"watchdog", map[string]string{"sys/class/watchdog/watchdog0/state": "active\n"}, fakeKernel{words: words}, []string{"watchdogs"}},
 		{"idle watchdog", map[string]string{"sys/class/watchdog/watchdog0/state": "inactive\n"}, fakeKernel{words: words}, nil},
 		{"FRED", map[string]string{"proc/cmdline": "fred=on " + good}, fakeKernel{words: words}, []string{"NMI"}},
+		{"FRED by default", map[string]string{"proc/cpuinfo": cpuinfo + "flags\t\t: fpu fred lkgs\n"}, fakeKernel{words: words}, []string{"NMI"}},
 		{"no PC", map[string]string{acpiDir + "APIC": ""}, fakeKernel{words: words}, []string{"machine"}},
 	} {
 		files := root(map[string]string{"proc/cmdline": good})

@@ -19,10 +19,12 @@ func Reserved() (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	guarded := []string{"/sys/power/state"}
+	// Siblings come online by smt/control all at once, and a CPU by its hotplug/target too
+	// (Documentation/ABI/testing/sysfs-devices-system-cpu).
+	guarded := []string{"/sys/power/state", "/sys/devices/system/cpu/smt/control"}
 	for _, f := range files {
 		if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) == "0" {
-			guarded = append(guarded, f)
+			guarded = append(guarded, f, filepath.Join(filepath.Dir(f), "hotplug/target"))
 		}
 	}
 	var done []string
@@ -34,7 +36,7 @@ func Reserved() (release func(), err error) {
 	for _, f := range guarded {
 		err := unix.Mount(f, f, "", unix.MS_BIND, "")
 		if errors.Is(err, os.ErrNotExist) {
-			continue // a kernel without suspend
+			continue // a kernel without suspend, say
 		}
 		if err == nil {
 			done = append(done, f)
