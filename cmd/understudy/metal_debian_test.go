@@ -36,10 +36,7 @@ if ! grep -q understudy.metal /proc/cmdline; then
   systemctl reboot
   exit
 fi
-if [ -e /serve ]; then
-  systemctl start lighttpd
-  exit
-fi
+[ ! -e /serve ] || systemctl start lighttpd
 n=0
 until understudy metal status | grep -q '^protected'; do
   sleep 0.5
@@ -47,6 +44,7 @@ until understudy metal status | grep -q '^protected'; do
   [ $n -lt 600 ] || { journalctl -u understudy-metal; understudy metal status -v; echo FAILED protected; systemctl poweroff; }
 done
 echo PROTECTED
+[ ! -e /serve ] || exit
 understudy metal check
 for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_ratio=89 vm/dirty_ratio=90; do
   echo ${s#*=} > /proc/sys/${s%=*}
@@ -89,7 +87,8 @@ type debianCase struct {
 
 // TestMetalDebian: on a machine with Debian, metal install and one more boot are all that
 // protects it. After the kernel's death the understudy has its root file system and its
-// data, and its web server runs from there, with a configuration that was in memory only.
+// data, and its web server runs from there, with a configuration that was in memory only. Given
+// back, the machine's own kernel serves all of it, and is protected again.
 func TestMetalDebian(t *testing.T) {
 	tier.Full(t, "a machine with Debian and systemd, installed and booted by GRUB")
 	for _, c := range []struct {
@@ -104,7 +103,10 @@ func TestMetalDebian(t *testing.T) {
 			vm(t)
 			d := c.install(t)
 			for _, way := range c.ways {
-				t.Run(way, func(t *testing.T) { d.dies(t, way) })
+				t.Run(way, func(t *testing.T) {
+					d.dies(t, way)
+					d.reboots(t)
+				})
 			}
 		})
 	}
@@ -206,6 +208,25 @@ func (d *debian) dies(t *testing.T, way string) (seen metalTakeover) {
 	}
 	d.checkDisks(t, r.Console())
 	return seen
+}
+
+// reboots turns a machine on that was given back, and returns how long it takes to serve: firmware,
+// GRUB, its kernel, systemd, the web server. It is protected again then.
+func (d *debian) reboots(t *testing.T) time.Duration {
+	t.Helper()
+	d.put(t, "/serve", "")
+	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
+	defer cancel()
+	start := time.Now()
+	r, end := startMetal(t, ctx, d.Machine)
+	defer end()
+	_, fetch := metalClient(t, ctx, d.network)
+	fetch("/srv/old2")
+	took := time.Since(start)
+	if err := r.Await(ctx, "PROTECTED"); err != nil {
+		t.Error(err)
+	}
+	return took
 }
 
 // checkDisks looks for all that the dead kernel had on the disks of a machine that was given

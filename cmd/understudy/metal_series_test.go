@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -182,21 +181,6 @@ func (r *metalResult) run(t *testing.T, m *metalMachine, d *debian) {
 			r.Moved += s.End - s.Start
 		}
 	}
-}
-
-// reboots is how long the same machine takes to serve after it was reset: firmware, GRUB, its
-// kernel, systemd, the web server.
-func (d *debian) reboots(t *testing.T) time.Duration {
-	t.Helper()
-	d.put(t, "/serve", "")
-	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
-	defer cancel()
-	start := time.Now()
-	_, end := startMetal(t, ctx, d.Machine)
-	defer end()
-	_, fetch := metalClient(t, ctx, d.network)
-	fetch("/srv/old2")
-	return time.Since(start)
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

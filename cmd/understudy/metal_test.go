@@ -29,7 +29,7 @@ for n in 1 2 3 4; do
   sleep 0.2
 done
 echo 1 > /sys/devices/system/cpu/cpu3/online && echo "FAILED to keep the CPU of the understudy"
-cat /sys/devices/system/cpu/cpu0/hotplug/target > /sys/devices/system/cpu/cpu3/hotplug/target && echo "FAILED to keep the CPU of the understudy by hotplug"
+cat /sys/devices/system/cpu/cpu1/hotplug/target > /sys/devices/system/cpu/cpu3/hotplug/target && echo "FAILED to keep the CPU of the understudy by hotplug"
 if [ -e /sys/power/state ] && echo freeze > /sys/power/state; then echo "FAILED to keep it from suspending"; fi
 echo 0 > /sys/devices/system/cpu/cpu1/online || echo "FAILED to take CPU 1 out"
 sleep 15

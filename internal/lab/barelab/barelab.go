@@ -117,6 +117,11 @@ func (m *Machine) Start(ctx context.Context) (*Running, error) {
 	if m.Kernel != "" {
 		args = append(args, "-kernel", m.Kernel, "-initrd", m.Image, "-append", strings.TrimSpace(parameters+" "+m.Append))
 	}
+	for n := range 2 { // what it said when it ran before is not what it says now
+		if err := os.Remove(m.console(n)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+	}
 	r := &Running{Machine: m, ended: make(chan struct{})}
 	r.cmd = exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	r.cmd.Stdout, r.cmd.Stderr, r.cmd.ExtraFiles = &r.said, &r.said, m.Files

@@ -51,8 +51,10 @@ var taken = []string{"ext4", "ext3", "ext2"}
 
 // checkRole refuses what an understudy could not do.
 func checkRole(role *wire.Config) error {
-	if role.NFS != nil { // what it takes is there, and a takeover with one was not shown
-		return errors.New("an NFS server cannot be taken over on a bare machine yet")
+	if role.NFS != nil {
+		if err := checkNFS(role); err != nil {
+			return err
+		}
 	}
 	for _, d := range role.Disks {
 		if d.Name == "" || !path.IsAbs(d.Mount) || !slices.Contains(taken, d.Type) {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"understudy.dev/understudy/internal/live/wire"
 )
@@ -116,6 +117,15 @@ func TestDriversOf(t *testing.T) {
 	}
 }
 
+// nfs is an NFS server of a role, with a change.
+func nfs(change func(*wire.NFS)) *wire.NFS {
+	n := &wire.NFS{Host: "files", Exports: []string{"/srv/files *(rw,fsid=1)"}, State: "/srv/.nfs", Lease: 10 * time.Second, Grace: 10 * time.Second, Threads: 8}
+	if change != nil {
+		change(n)
+	}
+	return n
+}
+
 func TestCheckRole(t *testing.T) {
 	files := fstest.MapFS{
 		"usr/lib/systemd/system/web.service":  &fstest.MapFile{Data: []byte("[Service]\nExecStart=/bin/web\nPrivateTmp=yes\n")},
@@ -133,9 +143,15 @@ func TestCheckRole(t *testing.T) {
 		{"forking", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "fork.service"}}}, "Type=forking"},
 		{"absent", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "none.service"}}}, "no such unit"},
 		{"both", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "web.service", Command: []string{"web"}}}}, "give one of them"},
-		{"NFS", wire.Config{Disks: rooted[:1], NFS: &wire.NFS{State: "/srv/.nfs"}}, "NFS server"},
-		{"NFS and root", wire.Config{Disks: rooted, NFS: &wire.NFS{State: "/srv/.nfs"}}, "NFS server"},
-		{"NFS elsewhere", wire.Config{Disks: rooted[:1], NFS: &wire.NFS{State: "/srvs/.nfs"}}, "NFS server"},
+		{"NFS", wire.Config{Disks: rooted[:1], NFS: nfs(nil)}, ""},
+		{"NFS and root", wire.Config{Disks: rooted, NFS: nfs(nil)}, "root file system"},
+		{"NFS elsewhere", wire.Config{Disks: rooted[:1], NFS: nfs(func(n *wire.NFS) { n.State = "/srvs/.nfs" })}, "on none of the disks"},
+		{"NFS of another disk", wire.Config{Disks: rooted[:1], NFS: nfs(func(n *wire.NFS) { n.Exports[0] = "/home *(rw,fsid=1)" })}, "/home is on none"},
+		{"NFS without fsid", wire.Config{Disks: rooted[:1], NFS: nfs(func(n *wire.NFS) { n.Exports[0] = "/srv/files *(rw)" })}, "fsid"},
+		{"NFS over its state", wire.Config{Disks: rooted[:1], NFS: nfs(func(n *wire.NFS) { n.Exports[0] = "/srv *(rw,fsid=1)" })}, "clients could change"},
+		{"NFS with a short lease", wire.Config{Disks: rooted[:1], NFS: nfs(func(n *wire.NFS) { n.Lease = time.Second })}, "lease"},
+		{"NFS without threads", wire.Config{Disks: rooted[:1], NFS: nfs(func(n *wire.NFS) { n.Threads = 0 })}, "threads"},
+		{"NFS of nobody", wire.Config{Disks: rooted[:1], NFS: nfs(func(n *wire.NFS) { n.Host = "" })}, "host"},
 		{"neither", wire.Config{Services: []wire.Service{{Name: "web"}}}, "neither"},
 	} {
 		omitted, err := CheckRole(files, c.role)

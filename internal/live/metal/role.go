@@ -1,7 +1,6 @@
 package metal
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -45,12 +44,6 @@ func CheckRole(root fs.FS, role wire.Config) (omitted []string, err error) {
 		return nil, err
 	}
 	rooted := slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return d.Mount == "/" })
-	if role.NFS != nil && rooted {
-		return nil, errors.New("an NFS server and the root file system cannot both be taken over yet: clients know what is exported by its path")
-	}
-	if role.NFS != nil && !slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return strings.HasPrefix(role.NFS.State, d.Mount+"/") }) {
-		return nil, fmt.Errorf("the state of the NFS server, %s, is on none of the disks", role.NFS.State)
-	}
 	for _, s := range role.Services {
 		switch {
 		case s.Unit == "" && len(s.Command) == 0:
