@@ -144,6 +144,13 @@ func (b *beside) understudy(w io.Writer) (*metal.Understudy, error) {
 	for _, line := range omitted {
 		fmt.Fprintln(w, line)
 	}
+	var absent []string
+	if u.Config.Drivers, absent, err = metal.Drivers(os.DirFS("/"), u.Config.Role); err != nil {
+		return nil, err
+	}
+	for _, what := range absent {
+		fmt.Fprintf(w, "%s is not here now: whether the understudy can drive it is not known\n", what)
+	}
 	u.TSC, err = metal.TSC()
 	return u, err
 }

@@ -59,6 +59,7 @@ type bareMachine struct {
 	active, beside string
 	script         string   // of its own Linux
 	drivers        []string // further ones of both kernels
+	ownDrivers     []string // further ones of its own Linux only
 	options        []string // of understudy initramfs, for the image of the other
 	files          []string // of this machine, in / of its own
 	programs       []string // likewise, with their libraries, at their paths
@@ -80,7 +81,7 @@ func (b bareMachine) make(t *testing.T) *barelab.Machine {
 		t.Fatalf("%v: %s", err, out)
 	}
 	image := barelab.Image{
-		Program: binary, Modules: modules, Drivers: b.drivers, Script: b.script, Programs: b.programs,
+		Program: binary, Modules: modules, Drivers: append(b.ownDrivers, b.drivers...), Script: b.script, Programs: b.programs,
 		Copies: map[string]string{"/vmlinuz": other, "/understudy.cpio": in("understudy.cpio")},
 		Texts:  map[string]string{"/role.json": metalRole},
 	}

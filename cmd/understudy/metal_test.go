@@ -300,6 +300,35 @@ func TestMetalRefused(t *testing.T) {
 	}
 }
 
+// TestMetalLacking: an understudy whose kernel cannot drive a disk or an interface of its role,
+// or whose image has no such program, protects nothing, and says what it lacks.
+func TestMetalLacking(t *testing.T) {
+	tier.Full(t, "an understudy without drivers")
+	role := filepath.Join(t.TempDir(), "lacking.json")
+	if err := os.WriteFile(role, []byte(strings.Replace(metalRole, `"busybox", "httpd"`, `"none"`, 1)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	m := bareMachine{
+		active: "6.1-generic", beside: "6.12-cloud", ownDrivers: sata.drivers, files: []string{role},
+		script: strings.ReplaceAll(metalStart, "/role.json", "/lacking.json"),
+	}.make(t)
+	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
+	defer cancel()
+	m.Append = parameters(t, ctx, m)
+	disk := filepath.Join(m.Dir, "data.img")
+	makeData(t, disk)
+	sata.attach(t, m, disk)
+	console := bootToEnd(t, ctx, m)
+	for _, text := range []string{"FAILED metal run", "lacks what a takeover needs", "driver ahci", "driver e1000e", "driver sd", "program none"} {
+		if !strings.Contains(console, text) {
+			t.Errorf("%q was not said:\n%s", text, console)
+		}
+	}
+	if strings.Contains(console, "PROTECTED") {
+		t.Error("it protects")
+	}
+}
+
 // TestMetalUnserved: an understudy that has all on the disk, and whose service does not come
 // up, gives the machine back with nothing lost.
 func TestMetalUnserved(t *testing.T) {
@@ -340,7 +369,7 @@ func TestMetalUnserved(t *testing.T) {
 func unservedRole(t *testing.T) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "unserved.json")
-	if err := os.WriteFile(path, []byte(strings.Replace(metalRole, `"busybox", "httpd"`, `"none"`, 1)), 0o644); err != nil {
+	if err := os.WriteFile(path, []byte(strings.Replace(metalRole, `"busybox", "httpd"`, `"busybox", "none"`, 1)), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -43,6 +43,8 @@ func (r Reservation) StatusPage() uint64 { return r.Mid.Start + midStatus }
 // Config is what the understudy is told when it is started.
 type Config struct {
 	Role wire.Config `json:"role"`
+	// Drivers are those of the role's devices in the active kernel, as far as they are there.
+	Drivers []Driver `json:"drivers,omitempty"`
 	// Memory is the active kernel's.
 	Memory []Range `json:"memory"`
 	// APIC is the address of every CPU's local APIC. BootCPU is the active kernel's, which

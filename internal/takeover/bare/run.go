@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"understudy.dev/understudy/dead/addr"
@@ -83,10 +85,28 @@ func meet(ctx context.Context, self *metal.Self, a *agent.Agent) (*machine, erro
 	if m.nmi, err = m.morgue.Physical(nmiEntry); err != nil {
 		return nil, fmt.Errorf("find what the other kernel runs at an NMI: %w", err)
 	}
+	if err := m.equipped(); err != nil {
+		return nil, err
+	}
 	// The interfaces are not there yet.
 	role := m.role
 	role.NICs, role.Beat = nil, wire.Beat{}
 	return m, a.Do(ctx, wire.Configure, role, nil)
+}
+
+// equipped says what a takeover needs and this kernel or its image does not have: it is known
+// before there is one.
+func (m *machine) equipped() error {
+	lacks := metal.Lacking(os.DirFS("/"), m.self.Config.Drivers, m.role.Disks)
+	for _, s := range m.role.Services {
+		if _, err := exec.LookPath(s.Command[0]); err != nil {
+			lacks = append(lacks, "program "+s.Command[0])
+		}
+	}
+	if len(lacks) == 0 {
+		return nil
+	}
+	return fmt.Errorf("the understudy lacks what a takeover needs: %s; have understudy initramfs put it into the image (--driver, --add)", strings.Join(lacks, ", "))
 }
 
 // takeOver goes through a takeover. If it fails after the fence, nothing is served.
