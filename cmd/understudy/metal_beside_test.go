@@ -19,6 +19,7 @@ const stressor = "/usr/bin/stress-ng"
 // then it is stressed in most of the ways that there are, with the understudy beside it, all
 // limits as by default.
 const metalBeside = `
+PATH=$PATH:/usr/bin
 DISK=/dev/vda
 while [ ! -e $DISK ]; do sleep 0.1; done
 mount -t ext4 $DISK /srv || echo "FAILED mount"
@@ -26,8 +27,8 @@ start() {
 ` + metalRun + `
 }
 measure() {
-  stress-ng --temp-path /srv --cpu 1 --hdd 1 --hdd-bytes 32m --switch 1 --metrics-brief -t 8 2>&1 | grep -E ' (cpu|hdd|switch) ' > /tmp/measured
-  while read line; do echo "MEASURED $1 $line"; done < /tmp/measured
+  stress-ng --temp-path /srv --cpu 1 --hdd 1 --hdd-bytes 32m --switch 1 --metrics-brief -t 8 > /tmp/measured 2>&1 || cat /tmp/measured
+  grep -E ' (cpu|hdd|switch) ' /tmp/measured | while read line; do echo "MEASURED $1 $line"; done
 }
 kill $RUN
 wait $RUN
@@ -42,7 +43,7 @@ done
 start
 mkdir /srv/stress
 for class in SECONDS; do
-  timeout ${class#*=} stress-ng --temp-path /srv/stress --class ${class%=*} --sequential 3 -t 1 --exclude EXCLUDED > /tmp/stressed 2>&1
+  timeout -s KILL ${class#*=} stress-ng --temp-path /srv/stress --class ${class%=*} --sequential 3 -t 1 --exclude EXCLUDED > /tmp/stressed 2>&1
   echo "STRESSED $class: $(grep -c dispatching /tmp/stressed)"
   understudy metal status
 done

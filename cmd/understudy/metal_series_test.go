@@ -188,7 +188,7 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 // table is what the results are, for docs/METAL.md.
 func (m *metalResults) table() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Made by `make metal`, the last of it on %s: do not edit below. QEMU guests with 4 CPUs and 4 GiB, emulated; times in ms:\nthe least, the median and the most.\n\n", m.At.Format(time.DateOnly))
+	fmt.Fprintf(&b, "Made by `make metal`, the last of it on %s: do not edit below. QEMU guests with 4 CPUs and 4 GiB, emulated; times in ms:\nthe least, the median and the most, where there are three or more.\n\n", m.At.Format(time.DateOnly))
 	fmt.Fprintf(&b, "Served is from the dead kernel's last word to the first answer to a client outside, with the detection; taken is from\nthe detection until the address answers; moved is what was unsaved, out of memory and durable on the disk; reboot is the same\nmachine from its power on to the first answer. A machine with Debian has systemd, GRUB, and its root file system taken over.\nhang-all and masked: no CPU takes an interrupt any more (limit 3 s). oops-irq: in an interrupt.\n\n")
 	fmt.Fprintln(&b, "| system | kernel | beside it | death | disk | unsaved | exact | served | taken | moved | reboot |")
 	fmt.Fprintln(&b, "|---|---|---|---|---|---|---|---|---|---|---|")
@@ -247,11 +247,16 @@ func replaceTail(path, heading, text string) error {
 	return errors.Join(os.WriteFile(path+".new", []byte(whole), 0o644), os.Rename(path+".new", path))
 }
 
-// spread is the least, the median and the most.
+// spread is the least, the median and the most; of fewer than three, all of them.
 func spread(all []float64) string {
-	if len(all) == 0 {
-		return "-"
-	}
 	s := slices.Sorted(slices.Values(all))
+	switch len(s) {
+	case 0:
+		return "-"
+	case 1:
+		return fmt.Sprintf("%.0f", s[0])
+	case 2:
+		return fmt.Sprintf("%.0f, %.0f", s[0], s[1])
+	}
 	return fmt.Sprintf("%.0f, %.0f, %.0f", s[0], s[len(s)/2], s[len(s)-1])
 }

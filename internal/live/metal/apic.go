@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -55,20 +57,39 @@ func (a apic) send(to, command uint32) error {
 	return a.command(to, command)
 }
 
-// command is the part of send with interrupts kept out.
+// command is the part of send on one CPU.
 func (a apic) command(to, command uint32) error {
-	priority := a.load32(apicTPR)
-	a.store32(apicTPR, 0xff)
-	defer a.store32(apicTPR, priority)
-	if !a.idle() {
-		return errPending
-	}
-	a.store32(apicICRHigh, to<<24)
-	a.store32(apicICRLow, command)
-	if !a.idle() {
+	var scratch [pageBytes / 4]uint32
+	issue(&scratch, to, command) // its code, and this stack, are in memory from here on
+	if !a.idle() || !issue((*[pageBytes / 4]uint32)(unsafe.Pointer(&a.data[0])), to, command) || !a.idle() {
 		return errPending
 	}
 	return nil
+}
+
+// pendingLooks is how often issue looks whether the last command is gone, which it is at once.
+const pendingLooks = 1000
+
+// issue writes a command with interrupts kept out, unless the last one stays. With them, this
+// thread must not go to sleep: nothing would wake this CPU any more. So nothing is in here
+// that Go's scheduler could take it away by: no call that looks at the stack, and no loop that
+// lasts.
+//
+//go:nosplit
+//go:noinline
+func issue(page *[pageBytes / 4]uint32, to, command uint32) (sent bool) {
+	priority := atomic.LoadUint32(&page[apicTPR/4])
+	store32(&page[apicTPR/4], 0xff)
+	for range pendingLooks {
+		if atomic.LoadUint32(&page[apicICRLow/4])&icrPending == 0 {
+			store32(&page[apicICRHigh/4], to<<24)
+			store32(&page[apicICRLow/4], command)
+			sent = true
+			break
+		}
+	}
+	store32(&page[apicTPR/4], priority)
+	return sent
 }
 
 func (a apic) idle() bool {

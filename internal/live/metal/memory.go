@@ -47,6 +47,7 @@ func (w *window) store32(off int, v uint32) { store32((*uint32)(unsafe.Pointer(&
 
 // store32 is a plain store, unlike atomic.StoreUint32, which locks the bus and reads first.
 //
+//go:nosplit
 //go:noinline
 func store32(p *uint32, v uint32) { *p = v }
 
