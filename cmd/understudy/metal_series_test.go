@@ -136,6 +136,7 @@ func TestMetalSeries(t *testing.T) {
 			}
 		})
 	}
+	all.keep(t)
 	fmt.Print(all.table())
 }
 
