@@ -144,6 +144,9 @@ func (b *beside) understudy(w io.Writer) (*metal.Understudy, error) {
 	for _, line := range omitted {
 		fmt.Fprintln(w, line)
 	}
+	if err := sayLeft(w, u.Config.Role); err != nil {
+		return nil, err
+	}
 	var absent []string
 	if u.Config.Drivers, absent, err = metal.Drivers(os.DirFS("/"), u.Config.Role); err != nil {
 		return nil, err

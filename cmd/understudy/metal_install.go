@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -70,7 +71,7 @@ over; without, it is made of what is mounted on directories and the addresses of
 as they are now, with the units given as its services. understudy metal remove undoes it.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := i.install(); err != nil {
+			if err := i.install(cmd.OutOrStdout()); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "installed. What is taken over is in %s/role.json: look at it, and boot again.\n", metal.StateDir)
@@ -89,7 +90,7 @@ as they are now, with the units given as its services. understudy metal remove u
 	return cmd
 }
 
-func (i *installation) install() error {
+func (i *installation) install(w io.Writer) error {
 	parameters, err := i.parameters()
 	if err != nil {
 		return err
@@ -112,6 +113,13 @@ func (i *installation) install() error {
 	if err != nil {
 		return err
 	}
+	var c wire.Config
+	if err := json.Unmarshal(role, &c); err != nil {
+		return fmt.Errorf("read role: %w", err)
+	}
+	if err := sayLeft(w, c); err != nil {
+		return err
+	}
 	program, err := os.Executable()
 	if err != nil {
 		return err
@@ -119,7 +127,7 @@ func (i *installation) install() error {
 	if err := errors.Join(os.MkdirAll(metal.StateDir, 0o755), os.MkdirAll(filepath.Dir(metal.GRUBFile), 0o755)); err != nil {
 		return err
 	}
-	if err := i.image(role, filepath.Join(metal.StateDir, "understudy.cpio")); err != nil {
+	if err := i.image(c, filepath.Join(metal.StateDir, "understudy.cpio")); err != nil {
 		return err
 	}
 	for path, text := range map[string][]byte{
@@ -131,6 +139,15 @@ func (i *installation) install() error {
 		}
 	}
 	return errors.Join(system("update-grub"), system("systemctl", "daemon-reload"), system("systemctl", "enable", metal.Unit))
+}
+
+// sayLeft says what of this machine a role leaves out.
+func sayLeft(w io.Writer, role wire.Config) error {
+	left, err := metal.Left(os.DirFS("/"), role)
+	for _, what := range left {
+		fmt.Fprintf(w, "%s is not taken over: what is unsaved there is lost with this kernel\n", what)
+	}
+	return err
 }
 
 // makeRole is the role as it was given, or made of this machine.
@@ -195,11 +212,7 @@ func serviceOf(text string) (wire.Service, error) {
 }
 
 // image makes the understudy's, with drivers and programs for what it takes over.
-func (i *installation) image(role []byte, path string) error {
-	var c wire.Config
-	if err := json.Unmarshal(role, &c); err != nil {
-		return fmt.Errorf("read role: %w", err)
-	}
+func (i *installation) image(c wire.Config, path string) error {
 	var mounts, interfaces []string
 	for _, d := range c.Disks {
 		mounts = append(mounts, d.Mount)

@@ -102,6 +102,28 @@ func TestDiskOf(t *testing.T) {
 	}
 }
 
+// TestLeft: what is mounted from a device, and is none of the role's, is told once.
+func TestLeft(t *testing.T) {
+	info := `21 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
+22 21 0:20 / /proc rw - proc proc rw
+23 21 254:16 / /srv rw,noatime - ext4 /dev/vdb rw
+24 21 254:32 / /home\040dir rw - xfs /dev/vdc rw
+25 21 254:32 /sub /mnt rw - xfs /dev/vdc rw
+26 21 7:0 / /snap ro - squashfs /dev/loop0 ro
+27 21 0:40 / /data rw - btrfs /dev/vde rw
+28 21 254:16 /sub /srv2 rw - ext4 /dev/vdb rw
+short
+`
+	files := fstest.MapFS{"proc/self/mountinfo": &fstest.MapFile{Data: []byte(info)}}
+	left, err := Left(files, wire.Config{Disks: []wire.Disk{{Mount: "/"}, {Mount: "/srv"}}})
+	if want := []string{"/home dir (xfs on /dev/vdc)", "/data (btrfs on /dev/vde)"}; err != nil || !slices.Equal(left, want) {
+		t.Errorf("%q, %v", left, err)
+	}
+	if _, err := Left(fstest.MapFS{}, wire.Config{}); err == nil {
+		t.Error("nothing is mounted anywhere")
+	}
+}
+
 func TestDriversOf(t *testing.T) {
 	files := sysfs("36 25 259:2 / /srv rw - ext4 /dev/x rw\n")
 	link := func(at, to string) { files[at] = &fstest.MapFile{Data: []byte(to), Mode: fs.ModeSymlink | 0o777} }

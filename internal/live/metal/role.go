@@ -3,6 +3,7 @@ package metal
 import (
 	"fmt"
 	"io/fs"
+	"iter"
 	"path"
 	"slices"
 	"strconv"
@@ -69,25 +70,63 @@ func CheckRole(root fs.FS, role wire.Config) (omitted []string, err error) {
 // mountPoint is a line of /proc/self/mountinfo (proc(5)).
 type mountPoint struct {
 	device string // MAJOR:MINOR
+	part   string // what of the file system is mounted: "/", or a directory of it
+	dir    string
 	kind   string
+	source string
+	writes bool
+}
+
+// mountPoints are the lines that can be read.
+func mountPoints(info string) iter.Seq[mountPoint] {
+	return func(yield func(mountPoint) bool) {
+		for line := range strings.Lines(info) {
+			before, after, ok := strings.Cut(line, " - ")
+			f, g := strings.Fields(before), strings.Fields(after)
+			if !ok || len(f) < 6 || len(g) < 2 {
+				continue
+			}
+			writes := slices.Contains(strings.Split(f[5], ","), "rw")
+			if !yield(mountPoint{f[2], f[3], unescape(f[4]), g[0], unescape(g[1]), writes}) {
+				return
+			}
+		}
+	}
 }
 
 // mounted finds what is mounted on a directory: the last one counts.
 func mounted(info, dir string) (found mountPoint, err error) {
-	for line := range strings.Lines(info) {
-		before, after, ok := strings.Cut(line, " - ")
-		f, g := strings.Fields(before), strings.Fields(after)
-		if !ok || len(f) < 6 || len(g) < 2 {
-			continue
-		}
-		if unescape(f[4]) == dir && f[3] == "/" {
-			found = mountPoint{f[2], g[0]}
+	for m := range mountPoints(info) {
+		if m.dir == dir && m.part == "/" {
+			found = m
 		}
 	}
 	if found.device == "" {
 		return found, fmt.Errorf("nothing is mounted on %s", dir)
 	}
 	return found, nil
+}
+
+// Left are the file systems of devices that this machine has mounted to write to, and that a
+// role does not have: what is unsaved there is lost with the kernel. root is os.DirFS("/").
+func Left(root fs.FS, role wire.Config) (left []string, err error) {
+	b, err := fs.ReadFile(root, "proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[string]bool) // by device
+	for m := range mountPoints(string(b)) {
+		if slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return d.Mount == m.dir && m.part == "/" }) {
+			known[m.device] = true
+		}
+	}
+	for m := range mountPoints(string(b)) {
+		if m.writes && strings.HasPrefix(m.source, "/dev/") && !known[m.device] {
+			known[m.device] = true
+			left = append(left, fmt.Sprintf("%s (%s on %s)", m.dir, m.kind, m.source))
+		}
+	}
+	return left, nil
 }
 
 // unescape undoes \040 and its like (fs/proc_namespace.c, show_mountinfo).
