@@ -38,7 +38,9 @@ type Agent struct {
 	counters counters  // nil: nobody watches
 	mounts   []mounted // in the order of mounting
 	services []*service
-	nfs      *nfsd.Server // nil: none
+	system   bool           // systemd is around us: services are its units
+	units    []wire.Service // those that were started
+	nfs      *nfsd.Server   // nil: none
 	children *children
 
 	network network
@@ -57,6 +59,7 @@ func New(extra map[string]Verb) *Agent {
 		wire.Start:     call(a.start),
 		wire.Stop:      call(a.stop),
 		wire.Sync:      call(a.sync),
+		wire.PowerOff:  call(a.powerOff),
 		wire.Crash:     call(a.crash),
 		wire.Rehearse:  call(a.rehearse),
 		wire.Acquaint:  call(a.acquaint),
@@ -153,6 +156,9 @@ func (a *Agent) greet() (wire.Greeting, error) {
 // configure does everything slow that a role needs, before there is any crash:
 // the beat, the network interfaces with their addresses.
 func (a *Agent) configure(ctx context.Context, c wire.Config) (none, error) {
+	if err := a.checkSystem(ctx, c); err != nil {
+		return none{}, err
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.config = c
@@ -164,7 +170,10 @@ func (a *Agent) configure(ctx context.Context, c wire.Config) (none, error) {
 	if err := a.network.setUp(c.NICs); err != nil {
 		return none{}, err
 	}
-	return none{}, a.prepareNFS(ctx, c.NFS)
+	if err := a.prepareNFS(ctx, c.NFS); err != nil {
+		return none{}, err
+	}
+	return none{}, a.keep()
 }
 
 // sync makes what was written to the mounted shared disks durable.

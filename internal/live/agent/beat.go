@@ -60,6 +60,9 @@ func (a *Agent) beat(b wire.Beat) error {
 	if err != nil {
 		return err
 	}
+	if a.takeBeat(string(how)) {
+		return nil
+	}
 	first := make(chan error)
 	go a.keepBeat(string(how), first)
 	return <-first
@@ -87,6 +90,9 @@ func (a *Agent) startBeat(how string) (*exec.Cmd, error) {
 	cmd.Args = []string{beatName, how}
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	if a.system { // a newer agent takes it over
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	}
 	if err := a.children.start(cmd); err != nil {
 		return nil, fmt.Errorf("start the process that beats: %w", err)
 	}

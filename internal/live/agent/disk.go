@@ -117,7 +117,7 @@ func (a *Agent) mountDisk(ctx context.Context, d wire.Disk) error {
 		return fmt.Errorf("mount %s (%s) on %s: %w", path, d.Type, d.Mount, err)
 	}
 	a.mounts = append(a.mounts, mounted{d.Name, d.Mount, a.watchDisk(d, path)})
-	return nil
+	return a.keep()
 }
 
 func flushBuffers(path string) error {
@@ -187,6 +187,9 @@ func (a *Agent) unmountAll(ctx context.Context) error {
 		}
 		last.unwatch()
 		a.mounts = a.mounts[:len(a.mounts)-1]
+		if err := a.keep(); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -36,7 +36,7 @@ func (a *Agent) rehearse(ctx context.Context, r wire.RehearseRequest) (_ none, e
 	if err := a.rehearseNFS(ctx); err != nil {
 		return none{}, err
 	}
-	return a.start(ctx, none{})
+	return none{}, a.startAll(ctx, func(s wire.Service) bool { return !s.Unrehearsed })
 }
 
 // rehearseDisks mounts the disks that stand for the shared ones, and writes to them.

@@ -43,20 +43,32 @@ const readyLimit = 30 * time.Second
 // start starts the services of the role, in the order of the configuration,
 // and returns when they are ready.
 func (a *Agent) start(ctx context.Context, _ none) (none, error) {
+	return none{}, a.startAll(ctx, func(wire.Service) bool { return true })
+}
+
+// startAll starts those services that are wanted.
+func (a *Agent) startAll(ctx context.Context, wanted func(wire.Service) bool) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err := a.startNFS(ctx); err != nil {
-		return none{}, err
+		return err
 	}
 	for _, s := range a.config.Services {
-		if err := a.startService(s); err != nil {
-			return none{}, err
+		if !wanted(s) {
+			continue
+		}
+		start := func(context.Context, wire.Service) error { return a.startService(s) }
+		if a.system {
+			start = a.startUnit
+		}
+		if err := start(ctx, s); err != nil {
+			return err
 		}
 		if err := awaitReady(ctx, s); err != nil {
-			return none{}, err
+			return err
 		}
 	}
-	return none{}, nil
+	return nil
 }
 
 func awaitReady(ctx context.Context, s wire.Service) error {
@@ -156,6 +168,9 @@ func (a *Agent) stop(ctx context.Context, _ none) (none, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.endServices()
+	if err := a.stopUnits(ctx); err != nil {
+		return none{}, err
+	}
 	return none{}, errors.Join(a.stopNFS(), a.unmountAll(ctx))
 }
 

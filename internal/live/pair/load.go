@@ -205,10 +205,27 @@ func (r *reader) nic(node *yaml.Node, key string) {
 }
 
 func (r *reader) service(node *yaml.Node, key string) {
-	var s Service
-	r.mapping(node, key, r.name(&s.Name), r.command(&s.Command, "write e.g. [busybox, httpd, -f]"),
-		parsed(r, "ready", false, &s.Ready, "write the TCP port that it listens on", parsePort))
+	s := Service{Rehearse: true}
+	command := r.command(&s.Command, "write e.g. [busybox, httpd, -f]")
+	command.required = false
+	r.mapping(node, key, r.name(&s.Name), command,
+		parsed(r, "unit", false, &s.Unit, "write e.g. nginx.service", parseUnit),
+		parsed(r, "ready", false, &s.Ready, "write the TCP port that it listens on", parsePort),
+		parsed(r, "rehearse", false, &s.Rehearse, "write true or false", parseBool))
+	if node.Kind == yaml.MappingNode && has(node, "unit") == has(node, "command") {
+		r.refuse(node, key, "write command: with a program, or unit: with a service of systemd's", "wants one of the keys %q and %q", "command", "unit")
+	}
 	r.pair.Services = append(r.pair.Services, s)
+}
+
+// has says whether a mapping has a key.
+func has(node *yaml.Node, key string) bool {
+	for i := 0; i < len(node.Content); i += 2 {
+		if node.Content[i].Value == key {
+			return true
+		}
+	}
+	return false
 }
 
 // command is the field of a program with its arguments.

@@ -77,7 +77,7 @@ func TestParseExample(t *testing.T) {
 				{netip.MustParsePrefix("fd01::/48"), netip.MustParseAddr("fd00::9")},
 			},
 		}},
-		Services:  []Service{{"web", []string{"busybox", "httpd", "-f", "-p", "80"}, 80}},
+		Services:  []Service{{Name: "web", Command: []string{"busybox", "httpd", "-f", "-p", "80"}, Ready: 80, Rehearse: true}},
 		Heartbeat: Heartbeat{10 * time.Millisecond, 200 * time.Millisecond, 2 * time.Second, 30 * time.Second, 0},
 		Takeover:  Takeover{Sync: SyncBefore, Rehearse: true, Refused: RefusedStop, Degraded: DegradedTakeOver, Notify: Notify{Ports: []int{80, 2049}}, NotifyRate: 500},
 		Hooks:     []events.Hook{{Command: []string{"/usr/local/bin/page", "on call"}, On: []events.Kind{events.TookOver, events.Failed}}, {Command: []string{"/bin/log"}}},
@@ -100,6 +100,27 @@ partitions:
   a: {cpus: "0", memory: 128MiB, kernel: k, initramfs: i}
   b: {cpus: "1", memory: 128MiB, kernel: k, initramfs: i}
 `
+
+// units is one whose services are units of systemd's.
+const units = `name: x
+partitions:
+  a: {cpus: "0", memory: 128MiB, kernel: k, initramfs: i, root: a.img}
+  b: {cpus: "1", memory: 128MiB, kernel: k, initramfs: i, root: b.img}
+services:
+  - {name: db, unit: postgresql@15-main.service, ready: 5432, rehearse: false}
+  - {name: web, unit: nginx.service}
+`
+
+func TestParseUnits(t *testing.T) {
+	p, err := parse("pair.yaml", "/", []byte(units))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Service{{Name: "db", Unit: "postgresql@15-main.service", Ready: 5432}, {Name: "web", Unit: "nginx.service", Rehearse: true}}
+	if !reflect.DeepEqual(p.Services, want) {
+		t.Errorf("got %+v", p.Services)
+	}
+}
 
 func TestParseDefaults(t *testing.T) {
 	p, err := parse("pair.yaml", "/", []byte(smallest+"disks: [{name: d, image: i, mount: /m}]\n"))
@@ -202,6 +223,15 @@ func TestParseRefuses(t *testing.T) {
 		{"bridge", "bridge: br0", "bridge: a/b", "pair.yaml:5: nics.0.bridge: \"a/b\" is not an interface name; name a bridge of this machine, at most 15 characters"},
 		{"no command", "name: x", "name: x\nservices: [{name: s, command: []}]",
 			"pair.yaml:2: services.0.command: names no program; write e.g. [busybox, httpd, -f]"},
+		{"command and unit", "name: x", "name: x\nservices: [{name: s, command: [a], unit: a.service}]",
+			"pair.yaml:2: services.0: wants one of the keys \"command\" and \"unit\"; write command: with a program, or unit: with a service of systemd's\n" +
+				"pair.yaml:2: services.0.unit: there is no systemd in the small guest; give both partitions root:, or write command:"},
+		{"neither command nor unit", "name: x", "name: x\nservices: [{name: s}]",
+			"pair.yaml:2: services.0: wants one of the keys \"command\" and \"unit\"; write command: with a program, or unit: with a service of systemd's"},
+		{"unit", "name: x", "name: x\nservices: [{name: s, unit: a/b.service}]",
+			"pair.yaml:2: services.0.unit: \"a/b.service\" is not the name of a service of systemd's; write e.g. nginx.service"},
+		{"unit in the small guest", "name: x", "name: x\nservices: [{name: s, unit: nginx.service}]",
+			"pair.yaml:2: services.0.unit: there is no systemd in the small guest; give both partitions root:, or write command:"},
 		{"limit", "name: x", "name: x\nheartbeat: {period: 100ms, limit: 299ms}",
 			"pair.yaml:2: heartbeat.limit: 299ms is less than 3 periods of 100ms; use a limit of at least 3 periods: one late beat is not a death"},
 		{"period", "name: x", "name: x\nheartbeat: {period: 20}", "pair.yaml:2: heartbeat.period: \"20\" is not a duration; write e.g. 20ms"},

@@ -78,11 +78,13 @@ type NIC struct {
 	Bridge   string // the host's bridge that the active side's tap joins
 }
 
-// Service is a command that runs where the active role is.
+// Service is a command, or a unit of systemd's, that runs where the active role is.
 type Service struct {
-	Name    string
-	Command []string // program and arguments; no shell is involved
-	Ready   int      // TCP port that answers once it is ready; 0: ready when started
+	Name     string
+	Command  []string // program and arguments; no shell is involved; none if there is a unit
+	Unit     string   // NAME.service of partitions with a root disk; empty: a command
+	Ready    int      // TCP port that answers once it is ready; 0: ready when started
+	Rehearse bool     // it is started in the rehearsal, on an empty disk
 }
 
 // Heartbeat says how a hang is noticed.

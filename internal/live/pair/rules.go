@@ -20,6 +20,10 @@ func (p *Pair) rules() []error {
 	services := unique{p: p, list: "services", add: add}
 	for i, s := range p.Services {
 		services.check(i, "name", s.Name)
+		services.check(i, "unit", s.Unit)
+		if s.Unit != "" && (p.Partitions[0].Root == "" || p.Partitions[1].Root == "") {
+			add(fmt.Sprintf("services.%d.unit", i), "give both partitions root:, or write command:", "there is no systemd in the small guest")
+		}
 	}
 	p.nfsRules(add)
 	p.heartbeatRules(add)

@@ -222,7 +222,7 @@ func TestSchemaHasTheWords(t *testing.T) {
 
 func TestSchemaAccepts(t *testing.T) {
 	s := compiled(t)
-	for name, text := range map[string]string{"full": full, "smallest": smallest, "words": strings.Replace(example, "disk: off", "disk: 1m30s", 1)} {
+	for name, text := range map[string]string{"full": full, "smallest": smallest, "units": units, "words": strings.Replace(example, "disk: off", "disk: 1m30s", 1)} {
 		if _, err := parse("f", "/d", []byte(text)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -233,7 +233,8 @@ func TestSchemaAccepts(t *testing.T) {
 	for what, text := range map[string]string{
 		"an unknown key": smallest + "extra: 1\n", "three partitions": smallest + "  c: {cpus: '1', memory: 128MiB, kernel: k, initramfs: i}\n",
 		"no unit": strings.Replace(smallest, "128MiB", "128", 1), "nothing to boot": strings.Replace(smallest, ", initramfs: i", "", 1),
-		"an unknown event": smallest + "hooks: [{command: [/bin/true], on: [panic]}]\n", "a duration": smallest + "heartbeat: {limit: 300}\n",
+		"an unknown event": smallest + "hooks: [{command: [/bin/true], on: [panic]}]\n", "two ways to start": smallest + "services: [{name: s, command: [a], unit: a.service}]\n", "no way to start": smallest + "services: [{name: s}]\n",
+		"a duration": smallest + "heartbeat: {limit: 300}\n",
 	} {
 		if err := s.Validate(valuesOf(t, text)); err == nil {
 			t.Errorf("the schema accepts %s", what)
@@ -245,6 +246,7 @@ func TestSchemaAccepts(t *testing.T) {
 func FuzzSchema(f *testing.F) {
 	f.Add([]byte(full))
 	f.Add([]byte(smallest))
+	f.Add([]byte(units))
 	f.Add([]byte(strings.Replace(smallest, `"0"`, "0", 1)))
 	s := compiled(f)
 	f.Fuzz(func(t *testing.T, text []byte) {

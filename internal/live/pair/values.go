@@ -244,3 +244,15 @@ func parseOptions(s string) (string, error) {
 	}
 	return s, nil
 }
+
+// parseUnit reads the name of a service of systemd's (systemd.unit(5)).
+func parseUnit(s string) (string, error) {
+	base, ok := strings.CutSuffix(s, ".service")
+	legal := func(c rune) bool {
+		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune(`:-_.\@`, c)
+	}
+	if !ok || base == "" || base[0] == '-' || len(s) > 255 || strings.ContainsFunc(base, func(c rune) bool { return !legal(c) }) {
+		return "", fmt.Errorf("%q is not the name of a service of systemd's", s)
+	}
+	return s, nil
+}

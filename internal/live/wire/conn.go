@@ -283,6 +283,19 @@ func (c *Conn) reason() error {
 	return c.err
 }
 
+// Abandon has all calls fail that wait for an answer, and keeps the connection: who was asked
+// is gone, and somebody else speaks at the other end now.
+func (c *Conn) Abandon(reason error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, reply := range c.waiting {
+		if reply != nil {
+			reply <- message{Error: reason.Error()}
+		}
+		delete(c.waiting, id)
+	}
+}
+
 // fail has all calls fail. The first reason counts.
 func (c *Conn) fail(err error) {
 	c.mu.Lock()

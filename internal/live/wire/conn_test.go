@@ -90,6 +90,28 @@ func TestCallEndsWithTheLink(t *testing.T) {
 	}
 }
 
+// TestAbandon: calls to somebody who is gone fail, and what is asked then is answered.
+func TestAbandon(t *testing.T) {
+	asked := make(chan bool, 1)
+	l, _ := pair(t, nil, func(ctx context.Context, verb string, _ json.RawMessage) (any, error) {
+		if verb == "wait" {
+			asked <- true
+			<-ctx.Done()
+		}
+		return 1, nil
+	})
+	done := make(chan error, 1)
+	go func() { done <- l.Call(context.Background(), "wait", nil, nil) }()
+	<-asked
+	l.Abandon(errors.New("gone"))
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "gone") {
+		t.Errorf("abandoned: %v", err)
+	}
+	if err := l.Call(t.Context(), "now", nil, nil); err != nil {
+		t.Errorf("after that: %v", err)
+	}
+}
+
 func TestCallTimesOut(t *testing.T) {
 	l, _ := pair(t, nil, func(ctx context.Context, _ string, _ json.RawMessage) (any, error) {
 		<-ctx.Done()

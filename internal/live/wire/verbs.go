@@ -31,6 +31,7 @@ const (
 	Start     = "start"     // start the services of the role
 	Stop      = "stop"      // stop them, unmount the shared disks
 	Sync      = "sync"      // make what was applied durable
+	PowerOff  = "poweroff"  // end the system in good order; it is answered before
 	Crash     = "crash"     // CrashRequest: panic the kernel on purpose
 	Rehearse  = "rehearse"  // RehearseRequest: go through a takeover without one
 )
@@ -81,9 +82,11 @@ type Service struct {
 	Name    string   `json:"name"`
 	Command []string `json:"command"`
 	Ready   int      `json:"ready,omitempty"` // TCP port that answers once it is ready
-	// Unit is a service of systemd's, in the place of Command, of a root file system that
-	// is taken over: on bare machines only.
+	// Unit is a service of systemd's, in the place of Command: of the system that a partition
+	// runs, or, on bare machines, of a root file system that is taken over.
 	Unit string `json:"unit,omitempty"`
+	// Unrehearsed: it is not started in a rehearsal, since it cannot start on an empty disk.
+	Unrehearsed bool `json:"unrehearsed,omitempty"`
 }
 
 // Beat says how often the agent counts on its beat page, and within which limits it must

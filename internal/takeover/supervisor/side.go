@@ -19,6 +19,7 @@ import (
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/partition"
+	"understudy.dev/understudy/internal/live/unit"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -94,6 +95,9 @@ func (s *Supervisor) bootOnce(ctx context.Context, i int, active bool) (*side, e
 // spec is what partition i is made of, but for its devices.
 func (s *Supervisor) spec(i int, accel partition.Accel) partition.Spec {
 	p := s.Pair.Partitions[i]
+	if p.Root != "" {
+		p.Append += " " + unit.PairParameter + "=" + s.Pair.Name
+	}
 	return partition.Spec{
 		Name: p.Name, Dir: s.options.Dir, CPUs: p.CPUs, VCPUs: p.VCPUs, Memory: p.Memory,
 		Kernel: p.Kernel, Initramfs: p.Initramfs, Append: p.Append, Accel: accel,
@@ -246,6 +250,9 @@ func mapBeat(path string) ([]byte, error) {
 	return unix.Mmap(int(f.Fd()), 0, liveness.PageBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 }
 
+// errRestarted is why an agent does not answer what it was asked.
+var errRestarted = errors.New("the agent was started again meanwhile")
+
 // dial connects to a socket that QEMU makes in the course of its start.
 func dial(ctx context.Context, path string) (net.Conn, error) {
 	var d net.Dialer
@@ -279,7 +286,8 @@ func (sd *side) meet(ctx context.Context, notice Notice, limit time.Duration) er
 			}
 			select {
 			case greeted <- g:
-			default:
+			default: // it was started again
+				sd.agent.Abandon(errRestarted)
 			}
 			return nil, nil
 		}
@@ -324,7 +332,7 @@ func (s *Supervisor) config(name string) wire.Config {
 		c.NICs = append(c.NICs, nicConfig(&n))
 	}
 	for _, v := range s.Pair.Services {
-		c.Services = append(c.Services, wire.Service{Name: v.Name, Command: v.Command, Ready: v.Ready})
+		c.Services = append(c.Services, wire.Service{Name: v.Name, Command: v.Command, Unit: v.Unit, Ready: v.Ready, Unrehearsed: !v.Rehearse})
 	}
 	if n := s.Pair.NFS; n != nil {
 		c.NFS = &wire.NFS{Host: s.Pair.Name, Exports: n.Exports, State: n.State, Lease: n.Lease, Grace: n.Grace, Threads: n.Threads, UDP: n.UDP}

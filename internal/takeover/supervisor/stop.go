@@ -3,6 +3,8 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync"
 	"time"
 
 	"understudy.dev/understudy/internal/live/wire"
@@ -53,6 +55,7 @@ func (s *Supervisor) Abandon(ctx context.Context, why error) error {
 // with nothing left behind, Stop it first.
 func (s *Supervisor) Close() error {
 	errs := []error{s.closeMorgue()}
+	s.powerOff()
 	for _, sd := range s.sides {
 		if sd != nil {
 			errs = append(errs, sd.end())
@@ -68,4 +71,51 @@ func (s *Supervisor) Close() error {
 		errs = append(errs, s.dir.Remove())
 	}
 	return errors.Join(errs...)
+}
+
+// powerOffLimit is how long a system of its own may take to end in good order.
+const powerOffLimit = 2 * time.Minute
+
+// powerOff has the sides that run a system of their own end it, so that all of it is on their
+// root disks, unless something is in memory only: then all is to stay as it is.
+func (s *Supervisor) powerOff() {
+	if s.dir.AtStake() {
+		return
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), powerOffLimit, fmt.Errorf("not done within %v", powerOffLimit))
+	defer cancel()
+	var g sync.WaitGroup
+	for _, sd := range s.sides {
+		if sd == nil || sd.process == nil || sd.agent == nil || s.Pair.Partitions[sd.index].Root == "" {
+			continue
+		}
+		g.Go(func() {
+			if err := sd.powerOff(ctx); err != nil {
+				s.log("root disk of partition %s: what was not written is lost, as after any crash: %v", sd.name, err)
+			}
+		})
+	}
+	g.Wait()
+}
+
+// powerOff returns when the side's process has ended.
+func (sd *side) powerOff(ctx context.Context) error {
+	select {
+	case <-sd.process.Ended(): // it was dead before
+		return nil
+	default:
+	}
+	err := sd.reach(ctx)
+	if err == nil {
+		err = sd.agent.Call(ctx, wire.PowerOff, nil, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("power it off: %w", err)
+	}
+	select {
+	case <-sd.process.Ended():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("power it off: %w", context.Cause(ctx))
+	}
 }

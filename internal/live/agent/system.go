@@ -1,0 +1,212 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/unit"
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// ServeAsService serves supervisors in a system of its own, whose systemd has started this
+// process, and starts it again if it ends. What an agent before it had under way there goes on.
+// ready is called once it can be spoken to.
+func ServeAsService(ctx context.Context, extra map[string]Verb, ready func() error) error {
+	a := New(extra)
+	a.system = true
+	if err := errors.Join(a.resume(ctx), ready()); err != nil {
+		return err
+	}
+	go a.watchUnits(ctx)
+	return a.Serve(ctx)
+}
+
+// state is what an agent that is started again has to know. It is in a file that goes with
+// the kernel.
+type state struct {
+	Config wire.Config    `json:"config"`
+	Mounts []stateMount   `json:"mounts"`
+	Units  []wire.Service `json:"units"` // that were started
+}
+
+type stateMount struct {
+	Disk string `json:"disk"`
+	Dir  string `json:"dir"`
+}
+
+const stateFile = unit.StateDir + "/agent.json"
+
+// keep writes down what this agent has under way, if another may have to go on with it.
+func (a *Agent) keep() error {
+	if !a.system {
+		return nil
+	}
+	s := state{Config: a.config, Units: a.units}
+	for _, m := range a.mounts {
+		s.Mounts = append(s.Mounts, stateMount{m.disk, m.dir})
+	}
+	b, err := json.Marshal(s)
+	if err == nil {
+		err = os.MkdirAll(unit.StateDir, 0o755)
+	}
+	if err == nil {
+		err = os.WriteFile(stateFile+".new", b, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(stateFile+".new", stateFile)
+	}
+	if err != nil {
+		return fmt.Errorf("write down what is under way: %w", err)
+	}
+	return nil
+}
+
+// resume goes on where an agent before this one was.
+func (a *Agent) resume(ctx context.Context) error {
+	b, err := os.ReadFile(stateFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var s state
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
+	if err != nil {
+		return fmt.Errorf("read what is under way: %w", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.config, a.units = s.Config, s.Units
+	if p := s.Config.Beat.Period; p > 0 {
+		if err := a.beat(s.Config.Beat); err != nil {
+			return err
+		}
+	}
+	if err := a.network.setUp(s.Config.NICs); err != nil {
+		return err
+	}
+	for _, m := range s.Mounts {
+		if !isMounted(m.Dir) {
+			continue
+		}
+		path, err := diskPath(m.Disk)
+		if err != nil {
+			return err
+		}
+		d := wire.Disk{Name: m.Disk} // of a rehearsal, if it is not the pair's
+		if known, err := a.disk(m.Disk); err == nil {
+			d = known
+		}
+		a.mounts = append(a.mounts, mounted{m.Disk, m.Dir, a.watchDisk(d, path)})
+	}
+	return a.keep()
+}
+
+// isMounted says whether something is mounted on a directory (proc(5), mountinfo).
+func isMounted(dir string) bool {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 && f[4] == dir {
+			return true
+		}
+	}
+	return false
+}
+
+// takeBeat goes on with the process that beats for an agent before this one, and does so as
+// it should. One that does so otherwise is ended.
+func (a *Agent) takeBeat(how string) bool {
+	if !a.system {
+		return false
+	}
+	taken := false
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well-formed
+	for _, l := range lines {
+		b, err := os.ReadFile(l)
+		args := strings.Split(string(bytes.TrimSuffix(b, []byte{0})), "\x00")
+		if err != nil || len(args) != 2 || args[0] != beatName {
+			continue
+		}
+		pid, err := strconv.Atoi(strings.Split(l, "/")[2])
+		if err != nil {
+			continue
+		}
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue // it has just ended
+		}
+		if args[1] != how || taken {
+			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // likewise
+			unix.Close(fd)
+			continue
+		}
+		taken = true
+		go a.keepTaken(fd, how)
+	}
+	return taken
+}
+
+// keepTaken starts a process that beats when the one that was taken ends.
+func (a *Agent) keepTaken(fd int, how string) {
+	defer unix.Close(fd)
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		if n, err := unix.Poll(fds, -1); n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	a.trouble("the process that beats ended and is started again")
+	first := make(chan error, 1)
+	go a.keepBeat(how, first)
+	if err := <-first; err != nil {
+		a.trouble("%v", err)
+	}
+}
+
+// checkSystem checks that a system can do what a configuration asks of it.
+func (a *Agent) checkSystem(ctx context.Context, c wire.Config) error {
+	units := slices.ContainsFunc(c.Services, func(s wire.Service) bool { return s.Unit != "" })
+	switch {
+	case !a.system && units && os.Getpid() == 1:
+		return errors.New("a service is a unit of systemd's, and this guest has none: give its command")
+	case a.system && c.NFS != nil:
+		return errors.New("an NFS server of the pair's cannot be in a system of its own: use the small guest (understudy initramfs)")
+	case !a.system:
+		return nil
+	}
+	for _, s := range c.Services {
+		if s.Unit != "" {
+			if err := a.checkUnit(ctx, s.Unit); err != nil {
+				return fmt.Errorf("service %s: %w", s.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// powerOff ends the whole system in good order, after this call has been answered.
+func (a *Agent) powerOff(ctx context.Context, _ none) (none, error) {
+	if a.system {
+		_, err := a.systemctl(ctx, "--no-block", "poweroff")
+		return none{}, err
+	}
+	go func() {
+		unix.Sync()
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	}()
+	return none{}, nil
+}

@@ -1,0 +1,217 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"understudy.dev/understudy/internal/live/hint"
+	"understudy.dev/understudy/internal/live/unit"
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// unitOf is the unit that a service runs as.
+func unitOf(s wire.Service) string {
+	if s.Unit != "" {
+		return s.Unit
+	}
+	return "understudy-" + s.Name + ".service"
+}
+
+// command runs a program of systemd's and returns what it says.
+func (a *Agent) command(ctx context.Context, name string, args ...string) (string, error) {
+	var out capped
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := a.children.start(cmd)
+	if err == nil {
+		err = a.children.wait(cmd)
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(out.String()))
+	}
+	return out.String(), nil
+}
+
+func (a *Agent) systemctl(ctx context.Context, args ...string) (string, error) {
+	return a.command(ctx, "systemctl", args...)
+}
+
+// unitState is what systemd says of a unit (systemctl show).
+type unitState map[string]string
+
+// show asks for properties of units, and gives them by unit.
+func (a *Agent) show(ctx context.Context, units ...string) (map[string]unitState, error) {
+	out, err := a.systemctl(ctx, append([]string{"show", "--property=Id,LoadState,ActiveState,Result,ConditionResult,DropInPaths"}, units...)...)
+	if err != nil {
+		return nil, err
+	}
+	return parseShow(out), nil
+}
+
+// parseShow reads properties of units: lines of NAME=VALUE, and an empty one between two units.
+func parseShow(text string) map[string]unitState {
+	all := make(map[string]unitState)
+	for block := range strings.SplitSeq(text, "\n\n") {
+		s := make(unitState)
+		for line := range strings.Lines(block) {
+			if name, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "="); ok {
+				s[name] = value
+			}
+		}
+		if s["Id"] != "" {
+			all[s["Id"]] = s
+		}
+	}
+	return all
+}
+
+// checkUnit checks that a unit is there, and starts by role only.
+func (a *Agent) checkUnit(ctx context.Context, name string) error {
+	states, err := a.show(ctx, name)
+	if err != nil {
+		return err
+	}
+	s := states[name]
+	advice := "Put it there, or correct its name."
+	switch {
+	case s == nil:
+		err = errors.New("it has another name: " + strings.Join(keys(states), ", "))
+	case s["LoadState"] != "loaded":
+		err = fmt.Errorf("systemd says that it is %s", s["LoadState"])
+	case !slices.ContainsFunc(strings.Fields(s["DropInPaths"]), func(p string) bool { return filepath.Base(p) == "understudy.conf" }):
+		err, advice = errors.New("it would start on either side"), "Prepare the root disk for it: understudy image prepare --unit "+name
+	default:
+		return nil
+	}
+	return hint.New("unit "+name, err, advice)
+}
+
+func keys(states map[string]unitState) (names []string) {
+	for name := range states {
+		names = append(names, name)
+	}
+	return names
+}
+
+// startUnit starts a service as a unit, and returns when systemd says that it runs.
+func (a *Agent) startUnit(ctx context.Context, s wire.Service) error {
+	name := unitOf(s)
+	role := unit.RoleFile(name)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(role), 0o755), os.WriteFile(role, nil, 0o644)); err != nil {
+		return fmt.Errorf("start service %s: %w", s.Name, err)
+	}
+	a.units = append(a.units, s) // to be stopped, whatever comes
+	err := a.keep()
+	if err == nil {
+		err = a.runUnit(ctx, s)
+	}
+	var states map[string]unitState
+	if err == nil {
+		states, err = a.show(ctx, name)
+	}
+	if err != nil {
+		return fmt.Errorf("start service %s: %w", s.Name, err)
+	}
+	switch is := states[name]; {
+	case is["ActiveState"] == "active" || is["ActiveState"] == "reloading":
+	case is["ConditionResult"] == "no":
+		return fmt.Errorf("start service %s: conditions of unit %s do not hold", s.Name, name)
+	case is["ActiveState"] == "inactive" && is["Result"] == "success": // it is done
+	default:
+		return fmt.Errorf("start service %s: unit %s is %s (%s)", s.Name, name, is["ActiveState"], is["Result"])
+	}
+	return nil
+}
+
+// runUnit starts the unit of a service: one of the system's, or one made of a command, which
+// is started again when it fails, unless it fails so often.
+func (a *Agent) runUnit(ctx context.Context, s wire.Service) error {
+	if s.Unit != "" {
+		_, err := a.systemctl(ctx, "start", s.Unit)
+		return err
+	}
+	if len(s.Command) == 0 {
+		return errors.New("it has no command")
+	}
+	name := unitOf(s)
+	args := append([]string{
+		"--quiet", "--unit=" + name, "--description=Service " + s.Name + " of the pair", "--service-type=exec",
+		"--property=Restart=on-failure", "--property=RestartSec=" + restartPause.String(),
+		"--property=StartLimitIntervalSec=" + failuresIn.String(), fmt.Sprintf("--property=StartLimitBurst=%d", failures+1),
+		"--",
+	}, s.Command...)
+	_, err := a.command(ctx, "systemd-run", args...)
+	if err != nil && ctx.Err() == nil { // one that failed before is still known
+		if _, reset := a.systemctl(ctx, "reset-failed", name); reset == nil {
+			_, err = a.command(ctx, "systemd-run", args...)
+		}
+	}
+	return err
+}
+
+// stopUnits stops the services that run as units, last started first. They are not to run
+// here any more.
+func (a *Agent) stopUnits(ctx context.Context) error {
+	for len(a.units) > 0 {
+		last := a.units[len(a.units)-1]
+		name := unitOf(last)
+		_, err := a.systemctl(ctx, "stop", name)
+		if err != nil && last.Unit == "" { // one that is done is not known any more
+			if states, shown := a.show(ctx, name); shown == nil && states[name]["LoadState"] == "not-found" {
+				err = nil
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("stop service %s: %w", last.Name, err)
+		}
+		if err := os.Remove(unit.RoleFile(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		a.units = a.units[:len(a.units)-1]
+		if err := a.keep(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unitsEvery is how often it is looked whether units run.
+const unitsEvery = 2 * time.Second
+
+// watchUnits tells of units that were started and have failed.
+func (a *Agent) watchUnits(ctx context.Context) {
+	told := make(map[string]bool)
+	for ctx.Err() == nil {
+		time.Sleep(unitsEvery)
+		a.mu.Lock()
+		var names []string
+		for _, s := range a.units {
+			names = append(names, unitOf(s))
+		}
+		a.mu.Unlock()
+		if len(names) == 0 {
+			clear(told)
+			continue
+		}
+		states, err := a.show(ctx, names...)
+		if err != nil {
+			continue // it is busy: the next time
+		}
+		for _, name := range names {
+			s := states[name]
+			if failed := s["ActiveState"] == "failed"; failed != told[name] {
+				told[name] = failed
+				if failed {
+					a.trouble("unit %s has failed (%s), and systemd does not start it again", name, s["Result"])
+				}
+			}
+		}
+	}
+}
