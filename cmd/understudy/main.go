@@ -62,7 +62,7 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 	}
 	cmd.AddCommand(manualCommand(), checkCommand(), upCommand(), statusCommand(), eventsCommand(), switchCommand(), crashCommand(), leaveCommand(), downCommand(), consoleCommand(), recoverCommand(),
-		initramfsCommand(), metalCommand(), agentCommand(), inspectCommand(), salvageCommand(), socketsCommand())
+		initramfsCommand(), imageCommand(), metalCommand(), agentCommand(), inspectCommand(), salvageCommand(), socketsCommand())
 	for _, c := range cmd.Commands() {
 		if strings.HasSuffix(c.Use, "[PAIR]") {
 			c.ValidArgsFunction = completePair

@@ -1,0 +1,138 @@
+package rootdisk
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"understudy.dev/understudy/internal/live/unit"
+)
+
+// Where what we put into a system lies.
+const (
+	programPath = "usr/lib/understudy/understudy"
+	unitPath    = "etc/systemd/system/" + unit.Agent
+	rulePath    = "etc/udev/rules.d/60-understudy.rules"
+	networkPath = "etc/systemd/network/00-understudy.network"
+	dropIn      = "understudy.conf"
+	unitsPath   = "etc/systemd/system"
+	fstabPath   = "etc/fstab"
+)
+
+// head is the first line of what we write.
+const head = "# Written by understudy image prepare; its --undo takes it away.\n"
+
+// agentUnit starts with the port that a supervisor speaks on, and outside of a pair not at
+// all. The process that beats goes on while the agent is started again (KillMode).
+const agentUnit = head + `[Unit]
+Description=Understudy's agent in this partition
+BindsTo=` + portUnit + `
+After=` + portUnit + `
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+ExecStart=/` + programPath + ` agent --service
+Restart=always
+RestartSec=100ms
+KillMode=process
+OOMScoreAdjust=-1000
+`
+
+// portUnit is what systemd calls /dev/virtio-ports/org.understudy.agent (systemd-escape(1)).
+const portUnit = `dev-virtio\x2dports-org.understudy.agent.device`
+
+// rule starts the agent where there is the port, as that of QEMU's own agent does.
+const rule = head + `SUBSYSTEM=="virtio-ports", ATTR{name}=="org.understudy.agent", TAG+="systemd", ENV{SYSTEMD_WANTS}+="` + unit.Agent + `"
+`
+
+// network leaves the interfaces of a partition to the agent (systemd.network(5)).
+const network = head + `[Match]
+KernelCommandLine=` + unit.PairParameter + `
+Driver=virtio_net
+
+[Link]
+Unmanaged=yes
+`
+
+// unitDropIn has a unit of a pair's start where the role is, and nowhere else; outside of a pair
+// as before. Of conditions with | one has to hold (systemd.unit(5)).
+func unitDropIn(name string) string {
+	return head + "[Unit]\nConditionKernelCommandLine=|!" + unit.PairParameter + "\nConditionPathExists=|" + unit.RoleFile(name) + "\n"
+}
+
+func dropInPath(name string) string { return path.Join(unitsPath, name+".d", dropIn) }
+
+// mark is what begins a line of fstab that is set aside.
+const mark = "#understudy: "
+
+// setAside comments out the lines of fstab(5) that mount something on these directories,
+// and says which they are. Directories without such a line are missing.
+func setAside(fstab string, dirs []string) (text string, aside, missing []string) {
+	found := make(map[string]bool)
+	var out strings.Builder
+	for line := range strings.Lines(fstab) {
+		f := strings.Fields(strings.TrimPrefix(line, mark))
+		for _, dir := range dirs {
+			if len(f) < 2 || strings.HasPrefix(f[0], "#") || path.Clean(f[1]) != path.Clean(dir) {
+				continue
+			}
+			found[dir] = true
+			if !strings.HasPrefix(line, mark) {
+				aside = append(aside, strings.TrimSpace(line))
+				line = mark + line
+			}
+		}
+		out.WriteString(line)
+	}
+	for _, dir := range dirs {
+		if !found[dir] {
+			missing = append(missing, dir)
+		}
+	}
+	return out.String(), aside, missing
+}
+
+// putBack undoes setAside for all lines.
+func putBack(fstab string) (text string, back []string) {
+	var out strings.Builder
+	for line := range strings.Lines(fstab) {
+		if rest, ok := strings.CutPrefix(line, mark); ok {
+			line = rest
+			back = append(back, strings.TrimSpace(line))
+		}
+		out.WriteString(line)
+	}
+	return out.String(), back
+}
+
+// elsewhere are the lines of an fstab that a boot waits for, and whose disk is not this one:
+// uuids are those on it.
+func elsewhere(fstab string, uuids []string) (lines []string) {
+	for line := range strings.Lines(fstab) {
+		f := strings.Fields(line)
+		if len(f) < 4 || strings.HasPrefix(f[0], "#") || f[1] == "/" {
+			continue
+		}
+		options := "," + f[3] + ","
+		if strings.Contains(options, ",noauto,") || strings.Contains(options, ",nofail,") {
+			continue
+		}
+		here := !strings.HasPrefix(f[0], "UUID=") && !strings.HasPrefix(f[0], "LABEL=") && !strings.HasPrefix(f[0], "/dev/")
+		for _, u := range uuids {
+			here = here || f[0] == "UUID="+u || f[0] == "/dev/disk/by-uuid/"+u
+		}
+		if !here {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return lines
+}
+
+// checkUnit checks that a name is that of a unit that can be started and stopped.
+func checkUnit(name string) error {
+	if strings.ContainsAny(name, "/ \t\n") || !strings.HasSuffix(name, ".service") || name == ".service" {
+		return fmt.Errorf("%q is not the name of a service of systemd's, such as nginx.service", name)
+	}
+	return nil
+}

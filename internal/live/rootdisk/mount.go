@@ -1,0 +1,165 @@
+package rootdisk
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/fence"
+	"understudy.dev/understudy/internal/live/hint"
+)
+
+// Disk is a disk image, or a block device, that nobody else uses, with the root file system
+// on it.
+type Disk struct {
+	Path  string
+	Whole bool   // the file system is all of the disk: there is no partition table
+	UUID  string // of the root file system
+
+	claim *fence.Claim
+	root  fileSystem
+	rest  []fileSystem // of the ext family, beside it
+}
+
+// Open claims a disk and finds the root file system on it: that which has /etc/fstab, or
+// is the only one. It is refused if somebody uses the disk, or has left it in the midst of
+// something.
+func Open(path string) (*Disk, error) {
+	claim, err := fence.Take(path)
+	if err != nil {
+		return nil, err
+	}
+	d := &Disk{Path: path, claim: claim}
+	if err := d.find(); err != nil {
+		return nil, errors.Join(err, claim.Close())
+	}
+	return d, nil
+}
+
+// Close lets the disk go.
+func (d *Disk) Close() error { return errors.Join(d.claim.Sync(), d.claim.Close()) }
+
+func (d *Disk) find() error {
+	parts, err := partitions(d.claim, d.claim.Size)
+	if errors.Is(err, errNoTable) {
+		d.Whole, parts, err = true, []extent{{0, d.claim.Size}}, nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at disk %s: %w", d.Path, err)
+	}
+	var kinds []string
+	for _, p := range parts {
+		fs, err := probe(d.claim, p)
+		if err != nil {
+			return hint.New("look at disk "+d.Path, err,
+				"Boot the machine that it is of and shut it down in good order. If its kernel has died and its memory is there, first: understudy salvage apply.")
+		}
+		if fs.kind == "ext4" {
+			d.rest = append(d.rest, fs)
+		} else if fs.kind != "" {
+			kinds = append(kinds, fs.kind)
+		}
+	}
+	for i, fs := range d.rest {
+		is := len(d.rest) == 1
+		if !is {
+			if err := d.on(fs, func(root *os.Root) error {
+				_, err := root.Stat("etc/fstab")
+				is = err == nil
+				return nil
+			}); err != nil {
+				return err
+			}
+		}
+		if is {
+			d.root, d.UUID = fs, fs.uuid
+			d.rest = append(d.rest[:i:i], d.rest[i+1:]...)
+			return nil
+		}
+	}
+	found := "nothing that we know"
+	if len(kinds) > 0 {
+		found = strings.Join(kinds, ", ")
+	}
+	return hint.New("look at disk "+d.Path, fmt.Errorf("no root file system of the ext family on it, but %s", found),
+		"Name the raw image of a disk with a Linux root file system, ext3 or ext4, bare or in a partition.")
+}
+
+// on has a file system mounted, where nobody else sees it, while do runs.
+func (d *Disk) on(fs fileSystem, do func(*os.Root) error) error {
+	done := make(chan error, 1)
+	go func() {
+		// A thread with a mount namespace of its own ends with this goroutine.
+		runtime.LockOSThread()
+		done <- d.mounted(fs, do)
+	}()
+	return <-done
+}
+
+func (d *Disk) mounted(fs fileSystem, do func(*os.Root) error) (err error) {
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		return hint.New("make a mount namespace", err, "Run this as root.")
+	}
+	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	loop, err := attach(d.claim.File, fs.extent)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, loop.Close()) }() // which detaches it
+	dir, err := os.MkdirTemp("", "understudy-root-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(dir)) }()
+	if err := unix.Mount(loop.Name(), dir, fs.kind, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount the root file system of %s: %w", d.Path, err)
+	}
+	defer func() { err = errors.Join(err, unix.Unmount(dir, 0)) }()
+	root, err := os.OpenRoot(dir) // what its links name is not ours
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(root), root.Close())
+}
+
+// attachTries is how often a loop device is looked for: others may take the one that is free.
+const attachTries = 20
+
+// attach makes a block device of a part of a file, until that is closed and unmounted
+// (loop(4)).
+func attach(f *os.File, part extent) (*os.File, error) {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, hint.New("find a loop device", err, "Load the module loop, and run this as root.")
+	}
+	defer control.Close()
+	for range attachTries {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("find a loop device: %w", err)
+		}
+		loop, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", n), os.O_RDWR, 0)
+		if err != nil {
+			return nil, fmt.Errorf("open loop device: %w", err)
+		}
+		c := unix.LoopConfig{Fd: uint32(f.Fd())}
+		c.Info.Offset, c.Info.Sizelimit, c.Info.Flags = uint64(part.start), uint64(part.size), unix.LO_FLAGS_AUTOCLEAR
+		err = unix.IoctlLoopConfigure(int(loop.Fd()), &c)
+		if err == nil {
+			return loop, nil
+		}
+		loop.Close()
+		if !errors.Is(err, unix.EBUSY) {
+			return nil, fmt.Errorf("attach loop device: %w", err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return nil, fmt.Errorf("attach loop device: %w", unix.EBUSY)
+}

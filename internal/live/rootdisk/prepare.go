@@ -1,0 +1,213 @@
+// Package rootdisk makes a system on a disk image fit to be a partition's: it puts the agent
+// into it, takes it away again, and takes its kernel out.
+package rootdisk
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"understudy.dev/understudy/internal/live/hint"
+)
+
+// Content is what a system gets.
+type Content struct {
+	Program string   // path of the program with the agent in it, linked statically
+	Units   []string // services that are started by role
+	Mounts  []string // directories whose disks are the pair's
+}
+
+// Note begins what is told and is no change.
+const Note = "note: "
+
+// Prepare puts the agent into the system on a disk, and tells each thing that it changes. What
+// is as it should be it leaves alone.
+func (d *Disk) Prepare(c Content, tell func(what string)) error {
+	for _, u := range c.Units {
+		if err := checkUnit(u); err != nil {
+			return err
+		}
+	}
+	program, err := os.ReadFile(c.Program)
+	if err != nil {
+		return fmt.Errorf("read the program that is to be the agent: %w", err)
+	}
+	return d.on(d.root, func(root *os.Root) error {
+		if err := fits(root); err != nil {
+			return fmt.Errorf("prepare %s: %w", d.Path, err)
+		}
+		w := writer{root: root, tell: tell}
+		w.put(programPath, program, 0o755)
+		w.put(unitPath, []byte(agentUnit), 0o644)
+		w.put(rulePath, []byte(rule), 0o644)
+		w.put(networkPath, []byte(network), 0o644)
+		for _, u := range c.Units {
+			w.put(dropInPath(u), []byte(unitDropIn(u)), 0o644)
+		}
+		w.fstab(func(text string) (string, error) {
+			text, aside, missing := setAside(text, c.Mounts)
+			for _, dir := range missing {
+				tell(Note + "/etc/fstab mounts nothing on " + dir)
+			}
+			for _, l := range aside {
+				tell("set aside in /etc/fstab: " + l)
+			}
+			for _, l := range elsewhere(text, d.uuids()) {
+				tell(Note + "the boot may wait for a disk that is not here; if it is one of the pair's, say --mount; else add nofail: " + l)
+			}
+			return text, nil
+		})
+		return w.err
+	})
+}
+
+// Undo takes away what Prepare has put there, and tells each thing.
+func (d *Disk) Undo(tell func(what string)) error {
+	return d.on(d.root, func(root *os.Root) error {
+		w := writer{root: root, tell: tell}
+		for _, p := range []string{unitPath, rulePath, networkPath, programPath} {
+			w.remove(p)
+		}
+		w.prune(path.Dir(programPath))
+		drops, err := fs.Glob(root.FS(), path.Join(unitsPath, "*.d", dropIn))
+		if err != nil {
+			return err
+		}
+		for _, p := range drops {
+			w.remove(p)
+			w.prune(path.Dir(p))
+		}
+		w.fstab(func(text string) (string, error) {
+			text, back := putBack(text)
+			for _, l := range back {
+				tell("put back in /etc/fstab: " + l)
+			}
+			return text, nil
+		})
+		return w.err
+	})
+}
+
+// fits says whether a system can have the agent: systemd starts it, and a takeover needs
+// e2fsck(8).
+func fits(root *os.Root) error {
+	for _, need := range []struct {
+		what, advice string
+		paths        []string
+	}{
+		{"systemd", "A system without it can be the small guest: understudy initramfs.", []string{"usr/lib/systemd/systemd", "lib/systemd/systemd"}},
+		{"e2fsck", "Install e2fsprogs in it.", []string{"usr/sbin/e2fsck", "sbin/e2fsck"}},
+	} {
+		found := false
+		for _, p := range need.paths {
+			_, err := root.Stat(p)
+			found = found || err == nil
+		}
+		if !found {
+			return hint.New("look for "+need.what, fs.ErrNotExist, need.advice)
+		}
+	}
+	return nil
+}
+
+// uuids are those of the file systems on the disk.
+func (d *Disk) uuids() []string {
+	out := []string{d.root.uuid}
+	for _, fs := range d.rest {
+		out = append(out, fs.uuid)
+	}
+	return out
+}
+
+// writer changes a system, until the first error.
+type writer struct {
+	root *os.Root
+	tell func(string)
+	err  error
+}
+
+// put has a file be of that content.
+func (w *writer) put(name string, content []byte, mode os.FileMode) {
+	if w.err != nil {
+		return
+	}
+	before, err := w.root.ReadFile(name)
+	if err == nil && bytes.Equal(before, content) {
+		return
+	}
+	what := "wrote"
+	if err == nil {
+		what = "renewed"
+	}
+	if w.err = w.root.MkdirAll(path.Dir(name), 0o755); w.err == nil {
+		w.err = replace(w.root, name, content, mode)
+	}
+	if w.err == nil {
+		w.tell(what + " /" + name)
+	}
+}
+
+// replace writes a file: complete and on disk, or not at all.
+func replace(root *os.Root, name string, content []byte, mode os.FileMode) error {
+	draft := name + ".understudy-new"
+	f, err := root.OpenFile(draft, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, bytes.NewReader(content))
+	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err == nil {
+		err = root.Rename(draft, name)
+	}
+	if err != nil {
+		return errors.Join(err, root.Remove(draft))
+	}
+	return nil
+}
+
+// remove takes a file away that may not be there.
+func (w *writer) remove(name string) {
+	if w.err != nil {
+		return
+	}
+	err := w.root.Remove(name)
+	if err == nil {
+		w.tell("removed /" + name)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		w.err = err
+	}
+}
+
+// prune takes a directory of ours away if nothing else is in it.
+func (w *writer) prune(dir string) {
+	if w.err == nil && strings.Count(dir, "/") > 1 {
+		_ = w.root.Remove(dir) // it is in use, or not there
+	}
+}
+
+// fstab changes it, if it is there, and keeps its permissions.
+func (w *writer) fstab(change func(string) (string, error)) {
+	if w.err != nil {
+		return
+	}
+	st, err := w.root.Stat(fstabPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var text []byte
+	if err == nil {
+		text, err = w.root.ReadFile(fstabPath)
+	}
+	var after string
+	if err == nil {
+		after, err = change(string(text))
+	}
+	if err == nil && after != string(text) {
+		err = replace(w.root, fstabPath, []byte(after), st.Mode().Perm())
+	}
+	w.err = err
+}

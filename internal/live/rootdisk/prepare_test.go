@@ -1,0 +1,220 @@
+package rootdisk
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/fence"
+)
+
+// tree is the least that a system has.
+func tree(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"usr/lib/systemd/systemd": "", "usr/sbin/e2fsck": "", "etc/fstab": "UUID=1 / ext4 defaults 0 1\nUUID=2 /srv ext4 defaults 0 2\nUUID=3 /opt ext4 nofail 0 2\n",
+		"usr/lib/modules/6.1.0-9-amd64/modules.dep": "", "usr/lib/modules/6.1.0-10-amd64/modules.dep": "",
+		"boot/vmlinuz-6.1.0-10-amd64": "kernel", "boot/initrd.img-6.1.0-10-amd64": "initrd",
+	} {
+		at := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// image makes a disk of a tree, with a partition table before it or without.
+func image(t *testing.T, tree string, parted bool) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		tier.Lacks(t, "not root: an image is mounted")
+	}
+	path := filepath.Join(t.TempDir(), "root.img")
+	first := 0
+	table := make([]byte, 1<<20)
+	if parted {
+		first, table = 1<<20, disk([3]uint32{0x83, 2048, 64 << 11})
+	}
+	if err := errors.Join(os.WriteFile(path, table, 0o600), os.Truncate(path, int64(first)+64<<20)); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-q", "-F", "-t", "ext4", "-d", tree}
+	if parted {
+		args = append(args, "-E", "offset=1048576")
+	}
+	if out, err := exec.Command("mke2fs", append(args, path, "64M")...).CombinedOutput(); err != nil {
+		t.Fatalf("mke2fs: %v: %s", err, out)
+	}
+	return path
+}
+
+// look has what is on an image, by path, through another door than ours.
+func look(t *testing.T, path string, parted bool) map[string]string {
+	t.Helper()
+	from := path
+	if parted {
+		from += "?offset=1048576"
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command("debugfs", "-R", "rdump / "+dir, from).CombinedOutput(); err != nil {
+		t.Fatalf("debugfs: %v: %s", err, out)
+	}
+	all := make(map[string]string)
+	err := filepath.WalkDir(dir, func(at string, e os.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(at)
+		all[strings.TrimPrefix(at, dir+"/")] = string(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func TestPrepare(t *testing.T) {
+	for name, parted := range map[string]bool{"bare": false, "in a partition": true} {
+		t.Run(name, func(t *testing.T) {
+			path := image(t, tree(t), parted)
+			before := look(t, path, parted)
+			program := filepath.Join(t.TempDir(), "program")
+			if err := os.WriteFile(program, []byte("the agent"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			d, err := Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d.Whole == parted {
+				t.Errorf("whole: %v", d.Whole)
+			}
+			var told []string
+			tell := func(what string) { told = append(told, what) }
+			c := Content{Program: program, Units: []string{"db.service"}, Mounts: []string{"/srv/"}}
+			if err := d.Prepare(c, tell); err != nil {
+				t.Fatal(err)
+			}
+			want := []string{
+				"wrote /usr/lib/understudy/understudy", "wrote /etc/systemd/system/understudy-agent.service", "wrote /etc/udev/rules.d/60-understudy.rules",
+				"wrote /etc/systemd/network/00-understudy.network", "wrote /etc/systemd/system/db.service.d/understudy.conf",
+				"set aside in /etc/fstab: UUID=2 /srv ext4 defaults 0 2",
+			}
+			if !slices.Equal(told, want) {
+				t.Errorf("told %q", told)
+			}
+			told = nil
+			if err := d.Prepare(c, tell); err != nil || told != nil {
+				t.Errorf("again: %v, %q", err, told)
+			}
+			k, err := d.TakeKernel("", filepath.Join(t.TempDir(), "out"))
+			if err != nil || k.Release != "6.1.0-10-amd64" {
+				t.Fatalf("kernel %+v, %v", k, err)
+			}
+			for at, text := range map[string]string{k.Image: "kernel", k.Initramfs: "initrd"} {
+				if b, err := os.ReadFile(at); err != nil || string(b) != text {
+					t.Errorf("%s: %q, %v", at, b, err)
+				}
+			}
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			now := look(t, path, parted)
+			if now["usr/lib/understudy/understudy"] != "the agent" || !strings.Contains(now["etc/fstab"], "\n#understudy: UUID=2 /srv") || len(now) != len(before)+5 {
+				t.Errorf("the disk has %q", now)
+			}
+			if d, err = Open(path); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(d.Undo(tell), d.Close()); err != nil {
+				t.Fatal(err)
+			}
+			now = look(t, path, parted)
+			for name, text := range before {
+				if now[name] != text {
+					t.Errorf("%s is %q, and was %q", name, now[name], text)
+				}
+			}
+			if len(now) != len(before) {
+				t.Errorf("%d files, and there were %d", len(now), len(before))
+			}
+		})
+	}
+}
+
+// TestPrepareRefuses: what somebody uses, what was not unmounted, what has no systemd, and what
+// leads out of it is left as it is.
+func TestPrepareRefuses(t *testing.T) {
+	open := func(path string) error {
+		d, err := Open(path)
+		if err != nil {
+			return err
+		}
+		err = d.Prepare(Content{Program: "/proc/self/exe"}, func(string) {})
+		return errors.Join(err, d.Close())
+	}
+	refused := func(path, why string) {
+		t.Helper()
+		if err := open(path); err == nil || !strings.Contains(err.Error(), why) {
+			t.Errorf("want %q: %v", why, err)
+		}
+	}
+	path := image(t, tree(t), false)
+	hold, err := fence.Take(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused(path, "locked")
+	hold.Close()
+	if out, err := exec.Command("debugfs", "-w", "-R", "feature needs_recovery", path).CombinedOutput(); err != nil {
+		t.Fatalf("debugfs: %v: %s", err, out)
+	}
+	refused(path, "was not unmounted")
+	bare := tree(t)
+	if err := os.Remove(filepath.Join(bare, "usr/lib/systemd/systemd")); err != nil {
+		t.Fatal(err)
+	}
+	refused(image(t, bare, false), "look for systemd")
+	// A system whose /etc/systemd is a link to a directory of this machine.
+	out, trap := t.TempDir(), tree(t)
+	if err := os.Symlink(out, filepath.Join(trap, "etc/systemd")); err != nil {
+		t.Fatal(err)
+	}
+	refused(image(t, trap, false), "escapes")
+	if left, err := os.ReadDir(out); err != nil || len(left) > 0 {
+		t.Errorf("it wrote to this machine: %v, %v", left, err)
+	}
+	empty := filepath.Join(t.TempDir(), "empty")
+	if err := errors.Join(os.WriteFile(empty, nil, 0o600), os.Truncate(empty, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	refused(empty, "no root file system")
+}
+
+func TestFstab(t *testing.T) {
+	const text = "# /srv\nUUID=1 / ext4 defaults 0 1\n\nUUID=2\t/srv\text4 defaults 0 2\nUUID=3 /srv/a ext4 noauto 0 0\nLABEL=x /b ext4 nofail 0 2\ntmpfs /tmp tmpfs defaults 0 0\n/dev/vdb /c ext4 defaults 0 0"
+	after, aside, missing := setAside(text, []string{"/srv", "/none"})
+	if !slices.Equal(aside, []string{"UUID=2\t/srv\text4 defaults 0 2"}) || !slices.Equal(missing, []string{"/none"}) {
+		t.Errorf("set aside %q, missing %q", aside, missing)
+	}
+	if again, aside, missing := setAside(after, []string{"/srv"}); again != after || aside != nil || missing != nil {
+		t.Errorf("again: %q, %q", aside, missing)
+	}
+	if back, lines := putBack(after); back != text || len(lines) != 1 {
+		t.Errorf("put back %q of\n%s", lines, back)
+	}
+	if got := elsewhere(text, []string{"1"}); !slices.Equal(got, []string{"UUID=2\t/srv\text4 defaults 0 2", "/dev/vdb /c ext4 defaults 0 0"}) {
+		t.Errorf("elsewhere: %q", got)
+	}
+	if got := elsewhere(after, []string{"1"}); len(got) != 1 {
+		t.Errorf("elsewhere: %q", got)
+	}
+}
