@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 
 	"understudy.dev/understudy/internal/live/events"
+	"understudy.dev/understudy/internal/live/rootdisk"
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
@@ -93,9 +96,15 @@ func (p *protection) await(ctx context.Context, freeze func()) error {
 
 // rescueRoot brings to a partition's own root disk what only its memory has of it.
 func rescueRoot(ctx context.Context, disk, memory string) error {
-	report, err := offline.Run(ctx, offline.Options{Image: memory, Disk: disk, GiveUp: true})
-	if err == nil && !report.Complete {
-		err = applyVerdict(report)
-	}
-	return err
+	return rootdisk.Unclean(disk, func(path string) error {
+		o := offline.Options{Image: memory, Disk: path, GiveUp: true}
+		if st, err := os.Stat(disk); err == nil && st.Mode().IsRegular() {
+			o.Work = filepath.Dir(disk) // a partition of it is a block device
+		}
+		report, err := offline.Run(ctx, o)
+		if err == nil && !report.Complete {
+			err = applyVerdict(report)
+		}
+		return err
+	})
 }

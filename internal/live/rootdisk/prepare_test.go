@@ -218,3 +218,53 @@ func TestFstab(t *testing.T) {
 		t.Errorf("elsewhere: %q", got)
 	}
 }
+
+// TestUnclean: a partition that was not unmounted is to be had alone, and a disk without
+// partitions as it is.
+func TestUnclean(t *testing.T) {
+	for name, parted := range map[string]bool{"bare": false, "in a partition": true} {
+		t.Run(name, func(t *testing.T) {
+			path := image(t, tree(t), parted)
+			from, want := path, path
+			if parted {
+				from, want = path+"?offset=1048576", path+".part1"
+			}
+			seen := func() (at []string) {
+				err := Unclean(path, func(p string) error {
+					at = append(at, p)
+					c, err := fence.Take(p)
+					if err != nil {
+						return err
+					}
+					defer c.Close()
+					fs, err := probe(c, extent{0, c.Size})
+					if fs.kind != "ext4" || c.Size != 64<<20 && parted {
+						t.Errorf("%s: %+v of %d bytes, %v", p, fs, c.Size, err)
+					}
+					return nil
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return at
+			}
+			if at := seen(); parted && len(at) > 0 {
+				t.Errorf("one that was unmounted: %q", at)
+			}
+			if out, err := exec.Command("debugfs", "-w", "-R", "feature needs_recovery", from).CombinedOutput(); err != nil {
+				t.Fatalf("debugfs: %v: %s", err, out)
+			}
+			if at := seen(); !slices.Equal(at, []string{want}) {
+				t.Errorf("got %q", at)
+			}
+			if _, err := os.Lstat(path + ".part1"); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the link is left: %v", err)
+			}
+			if hold, err := fence.Take(path); err != nil { // as if a loop device had it
+				t.Error(err)
+			} else {
+				hold.Close()
+			}
+		})
+	}
+}
