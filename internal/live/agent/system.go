@@ -179,9 +179,9 @@ func (a *Agent) keepTaken(fd int, how string) {
 
 // checkSystem checks that a system can do what a configuration asks of it.
 func (a *Agent) checkSystem(ctx context.Context, c wire.Config) error {
-	units := slices.ContainsFunc(c.Services, func(s wire.Service) bool { return s.Unit != "" })
+	units := slices.ContainsFunc(c.Services, func(s wire.Service) bool { return s.Unit != "" && len(s.Command) == 0 })
 	switch {
-	case !a.system && units && os.Getpid() == 1:
+	case !a.system && units:
 		return errors.New("a service is a unit of systemd's, and this guest has none: give its command")
 	case a.system && c.NFS != nil:
 		return errors.New("an NFS server of the pair's cannot be in a system of its own: use the small guest (understudy initramfs)")

@@ -43,6 +43,14 @@ func FuzzParseShow(f *testing.F) {
 
 // TestCheckSystem: what a guest cannot do is refused when it is configured.
 func TestCheckSystem(t *testing.T) {
+	small := New(nil)
+	if err := small.checkSystem(t.Context(), wire.Config{Services: []wire.Service{{Name: "a", Unit: "a.service"}}}); err == nil || !strings.Contains(err.Error(), "this guest has none") {
+		t.Errorf("a unit in the small guest: %v", err)
+	}
+	// As package bare has it, which starts units itself.
+	if err := small.checkSystem(t.Context(), wire.Config{Services: []wire.Service{{Name: "a", Unit: "a.service", Command: []string{"/init"}}}}); err != nil {
+		t.Errorf("a unit that a command starts: %v", err)
+	}
 	service := New(nil)
 	service.system = true
 	if err := service.checkSystem(t.Context(), wire.Config{NFS: &wire.NFS{}}); err == nil || !strings.Contains(err.Error(), "NFS") {

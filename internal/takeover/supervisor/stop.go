@@ -86,8 +86,8 @@ func (s *Supervisor) powerOff() {
 	defer cancel()
 	var g sync.WaitGroup
 	for _, sd := range s.sides {
-		if sd == nil || sd.process == nil || sd.agent == nil || s.Pair.Partitions[sd.index].Root == "" {
-			continue
+		if sd == nil || sd.process == nil || sd.greeting.BootID == "" || s.Pair.Partitions[sd.index].Root == "" {
+			continue // it has not come up, or has nothing of its own
 		}
 		g.Go(func() {
 			if err := sd.powerOff(ctx); err != nil {
