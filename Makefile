@@ -7,7 +7,7 @@
 GO ?= go
 BEGAN := $(shell date +%s)
 
-.PHONY: build lab setup kernels vet check lint test test-quick test-full demo metal survive matrix matrix-wide matrix-arm64 oracle oracle-live fuzz nfs nfs-crashes bench deb clean
+.PHONY: build lab setup kernels vet check lint test test-quick test-full demo metal survive matrix matrix-wide matrix-arm64 oracle oracle-live fuzz nfs nfs-crashes systems bench deb clean
 
 # What --version says: the tag, or the last one with the commit.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -119,6 +119,12 @@ nfs: setup lab
 nfs-crashes: RUNS ?= 20
 nfs-crashes: setup lab
 	bin/understudy-lab nfs-crashes --runs $(RUNS) --tree "$$($(GO) env GOROOT)/src/net"
+
+# Programs with data of their own, in pairs of Debian guests whose kernel dies RUNS times; writes
+# docs/SYSTEMS.md. It fails if anything that they had acknowledged is lost.
+systems: RUNS ?= 5
+systems: setup build
+	$(GO) run ./internal/lab/systems/cmd -runs $(RUNS) -table docs/SYSTEMS.md
 
 bench: kernels build
 	UNDERSTUDY_TIER=full $(GO) test -p 1 -timeout 30m -run '^$$' -bench . ./...

@@ -21,7 +21,7 @@ const module = "understudy.dev/understudy/"
 
 // alone are the packages that boot pairs and hold them against time, or look at the
 // host's own network: none of them runs beside another package.
-var alone = []string{"cmd/understudy"}
+var alone = []string{"cmd/understudy", "internal/lab/systems"}
 
 // first are those that take longest to get ready, in the order in which they begin:
 // no two neighbours make the same images.

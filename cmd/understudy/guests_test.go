@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/internal/lab/netlab"
+	"understudy.dev/understudy/internal/lab/systems"
+	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/dirs"
+)
+
+const guestsPair = `name: guests
+partitions:
+  left: {cpus: "%[1]d", memory: 640MiB, kernel: %[3]s, initramfs: %[4]s, root: left.img, append: "%[5]s"}
+  right: {cpus: "%[2]d", memory: 640MiB, kernel: %[3]s, initramfs: %[4]s, root: right.img, append: "%[5]s"}
+disks:
+  - {name: data, image: data.img, mount: /var/www}
+nics:
+  - {name: lan, mac: "52:54:00:00:00:02", address: 10.77.0.2/24, gateway: 10.77.0.1, bridge: br0}
+services:
+  - {name: web, unit: nginx.service, ready: 80}
+  - {name: work, command: [sh, -c, ". /var/www/work"], rehearse: false}
+`
+
+// guestsWork is what the active side does, once somebody has asked for /go: it leaves files in
+// memory only, on the shared disk and on its own root disk, and has its agent started
+// again. What it says is on the console, which outlives it.
+const guestsWork = `
+exec > /dev/ttyS0 2>&1
+[ -e /var/www/html/new ] && exec sleep 1000000
+until grep -q 'GET /go' /var/log/nginx/access.log; do sleep 0.2; done
+for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_ratio=89 vm/dirty_ratio=90; do
+  echo ${s#*=} > /proc/sys/${s%=*}
+done
+mount -o remount,commit=86400 /var/www; mount -o remount,commit=86400 /
+sync
+beat=$(pgrep -f ^understudy-beat)
+agent=$(systemctl show -P MainPID understudy-agent)
+systemctl restart understudy-agent
+echo AGENT $agent $(systemctl show -P MainPID understudy-agent) BEAT $beat $(pgrep -f ^understudy-beat)
+cd /var/www/html
+mkdir new
+for n in 1 2 3 4 5 6 7 8; do
+  head -c $((n * 70919)) /dev/urandom > new/file$n
+done
+mv old1 new/renamed
+rm old2
+head -c 300000 /dev/urandom > /var/lib/own
+for f in new/* /var/lib/own; do
+  echo SUM $(sha256sum $f)
+done
+echo UNSAVED
+exec sleep 1000000
+`
+
+// TestGuests: a pair whose partitions are Debian with systemd. A unit is started by role; the
+// agent is started again without a takeover; the kernel panics, and the other side serves the
+// same files from the same address; what the dead side had unsaved on its own root disk is there
+// when it boots again; and both are powered off in good order.
+func TestGuests(t *testing.T) {
+	tier.Full(t, "partitions with Debian and systemd")
+	vm(t)
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	root, err := systems.Find(t.Context(), "bookworm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parameters, err := root.Prepare(t.Context(), dir, binary, "nginx.service", "postgresql@15-main.service", "prometheus.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cpus := thisMachine(t).Two()
+	err = errors.Join(
+		os.MkdirAll(in("disk/html"), 0o755), os.WriteFile(in("disk/work"), []byte(guestsWork), 0o755),
+		os.WriteFile(in("disk/html/old1"), []byte("one"), 0o644), os.WriteFile(in("disk/html/old2"), []byte("two"), 0o644),
+		os.WriteFile(in("pair.yaml"), fmt.Appendf(nil, guestsPair, cpus[0], cpus[1], root.Kernel, root.Initramfs, parameters), 0o600),
+		os.WriteFile(in("data.img"), nil, 0o600), os.Truncate(in("data.img"), 256<<20),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-d", in("disk"), in("data.img")).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs: %v: %s", err, out)
+	}
+	lab, err := netlab.NewLab(netip.MustParsePrefix(clients4))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { lab.Close() })
+	err = lab.Services.Do(func() error { _, err := understudy(t, "up", "-d", "-f", in("pair.yaml")); return err })
+	if err != nil {
+		t.Fatal(err)
+	}
+	down := func() error {
+		out, err := exec.Command(binary, "down").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			showLogs(t)
+			exec.Command(binary, "down", "--force", "--discard").Run() // it may be down
+		}
+	})
+	client := &http.Client{Transport: &http.Transport{DialContext: lab.Client.DialContext, DisableKeepAlives: true}, Timeout: time.Minute}
+	if b, err := fetchFile(client, "/old2"); err != nil || string(b) != "two" {
+		t.Fatalf("before: %q, %v", b, err)
+	}
+	_, _ = fetchFile(client, "/go") // there is no such file
+	console := func(side string) string {
+		return string(readFile(t, filepath.Join(dirs.Run("guests"), side+".console.log")))
+	}
+	await(t, "unsaved files", programLimit, func() bool { return strings.Contains(console("left"), "UNSAVED") })
+	left := console("left")
+	checkRestart(t, left)
+	if st := pairStatus(t); st.State != "protected" || st.Active != "left" || st.Takeovers != 0 {
+		t.Fatalf("after the restart of the agent: %+v", st)
+	}
+	if _, err := understudy(t, "crash"); err != nil {
+		t.Fatal(err)
+	}
+	st := awaitTakeover(t)
+	if st.Active != "right" || st.Takeover == nil || len(st.Takeover.Refused) > 0 {
+		t.Fatalf("after the takeover: %+v", st)
+	}
+	checkMAC(t, lab.Client)
+	checkSums(t, left, client)
+	await(t, "protection", programLimit, func() bool {
+		time.Sleep(2 * time.Second) // a boot takes minutes
+		st = pairStatus(t)
+		return st.State == "protected"
+	})
+	if len(st.Troubles) > 0 {
+		t.Errorf("troubles: %q", st.Troubles)
+	}
+	if err := down(); err != nil {
+		t.Fatal(err)
+	}
+	for _, image := range []string{"left.img", "right.img", "data.img"} { // unmounted
+		if out, err := exec.Command("e2fsck", "-fn", in(image)).CombinedOutput(); err != nil || !strings.Contains(string(out), "clean") && strings.Contains(string(out), "recovering journal") {
+			t.Errorf("%s: %v: %s", image, err, out)
+		}
+	}
+	own, err := exec.Command("debugfs", "-R", "cat /var/lib/own", in("left.img")).Output()
+	if sum := fmt.Sprintf("SUM %x /var/lib/own", sha256.Sum256(own)); err != nil || !strings.Contains(left, sum) {
+		t.Errorf("the dead side's own file is %s, %v", sum, err)
+	}
+}
+
+func showLogs(t *testing.T) {
+	logs, _ := filepath.Glob(filepath.Join(dirs.Run("guests"), "*.log")) // the pattern is well-formed
+	for _, path := range logs {
+		if b, err := os.ReadFile(path); err == nil {
+			t.Logf("the end of %s:\n%s", filepath.Base(path), b[max(0, len(b)-3000):])
+		}
+	}
+}
+
+// fetchFile is what is served at a path; nil if there is no such file.
+func fetchFile(client *http.Client, path string) ([]byte, error) {
+	q, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+pair4+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	r, err := client.Do(q)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Body.Close()
+	if r.StatusCode == http.StatusNotFound {
+		return nil, nil
+	}
+	return io.ReadAll(r.Body)
+}
+
+// checkRestart: the agent is another process, and what beats is the same.
+func checkRestart(t *testing.T, console string) {
+	t.Helper()
+	for line := range strings.Lines(console) {
+		if f := strings.Fields(line); len(f) == 6 && f[0] == "AGENT" {
+			if f[1] == f[2] || f[4] != f[5] {
+				t.Errorf("the agent's restart: %s", line)
+			}
+			return
+		}
+	}
+	t.Errorf("the agent was not started again: %s", console)
+}
+
+// checkSums compares what is served with what the dead kernel had in memory only.
+func checkSums(t *testing.T, console string, client *http.Client) {
+	t.Helper()
+	sums := 0
+	for line := range strings.Lines(console) {
+		f := strings.Fields(line)
+		if len(f) != 3 || f[0] != "SUM" || strings.HasPrefix(f[2], "/") {
+			continue
+		}
+		sums++
+		b, err := fetchFile(client, "/"+f[2])
+		if got := fmt.Sprintf("%x", sha256.Sum256(b)); err != nil || got != f[1] {
+			t.Errorf("%s is %s, and was %s: %v", f[2], got, f[1], err)
+		}
+	}
+	if sums != 9 {
+		t.Errorf("%d files were told of", sums)
+	}
+	for _, gone := range []string{"/old1", "/old2"} {
+		if b, err := fetchFile(client, gone); err != nil || b != nil {
+			t.Errorf("%s is there again: %q, %v", gone, b, err)
+		}
+	}
+}

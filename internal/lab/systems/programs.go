@@ -1,0 +1,92 @@
+package systems
+
+import (
+	_ "embed"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+//go:embed guest/programs.sh
+var programs string
+
+// Program is one that keeps data, and has a check of its own.
+type Program struct {
+	Name  string
+	Title string
+	Check string // by what it is judged, for people
+	unit  string // of systemd's; empty: serve is a command of sh, or there is nothing to run
+	serve string
+	ready int
+}
+
+// Programs are those that there are.
+var Programs = []Program{
+	{Name: "postgres", Title: "PostgreSQL 15, as Debian has it", Check: "count, bt_index_check, pg_dump", unit: "postgresql@15-main.service", ready: 5432},
+	{Name: "postgres-nofsync", Title: "PostgreSQL 15, fsync=off", Check: "count, bt_index_check, pg_dump", ready: 5433,
+		serve: "exec runuser -u postgres -- /usr/lib/postgresql/15/bin/postgres -D /srv/fast --config-file=/srv/fast.conf --hba-file=/etc/postgresql/15/main/pg_hba.conf --ident-file=/etc/postgresql/15/main/pg_ident.conf"},
+	{Name: "git", Title: "git, a commit loop", Check: "git fsck --full --strict, the last commit"},
+	{Name: "nginx", Title: "nginx, uploads (PUT)", Check: "each file", serve: "exec nginx -c /srv/nginx.conf", ready: 80},
+	{Name: "prometheus", Title: "Prometheus, scraping itself", Check: "the same query as before", ready: 9090,
+		serve: "exec prometheus --config.file=/srv/prometheus.yml --storage.tsdb.path=/srv/prometheus --web.listen-address=127.0.0.1:9090"},
+}
+
+// Files of the shared disk that programs are configured by.
+var configurations = map[string]string{
+	"programs.sh":    "",
+	"fast.conf":      "port = 5433\nfsync = off\nunix_socket_directories = '/tmp'\n",
+	"nginx.conf":     "user www-data;\ndaemon off;\npid /run/nginx-lab.pid;\nerror_log /srv/nginx/error.log;\nevents {}\nhttp {\n  access_log off;\n  client_body_temp_path /srv/nginx/tmp;\n  server {\n    listen 80;\n    root /srv/nginx/www;\n    dav_methods PUT;\n  }\n}\n",
+	"prometheus.yml": "global: {scrape_interval: 1s}\nscrape_configs:\n  - {job_name: self, static_configs: [{targets: ['127.0.0.1:9090']}]}\n",
+}
+
+// service is the program's in pair.yaml; empty if it has none.
+func (p Program) service() string {
+	switch {
+	case p.unit != "":
+		return fmt.Sprintf("  - {name: %s, unit: %q, ready: %d, rehearse: false}\n", p.Name, p.unit, p.ready)
+	case p.serve != "":
+		return fmt.Sprintf("  - {name: %s, command: [sh, -c, %q], ready: %d, rehearse: false}\n", p.Name, p.serve, p.ready)
+	}
+	return ""
+}
+
+// acks is what a console says that a program has answered for: how much, and the last.
+var ackLine = regexp.MustCompile(`ACK ([a-z-]+) ([0-9a-f]+(?:@[0-9]+)?)\r?\n`)
+
+func acks(console string) (count map[string]int, last map[string]string) {
+	count, last = make(map[string]int), make(map[string]string)
+	for _, m := range ackLine.FindAllStringSubmatch(console, -1) {
+		name, what := m[1], m[2]
+		count[name]++
+		if n, _, ok := strings.Cut(what, "@"); ok { // so many, and not one more
+			count[name], _ = strconv.Atoi(n) // the pattern has digits there
+		}
+		last[name] = what
+	}
+	return count, last
+}
+
+// Judgement is what a check said.
+type Judgement struct {
+	Found int    // of what was acknowledged
+	Said  string // what is wrong besides; empty: nothing
+}
+
+var foundLine = regexp.MustCompile(`(?m)^FOUND ([0-9]+)$`)
+
+// judge reads a check's output.
+func judge(status int, output string) Judgement {
+	var j Judgement
+	if m := foundLine.FindStringSubmatch(output); m != nil {
+		j.Found, _ = strconv.Atoi(m[1]) // likewise
+	}
+	if status != 0 {
+		j.Said = strings.Join(strings.Fields(foundLine.ReplaceAllString(output, "")), " ")
+		if j.Said == "" {
+			j.Said = fmt.Sprintf("its check ended with status %d", status)
+		}
+		j.Said = j.Said[:min(len(j.Said), 160)]
+	}
+	return j
+}

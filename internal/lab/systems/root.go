@@ -1,0 +1,89 @@
+// Package systems has pairs whose partitions run a distribution with programs that keep data:
+// their kernel is killed, and the programs' own checks say what is left.
+package systems
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"understudy.dev/understudy/internal/live/dirs"
+)
+
+// Root is a root disk that can be copied, with what it boots beside it.
+type Root struct{ Image, Kernel, Initramfs string }
+
+// Find is the root disk that scripts/systems.sh makes of a suite of Debian, which it does the
+// first time. It must not be changed.
+func Find(ctx context.Context, suite string) (r Root, err error) {
+	top, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return r, fmt.Errorf("find scripts: %w", err)
+	}
+	script := filepath.Join(strings.TrimSpace(string(top)), "scripts", "systems.sh")
+	if out, err := exec.CommandContext(ctx, script, suite).CombinedOutput(); err != nil {
+		return r, fmt.Errorf("%s: %w: %s", script, err, out)
+	}
+	cache, err := dirs.Cache()
+	if err != nil {
+		return r, err
+	}
+	r.Image = filepath.Join(cache, "systems", suite+".img")
+	r.Kernel, r.Initramfs = r.Image+".vmlinuz", r.Image+".initrd"
+	return r, nil
+}
+
+// Prepare makes a copy of the root disk for each side of a pair, LEFT and RIGHT.img in a
+// directory, with a program as the agent in it, and units that start by role. parameters are
+// for append: of a pair.yaml.
+func (r Root) Prepare(ctx context.Context, dir, understudy string, units ...string) (parameters string, err error) {
+	left, right := filepath.Join(dir, "left.img"), filepath.Join(dir, "right.img")
+	if err := run(ctx, "cp", "--sparse=always", r.Image, left); err != nil {
+		return "", err
+	}
+	args := []string{"image", "prepare", left}
+	for _, u := range units {
+		args = append(args, "--unit", u)
+	}
+	out, err := exec.CommandContext(ctx, understudy, args...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("image prepare: %w: %s", err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		if rest, ok := strings.CutPrefix(strings.TrimSpace(line), "append: "); ok {
+			parameters = rest
+		}
+	}
+	if parameters == "" {
+		return "", fmt.Errorf("image prepare says nothing for append: %s", out)
+	}
+	for _, extra := range []string{left + ".vmlinuz", left + ".initrd"} { // as those of r
+		if err := os.Remove(extra); err != nil {
+			return "", err
+		}
+	}
+	return parameters, run(ctx, "cp", "--sparse=always", left, right)
+}
+
+// Take copies a directory of the root disk into one of this machine, with owners and
+// permissions.
+func (r Root) Take(ctx context.Context, from, to string) error {
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(ctx, "debugfs", "-R", "rdump "+from+" "+to, r.Image).CombinedOutput()
+	if err != nil || strings.Contains(string(out), "while ") || strings.Contains(string(out), "not found") {
+		return fmt.Errorf("take %s out of %s: %w: %s", from, r.Image, err, out)
+	}
+	return nil
+}
+
+func run(ctx context.Context, name string, args ...string) error {
+	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", name, err, out)
+	}
+	return nil
+}
