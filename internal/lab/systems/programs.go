@@ -45,8 +45,8 @@ func (p Program) service() string {
 	switch {
 	case p.unit != "":
 		return fmt.Sprintf("  - {name: %s, unit: %q, ready: %d, rehearse: false}\n", p.Name, p.unit, p.ready)
-	case p.serve != "":
-		return fmt.Sprintf("  - {name: %s, command: [sh, -c, %q], ready: %d, rehearse: false}\n", p.Name, p.serve, p.ready)
+	case p.serve != "": // whoever looks at it waits for its port, which on a busy machine takes long
+		return fmt.Sprintf("  - {name: %s, command: [sh, -c, %q], rehearse: false}\n", p.Name, p.serve)
 	}
 	return ""
 }

@@ -250,7 +250,7 @@ func (r *running) crash(ctx context.Context) (*Result, error) {
 	active, _ := r.super.Sides()
 	result := &Result{Kernel: active.Release}
 	for _, p := range r.Programs {
-		if err := r.must(ctx, fmt.Sprintf("setup_%s %[1]s", p.Name)); err != nil {
+		if err := r.must(ctx, fmt.Sprintf("wait_port %d; setup_%s %[2]s", p.ready, p.Name)); err != nil {
 			return nil, err
 		}
 	}
@@ -338,7 +338,7 @@ func (r *running) judgeAll(ctx context.Context, result *Result, of func(*Outcome
 	_, last := acks(r.console())
 	for i := range result.Of {
 		o := &result.Of[i]
-		out, err := r.sh(ctx, fmt.Sprintf("check_%s %[1]s %s", o.Name, last[o.Name]))
+		out, err := r.sh(ctx, fmt.Sprintf("wait_port %d; check_%s %[2]s %s", o.ready, o.Name, last[o.Name]))
 		if err != nil {
 			return fmt.Errorf("check %s: %w", o.Name, err)
 		}
@@ -368,8 +368,7 @@ func (r *running) judgePlain(ctx context.Context, result *Result) error {
 		default:
 			continue
 		}
-		wait := fmt.Sprintf("; for i in $(seq 300); do { exec 3<>/dev/tcp/127.0.0.1/%d; } 2>/dev/null && break; sleep 0.2; done", p.ready)
-		if _, err := r.sh(ctx, start+wait); err != nil {
+		if _, err := r.sh(ctx, start); err != nil {
 			return err
 		}
 	}

@@ -5,6 +5,16 @@
 
 port_of() { case $1 in postgres) echo 5432 ;; postgres-nofsync) echo 5433 ;; esac; }
 
+# wait_port PORT waits until something listens there, for two minutes; 0 is none.
+wait_port() {
+	local i
+	[[ $1 = 0 ]] && return
+	for ((i = 0; i < 240; i++)); do
+		(exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null && return
+		sleep 0.5
+	done
+}
+
 # http METHOD PATH [BODY] sends a request to the port in $http_port and prints the answer.
 http() {
 	exec 3<>"/dev/tcp/127.0.0.1/$http_port" || return
