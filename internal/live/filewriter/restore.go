@@ -196,6 +196,9 @@ func (r *restorer) create(l *unlogged) error {
 		return err
 	}
 	defer unix.Close(dir)
+	if done, err := r.madeBefore(l, dir); done || err != nil {
+		return err
+	}
 	fd, err := unix.Openat(dir, l.temp, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return fmt.Errorf("make file: %w", err)
@@ -209,6 +212,36 @@ func (r *restorer) create(l *unlogged) error {
 	return nil
 }
 
+// madeBefore takes what an attempt that was broken off has made of a missing file: one of its name
+// with its size, its times to the nanosecond, its owner and permissions, and no other name. What
+// has those all the same loses nothing, since it becomes what the path is to have. A file that
+// had not come so far is removed.
+func (r *restorer) madeBefore(l *unlogged, dir int) (bool, error) {
+	if err := unix.Unlinkat(dir, l.temp, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return false, fmt.Errorf("remove what is left of an earlier attempt: %w", err)
+	}
+	fd, err := unix.Openat(dir, path.Base(l.path()), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOATIME|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false, nil // there is none, or something else
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return false, fmt.Errorf("stat: %w", err)
+	}
+	t := timesOf(l.file)
+	same := st.Mode == l.attr.Mode && st.Uid == l.attr.UID && st.Gid == l.attr.GID && st.Size == l.file.Size && st.Mtim == t[1]
+	if !same || st.Nlink != 1 || len(l.attr.Paths) != 1 || l.attr.Flags != 0 || r.known[idOf(&st)] != nil {
+		return false, nil
+	}
+	made, _, err := unix.NameToHandleAt(fd, "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		return false, fmt.Errorf("get handle: %w", err)
+	}
+	l.made, l.before, l.temp = &made, true, ""
+	return true, nil
+}
+
 // special creates what is missing and neither a file nor a directory: only a symbolic
 // link whose target memory has can be.
 func (r *restorer) special(l *unlogged) error {
@@ -220,7 +253,9 @@ func (r *restorer) special(l *unlogged) error {
 		return err
 	}
 	defer unix.Close(dir)
-	if err := unix.Symlinkat(string(l.attr.Target), dir, name); err != nil {
+	if err := unix.Symlinkat(string(l.attr.Target), dir, name); errors.Is(err, unix.EEXIST) && hasTarget(dir, name, l.attr.Target) {
+		return nil // of an attempt that was broken off, or the same in any case
+	} else if err != nil {
 		return fmt.Errorf("make symbolic link: %w", err)
 	}
 	if err := unix.Fchownat(dir, name, int(l.attr.UID), int(l.attr.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -231,4 +266,11 @@ func (r *restorer) special(l *unlogged) error {
 	}
 	r.act(wire.ActCreated, l, l.path(), "")
 	return nil
+}
+
+// hasTarget says whether a name is a symbolic link to a target.
+func hasTarget(dir int, name string, target []byte) bool {
+	b := make([]byte, len(target)+1)
+	n, err := unix.Readlinkat(dir, name, b)
+	return err == nil && string(b[:n]) == string(target)
 }

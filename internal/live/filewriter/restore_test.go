@@ -416,3 +416,43 @@ func TestRestoreLater(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// TestRestoreAgain: a plan that is carried out again, since the first attempt was broken off,
+// finds what that has made, complete or not, and makes nothing twice.
+func TestRestoreAgain(t *testing.T) {
+	s := newScene(t)
+	s.was("", modeDir, 0, 0, "dir")
+	s.was("", modeFile, 0, 5000, "dir/whole")
+	torn := s.was("", modeFile, 8192, 6000, "torn")
+	link := s.was("", unix.S_IFLNK|0o777, 0, 0, "link")
+	link.Target = []byte("dir/whole")
+	s.was("", modeFile, 16384, 100, "another")
+	if r := s.restore(time.Time{}); len(r.Failures) > 0 {
+		t.Fatalf("%+v", r.Failures)
+	}
+	// One had not come to its name, and one is another file that only has the same size.
+	f := s.files[torn.File]
+	if err := os.Rename(s.path("torn"), s.path(fmt.Sprintf(".understudy-%d-%d", f.Inode, f.Generation))); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(s.path("another"), time.Unix(5, 0), time.Unix(5, 0)); err != nil {
+		t.Fatal(err)
+	}
+	r := s.restore(time.Time{})
+	if len(r.Failures) > 0 {
+		t.Errorf("%+v", r.Failures)
+	}
+	s.has("dir/whole", 0, 5000)
+	s.has("torn", 8192, 6000)
+	s.has("another", 16384, 100)
+	names := s.names()
+	if want := "another another.displaced-"; !strings.HasPrefix(names, want) {
+		t.Errorf("there is %s, and another file that had the name is lost", names)
+	}
+	if strings.Count(names, "displaced") != 1 || strings.Contains(names, ".understudy") {
+		t.Errorf("there is %s", names)
+	}
+	if want := "created another, created torn, displaced another"; !strings.HasPrefix(acts(r), want) {
+		t.Errorf("it did %s", acts(r))
+	}
+}

@@ -17,6 +17,7 @@ type unlogged struct {
 	file *wire.File
 	// made is the file that was created instead, as dir/temp until it is complete.
 	made      *unix.FileHandle
+	before    bool // by an attempt that was broken off
 	dir, temp string
 	// died is the end of the dead kernel: what was changed later is not ours.
 	died time.Time
@@ -57,6 +58,10 @@ func (l *unlogged) old(fd int) error {
 // what was a hole becomes one, and what is neither that nor in the runs must have the
 // extents that the dead kernel had.
 func (l *unlogged) prepare(t *target) error {
+	if l.before && !l.ready {
+		l.ready = true
+		return l.punchZeros(t)
+	}
 	if l.made != nil || l.ready {
 		return nil
 	}
@@ -75,12 +80,20 @@ func (l *unlogged) prepare(t *target) error {
 		}
 		t.size = t.file.Size
 	}
+	if err := l.punchZeros(t); err != nil {
+		return err
+	}
+	l.ready = true
+	return nil
+}
+
+// punchZeros makes holes of what was one.
+func (l *unlogged) punchZeros(t *target) error {
 	for _, z := range l.attr.Zeros {
 		if err := punch(t.fd, z, t.size); err != nil {
 			return err
 		}
 	}
-	l.ready = true
 	return nil
 }
 
