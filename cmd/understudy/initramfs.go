@@ -48,6 +48,8 @@ program with the libraries that it needs.`,
 	cmd.Flags().StringVarP(&output, "output", "o", "guest.cpio", "image to write")
 	cmd.Flags().StringVar(&image.Modules, "modules", "", "the guest kernel's lib/modules/RELEASE")
 	cmd.Flags().StringArrayVar(&files, "add", nil, "file of this machine to put at the same path of the guest")
+	cmd.Flags().StringArrayVar(&image.Types, "fs", nil, "file system besides ext4: xfs, btrfs")
+	cmd.Flags().StringArrayVar(&image.Under, "under", nil, "what lies under file systems: md, luks, lvm")
 	cmd.Flags().StringArrayVar(&image.Drivers, "driver", nil, "further module to load, for a device of a bare machine")
 	cmd.Flags().BoolVar(&image.NFSServer, "nfs", false, "add the kernel's NFS server and its helpers")
 	cmd.Flags().BoolVar(&image.NFSClient, "nfs-client", false, "add the kernel's NFS client and its helpers")

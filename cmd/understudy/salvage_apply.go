@@ -61,6 +61,7 @@ machine had mounted from it. The file is removed if all of it is on the disks.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Disk, "disk", "", "write to this `DISK`: a raw image or a block device")
+	f.IntVar(&o.Part, "partition", 0, "`N`: the file system is in partition N of DISK; default: it begins with DISK")
 	f.StringVar(&o.Work, "work", "", "keep the overlay in this `DIR` until it is committed; default: beside DISK (with --mount: the data to be written, in TMPDIR)")
 	f.StringVar(&o.FS, "fs", "", "the file system of DISK in IMAGE, if several have its UUID: a device (vda)")
 	f.StringVar(&o.Guest, "guest", "", "have a guest do the work, with the kernel in this `DIR`, which has boot/vmlinuz and lib/modules/RELEASE; default: what setup has fetched, and only if a guest is needed")
@@ -74,11 +75,11 @@ machine had mounted from it. The file is removed if all of it is on the disks.`,
 	f.BoolVar(&a.End, "end", false, "the machine's QEMU may be ended, once its memory is in a file")
 	f.BoolVar(&a.Hung, "hung", false, "the machine's kernel is dead, although it is in no panic")
 	cmd.MarkFlagsOneRequired("disk", "mount", "pid", "libvirt")
-	for _, other := range []string{"disk", "guest"} {
+	for _, other := range []string{"disk", "guest", "partition"} {
 		cmd.MarkFlagsMutuallyExclusive("mount", other)
 	}
 	for _, of := range []string{"pid", "libvirt"} {
-		for _, other := range []string{"disk", "mount", "fs", "dry-run"} {
+		for _, other := range []string{"disk", "mount", "fs", "dry-run", "partition"} {
 			cmd.MarkFlagsMutuallyExclusive(of, other)
 		}
 	}

@@ -25,7 +25,7 @@ func TestApplyBoots(t *testing.T) {
 		Raw:    []offline.Raw{{Off: 0, Data: make([]byte, 512)}},
 	}
 	apply := func(bad int) error {
-		d, err := offline.Open(b.disk.Image, "")
+		d, err := offline.Open(b.disk.Image, 0, "")
 		if err != nil {
 			t.Fatal(err)
 		}

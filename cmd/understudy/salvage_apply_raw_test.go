@@ -41,7 +41,7 @@ func TestApplyRaw(t *testing.T) {
 		Super:  []offline.Region{{Off: 1024, Data: make([]byte, 1024)}},
 	}
 	open := func() *offline.Disk {
-		d, err := offline.Open(b.disk.Image, "")
+		d, err := offline.Open(b.disk.Image, 0, "")
 		if err != nil {
 			t.Fatal(err)
 		}

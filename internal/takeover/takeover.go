@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,13 +26,15 @@ type Machine interface {
 	// Fence proves that the dead side cannot write. Nothing else is called
 	// if it fails.
 	Fence(ctx context.Context) error
-	// Image is the fenced image of a disk, until its HandOver.
-	Image(disk string) (Image, error)
+	// Image is the fenced image of a disk, until its HandOver. Of a disk of Options.Layered
+	// it is what the understudy sees, from HandOver until Mount.
+	Image(ctx context.Context, disk string) (Image, error)
 	// Check checks and repairs the file system of a fenced disk, before its HandOver: on a
 	// draft, so that an error leaves the disk as it was, unless it is one of writing to it. With
 	// errors.ErrUnsupported it cannot be done here: the understudy does it (Mount).
 	Check(ctx context.Context, disk string) (*wire.Check, error)
-	// HandOver gives a fenced disk to the understudy.
+	// HandOver gives a fenced disk to the understudy, which activates what lies under its file
+	// system.
 	HandOver(ctx context.Context, disk string) error
 	// Mount has the understudy mount a disk that it was handed; with check, after
 	// its file system was checked and repaired. found is what that said, else nil.
@@ -202,8 +205,9 @@ func (c *Commit) String() string {
 // Gathered is what Gather found.
 type Gathered struct {
 	Files   []wire.File
-	Used    int64 // bytes of staging
-	Bytes   int64 // unsaved bytes in it
+	Attrs   []wire.Attr // what else there is to them, where no log is finished
+	Used    int64       // bytes of staging
+	Bytes   int64       // unsaved bytes in it
 	Refused []Refusal
 }
 
@@ -216,7 +220,10 @@ type Refusal struct {
 
 // Options are the choices of a takeover.
 type Options struct {
-	Disks    []string
+	Disks []string
+	// Layered are those of them whose file system only the understudy sees, since it lies on
+	// something else than the image.
+	Layered  []string
 	Salvager Salvager // nil: none, the unsaved data is given up
 	Witness  Witness  // nil: none, and no client is told
 	Notice   Notice   // of the clients whom Witness knows
@@ -238,7 +245,8 @@ type Report struct {
 	Bytes   int64     `json:"bytes_recovered"`
 	Commits []Commit  `json:"commits"`
 	Refused []Refusal `json:"refused"`
-	// Acts are what was done to names that operations in flight were changing.
+	// Acts are what was done to names that operations in flight were changing, or that a log
+	// which nobody finishes did not have.
 	Acts     []wire.Act `json:"acts,omitempty"`
 	Durable  bool       `json:"durable"` // all that was applied is on the disks
 	Notified Notified   `json:"notified"`
@@ -275,13 +283,14 @@ type Serving struct {
 // writing of files and e2fsck(8), whose time grows with the file system, have none: the
 // caller watches the understudy, and ends the context if it dies.
 var limits = map[string]time.Duration{
-	stepDisk: 20 * time.Second, stepMount: 2 * time.Minute, stepNames: 2 * time.Minute,
+	stepDisk: 20 * time.Second, stepLayers: 5 * time.Minute, stepMount: 2 * time.Minute, stepNames: 2 * time.Minute,
 	stepServices: 2 * time.Minute, StepAddress: 20 * time.Second,
 }
 
 // The steps that have limits, as the timeline names them.
 const (
 	stepDisk     = "disk"
+	stepLayers   = "layers" // the disk, and what lies on it: a key may take long on purpose
 	stepMount    = "mount"
 	stepNames    = "names"
 	stepServices = "services"
@@ -365,7 +374,13 @@ func (r *run) disk(ctx context.Context, disk string) error {
 	if err := r.record(disk, Fenced); err != nil {
 		return err
 	}
-	remains, commit, err := r.examine(disk)
+	layered := slices.Contains(r.options.Layered, disk)
+	if layered { // nobody mounts it yet
+		if err := r.handOver(ctx, disk); err != nil {
+			return err
+		}
+	}
+	remains, commit, err := r.examine(ctx, disk)
 	if err != nil {
 		return err
 	}
@@ -425,9 +440,11 @@ func (r *run) disk(ctx context.Context, disk string) error {
 	return r.record(disk, Applied)
 }
 
-// bring has the understudy mount a disk, once its file system was checked if it must be.
+// bring has the understudy mount a disk, once its file system was checked if it must be. One with
+// layers it has already, and checks itself.
 func (r *run) bring(ctx context.Context, disk string, check bool) (found *wire.Check, err error) {
-	if check {
+	layered := slices.Contains(r.options.Layered, disk)
+	if check && !layered {
 		err := r.measure("e2fsck", func() (err error) {
 			found, err = r.machine.Check(ctx, disk)
 			return err
@@ -437,9 +454,10 @@ func (r *run) bring(ctx context.Context, disk string, check bool) (found *wire.C
 		}
 		check = err != nil
 	}
-	err = r.limited(ctx, stepDisk, func(ctx context.Context) error { return r.machine.HandOver(ctx, disk) })
-	if err != nil {
-		return nil, fmt.Errorf("hand over: %w", err)
+	if !layered {
+		if err := r.handOver(ctx, disk); err != nil {
+			return nil, err
+		}
 	}
 	if check {
 		err := r.measure(stepMount, func() (err error) {
@@ -452,6 +470,17 @@ func (r *run) bring(ctx context.Context, disk string, check bool) (found *wire.C
 		_, err := r.machine.Mount(ctx, disk, false)
 		return err
 	})
+}
+
+func (r *run) handOver(ctx context.Context, disk string) error {
+	step := stepDisk
+	if slices.Contains(r.options.Layered, disk) {
+		step = stepLayers
+	}
+	if err := r.limited(ctx, step, func(ctx context.Context) error { return r.machine.HandOver(ctx, disk) }); err != nil {
+		return fmt.Errorf("hand over: %w", err)
+	}
+	return nil
 }
 
 func (r *run) record(disk string, p Progress) error {
@@ -467,7 +496,7 @@ func (r *run) record(disk string, p Progress) error {
 // examine also finishes the last commit. It gives nil if there is nothing to
 // gather; why stands in the report. The error is that of a disk that takes no writes: what
 // is unsaved waits in the dead memory until that is mended, and nobody mounts the disk.
-func (r *run) examine(disk string) (Remains, Commit, error) {
+func (r *run) examine(ctx context.Context, disk string) (Remains, Commit, error) {
 	commit := Commit{Disk: disk}
 	if r.options.Salvager == nil {
 		return nil, commit, nil
@@ -476,7 +505,7 @@ func (r *run) examine(disk string) (Remains, Commit, error) {
 	var writes *written
 	var remains Remains
 	err := r.measure("check", func() (err error) {
-		if image, err = r.machine.Image(disk); err != nil {
+		if image, err = r.machine.Image(ctx, disk); err != nil {
 			return err
 		}
 		image, writes = watched(image)
@@ -546,17 +575,36 @@ func (r *run) stage(disk string, remains Remains) (wire.ApplyRequest, error) {
 			f.Runs[i].Staged += from
 		}
 	}
-	plan := wire.EncodePlan(found.Files)
-	at := align(from + found.Used)
-	if at+align(int64(len(plan))) > int64(len(staging)) {
-		return none, errors.New("staging is too small for the plan")
-	}
-	if staging, err = r.machine.Staging(at + int64(len(plan))); err != nil {
+	r.staged = align(from + found.Used)
+	request := wire.ApplyRequest{Disk: disk}
+	if request.Plan, request.Len, err = r.stageList(wire.EncodePlan(found.Files)); err != nil {
 		return none, err
 	}
-	copy(staging[at:], plan)
-	r.staged = align(at + int64(len(plan)))
-	return wire.ApplyRequest{Disk: disk, Plan: at, Len: int64(len(plan))}, nil
+	if len(found.Attrs) > 0 {
+		attrs, err := wire.EncodeAttrs(found.Attrs)
+		if err == nil {
+			request.Attrs, request.AttrsLen, err = r.stageList(attrs)
+		}
+		if err != nil {
+			return none, err
+		}
+	}
+	return request, nil
+}
+
+// stageList lays a list behind what is staged, and says where.
+func (r *run) stageList(list []byte) (at, n int64, err error) {
+	at, n = r.staged, int64(len(list))
+	staging, err := r.machine.Staging(at + n)
+	if err != nil {
+		return 0, 0, err
+	}
+	if at+align(n) > int64(len(staging)) {
+		return 0, 0, errors.New("staging is too small for the plan")
+	}
+	copy(staging[at:], list)
+	r.staged = align(at + n)
+	return at, n, nil
 }
 
 // name has operations on names that were in flight undone. What it cannot do is in the
@@ -586,6 +634,7 @@ func (r *run) apply(ctx context.Context, request wire.ApplyRequest, named wire.N
 	}
 	r.report.Files += result.Files
 	r.report.Bytes += result.Bytes
+	r.report.Acts = append(r.report.Acts, result.Acts...)
 	for _, f := range named.Left(result.Failures) {
 		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), errors.New(f.Reason))
 	}

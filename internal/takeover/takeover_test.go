@@ -51,8 +51,8 @@ func (s *stand) did(call string) error {
 	return s.fail[call]
 }
 
-func (s *stand) Fence(context.Context) error { return s.did("fence") }
-func (s *stand) Image(string) (Image, error) { return standImage{s}, s.did("image") }
+func (s *stand) Fence(context.Context) error                  { return s.did("fence") }
+func (s *stand) Image(context.Context, string) (Image, error) { return standImage{s}, s.did("image") }
 func (s *stand) Check(context.Context, string) (*wire.Check, error) {
 	return &wire.Check{Output: "repaired", Lost: s.lost}, s.did("check here")
 }

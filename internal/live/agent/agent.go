@@ -51,6 +51,8 @@ func New(extra map[string]Verb) *Agent {
 	a := &Agent{children: newChildren()}
 	a.verbs = map[string]Verb{
 		wire.Configure: call(a.configure),
+		wire.Activate:  call(a.activateDisk),
+		wire.Read:      call(a.read),
 		wire.Write:     call(a.write),
 		wire.Mount:     call(a.mount),
 		wire.Name:      call(a.name),
@@ -149,6 +151,7 @@ func (a *Agent) greet() (wire.Greeting, error) {
 		Release:    unix.ByteSliceToString(uts.Release[:]),
 		BootID:     strings.TrimSpace(string(id)),
 		Checker:    haveChecker() == nil,
+		Layers:     haveLayers(),
 		Configured: a.config.Partition != "",
 	}, nil
 }

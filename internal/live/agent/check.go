@@ -24,7 +24,10 @@ func (a *Agent) check(ctx context.Context, d wire.Disk) (*wire.Check, error) {
 	if err := haveChecker(); err != nil {
 		return nil, fmt.Errorf("check disk %s: %w", d.Name, err)
 	}
-	path, err := diskPath(d.Name)
+	if err := a.prepareDevice(ctx, d); err != nil {
+		return nil, err
+	}
+	path, err := devicePath(d)
 	if err != nil {
 		return nil, err
 	}

@@ -99,8 +99,56 @@ func (a *Agent) disk(name string) (wire.Disk, error) {
 	return wire.Disk{}, fmt.Errorf("disk %q is not in this partition's configuration", name)
 }
 
+// devicePath is the block device that a disk's file system is on.
+func devicePath(d wire.Disk) (string, error) {
+	up, err := standing(d)
+	if err != nil {
+		return "", err
+	}
+	if len(up) <= len(layers(d)) {
+		return "", fmt.Errorf("what is under the file system of disk %s is not active", d.Name)
+	}
+	return up[len(up)-1][0], nil
+}
+
+// freshen has the kernel forget what it may have cached of a disk before it became this
+// partition's, and read its partition table, if that matters.
+func freshen(d wire.Disk) error {
+	for _, name := range []string{d.Name, d.Mirror} {
+		if name == "" {
+			continue
+		}
+		if err := freshenOne(name, d.Part != 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func freshenOne(name string, divided bool) error {
+	path, err := diskPath(name)
+	if err != nil {
+		return err
+	}
+	if err := flushBuffers(path); err != nil || !divided {
+		return err
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.IoctlSetInt(fd, unix.BLKRRPART, 0); err != nil {
+		return fmt.Errorf("read the partition table of %s: %w", path, err)
+	}
+	return nil
+}
+
 func (a *Agent) mountDisk(ctx context.Context, d wire.Disk) error {
-	path, err := diskPath(d.Name)
+	if err := a.prepareDevice(ctx, d); err != nil {
+		return err
+	}
+	path, err := devicePath(d)
 	if err != nil {
 		return err
 	}
@@ -191,7 +239,7 @@ func (a *Agent) unmountAll(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return a.endLayers(ctx)
 }
 
 // unmount unmounts what is mounted on a directory. If that stays busy, the error names

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"slices"
+	"strings"
 
 	"understudy.dev/understudy/internal/live/filewriter"
 	"understudy.dev/understudy/internal/live/wire"
@@ -48,16 +50,29 @@ func (a *Agent) rehearseDisks(ctx context.Context) error {
 	defer staging.Close()
 	for i, d := range a.config.Disks {
 		mount := d.Mount
-		d.Name = wire.RehearsalDisk(i)
+		if err := a.rehearseLayers(ctx, d); err != nil {
+			return err
+		}
+		d.Name, d.Part, d.Mirror, d.LUKS, d.Volume = wire.RehearsalDisk(i), 0, "", "", ""
+		if d.Type == "btrfs" { // a new one has no subvolumes
+			d.Options = withoutSubvolume(d.Options)
+		}
 		a.mu.Lock()
 		err := a.mountDisk(ctx, d)
 		a.mu.Unlock()
 		if err != nil {
 			return err
 		}
-		if err := filewriter.Rehearse(mount, staging); err != nil {
+		if err := filewriter.Rehearse(mount, d.Type, staging); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// withoutSubvolume are mount options of btrfs but for those that choose a subvolume.
+func withoutSubvolume(options string) string {
+	return strings.Join(slices.DeleteFunc(strings.Split(options, ","), func(o string) bool {
+		return strings.HasPrefix(o, "subvol=") || strings.HasPrefix(o, "subvolid=")
+	}), ",")
 }

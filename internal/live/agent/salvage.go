@@ -25,10 +25,14 @@ func openStaging() (*os.File, error) {
 }
 
 // write writes blocks to a disk that nobody has mounted, and makes them durable.
-func (a *Agent) write(_ context.Context, r wire.WriteRequest) (none, error) {
+func (a *Agent) write(ctx context.Context, r wire.WriteRequest) (none, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if _, err := a.disk(r.Disk); err != nil {
+	d, err := a.disk(r.Disk)
+	if err != nil {
+		return none{}, err
+	}
+	if err := a.prepareDevice(ctx, d); err != nil {
 		return none{}, err
 	}
 	staging, err := openStaging()
@@ -36,7 +40,7 @@ func (a *Agent) write(_ context.Context, r wire.WriteRequest) (none, error) {
 		return none{}, err
 	}
 	defer staging.Close()
-	path, err := diskPath(r.Disk)
+	path, err := devicePath(d)
 	if err != nil {
 		return none{}, err
 	}
@@ -51,22 +55,22 @@ func (a *Agent) write(_ context.Context, r wire.WriteRequest) (none, error) {
 
 // name undoes operations on names that were in flight.
 func (a *Agent) name(_ context.Context, r wire.NameRequest) (wire.NameResult, error) {
-	mount, _, err := a.openMount(r.Disk)
+	mount, _, done, err := a.openMount(r.Disk)
 	if err != nil {
 		return wire.NameResult{}, err
 	}
-	defer mount.Close()
+	defer done()
 	return filewriter.Undo(mount, r), nil
 }
 
 // apply brings the files of a plan to the state the dead kernel had in memory.
 // A file that cannot be is reported and left as far as it came.
 func (a *Agent) apply(_ context.Context, r wire.ApplyRequest) (wire.ApplyResult, error) {
-	mount, kind, err := a.openMount(r.Disk)
+	mount, kind, done, err := a.openMount(r.Disk)
 	if err != nil {
 		return wire.ApplyResult{}, err
 	}
-	defer mount.Close()
+	defer done()
 	staging, err := openStaging()
 	if err != nil {
 		return wire.ApplyResult{}, err
@@ -76,21 +80,51 @@ func (a *Agent) apply(_ context.Context, r wire.ApplyRequest) (wire.ApplyResult,
 }
 
 // openMount opens the top directory of a mounted disk, and gives the type of its file
-// system.
-func (a *Agent) openMount(disk string) (*os.File, string, error) {
+// system, and what is to be called in the end.
+func (a *Agent) openMount(disk string) (*os.File, string, func(), error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	d, err := a.disk(disk)
 	if err != nil {
-		return nil, "", err
+		return nil, "", nil, err
 	}
 	dir := a.mountPoint(disk)
 	if dir == "" {
-		return nil, "", fmt.Errorf("disk %q is not mounted here", disk)
+		return nil, "", nil, fmt.Errorf("disk %q is not mounted here", disk)
+	}
+	unmount := func() {}
+	if d.Type == "btrfs" {
+		if dir, unmount, err = mountTop(d); err != nil {
+			return nil, "", nil, err
+		}
 	}
 	mount, err := os.Open(dir)
 	if err != nil {
-		return nil, "", fmt.Errorf("open mount: %w", err)
+		unmount()
+		return nil, "", nil, fmt.Errorf("open mount: %w", err)
 	}
-	return mount, d.Type, nil
+	return mount, d.Type, func() { mount.Close(); unmount() }, nil
+}
+
+// topSubvolume has btrfs mounted from its top, where the paths of a plan begin, whatever
+// subvolume a disk is mounted with (btrfs(5)).
+const topSubvolume = "subvolid=5"
+
+// mountTop mounts a disk with btrfs once more.
+func mountTop(d wire.Disk) (dir string, done func(), err error) {
+	path, err := devicePath(d)
+	if err != nil {
+		return "", nil, err
+	}
+	if dir, err = os.MkdirTemp("", "top-"); err != nil {
+		return "", nil, fmt.Errorf("make mount point: %w", err)
+	}
+	if err := unix.Mount(path, dir, d.Type, unix.MS_NOATIME, topSubvolume); err != nil {
+		_ = os.Remove(dir) // it is empty
+		return "", nil, fmt.Errorf("mount the top of disk %s: %w", d.Name, err)
+	}
+	return dir, func() {
+		_ = unix.Unmount(dir, unix.MNT_DETACH) // it ends with its last user, who has gone
+		_ = os.Remove(dir)
+	}, nil
 }

@@ -14,9 +14,9 @@ import (
 // pages and a part of one, one request and several.
 var rehearsalFiles = []int64{1, page, 10*page + 100, chunk + 3*page + 1, 64 * page, 200}
 
-// Rehearse makes files on a mounted file system of the ext family and writes them by
-// handle, with whatever the staging disk holds.
-func Rehearse(dir string, staging *os.File) error {
+// Rehearse makes files on a mounted file system of a type and writes them by handle, with
+// whatever the staging disk holds.
+func Rehearse(dir, kind string, staging *os.File) error {
 	var files []wire.File
 	for i, size := range rehearsalFiles {
 		f, err := newFile(filepath.Join(dir, fmt.Sprintf("file%d", i)), size)
@@ -34,8 +34,8 @@ func Rehearse(dir string, staging *os.File) error {
 		return err
 	}
 	defer mount.Close()
-	w := &writer{mount: int(mount.Fd()), staging: int(staging.Fd())}
-	if err := w.writeAll(files, nil); err != nil {
+	w := &writer{mount: int(mount.Fd()), staging: int(staging.Fd()), kind: kind}
+	if err := w.writeAll(files, asCommitted(kind, files)); err != nil {
 		return err
 	}
 	var result wire.ApplyResult
@@ -46,6 +46,26 @@ func Rehearse(dir string, staging *os.File) error {
 		return fmt.Errorf("write file by handle: %s", result.Failures[0].Reason)
 	}
 	return nil
+}
+
+// topSubvolume is the number of the tree of btrfs that a new file system has its files in
+// (include/uapi/linux/btrfs_tree.h, BTRFS_FS_TREE_OBJECTID).
+const topSubvolume = 5
+
+// asCommitted is what there is to files that are on the disk, on a file system whose log is not
+// finished; nil for the ext family, which needs nothing of it.
+func asCommitted(kind string, files []wire.File) (about []*unlogged) {
+	if kind != "xfs" && kind != "btrfs" {
+		return nil
+	}
+	for i := range files {
+		a := &wire.Attr{File: i, Committed: true, Links: 1, Mode: unix.S_IFREG}
+		if kind == "btrfs" {
+			a.Root = topSubvolume
+		}
+		about = append(about, &unlogged{attr: a, file: &files[i]})
+	}
+	return about
 }
 
 // newFile creates an empty file, and returns a plan that gives it a size.

@@ -3,6 +3,7 @@
 package guest
 
 import (
+	"fmt"
 	"os"
 	"slices"
 
@@ -27,6 +28,16 @@ var fsModules = map[string][]string{
 	"btrfs": {"libcrc32c|", "xxhash_generic|", "blake2b_generic|", "sha256_generic|", "btrfs"},
 }
 
+// under are the programs and modules for what may lie under a file system.
+var under = map[string]struct {
+	program string
+	modules []string
+}{
+	"md":   {"/sbin/mdadm", []string{"raid1"}},
+	"luks": {"/sbin/cryptsetup", []string{"dm-crypt", "xts|", "ecb|", "essiv|", "cbc|", "sha512_generic|", "sha256_generic|", "algif_skcipher|"}},
+	"lvm":  {"/sbin/lvm", []string{"dm-mod"}},
+}
+
 // busybox is the static one, and busyboxNames the commands that it is linked as.
 const busybox = "/bin/busybox"
 
@@ -39,6 +50,7 @@ type Image struct {
 	Program   string           // path of the program that becomes PID 1; empty: the running one
 	Modules   string           // lib/modules/RELEASE of the guest's kernel
 	Types     []string         // file systems besides ext4: xfs, btrfs
+	Under     []string         // what lies under file systems: md, luks, lvm
 	Drivers   []string         // further modules, such as nvme; NAME| if the kernel may have it built in
 	NFSServer bool             // add the kernel's NFS server and its helpers
 	NFSClient bool             // add its client, and helpers
@@ -64,7 +76,21 @@ func (i Image) WriteFile(path string) error {
 	}
 	modules = slices.Concat(modules, guestModules, i.Drivers)
 	for _, t := range i.Types {
+		if fsModules[t] == nil {
+			return fmt.Errorf("no modules are known for file system %q: there are xfs and btrfs", t)
+		}
 		modules = append(modules, fsModules[t]...)
+	}
+	for _, name := range i.Under {
+		u, ok := under[name]
+		if !ok {
+			return fmt.Errorf("nothing is known of %q under a file system: there are md, luks and lvm", name)
+		}
+		program, err := initramfs.Program(u.program)
+		if err != nil {
+			return err
+		}
+		modules, files = append(modules, u.modules...), append(files, program...)
 	}
 	files = slices.Concat(files, checker, i.Files)
 	if _, err := os.Stat(busybox); err == nil {

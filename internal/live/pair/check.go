@@ -53,7 +53,7 @@ func (p *Pair) Check(m Machine) error {
 			p.checkImage(key+".root", part.Root))
 	}
 	for i, d := range p.Disks {
-		errs = append(errs, p.checkImage(fmt.Sprintf("disks.%d.image", i), d.Image))
+		errs = append(errs, p.checkImage(fmt.Sprintf("disks.%d.image", i), d.Image), p.checkImage(fmt.Sprintf("disks.%d.mirror", i), d.Mirror))
 	}
 	return errors.Join(errs...)
 }
@@ -116,6 +116,9 @@ func (p *Pair) checkImage(key, path string) error {
 		return nil
 	}
 	format, err := imageFormat(path)
+	if ofGuests(key, format) {
+		format = ""
+	}
 	switch {
 	case errors.Is(err, errNoImage):
 		return p.problem(key, "name a raw image or a block device", "%v", err)
@@ -136,7 +139,7 @@ func (p *Pair) checkFormats() (errs []error) {
 		if path == "" {
 			return
 		}
-		if format, err := imageFormat(path); err == nil && format != "" {
+		if format, err := imageFormat(path); err == nil && format != "" && !ofGuests(key, format) {
 			errs = append(errs, p.formatProblem(key, path, format))
 		}
 	}
@@ -145,8 +148,14 @@ func (p *Pair) checkFormats() (errs []error) {
 	}
 	for i, d := range p.Disks {
 		check(fmt.Sprintf("disks.%d.image", i), d.Image)
+		check(fmt.Sprintf("disks.%d.mirror", i), d.Mirror)
 	}
 	return errs
+}
+
+// ofGuests says whether a format is one that only the guests look into: LUKS on a shared disk.
+func ofGuests(key, format string) bool {
+	return format == formatLUKS && strings.HasPrefix(key, "disks.")
 }
 
 func (p *Pair) formatProblem(key, path, format string) error {

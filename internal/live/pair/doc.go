@@ -7,7 +7,9 @@
 //	  left:  {cpus: "0", memory: 768MiB, kernel: vmlinuz, initramfs: guest.cpio}
 //	  right: {cpus: "1", memory: 768MiB, kernel: vmlinuz, initramfs: guest.cpio, append: "", accel: auto, vcpus: 2}
 //	disks:                     # follow the active role
-//	  - {name: data, image: data.img, type: ext4, mount: /srv, options: noatime}
+//	  - {name: data, image: data.img, type: ext4, mount: /srv, options: noatime}  # or ext3, xfs, btrfs
+//	  - {name: old, image: vm.img, partition: 2, mount: /old}
+//	  - {name: safe, image: a.img, mirror: b.img, luks: /etc/safe.key, lvm: data/srv, mount: /safe}  # md, LUKS, LVM: each if it is there
 //	nics:
 //	  - {name: lan, mac: "52:54:00:00:00:02", address: 10.77.0.2/24, gateway: 10.77.0.1, bridge: br0,
 //	     address6: "fd00::2/64", gateway6: "fe80::1", routes: [{to: 10.0.0.0/8, via: 10.77.0.9}]}

@@ -182,7 +182,11 @@ func (r *reader) disk(node *yaml.Node, key string) {
 	r.mapping(node, key,
 		r.name(&d.Name),
 		r.path("image", true, &d.Image),
-		choice(r, "type", false, &d.Type, Ext4, Ext3),
+		parsed(r, "partition", false, &d.Part, partHint, parsePart),
+		r.path("mirror", false, &d.Mirror),
+		parsed(r, "luks", false, &d.LUKS, "name a file with the key that both guests have", parseKey),
+		parsed(r, "lvm", false, &d.LVM, "write GROUP/NAME", parseVolume),
+		choice(r, "type", false, &d.Type, Ext4, Ext3, XFS, Btrfs),
 		parsed(r, "mount", true, &d.Mount, mountHint, parseMount),
 		parsed(r, "options", false, &d.Options, "remove that option", parseOptions),
 	)

@@ -28,6 +28,10 @@ partitions:
 disks:
   - name: data
     image: data.img
+    partition: 3
+    mirror: other.img
+    luks: /etc/key
+    lvm: data/srv
     type: ext3
     mount: /srv
     options: noatime
@@ -67,7 +71,7 @@ func TestParseExample(t *testing.T) {
 			{Name: "right", CPUs: []int{1, 4, 5}, VCPUs: 6, Memory: 1 << 30, Kernel: "/boot/vmlinuz",
 				Root: "/etc/understudy/root.img", Accel: AccelAuto},
 		},
-		Disks: []Disk{{"data", "/etc/understudy/data.img", Ext3, "/srv", "noatime"}},
+		Disks: []Disk{{Name: "data", Image: "/etc/understudy/data.img", Part: 3, Mirror: "/etc/understudy/other.img", LUKS: "/etc/key", LVM: "data/srv", Type: Ext3, Mount: "/srv", Options: "noatime"}},
 		NICs: []NIC{{
 			Name: "lan", MAC: []byte{0x52, 0x54, 0, 0, 0, 2}, Bridge: "br0",
 			Address: netip.MustParsePrefix("10.77.0.2/24"), Gateway: netip.MustParseAddr("10.77.0.1"),
@@ -87,7 +91,7 @@ func TestParseExample(t *testing.T) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 	for key, line := range map[string]int{"partitions.left.memory": 5, "partitions.right.root": 10, "disks.0.image": 13,
-		"nics.0.mac": 19, "nics.0.routes.1.via": 26, "services.0.command.2": 30, "takeover.none": 33, "none": 0} {
+		"nics.0.mac": 23, "nics.0.routes.1.via": 30, "services.0.command.2": 34, "takeover.none": 37, "none": 0} {
 		if got := p.line(key); got != line {
 			t.Errorf("Line(%q) = %d, want %d", key, got, line)
 		}
@@ -196,7 +200,11 @@ func TestParseRefuses(t *testing.T) {
 			"pair.yaml:4: partitions.b.root: is the root disk of a too (line 3); give each partition a copy"},
 		{"root is disk", "initramfs: i}\n  b: {", "root: ./d.img}\n  b: {",
 			"pair.yaml:3: partitions.a.root: is shared disk d too (line 6); use two images"},
-		{"file system", "mount: /srv", "type: xfs, mount: /srv", "pair.yaml:6: disks.0.type: \"xfs\" is not known; use one of [ext4 ext3]"},
+		{"file system", "mount: /srv", "type: vfat, mount: /srv", "pair.yaml:6: disks.0.type: \"vfat\" is not known; use one of [ext4 ext3 xfs btrfs]"},
+		{"partition", "mount: /srv", "partition: 0, mount: /srv", "pair.yaml:6: disks.0.partition: \"0\" is not the number of a partition; write the number that Linux gives the partition"},
+		{"key", "mount: /srv", "luks: key, mount: /srv", "pair.yaml:6: disks.0.luks: \"key\" is not the absolute path of a file; name a file with the key that both guests have"},
+		{"volume", "mount: /srv", "lvm: data, mount: /srv", "pair.yaml:6: disks.0.lvm: \"data\" is not the name of a logical volume; write GROUP/NAME"},
+		{"volume with a path", "mount: /srv", "lvm: ../data, mount: /srv", "pair.yaml:6: disks.0.lvm: \"../data\" is not the name of a logical volume; write GROUP/NAME"},
 		{"mount relative", "mount: /srv", "mount: srv", "pair.yaml:6: disks.0.mount: \"srv\" is not a clean absolute path below /; write e.g. /srv"},
 		{"mount system", "mount: /srv", "mount: /proc/x", "pair.yaml:6: disks.0.mount: /proc/x belongs to the system; write e.g. /srv"},
 		{"mount twice", "/srv}", "/srv}, {name: e, image: e, mount: /srv}",
@@ -274,7 +282,7 @@ func TestParseEmpty(t *testing.T) {
 func TestLoadRefusesFormats(t *testing.T) {
 	dir := t.TempDir()
 	vdi := append(make([]byte, 64), "\x7f\x10\xda\xbe"...)
-	for name, head := range map[string]string{"root": "QFI\xfb\x00", "d0": string(vdi), "d1": "LUKS\xba\xbe", "d2": "\x00raw"} {
+	for name, head := range map[string]string{"root": "QFI\xfb\x00", "d0": string(vdi), "d1": "KDMV", "d2": "\x00raw"} {
 		os.WriteFile(filepath.Join(dir, name), []byte(head), 0o600)
 	}
 	path := filepath.Join(dir, "pair.yaml")
@@ -290,7 +298,7 @@ func TestLoadRefusesFormats(t *testing.T) {
 	want := []string{
 		"pair.yaml:3: partitions.a.root: root is in qcow2 format, and only raw images and block devices can be taken over; convert it: qemu-img convert -O raw root NEW",
 		"pair.yaml:6: disks.0.image: d0 is in vdi format, and only raw images and block devices can be taken over; convert it: qemu-img convert -O raw d0 NEW",
-		"pair.yaml:7: disks.1.image: d1 is in LUKS format, and only raw images and block devices can be taken over; use a disk that is not encrypted",
+		"pair.yaml:7: disks.1.image: d1 is in vmdk format, and only raw images and block devices can be taken over; convert it: qemu-img convert -O raw d1 NEW",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

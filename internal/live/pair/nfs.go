@@ -76,6 +76,17 @@ func parseThreads(s string) (int, error) {
 	return n, nil
 }
 
+// directories are all that the server has to do with.
+func (n *NFS) directories() []string {
+	dirs := []string{n.State}
+	for _, line := range n.Exports {
+		if e, err := nfsd.ParseExport(line); err == nil {
+			dirs = append(dirs, e.Path)
+		}
+	}
+	return dirs
+}
+
 func (p *Pair) nfsRules(add addFunc) {
 	n := p.NFS
 	if n == nil {
@@ -89,6 +100,11 @@ func (p *Pair) nfsRules(add addFunc) {
 	}
 	if n.State != "" && !shared(n.State) {
 		add("nfs.state", "put it below the mount of one of the disks", "%s is on no shared disk, so a takeover would find nothing there", n.State)
+	}
+	for i, d := range p.Disks {
+		if !d.Type.Ext() && slices.ContainsFunc(n.directories(), func(dir string) bool { return dir == d.Mount || below(dir, d.Mount) }) {
+			add(fmt.Sprintf("disks.%d.type", i), "serve from ext4", "an NFS server on %s is not supported: files that only memory has are made again, with other file handles", d.Type)
+		}
 	}
 	ids := make(map[string]string)
 	for i, line := range n.Exports {

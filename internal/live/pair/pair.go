@@ -51,20 +51,53 @@ const (
 
 // Disk is a shared disk that follows the active role.
 type Disk struct {
-	Name    string
-	Image   string // path of a raw image or a block device
+	Name  string
+	Image string // path of a raw image or a block device
+	Part  int    // number of the partition of Image that has the file system; 0: all of it has
+	// What lies on that, and under the file system, in this order; empty: it does not.
+	Mirror string // path of the image of the other disk of an array of md, level 1
+	LUKS   string // path in the guests of a file with a key
+	LVM    string // GROUP/NAME of a logical volume
+
 	Type    FSType
 	Mount   string // absolute path in the guest
 	Options string // mount options, comma-separated, may be empty
 }
 
+// Images are those of its disks.
+func (d *Disk) Images() []string {
+	if d.Mirror == "" {
+		return []string{d.Image}
+	}
+	return []string{d.Image, d.Mirror}
+}
+
+// Layers name what lies under the file system that only a guest sees through, the lowest first.
+func (d *Disk) Layers() (layers []string) {
+	for _, l := range []struct{ name, is string }{{"md", d.Mirror}, {"LUKS", d.LUKS}, {"LVM", d.LVM}} {
+		if l.is != "" {
+			layers = append(layers, l.name)
+		}
+	}
+	return layers
+}
+
+// Layered says whether there is any.
+func (d *Disk) Layered() bool { return len(d.Layers()) > 0 }
+
 // FSType is the type of the file system on a shared disk.
 type FSType string
 
 const (
-	Ext3 FSType = "ext3"
-	Ext4 FSType = "ext4"
+	Ext3  FSType = "ext3"
+	Ext4  FSType = "ext4"
+	XFS   FSType = "xfs"
+	Btrfs FSType = "btrfs"
 )
+
+// Ext says whether it is of the ext family, whose log a takeover finishes before the mount. Of
+// the others the mount replays what is on the disk, and the rest is written after it.
+func (t FSType) Ext() bool { return t == Ext3 || t == Ext4 }
 
 // NIC is a network identity that follows the active role.
 type NIC struct {

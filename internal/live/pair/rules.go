@@ -40,7 +40,7 @@ func (p *Pair) partitionRules(add addFunc) {
 	}
 	for _, part := range p.Partitions {
 		for i, d := range p.Disks {
-			if part.Root != "" && part.Root == d.Image {
+			if part.Root != "" && slices.Contains(d.Images(), part.Root) {
 				add(at(part.Name, "root"), "use two images", "is shared disk %s too (line %d)", d.Name, p.line(fmt.Sprintf("disks.%d.image", i)))
 			}
 		}
@@ -51,6 +51,17 @@ func (p *Pair) partitionRules(add addFunc) {
 // what the guest knows a disk by (VIRTIO_BLK_ID_BYTES,
 // include/uapi/linux/virtio_blk.h).
 const maxSerial = 20
+
+// mirrorSuffix is what the second disk of a mirror has after the name of the first.
+const mirrorSuffix = ".1"
+
+// MirrorName is the serial number of the second disk of a mirror.
+func (d *Disk) MirrorName() string {
+	if d.Mirror == "" {
+		return ""
+	}
+	return d.Name + mirrorSuffix
+}
 
 // ownDisks are the names of disks that partitions have of their own.
 var ownDisks = []string{"root", "staging", "rehearsal-0"}
@@ -64,6 +75,10 @@ func (p *Pair) diskRules(add addFunc) {
 		}
 		u.check(i, "name", d.Name)
 		u.check(i, "image", d.Image)
+		u.checkAt(fmt.Sprintf("disks.%d.mirror", i), "image", d.Mirror)
+		if d.Mirror != "" && len(d.Name) > maxSerial-len(mirrorSuffix) {
+			add(fmt.Sprintf("disks.%d.name", i), fmt.Sprintf("use one of at most %d bytes", maxSerial-len(mirrorSuffix)), "%q is too long for a disk with a mirror", d.Name)
+		}
 		u.check(i, "mount", d.Mount)
 		for j, earlier := range p.Disks[:i] {
 			if d.Mount != "" && below(earlier.Mount, d.Mount) {

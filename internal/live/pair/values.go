@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -253,6 +254,41 @@ func parseUnit(s string) (string, error) {
 	}
 	if !ok || base == "" || base[0] == '-' || len(s) > 255 || strings.ContainsFunc(base, func(c rune) bool { return !legal(c) }) {
 		return "", fmt.Errorf("%q is not the name of a service of systemd's", s)
+	}
+	return s, nil
+}
+
+const partHint = "write the number that Linux gives the partition"
+
+// maxPart is the highest number of a partition (include/linux/genhd.h, DISK_MAX_PARTS).
+const maxPart = 256
+
+func parsePart(s string) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > maxPart {
+		return 0, fmt.Errorf("%q is not the number of a partition", s)
+	}
+	return n, nil
+}
+
+// parseKey reads the path of a key, which is the guests' and not this machine's.
+func parseKey(s string) (string, error) {
+	if !path.IsAbs(s) || path.Clean(s) != s || s == "/" {
+		return "", fmt.Errorf("%q is not the absolute path of a file", s)
+	}
+	return s, nil
+}
+
+// volumePattern is what LVM takes for the name of a group or a volume (lvm(8), valid names).
+var volumePattern = regexp.MustCompile(`^[a-zA-Z0-9+_.][a-zA-Z0-9+_.-]*$`)
+
+// parseVolume reads the name of a logical volume.
+func parseVolume(s string) (string, error) {
+	group, name, ok := strings.Cut(s, "/")
+	for _, n := range []string{group, name} {
+		if !ok || len(n) > 127 || n == "." || n == ".." || !volumePattern.MatchString(n) {
+			return "", fmt.Errorf("%q is not the name of a logical volume", s)
+		}
 	}
 	return s, nil
 }

@@ -66,12 +66,18 @@ func (d Disk) addFrontend(c *command, drive string) {
 type Overlay struct {
 	Disk
 	File string // the qcow2 file
+	// Off and Size, in bytes, are of the stretch of Image that is meant; without Size it is all.
+	Off, Size int64
 }
 
 func (o Overlay) add(c *command) {
 	base, file, raw := "base-"+o.Name, "file-"+o.Name, "backing-"+o.Name
 	c.opt("-blockdev", "driver="+fileDriver(o.Image), "node-name="+base, "filename="+o.Image, "locking=off", "read-only=on")
-	c.opt("-blockdev", "driver=raw", "node-name="+raw, "file="+base, "read-only=on")
+	backing := []string{"driver=raw", "node-name=" + raw, "file=" + base, "read-only=on"}
+	if o.Size > 0 {
+		backing = append(backing, fmt.Sprintf("offset=%d", o.Off), fmt.Sprintf("size=%d", o.Size))
+	}
+	c.opt("-blockdev", backing...)
 	c.opt("-blockdev", "driver=file", "node-name="+file, "filename="+o.File, "locking=on", "discard=unmap")
 	c.opt("-blockdev", "driver=qcow2", "node-name="+o.node(), "file="+file, "backing="+raw, "discard=unmap")
 	c.opt("-device", "virtio-blk-pci", "id="+o.QDev(), "drive="+o.node(), "serial="+o.Name, "werror=report", "rerror=report")

@@ -24,6 +24,8 @@ const (
 	Hello     = "hello"     // agent to supervisor: Greeting
 	Trouble   = "trouble"   // agent to supervisor: TroubleNotice
 	Configure = "configure" // Config
+	Activate  = "activate"  // ActivateRequest to ActivateResult: what is under a file system
+	Read      = "read"      // ReadRequest to ReadResult: bytes of a disk
 	Write     = "write"     // WriteRequest: blocks of a disk that is not mounted
 	Mount     = "mount"     // MountRequest to MountResult
 	Name      = "name"      // NameRequest to NameResult: give names back after a check
@@ -43,6 +45,8 @@ type Greeting struct {
 	// Checker: the guest can check a file system of the ext family. Without, a takeover
 	// fails that finds one mid-update.
 	Checker bool `json:"checker"`
+	// Layers are the programs that it has for what may lie under a file system.
+	Layers []string `json:"layers,omitempty"`
 	// Configured: another supervisor has configured it before.
 	Configured bool `json:"configured,omitempty"`
 }
@@ -61,7 +65,13 @@ type Config struct {
 // Disk is a shared disk as the guest sees it: a virtio disk whose serial
 // number is its name.
 type Disk struct {
-	Name    string `json:"name"`
+	Name string `json:"name"`
+	Part int    `json:"part,omitempty"` // number of the partition with the file system; 0: none
+	// What lies on the disk, or its partition, and under the file system, in this order. Empty:
+	// it does not.
+	Mirror  string `json:"mirror,omitempty"` // serial number of the other disk of an array of md, level 1
+	LUKS    string `json:"luks,omitempty"`   // path in the guest of a file with a key
+	Volume  string `json:"volume,omitempty"` // GROUP/NAME of a logical volume of LVM
 	Type    string `json:"type"`
 	Mount   string `json:"mount"`
 	Options string `json:"options"`
@@ -128,6 +138,32 @@ type Check struct {
 
 // Names reports whether there is anything for NameRequest.
 func (c *Check) Names() bool { return c != nil && len(c.Lost)+len(c.Surplus)+len(c.Cleared) > 0 }
+
+// ActivateRequest names a disk that has become this partition's, to get the device that its
+// file system is on.
+type ActivateRequest struct {
+	Disk string `json:"disk"`
+}
+
+// ActivateResult is what came of it.
+type ActivateResult struct {
+	Size int64 `json:"size"` // of the device, bytes
+}
+
+// ReadRequest asks for bytes of the device that a disk's file system is on.
+type ReadRequest struct {
+	Disk string `json:"disk"`
+	Off  int64  `json:"off"` // both in bytes, and whole sectors
+	Len  int64  `json:"len"` // at most MaxRead
+}
+
+// MaxRead bounds what is read at once, in bytes.
+const MaxRead = 1 << 20
+
+// ReadResult has them.
+type ReadResult struct {
+	Data []byte `json:"data"`
+}
 
 // WriteRequest points at an encoded list of blocks on the staging disk
 // (EncodeBlocks). They are written to a disk before anything mounts it.

@@ -57,7 +57,7 @@ func (m *machine) Fence(ctx context.Context) error {
 	return m.self.Reveal()
 }
 
-func (m *machine) Image(disk string) (takeover.Image, error) {
+func (m *machine) Image(_ context.Context, disk string) (takeover.Image, error) {
 	path, err := agent.AwaitDisk(context.Background(), disk, deviceLimit)
 	if err != nil {
 		return nil, err

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"sync"
 
-	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/ram"
@@ -110,11 +109,7 @@ func (m *Morgue) Examine(image takeover.Image) (takeover.Remains, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find kernel: %w", err)
 	}
-	b := make([]byte, ext4.SuperSize)
-	if _, err := image.ReadAt(b, ext4.SuperOffset); err != nil {
-		return nil, fmt.Errorf("read superblock: %w", err)
-	}
-	on, err := ext4.ParseSuper(b)
+	on, err := salvage.Identify(image)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +122,7 @@ func (m *Morgue) Examine(image takeover.Image) (takeover.Remains, error) {
 		return nil, err
 	}
 	r := &Remains{Cache: c, Super: s}
-	if r.Plan, err = salvage.Of(c, s); err != nil {
+	if r.Plan, err = salvage.ForDisk(c, s, false); err != nil {
 		return nil, err
 	}
 	return r, r.Plan.Check(image)

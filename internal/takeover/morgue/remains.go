@@ -48,7 +48,13 @@ func (g *GivenUp) Unwrap() error { return g.Err }
 // refused, the plan is given up, and the error is a *GivenUp: no file gets a part of
 // what it was to be. What fails after the commit is among the plan's faults. Any other
 // error says that the image could not be read.
+//
+// Of XFS and btrfs nothing is written here: the mount replays what their logs have, and the
+// plan has what they lack.
 func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
+	if !r.Super.HasBuffers() {
+		return takeover.Commit{Case: r.Super.Type + ": the mount replays its log, and what that lacks is written after it"}, nil
+	}
 	rescue, err := journal.Plan(r.Cache, r.Super, image)
 	if err != nil {
 		return takeover.Commit{}, err
@@ -127,7 +133,7 @@ func (r *Remains) Gather(staging []byte) (takeover.Gathered, error) {
 		return g, err
 	}
 	var err error
-	g.Files, _, err = Files(p, false)
+	g.Files, g.Attrs, err = Files(p, false)
 	return g, err
 }
 

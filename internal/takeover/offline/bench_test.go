@@ -234,7 +234,7 @@ func size(data [][]byte) (n int64) {
 
 // applyPlaced does the same on a draft, and Apply.
 func applyPlaced(b *testing.B, path string, files []placement.File, buf []byte) error {
-	d, err := Open(path, "")
+	d, err := Open(path, 0, "")
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"understudy.dev/understudy/internal/live/device"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/hint"
 )
@@ -34,15 +36,20 @@ type Identity struct {
 // Disk is a disk that is ours, and what an earlier run may have left of its work.
 type Disk struct {
 	*fence.Claim
-	path string // absolute
-	work string // directory, absolute
-	left *record
+	// size and start, in bytes, are those of the partition that is meant, or of all of it.
+	Size  int64
+	start int64
+	part  int    // its number; 0: all of it is meant
+	path  string // absolute
+	work  string // directory, absolute
+	left  *record
 }
 
-// Open claims a disk and looks for what an earlier run left. work is where the
-// overlay goes: empty means beside the disk. Nothing is made or changed.
-func Open(path, work string) (*Disk, error) {
-	d := &Disk{}
+// Open claims a disk and looks for what an earlier run left. If part is not 0, that partition
+// is meant, and offsets begin with it. work is where the overlay goes: empty means beside
+// the disk. Nothing is made or changed.
+func Open(path string, part int, work string) (*Disk, error) {
+	d := &Disk{part: part}
 	var err error
 	if d.path, err = filepath.Abs(path); err == nil {
 		// The place must not depend on the name that the disk was called by.
@@ -54,11 +61,33 @@ func Open(path, work string) (*Disk, error) {
 	if d.Claim, err = fence.Take(d.path); err != nil {
 		return nil, err
 	}
+	d.Size = d.Claim.Size
+	if part != 0 {
+		p, err := disk.Find(d.Claim, d.Size, part)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("disk %s: %w", d.path, err), d.Close())
+		}
+		d.start, d.Size = p.Off, p.Len
+	}
 	if err := d.open(work); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }
+
+// section is what is meant of the disk.
+func (d *Disk) section() device.Section {
+	return device.Section{Direct: device.Direct{File: d.File}, Off: d.start, Len: d.Size}
+}
+
+// ReadAt reads from what is meant.
+func (d *Disk) ReadAt(b []byte, off int64) (int, error) { return d.section().ReadAt(b, off) }
+
+// WriteAt writes to what is meant.
+func (d *Disk) WriteAt(b []byte, off int64) (int, error) { return d.section().WriteAt(b, off) }
+
+// Seek tells its size.
+func (d *Disk) Seek(off int64, whence int) (int64, error) { return d.section().Seek(off, whence) }
 
 // sector is the unit of a disk, in bytes.
 const sector = 512
@@ -78,7 +107,11 @@ func (d *Disk) open(work string) error {
 	if err != nil {
 		return fmt.Errorf("find work directory: %w", err)
 	}
-	d.work = filepath.Join(work, filepath.Base(d.path)+".understudy")
+	name := filepath.Base(d.path)
+	if d.part != 0 {
+		name += fmt.Sprintf("-part%d", d.part)
+	}
+	d.work = filepath.Join(work, name+".understudy")
 	d.left, err = readRecord(d.work)
 	if errors.Is(err, fs.ErrNotExist) {
 		return d.unveiled()

@@ -98,7 +98,7 @@ func (tr *trial) fillRedo(d *Disk, changes []Region) error {
 
 func (tr *trial) open() *Disk {
 	tr.t.Helper()
-	d, err := Open(tr.path, "")
+	d, err := Open(tr.path, 0, "")
 	if err != nil {
 		tr.t.Fatal(err)
 	}
@@ -273,7 +273,7 @@ func TestVeilTells(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.Close()
-	if _, err := Open(tr.path, t.TempDir()); err == nil || !strings.Contains(err.Error(), "--work") {
+	if _, err := Open(tr.path, 0, t.TempDir()); err == nil || !strings.Contains(err.Error(), "--work") {
 		t.Errorf("opened without its record: %v", err)
 	}
 	if !strings.HasPrefix(string(tr.disk()[superAt:]), "understudy salvage apply was broken off") {

@@ -55,7 +55,7 @@ func (d *Disk) run(ctx context.Context, j Job, g Guest, r *Result) error {
 		// A guest that dies ends, instead of staying for the one who takes over.
 		Append: "panic=-1",
 		Devices: []partition.Device{
-			partition.Overlay{Disk: partition.Disk{Name: diskName, Image: d.path}, File: d.overlay()},
+			partition.Overlay{Disk: partition.Disk{Name: diskName, Image: d.path}, Off: d.start, Size: d.Size, File: d.overlay()},
 			partition.Disk{Name: wire.StagingDisk, Image: s.Path(), ReadOnly: true},
 		},
 	}

@@ -69,7 +69,7 @@ func (d *Disk) view() string {
 	quote := func(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 	return strings.Join([]string{
 		"driver=qcow2", "file.driver=file", "file.filename=" + quote(d.overlay()),
-		"backing.driver=raw", "backing.file.driver=" + driver, "backing.file.filename=" + quote(d.path), "backing.file.locking=off",
+		"backing.driver=raw", fmt.Sprintf("backing.offset=%d", d.start), fmt.Sprintf("backing.size=%d", d.Size), "backing.file.driver=" + driver, "backing.file.filename=" + quote(d.path), "backing.file.locking=off",
 	}, ",")
 }
 
@@ -100,7 +100,10 @@ func (d *Disk) room() error {
 		return fmt.Errorf("look for room: %w", err)
 	}
 	// st_blocks counts 512 bytes (stat(2)). Only holes of the disk take room.
-	need := min(over.Blocks*512, d.Size-disk.Blocks*512)
+	need := over.Blocks * 512
+	if d.part == 0 { // or else the holes may be elsewhere
+		need = min(need, d.Size-disk.Blocks*512)
+	}
 	if free := int64(place.Bavail) * place.Bsize; need > free {
 		return hint.New("disk "+d.path, fmt.Errorf("it may grow by %d bytes, and %d are free where it lies", need, free),
 			"Make room there. Nothing was written to the disk.")

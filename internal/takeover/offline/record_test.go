@@ -135,7 +135,7 @@ func TestClear(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			d, err := Open(disk, "")
+			d, err := Open(disk, 0, "")
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
@@ -66,6 +68,9 @@ const (
 // a kernel left it that had written a part of the plan.
 func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
 	active, heir := r.dir.RAM(r.record.Active), r.dir.RAM(r.record.Heir)
+	if len(d.Layers) > 0 && d.Progress != saved {
+		return layered(d, active, heir)
+	}
 	switch d.Progress {
 	case saved:
 		return nil
@@ -101,7 +106,7 @@ func (r *recovery) applyIfMounted(ctx context.Context, d *supervisor.RecordDisk,
 
 // apply applies one memory, and makes durable that it is.
 func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Options, done takeover.Progress) error {
-	o.Disk, o.Guest, o.GiveUp = d.Image, r.guest, r.giveUp
+	o.Disk, o.Part, o.Guest, o.GiveUp = d.Image, d.Part, r.guest, r.giveUp
 	report, err := Run(ctx, o)
 	if err != nil {
 		return fmt.Errorf("from %s: %w", o.Image, err)
@@ -113,4 +118,14 @@ func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Option
 	d.Refused = d.Refused || !report.Complete
 	d.Progress = done
 	return r.dir.Write(&r.record)
+}
+
+// layered says what to do about a disk whose file system only a guest sees.
+func layered(d *supervisor.RecordDisk, active, heir string) error {
+	image := active
+	if d.Progress == takeover.HandedOver || d.Progress == takeover.Given || d.Progress == takeover.Applied {
+		image = heir
+	}
+	return hint.New("recover disk "+d.Name, fmt.Errorf("its file system lies on %s, which only a guest sees through", strings.Join(d.Layers, " and ")),
+		fmt.Sprintf("Make the device of the file system on a machine that may have the key (losetup, mdadm --assemble, cryptsetup open, lvchange -ay), and apply the memory to that: understudy salvage apply %s --disk DEVICE --work DIR. Then: understudy down --discard. The memory stays until then.", image))
 }

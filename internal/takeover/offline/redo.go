@@ -128,7 +128,10 @@ func (d *Disk) roomFor(raw []Raw) error {
 	for _, w := range raw {
 		total += int64(len(w.Data))
 	}
-	need := min(total, max(0, d.Size-disk.Blocks*512)) // only holes of the disk take room
+	need := total
+	if d.part == 0 { // only holes of the disk take room, and with partitions they may be elsewhere
+		need = min(need, max(0, d.Size-disk.Blocks*512))
+	}
 	if free := int64(place.Bavail) * place.Bsize; need > free {
 		return hint.New("disk "+d.path, fmt.Errorf("it may grow by %d bytes, and %d are free where it lies", need, free),
 			"Make room there. Nothing was written to the disk.")

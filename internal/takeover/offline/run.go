@@ -30,6 +30,7 @@ type Options struct {
 	Image   string   // path of the memory
 	Parts   []string // further files of it (ram.OpenFiles)
 	Disk    string   // path of a raw image or a block device; or else
+	Part    int      // number of the partition of Disk that has the file system; 0: all of it has
 	Mount   string   // where XFS or btrfs is mounted on this machine
 	Work    string   // directory of the overlay; empty: beside Disk
 	FS      string   // a device of the dead machine, if several file systems there have Disk's UUID
@@ -95,7 +96,7 @@ func (a *application) run(ctx context.Context) (err error) {
 	if a.Mount != "" {
 		return a.mounted(ctx)
 	}
-	if a.target, err = Open(a.Disk, a.Work); err != nil {
+	if a.target, err = Open(a.Disk, a.Part, a.Work); err != nil {
 		return err
 	}
 	if left, unfinished := a.target.Unfinished(); unfinished {

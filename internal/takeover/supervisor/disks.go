@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/pair"
 )
@@ -25,20 +28,113 @@ func Inspect(p *pair.Pair, log io.Writer) error {
 }
 
 // checkDisks checks that the file systems on the shared disks are such as a takeover
-// brings over, as their own superblocks say.
+// brings over, as their own superblocks say, and that under them lies what the pair says.
 func (s *Supervisor) checkDisks() error {
 	for _, d := range s.Pair.Disks {
-		h := s.holds[d.Image]
-		if err := fits(d, h); err != nil {
+		fs, err := s.fileSystemOn(d)
+		if err == nil && fs != nil {
+			err = fits(d, fs)
+		}
+		if err != nil {
 			return err
 		}
-		if lacks, err := missingRoom(h); err != nil {
-			return err
-		} else if lacks > 0 {
-			s.log("disk %s: its image is sparse, and the file system under it lacks %d MiB of what it may grow to: the pair stands still when that is full", d.Name, lacks>>20)
+		for _, image := range d.Images() {
+			if lacks, err := missingRoom(s.holds[image]); err != nil {
+				return err
+			} else if lacks > 0 {
+				s.log("disk %s: its image %s is sparse, and the file system under it lacks %d MiB of what it may grow to: the pair stands still when that is full", d.Name, image, lacks>>20)
+			}
 		}
 	}
 	return nil
+}
+
+// fileSystemOn is what has a disk's file system, as far as this machine sees it: nil if only a guest
+// does.
+func (s *Supervisor) fileSystemOn(d pair.Disk) (io.ReaderAt, error) {
+	var members []*io.SectionReader
+	for _, image := range d.Images() {
+		part, err := partOf(d, image, s.holds[image])
+		if err != nil {
+			return nil, err
+		}
+		members = append(members, part)
+	}
+	on := members[0]
+	if d.Mirror != "" {
+		var err error
+		if on, err = mirrorOf(d, members); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case d.LUKS != "":
+		return nil, begins(d, on, "LUKS\xba\xbe", "luks:", 0)
+	case d.LVM != "": // the label is in one of the first four sectors (lib/label/label.h, LABEL_SCAN_SECTORS)
+		return nil, begins(d, on, "LABELONE", "lvm:", 0, 512, 1024, 1536)
+	}
+	return on, nil
+}
+
+// partOf is what of an image is the pair's: all of it, or a partition.
+func partOf(d pair.Disk, image string, h *fence.Hold) (*io.SectionReader, error) {
+	if d.Part == 0 {
+		return io.NewSectionReader(h, 0, h.Size), nil
+	}
+	p, err := disk.Find(h, h.Size, d.Part)
+	if errors.Is(err, disk.ErrNoTable) {
+		return nil, fmt.Errorf("disk %s: %s has no partition table: leave out partition:", d.Name, image)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %s: %w", d.Name, image, err)
+	}
+	return io.NewSectionReader(h, p.Off, p.Len), nil
+}
+
+// mirrorOf is the data of the first of two disks that are a mirror.
+func mirrorOf(d pair.Disk, disks []*io.SectionReader) (*io.SectionReader, error) {
+	var array string
+	var data *io.SectionReader
+	for i, on := range disks {
+		m, err := disk.Array(on, on.Size())
+		switch {
+		case errors.Is(err, disk.ErrNoMember):
+			return nil, fmt.Errorf("disk %s: %s is no member of an array of md: leave out mirror:, or make one (mdadm --create --level 1)", d.Name, d.Images()[i])
+		case err != nil:
+			return nil, fmt.Errorf("disk %s: %s: %w", d.Name, d.Images()[i], err)
+		case m.Level != 1 || m.Disks != 2:
+			return nil, fmt.Errorf("disk %s: %s is of an array of level %d on %d disks, and only mirrors of two are supported (mdadm --grow)", d.Name, d.Images()[i], m.Level, m.Disks)
+		case i > 0 && m.Array != array:
+			return nil, fmt.Errorf("disk %s: %s and %s are of different arrays", d.Name, d.Image, d.Mirror)
+		}
+		if array = m.Array; i == 0 {
+			data = io.NewSectionReader(on, m.Off, m.Len)
+		}
+	}
+	return data, nil
+}
+
+// begins checks that a disk has a mark at one of these places.
+func begins(d pair.Disk, on io.ReaderAt, mark, key string, places ...int64) error {
+	b := make([]byte, len(mark))
+	for _, at := range places {
+		if _, err := on.ReadAt(b, at); err == nil && string(b) == mark {
+			return nil
+		}
+	}
+	return fmt.Errorf("disk %s: %s has %s, and not what %s says", d.Name, d.Image, contentOf(on, d.Type), key)
+}
+
+// checkLayered checks the file system of a disk that only a guest sees, as that sees it, before it is
+// mounted there.
+func (s *Supervisor) checkLayered(ctx context.Context, sd *side, d pair.Disk) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("not done within %v", startLimit))
+	defer cancel()
+	size, err := sd.activate(ctx, d.Name)
+	if err != nil {
+		return err
+	}
+	return fits(d, newGuestImage(ctx, sd, d.Name, size, nil))
 }
 
 // magics are what other things than an ext file system begin with, for people: the
@@ -47,19 +143,24 @@ var magics = []struct {
 	off         int
 	magic, what string
 }{
-	{512, "EFI PART", "a partition table: name the partition's own device, or an image of the file system alone"},
-	{0, "XFSB", "XFS, which a pair cannot take over yet"},
-	{65536 + 64, "_BHRfS_M", "btrfs, which a pair cannot take over yet"},
-	{0, "LUKS\xba\xbe", "LUKS, which a pair cannot take over yet"},
-	{512, "LABELONE", "a physical volume of LVM, which a pair cannot take over yet"},
-	{510, "\x55\xaa", "a partition table: name the partition's own device, or an image of the file system alone"},
+	{512, "EFI PART", "a partition table: say which has the file system (partition: N)"},
+	{0, "XFSB", "XFS: say type: xfs"},
+	{65536 + 64, "_BHRfS_M", "btrfs: say type: btrfs"},
+	{0, "LUKS\xba\xbe", "LUKS: name the file in the guests that has the key (luks: PATH)"},
+	{512, "LABELONE", "a physical volume of LVM: name the logical volume (lvm: GROUP/NAME)"},
+	{4096, "\xfc\x4e\x2b\xa9", "a member of an array of md: name the other disk of the mirror (mirror: IMAGE)"},
+	{510, "\x55\xaa", "a partition table: say which has the file system (partition: N)"},
 }
 
 // fits checks one disk.
-func fits(d pair.Disk, disk io.ReaderAt) error {
-	fs, err := ext4.Open(disk)
+func fits(d pair.Disk, on io.ReaderAt) error {
+	if !d.Type.Ext() {
+		_, err := featuresOf(d, on)
+		return err
+	}
+	fs, err := ext4.Open(on)
 	if errors.Is(err, ext4.ErrNotExt) {
-		return fmt.Errorf("disk %s: %s has %s", d.Name, d.Image, contentOf(disk))
+		return fmt.Errorf("disk %s: %s has %s", d.Name, d.Image, contentOf(on, d.Type))
 	}
 	if err != nil {
 		return fmt.Errorf("disk %s: %s: %w", d.Name, d.Image, err)
@@ -73,15 +174,49 @@ func fits(d pair.Disk, disk io.ReaderAt) error {
 	return nil
 }
 
-// contentOf says what a disk has that is no ext file system.
-func contentOf(disk io.ReaderAt) string {
+// featuresOf are those of XFS or btrfs on a disk, as its type says, if a takeover can bring
+// it over.
+func featuresOf(d pair.Disk, on io.ReaderAt) (salvage.Features, error) {
+	f, err := salvage.FeaturesOf(on)
+	if errors.Is(err, salvage.ErrNoFileSystem) {
+		if _, err := ext4.Open(on); !errors.Is(err, ext4.ErrNotExt) {
+			return f, fmt.Errorf("disk %s: %s has a file system of the ext family: say type: ext4", d.Name, d.Image)
+		}
+		return f, fmt.Errorf("disk %s: %s has %s", d.Name, d.Image, contentOf(on, d.Type))
+	}
+	switch {
+	case err != nil:
+		return f, fmt.Errorf("disk %s: %s: %w", d.Name, d.Image, err)
+	case f.Family != string(d.Type):
+		return f, fmt.Errorf("disk %s: %s has %s", d.Name, d.Image, contentOf(on, d.Type))
+	case f.Lacks != "":
+		return f, fmt.Errorf("disk %s: %s %s", d.Name, d.Image, f.Lacks)
+	}
+	return f, nil
+}
+
+// makeOptions are the options of mkfs that make a file system like that of a disk.
+func makeOptions(d pair.Disk, on io.ReaderAt) ([]string, error) {
+	if !d.Type.Ext() {
+		f, err := featuresOf(d, on)
+		return f.Make, err
+	}
+	fs, err := ext4.Open(on)
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", d.Name, err)
+	}
+	return fs.Super.MakeOptions(), nil
+}
+
+// contentOf says what a disk has in the place of a file system of a type.
+func contentOf(on io.ReaderAt, wanted pair.FSType) string {
 	for _, m := range magics {
 		b := make([]byte, len(m.magic))
-		if _, err := disk.ReadAt(b, int64(m.off)); err == nil && bytes.Equal(b, []byte(m.magic)) {
+		if _, err := on.ReadAt(b, int64(m.off)); err == nil && bytes.Equal(b, []byte(m.magic)) {
 			return m.what
 		}
 	}
-	return "no file system that we know: make one (mkfs.ext4)"
+	return fmt.Sprintf("no file system that we know: make one (mkfs.%s)", wanted)
 }
 
 // missingRoom is how many bytes of a sparse image the file system under it could not

@@ -1,12 +1,18 @@
 package supervisor
 
 import (
+	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
+	"understudy.dev/understudy/internal/live/device"
+	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/wire"
 )
@@ -25,10 +31,19 @@ func TestFits(t *testing.T) {
 		{"ext4 by ext3", "mkfs.ext4 -q -F", pair.Ext3, "say type: ext4"},
 		{"mmp", "mkfs.ext4 -q -F -O mmp", pair.Ext4, "tune2fs -O ^mmp"},
 		{"an external journal", "mke2fs -q -F -O journal_dev", pair.Ext4, "journal_dev"},
-		{"xfs", "mkfs.xfs -q -f", pair.Ext4, "has XFS"},
-		{"btrfs", "mkfs.btrfs -q -f", pair.Ext4, "has btrfs"},
-		{"gpt", "magic", pair.Ext4, "a partition table"},
-		{"mbr", "magic", pair.Ext4, "a partition table"},
+		{"xfs by ext4", "mkfs.xfs -q -f", pair.Ext4, "say type: xfs"},
+		{"btrfs by ext4", "mkfs.btrfs -q -f", pair.Ext4, "say type: btrfs"},
+		{"ext4 by xfs", "mkfs.ext4 -q -F", pair.XFS, "say type: ext4"},
+		{"btrfs by xfs", "mkfs.btrfs -q -f", pair.XFS, "say type: btrfs"},
+		{"nothing by xfs", "true", pair.XFS, "mkfs.xfs"},
+		{"xfs", "mkfs.xfs -q -f", pair.XFS, ""},
+		{"old xfs", "mkfs.xfs -q -f -m crc=0", pair.XFS, "version 4"},
+		{"an external log", "mkfs.xfs -q -f -l logdev=LOG,size=70m", pair.XFS, "log on another device"},
+		{"realtime", "mkfs.xfs -q -f -r rtdev=LOG,size=64m", pair.XFS, "a realtime section"},
+		{"btrfs", "mkfs.btrfs -q -f --csum xxhash", pair.Btrfs, ""},
+		{"btrfs on two", "mkfs.btrfs -q -f LOG", pair.Btrfs, "on 2 devices"},
+		{"gpt", "magic", pair.Ext4, "partition: N"},
+		{"mbr", "magic", pair.Ext4, "partition: N"},
 		{"luks", "magic", pair.Ext4, "LUKS"},
 		{"lvm", "magic", pair.Ext4, "LVM"},
 		{"nothing", "true", pair.Ext4, "mkfs.ext4"},
@@ -46,7 +61,11 @@ func TestFits(t *testing.T) {
 				writeMagic(t, path, tt.name)
 				tt.command = "true"
 			}
-			words := append(strings.Fields(tt.command), path)
+			log := filepath.Join(t.TempDir(), "log.img")
+			if err := errors.Join(os.WriteFile(log, nil, 0o600), os.Truncate(log, 256<<20)); err != nil {
+				t.Fatal(err)
+			}
+			words := append(strings.Fields(strings.ReplaceAll(tt.command, "LOG", log)), path)
 			cmd := exec.Command(words[0], words[1:]...)
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Skipf("%s: %v: %s", tt.command, err, out)
@@ -93,5 +112,103 @@ func TestAble(t *testing.T) {
 		if (err != nil) != tt.fails || tt.fails && !strings.Contains(err.Error(), "understudy initramfs") {
 			t.Errorf("%+v: %v", tt, err)
 		}
+	}
+}
+
+// TestRehearsalIsAlike: the disk that a takeover is rehearsed on has the features of the one that
+// it stands for.
+func TestRehearsalIsAlike(t *testing.T) {
+	for _, tt := range []struct {
+		command string
+		kind    pair.FSType
+	}{
+		{"mkfs.xfs -q -f", pair.XFS},
+		{"mkfs.xfs -q -f -m finobt=0,reflink=0,bigtime=0,inobtcount=0 -i sparse=0,size=512 -b size=1024 -n size=8192", pair.XFS},
+		{"mkfs.xfs -q -f -m rmapbt=1 -i nrext64=1 -s size=4096", pair.XFS},
+		{"mkfs.btrfs -q -f --csum blake2 -n 32768", pair.Btrfs},
+		{"mkfs.btrfs -q -f -M", pair.Btrfs},
+		{"mkfs.ext4 -q -F -b 1024 -O bigalloc", pair.Ext4},
+	} {
+		t.Run(tt.command, func(t *testing.T) {
+			dir, err := os.MkdirTemp("/dev/shm", "rehearsal-") // where a run directory is
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer os.RemoveAll(dir)
+			d := pair.Disk{Name: "data", Image: filepath.Join(dir, "disk.img"), Type: tt.kind}
+			if err := errors.Join(os.WriteFile(d.Image, nil, 0o600), os.Truncate(d.Image, 512<<20)); err != nil {
+				t.Fatal(err)
+			}
+			words := append(strings.Fields(tt.command), d.Image)
+			if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
+				t.Skipf("%s: %v: %s", tt.command, err, out)
+			}
+			options := optionsOf(t, d)
+			again := d
+			again.Image = filepath.Join(dir, "rehearsal")
+			if err := device.MakeRehearsal(context.Background(), again.Image, string(tt.kind), options...); err != nil {
+				t.Fatal(err)
+			}
+			if got := optionsOf(t, again); !slices.Equal(got, options) {
+				t.Errorf("the rehearsal has %q, and the disk %q", got, options)
+			}
+			if st, err := os.Stat(again.Image); err != nil || st.Sys().(*syscall.Stat_t).Blocks*512 > 24<<20 {
+				t.Errorf("it takes %d KiB of memory: %v", st.Sys().(*syscall.Stat_t).Blocks/2, err)
+			}
+		})
+	}
+}
+
+func optionsOf(t *testing.T, d pair.Disk) []string {
+	t.Helper()
+	f, err := os.Open(d.Image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	options, err := makeOptions(d, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return options
+}
+
+// TestPartition: a file system is looked for in the partition that is named, and nowhere else.
+func TestPartition(t *testing.T) {
+	dir := t.TempDir()
+	image, part := filepath.Join(dir, "disk.img"), filepath.Join(dir, "part.img")
+	for path, size := range map[string]int64{image: 128 << 20, part: 96 << 20} {
+		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	divide := exec.Command("/sbin/sfdisk", "-q", image)
+	divide.Stdin = strings.NewReader("label: gpt\nstart=2048, size=4096\nstart=8192, size=196608\n")
+	for _, cmd := range []*exec.Cmd{divide, exec.Command("mkfs.ext4", "-qF", part),
+		exec.Command("dd", "if="+part, "of="+image, "bs=4M", "seek=1", "conv=notrunc,sparse")} {
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Skipf("%v: %v: %s (scripts/setup.sh installs fdisk)", cmd.Args, err, out)
+		}
+	}
+	for _, tt := range []struct {
+		image string
+		part  int
+		want  string // empty: it fits
+	}{
+		{image, 2, ""}, {image, 0, "partition: N"}, {image, 1, "no file system that we know"}, {image, 3, "which has 1, 2"}, {part, 1, "leave out partition:"},
+	} {
+		h, err := fence.Keep(tt.image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := pair.Disk{Name: "data", Image: tt.image, Part: tt.part, Type: pair.Ext4}
+		on, err := (&Supervisor{holds: map[string]*fence.Hold{tt.image: h}}).fileSystemOn(d)
+		if err == nil {
+			err = fits(d, on)
+		}
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("partition %d of %s: %v, want %q", tt.part, filepath.Base(tt.image), err, tt.want)
+		}
+		h.Close()
 	}
 }

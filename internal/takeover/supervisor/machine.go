@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"understudy.dev/understudy/internal/live/device"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/wire"
@@ -23,6 +25,7 @@ type machine struct {
 	s     *Supervisor
 	heir  *side // the understudy; the active side by the time that a takeover settles
 	proof *fence.Proof
+	sizes map[string]int64 // of what lies on the layers of a disk, by its name
 }
 
 func (m *machine) disk(name string) (pair.Disk, error) {
@@ -51,32 +54,47 @@ func (m *machine) Fence(context.Context) error {
 	return m.heir.process.Spread(dead.Spec.CPUs)
 }
 
-func (m *machine) Image(disk string) (takeover.Image, error) {
-	d, err := m.disk(disk)
+func (m *machine) Image(ctx context.Context, name string) (takeover.Image, error) {
+	d, err := m.disk(name)
 	if err != nil {
 		return nil, err
+	}
+	if d.Layered() {
+		return newGuestImage(ctx, m.heir, name, m.sizes[name], m.Staging), nil
 	}
 	image := m.proof.Image(d.Image)
 	if image == nil {
 		return nil, fmt.Errorf("image %s is not behind the fence", d.Image)
 	}
-	return device.Direct{File: image}, nil
+	h := m.s.holds[d.Image]
+	if d.Part == 0 {
+		return device.Direct{File: image}, nil
+	}
+	p, err := disk.Find(image, h.Size, d.Part)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", d.Image, err)
+	}
+	return device.Section{Direct: device.Direct{File: image}, Off: p.Off, Len: p.Len}, nil
 }
 
 // Check has e2fsck of this machine look at a draft of the disk: it need not wait for an
 // emulated CPU, and what it does to the disk is known before it is done.
 func (m *machine) Check(ctx context.Context, disk string) (_ *wire.Check, err error) {
-	d, err := m.disk(disk)
+	image, err := m.Image(ctx, disk)
 	if err != nil {
 		return nil, err
 	}
-	image, err := m.Image(disk)
+	sized, ok := image.(io.Seeker)
+	if !ok {
+		return nil, fmt.Errorf("%w: only the understudy sees disk %s", errors.ErrUnsupported, disk)
+	}
+	size, err := sized.Seek(0, io.SeekEnd)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("size disk %s: %w", disk, err)
 	}
 	as := draft.New(image, m.s.options.Dir)
 	defer func() { err = errors.Join(err, as.Close()) }()
-	found, err := as.Check(ctx, m.s.holds[d.Image].Size, func(p draft.Progress) { m.s.log("e2fsck of disk %s: %v", disk, p) })
+	found, err := as.Check(ctx, size, func(p draft.Progress) { m.s.log("e2fsck of disk %s: %v", disk, p) })
 	if errors.Is(err, draft.ErrNoCheck) || as.Failed() != nil {
 		m.s.log("disk %s is checked by the understudy: %v", disk, err)
 		return nil, fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
@@ -101,10 +119,20 @@ func (m *machine) HandOver(ctx context.Context, disk string) error {
 	if err != nil {
 		return err
 	}
-	if err := m.proof.Release(d.Image); err != nil {
-		return err
+	for i, image := range d.Images() {
+		if err := m.proof.Release(image); err != nil {
+			return err
+		}
+		if err := m.heir.setDisk(ctx, []string{d.Name, d.MirrorName()}[i]); err != nil {
+			return err
+		}
 	}
-	return m.heir.setDisk(ctx, disk)
+	if !d.Layered() {
+		return nil
+	}
+	size, err := m.heir.activate(ctx, disk)
+	m.sizes[disk] = size
+	return err
 }
 
 func (m *machine) Mount(ctx context.Context, disk string, check bool) (*wire.Check, error) {

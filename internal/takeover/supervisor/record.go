@@ -42,8 +42,11 @@ type Record struct {
 
 // RecordDisk is how far a takeover by Heir has come with a disk.
 type RecordDisk struct {
-	Name     string            `json:"name"`
-	Image    string            `json:"image"`
+	Name  string `json:"name"`
+	Image string `json:"image"`
+	Part  int    `json:"part,omitempty"` // of it, with the file system
+	// Layers are what lies on that, and under the file system; empty: nothing does.
+	Layers   []string          `json:"layers,omitempty"`
 	Progress takeover.Progress `json:"progress,omitempty"`
 	Refused  bool              `json:"refused,omitempty"` // the memory has what could not be brought to it
 }

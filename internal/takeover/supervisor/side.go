@@ -184,6 +184,14 @@ const (
 
 // able checks that a guest has what its disks may need of it.
 func able(g wire.Greeting, c wire.Config) error {
+	for _, d := range c.Disks {
+		for _, p := range d.Programs() {
+			if !slices.Contains(g.Layers, p) {
+				return hint.New("guest", fmt.Errorf("it has no %s, for what lies under the file system of disk %s", p, d.Name),
+					"Build its image again with understudy initramfs --under, or install it there.")
+			}
+		}
+	}
 	ext := slices.ContainsFunc(c.Disks, func(d wire.Disk) bool { return strings.HasPrefix(d.Type, "ext") })
 	if !ext || g.Checker {
 		return nil
@@ -198,16 +206,18 @@ func (s *Supervisor) devices(ctx context.Context, side *side, i int, active bool
 		devices = append(devices, partition.Disk{Name: "root", Image: root})
 	}
 	for _, d := range s.Pair.Disks {
-		disk := partition.Disk{Name: d.Name, Image: d.Image}
-		if active {
-			devices = append(devices, disk)
-			continue
+		for i, image := range d.Images() {
+			disk := partition.Disk{Name: []string{d.Name, d.MirrorName()}[i], Image: image}
+			if active {
+				devices = append(devices, disk)
+				continue
+			}
+			size, err := device.ImageSize(image)
+			if err != nil {
+				return nil, err
+			}
+			devices = append(devices, partition.Vacancy{Disk: disk, Size: size})
 		}
-		size, err := device.ImageSize(d.Image)
-		if err != nil {
-			return nil, err
-		}
-		devices = append(devices, partition.Vacancy{Disk: disk, Size: size})
 	}
 	if !active {
 		devices = append(devices, partition.Disk{Name: wire.StagingDisk, Image: s.staging.Path(), ReadOnly: true})
@@ -326,7 +336,7 @@ func (s *Supervisor) config(name string) wire.Config {
 	h := s.Pair.Heartbeat
 	c := wire.Config{Partition: name, Beat: wire.Beat{Period: h.Period, CPU: h.CPU, Scheduler: h.Scheduler, Disk: h.Disk}}
 	for _, d := range s.Pair.Disks {
-		c.Disks = append(c.Disks, wire.Disk{Name: d.Name, Type: string(d.Type), Mount: d.Mount, Options: d.Options})
+		c.Disks = append(c.Disks, wire.Disk{Name: d.Name, Part: d.Part, Mirror: d.MirrorName(), LUKS: d.LUKS, Volume: d.LVM, Type: string(d.Type), Mount: d.Mount, Options: d.Options})
 	}
 	for _, n := range s.Pair.NICs {
 		c.NICs = append(c.NICs, nicConfig(&n))
@@ -345,6 +355,14 @@ func (sd *side) mount(ctx context.Context, disk string, check bool) (*wire.Check
 	var result wire.MountResult
 	err := sd.agent.Call(ctx, wire.Mount, wire.MountRequest{Disk: disk, Check: check}, &result)
 	return result.Check, err
+}
+
+// activate has a side give a disk that is its own the device that its file system is on, and
+// tells the size of that.
+func (sd *side) activate(ctx context.Context, disk string) (size int64, err error) {
+	var result wire.ActivateResult
+	err = sd.agent.Call(ctx, wire.Activate, wire.ActivateRequest{Disk: disk}, &result)
+	return result.Size, err
 }
 
 // mountLimit is how long a mount without a check may take.

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/netns"
@@ -214,12 +213,19 @@ func (s *Supervisor) makeRehearsals(ctx context.Context, name string) (devices [
 		return nil, nil
 	}
 	for i, d := range s.Pair.Disks {
-		fs, err := ext4.Open(s.holds[d.Image])
+		fs, err := s.fileSystemOn(d)
 		if err != nil {
-			return nil, fmt.Errorf("disk %s: %w", d.Name, err)
+			return nil, err
+		}
+		var options []string
+		if fs != nil { // or else mkfs's own have to do
+			options, err = makeOptions(d, fs)
+		}
+		if err != nil {
+			return nil, err
 		}
 		path := filepath.Join(s.options.Dir, fmt.Sprintf("%s.%s", name, wire.RehearsalDisk(i)))
-		if err := device.MakeRehearsal(ctx, path, string(d.Type), fs.Super.MakeOptions()...); err != nil {
+		if err := device.MakeRehearsal(ctx, path, string(d.Type), options...); err != nil {
 			return nil, fmt.Errorf("%w (takeover: {rehearse: false} does without)", err)
 		}
 		devices = append(devices, partition.Disk{Name: wire.RehearsalDisk(i), Image: path})
@@ -275,6 +281,11 @@ func (s *Supervisor) activate(ctx context.Context) error {
 // serve has a side mount the disks that it has and start the services.
 func (s *Supervisor) serve(ctx context.Context, sd *side) error {
 	for _, d := range s.Pair.Disks {
+		if d.Layered() {
+			if err := s.checkLayered(ctx, sd, d); err != nil {
+				return err
+			}
+		}
 		if err := sd.mountLimited(ctx, d.Name); err != nil {
 			return err
 		}
@@ -292,7 +303,7 @@ func (s *Supervisor) record(change func(*Record)) error {
 		r.Disks, r.Kept, r.Sides = slices.Clone(r.Disks), slices.Clone(r.Kept), slices.Clone(r.Sides)
 	} else {
 		for _, d := range s.Pair.Disks {
-			r.Disks = append(r.Disks, RecordDisk{Name: d.Name, Image: d.Image})
+			r.Disks = append(r.Disks, RecordDisk{Name: d.Name, Image: d.Image, Part: d.Part, Layers: d.Layers()})
 		}
 	}
 	change(r)
@@ -338,7 +349,7 @@ func (s *Supervisor) Crash(silent bool) error {
 func (s *Supervisor) images() []string {
 	var paths []string
 	for _, d := range s.Pair.Disks {
-		paths = append(paths, d.Image)
+		paths = append(paths, d.Images()...)
 	}
 	return paths
 }

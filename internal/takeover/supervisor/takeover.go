@@ -31,7 +31,7 @@ func (s *Supervisor) TakeOver(ctx context.Context, v liveness.Verdict) (*takeove
 
 // handOver is the part that a takeover and a switch have in common.
 func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeover.Options) (*takeover.Report, error) {
-	m := &machine{s: s, heir: s.understudy}
+	m := &machine{s: s, heir: s.understudy, sizes: make(map[string]int64)}
 	defer m.drop()
 	hctx, stop := s.watchHeir(ctx)
 	defer stop()
@@ -91,6 +91,9 @@ func (s *Supervisor) takeoverOptions(salvager *morgue.Morgue) takeover.Options {
 	}
 	for _, d := range s.Pair.Disks {
 		o.Disks = append(o.Disks, d.Name)
+		if d.Layered() {
+			o.Layered = append(o.Layered, d.Name)
+		}
 	}
 	if salvager != nil && s.Pair.Takeover.Salvage {
 		o.Salvager = salvager

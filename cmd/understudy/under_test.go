@@ -1,0 +1,378 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/internal/lab/hold"
+	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/partition"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover/supervisor"
+)
+
+// says has a side run a command line, and gives what that prints.
+func (s *standing) says(side, line string) string {
+	s.t.Helper()
+	cmd := exec.Command(binary, "console", "--pair", "test", side)
+	keys, err := cmd.StdinPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var said lockedBuffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	token := fmt.Sprint("say", time.Now().UnixNano())
+	// The quotes keep what is typed from looking like what is printed.
+	fmt.Fprintf(keys, "echo '%[1]s'%[2]s; %[3]s; echo '%[1]s'%[2]s.\r", token[:5], token[5:], line)
+	await(s.t, "answer of the shell to "+line, programLimit, func() bool { return strings.Contains(said.String(), token+".") })
+	keys.Write([]byte{leave})
+	if err := cmd.Wait(); err != nil {
+		s.t.Errorf("console: %v: %s", err, said.String())
+	}
+	_, out, _ := strings.Cut(said.String(), token)
+	out, _, _ = strings.Cut(out, token+".")
+	return strings.TrimSpace(strings.ReplaceAll(out, "\r", ""))
+}
+
+// settings has a side keep all that it is given in memory.
+func (s *standing) settings(side string, more map[string]string) {
+	s.t.Helper()
+	var line strings.Builder
+	for _, all := range []map[string]string{hold.Dirty, more} {
+		for name, value := range all {
+			fmt.Fprintf(&line, "echo %s > /proc/sys/%s; ", value, name)
+		}
+	}
+	s.shell(side, line.String()+"true")
+}
+
+// work is a script that leaves all kinds of things unsaved in a directory: before, and after a
+// sync.
+const work = `set -e; cd %[1]s; grep -q " %[1]s " /proc/mounts
+mkdir -p old/sub; seq 1 5000 > old/a; seq 1 3000 > old/b; seq 1 100 > old/sub/c; ln old/b old/hard; seq 5 9000 > old/d; sync
+seq 1 40000 > new; mkdir -p d1/d2; for i in $(seq 1 30); do seq $i 2000 > d1/d2/f$i; done
+seq 1 700 >> old/a; dd if=new of=old/d bs=4096 seek=1 count=1 conv=notrunc 2>/dev/null; mv old/sub/c old/sub/renamed
+ln -s ../new d1/link; ln new d1/hard; dd if=new of=sparse bs=4096 seek=200 count=3 2>/dev/null; : > empty
+chmod 640 new; chown 1000:100 d1/d2/f1; chmod 4711 d1/d2/f2; mv d1/d2/f3 d1/renamed; touch -d '2020-02-02 02:02:02' old/b
+`
+
+// listing prints what there is in a directory and below: names, types, permissions, owners,
+// links, times of files, and their content.
+const listing = `cd %s && find . -xdev ! -type d ! -name mark | sort | xargs stat -c '%%N %%F %%a %%u:%%g %%h %%s %%Y' && find . -xdev -type d | sort | xargs stat -c '%%n %%F %%a %%u:%%g' && find . -xdev -type f ! -name mark | sort | xargs sha256sum`
+
+// did has a side do the work, or more of it, in a directory.
+func (s *standing) did(side, dir, script string) {
+	s.t.Helper()
+	line := strings.ReplaceAll(strings.TrimSpace(fmt.Sprintf(script, dir)), "\n", "; ")
+	if out := s.says(side, "sh -c '"+strings.ReplaceAll(line, "'", `'\''`)+"' && echo worked"); out != "worked" {
+		s.t.Fatalf("the work in %s said %s", dir, out)
+	}
+}
+
+// list is the listing of a directory.
+func (s *standing) list(side, dir string) string {
+	s.t.Helper()
+	out := s.says(side, fmt.Sprintf(listing, dir))
+	if !strings.Contains(out, "empty") {
+		s.t.Fatalf("the listing of %s: %s", dir, out)
+	}
+	return out
+}
+
+// tookOver crashes the active side, and checks the takeover: it brought all of it over.
+func (s *standing) tookOver() status {
+	s.t.Helper()
+	if _, err := understudy(s.t, "crash"); err != nil {
+		s.t.Fatal(err)
+	}
+	var st status
+	await(s.t, "takeover", programLimit, func() bool {
+		st = s.status()
+		return st.Takeovers >= 1 && st.State != "taking over" || st.State == "failed"
+	})
+	if st.Active != "right" || st.Takeover == nil || len(st.Takeover.Refused) > 0 {
+		s.t.Fatalf("status after the takeover: %+v, last takeover: %+v", st, st.Takeover)
+	}
+	return st
+}
+
+// under is what lies under a file system, or which one it is.
+type under struct {
+	name  string
+	full  string // why only make test-full has it; empty: make test does
+	make  func(t *testing.T, dir, key string)
+	guest []string // further arguments for the guest's image
+	disks string   // in the place of that of pairFile, in pair.yaml
+	dirs  []string // mounts, the outermost first
+	hold  map[string]string
+	check func(t *testing.T, dir string)
+}
+
+const plainDisk = "  - {name: data, image: data.img, mount: /srv}\n"
+
+var unders = []under{
+	{
+		name: "nested", disks: plainDisk + "  - {name: inner, image: inner.img, mount: /srv/data, options: commit=86400}\n  - {name: deep, image: deep.img, type: ext3, mount: /srv/data/deep}\n",
+		make: func(t *testing.T, dir, _ string) {
+			mkfsOn(t, filepath.Join(dir, "inner.img"), 128<<20, "mkfs.ext4", "-qF")
+			mkfsOn(t, filepath.Join(dir, "deep.img"), 64<<20, "mkfs.ext3", "-qF")
+		},
+		dirs: []string{"/srv", "/srv/data", "/srv/data/deep"},
+		check: func(t *testing.T, dir string) {
+			for _, image := range []string{"data.img", "inner.img", "deep.img"} {
+				checked(t, "e2fsck", "-fn", filepath.Join(dir, image))
+			}
+		},
+	},
+	{
+		name: "xfs", guest: []string{"--fs", "xfs"}, hold: hold.XFS,
+		make: func(t *testing.T, dir, _ string) {
+			mkfsOn(t, filepath.Join(dir, "data.img"), 512<<20, "mkfs.xfs", "-qf")
+		},
+		disks: "  - {name: data, image: data.img, type: xfs, mount: /srv}\n",
+		dirs:  []string{"/srv"},
+		check: func(t *testing.T, dir string) { checked(t, "xfs_repair", "-n", "-f", filepath.Join(dir, "data.img")) },
+	},
+	{
+		name: "btrfs", full: "btrfs", guest: []string{"--fs", "btrfs"},
+		make: func(t *testing.T, dir, _ string) {
+			mkfsOn(t, filepath.Join(dir, "data.img"), 2<<30, "mkfs.btrfs", "-qf")
+		},
+		disks: "  - {name: data, image: data.img, type: btrfs, mount: /srv, options: commit=86400}\n",
+		dirs:  []string{"/srv"},
+		check: func(t *testing.T, dir string) {
+			checked(t, "btrfs", "check", "--readonly", filepath.Join(dir, "data.img"))
+		},
+	},
+	{
+		name: "gpt",
+		make: func(t *testing.T, dir, _ string) {
+			dividedDisk(t, filepath.Join(dir, "data.img"), "label: gpt\nstart=2048, size=4096\nstart=8192, size=262144\n", 4<<20, 128<<20, "mkfs.ext4", "-qF")
+		},
+		disks: "  - {name: data, image: data.img, partition: 2, mount: /srv}\n",
+		dirs:  []string{"/srv"},
+		check: func(t *testing.T, dir string) {
+			checked(t, "/sbin/sfdisk", "--verify", "-q", filepath.Join(dir, "data.img"))
+			checked(t, "e2fsck", "-fn", taken(t, filepath.Join(dir, "data.img"), 4<<20, 128<<20))
+		},
+	},
+	{
+		name: "lvm", guest: []string{"--under", "lvm", "--add", "/sbin/mkfs.ext4"},
+		make: func(t *testing.T, dir, key string) {
+			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeVolume+"mkfs.ext4 -q $D; "+endVolume, 160<<20, "data.img")
+		},
+		disks: "  - {name: data, image: data.img, lvm: a-group/srv, mount: /srv, options: commit=86400}\n",
+		dirs:  []string{"/srv"},
+		check: func(*testing.T, string) {},
+	},
+	{
+		name: "luks", full: "LUKS", guest: []string{"--under", "luks", "--add", "/sbin/mkfs.ext4", "--add", "KEY"},
+		make: func(t *testing.T, dir, key string) {
+			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeLUKS+"mkfs.ext4 -q $D; "+endLUKS, 160<<20, "data.img")
+		},
+		disks: "  - {name: data, image: data.img, luks: KEY, mount: /srv}\n",
+		dirs:  []string{"/srv"},
+		check: func(*testing.T, string) {},
+	},
+	{
+		name: "md", full: "a mirror", guest: []string{"--under", "md", "--add", "/sbin/mkfs.ext4"},
+		make: func(t *testing.T, dir, key string) {
+			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeArray+"mkfs.ext4 -q $D; "+endArray, 160<<20, "data.img", "other.img")
+		},
+		disks: "  - {name: data, image: data.img, mirror: other.img, mount: /srv}\n",
+		dirs:  []string{"/srv"},
+		check: func(*testing.T, string) {},
+	},
+	{
+		name: "stack", full: "XFS on LVM on LUKS on a mirror", guest: []string{"--under", "md", "--under", "luks", "--under", "lvm", "--fs", "xfs", "--add", "/sbin/mkfs.xfs", "--add", "KEY"}, hold: hold.XFS,
+		make: func(t *testing.T, dir, key string) {
+			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeArray+makeLUKS+makeVolume+"mkfs.xfs -q $D; "+endVolume+endLUKS+endArray, 400<<20, "data.img", "other.img")
+		},
+		disks: "  - {name: data, image: data.img, mirror: other.img, luks: KEY, lvm: a-group/srv, type: xfs, mount: /srv}\n",
+		dirs:  []string{"/srv"},
+		check: func(*testing.T, string) {},
+	},
+	{
+		name: "logical", full: "XFS in a logical partition", guest: []string{"--fs", "xfs"}, hold: hold.XFS,
+		make: func(t *testing.T, dir, _ string) {
+			dividedDisk(t, filepath.Join(dir, "data.img"), "label: dos\nstart=2048, size=2048\nstart=6144, size=700000, type=5\nstart=8192, size=655360\n", 4<<20, 320<<20, "mkfs.xfs", "-qf")
+		},
+		disks: "  - {name: data, image: data.img, partition: 5, type: xfs, mount: /srv}\n",
+		dirs:  []string{"/srv"},
+		check: func(t *testing.T, dir string) {
+			checked(t, "xfs_repair", "-n", "-f", taken(t, filepath.Join(dir, "data.img"), 4<<20, 320<<20))
+		},
+	},
+}
+
+// madeBy has a guest make what lies on images, by a script of shell: /dev/vda is the first of them.
+func madeBy(t *testing.T, dir, script string, size int64, images ...string) {
+	t.Helper()
+	kernel, _, err := dirs.Kernel("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	accel, err := partition.FindAccel(t.Context(), kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run, err := os.MkdirTemp("/dev/shm", "made-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(run)
+	spec := partition.Spec{
+		Name: "maker", Dir: run, CPUs: thisMachine(t).CPUs, VCPUs: 1, Memory: 512 << 20, Kernel: kernel,
+		Initramfs: filepath.Join(dir, "guest.cpio"), Append: "panic=-1", Accel: accel,
+	}
+	for i, name := range images {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, size)); err != nil {
+			t.Fatal(err)
+		}
+		spec.Devices = append(spec.Devices, partition.Disk{Name: fmt.Sprintf("made-%d", i), Image: path})
+	}
+	maker, err := supervisor.StartAppliance(t.Context(), spec, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer maker.Close()
+	var r wire.ExecResult
+	err = maker.Call(t.Context(), wire.Exec, wire.ExecRequest{Command: []string{"sh", "-euxc", "export MDADM_NO_UDEV=1; mkdir -p /run/cryptsetup /run/lvm /run/lock/lvm /run/mdadm /etc; " + script}}, &r)
+	if err != nil || r.Status != 0 {
+		t.Fatalf("make %v: %v: %s", images, err, r.Output)
+	}
+	if err := maker.Finish(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Steps of scripts of madeBy. Nothing waits for udev, which is not there.
+const (
+	makeVolume = `L='activation{udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0} devices{use_devicesfile=0 obtain_device_list_from_udev=0} backup{backup=0 archive=0}'
+lvm pvcreate --config "$L" -qy $D; lvm vgcreate --config "$L" -q a-group $D; lvm lvcreate --config "$L" -qqy -Wn -Zn -l 100%FREE -n srv a-group; D=/dev/mapper/a--group-srv; `
+	endVolume = `lvm vgchange --config "$L" -qan a-group; `
+	makeLUKS  = `cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file $K $D; cryptsetup open --key-file $K $D made; D=/dev/mapper/made; `
+	endLUKS   = `cryptsetup close made; `
+	makeArray = `yes | mdadm --create /dev/md/made --run --level=1 --raid-devices=2 --assume-clean --bitmap=none $D /dev/vdb; D=/dev/md/made; `
+	endArray  = `mdadm --stop /dev/md/made; `
+)
+
+// dividedDisk makes an image with a table by sfdisk(8), and puts a file system into it at an offset.
+func dividedDisk(t *testing.T, image, table string, off, size int64, mkfs ...string) {
+	t.Helper()
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(image, off+size+16<<20); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/sbin/sfdisk", "-q", image)
+	cmd.Stdin = strings.NewReader(table)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		tier.Lacks(t, fmt.Sprintf("sfdisk: %v: %s (scripts/setup.sh installs fdisk)", err, out))
+	}
+	part := image + ".part"
+	mkfsOn(t, part, size, mkfs[0], mkfs[1:]...)
+	checked(t, "dd", "if="+part, "of="+image, "bs=1M", fmt.Sprintf("seek=%d", off>>20), "conv=notrunc,sparse")
+}
+
+// taken is a stretch of an image as a file.
+func taken(t *testing.T, image string, off, size int64) string {
+	t.Helper()
+	part := image + ".part"
+	checked(t, "dd", "if="+image, "of="+part, "bs=1M", fmt.Sprintf("skip=%d", off>>20), fmt.Sprintf("count=%d", size>>20))
+	return part
+}
+
+// mkfsOn makes an image of a size with a file system.
+func mkfsOn(t *testing.T, image string, size int64, program string, args ...string) {
+	t.Helper()
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(image, size); err != nil {
+		t.Fatal(err)
+	}
+	checked(t, program, append(args, image)...)
+}
+
+// checked runs a program that must succeed.
+func checked(t *testing.T, program string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(program, args...).CombinedOutput(); err != nil {
+		t.Errorf("%s %v: %v: %s", program, args, err, out)
+	}
+}
+
+// TestUnder: whatever a file system is, and whatever lies under it, a takeover brings over what is
+// unsaved in it, exactly, and it is on the disk when the pair has gone down.
+func TestUnder(t *testing.T) {
+	for _, u := range unders {
+		t.Run(u.name, func(t *testing.T) {
+			if u.full != "" {
+				tier.Full(t, u.full)
+			}
+			key := filepath.Join(t.TempDir(), "key") // at the same path in the guests
+			if err := os.WriteFile(key, []byte("a key that this machine only has for the test"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s := stand(t, plainDisk, strings.ReplaceAll(u.disks, "KEY", key), "256MiB", "384MiB")
+			dir := filepath.Dir(s.file)
+			_, modules, err := dirs.Kernel("")
+			if err != nil {
+				t.Fatal(err)
+			}
+			args := []string{"initramfs", "-o", filepath.Join(dir, "guest.cpio"), "--modules", modules}
+			for _, a := range u.guest {
+				args = append(args, strings.ReplaceAll(a, "KEY", key))
+			}
+			if _, err := understudy(t, args...); err != nil {
+				t.Fatal(err)
+			}
+			u.make(t, dir, key)
+			s.up()
+			s.settings("left", u.hold)
+			for _, d := range u.dirs {
+				s.did("left", d, work)
+			}
+			want := make(map[string]string)
+			for _, d := range u.dirs {
+				want[d] = s.list("left", d)
+			}
+			st := s.tookOver()
+			t.Logf("%d files, %d bytes; %+v; %v", st.Takeover.Files, st.Takeover.Bytes, st.Takeover.Commits, st.Takeover.Steps)
+			for _, d := range u.dirs {
+				if got := s.list("right", d); got != want[d] {
+					t.Errorf("%s is\n%s\nand was\n%s", d, got, want[d])
+				}
+			}
+			if _, err := understudy(t, "down"); err != nil {
+				t.Fatal(err)
+			}
+			u.check(t, dir)
+			if u.full == "" {
+				return
+			}
+			s.up() // it is on the disk, and not in some cache
+			for _, d := range u.dirs {
+				if got := s.list("left", d); got != want[d] {
+					t.Errorf("once more up, %s is\n%s\nand was\n%s", d, got, want[d])
+				}
+			}
+			if _, err := understudy(t, "down"); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}

@@ -1,0 +1,327 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/hint"
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// What lies under a file system is activated from the disk up: a mirror of md, LUKS, a logical
+// volume of LVM, as far as a disk has them. Each is found again by who holds the one below it
+// (Documentation/ABI/testing/sysfs-block, holders), whatever name it has got.
+
+// layer is one of them.
+type layer struct {
+	program  string                                   // what activates it
+	is       func(dir string) bool                    // a block device, by its directory in sysfs, is this layer
+	activate func(below []string, up bool) [][]string // arguments: to activate it on devices, or to end it
+}
+
+// layers are those of a disk, the lowest first.
+func layers(d wire.Disk) (all []layer) {
+	if d.Mirror != "" {
+		all = append(all, mirrorLayer(d))
+	}
+	if d.LUKS != "" {
+		all = append(all, luksLayer(d))
+	}
+	if d.Volume != "" {
+		all = append(all, volumeLayer(d))
+	}
+	return all
+}
+
+func mirrorLayer(d wire.Disk) layer {
+	return layer{
+		program: "mdadm",
+		is:      func(dir string) bool { _, err := os.Stat(filepath.Join(dir, "md")); return err == nil },
+		activate: func(devices []string, up bool) [][]string {
+			if up { // with whichever of its members are up to date
+				return [][]string{append([]string{"--assemble", "--run", "/dev/md/" + d.Name}, devices...)}
+			}
+			return [][]string{{"--stop", devices[0]}}
+		},
+	}
+}
+
+func luksLayer(d wire.Disk) layer {
+	return layer{
+		program: "cryptsetup",
+		is:      func(dir string) bool { return strings.HasPrefix(dmField(dir, "uuid"), "CRYPT-LUKS") },
+		activate: func(devices []string, up bool) [][]string {
+			if up {
+				return [][]string{{"open", "--type", "luks", "--key-file", d.LUKS, devices[0], "luks-" + d.Name}}
+			}
+			return [][]string{{"close", dmField(sysfsOf(devices[0]), "name")}}
+		},
+	}
+}
+
+func volumeLayer(d wire.Disk) layer {
+	group, _, _ := strings.Cut(d.Volume, "/")
+	return layer{
+		program: "lvm",
+		is:      func(dir string) bool { return dmField(dir, "name") == wire.VolumeNode(d.Volume) },
+		activate: func(devices []string, up bool) [][]string {
+			// Nothing but this device is looked at: another disk may have a copy of it.
+			config := "--config=devices{use_devicesfile=0 obtain_device_list_from_udev=0 external_device_info_source=\"none\" "
+			if up {
+				config += fmt.Sprintf("filter=[%q,\"r|.*|\"]", "a|/"+filepath.Base(devices[0])+"$|")
+			}
+			config += "} activation{udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0} backup{backup=0 archive=0}"
+			if up {
+				return [][]string{{"lvchange", config, "--activate", "y", d.Volume}}
+			}
+			return [][]string{{"vgchange", config, "--activate", "n", group}}
+		},
+	}
+}
+
+// dmField is what device-mapper says of one of its devices (Documentation/ABI/testing/sysfs-block-dm).
+func dmField(dir, field string) string {
+	b, _ := os.ReadFile(filepath.Join(dir, "dm", field)) // it is none, without
+	return strings.TrimSpace(string(b))
+}
+
+func sysfsOf(device string) string { return filepath.Join("/sys/class/block", filepath.Base(device)) }
+
+// holder is the device of a kind that lies on another; empty: there is none.
+func holder(device string, is func(string) bool) string {
+	held, _ := filepath.Glob(filepath.Join(sysfsOf(device), "holders", "*")) // the pattern is well-formed
+	for _, h := range held {
+		if is(sysfsOf(h)) {
+			return "/dev/" + filepath.Base(h)
+		}
+	}
+	return ""
+}
+
+// bottom are the devices that the lowest layer of a disk is on.
+func bottom(d wire.Disk) ([]string, error) {
+	var devices []string
+	for _, name := range []string{d.Name, d.Mirror} {
+		if name == "" {
+			continue
+		}
+		path, err := diskPath(name)
+		if err == nil && d.Part != 0 {
+			path, err = partition(filepath.Join("/sys/block", filepath.Base(path)), fmt.Sprint(d.Part))
+		}
+		if err != nil {
+			return nil, err
+		}
+		devices = append(devices, path)
+	}
+	return devices, nil
+}
+
+// standing are the devices of a disk's layers that are active, the lowest first, with those that they
+// lie on before them. A mirror counts also if only one of its disks is in it.
+func standing(d wire.Disk) ([][]string, error) {
+	below, err := bottom(d)
+	if err != nil {
+		return nil, err
+	}
+	all := [][]string{below}
+	for _, l := range layers(d) {
+		up := ""
+		for _, device := range below {
+			up = max(up, holder(device, l.is))
+		}
+		if up == "" {
+			return all, nil
+		}
+		below = []string{up}
+		all = append(all, below)
+	}
+	return all, nil
+}
+
+// activate makes of a disk the device that its file system is on.
+func (a *Agent) activate(ctx context.Context, d wire.Disk) error {
+	all := layers(d)
+	for {
+		up, err := standing(d)
+		if err != nil {
+			return err
+		}
+		n := len(up) - 1
+		if n == len(all) {
+			return nil
+		}
+		l := all[n]
+		for _, args := range l.activate(up[n], true) {
+			if err := a.tool(ctx, l.program, args); err != nil {
+				return fmt.Errorf("activate what is under the file system of disk %s: %w", d.Name, err)
+			}
+		}
+		if after, err := standing(d); err != nil || len(after) != len(up)+1 {
+			return errors.Join(err, fmt.Errorf("activate what is under the file system of disk %s: %s made no device on %s", d.Name, l.program, strings.Join(up[n], " and ")))
+		}
+	}
+}
+
+// deactivate ends what activate began, the highest layer first.
+func (a *Agent) deactivate(ctx context.Context, d wire.Disk) error {
+	up, err := standing(d)
+	if err != nil {
+		return err
+	}
+	all := layers(d)
+	for n := len(up) - 1; n > 0; n-- {
+		l := all[n-1]
+		for _, args := range l.activate(up[n], false) {
+			if err := a.tool(ctx, l.program, args); err != nil {
+				return fmt.Errorf("deactivate what is under the file system of disk %s: %w", d.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// tool runs a program that knows a layer. Nobody but it makes its devices' nodes in a small guest.
+func (a *Agent) tool(ctx context.Context, program string, args []string) error {
+	if _, err := exec.LookPath(program); err != nil {
+		return hint.New("find "+program, err, "Build the guest's image again with understudy initramfs --under, or install it there.")
+	}
+	for _, dir := range []string{"/run/cryptsetup", "/run/lvm", "/run/lock/lvm", "/run/mdadm"} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	var said bytes.Buffer
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "MDADM_NO_UDEV=1", "LVM_SUPPRESS_FD_WARNINGS=1")
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err := a.children.start(cmd)
+	if err == nil {
+		err = a.children.wait(cmd)
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s: %w: %s", program, args[0], err, strings.TrimSpace(said.String()))
+	}
+	return nil
+}
+
+// activateDisk is the verb: a disk that has just become this partition's, or is at its start, gets
+// its device, which nobody mounts yet.
+func (a *Agent) activateDisk(ctx context.Context, r wire.ActivateRequest) (result wire.ActivateResult, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	d, err := a.disk(r.Disk)
+	if err != nil {
+		return result, err
+	}
+	if err := a.prepareDevice(ctx, d); err != nil {
+		return result, err
+	}
+	path, err := devicePath(d)
+	if err != nil {
+		return result, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return result, fmt.Errorf("open disk %s: %w", r.Disk, err)
+	}
+	defer f.Close()
+	if result.Size, err = f.Seek(0, 2); err != nil {
+		return result, fmt.Errorf("size disk %s: %w", r.Disk, err)
+	}
+	return result, nil
+}
+
+// prepareDevice gives a disk its device, fresh from the disk.
+func (a *Agent) prepareDevice(ctx context.Context, d wire.Disk) error {
+	up, err := standing(d)
+	if err == nil && len(up) > 1 {
+		return a.activate(ctx, d) // its disks are in use already, as they are
+	}
+	if err := freshen(d); err != nil {
+		return err
+	}
+	return a.activate(ctx, d)
+}
+
+// read reads from the device that a disk's file system is on.
+func (a *Agent) read(_ context.Context, r wire.ReadRequest) (result wire.ReadResult, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	d, err := a.disk(r.Disk)
+	if err != nil {
+		return result, err
+	}
+	if r.Off < 0 || r.Len <= 0 || r.Len > wire.MaxRead || r.Off%512 != 0 || r.Len%512 != 0 {
+		return result, fmt.Errorf("read %d bytes at %d of disk %s: no more than %d, in whole sectors", r.Len, r.Off, r.Disk, wire.MaxRead)
+	}
+	path, err := devicePath(d)
+	if err != nil {
+		return result, err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return result, fmt.Errorf("open disk %s: %w", r.Disk, err)
+	}
+	defer f.Close()
+	room := make([]byte, r.Len+directRead)
+	at := int(-uintptr(unsafe.Pointer(&room[0])) % directRead)
+	result.Data = room[at : at+int(r.Len)]
+	if _, err := f.ReadAt(result.Data, r.Off); err != nil {
+		return result, fmt.Errorf("read disk %s: %w", r.Disk, err)
+	}
+	return result, nil
+}
+
+// haveLayers are the programs for layers that this guest has.
+func haveLayers() (programs []string) {
+	for _, p := range wire.Layers {
+		if _, err := exec.LookPath(p); err == nil {
+			programs = append(programs, p)
+		}
+	}
+	return programs
+}
+
+// endLayers ends all layers of the disks, whose file systems are unmounted.
+func (a *Agent) endLayers(ctx context.Context) error {
+	var errs []error
+	for _, d := range slices.Backward(a.config.Disks) {
+		if len(layers(d)) > 0 {
+			errs = append(errs, a.deactivate(ctx, d))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// rehearseLayers tries what can be tried of a disk's layers without it: the programs run, and the
+// key can be read.
+func (a *Agent) rehearseLayers(ctx context.Context, d wire.Disk) error {
+	for _, p := range d.Programs() {
+		args := []string{"--version"}
+		if p == "lvm" {
+			args = []string{"version"}
+		}
+		if err := a.tool(ctx, p, args); err != nil {
+			return err
+		}
+	}
+	if d.LUKS != "" {
+		if _, err := os.ReadFile(d.LUKS); err != nil {
+			return hint.New("read key of disk "+d.Name, err, "Put it into both guests, and nowhere else.")
+		}
+	}
+	return nil
+}
