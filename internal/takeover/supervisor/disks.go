@@ -66,6 +66,10 @@ func (s *Supervisor) fileSystemOn(d pair.Disk) (io.ReaderAt, error) {
 		if on, err = mirrorOf(d, members); err != nil {
 			return nil, err
 		}
+	} else if _, err := disk.Array(on, on.Size()); err == nil { // its data may well begin with the disk
+		return nil, fmt.Errorf("disk %s: %s is a member of an array of md: name the other disk of the mirror (mirror: IMAGE)", d.Name, d.Image)
+	} else if !errors.Is(err, disk.ErrNoMember) {
+		return nil, fmt.Errorf("disk %s: %s: %w: take that off if it is of no array any more (mdadm --zero-superblock)", d.Name, d.Image, err)
 	}
 	switch {
 	case d.LUKS != "":
@@ -148,7 +152,6 @@ var magics = []struct {
 	{65536 + 64, "_BHRfS_M", "btrfs: say type: btrfs"},
 	{0, "LUKS\xba\xbe", "LUKS: name the file in the guests that has the key (luks: PATH)"},
 	{512, "LABELONE", "a physical volume of LVM: name the logical volume (lvm: GROUP/NAME)"},
-	{4096, "\xfc\x4e\x2b\xa9", "a member of an array of md: name the other disk of the mirror (mirror: IMAGE)"},
 	{510, "\x55\xaa", "a partition table: say which has the file system (partition: N)"},
 }
 

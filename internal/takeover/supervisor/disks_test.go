@@ -2,7 +2,9 @@ package supervisor
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -210,5 +212,92 @@ func TestPartition(t *testing.T) {
 			t.Errorf("partition %d of %s: %v, want %q", tt.part, filepath.Base(tt.image), err, tt.want)
 		}
 		h.Close()
+	}
+}
+
+// TestUnderneath: what lies under a file system must be what the pair says, by the bytes of the
+// images. Superblocks of md are made by hand (include/uapi/linux/raid/md_p.h).
+func TestUnderneath(t *testing.T) {
+	const size, data = 64 << 20, 1 << 20
+	ext4 := filepath.Join(t.TempDir(), "ext4")
+	if err := errors.Join(os.WriteFile(ext4, nil, 0o600), os.Truncate(ext4, 32<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-qF", ext4).CombinedOutput(); err != nil {
+		t.Skipf("mkfs.ext4: %v: %s", err, out)
+	}
+	fs, err := os.ReadFile(ext4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := func() []byte { b := make([]byte, size); copy(b, fs); return b }
+	array := func(at, level int, uuid byte, content string) []byte { // of version 1.2, or 1.0 at the end
+		b, le := make([]byte, size), binary.LittleEndian
+		off := data
+		if at != 4096 {
+			off = 0
+			copy(b, fs)
+		} else {
+			copy(b[off:], fs)
+			copy(b[off:], content)
+		}
+		s := b[at:]
+		le.PutUint32(s, 0xa92b4efc)
+		le.PutUint32(s[4:], 1)
+		s[16] = uuid
+		le.PutUint32(s[72:], uint32(level))
+		le.PutUint64(s[80:], 32<<20/512)
+		le.PutUint32(s[92:], 2)
+		le.PutUint64(s[128:], uint64(off)/512)
+		le.PutUint64(s[144:], uint64(at)/512)
+		return b
+	}
+	const atEnd = size - 8<<10
+	marked := func(at int, mark string) []byte { b := plain(); copy(b[at:], mark); return b }
+	const luks = "LUKS\xba\xbe"
+	for _, tt := range []struct {
+		name        string
+		d           pair.Disk
+		image, more []byte
+		want        string // empty: it is so
+	}{
+		{"plain", pair.Disk{}, plain(), nil, ""},
+		{"lvm", pair.Disk{LVM: "a/b"}, marked(512, "LABELONE"), nil, ""},
+		{"no lvm", pair.Disk{LVM: "a/b"}, plain(), nil, "and not what lvm: says"},
+		{"luks", pair.Disk{LUKS: "/key"}, marked(0, luks), nil, ""},
+		{"luks, and lvm in it", pair.Disk{LUKS: "/key", LVM: "a/b"}, marked(0, luks), nil, ""},
+		{"no luks", pair.Disk{LUKS: "/key"}, marked(512, "LABELONE"), nil, "a physical volume of LVM: name the logical volume"},
+		{"a mirror", pair.Disk{}, array(4096, 1, 1, ""), array(4096, 1, 1, ""), ""},
+		{"a mirror at the end", pair.Disk{}, array(atEnd, 1, 1, ""), array(atEnd, 1, 1, ""), ""},
+		{"luks on a mirror", pair.Disk{LUKS: "/key"}, array(4096, 1, 1, luks), array(4096, 1, 1, luks), ""},
+		{"no luks on a mirror", pair.Disk{LUKS: "/key"}, array(4096, 1, 1, ""), array(4096, 1, 1, ""), "and not what luks: says"},
+		{"one disk of a mirror", pair.Disk{}, array(4096, 1, 1, ""), nil, "name the other disk of the mirror"},
+		{"one that looks plain", pair.Disk{}, array(atEnd, 1, 1, ""), nil, "name the other disk of the mirror"},
+		{"no mirror", pair.Disk{}, plain(), plain(), "is no member of an array"},
+		{"half of one", pair.Disk{}, array(4096, 1, 1, ""), plain(), "is no member of an array"},
+		{"another level", pair.Disk{}, array(4096, 5, 1, ""), array(4096, 5, 1, ""), "level 5"},
+		{"different arrays", pair.Disk{}, array(4096, 1, 1, ""), array(4096, 1, 2, ""), "different arrays"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := tt.d
+			d.Name, d.Type, d.Image = "data", pair.Ext4, filepath.Join(t.TempDir(), "a")
+			err := os.WriteFile(d.Image, tt.image, 0o600)
+			if tt.more != nil {
+				d.Mirror = d.Image + "2"
+				err = errors.Join(err, os.WriteFile(d.Mirror, tt.more, 0o600))
+			}
+			s := &Supervisor{Pair: &pair.Pair{Disks: []pair.Disk{d}}, options: Options{Log: io.Discard}, holds: make(map[string]*fence.Hold)}
+			if err == nil {
+				err = s.hold(fence.Keep)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.release()
+			err = s.checkDisks()
+			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+				t.Errorf("%v, want %q", err, tt.want)
+			}
+		})
 	}
 }
