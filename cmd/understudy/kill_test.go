@@ -116,39 +116,7 @@ func TestBrokenOff(t *testing.T) {
 					tier.Full(t, "killed when it is "+string(point)+": "+who)
 				}
 				s := stand(t, marker, unsaved, "image: data.img", "options: commit=3600, image: data.img")
-				cmd := exec.Command(os.Args[0])
-				cmd.Env = append(os.Environ(), victimFile+"="+s.file, victimPoint+"="+string(point), victimWho+"="+who)
-				go_, err := cmd.StdinPipe()
-				if err != nil {
-					t.Fatal(err)
-				}
-				var said lockedBuffer
-				cmd.Stdout, cmd.Stderr = &said, &said
-				if err := cmd.Start(); err != nil {
-					t.Fatal(err)
-				}
-				ended := make(chan error, 1)
-				go func() { ended <- cmd.Wait() }()
-				await(t, "protected pair", programLimit, func() bool {
-					select {
-					case err := <-ended:
-						t.Fatalf("it ended with %v and said: %s", err, said.String())
-					default:
-					}
-					return strings.Contains(said.String(), "up\n")
-				})
-				s.written()
-				fmt.Fprintln(go_, "crash")
-				select {
-				case err := <-ended:
-					t.Logf("it ended with %v and said: %s", err, said.String())
-				case <-time.After(programLimit):
-					cmd.Process.Kill()
-					t.Fatalf("the takeover did not end; it said: %s", said.String())
-				}
-				if strings.Contains(said.String(), noUnderstudy) {
-					t.Error("nobody was killed")
-				}
+				s.brokenOff(point, who, s.written)
 				s.recover()
 				s.sound()
 				for path, want := range map[string]string{
@@ -163,5 +131,44 @@ func TestBrokenOff(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// brokenOff brings the pair up, has work done, and its active kernel die; the takeover is broken off
+// at a point, by the death of whoever.
+func (s *standing) brokenOff(point takeover.Progress, who string, work func()) {
+	s.t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), victimFile+"="+s.file, victimPoint+"="+string(point), victimWho+"="+who)
+	go_, err := cmd.StdinPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var said lockedBuffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	await(s.t, "protected pair", programLimit, func() bool {
+		select {
+		case err := <-ended:
+			s.t.Fatalf("it ended with %v and said: %s", err, said.String())
+		default:
+		}
+		return strings.Contains(said.String(), "up\n")
+	})
+	work()
+	fmt.Fprintln(go_, "crash")
+	select {
+	case err := <-ended:
+		s.t.Logf("it ended with %v and said: %s", err, said.String())
+	case <-time.After(programLimit):
+		cmd.Process.Kill()
+		s.t.Fatalf("the takeover did not end; it said: %s", said.String())
+	}
+	if strings.Contains(said.String(), noUnderstudy) {
+		s.t.Error("nobody was killed")
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"understudy.dev/understudy/internal/lab/hold"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
@@ -68,7 +70,7 @@ chmod 640 new; chown 1000:100 d1/d2/f1; chmod 4711 d1/d2/f2; mv d1/d2/f3 d1/rena
 
 // listing prints what there is in a directory and below: names, types, permissions, owners,
 // links, times of files, and their content.
-const listing = `cd %s && find . -xdev ! -type d ! -name mark | sort | xargs stat -c '%%N %%F %%a %%u:%%g %%h %%s %%Y' && find . -xdev -type d | sort | xargs stat -c '%%n %%F %%a %%u:%%g' && find . -xdev -type f ! -name mark | sort | xargs sha256sum`
+const listing = `(cd %s && find . -xdev ! -type d ! -name mark | sort | xargs stat -c '%%N %%F %%a %%u:%%g %%h %%s %%Y' && find . -xdev -type d | sort | xargs stat -c '%%n %%F %%a %%u:%%g' && find . -xdev -type f ! -name mark | sort | xargs sha256sum)`
 
 // did has a side do the work, or more of it, in a directory.
 func (s *standing) did(side, dir, script string) {
@@ -106,9 +108,32 @@ func (s *standing) tookOver() status {
 	return st
 }
 
+// discards has the active side discard what a file had, which its image gives back then.
+func (s *standing) discards(dir, mount string) {
+	s.t.Helper()
+	const size = 24 << 20
+	blocks := func() (n int64) {
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(dir, "data.img"), &st); err != nil {
+			s.t.Fatal(err)
+		}
+		return st.Blocks * 512
+	}
+	before := blocks()
+	s.shell("left", fmt.Sprintf("dd if=/dev/urandom of=%s/large bs=1M count=%d; sync", mount, size>>20))
+	if full := blocks(); full < before+size*3/4 {
+		s.t.Errorf("the image has %d bytes, and had %d before %d were written and synced", full, before, size)
+	}
+	s.shell("left", fmt.Sprintf("rm %[1]s/large; sync; fstrim %[1]s", mount))
+	if after := blocks(); after > before+size/4 {
+		s.t.Errorf("the image has %d bytes after a discard of %d, and had %d before they were written", after, size, before)
+	}
+}
+
 // under is what lies under a file system, or which one it is.
 type under struct {
 	name  string
+	whole bool   // discards do not reach the image: LUKS lets none through unless it is told to
 	full  string // why only make test-full has it; empty: make test does
 	make  func(t *testing.T, dir, key string)
 	guest []string // further arguments for the guest's image
@@ -122,20 +147,23 @@ const plainDisk = "  - {name: data, image: data.img, mount: /srv}\n"
 
 var unders = []under{
 	{
-		name: "nested", disks: plainDisk + "  - {name: inner, image: inner.img, mount: /srv/data, options: commit=86400}\n  - {name: deep, image: deep.img, type: ext3, mount: /srv/data/deep}\n",
+		name: "nested", guest: []string{"--fs", "xfs"}, hold: hold.XFS,
+		disks: "  - {name: data, image: data.img, partition: 2, mount: /srv}\n  - {name: inner, image: inner.img, type: xfs, mount: /srv/data}\n  - {name: deep, image: deep.img, type: ext3, mount: /srv/data/deep}\n",
 		make: func(t *testing.T, dir, _ string) {
-			mkfsOn(t, filepath.Join(dir, "inner.img"), 128<<20, "mkfs.ext4", "-qF")
+			dividedDisk(t, filepath.Join(dir, "data.img"), "label: gpt\nstart=2048, size=4096\nstart=8192, size=262144\n", 4<<20, 128<<20, "mkfs.ext4", "-qF")
+			mkfsOn(t, filepath.Join(dir, "inner.img"), 320<<20, "mkfs.xfs", "-qf")
 			mkfsOn(t, filepath.Join(dir, "deep.img"), 64<<20, "mkfs.ext3", "-qF")
 		},
 		dirs: []string{"/srv", "/srv/data", "/srv/data/deep"},
 		check: func(t *testing.T, dir string) {
-			for _, image := range []string{"data.img", "inner.img", "deep.img"} {
-				checked(t, "e2fsck", "-fn", filepath.Join(dir, image))
-			}
+			checked(t, "/sbin/sfdisk", "--verify", "-q", filepath.Join(dir, "data.img"))
+			checked(t, "e2fsck", "-fn", taken(t, filepath.Join(dir, "data.img"), 4<<20, 128<<20))
+			checked(t, "xfs_repair", "-n", "-f", filepath.Join(dir, "inner.img"))
+			checked(t, "e2fsck", "-fn", filepath.Join(dir, "deep.img"))
 		},
 	},
 	{
-		name: "xfs", guest: []string{"--fs", "xfs"}, hold: hold.XFS,
+		name: "xfs", full: "XFS", guest: []string{"--fs", "xfs"}, hold: hold.XFS,
 		make: func(t *testing.T, dir, _ string) {
 			mkfsOn(t, filepath.Join(dir, "data.img"), 512<<20, "mkfs.xfs", "-qf")
 		},
@@ -155,19 +183,7 @@ var unders = []under{
 		},
 	},
 	{
-		name: "gpt",
-		make: func(t *testing.T, dir, _ string) {
-			dividedDisk(t, filepath.Join(dir, "data.img"), "label: gpt\nstart=2048, size=4096\nstart=8192, size=262144\n", 4<<20, 128<<20, "mkfs.ext4", "-qF")
-		},
-		disks: "  - {name: data, image: data.img, partition: 2, mount: /srv}\n",
-		dirs:  []string{"/srv"},
-		check: func(t *testing.T, dir string) {
-			checked(t, "/sbin/sfdisk", "--verify", "-q", filepath.Join(dir, "data.img"))
-			checked(t, "e2fsck", "-fn", taken(t, filepath.Join(dir, "data.img"), 4<<20, 128<<20))
-		},
-	},
-	{
-		name: "lvm", guest: []string{"--under", "lvm", "--add", "/sbin/mkfs.ext4"},
+		name: "lvm", full: "a logical volume", guest: []string{"--under", "lvm", "--add", "/sbin/mkfs.ext4"},
 		make: func(t *testing.T, dir, key string) {
 			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeVolume+"mkfs.ext4 -q $D; "+endVolume, 160<<20, "data.img")
 		},
@@ -176,7 +192,7 @@ var unders = []under{
 		check: func(*testing.T, string) {},
 	},
 	{
-		name: "luks", full: "LUKS", guest: []string{"--under", "luks", "--add", "/sbin/mkfs.ext4", "--add", "KEY"},
+		name: "luks", whole: true, full: "LUKS", guest: []string{"--under", "luks", "--add", "/sbin/mkfs.ext4", "--add", "KEY"},
 		make: func(t *testing.T, dir, key string) {
 			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeLUKS+"mkfs.ext4 -q $D; "+endLUKS, 160<<20, "data.img")
 		},
@@ -194,7 +210,7 @@ var unders = []under{
 		check: func(*testing.T, string) {},
 	},
 	{
-		name: "stack", full: "XFS on LVM on LUKS on a mirror", guest: []string{"--under", "md", "--under", "luks", "--under", "lvm", "--fs", "xfs", "--add", "/sbin/mkfs.xfs", "--add", "KEY"}, hold: hold.XFS,
+		name: "stack", whole: true, full: "XFS on LVM on LUKS on a mirror", guest: []string{"--under", "md", "--under", "luks", "--under", "lvm", "--fs", "xfs", "--add", "/sbin/mkfs.xfs", "--add", "KEY"}, hold: hold.XFS,
 		make: func(t *testing.T, dir, key string) {
 			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeArray+makeLUKS+makeVolume+"mkfs.xfs -q $D; "+endVolume+endLUKS+endArray, 400<<20, "data.img", "other.img")
 		},
@@ -342,6 +358,9 @@ func TestUnder(t *testing.T) {
 			}
 			u.make(t, dir, key)
 			s.up()
+			if !u.whole {
+				s.discards(dir, u.dirs[0])
+			}
 			s.settings("left", u.hold)
 			for _, d := range u.dirs {
 				s.did("left", d, work)

@@ -164,7 +164,11 @@ func (a *Agent) mountDisk(ctx context.Context, d wire.Disk) error {
 	if err != nil {
 		return fmt.Errorf("mount %s (%s) on %s: %w", path, d.Type, d.Mount, err)
 	}
-	a.mounts = append(a.mounts, mounted{d.Name, d.Mount, a.watchDisk(d, path)})
+	below, err := bottom(d)
+	if err != nil {
+		return err
+	}
+	a.mounts = append(a.mounts, mounted{d.Name, d.Mount, a.watchDisk(d, below[0], path)})
 	return a.keep()
 }
 

@@ -168,9 +168,20 @@ func (a *Agent) activate(ctx context.Context, d wire.Disk) error {
 				return fmt.Errorf("activate what is under the file system of disk %s: %w", d.Name, err)
 			}
 		}
-		if after, err := standing(d); err != nil || len(after) != len(up)+1 {
-			return errors.Join(err, fmt.Errorf("activate what is under the file system of disk %s: %s made no device on %s", d.Name, l.program, strings.Join(up[n], " and ")))
+		after, err := standing(d)
+		if err == nil && len(after) > len(up) {
+			a.tellDegraded(d, after[len(up)][0])
+			continue
 		}
+		return errors.Join(err, fmt.Errorf("activate what is under the file system of disk %s: %s made no device on %s", d.Name, l.program, strings.Join(up[n], " and ")))
+	}
+}
+
+// tellDegraded tells of an array that goes on with one disk of two.
+func (a *Agent) tellDegraded(d wire.Disk, device string) {
+	b, err := os.ReadFile(filepath.Join(sysfsOf(device), "md", "degraded")) // Documentation/admin-guide/md.rst
+	if n := strings.TrimSpace(string(b)); err == nil && n != "0" {
+		a.trouble("disk %s: its mirror has only one disk that is up to date: add the other again (mdadm --manage %s --re-add)", d.Name, device)
 	}
 }
 

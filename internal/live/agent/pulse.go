@@ -33,8 +33,9 @@ type diskPulse struct {
 const directRead = 4096
 
 // watchDisk starts the pulse of a disk that has just been mounted, and returns what ends it.
-// That it cannot is no reason not to serve.
-func (a *Agent) watchDisk(d wire.Disk, path string) func() {
+// The pulse reads the disk itself: what is above it must be free to go once it is unmounted. path is
+// what was mounted. That it cannot is no reason not to serve.
+func (a *Agent) watchDisk(d wire.Disk, disk, path string) func() {
 	end := func() {}
 	i := slices.IndexFunc(a.config.Disks, func(c wire.Disk) bool { return c.Name == d.Name })
 	pulses := liveness.DiskPulses(make([]string, len(a.config.Disks)))
@@ -42,7 +43,7 @@ func (a *Agent) watchDisk(d wire.Disk, path string) func() {
 		return end
 	}
 	if limit := a.config.Beat.Disk; limit > 0 {
-		p, err := openPulse(path)
+		p, err := openPulse(disk)
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "understudy: disk %s is not watched: %v\n", d.Name, err)
 			return end
