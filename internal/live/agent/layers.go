@@ -50,7 +50,7 @@ func mirrorLayer(d wire.Disk) layer {
 		is:      func(dir string) bool { _, err := os.Stat(filepath.Join(dir, "md")); return err == nil },
 		activate: func(devices []string, up bool) [][]string {
 			if up { // with whichever of its members are up to date
-				return [][]string{append([]string{"--assemble", "--run", "/dev/md/" + d.Name}, devices...)}
+				return [][]string{append([]string{"--assemble", "--run", "/dev/md/" + nodeOf(d)}, devices...)}
 			}
 			return [][]string{{"--stop", devices[0]}}
 		},
@@ -63,7 +63,7 @@ func luksLayer(d wire.Disk) layer {
 		is:      func(dir string) bool { return strings.HasPrefix(dmField(dir, "uuid"), "CRYPT-LUKS") },
 		activate: func(devices []string, up bool) [][]string {
 			if up {
-				return [][]string{{"open", "--type", "luks", "--key-file", d.LUKS, devices[0], "luks-" + d.Name}}
+				return [][]string{{"open", "--type", "luks", "--key-file", d.LUKS, devices[0], "luks-" + nodeOf(d)}}
 			}
 			return [][]string{{"close", dmField(sysfsOf(devices[0]), "name")}}
 		},
@@ -89,6 +89,9 @@ func volumeLayer(d wire.Disk) layer {
 		},
 	}
 }
+
+// nodeOf is a name for a disk's devices.
+func nodeOf(d wire.Disk) string { return strings.ReplaceAll(d.Name, ".", "-") }
 
 // dmField is what device-mapper says of one of its devices (Documentation/ABI/testing/sysfs-block-dm).
 func dmField(dir, field string) string {
@@ -317,22 +320,16 @@ func (a *Agent) endLayers(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// rehearseLayers tries what can be tried of a disk's layers without it: the programs run, and the
-// key can be read.
-func (a *Agent) rehearseLayers(ctx context.Context, d wire.Disk) error {
-	for _, p := range d.Programs() {
-		args := []string{"--version"}
-		if p == "lvm" {
-			args = []string{"version"}
-		}
-		if err := a.tool(ctx, p, args); err != nil {
-			return err
-		}
+// rehearseLayers activates the layers of shared disk i for a moment, on what stands for it: with the
+// real key, and what that takes of time and memory.
+func (a *Agent) rehearseLayers(ctx context.Context, i int, d wire.Disk) error {
+	if len(layers(d)) == 0 {
+		return nil
 	}
-	if d.LUKS != "" {
-		if _, err := os.ReadFile(d.LUKS); err != nil {
-			return hint.New("read key of disk "+d.Name, err, "Put it into both guests, and nowhere else.")
-		}
+	d.Name = wire.TrialDisk(i, 0)
+	if d.Mirror != "" {
+		d.Mirror = wire.TrialDisk(i, 1)
 	}
-	return nil
+	err := a.prepareDevice(ctx, d)
+	return errors.Join(err, a.deactivate(ctx, d))
 }

@@ -50,7 +50,7 @@ func (a *Agent) rehearseDisks(ctx context.Context) error {
 	defer staging.Close()
 	for i, d := range a.config.Disks {
 		mount := d.Mount
-		if err := a.rehearseLayers(ctx, d); err != nil {
+		if err := a.rehearseLayers(ctx, i, d); err != nil {
 			return err
 		}
 		d.Name, d.Part, d.Mirror, d.LUKS, d.Volume = wire.RehearsalDisk(i), 0, "", "", ""

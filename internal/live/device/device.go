@@ -63,6 +63,19 @@ func MakeRehearsal(ctx context.Context, path, kind string, options ...string) er
 	return nil
 }
 
+// MakeOverlay makes a file of qcow2 that keeps what is written to an image, which stays as it is.
+func MakeOverlay(ctx context.Context, path, image string) error {
+	size, err := ImageSize(image)
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", image, path, fmt.Sprint(size))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return hint.New("make overlay", fmt.Errorf("qemu-img create: %w: %s", err, out), "Install qemu-utils.")
+	}
+	return nil
+}
+
 // digHoles makes holes of what is zero in a file, whose bytes are memory: an empty log of XFS
 // has 64 MiB of them.
 func digHoles(f *os.File) error {

@@ -15,6 +15,11 @@ const StagingDisk = "staging"
 // i when a takeover is rehearsed.
 func RehearsalDisk(i int) string { return fmt.Sprintf("rehearsal-%d", i) }
 
+// TrialDisk is the serial number of what stands, when a takeover is rehearsed, for image n of shared
+// disk i, if something lies on that and under the file system: the image itself, and what is
+// written to it is kept aside.
+func TrialDisk(i, n int) string { return fmt.Sprintf("rehearsal-%d.%d", i, n) }
+
 // Checker is the program in a guest that checks a file system of the ext family.
 const Checker = "/sbin/e2fsck"
 

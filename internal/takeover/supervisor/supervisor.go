@@ -229,6 +229,16 @@ func (s *Supervisor) makeRehearsals(ctx context.Context, name string) (devices [
 			return nil, fmt.Errorf("%w (takeover: {rehearse: false} does without)", err)
 		}
 		devices = append(devices, partition.Disk{Name: wire.RehearsalDisk(i), Image: path})
+		if !d.Layered() {
+			continue
+		}
+		for n, image := range d.Images() {
+			o := partition.Overlay{Disk: partition.Disk{Name: wire.TrialDisk(i, n), Image: image}, File: fmt.Sprintf("%s.%d", path, n)}
+			if err := device.MakeOverlay(ctx, o.File, image); err != nil {
+				return nil, err
+			}
+			devices = append(devices, o)
+		}
 	}
 	return devices, nil
 }
