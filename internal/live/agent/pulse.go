@@ -133,7 +133,7 @@ func (w *writable) run() {
 			continue
 		}
 		before = now
-		w.a.trouble("disk %s: its file system has found itself damaged (errors_count %s)%s: the guest's kernel says why in its log", w.disk.Name, now, w.refuses())
+		w.a.trouble("disk %s: its file system has found itself damaged (%s)%s: the guest's kernel says why in its log", w.disk.Name, now, w.refuses())
 	}
 }
 
@@ -149,11 +149,31 @@ func (w *writable) refuses() string {
 	return ""
 }
 
-// errors is how many errors ext4 has counted in the file system
-// (Documentation/ABI/testing/sysfs-fs-ext4); empty: there is no such count.
+// errors is what the kernel says of errors in the file system: how many ext4 has counted
+// (Documentation/ABI/testing/sysfs-fs-ext4); that XFS is shut down, which lets nothing be opened
+// (fs/xfs/xfs_file.c, xfs_file_open); that btrfs has made itself read-only (fs/btrfs/super.c, or
+// messages.c since 6.2, __btrfs_handle_fs_error). Empty: nothing is known.
 func (w *writable) errors() string {
-	b, _ := os.ReadFile("/sys/fs/ext4/" + strings.TrimPrefix(w.path, "/dev/") + "/errors_count")
-	return strings.TrimSpace(string(b))
+	switch w.disk.Type {
+	case "xfs":
+		fd, err := unix.Open(w.disk.Mount, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if errors.Is(err, unix.EIO) {
+			return "it is shut down"
+		}
+		_ = unix.Close(fd) // only opened
+		return "none"
+	case "btrfs":
+		var st unix.Statfs_t
+		if unix.Statfs(w.disk.Mount, &st) == nil && st.Flags&unix.ST_RDONLY != 0 {
+			return "it is read-only"
+		}
+		return "none"
+	}
+	b, err := os.ReadFile("/sys/fs/ext4/" + strings.TrimPrefix(w.path, "/dev/") + "/errors_count")
+	if err != nil {
+		return ""
+	}
+	return "errors_count " + strings.TrimSpace(string(b))
 }
 
 // trouble tells the supervisor, and the console, what does not work.
