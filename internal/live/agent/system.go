@@ -100,15 +100,16 @@ func (a *Agent) resume(ctx context.Context) error {
 		if !isMounted(m.Dir) {
 			continue
 		}
-		path, err := diskPath(m.Disk)
-		if err != nil {
-			return err
-		}
 		d := wire.Disk{Name: m.Disk} // of a rehearsal, if it is not the pair's
 		if known, err := a.disk(m.Disk); err == nil {
 			d = known
 		}
-		a.mounts = append(a.mounts, mounted{m.Disk, m.Dir, a.watchDisk(d, path)})
+		layers, err := standing(d)
+		if err != nil {
+			return err
+		}
+		path := layers[len(layers)-1][0]
+		a.mounts = append(a.mounts, mounted{m.Disk, m.Dir, a.watchDisk(d, layers[0][0], path)})
 	}
 	return a.keep()
 }

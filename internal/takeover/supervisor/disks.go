@@ -87,7 +87,7 @@ func partOf(d pair.Disk, image string, h *fence.Hold) (*io.SectionReader, error)
 	}
 	p, err := disk.Find(h, h.Size, d.Part)
 	if errors.Is(err, disk.ErrNoTable) {
-		return nil, fmt.Errorf("disk %s: %s has no partition table: leave out partition:", d.Name, image)
+		return nil, fmt.Errorf("disk %s: %s has no partition table: leave `partition` out", d.Name, image)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("disk %s: %s: %w", d.Name, image, err)

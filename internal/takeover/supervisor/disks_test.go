@@ -197,7 +197,7 @@ func TestPartition(t *testing.T) {
 		part  int
 		want  string // empty: it fits
 	}{
-		{image, 2, ""}, {image, 0, "partition: N"}, {image, 1, "no file system that we know"}, {image, 3, "which has 1, 2"}, {part, 1, "leave out partition:"},
+		{image, 2, ""}, {image, 0, "partition: N"}, {image, 1, "no file system that we know"}, {image, 3, "which has 1, 2"}, {part, 1, "leave `partition` out"},
 	} {
 		h, err := fence.Keep(tt.image)
 		if err != nil {
