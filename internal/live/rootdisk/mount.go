@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/hint"
 )
@@ -45,9 +46,9 @@ func Open(path string) (*Disk, error) {
 func (d *Disk) Close() error { return errors.Join(d.claim.Sync(), d.claim.Close()) }
 
 func (d *Disk) find() error {
-	parts, err := partitions(d.claim, d.claim.Size)
-	if errors.Is(err, errNoTable) {
-		d.Whole, parts, err = true, []extent{{0, d.claim.Size}}, nil
+	parts, err := disk.Table(d.claim, d.claim.Size)
+	if errors.Is(err, disk.ErrNoTable) {
+		d.Whole, parts, err = true, []disk.Partition{{Len: d.claim.Size}}, nil
 	}
 	if err != nil {
 		return fmt.Errorf("look at disk %s: %w", d.Path, err)
@@ -108,7 +109,7 @@ func (d *Disk) mounted(fs fileSystem, do func(*os.Root) error) (err error) {
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	loop, err := attach(d.claim.File, fs.extent)
+	loop, err := attach(d.claim.File, fs.Partition)
 	if err != nil {
 		return err
 	}
@@ -134,7 +135,7 @@ const attachTries = 20
 
 // attach makes a block device of a part of a file, until that is closed and unmounted
 // (loop(4)).
-func attach(f *os.File, part extent) (*os.File, error) {
+func attach(f *os.File, part disk.Partition) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, hint.New("find a loop device", err, "Load the module loop, and run this as root.")
@@ -150,7 +151,7 @@ func attach(f *os.File, part extent) (*os.File, error) {
 			return nil, fmt.Errorf("open loop device: %w", err)
 		}
 		c := unix.LoopConfig{Fd: uint32(f.Fd())}
-		c.Info.Offset, c.Info.Sizelimit, c.Info.Flags = uint64(part.start), uint64(part.size), unix.LO_FLAGS_AUTOCLEAR
+		c.Info.Offset, c.Info.Sizelimit, c.Info.Flags = uint64(part.Off), uint64(part.Len), unix.LO_FLAGS_AUTOCLEAR
 		err = unix.IoctlLoopConfigure(int(loop.Fd()), &c)
 		if err == nil {
 			return loop, nil

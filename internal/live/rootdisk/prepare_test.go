@@ -1,6 +1,7 @@
 package rootdisk
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
 )
 
@@ -40,7 +42,12 @@ func image(t *testing.T, tree string, parted bool) string {
 	first := 0
 	table := make([]byte, 1<<20)
 	if parted {
-		first, table = 1<<20, disk([3]uint32{0x83, 2048, 64 << 11})
+		first = 1 << 20
+		entry := table[446:] // of a PC's table: type, first sector, sectors
+		entry[4] = 0x83
+		binary.LittleEndian.PutUint32(entry[8:], 2048)
+		binary.LittleEndian.PutUint32(entry[12:], 64<<11)
+		table[510], table[511] = 0x55, 0xaa
 	}
 	if err := errors.Join(os.WriteFile(path, table, 0o600), os.Truncate(path, int64(first)+64<<20)); err != nil {
 		t.Fatal(err)
@@ -237,7 +244,7 @@ func TestUnclean(t *testing.T) {
 						return err
 					}
 					defer c.Close()
-					fs, err := probe(c, extent{0, c.Size})
+					fs, err := probe(c, disk.Partition{Len: c.Size})
 					if fs.kind != "ext4" || c.Size != 64<<20 && parted {
 						t.Errorf("%s: %+v of %d bytes, %v", p, fs, c.Size, err)
 					}

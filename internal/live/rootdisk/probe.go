@@ -1,0 +1,58 @@
+package rootdisk
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"understudy.dev/understudy/internal/live/disk"
+)
+
+// fileSystem is what a part of a disk has on it.
+type fileSystem struct {
+	disk.Partition
+	kind string // ext4 for all of that family
+	uuid string
+}
+
+// Places in superblocks, bytes.
+const (
+	extSuper        = 1024 // fs/ext4/ext4.h, struct ext4_super_block
+	extMagic        = extSuper + 0x38
+	extIncompatible = extSuper + 0x60
+	extUUID         = extSuper + 0x68
+	extRecover      = 0x4 // EXT4_FEATURE_INCOMPAT_RECOVER
+)
+
+// errUnclean is why a file system is left as it is.
+var errUnclean = errors.New("its file system was not unmounted")
+
+// probe says what file system a part of a disk has. One of another family than ext has a kind
+// for people only.
+func probe(r io.ReaderAt, part disk.Partition) (fileSystem, error) {
+	fs := fileSystem{Partition: part}
+	var b [2048]byte
+	if part.Len < int64(len(b)) {
+		return fs, nil
+	}
+	if _, err := r.ReadAt(b[:], part.Off); err != nil {
+		return fs, fmt.Errorf("read superblock: %w", err)
+	}
+	switch {
+	case string(b[:4]) == "XFSB":
+		fs.kind = "xfs"
+	case string(b[:6]) == "LUKS\xba\xbe":
+		fs.kind = "LUKS"
+	case string(b[512:520]) == "LABELONE":
+		fs.kind = "LVM"
+	case binary.LittleEndian.Uint16(b[extMagic:]) == 0xef53:
+		fs.kind = "ext4"
+		u := b[extUUID:][:16]
+		fs.uuid = fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+		if binary.LittleEndian.Uint32(b[extIncompatible:])&extRecover != 0 {
+			return fs, errUnclean
+		}
+	}
+	return fs, nil
+}
