@@ -123,7 +123,7 @@ func (s *Spec) command() *command {
 	}
 	c.opt("-device", "virtio-serial-pci")
 	c.opt("-chardev", "socket", "id=agent", "path="+s.AgentPath(), "server=on", "wait=off")
-	c.opt("-device", "virtserialport", "chardev=agent", "name="+wire.PortName)
+	c.opt("-device", "virtserialport", "id="+AgentPort, "chardev=agent", "name="+wire.PortName)
 	c.opt("-object", "memory-backend-file", "id=beat", "size=4096", "mem-path="+s.BeatPath(), "share=on")
 	c.opt("-device", "ivshmem-plain", "memdev=beat")
 	for _, d := range s.Devices {
@@ -142,6 +142,9 @@ func (s *Spec) user() string {
 	id := first + h.Sum32()%(last-first+1)
 	return fmt.Sprintf("%d:%d", id, id)
 }
+
+// AgentPort is what QEMU calls the port of the agent in its events.
+const AgentPort = "port-agent"
 
 func (s *Spec) kernelCommandLine() string {
 	words := append(s.Accel.kernelParameters(), s.Append)

@@ -12,6 +12,8 @@ const (
 	// at the first one if it is told to (-action panic=pause), and never at the second.
 	EventGuestPanicked    = "GUEST_PANICKED"
 	EventGuestCrashloaded = "GUEST_CRASHLOADED"
+	// EventPortChange comes when the guest opens or closes a virtio-serial port.
+	EventPortChange = "VSERPORT_CHANGE"
 )
 
 // CPU is one virtual processor.

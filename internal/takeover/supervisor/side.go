@@ -43,7 +43,8 @@ type side struct {
 	// For others, too: when that changed, when the watcher last looked, and the longest
 	// silence that ended. Nil: not yet.
 	beaten, looked atomic.Pointer[time.Time]
-	longest        atomic.Int64 // ns
+	left           atomic.Pointer[time.Time] // when its agent left its port; nil: it is there
+	longest        atomic.Int64              // ns
 }
 
 // maxTroubles are as many as wait to be told.

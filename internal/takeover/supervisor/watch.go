@@ -213,6 +213,9 @@ func (w *watcher) watch(ctx context.Context) (liveness.Verdict, error) {
 			if v, dead := w.lookAtPulses(ctx); dead {
 				return v, nil
 			}
+			if v, dead := w.lookForAgent(time.Now()); dead {
+				return v, nil
+			}
 		}
 	}
 }
@@ -229,6 +232,7 @@ func (sd *side) listen(ctx context.Context) <-chan liveness.Verdict {
 			if err != nil {
 				return // the process has ended, which is a sign of its own
 			}
+			sd.followPort(e)
 			if slices.Contains(dyingMessages, e.Name) {
 				sd.process.Freeze()
 				dying <- liveness.Verdict{
@@ -255,6 +259,7 @@ type watcher struct {
 	hostReads func(disk string) bool
 
 	panics bool // it did when last looked at
+	alone  bool // its agent is gone, and that was told
 
 	why   string    // what keeps it from running; empty: nothing
 	since time.Time // of why
