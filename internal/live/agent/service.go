@@ -65,7 +65,7 @@ func (a *Agent) startAll(ctx context.Context, wanted func(wire.Service) bool) er
 			return err
 		}
 		if err := awaitReady(ctx, s); err != nil {
-			return err
+			return errors.Join(err, a.unitTrouble(ctx, s))
 		}
 	}
 	return nil

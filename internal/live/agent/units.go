@@ -215,3 +215,16 @@ func (a *Agent) watchUnits(ctx context.Context) {
 		}
 	}
 }
+
+// unitTrouble is what systemd says of the unit of a service that is not ready; nil: it runs.
+func (a *Agent) unitTrouble(ctx context.Context, s wire.Service) error {
+	if !a.system {
+		return nil
+	}
+	name := unitOf(s)
+	states, err := a.show(ctx, name)
+	if err != nil || states[name]["ActiveState"] == "active" {
+		return err
+	}
+	return fmt.Errorf("its unit %s is %s (%s): systemctl status %[1]s there says more", name, states[name]["ActiveState"], states[name]["Result"])
+}

@@ -105,15 +105,21 @@ func (sd *side) powerOff(ctx context.Context) error {
 		return nil
 	default:
 	}
-	err := sd.reach(ctx)
-	if err == nil {
-		err = sd.agent.Call(ctx, wire.PowerOff, nil, nil)
-	}
-	if err != nil {
+	if err := sd.reach(ctx); err != nil {
 		return fmt.Errorf("power it off: %w", err)
+	}
+	// A system that ends may take the answer with it.
+	asked := sd.agent.Call(ctx, wire.PowerOff, nil, nil)
+	if asked != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, endLimit, asked)
+		defer cancel()
 	}
 	select {
 	case <-sd.process.Ended():
+		if err := sd.process.Status(); err != nil { // QEMU's is 0 if its guest ends itself
+			return fmt.Errorf("power it off: %w", errors.Join(err, asked))
+		}
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("power it off: %w", context.Cause(ctx))

@@ -252,7 +252,7 @@ func (s *Supervisor) rehearse(ctx context.Context, sd *side) error {
 	defer cancel()
 	for range rehearsals {
 		if err := sd.agent.Call(ctx, wire.Rehearse, wire.RehearseRequest{Services: true}, nil); err != nil {
-			return fmt.Errorf("rehearse a takeover on partition %s: %w (takeover: {rehearse: false} does without)", sd.name, err)
+			return fmt.Errorf("rehearse a takeover on partition %s: %w (takeover: {rehearse: false} does without, and rehearse: false of a service without that)", sd.name, err)
 		}
 	}
 	return nil
