@@ -65,8 +65,12 @@ func (r Root) Prepare(ctx context.Context, dir, understudy string, units ...stri
 			return "", err
 		}
 	}
-	return parameters, run(ctx, "cp", "--sparse=always", left, right)
+	return parameters + noLogin, run(ctx, "cp", "--sparse=always", left, right)
 }
+
+// noLogin keeps the console for what a test has to say: who logs in there hangs up first
+// for those who have it open (vhangup(2), TTYVHangup= of systemd.exec(5)).
+const noLogin = " systemd.mask=serial-getty@ttyS0.service"
 
 // Take copies a directory of the root disk into one of this machine, with owners and
 // permissions.
