@@ -18,9 +18,8 @@ import (
 // Disk is a disk image, or a block device, that nobody else uses, with the root file system
 // on it.
 type Disk struct {
-	Path  string
-	Whole bool   // the file system is all of the disk: there is no partition table
-	UUID  string // of the root file system
+	Path string
+	UUID string // of the root file system
 
 	claim *fence.Claim
 	root  fileSystem
@@ -48,7 +47,7 @@ func (d *Disk) Close() error { return errors.Join(d.claim.Sync(), d.claim.Close(
 func (d *Disk) find() error {
 	parts, err := disk.Table(d.claim, d.claim.Size)
 	if errors.Is(err, disk.ErrNoTable) {
-		d.Whole, parts, err = true, []disk.Partition{{Len: d.claim.Size}}, nil
+		parts, err = []disk.Partition{{Len: d.claim.Size}}, nil
 	}
 	if err != nil {
 		return fmt.Errorf("look at disk %s: %w", d.Path, err)

@@ -49,7 +49,7 @@ func (d *Disk) Prepare(c Content, tell func(what string)) error {
 		for _, u := range c.Units {
 			w.put(dropInPath(u), []byte(unitDropIn(u)), 0o644)
 		}
-		w.fstab(func(text string) (string, error) {
+		w.fstab(func(text string) string {
 			text, aside, missing := setAside(text, c.Mounts)
 			for _, dir := range missing {
 				tell(Note + "/etc/fstab mounts nothing on " + dir)
@@ -60,7 +60,7 @@ func (d *Disk) Prepare(c Content, tell func(what string)) error {
 			for _, l := range elsewhere(text, d.uuids()) {
 				tell(Note + "the boot may wait for a disk that is not here; if it is one of the pair's, say --mount; else add nofail: " + l)
 			}
-			return text, nil
+			return text
 		})
 		return w.err
 	})
@@ -82,12 +82,12 @@ func (d *Disk) Undo(tell func(what string)) error {
 			w.remove(p)
 			w.prune(path.Dir(p))
 		}
-		w.fstab(func(text string) (string, error) {
+		w.fstab(func(text string) string {
 			text, back := putBack(text)
 			for _, l := range back {
 				tell("put back in /etc/fstab: " + l)
 			}
-			return text, nil
+			return text
 		})
 		return w.err
 	})
@@ -190,7 +190,7 @@ func (w *writer) prune(dir string) {
 }
 
 // fstab changes it, if it is there, and keeps its permissions.
-func (w *writer) fstab(change func(string) (string, error)) {
+func (w *writer) fstab(change func(string) string) {
 	if w.err != nil {
 		return
 	}
@@ -202,12 +202,11 @@ func (w *writer) fstab(change func(string) (string, error)) {
 	if err == nil {
 		text, err = w.root.ReadFile(fstabPath)
 	}
-	var after string
-	if err == nil {
-		after, err = change(string(text))
+	if err != nil {
+		w.err = err
+		return
 	}
-	if err == nil && after != string(text) {
-		err = replace(w.root, fstabPath, []byte(after), st.Mode().Perm())
+	if after := change(string(text)); after != string(text) {
+		w.err = replace(w.root, fstabPath, []byte(after), st.Mode().Perm())
 	}
-	w.err = err
 }

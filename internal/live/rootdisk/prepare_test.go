@@ -101,9 +101,6 @@ func TestPrepare(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d.Whole == parted {
-				t.Errorf("whole: %v", d.Whole)
-			}
 			var told []string
 			tell := func(what string) { told = append(told, what) }
 			c := Content{Program: program, Units: []string{"db.service"}, Mounts: []string{"/srv/"}}
