@@ -60,8 +60,11 @@ func (a *Agent) beat(b wire.Beat) error {
 	if err != nil {
 		return err
 	}
-	if a.takeBeat(string(how)) {
-		return nil
+	if a.system {
+		if fd := takeBeat(string(how)); fd >= 0 {
+			go a.keepTaken(fd, string(how))
+			return nil
+		}
 	}
 	first := make(chan error)
 	go a.keepBeat(string(how), first)

@@ -128,13 +128,10 @@ func isMounted(dir string) bool {
 	return false
 }
 
-// takeBeat goes on with the process that beats for an agent before this one, and does so as
-// it should. One that does so otherwise is ended.
-func (a *Agent) takeBeat(how string) bool {
-	if !a.system {
-		return false
-	}
-	taken := false
+// takeBeat finds the process that beats for an agent before this one, and does so as it
+// should: a descriptor of it, or -1. One that does so otherwise is ended.
+func takeBeat(how string) (taken int) {
+	taken = -1
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well-formed
 	for _, l := range lines {
 		b, err := os.ReadFile(l)
@@ -150,13 +147,12 @@ func (a *Agent) takeBeat(how string) bool {
 		if err != nil {
 			continue // it has just ended
 		}
-		if args[1] != how || taken {
+		if args[1] != how || taken >= 0 {
 			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // likewise
 			unix.Close(fd)
 			continue
 		}
-		taken = true
-		go a.keepTaken(fd, how)
+		taken = fd
 	}
 	return taken
 }

@@ -1,0 +1,62 @@
+package agent
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestTakeBeat: the process that beats for an agent before is found if it does so as it should,
+// and ended if it does not.
+func TestTakeBeat(t *testing.T) {
+	beats := func(name string) (how string, ended chan error) {
+		how = filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(how, []byte("read line\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("/bin/sh")
+		cmd.Args = []string{beatName, how}
+		if _, err := cmd.StdinPipe(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill() }) // it may have ended
+		ended = make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		return how, ended
+	}
+	end := func(what string, ended chan error) {
+		t.Helper()
+		select {
+		case <-ended:
+		case <-time.After(time.Minute):
+			t.Error(what + " goes on")
+		}
+	}
+	same, running := beats("same")
+	_, other := beats("other")
+	fd := takeBeat(same)
+	if fd < 0 {
+		t.Fatal("it was not found")
+	}
+	defer unix.Close(fd)
+	end("the one that beats otherwise", other)
+	select {
+	case err := <-running:
+		t.Fatalf("the one that was found has ended: %v", err)
+	default:
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	end("the one that was found", running) // so it was that one
+	if fd := takeBeat(same); fd >= 0 {
+		t.Error("one that has ended was found")
+	}
+}
