@@ -64,8 +64,8 @@ func (a *Agent) startAll(ctx context.Context, wanted func(wire.Service) bool) er
 		if err := start(ctx, s); err != nil {
 			return err
 		}
-		if err := awaitReady(ctx, s); err != nil {
-			return errors.Join(err, a.unitTrouble(ctx, s))
+		if err := a.awaitService(ctx, s); err != nil {
+			return err
 		}
 	}
 	return nil

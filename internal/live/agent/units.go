@@ -216,6 +216,23 @@ func (a *Agent) watchUnits(ctx context.Context) {
 	}
 }
 
+// unitLimits are as many times readyLimit as a unit may take until its port answers, if systemd
+// says that it runs: a database may have a long log to recover from. Whoever asked has limits, too.
+const unitLimits = 20
+
+// awaitService waits until a service is ready. A unit that has failed is not waited for.
+func (a *Agent) awaitService(ctx context.Context, s wire.Service) error {
+	for n := 1; ; n++ {
+		err := awaitReady(ctx, s)
+		if err == nil || !a.system {
+			return err
+		}
+		if trouble := a.unitTrouble(ctx, s); trouble != nil || n == unitLimits || ctx.Err() != nil {
+			return errors.Join(err, trouble)
+		}
+	}
+}
+
 // unitTrouble is what systemd says of the unit of a service that is not ready; nil: it runs.
 func (a *Agent) unitTrouble(ctx context.Context, s wire.Service) error {
 	if !a.system {
