@@ -3,6 +3,8 @@
 # last WHAT, and prints "FOUND N", how much of what was acknowledged is there, and what is
 # wrong on lines of their own. It fails if something is.
 
+export HOME=/root
+
 port_of() { case $1 in postgres) echo 5432 ;; postgres-nofsync) echo 5433 ;; esac; }
 
 # wait_port PORT waits until something listens there, for two minutes; 0 is none.
