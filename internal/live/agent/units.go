@@ -146,7 +146,7 @@ func (a *Agent) runUnit(ctx context.Context, s wire.Service) error {
 		"--property=Restart=on-failure", "--property=RestartSec=" + restartPause.String(),
 		"--property=StartLimitIntervalSec=" + failuresIn.String(), fmt.Sprintf("--property=StartLimitBurst=%d", failures+1),
 		"--",
-	}, s.Command...)
+	}, literal(s.Command)...)
 	_, err := a.command(ctx, "systemd-run", args...)
 	if err != nil && ctx.Err() == nil { // one that failed before is still known
 		if _, reset := a.systemctl(ctx, "reset-failed", name); reset == nil {
@@ -154,6 +154,16 @@ func (a *Agent) runUnit(ctx context.Context, s wire.Service) error {
 		}
 	}
 	return err
+}
+
+// literal has systemd leave the words of a command as they are: it would put its environment
+// in the place of $NAME and ${NAME} (systemd.service(5), COMMAND LINES).
+func literal(command []string) []string {
+	words := make([]string, len(command))
+	for i, w := range command {
+		words[i] = strings.ReplaceAll(w, "$", "$$")
+	}
+	return words
 }
 
 // stopUnits stops the services that run as units, last started first. They are not to run

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -39,6 +40,13 @@ func FuzzParseShow(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestLiteral(t *testing.T) {
+	got := literal([]string{"sh", "-c", "echo $x ${y} $$", "$z"})
+	if want := []string{"sh", "-c", "echo $$x $${y} $$$$", "$$z"}; !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
 }
 
 // TestCheckSystem: what a guest cannot do is refused when it is configured.
