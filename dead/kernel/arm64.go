@@ -178,50 +178,67 @@ func (k *Kernel) memMapStarts(bits int) ([]addr.Virt, error) {
 	return []addr.Virt{-(linear >> 6) - 2<<20, -(addr.Virt(1) << (bits - 6))}, nil
 }
 
-// maxResources bounds how many resources beside each other are looked at.
-const maxResources = 4096
+// Bounds of the kernel's resources: how many there are beside each other, and of a name.
+const (
+	maxResources    = 4096
+	maxResourceName = 256
+)
 
 var errNotArranged = errors.New("the kernel has its memory elsewhere")
 
-// arm64Arrangement compares the memory that the kernel was told of, which is what its
-// resources are called "System RAM" for (kernel/resource.c; arch/arm64/kernel/setup.c,
-// request_standard_resources), with where the file was taken to have it.
-func arm64Arrangement(k *Kernel, size int64, guess ram.Arrangement) (ram.Arrangement, error) {
+// arm64Arrangement compares the memory that the kernel was told of with where the file was
+// taken to have it. In one piece, it lies where the page tables say; its end, which mem= may
+// have hidden from the kernel, matters only behind a hole.
+func arm64Arrangement(k *Kernel, _ int64, guess ram.Arrangement) (ram.Arrangement, error) {
+	told, err := k.systemRAM()
+	if err != nil {
+		return guess, fmt.Errorf("find out how memory is arranged: %w", err)
+	}
+	var last addr.Phys
+	for _, r := range told {
+		if !within(k.ranges, r) {
+			return guess, fmt.Errorf("%w: %v", errNotArranged, r)
+		}
+		last = max(last, r.End)
+	}
+	if len(told) == 0 || len(k.ranges) > 1 && k.top()-last > lowReserved {
+		return guess, fmt.Errorf("%w: it ends at %v", errNotArranged, last)
+	}
+	return guess, nil
+}
+
+// systemRAM is the memory that the kernel was told of: what its resources are called that for
+// (kernel/resource.c; arch/arm64/kernel/setup.c, request_standard_resources).
+func (k *Kernel) systemRAM() ([]addr.PhysRange, error) {
 	l := k.types.Layout("resource")
 	start, end, name := l.Field("start", 8), l.Field("end", 8), l.Field("name", 8)
 	child, sibling := l.Field("child", 8), l.Field("sibling", 8)
 	at, err := k.Symbol("iomem_resource")
-	if err = errors.Join(err, l.Err()); err == nil {
-		at, err = k.Pointer(child.In(at))
+	if err = errors.Join(err, l.Err()); err != nil {
+		return nil, err
 	}
-	var last addr.Phys // byte of memory
-	for n := 0; err == nil && at != 0; n++ {
-		var b []byte
-		var called string
-		if b, err = k.Bytes(at, l.Size); err == nil {
-			called, err = k.CString(name.Pointer(b), 64)
-		}
-		if n == maxResources {
-			err = errors.New("its resources have no end")
-		}
-		if err == nil && called == "System RAM" {
-			r := addr.PhysRange{Start: addr.Phys(start.Uint(b)), End: addr.Phys(end.Uint(b)) + 1}
-			if !within(k.ranges, r) {
-				return guess, fmt.Errorf("%w: %v", errNotArranged, r)
-			}
-			last = max(last, r.End)
-		}
-		if err == nil {
-			at = sibling.Pointer(b)
-		}
+	if at, err = k.Pointer(child.In(at)); err != nil {
+		return nil, err
 	}
-	switch {
-	case err != nil:
-		return guess, fmt.Errorf("find out how memory is arranged: %w", err)
-	case last == 0 || k.top()-last > lowReserved:
-		return guess, fmt.Errorf("%w: it ends at %v", errNotArranged, last)
+	var found []addr.PhysRange
+	for range maxResources {
+		if at == 0 {
+			return found, nil
+		}
+		b, err := k.Bytes(at, l.Size)
+		if err != nil {
+			return nil, err
+		}
+		called, err := k.CString(name.Pointer(b), maxResourceName)
+		if err != nil {
+			return nil, err
+		}
+		if called == "System RAM" {
+			found = append(found, addr.PhysRange{Start: addr.Phys(start.Uint(b)), End: addr.Phys(end.Uint(b)) + 1})
+		}
+		at = sibling.Pointer(b)
 	}
-	return guess, nil
+	return nil, errors.New("its resources have no end")
 }
 
 // within reports whether r lies in one of the ranges.

@@ -6,6 +6,8 @@ package kerneltest
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf/btf"
@@ -44,6 +46,12 @@ type Machine struct {
 	tables  addr.Phys // next free page table
 	root    addr.Phys
 	symbols []symbol
+	arm64   bool
+	direct  addr.Virt // where memory is mapped in one piece
+	// Functions has Finish name functions only in the symbol table, and export the rest but
+	// for what Hidden has, as a kernel without CONFIG_KALLSYMS_ALL does.
+	Functions bool
+	Hidden    []string
 }
 
 type symbol struct {
@@ -51,21 +59,41 @@ type symbol struct {
 	at   addr.Virt
 }
 
-// New starts a machine: page tables, and the base addresses of its layout.
+// New starts a machine of x86-64: page tables, and the base addresses of its layout.
 func New(t testing.TB) *Machine {
-	m := &Machine{t: t, Mem: make([]byte, Size), image: imageVirt, heap: heapPhys, tables: tablesPhys}
-	root := m.Image("init_top_pgt", addr.PageSize)
-	m.root = imagePhys + addr.Phys(root-imageVirt)
-	m.Map(imageVirt, imagePhys, imageSize)
-	m.Map(DirectMap, 0, Size)
-	m.Map(MemMap, memMapPhys, Size/addr.PageSize*PageStruct)
-	m.PutU64(m.Image("page_offset_base", 8), uint64(DirectMap))
+	m := start(t, &Machine{direct: DirectMap}, "init_top_pgt")
+	m.PutU64(m.Image("page_offset_base", 8), uint64(m.direct))
 	m.PutU64(m.Image("vmemmap_base", 8), uint64(MemMap))
-	m.PutU64(m.Image("vmcoreinfo_note", 8), uint64(DirectMap)+uint64(notePhys))
-	m.Put(m.Image("linux_banner", 64), []byte("Linux version 9.9.9-made-up\n\x00"))
-	m.Put(m.Image("init_uts_ns", 512)+2*65, []byte("9.9.9-made-up\x00"))
-	m.PutU32(m.Image("panic_cpu", 8), 0xffff_ffff)
+	return m
+}
+
+// The layout of a machine of arm64, with addresses of 48 bits: its linear map begins below its
+// memory, by so many bytes.
+const (
+	below                 = 1 << 46
+	linearStart addr.Virt = 0xffff_0000_0000_0000
+)
+
+// NewARM64 starts a machine of arm64. Descriptors of its page tables are the same bits.
+func NewARM64(t testing.TB) *Machine {
+	m := start(t, &Machine{arm64: true, direct: linearStart + below}, "swapper_pg_dir")
+	m.PutU64(m.Image("memstart_addr", 8), 1<<64-below)
+	return m
+}
+
+func start(t testing.TB, m *Machine, root string) *Machine {
+	m.t, m.Mem, m.image, m.heap, m.tables = t, make([]byte, Size), imageVirt, heapPhys, tablesPhys
 	m.Image("_stext", 8)
+	m.root = imagePhys + addr.Phys(m.Image(root, addr.PageSize)-imageVirt)
+	m.Map(imageVirt, imagePhys, imageSize)
+	m.Map(m.direct, 0, Size)
+	m.Map(MemMap, memMapPhys, Size/addr.PageSize*PageStruct)
+	m.PutU64(m.Image("vmcoreinfo_note", 8), uint64(m.direct)+uint64(notePhys))
+	m.Put(m.Image("linux_banner", 64), []byte("Linux version 9.9.9-made-up (by hand) #1 of all\n\x00"))
+	uts := m.Image("init_uts_ns", 512)
+	m.Put(uts+2*65, []byte("9.9.9-made-up\x00"))
+	m.Put(uts+3*65, []byte("#1 of all\x00"))
+	m.PutU32(m.Image("panic_cpu", 8), 0xffff_ffff)
 	return m
 }
 
@@ -95,7 +123,7 @@ func (m *Machine) Alloc(n int) addr.Virt {
 	if m.heap > tablesPhys {
 		m.t.Fatal("kerneltest: heap is full")
 	}
-	return DirectMap + addr.Virt(at)
+	return m.direct + addr.Virt(at)
 }
 
 // Phys returns where an address of the image, heap or map of pages is.
@@ -103,8 +131,8 @@ func (m *Machine) Phys(va addr.Virt) addr.Phys {
 	switch {
 	case va >= imageVirt && va < imageVirt+imageSize:
 		return imagePhys + addr.Phys(va-imageVirt)
-	case va >= DirectMap && va < DirectMap+Size:
-		return addr.Phys(va - DirectMap)
+	case va >= m.direct && va < m.direct+Size:
+		return addr.Phys(va - m.direct)
 	case va >= MemMap && va < MemMap+Size/addr.PageSize*PageStruct:
 		return memMapPhys + addr.Phys(va-MemMap)
 	}
@@ -155,6 +183,11 @@ func (m *Machine) Map(va addr.Virt, pa addr.Phys, n int) {
 // Finish adds types, symbols and the note: the kernel can then be found.
 func (m *Machine) Finish(types ...btf.Type) {
 	m.t.Helper()
+	if m.Functions { // the types of a kernel are many
+		for i := range 2000 {
+			types = append(types, &btf.Struct{Name: fmt.Sprintf("one_of_very_many_%d", i), Size: 4})
+		}
+	}
 	b, err := btf.NewBuilder(types, nil)
 	if err != nil {
 		m.t.Fatal(err)
@@ -166,12 +199,18 @@ func (m *Machine) Finish(types ...btf.Type) {
 	start := m.Image("__start_BTF", len(raw))
 	m.Put(start, raw)
 	m.symbols = append(m.symbols, symbol{"__stop_BTF", start + addr.Virt(len(raw))})
+	if m.Functions {
+		m.putExports()
+	}
 	m.putNote(m.putSymbols())
 }
 
 // putSymbols writes a symbol table whose tokens are single letters.
 func (m *Machine) putSymbols() map[string]addr.Virt {
 	all := append([]symbol(nil), m.symbols...)
+	if m.Functions {
+		all = slices.DeleteFunc(all, func(s symbol) bool { return s.name != "_stext" })
+	}
 	le := binary.LittleEndian
 	var names, tokens, index, offsets []byte
 	base := startKernelMap
@@ -201,11 +240,38 @@ func (m *Machine) putSymbols() map[string]addr.Virt {
 	return at
 }
 
+// putExports writes a table of exported symbols and their names, and as many others as make
+// one of a kernel.
+func (m *Machine) putExports() {
+	all := slices.DeleteFunc(slices.Clone(m.symbols), func(s symbol) bool {
+		return slices.Contains(m.Hidden, s.name) || slices.Contains([]string{"linux_banner", "__start_BTF", "__stop_BTF"}, s.name)
+	})
+	for i := range 300 {
+		all = append(all, symbol{fmt.Sprintf("exported_%d", i), imageVirt})
+	}
+	slices.SortFunc(all, func(a, b symbol) int { return strings.Compare(a.name, b.name) })
+	all = slices.CompactFunc(all, func(a, b symbol) bool { return a.name == b.name })
+	var names []byte
+	starts := make([]int, len(all))
+	for i, s := range all {
+		starts[i] = len(names)
+		names = append(append(names, s.name...), 0)
+	}
+	at := m.Image("", len(names))
+	m.Put(at, names)
+	table := m.Image("", 12*len(all))
+	for i, s := range all {
+		entry := table + addr.Virt(12*i)
+		m.PutU32(entry, uint32(s.at-entry))
+		m.PutU32(entry+4, uint32(at+addr.Virt(starts[i])-(entry+4)))
+	}
+}
+
 func (m *Machine) putNote(at map[string]addr.Virt) {
 	text := "OSRELEASE=9.9.9-made-up\nPAGESIZE=4096\nOFFSET(uts_namespace.name)=0\n"
 	for _, s := range m.symbols {
 		switch s.name {
-		case "init_uts_ns", "_stext", "init_top_pgt":
+		case "init_uts_ns", "_stext", "init_top_pgt", "swapper_pg_dir":
 			text += fmt.Sprintf("SYMBOL(%s)=%x\n", s.name, uint64(s.at))
 		}
 		if s.name == "init_top_pgt" {
@@ -218,7 +284,13 @@ func (m *Machine) putNote(at map[string]addr.Virt) {
 	} {
 		text += fmt.Sprintf("SYMBOL(%s)=%x\n", name, uint64(at[name]))
 	}
-	text += fmt.Sprintf("NUMBER(phys_base)=%d\n", int64(imagePhys)-int64(imageVirt-startKernelMap))
+	if m.arm64 {
+		text += fmt.Sprintf("NUMBER(VA_BITS)=48\nNUMBER(kimage_voffset)=0x%x\nNUMBER(PHYS_OFFSET)=0x%x\nNUMBER(TCR_EL1_T1SZ)=0x10\n",
+			uint64(imageVirt)-uint64(imagePhys), uint64(1<<64-below))
+		text += fmt.Sprintf("NUMBER(VMEMMAP_START)=0x%x\n", uint64(MemMap)-below/addr.PageSize*PageStruct)
+	} else {
+		text += fmt.Sprintf("NUMBER(phys_base)=%d\n", int64(imagePhys)-int64(imageVirt-startKernelMap))
+	}
 	m.Note = text
 	note := binary.LittleEndian.AppendUint32(nil, 11)
 	note = binary.LittleEndian.AppendUint32(note, uint32(len(text)))
