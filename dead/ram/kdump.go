@@ -19,9 +19,11 @@ const (
 	kdumpMachine       = 12 + 4*65 // utsname.machine
 	kdumpSubHeaderSize = 104
 	kdumpMaxVersion    = 6
-	// kdumpQEMUBlock is the largest page that arm64 has, which QEMU takes for the kernel's
-	// (target/arm/arch_dump.c, cpu_get_dump_info); it does not name the architecture.
-	kdumpQEMUBlock = 1 << 16
+	// kdumpLargeBlock is the largest page that arm64 has, which QEMU takes for the kernel's
+	// (target/arm/arch_dump.c, cpu_get_dump_info). It does not name the architecture then
+	// (dump/dump.c, create_header64).
+	kdumpLargeBlock = 1 << 16
+	kdumpNoMachine  = "Unknown"
 
 	// kdumpMaxPages bounds the bitmaps in memory to 512 MiB: 16 TiB.
 	kdumpMaxPages = 1 << 32
@@ -42,6 +44,7 @@ const (
 // kdumpHeader is what matters of both headers.
 type kdumpHeader struct {
 	version                 int32
+	block                   uint64 // size of a page, and of what the file consists of
 	status                  uint32
 	subHeaderBlocks         uint32
 	bitmapBlocks            uint32
@@ -119,27 +122,28 @@ func readKdumpHeader(in input) (kdumpHeader, error) {
 	}
 	le := binary.LittleEndian
 	h.version = int32(le.Uint32(b[8:]))
+	h.block = uint64(le.Uint32(b[428:]))
 	h.status = le.Uint32(b[424:])
 	h.subHeaderBlocks = le.Uint32(b[432:])
 	h.bitmapBlocks = le.Uint32(b[436:])
 	h.pages = uint64(le.Uint32(b[440:]))
 	machine, _, _ := strings.Cut(string(b[kdumpMachine:kdumpMachine+65]), "\x00")
 	switch {
-	case (machine == "aarch64" || machine == "Unknown") && le.Uint32(b[428:]) == kdumpQEMUBlock:
-		return h, &FormatError{
-			Format: kdumpName,
-			Reason: "its blocks have 64 KiB: QEMU makes it so for arm64, and the kernel's pages may be smaller",
-			Hint:   "have QEMU make an ELF core (dump-guest-memory without -z, -l or -s)",
-		}
+	case machine == kdumpNoMachine && h.block == kdumpLargeBlock:
 	case machine != "x86_64" && machine != "aarch64":
 		return h, malformed(kdumpName, "it is of another architecture (%.65q): only x86_64 and aarch64 are supported", machine)
+	}
+	switch {
 	case h.version < 0 || h.version > kdumpMaxVersion:
 		return h, malformed(kdumpName, "version %d of the header is not understood: only up to %d", h.version, kdumpMaxVersion)
-	case le.Uint32(b[428:]) != addr.PageSize:
-		return h, malformed(kdumpName, "blocks of %d bytes", le.Uint32(b[428:]))
+	case h.block != addr.PageSize && (machine == "x86_64" || h.block != kdumpLargeBlock):
+		return h, malformed(kdumpName, "blocks of %d bytes", h.block)
+	}
+	if err := inside(kdumpName, in, h.block, kdumpSubHeaderSize); err != nil {
+		return h, err
 	}
 	sub := make([]byte, kdumpSubHeaderSize)
-	if _, err := in.ReadAt(sub[:kdumpSubSize(h.version)], addr.PageSize); err != nil {
+	if _, err := in.ReadAt(sub[:kdumpSubSize(h.version)], int64(h.block)); err != nil {
 		return h, fmt.Errorf("read kdump sub header: %w", err)
 	}
 	// What an older version does not have reads as zero.
@@ -159,6 +163,12 @@ func kdumpSubSize(version int32) int {
 	return []int{8, 12, 32, 48, 64, 80, kdumpSubHeaderSize}[version]
 }
 
+// frame is the page, as the file counts them, that holds the byte at pa.
+func (h *kdumpHeader) frame(pa addr.Phys) addr.PFN { return addr.PFN(uint64(pa) / h.block) }
+
+// phys is the address of the first byte of a page.
+func (h *kdumpHeader) phys(pfn addr.PFN) addr.Phys { return addr.Phys(uint64(pfn) * h.block) }
+
 func (h *kdumpHeader) check() error {
 	switch {
 	case h.split && (h.start > h.end || h.end > h.pages):
@@ -167,7 +177,7 @@ func (h *kdumpHeader) check() error {
 		return erased(kdumpName)
 	case h.pages == 0 || h.pages > kdumpMaxPages:
 		return malformed(kdumpName, "%d pages of memory", h.pages)
-	case uint64(h.bitmapBlocks)/2*addr.PageSize*8 < h.pages:
+	case uint64(h.bitmapBlocks)/2*h.block*8 < h.pages:
 		return malformed(kdumpName, "two bitmaps of together %d blocks do not suffice for %d pages", h.bitmapBlocks, h.pages)
 	}
 	return nil
@@ -213,8 +223,8 @@ func readKdumpNotes(in input, h kdumpHeader, im *image) error {
 // that refer to one page of zeros (makedumpfile.c, write_kdump_pages_cyclic), in
 // files by QEMU always (dump/dump.c, write_dump_pages).
 func readKdumpMaps(in input, h kdumpHeader, im *image) (*kdumpPages, error) {
-	off := addr.PageSize * (1 + uint64(h.subHeaderBlocks))
-	size := addr.PageSize * uint64(h.bitmapBlocks)
+	off := h.block * (1 + uint64(h.subHeaderBlocks))
+	size := h.block * uint64(h.bitmapBlocks)
 	if err := inside(kdumpName, in, off, size); err != nil {
 		return nil, err
 	}
@@ -235,13 +245,13 @@ func readKdumpMaps(in input, h kdumpHeader, im *image) (*kdumpPages, error) {
 			if len(memory) == kdumpMaxRanges {
 				return nil, malformed(kdumpName, "memory in more than %d pieces", kdumpMaxRanges)
 			}
-			memory = append(memory, addr.PhysRange{Start: first.Phys(), End: end.Phys()})
+			memory = append(memory, addr.PhysRange{Start: h.phys(first), End: h.phys(end)})
 		}
 	}
 	if dumped.total == 0 {
 		return nil, malformed(kdumpName, "it has no memory")
 	}
-	im.setMemory(memory, dumped.total*addr.PageSize)
+	im.setMemory(memory, dumped.total*h.block)
 	k := &kdumpPages{
 		in: in, header: h, all: all, dumped: dumped, descs: off + size, cache: newCache(kdumpDescCache),
 		count: dumped.total,

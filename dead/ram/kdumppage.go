@@ -1,6 +1,7 @@
 package ram
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -43,8 +44,8 @@ type kdumpDesc struct {
 }
 
 func (k *kdumpPages) find(pa addr.Phys) (int64, addr.PhysRange, bool) {
-	pfn := pa.PFN()
-	return int64(pfn), addr.PhysRange{Start: pfn.Phys(), End: (pfn + 1).Phys()}, k.dumped.has(pfn)
+	pfn := k.header.frame(pa)
+	return int64(pfn), addr.PhysRange{Start: k.header.phys(pfn), End: k.header.phys(pfn + 1)}, k.dumped.has(pfn)
 }
 
 func (k *kdumpPages) present(pa addr.Phys, n int) (addr.Phys, bool) {
@@ -52,14 +53,14 @@ func (k *kdumpPages) present(pa addr.Phys, n int) (addr.Phys, bool) {
 	if n < 0 || end < pa {
 		return pa, false
 	}
-	last := (end - 1).PFN() + 1
-	switch hole := k.dumped.next(pa.PFN(), last, false); {
+	first, last := k.header.frame(pa), k.header.frame(end-1)+1
+	switch hole := k.dumped.next(first, last, false); {
 	case hole >= last:
 		return 0, true
-	case hole == pa.PFN():
+	case hole == first:
 		return pa, false
 	default:
-		return hole.Phys(), false
+		return k.header.phys(hole), false
 	}
 }
 
@@ -70,10 +71,10 @@ func (k *kdumpPages) touched(r addr.PhysRange) iter.Seq[addr.PhysRange] {
 		if r.Len() == 0 {
 			return
 		}
-		for first, end := range k.dumped.runs(r.Start.PFN(), (r.End-1).PFN()+1) {
+		for first, end := range k.dumped.runs(k.header.frame(r.Start), k.header.frame(r.End-1)+1) {
 			for first < end {
 				stop := k.sameKind(first, end)
-				part := addr.PhysRange{Start: max(r.Start, first.Phys()), End: min(r.End, stop.Phys())}
+				part := addr.PhysRange{Start: max(r.Start, k.header.phys(first)), End: min(r.End, k.header.phys(stop))}
 				if !k.isZero(first) && !yield(part) {
 					return
 				}
@@ -108,15 +109,15 @@ func (k *kdumpPages) isZero(pfn addr.PFN) bool {
 }
 
 func (k *kdumpPages) sharesZeros(d kdumpDesc) bool {
-	return k.zeros != 0 && d == kdumpDesc{off: k.zeros, size: addr.PageSize}
+	return k.zeros != 0 && d == kdumpDesc{off: k.zeros, size: uint32(k.header.block)}
 }
 
 // findZeros looks whether the first page of data, which is where makedumpfile and
 // QEMU have the one that zero pages share, does consist of zeros.
 func (k *kdumpPages) findZeros() {
-	var page, zeros [addr.PageSize]byte
+	page := make([]byte, k.header.block)
 	at := k.descs + k.count*kdumpDescSize
-	if _, err := k.in.ReadAt(page[:], int64(at)); err == nil && page == zeros {
+	if _, err := k.in.ReadAt(page, int64(at)); err == nil && len(bytes.Trim(page, "\x00")) == 0 {
 		k.zeros = at
 	}
 }
@@ -158,7 +159,7 @@ func noMore(what string, err error) error {
 }
 
 // pageBuffers are for the encoded data of a page.
-var pageBuffers = sync.Pool{New: func() any { return new([addr.PageSize]byte) }}
+var pageBuffers = sync.Pool{New: func() any { return new([kdumpLargeBlock]byte) }}
 
 func (k *kdumpPages) decode(number int64, dst []byte) error {
 	d, err := k.desc(k.number(addr.PFN(number)))
@@ -173,10 +174,10 @@ func (k *kdumpPages) decode(number int64, dst []byte) error {
 		// So in an incomplete file (makedumpfile's IMPLEMENTATION, "The
 		// incomplete DUMPFILE"); nothing else begins there.
 		return errLost
-	case d.off > 1<<62 || d.size == 0 || d.size > addr.PageSize:
+	case d.off > 1<<62 || d.size == 0 || uint64(d.size) > k.header.block:
 		return fmt.Errorf("page is damaged: %d bytes at offset %#x", d.size, d.off)
 	}
-	buf := pageBuffers.Get().(*[addr.PageSize]byte)
+	buf := pageBuffers.Get().(*[kdumpLargeBlock]byte)
 	defer pageBuffers.Put(buf)
 	src := buf[:d.size]
 	if _, err := k.in.ReadAt(src, int64(d.off)); err != nil {

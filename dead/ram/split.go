@@ -114,7 +114,7 @@ func (p kdumpParts) check() error {
 	next := uint64(0)
 	for _, k := range p {
 		switch h := k.header; {
-		case h.pages != p[0].header.pages || !k.dumped.equal(p[0].dumped) || !k.all.equal(p[0].all):
+		case h.pages != p[0].header.pages || h.block != p[0].header.block || !k.dumped.equal(p[0].dumped) || !k.all.equal(p[0].all):
 			return errOtherDump
 		case h.start < next:
 			return malformed(splitName, "two of the files have page frame %#x", h.start)
@@ -170,7 +170,7 @@ func (p kdumpParts) decode(number int64, dst []byte) error {
 func (p kdumpParts) touched(r addr.PhysRange) iter.Seq[addr.PhysRange] {
 	return func(yield func(addr.PhysRange) bool) {
 		for _, k := range p {
-			part := addr.PhysRange{Start: max(r.Start, addr.PFN(k.header.start).Phys()), End: min(r.End, addr.PFN(k.header.end).Phys())}
+			part := addr.PhysRange{Start: max(r.Start, k.header.phys(addr.PFN(k.header.start))), End: min(r.End, k.header.phys(addr.PFN(k.header.end)))}
 			if part.Start >= part.End {
 				continue
 			}

@@ -18,7 +18,7 @@ the tests write by the published layout of the format: that the program in quest
 | file | made by, in the tests | tests |
 |---|---|---|
 | RAM file (memory-backend-file, share=on) of q35 and i440fx | QEMU 7.2 | all; TestArrangements |
-| RAM file of arm64's virt, ELF core of it | QEMU 7.2 | TestMatrixARM64, TestARM64 |
+| RAM file of arm64's virt; ELF core and kdump-compressed file (zlib) of it | QEMU 7.2 | TestSameARM64, TestMatrixARM64, TestARM64 |
 | ELF core of dump-guest-memory, virsh dump --memory-only | QEMU 7.2 | TestSameFromEveryFormat |
 | /proc/vmcore, copied by a kdump kernel | Linux 6.1 | TestVmcore |
 | ELF of makedumpfile -E; kdump-compressed: plain, zlib, lzo, snappy, zstd, each if makedumpfile has it; flattened (-F) | makedumpfile 1.7.2 | TestSameFromEveryFormat |
