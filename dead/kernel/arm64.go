@@ -30,8 +30,8 @@ const (
 )
 
 // arm64Tables finds the tables that TTBR1 points to. How many bits of an address they are
-// about is what the configuration says, or less, if the CPU can not do that: the note tells
-// since 5.11 (commit bbdbc11804ff).
+// about is what the configuration says, or less, if the CPU cannot do that: the note tells
+// since 5.9 (commit bbdbc11804ff).
 func arm64Tables(n *note) (*paging, error) {
 	root, err := n.symbol("swapper_pg_dir")
 	if err != nil {
@@ -162,10 +162,10 @@ func arm64Pages(k *Kernel) (addr.Virt, error) {
 	return found[0], nil
 }
 
-// memMapStarts are where VMEMMAP_START may be. The note tells since 6.2 (commit
-// 2369f171d5c5, and in stable kernels); before, the room for 64 bytes of each page of the
-// linear map was up to 2 MiB below the end (5.10), or began as far below the end as the
-// linear map is long (5.11, commit 8c96400d6a39).
+// memMapStarts are where VMEMMAP_START may be. The note tells since 5.18 (commit
+// 2369f171d5c5). Before, each page of the linear map had room for 64 bytes, and all of that
+// ended 2 MiB below the last address; since 5.11 (commit 8c96400d6a39) it is as far into its
+// part of the addresses as the page is into the linear map.
 func (k *Kernel) memMapStarts(bits int) ([]addr.Virt, error) {
 	told, err := k.note.number("VMEMMAP_START")
 	if err == nil {

@@ -10,9 +10,10 @@ import (
 
 // A kernel without CONFIG_KALLSYMS_ALL, as Debian's 6.1 for arm64 is, has only functions in
 // its symbol table. Variables that modules may use stand in the tables of exported symbols
-// (include/linux/export.h, struct kernel_symbol; since 4.19 with relative references, commit
-// 7290d5809571): offsets of the value, of the name and of its namespace, each from where it
-// stands, sorted by name for bsearch (kernel/module/main.c).
+// (include/linux/export.h, struct kernel_symbol; with relative references since 4.19, commit
+// 7290d5809571, and namespaces since 5.4, commit 8651ec01daed): offsets of the value, of the
+// name and of its namespace, each from where it stands, sorted by name for bsearch
+// (kernel/module/main.c).
 const (
 	exportSize = 12
 	exportName = 4
