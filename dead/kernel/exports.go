@@ -25,12 +25,7 @@ const (
 // address. A name with several values is left out.
 func exportsIn(at addr.Virt, b []byte) map[string]addr.Virt {
 	found, twice := make(map[string]addr.Virt), make(map[string]bool)
-	for pos := 0; pos+exportSize <= len(b); {
-		n := exportRun(b, pos)
-		if n < fewestExports {
-			pos += 4
-			continue
-		}
+	for pos, n := range exportTables(b) {
 		for range n {
 			name, _ := exportedName(b, pos)
 			value := at + addr.Virt(pos) + addr.Virt(int64(int32(binary.LittleEndian.Uint32(b[pos:]))))
@@ -47,18 +42,35 @@ func exportsIn(at addr.Virt, b []byte) map[string]addr.Virt {
 	return found
 }
 
-// exportRun is how many entries of a table stand at an offset.
-func exportRun(b []byte, pos int) (n int) {
-	var last []byte
-	for ; pos+exportSize <= len(b); pos += exportSize {
-		name, ok := exportedName(b, pos)
-		if !ok || bytes.Compare(last, name) >= 0 {
-			break
+// exportTables yields where tables are, and how many entries each has. An entry is aligned to
+// 4 bytes, so that it has one of three places among others; each is looked at once.
+func exportTables(b []byte) iter.Seq2[int, int] {
+	return func(yield func(int, int) bool) {
+		for phase := 0; phase < exportSize; phase += 4 {
+			var last []byte
+			n := 0
+			for pos := phase; ; pos += exportSize {
+				var name []byte
+				ok := pos+exportSize <= len(b)
+				if ok {
+					name, ok = exportedName(b, pos)
+				}
+				if ok && n > 0 && bytes.Compare(last, name) < 0 {
+					n, last = n+1, name
+					continue
+				}
+				if n >= fewestExports && !yield(pos-n*exportSize, n) {
+					return
+				}
+				if n = 0; ok {
+					n, last = 1, name
+				}
+				if pos >= len(b) {
+					break
+				}
+			}
 		}
-		last = name
-		n++
 	}
-	return n
 }
 
 // exportedName is the name of an entry, if it is one that a symbol can have.
