@@ -11,17 +11,42 @@ import (
 // as a kdump-compressed file.
 func TestARM64(t *testing.T) {
 	for _, name := range fixture.ARM64Kernels {
-		t.Run(name, func(t *testing.T) {
-			image := crashImage(t, fixture.ARM64(name))
-			for _, memory := range []string{image.RAM, image.Dump, image.Beside(fixture.QEMUKdump)} {
-				got := command(t, "inspect", memory)
-				if got.err != nil || !strings.Contains(got.out, image.Release) || !strings.Contains(got.out, "sysrq triggered crash") ||
-					!strings.Contains(got.out, "aarch64") || !strings.Contains(got.out, "/mnt/ext4-1k") {
-					t.Errorf("%v: %s", got.err, got.out)
-				}
+		t.Run(name, func(t *testing.T) { checkInspect(t, crashImage(t, fixture.ARM64(name))) })
+	}
+	for _, spec := range fixture.ARM64CPUs {
+		t.Run(spec.Kernel+" on "+spec.CPU, func(t *testing.T) {
+			image := crashImage(t, spec)
+			checkInspect(t, image)
+			for _, memory := range memories(image) {
 				checkExtract(t, image, memory)
 			}
 		})
+	}
+}
+
+func memories(image *fixture.Image) []string {
+	return []string{image.RAM, image.Dump, image.Beside(fixture.QEMUKdump)}
+}
+
+// checkInspect wants every form of a memory to be of that machine, and to say the same.
+func checkInspect(t *testing.T, image *fixture.Image) {
+	t.Helper()
+	var lists []string
+	for _, memory := range memories(image) {
+		got := command(t, "inspect", memory)
+		for _, want := range []string{image.Release, "sysrq triggered crash", "aarch64", "/mnt/ext4"} {
+			if got.err != nil || !strings.Contains(got.out, want) {
+				t.Errorf("%s: %v: no %q in %s", memory, got.err, want, got.out)
+			}
+		}
+		list := command(t, "salvage", "list", memory)
+		if list.err != nil || !strings.Contains(list.out, "old/mapped") {
+			t.Errorf("%s: %v: %s", memory, list.err, list.out)
+		}
+		lists = append(lists, list.out)
+	}
+	if lists[0] != lists[1] || lists[0] != lists[2] {
+		t.Errorf("not all forms have the same files: %q", lists)
 	}
 }
 
