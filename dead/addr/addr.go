@@ -5,7 +5,8 @@ package addr
 
 import "fmt"
 
-// PageShift and PageSize describe the base page of x86-64: 4096 bytes.
+// PageShift and PageSize describe the base page of x86-64, and the one of arm64 that is
+// understood: 4096 bytes.
 const (
 	PageShift = 12
 	PageSize  = 1 << PageShift
@@ -51,9 +52,10 @@ func (a Virt) Add(n uint64) (Virt, bool) {
 	return sum, sum >= a
 }
 
-// IsKernel reports whether a lies in the upper half of the canonical address
-// space, where Linux keeps everything of its own on x86-64
-// (Documentation/arch/x86/x86_64/mm.rst). It holds for 4 and 5 levels.
+// IsKernel reports whether a lies in the upper part of the address space, where
+// Linux keeps everything of its own on x86-64 and arm64
+// (Documentation/arch/x86/x86_64/mm.rst, arch/arm64/memory.rst). It holds for 4 and
+// 5 levels.
 func (a Virt) IsKernel() bool { return a >= 0xff00_0000_0000_0000 }
 
 // Byte returns the file offset of the first byte of the page.

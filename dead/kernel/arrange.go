@@ -32,8 +32,11 @@ func (f *finder) arranged(mem ram.Unarranged) (*Kernel, error) {
 		if errs = append(errs, err); errors.Is(err, errNoNotes) {
 			break // pages are the same however they are arranged
 		}
-		if n == 0 && len(f.seen) > 0 && !slices.Contains(f.seen, &amd64) {
-			guesses, errs = append(guesses[:1], mem.Guesses(f.seen[0].machine)...), nil
+		if n == 0 && slices.Contains(f.seen, &arm64) {
+			if !slices.Contains(f.seen, &amd64) { // else, one may be a guest of the other
+				guesses, errs = guesses[:1], nil
+			}
+			guesses = append(guesses, mem.Guesses(arm64.machine)...)
 		}
 	}
 	return nil, errs[0]

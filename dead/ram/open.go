@@ -215,10 +215,10 @@ func openRawOf(in input, size int64, format string) (Memory, error) {
 	return &raw{arrangeable: m.(arrangeable), size: size}, nil
 }
 
-// maxPhys bounds physical addresses, in bytes: 64 TiB, the most that x86-64 kernels
-// with four levels of page tables have (MAX_PHYSMEM_BITS is 46), and what nobody
-// dumps with five.
-const maxPhys = 1 << 46
+// maxPhys bounds physical addresses, in bytes: 256 TiB. x86-64 kernels with four levels
+// of page tables have 64 TiB (MAX_PHYSMEM_BITS is 46), and nobody dumps more; arm64 has 48
+// bits, and machines whose second half begins at 64 TiB.
+const maxPhys = 1 << 48
 
 // q35 splits the memory of a machine in two if it does not fit below the hole
 // for devices (QEMU 7.2, hw/i386/pc_q35.c, pc_q35_init): with 2.75 GiB or more,
