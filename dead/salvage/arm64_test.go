@@ -18,7 +18,7 @@ const arm64Title = "\n## arm64\n"
 
 const arm64Text = `
 Kernels for arm64 with pages of 4 KiB: ` + "`inspect`, `salvage list`, `extract` and `apply`" + `. The same as above of Debian's, under
-QEMU's virt machine with all that its emulation has ("max": addresses of 52 bits, signed pointers, memory tags), and with CPUs that
+QEMU's virt machine with all that its emulation has ("max": addresses of 52 bits, signed pointers), and with CPUs that
 can do less, on %s, by ` + "`make matrix-arm64`" + `. TestARM64 has inspect, list and extract from the
 RAM file, an ELF core and a kdump-compressed file (whose blocks have 64 KiB) by QEMU; TestApplyARM64 has apply, from the RAM file: to
 ext4 and ext3 without a guest.
