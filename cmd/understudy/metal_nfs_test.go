@@ -62,7 +62,7 @@ echo c > /proc/sysrq-trigger
 func TestMetalNFS(t *testing.T) {
 	tier.Full(t, "an NFS server of Debian's, and a client outside")
 	vm(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 2*metalLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
 	m, ns := debianMachine(t, virtio, "default", nfsServe, nfsRole)
 	installDebian(t, ctx, m)
