@@ -30,6 +30,7 @@ func TestBrokenOffXFS(t *testing.T) {
 			var want string
 			s.brokenOff(point, "both", func() {
 				s.settings("left", hold.XFS)
+				s.did("left", "/srv", saved)
 				s.did("left", "/srv", work)
 				want = s.list("left", "/srv")
 			})

@@ -58,10 +58,13 @@ func (s *standing) settings(side string, more map[string]string) {
 	s.shell(side, line.String()+"true")
 }
 
-// work is a script that leaves all kinds of things unsaved in a directory: before, and after a
-// sync.
-const work = `set -e; cd %[1]s; grep -q " %[1]s " /proc/mounts
+// saved is a script that makes files in a directory that is a mount, and work one that leaves all
+// kinds of things unsaved there. A sync is one of all file systems.
+const saved = `set -e; cd %[1]s; grep -q " %[1]s " /proc/mounts
 mkdir -p old/sub; seq 1 5000 > old/a; seq 1 3000 > old/b; seq 1 100 > old/sub/c; ln old/b old/hard; seq 5 9000 > old/d; sync
+`
+
+const work = `set -e; cd %[1]s
 seq 1 40000 > new; mkdir -p d1/d2; for i in $(seq 1 30); do seq $i 2000 > d1/d2/f$i; done
 seq 1 700 >> old/a; dd if=new of=old/d bs=4096 seek=1 count=1 conv=notrunc 2>/dev/null; mv old/sub/c old/sub/renamed
 ln -s ../new d1/link; ln new d1/hard; dd if=new of=sparse bs=4096 seek=200 count=3 2>/dev/null; : > empty
@@ -362,8 +365,10 @@ func TestUnder(t *testing.T) {
 				s.discards(dir, u.dirs[0])
 			}
 			s.settings("left", u.hold)
-			for _, d := range u.dirs {
-				s.did("left", d, work)
+			for _, script := range []string{saved, work} {
+				for _, d := range u.dirs {
+					s.did("left", d, script)
+				}
 			}
 			want := make(map[string]string)
 			for _, d := range u.dirs {
