@@ -342,7 +342,13 @@ func TestUnder(t *testing.T) {
 			if u.full != "" {
 				tier.Full(t, u.full)
 			}
-			key := filepath.Join(t.TempDir(), "key") // at the same path in the guests
+			// At the same path in the guests, which have a tmpfs on /tmp.
+			keys, err := os.MkdirTemp("/var/tmp", "understudy-")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.RemoveAll(keys) })
+			key := filepath.Join(keys, "key")
 			if err := os.WriteFile(key, []byte("a key that this machine only has for the test"), 0o600); err != nil {
 				t.Fatal(err)
 			}
