@@ -213,11 +213,11 @@ var unders = []under{
 		check: func(*testing.T, string) {},
 	},
 	{
-		name: "stack", whole: true, full: "XFS on LVM on LUKS on a mirror", guest: []string{"--under", "md", "--under", "luks", "--under", "lvm", "--fs", "xfs", "--add", "/sbin/mkfs.xfs", "--add", "KEY"}, hold: hold.XFS,
+		name: "stack", whole: true, full: "LVM on LUKS on a mirror", guest: []string{"--under", "md", "--under", "luks", "--under", "lvm", "--add", "/sbin/mkfs.ext4", "--add", "KEY"},
 		make: func(t *testing.T, dir, key string) {
-			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeArray+makeLUKS+makeVolume+"mkfs.xfs -q $D; "+endVolume+endLUKS+endArray, 400<<20, "data.img", "other.img")
+			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeArray+makeLUKS+makeVolume+"mkfs.ext4 -q $D; "+endVolume+endLUKS+endArray, 192<<20, "data.img", "other.img")
 		},
-		disks: "  - {name: data, image: data.img, mirror: other.img, luks: KEY, lvm: a-group/srv, type: xfs, mount: /srv}\n",
+		disks: "  - {name: data, image: data.img, mirror: other.img, luks: KEY, lvm: a-group/srv, mount: /srv}\n",
 		dirs:  []string{"/srv"},
 		check: func(*testing.T, string) {},
 	},

@@ -76,6 +76,10 @@ func (p *Pair) diskRules(add addFunc) {
 		u.check(i, "name", d.Name)
 		u.check(i, "image", d.Image)
 		u.checkAt(fmt.Sprintf("disks.%d.mirror", i), "image", d.Mirror)
+		if d.Layered() && !d.Type.Ext() {
+			add(fmt.Sprintf("disks.%d.type", i), "put it on the disk itself or in a partition, or use ext4", "%s on %s is not supported: its takeover is not shown, and that of XFS takes minutes",
+				d.Type, strings.Join(d.Layers(), " and "))
+		}
 		if d.Mirror != "" && len(d.Name) > maxSerial-len(mirrorSuffix) {
 			add(fmt.Sprintf("disks.%d.name", i), fmt.Sprintf("use one of at most %d bytes", maxSerial-len(mirrorSuffix)), "%q is too long for a disk with a mirror", d.Name)
 		}
