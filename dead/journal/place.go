@@ -330,6 +330,28 @@ func (f *finisher) mark(sound bool) jbd2.Mark {
 	return jbd2.Mark(sum[:])
 }
 
+// Rescued reports whether a rescue from this memory has been at a disk, and nothing that uses
+// the journal after it: the last transaction of the log has its mark.
+func Rescued(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (bool, error) {
+	r, err := Plan(c, s, disk)
+	if err != nil || r.Journal == nil {
+		return false, err
+	}
+	log, err := jbd2.Open(disk)
+	if err != nil {
+		return false, err
+	}
+	scan, err := log.Scan()
+	if err != nil {
+		return false, err
+	}
+	f := &finisher{Rescue: r, disk: disk, report: &Report{}}
+	if _, _, err := f.transaction(log, scan); f.memory == nil {
+		return false, err
+	}
+	return f.marked(log, scan)
+}
+
 // marked reports whether the log has the transaction already, by its mark.
 func (f *finisher) marked(log *jbd2.Log, scan *jbd2.Scan) (bool, error) {
 	which, err := log.Marked(scan, f.mark(true), f.mark(false))

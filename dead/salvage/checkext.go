@@ -30,7 +30,7 @@ func (p *Plan) checkExt(disk io.ReaderAt) error {
 		return err
 	}
 	// What is wrong with the disk itself, the last commit says, which is refused then.
-	now := &recovered{p: p}
+	now := &recovered{p: p, disk: disk}
 	if now.fs, err = ext4.Open(disk); err != nil {
 		return nil
 	}
@@ -69,6 +69,7 @@ func (p *Plan) checkFields(on *ext4.Super) error {
 // recovered is a disk as a recovery of its log would leave it.
 type recovered struct {
 	p      *Plan
+	disk   io.ReaderAt
 	fs     *ext4.FS
 	log    *jbd2.Log // nil: there is none, or it cannot be read
 	newest map[addr.Block]jbd2.LoggedBlock
@@ -141,6 +142,11 @@ func (r *recovered) check() error {
 		}
 		if bytes.Equal(there, memory) {
 			continue
+		}
+		if r.log != nil { // blocks of files that got their places are among those
+			if rescued, err := journal.Rescued(r.p.cache, &r.p.Super, jbd2.NewRecording(r.disk)); err == nil && rescued {
+				return nil
+			}
 		}
 		if torn--; torn < 0 {
 			return &DiskError{
