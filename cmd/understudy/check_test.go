@@ -52,7 +52,7 @@ disks: [{name: d, image: d.img, mount: /srv}]
 		{"no kernel", "kernel: k", "kernel: none", "no such file", "good"},
 		{"no bridge", "disks:", "nics: [{name: n, mac: '52:54:00:00:00:02', address: 10.0.0.2/24, bridge: no-bridge}]\ndisks:", "ip link add no-bridge type bridge", "good"},
 		{"empty disk", "d.img", "empty.img", "mkfs.ext4", "good"},
-		{"XFS", "d.img", "xfs.img", "XFS, which", "good"},
+		{"XFS", "d.img", "xfs.img", "say type: xfs", "good"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
