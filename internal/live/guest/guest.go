@@ -21,9 +21,10 @@ var guestModules = []string{"virtio_pci", "virtio_console", "virtio_blk", "virti
 // on PCI since 5.13, until then only the older one, on an ISA port.
 const panicModule = "pvpanic-pci|pvpanic"
 
-// fsModules are what a kernel may have as modules for the file system of a type,
-// beside ext4, and what that asks for by name.
+// fsModules are what a kernel may have as modules for the file system of a type, and what that
+// asks for by name; those of the ext family are in every guest.
 var fsModules = map[string][]string{
+	"ext2": nil, "ext3": nil, "ext4": nil,
 	"xfs":   {"libcrc32c|", "xfs"},
 	"btrfs": {"libcrc32c|", "xxhash_generic|", "blake2b_generic|", "sha256_generic|", "btrfs"},
 }
@@ -76,10 +77,11 @@ func (i Image) WriteFile(path string) error {
 	}
 	modules = slices.Concat(modules, guestModules, i.Drivers)
 	for _, t := range i.Types {
-		if fsModules[t] == nil {
+		of, known := fsModules[t]
+		if !known {
 			return fmt.Errorf("no modules are known for file system %q: there are xfs and btrfs", t)
 		}
-		modules = append(modules, fsModules[t]...)
+		modules = append(modules, of...)
 	}
 	for _, name := range i.Under {
 		u, ok := under[name]
