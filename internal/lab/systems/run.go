@@ -122,9 +122,12 @@ func (r *running) describe(ctx context.Context) (*pair.Pair, error) {
 	for _, d := range disks {
 		fmt.Fprintf(&text, "  - {name: %s, image: %[1]s.img, mount: %s}\n", d.name, d.mount)
 	}
-	text.WriteString("services:\n")
+	services := ""
 	for _, p := range r.Programs {
-		text.WriteString(p.service())
+		services += p.service()
+	}
+	if services != "" {
+		text.WriteString("services:\n" + services)
 	}
 	if err := os.WriteFile(r.in("pair.yaml"), []byte(text.String()), 0o600); err != nil {
 		return nil, err
