@@ -230,14 +230,21 @@ func (a *Agent) watchUnits(ctx context.Context) {
 // says that it runs: a database may have a long log to recover from. Whoever asked has limits, too.
 const unitLimits = 20
 
+// commandLimits are the same of a command, which may be slow on a busy machine.
+const commandLimits = 3
+
 // awaitService waits until a service is ready. A unit that has failed is not waited for.
 func (a *Agent) awaitService(ctx context.Context, s wire.Service) error {
+	limits := unitLimits
+	if !a.system {
+		limits = commandLimits
+	}
 	for n := 1; ; n++ {
 		err := awaitReady(ctx, s)
-		if err == nil || !a.system {
-			return err
+		if err == nil {
+			return nil
 		}
-		if trouble := a.unitTrouble(ctx, s); trouble != nil || n == unitLimits || ctx.Err() != nil {
+		if trouble := a.unitTrouble(ctx, s); trouble != nil || n == limits || ctx.Err() != nil {
 			return errors.Join(err, trouble)
 		}
 	}
