@@ -109,15 +109,11 @@ func (i *installation) install(w io.Writer) error {
 	if _, err := metal.ParseKernel(kernel); err != nil {
 		return err
 	}
-	role, err := i.makeRole()
+	role, roleText, err := i.takeRole()
 	if err != nil {
 		return err
 	}
-	var c wire.Config
-	if err := json.Unmarshal(role, &c); err != nil {
-		return fmt.Errorf("read role: %w", err)
-	}
-	if err := sayLeft(w, c); err != nil {
+	if err := sayLeft(w, role); err != nil {
 		return err
 	}
 	program, err := os.Executable()
@@ -127,11 +123,11 @@ func (i *installation) install(w io.Writer) error {
 	if err := errors.Join(os.MkdirAll(metal.StateDir, 0o755), os.MkdirAll(filepath.Dir(metal.GRUBFile), 0o755)); err != nil {
 		return err
 	}
-	if err := i.image(c, filepath.Join(metal.StateDir, "understudy.cpio")); err != nil {
+	if err := i.image(role, filepath.Join(metal.StateDir, "understudy.cpio")); err != nil {
 		return err
 	}
 	for path, text := range map[string][]byte{
-		filepath.Join(metal.StateDir, "vmlinuz"): kernel, filepath.Join(metal.StateDir, "role.json"): role,
+		filepath.Join(metal.StateDir, "vmlinuz"): kernel, filepath.Join(metal.StateDir, "role.json"): roleText,
 		metal.GRUBFile: []byte(metal.GRUB(parameters)), metal.UnitFile: []byte(metal.UnitText(program, "--limit", i.limit.String(), "--cpu-limit", i.cpuLimit.String())),
 	} {
 		if err := replaceFile(path, text); err != nil {
@@ -150,51 +146,55 @@ func sayLeft(w io.Writer, role wire.Config) error {
 	return err
 }
 
-// makeRole is the role as it was given, or made of this machine.
-func (i *installation) makeRole() ([]byte, error) {
-	var role wire.Config
-	if i.role != "" {
-		b, err := os.ReadFile(i.role)
-		if err == nil {
-			err = json.Unmarshal(b, &role)
+// takeRole is the role as it was given, or made of this machine, and its text.
+func (i *installation) takeRole() (role wire.Config, text []byte, err error) {
+	if i.role == "" {
+		if role, err = i.makeRole(); err == nil {
+			text, err = json.MarshalIndent(role, "", "  ")
 		}
-		if err == nil {
-			_, err = metal.CheckRole(os.DirFS("/"), role)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("role %s: %w", i.role, err)
-		}
-		return b, nil
+		return role, text, err
 	}
+	if text, err = os.ReadFile(i.role); err == nil {
+		err = json.Unmarshal(text, &role)
+	}
+	if err == nil {
+		_, err = metal.CheckRole(os.DirFS("/"), role)
+	}
+	if err != nil {
+		return role, nil, fmt.Errorf("role %s: %w", i.role, err)
+	}
+	return role, text, nil
+}
+
+// makeRole makes one of this machine.
+func (i *installation) makeRole() (role wire.Config, err error) {
 	if len(i.mounts) == 0 && len(i.interfaces) == 0 {
-		return nil, errors.New("nothing is to be taken over: give --role, or --mount and --interface")
+		return role, errors.New("nothing is to be taken over: give --role, or --mount and --interface")
 	}
 	role.Partition = "understudy"
 	for _, dir := range i.mounts {
 		d, err := metal.DiskOf(os.DirFS("/"), dir)
 		if err != nil {
-			return nil, err
+			return role, err
 		}
 		role.Disks = append(role.Disks, d)
 	}
 	for _, name := range i.interfaces {
 		n, err := metal.NICOf(name)
 		if err != nil {
-			return nil, err
+			return role, err
 		}
 		role.NICs = append(role.NICs, n)
 	}
 	for _, u := range i.units {
 		s, err := serviceOf(u)
 		if err != nil {
-			return nil, err
+			return role, err
 		}
 		role.Services = append(role.Services, s)
 	}
-	if _, err := metal.CheckRole(os.DirFS("/"), role); err != nil {
-		return nil, err
-	}
-	return json.MarshalIndent(role, "", "  ")
+	_, err = metal.CheckRole(os.DirFS("/"), role)
+	return role, err
 }
 
 // serviceOf is what --unit says: NAME.service, or with =PORT.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,6 +63,25 @@ func (s *standing) clear() {
 // shell has a side run a command line, as its user would, and waits until it has.
 func (s *standing) shell(side, line string) {
 	s.t.Helper()
+	token := fmt.Sprint("done", time.Now().UnixNano())
+	// The quotes keep what is typed from looking like what is printed.
+	s.typed(side, line, fmt.Sprintf("%s\recho '%s'%s\r", line, token[:5], token[5:]), token)
+}
+
+// says has a side run a command line, and gives what that prints.
+func (s *standing) says(side, line string) string {
+	s.t.Helper()
+	token := fmt.Sprint("say", time.Now().UnixNano())
+	said := s.typed(side, line, fmt.Sprintf("echo '%[1]s'%[2]s; %[3]s; echo '%[1]s'%[2]s.\r", token[:5], token[5:], line), token+".")
+	_, out, _ := strings.Cut(said, token)
+	out, _, _ = strings.Cut(out, token+".")
+	return strings.TrimSpace(strings.ReplaceAll(out, "\r", ""))
+}
+
+// typed types a text on a side's console, waits until that has said something, and gives all
+// that it said. line is what the text is about.
+func (s *standing) typed(side, line, text, until string) string {
+	s.t.Helper()
 	cmd := exec.Command(binary, "console", "--pair", "test", side)
 	keys, err := cmd.StdinPipe()
 	if err != nil {
@@ -74,21 +94,20 @@ func (s *standing) shell(side, line string) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	token := fmt.Sprint("done", time.Now().UnixNano())
-	// The quotes keep what is typed from looking like what is printed.
-	fmt.Fprintf(keys, "%s\recho '%s'%s\r", line, token[:5], token[5:])
+	io.WriteString(keys, text)
 	await(s.t, "answer of the shell to "+line, programLimit, func() bool {
 		select {
 		case err := <-ended:
 			s.t.Fatalf("console ended with %v: %s", err, said.String())
 		default:
 		}
-		return strings.Contains(said.String(), token)
+		return strings.Contains(said.String(), until)
 	})
 	keys.Write([]byte{leave})
 	if err := <-ended; err != nil {
 		s.t.Errorf("console: %v: %s", err, said.String())
 	}
+	return said.String()
 }
 
 // written waits until the writer has written.

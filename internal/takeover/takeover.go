@@ -376,7 +376,7 @@ func (r *run) disk(ctx context.Context, disk string) error {
 	}
 	layered := slices.Contains(r.options.Layered, disk)
 	if layered { // nobody mounts it yet
-		if err := r.handOver(ctx, disk); err != nil {
+		if err := r.handOver(ctx, disk, stepLayers); err != nil {
 			return err
 		}
 	}
@@ -410,7 +410,7 @@ func (r *run) disk(ctx context.Context, disk string) error {
 		return nil
 	})
 	g.Go(func() (err error) {
-		found, err = r.bring(gctx, disk, commit.Check != "")
+		found, err = r.bring(gctx, disk, layered, commit.Check != "")
 		return err
 	})
 	if err := g.Wait(); err != nil {
@@ -442,8 +442,7 @@ func (r *run) disk(ctx context.Context, disk string) error {
 
 // bring has the understudy mount a disk, once its file system was checked if it must be. One with
 // layers it has already, and checks itself.
-func (r *run) bring(ctx context.Context, disk string, check bool) (found *wire.Check, err error) {
-	layered := slices.Contains(r.options.Layered, disk)
+func (r *run) bring(ctx context.Context, disk string, layered, check bool) (found *wire.Check, err error) {
 	if check && !layered {
 		err := r.measure("e2fsck", func() (err error) {
 			found, err = r.machine.Check(ctx, disk)
@@ -455,7 +454,7 @@ func (r *run) bring(ctx context.Context, disk string, check bool) (found *wire.C
 		check = err != nil
 	}
 	if !layered {
-		if err := r.handOver(ctx, disk); err != nil {
+		if err := r.handOver(ctx, disk, stepDisk); err != nil {
 			return nil, err
 		}
 	}
@@ -472,11 +471,7 @@ func (r *run) bring(ctx context.Context, disk string, check bool) (found *wire.C
 	})
 }
 
-func (r *run) handOver(ctx context.Context, disk string) error {
-	step := stepDisk
-	if slices.Contains(r.options.Layered, disk) {
-		step = stepLayers
-	}
+func (r *run) handOver(ctx context.Context, disk, step string) error {
 	if err := r.limited(ctx, step, func(ctx context.Context) error { return r.machine.HandOver(ctx, disk) }); err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}

@@ -2,15 +2,13 @@ package demo
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/lab/sparse"
 	"understudy.dev/understudy/internal/lab/workload"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
@@ -41,34 +39,7 @@ func (p *play) keepDisk() error {
 	if err := dst.Truncate(imageBytes); err != nil {
 		return err
 	}
-	return copySparse(dst, src)
-}
-
-// copySparse copies what is not a hole.
-func copySparse(dst, src *os.File) error {
-	for at := int64(0); ; {
-		start, err := unix.Seek(int(src.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil // only a hole is left
-		}
-		if err != nil {
-			return fmt.Errorf("find data: %w", err)
-		}
-		end, err := unix.Seek(int(src.Fd()), start, unix.SEEK_HOLE)
-		if err != nil {
-			return fmt.Errorf("find hole: %w", err)
-		}
-		for from, to := start, start; from < end; {
-			n, err := unix.CopyFileRange(int(src.Fd()), &from, int(dst.Fd()), &to, int(end-from), 0)
-			if err != nil {
-				return fmt.Errorf("copy: %w", err)
-			}
-			if n == 0 {
-				return io.ErrUnexpectedEOF
-			}
-		}
-		at = end
-	}
+	return sparse.Copy(dst, src)
 }
 
 // contrast has a second guest mount a copy-on-write view of the disk as it was

@@ -2,11 +2,9 @@ package oracle
 
 import (
 	"errors"
-	"fmt"
-	"io"
 	"os"
 
-	"golang.org/x/sys/unix"
+	"understudy.dev/understudy/internal/lab/sparse"
 )
 
 // copySparse copies a file of so many bytes, and leaves its holes.
@@ -24,22 +22,5 @@ func copySparse(from, to string, size int64) (err error) {
 	if err := dst.Truncate(size); err != nil {
 		return err
 	}
-	for off := int64(0); off < size; {
-		data, err := unix.Seek(int(src.Fd()), off, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("copy %s: %w", from, err)
-		}
-		hole, err := unix.Seek(int(src.Fd()), data, unix.SEEK_HOLE)
-		if err != nil {
-			return fmt.Errorf("copy %s: %w", from, err)
-		}
-		if _, err := io.Copy(io.NewOffsetWriter(dst, data), io.NewSectionReader(src, data, hole-data)); err != nil {
-			return fmt.Errorf("copy %s: %w", from, err)
-		}
-		off = hole
-	}
-	return nil
+	return sparse.Copy(dst, src)
 }

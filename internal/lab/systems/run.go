@@ -11,8 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"understudy.dev/understudy/internal/lab/sparse"
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
@@ -212,21 +211,7 @@ func copyInto(from, to string) error {
 		return err
 	}
 	defer out.Close()
-	for at := int64(0); ; {
-		start, err := unix.Seek(int(in.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) { // no more
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if at, err = unix.Seek(int(in.Fd()), start, unix.SEEK_HOLE); err != nil {
-			return err
-		}
-		if _, err := io.Copy(io.NewOffsetWriter(out, start), io.NewSectionReader(in, start, at-start)); err != nil {
-			return err
-		}
-	}
+	return sparse.Copy(out, in)
 }
 
 // sh runs a script in the active side, with the programs' functions.

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/mounts"
 )
 
 // usersOf names the processes that keep the file system on dir from being unmounted, as
@@ -54,17 +56,12 @@ func uses(process string, dev uint64) bool {
 	return false
 }
 
-// mountsIn names the mounts in a directory, as "the mount on DIR" (proc(5), mountinfo).
-func mountsIn(dir string) []string {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil
-	}
-	var mounts []string
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
-			mounts = append(mounts, "the mount on "+f[4])
+// mountsIn names the mounts in a directory, as "the mount on DIR".
+func mountsIn(dir string) (names []string) {
+	for m := range mounts.Here() {
+		if strings.HasPrefix(m.Dir, dir+"/") {
+			names = append(names, "the mount on "+m.Dir)
 		}
 	}
-	return mounts
+	return names
 }

@@ -38,10 +38,8 @@ func (a *Agent) check(ctx context.Context, d wire.Disk) (*wire.Check, error) {
 	cmd := exec.CommandContext(ctx, wire.Checker, "-f", "-y", path)
 	cmd.Stdout, cmd.Stderr = &said, &said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err = a.children.start(cmd); err == nil {
-		err = a.children.wait(cmd)
-	}
-	found, err := wire.Checked(said.Bytes(), err)
+	ended := a.children.run(cmd)
+	found, err := wire.Checked(said.Bytes(), ended)
 	if err != nil {
 		return nil, fmt.Errorf("check disk %s: %w", d.Name, err)
 	}

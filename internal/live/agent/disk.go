@@ -155,10 +155,6 @@ func (a *Agent) mountDisk(ctx context.Context, d wire.Disk) error {
 	if err := flushBuffers(path); err != nil {
 		return err
 	}
-	below, err := bottom(d)
-	if err != nil {
-		return err
-	}
 	if err := os.MkdirAll(d.Mount, 0o755); err != nil {
 		return fmt.Errorf("make mount point: %w", err)
 	}
@@ -168,7 +164,7 @@ func (a *Agent) mountDisk(ctx context.Context, d wire.Disk) error {
 	if err != nil {
 		return fmt.Errorf("mount %s (%s) on %s: %w", path, d.Type, d.Mount, err)
 	}
-	a.mounts = append(a.mounts, mounted{d.Name, d.Mount, a.watchDisk(d, below[0], path)})
+	a.mounts = append(a.mounts, mounted{d.Name, d.Mount, a.watchDisk(d, path)})
 	return a.keep()
 }
 

@@ -25,9 +25,11 @@ import (
 
 // layer is one of them.
 type layer struct {
-	program  string                                   // what activates it
-	is       func(dir string) bool                    // a block device, by its directory in sysfs, is this layer
-	activate func(below []string, up bool) [][]string // arguments: to activate it on devices, or to end it
+	program string                // what activates it
+	is      func(dir string) bool // a block device, by its directory in sysfs, is this layer
+	// Arguments: to activate it on the devices below, and to end it, on its own.
+	up   func(below []string) []string
+	down func(device string) []string
 }
 
 // layers are those of a disk, the lowest first.
@@ -48,12 +50,10 @@ func mirrorLayer(d wire.Disk) layer {
 	return layer{
 		program: "mdadm",
 		is:      func(dir string) bool { _, err := os.Stat(filepath.Join(dir, "md")); return err == nil },
-		activate: func(devices []string, up bool) [][]string {
-			if up { // with whichever of its members are up to date
-				return [][]string{append([]string{"--assemble", "--run", "/dev/md/" + nodeOf(d)}, devices...)}
-			}
-			return [][]string{{"--stop", devices[0]}}
+		up: func(below []string) []string { // with whichever of its members are up to date
+			return append([]string{"--assemble", "--run", "/dev/md/" + nodeOf(d)}, below...)
 		},
+		down: func(device string) []string { return []string{"--stop", device} },
 	}
 }
 
@@ -61,12 +61,10 @@ func luksLayer(d wire.Disk) layer {
 	return layer{
 		program: "cryptsetup",
 		is:      func(dir string) bool { return strings.HasPrefix(dmField(dir, "uuid"), "CRYPT-LUKS") },
-		activate: func(devices []string, up bool) [][]string {
-			if up {
-				return [][]string{{"open", "--type", "luks", "--key-file", d.LUKS, devices[0], "luks-" + nodeOf(d)}}
-			}
-			return [][]string{{"close", dmField(sysfsOf(devices[0]), "name")}}
+		up: func(below []string) []string {
+			return []string{"open", "--type", "luks", "--key-file", d.LUKS, below[0], "luks-" + nodeOf(d)}
 		},
+		down: func(device string) []string { return []string{"close", dmField(sysfsOf(device), "name")} },
 	}
 }
 
@@ -75,19 +73,19 @@ func volumeLayer(d wire.Disk) layer {
 	return layer{
 		program: "lvm",
 		is:      func(dir string) bool { return dmField(dir, "name") == wire.VolumeNode(d.Volume) },
-		activate: func(devices []string, up bool) [][]string {
+		up: func(below []string) []string {
 			// Nothing but this device is looked at: another disk may have a copy of it.
-			config := "--config=devices{use_devicesfile=0 obtain_device_list_from_udev=0 external_device_info_source=\"none\" "
-			if up {
-				config += fmt.Sprintf("filter=[%q,\"r|.*|\"]", "a|/"+filepath.Base(devices[0])+"$|")
-			}
-			config += "} activation{udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0} backup{backup=0 archive=0}"
-			if up {
-				return [][]string{{"lvchange", config, "--activate", "y", d.Volume}}
-			}
-			return [][]string{{"vgchange", config, "--activate", "n", group}}
+			filter := fmt.Sprintf("filter=[%q,\"r|.*|\"]", "a|/"+filepath.Base(below[0])+"$|")
+			return []string{"lvchange", volumeConfig(filter), "--activate", "y", d.Volume}
 		},
+		down: func(string) []string { return []string{"vgchange", volumeConfig(""), "--activate", "n", group} },
 	}
+}
+
+// volumeConfig has LVM wait for nobody, and leave nothing behind.
+func volumeConfig(filter string) string {
+	return "--config=devices{use_devicesfile=0 obtain_device_list_from_udev=0 external_device_info_source=\"none\" " + filter +
+		"} activation{udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0} backup{backup=0 archive=0}"
 }
 
 // nodeOf is a name for a disk's devices.
@@ -166,10 +164,8 @@ func (a *Agent) activate(ctx context.Context, d wire.Disk) error {
 			return nil
 		}
 		l := all[n]
-		for _, args := range l.activate(up[n], true) {
-			if err := a.tool(ctx, l.program, args); err != nil {
-				return fmt.Errorf("activate what is under the file system of disk %s: %w", d.Name, err)
-			}
+		if err := a.tool(ctx, l.program, l.up(up[n])); err != nil {
+			return fmt.Errorf("activate what is under the file system of disk %s: %w", d.Name, err)
 		}
 		after, err := standing(d)
 		if err == nil && len(after) > len(up) {
@@ -197,10 +193,8 @@ func (a *Agent) deactivate(ctx context.Context, d wire.Disk) error {
 	all := layers(d)
 	for n := len(up) - 1; n > 0; n-- {
 		l := all[n-1]
-		for _, args := range l.activate(up[n], false) {
-			if err := a.tool(ctx, l.program, args); err != nil {
-				return fmt.Errorf("deactivate what is under the file system of disk %s: %w", d.Name, err)
-			}
+		if err := a.tool(ctx, l.program, l.down(up[n][0])); err != nil {
+			return fmt.Errorf("deactivate what is under the file system of disk %s: %w", d.Name, err)
 		}
 	}
 	return nil
@@ -221,11 +215,7 @@ func (a *Agent) tool(ctx context.Context, program string, args []string) error {
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "MDADM_NO_UDEV=1", "LVM_SUPPRESS_FD_WARNINGS=1")
 	cmd.Stdout, cmd.Stderr = &said, &said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err := a.children.start(cmd)
-	if err == nil {
-		err = a.children.wait(cmd)
-	}
-	if err != nil {
+	if err := a.children.run(cmd); err != nil {
 		return fmt.Errorf("%s %s: %w: %s", program, args[0], err, strings.TrimSpace(said.String()))
 	}
 	return nil
@@ -260,12 +250,10 @@ func (a *Agent) activateDisk(ctx context.Context, r wire.ActivateRequest) (resul
 
 // prepareDevice gives a disk its device, fresh from the disk.
 func (a *Agent) prepareDevice(ctx context.Context, d wire.Disk) error {
-	up, err := standing(d)
-	if err == nil && len(up) > 1 {
-		return a.activate(ctx, d) // its disks are in use already, as they are
-	}
-	if err := freshen(d); err != nil {
-		return err
+	if up, err := standing(d); err != nil || len(up) == 1 { // or else its disks are in use already, as they are
+		if err := freshen(d); err != nil {
+			return err
+		}
 	}
 	return a.activate(ctx, d)
 }

@@ -33,9 +33,8 @@ type diskPulse struct {
 const directRead = 4096
 
 // watchDisk starts the pulse of a disk that has just been mounted, and returns what ends it.
-// The pulse reads the disk itself: what is above it must be free to go once it is unmounted. path is
-// what was mounted. That it cannot is no reason not to serve.
-func (a *Agent) watchDisk(d wire.Disk, disk, path string) func() {
+// path is what was mounted. That it cannot is no reason not to serve.
+func (a *Agent) watchDisk(d wire.Disk, path string) func() {
 	end := func() {}
 	i := slices.IndexFunc(a.config.Disks, func(c wire.Disk) bool { return c.Name == d.Name })
 	pulses := liveness.DiskPulses(make([]string, len(a.config.Disks)))
@@ -43,7 +42,7 @@ func (a *Agent) watchDisk(d wire.Disk, disk, path string) func() {
 		return end
 	}
 	if limit := a.config.Beat.Disk; limit > 0 {
-		p, err := openPulse(disk)
+		p, err := openPulse(d)
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "understudy: disk %s is not watched: %v\n", d.Name, err)
 			return end
@@ -63,9 +62,14 @@ func (a *Agent) watchDisk(d wire.Disk, disk, path string) func() {
 	}
 }
 
-// openPulse opens a disk to be read.
-func openPulse(path string) (*diskPulse, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
+// openPulse opens a disk itself to be read: what is above it must be free to go once it is
+// unmounted.
+func openPulse(d wire.Disk) (*diskPulse, error) {
+	below, err := bottom(d)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(below[0], os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -226,6 +226,14 @@ func (c *children) start(cmd *exec.Cmd) error {
 	return nil
 }
 
+// run starts a process and waits until it ends.
+func (c *children) run(cmd *exec.Cmd) error {
+	if err := c.start(cmd); err != nil {
+		return err
+	}
+	return c.wait(cmd)
+}
+
 func (c *children) wait(cmd *exec.Cmd) error {
 	err := cmd.Wait()
 	c.mu.Lock()

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/live/mounts"
 	"understudy.dev/understudy/internal/live/unit"
 	"understudy.dev/understudy/internal/live/wire"
 )
@@ -97,35 +98,20 @@ func (a *Agent) resume(ctx context.Context) error {
 		return err
 	}
 	for _, m := range s.Mounts {
-		if !isMounted(m.Dir) {
+		if !mounts.On(m.Dir) {
 			continue
 		}
 		d := wire.Disk{Name: m.Disk} // of a rehearsal, if it is not the pair's
 		if known, err := a.disk(m.Disk); err == nil {
 			d = known
 		}
-		layers, err := standing(d)
+		path, err := devicePath(d)
 		if err != nil {
 			return err
 		}
-		path := layers[len(layers)-1][0]
-		a.mounts = append(a.mounts, mounted{m.Disk, m.Dir, a.watchDisk(d, layers[0][0], path)})
+		a.mounts = append(a.mounts, mounted{m.Disk, m.Dir, a.watchDisk(d, path)})
 	}
 	return a.keep()
-}
-
-// isMounted says whether something is mounted on a directory (proc(5), mountinfo).
-func isMounted(dir string) bool {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return false
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 4 && f[4] == dir {
-			return true
-		}
-	}
-	return false
 }
 
 // takeBeat finds the process that beats for an agent before this one, and does so as it

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,11 +30,7 @@ func (a *Agent) command(ctx context.Context, name string, args ...string) (strin
 	var out capped
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdout, cmd.Stderr = &out, &out
-	err := a.children.start(cmd)
-	if err == nil {
-		err = a.children.wait(cmd)
-	}
-	if err != nil {
+	if err := a.children.run(cmd); err != nil {
 		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(out.String()))
 	}
 	return out.String(), nil
@@ -82,7 +79,7 @@ func (a *Agent) checkUnit(ctx context.Context, name string) error {
 	advice := "Put it there, or correct its name."
 	switch {
 	case s == nil:
-		err = errors.New("it has another name: " + strings.Join(keys(states), ", "))
+		err = errors.New("it has another name: " + strings.Join(slices.Sorted(maps.Keys(states)), ", "))
 	case s["LoadState"] != "loaded":
 		err = fmt.Errorf("systemd says that it is %s", s["LoadState"])
 	case !slices.ContainsFunc(strings.Fields(s["DropInPaths"]), func(p string) bool { return filepath.Base(p) == "understudy.conf" }):
@@ -91,13 +88,6 @@ func (a *Agent) checkUnit(ctx context.Context, name string) error {
 		return nil
 	}
 	return hint.New("unit "+name, err, advice)
-}
-
-func keys(states map[string]unitState) (names []string) {
-	for name := range states {
-		names = append(names, name)
-	}
-	return names
 }
 
 // startUnit starts a service as a unit, and returns when systemd says that it runs.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/hint"
+	"understudy.dev/understudy/internal/live/mounts"
 )
 
 // Hold keeps a disk for us for as long as it is open, a guest of ours or not: no other
@@ -145,16 +146,11 @@ func inUse(path, how, advice string) error {
 	return hint.New("claim disk "+path, fmt.Errorf("%w: %s", errInUse, how), advice)
 }
 
-// mountedOn is where the device of a number is mounted, or empty
-// (proc(5), mountinfo).
+// mountedOn is where the device of a number is mounted, or empty.
 func mountedOn(number string) string {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 4 && f[2] == number {
-			return f[4]
+	for m := range mounts.Here() {
+		if m.Device == number {
+			return m.Dir
 		}
 	}
 	return ""

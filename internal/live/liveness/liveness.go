@@ -122,6 +122,9 @@ func NewSilencer(period, limit time.Duration) *Silencer {
 	return &Silencer{period: period, limit: limit}
 }
 
+// SetLimit changes after how long without a beat it is a death.
+func (s *Silencer) SetLimit(limit time.Duration) { s.limit = limit }
+
 // FirstWithin gives the next beat a limit of its own: it is of one that was to come more
 // seldom.
 func (s *Silencer) FirstWithin(limit time.Duration) { s.first = limit }

@@ -101,7 +101,7 @@ func DriversOf(root fs.FS, interfaces, mounts []string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		at, err := resolve(root, "sys/dev/block/"+m.device)
+		at, err := resolve(root, "sys/dev/block/"+m.Device)
 		if err != nil {
 			return nil, err
 		}

@@ -3,13 +3,12 @@ package metal
 import (
 	"fmt"
 	"io/fs"
-	"iter"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 
 	"understudy.dev/understudy/internal/live/disk"
+	"understudy.dev/understudy/internal/live/mounts"
 	"understudy.dev/understudy/internal/live/unit"
 	"understudy.dev/understudy/internal/live/wire"
 )
@@ -26,14 +25,14 @@ func DiskOf(root fs.FS, mount string) (d wire.Disk, err error) {
 	if err != nil {
 		return d, err
 	}
-	if !slices.Contains(taken, m.kind) {
-		return d, fmt.Errorf("%s has a file system of type %s: %v can be taken over", mount, m.kind, taken)
+	if !slices.Contains(taken, m.Type) {
+		return d, fmt.Errorf("%s has a file system of type %s: %v can be taken over", mount, m.Type, taken)
 	}
-	serial, err := serialOf(root, m.device)
+	serial, err := serialOf(root, m.Device)
 	if err != nil {
 		return d, fmt.Errorf("%s: %w", mount, err)
 	}
-	return wire.Disk{Name: serial, Type: m.kind, Mount: mount}, nil
+	return wire.Disk{Name: serial, Type: m.Type, Mount: mount}, nil
 }
 
 // CheckRole says what of a role cannot be done with this machine: a service that is to run
@@ -67,41 +66,14 @@ func CheckRole(root fs.FS, role wire.Config) (omitted []string, err error) {
 	return omitted, nil
 }
 
-// mountPoint is a line of /proc/self/mountinfo (proc(5)).
-type mountPoint struct {
-	device string // MAJOR:MINOR
-	part   string // what of the file system is mounted: "/", or a directory of it
-	dir    string
-	kind   string
-	source string
-	writes bool
-}
-
-// mountPoints are the lines that can be read.
-func mountPoints(info string) iter.Seq[mountPoint] {
-	return func(yield func(mountPoint) bool) {
-		for line := range strings.Lines(info) {
-			before, after, ok := strings.Cut(line, " - ")
-			f, g := strings.Fields(before), strings.Fields(after)
-			if !ok || len(f) < 6 || len(g) < 2 {
-				continue
-			}
-			writes := slices.Contains(strings.Split(f[5], ","), "rw")
-			if !yield(mountPoint{f[2], f[3], unescape(f[4]), g[0], unescape(g[1]), writes}) {
-				return
-			}
-		}
-	}
-}
-
 // mounted finds what is mounted on a directory: the last one counts.
-func mounted(info, dir string) (found mountPoint, err error) {
-	for m := range mountPoints(info) {
-		if m.dir == dir && m.part == "/" {
+func mounted(info, dir string) (found mounts.Mount, err error) {
+	for m := range mounts.Parse(info) {
+		if m.Dir == dir && m.Root == "/" {
 			found = m
 		}
 	}
-	if found.device == "" {
+	if found.Device == "" {
 		return found, fmt.Errorf("nothing is mounted on %s", dir)
 	}
 	return found, nil
@@ -115,34 +87,18 @@ func Left(root fs.FS, role wire.Config) (left []string, err error) {
 		return nil, err
 	}
 	known := make(map[string]bool) // by device
-	for m := range mountPoints(string(b)) {
-		if slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return d.Mount == m.dir && m.part == "/" }) {
-			known[m.device] = true
+	for m := range mounts.Parse(string(b)) {
+		if slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return d.Mount == m.Dir && m.Root == "/" }) {
+			known[m.Device] = true
 		}
 	}
-	for m := range mountPoints(string(b)) {
-		if m.writes && strings.HasPrefix(m.source, "/dev/") && !known[m.device] {
-			known[m.device] = true
-			left = append(left, fmt.Sprintf("%s (%s on %s)", m.dir, m.kind, m.source))
+	for m := range mounts.Parse(string(b)) {
+		if m.Has("rw") && strings.HasPrefix(m.Source, "/dev/") && !known[m.Device] {
+			known[m.Device] = true
+			left = append(left, fmt.Sprintf("%s (%s on %s)", m.Dir, m.Type, m.Source))
 		}
 	}
 	return left, nil
-}
-
-// unescape undoes \040 and its like (fs/proc_namespace.c, show_mountinfo).
-func unescape(s string) string {
-	var out strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if v, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				out.WriteByte(byte(v))
-				i += 3
-				continue
-			}
-		}
-		out.WriteByte(s[i])
-	}
-	return out.String()
 }
 
 // serialOf is the serial number of a block device's disk, with -partN behind it if it is a

@@ -55,6 +55,9 @@ const maxSerial = 20
 // mirrorSuffix is what the second disk of a mirror has after the name of the first.
 const mirrorSuffix = ".1"
 
+// Serials are the serial numbers of its disks, as Images has these.
+func (d *Disk) Serials() []string { return []string{d.Name, d.MirrorName()}[:len(d.Images())] }
+
 // MirrorName is the serial number of the second disk of a mirror.
 func (d *Disk) MirrorName() string {
 	if d.Mirror == "" {

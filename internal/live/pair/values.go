@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"understudy.dev/understudy/internal/live/unit"
 )
 
 // How to write each kind of value.
@@ -246,17 +248,7 @@ func parseOptions(s string) (string, error) {
 	return s, nil
 }
 
-// parseUnit reads the name of a service of systemd's (systemd.unit(5)).
-func parseUnit(s string) (string, error) {
-	base, ok := strings.CutSuffix(s, ".service")
-	legal := func(c rune) bool {
-		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune(`:-_.\@`, c)
-	}
-	if !ok || base == "" || base[0] == '-' || len(s) > 255 || strings.ContainsFunc(base, func(c rune) bool { return !legal(c) }) {
-		return "", fmt.Errorf("%q is not the name of a service of systemd's", s)
-	}
-	return s, nil
-}
+func parseUnit(s string) (string, error) { return s, unit.CheckName(s) }
 
 const partHint = "write the number that Linux gives the partition"
 

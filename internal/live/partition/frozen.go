@@ -2,10 +2,13 @@ package partition
 
 import (
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"understudy.dev/understudy/internal/live/mounts"
 )
 
 // Frozen says whether one of the partition's control groups is frozen: its threads look
@@ -16,11 +19,7 @@ func (p *Process) Frozen() bool {
 	if err != nil {
 		return false
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return false
-	}
-	for _, file := range freezers(string(groups), string(mounts)) {
+	for _, file := range freezers(string(groups), mounts.Here()) {
 		if b, err := os.ReadFile(file); err == nil && saysFrozen(string(b)) {
 			return true
 		}
@@ -28,10 +27,10 @@ func (p *Process) Frozen() bool {
 	return false
 }
 
-// freezers are the files that say so, for a process's list of groups (cgroups(7)) and the
-// file systems mounted here (proc(5), mountinfo).
-func freezers(groups, mounts string) (files []string) {
-	unified, freezer := groupMounts(mounts)
+// freezers are the files that say so, for a process's list of groups (cgroups(7)) and what is
+// mounted here.
+func freezers(groups string, mounted iter.Seq[mounts.Mount]) (files []string) {
+	unified, freezer := groupMounts(mounted)
 	for line := range strings.Lines(groups) {
 		part := strings.SplitN(strings.TrimSpace(line), ":", 3)
 		switch {
@@ -46,18 +45,13 @@ func freezers(groups, mounts string) (files []string) {
 }
 
 // groupMounts finds where the groups of either kind are.
-func groupMounts(mounts string) (unified, freezer string) {
-	for line := range strings.Lines(mounts) {
-		before, after, _ := strings.Cut(line, " - ")
-		at, kind := strings.Fields(before), strings.Fields(after)
-		if len(at) < 5 || len(kind) < 3 {
-			continue
-		}
+func groupMounts(mounted iter.Seq[mounts.Mount]) (unified, freezer string) {
+	for m := range mounted {
 		switch {
-		case kind[0] == "cgroup2":
-			unified = at[4]
-		case kind[0] == "cgroup" && slices.Contains(strings.Split(kind[2], ","), "freezer"):
-			freezer = at[4]
+		case m.Type == "cgroup2":
+			unified = m.Dir
+		case m.Type == "cgroup" && m.HasSuper("freezer"):
+			freezer = m.Dir
 		}
 	}
 	return unified, freezer

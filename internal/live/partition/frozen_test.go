@@ -3,6 +3,8 @@ package partition
 import (
 	"slices"
 	"testing"
+
+	"understudy.dev/understudy/internal/live/mounts"
 )
 
 func TestFreezers(t *testing.T) {
@@ -20,7 +22,7 @@ func TestFreezers(t *testing.T) {
 		{"not mounted", "6:freezer:/a\n", unified, nil},
 		{"nonsense", "0\n::\n", "x\n - \n", nil},
 	} {
-		if got := freezers(tt.groups, tt.mounts); !slices.Equal(got, tt.want) {
+		if got := freezers(tt.groups, mounts.Parse(tt.mounts)); !slices.Equal(got, tt.want) {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
 		}
 	}

@@ -1,7 +1,6 @@
 package rootdisk
 
 import (
-	"fmt"
 	"path"
 	"strings"
 
@@ -127,12 +126,4 @@ func elsewhere(fstab string, uuids []string) (lines []string) {
 		}
 	}
 	return lines
-}
-
-// checkUnit checks that a name is that of a unit that can be started and stopped.
-func checkUnit(name string) error {
-	if strings.ContainsAny(name, "/ \t\n") || !strings.HasSuffix(name, ".service") || name == ".service" {
-		return fmt.Errorf("%q is not the name of a service of systemd's, such as nginx.service", name)
-	}
-	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"understudy.dev/understudy/internal/live/hint"
+	"understudy.dev/understudy/internal/live/unit"
 )
 
 // Content is what a system gets.
@@ -29,8 +30,8 @@ const Note = "note: "
 // is as it should be it leaves alone.
 func (d *Disk) Prepare(c Content, tell func(what string)) error {
 	for _, u := range c.Units {
-		if err := checkUnit(u); err != nil {
-			return err
+		if err := unit.CheckName(u); err != nil {
+			return fmt.Errorf("%w, such as nginx.service", err)
 		}
 	}
 	program, err := os.ReadFile(c.Program)

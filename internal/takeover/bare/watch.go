@@ -19,8 +19,7 @@ const period = 5 * time.Millisecond
 type pulse struct {
 	liveness.Pulse
 	silencer *liveness.Silencer
-	limit    time.Duration
-	over     time.Time // since when the silence is longer than limit; zero: it is not
+	limit    time.Duration // as it is configured
 }
 
 // patience is how many times the longest silence that ended another must last to be a death,
@@ -53,23 +52,19 @@ func (p *pulse) wait() time.Duration {
 // observe looks once.
 func (p *pulse) observe(at time.Time, counter uint64) (liveness.Verdict, bool) {
 	before := p.wait()
-	v, over := p.silencer.Observe(liveness.Observation{At: at, Counter: counter, Effort: liveness.Effort{}})
-	if !over {
-		p.over = time.Time{}
-		if now := p.wait(); now != before {
-			say("%s was silent for %v: from now on %v is a death", p.Name, p.silencer.Longest().Round(time.Millisecond), now.Round(time.Millisecond))
-		}
-		return v, false
+	v, dead := p.silencer.Observe(liveness.Observation{At: at, Counter: counter, Effort: liveness.Effort{}})
+	now := p.wait()
+	longest := p.silencer.Longest().Round(time.Millisecond)
+	if now != before {
+		p.silencer.SetLimit(now)
+		say("%s was silent for %v: from now on %v is a death", p.Name, longest, now.Round(time.Millisecond))
 	}
-	if p.over.IsZero() {
-		p.over = at
-	}
-	if p.limit+at.Sub(p.over) < p.wait() {
+	if !dead {
 		return v, false
 	}
 	v.Cause, v.Detail = p.Cause, fmt.Sprintf("%s: %s", p.Name, v.Detail)
-	if w := p.wait(); w != p.limit {
-		v.Detail += fmt.Sprintf(", and %v after a silence of %v", w.Round(time.Millisecond), p.silencer.Longest().Round(time.Millisecond))
+	if now != p.limit {
+		v.Detail += fmt.Sprintf(", after a silence of %v", longest)
 	}
 	return v, true
 }

@@ -2,19 +2,16 @@ package offline
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/mounts"
 )
 
-// mounted is a mounted file system.
-type mounted struct{ source, kind string }
-
-// mountAt finds what is mounted on a directory (proc(5), mountinfo).
-func mountAt(dir string) (mounted, error) {
-	var m mounted
+// mountAt finds what is mounted on a directory.
+func mountAt(dir string) (mounts.Mount, error) {
+	var m mounts.Mount
 	abs, err := filepath.Abs(dir)
 	if err == nil {
 		abs, err = filepath.EvalSymlinks(abs)
@@ -22,26 +19,17 @@ func mountAt(dir string) (mounted, error) {
 	if err != nil {
 		return m, fmt.Errorf("find mount: %w", err)
 	}
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return m, fmt.Errorf("find mount: %w", err)
-	}
-	root, options := "", ""
-	for line := range strings.Lines(string(b)) {
-		m1, m2, ok := strings.Cut(line, " - ")
-		before, after := strings.Fields(m1), strings.Fields(m2)
-		if !ok || len(before) < 6 || len(after) < 3 || unescape(before[4]) != abs {
-			continue
+	for at := range mounts.Here() {
+		if at.Dir == abs { // the last one is on top of the others
+			m = at
 		}
-		// The last one is on top of the others.
-		root, options, m = unescape(before[3]), before[5], mounted{source: unescape(after[1]), kind: after[0]}
 	}
 	switch {
-	case m.kind == "":
+	case m.Type == "":
 		return m, fmt.Errorf("find mount: nothing is mounted on %s", abs)
-	case root != "/":
-		return m, fmt.Errorf("find mount: on %s is only %s of its file system: mount all of it (btrfs: -o subvolid=5)", abs, root)
-	case strings.HasPrefix(options, "ro"):
+	case m.Root != "/":
+		return m, fmt.Errorf("find mount: on %s is only %s of its file system: mount all of it (btrfs: -o subvolid=5)", abs, m.Root)
+	case m.Has("ro"):
 		return m, fmt.Errorf("find mount: %s is mounted read-only", abs)
 	}
 	var st unix.Statfs_t
@@ -52,9 +40,4 @@ func mountAt(dir string) (mounted, error) {
 		return m, fmt.Errorf("find mount: %s is read-only: the file system may have had an error", abs)
 	}
 	return m, nil
-}
-
-// unescape undoes how mountinfo writes spaces, tabs, newlines and backslashes.
-func unescape(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }

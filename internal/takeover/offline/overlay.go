@@ -90,22 +90,29 @@ func (d *Disk) seal(ctx context.Context) error {
 
 // room says whether the disk's own file system can take what the overlay holds.
 func (d *Disk) room() error {
+	var over unix.Stat_t
+	if err := unix.Stat(d.overlay(), &over); err != nil {
+		return fmt.Errorf("look for room: %w", err)
+	}
+	return d.roomFor(over.Blocks * 512) // st_blocks counts these (stat(2))
+}
+
+// roomFor says whether the disk's own file system can take so many bytes that are to be
+// written.
+func (d *Disk) roomFor(n int64) error {
 	if d.Device {
 		return nil
 	}
-	var over, disk unix.Stat_t
+	var disk unix.Stat_t
 	var place unix.Statfs_t
-	err := errors.Join(unix.Stat(d.overlay(), &over), unix.Fstat(int(d.Fd()), &disk), unix.Fstatfs(int(d.Fd()), &place))
-	if err != nil {
+	if err := errors.Join(unix.Fstat(int(d.Fd()), &disk), unix.Fstatfs(int(d.Fd()), &place)); err != nil {
 		return fmt.Errorf("look for room: %w", err)
 	}
-	// st_blocks counts 512 bytes (stat(2)). Only holes of the disk take room.
-	need := over.Blocks * 512
-	if d.part == 0 { // or else the holes may be elsewhere
-		need = min(need, d.Size-disk.Blocks*512)
+	if d.part == 0 { // only holes of the disk take room, and with partitions they may be elsewhere
+		n = min(n, max(0, d.Size-disk.Blocks*512))
 	}
-	if free := int64(place.Bavail) * place.Bsize; need > free {
-		return hint.New("disk "+d.path, fmt.Errorf("it may grow by %d bytes, and %d are free where it lies", need, free),
+	if free := int64(place.Bavail) * place.Bsize; n > free {
+		return hint.New("disk "+d.path, fmt.Errorf("it may grow by %d bytes, and %d are free where it lies", n, free),
 			"Make room there. Nothing was written to the disk.")
 	}
 	return nil

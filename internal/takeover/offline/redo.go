@@ -10,9 +10,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
-	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -40,7 +37,11 @@ func (d *Disk) makeRedo(raw []Raw) error {
 	if err != nil {
 		return err
 	}
-	if err := d.roomFor(raw); err != nil {
+	total := int64(0)
+	for _, w := range raw {
+		total += int64(len(w.Data))
+	}
+	if err := d.roomFor(total); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(d.redo(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
@@ -112,31 +113,6 @@ func writeRedo(f io.Writer, raw []Raw, size int64) (*redo, error) {
 	err = out.Flush()
 	made.Sum = sum.Sum32()
 	return made, err
-}
-
-// roomFor says whether the disk's own file system can take what is to be written.
-func (d *Disk) roomFor(raw []Raw) error {
-	if d.Device {
-		return nil
-	}
-	var disk unix.Stat_t
-	var place unix.Statfs_t
-	if err := errors.Join(unix.Fstat(int(d.Fd()), &disk), unix.Fstatfs(int(d.Fd()), &place)); err != nil {
-		return fmt.Errorf("look for room: %w", err)
-	}
-	total := int64(0)
-	for _, w := range raw {
-		total += int64(len(w.Data))
-	}
-	need := total
-	if d.part == 0 { // only holes of the disk take room, and with partitions they may be elsewhere
-		need = min(need, max(0, d.Size-disk.Blocks*512))
-	}
-	if free := int64(place.Bavail) * place.Bsize; need > free {
-		return hint.New("disk "+d.path, fmt.Errorf("it may grow by %d bytes, and %d are free where it lies", need, free),
-			"Make room there. Nothing was written to the disk.")
-	}
-	return nil
 }
 
 // redoAll writes all that the file has to the disk, and makes it durable. The file stays:

@@ -20,13 +20,13 @@ func (a *application) mounted(ctx context.Context) error {
 		return err
 	}
 	a.Disk = a.Mount
-	device, err := os.Open(m.source)
+	device, err := os.Open(m.Source)
 	if err != nil {
 		return fmt.Errorf("open device of %s: %w", a.Mount, err)
 	}
 	defer device.Close()
 	if a.on, err = salvage.Identify(device); err != nil {
-		return fmt.Errorf("open device %s: %w", m.source, err)
+		return fmt.Errorf("open device %s: %w", m.Source, err)
 	}
 	if a.fsys, err = a.fileSystem(a.on.UUID); err != nil {
 		return err
@@ -54,7 +54,7 @@ func (a *application) mounted(ctx context.Context) error {
 	if work == "" {
 		work = os.TempDir()
 	}
-	return a.applied(Mounted{Dir: a.Mount, Type: m.kind, Work: work, Died: died}.Apply(ctx, job))
+	return a.applied(Mounted{Dir: a.Mount, Type: m.Type, Work: work, Died: died}.Apply(ctx, job))
 }
 
 // logFinished says whether a file system may be mounted before a plan is applied:

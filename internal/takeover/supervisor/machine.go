@@ -123,7 +123,7 @@ func (m *machine) HandOver(ctx context.Context, disk string) error {
 		if err := m.proof.Release(image); err != nil {
 			return err
 		}
-		if err := m.heir.setDisk(ctx, []string{d.Name, d.MirrorName()}[i]); err != nil {
+		if err := m.heir.setDisk(ctx, d.Serials()[i]); err != nil {
 			return err
 		}
 	}

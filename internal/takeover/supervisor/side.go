@@ -207,8 +207,8 @@ func (s *Supervisor) devices(ctx context.Context, side *side, i int, active bool
 		devices = append(devices, partition.Disk{Name: "root", Image: root})
 	}
 	for _, d := range s.Pair.Disks {
-		for i, image := range d.Images() {
-			disk := partition.Disk{Name: []string{d.Name, d.MirrorName()}[i], Image: image}
+		for n, image := range d.Images() {
+			disk := partition.Disk{Name: d.Serials()[n], Image: image}
 			if active {
 				devices = append(devices, disk)
 				continue

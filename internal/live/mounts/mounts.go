@@ -1,0 +1,81 @@
+// Package mounts reads what is mounted, from /proc/PID/mountinfo (proc(5)).
+package mounts
+
+import (
+	"iter"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Mount is one line.
+type Mount struct {
+	Device string // MAJOR:MINOR
+	Root   string // what of the file system is mounted: "/", or a directory of it
+	Dir    string // where
+	Type   string
+	Source string
+
+	options, super string
+}
+
+// Has reports whether the mount itself has an option, such as rw; HasSuper, whether its file
+// system has.
+func (m *Mount) Has(option string) bool { return has(m.options, option) }
+
+func (m *Mount) HasSuper(option string) bool { return has(m.super, option) }
+
+func has(options, option string) bool { return slices.Contains(strings.Split(options, ","), option) }
+
+// On reports whether something is mounted on a directory.
+func On(dir string) bool {
+	for m := range Here() {
+		if m.Dir == dir {
+			return true
+		}
+	}
+	return false
+}
+
+// Here are this process's: none, if they cannot be read.
+func Here() iter.Seq[Mount] {
+	b, _ := os.ReadFile("/proc/self/mountinfo") // there is no /proc, then
+	return Parse(string(b))
+}
+
+// Parse yields the lines that can be read. Of two on a directory the later one is on top.
+func Parse(info string) iter.Seq[Mount] {
+	return func(yield func(Mount) bool) {
+		for line := range strings.Lines(info) {
+			before, after, ok := strings.Cut(line, " - ")
+			f, g := strings.Fields(before), strings.Fields(after)
+			if !ok || len(f) < 6 || len(g) < 2 {
+				continue
+			}
+			m := Mount{Device: f[2], Root: unescape(f[3]), Dir: unescape(f[4]), options: f[5], Type: g[0], Source: unescape(g[1])}
+			if len(g) > 2 {
+				m.super = g[2]
+			}
+			if !yield(m) {
+				return
+			}
+		}
+	}
+}
+
+// unescape undoes \040 and its like (fs/proc_namespace.c, show_mountinfo).
+func unescape(s string) string {
+	var out strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if v, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				out.WriteByte(byte(v))
+				i += 3
+				continue
+			}
+		}
+		out.WriteByte(s[i])
+	}
+	return out.String()
+}
