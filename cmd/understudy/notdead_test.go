@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -44,6 +47,97 @@ func TestFrozenIsNotDead(t *testing.T) {
 	if _, err := understudy(t, "down"); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestWaitsForMemoryIsNotDead: the host has no memory for the active side's, so that its virtual
+// CPUs wait in the host's kernel (state D), as they do for a page of swap.
+func TestWaitsForMemoryIsNotDead(t *testing.T) {
+	tier.Full(t, "virtual CPUs that wait in the host's kernel")
+	t.Setenv("TMPDIR", "/dev/shm") // there is no disk behind it that memory could be written to instead
+	s := stand(t, marker, marker+"heartbeat: {cpu: 5s, scheduler: 5s, disk: 5s}\n")
+	s.up()
+	group, limit := limiter(t)
+	write := func(file, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(group, file), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for file, text := range limit.on {
+		write(file, text)
+	}
+	pid := s.qemuPID("left")
+	write("cgroup.procs", fmt.Sprint(pid))
+	lift := func() error { return os.WriteFile(filepath.Join(group, limit.file), []byte(limit.off), 0o644) }
+	t.Cleanup(func() { _ = lift() }) // or else nobody can end it
+	s.shell("left", "(sleep 1; while :; do for a in sha512sum awk gzip xz bc sort diff vi tar unzip md5sum sed; do head -c 9999 /bin/busybox | $a; done; done) > /dev/null 2>&1 &")
+	const waits = 10 * time.Second // longer than any of the limits
+	end := time.Now().Add(programLimit)
+	for waited := time.Duration(0); waited < waits; time.Sleep(100 * time.Millisecond) {
+		if waiting(t, pid) {
+			waited += 100 * time.Millisecond
+		}
+		if st := s.status(); st.Takeovers > 0 {
+			t.Fatalf("taken over from: %+v", st)
+		}
+		if time.Now().After(end) {
+			t.Fatalf("threads have waited for memory for %v only", waited)
+		}
+	}
+	if err := lift(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "going on", programLimit, func() bool { return s.status().Held == "" })
+	time.Sleep(10 * time.Second)
+	st := pairStatus(t)
+	if st.State != "protected" || st.Takeovers != 0 {
+		t.Errorf("status %+v", st)
+	}
+	row(t, notDead, "virtual CPUs that wait in the host's kernel for memory (state D)", waits, st.Takeovers)
+	if _, err := understudy(t, "down"); err != nil {
+		t.Error(err)
+	}
+}
+
+// waiting says whether a thread of a process waits in the kernel (proc(5), stat: state D).
+func waiting(t *testing.T, pid int) bool {
+	t.Helper()
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid)) // the pattern is well-formed
+	return slices.ContainsFunc(tasks, func(path string) bool {
+		stat, err := os.ReadFile(path)
+		return err == nil && strings.HasPrefix(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " D")
+	})
+}
+
+// limiting is how the memory of a control group is limited, and those that want more wait.
+type limiting struct {
+	on        map[string]string
+	file, off string
+}
+
+// limiter makes a control group of the kind that this machine has, for the test.
+func limiter(t *testing.T) (dir string, l limiting) {
+	t.Helper()
+	const little = "131072"
+	for parent, l := range map[string]limiting{
+		"/sys/fs/cgroup":        {map[string]string{"memory.high": little}, "memory.high", "max"},
+		"/sys/fs/cgroup/memory": {map[string]string{"memory.limit_in_bytes": little, "memory.oom_control": "1"}, "memory.limit_in_bytes", "-1"},
+	} {
+		if _, err := os.Stat(filepath.Join(parent, "cgroup.procs")); err != nil {
+			continue
+		}
+		_ = os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+memory"), 0o644) // version 1 has none
+		dir := filepath.Join(parent, fmt.Sprintf("understudy-test-%d", os.Getpid()))
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.Remove(dir) }) // once it is empty
+		if _, err := os.Stat(filepath.Join(dir, l.file)); err == nil {
+			return dir, l
+		}
+	}
+	tier.Lacks(t, "no control group whose memory can be limited")
+	return "", l
 }
 
 // freezing is how a control group of a kind is frozen.
