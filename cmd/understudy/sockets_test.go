@@ -6,14 +6,14 @@ import (
 	"strings"
 	"testing"
 
+	"understudy.dev/understudy/internal/lab/connections"
+	"understudy.dev/understudy/internal/lab/connections/truth"
 	"understudy.dev/understudy/internal/lab/fixture"
-	"understudy.dev/understudy/internal/lab/switchboard"
-	"understudy.dev/understudy/internal/lab/switchboard/truth"
 )
 
 // TestSockets wants the verb to list what the guest had.
 func TestSockets(t *testing.T) {
-	image := switchboard.Get(t, fixture.Default, truth.Order{Pairs: 1500}) // that of package sockets
+	image := connections.Get(t, fixture.Default, truth.Order{Pairs: 1500}) // that of package sockets
 	got := command(t, "sockets", image.RAM)
 	if got.err != nil {
 		t.Fatal(got.err)

@@ -58,11 +58,19 @@ const maxList = 1 << 25
 // list_head, include/linux/types.h), without the head. Each entry must point
 // back to the one before it. That also rules out any cycle but the one through
 // the head, because an entry has only one entry before it.
-func (c *Cache) List(head addr.Virt) iter.Seq2[addr.Virt, error] {
+func (c *Cache) List(head addr.Virt) iter.Seq2[addr.Virt, error] { return c.entries(head, head) }
+
+// hlist yields the addresses of the entries of a list with a single pointer as
+// its head (struct hlist_head). Each entry points back to the pointer to it, which
+// is the first member of the entry before it.
+func (c *Cache) hlist(head addr.Virt) iter.Seq2[addr.Virt, error] { return c.entries(head, 0) }
+
+// entries yields the addresses of a list's entries up to the one that is its end.
+func (c *Cache) entries(head, end addr.Virt) iter.Seq2[addr.Virt, error] {
 	return func(yield func(addr.Virt, error) bool) {
 		before := head
 		at, err := c.k.Pointer(head)
-		for n := 0; err == nil && at != head; n++ {
+		for n := 0; err == nil && at != end; n++ {
 			if n == maxList {
 				err = fmt.Errorf("%w: more than %d entries", ErrList, maxList)
 				break
@@ -80,37 +88,6 @@ func (c *Cache) List(head addr.Virt) iter.Seq2[addr.Virt, error] {
 				return
 			}
 			before, at = at, next
-		}
-		if err != nil {
-			yield(0, fmt.Errorf("walk list at %v: %w", head, err))
-		}
-	}
-}
-
-// hlist yields the addresses of the entries of a list with a single pointer as
-// its head (struct hlist_head). Each entry points back to the pointer to it.
-func (c *Cache) hlist(head addr.Virt) iter.Seq2[addr.Virt, error] {
-	return func(yield func(addr.Virt, error) bool) {
-		pointer := head
-		at, err := c.k.Pointer(head)
-		for n := 0; err == nil && at != 0; n++ {
-			if n == maxList {
-				err = fmt.Errorf("%w: more than %d entries", ErrList, maxList)
-				break
-			}
-			var b []byte
-			if b, err = c.k.Bytes(at, 16); err != nil {
-				break
-			}
-			next, back := pointerAt(b, 0), pointerAt(b, 8)
-			if back != pointer {
-				err = fmt.Errorf("%w: %v points back to %v, not %v", ErrList, at, back, pointer)
-				break
-			}
-			if !yield(at, nil) {
-				return
-			}
-			pointer, at = at, next
 		}
 		if err != nil {
 			yield(0, fmt.Errorf("walk list at %v: %w", head, err))

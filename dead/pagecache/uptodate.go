@@ -95,21 +95,12 @@ func (c *Cache) All(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 // every visits the entries below one node, marked or not. It ends for the same
 // reasons as treeWalk.node.
 func (w *treeWalk) every(at addr.Virt, parent *treeNode, slot int, base addr.Index) bool {
-	l := &w.c.layout.node
-	covered := ^uint64(0)
-	if parent != nil {
-		covered = 1 << parent.shift
-	}
-	b, err := w.c.k.Bytes(at, l.size)
+	here, b, err := w.enter(at, parent, slot)
 	if err != nil {
-		return w.visit(slotted{index: base, pages: covered}, err)
-	}
-	here := treeNode{node: at, shift: int(l.shift.Uint(b))}
-	if err := w.check(b, here, parent, slot); err != nil {
-		return w.visit(slotted{index: base, pages: covered}, err)
+		return w.visit(slotted{index: base, pages: parent.slotPages()}, err)
 	}
 	for slot := range chunkSize {
-		e := entry(kernel.Field{Off: l.slots.Off + 8*slot, Size: 8}.Uint(b))
+		e := entry(kernel.Field{Off: w.c.layout.node.slots.Off + 8*slot, Size: 8}.Uint(b))
 		if e == 0 || e.isSibling() {
 			continue
 		}

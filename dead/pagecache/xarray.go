@@ -98,22 +98,13 @@ type treeNode struct {
 // The recursion ends because shifts only get smaller. No node is visited twice,
 // because each says which slot of which parent it hangs in.
 func (w *treeWalk) node(at addr.Virt, parent *treeNode, slot int, base addr.Index) bool {
-	l := &w.c.layout.node
-	covered := ^uint64(0)
-	if parent != nil {
-		covered = 1 << parent.shift
-	}
-	b, err := w.c.k.Bytes(at, l.size)
+	here, b, err := w.enter(at, parent, slot)
 	if err != nil {
-		return w.visit(slotted{index: base, pages: covered}, err)
-	}
-	here := treeNode{node: at, shift: int(l.shift.Uint(b))}
-	if err := w.check(b, here, parent, slot); err != nil {
-		return w.visit(slotted{index: base, pages: covered}, err)
+		return w.visit(slotted{index: base, pages: parent.slotPages()}, err)
 	}
 	var marks uint64
 	for m := range markCount {
-		marks |= kernel.Field{Off: l.marks.Off + 8*m, Size: 8}.Uint(b)
+		marks |= kernel.Field{Off: w.c.layout.node.marks.Off + 8*m, Size: 8}.Uint(b)
 	}
 	for marks != 0 {
 		slot := bits.TrailingZeros64(marks)
@@ -130,6 +121,24 @@ func (w *treeWalk) node(at addr.Virt, parent *treeNode, slot int, base addr.Inde
 		}
 	}
 	return true
+}
+
+// slotPages is how many pages a slot of a node covers; without a node, all.
+func (n *treeNode) slotPages() uint64 {
+	if n == nil {
+		return ^uint64(0)
+	}
+	return 1 << n.shift
+}
+
+// enter reads the node that a slot of its parent names, and checks it.
+func (w *treeWalk) enter(at addr.Virt, parent *treeNode, slot int) (here treeNode, b []byte, err error) {
+	l := &w.c.layout.node
+	if b, err = w.c.k.Bytes(at, l.size); err != nil {
+		return here, nil, err
+	}
+	here = treeNode{node: at, shift: int(l.shift.Uint(b))}
+	return here, b, w.check(b, here, parent, slot)
 }
 
 // check compares what a node says of its parent and slot with where it was found.

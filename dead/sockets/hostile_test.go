@@ -13,8 +13,8 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/dead/sockets"
+	"understudy.dev/understudy/internal/lab/connections"
 	"understudy.dev/understudy/internal/lab/fixture"
-	"understudy.dev/understudy/internal/lab/switchboard"
 )
 
 // damaged is memory in which some bytes are others. It remembers where it was
@@ -63,7 +63,7 @@ func (d *damaged) damage(seed int) {
 // hostile opens the default image so that it can be damaged.
 func hostile(t *testing.T) (*kernel.Kernel, *damaged) {
 	t.Helper()
-	image := switchboard.Get(t, fixture.Default, order)
+	image := connections.Get(t, fixture.Default, order)
 	mem, err := ram.OpenFile(image.RAM)
 	if err != nil {
 		t.Fatal(err)
@@ -188,7 +188,7 @@ func TestHostileNeighbours(t *testing.T) {
 }
 
 func BenchmarkConnections(b *testing.B) {
-	k := open(b, switchboard.Get(b, fixture.Default, order))
+	k := open(b, connections.Get(b, fixture.Default, order))
 	n := 0
 	for b.Loop() {
 		n = 0

@@ -11,15 +11,15 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/dead/sockets"
+	"understudy.dev/understudy/internal/lab/connections"
+	"understudy.dev/understudy/internal/lab/connections/truth"
 	"understudy.dev/understudy/internal/lab/fixture"
-	"understudy.dev/understudy/internal/lab/switchboard"
-	"understudy.dev/understudy/internal/lab/switchboard/truth"
 )
 
 // order is what the guests do: some 4,500 connections.
 var order = truth.Order{Pairs: 1500}
 
-func open(t testing.TB, image *switchboard.Image) *kernel.Kernel {
+func open(t testing.TB, image *connections.Image) *kernel.Kernel {
 	t.Helper()
 	mem, err := ram.OpenFile(image.RAM)
 	if err != nil {
@@ -43,7 +43,7 @@ func identity(c *sockets.Connection) string {
 func TestConnectionsInImage(t *testing.T) {
 	for _, name := range fixture.Kernels {
 		t.Run(name, func(t *testing.T) {
-			image := switchboard.Get(t, name, order)
+			image := connections.Get(t, name, order)
 			k := open(t, image)
 			if !sockets.KnowsHash(k) {
 				t.Error("the keys of its hash were not found")
@@ -70,7 +70,7 @@ func TestConnectionsInImage(t *testing.T) {
 	}
 }
 
-func compare(t *testing.T, image *switchboard.Image, found map[string]sockets.Connection) {
+func compare(t *testing.T, image *connections.Image, found map[string]sockets.Connection) {
 	t.Helper()
 	kinds := make(map[string]int)
 	inFlight, unsent := 0, 0
@@ -125,7 +125,7 @@ func compare(t *testing.T, image *switchboard.Image, found map[string]sockets.Co
 
 // compareHalfOpen takes the connections out of found that are half-open. The guest
 // knows the other end of each, whose handshake is complete: with the numbers swapped.
-func compareHalfOpen(t *testing.T, image *switchboard.Image, found map[string]sockets.Connection) (n int) {
+func compareHalfOpen(t *testing.T, image *connections.Image, found map[string]sockets.Connection) (n int) {
 	t.Helper()
 	for id, c := range found {
 		if c.State != sockets.HalfOpen {
@@ -151,7 +151,7 @@ func compareHalfOpen(t *testing.T, image *switchboard.Image, found map[string]so
 func TestNeighboursInImage(t *testing.T) {
 	for _, name := range fixture.Kernels {
 		t.Run(name, func(t *testing.T) {
-			image := switchboard.Get(t, name, order)
+			image := connections.Get(t, name, order)
 			k := open(t, image)
 			found := make(map[truth.Neighbour]bool)
 			for n, err := range sockets.Neighbours(k) {

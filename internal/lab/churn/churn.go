@@ -8,12 +8,10 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/gob"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,9 +21,6 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/hold"
 	"understudy.dev/understudy/internal/lab/tier"
-	"understudy.dev/understudy/internal/live/initramfs"
-	"understudy.dev/understudy/internal/live/pair"
-	"understudy.dev/understudy/internal/live/partition"
 )
 
 // Spec says what transaction is wanted.
@@ -59,11 +54,7 @@ var sources embed.FS
 func Get(t testing.TB, s Spec) *State {
 	t.Helper()
 	tree := fixture.NeedKernel(t, s.Kernel)
-	for _, tool := range []string{"qemu-system-x86_64", s.Mkfs[0], "go"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			tier.Lacks(t, fmt.Sprintf("%v; run scripts/setup.sh", err))
-		}
-	}
+	fixture.NeedOrdered(t, s.Mkfs[0])
 	cache, err := fixture.CacheDir()
 	if err != nil {
 		t.Fatal(err)
@@ -73,14 +64,8 @@ func Get(t testing.TB, s Spec) *State {
 		return state
 	}
 	tier.Say(t, "make a crash of %s, seed %d, on %s", strings.Join(s.Mkfs, " "), s.Seed, s.Kernel)
-	for try := 1; ; try++ {
-		err := build(t.Context(), dir, tree, s)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, errAgain) || try == tries {
-			t.Fatalf("make transaction %+v: try %d of %d: %v", s, try, tries, err)
-		}
+	if err := fixture.Again(tries, func() error { return build(t.Context(), dir, tree, s) }); err != nil {
+		t.Fatalf("make transaction %+v: %v", s, err)
 	}
 	state, err := load(dir)
 	if err != nil {
@@ -89,20 +74,11 @@ func Get(t testing.TB, s Spec) *State {
 	return state
 }
 
-// errAgain is a guest that did not leave what was ordered, by chance.
-var errAgain = errors.New("it did not leave what was ordered")
-
 // key names a state after all that it follows from, but for the timing.
 func key(kernel string, s Spec) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%s %+v\n%s", kernel, s, hold.Source)
-	for _, dir := range []string{".", "guest"} {
-		entries, _ := sources.ReadDir(dir) // it is in the binary
-		for _, e := range entries {
-			b, _ := sources.ReadFile(path.Join(dir, e.Name()))
-			h.Write(b)
-		}
-	}
+	_ = fixture.HashSources(h, sources) // they are in the binary
 	return fmt.Sprintf("%s-%x", kernel, h.Sum(nil)[:6])
 }
 
@@ -140,7 +116,7 @@ func build(ctx context.Context, dir, tree string, s Spec) (err error) {
 	if out, err := exec.Command(s.Mkfs[0], append(s.Mkfs[1:], "-qF", disk)...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", s.Mkfs[0], err, out)
 	}
-	ram, err := crash(ctx, tmp, disk, tree, s)
+	ram, err := s.guest(tree).Crash(ctx, tmp, disk)
 	if err != nil {
 		return err
 	}
@@ -149,7 +125,7 @@ func build(ctx context.Context, dir, tree string, s Spec) (err error) {
 		return err
 	}
 	if half := s.After > 0; half != (state.Handles > 0) || len(state.Changed) == 0 {
-		return fmt.Errorf("%w: %d blocks are changed, and %d handles are open", errAgain, len(state.Changed), state.Handles)
+		return fmt.Errorf("%w: %d blocks are changed, and %d handles are open", fixture.ErrAgain, len(state.Changed), state.Handles)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -167,58 +143,12 @@ func build(ctx context.Context, dir, tree string, s Spec) (err error) {
 	return os.Rename(filepath.Join(dir, "state.tmp"), filepath.Join(dir, "state"))
 }
 
-// crash has a guest work and die, and returns the path of its memory.
-func crash(ctx context.Context, dir, disk, tree string, s Spec) (string, error) {
-	order, err := json.Marshal(s.Order)
-	if err != nil {
-		return "", err
+// guest works and dies.
+func (s Spec) guest(tree string) fixture.Ordered {
+	return fixture.Ordered{
+		Name: "churn", Tree: tree, Program: "understudy.dev/understudy/internal/lab/churn/guest", Modules: []string{"ext4"},
+		Order: s.Order, OrderPath: OrderPath, Disk: Disk, Memory: memory, Failed: Failed, NotHeld: NotHeld,
 	}
-	initrd := filepath.Join(dir, "initrd")
-	if err := fixture.Pack(initrd, "understudy.dev/understudy/internal/lab/churn/guest", tree, []string{"ext4"}, initramfs.Text(OrderPath, string(order), 0o644)); err != nil {
-		return "", err
-	}
-	machine, err := pair.ThisMachine()
-	if err != nil {
-		return "", err
-	}
-	cpus := machine.Two()
-	p, err := partition.Start(ctx, partition.Spec{
-		Name: "churn", Dir: dir, CPUs: cpus[:], VCPUs: 2, Memory: memory, Kernel: filepath.Join(tree, "boot", "vmlinuz"),
-		Initramfs: initrd, Accel: partition.TCG, Devices: []partition.Device{partition.Disk{Name: Disk, Image: disk}},
-	})
-	if err != nil {
-		return "", err
-	}
-	defer func() {
-		p.Kill()
-		<-p.Ended()
-	}()
-	for {
-		said, _ := os.ReadFile(p.Spec.ConsoleLogPath()) // not there yet
-		switch {
-		case bytes.Contains(said, []byte(Failed)):
-			return "", fmt.Errorf("the guest said: %s", tail(said))
-		case bytes.Contains(said, []byte(NotHeld)):
-			return "", fmt.Errorf("%w; the guest said: %s", errAgain, tail(said))
-		case bytes.Contains(said, []byte(partition.PanicEnd)):
-			if !bytes.Contains(said, []byte("sysrq triggered crash")) {
-				return "", fmt.Errorf("%w: its kernel died; it said: %s", errAgain, tail(said))
-			}
-			return p.Spec.RAMPath(), nil
-		}
-		select {
-		case <-ctx.Done():
-			return "", fmt.Errorf("%w; the guest said: %s", context.Cause(ctx), tail(said))
-		case <-p.Ended():
-			return "", fmt.Errorf("the guest ended: %s", tail(said))
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-}
-
-func tail(b []byte) string {
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	return strings.Join(lines[max(0, len(lines)-15):], "\n")
 }
 
 // Copy writes a state's disk to a path, with the changed blocks in their places,

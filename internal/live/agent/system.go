@@ -26,7 +26,7 @@ import (
 func ServeAsService(ctx context.Context, extra map[string]Verb, ready func() error) error {
 	a := New(extra)
 	a.system = true
-	if err := errors.Join(a.resume(ctx), ready()); err != nil {
+	if err := errors.Join(a.resume(), ready()); err != nil {
 		return err
 	}
 	go a.watchUnits(ctx)
@@ -74,7 +74,7 @@ func (a *Agent) keep() error {
 }
 
 // resume goes on where an agent before this one was.
-func (a *Agent) resume(ctx context.Context) error {
+func (a *Agent) resume() error {
 	b, err := os.ReadFile(stateFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

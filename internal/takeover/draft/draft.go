@@ -113,8 +113,7 @@ func (d *Draft) ReadAt(b []byte, off int64) (int, error) {
 	done := 0
 	for next := d.find(off); done < len(b); {
 		at, n := off+int64(done), len(b)-done
-		var from io.ReaderAt = d.base
-		where := at
+		from, where := d.base, at
 		if next < len(d.pieces) {
 			if p := d.pieces[next]; p.off <= at {
 				from, where, n = d.file, p.at+at-p.off, min(n, int(p.off+p.len-at))

@@ -1,6 +1,6 @@
 //go:build linux
 
-// Command guest is PID 1 of the guests of package switchboard.
+// Command guest is PID 1 of the guests of package connections.
 package main
 
 import (
@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/lab/connections/truth"
 	"understudy.dev/understudy/internal/lab/fixture/boot"
-	"understudy.dev/understudy/internal/lab/switchboard/truth"
 )
 
 func main() {

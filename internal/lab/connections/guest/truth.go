@@ -13,7 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"understudy.dev/understudy/internal/lab/switchboard/truth"
+	"understudy.dev/understudy/internal/lab/connections/truth"
 )
 
 // truth is what the kernel says of all sockets and neighbours.

@@ -11,8 +11,8 @@ const Disk = "truth"
 
 // Lines that the guest prints on its console, each followed by the reason.
 const (
-	Failed  = "switchboard: failed: "
-	NotHeld = "switchboard: not held: " // the image is to be made again
+	Failed  = "connections: failed: "
+	NotHeld = "connections: not held: " // the image is to be made again
 )
 
 // Order tells the guest what to do.
