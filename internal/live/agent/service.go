@@ -189,7 +189,8 @@ func (a *Agent) endServices() {
 	a.services = nil
 }
 
-// end asks the service's whole session to end, and after grace makes it.
+// end asks the service's process group to end, and after grace makes it. The command may be
+// gone long before what it began.
 func (s *service) end(grace time.Duration) {
 	s.mu.Lock()
 	s.stopped = true
@@ -197,14 +198,25 @@ func (s *service) end(grace time.Duration) {
 	pid := s.cmd.Process.Pid
 	s.mu.Unlock()
 	for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGKILL} {
-		// The session leader's pid is the process group's; it may be gone.
-		_ = unix.Kill(-pid, sig)
-		select {
-		case <-s.done:
+		_ = unix.Kill(-pid, sig) // it may be gone
+		if s.gone(pid, grace) {
 			return
-		case <-time.After(grace):
 		}
 	}
+}
+
+// gone waits, within a limit, until the command has ended and nothing is left of the process
+// group that its first process led.
+func (s *service) gone(pid int, limit time.Duration) bool {
+	err := poll(context.Background(), limit, func() (bool, error) {
+		select {
+		case <-s.done:
+			return errors.Is(unix.Kill(-pid, 0), unix.ESRCH), nil
+		default:
+			return false, nil
+		}
+	})
+	return err == nil
 }
 
 // children tells the processes that the agent waits for from orphans, which PID 1
