@@ -117,6 +117,7 @@ type under struct {
 	disks   string   // in the place of that of pairFile, in pair.yaml
 	dirs    []string // mounts, the outermost first
 	hold    map[string]string
+	before  string // the work, a script of shell
 	without string // of the work
 	check   func(t *testing.T, dir string)
 }
@@ -138,6 +139,23 @@ var unders = []under{
 			checked(t, "e2fsck", "-fn", taken(t, filepath.Join(dir, "data.img"), 4<<20, 128<<20))
 			checked(t, "xfs_repair", "-n", "-f", filepath.Join(dir, "inner.img"))
 			checked(t, "e2fsck", "-fn", filepath.Join(dir, "deep.img"))
+		},
+	},
+	{
+		name: "kinds", full: "quotas, features of files, protection from other machines, and what is done at an error",
+		guest: []string{"--add", "/usr/bin/chattr"},
+		disks: "  - {name: data, image: data.img, mount: /srv}\n  - {name: inner, image: inner.img, mount: /srv/data}\n  - {name: deep, image: deep.img, mount: /srv/data/deep}\n",
+		make: func(t *testing.T, dir, _ string) {
+			mkfsOn(t, filepath.Join(dir, "data.img"), 128<<20, "mkfs.ext4", "-qF", "-O", "quota,project", "-E", "quotatype=usrquota:grpquota:prjquota", "-e", "remount-ro")
+			mkfsOn(t, filepath.Join(dir, "inner.img"), 64<<20, "mkfs.ext4", "-qF", "-b", "4096", "-O", "encrypt,verity,casefold", "-e", "panic")
+			mkfsOn(t, filepath.Join(dir, "deep.img"), 64<<20, "mkfs.ext4", "-qF", "-O", "mmp")
+		},
+		dirs:   []string{"/srv", "/srv/data", "/srv/data/deep"},
+		before: "mkdir /srv/old /srv/data/old; chattr -p 42 +P /srv/old; chattr +F /srv/data/old",
+		check: func(t *testing.T, dir string) {
+			for _, image := range []string{"data.img", "inner.img", "deep.img"} { // it compares what quotas count, too
+				checked(t, "e2fsck", "-fn", filepath.Join(dir, image))
+			}
 		},
 	},
 	{
@@ -347,6 +365,7 @@ func TestUnder(t *testing.T) {
 				s.discards(dir, u.dirs[0])
 			}
 			s.settings("left", u.hold)
+			s.did("left", u.dirs[0], "cd %[1]s; "+u.before)
 			for _, script := range []string{saved, strings.Replace(work, u.without, "", 1)} {
 				for _, d := range u.dirs {
 					s.did("left", d, script)

@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"understudy.dev/understudy/dead/addr"
 )
@@ -71,6 +72,8 @@ type Super struct {
 	// (s_usr_quota_inum, s_grp_quota_inum, s_prj_quota_inum), with ROCompatQuota; else 0.
 	Quotas [3]addr.Ino
 
+	mmpBlock addr.Block // s_mmp_block, with IncompatMMP
+
 	HashSeed     [4]uint32 // s_hash_seed: of names in directories
 	HashUnsigned bool      // s_flags: their characters are unsigned
 }
@@ -88,6 +91,12 @@ func (s *Super) NeedsReplay() bool { return s.Incompat&IncompatRecover != 0 }
 
 // Checksummed reports whether metadata carries checksums (metadata_csum).
 func (s *Super) Checksummed() bool { return s.ROCompat&ROCompatMetadataCsum != 0 }
+
+// Internal reports whether an inode is the file system's own. Some of those have numbers
+// that files have: mke2fs(8) makes the files of the orphans and of the projects' quotas so.
+func (s *Super) Internal(n addr.Ino) bool {
+	return n < s.FirstInode || n == s.JournalInode || n == s.OrphanFile || slices.Contains(s.Quotas[:], n)
+}
 
 // Groups returns the number of block groups.
 func (s *Super) Groups() uint64 {
@@ -161,6 +170,9 @@ func ParseSuper(b []byte) (Super, error) {
 	s.ReservedDesc, s.FlexSize = uint32(u16(0xce)), 1
 	if shift := b[0x174]; s.Incompat&IncompatFlexBG != 0 && shift < 32 {
 		s.FlexSize <<= shift
+	}
+	if s.Incompat&IncompatMMP != 0 {
+		s.mmpBlock = addr.Block(u32(0x168)) | addr.Block(u32(0x16c))<<32
 	}
 	s.HashSeed = [4]uint32{u32(0xec), u32(0xf0), u32(0xf4), u32(0xf8)}
 	s.HashUnsigned = u32(0x160)&2 != 0 // EXT2_FLAGS_UNSIGNED_HASH

@@ -103,7 +103,7 @@ func (f *FileSystem) Find(q Query) Found {
 		switch {
 		case err != nil:
 			found.note(err)
-		case i.Regular() && i.Ino >= f.first:
+		case i.Regular() && (f.own == nil || !f.own(i)):
 			inodes = append(inodes, i)
 		}
 	}

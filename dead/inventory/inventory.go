@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/ram"
@@ -114,7 +113,7 @@ type FileSystem struct {
 	Device string
 
 	image *Image
-	first addr.Ino // inodes below are the file system's own
+	own   func(*pagecache.Inode) bool // the file system's own, and no file of anybody's; nil: none is
 	// What waits to be written, of a file system that is not understood.
 	waitingFiles int
 	waitingBytes int64
@@ -161,12 +160,7 @@ func (m *Image) FileSystems() (found []*FileSystem, pseudo []string, err error) 
 		}
 		f.Device = deviceName(s, taken)
 		taken[f.Device] = true
-		if s.HasBuffers() {
-			f.first = 11 // EXT4_GOOD_OLD_FIRST_INO, and what mkfs sets
-			if e, err := m.Cache.Ext4(s); err == nil {
-				f.first = e.Super.FirstInode
-			}
-		}
+		f.own = m.ownOf(s)
 		found = append(found, f)
 	}
 	slices.Sort(pseudo)

@@ -141,7 +141,10 @@ type Report struct {
 	// Check says why the file system must be checked before it is mounted; empty
 	// if it need not.
 	Check string
-	Steps []Step
+	// Shared says why the mount will wait and see that no other machine has the file system
+	// mounted (mmp), which takes most of a minute; empty if it will not.
+	Shared string
+	Steps  []Step
 }
 
 // Step is a part of a rescue.
@@ -180,6 +183,9 @@ func (r *Rescue) Finish(disk jbd2.Disk) (*Report, error) {
 		err = f.plain()
 	} else if err == nil {
 		err = f.journal()
+	}
+	if err == nil {
+		err = f.giveUpMMP()
 	}
 	if err == nil {
 		return f.report, nil

@@ -179,3 +179,19 @@ func (f *Btrfs) Root(i *Inode) (uint64, error) {
 	}
 	return f.layout.rootID.Uint(root), nil
 }
+
+// Trees of btrfs (include/uapi/linux/btrfs_tree.h): that of a new file system's files, and the
+// first and last that a subvolume may be.
+const (
+	topSubvolume   = 5           // BTRFS_FS_TREE_OBJECTID
+	firstSubvolume = 256         // BTRFS_FIRST_FREE_OBJECTID
+	lastSubvolume  = 1<<64 - 256 // BTRFS_LAST_FREE_OBJECTID
+)
+
+// Internal reports whether an inode is known to be the file system's own: it is in a tree that is no
+// subvolume, as are those that remember free space (space_cache=v1), and those that blocks are
+// moved by.
+func (f *Btrfs) Internal(i *Inode) bool {
+	root, err := f.Root(i)
+	return err == nil && root != topSubvolume && (root < firstSubvolume || root > lastSubvolume)
+}

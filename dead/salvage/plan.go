@@ -243,7 +243,7 @@ func fileOf(i *pagecache.Inode) File {
 // unfit says why a file must not be written to, or 0.
 func (p *Plan) unfit(i *pagecache.Inode) pagecache.Reason {
 	switch {
-	case i.Ino < p.first:
+	case i.Ino < p.first || p.Ext4.Super.Internal(i.Ino):
 		return pagecache.Reserved
 	case i.Flags&pagecache.FlagEncrypted != 0:
 		return pagecache.Encrypted

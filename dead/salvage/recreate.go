@@ -92,17 +92,9 @@ type diskWalk struct {
 	dirs    map[string]*pagecache.Inode // committed directories
 }
 
-// firstSubvolume and topSubvolume are the numbers of the trees of btrfs that have
-// files (include/uapi/linux/btrfs_tree.h, BTRFS_FIRST_FREE_OBJECTID and
-// BTRFS_FS_TREE_OBJECTID).
-const (
-	firstSubvolume = 256
-	topSubvolume   = 5
-)
-
 // add plans for one inode.
 func (w *diskWalk) add(i *pagecache.Inode) error {
-	if i.Ino < w.p.first || w.xfs != nil && w.xfs.Internal(i) {
+	if i.Ino < w.p.first || w.xfs != nil && w.xfs.Internal(i) || w.btrfs != nil && w.btrfs.Internal(i) {
 		return nil
 	}
 	f := fileOf(i)
@@ -110,9 +102,6 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 	committed, err := w.committed(i, f.Metadata)
 	if err != nil {
 		return &pagecache.Refusal{Inode: i.Ino, Reason: pagecache.UnknownStructure, Cause: err}
-	}
-	if w.btrfs != nil && f.Metadata.Root != topSubvolume && f.Metadata.Root < firstSubvolume {
-		return nil // the file system's own
 	}
 	f.Metadata.Committed = committed
 	f.Path, _ = w.paths.Of(i) // without one it is found by its number

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/disk"
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -159,13 +160,35 @@ func (a *Agent) mountDisk(ctx context.Context, d wire.Disk) error {
 		return fmt.Errorf("make mount point: %w", err)
 	}
 	flags, data := mountOptions(d.Options)
+	log := listen()
 	// What held the disk right before may not be quite gone.
 	err = retryBusy(ctx, time.Second, func() error { return unix.Mount(path, d.Mount, d.Type, flags, data) })
-	if err != nil {
-		return fmt.Errorf("mount %s (%s) on %s: %w", path, d.Type, d.Mount, err)
+	if said := log.said(kernelName(path)); err != nil {
+		return mountError(d, path, said, err)
 	}
 	a.mounts = append(a.mounts, mounted{d.Name, d.Mount, a.watchDisk(d, path)})
 	return a.keep()
+}
+
+// kernelName is what the kernel calls a device in what it says: vda, dm-0.
+func kernelName(path string) string {
+	if to, err := filepath.EvalSymlinks(path); err == nil {
+		path = to
+	}
+	return filepath.Base(path)
+}
+
+// mountError says why a mount failed, with what the kernel said then, and what can be done.
+func mountError(d wire.Disk, path, said string, err error) error {
+	missing := errors.Is(err, unix.ESRCH) // fs/quota/dquot.c, find_quota_format
+	err = fmt.Errorf("mount %s (%s) on %s: %w", path, d.Type, d.Mount, err)
+	if said != "" {
+		err = fmt.Errorf("%w; the kernel says: %s", err, said)
+	}
+	if missing {
+		return hint.New("mount disk "+d.Name, err, "Its file system counts for quotas, and this guest's kernel lacks their format: add its module quota_v2 to the guest's image.")
+	}
+	return err
 }
 
 func flushBuffers(path string) error {

@@ -168,10 +168,7 @@ func fits(d pair.Disk, on io.ReaderAt) error {
 	if err != nil {
 		return fmt.Errorf("disk %s: %s: %w", d.Name, d.Image, err)
 	}
-	switch {
-	case fs.Super.Incompat&ext4.IncompatMMP != 0:
-		return fmt.Errorf("disk %s: %s has the feature mmp, for which a takeover's mount would wait for most of a minute: take it off (tune2fs -O ^mmp), the pair itself keeps others from the disk", d.Name, d.Image)
-	case d.Type == pair.Ext3 && fs.Super.Incompat&ext4.IncompatExtents != 0:
+	if d.Type == pair.Ext3 && fs.Super.Incompat&ext4.IncompatExtents != 0 {
 		return fmt.Errorf("disk %s: %s has extents, which ext3 does not know: say type: ext4", d.Name, d.Image)
 	}
 	return nil
