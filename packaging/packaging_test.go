@@ -116,6 +116,17 @@ func TestUnit(t *testing.T) {
 	if !strings.Contains(string(out), "KilMode") {
 		t.Errorf("systemd does not look at the unit: %s", out)
 	}
+	watch, err := os.ReadFile("systemd/understudy-watch.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "understudy-watch.service")
+	if err := os.WriteFile(path, []byte(strings.ReplaceAll(string(watch), "/usr/bin/understudy", "/bin/true")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out := run(t, dir, "systemd-analyze", "verify", "--man=no", path); strings.Contains(out, "understudy-watch") {
+		t.Errorf("systemd says: %s", out)
+	}
 	// Either would end the guests with the supervisor.
 	for _, line := range []string{"\nKillMode=process\n", "\nRestart=on-failure\n"} {
 		if !strings.Contains(string(text), line) {

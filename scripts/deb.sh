@@ -29,6 +29,7 @@ bin/understudy manual "$STAGE.manual"
 put() { install -D -m "$1" "$2" "$STAGE/$3/${4:-${2##*/}}"; }
 put 755 bin/understudy usr/bin
 put 644 packaging/systemd/understudy@.service usr/lib/systemd/system
+put 644 packaging/systemd/understudy-watch.service usr/lib/systemd/system
 for page in "$STAGE.manual"/man?/*; do
 	section=${page%/*}
 	gzip -9n "$page"

@@ -29,7 +29,7 @@ makedumpfile --split wrote is named with all of its files.
 The exit status is 0 if all was found, 1 if the command failed, and 3 if it did its
 work, but some of what is in memory was refused; what and why is on standard error.`,
 	}
-	cmd.AddCommand(listCommand(), extractCommand(), mountCommand(), applyCommand(), saveCommand())
+	cmd.AddCommand(listCommand(), extractCommand(), mountCommand(), applyCommand(), saveCommand(), salvageWatchCommand())
 	return cmd
 }
 

@@ -6,15 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
+	"understudy.dev/understudy/internal/live/domains"
 	"understudy.dev/understudy/internal/live/foreign"
-	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
@@ -32,31 +28,11 @@ func (m *machine) flags(cmd *cobra.Command) {
 
 func (m *machine) named() bool { return m.pid != 0 || m.domain != "" }
 
-// libvirtRun is where libvirt keeps the process number of each domain (its src/util/virpidfile.c;
-// daemon for the system).
-const libvirtRun = "/run/libvirt/qemu"
-
 func (m *machine) open() (*foreign.Machine, error) {
-	if m.domain == "" {
-		return foreign.Open(m.pid)
+	if m.domain != "" {
+		return domains.Find(m.domain)
 	}
-	op := "find domain " + m.domain
-	if strings.ContainsRune(m.domain, '/') {
-		return nil, hint.New(op, errors.New("that is no name"), "virsh list --all has the names.")
-	}
-	b, err := os.ReadFile(filepath.Join(libvirtRun, m.domain+".pid"))
-	if err != nil {
-		return nil, hint.New(op, err, "It must be there still: crashed with <on_crash>preserve</on_crash>, paused or running (virsh list --all).")
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", op, err)
-	}
-	found, err := foreign.Open(pid)
-	if err == nil && found.Name != m.domain {
-		err = errors.Join(hint.New(op, fmt.Errorf("process %d runs %q", pid, found.Name), "It has ended, and its number is another's."), found.Close())
-	}
-	return found, err
+	return foreign.Open(m.pid)
 }
 
 func saveCommand() *cobra.Command {
@@ -119,18 +95,22 @@ func writeAdopted(w io.Writer, a *offline.Adopted) error {
 
 // adoptedVerdict is nil if everything in memory is on the disks.
 func adoptedVerdict(a *offline.Adopted) error {
-	var out incomplete
+	if what := notAdopted(a); len(what) > 0 {
+		return &incomplete{what}
+	}
+	return nil
+}
+
+// notAdopted is what is in memory and not on the disks.
+func notAdopted(a *offline.Adopted) (what []string) {
 	for _, r := range a.Reports {
 		var i *incomplete
 		if errors.As(applyVerdict(r), &i) {
-			out.what = append(out.what, i.what...)
+			what = append(what, i.what...)
 		}
 	}
 	for _, missing := range a.Missing {
-		out.what = append(out.what, "on no disk of the machine: "+missing)
+		what = append(what, "on no disk of the machine: "+missing)
 	}
-	if len(out.what) == 0 {
-		return nil
-	}
-	return &out
+	return what
 }

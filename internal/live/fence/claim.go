@@ -112,6 +112,16 @@ func Take(path string) (*Claim, error) {
 	return &Claim{h}, nil
 }
 
+// Share is another holder of the same claim: it lasts until both are closed (fcntl(2): the locks
+// are the open file's).
+func (c *Claim) Share() (*Claim, error) {
+	fd, err := unix.FcntlInt(c.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("share %s: %w", c.Name(), err)
+	}
+	return &Claim{&Hold{File: os.NewFile(uintptr(fd), c.Name()), Size: c.Size, Device: c.Device}}, nil
+}
+
 // unused says whether no mount and no loop device has the disk.
 func unused(path string, st os.FileInfo, device bool) error {
 	if device {

@@ -45,18 +45,9 @@ const chunk = 1 << 20
 // order, pages of zeros as holes. The process must be frozen. A byte that cannot be read is an
 // error; then, or if ctx ends, nothing is left of the file.
 func (m *Machine) Save(ctx context.Context, path string) (err error) {
-	r, err := m.memory()
-	if err != nil {
+	if err := m.room(path); err != nil {
 		return err
 	}
-	if err := m.room(path, r); err != nil {
-		return err
-	}
-	from, err := os.Open(m.proc("mem"))
-	if err != nil {
-		return hint.New(fmt.Sprintf("read memory of process %d", m.PID), err, "This needs the rights of root.")
-	}
-	defer from.Close()
 	// It is the only copy: what has its name is not overwritten.
 	to, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, os.ErrExist) {
@@ -65,12 +56,32 @@ func (m *Machine) Save(ctx context.Context, path string) (err error) {
 	if err != nil {
 		return fmt.Errorf("save memory: %w", err)
 	}
+	if err = errors.Join(m.SaveTo(ctx, to), to.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
+
+// SaveTo is Save to an empty file that is open for writing, which stays whatever happens.
+func (m *Machine) SaveTo(ctx context.Context, to *os.File) error {
+	r, err := m.memory()
+	if err != nil {
+		return err
+	}
+	if err := m.room(to.Name()); err != nil {
+		return err
+	}
+	from, err := os.Open(m.proc("mem"))
+	if err != nil {
+		return hint.New(fmt.Sprintf("read memory of process %d", m.PID), err, "This needs the rights of root.")
+	}
+	defer from.Close()
 	err = m.copy(ctx, from, to, r)
 	if err == nil {
 		err = errors.Join(to.Truncate(r.size()), to.Sync())
 	}
-	if err = errors.Join(err, to.Close()); err != nil {
-		return errors.Join(fmt.Errorf("save memory of process %d: %w", m.PID, err), os.Remove(path))
+	if err != nil {
+		return fmt.Errorf("save memory of process %d: %w", m.PID, err)
 	}
 	return nil
 }
@@ -170,7 +181,11 @@ func (p *pagemap) used(at uint64, n int) (bool, error) {
 }
 
 // room says whether there is room for all memory that was ever touched.
-func (m *Machine) room(path string, r region) error {
+func (m *Machine) room(path string) error {
+	r, err := m.memory()
+	if err != nil {
+		return err
+	}
 	pages, err := m.pagemap(r)
 	if err != nil {
 		return err

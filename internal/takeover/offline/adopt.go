@@ -2,8 +2,10 @@ package offline
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +14,8 @@ import (
 	"understudy.dev/understudy/dead/inventory"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/disk"
+	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/foreign"
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/takeover/morgue"
@@ -27,6 +31,14 @@ type Adoption struct {
 	End bool
 	// Hung says that a kernel that is in no panic is dead all the same.
 	Hung bool
+	// Record is a file that says, from before the process is ended until the disks are up to
+	// date, what is to be done yet, so that Resume can; empty: none.
+	Record string
+	// Note is kept in Record, and returned by Resume.
+	Note json.RawMessage
+	// Room is a directory for the memory where no disk is a file, which would have it beside
+	// it; empty: refused.
+	Room string
 }
 
 // Adopted is what became of it.
@@ -47,6 +59,16 @@ func (a *Adopted) Complete() bool {
 	return len(a.Missing) == 0
 }
 
+// Files says how many files were written to the disks.
+func (a *Adopted) Files() (n int) {
+	for _, r := range a.Reports {
+		if r.Plan != nil {
+			n += len(r.Plan.Files)
+		}
+	}
+	return n
+}
+
 var (
 	errRuns = errors.New("its kernel is in no panic: it may be alive")
 	errHeld = errors.New("the process has its disks open")
@@ -56,7 +78,7 @@ var (
 const endLimit = 30 * time.Second
 
 // Run freezes the process, copies its memory to a file, ends the process, and does what Run of
-// Options does to each disk with a file system that the dead kernel had mounted. Before the
+// Options does to each file system of its disks that the dead kernel had mounted. Before the
 // process is ended, nothing has changed, and with an error it goes on, once it is closed. The file with its
 // memory is removed only if everything in it is on the disks.
 func (a Adoption) Run(ctx context.Context, m *foreign.Machine) (*Adopted, error) {
@@ -74,33 +96,101 @@ func (a Adoption) Run(ctx context.Context, m *foreign.Machine) (*Adopted, error)
 	if err := a.place(m, disks); err != nil {
 		return nil, err
 	}
-	if err := m.Save(ctx, a.Memory); err != nil {
+	c, err := a.take(ctx, m, disks)
+	if err != nil {
 		return nil, err
 	}
-	out := &Adopted{Memory: a.Memory, Reports: []*Report{}, Missing: []string{}}
-	found, err := a.found(disks, out)
-	if err != nil {
-		return nil, errors.Join(err, os.Remove(a.Memory))
-	}
 	if err := m.End(endLimit); err != nil { // it may end yet: the file may be all that is left
-		return out, err
+		return c.adopted(), err
 	}
-	if err := a.apply(ctx, found, out); err != nil || !out.Complete() {
-		return out, err
-	}
-	out.Memory = ""
-	return out, os.Remove(a.Memory)
+	return a.finish(ctx, c)
 }
 
-// apply brings each disk up to date: one that fails does not keep the others from it.
-func (a *Adoption) apply(ctx context.Context, disks []string, out *Adopted) error {
+// take copies the memory to its file, and finds out which disks are meant. With an error, nothing
+// is left of it.
+func (a *Adoption) take(ctx context.Context, m *foreign.Machine, disks []foreign.Disk) (_ *custody, err error) {
+	f, err := newMemory(a.Memory)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+		err = errors.Join(err, f.Close()) // and with it the lock
+	}()
+	if err := m.SaveTo(ctx, f); err != nil {
+		return nil, err
+	}
+	c := &custody{Name: m.Name, PID: m.PID, Memory: a.Memory, Note: a.Note}
+	if c.Started, err = m.Started(); err != nil {
+		return nil, err
+	}
+	if err := a.find(f.Name(), disks, c); err != nil {
+		return nil, err
+	}
+	if a.Record != "" {
+		if err := c.write(a.Record); err != nil {
+			return nil, err
+		}
+	}
+	// From here on it is what its name says.
+	if err := c.settle(); err != nil {
+		if a.Record != "" {
+			err = errors.Join(err, os.Remove(a.Record))
+		}
+		return nil, err
+	}
+	return c, nil
+}
+
+// finish brings the disks of a machine up to date that has ended.
+func (a *Adoption) finish(ctx context.Context, c *custody) (*Adopted, error) {
+	out := c.adopted()
+	if err := a.apply(ctx, c, out); err != nil {
+		return out, err
+	}
+	if out.Complete() {
+		out.Memory = ""
+		if err := os.Remove(c.Memory); err != nil {
+			return out, err
+		}
+	}
+	if a.Record != "" {
+		return out, os.Remove(a.Record)
+	}
+	return out, nil
+}
+
+// apply brings each file system up to date: one that fails does not keep the others from it. All
+// disks are claimed first, so that nobody starts the machine again in between.
+func (a *Adoption) apply(ctx context.Context, c *custody, out *Adopted) (err error) {
+	claims := make(map[string]*fence.Claim)
+	defer func() {
+		for _, held := range claims {
+			err = errors.Join(err, held.Close())
+		}
+	}()
+	for _, p := range c.Places {
+		if claims[p.Path] != nil {
+			continue
+		}
+		claim, err := fence.Take(p.Path)
+		if err != nil {
+			return c.keep(p, err)
+		}
+		claims[p.Path] = claim
+	}
 	var errs []error
-	for _, d := range disks {
+	for _, p := range c.Places {
 		o := a.Options
-		o.Image, o.Disk = a.Memory, d
+		o.Image, o.Disk, o.Part, o.claim = c.Memory, p.Path, p.Part, claims[p.Path]
+		if o.claim.Device && o.Work == "" {
+			o.Work = filepath.Dir(c.Memory) // there was room for that
+		}
 		r, err := Run(ctx, o)
 		if err != nil {
-			errs = append(errs, hint.New("bring "+d+" up to date", err, "Its machine's memory is in "+a.Memory+": keep it, and go on with understudy salvage apply."))
+			errs = append(errs, c.keep(p, err))
 			continue
 		}
 		out.Reports = append(out.Reports, r)
@@ -108,10 +198,16 @@ func (a *Adoption) apply(ctx context.Context, disks []string, out *Adopted) erro
 	return errors.Join(errs...)
 }
 
+// keep says what to do when a disk was not brought up to date.
+func (c *custody) keep(p Place, err error) error {
+	return hint.New("bring "+p.String()+" up to date", err, "Its machine's memory is in "+c.Memory+": keep it, and go on with understudy salvage apply "+c.Memory+" --disk "+p.argument()+".")
+}
+
 // place chooses where the memory is kept.
-func (a *Adoption) place(m *foreign.Machine, disks []foreign.Disk) error {
+func (a *Adoption) place(m *foreign.Machine, disks []foreign.Disk) (err error) {
 	if a.Memory != "" {
-		return nil
+		a.Memory, err = filepath.Abs(a.Memory)
+		return err
 	}
 	dir := a.Work
 	for _, d := range disks {
@@ -120,48 +216,50 @@ func (a *Adoption) place(m *foreign.Machine, disks []foreign.Disk) error {
 		}
 	}
 	if dir == "" {
+		dir = a.Room
+	}
+	if dir == "" {
 		return hint.New(fmt.Sprintf("keep the memory of process %d", m.PID), errors.New("there is no room beside its disks"), "Name a file with --memory, on a disk with room for it.")
 	}
-	a.Memory = filepath.Join(dir, fmt.Sprintf("qemu-%d.memory", m.PID))
-	return nil
+	a.Memory, err = filepath.Abs(filepath.Join(dir, fmt.Sprintf("qemu-%d.memory", m.PID)))
+	return err
 }
 
-// found returns the disks that have a file system which the dead kernel had mounted.
-func (a *Adoption) found(disks []foreign.Disk, out *Adopted) ([]string, error) {
-	memory, err := inventory.Open(a.Memory, morgue.Builds()...)
+// find finds the file systems, on the machine's disks, that the dead kernel had mounted.
+func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) error {
+	memory, err := inventory.Open(image, morgue.Builds()...)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer memory.Close()
 	if _, panicked, err := memory.Kernel.PanicCPU(); (err != nil || !panicked) && !a.Hung {
-		return nil, hint.New("salvage a running machine", errRuns, "Nothing was touched, and it goes on. If it hangs and will not come back, say so with --hung.")
+		return hint.New("salvage a running machine", errRuns, "Nothing was touched, and it goes on. If it hangs and will not come back, say so with --hung.")
 	}
 	all, _, err := memory.FileSystems()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	on, err := identified(disks)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var found []string
 	for _, f := range all {
 		if !f.HasDevice() {
 			continue
 		}
-		if path, ok := on[f.Super.UUID]; ok {
-			found = append(found, path)
+		if place, ok := on[f.Super.UUID]; ok {
+			c.Places = append(c.Places, place)
 			continue
 		}
 		if !f.Super.HasBuffers() && f.Super.Type != "xfs" && f.Super.Type != "btrfs" && idle(f) {
 			continue // a CD, a disk of firmware's
 		}
-		out.Missing = append(out.Missing, fmt.Sprintf("%s %s, %s", f.Super.Type, f.Super.UUID, f.Device))
+		c.Missing = append(c.Missing, fmt.Sprintf("%s %s, %s", f.Super.Type, f.Super.UUID, f.Device))
 	}
-	if len(found) == 0 {
-		return nil, hint.New("find the dead machine's disks", ErrNotMounted, fmt.Sprintf("It had %v mounted. Its process has %v open for writing.", out.Missing, disks))
+	if len(c.Places) == 0 {
+		return hint.New("find the dead machine's disks", ErrNotMounted, fmt.Sprintf("It had %v mounted. Its process has %v open for writing.", c.Missing, disks))
 	}
-	return found, nil
+	return nil
 }
 
 // idle says whether nothing of a file system waits to be written.
@@ -170,31 +268,67 @@ func idle(f *inventory.FileSystem) bool {
 	return len(found.Files)+len(found.Refused)+len(found.Faults) == 0
 }
 
-// identified are the disks by the file system that they have. Two with the same one cannot be
-// told from each other.
-func identified(disks []foreign.Disk) (map[pagecache.UUID]string, error) {
-	on := make(map[pagecache.UUID]string)
+// identified are the places of the disks by the file system that they have. Two with the same one
+// cannot be told from each other.
+func identified(disks []foreign.Disk) (map[pagecache.UUID]Place, error) {
+	on := make(map[pagecache.UUID]Place)
 	for _, d := range disks {
 		if d.Format != "raw" {
 			return nil, hint.New("open disk "+d.Path, fmt.Errorf("it is a %s image", d.Format),
 				"Only raw images and block devices can be written to. Save its memory (understudy salvage save), end QEMU in good order (quit, in its monitor), convert the image (qemu-img convert -O raw), and apply the memory to that.")
 		}
-		f, err := os.Open(d.Path)
+		found, err := places(d.Path)
 		if err != nil {
 			return nil, err
 		}
-		fs, err := salvage.Identify(f)
-		if err = errors.Join(err, f.Close()); errors.Is(err, salvage.ErrNoFileSystem) {
-			continue
+		for p, id := range found {
+			if other, taken := on[id]; taken {
+				return nil, hint.New("find the dead machine's disks", fmt.Errorf("%v and %v have file system %v both", other, p, id),
+					"Save its memory (understudy salvage save), end QEMU, and apply the memory to the one that was mounted.")
+			}
+			on[id] = p
 		}
-		if err != nil {
-			return nil, fmt.Errorf("open disk %s: %w", d.Path, err)
-		}
-		if other, taken := on[fs.UUID]; taken {
-			return nil, hint.New("find the dead machine's disks", fmt.Errorf("%s and %s have file system %v both", other, d.Path, fs.UUID),
-				"Save its memory (understudy salvage save), end QEMU, and apply the memory to the one that was mounted.")
-		}
-		on[fs.UUID] = d.Path
 	}
 	return on, nil
+}
+
+// places finds the file systems on a disk: all of it is one, or its partitions are.
+func places(path string) (map[Place]pagecache.UUID, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, fmt.Errorf("open disk %s: %w", path, err)
+	}
+	found := make(map[Place]pagecache.UUID)
+	look := func(part int, off, n int64) error {
+		fs, err := salvage.Identify(io.NewSectionReader(f, off, n))
+		switch {
+		case errors.Is(err, salvage.ErrNoFileSystem):
+			return nil
+		case err != nil:
+			return fmt.Errorf("open disk %v: %w", Place{path, part}, err)
+		}
+		found[Place{path, part}] = fs.UUID
+		return nil
+	}
+	if err := look(0, 0, size); err != nil || len(found) > 0 {
+		return found, err
+	}
+	parts, err := disk.Table(f, size)
+	if errors.Is(err, disk.ErrNoTable) {
+		return found, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open disk %s: %w", path, err)
+	}
+	for _, p := range parts {
+		if err := look(p.Number, p.Off, p.Len); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
 }

@@ -48,7 +48,10 @@ type Disk struct {
 // Open claims a disk and looks for what an earlier run left. If part is not 0, that partition
 // is meant, and offsets begin with it. work is where the overlay goes: empty means beside
 // the disk. Nothing is made or changed.
-func Open(path string, part int, work string) (*Disk, error) {
+func Open(path string, part int, work string) (*Disk, error) { return open(path, part, work, nil) }
+
+// open is Open, of a disk that may be claimed already.
+func open(path string, part int, work string, claim *fence.Claim) (*Disk, error) {
 	d := &Disk{part: part}
 	var err error
 	if d.path, err = filepath.Abs(path); err == nil {
@@ -58,7 +61,12 @@ func Open(path string, part int, work string) (*Disk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find disk: %w", err)
 	}
-	if d.Claim, err = fence.Take(d.path); err != nil {
+	if claim != nil {
+		d.Claim, err = claim.Share()
+	} else {
+		d.Claim, err = fence.Take(d.path)
+	}
+	if err != nil {
 		return nil, err
 	}
 	d.Size = d.Claim.Size

@@ -15,6 +15,7 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/guest"
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/pair"
@@ -45,6 +46,8 @@ type Options struct {
 	// kernel mount Disk, which died before any service ran. The memory of that one
 	// has been applied to Disk, which proves that nobody else has written to it.
 	handedOver bool
+	// claim is that of Disk, if it is claimed already; it stays.
+	claim *fence.Claim
 }
 
 // application is one run of salvage apply.
@@ -96,7 +99,7 @@ func (a *application) run(ctx context.Context) (err error) {
 	if a.Mount != "" {
 		return a.mounted(ctx)
 	}
-	if a.target, err = Open(a.Disk, a.Part, a.Work); err != nil {
+	if a.target, err = open(a.Disk, a.Part, a.Work, a.claim); err != nil {
 		return err
 	}
 	if left, unfinished := a.target.Unfinished(); unfinished {

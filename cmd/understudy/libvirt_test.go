@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"understudy.dev/understudy/internal/lab/libvirtlab"
+	"understudy.dev/understudy/internal/lab/tier"
+)
+
+// program is the one under test, as it is called from anywhere.
+func program(t *testing.T) string {
+	t.Helper()
+	path, err := filepath.Abs(binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// sameFiles compares what a guest had before it died with what it found.
+func sameFiles(t *testing.T, left, found []string) {
+	t.Helper()
+	if len(left) < 100 {
+		t.Fatalf("the guest told of %d files and directories only", len(left))
+	}
+	missing := slices.DeleteFunc(slices.Clone(left), func(l string) bool { return slices.Contains(found, l) })
+	more := slices.DeleteFunc(slices.Clone(found), func(l string) bool { return slices.Contains(left, l) })
+	if len(missing)+len(more) > 0 {
+		t.Errorf("of %d, not found again:\n%s\nand found instead:\n%s", len(left), strings.Join(missing, "\n"), strings.Join(more, "\n"))
+	}
+}
+
+// TestLibvirtApply: a domain that nobody prepared has died; its disks are brought up to date, and
+// when it is started again it finds all that it had.
+func TestLibvirtApply(t *testing.T) {
+	tier.Full(t, "libvirt itself, from Debian's packages")
+	vm(t)
+	h := libvirtlab.Start(t)
+	for name, memory := range map[string]libvirtlab.Memory{"anonymous": libvirtlab.Anonymous, "memfd": libvirtlab.Memfd, "file": libvirtlab.File} {
+		t.Run(name, func(t *testing.T) {
+			g := h.Guest(name, memory, "raw", "preserve")
+			g.Define()
+			g.Start()
+			g.AwaitState("crashed (panicked)")
+			if out, err := h.Run(program(t), "salvage", "apply", "--libvirt", name, "--end"); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			g.AwaitState("shut off (crashed)")
+			g.Start()
+			sameFiles(t, g.Left(), g.Found())
+		})
+	}
+}
+
+// watcher is a run of what the unit runs, on a host of libvirt's.
+type watcher struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	log string
+}
+
+// unitCommand is the command line of understudy-watch.service, with what an operator may add.
+func unitCommand(t *testing.T, more string) string {
+	t.Helper()
+	unit, err := os.ReadFile("../../packaging/systemd/understudy-watch.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(unit)) {
+		if command, ok := strings.CutPrefix(line, "ExecStart="); ok {
+			return "exec " + strings.TrimSpace(command) + more
+		}
+	}
+	t.Fatal("the unit has no ExecStart")
+	return ""
+}
+
+// startWatch starts the unit's command, with this program where the package has it.
+func startWatch(t *testing.T, h *libvirtlab.Host, name string) *watcher {
+	t.Helper()
+	if _, err := h.Run("install", program(t), "/usr/bin/understudy"); err != nil {
+		t.Fatal(err)
+	}
+	w := &watcher{t: t, log: filepath.Join(h.Dir, name+".log")}
+	out, err := os.Create(w.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	w.cmd = h.Command(context.WithoutCancel(t.Context()), "sh", "-c", unitCommand(t, " --restart"))
+	w.cmd.Stdout, w.cmd.Stderr = out, out
+	if err := w.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		w.end(syscall.SIGKILL)
+		t.Logf("%s said:\n%s", name, w.said())
+	})
+	return w
+}
+
+func (w *watcher) said() string {
+	b, err := os.ReadFile(w.log)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// end ends the process in the namespace, which nsenter(1) waits for.
+func (w *watcher) end(s syscall.Signal) {
+	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", w.cmd.Process.Pid, w.cmd.Process.Pid))
+	for _, pid := range strings.Fields(string(children)) {
+		if n, err := strconv.Atoi(pid); err == nil {
+			_ = syscall.Kill(n, s) // it may have ended
+		}
+	}
+	_ = w.cmd.Wait() // its log says how it ended
+}
+
+// await waits until the log has a text so many times.
+func (w *watcher) await(h *libvirtlab.Host, text string, times int) {
+	w.t.Helper()
+	h.Await(text, 4*time.Minute, func() bool { return strings.Count(w.said(), text) >= times })
+}
+
+// TestLibvirtWatch has the unit's command salvage domains by itself: one that had crashed before,
+// through a kill in the midst; one after libvirtd was started again; and one that is refused, and
+// stays as it is.
+func TestLibvirtWatch(t *testing.T) {
+	tier.Full(t, "libvirt itself, from Debian's packages")
+	vm(t)
+	h := libvirtlab.Start(t)
+	early := h.Guest("early", libvirtlab.Memfd, "raw", "preserve")
+	early.Start() // transient
+	early.AwaitState("crashed (panicked)")
+
+	w := startWatch(t, h, "first")
+	w.await(h, "domain early: its kernel has panicked", 1)
+	w.end(syscall.SIGKILL)
+	w = startWatch(t, h, "second")
+	w.await(h, "domain early: started again", 1)
+	sameFiles(t, early.Left(), early.Found())
+
+	if out, err := h.Run("sh", "-c", unitCommand(t, "")); err == nil || !strings.Contains(out, "Another watch runs") {
+		t.Errorf("a second watch: %v: %s", err, out)
+	}
+	h.RestartLibvirtd(syscall.SIGKILL)
+	w.await(h, "watching libvirt's domains", 2)
+
+	web := h.Guest("web", libvirtlab.Anonymous, "raw", "preserve")
+	web.Define()
+	web.Start()
+	lost := h.Guest("lost", libvirtlab.Anonymous, "vmdk", "preserve")
+	lost.Define()
+	lost.Start()
+	w.await(h, "domain web: started again", 1)
+	sameFiles(t, web.Left(), web.Found())
+
+	w.await(h, "domain lost: not salvaged", 1)
+	w.await(h, "qemu-img convert", 1)
+	lost.AwaitState("crashed (panicked)")
+	w.end(syscall.SIGTERM)
+	if left, err := h.Run("sh", "-c", "cd /var/lib/understudy-watch && ls"); err != nil || left != "early.report.json\nlock\nweb.report.json\n" {
+		t.Errorf("the state directory has %q, %v", left, err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(h.Dir, "*memory*")); len(left) > 0 {
+		t.Errorf("left %v", left)
+	}
+}

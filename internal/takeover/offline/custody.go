@@ -1,0 +1,200 @@
+package offline
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/foreign"
+	"understudy.dev/understudy/internal/live/hint"
+)
+
+// Place is a file system's: a disk, or a partition of it.
+type Place struct {
+	Path string `json:"path"`
+	Part int    `json:"partition,omitempty"` // its number; 0: all of the disk
+}
+
+func (p Place) String() string {
+	if p.Part == 0 {
+		return p.Path
+	}
+	return fmt.Sprintf("%s, partition %d", p.Path, p.Part)
+}
+
+// argument is the place as salvage apply wants it.
+func (p Place) argument() string {
+	if p.Part == 0 {
+		return p.Path
+	}
+	return fmt.Sprintf("%s --partition %d", p.Path, p.Part)
+}
+
+// custody is a dead machine's memory in a file of ours, and where it belongs.
+type custody struct {
+	Version int             `json:"version"`
+	Name    string          `json:"name"`    // of the machine
+	PID     int             `json:"pid"`     // of its process, which may have ended
+	Started uint64          `json:"started"` // foreign.Machine.Started of that
+	Boot    string          `json:"boot"`    // of this machine (random(4), boot_id): the numbers are of this one
+	Memory  string          `json:"memory"`
+	Places  []Place         `json:"disks"`
+	Missing []string        `json:"missing"`
+	Note    json.RawMessage `json:"note,omitempty"` // of whoever has it kept
+}
+
+const (
+	custodyVersion = 1
+	maxCustody     = 1 << 20 // bytes
+)
+
+// partial ends the name of a memory file that is not complete yet.
+const partial = ".partial"
+
+// newMemory opens an empty file for a machine's memory, which gets its name when it is complete.
+// What a run left that was killed is overwritten; one that goes on has a lock.
+func newMemory(path string) (*os.File, error) {
+	op := "save memory to " + path
+	if _, err := os.Lstat(path); err == nil {
+		return nil, hint.New(op, os.ErrExist, "It may be all that is left of another machine: move it away, or name another file.")
+	}
+	f, err := os.OpenFile(path+partial, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("save memory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(hint.New(op, err, "Another run of this program is at that. Nothing was touched by this one."), f.Close())
+	}
+	if err := f.Truncate(0); err != nil {
+		return nil, errors.Join(fmt.Errorf("save memory: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+// settle gives the complete memory its name.
+func (c *custody) settle() error {
+	err := unix.Renameat2(unix.AT_FDCWD, c.Memory+partial, unix.AT_FDCWD, c.Memory, unix.RENAME_NOREPLACE)
+	if err != nil {
+		return fmt.Errorf("save memory to %s: %w", c.Memory, err)
+	}
+	return syncDir(filepath.Dir(c.Memory))
+}
+
+func (c *custody) adopted() *Adopted {
+	return &Adopted{Memory: c.Memory, Reports: []*Report{}, Missing: append([]string{}, c.Missing...)}
+}
+
+// bootID is of this machine's boot.
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return string(b), err
+}
+
+// write makes the record durable.
+func (c *custody) write(path string) (err error) {
+	c.Version = custodyVersion
+	if c.Boot, err = bootID(); err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(c, "", "\t")
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// readCustody reads a record.
+func readCustody(path string) (*custody, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read record: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxCustody))
+	if err != nil {
+		return nil, fmt.Errorf("read record: %w", err)
+	}
+	c, err := parseCustody(b)
+	if err != nil {
+		return nil, hint.New("record "+path, err, "It is not of this version of the program. If it is of an older one, finish with that.")
+	}
+	return c, nil
+}
+
+func parseCustody(b []byte) (*custody, error) {
+	c := &custody{}
+	if err := json.Unmarshal(b, c); err != nil {
+		return nil, err
+	}
+	if c.Version != custodyVersion {
+		return nil, fmt.Errorf("version %d", c.Version)
+	}
+	if !filepath.IsAbs(c.Memory) || len(c.Places) == 0 || c.PID <= 0 {
+		return nil, errors.New("it names no memory, no disk or no process")
+	}
+	for _, p := range c.Places {
+		if !filepath.IsAbs(p.Path) || p.Part < 0 {
+			return nil, fmt.Errorf("it names disk %q, partition %d", p.Path, p.Part)
+		}
+	}
+	return c, nil
+}
+
+// Resume goes on where a Run with this Record was broken off, by a kill or the machine's end: the
+// process is ended, if it is there still, and its disks are brought up to date. If these have
+// changed since, the record is removed, and the memory kept.
+func (a Adoption) Resume(ctx context.Context) (note json.RawMessage, _ *Adopted, err error) {
+	c, err := readCustody(a.Record)
+	if err != nil {
+		return nil, nil, err
+	}
+	a.Memory = c.Memory
+	if _, err := os.Lstat(c.Memory); errors.Is(err, os.ErrNotExist) {
+		if err := c.settle(); err != nil {
+			return c.Note, nil, hint.New("go on with "+a.Record, err, "The memory of its machine is gone. If it is not wanted any more, remove that record.")
+		}
+	}
+	if err := c.end(endLimit); err != nil {
+		return c.Note, c.adopted(), err
+	}
+	out, err := a.finish(ctx, c)
+	if errors.Is(err, salvage.ErrDiskChanged) {
+		err = errors.Join(err, os.Remove(a.Record))
+	}
+	return c.Note, out, err
+}
+
+// end ends the machine's process, if it is the same one.
+func (c *custody) end(limit time.Duration) error {
+	if boot, err := bootID(); err != nil || boot != c.Boot {
+		return err
+	}
+	m, err := foreign.Open(c.PID)
+	if err != nil {
+		return nil // it has ended: a disk that somebody has is not claimed
+	}
+	defer m.Close()
+	if started, err := m.Started(); err != nil || started != c.Started {
+		return nil // likewise
+	}
+	return m.End(limit)
+}
