@@ -22,7 +22,7 @@ func metalCommand() *cobra.Command {
 		Use:   "metal",
 		Short: "Have an understudy beside this machine's own Linux, without a hypervisor",
 	}
-	cmd.AddCommand(metalCheckCommand(), metalParametersCommand(), metalInstallCommand(), metalRemoveCommand(), metalRunCommand(), metalStatusCommand(), metalReturnCommand(), metalEnterCommand())
+	cmd.AddCommand(metalCheckCommand(), metalParametersCommand(), metalInstallCommand(), metalRemoveCommand(), metalRunCommand(), metalStatusCommand(), metalReturnCommand(), metalAgainCommand(), metalEnterCommand())
 	return cmd
 }
 
@@ -93,10 +93,15 @@ type beside struct {
 	kernel, image, appended, role string
 	beat                          wire.Beat
 	limit                         time.Duration
+	again                         bool
+	roots                         []string // directories that show /sys
 }
 
+// beatPeriod is how often to beat by default.
+const beatPeriod = 20 * time.Millisecond
+
 func metalRunCommand() *cobra.Command {
-	var b beside
+	b := beside{roots: []string{""}}
 	cmd := &cobra.Command{
 		Use:   "run --kernel VMLINUZ --image CPIO --role FILE",
 		Short: "Start an understudy beside the running kernel, and beat for it until this ends",
@@ -110,9 +115,10 @@ understudy first.`,
 	cmd.Flags().StringVar(&b.image, "image", "", "its initramfs: understudy initramfs makes it")
 	cmd.Flags().StringVar(&b.role, "role", "", "what it takes over: disks, interfaces, services; JSON")
 	cmd.Flags().StringVar(&b.appended, "append", "", "further parameters of its kernel")
-	cmd.Flags().DurationVar(&b.beat.Period, "beat", 20*time.Millisecond, "how often to beat")
+	cmd.Flags().DurationVar(&b.beat.Period, "beat", beatPeriod, "how often to beat")
 	cmd.Flags().DurationVar(&b.limit, "limit", silenceLimit, "silence that is death; 0: none is")
 	cmd.Flags().DurationVar(&b.beat.CPU, "cpu-limit", silenceCPULimit, "silence of one CPU that is death; 0: none is")
+	cmd.Flags().BoolVar(&b.again, "again", false, againUsage)
 	for _, name := range []string{"kernel", "image", "role"} {
 		_ = cmd.MarkFlagRequired(name) // the flag exists
 	}
@@ -154,12 +160,21 @@ func (b *beside) understudy(w io.Writer) (*metal.Understudy, error) {
 	for _, what := range absent {
 		fmt.Fprintf(w, "%s is not here now: whether the understudy can drive it is not known\n", what)
 	}
+	if b.again {
+		if u.Config.Again, err = b.files(u); err != nil {
+			return nil, err
+		}
+	}
 	u.TSC, err = metal.TSC()
 	return u, err
 }
 
 func (b *beside) run(ctx context.Context, w io.Writer) error {
-	if unfit := metal.Unfit(metal.Check(os.DirFS("/"), metal.Host{})); len(unfit) > 0 {
+	m, err := metal.Look(os.DirFS("/"))
+	if err != nil {
+		return err
+	}
+	if unfit := metal.Unfit(m.Check(os.DirFS("/"), metal.Host{})); len(unfit) > 0 {
 		return &metal.Refused{Findings: unfit}
 	}
 	lock, err := net.Listen("unix", "@understudy-metal") // it vanishes with this process
@@ -171,7 +186,7 @@ func (b *beside) run(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	n, err := metal.Start(os.DirFS("/"), u)
+	n, err := metal.Start(m, u)
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ func (b *beside) guard(ctx context.Context, n *metal.Neighbour, w io.Writer) err
 	if err := agent.BeatOn(page, b.beat); err != nil {
 		return err
 	}
-	release, err := metal.Reserved()
+	release, err := metal.Reserved(b.roots...)
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,10 @@ func metalStatusCommand() *cobra.Command {
 		Short: "Say how the understudy beside this kernel is",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			line, err := os.ReadFile("/proc/cmdline")
+			line, err := os.ReadFile(bare.BesideFile)
+			if errors.Is(err, os.ErrNotExist) { // this kernel is no understudy that has one itself
+				line, err = os.ReadFile("/proc/cmdline")
+			}
 			if err != nil {
 				return err
 			}

@@ -58,6 +58,7 @@ type installation struct {
 	mounts, interfaces []string
 	files, units       []string
 	limit, cpuLimit    time.Duration
+	again              bool
 }
 
 func metalInstallCommand() *cobra.Command {
@@ -85,6 +86,7 @@ as they are now, with the units given as its services. understudy metal remove u
 	cmd.Flags().StringArrayVar(&i.interfaces, "interface", nil, "network interface to be taken over")
 	cmd.Flags().DurationVar(&i.limit, "limit", silenceLimit, "silence that is death, as of metal run")
 	cmd.Flags().DurationVar(&i.cpuLimit, "cpu-limit", silenceCPULimit, "likewise, of one CPU")
+	cmd.Flags().BoolVar(&i.again, "again", false, againUsage)
 	cmd.Flags().StringArrayVar(&i.units, "unit", nil, "service of systemd's to be started from the root file system, NAME.service, with =PORT if it listens on a TCP port; needs --mount /")
 	cmd.Flags().StringArrayVar(&i.files, "add", nil, "file of this machine to put at the same path of the understudy's image")
 	return cmd
@@ -123,12 +125,21 @@ func (i *installation) install(w io.Writer) error {
 	if err := errors.Join(os.MkdirAll(metal.StateDir, 0o755), os.MkdirAll(filepath.Dir(metal.GRUBFile), 0o755)); err != nil {
 		return err
 	}
+	if i.again {
+		if err := metal.OnDisk(metal.StateDir, role); err != nil {
+			return fmt.Errorf("--again: %w", err)
+		}
+	}
 	if err := i.image(role, filepath.Join(metal.StateDir, "understudy.cpio")); err != nil {
 		return err
 	}
+	options := []string{"--limit", i.limit.String(), "--cpu-limit", i.cpuLimit.String()}
+	if i.again {
+		options = append(options, "--again")
+	}
 	for path, text := range map[string][]byte{
 		filepath.Join(metal.StateDir, "vmlinuz"): kernel, filepath.Join(metal.StateDir, "role.json"): roleText,
-		metal.GRUBFile: []byte(metal.GRUB(parameters)), metal.UnitFile: []byte(metal.UnitText(program, "--limit", i.limit.String(), "--cpu-limit", i.cpuLimit.String())),
+		metal.GRUBFile: []byte(metal.GRUB(parameters)), metal.UnitFile: []byte(metal.UnitText(program, options...)),
 	} {
 		if err := replaceFile(path, text); err != nil {
 			return err

@@ -122,15 +122,17 @@ func bootToEnd(t *testing.T, ctx context.Context, m *barelab.Machine) (console s
 
 const metalLimits = " --limit 1m --cpu-limit 2m"
 
-// metalStart prints the machine's parameters at its first boot, and starts an understudy at
-// its second.
-const metalStart = `
+// parametersFirst prints the machine's parameters at its first boot, which it ends.
+const parametersFirst = `
 if ! grep -q understudy.metal /proc/cmdline; then
   echo "PARAMETERS $(understudy metal parameters)"
   poweroff -f
 fi
 understudy metal check
-` + metalRun
+`
+
+// metalStart starts an understudy at the machine's second boot.
+const metalStart = parametersFirst + metalRun
 
 // metalRun has limits that a busy machine's emulation does not come near: who tests them
 // takes metalLimits away.

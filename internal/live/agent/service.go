@@ -246,6 +246,9 @@ func (c *children) run(cmd *exec.Cmd) error {
 	return c.wait(cmd)
 }
 
+// Run starts a program as a child of this process, which may be PID 1, and returns when it has ended.
+func (a *Agent) Run(cmd *exec.Cmd) error { return a.children.run(cmd) }
+
 func (c *children) wait(cmd *exec.Cmd) error {
 	err := cmd.Wait()
 	c.mu.Lock()

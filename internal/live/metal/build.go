@@ -95,7 +95,7 @@ func build(m *Machine, r Reservation, u *Understudy) (*Built, error) {
 	for _, b := range bridges {
 		c.Roots = append(c.Roots, b.Segment)
 	}
-	c.BootCPU, c.Others = m.Online[0], m.Online[1:]
+	c.BootCPU, c.Parked, c.Others, c.Former = m.Boot, m.Parked, m.others(), m.own
 	config, err := c.encode()
 	if err != nil {
 		return nil, err
@@ -106,7 +106,7 @@ func build(m *Machine, r Reservation, u *Understudy) (*Built, error) {
 	}
 	// The machine's boot CPU first: that one the kernel leaves out (disable_cpu_apicid=,
 	// and by itself since 6.9, topology_is_... "Crash kernel detected").
-	p := Processors{APIC: m.Processors.APIC, IDs: slices.Concat(m.Online[:1], free, m.Online[1:])}
+	p := Processors{APIC: m.Processors.APIC, IDs: slices.Concat([]uint32{m.Boot}, free, m.others())}
 	tables, root := acpiTables(r.Mid.Start+midACPI, r.StatusPage()+statusReveal, p, m.Reset, bridges)
 	line := commandLine(m, r, u, len(free))
 	params, err := kernel.params(boot{rsdp: root, cmdline: r.Mid.Start + midCmdline, image: image, memory: memoryMap(m, r)})
@@ -231,7 +231,7 @@ func commandLine(m *Machine, r Reservation, u *Understudy, cpus int) string {
 	return strings.Join([]string{
 		"maxcpus=" + strconv.Itoa(cpus),
 		"possible_cpus=" + strconv.Itoa(max(9, len(m.Processors.IDs))),
-		"disable_cpu_apicid=" + strconv.Itoa(int(m.Online[0])), // the machine's boot CPU
+		"disable_cpu_apicid=" + strconv.Itoa(int(m.Boot)), // the machine's boot CPU
 		"no_ipi_broadcast=1", "apic_extnmi=none", "iomem=relaxed",
 		// Its local APIC's timer is measured by the TSC: no PIT, HPET or PM timer is needed.
 		"tsc_early_khz=" + strconv.FormatUint(u.TSC, 10), "tsc=reliable", "clocksource=tsc",

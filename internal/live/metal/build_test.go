@@ -197,27 +197,14 @@ func TestMemoryMap(t *testing.T) {
 
 func TestIdentity(t *testing.T) {
 	const at = 0x7be20000
-	b := identity(at, Range{0x20000, 0x60000}, Range{0x7be00000, 0x7fe00000}, Range{0x120000000, 0x180000000})
-	walk := func(va uint64) (pa uint64, ok bool) {
-		entry := func(table, index uint64) uint64 { return binary.LittleEndian.Uint64(b[table-at+8*(index&511):]) }
-		top := entry(at, va>>39)
-		if top&pagePresent == 0 {
-			return 0, false
-		}
-		gib := entry(top&^0xfff, va>>30)
-		if gib&pagePresent == 0 {
-			return 0, false
-		}
-		e := entry(gib&^0xfff, va>>21)
-		return e&^0xfff&^pageLarge + va&(huge-1), e&pagePresent != 0 && e&pageLarge != 0
-	}
+	p := &paging{at: at, b: identity(at, Range{0x20000, 0x60000}, Range{0x7be00000, 0x7fe00000}, Range{0x120000000, 0x180000000})}
 	for _, va := range []uint64{0, 0x20000, 0x3fffffff, 0x40000000, 0x7fdfffff, 0x120000000, 0x17fffffff} {
-		if pa, ok := walk(va); !ok || pa != va {
+		if pa, ok := walk(p, 0, 4, va); !ok || pa != va {
 			t.Errorf("%#x is at %#x, %v", va, pa, ok)
 		}
 	}
 	for _, va := range []uint64{0x80000000, 0xfee00000, 0x180000000, 1 << 39} {
-		if pa, ok := walk(va); ok {
+		if pa, ok := walk(p, 0, 4, va); ok {
 			t.Errorf("%#x is mapped, to %#x", va, pa)
 		}
 	}

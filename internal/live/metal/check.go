@@ -36,6 +36,11 @@ func Check(root fs.FS, k Running) []Finding {
 	if err != nil {
 		return []Finding{{What: "machine", Detail: err.Error(), Advice: "Run this as root, on a PC whose firmware has ACPI tables and PCI Express."}}
 	}
+	return m.Check(root, k)
+}
+
+// Check is Check of a machine that has been looked at.
+func (m *Machine) Check(root fs.FS, k Running) []Finding {
 	c := &checker{root: root, kernel: k, machine: m}
 	c.lockdown()
 	reserved := c.memory()
@@ -107,7 +112,7 @@ func pick(yes bool, a, b string) string {
 }
 
 func (c *checker) memory() bool {
-	r, err := ParseReservation(c.machine.Cmdline)
+	r, err := c.machine.Reservation()
 	if err == nil {
 		err = r.Left(c.machine.Resources)
 	}
@@ -142,7 +147,7 @@ func (c *checker) unsaved() {
 		}
 		most = all / 100 * number("dirty_ratio")
 	}
-	r, err := ParseReservation(c.machine.Cmdline)
+	r, err := c.machine.Reservation()
 	if err != nil {
 		return // said already
 	}

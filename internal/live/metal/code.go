@@ -1,9 +1,6 @@
 package metal
 
-import (
-	"encoding/binary"
-	"slices"
-)
+import "encoding/binary"
 
 // What a CPU runs on its way, as bytes, with the instructions beside them (Intel SDM
 // volume 2; AT&T order of operands).
@@ -24,6 +21,9 @@ const (
 	selector64   = 0x10
 	selectorData = 0x18
 )
+
+// segmentLong is the descriptor of 64-bit code.
+const segmentLong = 0x00af9a000000ffff
 
 // code collects instructions, and the places in it that are jumped to.
 type code struct {
@@ -112,7 +112,7 @@ func trampoline(at uint32, e entry) []byte {
 	for i, d := range []uint64{
 		0,
 		0x00cf9a000000ffff, // selector32: code, 4 GiB
-		0x00af9a000000ffff, // selector64: code, long
+		segmentLong,        // selector64
 		0x00cf92000000ffff, // selectorData
 	} {
 		binary.LittleEndian.PutUint64(page[trampGDT+8*i:], d)
@@ -157,67 +157,4 @@ func parkCode(at uint32) []byte {
 		binary.LittleEndian.PutUint32(page[parkIDT+4*n:], at>>4<<16|halt)
 	}
 	return page
-}
-
-// nmiParked is what nmiPark stores.
-const nmiParked = 0x4b524150 // "PARK"
-
-// nmiPark is what stands in the place of a dead kernel's NMI entry to take out the CPU
-// that must not get an INIT: it turns off what would keep it from writing to the kernel's
-// text (CR4.CET, without which CR0.WP cannot be cleared), stores that it is here behind
-// itself, and halts for good: without an IRET no other NMI comes. flag is the offset of
-// that word. It may begin in a kernel with indirect branch tracking.
-func nmiPark() (b []byte, flag int) {
-	c := &code{}
-	c.put(0xf3, 0x0f, 0x1e, 0xfa)             // endbr64
-	c.put(0xfa)                               // cli
-	c.put(0x0f, 0x20, 0xe0)                   // mov %cr4, %rax
-	c.put(0x48, 0x0f, 0xba, 0xf0, 23)         // btr $CET, %rax
-	c.put(0x0f, 0x22, 0xe0)                   // mov %rax, %cr4
-	c.put(0x0f, 0x20, 0xc0)                   // mov %cr0, %rax
-	c.put(0x48, 0x0f, 0xba, 0xf0, 16)         // btr $WP, %rax
-	c.put(0x0f, 0x22, 0xc0)                   // mov %rax, %cr0
-	c.put(0xc7, 0x05, 0x03, 0x00, 0x00, 0x00) // movl $nmiParked, flag(%rip)
-	c.put32(nmiParked)
-	c.put(0xf4)       // hlt
-	c.put(0xeb, 0xfd) // jmp to it
-	return slices.Concat(c.b, make([]byte, 4)), len(c.b)
-}
-
-// Bits of a page table entry (SDM volume 3, 4.5).
-const (
-	pagePresent = 1 << 0
-	pageWrite   = 1 << 1
-	pageLarge   = 1 << 7
-)
-
-// identity are page tables, for that place below 4 GiB, that map each GiB in which one of
-// the ranges is to itself, in pages of 2 MiB. The root comes first.
-func identity(at uint64, ranges ...Range) []byte {
-	const gib = 1 << 30
-	var gibs []uint64
-	for _, r := range ranges {
-		for g := r.Start / gib; g <= (r.End-1)/gib; g++ {
-			gibs = append(gibs, g)
-		}
-	}
-	slices.Sort(gibs)
-	gibs = slices.Compact(gibs)
-	b := make([]byte, 4096)
-	page := func(table, index uint64) uint64 { // offset of the table that an entry points to
-		if e := binary.LittleEndian.Uint64(b[table+8*index:]); e != 0 {
-			return e&^0xfff - at
-		}
-		next := uint64(len(b))
-		b = append(b, make([]byte, 4096)...)
-		binary.LittleEndian.PutUint64(b[table+8*index:], (at+next)|pagePresent|pageWrite)
-		return next
-	}
-	for _, g := range gibs {
-		directory := page(page(0, g>>9&511), g&511)
-		for i := range uint64(512) {
-			binary.LittleEndian.PutUint64(b[directory+8*i:], g*gib+i*huge|pagePresent|pageWrite|pageLarge)
-		}
-	}
-	return b
 }

@@ -10,10 +10,10 @@ import (
 // parkLimit is how long a CPU may take to say that it is parked. It only bounds what hangs.
 const parkLimit = 10 * time.Second
 
-// Fence takes the other kernel's CPUs out, and then its devices off the bus. nmiEntry is
-// the physical address of what that kernel's boot CPU runs at an NMI. It fails if any CPU
+// Fence takes the other kernel's CPUs out, and then its devices off the bus. What that kernel's
+// boot CPU runs at an NMI is at those addresses. It fails if any CPU
 // does not say that it runs our code now: then the other kernel may still write.
-func (s *Self) Fence(nmiEntry uint64) error {
+func (s *Self) Fence(virtual, physical uint64) error {
 	a, err := openAPIC(s.Config.APIC)
 	if err != nil {
 		return fmt.Errorf("fence: %w", err)
@@ -25,8 +25,10 @@ func (s *Self) Fence(nmiEntry uint64) error {
 	if err := park(s.reservation, s.Config.APIC, s.Config.Others); err != nil {
 		return fmt.Errorf("fence: %w", err)
 	}
-	if err := s.parkBoot(a, nmiEntry); err != nil {
-		return fmt.Errorf("fence: %w", err)
+	if !s.Config.Parked {
+		if err := s.parkBoot(a, nmiHandler{virtual, physical}); err != nil {
+			return fmt.Errorf("fence: %w", err)
+		}
 	}
 	for _, g := range s.Config.Segments {
 		if err := Silence(g, s.Config.roots(g.Group)); err != nil {
@@ -67,20 +69,26 @@ func park(r Reservation, apicAt uint64, cpus []uint32) error {
 // arch/x86/kvm/vmx/vmenter.S). Whoever is parked takes none any more.
 const nmiPeriod = 100 * time.Millisecond
 
-// parkBoot parks the boot CPU, by an NMI into our code.
-func (s *Self) parkBoot(a apic, entry uint64) error {
-	code, flag := nmiPark()
-	w, err := mapPhysical(Range{entry, entry + uint64(len(code))})
+// parkBoot parks the boot CPU, by an NMI that takes it into a cell of ours.
+func (s *Self) parkBoot(a apic, h nmiHandler) error {
+	at := s.reservation.Low.Start + lowCell
+	c, err := newCell(uint32(at), h)
 	if err != nil {
 		return err
 	}
-	defer w.Close()
-	copy(w.data, code)
+	if err := write([]Piece{{at, c.page}, {at + pageBytes, c.root.b}, {h.physical, c.nmi}}); err != nil {
+		return err
+	}
+	page, err := mapPhysical(Range{at, at + pageBytes})
+	if err != nil {
+		return err
+	}
+	defer page.Close()
 	for range int(parkLimit / nmiPeriod) {
 		if err := a.send(s.Config.BootCPU, icrNMI); err != nil {
 			return err
 		}
-		if awaitFor(nmiPeriod, func() bool { return w.load32(flag) == nmiParked }) {
+		if awaitFor(nmiPeriod, func() bool { return page.load32(cellParked) == parkedBoot }) {
 			return nil
 		}
 	}

@@ -42,9 +42,9 @@ func TestReserve(t *testing.T) {
 		high        uint64
 		want        string // empty: refused
 	}{
-		{"above 4 GiB", iomem, 1536 << 20, "0x20000+0x40000,0x7be00000+0x4000000,0x120000000+0x60000000"},
-		{"more than there is above", iomem, 0x78000000, "0x20000+0x40000,0x7be00000+0x4000000,0x108000000+0x78000000"},
-		{"below, under the other", "00001000-0009ffff : System RAM\n00100000-7fffffff : System RAM\n", 1 << 30, "0x20000+0x40000,0x7c000000+0x4000000,0x3c000000+0x40000000"},
+		{"above 4 GiB", iomem, 1536 << 20, "0x20000+0x20000,0x7be00000+0x4000000,0x120000000+0x60000000"},
+		{"more than there is above", iomem, 0x78000000, "0x20000+0x20000,0x7be00000+0x4000000,0x108000000+0x78000000"},
+		{"below, under the other", "00001000-0009ffff : System RAM\n00100000-7fffffff : System RAM\n", 1 << 30, "0x20000+0x20000,0x7c000000+0x4000000,0x3c000000+0x40000000"},
 		{"little memory", "00001000-0009ffff : System RAM\n00100000-1fffffff : System RAM\n", 1 << 30, ""},
 		{"no low memory", "00100000-7fffffff : System RAM\n", 1 << 30, ""},
 		{"too little asked for", iomem, 64 << 20, ""},
@@ -77,12 +77,12 @@ func TestReserve(t *testing.T) {
 func TestParseReservation(t *testing.T) {
 	for _, bad := range []string{
 		"quiet", Parameter, Parameter + "0x20000+0x40000", Parameter + "1+2,3+4,5+6",
-		Parameter + "0x20000+0x40000,0x7be00000+0x4000000,0x7be00000+0x60000000",                // overlap
-		Parameter + "0x20000+0x40000,0xfff00000+0x4000000,0x120000000+0x60000000",               // over 4 GiB
-		Parameter + "0x80000+0x40000,0x7be00000+0x4000000,0x120000000+0x60000000",               // into the EBDA
-		Parameter + "0x20000+0x40000,0x7be00000+0x4000000,0x120000000+0xffffffffffffffff",       // wraps
-		Parameter + "0x20000+0x40000,0x7be00000+0x4000000,0x120000000+0x60000000,0x1000+0x1000", // four
-		Parameter + "0x20000+0x40000,0x7be00000+0x4000000,0x120000000",                          // no length
+		Parameter + "0x20000+0x20000,0x7be00000+0x4000000,0x7be00000+0x60000000",                // overlap
+		Parameter + "0x20000+0x20000,0xfff00000+0x4000000,0x120000000+0x60000000",               // over 4 GiB
+		Parameter + "0x80000+0x20000,0x7be00000+0x4000000,0x120000000+0x60000000",               // into the EBDA
+		Parameter + "0x20000+0x20000,0x7be00000+0x4000000,0x120000000+0xffffffffffffffff",       // wraps
+		Parameter + "0x20000+0x20000,0x7be00000+0x4000000,0x120000000+0x60000000,0x1000+0x1000", // four
+		Parameter + "0x20000+0x20000,0x7be00000+0x4000000,0x120000000",                          // no length
 	} {
 		if r, err := ParseReservation(bad); err == nil {
 			t.Errorf("%q is %v", bad, r)

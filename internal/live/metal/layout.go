@@ -15,6 +15,7 @@ const (
 	// Low.
 	lowTrampoline = 0x0000 // of the understudy's first CPU
 	lowPark       = 0x1000 // for the dead kernel's CPUs
+	lowCell       = 0x2000 // for the machine's boot CPU: cell, and its page tables
 	lowMemory     = 0x10000
 
 	// Mid.
@@ -47,10 +48,12 @@ type Config struct {
 	Drivers []Driver `json:"drivers,omitempty"`
 	// Memory is the active kernel's.
 	Memory []Range `json:"memory"`
-	// APIC is the address of every CPU's local APIC. BootCPU is the active kernel's, which
-	// must not get an INIT: it would reset the machine. Others are its other ones.
+	// APIC is the address of every CPU's local APIC. BootCPU is the machine's, which
+	// must not get an INIT: it would reset the machine. It is one of the active kernel's unless it
+	// is parked. Others are the active kernel's other ones.
 	APIC     uint64    `json:"apic"`
 	BootCPU  uint32    `json:"boot_cpu"`
+	Parked   bool      `json:"parked,omitempty"`
 	Others   []uint32  `json:"others"`
 	Segments []Segment `json:"segments"`
 	// Roots are the first buses of the host bridges, one in each segment of its own.
@@ -59,6 +62,18 @@ type Config struct {
 	// how long one of its CPUs; zero: as long as it likes.
 	Limit time.Duration `json:"limit"`
 	CPU   time.Duration `json:"cpu"`
+	// Again is what the understudy is to start another of, once it is active itself; nil: none.
+	Again *Again `json:"again,omitempty"`
+	// Former is the memory of the active kernel, if that was an understudy before.
+	Former *Reservation `json:"former,omitempty"`
+}
+
+// CPUs is how many the active kernel has.
+func (c *Config) CPUs() int {
+	if c.Parked {
+		return len(c.Others)
+	}
+	return 1 + len(c.Others)
 }
 
 // roots are the first buses of the host bridges of a group.

@@ -16,9 +16,14 @@ type Machine struct {
 	Resources  []Resource
 	Ports      []Resource
 	Processors Processors
-	Online     []uint32 // APIC numbers of the running kernel's CPUs; its boot CPU's first
+	Online     []uint32 // APIC numbers of the running kernel's CPUs
+	Boot       uint32   // that of the machine's boot CPU
+	Parked     bool     // nobody's any more: an earlier kernel has died on it
 	Segments   []Segment
 	Reset      Reset
+
+	reserved *Reservation // for an understudy, if the kernel's command line does not have it
+	own      *Reservation // the running kernel's, if it is an understudy that has taken over
 }
 
 // Where the firmware's tables are.
@@ -26,24 +31,47 @@ const acpiDir = "sys/firmware/acpi/tables/"
 
 // Look reads what the machine says, from a root directory: os.DirFS("/").
 func Look(root fs.FS) (*Machine, error) {
-	m := new(Machine)
-	line, err := fs.ReadFile(root, "proc/cmdline")
+	segments, err := fs.ReadFile(root, acpiDir+"MCFG")
 	if err != nil {
 		return nil, fmt.Errorf("look at machine: %w", err)
+	}
+	m := new(Machine)
+	if m.Segments, err = ParseMCFG(segments); err != nil {
+		return nil, fmt.Errorf("look at machine: /%sMCFG: %w", acpiDir, err)
+	}
+	if err := m.look(root); err != nil {
+		return nil, err
+	}
+	m.Boot = m.Online[0]
+	return m, nil
+}
+
+// look reads all but the segments, which an understudy's kernel has no table of.
+func (m *Machine) look(root fs.FS) error {
+	line, err := fs.ReadFile(root, "proc/cmdline")
+	if err != nil {
+		return fmt.Errorf("look at machine: %w", err)
 	}
 	m.Cmdline = strings.TrimSpace(string(line))
 	err = errors.Join(
 		parseFile(root, "proc/iomem", &m.Resources, parseResources),
 		parseFile(root, "proc/ioports", &m.Ports, parseResources),
 		parseFile(root, acpiDir+"APIC", &m.Processors, ParseMADT),
-		parseFile(root, acpiDir+"MCFG", &m.Segments, ParseMCFG),
 		parseFile(root, acpiDir+"FACP", &m.Reset, ParseFADT),
 		parseFile(root, "proc/cpuinfo", &m.Online, parseCPUInfo),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("look at machine: %w", err)
+		return fmt.Errorf("look at machine: %w", err)
 	}
-	return m, m.check()
+	return m.check()
+}
+
+// Reservation is the memory that an understudy beside the running kernel has.
+func (m *Machine) Reservation() (Reservation, error) {
+	if m.reserved != nil {
+		return *m.reserved, nil
+	}
+	return ParseReservation(m.Cmdline)
 }
 
 func parseFile[T any](root fs.FS, name string, into *T, parse func([]byte) (T, error)) error {
@@ -88,9 +116,14 @@ func (m *Machine) check() error {
 	return nil
 }
 
-// Free are the APIC numbers of the CPUs that the running kernel does not use.
+// Free are the APIC numbers of the CPUs that nobody uses, without the machine's boot CPU.
 func (m *Machine) Free() []uint32 {
-	return slices.DeleteFunc(slices.Clone(m.Processors.IDs), func(id uint32) bool { return slices.Contains(m.Online, id) })
+	return slices.DeleteFunc(slices.Clone(m.Processors.IDs), func(id uint32) bool { return id == m.Boot || slices.Contains(m.Online, id) })
+}
+
+// others are the running kernel's CPUs without the machine's boot CPU.
+func (m *Machine) others() []uint32 {
+	return slices.DeleteFunc(slices.Clone(m.Online), func(id uint32) bool { return id == m.Boot })
 }
 
 // bridges are the PCI host bridges: their names in the lists of resources are those of

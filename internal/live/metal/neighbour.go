@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"time"
 )
@@ -61,21 +60,17 @@ func (n *Neighbour) Beats() uint64 { return n.status.load64(statusBeat) }
 func (n *Neighbour) Log() []byte { return n.log.text() }
 
 // Start builds an understudy for this machine, puts it into memory, and starts its CPU. It
-// returns when that is in the understudy's kernel. root is os.DirFS("/").
-func Start(root fs.FS, u *Understudy) (*Neighbour, error) {
-	n, err := start(root, u)
+// returns when that is in the understudy's kernel.
+func Start(m *Machine, u *Understudy) (*Neighbour, error) {
+	n, err := start(m, u)
 	if err != nil {
 		return nil, fmt.Errorf("start understudy: %w", err)
 	}
 	return n, nil
 }
 
-func start(root fs.FS, u *Understudy) (*Neighbour, error) {
-	m, err := Look(root)
-	if err != nil {
-		return nil, err
-	}
-	r, err := ParseReservation(m.Cmdline)
+func start(m *Machine, u *Understudy) (*Neighbour, error) {
+	r, err := m.Reservation()
 	if err != nil {
 		return nil, err
 	}

@@ -16,8 +16,8 @@ type Reservation struct {
 // Sizes of what is reserved, and what it is aligned to, in bytes. A kernel is loaded at
 // multiples of 2 MiB (its kernel_alignment).
 const (
-	lowSize  = 256 << 10
-	lowFirst = 0x20000 // kernels leave the first 64 KiB alone, and put their own such code high
+	lowSize  = 128 << 10 // half of it the kernel's, for its own code of that kind: 24 KiB in 6.1
+	lowFirst = 0x20000   // kernels leave the first 64 KiB alone, and put their own such code high
 	lowLast  = 0x90000
 	midSize  = 64 << 20
 	huge     = 2 << 20
@@ -29,11 +29,14 @@ const (
 // Reserve chooses what to reserve on a machine with these resources; high is the size of
 // the understudy's memory, in bytes.
 func Reserve(resources []Resource, high uint64) (Reservation, error) {
-	var r Reservation
+	return reserveOf(Memory(resources), high)
+}
+
+// reserveOf is Reserve of pieces of memory.
+func reserveOf(memory []Range, high uint64) (r Reservation, err error) {
 	if high < MinHigh || high%huge != 0 {
 		return r, fmt.Errorf("%d bytes for the understudy are not whole units of 2 MiB, or less than %d MiB", high, MinHigh>>20)
 	}
-	memory := Memory(resources)
 	for at := uint64(lowFirst); at+lowSize <= lowLast; at += 4096 {
 		want := Range{at, at + lowSize}
 		if slices.ContainsFunc(memory, func(m Range) bool { return m.Contains(want) }) {

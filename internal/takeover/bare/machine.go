@@ -30,11 +30,14 @@ type machine struct {
 	role    wire.Config // as this kernel carries it out
 	agent   *agent.Agent
 	morgue  *morgue.Morgue
-	nmi     uint64 // physical address of the dead kernel's nmiEntry
+	nmi     struct{ virtual, physical uint64 } // addresses of the dead kernel's nmiEntry
 	fenced  bool
 	images  map[string]*image
 	peers   []byte // of the dead kernel's, encoded
 	staging staging
+
+	unprotect context.CancelFunc // ends what keeps another understudy; nil: nothing does
+	protected chan struct{}      // closed when that has ended
 }
 
 // image is a disk of this machine's that nobody else has open for writing.
@@ -43,7 +46,7 @@ type image struct{ *os.File }
 // Fence takes out the dead kernel's CPUs and devices, and then has this one find them. What
 // of an NFS server needs no disk begins meanwhile.
 func (m *machine) Fence(ctx context.Context) error {
-	if err := m.self.Fence(m.nmi); err != nil {
+	if err := m.self.Fence(m.nmi.virtual, m.nmi.physical); err != nil {
 		return err
 	}
 	m.fenced = true

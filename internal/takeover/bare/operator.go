@@ -51,8 +51,9 @@ func (m *machine) order(ctx context.Context, verb string, _ json.RawMessage) (an
 
 // giveBack stops the services, unmounts the disks, and resets the machine, which boots its
 // own kernel then. If a disk stays busy, the services are started again, and nothing has
-// changed.
+// changed, but that nobody protects this kernel.
 func (m *machine) giveBack(ctx context.Context) error {
+	m.stopProtecting()
 	m.agent.EndServices()
 	clearOut() // services still had /proc and the like when they ended
 	if err := m.agent.Do(ctx, wire.Stop, nil, nil); err != nil {

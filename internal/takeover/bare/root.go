@@ -39,6 +39,15 @@ func within(role wire.Config) wire.Config {
 	return role
 }
 
+// RootOf is where the root directory of the kernel that a role was taken over from is here: "" if it is
+// this one's too.
+func RootOf(role wire.Config) string {
+	if slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return d.Mount == "/" }) {
+		return rootDir
+	}
+	return ""
+}
+
 // isRoot says whether a disk has the root file system.
 func (m *machine) isRoot(disk string) bool {
 	return slices.ContainsFunc(m.role.Disks, func(d wire.Disk) bool { return d.Name == disk && d.Mount == rootDir })

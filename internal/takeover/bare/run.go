@@ -51,12 +51,20 @@ func run(ctx context.Context, self *metal.Self) error {
 		return m.failed(ctx, err)
 	}
 	self.Enter(metal.Active)
-	report.CPUs = m.enlist()
+	spare := 0
+	again := m.again(report)
+	if again {
+		spare = m.spare()
+	}
+	report.CPUs = m.enlist(spare)
 	if err := report.keep(); err != nil {
 		say("keep the report: %v", err)
 	}
 	if err := m.serveOperator(ctx); err != nil {
 		say("nobody can give orders: %v", err)
+	}
+	if again {
+		m.protect(ctx)
 	}
 	for {
 		self.Count()
@@ -82,7 +90,7 @@ func meet(ctx context.Context, self *metal.Self, a *agent.Agent) (*machine, erro
 	if err := m.morgue.Prepare(ctx); err != nil {
 		return nil, err
 	}
-	if m.nmi, err = m.morgue.Physical(nmiEntry); err != nil {
+	if m.nmi.virtual, m.nmi.physical, err = m.morgue.Symbol(nmiEntry); err != nil {
 		return nil, fmt.Errorf("find what the other kernel runs at an NMI: %w", err)
 	}
 	if err := m.equipped(); err != nil {
@@ -191,23 +199,29 @@ func (r *Report) keep() error {
 	return errors.Join(os.WriteFile(whole, b, 0o644), os.Rename(whole, ReportFile))
 }
 
-// enlist brings the CPUs that were the other kernel's online here, and returns how many there
-// are then. One that does not come is done without.
-func (m *machine) enlist() (online int) {
+// enlist brings the CPUs that were the other kernel's online here, but for so many of them, and returns
+// how many there are then. One that does not come is done without.
+func (m *machine) enlist(spare int) (online int) {
 	online = 1
+	var off []string
 	for cpu := 1; ; cpu++ {
 		path := fmt.Sprintf("/sys/devices/system/cpu/cpu%d/online", cpu)
 		b, err := os.ReadFile(path)
 		if err != nil {
-			return online
+			break
 		}
-		if b[0] != '1' {
-			err = os.WriteFile(path, []byte("1"), 0)
+		if b[0] == '1' {
+			online++
+			continue
 		}
-		if err != nil {
-			say("bring CPU %d online: %v", cpu, err)
+		off = append(off, path)
+	}
+	for _, path := range off[:max(0, len(off)-spare)] {
+		if err := os.WriteFile(path, []byte("1"), 0); err != nil {
+			say("bring a CPU online: %v", err)
 			continue
 		}
 		online++
 	}
+	return online
 }

@@ -38,7 +38,7 @@ func pulses(c *metal.Config) []*pulse {
 		}
 	}
 	add(liveness.Pulse{Offset: liveness.CounterOffset, Cause: liveness.Silence, Name: "the heartbeat"}, c.Limit)
-	for _, p := range liveness.CPUPulses(1 + len(c.Others)) {
+	for _, p := range liveness.CPUPulses(c.CPUs()) {
 		add(p, c.CPU)
 	}
 	return all

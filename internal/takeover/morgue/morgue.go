@@ -37,18 +37,18 @@ func Open(path string) (*Morgue, error) {
 // New takes memory that is open, and closes it.
 func New(m ram.Memory) *Morgue { return &Morgue{memory: m} }
 
-// Physical is where a symbol of the kernel is in memory.
-func (m *Morgue) Physical(symbol string) (uint64, error) {
+// Symbol is the address of a symbol of the kernel, and where that is in memory.
+func (m *Morgue) Symbol(name string) (virtual, physical uint64, err error) {
 	k, err := m.known()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	va, err := k.Symbol(symbol)
+	va, err := k.Symbol(name)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	pa, err := k.Physical(va)
-	return uint64(pa), err
+	return uint64(va), uint64(pa), err
 }
 
 func (m *Morgue) Close() error {

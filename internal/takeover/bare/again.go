@@ -1,0 +1,62 @@
+package bare
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// BesideFile has the reservation of the understudy that an understudy which has taken over has
+// started in its turn.
+const BesideFile = "/run/understudy/beside"
+
+// stopLimit is how long whoever keeps that understudy may take to stop it.
+const stopLimit = 30 * time.Second
+
+// again says whether another understudy is to be started once the takeover is done. What the dead
+// kernel's memory has must not be needed any more.
+func (m *machine) again(r *Report) bool {
+	switch {
+	case m.self.Config.Again == nil:
+		return false
+	case !r.Durable || len(r.Refused) > 0:
+		say("not protected again: the dead kernel's memory may be all that has what was refused, and is left as it is")
+		return false
+	}
+	return true
+}
+
+// spare is how many of the dead kernel's CPUs are left for another understudy: as many as this one
+// had, of which runtime.NumCPU tells, as they were when this program was started.
+func (m *machine) spare() int { return min(runtime.NumCPU(), len(m.self.Config.Others)) }
+
+// protect has a process keep another understudy beside this kernel. When that process ends, nobody
+// protects this kernel any more. The understudy's CPUs stay out: it may not have been stopped.
+func (m *machine) protect(ctx context.Context) {
+	ctx, m.unprotect = context.WithCancel(ctx)
+	cmd := exec.CommandContext(ctx, "/init", "metal", "again")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	cmd.WaitDelay = stopLimit
+	m.protected = make(chan struct{})
+	go func() {
+		defer close(m.protected)
+		if err := m.agent.Run(cmd); ctx.Err() == nil {
+			say("not protected any more: the program that keeps the understudy has ended: %v", err)
+		}
+	}()
+}
+
+// stopProtecting ends what protect began, and returns when it has ended.
+func (m *machine) stopProtecting() {
+	if m.unprotect != nil {
+		m.unprotect()
+		<-m.protected
+	}
+}
