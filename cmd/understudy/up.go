@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -32,6 +33,9 @@ func upCommand() *cobra.Command {
 		Short: "Boot a pair and stand guard over it",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := keepFiles(); err != nil {
+				return err
+			}
 			name, p, err := loadPair(file, cmd.ErrOrStderr())
 			if err != nil {
 				return err
@@ -41,7 +45,6 @@ func upCommand() *cobra.Command {
 			}
 			ready := func() error { return nil }
 			if tell {
-				unix.CloseOnExec(readyFD) // or else its guests have it too
 				ready = tellReady
 			}
 			return up(cmd.Context(), name, p, withTimes(cmd.OutOrStdout()), ready)
@@ -52,6 +55,22 @@ func upCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&tell, "tell-ready", false, "say on descriptor 3 that the pair is protected")
 	_ = cmd.Flags().MarkHidden("tell-ready") // the flag exists
 	return cmd
+}
+
+// keepFiles has nothing that this process starts inherit the files that it was given, but for
+// the standard ones: a supervisor in the background, and guests that outlive theirs, would hold a
+// lock of whoever typed the command, or the end of a pipe, for as long as they run.
+func keepFiles() error {
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return fmt.Errorf("list open files: %w", err)
+	}
+	for _, f := range files {
+		if fd, err := strconv.Atoi(f.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return nil
 }
 
 // loadPair reads a pair's description and checks it against this machine; not so if its guests
