@@ -85,12 +85,13 @@ type control struct {
 	end      func()
 	told     *outlets // nil: nobody
 
-	mu      sync.Mutex
-	status  status
-	stopped bool   // nothing is left to be stopped
-	leaving bool   // the guests are to go on
-	order   *order // the switch that was asked for; nil: none
-	wake    func() // has guard look at it
+	mu       sync.Mutex
+	status   status
+	stopping bool   // its end was asked for, and its work is being stopped
+	stopped  bool   // nothing is left to be stopped
+	leaving  bool   // the guests are to go on
+	order    *order // the switch that was asked for; nil: none
+	wake     func() // has guard look at it
 }
 
 // serve begins to answer, in the run directory.
@@ -158,7 +159,7 @@ func (c *control) answer(ctx context.Context, verb string, body json.RawMessage)
 		if err := json.Unmarshal(body, &r); err != nil {
 			return nil, err
 		}
-		if err := c.stop(r); err != nil {
+		if err := c.down(r); err != nil {
 			return nil, err
 		}
 		// Once the caller has the answer and has hung up: the end closes all that is open.
@@ -232,6 +233,9 @@ func (c *control) leave() error {
 	if s := c.status.State; s != "protected" && s != "unprotected" || c.order != nil {
 		return fmt.Errorf("the pair is %s: leave it when it is protected", s)
 	}
+	if c.stopping || c.stopped {
+		return errGoesDown
+	}
 	c.leaving = true
 	return nil
 }
@@ -282,6 +286,9 @@ func (c *control) tookOver(out io.Writer, v liveness.Verdict, report *takeover.R
 // since a switch was asked for.
 func (c *control) changed(out io.Writer, t *lastTakeover, cause string, err error) {
 	c.set("unprotected", t)
+	c.mu.Lock()
+	c.stopped = false // what was stopped was the other side
+	c.mu.Unlock()
 	if err != nil {
 		c.note(err)
 		fmt.Fprintln(out, err)
@@ -335,17 +342,47 @@ func (c *control) note(err error) {
 	c.status.Error = err.Error()
 }
 
+// errGoesDown is why nothing else is done to a pair.
+var errGoesDown = errors.New("the pair goes down already: wait for that, which takes three minutes at most")
+
+// down ends the work of the active side, unless something else is being done to the pair: of two
+// that stop and start it at the same time, one would see what the other left half done.
+func (c *control) down(r downRequest) error {
+	c.mu.Lock()
+	var err error
+	var o *order
+	switch {
+	case c.stopping:
+		err = errGoesDown
+	case c.status.State == "taking over":
+		err = errors.New("a takeover is under way, and it ends by itself: ask again when understudy status says something else")
+	case c.status.State == "switching", c.order != nil && c.status.State == "protected":
+		err = errors.New("a switch is under way, and it ends by itself: ask again when understudy status says something else")
+	default:
+		c.stopping = true
+		o, c.order = c.order, nil
+	}
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if o != nil { // it waits for an understudy with another kernel
+		o.done <- errGoesDown
+	}
+	defer func() {
+		c.mu.Lock()
+		c.stopping = false
+		c.mu.Unlock()
+	}()
+	return c.stop(r)
+}
+
 // stop ends the work of the active side before the pair goes down. Without an error
 // nothing that is wanted is in memory only, or it is kept.
 func (c *control) stop(r downRequest) error {
 	c.mu.Lock()
-	state := c.status.State
-	failed := state == "failed"
-	stopped := c.stopped
+	failed, stopped := c.status.State == "failed", c.stopped
 	c.mu.Unlock()
-	if state == "taking over" {
-		return errors.New("a takeover is under way, and it ends by itself: ask again when understudy status says something else")
-	}
 	var err error
 	if !failed && !stopped {
 		err = c.s.Stop(context.Background())

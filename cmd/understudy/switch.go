@@ -37,6 +37,8 @@ func (c *control) ordered(ctx context.Context, r switchRequest) (*lastTakeover, 
 	switch {
 	case c.order != nil:
 		err = errors.New("a switch is under way")
+	case c.stopping || c.stopped:
+		err = errGoesDown
 	case c.status.State != "protected":
 		err = fmt.Errorf("the pair is %s: a switch needs an understudy that is ready", c.status.State)
 	default:
@@ -107,6 +109,15 @@ func (c *control) woken(ctx context.Context, out io.Writer) error {
 
 // switchOver has the understudy take over in good order.
 func (c *control) switchOver(ctx context.Context, out io.Writer, o *order) error {
+	c.mu.Lock()
+	current := c.order == o
+	if current {
+		c.status.State = "switching"
+	}
+	c.mu.Unlock()
+	if !current { // it was answered meanwhile
+		return nil
+	}
 	c.set("switching", nil)
 	c.tell(events.Switching, "", "", nil)
 	began := time.Now()
