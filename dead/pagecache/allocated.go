@@ -21,7 +21,7 @@ type AllocatedBlock struct {
 type Allocated struct {
 	Blocks []AllocatedBlock // ascending
 	// Whole says that nothing else of the file is unsaved: no other blocks, and its
-	// size is the one that goes to the disk with its inode.
+	// size is the one that goes to the disk with its inode, and no write of it has failed.
 	Whole   bool
 	Refused []error // *Refusal: what did not check out
 }
@@ -45,7 +45,7 @@ func (d *Device) Allocated(i *Inode) Allocated {
 	var mapping []Mapped
 	looked := false
 	last := addr.Index(addr.AlignUp(min(i.Size, 1<<62)) >> addr.PageShift)
-	if d.c.unmarked(i, last) != nil {
+	if i.Failed || d.c.unmarked(i, last) != nil {
 		out.Whole = false
 	}
 	d.c.marked(i, last, func(at slotted, err error) bool {

@@ -44,6 +44,7 @@ type Inode struct {
 	Sectors    uint64 // of 512 bytes that are allocated to it, without what is only reserved
 	Writing    bool   // its i_rwsem is held for writing: an operation on it is in flight
 	New        bool   // it was being made, and had no name yet (I_NEW)
+	Failed     bool   // a write of its pages to the disk has failed since it is in memory
 
 	mapping addr.Virt // of its own address_space
 	tree    addr.Virt // of the xarray in that
@@ -72,7 +73,7 @@ type inodeLayout struct {
 	mode, uid, gid, flags, super, ino, nlink kernel.Field
 	length, state, generation, data, pointer kernel.Field
 	ioList, wbList, sbList, dentries         kernel.Field
-	blkbits, blocks                          kernel.Field
+	blkbits, blocks, wrong                   kernel.Field
 	rwsem                                    kernel.Lock
 	tree, treeFlags, head, pages             kernel.Field
 	atime, mtime, ctime                      timeField
@@ -101,6 +102,7 @@ func (i *inodeLayout) look(t *kernel.Types) error {
 	i.blkbits = l.Optional("i_blkbits", 1)
 	i.rwsem = l.Lock("i_rwsem")
 	i.blocks = l.Optional("i_blocks", 8)
+	i.wrong = l.Optional("i_data.wb_err", 4)
 	i.ioList = l.Field("i_io_list", 16)
 	i.wbList = l.Field("i_wb_list", 16)
 	i.sbList = l.Field("i_sb_list", 16)
@@ -181,6 +183,7 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 		i.blkbits = uint(l.blkbits.Uint(b))
 	}
 	i.New = i.State>>l.new()&1 != 0
+	i.Failed = l.wrong.Present() && wentWrong(l.wrong.Uint(b))
 	i.Writing = l.rwsem.Held(b)
 	// The upper bits of xa_flags are the marks of the whole tree (xarray.h,
 	// XA_FLAGS_MARK); where they begin depends on the kernel (__GFP_BITS_SHIFT,

@@ -24,6 +24,7 @@ type superLayout struct {
 	size                                              int
 	list, dev, blockSize, typ, flags, root, bdi, info kernel.Field
 	id, uuid, inodes, writeback                       kernel.Field
+	wrong                                             kernel.Field
 	sync                                              kernel.Lock
 	typeName                                          kernel.Field // in file_system_type
 }
@@ -66,6 +67,7 @@ func (s *superLayout) look(t *kernel.Types) error {
 	s.inodes = l.Field("s_inodes", 16)
 	s.writeback = l.Field("s_inodes_wb", 16)
 	s.sync = l.Lock("s_sync_lock")
+	s.wrong = l.Optional("s_wb_err", 4)
 	f := t.Layout("file_system_type")
 	s.typeName = f.Field("name", 8)
 	return errors.Join(l.Err(), f.Err())

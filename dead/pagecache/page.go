@@ -106,7 +106,18 @@ func (p *pageState) has(bit uint) bool { return p.flags>>bit&1 == 1 }
 // of the file: pages beyond are no part of it, but about to be thrown away. What
 // is not taken is a *Refusal, after which the walk goes on. Where all was taken, and the marks
 // contradict the pages, the last one says so: there may be more that is not on the disk.
+//
+// Of a file of which a write to the disk has failed, that is everything memory holds of
+// it; what is in none of that is a *Refusal (WriteFailed) at the end.
 func (c *Cache) Unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
+	if i.Failed && !s.InMemory() {
+		return c.rewritten(s, i)
+	}
+	return c.unsaved(s, i)
+}
+
+// unsaved yields what the marks of the page cache say is unsaved.
+func (c *Cache) unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 	return func(consume func(Piece, error) bool) {
 		done := int64(0)
 		all := true // was taken, and asked for

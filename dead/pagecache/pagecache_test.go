@@ -282,6 +282,24 @@ func TestDirty(t *testing.T) {
 		"an inode with a negative size": {func(w *world, a, b, clean addr.Virt) {
 			w.PutU64(a+inSize, 1<<63)
 		}, []addr.Ino{12}, true},
+		"a clean one of which a write failed": {func(w *world, a, b, clean addr.Virt) {
+			w.failed(clean)
+		}, []addr.Ino{11, 12, 13}, false},
+		"a dirty one of which a write failed": {func(w *world, a, b, clean addr.Virt) {
+			w.failed(a)
+		}, []addr.Ino{11, 12}, false},
+		"a clean one of which a write failed, in the middle of a sync": {func(w *world, a, b, clean addr.Virt) {
+			w.failed(clean)
+			w.PutU64(w.sb+sbSync, uint64(kerneltest.DirectMap)+1)
+		}, []addr.Ino{11, 12, 13}, false},
+		"a clean one whose error was counted, but is none": {func(w *world, a, b, clean addr.Virt) {
+			w.PutU32(w.sb+sbWrong, 5)
+			w.PutU32(clean+inWrong, 0x3000)
+		}, []addr.Ino{11, 12}, false},
+		"all inodes broken, and a write that failed": {func(w *world, a, b, clean addr.Virt) {
+			w.failed(clean)
+			w.PutU64(w.sb+sbInodes, 0x1234)
+		}, []addr.Ino{11, 12}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)

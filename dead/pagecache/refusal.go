@@ -26,6 +26,7 @@ const (
 	Verity                             // fsverity: the file cannot be written to
 	Reserved                           // an inode of the file system itself
 	Partial                            // a part of the file is not in memory, and the disk may have an older one
+	WriteFailed                        // a write of the file to its disk failed while the kernel lived
 	UnknownStructure                   // the kernel lays something out in a way not understood
 )
 
@@ -45,6 +46,7 @@ var reasonNames = map[Reason]string{
 	Verity:           "verity file",
 	Reserved:         "reserved inode",
 	Partial:          "only partly in memory",
+	WriteFailed:      "a write of it failed",
 	UnknownStructure: "unknown structure",
 }
 

@@ -22,10 +22,11 @@ type Superblock struct {
 	Flags     uint64 // SB_*, include/linux/fs.h
 	BlockSize uint64 // in bytes
 
-	root addr.Virt // the dentry of its top directory
-	bdi  addr.Virt
-	info addr.Virt // of the file system's own structure
-	sync bool      // somebody was in sync(2) or syncfs(2), or that is not known
+	root   addr.Virt // the dentry of its top directory
+	bdi    addr.Virt
+	info   addr.Virt // of the file system's own structure
+	sync   bool      // somebody was in sync(2) or syncfs(2), or that is not known
+	failed bool      // a write to it has failed
 }
 
 // ReadOnly reports whether it is mounted read-only (SB_RDONLY).
@@ -79,6 +80,7 @@ func (c *Cache) superblock(at addr.Virt) (*Superblock, error) {
 		info:      l.info.Pointer(b),
 		sync:      !l.sync.Free(b),
 	}
+	s.failed = l.wrong.Present() && wentWrong(l.wrong.Uint(b))
 	name, err := c.k.Pointer(l.typeName.In(l.typ.Pointer(b)))
 	if err != nil {
 		return nil, fmt.Errorf("read type of superblock %.32q: %w", s.ID, err)

@@ -40,6 +40,9 @@ func (d *Device) UnsavedBlocks(i *Inode) ([]UnsavedBlock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("inode %d: %w", i.Ino, err)
 	}
+	if i.Failed {
+		return nil, fmt.Errorf("inode %d: %w: a write of it has failed, after which its buffers are clean", i.Ino, ErrUnsettled)
+	}
 	var out []UnsavedBlock
 	last := addr.Index(addr.AlignUp(min(i.Size, 1<<62)) >> addr.PageShift)
 	if err := d.c.unmarked(i, last); err != nil {

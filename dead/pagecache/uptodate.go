@@ -70,7 +70,7 @@ func (c *Cache) All(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 			}
 		}
 		held := len(pieces)
-		for p, err := range c.Unsaved(s, i) {
+		for p, err := range c.unsaved(s, i) {
 			if err != nil {
 				if !yield(Piece{}, err) {
 					return

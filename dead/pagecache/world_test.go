@@ -15,7 +15,7 @@ import (
 const (
 	sbList, sbDev, sbBlock, sbType, sbFlags, sbMagic = 0, 16, 24, 32, 40, 48
 	sbRoot, sbBdi, sbInfo, sbID, sbUUID              = 56, 64, 72, 80, 112
-	sbInodes, sbWriteback, sbSync, sbSize            = 128, 144, 160, 192
+	sbInodes, sbWriteback, sbSync, sbWrong, sbSize   = 128, 144, 160, 168, 192
 
 	inState, inMode, inUID, inGID, inFlags, inSuper = 0, 8, 12, 16, 20, 24
 	inIno, inNlink, inSize, inAtime, inMtime        = 32, 40, 48, 56, 72
@@ -27,6 +27,7 @@ const (
 	inTreeFlags                                     = inTree + 4  //
 	inHead                                          = inTree + 8  //
 	inPages                                         = inData + 40 //
+	inWrong                                         = inData + 56 //
 
 	pgFlags, pgMapping, pgIndex, pgPrivate = 0, 24, 32, 40
 	pgOrder                                = kerneltest.PageStruct + 17
@@ -59,7 +60,7 @@ func types() []btf.Type {
 	kid := st("kid", 4, field("val", 0, u32))
 	ts := st("timespec64", 16, field("tv_sec", 0, u64), field("tv_nsec", 8, u64))
 	xa := st("xarray", 16, field("xa_flags", 4, u32), field("xa_head", 8, u64))
-	mapping := st("address_space", 80, field("i_pages", 8, xa), field("nrpages", 40, u64))
+	mapping := st("address_space", 80, field("i_pages", 8, xa), field("nrpages", 40, u64), field("wb_err", 56, u32))
 	enum := func(name string, values map[string]uint64) btf.Type {
 		e := &btf.Enum{Name: name, Size: 4}
 		for n, v := range values {
@@ -74,7 +75,7 @@ func types() []btf.Type {
 			field("s_type", sbType, u64), field("s_flags", sbFlags, u64), field("s_magic", sbMagic, u64),
 			field("s_root", sbRoot, u64), field("s_bdi", sbBdi, u64), field("s_fs_info", sbInfo, u64),
 			field("s_id", sbID, blob(32)), field("s_uuid", sbUUID, blob(16)), field("s_inodes", sbInodes, list),
-			field("s_inodes_wb", sbWriteback, list), field("s_sync_lock", sbSync, st("mutex", 8, field("owner", 0, u64)))),
+			field("s_inodes_wb", sbWriteback, list), field("s_sync_lock", sbSync, st("mutex", 8, field("owner", 0, u64))), field("s_wb_err", sbWrong, u32)),
 		st("file_system_type", 64, field("name", 8, u64)),
 		st("backing_dev_info", 256, field("wb_list", 0, list), field("wb", 64, wb)), wb,
 		st("inode", inBytes, field("i_state", inState, u64), field("i_mode", inMode, u16), field("i_uid", inUID, kid),

@@ -57,9 +57,10 @@ func (c *Cache) DirtyOrLocked(s *Superblock) iter.Seq2[*Inode, error] {
 	}
 }
 
-// Dirty yields every inode of a file system that is dirty or has pages under
-// writeback, each once. It walks the lists of the writeback machinery, and, if
-// those may be incomplete, all inodes of the file system. Errors are a *Refusal
+// Dirty yields every inode of a file system that is dirty, has pages under
+// writeback, or had a write that failed, each once. It walks the lists of the writeback
+// machinery, and, if those may be incomplete or a write to the file system has failed, all
+// its inodes. Errors are a *Refusal
 // about one inode, after which the walk goes on, or say that neither walk could
 // be completed.
 func (c *Cache) Dirty(s *Superblock) iter.Seq2[*Inode, error] {
@@ -71,13 +72,13 @@ func (c *Cache) Dirty(s *Superblock) iter.Seq2[*Inode, error] {
 				return
 			}
 		}
-		if w.doubt == nil {
+		if w.doubt == nil && !s.failed {
 			return
 		}
 		for i, err := range c.Inodes(s) {
 			var refusal *Refusal
 			switch {
-			case err == nil && !i.queued && !i.marked:
+			case err == nil && !i.Failed && (w.doubt == nil || !i.queued && !i.marked):
 				continue
 			case err == nil:
 				if !w.give(i) {
