@@ -30,6 +30,7 @@ put() { install -D -m "$1" "$2" "$STAGE/$3/${4:-${2##*/}}"; }
 put 755 bin/understudy usr/bin
 put 644 packaging/systemd/understudy@.service usr/lib/systemd/system
 put 644 packaging/systemd/understudy-watch.service usr/lib/systemd/system
+put 755 packaging/ocf/understudy usr/lib/ocf/resource.d/understudy pair
 for page in "$STAGE.manual"/man?/*; do
 	section=${page%/*}
 	gzip -9n "$page"

@@ -1,12 +1,12 @@
 #!/bin/bash
-# Fetches libvirt, its client and Pacemaker's resource agents as Debian has them. They are
+# Fetches libvirt, its client and Pacemaker's resource agents, with their tester, as Debian has them. They are
 # unpacked and not installed, so that no service of theirs starts on this machine: tests lay
 # the tree over / in namespaces of their own (package libvirtlab).
 #
 #   $UNDERSTUDY_CACHE/libvirt/{usr,etc,var}
 set -euo pipefail
 
-packages=(libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients resource-agents)
+packages=(libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients resource-agents libxml2-utils)
 cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"
 export LC_ALL=C
 
@@ -15,11 +15,16 @@ die() {
 	exit 1
 }
 
+have() {
+	[[ -x $cache/libvirt/usr/sbin/libvirtd && -x $cache/libvirt/usr/sbin/ocf-tester ]] &&
+		{ [[ -x $cache/libvirt/usr/bin/xmllint ]] || command -v xmllint >/dev/null; }
+}
+
+have && exit 0
 "${BASH_SOURCE%/*}/setup.sh"
-[[ -x $cache/libvirt/usr/sbin/libvirtd ]] && exit 0
 exec 9>"$cache/.libvirt.lock"
 flock 9 # whoever comes second finds everything done
-[[ -x $cache/libvirt/usr/sbin/libvirtd ]] && exit 0
+have && exit 0
 rm -rf "$cache"/.libvirt.tmp.* # of a run that was killed
 tmp=$(mktemp -d "$cache/.libvirt.tmp.XXXXXX")
 trap 'rm -rf "$tmp"' EXIT
@@ -44,4 +49,4 @@ rm "$tmp/tree/lib" "$tmp/tree/sbin" "$tmp/tree/bin"
 sync -f "$tmp/tree"
 rm -rf "$cache/libvirt"
 mv -T "$tmp/tree" "$cache/libvirt"
-[[ -x $cache/libvirt/usr/sbin/libvirtd ]] || die "the packages in $cache/libvirt are incomplete; remove that directory and run this again"
+have || die "the packages in $cache/libvirt are incomplete; remove that directory and run this again"
