@@ -72,10 +72,27 @@ func amd64Paging(levels int, sme uint64) *paging {
 	}
 }
 
-// amd64Direct finds the direct map. Without CONFIG_RANDOMIZE_MEMORY it and the map of page
-// structures would be at constants; all kernels of interest have it.
+// Where the direct map and the map of page structures are in a kernel that has no variables
+// for them, as it can neither move them (CONFIG_RANDOMIZE_MEMORY) nor have page tables of 5
+// levels: __PAGE_OFFSET_BASE_L4 and __VMEMMAP_BASE_L4 (arch/x86/include/asm/page_64_types.h and
+// pgtable_64_types.h; since 4.20, commit d52888aa2753).
+const (
+	fixedDirectMap  = 0xffff_8880_0000_0000
+	fixedPageStruct = 0xffff_ea00_0000_0000
+)
+
+// base is the value of a variable, or what it always is where there is none.
+func (k *Kernel) base(name string, fixed uint64) (uint64, error) {
+	v, err := k.symbolU64(name)
+	if errors.Is(err, ErrNotFound) && k.paging.levels == 4 {
+		return fixed, nil
+	}
+	return v, err
+}
+
+// amd64Direct finds the direct map. That it is there is checked by the caller.
 func amd64Direct(k *Kernel) (linear, error) {
-	base, err := k.symbolU64("page_offset_base")
+	base, err := k.base("page_offset_base", fixedDirectMap)
 	if err != nil {
 		return linear{}, err
 	}
@@ -85,15 +102,20 @@ func amd64Direct(k *Kernel) (linear, error) {
 	return linear{virt: addr.VirtRange{Start: addr.Virt(base), End: addr.Virt(base) + addr.Virt(k.top())}}, nil
 }
 
+// amd64Pages finds the map of page structures. The one that is surely there is that of the note.
 func amd64Pages(k *Kernel) (addr.Virt, error) {
-	base, err := k.symbolU64("vmemmap_base")
+	v, err := k.base("vmemmap_base", fixedPageStruct)
 	if err != nil {
 		return 0, err
 	}
-	if at := addr.Virt(base); !at.IsKernel() {
-		return 0, fmt.Errorf("struct pages at %v", at)
+	base := addr.Virt(v)
+	if !base.IsKernel() {
+		return 0, fmt.Errorf("struct pages at %v", base)
 	}
-	return addr.Virt(base), nil
+	if _, err := k.Physical(base + addr.Virt(uint64(k.notePA.PFN())*uint64(k.pageSize))); err != nil {
+		return 0, fmt.Errorf("struct pages are not from %v on, as with CONFIG_SPARSEMEM_VMEMMAP: a kernel without it is not understood (%w)", base, err)
+	}
+	return base, nil
 }
 
 func amd64Arrangement(k *Kernel, size int64, guess ram.Arrangement) (ram.Arrangement, error) {

@@ -76,7 +76,7 @@ func (f *finder) find() (*Kernel, error) {
 	}
 }
 
-var errNoNotes = errors.New("there is no VMCOREINFO note")
+var errNoNotes = errors.New("there is no VMCOREINFO note; Linux has one if it was built with CONFIG_PROC_KCORE, or for kdump")
 
 var errNoNote = errors.New("the file has no note")
 

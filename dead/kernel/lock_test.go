@@ -19,6 +19,8 @@ func TestLock(t *testing.T) {
 		"rwlock_t":                      {"raw_lock.cnts.counter", 4, []uint64{0, 0x200, 0x400}, []uint64{0xff, 0x1ff}},
 		"rw_semaphore":                  {"count", 8, []uint64{0, 0x100, 0x302}, []uint64{1, 7}},
 		"mutex":                         {"owner", 8, []uint64{0, 1}, []uint64{0xffff888000001000, 0xffff888000001003}},
+		"one CPU, debugged: spinlock_t": {"rlock.owner_cpu", 4, []uint64{0xffffffff}, []uint64{0}},
+		"one CPU, debugged: rwlock_t":   {"owner_cpu", 4, []uint64{0xffffffff}, []uint64{0}},
 		"real time: spinlock_t":         {"lock.owner", 8, []uint64{0, 1}, []uint64{0xffff888000001000, 0xffff888000001001}},
 		"real time: mutex":              {"rtmutex.owner", 8, []uint64{0, 1}, []uint64{0xffff888000001001}},
 		"real time: rw_semaphore":       {"rwbase.readers.counter", 4, []uint64{0x80000000, 0x80000003}, []uint64{0x40000000}},

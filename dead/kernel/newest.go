@@ -56,18 +56,32 @@ func (k *Kernel) wallClock() (uint64, error) {
 	if err := l.Err(); err != nil {
 		return 0, err
 	}
-	core, err := k.Symbol("tk_core")
-	if errors.Is(err, ErrNotFound) { // one of several in 7.2, of which it is the first
-		core, err = k.Symbol("timekeeper_data")
-	}
+	at, err := k.Timekeeper()
 	if err != nil {
 		return 0, err
 	}
-	// An anonymous structure of a sequence counter of 4 bytes and a timekeeper,
-	// aligned to 8, up to 6.12; later of type tk_data.
-	off := 8
-	if d := k.types.Layout("tk_data"); d.Err() == nil {
-		off = d.Field("timekeeper").Off
+	return k.U64(field.In(at))
+}
+
+// Timekeeper returns the address of the kernel's struct timekeeper
+// (include/linux/timekeeper_internal.h). It lies in tk_core, and since 6.17 (commit
+// 22c62b9a84b8) in the first of timekeeper_data.
+func (k *Kernel) Timekeeper() (addr.Virt, error) {
+	core, err := k.Symbol("tk_core")
+	if errors.Is(err, ErrNotFound) {
+		core, err = k.Symbol("timekeeper_data")
 	}
-	return k.U64(field.In(core) + addr.Virt(off))
+	return core + addr.Virt(k.types.beforeTimekeeper()), err
+}
+
+// beforeTimekeeper is what stands before the timekeeper, in bytes: in a structure without a
+// name a sequence counter, which has more members where locks are debugged
+// (include/linux/seqlock.h); it got a type of its own, tk_data, in 6.13 (commit 10f7c178a910).
+func (t *Types) beforeTimekeeper() int {
+	if d := t.Layout("tk_data"); d.Has("timekeeper") {
+		return d.Field("timekeeper").Off
+	}
+	const align = 8 // of a timekeeper
+	counter := t.Layout("seqcount_raw_spinlock")
+	return max(align, (counter.Size+align-1)&^(align-1)) // without that type, 4 bytes
 }

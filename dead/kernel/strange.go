@@ -12,7 +12,7 @@ import (
 // noNotes is errNoNotes with what the memory seems to be instead.
 type noNotes struct{ what string }
 
-func (n *noNotes) Error() string { return fmt.Sprintf("%v: %s", errNoNotes, n.what) }
+func (n *noNotes) Error() string { return fmt.Sprintf("there is no VMCOREINFO note: %s", n.what) }
 
 func (n *noNotes) Unwrap() error { return errNoNotes }
 

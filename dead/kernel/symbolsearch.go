@@ -21,6 +21,8 @@ const maxImage = 256 << 20
 
 var tokenDigits = []byte("0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00")
 
+var errNoSymbols = fmt.Errorf("search symbol table: %w: a kernel built without CONFIG_KALLSYMS has none, and is not understood", ErrNotFound)
+
 // searchSymbols finds the parts of the symbol table in the kernel image, which
 // starts there.
 func (k *Kernel) searchSymbols(start addr.Virt) (symbolTables, error) {
@@ -36,7 +38,7 @@ func (k *Kernel) searchSymbols(start addr.Virt) (symbolTables, error) {
 			pos += i + 1
 		}
 	}
-	return symbolTables{}, fmt.Errorf("search symbol table: %w", ErrNotFound)
+	return symbolTables{}, errNoSymbols
 }
 
 // mapped yields what is mapped from an address on, in stretches that are as long

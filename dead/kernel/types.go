@@ -68,9 +68,16 @@ func decodeTypes(raw []byte, base *Types) (decodedTypes, error) {
 	return d, nil
 }
 
+// errNoTypes is of kernels whose structures nothing here tells: where a member lies is not
+// guessed.
+var errNoTypes = errors.New("it was built without CONFIG_DEBUG_INFO_BTF and does not tell its own structures, so that nothing in it can be read for sure; keep this memory for a debugger with the vmlinux of the same build (crash, drgn), and build kernels that are to be salvaged with CONFIG_DEBUG_INFO_BTF=y")
+
 // loadTypes reads the BTF that is linked into the kernel image.
 func (k *Kernel) loadTypes() error {
 	start, err := k.Symbol("__start_BTF")
+	if errors.Is(err, ErrNotFound) {
+		return errNoTypes
+	}
 	if err != nil {
 		return err
 	}

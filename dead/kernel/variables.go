@@ -38,6 +38,9 @@ func (k *Kernel) openVariables() error {
 		banners = append(banners, bannersIn(at, b, k.Release, utsString(uts, 3))...)
 		types = append(types, typesIn(at, b)...)
 	}
+	if len(types) == 0 && len(v.known) > 0 {
+		return errNoTypes
+	}
 	if len(banners) == 0 || len(types) != 1 || len(v.known) == 0 {
 		return fmt.Errorf("the symbol table has no variables, and the image has %d exported ones, %d banners and %d sets of types", len(v.known), len(banners), len(types))
 	}
@@ -207,7 +210,7 @@ func (k *Kernel) hasModuleTypes(l *moduleLayout, at addr.Virt) bool {
 	return err == nil && binary.LittleEndian.Uint16(head) == 0xeb9f
 }
 
-// findTimekeeper finds tk_core: a sequence counter, and 8 bytes on a timekeeper both of whose
+// findTimekeeper finds tk_core: a sequence counter, and behind it a timekeeper both of whose
 // clocks are read from the same source (kernel/time/timekeeping.c). It is aligned to a cache
 // line; the copy that is updated first has no counter before it.
 func findTimekeeper(k *Kernel) ([]addr.Virt, error) {
@@ -219,7 +222,8 @@ func findTimekeeper(k *Kernel) ([]addr.Virt, error) {
 	if err := errors.Join(l.Err(), source.Err()); err != nil {
 		return nil, err
 	}
-	const line, counter = 64, 8
+	const line = 64
+	counter := k.types.beforeTimekeeper()
 	var found []addr.Virt
 	for at, b := range k.image() {
 		for pos := int(-at & (line - 1)); pos+counter+l.Size <= len(b); pos += line {

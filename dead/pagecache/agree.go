@@ -42,7 +42,7 @@ func (u *unmarkedWalk) node(b []byte, at addr.Virt, parent *treeNode, slot int, 
 	if err := u.check(b, here, parent, slot); err != nil {
 		return err
 	}
-	for slot := range chunkSize {
+	for slot := range l.chunk {
 		index := base + addr.Index(slot)<<here.shift
 		if slot<<here.shift>>here.shift != slot || index >= u.last {
 			return nil
@@ -54,7 +54,7 @@ func (u *unmarkedWalk) node(b []byte, at addr.Virt, parent *treeNode, slot int, 
 			if err != nil {
 				return err
 			}
-			if has := u.anyMarked(below); has != marked {
+			if has := l.anyMarks(below) != 0; has != marked {
 				return fmt.Errorf("%w: node at %v, slot %d: marked: %v, and what is below it: %v", errTree, at, slot, marked, has)
 			} else if !has {
 				continue
@@ -74,13 +74,4 @@ func (u *unmarkedWalk) node(b []byte, at addr.Virt, parent *treeNode, slot int, 
 		}
 	}
 	return nil
-}
-
-func (u *unmarkedWalk) anyMarked(b []byte) bool {
-	for m := range markCount {
-		if (kernel.Field{Off: u.c.layout.node.marks.Off + 8*m, Size: 8}).Uint(b) != 0 {
-			return true
-		}
-	}
-	return false
 }

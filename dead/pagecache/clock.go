@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/kernel"
 )
 
@@ -29,21 +28,11 @@ func (k *Clock) wall(monotonic int64) time.Time { return time.Unix(0, monotonic+
 // ErrClock says that the kernel's clock cannot be so.
 var ErrClock = errors.New("clock is implausible")
 
-// Clock reads the kernel's timekeeper (include/linux/timekeeper_internal.h). It
-// is the first after a sequence counter in tk_core, which got a type of its own,
-// tk_data, in 6.13 (commit 10f7c178a910), and is the first of timekeeper_data
-// since 6.17 (commit 22c62b9a84b8).
+// Clock reads the kernel's timekeeper (include/linux/timekeeper_internal.h).
 func (c *Cache) Clock() (*Clock, error) {
-	at, err := c.k.Symbol("tk_core")
-	if errors.Is(err, kernel.ErrNotFound) {
-		at, err = c.k.Symbol("timekeeper_data")
-	}
+	at, err := c.k.Timekeeper()
 	if err != nil {
 		return nil, fmt.Errorf("read clock: %w", err)
-	}
-	off := 8 // a counter of 4 bytes before something aligned to 8
-	if l := c.k.Types().Layout("tk_data"); l.Has("timekeeper") {
-		off = l.Field("timekeeper").Off
 	}
 	l := c.k.Types().Layout("timekeeper")
 	sec, nsec := l.Field("xtime_sec", 8), l.Field("tkr_mono.xtime_nsec", 8)
@@ -53,7 +42,7 @@ func (c *Cache) Clock() (*Clock, error) {
 	if err := l.Err(); err != nil {
 		return nil, fmt.Errorf("read clock: %w", err)
 	}
-	b, err := c.k.Bytes(at+addr.Virt(off), l.Size)
+	b, err := c.k.Bytes(at, l.Size)
 	if err != nil {
 		return nil, fmt.Errorf("read clock: %w", err)
 	}

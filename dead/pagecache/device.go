@@ -206,12 +206,12 @@ func (c *Cache) lookup(mapping addr.Virt, index addr.Index) (entry, error) {
 		if err := w.check(b, here, parent, slot); err != nil {
 			return 0, err
 		}
-		if parent == nil && uint64(index)>>here.shift >= chunkSize {
+		if parent == nil && uint64(index)>>here.shift >= uint64(l.chunk) {
 			return 0, nil
 		}
-		slot = int(uint64(index) >> here.shift % chunkSize)
+		slot = int(uint64(index) >> here.shift % uint64(l.chunk))
 		at := func(i int) entry { return entry(kernel.Field{Off: l.slots.Off + 8*i, Size: 8}.Uint(b)) }
-		if e = at(slot); e.isSibling() && e.sibling() < slot {
+		if e = at(slot); e.isSibling(l.chunk) && e.sibling() < slot {
 			e = at(e.sibling())
 		}
 		if here.shift == 0 {

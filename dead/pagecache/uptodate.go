@@ -99,9 +99,10 @@ func (w *treeWalk) every(at addr.Virt, parent *treeNode, slot int, base addr.Ind
 	if err != nil {
 		return w.visit(slotted{index: base, pages: parent.slotPages()}, err)
 	}
-	for slot := range chunkSize {
-		e := entry(kernel.Field{Off: w.c.layout.node.slots.Off + 8*slot, Size: 8}.Uint(b))
-		if e == 0 || e.isSibling() {
+	l := &w.c.layout.node
+	for slot := range l.chunk {
+		e := entry(kernel.Field{Off: l.slots.Off + 8*slot, Size: 8}.Uint(b))
+		if e == 0 || e.isSibling(l.chunk) {
 			continue
 		}
 		if here.shift+bits.Len(uint(slot)) > 64 {

@@ -10,18 +10,18 @@ import (
 )
 
 // The xarray (include/linux/xarray.h, lib/xarray.c): a tree of nodes with 64
-// slots each, and three bits of marks for each slot. In a page cache the marks
-// say dirty, writeback and towrite (include/linux/fs.h, PAGECACHE_TAG_*), and a
-// slot of an upper node has a mark if anything below it has.
+// slots each, or 16 with CONFIG_BASE_SMALL, and three bits of marks for each slot. In
+// a page cache the marks say dirty, writeback and towrite (include/linux/fs.h,
+// PAGECACHE_TAG_*), and a slot of an upper node has a mark if anything below it has.
 const (
-	chunkShift = 6
-	chunkSize  = 1 << chunkShift
-	markCount  = 3
-	maxShift   = 60 // of the top node: 11 levels cover 64 bits
+	markCount = 3
+	maxShift  = 60 // of the top node: with 64 slots, 11 levels cover 64 bits
 )
 
 type nodeLayout struct {
 	size                                       int
+	chunk                                      int // slots of a node, XA_CHUNK_SIZE
+	chunkShift                                 int // by how much one level of the tree shifts an index
 	shift, offset, parent, array, slots, marks kernel.Field
 }
 
@@ -32,8 +32,9 @@ func (n *nodeLayout) look(t *kernel.Types) error {
 	n.offset = l.Field("offset", 1)
 	n.parent = l.Field("parent", 8)
 	n.array = l.Field("array", 8)
-	// CONFIG_BASE_SMALL would make it 16 slots: refused by the size.
-	n.slots = l.Field("slots", chunkSize*8)
+	n.slots = l.Field("slots", 64*8, 16*8)
+	n.chunk = n.slots.Size / 8
+	n.chunkShift = bits.TrailingZeros(uint(n.chunk))
 	n.marks = l.Field("marks", markCount*8)
 	return l.Err()
 }
@@ -47,8 +48,9 @@ func (e entry) isInternal() bool { return e&3 == 2 }
 // isNode: internal entries beyond the page of error values are pointers to nodes.
 func (e entry) isNode() bool { return e.isInternal() && e > 4096 }
 
-// isSibling: the slot belongs to the larger entry in another slot of the node.
-func (e entry) isSibling() bool { return e.isInternal() && e < entry(chunkSize-1)<<2|2 }
+// isSibling: the slot belongs to the larger entry in another slot of the node, which has so
+// many.
+func (e entry) isSibling(chunk int) bool { return e.isInternal() && e < entry(chunk-1)<<2|2 }
 
 func (e entry) sibling() int { return int(e >> 2) }
 
@@ -102,11 +104,7 @@ func (w *treeWalk) node(at addr.Virt, parent *treeNode, slot int, base addr.Inde
 	if err != nil {
 		return w.visit(slotted{index: base, pages: parent.slotPages()}, err)
 	}
-	var marks uint64
-	for m := range markCount {
-		marks |= kernel.Field{Off: w.c.layout.node.marks.Off + 8*m, Size: 8}.Uint(b)
-	}
-	for marks != 0 {
+	for marks := w.c.layout.node.anyMarks(b); marks != 0; {
 		slot := bits.TrailingZeros64(marks)
 		marks &^= 1 << slot
 		if slot<<here.shift>>here.shift != slot {
@@ -147,13 +145,15 @@ func (w *treeWalk) check(b []byte, here treeNode, parent *treeNode, slot int) er
 	switch {
 	case l.array.Pointer(b) != w.array:
 		return fmt.Errorf("%w: node at %v belongs to another", errTree, here.node)
-	case here.shift%chunkShift != 0 || here.shift > maxShift:
+	case here.shift%l.chunkShift != 0 || here.shift > maxShift:
 		return fmt.Errorf("%w: node at %v has a shift of %d", errTree, here.node, here.shift)
+	case l.anyMarks(b)>>(l.chunk-1)>>1 != 0:
+		return fmt.Errorf("%w: node at %v has marks for slots that it has not", errTree, here.node)
 	case parent == nil:
 		// The top node may still name a parent that is being taken away, or
 		// already one that is being added (xas_shrink, xas_expand).
 		return nil
-	case here.shift != parent.shift-chunkShift,
+	case here.shift != parent.shift-l.chunkShift,
 		l.parent.Pointer(b) != parent.node,
 		int(l.offset.Uint(b)) != slot:
 		return fmt.Errorf("%w: node at %v hangs elsewhere", errTree, here.node)
@@ -163,12 +163,13 @@ func (w *treeWalk) check(b []byte, here treeNode, parent *treeNode, slot int) er
 
 // slot visits what is in one marked slot of a node.
 func (w *treeWalk) slot(b []byte, here treeNode, slot int, index addr.Index) bool {
-	slots := w.c.layout.node.slots
+	l := &w.c.layout.node
+	slots := l.slots
 	e := entry(kernel.Field{Off: slots.Off + 8*slot, Size: 8}.Uint(b))
 	switch {
 	case e.isNode() && here.shift > 0:
 		return w.node(e.node(), &here, slot, index)
-	case e.isSibling() && e.sibling() < slot:
+	case e.isSibling(l.chunk) && e.sibling() < slot:
 		// Marks belong to the first slot of an entry. Where a sibling has
 		// one, too, its entry has been visited if it is marked itself.
 		first := e.sibling()
@@ -182,11 +183,13 @@ func (w *treeWalk) slot(b []byte, here treeNode, slot int, index addr.Index) boo
 }
 
 func (w *treeWalk) isMarked(b []byte, slot int) bool {
-	marks := w.c.layout.node.marks
+	return w.c.layout.node.anyMarks(b)>>slot&1 == 1
+}
+
+// anyMarks has a bit for each slot of a node that has any mark.
+func (n *nodeLayout) anyMarks(b []byte) (marks uint64) {
 	for m := range markCount {
-		if (kernel.Field{Off: marks.Off + 8*m, Size: 8}).Uint(b)>>slot&1 == 1 {
-			return true
-		}
+		marks |= kernel.Field{Off: n.marks.Off + 8*m, Size: 8}.Uint(b)
 	}
-	return false
+	return marks
 }

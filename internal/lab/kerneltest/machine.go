@@ -61,10 +61,17 @@ type symbol struct {
 
 // New starts a machine of x86-64: page tables, and the base addresses of its layout.
 func New(t testing.TB) *Machine {
-	m := start(t, &Machine{direct: DirectMap}, "init_top_pgt")
+	m := Fixed(t, DirectMap)
 	m.PutU64(m.Image("page_offset_base", 8), uint64(m.direct))
 	m.PutU64(m.Image("vmemmap_base", 8), uint64(MemMap))
 	return m
+}
+
+// Fixed starts a machine of x86-64 whose kernel has no variables for the base addresses of its
+// layout, and its physical memory from direct on: as one that cannot move them, if that is
+// DirectMap.
+func Fixed(t testing.TB, direct addr.Virt) *Machine {
+	return start(t, &Machine{direct: direct}, "init_top_pgt")
 }
 
 // The layout of a machine of arm64, with addresses of 48 bits: its linear map begins below its
@@ -199,6 +206,11 @@ func (m *Machine) Finish(types ...btf.Type) {
 	start := m.Image("__start_BTF", len(raw))
 	m.Put(start, raw)
 	m.symbols = append(m.symbols, symbol{"__stop_BTF", start + addr.Virt(len(raw))})
+	m.FinishWithoutTypes()
+}
+
+// FinishWithoutTypes is Finish of a kernel that does not tell its own structures.
+func (m *Machine) FinishWithoutTypes() {
 	if m.Functions {
 		m.putExports()
 	}

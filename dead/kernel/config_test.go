@@ -1,0 +1,96 @@
+package kernel_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf/btf"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+	"understudy.dev/understudy/internal/lab/kerneltest"
+)
+
+var pageType = &btf.Struct{Name: "page", Size: kerneltest.PageStruct, Members: []btf.Member{{Name: "flags", Type: &btf.Int{Name: "u32", Size: 4}}}}
+
+// TestFixedLayout has kernels without variables for where memory and its page structures are
+// mapped.
+func TestFixedLayout(t *testing.T) {
+	set := func(m *kerneltest.Machine, name string, v addr.Virt) { m.PutU64(m.Image(name, 8), uint64(v)) }
+	for name, tc := range map[string]struct {
+		direct addr.Virt
+		build  func(m *kerneltest.Machine)
+		want   string // in the error; empty: it is found
+	}{
+		"neither":                   {kerneltest.DirectMap, func(*kerneltest.Machine) {}, ""},
+		"elsewhere, and not told":   {kerneltest.DirectMap + 1<<40, func(*kerneltest.Machine) {}, "the direct map has"},
+		"page structures elsewhere": {kerneltest.DirectMap, func(m *kerneltest.Machine) { set(m, "vmemmap_base", kerneltest.MemMap+1<<40) }, "CONFIG_SPARSEMEM_VMEMMAP"},
+		"elsewhere, and told":       {kerneltest.DirectMap + 1<<40, func(m *kerneltest.Machine) { set(m, "page_offset_base", kerneltest.DirectMap+1<<40) }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := kerneltest.Fixed(t, tc.direct)
+			tc.build(m)
+			m.Finish(pageType)
+			k, err := kernel.Find(m)
+			if tc.want != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.want) {
+					t.Errorf("found with %v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if pfn, err := k.PageFrame(k.PageStruct(7)); pfn != 7 || err != nil {
+				t.Errorf("page 7 is of frame %d, %v", pfn, err)
+			}
+			if err := k.StillThere(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestTimekeeper has what may stand before a timekeeper: a counter, which is larger where
+// locks are debugged, or under PREEMPT_RT.
+func TestTimekeeper(t *testing.T) {
+	counter := func(size uint32) btf.Type { return &btf.Struct{Name: "seqcount_raw_spinlock", Size: size} }
+	keeper := &btf.Struct{Name: "timekeeper", Size: 64}
+	data := &btf.Struct{Name: "tk_data", Size: 128, Members: []btf.Member{{Name: "timekeeper", Type: keeper, Offset: 24 * 8}}}
+	for name, tc := range map[string]struct {
+		types []btf.Type
+		want  addr.Virt
+	}{
+		"no type of the counter": {nil, 8},
+		"a number":               {[]btf.Type{counter(4)}, 8},
+		"and a pointer":          {[]btf.Type{counter(16)}, 16},
+		"and what debugs it":     {[]btf.Type{counter(60)}, 64},
+		"a type with a name":     {[]btf.Type{counter(60), data}, 24},
+	} {
+		for _, symbol := range []string{"tk_core", "timekeeper_data"} {
+			m := kerneltest.New(t)
+			core := m.Image(symbol, 256)
+			m.Finish(append(tc.types, pageType)...)
+			k, err := kernel.Find(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if at, err := k.Timekeeper(); at != core+tc.want || err != nil {
+				t.Errorf("%s in %s: %v, not %v: %v", name, symbol, at, core+tc.want, err)
+			}
+		}
+	}
+}
+
+// TestNoTypes: a kernel without types of its own is refused, and it is said why, and what
+// to do.
+func TestNoTypes(t *testing.T) {
+	for _, functions := range []bool{false, true} {
+		m := kerneltest.New(t)
+		m.Functions = functions
+		m.FinishWithoutTypes()
+		if _, err := kernel.Find(m); err == nil || !strings.Contains(err.Error(), "CONFIG_DEBUG_INFO_BTF=y") {
+			t.Errorf("only functions in its symbol table: %v: found with %v", functions, err)
+		}
+	}
+}
