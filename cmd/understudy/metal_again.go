@@ -47,6 +47,9 @@ func keepAnother(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := m.Bound(); err != nil {
+		return err
+	}
 	if unfit := metal.Unfit(m.Check(os.DirFS("/"), metal.Host{})); len(unfit) > 0 {
 		return &metal.Refused{Findings: unfit}
 	}

@@ -7,12 +7,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"understudy.dev/understudy/internal/lab/barelab"
 	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/netns"
 	"understudy.dev/understudy/internal/takeover/bare"
 )
 
@@ -48,7 +51,13 @@ busybox rm new/file5
 for f in again/*; do echo "SUM \$(busybox sha256sum \$f)"; done
 (busybox sleep 1; echo c > /proc/sysrq-trigger) < /dev/null > /dev/null 2>&1 &
 END
-chmod 755 /srv/cgi-bin/status /srv/cgi-bin/die
+cat > /srv/cgi-bin/panic <<END
+#!/bin/sh
+echo "Content-Type: text/plain"
+echo
+busybox cat /proc/sys/kernel/panic
+END
+chmod 755 /srv/cgi-bin/*
 ` + metalRun + `
 umount /srv || echo "FAILED umount"
 `
@@ -58,46 +67,20 @@ umount /srv || echo "FAILED umount"
 // protected in its turn, and gives the machine back.
 func TestMetalAgain(t *testing.T) {
 	tier.Full(t, "a machine whose kernel dies twice")
-	death, _ := metalDeath(t, "panic", "")
-	run := strings.NewReplacer("/vmlinuz --image /", "/srv/vmlinuz --again --image /srv/").Replace(metalAgain)
-	m := bareMachine{script: parametersFirst + run + metalWork + death.script}.make(t)
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
-	m.Append = parameters(t, ctx, m) + os.Getenv("METAL_DEBUG")
-	disk := filepath.Join(m.Dir, "data.img")
-	makeData(t, disk)
-	ns := virtio.attach(t, m, disk)
-	r, end := startMetal(t, ctx, m)
+	r, ns, end := diesFirst(t, ctx, " --again")
 	defer end()
-	if err := r.Await(ctx, "DYING"); err != nil {
-		t.Fatal(err)
-	}
+	disk := filepath.Join(r.Dir, "data.img")
 	client, fetch := metalClient(t, ctx, ns)
-	awaitStatus := func() {
-		t.Helper()
-		for status := ""; !strings.HasPrefix(status, "protected"); time.Sleep(100 * time.Millisecond) {
-			if status = string(fetch("/cgi-bin/status")); ctx.Err() != nil {
-				t.Fatalf("not protected again: %s", status)
-			}
-		}
-	}
 	fetch("/old1")
 	checkFiles(t, r.Console(), fetch)
+	metalReport(t, fetch, ":81/takeover.json")
 	first := fetch(":81/takeover.json")
-	awaitStatus()
+	awaitProtected(t, ctx, fetch, "/cgi-bin/status")
 	said := fetch("/cgi-bin/die")
 	died := time.Now()
-	var report bare.Report
-	for len(report.Verdict) == 0 {
-		b := fetch(":81/takeover.json")
-		if bytes.Equal(b, first) || b == nil {
-			time.Sleep(10 * time.Millisecond)
-			continue
-		}
-		if err := json.Unmarshal(b, &report); err != nil {
-			t.Fatal(err)
-		}
-	}
+	report := nextReport(t, fetch, ":81/takeover.json", first)
 	t.Logf("served again by the second understudy after %v", time.Since(died)-time.Second)
 	files := report.Files
 	for _, c := range report.Commits {
@@ -108,7 +91,7 @@ func TestMetalAgain(t *testing.T) {
 	}
 	checkMAC(t, ns)
 	checkAgain(t, string(said), 10, fetch)
-	awaitStatus()
+	awaitProtected(t, ctx, fetch, "/cgi-bin/status")
 	if _, err := client.Get("http://10.77.0.2/cgi-bin/return"); err == nil {
 		t.Error("the understudy did not give the machine back")
 	}
@@ -123,6 +106,79 @@ func TestMetalAgain(t *testing.T) {
 		}
 		return b
 	})
+}
+
+// diesFirst has a machine die whose understudy was started by metalAgain with an option.
+func diesFirst(t *testing.T, ctx context.Context, option string) (*barelab.Running, *netns.Namespace, func()) {
+	t.Helper()
+	death, _ := metalDeath(t, "panic", "")
+	run := strings.NewReplacer("/vmlinuz --image /", "/srv/vmlinuz"+option+" --image /srv/").Replace(metalAgain)
+	m := bareMachine{script: parametersFirst + run + metalWork + death.script}.make(t)
+	m.Append = parameters(t, ctx, m) + os.Getenv("METAL_DEBUG")
+	disk := filepath.Join(m.Dir, "data.img")
+	makeData(t, disk)
+	ns := virtio.attach(t, m, disk)
+	r, end := startMetal(t, ctx, m)
+	if err := r.Await(ctx, "DYING"); err != nil {
+		end()
+		t.Fatal(err)
+	}
+	return r, ns, end
+}
+
+// TestMetalResets: an understudy that has taken over, is not protected, and dies, resets the machine.
+// What the first kernel had is on the disk.
+func TestMetalResets(t *testing.T) {
+	tier.Full(t, "a machine whose understudy dies")
+	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
+	defer cancel()
+	r, ns, end := diesFirst(t, ctx, "")
+	defer end()
+	_, fetch := metalClient(t, ctx, ns)
+	metalReport(t, fetch, ":81/takeover.json")
+	for status := ""; status != "10\n"; time.Sleep(100 * time.Millisecond) {
+		if status = string(fetch("/cgi-bin/panic")); ctx.Err() != nil {
+			t.Fatalf("it is not reset by a panic: %q", status)
+		}
+	}
+	fetch("/cgi-bin/die")
+	if err := r.Wait(); err != nil { // its reset ends it here
+		t.Fatal(err)
+	}
+	disk := filepath.Join(r.Dir, "data.img")
+	if out, err := exec.Command("e2fsck", "-p", disk).CombinedOutput(); err != nil {
+		t.Logf("e2fsck: %v: %s", err, out) // a log replayed; what is not in order is seen below
+	}
+	if b, err := os.ReadFile(lookInto(t, disk) + "/new/renamed"); err != nil || len(b) == 0 {
+		t.Errorf("/new/renamed: %v", err)
+	}
+}
+
+// awaitProtected waits until a program of the active side's, which a client runs, says that it is
+// protected.
+func awaitProtected(t *testing.T, ctx context.Context, fetch func(path string) []byte, program string) {
+	t.Helper()
+	for status := ""; !strings.HasPrefix(status, "protected"); time.Sleep(100 * time.Millisecond) {
+		if status = string(fetch(program)); ctx.Err() != nil {
+			t.Fatalf("not protected again: %s", status)
+		}
+	}
+}
+
+// nextReport is the report of the takeover that comes after one.
+func nextReport(t *testing.T, fetch func(path string) []byte, path string, first []byte) (report bare.Report) {
+	t.Helper()
+	for len(report.Verdict) == 0 {
+		b := fetch(path)
+		if bytes.Equal(b, first) || b == nil {
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
+		if err := json.Unmarshal(b, &report); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return report
 }
 
 // checkAgain compares files with the sums that were told of them.

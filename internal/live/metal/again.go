@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -111,4 +112,13 @@ func (s *Self) Machine(root fs.FS) (*Machine, error) {
 	}
 	m.reserved = &r
 	return m, err
+}
+
+// Bound has the running kernel leave no more unsaved than an understudy of this size has room for.
+func (m *Machine) Bound() error {
+	r, err := m.Reservation()
+	if err != nil || m.unsaved(os.DirFS("/")) <= r.room() {
+		return err
+	}
+	return os.WriteFile("/proc/sys/vm/dirty_bytes", []byte(strconv.FormatUint(r.room(), 10)), 0)
 }

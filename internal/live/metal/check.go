@@ -131,29 +131,36 @@ func (c *checker) memory() bool {
 // takeoverNeeds is what an understudy comes by with besides what it gathers, bytes.
 const takeoverNeeds = 400 << 20
 
-// unsaved: what the kernel may leave unsaved passes through the understudy's memory
-// (Documentation/admin-guide/sysctl/vm.rst, dirty_ratio).
-func (c *checker) unsaved() {
+// room is how much may be unsaved in a kernel beside an understudy there, bytes.
+func (r Reservation) room() uint64 { return r.High.Len() - takeoverNeeds }
+
+// unsaved is how much the running kernel may leave unsaved, bytes (Documentation/admin-guide/sysctl/vm.rst,
+// dirty_bytes, dirty_ratio).
+func (m *Machine) unsaved(root fs.FS) uint64 {
 	number := func(name string) uint64 {
-		b, _ := fs.ReadFile(c.root, "proc/sys/vm/"+name) // none: zero
+		b, _ := fs.ReadFile(root, "proc/sys/vm/"+name) // none: zero
 		v, _ := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
 		return v
 	}
-	most := number("dirty_bytes")
-	if most == 0 {
-		var all uint64
-		for _, m := range Memory(c.machine.Resources) {
-			all += m.Len()
-		}
-		most = all / 100 * number("dirty_ratio")
+	if most := number("dirty_bytes"); most > 0 {
+		return most
 	}
+	var all uint64
+	for _, m := range Memory(m.Resources) {
+		all += m.Len()
+	}
+	return all / 100 * number("dirty_ratio")
+}
+
+// unsaved: what the kernel may leave unsaved passes through the understudy's memory.
+func (c *checker) unsaved() {
+	most := c.machine.unsaved(c.root)
 	r, err := c.machine.Reservation()
 	if err != nil {
 		return // said already
 	}
-	room := r.High.Len() - takeoverNeeds
-	c.add("unsaved data", most > 0 && most <= room, fmt.Sprintf("Set vm.dirty_bytes to at most %d, or give the understudy more memory.", room),
-		"this kernel leaves up to %d MiB unsaved, and the understudy has room for %d MiB", most>>20, room>>20)
+	c.add("unsaved data", most > 0 && most <= r.room(), fmt.Sprintf("Set vm.dirty_bytes to at most %d, or give the understudy more memory.", r.room()),
+		"this kernel leaves up to %d MiB unsaved, and the understudy has room for %d MiB", most>>20, r.room()>>20)
 }
 
 func (c *checker) cpus() {

@@ -24,7 +24,7 @@ func (m *machine) again(r *Report) bool {
 	switch {
 	case m.self.Config.Again == nil:
 		return false
-	case !r.Durable || len(r.Refused) > 0:
+	case !r.whole():
 		say("not protected again: the dead kernel's memory may be all that has what was refused, and is left as it is")
 		return false
 	}
@@ -49,6 +49,7 @@ func (m *machine) protect(ctx context.Context) {
 		defer close(m.protected)
 		if err := m.agent.Run(cmd); ctx.Err() == nil {
 			say("not protected any more: the program that keeps the understudy has ended: %v", err)
+			resetAtPanic(true)
 		}
 	}()
 }
@@ -58,5 +59,6 @@ func (m *machine) stopProtecting() {
 	if m.unprotect != nil {
 		m.unprotect()
 		<-m.protected
+		resetAtPanic(true)
 	}
 }

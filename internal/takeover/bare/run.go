@@ -65,6 +65,8 @@ func run(ctx context.Context, self *metal.Self) error {
 	}
 	if again {
 		m.protect(ctx)
+	} else if report.whole() {
+		resetAtPanic(true)
 	}
 	for {
 		self.Count()
@@ -187,6 +189,25 @@ type Report struct {
 	*takeover.Report
 	Steps []takeover.Step `json:"steps"`
 	CPUs  int             `json:"cpus"` // that this kernel runs on now
+}
+
+// whole says whether all that the dead kernel had is on the disks.
+func (r *Report) whole() bool { return r.Durable && len(r.Refused) == 0 }
+
+// panicFile is how many seconds after its panic this kernel resets the machine; 0: never
+// (Documentation/admin-guide/sysctl/kernel.rst, panic).
+const panicFile = "/proc/sys/kernel/panic"
+
+// resetAtPanic says whether a panic of this kernel resets the machine, which boots its own kernel: for as
+// long as no other understudy takes over from this one, that is all that helps.
+func resetAtPanic(yes bool) {
+	seconds := "0"
+	if yes {
+		seconds = "10"
+	}
+	if err := os.WriteFile(panicFile, []byte(seconds), 0); err != nil {
+		say("have a panic reset the machine: %v", err)
+	}
 }
 
 // keep writes the report.
