@@ -203,30 +203,37 @@ func flushBuffers(path string) error {
 	return nil
 }
 
-// mountFlags are the options that mount(2) takes as flags and not as text
-// (mount(8), file-system-independent options).
-var mountFlags = map[string]uintptr{
-	"ro": unix.MS_RDONLY, "rw": 0, "defaults": 0,
-	"noatime": unix.MS_NOATIME, "relatime": unix.MS_RELATIME, "strictatime": unix.MS_STRICTATIME,
-	"nodiratime": unix.MS_NODIRATIME, "lazytime": unix.MS_LAZYTIME,
-	"nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC, "nosuid": unix.MS_NOSUID,
-	"sync": unix.MS_SYNCHRONOUS, "dirsync": unix.MS_DIRSYNC,
+// mountFlag is what an option that mount(2) takes as a flag, and not as text, sets and clears.
+type mountFlag struct{ set, clear uintptr }
+
+// mountFlags are those options (mount(8), file-system-independent options).
+var mountFlags = map[string]mountFlag{
+	"defaults": {}, "async": {clear: unix.MS_SYNCHRONOUS}, "sync": {set: unix.MS_SYNCHRONOUS}, "dirsync": {set: unix.MS_DIRSYNC},
+	"ro": {set: unix.MS_RDONLY}, "rw": {clear: unix.MS_RDONLY},
+	"noatime": {set: unix.MS_NOATIME}, "atime": {clear: unix.MS_NOATIME},
+	"nodiratime": {set: unix.MS_NODIRATIME}, "diratime": {clear: unix.MS_NODIRATIME},
+	"relatime": {set: unix.MS_RELATIME}, "norelatime": {clear: unix.MS_RELATIME},
+	"strictatime": {set: unix.MS_STRICTATIME}, "nostrictatime": {clear: unix.MS_STRICTATIME},
+	"lazytime": {set: unix.MS_LAZYTIME}, "nolazytime": {clear: unix.MS_LAZYTIME},
+	"nodev": {set: unix.MS_NODEV}, "dev": {clear: unix.MS_NODEV},
+	"noexec": {set: unix.MS_NOEXEC}, "exec": {clear: unix.MS_NOEXEC},
+	"nosuid": {set: unix.MS_NOSUID}, "suid": {clear: unix.MS_NOSUID},
+	"nosymfollow": {set: unix.MS_NOSYMFOLLOW}, "symfollow": {clear: unix.MS_NOSYMFOLLOW},
+	"silent": {set: unix.MS_SILENT}, "loud": {clear: unix.MS_SILENT},
 }
 
-// mountOptions splits mount(8)'s options into mount(2)'s flags and data.
-func mountOptions(options string) (uintptr, string) {
-	var (
-		flags uintptr
-		data  []string
-	)
+// mountOptions splits mount(8)'s options into mount(2)'s flags and data. Of two that contradict
+// each other the later one counts.
+func mountOptions(options string) (flags uintptr, data string) {
+	var text []string
 	for o := range strings.SplitSeq(options, ",") {
 		if f, ok := mountFlags[o]; ok {
-			flags |= f
+			flags = flags&^f.clear | f.set
 		} else if o != "" {
-			data = append(data, o)
+			text = append(text, o)
 		}
 	}
-	return flags, strings.Join(data, ",")
+	return flags, strings.Join(text, ",")
 }
 
 // mounted is a disk and where it is mounted.

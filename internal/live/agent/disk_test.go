@@ -20,6 +20,10 @@ func TestMountOptions(t *testing.T) {
 	if flags != unix.MS_NOATIME|unix.MS_NOSUID || data != "data=journal,commit=1" {
 		t.Errorf("flags %#x, data %q", flags, data)
 	}
+	flags, data = mountOptions("sync,nodev,noatime,async,dev,suid,exec,diratime,nolazytime,relatime")
+	if flags != unix.MS_NOATIME|unix.MS_RELATIME || data != "" {
+		t.Errorf("of options that take back others: flags %#x, data %q", flags, data)
+	}
 }
 
 func TestChildren(t *testing.T) {

@@ -55,7 +55,43 @@ func (p *Pair) Check(m Machine) error {
 	for i, d := range p.Disks {
 		errs = append(errs, p.checkImage(fmt.Sprintf("disks.%d.image", i), d.Image), p.checkImage(fmt.Sprintf("disks.%d.mirror", i), d.Mirror))
 	}
+	errs = append(errs, p.checkDistinct()...)
+	for i, h := range p.Hooks {
+		key := fmt.Sprintf("hooks.%d.command", i)
+		if err := unix.Access(h.Command[0], unix.X_OK); err != nil {
+			errs = append(errs, p.problem(key, "correct the path, or install the program", "%s: %v", h.Command[0], err))
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// checkDistinct checks that no two images are the same file by two names.
+func (p *Pair) checkDistinct() (errs []error) {
+	type image struct {
+		key, path string
+		is        os.FileInfo
+	}
+	var seen []image
+	check := func(key, path string) {
+		st, err := os.Stat(path)
+		if err != nil {
+			return // there is none, or that has been said
+		}
+		for _, s := range seen {
+			if s.path != path && os.SameFile(s.is, st) { // the same path has been reported
+				errs = append(errs, p.problem(key, "give each its own", "%s is the same file as %s (line %d)", path, s.path, p.line(s.key)))
+			}
+		}
+		seen = append(seen, image{key, path, st})
+	}
+	for _, part := range p.Partitions {
+		check("partitions."+part.Name+".root", part.Root)
+	}
+	for i, d := range p.Disks {
+		check(fmt.Sprintf("disks.%d.image", i), d.Image)
+		check(fmt.Sprintf("disks.%d.mirror", i), d.Mirror)
+	}
+	return errs
 }
 
 func (p *Pair) checkCPUs(m Machine) (errs []error) {

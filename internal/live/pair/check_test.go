@@ -14,6 +14,10 @@ func TestCheck(t *testing.T) {
 	for name, content := range map[string]string{"k": "kernel", "i": "cpio", "d.img": "raw", "empty": "", "q.img": "QFI\xfb"} {
 		os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600)
 	}
+	for link, to := range map[string]string{"link.img": "d.img", "e.img": "e"} {
+		os.Symlink(to, filepath.Join(dir, link))
+	}
+	os.WriteFile(filepath.Join(dir, "e"), []byte("raw"), 0o600)
 	enough := Machine{CPUs: []int{0, 1}, MemAvailable: 128<<20*2 + reserve + 2*overhead}
 	valid := smallest + "disks: [{name: d, image: d.img, mount: /srv}]\n"
 	tests := []struct {
@@ -35,6 +39,11 @@ func TestCheck(t *testing.T) {
 			"pair.yaml:4: partitions.b.initramfs: DIR/empty is empty or no regular file; correct the path"},
 		{"no image", "d.img", "none", enough,
 			"pair.yaml:5: disks.0.image: stat DIR/none: no such file or directory; correct the path, or make the image"},
+		{"one image by two names", "/srv}", "/srv}, {name: e, image: link.img, mount: /b}", enough,
+			"pair.yaml:5: disks.1.image: DIR/link.img is the same file as DIR/d.img (line 5); give each its own"},
+		{"two images, one by a link", "/srv}", "/srv}, {name: e, image: e.img, mount: /b}", enough, ""},
+		{"no hook", "/srv}]", "/srv}]\nhooks: [{command: [DIR/none]}]", enough,
+			"pair.yaml:6: hooks.0.command: DIR/none: no such file or directory; correct the path, or install the program"},
 		{"image is directory", "d.img", ".", enough,
 			"pair.yaml:5: disks.0.image: DIR is neither a regular file nor a block device, or empty; name a raw image or a block device"},
 		{"image is terminal", "d.img", "/dev/null", enough,
@@ -45,7 +54,7 @@ func TestCheck(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			p, err := parse("pair.yaml", dir, []byte(strings.Replace(valid, tt.old, tt.new, 1)))
+			p, err := parse("pair.yaml", dir, []byte(strings.Replace(valid, tt.old, strings.ReplaceAll(tt.new, "DIR", dir), 1)))
 			if err != nil {
 				t.Fatal(err)
 			}

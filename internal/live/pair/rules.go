@@ -87,6 +87,9 @@ func (p *Pair) diskRules(add addFunc) {
 			add(fmt.Sprintf("disks.%d.name", i), fmt.Sprintf("use one of at most %d bytes", maxSerial-len(mirrorSuffix)), "%q is too long for a disk with a mirror", d.Name)
 		}
 		u.check(i, "mount", d.Mount)
+		if slices.Contains(guestDirs, d.Mount) && (p.Partitions[0].Root == "" || p.Partitions[1].Root == "") {
+			add(fmt.Sprintf("disks.%d.mount", i), "choose a directory of its own, e.g. /srv", "hides what the small guest has in %s", d.Mount)
+		}
 		for j, earlier := range p.Disks[:i] {
 			if d.Mount != "" && below(earlier.Mount, d.Mount) {
 				add(fmt.Sprintf("disks.%d.mount", i), "list this disk first",

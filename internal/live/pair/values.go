@@ -205,6 +205,9 @@ func parsePulse(s string) (time.Duration, error) {
 	return d, err
 }
 
+// guestDirs are where the small guest has its programs, their libraries and its modules.
+var guestDirs = []string{"/bin", "/etc", "/init", "/lib", "/lib64", "/sbin", "/usr", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/sbin"}
+
 // parseMount reads a mount point in the guest. What PID 1 mounts itself is
 // not to be covered.
 func parseMount(s string) (string, error) {
@@ -232,17 +235,46 @@ func parseBool(s string) (bool, error) {
 	return false, fmt.Errorf("%q is neither true nor false", s)
 }
 
-// parseOptions reads mount options. What would make the disk less safe than a
-// takeover promises is refused: without barriers a flush proves nothing, and
-// without its journal or read-only a file system cannot be taken over.
+// Why a mount option is refused. An option with a value is known by what stands before the
+// equals sign; of barrier the value decides.
+var refusedOptions = map[string]string{
+	// A flush proves nothing without barriers, and a file system without its log, or
+	// read-only, cannot be taken over (Documentation/admin-guide/ext4.rst, xfs.rst; btrfs(5)).
+	"ro": relied, "nobarrier": relied, "barrier": relied, "noload": relied, "norecovery": relied, "nologreplay": relied, "rescue": relied,
+	// A takeover looks at the first superblock.
+	"sb": relied,
+	// What is on another device does not follow the role.
+	"journal_dev": elsewhere, "journal_path": elsewhere, "logdev": elsewhere, "rtdev": elsewhere, "device": elsewhere,
+	"remount": another, "bind": another, "rbind": another, "move": another, "loop": another, "abort": another,
+	// mount(8), file-system-independent options: what no kernel sees.
+	"auto": forMount, "noauto": forMount, "nofail": forMount, "_netdev": forMount, "user": forMount, "users": forMount,
+	"nouser": forMount, "owner": forMount, "group": forMount, "comment": forMount,
+}
+
+const (
+	relied    = "breaks what a takeover relies on"
+	elsewhere = "has a part of the file system on a device that does not follow the role"
+	another   = "is for something else than to mount a disk"
+	forMount  = "is for mount(8) and /etc/fstab, which are not asked"
+)
+
+// parseOptions reads mount options. Those are refused that would make the disk less safe than a
+// takeover promises, and those that a kernel would refuse once the guests have booted.
 func parseOptions(s string) (string, error) {
 	if strings.ContainsAny(s, " \t") {
 		return "", fmt.Errorf("%q has a space; options are separated by commas", s)
 	}
 	for option := range strings.SplitSeq(s, ",") {
-		switch option {
-		case "ro", "nobarrier", "barrier=0", "noload", "norecovery":
-			return "", fmt.Errorf("option %s breaks what a takeover relies on", option)
+		name, value, _ := strings.Cut(option, "=")
+		why := refusedOptions[name]
+		if strings.HasPrefix(name, "x-") || strings.HasPrefix(name, "X-") {
+			why = forMount
+		}
+		if n, err := strconv.ParseUint(value, 0, 32); name == "barrier" && (value == "" || err == nil && n != 0) {
+			why = ""
+		}
+		if why != "" {
+			return "", fmt.Errorf("option %s %s", option, why)
 		}
 	}
 	return s, nil

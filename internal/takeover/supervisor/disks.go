@@ -168,8 +168,14 @@ func fits(d pair.Disk, on io.ReaderAt) error {
 	if err != nil {
 		return fmt.Errorf("disk %s: %s: %w", d.Name, d.Image, err)
 	}
-	if d.Type == pair.Ext3 && fs.Super.Incompat&ext4.IncompatExtents != 0 {
+	journal := fs.Super.Compat&ext4.CompatHasJournal != 0
+	switch {
+	case d.Type == pair.Ext3 && fs.Super.Incompat&ext4.IncompatExtents != 0:
 		return fmt.Errorf("disk %s: %s has extents, which ext3 does not know: say type: ext4", d.Name, d.Image)
+	case d.Type == pair.Ext3 && !journal: // the kernel mounts it as ext4 only (fs/ext4/ext4.h, ext3_feature_set_ok)
+		return fmt.Errorf("disk %s: %s has no journal, and so is no ext3: say type: ext4, or make one (tune2fs -j)", d.Name, d.Image)
+	case journal && fs.Super.JournalInode == 0:
+		return fmt.Errorf("disk %s: %s has its journal on another device, which does not follow the role: put it inside (tune2fs -O ^has_journal, then tune2fs -j)", d.Name, d.Image)
 	}
 	return nil
 }

@@ -33,6 +33,9 @@ func TestFits(t *testing.T) {
 		{"ext4 by ext3", "mkfs.ext4 -q -F", pair.Ext3, "say type: ext4"},
 		{"mmp", "mkfs.ext4 -q -F -O mmp", pair.Ext4, ""},
 		{"an external journal", "mke2fs -q -F -O journal_dev", pair.Ext4, "journal_dev"},
+		{"ext2 by ext3", "mke2fs -q -F -t ext2", pair.Ext3, "tune2fs -j"},
+		{"ext2 by ext4", "mke2fs -q -F -t ext2", pair.Ext4, ""},
+		{"a journal elsewhere", "mkfs.ext4 -q -F", pair.Ext4, "journal on another device"},
 		{"xfs by ext4", "mkfs.xfs -q -f", pair.Ext4, "say type: xfs"},
 		{"btrfs by ext4", "mkfs.btrfs -q -f", pair.Ext4, "say type: btrfs"},
 		{"ext4 by xfs", "mkfs.ext4 -q -F", pair.XFS, "say type: ext4"},
@@ -71,6 +74,13 @@ func TestFits(t *testing.T) {
 			cmd := exec.Command(words[0], words[1:]...)
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Skipf("%s: %v: %s", tt.command, err, out)
+			}
+			if tt.name == "a journal elsewhere" { // which mkfs makes only on a block device
+				for _, set := range []string{"ssv journal_inum 0", "ssv journal_dev 0x801"} {
+					if out, err := exec.Command("debugfs", "-w", "-R", set, path).CombinedOutput(); err != nil {
+						t.Fatalf("%s: %v: %s", set, err, out)
+					}
+				}
 			}
 			f, err := os.Open(path)
 			if err != nil {
