@@ -243,6 +243,7 @@ func (c *Client) keep(e Event) {
 		c.events = append(c.events[:0], c.events[maxEvents/2:]...)
 		c.dropped += maxEvents / 2
 	}
+	e.Came = time.Now()
 	c.events = append(c.events, e)
 	if c.err == nil {
 		close(c.changed)

@@ -60,7 +60,7 @@ func TestQEMUWithoutMachine(t *testing.T) {
 			break
 		}
 		last = e.Name
-		if time.Since(e.Time) > time.Minute {
+		if time.Since(e.Time) > time.Minute || time.Since(e.Came) > time.Minute {
 			t.Errorf("%s at %v", e.Name, e.Time)
 		}
 	}

@@ -26,6 +26,7 @@ type Event struct {
 	Name string          // "GUEST_PANICKED"
 	Time time.Time       // on the host's clock, to the microsecond; zero if the server had none
 	Data json.RawMessage // nil if there is none
+	Came time.Time       // when it was read here, which no step of the host's clock changes (package time, monotonic clocks)
 }
 
 // reply is the answer to a command. hasID is false only if the server could

@@ -30,9 +30,9 @@ func TestDecodeMessage(t *testing.T) {
 		{`{"error": {"class": "GenericError", "desc": "JSON parse error"}}`,
 			message{reply: &reply{err: &Error{"", "GenericError", "JSON parse error"}}}},
 		{`{"timestamp": {"seconds": 1340000000, "microseconds": 250}, "event": "STOP"}`,
-			message{event: &Event{"STOP", time.Unix(1340000000, 250000), nil}}},
+			message{event: &Event{Name: "STOP", Time: time.Unix(1340000000, 250000)}}},
 		{`{"timestamp": {"seconds": -1, "microseconds": -1}, "event": "X", "data": {"a": 1}}`,
-			message{event: &Event{"X", time.Time{}, []byte(`{"a": 1}`)}}},
+			message{event: &Event{Name: "X", Data: []byte(`{"a": 1}`)}}},
 	}
 	for _, tt := range tests {
 		got, err := decodeMessage([]byte(tt.line))

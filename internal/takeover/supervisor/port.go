@@ -27,7 +27,7 @@ func (sd *side) followPort(e qmp.Event) {
 		sd.left.Store(nil)
 		return
 	}
-	sd.left.Store(&e.Time)
+	sd.left.Store(&e.Came)
 }
 
 // lookForAgent judges a side whose agent is gone. Without one the understudy cannot take over, and

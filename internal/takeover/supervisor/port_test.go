@@ -18,7 +18,8 @@ func TestAgentGone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return qmp.Event{Name: qmp.EventPortChange, Time: at, Data: b}
+		stepped := at.Add(-time.Hour) // by the host's clock, which was set since
+		return qmp.Event{Name: qmp.EventPortChange, Time: stepped, Came: at, Data: b}
 	}
 	for _, tt := range []struct {
 		name          string
@@ -35,7 +36,7 @@ func TestAgentGone(t *testing.T) {
 		{"understudy", []qmp.Event{change("port-agent", false)}, agentLimit, false, false, true, 0},
 		{"active", []qmp.Event{change("port-agent", true), change("port-agent", false)}, agentLimit, true, false, false, 1},
 		{"active, degraded is dead", []qmp.Event{change("port-agent", false)}, agentLimit, true, true, true, 1},
-		{"no event of a port", []qmp.Event{{Name: qmp.EventPortChange, Time: at, Data: []byte("[]")}, {Name: "STOP", Time: at}}, time.Hour, false, false, false, 0},
+		{"no event of a port", []qmp.Event{{Name: qmp.EventPortChange, Came: at, Data: []byte("[]")}, {Name: "STOP", Came: at}}, time.Hour, false, false, false, 0},
 	} {
 		told := 0
 		w := &watcher{side: &side{name: "left"}, fatal: tt.fatal, trouble: func(string) { told++ }}
