@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -38,6 +40,7 @@ func TestEndServices(t *testing.T) {
 			a.EndServices()
 			if runs(pid) {
 				t.Errorf("process %d of the service runs on", pid)
+				_ = unix.Kill(pid, unix.SIGKILL)
 			}
 		})
 	}
