@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,8 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/libvirtlab"
 	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/takeover/offline"
 )
 
 // program is the one under test, as it is called from anywhere.
@@ -40,24 +43,53 @@ func sameFiles(t *testing.T, left, found []string) {
 	}
 }
 
-// TestLibvirtApply: a domain that nobody prepared has died; its disks are brought up to date, and
-// when it is started again it finds all that it had.
+// TestLibvirtApply: the disks of a domain with a dead kernel are brought up to date, wherever
+// libvirt has it keep its memory, and everything that libvirt shields it with in place.
 func TestLibvirtApply(t *testing.T) {
 	tier.Full(t, "libvirt itself, from Debian's packages")
 	vm(t)
+	image := crashImage(t, fixture.Basic)
 	h := libvirtlab.Start(t)
 	for name, memory := range map[string]libvirtlab.Memory{"anonymous": libvirtlab.Anonymous, "memfd": libvirtlab.Memfd, "file": libvirtlab.File} {
 		t.Run(name, func(t *testing.T) {
-			g := h.Guest(name, memory, "raw", "preserve")
-			g.Define()
-			g.Start()
-			g.AwaitState("crashed (panicked)")
-			if out, err := h.Run(program(t), "salvage", "apply", "--libvirt", name, "--end"); err != nil {
+			dir := filepath.Join(h.Dir, name)
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			var paths []string
+			disks := slices.Clone(image.Disks)
+			for i := range disks {
+				disks[i].Image = filepath.Join(dir, filepath.Base(disks[i].Image))
+				copyDisk(t, image.Disks[i].Image, disks[i].Image)
+				paths = append(paths, disks[i].Image)
+			}
+			h.Corpse(name, memory, image.RAM, paths)
+			if out, err := h.Run(program(t), "salvage", "apply", "--libvirt", name); err == nil || !strings.Contains(out, "--end") {
+				t.Errorf("without --end: %v: %s", err, out)
+			}
+			if state := h.State(name); state != "paused (user)" {
+				t.Errorf("the domain was left %q", state)
+			}
+			out, err := h.Command(t.Context(), program(t), "salvage", "apply", "--libvirt", name, "--end", "--json").Output()
+			if err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
-			g.AwaitState("shut off (crashed)")
-			g.Start()
-			sameFiles(t, g.Left(), g.Found())
+			var r offline.Adopted
+			if err := json.Unmarshal(out, &r); err != nil {
+				t.Fatal(err)
+			}
+			if len(r.Reports) != len(disks) || !r.Complete() || r.Memory != "" {
+				t.Fatalf("of %d disks: %s", len(disks), out)
+			}
+			for _, d := range disks {
+				i := slices.IndexFunc(r.Reports, func(r *offline.Report) bool { return r.Disk == d.Image })
+				if i < 0 {
+					t.Errorf("nothing is said of %s", d.Image)
+				} else if d.Name == "ext4" {
+					(&bench{t: t, image: image, disk: d, crash: image.Format(d.Name)}).complete(*r.Reports[i])
+				}
+			}
+			h.Await("end of "+name, time.Minute, func() bool { return h.State(name) == "" })
 		})
 	}
 }
