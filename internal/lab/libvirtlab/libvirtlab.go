@@ -56,13 +56,15 @@ func Packages(t testing.TB) string {
 func Start(t testing.TB) *Host {
 	t.Helper()
 	packages := Packages(t)
-	h := &Host{t: t, Dir: t.TempDir()}
-	// The path of a socket has room for 107 bytes (unix(7)), and libvirt's are below /run.
-	var err error
-	if h.top, err = os.MkdirTemp("", "us-libvirt-"); err != nil {
+	base, err := os.MkdirTemp("", "us-libvirt-") // t.TempDir is for its owner alone
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(h.top) })
+	t.Cleanup(func() { os.RemoveAll(base) })
+	h := &Host{t: t, Dir: filepath.Join(base, "images"), top: filepath.Join(base, "top")}
+	if err := errors.Join(os.Chmod(base, 0o755), os.Mkdir(h.Dir, 0o755), os.Mkdir(h.top, 0o755)); err != nil {
+		t.Fatal(err)
+	}
 	for _, own := range []string{"/usr/", "/etc/", "/var/", "/run/"} {
 		if strings.HasPrefix(h.Dir, own) {
 			t.Fatalf("%s is the host's own: set TMPDIR to a directory elsewhere", own)
