@@ -43,6 +43,55 @@ func sameFiles(t *testing.T, left, found []string) {
 	}
 }
 
+// corpse is a domain with a dead kernel in its memory, which never runs.
+type corpse struct {
+	name  string
+	image *fixture.Image
+	disks []fixture.Disk
+}
+
+// newCorpse starts one, paused. Its first disk has a format of its own.
+func newCorpse(t *testing.T, h *libvirtlab.Host, image *fixture.Image, name string, memory libvirtlab.Memory, format string) *corpse {
+	t.Helper()
+	dir := filepath.Join(h.Dir, name)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c := &corpse{name: name, image: image, disks: slices.Clone(image.Disks)}
+	var disks []libvirtlab.Disk
+	for i := range c.disks {
+		d := libvirtlab.Disk{Path: filepath.Join(dir, filepath.Base(c.disks[i].Image)), Format: "raw"}
+		copyDisk(t, c.disks[i].Image, d.Path)
+		c.disks[i].Image = d.Path
+		if i == 0 && format != "raw" {
+			d = d.Convert(t, format)
+		}
+		disks = append(disks, d)
+	}
+	h.Corpse(name, memory, image.RAM, disks)
+	return c
+}
+
+// complete checks that all is said to be on the disks, and that it is on one.
+func (c *corpse) complete(t *testing.T, report []byte) {
+	t.Helper()
+	var r offline.Adopted
+	if err := json.Unmarshal(report, &r); err != nil {
+		t.Fatalf("%v: %s", err, report)
+	}
+	if len(r.Reports) != len(c.disks) || !r.Complete() || r.Memory != "" {
+		t.Fatalf("of %d disks: %s", len(c.disks), report)
+	}
+	for _, d := range c.disks {
+		i := slices.IndexFunc(r.Reports, func(r *offline.Report) bool { return r.Disk == d.Image })
+		if i < 0 {
+			t.Errorf("nothing is said of %s", d.Image)
+		} else if d.Name == "ext4" {
+			(&bench{t: t, image: c.image, disk: d, crash: c.image.Format(d.Name)}).complete(*r.Reports[i])
+		}
+	}
+}
+
 // TestLibvirtApply: the disks of a domain with a dead kernel are brought up to date, wherever
 // libvirt has it keep its memory, and everything that libvirt shields it with in place.
 func TestLibvirtApply(t *testing.T) {
@@ -52,18 +101,7 @@ func TestLibvirtApply(t *testing.T) {
 	h := libvirtlab.Start(t)
 	for name, memory := range map[string]libvirtlab.Memory{"anonymous": libvirtlab.Anonymous, "memfd": libvirtlab.Memfd, "file": libvirtlab.File} {
 		t.Run(name, func(t *testing.T) {
-			dir := filepath.Join(h.Dir, name)
-			if err := os.Mkdir(dir, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			var paths []string
-			disks := slices.Clone(image.Disks)
-			for i := range disks {
-				disks[i].Image = filepath.Join(dir, filepath.Base(disks[i].Image))
-				copyDisk(t, image.Disks[i].Image, disks[i].Image)
-				paths = append(paths, disks[i].Image)
-			}
-			h.Corpse(name, memory, image.RAM, paths)
+			c := newCorpse(t, h, image, name, memory, "raw")
 			if out, err := h.Run(program(t), "salvage", "apply", "--libvirt", name); err == nil || !strings.Contains(out, "--end") {
 				t.Errorf("without --end: %v: %s", err, out)
 			}
@@ -74,21 +112,7 @@ func TestLibvirtApply(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
-			var r offline.Adopted
-			if err := json.Unmarshal(out, &r); err != nil {
-				t.Fatal(err)
-			}
-			if len(r.Reports) != len(disks) || !r.Complete() || r.Memory != "" {
-				t.Fatalf("of %d disks: %s", len(disks), out)
-			}
-			for _, d := range disks {
-				i := slices.IndexFunc(r.Reports, func(r *offline.Report) bool { return r.Disk == d.Image })
-				if i < 0 {
-					t.Errorf("nothing is said of %s", d.Image)
-				} else if d.Name == "ext4" {
-					(&bench{t: t, image: image, disk: d, crash: image.Format(d.Name)}).complete(*r.Reports[i])
-				}
-			}
+			c.complete(t, out)
 			h.Await("end of "+name, time.Minute, func() bool { return h.State(name) == "" })
 		})
 	}
@@ -101,8 +125,8 @@ type watcher struct {
 	log string
 }
 
-// unitCommand is the command line of understudy-watch.service, with what an operator may add.
-func unitCommand(t *testing.T, more string) string {
+// unitCommand is the command line of understudy-watch.service.
+func unitCommand(t *testing.T) string {
 	t.Helper()
 	unit, err := os.ReadFile("../../packaging/systemd/understudy-watch.service")
 	if err != nil {
@@ -110,15 +134,16 @@ func unitCommand(t *testing.T, more string) string {
 	}
 	for line := range strings.Lines(string(unit)) {
 		if command, ok := strings.CutPrefix(line, "ExecStart="); ok {
-			return "exec " + strings.TrimSpace(command) + more
+			return "exec " + strings.TrimSpace(command)
 		}
 	}
 	t.Fatal("the unit has no ExecStart")
 	return ""
 }
 
-// startWatch starts the unit's command, with this program where the package has it.
-func startWatch(t *testing.T, h *libvirtlab.Host, name string) *watcher {
+// startWatch starts the unit's command, with what an operator may add to it, and this program where
+// the package has it.
+func startWatch(t *testing.T, h *libvirtlab.Host, name, more string) *watcher {
 	t.Helper()
 	if _, err := h.Run("install", program(t), "/usr/bin/understudy"); err != nil {
 		t.Fatal(err)
@@ -129,7 +154,7 @@ func startWatch(t *testing.T, h *libvirtlab.Host, name string) *watcher {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	w.cmd = h.Command(context.WithoutCancel(t.Context()), "sh", "-c", unitCommand(t, " --restart"))
+	w.cmd = h.Command(context.WithoutCancel(t.Context()), "sh", "-c", unitCommand(t)+more)
 	w.cmd.Stdout, w.cmd.Stderr = out, out
 	if err := w.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -172,41 +197,62 @@ func (w *watcher) await(h *libvirtlab.Host, text string, times int) {
 func TestLibvirtWatch(t *testing.T) {
 	tier.Full(t, "libvirt itself, from Debian's packages")
 	vm(t)
+	image := crashImage(t, fixture.Basic)
 	h := libvirtlab.Start(t)
-	early := h.Guest("early", libvirtlab.Memfd, "raw", "preserve")
-	early.Start() // transient
-	early.AwaitState("crashed (panicked)")
+	report := func(name string) []byte { return []byte(h.Read("/var/lib/understudy-watch/" + name + ".report.json")) }
 
-	w := startWatch(t, h, "first")
+	early := newCorpse(t, h, image, "early", libvirtlab.Memfd, "raw")
+	h.Panic("early")
+	w := startWatch(t, h, "first", "")
 	w.await(h, "domain early: its kernel has panicked", 1)
 	w.end(syscall.SIGKILL)
-	w = startWatch(t, h, "second")
-	w.await(h, "domain early: started again", 1)
-	sameFiles(t, early.Left(), early.Found())
+	w = startWatch(t, h, "second", "")
+	w.await(h, "domain early: all that its kernel had not saved is on its disks", 1)
+	early.complete(t, report("early"))
 
-	if out, err := h.Run("sh", "-c", unitCommand(t, "")); err == nil || !strings.Contains(out, "Another watch runs") {
+	if out, err := h.Run("sh", "-c", unitCommand(t)); err == nil || !strings.Contains(out, "Another watch runs") {
 		t.Errorf("a second watch: %v: %s", err, out)
 	}
 	h.RestartLibvirtd(syscall.SIGKILL)
 	w.await(h, "watching libvirt's domains", 2)
 
-	web := h.Guest("web", libvirtlab.Anonymous, "raw", "preserve")
-	web.Define()
-	web.Start()
-	lost := h.Guest("lost", libvirtlab.Anonymous, "vmdk", "preserve")
-	lost.Define()
-	lost.Start()
-	w.await(h, "domain web: started again", 1)
-	sameFiles(t, web.Left(), web.Found())
-
+	web := newCorpse(t, h, image, "web", libvirtlab.Anonymous, "raw")
+	newCorpse(t, h, image, "lost", libvirtlab.Anonymous, "vmdk")
+	h.Panic("lost")
+	h.Panic("web")
+	w.await(h, "domain web: all that its kernel had not saved is on its disks", 1)
+	web.complete(t, report("web"))
 	w.await(h, "domain lost: not salvaged", 1)
 	w.await(h, "qemu-img convert", 1)
-	lost.AwaitState("crashed (panicked)")
+	if state := h.State("lost"); state != "crashed (panicked)" {
+		t.Errorf("the one that was refused is %s", state)
+	}
 	w.end(syscall.SIGTERM)
-	if left, err := h.Run("sh", "-c", "cd /var/lib/understudy-watch && ls"); err != nil || left != "early.report.json\nlock\nweb.report.json\n" {
+	if left, err := h.Run("ls", "/var/lib/understudy-watch"); err != nil || left != "early.report.json\nlock\nweb.report.json\n" {
 		t.Errorf("the state directory has %q, %v", left, err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(h.Dir, "*memory*")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(h.Dir, "*", "*memory*")); len(left) > 0 {
 		t.Errorf("left %v", left)
+	}
+}
+
+// TestLibvirtGuest: guests that nobody prepared panic, are salvaged by the unit's command, are
+// started again by it, and find all that they had: one that libvirt knows for good, and one that
+// it knows while it runs.
+func TestLibvirtGuest(t *testing.T) {
+	tier.Full(t, "libvirt itself, from Debian's packages")
+	vm(t)
+	h := libvirtlab.Start(t)
+	w := startWatch(t, h, "watch", " --restart")
+	for name, memory := range map[string]libvirtlab.Memory{"kept": libvirtlab.Anonymous, "transient": libvirtlab.Memfd} {
+		t.Run(name, func(t *testing.T) {
+			g := h.Guest(name, memory)
+			if name == "kept" {
+				g.Define()
+			}
+			g.Start()
+			w.await(h, "domain "+name+": started again", 1)
+			sameFiles(t, g.Left(), g.Found())
+		})
 	}
 }

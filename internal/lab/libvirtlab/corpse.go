@@ -3,8 +3,11 @@ package libvirtlab
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"testing"
+	"time"
 )
 
 // corpseXML is of a domain that never runs: its memory is loaded with what a crash left. Firmware
@@ -21,9 +24,25 @@ const corpseXML = `<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/do
 </domain>
 `
 
+// Disk is an image of a domain's.
+type Disk struct{ Path, Format string }
+
+// Convert puts an image of another format in the place of a raw one.
+func (d Disk) Convert(t testing.TB, format string) Disk {
+	t.Helper()
+	to := Disk{d.Path + "." + format, format}
+	if out, err := exec.CommandContext(t.Context(), "qemu-img", "convert", "-O", format, d.Path, to.Path).CombinedOutput(); err != nil {
+		t.Fatalf("qemu-img: %v: %s", err, out)
+	}
+	if err := os.Remove(d.Path); err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
 // Corpse starts a transient domain, paused, that has what a crash left: its memory, in a RAM file,
-// and its disks, raw images. Libvirt's user for QEMU may read all of them.
-func (h *Host) Corpse(name string, memory Memory, ram string, disks []string) {
+// and its disks.
+func (h *Host) Corpse(name string, memory Memory, ram string, disks []Disk) {
 	h.t.Helper()
 	st, err := os.Stat(ram)
 	if err != nil {
@@ -33,12 +52,20 @@ func (h *Host) Corpse(name string, memory Memory, ram string, disks []string) {
 	h.here("cp", "--sparse=always", ram, own)
 	h.here("chmod", "644", own)
 	var devices strings.Builder
-	for i, path := range disks {
-		fmt.Fprintf(&devices, "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='%s'/><target dev='vd%c'/></disk>", path, 'a'+i)
+	for i, d := range disks {
+		fmt.Fprintf(&devices, "<disk type='file' device='disk'><driver name='qemu' type='%s'/><source file='%s'/><target dev='vd%c'/></disk>", d.Format, d.Path, 'a'+i)
 	}
 	xml := filepath.Join(h.Dir, name+".xml")
 	if err := os.WriteFile(xml, fmt.Appendf(nil, corpseXML, name, st.Size(), memory, devices.String(), own), 0o644); err != nil {
 		h.t.Fatal(err)
 	}
 	h.Virsh("create", xml, "--paused")
+}
+
+// Panic has a domain's panic device say that its kernel has panicked, as the driver in a guest does
+// (QEMU's docs/specs/pvpanic.rst), and waits until libvirt says so.
+func (h *Host) Panic(name string) {
+	h.t.Helper()
+	h.Virsh("qemu-monitor-command", name, "--hmp", "o /b 0x505 1")
+	h.Await(name+" crashed", time.Minute, func() bool { return h.State(name) == "crashed (panicked)" })
 }

@@ -19,10 +19,9 @@ import (
 // Guest is a domain that nobody prepared. When it boots first it leaves much unsaved on two file
 // systems, says what, and panics; when it boots again, it says what there is, and ends.
 type Guest struct {
-	Name  string
-	Disks []string // raw images: one with a partition table, one without
-	xml   string
-	h     *Host
+	name string
+	xml  string
+	h    *Host
 }
 
 // Memory is where a domain has its memory: an element of its XML, or nothing for libvirt's
@@ -60,7 +59,7 @@ const domainXML = `<domain type='qemu'>
   </os>
   <features><acpi/></features>
   <cpu mode='maximum'><feature policy='disable' name='cx16'/><feature policy='disable' name='erms'/><feature policy='disable' name='fsrm'/></cpu>
-  <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>%s</on_crash>
+  <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>preserve</on_crash>
   <devices>
     %s
     <serial type='file'><source path='%s'/></serial>
@@ -70,10 +69,10 @@ const domainXML = `<domain type='qemu'>
 </domain>
 `
 
-// Guest makes a domain's disks and its description. format is that of its first disk.
-func (h *Host) Guest(name string, memory Memory, format, onCrash string) *Guest {
+// Guest makes a domain's disks, raw images of which one has a partition table, and its description.
+func (h *Host) Guest(name string, memory Memory) *Guest {
 	h.t.Helper()
-	g := &Guest{Name: name, h: h}
+	g := &Guest{name: name, h: h}
 	kernel, modules, err := dirs.Kernel("")
 	if err != nil {
 		tier.Lacks(h.t, err)
@@ -100,17 +99,11 @@ func (h *Host) Guest(name string, memory Memory, format, onCrash string) *Guest 
 	own := filepath.Join(h.Dir, name+".kernel")
 	h.here("cp", kernel, own)
 	var disks strings.Builder
-	for i, f := range []string{format, "raw"} {
+	for i := range 2 {
 		path := h.disk(fmt.Sprintf("%s-%d.img", name, i), i == 0)
-		if f != "raw" {
-			h.here("qemu-img", "convert", "-O", f, path, path+"."+f)
-			h.here("rm", path)
-			path += "." + f
-		}
-		g.Disks = append(g.Disks, path)
-		fmt.Fprintf(&disks, "<disk type='file' device='disk'><driver name='qemu' type='%s'/><source file='%s'/><target dev='vd%c'/></disk>\n", f, path, 'a'+i)
+		fmt.Fprintf(&disks, "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='%s'/><target dev='vd%c'/></disk>\n", path, 'a'+i)
 	}
-	g.xml = fmt.Sprintf(domainXML, name, memory, own, initrd, hold.Parameters(), onCrash, disks.String(), g.console())
+	g.xml = fmt.Sprintf(domainXML, name, memory, own, initrd, hold.Parameters(), disks.String(), g.console())
 	return g
 }
 
@@ -144,7 +137,7 @@ func (h *Host) disk(name string, divided bool) string {
 	return path
 }
 
-func (g *Guest) console() string { return filepath.Join(g.h.Dir, g.Name+".console") }
+func (g *Guest) console() string { return filepath.Join(g.h.Dir, g.name+".console") }
 
 // Define makes the domain known to libvirt.
 func (g *Guest) Define() {
@@ -154,7 +147,7 @@ func (g *Guest) Define() {
 
 func (g *Guest) description() string {
 	g.h.t.Helper()
-	path := filepath.Join(g.h.Dir, g.Name+".xml")
+	path := filepath.Join(g.h.Dir, g.name+".xml")
 	if err := os.WriteFile(path, []byte(g.xml), 0o644); err != nil {
 		g.h.t.Fatal(err)
 	}
@@ -164,21 +157,15 @@ func (g *Guest) description() string {
 // Start starts the domain; one that is not defined is transient.
 func (g *Guest) Start() {
 	g.h.t.Helper()
-	if g.h.State(g.Name) == "" {
+	if g.h.State(g.name) == "" {
 		g.h.Virsh("create", g.description())
 		return
 	}
-	g.h.Virsh("start", g.Name)
+	g.h.Virsh("start", g.name)
 }
 
 // bootLimit is how long it may take to say everything, under emulation on a busy machine.
 const bootLimit = 4 * time.Minute
-
-// AwaitState waits until libvirt says that the domain is so.
-func (g *Guest) AwaitState(state string) {
-	g.h.t.Helper()
-	g.h.Await(g.Name+" "+state, bootLimit, func() bool { return g.h.State(g.Name) == state })
-}
 
 // Left is what the guest said before it died: paths, with sums, sizes and times.
 func (g *Guest) Left() []string {
@@ -189,7 +176,7 @@ func (g *Guest) Left() []string {
 // Found is what the guest said when it had booted again. It waits for that.
 func (g *Guest) Found() []string {
 	g.h.t.Helper()
-	g.h.Await("word of "+g.Name, bootLimit, func() bool { return len(g.said("all found")) > 0 })
+	g.h.Await("word of "+g.name, bootLimit, func() bool { return len(g.said("all found")) > 0 })
 	return g.said("found")
 }
 

@@ -88,7 +88,7 @@ func Start(t testing.TB) *Host {
 	h.pid = cmd.Process.Pid
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("libvirtd's log:\n%s", h.read("/var/log/libvirt/libvirtd.log"))
+			t.Logf("libvirtd's log:\n%s", h.Read("/var/log/libvirt/libvirtd.log"))
 		}
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait() // it was killed
@@ -159,8 +159,8 @@ func (h *Host) State(domain string) string {
 	return strings.TrimSpace(out)
 }
 
-// read reads a file of the host's.
-func (h *Host) read(path string) string {
+// Read reads a file of the host's.
+func (h *Host) Read(path string) string {
 	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(h.pid), "root", path))
 	if err != nil {
 		return err.Error()
@@ -171,7 +171,7 @@ func (h *Host) read(path string) string {
 // RestartLibvirtd ends libvirtd by a signal and starts it again. Its domains go on.
 func (h *Host) RestartLibvirtd(signal syscall.Signal) {
 	h.t.Helper()
-	pid := strings.TrimSpace(h.read("/run/libvirtd.pid"))
+	pid := strings.TrimSpace(h.Read("/run/libvirtd.pid"))
 	if _, err := h.Run("kill", "-"+strconv.Itoa(int(signal)), pid); err != nil {
 		h.t.Fatal(err)
 	}
