@@ -5,7 +5,8 @@
 # keys that this machine's apt uses already, through lists and settings of their
 # own, are unpacked into the cache, and not installed. Of the generic ones' many
 # modules only those are kept that a test could want, uncompressed. Those for arm64
-# come with the emulator that boots them.
+# come with the emulator that boots them. gokrazy is not Debian's: another project's build of
+# upstream's source, which has no types of its own, from that project's module for Go.
 #
 #   $UNDERSTUDY_CACHE/kernels/5.10-cloud -> RELEASE, and so on for each NAME
 #
@@ -16,7 +17,7 @@ set -euo pipefail
 
 tools=(xfsprogs btrfs-progs dosfstools xz-utils stress-ng lvm2 mdadm cryptsetup-bin)
 names=(5.10-cloud 5.10-generic 6.1-generic 6.1-rt 6.12-cloud 6.12-generic 6.12-rt newest-cloud newest-generic newest-rt
-	6.1-cloud-arm64 6.12-cloud-arm64 newest-cloud-arm64)
+	6.1-cloud-arm64 6.12-cloud-arm64 newest-cloud-arm64 gokrazy)
 cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 
@@ -86,8 +87,28 @@ complete() {
 	spare "${from:-/nonexistent}" "$cache/kernels/$name/lib/modules/$release" && rm -rf "$tmp"
 }
 
+gokrazy=github.com/gokrazy/kernel.amd64@v0.0.0-20260705070735-de680abf072b
+
+# fetch_gokrazy copies that kernel from its module.
+fetch_gokrazy() {
+	local from release tmp
+	echo "kernels: fetching $gokrazy" >&2
+	from=$(cd "$cache" && go mod download -json "$gokrazy" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p') && [[ -s $from/vmlinuz ]] || return 1
+	release=$(basename "$from"/lib/modules/*)
+	tmp=$(mktemp -d "$cache/kernels/.tmp.XXXXXX")
+	mkdir -p "$tmp/boot" "$tmp/lib/modules" && chmod 755 "$tmp" &&
+		cp --no-preserve=mode "$from/vmlinuz" "$tmp/boot" &&
+		cp -r --no-preserve=mode "$from/lib/modules/$release" "$tmp/lib/modules" && sync -f "$tmp" || return 1
+	rm -rf "$cache/kernels/$release"
+	mv -T "$tmp" "$cache/kernels/$release" && ln -sfn "$release" "$cache/kernels/gokrazy"
+}
+
 # fetch unpacks the kernel of a name.
 fetch() {
+	if [[ $1 == gokrazy ]]; then
+		fetch_gokrazy
+		return
+	fi
 	local name=${1%-arm64} arch=amd64 version meta package release dir tmp
 	[[ $1 == *-arm64 ]] && arch=arm64
 	version=${name%-*}
