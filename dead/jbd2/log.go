@@ -27,6 +27,32 @@ type StretchDisk interface {
 	WriteStretches(n int, at func(int) (off int64, data [][]byte)) error
 }
 
+// FreeDisk is a Disk that can put off writing to blocks that nobody has: free on the disk as
+// it is, as an ordinary recovery leaves it, and as the last transaction does without what is
+// placed there. Writing them changes nothing for anybody until metadata says whose they are, so
+// that they may be written before all else, in any order.
+type FreeDisk interface {
+	Disk
+	// WriteFree takes n stretches that do not overlap, which lie where at says, with the pieces
+	// of memory for them. Reads see them from then on, and they are written later: at is
+	// called again for that, from several goroutines, for as long as the memory is open.
+	WriteFree(n int, at func(int) (Stretch, error)) error
+}
+
+// Stretch is what goes to one place of a disk.
+type Stretch struct {
+	Off  int64 // bytes
+	Data [][]byte
+}
+
+// Len is how many bytes it has.
+func (s Stretch) Len() (n int64) {
+	for _, piece := range s.Data {
+		n += int64(len(piece))
+	}
+	return n
+}
+
 // ErrNoJournal says that a file system has no journal.
 var ErrNoJournal = errors.New("the file system has no journal")
 

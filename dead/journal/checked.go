@@ -30,6 +30,10 @@ func (r *Rescue) PlaceChecked(disk jbd2.Disk, did *Report) (*Placement, error) {
 	if err := f.takePlaced(waiting, found, nil); err != nil {
 		return p, err
 	}
+	// What is free on what e2fsck has left need not be free on the disk itself.
+	for n := range f.data {
+		f.data[n].free = false
+	}
 	if err := f.write(nil); err != nil {
 		return p, err
 	}

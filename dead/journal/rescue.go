@@ -49,6 +49,7 @@ type block struct {
 	phys addr.Phys
 	len  int64 // to be written
 	used int64 // bytes of it from memory: the rest is zeros
+	free bool  // nobody has this piece before the transaction
 }
 
 // Plan reads what belongs on the disk of a file system of the ext family. What

@@ -120,7 +120,7 @@ func (u *unplaced) blocksAt(data []block, pieces []placement.Piece) ([]block, er
 			from := p.Off - blocks[0].Off
 			n := min(p.Len(), blocks[0].Len()-from, chunk)
 			data = append(data, block{
-				ino: u.inode.Ino, disk: p.Disk, phys: blocks[0].Phys + addr.Phys(from), len: n, used: min(n, u.inode.Size-p.Off),
+				ino: u.inode.Ino, disk: p.Disk, phys: blocks[0].Phys + addr.Phys(from), len: n, used: min(n, u.inode.Size-p.Off), free: p.Free,
 			})
 			p.Off, p.Disk = p.Off+n, p.Disk+n
 		}

@@ -47,66 +47,106 @@ func (f *finisher) write(except map[addr.Block]struct{}) error {
 }
 
 // writeAll writes blocks, which ascend on the disk: straight from memory, if the disk takes
-// that.
+// that. Those that nobody has may be put off by it.
 func (f *finisher) writeAll(data []block) error {
+	if later, ok := f.disk.(jbd2.FreeDisk); ok {
+		owned, free := divide(data)
+		if err := f.writeFree(later, free); err != nil {
+			return fmt.Errorf("write blocks: %w", err)
+		}
+		data = owned
+	}
 	straight, ok := f.disk.(jbd2.StretchDisk)
-	var all []stretch
+	var all []jbd2.Stretch
 	buf := make([]byte, 0, chunk)
 	for len(data) > 0 {
-		s, n, err := f.stretch(data)
+		n := together(data)
+		s, err := f.stretch(data[:n])
 		if err != nil {
 			return err
 		}
 		data = data[n:]
+		f.report.Data += s.Len()
 		if ok {
 			all = append(all, s)
 			continue
 		}
 		buf = buf[:0]
-		for _, piece := range s.data {
+		for _, piece := range s.Data {
 			buf = append(buf, piece...)
 		}
-		if _, err := f.disk.WriteAt(buf, s.off); err != nil {
+		if _, err := f.disk.WriteAt(buf, s.Off); err != nil {
 			return fmt.Errorf("write blocks: %w", err)
 		}
 	}
 	if !ok {
 		return nil
 	}
-	if err := straight.WriteStretches(len(all), func(i int) (int64, [][]byte) { return all[i].off, all[i].data }); err != nil {
+	if err := straight.WriteStretches(len(all), func(i int) (int64, [][]byte) { return all[i].Off, all[i].Data }); err != nil {
 		return fmt.Errorf("write blocks: %w", err)
 	}
 	return nil
 }
 
-// stretch are pieces of memory that go to one place of the disk, one after the other.
-type stretch struct {
-	off  int64 // of the disk
-	data [][]byte
+// divide tells blocks that nobody has from the others, in their order.
+func divide(data []block) (owned, free []block) {
+	for _, b := range data {
+		if b.free {
+			free = append(free, b)
+		} else {
+			owned = append(owned, b)
+		}
+	}
+	return owned, free
 }
 
-// stretch returns the first of some blocks that lie together on the disk, and how many they
-// are.
-func (f *finisher) stretch(data []block) (s stretch, n int, err error) {
-	s.off = data[0].disk
-	size := int64(0)
-	for ; n < len(data); n++ {
-		b := data[n]
-		if b.disk != s.off+size || n > 0 && size+b.len > chunk {
-			break
+// writeFree has blocks written later. All of them are looked at now: what memory lacks is an
+// error before anything counts on them.
+func (f *finisher) writeFree(disk jbd2.FreeDisk, data []block) error {
+	var all [][]block
+	for len(data) > 0 {
+		n := together(data)
+		s, err := f.stretch(data[:n])
+		if err != nil {
+			return err
 		}
+		f.report.Data += s.Len()
+		all = append(all, data[:n])
+		data = data[n:]
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return disk.WriteFree(len(all), func(i int) (jbd2.Stretch, error) { return f.stretch(all[i]) })
+}
+
+// together is how many of some blocks lie one after the other on the disk, and are written at
+// once.
+func together(data []block) int {
+	size := data[0].len
+	for n := 1; n < len(data); n++ {
+		if data[n].disk != data[0].disk+size || size+data[n].len > chunk {
+			return n
+		}
+		size += data[n].len
+	}
+	return len(data)
+}
+
+// stretch returns blocks that lie together.
+func (f *finisher) stretch(data []block) (jbd2.Stretch, error) {
+	s := jbd2.Stretch{Off: data[0].disk}
+	for _, b := range data {
 		view, err := f.mem.View(b.phys, int(b.used))
 		if err != nil {
-			return s, n, fmt.Errorf("read memory: %w", err)
+			return s, fmt.Errorf("read memory: %w", err)
 		}
 		if b.used < b.len {
 			padded := make([]byte, b.len)
 			copy(padded, view)
 			view = padded
 		}
-		s.data = append(s.data, view)
-		size += b.len
+		s.Data = append(s.Data, view)
 	}
-	f.report.Data += size
-	return s, n, nil
+	return s, nil
 }

@@ -56,6 +56,10 @@ type Piece struct {
 	Disk int64 // of its first byte, on the disk
 	// Was says that the bytes were mapped there before, and written.
 	Was bool
+	// Free says that the blocks were free before, with and without the last transaction, as
+	// were the clusters that they are in: what is written there changes nothing for anybody
+	// until the metadata is.
+	Free bool
 }
 
 // Placed is a file that has got all of its places.
@@ -263,7 +267,9 @@ func (v *volume) fill(i *ext4.Inode, m mapping, plan []part) ([]Piece, error) {
 				return nil, err
 			}
 			for _, r := range runs {
-				out = append(out, piece(r, size, false))
+				p := piece(r.Run, size, false)
+				p.Free = r.free
+				out = append(out, p)
 			}
 		case p.Unwritten:
 			r := p.Run
@@ -286,15 +292,21 @@ func piece(r ext4.Run, size int64, was bool) Piece {
 	return p
 }
 
+// given is a place for a part of a hole. free says that it is in clusters that were free.
+type given struct {
+	ext4.Run
+	free bool
+}
+
 // allocateAll allocates and maps a hole.
-func (v *volume) allocateAll(i *ext4.Inode, m mapping, hole ext4.Run) ([]ext4.Run, error) {
-	var out []ext4.Run
+func (v *volume) allocateAll(i *ext4.Inode, m mapping, hole ext4.Run) ([]given, error) {
+	var out []given
 	for hole.Length > 0 {
 		r, err := v.allocateOne(i, m, hole)
 		if err != nil {
 			return nil, err
 		}
-		if err := m.set(r); err != nil {
+		if err := m.set(r.Run); err != nil {
 			return nil, err
 		}
 		out = append(out, r)
@@ -305,8 +317,8 @@ func (v *volume) allocateAll(i *ext4.Inode, m mapping, hole ext4.Run) ([]ext4.Ru
 
 // allocateOne finds a place for the beginning of a hole: in the cluster that the file has
 // for other blocks there already, or in new ones.
-func (v *volume) allocateOne(i *ext4.Inode, m mapping, hole ext4.Run) (ext4.Run, error) {
-	r := ext4.Run{Logical: hole.Logical}
+func (v *volume) allocateOne(i *ext4.Inode, m mapping, hole ext4.Run) (given, error) {
+	r := given{Run: ext4.Run{Logical: hole.Logical}}
 	within := hole.Logical % v.cluster
 	at, found, err := v.clusterAt(m, hole.Logical/v.cluster)
 	if err != nil {
@@ -324,7 +336,7 @@ func (v *volume) allocateOne(i *ext4.Inode, m mapping, hole ext4.Run) (ext4.Run,
 		want--
 	}
 	first, n, err := v.allocate(v.goal(i, m.before(hole.Logical), hole.Logical), want)
-	r.Physical, r.Length = first+addr.Block(within), min(hole.Length, n*v.cluster-within)
+	r.Physical, r.Length, r.free = first+addr.Block(within), min(hole.Length, n*v.cluster-within), true
 	return r, err
 }
 

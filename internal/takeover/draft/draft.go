@@ -12,6 +12,8 @@ import (
 	"sort"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/dead/jbd2"
 )
 
 // Draft is a jbd2.Disk on top of one that is only read. What is written to it goes, one
@@ -23,6 +25,7 @@ type Draft struct {
 	mapped []byte   // the file, for Changed
 	end    int64    // of the file, in bytes
 	pieces []piece  // ascending, and apart
+	later  bool     // what WriteFree takes is left where it is
 	err    error    // the first of writing
 }
 
@@ -32,11 +35,18 @@ const sector = 512
 // New makes a draft, whose file will be in that directory.
 func New(base io.ReaderAt, dir string) *Draft { return &Draft{base: base, dir: dir} }
 
+// PutOff leaves what goes to blocks that nobody has where it is, until Free, or Settle.
+func (d *Draft) PutOff() { d.later = true }
+
 // Failed is why something could not be written; nil, if all could.
 func (d *Draft) Failed() error { return d.err }
 
-// piece is what was written to one place of the disk, and where it is in the file.
-type piece struct{ off, len, at int64 }
+// piece is what was written to one place of the disk, and where it is: in the file, or, if
+// free is not nil, in that.
+type piece struct {
+	off, len, at int64
+	free         func() (jbd2.Stretch, error)
+}
 
 // joined bounds pieces that are joined, in bytes.
 const joined = 16 << 20
@@ -60,7 +70,7 @@ func (d *Draft) WriteAt(b []byte, off int64) (int, error) {
 		d.err = err
 		return 0, err
 	}
-	d.put(piece{off, int64(len(b)), d.end})
+	d.put(piece{off: off, len: int64(len(b)), at: d.end})
 	d.end += int64(len(b))
 	return len(b), nil
 }
@@ -85,17 +95,17 @@ func (d *Draft) put(p piece) {
 	var around []piece
 	for ; to < len(d.pieces) && d.pieces[to].off < end; to++ {
 		if was := d.pieces[to]; was.off < p.off {
-			around = append(around, piece{was.off, p.off - was.off, was.at})
+			around = append(around, piece{was.off, p.off - was.off, was.at, was.free})
 		}
 	}
 	around = append(around, p)
 	if to > from {
 		if was := d.pieces[to-1]; was.off+was.len > end {
-			around = append(around, piece{end, was.off + was.len - end, was.at + end - was.off})
+			around = append(around, piece{end, was.off + was.len - end, was.at + end - was.off, was.free})
 		}
 	}
 	if from > 0 && to == from {
-		if last := &d.pieces[from-1]; last.off+last.len == p.off && last.at+last.len == p.at && last.len+p.len <= joined {
+		if last := &d.pieces[from-1]; last.free == nil && p.free == nil && last.off+last.len == p.off && last.at+last.len == p.at && last.len+p.len <= joined {
 			last.len += p.len
 			return
 		}
@@ -116,7 +126,7 @@ func (d *Draft) ReadAt(b []byte, off int64) (int, error) {
 		from, where := d.base, at
 		if next < len(d.pieces) {
 			if p := d.pieces[next]; p.off <= at {
-				from, where, n = d.file, p.at+at-p.off, min(n, int(p.off+p.len-at))
+				from, where, n = d.source(p), p.at+at-p.off, min(n, int(p.off+p.len-at))
 				next++
 			} else {
 				n = min(n, int(p.off-at))
@@ -142,8 +152,8 @@ func (d *Draft) Mark() Mark { return Mark{slices.Clone(d.pieces)} }
 // Reset throws away what was written since.
 func (d *Draft) Reset(m Mark) { d.pieces = m.pieces }
 
-// Changed goes over what was written, in the order of the disk. What it yields is good until
-// Close.
+// Changed goes over what was written, in the order of the disk, but for what is Free. What it
+// yields is good until Close.
 func (d *Draft) Changed() (iter.Seq2[int64, []byte], error) {
 	if d.end > 0 && d.mapped == nil {
 		var err error
@@ -153,6 +163,9 @@ func (d *Draft) Changed() (iter.Seq2[int64, []byte], error) {
 	}
 	return func(yield func(int64, []byte) bool) {
 		for _, p := range d.pieces {
+			if p.free != nil {
+				continue
+			}
 			if !yield(p.off, d.mapped[p.at:p.at+p.len:p.at+p.len]) {
 				return
 			}

@@ -7,12 +7,15 @@ import (
 	"math/rand/v2"
 	"os"
 	"testing"
+
+	"understudy.dev/understudy/dead/jbd2"
 )
 
 // TestDraft writes and reads at random, and wants what a copy of the disk has; what changed
 // must be all of that.
 func TestDraft(t *testing.T) {
 	const size = 64 << 10
+	putOff := 0
 	for seed := range uint64(200) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		base := make([]byte, size)
@@ -21,6 +24,10 @@ func TestDraft(t *testing.T) {
 		}
 		want := bytes.Clone(base)
 		d := &Draft{base: bytes.NewReader(base), dir: t.TempDir()}
+		later, settled := seed%2 == 0, seed%4 == 0
+		if later {
+			d.PutOff()
+		}
 		at := int64(0)
 		for range 1 + rng.IntN(60) {
 			if rng.IntN(3) > 0 { // else behind the last one
@@ -30,7 +37,13 @@ func TestDraft(t *testing.T) {
 			for i := range b {
 				b[i] = byte(rng.Uint32())
 			}
-			if _, err := d.WriteAt(b, at); err != nil {
+			write := func() error { _, err := d.WriteAt(b, at); return err }
+			if later && rng.IntN(3) == 0 && len(b) > 0 {
+				cut := rng.IntN(len(b))
+				s := jbd2.Stretch{Off: at, Data: [][]byte{b[:cut], b[cut:]}}
+				write = func() error { return d.WriteFree(1, func(int) (jbd2.Stretch, error) { return s, nil }) }
+			}
+			if err := write(); err != nil {
 				t.Fatal(err)
 			}
 			copy(want[at:], b)
@@ -44,9 +57,22 @@ func TestDraft(t *testing.T) {
 		if n, err := d.ReadAt(make([]byte, 100), size-50); n != 50 || !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("behind the end: %d, %v", n, err)
 		}
+		if settled {
+			if err := d.Settle(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if putOff += len(d.Free()); len(d.Free()) > 0 && (settled || !later) {
+			t.Errorf("seed %d: %d pieces are put off", seed, len(d.Free()))
+		}
 		changed, err := d.Changed()
 		if err != nil {
 			t.Fatal(err)
+		}
+		for _, f := range d.Free() {
+			if data, err := f.Data(); err != nil || copy(base[f.Off:][:f.Len], bytes.Join(data, nil)) != int(f.Len) {
+				t.Fatalf("seed %d: what was put off: %v", seed, err)
+			}
 		}
 		end := int64(0)
 		for off, b := range changed {
@@ -65,6 +91,9 @@ func TestDraft(t *testing.T) {
 		if left, err := os.ReadDir(d.dir); err != nil || len(left) > 0 {
 			t.Errorf("%v is left, %v", left, err)
 		}
+	}
+	if putOff == 0 {
+		t.Error("nothing was put off")
 	}
 }
 

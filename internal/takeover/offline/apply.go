@@ -11,6 +11,7 @@ import (
 
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover/draft"
 )
 
 // Raw are bytes for a place of the disk, in whole sectors. Those of one job do not
@@ -27,6 +28,9 @@ type Job struct {
 	Options  string // likewise
 	// Raw is written before anything mounts the disk.
 	Raw []Raw
+	// Free goes to blocks that nobody has, in place of Raw, before all else: nothing on the
+	// disk changes by it but what no file has. Only without a guest.
+	Free []draft.Free
 	// Check has the file system checked and repaired after that, which only the
 	// ext family knows.
 	Check bool
@@ -71,8 +75,8 @@ func (r *Result) stage(name string, work func() error) error {
 // checked.
 func (j *Job) NeedsGuest() bool { return j.Check || len(j.Files)+len(j.Attrs) > 0 }
 
-// Apply does a job. If it fails before the commit, the disk is as it was, and
-// nothing of the run is left. Without a guest, the job must not need one.
+// Apply does a job. If it fails before the commit, the disk is as it was, but for what is
+// Free, and nothing of the run is left. Without a guest, the job must not need one.
 func (d *Disk) Apply(ctx context.Context, j Job, guest *Guest) (*Result, error) {
 	if id, unfinished := d.Unfinished(); unfinished {
 		return nil, d.unfinished(id)
@@ -104,7 +108,16 @@ func (d *Disk) prepare(ctx context.Context, j Job, guest *Guest, r *Result) erro
 		return err
 	}
 	if guest == nil {
-		return r.stage("write redo", func() error { return d.prepareRedo(ctx, j) })
+		if j.NeedsGuest() {
+			return errors.New("no guest for a job that needs one")
+		}
+		if err := r.stage("write redo", func() error { return d.makeRedo(j) }); err != nil {
+			return err
+		}
+		return r.stage("write free blocks", func() error { return d.prepareFree(ctx, j) })
+	}
+	if len(j.Free) > 0 {
+		return errors.New("a guest for a job that writes to free blocks")
 	}
 	if err := d.makeOverlay(ctx); err != nil {
 		return err
@@ -118,12 +131,12 @@ func (d *Disk) prepare(ctx context.Context, j Job, guest *Guest, r *Result) erro
 	return r.stage("seal overlay", func() error { return d.makeReady(ctx) })
 }
 
-// prepareRedo has everything durable that a commit needs, if that is all in the job itself.
-func (d *Disk) prepareRedo(ctx context.Context, j Job) error {
-	if j.NeedsGuest() {
-		return errors.New("no guest for a job that needs one")
+// prepareFree has everything durable that a commit needs beside a redo file.
+func (d *Disk) prepareFree(ctx context.Context, j Job) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
 	}
-	if err := d.makeRedo(j.Raw); err != nil {
+	if err := d.writeFree(j); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {

@@ -193,43 +193,35 @@ func placeAll(out jbd2.Disk, files []placement.File, buf []byte) error {
 	return err
 }
 
-// writePieces writes the content of files in stretches of buf at most, straight if the disk
-// takes that, in the order of the disk.
+// writePieces writes the content of files in stretches of buf at most, later or straight if the
+// disk takes that, in the order of the disk.
 func writePieces(out jbd2.Disk, files []placement.Placed, buf []byte) error {
-	type stretch struct {
-		off  int64
-		data [][]byte
-	}
-	var all []stretch
+	var all []jbd2.Stretch
 	for _, f := range files {
 		for _, p := range f.Pieces {
 			for done := int64(0); done < p.Len(); {
 				n := min(int64(len(buf)), p.Len()-done)
-				if last := len(all) - 1; last >= 0 && all[last].off+size(all[last].data) == p.Disk+done && size(all[last].data)+n <= int64(len(buf)) {
-					all[last].data = append(all[last].data, buf[:n])
+				if last := len(all) - 1; last >= 0 && all[last].Off+all[last].Len() == p.Disk+done && all[last].Len()+n <= int64(len(buf)) {
+					all[last].Data = append(all[last].Data, buf[:n])
 				} else {
-					all = append(all, stretch{p.Disk + done, [][]byte{buf[:n]}})
+					all = append(all, jbd2.Stretch{Off: p.Disk + done, Data: [][]byte{buf[:n]}})
 				}
 				done += n
 			}
 		}
 	}
+	if later, ok := out.(jbd2.FreeDisk); ok { // all of it is in holes
+		return later.WriteFree(len(all), func(i int) (jbd2.Stretch, error) { return all[i], nil })
+	}
 	if straight, ok := out.(jbd2.StretchDisk); ok {
-		return straight.WriteStretches(len(all), func(i int) (int64, [][]byte) { return all[i].off, all[i].data })
+		return straight.WriteStretches(len(all), func(i int) (int64, [][]byte) { return all[i].Off, all[i].Data })
 	}
 	for _, s := range all {
-		if _, err := out.WriteAt(slices.Concat(s.data...), s.off); err != nil {
+		if _, err := out.WriteAt(slices.Concat(s.Data...), s.Off); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func size(data [][]byte) (n int64) {
-	for _, d := range data {
-		n += int64(len(d))
-	}
-	return n
 }
 
 // applyPlaced does the same on a draft, and Apply.
@@ -241,6 +233,7 @@ func applyPlaced(b *testing.B, path string, files []placement.File, buf []byte) 
 	defer d.Close()
 	out := draft.New(d, filepath.Dir(path))
 	defer out.Close()
+	out.PutOff()
 	if err := placeAll(out, files, buf); err != nil {
 		return err
 	}
@@ -252,6 +245,7 @@ func applyPlaced(b *testing.B, path string, files []placement.File, buf []byte) 
 	for off, data := range changed {
 		job.Raw = append(job.Raw, Raw{Off: off, Data: data})
 	}
+	job.Free = out.Free()
 	_, err = d.Apply(b.Context(), job, nil)
 	return err
 }

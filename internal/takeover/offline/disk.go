@@ -4,7 +4,8 @@
 //
 // # Caveats
 //
-// Until the commit the disk is as it was, to the byte. A commit that was broken
+// Until the commit the disk is as it was, to the byte, but for blocks that no file has, neither
+// before nor after: data that is to go there is written there at once. A commit that was broken
 // off leaves it in between; the overlay and a record of it stay, and whoever
 // opens the disk next must finish it. What the overlay is good for depends on
 // nobody writing to the disk meanwhile: its claim sees to that while we run, its
@@ -154,7 +155,7 @@ func (d *Disk) clear(id Identity) error {
 	if l := d.left; l != nil && l.Step != stepDone && l.Identity.Sum != id.Sum {
 		return hint.New("work directory "+d.work,
 			fmt.Errorf("it is of an unfinished run for another image: %s, Linux %s", l.Identity.Image, l.Identity.Kernel),
-			"Nothing of that run is on the disk. If it is not wanted any more, remove the directory.")
+			"No file of the disk has anything of that run. If it is not wanted any more, remove the directory.")
 	}
 	if d.left == nil {
 		if left, err := os.ReadDir(d.work); err == nil && len(left) > 0 && !ours(left) {

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"understudy.dev/understudy/internal/takeover/draft"
 )
 
 // trial is a disk with an overlay that a guest would have filled.
@@ -65,6 +67,10 @@ func newTrial(t *testing.T, differs, redo bool) (*trial, *Disk) {
 	if err := fill(d, changes); err != nil {
 		t.Fatal(err)
 	}
+	if redo { // what is free counts for nothing until the commit
+		copy(tr.before[trialFree:], freeText)
+		copy(tr.after[trialFree:], freeText)
+	}
 	if !bytes.Equal(tr.disk(), tr.before) {
 		t.Error("the overlay is the disk")
 	}
@@ -93,8 +99,20 @@ func (tr *trial) fillRedo(d *Disk, changes []Region) error {
 		}
 		j.Raw = append(j.Raw, w)
 	}
-	return d.prepareRedo(tr.t.Context(), j)
+	j.Free = []draft.Free{{Off: trialFree, Len: int64(len(freeText)), Data: func() ([][]byte, error) { return [][]byte{freeText[:512], freeText[512:]}, nil }}}
+	if err := d.makeRedo(j); err != nil {
+		return err
+	}
+	if !bytes.Equal(tr.disk(), tr.before) {
+		tr.t.Error("the disk has changed before the redo file was complete")
+	}
+	return d.prepareFree(tr.t.Context(), j)
 }
+
+// trialFree is where a trial has blocks that nobody has, in bytes.
+const trialFree = 3 << 20
+
+var freeText = bytes.Repeat([]byte("free"), 4096)
 
 func (tr *trial) open() *Disk {
 	tr.t.Helper()
@@ -278,5 +296,50 @@ func TestVeilTells(t *testing.T) {
 	}
 	if !strings.HasPrefix(string(tr.disk()[superAt:]), "understudy salvage apply was broken off") {
 		t.Error("the disk does not say what it is")
+	}
+}
+
+// TestFreeRefuses has stretches for free blocks that are elsewhere, or whose bytes are not to be
+// had: nothing else of the disk changes, and no work is left.
+func TestFreeRefuses(t *testing.T) {
+	const n = 1 << 20
+	text := bytes.Repeat([]byte("free"), n/4)
+	whole := func() ([][]byte, error) { return [][]byte{text}, nil }
+	for name, tc := range map[string]struct {
+		free []draft.Free
+		want string
+	}{
+		"behind the end":         {[]draft.Free{{Off: 4<<20 - n + sector, Len: n, Data: whole}}, "of a disk of"},
+		"before the beginning":   {[]draft.Free{{Off: -sector, Len: n, Data: whole}}, "of a disk of"},
+		"no sector":              {[]draft.Free{{Off: 2<<20 + 1, Len: n, Data: whole}}, "of a disk of"},
+		"over the superblock":    {[]draft.Free{{Off: 0, Len: n, Data: whole}}, "written twice"},
+		"over what is written":   {[]draft.Free{{Off: 3<<20 - sector, Len: n, Data: whole}}, "written twice"},
+		"over another":           {[]draft.Free{{Off: 1 << 20, Len: n, Data: whole}, {Off: 2<<20 - sector, Len: n, Data: whole}}, "written twice"},
+		"less than was said":     {[]draft.Free{{Off: 1 << 20, Len: n + sector, Data: whole}}, "bytes of"},
+		"bytes that are not had": {[]draft.Free{{Off: 1 << 20, Len: n, Data: func() ([][]byte, error) { return nil, errors.New("absent") }}}, "absent"},
+	} {
+		path := filepath.Join(t.TempDir(), "disk")
+		before := bytes.Repeat([]byte{7}, 4<<20)
+		if err := os.WriteFile(path, before, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d, err := Open(path, 0, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		job := Job{
+			Identity: trialID, Super: []Region{{Off: superAt, Data: make([]byte, 1024)}}, Free: tc.free,
+			Raw: []Raw{{Off: 3 << 20, Data: make([]byte, 4096)}},
+		}
+		if _, err := d.Apply(t.Context(), job, nil); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Stat(d.work); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: left %s: %v", name, d.work, err)
+		}
+		d.Close()
+		if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, before) {
+			t.Errorf("%s: the disk has changed: %v", name, err)
+		}
 	}
 }

@@ -31,13 +31,14 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 func (d *Disk) redo() string { return filepath.Join(d.work, redoName) }
 
 // makeRedo writes what is to be written to the disk into a file, durably, and says in the
-// record that it is there. The superblock has its veil in it.
-func (d *Disk) makeRedo(raw []Raw) error {
-	raw, err := d.veiledRaw(raw)
+// record that it is there: all but what goes to free blocks, for which there must be room, too.
+// The superblock has its veil in it.
+func (d *Disk) makeRedo(j Job) error {
+	raw, err := d.veiledRaw(j.Raw)
 	if err != nil {
 		return err
 	}
-	total := int64(0)
+	total := freeBytes(j.Free)
 	for _, w := range raw {
 		total += int64(len(w.Data))
 	}

@@ -112,14 +112,13 @@ func (a *application) run(ctx context.Context) (err error) {
 		return err
 	}
 	a.begin()
-	var raw []Raw
 	err = a.plan(func(p *salvage.Plan) error {
 		if a.handedOver {
 			return nil
 		}
 		err := p.Check(a.target)
 		if err == nil && a.on.Family == "ext" {
-			raw, err = a.finishCommit(ctx)
+			err = a.finishCommit(ctx)
 		}
 		return err
 	})
@@ -130,7 +129,7 @@ func (a *application) run(ctx context.Context) (err error) {
 		a.report.Untouched = true
 		return nil
 	}
-	return a.apply(ctx, raw)
+	return a.apply(ctx)
 }
 
 // plan makes a plan, has it checked, and reports it.
@@ -151,24 +150,24 @@ func (a *application) plan(check func(*salvage.Plan) error) error {
 	return nil
 }
 
-// finishCommit carries out the dead kernel's last commit on a draft of the disk,
-// and returns what that changed. If it is refused, nothing of it is used: the disk is
+// finishCommit carries out the dead kernel's last commit on a draft of the disk. If it is refused, nothing of it is used: the disk is
 // what an ordinary crash leaves then.
-func (a *application) finishCommit(ctx context.Context) (raw []Raw, err error) {
+func (a *application) finishCommit(ctx context.Context) error {
 	dir := filepath.Dir(a.target.Work())
 	if a.DryRun {
 		dir = os.TempDir()
 	}
 	a.draft = draft.New(a.target, dir)
+	a.draft.PutOff()
 	p := a.remains.Plan
 	refused, faults := len(p.Refused), len(p.Faults) // reported with the plan
 	var c takeover.Commit
-	err = a.memory.Stage("last commit", func() (err error) {
+	err := a.memory.Stage("last commit", func() (err error) {
 		c, err = a.remains.Finish(a.draft)
 		return err
 	})
 	if failed := a.draft.Failed(); failed != nil {
-		return nil, hint.New("directory "+dir, fmt.Errorf("write what the disk is to get: %w", failed),
+		return hint.New("directory "+dir, fmt.Errorf("write what the disk is to get: %w", failed),
 			"Make room there, or name another place with --work. Nothing was written to the disk.")
 	}
 	c.Disk = a.Disk
@@ -176,7 +175,7 @@ func (a *application) finishCommit(ctx context.Context) (raw []Raw, err error) {
 	var lost *morgue.GivenUp
 	switch {
 	case errors.Is(err, journal.ErrLog):
-		return nil, fmt.Errorf("%w: %w", salvage.ErrDiskChanged, err)
+		return fmt.Errorf("%w: %w", salvage.ErrDiskChanged, err)
 	case errors.As(err, &lost):
 		c.Check, a.lost = "", true
 		a.report.refuse(Refusal{Reason: "the last commit: " + lost.Err.Error()})
@@ -185,24 +184,36 @@ func (a *application) finishCommit(ctx context.Context) (raw []Raw, err error) {
 			why.Path, why.PathBase64 = inventory.Text(f.Path)
 			a.report.refuse(why)
 		}
-		return nil, nil
+		return nil
 	case err != nil:
-		return nil, err
+		return err
 	}
 	a.report.leftOut(p.Refused[refused:], p.Faults[faults:])
 	if c.Check != "" && !a.DryRun && a.Guest == "" {
-		if err := a.checkHere(ctx); err != nil {
-			return nil, err
+		return a.checkHere(ctx)
+	}
+	return nil
+}
+
+// drafted adds to a job what the draft has. A guest gets all of it as blocks.
+func (a *application) drafted(job *Job, guest bool) error {
+	if a.draft == nil || a.lost {
+		return nil
+	}
+	if guest {
+		if err := a.draft.Settle(); err != nil {
+			return err
 		}
 	}
 	changed, err := a.draft.Changed()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for off, data := range changed {
-		raw = append(raw, Raw{Off: off, Data: data})
+		job.Raw = append(job.Raw, Raw{Off: off, Data: data})
 	}
-	return raw, nil
+	job.Free = a.draft.Free()
+	return nil
 }
 
 // checkHere has the draft checked by this machine's e2fsck, and gives the files that wait for
@@ -299,18 +310,22 @@ func (a *application) job() (Job, error) {
 	return job, err
 }
 
-func (a *application) apply(ctx context.Context, raw []Raw) error {
+func (a *application) apply(ctx context.Context) error {
 	job, err := a.job()
 	if err != nil {
 		return err
 	}
 	if c := a.report.Commit; c != nil {
-		job.Raw, job.Check, job.Names = raw, c.Check != "" && a.checked == nil, a.remains.Names
+		job.Check, job.Names = c.Check != "" && a.checked == nil, a.remains.Names
 	}
 	for _, s := range a.on.Super {
 		job.Super = append(job.Super, Region{Off: s.Off, Data: make([]byte, s.Len())})
 	}
-	if !job.NeedsGuest() && a.Guest == "" {
+	needed := job.NeedsGuest() || a.Guest != ""
+	if err := a.drafted(&job, needed); err != nil {
+		return err
+	}
+	if !needed {
 		return a.applied(a.target.Apply(ctx, job, nil))
 	}
 	guest, err := a.guest(ctx)

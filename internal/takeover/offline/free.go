@@ -1,0 +1,96 @@
+package offline
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"understudy.dev/understudy/internal/takeover/draft"
+)
+
+// writeFree writes what goes to blocks that nobody has, durably: neither what an ordinary
+// recovery makes of the disk, nor what is to be written over that, has anything there. Until
+// the commit, the disk says the same as before; a run that is broken off leaves bytes there
+// that nothing reads, and another writes them again.
+func (d *Disk) writeFree(j Job) error {
+	if len(j.Free) == 0 {
+		return nil
+	}
+	if err := d.checkFree(j); err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	var failed error
+	// The section would have all of the memory be read twice, to look at it first.
+	err := d.section().Direct.WriteStretches(len(j.Free), func(i int) (int64, [][]byte) {
+		f := j.Free[i]
+		data, err := f.Data()
+		if n := size(data); err == nil && n != f.Len {
+			err = fmt.Errorf("read what goes to byte %d: %d bytes of %d", f.Off, n, f.Len)
+		}
+		if err != nil {
+			mu.Lock()
+			failed = errors.Join(failed, err)
+			mu.Unlock()
+			return 0, nil
+		}
+		return d.start + f.Off, data
+	})
+	if err = errors.Join(failed, err); err == nil {
+		err = d.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("write to free blocks: %w", err)
+	}
+	return nil
+}
+
+// checkFree checks that stretches for free blocks are within the disk, and apart from each
+// other and from all else that is written.
+func (d *Disk) checkFree(j Job) error {
+	type span struct {
+		off, end int64
+		free     bool
+	}
+	var all []span
+	for _, f := range j.Free {
+		if f.Off < 0 || f.Len <= 0 || f.Off%sector != 0 || f.Len%sector != 0 || f.Off > d.Size-f.Len {
+			return fmt.Errorf("write to free blocks: %d bytes at %d of a disk of %d", f.Len, f.Off, d.Size)
+		}
+		all = append(all, span{f.Off, f.Off + f.Len, true})
+	}
+	for _, w := range j.Raw {
+		all = append(all, span{w.Off, w.Off + int64(len(w.Data)), false})
+	}
+	for _, g := range d.left.Before {
+		all = append(all, span{g.Off, g.Off + int64(len(g.Data)), false})
+	}
+	slices.SortFunc(all, func(a, b span) int { return cmp.Compare(a.off, b.off) })
+	end, free := int64(0), false // of what reaches farthest so far
+	for _, s := range all {
+		if s.off < end && (s.free || free) {
+			return fmt.Errorf("write to free blocks: byte %d is written twice", s.off)
+		}
+		if s.end > end {
+			end, free = s.end, s.free
+		}
+	}
+	return nil
+}
+
+func size(data [][]byte) (n int64) {
+	for _, b := range data {
+		n += int64(len(b))
+	}
+	return n
+}
+
+// freeBytes is how much is written to free blocks.
+func freeBytes(all []draft.Free) (n int64) {
+	for _, f := range all {
+		n += f.Len
+	}
+	return n
+}
