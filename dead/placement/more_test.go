@@ -271,7 +271,7 @@ func used(t *testing.T, fs *ext4.FS, b uint64) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n %= uint64(fs.Super.BlocksPerGroup)
+	n = n % uint64(fs.Super.BlocksPerGroup) / uint64(fs.Super.ClusterSize/fs.Super.BlockSize)
 	return g.Flags&ext4.GroupBlockUninit == 0 && bits[n/8]>>(n%8)&1 != 0
 }
 
