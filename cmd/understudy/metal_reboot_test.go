@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"understudy.dev/understudy/internal/lab/tier"
+)
+
+// TestMetalReboots: a reboot of the machine's own kernel is no death, whether the understudy is told of it
+// or not. Nothing is taken over, and all that was saved is on the disk.
+func TestMetalReboots(t *testing.T) {
+	tier.Full(t, "a machine that boots again with an understudy beside its kernel")
+	for name, script := range map[string]string{
+		"told":   "kill $RUN\nwait $RUN\necho STOPPED $?\ncd /\numount /srv\nbusybox reboot -f\n",
+		"untold": "sync\nbusybox reboot -f\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := bareMachine{script: metalStart + metalWork + script}.make(t)
+			ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
+			defer cancel()
+			m.Append = parameters(t, ctx, m)
+			disk := filepath.Join(m.Dir, "data.img")
+			makeData(t, disk)
+			virtio.attach(t, m, disk)
+			console := bootToEnd(t, ctx, m) // an understudy that takes over goes on
+			if strings.Contains(console, "STOPPED 0") != (name == "told") || !strings.Contains(console, "PROTECTED") {
+				t.Errorf("it said:\n%s", console)
+			}
+			replay(t, disk)
+			left := lookInto(t, disk)
+			checkFiles(t, console, func(path string) []byte {
+				b, err := os.ReadFile(left + path)
+				if err != nil && !errors.Is(err, os.ErrNotExist) {
+					t.Error(err)
+				}
+				return b
+			})
+		})
+	}
+}
+
+// replay brings a file system up to date that was not unmounted.
+func replay(t *testing.T, disk string) {
+	t.Helper()
+	var left *exec.ExitError
+	out, err := exec.Command("e2fsck", "-p", disk).CombinedOutput()
+	if err != nil && (!errors.As(err, &left) || left.ExitCode() != 1) { // 1: a log replayed
+		t.Errorf("e2fsck: %v: %s", err, out)
+	}
+}
