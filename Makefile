@@ -22,9 +22,10 @@ lab:
 setup:
 	scripts/setup.sh
 
-# The other kernels.
+# The other kernels, and structures of kernels of other configurations.
 kernels: setup
 	scripts/kernels.sh
+	scripts/layouts.sh
 
 vet:
 	@unformatted=$$(gofmt -l .) && if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
