@@ -169,6 +169,9 @@ type Commit struct {
 	// are empty if it did not.
 	Check string `json:"check,omitempty"`
 	Found string `json:"found,omitempty"`
+	// Shared says why the mount waits until it has seen that no other machine has the file
+	// system (mmp); empty if it does not.
+	Shared string `json:"shared,omitempty"`
 
 	Steps []wire.PhaseTime `json:"-"`
 }
@@ -192,6 +195,9 @@ func (c *Commit) String() string {
 	}
 	if c.Check != "" {
 		s += "; checked before the mount: " + c.Check
+	}
+	if c.Shared != "" {
+		s += "; the mount waits for another machine's sign (mmp): " + c.Shared
 	}
 	if c.Moved > 0 {
 		s += fmt.Sprintf("; %d files whose extent trees were mid-update are restored from memory", c.Moved)

@@ -26,7 +26,7 @@ func unplaced(p *journal.Placement) string {
 func commitReport(r *journal.Rescue, did *journal.Report) takeover.Commit {
 	c := takeover.Commit{
 		Case: did.Case.String(), Sequence: did.Sequence, Blocks: did.Blocks, Revoked: did.Revoked,
-		Data: did.Data, Files: len(did.Written), Replayed: did.Replayed, Check: did.Check,
+		Data: did.Data, Files: len(did.Written), Replayed: did.Replayed, Check: did.Check, Shared: did.Shared,
 		Open: did.Open, Proven: did.Audit != nil && did.Audit.Clean, Mended: did.Mended,
 	}
 	if p := did.Placement; p != nil {
