@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"understudy.dev/understudy/internal/live/agent"
 	"understudy.dev/understudy/internal/live/guest"
 	"understudy.dev/understudy/internal/live/initramfs"
 )
@@ -32,6 +33,9 @@ program with the libraries that it needs.`,
 				abs, err := filepath.Abs(f)
 				if err != nil {
 					return err
+				}
+				if agent.Hides(abs) {
+					return fmt.Errorf("add %s: the guest mounts a file system of its own there, which hides it: copy it to a place such as /opt first", abs)
 				}
 				more, err := initramfs.Add(abs)
 				if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +21,14 @@ var kernelMounts = []struct{ source, target, kind string }{
 	{"devtmpfs", "/dev", "devtmpfs"},
 	{"tmpfs", "/run", "tmpfs"},
 	{"tmpfs", "/tmp", "tmpfs"},
+}
+
+// Hides says whether the guest mounts a file system of its own over what its image has at an
+// absolute path.
+func Hides(path string) bool {
+	return slices.ContainsFunc(kernelMounts, func(m struct{ source, target, kind string }) bool {
+		return path == m.target || strings.HasPrefix(path, m.target+"/")
+	})
 }
 
 // serveAsInit makes a working guest of a bare kernel and serves its supervisor. It

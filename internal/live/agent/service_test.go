@@ -52,3 +52,15 @@ func runs(pid int) bool {
 	_, state, _ := strings.Cut(string(b), ") ")
 	return err == nil && !strings.HasPrefix(state, "Z")
 }
+
+// TestHides: a file that the guest's own mounts would cover cannot be in its image.
+func TestHides(t *testing.T) {
+	for path, want := range map[string]bool{
+		"/tmp/web": true, "/run/web/key": true, "/dev/web": true, "/tmp": true,
+		"/opt/web": false, "/tmpfiles/web": false, "/var/tmp/web": false,
+	} {
+		if got := Hides(path); got != want {
+			t.Errorf("%s: %v", path, got)
+		}
+	}
+}
