@@ -62,7 +62,7 @@ const domainXML = `<domain type='qemu'>
   <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>preserve</on_crash>
   <devices>
     %s
-    <serial type='file'><source path='%s'/></serial>
+    <serial type='file'><source path='%s' append='on'/></serial>
     <memballoon model='none'/>
     <panic model='isa'/>
   </devices>
@@ -181,7 +181,6 @@ func (g *Guest) Found() []string {
 }
 
 func (g *Guest) said(word string) (lines []string) {
-	// virtlogd goes on with the file, or begins another.
 	b, _ := os.ReadFile(g.console()) // it may not be there yet
 	for line := range strings.Lines(string(b)) {
 		if rest, ok := strings.CutPrefix(line, word+":"); ok && strings.HasSuffix(line, "\n") {
