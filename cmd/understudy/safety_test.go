@@ -157,6 +157,29 @@ func TestSupervisorKilled(t *testing.T) {
 	}
 }
 
+// TestUpPanics: a kernel that dies while the pair comes up is named, and not waited for.
+func TestUpPanics(t *testing.T) {
+	for side, only := range map[string]string{"left": "[ -e /srv/there ]", "right": "[ ! -e /srv/there ]"} {
+		t.Run(side, func(t *testing.T) {
+			if side == "left" {
+				tier.Full(t, "the active kernel dies while the pair comes up")
+			}
+			s := stand(t, marker, `  - {name: mark, ready: 9, command: [sh, -c, "`+only+` && echo c > /proc/sysrq-trigger; exec httpd -f -p 9 -h /srv"]}
+`)
+			if out, err := exec.Command("debugfs", "-w", "-R", "write /etc/hostname there", s.image).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			_, err := understudy(t, "up", "-d", "-f", s.file)
+			if err == nil || !strings.Contains(err.Error(), "the kernel of partition "+side+" panicked") {
+				t.Errorf("up: %v", err)
+			}
+			if atStake := err != nil && strings.Contains(err.Error(), "understudy recover test"); atStake != (side == "left") {
+				t.Errorf("what is in the memory of the side that had the disk: %v", err)
+			}
+		})
+	}
+}
+
 // TestActiveDiesUnwatched: what happened while there was no supervisor is seen by the next.
 func TestActiveDiesUnwatched(t *testing.T) {
 	tier.Full(t, "a death without a supervisor")

@@ -118,7 +118,7 @@ func (s *Supervisor) undo() error {
 	case s.active == nil: // no side has mounted anything yet
 		err = s.Discard()
 	default:
-		err = s.Stop(context.Background())
+		err = s.active.whileAlive(context.Background(), s.Stop)
 	}
 	return errors.Join(err, s.Close())
 }
@@ -154,7 +154,7 @@ func (s *Supervisor) start(ctx context.Context) error {
 	s.active, s.understudy = s.sides[0], s.sides[1]
 	g, gctx = errgroup.WithContext(ctx)
 	g.Go(func() error {
-		if err := s.activate(gctx); err != nil {
+		if err := s.active.whileAlive(gctx, s.activate); err != nil {
 			return err
 		}
 		return s.prepare(gctx)
@@ -251,7 +251,10 @@ func (s *Supervisor) rehearse(ctx context.Context, sd *side) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("not done within %v", startLimit))
 	defer cancel()
 	for range rehearsals {
-		if err := sd.agent.Call(ctx, wire.Rehearse, wire.RehearseRequest{Services: true}, nil); err != nil {
+		err := sd.whileAlive(ctx, func(ctx context.Context) error {
+			return sd.agent.Call(ctx, wire.Rehearse, wire.RehearseRequest{Services: true}, nil)
+		})
+		if err != nil {
 			return fmt.Errorf("rehearse a takeover on partition %s: %w (takeover: {rehearse: false} does without, and rehearse: false of a service without that)", sd.name, err)
 		}
 	}

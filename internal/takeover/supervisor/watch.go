@@ -246,6 +246,28 @@ func (sd *side) listen(ctx context.Context) <-chan liveness.Verdict {
 	return dying
 }
 
+// whileAlive has a side that nobody watches yet do something, and breaks that off if its kernel
+// tells of its death: it would not answer, and be waited for.
+func (sd *side) whileAlive(ctx context.Context, do func(context.Context) error) error {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	var died atomic.Pointer[liveness.Verdict]
+	dying := sd.listen(ctx)
+	go func() {
+		select {
+		case v := <-dying:
+			died.Store(&v)
+			end(errors.New(v.Detail))
+		case <-ctx.Done():
+		}
+	}()
+	err := do(ctx)
+	if v := died.Load(); err != nil && v != nil {
+		return fmt.Errorf("%s; the end of its console:\n%s", v.Detail, tail(sd.process.Spec.ConsoleLogPath()))
+	}
+	return err
+}
+
 // watcher observes a side, and does not take for its death what others do to it.
 type watcher struct {
 	side      *side
