@@ -20,9 +20,10 @@ var ErrWriteFailed = errors.New("what memory no longer holds of it may be older 
 
 // rewritten yields what memory holds of a file of which a write has failed. Its pages have
 // been marked clean by that (fs/ext4/page-io.c, ext4_finish_bio; fs/iomap,
-// iomap_finish_ioend; fs/btrfs/extent_io.c), and are nowhere but in memory. Which pages it
-// was is not kept: all of them count as unsaved, and what memory does not hold is refused,
-// since a page that was thrown away, taken for clean, may have been one of them.
+// iomap_finish_ioend), and are nowhere but in memory. Which pages it was is not kept: all
+// of them count as unsaved, and what memory does not hold is refused, since a page that was
+// thrown away, taken for clean, may have been one of them. So is one that is not filled any
+// more, as btrfs marks them then (fs/btrfs/extent_io.c, end_extent_writepage of 6.1).
 func (c *Cache) rewritten(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 	return func(yield func(Piece, error) bool) {
 		var known []addr.Span

@@ -1,0 +1,134 @@
+package salvage_test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/lab/scene"
+	"understudy.dev/understudy/internal/lab/tier"
+)
+
+// brokenDisk makes an ext4 with two files of 1 MiB, and returns its path, and the drive of
+// QEMU's on which each write to some block of the file "lost" fails.
+func brokenDisk(t *testing.T) (path string, drive []string) {
+	t.Helper()
+	for _, tool := range []string{"mke2fs", "debugfs"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			tier.Lacks(t, fmt.Sprint(err, "; run scripts/setup.sh"))
+		}
+	}
+	dir := t.TempDir()
+	from, path := filepath.Join(dir, "files"), filepath.Join(dir, "disk")
+	old := bytes.Repeat([]byte{'A'}, 1<<20)
+	for _, err := range []error{
+		os.Mkdir(from, 0o755), os.WriteFile(filepath.Join(from, "lost"), old, 0o644), os.WriteFile(filepath.Join(from, "good"), old, 0o644),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := exec.Command("mke2fs", "-qF", "-t", "ext4", "-b", "4096", "-d", from, path, "256M").CombinedOutput(); err != nil {
+		t.Fatalf("mke2fs: %v: %s", err, out)
+	}
+	out, err := exec.Command("debugfs", "-R", "bmap lost 10", path).Output()
+	var block int
+	if _, scanned := fmt.Sscan(string(out), &block); err != nil || scanned != nil || block == 0 {
+		t.Fatalf("debugfs: %v, %v: %q", err, scanned, out)
+	}
+	// QEMU's docs/devel/blkdebug.txt. "report" has the guest see the error.
+	options := []string{
+		"if=none", "id=broken", "format=raw", "cache=unsafe", "werror=report", "file.driver=blkdebug",
+		"file.image.driver=file", "file.image.filename=" + path,
+		"file.inject-error.0.event=none", "file.inject-error.0.iotype=write", "file.inject-error.0.errno=5",
+		"file.inject-error.0.once=off", fmt.Sprintf("file.inject-error.0.sector=%d", block*8),
+	}
+	return path, []string{"-drive", strings.Join(options, ","), "-device", "virtio-blk-pci,drive=broken,serial=broken"}
+}
+
+// TestWriteFailed has a disk refuse to write a part of a file, long before the kernel dies:
+// the new content is in memory only, in pages that are clean.
+func TestWriteFailed(t *testing.T) {
+	tier.Guest(t)
+	path, drive := brokenDisk(t)
+	s := scene.Play(t, scene.Spec{
+		Modules: []string{"ext4"},
+		QEMU:    drive,
+		Script: `
+mount -t ext4 -o noinit_itable /dev/vda /mnt
+head -c 1048576 /dev/zero | tr '\0' B >/new
+for file in lost good; do dd if=/new of=/mnt/$file bs=64k conv=notrunc 2>/dev/null; done
+sync; sleep 1; sync || true
+crash
+`,
+	})
+	c := cacheOf(t, s.RAM)
+	disk, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	on, err := salvage.Identify(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	super, err := c.Superblock(on.UUID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := salvage.ForDisk(c, super, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Refused)+len(p.Faults) > 0 {
+		t.Errorf("refused %v, faults %v", p.Refused, p.Faults)
+	}
+	n := slices.IndexFunc(p.Files, func(f salvage.File) bool { return f.Path == "lost" })
+	if n < 0 || slices.ContainsFunc(p.Files, func(f salvage.File) bool { return f.Path == "good" }) {
+		t.Fatalf("planned %v: the one of which no write failed is on the disk", pathsOf(p))
+	}
+	if got := read(t, p, &p.Files[n]); !bytes.Equal(got, bytes.Repeat([]byte{'B'}, 1<<20)) {
+		t.Errorf("%d bytes of it are planned, from %q on", len(got), got[:min(8, len(got))])
+	}
+	if i := inodeOf(t, c, super, &p.Files[n]); !i.Failed {
+		t.Error("the kernel does not know of the failure")
+	}
+}
+
+func pathsOf(p *salvage.Plan) (paths []string) {
+	for _, f := range p.Files {
+		paths = append(paths, f.Path)
+	}
+	return paths
+}
+
+// read returns the bytes that are planned for a file.
+func read(t *testing.T, p *salvage.Plan, f *salvage.File) (out []byte) {
+	t.Helper()
+	all := make([]byte, p.StagingSize())
+	if err := p.Gather(all); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range f.Runs {
+		out = append(out, all[r.Staged:r.Staged+r.Len()]...)
+	}
+	return out
+}
+
+func inodeOf(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, f *salvage.File) *pagecache.Inode {
+	t.Helper()
+	for i, err := range c.Inodes(s) {
+		if err == nil && i.Ino == f.Ino {
+			return i
+		}
+	}
+	t.Fatalf("no inode %d", f.Ino)
+	return nil
+}
