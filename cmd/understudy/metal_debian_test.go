@@ -28,8 +28,14 @@ if ! grep -q understudy.metal /proc/cmdline; then
   until ip -4 addr show dev eth0 | grep -q inet; do
     sleep 0.5
     n=$((n + 1))
-    [ $n -lt 240 ] || { ip addr; journalctl -u systemd-networkd -u systemd-udevd; echo FAILED address; break; }
+    [ $n -lt 2400 ] || { ip addr; journalctl -u systemd-networkd -u systemd-udevd; echo FAILED address; break; }
   done
+  # On a busy machine systemd gives a disk up that comes late.
+  until mountpoint -q /srv; do mount /srv; sleep 0.5; done
+  sed -i 's/nofail/nofail,x-systemd.device-timeout=1h/' /etc/fstab
+  # GRUB would boot the newest kernel in /boot, which may be the understudy's.
+  echo 'GRUB_DISABLE_SUBMENU=true' >> /etc/default/grub
+  echo "GRUB_DEFAULT='GNU/Linux, with Linux $(uname -r)'" >> /etc/default/grub
   understudy metal install --mount / --mount /srv --interface eth0 --limit 3s --cpu-limit 2m --unit lighttpd.service=80 RELEASE || echo FAILED install
   cat /var/lib/understudy/metal/role.json
   echo INSTALLED
@@ -41,7 +47,7 @@ n=0
 until understudy metal status | grep -q '^protected'; do
   sleep 0.5
   n=$((n + 1))
-  [ $n -lt 600 ] || { journalctl -u understudy-metal; understudy metal status -v; echo FAILED protected; systemctl poweroff; }
+  [ $n -lt 2400 ] || { journalctl -u understudy-metal; understudy metal status -v; echo FAILED protected; systemctl poweroff; }
 done
 echo PROTECTED
 [ ! -e /serve ] || exit
