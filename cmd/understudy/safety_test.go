@@ -157,6 +157,47 @@ func TestSupervisorKilled(t *testing.T) {
 	}
 }
 
+// stubborn is a service that says on the console when it is to stop, and does not.
+const stubborn = `  - {name: mark, command: [sh, -c, "echo started >> /srv/mark; trap 'echo Asked to stop > /dev/console' TERM; while :; do sleep 1; done"]}
+`
+
+// TestSupervisorKilledStopping: a supervisor is killed while the active side stops. The next one has
+// that go back to its work: a pair that says it is protected serves.
+func TestSupervisorKilledStopping(t *testing.T) {
+	s := stand(t, marker, stubborn)
+	s.up()
+	s.shell("left", "while [ ! -s /srv/mark ]; do sleep 1; done")
+	down := exec.Command(binary, "down", "test")
+	if err := down.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = down.Wait() }) // it ends with the supervisor
+	await(t, "stop of the service", programLimit, func() bool {
+		return bytes.Contains(readFile(t, filepath.Join(dirs.Run("test"), "left.console.log")), []byte("Asked to stop"))
+	})
+	if err := unix.Kill(s.supervisorPID(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := supervisor.OpenRunDir(dirs.Run("test")); err == nil {
+		if !d.Record.Stopping {
+			t.Error("it had stopped by then, or was never asked to")
+		}
+		d.Close()
+	}
+	s.up()
+	s.state("protected")
+	if got := s.says("left", "busybox grep -c started /srv/mark; ps | busybox grep -c '[A]sked'"); got != "2\n1" {
+		t.Errorf("it was started, and runs, so many times: %q, want 2 and 1", got)
+	}
+	if _, err := understudy(t, "down"); err != nil {
+		t.Error(err)
+	}
+	s.sound()
+	if !t.Failed() {
+		row(t, killed, "supervisor", "while the active side stops; then another one takes charge", "understudy up", "serves again")
+	}
+}
+
 // TestUpPanics: a kernel that dies while the pair comes up is named, and not waited for.
 func TestUpPanics(t *testing.T) {
 	for side, only := range map[string]string{"left": "[ -e /srv/there ]", "right": "[ ! -e /srv/there ]"} {

@@ -144,7 +144,29 @@ func (s *Supervisor) reconnect(ctx context.Context) error {
 		}
 	}
 	s.crashLoop.protected(time.Now())
-	return s.prepare(ctx)
+	if err := s.prepare(ctx); err != nil {
+		return err
+	}
+	return s.resumeStopped(ctx)
+}
+
+// resumeStopped has an active side go back to its work whose last supervisor ended while it had
+// it stop. What it has not stopped yet is stopped first: nothing is to run twice. That it does not
+// come through is a trouble and no end: such a side is to be watched all the same.
+func (s *Supervisor) resumeStopped(ctx context.Context) error {
+	if !s.dir.Record.Stopping {
+		return nil
+	}
+	if s.active.muted {
+		s.trouble(fmt.Sprintf("partition %s was to stop its services when its supervisor ended, and does not answer: if it is not taken over from, it needs understudy switch", s.active.name))
+		return nil
+	}
+	s.log("partition %s was to stop its services when its supervisor ended: it goes back to its work", s.active.name)
+	if err := s.active.stopLimited(ctx); err != nil { // a disk was busy, and stays where it is
+		s.log("%v", err)
+	}
+	_ = s.resume(ctx, s.active) // it has told
+	return ctx.Err()
 }
 
 // clear ends a guest that was not ready, and removes its files.

@@ -32,6 +32,9 @@ type Record struct {
 	Sides      []RecordSide `json:"sides,omitempty"`
 	Understudy string       `json:"understudy,omitempty"`
 	Up         bool         `json:"up,omitempty"`
+	// Stopping says that Active was asked to stop its services, and has neither stopped all of
+	// them nor gone back to its work.
+	Stopping bool `json:"stopping,omitempty"`
 	// Kept is memory of sides that died before, whose partitions run again.
 	Kept []KeptMemory `json:"kept,omitempty"`
 	// Saved says that all that was in the memory of Active and Heir is on the disks.

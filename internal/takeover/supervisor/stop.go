@@ -17,18 +17,37 @@ const stopLimit = 90 * time.Second
 // Stop has the active side stop its services and unmount its disks. If it fails, they
 // are mounted and started again: the pair is as it was. ctx ends if the side has died.
 func (s *Supervisor) Stop(ctx context.Context) error {
-	stopping, cancel := context.WithTimeout(ctx, stopLimit)
-	defer cancel()
-	active, _ := s.roles()
-	if err := active.stop(stopping); err != nil {
-		if ctx.Err() != nil { // it is dead
-			return errors.Join(err, context.Cause(ctx))
-		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
-		defer cancel()
-		return errors.Join(err, s.serve(ctx, active))
+	if err := s.record(func(r *Record) { r.Stopping = true }); err != nil {
+		return err
 	}
-	return s.record(func(r *Record) { r.Saved = true })
+	active, _ := s.roles()
+	err := active.stopLimited(ctx)
+	switch {
+	case err == nil:
+		return s.record(func(r *Record) { r.Saved, r.Stopping = true, false })
+	case ctx.Err() != nil: // it is dead
+		return errors.Join(err, context.Cause(ctx))
+	}
+	return errors.Join(err, s.resume(context.WithoutCancel(ctx), active))
+}
+
+// resume has a side that was to stop, and has not, go back to its work.
+func (s *Supervisor) resume(ctx context.Context, sd *side) error {
+	ctx, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	if err := s.serve(ctx, sd); err != nil {
+		err = fmt.Errorf("partition %s was to stop its services, and could not go back to its work: %w", sd.name, err)
+		s.trouble(err.Error())
+		return err
+	}
+	return s.record(func(r *Record) { r.Stopping = false })
+}
+
+// stopLimited has a side stop within a limit.
+func (sd *side) stopLimited(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	return sd.stop(ctx)
 }
 
 // Discard says that what is in memory only is not wanted: Close removes it.

@@ -49,7 +49,7 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	s.active, s.understudy, s.crashed = s.understudy, nil, time.Time{}
 	s.mu.Unlock()
 	if err := s.record(func(r *Record) {
-		r.Active, r.Heir, r.Understudy, r.Saved = s.active.name, "", "", false
+		r.Active, r.Heir, r.Understudy, r.Saved, r.Stopping = s.active.name, "", "", false, false
 		for i := range r.Disks {
 			r.Disks[i].Progress = ""
 		}
@@ -76,7 +76,7 @@ func (s *Supervisor) takeoverOptions(salvager *morgue.Morgue) takeover.Options {
 		Witness:       s.witness(), Notice: notice(s.Pair),
 		Record: func(disk string, p takeover.Progress) error {
 			err := s.record(func(r *Record) {
-				r.Heir, r.Saved = s.understudy.name, false
+				r.Heir, r.Saved, r.Stopping = s.understudy.name, false, false
 				for i := range r.Disks {
 					if r.Disks[i].Name == disk {
 						r.Disks[i].Progress = p
