@@ -72,10 +72,10 @@ func (m *metalMachine) cases() (all []metalCase) {
 // metalSeriesDevices are the devices by their names in the table. Debian's disks are both of
 // one kind, without a bridge.
 func metalSeriesDevices(m *metalMachine) metalDevices {
-	switch {
-	case m.devices == "nvme":
+	switch m.devices {
+	case "nvme":
 		return nvme
-	case m.devices == "sata":
+	case "sata":
 		return sata
 	default:
 		return virtio

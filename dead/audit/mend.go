@@ -420,7 +420,7 @@ func (m *mender) mendInodeMaps() error {
 		case used:
 			return fmt.Errorf("inode %d has links, and is free", n)
 		}
-		if err := m.mendBit(n, raw, slots[n]); err != nil {
+		if err := m.mendBit(n, slots[n]); err != nil {
 			return err
 		}
 		maps[group][at/8] &^= 1 << (at % 8)
@@ -466,7 +466,7 @@ func (m *mender) changedBits(slots map[addr.Ino]bool) (map[uint32]bits, error) {
 
 // mendBit is for an inode that is not in use, and whose bit says that it is. changed says
 // that it was written.
-func (m *mender) mendBit(n addr.Ino, raw []byte, changed bool) error {
+func (m *mender) mendBit(n addr.Ino, changed bool) error {
 	if !changed {
 		m.tell("inode %d: it was being allocated", n)
 		return nil

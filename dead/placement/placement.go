@@ -127,18 +127,21 @@ func Place(old io.ReaderAt, changed map[addr.Block][]byte, files []File, avoid [
 	return r, nil
 }
 
+// mapping is how a file says where its blocks are: by extents, or by pointers.
+func (v *volume) mapping(i *ext4.Inode) (mapping, error) {
+	if i.Flags&ext4.InodeExtents != 0 {
+		return v.openTree(i)
+	}
+	return v.openPointers(i), nil
+}
+
 // place gives one file its places. It is refused before anything is changed for it.
 func (v *volume) place(f *File) (*Placed, error) {
 	i, err := v.inode(f)
 	if err != nil {
 		return nil, err
 	}
-	var m mapping
-	if i.Flags&ext4.InodeExtents != 0 {
-		m, err = v.openTree(i)
-	} else {
-		m, err = v.openPointers(i)
-	}
+	m, err := v.mapping(i)
 	if err != nil {
 		return nil, err
 	}

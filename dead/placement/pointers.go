@@ -20,12 +20,12 @@ type pointers struct {
 	goal  addr.Block
 }
 
-func (v *volume) openPointers(i *ext4.Inode) (mapping, error) {
+func (v *volume) openPointers(i *ext4.Inode) *pointers {
 	p := &pointers{v: v, inode: i}
 	for n := range p.root {
 		p.root[n] = binary.LittleEndian.Uint32(i.Block[4*n:])
 	}
-	return p, nil
+	return p
 }
 
 // limit is how many blocks pointers can map, which have 32 bits themselves.

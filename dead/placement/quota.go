@@ -6,7 +6,6 @@ import (
 	"math"
 
 	"understudy.dev/understudy/dead/addr"
-	"understudy.dev/understudy/dead/ext4"
 )
 
 // Quota files (fs/quota/quota_v2.c, quota_tree.c, quotaio_v2.h): blocks of 1 KiB, the first
@@ -49,12 +48,7 @@ func (v *volume) openQuotas() error {
 		if err != nil {
 			return err
 		}
-		if i.Flags&ext4.InodeExtents != 0 {
-			q.file, err = v.openTree(i)
-		} else {
-			q.file, err = v.openPointers(i)
-		}
-		if err != nil {
+		if q.file, err = v.mapping(i); err != nil {
 			return fmt.Errorf("quota file %d: %w", n, err)
 		}
 		head, _, _, err := q.block(0)

@@ -34,10 +34,7 @@ func (d *Disk) redo() string { return filepath.Join(d.work, redoName) }
 // record that it is there: all but what goes to free blocks, for which there must be room, too.
 // The superblock has its veil in it.
 func (d *Disk) makeRedo(j Job) error {
-	raw, err := d.veiledRaw(j.Raw)
-	if err != nil {
-		return err
-	}
+	raw := d.veiledRaw(j.Raw)
 	total := freeBytes(j.Free)
 	for _, w := range raw {
 		total += int64(len(w.Data))
@@ -59,7 +56,7 @@ func (d *Disk) makeRedo(j Job) error {
 
 // veiledRaw is what is to be written, with the veil in place of the superblock. That, as it
 // is to be, goes into the record.
-func (d *Disk) veiledRaw(raw []Raw) ([]Raw, error) {
+func (d *Disk) veiledRaw(raw []Raw) []Raw {
 	d.left.After = nil
 	for _, g := range d.left.Before {
 		after := Region{Off: g.Off, Data: append([]byte(nil), g.Data...)}
@@ -79,7 +76,7 @@ func (d *Disk) veiledRaw(raw []Raw) ([]Raw, error) {
 			}
 		}
 	}
-	return out, nil
+	return out
 }
 
 // overlay copies what of some bytes lies over others, each at an offset of the disk.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/inventory"
@@ -258,7 +259,11 @@ func (a *application) fileSystem(id pagecache.UUID) (*inventory.FileSystem, erro
 	case 1:
 		return wanted[0], nil
 	case 0:
-		return nil, errors.Join(&notMounted{fmt.Sprintf("open disk %s: it has file system %v: the dead kernel had %v mounted, and not that", a.Disk, id, names)}, faults)
+		had := "no disk mounted"
+		if len(names) > 0 {
+			had = strings.Join(names, ", ") + " mounted, and not that"
+		}
+		return nil, errors.Join(&notMounted{fmt.Sprintf("open disk %s: it has file system %v: the dead kernel had %s", a.Disk, id, had)}, faults)
 	}
 	return nil, fmt.Errorf("open disk %s: the dead kernel had %d file systems of its UUID mounted: choose one with --fs by its device: %v", a.Disk, len(wanted), names)
 }
