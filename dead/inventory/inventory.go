@@ -7,6 +7,7 @@
 package inventory
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -111,6 +112,9 @@ type FileSystem struct {
 	// unlike that of any other file system, and fit to be the name of a
 	// directory.
 	Device string
+	// Server is whose files these are, as it was named at the mount; empty if they are this
+	// machine's. Their paths are then the server's.
+	Server string
 
 	image *Image
 	own   func(*pagecache.Inode) bool // the file system's own, and no file of anybody's; nil: none is
@@ -125,12 +129,14 @@ type FileSystem struct {
 var exactTypes = []string{"ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "tmpfs", "devtmpfs", "ramfs", "rootfs"}
 
 // understood reports whether files of this file system are handed out.
-func (f *FileSystem) understood() bool { return slices.Contains(exactTypes, f.Super.Type) }
+func (f *FileSystem) understood() bool {
+	return slices.Contains(exactTypes, f.Super.Type) || f.Server != ""
+}
 
 // HasDevice reports whether it has a disk, or takes the place of one that has, as one of
 // the network does: pseudo file systems such as proc have nothing to save.
 func (f *FileSystem) HasDevice() bool {
-	return f.Super.Dev.Major() != 0 || f.Super.Type == "btrfs" || f.waits()
+	return f.Super.Dev.Major() != 0 || f.Super.Type == "btrfs" || f.Server != "" || f.waits()
 }
 
 // waits reports whether anything waits to be written that is not understood.
@@ -148,6 +154,11 @@ func (m *Image) FileSystems() (found []*FileSystem, pseudo []string, err error) 
 			continue
 		}
 		f := &FileSystem{Super: s, image: m}
+		if s.Remote() {
+			if n, err := m.Cache.NFS(s); err == nil { // else it is counted
+				f.Server = n.Server
+			}
+		}
 		if !f.understood() && s.Type != "bdev" {
 			f.waitingFiles, f.waitingBytes, f.waitingErr = m.Cache.Waiting(s)
 		}
@@ -158,7 +169,7 @@ func (m *Image) FileSystems() (found []*FileSystem, pseudo []string, err error) 
 			}
 			continue
 		}
-		f.Device = deviceName(s, taken)
+		f.Device = deviceName(s, f.Server, taken)
 		taken[f.Device] = true
 		f.own = m.ownOf(s)
 		found = append(found, f)
@@ -169,14 +180,15 @@ func (m *Image) FileSystems() (found []*FileSystem, pseudo []string, err error) 
 
 // deviceName makes a name for a file system that was not yet taken. The kernel
 // names those without a device after their type: they get the minor number of
-// their anonymous device, as /proc/PID/mountinfo shows it.
-func deviceName(s *pagecache.Superblock, taken map[string]bool) string {
-	name := component(strings.TrimLeft(strings.ReplaceAll(s.ID, "/", "!"), "."))
-	if s.ID == s.Type || s.ID == "" {
+// their anonymous device, as /proc/PID/mountinfo shows it. One of a server's is named after that.
+func deviceName(s *pagecache.Superblock, server string, taken map[string]bool) string {
+	id := cmp.Or(server, s.ID)
+	name := component(strings.TrimLeft(strings.ReplaceAll(id, "/", "!"), "."))
+	if id == s.Type || id == "" {
 		name = fmt.Sprintf("%s-%d", component(s.Type), s.Dev.Minor())
 	}
 	for n := 0; taken[name]; n++ {
-		name = fmt.Sprintf("%s-%d", component(s.ID), int(s.Dev.Minor())+n)
+		name = fmt.Sprintf("%s-%d", component(id), int(s.Dev.Minor())+n)
 	}
 	return name
 }

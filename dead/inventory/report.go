@@ -36,6 +36,7 @@ type FileSystemReport struct {
 	Type    string          `json:"type"`
 	Device  string          `json:"device"`
 	UUID    string          `json:"uuid"`
+	Server  string          `json:"server,omitempty"` // whose files these are, by the paths that they have there
 	Files   []FileReport    `json:"files"`
 	Refused []RefusedReport `json:"refused,omitempty"` // whole inodes
 	Faults  []string        `json:"faults,omitempty"`  // what could not be walked to its end
@@ -137,7 +138,7 @@ func NewReport(m *Image) *Report {
 
 // Add adds what was found in a file system, and returns its entry.
 func (r *Report) Add(f *FileSystem, found Found) *FileSystemReport {
-	out := FileSystemReport{Type: f.Super.Type, Device: f.Device, Files: make([]FileReport, 0, len(found.Files))}
+	out := FileSystemReport{Type: f.Super.Type, Device: f.Device, Server: f.Server, Files: make([]FileReport, 0, len(found.Files))}
 	if (f.Super.UUID != pagecache.UUID{}) {
 		out.UUID = f.Super.UUID.String()
 	}

@@ -27,6 +27,7 @@ type Cache struct {
 	info   func() infoOffsets
 	status func() (*statusLayout, error)
 	heads  func() (*headLayout, error)
+	nfs    func() (*nfsLayout, error)
 }
 
 // Open looks up everything about the kernel's structures once.
@@ -40,6 +41,7 @@ func Open(k *kernel.Kernel) (*Cache, error) {
 	status := sync.OnceValues(func() (*statusLayout, error) { return newStatusLayout(k) })
 	c := &Cache{k: k, layout: l, blocks: blocks, info: info, status: status}
 	c.heads = sync.OnceValues(c.newHeadLayout)
+	c.nfs = sync.OnceValues(func() (*nfsLayout, error) { return newNFSLayout(k) })
 	return c, nil
 }
 

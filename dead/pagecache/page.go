@@ -103,7 +103,8 @@ func (p *pageState) has(bit uint) bool { return p.flags>>bit&1 == 1 }
 // Unsaved yields the bytes of a file in the page cache that are not on the disk,
 // or not known to be: those of pages that are dirty, under writeback, or marked
 // for it. Pieces ascend, do not overlap, and end with the page that holds the end
-// of the file: pages beyond are no part of it, but about to be thrown away. What
+// of the file: pages beyond are no part of it, but about to be thrown away. Of a server's file
+// they are what the server may not have on its disk. What
 // is not taken is a *Refusal, after which the walk goes on. Where all was taken, and the marks
 // contradict the pages, the last one says so: there may be more that is not on the disk.
 //
@@ -140,6 +141,10 @@ func (c *Cache) unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 		}
 		end := addr.AlignUp(min(i.Size, 1<<62))
 		last := addr.Index(end >> addr.PageShift)
+		if s.Remote() {
+			c.unsent(i, last, yield)
+			return
+		}
 		c.marked(i, last, func(at slotted, err error) bool {
 			if err != nil {
 				left := uint64(last - min(at.index, last))

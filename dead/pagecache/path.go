@@ -57,7 +57,7 @@ func (c *Cache) Paths(s *Superblock) *Paths {
 	return &Paths{c: c, s: s, dirs: map[addr.Virt]string{s.root: ""}}
 }
 
-// Of returns a path of the inode, from the top of its file system, without a
+// Of returns a path of the inode, from the top of its file system, or of its server, without a
 // leading slash. Of several names, one that is not deleted is taken.
 func (p *Paths) Of(i *Inode) (string, error) {
 	l := &p.c.layout.dentry
@@ -101,7 +101,10 @@ func (p *Paths) path(dentry addr.Virt) (string, error) {
 			return "", err
 		}
 		if d.parent == at {
-			return "", fmt.Errorf("%w: not connected to the top directory", ErrNoPath)
+			if top, err = p.topOf(at); err != nil {
+				return "", err
+			}
+			break
 		}
 		names, below = append(names, d.name), append(below, at)
 		total += len(d.name) + 1
@@ -120,6 +123,23 @@ func (p *Paths) path(dentry addr.Virt) (string, error) {
 			p.dirs[below[i]] = top
 			p.used += len(top)
 		}
+	}
+	return top, nil
+}
+
+// topOf is what stands for a dentry that has none above it and is not the superblock's. A server's
+// file system has one for each of its mounts.
+func (p *Paths) topOf(at addr.Virt) (string, error) {
+	if !p.s.Remote() {
+		return "", fmt.Errorf("%w: not connected to the top directory", ErrNoPath)
+	}
+	top, err := p.c.exportOf(at)
+	if err != nil {
+		return "", fmt.Errorf("%w: not connected to what is mounted: %w", ErrNoPath, err)
+	}
+	if len(top) < maxPath && p.used < maxRemembered {
+		p.dirs[at] = top
+		p.used += len(top)
 	}
 	return top, nil
 }
@@ -155,7 +175,7 @@ func (p *Paths) read(at addr.Virt) (dentry, error) {
 		deleted: l.unhashed.Uint(b) == 0,
 	}
 	// The top directory's own name is "/", and is never used.
-	if at != p.s.root && (strings.ContainsAny(d.name, "/\x00") || d.name == "." || d.name == "..") {
+	if at != p.s.root && d.parent != at && (strings.ContainsAny(d.name, "/\x00") || d.name == "." || d.name == "..") {
 		return dentry{}, fmt.Errorf("dentry at %v has the name %q", at, d.name)
 	}
 	return d, nil

@@ -134,24 +134,12 @@ func (c *Cache) held(s *Superblock, i *Inode, at slotted, yield func(Piece, erro
 		return yield(Piece{}, i.refuse(at.index, at.pages, BadSlot, errSwapped))
 	case at.isValue():
 		return true // the shadow of a page that was evicted, hence saved
-	case at.isInternal():
-		return yield(Piece{}, i.refuse(at.index, at.pages, BadSlot, fmt.Errorf("slot holds %#x", uint64(at.entry))))
 	}
-	p, err := c.page(addr.Virt(at.entry))
+	p, err := c.sound(i, at)
 	if err != nil {
-		return yield(Piece{}, i.refuse(at.index, at.pages, Unreadable, err))
+		return yield(Piece{}, err)
 	}
-	l := &c.layout.page
-	switch {
-	case p.mapping != i.mapping:
-		return yield(Piece{}, i.refuse(at.index, at.pages, WrongMapping, fmt.Errorf("page->mapping is %v", p.mapping)))
-	case p.pages == 0:
-		return yield(Piece{}, i.refuse(at.index, at.pages, BadFolio, nil))
-	case at.index < p.index || uint64(at.index-p.index) >= p.pages:
-		return yield(Piece{}, i.refuse(at.index, at.pages, WrongIndex, fmt.Errorf("page->index is %d, of a folio of %d pages", p.index, p.pages)))
-	case l.canPoison && p.has(l.poisoned):
-		return yield(Piece{}, i.refuse(at.index, at.pages, Poisoned, nil))
-	case !p.has(l.uptodate):
+	if !p.has(c.layout.page.uptodate) {
 		return true
 	}
 	return yield(whole(p, at), nil)

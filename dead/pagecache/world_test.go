@@ -34,7 +34,7 @@ const (
 
 	ndShift, ndOffset, ndParent, ndArray, ndSlots, ndMarks, ndSize = 0, 1, 8, 16, 40, 552, 576
 
-	deHash, deParent, deName, deInode, deSB, deAlias, deSize = 8, 24, 32, 48, 56, 64, 96
+	deHash, deParent, deName, deInode, deSB, deAlias, deData, deSize = 8, 24, 32, 48, 56, 64, 80, 96
 
 	bhState, bhNext, bhPage, bhBlock, bhLen, bhData, bhSize = 0, 8, 16, 24, 32, 40, 104
 )
@@ -94,7 +94,7 @@ func types() []btf.Type {
 			field("b_blocknr", bhBlock, u64), field("b_size", bhLen, u64), field("b_data", bhData, u64)),
 		st("dentry", deSize, field("d_hash", deHash, st("hash", 16, field("pprev", 8, u64))), field("d_parent", deParent, u64),
 			field("d_name", deName, st("qstr", 16, field("len", 4, u32), field("name", 8, u64))),
-			field("d_inode", deInode, u64), field("d_sb", deSB, u64), field("d_alias", deAlias, list)),
+			field("d_inode", deInode, u64), field("d_sb", deSB, u64), field("d_alias", deAlias, list), field("d_fsdata", deData, u64)),
 		enum("pageflags", map[string]uint64{"PG_uptodate": pgUptodate, "PG_dirty": pgDirty, "PG_writeback": pgWriteback,
 			"PG_head": pgHead, "PG_private": pgPrivateBit, "PG_hwpoison": pgPoison}),
 		enum("bh_state_bits", map[string]uint64{"BH_Uptodate": bhUptodate, "BH_Dirty": bhDirty, "BH_Async_Write": bhAsync,
