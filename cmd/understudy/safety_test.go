@@ -413,16 +413,18 @@ func TestStoppedIsNotDead(t *testing.T) {
 	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	const stopped = 3 * time.Second // ten times the limit of its heartbeat
-	time.Sleep(stopped)
+	began := time.Now()
+	await(t, "held", programLimit, func() bool { return s.status().Held != "" })
+	stopped := time.Since(began)
 	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
+	await(t, "going on", programLimit, func() bool { return s.status().Held == "" })
 	time.Sleep(time.Second)
 	if st := pairStatus(t); st.State != "protected" {
 		t.Errorf("status %+v", st)
 	}
-	row(t, notDead, "SIGSTOP of the active side's QEMU", stopped, pairStatus(t).Takeovers)
+	row(t, notDead, "SIGSTOP of the active side's QEMU", stopped.Round(time.Second), pairStatus(t).Takeovers)
 	if _, err := understudy(t, "down"); err != nil {
 		t.Error(err)
 	}

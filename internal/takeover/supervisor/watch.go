@@ -286,6 +286,7 @@ type watcher struct {
 	why   string    // what keeps it from running; empty: nothing
 	since time.Time // of why
 	tried time.Time // when QEMU was last asked to go on
+	asked time.Time // when lookForHold last did
 }
 
 const (
@@ -294,12 +295,18 @@ const (
 	answerWithin = 500 * time.Millisecond
 	// qemuLimit is how long QEMU may answer nothing before it is hung itself.
 	qemuLimit = 10 * time.Second
+	// heldAfter is how long a partition whose silence does not count may be silent before it is
+	// looked for what keeps it, and how often.
+	heldAfter = 2 * time.Second
 	// contEvery is how often a partition that QEMU stopped for want of room is asked to
 	// go on: there may be room again.
 	contEvery = time.Second
 )
 
-const noAnswer = "QEMU does not answer"
+const (
+	noAnswer   = "QEMU does not answer"
+	notRunning = "its threads are stopped, or wait for this machine"
+)
 
 // look takes one observation. What the process did is asked only when the beat
 // stands still.
@@ -330,6 +337,7 @@ func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 	o.Effort, _ = sd.process.Effort()
 	v, dead := w.silencer.Observe(o)
 	if !dead {
+		w.lookForHold(ctx, o.At)
 		return v, false
 	}
 	w.heldBy(w.ask(ctx))
@@ -343,6 +351,24 @@ func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 	w.silencer = liveness.NewSilencer(w.h.Period, w.h.Limit)
 	w.silencer.Observe(liveness.Observation{At: time.Now(), Counter: o.Counter})
 	return liveness.Verdict{}, false
+}
+
+// lookForHold finds what keeps the partition from running while it is silent and none of that
+// counts: its threads are frozen, stopped, or wait for this machine.
+func (w *watcher) lookForHold(ctx context.Context, now time.Time) {
+	beaten := read(&w.side.beaten)
+	still := now.Sub(beaten)
+	if beaten.IsZero() || still < heldAfter || now.Sub(w.asked) < heldAfter {
+		return
+	}
+	w.asked = now
+	why := w.ask(ctx)
+	if (why == "" || why == noAnswer) && still > qemuLimit {
+		why = notRunning
+	}
+	if why != "" && why != noAnswer {
+		w.heldBy(why)
+	}
 }
 
 // heldBy notes what keeps the partition from running.
