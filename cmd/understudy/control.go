@@ -64,9 +64,10 @@ type status struct {
 	// When each side was last seen to beat, if it was.
 	Beat           time.Time `json:"last_beat,omitzero"`
 	UnderstudyBeat time.Time `json:"understudy_last_beat,omitzero"`
-	Unsaved        *uint64   `json:"unsaved_bytes,omitempty"` // by the active kernel's own count; absent: not known
-	Held           string    `json:"held,omitempty"`          // why the active side stands still
-	Troubles       []string  `json:"troubles,omitempty"`      // what of a side does not work, though it runs
+	Unsaved        *uint64   `json:"unsaved_bytes,omitempty"`   // by the active kernel's own count; absent: not known
+	Held           string    `json:"held,omitempty"`            // why the active side stands still
+	UnderstudyHeld string    `json:"understudy_held,omitempty"` // likewise
+	Troubles       []string  `json:"troubles,omitempty"`        // what of a side does not work, though it runs
 	Error          string    `json:"error,omitempty"`
 }
 
@@ -304,17 +305,21 @@ func (c *control) changed(out io.Writer, t *lastTakeover, cause string, err erro
 	c.tell(events.Unprotected, "", "the other side boots as the new understudy", nil)
 }
 
-// held notes why the active side stands still, or that it goes on.
-func (c *control) held(out io.Writer, why string) {
-	c.mu.Lock()
-	c.status.Held = why
-	c.mu.Unlock()
-	kind := events.Held
-	if why == "" {
-		kind, why = events.Resumed, "it goes on"
+// held notes why a side stands still, or that it goes on.
+func (c *control) held(out io.Writer, understudy bool, why string) {
+	side, field := "the active side", &c.status.Held
+	if understudy {
+		side, field = "the understudy", &c.status.UnderstudyHeld
 	}
-	c.tell(kind, "", why, nil)
-	fmt.Fprintf(out, "the active side stands still: %s\n", why)
+	c.mu.Lock()
+	*field = why
+	c.mu.Unlock()
+	kind, text := events.Held, fmt.Sprintf("%s stands still: %s", side, why)
+	if why == "" {
+		kind, text = events.Resumed, side+" goes on"
+	}
+	c.tell(kind, "", text, nil)
+	fmt.Fprintln(out, text)
 }
 
 // maxTroubles are as many as a status tells.

@@ -124,13 +124,16 @@ func (v *view) drawWrong(b *strings.Builder) {
 	if st.Held != "" {
 		fmt.Fprintf(b, " %s the active side stands still, and is not dead: %s\n", paint(red, "held   "), oneLine(st.Held))
 	}
+	if st.UnderstudyHeld != "" {
+		fmt.Fprintf(b, " %s the understudy stands still, and could not take over: %s\n", paint(yellow, "held   "), oneLine(st.UnderstudyHeld))
+	}
 	for _, what := range st.Troubles {
 		fmt.Fprintf(b, " %s %s\n", paint(yellow, "trouble"), oneLine(what))
 	}
 	if st.Error != "" {
 		fmt.Fprintf(b, " %s %s\n", paint(red, "error  "), oneLine(st.Error))
 	}
-	if st.Held != "" || len(st.Troubles) > 0 || st.Error != "" {
+	if st.Held != "" || st.UnderstudyHeld != "" || len(st.Troubles) > 0 || st.Error != "" {
 		b.WriteByte('\n')
 	}
 }

@@ -409,17 +409,21 @@ func TestNoRoomIsNoDeath(t *testing.T) {
 func TestStoppedIsNotDead(t *testing.T) {
 	s := stand(t)
 	s.up()
-	pid := s.qemuPID("left")
-	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
-		t.Fatal(err)
+	stop := func(side string, held func(status) string) time.Duration {
+		pid, began := s.qemuPID(side), time.Now()
+		if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "held "+side, programLimit, func() bool { return held(s.status()) != "" })
+		stopped := time.Since(began)
+		if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		await(t, side+" going on", programLimit, func() bool { return held(s.status()) == "" })
+		return stopped
 	}
-	began := time.Now()
-	await(t, "held", programLimit, func() bool { return s.status().Held != "" })
-	stopped := time.Since(began)
-	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
-	await(t, "going on", programLimit, func() bool { return s.status().Held == "" })
+	stop("right", func(st status) string { return st.UnderstudyHeld })
+	stopped := stop("left", func(st status) string { return st.Held })
 	time.Sleep(time.Second)
 	if st := pairStatus(t); st.State != "protected" {
 		t.Errorf("status %+v", st)

@@ -116,7 +116,7 @@ func (c *control) snapshot() metrics.Snapshot {
 	c.mu.Lock()
 	st, told := c.status, c.told
 	c.mu.Unlock()
-	s := metrics.Snapshot{State: st.State, Since: st.Since, Held: st.Held != "", Troubles: len(st.Troubles)}
+	s := metrics.Snapshot{State: st.State, Since: st.Since, Held: st.Held != "", UnderstudyHeld: st.UnderstudyHeld != "", Troubles: len(st.Troubles)}
 	if told != nil {
 		s.HookFailures = told.hooks.Failures()
 	}

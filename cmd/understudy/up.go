@@ -131,7 +131,7 @@ func up(ctx context.Context, name string, p *pair.Pair, out io.Writer, ready fun
 	c := &control{end: cancel}
 	o := supervisor.Options{
 		Dir: dirs.Run(name), Log: out, Outlive: true, Rescue: rescueRoot,
-		Held:    func(why string) { c.held(out, why) },
+		Held:    func(understudy bool, why string) { c.held(out, understudy, why) },
 		Trouble: func(what string) { c.trouble(out, what) },
 	}
 	why := "its guests were booted"

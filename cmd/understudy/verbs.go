@@ -82,6 +82,8 @@ func (st *status) alarm() error {
 		return &alarm{fmt.Sprintf("pair %s is held, and nobody serves", st.Name), exitNoService}
 	case st.State != "protected":
 		return &alarm{fmt.Sprintf("pair %s is %s", st.Name, st.State), exitUnprotected}
+	case st.UnderstudyHeld != "":
+		return &alarm{fmt.Sprintf("pair %s is not protected: its understudy stands still", st.Name), exitUnprotected}
 	case len(st.Troubles) > 0:
 		return &alarm{fmt.Sprintf("pair %s is protected, and in trouble", st.Name), exitUnprotected}
 	}
@@ -101,6 +103,9 @@ func (st *status) write(w io.Writer) error {
 	}
 	if st.Held != "" {
 		fmt.Fprintf(w, "held        the active side stands still, and is not dead: %s\n", st.Held)
+	}
+	if st.UnderstudyHeld != "" {
+		fmt.Fprintf(w, "held        the understudy stands still, and could not take over: %s\n", st.UnderstudyHeld)
 	}
 	for _, what := range st.Troubles {
 		fmt.Fprintf(w, "trouble     %s\n", what)

@@ -22,7 +22,7 @@ const (
 	Switching   Kind = "switching"   // a switch in good order has begun
 	Switched    Kind = "switched"    // the understudy serves
 	Failed      Kind = "failed"      // a takeover did not come through: nobody serves
-	Held        Kind = "held"        // the active side stands still, and is not dead
+	Held        Kind = "held"        // a side stands still, and is not dead
 	Resumed     Kind = "resumed"     // it goes on
 	Trouble     Kind = "trouble"     // a side runs, and something of it does not work
 	Error       Kind = "error"       // something that was tried failed, and is tried again

@@ -19,17 +19,18 @@ import (
 
 // Snapshot is how a pair is when it is asked.
 type Snapshot struct {
-	State        string    // one of States
-	Since        time.Time // of State
-	Held         bool      // the active side stands still, and is not dead
-	Troubles     int       // that are told
-	Beat         time.Time // the active side's last; zero: none yet
-	Understudy   time.Time // the understudy's last; zero: none yet, or there is none
-	Pause        time.Duration
-	Limit        time.Duration // of a pause
-	Unsaved      uint64        // bytes; what Known is false of has no metric
-	Known        bool
-	HookFailures int64
+	State          string    // one of States
+	Since          time.Time // of State
+	Held           bool      // the active side stands still, and is not dead
+	UnderstudyHeld bool      // so does the understudy
+	Troubles       int       // that are told
+	Beat           time.Time // the active side's last; zero: none yet
+	Understudy     time.Time // the understudy's last; zero: none yet, or there is none
+	Pause          time.Duration
+	Limit          time.Duration // of a pause
+	Unsaved        uint64        // bytes; what Known is false of has no metric
+	Known          bool
+	HookFailures   int64
 }
 
 // States are those that a pair may be in.

@@ -49,7 +49,7 @@ func (s *state) Collect(to chan<- prometheus.Metric) {
 		}
 		return 0
 	}
-	gauge(s.protected, flag(now.State == "protected" && !now.Held))
+	gauge(s.protected, flag(now.State == "protected" && !now.Held && !now.UnderstudyHeld))
 	for _, name := range States {
 		gauge(s.state, flag(now.State == name), name)
 	}

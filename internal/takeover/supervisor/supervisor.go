@@ -48,9 +48,9 @@ type Options struct {
 	Fenced func()
 	// Progress is called in a takeover when it is recorded how far a disk has come.
 	Progress func(disk string, p takeover.Progress)
-	// Held is told why the active side stands still, if that is not its own doing and so
-	// no death, and "" when it goes on. It may be nil.
-	Held func(why string)
+	// Held is told why the active side stands still, or the understudy, if that is not its own
+	// doing and so no death, and "" when it goes on. It may be nil.
+	Held func(understudy bool, why string)
 	// Outlive has the guests go on when this process ends without a word: Reconnect takes charge
 	// of them again.
 	Outlive bool

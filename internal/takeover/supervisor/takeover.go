@@ -106,7 +106,7 @@ func (s *Supervisor) takeoverOptions(salvager *morgue.Morgue) takeover.Options {
 func (s *Supervisor) watchHeir(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	w := s.watcherOf(s.understudy)
-	w.held = s.held
+	w.held = func(why string) { s.held(false, why) }
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -114,10 +114,10 @@ func patient(h pair.Heartbeat) pair.Heartbeat {
 	return h
 }
 
-// held passes on why the active side stands still.
-func (s *Supervisor) held(why string) {
+// held passes on why a side stands still.
+func (s *Supervisor) held(understudy bool, why string) {
 	if s.options.Held != nil {
-		s.options.Held(why)
+		s.options.Held(understudy, why)
 	}
 }
 
@@ -134,9 +134,9 @@ func (s *Supervisor) LoseUnderstudy() error {
 // watcherOf watches a side in its role.
 func (s *Supervisor) watcherOf(sd *side) *watcher {
 	h := s.Pair.Heartbeat
-	w := &watcher{side: sd, h: h, held: s.held, trouble: s.trouble, panicked: s.panicked, hostReads: s.hostReads}
+	w := &watcher{side: sd, h: h, held: func(why string) { s.held(false, why) }, trouble: s.trouble, panicked: s.panicked, hostReads: s.hostReads}
 	if sd != s.active {
-		w.h, w.held, w.panicked = patient(h), func(string) {}, nil
+		w.h, w.held, w.panicked = patient(h), func(why string) { s.held(true, why) }, nil
 	}
 	w.fatal = sd == s.active && s.Pair.Takeover.Degraded == pair.DegradedTakeOver
 	w.silencer = liveness.NewSilencer(w.h.Period, w.h.Limit)
