@@ -1,7 +1,9 @@
 package foreign
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,7 +41,16 @@ func program(t *testing.T, name string, args ...string) *exec.Cmd {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait() // it was killed
 	})
-	return cmd
+	for { // Start returns in the middle of its execve(2)
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.HasPrefix(line, []byte(path+"\x00")) {
+			return cmd
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func TestOpenRefuses(t *testing.T) {
