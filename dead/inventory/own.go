@@ -16,7 +16,7 @@ func (m *Image) ownOf(s *pagecache.Superblock) func(*pagecache.Inode) bool {
 		if err != nil {
 			return func(i *pagecache.Inode) bool { return i.Ino < firstInode }
 		}
-		return func(i *pagecache.Inode) bool { return e.Super.Internal(i.Ino) }
+		return e.Internal
 	case s.Type == "xfs":
 		if x, err := m.Cache.XFS(s); err == nil {
 			return x.Internal

@@ -73,7 +73,11 @@ func Plan(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (*Rescue,
 		// It is for the report only.
 		r.Holders, _ = r.Journal.holders(c)
 	}
-	r.files()
+	e, err := c.Ext4(s)
+	if err != nil {
+		return nil, fmt.Errorf("plan rescue of %s: %w", s.ID, err)
+	}
+	r.files(e)
 	return r, nil
 }
 
@@ -99,9 +103,9 @@ const (
 
 // files takes the unsaved blocks of files that are allocated. Files without a name get
 // nothing.
-func (r *Rescue) files() {
+func (r *Rescue) files(e *pagecache.Ext4) {
 	for i, err := range r.cache.Dirty(r.super) {
-		if err != nil || i.Deleted() || !i.HasData() || i.Flags&unplain != 0 || i.Ino < firstInode {
+		if err != nil || i.Deleted() || !i.HasData() || i.Flags&unplain != 0 || e.Internal(i) {
 			continue // who plans the files says so
 		}
 		found := r.dev.Allocated(i)

@@ -30,6 +30,15 @@ type Ext4 struct {
 	Journal *Journal   // nil without a journal
 }
 
+// Internal reports whether an inode is the file system's own, or the value of an extended attribute
+// (ea_inode): that keeps a count of its users and a hash in its times, and is written with the journal
+// only. Its quota is counted where the attribute is (fs/ext4/xattr.c, ext4_xattr_inode_create and
+// ext4_xattr_inode_iget); files of quotas have no access times besides (fs/ext4/super.c, ext4_quota_on).
+func (e *Ext4) Internal(i *Inode) bool {
+	value := e.Super.Incompat&ext4.IncompatEAInode != 0 && i.Flags&(FlagNoQuota|FlagNoAtime) == FlagNoQuota
+	return value || e.Super.Internal(i.Ino)
+}
+
 type ext4Layout struct {
 	infoSize              int
 	super, journal        kernel.Field // in ext4_sb_info

@@ -11,8 +11,10 @@ import (
 
 // Bits of Inode.Flags (include/linux/fs.h, S_*; the same from 5.10 on).
 const (
+	FlagNoAtime   = 1 << 1
 	FlagAppend    = 1 << 2
 	FlagImmutable = 1 << 3
+	FlagNoQuota   = 1 << 5
 	FlagDAX       = 1 << 13
 	FlagEncrypted = 1 << 14
 	FlagVerity    = 1 << 16

@@ -184,7 +184,7 @@ func (p *Plan) addAll(c *pagecache.Cache, s *pagecache.Superblock, inodes []*pag
 		mine := inodes[len(inodes)*w/workers : len(inodes)*(w+1)/workers]
 		wg.Go(func() {
 			part := &parts[w]
-			part.first = p.first
+			part.first, part.Ext4 = p.first, p.Ext4
 			part.Files = make([]File, 0, len(mine))
 			paths := c.Paths(s)
 			for _, i := range mine {
@@ -243,7 +243,7 @@ func fileOf(i *pagecache.Inode) File {
 // unfit says why a file must not be written to, or 0.
 func (p *Plan) unfit(i *pagecache.Inode) pagecache.Reason {
 	switch {
-	case i.Ino < p.first || p.Ext4.Super.Internal(i.Ino):
+	case i.Ino < p.first || p.Ext4.Internal(i):
 		return pagecache.Reserved
 	case i.Flags&pagecache.FlagEncrypted != 0:
 		return pagecache.Encrypted

@@ -1,0 +1,36 @@
+package pagecache
+
+import (
+	"testing"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// TestExt4Internal: a value of an attribute is no file, and only a file system with ea_inode has any.
+func TestExt4Internal(t *testing.T) {
+	for name, tc := range map[string]struct {
+		ino    addr.Ino
+		flags  uint32
+		values bool
+		want   bool
+	}{
+		"a file":                       {ino: 12, values: true},
+		"a file that is immutable":     {ino: 12, flags: FlagImmutable | FlagNoAtime, values: true},
+		"the value of an attribute":    {ino: 12, flags: FlagNoQuota, values: true, want: true},
+		"a file of quotas with a name": {ino: 12, flags: FlagNoQuota | FlagNoAtime | FlagImmutable, values: true},
+		"no values in inodes":          {ino: 12, flags: FlagNoQuota},
+		"the journal":                  {ino: 8, want: true},
+		"the orphans":                  {ino: 13, values: true, want: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := Ext4{Super: ext4.Super{FirstInode: 11, OrphanFile: 13}}
+			if tc.values {
+				e.Super.Incompat |= ext4.IncompatEAInode
+			}
+			if got := e.Internal(&Inode{Ino: tc.ino, Flags: tc.flags}); got != tc.want {
+				t.Errorf("internal: %t, want %t", got, tc.want)
+			}
+		})
+	}
+}
