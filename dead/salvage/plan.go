@@ -184,7 +184,7 @@ func (p *Plan) addAll(c *pagecache.Cache, s *pagecache.Superblock, inodes []*pag
 		mine := inodes[len(inodes)*w/workers : len(inodes)*(w+1)/workers]
 		wg.Go(func() {
 			part := &parts[w]
-			part.first, part.Ext4 = p.first, p.Ext4
+			*part = p.empty()
 			part.Files = make([]File, 0, len(mine))
 			paths := c.Paths(s)
 			for _, i := range mine {
@@ -200,6 +200,9 @@ func (p *Plan) addAll(c *pagecache.Cache, s *pagecache.Superblock, inodes []*pag
 		p.Deleted += part.Deleted
 	}
 }
+
+// empty is a plan for the same file system, without files.
+func (p *Plan) empty() Plan { return Plan{Ext4: p.Ext4, first: p.first} }
 
 // add plans for one inode.
 func (p *Plan) add(c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Inode, paths *pagecache.Paths) {

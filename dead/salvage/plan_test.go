@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/ram"
 )
@@ -148,5 +149,24 @@ func TestReport(t *testing.T) {
 	}
 	if p.Refused = nil; !p.Report().Complete() {
 		t.Error("a plan without refusals is not complete")
+	}
+}
+
+// TestUnfit: the stretches of inodes that are planned for side by side know what is the file system's own.
+func TestUnfit(t *testing.T) {
+	whole := Plan{first: 11, Ext4: pagecache.Ext4{Super: ext4.Super{FirstInode: 11, OrphanFile: 12, Incompat: ext4.IncompatEAInode}}}
+	part := whole.empty()
+	for name, tc := range map[string]struct {
+		inode pagecache.Inode
+		want  pagecache.Reason
+	}{
+		"a file":                    {pagecache.Inode{Ino: 13}, 0},
+		"the orphans":               {pagecache.Inode{Ino: 12}, pagecache.Reserved},
+		"the value of an attribute": {pagecache.Inode{Ino: 13, Flags: pagecache.FlagNoQuota}, pagecache.Reserved},
+		"encrypted":                 {pagecache.Inode{Ino: 13, Flags: pagecache.FlagEncrypted}, pagecache.Encrypted},
+	} {
+		if got := part.unfit(&tc.inode); got != tc.want {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
 	}
 }
