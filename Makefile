@@ -64,7 +64,7 @@ survive: kernels build lab
 
 # Machines that die with an understudy beside them, RUNS times in each way; adds to out/metal.json, and
 # writes docs/METAL.md's last part of all that is in it. It fails unless all was exact. MACHINE is a
-# pattern of machines, as their tests are named.
+# pattern of machines, as their tests are named, or cost: what an understudy costs the kernel that it is beside.
 metal: RUNS ?= 10
 metal: MACHINE ?= .
 metal: kernels build lab

@@ -15,7 +15,7 @@
 # any name but those for real time. Remove a link to have its newest release.
 set -euo pipefail
 
-tools=(xfsprogs btrfs-progs dosfstools xz-utils stress-ng lvm2 mdadm cryptsetup-bin)
+tools=(xfsprogs btrfs-progs dosfstools xz-utils stress-ng fio rt-tests lvm2 mdadm cryptsetup-bin)
 names=(5.10-cloud 5.10-generic 6.1-generic 6.1-rt 6.12-cloud 6.12-generic 6.12-rt newest-cloud newest-generic newest-rt
 	6.1-cloud-arm64 6.12-cloud-arm64 newest-cloud-arm64 gokrazy)
 cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"

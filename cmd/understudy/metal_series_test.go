@@ -99,6 +99,7 @@ type metalResult struct {
 type metalResults struct {
 	At      time.Time     `json:"at"`
 	Results []metalResult `json:"results"`
+	Costs   []metalCost   `json:"costs,omitempty"` // as they were measured last
 }
 
 // TestMetalSeries has machines die again and again, and measures: make metal.
@@ -136,6 +137,11 @@ func TestMetalSeries(t *testing.T) {
 			}
 		})
 	}
+	t.Run("cost", func(t *testing.T) {
+		if costs := measureCost(t, "default", "default"); !t.Failed() {
+			all.Costs = costs
+		}
+	})
 	all.keep(t)
 	fmt.Print(all.table())
 }
@@ -198,6 +204,7 @@ func (m *metalResults) table() string {
 			m.row(&b, c)
 		}
 	}
+	writeCosts(&b, m.Costs)
 	return b.String()
 }
 

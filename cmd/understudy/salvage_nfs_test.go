@@ -58,9 +58,7 @@ func TestUnsent(t *testing.T) {
 	for _, tt := range []struct{ kernel, version string }{{"", "4.2"}, {"6.12-cloud", "4.1"}, {"newest-cloud", "4.0"}} {
 		t.Run(tt.kernel+" "+tt.version, func(t *testing.T) {
 			vm(t)
-			if tt.kernel != "" {
-				tier.Full(t, "clients of NFS on other kernels")
-			}
+			tier.Full(t, "a client of NFS")
 			s := scene.Play(t, scene.Spec{
 				Kernel: tt.kernel, Modules: []string{"ext4", "nfsd", "nfsv4"}, Memory: 384 << 20,
 				Disks:  []scene.Disk{{Size: 64 << 20, Mkfs: []string{"mkfs.ext4", "-qF", "-b", "4096"}}},
