@@ -155,9 +155,7 @@ func (m *Image) FileSystems() (found []*FileSystem, pseudo []string, err error) 
 		}
 		f := &FileSystem{Super: s, image: m}
 		if s.Remote() {
-			if n, err := m.Cache.NFS(s); err == nil { // else it is counted
-				f.Server = n.Server
-			}
+			f.Server, _ = m.Cache.Server(s) // without one it is counted
 		}
 		if !f.understood() && s.Type != "bdev" {
 			f.waitingFiles, f.waitingBytes, f.waitingErr = m.Cache.Waiting(s)

@@ -34,8 +34,9 @@ type StretchDisk interface {
 type FreeDisk interface {
 	Disk
 	// WriteFree takes n stretches that do not overlap, which lie where at says, with the pieces
-	// of memory for them. Reads see them from then on, and they are written later: at is
-	// called again for that, from several goroutines, for as long as the memory is open.
+	// of memory for them, and fails if any of that does. Reads see them from then on, and they are
+	// written later: at is called again for that, from several goroutines, for as long as the
+	// memory is open.
 	WriteFree(n int, at func(int) (Stretch, error)) error
 }
 

@@ -22,20 +22,13 @@ func (f *finisher) giveUpMMP() error {
 	}
 	var b []byte
 	if err == nil {
-		b, err = fs.Block(at)
-	}
-	var disk ext4.MMP
-	if err == nil {
-		disk, err = fs.Super.ParseMMP(b, true)
-	}
-	if err == nil && disk.Sequence == ext4.MMPClean {
-		return nil // as an earlier attempt left it
-	}
-	if err == nil {
-		err = f.signed(fs, at, disk)
+		b, err = f.signature(fs, at)
 	}
 	if err != nil {
 		f.report.Shared = err.Error()
+		return nil
+	}
+	if b == nil {
 		return nil
 	}
 	return f.step("mmp", func() error {
@@ -47,6 +40,23 @@ func (f *finisher) giveUpMMP() error {
 		}
 		return f.disk.Sync()
 	})
+}
+
+// signature is the block of mmp on the disk, if the dead kernel is who signed it; nil if nobody
+// has, as an earlier attempt leaves it.
+func (f *finisher) signature(fs *ext4.FS, at addr.Block) ([]byte, error) {
+	b, err := fs.Block(at)
+	if err != nil {
+		return nil, err
+	}
+	disk, err := fs.Super.ParseMMP(b, true)
+	if err != nil {
+		return nil, err
+	}
+	if disk.Sequence == ext4.MMPClean {
+		return nil, nil
+	}
+	return b, f.signed(fs, at, disk)
 }
 
 // signed says why it is not proven that the dead kernel is who wrote the block of mmp on the disk.

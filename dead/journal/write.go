@@ -3,6 +3,7 @@ package journal
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 
@@ -59,13 +60,11 @@ func (f *finisher) writeAll(data []block) error {
 	straight, ok := f.disk.(jbd2.StretchDisk)
 	var all []jbd2.Stretch
 	buf := make([]byte, 0, chunk)
-	for len(data) > 0 {
-		n := together(data)
-		s, err := f.stretch(data[:n])
+	for run := range runs(data) {
+		s, err := f.stretch(run)
 		if err != nil {
 			return err
 		}
-		data = data[n:]
 		f.report.Data += s.Len()
 		if ok {
 			all = append(all, s)
@@ -100,37 +99,34 @@ func divide(data []block) (owned, free []block) {
 	return owned, free
 }
 
-// writeFree has blocks written later. All of them are looked at now: what memory lacks is an
+// writeFree has blocks written later. The disk looks at all of them now: what memory lacks is an
 // error before anything counts on them.
 func (f *finisher) writeFree(disk jbd2.FreeDisk, data []block) error {
-	var all [][]block
-	for len(data) > 0 {
-		n := together(data)
-		s, err := f.stretch(data[:n])
-		if err != nil {
-			return err
-		}
-		f.report.Data += s.Len()
-		all = append(all, data[:n])
-		data = data[n:]
-	}
+	all := slices.Collect(runs(data))
 	if len(all) == 0 {
 		return nil
+	}
+	for _, b := range data {
+		f.report.Data += b.len
 	}
 	return disk.WriteFree(len(all), func(i int) (jbd2.Stretch, error) { return f.stretch(all[i]) })
 }
 
-// together is how many of some blocks lie one after the other on the disk, and are written at
-// once.
-func together(data []block) int {
-	size := data[0].len
-	for n := 1; n < len(data); n++ {
-		if data[n].disk != data[0].disk+size || size+data[n].len > chunk {
-			return n
+// runs are the blocks that lie one after the other on the disk, and are written at once.
+func runs(data []block) iter.Seq[[]block] {
+	return func(yield func([]block) bool) {
+		for len(data) > 0 {
+			n, size := 1, data[0].len
+			for n < len(data) && data[n].disk == data[0].disk+size && size+data[n].len <= chunk {
+				size += data[n].len
+				n++
+			}
+			if !yield(data[:n]) {
+				return
+			}
+			data = data[n:]
 		}
-		size += data[n].len
 	}
-	return len(data)
 }
 
 // stretch returns blocks that lie together.

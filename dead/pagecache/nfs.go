@@ -54,33 +54,28 @@ func newNFSLayout(k *kernel.Kernel) (*nfsLayout, error) {
 	return n, err
 }
 
-// NFS is what the kernel's NFS client has in memory about one mounted file system.
-type NFS struct {
-	Server string // as it was named at the mount: a name, or an address
-}
-
-// NFS reads what the NFS client has about a file system.
-func (c *Cache) NFS(s *Superblock) (*NFS, error) {
+// Server is whose a Remote file system is, as it was named at the mount: a name, or an address.
+func (c *Cache) Server(s *Superblock) (string, error) {
 	l, err := c.nfs()
 	if err != nil {
-		return nil, fmt.Errorf("read nfs: %w", err)
+		return "", fmt.Errorf("read nfs: %w", err)
 	}
 	b, err := c.k.Bytes(s.info, l.serverSize)
 	if err != nil {
-		return nil, fmt.Errorf("read nfs: %s: %w", s.ID, err)
+		return "", fmt.Errorf("read nfs: %s: %w", s.ID, err)
 	}
 	if owner := l.super.Pointer(b); owner != s.Addr {
-		return nil, fmt.Errorf("read nfs: %s: its structure belongs to superblock at %v", s.ID, owner)
+		return "", fmt.Errorf("read nfs: %s: its structure belongs to superblock at %v", s.ID, owner)
 	}
 	name, err := c.k.Pointer(l.host.In(l.client.Pointer(b)))
 	if err != nil {
-		return nil, fmt.Errorf("read nfs: server of %s: %w", s.ID, err)
+		return "", fmt.Errorf("read nfs: server of %s: %w", s.ID, err)
 	}
-	n := &NFS{}
-	if n.Server, err = c.k.CString(name, maxServer); err != nil {
-		return nil, fmt.Errorf("read nfs: server of %s: %w", s.ID, err)
+	server, err := c.k.CString(name, maxServer)
+	if err != nil {
+		return "", fmt.Errorf("read nfs: server of %s: %w", s.ID, err)
 	}
-	return n, nil
+	return server, nil
 }
 
 // maxServer bounds the name of a server, in bytes (include/linux/nfs_fs_sb.h, NFS4_MAXNAMLEN).

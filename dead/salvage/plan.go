@@ -47,7 +47,7 @@ type Plan struct {
 
 	cache    *pagecache.Cache
 	mem      ram.Memory
-	first    addr.Ino  // the first inode that is not the file system's own
+	first    addr.Ino  // the first inode that is not btrfs's own; 0 of others
 	staged   int64     // bytes
 	segments []segment // of all runs, in the order of the staging area
 }
@@ -138,7 +138,7 @@ func Of(c *pagecache.Cache, s *pagecache.Superblock) (*Plan, error) {
 		if err != nil {
 			return nil, fmt.Errorf("plan salvage of %s: %w", s.ID, err)
 		}
-		p.Ext4, p.first = *ext4, ext4.Super.FirstInode
+		p.Ext4 = *ext4
 		if ext4.Journal == nil {
 			walk = c.DirtyOrLocked
 		}

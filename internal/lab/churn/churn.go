@@ -77,7 +77,7 @@ func Get(t testing.TB, s Spec) *State {
 // key names a state after all that it follows from, but for the timing.
 func key(kernel string, s Spec) string {
 	h := sha256.New()
-	fmt.Fprintf(h, "%s %+v\n%s", kernel, s, hold.Source)
+	fmt.Fprintf(h, "%s %+v\n%s%s", kernel, s, hold.Source, fixture.OrderedSource)
 	_ = fixture.HashSources(h, sources) // they are in the binary
 	return fmt.Sprintf("%s-%x", kernel, h.Sum(nil)[:6])
 }

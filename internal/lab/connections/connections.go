@@ -67,7 +67,7 @@ func Get(t testing.TB, kernel string, o truth.Order) *Image {
 // key names an image after all that it follows from but for the kernel.
 func key(o truth.Order) []byte {
 	h := sha256.New()
-	fmt.Fprintf(h, "%+v\n", o)
+	fmt.Fprintf(h, "%+v\n%s", o, fixture.OrderedSource)
 	_ = fixture.HashSources(h, sources) // they are in the binary
 	return h.Sum(nil)[:6]
 }

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/hint"
+	"understudy.dev/understudy/internal/live/partition"
 )
 
 // Machine is a process of QEMU.
@@ -150,18 +151,13 @@ func (m *Machine) running() (int, error) {
 	return n, nil
 }
 
-// Started is when the process began, in clock ticks after this machine's boot (proc(5), stat,
-// field 22): with its number it is one of its own.
+// Started is when the process began, as in partition.Identity.
 func (m *Machine) Started() (uint64, error) {
-	b, err := os.ReadFile(m.proc("stat"))
+	started, err := partition.StartOf(m.PID)
 	if err != nil {
 		return 0, fmt.Errorf("look at process %d: %w", m.PID, err)
 	}
-	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(fields) < 20 {
-		return 0, fmt.Errorf("look at process %d: its stat has %d fields", m.PID, len(fields))
-	}
-	return strconv.ParseUint(fields[19], 10, 64)
+	return started, nil
 }
 
 // End kills the process, and returns when it is gone.

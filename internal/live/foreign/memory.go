@@ -45,9 +45,6 @@ const chunk = 1 << 20
 // order, pages of zeros as holes. The process must be frozen. A byte that cannot be read is an
 // error; then, or if ctx ends, nothing is left of the file.
 func (m *Machine) Save(ctx context.Context, path string) (err error) {
-	if err := m.room(path); err != nil {
-		return err
-	}
 	// It is the only copy: what has its name is not overwritten.
 	to, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, os.ErrExist) {
@@ -68,7 +65,7 @@ func (m *Machine) SaveTo(ctx context.Context, to *os.File) error {
 	if err != nil {
 		return err
 	}
-	if err := m.room(to.Name()); err != nil {
+	if err := m.room(to.Name(), r); err != nil {
 		return err
 	}
 	from, err := os.Open(m.proc("mem"))
@@ -181,11 +178,7 @@ func (p *pagemap) used(at uint64, n int) (bool, error) {
 }
 
 // room says whether there is room for all memory that was ever touched.
-func (m *Machine) room(path string) error {
-	r, err := m.memory()
-	if err != nil {
-		return err
-	}
+func (m *Machine) room(path string, r region) error {
 	pages, err := m.pagemap(r)
 	if err != nil {
 		return err

@@ -20,12 +20,12 @@ type Identity struct {
 
 // Identity is that of the partition's process.
 func (p *Process) Identity() (Identity, error) {
-	started, err := startOf(p.PID())
+	started, err := StartOf(p.PID())
 	return Identity{p.PID(), started}, err
 }
 
-// startOf reads when a process began.
-func startOf(pid int) (uint64, error) {
+// StartOf reads when a process began, as Identity has it.
+func StartOf(pid int) (uint64, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
@@ -47,7 +47,7 @@ func Reconnect(ctx context.Context, spec Spec, id Identity) (*Process, error) {
 	p := &Process{Spec: spec, pid: id.PID, ended: make(chan struct{}), status: errors.New("nobody saw how")}
 	fd, err := unix.PidfdOpen(id.PID, 0)
 	// The number is looked at once it cannot pass to another any more.
-	if started, startErr := startOf(id.PID); err != nil || startErr != nil || started != id.Started {
+	if started, startErr := StartOf(id.PID); err != nil || startErr != nil || started != id.Started {
 		if err == nil {
 			unix.Close(fd)
 		}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -51,10 +50,7 @@ type custody struct {
 	Note    json.RawMessage `json:"note,omitempty"` // of whoever has it kept
 }
 
-const (
-	custodyVersion = 1
-	maxCustody     = 1 << 20 // bytes
-)
+const custodyVersion = 1
 
 // partial ends the name of a memory file that is not complete yet.
 const partial = ".partial"
@@ -104,40 +100,7 @@ func (c *custody) write(path string) (err error) {
 	if c.Boot, err = bootID(); err != nil {
 		return err
 	}
-	b, err := json.MarshalIndent(c, "", "\t")
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("write record: %w", err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(path+".new", path)
-	}
-	if err != nil {
-		return fmt.Errorf("write record: %w", err)
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// readCustody reads a record.
-func readCustody(path string) (*custody, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("read record: %w", err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxCustody))
-	if err != nil {
-		return nil, fmt.Errorf("read record: %w", err)
-	}
-	c, err := parseCustody(b)
-	if err != nil {
-		return nil, hint.New("record "+path, err, "It is not of this version of the program. If it is of an older one, finish with that.")
-	}
-	return c, nil
+	return writeJSON(path, c)
 }
 
 func parseCustody(b []byte) (*custody, error) {
@@ -163,7 +126,7 @@ func parseCustody(b []byte) (*custody, error) {
 // process is ended, if it is there still, and its disks are brought up to date. If these have
 // changed since, the record is removed, and the memory kept.
 func (a Adoption) Resume(ctx context.Context) (note json.RawMessage, _ *Adopted, err error) {
-	c, err := readCustody(a.Record)
+	c, err := readJSON(a.Record, parseCustody)
 	if err != nil {
 		return nil, nil, err
 	}

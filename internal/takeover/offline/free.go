@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 
+	"understudy.dev/understudy/dead/jbd2"
 	"understudy.dev/understudy/internal/takeover/draft"
 )
 
@@ -27,7 +28,7 @@ func (d *Disk) writeFree(j Job) error {
 	err := d.section().Direct.WriteStretches(len(j.Free), func(i int) (int64, [][]byte) {
 		f := j.Free[i]
 		data, err := f.Data()
-		if n := size(data); err == nil && n != f.Len {
+		if n := (jbd2.Stretch{Data: data}).Len(); err == nil && n != f.Len {
 			err = fmt.Errorf("read what goes to byte %d: %d bytes of %d", f.Off, n, f.Len)
 		}
 		if err != nil {
@@ -78,13 +79,6 @@ func (d *Disk) checkFree(j Job) error {
 		}
 	}
 	return nil
-}
-
-func size(data [][]byte) (n int64) {
-	for _, b := range data {
-		n += int64(len(b))
-	}
-	return n
 }
 
 // freeBytes is how much is written to free blocks.

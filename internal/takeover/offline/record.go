@@ -58,12 +58,17 @@ func (r *record) version() int {
 	return recordVersion
 }
 
-// maxRecord bounds the size of a record, in bytes.
+// maxRecord bounds the size of a record of any kind, in bytes.
 const maxRecord = 1 << 20
 
 // readRecord returns the record in a work directory, or fs.ErrNotExist.
 func readRecord(work string) (*record, error) {
-	f, err := os.Open(filepath.Join(work, recordName))
+	return readJSON(filepath.Join(work, recordName), parseRecord)
+}
+
+// readJSON reads a record of any kind.
+func readJSON[T any](path string, parse func([]byte) (*T, error)) (*T, error) {
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read record: %w", err)
 	}
@@ -72,12 +77,32 @@ func readRecord(work string) (*record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read record: %w", err)
 	}
-	r, err := parseRecord(b)
+	r, err := parse(b)
 	if err != nil {
-		return nil, hint.New("record "+f.Name(), err,
+		return nil, hint.New("record "+path, err,
 			"It is not of this version of the program. If it is of an older one, finish with that.")
 	}
 	return r, nil
+}
+
+// writeJSON makes a record of any kind durable, in the place of the one before.
+func writeJSON(path string, r any) error {
+	b, err := json.MarshalIndent(r, "", "\t")
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	return syncDir(filepath.Dir(path))
 }
 
 func parseRecord(b []byte) (*record, error) {
@@ -116,21 +141,5 @@ func parseRecord(b []byte) (*record, error) {
 // write makes the record durable, in the place of the one before.
 func (r *record) write(work string) error {
 	r.Version = r.version()
-	b, err := json.MarshalIndent(r, "", "\t")
-	if err != nil {
-		return err
-	}
-	path := filepath.Join(work, recordName)
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("write record: %w", err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(path+".new", path)
-	}
-	if err != nil {
-		return fmt.Errorf("write record: %w", err)
-	}
-	return syncDir(work)
+	return writeJSON(filepath.Join(work, recordName), r)
 }

@@ -133,12 +133,13 @@ func (s *Supervisor) LoseUnderstudy() error {
 
 // watcherOf watches a side in its role.
 func (s *Supervisor) watcherOf(sd *side) *watcher {
-	h := s.Pair.Heartbeat
-	w := &watcher{side: sd, h: h, held: func(why string) { s.held(false, why) }, trouble: s.trouble, panicked: s.panicked, hostReads: s.hostReads}
-	if sd != s.active {
-		w.h, w.held, w.panicked = patient(h), func(why string) { s.held(true, why) }, nil
+	h, understudy := s.Pair.Heartbeat, sd != s.active
+	w := &watcher{side: sd, h: h, trouble: s.trouble, panicked: s.panicked, hostReads: s.hostReads}
+	w.held = func(why string) { s.held(understudy, why) }
+	if understudy {
+		w.h, w.panicked = patient(h), nil
 	}
-	w.fatal = sd == s.active && s.Pair.Takeover.Degraded == pair.DegradedTakeOver
+	w.fatal = !understudy && s.Pair.Takeover.Degraded == pair.DegradedTakeOver
 	w.silencer = liveness.NewSilencer(w.h.Period, w.h.Limit)
 	sd.pace(0)
 	if sd.rested > 0 && sd.counter(liveness.CounterOffset) == sd.rested {
@@ -363,12 +364,13 @@ func (w *watcher) lookForHold(ctx context.Context, now time.Time) {
 	}
 	w.asked = now
 	why := w.ask(ctx)
-	if (why == "" || why == noAnswer) && still > qemuLimit {
+	if why == "" || why == noAnswer {
+		if still <= qemuLimit {
+			return
+		}
 		why = notRunning
 	}
-	if why != "" && why != noAnswer {
-		w.heldBy(why)
-	}
+	w.heldBy(why)
 }
 
 // heldBy notes what keeps the partition from running.

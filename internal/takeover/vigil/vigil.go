@@ -221,7 +221,7 @@ func (v *vigil) look(ctx context.Context, libvirt Hypervisor) error {
 func (v *vigil) salvage(ctx context.Context, libvirt Hypervisor, d domains.Domain) {
 	v.Tell(fmt.Sprintf("domain %s: its kernel has panicked: its memory goes to a file, and then to its disks", d.Name))
 	began := time.Now()
-	a := v.adoption(d.UUID)
+	a := v.adoption(filepath.Join(v.State, d.UUID+recordSuffix))
 	done, err := v.adopt(ctx, a, d)
 	if done == nil && err != nil {
 		v.Tell(fmt.Sprintf("domain %s: not salvaged: %v\n"+
@@ -233,10 +233,10 @@ func (v *vigil) salvage(ctx context.Context, libvirt Hypervisor, d domains.Domai
 	}
 }
 
-// adoption is that of a domain.
-func (v *vigil) adoption(uuid string) offline.Adoption {
+// adoption is that of a domain with this record.
+func (v *vigil) adoption(record string) offline.Adoption {
 	a := v.Adopt
-	a.End, a.Record, a.Room = true, filepath.Join(v.State, uuid+recordSuffix), v.State
+	a.End, a.Record, a.Room = true, record, v.State
 	return a
 }
 
@@ -305,9 +305,7 @@ func (v *vigil) resume(ctx context.Context) error {
 	}
 	for _, path := range left {
 		began := time.Now()
-		a := v.Adopt
-		a.End, a.Record, a.Room = true, path, v.State
-		note, done, err := a.Resume(ctx)
+		note, done, err := v.adoption(path).Resume(ctx)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
