@@ -25,20 +25,15 @@ func TestFrozenIsNotDead(t *testing.T) {
 	tier.Full(t, "a cgroup that is frozen")
 	s := stand(t)
 	s.up()
-	group, freeze := freezer(t)
-	write := func(file, text string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(group, file), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("cgroup.procs", fmt.Sprint(s.qemuPID("left")))
-	write(freeze.file, freeze.on)
-	t.Cleanup(func() { _ = os.WriteFile(filepath.Join(group, freeze.file), []byte(freeze.off), 0o644) }) // or else nobody can end it
+	g := newGroup(t, freezing)
+	g.write("cgroup.procs", fmt.Sprint(s.qemuPID("left")))
+	g.hold()
 	await(t, "held", programLimit, func() bool { return s.status().Held != "" })
 	const frozen = 15 * time.Second // longer than QEMU itself may be silent
 	time.Sleep(frozen)
-	write(freeze.file, freeze.off)
+	if err := g.lift(); err != nil {
+		t.Fatal(err)
+	}
 	await(t, "going on", programLimit, func() bool { return s.status().Held == "" })
 	if st := pairStatus(t); st.State != "protected" || st.Takeovers != 0 {
 		t.Errorf("status %+v", st)
@@ -56,20 +51,10 @@ func TestWaitsForMemoryIsNotDead(t *testing.T) {
 	t.Setenv("TMPDIR", "/dev/shm") // there is no disk behind it that memory could be written to instead
 	s := stand(t, marker, marker+"heartbeat: {cpu: 5s, scheduler: 5s, disk: 5s}\n")
 	s.up()
-	group, limit := limiter(t)
-	write := func(file, text string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(group, file), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for file, text := range limit.on {
-		write(file, text)
-	}
+	g := newGroup(t, limiting)
+	g.hold()
 	pid := s.qemuPID("left")
-	write("cgroup.procs", fmt.Sprint(pid))
-	lift := func() error { return os.WriteFile(filepath.Join(group, limit.file), []byte(limit.off), 0o644) }
-	t.Cleanup(func() { _ = lift() }) // or else nobody can end it
+	g.write("cgroup.procs", fmt.Sprint(pid))
 	s.shell("left", "(sleep 1; while :; do for a in sha512sum awk gzip xz bc sort diff vi tar unzip md5sum sed; do head -c 9999 /bin/busybox | $a; done; done) > /dev/null 2>&1 &")
 	const waits = 10 * time.Second // longer than any of the limits
 	end := time.Now().Add(programLimit)
@@ -84,7 +69,7 @@ func TestWaitsForMemoryIsNotDead(t *testing.T) {
 			t.Fatalf("threads have waited for memory for %v only", waited)
 		}
 	}
-	if err := lift(); err != nil {
+	if err := g.lift(); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "going on", programLimit, func() bool { return s.status().Held == "" })
@@ -109,61 +94,77 @@ func waiting(t *testing.T, pid int) bool {
 	})
 }
 
-// limiting is how the memory of a control group is limited, and those that want more wait.
-type limiting struct {
-	on        map[string]string
-	file, off string
+// restraint is what keeps the processes of a control group from running: what to write to which
+// of its files, and what to the last of them so that they go on.
+type restraint struct {
+	on  [][2]string
+	off string
 }
 
-// limiter makes a control group of the kind that this machine has, for the test.
-func limiter(t *testing.T) (dir string, l limiting) {
+// little is as much memory as a process is to have for what it needs from then on, in bytes.
+const little = "131072"
+
+// By where the control groups of each kind are.
+var (
+	freezing = map[string]restraint{
+		"/sys/fs/cgroup": {[][2]string{{"cgroup.freeze", "1"}}, "0"}, "/sys/fs/cgroup/unified": {[][2]string{{"cgroup.freeze", "1"}}, "0"},
+		"/sys/fs/cgroup/freezer": {[][2]string{{"freezer.state", "FROZEN"}}, "THAWED"},
+	}
+	// Those that want more memory wait.
+	limiting = map[string]restraint{
+		"/sys/fs/cgroup":        {[][2]string{{"memory.high", little}}, "max"},
+		"/sys/fs/cgroup/memory": {[][2]string{{"memory.oom_control", "1"}, {"memory.limit_in_bytes", little}}, "-1"},
+	}
+)
+
+// group is a control group for a test.
+type group struct {
+	t   *testing.T
+	dir string
+	restraint
+}
+
+// newGroup makes a control group of the kind that this machine has.
+func newGroup(t *testing.T, kinds map[string]restraint) *group {
 	t.Helper()
-	const little = "131072"
-	for parent, l := range map[string]limiting{
-		"/sys/fs/cgroup":        {map[string]string{"memory.high": little}, "memory.high", "max"},
-		"/sys/fs/cgroup/memory": {map[string]string{"memory.limit_in_bytes": little, "memory.oom_control": "1"}, "memory.limit_in_bytes", "-1"},
-	} {
+	for parent, r := range kinds {
 		if _, err := os.Stat(filepath.Join(parent, "cgroup.procs")); err != nil {
 			continue
 		}
 		_ = os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+memory"), 0o644) // version 1 has none
-		dir := filepath.Join(parent, fmt.Sprintf("understudy-test-%d", os.Getpid()))
-		if err := os.Mkdir(dir, 0o755); err != nil {
+		g := &group{t, filepath.Join(parent, fmt.Sprintf("understudy-test-%d", os.Getpid())), r}
+		if err := os.Mkdir(g.dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = os.Remove(dir) }) // once it is empty
-		if _, err := os.Stat(filepath.Join(dir, l.file)); err == nil {
-			return dir, l
+		t.Cleanup(func() { _ = os.Remove(g.dir) }) // once it is empty
+		if _, err := os.Stat(g.last()); err == nil {
+			return g
 		}
 	}
-	tier.Lacks(t, "no control group whose memory can be limited")
-	return "", l
+	tier.Lacks(t, "no control group for that")
+	return nil
 }
 
-// freezing is how a control group of a kind is frozen.
-type freezing struct{ file, on, off string }
+// last is the file by which the processes go on.
+func (g *group) last() string { return filepath.Join(g.dir, g.on[len(g.on)-1][0]) }
 
-// freezer makes a control group of the kind that this machine has, for the test.
-func freezer(t *testing.T) (dir string, f freezing) {
-	t.Helper()
-	name := fmt.Sprintf("understudy-test-%d", os.Getpid())
-	for parent, f := range map[string]freezing{
-		"/sys/fs/cgroup": {"cgroup.freeze", "1", "0"}, "/sys/fs/cgroup/unified": {"cgroup.freeze", "1", "0"},
-		"/sys/fs/cgroup/freezer": {"freezer.state", "FROZEN", "THAWED"},
-	} {
-		if _, err := os.Stat(filepath.Join(parent, "cgroup.procs")); err != nil {
-			continue
-		}
-		dir := filepath.Join(parent, name)
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = os.Remove(dir) }) // once it is empty
-		return dir, f
+func (g *group) write(file, text string) {
+	g.t.Helper()
+	if err := os.WriteFile(filepath.Join(g.dir, file), []byte(text), 0o644); err != nil {
+		g.t.Fatal(err)
 	}
-	tier.Lacks(t, "no control group to freeze")
-	return "", f
 }
+
+// hold keeps what is in the group from running until lift, or the end of the test: nobody could end it.
+func (g *group) hold() {
+	g.t.Helper()
+	for _, on := range g.on {
+		g.write(on[0], on[1])
+	}
+	g.t.Cleanup(func() { _ = g.lift() })
+}
+
+func (g *group) lift() error { return os.WriteFile(g.last(), []byte(g.off), 0o644) }
 
 // TestSuspended: the machine itself stands still, as in a suspend: everything of the pair
 // stops, and goes on later, with clocks that have gone on.

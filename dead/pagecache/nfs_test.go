@@ -8,7 +8,6 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"understudy.dev/understudy/dead/addr"
-	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/internal/lab/kerneltest"
 )
@@ -141,9 +140,9 @@ func TestExports(t *testing.T) {
 		w.dentry("file", dir, i)
 		w.Finish(remoteTypes()...)
 		c, s := w.open(t)
-		n, err := c.NFS(s)
-		if err != nil || n.Server != "srv" {
-			t.Errorf("%+v, %v", n, err)
+		server, err := c.Server(s)
+		if err != nil || server != "srv" {
+			t.Errorf("%q, %v", server, err)
 		}
 		paths := c.Paths(s)
 		for inode, err := range c.Dirty(s) {
@@ -185,29 +184,6 @@ func FuzzRemote(f *testing.F) {
 	f.Add([]byte{9, 200, 1, 0, 255, 7, 30, 0, 0, 0, 0, 7})
 	whole := busyRemote(f)
 	f.Fuzz(func(t *testing.T, script []byte) {
-		w := &world{Machine: whole.Clone(t)}
-		w.Damage(script, whole.nodes...)
-		k, err := kernel.Find(w)
-		if err != nil {
-			return
-		}
-		c, err := pagecache.Open(k)
-		if err != nil {
-			return
-		}
-		for s, err := range c.Superblocks() {
-			if err != nil {
-				continue
-			}
-			c.NFS(s)
-			paths := c.Paths(s)
-			for i, err := range c.Dirty(s) {
-				if err != nil {
-					continue
-				}
-				paths.Of(i)
-				checkPieces(t, w, c, s, i)
-			}
-		}
+		whole.walk(t, script, func(c *pagecache.Cache, s *pagecache.Superblock) { _, _ = c.Server(s) })
 	})
 }

@@ -406,33 +406,42 @@ func FuzzWalks(f *testing.F) {
 	f.Add([]byte{9, 200, 1, 0, 255, 7, 30, 0, 0, 0, 0, 7})
 	whole := busy(f)
 	f.Fuzz(func(t *testing.T, script []byte) {
-		w := &world{Machine: whole.Clone(t)}
-		w.Damage(script, whole.nodes...)
-		k, err := kernel.Find(w)
+		whole.walk(t, script, func(c *pagecache.Cache, s *pagecache.Superblock) {
+			_, _ = c.Ext4(s)
+			for range c.Inodes(s) {
+			}
+		})
+	})
+}
+
+// walk damages a copy of the world around its structures, and walks over all that waits there,
+// once look has looked at each file system.
+func (whole *world) walk(t *testing.T, script []byte, look func(*pagecache.Cache, *pagecache.Superblock)) {
+	t.Helper()
+	w := &world{Machine: whole.Clone(t)}
+	w.Damage(script, whole.nodes...)
+	k, err := kernel.Find(w)
+	if err != nil {
+		return
+	}
+	c, err := pagecache.Open(k)
+	if err != nil {
+		return
+	}
+	for s, err := range c.Superblocks() {
 		if err != nil {
-			return
+			continue
 		}
-		c, err := pagecache.Open(k)
-		if err != nil {
-			return
-		}
-		for s, err := range c.Superblocks() {
+		look(c, s)
+		paths := c.Paths(s)
+		for i, err := range c.Dirty(s) {
 			if err != nil {
 				continue
 			}
-			c.Ext4(s)
-			paths := c.Paths(s)
-			for i, err := range c.Dirty(s) {
-				if err != nil {
-					continue
-				}
-				paths.Of(i)
-				checkPieces(t, w, c, s, i)
-			}
-			for range c.Inodes(s) {
-			}
+			paths.Of(i)
+			checkPieces(t, w, c, s, i)
 		}
-	})
+	}
 }
 
 func checkPieces(t *testing.T, w *world, c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Inode) {

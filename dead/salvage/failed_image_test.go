@@ -70,23 +70,7 @@ crash
 `,
 	})
 	c := cacheOf(t, s.RAM)
-	disk, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer disk.Close()
-	on, err := salvage.Identify(disk)
-	if err != nil {
-		t.Fatal(err)
-	}
-	super, err := c.Superblock(on.UUID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := salvage.ForDisk(c, super, false)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p, super, _ := planFor(t, c, path)
 	if len(p.Refused)+len(p.Faults) > 0 {
 		t.Errorf("refused %v, faults %v", p.Refused, p.Faults)
 	}

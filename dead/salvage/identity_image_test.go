@@ -25,11 +25,18 @@ func cacheOf(t *testing.T, path string) *pagecache.Cache {
 // check plans for a disk, and holds it against the plan.
 func check(t *testing.T, c *pagecache.Cache, path string) error {
 	t.Helper()
+	p, _, disk := planFor(t, c, path)
+	return p.Check(disk)
+}
+
+// planFor plans for a disk, which is closed when the test ends.
+func planFor(t *testing.T, c *pagecache.Cache, path string) (*salvage.Plan, *pagecache.Superblock, *os.File) {
+	t.Helper()
 	disk, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer disk.Close()
+	t.Cleanup(func() { disk.Close() })
 	on, err := salvage.Identify(disk)
 	if err != nil {
 		t.Fatal(err)
@@ -42,7 +49,7 @@ func check(t *testing.T, c *pagecache.Cache, path string) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return p.Check(disk)
+	return p, s, disk
 }
 
 // wants wants a disk to be refused, or not to be.
