@@ -1,6 +1,7 @@
 package pagecache
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 
@@ -17,22 +18,31 @@ type Block struct {
 
 // Unsaved yields what was changed of the device itself and not written: the
 // metadata of file systems without a journal. Where there is one, these are the
-// blocks whose newest committed version is still in the log only. An error that
+// blocks whose newest committed version is still in the log only. A block whose write
+// has failed is among them, though its page is marked clean. An error that
 // is about one page is a *Refusal, after which the walk goes on.
 func (d *Device) Unsaved() iter.Seq2[Block, error] {
 	return func(yield func(Block, error) bool) {
 		l := &d.c.layout.inode
 		head, err := d.c.k.U64(d.mapping + addr.Virt(l.head.Off-l.data.Off))
-		if err != nil {
+		failed, err2 := d.writeFailed()
+		if err = errors.Join(err, err2); err != nil {
 			yield(Block{}, fmt.Errorf("walk device of %s: %w", d.super.ID, err))
 			return
+		}
+		walk := d.c.marked
+		if failed {
+			walk = d.c.cached
 		}
 		// The mapping is that of an inode of a file system of its own (bdev):
 		// only its pages are of interest.
 		i := &Inode{mapping: d.mapping, tree: d.mapping + addr.Virt(l.tree.Off-l.data.Off), head: addr.Virt(head), Size: 1 << 62}
-		d.c.marked(i, 1<<50, func(at slotted, err error) bool {
+		walk(i, 1<<50, func(at slotted, err error) bool {
 			if err != nil {
 				return yield(Block{}, i.refuse(at.index, at.pages, BadTree, err))
+			}
+			if failed && at.isValue() {
+				return true // the shadow of a page that was evicted
 			}
 			blocks, err := d.unsavedIn(i, at)
 			if err != nil {
@@ -46,6 +56,16 @@ func (d *Device) Unsaved() iter.Seq2[Block, error] {
 			return true
 		})
 	}
+}
+
+// writeFailed says whether a write of the device's own pages has ever failed.
+func (d *Device) writeFailed() (bool, error) {
+	l := &d.c.layout.inode
+	if !l.wrong.Present() {
+		return false, nil
+	}
+	v, err := d.c.k.U32(d.mapping + addr.Virt(l.wrong.Off-l.data.Off))
+	return wentWrong(uint64(v)), err
 }
 
 // unsavedIn returns the changed blocks of one entry of the device's tree of pages.
@@ -74,11 +94,15 @@ func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 	var bad error
 	err = c.ring(p, func(b bufferState) {
 		disk := p.index.Byte() + b.off
+		// The kernel takes the flag off a buffer whose write failed (fs/buffer.c,
+		// end_buffer_async_write), and still takes what it holds for newer than the disk
+		// (fs/ext4/inode.c, __ext4_get_inode_loc).
+		failed := b.has(l.writeError) && !b.has(l.lock)
 		switch {
-		case !b.has(l.dirty) && !b.has(l.asyncWrite) && !(b.has(l.lock) && b.has(l.uptodate)):
+		case !b.has(l.dirty) && !b.has(l.asyncWrite) && !(b.has(l.lock) && b.has(l.uptodate)) && !failed:
 			// One that is locked is being written by itself (fs/buffer.c,
 			// __sync_dirty_buffer), or read.
-		case !b.has(l.uptodate) || !b.has(l.mapped) || int64(b.block)*b.length != disk:
+		case !b.has(l.uptodate) && !failed || !b.has(l.mapped) || int64(b.block)*b.length != disk:
 			bad = fmt.Errorf("block %d of %d bytes does not belong there", b.block, b.length)
 		default:
 			out = append(out, Block{Disk: disk, Phys: p.frame.Phys() + addr.Phys(b.off), Len: b.length})

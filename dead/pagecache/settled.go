@@ -59,7 +59,7 @@ func (d *Device) settledIn(p *pageState, within, size int64) error {
 			errs = append(errs, ErrNotCached)
 		case b.has(l.private): // BH_JBD, the first of jbd2's own bits (include/linux/jbd2.h, enum jbd_state_bits)
 			errs = append(errs, d.outside(&b))
-		case b.has(l.dirty) || b.has(l.asyncWrite) || b.has(l.lock):
+		case b.has(l.dirty) || b.has(l.asyncWrite) || b.has(l.lock) || b.has(l.writeError):
 			errs = append(errs, ErrNotCached)
 		}
 	})

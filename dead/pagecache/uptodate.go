@@ -40,21 +40,25 @@ func (c *Cache) Held(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 			return p.Len() == 0 || consume(p, nil)
 		}
 		last := addr.Index(addr.AlignUp(min(i.Size, 1<<62)) >> addr.PageShift)
-		w := &treeWalk{c: c, array: i.tree, last: last}
-		w.visit = func(at slotted, err error) bool {
+		c.cached(i, last, func(at slotted, err error) bool {
 			if err != nil {
 				left := uint64(last - min(at.index, last))
 				return yield(Piece{}, i.refuse(at.index, min(at.pages, left), BadTree, err))
 			}
 			return c.held(s, i, at, yield)
-		}
-		switch head := entry(i.head); {
-		case head == 0 || last == 0:
-		case head.isNode():
-			w.every(head.node(), nil, 0, 0)
-		default:
-			w.visit(slotted{entry: head, pages: 1}, nil)
-		}
+		})
+	}
+}
+
+// cached visits every entry before last, marked or not, as marked does those that are.
+func (c *Cache) cached(i *Inode, last addr.Index, visit func(slotted, error) bool) {
+	w := &treeWalk{c: c, array: i.tree, last: last, visit: visit}
+	switch head := entry(i.head); {
+	case head == 0 || last == 0:
+	case head.isNode():
+		w.every(head.node(), nil, 0, 0)
+	default:
+		visit(slotted{entry: head, pages: 1}, nil)
 	}
 }
 

@@ -98,7 +98,7 @@ func types() []btf.Type {
 		enum("pageflags", map[string]uint64{"PG_uptodate": pgUptodate, "PG_dirty": pgDirty, "PG_writeback": pgWriteback,
 			"PG_head": pgHead, "PG_private": pgPrivateBit, "PG_hwpoison": pgPoison}),
 		enum("bh_state_bits", map[string]uint64{"BH_Uptodate": bhUptodate, "BH_Dirty": bhDirty, "BH_Async_Write": bhAsync,
-			"BH_Lock": 2, "BH_Mapped": 5, "BH_Delay": 9, "BH_Unwritten": 12, "BH_PrivateStart": 16}),
+			"BH_Lock": 2, "BH_Mapped": 5, "BH_Delay": 9, "BH_Unwritten": 12, "BH_Write_EIO": 11, "BH_PrivateStart": 16}),
 		st("ext4_sb_info", 16, field("s_es", 0, u64), field("s_journal", 8, u64)),
 		st("iomap_folio_state", 16, field("state_lock", 0, u32), field("state", 16, blob(0))),
 		st("journal_s", 56, field("j_superblock", 40, u64), field("j_private", 48, u64), field("j_tail_sequence", 0, u32), field("j_tail", 8, u64), field("j_head", 16, u64),

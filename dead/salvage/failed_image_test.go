@@ -10,15 +10,16 @@ import (
 	"strings"
 	"testing"
 
+	"understudy.dev/understudy/dead/journal"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/lab/scene"
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// brokenDisk makes an ext4 with two files of 1 MiB, and returns its path, and the drive of
-// QEMU's on which each write to some block of the file "lost" fails.
-func brokenDisk(t *testing.T) (path string, drive []string) {
+// brokenDisk makes an ext4 with two files of 1 MiB, "lost" and "good", and returns its path, and
+// the drive of QEMU's on which each write to one block fails, which debugfs names by a command.
+func brokenDisk(t *testing.T, blockOf string, options ...string) (path string, drive []string) {
 	t.Helper()
 	for _, tool := range []string{"mke2fs", "debugfs"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -35,29 +36,29 @@ func brokenDisk(t *testing.T) (path string, drive []string) {
 			t.Fatal(err)
 		}
 	}
-	if out, err := exec.Command("mke2fs", "-qF", "-t", "ext4", "-b", "4096", "-d", from, path, "256M").CombinedOutput(); err != nil {
+	if out, err := exec.Command("mke2fs", append(options, "-qF", "-t", "ext4", "-b", "4096", "-d", from, path, "256M")...).CombinedOutput(); err != nil {
 		t.Fatalf("mke2fs: %v: %s", err, out)
 	}
-	out, err := exec.Command("debugfs", "-R", "bmap lost 10", path).Output()
+	out, err := exec.Command("debugfs", "-R", blockOf, path).Output()
 	var block int
 	if _, scanned := fmt.Sscan(string(out), &block); err != nil || scanned != nil || block == 0 {
 		t.Fatalf("debugfs: %v, %v: %q", err, scanned, out)
 	}
 	// QEMU's docs/devel/blkdebug.txt. "report" has the guest see the error.
-	options := []string{
+	broken := []string{
 		"if=none", "id=broken", "format=raw", "cache=unsafe", "werror=report", "file.driver=blkdebug",
 		"file.image.driver=file", "file.image.filename=" + path,
 		"file.inject-error.0.event=none", "file.inject-error.0.iotype=write", "file.inject-error.0.errno=5",
 		"file.inject-error.0.once=off", fmt.Sprintf("file.inject-error.0.sector=%d", block*8),
 	}
-	return path, []string{"-drive", strings.Join(options, ","), "-device", "virtio-blk-pci,drive=broken,serial=broken"}
+	return path, []string{"-drive", strings.Join(broken, ","), "-device", "virtio-blk-pci,drive=broken,serial=broken"}
 }
 
 // TestWriteFailed has a disk refuse to write a part of a file, long before the kernel dies:
 // the new content is in memory only, in pages that are clean.
 func TestWriteFailed(t *testing.T) {
 	tier.Guest(t)
-	path, drive := brokenDisk(t)
+	path, drive := brokenDisk(t, "bmap lost 10")
 	s := scene.Play(t, scene.Spec{
 		Modules: []string{"ext4"},
 		QEMU:    drive,
@@ -83,6 +84,53 @@ crash
 	}
 	if i := inodeOf(t, c, super, &p.Files[n]); !i.Failed {
 		t.Error("the kernel does not know of the failure")
+	}
+}
+
+// TestMetadataWriteFailed has a disk refuse a block of a directory of a file system without a
+// journal: the buffer is clean from then on, and its names are in memory only.
+func TestMetadataWriteFailed(t *testing.T) {
+	tier.Guest(t)
+	path, drive := brokenDisk(t, "bmap / 0", "-O", "^has_journal")
+	s := scene.Play(t, scene.Spec{
+		Modules: []string{"ext4"},
+		QEMU:    drive,
+		Script: `
+mount -t ext4 -o noinit_itable /dev/vda /mnt
+echo content >/mnt/new
+sync; sleep 1; sync || true
+crash
+`,
+	})
+	named := func() bool {
+		out, err := exec.Command("debugfs", "-R", "stat /new", path).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bytes.Contains(out, []byte("Type: regular"))
+	}
+	if named() {
+		t.Fatal("the disk took the block")
+	}
+	c := cacheOf(t, s.RAM)
+	_, super, _ := planFor(t, c, path)
+	disk, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	r, err := journal.Plan(c, super, disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Lost != nil {
+		t.Errorf("lost: %v", r.Lost)
+	}
+	if _, err := r.Finish(disk); err != nil {
+		t.Fatal(err)
+	}
+	if !named() {
+		t.Error("the name was taken for saved")
 	}
 }
 
