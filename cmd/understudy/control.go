@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -302,6 +303,9 @@ func (c *control) changed(out io.Writer, t *lastTakeover, cause string, err erro
 	}
 	c.count(cause, t)
 	c.tell(kind, cause, t.summary(), t)
+	for _, u := range t.Unready {
+		c.trouble(out, wire.TroubleNotice{What: u.String()})
+	}
 	c.tell(events.Unprotected, "", "the other side boots as the new understudy", nil)
 }
 
@@ -325,8 +329,17 @@ func (c *control) held(out io.Writer, understudy bool, why string) {
 // maxTroubles are as many as a status tells.
 const maxTroubles = 16
 
-// trouble notes what a side's agent says that does not work.
-func (c *control) trouble(out io.Writer, what string) {
+// trouble notes what a side's agent says that does not work, or that it works again.
+func (c *control) trouble(out io.Writer, t wire.TroubleNotice) {
+	if t.Ends != "" {
+		c.mu.Lock()
+		c.status.Troubles = slices.DeleteFunc(slices.Clone(c.status.Troubles), func(s string) bool { return s == t.Ends })
+		c.mu.Unlock()
+		c.tell(events.Resumed, "", t.What, nil)
+		fmt.Fprintln(out, t.What)
+		return
+	}
+	what := t.What
 	c.mu.Lock()
 	n := len(c.status.Troubles)
 	news := n == 0 || c.status.Troubles[n-1] != what

@@ -198,6 +198,37 @@ func TestSupervisorKilledStopping(t *testing.T) {
 	}
 }
 
+// late is a service whose port does not answer once another kernel was there before, until it is
+// told to; web is one after it.
+const late = `  - {name: late, ready: 9, command: [sh, -c, "if [ -e /srv/was ]; then while [ ! -e /srv/go ]; do sleep 1; done; fi; touch /srv/was; exec httpd -f -p 9 -h /srv"]}
+  - {name: mark, command: [sh, -c, "echo started >> /srv/mark; sleep 1000000"]}
+`
+
+// TestServiceNotReady: a service that does not come up in a takeover keeps the others from nobody,
+// and it is said, until it does.
+func TestServiceNotReady(t *testing.T) {
+	tier.Full(t, "a service that is waited for in vain")
+	s := stand(t, marker, late)
+	s.up()
+	s.state("protected")
+	s.shell("left", "while [ ! -s /srv/mark ]; do sleep 1; done")
+	st := s.tookOver()
+	troubled := func() bool {
+		return strings.Contains(strings.Join(s.status().Troubles, "\n"), "service late is not ready")
+	}
+	if len(st.Takeover.Unready) != 1 || !troubled() {
+		t.Errorf("not ready: %+v, status %+v", st.Takeover.Unready, s.status())
+	}
+	s.shell("right", "while [ $(grep -c started /srv/mark) != 2 ]; do sleep 1; done")
+	s.state("protected")
+	s.shell("right", "touch /srv/go")
+	await(t, "end of the trouble", programLimit, func() bool { return !troubled() })
+	if _, err := understudy(t, "down"); err != nil {
+		t.Error(err)
+	}
+	s.sound()
+}
+
 // TestUpPanics: a kernel that dies while the pair comes up is named, and not waited for.
 func TestUpPanics(t *testing.T) {
 	for side, only := range map[string]string{"left": "[ -e /srv/there ]", "right": "[ ! -e /srv/there ]"} {

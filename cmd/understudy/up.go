@@ -20,6 +20,7 @@ import (
 	"understudy.dev/understudy/internal/live/netns"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/sdnotify"
+	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
@@ -132,7 +133,7 @@ func up(ctx context.Context, name string, p *pair.Pair, out io.Writer, ready fun
 	o := supervisor.Options{
 		Dir: dirs.Run(name), Log: out, Outlive: true, Rescue: rescueRoot,
 		Held:    func(understudy bool, why string) { c.held(out, understudy, why) },
-		Trouble: func(what string) { c.trouble(out, what) },
+		Trouble: func(t wire.TroubleNotice) { c.trouble(out, t) },
 	}
 	why := "its guests were booted"
 	if c.s, err = reconnect(ctx, o); c.s == nil && err == nil {

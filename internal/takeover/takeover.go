@@ -48,8 +48,9 @@ type Machine interface {
 	// Apply has the understudy write a plan whose encoding and data are in
 	// Staging.
 	Apply(ctx context.Context, r wire.ApplyRequest) (wire.ApplyResult, error)
-	// Start starts the services of the role.
-	Start(ctx context.Context) error
+	// Start starts the services of the role, and names those that are not ready within a time.
+	// It fails if it is better not to go live without them.
+	Start(ctx context.Context, within time.Duration) ([]wire.Unready, error)
 	// GoLive lets the network reach the understudy.
 	GoLive(ctx context.Context) error
 	// Acquaint has the understudy know the dead side's peers; it tells them nothing.
@@ -253,10 +254,12 @@ type Report struct {
 	Refused []Refusal `json:"refused"`
 	// Acts are what was done to names that operations in flight were changing, or that a log
 	// which nobody finishes did not have.
-	Acts     []wire.Act `json:"acts,omitempty"`
-	Durable  bool       `json:"durable"` // all that was applied is on the disks
-	Notified Notified   `json:"notified"`
-	Timeline *Timeline  `json:"-"`
+	Acts []wire.Act `json:"acts,omitempty"`
+	// Unready are the services that did not come up in time.
+	Unready  []wire.Unready `json:"unready,omitempty"`
+	Durable  bool           `json:"durable"` // all that was applied is on the disks
+	Notified Notified       `json:"notified"`
+	Timeline *Timeline      `json:"-"`
 }
 
 // Progress is how far a takeover has come with a disk.
@@ -292,6 +295,10 @@ var limits = map[string]time.Duration{
 	stepDisk: 20 * time.Second, stepLayers: 5 * time.Minute, stepMount: 2 * time.Minute, stepNames: 2 * time.Minute,
 	stepServices: 2 * time.Minute, StepAddress: 20 * time.Second,
 }
+
+// readyWithin is how long the services may take to be ready: those that are not by then do not
+// keep the others from their clients.
+const readyWithin = 90 * time.Second
 
 // The steps that have limits, as the timeline names them.
 const (
@@ -333,7 +340,10 @@ func Run(ctx context.Context, m Machine, t *Timeline, o Options) (_ *Serving, er
 			return nil, err
 		}
 	}
-	if err := r.limited(ctx, stepServices, m.Start); err != nil {
+	if err := r.limited(ctx, stepServices, func(ctx context.Context) (err error) {
+		r.report.Unready, err = m.Start(ctx, readyWithin)
+		return err
+	}); err != nil {
 		return nil, &UnservedError{r.report, fmt.Errorf("start services: %w", err)}
 	}
 	if err := r.limited(ctx, StepAddress, m.GoLive); err != nil {

@@ -31,6 +31,7 @@ type stand struct {
 	names   wire.NameResult
 	peers   wire.Peers // that it was acquainted with
 	told    wire.TellResult
+	unready []wire.Unready
 	hangs   bool // once it should start services
 
 	imageFails error // of each write to an image
@@ -75,12 +76,12 @@ func (s *stand) Apply(_ context.Context, r wire.ApplyRequest) (wire.ApplyResult,
 	}
 	return s.result, s.did("apply")
 }
-func (s *stand) Start(ctx context.Context) error {
+func (s *stand) Start(ctx context.Context, _ time.Duration) ([]wire.Unready, error) {
 	if s.hangs {
 		<-ctx.Done()
-		return errors.New("link closed")
+		return nil, errors.New("link closed")
 	}
-	return s.did("start")
+	return s.unready, s.did("start")
 }
 func (s *stand) GoLive(context.Context) error { return s.did("go live") }
 func (s *stand) Sync(context.Context) error   { return s.did("sync") }
@@ -375,6 +376,16 @@ func TestNoServiceOnAFailedStep(t *testing.T) {
 				t.Errorf("%s after a failed %s", later, step)
 			}
 		}
+	}
+}
+
+// TestUnreadyServiceIsTold: a service that does not come up keeps nothing else from its clients.
+func TestUnreadyServiceIsTold(t *testing.T) {
+	m := newStand()
+	m.unready = []wire.Unready{{Service: "db", Reason: "not within 45s"}}
+	r, err := play(m, Options{Disks: []string{"data"}})
+	if err != nil || !m.has("go live") || !reflect.DeepEqual(r.Unready, m.unready) {
+		t.Errorf("%v, calls %v", err, m.calls)
 	}
 }
 

@@ -182,9 +182,12 @@ func (w *writable) errors() string {
 
 // trouble tells the supervisor, and the console, what does not work.
 func (a *Agent) trouble(format string, args ...any) {
-	what := fmt.Sprintf(format, args...)
-	fmt.Fprintln(os.Stderr, "understudy:", what)
+	a.notify(wire.TroubleNotice{What: fmt.Sprintf(format, args...)})
+}
+
+func (a *Agent) notify(t wire.TroubleNotice) {
+	fmt.Fprintln(os.Stderr, "understudy:", t.What)
 	if conn := a.conn.Load(); conn != nil {
-		_ = conn.Notify(wire.Trouble, wire.TroubleNotice{What: what}) // the console has it
+		_ = conn.Notify(wire.Trouble, t) // the console has it
 	}
 }

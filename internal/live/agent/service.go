@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -41,12 +42,41 @@ const (
 const readyLimit = 30 * time.Second
 
 // start starts the services of the role, in the order of the configuration,
-// and returns when they are ready.
-func (a *Agent) start(ctx context.Context, _ none) (none, error) {
-	return none{}, a.startAll(ctx, func(wire.Service) bool { return true })
+// and returns when they are ready, or are not within the time that there is.
+func (a *Agent) start(ctx context.Context, r wire.StartRequest) (wire.StartResult, error) {
+	if r.Within == 0 {
+		return wire.StartResult{}, a.startAll(ctx, func(wire.Service) bool { return true })
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var result wire.StartResult
+	failed := func(name string, err error) wire.Unready {
+		u := wire.Unready{Service: name, Reason: err.Error()}
+		result.Unready = append(result.Unready, u)
+		return u
+	}
+	end := time.Now().Add(r.Within)
+	if err := a.startNFS(ctx); err != nil {
+		failed("NFS", err)
+	}
+	for i, s := range a.config.Services {
+		share := time.Until(end) / time.Duration(len(a.config.Services)-i)
+		limited, cancel := context.WithTimeoutCause(ctx, share, fmt.Errorf("not within %v", share.Round(time.Second)))
+		begun, err := a.startOne(limited, s)
+		cancel()
+		if ctx.Err() != nil {
+			return result, context.Cause(ctx)
+		}
+		if err != nil {
+			if u := failed(s.Name, err); begun {
+				go a.followUnready(s, u)
+			}
+		}
+	}
+	return result, nil
 }
 
-// startAll starts those services that are wanted.
+// startAll starts those services that are wanted. Each must be ready.
 func (a *Agent) startAll(ctx context.Context, wanted func(wire.Service) bool) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -57,18 +87,48 @@ func (a *Agent) startAll(ctx context.Context, wanted func(wire.Service) bool) er
 		if !wanted(s) {
 			continue
 		}
-		start := func(context.Context, wire.Service) error { return a.startService(s) }
-		if a.system {
-			start = a.startUnit
-		}
-		if err := start(ctx, s); err != nil {
-			return err
-		}
-		if err := a.awaitService(ctx, s); err != nil {
+		if _, err := a.startOne(ctx, s); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// startOne starts a service, and waits until it is ready. With begun, it may yet be.
+func (a *Agent) startOne(ctx context.Context, s wire.Service) (begun bool, err error) {
+	if a.system {
+		err = a.startUnit(ctx, s)
+	} else {
+		err = a.startService(s)
+	}
+	if err != nil {
+		return a.system && ctx.Err() != nil, err // systemd goes on with what it was asked for
+	}
+	return true, a.awaitService(ctx, s)
+}
+
+// followUnready tells when a service is ready after all that was not in time. It looks for as long
+// as the service is to run here.
+func (a *Agent) followUnready(s wire.Service, u wire.Unready) {
+	for a.isStarted(s) {
+		if awaitReady(context.Background(), s) == nil && a.unitTrouble(context.Background(), s) == nil {
+			a.notify(wire.TroubleNotice{What: "service " + s.Name + " is ready now", Ends: u.String()})
+			return
+		}
+		time.Sleep(unitsEvery)
+	}
+}
+
+// isStarted says whether a service was started here and not stopped again.
+func (a *Agent) isStarted(s wire.Service) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, started := range a.services {
+		if started.Name == s.Name {
+			return true
+		}
+	}
+	return slices.ContainsFunc(a.units, func(u wire.Service) bool { return u.Name == s.Name })
 }
 
 func awaitReady(ctx context.Context, s wire.Service) error {

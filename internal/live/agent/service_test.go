@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -62,5 +63,42 @@ func TestHides(t *testing.T) {
 		if got := Hides(path); got != want {
 			t.Errorf("%s: %v", path, got)
 		}
+	}
+}
+
+// TestStartWithin: in a takeover, a service that does not come up is named, with why, and those
+// after it are started.
+func TestStartWithin(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := taken.Addr().(*net.TCPAddr).Port
+	taken.Close()
+	file := filepath.Join(t.TempDir(), "started")
+	services := []wire.Service{
+		{Name: "late", Command: []string{"sleep", "1000"}, Ready: port},
+		{Name: "absent", Command: []string{"/nothing/here"}},
+		{Name: "web", Command: []string{"sh", "-c", `touch "$0"; exec sleep 1000`, file}},
+	}
+	a := New(nil)
+	t.Cleanup(a.EndServices)
+	a.config.Services = services[1:]
+	if _, err := a.start(t.Context(), wire.StartRequest{}); err == nil || !strings.Contains(err.Error(), "absent") {
+		t.Errorf("each must be ready, and it started: %v", err)
+	}
+	a.config.Services = services
+	r, err := a.start(t.Context(), wire.StartRequest{Within: 2 * time.Second})
+	if err != nil || len(r.Unready) != 2 || r.Unready[0].Service != "late" || r.Unready[1].Service != "absent" {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if err := poll(t.Context(), time.Minute, func() (bool, error) {
+		_, err := os.Stat(file)
+		return err == nil, nil
+	}); err != nil {
+		t.Errorf("the service after them: %v", err)
+	}
+	if !a.isStarted(services[0]) || a.isStarted(services[1]) {
+		t.Error("what may come yet, and what may not, were taken for each other")
 	}
 }

@@ -43,7 +43,7 @@ func (a *Agent) standAlone(ctx context.Context) error {
 			return err
 		}
 	}
-	_, err = a.start(ctx, none{})
+	_, err = a.start(ctx, wire.StartRequest{})
 	return err
 }
 

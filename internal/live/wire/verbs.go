@@ -35,7 +35,7 @@ const (
 	Mount     = "mount"     // MountRequest to MountResult
 	Name      = "name"      // NameRequest to NameResult: give names back after a check
 	Apply     = "apply"     // ApplyRequest to ApplyResult
-	Start     = "start"     // start the services of the role
+	Start     = "start"     // StartRequest -> StartResult
 	Stop      = "stop"      // stop them, unmount the shared disks
 	Sync      = "sync"      // make what was applied durable
 	PowerOff  = "poweroff"  // end the system in good order; it is answered before
@@ -113,10 +113,33 @@ type Beat struct {
 	Disk      time.Duration `json:"disk,omitempty"`
 }
 
-// TroubleNotice says what does not work of what a partition is for.
+// TroubleNotice says what does not work of what a partition is for; or, if Ends is what an
+// earlier one said, that this is over.
 type TroubleNotice struct {
 	What string `json:"what"`
+	Ends string `json:"ends,omitempty"`
 }
+
+// StartRequest has the services of the role started. Within 0, each must be ready. Otherwise
+// those that are not within that time are named, and the others serve: in a takeover there is
+// nobody else who could.
+type StartRequest struct {
+	Within time.Duration `json:"within,omitempty"`
+}
+
+// StartResult tells which services are not ready, and why.
+type StartResult struct {
+	Unready []Unready `json:"unready,omitempty"`
+}
+
+// Unready is a service that did not come up. If it still runs, TroubleNotice.Ends is its String
+// once it is ready.
+type Unready struct {
+	Service string `json:"service"`
+	Reason  string `json:"reason"`
+}
+
+func (u Unready) String() string { return "service " + u.Service + " is not ready: " + u.Reason }
 
 // MountRequest names a shared disk that has become this partition's. Check has
 // its file system, one of the ext family, checked and repaired before.

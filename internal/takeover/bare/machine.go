@@ -124,7 +124,25 @@ func (m *machine) Apply(_ context.Context, r wire.ApplyRequest) (result wire.App
 	return result, fmt.Errorf("disk %q is not in this machine's configuration", r.Disk)
 }
 
-func (m *machine) Start(ctx context.Context) error { return m.agent.Do(ctx, wire.Start, nil, nil) }
+// Start fails if not one of several services came up, or the only one: the machine's own system
+// can be looked into, this one hardly.
+func (m *machine) Start(ctx context.Context, within time.Duration) ([]wire.Unready, error) {
+	var result wire.StartResult
+	if err := m.agent.Do(ctx, wire.Start, wire.StartRequest{Within: within}, &result); err != nil {
+		return nil, err
+	}
+	all := len(m.role.Services)
+	if m.role.NFS != nil {
+		all++
+	}
+	if n := len(result.Unready); n > 0 && n == all {
+		return nil, errors.New(result.Unready[0].String())
+	}
+	for _, u := range result.Unready {
+		say("%v", u)
+	}
+	return result.Unready, nil
+}
 
 // GoLive brings the interfaces up, with the MACs and addresses that they had.
 func (m *machine) GoLive(ctx context.Context) error {

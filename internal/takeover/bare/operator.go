@@ -61,7 +61,7 @@ func (m *machine) giveBack(ctx context.Context) error {
 			_, mounted := m.Mount(ctx, d.Name, false)
 			err = errors.Join(err, mounted)
 		}
-		return errors.Join(err, m.agent.Do(ctx, wire.Start, nil, nil))
+		return errors.Join(err, m.agent.Do(ctx, wire.Start, wire.StartRequest{}, nil))
 	}
 	unix.Sync()
 	return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)

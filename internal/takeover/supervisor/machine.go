@@ -154,7 +154,11 @@ func (m *machine) Apply(ctx context.Context, r wire.ApplyRequest) (result wire.A
 	return result, m.heir.agent.Call(ctx, wire.Apply, r, &result)
 }
 
-func (m *machine) Start(ctx context.Context) error { return m.heir.startServices(ctx) }
+// Start has the pair go live even if no service came up: the disks are mounted, and there is a
+// system to be looked into.
+func (m *machine) Start(ctx context.Context, within time.Duration) ([]wire.Unready, error) {
+	return m.heir.startServices(ctx, within)
+}
 
 func (m *machine) GoLive(context.Context) error { return m.s.connect(m.heir) }
 

@@ -8,6 +8,7 @@ import (
 	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/qmp"
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // agentLimit is how long an agent may be gone from its port. One that is a service is started
@@ -41,7 +42,7 @@ func (w *watcher) lookForAgent(now time.Time) (liveness.Verdict, bool) {
 	detail := fmt.Sprintf("the agent of partition %s has been gone for %v", w.side.name, agentLimit)
 	if w.panicked != nil && !w.alone { // it is the active side
 		w.alone = true
-		w.trouble(detail)
+		w.trouble(wire.TroubleNotice{What: detail})
 	}
 	return liveness.Verdict{Cause: liveness.Degraded, At: now, Detail: detail}, w.panicked == nil || w.fatal
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"understudy.dev/understudy/internal/live/qmp"
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // TestAgentGone: an agent that is started again is missed by nobody. One that stays away is the
@@ -39,7 +40,7 @@ func TestAgentGone(t *testing.T) {
 		{"no event of a port", []qmp.Event{{Name: qmp.EventPortChange, Came: at, Data: []byte("[]")}, {Name: "STOP", Came: at}}, time.Hour, false, false, false, 0},
 	} {
 		told := 0
-		w := &watcher{side: &side{name: "left"}, fatal: tt.fatal, trouble: func(string) { told++ }}
+		w := &watcher{side: &side{name: "left"}, fatal: tt.fatal, trouble: func(wire.TroubleNotice) { told++ }}
 		if tt.active {
 			w.panicked = func() (int, bool) { return 0, false }
 		}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"understudy.dev/understudy/internal/live/fence"
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // Protect gives the active side an understudy: the partition that nothing runs in boots,
@@ -141,7 +142,7 @@ func (s *Supervisor) rescueRoot(ctx context.Context, i int) {
 		delete(s.holds, p.Root)
 	}
 	if err = errors.Join(err, held); err != nil {
-		s.trouble(fmt.Sprintf("root disk of partition %s: what was not written is lost, as after any crash: %v", p.Name, err))
+		s.trouble(wire.TroubleNotice{What: fmt.Sprintf("root disk of partition %s: what was not written is lost, as after any crash: %v", p.Name, err)})
 	}
 }
 

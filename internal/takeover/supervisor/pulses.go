@@ -13,6 +13,7 @@ import (
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // pulse is one of a side's pulses, as it was last seen.
@@ -45,7 +46,7 @@ func (w *watcher) lookAtPulses(ctx context.Context) (liveness.Verdict, bool) {
 			continue // nothing of it runs: the beat tells
 		}
 		if disk, is := strings.CutPrefix(p.Name, "disk "); is && !w.hostReads(disk) {
-			w.trouble(fmt.Sprintf("disk %s: this machine gets no block of its image either, within %v", disk, hostLimit))
+			w.trouble(wire.TroubleNotice{What: fmt.Sprintf("disk %s: this machine gets no block of its image either, within %v", disk, hostLimit)})
 			continue
 		}
 		v.Cause, v.Detail = p.Cause, fmt.Sprintf("%s of partition %s stands still for more than %v", p.Name, w.side.name, p.limit)

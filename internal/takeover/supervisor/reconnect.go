@@ -158,7 +158,7 @@ func (s *Supervisor) resumeStopped(ctx context.Context) error {
 		return nil
 	}
 	if s.active.muted {
-		s.trouble(fmt.Sprintf("partition %s was to stop its services when its supervisor ended, and does not answer: if it is not taken over from, it needs understudy switch", s.active.name))
+		s.trouble(wire.TroubleNotice{What: fmt.Sprintf("partition %s was to stop its services when its supervisor ended, and does not answer: if it is not taken over from, it needs understudy switch", s.active.name)})
 		return nil
 	}
 	s.log("partition %s was to stop its services when its supervisor ended: it goes back to its work", s.active.name)
@@ -181,7 +181,7 @@ func (s *Supervisor) clear(i int) error {
 // reconnectSide takes charge of a guest. Also with an error the side has what is to be ended.
 func (s *Supervisor) reconnectSide(ctx context.Context, i int, r RecordSide) (*side, error) {
 	p := s.Pair.Partitions[i]
-	sd := &side{index: i, name: p.Name, troubles: make(chan string, maxTroubles)}
+	sd := &side{index: i, name: p.Name, troubles: make(chan wire.TroubleNotice, maxTroubles)}
 	sd.spec = s.spec(i, r.Accel)
 	for n := range s.Pair.NICs {
 		sd.taps = append(sd.taps, tapName(s.Pair.Name, i, n))

@@ -34,8 +34,8 @@ type side struct {
 	greeting wire.Greeting
 	taps     []string
 	tapFiles []*os.File
-	beat     []byte      // the beat page
-	troubles chan string // what its agent says that does not work
+	beat     []byte                  // the beat page
+	troubles chan wire.TroubleNotice // what its agent says that does not work
 
 	counted uint64 // the beat's last count, of the watcher
 	rested  uint64 // its count when it was last told not to beat slowly any more; 0: it never did
@@ -76,7 +76,7 @@ func (s *Supervisor) bootOnce(ctx context.Context, i int, active bool) (*side, e
 	if err != nil {
 		return nil, err
 	}
-	sd := &side{index: i, name: p.Name, troubles: make(chan string, maxTroubles)}
+	sd := &side{index: i, name: p.Name, troubles: make(chan wire.TroubleNotice, maxTroubles)}
 	spec := s.spec(i, accel)
 	sd.spec = spec // whose files go with it, if what follows fails
 	spec.Devices, err = s.devices(ctx, sd, i, active)
@@ -308,7 +308,7 @@ func (sd *side) meet(ctx context.Context, notice Notice, limit time.Duration) er
 				return nil, err
 			}
 			select {
-			case sd.troubles <- t.What:
+			case sd.troubles <- t:
 			default: // there are enough
 			}
 			return nil, nil
@@ -377,10 +377,13 @@ func (sd *side) mountLimited(ctx context.Context, disk string) error {
 	return err
 }
 
-func (sd *side) startServices(ctx context.Context) error {
+// startServices starts them. Without within, each must be ready.
+func (sd *side) startServices(ctx context.Context, within time.Duration) ([]wire.Unready, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("not done within %v", startLimit))
 	defer cancel()
-	return sd.agent.Call(ctx, wire.Start, nil, nil)
+	var result wire.StartResult
+	err := sd.agent.Call(ctx, wire.Start, wire.StartRequest{Within: within}, &result)
+	return result.Unready, err
 }
 
 func (sd *side) stop(ctx context.Context) error {

@@ -37,7 +37,7 @@ func (s *Supervisor) resume(ctx context.Context, sd *side) error {
 	defer cancel()
 	if err := s.serve(ctx, sd); err != nil {
 		err = fmt.Errorf("partition %s was to stop its services, and could not go back to its work: %w", sd.name, err)
-		s.trouble(err.Error())
+		s.trouble(wire.TroubleNotice{What: err.Error()})
 		return err
 	}
 	return s.record(func(r *Record) { r.Stopping = false })

@@ -55,7 +55,7 @@ type Options struct {
 	// of them again.
 	Outlive bool
 	// Trouble is told what of a side's purpose does not work, as its agent says. It may be nil.
-	Trouble func(what string)
+	Trouble func(wire.TroubleNotice)
 	// Rescue brings to a partition's own root disk, which nobody uses, what only the
 	// memory of its kernel, in a file, has of it. It may be nil.
 	Rescue func(ctx context.Context, disk, memory string) error
@@ -303,7 +303,8 @@ func (s *Supervisor) serve(ctx context.Context, sd *side) error {
 			return err
 		}
 	}
-	return sd.startServices(ctx)
+	_, err := sd.startServices(ctx, 0)
+	return err
 }
 
 // record makes durable what has changed.

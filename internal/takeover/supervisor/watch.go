@@ -12,6 +12,7 @@ import (
 	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/qmp"
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // dyingMessages are the events of QEMU by which a dying kernel tells of its panic (pvpanic,
@@ -164,9 +165,9 @@ func (s *Supervisor) watcherOf(sd *side) *watcher {
 }
 
 // trouble passes on what an agent says.
-func (s *Supervisor) trouble(what string) {
+func (s *Supervisor) trouble(t wire.TroubleNotice) {
 	if s.options.Trouble != nil {
-		s.options.Trouble(what)
+		s.options.Trouble(t)
 	}
 }
 
@@ -202,10 +203,10 @@ func (w *watcher) watch(ctx context.Context) (liveness.Verdict, error) {
 				Cause: liveness.ProcessGone, At: time.Now(),
 				Detail: fmt.Sprintf("partition %s ended: %v", sd.name, sd.process.Status()),
 			}, nil
-		case what := <-sd.troubles:
-			w.trouble(what)
-			if w.fatal {
-				return liveness.Verdict{Cause: liveness.Degraded, At: time.Now(), Detail: what}, nil
+		case t := <-sd.troubles:
+			w.trouble(t)
+			if w.fatal && t.Ends == "" {
+				return liveness.Verdict{Cause: liveness.Degraded, At: time.Now(), Detail: t.What}, nil
 			}
 		case <-tick.C:
 			if v, dead := w.look(ctx); dead {
@@ -276,7 +277,7 @@ type watcher struct {
 	pulses    []*pulse
 	h         pair.Heartbeat
 	held      func(why string)
-	trouble   func(what string)
+	trouble   func(wire.TroubleNotice)
 	fatal     bool               // what is in trouble is as good as dead
 	panicked  func() (int, bool) // nil: nobody knows
 	hostReads func(disk string) bool
