@@ -290,10 +290,11 @@ type Serving struct {
 // limits are how long a step in the understudy may take. They only bound what hangs: on
 // a busy machine, under emulation, a step may take many times as long as usual. The
 // writing of files and e2fsck(8), whose time grows with the file system, have none: the
-// caller watches the understudy, and ends the context if it dies.
+// caller watches the understudy, and ends the context if it dies. A mount replays the log of
+// XFS, or reads the block groups of btrfs: minutes, on large and slow disks.
 var limits = map[string]time.Duration{
-	stepDisk: 20 * time.Second, stepLayers: 5 * time.Minute, stepMount: 2 * time.Minute, stepNames: 2 * time.Minute,
-	stepServices: 2 * time.Minute, StepAddress: 20 * time.Second,
+	stepDisk: 2 * time.Minute, stepLayers: 5 * time.Minute, stepMount: 15 * time.Minute, stepNames: 10 * time.Minute,
+	stepServices: 2 * time.Minute, StepAddress: time.Minute,
 }
 
 // readyWithin is how long the services may take to be ready: those that are not by then do not

@@ -16,9 +16,13 @@ import (
 	"understudy.dev/understudy/internal/takeover/draft"
 )
 
-// fenceLimit is how long a dead side may take to be gone, and each of its
-// images to be free.
-const fenceLimit = 2 * time.Second
+// fenceLimit is how long a dead side may take to be gone, and each of its images to be free:
+// its process may be in the midst of a flush that takes a disk many seconds, and nobody can
+// serve before it is over. After fenceTold the log says what is waited for.
+const (
+	fenceLimit = time.Minute
+	fenceTold  = 2 * time.Second
+)
 
 // machine is what a takeover does to this pair.
 type machine struct {
@@ -41,7 +45,11 @@ func (m *machine) disk(name string) (pair.Disk, error) {
 // understudy run on its CPUs.
 func (m *machine) Fence(context.Context) error {
 	dead := m.s.active.process
+	told := time.AfterFunc(fenceTold, func() {
+		m.s.log("process %d of partition %s was killed and has not let go of its disks yet: it is waited for", dead.PID(), m.s.active.name)
+	})
 	proof, err := fence.Raise(dead, m.s.images(), fenceLimit)
+	told.Stop()
 	if err != nil {
 		return err
 	}

@@ -367,7 +367,7 @@ func (sd *side) activate(ctx context.Context, disk string) (size int64, err erro
 }
 
 // mountLimit is how long a mount without a check may take.
-const mountLimit = 2 * time.Minute
+const mountLimit = 15 * time.Minute
 
 // mountLimited has a disk mounted that nobody crashed with.
 func (sd *side) mountLimited(ctx context.Context, disk string) error {
