@@ -182,8 +182,9 @@ func (c *checker) checkShared(b addr.Block, more int) error {
 		return fmt.Errorf("as it was: %w", err)
 	}
 	now := int64(before) + int64(more)
+	cluster := b / addr.Block(ratio(&c.new.super)) // nothing else is in it
 	if before > 0 {
-		c.oldRuns = append(c.oldRuns, run{b, b + 1})
+		c.oldRuns = append(c.oldRuns, run{cluster, cluster + 1})
 	}
 	if now <= 0 {
 		if now < 0 {
@@ -191,7 +192,7 @@ func (c *checker) checkShared(b addr.Block, more int) error {
 		}
 		return nil
 	}
-	c.newRuns = append(c.newRuns, run{b, b + 1})
+	c.newRuns = append(c.newRuns, run{cluster, cluster + 1})
 	after, err := c.sharers(c.new, b)
 	if err != nil {
 		return err
@@ -217,7 +218,7 @@ func (c *checker) sharers(v *view, b addr.Block) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	if !used.has(n) {
+	if !used.has(n / ratio(&v.super)) {
 		return 0, nil
 	}
 	data, err := v.block(b)

@@ -35,6 +35,7 @@ var configs = map[string]config{
 	"ext3":         {kind: "ext3", mkfs: []string{"mkfs.ext3", "-b", "4096"}},
 	"1k":           {kind: "ext4", mkfs: []string{"mkfs.ext4", "-b", "1024"}},
 	"no-csum":      {kind: "ext4", mkfs: []string{"mkfs.ext4", "-b", "4096", "-O", "^metadata_csum"}},
+	"bigalloc":     {kind: "ext4", mkfs: []string{"mkfs.ext4", "-b", "4096", "-O", "bigalloc", "-C", "16384"}},
 	"orphan_file":  {kind: "ext4", mkfs: []string{"mkfs.ext4", "-b", "4096", "-O", "orphan_file"}},
 	"data=journal": {kind: "ext4", options: "data=journal", mkfs: []string{"mkfs.ext4", "-b", "4096", "-J", "size=64"}, ops: 700},
 }

@@ -71,6 +71,9 @@ func u32(b []byte, at int) uint32      { return binary.LittleEndian.Uint32(b[at:
 func set16(b []byte, at, v int)        { binary.LittleEndian.PutUint16(b[at:], uint16(v)) }
 func set32(b []byte, at int, v uint32) { binary.LittleEndian.PutUint32(b[at:], v) }
 
+// ratio is how many blocks a cluster has.
+func (p *spoiler) ratio() uint32 { return p.super.ClusterSize / p.super.BlockSize }
+
 // one is 1 or -1.
 func (p *spoiler) one() int { return 1 - 2*p.rand.IntN(2) }
 

@@ -47,7 +47,7 @@ var spoils = map[string]func(*spoiler) string{
 	},
 	"flip block": func(p *spoiler) string {
 		b, data := p.any(audit.KindBlockMap)
-		n := p.rand.IntN(int(p.super.BlocksPerGroup))
+		n := p.rand.IntN(int(p.super.BlocksPerGroup / p.ratio()))
 		data[n/8] ^= 1 << (n % 8)
 		counted := p.rand.IntN(2) == 0
 		if d := p.descriptor(p.parts[b].Group); counted && d != nil {
@@ -119,7 +119,8 @@ var spoils = map[string]func(*spoiler) string{
 	},
 	"sectors": func(p *spoiler) string {
 		_, raw := p.slot(always)
-		set32(raw, 0x1c, u32(raw, 0x1c)+uint32(p.one()*int(p.super.BlockSize/512)))
+		blocks := []uint32{1, p.ratio()}[p.rand.IntN(2)]
+		set32(raw, 0x1c, u32(raw, 0x1c)+uint32(p.one()*int(blocks*p.super.BlockSize/512)))
 		return fmt.Sprintf("%#o", u16(raw, 0))
 	},
 	"deleted": func(p *spoiler) string {
@@ -424,13 +425,41 @@ var spoils = map[string]func(*spoiler) string{
 		group := (mine - p.super.FirstDataBlock) / p.super.BlocksPerGroup
 		for at, part := range p.parts {
 			if bits, there := p.changed[at]; there && part.Kind == audit.KindBlockMap && part.Group == group {
-				n := (mine - p.super.FirstDataBlock) % p.super.BlocksPerGroup
+				n := (mine - p.super.FirstDataBlock) % p.super.BlocksPerGroup / p.ratio()
 				bits[n/8] &^= 1 << (n % 8)
 				if d := p.descriptor(group); d != nil {
 					set16(d, 0x0c, u16(d, 0x0c)+1)
 				}
 			}
 		}
+		return " "
+	},
+	"share a cluster": func(p *spoiler) string { // of another file, or of one's own, at its place in it or elsewhere
+		node, entries := p.extents()
+		other, more := p.extents()
+		if p.ratio() == 1 || node == nil || other == nil || u16(node, 6) > 0 || u16(other, 6) > 0 {
+			return ""
+		}
+		at, from := 12*(1+p.rand.IntN(entries)), 12*(1+p.rand.IntN(more))
+		mask := p.ratio() - 1
+		place := u32(node, at) & mask
+		if p.rand.IntN(3) == 0 {
+			place = p.rand.Uint32N(p.ratio())
+		}
+		start := u32(other, from+8)&^mask + place
+		if start == u32(node, at+8) {
+			return ""
+		}
+		set32(node, at+8, start)
+		return " "
+	},
+	"leave a cluster": func(p *spoiler) string { // for the next, or the one before
+		node, entries := p.extents()
+		if p.ratio() == 1 || node == nil {
+			return ""
+		}
+		at := 12 * (1 + p.rand.IntN(entries))
+		set32(node, at+8, u32(node, at+8)+uint32(p.one())*p.ratio())
 		return " "
 	},
 	"swap directories": func(p *spoiler) string { // with their parents

@@ -21,6 +21,7 @@ var features = map[string][]string{
 	"no-csum":  {"-t", "ext4", "-b", "4096", "-O", "^metadata_csum,uninit_bg"},
 	"32 bytes": {"-t", "ext4", "-b", "2048", "-O", "^64bit"},
 	"meta_bg":  {"-t", "ext4", "-b", "1024", "-O", "meta_bg,^resize_inode"},
+	"bigalloc": {"-t", "ext4", "-b", "1024", "-O", "bigalloc", "-C", "8192"},
 	"unsigned": {"-t", "ext4", "-b", "1024"}, // hashes of names
 }
 
@@ -214,7 +215,9 @@ func TestDebugfs(t *testing.T) {
 					t.Errorf("%q: clean %v, %q, not %s; e2fsck: %q", tc.commands, v.Clean, v.Reasons, tc.reason, found)
 				}
 				all, m, ok := mended(t, bytes.NewReader(before), changed, 1)
-				if want := v.Clean || slices.Contains(mends, tc.commands) && !strings.Contains(v.Reasons[0], "move"); ok != want || v.Clean && len(m.Blocks) > 0 {
+				mendable := slices.Contains(mends, tc.commands) && !strings.Contains(v.Reasons[0], "move") &&
+					(name != "bigalloc" || !strings.Contains(v.Reasons[0], "content in its block")) // e2fsck does not truncate that well
+				if want := v.Clean || mendable; ok != want || v.Clean && len(m.Blocks) > 0 {
 					t.Errorf("%q: mended %v instead of %v: %q", tc.commands, ok, want, m.What)
 				}
 				if ok && !v.Clean {

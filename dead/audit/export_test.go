@@ -149,7 +149,7 @@ func Seal(s ext4.Super, old io.ReaderAt, changed map[addr.Block][]byte, parts ma
 			sum := ext4.CRC32C(s.ChecksumSeed, binary.LittleEndian.AppendUint64(nil, uint64(n)))
 			put(b[16:], ext4.CRC32C(ext4.CRC32C(ext4.CRC32C(sum, b[:16]), []byte{0, 0, 0, 0}), b[20:]))
 		case KindBlockMap, KindInodeMap:
-			size, low, high := s.BlocksPerGroup/8, 0x18, 0x38
+			size, low, high := s.BlocksPerGroup/uint32(ratio(&s))/8, 0x18, 0x38
 			if p.Kind == KindInodeMap {
 				size, low, high = s.InodesPerGroup/8, 0x1a, 0x3a
 			}

@@ -129,6 +129,8 @@ func (c *checker) checkFields(i *inode) error {
 	switch {
 	case n.Flags&foreign != 0 && (c.added == nil || n.Flags&foreign != ext4.InodeInlineData): // see onlyFiles
 		return foreignf("inode %d has flags %#x, which are not understood", n.Number, n.Flags)
+	case ratio(s) > 1 && n.Flags&ext4.InodeExtents == 0 && c.mapped(n):
+		return foreignf("inode %d has pointers to blocks in clusters, which are not understood", n.Number)
 	case n.Flags&ext4.InodeExtents != 0 && s.Incompat&ext4.IncompatExtents == 0:
 		return fmt.Errorf("inode %d has extents, which the file system has not", n.Number)
 	case n.Links == 0 && !orphan:

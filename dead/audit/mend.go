@@ -364,8 +364,8 @@ func (m *mender) mendSectors() error {
 func (m *mender) mendSizes() error {
 	for _, n := range sorted(m.inodes) {
 		i := m.inodes[n]
-		if i.new == nil || !i.new.IsRegular() || i.new.Attributes != 0 {
-			continue
+		if i.new == nil || !i.new.IsRegular() || i.new.Attributes != 0 || ratio(&m.super) > 1 {
+			continue // e2fsck would damage it (see package journal, keepOrphans)
 		}
 		if _, ok := m.beyond(i); !ok {
 			continue

@@ -188,7 +188,7 @@ func (m *mender) mendGroup(n uint32, want bits, directories int) error {
 		return err
 	}
 	is := *g
-	_, size := groupBlocks(&m.super, n)
+	_, size := groupClusters(&m.super, n)
 	if !bytes.Equal(has, want) {
 		m.release(n, has, want)
 		b, err := m.edit(g.BlockBitmap)
@@ -216,8 +216,9 @@ func (m *mender) mendGroup(n uint32, want bits, directories int) error {
 // release takes down which blocks are in use no more.
 func (m *mender) release(n uint32, has, want bits) {
 	start, size := groupBlocks(&m.super, n)
+	each := ratio(&m.super)
 	for at := range size {
-		if has.has(at) && !want.has(at) {
+		if has.has(at/each) && !want.has(at/each) {
 			m.out.Released = append(m.out.Released, start+addr.Block(at))
 		}
 	}

@@ -55,11 +55,17 @@ func (s *state) clusters(ratio uint64) ([]run, error) {
 			out = append(out, r)
 		}
 	}
+	return out, nil
+}
+
+// count counts the clusters that were seen.
+func (s *state) count(ratio uint64) error {
+	owned, err := s.clusters(ratio)
 	s.owned = 0
-	for _, r := range out {
+	for _, r := range owned {
 		s.owned += uint64(r.to - r.from)
 	}
-	return out, nil
+	return err
 }
 
 // checkOwners checks that the block bitmaps differ in just the blocks that inodes gained

@@ -21,8 +21,9 @@ import (
 //	mke2fs -t ext4 -b 1024 -I 256 -N 128 -O ^resize_inode,^flex_bg,^has_journal -d TREE IMAGE 512
 //
 // without metadata_csum, 64bit and extent for the second, and given an index,
-// attributes, a hard link and a hole by e2fsck -fyD and debugfs.
-var smalls = []string{"testdata/ext4.img.gz", "testdata/plain.img.gz"}
+// attributes, a hard link and a hole by e2fsck -fyD and debugfs. The third has 2048 blocks in
+// clusters of four (-O bigalloc -C 4096), and a file of which several extents share a cluster.
+var smalls = []string{"testdata/ext4.img.gz", "testdata/plain.img.gz", "testdata/bigalloc.img.gz"}
 
 const smallBlock = 1024
 

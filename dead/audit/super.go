@@ -17,7 +17,7 @@ const (
 	incompats = ext4.IncompatFiletype | ext4.IncompatRecover | ext4.IncompatMetaBG | ext4.IncompatExtents | ext4.Incompat64Bit |
 		ext4.IncompatMMP | ext4.IncompatFlexBG | ext4.IncompatCsumSeed
 	roCompats = ext4.ROCompatSparseSuper | ext4.ROCompatLargeFile | ext4.ROCompatHugeFile | ext4.ROCompatGDTCsum |
-		ext4.ROCompatDirNlink | ext4.ROCompatExtraIsize | ext4.ROCompatMetadataCsum | ext4.ROCompatOrphanPresent
+		ext4.ROCompatDirNlink | ext4.ROCompatExtraIsize | ext4.ROCompatMetadataCsum | ext4.ROCompatOrphanPresent | ext4.ROCompatBigalloc
 )
 
 // Features that change nothing of what is checked (fs/ext4/ext4.h).
@@ -36,7 +36,6 @@ var refused = []struct {
 	added    bool
 }{
 	{name: "inline_data", incompat: ext4.IncompatInlineData, added: true},
-	{name: "bigalloc", roCompat: ext4.ROCompatBigalloc, added: true},
 	{name: "encrypt", incompat: ext4.IncompatEncrypt, added: true},
 	{name: "casefold", incompat: ext4.IncompatCasefold, added: true},
 	{name: "ea_inode", incompat: ext4.IncompatEAInode, added: true},

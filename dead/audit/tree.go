@@ -147,6 +147,9 @@ func (c *checker) walk(i *inode, whole bool) error {
 				return fmt.Errorf("inode %d: %w", i.number, err)
 			}
 			s.file = m.out
+			if err := s.count(ratio(&c.new.super)); err != nil {
+				return fmt.Errorf("inode %d: %w", i.number, err)
+			}
 		}
 	}
 	return nil
