@@ -122,7 +122,8 @@ type checker struct {
 
 	added *added // of CheckAdded; else nil
 
-	edges   map[edge]int // by how much more often an entry is there
+	edges   map[edge]int         // by how much more often an entry is there
+	places  map[addr.Ino][]place // of entries that were not there before, by what they are for
 	orphans struct{ old, new map[addr.Ino]source }
 }
 
@@ -135,6 +136,7 @@ func newChecker(s ext4.Super, old io.ReaderAt, changed map[addr.Block][]byte) *c
 		inodes:     make(map[addr.Ino]*inode),
 		attributes: make(map[addr.Block]int),
 		edges:      make(map[edge]int),
+		places:     make(map[addr.Ino][]place),
 	}
 }
 

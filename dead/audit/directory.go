@@ -141,6 +141,9 @@ func (c *checker) checkBlock(d *directory, n int) error {
 		c.verdict.Touched.Entries += len(after)
 	}
 	c.compareEntries(d.number, n == 0, before, after)
+	if n < len(d.after) {
+		c.newPlaces(d.number, d.after[n], n == 0, before, after)
+	}
 	d.added = d.added || len(after) > 0
 	return nil
 }

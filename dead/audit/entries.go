@@ -128,6 +128,22 @@ func roleOf(first bool, at int) role {
 	return child
 }
 
+// newPlaces takes down which names of a block were not there before.
+func (c *checker) newPlaces(dir addr.Ino, block addr.Block, first bool, before, after []entry) {
+	was := make(map[int]entry, len(before))
+	for _, e := range before {
+		was[e.offset] = e
+	}
+	for n, e := range after {
+		if roleOf(first, n) != child {
+			continue
+		}
+		if o, there := was[e.offset]; !there || o.ino != e.ino || !bytes.Equal(o.name, e.name) {
+			c.places[e.ino] = append(c.places[e.ino], place{dir, block, e.offset, e.ino, string(e.name)})
+		}
+	}
+}
+
 // compareEntries counts the entries of a block that are there before and not
 // after, and the other way round.
 func (c *checker) compareEntries(dir addr.Ino, first bool, before, after []entry) {

@@ -37,19 +37,21 @@ const maxRounds = 16
 //   - i_blocks, and the links of directories;
 //   - an inode that was being made and has no name yet (ext4_add_nondir, ext4_mkdir): it is
 //     free again;
+//   - a renaming, or a link, of which a new name is there and the old one not gone: it is taken
+//     back, if names says what programs saw; a directory that is elsewhere knows its parent;
 //   - one whose name is gone and whose links still count it (ext4_unlink, ext4_rmdir), or
 //     that was being freed (ext4_evict_inode): as it is when that is done.
 //
-// Whatever else is half done stays so. A name that is there twice does, which may be a
-// renaming. Its arguments are those of Check, and the outcome is for Check to judge, which
-// takes nothing from here. No more inodes are without a name than operations were in
-// flight. An error means that there is something that cannot be mended.
-func Mend(old io.ReaderAt, changed map[addr.Block][]byte, operations int) (*Mended, error) {
+// Whatever else is half done stays so. Its arguments are those of Check, and the outcome is
+// for Check to judge, which takes nothing from here. No more inodes are without a name than
+// operations were in flight. names may be nil: then an inode that has lost its name is taken for
+// one that was being unlinked. An error means that there is something that cannot be mended.
+func Mend(old io.ReaderAt, changed map[addr.Block][]byte, operations int, names Names) (*Mended, error) {
 	fs, err := ext4.Open(old)
 	if err != nil {
 		return nil, fmt.Errorf("mend: %w", err)
 	}
-	m := &mender{super: fs.Super, old: old, over: maps.Clone(changed), operations: operations, out: &Mended{Blocks: make(map[addr.Block][]byte)}}
+	m := &mender{super: fs.Super, old: old, over: maps.Clone(changed), operations: operations, names: names, out: &Mended{Blocks: make(map[addr.Block][]byte)}}
 	if m.over == nil {
 		m.over = make(map[addr.Block][]byte)
 	}
@@ -72,6 +74,7 @@ type mender struct {
 	over  map[addr.Block][]byte
 
 	operations int // that may have taken a name, or not given it yet
+	names      Names
 	out        *Mended
 	dirty      bool // something was mended in this round
 	*checker
@@ -245,6 +248,11 @@ func (m *mender) mendLinks() error {
 	if m.failed != nil || len(m.verdict.Reasons) > 0 {
 		return nil
 	}
+	for _, mend := range []func() error{m.mendRenames, m.mendParents} {
+		if err := mend(); err != nil || m.dirty {
+			return err
+		}
+	}
 	delta, names := m.countNames()
 	for _, n := range sorted(delta) {
 		if n < m.super.FirstInode && n != rootInode {
@@ -282,8 +290,8 @@ func (m *mender) mendCount(i *inode, delta, gained int) error {
 		return nil
 	}
 	if gained < 0 || want == 0 {
-		if m.operations--; m.operations < 0 {
-			return errors.New("more names are missing than operations were in flight")
+		if err := m.operation(); err != nil {
+			return err
 		}
 	}
 	switch {
@@ -310,6 +318,14 @@ func (m *mender) mendCount(i *inode, delta, gained int) error {
 		return m.setLinks(i.number, want)
 	}
 	return fmt.Errorf("inode %d has %d links and %+d names, of %d: not understood", i.number, now, delta, was)
+}
+
+// operation takes one off those that were in flight.
+func (m *mender) operation() error {
+	if m.operations--; m.operations < 0 {
+		return errors.New("more names are missing than operations were in flight")
+	}
+	return nil
 }
 
 // empty checks that a directory has nothing but "." and "..".

@@ -356,7 +356,7 @@ func (f *finisher) prove(c *change) error {
 
 // mended completes what is half done in a change, where that makes it sound.
 func (f *finisher) mended(c *change) (*audit.Mended, error) {
-	mended, err := audit.Mend(c.before, c.blocks, f.report.Open)
+	mended, err := audit.Mend(c.before, c.blocks, f.report.Open, f.names())
 	if err != nil {
 		return nil, err
 	}

@@ -89,6 +89,54 @@ func (p *Paths) Of(i *Inode) (string, error) {
 	return "", fmt.Errorf("find path of inode %d: %w", i.Ino, errors.Join(append(errs, ErrNoPath)...))
 }
 
+// Name is one of an inode, in a directory.
+type Name struct {
+	Dir  addr.Ino
+	Name string
+}
+
+// Names returns all names in memory that an inode has, and that were not removed. An error
+// means that one of them cannot be told.
+func (p *Paths) Names(i *Inode) ([]Name, error) {
+	var out []Name
+	for at, err := range p.c.hlist(p.c.layout.inode.dentries.In(i.Addr)) {
+		var name Name
+		var there bool
+		if err == nil {
+			name, there, err = p.name(i, at-addr.Virt(p.c.layout.dentry.alias.Off))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("find names of inode %d: %w", i.Ino, err)
+		}
+		if there {
+			out = append(out, name)
+		}
+	}
+	return out, nil
+}
+
+// name returns the name of an inode that a dentry is; false if it was removed.
+func (p *Paths) name(i *Inode, dentry addr.Virt) (Name, bool, error) {
+	d, err := p.read(dentry)
+	switch {
+	case err != nil:
+		return Name{}, false, err
+	case d.inode != i.Addr:
+		return Name{}, false, fmt.Errorf("dentry at %v is of another inode", dentry)
+	case d.deleted || d.parent == dentry:
+		return Name{}, false, nil
+	}
+	up, err := p.read(d.parent)
+	if err != nil {
+		return Name{}, false, err
+	}
+	dir, err := p.c.inode(up.inode, p.s)
+	if err != nil {
+		return Name{}, false, err
+	}
+	return Name{dir.Ino, d.name}, true, nil
+}
+
 // path joins the names from the top down to a dentry.
 func (p *Paths) path(dentry addr.Virt) (string, error) {
 	var names []string
