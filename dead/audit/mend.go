@@ -35,8 +35,8 @@ const maxRounds = 16
 //   - bitmaps and counts of groups, by what inodes own and which of them are in use: blocks
 //     and inodes are allocated before anything owns them;
 //   - i_blocks, and the links of directories;
-//   - an inode that was being made and has no name yet (ext4_add_nondir, ext4_mkdir): it is
-//     free again;
+//   - an inode that was being made and has no name yet (ext4_add_nondir, ext4_mkdir), whatever
+//     of it is there: it is free again;
 //   - a renaming, or a link, of which a new name is there and the old one not gone: it is taken
 //     back, if names says what programs saw; a directory that is elsewhere knows its parent;
 //   - one whose name is gone and whose links still count it (ext4_unlink, ext4_rmdir), or
@@ -96,6 +96,7 @@ func (m *mender) round() (bool, error) {
 		func() error { m.slots(); m.readOrphans(); return nil },
 		m.mendNodes,
 		func() error { m.findOwners(); return nil },
+		m.mendMade,
 		m.mendLeaves,
 		m.mendLinks,
 		m.mendSectors,
@@ -208,6 +209,50 @@ func (m *mender) setLinks(n addr.Ino, links int) error {
 	return m.raw(n, func(raw []byte) { binary.LittleEndian.PutUint16(raw[0x1a:], uint16(links)) })
 }
 
+// mendMade frees directories that were being made: they get their first block, and in it "."
+// and "..", with one link in the inode, and a second one last (fs/ext4/namei.c,
+// ext4_init_new_dir). The name comes after that: if there is one, the audit finds it.
+func (m *mender) mendMade() error {
+	for _, n := range sorted(m.inodes) {
+		i := m.inodes[n]
+		if i.made() && i.new.live() && (i.new.Links == 1 || !m.begins(i)) {
+			if err := m.operation(); err != nil {
+				return err
+			}
+			m.tell("inode %d: a directory that was being made, without what is in it", n)
+			if err := m.free(n); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// made reports whether an inode is in use, and was not before, or as another.
+func (i *inode) made() bool {
+	return i.new.inUse() && (!i.old.inUse() || i.old.Generation != i.new.Generation)
+}
+
+// begins reports whether all blocks of a directory are there, and the first begins as it must.
+func (m *mender) begins(i *inode) bool {
+	blocks := m.directoryBlocks(i.new)
+	if len(blocks) == 0 || slices.Contains(blocks, 0) || i.new.Size != uint64(len(blocks))*uint64(m.super.BlockSize) {
+		return false
+	}
+	b, err := m.new.block(blocks[0])
+	if err != nil {
+		return false
+	}
+	list, err := m.new.lenient(b)
+	if err != nil || m.checkEntryNames(i.number, true, list) != nil {
+		return false
+	}
+	if i.new.Flags&ext4.InodeIndex == 0 {
+		_, err = m.new.leafEntries(i.new.Inode, b)
+	}
+	return err == nil || errors.Is(err, ext4.ErrChecksum)
+}
+
 // mendLeaves gives blocks of directories that were being changed their checksums: a name is
 // there before its block has its own (fs/ext4/namei.c, add_dirent_to_buf).
 func (m *mender) mendLeaves() error {
@@ -285,7 +330,6 @@ func (m *mender) mendCount(i *inode, delta, gained int) error {
 		was = int(i.old.Links)
 	}
 	want := was + delta
-	made := !i.old.inUse() || i.old.Generation != i.new.Generation
 	if want == now {
 		return nil
 	}
@@ -299,10 +343,10 @@ func (m *mender) mendCount(i *inode, delta, gained int) error {
 		if i.new.IsDir() && want >= 2 {
 			return m.setLinks(i.number, want)
 		}
-	case i.new.IsDir() && made && gained == -i.old.names():
+	case i.new.IsDir() && i.made() && gained == -i.old.names():
 		m.tell("inode %d: a directory that was being made, without a name", i.number)
 		return m.free(i.number)
-	case i.new.IsDir() && !made && gained == -1 && want == 1 && now == 2:
+	case i.new.IsDir() && !i.made() && gained == -1 && want == 1 && now == 2:
 		if err := m.empty(i.number); err != nil {
 			return err
 		}
@@ -314,7 +358,7 @@ func (m *mender) mendCount(i *inode, delta, gained int) error {
 	case want == 0 && now == 1:
 		m.tell("inode %d: its one name was not there yet, or any more", i.number)
 		return m.free(i.number)
-	case want > 0 && want == now-1 && !made:
+	case want > 0 && want == now-1 && !i.made():
 		return m.setLinks(i.number, want)
 	}
 	return fmt.Errorf("inode %d has %d links and %+d names, of %d: not understood", i.number, now, delta, was)

@@ -166,8 +166,7 @@ func (m *mender) lost(n addr.Ino) error {
 	if err != nil {
 		return err
 	}
-	made := !i.old.inUse() || i.old.Generation != i.new.Generation
-	if len(seen) == 0 && !made {
+	if len(seen) == 0 && !i.made() {
 		return fmt.Errorf("inode %d lacks a name, and memory has none: not understood", n)
 	}
 	for _, name := range seen {
