@@ -81,13 +81,7 @@ func (e *readError) Unwrap() error { return e.err }
 // have. It changes neither. An error means that the disk cannot be read, or is no
 // file system that could be judged.
 func Check(old io.ReaderAt, changed map[addr.Block][]byte) (Verdict, error) {
-	fs, err := ext4.Open(old)
-	if err != nil {
-		return Verdict{}, fmt.Errorf("audit: %w", err)
-	}
-	c := newChecker(fs.Super, old, changed)
-	c.run(changed)
-	return c.result()
+	return Memory{}.Check(old, changed)
 }
 
 func (c *checker) result() (Verdict, error) {
@@ -121,6 +115,8 @@ type checker struct {
 	torn map[addr.Block][]byte // see mapper; nil in an audit
 
 	added *added // of CheckAdded; else nil
+
+	memory Memory
 
 	edges   map[edge]int         // by how much more often an entry is there
 	places  map[addr.Ino][]place // of entries that were not there before, by what they are for

@@ -214,7 +214,7 @@ func TestDebugfs(t *testing.T) {
 				if tc.reason != "" && (v.Clean || !strings.Contains(v.Reasons[0], tc.reason)) {
 					t.Errorf("%q: clean %v, %q, not %s; e2fsck: %q", tc.commands, v.Clean, v.Reasons, tc.reason, found)
 				}
-				all, m, ok := mended(t, bytes.NewReader(before), changed, 1, nil)
+				all, m, ok := mended(t, bytes.NewReader(before), changed, 1, audit.Memory{})
 				mendable := slices.Contains(mends, tc.commands) && !strings.Contains(v.Reasons[0], "move") &&
 					(name != "bigalloc" || !strings.Contains(v.Reasons[0], "content in its block")) // e2fsck does not truncate that well
 				if want := v.Clean || mendable; ok != want || v.Clean && len(m.Blocks) > 0 {

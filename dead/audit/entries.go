@@ -60,14 +60,22 @@ func (v *view) leafEntries(n *ext4.Inode, b []byte) ([]entry, error) {
 	if !v.super.Checksummed() {
 		return v.entries(b, len(b))
 	}
+	if err := v.checkLeaf(n, b); err != nil {
+		return nil, err
+	}
+	return v.entries(b, len(b)-entryTail)
+}
+
+// checkLeaf verifies the checksum of a leaf of a file system that has them.
+func (v *view) checkLeaf(n *ext4.Inode, b []byte) error {
 	at := len(b) - entryTail
 	if binary.LittleEndian.Uint64(b[at:]) != entryTail<<32|tailType<<56 {
-		return nil, errors.New("no checksum")
+		return errors.New("no checksum")
 	}
 	if want, got := binary.LittleEndian.Uint32(b[at+8:]), ext4.CRC32C(n.Seed, b[:at]); want != got {
-		return nil, fmt.Errorf("%w: %#x instead of %#x", ext4.ErrChecksum, want, got)
+		return fmt.Errorf("%w: %#x instead of %#x", ext4.ErrChecksum, want, got)
 	}
-	return v.entries(b, at)
+	return nil
 }
 
 // fileKinds are the types of entries by type of file, its mode divided by 4096

@@ -44,14 +44,19 @@ const maxRounds = 16
 //
 // Whatever else is half done stays so. Its arguments are those of Check, and the outcome is
 // for Check to judge, which takes nothing from here. No more inodes are without a name than
-// operations were in flight. names may be nil: then an inode that has lost its name is taken for
-// one that was being unlinked. An error means that there is something that cannot be mended.
-func Mend(old io.ReaderAt, changed map[addr.Block][]byte, operations int, names Names) (*Mended, error) {
+// operations were in flight. An error means that there is something that cannot be mended.
+func Mend(old io.ReaderAt, changed map[addr.Block][]byte, operations int) (*Mended, error) {
+	return Memory{}.Mend(old, changed, operations)
+}
+
+// Mend is the function Mend with a kernel's memory. Without names, an inode that has lost its
+// name is taken for one that was being unlinked.
+func (k Memory) Mend(old io.ReaderAt, changed map[addr.Block][]byte, operations int) (*Mended, error) {
 	fs, err := ext4.Open(old)
 	if err != nil {
 		return nil, fmt.Errorf("mend: %w", err)
 	}
-	m := &mender{super: fs.Super, old: old, over: maps.Clone(changed), operations: operations, names: names, out: &Mended{Blocks: make(map[addr.Block][]byte)}}
+	m := &mender{super: fs.Super, old: old, over: maps.Clone(changed), operations: operations, with: k, out: &Mended{Blocks: make(map[addr.Block][]byte)}}
 	if m.over == nil {
 		m.over = make(map[addr.Block][]byte)
 	}
@@ -74,7 +79,7 @@ type mender struct {
 	over  map[addr.Block][]byte
 
 	operations int // that may have taken a name, or not given it yet
-	names      Names
+	with       Memory
 	out        *Mended
 	dirty      bool // something was mended in this round
 	*checker
@@ -85,6 +90,7 @@ type mender struct {
 func (m *mender) round() (bool, error) {
 	m.dirty = false
 	m.checker = newChecker(m.super, m.old, m.over)
+	m.memory = m.with
 	m.torn = make(map[addr.Block][]byte)
 	for _, step := range []func() error{
 		func() error { m.superblock(m.over); return nil },

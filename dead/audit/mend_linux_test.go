@@ -15,13 +15,13 @@ import (
 // mended returns changes with what Mend completes, and false if they cannot be mended to what
 // an audit proves. It checks that the arguments stay as they are, and that what is mended
 // needs no mending.
-func mended(t testing.TB, old io.ReaderAt, changed map[addr.Block][]byte, operations int, names audit.Names) (map[addr.Block][]byte, *audit.Mended, bool) {
+func mended(t testing.TB, old io.ReaderAt, changed map[addr.Block][]byte, operations int, memory audit.Memory) (map[addr.Block][]byte, *audit.Mended, bool) {
 	t.Helper()
 	before := make(map[addr.Block][]byte, len(changed))
 	for b, data := range changed {
 		before[b] = bytes.Clone(data)
 	}
-	m, err := audit.Mend(old, changed, operations, names)
+	m, err := memory.Mend(old, changed, operations)
 	if !maps.EqualFunc(before, changed, bytes.Equal) {
 		t.Fatal("the changes are not as they were")
 	}
@@ -33,11 +33,11 @@ func mended(t testing.TB, old io.ReaderAt, changed map[addr.Block][]byte, operat
 		all = make(map[addr.Block][]byte)
 	}
 	maps.Copy(all, m.Blocks)
-	again, err := audit.Mend(old, all, 0, names)
+	again, err := memory.Mend(old, all, 0)
 	if err != nil || len(again.Blocks) > 0 {
 		t.Fatalf("mended once more: %+v, %v", again, err)
 	}
-	v, err := audit.Check(old, all)
+	v, err := memory.Check(old, all)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func judgeMended(t testing.TB, s *churn.State, changed map[addr.Block][]byte, v 
 		t.Fatal(err)
 	}
 	defer disk.Close()
-	all, m, ok := mended(t, disk, changed, max(1, s.Handles), nil)
+	all, m, ok := mended(t, disk, changed, max(1, s.Handles), audit.Memory{})
 	if !ok {
 		t.Logf("%q is not mended: %q", v.Reasons, m.What)
 		return false

@@ -92,7 +92,7 @@ func (m *mender) unbalanced() (*unbalanced, error) {
 // What has lost a name for another reason was being unlinked, and had not a name yet if it
 // was being made. Without names nothing is done.
 func (m *mender) mendRenames() error {
-	if m.names == nil {
+	if m.memory.Names == nil {
 		return nil
 	}
 	u, err := m.unbalanced()
@@ -118,7 +118,7 @@ func (m *mender) mendRenames() error {
 // takeBack takes the name from an inode that programs had not seen, or gives it to the one of
 // those that lack a name which had it.
 func (m *mender) takeBack(n addr.Ino, under []addr.Ino) error {
-	seen, err := m.names(n)
+	seen, err := m.memory.Names(n)
 	if err != nil {
 		return err
 	}
@@ -136,7 +136,7 @@ func (m *mender) takeBack(n addr.Ino, under []addr.Ino) error {
 	}
 	p := fresh[0]
 	for _, t := range under {
-		had, err := m.names(t)
+		had, err := m.memory.Names(t)
 		if err != nil {
 			return err
 		}
@@ -162,7 +162,7 @@ func (p place) among(names []Name) bool {
 // the target of a renaming that is done but for that. If its name is a whiteout's it gets it again.
 func (m *mender) lost(n addr.Ino) error {
 	i := m.inodes[n]
-	seen, err := m.names(n)
+	seen, err := m.memory.Names(n)
 	if err != nil {
 		return err
 	}
@@ -202,14 +202,14 @@ func (m *mender) whiteout(n addr.Ino) (bool, error) {
 	if i.Mode != 0x2000 || len(bytes.Trim(i.Block[:], "\x00")) > 0 {
 		return false, nil
 	}
-	seen, err := m.names(n)
+	seen, err := m.memory.Names(n)
 	return len(seen) == 0, err
 }
 
 // moved checks that the inode that an entry is for was renamed to it: that programs had seen
 // it elsewhere, where it is no more.
 func (m *mender) moved(to place) error {
-	seen, err := m.names(to.ino)
+	seen, err := m.memory.Names(to.ino)
 	if err != nil {
 		return err
 	}

@@ -268,7 +268,7 @@ func FuzzCheck(f *testing.F) {
 		if _, err := audit.Unlist(bytes.NewReader(image), changed, []addr.Ino{12, 14, 16}); err != nil {
 			t.Log(err)
 		}
-		if _, err := audit.Mend(bytes.NewReader(image), changed, 3, nil); err != nil {
+		if _, err := audit.Mend(bytes.NewReader(image), changed, 3); err != nil {
 			t.Log(err)
 		}
 		for ino := range addr.Ino(20) {

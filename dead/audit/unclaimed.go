@@ -69,7 +69,7 @@ func (c *checker) claimRest() {
 // findOwners looks for them: blocks may be free, the content of a file, or of an inode that
 // did not change itself.
 func (c *checker) findOwners() {
-	for _, find := range []func() error{c.drop, c.content, c.deep, c.candidates} {
+	for _, find := range []func() error{c.drop, c.content, c.deep, c.candidates, c.known} {
 		if len(c.unclaimed) == 0 {
 			return
 		}

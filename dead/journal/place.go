@@ -207,7 +207,7 @@ func (f *finisher) placeFiles(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transactio
 func (f *finisher) confirm(c *change, found *placement.Result) error {
 	all := maps.Clone(c.blocks)
 	maps.Copy(all, found.Blocks)
-	verdict, err := audit.Check(c.before, all)
+	verdict, err := f.remembered().Check(c.before, all)
 	if err == nil && verdict.Foreign && f.report.Open == 0 {
 		verdict, err = c.checkAdded(found.Blocks)
 	}

@@ -332,7 +332,7 @@ func (f *finisher) prove(c *change) error {
 			return err
 		}
 	}
-	verdict, err := audit.Check(c.before, c.blocks)
+	verdict, err := f.remembered().Check(c.before, c.blocks)
 	if err != nil {
 		return err
 	}
@@ -356,13 +356,13 @@ func (f *finisher) prove(c *change) error {
 
 // mended completes what is half done in a change, where that makes it sound.
 func (f *finisher) mended(c *change) (*audit.Mended, error) {
-	mended, err := audit.Mend(c.before, c.blocks, f.report.Open, f.names())
+	mended, err := f.remembered().Mend(c.before, c.blocks, f.report.Open)
 	if err != nil {
 		return nil, err
 	}
 	all := maps.Clone(c.blocks)
 	maps.Copy(all, mended.Blocks)
-	verdict, err := audit.Check(c.before, all)
+	verdict, err := f.remembered().Check(c.before, all)
 	if err == nil && !verdict.Clean {
 		err = fmt.Errorf("mended: %s", strings.Join(verdict.Reasons, "; "))
 	}

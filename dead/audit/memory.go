@@ -1,0 +1,113 @@
+package audit
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// Memory is what the dead kernel's memory adds to two states of a disk. Nothing is sound
+// because memory says so: it tells what is to be looked at, and, of names, which end of an
+// operation is meant. What is nil in it is not known.
+type Memory struct {
+	Names Names
+	// Inodes returns those that the kernel had. Operations that were in flight may have
+	// changed a block of one, and not the inode itself yet.
+	Inodes func() ([]Known, error)
+}
+
+// Known is an inode that the dead kernel had in memory.
+type Known struct {
+	Ino        addr.Ino
+	Generation uint32
+	Busy       bool // it was locked: an operation on it was in flight
+}
+
+// Check is the function Check with a kernel's memory.
+func (m Memory) Check(old io.ReaderAt, changed map[addr.Block][]byte) (Verdict, error) {
+	fs, err := ext4.Open(old)
+	if err != nil {
+		return Verdict{}, fmt.Errorf("audit: %w", err)
+	}
+	c := newChecker(fs.Super, old, changed)
+	c.memory = m
+	c.run(changed)
+	return c.result()
+}
+
+// Bounds of a search in memory for the owners of blocks.
+const (
+	maxBusy   = 1 << 8 // inodes that are looked into because they were busy
+	maxSought = 1 << 6 // blocks whose checksums are compared with each inode's
+)
+
+// known looks into inodes that memory has: those to which the checksum of a block that no
+// inode claims belongs, or, without checksums, those that were busy.
+func (c *checker) known() error {
+	if c.memory.Inodes == nil || len(c.unclaimed) > maxSought {
+		return nil
+	}
+	all, err := c.memory.Inodes()
+	if err != nil {
+		return err
+	}
+	sought, err := c.sought()
+	if err != nil {
+		return err
+	}
+	busy := 0
+	for _, k := range all {
+		switch {
+		case len(c.unclaimed) == 0:
+			return nil
+		case c.sealed(k, sought):
+		case c.new.super.Checksummed() || !k.Busy || busy == maxBusy:
+			continue
+		default:
+			busy++
+		}
+		if err := c.candidate(k.Ino); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sought returns the unclaimed blocks, as they were and as they are to be, that may have a
+// checksum.
+func (c *checker) sought() ([][]byte, error) {
+	if !c.new.super.Checksummed() {
+		return nil, nil
+	}
+	var out [][]byte
+	for _, at := range c.unclaimed {
+		for _, v := range []*view{c.old, c.new} {
+			b, err := v.block(at)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, b)
+		}
+	}
+	return out, nil
+}
+
+// sealed reports whether one of the blocks has the checksum of an inode's node or leaf.
+func (c *checker) sealed(k Known, blocks [][]byte) bool {
+	s := &c.new.super
+	seed := ext4.CRC32C(s.ChecksumSeed, binary.LittleEndian.AppendUint32(nil, uint32(k.Ino)))
+	i := &ext4.Inode{Number: k.Ino, Seed: ext4.CRC32C(seed, binary.LittleEndian.AppendUint32(nil, k.Generation))}
+	return slices.ContainsFunc(blocks, func(b []byte) bool {
+		if binary.LittleEndian.Uint16(b) == extentMagic {
+			return s.CheckExtentBlock(i, b) == nil
+		}
+		return c.new.checkLeaf(i, b) == nil
+	})
+}
+
+// extentMagic begins a node of a tree of extents (fs/ext4/ext4_extents.h, EXT4_EXT_MAGIC).
+const extentMagic = 0xf30a

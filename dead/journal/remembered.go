@@ -1,0 +1,59 @@
+package journal
+
+import (
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/audit"
+	"understudy.dev/understudy/dead/pagecache"
+)
+
+// remembered is what the audit may ask memory for. The walk over all inodes waits for the
+// first question.
+func (f *finisher) remembered() audit.Memory {
+	var inodes []*pagecache.Inode
+	all := func() []*pagecache.Inode {
+		if inodes == nil {
+			for i, err := range f.cache.Inodes(f.super) {
+				if err == nil { // who plans the files says so
+					inodes = append(inodes, i)
+				}
+			}
+		}
+		return inodes
+	}
+	return audit.Memory{
+		Names: func(n addr.Ino) ([]audit.Name, error) { return f.names(all(), n) },
+		Inodes: func() ([]audit.Known, error) {
+			out := make([]audit.Known, 0, len(all()))
+			for _, i := range all() {
+				out = append(out, audit.Known{Ino: i.Ino, Generation: i.Generation, Busy: i.Writing})
+			}
+			return out, nil
+		},
+	}
+}
+
+// names returns the names of an inode that programs saw. Another one that goes, and has none,
+// may have its number.
+func (f *finisher) names(inodes []*pagecache.Inode, n addr.Ino) ([]audit.Name, error) {
+	var out []audit.Name
+	there := false
+	for _, i := range inodes {
+		if i.Ino != n {
+			continue
+		}
+		there = true
+		found, err := f.cache.Paths(f.super).Names(i)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range found {
+			out = append(out, audit.Name{Dir: name.Dir, Name: name.Name})
+		}
+	}
+	if !there {
+		return nil, fmt.Errorf("inode %d is not in memory, and may have names: not understood", n)
+	}
+	return out, nil
+}
