@@ -30,8 +30,8 @@ const maxRounds = 16
 // Mend completes what operations in flight left half done, where the rest of the metadata
 // says what it must be:
 //
-//   - checksums of descriptors, bitmaps, inodes and extent nodes, which are set after what
-//     they cover;
+//   - checksums of the superblock, descriptors, bitmaps, inodes and extent nodes, which are set
+//     after what they cover;
 //   - bitmaps and counts of groups, by what inodes own and which of them are in use: blocks
 //     and inodes are allocated before anything owns them;
 //   - i_blocks, and the links of directories;
@@ -93,6 +93,7 @@ func (m *mender) round() (bool, error) {
 	m.memory = m.with
 	m.torn = make(map[addr.Block][]byte)
 	for _, step := range []func() error{
+		m.mendSuper,
 		func() error { m.superblock(m.over); return nil },
 		m.mendDescriptors,
 		func() error { m.classify(m.over); return nil },
@@ -142,6 +143,30 @@ func (m *mender) edit(at addr.Block) ([]byte, error) {
 
 func (m *mender) tell(format string, args ...any) {
 	m.out.What = append(m.out.What, fmt.Sprintf(format, args...))
+}
+
+// mendSuper gives a superblock that was being changed its checksum (fs/ext4/orphan.c,
+// ext4_orphan_add).
+func (m *mender) mendSuper() error {
+	home, offset := m.super.Location()
+	b := m.over[home]
+	if len(b) < offset+ext4.SuperSize || !errors.Is(ext4.CheckSuper(b[offset:][:ext4.SuperSize]), ext4.ErrChecksum) {
+		return nil
+	}
+	s, err := ext4.ParseSuper(b[offset:])
+	if err != nil {
+		return err
+	}
+	sealed, err := ext4.SetLastOrphan(b[offset:], s.LastOrphan)
+	if err != nil {
+		return err
+	}
+	if b, err = m.edit(home); err != nil {
+		return err
+	}
+	copy(b[offset:], sealed)
+	m.tell("superblock: checksum")
+	return nil
 }
 
 // mendInodeSums gives inodes that were being written their checksums
@@ -408,10 +433,13 @@ func (m *mender) empty(n addr.Ino) error {
 func (m *mender) mendSectors() error {
 	for _, n := range sorted(m.inodes) {
 		i := m.inodes[n]
-		if i.new == nil || !i.new.IsRegular() && !i.new.IsDir() || m.checkSectors(i) == nil {
+		if i.new == nil || m.checkSectors(i) == nil {
 			continue
 		}
 		sectors := m.sectorsOf(i)
+		if !i.new.IsRegular() && !i.new.IsDir() && (i.new.Links > 0 || !i.new.IsSymlink()) {
+			continue // of a symbolic link they say where its target is, unless it is to be deleted
+		}
 		if i.new.Flags&ext4.InodeHugeFile != 0 {
 			sectors /= uint64(m.super.BlockSize / 512)
 		}

@@ -3,12 +3,30 @@ package audit
 import (
 	"bytes"
 	"fmt"
+	"io"
+	"maps"
 	mathbits "math/bits"
 	"slices"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/ext4"
 )
+
+// Descriptors returns changed blocks of group descriptors in which those that were being
+// changed have the checksums that are theirs (fs/ext4/super.c, ext4_group_desc_csum_set). Its
+// arguments are those of Check.
+func Descriptors(old io.ReaderAt, changed map[addr.Block][]byte) (map[addr.Block][]byte, error) {
+	fs, err := ext4.Open(old)
+	if err != nil {
+		return nil, fmt.Errorf("look for torn group descriptors: %w", err)
+	}
+	m := &mender{super: fs.Super, old: old, over: maps.Clone(changed), out: &Mended{Blocks: make(map[addr.Block][]byte)}}
+	m.checker = newChecker(m.super, old, m.over)
+	if err := m.mendDescriptors(); err != nil {
+		return nil, fmt.Errorf("look for torn group descriptors: %w", err)
+	}
+	return m.out.Blocks, nil
+}
 
 // mendDescriptors gives group descriptors that were being changed their checksums.
 func (m *mender) mendDescriptors() error {

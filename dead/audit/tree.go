@@ -54,7 +54,8 @@ type mapper struct {
 // blocks.
 type Trees struct {
 	Old, New []ext4.Run
-	// Blocks counts all that it has with them: data, nodes of the tree, and attributes.
+	// Blocks counts all that it has with them: data, nodes of the tree, and attributes; in
+	// whole clusters, as i_blocks does.
 	Blocks uint64
 	// Touched says that a part of the tree is among the changed blocks.
 	Touched bool
@@ -84,10 +85,11 @@ func Tree(old io.ReaderAt, changed map[addr.Block][]byte, n addr.Ino) (*Trees, e
 	if err != nil {
 		return nil, fmt.Errorf("map inode %d: %w", n, err)
 	}
-	t := &Trees{Old: was.out.runs(), New: is.out.runs(), Blocks: is.out.count, Touched: was.inode.Block != is.inode.Block, Torn: torn}
-	if is.inode.Attributes != 0 {
-		t.Blocks++
+	all := &state{Inode: is.inode, file: is.out}
+	if err := all.count(ratio(&c.new.super)); err != nil {
+		return nil, fmt.Errorf("map inode %d: %w", n, err)
 	}
+	t := &Trees{Old: was.out.runs(), New: is.out.runs(), Blocks: c.blocks(all), Touched: was.inode.Block != is.inode.Block, Torn: torn}
 	for _, b := range is.out.nodes {
 		_, there := changed[b]
 		t.Touched = t.Touched || there

@@ -87,9 +87,18 @@ func (c *change) replaceAll(blocks map[addr.Block][]byte) error {
 	return nil
 }
 
-// seal gives inodes that were being written their checksums: what is in them is for the
-// check to judge. But e2fsck gives up at one on the orphan list whose checksum is wrong (e2fsck/super.c, release_orphan_inode).
+// seal gives group descriptors and inodes that were being written their checksums: what is in
+// them is for the check to judge. Without a descriptor nothing in its group is found; and at an
+// inode on the orphan list whose checksum is wrong e2fsck gives up (e2fsck/super.c,
+// release_orphan_inode).
 func (c *change) seal() error {
+	descriptors, err := audit.Descriptors(c.before, c.blocks)
+	if err == nil {
+		err = c.replaceAll(descriptors)
+	}
+	if err != nil {
+		return err
+	}
 	torn, err := audit.Torn(c.before, c.blocks)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"iter"
 
 	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/audit"
 	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/jbd2"
 	"understudy.dev/understudy/dead/pagecache"
@@ -122,9 +123,15 @@ func (f *finisher) checkInline(c *change) error {
 		unsaved: func(i *pagecache.Inode) bool { return starts(f.cache.Unsaved(f.super, i)) },
 		held:    func(i *pagecache.Inode) bool { return starts(f.cache.Held(f.super, i)) },
 	}
-	for b, data := range c.blocks {
-		if _, err := after.WriteAt(data, int64(b)*int64(f.super.BlockSize)); err != nil {
-			return err
+	torn, err := audit.Descriptors(c.before, c.blocks)
+	if err != nil {
+		return err
+	}
+	for _, blocks := range []map[addr.Block][]byte{c.blocks, torn} {
+		for b, data := range blocks {
+			if _, err := after.WriteAt(data, int64(b)*int64(f.super.BlockSize)); err != nil {
+				return err
+			}
 		}
 	}
 	for i, err := range f.cache.Inodes(f.super) {
