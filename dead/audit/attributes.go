@@ -87,7 +87,7 @@ func checkEntries(b []byte, header int) error {
 		name := e[attributeEntry:]
 		offset, size := int(binary.LittleEndian.Uint16(e[2:])), int64(binary.LittleEndian.Uint32(e[8:]))
 		if binary.LittleEndian.Uint32(e[4:]) != 0 {
-			return errors.New("an attribute has its value in an inode, which is not understood")
+			return foreignf("an attribute has its value in an inode, which is not understood")
 		}
 		padded := (size + 3) &^ 3
 		if e[1] == 0 || size > 0 && int64(offset)+padded > int64(len(b)) {

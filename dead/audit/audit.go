@@ -36,7 +36,8 @@ type Verdict struct {
 	// Reasons are the first contradictions, and what is not understood; empty if
 	// Clean.
 	Reasons []string
-	// Foreign says that nothing contradicts itself: the reasons are what is not understood.
+	// Foreign says that nothing contradicts itself: the reasons are what is not understood, or
+	// too much.
 	Foreign bool
 	Touched Counts
 }
@@ -146,7 +147,8 @@ func (c *checker) note(err error) bool {
 		return false
 	}
 	if errors.Is(err, errTooMuch) {
-		c.verdict.Reasons, c.verdict.Foreign = append(c.verdict.Reasons, errTooMuch.Error()), false
+		c.verdict.Foreign = c.verdict.Foreign || len(c.verdict.Reasons) == 0
+		c.verdict.Reasons = append(c.verdict.Reasons, errTooMuch.Error())
 		c.failed = nil
 		c.budget.spent = c.budget.limit + 1
 		return false

@@ -131,6 +131,9 @@ func judge(t testing.TB, s *churn.State, changed map[addr.Block][]byte) (audit.V
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := audit.Plausible(disk, changed, s.Handles); err != nil {
+		t.Errorf("with %d handles: %v", s.Handles, err)
+	}
 	dir, err := os.MkdirTemp("/dev/shm", "understudy-audit-")
 	if err != nil {
 		t.Fatal(err)

@@ -117,7 +117,7 @@ func (c *checker) region(n uint64, regions map[uint64]*region) (*region, error) 
 	}
 	s := &c.old.super
 	if s.FlexSize > maxFlex {
-		return nil, fmt.Errorf("%d groups have their bitmaps together: not understood", s.FlexSize)
+		return nil, foreignf("%d groups have their bitmaps together: not understood", s.FlexSize)
 	}
 	r := &region{blockBitmaps: make(map[addr.Block]uint32), inodeBitmaps: make(map[addr.Block]uint32)}
 	for group := n * s.FlexSize; group < min((n+1)*s.FlexSize, s.Groups()); group++ {

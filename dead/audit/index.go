@@ -203,7 +203,7 @@ func (c *checker) checkLeaf(d *directory, s span, list []entry) error {
 		case h < s.from || h > s.to:
 			return fmt.Errorf("name %q has hash %#x, and the leaf those from %#x to %#x", e.name, h, s.from, s.to)
 		case s.sharedFrom && h == s.from || s.sharedLast && h == s.to:
-			return fmt.Errorf("names with hash %#x are in two leaves: not understood", h)
+			return foreignf("names with hash %#x are in two leaves: not understood", h)
 		}
 		if _, there := names[string(e.name)]; there {
 			return fmt.Errorf("name %q is there twice", e.name)

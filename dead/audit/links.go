@@ -107,7 +107,7 @@ func (c *checker) checkOneName(n addr.Ino, names kinds) error {
 	}
 	if i.turned() {
 		if c.new.super.Incompat&ext4.IncompatFiletype == 0 {
-			return fmt.Errorf("inode %d becomes another kind of file: not understood", n)
+			return foreignf("inode %d becomes another kind of file: not understood", n)
 		}
 		if got, had := names[fileKinds[i.old.Mode>>12]], i.old.names(); got != -had {
 			return fmt.Errorf("inode %d becomes another kind of file, and loses %d names of %d", n, -got, had)

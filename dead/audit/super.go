@@ -92,15 +92,15 @@ func (c *checker) judgeable() error {
 	case c.added == nil && (s.Compat&^compats != 0 || s.Incompat&^incompats != 0 || s.ROCompat&^roCompats != 0):
 		return foreignf("features %#x, %#x or %#x are not understood", uint32(s.Compat&^compats), uint32(s.Incompat&^incompats), uint32(s.ROCompat&^roCompats))
 	case (c.old.super.State|s.State)&ext4.StateError != 0 || s.ErrorCount != 0:
-		return errors.New("errors were recorded in the superblock before")
+		return foreignf("errors were recorded in the superblock before")
 	case !s.Linux:
-		return errors.New("the superblock's creator OS is not Linux")
+		return foreignf("the superblock's creator OS is not Linux")
 	case s.BlockSize > 32<<10:
-		return fmt.Errorf("blocks of %d bytes are not understood", s.BlockSize)
+		return foreignf("blocks of %d bytes are not understood", s.BlockSize)
 	case s.BlocksPerGroup%8 != 0 || s.InodesPerGroup%8 != 0:
-		return fmt.Errorf("groups of %d blocks and %d inodes are not understood", s.BlocksPerGroup, s.InodesPerGroup)
+		return foreignf("groups of %d blocks and %d inodes are not understood", s.BlocksPerGroup, s.InodesPerGroup)
 	case s.BlocksPerGroup > s.BlockSize*8*uint32(ratio(s)) || ratio(s) > 1 && (s.FirstDataBlock > 0 || s.BlocksPerGroup%uint32(8*ratio(s)) != 0):
-		return fmt.Errorf("groups of %d blocks, in clusters of %d", s.BlocksPerGroup, ratio(s))
+		return foreignf("groups of %d blocks, in clusters of %d", s.BlocksPerGroup, ratio(s))
 	}
 	return nil
 }

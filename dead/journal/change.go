@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -85,6 +86,15 @@ func (c *change) replaceAll(blocks map[addr.Block][]byte) error {
 		}
 	}
 	return nil
+}
+
+// plausible refuses what no kernel has in memory, with so many handles open.
+func (c *change) plausible(handles int) error {
+	err := audit.Plausible(c.before, c.blocks, handles)
+	if errors.Is(err, audit.ErrDamaged) {
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return err
 }
 
 // seal gives group descriptors and inodes that were being written their checksums: what is in

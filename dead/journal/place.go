@@ -208,7 +208,8 @@ func (f *finisher) confirm(c *change, found *placement.Result) error {
 	all := maps.Clone(c.blocks)
 	maps.Copy(all, found.Blocks)
 	verdict, err := f.remembered().Check(c.before, all)
-	if err == nil && verdict.Foreign && f.report.Open == 0 {
+	added := err == nil && verdict.Foreign && f.report.Open == 0
+	if added {
 		verdict, err = c.checkAdded(found.Blocks)
 	}
 	if err != nil {
@@ -217,6 +218,7 @@ func (f *finisher) confirm(c *change, found *placement.Result) error {
 	if !verdict.Clean {
 		return fmt.Errorf("%w: %s", errAudit, strings.Join(verdict.Reasons, "; "))
 	}
+	f.sound = !added
 	return c.replaceAll(found.Blocks)
 }
 

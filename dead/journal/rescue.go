@@ -215,6 +215,7 @@ type finisher struct {
 	proven    bool         // an earlier attempt has committed it, and nothing more need be done for it
 	released  []addr.Block // by what was mended
 	placed    placed
+	sound     bool // the audit has confirmed all of the transaction
 }
 
 func (f *finisher) step(name string, do func() error) error {
@@ -260,6 +261,11 @@ func (f *finisher) journal() error {
 	}
 	if f.Place {
 		t, at = f.place(log, scan, t, at)
+	}
+	if t != nil && f.report.Open == 0 && !f.sound {
+		if err := f.step("audit", func() error { return f.consistent(t) }); err != nil {
+			return err
+		}
 	}
 	if f.report.Case == Finished {
 		err = f.step("commit again", func() error { return log.Recommit(scan) })
@@ -319,9 +325,30 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 		return err
 	})
 	if err == nil && f.report.Check != "" {
+		err = c.plausible(f.report.Open)
+	}
+	if err == nil && f.report.Check != "" {
 		err = f.step("prepare", func() error { return f.prepare(c) })
 	}
 	t.Mark = f.mark(f.report.Check == "" && len(f.report.AfterMount) == 0)
+	return err
+}
+
+// consistent refuses a transaction that contradicts itself though no operation was in flight:
+// what memory has of it is damaged. A check would make it consistent, at the cost of files that
+// are whole on the disk.
+func (f *finisher) consistent(t *jbd2.Transaction) error {
+	c, err := newChange(f.disk, t)
+	if err != nil {
+		return err
+	}
+	verdict, err := audit.Check(c.before, c.blocks)
+	if err == nil && verdict.Foreign {
+		err = c.plausible(0)
+	}
+	if err == nil && !verdict.Clean && !verdict.Foreign {
+		err = fmt.Errorf("%w: no operation was in flight, but %s", ErrDamaged, strings.Join(verdict.Reasons, "; "))
+	}
 	return err
 }
 

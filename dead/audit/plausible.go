@@ -1,0 +1,158 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
+)
+
+// ErrDamaged is wrapped by errors that say that blocks are not what a kernel has in memory,
+// however far it is with its operations.
+var ErrDamaged = errors.New("metadata in memory is damaged")
+
+// Plausible checks that changed blocks can be a kernel's, with so many handles open. Who holds
+// one changes one inode, descriptor or bitmap at a time, under a lock, and sets its checksum
+// before that is released (fs/ext4/inode.c, ext4_do_update_inode; mballoc.c,
+// ext4_mb_mark_diskspace_used): no more of them have a wrong one than there are handles. Where
+// a group has its bitmaps and inodes stays as it is, and an inode in use keeps a mode. It needs
+// to understand nothing else of a file system, and what it finds a check cannot repair without a
+// loss of what was on the disk. Its other arguments are those of Check. An error wraps
+// ErrDamaged, or says that the disk cannot be read.
+func Plausible(old io.ReaderAt, changed map[addr.Block][]byte, handles int) error {
+	fs, err := ext4.Open(old)
+	if err != nil {
+		return fmt.Errorf("judge changed blocks: %w", err)
+	}
+	p := &plausible{checker: newChecker(fs.Super, old, changed), blocks: make(map[uint32]bool)}
+	for _, step := range []func(map[addr.Block][]byte) error{p.super, p.describe, p.bitmaps, p.tables} {
+		if err := step(changed); errors.Is(err, errTooMuch) {
+			break
+		} else if err != nil {
+			return fmt.Errorf("judge changed blocks: %w", err)
+		}
+	}
+	if len(p.torn) > handles {
+		return fmt.Errorf("%w: %d handles were open, and of what they changed these have a wrong checksum: %v", ErrDamaged, handles, p.torn[:min(len(p.torn), maxReasons)])
+	}
+	return nil
+}
+
+// plausible is such a look under way.
+type plausible struct {
+	*checker
+	torn   []string
+	blocks map[uint32]bool // groups whose descriptors are torn
+}
+
+func (p *plausible) super(changed map[addr.Block][]byte) error {
+	home, offset := p.old.super.Location()
+	b, ok := changed[home]
+	if !ok {
+		return nil
+	}
+	err := ext4.CheckSuper(b[offset:][:ext4.SuperSize])
+	if errors.Is(err, ext4.ErrChecksum) {
+		p.torn, err = append(p.torn, "the superblock"), nil
+	} else if err == nil {
+		_, err = ext4.ParseSuper(b[offset:][:ext4.SuperSize])
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return nil
+}
+
+// describe finds out what the changed blocks are, and judges descriptors.
+func (p *plausible) describe(changed map[addr.Block][]byte) error {
+	regions := make(map[uint64]*region)
+	home, _ := p.old.super.Location()
+	for _, b := range sorted(changed) {
+		before, err := p.old.block(b)
+		if err != nil {
+			return err
+		}
+		after := changed[b]
+		if b == home || bytes.Equal(before, after) {
+			continue
+		}
+		if first, ok := p.describes(b); ok {
+			if err := p.descriptors(first, before, after); err != nil {
+				return err
+			}
+			continue
+		}
+		err = p.identify(b, before, after, regions)
+		if errors.As(err, new(*foreignError)) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *plausible) descriptors(first uint32, before, after []byte) error {
+	size := int(p.old.super.DescSize)
+	for at := 0; at+size <= len(after) && uint64(first) < p.old.super.Groups(); at, first = at+size, first+1 {
+		was, is := before[at:at+size], after[at:at+size]
+		if bytes.Equal(was, is) {
+			continue
+		}
+		// bg_block_bitmap, bg_inode_bitmap and bg_inode_table, and their upper halves
+		if !bytes.Equal(was[:0x0c], is[:0x0c]) || size >= 0x2c && !bytes.Equal(was[0x20:0x2c], is[0x20:0x2c]) {
+			return fmt.Errorf("%w: the bitmaps or the inode table of group %d move", ErrDamaged, first)
+		}
+		if _, err := p.new.super.ParseGroup(first, is); errors.Is(err, ext4.ErrChecksum) {
+			p.torn, p.blocks[first] = append(p.torn, fmt.Sprintf("descriptor of group %d", first)), true
+		}
+	}
+	return nil
+}
+
+// bitmaps judges those that change.
+func (p *plausible) bitmaps(map[addr.Block][]byte) error {
+	for _, n := range sorted(p.groups) {
+		if p.blocks[n] {
+			continue
+		}
+		_, err := p.new.blockMap(n)
+		if err == nil || errors.Is(err, ext4.ErrChecksum) {
+			_, other := p.new.inodeMap(n)
+			err = errors.Join(err, other)
+		}
+		switch failed := (*readError)(nil); {
+		case errors.As(err, &failed):
+			return failed
+		case errors.Is(err, ext4.ErrChecksum):
+			p.torn = append(p.torn, err.Error())
+		}
+	}
+	return nil
+}
+
+// tables judges inodes that change.
+func (p *plausible) tables(map[addr.Block][]byte) error {
+	size := int(p.old.super.InodeSize)
+	for s := range p.changedSlots() {
+		after, err := p.new.block(s.Block)
+		if err != nil {
+			return err
+		}
+		raw := after[s.Offset:][:size]
+		if mode := binary.LittleEndian.Uint16(raw); mode == 0 {
+			if i, err := p.old.load(s.Ino); err == nil && i.Mode != 0 {
+				return fmt.Errorf("%w: inode %d, which is in use, becomes one without a mode", ErrDamaged, s.Ino)
+			}
+		}
+		if _, err := p.old.super.ParseInode(s.Ino, raw); errors.Is(err, ext4.ErrChecksum) {
+			p.torn = append(p.torn, fmt.Sprintf("inode %d", s.Ino))
+		}
+	}
+	return p.failed
+}
