@@ -342,7 +342,7 @@ func (c *control) trouble(out io.Writer, t wire.TroubleNotice) {
 	what := t.What
 	c.mu.Lock()
 	n := len(c.status.Troubles)
-	news := n == 0 || c.status.Troubles[n-1] != what
+	news := !slices.Contains(c.status.Troubles, what)
 	if news && n < maxTroubles {
 		c.status.Troubles = append(c.status.Troubles[:n:n], what)
 	}

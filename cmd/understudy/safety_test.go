@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -223,6 +224,40 @@ func TestServiceNotReady(t *testing.T) {
 	s.state("protected")
 	s.shell("right", "touch /srv/go")
 	await(t, "end of the trouble", programLimit, func() bool { return !troubled() })
+	if _, err := understudy(t, "down"); err != nil {
+		t.Error(err)
+	}
+	s.sound()
+}
+
+// TestDiskReplaced: the image of a disk is renamed, and something else put in its place. What is
+// taken over is the disk that the pair has open; what has its path by now is left alone, and no side
+// boots with it.
+func TestDiskReplaced(t *testing.T) {
+	tier.Full(t, "a disk whose path is another's")
+	s := stand(t, marker, again)
+	s.up()
+	s.state("protected")
+	s.shell("left", "while [ ! -e /srv/done-1 ]; do sleep 1; done")
+	other := bytes.Repeat([]byte("other"), 1<<20)
+	if err := errors.Join(os.Rename(s.image, s.image+".old"), os.WriteFile(s.image, other, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	replaced := func() bool { return strings.Contains(strings.Join(s.status().Troubles, "\n"), "renamed or replaced") }
+	await(t, "a word about it", programLimit, replaced)
+	s.tookOver()
+	if got := s.says("right", "seq 1 100000 | cmp - /srv/file-1 && echo same"); got != "same" {
+		t.Errorf("what was in memory only: %q", got)
+	}
+	await(t, "an understudy that cannot boot", programLimit, func() bool { return strings.Contains(s.status().Error, "renamed or replaced") })
+	if !bytes.Equal(readFile(t, s.image), other) {
+		t.Error("the file that has its path was written to")
+	}
+	if err := os.Rename(s.image+".old", s.image); err != nil {
+		t.Fatal(err)
+	}
+	s.state("protected")
+	await(t, "the end of the trouble", programLimit, func() bool { return !replaced() })
 	if _, err := understudy(t, "down"); err != nil {
 		t.Error(err)
 	}

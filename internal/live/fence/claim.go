@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -23,6 +24,45 @@ type Hold struct {
 	*os.File       // for reading and writing
 	Size     int64 // bytes
 	Device   bool  // it is a block device
+}
+
+// ErrReplaced is why a path is not that of the disk that is held any more.
+var ErrReplaced = errors.New("another file, or none, has this path now: the disk that the pair has was renamed or replaced")
+
+// Named checks that the path of the disk still is that of what we hold.
+func (h *Hold) Named() error {
+	at, err := os.Stat(h.Name())
+	if err == nil && !h.is(at) {
+		err = ErrReplaced
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		err = ErrReplaced
+	}
+	if err != nil {
+		return hint.New("disk "+h.Name(), err, "Give it its path back (the supervisor has it open: ls -l /proc/PID/fd).")
+	}
+	return nil
+}
+
+// OpenIn says whether a process has the disk open.
+func (h *Hold) OpenIn(pid int) bool {
+	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid)) // the pattern is well-formed
+	return slices.ContainsFunc(fds, func(fd string) bool {
+		st, err := os.Stat(fd)
+		return err == nil && h.is(st)
+	})
+}
+
+// is says whether that is the disk. A block device may have several names.
+func (h *Hold) is(st os.FileInfo) bool {
+	ours, err := h.Stat()
+	if err != nil {
+		return false
+	}
+	if h.Device {
+		return st.Mode()&os.ModeDevice != 0 && st.Sys().(*syscall.Stat_t).Rdev == ours.Sys().(*syscall.Stat_t).Rdev
+	}
+	return os.SameFile(st, ours)
 }
 
 // holdByte is the byte of an image that a Hold locks: beyond those of QEMU, whatever

@@ -33,8 +33,9 @@ type Proof struct {
 var ErrLocked = errors.New("still locked")
 
 // Raise kills the process, waits for it to be reaped and takes the lock of
-// every image, each within limit. It fails without having touched any image.
-func Raise(p Process, images []string, limit time.Duration) (*Proof, error) {
+// every image that we hold, each within limit: of the file that is held, whatever its path names
+// by now. It fails without having touched any image.
+func Raise(p Process, images []*Hold, limit time.Duration) (*Proof, error) {
 	p.Kill()
 	select {
 	case <-p.Ended():
@@ -43,20 +44,20 @@ func Raise(p Process, images []string, limit time.Duration) (*Proof, error) {
 			"It may hang in the machine's kernel (state D in ps). Its disks are left as they are: take over by hand once it is gone.")
 	}
 	proof := &Proof{locks: make(map[string]*os.File)}
-	for _, image := range images {
-		f, err := lock(image, limit)
+	for _, h := range images {
+		f, err := lock(fmt.Sprintf("/proc/self/fd/%d", h.Fd()), h.Name(), limit)
 		if err != nil {
 			proof.Drop()
 			return nil, err
 		}
-		proof.locks[image] = f
+		proof.locks[h.Name()] = f
 	}
 	return proof, nil
 }
 
 // Free checks that no process holds the lock of an image; the error names those that do.
 func Free(image string) error {
-	f, err := lock(image, 0)
+	f, err := lock(image, image, 0)
 	if err != nil {
 		return err
 	}
@@ -89,8 +90,9 @@ func (p *Proof) Drop() {
 // lock over all of them excludes, and is excluded by, any QEMU.
 const lockStart, lockLen = 100, 200
 
-func lock(image string, limit time.Duration) (*os.File, error) {
-	f, err := os.OpenFile(image, os.O_RDWR|unix.O_CLOEXEC, 0)
+// lock locks the file at a path, which is the one of an image.
+func lock(path, image string, limit time.Duration) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, hint.New("open image "+image, err, "The image must be there and writable; nothing was touched.")
 	}

@@ -48,7 +48,7 @@ func (m *machine) Fence(context.Context) error {
 	told := time.AfterFunc(fenceTold, func() {
 		m.s.log("process %d of partition %s was killed and has not let go of its disks yet: it is waited for", dead.PID(), m.s.active.name)
 	})
-	proof, err := fence.Raise(dead, m.s.images(), fenceLimit)
+	proof, err := fence.Raise(dead, m.s.disks(), fenceLimit)
 	told.Stop()
 	if err != nil {
 		return err

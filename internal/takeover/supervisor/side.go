@@ -84,6 +84,9 @@ func (s *Supervisor) bootOnce(ctx context.Context, i int, active bool) (*side, e
 		s.log("partition %s: %s", p.Name, spec.CommandLine())
 		err = sd.boot(ctx, spec, s.config(p.Name), s.options.Notice)
 	}
+	if err == nil {
+		err = s.haveDisks(sd)
+	}
 	if err == nil && spec.Outlives {
 		err = s.recordSide(sd)
 	}
@@ -208,6 +211,9 @@ func (s *Supervisor) devices(ctx context.Context, side *side, i int, active bool
 	}
 	for _, d := range s.Pair.Disks {
 		for n, image := range d.Images() {
+			if err := s.holds[image].Named(); err != nil {
+				return nil, err
+			}
 			disk := partition.Disk{Name: d.Serials()[n], Image: image}
 			if active {
 				devices = append(devices, disk)

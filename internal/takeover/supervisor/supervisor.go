@@ -85,6 +85,7 @@ type Supervisor struct {
 	morgue     *morgue.Morgue           // of the active side; nil: nobody has looked for its kernel yet
 	reads      map[string]chan struct{} // of images, by us, that are under way; by disk
 	crashed    time.Time                // when a crash was asked for
+	unnamed    map[string]string        // what was told of disks that have lost their paths, by path
 }
 
 // roles are the active side and the understudy, for those who do not change them.
@@ -102,7 +103,7 @@ func Start(ctx context.Context, p *pair.Pair, o Options) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Supervisor{Pair: p, options: o, dir: dir, holds: make(map[string]*fence.Hold)}
+	s := &Supervisor{Pair: p, options: o, dir: dir, holds: make(map[string]*fence.Hold), unnamed: make(map[string]string)}
 	if err := s.start(ctx); err != nil {
 		return nil, errors.Join(err, s.undo())
 	}
@@ -366,6 +367,26 @@ func (s *Supervisor) images() []string {
 		paths = append(paths, d.Images()...)
 	}
 	return paths
+}
+
+// disks are the images of the shared disks, as they are held.
+func (s *Supervisor) disks() []*fence.Hold {
+	var holds []*fence.Hold
+	for _, image := range s.images() {
+		holds = append(holds, s.holds[image])
+	}
+	return holds
+}
+
+// haveDisks checks that the process of a side has the disks open that we hold, and not what
+// has their paths by now.
+func (s *Supervisor) haveDisks(sd *side) error {
+	for _, h := range s.disks() {
+		if !h.OpenIn(sd.process.PID()) {
+			return errors.Join(fmt.Errorf("partition %s has another disk open than %s", sd.name, h.Name()), h.Named())
+		}
+	}
+	return nil
 }
 
 // Side says what one side of a pair is.
