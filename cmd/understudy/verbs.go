@@ -139,6 +139,9 @@ func (t *lastTakeover) summary() string {
 	if t.Files > 0 {
 		s += fmt.Sprintf("; %s recovered, files: %d", size(float64(t.Bytes)), t.Files)
 	}
+	if t.Unreached != "" {
+		s += "; " + t.Unreached
+	}
 	if n := len(t.Refused); n > 0 {
 		s += fmt.Sprintf("; REFUSED: %d", n)
 	}

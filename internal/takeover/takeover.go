@@ -51,7 +51,8 @@ type Machine interface {
 	// Start starts the services of the role, and names those that are not ready within a time.
 	// It fails if it is better not to go live without them.
 	Start(ctx context.Context, within time.Duration) ([]wire.Unready, error)
-	// GoLive lets the network reach the understudy.
+	// GoLive lets the network reach the understudy. With ErrUnreached it serves, and will be
+	// reached later.
 	GoLive(ctx context.Context) error
 	// Acquaint has the understudy know the dead side's peers; it tells them nothing.
 	Acquaint(ctx context.Context, p wire.Peers) (wire.AcquaintResult, error)
@@ -256,10 +257,12 @@ type Report struct {
 	// which nobody finishes did not have.
 	Acts []wire.Act `json:"acts,omitempty"`
 	// Unready are the services that did not come up in time.
-	Unready  []wire.Unready `json:"unready,omitempty"`
-	Durable  bool           `json:"durable"` // all that was applied is on the disks
-	Notified Notified       `json:"notified"`
-	Timeline *Timeline      `json:"-"`
+	Unready []wire.Unready `json:"unready,omitempty"`
+	// Unreached is why the network did not reach the understudy when it served; empty: it did.
+	Unreached string    `json:"unreached,omitempty"`
+	Durable   bool      `json:"durable"` // all that was applied is on the disks
+	Notified  Notified  `json:"notified"`
+	Timeline  *Timeline `json:"-"`
 }
 
 // Progress is how far a takeover has come with a disk.
@@ -347,12 +350,18 @@ func Run(ctx context.Context, m Machine, t *Timeline, o Options) (_ *Serving, er
 	}); err != nil {
 		return nil, &UnservedError{r.report, fmt.Errorf("start services: %w", err)}
 	}
-	if err := r.limited(ctx, StepAddress, m.GoLive); err != nil {
+	switch err := r.limited(ctx, StepAddress, m.GoLive); {
+	case errors.Is(err, ErrUnreached):
+		r.report.Unreached = err.Error()
+	case err != nil:
 		return nil, &UnservedError{r.report, fmt.Errorf("bring address over: %w", err)}
 	}
 	r.teller.tell(ctx)
 	return &Serving{Report: r.report, run: r}, nil
 }
+
+// ErrUnreached is why nobody reaches an understudy that serves.
+var ErrUnreached = errors.New("the network does not reach it yet")
 
 // UnservedError is why nobody serves, though the disks have been brought over: what of the
 // dead side's data is not on them stands in the report.

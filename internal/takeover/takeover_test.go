@@ -383,8 +383,9 @@ func TestNoServiceOnAFailedStep(t *testing.T) {
 func TestUnreadyServiceIsTold(t *testing.T) {
 	m := newStand()
 	m.unready = []wire.Unready{{Service: "db", Reason: "not within 45s"}}
+	m.fail["go live"] = fmt.Errorf("%w: no bridge", ErrUnreached)
 	r, err := play(m, Options{Disks: []string{"data"}})
-	if err != nil || !m.has("go live") || !reflect.DeepEqual(r.Unready, m.unready) {
+	if err != nil || r.Unreached == "" || !m.has("go live") || !reflect.DeepEqual(r.Unready, m.unready) {
 		t.Errorf("%v, calls %v", err, m.calls)
 	}
 }

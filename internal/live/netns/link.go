@@ -104,6 +104,21 @@ func (n *Namespace) Enslave(link, bridge string) error {
 }
 
 // withLink runs act on the named link inside the namespace; verb tells what failed.
+// Join is Enslave, and has the link up; there says that it was so before.
+func (n *Namespace) Join(link, bridge string) (there bool, err error) {
+	return there, n.withLink(link, "join", func(l netlink.Link) error {
+		b, err := netlink.LinkByName(bridge)
+		if err != nil {
+			return fmt.Errorf("find bridge %s: %w", bridge, err)
+		}
+		there = l.Attrs().MasterIndex == b.Attrs().Index && l.Attrs().Flags&net.FlagUp != 0
+		if there {
+			return nil
+		}
+		return errors.Join(netlink.LinkSetMaster(l, b), netlink.LinkSetUp(l))
+	})
+}
+
 func (n *Namespace) withLink(name, verb string, act func(netlink.Link) error) error {
 	return n.Do(func() error {
 		l, err := netlink.LinkByName(name)

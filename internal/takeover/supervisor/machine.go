@@ -168,7 +168,12 @@ func (m *machine) Start(ctx context.Context, within time.Duration) ([]wire.Unrea
 	return m.heir.startServices(ctx, within)
 }
 
-func (m *machine) GoLive(context.Context) error { return m.s.connect(m.heir) }
+func (m *machine) GoLive(context.Context) error {
+	if _, err := m.s.connect(m.heir); err != nil { // it is tried again for as long as this side is watched
+		return fmt.Errorf("%w: %w", takeover.ErrUnreached, err)
+	}
+	return nil
+}
 
 func (m *machine) Sync(ctx context.Context) error { return m.heir.agent.Call(ctx, wire.Sync, nil, nil) }
 

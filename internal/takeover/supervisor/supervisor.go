@@ -85,7 +85,7 @@ type Supervisor struct {
 	morgue     *morgue.Morgue           // of the active side; nil: nobody has looked for its kernel yet
 	reads      map[string]chan struct{} // of images, by us, that are under way; by disk
 	crashed    time.Time                // when a crash was asked for
-	unnamed    map[string]string        // what was told of disks that have lost their paths, by path
+	lost       map[string]string        // what was told of disks that have lost their paths, and of the network
 }
 
 // roles are the active side and the understudy, for those who do not change them.
@@ -103,7 +103,7 @@ func Start(ctx context.Context, p *pair.Pair, o Options) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Supervisor{Pair: p, options: o, dir: dir, holds: make(map[string]*fence.Hold), unnamed: make(map[string]string)}
+	s := &Supervisor{Pair: p, options: o, dir: dir, holds: make(map[string]*fence.Hold), lost: make(map[string]string)}
 	if err := s.start(ctx); err != nil {
 		return nil, errors.Join(err, s.undo())
 	}
@@ -169,7 +169,7 @@ func (s *Supervisor) start(ctx context.Context) error {
 		return err
 	}
 	// Nobody is served before the pair is protected.
-	if err := s.connect(s.active); err != nil {
+	if _, err := s.connect(s.active); err != nil {
 		return err
 	}
 	if err := s.announce(ctx, s.active); err != nil {
@@ -341,14 +341,16 @@ func (s *Supervisor) prepare(ctx context.Context) error {
 	return nil
 }
 
-// connect lets the network reach a side.
-func (s *Supervisor) connect(side *side) error {
+// connect lets the network reach a side. News says that it could not be reached before.
+func (s *Supervisor) connect(side *side) (news bool, err error) {
 	for i, n := range s.Pair.NICs {
-		if err := s.options.Network.Enslave(side.taps[i], n.Bridge); err != nil {
-			return fmt.Errorf("connect %s of partition %s: %w", n.Name, side.name, err)
+		there, err := s.options.Network.Join(side.taps[i], n.Bridge)
+		if err != nil {
+			return news, fmt.Errorf("connect %s of partition %s: %w", n.Name, side.name, err)
 		}
+		news = news || !there
 	}
-	return nil
+	return news, nil
 }
 
 // Crash kills the active kernel on purpose; silent: with no dying message.

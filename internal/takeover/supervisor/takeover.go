@@ -47,7 +47,7 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	dead := s.active
 	s.mu.Lock()
 	s.active, s.understudy, s.crashed = s.understudy, nil, time.Time{}
-	clear(s.unnamed) // it is told anew
+	clear(s.lost) // it is told anew
 	s.mu.Unlock()
 	if err := s.record(func(r *Record) {
 		r.Active, r.Heir, r.Understudy, r.Saved, r.Stopping = s.active.name, "", "", false, false

@@ -9,7 +9,6 @@ import (
 	"time"
 	"unsafe"
 
-	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/qmp"
@@ -73,7 +72,13 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 		watch(w, true)
 	}
 	go s.trimConsoles(ctx)
-	go s.watchPaths(ctx)
+	go s.watchPaths(ctx) // not waited for: a path may be on a file system that hangs
+	ports := make(chan struct{})
+	go func() {
+		defer close(ports)
+		s.watchPorts(ctx)
+	}()
+	defer func() { <-ports }()
 	first := <-watched
 	cancel()
 	for range n - 1 { // nobody looks at the beat pages any more when this returns
@@ -82,44 +87,6 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 		}
 	}
 	return first.Death, first.err
-}
-
-// pathsEvery is how often it is looked whether the disks have their paths still.
-const pathsEvery = 10 * time.Second
-
-// watchPaths tells of a disk that was renamed or replaced under a pair: both sides have it open, but
-// one that boots would have another.
-func (s *Supervisor) watchPaths(ctx context.Context) {
-	tick := time.NewTicker(pathsEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		for _, h := range s.disks() {
-			s.lookAtPath(h)
-		}
-	}
-}
-
-func (s *Supervisor) lookAtPath(h *fence.Hold) {
-	err, path := h.Named(), h.Name()
-	s.mu.Lock()
-	was := s.unnamed[path]
-	if err == nil {
-		delete(s.unnamed, path)
-	} else {
-		s.unnamed[path] = err.Error()
-	}
-	s.mu.Unlock()
-	switch {
-	case was != "" && err == nil:
-		s.trouble(wire.TroubleNotice{What: "disk " + path + " has its path again", Ends: was})
-	case was == "" && err != nil:
-		s.trouble(wire.TroubleNotice{What: err.Error()})
-	}
 }
 
 // trimEvery is how often the logs of consoles are kept within bounds.

@@ -1,0 +1,74 @@
+package supervisor
+
+import (
+	"context"
+	"time"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// hostEvery is how often it is looked whether this machine still has what a pair was given.
+const hostEvery = 10 * time.Second
+
+// every does something now, and then again and again, until ctx ends.
+func every(ctx context.Context, period time.Duration, do func()) {
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		do()
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+}
+
+// watchPaths tells of a disk that was renamed or replaced under a pair: both sides have it open, but
+// one that boots would have another.
+func (s *Supervisor) watchPaths(ctx context.Context) {
+	every(ctx, hostEvery, func() {
+		for _, h := range s.disks() {
+			if err := h.Named(); ctx.Err() == nil {
+				s.missed(h.Name(), err, "disk "+h.Name()+" has its path again")
+			}
+		}
+	})
+}
+
+// watchPorts puts the active side back into its bridges: whoever starts the machine's network anew
+// makes these again, without their ports.
+func (s *Supervisor) watchPorts(ctx context.Context) {
+	active, _ := s.roles()
+	every(ctx, hostEvery, func() {
+		news, err := s.connect(active)
+		if ctx.Err() != nil {
+			return // it may be gone
+		}
+		s.missed("network", err, "the network reaches partition "+active.name+" again")
+		if !news || err != nil {
+			return
+		}
+		s.log("partition %s was put into its bridges again", active.name)
+		if err := s.announce(ctx, active); err != nil {
+			s.log("announce the addresses of partition %s: %v", active.name, err)
+		}
+	})
+}
+
+// missed tells, once, that something of this machine's is not there, and when it is again.
+func (s *Supervisor) missed(what string, err error, again string) {
+	s.mu.Lock()
+	was := s.lost[what]
+	if err == nil {
+		delete(s.lost, what)
+	} else {
+		s.lost[what] = err.Error()
+	}
+	s.mu.Unlock()
+	switch {
+	case was != "" && err == nil:
+		s.trouble(wire.TroubleNotice{What: again, Ends: was})
+	case was == "" && err != nil:
+		s.trouble(wire.TroubleNotice{What: err.Error()})
+	}
+}
