@@ -92,3 +92,38 @@ func TestTornSums(t *testing.T) {
 		}
 	}
 }
+
+// TestUsers wants a block of attributes whose users were counted before any inode began or
+// ceased to use it to be as it was, and one that changes in more not to be.
+func TestUsers(t *testing.T) {
+	for _, name := range smalls {
+		image := small(t, name)
+		whole := busy(t, image)
+		super, parts, err := audit.Parts(bytes.NewReader(image), whole)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := 0
+		for at, p := range parts {
+			if p.Kind != audit.KindAttributes {
+				continue
+			}
+			for off, want := range map[int]bool{4: true, 40: false} { // h_refcount; of an entry
+				b := bytes.Clone(whole[at])
+				b[off] += 2
+				changed := map[addr.Block][]byte{at: b}
+				audit.Seal(super, bytes.NewReader(image), changed, parts)
+				if v, err := audit.Check(bytes.NewReader(image), changed); err != nil || v.Clean {
+					t.Errorf("%s: %d: %+v, %v", name, off, v, err)
+				}
+				if all, m, ok := mended(t, bytes.NewReader(image), changed, 1, audit.Memory{}); ok != want || ok && !bytes.Equal(all[at], whole[at]) {
+					t.Errorf("%s: %d: mended %v instead of %v: %q", name, off, ok, want, m.What)
+				}
+			}
+			found++
+		}
+		if found == 0 {
+			t.Errorf("%s: no attributes", name)
+		}
+	}
+}

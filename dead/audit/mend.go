@@ -34,7 +34,8 @@ const maxRounds = 16
 //     after what they cover;
 //   - bitmaps and counts of groups, by what inodes own and which of them are in use: blocks
 //     and inodes are allocated before anything owns them;
-//   - i_blocks, and the links of directories;
+//   - i_blocks, the links of directories, and how many inodes use a block of attributes, if none
+//     that changes does;
 //   - an inode that was being made and has no name yet (ext4_add_nondir, ext4_mkdir), whatever
 //     of it is there: it is free again;
 //   - a renaming, or a link, of which a new name is there and the old one not gone: it is taken
@@ -103,6 +104,7 @@ func (m *mender) round() (bool, error) {
 		func() error { m.slots(); m.readOrphans(); return nil },
 		m.mendNodes,
 		func() error { m.findOwners(); return nil },
+		m.mendUsers,
 		m.mendMade,
 		m.mendLeaves,
 		m.mendLinks,
@@ -238,6 +240,39 @@ func (m *mender) free(n addr.Ino) error {
 func (m *mender) setLinks(n addr.Ino, links int) error {
 	m.tell("inode %d: %d links", n, links)
 	return m.raw(n, func(raw []byte) { binary.LittleEndian.PutUint16(raw[0x1a:], uint16(links)) })
+}
+
+// mendUsers takes back how many inodes use a block of attributes, where none that begins or
+// ceases to use it was written: that comes later (fs/ext4/xattr.c, ext4_xattr_release_block,
+// ext4_xattr_block_set).
+func (m *mender) mendUsers() error {
+	for _, at := range m.unclaimed {
+		before, err := m.checker.old.block(at)
+		if err != nil {
+			return err
+		}
+		after, err := m.new.block(at)
+		if err != nil {
+			return err
+		}
+		was, err := m.sharers(m.checker.old, at)
+		if err != nil || was == 0 || !sameButUsers(before, after) {
+			continue // it is something else
+		}
+		b, err := m.edit(at)
+		if err != nil {
+			return err
+		}
+		copy(b, before)
+		m.tell("attributes at block %d: used by %d inodes still", at, was)
+	}
+	return nil
+}
+
+// sameButUsers compares blocks of attributes but for how many inodes use them, and the checksum
+// (fs/ext4/xattr.h, struct ext4_xattr_header).
+func sameButUsers(a, b []byte) bool {
+	return bytes.Equal(a[:4], b[:4]) && bytes.Equal(a[8:16], b[8:16]) && bytes.Equal(a[20:], b[20:])
 }
 
 // mendMade frees directories that were being made: they get their first block, and in it "."
