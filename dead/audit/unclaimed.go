@@ -38,6 +38,9 @@ func (l *unclaimed) take(r run) {
 // claim takes those unclaimed blocks that are the metadata of an inode. The content of
 // files is looked for last.
 func (c *checker) claim(i *inode) {
+	if i.old != nil { // others may use them still: see checkShared
+		c.unclaimed.take(run{i.old.Attributes, i.old.Attributes + 1})
+	}
 	if i.new == nil {
 		return
 	}
