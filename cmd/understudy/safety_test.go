@@ -264,6 +264,36 @@ func TestDiskReplaced(t *testing.T) {
 	s.sound()
 }
 
+// TestReset: the active kernel ends by itself, in one of the ways of reboot(2), without a sync: what is
+// in memory only is brought over. One that had unmounted its disks has left nothing.
+func TestReset(t *testing.T) {
+	for name, how := range map[string]string{
+		"reboot": "reboot -f", "poweroff": "poweroff -f", "halt": "halt -f",
+		"unmounted": "kill -9 $(pidof sleep); umount /srv && reboot -f",
+	} {
+		t.Run(name, func(t *testing.T) {
+			tier.Full(t, "a kernel that is told to end")
+			s := stand(t, marker, again)
+			s.up()
+			s.state("protected")
+			s.shell("left", "while [ ! -e /srv/done-1 ]; do sleep 1; done")
+			s.typed("left", how, how+"\r", how)
+			await(t, "takeover", programLimit, func() bool { return s.status().Takeovers == 1 })
+			st := s.state("protected")
+			if st.Active != "right" || len(st.Takeover.Refused) > 0 {
+				t.Errorf("%+v, last takeover %+v", st, st.Takeover)
+			}
+			if got := s.says("right", "seq 1 100000 | cmp - /srv/file-1 && echo same"); got != "same" {
+				t.Errorf("what it had written: %q", got)
+			}
+			if _, err := understudy(t, "down"); err != nil {
+				t.Error(err)
+			}
+			s.sound()
+		})
+	}
+}
+
 // TestUpPanics: a kernel that dies while the pair comes up is named, and not waited for.
 func TestUpPanics(t *testing.T) {
 	for side, only := range map[string]string{"left": "[ -e /srv/there ]", "right": "[ ! -e /srv/there ]"} {

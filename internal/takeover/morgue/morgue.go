@@ -5,6 +5,7 @@ package morgue
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -118,6 +119,13 @@ func (m *Morgue) Examine(image takeover.Image) (takeover.Remains, error) {
 		return nil, err
 	}
 	s, err := c.Superblock(on.UUID)
+	if errors.Is(err, pagecache.ErrNotMounted) {
+		why := wasUnmounted(c, on, image)
+		if why == nil {
+			return unmounted{on.Family}, nil
+		}
+		err = fmt.Errorf("%w; %w", err, why)
+	}
 	if err != nil {
 		return nil, err
 	}

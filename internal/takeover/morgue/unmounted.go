@@ -1,0 +1,51 @@
+package morgue
+
+import (
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
+)
+
+// unmounted is what remains of a file system that the kernel had unmounted before it ended, as in
+// a reboot or after umount(8): nothing.
+type unmounted struct{ family string }
+
+// wasUnmounted says whether a kernel had unmounted what is on a disk, or never mounted it: all of its
+// superblocks are readable, none is that one, and an ext file system says so itself. A superblock
+// leaves the kernel's list only when all of it is on the disk (fs/super.c, deactivate_locked_super).
+func wasUnmounted(c *pagecache.Cache, on *salvage.OnDisk, image takeover.Image) error {
+	for s, err := range c.Superblocks() {
+		if err != nil {
+			return err
+		}
+		if s.UUID == on.UUID {
+			return fmt.Errorf("it is mounted as %s", s.ID)
+		}
+	}
+	if on.Family != "ext" {
+		return nil
+	}
+	fs, err := ext4.Open(image)
+	if err != nil {
+		return err
+	}
+	if fs.Super.NeedsReplay() || fs.Super.State&ext4.StateValid == 0 {
+		return errors.New("the disk says that it was not unmounted")
+	}
+	return nil
+}
+
+func (u unmounted) Finish(takeover.Image) (takeover.Commit, error) {
+	return takeover.Commit{Case: u.family + ": the kernel did not have it mounted any more"}, nil
+}
+
+func (unmounted) Size() int64 { return 0 }
+
+func (unmounted) Gather([]byte) (takeover.Gathered, error) { return takeover.Gathered{}, nil }
+
+func (unmounted) Names(*wire.Check) wire.NameRequest { return wire.NameRequest{} }
