@@ -12,12 +12,12 @@
 #
 # usage: scripts/kernels.sh [NAME...]; without names, all that are missing; trixie-cloud,
 # trixie-backports-cloud and experimental-cloud only if they are named, and -arm64 behind
-# any name but those for real time. Remove a link to have its newest release.
+# any name but those for real time, and -16k (pages of 16 KiB) only with that. Remove a link to have its newest release.
 set -euo pipefail
 
 tools=(xfsprogs btrfs-progs dosfstools xz-utils stress-ng fio rt-tests lvm2 mdadm cryptsetup-bin)
 names=(5.10-cloud 5.10-generic 6.1-generic 6.1-rt 6.12-cloud 6.12-generic 6.12-rt newest-cloud newest-generic newest-rt
-	6.1-cloud-arm64 6.12-cloud-arm64 newest-cloud-arm64 gokrazy)
+	6.1-cloud-arm64 6.12-cloud-arm64 newest-cloud-arm64 newest-16k-arm64 gokrazy)
 cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 
@@ -115,8 +115,9 @@ fetch() {
 	meta=linux-image-$arch
 	[[ $name == *-cloud ]] && meta=linux-image-cloud-$arch
 	[[ $name == *-rt ]] && meta=linux-image-rt-$arch
+	[[ $name == *-16k ]] && meta=linux-image-$arch-16k
 	open_apt "$version" "$arch" || return 1
-	package=$(depends "$meta" | grep -E "^linux-image-[0-9].*-$arch\$" | head -n 1) || return 1
+	package=$(depends "$meta" | grep -E "^linux-image-[0-9].*-$arch(-16k)?\$" | head -n 1) || return 1
 	release=${package#linux-image-}
 	dir=$cache/kernels/$release
 	if [[ ! -d $dir ]]; then

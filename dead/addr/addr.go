@@ -5,12 +5,37 @@ package addr
 
 import "fmt"
 
-// PageShift and PageSize describe the base page of x86-64, and the one of arm64 that is
-// understood: 4096 bytes.
+// PageSize is what files of memory, and what is written from them, are divided in: 4096 bytes,
+// the base page of x86-64. The base page of a kernel is a matter of Pages.
+const PageSize = 1 << Pages4K
+
+// Pages is how a kernel divides memory and files: in base pages of 2^Pages bytes.
+type Pages uint
+
+// The base pages of x86-64 and, of any of these sizes, of arm64 (arch/arm64/Kconfig).
 const (
-	PageShift = 12
-	PageSize  = 1 << PageShift
+	Pages4K  Pages = 12
+	Pages16K Pages = 14
+	Pages64K Pages = 16
 )
+
+// Size is that of a page, in bytes.
+func (p Pages) Size() int64 { return 1 << p }
+
+// PFN returns the frame that holds a.
+func (p Pages) PFN(a Phys) PFN { return PFN(a >> p) }
+
+// Phys returns the address of the first byte of a frame.
+func (p Pages) Phys(n PFN) Phys { return Phys(n) << p }
+
+// Index returns the page of a file that holds the byte at off.
+func (p Pages) Index(off int64) Index { return Index(off >> p) }
+
+// Byte returns the offset in a file of the first byte of a page.
+func (p Pages) Byte(i Index) int64 { return int64(i) << p }
+
+// End returns the first page beyond a file of a size in bytes: none of it lies there.
+func (p Pages) End(size int64) Index { return Index((min(size, 1<<62) + p.Size() - 1) >> p) }
 
 // Phys is a physical address of the guest, in bytes.
 type Phys uint64
@@ -18,10 +43,10 @@ type Phys uint64
 // Virt is a virtual address of the guest's kernel, in bytes.
 type Virt uint64
 
-// PFN is a page frame number: a physical address divided by PageSize.
+// PFN is a page frame number: a physical address divided by the size of a page.
 type PFN uint64
 
-// Index is the number of a page within a file, in units of PageSize.
+// Index is the number of a page within a file.
 type Index uint64
 
 // Ino is an inode number, unique within one file system.
@@ -37,13 +62,7 @@ type Dev uint32
 func (a Phys) String() string { return fmt.Sprintf("phys %#x", uint64(a)) }
 func (a Virt) String() string { return fmt.Sprintf("virt %#x", uint64(a)) }
 
-// PFN returns the frame that holds a.
-func (a Phys) PFN() PFN { return PFN(a >> PageShift) }
-
-// Phys returns the address of the first byte of the frame.
-func (p PFN) Phys() Phys { return Phys(p) << PageShift }
-
-// PageOffset returns how far a lies within its page, in bytes.
+// PageOffset returns how far a lies behind a multiple of PageSize, in bytes.
 func (a Virt) PageOffset() int { return int(a & (PageSize - 1)) }
 
 // Add returns a + n. The second result is false if the sum wraps around.
@@ -57,9 +76,6 @@ func (a Virt) Add(n uint64) (Virt, bool) {
 // (Documentation/arch/x86/x86_64/mm.rst, arch/arm64/memory.rst). It holds for 4 and
 // 5 levels.
 func (a Virt) IsKernel() bool { return a >= 0xff00_0000_0000_0000 }
-
-// Byte returns the file offset of the first byte of the page.
-func (i Index) Byte() int64 { return int64(i) << PageShift }
 
 // Major is the upper part of a device number: the driver.
 func (d Dev) Major() uint32 { return uint32(d) >> 20 }

@@ -52,8 +52,16 @@ func TestSpan(t *testing.T) {
 }
 
 func TestConversions(t *testing.T) {
-	if Phys(0x12345).PFN() != 0x12 || PFN(0x12).Phys() != 0x12000 || Index(3).Byte() != 0x3000 {
-		t.Error("pages and bytes do not agree")
+	for _, p := range []Pages{Pages4K, Pages16K, Pages64K} {
+		size := p.Size()
+		if p.PFN(Phys(18*size+5)) != 18 || p.Phys(18) != Phys(18*size) || p.Byte(3) != 3*size || p.Index(4*size-1) != 3 {
+			t.Errorf("pages of %d bytes and bytes do not agree", size)
+		}
+		for n, want := range map[int64]Index{0: 0, 1: 1, size: 1, size + 1: 2, 1<<63 - 1: Index(1 << 62 >> p)} {
+			if got := p.End(n); got != want {
+				t.Errorf("%d bytes end at page %d of %d bytes", n, got, size)
+			}
+		}
 	}
 	if _, ok := (^Virt(0)).Add(1); ok {
 		t.Error("a sum wrapped around unnoticed")

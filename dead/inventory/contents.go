@@ -106,7 +106,7 @@ func (c *Contents) present(m *Image, i *pagecache.Inode, in []Extent) []Extent {
 			if _, err := m.mem.View(part.Phys, 1); err == nil {
 				out = add(out, part)
 			} else {
-				c.gone(i, addr.Index(at>>addr.PageShift), err)
+				c.gone(i, m.Kernel.Pages(), at, err)
 			}
 			at = to
 		}
@@ -114,17 +114,18 @@ func (c *Contents) present(m *Image, i *pagecache.Inode, in []Extent) []Extent {
 	return out
 }
 
-// gone notes that a page of a file is not in the image.
-func (c *Contents) gone(i *pagecache.Inode, index addr.Index, err error) {
+// gone notes that the page of a file that has a byte is not in the image.
+func (c *Contents) gone(i *pagecache.Inode, each addr.Pages, at int64, err error) {
+	index := each.Index(at)
 	if n := len(c.Refused); n > 0 {
 		last := c.Refused[n-1]
 		var fault *ram.Fault
-		if last.Reason == pagecache.Unreadable && errors.As(last, &fault) && last.Pages > 0 && last.Index+addr.Index(last.Pages) == index {
-			last.Pages++
+		if last.Reason == pagecache.Unreadable && errors.As(last, &fault) && last.Pages > 0 && last.Index <= index && last.Index+addr.Index(last.Pages) >= index {
+			last.Pages = uint64(index-last.Index) + 1
 			return
 		}
 	}
-	c.Refused = append(c.Refused, &pagecache.Refusal{Inode: i.Ino, Index: index, Pages: 1, Reason: pagecache.Unreadable, Cause: err})
+	c.Refused = append(c.Refused, &pagecache.Refusal{Inode: i.Ino, Index: index, Pages: 1, Each: each, Reason: pagecache.Unreadable, Cause: err})
 }
 
 // add appends an extent, to the last one if both are contiguous.
@@ -141,13 +142,10 @@ func add(to []Extent, e Extent) []Extent {
 
 // RefusedSpan returns the bytes of a file of a size that a refusal is about.
 func RefusedSpan(r *pagecache.Refusal, size int64) addr.Span {
-	end := addr.Index(addr.AlignUp(min(size, 1<<62)) >> addr.PageShift)
 	if r.Pages == 0 {
 		return addr.Span{End: size}
 	}
-	from := min(r.Index, end)
-	to := from + addr.Index(min(r.Pages, uint64(end-from)))
-	return addr.Span{Off: from.Byte(), End: to.Byte()}.Clip(size)
+	return r.Span().Clip(size)
 }
 
 func spans(extents []Extent) []addr.Span {

@@ -57,10 +57,11 @@ func TestRefusedSpan(t *testing.T) {
 		want    addr.Span
 	}{
 		"the file":    {pagecache.Refusal{}, addr.Span{End: 5000}},
-		"a page":      {pagecache.Refusal{Pages: 1}, addr.Span{End: 4096}},
-		"the last":    {pagecache.Refusal{Index: 1, Pages: 1}, addr.Span{Off: 4096, End: 5000}},
-		"wild length": {pagecache.Refusal{Index: 1, Pages: 1 << 63}, addr.Span{Off: 4096, End: 5000}},
-		"wild place":  {pagecache.Refusal{Index: 1 << 63, Pages: 1 << 63}, addr.Span{Off: 8192, End: 5000}},
+		"a page":      {pagecache.Refusal{Pages: 1, Each: addr.Pages4K}, addr.Span{End: 4096}},
+		"the last":    {pagecache.Refusal{Index: 1, Pages: 1, Each: addr.Pages4K}, addr.Span{Off: 4096, End: 5000}},
+		"a large one": {pagecache.Refusal{Pages: 1, Each: addr.Pages16K}, addr.Span{End: 5000}},
+		"wild length": {pagecache.Refusal{Index: 1, Pages: 1 << 63, Each: addr.Pages4K}, addr.Span{Off: 4096, End: 5000}},
+		"wild place":  {pagecache.Refusal{Index: 1 << 63, Pages: 1 << 63, Each: addr.Pages4K}, addr.Span{Off: 8192, End: 5000}},
 	} {
 		if got := RefusedSpan(&tc.refusal, 5000); got != tc.want && (got.Len() > 0 || tc.want.Len() > 0) {
 			t.Errorf("%s: %v, want %v", name, got, tc.want)
@@ -74,7 +75,7 @@ type gappy struct{}
 func (gappy) View(pa addr.Phys, n int) ([]byte, error) {
 	b := make([]byte, n)
 	for i := range b {
-		page := (pa + addr.Phys(i)).PFN()
+		page := addr.Pages4K.PFN(pa + addr.Phys(i))
 		if page == 2 {
 			return nil, &ram.Fault{Addr: pa + addr.Phys(i), Len: n - i}
 		}

@@ -12,6 +12,7 @@ import (
 var amd64 = architecture{
 	name: "x86_64", mark: "phys_base", machine: ram.PC,
 	tables: amd64Tables, direct: amd64Direct, pages: amd64Pages, arrangement: amd64Arrangement,
+	sizes: []addr.Pages{addr.Pages4K},
 	same:  []string{"_stext", "init_uts_ns", "init_top_pgt"},
 	bases: []string{"page_offset_base", "vmemmap_base"},
 }
@@ -60,7 +61,7 @@ func amd64Tables(n *note) (*paging, error) {
 func amd64Paging(levels int, sme uint64) *paging {
 	bits := 12 + 9*levels
 	return &paging{
-		levels: levels, bits: bits,
+		unit: addr.Pages4K, levels: levels, bits: bits,
 		// Half of the addresses are of programs.
 		low: 1 << (bits - 1), high: -(1 << (bits - 1)),
 		decode: func(entry uint64, level int) (descriptor, bool) {
@@ -112,7 +113,7 @@ func amd64Pages(k *Kernel) (addr.Virt, error) {
 	if !base.IsKernel() {
 		return 0, fmt.Errorf("struct pages at %v", base)
 	}
-	if _, err := k.Physical(base + addr.Virt(uint64(k.notePA.PFN())*uint64(k.pageSize))); err != nil {
+	if _, err := k.Physical(base + addr.Virt(uint64(k.unit.PFN(k.notePA))*uint64(k.pageSize))); err != nil {
 		return 0, fmt.Errorf("struct pages are not from %v on, as with CONFIG_SPARSEMEM_VMEMMAP: a kernel without it is not understood (%w)", base, err)
 	}
 	return base, nil

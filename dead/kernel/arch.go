@@ -25,8 +25,9 @@ type architecture struct {
 	// its memory, if they lie as guessed or otherwise.
 	arrangement func(k *Kernel, size int64, guess ram.Arrangement) (ram.Arrangement, error)
 
-	same    []string // symbols of the note that have the same name in the symbol table
-	bases   []string // variables that tell one boot from another; what is not there does not count
+	sizes   []addr.Pages // that a base page may have
+	same    []string     // symbols of the note that have the same name in the symbol table
+	bases   []string     // variables that tell one boot from another; what is not there does not count
 	machine ram.Machine
 }
 
@@ -41,27 +42,33 @@ type linear struct {
 // translate is only for addresses within.
 func (l *linear) translate(va addr.Virt) addr.Phys { return l.phys + addr.Phys(va-l.virt.Start) }
 
-// architectureOf tells by its note what a kernel runs on.
-func architectureOf(n *note) (*architecture, error) {
+// architectureOf tells by its note what a kernel runs on, and how large its base pages are.
+func architectureOf(n *note) (*architecture, addr.Pages, error) {
 	var names []string
 	for _, a := range architectures {
 		if _, err := n.number(a.mark); err == nil {
-			return a, a.check(n)
+			unit, err := a.pageSize(n)
+			return a, unit, err
 		} else if !errors.Is(err, ErrNotFound) {
-			return nil, err
+			return nil, 0, err
 		}
 		names = append(names, a.name)
 	}
-	return nil, fmt.Errorf("parse vmcoreinfo: a kernel for none of %s", strings.Join(names, ", "))
+	return nil, 0, fmt.Errorf("parse vmcoreinfo: a kernel for none of %s", strings.Join(names, ", "))
 }
 
-// check refuses kernels whose pages have another size.
-func (a *architecture) check(n *note) error {
-	size, ok := n.values["PAGESIZE"]
-	if ok && size != fmt.Sprint(addr.PageSize) {
-		return fmt.Errorf("parse vmcoreinfo: a kernel for %s with pages of %.8s bytes: only those with %d are understood", a.name, size, addr.PageSize)
+// pageSize is what a kernel says that its base pages have.
+func (a *architecture) pageSize(n *note) (addr.Pages, error) {
+	told, ok := n.values["PAGESIZE"]
+	if !ok {
+		return addr.Pages4K, nil
 	}
-	return nil
+	for _, size := range a.sizes {
+		if told == fmt.Sprint(size.Size()) {
+			return size, nil
+		}
+	}
+	return 0, fmt.Errorf("parse vmcoreinfo: a kernel for %s with pages of %.8s bytes: it cannot have that", a.name, told)
 }
 
 // top is where the last piece of memory ends.

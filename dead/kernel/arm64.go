@@ -8,10 +8,11 @@ import (
 	"understudy.dev/understudy/dead/ram"
 )
 
-// arm64 is ARMv8-A and what came after it, in 64-bit state, with pages of 4 KiB.
+// arm64 is ARMv8-A and what came after it, in 64-bit state.
 var arm64 = architecture{
 	name: "aarch64", mark: "kimage_voffset", machine: ram.Board,
 	tables: arm64Tables, direct: arm64Direct, pages: arm64Pages, arrangement: arm64Arrangement,
+	sizes: []addr.Pages{addr.Pages4K, addr.Pages16K, addr.Pages64K},
 	same:  []string{"_stext", "init_uts_ns", "swapper_pg_dir"},
 	bases: []string{"kimage_voffset", "memstart_addr"},
 }
@@ -20,13 +21,16 @@ var arm64 = architecture{
 // arch/arm64/include/asm/pgtable-hwdef.h).
 const (
 	descValid    = 1 << 0
-	descTable    = 1 << 1 // and not a block; on the lowest level it must be set
-	descAddrMask = (1<<48 - 1) &^ (1<<12 - 1)
-	// With FEAT_LPA2, addresses have 52 bits: two more as they are, and the upper two
-	// where else the shareability is.
-	descAddrMask2 = (1<<50 - 1) &^ (1<<12 - 1)
+	descTable    = 1 << 1    // and not a block; on the lowest level it must be set
+	descAddrMask = 1<<48 - 1 // with what is below a page's size left out
+	// With FEAT_LPA2, and pages of 4 or 16 KiB, addresses have 52 bits: two more as they are,
+	// and the upper two where else the shareability is.
+	descAddrMask2 = 1<<50 - 1
 	descHighShift = 8
 	descHighMask  = 3
+	// With FEAT_LPA, and pages of 64 KiB, the upper four are where else nothing is.
+	descHighShift64K = 12
+	descHighMask64K  = 15
 )
 
 // arm64Tables finds the tables that TTBR1 points to. How many bits of an address they are
@@ -45,10 +49,13 @@ func arm64Tables(n *note) (*paging, error) {
 	if err != nil {
 		return nil, err
 	}
-	if size, err := n.number("TCR_EL1_T1SZ"); err == nil {
+	// With pages of 64 KiB the tables are about as many bits as the configuration says, and a
+	// CPU that cannot do that is pointed into the midst of the first one
+	// (arch/arm64/include/asm/assembler.h, offset_ttbr1).
+	if size, err := n.number("TCR_EL1_T1SZ"); err == nil && n.unit != addr.Pages64K {
 		bits = 64 - size
 	}
-	p, err := arm64Paging(int(bits))
+	p, err := arm64Paging(n.unit, int(bits))
 	if err != nil {
 		return nil, err
 	}
@@ -56,30 +63,38 @@ func arm64Tables(n *note) (*paging, error) {
 	return p, nil
 }
 
-// arm64Paging reads page tables for addresses of so many bits, all above which are set.
-// Linux uses more than 48 with pages of 4 KiB only where the CPU has FEAT_LPA2, and then sets
-// TCR_EL1.DS (arch/arm64/mm/proc.S).
-func arm64Paging(bits int) (*paging, error) {
+// arm64Paging reads page tables of pages of a size for addresses of so many bits, all above
+// which are set. Linux uses more than 48 with pages of 4 and 16 KiB only where the CPU has
+// FEAT_LPA2, and then sets TCR_EL1.DS (arch/arm64/mm/proc.S).
+func arm64Paging(unit addr.Pages, bits int) (*paging, error) {
 	if bits < 36 || bits > 52 {
 		return nil, fmt.Errorf("addresses of %d bits", bits)
 	}
-	large := bits > 48
+	large := bits > 48 && unit != addr.Pages64K
 	mask := uint64(descAddrMask)
 	if large {
 		mask = descAddrMask2
 	}
+	mask &^= uint64(unit.Size() - 1)
+	blocks := 2 // up to which level a page may be a large one
+	switch {
+	case unit == addr.Pages4K && large:
+		blocks = 4
+	case unit == addr.Pages4K || large:
+		blocks = 3
+	}
+	perTable := int(unit) - 3 // entries, as a power of two
 	return &paging{
-		levels: (bits - 12 + 8) / 9, bits: bits, high: -(1 << bits),
+		unit: unit, levels: (bits - int(unit) + perTable - 1) / perTable, bits: bits, high: -(1 << bits),
 		decode: func(entry uint64, level int) (descriptor, bool) {
 			d := descriptor{addr.Phys(entry & mask), level == 1 || entry&descTable == 0}
-			if large {
-				d.phys |= addr.Phys(entry>>descHighShift&descHighMask) << 50
-			}
 			switch {
-			case entry&descValid == 0, level == 1 && entry&descTable == 0, d.page && level > 4, d.page && level == 4 && !large:
-				return d, false
+			case large:
+				d.phys |= addr.Phys(entry>>descHighShift&descHighMask) << 50
+			case unit == addr.Pages64K:
+				d.phys |= addr.Phys(entry>>descHighShift64K&descHighMask64K) << 48
 			}
-			return d, true
+			return d, entry&descValid != 0 && (level > 1 || entry&descTable != 0) && (!d.page || level <= blocks)
 		},
 	}, nil
 }
@@ -104,10 +119,20 @@ func (k *Kernel) memoryStart() (int64, error) {
 		v, err = k.symbolU64("memstart_addr")
 		start = int64(v)
 	}
-	if err == nil && start%addr.PageSize != 0 {
+	if err == nil && start%k.unit.Size() != 0 {
 		err = fmt.Errorf("memory starts at %#x", start)
 	}
 	return start, err
+}
+
+// leastBits is how many bits of an address a kernel configured for some makes do with, if its
+// CPU cannot do them: of one for 52, with pages of 16 KiB, a level less (VA_BITS_MIN in
+// arch/arm64/include/asm/memory.h, since 6.9).
+func (k *Kernel) leastBits(bits int) int {
+	if bits > 48 && k.unit == addr.Pages16K {
+		return 47
+	}
+	return min(bits, 48)
 }
 
 // arm64Direct finds the linear map.
@@ -124,7 +149,7 @@ func arm64Direct(k *Kernel) (linear, error) {
 		return linear{}, errors.New("there is no memory")
 	}
 	first, top := k.ranges[0].Start, k.top()
-	pageOffset, end := -(addr.Virt(1) << bits), -(addr.Virt(1) << (min(bits, 48) - 1))
+	pageOffset, end := -(addr.Virt(1) << bits), -(addr.Virt(1) << (k.leastBits(bits) - 1))
 	l := linear{phys: first}
 	l.virt.Start = pageOffset + addr.Virt(first) - addr.Virt(start)
 	l.virt.End = l.virt.Start + addr.Virt(top-first)
@@ -150,9 +175,9 @@ func arm64Pages(k *Kernel) (addr.Virt, error) {
 	}
 	var found []addr.Virt
 	for _, at := range starts {
-		base := at - addr.Virt(start>>addr.PageShift*int64(k.pageSize))
+		base := at - addr.Virt(start>>k.unit*int64(k.pageSize))
 		// That of a page that is there must be mapped.
-		if _, err := k.Physical(base + addr.Virt(uint64(k.notePA.PFN())*uint64(k.pageSize))); err == nil {
+		if _, err := k.Physical(base + addr.Virt(uint64(k.unit.PFN(k.notePA))*uint64(k.pageSize))); err == nil {
 			found = append(found, base)
 		}
 	}
@@ -174,8 +199,9 @@ func (k *Kernel) memMapStarts(bits int) ([]addr.Virt, error) {
 	if !errors.Is(err, ErrNotFound) {
 		return nil, err
 	}
-	linear := addr.Virt(1)<<bits - addr.Virt(1)<<(min(bits, 48)-1)
-	return []addr.Virt{-(linear >> 6) - 2<<20, -(addr.Virt(1) << (bits - 6))}, nil
+	linear := addr.Virt(1)<<bits - addr.Virt(1)<<(k.leastBits(bits)-1)
+	smaller := int(k.unit) - 6 // by how much room for 64 bytes is less than a page
+	return []addr.Virt{-(linear >> smaller) - 2<<20, -(addr.Virt(1) << (bits - smaller))}, nil
 }
 
 // Bounds of the kernel's resources: how many there are beside each other, and of a name.

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/internal/lab/fixture"
@@ -36,7 +37,14 @@ func checkARM64(t *testing.T, k *kernel.Kernel, image *fixture.Image) {
 	if k.Release != image.Release || !strings.HasPrefix(k.Banner, "Linux version "+image.Release+" ") || k.Architecture() != "aarch64" {
 		t.Errorf("found %q, %q for %s instead of %q", k.Release, k.Banner, k.Architecture(), image.Release)
 	}
-	if levels := map[bool]int{true: 4, false: 5}[strings.HasPrefix(k.Release, "6.1.")]; k.PagingLevels() != levels || k.Offset == 0 {
+	levels, size := 5, addr.Pages4K
+	switch {
+	case strings.HasSuffix(k.Release, "-16k"):
+		levels, size = 4, addr.Pages16K
+	case strings.HasPrefix(k.Release, "6.1."):
+		levels = 4
+	}
+	if k.PagingLevels() != levels || k.Pages() != size || k.Offset == 0 {
 		t.Errorf("%d levels, moved by %#x", k.PagingLevels(), k.Offset)
 	}
 	if err := k.StillThere(); err != nil {

@@ -63,6 +63,10 @@ func TestMadeUpARM64(t *testing.T) {
 		m, want := lists(m)
 		checkMadeUp(t, fmt.Sprintf("functions only: %v", functions), m, "aarch64", want)
 	}
+	for _, unit := range []addr.Pages{addr.Pages16K, addr.Pages64K} {
+		m, want := lists(kerneltest.NewPages(t, unit))
+		checkMadeUp(t, fmt.Sprintf("pages of %d", unit.Size()), m, "aarch64", want)
+	}
 	m := kerneltest.New(t)
 	m.Functions, m.Hidden = true, hidden
 	m, want := lists(m)
@@ -76,14 +80,18 @@ func checkMadeUp(t *testing.T, name string, m *kerneltest.Machine, machine strin
 		t.Errorf("%s: %v", name, err)
 		return
 	}
-	if k.Release != "9.9.9-made-up" || k.Architecture() != machine || !strings.HasPrefix(k.Banner, "Linux version") || k.PagingLevels() != 4 {
+	levels := 4
+	if k.Pages() == addr.Pages64K {
+		levels = 3
+	}
+	if k.Release != "9.9.9-made-up" || k.Architecture() != machine || !strings.HasPrefix(k.Banner, "Linux version") || k.PagingLevels() != levels {
 		t.Errorf("%s: %q, %q, %s, %d", name, k.Release, k.Banner, k.Architecture(), k.PagingLevels())
 	}
 	if err := k.StillThere(); err != nil {
 		t.Errorf("%s: %v", name, err)
 	}
 	at := m.Alloc(addr.PageSize)
-	if pfn, err := k.PageFrame(m.Page(at)); err != nil || pfn != m.Phys(at).PFN() || k.PageStruct(pfn) != m.Page(at) {
+	if pfn, err := k.PageFrame(m.Page(at)); err != nil || pfn != k.Pages().PFN(m.Phys(at)) || k.PageStruct(pfn) != m.Page(at) {
 		t.Errorf("%s: frame %v, %v", name, pfn, err)
 	}
 	if pa, err := k.Physical(at); err != nil || pa != m.Phys(at) {

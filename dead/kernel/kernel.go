@@ -4,7 +4,7 @@
 //
 // # Caveats
 //
-// x86-64 and arm64, with 4 KiB base pages. Memory is taken for hostile: every answer may be
+// x86-64, and arm64 with base pages of any size. Memory is taken for hostile: every answer may be
 // an error, none is made up. A kernel found in living memory stays valid while
 // StillThere says so; what was read through it earlier may have changed.
 package kernel
@@ -56,6 +56,7 @@ type Kernel struct {
 
 	bases    map[string]uint64 // values of variables that tell one boot from another
 	memMap   addr.Virt         // struct page of frame 0, which need not be there
+	unit     addr.Pages        // of its base pages
 	pageSize int               // of struct page, in bytes
 }
 
@@ -67,6 +68,9 @@ func (k *Kernel) Architecture() string { return k.arch.name }
 
 // PagingLevels is how many levels its page tables have.
 func (k *Kernel) PagingLevels() int { return k.paging.levels }
+
+// Pages is how it divides memory and files.
+func (k *Kernel) Pages() addr.Pages { return k.unit }
 
 // Types returns the types of the kernel image itself.
 func (k *Kernel) Types() *Types { return k.types }
@@ -169,11 +173,11 @@ func (k *Kernel) PageFrame(va addr.Virt) (addr.PFN, error) {
 		return 0, fmt.Errorf("%v is not a struct page", va)
 	}
 	for _, r := range k.ranges {
-		if r.Contains(pfn.Phys(), addr.PageSize) {
+		if r.Contains(k.unit.Phys(pfn), uint64(k.unit.Size())) {
 			return pfn, nil
 		}
 	}
-	return 0, &ram.Fault{Addr: pfn.Phys(), Len: addr.PageSize}
+	return 0, &ram.Fault{Addr: k.unit.Phys(pfn), Len: int(k.unit.Size())}
 }
 
 // PanicCPU returns the CPU that is panicking or has panicked. The second result

@@ -162,7 +162,7 @@ func TestReads(t *testing.T) {
 		}
 	}
 	page := m.Page(at)
-	if pfn, err := k.PageFrame(page); err != nil || pfn != m.Phys(at).PFN() || k.PageStruct(pfn) != page {
+	if pfn, err := k.PageFrame(page); err != nil || pfn != k.Pages().PFN(m.Phys(at)) || k.PageStruct(pfn) != page {
 		t.Errorf("frame of page: %v, %v", pfn, err)
 	}
 	if _, err := k.PageFrame(page + 1); err == nil {

@@ -27,6 +27,7 @@ type note struct {
 	text   string            // the descriptor, as far as it does not change at a crash
 	values map[string]string // KEY or KIND(KEY) to value
 	arch   *architecture
+	unit   addr.Pages // of the kernel's base pages
 }
 
 // noteTextSize checks the head of a note and returns the size of its text in
@@ -75,7 +76,7 @@ func parseNote(text []byte) (*note, error) {
 		return nil, fmt.Errorf("parse vmcoreinfo: no OSRELEASE")
 	}
 	var err error
-	n.arch, err = architectureOf(n)
+	n.arch, n.unit, err = architectureOf(n)
 	return n, err
 }
 

@@ -44,7 +44,7 @@ func (k *Kernel) openPaging() error {
 		return err
 	}
 	p.mem = k.mem
-	k.paging = p
+	k.paging, k.unit = p, p.unit
 	_, _ = fmt.Sscanf(k.note.values["KERNELOFFSET"], "%x", &k.Offset) // it is not there without KASLR
 	// The page tables must agree with the image's linear mapping.
 	if pa, _, err := p.walk(p.rootVirt); err != nil || pa != p.root {

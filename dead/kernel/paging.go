@@ -23,8 +23,9 @@ func (u *Unmapped) Error() string {
 // for concurrent use.
 type paging struct {
 	mem      ram.Memory
-	root     addr.Phys // of the top-level table
-	rootVirt addr.Virt // where that is in the kernel's image
+	root     addr.Phys  // of the top-level table
+	rootVirt addr.Virt  // where that is in the kernel's image
+	unit     addr.Pages // of the smallest pages, and of the tables
 	levels   int
 	bits     int // of an address that the tables are about
 
@@ -45,7 +46,7 @@ type descriptor struct {
 	page bool
 }
 
-// mapping is one translated stretch: a page of 4 KiB, 2 MiB or 1 GiB.
+// mapping is one translated stretch: a base page, or a large one.
 type mapping struct {
 	virt addr.VirtRange
 	phys addr.Phys
@@ -59,7 +60,7 @@ func (p *paging) translate(va addr.Virt) (addr.Phys, uint64, error) {
 	if p.direct.virt.Contains(va, 1) {
 		return p.direct.translate(va), uint64(p.direct.virt.End - va), nil
 	}
-	large, small := p.slot(uint64(va)>>21), p.slot(uint64(va)>>12)
+	large, small := p.slot(uint64(va)>>p.shift(2)), p.slot(uint64(va)>>p.unit)
 	for _, slot := range [2]*atomic.Pointer[mapping]{large, small} {
 		if m := slot.Load(); m != nil && m.virt.Contains(va, 1) {
 			return m.phys + addr.Phys(va-m.virt.Start), uint64(m.virt.End - va), nil
@@ -74,7 +75,7 @@ func (p *paging) translate(va addr.Virt) (addr.Phys, uint64, error) {
 	m.virt.Start = va - into
 	m.virt.End = m.virt.Start + addr.Virt(size)
 	if m.virt.End > m.virt.Start { // not the very last page, whose end is 2^64
-		if size > addr.PageSize {
+		if size > uint64(p.unit.Size()) {
 			large.Store(m)
 		} else {
 			small.Store(m)
@@ -82,6 +83,10 @@ func (p *paging) translate(va addr.Virt) (addr.Phys, uint64, error) {
 	}
 	return pa, size - uint64(into), nil
 }
+
+// shift is how much an entry of a level maps, as a power of two: a table is as large as a base
+// page, and has entries of 8 bytes.
+func (p *paging) shift(level int) int { return int(p.unit) + (int(p.unit)-3)*(level-1) }
 
 func (p *paging) slot(page uint64) *atomic.Pointer[mapping] {
 	return &p.cacheSlots[(page^page>>12)%cacheSize]
@@ -102,9 +107,9 @@ func (p *paging) walk(va addr.Virt) (addr.Phys, uint64, error) {
 	}
 	table := p.root
 	for level := p.levels; level >= 1; level-- {
-		shift := 12 + 9*(level-1)
+		shift := p.shift(level)
 		// The table at the top may have fewer entries than the others.
-		slot := addr.Phys(uint64(va) & (1<<p.bits - 1) >> shift & 511 * 8)
+		slot := addr.Phys(uint64(va) & (1<<p.bits - 1) >> shift & (1<<(p.unit-3) - 1) * 8)
 		b, err := p.mem.View(table+slot, 8)
 		if err != nil {
 			return 0, 0, fmt.Errorf("translate %v: read page table of level %d: %w", va, level, err)

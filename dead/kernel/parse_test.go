@@ -46,7 +46,8 @@ func TestParseNote(t *testing.T) {
 	for name, bad := range map[string]string{
 		"no release":         "NUMBER(phys_base)=1\n",
 		"no architecture":    "OSRELEASE=6.1.0\n",
-		"large pages":        "OSRELEASE=6.1.0\nNUMBER(kimage_voffset)=0xffff8000\nPAGESIZE=65536\n",
+		"large pages":        "OSRELEASE=6.1.0\nNUMBER(phys_base)=1\nPAGESIZE=65536\n",
+		"larger ones":        "OSRELEASE=6.1.0\nNUMBER(kimage_voffset)=0xffff8000\nPAGESIZE=131072\n",
 		"no number":          "OSRELEASE=6.1.0\nNUMBER(kimage_voffset)=0xhuh\n",
 		"a format string":    "OSRELEASE=%s\n\x01NUMBER(phys_base)=%ld\n",
 		"a line without '='": good + "huh\n",
@@ -171,13 +172,17 @@ func (f flat) View(pa addr.Phys, n int) ([]byte, error) {
 func (f flat) Ranges() []addr.PhysRange { return []addr.PhysRange{{End: addr.Phys(len(f))}} }
 func (f flat) Close() error             { return nil }
 
-// tables builds page tables: entries are put at the slot that maps va.
+// tables builds page tables of pages of 4 KiB: entries are put at the slot that maps va.
 func tables(levels int, va addr.Virt, entries ...uint64) flat {
-	mem := make(flat, len(entries)*addr.PageSize)
+	return tablesOf(addr.Pages4K, levels, va, entries...)
+}
+
+func tablesOf(unit addr.Pages, levels int, va addr.Virt, entries ...uint64) flat {
+	mem := make(flat, len(entries)*int(unit.Size()))
+	each := int(unit) - 3
 	for i, e := range entries {
-		shift := 12 + 9*(levels-1-i)
-		slot := uint64(va) >> shift & 511
-		binary.LittleEndian.PutUint64(mem[i*addr.PageSize+int(slot)*8:], e)
+		slot := uint64(va) >> (int(unit) + each*(levels-1-i)) & (1<<each - 1)
+		binary.LittleEndian.PutUint64(mem[i*int(unit.Size())+int(slot)*8:], e)
 	}
 	return mem
 }
@@ -256,7 +261,7 @@ func TestWalkARM64(t *testing.T) {
 		"a table out of RAM":  {48, va, []uint64{0x1003, 0x2003, 0x9999_9003}, 0, 0},
 		"bits that are no PA": {48, va, []uint64{0x1003, 0x2003, 0x3003, 1<<49 | 0x7_7303}, 0x7_7abc, 1 << 12},
 	} {
-		p, err := arm64Paging(tc.bits)
+		p, err := arm64Paging(addr.Pages4K, tc.bits)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -268,9 +273,55 @@ func TestWalkARM64(t *testing.T) {
 		checkTranslation(t, name, p, tc.va, tc.want, tc.size)
 	}
 	for _, bits := range []int{-1, 0, 35, 53, 64} {
-		if _, err := arm64Paging(bits); err == nil {
+		if _, err := arm64Paging(addr.Pages64K, bits); err == nil {
 			t.Errorf("%d bits are accepted", bits)
 		}
+	}
+}
+
+// TestWalkLargePages has tables of pages of 16 and 64 KiB, which reach as far with fewer levels,
+// and keep the upper bits of an address elsewhere (Arm ARM, DDI 0487, D8.3.1).
+func TestWalkLargePages(t *testing.T) {
+	const va, wide addr.Virt = 0xffff_a234_5678_9abc, 0xfffa_a234_5678_9abc
+	const low addr.Virt = 0xffff_fe34_5678_9abc
+	const software = 1<<63 | 0x7f<<52
+	for name, tc := range map[string]struct {
+		unit    addr.Pages
+		bits    int
+		levels  int
+		va      addr.Virt
+		entries []uint64
+		want    addr.Phys // 0: an error
+		size    uint64
+	}{
+		"16 KiB, 36 bits":             {addr.Pages16K, 36, 2, 0xffff_fff4_5678_9abc, []uint64{0x4003, software | 0x7_4703}, 0x7_5abc, 1 << 14},
+		"16 KiB, 47 bits":             {addr.Pages16K, 47, 3, va | 1<<46, []uint64{0x4003, 0x8003, software | 0x7_4703}, 0x7_5abc, 1 << 14},
+		"16 KiB, 48 bits":             {addr.Pages16K, 48, 4, va, []uint64{0x4003, 0x8003, 0xc003, software | 0x7_4703}, 0x7_5abc, 1 << 14},
+		"16 KiB, 52 bits, high":       {addr.Pages16K, 52, 4, wide, []uint64{0x4003, 0x8003, 0xc003, 1<<49 | 0x7_4303}, 3<<50 | 1<<49 | 0x7_5abc, 1 << 14},
+		"16 KiB, a block of 32 MiB":   {addr.Pages16K, 48, 4, va, []uint64{0x4003, 0x8003, software | 0x4200_0701}, 0x4200_0000 + addr.Phys(va&0x1ff_ffff), 1 << 25},
+		"16 KiB, of 64 GiB":           {addr.Pages16K, 52, 4, wide, []uint64{0x4003, 0x10_0000_0001}, 0x10_0000_0000 + addr.Phys(wide&0xf_ffff_ffff), 1 << 36},
+		"16 KiB, of 64 GiB, 48 bits":  {addr.Pages16K, 48, 4, va, []uint64{0x4003, 0x10_0000_0001}, 0, 0},
+		"16 KiB, a page as a block":   {addr.Pages16K, 47, 3, va | 1<<46, []uint64{0x4003, 0x8003, 0x7_4701}, 0, 0},
+		"64 KiB, 42 bits":             {addr.Pages64K, 42, 2, low, []uint64{0x1_0003, software | 0x7_0703}, 0x7_9abc, 1 << 16},
+		"64 KiB, 48 bits":             {addr.Pages64K, 48, 3, va, []uint64{0x1_0003, 0x2_0003, software | 0x7_0703}, 0x7_9abc, 1 << 16},
+		"64 KiB, 52 bits, high":       {addr.Pages64K, 52, 3, wide, []uint64{0x1_0003, 0x2_0003, 0x7_a703}, 0xa<<48 | 0x7_9abc, 1 << 16},
+		"64 KiB, a CPU of 48 bits":    {addr.Pages64K, 52, 3, va, []uint64{0x1_0003, 0x2_0003, 0x7_0703}, 0x7_9abc, 1 << 16},
+		"64 KiB, a block of 512 MiB":  {addr.Pages64K, 48, 3, va, []uint64{0x1_0003, 0x4000_0701}, 0x4000_0000 + addr.Phys(va&0x1fff_ffff), 1 << 29},
+		"64 KiB, a block at the top":  {addr.Pages64K, 48, 3, va, []uint64{0x4000_0701}, 0, 0},
+		"64 KiB, a table out of RAM":  {addr.Pages64K, 48, 3, va, []uint64{0x1_0003, 0x9999_0003}, 0, 0},
+		"64 KiB, of a program":        {addr.Pages64K, 48, 3, 0x234_5678_9abc, []uint64{0x1_0003, 0x2_0003, 0x7_0703}, 0, 0},
+		"64 KiB, not the upper half":  {addr.Pages64K, 48, 3, wide, []uint64{0x1_0003, 0x2_0003, 0x7_0703}, 0, 0},
+		"64 KiB, the last is no page": {addr.Pages64K, 48, 3, va, []uint64{0x1_0003, 0x2_0003, 0x7_0701}, 0, 0},
+	} {
+		p, err := arm64Paging(tc.unit, tc.bits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.levels != tc.levels {
+			t.Errorf("%s: %d levels", name, p.levels)
+		}
+		p.mem = tablesOf(tc.unit, p.levels, tc.va&(1<<tc.bits-1), tc.entries...)
+		checkTranslation(t, name, p, tc.va, tc.want, tc.size)
 	}
 }
 
@@ -283,7 +334,8 @@ func FuzzWalk(f *testing.F) {
 		p, largest := amd64Paging(4+int(kind&1), 0), uint64(1<<30)
 		if kind > 1 {
 			var err error
-			if p, err = arm64Paging(36 + int(kind)%17); err != nil {
+			unit := []addr.Pages{addr.Pages4K, addr.Pages16K, addr.Pages64K}[int(kind)/17%3]
+			if p, err = arm64Paging(unit, 36+int(kind)%17); err != nil {
 				t.Fatal(err)
 			}
 			largest = 1 << 39

@@ -34,7 +34,7 @@ func (k *Kernel) Unsaved() (bytes uint64, err error) {
 		}
 		pages += max(0, int64(n)) // what CPUs hold back may make it less than nothing
 	}
-	return uint64(pages) * addr.PageSize, nil
+	return uint64(pages) << k.unit, nil
 }
 
 // maxNodeStats bounds what a plausible kernel counts for a node; there are about 50.

@@ -44,7 +44,7 @@ func (d *Device) Allocated(i *Inode) Allocated {
 	}
 	var mapping []Mapped
 	looked := false
-	last := addr.Index(addr.AlignUp(min(i.Size, 1<<62)) >> addr.PageShift)
+	last := i.unit.End(i.Size)
 	if i.Failed || d.c.unmarked(i, last) != nil {
 		out.Whole = false
 	}
@@ -177,14 +177,14 @@ func (d *Device) allocatedIn(i *Inode, at slotted) (out []AllocatedBlock, all bo
 	}
 	unsaved := 0
 	err = c.ring(p, func(b bufferState) {
-		off := p.index.Byte() + b.off
+		off := p.start() + b.off
 		if off >= i.Size || !b.has(l.dirty) && !b.has(l.asyncWrite) {
 			return
 		}
 		unsaved++
 		if b.has(l.uptodate) && b.has(l.mapped) && !b.has(l.delay) && !b.has(l.unwritten) && !b.has(l.private) && b.block < 1<<47 {
 			out = append(out, AllocatedBlock{
-				Piece: Piece{Span: addr.Span{Off: off, End: off + b.length}, Phys: p.frame.Phys() + addr.Phys(b.off)},
+				Piece: Piece{Span: addr.Span{Off: off, End: off + b.length}, Phys: p.phys() + addr.Phys(b.off)},
 				Disk:  int64(b.block) * b.length,
 			})
 		}

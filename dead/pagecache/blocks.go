@@ -69,7 +69,7 @@ func (c *Cache) blocksOf(i *Inode, p *pageState, at slotted, field blocksField, 
 	bad := func(why Reason, cause error) bool {
 		return yield(Piece{}, i.refuse(at.index, p.pages, why, cause))
 	}
-	size := int64(p.pages) << addr.PageShift
+	size := p.size()
 	switch {
 	case field.off == 0:
 		return bad(UnknownStructure, errors.New("the kernel does not tell how it keeps the state of blocks"))

@@ -66,7 +66,7 @@ func (b *bufferState) has(bit uint) bool { return b.state>>bit&1 == 1 }
 // in the page (fs/buffer.c, create_empty_buffers).
 func (c *Cache) ring(p *pageState, visit func(bufferState)) error {
 	l := &c.layout.buffer
-	size := int64(p.pages) << addr.PageShift
+	size := p.size()
 	off := int64(0)
 	for next := p.private; off < size; {
 		b, err := c.k.Bytes(next, l.size)

@@ -122,13 +122,13 @@ func (d *Device) cached(off int64, size int) ([]byte, error) {
 			return nil, err
 		}
 	}
-	return d.c.k.Memory().View(p.frame.Phys()+addr.Phys(within), size)
+	return d.c.k.Memory().View(p.phys()+addr.Phys(within), size)
 }
 
 // pageOf returns the page, or folio, that the device's own cache has for some bytes of it, and
 // where in that they are.
 func (d *Device) pageOf(off int64, size int) (p *pageState, within int64, err error) {
-	index := addr.Index(off >> addr.PageShift)
+	index := d.c.k.Pages().Index(off)
 	e, err := d.c.lookup(d.mapping, index)
 	if err != nil {
 		return nil, 0, err
@@ -146,8 +146,8 @@ func (d *Device) pageOf(off int64, size int) (p *pageState, within int64, err er
 	case l.canPoison && p.has(l.poisoned):
 		return nil, 0, errors.New("page is poisoned: its memory is broken")
 	}
-	within = off - p.index.Byte()
-	if uint64(within)+uint64(size) > p.pages<<addr.PageShift {
+	within = off - p.start()
+	if uint64(within)+uint64(size) > uint64(p.size()) {
 		return nil, 0, fmt.Errorf("%w: the block goes on in another page", errTree)
 	}
 	return p, within, nil
@@ -160,7 +160,7 @@ func (c *Cache) blockThere(p *pageState, within int64, size int) error {
 	}
 	l := &c.layout.buffer
 	next, off := p.private, int64(0)
-	for off < int64(p.pages)<<addr.PageShift {
+	for off < p.size() {
 		b, err := c.k.Bytes(next, l.size)
 		if err != nil {
 			return fmt.Errorf("read buffer: %w", err)

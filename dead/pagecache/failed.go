@@ -30,7 +30,7 @@ func (c *Cache) rewritten(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 		for p, err := range c.All(s, i) {
 			var r *Refusal
 			if errors.As(err, &r) {
-				known = append(known, addr.Span{Off: r.Index.Byte(), End: (r.Index + addr.Index(min(r.Pages, 1<<49))).Byte()})
+				known = append(known, r.Span())
 			} else {
 				known = append(known, p.Span)
 			}
@@ -41,7 +41,7 @@ func (c *Cache) rewritten(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 		slices.SortFunc(known, func(a, b addr.Span) int { return cmp.Compare(a.Off, b.Off) })
 		at := int64(0)
 		for _, k := range append(known, addr.Span{Off: i.Size, End: i.Size}) {
-			if first, end := addr.Index(at>>addr.PageShift), addr.Index(addr.AlignUp(k.Off)>>addr.PageShift); at < k.Off &&
+			if first, end := i.unit.Index(at), i.unit.End(k.Off); at < k.Off &&
 				!yield(Piece{}, i.refuse(first, uint64(end-first), WriteFailed, ErrWriteFailed)) {
 				return
 			}

@@ -53,8 +53,9 @@ type Inode struct {
 	head    addr.Virt // xa_head, not yet believed
 	marked  bool      // xa_flags say that some page is marked
 	pages   uint64    // nrpages, not yet believed
-	blkbits uint      // log2 of the size of its blocks, not yet believed
-	queued  bool      // on a list of a bdi_writeback, or of inodes under writeback
+	unit    addr.Pages
+	blkbits uint // log2 of the size of its blocks, not yet believed
+	queued  bool // on a list of a bdi_writeback, or of inodes under writeback
 }
 
 // Regular reports whether it is a regular file.
@@ -177,6 +178,7 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 		tree:       l.tree.In(at),
 		head:       l.head.Pointer(b),
 		pages:      l.pages.Uint(b),
+		unit:       c.k.Pages(),
 	}
 	if i.Sectors = noSectors; l.blocks.Present() {
 		i.Sectors = l.blocks.Uint(b)

@@ -93,7 +93,7 @@ func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 	var out []Block
 	var bad error
 	err = c.ring(p, func(b bufferState) {
-		disk := p.index.Byte() + b.off
+		disk := p.start() + b.off
 		// The kernel takes the flag off a buffer whose write failed (fs/buffer.c,
 		// end_buffer_async_write), and still takes what it holds for newer than the disk
 		// (fs/ext4/inode.c, __ext4_get_inode_loc).
@@ -105,7 +105,7 @@ func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 		case !b.has(l.uptodate) && !failed || !b.has(l.mapped) || int64(b.block)*b.length != disk:
 			bad = fmt.Errorf("block %d of %d bytes does not belong there", b.block, b.length)
 		default:
-			out = append(out, Block{Disk: disk, Phys: p.frame.Phys() + addr.Phys(b.off), Len: b.length})
+			out = append(out, Block{Disk: disk, Phys: p.phys() + addr.Phys(b.off), Len: b.length})
 		}
 	})
 	if err == nil {
@@ -139,10 +139,10 @@ func (b *Buffers) Check(page addr.Virt, data addr.Phys, block addr.Block, size i
 	if err != nil {
 		return err
 	}
-	within := int64(data) - int64(p.frame.Phys())
-	off := p.index.Byte() + within
+	within := int64(data) - int64(p.phys())
+	off := p.start() + within
 	switch {
-	case p.pages == 0 || within < 0 || within+int64(size) > int64(p.pages)<<addr.PageShift:
+	case p.pages == 0 || within < 0 || within+int64(size) > p.size():
 		return fmt.Errorf("block %d: its bytes are not in its page", block)
 	case c.layout.page.canPoison && p.has(c.layout.page.poisoned):
 		return fmt.Errorf("block %d: broken memory", block)

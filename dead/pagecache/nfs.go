@@ -189,7 +189,7 @@ func (c *Cache) requests(p *pageState) ([]addr.Span, error) {
 	if err != nil {
 		return nil, err
 	}
-	size := int64(p.pages) << addr.PageShift
+	size := p.size()
 	var out []addr.Span
 	for at, n := p.private, 0; n == 0 || at != p.private; n++ {
 		b, err := c.k.Bytes(at, l.pageSize)

@@ -81,6 +81,7 @@ func (p *pageLayout) lookOrder(t *kernel.Types) error {
 
 // pageState is a decoded struct page, the first of its folio.
 type pageState struct {
+	unit    addr.Pages
 	frame   addr.PFN
 	pages   uint64 // in the folio
 	flags   uint64
@@ -92,11 +93,16 @@ type pageState struct {
 
 // piece returns a part of a folio, from one of its bytes to another.
 func (p *pageState) piece(off, end int64) Piece {
-	start := p.index.Byte()
+	start := p.start()
 	return Piece{
-		Span: addr.Span{Off: start + off, End: start + end}, Phys: p.frame.Phys() + addr.Phys(off), Writeback: p.writing,
+		Span: addr.Span{Off: start + off, End: start + end}, Phys: p.phys() + addr.Phys(off), Writeback: p.writing,
 	}
 }
+
+// start is where the folio begins in its file, size how many bytes it has, and phys where they are.
+func (p *pageState) start() int64    { return p.unit.Byte(p.index) }
+func (p *pageState) size() int64     { return int64(p.pages) << p.unit }
+func (p *pageState) phys() addr.Phys { return p.unit.Phys(p.frame) }
 
 func (p *pageState) has(bit uint) bool { return p.flags>>bit&1 == 1 }
 
@@ -139,8 +145,7 @@ func (c *Cache) unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 			}
 			return true
 		}
-		end := addr.AlignUp(min(i.Size, 1<<62))
-		last := addr.Index(end >> addr.PageShift)
+		last := i.unit.End(i.Size)
 		if s.Remote() {
 			c.unsent(i, last, yield)
 			return
@@ -162,7 +167,7 @@ func (c *Cache) unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 
 // refuse builds a refusal about pages of the inode.
 func (i *Inode) refuse(index addr.Index, pages uint64, why Reason, cause error) *Refusal {
-	return &Refusal{Inode: i.Ino, Index: index, Pages: pages, Reason: why, Cause: cause}
+	return &Refusal{Inode: i.Ino, Index: index, Pages: pages, Each: i.unit, Reason: why, Cause: cause}
 }
 
 // pieces yields the unsaved bytes of one entry of the tree.
@@ -203,10 +208,10 @@ func (c *Cache) pieces(s *Superblock, i *Inode, at slotted, yield func(Piece, er
 // entry stands for the folio, or one page of it, where each page has an entry of
 // its own (before multi-index entries, 5.17).
 func whole(p *pageState, at slotted) Piece {
-	return p.piece(int64(at.index-p.index)<<addr.PageShift, int64(p.pages)<<addr.PageShift)
+	return p.piece(p.unit.Byte(at.index-p.index), p.size())
 }
 
-// maxOrder bounds large folios: 1 GiB, as much as x86-64 can map as one page.
+// maxOrder bounds large folios: 1 GiB of pages of 4 KiB, as much as x86-64 can map as one page.
 const maxOrder = 18
 
 // page reads the struct page that an entry of a tree points to.
@@ -221,6 +226,7 @@ func (c *Cache) page(at addr.Virt) (*pageState, error) {
 		return nil, fmt.Errorf("read page: %w", err)
 	}
 	p := &pageState{
+		unit:    c.k.Pages(),
 		frame:   frame,
 		pages:   1,
 		flags:   l.flags.Uint(b),

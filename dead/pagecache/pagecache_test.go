@@ -209,7 +209,7 @@ func TestUnsaved(t *testing.T) {
 
 // folio makes a large folio in aligned memory.
 func (w *world) folio(inode addr.Virt, index uint64, order byte, letter byte) addr.Virt {
-	for w.Phys(w.Alloc(addr.PageSize))>>addr.PageShift%4 != 3 {
+	for w.Phys(w.Alloc(addr.PageSize))>>addr.Pages4K%4 != 3 {
 	}
 	first := w.page(inode, index, good|1<<pgHead, letter)
 	for range 3 {

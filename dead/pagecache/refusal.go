@@ -66,6 +66,7 @@ type Refusal struct {
 	Inode addr.Ino
 	Index addr.Index // the first page
 	Pages uint64     // how many pages at most; 0 if it is about the whole file
+	Each  addr.Pages // of how many bytes, if there are any
 	Reason
 	Cause error // more about it; may be nil
 }
@@ -80,6 +81,14 @@ func (r *Refusal) Error() string {
 		s += ": " + r.Cause.Error()
 	}
 	return s
+}
+
+// Span returns the bytes of the file that its pages have, as far as a file can reach; none if it
+// is about the whole file.
+func (r *Refusal) Span() addr.Span {
+	most := r.Each.End(1 << 61)
+	from := r.Each.Byte(min(r.Index, most))
+	return addr.Span{Off: from, End: from + r.Each.Byte(min(addr.Index(r.Pages), most))}
 }
 
 func (r *Refusal) Unwrap() error { return r.Cause }

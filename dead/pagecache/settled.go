@@ -43,7 +43,7 @@ func (d *Device) Settled(block addr.Block, size int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d.c.k.Memory().View(p.frame.Phys()+addr.Phys(within), size)
+	return d.c.k.Memory().View(p.phys()+addr.Phys(within), size)
 }
 
 // settledIn looks at the buffers that stand for a piece of a page.

@@ -44,7 +44,7 @@ func (d *Device) UnsavedBlocks(i *Inode) ([]UnsavedBlock, error) {
 		return nil, fmt.Errorf("inode %d: %w: a write of it has failed, after which its buffers are clean", i.Ino, ErrUnsettled)
 	}
 	var out []UnsavedBlock
-	last := addr.Index(addr.AlignUp(min(i.Size, 1<<62)) >> addr.PageShift)
+	last := i.unit.End(i.Size)
 	if err := d.c.unmarked(i, last); err != nil {
 		return nil, fmt.Errorf("inode %d: %w: %w", i.Ino, ErrUnsettled, err)
 	}
@@ -112,7 +112,7 @@ func (d *Device) unsavedBlocks(i *Inode, at slotted, out []UnsavedBlock) ([]Unsa
 	}
 	var bad error
 	err = c.ring(p, func(b bufferState) {
-		off := p.index.Byte() + b.off
+		off := p.start() + b.off
 		clean := !b.has(l.dirty) && !b.has(l.asyncWrite) && !b.has(l.private+jbdDirty)
 		switch {
 		case off >= i.Size || clean && !p.has(page.uptodate):

@@ -39,7 +39,7 @@ func (c *Cache) Held(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 			done = max(done, p.End)
 			return p.Len() == 0 || consume(p, nil)
 		}
-		last := addr.Index(addr.AlignUp(min(i.Size, 1<<62)) >> addr.PageShift)
+		last := i.unit.End(i.Size)
 		c.cached(i, last, func(at slotted, err error) bool {
 			if err != nil {
 				left := uint64(last - min(at.index, last))

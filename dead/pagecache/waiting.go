@@ -25,7 +25,7 @@ func (c *Cache) Waiting(s *Superblock) (files int, bytes int64, err error) {
 				}
 				pages = max(pages, p.pages)
 			}
-			n += int64(min(pages, 1<<40)) << addr.PageShift
+			n += int64(min(pages, 1<<40)) << c.k.Pages()
 			return true
 		})
 		if n > 0 && !i.Deleted() {

@@ -115,8 +115,10 @@ type world struct {
 }
 
 // newWorld mounts an ext4 whose UUID is all 7.
-func newWorld(t testing.TB) *world {
-	w := &world{Machine: kerneltest.New(t)}
+func newWorld(t testing.TB) *world { return newWorldOn(kerneltest.New(t)) }
+
+func newWorldOn(m *kerneltest.Machine) *world {
+	w := &world{Machine: m}
 	supers := w.Image("super_blocks", 16)
 	w.sb, w.bdi = w.alloc(sbSize), w.alloc(256)
 	w.wb = w.bdi + 64
@@ -228,8 +230,8 @@ func (w *world) nameless() addr.Virt {
 
 // page makes a page of a file, filled with a letter.
 func (w *world) page(inode addr.Virt, index uint64, flags uint64, letter byte) addr.Virt {
-	data := w.Alloc(addr.PageSize)
-	for i := range addr.Virt(addr.PageSize) {
+	data := w.Alloc(w.PageSize())
+	for i := range w.PageSize() {
 		w.Mem[w.Phys(data)+addr.Phys(i)] = letter
 	}
 	p := w.Page(data)
@@ -265,24 +267,27 @@ func (w *world) head(inode, entry addr.Virt) {
 
 // buffers gives a page four buffers of 1 KiB with these states.
 func (w *world) buffers(page, data addr.Virt, states [4]uint64) {
-	var b [4]addr.Virt
+	w.buffersOf(page, data, 1024, states[:])
+}
+
+// buffersOf gives a page buffers of a size.
+func (w *world) buffersOf(page, data addr.Virt, size uint64, states []uint64) {
+	b := make([]addr.Virt, len(states))
 	for i := range b {
 		b[i] = w.alloc(bhSize)
 	}
 	for i, at := range b {
 		w.PutU64(at+bhState, states[i])
-		w.PutU64(at+bhNext, uint64(b[(i+1)%4]))
+		w.PutU64(at+bhNext, uint64(b[(i+1)%len(b)]))
 		w.PutU64(at+bhPage, uint64(page))
-		w.PutU64(at+bhLen, 1024)
-		w.PutU64(at+bhData, uint64(data)+uint64(i)*1024)
+		w.PutU64(at+bhLen, size)
+		w.PutU64(at+bhData, uint64(data)+uint64(i)*size)
 	}
 	w.PutU64(page+pgPrivate, uint64(b[0]))
 }
 
 // data returns the address of the bytes of a page.
-func (w *world) data(page addr.Virt) addr.Virt {
-	return kerneltest.DirectMap + addr.Virt((page-kerneltest.MemMap)/kerneltest.PageStruct*addr.PageSize)
-}
+func (w *world) data(page addr.Virt) addr.Virt { return w.Data(page) }
 
 // open finds the kernel and its file system.
 func (w *world) open(t testing.TB) (*pagecache.Cache, *pagecache.Superblock) {

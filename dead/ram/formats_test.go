@@ -61,8 +61,8 @@ func newModel(seed uint64) *model {
 func (m *model) at(pa addr.Phys) (rest []byte, there, memory bool) {
 	for i, p := range m.pieces {
 		if p.Range().Contains(pa, 1) {
-			rest = m.bytes[i][pa-p.Phys : (pa.PFN()+1).Phys()-p.Phys]
-			return rest, m.excluded == nil || !m.excluded(pa.PFN()), true
+			rest = m.bytes[i][pa-p.Phys : addr.Pages4K.Phys(addr.Pages4K.PFN(pa)+1)-p.Phys]
+			return rest, m.excluded == nil || !m.excluded(addr.Pages4K.PFN(pa)), true
 		}
 	}
 	return nil, false, false
@@ -211,14 +211,14 @@ func (m *model) checkTouched(t *testing.T, mem ram.Memory) {
 			t.Errorf("%v: %v", part, err)
 		}
 		for pa := part.Start; pa < part.End; pa += addr.PageSize {
-			seen[pa.PFN()] = true
+			seen[addr.Pages4K.PFN(pa)] = true
 		}
 	}
 	for i, p := range m.pieces {
 		for pa := p.Phys; pa < p.Range().End; pa += addr.PageSize {
 			_, there, _ := m.at(pa)
 			page := m.bytes[i][pa-p.Phys:][:addr.PageSize]
-			if in := pa >= 0x2000 && pa < 0x1_0000_a000; in && there && !seen[pa.PFN()] && len(bytes.Trim(page, "\x00")) > 0 {
+			if in := pa >= 0x2000 && pa < 0x1_0000_a000; in && there && !seen[addr.Pages4K.PFN(pa)] && len(bytes.Trim(page, "\x00")) > 0 {
 				t.Errorf("%v was left out", pa)
 			}
 		}

@@ -22,8 +22,9 @@ const (
 	// kdumpLargeBlock is the largest page that arm64 has, which QEMU takes for the kernel's
 	// (target/arm/arch_dump.c, cpu_get_dump_info). It does not name the architecture then
 	// (dump/dump.c, create_header64).
-	kdumpLargeBlock = 1 << 16
-	kdumpNoMachine  = "Unknown"
+	kdumpLargeBlock  = 1 << 16
+	kdumpMiddleBlock = 1 << 14 // of makedumpfile, for a kernel with such pages
+	kdumpNoMachine   = "Unknown"
 
 	// kdumpMaxPages bounds the bitmaps in memory to 512 MiB: 16 TiB.
 	kdumpMaxPages = 1 << 32
@@ -136,7 +137,7 @@ func readKdumpHeader(in input) (kdumpHeader, error) {
 	switch {
 	case h.version < 0 || h.version > kdumpMaxVersion:
 		return h, malformed(kdumpName, "version %d of the header is not understood: only up to %d", h.version, kdumpMaxVersion)
-	case h.block != addr.PageSize && (machine == "x86_64" || h.block != kdumpLargeBlock):
+	case h.block != addr.PageSize && (machine == "x86_64" || h.block != kdumpMiddleBlock && h.block != kdumpLargeBlock):
 		return h, malformed(kdumpName, "blocks of %d bytes", h.block)
 	}
 	if err := inside(kdumpName, in, h.block, kdumpSubHeaderSize); err != nil {

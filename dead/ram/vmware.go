@@ -126,7 +126,7 @@ func (s *vmwareState) open(in input, size int64) (Memory, error) {
 		case int64(r.page+r.size)*addr.PageSize > size:
 			return nil, truncated("VMware memory", (r.page+r.size)*addr.PageSize, size)
 		}
-		start := addr.PFN(r.ppn).Phys()
+		start := addr.Phys(r.ppn) * addr.PageSize
 		x = append(x, extent{phys: addr.PhysRange{Start: start, End: start + addr.Phys(r.size*addr.PageSize)}, off: int64(r.page * addr.PageSize)})
 	}
 	if err := x.sort(vmwareName); err != nil {

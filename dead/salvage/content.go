@@ -36,7 +36,7 @@ func (w *diskWalk) content(i *pagecache.Inode, f *File) error {
 	for _, err := range refused {
 		var r *pagecache.Refusal
 		if errors.As(err, &r) && r.Pages > 0 {
-			bad = append(bad, addr.Span{Off: r.Index.Byte(), End: (r.Index + addr.Index(min(r.Pages, 1<<50))).Byte()})
+			bad = append(bad, r.Span())
 		} else {
 			bad = []addr.Span{{End: f.Size}}
 		}

@@ -246,6 +246,20 @@ func writeMatrix(path string, rows map[string][]row) error {
 	return replaceFile(path, b.String())
 }
 
+// replaceSection writes a section of docs/SUPPORT.md, which begins with its title, in the place of the
+// one that is there, or behind all else.
+func replaceSection(path, title, text string) error {
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	before, rest, _ := strings.Cut(string(old), title)
+	if _, after, found := strings.Cut(rest, "\n## "); found {
+		text += "\n## " + after
+	}
+	return replaceFile(path, before+text)
+}
+
 func columnHeads(b *strings.Builder) {
 	fmt.Fprintf(b, "| kernel | crash | %s |\n|---|---|%s\n", strings.Join(fixture.FileSystems, " | "), strings.Repeat("---|", len(fixture.FileSystems)))
 }

@@ -17,20 +17,22 @@ import (
 type pages int
 
 func (p pages) View(pa addr.Phys, n int) ([]byte, error) {
-	if !(addr.PhysRange{End: addr.PFN(p).Phys()}).Contains(pa, uint64(n)) {
+	if !(addr.PhysRange{End: addr.Pages4K.Phys(addr.PFN(p))}).Contains(pa, uint64(n)) {
 		return nil, &ram.Fault{Addr: pa, Len: n}
 	}
 	b := make([]byte, n)
 	for i := range b {
-		b[i] = byte((pa + addr.Phys(i)).PFN())
+		b[i] = byte(addr.Pages4K.PFN(pa + addr.Phys(i)))
 	}
 	return b, nil
 }
-func (p pages) Ranges() []addr.PhysRange { return []addr.PhysRange{{End: addr.PFN(p).Phys()}} }
-func (p pages) Close() error             { return nil }
+func (p pages) Ranges() []addr.PhysRange {
+	return []addr.PhysRange{{End: addr.Pages4K.Phys(addr.PFN(p))}}
+}
+func (p pages) Close() error { return nil }
 
 func piece(off, end int64, frame addr.PFN) pagecache.Piece {
-	return pagecache.Piece{Span: addr.Span{Off: off, End: end}, Phys: frame.Phys()}
+	return pagecache.Piece{Span: addr.Span{Off: off, End: end}, Phys: addr.Pages4K.Phys(frame)}
 }
 
 func TestRuns(t *testing.T) {

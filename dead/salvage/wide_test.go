@@ -1,11 +1,8 @@
 package salvage_test
 
 import (
-	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -43,12 +40,7 @@ func TestMatrixWide(t *testing.T) {
 			fmt.Fprintf(&out, "| %s (%s) | %s |%s\n", r.kernel, strings.TrimSuffix(name, "-cloud"), r.crash, r.line())
 		})
 	}
-	old, err := os.ReadFile(*wideTable)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.Fatal(err)
-	}
-	before, _, _ := strings.Cut(string(old), wideTitle)
-	if err := replaceFile(*wideTable, before+out.String()); err != nil {
+	if err := replaceSection(*wideTable, wideTitle, out.String()); err != nil {
 		t.Error(err)
 	}
 }

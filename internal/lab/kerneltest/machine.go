@@ -47,7 +47,8 @@ type Machine struct {
 	root    addr.Phys
 	symbols []symbol
 	arm64   bool
-	direct  addr.Virt // where memory is mapped in one piece
+	unit    addr.Pages // of its base pages
+	direct  addr.Virt  // where memory is mapped in one piece
 	// Functions has Finish name functions only in the symbol table, and export the rest but
 	// for what Hidden has, as a kernel without CONFIG_KALLSYMS_ALL does.
 	Functions bool
@@ -71,7 +72,7 @@ func New(t testing.TB) *Machine {
 // layout, and its physical memory from direct on: as one that cannot move them, if that is
 // DirectMap.
 func Fixed(t testing.TB, direct addr.Virt) *Machine {
-	return start(t, &Machine{direct: direct}, "init_top_pgt")
+	return start(t, &Machine{direct: direct, unit: addr.Pages4K}, "init_top_pgt")
 }
 
 // The layout of a machine of arm64, with addresses of 48 bits: its linear map begins below its
@@ -81,9 +82,13 @@ const (
 	linearStart addr.Virt = 0xffff_0000_0000_0000
 )
 
-// NewARM64 starts a machine of arm64. Descriptors of its page tables are the same bits.
-func NewARM64(t testing.TB) *Machine {
-	m := start(t, &Machine{arm64: true, direct: linearStart + below}, "swapper_pg_dir")
+// NewARM64 starts a machine of arm64 with base pages of 4 KiB. Descriptors of its page tables are
+// the same bits.
+func NewARM64(t testing.TB) *Machine { return NewPages(t, addr.Pages4K) }
+
+// NewPages starts a machine of arm64 with base pages of a size.
+func NewPages(t testing.TB, unit addr.Pages) *Machine {
+	m := start(t, &Machine{arm64: true, direct: linearStart + below, unit: unit}, "swapper_pg_dir")
 	m.PutU64(m.Image("memstart_addr", 8), 1<<64-below)
 	return m
 }
@@ -91,10 +96,10 @@ func NewARM64(t testing.TB) *Machine {
 func start(t testing.TB, m *Machine, root string) *Machine {
 	m.t, m.Mem, m.image, m.heap, m.tables = t, make([]byte, Size), imageVirt, heapPhys, tablesPhys
 	m.Image("_stext", 8)
-	m.root = imagePhys + addr.Phys(m.Image(root, addr.PageSize)-imageVirt)
+	m.root = imagePhys + addr.Phys(m.Image(root, int(m.unit.Size()))-imageVirt)
 	m.Map(imageVirt, imagePhys, imageSize)
 	m.Map(m.direct, 0, Size)
-	m.Map(MemMap, memMapPhys, Size/addr.PageSize*PageStruct)
+	m.Map(MemMap, memMapPhys, Size>>m.unit*PageStruct)
 	m.PutU64(m.Image("vmcoreinfo_note", 8), uint64(m.direct)+uint64(notePhys))
 	m.Put(m.Image("linux_banner", 64), []byte("Linux version 9.9.9-made-up (by hand) #1 of all\n\x00"))
 	uts := m.Image("init_uts_ns", 512)
@@ -108,7 +113,7 @@ func start(t testing.TB, m *Machine, root string) *Machine {
 func (m *Machine) Image(name string, n int) addr.Virt {
 	align := addr.Virt(63)
 	if n >= addr.PageSize {
-		align = addr.PageSize - 1
+		align = addr.Virt(m.unit.Size() - 1)
 	}
 	at := (m.image + align) &^ align
 	m.image = at + addr.Virt(n)
@@ -119,11 +124,14 @@ func (m *Machine) Image(name string, n int) addr.Virt {
 	return at
 }
 
+// PageSize is that of the kernel's base pages, in bytes.
+func (m *Machine) PageSize() int { return int(m.unit.Size()) }
+
 // Alloc reserves n zeroed bytes of the heap.
 func (m *Machine) Alloc(n int) addr.Virt {
 	align := addr.Phys(63)
 	if n >= addr.PageSize {
-		align = addr.PageSize - 1
+		align = addr.Phys(m.unit.Size() - 1)
 	}
 	at := (m.heap + align) &^ align
 	m.heap = at + addr.Phys(n)
@@ -140,7 +148,7 @@ func (m *Machine) Phys(va addr.Virt) addr.Phys {
 		return imagePhys + addr.Phys(va-imageVirt)
 	case va >= m.direct && va < m.direct+Size:
 		return addr.Phys(va - m.direct)
-	case va >= MemMap && va < MemMap+Size/addr.PageSize*PageStruct:
+	case va >= MemMap && va < MemMap+Size>>m.unit*PageStruct:
 		return memMapPhys + addr.Phys(va-MemMap)
 	}
 	m.t.Fatalf("kerneltest: %v is nowhere", va)
@@ -162,28 +170,36 @@ func (m *Machine) PutU32(va addr.Virt, v uint32) {
 
 // Page returns the address of the struct page for the page at va.
 func (m *Machine) Page(va addr.Virt) addr.Virt {
-	return MemMap + addr.Virt(uint64(m.Phys(va).PFN())*PageStruct)
+	return MemMap + addr.Virt(uint64(m.unit.PFN(m.Phys(va)))*PageStruct)
 }
 
-// Map maps pages of 4 KiB in four levels of tables.
+// Data returns the address of the bytes of the page that a struct page is of.
+func (m *Machine) Data(page addr.Virt) addr.Virt {
+	return m.direct + addr.Virt(m.unit.Phys(addr.PFN((page-MemMap)/PageStruct)))
+}
+
+// Map maps base pages in as many levels of tables as 48 bits of address take. pa is that of a page.
 func (m *Machine) Map(va addr.Virt, pa addr.Phys, n int) {
-	for off := 0; off < n; off += addr.PageSize {
+	bottom, bits := int(m.unit), int(m.unit)-3 // a table is as large as a page
+	mask := uint64(1)<<bits - 1
+	top := bottom + (47-bottom)/bits*bits
+	for off := 0; off < n; off += int(m.unit.Size()) {
 		table := m.root
-		at := uint64(va) + uint64(off)
-		for shift := 39; shift > 12; shift -= 9 {
-			slot := m.Mem[uint64(table)+at>>shift&511*8:]
+		at := (uint64(va) + uint64(off)) & (1<<48 - 1)
+		for shift := top; shift > bottom; shift -= bits {
+			slot := m.Mem[uint64(table)+at>>shift&mask*8:]
 			entry := binary.LittleEndian.Uint64(slot)
 			if entry == 0 {
 				if m.tables >= Size {
 					m.t.Fatal("kerneltest: out of page tables")
 				}
 				entry = uint64(m.tables) | 3
-				m.tables += addr.PageSize
+				m.tables += addr.Phys(m.unit.Size())
 				binary.LittleEndian.PutUint64(slot, entry)
 			}
-			table = addr.Phys(entry &^ 0xfff)
+			table = addr.Phys(entry &^ 3)
 		}
-		binary.LittleEndian.PutUint64(m.Mem[uint64(table)+at>>12&511*8:], uint64(pa)+uint64(off)|3)
+		binary.LittleEndian.PutUint64(m.Mem[uint64(table)+at>>bottom&mask*8:], uint64(pa)+uint64(off)|3)
 	}
 }
 
@@ -280,7 +296,7 @@ func (m *Machine) putExports() {
 }
 
 func (m *Machine) putNote(at map[string]addr.Virt) {
-	text := "OSRELEASE=9.9.9-made-up\nPAGESIZE=4096\nOFFSET(uts_namespace.name)=0\n"
+	text := fmt.Sprintf("OSRELEASE=9.9.9-made-up\nPAGESIZE=%d\nOFFSET(uts_namespace.name)=0\n", m.unit.Size())
 	for _, s := range m.symbols {
 		switch s.name {
 		case "init_uts_ns", "_stext", "init_top_pgt", "swapper_pg_dir":
@@ -299,7 +315,7 @@ func (m *Machine) putNote(at map[string]addr.Virt) {
 	if m.arm64 {
 		text += fmt.Sprintf("NUMBER(VA_BITS)=48\nNUMBER(kimage_voffset)=0x%x\nNUMBER(PHYS_OFFSET)=0x%x\nNUMBER(TCR_EL1_T1SZ)=0x10\n",
 			uint64(imageVirt)-uint64(imagePhys), uint64(1<<64-below))
-		text += fmt.Sprintf("NUMBER(VMEMMAP_START)=0x%x\n", uint64(MemMap)-below/addr.PageSize*PageStruct)
+		text += fmt.Sprintf("NUMBER(VMEMMAP_START)=0x%x\n", uint64(MemMap)-below>>m.unit*PageStruct)
 	} else {
 		text += fmt.Sprintf("NUMBER(phys_base)=%d\n", int64(imagePhys)-int64(imageVirt-startKernelMap))
 	}

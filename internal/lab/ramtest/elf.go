@@ -85,9 +85,9 @@ func (e ELF) split(p Piece) []elfSegment {
 	var out []elfSegment
 	s := elfSegment{piece: p, file: addr.PhysRange{Start: r.Start, End: r.Start}, memory: addr.PhysRange{Start: r.Start, End: r.Start}}
 	for pa := r.Start; pa < r.End; {
-		next := min((pa.PFN() + 1).Phys(), r.End)
+		next := min(addr.Pages4K.Phys(addr.Pages4K.PFN(pa)+1), r.End)
 		switch {
-		case e.Excluded(pa.PFN()):
+		case e.Excluded(addr.Pages4K.PFN(pa)):
 			s.memory.End = next
 		case s.file.End < pa:
 			out = append(out, s)

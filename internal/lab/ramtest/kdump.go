@@ -56,13 +56,13 @@ func (k Kdump) Write(f *os.File, pieces []Piece) error {
 	}
 	var pages addr.PFN
 	for _, p := range pieces {
-		pages = max(pages, (p.Range().End + addr.PageSize - 1).PFN())
+		pages = max(pages, addr.Pages4K.PFN(p.Range().End+addr.PageSize-1))
 	}
 	blocks := (int(pages) + 8*addr.PageSize - 1) / (8 * addr.PageSize)
 	memory, dumped := make([]byte, blocks*addr.PageSize), make([]byte, blocks*addr.PageSize)
 	count := 0
 	for _, p := range pieces {
-		for pfn := p.Phys.PFN(); pfn.Phys() < p.Range().End; pfn++ {
+		for pfn := addr.Pages4K.PFN(p.Phys); addr.Pages4K.Phys(pfn) < p.Range().End; pfn++ {
 			memory[pfn/8] |= 1 << (pfn % 8)
 			if k.Excluded == nil || !k.Excluded(pfn) {
 				dumped[pfn/8] |= 1 << (pfn % 8)
@@ -141,14 +141,14 @@ func (k Kdump) writePages(f *os.File, pieces []Piece, dumped []byte, descs, data
 	}
 	n := 0
 	for _, p := range pieces {
-		for pfn := p.Phys.PFN(); pfn.Phys() < p.Range().End; pfn++ {
+		for pfn := addr.Pages4K.PFN(p.Phys); addr.Pages4K.Phys(pfn) < p.Range().End; pfn++ {
 			if dumped[pfn/8]>>(pfn%8)&1 == 0 || !k.has(pfn) {
 				continue
 			}
 			if n++; k.Lost > 0 && n > k.Lost {
 				return flush()
 			}
-			page, err := p.read(pfn.Phys(), addr.PageSize)
+			page, err := p.read(addr.Pages4K.Phys(pfn), addr.PageSize)
 			if err != nil {
 				return err
 			}

@@ -32,7 +32,7 @@ func VMware(pieces []Piece, embedded bool) (state, memory []byte, err error) {
 			return nil, nil, err
 		}
 		number("regionPageNum", uint32(len(memory)/addr.PageSize), uint32(i))
-		number("regionPPN", uint32(p.Phys.PFN()), uint32(i))
+		number("regionPPN", uint32(addr.Pages4K.PFN(p.Phys)), uint32(i))
 		number("regionSize", uint32(len(b)/addr.PageSize), uint32(i))
 		memory = append(memory, b...)
 	}
