@@ -32,9 +32,13 @@ func memories(image *fixture.Image) []string {
 func checkInspect(t *testing.T, image *fixture.Image) {
 	t.Helper()
 	var lists []string
+	machine := "aarch64, pages of 4 KiB"
+	if strings.HasSuffix(image.Release, "-16k") {
+		machine = "aarch64, pages of 16 KiB"
+	}
 	for _, memory := range memories(image) {
 		got := command(t, "inspect", memory)
-		for _, want := range []string{image.Release, "sysrq triggered crash", "aarch64", "/mnt/ext4"} {
+		for _, want := range []string{image.Release, "sysrq triggered crash", machine, "/mnt/ext4"} {
 			if got.err != nil || !strings.Contains(got.out, want) {
 				t.Errorf("%s: %v: no %q in %s", memory, got.err, want, got.out)
 			}

@@ -181,7 +181,7 @@ func (in *inspection) write(w io.Writer) error {
 	}
 	line("kaslr", "moved by %#x", k.KASLR)
 	if k.Architecture != "x86_64" {
-		line("machine", "%s", k.Architecture)
+		line("machine", "%s, pages of %d KiB", k.Architecture, k.PageSize>>10)
 	}
 	line("paging", "%d levels", k.PagingLevels)
 	line("memory", "%s, %s", bytesText(int64(k.Memory)), k.Format)

@@ -17,6 +17,7 @@ type Facts struct {
 	CommandLine  string    `json:"command_line,omitempty"`
 	KASLR        uint64    `json:"kaslr_offset"` // in bytes
 	PagingLevels int       `json:"paging_levels"`
+	PageSize     int64     `json:"page_size"`        // of its base pages, in bytes
 	Format       string    `json:"format,omitempty"` // of the image
 	Memory       uint64    `json:"memory_bytes"`     // that the image has
 	Boot         time.Time `json:"boot,omitzero"`
@@ -29,7 +30,7 @@ type Facts struct {
 // Facts reads what the image says of its kernel.
 func (m *Image) Facts() Facts {
 	k := m.Kernel
-	f := Facts{Release: k.Release, Architecture: k.Architecture(), Banner: k.Banner, KASLR: k.Offset, PagingLevels: k.PagingLevels(), Format: m.Info().Format}
+	f := Facts{Release: k.Release, Architecture: k.Architecture(), Banner: k.Banner, KASLR: k.Offset, PagingLevels: k.PagingLevels(), PageSize: k.Pages().Size(), Format: m.Info().Format}
 	for _, r := range m.mem.Ranges() {
 		f.Memory += r.Len()
 	}

@@ -3,6 +3,7 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	mathbits "math/bits"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/ram"
@@ -188,7 +189,7 @@ func arm64Pages(k *Kernel) (addr.Virt, error) {
 }
 
 // memMapStarts are where VMEMMAP_START may be. The note tells since 5.18 (commit
-// 2369f171d5c5). Before, each page of the linear map had room for 64 bytes, and all of that
+// 2369f171d5c5). Before, each page of the linear map had room for its structure, and all of that
 // ended 2 MiB below the last address; since 5.11 (commit 8c96400d6a39) it is as far into its
 // part of the addresses as the page is into the linear map.
 func (k *Kernel) memMapStarts(bits int) ([]addr.Virt, error) {
@@ -200,7 +201,11 @@ func (k *Kernel) memMapStarts(bits int) ([]addr.Virt, error) {
 		return nil, err
 	}
 	linear := addr.Virt(1)<<bits - addr.Virt(1)<<(k.leastBits(bits)-1)
-	smaller := int(k.unit) - 6 // by how much room for 64 bytes is less than a page
+	// By how much a struct page, rounded up to a power of two, is smaller than a page.
+	smaller := int(k.unit) - mathbits.Len(uint(k.pageSize-1))
+	if smaller <= 0 {
+		return nil, fmt.Errorf("struct page has %d bytes", k.pageSize)
+	}
 	return []addr.Virt{-(linear >> smaller) - 2<<20, -(addr.Virt(1) << (bits - smaller))}, nil
 }
 
