@@ -2,12 +2,12 @@
 # make test: set up what is needed, and test every feature.
 # make test-quick, make test-full: what needs no guest; all that there is (HACKING.md).
 # make matrix: all supported kernels and file systems; writes docs/SUPPORT.md. make matrix-wide:
-# Debian's other suites; make matrix-arm64: of arm64.
+# Debian's other suites; make matrix-arm64: of arm64; make matrix-built: of other configurations.
 
 GO ?= go
 BEGAN := $(shell date +%s)
 
-.PHONY: build lab setup kernels vet check lint test test-quick test-full demo metal survive matrix matrix-wide matrix-arm64 oracle oracle-live fuzz nfs nfs-crashes systems bench deb clean
+.PHONY: build lab setup kernels vet check lint test test-quick test-full demo metal survive matrix matrix-wide matrix-arm64 matrix-built oracle oracle-live fuzz nfs nfs-crashes systems bench deb clean
 
 # What --version says: the tag, or the last one with the commit.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -89,6 +89,12 @@ matrix-wide: kernels
 # Kernels for arm64, emulated; writes their part of docs/SUPPORT.md.
 matrix-arm64: kernels
 	UNDERSTUDY_TIER=full $(GO) test -count 1 -timeout 3h -v -run '^TestMatrixARM64$$' ./dead/salvage -salvage.arm64 $(CURDIR)/docs/SUPPORT.md
+
+# Kernels of other configurations than Debian's, which are built here; writes their part of
+# docs/SUPPORT.md.
+matrix-built: kernels
+	scripts/built.sh
+	UNDERSTUDY_TIER=full $(GO) test -count 1 -timeout 3h -v -run '^TestMatrixBuilt$$' ./dead/salvage -salvage.built $(CURDIR)/docs/SUPPORT.md
 
 # Random work, a crash, a rescue, and a comparison with what must be there, SEEDS
 # times, then PROGRAMS times with real programs; writes docs/ORACLE.md. What fails

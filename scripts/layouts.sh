@@ -14,7 +14,6 @@
 set -euo pipefail
 
 here=$(cd "${BASH_SOURCE%/*}" && pwd)
-tools=(gcc-12 gcc-12-plugin-dev g++ make binutils dwarves flex bison bc libelf-dev)
 cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"
 names=(small debug lockdep plain)
 out=$cache/layouts
@@ -26,6 +25,7 @@ die() {
 }
 
 . "$here/archive.sh"
+. "$here/source.sh"
 
 # headers are what is compiled, by the name of each object.
 declare -A headers=(
@@ -51,26 +51,12 @@ put_headers() {
 	END
 }
 
-# configure makes a configuration that is as it was asked for.
-configure() {
-	local build=$1 name=$2 line
-	cat "$here/configs/base" "$here/configs/$name" >"$build/want"
-	KCONFIG_ALLCONFIG=$build/want make -s "${with[@]}" O="$build" allnoconfig >"$build/log" 2>&1 || return 1
-	while read -r line; do
-		case $line in
-		'#'*) ;;
-		*=n) ! grep -q "^${line%n}" "$build/.config" ;;
-		*) grep -qx "$line" "$build/.config" ;;
-		esac || { echo "layouts: $name cannot have $line" >&2 && return 1; }
-	done <"$build/want"
-}
-
 # build makes the types of one configuration.
 build() {
 	local name=$1 build=$tmp/$1
 	mkdir "$build" "$build/module"
 	put_headers "$build/module"
-	configure "$build" "$name" || return 1
+	configure "$build" base "$name" || return 1
 	{
 		make -s "${with[@]}" O="$build" prepare0 &&
 			make -s "${with[@]}" O="$build" M="$build/module" core.o xfs.o btrfs.o &&
@@ -88,24 +74,15 @@ exec 8>"$out/.lock"
 flock 8
 want=()
 for name; do
-	[[ -s $here/configs/$name && $name != base ]] || die "no configuration $name; there are ${names[*]}"
+	[[ -s $here/configs/$name && $name != base && $name != boot ]] || die "no configuration $name; there are ${names[*]}"
 	[[ -s $out/$name.btf ]] || want+=("$name")
 done
 ((${#want[@]})) || exit 0
-if (($(dpkg-query -W -f '${db:Status-Status}\n' "${tools[@]}" 2>/dev/null | grep -cx installed || true) != ${#tools[@]})); then
-	echo "layouts: installing ${tools[*]}" >&2
-	apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "${tools[@]}" >/dev/null ||
-		die "cannot install ${tools[*]}; run this as root on Debian 12, after apt-get update"
-fi
-with=(-j2 CC=gcc-12 HOSTCC=gcc-12)
+need_tools
 rm -rf "$out"/.tmp.*
 tmp=$(mktemp -d "$out/.tmp.XXXXXX")
 trap 'rm -rf "$tmp"' EXIT
-echo "layouts: fetching linux-source-6.1" >&2
-open_apt 6.1 || die "cannot update the package lists"
-(cd "$tmp" && apt-get -qq "${apt[@]}" download linux-source-6.1) || die "cannot fetch linux-source-6.1; is the network there?"
-dpkg-deb --fsys-tarfile "$tmp"/*.deb | tar -xO ./usr/src/linux-source-6.1.tar.xz | tar -xJ -C "$tmp"
-cd "$tmp/linux-source-6.1"
+open_source "$tmp"
 for name in "${want[@]}"; do
 	echo "layouts: compiling $name" >&2
 	build "$name" || die "cannot compile $name"
