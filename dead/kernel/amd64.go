@@ -114,7 +114,7 @@ func amd64Pages(k *Kernel) (addr.Virt, error) {
 		return 0, fmt.Errorf("struct pages at %v", base)
 	}
 	if _, err := k.Physical(base + addr.Virt(uint64(k.unit.PFN(k.notePA))*uint64(k.pageSize))); err != nil {
-		return 0, fmt.Errorf("struct pages are not from %v on, as with CONFIG_SPARSEMEM_VMEMMAP: a kernel without it is not understood (%w)", base, err)
+		return 0, fmt.Errorf("struct pages are not from %v on, as with CONFIG_SPARSEMEM_VMEMMAP (%w)", base, err)
 	}
 	return base, nil
 }

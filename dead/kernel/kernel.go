@@ -56,6 +56,7 @@ type Kernel struct {
 
 	bases    map[string]uint64 // values of variables that tell one boot from another
 	memMap   addr.Virt         // struct page of frame 0, which need not be there
+	sections []section         // in place of that, with CONFIG_SPARSEMEM_VMEMMAP off
 	unit     addr.Pages        // of its base pages
 	pageSize int               // of struct page, in bytes
 }
@@ -153,22 +154,38 @@ func (k *Kernel) readBanner() (string, error) {
 	return k.CString(va, maxBanner)
 }
 
-// PageStruct returns the address of the struct page of a frame.
+// PageStruct returns the address of the struct page of a frame, 0 if it has none.
 func (k *Kernel) PageStruct(pfn addr.PFN) addr.Virt {
+	if k.sections != nil {
+		for i := range k.sections {
+			if at := k.sections[i].page(k, pfn); k.sections[i].pages.Contains(at, 1) {
+				return at
+			}
+		}
+		return 0
+	}
 	return k.memMap + addr.Virt(uint64(pfn)*uint64(k.pageSize))
 }
 
 // PageFrame returns the frame that the struct page at va describes. An address
 // that is not one of a struct page, or of one for absent memory, is an error.
 func (k *Kernel) PageFrame(va addr.Virt) (addr.PFN, error) {
-	if va < k.memMap {
+	start, first := k.memMap, addr.PFN(0)
+	if k.sections != nil {
+		s, ok := k.sectionOf(va)
+		if !ok {
+			return 0, fmt.Errorf("%v is not a struct page", va)
+		}
+		start, first = s.pages.Start, s.first
+	}
+	if va < start {
 		return 0, fmt.Errorf("%v is not a struct page", va)
 	}
-	off := uint64(va - k.memMap)
+	off := uint64(va - start)
 	if off%uint64(k.pageSize) != 0 {
 		return 0, fmt.Errorf("%v is not a struct page", va)
 	}
-	pfn := addr.PFN(off / uint64(k.pageSize))
+	pfn := first + addr.PFN(off/uint64(k.pageSize))
 	if pfn >= 1<<40 {
 		return 0, fmt.Errorf("%v is not a struct page", va)
 	}

@@ -129,13 +129,20 @@ func (n *note) number(name string) (int64, error) {
 // offset returns the value of OFFSET(name)=decimal, where name is
 // "struct.member".
 func (n *note) offset(name string) (int, error) {
-	s, ok := n.values["OFFSET("+name+")"]
+	return n.count("OFFSET(" + name + ")")
+}
+
+// length returns the value of LENGTH(name)=decimal: of an array, in elements.
+func (n *note) length(name string) (int, error) { return n.count("LENGTH(" + name + ")") }
+
+func (n *note) count(key string) (int, error) {
+	s, ok := n.values[key]
 	if !ok {
-		return 0, fmt.Errorf("vmcoreinfo offset %s: %w", name, ErrNotFound)
+		return 0, fmt.Errorf("vmcoreinfo %s: %w", key, ErrNotFound)
 	}
-	v, err := strconv.ParseUint(s, 10, 16)
+	v, err := strconv.ParseUint(s, 10, 24)
 	if err != nil {
-		return 0, fmt.Errorf("vmcoreinfo offset %s: %w", name, err)
+		return 0, fmt.Errorf("vmcoreinfo %s: %w", key, err)
 	}
 	return int(v), nil
 }

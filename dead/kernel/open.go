@@ -156,6 +156,12 @@ func (k *Kernel) openPages() error {
 	}
 	k.pageSize = l.Size
 	var err error
-	k.memMap, err = k.arch.pages(k)
-	return err
+	if k.memMap, err = k.arch.pages(k); err == nil {
+		return nil
+	}
+	var none error
+	if k.sections, none = k.memSections(); none != nil {
+		return fmt.Errorf("%w, nor by sections: %w", err, none)
+	}
+	return nil
 }

@@ -13,10 +13,10 @@ const supportFormats = `
 Kernels for x86-64 are understood, and for arm64 (below); of another architecture, memory is refused by name.
 
 What a kernel has to be built with: CONFIG_KALLSYMS, CONFIG_DEBUG_INFO_BTF, CONFIG_PROC_KCORE or what kdump takes (its note,
-VMCOREINFO), and on x86-64 CONFIG_SPARSEMEM_VMEMMAP. One that lacks any of these is refused, and it is said what it lacks. How its
+VMCOREINFO). One that lacks any of these is refused, and it is said what it lacks. How its
 structures are laid out is asked of the kernel itself: TestConfigurations has a compiler lay out those of Debian's 6.1 with lock
 debugging, randstruct, without SMP, and with the least of everything (scripts/configs, scripts/layouts.sh), and all that is read
-is found in each. scripts/built.sh builds kernels of three of these, which make matrix-built boots and reads (below).
+is found in each. scripts/built.sh builds kernels of three of these, which make matrix-built boots and reads (at the end).
 
 A file that its own program made is compared with the RAM file of the same crash: all bytes, and the plan. "By hand" are files that
 the tests write by the published layout of the format: that the program in question writes the same has not been tried here.

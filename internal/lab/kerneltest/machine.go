@@ -53,6 +53,7 @@ type Machine struct {
 	// for what Hidden has, as a kernel without CONFIG_KALLSYMS_ALL does.
 	Functions bool
 	Hidden    []string
+	Lines     string // more of the note
 }
 
 type symbol struct {
@@ -319,7 +320,8 @@ func (m *Machine) putNote(at map[string]addr.Virt) {
 	} else {
 		text += fmt.Sprintf("NUMBER(phys_base)=%d\n", int64(imagePhys)-int64(imageVirt-startKernelMap))
 	}
-	m.Note = text
+	m.Note = text + m.Lines
+	text = m.Note
 	note := binary.LittleEndian.AppendUint32(nil, 11)
 	note = binary.LittleEndian.AppendUint32(note, uint32(len(text)))
 	note = binary.LittleEndian.AppendUint32(note, 0)
