@@ -105,7 +105,8 @@ func (d *Device) unsavedBlocks(i *Inode, at slotted, out []UnsavedBlock) ([]Unsa
 	case at.index != p.index:
 		return nil, fmt.Errorf("%w: page %d is a part of a larger one", ErrUnsettled, at.index)
 	case !p.has(page.hasPrivate):
-		if !p.has(page.dirty) && !p.writing {
+		// One whose buffers were freed is filled, and clean (fs/buffer.c, try_to_free_buffers).
+		if !p.has(page.dirty) && !p.writing && p.has(page.uptodate) && p.private == 0 {
 			return out, nil
 		}
 		return nil, fmt.Errorf("%w: page %d has none", ErrUnsettled, p.index)
