@@ -88,6 +88,17 @@ func (c *change) replaceAll(blocks map[addr.Block][]byte) error {
 	return nil
 }
 
+// after is the disk with the transaction.
+func (c *change) after() (*jbd2.Recording, error) {
+	with := jbd2.NewRecording(c.before)
+	for b, data := range c.blocks {
+		if _, err := with.WriteAt(data, int64(b)*int64(len(data))); err != nil {
+			return nil, err
+		}
+	}
+	return with, nil
+}
+
 // plausible refuses what no kernel has in memory, with so many handles open.
 func (c *change) plausible(handles int) error {
 	err := audit.Plausible(c.before, c.blocks, handles)

@@ -107,7 +107,7 @@ func (m oneFile) View(pa addr.Phys, n int) ([]byte, error) { return m.data[pa:][
 
 const (
 	metaBlock, moreMeta, fileBlock = 7000, 7001, 7100
-	fileIno                        = 12
+	fileIno                        = 11 // lost+found, which has an inode
 )
 
 // failingCase is a disk, and what is to be committed to it.
@@ -131,6 +131,10 @@ func failingCase(t *testing.T, empty bool) (*jbd2.Recording, *Rescue) {
 		head = p.End
 		_, scan = openLog(t, disk)
 	}
+	i, err := log.FS.Inode(fileIno)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return disk, &Rescue{
 		Journal: &Journal{
 			BlockSize: size, Head: addr.Block(head), First: addr.Block(log.Super.First), Last: addr.Block(log.Super.Last),
@@ -139,7 +143,7 @@ func failingCase(t *testing.T, empty bool) (*jbd2.Recording, *Rescue) {
 		super: &pagecache.Superblock{BlockSize: uint64(size)},
 		mem:   oneFile{data: full('f')},
 		data:  []block{{ino: fileIno, disk: fileBlock * int64(size), len: int64(size), used: int64(size)}},
-		whole: map[addr.Ino]struct{}{fileIno: {}},
+		whole: map[addr.Ino]*pagecache.Inode{fileIno: {Size: int64(i.Size), Generation: i.Generation}},
 	}
 }
 

@@ -60,6 +60,7 @@ func TestHostilePlace(t *testing.T) {
 				mem.pages = make(map[addr.Phys][]byte)
 				damages[kind].do(mem, rand.New(rand.NewPCG(uint64(seed), 5)), what)
 				start := cpuTime(t)
+				j.inFlight = seed / len(damages) % 2
 				found, err := j.judge(in, id, disk, &of[kind])
 				worst = max(worst, cpuTime(t)-start)
 				if len(found) > 0 {
@@ -118,8 +119,9 @@ func lookAround(t *testing.T, rec *recorder, d fixture.Disk, disk io.ReaderAt) *
 	return rec.seen(t, r.Journal, recovered(t, jbd2.NewRecording(disk)))
 }
 
-// placeIn does a rescue, and says what sizes the memory has for its files.
-func placeIn(c *pagecache.Cache, id addr.UUID, disk *jbd2.Recording) (*journal.Report, map[addr.Ino]int64, error) {
+// placeIn does a rescue, with so many more handles open, and says what sizes the memory has for
+// its files.
+func placeIn(c *pagecache.Cache, id addr.UUID, disk *jbd2.Recording, inFlight int) (*journal.Report, map[addr.Ino]int64, error) {
 	s, err := c.Superblock(id)
 	if err != nil {
 		return nil, nil, err
@@ -129,6 +131,9 @@ func placeIn(c *pagecache.Cache, id addr.UUID, disk *jbd2.Recording) (*journal.R
 		return nil, nil, err
 	}
 	r.Place = true
+	if r.Journal != nil && r.Journal.Running != nil {
+		r.Journal.Running.Updates += inFlight
+	}
 	report, err := r.Finish(disk)
 	sizes := make(map[addr.Ino]int64)
 	for i, err := range c.Dirty(s) {
@@ -146,6 +151,8 @@ type files struct {
 	content map[addr.Ino][]byte // of those that were found to be what they were
 	saved   map[addr.Ino]bool   // that are on the disk without a rescue
 	base    *memoryDisk
+
+	inFlight int // how many handles memory is to have open
 }
 
 func newFiles(t *testing.T, all []record.File, disk *os.File) *files {
@@ -188,7 +195,7 @@ func (j *files) is(fs *ext4.FS, i *ext4.Inode) error {
 // judge does a rescue, and says what is wrong with what came of it, and why it was refused.
 func (j *files) judge(c *pagecache.Cache, id addr.UUID, disk io.ReaderAt, o *outcomes) (wrong []error, refused error) {
 	out := jbd2.NewRecording(disk)
-	report, sizes, err := placeIn(c, id, out)
+	report, sizes, err := placeIn(c, id, out, j.inFlight)
 	switch {
 	case err != nil:
 		refused = err
@@ -202,12 +209,18 @@ func (j *files) judge(c *pagecache.Cache, id addr.UUID, disk io.ReaderAt, o *out
 	if report.Placement != nil {
 		o.placed += len(report.Placement.Files)
 	}
-	if report.Check == "" && len(out.Ops()) > 0 {
-		if err := j.base.fsck(out); err != nil {
+	var checked io.ReaderAt = recovered(j.t, out)
+	if len(out.Ops()) > 0 {
+		repaired, err := j.base.fsck(out, report.Check != "")
+		if repaired != nil {
+			defer repaired.Close()
+			checked = repaired
+		}
+		if err != nil {
 			wrong = append(wrong, err)
 		}
 	}
-	fs, err := ext4.Open(recovered(j.t, out))
+	fs, err := ext4.Open(checked)
 	if err != nil {
 		j.t.Fatal(err)
 	}
@@ -313,16 +326,17 @@ func (m *memoryDisk) copy(out *jbd2.Recording) (f *os.File, err error) {
 	return f, nil
 }
 
-// fsck has e2fsck look at the disk with what was written to it.
-func (m *memoryDisk) fsck(out *jbd2.Recording) error {
+// fsck has e2fsck look at the disk with what was written to it, and returns that. If it is to
+// repair it, it may find something.
+func (m *memoryDisk) fsck(out *jbd2.Recording, repair bool) (*os.File, error) {
 	f, err := m.copy(out)
-	if f != nil {
-		defer f.Close()
-	}
 	if err != nil {
-		return err
+		return f, err
 	}
 	cmd := exec.Command("e2fsck", "-fp", "/dev/fd/3")
+	if repair {
+		cmd.Args[1] = "-fy"
+	}
 	cmd.ExtraFiles = []*os.File{f}
 	said, err := cmd.CombinedOutput()
 	if code := cmd.ProcessState.ExitCode(); code == 0 || code == 1 { // 1: it has corrected what is harmless
@@ -330,8 +344,8 @@ func (m *memoryDisk) fsck(out *jbd2.Recording) error {
 	}
 	// It deletes what was deleted while it was open, which is no fault.
 	left := strings.TrimSpace(harmless.ReplaceAllString(string(said), ""))
-	if err != nil || left != "" || !strings.Contains(string(said), " files (") {
-		return fmt.Errorf("e2fsck found: %v: %s", err, left)
+	if err != nil || !repair && left != "" || !strings.Contains(string(said), " files (") {
+		return f, fmt.Errorf("e2fsck found: %v: %s", err, left)
 	}
-	return nil
+	return f, nil
 }

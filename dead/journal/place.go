@@ -224,11 +224,9 @@ func (f *finisher) confirm(c *change, found *placement.Result) error {
 
 // checkAdded audits blocks that are added to a change.
 func (c *change) checkAdded(added map[addr.Block][]byte) (audit.Verdict, error) {
-	with := jbd2.NewRecording(c.before)
-	for b, data := range c.blocks {
-		if _, err := with.WriteAt(data, int64(b)*int64(len(data))); err != nil {
-			return audit.Verdict{}, err
-		}
+	with, err := c.after()
+	if err != nil {
+		return audit.Verdict{}, err
 	}
 	return audit.CheckAdded(with, c.before, added)
 }

@@ -38,8 +38,8 @@ type Rescue struct {
 	dev   *pagecache.Device
 	mem   ram.Memory
 	data  []block
-	whole map[addr.Ino]struct{} // files of which nothing else is unsaved
-	open  []*pagecache.Inode    // regular files that are not among them
+	whole map[addr.Ino]*pagecache.Inode // files of which nothing else is unsaved
+	open  []*pagecache.Inode            // regular files that are not among them
 }
 
 // block is a piece of a device that is to be written.
@@ -60,7 +60,7 @@ func Plan(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (*Rescue,
 	if err != nil {
 		return nil, fmt.Errorf("plan rescue of %s: %w", s.ID, err)
 	}
-	r := &Rescue{cache: c, super: s, mount: identity(c, s), dev: dev, mem: c.Kernel().Memory(), whole: make(map[addr.Ino]struct{})}
+	r := &Rescue{cache: c, super: s, mount: identity(c, s), dev: dev, mem: c.Kernel().Memory(), whole: make(map[addr.Ino]*pagecache.Inode)}
 	r.Journal, err = Of(c, s, dev)
 	switch {
 	case errors.Is(err, ErrNoJournal):
@@ -115,7 +115,7 @@ func (r *Rescue) files(e *pagecache.Ext4) {
 		}
 		// A file that was being truncated needs its size after a check, too.
 		if found.Whole && !i.Writing {
-			r.whole[i.Ino] = struct{}{}
+			r.whole[i.Ino] = i
 		} else if i.Regular() {
 			r.open = append(r.open, i)
 		}
@@ -216,6 +216,7 @@ type finisher struct {
 	released  []addr.Block // by what was mended
 	placed    placed
 	sound     bool // the audit has confirmed all of the transaction
+	resized   map[addr.Ino]struct{}
 }
 
 func (f *finisher) step(name string, do func() error) error {
@@ -269,6 +270,9 @@ func (f *finisher) journal() error {
 	}
 	if f.report.Case == Finished {
 		err = f.step("commit again", func() error { return log.Recommit(scan) })
+	}
+	if err == nil {
+		err = f.step("sizes", func() error { return f.compareSizes(t) })
 	}
 	if err == nil {
 		err = f.step("blocks", func() error { return f.write(logged(scan, t)) })
@@ -325,9 +329,6 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 		return err
 	})
 	if err == nil && f.report.Check != "" {
-		err = c.plausible(f.report.Open)
-	}
-	if err == nil && f.report.Check != "" {
 		err = f.step("prepare", func() error { return f.prepare(c) })
 	}
 	t.Mark = f.mark(f.report.Check == "" && len(f.report.AfterMount) == 0)
@@ -367,6 +368,9 @@ func (f *finisher) prove(c *change) error {
 	if verdict.Clean {
 		f.report.Check = ""
 		return nil
+	}
+	if err := c.plausible(f.report.Open); err != nil {
+		return err
 	}
 	mended, err := f.mended(c)
 	if err != nil {

@@ -3,11 +3,12 @@ package journal
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"iter"
-	"maps"
 	"slices"
 
 	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/jbd2"
 )
 
@@ -19,7 +20,12 @@ const chunk = 1 << 20
 // the log, goes through the file system.
 func (f *finisher) write(except map[addr.Block]struct{}) error {
 	size := int64(f.super.BlockSize)
-	written := maps.Clone(f.whole)
+	written := make(map[addr.Ino]struct{})
+	for ino := range f.whole {
+		if _, other := f.resized[ino]; !other {
+			written[ino] = struct{}{}
+		}
+	}
 	data := slices.DeleteFunc(slices.Clone(f.data), func(b block) bool {
 		_, there := except[addr.Block(b.disk/size)]
 		if there {
@@ -45,6 +51,55 @@ func (f *finisher) write(except map[addr.Block]struct{}) error {
 	}
 	f.report.Written = written
 	return nil
+}
+
+// compareSizes finds files whose inode is not to have on the disk what it has in memory: who
+// wrote them had not come to that. They are for whoever writes files after the mount.
+func (f *finisher) compareSizes(t *jbd2.Transaction) error {
+	f.resized = make(map[addr.Ino]struct{})
+	if len(f.whole) == 0 {
+		return nil
+	}
+	if t == nil {
+		t = &jbd2.Transaction{}
+	}
+	c, err := newChange(f.disk, t)
+	if err != nil {
+		return err
+	}
+	with, err := c.after()
+	if err != nil {
+		return err
+	}
+	disk := &watched{ReaderAt: with}
+	fs, err := ext4.Open(disk)
+	if err != nil {
+		return err
+	}
+	for ino, in := range f.whole {
+		i, err := fs.Inode(ino)
+		if disk.err != nil {
+			return fmt.Errorf("read inode %d: %w", ino, disk.err)
+		}
+		if err != nil || int64(i.Size) != in.Size || i.Generation != in.Generation || i.IsRegular() != in.Regular() {
+			f.resized[ino] = struct{}{}
+		}
+	}
+	return nil
+}
+
+// watched is a disk that keeps why it could not be read.
+type watched struct {
+	io.ReaderAt
+	err error
+}
+
+func (w *watched) ReadAt(b []byte, off int64) (int, error) {
+	n, err := w.ReaderAt.ReadAt(b, off)
+	if err != nil && n < len(b) && w.err == nil {
+		w.err = err
+	}
+	return n, err
 }
 
 // writeAll writes blocks, which ascend on the disk: straight from memory, if the disk takes
