@@ -176,7 +176,7 @@ func (m *groupMap) find(from, want uint32) (uint32, bool) {
 		if at == m.size {
 			break
 		}
-		n := m.length(at, m.size)
+		n := m.length(at, want) // a longer one may reach to the end of the group
 		if n >= want {
 			return at, true
 		}
