@@ -215,7 +215,8 @@ type finisher struct {
 	proven    bool         // an earlier attempt has committed it, and nothing more need be done for it
 	released  []addr.Block // by what was mended
 	placed    placed
-	sound     bool // the audit has confirmed all of the transaction
+	sound     bool         // the audit has confirmed all of the transaction
+	torn      []audit.Slot // inodes that memory has with a wrong checksum
 	resized   map[addr.Ino]struct{}
 }
 
@@ -370,6 +371,9 @@ func (f *finisher) prove(c *change) error {
 		return nil
 	}
 	if err := c.plausible(f.report.Open); err != nil {
+		return err
+	}
+	if f.torn, err = audit.Torn(c.before, c.blocks); err != nil {
 		return err
 	}
 	mended, err := f.mended(c)

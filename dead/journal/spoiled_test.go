@@ -89,3 +89,70 @@ func spoil(tr *journal.Transaction, block addr.Block, do func([]byte)) bool {
 	}
 	return at >= 0
 }
+
+// TestSpoiledInode has an operation in flight, and the inode of a file that would be whole in
+// another state in the running transaction than in memory: the file counts as whole no more.
+func TestSpoiledInode(t *testing.T) {
+	image := fixture.Get(t, fixture.Basic)
+	c := openCache(t, image)
+	d := image.Disks[0]
+	base, err := os.Open(d.Image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer base.Close()
+	fs, err := ext4.Open(recovered(t, jbd2.NewRecording(base)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	finish := func(disk *jbd2.Recording, change func(*journal.Transaction)) *journal.Report {
+		t.Helper()
+		r, err := journal.Plan(c, superOf(t, c, d), disk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Place, r.Journal.Running.Updates = true, 1
+		change(r.Journal.Running)
+		report, err := r.Finish(disk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return report
+	}
+	whole := finish(jbd2.NewRecording(base), func(*journal.Transaction) {})
+	for name, do := range map[string]func(ino addr.Ino, raw []byte){
+		"a bit of its map":  func(_ addr.Ino, raw []byte) { raw[0x28+16] ^= 1 },
+		"a size of earlier": func(ino addr.Ino, raw []byte) { raw[4] ^= 1; fs.Super.SealInode(ino, raw) },
+	} {
+		tried := 0
+		for ino := range whole.Written {
+			if slices.Contains(whole.Placement.Files, ino) {
+				continue
+			}
+			group, block, offset, err := fs.Super.InodeLocation(ino)
+			if err != nil {
+				t.Fatal(err)
+			}
+			g, err := fs.Group(group)
+			if err != nil {
+				t.Fatal(err)
+			}
+			there := false
+			report := finish(jbd2.NewRecording(base), func(tr *journal.Transaction) {
+				there = spoil(tr, g.InodeTable+addr.Block(block), func(b []byte) { do(ino, b[offset:][:fs.Super.InodeSize]) })
+			})
+			if _, written := report.Written[ino]; there && written {
+				t.Errorf("%s: inode %d counts as whole", name, ino)
+			}
+			if there {
+				tried++
+			}
+			if tried == 5 {
+				break
+			}
+		}
+		if tried == 0 {
+			t.Errorf("%s: no file to try it with", name)
+		}
+	}
+}

@@ -39,6 +39,9 @@ func (f *finisher) waiting(c *change) ([]unplaced, error) {
 		if err == nil && truncated[i.Ino] {
 			err = fmt.Errorf("%w: it was being truncated", placement.ErrRefused)
 		}
+		if err == nil && slices.ContainsFunc(f.torn, func(s audit.Slot) bool { return s.Ino == i.Ino }) {
+			err = fmt.Errorf("%w: its inode was being written", placement.ErrRefused)
+		}
 		var zero map[int]bool
 		if err == nil {
 			zero, err = f.zeros(i, blocks)

@@ -57,6 +57,9 @@ func (f *finisher) write(except map[addr.Block]struct{}) error {
 // wrote them had not come to that. They are for whoever writes files after the mount.
 func (f *finisher) compareSizes(t *jbd2.Transaction) error {
 	f.resized = make(map[addr.Ino]struct{})
+	for _, s := range f.torn { // being written, or damaged: nobody can tell
+		f.resized[s.Ino] = struct{}{}
+	}
 	if len(f.whole) == 0 {
 		return nil
 	}
