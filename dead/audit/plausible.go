@@ -138,13 +138,29 @@ func (p *plausible) bitmaps(map[addr.Block][]byte) error {
 
 // tables judges inodes that change.
 func (p *plausible) tables(map[addr.Block][]byte) error {
+	const generation = 0x64 // i_generation
 	size := int(p.old.super.InodeSize)
+	had := make(map[uint32]addr.Ino) // by generation, which is random or a number of its own
+	for s := range p.changedSlots() {
+		if before, err := p.old.block(s.Block); err == nil {
+			had[binary.LittleEndian.Uint32(before[s.Offset+generation:])] = s.Ino
+		}
+	}
+	delete(had, 0)
 	for s := range p.changedSlots() {
 		after, err := p.new.block(s.Block)
 		if err != nil {
 			return err
 		}
 		raw := after[s.Offset:][:size]
+		before, err := p.old.block(s.Block)
+		if err != nil {
+			return err
+		}
+		is := binary.LittleEndian.Uint32(raw[generation:])
+		if of, there := had[is]; there && of != s.Ino && is != binary.LittleEndian.Uint32(before[s.Offset+generation:]) {
+			return fmt.Errorf("%w: inode %d becomes what inode %d was", ErrDamaged, s.Ino, of)
+		}
 		if mode := binary.LittleEndian.Uint16(raw); mode == 0 {
 			if i, err := p.old.load(s.Ino); err == nil && i.Mode != 0 {
 				return fmt.Errorf("%w: inode %d, which is in use, becomes one without a mode", ErrDamaged, s.Ino)

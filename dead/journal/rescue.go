@@ -264,7 +264,7 @@ func (f *finisher) journal() error {
 	if f.Place {
 		t, at = f.place(log, scan, t, at)
 	}
-	if t != nil && f.report.Open == 0 && !f.sound {
+	if t != nil && f.report.Open == 0 {
 		if err := f.step("audit", func() error { return f.consistent(t) }); err != nil {
 			return err
 		}
@@ -344,10 +344,10 @@ func (f *finisher) consistent(t *jbd2.Transaction) error {
 	if err != nil {
 		return err
 	}
-	verdict, err := audit.Check(c.before, c.blocks)
-	if err == nil && verdict.Foreign {
-		err = c.plausible(0)
+	if err := c.plausible(0); err != nil || f.sound {
+		return err
 	}
+	verdict, err := audit.Check(c.before, c.blocks)
 	if err == nil && !verdict.Clean && !verdict.Foreign {
 		err = fmt.Errorf("%w: no operation was in flight, but %s", ErrDamaged, strings.Join(verdict.Reasons, "; "))
 	}
@@ -356,6 +356,9 @@ func (f *finisher) consistent(t *jbd2.Transaction) error {
 
 // prove says in the report whether a change leaves the file system whole.
 func (f *finisher) prove(c *change) error {
+	if err := c.plausible(f.report.Open); err != nil {
+		return err
+	}
 	if hasInlineData(c.fs) {
 		if err := f.checkInline(c); err != nil {
 			return err
@@ -369,9 +372,6 @@ func (f *finisher) prove(c *change) error {
 	if verdict.Clean {
 		f.report.Check = ""
 		return nil
-	}
-	if err := c.plausible(f.report.Open); err != nil {
-		return err
 	}
 	if f.torn, err = audit.Torn(c.before, c.blocks); err != nil {
 		return err
