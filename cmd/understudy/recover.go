@@ -17,8 +17,8 @@ import (
 
 func recoverCommand() *cobra.Command {
 	var (
-		guest          string
-		giveUp, asJSON bool
+		o      offline.RecoverOptions
+		asJSON bool
 	)
 	cmd := &cobra.Command{
 		Use:   "recover [PAIR]",
@@ -27,7 +27,9 @@ func recoverCommand() *cobra.Command {
 
 A takeover that failed, a supervisor that was killed, or a pair that was forced down
 leaves memory in its run directory. Its record says how far each disk has come; the rest
-is done in a small guest, as understudy salvage apply does it. Once all of it is on the
+is done in a small guest, as understudy salvage apply does it. A file system on LVM, LUKS
+or a mirror is brought up to date on its own device, which is made by hand and named with
+--disk. Once all of it is on the
 disks, the run directory is removed. What is refused stays in memory, and the exit status
 is 3.`,
 		Args: cobra.MaximumNArgs(1),
@@ -49,7 +51,7 @@ is 3.`,
 			if err := d.EndGuests(); err != nil {
 				return errors.Join(err, d.Close())
 			}
-			reports, err := offline.Recover(cmd.Context(), d, guest, giveUp)
+			reports, err := offline.Recover(cmd.Context(), d, o)
 			switch {
 			case err != nil || !d.AtStake():
 			case d.Record.Saved:
@@ -74,8 +76,10 @@ is 3.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&guest, "guest", "", "boot the kernel in this `DIR`, which has boot/vmlinuz and lib/modules/RELEASE; default: what setup has fetched")
-	cmd.Flags().BoolVar(&giveUp, "give-up", false, giveUpHelp)
+	cmd.Flags().StringVar(&o.Guest, "guest", "", "boot the kernel in this `DIR`, which has boot/vmlinuz and lib/modules/RELEASE; default: what setup has fetched")
+	cmd.Flags().StringToStringVar(&o.Devices, "disk", nil, "the file system of the pair's disk NAME is on DEVICE, not at its image: `NAME=DEVICE`")
+	cmd.Flags().StringVar(&o.Work, "work", "", "`DIR` for the overlay, as of salvage apply; default: beside the disk, which a block device cannot have")
+	cmd.Flags().BoolVar(&o.GiveUp, "give-up", false, giveUpHelp)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print for programs")
 	return cmd
 }

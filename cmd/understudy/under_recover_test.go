@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -48,5 +50,64 @@ func TestBrokenOffXFS(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+	}
+}
+
+// TestBrokenOffUnder breaks a takeover off whose disks have something under their file systems:
+// several nested ones, of which recover has the rest to bring to each, and a logical volume, which
+// only a guest sees through: recover says so, takes nothing away, and brings all of it to the
+// device that is named.
+func TestBrokenOffUnder(t *testing.T) {
+	for _, u := range unders {
+		if u.name != "nested" && u.name != "lvm" {
+			continue
+		}
+		for _, point := range []takeover.Progress{takeover.Fenced, takeover.HandedOver, takeover.Applied} {
+			t.Run(u.name+" "+string(point), func(t *testing.T) {
+				tier.Full(t, "killed when a disk is "+string(point))
+				s, dir := u.stand(t)
+				var want map[string]string
+				s.brokenOff(point, "both", func() { want = u.works(s) })
+				if u.name == "lvm" {
+					s.recoverVolume(filepath.Join(dir, "data.img"))
+				} else {
+					s.recover()
+				}
+				u.check(t, dir)
+				s.up()
+				for _, d := range u.dirs {
+					if got := s.list("left", d); got != want[d] {
+						t.Errorf("%s is\n%s\nand was\n%s", d, got, want[d])
+					}
+				}
+				if _, err := understudy(t, "down"); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+	}
+}
+
+// recoverVolume does what recover says of a file system on a logical volume. The volume's one
+// extent is a file here: it begins where pvcreate(8) puts the first, 1 MiB into the image.
+func (s *standing) recoverVolume(image string) {
+	s.t.Helper()
+	out, err := understudy(s.t, "recover", "test")
+	if err == nil || !strings.Contains(err.Error(), "understudy recover --disk data=DEVICE") {
+		s.t.Fatalf("without the volume: %v: %s", err, out)
+	}
+	st, err := os.Stat(image)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	const first, extent = 1 << 20, 4 << 20
+	volume := taken(s.t, image, first, (st.Size()-first)/extent*extent)
+	if _, err := understudy(s.t, "recover", "test", "--disk", "data="+volume); err != nil {
+		s.t.Fatal(err)
+	}
+	checked(s.t, "e2fsck", "-fn", volume)
+	checked(s.t, "dd", "if="+volume, "of="+image, "bs=1M", "seek=1", "conv=notrunc")
+	if _, err := os.Stat(dirs.Run("test")); !errors.Is(err, os.ErrNotExist) {
+		s.t.Errorf("the run directory is still there: %v", err)
 	}
 }

@@ -328,6 +328,53 @@ func checked(t *testing.T, program string, args ...string) {
 	}
 }
 
+// stand is a pair with such disks, which is not up yet, and the directory where they are.
+func (u under) stand(t *testing.T) (*standing, string) {
+	t.Helper()
+	// At the same path in the guests, which have a tmpfs on /tmp.
+	keys, err := os.MkdirTemp("/var/tmp", "understudy-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(keys) })
+	key := filepath.Join(keys, "key")
+	if err := os.WriteFile(key, []byte("a key that this machine only has for the test"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := stand(t, plainDisk, strings.ReplaceAll(u.disks, "KEY", key), "256MiB", "384MiB")
+	dir := filepath.Dir(s.file)
+	_, modules, err := dirs.Kernel("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"initramfs", "-o", filepath.Join(dir, "guest.cpio"), "--modules", modules}
+	for _, a := range u.guest {
+		args = append(args, strings.ReplaceAll(a, "KEY", key))
+	}
+	if _, err := understudy(t, args...); err != nil {
+		t.Fatal(err)
+	}
+	u.make(t, dir, key)
+	return s, dir
+}
+
+// works leaves all kinds of things unsaved in each mount of the active side, and says what is there then.
+func (u under) works(s *standing) (want map[string]string) {
+	s.t.Helper()
+	s.settings("left", u.hold)
+	s.did("left", u.dirs[0], "cd %[1]s; "+u.before)
+	for _, script := range []string{saved, strings.Replace(work, u.without, "", 1)} {
+		for _, d := range u.dirs {
+			s.did("left", d, script)
+		}
+	}
+	want = make(map[string]string)
+	for _, d := range u.dirs {
+		want[d] = s.list("left", d)
+	}
+	return want
+}
+
 // TestUnder: whatever a file system is, and whatever lies under it, a takeover brings over what is
 // unsaved in it, exactly, and it is on the disk when the pair has gone down.
 func TestUnder(t *testing.T) {
@@ -336,45 +383,12 @@ func TestUnder(t *testing.T) {
 			if u.full != "" {
 				tier.Full(t, u.full)
 			}
-			// At the same path in the guests, which have a tmpfs on /tmp.
-			keys, err := os.MkdirTemp("/var/tmp", "understudy-")
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { os.RemoveAll(keys) })
-			key := filepath.Join(keys, "key")
-			if err := os.WriteFile(key, []byte("a key that this machine only has for the test"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			s := stand(t, plainDisk, strings.ReplaceAll(u.disks, "KEY", key), "256MiB", "384MiB")
-			dir := filepath.Dir(s.file)
-			_, modules, err := dirs.Kernel("")
-			if err != nil {
-				t.Fatal(err)
-			}
-			args := []string{"initramfs", "-o", filepath.Join(dir, "guest.cpio"), "--modules", modules}
-			for _, a := range u.guest {
-				args = append(args, strings.ReplaceAll(a, "KEY", key))
-			}
-			if _, err := understudy(t, args...); err != nil {
-				t.Fatal(err)
-			}
-			u.make(t, dir, key)
+			s, dir := u.stand(t)
 			s.up()
 			if !u.whole {
 				s.discards(dir, u.dirs[0])
 			}
-			s.settings("left", u.hold)
-			s.did("left", u.dirs[0], "cd %[1]s; "+u.before)
-			for _, script := range []string{saved, strings.Replace(work, u.without, "", 1)} {
-				for _, d := range u.dirs {
-					s.did("left", d, script)
-				}
-			}
-			want := make(map[string]string)
-			for _, d := range u.dirs {
-				want[d] = s.list("left", d)
-			}
+			want := u.works(s)
 			st := s.tookOver()
 			t.Logf("%d files, %d bytes; %+v; %v", st.Takeover.Files, st.Takeover.Bytes, st.Takeover.Commits, st.Takeover.Steps)
 			for _, d := range u.dirs {

@@ -17,16 +17,31 @@ import (
 // file system mounted.
 var ErrNotMounted = errors.New("its kernel had it not mounted")
 
-// Recover brings to the disks of a pair what its run directory has in memory only.
-// guest is as in Options. There is a report for each memory that was applied to a disk;
-// with an error they are those until then, and Recover can be called again. If something
-// was refused, the run directory stays at stake. giveUp is as in Options; without it a disk
-// whose last commit is refused stays as it is, and is tried again by the next call.
-func Recover(ctx context.Context, d *supervisor.RunDir, guest string, giveUp bool) ([]*Report, error) {
+// RecoverOptions say how a pair's disks are brought up to date.
+type RecoverOptions struct {
+	Guest string // as in Options
+	Work  string // likewise; of a disk that is a block device it must be there
+	// GiveUp is as in Options; without it a disk whose last commit is refused stays as it is, and is
+	// tried again by the next call.
+	GiveUp bool
+	// Devices are paths of what has the file system of a disk, by the disk's name, in the place of
+	// its image: a disk with layers needs one.
+	Devices map[string]string
+}
+
+// Recover brings to the disks of a pair what its run directory has in memory only. There is a
+// report for each memory that was applied to a disk; with an error they are those until then,
+// and Recover can be called again. If something was refused, the run directory stays at stake.
+func Recover(ctx context.Context, d *supervisor.RunDir, o RecoverOptions) ([]*Report, error) {
 	if d.Record == nil || d.Record.Saved {
 		return nil, nil
 	}
-	r := recovery{dir: d, record: *d.Record, guest: guest, giveUp: giveUp}
+	r := recovery{dir: d, record: *d.Record, options: o}
+	for name := range o.Devices {
+		if !slices.ContainsFunc(r.record.Disks, func(d supervisor.RecordDisk) bool { return d.Name == name }) {
+			return nil, fmt.Errorf("the pair has no disk %s", name)
+		}
+	}
 	r.record.Disks = slices.Clone(d.Record.Disks)
 	untouched := false
 	for i := range r.record.Disks {
@@ -52,8 +67,7 @@ var errUntouched = errors.New("the last commit is refused, and nothing was writt
 type recovery struct {
 	dir     *supervisor.RunDir
 	record  supervisor.Record // as it is to be
-	guest   string
-	giveUp  bool
+	options RecoverOptions
 	reports []*Report
 }
 
@@ -68,8 +82,8 @@ const (
 // a kernel left it that had written a part of the plan.
 func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
 	active, heir := r.dir.RAM(r.record.Active), r.dir.RAM(r.record.Heir)
-	if len(d.Layers) > 0 && d.Progress != saved {
-		return layered(d, active, heir)
+	if len(d.Layers) > 0 && d.Progress != saved && r.options.Devices[d.Name] == "" {
+		return layered(d)
 	}
 	switch d.Progress {
 	case saved:
@@ -106,7 +120,10 @@ func (r *recovery) applyIfMounted(ctx context.Context, d *supervisor.RecordDisk,
 
 // apply applies one memory, and makes durable that it is.
 func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Options, done takeover.Progress) error {
-	o.Disk, o.Part, o.Guest, o.GiveUp = d.Image, d.Part, r.guest, r.giveUp
+	o.Disk, o.Part, o.Guest, o.Work, o.GiveUp = d.Image, d.Part, r.options.Guest, r.options.Work, r.options.GiveUp
+	if device := r.options.Devices[d.Name]; device != "" {
+		o.Disk, o.Part = device, 0
+	}
 	report, err := Run(ctx, o)
 	if err != nil {
 		return fmt.Errorf("from %s: %w", o.Image, err)
@@ -120,12 +137,9 @@ func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Option
 	return r.dir.Write(&r.record)
 }
 
-// layered says what to do about a disk whose file system only a guest sees.
-func layered(d *supervisor.RecordDisk, active, heir string) error {
-	image := active
-	if d.Progress == takeover.HandedOver || d.Progress == takeover.Given || d.Progress == takeover.Applied {
-		image = heir
-	}
+// layered says what to do about a disk whose file system only a guest sees. Which memories are to
+// be brought to it, and in which order, is this program's to know.
+func layered(d *supervisor.RecordDisk) error {
 	return hint.New("recover disk "+d.Name, fmt.Errorf("its file system lies on %s, which only a guest sees through", strings.Join(d.Layers, " and ")),
-		fmt.Sprintf("Make the device of the file system on a machine that may have the key (losetup, mdadm --assemble, cryptsetup open, lvchange -ay), and apply the memory to that: understudy salvage apply %s --disk DEVICE --work DIR. Then: understudy down --discard. The memory stays until then.", image))
+		fmt.Sprintf("Make the device of the file system here (losetup, mdadm --assemble, cryptsetup open, lvchange -ay), mount it nowhere, and: understudy recover --disk %s=DEVICE. The memory stays until then.", d.Name))
 }
