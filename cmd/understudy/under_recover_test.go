@@ -93,7 +93,7 @@ func TestBrokenOffUnder(t *testing.T) {
 func (s *standing) recoverVolume(image string) {
 	s.t.Helper()
 	out, err := understudy(s.t, "recover", "test")
-	if err == nil || !strings.Contains(err.Error(), "understudy recover --disk data=DEVICE") {
+	if err == nil || !strings.Contains(out, "understudy recover --disk data=DEVICE") {
 		s.t.Fatalf("without the volume: %v: %s", err, out)
 	}
 	st, err := os.Stat(image)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -26,22 +27,23 @@ const (
 	TCG Accel = "tcg"
 )
 
-// probeLimit is how long a kernel may take to the end of its boot when probed.
-// On hardware that takes well under a second, under emulation about 1.5.
-const probeLimit = 6 * time.Second
+// probeLimit is how long a kernel may take to the end of its boot when probed. On hardware that
+// takes well under a second, under emulation about 1.5; minutes, if this machine is emulated
+// itself.
+const probeLimit = 10 * time.Minute
 
 // probeProof is what a kernel without a root file system says last, having
 // come through all of its own initialisation (init/do_mounts.c).
 var probeProof = []byte("Unable to mount root fs")
 
-// errSlow is why a probe did not end in time: its kernel hangs on the accelerator, or
-// this machine was busy.
+// errSlow is why a probe did not end in time.
 var errSlow = errors.New("the kernel did not boot in time")
 
 // FindAccel is the accelerator for a kernel, the path of a bzImage: KVM if the kernel
-// really boots on it, else TCG. The answer is kept in the cache until this machine boots
-// again, unless it is only that the probe took too long, which a busy machine may be
-// the reason of.
+// really boots on it, and sooner than under TCG, else TCG. So a KVM on which it hangs is none, and one of
+// a machine that is emulated itself is, however slow both are there. The answer is kept in
+// the cache until this machine boots again, unless it is only that KVM was slower, which
+// a busy machine may be the reason of.
 func FindAccel(ctx context.Context, kernel string) (Accel, error) {
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
@@ -57,18 +59,58 @@ func FindAccel(ctx context.Context, kernel string) (Accel, error) {
 	if b, err := os.ReadFile(answer); err == nil {
 		return Accel(strings.TrimSpace(string(b))), nil
 	}
-	runs, err := probe(ctx, KVM, kernel)
+	accel, err := sooner(ctx, func(ctx context.Context, a Accel) (bool, error) { return probe(ctx, a, kernel) })
 	switch {
 	case errors.Is(err, errSlow):
 		return TCG, nil
 	case err != nil:
 		return "", err
 	}
-	accel := TCG
-	if runs {
-		accel = KVM
-	}
 	return accel, errors.Join(os.MkdirAll(filepath.Dir(answer), 0o755), os.WriteFile(answer, []byte(accel), 0o644))
+}
+
+// answer is what a probe of KVM, or TCG, came to.
+type answer struct {
+	runs bool
+	err  error
+}
+
+// accel is what an answer of KVM's means.
+func (a answer) accel() (Accel, error) {
+	if a.err != nil {
+		return "", a.err
+	}
+	if a.runs {
+		return KVM, nil
+	}
+	return TCG, nil
+}
+
+// sooner probes both accelerators at once: KVM if it runs the kernel, and TCG has not done so
+// before; TCG if KVM does not run it; errSlow if it has not by the time that TCG has, or by
+// the end of a probe.
+func sooner(ctx context.Context, probe func(context.Context, Accel) (bool, error)) (Accel, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	kvm, tcg := make(chan answer, 1), make(chan answer, 1)
+	var wg sync.WaitGroup
+	for a, to := range map[Accel]chan answer{KVM: kvm, TCG: tcg} {
+		wg.Go(func() {
+			runs, err := probe(ctx, a)
+			to <- answer{runs, err}
+		})
+	}
+	defer wg.Wait() // no QEMU is left behind
+	defer cancel()
+	select {
+	case got := <-kvm:
+		return got.accel()
+	case got := <-tcg:
+		if got.runs {
+			return "", errSlow
+		}
+	}
+	got := <-kvm // there is nothing to compare it with
+	return got.accel()
 }
 
 // answerFile names the answer for a kernel on this boot of this machine.

@@ -140,6 +140,6 @@ func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Option
 // layered says what to do about a disk whose file system only a guest sees. Which memories are to
 // be brought to it, and in which order, is this program's to know.
 func layered(d *supervisor.RecordDisk) error {
-	return hint.New("recover disk "+d.Name, fmt.Errorf("its file system lies on %s, which only a guest sees through", strings.Join(d.Layers, " and ")),
+	return hint.New("find its file system", fmt.Errorf("it lies on %s, which only a guest sees through", strings.Join(d.Layers, " and ")),
 		fmt.Sprintf("Make the device of the file system here (losetup, mdadm --assemble, cryptsetup open, lvchange -ay), mount it nowhere, and: understudy recover --disk %s=DEVICE. The memory stays until then.", d.Name))
 }

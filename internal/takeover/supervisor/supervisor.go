@@ -25,9 +25,9 @@ import (
 	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
-// bootLimit is how long a partition may take until its agent greets: long, for a busy
-// machine.
-const bootLimit = 10 * time.Minute
+// bootLimit is how long a partition may take until its agent greets. It only ends what hangs: on a
+// machine that is busy, or emulated itself, a boot may take many minutes.
+const bootLimit = 30 * time.Minute
 
 // rehearsals is how often a takeover is rehearsed: once is the proof that it
 // works.

@@ -1,0 +1,56 @@
+package partition
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestSooner: KVM is what runs the kernel before TCG does, and nothing that hangs; no probe goes on.
+func TestSooner(t *testing.T) {
+	broken := errors.New("no QEMU")
+	type trial struct {
+		after time.Duration // 0: hangs
+		runs  bool
+		err   error
+	}
+	for name, tt := range map[string]struct {
+		kvm, tcg trial
+		want     Accel
+		err      error
+	}{
+		"hardware":         {trial{time.Second / 3, true, nil}, trial{2 * time.Second, true, nil}, KVM, nil},
+		"refused":          {trial{time.Second / 3, false, nil}, trial{2 * time.Second, true, nil}, TCG, nil},
+		"hangs":            {trial{}, trial{2 * time.Second, true, nil}, "", errSlow},
+		"emulated machine": {trial{40 * time.Second, true, nil}, trial{300 * time.Second, true, nil}, KVM, nil},
+		"slower":           {trial{40 * time.Second, true, nil}, trial{30 * time.Second, true, nil}, "", errSlow},
+		"TCG fails first":  {trial{40 * time.Second, true, nil}, trial{time.Second, false, nil}, KVM, nil},
+		"nothing to run":   {trial{time.Second, false, broken}, trial{time.Second, false, broken}, "", broken},
+		"both hang":        {trial{}, trial{}, "", errSlow},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				got, err := sooner(t.Context(), func(ctx context.Context, a Accel) (bool, error) {
+					p := tt.kvm
+					if a == TCG {
+						p = tt.tcg
+					}
+					if p.after == 0 {
+						p = trial{probeLimit, false, errSlow}
+					}
+					select {
+					case <-time.After(p.after):
+						return p.runs, p.err
+					case <-ctx.Done():
+						return false, context.Cause(ctx)
+					}
+				})
+				if got != tt.want || !errors.Is(err, tt.err) {
+					t.Errorf("%q, %v; want %q, %v", got, err, tt.want, tt.err)
+				}
+			})
+		})
+	}
+}
