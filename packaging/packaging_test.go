@@ -188,6 +188,13 @@ func TestPackage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	enabled := filepath.Join(root, "etc/systemd/system/multi-user.target.wants/understudy@web.service")
+	if err := os.MkdirAll(filepath.Dir(enabled), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/usr/lib/systemd/system/understudy@.service", enabled); err != nil {
+		t.Fatal(err)
+	}
 	dpkg("--remove", "understudy")
 	if _, err := os.Stat(log); err != nil {
 		t.Errorf("the log went with the package: %v", err)

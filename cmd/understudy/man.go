@@ -182,18 +182,28 @@ func seeAlso(b *strings.Builder, pages ...string) {
 // overview is what understudy(8) says besides.
 const overview = `Two Linux systems share one machine. One is active, one is its understudy, booted and idle. When the active kernel panics or hangs, the understudy takes its disks, its network address, and the file data that had not reached the disk, and serves on. The kernels are stock and unmodified.
 
-A first pair, as root, on a machine with a bridge br0 whose network is 10.77.0.0/24:
+A first pair, as root. A bridge is where others reach it; the one made here, until the next boot, only this machine reaches:
 
-  mkdir -p /srv/pairs && cd /srv/pairs
-  truncate -s 1G web.img && mkfs.ext4 -q web.img
+  ip link add br0 type bridge forward_delay 0
+  ip address add 10.77.0.1/24 dev br0
+  ip link set br0 up
+  mkdir -p /srv/pairs/www && cd /srv/pairs
+  echo 'a first page' > www/index.html
+  truncate -s 1G web.img && mkfs.ext4 -q -d www web.img
   cp /boot/vmlinuz-$(uname -r) vmlinuz
   understudy initramfs -o guest.cpio --modules /lib/modules/$(uname -r)
   cp /usr/share/doc/understudy/examples/web.yaml /etc/understudy/web.yaml
   understudy check /etc/understudy/web.yaml
   systemctl enable --now understudy@web
   understudy status
+  busybox wget -q -O - http://10.77.0.2/
+
+Its kernel is made to panic, and the same page is there again once the understudy has taken over. Until the side that died has booted again, status says that the pair is unprotected, and ends with 4:
+
   understudy crash
-  understudy events`
+  until busybox wget -q -O - http://10.77.0.2/; do sleep 1; done
+  understudy events web
+  understudy status`
 
 // rootSections are those that only understudy(8) has.
 const rootSections = `.SH EXIT STATUS

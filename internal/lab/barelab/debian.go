@@ -71,11 +71,14 @@ func Debian(disk, kernel string, files []File) error {
 }
 
 // madeBefore are directories that each disk of Debian's has.
-var madeBefore = []string{"/", "/boot", "/usr/lib/modules", "/usr/local/bin"}
+var madeBefore = []string{"/", "/boot", "/root", "/etc/systemd/system", "/usr/lib/modules", "/usr/local/bin"}
 
 // Put writes files on a disk of Debian's, that is not in use, in the place of those that are
 // there; the directories of modules are made.
-func Put(disk string, files []File) error {
+func Put(disk string, files []File) error { return PutAt(disk, rootOffset, files) }
+
+// PutAt is Put for a disk with a system of Debian's that begins that many bytes into it.
+func PutAt(disk string, offset int64, files []File) error {
 	var commands strings.Builder
 	made := map[string]bool{}
 	for _, dir := range madeBefore {
@@ -98,7 +101,7 @@ func Put(disk string, files []File) error {
 		}
 		fmt.Fprintf(&commands, "write %s %s\nset_inode_field %[2]s mode %[3]s\n", f.Source, f.Path, mode)
 	}
-	cmd := exec.Command("debugfs", "-w", "-f", "/dev/stdin", fmt.Sprintf("%s?offset=%d", disk, rootOffset))
+	cmd := exec.Command("debugfs", "-w", "-f", "/dev/stdin", fmt.Sprintf("%s?offset=%d", disk, offset))
 	cmd.Stdin = strings.NewReader(commands.String())
 	out, err := cmd.CombinedOutput()
 	if err == nil && strings.Contains(string(out), "No such file") || strings.Contains(string(out), "while ") {
