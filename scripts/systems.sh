@@ -1,17 +1,19 @@
 #!/bin/bash
-# Makes a root disk with Debian 12 and programs that keep data, from the archive, by
-# `understudy image build`; tests boot copies of it in pairs (package systems).
+# Makes a root disk with a Debian and programs from the archive, by `understudy image build`, and
+# prints its path; what it boots is beside it, .vmlinuz and .initrd. Tests boot copies of it
+# (package systems).
 #
-#   $UNDERSTUDY_CACHE/systems/SUITE.img, .img.vmlinuz, .img.initrd
+#   $UNDERSTUDY_CACHE/systems/NAME-KEY.img; KEY stands for what is in it
 #
-# usage: scripts/systems.sh [SUITE]; bin/understudy must be there. Remove the files to have them
-# made anew.
+# usage: scripts/systems.sh [NAME]; bin/understudy must be there. NAME is a suite of Debian's, with
+# programs that keep data, or host: a machine with what our package depends on, and nothing of
+# ours. Remove the files to have them made anew.
 set -euo pipefail
 
-suite=${1:-bookworm}
-packages=postgresql,nginx-light,git,prometheus
+name=${1:-bookworm}
+cd "${BASH_SOURCE%/*}/.."
 cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}/systems"
-understudy=$(cd "${BASH_SOURCE%/*}/.." && pwd)/bin/understudy
+understudy=bin/understudy
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 
 die() {
@@ -19,21 +21,38 @@ die() {
 	exit 1
 }
 
-[[ -s $cache/$suite.img ]] && exit 0
+case $name in
+host)
+	suite=bookworm
+	size=4096
+	packages=$(sed -n 's/^depends: \[\(.*\)\]/\1/p' packaging/nfpm.yaml | tr -d ' ')
+	;;
+*)
+	suite=$name
+	size=3072
+	packages=postgresql,nginx-light,git,prometheus,podman,crun,busybox-static
+	;;
+esac
+[[ -n $packages ]] || die "packaging/nfpm.yaml names nothing that the package depends on"
+key=$(echo "$suite $size $packages" | sha256sum)
+image=$cache/$name-${key:0:8}.img
+echo "$image"
+[[ -s $image ]] && exit 0
 [[ -x $understudy ]] || die "no $understudy: make build makes it"
 mkdir -p "$cache"
 exec 7>"$cache/.lock"
 flock 7
-[[ -s $cache/$suite.img ]] && exit 0
+[[ -s $image ]] && exit 0
 rm -rf "$cache"/.understudy-build-* "$cache"/new.img* # of a run that was killed
 if ! command -v mmdebstrap >/dev/null; then
 	echo "systems: installing mmdebstrap" >&2
 	apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends mmdebstrap >/dev/null ||
 		die "cannot install mmdebstrap; run this as root on Debian 12, after apt-get update"
 fi
-echo "systems: making a system (some minutes)" >&2
-"$understudy" image build --suite "$suite" --package "$packages" --size 3072 "$cache/new.img" >&2 || die "see above"
-mv "$cache/new.img.vmlinuz" "$cache/$suite.img.vmlinuz"
-mv "$cache/new.img.initrd" "$cache/$suite.img.initrd"
+echo "systems: making $name (some minutes)" >&2
+"$understudy" image build --suite "$suite" --package "$packages" --size "$size" "$cache/new.img" >&2 || die "see above"
+[[ $name != host ]] || "$understudy" image prepare --undo "$cache/new.img" >&2 || die "see above"
+mv "$cache/new.img.vmlinuz" "$image.vmlinuz"
+mv "$cache/new.img.initrd" "$image.initrd"
 sync "$cache/new.img"
-mv "$cache/new.img" "$cache/$suite.img"
+mv "$cache/new.img" "$image"

@@ -21,16 +21,34 @@ type Program struct {
 	ready int
 }
 
-// Programs are those that there are.
-var Programs = []Program{
-	{Name: "postgres", Title: "PostgreSQL 15, as Debian has it", Check: "count, bt_index_check, pg_dump", unit: "postgresql@15-main.service", ready: 5432},
-	{Name: "postgres-nofsync", Title: "PostgreSQL 15, fsync=off", Check: "count, bt_index_check, pg_dump", ready: 5433,
-		serve: "exec runuser -u postgres -- /usr/lib/postgresql/15/bin/postgres -D /srv/fast --config-file=/srv/fast.conf --hba-file=/etc/postgresql/15/main/pg_hba.conf --ident-file=/etc/postgresql/15/main/pg_ident.conf"},
-	{Name: "git", Title: "git, a commit loop", Check: "git fsck --full --strict, the last commit"},
-	{Name: "nginx", Title: "nginx, uploads (PUT)", Check: "each file", serve: "exec nginx -c /srv/nginx.conf", ready: 80},
-	{Name: "prometheus", Title: "Prometheus, scraping itself", Check: "the same query as before", ready: 9090,
-		serve: "exec prometheus --config.file=/srv/prometheus.yml --storage.tsdb.path=/srv/prometheus --web.listen-address=127.0.0.1:9090"},
+// Suite is a release of Debian's.
+type Suite struct {
+	Name     string
+	Title    string
+	postgres int // its version of PostgreSQL
 }
+
+// Suites are those that partitions are tried with.
+var Suites = []Suite{{"bookworm", "Debian 12", 15}, {"trixie", "Debian 13", 17}}
+
+// Programs are those that there are.
+func (s Suite) Programs() []Program {
+	title, check := fmt.Sprintf("PostgreSQL %d, ", s.postgres), "count, bt_index_check, pg_dump"
+	etc := fmt.Sprintf("/etc/postgresql/%d/main", s.postgres)
+	return []Program{
+		{Name: "postgres", Title: title + "as Debian has it", Check: check, unit: s.cluster(), ready: 5432},
+		{Name: "postgres-nofsync", Title: title + "fsync=off", Check: check, ready: 5433,
+			serve: fmt.Sprintf("exec runuser -u postgres -- /usr/lib/postgresql/%d/bin/postgres -D /srv/fast --config-file=/srv/fast.conf --hba-file=%s/pg_hba.conf --ident-file=%s/pg_ident.conf", s.postgres, etc, etc)},
+		{Name: "git", Title: "git, a commit loop", Check: "git fsck --full --strict, the last commit"},
+		{Name: "nginx", Title: "nginx, uploads (PUT)", Check: "each file", serve: "exec nginx -c /srv/nginx.conf", ready: 80},
+		{Name: "prometheus", Title: "Prometheus, scraping itself", Check: "the same query as before", ready: 9090,
+			serve: "exec prometheus --config.file=/srv/prometheus.yml --storage.tsdb.path=/srv/prometheus --web.listen-address=127.0.0.1:9090"},
+		{Name: "podman", Title: "podman, pulls of images", Check: "each file of each image, podman run, podman system check where there is one"},
+	}
+}
+
+// cluster is the unit of Debian's own cluster of PostgreSQL's.
+func (s Suite) cluster() string { return fmt.Sprintf("postgresql@%d-main.service", s.postgres) }
 
 // Files of the shared disk that programs are configured by.
 var configurations = map[string]string{
@@ -49,6 +67,14 @@ func (p Program) service() string {
 		return fmt.Sprintf("  - {name: %s, command: [sh, -c, %q], rehearse: false}\n", p.Name, p.serve)
 	}
 	return ""
+}
+
+// unitOf is the unit that has the program run once it was started by a way of ours.
+func (p Program) unitOf(way string) string {
+	if p.unit != "" {
+		return p.unit
+	}
+	return way + "-" + p.Name + ".service"
 }
 
 // acks is what a console says that a program has answered for: how much, and the last.

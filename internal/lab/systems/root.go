@@ -3,35 +3,36 @@
 package systems
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 
-	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/lab/barelab"
 )
 
 // Root is a root disk that can be copied, with what it boots beside it.
 type Root struct{ Image, Kernel, Initramfs string }
 
-// Find is the root disk that scripts/systems.sh makes of a suite of Debian, which it does the
-// first time. It must not be changed.
-func Find(ctx context.Context, suite string) (r Root, err error) {
+// Find is the root disk that scripts/systems.sh makes of a name that it knows, a suite of Debian
+// or host, which it does the first time. It must not be changed.
+func Find(ctx context.Context, name string) (r Root, err error) {
 	top, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return r, fmt.Errorf("find scripts: %w", err)
 	}
-	script := filepath.Join(strings.TrimSpace(string(top)), "scripts", "systems.sh")
-	if out, err := exec.CommandContext(ctx, script, suite).CombinedOutput(); err != nil {
-		return r, fmt.Errorf("%s: %w: %s", script, err, out)
-	}
-	cache, err := dirs.Cache()
+	cmd := exec.CommandContext(ctx, filepath.Join(strings.TrimSpace(string(top)), "scripts", "systems.sh"), name)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	path, err := cmd.Output()
 	if err != nil {
-		return r, err
+		return r, fmt.Errorf("%s: %w: %s", cmd, err, &said)
 	}
-	r.Image = filepath.Join(cache, "systems", suite+".img")
+	r.Image = strings.TrimSpace(string(path))
 	r.Kernel, r.Initramfs = r.Image+".vmlinuz", r.Image+".initrd"
 	return r, nil
 }
@@ -65,7 +66,21 @@ func (r Root) Prepare(ctx context.Context, dir, understudy string, units ...stri
 			return "", err
 		}
 	}
+	if err := patient(left); err != nil {
+		return "", err
+	}
 	return parameters + noLogin, run(ctx, "cp", "--sparse=always", left, right)
+}
+
+// patient takes away the limits that systemd has for services to start and to be alive (systemd.unit(5)
+// on service.d): on a machine with much else to do they end some that only wait for their turn.
+func patient(image string) error {
+	limits := image + ".limits"
+	err := os.WriteFile(limits, []byte("[Service]\nTimeoutStartSec=infinity\nWatchdogSec=0\n"), 0o644)
+	if err == nil {
+		err = barelab.PutAt(image, 0, []barelab.File{{Path: "/etc/systemd/system/service.d/patient.conf", Source: limits}})
+	}
+	return errors.Join(err, os.Remove(limits))
 }
 
 // noLogin keeps the console for what a test has to say: who logs in there hangs up first

@@ -24,13 +24,14 @@ import (
 type Options struct {
 	Dir        string // for its disks
 	Understudy string // path of the program
-	Suite      string // of Debian
+	Suite      Suite
 	Programs   []Program
 	Log        io.Writer
 }
 
 // Result is what a run came to.
 type Result struct {
+	Suite   Suite
 	Kernel  string
 	After   time.Duration // that the programs had worked for
 	Bytes   int64         // that were in memory only
@@ -53,8 +54,8 @@ const diskSize = 768 << 20
 
 const (
 	memory    = 1024 << 20 // of each side, bytes
-	workLimit = 10 * time.Minute
-	least     = 3 // of each program's answers, before its kernel may die
+	workLimit = time.Hour  // only ends what hangs
+	least     = 3          // of each program's answers, before its kernel may die
 	longest   = 20 * time.Second
 )
 
@@ -86,7 +87,7 @@ func Run(ctx context.Context, o Options) (result *Result, err error) {
 	if result, err = r.crash(ctx); err != nil {
 		return nil, err
 	}
-	if err := r.judgeAll(ctx, result, func(o *Outcome) *Judgement { return &o.Takeover }); err != nil {
+	if err := r.judgeAll(ctx, result, byPair, func(o *Outcome) *Judgement { return &o.Takeover }); err != nil {
 		return nil, err
 	}
 	return result, r.judgePlain(ctx, result)
@@ -96,11 +97,11 @@ func (r *running) in(name string) string { return filepath.Join(r.Dir, name) }
 
 // describe makes the disks of the pair, and says what it is.
 func (r *running) describe(ctx context.Context) (*pair.Pair, error) {
-	root, err := Find(ctx, r.Suite)
+	root, err := Find(ctx, r.Suite.Name)
 	if err != nil {
 		return nil, err
 	}
-	parameters, err := root.Prepare(ctx, r.Dir, r.Understudy, "postgresql@15-main.service", "nginx.service", "prometheus.service")
+	parameters, err := root.Prepare(ctx, r.Dir, r.Understudy, r.Suite.cluster(), "nginx.service", "prometheus.service")
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +157,7 @@ func (r *running) makeDisks(ctx context.Context, root Root) error {
 			return err
 		}
 	}
-	if err := run(ctx, "cp", "-a", r.in("postgresql/15/main"), filepath.Join(srv, "fast")); err != nil {
+	if err := run(ctx, "cp", "-a", r.in(fmt.Sprintf("postgresql/%d/main", r.Suite.postgres)), filepath.Join(srv, "fast")); err != nil {
 		return err
 	}
 	const wwwData = 33 // of base-passwd
@@ -236,9 +237,9 @@ func (r *running) must(ctx context.Context, script string) error {
 // crash has the programs work, and the kernel die at a random moment.
 func (r *running) crash(ctx context.Context) (*Result, error) {
 	active, _ := r.super.Sides()
-	result := &Result{Kernel: active.Release}
+	result := &Result{Suite: r.Suite, Kernel: active.Release}
 	for _, p := range r.Programs {
-		if err := r.must(ctx, fmt.Sprintf("wait_port %d; setup_%s %[2]s", p.ready, p.Name)); err != nil {
+		if err := r.must(ctx, fmt.Sprintf("wait_port %d %s; setup_%s %[3]s", p.ready, p.unitOf(byPair), p.Name)); err != nil {
 			return nil, err
 		}
 	}
@@ -321,12 +322,18 @@ func (r *Result) learn(report *takeover.Report) {
 	}
 }
 
-// judgeAll has each program's check look at its data.
-func (r *running) judgeAll(ctx context.Context, result *Result, of func(*Outcome) *Judgement) error {
+// How a program came to run, as its unit is named (unitOf).
+const (
+	byPair = "understudy"
+	byHand = "plain"
+)
+
+// judgeAll has each program's check look at its data, once it runs.
+func (r *running) judgeAll(ctx context.Context, result *Result, way string, of func(*Outcome) *Judgement) error {
 	_, last := acks(r.console())
 	for i := range result.Of {
 		o := &result.Of[i]
-		out, err := r.sh(ctx, fmt.Sprintf("wait_port %d; check_%s %[2]s %s", o.ready, o.Name, last[o.Name]))
+		out, err := r.sh(ctx, fmt.Sprintf("wait_port %d %s; check_%s %[3]s %s", o.ready, o.unitOf(way), o.Name, last[o.Name]))
 		if err != nil {
 			return fmt.Errorf("check %s: %w", o.Name, err)
 		}
@@ -352,7 +359,7 @@ func (r *running) judgePlain(ctx context.Context, result *Result) error {
 		case p.unit != "":
 			start = fmt.Sprintf("mkdir -p /run/understudy/role; touch /run/understudy/role/%s; systemctl start %[1]s", p.unit)
 		case p.serve != "":
-			start = fmt.Sprintf("systemd-run -q --unit=plain-%s sh -c %q", p.Name, p.serve)
+			start = fmt.Sprintf("systemd-run -q --unit=%s sh -c %q", p.unitOf(byHand), p.serve)
 		default:
 			continue
 		}
@@ -360,5 +367,5 @@ func (r *running) judgePlain(ctx context.Context, result *Result) error {
 			return err
 		}
 	}
-	return r.judgeAll(ctx, result, func(o *Outcome) *Judgement { return &o.Plain })
+	return r.judgeAll(ctx, result, byHand, func(o *Outcome) *Judgement { return &o.Plain })
 }

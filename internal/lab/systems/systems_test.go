@@ -13,7 +13,7 @@ import (
 
 // TestSystems: all that programs had answered for is there after a takeover.
 func TestSystems(t *testing.T) {
-	tier.Full(t, "Debian with PostgreSQL, git, nginx and Prometheus")
+	tier.Full(t, "Debian with PostgreSQL, git, nginx, Prometheus and podman")
 	if os.Getuid() != 0 {
 		tier.Lacks(t, "not root: pairs need namespaces and taps")
 	}
@@ -21,20 +21,24 @@ func TestSystems(t *testing.T) {
 	if _, err := os.Stat(understudy); err != nil {
 		tier.Lacks(t, err)
 	}
-	dir, err := netlab.WorkDir("systems-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	r, err := Run(t.Context(), Options{Dir: dir, Understudy: understudy, Suite: "bookworm", Programs: Programs, Log: t.Output()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, o := range r.Of {
-		t.Logf("%s: %d acknowledged; after the takeover %+v; after a boot %+v", o.Name, o.Acknowledged, o.Takeover, o.Plain)
-	}
-	for _, w := range r.Exact() {
-		t.Error(w)
+	for _, suite := range Suites {
+		t.Run(suite.Name, func(t *testing.T) {
+			dir, err := netlab.WorkDir("systems-")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.RemoveAll(dir) })
+			r, err := Run(t.Context(), Options{Dir: dir, Understudy: understudy, Suite: suite, Programs: suite.Programs(), Log: t.Output()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, o := range r.Of {
+				t.Logf("%s: %d acknowledged; after the takeover %+v; after a boot %+v", o.Name, o.Acknowledged, o.Takeover, o.Plain)
+			}
+			for _, w := range r.Exact() {
+				t.Error(w)
+			}
+		})
 	}
 }
 
@@ -65,7 +69,7 @@ func TestJudge(t *testing.T) {
 
 // TestExact: what is lost, too much or said to be wrong is told, and reaches the table.
 func TestExact(t *testing.T) {
-	r := &Result{Kernel: "6.1", After: time.Second, Of: []Outcome{
+	r := &Result{Suite: Suites[0], Kernel: "6.1", After: time.Second, Of: []Outcome{
 		{Program: Program{Name: "a"}, Acknowledged: 3, Takeover: Judgement{3, ""}, Plain: Judgement{1, "bad|object"}},
 		{Program: Program{Name: "b"}, Acknowledged: 3, Takeover: Judgement{2, ""}},
 		{Program: Program{Name: "c"}, Acknowledged: 3, Takeover: Judgement{3, "broken"}},
@@ -73,8 +77,8 @@ func TestExact(t *testing.T) {
 	if got := r.Exact(); len(got) != 2 || !strings.HasPrefix(got[0], "b: ") || got[1] != "c: broken" {
 		t.Errorf("wrong: %q", got)
 	}
-	table := Markdown([]*Result{r}, time.Time{})
-	for _, row := range []string{"| 3 | 0 | 1 of 1 good | 2 | 0 of 1 good: bad/object |", "| 3 | 1 | 1 of 1 good | 3 |", "0 of 1 good: broken"} {
+	table := Markdown([]*Result{r, {Suite: Suites[1], Kernel: "6.12", Of: r.Of[:1]}}, time.Time{})
+	for _, row := range []string{"Debian 12 (kernel 6.1)", "Debian 13 (kernel 6.12)", "| 3 | 0 | 1 of 1 good | 2 | 0 of 1 good: bad/object |", "| 3 | 1 | 1 of 1 good | 3 |", "0 of 1 good: broken"} {
 		if !strings.Contains(table, row) {
 			t.Errorf("no %q in\n%s", row, table)
 		}

@@ -7,12 +7,13 @@ export HOME=/root
 
 port_of() { case $1 in postgres) echo 5432 ;; postgres-nofsync) echo 5433 ;; esac; }
 
-# wait_port PORT waits until something listens there, for two minutes; 0 is none.
+# wait_port PORT UNIT waits until something listens there, or the unit has ended for good, or
+# hangs; 0 is none.
 wait_port() {
-	local i
 	[[ $1 = 0 ]] && return
-	for ((i = 0; i < 240; i++)); do
-		(exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null && return
+	until (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; do
+		case $(systemctl show -P ActiveState "$2") in failed | inactive) return ;; esac
+		((SECONDS < 1800)) || return
 		sleep 0.5
 	done
 }
@@ -122,4 +123,90 @@ check_prometheus() {
 	local n
 	n=$(samples_at "${2#*@}")
 	echo "FOUND ${n:-0}"
+}
+
+# podman: it pulls images of an OCI layout. Nothing of it stays mounted (skip_mount_home), so that
+# the disk can be unmounted.
+pod() { podman --root /srv/containers --runroot /run/containers-lab --storage-driver overlay --storage-opt overlay.skip_mount_home=true "$@"; }
+
+# blob FILE makes a blob of the layout in the working directory, and prints its descriptor's end.
+blob() {
+	local sum size
+	sum=$(sha256sum <"$1") size=$(stat -c %s "$1")
+	mv "$1" "blobs/sha256/${sum%% *}"
+	printf '"digest":"sha256:%s","size":%d' "${sum%% *}" "$size"
+}
+
+# file_of N LAYER FILE is what is in a file of image N: it is in no other.
+file_of() { seq $(($1 * 100000 + $2 * 1000 + $3)) $(($1 * 100000 + $2 * 1000 + $3 + 4000)); }
+
+layers=3 files=6
+
+# oci_image N makes the layout of an image in an empty working directory: a layer with busybox, the
+# same in each, and some that only this image has.
+oci_image() {
+	local n=$1 k f type=application/vnd.oci.image described= ids= one config
+	mkdir -p blobs/sha256 tree/0/bin
+	cp /bin/busybox tree/0/bin/
+	for ((k = 1; k <= layers; k++)); do
+		mkdir -p tree/$k/l$k
+		for ((f = 1; f <= files; f++)); do file_of "$n" $k $f >tree/$k/l$k/f$f; done
+	done
+	echo "$n" >tree/$layers/n
+	for ((k = 0; k <= layers; k++)); do
+		tar -C tree/$k --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf layer .
+		one=$(blob layer)
+		described+=",{\"mediaType\":\"$type.layer.v1.tar\",$one}"
+		ids+=",${one#*:}"
+		ids=${ids%%,\"size*}
+	done
+	printf '{"created":"1970-01-01T00:00:00Z","architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":[%s]}}' "${ids#,}" >config
+	config=$(blob config)
+	printf '{"schemaVersion":2,"mediaType":"%s.manifest.v1+json","config":{"mediaType":"%s.config.v1+json",%s},"layers":[%s]}' $type $type "$config" "${described#,}" >manifest
+	printf '{"schemaVersion":2,"manifests":[{"mediaType":"%s.manifest.v1+json",%s}]}' $type "$(blob manifest)" >index.json
+	echo '{"imageLayoutVersion":"1.0.0"}' >oci-layout
+	rm -r tree
+}
+
+setup_podman() { pod info >/dev/null; }
+
+work_podman() {
+	local i=0
+	while :; do
+		i=$((i + 1))
+		rm -rf /run/oci && mkdir /run/oci && cd /run/oci && oci_image $i || return
+		pod pull -q oci:/run/oci >/dev/null && echo "ACK podman $i" >/dev/ttyS0 || return
+	done
+}
+
+# good_image DIR says which image is mounted there, if all of it is there.
+good_image() {
+	local n k f
+	n=$(cat "$1/n") && [[ -n $n ]] && cmp -s /bin/busybox "$1/bin/busybox" || return
+	for ((k = 1; k <= layers; k++)); do
+		for ((f = 1; f <= files; f++)); do file_of "$n" $k $f | cmp -s - "$1/l$k/f$f" || return; done
+	done
+	echo "$n"
+}
+
+check_podman() {
+	local id at n last= found=0 bad=0 ids
+	rm -rf /run/containers-lab
+	ids=$(pod images -aq --no-trunc) || return
+	for id in $ids; do
+		n=0
+		if at=$(pod image mount "$id"); then
+			n=$(good_image "$at") || bad=$((bad + 1))
+			pod image umount "$id" >/dev/null || return
+		else
+			bad=$((bad + 1))
+		fi
+		if [[ -n $n ]] && ((n > 0 && n <= $2)); then found=$((found + 1)); fi
+		[[ $n = "$2" ]] && last=$id
+	done
+	echo "FOUND $found"
+	((bad == 0)) || { echo "$bad of $(wc -w <<<"$ids") images are not what was pulled"; return 1; }
+	[[ -n $last ]] || { echo "the last image is not there"; return 1; }
+	[[ $(pod run --rm --pull=never --network=none --cgroups=disabled "$last" /bin/busybox cat /n) = "$2" ]] || { echo "the last image does not run"; return 1; }
+	! pod system check --help >/dev/null 2>&1 || pod system check >/dev/null
 }
