@@ -32,6 +32,9 @@ const (
 // itself.
 const probeLimit = 10 * time.Minute
 
+// aloneLimit is how long KVM has when TCG does not run the kernel at all.
+const aloneLimit = time.Minute
+
 // probeProof is what a kernel without a root file system says last, having
 // come through all of its own initialisation (init/do_mounts.c).
 var probeProof = []byte("Unable to mount root fs")
@@ -109,8 +112,12 @@ func sooner(ctx context.Context, probe func(context.Context, Accel) (bool, error
 			return "", errSlow
 		}
 	}
-	got := <-kvm // there is nothing to compare it with
-	return got.accel()
+	select { // there is nothing to compare it with
+	case got := <-kvm:
+		return got.accel()
+	case <-time.After(aloneLimit):
+		return "", errSlow
+	}
 }
 
 // answerFile names the answer for a kernel on this boot of this machine.
@@ -144,7 +151,7 @@ func probe(ctx context.Context, a Accel, kernel string) (bool, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, probeLimit, errSlow)
 	defer cancel()
 	args := slices.Concat(headless, a.args(), []string{"-machine", "q35", "-m", "256",
-		"-kernel", kernel, "-append", "console=ttyS0 quiet panic=-1", "-serial", "file:" + log, "-no-reboot"})
+		"-kernel", kernel, "-append", strings.Join(append(a.kernelParameters(), "panic=-1"), " "), "-serial", "file:" + log, "-no-reboot"})
 	cmd := exec.CommandContext(ctx, qemu, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var said bytes.Buffer

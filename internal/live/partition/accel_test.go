@@ -27,6 +27,7 @@ func TestSooner(t *testing.T) {
 		"emulated machine": {trial{40 * time.Second, true, nil}, trial{300 * time.Second, true, nil}, KVM, nil},
 		"slower":           {trial{40 * time.Second, true, nil}, trial{30 * time.Second, true, nil}, "", errSlow},
 		"TCG fails first":  {trial{40 * time.Second, true, nil}, trial{time.Second, false, nil}, KVM, nil},
+		"neither":          {trial{}, trial{time.Second, false, nil}, "", errSlow},
 		"nothing to run":   {trial{time.Second, false, broken}, trial{time.Second, false, broken}, "", broken},
 		"both hang":        {trial{}, trial{}, "", errSlow},
 	} {
