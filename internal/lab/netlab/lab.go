@@ -15,7 +15,7 @@ import (
 )
 
 // WorkDir makes a directory for what a lab needs besides guests' memory, below the
-// cache: its disks are too large for a tmpfs.
+// cache: its disks are too large for a tmpfs. Its name is PREFIX, this process's number, and a word.
 func WorkDir(prefix string) (string, error) {
 	cache, err := dirs.Cache()
 	if err != nil {
@@ -25,7 +25,7 @@ func WorkDir(prefix string) (string, error) {
 	if err := os.MkdirAll(runs, 0o755); err != nil {
 		return "", err
 	}
-	return os.MkdirTemp(runs, prefix)
+	return os.MkdirTemp(runs, fmt.Sprintf("%s%d-", prefix, os.Getpid()))
 }
 
 // BridgeName is the bridge of a Lab, in its Services namespace.
