@@ -25,6 +25,7 @@ type Known struct {
 	Ino        addr.Ino
 	Generation uint32
 	Busy       bool // it was locked: an operation on it was in flight
+	Torn       bool // it may have been in the midst of being written to its block
 }
 
 // Check is the function Check with a kernel's memory.

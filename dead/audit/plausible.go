@@ -18,17 +18,19 @@ var ErrDamaged = errors.New("metadata in memory is damaged")
 // Plausible checks that changed blocks can be a kernel's, with so many handles open. Who holds
 // one changes one inode, descriptor or bitmap at a time, under a lock, and sets its checksum
 // before that is released (fs/ext4/inode.c, ext4_do_update_inode; mballoc.c,
-// ext4_mb_mark_diskspace_used): no more of them have a wrong one than there are handles. Where
-// a group has its bitmaps and inodes stays as it is, and an inode in use keeps a mode. It needs
+// ext4_mb_mark_diskspace_used): no more of them have a wrong one than the handles explain. Where
+// a group has its bitmaps and inodes stays as it is, and an inode in use keeps a mode; one that
+// memory has, and that nobody was writing, has its checksum. It needs
 // to understand nothing else of a file system, and what it finds a check cannot repair without a
 // loss of what was on the disk. Its other arguments are those of Check. An error wraps
 // ErrDamaged, or says that the disk cannot be read.
-func Plausible(old io.ReaderAt, changed map[addr.Block][]byte, handles int) error {
+func (m Memory) Plausible(old io.ReaderAt, changed map[addr.Block][]byte, handles int) error {
 	fs, err := ext4.Open(old)
 	if err != nil {
 		return fmt.Errorf("judge changed blocks: %w", err)
 	}
-	p := &plausible{checker: newChecker(fs.Super, old, changed), blocks: make(map[uint32]bool)}
+	p := &plausible{checker: newChecker(fs.Super, old, changed), blocks: make(map[uint32]bool), inodes: make(map[addr.Ino]bool)}
+	p.memory = m
 	for _, step := range []func(map[addr.Block][]byte) error{p.super, p.describe, p.bitmaps, p.tables} {
 		if err := step(changed); errors.Is(err, errTooMuch) {
 			break
@@ -36,17 +38,50 @@ func Plausible(old io.ReaderAt, changed map[addr.Block][]byte, handles int) erro
 			return fmt.Errorf("judge changed blocks: %w", err)
 		}
 	}
-	if len(p.torn) > handles {
+	if err := p.written(); err != nil {
+		return fmt.Errorf("judge changed blocks: %w", err)
+	}
+	if len(p.torn) > atOnce*handles {
 		return fmt.Errorf("%w: %d handles were open, and of what they changed these have a wrong checksum: %v", ErrDamaged, handles, p.torn[:min(len(p.torn), maxReasons)])
 	}
 	return nil
 }
 
+// atOnce is how many checksums one handle may have made wrong: an inode, whose attributes are being
+// changed in it, and the bitmap or descriptor that has a block for the rest of them
+// (fs/ext4/xattr.c, ext4_xattr_set_handle; ialloc.c, __ext4_new_inode, with a bitmap of blocks that it
+// makes).
+const atOnce = 2
+
 // plausible is such a look under way.
 type plausible struct {
 	*checker
 	torn   []string
-	blocks map[uint32]bool // groups whose descriptors are torn
+	inodes map[addr.Ino]bool // of what is torn
+	blocks map[uint32]bool   // groups whose descriptors are torn
+}
+
+// written refuses torn inodes that nobody was writing.
+func (p *plausible) written() error {
+	if len(p.inodes) == 0 || p.memory.Inodes == nil {
+		return nil
+	}
+	all, err := p.memory.Inodes()
+	if err != nil {
+		return err
+	}
+	torn := make(map[addr.Ino]bool) // as memory has it; one that goes may share its number
+	for _, k := range all {
+		if p.inodes[k.Ino] {
+			torn[k.Ino] = torn[k.Ino] || k.Torn
+		}
+	}
+	for _, n := range sorted(torn) {
+		if !torn[n] {
+			return fmt.Errorf("%w: inode %d has a wrong checksum, and nobody was writing it", ErrDamaged, n)
+		}
+	}
+	return nil
 }
 
 func (p *plausible) super(changed map[addr.Block][]byte) error {
@@ -168,6 +203,7 @@ func (p *plausible) tables(map[addr.Block][]byte) error {
 		}
 		if _, err := p.old.super.ParseInode(s.Ino, raw); errors.Is(err, ext4.ErrChecksum) {
 			p.torn = append(p.torn, fmt.Sprintf("inode %d", s.Ino))
+			p.inodes[s.Ino] = true
 		}
 	}
 	return p.failed

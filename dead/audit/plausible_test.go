@@ -31,7 +31,12 @@ func TestPlausible(t *testing.T) {
 	}{
 		{"nothing", of(audit.KindTable, 1, func([]byte, *ext4.Super) {}), 0, 0},
 		{"an inode's checksum", of(audit.KindTable, 1, func(b []byte, s *ext4.Super) { b[int(s.InodeSize)+9]++ }), 1, 0},
-		{"two inodes' checksums", of(audit.KindTable, 13, func(b []byte, s *ext4.Super) { b[9]++; b[int(s.InodeSize)+9]++ }), 2, 0},
+		{"two inodes' checksums", of(audit.KindTable, 13, func(b []byte, s *ext4.Super) { b[9]++; b[int(s.InodeSize)+9]++ }), 1, 0},
+		{"three inodes' checksums", of(audit.KindTable, 13, func(b []byte, s *ext4.Super) {
+			for n := range 3 {
+				b[n*int(s.InodeSize)+9]++
+			}
+		}), 2, 0},
 		{"an inode without a mode", of(audit.KindTable, 1, func(b []byte, s *ext4.Super) {
 			raw := b[s.InodeSize:][:s.InodeSize]
 			binary.LittleEndian.PutUint16(raw, 0)
@@ -61,12 +66,41 @@ func TestPlausible(t *testing.T) {
 					needs = tc.unless
 				}
 				for _, handles := range []int{0, 1, 2, 8} {
-					err := audit.Plausible(bytes.NewReader(image), changed, handles)
+					err := audit.Memory{}.Plausible(bytes.NewReader(image), changed, handles)
 					if (err == nil) != (handles >= needs) || err != nil && !errors.Is(err, audit.ErrDamaged) {
 						t.Errorf("%s: with %d handles: %v", name, handles, err)
 					}
 				}
 			}
 		})
+	}
+}
+
+// TestWritten: an inode with a wrong checksum that memory has, and that nobody was writing, is damaged.
+func TestWritten(t *testing.T) {
+	image := small(t, smalls[0])
+	changed := busy(t, image)
+	super, parts, err := audit.Parts(bytes.NewReader(image), changed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for b, p := range parts {
+		if p.Kind == audit.KindTable && p.Ino == 1 {
+			changed[b][int(super.InodeSize)+9]++ // of inode 2
+		}
+	}
+	for name, tc := range map[string]struct {
+		known []audit.Known
+		good  bool
+	}{
+		"being written":         {[]audit.Known{{Ino: 2, Torn: true}}, true},
+		"not in memory":         {[]audit.Known{{Ino: 12}}, true},
+		"one of two is written": {[]audit.Known{{Ino: 2}, {Ino: 2, Torn: true}}, true},
+		"nobody writes it":      {[]audit.Known{{Ino: 12, Torn: true}, {Ino: 2}}, false},
+	} {
+		m := audit.Memory{Inodes: func() ([]audit.Known, error) { return tc.known, nil }}
+		if err := m.Plausible(bytes.NewReader(image), changed, 1); (err == nil) != tc.good || err != nil && !errors.Is(err, audit.ErrDamaged) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

@@ -100,8 +100,8 @@ func (c *change) after() (*jbd2.Recording, error) {
 }
 
 // plausible refuses what no kernel has in memory, with so many handles open.
-func (c *change) plausible(handles int) error {
-	err := audit.Plausible(c.before, c.blocks, handles)
+func (c *change) plausible(m audit.Memory, handles int) error {
+	err := m.Plausible(c.before, c.blocks, handles)
 	if errors.Is(err, audit.ErrDamaged) {
 		err = fmt.Errorf("%w: %w", ErrDamaged, err)
 	}

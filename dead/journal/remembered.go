@@ -27,7 +27,7 @@ func (f *finisher) remembered() audit.Memory {
 		Inodes: func() ([]audit.Known, error) {
 			out := make([]audit.Known, 0, len(all()))
 			for _, i := range all() {
-				out = append(out, audit.Known{Ino: i.Ino, Generation: i.Generation, Busy: i.Writing})
+				out = append(out, audit.Known{Ino: i.Ino, Generation: i.Generation, Busy: i.Writing, Torn: f.cache.MayBeTorn(i)})
 			}
 			return out, nil
 		},

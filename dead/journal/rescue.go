@@ -344,7 +344,7 @@ func (f *finisher) consistent(t *jbd2.Transaction) error {
 	if err != nil {
 		return err
 	}
-	if err := c.plausible(0); err != nil || f.sound {
+	if err := c.plausible(f.remembered(), 0); err != nil || f.sound {
 		return err
 	}
 	verdict, err := audit.Check(c.before, c.blocks)
@@ -356,7 +356,7 @@ func (f *finisher) consistent(t *jbd2.Transaction) error {
 
 // prove says in the report whether a change leaves the file system whole.
 func (f *finisher) prove(c *change) error {
-	if err := c.plausible(f.report.Open); err != nil {
+	if err := c.plausible(f.remembered(), f.report.Open); err != nil {
 		return err
 	}
 	if hasInlineData(c.fs) {

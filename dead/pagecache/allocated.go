@@ -93,12 +93,37 @@ type infoOffsets struct {
 	size   int         // i_disksize
 	lock   kernel.Lock // i_data_sem, of the whole structure
 	known  bool
+	// writes are the locks under which the inode is written to its block: i_raw_lock and, of what
+	// lies in it besides, xattr_sem (fs/ext4/ext4.h).
+	writes [2]kernel.Lock
 }
 
 func newInfoOffsets(k *kernel.Kernel) infoOffsets {
 	l := layoutIn(k, "ext4_inode_info", "ext4")
 	inode, size := l.Field("vfs_inode"), l.Field("i_disksize", 8)
-	return infoOffsets{addr.Virt(inode.Off), size.Off - inode.Off, l.Lock("i_data_sem"), l.Err() == nil}
+	return infoOffsets{
+		addr.Virt(inode.Off), size.Off - inode.Off, l.Lock("i_data_sem"), l.Err() == nil,
+		[2]kernel.Lock{l.Lock("i_raw_lock"), l.Lock("xattr_sem")},
+	}
+}
+
+// MayBeTorn reports whether the kernel may have been in the midst of writing an inode of ext4 to its
+// block, between its bytes and their checksum: it held a lock that it takes for that, or it is not
+// known whether it did.
+func (c *Cache) MayBeTorn(i *Inode) bool {
+	at := c.info()
+	if !at.known || i.Writing {
+		return true
+	}
+	if free, err := c.k.Free(c.layout.inode.rwsem, i.Addr); err != nil || !free {
+		return true
+	}
+	for _, lock := range at.writes {
+		if free, err := c.k.Free(lock, i.Addr-at.before); err != nil || !free {
+			return true
+		}
+	}
+	return false
 }
 
 // sizeOnDisk returns i_disksize of a file of the ext family.

@@ -35,7 +35,7 @@ func TestRefused(t *testing.T) {
 		{kdump, 8, "\x07", "version 7"},
 		{kdump, 12 + 4*65, "i686\x00\x00", `another architecture ("i686")`},
 		{kdump, 12 + 4*65, "Unknown\x00", `another architecture ("Unknown")`},
-		{kdump, 12 + 4*65, "aarch64\x00" + strings.Repeat("\x00", 428-12-4*65-8) + "\x00\x40", "blocks of 16384 bytes"},
+		{kdump, 12 + 4*65, "aarch64\x00" + strings.Repeat("\x00", 428-12-4*65-8) + "\x00\x20", "blocks of 8192 bytes"},
 		{kdump, 428, "\x00\x00\x01", "blocks of 65536 bytes"},
 		{kdump, 428, "\x00\x20", "blocks of 8192 bytes"},
 		{kdump, 436, "\x01", "bitmaps"},

@@ -1,0 +1,33 @@
+package pagecache_test
+
+import (
+	"testing"
+
+	"understudy.dev/understudy/internal/lab/fixture"
+)
+
+// TestMayBeTorn: of a guest that was at rest when it died, nobody was writing an inode; and this is
+// known, of kernels with types.
+func TestMayBeTorn(t *testing.T) {
+	for _, kernel := range fixture.Kernels {
+		t.Run(kernel, func(t *testing.T) {
+			c, image := openImage(t, fixture.Everything(kernel))
+			for _, name := range []string{"ext4", "ext3", "ext2"} {
+				s := superOf(t, c, image, name)
+				torn, all := 0, 0
+				for i, err := range c.Inodes(s) {
+					if err != nil {
+						t.Fatal(err)
+					}
+					all++
+					if c.MayBeTorn(i) {
+						torn++
+					}
+				}
+				if known := hasTypes(kernel); all == 0 || known && torn > 0 || !known && torn < all {
+					t.Errorf("%s: %d of %d may be torn", name, torn, all)
+				}
+			}
+		})
+	}
+}
