@@ -73,8 +73,9 @@ type Log struct {
 	FS    *ext4.FS // its superblock too
 
 	disk   Disk
-	runs   []ext4.Run // where the journal lies, in its order
-	byDisk []ext4.Run // the same, in the order of the disk
+	runs   []ext4.Run  // where the journal lies, in its order
+	byDisk []ext4.Run  // the same, in the order of the disk
+	freed  revocations // what ForgetFreed found
 }
 
 // Open finds the journal of a file system and reads its superblock. It fails

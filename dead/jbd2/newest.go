@@ -3,6 +3,7 @@ package jbd2
 import (
 	"cmp"
 	"encoding/binary"
+	"maps"
 	"slices"
 
 	"understudy.dev/understudy/dead/addr"
@@ -19,10 +20,15 @@ func (r revocations) since(b addr.Block, sequence TID) bool {
 }
 
 func (s *Scan) revoked() revocations {
-	r := make(revocations)
+	r := maps.Clone(s.freed)
+	if r == nil {
+		r = make(revocations)
+	}
 	for _, t := range s.Transactions {
 		for _, b := range t.Revokes {
-			r[b] = t.Sequence
+			if !r.since(b, t.Sequence) {
+				r[b] = t.Sequence
+			}
 		}
 	}
 	return r

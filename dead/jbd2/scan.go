@@ -23,6 +23,8 @@ type Scan struct {
 	Partial bool
 	// Fast is what the area of fast commits holds on top of the transactions.
 	Fast FastCommits
+
+	freed revocations // what ForgetFreed found
 }
 
 // Logged is a transaction in the log.
@@ -76,6 +78,7 @@ func (l *Log) Scan() (*Scan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("scan log: %w", err)
 	}
+	scan.freed = l.freed
 	return scan, nil
 }
 

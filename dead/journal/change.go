@@ -28,6 +28,13 @@ func newChange(disk jbd2.Disk, t *jbd2.Transaction) (*change, error) {
 	if err != nil {
 		return nil, err
 	}
+	scan, err := log.Scan()
+	if err == nil {
+		err = log.ForgetFreed(scan)
+	}
+	if err != nil {
+		return nil, err
+	}
 	if _, err := log.Replay(); err != nil {
 		return nil, err
 	}

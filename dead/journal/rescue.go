@@ -249,6 +249,9 @@ func (f *finisher) journal() error {
 		if scan, err = log.Scan(); err != nil {
 			return err
 		}
+		if err = log.ForgetFreed(scan); err != nil {
+			return err
+		}
 		t, at, err = f.transaction(log, scan)
 		return err
 	})

@@ -1,0 +1,86 @@
+package jbd2
+
+import (
+	"fmt"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// ForgetFreed has a replay leave out what is in the log of blocks that were freed later, as a
+// bitmap of blocks in a later transaction says. The kernel revokes them, but with data=journal:
+// there it takes for granted that whoever gets such a block next has the journal write all of it
+// (fs/ext4/ext4_jbd2.c, __ext4_forget). That is not so of blocks that are zeroed on the disk itself
+// when a part of an unwritten extent is written (extents.c, ext4_ext_zeroout): a replay puts the data
+// of a file that was deleted there. The scan is of this log, and later ones know of it, too.
+func (l *Log) ForgetFreed(s *Scan) error {
+	groups, err := l.bitmaps(s)
+	if err != nil {
+		return err
+	}
+	freed, in := make(revocations), &reader{l: l}
+	free := make(map[uint32][]byte) // by group: the bits of what some later transaction has as free
+	for _, t := range slices.Backward(s.Transactions) {
+		for _, b := range t.Blocks {
+			n, bit := l.group(b.Home), l.bit(b.Home)
+			if _, known := freed[b.Home]; !known && free[n] != nil && free[n][bit/8]>>(bit%8)&1 == 1 {
+				freed[b.Home] = t.Sequence
+			}
+		}
+		for _, b := range t.Blocks {
+			n, is := groups[b.Home]
+			if !is {
+				continue
+			}
+			bitmap, err := in.home(b)
+			if err != nil {
+				return err
+			}
+			if free[n] == nil {
+				free[n] = make([]byte, len(bitmap))
+			}
+			for i, used := range bitmap {
+				free[n][i] |= ^used
+			}
+		}
+	}
+	l.freed, s.freed = freed, freed
+	return nil
+}
+
+// bitmaps are the bitmaps of blocks of those groups that have something in the log, with the
+// number of the group. One whose descriptor is not readable as the disk is says nothing.
+func (l *Log) bitmaps(s *Scan) (map[addr.Block]uint32, error) {
+	looked, out := make(map[uint32]bool), make(map[addr.Block]uint32)
+	for _, t := range s.Transactions {
+		for _, b := range t.Blocks {
+			n := l.group(b.Home)
+			if looked[n] || b.Home < addr.Block(l.FS.Super.FirstDataBlock) {
+				continue
+			}
+			looked[n] = true
+			g, err := l.FS.Group(n)
+			if err == nil {
+				out[g.BlockBitmap] = n
+			}
+		}
+	}
+	if l.FS.Super.BlocksPerGroup/l.ratio() > 8*l.FS.Super.BlockSize {
+		return nil, fmt.Errorf("groups of %d blocks have more than a bitmap of one block", l.FS.Super.BlocksPerGroup)
+	}
+	return out, nil
+}
+
+// ratio is how many blocks a bit of a bitmap stands for.
+func (l *Log) ratio() uint32 { return max(1, l.FS.Super.ClusterSize/l.FS.Super.BlockSize) }
+
+func (l *Log) group(b addr.Block) uint32 {
+	s := &l.FS.Super
+	return uint32((uint64(b) - uint64(s.FirstDataBlock)) / uint64(s.BlocksPerGroup))
+}
+
+// bit is the number of a block's bit in the bitmap of its group.
+func (l *Log) bit(b addr.Block) uint32 {
+	s := &l.FS.Super
+	return uint32((uint64(b)-uint64(s.FirstDataBlock))%uint64(s.BlocksPerGroup)) / l.ratio()
+}

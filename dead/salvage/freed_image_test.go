@@ -1,0 +1,72 @@
+package salvage_test
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"understudy.dev/understudy/dead/journal"
+	"understudy.dev/understudy/internal/lab/scene"
+	"understudy.dev/understudy/internal/lab/tier"
+)
+
+// TestFreedInLog: with data=journal, the log has the content of a file that was deleted, and no
+// record that revokes it. Its blocks are another file's by now, and were zeroed on the disk itself:
+// a replay by the kernel puts the old content there.
+func TestFreedInLog(t *testing.T) {
+	tier.Guest(t)
+	for _, tool := range []string{"mke2fs", "debugfs"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			tier.Lacks(t, err)
+		}
+	}
+	dir := t.TempDir()
+	from, path := filepath.Join(dir, "files"), filepath.Join(dir, "disk")
+	if err := os.Mkdir(from, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// So little is left that whoever comes next gets the blocks of the file before.
+	if err := os.WriteFile(filepath.Join(from, "filler"), bytes.Repeat([]byte{'F'}, 10<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mke2fs", "-qF", "-t", "ext4", "-b", "4096", "-J", "size=4", "-m", "0", "-d", from, path, "16M").CombinedOutput(); err != nil {
+		t.Fatalf("mke2fs: %v: %s", err, out)
+	}
+	s := scene.Play(t, scene.Spec{
+		Modules: []string{"ext4"},
+		QEMU:    []string{"-drive", "if=none,id=d,format=raw,cache=unsafe,file=" + path, "-device", "virtio-blk-pci,drive=d,serial=d"},
+		Script: `
+mount -t ext4 -o noinit_itable,data=journal,commit=600 /dev/vda /mnt
+head -c 16777216 /dev/zero | tr '\0' A >/mnt/old 2>/dev/null || true; sync
+rm /mnt/old; sync
+fallocate -l 28672 /mnt/new; sync
+printf x | dd of=/mnt/new bs=1 seek=12288 conv=notrunc 2>/dev/null
+crash
+`,
+	})
+	c := cacheOf(t, s.RAM)
+	_, super, _ := planFor(t, c, path)
+	disk, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	r, err := journal.Plan(c, super, disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Finish(disk); err != nil {
+		t.Fatal(err)
+	}
+	got, err := exec.Command("debugfs", "-R", "cat /new", path).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, 28672)
+	want[12288] = 'x'
+	if !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, of which %d are the deleted file's", len(got), bytes.Count(got, []byte{'A'}))
+	}
+}
