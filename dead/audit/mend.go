@@ -21,6 +21,8 @@ type Mended struct {
 	// but memory may take them for a file's: nothing may be put there before the next mount.
 	Released []addr.Block
 	What     []string // what was mended, a line each
+	// Gone are inodes that were being made or removed, and are free with that.
+	Gone map[addr.Ino]struct{}
 }
 
 // maxRounds bounds how often the changes are gone through: what is mended may show what
@@ -57,7 +59,7 @@ func (k Memory) Mend(old io.ReaderAt, changed map[addr.Block][]byte, operations 
 	if err != nil {
 		return nil, fmt.Errorf("mend: %w", err)
 	}
-	m := &mender{super: fs.Super, old: old, over: maps.Clone(changed), operations: operations, with: k, out: &Mended{Blocks: make(map[addr.Block][]byte)}}
+	m := &mender{super: fs.Super, old: old, over: maps.Clone(changed), operations: operations, with: k, out: &Mended{Blocks: make(map[addr.Block][]byte), Gone: make(map[addr.Ino]struct{})}}
 	if m.over == nil {
 		m.over = make(map[addr.Block][]byte)
 	}
@@ -227,6 +229,7 @@ func (m *mender) raw(n addr.Ino, put func(raw []byte)) error {
 // free has an inode not in use. The time of its deletion is that of its last change: a
 // small one would be the next orphan.
 func (m *mender) free(n addr.Ino) error {
+	m.out.Gone[n] = struct{}{}
 	return m.raw(n, func(raw []byte) {
 		le := binary.LittleEndian
 		le.PutUint16(raw[0x1a:], 0) // i_links_count

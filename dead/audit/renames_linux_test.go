@@ -438,6 +438,7 @@ func (o *torn) making(mode int) []step {
 // TestTornMaking stops the making of directories and symbolic links before they have a name,
 // and of one that is to be deleted as soon as it is closed.
 func TestTornMaking(t *testing.T) {
+	gone := 0
 	for kind, options := range map[string][]string{"ext4": nil, "no-csum": {"-O", "^metadata_csum"}, "bigalloc": {"-O", "bigalloc", "-C", "16384"}} {
 		image := tornImage(t, options...)
 		for what, mode := range map[string]int{"directory": 0x41ed, "symbolic link": 0xa1ff} {
@@ -455,6 +456,11 @@ func TestTornMaking(t *testing.T) {
 					if !ok {
 						t.Fatalf("not mended: %q", m.What)
 					}
+					for n := range m.Gone {
+						if gone++; n != o.spare {
+							t.Errorf("inode %d is gone", n)
+						}
+					}
 					if found := fsckOf(t, o.image, all, int(o.fs.Super.BlockSize), filepath.Join(t.TempDir(), "image")); len(found) > 0 {
 						t.Errorf("mended %q, but e2fsck found %q", m.What, found)
 					}
@@ -464,6 +470,9 @@ func TestTornMaking(t *testing.T) {
 				})
 			}
 		}
+	}
+	if gone == 0 {
+		t.Error("whatever was being made is not said to be gone")
 	}
 }
 

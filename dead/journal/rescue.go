@@ -132,6 +132,9 @@ type Report struct {
 	Replayed int    // blocks that the replay of the log wrote
 	// Written are the files that are whole on the disk, by inode number.
 	Written map[addr.Ino]struct{}
+	// Gone are inodes that were being made or removed when the kernel died, and are free: what
+	// memory has of them is no file's.
+	Gone map[addr.Ino]struct{}
 	// AfterMount are files of which e2fsck, or a replay of the log by the mount, may lose
 	// what memory has, even of those in Written.
 	AfterMount []AfterMount
@@ -388,6 +391,7 @@ func (f *finisher) prove(c *change) error {
 		return err
 	}
 	f.report.Check, f.report.Mended, f.released = "", mended.What, mended.Released
+	f.report.Gone = mended.Gone
 	// What is sound is not all: a piece of a file may be missing in it.
 	return f.midUpdate(c.tree, true)
 }

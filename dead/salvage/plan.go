@@ -346,7 +346,8 @@ func (p *Plan) GiveUp() []File {
 	return files
 }
 
-// Remove takes files out of the plan, by inode number: all of them is on the disk already. It must come before Restore and Gather.
+// Remove takes files out of the plan, by inode number: all of them is on the disk already, or they
+// are gone. It must come before Restore and Gather.
 func (p *Plan) Remove(files map[addr.Ino]struct{}) {
 	if len(files) == 0 {
 		return

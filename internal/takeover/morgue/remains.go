@@ -73,6 +73,7 @@ func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 	}
 	r.takePlaced(did)
 	r.Plan.Remove(did.Written)
+	r.Plan.Remove(did.Gone)
 	for _, m := range did.AfterMount {
 		r.Plan.Restore(r.Cache, r.Super, m)
 	}
