@@ -58,7 +58,11 @@ func (c *checker) checkGroup(n uint32, flips uint64, directories int) error {
 	}
 	_, size := groupClusters(&c.new.super, n)
 	if free := size - blocks.count(size); free != uint64(g.FreeClusters) {
-		return fmt.Errorf("group %d counts %d free blocks and has %d", n, g.FreeClusters, free)
+		before, err := c.old.blockMap(n)
+		if err != nil {
+			return err
+		}
+		return miscounts("blocks", n, free, uint64(g.FreeClusters), size-before.count(size), uint64(old.FreeClusters))
 	}
 	if !blocks.all(size, uint64(c.new.super.BlockSize)*8, true) {
 		return fmt.Errorf("block bitmap of group %d goes on behind its end", n)
@@ -67,6 +71,15 @@ func (c *checker) checkGroup(n uint32, flips uint64, directories int) error {
 		return fmt.Errorf("group %d goes from %d directories to %d, and has %+d", n, old.Directories, g.Directories, directories)
 	}
 	return c.checkInodeMap(old, g, flips)
+}
+
+// miscounts says that a group counts otherwise than its bitmap. A count that was wrong by just as
+// much before is nothing that a transaction did: it is not understood.
+func miscounts(what string, group uint32, free, counts, freeBefore, countsBefore uint64) error {
+	if counts-free == countsBefore-freeBefore {
+		return foreignf("group %d counted %d free %s before, and had %d: not understood", group, countsBefore, what, freeBefore)
+	}
+	return fmt.Errorf("group %d counts %d free %s and has %d", group, counts, what, free)
 }
 
 // checkInodeMap checks that the inode bitmap of a group differs in as many inodes as are
@@ -86,7 +99,7 @@ func (c *checker) checkInodeMap(old, g *ext4.Group, flips uint64) error {
 	case differ != flips:
 		return fmt.Errorf("the inode bitmap of group %d changes for %d inodes, but %d are allocated or freed", g.Number, differ, flips)
 	case size-after.count(size) != uint64(g.FreeInodes):
-		return fmt.Errorf("group %d counts %d free inodes and has %d", g.Number, g.FreeInodes, size-after.count(size))
+		return miscounts("inodes", g.Number, size-after.count(size), uint64(g.FreeInodes), size-before.count(size), uint64(old.FreeInodes))
 	case !after.all(size-uint64(unused), size, false):
 		return fmt.Errorf("group %d has inodes in use among its last %d", g.Number, unused)
 	case g.Flags&ext4.GroupInodeUninit == 0 && !after.all(size, uint64(c.new.super.BlockSize)*8, true):
