@@ -91,7 +91,8 @@ func spoil(tr *journal.Transaction, block addr.Block, do func([]byte)) bool {
 }
 
 // TestSpoiledInode has an operation in flight, and the inode of a file that would be whole in
-// another state in the running transaction than in memory: the file counts as whole no more.
+// another state in the running transaction than in memory: the file counts as whole no more, or all of
+// it is refused, if its checksum is wrong and nobody was writing it.
 func TestSpoiledInode(t *testing.T) {
 	image := fixture.Get(t, fixture.Basic)
 	c := openCache(t, image)
@@ -114,15 +115,21 @@ func TestSpoiledInode(t *testing.T) {
 		r.Place, r.Journal.Running.Updates = true, 1
 		change(r.Journal.Running)
 		report, err := r.Finish(disk)
+		if errors.Is(err, journal.ErrDamaged) && len(disk.Ops()) == 0 {
+			return nil
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		return report
 	}
 	whole := finish(jbd2.NewRecording(base), func(*journal.Transaction) {})
-	for name, do := range map[string]func(ino addr.Ino, raw []byte){
-		"a bit of its map":  func(_ addr.Ino, raw []byte) { raw[0x28+16] ^= 1 },
-		"a size of earlier": func(ino addr.Ino, raw []byte) { raw[4] ^= 1; fs.Super.SealInode(ino, raw) },
+	for name, tc := range map[string]struct {
+		do      func(ino addr.Ino, raw []byte)
+		refused bool
+	}{
+		"a bit of its map":  {func(_ addr.Ino, raw []byte) { raw[0x28+16] ^= 1 }, true},
+		"a size of earlier": {func(ino addr.Ino, raw []byte) { raw[4] ^= 1; fs.Super.SealInode(ino, raw) }, false},
 	} {
 		tried := 0
 		for ino := range whole.Written {
@@ -139,10 +146,14 @@ func TestSpoiledInode(t *testing.T) {
 			}
 			there := false
 			report := finish(jbd2.NewRecording(base), func(tr *journal.Transaction) {
-				there = spoil(tr, g.InodeTable+addr.Block(block), func(b []byte) { do(ino, b[offset:][:fs.Super.InodeSize]) })
+				there = spoil(tr, g.InodeTable+addr.Block(block), func(b []byte) { tc.do(ino, b[offset:][:fs.Super.InodeSize]) })
 			})
-			if _, written := report.Written[ino]; there && written {
-				t.Errorf("%s: inode %d counts as whole", name, ino)
+			if there && (report == nil) != tc.refused {
+				t.Errorf("%s: inode %d: refused is %v", name, ino, report == nil)
+			} else if report != nil {
+				if _, written := report.Written[ino]; there && written {
+					t.Errorf("%s: inode %d counts as whole", name, ino)
+				}
 			}
 			if there {
 				tried++
