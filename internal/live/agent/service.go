@@ -123,12 +123,8 @@ func (a *Agent) followUnready(s wire.Service, u wire.Unready) {
 func (a *Agent) isStarted(s wire.Service) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, started := range a.services {
-		if started.Name == s.Name {
-			return true
-		}
-	}
-	return slices.ContainsFunc(a.units, func(u wire.Service) bool { return u.Name == s.Name })
+	return slices.ContainsFunc(a.services, func(started *service) bool { return started.Name == s.Name }) ||
+		slices.ContainsFunc(a.units, func(u wire.Service) bool { return u.Name == s.Name })
 }
 
 func awaitReady(ctx context.Context, s wire.Service) error {

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -46,11 +45,10 @@ func (h *Hold) Named() error {
 
 // OpenIn says whether a process has the disk open.
 func (h *Hold) OpenIn(pid int) bool {
-	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid)) // the pattern is well-formed
-	return slices.ContainsFunc(fds, func(fd string) bool {
-		st, err := os.Stat(fd)
-		return err == nil && h.is(st)
-	})
+	for range open(fmt.Sprint(pid), h.is) {
+		return true
+	}
+	return false
 }
 
 // is says whether that is the disk. A block device may have several names.

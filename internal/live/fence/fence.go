@@ -5,6 +5,7 @@ package fence
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -116,27 +117,22 @@ func lockRange(f *os.File, image string, start, length int64, limit time.Duratio
 			return hint.New("lock image "+image, err, "The image's file system must support locks; nothing was touched.")
 		}
 		if time.Now().After(deadline) {
-			return hint.New("lock image "+image, fmt.Errorf("%w by %s", ErrLocked, holders(image)),
+			return hint.New("lock image "+image, fmt.Errorf("%w by %s", ErrLocked, holders(f)),
 				"That process may still write it, so it was not touched. End the process, then "+next+".")
 		}
 	}
 }
 
-// holders names the processes that hold a lock on the image. A lock of the kind
+// holders names the processes that hold a lock on an open image. A lock of the kind
 // that QEMU takes belongs to an open file, not to a process, but the kernel
 // lists it with each descriptor of that file (proc(5), fdinfo).
-func holders(image string) string {
-	want, err := os.Stat(image)
+func holders(image *os.File) string {
+	want, err := image.Stat()
 	if err != nil {
 		return "an unknown process"
 	}
 	var names []string
-	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*") // the pattern is well-formed
-	for _, fd := range fds {
-		st, err := os.Stat(fd)
-		if err != nil || !os.SameFile(st, want) {
-			continue
-		}
+	for fd := range open("[0-9]*", func(st os.FileInfo) bool { return os.SameFile(st, want) }) {
 		part := strings.Split(fd, "/") // "", proc, pid, fd, number
 		info, err := os.ReadFile(filepath.Join("/proc", part[2], "fdinfo", part[4]))
 		if err != nil || !strings.Contains(string(info), "\nlock:") {
@@ -152,4 +148,17 @@ func holders(image string) string {
 		return "an unknown process"
 	}
 	return strings.Join(names, ", ")
+}
+
+// open yields the descriptors, as paths in /proc, by which processes have a file open: those whose
+// numbers a pattern of filepath.Match fits.
+func open(pids string, is func(os.FileInfo) bool) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		fds, _ := filepath.Glob(filepath.Join("/proc", pids, "fd", "*")) // the pattern is well-formed
+		for _, fd := range fds {
+			if st, err := os.Stat(fd); err == nil && is(st) && !yield(fd) {
+				return
+			}
+		}
+	}
 }

@@ -92,21 +92,15 @@ func (n *Namespace) AddAddr(link string, addr netip.Prefix) error {
 	})
 }
 
-// Enslave makes a link a port of a bridge: from here on frames pass.
+// Enslave makes a link a port of a bridge, and has it up: from here on frames pass.
 func (n *Namespace) Enslave(link, bridge string) error {
-	return n.withLink(link, "enslave", func(l netlink.Link) error {
-		b, err := netlink.LinkByName(bridge)
-		if err != nil {
-			return fmt.Errorf("find bridge %s: %w", bridge, err)
-		}
-		return netlink.LinkSetMaster(l, b)
-	})
+	_, err := n.Join(link, bridge)
+	return err
 }
 
-// withLink runs act on the named link inside the namespace; verb tells what failed.
-// Join is Enslave, and has the link up; there says that it was so before.
+// Join is Enslave; there says that the link was such a port before.
 func (n *Namespace) Join(link, bridge string) (there bool, err error) {
-	return there, n.withLink(link, "join", func(l netlink.Link) error {
+	err = n.withLink(link, "enslave", func(l netlink.Link) error {
 		b, err := netlink.LinkByName(bridge)
 		if err != nil {
 			return fmt.Errorf("find bridge %s: %w", bridge, err)
@@ -117,8 +111,10 @@ func (n *Namespace) Join(link, bridge string) (there bool, err error) {
 		}
 		return errors.Join(netlink.LinkSetMaster(l, b), netlink.LinkSetUp(l))
 	})
+	return there, err
 }
 
+// withLink runs act on the named link inside the namespace; verb tells what failed.
 func (n *Namespace) withLink(name, verb string, act func(netlink.Link) error) error {
 	return n.Do(func() error {
 		l, err := netlink.LinkByName(name)

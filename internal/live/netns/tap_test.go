@@ -44,8 +44,10 @@ func TestTap(t *testing.T) {
 	if _, err := lab.Services.Tap("tap0", nil); !errors.Is(err, unix.EBUSY) {
 		t.Errorf("same tap twice: %v", err)
 	}
-	if err := lab.Services.Enslave("tap0", netlab.BridgeName); err != nil {
-		t.Fatal(err)
+	for _, before := range []bool{false, true} {
+		if there, err := lab.Services.Join("tap0", netlab.BridgeName); err != nil || there != before {
+			t.Fatalf("join: it was a port before is %v, not %v: %v", there, before, err)
+		}
 	}
 	// The client asks for a neighbour; the question comes out of the tap, behind a header of 10 bytes.
 	conn, err := lab.Client.DialContext(t.Context(), "udp", "10.77.0.99:9")

@@ -19,7 +19,7 @@ import (
 // Inspect looks at the disks of a pair that is not up as Start would, and lets them go
 // again. log is told what is not wrong, but worth knowing.
 func Inspect(p *pair.Pair, log io.Writer) error {
-	s := &Supervisor{Pair: p, options: Options{Log: log}, holds: make(map[string]*fence.Hold)}
+	s := &Supervisor{Pair: p, options: Options{Log: log}, holds: make(map[string]*fence.Hold), roots: make(map[string]*fence.Hold)}
 	err := s.hold(fence.Keep)
 	if err == nil {
 		err = s.checkDisks()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -25,9 +26,9 @@ func every(ctx context.Context, period time.Duration, do func()) {
 
 // watchPaths tells of a disk that was renamed or replaced under a pair: both sides have it open, but
 // one that boots would have another.
-func (s *Supervisor) watchPaths(ctx context.Context) {
+func (s *Supervisor) watchPaths(ctx context.Context, disks []*fence.Hold) {
 	every(ctx, hostEvery, func() {
-		for _, h := range s.disks() {
+		for _, h := range disks {
 			if err := h.Named(); ctx.Err() == nil {
 				s.missed(h.Name(), err, "disk "+h.Name()+" has its path again")
 			}

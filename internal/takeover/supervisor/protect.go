@@ -131,15 +131,15 @@ func (s *Supervisor) rescueRoot(ctx context.Context, i int) {
 	if p.Root == "" || s.options.Rescue == nil {
 		return
 	}
-	err := s.holds[p.Root].Close()
+	err := s.roots[p.Root].Close()
 	if err == nil {
 		err = s.options.Rescue(ctx, p.Root, s.sides[i].process.Spec.RAMPath())
 	}
 	h, held := fence.Keep(p.Root)
 	if held == nil {
-		s.holds[p.Root] = h
+		s.roots[p.Root] = h
 	} else {
-		delete(s.holds, p.Root)
+		delete(s.roots, p.Root)
 	}
 	if err = errors.Join(err, held); err != nil {
 		s.trouble(wire.TroubleNotice{What: fmt.Sprintf("root disk of partition %s: what was not written is lost, as after any crash: %v", p.Name, err)})

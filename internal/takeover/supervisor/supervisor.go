@@ -71,7 +71,8 @@ type Supervisor struct {
 
 	options   Options
 	dir       *RunDir
-	holds     map[string]*fence.Hold // of disks and root images, by path
+	holds     map[string]*fence.Hold // of disks, by path: from the start to the end
+	roots     map[string]*fence.Hold // of root images, likewise, but while one is rescued: of Protect
 	staging   *device.Staging
 	unburied  string // why the memory of the side that died last is to be kept; empty: it is not
 	crashLoop crashLoop
@@ -103,7 +104,7 @@ func Start(ctx context.Context, p *pair.Pair, o Options) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Supervisor{Pair: p, options: o, dir: dir, holds: make(map[string]*fence.Hold), lost: make(map[string]string)}
+	s := &Supervisor{Pair: p, options: o, dir: dir, holds: make(map[string]*fence.Hold), roots: make(map[string]*fence.Hold), lost: make(map[string]string)}
 	if err := s.start(ctx); err != nil {
 		return nil, errors.Join(err, s.undo())
 	}
@@ -180,18 +181,25 @@ func (s *Supervisor) start(ctx context.Context) error {
 
 // hold makes the disks and root images ours for as long as the pair is up.
 func (s *Supervisor) hold(keep func(string) (*fence.Hold, error)) error {
-	images := s.images()
-	for _, p := range s.Pair.Partitions {
-		if p.Root != "" && !slices.Contains(images, p.Root) {
-			images = append(images, p.Root)
-		}
-	}
-	for _, image := range images {
+	hold := func(in map[string]*fence.Hold, image string) (err error) {
 		h, err := keep(image)
-		if err != nil {
+		if err == nil {
+			in[image] = h
+		}
+		return err
+	}
+	for _, image := range s.images() {
+		if err := hold(s.holds, image); err != nil {
 			return err
 		}
-		s.holds[image] = h
+	}
+	for _, p := range s.Pair.Partitions {
+		if p.Root == "" || s.holds[p.Root] != nil || s.roots[p.Root] != nil {
+			continue
+		}
+		if err := hold(s.roots, p.Root); err != nil {
+			return err
+		}
 	}
 	return nil
 }

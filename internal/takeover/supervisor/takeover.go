@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/takeover"
@@ -140,10 +141,12 @@ func (s *Supervisor) GiveUp(why error) error {
 // release lets go of all disks.
 func (s *Supervisor) release() error {
 	var errs []error
-	for _, h := range s.holds {
-		errs = append(errs, h.Close())
+	for _, holds := range []map[string]*fence.Hold{s.holds, s.roots} {
+		for _, h := range holds {
+			errs = append(errs, h.Close())
+		}
+		clear(holds)
 	}
-	clear(s.holds)
 	return errors.Join(errs...)
 }
 

@@ -72,7 +72,7 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 		watch(w, true)
 	}
 	go s.trimConsoles(ctx)
-	go s.watchPaths(ctx) // not waited for: a path may be on a file system that hangs
+	go s.watchPaths(ctx, s.disks()) // not waited for: a path may be on a file system that hangs
 	ports := make(chan struct{})
 	go func() {
 		defer close(ports)
@@ -93,14 +93,7 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 const trimEvery = 2 * time.Second
 
 func (s *Supervisor) trimConsoles(ctx context.Context) {
-	tick := time.NewTicker(trimEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+	every(ctx, trimEvery, func() {
 		s.mu.Lock()
 		sides := s.sides
 		s.mu.Unlock()
@@ -112,7 +105,7 @@ func (s *Supervisor) trimConsoles(ctx context.Context) {
 				s.log("bound the console's log of partition %s: %v", sd.name, err)
 			}
 		}
-	}
+	})
 }
 
 // patient is how the understudy is watched. Nobody waits for it, and to lose it costs the
