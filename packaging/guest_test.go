@@ -60,8 +60,8 @@ func TestInstalled(t *testing.T) {
 	next(t, found[0], in("second.deb"))
 	run(t, ".", "cp", "--sparse=always", root.Image, in("disk.img"))
 	err = barelab.PutAt(in("disk.img"), 0, []barelab.File{
-		{Path: "/root/first.deb", Source: found[0]}, {Path: "/root/second.deb", Source: in("second.deb")},
-		{Path: "/root/follow.sh", Source: "guest/follow.sh"}, {Path: "/root/put", Source: "guest/put", Executable: true},
+		{Path: "/lab/first.deb", Source: found[0]}, {Path: "/lab/second.deb", Source: in("second.deb")},
+		{Path: "/lab/follow.sh", Source: "guest/follow.sh"}, {Path: "/lab/put", Source: "guest/put", Executable: true},
 		{Path: "/etc/systemd/system/lab.service", Source: "guest/lab.service"},
 	})
 	if err != nil {

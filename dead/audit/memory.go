@@ -103,12 +103,9 @@ func (c *checker) sealed(k Known, blocks [][]byte) bool {
 	seed := ext4.CRC32C(s.ChecksumSeed, binary.LittleEndian.AppendUint32(nil, uint32(k.Ino)))
 	i := &ext4.Inode{Number: k.Ino, Seed: ext4.CRC32C(seed, binary.LittleEndian.AppendUint32(nil, k.Generation))}
 	return slices.ContainsFunc(blocks, func(b []byte) bool {
-		if binary.LittleEndian.Uint16(b) == extentMagic {
+		if binary.LittleEndian.Uint16(b) == ext4.ExtentMagic {
 			return s.CheckExtentBlock(i, b) == nil
 		}
 		return c.new.checkLeaf(i, b) == nil
 	})
 }
-
-// extentMagic begins a node of a tree of extents (fs/ext4/ext4_extents.h, EXT4_EXT_MAGIC).
-const extentMagic = 0xf30a

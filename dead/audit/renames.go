@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/ext4"
@@ -149,14 +150,7 @@ func (m *mender) takeBack(n addr.Ino, under []addr.Ino) error {
 	return m.setEntry(p, 0)
 }
 
-func (p place) among(names []Name) bool {
-	for _, n := range names {
-		if p.is(n) {
-			return true
-		}
-	}
-	return false
-}
+func (p place) among(names []Name) bool { return slices.ContainsFunc(names, p.is) }
 
 // lost judges an inode that lacks a name. It must be one that was being made or unlinked, or
 // the target of a renaming that is done but for that. If its name is a whiteout's it gets it again.

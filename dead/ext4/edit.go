@@ -129,7 +129,7 @@ func PutExtents(node []byte, level int, runs []Run, below []Index) error {
 	}
 	clear(node)
 	le := binary.LittleEndian
-	le.PutUint16(node, extentMagic)
+	le.PutUint16(node, ExtentMagic)
 	le.PutUint16(node[2:], uint16(n))
 	le.PutUint16(node[4:], uint16(room))
 	le.PutUint16(node[6:], uint16(level))

@@ -56,7 +56,8 @@ func (f *FS) Map(i *Inode, logical uint32) (Run, error) {
 }
 
 const (
-	extentMagic = 0xf30a
+	// ExtentMagic begins a node of a tree of extents (EXT4_EXT_MAGIC).
+	ExtentMagic = 0xf30a
 	// ExtentMaxDepth is how many levels of nodes a tree of extents may have
 	// (EXT4_MAX_EXTENT_DEPTH).
 	ExtentMaxDepth = 5
@@ -102,7 +103,7 @@ func ExtentEntries(node []byte, level int) ([]byte, error) {
 	u16 := func(off int) int { return int(binary.LittleEndian.Uint16(node[off:])) }
 	room := len(node)/ExtentSize - 1
 	switch n := u16(2); {
-	case u16(0) != extentMagic:
+	case u16(0) != ExtentMagic:
 		return nil, fmt.Errorf("magic %#x", u16(0))
 	case u16(6) != level:
 		return nil, fmt.Errorf("eh_depth is %d, not %d", u16(6), level)

@@ -22,25 +22,37 @@ type change struct {
 	blocks map[addr.Block][]byte // those that the transaction changes, as they are with it
 }
 
-func newChange(disk jbd2.Disk, t *jbd2.Transaction) (*change, error) {
+// change is a transaction on the disk as it is before anything is written to it.
+func (f *finisher) change(t *jbd2.Transaction) (*change, error) {
+	if f.recovered == nil {
+		fs, disk, err := recoverOn(f.disk)
+		if err != nil {
+			return nil, err
+		}
+		f.recovered = &change{fs: fs, before: disk}
+	}
+	c := *f.recovered
+	c.txn = t
+	var err error
+	c.blocks, err = changedBlocks(t, f.disk, c.before, int64(c.fs.Super.BlockSize))
+	return &c, err
+}
+
+// recoverOn is a disk as a recovery of its log leaves it, and the file system on it. Nothing is written.
+func recoverOn(disk jbd2.Disk) (*ext4.FS, io.ReaderAt, error) {
 	before := jbd2.NewRecording(disk)
 	log, err := jbd2.Open(before)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	scan, err := log.Scan()
 	if err == nil {
 		err = log.ForgetFreed(scan)
 	}
-	if err != nil {
-		return nil, err
+	if err == nil {
+		_, err = log.Replay()
 	}
-	if _, err := log.Replay(); err != nil {
-		return nil, err
-	}
-	c := &change{txn: t, fs: log.FS, before: before}
-	c.blocks, err = changedBlocks(t, disk, before, int64(log.Super.BlockSize))
-	return c, err
+	return log.FS, before, err
 }
 
 // changedBlocks are the blocks of a transaction, and those that it revokes, which stay

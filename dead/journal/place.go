@@ -93,7 +93,7 @@ func (f *finisher) quotasCounted(fs *ext4.FS) error {
 // placedBefore finds the files that an earlier attempt has placed: the disk has them as
 // memory does, to the byte. The others are written after the mount.
 func (f *finisher) placedBefore() error {
-	c, err := newChange(f.disk, &jbd2.Transaction{})
+	c, err := f.change(&jbd2.Transaction{})
 	if err != nil {
 		return err
 	}
@@ -171,7 +171,7 @@ func (f *finisher) placeFiles(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transactio
 	}
 	with := *t
 	with.Blocks = slices.Clone(t.Blocks)
-	c, err := newChange(f.disk, &with)
+	c, err := f.change(&with)
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +207,7 @@ func (f *finisher) placeFiles(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transactio
 func (f *finisher) confirm(c *change, found *placement.Result) error {
 	all := maps.Clone(c.blocks)
 	maps.Copy(all, found.Blocks)
-	verdict, err := f.remembered().Check(c.before, all)
+	verdict, err := f.remembered.Check(c.before, all)
 	added := err == nil && verdict.Foreign && f.report.Open == 0
 	if added {
 		verdict, err = c.checkAdded(found.Blocks)
@@ -345,7 +345,7 @@ func Rescued(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (bool,
 	if err != nil {
 		return false, err
 	}
-	f := &finisher{Rescue: r, disk: disk, report: &Report{}}
+	f := r.finisher(disk, &Report{})
 	if _, _, err := f.transaction(log, scan); f.memory == nil {
 		return false, err
 	}

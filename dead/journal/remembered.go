@@ -2,26 +2,24 @@ package journal
 
 import (
 	"fmt"
+	"sync"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/audit"
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// remembered is what the audit may ask memory for. The walk over all inodes waits for the
-// first question.
-func (f *finisher) remembered() audit.Memory {
-	var inodes []*pagecache.Inode
-	all := func() []*pagecache.Inode {
-		if inodes == nil {
-			for i, err := range f.cache.Inodes(f.super) {
-				if err == nil { // who plans the files says so
-					inodes = append(inodes, i)
-				}
+// remember is what the audit may ask memory for. The walk over all inodes waits for the
+// first question, and is the only one.
+func (f *finisher) remember() audit.Memory {
+	all := sync.OnceValue(func() (inodes []*pagecache.Inode) {
+		for i, err := range f.cache.Inodes(f.super) {
+			if err == nil { // who plans the files says so
+				inodes = append(inodes, i)
 			}
 		}
 		return inodes
-	}
+	})
 	return audit.Memory{
 		Names: func(n addr.Ino) ([]audit.Name, error) { return f.names(all(), n) },
 		Inodes: func() ([]audit.Known, error) {

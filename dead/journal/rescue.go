@@ -185,7 +185,7 @@ func (e *CommittedError) Unwrap() error { return e.Err }
 // memory may be written to its files then. What fails after that is a *CommittedError,
 // and the report is as good as without it.
 func (r *Rescue) Finish(disk jbd2.Disk) (*Report, error) {
-	f := &finisher{Rescue: r, disk: disk, report: &Report{}}
+	f := r.finisher(disk, &Report{})
 	err := r.Lost
 	if err == nil && r.Journal == nil {
 		err = f.plain()
@@ -221,6 +221,16 @@ type finisher struct {
 	sound     bool         // the audit has confirmed all of the transaction
 	torn      []audit.Slot // inodes that memory has with a wrong checksum
 	resized   map[addr.Ino]struct{}
+	// remembered and recovered are what the audits of a rescue look at, again and again: what
+	// memory has, and the disk as a recovery leaves it without the last commit, once it is needed.
+	remembered audit.Memory
+	recovered  *change
+}
+
+func (r *Rescue) finisher(disk jbd2.Disk, report *Report) *finisher {
+	f := &finisher{Rescue: r, disk: disk, report: report}
+	f.remembered = f.remember()
+	return f
 }
 
 func (f *finisher) step(name string, do func() error) error {
@@ -330,7 +340,7 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 	}
 	var c *change
 	err := f.step("audit", func() (err error) {
-		if c, err = newChange(f.disk, t); err == nil {
+		if c, err = f.change(t); err == nil {
 			err = f.prove(c)
 		}
 		return err
@@ -346,11 +356,11 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 // what memory has of it is damaged. A check would make it consistent, at the cost of files that
 // are whole on the disk.
 func (f *finisher) consistent(t *jbd2.Transaction) error {
-	c, err := newChange(f.disk, t)
+	c, err := f.change(t)
 	if err != nil {
 		return err
 	}
-	if err := c.plausible(f.remembered(), 0); err != nil || f.sound {
+	if err := c.plausible(f.remembered, 0); err != nil || f.sound {
 		return err
 	}
 	verdict, err := audit.Check(c.before, c.blocks)
@@ -362,7 +372,7 @@ func (f *finisher) consistent(t *jbd2.Transaction) error {
 
 // prove says in the report whether a change leaves the file system whole.
 func (f *finisher) prove(c *change) error {
-	if err := c.plausible(f.remembered(), f.report.Open); err != nil {
+	if err := c.plausible(f.remembered, f.report.Open); err != nil {
 		return err
 	}
 	if hasInlineData(c.fs) {
@@ -370,7 +380,7 @@ func (f *finisher) prove(c *change) error {
 			return err
 		}
 	}
-	verdict, err := f.remembered().Check(c.before, c.blocks)
+	verdict, err := f.remembered.Check(c.before, c.blocks)
 	if err != nil {
 		return err
 	}
@@ -398,13 +408,13 @@ func (f *finisher) prove(c *change) error {
 
 // mended completes what is half done in a change, where that makes it sound.
 func (f *finisher) mended(c *change) (*audit.Mended, error) {
-	mended, err := f.remembered().Mend(c.before, c.blocks, f.report.Open)
+	mended, err := f.remembered.Mend(c.before, c.blocks, f.report.Open)
 	if err != nil {
 		return nil, err
 	}
 	all := maps.Clone(c.blocks)
 	maps.Copy(all, mended.Blocks)
-	verdict, err := f.remembered().Check(c.before, all)
+	verdict, err := f.remembered.Check(c.before, all)
 	if err == nil && !verdict.Clean {
 		err = fmt.Errorf("mended: %s", strings.Join(verdict.Reasons, "; "))
 	}

@@ -66,7 +66,7 @@ func (f *finisher) compareSizes(t *jbd2.Transaction) error {
 	if t == nil {
 		t = &jbd2.Transaction{}
 	}
-	c, err := newChange(f.disk, t)
+	c, err := f.change(t)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/kernel"
 )
 
@@ -23,7 +24,6 @@ const (
 	flagExtents    = 0x80000
 	flagInlineData = 0x10000000
 	rootSize       = 60
-	extentMagic    = 0xf30a
 	maxExtentDepth = 5
 	maxUnwritten   = 32768 // longer extents are unwritten, and as much shorter
 	directBlocks   = 12
@@ -140,7 +140,7 @@ func (m *mapper) extents(b []byte, below int) error {
 	u16 := func(off int) int { return int(binary.LittleEndian.Uint16(b[off:])) }
 	u32 := func(off int) uint64 { return uint64(binary.LittleEndian.Uint32(b[off:])) }
 	entries, depth := u16(2), u16(6)
-	if u16(0) != extentMagic || entries > (len(b)-head)/size || depth >= below {
+	if u16(0) != ext4.ExtentMagic || entries > (len(b)-head)/size || depth >= below {
 		return fmt.Errorf("%w: damaged extent node", ErrMapping)
 	}
 	for at := head; at < head+entries*size; at += size {

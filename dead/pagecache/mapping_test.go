@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
 )
 
 // disk is blocks of 1 KiB.
@@ -23,7 +24,7 @@ func (d disk) read(block addr.Block, size int) ([]byte, error) {
 // of first block, 0 and place of the child.
 func node(size, depth int, entries ...[3]uint64) []byte {
 	b := make([]byte, size)
-	binary.LittleEndian.PutUint16(b, extentMagic)
+	binary.LittleEndian.PutUint16(b, ext4.ExtentMagic)
 	binary.LittleEndian.PutUint16(b[2:], uint16(len(entries)))
 	binary.LittleEndian.PutUint16(b[6:], uint16(depth))
 	for i, e := range entries {

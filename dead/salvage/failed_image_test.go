@@ -112,7 +112,15 @@ crash
 	if named() {
 		t.Fatal("the disk took the block")
 	}
-	c := cacheOf(t, s.RAM)
+	finishOn(t, cacheOf(t, s.RAM), path)
+	if !named() {
+		t.Error("the name was taken for saved")
+	}
+}
+
+// finishOn carries out the last commit of the file system on a disk.
+func finishOn(t *testing.T, c *pagecache.Cache, path string) {
+	t.Helper()
 	_, super, _ := planFor(t, c, path)
 	disk, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -128,9 +136,6 @@ crash
 	}
 	if _, err := r.Finish(disk); err != nil {
 		t.Fatal(err)
-	}
-	if !named() {
-		t.Error("the name was taken for saved")
 	}
 }
 

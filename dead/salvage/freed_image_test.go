@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"understudy.dev/understudy/dead/journal"
 	"understudy.dev/understudy/internal/lab/scene"
 	"understudy.dev/understudy/internal/lab/tier"
 )
@@ -46,20 +45,7 @@ printf x | dd of=/mnt/new bs=1 seek=12288 conv=notrunc 2>/dev/null
 crash
 `,
 	})
-	c := cacheOf(t, s.RAM)
-	_, super, _ := planFor(t, c, path)
-	disk, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer disk.Close()
-	r, err := journal.Plan(c, super, disk)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.Finish(disk); err != nil {
-		t.Fatal(err)
-	}
+	finishOn(t, cacheOf(t, s.RAM), path)
 	got, err := exec.Command("debugfs", "-R", "cat /new", path).Output()
 	if err != nil {
 		t.Fatal(err)

@@ -19,7 +19,7 @@ fail() {
 trap 'fail "line $LINENO: $BASH_COMMAND"' ERR
 
 # files are all that there are on the system's disk, but for logs and what apt and dpkg keep.
-files() { find / -xdev \( -path /var/log -o -path /var/cache/apt -o -path /var/cache/debconf -o -path /var/cache/ldconfig -o -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/lib/systemd -o -path /root -o -path /tmp -o -path /var/tmp -o -path /srv \) -prune -o -print | sort; }
+files() { find / -xdev \( -path /var/log -o -path /var/cache/apt -o -path /var/cache/debconf -o -path /var/cache/ldconfig -o -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/lib/systemd -o -path /root -o -path /lab -o -path /tmp -o -path /var/tmp -o -path /srv \) -prune -o -print | sort; }
 
 # example prints what understudy(8) has one type, of its n-th example.
 example() {
@@ -43,36 +43,36 @@ field() { understudy status --json web | tr -d ' \n' | grep -o "\"$1\":[^,}]*" |
 guests() { { pgrep -x qemu-system-x86 || true; } | sort | tr '\n' ' '; }
 
 step install
-files >/root/before
-apt-get -y install /root/first.deb
+files >/lab/before
+apt-get -y install /lab/first.deb
 ! systemctl is-failed --quiet 'understudy*'
 
 step "the first example of understudy(8)"
-example 1 >/root/example1
-example 2 >/root/example2
-cat /root/example1 /root/example2
+example 1 >/lab/example1
+example 2 >/lab/example2
+cat /lab/example1 /lab/example2
 # What is served can be written, too: busybox's httpd runs what is in cgi-bin.
-install -D /root/put /srv/pairs/www/cgi-bin/put
+install -D /lab/put /srv/pairs/www/cgi-bin/put
 journalctl -f -n 0 -o cat -u understudy@web &
-. /root/example1
+. /lab/example1
 protected
 [[ $(field active) = '"active":"left"' ]]
 
 step "write through the served address"
 for n in 1 2 3 4 5 6 7 8; do
-	head -c $((n * 52391)) /dev/urandom | base64 >/root/sent$n # busybox's wget sends no zeros
-	busybox wget -q -O /root/said --post-file=/root/sent$n "http://10.77.0.2/cgi-bin/put?file$n"
-	grep -q "stored file$n" /root/said
-	ask file$n | cmp - /root/sent$n
+	head -c $((n * 52391)) /dev/urandom | base64 >/lab/sent$n # busybox's wget sends no zeros
+	busybox wget -q -O /lab/said --post-file=/lab/sent$n "http://10.77.0.2/cgi-bin/put?file$n"
+	grep -q "stored file$n" /lab/said
+	ask file$n | cmp - /lab/sent$n
 done
 
 step "the second example: a crash"
-[[ $(head -1 /root/example2) = "understudy crash" ]]
-sed -i 's/^understudy status$/& || [[ $? = 4 ]]/' /root/example2
-. /root/example2
+[[ $(head -1 /lab/example2) = "understudy crash" ]]
+sed -i 's/^understudy status$/& || [[ $? = 4 ]]/' /lab/example2
+. /lab/example2
 until understudy events web | grep took-over; do sleep 1; done
 for n in 1 2 3 4 5 6 7 8; do
-	ask file$n | cmp - /root/sent$n
+	ask file$n | cmp - /lab/sent$n
 done
 [[ $(field active) = '"active":"right"' ]]
 protected
@@ -80,13 +80,13 @@ protected
 step upgrade
 before=$(guests)
 supervisor=$(systemctl show -P MainPID understudy@web)
-apt-get -y install /root/second.deb
+apt-get -y install /lab/second.deb
 protected
 until [[ $(systemctl show -P ActiveState understudy@web) = active ]]; do sleep 1; done
 [[ $(guests) = "$before" ]]
 [[ $(systemctl show -P MainPID understudy@web) != "$supervisor" ]]
 [[ $(understudy events web | grep -c took-over) = 1 ]]
-ask file8 | cmp - /root/sent8
+ask file8 | cmp - /lab/sent8
 protected
 
 step stop
@@ -95,16 +95,16 @@ systemctl stop understudy@web
 e2fsck -fn /srv/pairs/web.img
 mkdir -p /tmp/look
 mount -o loop,ro /srv/pairs/web.img /tmp/look
-for n in 1 2 3 4 5 6 7 8; do cmp /tmp/look/file$n /root/sent$n; done
+for n in 1 2 3 4 5 6 7 8; do cmp /tmp/look/file$n /lab/sent$n; done
 umount /tmp/look
 
 step purge
 apt-get -y purge understudy
-files >/root/after
+files >/lab/after
 # What the operator wrote, or had made, stays.
-diff /root/before /root/after | tee /root/differs || true
-if grep '^>' /root/differs | grep -v -e '^> /etc/understudy$' -e '^> /etc/understudy/web.yaml$'; then fail "left behind"; fi
-if grep '^<' /root/differs; then fail "taken away"; fi
+diff /lab/before /lab/after | tee /lab/differs || true
+if grep '^>' /lab/differs | grep -v -e '^> /etc/understudy$' -e '^> /etc/understudy/web.yaml$'; then fail "left behind"; fi
+if grep '^<' /lab/differs; then fail "taken away"; fi
 [[ -z $(ls -d /dev/shm/understudy* /run/understudy* 2>/dev/null || true) ]]
 [[ -z $(systemctl list-units --all --plain --no-legend 'understudy*') ]]
 echo DONE
