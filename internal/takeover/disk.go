@@ -1,0 +1,284 @@
+package takeover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// disk brings one disk over. The last commit is finished before anybody mounts
+// it; the dead memory is gathered while the understudy does.
+func (r *run) disk(ctx context.Context, disk string) error {
+	if err := r.record(disk, Fenced); err != nil {
+		return err
+	}
+	layered := slices.Contains(r.options.Layered, disk)
+	if layered { // nobody mounts it yet
+		if err := r.handOver(ctx, disk, stepLayers); err != nil {
+			return err
+		}
+	}
+	remains, commit, err := r.examine(ctx, disk)
+	if err != nil {
+		return err
+	}
+	r.teller.meet(ctx)
+	if remains == nil && r.options.Salvager != nil && r.options.StopIfRefused {
+		why := r.report.Refused[len(r.report.Refused)-1]
+		return fmt.Errorf("%s: %s (takeover: {refused: serve} would go on without what is unsaved)", why.What, why.Reason)
+	}
+	if remains != nil {
+		// Before the disk is handed over: without room, all is left as it is.
+		if _, err := r.machine.Staging(r.staged + remains.Size()); err != nil {
+			return fmt.Errorf("make room for what is unsaved: %w", err)
+		}
+	}
+	progress := HandedOver
+	if remains == nil {
+		progress = Given
+	}
+	if err := r.record(disk, progress); err != nil {
+		return err
+	}
+	var request wire.ApplyRequest
+	var found *wire.Check
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		request = r.gather(disk, remains)
+		return nil
+	})
+	g.Go(func() (err error) {
+		found, err = r.bring(gctx, disk, layered, commit.Check != "")
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if found != nil {
+		commit.Found = found.Output
+	}
+	var named wire.NameResult
+	if found.Names() && remains != nil {
+		err := r.limited(ctx, stepNames, func(ctx context.Context) (err error) {
+			named, err = r.name(ctx, disk, found, remains)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if remains != nil {
+		r.report.Commits = append(r.report.Commits, commit)
+	}
+	if request.Len > 0 {
+		if err := r.measure("apply", func() error { return r.apply(ctx, request, named) }); err != nil {
+			return err
+		}
+	}
+	return r.record(disk, Applied)
+}
+
+// bring has the understudy mount a disk, once its file system was checked if it must be. One with
+// layers it has already, and checks itself.
+func (r *run) bring(ctx context.Context, disk string, layered, check bool) (found *wire.Check, err error) {
+	if check && !layered {
+		err := r.measure("e2fsck", func() (err error) {
+			found, err = r.machine.Check(ctx, disk)
+			return err
+		})
+		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return nil, err
+		}
+		check = err != nil
+	}
+	if !layered {
+		if err := r.handOver(ctx, disk, stepDisk); err != nil {
+			return nil, err
+		}
+	}
+	if check {
+		err := r.measure(stepMount, func() (err error) {
+			found, err = r.machine.Mount(ctx, disk, true)
+			return err
+		})
+		return found, err
+	}
+	return found, r.limited(ctx, stepMount, func(ctx context.Context) error {
+		_, err := r.machine.Mount(ctx, disk, false)
+		return err
+	})
+}
+
+func (r *run) handOver(ctx context.Context, disk, step string) error {
+	if err := r.limited(ctx, step, func(ctx context.Context) error { return r.machine.HandOver(ctx, disk) }); err != nil {
+		return fmt.Errorf("hand over: %w", err)
+	}
+	return nil
+}
+
+func (r *run) record(disk string, p Progress) error {
+	if r.options.Record == nil {
+		return nil
+	}
+	if err := r.options.Record(disk, p); err != nil {
+		return fmt.Errorf("record that it is %s: %w", p, err)
+	}
+	return nil
+}
+
+// examine also finishes the last commit. It gives nil if there is nothing to
+// gather; why stands in the report. The error is that of a disk that takes no writes: what
+// is unsaved waits in the dead memory until that is mended, and nobody mounts the disk.
+func (r *run) examine(ctx context.Context, disk string) (Remains, Commit, error) {
+	commit := Commit{Disk: disk}
+	if r.options.Salvager == nil {
+		return nil, commit, nil
+	}
+	var image Image
+	var writes *written
+	var remains Remains
+	err := r.measure("check", func() (err error) {
+		if image, err = r.machine.Image(ctx, disk); err != nil {
+			return err
+		}
+		image, writes = watched(image)
+		remains, err = r.options.Salvager.Examine(image)
+		return err
+	})
+	if err != nil {
+		r.refuse("disk "+disk, err)
+		return nil, commit, nil
+	}
+	start := time.Now()
+	err = r.measure("commit", func() (err error) {
+		commit, err = remains.Finish(image)
+		return err
+	})
+	commit.Disk = disk
+	for _, p := range commit.Steps {
+		r.report.Timeline.Add("  "+p.Name, start, start.Add(p.Took))
+		start = start.Add(p.Took)
+	}
+	if writes.failed != nil { // also one behind the commit: the understudy could not replay it either
+		return nil, commit, fmt.Errorf("write the last commit of disk %s: %w", disk, writes.failed)
+	}
+	if err != nil {
+		r.refuse("last commit of disk "+disk, err)
+		return nil, commit, nil
+	}
+	return remains, commit, nil
+}
+
+// gather gives an empty request if nothing is to be applied.
+func (r *run) gather(disk string, remains Remains) wire.ApplyRequest {
+	if remains == nil {
+		return wire.ApplyRequest{}
+	}
+	var request wire.ApplyRequest
+	err := r.measure("gather", func() error {
+		var err error
+		request, err = r.stage(disk, remains)
+		return err
+	})
+	if err != nil {
+		r.refuse("disk "+disk, err)
+		return wire.ApplyRequest{}
+	}
+	return request
+}
+
+// stage lays the gathered data on the staging disk and its plan behind it.
+func (r *run) stage(disk string, remains Remains) (wire.ApplyRequest, error) {
+	var none wire.ApplyRequest
+	from := r.staged
+	staging, err := r.machine.Staging(from + remains.Size())
+	if err != nil {
+		return none, err
+	}
+	found, err := remains.Gather(staging[from:])
+	if err != nil {
+		return none, err
+	}
+	r.report.Refused = append(r.report.Refused, found.Refused...)
+	if len(found.Files) == 0 {
+		return none, nil
+	}
+	for _, f := range found.Files {
+		for i := range f.Runs {
+			f.Runs[i].Staged += from
+		}
+	}
+	r.staged = align(from + found.Used)
+	request := wire.ApplyRequest{Disk: disk}
+	if request.Plan, request.Len, err = r.stageList(wire.EncodePlan(found.Files)); err != nil {
+		return none, err
+	}
+	if len(found.Attrs) > 0 {
+		attrs, err := wire.EncodeAttrs(found.Attrs)
+		if err == nil {
+			request.Attrs, request.AttrsLen, err = r.stageList(attrs)
+		}
+		if err != nil {
+			return none, err
+		}
+	}
+	return request, nil
+}
+
+// stageList lays a list behind what is staged, and says where.
+func (r *run) stageList(list []byte) (at, n int64, err error) {
+	at, n = r.staged, int64(len(list))
+	staging, err := r.machine.Staging(at + n)
+	if err != nil {
+		return 0, 0, err
+	}
+	if at+align(n) > int64(len(staging)) {
+		return 0, 0, errors.New("staging is too small for the plan")
+	}
+	copy(staging[at:], list)
+	r.staged = align(at + n)
+	return at, n, nil
+}
+
+// name has operations on names that were in flight undone. What it cannot do is in the
+// report.
+func (r *run) name(ctx context.Context, disk string, found *wire.Check, remains Remains) (wire.NameResult, error) {
+	request := remains.Names(found)
+	request.Disk = disk
+	result, err := r.machine.Name(ctx, request)
+	for _, f := range result.Failures {
+		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), errors.New(f.Reason))
+	}
+	r.report.Acts = append(r.report.Acts, result.Acts...)
+	return result, err
+}
+
+// apply counts what the understudy wrote. A file that it could not write is in
+// the report, unless an operation in flight removed it; a takeover goes on without it.
+func (r *run) apply(ctx context.Context, request wire.ApplyRequest, named wire.NameResult) error {
+	start := time.Now()
+	result, err := r.machine.Apply(ctx, request)
+	if err != nil {
+		return err
+	}
+	for _, p := range result.Phases {
+		r.report.Timeline.Add("  "+p.Name, start, start.Add(p.Took))
+		start = start.Add(p.Took)
+	}
+	r.report.Files += result.Files
+	r.report.Bytes += result.Bytes
+	r.report.Acts = append(r.report.Acts, result.Acts...)
+	for _, f := range named.Left(result.Failures) {
+		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), errors.New(f.Reason))
+	}
+	return nil
+}
+
+// align rounds up to a page, so that a plan begins on a sector.
+func align(n int64) int64 { return (n + 4095) &^ 4095 }

@@ -1,0 +1,170 @@
+package takeover
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"understudy.dev/understudy/internal/live/wire"
+)
+
+// Machine is what a takeover does to the running side and its devices.
+type Machine interface {
+	// Fence proves that the dead side cannot write. Nothing else is called
+	// if it fails.
+	Fence(ctx context.Context) error
+	// Image is the fenced image of a disk, until its HandOver. Of a disk of Options.Layered
+	// it is what the understudy sees, from HandOver until Mount.
+	Image(ctx context.Context, disk string) (Image, error)
+	// Check checks and repairs the file system of a fenced disk, before its HandOver: on a
+	// draft, so that an error leaves the disk as it was, unless it is one of writing to it. With
+	// errors.ErrUnsupported it cannot be done here: the understudy does it (Mount).
+	Check(ctx context.Context, disk string) (*wire.Check, error)
+	// HandOver gives a fenced disk to the understudy, which activates what lies under its file
+	// system.
+	HandOver(ctx context.Context, disk string) error
+	// Mount has the understudy mount a disk that it was handed; with check, after
+	// its file system was checked and repaired. found is what that said, else nil.
+	Mount(ctx context.Context, disk string, check bool) (found *wire.Check, err error)
+	// Name has the understudy give what a check has left without its name the one
+	// that it had.
+	Name(ctx context.Context, r wire.NameRequest) (wire.NameResult, error)
+	// Staging is memory that the understudy can read and nobody else uses. Its first n
+	// bytes are there to be written; it fails if there is no room for them.
+	Staging(n int64) ([]byte, error)
+	// Apply has the understudy write a plan whose encoding and data are in
+	// Staging.
+	Apply(ctx context.Context, r wire.ApplyRequest) (wire.ApplyResult, error)
+	// Start starts the services of the role, and names those that are not ready within a time.
+	// It fails if it is better not to go live without them.
+	Start(ctx context.Context, within time.Duration) ([]wire.Unready, error)
+	// GoLive lets the network reach the understudy. With ErrUnreached it serves, and will be
+	// reached later.
+	GoLive(ctx context.Context) error
+	// Acquaint has the understudy know the dead side's peers; it tells them nothing.
+	Acquaint(ctx context.Context, p wire.Peers) (wire.AcquaintResult, error)
+	// Announce has the understudy say to the network where its address is now.
+	Announce(ctx context.Context) error
+	// Tell has the understudy tell those peers that their connections are gone,
+	// at a rate a second.
+	Tell(ctx context.Context, rate int) (wire.TellResult, error)
+	// Sync makes what was applied durable.
+	Sync(ctx context.Context) error
+}
+
+// Image is a disk that nobody else writes. Sync makes durable what was written.
+type Image interface {
+	io.ReaderAt
+	io.WriterAt
+	Sync() error
+}
+
+// Salvager reads the dead side's memory.
+type Salvager interface {
+	// Examine finds the file system of an image in the dead memory, and
+	// checks that the image is as that kernel left it.
+	Examine(image Image) (Remains, error)
+}
+
+// Remains are one file system's unsaved files in the dead memory.
+type Remains interface {
+	// Finish writes to the image what must be there before anything mounts it:
+	// the dead kernel's last commit. If it fails, the file system is what an
+	// ordinary crash leaves, or has all of the commit in its log; nothing else is
+	// written then, since a file would get a part of what it was to be.
+	Finish(image Image) (Commit, error)
+	// Size is how many bytes of staging Gather fills at most. It is good after Finish.
+	Size() int64
+	// Gather puts the unsaved bytes into staging and says whose they are.
+	Gather(staging []byte) (Gathered, error)
+	// Names is what the dead kernel had as the names of what a check has found
+	// without, or with too many.
+	Names(found *wire.Check) wire.NameRequest
+}
+
+// Commit is what Finish did.
+type Commit struct {
+	Disk     string `json:"disk"`
+	Case     string `json:"case"`     // how log and memory fitted together
+	Sequence uint32 `json:"sequence"` // of the transaction; 0 if there was nothing to commit
+	Blocks   int    `json:"blocks"`   // of metadata in it
+	Revoked  int    `json:"revoked"`  // blocks whose older versions it revokes
+	Data     int64  `json:"data"`     // bytes of files that went to their places
+	Files    int    `json:"files"`    // complete with that
+	Replayed int    `json:"replayed"` // blocks that the replay of the log wrote
+	// Placed are files that had no place on the disk for what was unsaved, and got one, and
+	// PlacedBytes what was written of them. Unplaced says why the others have none, if there
+	// are others: they are written after the mount.
+	Placed      int    `json:"placed"`
+	PlacedBytes int64  `json:"placed_bytes"`
+	Unplaced    string `json:"unplaced,omitempty"`
+	// Open is how many handles were open, and Proven that the audit found what their
+	// operations had done so far to be sound.
+	Open   int  `json:"open"`
+	Proven bool `json:"proven"`
+	// Mended is what of them was completed, or taken back, for that.
+	Mended []string `json:"mended,omitempty"`
+	// Moved are files whose extent trees were mid-update: the check might lose blocks of
+	// theirs, which are written again from memory. Cut are files that were being
+	// truncated: that is finished after the check, which would harm them.
+	Moved int `json:"moved,omitempty"`
+	Cut   int `json:"cut,omitempty"`
+	// Check says why e2fsck had to run before the mount, and Found what it printed; both
+	// are empty if it did not.
+	Check string `json:"check,omitempty"`
+	Found string `json:"found,omitempty"`
+	// Shared says why the mount waits until it has seen that no other machine has the file
+	// system (mmp); empty if it does not.
+	Shared string `json:"shared,omitempty"`
+
+	Steps []wire.PhaseTime `json:"-"`
+}
+
+func (c *Commit) String() string {
+	s := fmt.Sprintf("last commit: %s", c.Case)
+	if c.Blocks > 0 {
+		s += fmt.Sprintf(", %d blocks as transaction %d", c.Blocks, c.Sequence)
+	}
+	if c.Data > 0 {
+		s += fmt.Sprintf("; %.1f MiB of files to their places", float64(c.Data)/(1<<20))
+	}
+	if c.Placed > 0 {
+		s += fmt.Sprintf("; %d files got their places", c.Placed)
+	}
+	if c.Unplaced != "" {
+		s += "; after the mount: " + c.Unplaced
+	}
+	if c.Proven && c.Open > 0 {
+		s += fmt.Sprintf("; %d operations in flight, %d things completed or taken back", c.Open, len(c.Mended))
+	}
+	if c.Check != "" {
+		s += "; checked before the mount: " + c.Check
+	}
+	if c.Shared != "" {
+		s += "; the mount waits for another machine's sign (mmp): " + c.Shared
+	}
+	if c.Moved > 0 {
+		s += fmt.Sprintf("; %d files whose extent trees were mid-update are restored from memory", c.Moved)
+	}
+	if c.Cut > 0 {
+		s += fmt.Sprintf("; the truncation of %d files is finished after the check", c.Cut)
+	}
+	return s
+}
+
+// Gathered is what Gather found.
+type Gathered struct {
+	Files   []wire.File
+	Attrs   []wire.Attr // what else there is to them, where no log is finished
+	Used    int64       // bytes of staging
+	Bytes   int64       // unsaved bytes in it
+	Refused []Refusal
+}
+
+// Refusal is something that salvage saw and did not bring over.
+type Refusal struct {
+	What   string `json:"what"`
+	Count  int    `json:"count"`
+	Reason string `json:"reason"`
+}
