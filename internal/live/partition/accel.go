@@ -153,7 +153,7 @@ func probe(ctx context.Context, a Accel, kernel string) (bool, error) {
 	args := slices.Concat(headless, a.args(), []string{"-machine", "q35", "-m", "256",
 		"-kernel", kernel, "-append", strings.Join(append(a.kernelParameters(), "panic=-1"), " "), "-serial", "file:" + log, "-no-reboot"})
 	cmd := exec.CommandContext(ctx, qemu, args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	err = cmd.Run()
