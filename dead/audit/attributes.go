@@ -43,15 +43,15 @@ func (c *checker) checkExtra(i *inode) error {
 	return nil
 }
 
-// checkTimes refuses years behind 2310, which e2fsck takes for ones before 1970
-// that an old kernel wrote (e2fsck/pass1.c, check_inode_extra_negative_epoch).
+// checkTimes refuses years behind 2310, which any program may set, and which e2fsck takes for ones before
+// 1970 that an old kernel wrote (e2fsck/pass1.c, check_inode_extra_negative_epoch).
 func checkTimes(n *state, extra int) error {
 	for _, t := range [][2]int{{0x08, 0x8c}, {0x0c, 0x84}, {0x10, 0x88}, {0x90, 0x94}} { // atime, ctime, mtime, crtime
 		if t[1]+4 > 128+extra {
 			continue
 		}
 		if n.raw[t[0]+3]&0x80 != 0 && n.raw[t[1]]&3 == 3 {
-			return fmt.Errorf("inode %d has a time out of range", n.Number)
+			return foreignf("inode %d has a time behind 2310: not understood", n.Number)
 		}
 	}
 	return nil
@@ -179,7 +179,7 @@ func (c *checker) checkShared(b addr.Block, more int) error {
 	}
 	before, err := c.sharers(c.old, b)
 	if err != nil {
-		return fmt.Errorf("as it was: %w", err)
+		return asItWas(err)
 	}
 	now := int64(before) + int64(more)
 	cluster := b / addr.Block(ratio(&c.new.super)) // nothing else is in it

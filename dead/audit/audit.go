@@ -36,8 +36,8 @@ type Verdict struct {
 	// Reasons are the first contradictions, and what is not understood; empty if
 	// Clean.
 	Reasons []string
-	// Foreign says that nothing contradicts itself: the reasons are what is not understood, or
-	// too much.
+	// Foreign says that nothing that the change did contradicts itself: the reasons are what is not understood,
+	// or too much, or was so before.
 	Foreign bool
 	Touched Counts
 }
@@ -105,6 +105,7 @@ type checker struct {
 	failed   error // of reading
 
 	different map[addr.Block]struct{} // blocks that are not as they were
+	against   *view                   // which blocks these are; new, but for excuse
 	unclaimed unclaimed               // those of them that belong to no inode looked at so far
 	tables    []tableBlock
 	groups    map[uint32]struct{} // touched
@@ -126,8 +127,9 @@ type checker struct {
 
 func newChecker(s ext4.Super, old io.ReaderAt, changed map[addr.Block][]byte) *checker {
 	b := &budget{limit: minReads + readsPerBlock*len(changed), pieces: maxPieces}
+	after := newView(s, old, changed, b)
 	return &checker{
-		old: newView(s, old, nil, b), new: newView(s, old, changed, b), budget: b,
+		old: newView(s, old, nil, b), new: after, against: after, budget: b,
 		different:  make(map[addr.Block]struct{}),
 		groups:     make(map[uint32]struct{}),
 		inodes:     make(map[addr.Ino]*inode),
@@ -164,6 +166,14 @@ type foreignError struct{ what string }
 func (e *foreignError) Error() string { return e.what }
 
 func foreignf(format string, args ...any) error { return &foreignError{fmt.Sprintf(format, args...)} }
+
+// asItWas is an error of the state before the change: nothing that the change did.
+func asItWas(err error) error {
+	if _, failed := errors.AsType[*readError](err); failed || errors.Is(err, errTooMuch) {
+		return err
+	}
+	return foreignf("as it was: %v", err)
+}
 
 // more reports whether there is a point in looking further.
 func (c *checker) more() bool {

@@ -127,7 +127,7 @@ func (c *checker) checkBlock(d *directory, n int) error {
 			return err
 		}
 		if before, err = c.old.lenient(b); err != nil {
-			return fmt.Errorf("as it was: %w", err)
+			return asItWas(err)
 		}
 	}
 	if n < len(d.after) && d.after[n] != 0 {

@@ -170,7 +170,7 @@ func (c *checker) checkHashes(d *directory) error {
 	if d.old.live() && d.old.Flags&ext4.InodeIndex != 0 && d.same() {
 		x, err := c.old.index(d.old, d.before)
 		if err != nil {
-			return fmt.Errorf("index as it was: %w", err)
+			return asItWas(err)
 		}
 		if was = x.leaves; x.kind != d.hash {
 			was = nil

@@ -23,7 +23,7 @@ const (
 func (c *checker) readOrphans() {
 	var err error
 	if c.orphans.old, err = c.old.orphans(&unclaimed{}); err != nil {
-		c.note(fmt.Errorf("orphans as they were: %w", err))
+		c.note(asItWas(fmt.Errorf("orphans: %w", err)))
 		return
 	}
 	if c.orphans.new, err = c.new.orphans(&c.unclaimed); err != nil {

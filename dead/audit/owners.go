@@ -75,7 +75,11 @@ func (c *checker) checkOwners() {
 	if !c.note(c.gather()) {
 		return
 	}
-	if !c.note(merge(&c.oldRuns)) || !c.note(merge(&c.newRuns)) {
+	if err := merge(&c.oldRuns); err != nil {
+		c.note(asItWas(err))
+		return
+	}
+	if !c.note(merge(&c.newRuns)) {
 		return
 	}
 	flips := make(map[uint32]uint64)
@@ -119,8 +123,10 @@ func (c *checker) checkRun(r run, change change, flips map[uint32]uint64) error 
 			return err
 		}
 		switch {
+		case !before.all(p.from, p.to, change != taken) && change != taken:
+			return foreignf("blocks %d to %d are %s, but before the bitmap had not all of them", p.run.from, p.run.to-1, change)
 		case !before.all(p.from, p.to, change != taken):
-			return fmt.Errorf("blocks %d to %d are %s, but before the bitmap had others of them", p.run.from, p.run.to-1, change)
+			return fmt.Errorf("blocks %d to %d are %s, but before the bitmap had some of them", p.run.from, p.run.to-1, change)
 		case !after.all(p.from, p.to, change != given):
 			return fmt.Errorf("blocks %d to %d are %s, but the bitmap has others of them", p.run.from, p.run.to-1, change)
 		}

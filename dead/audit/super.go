@@ -92,7 +92,7 @@ func (c *checker) judgeable() error {
 	case c.added == nil && (s.Compat&^compats != 0 || s.Incompat&^incompats != 0 || s.ROCompat&^roCompats != 0):
 		return foreignf("features %#x, %#x or %#x are not understood", uint32(s.Compat&^compats), uint32(s.Incompat&^incompats), uint32(s.ROCompat&^roCompats))
 	case (c.old.super.State|s.State)&ext4.StateError != 0 || s.ErrorCount != 0:
-		return foreignf("errors were recorded in the superblock before")
+		return foreignf("errors are recorded in the superblock")
 	case !s.Linux:
 		return foreignf("the superblock's creator OS is not Linux")
 	case s.BlockSize > 32<<10:
@@ -120,9 +120,24 @@ var dynamic = [...][2]int{
 	{0x178, 8},                  // s_kbytes_written
 	{0x194, 0x200 - 0x194},      // from s_error_count to s_mount_opts
 	{0x248, 4},                  // s_overhead_clusters
-	{0x274, 6},                  // upper bytes of times; s_last_error_errcode
+	{0x274, 8},                  // upper bytes of times, s_first_error_errcode, s_last_error_errcode
 	{0x3fc, 4},                  // s_checksum
 	{0x3fc + 4, ext4.SuperSize}, // the end
+}
+
+// fixed are those that stay for as long as a file system does, whatever tune2fs(8) and resize2fs(8) do to
+// one that is mounted.
+var fixed = [...][2]int{
+	{0x14, 20}, // from s_first_data_block to s_inodes_per_group
+	{0x38, 2},  // s_magic
+	{0x48, 8},  // s_creator_os, s_rev_level
+	{0x54, 6},  // s_first_ino, s_inode_size
+	{0xe0, 8},  // s_journal_inum, s_journal_dev
+	{0xec, 16}, // s_hash_seed
+	{0xfc, 1},  // s_def_hash_version
+	{0xfe, 2},  // s_desc_size
+	{0x108, 4}, // s_mkfs_time
+	{0x174, 2}, // s_log_groups_per_flex, s_checksum_type
 }
 
 // Features that a kernel sets when it first needs them, or on mount.
@@ -133,7 +148,7 @@ const (
 )
 
 // compareSupers checks that the blocks of the superblock differ only in what a
-// running kernel changes.
+// running kernel changes by itself. What it changes when it is told to is not understood.
 func (c *checker) compareSupers(before, after []byte, offset int) error {
 	end := offset + ext4.SuperSize
 	if !bytes.Equal(before[:offset], after[:offset]) || !bytes.Equal(before[end:], after[end:]) {
@@ -143,10 +158,15 @@ func (c *checker) compareSupers(before, after []byte, offset int) error {
 	if err := ext4.CheckSuper(after); err != nil {
 		return err
 	}
+	for _, field := range fixed {
+		if from, to := field[0], field[0]+field[1]; !bytes.Equal(before[from:to], after[from:to]) {
+			return fmt.Errorf("the superblock changes between offsets %#x and %#x", from, to)
+		}
+	}
 	at := 0
 	for _, field := range dynamic {
 		if stop := min(field[0], ext4.SuperSize); !bytes.Equal(before[at:stop], after[at:stop]) {
-			return fmt.Errorf("the superblock changes between offsets %#x and %#x", at, stop)
+			return foreignf("the superblock changes between offsets %#x and %#x: not understood", at, stop)
 		}
 		at = min(field[0]+field[1], ext4.SuperSize)
 	}
@@ -158,6 +178,9 @@ func (c *checker) compareSupers(before, after []byte, offset int) error {
 	if s.Compat&^compatGrows != was.Compat&^compatGrows || was.Compat&^s.Compat != 0 ||
 		s.Incompat&^incompatGrows != was.Incompat&^incompatGrows ||
 		s.ROCompat&^roCompatGrows != was.ROCompat&^roCompatGrows || was.ROCompat&^s.ROCompat&^ext4.ROCompatOrphanPresent != 0 {
+		if s.Checksummed() { // which it would not pass if it were damaged
+			return foreignf("the superblock changes features: not understood")
+		}
 		return errors.New("the superblock changes features")
 	}
 	return nil

@@ -63,10 +63,19 @@ func (c *checker) claimContent(i *inode) {
 func (c *checker) claimRest() {
 	c.findOwners()
 	for _, b := range c.unclaimed {
-		if !c.note(fmt.Errorf("block %d changes, but belongs to no inode that changes", b)) {
+		if !c.note(c.unowned(b)) {
 			return
 		}
 	}
+}
+
+// unowned is what is wrong with a changed block that no inode claims. Copies of the superblock and of group
+// descriptors change when a file system gets another name, or grows (fs/ext4/ioctl.c, ext4_update_superblocks_fn).
+func (c *checker) unowned(b addr.Block) error {
+	if group, at := groupOf(&c.new.super, b); at < c.new.super.BaseBlocks(group) {
+		return foreignf("block %d changes, which is for copies of the superblock and of group descriptors: not understood", b)
+	}
+	return fmt.Errorf("block %d changes, but belongs to no inode that changes", b)
 }
 
 // findOwners looks for them: blocks may be free, the content of a file, or of an inode that

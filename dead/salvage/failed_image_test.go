@@ -65,8 +65,11 @@ func TestWriteFailed(t *testing.T) {
 		Script: `
 mount -t ext4 -o noinit_itable /dev/vda /mnt
 head -c 1048576 /dev/zero | tr '\0' B >/new
-for file in lost good; do dd if=/new of=/mnt/$file bs=64k conv=notrunc 2>/dev/null; done
-sync; sleep 1; sync || true
+for file in lost good; do
+	dd if=/new of=/mnt/$file bs=64k conv=notrunc 2>/dev/null
+	sync # each by itself: they are neighbours on the disk, and one request with both would fail for both
+done
+sleep 1; sync
 crash
 `,
 	})

@@ -1,0 +1,53 @@
+package audit
+
+import (
+	"io"
+	"slices"
+	"strings"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// excuse takes a verdict for Foreign if all that contradicts itself did so before the change. A
+// kernel goes on with a file system that has faults, often without noticing them, and what it commits
+// then is no damage of its memory. What the change touches is judged once more, as it was.
+func (c *checker) excuse(old io.ReaderAt) error {
+	same := make(map[addr.Block][]byte, len(c.different))
+	for b := range c.different {
+		data, err := c.old.block(b)
+		if err != nil {
+			return nil // the bounds of the work are reached: there is no excuse
+		}
+		same[b] = data
+	}
+	was := newChecker(c.old.super, old, same)
+	was.against, was.memory = c.new, c.memory
+	was.run(same)
+	if was.failed != nil {
+		return was.failed
+	}
+	var wrong []string
+	for _, reason := range was.verdict.Reasons {
+		wrong = append(wrong, subject(reason))
+	}
+	for _, reason := range c.verdict.Reasons {
+		if s := subject(reason); s == "" || !slices.Contains(wrong, s) {
+			return nil
+		}
+	}
+	c.verdict.Foreign = true
+	for i := range c.verdict.Reasons {
+		c.verdict.Reasons[i] += " (as before)"
+	}
+	return nil
+}
+
+// subject is what a contradiction is about, if it is about something that can be judged by itself: "inode
+// 12", "directory 12", "group 3".
+func subject(reason string) string {
+	words := strings.SplitN(reason, " ", 3)
+	if len(words) < 3 || !slices.Contains([]string{"inode", "directory", "group"}, words[0]) {
+		return ""
+	}
+	return words[0] + " " + strings.TrimSuffix(words[1], ":")
+}
