@@ -16,10 +16,11 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/internal/lab/churn"
 	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/tier"
 )
 
 var (
-	spoilSeeds = flag.Int("audit.seeds", 12, "seeds of TestSpoiled for each configuration")
+	spoilSeeds = flag.Int("audit.seeds", tier.Times(5, 12), "seeds of TestSpoiled for each configuration")
 	spoilFirst = flag.Uint64("audit.first", 1, "the first of them")
 )
 

@@ -25,7 +25,7 @@ import (
 
 var damageFrom = flag.Int("damage-from", 0, "with which of the damaged memories TestHostilePlace begins")
 
-var damageCases = flag.Int("damage", 150, "how many damaged memories are made of each file system")
+var damageCases = flag.Int("damage", tier.Times(50, 150), "how many damaged memories are made of each file system")
 
 // TestHostileJournal damages the structures that the last commit is read from.
 // Whatever they say, it ends soon and without a panic, and no sector of the disk

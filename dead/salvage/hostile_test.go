@@ -13,6 +13,7 @@ import (
 	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/tier"
 )
 
 // recorder remembers where memory was looked at.
@@ -54,7 +55,7 @@ func (d *damaged) View(pa addr.Phys, n int) ([]byte, error) {
 	return out, nil
 }
 
-var damageCases = flag.Int("damage", 400, "how many damaged images TestHostileMemory makes")
+var damageCases = flag.Int("damage", tier.Times(100, 400), "how many damaged images TestHostileMemory makes")
 
 // TestHostileMemory damages bytes of a real crash image, of those that the plan
 // depends on. Whatever they say, planning ends soon, without a panic; and what

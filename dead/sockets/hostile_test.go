@@ -15,6 +15,7 @@ import (
 	"understudy.dev/understudy/dead/sockets"
 	"understudy.dev/understudy/internal/lab/connections"
 	"understudy.dev/understudy/internal/lab/fixture"
+	"understudy.dev/understudy/internal/lab/tier"
 )
 
 // damaged is memory in which some bytes are others. It remembers where it was
@@ -77,7 +78,7 @@ func hostile(t *testing.T) (*kernel.Kernel, *damaged) {
 	return k, d
 }
 
-var damageCases = flag.Int("damage", 400, "how many damaged images the tests of hostile memory make")
+var damageCases = flag.Int("damage", tier.Times(100, 400), "how many damaged images the tests of hostile memory make")
 
 // TestHostileConnections damages bytes of a real crash image, of those that the walk
 // looks at. It ends soon, without a panic; each connection that it yields is one that

@@ -37,6 +37,14 @@ func Full(t testing.TB, what string) {
 	}
 }
 
+// Times is how often a test does what it does with ever other numbers: all of them where all tests run.
+func Times(some, all int) int {
+	if IsFull() {
+		return all
+	}
+	return some
+}
+
 // check fails a test that a mistyped variable would change in silence.
 func check(t testing.TB) {
 	t.Helper()
