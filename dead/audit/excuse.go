@@ -31,7 +31,7 @@ func (c *checker) excuse(old io.ReaderAt) error {
 		wrong = append(wrong, subject(reason))
 	}
 	for _, reason := range c.verdict.Reasons {
-		if s := subject(reason); s == "" || !slices.Contains(wrong, s) {
+		if !slices.Contains(wrong, subject(reason)) || strings.HasPrefix(reason, "block ") { // that nobody claims it
 			return nil
 		}
 	}
@@ -43,11 +43,11 @@ func (c *checker) excuse(old io.ReaderAt) error {
 }
 
 // subject is what a contradiction is about, if it is about something that can be judged by itself: "inode
-// 12", "directory 12", "group 3".
+// 12", "directory 12", "group 3"; else all of it.
 func subject(reason string) string {
 	words := strings.SplitN(reason, " ", 3)
 	if len(words) < 3 || !slices.Contains([]string{"inode", "directory", "group"}, words[0]) {
-		return ""
+		return reason
 	}
 	return words[0] + " " + strings.TrimSuffix(words[1], ":")
 }
