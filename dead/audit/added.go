@@ -48,8 +48,8 @@ func CheckAdded(with, without io.ReaderAt, blocks map[addr.Block][]byte) (Verdic
 // onlyFiles checks that nothing but regular files changes, in what there is to be changed by
 // writing to them.
 func (c *checker) onlyFiles() {
-	for _, n := range sorted(c.inodes) {
-		i := c.inodes[n]
+	for _, i := range c.all() {
+		n := i.number
 		_, orphan := c.orphans.new[n]
 		if i.old == nil || i.new == nil || !i.old.IsRegular() || i.old.Mode != i.new.Mode || i.old.Links != i.new.Links || i.new.Links == 0 ||
 			i.old.Generation != i.new.Generation || i.old.Attributes != i.new.Attributes || i.old.Size > i.new.Size || orphan {
@@ -108,10 +108,9 @@ func newState(i *inode) *state { return i.new }
 // one owner each.
 func (c *checker) ownedBy(which func(*inode) *state) []run {
 	var out []run
-	for _, i := range c.inodes {
+	for _, i := range c.all() {
 		if s := which(i); s != nil {
-			owned, _ := s.clusters(ratio(&c.new.super)) // it was asked before
-			out = append(out, owned...)
+			out, _ = s.clusters(out, ratio(&c.new.super)) // it was asked before
 		}
 	}
 	_ = merge(&out) // likewise

@@ -110,6 +110,7 @@ type checker struct {
 	tables    []tableBlock
 	groups    map[uint32]struct{} // touched
 	inodes    map[addr.Ino]*inode // touched
+	list      []*inode            // the same; see all
 
 	oldRuns, newRuns []run              // blocks that touched inodes own
 	attributes       map[addr.Block]int // by how much more often a block of attributes is used
@@ -206,6 +207,16 @@ func (c *checker) steps(all ...func()) {
 			return
 		}
 	}
+}
+
+// all are the inodes that are touched, by number.
+func (c *checker) all() []*inode {
+	byNumber := func(a, b *inode) int { return cmp.Compare(a.number, b.number) }
+	if !slices.IsSortedFunc(c.list, byNumber) {
+		// A list that somebody goes over stays as it is.
+		c.list = slices.SortedFunc(slices.Values(c.list), byNumber)
+	}
+	return c.list
 }
 
 // sorted returns the keys of a map in order.

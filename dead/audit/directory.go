@@ -49,14 +49,13 @@ type directory struct {
 
 // checkDirectories goes through the blocks of directories that differ.
 func (c *checker) checkDirectories() {
-	for _, n := range sorted(c.inodes) {
-		i := c.inodes[n]
+	for _, i := range c.all() {
 		if !i.old.live() && !i.new.live() {
 			continue
 		}
 		c.verdict.Touched.Directories++
 		if err := c.checkDirectory(i); err != nil {
-			err = fmt.Errorf("directory %d: %w", n, err)
+			err = fmt.Errorf("directory %d: %w", i.number, err)
 			if !c.note(err) {
 				return
 			}

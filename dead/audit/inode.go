@@ -16,6 +16,8 @@ type inode struct {
 	number   addr.Ino
 	old, new *state // nil where it is not allocated
 	whole    bool   // all of its blocks are looked at, and not only what differs
+
+	states [2]state // what old and new point to
 }
 
 // state is an allocated inode in one view.
@@ -44,7 +46,8 @@ func (c *checker) touch(n addr.Ino) error {
 		if err != nil {
 			return asItWas(err)
 		}
-		i.old = &state{Inode: parsed, raw: raw}
+		i.old = &i.states[0]
+		i.old.Inode, i.old.raw = parsed, raw
 	}
 	if raw, allocated, err = c.new.inode(n); err != nil {
 		return err
@@ -55,12 +58,14 @@ func (c *checker) touch(n addr.Ino) error {
 			return err
 		}
 		if allocated {
-			i.new = &state{Inode: parsed, raw: raw}
+			i.new = &i.states[1]
+			i.new.Inode, i.new.raw = parsed, raw
 		} else if err := c.checkFreed(parsed); err != nil {
 			return err
 		}
 	}
 	c.inodes[n] = i
+	c.list = append(c.list, i)
 	return nil
 }
 
@@ -81,8 +86,7 @@ func (c *checker) checkFreed(i *ext4.Inode) error {
 
 // checkInodes judges each inode by itself.
 func (c *checker) checkInodes() {
-	for _, n := range sorted(c.inodes) {
-		i := c.inodes[n]
+	for _, i := range c.all() {
 		if !c.note(c.checkNumber(i)) {
 			return
 		}

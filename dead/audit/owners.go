@@ -14,39 +14,36 @@ type run struct{ from, to addr.Block }
 
 // gather collects the clusters that the inodes that are touched own.
 func (c *checker) gather() error {
-	for _, n := range sorted(c.inodes) {
-		i := c.inodes[n]
-		for at, s := range []*state{i.old, i.new} {
+	for _, i := range c.all() {
+		for at, s := range [...]*state{i.old, i.new} {
 			if s == nil {
 				continue
 			}
-			owned, err := s.clusters(ratio(&c.new.super))
-			if err != nil {
-				return fmt.Errorf("inode %d: %w", n, err)
+			into := [...]*[]run{&c.oldRuns, &c.newRuns}[at]
+			var err error
+			if *into, err = s.clusters(*into, ratio(&c.new.super)); err != nil {
+				return fmt.Errorf("inode %d: %w", i.number, err)
 			}
-			into := []*[]run{&c.oldRuns, &c.newRuns}[at]
-			*into = append(*into, owned...)
 		}
 	}
 	return nil
 }
 
-// clusters are those that an inode owns. Extents may share one if they do so in the file,
-// too (fs/ext4/extents.c, get_implied_cluster_alloc).
-func (s *state) clusters(ratio uint64) ([]run, error) {
-	var out []run
+// clusters adds those that an inode owns to a list. Extents may share one if they do so in the
+// file, too (fs/ext4/extents.c, get_implied_cluster_alloc).
+func (s *state) clusters(out []run, ratio uint64) ([]run, error) {
 	for _, b := range s.file.nodes {
 		out = append(out, run{b / addr.Block(ratio), b/addr.Block(ratio) + 1})
 	}
 	nodes, end := len(out), uint64(0) // cluster of the file behind the last extent
 	for _, x := range s.file.extents {
 		if x.logical%ratio != uint64(x.start)%ratio {
-			return nil, fmt.Errorf("its block %d is at block %d, elsewhere in a cluster", x.logical, x.start)
+			return out, fmt.Errorf("its block %d is at block %d, elsewhere in a cluster", x.logical, x.start)
 		}
 		r := run{x.start / addr.Block(ratio), (x.start+addr.Block(x.length)-1)/addr.Block(ratio) + 1}
 		if len(out) > nodes && x.logical/ratio+1 == end {
 			if out[len(out)-1].to != r.from+1 {
-				return nil, fmt.Errorf("the cluster of its block %d is in two places", x.logical)
+				return out, fmt.Errorf("the cluster of its block %d is in two places", x.logical)
 			}
 			r.from++
 		}
@@ -58,9 +55,12 @@ func (s *state) clusters(ratio uint64) ([]run, error) {
 	return out, nil
 }
 
-// count counts the clusters that were seen.
+// count counts the clusters that were seen. Without bigalloc that is what the mapping counts.
 func (s *state) count(ratio uint64) error {
-	owned, err := s.clusters(ratio)
+	if ratio == 1 {
+		return nil
+	}
+	owned, err := s.clusters(nil, ratio)
 	s.owned = 0
 	for _, r := range owned {
 		s.owned += uint64(r.to - r.from)

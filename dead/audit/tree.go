@@ -125,12 +125,14 @@ func (m *mapping) runs() []ext4.Run {
 // walk maps an inode in both views. Leaves that are the same in both are left
 // out, unless whole says that all are wanted, or leaves may share clusters.
 func (c *checker) walk(i *inode, whole bool) error {
+	var both [2]mapper
 	var maps [2]*mapper
-	for at, s := range []*state{i.old, i.new} {
+	for at, s := range [...]*state{i.old, i.new} {
 		if s == nil || !c.mapped(s) {
 			continue
 		}
-		m := &mapper{v: []*view{c.old, c.new}[at], inode: s.Inode}
+		m := &both[at]
+		m.v, m.inode = [...]*view{c.old, c.new}[at], s.Inode
 		if at == 1 {
 			m.torn = c.torn
 		}
@@ -143,7 +145,7 @@ func (c *checker) walk(i *inode, whole bool) error {
 		same := c.common(o, n, i.new)
 		o.spare, n.spare = same, same
 	}
-	for at, s := range []*state{i.old, i.new} {
+	for at, s := range [...]*state{i.old, i.new} {
 		if m := maps[at]; m != nil {
 			if err := m.read(); err != nil {
 				return fmt.Errorf("inode %d: %w", i.number, err)
@@ -160,6 +162,9 @@ func (c *checker) walk(i *inode, whole bool) error {
 // common returns the leaves that are the same in both trees, have the same
 // content, and map nothing behind the end of the file.
 func (c *checker) common(o, n *mapper, s *state) map[leaf]struct{} {
+	if len(o.out.leaves) == 0 {
+		return nil
+	}
 	end := (s.Size + uint64(c.new.super.BlockSize) - 1) / uint64(c.new.super.BlockSize)
 	before := make(map[leaf]struct{}, len(o.out.leaves))
 	for _, l := range o.out.leaves {

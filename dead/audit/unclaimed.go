@@ -10,8 +10,7 @@ import (
 
 // walkAll maps all inodes that are touched.
 func (c *checker) walkAll() {
-	for _, n := range sorted(c.inodes) {
-		i := c.inodes[n]
+	for _, i := range c.all() {
 		if !c.note(c.walk(i, i.whole || i.isDir())) {
 			return
 		}
@@ -120,14 +119,13 @@ func (c *checker) content() error {
 
 // deep looks into all of the files that are touched.
 func (c *checker) deep() error {
-	for _, n := range sorted(c.inodes) {
-		i := c.inodes[n]
+	for _, i := range c.all() {
 		if i.new == nil || !i.new.IsRegular() || len(i.new.file.leaves) == 0 {
 			continue
 		}
 		probe := mapper{v: c.new, inode: i.new.Inode}
 		if err := errors.Join(probe.index(), probe.read()); err != nil {
-			return fmt.Errorf("inode %d: %w", n, err)
+			return fmt.Errorf("inode %d: %w", i.number, err)
 		}
 		c.claimContent(&inode{new: &state{Inode: i.new.Inode, file: probe.out}})
 		if len(c.unclaimed) == 0 {

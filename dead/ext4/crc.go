@@ -9,6 +9,23 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // with.
 func CRC32C(sum uint32, b []byte) uint32 { return ^crc32.Update(^sum, castagnoli, b) }
 
+// crc32cNumber goes on with a checksum over the bytes of a number, least significant first.
+func crc32cNumber(sum, n uint32) uint32 {
+	sum ^= n
+	for range 4 {
+		sum = castagnoli[byte(sum)] ^ sum>>8
+	}
+	return sum
+}
+
+// crc32cZeros goes on with a checksum over so many zeros.
+func crc32cZeros(sum uint32, n int) uint32 {
+	for range n {
+		sum = castagnoli[byte(sum)] ^ sum>>8
+	}
+	return sum
+}
+
 // crc16 is that of lib/crc16.c: polynomial 0x8005, least significant bit first.
 func crc16(sum uint16, b []byte) uint16 {
 	for _, c := range b {

@@ -96,7 +96,7 @@ func (s *Super) ParseInode(n addr.Ino, b []byte) (*Inode, error) {
 	if !s.Checksummed() {
 		return i, nil
 	}
-	i.Seed = CRC32C(CRC32C(s.ChecksumSeed, binary.LittleEndian.AppendUint32(nil, uint32(n))), b[0x64:0x68])
+	i.Seed = s.inodeSeed(n, i.Generation)
 	if !s.Linux {
 		return i, nil
 	}
@@ -112,21 +112,24 @@ func (s *Super) SealInode(n addr.Ino, b []byte) {
 	if !s.Checksummed() || !s.Linux {
 		return
 	}
-	seed := CRC32C(CRC32C(s.ChecksumSeed, binary.LittleEndian.AppendUint32(nil, uint32(n))), b[0x64:0x68])
-	_, has := inodeChecksum(seed, b)
+	_, has := inodeChecksum(s.inodeSeed(n, binary.LittleEndian.Uint32(b[0x64:])), b)
 	binary.LittleEndian.PutUint16(b[0x7c:], uint16(has))
 	if len(b) > goodOldInodeSize && binary.LittleEndian.Uint16(b[0x80:]) >= 4 {
 		binary.LittleEndian.PutUint16(b[0x82:], uint16(has>>16))
 	}
 }
 
+// inodeSeed is what the checksums of an inode and of its blocks begin with.
+func (s *Super) inodeSeed(n addr.Ino, generation uint32) uint32 {
+	return crc32cNumber(crc32cNumber(s.ChecksumSeed, uint32(n)), generation)
+}
+
 // inodeChecksum returns the checksum that an inode carries and the one that it
 // has (fs/ext4/inode.c, ext4_inode_csum). Without room for the upper half both
 // are its lower half.
 func inodeChecksum(seed uint32, b []byte) (carried, has uint32) {
-	zero := []byte{0, 0}
 	carried = uint32(binary.LittleEndian.Uint16(b[0x7c:]))
-	has = CRC32C(CRC32C(CRC32C(seed, b[:0x7c]), zero), b[0x7e:goodOldInodeSize])
+	has = CRC32C(crc32cZeros(CRC32C(seed, b[:0x7c]), 2), b[0x7e:goodOldInodeSize])
 	if len(b) == goodOldInodeSize {
 		return carried, has & 0xffff
 	}
@@ -136,5 +139,5 @@ func inodeChecksum(seed uint32, b []byte) (carried, has uint32) {
 		return carried, CRC32C(has, b[0x82:]) & 0xffff
 	}
 	carried |= uint32(binary.LittleEndian.Uint16(b[0x82:])) << 16
-	return carried, CRC32C(CRC32C(has, zero), b[0x84:])
+	return carried, CRC32C(crc32cZeros(has, 2), b[0x84:])
 }

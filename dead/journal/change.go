@@ -83,25 +83,26 @@ func changedBlocks(t *jbd2.Transaction, disk, before io.ReaderAt, size int64) (m
 
 // replace changes a block of the transaction, or adds one.
 func (c *change) replace(home addr.Block, data []byte) error {
-	if slices.Contains(c.txn.Revokes, home) {
-		return fmt.Errorf("%w: block %d of metadata is revoked", ErrDamaged, home)
-	}
-	c.blocks[home] = data
-	for i := range c.txn.Blocks {
-		if c.txn.Blocks[i].Home == home {
-			c.txn.Blocks[i].Data = data
-			return nil
-		}
-	}
-	c.txn.Blocks = append(c.txn.Blocks, jbd2.Block{Home: home, Data: data})
-	return nil
+	return c.replaceAll(map[addr.Block][]byte{home: data})
 }
 
 // replaceAll replaces several blocks, in the order of their numbers.
 func (c *change) replaceAll(blocks map[addr.Block][]byte) error {
-	for _, at := range slices.Sorted(maps.Keys(blocks)) {
-		if err := c.replace(at, blocks[at]); err != nil {
-			return err
+	for _, home := range c.txn.Revokes {
+		if _, both := blocks[home]; both {
+			return fmt.Errorf("%w: block %d of metadata is revoked", ErrDamaged, home)
+		}
+	}
+	have := make(map[addr.Block]int, len(c.txn.Blocks))
+	for n, b := range c.txn.Blocks {
+		have[b.Home] = n
+	}
+	for _, home := range slices.Sorted(maps.Keys(blocks)) {
+		c.blocks[home] = blocks[home]
+		if n, there := have[home]; there {
+			c.txn.Blocks[n].Data = blocks[home]
+		} else {
+			c.txn.Blocks = append(c.txn.Blocks, jbd2.Block{Home: home, Data: blocks[home]})
 		}
 	}
 	return nil

@@ -139,16 +139,17 @@ func set(b []byte, n uint32) { b[n/8] |= 1 << (n % 8) }
 // next returns the first bit from one on that is as asked for, or end.
 func next(b []byte, from, end uint32, want bool) uint32 {
 	for n := from; n < end; {
-		if n%64 == 0 && n/8+8 <= uint32(len(b)) {
-			w := binary.LittleEndian.Uint64(b[n/8:])
+		word := n &^ 63
+		if word/8+8 <= uint32(len(b)) {
+			w := binary.LittleEndian.Uint64(b[word/8:])
 			if !want {
 				w = ^w
 			}
-			if w == 0 {
-				n += 64
-				continue
+			if w &= ^uint64(0) << (n % 64); w != 0 {
+				return min(end, word+uint32(bits.TrailingZeros64(w)))
 			}
-			return min(end, n+uint32(bits.TrailingZeros64(w)))
+			n = word + 64
+			continue
 		}
 		if has(b, n) == want {
 			return n

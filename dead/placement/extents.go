@@ -20,6 +20,9 @@ type tree struct {
 	root  *node
 	count int // of extents
 	goal  addr.Block
+
+	first node        // the root as it is on the disk
+	runs  [4]ext4.Run // and what it has room for
 }
 
 // node is a node of a tree, its leaves at level 0.
@@ -38,34 +41,34 @@ func (v *volume) openTree(i *ext4.Inode) (mapping, error) {
 	if level > ext4.ExtentMaxDepth {
 		return nil, fmt.Errorf("%w: a tree of %d levels", errDamaged, level)
 	}
-	var err error
-	if t.root, err = t.read(i.Block[:], 0, level, 0, 1<<32); err != nil {
+	t.root, t.first.runs = &t.first, t.runs[:0]
+	if err := t.read(t.root, i.Block[:], 0, level, 0, 1<<32); err != nil {
 		return nil, fmt.Errorf("tree of extents: %w", err)
 	}
 	return t, nil
 }
 
 // read reads a node that maps [from, to).
-func (t *tree) read(b []byte, block addr.Block, level int, from, to uint64) (*node, error) {
+func (t *tree) read(n *node, b []byte, block addr.Block, level int, from, to uint64) error {
 	entries, err := ext4.ExtentEntries(b, level)
 	if err != nil {
-		return nil, fmt.Errorf("%w: node at block %d: %w", errDamaged, block, err)
+		return fmt.Errorf("%w: node at block %d: %w", errDamaged, block, err)
 	}
-	n := &node{block: block, level: level, first: uint32(from)}
+	n.block, n.level, n.first = block, level, uint32(from)
 	for at := 0; at < len(entries); at += ext4.ExtentSize {
 		e := entries[at : at+ext4.ExtentSize]
 		first := uint64(binary.LittleEndian.Uint32(e))
 		if first < from || first >= to || at == 0 && block != 0 && first != from {
-			return nil, fmt.Errorf("%w: node at block %d has block %d within [%d, %d)", errDamaged, block, first, from, to)
+			return fmt.Errorf("%w: node at block %d has block %d within [%d, %d)", errDamaged, block, first, from, to)
 		}
 		if level == 0 {
 			length, unwritten := ext4.ExtentLength(e)
 			start := addr.Block(binary.LittleEndian.Uint32(e[8:])) | addr.Block(binary.LittleEndian.Uint16(e[6:]))<<32
 			if length == 0 || first+uint64(length) > to || !t.v.super.Contains(start, uint64(length)) || !t.v.free(start, length) {
-				return nil, fmt.Errorf("%w: %d blocks at block %d for block %d", errDamaged, length, start, first)
+				return fmt.Errorf("%w: %d blocks at block %d for block %d", errDamaged, length, start, first)
 			}
 			if t.count++; t.count > maxExtents {
-				return nil, refuse("it has more than %d extents", maxExtents)
+				return refuse("it has more than %d extents", maxExtents)
 			}
 			n.runs = append(n.runs, ext4.Run{Logical: uint32(first), Physical: start, Length: length, Unwritten: unwritten})
 			from = first + uint64(length)
@@ -78,12 +81,12 @@ func (t *tree) read(b []byte, block addr.Block, level int, from, to uint64) (*no
 		below := addr.Block(binary.LittleEndian.Uint32(e[4:])) | addr.Block(binary.LittleEndian.Uint16(e[8:]))<<32
 		child, err := t.readBlock(below, level-1, first, end)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		n.below = append(n.below, child)
 		from = first + 1
 	}
-	return n, nil
+	return nil
 }
 
 // readBlock reads a node that has a block of its own.
@@ -98,7 +101,8 @@ func (t *tree) readBlock(at addr.Block, level int, from, to uint64) (*node, erro
 	if err := t.v.super.CheckExtentBlock(t.inode, b); err != nil {
 		return nil, fmt.Errorf("node at block %d: %w", at, err)
 	}
-	return t.read(b, at, level, from, to)
+	n := &node{}
+	return n, t.read(n, b, at, level, from, to)
 }
 
 // leaf returns the leaf that has, or would have, a block.

@@ -1,8 +1,6 @@
 package placement
 
 import (
-	"slices"
-
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/ext4"
 )
@@ -46,13 +44,15 @@ func (v *volume) inode(f *File) (*ext4.Inode, error) {
 	return i, v.grow(f, i)
 }
 
-// updated returns the bytes of a file's inode with its size and its times.
+// updated returns the bytes of a file's inode with its size and its times. They are good until
+// the next file.
 func (v *volume) updated(f *File, i *ext4.Inode) ([]byte, error) {
 	raw, err := v.rawInode(i.Number)
 	if err != nil {
 		return nil, err
 	}
-	raw = slices.Clone(raw)
+	v.is = append(v.is[:0], raw...)
+	raw = v.is
 	if err := v.outgrow(raw, i); err != nil {
 		return nil, err
 	}

@@ -157,7 +157,7 @@ func (v *volume) place(f *File) (*Placed, error) {
 	if err != nil {
 		return nil, err
 	}
-	before = slices.Clone(before)
+	v.was = append(v.was[:0], before...)
 	p := &Placed{File: f}
 	if p.Pieces, err = v.carryOut(i, m, plan, raw); errors.Is(err, ErrRefused) {
 		err = errors.New(err.Error()) // it is too late to leave out this one only
@@ -166,7 +166,7 @@ func (v *volume) place(f *File) (*Placed, error) {
 		return nil, err
 	}
 	after, err := v.rawInode(f.Ino)
-	p.Same = bytes.Equal(before, after) && !slices.ContainsFunc(p.Pieces, func(p Piece) bool { return !p.Was })
+	p.Same = bytes.Equal(v.was, after) && !slices.ContainsFunc(p.Pieces, func(p Piece) bool { return !p.Was })
 	return p, err
 }
 

@@ -22,6 +22,12 @@ type volume struct {
 	out   map[addr.Block][]byte // what changes beyond that
 	avoid []addr.Block          // not to be allocated, ascending
 	reads int
+	last  struct { // of what was read of old: files that follow each other are often in one block
+		at   addr.Block
+		data []byte
+	}
+
+	was, is []byte // a file's inode, before and after it is placed; one after the other
 
 	cluster   uint32        // blocks that are allocated at once: 1 without bigalloc
 	groups    []*ext4.Group // by number, as the last transaction leaves them
@@ -117,6 +123,9 @@ func (v *volume) oldBlock(b addr.Block) ([]byte, error) {
 	if uint64(b) >= v.super.Blocks {
 		return nil, fmt.Errorf("%w: block %d of %d", errDamaged, b, v.super.Blocks)
 	}
+	if v.last.data != nil && v.last.at == b {
+		return v.last.data, nil
+	}
 	if v.reads++; v.reads > maxReads+int(v.super.Groups()) {
 		return nil, refuse("too much is to be read")
 	}
@@ -124,6 +133,7 @@ func (v *volume) oldBlock(b addr.Block) ([]byte, error) {
 	if n, err := v.old.ReadAt(data, int64(b)*int64(len(data))); n < len(data) {
 		return nil, fmt.Errorf("read block %d: %w", b, errors.Join(err, io.ErrUnexpectedEOF))
 	}
+	v.last.at, v.last.data = b, data
 	return data, nil
 }
 
