@@ -42,8 +42,6 @@ func NewSpread(values []float64) Spread {
 // before.
 func RunSeries(ctx context.Context, o Options, n int) (*Series, error) {
 	s := &Series{}
-	var outages []float64
-	defer func() { s.Outage = NewSpread(outages) }()
 	for i := range n {
 		run := o
 		run.Seed = o.Seed + uint64(i)
@@ -52,25 +50,36 @@ func RunSeries(ctx context.Context, o Options, n int) (*Series, error) {
 		if err != nil {
 			return s, fmt.Errorf("run %d of %d, seed %d: %w", i+1, n, run.Seed, err)
 		}
-		s.Runs = append(s.Runs, r)
-		if r.Held() {
-			s.Held++
-		}
-		if r.InFlight > 0 {
-			s.InFlight++
-		}
-		if r.Checked {
-			s.Checked++
-		}
-		if r.OutageMS != nil {
-			outages = append(outages, *r.OutageMS)
-		}
+		s.add(r)
 		fmt.Fprintf(o.Say, "run %2d  %s\n", i+1, r.line())
 	}
 	if s.Held < n {
-		return s, errors.New("not all of it held in every run")
+		return s, errNotHeld
 	}
 	return s, nil
+}
+
+var errNotHeld = errors.New("not all of it held in every run")
+
+// add takes a run into the series.
+func (s *Series) add(r *Report) {
+	s.Runs = append(s.Runs, r)
+	if r.Held() {
+		s.Held++
+	}
+	if r.InFlight > 0 {
+		s.InFlight++
+	}
+	if r.Checked {
+		s.Checked++
+	}
+	var outages []float64
+	for _, r := range s.Runs {
+		if r.OutageMS != nil {
+			outages = append(outages, *r.OutageMS)
+		}
+	}
+	s.Outage = NewSpread(outages)
 }
 
 // line is a run in one line.

@@ -18,6 +18,7 @@ func demoCommand() *cobra.Command {
 		o      demo.Options
 		asJSON bool
 		runs   int
+		beside string
 		svg    string
 	)
 	cmd := &cobra.Command{
@@ -25,8 +26,10 @@ func demoCommand() *cobra.Command {
 		Short: "Watch a real Linux kernel die and its service go on, with its unsaved data",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if o.FS != "ext4" && o.FS != "ext3" {
-				return fmt.Errorf("file system %q: the demo knows ext4 and ext3", o.FS)
+			for _, fs := range []string{o.FS, beside} {
+				if fs != "ext4" && fs != "ext3" && (fs != "" || fs == o.FS) {
+					return fmt.Errorf("file system %q: the demo knows ext4 and ext3", fs)
+				}
 			}
 			if !cmd.Flags().Changed("seed") {
 				o.Seed = rand.Uint64N(1 << 32)
@@ -34,6 +37,10 @@ func demoCommand() *cobra.Command {
 			o.Log, o.Say = io.Discard, cmd.OutOrStdout()
 			if asJSON {
 				o.Say = cmd.ErrOrStderr()
+			}
+			if beside != "" {
+				both, err := demo.RunBeside(cmd.Context(), o, beside, runs)
+				return errors.Join(err, show(cmd.OutOrStdout(), both, asJSON))
 			}
 			if runs > 1 {
 				return demoSeries(cmd, o, runs, asJSON)
@@ -59,6 +66,7 @@ func demoCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.Kernel, "kernel", "", "`DIR` with boot/vmlinuz and lib/modules of the guests' kernel (default: what setup has fetched)")
 	f.StringVar(&o.FS, "fs", "ext4", "file system of the data disk: ext4 or ext3")
+	f.StringVar(&beside, "beside", "", "play each run on this file system, too, in turns, and compare the outages")
 	f.Uint64Var(&o.Seed, "seed", 0, "seed of the files' content (default: random)")
 	f.BoolVar(&o.NoSalvage, "no-salvage", false, "give the unsaved data up, and see what is lost")
 	f.BoolVar(&o.Hang, "hang", false, "stop the CPUs without a dying message")
