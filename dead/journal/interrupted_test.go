@@ -2,6 +2,7 @@ package journal_test
 
 import (
 	"bytes"
+	"io"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -45,7 +46,7 @@ func TestInterrupted(t *testing.T) {
 			name        string
 			place, half bool
 		}{{"", false, false}, {", placed", true, false}, {", half done", false, true}, {", half done and placed", true, true}} {
-			t.Run(d.Name+way.name, func(t *testing.T) { interrupt(t, c, d, way.place, way.half) })
+			t.Run(d.Name+way.name, func(t *testing.T) { interrupt(t, c, d, way.place, way.half, nil) })
 		}
 	}
 }
@@ -80,7 +81,9 @@ func halfDone(t *testing.T, r *journal.Rescue, disk *jbd2.Recording) {
 	t.Fatal("no bitmap with a free block is in the transaction")
 }
 
-func interrupt(t *testing.T, c *pagecache.Cache, d fixture.Disk, place, half bool) {
+// interrupt cuts the rescue of one disk. judge, if there is one, looks at what a recovery makes of each
+// cut, and at what the rescue makes of it, carried out again: all says that this is the new state.
+func interrupt(t *testing.T, c *pagecache.Cache, d fixture.Disk, place, half bool, judge func(t *testing.T, disk io.ReaderAt, all bool)) {
 	base, err := os.Open(d.Image)
 	if err != nil {
 		t.Fatal(err)
@@ -121,14 +124,19 @@ func interrupt(t *testing.T, c *pagecache.Cache, d fixture.Disk, place, half boo
 		for try := range 3 {
 			kept := func(int) bool { return try == 0 || try == 1 && rng.IntN(2) == 0 }
 			crashed := whole.Crash(cut, kept)
-			got := contents(t, recovered(t, crashed), blocks, size)
+			state := recovered(t, crashed)
+			got := contents(t, state, blocks, size)
+			isNew := same(got, after)
 			switch {
-			case same(got, after):
+			case isNew:
 				all++
 			case same(got, before):
 				old++
 			default:
 				t.Fatalf("cut at write %d of %d, try %d: neither the old state nor the new one", cut, ops, try)
+			}
+			if judge != nil {
+				judge(t, state, isNew)
 			}
 			if (cut+try)%7 != 0 && cut < ops-12 {
 				continue
@@ -141,6 +149,9 @@ func interrupt(t *testing.T, c *pagecache.Cache, d fixture.Disk, place, half boo
 				t.Fatalf("cut at write %d of %d, try %d: carried out again, it placed %+v", cut, ops, try, last.Placement)
 			}
 			sameData(t, whole, crashed)
+			if judge != nil {
+				judge(t, crashed, true)
+			}
 		}
 	}
 	t.Logf("%d writes and syncs: %d times the old state, %d times the new one; carried out again %d times", ops, old, all, again)

@@ -19,6 +19,9 @@ type groupMap struct {
 	taken uint32
 	// longest is no less than the longest run that can be taken.
 	longest uint32
+	// No run of so many clusters or more begins before a place: files of one size would look over
+	// all that the ones before them have got, again and again. Nothing is ever given back.
+	looked struct{ want, before uint32 }
 }
 
 // groupMapOf reads which blocks of a group are in use.
@@ -171,7 +174,10 @@ func (m *groupMap) find(from, want uint32) (uint32, bool) {
 		return 0, false
 	}
 	longest := uint32(0)
-	start := max(from, m.first)
+	start, all := max(from, m.first), from <= m.first
+	if was := m.looked; was.want > 0 && want >= was.want && start <= was.before {
+		start, all, longest = was.before, true, was.want-1
+	}
 	for at := start; ; {
 		at = next(m.busy, at, m.size, false)
 		if at == m.size {
@@ -179,12 +185,15 @@ func (m *groupMap) find(from, want uint32) (uint32, bool) {
 		}
 		n := m.length(at, want) // a longer one may reach to the end of the group
 		if n >= want {
+			if all {
+				m.looked.want, m.looked.before = want, at
+			}
 			return at, true
 		}
 		longest = max(longest, n)
 		at += n
 	}
-	if start == m.first {
+	if all {
 		m.longest = longest
 	}
 	return 0, false
