@@ -58,6 +58,9 @@ func (b *Beside) Write(w io.Writer) error {
 			return err
 		}
 	}
+	if b.Ratio.N == 0 {
+		return nil // no round has both
+	}
 	_, err := fmt.Fprintf(w, "outage of %s to that of %s: %.2f by the medians; round by round median %.2f, %.2f to %.2f\n",
 		b.FS[0], b.FS[1], b.Sides[0].Outage.Median/b.Sides[1].Outage.Median, b.Ratio.Median, b.Ratio.Min, b.Ratio.Max)
 	return err
