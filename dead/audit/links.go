@@ -16,9 +16,17 @@ const (
 // checkLinks checks that each inode has as many links as there are entries for it, and
 // that the directories are one tree.
 func (c *checker) checkLinks() {
-	delta, names := c.countNames()
+	delta, names := c.countEntries()
+	counted := func(n addr.Ino) bool {
+		return c.note(c.checkCount(n, delta[n])) && c.note(c.checkOneName(n, names[n]))
+	}
+	for _, i := range c.all() {
+		if !counted(i.number) {
+			return
+		}
+	}
 	for _, n := range sorted(delta) {
-		if !c.note(c.checkCount(n, delta[n])) || !c.note(c.checkOneName(n, names[n])) {
+		if c.inodes[n] == nil && !counted(n) {
 			return
 		}
 	}
@@ -33,9 +41,18 @@ func (c *checker) checkLinks() {
 	c.note(c.checkTree())
 }
 
-// countNames returns how many more entries there are for each inode that has more or less,
-// or is touched, and those of them that are names by type.
+// countNames is countEntries with all inodes that are touched.
 func (c *checker) countNames() (map[addr.Ino]int, map[addr.Ino]kinds) {
+	delta, names := c.countEntries()
+	for n := range c.inodes {
+		delta[n] += 0
+	}
+	return delta, names
+}
+
+// countEntries returns how many more entries there are for each inode that has more or less,
+// and those of them that are names by type.
+func (c *checker) countEntries() (map[addr.Ino]int, map[addr.Ino]kinds) {
 	delta, names := make(map[addr.Ino]int), make(map[addr.Ino]kinds)
 	for e, count := range c.edges {
 		if count == 0 {
@@ -48,9 +65,6 @@ func (c *checker) countNames() (map[addr.Ino]int, map[addr.Ino]kinds) {
 			k[e.kind%byte(len(k))] += count
 			names[e.ino] = k
 		}
-	}
-	for n := range c.inodes {
-		delta[n] += 0
 	}
 	return delta, names
 }
