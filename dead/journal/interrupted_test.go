@@ -71,7 +71,7 @@ func halfDone(t *testing.T, r *journal.Rescue, disk *jbd2.Recording) {
 		}
 		b := &r.Journal.Running.Buffers[at]
 		b.Data = bytes.Clone(b.Data)
-		free := bytes.IndexFunc(b.Data[:fs.Super.BlocksPerGroup/8], func(c rune) bool { return c == 0 })
+		free := bytes.IndexFunc(b.Data[:fs.Super.BlocksPerGroup/(fs.Super.ClusterSize/fs.Super.BlockSize)/8], func(c rune) bool { return c == 0 })
 		if free < 0 {
 			continue
 		}
