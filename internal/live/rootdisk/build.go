@@ -50,7 +50,19 @@ func Build(ctx context.Context, file string, s System, out io.Writer) (err error
 	if err := program(ctx, out, "mke2fs", "-q", "-t", "ext4", "-L", "root", "-d", tree, draft); err != nil {
 		return hint.New("make the file system", err, "Give --size more, if there was no room; mke2fs is of e2fsprogs.")
 	}
+	if err := synced(draft); err != nil {
+		return err
+	}
 	return os.Rename(draft, file)
+}
+
+// synced has the disk have a file that was written by others.
+func synced(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // furnish gives a new system what every one has of its own.
