@@ -25,10 +25,13 @@ func unitOf(s wire.Service) string {
 	return "understudy-" + s.Name + ".service"
 }
 
-// command runs a program of systemd's and returns what it says.
+// command runs a program of systemd's and returns what it says. It waits for as long as ctx does: by
+// default it would take systemd for gone that does not answer within 25 s (sd_bus_call(3)), which on
+// a busy machine it does not while it does what it was asked for.
 func (a *Agent) command(ctx context.Context, name string, args ...string) (string, error) {
 	var out capped
 	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), "SYSTEMD_BUS_TIMEOUT=1d")
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := a.children.run(cmd); err != nil {
 		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(out.String()))

@@ -22,7 +22,8 @@ const (
 const head = "# Written by understudy image prepare; its --undo takes it away.\n"
 
 // agentUnit starts with the port that a supervisor speaks on, and outside of a pair not at
-// all. The process that beats goes on while the agent is started again (KillMode).
+// all. The process that beats goes on while the agent is started again (KillMode). How long it may take
+// to start on a busy machine is for whoever waits for its greeting.
 const agentUnit = head + `[Unit]
 Description=Understudy's agent in this partition
 BindsTo=` + portUnit + `
@@ -32,6 +33,7 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 ExecStart=/` + programPath + ` agent --service
+TimeoutStartSec=infinity
 Restart=always
 RestartSec=100ms
 KillMode=process

@@ -180,11 +180,15 @@ func tail(path string) string {
 	return strings.Join(lines[max(0, len(lines)-tailLines):], "")
 }
 
-// Limits of what an agent does before there is any crash: they end what hangs.
+// Limits of what an agent does before there is any crash: they end what hangs, as bootLimit does.
+// Services have limits of their own there, of systemd and of the agent.
 const (
-	configureLimit = 2 * time.Minute
-	startLimit     = 5 * time.Minute // of services, NFS among them
+	configureLimit = bootLimit
+	startLimit     = bootLimit // of services, NFS among them
 )
+
+// startAnswer is how much longer than the services may take in a takeover their agent may.
+const startAnswer = 4 * time.Minute
 
 // able checks that a guest has what its disks may need of it.
 func able(g wire.Greeting, c wire.Config) error {
@@ -385,7 +389,11 @@ func (sd *side) mountLimited(ctx context.Context, disk string) error {
 
 // startServices starts them. Without within, each must be ready.
 func (sd *side) startServices(ctx context.Context, within time.Duration) ([]wire.Unready, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("not done within %v", startLimit))
+	limit := startLimit
+	if within > 0 {
+		limit = within + startAnswer
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done within %v", limit))
 	defer cancel()
 	var result wire.StartResult
 	err := sd.agent.Call(ctx, wire.Start, wire.StartRequest{Within: within}, &result)
