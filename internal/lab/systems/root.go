@@ -5,10 +5,10 @@ package systems
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -69,23 +69,33 @@ func (r Root) Prepare(ctx context.Context, dir, understudy string, units ...stri
 	if err := patient(left); err != nil {
 		return "", err
 	}
-	return parameters + noLogin, run(ctx, "cp", "--sparse=always", left, right)
+	return parameters + booted, run(ctx, "cp", "--sparse=always", left, right)
 }
 
-// patient takes away the limits that systemd has for services to start and to be alive (systemd.unit(5)
-// on service.d): on a machine with much else to do they end some that only wait for their turn.
+// patient takes away the limits that systemd has for units to start and to be alive, and for devices
+// to be there (systemd-system.conf(5); systemd.unit(5) on service.d, for services that say others): on a
+// machine with much else to do they end some that only wait for their turn.
 func patient(image string) error {
-	limits := image + ".limits"
-	err := os.WriteFile(limits, []byte("[Service]\nTimeoutStartSec=infinity\nWatchdogSec=0\n"), 0o644)
-	if err == nil {
-		err = barelab.PutAt(image, 0, []barelab.File{{Path: "/etc/systemd/system/service.d/patient.conf", Source: limits}})
+	var files []barelab.File
+	for name, text := range map[string]string{
+		"system.conf.d":    "[Manager]\nDefaultTimeoutStartSec=infinity\nDefaultDeviceTimeoutSec=infinity\n",
+		"system/service.d": "[Service]\nTimeoutStartSec=infinity\nWatchdogSec=0\n",
+	} {
+		source := image + "." + path.Base(name)
+		defer os.Remove(source)
+		if err := os.WriteFile(source, []byte(text), 0o644); err != nil {
+			return err
+		}
+		files = append(files, barelab.File{Path: "/etc/systemd/" + name + "/patient.conf", Source: source})
 	}
-	return errors.Join(err, os.Remove(limits))
+	return barelab.PutAt(image, 0, files)
 }
 
-// noLogin keeps the console for what a test has to say: who logs in there hangs up first
-// for those who have it open (vhangup(2), TTYVHangup= of systemd.exec(5)).
-const noLogin = " systemd.mask=serial-getty@ttyS0.service"
+// booted are further parameters of the kernel. Nobody logs in on the console, which is for what a test has
+// to say: who does hangs up first for those who have it open (vhangup(2), TTYVHangup= of systemd.exec(5)).
+// And what a boot waits for may come late: the root device (initramfs-tools(7)), what udev does about one
+// (systemd-udevd.service(8)).
+const booted = " systemd.mask=serial-getty@ttyS0.service rootdelay=3600 udev.event_timeout=3600"
 
 // Take copies a directory of the root disk into one of this machine, with owners and
 // permissions.

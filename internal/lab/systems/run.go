@@ -342,8 +342,25 @@ func (r *running) judgeAll(ctx context.Context, result *Result, way string, of f
 	return nil
 }
 
+// quiet has the programs end and their data written, however long that takes: a pair's own stop has
+// a limit.
+func (r *running) quiet(ctx context.Context, result *Result) error {
+	for _, o := range result.Of {
+		if o.unit == "" && o.serve == "" {
+			continue
+		}
+		if _, err := r.sh(ctx, "systemctl stop "+o.unitOf(byPair)); err != nil { // what does not stop the pair's own stop finds
+			return err
+		}
+	}
+	return r.must(ctx, "sync")
+}
+
 // judgePlain does so on the disks as the crash left them.
 func (r *running) judgePlain(ctx context.Context, result *Result) error {
+	if err := r.quiet(ctx, result); err != nil {
+		return err
+	}
 	if err := r.super.Stop(ctx); err != nil {
 		return err
 	}
