@@ -129,7 +129,7 @@ var unders = []under{
 		name: "nested", guest: []string{"--fs", "xfs"}, hold: hold.XFS,
 		disks: "  - {name: data, image: data.img, partition: 2, mount: /srv}\n  - {name: inner, image: inner.img, type: xfs, mount: /srv/data}\n  - {name: deep, image: deep.img, type: ext3, mount: /srv/data/deep}\n",
 		make: func(t *testing.T, dir, _ string) {
-			dividedDisk(t, filepath.Join(dir, "data.img"), "label: gpt\nstart=2048, size=4096\nstart=8192, size=262144\n", 4<<20, 128<<20, "mkfs.ext4", "-qF")
+			dividedDisk(t, filepath.Join(dir, "data.img"), "label: gpt\nstart=2048, size=4096\nstart=8192, size=262144\n", 4<<20, 128<<20, "mkfs.ext4", "-qF", "-E", notLazy)
 			mkfsOn(t, filepath.Join(dir, "inner.img"), 320<<20, "mkfs.xfs", "-qf")
 			mkfsOn(t, filepath.Join(dir, "deep.img"), 64<<20, "mkfs.ext3", "-qF")
 		},
@@ -146,7 +146,7 @@ var unders = []under{
 		guest: []string{"--add", "/usr/bin/chattr"},
 		disks: "  - {name: data, image: data.img, mount: /srv}\n  - {name: inner, image: inner.img, mount: /srv/data}\n  - {name: deep, image: deep.img, mount: /srv/data/deep}\n",
 		make: func(t *testing.T, dir, _ string) {
-			mkfsOn(t, filepath.Join(dir, "data.img"), 128<<20, "mkfs.ext4", "-qF", "-O", "quota,project", "-E", "quotatype=usrquota:grpquota:prjquota", "-e", "remount-ro")
+			mkfsOn(t, filepath.Join(dir, "data.img"), 128<<20, "mkfs.ext4", "-qF", "-O", "quota,project", "-E", "quotatype=usrquota:grpquota:prjquota,"+notLazy, "-e", "remount-ro")
 			mkfsOn(t, filepath.Join(dir, "inner.img"), 64<<20, "mkfs.ext4", "-qF", "-b", "4096", "-O", "encrypt,verity,casefold", "-e", "panic")
 			mkfsOn(t, filepath.Join(dir, "deep.img"), 64<<20, "mkfs.ext4", "-qF", "-O", "mmp")
 		},
@@ -182,7 +182,7 @@ var unders = []under{
 	{
 		name: "lvm", full: "a logical volume", guest: []string{"--under", "lvm", "--add", "/sbin/mkfs.ext4"},
 		make: func(t *testing.T, dir, key string) {
-			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeVolume+"mkfs.ext4 -q $D; "+endVolume, 160<<20, "data.img")
+			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeVolume+makeFS+endVolume, 160<<20, "data.img")
 		},
 		disks: "  - {name: data, image: data.img, lvm: a-group/srv, mount: /srv, options: commit=86400}\n",
 		dirs:  []string{"/srv"},
@@ -191,7 +191,7 @@ var unders = []under{
 	{
 		name: "luks", whole: true, full: "LUKS", guest: []string{"--under", "luks", "--add", "/sbin/mkfs.ext4", "--add", "KEY"},
 		make: func(t *testing.T, dir, key string) {
-			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeLUKS+"mkfs.ext4 -q $D; "+endLUKS, 160<<20, "data.img")
+			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeLUKS+makeFS+endLUKS, 160<<20, "data.img")
 		},
 		disks: "  - {name: data, image: data.img, luks: KEY, mount: /srv}\n",
 		dirs:  []string{"/srv"},
@@ -200,7 +200,7 @@ var unders = []under{
 	{
 		name: "md", full: "a mirror", guest: []string{"--under", "md", "--add", "/sbin/mkfs.ext4"},
 		make: func(t *testing.T, dir, key string) {
-			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeArray+"mkfs.ext4 -q $D; "+endArray, 160<<20, "data.img", "other.img")
+			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeArray+makeFS+endArray, 160<<20, "data.img", "other.img")
 		},
 		disks: "  - {name: data, image: data.img, mirror: other.img, mount: /srv}\n",
 		dirs:  []string{"/srv"},
@@ -209,7 +209,7 @@ var unders = []under{
 	{
 		name: "stack", whole: true, full: "LVM on LUKS on a mirror", guest: []string{"--under", "md", "--under", "luks", "--under", "lvm", "--add", "/sbin/mkfs.ext4", "--add", "KEY"},
 		make: func(t *testing.T, dir, key string) {
-			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeArray+makeLUKS+makeVolume+"mkfs.ext4 -q $D; "+endVolume+endLUKS+endArray, 192<<20, "data.img", "other.img")
+			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeArray+makeLUKS+makeVolume+makeFS+endVolume+endLUKS+endArray, 192<<20, "data.img", "other.img")
 		},
 		disks: "  - {name: data, image: data.img, mirror: other.img, luks: KEY, lvm: a-group/srv, mount: /srv}\n",
 		dirs:  []string{"/srv"},
@@ -270,8 +270,13 @@ func madeBy(t *testing.T, dir, script string, size int64, images ...string) {
 	}
 }
 
+// notLazy has mke2fs(8) write the tables of inodes: else the kernel does once it has it mounted, when it has
+// nothing better to do, and the image has them then beside what discards measures.
+const notLazy = "lazy_itable_init=0"
+
 // Steps of scripts of madeBy. Nothing waits for udev, which is not there.
 const (
+	makeFS     = "mkfs.ext4 -q -E " + notLazy + " $D; "
 	makeVolume = `L='activation{udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0} devices{use_devicesfile=0 obtain_device_list_from_udev=0} backup{backup=0 archive=0}'
 lvm pvcreate --config "$L" -qy $D; lvm vgcreate --config "$L" -q a-group $D; lvm lvcreate --config "$L" -qqy -Wn -Zn -l 100%FREE -n srv a-group; D=/dev/mapper/a--group-srv; `
 	endVolume = `lvm vgchange --config "$L" -qan a-group; `

@@ -28,8 +28,8 @@ type Suite struct {
 	postgres int // its version of PostgreSQL
 }
 
-// Suites are those that partitions are tried with.
-var Suites = []Suite{{"bookworm", "Debian 12", 15}, {"trixie", "Debian 13", 17}}
+// Suites are those that partitions are tried with, the newest first.
+var Suites = []Suite{{"trixie", "Debian 13", 17}, {"bookworm", "Debian 12", 15}}
 
 // Programs are those that there are.
 func (s Suite) Programs() []Program {

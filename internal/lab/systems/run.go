@@ -93,6 +93,11 @@ func Run(ctx context.Context, o Options) (result *Result, err error) {
 	return result, r.judgePlain(ctx, result)
 }
 
+// say tells how far a run is, which takes long.
+func (r *running) say(format string, args ...any) {
+	fmt.Fprintf(r.Log, "%s %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+}
+
 func (r *running) in(name string) string { return filepath.Join(r.Dir, name) }
 
 // describe makes the disks of the pair, and says what it is.
@@ -243,6 +248,7 @@ func (r *running) crash(ctx context.Context) (*Result, error) {
 			return nil, err
 		}
 	}
+	r.say("the programs begin to work, until each has answered %d times", least)
 	began := time.Now()
 	for _, p := range r.Programs {
 		if err := r.must(ctx, fmt.Sprintf("systemd-run -q --unit=work-%s bash -c '. /run/programs.sh; work_%[1]s %[1]s'", p.Name)); err != nil {
@@ -254,6 +260,7 @@ func (r *running) crash(ctx context.Context) (*Result, error) {
 	}
 	time.Sleep(rand.N(longest))
 	result.After = time.Since(began)
+	r.say("the kernel of the active side dies")
 	died := make(chan error, 1)
 	var death supervisor.Death
 	go func() {
@@ -333,6 +340,7 @@ func (r *running) judgeAll(ctx context.Context, result *Result, way string, of f
 	_, last := acks(r.console())
 	for i := range result.Of {
 		o := &result.Of[i]
+		r.say("check of %s, started by %s", o.Name, way)
 		out, err := r.sh(ctx, fmt.Sprintf("wait_port %d %s; check_%s %[3]s %s", o.ready, o.unitOf(way), o.Name, last[o.Name]))
 		if err != nil {
 			return fmt.Errorf("check %s: %w", o.Name, err)
