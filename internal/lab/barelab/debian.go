@@ -71,7 +71,7 @@ func Debian(disk, kernel string, files []File) error {
 }
 
 // madeBefore are directories that each disk of Debian's has.
-var madeBefore = []string{"/", "/boot", "/root", "/etc/systemd/system", "/usr/lib/modules", "/usr/local/bin"}
+var madeBefore = []string{"/", "/boot", "/root", "/etc", "/etc/systemd", "/etc/systemd/system", "/usr/lib/modules", "/usr/local/bin"}
 
 // Put writes files on a disk of Debian's, that is not in use, in the place of those that are
 // there; the directories of modules are made.
