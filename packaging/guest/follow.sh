@@ -54,6 +54,10 @@ cat /lab/example1 /lab/example2
 # What is served can be written, too: busybox's httpd runs what is in cgi-bin.
 install -D /lab/put /srv/pairs/www/cgi-bin/put
 journalctl -f -n 0 -o cat -u understudy@web &
+# Nothing tells a machine that is emulated for how long its CPUs stood still (no steal time): their silence
+# is no death here, and the panic is seen without.
+sed -i '/^cp .*web.yaml$/a echo "heartbeat: {limit: 1m, cpu: 1h, scheduler: 1h, disk: 1h}" >>/etc/understudy/web.yaml' /lab/example1
+grep -q heartbeat /lab/example1
 . /lab/example1
 protected
 [[ $(field active) = '"active":"left"' ]]
