@@ -93,9 +93,8 @@ func patient(image string) error {
 
 // booted are further parameters of the kernel. Nobody logs in on the console, which is for what a test has
 // to say: who does hangs up first for those who have it open (vhangup(2), TTYVHangup= of systemd.exec(5)).
-// And what a boot waits for may come late: the root device (initramfs-tools(7)), what udev does about one
-// (systemd-udevd.service(8)).
-const booted = " systemd.mask=serial-getty@ttyS0.service rootdelay=3600 udev.event_timeout=3600"
+// And what udev does about a device may take long (systemd-udevd.service(8)).
+const booted = " systemd.mask=serial-getty@ttyS0.service udev.event_timeout=3600"
 
 // Take copies a directory of the root disk into one of this machine, with owners and
 // permissions.
