@@ -49,7 +49,7 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 	if err := p.bringUp(ctx); err != nil {
 		p.Kill()
 		<-p.ended
-		return nil, fmt.Errorf("start partition %s: %w%s", spec.Name, err, p.lastWords())
+		return nil, fmt.Errorf("start partition %s: %w%s", spec.Name, err, p.LastWords())
 	}
 	return p, nil
 }
@@ -186,7 +186,8 @@ func (p *Process) home(i int) []int {
 	return p.Spec.CPUs[n : n+1]
 }
 
-func (p *Process) lastWords() string {
+// LastWords are what QEMU has said, on a line of their own; empty: nothing.
+func (p *Process) LastWords() string {
 	b, err := os.ReadFile(p.Spec.logPath())
 	if err != nil || len(b) <= len(p.Spec.CommandLine())+1 {
 		return ""

@@ -334,12 +334,29 @@ func (sd *side) meet(ctx context.Context, notice Notice, limit time.Duration) er
 	case sd.greeting = <-greeted:
 		return nil
 	case err := <-served:
+		if err == nil { // QEMU has closed it: it ends
+			return sd.endedEarly()
+		}
 		return fmt.Errorf("reach agent of partition %s: connection lost: %w", sd.name, err)
 	case <-sd.process.Ended():
-		return fmt.Errorf("partition %s ended while it booted", sd.name)
+		return sd.endedEarly()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// endedEarly says how a side's process ended that has not greeted yet.
+func (sd *side) endedEarly() error {
+	select {
+	case <-sd.process.Ended():
+	case <-time.After(endLimit):
+		return fmt.Errorf("reach agent of partition %s: QEMU has closed the connection", sd.name)
+	}
+	how := "QEMU ended in good order, as when a guest resets itself"
+	if err := sd.process.Status(); err != nil {
+		how = "QEMU ended with " + err.Error()
+	}
+	return fmt.Errorf("partition %s ended while it booted: %s%s", sd.name, how, sd.process.LastWords())
 }
 
 // config is the same for both sides: what a role needs is known ahead.
