@@ -19,6 +19,9 @@ type Program struct {
 	unit  string // of systemd's; empty: serve is a command of sh, or there is nothing to run
 	serve string
 	ready int
+	// weight is its work's part of the CPU (CPUWeight= of systemd.resource-control(5)); 0: 100, as any unit's. A run
+	// goes on until the slowest has answered some times.
+	weight int
 }
 
 // Suite is a release of Debian's.
@@ -43,7 +46,7 @@ func (s Suite) Programs() []Program {
 		{Name: "nginx", Title: "nginx, uploads (PUT)", Check: "each file", serve: "exec nginx -c /srv/nginx.conf", ready: 80},
 		{Name: "prometheus", Title: "Prometheus, scraping itself", Check: "the same query as before", ready: 9090,
 			serve: "exec prometheus --config.file=/srv/prometheus.yml --storage.tsdb.path=/srv/prometheus --web.listen-address=127.0.0.1:9090"},
-		{Name: "podman", Title: "podman, pulls of images", Check: "each file of each image, podman run, podman system check where there is one"},
+		{Name: "podman", weight: 1000, Title: "podman, pulls of images", Check: "each file of each image, podman run, podman system check where there is one"},
 	}
 }
 

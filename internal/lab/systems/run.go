@@ -1,6 +1,7 @@
 package systems
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -251,7 +252,7 @@ func (r *running) crash(ctx context.Context) (*Result, error) {
 	r.say("the programs begin to work, until each has answered %d times", least)
 	began := time.Now()
 	for _, p := range r.Programs {
-		if err := r.must(ctx, fmt.Sprintf("systemd-run -q --unit=work-%s bash -c '. /run/programs.sh; work_%[1]s %[1]s'", p.Name)); err != nil {
+		if err := r.must(ctx, fmt.Sprintf("systemd-run -q --unit=work-%s --property=CPUWeight=%d bash -c '. /run/programs.sh; work_%[1]s %[1]s'", p.Name, cmp.Or(p.weight, 100))); err != nil {
 			return nil, err
 		}
 	}
