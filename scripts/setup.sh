@@ -7,6 +7,7 @@
 #   $UNDERSTUDY_CACHE/kernels/RELEASE/lib/modules/RELEASE/
 #   $UNDERSTUDY_CACHE/kernels/default -> RELEASE
 #   $UNDERSTUDY_CACHE/nfs/    programs for guests that serve NFS, and their libraries
+#   $UNDERSTUDY_CACHE/smb/    likewise for a guest that serves SMB
 #   $UNDERSTUDY_CACHE/tools/  promtool, which checks the rules for alerts
 set -euo pipefail
 
@@ -14,9 +15,11 @@ packages=(qemu-system-x86 qemu-utils busybox-static e2fsprogs iproute2 fdisk xfs
 # Of these, guests get copies: they are unpacked, not installed, so that no service
 # of theirs starts on this machine.
 nfs_packages=(nfs-kernel-server nfs-common rpcbind libtirpc3 libwrap0)
+smb_packages=(ksmbd-tools libnl-3-200 libnl-genl-3-200)
 cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"
 kernels="$cache/kernels"
 nfs="$cache/nfs"
+smb="$cache/smb"
 tools="$cache/tools"
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 
@@ -93,22 +96,37 @@ have_nfs() {
 	[[ -x $nfs/usr/sbin/rpc.mountd && -x $nfs/sbin/rpcbind ]]
 }
 
-fetch_nfs() {
-	local tmp deb
-	echo "setup: fetching ${nfs_packages[*]}" >&2
+have_smb() {
+	[[ -x $smb/usr/sbin/ksmbd.mountd ]]
+}
+
+# unpack fetches packages and unpacks them into a directory.
+unpack() {
+	local into=$1 tmp deb
+	shift
+	echo "setup: fetching $*" >&2
 	tmp=$(mktemp -d "$kernels/.tmp.XXXXXX")
-	mkdir "$tmp/deb" "$tmp/nfs"
-	chmod 755 "$tmp" "$tmp/nfs"
+	mkdir "$tmp/deb" "$tmp/all"
+	chmod 755 "$tmp" "$tmp/all"
 	cd "$tmp/deb"
-	retry apt-get -qq -o APT::Sandbox::User=root download "${nfs_packages[@]}" ||
-		die "cannot download ${nfs_packages[*]}; is the network there?"
-	for deb in "$tmp"/deb/*.deb; do dpkg-deb -x "$deb" "$tmp/nfs"; done
+	retry apt-get -qq -o APT::Sandbox::User=root download "$@" ||
+		die "cannot download $*; is the network there?"
+	for deb in "$tmp"/deb/*.deb; do dpkg-deb -x "$deb" "$tmp/all"; done
 	cd "$kernels"
-	sync -f "$tmp/nfs"
-	rm -rf "$nfs"
-	mv -T "$tmp/nfs" "$nfs"
+	sync -f "$tmp/all"
+	rm -rf "$into"
+	mv -T "$tmp/all" "$into"
 	rm -rf "$tmp"
+}
+
+fetch_nfs() {
+	unpack "$nfs" "${nfs_packages[@]}"
 	have_nfs || die "the packages in $nfs are incomplete; remove that directory and run this again"
+}
+
+fetch_smb() {
+	unpack "$smb" "${smb_packages[@]}"
+	have_smb || die "the packages in $smb are incomplete; remove that directory and run this again"
 }
 
 have_tools() {
@@ -135,13 +153,14 @@ fetch_tools() {
 }
 
 command -v dpkg-query >/dev/null || die "this is no Debian; install ${packages[*]} and a kernel by hand"
-if [[ -z $(missing) ]] && have_kernel && have_nfs && have_tools; then
+if [[ -z $(missing) ]] && have_kernel && have_nfs && have_smb && have_tools; then
 	exit 0
 fi
 
 mkdir -p "$kernels"
 kernels=$(cd "$kernels" && pwd)
 nfs=$(dirname "$kernels")/nfs
+smb=$(dirname "$kernels")/smb
 tools=$(dirname "$kernels")/tools
 exec 9>"$kernels/.lock"
 flock 9 # whoever comes second finds everything done
@@ -153,4 +172,5 @@ if ((${#need[@]})); then
 fi
 have_kernel || fetch_kernel
 have_nfs || fetch_nfs
+have_smb || fetch_smb
 have_tools || fetch_tools

@@ -23,11 +23,13 @@ type Cache struct {
 	k      *kernel.Kernel
 	layout *layout
 	// These are looked up when they are needed first.
-	blocks func() blocksLayout
-	info   func() infoOffsets
-	status func() (*statusLayout, error)
-	heads  func() (*headLayout, error)
-	nfs    func() (*nfsLayout, error)
+	blocks  func() blocksLayout
+	info    func() infoOffsets
+	status  func() (*statusLayout, error)
+	heads   func() (*headLayout, error)
+	nfs     func() (*nfsLayout, error)
+	shares  func() (*shareLayout, error)
+	streams func() (*streamLayout, error)
 }
 
 // Open looks up everything about the kernel's structures once.
@@ -42,6 +44,8 @@ func Open(k *kernel.Kernel) (*Cache, error) {
 	c := &Cache{k: k, layout: l, blocks: blocks, info: info, status: status}
 	c.heads = sync.OnceValues(c.newHeadLayout)
 	c.nfs = sync.OnceValues(func() (*nfsLayout, error) { return newNFSLayout(k) })
+	c.shares = sync.OnceValues(func() (*shareLayout, error) { return newShareLayout(k) })
+	c.streams = sync.OnceValues(func() (*streamLayout, error) { return newStreamLayout(k) })
 	return c, nil
 }
 

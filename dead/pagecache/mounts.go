@@ -158,7 +158,7 @@ func (c *Cache) mountPoint(m *mountLayout, at addr.Virt) (path string, space add
 		if err != nil {
 			return "", 0, err
 		}
-		here, err := c.Paths(s).path(m.point.Pointer(b))
+		here, err := c.within(s).path(m.point.Pointer(b))
 		if err != nil {
 			return "", 0, err
 		}

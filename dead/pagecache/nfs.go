@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// Remote reports whether a file system is one of a server's that is understood: NFS of any version.
-func (s *Superblock) Remote() bool { return s.Type == "nfs" || s.Type == "nfs4" }
+// nfs reports whether a file system is one of NFS, of any version.
+func (s *Superblock) nfs() bool { return s.Type == "nfs" || s.Type == "nfs4" }
 
 // nfsLayout is what is read of the structures of the NFS client (include/linux/nfs_page.h,
 // nfs_fs_sb.h).
@@ -54,8 +54,7 @@ func newNFSLayout(k *kernel.Kernel) (*nfsLayout, error) {
 	return n, err
 }
 
-// Server is whose a Remote file system is, as it was named at the mount: a name, or an address.
-func (c *Cache) Server(s *Superblock) (string, error) {
+func (c *Cache) nfsServer(s *Superblock) (string, error) {
 	l, err := c.nfs()
 	if err != nil {
 		return "", fmt.Errorf("read nfs: %w", err)
@@ -77,9 +76,6 @@ func (c *Cache) Server(s *Superblock) (string, error) {
 	}
 	return server, nil
 }
-
-// maxServer bounds the name of a server, in bytes (include/linux/nfs_fs_sb.h, NFS4_MAXNAMLEN).
-const maxServer = 255
 
 // exportOf is what a dentry that is the top of a mount stands for on its server, without a slash
 // at its beginning: the client keeps the name that was mounted, SERVER:/PATH, there (fs/nfs/getroot.c,

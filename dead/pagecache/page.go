@@ -146,7 +146,7 @@ func (c *Cache) unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 			return true
 		}
 		last := i.unit.End(i.Size)
-		if s.Remote() {
+		if s.nfs() {
 			c.unsent(i, last, yield)
 			return
 		}
@@ -198,6 +198,8 @@ func (c *Cache) pieces(s *Superblock, i *Inode, at slotted, yield func(Piece, er
 		return yield(Piece{}, i.refuse(at.index, at.pages, why, err))
 	case l.canPoison && p.has(l.poisoned):
 		return yield(Piece{}, i.refuse(at.index, at.pages, Poisoned, nil))
+	case s.smb():
+		return c.written(i, p, at, yield)
 	case p.has(l.uptodate):
 		return yield(whole(p, at), nil)
 	}

@@ -54,6 +54,15 @@ const maxRemembered = 64 << 20
 
 // Paths returns a finder of names for the inodes of a file system.
 func (c *Cache) Paths(s *Superblock) *Paths {
+	p := c.within(s)
+	if s.smb() {
+		delete(p.dirs, s.root) // it has a name on the server: that of the share
+	}
+	return p
+}
+
+// within is Paths, from the top of the file system also where that is a server's.
+func (c *Cache) within(s *Superblock) *Paths {
 	return &Paths{c: c, s: s, dirs: map[addr.Virt]string{s.root: ""}}
 }
 
@@ -175,13 +184,13 @@ func (p *Paths) path(dentry addr.Virt) (string, error) {
 	return top, nil
 }
 
-// topOf is what stands for a dentry that has none above it and is not the superblock's. A server's
-// file system has one for each of its mounts.
+// topOf is what stands for a dentry that has none above it. A file system of NFS's has one for each
+// of its mounts beside its own, one of SMB's only its own.
 func (p *Paths) topOf(at addr.Virt) (string, error) {
-	if !p.s.Remote() {
+	if !p.s.Remote() || p.s.smb() && at != p.s.root {
 		return "", fmt.Errorf("%w: not connected to the top directory", ErrNoPath)
 	}
-	top, err := p.c.exportOf(at)
+	top, err := p.c.onServer(p.s, at)
 	if err != nil {
 		return "", fmt.Errorf("%w: not connected to what is mounted: %w", ErrNoPath, err)
 	}

@@ -27,8 +27,9 @@ import (
 
 // Spec says what is to happen.
 type Spec struct {
-	Kernel  string   // as in fixture.Spec; empty: the default one
-	Modules []string // that the script needs, besides those of virtio disks
+	Kernel  string           // as in fixture.Spec; empty: the default one
+	Modules []string         // that the script needs, besides those of virtio disks
+	Files   []initramfs.File // more of the guest's image
 	Disks   []Disk
 	// Script is for busybox's sh -eu. A disk is /dev/vda and so on, in their order. A line
 	// "take NAME" stops the machine, dumps its memory, copies its disks, and goes on;
@@ -98,8 +99,10 @@ func Play(t testing.TB, spec Spec) *Scene {
 		t.Fatal(err)
 	}
 	initrd := filepath.Join(s.Dir, "initrd")
-	err = fixture.Pack(initrd, "understudy.dev/understudy/internal/lab/scene/guest", kernel, spec.Modules,
-		initramfs.Text(cue.Script, preamble+spec.Script, 0o644), initramfs.Copy(cue.Busybox, busybox, 0o755))
+	files := append([]initramfs.File{
+		initramfs.Text(cue.Script, preamble+spec.Script, 0o644), initramfs.Copy(cue.Busybox, busybox, 0o755),
+	}, spec.Files...)
+	err = fixture.Pack(initrd, "understudy.dev/understudy/internal/lab/scene/guest", kernel, spec.Modules, files...)
 	if err != nil {
 		t.Fatal(err)
 	}

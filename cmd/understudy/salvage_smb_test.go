@@ -1,0 +1,158 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/internal/lab/scene"
+	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/initramfs"
+)
+
+// smbScript is nfsScript with the kernel's server of SMB. It lends a file to one client (a lease), or else
+// that writes through. What is only written, and not read, is not filled up before it is sent
+// where the client does without.
+const smbScript = `
+echo 1000000 >/proc/sys/vm/dirty_writeback_centisecs
+echo 1000000 >/proc/sys/vm/dirty_expire_centisecs
+ip link set lo up
+mkdir /client
+mount -t ext4 /dev/vda /mnt
+mkdir -p /mnt/share/top/dir
+seq 1 3000 >/mnt/share/top/old
+seq 1 3000 >/mnt/share/top/part
+echo begun >/mnt/share/top/dir/log
+sync
+/usr/sbin/ksmbd.mountd -n -p 445 -c /etc/smb.conf -u /etc/users &
+until [ -n "$(netstat -ltn | grep ':445 ')" ]; do sleep 1; done
+mount -t cifs -o %s //127.0.0.1/Pub/top /client
+cat /client/old >/dev/null
+sh -c 'i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo $i; done; exec sleep 1000' >/client/dir/new &
+new=$!
+sh -c 'printf patched; exec sleep 1000' 1<>/client/old &
+old=$!
+sh -c 'printf patched | dd bs=7 seek=700 conv=notrunc; exec sleep 1000' 1<>/client/part 2>/dev/null &
+part=$!
+sh -c 'echo appended | dd bs=6 seek=1 conv=notrunc; exec sleep 1000' 1<>/client/dir/log 2>/dev/null &
+log=$!
+for at in $new:8893 $old:7 $part:4907 $log:15; do
+	until grep -q "^pos:.*[^0-9]${at#*:}\$" /proc/${at%%:*}/fdinfo/1; do sleep 1; done
+done
+take before
+ip link set lo down
+sync &
+sleep 3
+crash
+`
+
+// smbServer is a configuration of the kernel's server of SMB, for whoever comes.
+const smbServer = `[global]
+	map to guest = bad user
+	guest account = root
+	smb2 leases = yes
+[pub]
+	path = /mnt/share
+	guest ok = yes
+	read only = no
+`
+
+// TestUnsentSMB: what a client of SMB had not sent is listed, by the paths that it has on its server, and
+// extracted; of a page that never was filled only the bytes that were written.
+func TestUnsentSMB(t *testing.T) {
+	for _, tt := range []struct {
+		kernel, options string
+		exact           bool // the client keeps what was written to a page that is not filled
+	}{
+		{"", "guest,vers=3.1.1", false}, {"6.12-cloud", "guest,vers=3.0", true}, {"newest-cloud", "guest,vers=3.1.1", true},
+	} {
+		t.Run(tt.kernel+" "+tt.options, func(t *testing.T) {
+			vm(t)
+			tier.Full(t, "a client of SMB")
+			s := scene.Play(t, scene.Spec{
+				Kernel: tt.kernel, Memory: 384 << 20,
+				Modules: []string{"ext4", "ecb|", "cmac|", "sha256|sha256_ssse3|", "sha512|sha512_ssse3|", "ccm", "gcm", "md4|", "nls_utf8", "ksmbd", "cifs"},
+				Files:   smbFiles(t),
+				Disks:   []scene.Disk{{Size: 64 << 20, Mkfs: []string{"mkfs.ext4", "-qF", "-b", "4096"}}},
+				Script:  fmt.Sprintf(smbScript, tt.options),
+			})
+			for name, memory := range map[string]string{"not sent": s.Memory("before"), "being sent": s.RAM} {
+				t.Run(name, func(t *testing.T) { unsentToSMB(t, memory, tt.exact) })
+			}
+		})
+	}
+}
+
+// smbFiles are the programs of the server's, and what they read.
+func smbFiles(t *testing.T) []initramfs.File {
+	cache, err := dirs.Cache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := initramfs.Programs(filepath.Join(cache, "smb"), "/usr/sbin/ksmbd.mountd")
+	if err != nil {
+		tier.Lacks(t, fmt.Sprint(err, "; run scripts/setup.sh"))
+	}
+	return append(files, initramfs.Text("/etc/smb.conf", smbServer, 0o644), initramfs.Text("/etc/users", "", 0o644),
+		initramfs.Text("/etc/passwd", "root:x:0:0:root:/:/bin/sh\n", 0o644), initramfs.Text("/etc/group", "root:x:0:\n", 0o644))
+}
+
+// unsentToSMB looks for what smbScript left in a memory.
+func unsentToSMB(t *testing.T, memory string, exact bool) {
+	var long, old bytes.Buffer
+	for i := 1; i <= 2000; i++ {
+		fmt.Fprintln(&long, i)
+	}
+	for i := 1; i <= 3000; i++ {
+		fmt.Fprintln(&old, i)
+	}
+	part := bytes.Clone(old.Bytes())
+	copy(old.Bytes(), "patched")
+	copy(part[4900:], "patched")
+	files := map[string]struct {
+		content []byte
+		written inventory.Range
+		filled  bool // before it was written to, on any kernel
+	}{
+		"Pub/top/dir/new": {long.Bytes(), inventory.Range{0, int64(long.Len())}, true},
+		"Pub/top/old":     {old.Bytes(), inventory.Range{0, 7}, true},
+		"Pub/top/part":    {part, inventory.Range{4900, 7}, false},
+		"Pub/top/dir/log": {[]byte("begun\nappended\n"), inventory.Range{6, 9}, false},
+	}
+	dir := filepath.Join(t.TempDir(), "out")
+	if got := command(t, "salvage", "extract", memory, "-o", dir, "--fs", "cifs"); got.err != nil {
+		t.Fatal(got.err, got.errs)
+	}
+	raw, err := os.ReadFile(filepath.Join(dir, inventory.Manifest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := report(t, string(raw))
+	if len(r.FileSystems) != 1 || r.FileSystems[0].Server != "127.0.0.1" || !r.Complete || len(r.FileSystems[0].Files) != len(files) {
+		t.Fatalf("%+v", r)
+	}
+	for _, f := range r.FileSystems[0].Files {
+		want, ok := files[f.Path]
+		if !ok || int(f.Size) != len(want.content) || len(f.Ranges) != 1 {
+			t.Errorf("%q has %d bytes, of them unsent: %v", f.Path, f.Size, f.Ranges)
+			continue
+		}
+		got, err := os.ReadFile(filepath.Join(dir, f.Written.Name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		at, n := f.Ranges[0][0], f.Ranges[0][1]
+		if !bytes.Equal(got[at:at+n], want.content[at:at+n]) {
+			t.Errorf("%s: bytes %v are not what was written", f.Path, f.Ranges)
+		}
+		switch {
+		case exact && !want.filled && f.Ranges[0] != want.written,
+			at > want.written[0] || at+n < want.written[0]+want.written[1], n > max(want.written[1], 4096):
+			t.Errorf("%s: %v were not sent, want %v", f.Path, f.Ranges, want.written)
+		}
+	}
+}
