@@ -33,8 +33,9 @@ type kernelInfo struct {
 
 // tcpInfo counts connections; sockets lists them.
 type tcpInfo struct {
-	Established int `json:"established"`
-	Refused     int `json:"refused"` // entries of the kernel's tables, or whole ones
+	Established int    `json:"established"`
+	Refused     int    `json:"refused"`           // entries of the kernel's tables, or whole ones
+	Without     string `json:"without,omitempty"` // what the kernel was built without, so that there are none
 }
 
 type fileSystemInfo struct {
@@ -103,6 +104,7 @@ func inspect(m *inventory.Image) (*chosen, *inspection, error) {
 		})
 	}
 	_ = m.Stage("walk connections", func() error {
+		in.TCP.Without = sockets.Without(m.Kernel)
 		for c, err := range sockets.Connections(m.Kernel) {
 			switch {
 			case err != nil:
@@ -188,7 +190,9 @@ func (in *inspection) write(w io.Writer) error {
 	if k.CommandLine != "" {
 		line("command", "%s", printable(k.CommandLine))
 	}
-	if t := in.TCP; t.Established > 0 || t.Refused > 0 {
+	if t := in.TCP; t.Without != "" {
+		line("tcp", "none: this kernel was built without %s", t.Without)
+	} else if t.Established > 0 || t.Refused > 0 {
 		line("tcp", "%s established, %s", plural(t.Established, "connection"), plural(t.Refused, "refusal"))
 	}
 	fmt.Fprintln(out)

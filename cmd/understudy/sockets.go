@@ -19,6 +19,7 @@ import (
 // socketList is what sockets says.
 type socketList struct {
 	Kernel      string           `json:"kernel"`
+	Without     string           `json:"without,omitempty"` // what the kernel was built without, so that there are none
 	Connections []connectionInfo `json:"connections"`
 	Neighbours  []neighbourInfo  `json:"neighbours"`
 	Refused     []string         `json:"refused"`
@@ -86,7 +87,7 @@ func listSockets(paths []string) (*socketList, error) {
 		return nil, fmt.Errorf("read %s: %w", paths[0], err)
 	}
 	defer func() { _ = k.Keep() }() // or else it is learned again
-	l := &socketList{Kernel: k.Release, Connections: []connectionInfo{}, Neighbours: []neighbourInfo{}, Refused: []string{}}
+	l := &socketList{Kernel: k.Release, Without: sockets.Without(k), Connections: []connectionInfo{}, Neighbours: []neighbourInfo{}, Refused: []string{}}
 	for c, err := range sockets.Connections(k) {
 		if err != nil {
 			l.Refused = append(l.Refused, err.Error())
@@ -148,7 +149,7 @@ func (l *socketList) writeConnections(w io.Writer) error {
 	if len(l.Connections) > 0 {
 		columns(out, rows, "lrrllrll")
 	}
-	fmt.Fprintf(out, "%s, %d established, %d exact\n", plural(len(l.Connections), "connection"), established, exact)
+	fmt.Fprintf(out, "%s, %d established, %d exact%s\n", plural(len(l.Connections), "connection"), established, exact, l.why())
 	return out.Flush()
 }
 
@@ -169,6 +170,14 @@ func (l *socketList) writeNeighbours(w io.Writer) error {
 	if len(l.Neighbours) > 0 {
 		columns(out, rows, "lllll")
 	}
-	fmt.Fprintf(out, "%s\n", plural(len(l.Neighbours), "neighbour"))
+	fmt.Fprintf(out, "%s%s\n", plural(len(l.Neighbours), "neighbour"), l.why())
 	return out.Flush()
+}
+
+// why says why there is nothing, if that is known.
+func (l *socketList) why() string {
+	if l.Without == "" {
+		return ""
+	}
+	return ": this kernel was built without " + l.Without
 }

@@ -43,9 +43,13 @@ const (
 
 // Neighbours yields the neighbours of all network namespaces. An entry that does
 // not check out is a *Refusal, and the walk goes on; other errors say what part of
-// the kernel could not be walked. A kernel without IPv6 has no neighbours of it.
+// the kernel could not be walked. A kernel without IPv6 has no neighbours of it, and one
+// without TCP (Without) none at all.
 func Neighbours(k *kernel.Kernel) iter.Seq2[Neighbour, error] {
 	return func(yield func(Neighbour, error) bool) {
+		if Without(k) != "" {
+			return
+		}
 		l, err := newNeighbourLayout(k)
 		if err != nil {
 			yield(Neighbour{}, fmt.Errorf("read layouts of %s: %w", k.Release, err))

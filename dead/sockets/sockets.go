@@ -88,9 +88,12 @@ func (c *Connection) Exact() bool {
 
 // Connections yields the TCP connections of all network namespaces, each once. An
 // entry that does not check out is a *Refusal, and the walk goes on; other errors
-// say what part of the kernel could not be walked.
+// say what part of the kernel could not be walked. One that was built without TCP (Without) has none.
 func Connections(k *kernel.Kernel) iter.Seq2[Connection, error] {
 	return func(yield func(Connection, error) bool) {
+		if Without(k) != "" {
+			return
+		}
 		l, err := newSockLayout(k)
 		if err != nil {
 			yield(Connection{}, fmt.Errorf("read layouts of %s: %w", k.Release, err))

@@ -7,6 +7,7 @@ import (
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/sockets"
+	"understudy.dev/understudy/internal/lab/kerneltest"
 )
 
 // walk returns what there is, and why what is refused is.
@@ -23,6 +24,41 @@ func walk(k *kernel.Kernel) (found []sockets.Connection, refused []sockets.Reaso
 		}
 	}
 	return found, refused, errs
+}
+
+// TestWithout: what a kernel was built without is no fault of its; of one that has any symbol of TCP, what
+// cannot be read is.
+func TestWithout(t *testing.T) {
+	for _, tt := range []struct {
+		symbols []string
+		want    string
+	}{
+		{nil, "a network"},
+		{[]string{"sock_release"}, "TCP"},
+		{[]string{"init_net"}, "TCP"},
+		{[]string{"sock_release", "tcp_v4_rcv"}, ""},
+		{[]string{"net_namespace_list", "tcp_hashinfo"}, ""},
+	} {
+		m := kerneltest.New(t)
+		for _, s := range tt.symbols {
+			m.Image(s, 16)
+		}
+		m.Finish(types()...)
+		k, err := kernel.Find(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := sockets.Without(k); got != tt.want {
+			t.Errorf("%v: without %q, want %q", tt.symbols, got, tt.want)
+		}
+		_, _, errs := walk(k)
+		for _, err := range sockets.Neighbours(k) {
+			errs = append(errs, err)
+		}
+		if (len(errs) == 0) != (tt.want != "") {
+			t.Errorf("%v: %v", tt.symbols, errs)
+		}
+	}
 }
 
 // TestConnections damages one connection of several, and wants the others.
