@@ -11,7 +11,7 @@
 #   $UNDERSTUDY_CACHE/tools/  promtool, which checks the rules for alerts
 set -euo pipefail
 
-packages=(qemu-system-x86 qemu-utils busybox-static e2fsprogs iproute2 fdisk xfsprogs btrfs-progs dosfstools makedumpfile xz-utils zstd lz4 bzip2 sqlite3 git fio)
+packages=(qemu-system-x86 qemu-utils busybox-static e2fsprogs iproute2 fdisk xfsprogs btrfs-progs dosfstools makedumpfile xz-utils zstd lz4 bzip2 sqlite3 git fio attr)
 # Of these, guests get copies: they are unpacked, not installed, so that no service
 # of theirs starts on this machine.
 nfs_packages=(nfs-kernel-server nfs-common rpcbind libtirpc3 libwrap0)
