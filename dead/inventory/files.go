@@ -71,9 +71,12 @@ var ErrUnsupported = errors.New("file system type is not supported")
 
 // unread says what is not read of a file system that is not understood.
 func (f *FileSystem) unread() error {
-	waits := "nothing waits to be written"
-	if f.waitingFiles > 0 {
+	waits := "no page of a file of it waits to be written"
+	switch {
+	case f.waitingFiles > 0:
 		waits = fmt.Sprintf("%d files have up to %d bytes that wait to be written", f.waitingFiles, f.waitingBytes)
+	case f.keepsElsewhere():
+		waits = "it keeps what waits to be written in buffers of its own, and how much that is is not known"
 	}
 	if f.waitingErr != nil {
 		waits += fmt.Sprintf(", as far as can be told: %v", f.waitingErr)

@@ -133,10 +133,18 @@ func (f *FileSystem) understood() bool {
 	return slices.Contains(exactTypes, f.Super.Type) || f.Server != ""
 }
 
+// elsewhere are types of file systems that have no device of the kernel's, as those of the network, and
+// keep what they have not written in buffers of their own, or write to their disks by themselves: that no page
+// waits says nothing of them.
+var elsewhere = []string{"bcachefs", "lustre", "ubifs", "zfs"}
+
+// keepsElsewhere reports whether pages do not say what of a file system waits to be written.
+func (f *FileSystem) keepsElsewhere() bool { return slices.Contains(elsewhere, f.Super.Type) }
+
 // HasDevice reports whether it has a disk, or takes the place of one that has, as one of
 // the network does: pseudo file systems such as proc have nothing to save.
 func (f *FileSystem) HasDevice() bool {
-	return f.Super.Dev.Major() != 0 || f.Super.Type == "btrfs" || f.Server != "" || f.waits()
+	return f.Super.Dev.Major() != 0 || f.Super.Type == "btrfs" || f.Server != "" || f.keepsElsewhere() || f.waits()
 }
 
 // waits reports whether anything waits to be written that is not understood.
