@@ -29,9 +29,9 @@ put() {
 	release=$(<"$build/include/config/kernel.release")
 	dir=$tmp/kernel-$name
 	mkdir -p "$dir/boot" "$dir/lib/modules/$release"
-	cp "$build/arch/x86/boot/bzImage" "$dir/boot/vmlinuz"
-	cp "$build/.config" "$dir/boot/config"
-	cp "$build/modules.builtin" "$dir/lib/modules/$release"
+	cp "$build/arch/x86/boot/bzImage" "$dir/boot/vmlinuz" &&
+		cp "$build/.config" "$dir/boot/config" &&
+		cp "$build/modules.builtin" "$dir/lib/modules/$release" || return 1
 	sync -f "$dir"
 	rm -rf "$cache/kernels/$release"
 	mv -T "$dir" "$cache/kernels/$release"
@@ -45,7 +45,7 @@ build() {
 	configure "$build" base "$name" boot || return 1
 	make -s "${with[@]}" O="$build" LOCALVERSION="-$name" bzImage >>"$build/log" 2>&1 ||
 		{ tail -n 20 "$build/log" >&2 && return 1; }
-	put "$name" "$build"
+	put "$name" "$build" || return 1 # bash's -e does not hold in here
 	rm -rf "$build"
 }
 

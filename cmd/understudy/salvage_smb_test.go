@@ -30,7 +30,7 @@ sync
 mkdir -p /run /tmp
 /usr/sbin/ksmbd.mountd -n -p 445 -c /etc/smb.conf -u /etc/users &
 until [ -n "$(netstat -ltn | grep ':445 ')" ]; do sleep 1; done
-mount -t cifs -o username=nobody,guest,vers=%s //127.0.0.1/Pub/top /client
+mount -t cifs -o username=nobody,guest,nodfs,vers=3.0 //127.0.0.1/Pub/top /client
 cat /client/old >/dev/null
 sh -c 'i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo $i; done; exec sleep 1000' >/client/dir/new &
 new=$!
@@ -62,29 +62,21 @@ const smbServer = `[global]
 `
 
 // TestUnsentSMB: what a client of SMB had not sent is listed, by the paths that it has on its server, and
-// extracted; of a page that never was filled only the bytes that were written. A client that keeps no such pages
-// fills them, or sends what is written at once.
+// extracted; of a page that never was filled only the bytes that were written.
 func TestUnsentSMB(t *testing.T) {
-	for _, tt := range []struct {
-		kernel, version string
-		keeps           bool
-	}{
-		{"", "3.1.1", false}, {"6.12-cloud", "3.0", true}, {"newest-cloud", "2.1", true},
-	} {
-		t.Run(tt.kernel+" "+tt.version, func(t *testing.T) {
-			vm(t)
-			tier.Full(t, "a client of SMB")
-			s := scene.Play(t, scene.Spec{
-				Kernel: tt.kernel, Memory: 384 << 20,
-				Modules: []string{"ext4", "ecb|", "cmac|", "sha256|sha256_ssse3|", "sha512|sha512_ssse3|", "ccm", "gcm", "md4|", "nls_utf8", "ksmbd", "cifs"},
-				Files:   smbFiles(t),
-				Disks:   []scene.Disk{{Size: 64 << 20, Mkfs: []string{"mkfs.ext4", "-qF", "-b", "4096"}}},
-				Script:  fmt.Sprintf(smbScript, tt.version),
-			})
-			for name, memory := range map[string]string{"not sent": s.Memory("before"), "being sent": s.RAM} {
-				t.Run(name, func(t *testing.T) { unsentToSMB(t, memory, tt.keeps) })
-			}
-		})
+	tier.Full(t, "a client of SMB")
+	vm(t)
+	s := scene.Play(t, scene.Spec{
+		// The kernel's own server of 6.1 lends no leases without an oops in opinfo_put, and the programs that Debian 12 has
+		// for it do not serve the newest.
+		Kernel: "6.12-cloud", Memory: 384 << 20,
+		Modules: []string{"ext4", "ecb|", "cmac|", "sha256|sha256_ssse3|", "sha512|sha512_ssse3|", "ccm", "gcm", "md4|", "nls_utf8", "ksmbd", "cifs"},
+		Files:   smbFiles(t),
+		Disks:   []scene.Disk{{Size: 64 << 20, Mkfs: []string{"mkfs.ext4", "-qF", "-b", "4096"}}},
+		Script:  smbScript,
+	})
+	for name, memory := range map[string]string{"not sent": s.Memory("before"), "being sent": s.RAM} {
+		t.Run(name, func(t *testing.T) { unsentToSMB(t, memory) })
 	}
 }
 
@@ -103,7 +95,7 @@ func smbFiles(t *testing.T) []initramfs.File {
 }
 
 // unsentToSMB looks for what smbScript left in a memory.
-func unsentToSMB(t *testing.T, memory string, keeps bool) {
+func unsentToSMB(t *testing.T, memory string) {
 	var long, old bytes.Buffer
 	for i := 1; i <= 2000; i++ {
 		fmt.Fprintln(&long, i)
@@ -120,10 +112,8 @@ func unsentToSMB(t *testing.T, memory string, keeps bool) {
 	files := map[string]file{
 		"Pub/top/dir/new": {long.Bytes(), inventory.Range{0, int64(long.Len())}, true},
 		"Pub/top/old":     {old.Bytes(), inventory.Range{0, 7}, false},
-		"Pub/top/part":    {old.Bytes(), inventory.Range{0, 7}, keeps},
-	}
-	if keeps {
-		files["Pub/top/dir/log"] = file{[]byte("begun\nappended\n"), inventory.Range{6, 9}, true}
+		"Pub/top/part":    {old.Bytes(), inventory.Range{0, 7}, true},
+		"Pub/top/dir/log": {[]byte("begun\nappended\n"), inventory.Range{6, 9}, true},
 	}
 	dir := filepath.Join(t.TempDir(), "out")
 	if got := command(t, "salvage", "extract", memory, "-o", dir, "--fs", "cifs"); got.err != nil {
