@@ -115,16 +115,22 @@ func TestRequests(t *testing.T) {
 			i := w.file(20, "file", 100*addr.PageSize)
 			tc.build(w, i)
 			w.Finish(remoteTypes()...)
-			c, s := w.open(t)
-			for inode, err := range c.Dirty(s) {
-				if err != nil {
-					t.Fatal(err)
-				}
-				if got := unsaved(c, s, inode, w.Mem); !slices.Equal(got, tc.want) {
-					t.Errorf("%q, want %q", got, tc.want)
-				}
-			}
+			w.checkUnsaved(t, tc.want)
 		})
+	}
+}
+
+// checkUnsaved checks what is unsaved of each file of a world's.
+func (w *world) checkUnsaved(t *testing.T, want []string) {
+	t.Helper()
+	c, s := w.open(t)
+	for inode, err := range c.Dirty(s) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := unsaved(c, s, inode, w.Mem); !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
 

@@ -1,7 +1,6 @@
 package pagecache_test
 
 import (
-	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf/btf"
@@ -105,15 +104,7 @@ func TestStreamed(t *testing.T) {
 			w.PutU64(i+inPages, 1)
 			tc.build(w, i)
 			w.Finish(shareTypes()...)
-			c, s := w.open(t)
-			for inode, err := range c.Dirty(s) {
-				if err != nil {
-					t.Fatal(err)
-				}
-				if got := unsaved(c, s, inode, w.Mem); !slices.Equal(got, tc.want) {
-					t.Errorf("%q, want %q", got, tc.want)
-				}
-			}
+			w.checkUnsaved(t, tc.want)
 		})
 	}
 }
