@@ -73,30 +73,13 @@ func TestUnsent(t *testing.T) {
 
 // unsentIn looks for what nfsScript left in a memory.
 func unsentIn(t *testing.T, memory string) {
-	var long, old bytes.Buffer
-	for i := 1; i <= 2000; i++ {
-		fmt.Fprintln(&long, i)
-	}
-	for i := 1; i <= 3000; i++ {
-		fmt.Fprintln(&old, i)
-	}
-	copy(old.Bytes(), "patched")
-	dir := filepath.Join(t.TempDir(), "out")
-	if got := command(t, "salvage", "extract", memory, "-o", dir, "--fs", "nfs4"); got.err != nil {
-		t.Fatal(got.err, got.errs)
-	}
-	raw, err := os.ReadFile(filepath.Join(dir, inventory.Manifest))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := report(t, string(raw))
-	if len(r.FileSystems) != 1 || r.FileSystems[0].Server != "127.0.0.1" || !r.Complete {
-		t.Fatalf("%+v", r)
-	}
+	long, old := seq(2000), seq(3000)
+	copy(old, "patched")
+	dir, fs := extractRemote(t, memory, "nfs4")
 	found := make(map[string][]inventory.Range)
-	for _, f := range r.FileSystems[0].Files {
+	for _, f := range fs.Files {
 		found[f.Path] = f.Ranges
-		want := map[string][]byte{"share/dir/new": long.Bytes(), "share/old": old.Bytes(), "share/dir/log": []byte("begun\nappended\n")}[f.Path]
+		want := map[string][]byte{"share/dir/new": long, "share/old": old, "share/dir/log": []byte("begun\nappended\n")}[f.Path]
 		if int(f.Size) != len(want) {
 			t.Errorf("%s has %d bytes, want %d", f.Path, f.Size, len(want))
 			continue
@@ -111,7 +94,7 @@ func unsentIn(t *testing.T, memory string) {
 			}
 		}
 	}
-	all := []inventory.Range{{0, int64(long.Len())}}
+	all := []inventory.Range{{0, int64(len(long))}}
 	if got := found["share/dir/new"]; len(got) != 1 || got[0] != all[0] {
 		t.Errorf("of the new file: %v, want %v", got, all)
 	}
@@ -124,4 +107,32 @@ func unsentIn(t *testing.T, memory string) {
 	if len(found) != 3 {
 		t.Errorf("%v", found)
 	}
+}
+
+// seq is what seq(1) prints up to a number.
+func seq(last int) []byte {
+	var b bytes.Buffer
+	for i := 1; i <= last; i++ {
+		fmt.Fprintln(&b, i)
+	}
+	return b.Bytes()
+}
+
+// extractRemote extracts what the client of a server on 127.0.0.1 had not sent, the only one of its type, and returns
+// where it is.
+func extractRemote(t *testing.T, memory, kind string) (dir string, fs inventory.FileSystemReport) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), "out")
+	if got := command(t, "salvage", "extract", memory, "-o", dir, "--fs", kind); got.err != nil {
+		t.Fatal(got.err, got.errs)
+	}
+	raw, err := os.ReadFile(filepath.Join(dir, inventory.Manifest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := report(t, string(raw))
+	if len(r.FileSystems) != 1 || r.FileSystems[0].Server != "127.0.0.1" || !r.Complete {
+		t.Fatalf("%s", raw)
+	}
+	return dir, r.FileSystems[0]
 }

@@ -96,38 +96,24 @@ func smbFiles(t *testing.T) []initramfs.File {
 
 // unsentToSMB looks for what smbScript left in a memory.
 func unsentToSMB(t *testing.T, memory string) {
-	var long, old bytes.Buffer
-	for i := 1; i <= 2000; i++ {
-		fmt.Fprintln(&long, i)
-	}
-	for i := 1; i <= 3000; i++ {
-		fmt.Fprintln(&old, i)
-	}
-	copy(old.Bytes(), "patched")
+	long, old := seq(2000), seq(3000)
+	copy(old, "patched")
 	type file struct {
 		content []byte
 		written inventory.Range
 		exact   bool // no more than that was unsent
 	}
 	files := map[string]file{
-		"Pub/top/dir/new": {long.Bytes(), inventory.Range{0, int64(long.Len())}, true},
-		"Pub/top/old":     {old.Bytes(), inventory.Range{0, 7}, false},
-		"Pub/top/part":    {old.Bytes(), inventory.Range{0, 7}, true},
+		"Pub/top/dir/new": {long, inventory.Range{0, int64(len(long))}, true},
+		"Pub/top/old":     {old, inventory.Range{0, 7}, false},
+		"Pub/top/part":    {old, inventory.Range{0, 7}, true},
 		"Pub/top/dir/log": {[]byte("begun\nappended\n"), inventory.Range{6, 9}, true},
 	}
-	dir := filepath.Join(t.TempDir(), "out")
-	if got := command(t, "salvage", "extract", memory, "-o", dir, "--fs", "cifs"); got.err != nil {
-		t.Fatal(got.err, got.errs)
+	dir, fs := extractRemote(t, memory, "cifs")
+	if len(fs.Files) != len(files) {
+		t.Fatalf("%+v", fs)
 	}
-	raw, err := os.ReadFile(filepath.Join(dir, inventory.Manifest))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := report(t, string(raw))
-	if len(r.FileSystems) != 1 || r.FileSystems[0].Server != "127.0.0.1" || !r.Complete || len(r.FileSystems[0].Files) != len(files) {
-		t.Fatalf("%s", raw)
-	}
-	for _, f := range r.FileSystems[0].Files {
+	for _, f := range fs.Files {
 		want, ok := files[f.Path]
 		if !ok || int(f.Size) != len(want.content) || len(f.Ranges) != 1 {
 			t.Errorf("%q has %d bytes, of them unsent: %v", f.Path, f.Size, f.Ranges)
