@@ -361,7 +361,7 @@ func (c *control) note(err error) {
 }
 
 // errGoesDown is why nothing else is done to a pair.
-var errGoesDown = errors.New("the pair goes down already: wait for that, which takes three minutes at most")
+var errGoesDown = errors.New("the pair goes down already: wait for that; it first writes what is unsaved, and stops its services")
 
 // down ends the work of the active side, unless something else is being done to the pair: of two
 // that stop and start it at the same time, one would see what the other left half done.

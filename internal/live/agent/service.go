@@ -240,24 +240,26 @@ func (a *Agent) EndServices() {
 // endServices ends them, last started first.
 func (a *Agent) endServices() {
 	for i := len(a.services) - 1; i >= 0; i-- {
-		a.services[i].end(2 * time.Second)
+		a.services[i].end()
 	}
 	a.services = nil
 }
 
-// end asks the service's process group to end, and after grace makes it. The command may be
-// gone long before what it began.
-func (s *service) end(grace time.Duration) {
+// killLimit is how long what was sent SIGKILL may take to be gone.
+const killLimit = 2 * time.Second
+
+// end asks the service's process group to end, and makes it if it does not within its limit.
+// The command may be gone long before what it began.
+func (s *service) end() {
 	s.mu.Lock()
 	s.stopped = true
 	close(s.ended)
 	pid := s.cmd.Process.Pid
 	s.mu.Unlock()
-	for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGKILL} {
-		_ = unix.Kill(-pid, sig) // it may be gone
-		if s.gone(pid, grace) {
-			return
-		}
+	_ = unix.Kill(-pid, unix.SIGTERM) // it may be gone
+	if !s.gone(pid, max(s.Stop, killLimit)) {
+		_ = unix.Kill(-pid, unix.SIGKILL)
+		s.gone(pid, killLimit)
 	}
 }
 

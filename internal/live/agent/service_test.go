@@ -47,6 +47,33 @@ func TestEndServices(t *testing.T) {
 	}
 }
 
+// TestEndSlowly: a service that takes as long as it may to end does what it has to do.
+func TestEndSlowly(t *testing.T) {
+	for name, stop := range map[string]time.Duration{"in time": time.Minute, "too late": time.Second} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			command := `trap 'sleep 4; touch saved; exit' TERM; touch runs; while :; do sleep 0.1; done`
+			a := New(nil)
+			if err := a.startService(wire.Service{Name: "db", Command: []string{"sh", "-c", "cd " + dir + "; " + command}, Stop: stop}); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(a.EndServices)
+			there := func(file string) bool {
+				_, err := os.Stat(filepath.Join(dir, file))
+				return err == nil
+			}
+			if err := poll(t.Context(), time.Minute, func() (bool, error) { return there("runs"), nil }); err != nil {
+				t.Fatal(err)
+			}
+			a.EndServices()
+			if saved := there("saved"); saved != (name == "in time") {
+				t.Errorf("saved: %v", saved)
+			}
+		})
+	}
+}
+
 // runs says whether there is such a process, and it has not ended (proc(5), stat).
 func runs(pid int) bool {
 	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))

@@ -209,15 +209,22 @@ func (r *reader) nic(node *yaml.Node, key string) {
 }
 
 func (r *reader) service(node *yaml.Node, key string) {
-	s := Service{Rehearse: true}
+	s := Service{Rehearse: true, Stop: defaultStop}
 	command := r.command(&s.Command, "write e.g. [busybox, httpd, -f]")
 	command.required = false
 	r.mapping(node, key, r.name(&s.Name), command,
 		parsed(r, "unit", false, &s.Unit, "write e.g. nginx.service", parseUnit),
 		parsed(r, "ready", false, &s.Ready, "write the TCP port that it listens on", parsePort),
-		parsed(r, "rehearse", false, &s.Rehearse, "write true or false", parseBool))
+		parsed(r, "rehearse", false, &s.Rehearse, "write true or false", parseBool),
+		parsed(r, "stop", false, &s.Stop, stopHint, parseStop))
 	if node.Kind == yaml.MappingNode && has(node, "unit") == has(node, "command") {
 		r.refuse(node, key, "write command: with a program, or unit: with a service of systemd's", "wants one of the keys %q and %q", "command", "unit")
+	}
+	if s.Unit != "" {
+		s.Stop = 0
+		if has(node, "stop") {
+			r.refuse(node, key, "set TimeoutStopSec= of the unit", "key %q is for a command", "stop")
+		}
 	}
 	r.pair.Services = append(r.pair.Services, s)
 }

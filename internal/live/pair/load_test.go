@@ -50,6 +50,7 @@ services:
   - name: web
     command: [busybox, httpd, -f, -p, 80]
     ready: 80
+    stop: 1m30s
 heartbeat: {period: 10ms, limit: 200ms, cpu: 2s, disk: off}
 takeover: {salvage: false, sync: before, refused: stop, degraded: takeover, notify: [2049, 80], notify_rate: 500}
 hooks:
@@ -81,7 +82,7 @@ func TestParseExample(t *testing.T) {
 				{netip.MustParsePrefix("fd01::/48"), netip.MustParseAddr("fd00::9")},
 			},
 		}},
-		Services:  []Service{{Name: "web", Command: []string{"busybox", "httpd", "-f", "-p", "80"}, Ready: 80, Rehearse: true}},
+		Services:  []Service{{Name: "web", Command: []string{"busybox", "httpd", "-f", "-p", "80"}, Ready: 80, Rehearse: true, Stop: 90 * time.Second}},
 		Heartbeat: Heartbeat{10 * time.Millisecond, 200 * time.Millisecond, 2 * time.Second, 30 * time.Second, 0},
 		Takeover:  Takeover{Sync: SyncBefore, Rehearse: true, Refused: RefusedStop, Degraded: DegradedTakeOver, Notify: Notify{Ports: []int{80, 2049}}, NotifyRate: 500},
 		Hooks:     []events.Hook{{Command: []string{"/usr/local/bin/page", "on call"}, On: []events.Kind{events.TookOver, events.Failed}}, {Command: []string{"/bin/log"}}},
@@ -91,7 +92,7 @@ func TestParseExample(t *testing.T) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 	for key, line := range map[string]int{"partitions.left.memory": 5, "partitions.right.root": 10, "disks.0.image": 13,
-		"nics.0.mac": 23, "nics.0.routes.1.via": 30, "services.0.command.2": 34, "takeover.none": 37, "none": 0} {
+		"nics.0.mac": 23, "nics.0.routes.1.via": 30, "services.0.command.2": 34, "takeover.none": 38, "none": 0} {
 		if got := p.line(key); got != line {
 			t.Errorf("Line(%q) = %d, want %d", key, got, line)
 		}
@@ -253,6 +254,11 @@ func TestParseRefuses(t *testing.T) {
 				"pair.yaml:2: services.0.unit: there is no systemd in the small guest; give both partitions root:, or write command:"},
 		{"neither command nor unit", "name: x", "name: x\nservices: [{name: s}]",
 			"pair.yaml:2: services.0: wants one of the keys \"command\" and \"unit\"; write command: with a program, or unit: with a service of systemd's"},
+		{"unit with the limit of a command", "name: x", "name: x\nservices: [{name: s, unit: nginx.service, stop: 5s}]",
+			"pair.yaml:2: services.0: key \"stop\" is for a command; set TimeoutStopSec= of the unit\n" +
+				"pair.yaml:2: services.0.unit: there is no systemd in the small guest; give both partitions root:, or write command:"},
+		{"too short a time to stop", "name: x", "name: x\nservices: [{name: s, command: [a], stop: 10ms}]",
+			"pair.yaml:2: services.0.stop: 10ms is not from 1s to 1h; write e.g. 30s, from 1s to 1h"},
 		{"unit", "name: x", "name: x\nservices: [{name: s, unit: a/b.service}]",
 			"pair.yaml:2: services.0.unit: \"a/b.service\" is not the name of a service of systemd's; write e.g. nginx.service"},
 		{"unit in the small guest", "name: x", "name: x\nservices: [{name: s, unit: nginx.service}]",

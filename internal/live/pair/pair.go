@@ -118,6 +118,9 @@ type Service struct {
 	Unit     string   // NAME.service of partitions with a root disk; empty: a command
 	Ready    int      // TCP port that answers once it is ready; 0: ready when started
 	Rehearse bool     // it is started in the rehearsal, on an empty disk
+	// Stop is how long the command may take to end after SIGTERM, before SIGKILL. A unit has
+	// TimeoutStopSec= for that.
+	Stop time.Duration
 }
 
 // Heartbeat says how a hang is noticed.

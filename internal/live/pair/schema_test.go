@@ -233,7 +233,7 @@ func TestSchemaAccepts(t *testing.T) {
 	for what, text := range map[string]string{
 		"an unknown key": smallest + "extra: 1\n", "three partitions": smallest + "  c: {cpus: '1', memory: 128MiB, kernel: k, initramfs: i}\n",
 		"no unit": strings.Replace(smallest, "128MiB", "128", 1), "nothing to boot": strings.Replace(smallest, ", initramfs: i", "", 1),
-		"an unknown event": smallest + "hooks: [{command: [/bin/true], on: [panic]}]\n", "two ways to start": smallest + "services: [{name: s, command: [a], unit: a.service}]\n", "no way to start": smallest + "services: [{name: s}]\n",
+		"an unknown event": smallest + "hooks: [{command: [/bin/true], on: [panic]}]\n", "two ways to start": smallest + "services: [{name: s, command: [a], unit: a.service}]\n", "a limit of a unit's": units + "  - {name: s, unit: a.service, stop: 5s}\n", "no way to start": smallest + "services: [{name: s}]\n",
 		"a duration": smallest + "heartbeat: {limit: 300}\n",
 	} {
 		if err := s.Validate(valuesOf(t, text)); err == nil {

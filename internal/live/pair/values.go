@@ -24,6 +24,7 @@ const (
 	gatewayHint  = "write e.g. 10.77.0.1"
 	durationHint = "write e.g. 20ms"
 	pulseHint    = "write e.g. 10s, or off"
+	stopHint     = "write e.g. 30s, from 1s to 1h"
 	bridgeHint   = "name a bridge of this machine, at most 15 characters"
 	mountHint    = "write e.g. /srv"
 )
@@ -201,6 +202,18 @@ func parsePulse(s string) (time.Duration, error) {
 	d, err := parseDuration(s)
 	if err == nil && d < minPulse {
 		err = fmt.Errorf("%v is shorter than %v", d, minPulse)
+	}
+	return d, err
+}
+
+// defaultStop is as long as Docker waits (docker-stop(1), --time).
+const defaultStop = 10 * time.Second
+
+// parseStop reads how long a service may take to end.
+func parseStop(s string) (time.Duration, error) {
+	d, err := parseDuration(s)
+	if err == nil && (d < time.Second || d > time.Hour) {
+		err = fmt.Errorf("%v is not from 1s to 1h", d)
 	}
 	return d, err
 }

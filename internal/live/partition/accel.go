@@ -32,8 +32,12 @@ const (
 // itself.
 const probeLimit = 10 * time.Minute
 
-// aloneLimit is how long KVM has when TCG does not run the kernel at all.
+// aloneLimit is how long KVM has alone at the most, when TCG has ended.
 const aloneLimit = time.Minute
+
+// hopeless is how many times as long as TCG beside it a KVM may take that is merely slowed down,
+// by a busy machine.
+const hopeless = 2
 
 // probeProof is what a kernel without a root file system says last, having
 // come through all of its own initialisation (init/do_mounts.c).
@@ -45,7 +49,7 @@ var errSlow = errors.New("the kernel did not boot in time")
 // FindAccel is the accelerator for a kernel, the path of a bzImage: KVM if the kernel
 // really boots on it, and sooner than under TCG, else TCG. So a KVM on which it hangs is none, and one of
 // a machine that is emulated itself is, however slow both are there. The answer is kept in
-// the cache until this machine boots again, unless it is only that KVM was slower, which
+// the cache until this machine boots again, unless KVM was only somewhat slower, which
 // a busy machine may be the reason of.
 func FindAccel(ctx context.Context, kernel string) (Accel, error) {
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
@@ -90,8 +94,8 @@ func (a answer) accel() (Accel, error) {
 }
 
 // sooner probes both accelerators at once: KVM if it runs the kernel, and TCG has not done so
-// before; TCG if KVM does not run it; errSlow if it has not by the time that TCG has, or by
-// the end of a probe.
+// before; TCG if KVM does not run it, or has not in hopeless times the time that TCG took;
+// errSlow if it was only slower, or that cannot be told.
 func sooner(ctx context.Context, probe func(context.Context, Accel) (bool, error)) (Accel, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	kvm, tcg := make(chan answer, 1), make(chan answer, 1)
@@ -104,20 +108,28 @@ func sooner(ctx context.Context, probe func(context.Context, Accel) (bool, error
 	}
 	defer wg.Wait() // no QEMU is left behind
 	defer cancel()
+	began, alone := time.Now(), aloneLimit
+	var compared bool
 	select {
 	case got := <-kvm:
 		return got.accel()
 	case got := <-tcg:
-		if got.runs {
-			return "", errSlow
+		if compared = got.runs; compared {
+			alone = min(aloneLimit, (hopeless-1)*time.Since(began))
 		}
 	}
-	select { // there is nothing to compare it with
+	select {
 	case got := <-kvm:
+		if compared && got.runs {
+			return "", errSlow
+		}
 		return got.accel()
-	case <-time.After(aloneLimit):
-		return "", errSlow
+	case <-time.After(alone):
 	}
+	if compared && alone < aloneLimit {
+		return TCG, nil
+	}
+	return "", errSlow
 }
 
 // answerFile names the answer for a kernel on this boot of this machine.

@@ -23,7 +23,10 @@ func TestSooner(t *testing.T) {
 	}{
 		"hardware":         {trial{time.Second / 3, true, nil}, trial{2 * time.Second, true, nil}, KVM, nil},
 		"refused":          {trial{time.Second / 3, false, nil}, trial{2 * time.Second, true, nil}, TCG, nil},
-		"hangs":            {trial{}, trial{2 * time.Second, true, nil}, "", errSlow},
+		"hangs":            {trial{}, trial{2 * time.Second, true, nil}, TCG, nil},
+		"hangs, busy":      {trial{}, trial{90 * time.Second, true, nil}, "", errSlow},
+		"somewhat slower":  {trial{3 * time.Second, true, nil}, trial{2 * time.Second, true, nil}, "", errSlow},
+		"refused late":     {trial{3 * time.Second, false, nil}, trial{2 * time.Second, true, nil}, TCG, nil},
 		"emulated machine": {trial{40 * time.Second, true, nil}, trial{300 * time.Second, true, nil}, KVM, nil},
 		"slower":           {trial{40 * time.Second, true, nil}, trial{30 * time.Second, true, nil}, "", errSlow},
 		"TCG fails first":  {trial{40 * time.Second, true, nil}, trial{time.Second, false, nil}, KVM, nil},

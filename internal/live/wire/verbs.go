@@ -100,6 +100,8 @@ type Service struct {
 	// Unit is a service of systemd's, in the place of Command: of the system that a partition
 	// runs, or, on bare machines, of a root file system that is taken over.
 	Unit string `json:"unit,omitempty"`
+	// Stop is how long Command may take to end after SIGTERM, before SIGKILL.
+	Stop time.Duration `json:"stop,omitempty"`
 	// Unrehearsed: it is not started in a rehearsal, since it cannot start on an empty disk.
 	Unrehearsed bool `json:"unrehearsed,omitempty"`
 }

@@ -162,7 +162,7 @@ func (s *Supervisor) resumeStopped(ctx context.Context) error {
 		return nil
 	}
 	s.log("partition %s was to stop its services when its supervisor ended: it goes back to its work", s.active.name)
-	if err := s.active.stopLimited(ctx); err != nil { // a disk was busy, and stays where it is
+	if err := s.stopLimited(ctx, s.active); err != nil { // a disk was busy, and stays where it is
 		s.log("%v", err)
 	}
 	_ = s.resume(ctx, s.active) // it has told

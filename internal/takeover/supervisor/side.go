@@ -370,7 +370,7 @@ func (s *Supervisor) config(name string) wire.Config {
 		c.NICs = append(c.NICs, nicConfig(&n))
 	}
 	for _, v := range s.Pair.Services {
-		c.Services = append(c.Services, wire.Service{Name: v.Name, Command: v.Command, Unit: v.Unit, Ready: v.Ready, Unrehearsed: !v.Rehearse})
+		c.Services = append(c.Services, wire.Service{Name: v.Name, Command: v.Command, Unit: v.Unit, Ready: v.Ready, Stop: v.Stop, Unrehearsed: !v.Rehearse})
 	}
 	if n := s.Pair.NFS; n != nil {
 		c.NFS = &wire.NFS{Host: s.Pair.Name, Exports: n.Exports, State: n.State, Lease: n.Lease, Grace: n.Grace, Threads: n.Threads, UDP: n.UDP}

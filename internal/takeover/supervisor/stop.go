@@ -10,18 +10,28 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// stopLimit is how long the active side may take to stop its services and unmount its
-// disks, or to write what is unsaved.
-const stopLimit = 90 * time.Second
+// stopLimit is how long the active side may take to unmount its disks and to mount them again,
+// beside what its services may take. saveLimit is how long it may take to write what is unsaved,
+// gigabytes on a slow disk; unitLimit is how long Debian's PostgreSQL lets a stop take
+// (postgresql@.service, TimeoutStopSec=): systemd ends each by itself.
+const (
+	stopLimit = 90 * time.Second
+	saveLimit = 10 * time.Minute
+	unitLimit = time.Hour
+)
 
-// Stop has the active side stop its services and unmount its disks. If it fails, they
-// are mounted and started again: the pair is as it was. ctx ends if the side has died.
+// Stop has the active side write what is unsaved while its services run, stop them, and unmount
+// its disks. If it fails, they are mounted and started again: the pair is as it was. ctx ends if
+// the side has died.
 func (s *Supervisor) Stop(ctx context.Context) error {
+	active, _ := s.roles()
+	if err := active.save(ctx, saveLimit); err != nil {
+		return err
+	}
 	if err := s.record(func(r *Record) { r.Stopping = true }); err != nil {
 		return err
 	}
-	active, _ := s.roles()
-	err := active.stopLimited(ctx)
+	err := s.stopLimited(ctx, active)
 	switch {
 	case err == nil:
 		return s.record(func(r *Record) { r.Saved, r.Stopping = true, false })
@@ -43,11 +53,29 @@ func (s *Supervisor) resume(ctx context.Context, sd *side) error {
 	return s.record(func(r *Record) { r.Stopping = false })
 }
 
-// stopLimited has a side stop within a limit.
-func (sd *side) stopLimited(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, stopLimit)
+// stopLimited has a side stop within a limit: what its services may take, and stopLimit.
+func (s *Supervisor) stopLimited(ctx context.Context, sd *side) error {
+	limit := stopLimit
+	for _, v := range s.Pair.Services {
+		if v.Unit != "" {
+			limit += unitLimit
+		} else {
+			limit += v.Stop
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return sd.stop(ctx)
+}
+
+// save has a side write what is unsaved, within a limit. It goes on writing after that.
+func (sd *side) save(ctx context.Context, limit time.Duration) error {
+	if err := sd.reach(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("partition %s has not written within %v what is unsaved, and goes on writing: try again later", sd.name, limit))
+	defer cancel()
+	return sd.agent.Call(ctx, wire.Sync, nil, nil)
 }
 
 // Discard says that what is in memory only is not wanted: Close removes it.
@@ -59,14 +87,8 @@ func (s *Supervisor) Discard() error {
 // durable is, by sync(2) in the guest, so that only what is written later is missing on
 // the disks if the memory is lost.
 func (s *Supervisor) Abandon(ctx context.Context, why error) error {
-	ctx, cancel := context.WithTimeout(ctx, stopLimit)
-	defer cancel()
 	active, _ := s.roles()
-	err := active.reach(ctx)
-	if err == nil {
-		err = active.agent.Call(ctx, wire.Sync, nil, nil)
-	}
-	return errors.Join(err, s.record(func(r *Record) { r.Why = why.Error() }))
+	return errors.Join(active.save(ctx, stopLimit), s.record(func(r *Record) { r.Why = why.Error() }))
 }
 
 // Close ends both sides at once and removes every file and tap of theirs; but the

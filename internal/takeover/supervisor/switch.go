@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"understudy.dev/understudy/internal/live/liveness"
-	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
 )
 
@@ -24,15 +23,8 @@ func (s *Supervisor) Switch(ctx context.Context) (*takeover.Report, error) {
 	if s.understudy == nil {
 		return nil, &NotSwitched{errors.New("there is no understudy to hand over to")}
 	}
-	// What is unsaved is written while the services run.
-	if err := s.watched(ctx, func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, stopLimit)
-		defer cancel()
-		if err := s.active.reach(ctx); err != nil {
-			return err
-		}
-		return s.active.agent.Call(ctx, wire.Sync, nil, nil)
-	}); err != nil {
+	// What is unsaved is written while the services run, and not in the outage.
+	if err := s.watched(ctx, func(ctx context.Context) error { return s.active.save(ctx, saveLimit) }); err != nil {
 		return nil, &NotSwitched{err}
 	}
 	t := takeover.NewTimeline(time.Now())
