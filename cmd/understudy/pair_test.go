@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/pair"
@@ -164,6 +165,7 @@ func awaitTakeover(t *testing.T) (st status) {
 // TestHangOnOneCPU: an understudy that shares the CPU of the active side takes over
 // from one whose virtual CPUs all spin.
 func TestHangOnOneCPU(t *testing.T) {
+	tier.Full(t, "a hang on a CPU that both sides share")
 	vm(t)
 	cpus := thisMachine(t).Two()
 	second, first := fmt.Sprintf(`right: {cpus: "%d"`, cpus[1]), fmt.Sprintf(`right: {cpus: "%d"`, cpus[0])

@@ -165,6 +165,7 @@ const stubborn = `  - {name: mark, command: [sh, -c, "echo started >> /srv/mark;
 // TestSupervisorKilledStopping: a supervisor is killed while the active side stops. The next one has
 // that go back to its work: a pair that says it is protected serves.
 func TestSupervisorKilledStopping(t *testing.T) {
+	tier.Full(t, "a supervisor that is killed while the active side stops")
 	s := stand(t, marker, stubborn)
 	s.up()
 	s.shell("left", "while [ ! -s /srv/mark ]; do sleep 1; done")

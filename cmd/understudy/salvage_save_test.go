@@ -105,8 +105,8 @@ func TestAdopt(t *testing.T) {
 		"private":   {"-machine", "q35,memory-backend=ram", "-object", "memory-backend-file,id=ram,size=256M,share=off,mem-path=" + ram()},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if name == "file" || name == "private" {
-				tier.Full(t, "memory of a machine in a file")
+			if name != "anonymous" {
+				tier.Full(t, "memory of a machine as "+name)
 			}
 			a := newAdopted(t, arguments...)
 			if out, err := a.understudy("apply"); err == nil || !strings.Contains(err.Error(), "--end") {

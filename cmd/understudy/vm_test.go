@@ -167,9 +167,7 @@ func runDemo(t *testing.T, args ...string) demo.Report {
 func TestDemo(t *testing.T) {
 	for _, fs := range []string{"ext4", "ext3"} {
 		t.Run(fs, func(t *testing.T) {
-			if fs != "ext4" {
-				tier.Full(t, "the demo on "+fs)
-			}
+			tier.Full(t, "the demo on "+fs)
 			vm(t)
 			r := runDemo(t, "--fs", fs)
 			if r.BytesWrong != 0 || r.FilesMissing != 0 || r.FilesCompared < 200 || r.Refused != 0 {
