@@ -12,7 +12,7 @@ set -euo pipefail
 
 here=$(cd "${BASH_SOURCE%/*}" && pwd)
 cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"
-names=(small lockdep debug)
+names=(small lockdep debug randstruct)
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 
 die() {

@@ -94,3 +94,34 @@ func TestNoTypes(t *testing.T) {
 		}
 	}
 }
+
+// TestOrder: a kernel whose types have another order of members than its structures is refused by
+// name; not one in which only the name of the first task is damaged.
+func TestOrder(t *testing.T) {
+	for name, tt := range map[string]struct {
+		comm, magic string
+		refused     bool
+	}{
+		"right":                 {"swapper/0", "6.1.0 SMP preempt mod_unload ", false},
+		"damaged":               {"swbpper/0", "6.1.0 SMP preempt mod_unload ", false},
+		"another order":         {"\x00\x01", "6.1.0 mod_unload RANDSTRUCT_1f2e", true},
+		"right order, by clang": {"swapper", "6.1.0 mod_unload RANDSTRUCT_1f2e", false},
+		"without modules":       {"\x00\x01", "", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := kerneltest.New(t)
+			char := &btf.Int{Name: "char", Size: 1}
+			comm := &btf.Array{Index: &btf.Int{Name: "u32", Size: 4}, Type: char, Nelems: 16}
+			task := &btf.Struct{Name: "task_struct", Size: 64, Members: []btf.Member{{Name: "comm", Type: comm, Offset: 16 * 8}}}
+			m.Put(m.Image("init_task", 64)+16, []byte(tt.comm))
+			if tt.magic != "" {
+				m.Put(m.Image("vermagic", 128), []byte(tt.magic))
+			}
+			m.Finish(pageType, task)
+			_, err := kernel.Find(m)
+			if refused := err != nil && strings.Contains(err.Error(), "CONFIG_RANDSTRUCT"); refused != tt.refused || err != nil && !refused {
+				t.Errorf("found with %v", err)
+			}
+		})
+	}
+}

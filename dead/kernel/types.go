@@ -92,9 +92,43 @@ func (k *Kernel) loadTypes() error {
 	if err != nil {
 		return fmt.Errorf("read BTF: %w", err)
 	}
-	k.types, err = newTypes(raw, nil, k.memo)
-	return err
+	if k.types, err = newTypes(raw, nil, k.memo); err != nil {
+		return err
+	}
+	return k.checkOrder()
 }
+
+// errRandstruct is of kernels whose BTF has the members of structures in another order than they
+// are in. gcc's plugin moves them and leaves its debug information, of which pahole makes BTF, as
+// it was (lib/Kconfig.debug: DEBUG_INFO_BTF wants COMPILE_TEST with it).
+var errRandstruct = errors.New("it was built with CONFIG_RANDSTRUCT by gcc, whose debug information has another order of the members of structures than the kernel has, so that nothing in it can be read for sure; keep this memory for who has the build's seed (randomize_layout_seed.h), and build kernels that are to be salvaged with CONFIG_RANDSTRUCT_NONE=y")
+
+// checkOrder checks that the types are those of this kernel, by one member whose content is known:
+// the name of the first task (INIT_TASK_COMM, include/linux/init_task.h). A name that was
+// damaged refuses nothing: the kernel itself says of what build its modules are to be
+// (MODULE_RANDSTRUCT, include/linux/vermagic.h), if it can have any.
+func (k *Kernel) checkOrder() error {
+	task := k.types.Layout("task_struct")
+	comm := task.Field("comm", 16)
+	at, err := k.Symbol("init_task")
+	if err != nil || task.Err() != nil {
+		return nil // who needs it says so
+	}
+	if name, err := k.Bytes(comm.In(at), comm.Size); err != nil || bytes.HasPrefix(name, []byte("swapper")) {
+		return nil
+	}
+	if at, err = k.Symbol("vermagic"); err == nil {
+		magic, err := k.Bytes(at, maxVermagic)
+		if err == nil && !bytes.Contains(magic, []byte("RANDSTRUCT_")) {
+			return nil
+		}
+	}
+	return errRandstruct
+}
+
+// maxVermagic is as much of the string as is looked at: a release of up to 64 bytes, some
+// words, and RANDSTRUCT_ with a seed.
+const maxVermagic = 128
 
 // Layout returns the layout of the structure of a name. A structure that is not
 // there shows in Err.

@@ -17,7 +17,7 @@ const builtTitle = "\n## Kernels of other configurations\n"
 const builtText = `
 Built of the source of Debian's 6.1 by scripts/built.sh. Those that have a row here were tried on %s, by ` + "`make matrix-built`" + `. There are:
 with one processor and the least of everything (small: SLAB, no KASLR, no control groups, no quotas, no VMEMMAP); with lock debugging, DEBUG_LIST, DEBUG_OBJECTS, DEBUG_VM and PAGE_OWNER
-(lockdep); the same without SMP, with randstruct and DEBUG_PAGEALLOC (debug). The fragments are in scripts/configs.
+(lockdep); the same without SMP, with DEBUG_PAGEALLOC (debug). The fragments are in scripts/configs.
 
 `
 

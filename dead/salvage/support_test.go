@@ -15,8 +15,10 @@ Kernels for x86-64 are understood, and for arm64 (below); of another architectur
 What a kernel has to be built with: CONFIG_KALLSYMS, CONFIG_DEBUG_INFO_BTF, CONFIG_PROC_KCORE or what kdump takes (its note,
 VMCOREINFO). One that lacks any of these is refused, and it is said what it lacks. How its
 structures are laid out is asked of the kernel itself: TestConfigurations has a compiler lay out those of Debian's 6.1 with lock
-debugging, randstruct, without SMP, and with the least of everything (scripts/configs, scripts/layouts.sh), and all that is read
+debugging, without SMP, and with the least of everything (scripts/configs, scripts/layouts.sh), and all that is read
 is found in each. scripts/built.sh builds kernels of three of these, which make matrix-built boots and reads (at the end).
+A kernel with CONFIG_RANDSTRUCT that gcc built is refused by name: its BTF, which it has only with COMPILE_TEST, does not tell
+the order that its structures have (TestRandstructImage).
 
 A file that its own program made is compared with the RAM file of the same crash: all bytes, and the plan. "By hand" are files that
 the tests write by the published layout of the format: that the program in question writes the same has not been tried here.

@@ -1,0 +1,25 @@
+package kernel
+
+import (
+	"strings"
+	"testing"
+
+	"understudy.dev/understudy/dead/ram"
+	"understudy.dev/understudy/internal/lab/fixture"
+)
+
+// TestRandstructImage: a kernel with CONFIG_RANDSTRUCT that gcc built is refused by name.
+func TestRandstructImage(t *testing.T) {
+	if _, err := fixture.Kernel("built-randstruct"); err != nil {
+		t.Skip(err) // to build one takes many minutes: make matrix-built
+	}
+	image := fixture.Get(t, fixture.Spec{Kernel: "built-randstruct", Workload: "writeback", FS: []string{"ext4"}, CPUs: 1})
+	mem, err := ram.OpenFile(image.RAM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	if _, err := Find(mem); err == nil || !strings.Contains(err.Error(), "CONFIG_RANDSTRUCT") {
+		t.Errorf("found with %v", err)
+	}
+}
