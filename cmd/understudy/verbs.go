@@ -195,8 +195,8 @@ func downCommand() *cobra.Command {
 		Short: "Stop a pair in good order, and remove what it left",
 		Long: `Stop a pair in good order, and remove what it left.
 
-The active side stops its services and unmounts its disks. If it cannot, the pair stays
-up, and what keeps it is named. Nothing is ever removed that may be nowhere else: after
+The active side writes what is unsaved while its services run, within 10 minutes, stops
+them, and unmounts its disks. If it cannot, the pair stays up, and what keeps it is named. Nothing is ever removed that may be nowhere else: after
 a takeover that failed, or with --force, the memory is kept for understudy recover.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
