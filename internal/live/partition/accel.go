@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"understudy.dev/understudy/internal/live/dirs"
 )
 
@@ -63,17 +65,44 @@ func FindAccel(ctx context.Context, kernel string) (Accel, error) {
 	if err != nil {
 		return "", err
 	}
-	if b, err := os.ReadFile(answer); err == nil {
-		return Accel(strings.TrimSpace(string(b))), nil
-	}
-	accel, err := sooner(ctx, func(ctx context.Context, a Accel) (bool, error) { return probe(ctx, a, kernel) })
-	switch {
-	case errors.Is(err, errSlow):
-		return TCG, nil
-	case err != nil:
+	// Both partitions of a pair ask for the same kernel at the same time.
+	got, err, _ := probes.Do(answer, func() (any, error) {
+		if b, err := os.ReadFile(answer); err == nil && (string(b) == string(KVM) || string(b) == string(TCG)) {
+			return Accel(b), nil
+		}
+		accel, err := sooner(ctx, func(ctx context.Context, a Accel) (bool, error) { return probe(ctx, a, kernel) })
+		if errors.Is(err, errSlow) {
+			return TCG, nil
+		}
+		if err == nil {
+			_ = keep(answer, accel) // or else it is probed again the next time
+		}
+		return accel, err
+	})
+	if err != nil {
 		return "", err
 	}
-	return accel, errors.Join(os.MkdirAll(filepath.Dir(answer), 0o755), os.WriteFile(answer, []byte(accel), 0o644))
+	return got.(Accel), nil
+}
+
+// probes are under way, by the names of their answers.
+var probes singleflight.Group
+
+// keep writes an answer; whoever reads it has all of it, or none.
+func keep(file string, a Accel) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(file), ".new-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // it is gone if all went well
+	_, err = f.WriteString(string(a))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), file)
 }
 
 // answer is what a probe of KVM, or TCG, came to.

@@ -3,6 +3,8 @@ package partition
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -56,5 +58,21 @@ func TestSooner(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestKeep: an answer is there as a whole, in the place of an older one, and nothing beside it.
+func TestKeep(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "accel", "kernel")
+	for _, want := range []Accel{KVM, TCG} {
+		if err := keep(file, want); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(file); string(got) != string(want) || err != nil {
+			t.Errorf("%q, %v; want %q", got, err, want)
+		}
+	}
+	if names, err := os.ReadDir(filepath.Dir(file)); len(names) != 1 || err != nil {
+		t.Errorf("%v, %v", names, err)
 	}
 }
