@@ -49,6 +49,21 @@ func (s *Supervisor) checkDisks() error {
 	return nil
 }
 
+// leastRoom is what a guest can surely write with.
+const leastRoom = 16 << 20
+
+// hasRoom reports whether each image that is a file has room to grow. Of a block device nobody knows.
+func (s *Supervisor) hasRoom() bool {
+	for _, image := range s.images() {
+		h := s.holds[image]
+		var fs unix.Statfs_t
+		if h == nil || h.Device || unix.Fstatfs(int(h.Fd()), &fs) != nil || fs.Bavail*uint64(fs.Bsize) < leastRoom {
+			return false
+		}
+	}
+	return true
+}
+
 // fileSystemOn is what has a disk's file system, as far as this machine sees it: nil if only a guest
 // does.
 func (s *Supervisor) fileSystemOn(d pair.Disk) (io.ReaderAt, error) {

@@ -104,11 +104,16 @@ func (s *Supervisor) takeoverOptions(salvager *morgue.Morgue) takeover.Options {
 }
 
 // watchHeir gives a context that ends, with the reason, if the understudy dies while it
-// takes over.
+// takes over, or will never write again.
 func (s *Supervisor) watchHeir(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	w := s.watcherOf(s.understudy)
-	w.held = func(why string) { s.held(false, why) }
+	w.held = func(why string) {
+		s.held(false, why)
+		if why == noFlush {
+			cancel(fmt.Errorf("the understudy stands still in the takeover: %s", why))
+		}
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

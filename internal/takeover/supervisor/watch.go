@@ -135,7 +135,7 @@ func (s *Supervisor) LoseUnderstudy() error {
 // watcherOf watches a side in its role.
 func (s *Supervisor) watcherOf(sd *side) *watcher {
 	h, understudy := s.Pair.Heartbeat, sd != s.active
-	w := &watcher{side: sd, h: h, trouble: s.trouble, panicked: s.panicked, hostReads: s.hostReads}
+	w := &watcher{side: sd, h: h, trouble: s.trouble, panicked: s.panicked, hostReads: s.hostReads, room: s.hasRoom}
 	w.held = func(why string) { s.held(understudy, why) }
 	if understudy {
 		w.h, w.panicked = patient(h), nil
@@ -281,6 +281,7 @@ type watcher struct {
 	fatal     bool               // what is in trouble is as good as dead
 	panicked  func() (int, bool) // nil: nobody knows
 	hostReads func(disk string) bool
+	room      func() bool // of what the images are on
 
 	panics bool // it did when last looked at
 	alone  bool // its agent is gone, and that was told
@@ -288,6 +289,7 @@ type watcher struct {
 	why   string    // what keeps it from running; empty: nothing
 	since time.Time // of why
 	tried time.Time // when QEMU was last asked to go on
+	tries int       // how often in a row, with room
 	asked time.Time // when lookForHold last did
 }
 
@@ -303,11 +305,16 @@ const (
 	// contEvery is how often a partition that QEMU stopped for want of room is asked to
 	// go on: there may be room again.
 	contEvery = time.Second
+	// maxTries is how often it is asked, with room, before it counts as one that never will.
+	maxTries = 10
 )
 
 const (
 	noAnswer   = "QEMU does not answer"
 	notRunning = "its threads are stopped, or wait for this machine"
+	// After a flush that failed, QEMU fails all others of that image without trying them, since what the
+	// host had cached may be lost (block/file-posix.c, page_cache_inconsistent).
+	noFlush = "QEMU has stopped it (io-error), and does so again though there is room: it flushes an image no more of which a flush has failed"
 )
 
 // look takes one observation. What the process did is asked only when the beat
@@ -330,6 +337,7 @@ func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 		sd.beaten.Store(&o.At)
 		if time.Since(w.tried) > contEvery { // or else it may have no room again at once
 			w.heldBy("")
+			w.tries = 0
 		}
 		v, dead := w.silencer.Observe(o)
 		sd.longest.Store(max(sd.longest.Load(), int64(w.silencer.Longest())))
@@ -401,7 +409,13 @@ func (w *watcher) ask(ctx context.Context) string {
 	}
 	if st.Status == "io-error" && time.Since(w.tried) > contEvery {
 		w.tried = time.Now()
+		if w.tries++; !w.room() {
+			w.tries = 0
+		}
 		_ = p.QMP.Cont(qctx) // it is tried again
+	}
+	if w.tries > maxTries {
+		return noFlush
 	}
 	return fmt.Sprintf("QEMU has stopped it (%s)", st.Status)
 }
