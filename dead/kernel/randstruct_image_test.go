@@ -13,7 +13,9 @@ func TestRandstructImage(t *testing.T) {
 	if _, err := fixture.Kernel("built-randstruct"); err != nil {
 		t.Skip(err) // to build one takes many minutes: make matrix-built
 	}
-	image := fixture.Get(t, fixture.Spec{Kernel: "built-randstruct", Workload: "writeback", FS: []string{"ext4"}, CPUs: 1})
+	spec := fixture.Built("built-randstruct")
+	spec.FS = []string{"ext4"}
+	image := fixture.Get(t, spec)
 	mem, err := ram.OpenFile(image.RAM)
 	if err != nil {
 		t.Fatal(err)
