@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -245,6 +246,9 @@ func (a *Agent) endServices() {
 	a.services = nil
 }
 
+// grace is how long a service may take to end after SIGTERM; some supervisors do not say.
+func grace(s wire.Service) time.Duration { return cmp.Or(s.Stop, killLimit) }
+
 // killLimit is how long what was sent SIGKILL may take to be gone.
 const killLimit = 2 * time.Second
 
@@ -257,7 +261,7 @@ func (s *service) end() {
 	pid := s.cmd.Process.Pid
 	s.mu.Unlock()
 	_ = unix.Kill(-pid, unix.SIGTERM) // it may be gone
-	if !s.gone(pid, max(s.Stop, killLimit)) {
+	if !s.gone(pid, grace(s.Service)) {
 		_ = unix.Kill(-pid, unix.SIGKILL)
 		s.gone(pid, killLimit)
 	}

@@ -138,7 +138,7 @@ func (a *Agent) runUnit(ctx context.Context, s wire.Service) error {
 		"--quiet", "--unit=" + name, "--description=Service " + s.Name + " of the pair", "--service-type=exec",
 		"--property=Restart=on-failure", "--property=RestartSec=" + restartPause.String(),
 		"--property=StartLimitIntervalSec=" + failuresIn.String(), fmt.Sprintf("--property=StartLimitBurst=%d", failures+1),
-		"--property=TimeoutStopSec=" + max(s.Stop, killLimit).String(),
+		"--property=TimeoutStopSec=" + grace(s).String(),
 		"--",
 	}, literal(s.Command)...)
 	_, err := a.command(ctx, "systemd-run", args...)
