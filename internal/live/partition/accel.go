@@ -37,10 +37,6 @@ const probeLimit = 10 * time.Minute
 // aloneLimit is how long KVM has alone at the most, when TCG has ended.
 const aloneLimit = time.Minute
 
-// hopeless is how many times as long as TCG beside it a KVM may take that is merely slowed down,
-// by a busy machine.
-const hopeless = 2
-
 // probeProof is what a kernel without a root file system says last, having
 // come through all of its own initialisation (init/do_mounts.c).
 var probeProof = []byte("Unable to mount root fs")
@@ -123,7 +119,7 @@ func (a answer) accel() (Accel, error) {
 }
 
 // sooner probes both accelerators at once: KVM if it runs the kernel, and TCG has not done so
-// before; TCG if KVM does not run it, or has not in hopeless times the time that TCG took;
+// before; TCG if KVM does not run it, or has not in twice the time that TCG took beside it, busy as the machine may be;
 // errSlow if it was only slower, or that cannot be told.
 func sooner(ctx context.Context, probe func(context.Context, Accel) (bool, error)) (Accel, error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -144,7 +140,7 @@ func sooner(ctx context.Context, probe func(context.Context, Accel) (bool, error
 		return got.accel()
 	case got := <-tcg:
 		if compared = got.runs; compared {
-			alone = min(aloneLimit, (hopeless-1)*time.Since(began))
+			alone = min(aloneLimit, time.Since(began))
 		}
 	}
 	select {

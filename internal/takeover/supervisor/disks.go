@@ -56,8 +56,10 @@ const leastRoom = 16 << 20
 func (s *Supervisor) hasRoom() bool {
 	for _, image := range s.images() {
 		h := s.holds[image]
-		var fs unix.Statfs_t
-		if h == nil || h.Device || unix.Fstatfs(int(h.Fd()), &fs) != nil || fs.Bavail*uint64(fs.Bsize) < leastRoom {
+		if h == nil || h.Device {
+			return false
+		}
+		if free, err := freeUnder(h); err != nil || free < leastRoom {
 			return false
 		}
 	}
@@ -247,10 +249,19 @@ func missingRoom(h *fence.Hold) (int64, error) {
 		return 0, nil
 	}
 	var st unix.Stat_t
-	var fs unix.Statfs_t
-	if err := errors.Join(unix.Fstat(int(h.Fd()), &st), unix.Fstatfs(int(h.Fd()), &fs)); err != nil {
+	if err := unix.Fstat(int(h.Fd()), &st); err != nil {
 		return 0, fmt.Errorf("measure %s: %w", h.Name(), err)
 	}
+	free, err := freeUnder(h)
 	holes := st.Size - st.Blocks*512
-	return max(0, holes-int64(fs.Bavail)*fs.Bsize), nil
+	return max(0, holes-free), err
+}
+
+// freeUnder is how many bytes the file system under an image has free.
+func freeUnder(h *fence.Hold) (int64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(h.Fd()), &fs); err != nil {
+		return 0, fmt.Errorf("measure the file system of %s: %w", h.Name(), err)
+	}
+	return int64(fs.Bavail) * fs.Bsize, nil
 }

@@ -28,9 +28,15 @@ func (s *Supervisor) Stop(ctx context.Context) error {
 	if err := active.save(ctx, saveLimit); err != nil {
 		return err
 	}
+	return s.halt(ctx)
+}
+
+// halt is the part of Stop after which nobody is served.
+func (s *Supervisor) halt(ctx context.Context) error {
 	if err := s.record(func(r *Record) { r.Stopping = true }); err != nil {
 		return err
 	}
+	active, _ := s.roles()
 	err := s.stopLimited(ctx, active)
 	switch {
 	case err == nil:

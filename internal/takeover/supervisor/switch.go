@@ -28,7 +28,7 @@ func (s *Supervisor) Switch(ctx context.Context) (*takeover.Report, error) {
 		return nil, &NotSwitched{err}
 	}
 	t := takeover.NewTimeline(time.Now())
-	if err := t.Measure("stop", func() error { return s.watched(ctx, s.Stop) }); err != nil {
+	if err := t.Measure("stop", func() error { return s.watched(ctx, s.halt) }); err != nil {
 		return nil, &NotSwitched{err}
 	}
 	return s.handOver(ctx, t, s.takeoverOptions(nil))

@@ -409,7 +409,9 @@ func (w *watcher) ask(ctx context.Context) string {
 	}
 	if st.Status == "io-error" && time.Since(w.tried) > contEvery {
 		w.tried = time.Now()
-		if w.tries++; !w.room() {
+		if w.room() {
+			w.tries++
+		} else {
 			w.tries = 0
 		}
 		_ = p.QMP.Cont(qctx) // it is tried again
