@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/wire"
@@ -104,20 +107,17 @@ func (d *Disk) prepare(ctx context.Context, j Job, guest *Guest, r *Result) erro
 		return err
 	}
 	d.left = &record{Step: stepApply, Identity: j.Identity, Disk: d.path, Size: d.Size, Before: before}
-	if err := d.left.write(d.work); err != nil {
-		return err
-	}
 	if guest == nil {
 		if j.NeedsGuest() {
 			return errors.New("no guest for a job that needs one")
 		}
-		if err := r.stage("write redo", func() error { return d.makeRedo(j) }); err != nil {
-			return err
-		}
-		return r.stage("write free blocks", func() error { return d.prepareFree(ctx, j) })
+		return r.stage("write redo", func() error { return d.prepareRedo(ctx, j) })
 	}
 	if len(j.Free) > 0 {
 		return errors.New("a guest for a job that writes to free blocks")
+	}
+	if err := d.left.write(d.work); err != nil {
+		return err
 	}
 	if err := d.makeOverlay(ctx); err != nil {
 		return err
@@ -131,15 +131,21 @@ func (d *Disk) prepare(ctx context.Context, j Job, guest *Guest, r *Result) erro
 	return r.stage("seal overlay", func() error { return d.makeReady(ctx) })
 }
 
-// prepareFree has everything durable that a commit needs beside a redo file.
-func (d *Disk) prepareFree(ctx context.Context, j Job) error {
-	if err := ctx.Err(); err != nil {
-		return context.Cause(ctx)
-	}
-	if err := d.writeFree(j); err != nil {
+// prepareRedo has everything durable that a commit needs without an overlay: the redo file, and
+// what goes to free blocks. Neither is of use without the other, and both may lie there without
+// harm, so they are written at the same time.
+func (d *Disk) prepareRedo(ctx context.Context, j Job) error {
+	redo := d.veiledRaw(j.Raw)
+	if err := errors.Join(d.roomFor(rawBytes(redo)+freeBytes(j.Free)), d.checkFree(j), context.Cause(ctx)); err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil {
+	var both errgroup.Group
+	both.Go(func() error { return d.makeRedo(redo) })
+	both.Go(func() error { return d.writeFree(j.Free) })
+	if err := both.Wait(); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	d.left.Step = stepCommit
@@ -192,13 +198,13 @@ func (d *Disk) carryOver(ctx context.Context) error {
 	return d.commit(ctx)
 }
 
-// done takes away what a commit needed.
+// done takes away what a commit needed: its record first, without which the rest is of no use
+// to another run.
 func (d *Disk) done() error {
-	d.left.Step = stepDone
-	if err := d.left.write(d.work); err != nil {
-		return err
+	if err := os.Remove(filepath.Join(d.work, recordName)); err != nil {
+		return fmt.Errorf("remove record: %w", err)
 	}
-	return d.remove()
+	return errors.Join(syncDir(d.work), d.remove())
 }
 
 // Finish commits what an earlier run for the same had completed. The disk must be

@@ -15,18 +15,15 @@ import (
 // recovery makes of the disk, nor what is to be written over that, has anything there. Until
 // the commit, the disk says the same as before; a run that is broken off leaves bytes there
 // that nothing reads, and another writes them again.
-func (d *Disk) writeFree(j Job) error {
-	if len(j.Free) == 0 {
+func (d *Disk) writeFree(all []draft.Free) error {
+	if len(all) == 0 {
 		return nil
-	}
-	if err := d.checkFree(j); err != nil {
-		return err
 	}
 	var mu sync.Mutex
 	var failed error
 	// The section would have all of the memory be read twice, to look at it first.
-	err := d.section().Direct.WriteStretches(len(j.Free), func(i int) (int64, [][]byte) {
-		f := j.Free[i]
+	err := d.section().Direct.WriteStretches(len(all), func(i int) (int64, [][]byte) {
+		f := all[i]
 		data, err := f.Data()
 		if n := (jbd2.Stretch{Data: data}).Len(); err == nil && n != f.Len {
 			err = fmt.Errorf("read what goes to byte %d: %d bytes of %d", f.Off, n, f.Len)

@@ -14,10 +14,10 @@ import (
 
 // The steps of a run, as a record has them.
 const (
-	stepApply  = "apply"  // the overlay is being written; the disk is untouched
+	stepApply  = "apply"  // the overlay is being written; the disk is untouched (a redo file has no record then)
 	stepCommit = "commit" // the overlay is complete; the disk is about to be veiled
 	stepVeiled = "veiled" // the disk is veiled, and in between
-	stepDone   = "done"   // the disk is complete; the overlay is of no use
+	stepDone   = "done"   // of older programs: the disk is complete; the overlay is of no use
 )
 
 // record is what a run leaves durably beside the overlay, so that another can

@@ -30,18 +30,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func (d *Disk) redo() string { return filepath.Join(d.work, redoName) }
 
-// makeRedo writes what is to be written to the disk into a file, durably, and says in the
-// record that it is there: all but what goes to free blocks, for which there must be room, too.
-// The superblock has its veil in it.
-func (d *Disk) makeRedo(j Job) error {
-	raw := d.veiledRaw(j.Raw)
-	total := freeBytes(j.Free)
-	for _, w := range raw {
-		total += int64(len(w.Data))
-	}
-	if err := d.roomFor(total); err != nil {
-		return err
-	}
+// makeRedo writes what is to be written to the disk, but for free blocks, into a file, durably,
+// and says in the record that it is there.
+func (d *Disk) makeRedo(raw []Raw) error {
 	f, err := os.OpenFile(d.redo(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", redoName, err)
@@ -77,6 +68,13 @@ func (d *Disk) veiledRaw(raw []Raw) []Raw {
 		}
 	}
 	return out
+}
+
+func rawBytes(all []Raw) (n int64) {
+	for _, w := range all {
+		n += int64(len(w.Data))
+	}
+	return n
 }
 
 // overlay copies what of some bytes lies over others, each at an offset of the disk.
