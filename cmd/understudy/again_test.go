@@ -1,6 +1,9 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,8 +13,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
 // TestProtectedAgain: takeover follows takeover, by crash and by hang in turn, and each time
@@ -153,27 +159,50 @@ func TestSecondDeath(t *testing.T) {
 }
 
 // TestRootRescued: what a dead side had not written to its own root disk is there when it
-// boots again.
+// boots again; also if the supervisor is killed before that, and then nothing is removed of
+// which it did not know that it is durable.
 func TestRootRescued(t *testing.T) {
 	tier.Full(t, "a root disk")
+	t.Run("at rest", func(t *testing.T) { rootRescued(t, func(*standing, int) (kept bool) { return false }) })
+	t.Run("supervisor killed", func(t *testing.T) {
+		rootRescued(t, func(s *standing, pid int) (kept bool) {
+			path := filepath.Join(dirs.Run("test"), "record.json")
+			await(t, "end of the takeover", programLimit, func() bool { return bytes.Contains(readFile(t, path), []byte(`"dead"`)) })
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			var r supervisor.Record
+			if err := json.Unmarshal(readFile(t, path), &r); err != nil || r.Dead == nil || r.Dead.Root == "" {
+				t.Fatalf("the dead side was buried by then: %v, %+v", err, r.Dead)
+			}
+			s.up()
+			return r.Dead.Why != ""
+		})
+	})
+}
+
+// rootRescued has something befall the pair and its supervisor after the active side's death,
+// which says whether the dead side's memory is to be kept.
+func rootRescued(t *testing.T, befall func(s *standing, pid int) (kept bool)) {
+	t.Helper()
 	root := filepath.Join(t.TempDir(), "root.img")
-	if err := os.WriteFile(root, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(root, 64<<20); err != nil {
+	if err := errors.Join(os.WriteFile(root, nil, 0o600), os.Truncate(root, 64<<20)); err != nil {
 		t.Fatal(err)
 	}
 	mkfs(t, root)
 	s := stand(t, marker, again, "left: {", "left: {root: "+root+", ")
 	s.up()
 	s.shell("left", "mkdir /own && mount -t ext4 $(grep -l root /sys/block/*/serial | busybox sed 's:/sys/block/:/dev/:; s:/serial::') /own && seq 1 100000 > /own/log; while [ ! -e /srv/done-1 ]; do sleep 1; done")
+	pid := s.supervisorPID()
 	if _, err := understudy(t, "crash"); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "takeover", programLimit, func() bool { return s.status().Takeovers >= 1 })
+	kept := befall(s, pid)
+	await(t, "takeover", programLimit, func() bool { return s.status().Active == "right" })
 	s.state("protected")
-	if _, err := understudy(t, "down"); err != nil {
-		t.Fatal(err)
+	_, err := understudy(t, "down")
+	if kept && (err == nil || !strings.Contains(err.Error(), "kept-1-left.ram is kept: ")) || !kept && err != nil {
+		t.Fatalf("kept: %v; down: %v", kept, err)
 	}
 	s.sound()
 	s.image = root
@@ -182,6 +211,6 @@ func TestRootRescued(t *testing.T) {
 		t.Errorf("the file on the root disk has %d bytes, or other ones than the %d that were written", len(got), len(againFile(1)))
 	}
 	if !t.Failed() {
-		row(t, killed, "active side with unsaved data on its own root disk", "at rest", "by itself", "exact")
+		row(t, killed, "active side with unsaved data on its own root disk", t.Name()[len("TestRootRescued/"):], "by itself", "exact")
 	}
 }

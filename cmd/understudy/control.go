@@ -70,6 +70,8 @@ type status struct {
 	UnderstudyHeld string    `json:"understudy_held,omitempty"` // likewise
 	Troubles       []string  `json:"troubles,omitempty"`        // what of a side does not work, though it runs
 	Error          string    `json:"error,omitempty"`
+	// Kept is memory of sides that died before, with what could not be brought to the disks.
+	Kept []supervisor.KeptMemory `json:"kept,omitempty"`
 }
 
 // lastTakeover is what there is to say of a takeover afterwards.
@@ -134,6 +136,7 @@ func (c *control) answer(ctx context.Context, verb string, body json.RawMessage)
 		if st.Beat, st.UnderstudyBeat = v.Beat, v.UnderstudyBeat; v.Known {
 			st.Unsaved = &v.Unsaved
 		}
+		st.Kept = c.s.Kept()
 		return st, nil
 	case verbCrash:
 		var r crashRequest

@@ -130,10 +130,13 @@ func (v *view) drawWrong(b *strings.Builder) {
 	for _, what := range st.Troubles {
 		fmt.Fprintf(b, " %s %s\n", paint(yellow, "trouble"), oneLine(what))
 	}
+	for _, k := range st.Kept {
+		fmt.Fprintf(b, " %s %s: %s\n", paint(yellow, "kept   "), k.File, oneLine(k.Why))
+	}
 	if st.Error != "" {
 		fmt.Fprintf(b, " %s %s\n", paint(red, "error  "), oneLine(st.Error))
 	}
-	if st.Held != "" || st.UnderstudyHeld != "" || len(st.Troubles) > 0 || st.Error != "" {
+	if st.Held != "" || st.UnderstudyHeld != "" || len(st.Troubles)+len(st.Kept) > 0 || st.Error != "" {
 		b.WriteByte('\n')
 	}
 }

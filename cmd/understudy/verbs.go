@@ -110,6 +110,9 @@ func (st *status) write(w io.Writer) error {
 	for _, what := range st.Troubles {
 		fmt.Fprintf(w, "trouble     %s\n", what)
 	}
+	for _, k := range st.Kept {
+		fmt.Fprintf(w, "kept        %s: %s\n", k.File, k.Why)
+	}
 	if st.Error != "" {
 		fmt.Fprintf(w, "error       %s\n", st.Error)
 	}

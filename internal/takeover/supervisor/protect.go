@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"understudy.dev/understudy/internal/live/fence"
+	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -51,6 +53,9 @@ func (s *Supervisor) protect(ctx context.Context) error {
 	if err := s.bury(ctx, i); err != nil {
 		return fmt.Errorf("clear partition %s: %w", s.Pair.Partitions[i].Name, err)
 	}
+	if err := s.holdRoot(s.Pair.Partitions[i].Root, fence.Keep); err != nil {
+		return err
+	}
 	if err := s.active.process.Withdraw(); err != nil {
 		return err
 	}
@@ -87,31 +92,64 @@ func (s *Supervisor) protect(ctx context.Context) error {
 	return nil
 }
 
-// bury removes what is left of the side that ran in partition i, if one did. Its memory is
-// needed no more: what counted of it is durable elsewhere, but for its root disk, which
-// comes first, and for what was refused, which is kept.
+// bury removes what is left of the side that ran in partition i, if one did, under this supervisor
+// or an earlier one. Its memory is needed no more: what counted of it is durable elsewhere, but
+// for its root disk, which comes first, and for what was refused, which is kept. If ctx ends
+// before, all of it stays, and is done the next time.
 func (s *Supervisor) bury(ctx context.Context, i int) error {
-	dead := s.sides[i]
-	if dead == nil {
-		return nil
+	if err := s.rescueRoot(ctx, i); err != nil {
+		return err
 	}
-	s.rescueRoot(ctx, i)
-	spec := &dead.process.Spec
-	var errs []error
-	if why := s.unburied; why != "" {
-		kept := s.keptPath(spec.Name)
-		errs = append(errs, os.Rename(spec.RAMPath(), kept),
-			s.record(func(r *Record) { r.Kept = append(r.Kept, KeptMemory{File: kept, Why: why}) }))
-		s.unburied = ""
-	}
+	spec := s.spec(i, "")
+	errs := []error{s.keepDead(&spec)}
 	if err := os.Rename(spec.ConsoleLogPath(), filepath.Join(s.options.Dir, "died-"+spec.Name+".console.log")); !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, err)
 	}
-	errs = append(errs, dead.close())
+	if dead := s.sides[i]; dead != nil {
+		errs = append(errs, dead.close())
+	} else {
+		errs = append(errs, s.clear(i))
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sides[i] = nil
 	return errors.Join(errs...)
+}
+
+// keepDead gives the memory of a dead side a name that no partition's file has, if something
+// needs it. It has both names until the record knows the new one.
+func (s *Supervisor) keepDead(spec *partition.Spec) error {
+	dead := s.dead()
+	if dead == nil || dead.Name != spec.Name {
+		return nil
+	}
+	kept := s.keptPath(spec.Name)
+	if err := os.Link(spec.RAMPath(), kept); err != nil {
+		return fmt.Errorf("keep the memory of partition %s: %w", spec.Name, err)
+	}
+	return s.record(func(r *Record) {
+		r.Kept, r.Dead = append(r.Kept, KeptMemory{File: kept, Why: dead.kept()}), nil
+	})
+}
+
+// dead is the side that was taken over from, if its memory is needed.
+func (s *Supervisor) dead() *DeadSide {
+	s.recording.Lock()
+	defer s.recording.Unlock()
+	if s.dir.Record == nil {
+		return nil
+	}
+	return s.dir.Record.Dead
+}
+
+// Kept is memory of sides that died before, with what could not be brought to the disks.
+func (s *Supervisor) Kept() []KeptMemory {
+	s.recording.Lock()
+	defer s.recording.Unlock()
+	if s.dir.Record == nil {
+		return nil
+	}
+	return slices.Clone(s.dir.Record.Kept)
 }
 
 // keptPath is a name for memory that is kept, which no partition's file has.
@@ -124,26 +162,39 @@ func (s *Supervisor) keptPath(partition string) string {
 	}
 }
 
+// rescuedRoot is the root disk of partition i that is to have what only its memory has of it;
+// empty: it has none, or nobody can do that.
+func (s *Supervisor) rescuedRoot(i int) string {
+	if s.options.Rescue == nil {
+		return ""
+	}
+	return s.Pair.Partitions[i].Root
+}
+
 // rescueRoot brings to a dead side's own root disk what only its memory has of it. It
-// boots without, as after any crash, if that cannot be done.
-func (s *Supervisor) rescueRoot(ctx context.Context, i int) {
-	p := s.Pair.Partitions[i]
-	if p.Root == "" || s.options.Rescue == nil {
-		return
+// boots without, as after any crash, if that cannot be done; but if ctx ends before it is, it
+// fails, and is to be done again.
+func (s *Supervisor) rescueRoot(ctx context.Context, i int) error {
+	p, dead := s.Pair.Partitions[i], s.dead()
+	if dead == nil || dead.Name != p.Name || dead.Root == "" {
+		return nil
 	}
-	err := s.roots[p.Root].Close()
-	if err == nil {
-		err = s.options.Rescue(ctx, p.Root, s.sides[i].process.Spec.RAMPath())
-	}
-	h, held := fence.Keep(p.Root)
-	if held == nil {
-		s.roots[p.Root] = h
-	} else {
+	var err error
+	if h := s.roots[p.Root]; h != nil {
 		delete(s.roots, p.Root)
+		err = h.Close()
 	}
-	if err = errors.Join(err, held); err != nil {
+	if err == nil {
+		spec := s.spec(i, "")
+		err = s.options.Rescue(ctx, p.Root, spec.RAMPath())
+	}
+	if err != nil && ctx.Err() != nil {
+		return errors.Join(err, s.holdRoot(p.Root, fence.Keep))
+	}
+	if err != nil {
 		s.trouble(wire.TroubleNotice{What: fmt.Sprintf("root disk of partition %s: what was not written is lost, as after any crash: %v", p.Name, err)})
 	}
+	return s.needDead("", dead.Why)
 }
 
 // Freeze stops a dead side where it is, until there is an understudy to take over.

@@ -1,8 +1,17 @@
 package supervisor
 
 import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"understudy.dev/understudy/internal/live/fence"
+	"understudy.dev/understudy/internal/live/pair"
 )
 
 // TestCrashLoop: a pair that does not stay protected waits longer each time, up to a bound,
@@ -32,5 +41,115 @@ func TestCrashLoop(t *testing.T) {
 	c.failed()
 	if p := c.pause(now); p != 2*time.Second {
 		t.Errorf("after two attempts that failed the pause is %v", p)
+	}
+}
+
+// graveyard is a supervisor that knows of a dead side no more than its record does: as one that
+// was started again.
+func graveyard(t *testing.T) *Supervisor {
+	t.Helper()
+	dir := t.TempDir()
+	root := filepath.Join(dir, "root.img")
+	s := &Supervisor{
+		Pair:    &pair.Pair{Name: "p", Partitions: [2]pair.Partition{{Name: "left", Root: root}, {Name: "right"}}},
+		options: Options{Dir: dir, Log: io.Discard}, dir: &RunDir{Path: dir},
+		holds: make(map[string]*fence.Hold), roots: make(map[string]*fence.Hold),
+	}
+	s.options.Rescue = func(ctx context.Context, disk, memory string) error {
+		if disk != root || memory != s.dir.RAM("left") {
+			t.Errorf("%s is to be rescued from %s", disk, memory)
+		}
+		return ctx.Err()
+	}
+	for path, text := range map[string]string{root: strings.Repeat("root", 128), s.dir.RAM("left"): "memory"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.dir.Write(&Record{Pair: "p", Active: "right", Saved: true}); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestBury: what a dead side's memory is needed for outlives the supervisor and each attempt, and
+// its partition is not cleared before.
+func TestBury(t *testing.T) {
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, tc := range map[string]struct {
+		why, root string
+		kept      string // why; empty: nothing is
+	}{
+		"nothing left": {},
+		"refused":      {why: "2 things", kept: "2 things"},
+		"root disk":    {root: "root.img"},
+		"both":         {why: "2 things", root: "root.img", kept: "2 things"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := graveyard(t)
+			if tc.why+tc.root != "" {
+				root := tc.root
+				if root != "" {
+					root = s.Pair.Partitions[0].Root
+				}
+				if err := s.dir.Write(&Record{Pair: "p", Saved: true, Dead: &DeadSide{Name: "left", Root: root, Why: tc.why}}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if want := tc.why+tc.root != ""; s.dir.AtStake() != want {
+				t.Errorf("at stake: %v", !want)
+			}
+			if tc.root != "" {
+				if err := s.bury(ended, 0); !errors.Is(err, context.Canceled) {
+					t.Errorf("a rescue that was ended: %v", err)
+				}
+				said := (&Unsaved{Dir: s.dir.Path, Record: s.dir.Record}).Error()
+				if b, err := os.ReadFile(s.dir.RAM("left")); string(b) != "memory" || !s.dir.AtStake() || !strings.Contains(said, s.dir.RAM("left")+" is kept: ") {
+					t.Errorf("it is gone: %q, %v, %s", b, err, said)
+				}
+				if s.roots[s.Pair.Partitions[0].Root] == nil {
+					t.Error("the root disk is not held")
+				}
+			}
+			if err := s.bury(t.Context(), 0); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Stat(s.dir.RAM("left")); !errors.Is(err, os.ErrNotExist) || s.dead() != nil {
+				t.Errorf("it is not buried: %v, %+v", err, s.dead())
+			}
+			got := ""
+			for _, k := range s.dir.Record.Kept {
+				b, _ := os.ReadFile(k.File)
+				got += k.Why + string(b)
+			}
+			if want := map[bool]string{true: tc.kept + "memory"}[tc.kept != ""]; got != want || s.dir.AtStake() != (tc.kept != "") {
+				t.Errorf("kept: %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// TestRootUnheld: a root disk that somebody else has when it is to be held again is no reason to
+// end, and nothing boots from it.
+func TestRootUnheld(t *testing.T) {
+	s := graveyard(t)
+	root := s.Pair.Partitions[0].Root
+	if err := s.dir.Write(&Record{Pair: "p", Saved: true, Dead: &DeadSide{Name: "left", Root: root}}); err != nil {
+		t.Fatal(err)
+	}
+	other, err := fence.Keep(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.active = &side{index: 1}
+	if err := s.protect(t.Context()); err == nil || !strings.Contains(err.Error(), root) {
+		t.Errorf("%v", err)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.holdRoot(root, fence.Keep); err != nil || s.roots[root] == nil {
+		t.Errorf("%v", err)
 	}
 }

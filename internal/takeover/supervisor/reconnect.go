@@ -130,7 +130,8 @@ func (s *Supervisor) reconnect(ctx context.Context) error {
 			s.sides[i], s.understudy = sd, sd
 		default: // another one boots in its place
 			s.log("%v", err)
-			if err := sd.close(); err != nil {
+			s.understudy = sd
+			if err := s.LoseUnderstudy(); err != nil {
 				return err
 			}
 		}
@@ -138,8 +139,12 @@ func (s *Supervisor) reconnect(ctx context.Context) error {
 	if s.active == nil {
 		return errors.New("its record does not know the active side")
 	}
-	if s.understudy == nil { // what was booting there was nobody's yet
+	if dead := s.dead(); s.understudy == nil && dead == nil { // what was booting there was nobody's yet
 		if err := s.clear(1 - s.active.index); err != nil {
+			return err
+		}
+	} else if dead != nil { // Protect has its memory
+		if err := s.dir.endGuests(s.dir.RAM(dead.Name)); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -35,6 +36,9 @@ type Record struct {
 	// Stopping says that Active was asked to stop its services, and has neither stopped all of
 	// them nor gone back to its work.
 	Stopping bool `json:"stopping,omitempty"`
+	// Dead is a side that was taken over from, until its partition is cleared; nil: nothing needs
+	// its memory.
+	Dead *DeadSide `json:"dead,omitempty"`
 	// Kept is memory of sides that died before, whose partitions run again.
 	Kept []KeptMemory `json:"kept,omitempty"`
 	// Saved says that all that was in the memory of Active and Heir is on the disks.
@@ -52,6 +56,21 @@ type RecordDisk struct {
 	Layers   []string          `json:"layers,omitempty"`
 	Progress takeover.Progress `json:"progress,omitempty"`
 	Refused  bool              `json:"refused,omitempty"` // the memory has what could not be brought to it
+}
+
+// DeadSide is a side whose memory has what may be nowhere else, though another side serves.
+type DeadSide struct {
+	Name string `json:"name"`
+	Root string `json:"root,omitempty"` // its own root disk, to be brought up to date; empty: it has none, or it is
+	Why  string `json:"why,omitempty"`  // it is to be kept; empty: the shared disks have all of it
+}
+
+// kept says why the memory is needed still.
+func (d *DeadSide) kept() string {
+	if d.Why == "" {
+		return fmt.Sprintf("its root disk, %s, has not what was in memory only: understudy salvage apply FILE --disk %s brings it there", d.Root, d.Root)
+	}
+	return d.Why
 }
 
 // KeptMemory is the memory of a dead side which has what could not be brought to the
@@ -164,7 +183,11 @@ type Unsaved struct {
 func (u *Unsaved) Error() string {
 	if u.Record.Saved {
 		var b strings.Builder
-		for _, k := range u.Record.Kept {
+		kept := slices.Clone(u.Record.Kept)
+		if dead := u.Record.Dead; dead != nil {
+			kept = append(kept, KeptMemory{File: filepath.Join(u.Dir, dead.Name+".ram"), Why: dead.kept()})
+		}
+		for _, k := range kept {
 			fmt.Fprintf(&b, "%s is kept: %s\n", k.File, k.Why)
 		}
 		return fmt.Sprintf("%s  See what it has: understudy salvage list FILE. To give it up: understudy down --discard %s.", b.String(), u.Record.Pair)
@@ -180,7 +203,7 @@ func (u *Unsaved) Error() string {
 // AtStake says whether there may be data in the memory files that is nowhere else.
 func (d *RunDir) AtStake() bool {
 	r := d.Record
-	return r != nil && (!r.Saved && len(r.Disks) > 0 || len(r.Kept) > 0)
+	return r != nil && (!r.Saved && len(r.Disks) > 0 || len(r.Kept) > 0 || r.Dead != nil)
 }
 
 // Write makes a record durable.

@@ -86,7 +86,7 @@ func (sd *side) save(ctx context.Context, limit time.Duration) error {
 
 // Discard says that what is in memory only is not wanted: Close removes it.
 func (s *Supervisor) Discard() error {
-	return s.record(func(r *Record) { r.Saved, r.Kept = true, nil })
+	return s.record(func(r *Record) { r.Saved, r.Kept, r.Dead = true, nil, nil })
 }
 
 // Abandon has Close keep what is in memory only, for this reason. What can be made
@@ -111,6 +111,11 @@ func (s *Supervisor) Close() error {
 	if s.staging != nil {
 		errs = append(errs, s.staging.Close())
 	}
+	if s.dir.Record != nil && s.dir.Record.Saved { // a root disk may still lack something
+		for i := range s.Pair.Partitions {
+			errs = append(errs, s.rescueRoot(context.Background(), i))
+		}
+	}
 	errs = append(errs, s.release())
 	if s.dir.AtStake() {
 		errs = append(errs, &Unsaved{Dir: s.dir.Path, Record: s.dir.Record}, s.dir.Close())
@@ -126,7 +131,7 @@ const powerOffLimit = 2 * time.Minute
 // powerOff has the sides that run a system of their own end it, so that all of it is on their
 // root disks, unless something is in memory only: then all is to stay as it is.
 func (s *Supervisor) powerOff() {
-	if s.dir.AtStake() {
+	if s.dir.Record != nil && !s.dir.Record.Saved {
 		return
 	}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), powerOffLimit, fmt.Errorf("not done within %v", powerOffLimit))

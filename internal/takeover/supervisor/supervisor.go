@@ -74,7 +74,6 @@ type Supervisor struct {
 	holds     map[string]*fence.Hold // of disks, by path: from the start to the end
 	roots     map[string]*fence.Hold // of root images, likewise, but while one is rescued: of Protect
 	staging   *device.Staging
-	unburied  string // why the memory of the side that died last is to be kept; empty: it is not
 	crashLoop crashLoop
 
 	recording sync.Mutex // of record
@@ -194,14 +193,23 @@ func (s *Supervisor) hold(keep func(string) (*fence.Hold, error)) error {
 		}
 	}
 	for _, p := range s.Pair.Partitions {
-		if p.Root == "" || s.holds[p.Root] != nil || s.roots[p.Root] != nil {
-			continue
-		}
-		if err := hold(s.roots, p.Root); err != nil {
+		if err := s.holdRoot(p.Root, keep); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// holdRoot holds a partition's root image, if it has one that is not held.
+func (s *Supervisor) holdRoot(path string, keep func(string) (*fence.Hold, error)) error {
+	if path == "" || s.holds[path] != nil || s.roots[path] != nil {
+		return nil
+	}
+	h, err := keep(path)
+	if err == nil {
+		s.roots[path] = h
+	}
+	return err
 }
 
 // log tells the operator. That nobody can read it any more ends nothing.

@@ -52,6 +52,7 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	s.mu.Unlock()
 	if err := s.record(func(r *Record) {
 		r.Active, r.Heir, r.Understudy, r.Saved, r.Stopping = s.active.name, "", "", false, false
+		r.Dead = &DeadSide{Name: dead.name, Root: s.rescuedRoot(dead.index), Why: "what was brought over may not have been durable yet when its supervisor ended"}
 		for i := range r.Disks {
 			r.Disks[i].Progress = ""
 		}
@@ -59,15 +60,28 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 		return serving.Report, err
 	}
 	err = serving.Settle(hctx)
+	why := ""
 	switch {
 	case err != nil && hctx.Err() != nil: // the next takeover, or recover, has all of it from the memory of this one
 	case err != nil:
 		err = fmt.Errorf("%w: what was brought over is not durable yet, so the memory of partition %s is kept", err, dead.name)
-		s.unburied = err.Error()
+		why = err.Error()
 	case len(serving.Refused) > 0:
-		s.unburied = fmt.Sprintf("%d things were not brought to the disks, as the report of the takeover says", len(serving.Refused))
+		why = fmt.Sprintf("%d things were not brought to the disks, as the report of the takeover says", len(serving.Refused))
 	}
-	return serving.Report, errors.Join(err, s.closeMorgue(), s.staging.Reset())
+	return serving.Report, errors.Join(err, s.needDead(s.rescuedRoot(dead.index), why), s.closeMorgue(), s.staging.Reset())
+}
+
+// needDead records what still needs the memory of the side that was taken over from.
+func (s *Supervisor) needDead(root, why string) error {
+	return s.record(func(r *Record) {
+		if r.Dead != nil {
+			r.Dead = &DeadSide{Name: r.Dead.Name, Root: root, Why: why}
+		}
+		if root == "" && why == "" {
+			r.Dead = nil
+		}
+	})
 }
 
 // takeoverOptions are those of a pair. salvager may be nil: then nothing is in memory only.

@@ -129,7 +129,12 @@ func (s *Supervisor) LoseUnderstudy() error {
 	dead := s.understudy
 	s.understudy = nil
 	s.mu.Unlock()
-	return errors.Join(dead.end(), s.record(func(r *Record) { r.Understudy = "" }))
+	return errors.Join(dead.end(), s.record(func(r *Record) {
+		r.Understudy = ""
+		if root := s.rescuedRoot(dead.index); root != "" {
+			r.Dead = &DeadSide{Name: dead.name, Root: root}
+		}
+	}))
 }
 
 // watcherOf watches a side in its role.
