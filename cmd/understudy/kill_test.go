@@ -37,7 +37,28 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	os.Exit(runTests(m))
+}
+
+// runTests runs them with a run directory for all that have none of their own, which they must
+// leave empty.
+func runTests(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "us-")
+	if err == nil {
+		err = os.Setenv("UNDERSTUDY_RUN", dir)
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	before := leftovers(dir)
+	status := m.Run()
+	if left := newLeftovers(dir, before); len(left) > 0 {
+		fmt.Printf("left behind: %s\n", strings.Join(left, ", "))
+		return 1
+	}
+	return status
 }
 
 // killed is the section of deaths of others than the active kernel alone.

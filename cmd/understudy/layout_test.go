@@ -13,6 +13,7 @@ import (
 // TestArrangements reads RAM files of machines that lay out their memory otherwise than
 // QEMU's q35.
 func TestArrangements(t *testing.T) {
+	together(t)
 	for name, spec := range map[string]scene.Spec{
 		"i440fx of 3 GiB":                  {Machine: "pc", Memory: 3 << 30},
 		"i440fx of 4 GiB":                  {Machine: "pc", Memory: 4 << 30},

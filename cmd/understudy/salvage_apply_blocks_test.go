@@ -11,7 +11,7 @@ import (
 
 // TestApplyLargeBlocks has ext4 with blocks larger than a page, which only new kernels mount.
 func TestApplyLargeBlocks(t *testing.T) {
-	vm(t)
+	together(t)
 	const newest = "newest-cloud"
 	b := sceneBench(t, scene.Spec{
 		Kernel:  newest,

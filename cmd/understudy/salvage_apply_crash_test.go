@@ -76,6 +76,7 @@ func kill(t *testing.T, cmd *exec.Cmd) {
 
 // TestApplyKilled kills the command while its guest works.
 func TestApplyKilled(t *testing.T) {
+	together(t)
 	tier.Full(t, "salvage apply killed before its commit")
 	b := newBench(t, fixture.Basic, "ext4").inGuest()
 	cmd := b.start()
@@ -93,6 +94,7 @@ func TestApplyKilled(t *testing.T) {
 
 // TestApplyGuestKilled kills the guest itself.
 func TestApplyGuestKilled(t *testing.T) {
+	together(t)
 	tier.Full(t, "salvage apply whose guest is killed")
 	b := newBench(t, fixture.Basic, "ext4").inGuest()
 	cmd := b.start()
@@ -140,6 +142,7 @@ func slowCommit(t *testing.T) string {
 
 // TestApplyCommitKilled kills the command in the midst of the commit.
 func TestApplyCommitKilled(t *testing.T) {
+	together(t)
 	other := crashImage(t, fixture.Writeback)
 	b := newBench(t, fixture.Basic, "ext4").inGuest()
 	cmd := b.start(slowCommit(t))
@@ -196,6 +199,7 @@ func TestApplyCommitKilled(t *testing.T) {
 
 // TestApplyStale finds the work of another image beside the disk.
 func TestApplyStale(t *testing.T) {
+	together(t)
 	tier.Full(t, "what another run has left beside a disk")
 	b := newBench(t, fixture.Basic, "ext4").inGuest()
 	cmd := b.start()
@@ -235,6 +239,7 @@ func leftRun(t *testing.T) string {
 
 // TestApplyRefuses has disks that must not be written to.
 func TestApplyRefuses(t *testing.T) {
+	together(t)
 	b := newBench(t, fixture.Basic, "ext4")
 	b.fails("no such file", "--disk", filepath.Join(t.TempDir(), "none"))
 	b.fails("Name an image file", "--disk", t.TempDir())

@@ -17,6 +17,7 @@ import (
 // TestApplyFragments wants the same unsaved data to lie on the disk in no more pieces than
 // where the kernel in a guest writes it back, and the free blocks in no smaller ones.
 func TestApplyFragments(t *testing.T) {
+	together(t)
 	tier.Full(t, "fragments beside the kernel's own writeback")
 	if _, err := exec.LookPath("e2freefrag"); err != nil {
 		tier.Lacks(t, err)

@@ -21,7 +21,7 @@ const (
 // TestApplyMirror has a file system on a mirror (md, level 1): a disk of it is refused, and not
 // a byte of it changes; what the array has is applied to.
 func TestApplyMirror(t *testing.T) {
-	vm(t)
+	together(t)
 	tier.Full(t, "a mirror of two disks")
 	legs := makeMirror(t)
 	b := sceneBench(t, scene.Spec{

@@ -13,7 +13,7 @@ import (
 // TestApplyMMP: a disk says that nobody has its file system mounted, once the last commit of the kernel
 // that had is finished; not if another machine has signed since.
 func TestApplyMMP(t *testing.T) {
-	vm(t)
+	together(t)
 	b := sceneBench(t, scene.Spec{
 		Modules: []string{"ext4"},
 		Disks:   []scene.Disk{{Size: 64 << 20, Mkfs: []string{"mkfs.ext4", "-qF", "-O", "mmp"}}},

@@ -50,6 +50,7 @@ func (b *bench) mount(options string) (dir string, end func()) {
 
 // TestApplyMounted has file systems that are mounted on this machine.
 func TestApplyMounted(t *testing.T) {
+	together(t)
 	for name, options := range map[string]string{"xfs": "noatime", "btrfs": "noatime,subvolid=5"} {
 		t.Run(name, func(t *testing.T) {
 			if name == "xfs" {
@@ -82,6 +83,7 @@ func TestApplyMounted(t *testing.T) {
 
 // TestApplyPartial writes what is known of a file, and says that it is not all.
 func TestApplyPartial(t *testing.T) {
+	together(t)
 	b := newBench(t, fixture.Everything(fixture.Default), "btrfs")
 	dir, end := b.mount("noatime,subvolid=5")
 	const name = "old/shrunk" // it was cut: what is left of it is on the disk alone
@@ -99,6 +101,7 @@ func TestApplyPartial(t *testing.T) {
 
 // TestApplyMountedLater wants what was changed after the crash to stay.
 func TestApplyMountedLater(t *testing.T) {
+	together(t)
 	b := newBench(t, fixture.Everything(fixture.Default), "xfs")
 	dir, end := b.mount("noatime")
 	const text = "written after the crash"
@@ -121,6 +124,7 @@ func TestApplyMountedLater(t *testing.T) {
 
 // TestApplyMountedRefuses has what must not be written to.
 func TestApplyMountedRefuses(t *testing.T) {
+	together(t)
 	b := newBench(t, fixture.Everything(fixture.Default), "ext4")
 	fails := func(want, dir string) {
 		t.Helper()

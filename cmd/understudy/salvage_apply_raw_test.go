@@ -33,6 +33,7 @@ func guestFor(t *testing.T) *offline.Guest {
 // TestApplyRaw writes blocks of the disk itself before it is mounted, and has it
 // checked.
 func TestApplyRaw(t *testing.T) {
+	together(t)
 	tier.Full(t, "blocks written before the mount, by themselves")
 	b := newBench(t, fixture.Basic, "ext4")
 	job := offline.Job{

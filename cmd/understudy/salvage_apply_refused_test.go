@@ -24,7 +24,7 @@ func sceneBench(t *testing.T, spec scene.Spec) *bench {
 // TestApplyGivesNothingUp has a last commit that is refused, since the kernel had aborted
 // its journal: nothing is written, however often, until it is asked for.
 func TestApplyGivesNothingUp(t *testing.T) {
-	vm(t)
+	together(t)
 	b := sceneBench(t, scene.Spec{
 		Modules: []string{"ext4"},
 		Disks:   []scene.Disk{{Size: 256 << 20, Mkfs: []string{"mkfs.ext4", "-qF"}}},
@@ -57,7 +57,7 @@ crash
 // TestApplyErrorsPanic has a kernel that died of an error in the file system, as it was told
 // to. It throws away what it had not committed; the files are in memory all the same.
 func TestApplyErrorsPanic(t *testing.T) {
-	vm(t)
+	together(t)
 	b := sceneBench(t, scene.Spec{
 		Modules: []string{"ext4"},
 		Disks:   []scene.Disk{{Size: 256 << 20, Mkfs: []string{"mkfs.ext4", "-qF"}}},

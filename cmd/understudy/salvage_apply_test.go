@@ -38,7 +38,7 @@ func (b *bench) inGuest() *bench {
 
 func newBench(t *testing.T, spec fixture.Spec, name string) *bench {
 	t.Helper()
-	vm(t)
+	needGuests(t)
 	image := crashImage(t, spec)
 	b := &bench{t: t, image: image, crash: image.Format(name)}
 	b.disk = b.crash
@@ -189,6 +189,7 @@ func differs(got, want record.File, loose, again bool) string {
 }
 
 func TestApply(t *testing.T) {
+	together(t)
 	for _, name := range fixture.Basic.FS {
 		t.Run(name, func(t *testing.T) {
 			if name != "ext4" {
@@ -230,6 +231,7 @@ func (b *bench) again(r offline.Report) {
 
 // TestApplyInGuest has the guest do what it did before there were places without it.
 func TestApplyInGuest(t *testing.T) {
+	together(t)
 	tier.Full(t, "salvage apply to ext4 by a guest")
 	b := newBench(t, fixture.Basic, "ext4").inGuest()
 	b.complete(b.apply())
@@ -240,6 +242,7 @@ func TestApplyInGuest(t *testing.T) {
 // TestApplyWithoutJournal has file systems whose log is not finished: what it would
 // have had is made again.
 func TestApplyWithoutJournal(t *testing.T) {
+	together(t)
 	for _, of := range []struct{ kernel, fs string }{
 		{fixture.Default, "xfs"}, {fixture.Default, "xfs-1k"}, {fixture.Default, "btrfs"},
 		{"6.12-cloud", "xfs"}, {"6.12-cloud", "btrfs"}, {"newest-cloud", "xfs"}, {"newest-cloud", "btrfs"},
@@ -264,6 +267,7 @@ func TestApplyWithoutJournal(t *testing.T) {
 // TestApplyChecked has a file system without a journal, which needs e2fsck: this machine's
 // looks at a copy of the disk, and no guest is booted.
 func TestApplyChecked(t *testing.T) {
+	together(t)
 	if _, err := os.Stat("/dev/fuse"); err != nil || os.Geteuid() != 0 {
 		t.Skipf("a file is served by FUSE, as root: %v", err)
 	}
@@ -287,6 +291,7 @@ func TestApplyChecked(t *testing.T) {
 
 // TestApplyUnsupported has what can only be extracted.
 func TestApplyUnsupported(t *testing.T) {
+	together(t)
 	b := newBench(t, fixture.Everything(fixture.Default), "vfat")
 	b.fails("no file system that can be written to")
 	b = newBench(t, fixture.Everything("5.10-cloud"), "xfs") // which keeps no types of its modules
@@ -295,6 +300,7 @@ func TestApplyUnsupported(t *testing.T) {
 }
 
 func TestApplyForPeople(t *testing.T) {
+	together(t)
 	b := newBench(t, fixture.Basic, "ext4")
 	got := command(t, "salvage", "apply", b.image.RAM, "--disk", b.disk.Image, "--dry-run")
 	for _, want := range []string{b.disk.UUID, "old/append", "files to bring up to date", "left alone", "nothing was written"} {

@@ -15,7 +15,7 @@ import (
 // saved, one that replaced a saved one, one that is shared with a new file, and one that was removed. They are no
 // files, and come out with the last commit.
 func TestLongAttributes(t *testing.T) {
-	vm(t)
+	together(t)
 	tier.Full(t, "values of attributes in inodes of their own")
 	at, err := exec.LookPath("setfattr")
 	if err != nil {

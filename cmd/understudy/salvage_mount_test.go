@@ -96,6 +96,7 @@ func mounted(t *testing.T, image string, args ...string) string {
 // TestMountWithDisk wants every file in full: with the disk behind the memory, it
 // must be as the guest had it.
 func TestMountWithDisk(t *testing.T) {
+	t.Parallel()
 	for name, spec := range map[string]fixture.Spec{"basic": fixture.Basic, "writeback": fixture.Writeback, "untyped": fixture.Untyped} {
 		t.Run(name, func(t *testing.T) {
 			image := crashImage(t, spec)

@@ -16,7 +16,7 @@ import (
 // TestOwnInodes: what file systems keep for themselves in inodes (quotas, orphans, a journal, free space, a
 // real-time section that is not there) is no file of anybody's, also if its number could be one.
 func TestOwnInodes(t *testing.T) {
-	vm(t)
+	together(t)
 	tier.Full(t, "quotas of XFS, free space of btrfs in files")
 	b := sceneBench(t, scene.Spec{
 		Kernel:  "6.1-generic",

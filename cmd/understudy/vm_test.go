@@ -28,9 +28,8 @@ const binary = "../../bin/understudy"
 // labBinary has the demo, and is what guests of tests run that answer more verbs.
 const labBinary = "../../bin/understudy-lab"
 
-// vm prepares a test that boots guests: with a run directory and a cache of
-// runs of its own, which must be as they were when it ends.
-func vm(t *testing.T) {
+// needGuests is what a test needs that boots guests.
+func needGuests(t *testing.T) {
 	t.Helper()
 	tier.Guest(t)
 	if os.Getuid() != 0 {
@@ -47,6 +46,13 @@ func vm(t *testing.T) {
 	if _, _, err := dirs.Kernel(""); err != nil {
 		tier.Lacks(t, err)
 	}
+}
+
+// vm prepares a test that brings up a pair: with a run directory and a cache of
+// runs of its own, which must be as they were when it ends.
+func vm(t *testing.T) {
+	t.Helper()
+	needGuests(t)
 	// Not t.TempDir, which has the name of the test in it: the path of a socket has room
 	// for 107 bytes (unix(7)).
 	run, err := os.MkdirTemp("", "us-")
@@ -56,11 +62,9 @@ func vm(t *testing.T) {
 	t.Cleanup(func() { os.RemoveAll(run) })
 	t.Setenv("UNDERSTUDY_RUN", run)
 	t.Setenv("UNDERSTUDY_STATE", filepath.Join(t.TempDir(), "state"))
-	links, before := hostLinks(t), leftovers(t)
+	links, before := hostLinks(t), leftovers(run)
 	t.Cleanup(func() {
-		// What somebody else left in the cache before is not this test's.
-		left := slices.DeleteFunc(leftovers(t), func(l string) bool { return slices.Contains(before, l) })
-		if len(left) > 0 {
+		if left := newLeftovers(run, before); len(left) > 0 {
 			t.Errorf("left behind: %s", strings.Join(left, ", "))
 		}
 		if now := hostLinks(t); now != links {
@@ -69,33 +73,35 @@ func vm(t *testing.T) {
 	})
 }
 
-// leftovers lists files and processes that a run should have taken away.
-func leftovers(t *testing.T) []string {
+// together prepares a test that boots guests, but no pair, and holds nothing against time: it runs
+// beside another. What it leaves is seen at the end of them all (TestMain).
+func together(t *testing.T) {
 	t.Helper()
-	run := os.Getenv("UNDERSTUDY_RUN")
-	left, err := filepath.Glob(filepath.Join(run, "*"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	t.Parallel()
+	needGuests(t)
+}
+
+// leftovers lists files and processes that a run should have taken away.
+func leftovers(run string) []string {
 	cache, err := dirs.Cache()
 	if err != nil {
-		t.Fatal(err)
+		return []string{err.Error()}
 	}
-	runs, err := filepath.Glob(filepath.Join(cache, "runs", "*"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	left, _ := filepath.Glob(filepath.Join(run, "*")) // no pattern is bad
+	runs, _ := filepath.Glob(filepath.Join(cache, "runs", "*"))
 	left = append(left, slices.DeleteFunc(runs, livesOn)...)
-	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
+	processes, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range processes {
 		if line, err := os.ReadFile(p); err == nil && bytes.Contains(line, []byte(run)) {
 			left = append(left, strings.ReplaceAll(string(line), "\x00", " "))
 		}
 	}
 	return left
+}
+
+// newLeftovers is without what somebody else left in the cache before.
+func newLeftovers(run string, before []string) []string {
+	return slices.DeleteFunc(leftovers(run), func(l string) bool { return slices.Contains(before, l) })
 }
 
 // livesOn says whether a directory of netlab.WorkDir is a process's that lives: somebody else's.
@@ -268,7 +274,7 @@ func startDemo(t *testing.T, said string) *exec.Cmd {
 // guests counts the guests that the test has.
 func guests(t *testing.T) (n int) {
 	t.Helper()
-	for _, l := range leftovers(t) {
+	for _, l := range leftovers(os.Getenv("UNDERSTUDY_RUN")) {
 		if strings.Contains(l, "qemu") {
 			n++
 		}
@@ -306,7 +312,7 @@ func TestKilled(t *testing.T) {
 	}
 	cmd.Wait()
 	await(t, "end of the guests that outlived their supervisor", programLimit, func() bool { return guests(t) == 0 })
-	for _, l := range leftovers(t) {
+	for _, l := range leftovers(os.Getenv("UNDERSTUDY_RUN")) {
 		if err := os.RemoveAll(l); err != nil {
 			t.Fatal(err)
 		}
