@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -152,6 +153,33 @@ func TestBrokenOff(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestRefusedAndBrokenOff: the last commit is refused, since the dead kernel had aborted its journal,
+// and then the understudy dies, too, before it has mounted the disk. What was refused stays in
+// memory: recover names it, and removes nothing.
+func TestRefusedAndBrokenOff(t *testing.T) {
+	tier.Full(t, "a takeover that has refused something is broken off")
+	s := stand(t, marker, unsaved, "image: data.img", `options: "commit=3600,errors=remount-ro", image: data.img`)
+	s.brokenOff(takeover.Given, "understudy", func() {
+		s.written()
+		s.shell("left", "echo 1 > /sys/fs/ext4/$(basename $(readlink /sys/dev/block/$(busybox mountpoint -d /srv)))/trigger_fs_error; while busybox touch /srv/x; do sleep 1; done")
+	})
+	for range 2 {
+		out, err := understudy(t, "recover", "test")
+		if err == nil || !strings.Contains(out+err.Error(), "aborted") {
+			t.Errorf("%v: %s", err, out)
+		}
+		if _, err := os.Stat(filepath.Join(dirs.Run("test"), "left.ram")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := understudy(t, "down", "--discard", "test"); err != nil {
+		t.Error(err)
+	}
+	if !t.Failed() {
+		row(t, killed, "understudy", "before the mount, after the last commit was refused", "understudy recover", "kept, and named")
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 // disk brings one disk over. The last commit is finished before anybody mounts
 // it; the dead memory is gathered while the understudy does.
 func (r *run) disk(ctx context.Context, disk string) error {
+	r.refusedBefore = len(r.report.Refused)
 	if err := r.record(disk, Fenced); err != nil {
 		return err
 	}
@@ -126,7 +127,7 @@ func (r *run) record(disk string, p Progress) error {
 	if r.options.Record == nil {
 		return nil
 	}
-	if err := r.options.Record(disk, p); err != nil {
+	if err := r.options.Record(disk, p, len(r.report.Refused) > r.refusedBefore); err != nil {
 		return fmt.Errorf("record that it is %s: %w", p, err)
 	}
 	return nil

@@ -31,8 +31,9 @@ type Options struct {
 	// of a disk is refused as a whole.
 	StopIfRefused bool
 	// Record makes durable how far a disk has come, before the step that Progress
-	// names is taken; it may be nil. If it fails, the takeover does.
-	Record func(disk string, p Progress) error
+	// names is taken, and whether something of it was refused until then: then the dead memory has
+	// what is not brought to it. It may be nil. If it fails, the takeover does.
+	Record func(disk string, p Progress, refused bool) error
 	// Fenced is called once the fence stands, before anything is handed over.
 	Fenced func()
 }
@@ -182,6 +183,8 @@ type run struct {
 	report  *Report
 	staged  int64 // bytes of staging in use
 	teller  *teller
+
+	refusedBefore int // how much was refused before the disk that is brought over
 }
 
 func (r *run) sync(ctx context.Context) error {

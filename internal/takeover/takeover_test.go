@@ -397,10 +397,13 @@ func TestProgressIsRecorded(t *testing.T) {
 	for n := -1; n < 3; n++ {
 		m := newStand()
 		recorded := 0
-		o := Options{Disks: []string{"data"}, Salvager: &body{m: m, found: someFiles()}, Record: func(disk string, p Progress) error {
+		o := Options{Disks: []string{"data"}, Salvager: &body{m: m, found: someFiles()}, Record: func(disk string, p Progress, refused bool) error {
 			err := m.did("record " + string(p))
 			if recorded == n {
 				err = errors.New("no room")
+			}
+			if refused {
+				t.Errorf("%s: something was refused", p)
 			}
 			recorded++
 			return err
@@ -418,6 +421,21 @@ func TestProgressIsRecorded(t *testing.T) {
 		if err == nil || m.calls[len(m.calls)-1] != last {
 			t.Errorf("%v after %v", m.calls, err)
 		}
+	}
+}
+
+// TestRefusalIsRecorded: that a disk lacks something which the dead memory has is durable before the
+// understudy sees the disk.
+func TestRefusalIsRecorded(t *testing.T) {
+	m := newStand()
+	said := make(map[Progress]bool)
+	o := Options{Disks: []string{"data"}, Salvager: &body{m: m, finish: errors.New("aborted")}, Record: func(_ string, p Progress, refused bool) error {
+		said[p] = refused
+		return nil
+	}}
+	_, err := play(m, o)
+	if want := map[Progress]bool{Fenced: false, Given: true, Applied: true}; err != nil || !reflect.DeepEqual(said, want) {
+		t.Errorf("%v, %v", err, said)
 	}
 }
 

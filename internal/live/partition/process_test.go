@@ -91,3 +91,29 @@ func TestStolen(t *testing.T) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
+
+// TestReconnectStopped: a process that is stopped answers nothing, and that is said at once.
+func TestReconnectStopped(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	started, err := StartOf(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for stateOf(cmd.Process.Pid) != stateStopped {
+		time.Sleep(time.Millisecond)
+	}
+	_, err = Reconnect(t.Context(), Spec{Name: "left", Dir: t.TempDir()}, Identity{cmd.Process.Pid, started})
+	if !errors.Is(err, ErrStopped) || !strings.Contains(err.Error(), "kill -CONT") {
+		t.Errorf("%v", err)
+	}
+}

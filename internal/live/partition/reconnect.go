@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/hint"
 )
 
 // Identity tells a process from one that gets its number later.
@@ -26,17 +28,38 @@ func (p *Process) Identity() (Identity, error) {
 
 // StartOf reads when a process began, as Identity has it.
 func StartOf(pid int) (uint64, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	const before = 19 // fields between the name's parenthesis and this one
+	fields, err := statOf(pid)
 	if err != nil {
 		return 0, err
 	}
-	const before = 19 // fields between the name's parenthesis and this one
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) <= before {
-		return 0, fmt.Errorf("read start of process %d: %q", pid, stat)
+		return 0, fmt.Errorf("read start of process %d: %q", pid, fields)
 	}
 	return strconv.ParseUint(fields[before], 10, 64)
 }
+
+// stateOf is a process's state; empty if there is none.
+func stateOf(pid int) string {
+	fields, _ := statOf(pid)
+	return append(fields, "")[0]
+}
+
+// statOf are the fields behind the name of a process.
+func statOf(pid int) ([]string, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil, err
+	}
+	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])), nil
+}
+
+// stateStopped is that of a process whose threads were all stopped by a signal (proc(5), stat,
+// field 3).
+const stateStopped = "T"
+
+// ErrStopped is why a partition is not reconnected to: its process is stopped, and answers nothing.
+var ErrStopped = errors.New("it is stopped (SIGSTOP)")
 
 // ErrGone is why a partition is not reconnected to: its process has ended.
 var ErrGone = errors.New("it has ended")
@@ -64,6 +87,10 @@ func Reconnect(ctx context.Context, spec Spec, id Identity) (*Process, error) {
 			}
 		}
 	}()
+	if stateOf(id.PID) == stateStopped {
+		return p, hint.New("reconnect to partition "+spec.Name, fmt.Errorf("process %d: %w", id.PID, ErrStopped),
+			fmt.Sprintf("Let it go on, and run this again: kill -CONT %d", id.PID))
+	}
 	if err := p.bringUp(ctx); err != nil {
 		select {
 		case <-p.ended:

@@ -91,7 +91,15 @@ func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
 	case takeover.Applied:
 		return r.apply(ctx, d, Options{Image: heir}, saved)
 	case takeover.Given:
-		return r.applyIfMounted(ctx, d, heir)
+		err := r.apply(ctx, d, Options{Image: heir}, saved)
+		if !errors.Is(err, ErrNotMounted) {
+			return err
+		}
+		// It died before it came to that: the disk is as the active side left it.
+		if err = r.applyIfMounted(ctx, d, active); errors.Is(err, salvage.ErrDiskChanged) {
+			return nil // it is not, and what was refused stays so
+		}
+		return err
 	case takeover.HandedOver:
 		err := r.apply(ctx, d, Options{Image: heir}, heirSaved)
 		if errors.Is(err, ErrNotMounted) { // it died before it came to that, or in the midst of it

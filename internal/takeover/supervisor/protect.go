@@ -68,11 +68,9 @@ func (s *Supervisor) protect(ctx context.Context) error {
 		if sd, err = s.boot(gctx, i, false); err != nil {
 			return err
 		}
-		return s.rehearse(gctx, sd)
+		return s.fit(gctx, sd)
 	})
-	if s.morgue == nil {
-		g.Go(func() error { return s.prepare(gctx) })
-	}
+	g.Go(func() error { return s.prepareFor(gctx) })
 	if err := g.Wait(); err != nil {
 		if sd != nil {
 			err = errors.Join(err, sd.close())
@@ -92,16 +90,44 @@ func (s *Supervisor) protect(ctx context.Context) error {
 	return nil
 }
 
+// prepareFor has the active kernel found in its memory, unless it was. A side that is dead already is
+// taken over from all the same, without what is in its memory only.
+func (s *Supervisor) prepareFor(ctx context.Context) error {
+	s.mu.Lock()
+	prepared := s.prepared
+	s.mu.Unlock()
+	if prepared {
+		return nil
+	}
+	err := s.prepare(ctx)
+	s.mu.Lock()
+	frozen := s.frozen
+	s.mu.Unlock()
+	if err != nil && frozen && ctx.Err() == nil {
+		s.trouble(wire.TroubleNotice{What: err.Error()})
+		return nil
+	}
+	return err
+}
+
 // bury removes what is left of the side that ran in partition i, if one did, under this supervisor
 // or an earlier one. Its memory is needed no more: what counted of it is durable elsewhere, but
 // for its root disk, which comes first, and for what was refused, which is kept. If ctx ends
 // before, all of it stays, and is done the next time.
 func (s *Supervisor) bury(ctx context.Context, i int) error {
+	if d := s.unrecorded; d != nil {
+		if err := s.needDead(*d, func(*Record) {}); err != nil {
+			return err
+		}
+	}
 	if err := s.rescueRoot(ctx, i); err != nil {
 		return err
 	}
 	spec := s.spec(i, "")
-	errs := []error{s.keepDead(&spec)}
+	if err := s.keepDead(&spec); err != nil {
+		return err
+	}
+	var errs []error
 	if err := os.Rename(spec.ConsoleLogPath(), filepath.Join(s.options.Dir, "died-"+spec.Name+".console.log")); !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, err)
 	}
@@ -176,8 +202,8 @@ func (s *Supervisor) rescuedRoot(i int) string {
 // fails, and is to be done again.
 func (s *Supervisor) rescueRoot(ctx context.Context, i int) error {
 	p, dead := s.Pair.Partitions[i], s.dead()
-	if dead == nil || dead.Name != p.Name || dead.Root == "" {
-		return nil
+	if dead == nil || dead.Name != p.Name || dead.Root == "" || s.options.Rescue == nil {
+		return nil // or it is kept with what it has
 	}
 	var err error
 	if h := s.roots[p.Root]; h != nil {
@@ -194,11 +220,16 @@ func (s *Supervisor) rescueRoot(ctx context.Context, i int) error {
 	if err != nil {
 		s.trouble(wire.TroubleNotice{What: fmt.Sprintf("root disk of partition %s: what was not written is lost, as after any crash: %v", p.Name, err)})
 	}
-	return s.needDead("", dead.Why)
+	return s.needDead(DeadSide{Name: dead.Name, Why: dead.Why}, func(*Record) {})
 }
 
 // Freeze stops a dead side where it is, until there is an understudy to take over.
-func (s *Supervisor) Freeze() { s.active.process.Freeze() }
+func (s *Supervisor) Freeze() {
+	s.mu.Lock()
+	s.frozen = true
+	s.mu.Unlock()
+	s.active.process.Freeze()
+}
 
 // crashLoop makes pauses before a pair is protected again, if it does not stay so.
 type crashLoop struct {

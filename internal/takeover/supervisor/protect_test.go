@@ -12,6 +12,8 @@ import (
 
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/live/partition"
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // TestCrashLoop: a pair that does not stay protected waits longer each time, up to a bound,
@@ -151,5 +153,51 @@ func TestRootUnheld(t *testing.T) {
 	}
 	if err := s.holdRoot(root, fence.Keep); err != nil || s.roots[root] == nil {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestUnrecorded: a dead side is not buried before it is recorded what needs its memory.
+func TestUnrecorded(t *testing.T) {
+	s := graveyard(t)
+	blocked := filepath.Join(s.dir.Path, recordName+".new")
+	if err := os.Mkdir(blocked, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.needDead(DeadSide{Name: "left", Why: "2 things"}, func(*Record) {}); err == nil {
+		t.Fatal("it was recorded")
+	}
+	if err := s.bury(t.Context(), 0); err == nil {
+		t.Error("it was buried")
+	}
+	if err := os.Remove(blocked); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.bury(t.Context(), 0); err != nil || len(s.Kept()) != 1 {
+		t.Errorf("%v, kept %+v", err, s.Kept())
+	}
+}
+
+// TestUnprepared: an active kernel that is not found is looked for at each attempt; one that is dead
+// is taken over from all the same.
+func TestUnprepared(t *testing.T) {
+	s := graveyard(t)
+	spec := s.spec(0, "")
+	if err := os.WriteFile(spec.RAMPath(), make([]byte, 4<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	told := 0
+	s.options.Trouble = func(wire.TroubleNotice) { told++ }
+	s.active = &side{name: "left", process: &partition.Process{Spec: spec}}
+	for range 2 {
+		if err := s.prepareFor(t.Context()); err == nil || told > 0 {
+			t.Errorf("a kernel was found in zeros; %d troubles", told)
+		}
+	}
+	s.frozen = true
+	if err := s.prepareFor(t.Context()); err != nil || told != 1 {
+		t.Errorf("%v, %d troubles", err, told)
+	}
+	if err := s.closeMorgue(); err != nil {
+		t.Error(err)
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
 // RecordSide is a side whose guest goes on when its supervisor ends.
@@ -149,8 +150,11 @@ func (s *Supervisor) reconnect(ctx context.Context) error {
 		}
 	}
 	s.crashLoop.protected(time.Now())
-	if err := s.prepare(ctx); err != nil {
-		return err
+	if err := s.prepare(ctx); err != nil { // it is watched all the same
+		if ctx.Err() != nil {
+			return err
+		}
+		s.trouble(wire.TroubleNotice{What: err.Error()})
 	}
 	return s.resumeStopped(ctx)
 }
@@ -193,6 +197,13 @@ func (s *Supervisor) reconnectSide(ctx context.Context, i int, r RecordSide) (*s
 	}
 	var gone error
 	sd.process, gone = partition.Reconnect(ctx, sd.spec, r.Identity)
+	if errors.Is(gone, partition.ErrStopped) && inPanic(ctx, sd.spec.RAMPath()) {
+		// As Freeze leaves it. It must not go on: a crash kernel would run.
+		if err := sd.end(); err != nil {
+			return sd, err
+		}
+		gone = fmt.Errorf("partition %s was stopped in panic(): %w", sd.name, partition.ErrGone)
+	}
 	var err error
 	if sd.beat, err = mapBeat(sd.spec.BeatPath()); err != nil {
 		return sd, err
@@ -207,6 +218,20 @@ func (s *Supervisor) reconnectSide(ctx context.Context, i int, r RecordSide) (*s
 		return sd, errors.Join(err, sd.mute())
 	}
 	return sd, nil
+}
+
+// inPanic says whether the kernel that this memory is of is in panic().
+func inPanic(ctx context.Context, memory string) bool {
+	m, err := morgue.Open(memory)
+	if err != nil {
+		return false
+	}
+	defer m.Close()
+	if m.Prepare(ctx) != nil {
+		return false
+	}
+	_, panicked := m.Panicked()
+	return panicked
 }
 
 // mute gives a side an agent that answers nothing.

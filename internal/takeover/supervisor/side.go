@@ -298,18 +298,19 @@ func (sd *side) meet(ctx context.Context, notice Notice, limit time.Duration) er
 	if err != nil {
 		return fmt.Errorf("reach agent of partition %s: %w", sd.name, err)
 	}
-	greeted := make(chan wire.Greeting, 1)
+	greeted, met := make(chan wire.Greeting, 1), false
 	sd.agent = wire.New(stream, wire.FromAgent, func(_ context.Context, verb string, body json.RawMessage) (any, error) {
 		if verb == wire.Hello {
 			var g wire.Greeting
 			if err := json.Unmarshal(body, &g); err != nil {
 				return nil, err
 			}
-			select {
-			case greeted <- g:
-			default: // it was started again
+			if met { // it was started again
 				sd.agent.Abandon(errRestarted)
+				return nil, nil
 			}
+			met = true // notices come one after the other
+			greeted <- g
 			return nil, nil
 		}
 		if verb == wire.Trouble {

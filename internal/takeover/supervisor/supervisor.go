@@ -75,6 +75,8 @@ type Supervisor struct {
 	roots     map[string]*fence.Hold // of root images, likewise, but while one is rescued: of Protect
 	staging   *device.Staging
 	crashLoop crashLoop
+	// unrecorded is what needs a dead side's memory and could not be recorded; nil: all is.
+	unrecorded *DeadSide
 
 	recording sync.Mutex // of record
 
@@ -85,6 +87,8 @@ type Supervisor struct {
 	morgue     *morgue.Morgue           // of the active side; nil: nobody has looked for its kernel yet
 	reads      map[string]chan struct{} // of images, by us, that are under way; by disk
 	crashed    time.Time                // when a crash was asked for
+	frozen     bool                     // the active side is dead, and stands still until there is an understudy
+	prepared   bool                     // the active side's kernel was found in its memory
 	lost       map[string]string        // what was told of disks that have lost their paths, and of the network
 }
 
@@ -160,7 +164,7 @@ func (s *Supervisor) start(ctx context.Context) error {
 		}
 		return s.prepare(gctx)
 	})
-	g.Go(func() error { return s.rehearse(gctx, s.understudy) })
+	g.Go(func() error { return s.fit(gctx, s.understudy) })
 	if err := g.Wait(); err != nil {
 		return err
 	}
@@ -344,15 +348,42 @@ func (s *Supervisor) record(change func(*Record)) error {
 // prepare has the morgue find the living kernel, so that a takeover finds it
 // known. That it cannot is told now, not in the crash.
 func (s *Supervisor) prepare(ctx context.Context) error {
-	m, err := morgue.Open(s.active.process.Spec.RAMPath())
-	if err != nil {
-		return fmt.Errorf("open memory of partition %s: %w", s.active.name, err)
-	}
 	s.mu.Lock()
-	s.morgue = m
+	m := s.morgue
 	s.mu.Unlock()
+	if m == nil {
+		var err error
+		if m, err = morgue.Open(s.active.process.Spec.RAMPath()); err != nil {
+			return fmt.Errorf("open memory of partition %s: %w", s.active.name, err)
+		}
+		s.mu.Lock()
+		s.morgue = m
+		s.mu.Unlock()
+	}
 	if err := m.Prepare(ctx); err != nil {
 		return fmt.Errorf("find the kernel of partition %s in its memory: %w", s.active.name, err)
+	}
+	s.mu.Lock()
+	s.prepared = true
+	s.mu.Unlock()
+	return nil
+}
+
+// fit has an understudy rehearse. One with a kernel of its own must be one that can be read, too,
+// or what is unsaved would be lost when it dies as the active side.
+func (s *Supervisor) fit(ctx context.Context, sd *side) error {
+	if err := s.rehearse(ctx, sd); err != nil {
+		return err
+	}
+	if s.Pair.Partitions[0].Kernel == s.Pair.Partitions[1].Kernel {
+		return nil
+	}
+	m, err := morgue.Open(sd.spec.RAMPath())
+	if err != nil {
+		return fmt.Errorf("open memory of partition %s: %w", sd.name, err)
+	}
+	if err = errors.Join(m.Prepare(ctx), m.Close()); err != nil {
+		return fmt.Errorf("find the kernel of partition %s in its memory, as if it had died: %w", sd.name, err)
 	}
 	return nil
 }

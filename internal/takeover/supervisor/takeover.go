@@ -47,41 +47,45 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	}
 	dead := s.active
 	s.mu.Lock()
-	s.active, s.understudy, s.crashed = s.understudy, nil, time.Time{}
+	s.active, s.understudy, s.crashed, s.frozen = s.understudy, nil, time.Time{}, false
 	clear(s.lost) // it is told anew
 	s.mu.Unlock()
-	if err := s.record(func(r *Record) {
+	left := DeadSide{Name: dead.name, Root: s.rescuedRoot(dead.index), Why: "what was brought over may not have been durable yet when its supervisor ended"}
+	errs := []error{s.needDead(left, func(r *Record) {
 		r.Active, r.Heir, r.Understudy, r.Saved, r.Stopping = s.active.name, "", "", false, false
-		r.Dead = &DeadSide{Name: dead.name, Root: s.rescuedRoot(dead.index), Why: "what was brought over may not have been durable yet when its supervisor ended"}
 		for i := range r.Disks {
-			r.Disks[i].Progress = ""
+			r.Disks[i].Progress, r.Disks[i].Refused = "", false
 		}
-	}); err != nil {
-		return serving.Report, err
-	}
+	})}
 	err = serving.Settle(hctx)
-	why := ""
-	switch {
-	case err != nil && hctx.Err() != nil: // the next takeover, or recover, has all of it from the memory of this one
-	case err != nil:
-		err = fmt.Errorf("%w: what was brought over is not durable yet, so the memory of partition %s is kept", err, dead.name)
-		why = err.Error()
-	case len(serving.Refused) > 0:
-		why = fmt.Sprintf("%d things were not brought to the disks, as the report of the takeover says", len(serving.Refused))
+	left.Why = ""
+	if n := len(serving.Refused); n > 0 {
+		left.Why = fmt.Sprintf("%d things were not brought to the disks, as the report of the takeover says", n)
 	}
-	return serving.Report, errors.Join(err, s.needDead(s.rescuedRoot(dead.index), why), s.closeMorgue(), s.staging.Reset())
+	// If the heir has died, the next takeover, or recover, has all of it from its memory.
+	if err != nil && hctx.Err() == nil {
+		err = fmt.Errorf("%w: what was brought over is not durable yet, so the memory of partition %s is kept", err, dead.name)
+		left.Why = err.Error()
+	}
+	errs = append(errs, err, s.needDead(left, func(*Record) {}), s.closeMorgue(), s.staging.Reset())
+	return serving.Report, errors.Join(errs...)
 }
 
-// needDead records what still needs the memory of the side that was taken over from.
-func (s *Supervisor) needDead(root, why string) error {
-	return s.record(func(r *Record) {
-		if r.Dead != nil {
-			r.Dead = &DeadSide{Name: r.Dead.Name, Root: root, Why: why}
-		}
-		if root == "" && why == "" {
-			r.Dead = nil
+// needDead records what still needs the memory of a side that was taken over from, with another
+// change of the record. Until it is recorded, that side is not buried.
+func (s *Supervisor) needDead(d DeadSide, change func(*Record)) error {
+	s.unrecorded = &d
+	err := s.record(func(r *Record) {
+		change(r)
+		r.Dead = nil
+		if d.Root != "" || d.Why != "" {
+			r.Dead = &d
 		}
 	})
+	if err == nil {
+		s.unrecorded = nil
+	}
+	return err
 }
 
 // takeoverOptions are those of a pair. salvager may be nil: then nothing is in memory only.
@@ -90,12 +94,12 @@ func (s *Supervisor) takeoverOptions(salvager *morgue.Morgue) takeover.Options {
 		SyncFirst: s.Pair.Takeover.Sync == pair.SyncBefore, Fenced: s.options.Fenced,
 		StopIfRefused: s.Pair.Takeover.Refused == pair.RefusedStop,
 		Witness:       s.witness(), Notice: notice(s.Pair),
-		Record: func(disk string, p takeover.Progress) error {
+		Record: func(disk string, p takeover.Progress, refused bool) error {
 			err := s.record(func(r *Record) {
 				r.Heir, r.Saved, r.Stopping = s.understudy.name, false, false
 				for i := range r.Disks {
 					if r.Disks[i].Name == disk {
-						r.Disks[i].Progress = p
+						r.Disks[i].Progress, r.Disks[i].Refused = p, refused
 					}
 				}
 			})
@@ -172,7 +176,7 @@ func (s *Supervisor) release() error {
 func (s *Supervisor) closeMorgue() error {
 	s.mu.Lock()
 	m := s.morgue
-	s.morgue = nil
+	s.morgue, s.prepared = nil, false
 	s.mu.Unlock()
 	if m == nil {
 		return nil
