@@ -87,6 +87,8 @@ func TestDiskOf(t *testing.T) {
 		{"partition", line("259:2", "/srv", "ext3"), "/srv", wire.Disk{Name: "S4EWNX0R-part2", Type: "ext3", Mount: "/srv"}},
 		{"SATA", line("8:17", "/srv", "ext4"), "/srv", wire.Disk{Name: "WD-1-part1", Type: "ext4", Mount: "/srv"}},
 		{"a space", line("254:0", `/my\040files`, "ext4"), "/my files", wire.Disk{Name: "data", Type: "ext4", Mount: "/my files"}},
+		{"a directory", strings.Replace(line("254:0", "/srv", "ext4"), " / ", " /sub ", 1), "/srv", wire.Disk{}},
+		{"under a directory", line("254:0", "/srv", "ext4") + strings.Replace(line("8:17", "/srv", "ext4"), " / ", " /sub ", 1), "/srv", wire.Disk{}},
 		{"mounted over", line("8:0", "/srv", "xfs") + line("254:0", "/srv", "ext4"), "/srv", wire.Disk{Name: "data", Type: "ext4", Mount: "/srv"}},
 		{"volume", line("253:0", "/srv", "ext4"), "/srv", wire.Disk{}},
 		{"no serial number", line("8:0", "/srv", "ext4"), "/srv", wire.Disk{}},
@@ -111,12 +113,13 @@ func TestLeft(t *testing.T) {
 25 21 254:32 /sub /mnt rw - xfs /dev/vdc rw
 26 21 7:0 / /snap ro - squashfs /dev/loop0 ro
 27 21 0:40 / /data rw - btrfs /dev/vde rw
+29 21 0:41 / /pool rw - zfs pool rw
 28 21 254:16 /sub /srv2 rw - ext4 /dev/vdb rw
 short
 `
 	files := fstest.MapFS{"proc/self/mountinfo": &fstest.MapFile{Data: []byte(info)}}
 	left, err := Left(files, wire.Config{Disks: []wire.Disk{{Mount: "/"}, {Mount: "/srv"}}})
-	if want := []string{"/home dir (xfs on /dev/vdc)", "/data (btrfs on /dev/vde)"}; err != nil || !slices.Equal(left, want) {
+	if want := []string{"/home dir (xfs on /dev/vdc)", "/data (btrfs on /dev/vde)", "/pool (zfs on pool)"}; err != nil || !slices.Equal(left, want) {
 		t.Errorf("%q, %v", left, err)
 	}
 	if _, err := Left(fstest.MapFS{}, wire.Config{}); err == nil {
@@ -150,6 +153,7 @@ func nfs(change func(*wire.NFS)) *wire.NFS {
 
 func TestCheckRole(t *testing.T) {
 	files := fstest.MapFS{
+		"proc/self/mountinfo":                 &fstest.MapFile{},
 		"usr/lib/systemd/system/web.service":  &fstest.MapFile{Data: []byte("[Service]\nExecStart=/bin/web\nPrivateTmp=yes\n")},
 		"usr/lib/systemd/system/fork.service": &fstest.MapFile{Data: []byte("[Service]\nType=forking\nExecStart=/bin/web\n")},
 	}
@@ -182,6 +186,44 @@ func TestCheckRole(t *testing.T) {
 			t.Errorf("%s: %v", c.name, err)
 		case c.name == "unit" && (len(omitted) != 1 || !strings.Contains(omitted[0], "PrivateTmp")):
 			t.Errorf("%s: omitted are %q", c.name, omitted)
+		}
+	}
+}
+
+// TestCheckMounts: what is mounted on a directory of the role must be its disk, and what is mounted
+// below one that services have need of must be taken over too.
+func TestCheckMounts(t *testing.T) {
+	line := func(device, root, dir, kind, source string) string {
+		return "36 25 " + device + " " + root + " " + dir + " rw,relatime shared:1 - " + kind + " " + source + " rw\n"
+	}
+	root := line("259:2", "/", "/", "ext4", "/dev/nvme0n1p2")
+	data := line("254:0", "/", "/srv", "ext4", "/dev/vda")
+	onRoot := wire.Disk{Name: "S4EWNX0R-part2", Type: "ext4", Mount: "/"}
+	onSrv := wire.Disk{Name: "data", Type: "ext4", Mount: "/srv"}
+	serving := []wire.Service{{Name: "web", Command: []string{"web"}}}
+	for _, c := range []struct {
+		name, info string
+		role       wire.Config
+		wrong      string // empty: it is right
+	}{
+		{"right", data, wire.Config{Disks: []wire.Disk{onSrv}, Services: serving}, ""},
+		{"unmounted", root, wire.Config{Disks: []wire.Disk{onSrv}, Services: serving}, ""},
+		{"another disk", line("8:17", "/", "/srv", "ext4", "/dev/sdb1"), wire.Config{Disks: []wire.Disk{onSrv}}, "disk WD-1-part1 (ext4) is now"},
+		{"another type", line("254:0", "/", "/srv", "ext3", "/dev/vda"), wire.Config{Disks: []wire.Disk{onSrv}}, "disk data (ext3) is now"},
+		{"a volume", line("253:0", "/", "/srv", "ext4", "/dev/mapper/vg-srv"), wire.Config{Disks: []wire.Disk{onSrv}}, "disk data: /srv: it lies on dm-0"},
+		{"below the root", root + line("253:0", "/", "/data", "xfs", "/dev/mapper/vg-srv"), wire.Config{Disks: []wire.Disk{onRoot}, Services: serving}, "/data (xfs on /dev/mapper/vg-srv)"},
+		{"below a disk", data + line("0:40", "/", "/srv/pool", "zfs", "pool"), wire.Config{Disks: []wire.Disk{onSrv}, Services: serving}, "/srv/pool (zfs on pool)"},
+		{"beside a disk", data + line("8:17", "/", "/srv2", "xfs", "/dev/sdb1"), wire.Config{Disks: []wire.Disk{onSrv}, Services: serving}, ""},
+		{"a directory elsewhere", root + line("259:2", "/srv/www", "/var/www", "ext4", "/dev/nvme0n1p2"), wire.Config{Disks: []wire.Disk{onRoot}, Services: serving}, "/var/www (ext4 on /dev/nvme0n1p2)"},
+		{"nobody serves", root + data, wire.Config{Disks: []wire.Disk{onRoot}}, ""},
+		{"taken over", root + data, wire.Config{Disks: []wire.Disk{onRoot, onSrv}, Services: serving}, ""},
+		{"no content", root + line("0:20", "/", "/run", "tmpfs", "tmpfs"), wire.Config{Disks: []wire.Disk{onRoot}, Services: serving}, ""},
+		{"no need", root + line("8:17", "/", "/boot/efi", "vfat", "/dev/sdb1"), wire.Config{Disks: []wire.Disk{onRoot}, Services: serving, Without: []string{"/boot"}}, ""},
+		{"no need of another", root + line("8:17", "/", "/boots", "vfat", "/dev/sdb1"), wire.Config{Disks: []wire.Disk{onRoot}, Services: serving, Without: []string{"/boot"}}, "/boots (vfat"},
+	} {
+		_, err := CheckRole(sysfs(c.info), c.role)
+		if c.wrong == "" && err != nil || c.wrong != "" && (err == nil || !strings.Contains(err.Error(), c.wrong)) {
+			t.Errorf("%s: %v", c.name, err)
 		}
 	}
 }
