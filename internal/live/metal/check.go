@@ -58,6 +58,7 @@ func (m *Machine) Check(root fs.FS, k Running) []Finding {
 	c.panic()
 	c.watchdogs()
 	c.fred()
+	c.hypervisor()
 	return c.found
 }
 
@@ -274,6 +275,25 @@ func (c *checker) fred() {
 	cpus, err := fs.ReadFile(c.root, "proc/cpuinfo")
 	on := c.parameter("fred=on") || err != nil || slices.Contains(strings.Fields(string(cpus)), "fred")
 	c.add("NMI", !on, adviceBoot+"fred=off.", "%s", pick(on, "is delivered by FRED, where it cannot be caught", "goes by the interrupt table"))
+}
+
+// hypervisors are modules that turn VMX on: kvm_intel when a virtual machine runs, and since 6.12
+// (enable_virt_at_load, virt/kvm/kvm_main.c) when it is loaded; those of VirtualBox and VMware.
+var hypervisors = []string{"kvm_intel", "vboxdrv", "vmmon"}
+
+// hypervisor: a CPU with VMX on ignores an INIT (Intel SDM volume 3, "Restrictions on VMX
+// operation"; arch/x86/kernel/reboot.c), and a kernel that hangs, or the CPU that panics, does not
+// turn it off.
+func (c *checker) hypervisor() {
+	cpus, err := fs.ReadFile(c.root, "proc/cpuinfo")
+	able := err != nil || slices.Contains(strings.Fields(string(cpus)), "vmx")
+	loaded := slices.DeleteFunc(slices.Clone(hypervisors), func(name string) bool {
+		_, err := fs.Stat(c.root, "sys/module/"+name)
+		return err != nil
+	})
+	fit := !able || len(loaded) == 0
+	c.add("hypervisor", fit, adviceBoot+"module_blacklist="+strings.Join(loaded, ",")+", and without virtual machines.",
+		"%s", pick(fit, "none that uses VMX", strings.Join(loaded, ", ")+" is loaded: CPUs that it turns VMX on for cannot be stopped"))
 }
 
 // Host is the kernel that runs this program.

@@ -62,6 +62,9 @@ func TestCheck(t *testing.T) {
 		{"idle watchdog", map[string]string{"sys/class/watchdog/watchdog0/state": "inactive\n"}, fakeKernel{words: words}, nil},
 		{"FRED", map[string]string{"proc/cmdline": "fred=on " + good}, fakeKernel{words: words}, []string{"NMI"}},
 		{"FRED by default", map[string]string{"proc/cpuinfo": cpuinfo + "flags\t\t: fpu fred lkgs\n"}, fakeKernel{words: words}, []string{"NMI"}},
+		{"KVM", map[string]string{"proc/cpuinfo": cpuinfo + "flags\t\t: fpu vmx\n", "sys/module/kvm_intel/refcnt": "0\n"}, fakeKernel{words: words}, []string{"hypervisor"}},
+		{"KVM of AMD", map[string]string{"proc/cpuinfo": cpuinfo + "flags\t\t: fpu svm\n", "sys/module/kvm_amd/refcnt": "0\n"}, fakeKernel{words: words}, nil},
+		{"KVM not loaded", map[string]string{"proc/cpuinfo": cpuinfo + "flags\t\t: fpu vmx\n"}, fakeKernel{words: words}, nil},
 		{"no PC", map[string]string{acpiDir + "APIC": ""}, fakeKernel{words: words}, []string{"machine"}},
 	} {
 		files := root(map[string]string{"proc/cmdline": good})
