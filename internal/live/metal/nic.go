@@ -84,13 +84,20 @@ func InterfaceOf(mac string) (string, error) {
 // as guest.Image.Drivers has them: each may be built into another kernel. root is
 // os.DirFS("/").
 func DriversOf(root fs.FS, interfaces, mounts []string) ([]string, error) {
-	var dirs []string
-	for _, i := range interfaces {
-		at, err := resolve(root, "sys/class/net/"+i)
+	var attached []string // directories in sysfs
+	attach := func(link string) error {
+		at, err := resolve(root, link)
 		if err != nil {
+			return err
+		}
+		dirs, err := onPCI(root, at)
+		attached = append(attached, dirs...)
+		return err
+	}
+	for _, i := range interfaces {
+		if err := attach("sys/class/net/" + i); err != nil {
 			return nil, err
 		}
-		dirs = append(dirs, at)
 	}
 	info, err := fs.ReadFile(root, "proc/self/mountinfo")
 	if err != nil {
@@ -101,14 +108,12 @@ func DriversOf(root fs.FS, interfaces, mounts []string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		at, err := resolve(root, "sys/dev/block/"+m.Device)
-		if err != nil {
+		if err := attach("sys/dev/block/" + m.Device); err != nil {
 			return nil, err
 		}
-		dirs = append(dirs, at)
 	}
 	var drivers []string
-	for _, at := range dirs {
+	for _, at := range attached {
 		for ; at != "sys/devices"; at = path.Dir(at) {
 			target, err := fs.ReadLink(root, at+"/driver/module")
 			if err != nil {

@@ -184,8 +184,18 @@ func serialOf(root fs.FS, device string) (serial string, err error) {
 			return "", fmt.Errorf("it lies on %s (%s), which an understudy cannot put together yet", path.Base(at), stacked)
 		}
 	}
+	if _, err := onPCI(root, at); err != nil {
+		return "", err
+	}
 	if serial = disk.Serial(root, at); serial == "" {
 		return "", fmt.Errorf("disk %s has no serial number to be found again by", path.Base(at))
+	}
+	disks, err := bySerial(root)
+	if err != nil {
+		return "", err
+	}
+	if same := disks[serial]; len(same) > 1 {
+		return "", fmt.Errorf("disk %s has serial number %s, which %d disks have: namespaces of one controller, or paths to one disk, cannot be told apart", path.Base(at), serial, len(same))
 	}
 	if number != "" {
 		serial += "-part" + number
