@@ -170,11 +170,12 @@ func (b *beside) understudy(w io.Writer) (*metal.Understudy, error) {
 }
 
 func (b *beside) run(ctx context.Context, w io.Writer) error {
-	m, err := metal.Look(os.DirFS("/"))
+	root := os.DirFS("/")
+	m, err := metal.Look(root)
 	if err != nil {
 		return err
 	}
-	if unfit := metal.Unfit(m.Check(os.DirFS("/"), metal.Host{})); len(unfit) > 0 {
+	if unfit := metal.Unfit(m.Check(root, metal.Host{})); len(unfit) > 0 {
 		return &metal.Refused{Findings: unfit}
 	}
 	lock, err := net.Listen("unix", "@understudy-metal") // it vanishes with this process
@@ -190,5 +191,14 @@ func (b *beside) run(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(b.guard(ctx, n, w), n.Stop())
+	return errors.Join(b.guard(ctx, n, w, func() error {
+		now, err := metal.Look(root)
+		if err == nil {
+			err = m.Still(now, root, metal.Host{})
+		}
+		if err == nil {
+			_, err = metal.CheckRole(root, u.Config.Role)
+		}
+		return err
+	}), n.Stop())
 }

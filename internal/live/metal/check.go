@@ -1,6 +1,7 @@
 package metal
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -60,6 +61,24 @@ func (m *Machine) Check(root fs.FS, k Running) []Finding {
 	c.fred()
 	c.hypervisor()
 	return c.found
+}
+
+// Still says why an understudy that was started on a machine must not go on, by what the machine says
+// now: it is not fit any more, or its kernel has CPUs or memory that the understudy was not told of,
+// and would neither stop nor read. CPUs that were taken out may come back.
+func (m *Machine) Still(now *Machine, root fs.FS, k Running) error {
+	if unfit := Unfit(now.Check(root, k)); len(unfit) > 0 {
+		return &Refused{unfit}
+	}
+	for _, id := range now.Online {
+		if !slices.Contains(m.Online, id) {
+			return fmt.Errorf("the running kernel has another CPU since the understudy was started, with APIC number %d: start it again", id)
+		}
+	}
+	if !slices.Equal(Memory(now.Resources), Memory(m.Resources)) {
+		return errors.New("the running kernel has other memory than when the understudy was started: start it again")
+	}
+	return nil
 }
 
 // Unfit are the findings that speak against a start.
@@ -239,10 +258,17 @@ func (c *checker) encryption() {
 	c.add("memory encryption", !on, adviceBoot+"mem_encrypt=off.", "%s", pick(on, "on", "off"))
 }
 
-// kdump: Documentation/ABI/testing/sysfs-kernel-kexec.
+// kdump: Documentation/ABI/testing/sysfs-kernel-kexec. With crash_kexec_post_notifiers
+// (Documentation/admin-guide/kernel-parameters.txt) a panic stops the other CPUs as for a crash kernel
+// even if none is loaded (kernel/panic.c): inside of an NMI, where the boot CPU takes no other.
 func (c *checker) kdump() {
 	b, err := fs.ReadFile(c.root, "sys/kernel/kexec_crash_loaded")
 	loaded := err == nil && strings.TrimSpace(string(b)) != "0"
+	b, err = fs.ReadFile(c.root, "sys/module/kernel/parameters/crash_kexec_post_notifiers")
+	if after := err == nil && strings.TrimSpace(string(b)) != "N"; after && !loaded {
+		c.add("kdump", false, adviceBoot+"crash_kexec_post_notifiers=0.", "crash_kexec_post_notifiers is set: a panic would leave the boot CPU where it cannot be stopped")
+		return
+	}
 	c.add("kdump", !loaded, "Unload it: systemctl disable --now kdump-tools.",
 		"%s", pick(loaded, "a crash kernel is loaded: it would run in the place of a takeover", "no crash kernel is loaded"))
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"slices"
+	"strings"
 	"testing"
 	"testing/fstest"
 )
@@ -57,6 +58,8 @@ func TestCheck(t *testing.T) {
 		{"virtual functions", map[string]string{"sys/bus/pci/devices/0000:01:00.0/sriov_numvfs": "2\n"}, fakeKernel{words: words}, []string{"virtual functions"}},
 		{"no virtual functions", map[string]string{"sys/bus/pci/devices/0000:01:00.0/sriov_numvfs": "0\n"}, fakeKernel{words: words}, nil},
 		{"kdump", map[string]string{"sys/kernel/kexec_crash_loaded": "1\n"}, fakeKernel{words: words}, []string{"kdump"}},
+		{"kdump after all", map[string]string{"sys/module/kernel/parameters/crash_kexec_post_notifiers": "Y\n"}, fakeKernel{words: words}, []string{"kdump"}},
+		{"kdump before", map[string]string{"sys/module/kernel/parameters/crash_kexec_post_notifiers": "N\n"}, fakeKernel{words: words}, nil},
 		{"panic", map[string]string{"proc/sys/kernel/panic": "10\n"}, fakeKernel{words: words}, []string{"panic"}},
 		{"watchdog", map[string]string{"sys/class/watchdog/watchdog0/state": "active\n"}, fakeKernel{words: words}, []string{"watchdogs"}},
 		{"idle watchdog", map[string]string{"sys/class/watchdog/watchdog0/state": "inactive\n"}, fakeKernel{words: words}, nil},
@@ -80,6 +83,33 @@ func TestCheck(t *testing.T) {
 		}
 		if !slices.Equal(unfit, c.unfit) {
 			t.Errorf("%s: unfit are %v, not %v", c.name, unfit, c.unfit)
+		}
+	}
+}
+
+// TestStill: what a machine becomes, or gets, after the start of an understudy ends it.
+func TestStill(t *testing.T) {
+	k := fakeKernel{words: map[string]uint32{"x2apic_mode": 0, "irq_remapping_enabled": 0}}
+	for _, c := range []struct{ name, file, text, wrong string }{
+		{"as it was", "proc/loadavg", "", ""},
+		{"a CPU out", "proc/cpuinfo", "apicid : 0\n", ""},
+		{"another CPU", "proc/cpuinfo", "apicid : 0\napicid : 2\napicid : 4\n", "APIC number 4"},
+		{"more memory", "proc/iomem", iomemReserved + "200000000-27fffffff : System RAM\n", "other memory"},
+		{"kdump", "sys/kernel/kexec_crash_loaded", "1\n", "kdump"},
+		{"no PC", acpiDir + "APIC", "", "APIC"},
+	} {
+		files := root(map[string]string{"proc/cmdline": "iomem=relaxed no_ipi_broadcast=1 " + reserved + "\n"})
+		m, err := Look(files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[c.file] = file(c.text)
+		now, err := Look(files)
+		if err == nil {
+			err = m.Still(now, files, k)
+		}
+		if c.wrong == "" && err != nil || c.wrong != "" && (err == nil || !strings.Contains(err.Error(), c.wrong)) {
+			t.Errorf("%s: %v", c.name, err)
 		}
 	}
 }

@@ -38,6 +38,7 @@ func TestGRUB(t *testing.T) {
 func TestUnit(t *testing.T) {
 	text := UnitText("/usr/local/bin/understudy")
 	for _, line := range []string{
+		" kdump-tools.service kdump.service\n",
 		"ConditionKernelCommandLine=understudy.metal\n",
 		"ExecStart=/usr/local/bin/understudy metal run --kernel /var/lib/understudy/metal/vmlinuz --image /var/lib/understudy/metal/understudy.cpio --role /var/lib/understudy/metal/role.json\n",
 	} {
