@@ -1,6 +1,7 @@
 package metal
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,6 +24,8 @@ type Finding struct {
 type Running interface {
 	// Word is a 32-bit variable of the kernel's.
 	Word(symbol string) (uint32, error)
+	// Long is one of 64 bits.
+	Long(symbol string) (uint64, error)
 	// LogicalAPIC is the logical destination register of this CPU's local APIC; an error
 	// if it cannot be read.
 	LogicalAPIC(apic uint64) (uint32, error)
@@ -250,11 +253,13 @@ func (c *checker) virtualFunctions() {
 		"%s", pick(len(on) == 0, "none", strings.Join(on, ", ")+" may have some that cannot be fenced"))
 }
 
-// encryption: the other kernel's memory would read as noise. Kernels since 5.16 know whether it
-// is on (cc_vendor, arch/x86/coco/core.c).
+// encryption: the other kernel's memory would read as noise. Kernels for AMD's have the bit of an
+// address that it is turned on by (sme_me_mask, arch/x86/mm/mem_encrypt_identity.c), those since 6.3 who
+// provides it (cc_vendor, arch/x86/coco/core.c); one that has neither cannot use any.
 func (c *checker) encryption() {
-	vendor, err := c.kernel.Word("cc_vendor")
-	on := c.parameter("mem_encrypt=on") || err == nil && vendor != 0
+	mask, err := c.kernel.Long("sme_me_mask")
+	vendor, err2 := c.kernel.Word("cc_vendor")
+	on := c.parameter("mem_encrypt=on") || err == nil && mask != 0 || err2 == nil && vendor != 0
 	c.add("memory encryption", !on, adviceBoot+"mem_encrypt=off.", "%s", pick(on, "on", "off"))
 }
 
@@ -282,17 +287,24 @@ func (c *checker) panic() {
 }
 
 // watchdogs: one that the dead kernel fed resets the machine (Documentation/ABI/testing/
-// sysfs-class-watchdog).
+// sysfs-class-watchdog). Drivers of their own kind, such as ipmi_watchdog, are among the miscellaneous
+// devices only, and do not say whether they are active.
 func (c *checker) watchdogs() {
-	files, _ := fs.Glob(c.root, "sys/class/watchdog/*/state") // the pattern is well-formed
+	all, _ := fs.Glob(c.root, "sys/class/watchdog/*") // the pattern is well-formed
 	var active []string
-	for _, f := range files {
-		if b, err := fs.ReadFile(c.root, f); err != nil || strings.TrimSpace(string(b)) != "inactive" {
-			active = append(active, path.Base(path.Dir(f)))
+	for _, dir := range all {
+		if b, err := fs.ReadFile(c.root, dir+"/state"); err != nil || strings.TrimSpace(string(b)) != "inactive" {
+			active = append(active, path.Base(dir))
 		}
 	}
-	c.add("watchdogs", len(active) == 0, "Stop whatever feeds them, such as systemd by RuntimeWatchdogSec=, and boot again.",
-		"%s", pick(len(active) == 0, "none is active", strings.Join(active, ", ")+" would reset the machine when this kernel is dead"))
+	if _, err := fs.Stat(c.root, "sys/class/misc/watchdog"); err == nil && len(all) == 0 {
+		active = append(active, "watchdog")
+	}
+	if _, err := fs.Stat(c.root, "sys/module/ipmi_watchdog"); err == nil {
+		active = append(active, "ipmi_watchdog")
+	}
+	c.add("watchdogs", len(active) == 0, "Stop whatever feeds them, such as systemd by RuntimeWatchdogSec=, or keep their modules from being loaded, and boot again.",
+		"%s", pick(len(active) == 0, "none is active", strings.Join(active, ", ")+" would reset the machine when this kernel is dead, or does not say whether it would"))
 }
 
 // fred: Documentation/admin-guide/kernel-parameters.txt, fred=. An NMI does not go by the
@@ -325,7 +337,21 @@ func (c *checker) hypervisor() {
 // Host is the kernel that runs this program.
 type Host struct{}
 
-func (Host) Word(symbol string) (uint32, error) { return kernelWord(symbol) }
+func (Host) Word(symbol string) (uint32, error) {
+	b, err := variable(symbol, 4)
+	if err != nil {
+		return 0, err
+	}
+	return binary.LittleEndian.Uint32(b), nil
+}
+
+func (Host) Long(symbol string) (uint64, error) {
+	b, err := variable(symbol, 8)
+	if err != nil {
+		return 0, err
+	}
+	return binary.LittleEndian.Uint64(b), nil
+}
 
 const apicLDR = 0x0d0 // Intel SDM volume 3, 11.6.2.2
 

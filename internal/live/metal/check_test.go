@@ -9,9 +9,10 @@ import (
 	"testing/fstest"
 )
 
-// fakeKernel is a running kernel of the tests.
+// fakeKernel is a running kernel of the tests. It tells of no variable that is not read of a real one.
 type fakeKernel struct {
 	words map[string]uint32
+	mask  uint64 // sme_me_mask
 	ldr   uint32
 	err   error
 	mem   error
@@ -21,10 +22,17 @@ func (k fakeKernel) Memory() error { return k.mem }
 
 func (k fakeKernel) Word(symbol string) (uint32, error) {
 	v, ok := k.words[symbol]
-	if !ok {
+	if !ok || !slices.Contains(wanted, symbol) {
 		return 0, fs.ErrNotExist
 	}
 	return v, nil
+}
+
+func (k fakeKernel) Long(symbol string) (uint64, error) {
+	if symbol != "sme_me_mask" || !slices.Contains(wanted, symbol) {
+		return 0, fs.ErrNotExist
+	}
+	return k.mask, nil
 }
 
 func (k fakeKernel) LogicalAPIC(uint64) (uint32, error) { return k.ldr, k.err }
@@ -55,6 +63,7 @@ func TestCheck(t *testing.T) {
 		{"IOMMU", map[string]string{"sys/class/iommu/dmar0/x": ""}, fakeKernel{words: words}, []string{"IOMMU"}},
 		{"encrypted", map[string]string{"proc/cmdline": "mem_encrypt=on " + good}, fakeKernel{words: words}, []string{"memory encryption"}},
 		{"encrypted by default", nil, fakeKernel{words: map[string]uint32{"x2apic_mode": 0, "irq_remapping_enabled": 0, "cc_vendor": 1}}, []string{"memory encryption"}},
+		{"encrypted by default, by AMD", nil, fakeKernel{words: words, mask: 1 << 47}, []string{"memory encryption"}},
 		{"virtual functions", map[string]string{"sys/bus/pci/devices/0000:01:00.0/sriov_numvfs": "2\n"}, fakeKernel{words: words}, []string{"virtual functions"}},
 		{"no virtual functions", map[string]string{"sys/bus/pci/devices/0000:01:00.0/sriov_numvfs": "0\n"}, fakeKernel{words: words}, nil},
 		{"kdump", map[string]string{"sys/kernel/kexec_crash_loaded": "1\n"}, fakeKernel{words: words}, []string{"kdump"}},
@@ -63,6 +72,10 @@ func TestCheck(t *testing.T) {
 		{"panic", map[string]string{"proc/sys/kernel/panic": "10\n"}, fakeKernel{words: words}, []string{"panic"}},
 		{"watchdog", map[string]string{"sys/class/watchdog/watchdog0/state": "active\n"}, fakeKernel{words: words}, []string{"watchdogs"}},
 		{"idle watchdog", map[string]string{"sys/class/watchdog/watchdog0/state": "inactive\n"}, fakeKernel{words: words}, nil},
+		{"watchdog without a state", map[string]string{"sys/class/watchdog/watchdog0/dev": "248:0\n"}, fakeKernel{words: words}, []string{"watchdogs"}},
+		{"idle watchdog of two names", map[string]string{"sys/class/watchdog/watchdog0/state": "inactive\n", "sys/class/misc/watchdog/dev": "10:130\n"}, fakeKernel{words: words}, nil},
+		{"watchdog of another kind", map[string]string{"sys/class/misc/watchdog/dev": "10:130\n"}, fakeKernel{words: words}, []string{"watchdogs"}},
+		{"watchdog of IPMI", map[string]string{"sys/module/ipmi_watchdog/refcnt": "0\n"}, fakeKernel{words: words}, []string{"watchdogs"}},
 		{"FRED", map[string]string{"proc/cmdline": "fred=on " + good}, fakeKernel{words: words}, []string{"NMI"}},
 		{"FRED by default", map[string]string{"proc/cpuinfo": cpuinfo + "flags\t\t: fpu fred lkgs\n"}, fakeKernel{words: words}, []string{"NMI"}},
 		{"KVM", map[string]string{"proc/cpuinfo": cpuinfo + "flags\t\t: fpu vmx\n", "sys/module/kvm_intel/refcnt": "0\n"}, fakeKernel{words: words}, []string{"hypervisor"}},
