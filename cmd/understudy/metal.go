@@ -6,12 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/metal"
 	"understudy.dev/understudy/internal/live/wire"
@@ -169,6 +170,24 @@ func (b *beside) understudy(w io.Writer) (*metal.Understudy, error) {
 	return u, err
 }
 
+// metalLock is what a metal run holds for as long as it lives.
+const metalLock = "/run/understudy/metal.lock"
+
+// lockFile locks a file that nobody else may open. It fails if a process has it locked.
+func lockFile(path string) (unlock func() error, err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+	}
+	return f.Close, nil
+}
+
 func (b *beside) run(ctx context.Context, w io.Writer) error {
 	root := os.DirFS("/")
 	m, err := metal.Look(root)
@@ -178,11 +197,11 @@ func (b *beside) run(ctx context.Context, w io.Writer) error {
 	if unfit := metal.Unfit(m.Check(root, metal.Host{})); len(unfit) > 0 {
 		return &metal.Refused{Findings: unfit}
 	}
-	lock, err := net.Listen("unix", "@understudy-metal") // it vanishes with this process
+	unlock, err := lockFile(metalLock)
 	if err != nil {
 		return fmt.Errorf("another metal run keeps an understudy already: %w", err)
 	}
-	defer lock.Close()
+	defer unlock()
 	u, err := b.understudy(w)
 	if err != nil {
 		return err

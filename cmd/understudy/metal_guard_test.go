@@ -3,9 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // pretended is an understudy that counts for as long as it lives.
@@ -52,5 +56,30 @@ func TestAttend(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestLockFile: one process has the lock, until it ends, and nobody but its user may try to.
+func TestLockFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "metal.lock")
+	unlock, err := lockFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockFile(path); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("the second: %v", err)
+	}
+	if err := unlock(); err != nil {
+		t.Fatal(err)
+	}
+	if unlock, err = lockFile(path); err != nil {
+		t.Fatalf("once it has ended: %v", err)
+	}
+	defer unlock()
+	if s, err := os.Stat(path); err != nil || s.Mode() != 0o600 {
+		t.Errorf("%v, %v", s.Mode(), err)
+	}
+	if filepath.Dir(filepath.Dir(metalLock)) != "/run" {
+		t.Errorf("%s is not where only root may make a file", metalLock)
 	}
 }
