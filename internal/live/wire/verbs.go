@@ -93,6 +93,7 @@ type NIC struct {
 	Address6 string  `json:"address6,omitempty"` // likewise, of IPv6
 	Gateway6 string  `json:"gateway6,omitempty"`
 	Routes   []Route `json:"routes,omitempty"`
+	MTU      int     `json:"mtu,omitempty"` // bytes; 0: as it is
 }
 
 // Service is a command that is started and stopped with the role.
