@@ -198,8 +198,11 @@ func (b *beside) run(ctx context.Context, w io.Writer) error {
 		return &metal.Refused{Findings: unfit}
 	}
 	unlock, err := lockFile(metalLock)
-	if err != nil {
+	if errors.Is(err, unix.EWOULDBLOCK) {
 		return fmt.Errorf("another metal run keeps an understudy already: %w", err)
+	}
+	if err != nil {
+		return err
 	}
 	defer unlock()
 	u, err := b.understudy(w)

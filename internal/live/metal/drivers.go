@@ -34,24 +34,18 @@ func Drivers(root fs.FS, role wire.Config) (drivers []Driver, absent []string, e
 	if err != nil {
 		return nil, nil, err
 	}
-	add := func(what string, dirs []string) error {
-		switch len(dirs) {
-		case 0:
+	add := func(what string, dirs []string, hangsOn func(fs.FS, string) ([]string, error)) error {
+		if len(dirs) == 0 {
 			absent = append(absent, what)
 			return nil
-		case 1:
-		default:
-			return fmt.Errorf("%s: %d devices are called so, and cannot be told apart: %s", what, len(dirs), strings.Join(dirs, ", "))
 		}
-		attached, err := onPCI(root, dirs[0])
+		more, err := driversOf(root, dirs, hangsOn)
 		if err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
-		for _, at := range attached {
-			for _, d := range driversAbove(root, at) {
-				if !slices.Contains(drivers, d) {
-					drivers = append(drivers, d)
-				}
+		for _, d := range more {
+			if !slices.Contains(drivers, d) {
+				drivers = append(drivers, d)
 			}
 		}
 		return nil
@@ -62,7 +56,7 @@ func Drivers(root fs.FS, role wire.Config) (drivers []Driver, absent []string, e
 		if len(dirs) == 0 {
 			dirs = disks[serial]
 		}
-		if err := add("disk "+d.Name, dirs); err != nil {
+		if err := add("disk "+d.Name, dirs, onPCI); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -71,11 +65,23 @@ func Drivers(root fs.FS, role wire.Config) (drivers []Driver, absent []string, e
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := add("interface "+n.MAC, interfaces[mac.String()]); err != nil {
+		if err := add("interface "+n.MAC, interfaces[mac.String()], cardOf); err != nil {
 			return nil, nil, err
 		}
 	}
 	return drivers, absent, nil
+}
+
+// driversOf are those of a device, which is refused if there are several of its name.
+func driversOf(root fs.FS, dirs []string, hangsOn func(fs.FS, string) ([]string, error)) (all []Driver, err error) {
+	if len(dirs) > 1 {
+		return nil, fmt.Errorf("%d devices are called so, and cannot be told apart: %s", len(dirs), strings.Join(dirs, ", "))
+	}
+	attached, err := hangsOn(root, dirs[0])
+	for _, at := range attached {
+		all = append(all, driversAbove(root, at)...)
+	}
+	return all, err
 }
 
 // pciFunction is what sysfs calls a function of PCI.
@@ -113,6 +119,16 @@ func onPCI(root fs.FS, at string) (dirs []string, err error) {
 		}
 	}
 	return dirs, nil
+}
+
+// cardOf is onPCI of an interface, with its transceiver first, if that has a driver of its own
+// (drivers/net/phy/phy_device.c, phy_attach_direct): some cards' drivers fail without (r8169).
+func cardOf(root fs.FS, at string) (dirs []string, err error) {
+	if target, err := fs.ReadLink(root, at+"/phydev"); err == nil {
+		dirs = append(dirs, path.Join(at, target))
+	}
+	card, err := onPCI(root, at)
+	return append(dirs, card...), err
 }
 
 // belowPCI says why a directory of sysfs is none of a device that hangs on PCI and on nothing that a

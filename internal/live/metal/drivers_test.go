@@ -26,6 +26,8 @@ func TestDrivers(t *testing.T) {
 		port + "/class":                                                file("0x060400\n"),
 		port + "/0000:01:00.0/class":                                   file("0x020000\n"),
 		port + "/0000:01:00.0/driver":                                  link("../../../../bus/pci/drivers/e1000e"),
+		port + "/0000:01:00.0/net/eth0/phydev":                         link("../../mdio_bus/e/e:00"),
+		port + "/0000:01:00.0/mdio_bus/e/e:00/driver":                  link("../../../../../../../bus/mdio_bus/drivers/E Gigabit"),
 		port + "/0000:01:00.0/net/eth0/device":                         link("../../../0000:01:00.0"),
 		port + "/0000:01:00.0/net/eth0/address":                        file("52:54:00:00:00:02\n"),
 		"sys/devices/pci0000:00/0000:00:02.0/driver":                   link("../../../bus/pci/drivers/virtio-pci"),
@@ -40,7 +42,7 @@ func TestDrivers(t *testing.T) {
 		NICs:  []wire.NIC{{MAC: "52:54:00:00:00:02"}, {MAC: "52:54:00:00:00:03"}},
 	}
 	got, absent, err := Drivers(files, role)
-	want := []Driver{{"virtio", "virtio_blk"}, {"pci", "virtio-pci"}, {"scsi", "sd"}, {"pci", "ahci"}, {"pci", "e1000e"}}
+	want := []Driver{{"virtio", "virtio_blk"}, {"pci", "virtio-pci"}, {"scsi", "sd"}, {"pci", "ahci"}, {"mdio_bus", "E Gigabit"}, {"pci", "e1000e"}}
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("%v, %v", got, err)
 	}
@@ -62,7 +64,7 @@ func TestDrivers(t *testing.T) {
 		"sys/bus/platform/drivers/e1000e/unbind": file(""),
 	}
 	lacks := Lacking(other, got, []wire.Disk{{Type: "ext4"}, {Type: "ext3"}, {Type: "ext3"}})
-	if want := []string{"driver ahci (pci)", "driver e1000e (pci)", "file system ext3"}; !slices.Equal(lacks, want) {
+	if want := []string{"driver ahci (pci)", "driver E Gigabit (mdio_bus)", "driver e1000e (pci)", "file system ext3"}; !slices.Equal(lacks, want) {
 		t.Errorf("it lacks %q", lacks)
 	}
 }

@@ -170,6 +170,10 @@ func TestDriversOf(t *testing.T) {
 	files := sysfs("36 25 259:2 / /srv rw - ext4 /dev/x rw\n36 25 259:3 / /home rw - ext4 /dev/x rw\n36 25 259:6 / /vmd rw - ext4 /dev/x rw\n")
 	const pci = "sys/devices/pci0000:00/"
 	files["sys/class/net/eth0"] = link("../../devices/pci0000:00/0000:00:03.0/net/eth0")
+	files["sys/class/net/eth2"] = link("../../devices/pci0000:00/0000:00:08.0/net/eth2")
+	files[pci+"0000:00:08.0/net/eth2/phydev"] = link("../../mdio_bus/r8169-0-800/r8169-0-800:00")
+	files[pci+"0000:00:08.0/mdio_bus/r8169-0-800/r8169-0-800:00/driver/module"] = link("../../../../module/realtek")
+	files[pci+"0000:00:08.0/driver/module"] = link("../../../../module/r8169")
 	files["sys/class/net/br0"] = link("../../devices/virtual/net/br0")
 	files[pci+"0000:00:03.0/driver/module"] = link("../../../../module/e1000e")
 	files[pci+"0000:00:04.0/driver/module"] = link("../../../module/nvme")
@@ -177,6 +181,9 @@ func TestDriversOf(t *testing.T) {
 	got, err := DriversOf(files, []string{"eth0"}, []string{"/srv", "/home"})
 	if err != nil || !slices.Equal(got, []string{"e1000e|", "nvme|", "other|"}) {
 		t.Errorf("%v, %v", got, err)
+	}
+	if got, err := DriversOf(files, []string{"eth2"}, nil); err != nil || !slices.Equal(got, []string{"realtek|", "r8169|"}) {
+		t.Errorf("with a transceiver: %v, %v", got, err)
 	}
 	for _, c := range []struct{ interfaces, mounts []string }{{[]string{"eth1"}, nil}, {[]string{"br0"}, nil}, {nil, []string{"/vmd"}}} {
 		if got, err := DriversOf(files, c.interfaces, c.mounts); err == nil {

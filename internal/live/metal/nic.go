@@ -194,19 +194,16 @@ func InterfaceOf(mac string) (string, error) {
 // os.DirFS("/").
 func DriversOf(root fs.FS, interfaces, mounts []string) ([]string, error) {
 	var attached []string // directories in sysfs
-	attach := func(link string) error {
-		at, err := resolve(root, link)
-		if err != nil {
-			return err
-		}
-		dirs, err := onPCI(root, at)
-		attached = append(attached, dirs...)
-		return err
-	}
 	for _, i := range interfaces {
-		if err := attach("sys/class/net/" + i); err != nil {
+		at, err := resolve(root, "sys/class/net/"+i)
+		if err != nil {
 			return nil, err
 		}
+		dirs, err := cardOf(root, at)
+		if err != nil {
+			return nil, err
+		}
+		attached = append(attached, dirs...)
 	}
 	info, err := fs.ReadFile(root, "proc/self/mountinfo")
 	if err != nil {
@@ -217,9 +214,15 @@ func DriversOf(root fs.FS, interfaces, mounts []string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := attach("sys/dev/block/" + m.Device); err != nil {
+		at, err := resolve(root, "sys/dev/block/"+m.Device)
+		if err != nil {
 			return nil, err
 		}
+		dirs, err := onPCI(root, at)
+		if err != nil {
+			return nil, err
+		}
+		attached = append(attached, dirs...)
 	}
 	var drivers []string
 	for _, at := range attached {
