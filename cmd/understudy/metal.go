@@ -6,12 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/metal"
 	"understudy.dev/understudy/internal/live/wire"
@@ -169,19 +170,41 @@ func (b *beside) understudy(w io.Writer) (*metal.Understudy, error) {
 	return u, err
 }
 
+// metalLock is what a metal run holds for as long as it lives.
+const metalLock = "/run/understudy/metal.lock"
+
+// lockFile locks a file that nobody else may open. It fails if a process has it locked.
+func lockFile(path string) (unlock func() error, err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+	}
+	return f.Close, nil
+}
+
 func (b *beside) run(ctx context.Context, w io.Writer) error {
-	m, err := metal.Look(os.DirFS("/"))
+	root := os.DirFS("/")
+	m, err := metal.Look(root)
 	if err != nil {
 		return err
 	}
-	if unfit := metal.Unfit(m.Check(os.DirFS("/"), metal.Host{})); len(unfit) > 0 {
+	if unfit := metal.Unfit(m.Check(root, metal.Host{})); len(unfit) > 0 {
 		return &metal.Refused{Findings: unfit}
 	}
-	lock, err := net.Listen("unix", "@understudy-metal") // it vanishes with this process
-	if err != nil {
+	unlock, err := lockFile(metalLock)
+	if errors.Is(err, unix.EWOULDBLOCK) {
 		return fmt.Errorf("another metal run keeps an understudy already: %w", err)
 	}
-	defer lock.Close()
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	u, err := b.understudy(w)
 	if err != nil {
 		return err
@@ -190,5 +213,14 @@ func (b *beside) run(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(b.guard(ctx, n, w), n.Stop())
+	return errors.Join(b.guard(ctx, n, w, func() error {
+		now, err := metal.Look(root)
+		if err == nil {
+			err = m.Still(now, root, metal.Host{})
+		}
+		if err == nil {
+			_, err = metal.CheckRole(root, u.Config.Role)
+		}
+		return err
+	}), n.Stop())
 }

@@ -72,7 +72,13 @@ func keepAnother(ctx context.Context, w io.Writer) error {
 	}
 	err = replaceFile(bare.BesideFile, []byte(metal.Parameter+r.String()))
 	if err == nil {
-		err = b.guard(ctx, n, w)
+		err = b.guard(ctx, n, w, func() error {
+			now, err := self.Machine(os.DirFS("/"))
+			if err != nil {
+				return err
+			}
+			return m.Still(now, os.DirFS("/"), metal.Host{})
+		})
 	}
 	return errors.Join(err, n.Stop(), os.Remove(bare.BesideFile))
 }

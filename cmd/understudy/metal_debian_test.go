@@ -50,7 +50,7 @@ done
 echo PROTECTED
 [ ! -e /serve ] || exit
 understudy metal check
-for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_ratio=89 vm/dirty_ratio=90; do
+for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_bytes=900000000 vm/dirty_bytes=1000000000; do
   echo ${s#*=} > /proc/sys/${s%=*}
 done
 mount -o remount,commit=86400 / && mount -o remount,commit=86400 /srv || echo FAILED remount

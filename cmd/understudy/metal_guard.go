@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
 	"understudy.dev/understudy/internal/live/agent"
 	"understudy.dev/understudy/internal/live/metal"
 	"understudy.dev/understudy/internal/takeover/bare"
@@ -17,8 +18,9 @@ import (
 // startLimit is how long an understudy may take until it protects the running kernel.
 const startLimit = 3 * time.Minute
 
-// guard beats for an understudy that was started, and returns when ctx ends.
-func (b *beside) guard(ctx context.Context, n *metal.Neighbour, w io.Writer) error {
+// guard beats for an understudy that was started, and returns when ctx ends. fit says whether this
+// machine still is what the understudy was started for.
+func (b *beside) guard(ctx context.Context, n *metal.Neighbour, w io.Writer, fit func() error) error {
 	starting, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("it took more than %v", startLimit))
 	defer cancel()
 	if err := n.Await(starting, metal.Protected); err != nil {
@@ -36,14 +38,35 @@ func (b *beside) guard(ctx context.Context, n *metal.Neighbour, w io.Writer) err
 		return err
 	}
 	defer release()
+	if err := fit(); err != nil {
+		return err
+	}
 	fmt.Fprintln(w, "protected")
-	tick := time.NewTicker(clockPeriod)
+	return attend(ctx, n, fit)
+}
+
+// neighbour is as much of an understudy as attend has to do with.
+type neighbour interface {
+	SetClock(time.Time)
+	Beats() uint64
+	Log() []byte
+}
+
+// attend tells an understudy the time, until ctx ends, it stands still, or the machine is not fit for
+// it any more.
+func attend(ctx context.Context, n neighbour, fit func() error) error {
+	tick, look := time.NewTicker(clockPeriod), time.NewTicker(fitPeriod)
 	defer tick.Stop()
+	defer look.Stop()
 	beats, since := n.Beats(), time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-look.C:
+			if err := fit(); err != nil {
+				return err
+			}
 		case now := <-tick.C:
 			n.SetClock(now)
 			if b := n.Beats(); b != beats {
@@ -58,6 +81,9 @@ func (b *beside) guard(ctx context.Context, n *metal.Neighbour, w io.Writer) err
 
 // stillLimit is how long an understudy may stand still until it counts as dead.
 const stillLimit = 10 * time.Second
+
+// fitPeriod is how often this machine is looked at again.
+const fitPeriod = 5 * time.Second
 
 // clockPeriod is how often the understudy is told the time.
 const clockPeriod = time.Second

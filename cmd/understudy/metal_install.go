@@ -57,6 +57,7 @@ type installation struct {
 	release, role      string
 	mounts, interfaces []string
 	files, units       []string
+	without            []string
 	limit, cpuLimit    time.Duration
 	again              bool
 }
@@ -88,6 +89,7 @@ as they are now, with the units given as its services. understudy metal remove u
 	cmd.Flags().DurationVar(&i.cpuLimit, "cpu-limit", silenceCPULimit, "likewise, of one CPU")
 	cmd.Flags().BoolVar(&i.again, "again", false, againUsage)
 	cmd.Flags().StringArrayVar(&i.units, "unit", nil, "service of systemd's to be started from the root file system, NAME.service, with =PORT if it listens on a TCP port; needs --mount /")
+	cmd.Flags().StringArrayVar(&i.without, "without", nil, "directory that no service has need of: what is mounted on it, or below, is not taken over")
 	cmd.Flags().StringArrayVar(&i.files, "add", nil, "file of this machine to put at the same path of the understudy's image")
 	return cmd
 }
@@ -182,7 +184,7 @@ func (i *installation) makeRole() (role wire.Config, err error) {
 	if len(i.mounts) == 0 && len(i.interfaces) == 0 {
 		return role, errors.New("nothing is to be taken over: give --role, or --mount and --interface")
 	}
-	role.Partition = "understudy"
+	role.Partition, role.Without = "understudy", i.without
 	for _, dir := range i.mounts {
 		d, err := metal.DiskOf(os.DirFS("/"), dir)
 		if err != nil {

@@ -41,7 +41,7 @@ until understudy metal status | grep -q '^protected'; do
   n=$((n + 1))
   [ $n -lt 600 ] || { journalctl -u understudy-metal; understudy metal status -v; echo FAILED protected; systemctl poweroff; }
 done
-for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_ratio=89 vm/dirty_ratio=90; do
+for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_bytes=900000000 vm/dirty_bytes=1000000000; do
   echo ${s#*=} > /proc/sys/${s%=*}
 done
 mount -o remount,commit=86400 /srv || echo FAILED remount

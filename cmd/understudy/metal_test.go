@@ -68,7 +68,7 @@ poweroff -f
 // metalWork leaves files in memory only, and says what each must be. That the disk was not
 // written meanwhile is said too: the sectors written before and after.
 const metalWorkOf = `
-for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_ratio=89 vm/dirty_ratio=90; do
+for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_bytes=900000000 vm/dirty_bytes=1000000000; do
   echo ${s#*=} > /proc/sys/${s%=*}
 done
 DISK=vda

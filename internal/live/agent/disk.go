@@ -40,7 +40,7 @@ func findDisk(sys, name string) (string, error) {
 }
 
 func hasSerial(dir, serial string) bool {
-	return serial != "" && disk.Serial(os.DirFS(dir), ".") == serial
+	return serial != "" && !disk.Hidden(os.DirFS(dir), ".") && disk.Serial(os.DirFS(dir), ".") == serial
 }
 
 // partition is that of a number (Documentation/ABI/stable/sysfs-block, partition).

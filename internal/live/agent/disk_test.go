@@ -105,6 +105,7 @@ func TestFindDisk(t *testing.T) {
 	sys := t.TempDir()
 	for name, text := range map[string]string{
 		"vda/serial": "data\n", "vdb/serial": "odd-part3\n", "vdc/size": "8\n",
+		"nvme1c0n1/device/serial": "PM9A3\n", "nvme1c0n1/hidden": "1\n", "nvme1n1/device/serial": "PM9A3\n", "nvme1n1/hidden": "0\n",
 		"nvme0n1/device/serial": "S4EWNX0R  \n", "nvme0n1/nvme0n1p2/partition": "2\n", "nvme0n1/nvme0n1p12/partition": "12\n",
 	} {
 		at := filepath.Join(sys, name)
@@ -117,7 +118,7 @@ func TestFindDisk(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"data": "/dev/vda", "odd-part3": "/dev/vdb", "S4EWNX0R": "/dev/nvme0n1", "S4EWNX0R-part2": "/dev/nvme0n1p2",
-		"S4EWNX0R-part12": "/dev/nvme0n1p12", "S4EWNX0R-part1": "", "S4EWNX0R-part": "", "other": "", "": "",
+		"S4EWNX0R-part12": "/dev/nvme0n1p12", "S4EWNX0R-part1": "", "S4EWNX0R-part": "", "PM9A3": "/dev/nvme1n1", "other": "", "": "",
 	} {
 		got, err := findDisk(sys, name)
 		if got != want || (err == nil) != (want != "") {

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -45,6 +47,11 @@ func setUpNIC(n wire.NIC) (nic, error) {
 	}
 	if err := out.trustAddresses(); err != nil {
 		return out, err
+	}
+	if n.MTU != 0 {
+		if err := netlink.LinkSetMTU(l, n.MTU); err != nil {
+			return out, fmt.Errorf("set the MTU of %s to %d: %w", out.name, n.MTU, err)
+		}
 	}
 	if err := netlink.LinkSetUp(l); err != nil {
 		return out, fmt.Errorf("bring up %s: %w", out.name, err)
@@ -85,26 +92,46 @@ func (n *nic) addAddress(l netlink.Link, p netip.Prefix) error {
 	return nil
 }
 
-// addRoutes adds those by the gateways, which lead everywhere, and the others.
+// addRoutes adds those without a gateway first, by which one may be reached. Those by the gateways
+// lead everywhere.
 func (n *nic) addRoutes(c wire.NIC) error {
-	routes := append([]wire.Route{{Via: c.Gateway}, {Via: c.Gateway6}}, c.Routes...)
-	for _, r := range routes {
-		if r.Via == "" {
-			continue
+	routes := slices.Clone(c.Routes)
+	for _, via := range []string{c.Gateway, c.Gateway6} {
+		if via != "" {
+			routes = append(routes, wire.Route{Via: via})
 		}
-		route := netlink.Route{LinkIndex: n.index, Gw: net.ParseIP(r.Via)}
-		if r.To != "" {
-			to, err := netip.ParsePrefix(r.To)
-			if err != nil {
-				return fmt.Errorf("add route to %s: %w", r.To, err)
+	}
+	for _, direct := range []bool{true, false} {
+		for _, r := range routes {
+			if (r.Via == "") != direct {
+				continue
 			}
-			route.Dst = ipNet(to)
-		}
-		if err := netlink.RouteReplace(&route); err != nil {
-			return fmt.Errorf("add route to %q by %s: %w", r.To, r.Via, err)
+			if err := n.addRoute(r); err != nil {
+				return fmt.Errorf("add route to %q by %q: %w", r.To, r.Via, err)
+			}
 		}
 	}
 	return nil
+}
+
+func (n *nic) addRoute(r wire.Route) error {
+	route := netlink.Route{LinkIndex: n.index, Gw: net.ParseIP(r.Via)}
+	switch {
+	case r.Via == "":
+		route.Scope = netlink.SCOPE_LINK
+	case route.Gw == nil:
+		return errors.New("it is no address")
+	case r.OnLink:
+		route.Flags = int(netlink.FLAG_ONLINK)
+	}
+	if r.To != "" {
+		to, err := netip.ParsePrefix(r.To)
+		if err != nil {
+			return err
+		}
+		route.Dst = ipNet(to)
+	}
+	return netlink.RouteReplace(&route)
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

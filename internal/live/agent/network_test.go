@@ -104,15 +104,47 @@ func TestSetUp(t *testing.T) {
 	})
 }
 
+// TestSetUpOffLink: a gateway that no address reaches is reached by a route to it, or as one that is on
+// the link; and the MTU is what it is to be.
+func TestSetUpOffLink(t *testing.T) {
+	inNamespace(t, func(mac string) error {
+		var n network
+		for range 2 {
+			if err := n.setUp([]wire.NIC{{
+				MAC: mac, Address: "10.77.0.2/32", Gateway: "10.1.0.1", Address6: "fd00::2/128", Gateway6: "fd05::1", MTU: 1400,
+				Routes: []wire.Route{
+					{To: "10.5.0.0/16", Via: "10.2.0.1", OnLink: true}, {To: "fd07::/48", Via: "fd06::1", OnLink: true},
+					{To: "10.1.0.1/32"}, {To: "fd05::1/128"},
+				},
+			}}); err != nil {
+				return err
+			}
+		}
+		for to, via := range map[string]string{
+			"192.0.2.1": "10.1.0.1", "10.1.0.1": "", "10.5.1.2": "10.2.0.1", "2001:db8::1": "fd05::1", "fd05::1": "", "fd07::1": "fd06::1",
+		} {
+			routes, err := netlink.RouteGet(net.ParseIP(to))
+			if err != nil || len(routes) != 1 || !routes[0].Gw.Equal(net.ParseIP(via)) || routes[0].LinkIndex != n.nics[0].index {
+				t.Errorf("to %s: %v, %v; want by %q", to, routes, err, via)
+			}
+		}
+		l, err := netlink.LinkByIndex(n.nics[0].index)
+		if err == nil && l.Attrs().MTU != 1400 {
+			t.Errorf("its MTU is %d", l.Attrs().MTU)
+		}
+		return err
+	})
+}
+
 func TestSetUpRefuses(t *testing.T) {
 	inNamespace(t, func(mac string) error {
 		for want, nic := range map[string]wire.NIC{
-			"no interface has MAC":     {MAC: "02:00:00:00:00:01"},
-			"invalid MAC":              {MAC: "lan"},
-			"is not an Ethernet MAC":   {MAC: "02:00:00:00:00:00:00:01"},
-			"set up interface":         {MAC: mac, Address: "10.0.0.1"},
-			"network is unreachable":   {MAC: mac, Address: "10.0.0.1/24", Gateway: "10.1.0.1"},
-			"add route to 10.0.0.0/99": {MAC: mac, Address: "10.0.0.1/24", Routes: []wire.Route{{To: "10.0.0.0/99", Via: "10.0.0.2"}}},
+			"no interface has MAC":       {MAC: "02:00:00:00:00:01"},
+			"invalid MAC":                {MAC: "lan"},
+			"is not an Ethernet MAC":     {MAC: "02:00:00:00:00:00:00:01"},
+			"set up interface":           {MAC: mac, Address: "10.0.0.1"},
+			"network is unreachable":     {MAC: mac, Address: "10.0.0.1/24", Gateway: "10.1.0.1"},
+			`add route to "10.0.0.0/99"`: {MAC: mac, Address: "10.0.0.1/24", Routes: []wire.Route{{To: "10.0.0.0/99", Via: "10.0.0.2"}}},
 		} {
 			if err := new(network).setUp([]wire.NIC{nic}); err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%+v: %v, want %q", nic, err, want)

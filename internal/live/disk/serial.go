@@ -29,6 +29,13 @@ func Serial(root fs.FS, dir string) string {
 	return parseVPD(b)
 }
 
+// Hidden says whether a disk is a path to another, which has its serial number too, and has no node
+// itself (Documentation/ABI/stable/sysfs-block, hidden). dir is as of Serial.
+func Hidden(root fs.FS, dir string) bool {
+	b, err := fs.ReadFile(root, path.Join(dir, "hidden")) // none before 4.15
+	return err == nil && strings.TrimSpace(string(b)) == "1"
+}
+
 // parseVPD takes the serial number out of its page: empty if it is not one, or is cut short.
 func parseVPD(b []byte) string {
 	if len(b) < 4 || b[1] != vpdSerial {

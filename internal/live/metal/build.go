@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"path"
 	"slices"
 	"strconv"
@@ -62,13 +60,8 @@ func checkRole(role *wire.Config) error {
 		}
 	}
 	for _, n := range role.NICs {
-		if _, err := net.ParseMAC(n.MAC); err != nil {
-			return fmt.Errorf("interface: %w", err)
-		}
-		for _, text := range []string{n.Address, n.Address6} {
-			if _, err := netip.ParsePrefix(text); err != nil && text != "" {
-				return fmt.Errorf("interface %s: %w", n.MAC, err)
-			}
+		if err := checkNIC(n); err != nil {
+			return err
 		}
 	}
 	return nil

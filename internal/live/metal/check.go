@@ -1,6 +1,8 @@
 package metal
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -22,6 +24,8 @@ type Finding struct {
 type Running interface {
 	// Word is a 32-bit variable of the kernel's.
 	Word(symbol string) (uint32, error)
+	// Long is one of 64 bits.
+	Long(symbol string) (uint64, error)
 	// LogicalAPIC is the logical destination register of this CPU's local APIC; an error
 	// if it cannot be read.
 	LogicalAPIC(apic uint64) (uint32, error)
@@ -58,7 +62,26 @@ func (m *Machine) Check(root fs.FS, k Running) []Finding {
 	c.panic()
 	c.watchdogs()
 	c.fred()
+	c.hypervisor()
 	return c.found
+}
+
+// Still says why an understudy that was started on a machine must not go on, by what the machine says
+// now: it is not fit any more, or its kernel has CPUs or memory that the understudy was not told of,
+// and would neither stop nor read. CPUs that were taken out may come back.
+func (m *Machine) Still(now *Machine, root fs.FS, k Running) error {
+	if unfit := Unfit(now.Check(root, k)); len(unfit) > 0 {
+		return &Refused{unfit}
+	}
+	for _, id := range now.Online {
+		if !slices.Contains(m.Online, id) {
+			return fmt.Errorf("the running kernel has another CPU since the understudy was started, with APIC number %d: start it again", id)
+		}
+	}
+	if !slices.Equal(Memory(now.Resources), Memory(m.Resources)) {
+		return errors.New("the running kernel has other memory than when the understudy was started: start it again")
+	}
+	return nil
 }
 
 // Unfit are the findings that speak against a start.
@@ -230,18 +253,27 @@ func (c *checker) virtualFunctions() {
 		"%s", pick(len(on) == 0, "none", strings.Join(on, ", ")+" may have some that cannot be fenced"))
 }
 
-// encryption: the other kernel's memory would read as noise. Kernels since 5.16 know whether it
-// is on (cc_vendor, arch/x86/coco/core.c).
+// encryption: the other kernel's memory would read as noise. Kernels for AMD's have the bit of an
+// address that it is turned on by (sme_me_mask, arch/x86/mm/mem_encrypt_identity.c), those since 6.3 who
+// provides it (cc_vendor, arch/x86/coco/core.c); one that has neither cannot use any.
 func (c *checker) encryption() {
-	vendor, err := c.kernel.Word("cc_vendor")
-	on := c.parameter("mem_encrypt=on") || err == nil && vendor != 0
+	mask, err := c.kernel.Long("sme_me_mask")
+	vendor, err2 := c.kernel.Word("cc_vendor")
+	on := c.parameter("mem_encrypt=on") || err == nil && mask != 0 || err2 == nil && vendor != 0
 	c.add("memory encryption", !on, adviceBoot+"mem_encrypt=off.", "%s", pick(on, "on", "off"))
 }
 
-// kdump: Documentation/ABI/testing/sysfs-kernel-kexec.
+// kdump: Documentation/ABI/testing/sysfs-kernel-kexec. With crash_kexec_post_notifiers
+// (Documentation/admin-guide/kernel-parameters.txt) a panic stops the other CPUs as for a crash kernel
+// even if none is loaded (kernel/panic.c): inside of an NMI, where the boot CPU takes no other.
 func (c *checker) kdump() {
 	b, err := fs.ReadFile(c.root, "sys/kernel/kexec_crash_loaded")
 	loaded := err == nil && strings.TrimSpace(string(b)) != "0"
+	b, err = fs.ReadFile(c.root, "sys/module/kernel/parameters/crash_kexec_post_notifiers")
+	if after := err == nil && strings.TrimSpace(string(b)) != "N"; after && !loaded {
+		c.add("kdump", false, adviceBoot+"crash_kexec_post_notifiers=0.", "crash_kexec_post_notifiers is set: a panic would leave the boot CPU where it cannot be stopped")
+		return
+	}
 	c.add("kdump", !loaded, "Unload it: systemctl disable --now kdump-tools.",
 		"%s", pick(loaded, "a crash kernel is loaded: it would run in the place of a takeover", "no crash kernel is loaded"))
 }
@@ -255,17 +287,24 @@ func (c *checker) panic() {
 }
 
 // watchdogs: one that the dead kernel fed resets the machine (Documentation/ABI/testing/
-// sysfs-class-watchdog).
+// sysfs-class-watchdog). Drivers of their own kind, such as ipmi_watchdog, are among the miscellaneous
+// devices only, and do not say whether they are active.
 func (c *checker) watchdogs() {
-	files, _ := fs.Glob(c.root, "sys/class/watchdog/*/state") // the pattern is well-formed
+	all, _ := fs.Glob(c.root, "sys/class/watchdog/*") // the pattern is well-formed
 	var active []string
-	for _, f := range files {
-		if b, err := fs.ReadFile(c.root, f); err != nil || strings.TrimSpace(string(b)) != "inactive" {
-			active = append(active, path.Base(path.Dir(f)))
+	for _, dir := range all {
+		if b, err := fs.ReadFile(c.root, dir+"/state"); err != nil || strings.TrimSpace(string(b)) != "inactive" {
+			active = append(active, path.Base(dir))
 		}
 	}
-	c.add("watchdogs", len(active) == 0, "Stop whatever feeds them, such as systemd by RuntimeWatchdogSec=, and boot again.",
-		"%s", pick(len(active) == 0, "none is active", strings.Join(active, ", ")+" would reset the machine when this kernel is dead"))
+	if _, err := fs.Stat(c.root, "sys/class/misc/watchdog"); err == nil && len(all) == 0 {
+		active = append(active, "watchdog")
+	}
+	if _, err := fs.Stat(c.root, "sys/module/ipmi_watchdog"); err == nil {
+		active = append(active, "ipmi_watchdog")
+	}
+	c.add("watchdogs", len(active) == 0, "Stop whatever feeds them, such as systemd by RuntimeWatchdogSec=, or keep their modules from being loaded, and boot again.",
+		"%s", pick(len(active) == 0, "none is active", strings.Join(active, ", ")+" would reset the machine when this kernel is dead, or does not say whether it would"))
 }
 
 // fred: Documentation/admin-guide/kernel-parameters.txt, fred=. An NMI does not go by the
@@ -276,10 +315,43 @@ func (c *checker) fred() {
 	c.add("NMI", !on, adviceBoot+"fred=off.", "%s", pick(on, "is delivered by FRED, where it cannot be caught", "goes by the interrupt table"))
 }
 
+// hypervisors are modules that turn VMX on: kvm_intel when a virtual machine runs, and since 6.12
+// (enable_virt_at_load, virt/kvm/kvm_main.c) when it is loaded; those of VirtualBox and VMware.
+var hypervisors = []string{"kvm_intel", "vboxdrv", "vmmon"}
+
+// hypervisor: a CPU with VMX on ignores an INIT (Intel SDM volume 3, "Restrictions on VMX
+// operation"; arch/x86/kernel/reboot.c), and a kernel that hangs, or the CPU that panics, does not
+// turn it off.
+func (c *checker) hypervisor() {
+	cpus, err := fs.ReadFile(c.root, "proc/cpuinfo")
+	able := err != nil || slices.Contains(strings.Fields(string(cpus)), "vmx")
+	loaded := slices.DeleteFunc(slices.Clone(hypervisors), func(name string) bool {
+		_, err := fs.Stat(c.root, "sys/module/"+name)
+		return err != nil
+	})
+	fit := !able || len(loaded) == 0
+	c.add("hypervisor", fit, adviceBoot+"module_blacklist="+strings.Join(loaded, ",")+", and without virtual machines.",
+		"%s", pick(fit, "none that uses VMX", strings.Join(loaded, ", ")+" is loaded: CPUs that it turns VMX on for cannot be stopped"))
+}
+
 // Host is the kernel that runs this program.
 type Host struct{}
 
-func (Host) Word(symbol string) (uint32, error) { return kernelWord(symbol) }
+func (Host) Word(symbol string) (uint32, error) {
+	b, err := variable(symbol, 4)
+	if err != nil {
+		return 0, err
+	}
+	return binary.LittleEndian.Uint32(b), nil
+}
+
+func (Host) Long(symbol string) (uint64, error) {
+	b, err := variable(symbol, 8)
+	if err != nil {
+		return 0, err
+	}
+	return binary.LittleEndian.Uint64(b), nil
+}
 
 const apicLDR = 0x0d0 // Intel SDM volume 3, 11.6.2.2
 

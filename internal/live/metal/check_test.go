@@ -4,13 +4,15 @@ import (
 	"errors"
 	"io/fs"
 	"slices"
+	"strings"
 	"testing"
 	"testing/fstest"
 )
 
-// fakeKernel is a running kernel of the tests.
+// fakeKernel is a running kernel of the tests. It tells of no variable that is not read of a real one.
 type fakeKernel struct {
 	words map[string]uint32
+	mask  uint64 // sme_me_mask
 	ldr   uint32
 	err   error
 	mem   error
@@ -20,10 +22,17 @@ func (k fakeKernel) Memory() error { return k.mem }
 
 func (k fakeKernel) Word(symbol string) (uint32, error) {
 	v, ok := k.words[symbol]
-	if !ok {
+	if !ok || !slices.Contains(wanted, symbol) {
 		return 0, fs.ErrNotExist
 	}
 	return v, nil
+}
+
+func (k fakeKernel) Long(symbol string) (uint64, error) {
+	if symbol != "sme_me_mask" || !slices.Contains(wanted, symbol) {
+		return 0, fs.ErrNotExist
+	}
+	return k.mask, nil
 }
 
 func (k fakeKernel) LogicalAPIC(uint64) (uint32, error) { return k.ldr, k.err }
@@ -54,14 +63,24 @@ func TestCheck(t *testing.T) {
 		{"IOMMU", map[string]string{"sys/class/iommu/dmar0/x": ""}, fakeKernel{words: words}, []string{"IOMMU"}},
 		{"encrypted", map[string]string{"proc/cmdline": "mem_encrypt=on " + good}, fakeKernel{words: words}, []string{"memory encryption"}},
 		{"encrypted by default", nil, fakeKernel{words: map[string]uint32{"x2apic_mode": 0, "irq_remapping_enabled": 0, "cc_vendor": 1}}, []string{"memory encryption"}},
+		{"encrypted by default, by AMD", nil, fakeKernel{words: words, mask: 1 << 47}, []string{"memory encryption"}},
 		{"virtual functions", map[string]string{"sys/bus/pci/devices/0000:01:00.0/sriov_numvfs": "2\n"}, fakeKernel{words: words}, []string{"virtual functions"}},
 		{"no virtual functions", map[string]string{"sys/bus/pci/devices/0000:01:00.0/sriov_numvfs": "0\n"}, fakeKernel{words: words}, nil},
 		{"kdump", map[string]string{"sys/kernel/kexec_crash_loaded": "1\n"}, fakeKernel{words: words}, []string{"kdump"}},
+		{"kdump after all", map[string]string{"sys/module/kernel/parameters/crash_kexec_post_notifiers": "Y\n"}, fakeKernel{words: words}, []string{"kdump"}},
+		{"kdump before", map[string]string{"sys/module/kernel/parameters/crash_kexec_post_notifiers": "N\n"}, fakeKernel{words: words}, nil},
 		{"panic", map[string]string{"proc/sys/kernel/panic": "10\n"}, fakeKernel{words: words}, []string{"panic"}},
 		{"watchdog", map[string]string{"sys/class/watchdog/watchdog0/state": "active\n"}, fakeKernel{words: words}, []string{"watchdogs"}},
 		{"idle watchdog", map[string]string{"sys/class/watchdog/watchdog0/state": "inactive\n"}, fakeKernel{words: words}, nil},
+		{"watchdog without a state", map[string]string{"sys/class/watchdog/watchdog0/dev": "248:0\n"}, fakeKernel{words: words}, []string{"watchdogs"}},
+		{"idle watchdog of two names", map[string]string{"sys/class/watchdog/watchdog0/state": "inactive\n", "sys/class/misc/watchdog/dev": "10:130\n"}, fakeKernel{words: words}, nil},
+		{"watchdog of another kind", map[string]string{"sys/class/misc/watchdog/dev": "10:130\n"}, fakeKernel{words: words}, []string{"watchdogs"}},
+		{"watchdog of IPMI", map[string]string{"sys/module/ipmi_watchdog/refcnt": "0\n"}, fakeKernel{words: words}, []string{"watchdogs"}},
 		{"FRED", map[string]string{"proc/cmdline": "fred=on " + good}, fakeKernel{words: words}, []string{"NMI"}},
 		{"FRED by default", map[string]string{"proc/cpuinfo": cpuinfo + "flags\t\t: fpu fred lkgs\n"}, fakeKernel{words: words}, []string{"NMI"}},
+		{"KVM", map[string]string{"proc/cpuinfo": cpuinfo + "flags\t\t: fpu vmx\n", "sys/module/kvm_intel/refcnt": "0\n"}, fakeKernel{words: words}, []string{"hypervisor"}},
+		{"KVM of AMD", map[string]string{"proc/cpuinfo": cpuinfo + "flags\t\t: fpu svm\n", "sys/module/kvm_amd/refcnt": "0\n"}, fakeKernel{words: words}, nil},
+		{"KVM not loaded", map[string]string{"proc/cpuinfo": cpuinfo + "flags\t\t: fpu vmx\n"}, fakeKernel{words: words}, nil},
 		{"no PC", map[string]string{acpiDir + "APIC": ""}, fakeKernel{words: words}, []string{"machine"}},
 	} {
 		files := root(map[string]string{"proc/cmdline": good})
@@ -77,6 +96,33 @@ func TestCheck(t *testing.T) {
 		}
 		if !slices.Equal(unfit, c.unfit) {
 			t.Errorf("%s: unfit are %v, not %v", c.name, unfit, c.unfit)
+		}
+	}
+}
+
+// TestStill: what a machine becomes, or gets, after the start of an understudy ends it.
+func TestStill(t *testing.T) {
+	k := fakeKernel{words: map[string]uint32{"x2apic_mode": 0, "irq_remapping_enabled": 0}}
+	for _, c := range []struct{ name, file, text, wrong string }{
+		{"as it was", "proc/loadavg", "", ""},
+		{"a CPU out", "proc/cpuinfo", "apicid : 0\n", ""},
+		{"another CPU", "proc/cpuinfo", "apicid : 0\napicid : 2\napicid : 4\n", "APIC number 4"},
+		{"more memory", "proc/iomem", iomemReserved + "200000000-27fffffff : System RAM\n", "other memory"},
+		{"kdump", "sys/kernel/kexec_crash_loaded", "1\n", "kdump"},
+		{"no PC", acpiDir + "APIC", "", "APIC"},
+	} {
+		files := root(map[string]string{"proc/cmdline": "iomem=relaxed no_ipi_broadcast=1 " + reserved + "\n"})
+		m, err := Look(files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[c.file] = file(c.text)
+		now, err := Look(files)
+		if err == nil {
+			err = m.Still(now, files, k)
+		}
+		if c.wrong == "" && err != nil || c.wrong != "" && (err == nil || !strings.Contains(err.Error(), c.wrong)) {
+			t.Errorf("%s: %v", c.name, err)
 		}
 	}
 }

@@ -39,12 +39,18 @@ func (c *code) put32(v uint32) { c.b = binary.LittleEndian.AppendUint32(c.b, v) 
 
 func (c *code) put64(v uint64) { c.b = binary.LittleEndian.AppendUint64(c.b, v) }
 
-// realMode begins in real mode with CS = page / 16: no interrupts, DS = CS.
+// realMode begins in real mode with CS = page / 16: no interrupts, DS = CS, and caches on, which
+// INIT leaves off (SDM volume 3, table 10-1): a CPU without may take
+// them from another of its core (9.7.13.1). CR0 is in %eax.
 func (c *code) realMode() {
-	c.put(0xfa)       // cli
-	c.put(0xfc)       // cld
-	c.put(0x8c, 0xc8) // mov %cs, %ax
-	c.put(0x8e, 0xd8) // mov %ax, %ds
+	c.put(0xfa)             // cli
+	c.put(0xfc)             // cld
+	c.put(0x8c, 0xc8)       // mov %cs, %ax
+	c.put(0x8e, 0xd8)       // mov %ax, %ds
+	c.put(0x0f, 0x20, 0xc0) // mov %cr0, %eax
+	c.put(0x66, 0x25)       // and $~(CD|NW), %eax
+	c.put32(0x9fffffff)
+	c.put(0x0f, 0x22, 0xc0) // mov %eax, %cr0
 }
 
 // Entry is how a kernel is entered in 64-bit mode.
@@ -55,16 +61,12 @@ type entry struct {
 }
 
 // trampoline is the page that a CPU starts in by a start-up IPI: from real mode through
-// protected to long mode, with caches on, which INIT leaves off (SDM volume 3, table
-// 10-1), and into the kernel.
+// protected to long mode, and into the kernel.
 func trampoline(at uint32, e entry) []byte {
 	c := &code{at: at}
 	c.realMode()
 	c.put(0x66, 0x0f, 0x01, 0x16) // lgdtl trampGDTR
 	c.put16(trampGDTR)
-	c.put(0x0f, 0x20, 0xc0) // mov %cr0, %eax
-	c.put(0x66, 0x25)       // and $~(CD|NW), %eax
-	c.put32(0x9fffffff)
 	c.put(0x66, 0x83, 0xc8, 0x01) // or $PE, %eax
 	c.put(0x0f, 0x22, 0xc0)       // mov %eax, %cr0
 	c.put(0x66, 0xea)             // ljmpl $selector32, $protected

@@ -18,6 +18,9 @@ func TestParkCode(t *testing.T) {
 	if !bytes.Contains(page[:halt], []byte{0x0f, 0x01, 0x1e, parkIDTR & 0xff, parkIDTR >> 8}) {
 		t.Error("it does not load its vectors")
 	}
+	if !bytes.Contains(page[:halt], []byte{0x0f, 0x20, 0xc0, 0x66, 0x25, 0xff, 0xff, 0xff, 0x9f, 0x0f, 0x22, 0xc0}) {
+		t.Error("it leaves its caches off")
+	}
 	limit, base := binary.LittleEndian.Uint16(page[parkIDTR:]), binary.LittleEndian.Uint32(page[parkIDTR+2:])
 	if int(limit)+1 != 4*vectors || base != at+parkIDT {
 		t.Errorf("%d bytes of vectors at %#x", limit+1, base)

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"net"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -33,42 +34,138 @@ func Drivers(root fs.FS, role wire.Config) (drivers []Driver, absent []string, e
 	if err != nil {
 		return nil, nil, err
 	}
-	add := func(what, dir string) {
-		if dir == "" {
+	add := func(what string, dirs []string, hangsOn func(fs.FS, string) ([]string, error)) error {
+		if len(dirs) == 0 {
 			absent = append(absent, what)
-			return
+			return nil
 		}
-		for _, d := range driversAbove(root, dir) {
+		more, err := driversOf(root, dirs, hangsOn)
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		for _, d := range more {
 			if !slices.Contains(drivers, d) {
 				drivers = append(drivers, d)
 			}
 		}
+		return nil
 	}
 	for _, d := range role.Disks {
 		serial, _, _ := strings.Cut(d.Name, "-part")
-		dir := disks[d.Name]
-		if dir == "" {
-			dir = disks[serial]
+		dirs := disks[d.Name]
+		if len(dirs) == 0 {
+			dirs = disks[serial]
 		}
-		add("disk "+d.Name, dir)
+		if err := add("disk "+d.Name, dirs, onPCI); err != nil {
+			return nil, nil, err
+		}
 	}
 	for _, n := range role.NICs {
 		mac, err := net.ParseMAC(n.MAC)
 		if err != nil {
 			return nil, nil, err
 		}
-		add("interface "+n.MAC, interfaces[mac.String()])
+		if err := add("interface "+n.MAC, interfaces[mac.String()], cardOf); err != nil {
+			return nil, nil, err
+		}
 	}
 	return drivers, absent, nil
 }
 
-// bySerial has the directories in sysfs of all disks that have a serial number.
-func bySerial(root fs.FS) (map[string]string, error) {
-	return devices(root, "sys/block", func(at string) string { return disk.Serial(root, at) })
+// driversOf are those of a device, which is refused if there are several of its name.
+func driversOf(root fs.FS, dirs []string, hangsOn func(fs.FS, string) ([]string, error)) (all []Driver, err error) {
+	if len(dirs) > 1 {
+		return nil, fmt.Errorf("%d devices are called so, and cannot be told apart: %s", len(dirs), strings.Join(dirs, ", "))
+	}
+	attached, err := hangsOn(root, dirs[0])
+	for _, at := range attached {
+		all = append(all, driversAbove(root, at)...)
+	}
+	return all, err
+}
+
+// pciFunction is what sysfs calls a function of PCI.
+var pciFunction = regexp.MustCompile(`^([0-9a-f]{4,8}):[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)
+
+// iscsiSession is a directory above a disk that a program has logged in to.
+var iscsiSession = regexp.MustCompile(`^session[0-9]+$`)
+
+// onPCI says by which directories of sysfs a device hangs on PCI: itself, or, for an NVMe disk with
+// several paths, which hangs on nothing (drivers/nvme/host/multipath.c), the controllers of its. It
+// fails if an understudy, which has PCI and nothing else, would not find it.
+func onPCI(root fs.FS, at string) (dirs []string, err error) {
+	const subsystems = "sys/devices/virtual/nvme-subsystem/"
+	if rest, ok := strings.CutPrefix(at, subsystems); ok {
+		name, _, _ := strings.Cut(rest, "/")
+		subsystem := subsystems + name
+		controllers, err := fs.Glob(root, subsystem+"/nvme*")
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range controllers {
+			if target, err := fs.ReadLink(root, c); err == nil { // what is no link is a disk
+				dirs = append(dirs, path.Join(subsystem, target))
+			}
+		}
+	} else {
+		dirs = []string{at}
+	}
+	if len(dirs) == 0 {
+		return nil, fmt.Errorf("%s has no controller", path.Base(at))
+	}
+	for _, d := range dirs {
+		if err := belowPCI(d); err != nil {
+			return nil, err
+		}
+	}
+	return dirs, nil
+}
+
+// cardOf is onPCI of an interface, with its transceiver first, if that has a driver of its own
+// (drivers/net/phy/phy_device.c, phy_attach_direct): some cards' drivers fail without (r8169).
+func cardOf(root fs.FS, at string) (dirs []string, err error) {
+	if target, err := fs.ReadLink(root, at+"/phydev"); err == nil {
+		dirs = append(dirs, path.Join(at, target))
+	}
+	card, err := onPCI(root, at)
+	return append(dirs, card...), err
+}
+
+// belowPCI says why a directory of sysfs is none of a device that hangs on PCI and on nothing that a
+// program has set up. A domain above ffff is made by a driver, of Intel's VMD
+// (drivers/pci/controller/vmd.c), out of a device that an understudy would have to drive first.
+func belowPCI(at string) error {
+	found := false
+	for dir := range strings.SplitSeq(at, "/") {
+		m := pciFunction.FindStringSubmatch(dir)
+		switch {
+		case m != nil && len(m[1]) > 4:
+			return fmt.Errorf("%s hangs on %s, a PCI domain made by a driver (VMD), where an understudy does not find it: turn VMD off in the firmware", path.Base(at), dir)
+		case m != nil:
+			found = true
+		case iscsiSession.MatchString(dir):
+			return fmt.Errorf("%s is reached by iSCSI, which an understudy does not log in to", path.Base(at))
+		}
+	}
+	if !found {
+		return fmt.Errorf("%s hangs on no PCI device (/%s): an understudy finds nothing else", path.Base(at), at)
+	}
+	return nil
+}
+
+// bySerial has the directories in sysfs of all disks that have a serial number. Paths to a disk of
+// several are hidden: they have no node.
+func bySerial(root fs.FS) (map[string][]string, error) {
+	return devices(root, "sys/block", func(at string) string {
+		if disk.Hidden(root, at) {
+			return ""
+		}
+		return disk.Serial(root, at)
+	})
 }
 
 // byMAC has those of all interfaces. One that is on top of others may have the MAC of one of them.
-func byMAC(root fs.FS) (map[string]string, error) {
+func byMAC(root fs.FS) (map[string][]string, error) {
 	return devices(root, "sys/class/net", func(at string) string {
 		if _, err := fs.ReadLink(root, at+"/device"); err != nil {
 			return ""
@@ -79,12 +176,12 @@ func byMAC(root fs.FS) (map[string]string, error) {
 }
 
 // devices are the directories of the links in one, by a name that each has; none: it is left out.
-func devices(root fs.FS, dir string, name func(at string) string) (map[string]string, error) {
+func devices(root fs.FS, dir string, name func(at string) string) (map[string][]string, error) {
 	all, err := fs.ReadDir(root, dir)
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
-	found := make(map[string]string)
+	found := make(map[string][]string)
 	for _, e := range all {
 		target, err := fs.ReadLink(root, path.Join(dir, e.Name()))
 		if err != nil {
@@ -92,7 +189,7 @@ func devices(root fs.FS, dir string, name func(at string) string) (map[string]st
 		}
 		at := path.Join(dir, target)
 		if n := name(at); n != "" {
-			found[n] = at
+			found[n] = append(found[n], at)
 		}
 	}
 	return found, nil

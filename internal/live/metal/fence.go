@@ -10,10 +10,10 @@ import (
 // parkLimit is how long a CPU may take to say that it is parked. It only bounds what hangs.
 const parkLimit = 10 * time.Second
 
-// Fence takes the other kernel's CPUs out, and then its devices off the bus. What that kernel's
-// boot CPU runs at an NMI is at those addresses. It fails if any CPU
-// does not say that it runs our code now: then the other kernel may still write.
-func (s *Self) Fence(virtual, physical uint64) error {
+// Park takes the other kernel's CPUs out. What that kernel's boot CPU runs at an NMI is at those
+// addresses. It fails if any CPU does not say that it runs our code now: then the other kernel may
+// still write.
+func (s *Self) Park(virtual, physical uint64) error {
 	a, err := openAPIC(s.Config.APIC)
 	if err != nil {
 		return fmt.Errorf("fence: %w", err)
@@ -30,12 +30,20 @@ func (s *Self) Fence(virtual, physical uint64) error {
 			return fmt.Errorf("fence: %w", err)
 		}
 	}
-	for _, g := range s.Config.Segments {
-		if err := Silence(g, s.Config.roots(g.Group)); err != nil {
-			return fmt.Errorf("fence: %w", err)
-		}
-	}
 	return nil
+}
+
+// Silence takes the other kernel's devices off the bus, once its CPUs are out. mute are those that do
+// not answer any more.
+func (s *Self) Silence() (mute []string, err error) {
+	for _, g := range s.Config.Segments {
+		more, err := Silence(g, s.Config.roots(g.Group))
+		if err != nil {
+			return nil, fmt.Errorf("fence: %w", err)
+		}
+		mute = append(mute, more...)
+	}
+	return mute, nil
 }
 
 // park takes CPUs out, by INIT and a start in our code, and makes sure that they are there.

@@ -23,13 +23,15 @@ func GRUB(parameters []string) string {
 		`GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX ` + words + "\"\n"
 }
 
-// UnitText is the content of UnitFile: program is the path of this one, and options are
-// further ones of metal run. It is ended before the file systems are unmounted, and stops
+// UnitText is the content of UnitFile. It is started after what may load a crash kernel, which it
+// refuses then. program is the path of this one, and options are
+// further ones of metal run. It
+// is ended before the file systems are unmounted, and stops
 // the understudy then.
 func UnitText(program string, options ...string) string {
 	return fmt.Sprintf(`[Unit]
 Description=Understudy beside this kernel
-After=local-fs.target network.target
+After=local-fs.target network.target kdump-tools.service kdump.service
 ConditionKernelCommandLine=%[2]s
 
 [Service]

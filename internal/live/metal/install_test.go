@@ -3,6 +3,7 @@ package metal
 import (
 	"io/fs"
 	"os/exec"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -37,6 +38,7 @@ func TestGRUB(t *testing.T) {
 func TestUnit(t *testing.T) {
 	text := UnitText("/usr/local/bin/understudy")
 	for _, line := range []string{
+		" kdump-tools.service kdump.service\n",
 		"ConditionKernelCommandLine=understudy.metal\n",
 		"ExecStart=/usr/local/bin/understudy metal run --kernel /var/lib/understudy/metal/vmlinuz --image /var/lib/understudy/metal/understudy.cpio --role /var/lib/understudy/metal/role.json\n",
 	} {
@@ -52,28 +54,55 @@ func TestUnitOptions(t *testing.T) {
 	}
 }
 
-// sysfs is a machine with a virtio disk, an NVMe disk with partitions, and a volume.
+// sysfs is a machine with disks of all kinds: virtio, an NVMe disk with partitions, another that has
+// two paths, one with two namespaces and one behind VMD, SATA, iSCSI, a card at the chipset, and a
+// volume.
 func sysfs(mountinfo string) fstest.MapFS {
-	link := func(to string) *fstest.MapFile {
-		return &fstest.MapFile{Data: []byte(to), Mode: fs.ModeSymlink | 0o777}
+	files := fstest.MapFS{
+		"proc/self/mountinfo":                    file(mountinfo),
+		"sys/dev/block/253:0":                    link("../../devices/virtual/block/dm-0"),
+		"sys/devices/virtual/block/dm-0/dm/name": file("vg-srv\n"),
 	}
-	text := func(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s)} }
-	return fstest.MapFS{
-		"proc/self/mountinfo":                                           text(mountinfo),
-		"sys/dev/block/254:0":                                           link("../../devices/pci0000:00/virtio1/block/vda"),
-		"sys/dev/block/259:2":                                           link("../../devices/pci0000:00/nvme/nvme0/nvme0n1/nvme0n1p2"),
-		"sys/dev/block/253:0":                                           link("../../devices/virtual/block/dm-0"),
-		"sys/dev/block/8:0":                                             link("../../devices/pci0000:00/block/sda"),
-		"sys/devices/virtual/block/dm-0/dm/name":                        text("vg-srv\n"),
-		"sys/devices/pci0000:00/virtio1/block/vda/serial":               text("data\n"),
-		"sys/devices/pci0000:00/nvme/nvme0/nvme0n1/device/serial":       text("S4EWNX0R   \n"),
-		"sys/devices/pci0000:00/nvme/nvme0/nvme0n1/nvme0n1p2/partition": text("2\n"),
-		"sys/devices/pci0000:00/block/sda/size":                         text("8\n"),
-		"sys/dev/block/8:17":                                            link("../../devices/pci0000:00/block/sdb/sdb1"),
-		"sys/devices/pci0000:00/block/sdb/device/vpd_pg80":              text("\x00\x80\x00\x08    WD-1"),
-		"sys/devices/pci0000:00/block/sdb/sdb1/partition":               text("1\n"),
+	const pci, subsystem, nvme = "pci0000:00/", "virtual/nvme-subsystem/nvme-subsys1/", "0000:00:05.0/nvme/nvme1/"
+	for _, d := range []struct{ number, dir, file, serial, part string }{
+		{"254:0", pci + "0000:00:02.0/virtio1/block/vda", "serial", "data\n", ""},
+		{"259:2", pci + "0000:00:04.0/nvme/nvme0/nvme0n1", "device/serial", "S4EWNX0R   \n", "nvme0n1p2"},
+		{"259:3", subsystem + "nvme1n1", "device/serial", "PM9A3", "nvme1n1p3"},
+		{"", pci + nvme + "nvme1c1n1", "device/serial", "PM9A3", ""},
+		{"259:4", pci + "0000:00:06.0/nvme/nvme2/nvme2n1", "device/serial", "TWICE", ""},
+		{"259:5", pci + "0000:00:06.0/nvme/nvme2/nvme2n2", "device/serial", "TWICE", ""},
+		{"259:6", pci + "0000:00:0e.0/pci10000:e0/10000:e1:00.0/nvme/nvme3/nvme3n1", "device/serial", "VMD", ""},
+		{"259:7", "virtual/nvme-fabrics/ctl/nvme4/nvme4n1", "device/serial", "fabric", ""},
+		{"8:0", pci + "0000:00:1f.2/ata1/host0/target0:0:0/0:0:0:0/block/sda", "size", "8", ""},
+		{"8:17", pci + "0000:00:1f.2/ata2/host1/target1:0:0/1:0:0:0/block/sdb", "device/vpd_pg80", "\x00\x80\x00\x08    WD-1", "sdb1"},
+		{"8:32", "platform/host3/session1/target3:0:0/3:0:0:0/block/sdc", "device/vpd_pg80", "\x00\x80\x00\x04SAN1", ""},
+		{"8:48", pci + "0000:00:07.0/host4/session2/target4:0:0/4:0:0:0/block/sdd", "device/vpd_pg80", "\x00\x80\x00\x04SAN2", ""},
+		{"179:0", pci + "80860F14:00/mmc_host/mmc0/mmc0:0001/block/mmcblk0", "device/serial", "0x1234\n", ""},
+	} {
+		at := "sys/devices/" + d.dir
+		files["sys/block/"+path.Base(at)] = link("../devices/" + d.dir)
+		files[at+"/"+d.file] = file(d.serial)
+		if d.number == "" {
+			files[at+"/hidden"] = file("1\n")
+			continue
+		}
+		files[at+"/hidden"] = file("0\n")
+		node := d.dir
+		if d.part != "" {
+			node += "/" + d.part
+			files[at+"/"+d.part+"/partition"] = file(d.part[len(d.part)-1:] + "\n")
+		}
+		files["sys/dev/block/"+d.number] = link("../../devices/" + node)
 	}
+	files["sys/devices/"+subsystem+"nvme1"] = link("../../../" + pci + nvme)
+	return files
 }
+
+func link(to string) *fstest.MapFile {
+	return &fstest.MapFile{Data: []byte(to), Mode: fs.ModeSymlink | 0o777}
+}
+
+func file(text string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(text)} }
 
 func TestDiskOf(t *testing.T) {
 	line := func(device, dir, kind string) string {
@@ -85,8 +114,11 @@ func TestDiskOf(t *testing.T) {
 	}{
 		{"virtio", line("254:0", "/srv", "ext4"), "/srv", wire.Disk{Name: "data", Type: "ext4", Mount: "/srv"}},
 		{"partition", line("259:2", "/srv", "ext3"), "/srv", wire.Disk{Name: "S4EWNX0R-part2", Type: "ext3", Mount: "/srv"}},
+		{"two paths", line("259:3", "/srv", "ext4"), "/srv", wire.Disk{Name: "PM9A3-part3", Type: "ext4", Mount: "/srv"}},
 		{"SATA", line("8:17", "/srv", "ext4"), "/srv", wire.Disk{Name: "WD-1-part1", Type: "ext4", Mount: "/srv"}},
 		{"a space", line("254:0", `/my\040files`, "ext4"), "/my files", wire.Disk{Name: "data", Type: "ext4", Mount: "/my files"}},
+		{"a directory", strings.Replace(line("254:0", "/srv", "ext4"), " / ", " /sub ", 1), "/srv", wire.Disk{}},
+		{"under a directory", line("254:0", "/srv", "ext4") + strings.Replace(line("8:17", "/srv", "ext4"), " / ", " /sub ", 1), "/srv", wire.Disk{}},
 		{"mounted over", line("8:0", "/srv", "xfs") + line("254:0", "/srv", "ext4"), "/srv", wire.Disk{Name: "data", Type: "ext4", Mount: "/srv"}},
 		{"volume", line("253:0", "/srv", "ext4"), "/srv", wire.Disk{}},
 		{"no serial number", line("8:0", "/srv", "ext4"), "/srv", wire.Disk{}},
@@ -100,6 +132,15 @@ func TestDiskOf(t *testing.T) {
 			t.Errorf("%s: %+v, %v", c.name, got, err)
 		}
 	}
+	// What an understudy does not find, or could take for another.
+	for device, wrong := range map[string]string{
+		"259:4": "2 disks have", "259:5": "2 disks have", "259:6": "VMD", "259:7": "no PCI device",
+		"8:32": "iSCSI", "8:48": "iSCSI", "179:0": "no PCI device",
+	} {
+		if got, err := DiskOf(sysfs(line(device, "/srv", "ext4")), "/srv"); err == nil || !strings.Contains(err.Error(), wrong) {
+			t.Errorf("%s: %+v, %v", device, got, err)
+		}
+	}
 }
 
 // TestLeft: what is mounted from a device, and is none of the role's, is told once.
@@ -111,12 +152,13 @@ func TestLeft(t *testing.T) {
 25 21 254:32 /sub /mnt rw - xfs /dev/vdc rw
 26 21 7:0 / /snap ro - squashfs /dev/loop0 ro
 27 21 0:40 / /data rw - btrfs /dev/vde rw
+29 21 0:41 / /pool rw - zfs pool rw
 28 21 254:16 /sub /srv2 rw - ext4 /dev/vdb rw
 short
 `
 	files := fstest.MapFS{"proc/self/mountinfo": &fstest.MapFile{Data: []byte(info)}}
 	left, err := Left(files, wire.Config{Disks: []wire.Disk{{Mount: "/"}, {Mount: "/srv"}}})
-	if want := []string{"/home dir (xfs on /dev/vdc)", "/data (btrfs on /dev/vde)"}; err != nil || !slices.Equal(left, want) {
+	if want := []string{"/home dir (xfs on /dev/vdc)", "/data (btrfs on /dev/vde)", "/pool (zfs on pool)"}; err != nil || !slices.Equal(left, want) {
 		t.Errorf("%q, %v", left, err)
 	}
 	if _, err := Left(fstest.MapFS{}, wire.Config{}); err == nil {
@@ -125,17 +167,28 @@ short
 }
 
 func TestDriversOf(t *testing.T) {
-	files := sysfs("36 25 259:2 / /srv rw - ext4 /dev/x rw\n")
-	link := func(at, to string) { files[at] = &fstest.MapFile{Data: []byte(to), Mode: fs.ModeSymlink | 0o777} }
-	link("sys/class/net/eth0", "../../devices/pci0000:00/0000:00:03.0/net/eth0")
-	link("sys/devices/pci0000:00/0000:00:03.0/driver/module", "../../../../module/e1000e")
-	link("sys/devices/pci0000:00/nvme/driver/module", "../../../module/nvme")
-	got, err := DriversOf(files, []string{"eth0"}, []string{"/srv"})
-	if err != nil || !slices.Equal(got, []string{"e1000e|", "nvme|"}) {
+	files := sysfs("36 25 259:2 / /srv rw - ext4 /dev/x rw\n36 25 259:3 / /home rw - ext4 /dev/x rw\n36 25 259:6 / /vmd rw - ext4 /dev/x rw\n")
+	const pci = "sys/devices/pci0000:00/"
+	files["sys/class/net/eth0"] = link("../../devices/pci0000:00/0000:00:03.0/net/eth0")
+	files["sys/class/net/eth2"] = link("../../devices/pci0000:00/0000:00:08.0/net/eth2")
+	files[pci+"0000:00:08.0/net/eth2/phydev"] = link("../../mdio_bus/r8169-0-800/r8169-0-800:00")
+	files[pci+"0000:00:08.0/mdio_bus/r8169-0-800/r8169-0-800:00/driver/module"] = link("../../../../module/realtek")
+	files[pci+"0000:00:08.0/driver/module"] = link("../../../../module/r8169")
+	files["sys/class/net/br0"] = link("../../devices/virtual/net/br0")
+	files[pci+"0000:00:03.0/driver/module"] = link("../../../../module/e1000e")
+	files[pci+"0000:00:04.0/driver/module"] = link("../../../module/nvme")
+	files[pci+"0000:00:05.0/driver/module"] = link("../../../module/other")
+	got, err := DriversOf(files, []string{"eth0"}, []string{"/srv", "/home"})
+	if err != nil || !slices.Equal(got, []string{"e1000e|", "nvme|", "other|"}) {
 		t.Errorf("%v, %v", got, err)
 	}
-	if got, err := DriversOf(files, []string{"eth1"}, nil); err == nil {
-		t.Errorf("an interface that is not there has drivers %v", got)
+	if got, err := DriversOf(files, []string{"eth2"}, nil); err != nil || !slices.Equal(got, []string{"realtek|", "r8169|"}) {
+		t.Errorf("with a transceiver: %v, %v", got, err)
+	}
+	for _, c := range []struct{ interfaces, mounts []string }{{[]string{"eth1"}, nil}, {[]string{"br0"}, nil}, {nil, []string{"/vmd"}}} {
+		if got, err := DriversOf(files, c.interfaces, c.mounts); err == nil {
+			t.Errorf("%v have drivers %v", c, got)
+		}
 	}
 }
 
@@ -150,6 +203,7 @@ func nfs(change func(*wire.NFS)) *wire.NFS {
 
 func TestCheckRole(t *testing.T) {
 	files := fstest.MapFS{
+		"proc/self/mountinfo":                 &fstest.MapFile{},
 		"usr/lib/systemd/system/web.service":  &fstest.MapFile{Data: []byte("[Service]\nExecStart=/bin/web\nPrivateTmp=yes\n")},
 		"usr/lib/systemd/system/fork.service": &fstest.MapFile{Data: []byte("[Service]\nType=forking\nExecStart=/bin/web\n")},
 	}
@@ -182,6 +236,44 @@ func TestCheckRole(t *testing.T) {
 			t.Errorf("%s: %v", c.name, err)
 		case c.name == "unit" && (len(omitted) != 1 || !strings.Contains(omitted[0], "PrivateTmp")):
 			t.Errorf("%s: omitted are %q", c.name, omitted)
+		}
+	}
+}
+
+// TestCheckMounts: what is mounted on a directory of the role must be its disk, and what is mounted
+// below one that services have need of must be taken over too.
+func TestCheckMounts(t *testing.T) {
+	line := func(device, root, dir, kind, source string) string {
+		return "36 25 " + device + " " + root + " " + dir + " rw,relatime shared:1 - " + kind + " " + source + " rw\n"
+	}
+	root := line("259:2", "/", "/", "ext4", "/dev/nvme0n1p2")
+	data := line("254:0", "/", "/srv", "ext4", "/dev/vda")
+	onRoot := wire.Disk{Name: "S4EWNX0R-part2", Type: "ext4", Mount: "/"}
+	onSrv := wire.Disk{Name: "data", Type: "ext4", Mount: "/srv"}
+	serving := []wire.Service{{Name: "web", Command: []string{"web"}}}
+	for _, c := range []struct {
+		name, info string
+		role       wire.Config
+		wrong      string // empty: it is right
+	}{
+		{"right", data, wire.Config{Disks: []wire.Disk{onSrv}, Services: serving}, ""},
+		{"unmounted", root, wire.Config{Disks: []wire.Disk{onSrv}, Services: serving}, ""},
+		{"another disk", line("8:17", "/", "/srv", "ext4", "/dev/sdb1"), wire.Config{Disks: []wire.Disk{onSrv}}, "disk WD-1-part1 (ext4) is now"},
+		{"another type", line("254:0", "/", "/srv", "ext3", "/dev/vda"), wire.Config{Disks: []wire.Disk{onSrv}}, "disk data (ext3) is now"},
+		{"a volume", line("253:0", "/", "/srv", "ext4", "/dev/mapper/vg-srv"), wire.Config{Disks: []wire.Disk{onSrv}}, "disk data: /srv: it lies on dm-0"},
+		{"below the root", root + line("253:0", "/", "/data", "xfs", "/dev/mapper/vg-srv"), wire.Config{Disks: []wire.Disk{onRoot}, Services: serving}, "/data (xfs on /dev/mapper/vg-srv)"},
+		{"below a disk", data + line("0:40", "/", "/srv/pool", "zfs", "pool"), wire.Config{Disks: []wire.Disk{onSrv}, Services: serving}, "/srv/pool (zfs on pool)"},
+		{"beside a disk", data + line("8:17", "/", "/srv2", "xfs", "/dev/sdb1"), wire.Config{Disks: []wire.Disk{onSrv}, Services: serving}, ""},
+		{"a directory elsewhere", root + line("259:2", "/srv/www", "/var/www", "ext4", "/dev/nvme0n1p2"), wire.Config{Disks: []wire.Disk{onRoot}, Services: serving}, "/var/www (ext4 on /dev/nvme0n1p2)"},
+		{"nobody serves", root + data, wire.Config{Disks: []wire.Disk{onRoot}}, ""},
+		{"taken over", root + data, wire.Config{Disks: []wire.Disk{onRoot, onSrv}, Services: serving}, ""},
+		{"no content", root + line("0:20", "/", "/run", "tmpfs", "tmpfs"), wire.Config{Disks: []wire.Disk{onRoot}, Services: serving}, ""},
+		{"no need", root + line("8:17", "/", "/boot/efi", "vfat", "/dev/sdb1"), wire.Config{Disks: []wire.Disk{onRoot}, Services: serving, Without: []string{"/boot"}}, ""},
+		{"no need of another", root + line("8:17", "/", "/boots", "vfat", "/dev/sdb1"), wire.Config{Disks: []wire.Disk{onRoot}, Services: serving, Without: []string{"/boot"}}, "/boots (vfat"},
+	} {
+		_, err := CheckRole(sysfs(c.info), c.role)
+		if c.wrong == "" && err != nil || c.wrong != "" && (err == nil || !strings.Contains(err.Error(), c.wrong)) {
+			t.Errorf("%s: %v", c.name, err)
 		}
 	}
 }

@@ -3,6 +3,8 @@ package metal
 import (
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -22,48 +24,155 @@ func NICOf(name string) (n wire.NIC, err error) {
 	if l.Type() != "device" {
 		return n, fmt.Errorf("interface %s is a %s: only a network card can be taken over", name, l.Type())
 	}
-	n.MAC = l.Attrs().HardwareAddr.String()
+	n.MAC, n.MTU = l.Attrs().HardwareAddr.String(), l.Attrs().MTU
+	if own := l.Attrs().PermHWAddr; len(own) > 0 && !slices.Equal(own, l.Attrs().HardwareAddr) {
+		return n, fmt.Errorf("interface %s has MAC %s, and its card's own is %s, which is all that an understudy finds it by: give it that again", name, n.MAC, own)
+	}
 	addresses, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 	if err != nil {
 		return n, fmt.Errorf("list addresses of %s: %w", name, err)
 	}
-	for _, a := range addresses {
-		switch {
-		case a.Scope != unix.RT_SCOPE_UNIVERSE || a.Flags&unix.IFA_F_SECONDARY != 0:
-		case a.IP.To4() != nil && n.Address == "":
-			n.Address = a.IPNet.String()
-		case a.IP.To4() == nil && n.Address6 == "" && a.Flags&unix.IFA_F_PERMANENT != 0:
-			n.Address6 = a.IPNet.String()
-		}
-	}
+	left := carryAddresses(&n, l.Attrs().HardwareAddr, addresses)
 	if n.Address == "" && n.Address6 == "" {
 		return n, fmt.Errorf("interface %s has no address that could be taken over", name)
 	}
-	routes, err := netlink.RouteList(l, netlink.FAMILY_ALL)
+	// Those of all tables, of which only the main one can be carried.
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return n, fmt.Errorf("list routes of %s: %w", name, err)
 	}
-	for _, r := range routes {
-		addRoute(&n, r)
+	left = append(left, carryRoutes(&n, l.Attrs().Index, routes)...)
+	if len(left) > 0 {
+		return n, fmt.Errorf("interface %s has what an understudy would not give it: %s; take it away, or give a role that does without (--role)", name, strings.Join(left, ", "))
 	}
 	return n, nil
 }
 
-// addRoute takes those over that lead through a gateway, but for those that a router
-// advertised: others follow from the addresses.
-func addRoute(n *wire.NIC, r netlink.Route) {
-	v4 := r.Gw.To4() != nil
-	switch {
-	case r.Gw == nil || r.Protocol == unix.RTPROT_RA || !v4 && n.Address6 == "" || v4 && n.Address == "":
-	case r.Dst == nil || r.Dst.IP.IsUnspecified():
-		if v4 && n.Gateway == "" {
-			n.Gateway = r.Gw.String()
-		} else if !v4 && n.Gateway6 == "" {
-			n.Gateway6 = r.Gw.String()
+// carryAddresses takes those of an interface over, one of each family, and names the others. IPv6
+// addresses of the link only, those that are for some time only, and those that a kernel makes of the
+// MAC when a router advertises their network (RFC 4862) need not be: the understudy's has its own.
+func carryAddresses(n *wire.NIC, mac net.HardwareAddr, addresses []netlink.Addr) (left []string) {
+	lasting := func(a netlink.Addr) int { return a.Flags & unix.IFA_F_PERMANENT }
+	for _, a := range slices.SortedStableFunc(slices.Values(addresses), func(a, b netlink.Addr) int { return lasting(b) - lasting(a) }) {
+		v4 := a.IP.To4() != nil
+		into := &n.Address
+		if !v4 {
+			into = &n.Address6
 		}
-	default:
-		n.Routes = append(n.Routes, wire.Route{To: r.Dst.String(), Via: r.Gw.String()})
+		made := lasting(a) == 0 && slices.Equal(a.IP[len(a.IP)-8:], eui64(mac))
+		switch {
+		case !v4 && (a.IP.IsLinkLocalUnicast() || a.Flags&unix.IFA_F_TEMPORARY != 0 || made):
+		case *into != "" || a.Scope != unix.RT_SCOPE_UNIVERSE || a.Peer != nil && !a.Peer.IP.Equal(a.IP):
+			left = append(left, "address "+a.IPNet.String())
+		default:
+			*into = a.IPNet.String()
+		}
 	}
+	return left
+}
+
+// eui64 is the interface identifier that is made of a MAC (RFC 4291, appendix A).
+func eui64(mac net.HardwareAddr) []byte {
+	if len(mac) != 6 {
+		return nil
+	}
+	return []byte{mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]}
+}
+
+// carryRoutes takes those by an interface over, and names those that a role cannot have. What follows
+// from the addresses, and what a router advertised, need not be carried.
+func carryRoutes(n *wire.NIC, link int, routes []netlink.Route) (left []string) {
+	known := make(map[string]bool) // by where they lead
+	for _, r := range routes {
+		by := r.LinkIndex == link || slices.ContainsFunc(r.MultiPath, func(h *netlink.NexthopInfo) bool { return h.LinkIndex == link })
+		if !by || r.Table == unix.RT_TABLE_LOCAL || r.Protocol == unix.RTPROT_KERNEL || r.Protocol == unix.RTPROT_RA {
+			continue
+		}
+		to := destination(r)
+		if !carries(n, r) || known[to] {
+			left = append(left, fmt.Sprintf("route to %s in table %d", to, r.Table))
+			continue
+		}
+		known[to] = true
+		via, onLink := "", r.Flags&int(netlink.FLAG_ONLINK) != 0
+		if r.Gw != nil {
+			via = r.Gw.String()
+		}
+		switch {
+		case to == "0.0.0.0/0" && via != "" && !onLink:
+			n.Gateway = via
+		case to == "::/0" && via != "" && !onLink:
+			n.Gateway6 = via
+		default:
+			n.Routes = append(n.Routes, wire.Route{To: to, Via: via, OnLink: onLink})
+		}
+	}
+	return left
+}
+
+// destination is where a route leads.
+func destination(r netlink.Route) string {
+	switch {
+	case r.Dst != nil:
+		return r.Dst.String()
+	case r.Family == netlink.FAMILY_V4:
+		return "0.0.0.0/0"
+	}
+	return "::/0"
+}
+
+// carries says whether a role with these addresses can have a route.
+func carries(n *wire.NIC, r netlink.Route) bool {
+	address := n.Address
+	if r.Family != netlink.FAMILY_V4 {
+		address = n.Address6
+	}
+	from, _, err := net.ParseCIDR(address) // it fails if there is none
+	return err == nil && (r.Src == nil || r.Src.Equal(from)) && r.Table == unix.RT_TABLE_MAIN && r.Type == unix.RTN_UNICAST &&
+		len(r.MultiPath) == 0 && r.Via == nil && r.Encap == nil && r.MPLSDst == nil && r.Tos == 0 && r.MTU == 0
+}
+
+// checkNIC refuses an interface of a role that could not come up.
+func checkNIC(n wire.NIC) error {
+	if _, err := net.ParseMAC(n.MAC); err != nil {
+		return fmt.Errorf("interface: %w", err)
+	}
+	var reached []netip.Prefix // without a gateway
+	for _, text := range []string{n.Address, n.Address6} {
+		p, err := netip.ParsePrefix(text)
+		if err != nil && text != "" {
+			return fmt.Errorf("interface %s: %w", n.MAC, err)
+		}
+		reached = append(reached, p.Masked())
+	}
+	routes := n.Routes
+	for _, via := range []string{n.Gateway, n.Gateway6} {
+		if via != "" {
+			routes = append(routes[:len(routes):len(routes)], wire.Route{Via: via})
+		}
+	}
+	for _, r := range n.Routes {
+		to, err := netip.ParsePrefix(r.To)
+		if err != nil {
+			return fmt.Errorf("interface %s: route: %w", n.MAC, err)
+		}
+		if r.Via == "" {
+			reached = append(reached, to)
+		}
+	}
+	for _, r := range routes {
+		if r.Via == "" {
+			continue
+		}
+		via, err := netip.ParseAddr(r.Via)
+		if err != nil {
+			return fmt.Errorf("interface %s: gateway: %w", n.MAC, err)
+		}
+		if !r.OnLink && !via.IsLinkLocalUnicast() && !slices.ContainsFunc(reached, func(p netip.Prefix) bool { return p.Contains(via) }) {
+			return fmt.Errorf("interface %s: gateway %s is in no network of its: give it a route without \"via\", or one with \"on_link\"", n.MAC, via)
+		}
+	}
+	return nil
 }
 
 // InterfaceOf is the name of the network card that has a MAC.
@@ -84,13 +193,17 @@ func InterfaceOf(mac string) (string, error) {
 // as guest.Image.Drivers has them: each may be built into another kernel. root is
 // os.DirFS("/").
 func DriversOf(root fs.FS, interfaces, mounts []string) ([]string, error) {
-	var dirs []string
+	var attached []string // directories in sysfs
 	for _, i := range interfaces {
 		at, err := resolve(root, "sys/class/net/"+i)
 		if err != nil {
 			return nil, err
 		}
-		dirs = append(dirs, at)
+		dirs, err := cardOf(root, at)
+		if err != nil {
+			return nil, err
+		}
+		attached = append(attached, dirs...)
 	}
 	info, err := fs.ReadFile(root, "proc/self/mountinfo")
 	if err != nil {
@@ -105,10 +218,14 @@ func DriversOf(root fs.FS, interfaces, mounts []string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		dirs = append(dirs, at)
+		dirs, err := onPCI(root, at)
+		if err != nil {
+			return nil, err
+		}
+		attached = append(attached, dirs...)
 	}
 	var drivers []string
-	for _, at := range dirs {
+	for _, at := range attached {
 		for ; at != "sys/devices"; at = path.Dir(at) {
 			target, err := fs.ReadLink(root, at+"/driver/module")
 			if err != nil {

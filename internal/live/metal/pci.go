@@ -12,6 +12,7 @@ import (
 const (
 	pciVendor        = 0x00
 	pciCommand       = 0x04
+	pciClass         = 0x08 // the upper half, with the class and the subclass
 	pciHeaderType    = 0x0c // the third byte
 	pciBridgeControl = 0x3c // the upper half
 	pciSecondary     = 0x18 // primary, secondary, subordinate bus
@@ -23,9 +24,22 @@ const (
 	bridgeReset   = 1 << 22 // of the word at pciBridgeControl
 )
 
+// Classes of functions whose bus mastering may stay on whatever is written: they write for others
+// only, which are silenced themselves (PCI Code and ID Assignment 1.11, 1.7).
+const (
+	classHost = 0x0600 // bridge from the CPUs
+	classISA  = 0x0601
+)
+
+// space is the configuration space of a bus, in bytes.
+type space interface {
+	load32(off int) uint32
+	store32(off int, v uint32)
+}
+
 // function is a PCI function's configuration space.
 type function struct {
-	*window        // of its bus
+	space          // of its bus
 	bus, dev, num  int
 	offset         int
 	header         byte
@@ -72,9 +86,9 @@ func functions(s Segment, roots []byte) (all []*function, done func() error, err
 	return all, done, nil
 }
 
-func functionsOf(w *window, bus, dev int) (all []*function) {
+func functionsOf(s space, bus, dev int) (all []*function) {
 	for num := range 8 {
-		f := &function{window: w, bus: bus, dev: dev, num: num, offset: dev<<15 | num<<12}
+		f := &function{space: s, bus: bus, dev: dev, num: num, offset: dev<<15 | num<<12}
 		if f.load(pciVendor)&0xffff == 0xffff {
 			if num == 0 {
 				return nil
@@ -99,25 +113,41 @@ func functionsOf(w *window, bus, dev int) (all []*function) {
 func (f *function) silence() error {
 	const status = 0xffff << 16 // its bits are cleared by writing ones
 	f.store(pciCommand, (f.load(pciCommand)&^(status|commandMaster))|commandNoINTx)
-	if got := f.load(pciCommand); got&commandMaster != 0 {
-		return fmt.Errorf("PCI function %v still may write to memory", f)
+	class := f.load(pciClass) >> 16
+	if got := f.load(pciCommand); got&commandMaster != 0 && class != classHost && class != classISA {
+		return fmt.Errorf("PCI function %v, of class %04x, still may write to memory", f, class)
 	}
 	return nil
 }
 
 // Silence takes the bus from all PCI functions of a segment: what was written to memory by
-// then is there when it returns, and nothing follows. Devices behind bridges are reset.
-func Silence(s Segment, roots []byte) (err error) {
+// then is there when it returns, and nothing follows. Devices behind bridges are reset; mute are
+// those that do not answer after it.
+func Silence(s Segment, roots []byte) (mute []string, err error) {
 	all, done, err := functions(s, roots)
 	if err != nil {
-		return fmt.Errorf("silence devices: %w", err)
+		return nil, fmt.Errorf("silence devices: %w", err)
 	}
 	defer func() { err = errors.Join(err, done()) }()
 	for _, f := range all {
 		if err := f.silence(); err != nil {
-			return fmt.Errorf("silence devices: %w", err)
+			return nil, fmt.Errorf("silence devices: %w", err)
 		}
 	}
+	return reset(all), nil
+}
+
+// readyLimit is how long a device may take from its reset until it answers, as Linux has it
+// (drivers/pci/pci.c, PCIE_RESET_READY_POLL_MS); settle, from then on until what is behind it does
+// (PCI Express Base 5.0, 6.6.1: 100 ms from the end of its link's training).
+const (
+	readyLimit = 60 * time.Second
+	settle     = 100 * time.Millisecond
+)
+
+// reset resets what answers behind bridges, and waits until it answers again: the kernel looks for
+// devices once. mute are those that do not.
+func reset(all []*function) (mute []string) {
 	var reset []*function
 	for _, f := range all {
 		if f.resets(all) {
@@ -132,8 +162,34 @@ func Silence(s Segment, roots []byte) (err error) {
 	for _, f := range reset {
 		f.store(pciBridgeControl, f.load(pciBridgeControl)&^bridgeReset)
 	}
-	time.Sleep(100 * time.Millisecond) // until they may be asked (6.6.1)
-	return nil
+	time.Sleep(settle)
+	end := time.Now().Add(readyLimit)
+	for _, f := range below(reset, all) {
+		if !awaitFor(time.Until(end), f.answers) {
+			mute = append(mute, f.String())
+		}
+	}
+	time.Sleep(settle)
+	return mute
+}
+
+// below are the devices right behind bridges that were reset, but for what is behind another: that
+// one has forgotten its buses, and nothing can be asked there.
+func below(reset, all []*function) (devices []*function) {
+	for _, f := range all {
+		reached := slices.DeleteFunc(slices.Clone(reset), func(b *function) bool { return !slices.Contains(b.behind(), byte(f.bus)) })
+		if f.num == 0 && len(reached) == 1 && byte(f.bus) == reached[0].secondaryBuses[0] {
+			devices = append(devices, f)
+		}
+	}
+	return devices
+}
+
+// answers says whether a device is there, and ready: 1 is the vendor of one that is not yet
+// (PCI Express Base 5.0, 2.3.2).
+func (f *function) answers() bool {
+	vendor := f.load(pciVendor) & 0xffff
+	return vendor != 0xffff && vendor != 0x0001
 }
 
 // behind are the buses behind a bridge: none of another function.

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // bus is the configuration space of one, in which nothing answers.
@@ -67,5 +69,88 @@ func TestResets(t *testing.T) {
 	}
 	if (&function{secondaryBuses: [2]byte{2, 3}}).resets([]*function{{bus: 2}}) {
 		t.Error("what is no bridge has buses behind it")
+	}
+}
+
+// wired is a bus whose functions master it whatever is written.
+type wired struct{ *window }
+
+func (w wired) store32(off int, v uint32) {
+	if off&0xfff == pciCommand {
+		v |= commandMaster
+	}
+	w.window.store32(off, v)
+}
+
+// TestSilenceWired: bus mastering that stays on is right in bridges of the chipset only.
+func TestSilenceWired(t *testing.T) {
+	for class, want := range map[uint16]bool{classHost: true, classISA: true, 0x0604: false, 0x0108: false} {
+		w := bus()
+		put(w, 0, 0, 0)
+		binary.LittleEndian.PutUint16(w.data[pciClass+2:], class)
+		if err := functionsOf(wired{w}, 0, 0)[0].silence(); (err == nil) != want {
+			t.Errorf("class %04x: %v", class, err)
+		}
+	}
+}
+
+// late is a bus on which nothing answers before a time, and some devices are not ready before
+// another.
+type late struct {
+	*window
+	answers, ready time.Time
+}
+
+func (l late) load32(off int) uint32 {
+	switch now := time.Now(); {
+	case now.Before(l.answers):
+		return 0xffffffff
+	case now.Before(l.ready) && off&0xfff == pciVendor:
+		return 0xffff0001
+	}
+	return l.window.load32(off)
+}
+
+// TestReset: it lasts until what is right behind a bridge answers, and not for ever.
+func TestReset(t *testing.T) {
+	for _, c := range []struct {
+		name           string
+		answers, ready time.Duration
+		least, most    time.Duration
+		mute           []string
+	}{
+		{"at once", 0, 0, 2 * settle, 3 * settle, nil},
+		{"late", 300 * time.Millisecond, 0, 300*time.Millisecond + settle, 300*time.Millisecond + 2*settle, nil},
+		{"late to be ready", 300 * time.Millisecond, 5 * time.Second, 5*time.Second + settle, 5*time.Second + 2*settle, nil},
+		{"never", time.Hour, 0, readyLimit, readyLimit + 3*settle, []string{"01:00.0"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				first, second, third := bus(), bus(), bus()
+				put(first, 0, 0, 0)
+				put(first, 1, 0, headerBridge, 1, 2)
+				put(second, 0, 0, headerBridge, 2, 2)
+				put(third, 0, 0, 0)
+				all := slices.Concat(functionsOf(first, 0, 0), functionsOf(first, 0, 1), functionsOf(second, 1, 0), functionsOf(third, 2, 0))
+				start := time.Now()
+				for _, f := range all[2:] { // what is on bus 2 is not found before its bridge knows its buses again
+					l := late{window: second, answers: start.Add(c.answers), ready: start.Add(c.ready)}
+					if f.bus == 2 {
+						l = late{window: third, answers: start.Add(time.Hour)}
+					}
+					f.space = l
+				}
+				mute := reset(all)
+				if took := time.Since(start); took < c.least || took > c.most || !slices.Equal(mute, c.mute) {
+					t.Errorf("%v, %v are mute", took, mute)
+				}
+				if all[1].load(pciBridgeControl)&bridgeReset != 0 {
+					t.Error("the bridge stays in reset")
+				}
+			})
+		})
+	}
+	if mute := reset([]*function{{bus: 0}}); mute != nil {
+		t.Errorf("%v are behind no bridge", mute)
 	}
 }

@@ -1,6 +1,7 @@
 package metal
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -35,14 +36,62 @@ func DiskOf(root fs.FS, mount string) (d wire.Disk, err error) {
 	return wire.Disk{Name: serial, Type: m.Type, Mount: mount}, nil
 }
 
-// CheckRole says what of a role cannot be done with this machine: a service that is to run
-// from its root file system must be there, and its unit be one that can be started without
-// systemd. omitted are the settings of units that are not carried out then, a line for each
+// CheckRole says what of a role cannot be done with this machine: its disks must be what is mounted
+// now; a service that is to run from its root file system must be there, and its unit be one that
+// can be started without systemd. omitted are the settings of units that are not carried out then, a line for each
 // unit. root is os.DirFS("/").
 func CheckRole(root fs.FS, role wire.Config) (omitted []string, err error) {
 	if err := checkRole(&role); err != nil {
 		return nil, err
 	}
+	if err := checkMounts(root, role); err != nil {
+		return nil, err
+	}
+	return checkServices(root, role)
+}
+
+// checkMounts refuses a role that is not what is mounted: another file system on the directory of
+// one of its disks, or one below them that services would not find there. A directory with nothing
+// mounted on it is right: its disk may have been unmounted in good order.
+func checkMounts(root fs.FS, role wire.Config) error {
+	for _, d := range role.Disks {
+		switch got, err := DiskOf(root, d.Mount); {
+		case errors.Is(err, errNotMounted):
+		case err != nil:
+			return fmt.Errorf("disk %s: %w", d.Name, err)
+		case got.Name != d.Name || got.Type != d.Type:
+			return fmt.Errorf("disk %s (%s) is to be mounted on %s, where disk %s (%s) is now: have that in the role", d.Name, d.Type, d.Mount, got.Name, got.Type)
+		}
+	}
+	if len(role.Services) == 0 && role.NFS == nil {
+		return nil
+	}
+	b, err := fs.ReadFile(root, "proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	var missed []string
+	for m := range mounts.Parse(string(b)) {
+		ours := slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return d.Mount == m.Dir })
+		below := slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return within(m.Dir, d.Mount) })
+		spared := slices.ContainsFunc(role.Without, func(dir string) bool { return within(m.Dir, dir) })
+		if what := describe(m); stored(m) && below && !ours && !spared && !slices.Contains(missed, what) {
+			missed = append(missed, what)
+		}
+	}
+	if len(missed) > 0 {
+		return fmt.Errorf("services would not find %s: take them over too, or say by --without (\"without\" in a role) of which directories no service has need", strings.Join(missed, ", "))
+	}
+	return nil
+}
+
+// within says whether a path is a directory, or in it.
+func within(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// checkServices is CheckRole of a role's services.
+func checkServices(root fs.FS, role wire.Config) (omitted []string, err error) {
 	rooted := slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return d.Mount == "/" })
 	for _, s := range role.Services {
 		switch {
@@ -66,18 +115,34 @@ func CheckRole(root fs.FS, role wire.Config) (omitted []string, err error) {
 	return omitted, nil
 }
 
-// mounted finds what is mounted on a directory: the last one counts.
+var errNotMounted = errors.New("nothing is mounted there")
+
+// mounted finds what is mounted on a directory: the last one counts. It fails with errNotMounted if
+// nothing is.
 func mounted(info, dir string) (found mounts.Mount, err error) {
 	for m := range mounts.Parse(info) {
-		if m.Dir == dir && m.Root == "/" {
+		if m.Dir == dir {
 			found = m
 		}
 	}
-	if found.Device == "" {
-		return found, fmt.Errorf("nothing is mounted on %s", dir)
+	switch {
+	case found.Device == "":
+		return found, fmt.Errorf("%s: %w", dir, errNotMounted)
+	case found.Root != "/":
+		return found, fmt.Errorf("%s has directory %s of %s (%s) mounted on it: only the whole of a file system can be taken over", dir, found.Root, found.Source, found.Type)
 	}
 	return found, nil
 }
+
+// remote are types of file systems that have content elsewhere than on a device in /dev.
+var remote = []string{"zfs", "nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "virtiofs"}
+
+// stored says whether a mount has content that outlives the kernel.
+func stored(m mounts.Mount) bool {
+	return strings.HasPrefix(m.Source, "/dev/") || slices.Contains(remote, m.Type)
+}
+
+func describe(m mounts.Mount) string { return fmt.Sprintf("%s (%s on %s)", m.Dir, m.Type, m.Source) }
 
 // Left are the file systems of devices that this machine has mounted to write to, and that a
 // role does not have: what is unsaved there is lost with the kernel. root is os.DirFS("/").
@@ -93,9 +158,9 @@ func Left(root fs.FS, role wire.Config) (left []string, err error) {
 		}
 	}
 	for m := range mounts.Parse(string(b)) {
-		if m.Has("rw") && strings.HasPrefix(m.Source, "/dev/") && !known[m.Device] {
+		if m.Has("rw") && stored(m) && !known[m.Device] {
 			known[m.Device] = true
-			left = append(left, fmt.Sprintf("%s (%s on %s)", m.Dir, m.Type, m.Source))
+			left = append(left, describe(m))
 		}
 	}
 	return left, nil
@@ -119,8 +184,18 @@ func serialOf(root fs.FS, device string) (serial string, err error) {
 			return "", fmt.Errorf("it lies on %s (%s), which an understudy cannot put together yet", path.Base(at), stacked)
 		}
 	}
+	if _, err := onPCI(root, at); err != nil {
+		return "", err
+	}
 	if serial = disk.Serial(root, at); serial == "" {
 		return "", fmt.Errorf("disk %s has no serial number to be found again by", path.Base(at))
+	}
+	disks, err := bySerial(root)
+	if err != nil {
+		return "", err
+	}
+	if same := disks[serial]; len(same) > 1 {
+		return "", fmt.Errorf("disk %s has serial number %s, which %d disks have: namespaces of one controller, or paths to one disk, cannot be told apart", path.Base(at), serial, len(same))
 	}
 	if number != "" {
 		serial += "-part" + number

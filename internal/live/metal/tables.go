@@ -100,7 +100,7 @@ const revealID = "USDY0001"
 func dsdt(reveal uint64, bridges []bridge) []byte {
 	var devices, notify []aml
 	for i, b := range bridges {
-		name := fmt.Sprintf("PCI%X", i)
+		name := fmt.Sprintf("P%03X", i) // there is no room for more than 4096
 		devices = append(devices, b.device(name, i))
 		notify = append(notify, amlNotify(rooted("_SB", name), 1)) // device check
 	}
@@ -124,7 +124,7 @@ func (b *bridge) device(name string, uid int) aml {
 	return amlDevice(name,
 		amlName("_HID", eisaID("PNP0A08")), // PCI Express
 		amlName("_CID", eisaID("PNP0A03")), // PCI
-		amlName("_UID", amlByte(byte(uid))),
+		amlName("_UID", amlWord(uint16(uid))),
 		amlName("_SEG", amlWord(b.Group)),
 		amlName("_BBN", amlByte(b.FirstBus)),
 		amlName("_CBA", amlQword(b.Base)),

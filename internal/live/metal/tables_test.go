@@ -2,6 +2,7 @@ package metal
 
 import (
 	"bytes"
+	"regexp"
 	"testing"
 )
 
@@ -34,13 +35,41 @@ func TestDSDT(t *testing.T) {
 		"the word":        {0x5b, 0x80, 'P', 'A', 'G', 'E', 0x00, 0x0e, 0x00, 0x10, 0xe6, 0x7b, 0, 0, 0, 0, 0x0a, 4},
 		"its field":       {'P', 'A', 'G', 'E', 0x03, 'S', 'T', 'A', 'T', 32},
 		"hidden if zero":  {0x93, 'S', 'T', 'A', 'T', 0x00, 0xa4, 0x00, 0xa4, 0x0a, 0x0f},
-		"notified if one": {0x93, 'S', 'T', 'A', 'T', 0x01, 0x86, '\\', 0x2e, '_', 'S', 'B', '_', 'P', 'C', 'I', '0', 0x0a, 0x01, 0xa4, 0x0a, 0x0f},
+		"notified if one": {0x93, 'S', 'T', 'A', 'T', 0x01, 0x86, '\\', 0x2e, '_', 'S', 'B', '_', 'P', '0', '0', '0', 0x0a, 0x01, 0xa4, 0x0a, 0x0f},
 		"its space":       {0x08, '_', 'C', 'B', 'A', 0x0e, 0, 0, 0, 0xb0, 0, 0, 0, 0},
 	} {
 		if !bytes.Contains(b, want) {
 			t.Errorf("%s is not in it: %x", what, want)
 		}
 	}
+}
+
+// TestDSDTBridges: each bridge of a large machine has a name and a number of its own.
+func TestDSDTBridges(t *testing.T) {
+	const n = 300
+	b := dsdt(0x7be61000, make([]bridge, n))
+	for what, pattern := range map[string]string{
+		"devices":  `(?s)\x5b\x82[\x80-\xff]..(P[0-9A-F]{3})\x08_HID`,
+		"numbers":  `(?s)_UID\x0b(..)`,
+		"notified": `\x86\\\x2e_SB_(P[0-9A-F]{3})`,
+	} {
+		seen := make(map[string]bool)
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(latin1(b), -1) {
+			seen[m[1]] = true
+		}
+		if len(seen) != n {
+			t.Errorf("%d different %s of %d bridges", len(seen), what, n)
+		}
+	}
+}
+
+// latin1 is bytes as a text of as many characters, which regular expressions are of.
+func latin1(b []byte) string {
+	runes := make([]rune, len(b))
+	for i, c := range b {
+		runes[i] = rune(c)
+	}
+	return string(runes)
 }
 
 func TestMPTables(t *testing.T) {

@@ -3,7 +3,6 @@ package metal
 import (
 	"bufio"
 	"debug/elf"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +15,7 @@ import (
 // TSC is the frequency of the time stamp counter in kHz, as the running kernel found it:
 // its tsc_khz (arch/x86/kernel/tsc.c), read through /proc/kcore.
 func TSC() (uint64, error) {
-	khz, err := kernelWord("tsc_khz")
+	khz, err := Host{}.Word("tsc_khz")
 	if err != nil {
 		return 0, fmt.Errorf("find the TSC's frequency: %w", err)
 	}
@@ -27,7 +26,7 @@ func TSC() (uint64, error) {
 }
 
 // wanted are the variables of the running kernel that are read.
-var wanted = []string{"tsc_khz", "x2apic_mode", "irq_remapping_enabled"}
+var wanted = []string{"tsc_khz", "x2apic_mode", "irq_remapping_enabled", "sme_me_mask", "cc_vendor"}
 
 // symbols are the addresses of those of them that there are. The list is long: it is read
 // once.
@@ -61,30 +60,30 @@ func parseSymbols(r io.Reader, names []string) (map[string]uint64, error) {
 	return found, lines.Err()
 }
 
-// kernelWord reads a 32-bit variable of the running kernel.
-func kernelWord(name string) (uint32, error) {
+// variable reads one of the wanted variables of the running kernel, of n bytes.
+func variable(name string, n uint64) ([]byte, error) {
 	all, err := symbols()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	at, ok := all[name]
 	if !ok {
-		return 0, fmt.Errorf("the kernel has no symbol %s", name)
+		return nil, fmt.Errorf("the kernel has no symbol %s", name)
 	}
 	f, err := elf.Open("/proc/kcore")
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer f.Close()
 	for _, p := range f.Progs {
-		if p.Type != elf.PT_LOAD || at < p.Vaddr || at-p.Vaddr+4 > p.Memsz {
+		if p.Type != elf.PT_LOAD || at < p.Vaddr || at-p.Vaddr+n > p.Memsz {
 			continue
 		}
-		var b [4]byte
-		if _, err := p.ReadAt(b[:], int64(at-p.Vaddr)); err != nil {
-			return 0, fmt.Errorf("read %s: %w", name, err)
+		b := make([]byte, n)
+		if _, err := p.ReadAt(b, int64(at-p.Vaddr)); err != nil {
+			return nil, fmt.Errorf("read %s: %w", name, err)
 		}
-		return binary.LittleEndian.Uint32(b[:]), nil
+		return b, nil
 	}
-	return 0, fmt.Errorf("%s at %#x is not in /proc/kcore", name, at)
+	return nil, fmt.Errorf("%s at %#x is not in /proc/kcore", name, at)
 }

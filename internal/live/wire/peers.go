@@ -16,10 +16,12 @@ const (
 	Tell     = "tell"     // TellRequest to TellResult: tell the peers that their connections are gone
 )
 
-// Route is a way to a network by a router on the interface's own.
+// Route is a way to a network by a router on the interface's own; or, without one, directly.
 type Route struct {
-	To  string `json:"to"`  // prefix notation
-	Via string `json:"via"` // of its family
+	To  string `json:"to"`            // prefix notation
+	Via string `json:"via,omitempty"` // of its family
+	// OnLink: the router is reached directly, though no address or route says so.
+	OnLink bool `json:"on_link,omitempty"`
 }
 
 // AcquaintRequest has encoded peers (EncodePeers).

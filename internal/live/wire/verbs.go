@@ -65,6 +65,9 @@ type Config struct {
 	Services  []Service `json:"services"`
 	NFS       *NFS      `json:"nfs,omitempty"` // nil: no NFS server
 	Beat      Beat      `json:"beat"`
+	// Without are directories, on a bare machine, that no service has need of: what is mounted on
+	// them, or below, is not taken over.
+	Without []string `json:"without,omitempty"`
 }
 
 // Disk is a shared disk as the guest sees it: a virtio disk whose serial
@@ -90,6 +93,7 @@ type NIC struct {
 	Address6 string  `json:"address6,omitempty"` // likewise, of IPv6
 	Gateway6 string  `json:"gateway6,omitempty"`
 	Routes   []Route `json:"routes,omitempty"`
+	MTU      int     `json:"mtu,omitempty"` // bytes; 0: as it is
 }
 
 // Service is a command that is started and stopped with the role.

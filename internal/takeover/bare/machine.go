@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,7 +32,7 @@ type machine struct {
 	agent   *agent.Agent
 	morgue  *morgue.Morgue
 	nmi     struct{ virtual, physical uint64 } // addresses of the dead kernel's nmiEntry
-	fenced  bool
+	parked  bool                               // the dead kernel's CPUs are out
 	images  map[string]*image
 	peers   []byte // of the dead kernel's, encoded
 	staging staging
@@ -46,10 +47,17 @@ type image struct{ *os.File }
 // Fence takes out the dead kernel's CPUs and devices, and then has this one find them. What
 // of an NFS server needs no disk begins meanwhile.
 func (m *machine) Fence(ctx context.Context) error {
-	if err := m.self.Fence(m.nmi.virtual, m.nmi.physical); err != nil {
+	if err := m.self.Park(m.nmi.virtual, m.nmi.physical); err != nil {
 		return err
 	}
-	m.fenced = true
+	m.parked = true
+	mute, err := m.self.Silence()
+	if err != nil {
+		return err
+	}
+	if len(mute) > 0 {
+		say("PCI devices that do not answer any more after their reset: %s", strings.Join(mute, ", "))
+	}
 	if m.role.NFS != nil {
 		go func() {
 			if err := m.agent.Do(context.WithoutCancel(ctx), wire.Begin, nil, nil); err != nil {

@@ -154,7 +154,7 @@ func (m *machine) takeOver(ctx context.Context, v liveness.Verdict) (*Report, er
 func (m *machine) failed(ctx context.Context, err error) error {
 	var unserved *takeover.UnservedError
 	switch {
-	case !m.fenced:
+	case !m.parked:
 		return fmt.Errorf("%w; nothing was touched but CPUs of the other kernel: it may live, and what it has is its own", err)
 	case errors.As(err, &unserved) && unserved.Report.Durable && len(unserved.Report.Refused) == 0:
 		say("%v; all that was unsaved is on the disks: the machine boots its own kernel again", err)

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// pretended is an understudy that counts for as long as it lives.
+type pretended struct{ until time.Time }
+
+func (pretended) SetClock(time.Time) {}
+
+func (p pretended) Beats() uint64 {
+	if time.Now().After(p.until) {
+		return 0
+	}
+	return uint64(time.Now().UnixNano())
+}
+
+func (pretended) Log() []byte { return nil }
+
+// TestAttend: an understudy is looked after until somebody ends that, it stands still, or the machine
+// is not fit any more.
+func TestAttend(t *testing.T) {
+	unfit := errors.New("unfit")
+	for _, c := range []struct {
+		name              string
+		lives, fit, ended time.Duration
+		wrong             bool
+		most              time.Duration
+	}{
+		{"ended", time.Hour, time.Hour, time.Minute, false, time.Minute},
+		{"unfit", time.Hour, time.Minute, time.Hour, true, time.Minute + fitPeriod},
+		{"still", time.Minute, time.Hour, time.Hour, true, time.Minute + stillLimit + 2*clockPeriod},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				ctx, cancel := context.WithTimeout(t.Context(), c.ended)
+				defer cancel()
+				err := attend(ctx, pretended{start.Add(c.lives)}, func() error {
+					if time.Since(start) > c.fit {
+						return unfit
+					}
+					return nil
+				})
+				if took := time.Since(start); (err != nil) != c.wrong || took < time.Minute || took > c.most {
+					t.Errorf("after %v: %v", took, err)
+				}
+			})
+		})
+	}
+}
+
+// TestLockFile: one process has the lock, until it ends, and nobody but its user may try to.
+func TestLockFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "metal.lock")
+	unlock, err := lockFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockFile(path); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("the second: %v", err)
+	}
+	if err := unlock(); err != nil {
+		t.Fatal(err)
+	}
+	if unlock, err = lockFile(path); err != nil {
+		t.Fatalf("once it has ended: %v", err)
+	}
+	defer unlock()
+	if s, err := os.Stat(path); err != nil || s.Mode() != 0o600 {
+		t.Errorf("%v, %v", s.Mode(), err)
+	}
+	if filepath.Dir(filepath.Dir(metalLock)) != "/run" {
+		t.Errorf("%s is not where only root may make a file", metalLock)
+	}
+}
