@@ -86,7 +86,8 @@ type usage struct {
 }
 
 func (u usage) like(was usage) bool {
-	return u.Files == was.Files && u.Descriptors == was.Descriptors && u.Guests == was.Guests &&
+	// A descriptor more or less is of what is just being told or asked; one for each takeover is not.
+	return u.Files == was.Files && u.Descriptors <= was.Descriptors+1 && u.Guests == was.Guests &&
 		u.Bytes < was.Bytes+4<<20 && u.Memory < was.Memory+64<<20
 }
 

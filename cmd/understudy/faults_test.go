@@ -39,7 +39,7 @@ var faults = []kernelFault{
 	{name: "a service that keeps ending", cause: "degraded", full: true, shell: "touch /tmp/fail"},
 	{name: "one CPU that runs nothing else", cause: "stuck CPU", full: true,
 		shell: unthrottled + "busybox taskset 2 chrt -f 99 sh -c 'while :; do :; done' &"},
-	{name: "no time for ordinary threads", cause: "stuck scheduler", full: true, delay: time.Second,
+	{name: "no time for ordinary threads", cause: "stuck scheduler|stuck disk", full: true, delay: time.Second,
 		shell: unthrottled + "(sleep 1; for c in 1 2; do busybox taskset $c chrt -f 40 sh -c 'while :; do :; done' & done) > /dev/null 2>&1 &"},
 	{name: "a panic", cause: "dying message|panic state", full: true, delay: time.Second, shell: "(sleep 1; echo c > /proc/sysrq-trigger) &"},
 }
