@@ -219,7 +219,7 @@ func (b *beside) run(ctx context.Context, w io.Writer) error {
 			err = m.Still(now, root, metal.Host{})
 		}
 		if err == nil {
-			_, err = metal.CheckRole(root, u.Config.Role)
+			err = metal.CheckDisks(root, u.Config.Role)
 		}
 		return err
 	}), n.Stop())

@@ -44,16 +44,16 @@ func CheckRole(root fs.FS, role wire.Config) (omitted []string, err error) {
 	if err := checkRole(&role); err != nil {
 		return nil, err
 	}
-	if err := checkMounts(root, role); err != nil {
+	if err := errors.Join(CheckDisks(root, role), checkBelow(root, role)); err != nil {
 		return nil, err
 	}
 	return checkServices(root, role)
 }
 
-// checkMounts refuses a role that is not what is mounted: another file system on the directory of
-// one of its disks, or one below them that services would not find there. A directory with nothing
-// mounted on it is right: its disk may have been unmounted in good order.
-func checkMounts(root fs.FS, role wire.Config) error {
+// CheckDisks refuses a role that is not what is mounted: another file system on the directory of
+// one of its disks. A directory with nothing mounted on it is right: its disk may have been
+// unmounted in good order. root is as of CheckRole.
+func CheckDisks(root fs.FS, role wire.Config) error {
 	for _, d := range role.Disks {
 		switch got, err := DiskOf(root, d.Mount); {
 		case errors.Is(err, errNotMounted):
@@ -63,6 +63,12 @@ func checkMounts(root fs.FS, role wire.Config) error {
 			return fmt.Errorf("disk %s (%s) is to be mounted on %s, where disk %s (%s) is now: have that in the role", d.Name, d.Type, d.Mount, got.Name, got.Type)
 		}
 	}
+	return nil
+}
+
+// checkBelow refuses a role with services that would not find a file system which is mounted below
+// its disks, be it a directory of one of these (mount --bind).
+func checkBelow(root fs.FS, role wire.Config) error {
 	if len(role.Services) == 0 && role.NFS == nil {
 		return nil
 	}
