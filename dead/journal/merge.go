@@ -79,6 +79,9 @@ func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
 	case ahead == 0 && c != nil && scan.End == jbd2.Pos(c.LogStart),
 		ahead == 0 && c == nil && scan.End == jbd2.Pos(j.Head):
 		return j.begun(), at, nil
+	case ahead == 0 && len(scan.Transactions) == 0 && scan.End == jbd2.Pos(j.First):
+		// Where this rescue made room, beside fast commits, and went no further (jbd2.Log.MakeRoom).
+		return j.begun(), at, nil
 	case ahead == 1 && c != nil && scan.End == jbd2.Pos(j.Head):
 		if n == nil {
 			return Nothing, at, nil
