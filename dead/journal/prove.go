@@ -47,7 +47,7 @@ func (f *finisher) consistent(t *jbd2.Transaction) error {
 	if err := c.plausible(f.remembered, 0); err != nil || f.sound {
 		return err
 	}
-	verdict, err := audit.Check(c.before, c.blocks)
+	verdict, err := f.remembered.Check(c.before, c.blocks)
 	if err == nil && !verdict.Clean && !verdict.Foreign {
 		err = fmt.Errorf("%w: no operation was in flight, but %s", ErrDamaged, strings.Join(verdict.Reasons, "; "))
 	}
