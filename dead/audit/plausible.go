@@ -29,7 +29,7 @@ func (m Memory) Plausible(old io.ReaderAt, changed map[addr.Block][]byte, handle
 	if err != nil {
 		return fmt.Errorf("judge changed blocks: %w", err)
 	}
-	p := &plausible{checker: newChecker(fs.Super, old, changed), blocks: make(map[uint32]bool), inodes: make(map[addr.Ino]bool)}
+	p := &plausible{checker: newChecker(fs.Super, old, changed), blocks: make(map[uint32]bool), inodes: make(map[addr.Ino]bool), limit: fs.Super.Blocks}
 	p.memory = m
 	for _, step := range []func(map[addr.Block][]byte) error{p.super, p.describe, p.bitmaps, p.tables} {
 		if err := step(changed); errors.Is(err, errTooMuch) {
@@ -59,6 +59,7 @@ type plausible struct {
 	torn   []string
 	inodes map[addr.Ino]bool // of what is torn
 	blocks map[uint32]bool   // groups whose descriptors are torn
+	limit  uint64            // blocks that the file system is to have
 }
 
 // written refuses torn inodes that nobody was writing.
@@ -94,7 +95,9 @@ func (p *plausible) super(changed map[addr.Block][]byte) error {
 	if errors.Is(err, ext4.ErrChecksum) {
 		p.torn, err = append(p.torn, "the superblock"), nil
 	} else if err == nil {
-		_, err = ext4.ParseSuper(b[offset:][:ext4.SuperSize])
+		var s ext4.Super
+		s, err = ext4.ParseSuper(b[offset:][:ext4.SuperSize])
+		p.limit = max(p.limit, s.Blocks)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
@@ -107,6 +110,9 @@ func (p *plausible) describe(changed map[addr.Block][]byte) error {
 	regions := make(map[uint64]*region)
 	home, _ := p.old.super.Location()
 	for _, b := range sorted(changed) {
+		if uint64(b) >= p.old.super.Blocks && uint64(b) < p.limit {
+			continue // of groups that were not there before: nothing of them can be lost
+		}
 		before, err := p.old.block(b)
 		if err != nil {
 			return err

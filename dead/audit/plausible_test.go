@@ -175,3 +175,25 @@ func TestMoves(t *testing.T) {
 		}
 	}
 }
+
+// TestPlausibleGrown: blocks behind the end are no damage if the superblock says that the file system has grown.
+func TestPlausibleGrown(t *testing.T) {
+	for _, name := range smalls {
+		image := small(t, name)
+		changed := busy(t, image)
+		super, parts, err := audit.Parts(bytes.NewReader(image), changed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		changed[addr.Block(super.Blocks)+5] = make([]byte, smallBlock)
+		for _, grown := range []bool{false, true} {
+			if grown {
+				binary.LittleEndian.PutUint32(changed[1][4:], uint32(super.Blocks)+100) // s_blocks_count
+				audit.Seal(super, bytes.NewReader(image), map[addr.Block][]byte{1: changed[1]}, parts)
+			}
+			if err := (audit.Memory{}).Plausible(bytes.NewReader(image), changed, 0); (err == nil) != grown {
+				t.Errorf("%s: grown %v: %v", name, grown, err)
+			}
+		}
+	}
+}

@@ -118,6 +118,21 @@ func (c *change) after() (*jbd2.Recording, error) {
 	return with, nil
 }
 
+// errGrows says that a file system was being made larger (resize2fs(8)): what is in groups that
+// the disk does not have yet is for a kernel to judge.
+var errGrows = errors.New("the last commit makes the file system larger: not understood")
+
+// grows reports whether the transaction makes the file system larger.
+func (c *change) grows() bool {
+	home, offset := c.fs.Super.Location()
+	b, there := c.blocks[home]
+	if !there {
+		return false
+	}
+	s, err := ext4.ParseSuper(b[offset:][:ext4.SuperSize])
+	return err == nil && s.Blocks != c.fs.Super.Blocks
+}
+
 // plausible refuses what no kernel has in memory, with so many handles open.
 func (c *change) plausible(m audit.Memory, handles int) error {
 	err := m.Plausible(c.before, c.blocks, handles)

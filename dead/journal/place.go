@@ -176,6 +176,9 @@ func (f *finisher) placeFiles(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transactio
 	with := *t
 	with.Blocks = slices.Clone(t.Blocks)
 	c, err := f.change(&with)
+	if err == nil && c.grows() {
+		err = errGrows
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -54,8 +54,12 @@ func (f *finisher) consistent(t *jbd2.Transaction) error {
 	return err
 }
 
-// prove says in the report whether a change leaves the file system whole.
+// prove says in the report whether a change leaves the file system whole. One that was being made larger, with
+// operations in flight, is refused: a check of what is half done of that may lose what is whole.
 func (f *finisher) prove(c *change) error {
+	if c.grows() {
+		return errGrows
+	}
 	if err := c.plausible(f.remembered, f.report.Open); err != nil {
 		return err
 	}

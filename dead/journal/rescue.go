@@ -332,7 +332,7 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 			return nil, jbd2.Start{}, err
 		}
 	}
-	t, err := f.Journal.merge(log, written)
+	t, err := f.Journal.merge(log, scan, written)
 	if err != nil {
 		return nil, jbd2.Start{}, err
 	}
