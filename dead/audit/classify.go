@@ -15,10 +15,11 @@ import (
 // maxFlex is how many groups may have their bitmaps and tables together.
 const maxFlex = 1 << 12
 
-// tableBlock is a changed block of an inode table.
+// tableBlock is a block of an inode table that is among the changed ones.
 type tableBlock struct {
 	block addr.Block
 	first addr.Ino // in it
+	same  bool     // it was written again as it was
 }
 
 // region is where the bitmaps and the tables of some groups are.
@@ -43,6 +44,7 @@ func (c *checker) classify(changed map[addr.Block][]byte) {
 			return
 		}
 		if bytes.Equal(before, after) {
+			c.again(b, regions)
 			continue
 		}
 		c.different[b] = struct{}{}
@@ -77,16 +79,41 @@ func (c *checker) identify(b addr.Block, before, after []byte, regions map[uint6
 		c.groups[group] = struct{}{}
 		return nil
 	}
+	if t, ok := r.table(s, b); ok {
+		c.tables = append(c.tables, t)
+		return nil
+	}
+	c.unclaimed = append(c.unclaimed, b) // in order
+	return nil
+}
+
+// again takes a block that was written as it was, if it is one of inodes: they may own what changes.
+func (c *checker) again(b addr.Block, regions map[uint64]*region) {
+	s := &c.new.super
+	if uint64(b) < uint64(s.FirstDataBlock) {
+		return
+	}
+	group, _ := groupOf(s, b)
+	r, err := c.region(uint64(group)/s.FlexSize, regions)
+	if err != nil {
+		return // a region of which nothing changes is not judged
+	}
+	if t, ok := r.table(s, b); ok {
+		t.same = true
+		c.tables = append(c.tables, t)
+	}
+}
+
+// table says which inodes are in a block.
+func (r *region) table(s *ext4.Super, b addr.Block) (tableBlock, bool) {
 	for _, g := range r.tables {
 		if b >= g.InodeTable && uint64(b-g.InodeTable) < tableBlocks(s) {
 			perBlock := s.BlockSize / uint32(s.InodeSize)
 			first := addr.Ino(g.Number)*addr.Ino(s.InodesPerGroup) + addr.Ino(b-g.InodeTable)*addr.Ino(perBlock) + 1
-			c.tables = append(c.tables, tableBlock{b, first})
-			return nil
+			return tableBlock{block: b, first: first}, true
 		}
 	}
-	c.unclaimed = append(c.unclaimed, b) // in order
-	return nil
+	return tableBlock{}, false
 }
 
 // describes returns the first group of which a block has the descriptor; false if it has
@@ -218,6 +245,9 @@ func (c *checker) changedSlots() iter.Seq[Slot] {
 	return func(yield func(Slot) bool) {
 		size := int(c.new.super.InodeSize)
 		for _, t := range c.tables {
+			if t.same {
+				continue
+			}
 			before, err := c.old.block(t.block)
 			if !c.note(err) {
 				return

@@ -20,6 +20,11 @@ func (c *checker) excuse(old io.ReaderAt) error {
 		}
 		same[b] = data
 	}
+	for _, t := range c.tables {
+		if t.same {
+			same[t.block] = c.new.over[t.block]
+		}
+	}
 	was := newChecker(c.old.super, old, same)
 	was.against, was.memory = c.new, c.memory
 	was.run(same)

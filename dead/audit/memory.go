@@ -2,6 +2,7 @@ package audit
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -24,6 +25,7 @@ type Memory struct {
 type Known struct {
 	Ino        addr.Ino
 	Generation uint32
+	Quota      bool // it is a file with a name that has quotas (usrjquota=): they change, and it does not
 	Busy       bool // it was locked: an operation on it was in flight
 	Torn       bool // it may have been in the midst of being written to its block
 }
@@ -49,17 +51,48 @@ func (m Memory) Check(old io.ReaderAt, changed map[addr.Block][]byte) (Verdict, 
 const (
 	maxBusy   = 1 << 8 // inodes that are looked into because they were busy
 	maxSought = 1 << 6 // blocks whose checksums are compared with each inode's
+	maxQuotas = 3      // files of quotas: of users, groups and projects (include/linux/quota.h, MAXQUOTAS)
 )
 
-// known looks into inodes that memory has: those to which the checksum of a block that no
-// inode claims belongs, or, without checksums, those that were busy.
+// known looks into inodes that memory has: files of quotas, which the kernel writes through its journal and seldom
+// changes the inode of (fs/ext4/super.c, ext4_quota_write); those to which the checksum of a block that no
+// inode claims belongs; or, without checksums, those that were busy.
 func (c *checker) known() error {
-	if c.memory.Inodes == nil || len(c.unclaimed) > maxSought {
+	if c.memory.Inodes == nil {
 		return nil
 	}
 	all, err := c.memory.Inodes()
 	if err != nil {
 		return err
+	}
+	quotas := 0
+	for _, k := range all {
+		if !k.Quota || quotas == maxQuotas {
+			continue
+		}
+		quotas++
+		i, err := c.new.load(k.Ino)
+		if errors.Is(err, errFree) || err == nil && i.Flags&quotaFlags != quotaFlags {
+			continue
+		}
+		if err == nil {
+			err = c.candidate(k.Ino, true)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return c.owners(all)
+}
+
+// quotaFlags are those that the disk has of a file while it has quotas (fs/ext4/super.c, ext4_quota_on:
+// EXT4_NOATIME_FL and EXT4_IMMUTABLE_FL).
+const quotaFlags = flagImmutable | 0x80
+
+// owners looks into those inodes that a block says, or that were busy.
+func (c *checker) owners(all []Known) error {
+	if len(c.unclaimed) > maxSought {
+		return nil
 	}
 	sought, err := c.sought()
 	if err != nil {
@@ -76,7 +109,7 @@ func (c *checker) known() error {
 		default:
 			busy++
 		}
-		if err := c.candidate(k.Ino); err != nil {
+		if err := c.candidate(k.Ino, true); err != nil {
 			return err
 		}
 	}

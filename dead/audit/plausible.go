@@ -29,7 +29,7 @@ func (m Memory) Plausible(old io.ReaderAt, changed map[addr.Block][]byte, handle
 	if err != nil {
 		return fmt.Errorf("judge changed blocks: %w", err)
 	}
-	p := &plausible{checker: newChecker(fs.Super, old, changed), blocks: make(map[uint32]bool), inodes: make(map[addr.Ino]bool)}
+	p := &plausible{checker: newChecker(fs.Super, old, changed), blocks: make(map[uint32]bool), inodes: make(map[addr.Ino]bool), limit: fs.Super.Blocks}
 	p.memory = m
 	for _, step := range []func(map[addr.Block][]byte) error{p.super, p.describe, p.bitmaps, p.tables} {
 		if err := step(changed); errors.Is(err, errTooMuch) {
@@ -59,6 +59,7 @@ type plausible struct {
 	torn   []string
 	inodes map[addr.Ino]bool // of what is torn
 	blocks map[uint32]bool   // groups whose descriptors are torn
+	limit  uint64            // blocks that the file system is to have
 }
 
 // written refuses torn inodes that nobody was writing.
@@ -94,7 +95,9 @@ func (p *plausible) super(changed map[addr.Block][]byte) error {
 	if errors.Is(err, ext4.ErrChecksum) {
 		p.torn, err = append(p.torn, "the superblock"), nil
 	} else if err == nil {
-		_, err = ext4.ParseSuper(b[offset:][:ext4.SuperSize])
+		var s ext4.Super
+		s, err = ext4.ParseSuper(b[offset:][:ext4.SuperSize])
+		p.limit = max(p.limit, s.Blocks)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
@@ -107,6 +110,9 @@ func (p *plausible) describe(changed map[addr.Block][]byte) error {
 	regions := make(map[uint64]*region)
 	home, _ := p.old.super.Location()
 	for _, b := range sorted(changed) {
+		if uint64(b) >= p.old.super.Blocks && uint64(b) < p.limit {
+			continue // of groups that were not there before: nothing of them can be lost
+		}
 		before, err := p.old.block(b)
 		if err != nil {
 			return err
@@ -171,14 +177,16 @@ func (p *plausible) bitmaps(map[addr.Block][]byte) error {
 	return nil
 }
 
+// i_generation, which is random or a number of its own
+const generationAt = 0x64
+
 // tables judges inodes that change.
 func (p *plausible) tables(map[addr.Block][]byte) error {
-	const generation = 0x64 // i_generation
 	size := int(p.old.super.InodeSize)
-	had := make(map[uint32]addr.Ino) // by generation, which is random or a number of its own
+	had := make(map[uint32]Slot) // by generation
 	for s := range p.changedSlots() {
 		if before, err := p.old.block(s.Block); err == nil {
-			had[binary.LittleEndian.Uint32(before[s.Offset+generation:])] = s.Ino
+			had[binary.LittleEndian.Uint32(before[s.Offset+generationAt:])] = s
 		}
 	}
 	delete(had, 0)
@@ -188,13 +196,10 @@ func (p *plausible) tables(map[addr.Block][]byte) error {
 			return err
 		}
 		raw := after[s.Offset:][:size]
-		before, err := p.old.block(s.Block)
-		if err != nil {
-			return err
-		}
-		is := binary.LittleEndian.Uint32(raw[generation:])
-		if of, there := had[is]; there && of != s.Ino && is != binary.LittleEndian.Uint32(before[s.Offset+generation:]) {
-			return fmt.Errorf("%w: inode %d becomes what inode %d was", ErrDamaged, s.Ino, of)
+		if of, there := had[binary.LittleEndian.Uint32(raw[generationAt:])]; there && of.Ino != s.Ino {
+			if err := p.moves(s, of, raw); err != nil {
+				return err
+			}
 		}
 		if mode := binary.LittleEndian.Uint16(raw); mode == 0 {
 			if i, err := p.old.load(s.Ino); err == nil && i.Mode != 0 {
@@ -207,4 +212,26 @@ func (p *plausible) tables(map[addr.Block][]byte) error {
 		}
 	}
 	return p.failed
+}
+
+// moves refuses an inode that becomes what another was, of the same generation. Among many new inodes and many
+// old ones there are two that have that in common by chance, and not the time of their creation, which an
+// inode keeps (i_crtime, and i_crtime_extra behind it); in inodes that have no room for it it is the mode.
+func (p *plausible) moves(s, of Slot, raw []byte) error {
+	from, to := 0x90, 0x98
+	if len(raw) < to {
+		from, to = 0, 2
+	}
+	before, err := p.old.block(s.Block)
+	if err != nil {
+		return err
+	}
+	had, err := p.old.block(of.Block)
+	if err != nil {
+		return err
+	}
+	if bytes.Equal(raw[generationAt:][:4], before[s.Offset+generationAt:][:4]) || !bytes.Equal(raw[from:to], had[of.Offset+from:of.Offset+to]) {
+		return nil
+	}
+	return fmt.Errorf("%w: inode %d becomes what inode %d was", ErrDamaged, s.Ino, of.Ino)
 }

@@ -104,3 +104,96 @@ func TestWritten(t *testing.T) {
 		}
 	}
 }
+
+// TestMoves: two inodes may have the same generation by chance. One that is another as it was may not be there.
+func TestMoves(t *testing.T) {
+	const one, other, free = 14, 16, 100
+	for _, name := range smalls {
+		image := small(t, name)
+		super, _, err := audit.Parts(bytes.NewReader(image), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := addr.Block(binary.LittleEndian.Uint32(image[2*smallBlock+8:]))
+		slot := func(b []byte, n addr.Ino) []byte {
+			_, block, offset, err := super.InodeLocation(n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return b[(int(first)+int(block))*smallBlock+offset:][:super.InodeSize]
+		}
+		for _, n := range []addr.Ino{one, other} { // mke2fs gives no generations
+			raw := slot(image, n)
+			binary.LittleEndian.PutUint32(raw[0x64:], 0xdead0000+uint32(n))
+			binary.LittleEndian.PutUint32(raw[0x90:], 1700000000) // i_crtime
+			binary.LittleEndian.PutUint32(raw[0x94:], uint32(n)<<2)
+			super.SealInode(n, raw)
+		}
+		for what, tc := range map[string]struct {
+			do   func(one, other, free []byte)
+			good bool
+		}{
+			"nothing": {func(_, _, _ []byte) {}, true},
+			"the generation of one that goes on": {func(_, other, free []byte) {
+				copy(free, other)
+				free[0x94] += 4
+			}, true},
+			"the generation of one that goes": {func(_, other, free []byte) {
+				copy(free, other)
+				free[0x90]++
+				clear(other[0x1a:0x1c]) // i_links_count
+			}, true},
+			"twice":              {func(_, other, free []byte) { copy(free, other) }, false},
+			"over another":       {func(one, other, _ []byte) { copy(one, other) }, false},
+			"over another, less": {func(one, other, _ []byte) { copy(one, other); clear(one[0x28:0x64]) }, false},
+			"exchanged": {func(one, other, _ []byte) {
+				was := bytes.Clone(one)
+				copy(one, other)
+				copy(other, was)
+			}, false},
+		} {
+			after := bytes.Clone(image)
+			for _, n := range []addr.Ino{one, other} {
+				slot(after, n)[8]++ // atime
+			}
+			tc.do(slot(after, one), slot(after, other), slot(after, free))
+			for _, n := range []addr.Ino{one, other, free} {
+				if raw := slot(after, n); !bytes.Equal(raw, slot(image, n)) {
+					super.SealInode(n, raw)
+				}
+			}
+			changed := make(map[addr.Block][]byte)
+			for at := range addr.Block(len(image) / smallBlock) {
+				if b := after[at*smallBlock:][:smallBlock]; at >= first && !bytes.Equal(b, image[at*smallBlock:][:smallBlock]) {
+					changed[at] = b
+				}
+			}
+			err := audit.Memory{}.Plausible(bytes.NewReader(image), changed, 1)
+			if (err == nil) != tc.good || err != nil && !errors.Is(err, audit.ErrDamaged) {
+				t.Errorf("%s: %s: %v", name, what, err)
+			}
+		}
+	}
+}
+
+// TestPlausibleGrown: blocks behind the end are no damage if the superblock says that the file system has grown.
+func TestPlausibleGrown(t *testing.T) {
+	for _, name := range smalls {
+		image := small(t, name)
+		changed := busy(t, image)
+		super, parts, err := audit.Parts(bytes.NewReader(image), changed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		changed[addr.Block(super.Blocks)+5] = make([]byte, smallBlock)
+		for _, grown := range []bool{false, true} {
+			if grown {
+				binary.LittleEndian.PutUint32(changed[1][4:], uint32(super.Blocks)+100) // s_blocks_count
+				audit.Seal(super, bytes.NewReader(image), map[addr.Block][]byte{1: changed[1]}, parts)
+			}
+			if err := (audit.Memory{}).Plausible(bytes.NewReader(image), changed, 0); (err == nil) != grown {
+				t.Errorf("%s: grown %v: %v", name, grown, err)
+			}
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
 )
 
 // walkAll maps all inodes that are touched.
@@ -136,12 +137,13 @@ func (c *checker) deep() error {
 }
 
 // candidates looks into inodes that were written again as they were: the kernel
-// does so with each inode whose blocks it changes.
+// does so with each inode whose blocks it changes. Where nothing else in their block was changed, the content
+// of files is not looked for: whoever writes that changes their times.
 func (c *checker) candidates() error {
 	perBlock := addr.Ino(c.new.super.BlockSize / uint32(c.new.super.InodeSize))
 	for _, t := range c.tables {
 		for n := t.first; n < t.first+perBlock && len(c.unclaimed) > 0; n++ {
-			if err := c.candidate(n); err != nil {
+			if err := c.candidate(n, !t.same); err != nil {
 				return err
 			}
 		}
@@ -149,7 +151,8 @@ func (c *checker) candidates() error {
 	return nil
 }
 
-func (c *checker) candidate(n addr.Ino) error {
+// candidate takes what an inode owns of the unclaimed blocks, with its content or not, and looks at the inode then.
+func (c *checker) candidate(n addr.Ino, content bool) error {
 	if c.inodes[n] != nil {
 		return nil
 	}
@@ -160,18 +163,17 @@ func (c *checker) candidate(n addr.Ino) error {
 	if err != nil {
 		return err
 	}
-	s := &state{Inode: parsed}
-	if c.mapped(s) {
-		probe := mapper{v: c.new, inode: parsed}
-		if err := errors.Join(probe.index(), probe.read()); err != nil {
+	i := &inode{number: n, new: &state{Inode: parsed}}
+	if c.mapped(i.new) {
+		if i.new.file, err = c.mapping(parsed, content); err != nil {
 			return fmt.Errorf("inode %d: %w", n, err)
 		}
-		s.file = probe.out
 	}
 	before := len(c.unclaimed)
-	i := &inode{number: n, new: s}
 	c.claim(i)
-	c.claimContent(i)
+	if content {
+		c.claimContent(i)
+	}
 	if len(c.unclaimed) == before {
 		return nil
 	}
@@ -179,4 +181,19 @@ func (c *checker) candidate(n addr.Ino) error {
 		return err
 	}
 	return c.walk(c.inodes[n], true)
+}
+
+// mapping is how an inode is mapped. The leaves of a file whose content does not count are not read.
+func (c *checker) mapping(i *ext4.Inode, content bool) (mapping, error) {
+	probe := mapper{v: c.new, inode: i}
+	if err := probe.index(); err != nil {
+		return probe.out, err
+	}
+	if content || !i.IsRegular() {
+		return probe.out, probe.read()
+	}
+	for _, l := range probe.out.leaves {
+		probe.out.nodes = append(probe.out.nodes, l.block)
+	}
+	return probe.out, nil
 }

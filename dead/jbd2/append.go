@@ -91,6 +91,9 @@ func (l *Log) append(at Start, t *Transaction) (*Pending, error) {
 	if err := l.accept(scan, at, t); err != nil {
 		return nil, err
 	}
+	if l.grown, err = l.limit(scan); err != nil {
+		return nil, err
+	}
 	written := l.Super.encode(at, t, scan.after(t.Time))
 	p := &Pending{Start: at, log: l, first: len(scan.Transactions) == 0, block: written.commit}
 	p.CommitAt = l.Super.advance(at.Block, uint32(len(written.blocks)))

@@ -76,6 +76,7 @@ type Log struct {
 	runs   []ext4.Run  // where the journal lies, in its order
 	byDisk []ext4.Run  // the same, in the order of the disk
 	freed  revocations // what ForgetFreed found
+	grown  uint64      // blocks that the file system has with the log, as it was when it was appended to
 }
 
 // Open finds the journal of a file system and reads its superblock. It fails

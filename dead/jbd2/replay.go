@@ -3,6 +3,8 @@ package jbd2
 import (
 	"errors"
 	"fmt"
+
+	"understudy.dev/understudy/dead/ext4"
 )
 
 // ErrNotInUse says that the file system's superblock says that the journal is
@@ -44,6 +46,11 @@ func (l *Log) replay() (Stats, error) {
 	if scan.Fast.Err != nil {
 		return Stats{}, scan.Fast.Err
 	}
+	return l.empty(scan)
+}
+
+// empty replays what a scan found, but no fast commits: what they say is gone.
+func (l *Log) empty(scan *Scan) (Stats, error) {
 	stats, err := l.restore(scan)
 	if err != nil {
 		return stats, err
@@ -74,6 +81,65 @@ func (l *Log) replay() (Stats, error) {
 		return stats, err
 	}
 	return stats, l.reload(empty)
+}
+
+// Recovered is a disk as a replay of the transactions that a scan found leaves it, and the file system on
+// it. Nothing is written to the log's disk. Fast commits are left out: what they say is in the memory of the kernel
+// that wrote them, in the transaction that they are for (fs/ext4/fast_commit.c, ext4_fc_commit).
+func (l *Log) Recovered(scan *Scan) (*ext4.FS, *Recording, error) {
+	after := *l
+	disk := NewRecording(l.disk)
+	after.disk, after.FS = disk, l.FS.On(disk)
+	if _, err := after.empty(scan); err != nil {
+		return nil, nil, fmt.Errorf("replay in memory: %w", err)
+	}
+	return after.FS, disk, nil
+}
+
+// MakeRoom replays the log, and returns where a transaction can begin then and has all the room that there is. If the
+// log has fast commits, they are no less valid then than before: the log is not marked empty, but begins with
+// the transaction that they are for, as a kernel has it that has written all others to their homes (fs/jbd2/journal.c,
+// jbd2_journal_get_log_tail). It fails with ErrNotInUse or what Scan returns before anything is written.
+func (l *Log) MakeRoom() (Start, Stats, error) {
+	scan, err := l.Scan()
+	if err != nil {
+		return Start{}, Stats{}, fmt.Errorf("make room in the journal: %w", err)
+	}
+	if scan.Fast == (FastCommits{}) {
+		stats, err := l.Replay()
+		return Start{l.Super.First, stats.Next}, stats, err
+	}
+	at := Start{l.Super.First, scan.Next}
+	stats, err := l.checkpoint(scan, at)
+	if err != nil {
+		return at, stats, fmt.Errorf("make room in the journal: %w", err)
+	}
+	return at, stats, nil
+}
+
+// checkpoint replays what a scan found, and has the log begin elsewhere, where nothing may be that a recovery
+// takes for the next transaction.
+func (l *Log) checkpoint(scan *Scan, at Start) (Stats, error) {
+	there, err := l.scan(at)
+	if err == nil && len(there.Transactions) > 0 {
+		err = fmt.Errorf("block %d of the journal has remains of transaction %d", at.Block, at.Sequence)
+	}
+	if err != nil {
+		return Stats{}, err
+	}
+	stats, err := l.restore(scan)
+	if err != nil {
+		return stats, err
+	}
+	w, moved := &writer{l: l}, l.Super
+	moved.Start, moved.Sequence = at.Block, at.Sequence
+	if err := w.super(&moved); err != nil {
+		return stats, err
+	}
+	if err := w.sync(); err != nil {
+		return stats, err
+	}
+	return stats, l.reload(moved)
 }
 
 // restore writes the blocks in the log to their homes, durably.

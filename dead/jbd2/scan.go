@@ -288,8 +288,8 @@ func (l *Log) verify(scan *Scan) error {
 // limit returns how many blocks the file system has, which may have grown in the
 // log.
 func (l *Log) limit(scan *Scan) (uint64, error) {
-	limit := l.FS.Super.Blocks
-	home, offset := l.FS.Super.Location()
+	limit := max(l.FS.Super.Blocks, l.grown)
+	home, _ := l.FS.Super.Location()
 	for _, t := range scan.Transactions {
 		for _, b := range t.Blocks {
 			if b.Home != home {
@@ -299,21 +299,43 @@ func (l *Log) limit(scan *Scan) (uint64, error) {
 			if err != nil {
 				return 0, err
 			}
-			super, err := ext4.ParseSuper(data[offset:])
-			if err == nil {
-				err = super.Check()
-			}
-			if err == nil && super.BlockSize != l.Super.BlockSize {
-				err = fmt.Errorf("a superblock with blocks of %d bytes", super.BlockSize)
-			}
-			if err == nil && super.Blocks > limit {
-				err = l.FS.Fits(super.Blocks)
-			}
-			if err != nil {
+			if limit, err = l.grow(limit, data); err != nil {
 				return 0, &CorruptError{Sequence: t.Sequence, At: b.At, Reason: err.Error()}
 			}
-			limit = max(limit, super.Blocks)
 		}
+	}
+	return limit, nil
+}
+
+// grow returns how many blocks the file system has with another version of the block of its superblock, if that is more: a
+// kernel makes one larger that is mounted (resize2fs(8)), and not smaller. The disk must have room for them.
+func (l *Log) grow(limit uint64, data []byte) (uint64, error) {
+	_, offset := l.FS.Super.Location()
+	super, err := ext4.ParseSuper(data[offset:])
+	if err == nil {
+		err = super.Check()
+	}
+	if err == nil && super.BlockSize != l.Super.BlockSize {
+		err = fmt.Errorf("a superblock with blocks of %d bytes", super.BlockSize)
+	}
+	if err != nil || super.Blocks <= limit {
+		return limit, err
+	}
+	if err := ext4.CheckSuper(data[offset:][:ext4.SuperSize]); err != nil {
+		return limit, err
+	}
+	return super.Blocks, l.FS.Fits(super.Blocks)
+}
+
+// Limit returns how many blocks the file system has with what a scan found in the log, and with another version of the block
+// of its superblock after that; nil if there is none.
+func (l *Log) Limit(scan *Scan, super []byte) (uint64, error) {
+	limit, err := l.limit(scan)
+	if err == nil && super != nil {
+		limit, err = l.grow(limit, super)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("size of the file system: %w", err)
 	}
 	return limit, nil
 }

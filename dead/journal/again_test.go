@@ -14,14 +14,14 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 )
 
-// emptyDisk makes a file system with a journal.
-func emptyDisk(t *testing.T) *jbd2.Recording {
+// emptyDisk makes a file system with a journal, with more arguments to mke2fs.
+func emptyDisk(t *testing.T, more ...string) *jbd2.Recording {
 	t.Helper()
 	if _, err := exec.LookPath("mke2fs"); err != nil {
 		t.Skipf("%v; run scripts/setup.sh", err)
 	}
 	path := filepath.Join(t.TempDir(), "image")
-	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-b", "4096", path, "32M").CombinedOutput(); err != nil {
+	if out, err := exec.Command("mke2fs", append(append([]string{"-q", "-t", "ext4", "-b", "4096"}, more...), path, "32M")...).CombinedOutput(); err != nil {
 		t.Fatalf("mke2fs: %v: %s", err, out)
 	}
 	b, err := os.ReadFile(path)

@@ -18,7 +18,7 @@ import (
 type change struct {
 	txn    *jbd2.Transaction
 	fs     *ext4.FS              // on before
-	before io.ReaderAt           // the disk as a recovery without the transaction leaves it
+	before io.ReaderAt           // the disk as a recovery without the transaction leaves it, but for fast commits
 	blocks map[addr.Block][]byte // those that the transaction changes, as they are with it
 }
 
@@ -38,10 +38,9 @@ func (f *finisher) change(t *jbd2.Transaction) (*change, error) {
 	return &c, err
 }
 
-// recoverOn is a disk as a recovery of its log leaves it, and the file system on it. Nothing is written.
+// recoverOn is a disk as a recovery of its log leaves it, but for fast commits, and the file system on it. Nothing is written.
 func recoverOn(disk jbd2.Disk) (*ext4.FS, io.ReaderAt, error) {
-	before := jbd2.NewRecording(disk)
-	log, err := jbd2.Open(before)
+	log, err := jbd2.Open(disk)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -49,10 +48,10 @@ func recoverOn(disk jbd2.Disk) (*ext4.FS, io.ReaderAt, error) {
 	if err == nil {
 		err = log.ForgetFreed(scan)
 	}
-	if err == nil {
-		_, err = log.Replay()
+	if err != nil {
+		return nil, nil, err
 	}
-	return log.FS, before, err
+	return log.Recovered(scan)
 }
 
 // changedBlocks are the blocks of a transaction, and those that it revokes, which stay
@@ -117,6 +116,21 @@ func (c *change) after() (*jbd2.Recording, error) {
 		}
 	}
 	return with, nil
+}
+
+// errGrows says that a file system was being made larger (resize2fs(8)): what is in groups that
+// the disk does not have yet is for a kernel to judge.
+var errGrows = errors.New("the last commit makes the file system larger: not understood")
+
+// grows reports whether the transaction makes the file system larger.
+func (c *change) grows() bool {
+	home, offset := c.fs.Super.Location()
+	b, there := c.blocks[home]
+	if !there {
+		return false
+	}
+	s, err := ext4.ParseSuper(b[offset:][:ext4.SuperSize])
+	return err == nil && s.Blocks != c.fs.Super.Blocks
 }
 
 // plausible refuses what no kernel has in memory, with so many handles open.

@@ -79,6 +79,9 @@ func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
 	case ahead == 0 && c != nil && scan.End == jbd2.Pos(c.LogStart),
 		ahead == 0 && c == nil && scan.End == jbd2.Pos(j.Head):
 		return j.begun(), at, nil
+	case ahead == 0 && len(scan.Transactions) == 0 && scan.End == jbd2.Pos(j.First):
+		// Where this rescue made room, beside fast commits, and went no further (jbd2.Log.MakeRoom).
+		return j.begun(), at, nil
 	case ahead == 1 && c != nil && scan.End == jbd2.Pos(j.Head):
 		if n == nil {
 			return Nothing, at, nil
@@ -125,21 +128,26 @@ func (j *Journal) describe() string {
 // both is the same buffer, or has its newest content in the running one. What is
 // revoked and in the transaction after all is not revoked: a revocation would also
 // apply to its own transaction (fs/jbd2/revoke.c).
-func (j *Journal) merge(log *jbd2.Log, written []addr.Block) (*jbd2.Transaction, error) {
+func (j *Journal) merge(log *jbd2.Log, scan *jbd2.Scan, written []addr.Block) (*jbd2.Transaction, error) {
 	content := make(map[addr.Block]Buffer)
 	for _, t := range []*Transaction{j.Committing, j.Running} {
 		if t == nil {
 			continue
 		}
 		for _, b := range t.Buffers {
-			if uint64(b.Block) >= log.FS.Super.Blocks || b.Block < addr.Block(log.FS.Super.FirstDataBlock) || log.Contains(b.Block) {
-				return nil, fmt.Errorf("%w: block %d, outside of the file system or in its journal, is to be committed", ErrDamaged, b.Block)
-			}
 			content[b.Block] = b
 		}
 	}
+	home, _ := log.FS.Super.Location()
+	limit, err := log.Limit(scan, content[home].Data)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
 	out := &jbd2.Transaction{Blocks: make([]jbd2.Block, 0, len(content))}
 	for _, b := range content {
+		if uint64(b.Block) >= limit || b.Block < addr.Block(log.FS.Super.FirstDataBlock) || log.Contains(b.Block) {
+			return nil, fmt.Errorf("%w: block %d, outside of the file system or in its journal, is to be committed", ErrDamaged, b.Block)
+		}
 		data := b.Data
 		if b.Trigger {
 			var err error
@@ -151,7 +159,7 @@ func (j *Journal) merge(log *jbd2.Log, written []addr.Block) (*jbd2.Transaction,
 	}
 	slices.SortFunc(out.Blocks, func(a, b jbd2.Block) int { return cmp.Compare(a.Home, b.Home) })
 	for _, b := range slices.Concat(j.Revoked, written) {
-		if uint64(b) >= log.FS.Super.Blocks {
+		if uint64(b) >= limit {
 			return nil, fmt.Errorf("%w: block %d, outside of the file system, is revoked", ErrDamaged, b)
 		}
 		if _, there := content[b]; !there {
@@ -214,7 +222,12 @@ func fireTrigger(fs *ext4.FS, b Buffer) ([]byte, error) {
 func finished(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction) (bool, error) {
 	super, _ := log.FS.Super.Location()
 	want := slices.DeleteFunc(slices.Clone(t.Blocks), func(b jbd2.Block) bool { return b.Home == super })
-	read := log.FS.Block
+	read := func(b addr.Block) ([]byte, error) {
+		if uint64(b) >= log.FS.Super.Blocks {
+			return nil, nil // it is to grow
+		}
+		return log.FS.Block(b)
+	}
 	if !scan.Empty {
 		if len(scan.Transactions) == 0 {
 			return false, nil

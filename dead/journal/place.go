@@ -54,7 +54,7 @@ func (f *finisher) place(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction, at
 		if f.report.Case == Finished {
 			return f.placedBefore()
 		}
-		err := f.placeable(log)
+		err := f.placeable(log, scan)
 		if err == nil && at == (jbd2.Start{}) {
 			at, err = f.idle(scan)
 		}
@@ -72,10 +72,14 @@ func (f *finisher) place(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction, at
 	return with, at
 }
 
-// placeable says why no file can get a place.
-func (f *finisher) placeable(log *jbd2.Log) error {
-	if f.report.Check != "" {
+// placeable says why no file can get a place. A mount replays fast commits if this rescue does not come through:
+// what they give to a file that was deleted since is free both on the disk and with the last commit.
+func (f *finisher) placeable(log *jbd2.Log, scan *jbd2.Scan) error {
+	switch {
+	case f.report.Check != "":
 		return errChecked
+	case scan.Fast != (jbd2.FastCommits{}):
+		return jbd2.ErrFastCommits
 	}
 	return f.quotasCounted(log.FS)
 }
@@ -172,6 +176,9 @@ func (f *finisher) placeFiles(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transactio
 	with := *t
 	with.Blocks = slices.Clone(t.Blocks)
 	c, err := f.change(&with)
+	if err == nil && c.grows() {
+		err = errGrows
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -47,15 +47,19 @@ func (f *finisher) consistent(t *jbd2.Transaction) error {
 	if err := c.plausible(f.remembered, 0); err != nil || f.sound {
 		return err
 	}
-	verdict, err := audit.Check(c.before, c.blocks)
+	verdict, err := f.remembered.Check(c.before, c.blocks)
 	if err == nil && !verdict.Clean && !verdict.Foreign {
 		err = fmt.Errorf("%w: no operation was in flight, but %s", ErrDamaged, strings.Join(verdict.Reasons, "; "))
 	}
 	return err
 }
 
-// prove says in the report whether a change leaves the file system whole.
+// prove says in the report whether a change leaves the file system whole. One that was being made larger, with
+// operations in flight, is refused: a check of what is half done of that may lose what is whole.
 func (f *finisher) prove(c *change) error {
+	if c.grows() {
+		return errGrows
+	}
 	if err := c.plausible(f.remembered, f.report.Open); err != nil {
 		return err
 	}

@@ -25,7 +25,10 @@ func (f *finisher) remember() audit.Memory {
 		Inodes: func() ([]audit.Known, error) {
 			out := make([]audit.Known, 0, len(all()))
 			for _, i := range all() {
-				out = append(out, audit.Known{Ino: i.Ino, Generation: i.Generation, Busy: i.Writing, Torn: f.cache.MayBeTorn(i)})
+				out = append(out, audit.Known{
+					Ino: i.Ino, Generation: i.Generation, Quota: i.Regular() && i.Flags&pagecache.FlagNoQuota != 0,
+					Busy: i.Writing, Torn: f.cache.MayBeTorn(i),
+				})
 			}
 			return out, nil
 		},

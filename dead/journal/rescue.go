@@ -332,7 +332,7 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 			return nil, jbd2.Start{}, err
 		}
 	}
-	t, err := f.Journal.merge(log, written)
+	t, err := f.Journal.merge(log, scan, written)
 	if err != nil {
 		return nil, jbd2.Start{}, err
 	}
@@ -373,7 +373,7 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 }
 
 // commit appends the transaction to the log. If it does not fit, the log is
-// replayed first, which empties it.
+// replayed first.
 func (f *finisher) commit(log *jbd2.Log, at jbd2.Start, t *jbd2.Transaction) error {
 	var pending *jbd2.Pending
 	err := f.step("append", func() (err error) {
@@ -381,12 +381,12 @@ func (f *finisher) commit(log *jbd2.Log, at jbd2.Start, t *jbd2.Transaction) err
 		if !errors.Is(err, jbd2.ErrNoRoom) {
 			return err
 		}
-		stats, err := log.Replay()
+		at, stats, err := log.MakeRoom()
 		f.report.Replayed += stats.Blocks
 		if err != nil {
 			return err
 		}
-		pending, err = log.Append(jbd2.Start{Block: log.Super.First, Sequence: stats.Next}, t)
+		pending, err = log.Append(at, t)
 		return err
 	})
 	if err != nil {
