@@ -48,25 +48,36 @@ func (f *finisher) fillFile(c *change, i *pagecache.Inode) error {
 	if err != nil || len(blocks) == 0 {
 		return err
 	}
-	if slices.ContainsFunc(f.report.AfterMount, func(m AfterMount) bool { return m.Inode.Ino == i.Ino && len(m.Filled)+len(m.Holes) > 0 }) {
-		return nil // all of it is made anew that is not mapped as before
-	}
-	if unknown != nil {
+	anew := f.anew(i)
+	blocks = slices.DeleteFunc(blocks, func(b pagecache.FillingBlock) bool {
+		return slices.ContainsFunc(anew, func(s addr.Span) bool { return s.Off <= b.Off && b.End <= s.End })
+	})
+	if len(blocks) > 0 && unknown != nil {
 		return fmt.Errorf("%w: %w", ErrUnfilled, unknown)
 	}
-	var unsaved []addr.Span
-	for p, err := range f.cache.Unsaved(f.super, i) {
-		if err == nil {
-			unsaved = append(unsaved, p.Span)
-		}
-	}
-	l := filler{change: c, size: i.Size, given: runs, unsaved: unsaved, view: f.mem.View, opaque: i.Flags&unplain != 0}
+	l := filler{change: c, size: i.Size, given: runs, view: f.mem.View, opaque: i.Flags&unplain != 0}
 	for _, b := range blocks {
 		if err := l.fill(b); err != nil {
 			return fmt.Errorf("byte %d: %w", b.Off, err)
 		}
 	}
 	return nil
+}
+
+// anew are the bytes of a file that are written, or punched, whatever the disk has of them: at the
+// latest after the mount.
+func (f *finisher) anew(i *pagecache.Inode) (out []addr.Span) {
+	for p, err := range f.cache.Unsaved(f.super, i) {
+		if err == nil {
+			out = append(out, p.Span)
+		}
+	}
+	for _, m := range f.report.AfterMount {
+		if m.Inode.Ino == i.Ino {
+			out = slices.Concat(out, m.Filled, m.Holes)
+		}
+	}
+	return out
 }
 
 // spans are the bytes of a file that ascending runs have.
@@ -110,11 +121,10 @@ func given(old, now []ext4.Run) (out []ext4.Run) {
 // filler fills blocks of one file.
 type filler struct {
 	*change
-	size    int64       // of the file, in bytes
-	given   []ext4.Run  // see given
-	unsaved []addr.Span // of it, ascending: these are written anyway
-	view    func(addr.Phys, int) ([]byte, error)
-	opaque  bool // what is on the disk is not what memory has
+	size   int64      // of the file, in bytes
+	given  []ext4.Run // see given
+	view   func(addr.Phys, int) ([]byte, error)
+	opaque bool // what is on the disk is not what memory has
 }
 
 // fill puts the content of a block into the transaction, if the block was just given to the file.
@@ -123,7 +133,7 @@ func (l *filler) fill(b pagecache.FillingBlock) error {
 	n, _ := slices.BinarySearchFunc(l.given, b.Off/size, func(r ext4.Run, at int64) int {
 		return cmp.Compare(int64(r.Logical)+int64(r.Length), at+1)
 	})
-	if n == len(l.given) || int64(l.given[n].Logical)*size > b.Off || covered(l.unsaved, b.Off) >= b.End {
+	if n == len(l.given) || int64(l.given[n].Logical)*size > b.Off {
 		return nil
 	}
 	run := l.given[n].Skip(uint32(b.Off/size) - l.given[n].Logical)

@@ -119,7 +119,6 @@ func TestFill(t *testing.T) {
 	place, zeros := int64(block)*4096, make([]byte, 4096)
 	for name, tc := range map[string]struct {
 		block   pagecache.FillingBlock
-		unsaved []addr.Span
 		change  func(*filler)
 		want    []byte // nil if nothing is to be written
 		refused bool
@@ -129,8 +128,6 @@ func TestFill(t *testing.T) {
 		"not told yet where it is":     {block: in(1, true, false, -1), want: data},
 		"the file ends in it":          {block: in(1, true, false, place), change: func(l *filler) { l.size = 4096 + 6 }, want: append([]byte("new ne"), zeros[6:]...)},
 		"behind the end":               {block: in(1, true, false, place), change: func(l *filler) { l.size = 4096 }, want: zeros},
-		"written anyway":               {block: in(1, true, false, place), unsaved: []addr.Span{{Off: 4096, End: 8192}}},
-		"another is written":           {block: in(1, false, true, place), unsaved: []addr.Span{{Off: 0, End: 4096}}, want: zeros},
 		"in the transaction":           {block: in(1, true, false, place), change: func(l *filler) { l.txn.Blocks = append(l.txn.Blocks, jbd2.Block{Home: block}) }},
 		"it had it before":             {block: in(0, false, true, place)},
 		"being read, or not yet known": {block: in(1, false, false, place), refused: true},
@@ -146,7 +143,7 @@ func TestFill(t *testing.T) {
 			one := *c
 			one.txn, one.blocks = &jbd2.Transaction{}, make(map[addr.Block][]byte)
 			l := &filler{
-				change: &one, size: size, given: []ext4.Run{{Logical: 1, Physical: block, Length: 1}}, unsaved: tc.unsaved,
+				change: &one, size: size, given: []ext4.Run{{Logical: 1, Physical: block, Length: 1}},
 				view: func(at addr.Phys, n int) ([]byte, error) {
 					if at != page {
 						return nil, errors.New("no such page")

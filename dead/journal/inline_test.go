@@ -85,6 +85,7 @@ func TestOutgrown(t *testing.T) {
 		writing  bool
 		fresh    bool // it is being made
 		lost     bool
+		anew     bool // it is written after the mount
 	}{
 		{name: "directory in its inode", ino: inlinedDir},
 		{name: "directory in neither place", commands: grown(inlinedDir, 0), ino: inlinedDir, lost: true},
@@ -92,11 +93,13 @@ func TestOutgrown(t *testing.T) {
 		{name: "file in its inode", ino: inlinedFile},
 		{name: "file in neither place", commands: grown(inlinedFile, 0), ino: inlinedFile, lost: true},
 		{name: "file whose page will be written", commands: grown(inlinedFile, 0), ino: inlinedFile, unsaved: true},
-		{name: "file whose page is clean and has no block", commands: grown(inlinedFile, 0), ino: inlinedFile, held: true, lost: true},
+		{name: "file whose page is clean and has no block", commands: grown(inlinedFile, 0), ino: inlinedFile, held: true, anew: true},
 		{name: "file whose block is not written", commands: grown(inlinedFile, fresh), ino: inlinedFile, lost: true},
 		{name: "file whose block is in the transaction", commands: grown(inlinedFile, fresh), ino: inlinedFile, logged: fresh},
 		{name: "file whose block can be mended", commands: grown(inlinedFile, fresh), ino: inlinedFile, held: true},
-		{name: "file whose block was to be changed", commands: grown(inlinedFile, fresh), ino: inlinedFile, held: true, writing: true, lost: true},
+		{name: "file whose block was to be changed", commands: grown(inlinedFile, fresh), ino: inlinedFile, held: true, writing: true, anew: true},
+		{name: "file whose block was to be changed, and has no page", commands: grown(inlinedFile, fresh), ino: inlinedFile, writing: true, lost: true},
+		{name: "file whose block is in the transaction, and has a page", commands: grown(inlinedFile, fresh), ino: inlinedFile, logged: fresh, held: true, writing: true},
 		{name: "file that was a hole before", commands: grown(inlinedFile, 0), ino: inlinedFile, before: grown(inlinedFile, 0)},
 		{name: "file that had its block before", commands: grown(inlinedFile, fresh), ino: inlinedFile, before: grown(inlinedFile, fresh)},
 		{name: "directory being made", commands: []string{fmt.Sprintf("sif <%d> size 0", inlinedDir)}, ino: inlinedDir, fresh: true, lost: true},
@@ -105,10 +108,12 @@ func TestOutgrown(t *testing.T) {
 		{name: "inode with another checksum", commands: []string{fmt.Sprintf("sif <%d> checksum 1", inlinedFile)}, ino: inlinedFile, lost: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			anew := 0
 			m := inlineCheck{
 				before: inlineImage(t, tc.before...), after: inlineImage(t, tc.commands...), logged: map[addr.Block][]byte{tc.logged: nil},
 				unsaved: func(*pagecache.Inode) bool { return tc.unsaved },
 				held:    func(*pagecache.Inode) bool { return tc.held },
+				rewrite: func(*pagecache.Inode) { anew++ },
 			}
 			i := &pagecache.Inode{Ino: tc.ino, Writing: tc.writing, New: tc.fresh}
 			if err := m.check(i); err != nil {
@@ -125,6 +130,9 @@ func TestOutgrown(t *testing.T) {
 			m.logged[g.InodeTable+addr.Block(block)] = nil
 			if err := m.check(i); errors.Is(err, ErrInline) != tc.lost || err != nil && !tc.lost {
 				t.Errorf("%v; lost: %v", err, tc.lost)
+			}
+			if (anew == 1) != tc.anew || anew > 1 {
+				t.Errorf("it is written %d times after the mount", anew)
 			}
 		})
 	}
