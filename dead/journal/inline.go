@@ -126,6 +126,7 @@ func (f *finisher) checkInline(c *change) error {
 		unsaved: func(i *pagecache.Inode) bool { return starts(f.cache.Unsaved(f.super, i)) },
 		held:    f.filled,
 		rewrite: f.rewrite,
+		free:    func(i *pagecache.Inode) error { return c.free(i.Ino) },
 	}
 	torn, err := audit.Descriptors(c.before, c.blocks)
 	if err != nil {
@@ -159,7 +160,8 @@ type inlineCheck struct {
 	// unsaved and held say whether memory has the beginning of a file: to be written,
 	// or at all.
 	unsaved, held func(*pagecache.Inode) bool
-	rewrite       func(*pagecache.Inode) // has the beginning of a file that memory holds written after the mount
+	rewrite       func(*pagecache.Inode)       // has the beginning of a file that memory holds written after the mount
+	free          func(*pagecache.Inode) error // frees an inode
 }
 
 func (m *inlineCheck) check(i *pagecache.Inode) error {
@@ -177,9 +179,9 @@ func (m *inlineCheck) check(i *pagecache.Inode) error {
 	now, err := m.after.Inode(i.Ino)
 	if i.New {
 		// Nothing of it has a name yet. But of a directory without a size e2fsck makes
-		// one of its parent's links too many (seen in 1.47.0).
+		// one of its parent's links too many (seen in 1.47.0), unless it is free.
 		if err == nil && now.IsDir() && now.Links > 0 && now.Size == 0 {
-			return fmt.Errorf("%w: it was being created", ErrInline)
+			return m.made(i, now)
 		}
 		return nil
 	}
@@ -193,6 +195,16 @@ func (m *inlineCheck) check(i *pagecache.Inode) error {
 		return m.short(i, now)
 	}
 	return nil
+}
+
+// made frees a directory that was being made, which gets its size before its name
+// (fs/ext4/namei.c, ext4_mkdir).
+func (m *inlineCheck) made(i *pagecache.Inode, now *ext4.Inode) error {
+	was, err := m.before.Inode(i.Ino)
+	if now.Generation != i.Generation || err == nil && was.Links > 0 && was.Generation == now.Generation {
+		return fmt.Errorf("%w: it was being created, and was there before", ErrInline)
+	}
+	return m.free(i)
 }
 
 // directory checks that the first block is this directory's. The checksum of one that is
