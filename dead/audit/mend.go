@@ -230,13 +230,7 @@ func (m *mender) raw(n addr.Ino, put func(raw []byte)) error {
 // small one would be the next orphan.
 func (m *mender) free(n addr.Ino) error {
 	m.out.Gone[n] = struct{}{}
-	return m.raw(n, func(raw []byte) {
-		le := binary.LittleEndian
-		le.PutUint16(raw[0x1a:], 0) // i_links_count
-		if le.Uint32(raw[0x14:]) < m.super.Inodes {
-			le.PutUint32(raw[0x14:], max(le.Uint32(raw[0x0c:]), m.super.Inodes)) // i_dtime, i_ctime
-		}
-	})
+	return m.raw(n, m.super.Free)
 }
 
 // setLinks sets how many links an inode has.

@@ -16,6 +16,15 @@ func SetSize(raw []byte, size uint64) {
 	binary.LittleEndian.PutUint32(raw[0x6c:], uint32(size>>32))
 }
 
+// Free puts into the bytes of an inode that it has no links, and when it was deleted: it must not
+// look like one on the list of orphans.
+func (s *Super) Free(raw []byte) {
+	binary.LittleEndian.PutUint16(raw[0x1a:], 0)
+	if binary.LittleEndian.Uint32(raw[0x14:]) < s.Inodes {
+		binary.LittleEndian.PutUint32(raw[0x14:], max(binary.LittleEndian.Uint32(raw[0x0c:]), s.Inodes)) // i_dtime, i_ctime
+	}
+}
+
 // SetSectors puts i_blocks into the bytes of an inode, in the unit that it has there (see
 // Inode.Sectors). Without the feature huge_file it has 32 bits.
 func (s *Super) SetSectors(raw []byte, n uint64) error {

@@ -168,6 +168,27 @@ func (c *change) seal() error {
 	return nil
 }
 
+// free frees an inode of the transaction. Its bits and blocks are a matter of the check.
+func (c *change) free(n addr.Ino) error {
+	group, block, offset, err := c.fs.Super.InodeLocation(n)
+	if err != nil {
+		return err
+	}
+	g, err := c.fs.Group(group)
+	if err != nil {
+		return err
+	}
+	home := g.InodeTable + addr.Block(block)
+	b := bytes.Clone(c.blocks[home])
+	if len(b) == 0 {
+		return fmt.Errorf("%w: inode %d is not in the transaction", ErrDamaged, n)
+	}
+	raw := b[offset:][:c.fs.Super.InodeSize]
+	c.fs.Super.Free(raw)
+	c.fs.Super.SealInode(n, raw)
+	return c.replace(home, b)
+}
+
 // tree returns the block mapping of a file without and with the transaction. Nodes that
 // were being written get their checksums in it.
 func (c *change) tree(n addr.Ino) (*audit.Trees, error) {

@@ -105,7 +105,7 @@ func (f *finisher) suspectsIn(i *pagecache.Inode, p pagecache.Piece, mapped []pa
 }
 
 // ErrInline says that a file or directory with inline data was being converted to blocks,
-// and that its content is in neither the inode nor a block. The inode loses it first
+// and that its content is in neither the inode, nor a block, nor a page of it. The inode loses it first
 // (fs/ext4/inline.c, ext4_convert_inline_data_nolock, ext4_convert_inline_data_to_extent):
 // in between no check can tell what it was, and an ordinary recovery has all of it.
 var ErrInline = errors.New("its inline data was being moved to a block, and is in neither")
@@ -114,14 +114,19 @@ var ErrInline = errors.New("its inline data was being moved to a block, and is i
 func hasInlineData(fs *ext4.FS) bool { return fs.Super.Incompat&ext4.IncompatInlineData != 0 }
 
 // checkInline checks that the change leaves no file between inline data and a block of its
-// own. A file that is being converted is in memory. It rather refuses one that may as well
-// be as it should: a short file all of whose content is a hole, say.
+// own. A file that is being converted is in memory. One whose first page is filled is written
+// from it after the mount: whoever writes to inline data does so through that page, and who moves
+// it to a block has the page before the inode loses it (fs/ext4/inline.c, ext4_write_inline_data_end,
+// ext4_convert_inline_data_to_extent; fs/ext4/inode.c, ext4_page_mkwrite). Of others it rather
+// refuses one that may as well be as it should: a short file all of whose content is a hole, say.
 func (f *finisher) checkInline(c *change) error {
 	after := jbd2.NewRecording(c.before)
 	m := inlineCheck{
 		before: c.fs, after: c.fs.On(after), logged: c.blocks,
 		unsaved: func(i *pagecache.Inode) bool { return starts(f.cache.Unsaved(f.super, i)) },
-		held:    func(i *pagecache.Inode) bool { return starts(f.cache.Held(f.super, i)) },
+		held:    f.filled,
+		rewrite: f.rewrite,
+		free:    func(i *pagecache.Inode) error { return c.free(i.Ino) },
 	}
 	torn, err := audit.Descriptors(c.before, c.blocks)
 	if err != nil {
@@ -155,6 +160,8 @@ type inlineCheck struct {
 	// unsaved and held say whether memory has the beginning of a file: to be written,
 	// or at all.
 	unsaved, held func(*pagecache.Inode) bool
+	rewrite       func(*pagecache.Inode)       // has the beginning of a file that memory holds written after the mount
+	free          func(*pagecache.Inode) error // frees an inode
 }
 
 func (m *inlineCheck) check(i *pagecache.Inode) error {
@@ -172,25 +179,32 @@ func (m *inlineCheck) check(i *pagecache.Inode) error {
 	now, err := m.after.Inode(i.Ino)
 	if i.New {
 		// Nothing of it has a name yet. But of a directory without a size e2fsck makes
-		// one of its parent's links too many (seen in 1.47.0).
+		// one of its parent's links too many (seen in 1.47.0), unless it is free.
 		if err == nil && now.IsDir() && now.Links > 0 && now.Size == 0 {
-			return fmt.Errorf("%w: it was being created", ErrInline)
+			return m.made(i, now)
 		}
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrInline, err)
 	}
-	if now.Flags&ext4.InodeInlineData != 0 || now.Size == 0 {
-		return nil
-	}
 	switch {
-	case now.IsDir():
+	case now.IsDir() && now.Flags&ext4.InodeInlineData == 0 && now.Size > 0:
 		return m.directory(now)
-	case now.IsRegular() && now.Size < uint64(m.after.Super.InodeSize):
+	case mayHaveMoved(&m.after.Super, now):
 		return m.short(i, now)
 	}
 	return nil
+}
+
+// made frees a directory that was being made, which gets its size before its name
+// (fs/ext4/namei.c, ext4_mkdir).
+func (m *inlineCheck) made(i *pagecache.Inode, now *ext4.Inode) error {
+	was, err := m.before.Inode(i.Ino)
+	if now.Generation != i.Generation || err == nil && was.Links > 0 && was.Generation == now.Generation {
+		return fmt.Errorf("%w: it was being created, and was there before", ErrInline)
+	}
+	return m.free(i)
 }
 
 // directory checks that the first block is this directory's. The checksum of one that is
@@ -232,16 +246,64 @@ func (m *inlineCheck) short(i *pagecache.Inode, now *ext4.Inode) error {
 			return nil
 		}
 	}
-	if hole || run.Unwritten {
+	placed := !hole && !run.Unwritten
+	_, logged := m.logged[run.Physical]
+	switch {
+	case placed && logged:
+	case m.held(i):
+		if !placed || i.Writing { // mend sees to others
+			m.rewrite(i)
+		}
+	case placed:
+		return fmt.Errorf("%w: its block may not have been written", ErrInline)
+	default:
 		return fmt.Errorf("%w: it has no block", ErrInline)
 	}
-	if _, there := m.logged[run.Physical]; there {
-		return nil
+	return nil
+}
+
+// filled reports whether memory holds the first block of a file, as programs saw it.
+func (f *finisher) filled(i *pagecache.Inode) bool {
+	for p, err := range f.cache.Held(f.super, i) {
+		if err == nil && p.Off == 0 {
+			return i.Flags&unplain == 0 && p.End >= min(i.Size, int64(f.super.BlockSize))
+		}
 	}
-	if !i.Writing && m.held(i) {
-		return nil // mend sees to it
+	return false
+}
+
+// rewrite has the first block of a file written after the mount.
+func (f *finisher) rewrite(i *pagecache.Inode) {
+	m := f.afterMount(i)
+	m.Filled = append(m.Filled, addr.Span{Off: 0, End: int64(f.super.BlockSize)})
+}
+
+// rewriteAgain is what checkInline has written after the mount, for a rescue whose transaction is
+// on the disk already: how it was before cannot be told any more.
+func (f *finisher) rewriteAgain() error {
+	c, err := f.change(&jbd2.Transaction{})
+	if err != nil || !hasInlineData(c.fs) {
+		return err
 	}
-	return fmt.Errorf("%w: its block may not have been written", ErrInline)
+	for i, err := range f.cache.Inodes(f.super) {
+		if err != nil || i.Deleted() || i.New || i.Ino < firstInode {
+			continue
+		}
+		now, err := c.fs.Inode(i.Ino)
+		if err != nil || now.Generation != i.Generation || !mayHaveMoved(&c.fs.Super, now) || !f.filled(i) {
+			continue
+		}
+		if run, err := c.fs.Map(now, 0); err != nil || run.Unwritten || i.Writing {
+			f.rewrite(i)
+		}
+	}
+	return nil
+}
+
+// mayHaveMoved reports whether a file that has its data elsewhere is short enough to have had it in
+// its inode.
+func mayHaveMoved(s *ext4.Super, now *ext4.Inode) bool {
+	return now.IsRegular() && now.Flags&ext4.InodeInlineData == 0 && now.Size > 0 && now.Size < uint64(s.InodeSize)
 }
 
 // starts reports whether the beginning of a file is among pieces of it.

@@ -12,6 +12,7 @@ import (
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/jbd2"
 	"understudy.dev/understudy/dead/pagecache"
 )
 
@@ -85,6 +86,8 @@ func TestOutgrown(t *testing.T) {
 		writing  bool
 		fresh    bool // it is being made
 		lost     bool
+		anew     bool // it is written after the mount
+		freed    bool
 	}{
 		{name: "directory in its inode", ino: inlinedDir},
 		{name: "directory in neither place", commands: grown(inlinedDir, 0), ino: inlinedDir, lost: true},
@@ -92,25 +95,35 @@ func TestOutgrown(t *testing.T) {
 		{name: "file in its inode", ino: inlinedFile},
 		{name: "file in neither place", commands: grown(inlinedFile, 0), ino: inlinedFile, lost: true},
 		{name: "file whose page will be written", commands: grown(inlinedFile, 0), ino: inlinedFile, unsaved: true},
-		{name: "file whose page is clean and has no block", commands: grown(inlinedFile, 0), ino: inlinedFile, held: true, lost: true},
+		{name: "file whose page is clean and has no block", commands: grown(inlinedFile, 0), ino: inlinedFile, held: true, anew: true},
 		{name: "file whose block is not written", commands: grown(inlinedFile, fresh), ino: inlinedFile, lost: true},
 		{name: "file whose block is in the transaction", commands: grown(inlinedFile, fresh), ino: inlinedFile, logged: fresh},
 		{name: "file whose block can be mended", commands: grown(inlinedFile, fresh), ino: inlinedFile, held: true},
-		{name: "file whose block was to be changed", commands: grown(inlinedFile, fresh), ino: inlinedFile, held: true, writing: true, lost: true},
+		{name: "file whose block was to be changed", commands: grown(inlinedFile, fresh), ino: inlinedFile, held: true, writing: true, anew: true},
+		{name: "file whose block was to be changed, and has no page", commands: grown(inlinedFile, fresh), ino: inlinedFile, writing: true, lost: true},
+		{name: "file whose block is in the transaction, and has a page", commands: grown(inlinedFile, fresh), ino: inlinedFile, logged: fresh, held: true, writing: true},
 		{name: "file that was a hole before", commands: grown(inlinedFile, 0), ino: inlinedFile, before: grown(inlinedFile, 0)},
 		{name: "file that had its block before", commands: grown(inlinedFile, fresh), ino: inlinedFile, before: grown(inlinedFile, fresh)},
-		{name: "directory being made", commands: []string{fmt.Sprintf("sif <%d> size 0", inlinedDir)}, ino: inlinedDir, fresh: true, lost: true},
+		{name: "directory being made", commands: []string{fmt.Sprintf("sif <%d> size 0", inlinedDir)}, ino: inlinedDir, before: []string{fmt.Sprintf("clri <%d>", inlinedDir)}, fresh: true, freed: true},
+		{name: "directory being made, of another generation before", commands: []string{fmt.Sprintf("sif <%d> size 0", inlinedDir)}, ino: inlinedDir, before: []string{fmt.Sprintf("sif <%d> generation 7", inlinedDir)}, fresh: true, freed: true},
+		{name: "directory being made, which was there before", commands: []string{fmt.Sprintf("sif <%d> size 0", inlinedDir)}, ino: inlinedDir, fresh: true, lost: true},
 		{name: "directory that is made", ino: inlinedDir, fresh: true},
 		{name: "file being made", commands: grown(inlinedFile, 0), ino: inlinedFile, fresh: true},
 		{name: "inode with another checksum", commands: []string{fmt.Sprintf("sif <%d> checksum 1", inlinedFile)}, ino: inlinedFile, lost: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			anew, freed := 0, 0
 			m := inlineCheck{
 				before: inlineImage(t, tc.before...), after: inlineImage(t, tc.commands...), logged: map[addr.Block][]byte{tc.logged: nil},
 				unsaved: func(*pagecache.Inode) bool { return tc.unsaved },
 				held:    func(*pagecache.Inode) bool { return tc.held },
+				rewrite: func(*pagecache.Inode) { anew++ },
+				free:    func(*pagecache.Inode) error { freed++; return nil },
 			}
 			i := &pagecache.Inode{Ino: tc.ino, Writing: tc.writing, New: tc.fresh}
+			if now, err := m.after.Inode(tc.ino); err == nil {
+				i.Generation = now.Generation
+			}
 			if err := m.check(i); err != nil {
 				t.Errorf("the transaction does not touch it: %v", err)
 			}
@@ -126,6 +139,60 @@ func TestOutgrown(t *testing.T) {
 			if err := m.check(i); errors.Is(err, ErrInline) != tc.lost || err != nil && !tc.lost {
 				t.Errorf("%v; lost: %v", err, tc.lost)
 			}
+			if (freed == 1) != tc.freed || freed > 1 {
+				t.Errorf("it is freed %d times", freed)
+			}
+			if (anew == 1) != tc.anew || anew > 1 {
+				t.Errorf("it is written %d times after the mount", anew)
+			}
 		})
+	}
+}
+
+// TestFreeMade: once a directory that was being made is free, e2fsck leaves its parent as it was.
+func TestFreeMade(t *testing.T) {
+	fs := inlineImage(t, "unlink dir", "sif <2> links_count 3",
+		fmt.Sprintf("sif <%d> links_count 1", inlinedDir), fmt.Sprintf("sif <%d> size 0", inlinedDir), "rm file", "clri <13>", "freei <13>")
+	g, err := fs.Group(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, _, err := fs.Super.InodeLocation(inlinedDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := g.InodeTable + addr.Block(block)
+	b, err := fs.Block(home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := make([]byte, fs.Super.Blocks*uint64(fs.Super.BlockSize))
+	for n := range addr.Block(fs.Super.Blocks) {
+		if err := fs.ReadBlocks(all[int(n)*int(fs.Super.BlockSize):][:fs.Super.BlockSize], n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := &change{txn: &jbd2.Transaction{}, fs: fs, before: bytes.NewReader(all), blocks: map[addr.Block][]byte{home: b}}
+	if err := c.free(13); err != nil {
+		t.Error(err)
+	}
+	if err := c.free(inlinedDir); err != nil {
+		t.Fatal(err)
+	}
+	copy(all[int(home)*int(fs.Super.BlockSize):], c.blocks[home])
+	path := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(path, all, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, _ := exec.Command("e2fsck", "-fy", path).CombinedOutput()
+	t.Logf("%s", out)
+	if strings.Contains(string(out), "ref count") {
+		t.Error("e2fsck found links that are not right")
+	}
+	if out, err := exec.Command("e2fsck", "-fn", path).CombinedOutput(); err != nil {
+		t.Errorf("e2fsck: %v: %s", err, out)
+	}
+	if err := (&change{fs: fs, blocks: map[addr.Block][]byte{}}).free(inlinedDir); !errors.Is(err, ErrDamaged) {
+		t.Errorf("an inode that is not there: %v", err)
 	}
 }

@@ -22,11 +22,11 @@ var ErrMidUpdate = errors.New("its extent tree was mid-update, and the page cach
 
 // AfterMount is what a file needs once the file system is mounted, whatever e2fsck or
 // the replay of the log made of it before: its extent tree was mid-update, it was being
-// truncated, or the replay overwrites it. The spans are whole blocks, and may reach
+// truncated, or moved out of its inode, or the replay overwrites it. The spans are whole blocks, and may reach
 // beyond its end.
 type AfterMount struct {
 	Inode  *pagecache.Inode
-	Filled []addr.Span // to be written from memory
+	Filled []addr.Span // to be written from memory; they may overlap
 	Holes  []addr.Span // to be punched, ascending
 	Cut    bool        // what lies beyond its end is to be freed
 	// Lost says why more than that may be lost; nil if not. With a journal the last
@@ -88,7 +88,8 @@ func (f *finisher) midUpdate(where trees, strict bool) error {
 			return m.Lost
 		}
 		if m.Lost != nil || len(m.Filled)+len(m.Holes) > 0 {
-			f.report.AfterMount = append(f.report.AfterMount, m)
+			was := f.afterMount(i)
+			was.Filled, was.Holes, was.Lost = append(was.Filled, m.Filled...), m.Holes, m.Lost
 		}
 	}
 	return nil
@@ -115,7 +116,7 @@ func (f *finisher) midUpdateBare() error {
 
 var errCommitted = errors.New("an earlier attempt has committed the update")
 
-// midUpdateAgain is midUpdate, and keepOrphans, for a rescue whose transaction is on the
+// midUpdateAgain is midUpdate, keepOrphans and checkInline for a rescue whose transaction is on the
 // disk already: how that was before cannot be told any more.
 func (f *finisher) midUpdateAgain() error {
 	err := f.midUpdate(func(addr.Ino) (*audit.Trees, error) { return nil, errCommitted }, false)
@@ -127,7 +128,7 @@ func (f *finisher) midUpdateAgain() error {
 			f.afterMount(i).Cut = true
 		}
 	}
-	return nil
+	return f.rewriteAgain()
 }
 
 // known is what of a file does not depend on its extent tree: what memory has of it, and

@@ -32,6 +32,9 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 	if err == nil && f.report.Check != "" {
 		err = f.step("prepare", func() error { return f.prepare(c) })
 	}
+	if err == nil {
+		err = f.step("fill", func() error { return f.fill(c) })
+	}
 	t.Mark = f.mark(f.report.Check == "" && len(f.report.AfterMount) == 0)
 	return err
 }

@@ -14,6 +14,7 @@ type bufferLayout struct {
 	block, owner                    kernel.Field
 	uptodate, dirty, asyncWrite     uint // numbers of bits in state
 	mapped, delay, unwritten, lock  uint
+	fresh                           uint // just allocated (BH_New)
 	writeError                      uint
 	private                         uint // the first that is the file system's own
 }
@@ -35,7 +36,7 @@ func (l *bufferLayout) look(t *kernel.Types) error {
 		into *uint
 	}{
 		{"BH_Uptodate", &l.uptodate}, {"BH_Dirty", &l.dirty}, {"BH_Async_Write", &l.asyncWrite},
-		{"BH_Mapped", &l.mapped}, {"BH_Lock", &l.lock}, {"BH_Delay", &l.delay}, {"BH_Unwritten", &l.unwritten}, {"BH_Write_EIO", &l.writeError}, {"BH_PrivateStart", &l.private},
+		{"BH_Mapped", &l.mapped}, {"BH_New", &l.fresh}, {"BH_Lock", &l.lock}, {"BH_Delay", &l.delay}, {"BH_Unwritten", &l.unwritten}, {"BH_Write_EIO", &l.writeError}, {"BH_PrivateStart", &l.private},
 	} {
 		v, err := t.Enum("bh_state_bits", bit.name)
 		if err == nil && v > 63 {

@@ -45,6 +45,7 @@ type Inode struct {
 	State      uint64 // I_*: their values differ between kernels
 	Sectors    uint64 // of 512 bytes that are allocated to it, without what is only reserved
 	Writing    bool   // its i_rwsem is held for writing: an operation on it is in flight
+	Shared     bool   // programs may write to its pages by their mappings, without that lock
 	New        bool   // it was being made, and had no name yet (I_NEW)
 	Failed     bool   // a write of its pages to the disk has failed since it is in memory
 
@@ -76,7 +77,7 @@ type inodeLayout struct {
 	mode, uid, gid, flags, super, ino, nlink kernel.Field
 	length, state, generation, data, pointer kernel.Field
 	ioList, wbList, sbList, dentries         kernel.Field
-	blkbits, blocks, wrong                   kernel.Field
+	blkbits, blocks, wrong, shared           kernel.Field
 	rwsem                                    kernel.Lock
 	tree, treeFlags, head, pages             kernel.Field
 	atime, mtime, ctime                      timeField
@@ -106,6 +107,7 @@ func (i *inodeLayout) look(t *kernel.Types) error {
 	i.rwsem = l.Lock("i_rwsem")
 	i.blocks = l.Optional("i_blocks", 8)
 	i.wrong = l.Optional("i_data.wb_err", 4)
+	i.shared = l.Optional("i_data.i_mmap_writable.counter", 4)
 	i.ioList = l.Field("i_io_list", 16)
 	i.wbList = l.Field("i_wb_list", 16)
 	i.sbList = l.Field("i_sb_list", 16)
@@ -189,6 +191,8 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 	i.New = i.State>>l.new()&1 != 0
 	i.Failed = l.wrong.Present() && wentWrong(l.wrong.Uint(b))
 	i.Writing = l.rwsem.Held(b)
+	// Negative: nobody may.
+	i.Shared = l.shared.Present() && int32(l.shared.Uint(b)) > 0
 	// The upper bits of xa_flags are the marks of the whole tree (xarray.h,
 	// XA_FLAGS_MARK); where they begin depends on the kernel (__GFP_BITS_SHIFT,
 	// 23 to 28), but of the lower ones a page cache uses only the first six.

@@ -23,7 +23,7 @@ type pageLayout struct {
 	folioSize                      int
 	order                          kernel.Field // of a large folio, from its first page on
 	uptodate, dirty, writeback     uint         // numbers of bits in flags
-	head, hasPrivate               uint
+	head, hasPrivate, locked       uint
 	poisoned                       uint
 	canPoison                      bool
 }
@@ -42,7 +42,7 @@ func (p *pageLayout) look(t *kernel.Types) error {
 		into *uint
 	}{
 		{"PG_uptodate", &p.uptodate}, {"PG_dirty", &p.dirty}, {"PG_writeback", &p.writeback},
-		{"PG_head", &p.head}, {"PG_private", &p.hasPrivate},
+		{"PG_head", &p.head}, {"PG_private", &p.hasPrivate}, {"PG_locked", &p.locked},
 	} {
 		v, err := t.Enum("pageflags", bit.name)
 		if err == nil && v > 63 {

@@ -109,18 +109,12 @@ const (
 type streamLayout struct {
 	size                  int
 	group, offset, length kernel.Field
-	locked                uint // number of PG_locked in the flags of a page
 }
 
 func newStreamLayout(k *kernel.Kernel) (*streamLayout, error) {
 	f := layoutIn(k, "netfs_folio", "netfs", "cifs")
 	l := &streamLayout{size: f.Size, group: f.Field("netfs_group", 8), offset: f.Field("dirty_offset", 4), length: f.Field("dirty_len", 4)}
-	locked, err := k.Types().Enum("pageflags", "PG_locked")
-	if err == nil && locked > 63 {
-		err = fmt.Errorf("PG_locked is bit %d", locked)
-	}
-	l.locked = uint(locked)
-	return l, errors.Join(f.Err(), err)
+	return l, f.Err()
 }
 
 // written yields what of a folio of SMB's its server does not have.
@@ -167,7 +161,7 @@ func (c *Cache) stream(i *Inode, p *pageState, at addr.Virt) (addr.Span, error) 
 		err = fmt.Errorf("netfs_folio at %v is of a group, which SMB has none of", at)
 	case span.Len() == 0 || span.End > p.size():
 		err = fmt.Errorf("netfs_folio at %v is about bytes %v of a folio of %d", at, span, p.size())
-	case i.Writing && p.has(l.locked):
+	case i.Writing && p.has(c.layout.page.locked):
 		err = fmt.Errorf("netfs_folio at %v was being changed", at)
 	}
 	return span, err

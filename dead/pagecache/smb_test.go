@@ -14,19 +14,11 @@ const (
 	shContext, shFlags, shWithin, shRoot, shSize = 0, 8, 16, 24, 32
 
 	nfGroup, nfOffset, nfLength, nfSize = 0, 8, 12, 16
-
-	pgLocked = 0 // the number of its bit
 )
 
 func shareTypes() []btf.Type {
 	u32, u64 := &btf.Int{Name: "u32", Size: 4}, &btf.Int{Name: "u64", Size: 8}
-	all := types()
-	for _, t := range all {
-		if e, ok := t.(*btf.Enum); ok && e.Name == "pageflags" {
-			e.Values = append(e.Values, btf.EnumValue{Name: "PG_locked", Value: pgLocked})
-		}
-	}
-	return append(all,
+	return append(types(),
 		&btf.Struct{Name: "cifs_sb_info", Size: shSize, Members: []btf.Member{field("ctx", shContext, u64), field("mnt_cifs_flags", shFlags, u32),
 			field("prepath", shWithin, u64), field("root", shRoot, u64)}},
 		&btf.Struct{Name: "smb3_fs_context", Size: 16, Members: []btf.Member{field("UNC", 8, u64)}},

@@ -41,8 +41,8 @@ const (
 
 // Bits of flags of the made-up kernel.
 const (
-	pgUptodate, pgDirty, pgWriteback, pgPrivateBit, pgHead, pgPoison = 2, 3, 15, 13, 16, 22
-	bhUptodate, bhDirty, bhAsync                                     = 0, 1, 7
+	pgLocked, pgUptodate, pgDirty, pgWriteback, pgPrivateBit, pgHead, pgPoison = 0, 2, 3, 15, 13, 16, 22
+	bhUptodate, bhDirty, bhMapped, bhNew, bhAsync                              = 0, 1, 5, 6, 7
 )
 
 func field(name string, off uint32, t btf.Type) btf.Member {
@@ -96,9 +96,9 @@ func types() []btf.Type {
 			field("d_name", deName, st("qstr", 16, field("len", 4, u32), field("name", 8, u64))),
 			field("d_inode", deInode, u64), field("d_sb", deSB, u64), field("d_alias", deAlias, list), field("d_fsdata", deData, u64)),
 		enum("pageflags", map[string]uint64{"PG_uptodate": pgUptodate, "PG_dirty": pgDirty, "PG_writeback": pgWriteback,
-			"PG_head": pgHead, "PG_private": pgPrivateBit, "PG_hwpoison": pgPoison}),
+			"PG_head": pgHead, "PG_locked": pgLocked, "PG_private": pgPrivateBit, "PG_hwpoison": pgPoison}),
 		enum("bh_state_bits", map[string]uint64{"BH_Uptodate": bhUptodate, "BH_Dirty": bhDirty, "BH_Async_Write": bhAsync,
-			"BH_Lock": 2, "BH_Mapped": 5, "BH_Delay": 9, "BH_Unwritten": 12, "BH_Write_EIO": 11, "BH_PrivateStart": 16}),
+			"BH_Lock": 2, "BH_Mapped": bhMapped, "BH_New": bhNew, "BH_Delay": 9, "BH_Unwritten": 12, "BH_Write_EIO": 11, "BH_PrivateStart": 16}),
 		st("ext4_sb_info", 16, field("s_es", 0, u64), field("s_journal", 8, u64)),
 		st("iomap_folio_state", 16, field("state_lock", 0, u32), field("state", 16, blob(0))),
 		st("journal_s", 56, field("j_superblock", 40, u64), field("j_private", 48, u64), field("j_tail_sequence", 0, u32), field("j_tail", 8, u64), field("j_head", 16, u64),

@@ -1,0 +1,180 @@
+package journal
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/audit"
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/jbd2"
+	"understudy.dev/understudy/dead/pagecache"
+)
+
+// ErrUnfilled says that a file was being given a block, which would have what another file left
+// there, and that memory does not tell what belongs into it.
+var ErrUnfilled = errors.New("it was being given a block, and memory does not tell what belongs there")
+
+// fill puts into the transaction what belongs into blocks that a file has got and nobody has
+// filled yet. Without delayed allocation, or where that does not give unwritten extents, a
+// task that writes into a hole first gives it a block, and makes it dirty when it has copied its
+// data (fs/ext4/inode.c, ext4_write_begin, ext4_write_end). All metadata agree in between, and
+// no commit of the kernel can come in between, because the handle is open. Of those that write
+// the file is locked, or mapped by a program (ext4_page_mkwrite).
+func (f *finisher) fill(c *change) error {
+	for i, err := range f.cache.Inodes(f.super) {
+		if err != nil || !i.Writing && !i.Shared || !i.Regular() || i.Deleted() || i.Ino < firstInode {
+			continue // who plans the files says so
+		}
+		if err := f.fillFile(c, i); err != nil {
+			return fmt.Errorf("inode %d: %w", i.Ino, err)
+		}
+	}
+	return nil
+}
+
+func (f *finisher) fillFile(c *change, i *pagecache.Inode) error {
+	trees, unknown := c.tree(i.Ino)
+	var runs []ext4.Run
+	within := []addr.Span{{Off: 0, End: math.MaxInt64}}
+	if unknown == nil {
+		runs = given(trees.Old, trees.New)
+		within = f.spans(runs)
+	}
+	blocks, err := f.dev.Filling(i, within)
+	if err != nil || len(blocks) == 0 {
+		return err
+	}
+	anew := f.anew(i)
+	blocks = slices.DeleteFunc(blocks, func(b pagecache.FillingBlock) bool {
+		return slices.ContainsFunc(anew, func(s addr.Span) bool { return s.Off <= b.Off && b.End <= s.End })
+	})
+	if len(blocks) > 0 && unknown != nil {
+		return fmt.Errorf("%w: %w", ErrUnfilled, unknown)
+	}
+	l := filler{change: c, size: i.Size, given: runs, view: f.mem.View, opaque: i.Flags&unplain != 0}
+	for _, b := range blocks {
+		if err := l.fill(b); err != nil {
+			return fmt.Errorf("byte %d: %w", b.Off, err)
+		}
+	}
+	return nil
+}
+
+// anew are the bytes of a file that are written, or punched, whatever the disk has of them: at the
+// latest after the mount.
+func (f *finisher) anew(i *pagecache.Inode) (out []addr.Span) {
+	for p, err := range f.cache.Unsaved(f.super, i) {
+		if err == nil {
+			out = append(out, p.Span)
+		}
+	}
+	for _, m := range f.report.AfterMount {
+		if m.Inode.Ino == i.Ino {
+			out = slices.Concat(out, m.Filled, m.Holes)
+		}
+	}
+	return out
+}
+
+// spans are the bytes of a file that ascending runs have.
+func (f *finisher) spans(runs []ext4.Run) []addr.Span {
+	size := int64(f.super.BlockSize)
+	out := make([]addr.Span, len(runs))
+	for n, r := range runs {
+		out[n] = addr.Span{Off: int64(r.Logical) * size, End: (int64(r.Logical) + int64(r.Length)) * size}
+	}
+	return out
+}
+
+// given are the blocks with content that a file has now, and had not before; Unwritten says
+// that it had them, and no content in them.
+func given(old, now []ext4.Run) (out []ext4.Run) {
+	for _, r := range now {
+		for left := !r.Unwritten; left; {
+			for len(old) > 0 && uint64(old[0].Logical)+uint64(old[0].Length) <= uint64(r.Logical) {
+				old = old[1:]
+			}
+			piece, had := r, false
+			if len(old) > 0 && old[0].Logical > r.Logical {
+				piece.Length = min(r.Length, old[0].Logical-r.Logical)
+			} else if len(old) > 0 {
+				was := old[0].Skip(r.Logical - old[0].Logical)
+				piece.Length = min(r.Length, was.Length)
+				had = was.Physical == r.Physical && !was.Unwritten
+				piece.Unwritten = was.Physical == r.Physical && was.Unwritten
+			}
+			if !had {
+				out = append(out, piece)
+			}
+			if left = piece.Length < r.Length; left {
+				r = r.Skip(piece.Length)
+			}
+		}
+	}
+	return out
+}
+
+// filler fills blocks of one file.
+type filler struct {
+	*change
+	size   int64      // of the file, in bytes
+	given  []ext4.Run // see given
+	view   func(addr.Phys, int) ([]byte, error)
+	opaque bool // what is on the disk is not what memory has
+}
+
+// fill puts the content of a block into the transaction, if the block was just given to the file.
+func (l *filler) fill(b pagecache.FillingBlock) error {
+	size := int64(l.fs.Super.BlockSize)
+	n, _ := slices.BinarySearchFunc(l.given, b.Off/size, func(r ext4.Run, at int64) int {
+		return cmp.Compare(int64(r.Logical)+int64(r.Length), at+1)
+	})
+	if n == len(l.given) || int64(l.given[n].Logical)*size > b.Off {
+		return nil
+	}
+	run := l.given[n].Skip(uint32(b.Off/size) - l.given[n].Logical)
+	home := run.Physical
+	if slices.ContainsFunc(l.txn.Blocks, func(t jbd2.Block) bool { return t.Home == home }) {
+		return nil // with data=journal
+	}
+	if err := l.may(b, run); err != nil {
+		return err
+	}
+	data := make([]byte, size)
+	if used := max(0, min(size, l.size-b.Off)); b.Filled && used > 0 {
+		view, err := l.view(b.Phys, int(used))
+		if err != nil {
+			return fmt.Errorf("read memory: %w", err)
+		}
+		copy(data, view)
+	}
+	return l.replace(home, data)
+}
+
+// may says why a block must not be filled. One that was not free before is not the one that
+// the kernel had just allocated.
+func (l *filler) may(b pagecache.FillingBlock, run ext4.Run) error {
+	size := int64(l.fs.Super.BlockSize)
+	place := int64(run.Physical) * size
+	switch {
+	case b.Len() != size:
+		return fmt.Errorf("%w: its buffer has %d bytes", ErrUnfilled, b.Len())
+	case l.opaque:
+		return fmt.Errorf("%w: it is encrypted, or sealed by fs-verity", ErrUnfilled)
+	case b.Disk >= 0 && b.Disk != place:
+		return fmt.Errorf("%w: its buffer is at %d of the device, and the block at %d", ErrUnfilled, b.Disk, place)
+	case !b.Filled && !(b.Fresh && b.Disk == place):
+		return fmt.Errorf("%w: its buffer is not filled, and not new", ErrUnfilled)
+	case run.Unwritten:
+		return nil
+	}
+	free, err := audit.Free(l.before, run.Physical)
+	if err == nil && !free {
+		err = fmt.Errorf("%w: block %d was in use before", ErrUnfilled, run.Physical)
+	}
+	return err
+}

@@ -1,0 +1,89 @@
+package pagecache
+
+import (
+	"cmp"
+	"fmt"
+	"math/bits"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// FillingBlock is a block of a file in a page that somebody had locked. Who writes to a file
+// has its page locked from before it is given blocks until its buffers are dirty
+// (fs/ext4/inode.c, ext4_write_begin and ext4_write_end; fs/buffer.c, block_page_mkwrite).
+type FillingBlock struct {
+	Piece
+	Disk   int64 // where its buffer has it, in bytes of the device; -1 where that does not say so
+	Filled bool  // memory has its content
+	Fresh  bool  // it was just allocated, and nobody has filled it (BH_New)
+}
+
+// Filling returns the blocks of a file in pages that were locked, ascending: of those pages that
+// have anything of some spans, which ascend. Blocks that nothing happened to are left out:
+// they have their content and their place, and are clean. An error is a page that does not
+// check out.
+func (d *Device) Filling(i *Inode, within []addr.Span) ([]FillingBlock, error) {
+	if len(within) == 0 {
+		return nil, nil
+	}
+	c := d.c
+	var out []FillingBlock
+	var bad error
+	c.cached(i, i.unit.End(within[len(within)-1].End), func(at slotted, err error) bool {
+		if err == nil && (at.isValue() || !overlaps(within, c.most(at))) {
+			return true
+		}
+		var p *pageState
+		if err == nil {
+			p, err = c.sound(i, at)
+		}
+		if err == nil && p.has(c.layout.page.locked) && overlaps(within, addr.Span{Off: p.start(), End: p.start() + p.size()}) {
+			out, err = d.filling(p, out)
+		}
+		bad = err
+		return err == nil
+	})
+	if bad != nil {
+		return nil, fmt.Errorf("find what was being written to inode %d: %w", i.Ino, bad)
+	}
+	return out, nil
+}
+
+// most is as much of a file as an entry can stand for: a folio lies at a multiple of its size.
+func (c *Cache) most(at slotted) addr.Span {
+	unit := c.k.Pages()
+	order := min(bits.TrailingZeros64(uint64(at.index)), maxOrder)
+	return addr.Span{Off: unit.Byte(at.index), End: unit.Byte(at.index + addr.Index(max(at.pages, 1<<order)))}
+}
+
+// overlaps reports whether ascending spans have anything of one.
+func overlaps(spans []addr.Span, s addr.Span) bool {
+	n, _ := slices.BinarySearchFunc(spans, s.Off+1, func(s addr.Span, end int64) int { return cmp.Compare(s.End, end) })
+	return n < len(spans) && spans[n].Off < s.End
+}
+
+// filling adds the blocks of one page. One that has no buffers is given no block: but it may have
+// had some (fs/ext4/move_extent.c, move_extent_per_page).
+func (d *Device) filling(p *pageState, out []FillingBlock) ([]FillingBlock, error) {
+	page, l := &d.c.layout.page, &d.c.layout.buffer
+	whole := p.has(page.uptodate)
+	if !p.has(page.hasPrivate) {
+		size := int64(d.super.BlockSize)
+		for off := int64(0); whole && off+size <= p.size(); off += size {
+			out = append(out, FillingBlock{Piece: p.piece(off, off+size), Disk: -1, Filled: true})
+		}
+		return out, nil
+	}
+	err := d.c.ring(p, func(b bufferState) {
+		f := FillingBlock{Piece: p.piece(b.off, b.off+b.length), Disk: -1, Filled: whole || b.has(l.uptodate), Fresh: b.has(l.fresh)}
+		if b.has(l.mapped) && !b.has(l.delay) && b.block < 1<<47 {
+			f.Disk = int64(b.block) * b.length
+		}
+		clean := !b.has(l.dirty) && !b.has(l.asyncWrite) && !b.has(l.private)
+		if !f.Filled || f.Fresh || f.Disk < 0 || !clean {
+			out = append(out, f)
+		}
+	})
+	return out, err
+}
