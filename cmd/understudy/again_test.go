@@ -164,9 +164,12 @@ func TestSecondDeath(t *testing.T) {
 // which it did not know that it is durable.
 func TestRootRescued(t *testing.T) {
 	tier.Full(t, "a root disk")
-	t.Run("at rest", func(t *testing.T) { rootRescued(t, func(*standing, int) (kept bool) { return false }) })
+	nothing := func(*standing, int) (kept bool) { return false }
+	t.Run("at rest", func(t *testing.T) { rootRescued(t, emptyRoot(t), "", nothing) })
+	t.Run("block device", func(t *testing.T) { rootRescued(t, loopDevice(t, emptyRoot(t)), "", nothing) })
+	t.Run("partition of a block device", func(t *testing.T) { rootRescued(t, loopDevice(t, emptyRoot(t)), "1", nothing) })
 	t.Run("supervisor killed", func(t *testing.T) {
-		rootRescued(t, func(s *standing, pid int) (kept bool) {
+		rootRescued(t, emptyRoot(t), "", func(s *standing, pid int) (kept bool) {
 			path := filepath.Join(dirs.Run("test"), "record.json")
 			await(t, "end of the takeover", programLimit, func() bool { return bytes.Contains(readFile(t, path), []byte(`"dead"`)) })
 			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
@@ -182,18 +185,44 @@ func TestRootRescued(t *testing.T) {
 	})
 }
 
-// rootRescued has something befall the pair and its supervisor after the active side's death,
-// which says whether the dead side's memory is to be kept.
-func rootRescued(t *testing.T, befall func(s *standing, pid int) (kept bool)) {
+// emptyRoot is an image with nothing on it.
+func emptyRoot(t *testing.T) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "root.img")
 	if err := errors.Join(os.WriteFile(root, nil, 0o600), os.Truncate(root, 64<<20)); err != nil {
 		t.Fatal(err)
 	}
-	mkfs(t, root)
+	return root
+}
+
+// loopDevice is a block device of an image.
+func loopDevice(t *testing.T, image string) string {
+	t.Helper()
+	out, err := exec.Command("losetup", "--find", "--show", image).Output()
+	if err != nil {
+		t.Skipf("losetup: %v: no loop devices here", err)
+	}
+	device := strings.TrimSpace(string(out))
+	t.Cleanup(func() { checked(t, "losetup", "-d", device) })
+	return device
+}
+
+// rootRescued has something befall the pair and its supervisor after the active side's death,
+// which says whether the dead side's memory is to be kept. The root disk has its file system in
+// the partition named, or alone if that is empty.
+func rootRescued(t *testing.T, root, part string, befall func(s *standing, pid int) (kept bool)) {
+	t.Helper()
+	at := root
+	if part == "" {
+		mkfs(t, root)
+	} else {
+		checked(t, "sh", "-c", "echo start=2048 | sfdisk -q --label dos "+root)
+		mkfs(t, "-E", "offset=1048576", root, "62M")
+		at += "?offset=1048576"
+	}
 	s := stand(t, marker, again, "left: {", "left: {root: "+root+", ")
 	s.up()
-	s.shell("left", "mkdir /own && mount -t ext4 $(grep -l root /sys/block/*/serial | busybox sed 's:/sys/block/:/dev/:; s:/serial::') /own && seq 1 100000 > /own/log; while [ ! -e /srv/done-1 ]; do sleep 1; done")
+	s.shell("left", "mkdir /own && mount -t ext4 $(grep -l root /sys/block/*/serial | busybox sed 's:/sys/block/:/dev/:; s:/serial::')"+part+" /own && seq 1 100000 > /own/log; while [ ! -e /srv/done-1 ]; do sleep 1; done")
 	pid := s.supervisorPID()
 	if _, err := understudy(t, "crash"); err != nil {
 		t.Fatal(err)
@@ -206,7 +235,14 @@ func rootRescued(t *testing.T, befall func(s *standing, pid int) (kept bool)) {
 		t.Fatalf("kept: %v; down: %v", kept, err)
 	}
 	s.sound()
-	s.image = root
+	if strings.HasPrefix(root, "/dev/") { // nothing is left beside it, nor of what it was to get
+		for _, dir := range []string{root + "*.part*", filepath.Join(dirs.State("test"), "*.understudy")} {
+			if left, err := filepath.Glob(dir); err != nil || len(left) > 0 {
+				t.Errorf("left: %v, %v", left, err)
+			}
+		}
+	}
+	s.image = at
 	s.sound()
 	if got := s.read("/log"); got != againFile(1) {
 		t.Errorf("the file on the root disk has %d bytes, or other ones than the %d that were written", len(got), len(againFile(1)))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/rootdisk"
 )
 
@@ -26,6 +27,7 @@ func imageCommand() *cobra.Command {
 type preparation struct {
 	rootdisk.Content
 	release string
+	out     string
 	undo    bool
 }
 
@@ -39,7 +41,8 @@ const prepareLong = `Put the agent into a system on a disk image, so that it can
 The image is raw, or a block device, with the root file system alone or in a partition;
 nobody may use it. Each thing that is changed is told. Outside of a pair the system boots
 as before, but for what --mount has set aside. Its kernel and initramfs are copied to
-IMAGE.vmlinuz and IMAGE.initrd. The lines for pair.yaml are printed.`
+IMAGE.vmlinuz and IMAGE.initrd; of a block device, whose place is not kept over a boot,
+only to where --out says. The lines for pair.yaml are printed.`
 
 func imagePrepareCommand() *cobra.Command {
 	var p preparation
@@ -52,6 +55,7 @@ func imagePrepareCommand() *cobra.Command {
 	}
 	p.flags(cmd)
 	cmd.Flags().StringVar(&p.release, "release", "", "the kernel to boot, a release in its /boot; the newest by default")
+	cmd.Flags().StringVar(&p.out, "out", "", "copy its kernel and initramfs to `PREFIX`.vmlinuz and PREFIX.initrd; IMAGE by default")
 	cmd.Flags().BoolVar(&p.undo, "undo", false, "take away what was put there before")
 	return cmd
 }
@@ -75,6 +79,14 @@ func (p *preparation) run(image string, out io.Writer) (err error) {
 		_, err = fmt.Fprintln(out, "nothing of ours is in it")
 		return err
 	}
+	abs, err := filepath.Abs(image)
+	if err != nil {
+		return err
+	}
+	prefix, err := p.prefix(abs)
+	if err != nil {
+		return err
+	}
 	if p.Program, err = os.Executable(); err != nil {
 		return err
 	}
@@ -84,17 +96,29 @@ func (p *preparation) run(image string, out io.Writer) (err error) {
 	if !changed {
 		fmt.Fprintln(out, "it is prepared already")
 	}
-	abs, err := filepath.Abs(image)
-	if err != nil {
-		return err
-	}
-	k, err := d.TakeKernel(p.release, abs)
+	k, err := d.TakeKernel(p.release, prefix)
 	if err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(out, "its kernel is %s; for pair.yaml:\n  kernel: %s\n  initramfs: %s\n  root: %s\n  append: root=UUID=%s ro\n",
 		k.Release, k.Image, k.Initramfs, abs, d.UUID)
 	return err
+}
+
+// prefix is what the names of the kernel and the initramfs of an image begin with.
+func (p *preparation) prefix(image string) (string, error) {
+	prefix := image
+	if p.out != "" {
+		var err error
+		if prefix, err = filepath.Abs(p.out); err != nil {
+			return "", err
+		}
+	}
+	if strings.HasPrefix(prefix, "/dev/") {
+		return "", hint.New("copy the kernel of "+image, fmt.Errorf("%s.vmlinuz would be gone when this machine boots again", prefix),
+			"Say where it goes: --out PREFIX, which is not below /dev.")
+	}
+	return prefix, nil
 }
 
 func imageBuildCommand() *cobra.Command {

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
+	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/events"
 	"understudy.dev/understudy/internal/live/rootdisk"
 	"understudy.dev/understudy/internal/takeover/offline"
@@ -94,17 +94,40 @@ func (p *protection) await(ctx context.Context, freeze func()) error {
 	}
 }
 
-// rescueRoot brings to a partition's own root disk what only its memory has of it.
-func rescueRoot(ctx context.Context, disk, memory string) error {
-	return rootdisk.Unclean(disk, func(path string) error {
-		o := offline.Options{Image: memory, Disk: path, GiveUp: true}
-		if st, err := os.Stat(disk); err == nil && st.Mode().IsRegular() {
-			o.Work = filepath.Dir(disk) // a partition of it is a block device
+// rescueRoot returns what brings to a root disk of a pair's what only its partition's memory
+// has of it.
+func rescueRoot(pair string) func(ctx context.Context, disk, memory string) error {
+	return func(ctx context.Context, disk, memory string) error {
+		work, err := rootWork(pair, disk)
+		if err != nil {
+			return err
 		}
-		report, err := offline.Run(ctx, o)
-		if err == nil && !report.Complete {
-			err = applyVerdict(report)
+		parts, err := rootdisk.Unclean(disk)
+		if err != nil {
+			return err
 		}
-		return err
-	})
+		var errs []error
+		for _, part := range parts {
+			report, err := offline.Run(ctx, offline.Options{Image: memory, Disk: disk, Part: part, Work: work, GiveUp: true})
+			if err == nil && !report.Complete {
+				err = applyVerdict(report)
+			}
+			if err != nil && part != 0 {
+				err = fmt.Errorf("partition %d: %w", part, err)
+			}
+			errs = append(errs, err)
+		}
+		return errors.Join(errs...)
+	}
+}
+
+// rootWork is the directory of what a root disk is to get (offline.Options.Work): with what is
+// known of the pair, if the disk is a block device, and empty, beside it, if it is an image.
+func rootWork(pair, disk string) (string, error) {
+	st, err := os.Stat(disk)
+	if err != nil || st.Mode().IsRegular() {
+		return "", err
+	}
+	dir := dirs.State(pair)
+	return dir, os.MkdirAll(dir, 0o750)
 }

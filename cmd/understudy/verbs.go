@@ -249,7 +249,7 @@ func tidy(ctx context.Context, name string, r downRequest) error {
 		return err
 	}
 	if d.HasGuests() {
-		s, err := supervisor.Reconnect(ctx, d, supervisor.Options{Log: io.Discard, Outlive: true, Rescue: rescueRoot})
+		s, err := supervisor.Reconnect(ctx, d, supervisor.Options{Log: io.Discard, Outlive: true, Rescue: rescueRoot(name)})
 		if err == nil {
 			c := &control{s: s}
 			if err = c.stop(r); err != nil {

@@ -11,8 +11,10 @@
 //
 // # Caveats
 //
-//   - Modules must be uncompressed, as Debian ships them up to 6.1. A
-//     compressed one is refused by name.
+//   - Modules that a distribution compresses (.ko.gz, .ko.xz, .ko.zst) are plain in the
+//     image: the guest's kernel is given them as they are.
+//   - Of a module that the tree has twice, the file is taken that depmod takes without
+//     an override: of updates/, then extra/, then the kernel's own, then weak-updates/.
 //   - Only hard dependencies (depends=) are followed. Soft ones (softdep=) and
 //     what a module asks for by alias at run time must be named in the Spec.
 //   - /dev/console is not written: the kernel's built-in archive has it

@@ -141,11 +141,9 @@ func entries(spec Spec) ([]File, error) {
 	}
 	var order strings.Builder
 	for _, m := range modules {
-		base := filepath.Base(m)
-		all = append(all, Copy("/lib/modules/"+base, m, 0o644))
-		order.WriteString(base + "\n")
+		order.WriteString(path.Base(m.Path) + "\n")
 	}
-	all = append(all, Text(orderFile, order.String(), 0o644))
+	all = append(append(all, modules...), Text(orderFile, order.String(), 0o644))
 
 	byPath := make(map[string]File)
 	for _, f := range all {

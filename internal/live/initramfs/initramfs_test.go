@@ -84,12 +84,44 @@ func TestBuildContent(t *testing.T) {
 	}
 }
 
+// TestBuildCompressed checks that a tree of modules gives the same image whatever its
+// distribution compresses them with.
+func TestBuildCompressed(t *testing.T) {
+	init := writeELF(t, filepath.Join(t.TempDir(), "static"), nil, false)
+	image := func(suffix string) []byte {
+		tree := writeTree(t)
+		err := filepath.WalkDir(tree, func(path string, _ fs.DirEntry, err error) error {
+			if suffix != "" && filepath.Ext(path) == ".ko" {
+				pack(t, path, suffix)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		if err := build(&out, Spec{Init: init, ModulesDir: tree, Modules: []string{"virtio-net"}}); err != nil {
+			t.Fatalf("%s: %v", suffix, err)
+		}
+		return out.Bytes()
+	}
+	plain := image("")
+	for suffix := range unpackers {
+		if !bytes.Equal(image(suffix), plain) {
+			t.Errorf("%s: not the image that plain modules give", suffix)
+		}
+	}
+}
+
 func TestBuildRefuses(t *testing.T) {
 	dir := t.TempDir()
 	good := writeELF(t, filepath.Join(dir, "static"), nil, false)
 	dynamic := writeELF(t, filepath.Join(dir, "dynamic"), nil, true)
 	tree := writeTree(t)
 	os.WriteFile(filepath.Join(tree, "kernel", "zram.ko.xz"), []byte("xz"), 0o644)
+	os.WriteFile(filepath.Join(tree, "kernel", "lzma.ko.lzma"), nil, 0o644)
+	whole := packed(t, []byte("a module"), ".zst")
+	os.WriteFile(filepath.Join(tree, "kernel", "cut.ko.zst"), whole[:len(whole)-1], 0o644)
 	os.WriteFile(filepath.Join(tree, "kernel", "junk.ko"), []byte("junk"), 0o644)
 
 	tests := []struct {
@@ -105,7 +137,9 @@ func TestBuildRefuses(t *testing.T) {
 		{"missing dependency", Spec{Init: good, ModulesDir: tree, Modules: []string{"orphan"}},
 			[]string{"resolve module gone (needed by orphan)"}},
 		{"cycle", Spec{Init: good, ModulesDir: tree, Modules: []string{"egg"}}, []string{"resolve module egg (needed by hen)", "depends on itself"}},
-		{"compressed", Spec{Init: good, ModulesDir: tree, Modules: []string{"zram"}}, []string{"zram.ko.xz", "compressed modules are not supported"}},
+		{"not xz", Spec{Init: good, ModulesDir: tree, Modules: []string{"zram"}}, []string{"zram.ko.xz", "unpack", "Unpack the kernel package again"}},
+		{"cut", Spec{Init: good, ModulesDir: tree, Modules: []string{"cut"}}, []string{"cut.ko.zst", "unpack", "unexpected EOF"}},
+		{"unknown packing", Spec{Init: good, ModulesDir: tree, Modules: []string{"lzma"}}, []string{"resolve module lzma", "neither built in nor a file"}},
 		{"not ELF", Spec{Init: good, ModulesDir: tree, Modules: []string{"junk"}}, []string{"junk.ko", "Unpack the kernel package again"}},
 		{"missing file", Spec{Init: good, Files: []File{Copy("/bin/busybox", "/nowhere/busybox", 0o755)}},
 			[]string{"add /bin/busybox", "/nowhere/busybox", "Install or build"}},

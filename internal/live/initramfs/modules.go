@@ -5,6 +5,7 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -29,13 +30,13 @@ type moduleTree struct {
 	builtin map[string]bool   // names of modules that are part of the kernel
 }
 
-// ModuleOrder returns the paths of the module files that names need, each
+// ModuleOrder returns the module files that names need, as they are in an image: plain, each
 // after its dependencies and without repetition. Built-in modules need no
 // file. dir is an unpacked lib/modules/RELEASE; it need not have been through
 // depmod. A name may be spelled with - or _ and names a module, not an alias; of
 // names with | between them, it is the first one that there is, and with none behind
 // the last | there need not be any.
-func ModuleOrder(dir string, names []string) ([]string, error) {
+func ModuleOrder(dir string, names []string) ([]File, error) {
 	if len(names) == 0 {
 		return nil, nil
 	}
@@ -43,7 +44,7 @@ func ModuleOrder(dir string, names []string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var order []string
+	var order []File
 	state := make(map[string]int)
 	for _, name := range names {
 		chosen := tree.first(name)
@@ -77,7 +78,7 @@ const (
 )
 
 // visit appends to order what name needs and then name itself.
-func (t *moduleTree) visit(order []string, state map[string]int, name, neededBy string) ([]string, error) {
+func (t *moduleTree) visit(order []File, state map[string]int, name, neededBy string) ([]File, error) {
 	if t.builtin[name] || state[name] == placed {
 		return order, nil
 	}
@@ -94,7 +95,7 @@ func (t *moduleTree) visit(order []string, state map[string]int, name, neededBy 
 			"Check the spelling, or use a kernel package that has it.")
 	}
 	state[name] = open
-	depends, err := readDepends(path)
+	file, depends, err := readModule(path)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +105,7 @@ func (t *moduleTree) visit(order []string, state map[string]int, name, neededBy 
 		}
 	}
 	state[name] = placed
-	return append(order, path), nil
+	return append(order, file), nil
 }
 
 // openModuleTree indexes the modules below dir by name.
@@ -119,14 +120,13 @@ func openModuleTree(dir string) (*moduleTree, error) {
 		t.builtin[moduleName(filepath.Base(strings.TrimSpace(line)))] = true
 	}
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || !strings.Contains(d.Name(), ".ko") {
+		if err != nil || d.IsDir() || !isModule(d.Name()) {
 			return err
 		}
 		name := moduleName(d.Name())
-		if old, ok := t.files[name]; ok {
-			return fmt.Errorf("%s and %s are both module %s", old, path, name)
+		if old, ok := t.files[name]; !ok || t.rank(path) < t.rank(old) {
+			t.files[name] = path
 		}
-		t.files[name] = path
 		return nil
 	})
 	if err != nil {
@@ -142,28 +142,57 @@ func moduleName(s string) string {
 	return strings.ReplaceAll(s, "-", "_")
 }
 
-// readDepends returns the names of the modules that the module file at path
+// rank orders the files of one module as depmod does; the least is taken. What replaces a
+// module is in updates/ (depmod.d(5): it is searched first by default) or extra/, and what is
+// lent from another release in weak-updates/ (Fedora's /usr/lib/depmod.d/dist.conf:
+// "search updates extra built-in weak-updates").
+func (t *moduleTree) rank(path string) int {
+	below := strings.TrimPrefix(path, filepath.Clean(t.dir)+"/")
+	top, _, _ := strings.Cut(below, "/")
+	if i := slices.Index([]string{"updates", "extra", "", "weak-updates"}, top); i >= 0 {
+		return i
+	}
+	return 2
+}
+
+// readModule returns a module file as it is in an image, and the names of the modules that it
 // depends on, as modpost recorded them.
-func readDepends(path string) ([]string, error) {
-	op := "read module " + path
-	if !strings.HasSuffix(path, ".ko") {
-		return nil, hint.New(op, errors.New("compressed modules are not supported"),
-			"Decompress it, or use a kernel package with plain .ko files.")
-	}
-	f, err := elf.Open(path)
+func readModule(path string) (f File, depends []string, err error) {
+	defer func() {
+		if err != nil {
+			err = hint.New("read module "+path, err, "Unpack the kernel package again.")
+		}
+	}()
+	base, suffix, _ := strings.Cut(filepath.Base(path), ".ko")
+	in, err := os.Open(path)
 	if err != nil {
-		return nil, hint.New(op, err, "Unpack the kernel package again.")
+		return File{}, nil, err
 	}
-	defer f.Close()
+	defer in.Close()
+	f = Copy("/lib/modules/"+base+".ko", path, 0o644)
+	var plain io.ReaderAt = in
+	if by := unpackers[suffix]; by != nil {
+		b, err := unpack(in, by, maxModule)
+		if err != nil {
+			return File{}, nil, err
+		}
+		f.Source, f.Data, plain = "", b, bytes.NewReader(b)
+	}
+	info, err := modinfo(plain)
+	return f, parseDepends(info), err
+}
+
+// modinfo returns the .modinfo section of a module.
+func modinfo(module io.ReaderAt) ([]byte, error) {
+	f, err := elf.NewFile(module)
+	if err != nil {
+		return nil, err
+	}
 	section := f.Section(".modinfo")
 	if section == nil || section.Size > maxModinfo {
-		return nil, hint.New(op, errors.New("no sane .modinfo section"), "Unpack the kernel package again.")
+		return nil, errors.New("no sane .modinfo section")
 	}
-	info, err := section.Data()
-	if err != nil {
-		return nil, hint.New(op, err, "Unpack the kernel package again.")
-	}
-	return parseDepends(info), nil
+	return section.Data()
 }
 
 // parseDepends returns the names in the depends= entries of a .modinfo

@@ -4,12 +4,18 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/binary"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
 )
 
 var fixedTime = time.Date(2012, 6, 1, 0, 0, 0, 0, time.UTC)
@@ -31,14 +37,14 @@ func TestModuleOrder(t *testing.T) {
 		{[]string{"virtio|", "nothing|", "virtio-net|"}, "virtio virtio_ring net-failover virtio_net"},
 	}
 	for _, tt := range tests {
-		paths, err := ModuleOrder(tree, tt.names)
+		files, err := ModuleOrder(tree, tt.names)
 		if err != nil {
 			t.Errorf("%v: %v", tt.names, err)
 			continue
 		}
 		var got []string
-		for _, p := range paths {
-			got = append(got, strings.TrimSuffix(filepath.Base(p), ".ko"))
+		for _, f := range files {
+			got = append(got, strings.TrimSuffix(filepath.Base(f.Path), ".ko"))
 		}
 		if strings.Join(got, " ") != tt.want {
 			t.Errorf("%v: got %v, want %s", tt.names, got, tt.want)
@@ -61,12 +67,12 @@ func TestModuleOrderDebian(t *testing.T) {
 	if len(dirs) != 1 {
 		t.Skipf("no kernel below %s: run scripts/setup.sh", cache)
 	}
-	paths, err := ModuleOrder(dirs[0], []string{"ext4", "virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "pvpanic-pci"})
+	files, err := ModuleOrder(dirs[0], []string{"ext4", "virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "pvpanic-pci"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	at := func(base string) int {
-		return slices.IndexFunc(paths, func(p string) bool { return filepath.Base(p) == base })
+		return slices.IndexFunc(files, func(f File) bool { return filepath.Base(f.Path) == base })
 	}
 	for _, pair := range [][2]string{
 		{"virtio.ko", "virtio_pci.ko"}, {"virtio_ring.ko", "virtio_pci.ko"}, {"virtio_pci_modern_dev.ko", "virtio_pci.ko"},
@@ -76,6 +82,108 @@ func TestModuleOrderDebian(t *testing.T) {
 			t.Errorf("%s at %d, %s at %d: want both, in this order", pair[0], a, pair[1], b)
 		}
 	}
+}
+
+// TestModuleTwice checks which file of a module is taken that a tree has twice, as DKMS
+// leaves it.
+func TestModuleTwice(t *testing.T) {
+	for _, tt := range []struct{ less, more string }{
+		{"kernel/fs", "updates/dkms"},
+		{"kernel/fs", "extra/vendor"},
+		{"extra", "updates"},
+		{"weak-updates/vendor", "kernel/fs"},
+		{"weak-updates", "vendor"},
+		{"kernel/b", "kernel/a"},
+	} {
+		for _, suffix := range []string{".ko", ".ko.xz"} {
+			tree := writeTree(t)
+			for _, dir := range []string{tt.less, tt.more} {
+				if err := os.MkdirAll(filepath.Join(tree, dir), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			writeELF(t, filepath.Join(tree, tt.less, "net-twice.ko"), []byte("depends=gone\x00"), false)
+			want := writeELF(t, filepath.Join(tree, tt.more, "net_twice.ko"), []byte("depends=\x00"), false)
+			if suffix != ".ko" {
+				pack(t, want, suffix[3:])
+			}
+			if _, err := ModuleOrder(tree, []string{"virtio"}); err != nil {
+				t.Errorf("%s, %s: another module: %v", tt.less, tt.more, err)
+			}
+			if files, err := ModuleOrder(tree, []string{"net_twice"}); err != nil || len(files) != 1 || filepath.Base(files[0].Path) != "net_twice.ko" {
+				t.Errorf("got %v, %v; want that of %s, not that of %s", files, err, tt.more, tt.less)
+			}
+		}
+	}
+}
+
+// pack replaces a file by a compressed one.
+func pack(t testing.TB, path, suffix string) string {
+	t.Helper()
+	plain, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(path+suffix, packed(t, plain, suffix), 0o644), os.Remove(path)); err != nil {
+		t.Fatal(err)
+	}
+	return path + suffix
+}
+
+func packed(t testing.TB, plain []byte, suffix string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	var w io.WriteCloser
+	var err error
+	switch suffix {
+	case ".gz":
+		w = gzip.NewWriter(&b)
+	case ".xz":
+		w, err = xz.WriterConfig{CheckSum: xz.CRC32}.NewWriter(&b)
+	case ".zst":
+		w, err = zstd.NewWriter(&b)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(plain); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func TestUnpackBound(t *testing.T) {
+	const limit = 1 << 20
+	for suffix, by := range unpackers {
+		if b, err := unpack(bytes.NewReader(packed(t, make([]byte, limit), suffix)), by, limit); err != nil || len(b) != limit {
+			t.Errorf("%s: %d bytes, %v; want %d", suffix, len(b), err, limit)
+		}
+		_, err := unpack(bytes.NewReader(packed(t, make([]byte, limit+1), suffix)), by, limit)
+		if err == nil || !strings.Contains(err.Error(), "more than 1 MiB") {
+			t.Errorf("%s: one byte too much: %v", suffix, err)
+		}
+	}
+}
+
+// FuzzUnpack holds that what comes out is bounded, and none of it with an error.
+func FuzzUnpack(f *testing.F) {
+	const limit = 1 << 20
+	for suffix := range unpackers {
+		f.Add(packed(f, []byte("a module"), suffix), suffix)
+		f.Add(packed(f, make([]byte, 2*limit), suffix), suffix)
+	}
+	f.Fuzz(func(t *testing.T, b []byte, suffix string) {
+		by := unpackers[suffix]
+		if by == nil {
+			return
+		}
+		if plain, err := unpack(bytes.NewReader(b), by, limit); len(plain) > limit || err != nil && plain != nil {
+			t.Errorf("%d bytes came out, %v", len(plain), err)
+		}
+	})
 }
 
 // FuzzParseDepends holds that names come out clean and no longer than what
