@@ -174,6 +174,10 @@ func TestAdoptRefused(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "move it away") {
 		t.Errorf("applied with a file in the way: %v: %s", err, out)
 	}
+	out, err = a.understudy("apply", "--end", "--guest", t.TempDir())
+	if err == nil || !strings.Contains(err.Error(), "boot/vmlinuz") {
+		t.Errorf("applied without a kernel for its guest: %v: %s", err, out)
+	}
 	// A disk with what is no file system in its place.
 	f, err := os.OpenFile(a.disks[0].Image, os.O_WRONLY, 0)
 	if err != nil {
