@@ -1,6 +1,7 @@
 package offline
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,7 +27,7 @@ import (
 // kernel has died in it.
 type Adoption struct {
 	Options        // of each disk; Image, Disk and FS are found
-	Memory  string // where to keep the memory; empty: in Work, or beside the first disk
+	Memory  string // where to keep the memory; empty: in Work, or beside the largest disk
 	// End allows the process to be ended, once its memory is safe. Without it nothing is
 	// written to a disk.
 	End bool
@@ -214,15 +215,7 @@ func (a *Adoption) place(m *foreign.Machine, disks []foreign.Disk) (err error) {
 		a.Memory, err = filepath.Abs(a.Memory)
 		return err
 	}
-	dir := a.Work
-	for _, d := range disks {
-		if dir == "" && !strings.HasPrefix(d.Path, "/dev/") {
-			dir = filepath.Dir(d.Path)
-		}
-	}
-	if dir == "" {
-		dir = a.Room
-	}
+	dir := cmp.Or(a.Work, beside(disks), a.Room)
 	if dir == "" {
 		return hint.New(fmt.Sprintf("keep the memory of process %d", m.PID), errors.New("there is no room beside its disks"), "Name a file with --memory, on a disk with room for it.")
 	}
@@ -251,6 +244,26 @@ func (a *Adoption) bootable(ctx context.Context, types []string) (err error) {
 		}
 	}
 	return nil
+}
+
+// beside is the directory of the largest file of those with a file system, or else of all: QEMU
+// writes to files that are no disks, too. Empty: there are only devices.
+func beside(disks []foreign.Disk) (dir string) {
+	most := int64(-1)
+	for _, d := range disks {
+		st, err := os.Stat(d.Path)
+		if err != nil || strings.HasPrefix(d.Path, "/dev/") {
+			continue
+		}
+		size := st.Size()
+		if found, err := places(d.Path); err == nil && len(found) > 0 {
+			size += 1 << 62
+		}
+		if size > most {
+			dir, most = filepath.Dir(d.Path), size
+		}
+	}
+	return dir
 }
 
 // find finds the file systems, on the machine's disks, that the dead kernel had mounted, and
