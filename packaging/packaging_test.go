@@ -90,6 +90,13 @@ func TestBoard(t *testing.T) {
 	}
 }
 
+// taken is what takes away from a unit what it works with (systemd.exec(5)): modules, of which
+// guests are made; images, which may be anywhere; KVM; real-time threads; the code that emulation makes.
+var taken = []string{
+	"ProtectKernelModules=", "ProtectHome=", "ProtectSystem=strict", "PrivateTmp=", "PrivateDevices=", "DevicePolicy=", "DeviceAllow=", "ProtectClock=",
+	"InaccessiblePaths=", "PrivateUsers=", "PrivateMounts=", "ProtectProc=", "ProcSubset=", "RestrictRealtime=", "MemoryDenyWriteExecute=",
+}
+
 // TestUnit: systemd takes the unit without a warning. The program that it names is a stand-in
 // here: the package puts it there.
 func TestUnit(t *testing.T) {
@@ -126,6 +133,13 @@ func TestUnit(t *testing.T) {
 	}
 	if out := run(t, dir, "systemd-analyze", "verify", "--man=no", path); strings.Contains(out, "understudy-watch") {
 		t.Errorf("systemd says: %s", out)
+	}
+	for name, unit := range map[string]string{"understudy@": string(text), "understudy-watch": string(watch)} {
+		for _, line := range taken {
+			if strings.Contains(unit, "\n"+line) {
+				t.Errorf("%s has %s", name, line)
+			}
+		}
 	}
 	// Either would end the guests with the supervisor.
 	for _, line := range []string{"\nKillMode=process\n", "\nRestart=on-failure\n"} {

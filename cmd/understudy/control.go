@@ -28,6 +28,18 @@ import (
 // controlSocket is where a supervisor is spoken to, in its run directory.
 const controlSocket = "control.sock"
 
+// socketOf is where the supervisor of a pair is spoken to.
+func socketOf(pair string) string { return filepath.Join(dirs.Run(pair), controlSocket) }
+
+// supervisedSince is when the supervisor of a pair began to answer; zero: there is none.
+func supervisedSince(pair string) time.Time {
+	st, err := os.Stat(socketOf(pair))
+	if err != nil {
+		return time.Time{}
+	}
+	return st.ModTime()
+}
+
 // Verbs of the control socket.
 const (
 	verbStatus = "status" // to status
@@ -480,7 +492,7 @@ func ask(ctx context.Context, name, verb string, in, out any) error {
 	if err != nil {
 		return err
 	}
-	conn, err := net.Dial("unix", filepath.Join(dirs.Run(name), controlSocket))
+	conn, err := net.Dial("unix", socketOf(name))
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
 			return &notUp{name}

@@ -111,7 +111,7 @@ func TestDownOfABusyPair(t *testing.T) {
 // over as if nothing had been; one that leaves them on purpose does no harm either, and down
 // stops them in good order without one.
 func TestSupervisorKilled(t *testing.T) {
-	s := stand(t, marker, again)
+	s := stand(t, marker, again, "services:", "hooks:\n  - {command: [/bin/sleep, '5'], on: [left]}\nservices:")
 	s.up()
 	ended := func() {
 		t.Helper()
@@ -144,10 +144,21 @@ func TestSupervisorKilled(t *testing.T) {
 		t.Errorf("status after a takeover: %+v", st)
 	}
 	s.wrote("right", 2)
+	leaving := s.supervisorPID()
 	if _, err := understudy(t, "leave"); err != nil {
 		t.Error(err)
 	}
-	ended()
+	if d, err := supervisor.OpenRunDir(dirs.Run("test")); err != nil || !d.HasGuests() || d.Close() != nil {
+		t.Errorf("a supervisor that has left: %+v, %v", d, err)
+	}
+	// One that still has hooks to run leaves all the same when systemd ends it.
+	if err := unix.Kill(leaving, unix.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	await(t, "end of the supervisor", programLimit, func() bool { return processWith("up\x00-f\x00"+s.file) == 0 })
+	if d, err := supervisor.OpenRunDir(dirs.Run("test")); err != nil || !d.HasGuests() || d.Close() != nil {
+		t.Errorf("one that was to end while it left: %+v, %v", d, err)
+	}
 	if _, err := understudy(t, "down", "test"); err != nil {
 		t.Error(err)
 	}

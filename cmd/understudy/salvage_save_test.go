@@ -94,12 +94,29 @@ func (a *adopted) state() string {
 	return strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))[0]
 }
 
+// flash gives a machine flash memory of the size of firmware, and variables in a qcow2 image.
+func flash(t *testing.T) []string {
+	t.Helper()
+	dir := t.TempDir()
+	code, vars := filepath.Join(dir, "code.fd"), filepath.Join(dir, "vars.qcow2")
+	if err := os.WriteFile(code, make([]byte, 64<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", vars, "64K").CombinedOutput(); err != nil {
+		t.Fatalf("qemu-img: %v: %s", err, out)
+	}
+	return []string{
+		"-drive", "if=pflash,format=raw,readonly=on,file=" + code,
+		"-blockdev", `{"node-name":"file","driver":"file","filename":"` + vars + `"}`, "-blockdev", `{"node-name":"vars","driver":"qcow2","file":"file"}`, "-machine", "pflash1=vars",
+	}
+}
+
 // TestAdopt brings the disks of a QEMU up to date that nobody prepared, wherever it has its
 // machine's memory.
 func TestAdopt(t *testing.T) {
 	ram := func() string { return filepath.Join(t.TempDir(), "ram") }
 	for name, arguments := range map[string][]string{
-		"anonymous": {"-machine", "pc", "-name", "guest=web,debug-threads=on"},
+		"anonymous": append(flash(t), "-machine", "pc", "-name", "guest=web,debug-threads=on"),
 		"memfd":     {"-machine", "q35,memory-backend=ram", "-object", "memory-backend-memfd,id=ram,size=256M"},
 		"file":      {"-machine", "q35,memory-backend=ram", "-object", "memory-backend-file,id=ram,size=256M,share=on,mem-path=" + ram()},
 		"private":   {"-machine", "q35,memory-backend=ram", "-object", "memory-backend-file,id=ram,size=256M,share=off,mem-path=" + ram()},
@@ -173,6 +190,10 @@ func TestAdoptRefused(t *testing.T) {
 	out, err := a.understudy("apply", "--end", "--memory", kept)
 	if err == nil || !strings.Contains(err.Error(), "move it away") {
 		t.Errorf("applied with a file in the way: %v: %s", err, out)
+	}
+	out, err = a.understudy("apply", "--end", "--guest", t.TempDir())
+	if err == nil || !strings.Contains(err.Error(), "boot/vmlinuz") {
+		t.Errorf("applied without a kernel for its guest: %v: %s", err, out)
 	}
 	// A disk with what is no file system in its place.
 	f, err := os.OpenFile(a.disks[0].Image, os.O_WRONLY, 0)

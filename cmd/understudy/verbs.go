@@ -186,7 +186,15 @@ func leaveCommand() *cobra.Command {
 charge of them again: of another version, for example.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return ask(cmd.Context(), first(args), verbLeave, nil, nil)
+			name, err := findPair(first(args))
+			if err != nil {
+				return err
+			}
+			began := supervisedSince(name)
+			if err := ask(cmd.Context(), name, verbLeave, nil, nil); err != nil {
+				return err
+			}
+			return awaitLeft(cmd.Context(), name, began)
 		},
 	}
 }
@@ -222,10 +230,34 @@ a takeover that failed, or with --force, the memory is kept for understudy recov
 	return cmd
 }
 
+// awaitLeft waits until a pair's supervisor, which began to answer at this time, has let go of the
+// run directory: another one can take charge of the guests, or has done so. What the supervisor
+// tells hooks may take it longer.
+func awaitLeft(ctx context.Context, name string, began time.Time) error {
+	return whileRunning(ctx, func() error {
+		d, err := supervisor.OpenRunDir(dirs.Run(name))
+		if err == nil {
+			return d.Close()
+		}
+		if now := supervisedSince(name); !now.IsZero() && !now.Equal(began) {
+			return nil
+		}
+		if !errors.Is(err, supervisor.ErrRunning) {
+			return nil // what is in it is for the next one to read
+		}
+		return err
+	})
+}
+
 // awaitDown waits until a pair's supervisor has ended, and says what it left.
 func awaitDown(ctx context.Context, name string, r downRequest) error {
+	return whileRunning(ctx, func() error { return tidy(ctx, name, r) })
+}
+
+// whileRunning tries something again for as long as a supervisor keeps it from being done.
+func whileRunning(ctx context.Context, try func() error) error {
 	for {
-		err := tidy(ctx, name, r)
+		err := try()
 		if err == nil || !errors.Is(err, supervisor.ErrRunning) {
 			return err
 		}

@@ -3,6 +3,7 @@
 package dirs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -52,29 +53,40 @@ func Kernel(dir string) (kernel, modules string, err error) {
 	if dir != "" {
 		return kernelIn(dir)
 	}
-	cache, err := Cache()
-	if err == nil {
-		if kernel, modules, err = kernelIn(filepath.Join(cache, "kernels", "default")); err == nil {
+	return defaultKernel("/")
+}
+
+// defaultKernel is that of Kernel without a directory, on a machine whose root is this one.
+func defaultKernel(root string) (kernel, modules string, err error) {
+	own := "kernels/default"
+	cache, unknown := Cache()
+	if unknown == nil {
+		own = filepath.Join(cache, own)
+		if kernel, modules, err = kernelIn(own); err == nil {
 			return kernel, modules, nil
 		}
 	}
-	if kernel, modules, running := runningKernel("/"); running == nil {
+	if kernel, modules, err = runningKernel(root); err == nil {
 		return kernel, modules, nil
 	}
-	return "", "", err
+	return "", "", hint.New("find a kernel for guests", errors.Join(err, unknown),
+		"It is this machine's own: restart the machine if its kernel was upgraded. Or name another one's directory with --guest, or have it as "+own+": boot/vmlinuz and lib/modules/RELEASE.")
 }
+
+// wanted is what a directory of a kernel has.
+const wanted = "A directory of a kernel has boot/vmlinuz and lib/modules/RELEASE, as a package of a kernel does that is unpacked there (dpkg -x); scripts/setup.sh of the sources makes one."
 
 func kernelIn(dir string) (kernel, modules string, err error) {
 	kernel = filepath.Join(dir, "boot", "vmlinuz")
 	if _, err := os.Stat(kernel); err != nil {
-		return "", "", hint.New("find kernel", err, "Run scripts/setup.sh, which fetches it.")
+		return "", "", hint.New("find kernel", err, wanted)
 	}
 	trees, err := filepath.Glob(filepath.Join(dir, "lib", "modules", "*"))
 	if err != nil {
 		return "", "", err
 	}
 	if len(trees) != 1 {
-		return "", "", hint.New("find modules", fmt.Errorf("%s has %d directories in lib/modules, not 1", dir, len(trees)), "Run scripts/setup.sh, which fetches them.")
+		return "", "", hint.New("find modules", fmt.Errorf("%s has %d directories in lib/modules, not 1", dir, len(trees)), wanted)
 	}
 	return kernel, trees[0], nil
 }

@@ -1,6 +1,8 @@
 package dirs
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,18 +45,58 @@ func TestKernel(t *testing.T) {
 	}
 }
 
+// running is the release of this machine's kernel.
+func running(t *testing.T) string {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
 func TestRunningKernel(t *testing.T) {
 	root := t.TempDir()
 	if _, _, err := runningKernel(root); err == nil {
 		t.Error("found without being there")
 	}
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		t.Fatal(err)
-	}
-	release := unix.ByteSliceToString(u.Release[:])
+	release := running(t)
 	touch(t, root, "boot/vmlinuz-"+release, "lib/modules/"+release+"/modules.dep")
 	if kernel, modules, err := runningKernel(root); err != nil || filepath.Base(kernel) != "vmlinuz-"+release || filepath.Base(modules) != release {
 		t.Errorf("%s, %s, %v", kernel, modules, err)
+	}
+}
+
+// TestNoKernel: what to do is what whoever has no source tree can do, and which file is missing is
+// said of this machine's own kernel.
+func TestNoKernel(t *testing.T) {
+	for cache, own := range map[string]string{"/nowhere": "/nowhere/kernels/default", "": "HOME"} {
+		t.Setenv("UNDERSTUDY_CACHE", cache)
+		t.Setenv("HOME", "")
+		t.Setenv("XDG_CACHE_HOME", "")
+		_, _, err := defaultKernel(t.TempDir())
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			t.Fatalf("with cache %q: %v", cache, err)
+		}
+		for _, want := range []string{"/boot/vmlinuz-", "--guest", own} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("with cache %q, nothing is said of %s: %v", cache, want, err)
+			}
+		}
+		if strings.Contains(err.Error(), "scripts/") {
+			t.Errorf("with cache %q: %v", cache, err)
+		}
+	}
+}
+
+// TestNoHome: this machine's own kernel is found where there is no cache.
+func TestNoHome(t *testing.T) {
+	t.Setenv("UNDERSTUDY_CACHE", "")
+	t.Setenv("HOME", "")
+	t.Setenv("XDG_CACHE_HOME", "")
+	root, release := t.TempDir(), running(t)
+	touch(t, root, "boot/vmlinuz-"+release, "lib/modules/"+release+"/modules.dep")
+	if kernel, _, err := defaultKernel(root); err != nil || kernel != filepath.Join(root, "boot/vmlinuz-"+release) {
+		t.Errorf("%s, %v", kernel, err)
 	}
 }

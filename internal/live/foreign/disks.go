@@ -17,8 +17,8 @@ type Disk struct {
 }
 
 // Disks returns what the machine may have as disks: regular files and block devices that are
-// open for writing, but for what was deleted, what only grows (logs), memory, and what has another
-// name in QEMU's mount namespace. Whether there is a file system in one, its content tells.
+// open for writing, but for what was deleted, what only grows (logs), memory, flash memory,
+// and what has another name in QEMU's mount namespace. Whether there is a file system in one, its content tells.
 func (m *Machine) Disks() ([]Disk, error) {
 	fds, err := filepath.Glob(m.proc("fd/[0-9]*"))
 	if err != nil || len(fds) == 0 {
@@ -40,7 +40,7 @@ func (m *Machine) Disks() ([]Disk, error) {
 		if seen := slices.ContainsFunc(out, func(d Disk) bool { return d.Path == path }); seen {
 			continue
 		}
-		if disk, ok := diskAt(fd, path); ok {
+		if disk, ok := m.diskAt(fd, path); ok {
 			out = append(out, disk)
 		}
 	}
@@ -49,9 +49,9 @@ func (m *Machine) Disks() ([]Disk, error) {
 
 // diskAt is the disk behind a descriptor, if it is one, and if its name leads to it from here,
 // too: QEMU may have a mount namespace of its own.
-func diskAt(fd, path string) (Disk, bool) {
+func (m *Machine) diskAt(fd, path string) (Disk, bool) {
 	st, err := os.Stat(fd)
-	if err != nil || strings.HasSuffix(path, " (deleted)") {
+	if err != nil || strings.HasSuffix(path, " (deleted)") || m.isFlash(st) {
 		return Disk{}, false
 	}
 	device := st.Mode()&os.ModeDevice != 0 && st.Mode()&os.ModeCharDevice == 0

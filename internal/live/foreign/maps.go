@@ -92,20 +92,32 @@ var errNoMemory = errors.New("the memory of its machine was not found as one pie
 // (include/qemu/osdep.h, QEMU_VMALLOC_ALIGN).
 const memoryAlign = 2 << 20
 
-// machineMemory finds a machine's memory of a size among a process's regions. QEMU aligns it,
+// leastModule is what Linux takes of memory that is plugged in (its sections, 128 MiB:
+// arch/x86/include/asm/sparsemem.h, arch/arm64/include/asm/sparsemem.h with pages of 4 KiB).
+const leastModule = 128 << 20
+
+// machineMemory finds a machine's memory among a process's regions. QEMU aligns it,
 // and maps a page behind it that cannot be accessed, so that nothing is joined to its end
-// (util/mmap-alloc.c, qemu_ram_mmap). What lies before it may be joined.
-func machineMemory(all []region, size int64) (region, error) {
-	var found []region
+// (util/mmap-alloc.c, qemu_ram_mmap). What lies before it may be joined. Where more may be
+// plugged in, whatever else could be a module is taken for one.
+func machineMemory(all []region, given memory) (region, error) {
+	var found, modules []region
 	for _, r := range all {
-		whole := r.size() == size && r.off == 0
-		switch {
-		case r.file != "" && !whole, r.file == "" && !r.guarded, r.size() < size:
+		if r.file == "" && !r.guarded {
 			continue
 		}
-		if r.start = r.end - uint64(size); r.file != "" || r.start%memoryAlign == 0 {
-			found = append(found, r)
+		base := r
+		base.start = r.end - uint64(given.size)
+		whole := r.size() == given.size && r.off == 0
+		switch {
+		case whole && r.file != "", r.size() >= given.size && r.file == "" && base.start%memoryAlign == 0:
+			found = append(found, base)
+		case given.most > given.size && r.size() >= leastModule:
+			modules = append(modules, r)
 		}
+	}
+	if len(found) == 1 && len(modules) > 0 {
+		return region{}, fmt.Errorf("%w: more may be plugged in (maxmem), and a piece of %d bytes lies beside that of %d", errNoMemory, modules[0].size(), given.size)
 	}
 	if len(found) == 1 {
 		return found[0], nil
@@ -115,16 +127,22 @@ func machineMemory(all []region, size int64) (region, error) {
 	for _, r := range all[:min(3, len(all))] {
 		sizes = append(sizes, r.size())
 	}
-	return region{}, fmt.Errorf("%w: its command line says %d bytes; its largest pieces have %d", errNoMemory, size, sizes)
+	return region{}, fmt.Errorf("%w: its command line says %d bytes; its largest pieces have %d", errNoMemory, given.size, sizes)
 }
 
 // defaultMemory is what a machine has without -m (qemu(1)).
 const defaultMemory = 128 << 20
 
-// memorySize is how many bytes of memory a command line gives a machine: -m 512, -m 2G,
-// -m size=1048576k,slots=16,maxmem=8G (qemu(1); without a unit it is MiB).
-func memorySize(args []string) (int64, error) {
-	size := int64(defaultMemory)
+// memory is what a command line gives a machine, in bytes.
+type memory struct {
+	size int64
+	most int64 // with all that may be plugged in; 0: nothing may
+}
+
+// memoryOf reads -m of a command line: -m 512, -m 2G, -m size=1048576k,slots=16,maxmem=8G
+// (qemu(1); without a unit it is MiB).
+func memoryOf(args []string) (memory, error) {
+	given := memory{size: defaultMemory}
 	for i, a := range args[:max(0, len(args)-1)] {
 		if a != "-m" && a != "--m" {
 			continue
@@ -134,16 +152,17 @@ func memorySize(args []string) (int64, error) {
 			if !named && n == 0 {
 				key, value = "size", o
 			}
-			if key != "size" {
+			to := map[string]*int64{"size": &given.size, "maxmem": &given.most}[key]
+			if to == nil {
 				continue
 			}
 			var err error
-			if size, err = parseSize(value); err != nil {
-				return 0, fmt.Errorf("read -m %s: %w", args[i+1], err)
+			if *to, err = parseSize(value); err != nil {
+				return memory{}, fmt.Errorf("read -m %s: %w", args[i+1], err)
 			}
 		}
 	}
-	return size, nil
+	return given, nil
 }
 
 // parseSize reads a size with QEMU's units, which are powers of 1024 (util/cutils.c,

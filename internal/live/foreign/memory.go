@@ -26,11 +26,11 @@ func (m *Machine) memory() (region, error) {
 	if err != nil {
 		return region{}, err
 	}
-	size, err := memorySize(m.args)
+	given, err := memoryOf(m.args)
 	if err != nil {
 		return region{}, err
 	}
-	r, err := machineMemory(all, size)
+	r, err := machineMemory(all, given)
 	if err != nil {
 		return r, hint.New(fmt.Sprintf("find memory of process %d", m.PID), err,
 			"Have QEMU dump it (dump-guest-memory, or virsh dump --memory-only), and use that file.")

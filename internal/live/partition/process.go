@@ -77,7 +77,7 @@ func (p *Process) launch() error {
 	}
 	if err := startOn(cmd, p.Spec.CPUs); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {
-			return hint.New("run "+qemu, err, "Install qemu-system-x86.")
+			return notInstalled(err)
 		}
 		return err
 	}
@@ -87,6 +87,18 @@ func (p *Process) launch() error {
 		close(p.ended)
 	}()
 	return nil
+}
+
+// Installed returns an error if this machine has no QEMU of the kind that partitions run in.
+func Installed() error {
+	if _, err := exec.LookPath(qemu); err != nil {
+		return notInstalled(err)
+	}
+	return nil
+}
+
+func notInstalled(err error) error {
+	return hint.New("run "+qemu, err, "Install qemu-system-x86.")
 }
 
 // reserve makes a file of a guest's memory, allocated in full: a page that a tmpfs cannot

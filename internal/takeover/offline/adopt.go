@@ -1,6 +1,7 @@
 package offline
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/foreign"
 	"understudy.dev/understudy/internal/live/hint"
+	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
@@ -25,7 +27,7 @@ import (
 // kernel has died in it.
 type Adoption struct {
 	Options        // of each disk; Image, Disk and FS are found
-	Memory  string // where to keep the memory; empty: in Work, or beside the first disk
+	Memory  string // where to keep the memory; empty: in Work, or beside the largest disk
 	// End allows the process to be ended, once its memory is safe. Without it nothing is
 	// written to a disk.
 	End bool
@@ -126,7 +128,11 @@ func (a *Adoption) take(ctx context.Context, m *foreign.Machine, disks []foreign
 	if c.Started, err = m.Started(); err != nil {
 		return nil, err
 	}
-	if err := a.find(f.Name(), disks, c); err != nil {
+	types, err := a.find(f.Name(), disks, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.bootable(ctx, types); err != nil {
 		return nil, err
 	}
 	if a.Record != "" {
@@ -209,15 +215,7 @@ func (a *Adoption) place(m *foreign.Machine, disks []foreign.Disk) (err error) {
 		a.Memory, err = filepath.Abs(a.Memory)
 		return err
 	}
-	dir := a.Work
-	for _, d := range disks {
-		if dir == "" && !strings.HasPrefix(d.Path, "/dev/") {
-			dir = filepath.Dir(d.Path)
-		}
-	}
-	if dir == "" {
-		dir = a.Room
-	}
+	dir := cmp.Or(a.Work, beside(disks), a.Room)
 	if dir == "" {
 		return hint.New(fmt.Sprintf("keep the memory of process %d", m.PID), errors.New("there is no room beside its disks"), "Name a file with --memory, on a disk with room for it.")
 	}
@@ -225,30 +223,74 @@ func (a *Adoption) place(m *foreign.Machine, disks []foreign.Disk) (err error) {
 	return err
 }
 
-// find finds the file systems, on the machine's disks, that the dead kernel had mounted.
-func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) error {
-	memory, err := inventory.Open(image, morgue.Builds()...)
+// bootable makes sure that there is a guest for each type of file system that is written to in
+// one: it is too late to find that out when the process has ended.
+func (a *Adoption) bootable(ctx context.Context, types []string) (err error) {
+	dir, err := os.MkdirTemp("", "understudy-guest-*")
 	if err != nil {
 		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	for _, t := range types {
+		if a.Guest == "" && strings.HasPrefix(t, "ext") {
+			continue
+		}
+		g, err := newGuest(ctx, a.Guest, t)
+		if err == nil {
+			err = errors.Join(partition.Installed(), g.Image(filepath.Join(dir, t)))
+		}
+		if err != nil {
+			return fmt.Errorf("make a guest that can mount %s (nothing was touched): %w", t, err)
+		}
+	}
+	return nil
+}
+
+// beside is the directory of the largest file of those with a file system, or else of all: QEMU
+// writes to files that are no disks, too. Empty: there are only devices.
+func beside(disks []foreign.Disk) (dir string) {
+	most := int64(-1)
+	for _, d := range disks {
+		st, err := os.Stat(d.Path)
+		if err != nil || strings.HasPrefix(d.Path, "/dev/") {
+			continue
+		}
+		size := st.Size()
+		if found, err := places(d.Path); err == nil && len(found) > 0 {
+			size += 1 << 62
+		}
+		if size > most {
+			dir, most = filepath.Dir(d.Path), size
+		}
+	}
+	return dir
+}
+
+// find finds the file systems, on the machine's disks, that the dead kernel had mounted, and
+// returns their types.
+func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) (types []string, err error) {
+	memory, err := inventory.Open(image, morgue.Builds()...)
+	if err != nil {
+		return nil, err
 	}
 	defer memory.Close()
 	if _, panicked, err := memory.Kernel.PanicCPU(); (err != nil || !panicked) && !a.Hung {
-		return hint.New("salvage a running machine", errRuns, "Nothing was touched, and it goes on. If it hangs and will not come back, say so with --hung.")
+		return nil, hint.New("salvage a running machine", errRuns, "Nothing was touched, and it goes on. If it hangs and will not come back, say so with --hung.")
 	}
 	all, _, err := memory.FileSystems()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	on, err := identified(disks)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, f := range all {
 		if !f.HasDevice() {
 			continue
 		}
 		if place, ok := on[f.Super.UUID]; ok {
-			c.Places = append(c.Places, place)
+			c.Places, types = append(c.Places, place), append(types, f.Super.Type)
 			continue
 		}
 		if !f.Super.HasBuffers() && f.Super.Type != "xfs" && f.Super.Type != "btrfs" && idle(f) {
@@ -257,9 +299,9 @@ func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) error {
 		c.Missing = append(c.Missing, fmt.Sprintf("%s %s, %s", f.Super.Type, f.Super.UUID, f.Device))
 	}
 	if len(c.Places) == 0 {
-		return hint.New("find the dead machine's disks", ErrNotMounted, fmt.Sprintf("It had %v mounted. Its process has %v open for writing.", c.Missing, disks))
+		return nil, hint.New("find the dead machine's disks", ErrNotMounted, fmt.Sprintf("It had %v mounted. Its process has %v open for writing.", c.Missing, disks))
 	}
-	return nil
+	return types, nil
 }
 
 // idle says whether nothing of a file system waits to be written.

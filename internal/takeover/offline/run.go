@@ -358,7 +358,17 @@ var mountOptions = map[string]string{"xfs": "noatime", "btrfs": "noatime,subvoli
 
 // guest is what the work is done in.
 func (a *application) guest(ctx context.Context) (Guest, error) {
-	kernel, modules, err := dirs.Kernel(a.Guest)
+	g, err := newGuest(ctx, a.Guest, a.fsys.Super.Type)
+	// The claim on the disk makes the directory ours.
+	where := sha256.Sum256([]byte(a.target.Work()))
+	g.Dir = dirs.Run(fmt.Sprintf("apply-%x", where[:6]))
+	return g, err
+}
+
+// newGuest is a guest for a file system of a type, with the kernel in a directory, as of
+// dirs.Kernel. It has no Dir yet.
+func newGuest(ctx context.Context, dir, fsType string) (Guest, error) {
+	kernel, modules, err := dirs.Kernel(dir)
 	if err != nil {
 		return Guest{}, err
 	}
@@ -370,10 +380,6 @@ func (a *application) guest(ctx context.Context) (Guest, error) {
 	if err != nil {
 		return Guest{}, err
 	}
-	// The claim on the disk makes the directory ours.
-	where := sha256.Sum256([]byte(a.target.Work()))
-	image := guest.Image{Modules: modules, Types: []string{a.fsys.Super.Type}}
-	return Guest{
-		Kernel: kernel, Image: image.WriteFile, Accel: accel, CPUs: machine.CPUs, Dir: dirs.Run(fmt.Sprintf("apply-%x", where[:6])),
-	}, nil
+	image := guest.Image{Modules: modules, Types: []string{fsType}}
+	return Guest{Kernel: kernel, Image: image.WriteFile, Accel: accel, CPUs: machine.CPUs}, nil
 }

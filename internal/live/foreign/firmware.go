@@ -1,0 +1,96 @@
+package foreign
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// node is what a command line has of something that can be read and written: a file, or a format
+// over another node.
+type node struct {
+	filename string
+	file     string // name of the node below
+}
+
+// isFlash says whether a file is the machine's flash memory.
+func (m *Machine) isFlash(st os.FileInfo) bool {
+	return slices.ContainsFunc(flash(m.args), func(path string) bool {
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(m.proc("cwd"), path)
+		}
+		named, err := os.Stat(path)
+		return err == nil && same(named, st)
+	})
+}
+
+// flash are the files of a machine's flash memory, in which firmware keeps its variables, as a
+// command line names them: -pflash FILE, -drive if=pflash,file=FILE (qemu(1)), and -machine
+// pflash1=NODE with -blockdev, which is libvirt's way.
+func flash(args []string) (files []string) {
+	nodes := make(map[string]node)
+	var of []string
+	for i, a := range args[:max(0, len(args)-1)] {
+		value := args[i+1]
+		o := suboptions(value)
+		switch strings.Replace(a, "--", "-", 1) {
+		case "-pflash":
+			files = append(files, value)
+		case "-drive":
+			if nodes[o["id"]] = (node{filename: o["file"]}); o["if"] == "pflash" {
+				files = append(files, o["file"])
+			}
+		case "-blockdev":
+			name, n := blockdev(value)
+			nodes[name] = n
+		case "-machine", "-M":
+			of = append(of, o["pflash0"], o["pflash1"])
+		}
+	}
+	delete(nodes, "") // of those that have no name
+	for _, name := range of {
+		for range len(nodes) {
+			n := nodes[name]
+			if name = n.file; n.filename != "" {
+				files = append(files, n.filename)
+			}
+		}
+	}
+	return files
+}
+
+// suboptions are KEY=VALUE,KEY=VALUE. A comma in a value is doubled (qemu(1)).
+func suboptions(s string) map[string]string {
+	const comma = "\x00" // no argument has that in it
+	o := make(map[string]string)
+	for _, part := range strings.Split(strings.ReplaceAll(s, ",,", comma), ",") {
+		key, value, _ := strings.Cut(part, "=")
+		o[key] = strings.ReplaceAll(value, comma, ",")
+	}
+	return o
+}
+
+// blockdev is the node of a -blockdev, with its name: suboptions, or JSON, in which what is below
+// is a name or a node in place.
+func blockdev(s string) (string, node) {
+	if !strings.HasPrefix(s, "{") {
+		o := suboptions(s)
+		return o["node-name"], node{filename: o["filename"] + o["file.filename"], file: o["file"]}
+	}
+	var n struct {
+		Name     string `json:"node-name"`
+		Filename string
+		File     json.RawMessage
+	}
+	if json.Unmarshal([]byte(s), &n) != nil {
+		return "", node{} // QEMU has not taken it either
+	}
+	var below struct{ Filename string }
+	var name string
+	if json.Unmarshal(n.File, &below) != nil && json.Unmarshal(n.File, &name) != nil {
+		return n.Name, node{filename: n.Filename}
+	}
+	return n.Name, node{filename: n.Filename + below.Filename, file: name}
+}
