@@ -164,7 +164,7 @@ func TestRefusedAndBrokenOff(t *testing.T) {
 	s := stand(t, marker, unsaved, "image: data.img", `options: "commit=3600,errors=remount-ro", image: data.img`)
 	s.brokenOff(takeover.Given, "understudy", func() {
 		s.written()
-		s.shell("left", "echo 1 > /sys/fs/ext4/$(basename $(readlink /sys/dev/block/$(busybox mountpoint -d /srv)))/trigger_fs_error; while busybox touch /srv/x; do sleep 1; done")
+		s.shell("left", "d=$(busybox awk '$2 == \"/srv\" {print $1}' /proc/mounts); echo 1 > /sys/fs/ext4/${d##*/}/trigger_fs_error; while busybox touch /srv/x; do sleep 1; done")
 	})
 	for range 2 {
 		out, err := understudy(t, "recover", "test")
