@@ -209,12 +209,6 @@ func (k *Kernel) memMapStarts(bits int) ([]addr.Virt, error) {
 	return []addr.Virt{-(linear >> smaller) - 2<<20, -(addr.Virt(1) << (bits - smaller))}, nil
 }
 
-// Bounds of the kernel's resources: how many there are beside each other, and of a name.
-const (
-	maxResources    = 4096
-	maxResourceName = 256
-)
-
 var errNotArranged = errors.New("the kernel has its memory elsewhere")
 
 // arm64Arrangement compares the memory that the kernel was told of with where the file was
@@ -236,48 +230,4 @@ func arm64Arrangement(k *Kernel, _ int64, guess ram.Arrangement) (ram.Arrangemen
 		return guess, fmt.Errorf("%w: it ends at %v", errNotArranged, last)
 	}
 	return guess, nil
-}
-
-// systemRAM is the memory that the kernel was told of: what its resources are called that for
-// (kernel/resource.c; arch/arm64/kernel/setup.c, request_standard_resources).
-func (k *Kernel) systemRAM() ([]addr.PhysRange, error) {
-	l := k.types.Layout("resource")
-	start, end, name := l.Field("start", 8), l.Field("end", 8), l.Field("name", 8)
-	child, sibling := l.Field("child", 8), l.Field("sibling", 8)
-	at, err := k.Symbol("iomem_resource")
-	if err = errors.Join(err, l.Err()); err != nil {
-		return nil, err
-	}
-	if at, err = k.Pointer(child.In(at)); err != nil {
-		return nil, err
-	}
-	var found []addr.PhysRange
-	for range maxResources {
-		if at == 0 {
-			return found, nil
-		}
-		b, err := k.Bytes(at, l.Size)
-		if err != nil {
-			return nil, err
-		}
-		called, err := k.CString(name.Pointer(b), maxResourceName)
-		if err != nil {
-			return nil, err
-		}
-		if called == "System RAM" {
-			found = append(found, addr.PhysRange{Start: addr.Phys(start.Uint(b)), End: addr.Phys(end.Uint(b)) + 1})
-		}
-		at = sibling.Pointer(b)
-	}
-	return nil, errors.New("its resources have no end")
-}
-
-// within reports whether r lies in one of the ranges.
-func within(all []addr.PhysRange, r addr.PhysRange) bool {
-	for _, has := range all {
-		if has.Contains(r.Start, r.Len()) && r.Len() > 0 {
-			return true
-		}
-	}
-	return false
 }

@@ -51,6 +51,9 @@ func TestFindInImage(t *testing.T) {
 			if err := k.StillThere(); err != nil {
 				t.Error(err)
 			}
+			if absent, err := k.Absent(); len(absent) > 0 || err != nil {
+				t.Errorf("of its memory %v is not in the image, %v", absent, err)
+			}
 			checkPanic(t, k)
 			checkUnsaved(t, k, image)
 			checkModule(t, k)

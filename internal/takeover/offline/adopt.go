@@ -277,6 +277,11 @@ func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) (types [
 	if _, panicked, err := memory.Kernel.PanicCPU(); (err != nil || !panicked) && !a.Hung {
 		return nil, hint.New("salvage a running machine", errRuns, "Nothing was touched, and it goes on. If it hangs and will not come back, say so with --hung.")
 	}
+	// What cannot be found out is no reason to leave a dead machine's data where it is lost.
+	if absent, _ := memory.Kernel.Absent(); len(absent) > 0 {
+		return nil, hint.New("copy a machine's memory", fmt.Errorf("its kernel has more than it began with: %v", absent),
+			"Nothing was touched. Have QEMU dump all of it (dump-guest-memory, or virsh dump --memory-only), and use that file.")
+	}
 	all, _, err := memory.FileSystems()
 	if err != nil {
 		return nil, err
