@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math"
 	"os"
 	"slices"
 	"sort"
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/jbd2"
 )
 
@@ -171,6 +173,39 @@ func (d *Draft) Changed() (iter.Seq2[int64, []byte], error) {
 			}
 		}
 	}, nil
+}
+
+// Copy writes what was written, but for what is Free, to a disk, durably: the first superblock
+// of the ext family once all else is there. Until then it says what it said before, such as that
+// the file system is not clean: nobody takes a copy that was broken off for whole.
+func (d *Draft) Copy(disk jbd2.Disk) error {
+	changed, err := d.Changed()
+	if err != nil {
+		return err
+	}
+	put := func(from, end int64) error {
+		for off, data := range changed {
+			at, to := max(from, off), min(end, off+int64(len(data)))
+			if at >= to {
+				continue
+			}
+			if _, err := disk.WriteAt(data[at-off:to-off], at); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	const super, behind = ext4.SuperOffset, ext4.SuperOffset + ext4.SuperSize
+	if err := errors.Join(put(0, super), put(behind, math.MaxInt64)); err != nil {
+		return err
+	}
+	if err := disk.Sync(); err != nil {
+		return err
+	}
+	if err := put(super, behind); err != nil {
+		return err
+	}
+	return disk.Sync()
 }
 
 // Close removes the file.

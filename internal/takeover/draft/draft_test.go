@@ -109,3 +109,66 @@ func TestDraftFails(t *testing.T) {
 		t.Error("a part of a sector was written")
 	}
 }
+
+// watchedDisk is a disk, and in which order it is written.
+type watchedDisk struct {
+	bytes.Reader
+	t      *testing.T
+	now    []byte
+	others bool // something else than the superblock is not durable
+	super  bool // the superblock was written
+	synced bool // all of it is durable
+}
+
+func (w *watchedDisk) WriteAt(b []byte, off int64) (int, error) {
+	switch is := off >= 1024 && off+int64(len(b)) <= 2048; {
+	case is && w.others:
+		w.t.Errorf("%d bytes at %d are written before the others are durable", len(b), off)
+	case is:
+		w.super = true
+	case w.super || off < 2048 && off+int64(len(b)) > 1024:
+		w.t.Errorf("%d bytes at %d are not behind the superblock", len(b), off)
+	}
+	w.others, w.synced = !w.super, false
+	return copy(w.now[off:], b), nil
+}
+
+func (w *watchedDisk) Sync() error { w.others, w.synced = false, true; return nil }
+
+// TestCopy: a copy that is broken off at any instant must not have the superblock, which says
+// that the file system is clean, without all the rest.
+func TestCopy(t *testing.T) {
+	const size = 64 << 10
+	for name, writes := range map[string][][2]int64{
+		"a superblock alone":              {{1024, 1024}},
+		"in a block of 4 KiB":             {{8192, 4096}, {0, 4096}, {4096, 4096}},
+		"in a piece with what is behind":  {{1024, 1024}, {2048, 1024}, {3072, 8192}},
+		"one sector of it":                {{1536, 512}, {32768, 512}},
+		"in two pieces":                   {{512, 1024}, {16384, 512}, {1536, 1024}},
+		"no superblock":                   {{512, 512}, {2048, 512}, {size - 512, 512}},
+		"what reaches to the last sector": {{0, size}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			base := make([]byte, size)
+			d := New(bytes.NewReader(base), t.TempDir())
+			defer d.Close()
+			want := bytes.Clone(base)
+			super := false
+			for i, w := range writes {
+				b := bytes.Repeat([]byte{byte(i + 1)}, int(w[1]))
+				if _, err := d.WriteAt(b, w[0]); err != nil {
+					t.Fatal(err)
+				}
+				copy(want[w[0]:], b)
+				super = super || w[0] < 2048 && w[0]+w[1] > 1024
+			}
+			to := &watchedDisk{t: t, now: base}
+			if err := d.Copy(to); err != nil {
+				t.Fatal(err)
+			}
+			if !to.synced || to.super != super || !bytes.Equal(to.now, want) {
+				t.Errorf("durable: %v, with a superblock: %v, want %v; the same: %v", to.synced, to.super, super, bytes.Equal(to.now, want))
+			}
+		})
+	}
+}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/takeover/draft"
 )
 
@@ -335,5 +337,38 @@ func TestFreeRefuses(t *testing.T) {
 		if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, before) {
 			t.Errorf("%s: the disk has changed: %v", name, err)
 		}
+	}
+}
+
+// TestUnclean: a check that was broken off has left a superblock that says so.
+func TestUnclean(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 4<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mke2fs", "-qF", "-t", "ext4", path).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	image, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	on := &salvage.OnDisk{Family: "ext"}
+	if is, err := unclean(bytes.NewReader(image), on); is || err != nil {
+		t.Errorf("a new one: %v, %v", is, err)
+	}
+	super, err := ext4.SetUnclean(image[superAt:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(image[superAt:], super)
+	if is, err := unclean(bytes.NewReader(image), on); !is || err != nil {
+		t.Errorf("one that is not clean: %v, %v", is, err)
+	}
+	if is, err := unclean(bytes.NewReader(image), &salvage.OnDisk{Family: "xfs"}); is || err != nil {
+		t.Errorf("another one's: %v, %v", is, err)
+	}
+	if _, err := unclean(bytes.NewReader(make([]byte, 4096)), on); err == nil {
+		t.Error("no superblock is no error")
 	}
 }

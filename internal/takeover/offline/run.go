@@ -5,12 +5,14 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/inventory"
 	"understudy.dev/understudy/dead/journal"
 	"understudy.dev/understudy/dead/pagecache"
@@ -62,6 +64,7 @@ type application struct {
 	remains *morgue.Remains
 	report  *Report
 	lost    bool // the last commit is refused
+	unclean bool // of handedOver: the check that the last commit needs has not come through
 	draft   *draft.Draft
 	checked *wire.Check // of the draft; nil: there was none
 }
@@ -113,11 +116,12 @@ func (a *application) run(ctx context.Context) (err error) {
 		return err
 	}
 	a.begin()
-	err = a.plan(func(p *salvage.Plan) error {
+	err = a.plan(func(p *salvage.Plan) (err error) {
 		if a.handedOver {
-			return nil
+			a.unclean, err = unclean(a.target, a.on)
+			return err
 		}
-		err := p.Check(a.target)
+		err = p.Check(a.target)
 		if err == nil && a.on.Family == "ext" {
 			err = a.finishCommit(ctx)
 		}
@@ -131,6 +135,21 @@ func (a *application) run(ctx context.Context) (err error) {
 		return nil
 	}
 	return a.apply(ctx)
+}
+
+// unclean says whether the superblock says that its file system needs a check: a last commit had
+// it say so (journal.Rescue), and a check ends with writing it. A mount may have left it so only
+// without a journal, and then it needs one, too.
+func unclean(disk io.ReaderAt, on *salvage.OnDisk) (bool, error) {
+	if on.Family != "ext" {
+		return false, nil
+	}
+	b := make([]byte, ext4.SuperSize)
+	if _, err := disk.ReadAt(b, ext4.SuperOffset); err != nil {
+		return false, fmt.Errorf("read superblock: %w", err)
+	}
+	s, err := ext4.ParseSuper(b)
+	return s.State&ext4.StateValid == 0, err
 }
 
 // plan makes a plan, has it checked, and reports it.
@@ -321,8 +340,9 @@ func (a *application) apply(ctx context.Context) error {
 		return err
 	}
 	if c := a.report.Commit; c != nil {
-		job.Check, job.Names = c.Check != "" && a.checked == nil, a.remains.Names
+		job.Check = c.Check != "" && a.checked == nil
 	}
+	job.Check, job.Names = job.Check || a.unclean, a.remains.Names
 	for _, s := range a.on.Super {
 		job.Super = append(job.Super, Region{Off: s.Off, Data: make([]byte, s.Len())})
 	}

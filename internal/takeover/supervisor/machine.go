@@ -110,16 +110,10 @@ func (m *machine) Check(ctx context.Context, disk string) (_ *wire.Check, err er
 	if err != nil {
 		return nil, err
 	}
-	changed, err := as.Changed()
-	if err != nil {
-		return nil, err
+	if err := as.Copy(image); err != nil {
+		return nil, fmt.Errorf("write what e2fsck repaired: %w", err)
 	}
-	for off, data := range changed {
-		if _, err := image.WriteAt(data, off); err != nil {
-			return nil, fmt.Errorf("write what e2fsck repaired: %w", err)
-		}
-	}
-	return found, image.Sync()
+	return found, nil
 }
 
 func (m *machine) HandOver(ctx context.Context, disk string) error {
