@@ -251,11 +251,17 @@ func (r *run) stageList(list []byte) (at, n int64, err error) {
 func (r *run) name(ctx context.Context, disk string, found *wire.Check, remains Remains) (wire.NameResult, error) {
 	request := remains.Names(found)
 	request.Disk = disk
+	r.report.MoreRefused += found.More
 	result, err := r.machine.Name(ctx, request)
+	if errors.Is(err, wire.ErrUnsent) {
+		r.refuse("names on disk "+disk, fmt.Errorf("they are as the check left them: %w", err))
+		return result, nil
+	}
 	for _, f := range result.Failures {
 		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), errors.New(f.Reason))
 	}
 	r.report.Acts = append(r.report.Acts, result.Acts...)
+	r.report.MoreRefused, r.report.MoreActs = r.report.MoreRefused+result.MoreFailures, r.report.MoreActs+result.MoreActs
 	return result, err
 }
 
@@ -274,6 +280,7 @@ func (r *run) apply(ctx context.Context, request wire.ApplyRequest, named wire.N
 	r.report.Files += result.Files
 	r.report.Bytes += result.Bytes
 	r.report.Acts = append(r.report.Acts, result.Acts...)
+	r.report.MoreRefused, r.report.MoreActs = r.report.MoreRefused+result.MoreFailures, r.report.MoreActs+result.MoreActs
 	for _, f := range named.Left(result.Failures) {
 		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), errors.New(f.Reason))
 	}

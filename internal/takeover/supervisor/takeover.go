@@ -66,8 +66,8 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	case err != nil:
 		err = fmt.Errorf("%w: what was brought over is not durable yet, so the memory of partition %s is kept", err, dead.name)
 		why = err.Error()
-	case len(serving.Refused) > 0:
-		why = fmt.Sprintf("%d things were not brought to the disks, as the report of the takeover says", len(serving.Refused))
+	case serving.Refusals() > 0:
+		why = fmt.Sprintf("%d things were not brought to the disks, as the report of the takeover says", serving.Refusals())
 	}
 	return serving.Report, errors.Join(err, s.needDead(s.rescuedRoot(dead.index), why), s.closeMorgue(), s.staging.Reset())
 }
