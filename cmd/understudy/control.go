@@ -302,6 +302,7 @@ func (c *control) tookOver(out io.Writer, v liveness.Verdict, report *takeover.R
 // changed says that the other side serves now: since the one that did is dead, of a cause, or
 // since a switch was asked for.
 func (c *control) changed(out io.Writer, t *lastTakeover, cause string, err error) {
+	t.Fit()
 	c.set("unprotected", t)
 	c.mu.Lock()
 	c.stopped = false // what was stopped was the other side

@@ -77,6 +77,9 @@ func writeApplied(w io.Writer, r *offline.Report) error {
 			fmt.Fprintf(out, "checked before it was mounted: e2fsck ended with status %d\n", c.Status)
 		}
 		writeActs(out, r.Applied.Acts)
+		if r.Applied.MoreActs > 0 {
+			fmt.Fprintf(out, "and %s more\n", plural(r.Applied.MoreActs, "thing"))
+		}
 		total := 0.0
 		for _, s := range r.Stages {
 			total += s.MS

@@ -133,7 +133,7 @@ func (c *control) count(cause string, t *lastTakeover) {
 	if c.told == nil {
 		return
 	}
-	m := metrics.Takeover{At: t.At, Cause: cause, Files: t.Files, Bytes: t.Bytes, Refused: len(t.Refused)}
+	m := metrics.Takeover{At: t.At, Cause: cause, Files: t.Files, Bytes: t.Bytes, Refused: t.Refusals()}
 	for _, s := range t.Steps {
 		if strings.HasPrefix(s.Name, " ") { // a part of one
 			continue

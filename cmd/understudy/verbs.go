@@ -145,7 +145,7 @@ func (t *lastTakeover) summary() string {
 	if t.Unreached != "" {
 		s += "; " + t.Unreached
 	}
-	if n := len(t.Refused); n > 0 {
+	if n := t.Refusals(); n > 0 {
 		s += fmt.Sprintf("; REFUSED: %d", n)
 	}
 	return s
@@ -157,7 +157,7 @@ func (t *lastTakeover) write(w io.Writer) error {
 		fmt.Fprintf(w, "switch      %s, in good order\n", at)
 	} else {
 		fmt.Fprintf(w, "takeover    %s, %s\n", at, t.Verdict)
-		fmt.Fprintf(w, "            %d files, %d bytes recovered, %d refused\n", t.Files, t.Bytes, len(t.Refused))
+		fmt.Fprintf(w, "            %d files, %d bytes recovered, %d refused\n", t.Files, t.Bytes, t.Refusals())
 		fmt.Fprintf(w, "            %s\n", &t.Notified)
 	}
 	return takeover.WriteSteps(w, t.Steps, 50)

@@ -15,7 +15,7 @@ import (
 // disk brings one disk over. The last commit is finished before anybody mounts
 // it; the dead memory is gathered while the understudy does.
 func (r *run) disk(ctx context.Context, disk string) error {
-	r.refusedBefore = len(r.report.Refused)
+	r.refusedBefore = r.report.Refusals()
 	if err := r.record(disk, Fenced); err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func (r *run) record(disk string, p Progress) error {
 	if r.options.Record == nil {
 		return nil
 	}
-	if err := r.options.Record(disk, p, len(r.report.Refused) > r.refusedBefore); err != nil {
+	if err := r.options.Record(disk, p, r.report.Refusals() > r.refusedBefore); err != nil {
 		return fmt.Errorf("record that it is %s: %w", p, err)
 	}
 	return nil
@@ -252,11 +252,17 @@ func (r *run) stageList(list []byte) (at, n int64, err error) {
 func (r *run) name(ctx context.Context, disk string, found *wire.Check, remains Remains) (wire.NameResult, error) {
 	request := remains.Names(found)
 	request.Disk = disk
+	r.report.MoreRefused += found.More
 	result, err := r.machine.Name(ctx, request)
+	if errors.Is(err, wire.ErrUnsent) {
+		r.refuse("names on disk "+disk, fmt.Errorf("they are as the check left them: %w", err))
+		return result, nil
+	}
 	for _, f := range result.Failures {
 		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), errors.New(f.Reason))
 	}
 	r.report.Acts = append(r.report.Acts, result.Acts...)
+	r.report.MoreRefused, r.report.MoreActs = r.report.MoreRefused+result.MoreFailures, r.report.MoreActs+result.MoreActs
 	return result, err
 }
 
@@ -275,6 +281,7 @@ func (r *run) apply(ctx context.Context, request wire.ApplyRequest, named wire.N
 	r.report.Files += result.Files
 	r.report.Bytes += result.Bytes
 	r.report.Acts = append(r.report.Acts, result.Acts...)
+	r.report.MoreRefused, r.report.MoreActs = r.report.MoreRefused+result.MoreFailures, r.report.MoreActs+result.MoreActs
 	for _, f := range named.Left(result.Failures) {
 		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), errors.New(f.Reason))
 	}

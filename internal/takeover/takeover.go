@@ -44,9 +44,12 @@ type Report struct {
 	Bytes   int64     `json:"bytes_recovered"`
 	Commits []Commit  `json:"commits"`
 	Refused []Refusal `json:"refused"`
+	// MoreRefused is how many more things were, of which an answer had no room for the reasons.
+	MoreRefused int `json:"more_refused,omitempty"`
 	// Acts are what was done to names that operations in flight were changing, or that a log
 	// which nobody finishes did not have.
-	Acts []wire.Act `json:"acts,omitempty"`
+	Acts     []wire.Act `json:"acts,omitempty"`
+	MoreActs int        `json:"more_acts,omitempty"` // likewise
 	// Unready are the services that did not come up in time.
 	Unready []wire.Unready `json:"unready,omitempty"`
 	// Unreached is why the network did not reach the understudy when it served; empty: it did.
@@ -54,6 +57,17 @@ type Report struct {
 	Durable   bool      `json:"durable"` // all that was applied is on the disks
 	Notified  Notified  `json:"notified"`
 	Timeline  *Timeline `json:"-"`
+}
+
+// Refusals is how many things were refused.
+func (r *Report) Refusals() int { return len(r.Refused) + r.MoreRefused }
+
+// Fit leaves out what an answer with the report would have no room for, but for the number.
+func (r *Report) Fit() {
+	var refused, acts int
+	r.Refused, refused = wire.Fit(r.Refused)
+	r.Acts, acts = wire.Fit(r.Acts)
+	r.MoreRefused, r.MoreActs = r.MoreRefused+refused, r.MoreActs+acts
 }
 
 // Progress is how far a takeover has come with a disk.

@@ -2,6 +2,7 @@ package takeover
 
 import (
 	"context"
+	"encoding/json"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -357,6 +358,38 @@ func TestFailuresOfFilesAreReported(t *testing.T) {
 	want := []Refusal{{What: "inode 12 generation 3", Count: 1, Reason: "no space"}}
 	if !reflect.DeepEqual(r.Refused, want) {
 		t.Errorf("refused %v, want %v", r.Refused, want)
+	}
+}
+
+// TestMoreFailuresThanNamed: what an answer had no room for was refused all the same.
+func TestMoreFailuresThanNamed(t *testing.T) {
+	m := newStand()
+	m.lost = []uint64{171}
+	m.names = wire.NameResult{MoreFailures: 2, MoreActs: 3}
+	m.result = wire.ApplyResult{Acts: []wire.Act{{Kind: wire.ActCreated}}, MoreFailures: 5, MoreActs: 7}
+	r, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, commit: Commit{Check: "why"}, found: someFiles()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Refusals() != 7 || len(r.Refused) != 0 || len(r.Acts) != 1 || r.MoreActs != 10 {
+		t.Errorf("%d refused, acts %v and %d more", r.Refusals(), r.Acts, r.MoreActs)
+	}
+	r.Refused = slices.Repeat([]Refusal{{What: "inode 12", Reason: strings.Repeat("why ", 1<<10)}}, 1<<16)
+	r.Fit()
+	if b, err := json.Marshal(r); err != nil || len(b) > 8<<20 || len(r.Refused) == 0 || r.Refusals() != 7+1<<16 {
+		t.Errorf("%d bytes with %d refused, of %d, %v", len(b), len(r.Refused), r.Refusals(), err)
+	}
+}
+
+// TestNamesThatDoNotFit: names that cannot be asked for are as the check left them, and that is
+// told. What is unsaved is brought over.
+func TestNamesThatDoNotFit(t *testing.T) {
+	m := newStand()
+	m.lost = []uint64{171}
+	m.fail["name"] = fmt.Errorf("call name: %w: a message over the limit", wire.ErrUnsent)
+	r, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, commit: Commit{Check: "why"}, found: someFiles()}})
+	if err != nil || len(r.Refused) != 1 || r.Refused[0].What != "names on disk data" || !slices.Contains(m.calls, "apply") {
+		t.Errorf("%+v, calls %v, %v", r, m.calls, err)
 	}
 }
 

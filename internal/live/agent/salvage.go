@@ -60,7 +60,9 @@ func (a *Agent) name(_ context.Context, r wire.NameRequest) (wire.NameResult, er
 		return wire.NameResult{}, err
 	}
 	defer done()
-	return filewriter.Undo(mount, r), nil
+	result := filewriter.Undo(mount, r)
+	result.Fit()
+	return result, nil
 }
 
 // apply brings the files of a plan to the state the dead kernel had in memory.
@@ -76,7 +78,9 @@ func (a *Agent) apply(_ context.Context, r wire.ApplyRequest) (wire.ApplyResult,
 		return wire.ApplyResult{}, err
 	}
 	defer staging.Close()
-	return filewriter.Apply(mount, kind, staging, r, time.Time{})
+	result, err := filewriter.Apply(mount, kind, staging, r, time.Time{})
+	result.Fit()
+	return result, err
 }
 
 // openMount opens the top directory of a mounted disk, and gives the type of its file

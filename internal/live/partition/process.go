@@ -238,7 +238,7 @@ func (p *Process) Kill() {
 }
 
 // Effort is what the partition's threads have done since they began, and what was stolen
-// from this machine.
+// from the CPUs that it may run on: those of its first thread, which Spread changes too.
 func (p *Process) Effort() (liveness.Effort, error) {
 	tids, err := p.threads()
 	if err != nil {
@@ -259,8 +259,14 @@ func (p *Process) Effort() (liveness.Effort, error) {
 	if err != nil {
 		return nil, err
 	}
+	var ours unix.CPUSet
+	if err := unix.SchedGetaffinity(p.PID(), &ours); err != nil {
+		return nil, fmt.Errorf("get CPUs of process %d: %w", p.PID(), err)
+	}
 	for cpu, stolen := range stolenIn(string(stat)) {
-		effort[-1-cpu] = liveness.Thread{Waited: stolen}
+		if ours.IsSet(cpu) {
+			effort[-1-cpu] = liveness.Thread{Waited: stolen}
+		}
 	}
 	return effort, nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -82,6 +83,49 @@ func TestFreeze(t *testing.T) {
 	if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Errorf("ended with %v", err)
 	}
+}
+
+// TestEffortOfItsCPUs: what is stolen from CPUs that a partition does not run on is nothing to it.
+func TestEffortOfItsCPUs(t *testing.T) {
+	var ours unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &ours); err != nil {
+		t.Fatal(err)
+	}
+	var all []int
+	for cpu := range 1024 {
+		if ours.IsSet(cpu) {
+			all = append(all, cpu)
+		}
+	}
+	cmd := exec.Command("sleep", "1h")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	p := &Process{Spec: Spec{CPUs: all[:1]}, pid: cmd.Process.Pid}
+	check := func(want []int) {
+		t.Helper()
+		effort, err := p.Effort()
+		var cpus []int
+		for id := range effort {
+			if id < 0 {
+				cpus = append(cpus, -1-id)
+			}
+		}
+		slices.Sort(cpus)
+		if err != nil || !slices.Equal(cpus, want) {
+			t.Errorf("CPUs %v, want %v; %v", cpus, want, err)
+		}
+	}
+	if err := p.Withdraw(); err != nil {
+		t.Fatal(err)
+	}
+	check(all[:1])
+	if err := p.Spread(all[1:]); err != nil {
+		t.Fatal(err)
+	}
+	check(all)
 }
 
 func TestStolen(t *testing.T) {

@@ -267,13 +267,16 @@ func (c *Client) fail(reason error) {
 	close(c.changed)
 }
 
-// Events yields every event since the connection began and then each new one
-// as it comes; any number of readers each see all of them. The last pair
-// carries an error: ctx's, one that wraps errGone after the last event of a
-// connection that ended, or errEventsLost. A slow reader holds up nobody.
+// Events yields the events that are kept, which are all since the connection began
+// or the newest maxEvents/2 at least, and then each new one as it comes; any number of
+// readers each see all of them. The last pair carries an error: ctx's, one that wraps
+// errGone after the last event of a connection that ended, or errEventsLost. A slow
+// reader holds up nobody.
 func (c *Client) Events(ctx context.Context) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		next := 0 // counted from the beginning of the connection
+		c.mu.Lock()
+		next := c.dropped // counted from the beginning of the connection
+		c.mu.Unlock()
 		for {
 			c.mu.Lock()
 			lost := next < c.dropped

@@ -279,6 +279,32 @@ func TestSlowReaderIsTold(t *testing.T) {
 	})
 }
 
+// TestNewReaderOfManyEvents: who begins to read late gets what is kept, and what comes.
+func TestNewReaderOfManyEvents(t *testing.T) {
+	within(t, func(t *testing.T, ctx context.Context) {
+		c, theirs := connect(t, nil)
+		for i := range 3 * maxEvents {
+			fmt.Fprintf(theirs, `{"event": "E%d"}`+"\n", i)
+		}
+		synctest.Wait()
+		var names []string
+		for e, err := range c.Events(ctx) {
+			if err != nil {
+				t.Fatalf("after %d events: %v", len(names), err)
+			}
+			if names = append(names, e.Name); e.Name == "GUEST_PANICKED" {
+				break
+			}
+			if len(names) == maxEvents/2 {
+				go io.WriteString(theirs, `{"event": "GUEST_PANICKED"}`+"\n")
+			}
+		}
+		if last := fmt.Sprintf("E%d", 3*maxEvents-1); len(names) <= maxEvents/2 || names[len(names)-2] != last {
+			t.Errorf("%d events, the last %q", len(names), names[max(0, len(names)-2):])
+		}
+	})
+}
+
 func TestDialWaitsForSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "qmp")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)

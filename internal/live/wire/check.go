@@ -20,8 +20,12 @@ var (
 	references = regexp.MustCompile(`^Inode (\d+) ref count is (\d+), should be (\d+)\.`)
 )
 
-// maxSaid bounds what is kept of e2fsck's output, in bytes: its end.
-const maxSaid = 64 << 10
+// maxSaid bounds what is kept of e2fsck's output, in bytes: its end. maxInodes bounds the inodes of
+// each kind that are kept of what it says.
+const (
+	maxSaid   = 64 << 10
+	maxInodes = 64 << 10
+)
 
 // Checked is what a run of e2fsck(8) with -f and -y did, by its output and by how its process
 // ended. A file system that could not be repaired is an error, and must not be mounted.
@@ -47,25 +51,32 @@ func Checked(said []byte, ended error) (*Check, error) {
 func (c *Check) read(said []byte) {
 	lines := bufio.NewScanner(bytes.NewReader(said))
 	for lines.Scan() {
-		c.Lost = appendInode(c.Lost, unattached, lines.Bytes())
-		c.Cleared = appendInode(c.Cleared, cleared, lines.Bytes())
+		c.take(&c.Lost, unattached, lines.Bytes())
+		c.take(&c.Cleared, cleared, lines.Bytes())
 		if m := references.FindSubmatch(lines.Bytes()); m != nil {
 			ino, err := strconv.ParseUint(string(m[1]), 10, 64)
 			is, _ := strconv.ParseUint(string(m[2]), 10, 32)
 			names, _ := strconv.ParseUint(string(m[3]), 10, 32)
 			if err == nil && names > is && !slices.Contains(c.Lost, ino) {
-				c.Surplus = append(c.Surplus, ino)
+				c.add(&c.Surplus, ino)
 			}
 		}
 	}
 }
 
-// appendInode appends the inode that a line tells of, if it does.
-func appendInode(to []uint64, what *regexp.Regexp, line []byte) []uint64 {
+// take adds the inode that a line tells of, if it does.
+func (c *Check) take(to *[]uint64, what *regexp.Regexp, line []byte) {
 	if m := what.FindSubmatch(line); m != nil {
 		if ino, err := strconv.ParseUint(string(m[1]), 10, 64); err == nil {
-			return append(to, ino)
+			c.add(to, ino)
 		}
 	}
-	return to
+}
+
+func (c *Check) add(to *[]uint64, ino uint64) {
+	if len(*to) == maxInodes {
+		c.More++
+		return
+	}
+	*to = append(*to, ino)
 }

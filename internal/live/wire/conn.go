@@ -259,7 +259,7 @@ func (c *Conn) answer(ctx context.Context, m message) {
 	}
 	if err == nil {
 		err = c.send(ctx, message{ID: m.ID}, out)
-		if err == nil || !errors.Is(err, errUnsent) {
+		if err == nil || !errors.Is(err, ErrUnsent) {
 			return
 		}
 	}
@@ -312,8 +312,9 @@ func (c *Conn) fail(err error) {
 	}
 }
 
-// errUnsent is why a message cannot be sent at all.
-var errUnsent = errors.New("cannot be sent")
+// ErrUnsent is why a message cannot be sent at all, such as one over the limit: the other end has
+// nothing of it, and the connection goes on.
+var ErrUnsent = errors.New("cannot be sent")
 
 // send writes a message. If ctx ends in the middle of it, the connection is beyond use and
 // ends too; if it ends before, nothing was sent.
@@ -321,13 +322,13 @@ func (c *Conn) send(ctx context.Context, m message, body any) error {
 	if body != nil {
 		raw, err := json.Marshal(body)
 		if err != nil {
-			return fmt.Errorf("%w: %w", errUnsent, err)
+			return fmt.Errorf("%w: %w", ErrUnsent, err)
 		}
 		m.Body = raw
 	}
 	frame, err := encodeMessage(m)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errUnsent, err)
+		return fmt.Errorf("%w: %w", ErrUnsent, err)
 	}
 	select {
 	case c.writing <- struct{}{}:

@@ -32,6 +32,9 @@ func (n *Named) Has(at string) bool {
 type NameResult struct {
 	Acts     []Act     `json:"acts,omitempty"`
 	Failures []Failure `json:"failures,omitempty"`
+	// As in ApplyResult.
+	MoreFailures int `json:"more_failures,omitempty"`
+	MoreActs     int `json:"more_acts,omitempty"`
 }
 
 // Left are those of the failures that are not of what is gone.

@@ -168,6 +168,7 @@ type Check struct {
 	Lost    []uint64 `json:"lost,omitempty"`
 	Surplus []uint64 `json:"surplus,omitempty"`
 	Cleared []uint64 `json:"cleared,omitempty"`
+	More    int      `json:"more,omitempty"` // such inodes, of which nothing else is kept
 }
 
 // Names reports whether there is anything for NameRequest.
@@ -227,6 +228,9 @@ type ApplyResult struct {
 	Failures []Failure   `json:"failures,omitempty"`
 	Acts     []Act       `json:"acts,omitempty"`
 	Phases   []PhaseTime `json:"phases,omitempty"`
+	// How many more there are than an answer has room for (Fit).
+	MoreFailures int `json:"more_failures,omitempty"`
+	MoreActs     int `json:"more_acts,omitempty"`
 }
 
 // Failure is one file that could not be brought up to date.

@@ -134,12 +134,15 @@ func (m *machine) takeOver(ctx context.Context, v liveness.Verdict) (*Report, er
 		return nil, fmt.Errorf("take over: %w", err)
 	}
 	err = serving.Settle(ctx)
-	say("took over: %d files, %d bytes recovered, %d refused", serving.Files, serving.Bytes, len(serving.Refused))
+	say("took over: %d files, %d bytes recovered, %d refused", serving.Files, serving.Bytes, serving.Refusals())
 	for _, c := range serving.Commits {
 		say("disk %s: %v", c.Disk, &c)
 	}
 	for _, r := range serving.Refused {
 		say("refused: %s: %s", r.What, r.Reason)
+	}
+	if serving.MoreRefused > 0 {
+		say("refused: and %d more", serving.MoreRefused)
 	}
 	_ = takeover.WriteSteps(os.Stderr, t.Steps(), 50)
 	if err != nil {
@@ -156,7 +159,7 @@ func (m *machine) failed(ctx context.Context, err error) error {
 	switch {
 	case !m.parked:
 		return fmt.Errorf("%w; nothing was touched but CPUs of the other kernel: it may live, and what it has is its own", err)
-	case errors.As(err, &unserved) && unserved.Report.Durable && len(unserved.Report.Refused) == 0:
+	case errors.As(err, &unserved) && unserved.Report.Durable && unserved.Report.Refusals() == 0:
 		say("%v; all that was unsaved is on the disks: the machine boots its own kernel again", err)
 		return errors.Join(err, m.giveBack(ctx))
 	default:
@@ -192,7 +195,7 @@ type Report struct {
 }
 
 // whole says whether all that the dead kernel had is on the disks.
-func (r *Report) whole() bool { return r.Durable && len(r.Refused) == 0 }
+func (r *Report) whole() bool { return r.Durable && r.Refusals() == 0 }
 
 // panicFile is how many seconds after its panic this kernel resets the machine; 0: never
 // (Documentation/admin-guide/sysctl/kernel.rst, panic).

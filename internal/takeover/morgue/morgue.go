@@ -22,8 +22,9 @@ import (
 type Morgue struct {
 	memory ram.Memory
 
-	mu     sync.Mutex     // of Prepare
+	mu     sync.Mutex     // of what follows; who holds it reads memory
 	kernel *kernel.Kernel // nil until it is found
+	closed bool           // nobody may read memory any more
 }
 
 // Open opens the RAM file of a partition, or a dump.
@@ -52,12 +53,18 @@ func (m *Morgue) Symbol(name string) (virtual, physical uint64, err error) {
 	return uint64(va), uint64(pa), err
 }
 
+// Close lets go of the memory. Vitals of it may be asked for at any time, and are not known any more.
 func (m *Morgue) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.kernel != nil {
 		_ = m.kernel.Keep() // or else it is learned again
 	}
+	m.kernel, m.closed = nil, true
 	return m.memory.Close()
 }
+
+var errClosed = errors.New("memory is closed")
 
 // Prepare finds the kernel, unless the one found before is still there.
 func (m *Morgue) Prepare(context.Context) error {
@@ -69,6 +76,9 @@ func (m *Morgue) Prepare(context.Context) error {
 func (m *Morgue) known() (*kernel.Kernel, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.closed {
+		return nil, errClosed
+	}
 	if m.kernel != nil && m.kernel.StillThere() == nil {
 		return m.kernel, nil
 	}

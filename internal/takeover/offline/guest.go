@@ -143,7 +143,9 @@ func (s *staged) work(ctx context.Context, a *supervisor.Appliance, j Job, r *Re
 		request := j.Names(r.Check)
 		request.Disk = diskName
 		err := r.stage("undo names", func() error { return a.Call(ctx, wire.Name, request, &r.Named) })
-		if err != nil {
+		if errors.Is(err, wire.ErrUnsent) {
+			r.Named.Failures = []wire.Failure{{Reason: "all names are as the check left them: " + err.Error()}}
+		} else if err != nil {
 			return err
 		}
 	}

@@ -73,6 +73,8 @@ type Applied struct {
 	Bytes int64       `json:"bytes"`
 	Check *wire.Check `json:"check,omitempty"` // of the file system, if there was one
 	Acts  []Act       `json:"acts,omitempty"`
+	// MoreActs is how many more there are, of which the guest's answer had no room for the rest.
+	MoreActs int `json:"more_acts,omitempty"`
 }
 
 // Act is something that was done besides writing to a file where it is.
@@ -175,6 +177,7 @@ func (r *Report) applied(p *salvage.Plan, result *Result) {
 		r.Applied.Files += c.Placed
 		r.Applied.Bytes += c.PlacedBytes
 	}
+	r.Applied.MoreActs = result.Named.MoreActs + result.Applied.MoreActs
 	for _, a := range slices.Concat(result.Named.Acts, result.Applied.Acts) {
 		act := Act{Kind: a.Kind, Inode: a.Inode, Generation: a.Generation}
 		act.Path, act.PathBase64 = inventory.Text(string(a.Path))
@@ -193,6 +196,13 @@ func (r *Report) applied(p *salvage.Plan, result *Result) {
 		why := Refusal{Inode: f.Inode, Reason: f.Reason}
 		why.Path, why.PathBase64 = inventory.Text(paths[id{f.Inode, f.Generation}])
 		r.refuse(why)
+	}
+	more := result.Named.MoreFailures + result.Applied.MoreFailures
+	if c := result.Check; c != nil {
+		more += c.More
+	}
+	if more > 0 {
+		r.refuse(Refusal{Reason: fmt.Sprintf("and %d more files, which the guest's answer had no room for", more)})
 	}
 }
 

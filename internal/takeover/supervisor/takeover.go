@@ -59,7 +59,7 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	})}
 	err = serving.Settle(hctx)
 	left.Why = ""
-	if n := len(serving.Refused); n > 0 {
+	if n := serving.Refusals(); n > 0 {
 		left.Why = fmt.Sprintf("%d things were not brought to the disks, as the report of the takeover says", n)
 	}
 	// If the heir has died, the next takeover, or recover, has all of it from its memory.
