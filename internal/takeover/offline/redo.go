@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -30,10 +32,32 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func (d *Disk) redo() string { return filepath.Join(d.work, redoName) }
 
+// reserveRedo makes the file, empty, with room for all of it, where the file system there can
+// reserve some: without room, nothing is begun.
+func (d *Disk) reserveRedo(raw []Raw) error {
+	runs, _, err := place(raw, 0, d.Size)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(d.redo(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err == nil {
+		size := rawBytes(raw) + int64(len(wire.EncodeBlocks(runs)))
+		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, max(size, 1))
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			err = nil
+		}
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", redoName, err)
+	}
+	return nil
+}
+
 // makeRedo writes what is to be written to the disk, but for free blocks, into a file, durably,
 // and says in the record that it is there.
 func (d *Disk) makeRedo(raw []Raw) error {
-	f, err := os.OpenFile(d.redo(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(d.redo(), os.O_WRONLY, 0)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", redoName, err)
 	}
