@@ -29,6 +29,7 @@ func (m *Machine) Disks() ([]Disk, error) {
 		return nil, err
 	}
 	var out []Disk
+	flash := m.flash()
 	for _, fd := range fds {
 		path, err := os.Readlink(fd)
 		if err != nil || !filepath.IsAbs(path) || path == mem.path {
@@ -40,7 +41,7 @@ func (m *Machine) Disks() ([]Disk, error) {
 		if seen := slices.ContainsFunc(out, func(d Disk) bool { return d.Path == path }); seen {
 			continue
 		}
-		if disk, ok := m.diskAt(fd, path); ok {
+		if disk, ok := diskAt(fd, path, flash); ok {
 			out = append(out, disk)
 		}
 	}
@@ -49,9 +50,9 @@ func (m *Machine) Disks() ([]Disk, error) {
 
 // diskAt is the disk behind a descriptor, if it is one, and if its name leads to it from here,
 // too: QEMU may have a mount namespace of its own.
-func (m *Machine) diskAt(fd, path string) (Disk, bool) {
+func diskAt(fd, path string, flash []os.FileInfo) (Disk, bool) {
 	st, err := os.Stat(fd)
-	if err != nil || strings.HasSuffix(path, " (deleted)") || m.isFlash(st) {
+	if err != nil || strings.HasSuffix(path, " (deleted)") || slices.ContainsFunc(flash, func(f os.FileInfo) bool { return same(f, st) }) {
 		return Disk{}, false
 	}
 	device := st.Mode()&os.ModeDevice != 0 && st.Mode()&os.ModeCharDevice == 0

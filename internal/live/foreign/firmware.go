@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 )
 
@@ -15,15 +14,17 @@ type node struct {
 	file     string // name of the node below
 }
 
-// isFlash says whether a file is the machine's flash memory.
-func (m *Machine) isFlash(st os.FileInfo) bool {
-	return slices.ContainsFunc(flash(m.args), func(path string) bool {
+// flash are the files of the machine's flash memory that there are.
+func (m *Machine) flash() (files []os.FileInfo) {
+	for _, path := range flash(m.args) {
 		if !filepath.IsAbs(path) {
 			path = filepath.Join(m.proc("cwd"), path)
 		}
-		named, err := os.Stat(path)
-		return err == nil && same(named, st)
-	})
+		if st, err := os.Stat(path); err == nil {
+			files = append(files, st)
+		}
+	}
+	return files
 }
 
 // flash are the files of a machine's flash memory, in which firmware keeps its variables, as a

@@ -47,7 +47,7 @@ func TestFlashIsNoDisk(t *testing.T) {
 		m := &Machine{PID: os.Getpid(), args: []string{"qemu", "-pflash", name}}
 		for file, is := range map[string]bool{"vars.fd": false, "disk.img": true} {
 			path := filepath.Join(dir, file)
-			if d, ok := m.diskAt(path, path); ok != is {
+			if d, ok := diskAt(path, path, m.flash()); ok != is {
 				t.Errorf("with -pflash %s, %s is a disk: %v, %+v", name, file, ok, d)
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -231,7 +232,7 @@ func (a *Adoption) bootable(ctx context.Context, types []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	for _, t := range types {
+	for _, t := range slices.Compact(slices.Sorted(slices.Values(types))) {
 		if a.Guest == "" && strings.HasPrefix(t, "ext") {
 			continue
 		}

@@ -139,11 +139,12 @@ func (d *Disk) prepareRedo(ctx context.Context, j Job) error {
 	if err := errors.Join(d.roomFor(rawBytes(redo)+freeBytes(j.Free)), d.checkFree(j), context.Cause(ctx)); err != nil {
 		return err
 	}
-	if err := d.reserveRedo(redo); err != nil {
+	f, list, err := d.newRedo(redo)
+	if err != nil {
 		return err
 	}
 	var both errgroup.Group
-	both.Go(func() error { return d.makeRedo(redo) })
+	both.Go(func() error { return d.makeRedo(f, redo, list) })
 	both.Go(func() error { return d.writeFree(j.Free) })
 	if err := both.Wait(); err != nil {
 		return err

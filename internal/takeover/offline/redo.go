@@ -32,36 +32,28 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func (d *Disk) redo() string { return filepath.Join(d.work, redoName) }
 
-// reserveRedo makes the file, empty, with room for all of it, where the file system there can
-// reserve some: without room, nothing is begun.
-func (d *Disk) reserveRedo(raw []Raw) error {
+// newRedo makes the file, empty, with room for what is to be written to the disk and the list of
+// that, where the file system there can reserve some: without room, nothing is begun.
+func (d *Disk) newRedo(raw []Raw) (f *os.File, list []byte, err error) {
 	runs, _, err := place(raw, 0, d.Size)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	f, err := os.OpenFile(d.redo(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err == nil {
-		size := rawBytes(raw) + int64(len(wire.EncodeBlocks(runs)))
-		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, max(size, 1))
-		if errors.Is(err, unix.EOPNOTSUPP) {
-			err = nil
-		}
-		err = errors.Join(err, f.Close())
+	list = wire.EncodeBlocks(runs)
+	if f, err = os.OpenFile(d.redo(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600); err != nil {
+		return nil, nil, fmt.Errorf("write %s: %w", redoName, err)
 	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", redoName, err)
+	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, max(rawBytes(raw)+int64(len(list)), 1))
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, nil, errors.Join(fmt.Errorf("write %s: %w", redoName, err), f.Close())
 	}
-	return nil
+	return f, list, nil
 }
 
-// makeRedo writes what is to be written to the disk, but for free blocks, into a file, durably,
-// and says in the record that it is there.
-func (d *Disk) makeRedo(raw []Raw) error {
-	f, err := os.OpenFile(d.redo(), os.O_WRONLY, 0)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", redoName, err)
-	}
-	made, err := writeRedo(f, raw, d.Size)
+// makeRedo writes what is to be written to the disk, but for free blocks, into a new file, durably,
+// closes it, and says in the record that it is there.
+func (d *Disk) makeRedo(f *os.File, raw []Raw, list []byte) error {
+	made, err := writeRedo(f, raw, list)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("write %s: %w", redoName, err)
 	}
@@ -110,12 +102,8 @@ func overlay(under []byte, underAt int64, over []byte, overAt int64) {
 	}
 }
 
-// writeRedo writes the file. The list is checked to be within the disk.
-func writeRedo(f io.Writer, raw []Raw, size int64) (*redo, error) {
-	runs, _, err := place(raw, 0, size)
-	if err != nil {
-		return nil, err
-	}
+// writeRedo writes the file.
+func writeRedo(f io.Writer, raw []Raw, list []byte) (*redo, error) {
 	sum := crc32.New(castagnoli)
 	out := bufio.NewWriterSize(io.MultiWriter(f, sum), 1<<20)
 	made := &redo{}
@@ -125,12 +113,11 @@ func writeRedo(f io.Writer, raw []Raw, size int64) (*redo, error) {
 		}
 		made.List += int64(len(w.Data))
 	}
-	list := wire.EncodeBlocks(runs)
 	if _, err := out.Write(list); err != nil {
 		return nil, err
 	}
 	made.Size = made.List + int64(len(list))
-	err = out.Flush()
+	err := out.Flush()
 	made.Sum = sum.Sum32()
 	return made, err
 }

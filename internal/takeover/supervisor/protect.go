@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -159,24 +158,10 @@ func (s *Supervisor) keepDead(spec *partition.Spec) error {
 }
 
 // dead is the side that was taken over from, if its memory is needed.
-func (s *Supervisor) dead() *DeadSide {
-	s.recording.Lock()
-	defer s.recording.Unlock()
-	if s.dir.Record == nil {
-		return nil
-	}
-	return s.dir.Record.Dead
-}
+func (s *Supervisor) dead() *DeadSide { return s.recorded().Dead }
 
 // Kept is memory of sides that died before, with what could not be brought to the disks.
-func (s *Supervisor) Kept() []KeptMemory {
-	s.recording.Lock()
-	defer s.recording.Unlock()
-	if s.dir.Record == nil {
-		return nil
-	}
-	return slices.Clone(s.dir.Record.Kept)
-}
+func (s *Supervisor) Kept() []KeptMemory { return s.recorded().Kept }
 
 // keptPath is a name for memory that is kept, which no partition's file has.
 func (s *Supervisor) keptPath(partition string) string {

@@ -21,7 +21,6 @@ import (
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
-	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
 // RecordSide is a side whose guest goes on when its supervisor ends.
@@ -222,14 +221,11 @@ func (s *Supervisor) reconnectSide(ctx context.Context, i int, r RecordSide) (*s
 
 // inPanic says whether the kernel that this memory is of is in panic().
 func inPanic(ctx context.Context, memory string) bool {
-	m, err := morgue.Open(memory)
+	m, err := findKernel(ctx, memory)
 	if err != nil {
 		return false
 	}
 	defer m.Close()
-	if m.Prepare(ctx) != nil {
-		return false
-	}
 	_, panicked := m.Panicked()
 	return panicked
 }

@@ -111,7 +111,7 @@ func (s *Supervisor) Close() error {
 	if s.staging != nil {
 		errs = append(errs, s.staging.Close())
 	}
-	if s.dir.Record != nil && s.dir.Record.Saved { // a root disk may still lack something
+	if s.recorded().Saved { // a root disk may still lack something
 		for i := range s.Pair.Partitions {
 			errs = append(errs, s.rescueRoot(context.Background(), i))
 		}

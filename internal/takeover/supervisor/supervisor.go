@@ -345,6 +345,16 @@ func (s *Supervisor) record(change func(*Record)) error {
 	return s.dir.Write(r)
 }
 
+// recorded is the record as it is now, which is not to be changed.
+func (s *Supervisor) recorded() Record {
+	s.recording.Lock()
+	defer s.recording.Unlock()
+	if s.dir.Record == nil {
+		return Record{}
+	}
+	return *s.dir.Record
+}
+
 // prepare has the morgue find the living kernel, so that a takeover finds it
 // known. That it cannot is told now, not in the crash.
 func (s *Supervisor) prepare(ctx context.Context) error {
@@ -378,14 +388,23 @@ func (s *Supervisor) fit(ctx context.Context, sd *side) error {
 	if s.Pair.Partitions[0].Kernel == s.Pair.Partitions[1].Kernel {
 		return nil
 	}
-	m, err := morgue.Open(sd.spec.RAMPath())
+	m, err := findKernel(ctx, sd.spec.RAMPath())
 	if err != nil {
-		return fmt.Errorf("open memory of partition %s: %w", sd.name, err)
-	}
-	if err = errors.Join(m.Prepare(ctx), m.Close()); err != nil {
 		return fmt.Errorf("find the kernel of partition %s in its memory, as if it had died: %w", sd.name, err)
 	}
-	return nil
+	return m.Close()
+}
+
+// findKernel opens the memory of a side, and finds its kernel in it.
+func findKernel(ctx context.Context, memory string) (*morgue.Morgue, error) {
+	m, err := morgue.Open(memory)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Prepare(ctx); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
 }
 
 // connect lets the network reach a side. News says that it could not be reached before.

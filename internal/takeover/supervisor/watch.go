@@ -129,12 +129,8 @@ func (s *Supervisor) LoseUnderstudy() error {
 	dead := s.understudy
 	s.understudy = nil
 	s.mu.Unlock()
-	return errors.Join(dead.end(), s.record(func(r *Record) {
-		r.Understudy = ""
-		if root := s.rescuedRoot(dead.index); root != "" {
-			r.Dead = &DeadSide{Name: dead.name, Root: root}
-		}
-	}))
+	left := DeadSide{Name: dead.name, Root: s.rescuedRoot(dead.index)}
+	return errors.Join(dead.end(), s.needDead(left, func(r *Record) { r.Understudy = "" }))
 }
 
 // watcherOf watches a side in its role.
