@@ -259,16 +259,23 @@ func (p *Process) Effort() (liveness.Effort, error) {
 	if err != nil {
 		return nil, err
 	}
-	var ours unix.CPUSet
-	if err := unix.SchedGetaffinity(p.PID(), &ours); err != nil {
-		return nil, fmt.Errorf("get CPUs of process %d: %w", p.PID(), err)
-	}
+	mayRun := cpusOf(p.PID())
 	for cpu, stolen := range stolenIn(string(stat)) {
-		if ours.IsSet(cpu) {
+		if mayRun(cpu) {
 			effort[-1-cpu] = liveness.Thread{Waited: stolen}
 		}
 	}
 	return effort, nil
+}
+
+// cpusOf says on which CPUs a process may run: on all, if the kernel does not say, as where more of
+// them are possible than a CPUSet has (sched_setaffinity(2), EINVAL).
+func cpusOf(pid int) func(cpu int) bool {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(pid, &set); err != nil {
+		return func(int) bool { return true }
+	}
+	return set.IsSet
 }
 
 // userTick is the unit of times in /proc/stat (proc(5); USER_HZ is 100 on amd64).

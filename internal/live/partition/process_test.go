@@ -128,6 +128,17 @@ func TestEffortOfItsCPUs(t *testing.T) {
 	check(all)
 }
 
+// TestCPUsUnknown: where the kernel does not say on which CPUs a process may run, each counts.
+func TestCPUsUnknown(t *testing.T) {
+	const nobody = 1<<30 - 1 // above what a process can have (PID_MAX_LIMIT)
+	mayRun := cpusOf(nobody)
+	for _, cpu := range []int{0, 63, 5000} {
+		if !mayRun(cpu) {
+			t.Errorf("CPU %d does not count", cpu)
+		}
+	}
+}
+
 func TestStolen(t *testing.T) {
 	const stat = "cpu  5 0 5 900 1 0 0 40 0 0\ncpu0 5 0 5 900 1 0 0 7 0 0\ncpu11 1 2 3 4 5 6 7 33 0 0\ncpu2 1 2\nintr 5 6 7\ncpux 1 2 3 4 5 6 7 8 9\n"
 	want := map[int]time.Duration{0: 70 * time.Millisecond, 11: 330 * time.Millisecond}
