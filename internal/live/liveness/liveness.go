@@ -4,6 +4,8 @@ package liveness
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -93,8 +95,8 @@ type Observation struct {
 }
 
 // Effort tells a process that does not want to run from one that may not: its
-// threads, by number, and each CPU of this machine, by -1 less its number: what that
-// waited is what a hypervisor below this machine kept from it.
+// threads, by number, and each CPU that it may run on, by -1 less the CPU's number: what that
+// waited is what a hypervisor below this machine kept from it (steal time).
 type Effort map[int]Thread
 
 // Thread is what a thread did.
@@ -111,15 +113,22 @@ type Silencer struct {
 
 	began   bool
 	last    Observation
-	silence time.Duration
-	since   time.Time // of the silence
+	silence time.Duration         // so far, as it would count if no hypervisor had kept a CPU
+	stolen  map[int]time.Duration // of it, by what of an Effort is a CPU
+	since   time.Time             // of the silence
 	longest time.Duration
 }
+
+// turns is of how many CPUs the steal time may have kept one beat, one after the other: the one
+// with QEMU's thread that has the timer, the one whose virtual CPU gets the interrupt, the one
+// that the beating thread runs on, and one that holds what these need. Of many CPUs, the sum of
+// a little steal time of each would be longer than any silence.
+const turns = 4
 
 // NewSilencer returns a watcher of a beat that comes every period and is death
 // after limit without one.
 func NewSilencer(period, limit time.Duration) *Silencer {
-	return &Silencer{period: period, limit: limit}
+	return &Silencer{period: period, limit: limit, stolen: make(map[int]time.Duration)}
 }
 
 // SetLimit changes after how long without a beat it is a death.
@@ -134,8 +143,9 @@ func (s *Silencer) FirstWithin(limit time.Duration) { s.first = limit }
 // others took: of the time between two observations no more counts than two
 // periods, since a watcher that was late itself may have slept through beats,
 // as the partition may have. What its threads waited for a CPU does not count, nor what a
-// hypervisor kept from this machine: one may wait after the other, each for what the one
-// before it does, until there is a beat. And if threads are ready to run, no more counts
+// hypervisor kept from the CPUs that it may run on: one may wait after the other, each for what
+// the one before it does, until there is a beat; of the CPUs, those that were kept longest in
+// this silence are taken off, as many as take their turns. And if threads are ready to run, no more counts
 // than each of them ran: another may wait for what a starved one holds, and the one that
 // beats may be any of them. A partition that has not begun to beat,
 // or that has taken its count back to zero, is not judged.
@@ -143,43 +153,70 @@ func (s *Silencer) Observe(o Observation) (Verdict, bool) {
 	prev := s.last
 	s.last = o
 	if !s.began || o.Counter == 0 {
-		s.began, s.silence, s.since = o.Counter > 0, 0, o.At
+		s.began = o.Counter > 0
+		s.begin(o.At)
 		return Verdict{}, false
 	}
 	if o.Counter != prev.Counter {
-		s.longest = max(s.longest, s.silence)
-		s.silence, s.since, s.first = 0, o.At, 0
+		s.longest = max(s.longest, s.counted())
+		s.first = 0
+		s.begin(o.At)
 		return Verdict{}, false
 	}
-	s.silence += s.silent(prev, o)
-	limit := max(s.limit, s.first)
-	if s.silence < limit {
+	s.add(prev, o)
+	limit, counted := max(s.limit, s.first), s.counted()
+	if counted < -2*s.period { // several CPUs were kept at once: that makes up for no time after it
+		s.silence = 0
+		clear(s.stolen)
+	}
+	if counted < limit {
 		return Verdict{}, false
 	}
 	return Verdict{
 		Cause:  Silence,
 		At:     o.At,
-		Detail: fmt.Sprintf("no beat for %v, of which %v count, the limit is %v", o.At.Sub(s.since).Round(time.Millisecond), s.silence.Round(time.Millisecond), limit),
+		Detail: fmt.Sprintf("no beat for %v, of which %v count, the limit is %v", o.At.Sub(s.since).Round(time.Millisecond), counted.Round(time.Millisecond), limit),
 	}, true
 }
 
 // Longest is the longest silence that ended, as it counted.
 func (s *Silencer) Longest() time.Duration { return s.longest }
 
-// silent is how much of the time between two observations counts.
-func (s *Silencer) silent(prev, o Observation) time.Duration {
+// begin begins a silence.
+func (s *Silencer) begin(at time.Time) {
+	s.silence, s.since = 0, at
+	clear(s.stolen)
+}
+
+// add adds the time between two observations to the silence.
+func (s *Silencer) add(prev, o Observation) {
 	if prev.Effort == nil || o.Effort == nil {
-		return 0
+		return
 	}
 	gap := o.At.Sub(prev.At)
 	waited, counts := time.Duration(0), min(gap, 2*s.period)
 	for id, t := range o.Effort {
-		before := prev.Effort[id]
-		if t.Ready {
+		switch before := prev.Effort[id]; {
+		case t.Ready:
 			counts = min(counts, t.Ran-before.Ran)
-		} else {
+		case id >= 0:
 			waited += t.Waited - before.Waited
 		}
 	}
-	return max(min(counts, gap-waited), 0)
+	counts = max(min(counts, gap-waited), 0)
+	s.silence += counts
+	for id, t := range o.Effort {
+		if left := gap - (t.Waited - prev.Effort[id].Waited); id < 0 && left < counts {
+			s.stolen[id] += counts - max(left, 0)
+		}
+	}
+}
+
+// counted is how much of the silence counts; it is negative where several CPUs were kept at once.
+func (s *Silencer) counted() time.Duration {
+	counted, all := s.silence, slices.Sorted(maps.Values(s.stolen))
+	for _, stolen := range all[max(len(all)-turns, 0):] {
+		counted -= stolen
+	}
+	return counted
 }

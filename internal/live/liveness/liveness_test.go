@@ -95,6 +95,37 @@ func TestWaitIsNoSilence(t *testing.T) {
 	checkVerdict(t, turns, 0)
 }
 
+// TestManyLoseALittle: a little steal time of each of many CPUs does not add up to all of a
+// silence. It is told in ticks of 10 ms.
+func TestManyLoseALittle(t *testing.T) {
+	const limit, tick = 300 * ms, 10 * ms
+	for _, n := range []int{1, 4, 16, 64, 256} {
+		looks := []look{beat(0, 1)}
+		for at := 20 * ms; at <= 10*time.Second; at += 20 * ms {
+			effort := Effort{7: {Ran: at, Ready: true}} // a virtual CPU spins in the dead kernel
+			for i := range n {
+				stolen := at/50 + time.Duration(i)*tick/time.Duration(n)
+				effort[-1-i] = Thread{Waited: stolen.Truncate(tick)}
+			}
+			looks = append(looks, look{at, 1, effort})
+		}
+		if dead := verdict(t, looks); dead < limit || dead > limit*5/4 {
+			t.Errorf("2 %% stolen from each of %d CPUs: dead after %v, want it after %v and little more", n, dead, limit)
+		}
+	}
+}
+
+// TestStealIsOver: a hang after all CPUs were kept from the machine for long is found as soon as
+// any other.
+func TestStealIsOver(t *testing.T) {
+	looks := []look{beat(0, 1)}
+	for at := 20 * ms; at <= 2*time.Second; at += 20 * ms {
+		stolen := Thread{Waited: min(at, time.Second)}
+		looks = append(looks, look{at, 1, Effort{-1: stolen, -2: stolen, -3: stolen, -4: stolen}})
+	}
+	checkVerdict(t, looks, 1300*ms)
+}
+
 // TestUnknownEffortIsNoSilence: without it only a beat tells anything.
 func TestUnknownEffortIsNoSilence(t *testing.T) {
 	s := NewSilencer(20*ms, 300*ms)
@@ -139,22 +170,28 @@ func TestFirstWithin(t *testing.T) {
 
 func checkVerdict(t *testing.T, looks []look, dead time.Duration) {
 	t.Helper()
+	if got := verdict(t, looks); got != dead {
+		t.Fatalf("dead after %v, want %v (0: never)", got, dead)
+	}
+}
+
+// verdict is when the beat's silence was death, after the first look's zero; 0 if never.
+func verdict(t *testing.T, looks []look) time.Duration {
+	t.Helper()
 	s := NewSilencer(20*ms, 300*ms)
 	start := time.Unix(1000, 0)
 	for _, l := range looks {
 		if l.effort == nil {
 			l.effort = Effort{}
 		}
-		v, ok := s.Observe(Observation{At: start.Add(l.at), Counter: l.counter, Effort: l.effort})
-		if !ok {
+		v, dead := s.Observe(Observation{At: start.Add(l.at), Counter: l.counter, Effort: l.effort})
+		if !dead {
 			continue
 		}
-		if v.Cause != Silence || v.At != start.Add(dead) || dead == 0 {
-			t.Fatalf("verdict %v at %v, want it at %v", v, v.At.Sub(start), dead)
+		if v.Cause != Silence || v.At != start.Add(l.at) {
+			t.Fatalf("%v at %v, want silence at %v", v, v.At.Sub(start), l.at)
 		}
-		return
+		return l.at
 	}
-	if dead != 0 {
-		t.Fatalf("no verdict, want one at %v", dead)
-	}
+	return 0
 }
