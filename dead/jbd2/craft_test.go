@@ -208,6 +208,19 @@ var craftedLogs = []crafted{
 		txn.Revokes = []addr.Block{c.txns[0].Blocks[0].Home}
 		c.write(t, c.next.Block, c.encode(txn, newer))
 	}},
+	{name: "damaged block, written again since", kind: "v3", transactions: 3, looser: true, craft: func(t testing.TB, c *crafter) {
+		c.edit(t, 12, func(b []byte) { b[500]++ })
+		txn := c.transaction(0, 0)
+		txn.Blocks = []jbd2.Block{c.txns[0].Blocks[0]}
+		c.write(t, c.next.Block, c.encode(txn, newer))
+	}},
+	{name: "block written again since, damaged", kind: "v3", fails: "wrong checksum of block", craft: func(t testing.TB, c *crafter) {
+		txn := c.transaction(0, 0)
+		txn.Blocks = []jbd2.Block{c.txns[0].Blocks[0]}
+		blocks := c.encode(txn, newer)
+		blocks[1][500]++
+		c.write(t, c.next.Block, blocks)
+	}},
 	{name: "damaged block, without checksums", kind: "none", transactions: 2, craft: func(t testing.TB, c *crafter) {
 		c.edit(t, 12, func(b []byte) { b[500]++ })
 	}},

@@ -275,7 +275,9 @@ func compare(t *testing.T, s sample, m dirtylog.Mounted, path string) string {
 	}
 	// An orphan file that is not empty: it was replayed all the same.
 	orphans := m.Err != nil && strings.Contains(m.Log, "Orphan file not empty")
-	mended := slices.ContainsFunc(scan.Transactions, func(t jbd2.Logged) bool { return t.Mended })
+	mended := slices.ContainsFunc(scan.Transactions, func(t jbd2.Logged) bool {
+		return t.Mended || slices.ContainsFunc(t.Blocks, func(b jbd2.LoggedBlock) bool { return b.Damaged })
+	})
 	if m.Refused() && (s.looser || mended) {
 		return "refused by the kernel"
 	}

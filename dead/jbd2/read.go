@@ -1,6 +1,7 @@
 package jbd2
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -9,6 +10,8 @@ import (
 
 // maxWindow bounds what is read at once, in bytes.
 const maxWindow = 256 << 10
+
+var errDamaged = errors.New("wrong checksum")
 
 // reader reads blocks of the journal, those that follow each other at once. It
 // does not see what is written to them meanwhile.
@@ -75,6 +78,9 @@ func (l *Log) Read(b LoggedBlock) ([]byte, error) { return (&reader{l: l}).home(
 // home reads a block as it is to be written to its home. It is the caller's
 // until the next is read.
 func (r *reader) home(b LoggedBlock) ([]byte, error) {
+	if b.Damaged {
+		return nil, fmt.Errorf("block %d of the journal: %w", b.At, errDamaged)
+	}
 	data, err := r.block(b.At)
 	if err == nil && b.Escaped {
 		putMagic(data)

@@ -46,6 +46,10 @@ type LoggedBlock struct {
 	Home    addr.Block // where it belongs
 	At      Pos        // where it is
 	Escaped bool       // it begins with the journal's magic, which is zero in the log
+	// Damaged says that its checksum is wrong, and that a later transaction has another version of
+	// it, which is whole. A kernel fails, which writes both; what a replay of ours leaves is the same
+	// without it. Linux 5.10 was seen to leave such a log, with data=journal.
+	Damaged bool
 
 	checksum uint32
 }
@@ -64,7 +68,7 @@ func (e *CorruptError) Error() string {
 
 // Scan reads the log as a recovery does (fs/jbd2/recovery.c, do_one_pass), and
 // verifies everything that one would replay. Where a recovery fails the error is
-// a *CorruptError.
+// a *CorruptError, but if all that it fails for is superseded (LoggedBlock.Damaged).
 func (l *Log) Scan() (*Scan, error) {
 	s := &l.Super
 	if s.Empty() {
@@ -247,8 +251,13 @@ func (s *scanner) commit(b []byte) (more bool, err error) {
 }
 
 // verify checks that the blocks that a replay writes are whole, and that their home is in
-// the file system but not in its journal.
+// the file system but not in its journal. Of others it marks those that are not whole.
 func (l *Log) verify(scan *Scan) error {
+	if l.Super.tailed() {
+		if err := l.markDamaged(scan); err != nil {
+			return err
+		}
+	}
 	limit, err := l.limit(scan)
 	if err != nil {
 		return err
@@ -257,19 +266,23 @@ func (l *Log) verify(scan *Scan) error {
 		corrupt := func(format string, args ...any) error {
 			return &CorruptError{Sequence: b.Sequence, At: b.At, Reason: fmt.Sprintf(format, args...)}
 		}
-		if uint64(b.Home) < uint64(l.FS.Super.FirstDataBlock) || uint64(b.Home) >= limit {
+		switch {
+		case b.Damaged:
+			return corrupt("wrong checksum of block %d", b.Home)
+		case uint64(b.Home) < uint64(l.FS.Super.FirstDataBlock) || uint64(b.Home) >= limit:
 			return corrupt("block %d, of a file system of %d", b.Home, limit)
-		}
-		if l.Contains(b.Home) {
+		case l.Contains(b.Home):
 			return corrupt("block %d, which is in the journal", b.Home)
 		}
 	}
-	if !l.Super.tailed() {
-		return nil
-	}
+	return nil
+}
+
+// markDamaged marks the blocks that a recovery fails for.
+func (l *Log) markDamaged(scan *Scan) error {
 	revoked, in := scan.revoked(), &reader{l: l}
 	for _, t := range scan.Transactions {
-		for _, b := range t.Blocks {
+		for i, b := range t.Blocks {
 			if revoked.since(b.Home, t.Sequence) {
 				continue
 			}
@@ -277,9 +290,7 @@ func (l *Log) verify(scan *Scan) error {
 			if err != nil {
 				return err
 			}
-			if l.Super.blockChecksum(t.Sequence, data) != b.checksum {
-				return &CorruptError{Sequence: t.Sequence, At: b.At, Reason: fmt.Sprintf("wrong checksum of block %d", b.Home)}
-			}
+			t.Blocks[i].Damaged = l.Super.blockChecksum(t.Sequence, data) != b.checksum
 		}
 	}
 	return nil
