@@ -57,12 +57,12 @@ func (p *pageLayout) look(t *kernel.Types) error {
 	return errors.Join(errs...)
 }
 
-// lookOrder finds the order of a large folio: a byte in the second page. Before
-// folios (5.16) it was compound_order there; _folio_order up to 6.5; then the
-// lowest byte of _flags_1 (commit ebc1baf5c9b4, 6.6).
+// lookOrder finds the order of a large folio: a byte in the second page. Up to 6.0
+// it was compound_order there, also where struct folio (5.16) was of one page only; _folio_order
+// up to 6.5; then the lowest byte of _flags_1 (commit ebc1baf5c9b4, 6.6).
 func (p *pageLayout) lookOrder(t *kernel.Types) error {
 	f := t.Layout("folio")
-	if errors.Is(f.Err(), kernel.ErrNotFound) {
+	if errors.Is(f.Err(), kernel.ErrNotFound) || f.Err() == nil && !f.Has("_folio_order") && !f.Has("_flags_1") {
 		l := t.Layout("page")
 		p.order = l.Field("compound_order", 1)
 		p.order.Off += l.Size
