@@ -48,6 +48,8 @@ type Job struct {
 	Files []wire.File
 	// Attrs are what else there is to some of them.
 	Attrs []wire.Attr
+	// Refused says that something of the memory is not in it.
+	Refused bool
 	// Super are the places of the disk without which it has no file system, and
 	// which are missing while it is in between. At least one.
 	Super []Region
@@ -59,6 +61,16 @@ type Result struct {
 	Check   *wire.Check // nil: none was asked for
 	Named   wire.NameResult
 	Stages  []Stage
+	Refused bool // of a commit that was broken off, and is finished: something of its memory was refused
+}
+
+// left reports whether something was to be done with the file system mounted, and is not.
+func (r *Result) left() bool {
+	more := r.Named.MoreFailures + r.Applied.MoreFailures
+	if r.Check != nil {
+		more += r.Check.More
+	}
+	return more > 0 || len(r.Named.Failures)+len(r.Named.Left(r.Applied.Failures)) > 0
 }
 
 // Stage is a step of the work, and how long it took.
@@ -106,7 +118,7 @@ func (d *Disk) prepare(ctx context.Context, j Job, guest *Guest, r *Result) erro
 	if err != nil {
 		return err
 	}
-	d.left = &record{Step: stepApply, Identity: j.Identity, Disk: d.path, Size: d.Size, Before: before}
+	d.left = &record{Step: stepApply, Identity: j.Identity, Disk: d.path, Size: d.Size, Before: before, Refused: j.Refused}
 	if guest == nil {
 		if j.NeedsGuest() {
 			return errors.New("no guest for a job that needs one")
@@ -125,6 +137,7 @@ func (d *Disk) prepare(ctx context.Context, j Job, guest *Guest, r *Result) erro
 	if err := d.run(ctx, j, *guest, r); err != nil {
 		return err
 	}
+	d.left.Refused = j.Refused || r.left()
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx) // nothing was lost yet; from here on it goes through
 	}
@@ -228,7 +241,7 @@ func (d *Disk) Finish(ctx context.Context, id Identity) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Result{}
+	r := &Result{Refused: d.left.Refused}
 	if veils := veil(d.left.Before, d.left.Identity); !same(now, veils) && same(now, d.left.After) {
 		return r, d.done() // only that was left to do
 	} else if err := between(now, veils, d.left); err != nil {

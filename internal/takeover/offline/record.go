@@ -34,6 +34,9 @@ type record struct {
 	After  []Region `json:"after"`
 	// Redo is what there is in place of an overlay; nil if there is one.
 	Redo *redo `json:"redo,omitempty"`
+	// Refused says that something of the memory is not in it, so that the memory is still needed
+	// when it is on the disk.
+	Refused bool `json:"refused,omitempty"`
 
 	began bool // of a record that was found: the disk is in between
 }

@@ -318,6 +318,9 @@ func (a *application) finish(ctx context.Context, left Identity) error {
 	r, err := a.target.Finish(ctx, a.identity())
 	if r != nil {
 		a.report.stages(a.memory.Stages, r.Stages)
+		if r.Refused {
+			a.report.refuse(Refusal{Reason: "the run that was broken off had refused some of it, which is in memory only: `salvage list` and `salvage extract` have it"})
+		}
 	}
 	return err
 }
@@ -343,6 +346,7 @@ func (a *application) apply(ctx context.Context) error {
 		job.Check = c.Check != "" && a.checked == nil
 	}
 	job.Check, job.Names = job.Check || a.unclean, a.remains.Names
+	job.Refused = !a.report.Complete
 	for _, s := range a.on.Super {
 		job.Super = append(job.Super, Region{Off: s.Off, Data: make([]byte, s.Len())})
 	}
