@@ -177,6 +177,40 @@ func TestUnrecorded(t *testing.T) {
 	}
 }
 
+// TestUnopened: of a dead side whose memory cannot be opened, all is refused; once it can, nothing is.
+func TestUnopened(t *testing.T) {
+	s := graveyard(t)
+	spec := s.spec(0, "")
+	s.active, s.Pair.Takeover.Salvage = &side{name: "left", process: &partition.Process{Spec: spec}}, true
+	for _, there := range []bool{false, true} {
+		if !there {
+			if err := os.Remove(spec.RAMPath()); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := os.WriteFile(spec.RAMPath(), make([]byte, 4<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		o := s.salvagingOptions()
+		if o.Salvager == nil {
+			t.Fatal("nobody looks for what is unsaved")
+		}
+		if _, is := o.Salvager.(unopened); is == there {
+			t.Errorf("its memory is there: %v; it is opened: %v", there, !is)
+		} else if is {
+			if _, err := o.Salvager.Examine(nil); err == nil {
+				t.Error("nothing is refused")
+			}
+		}
+	}
+	s.Pair.Takeover.Salvage = false
+	if o := s.salvagingOptions(); o.Salvager != nil {
+		t.Error("something is salvaged that nobody wants")
+	}
+	if err := s.closeMorgue(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestUnprepared: an active kernel that is not found is looked for at each attempt; one that is dead
 // is taken over from all the same.
 func TestUnprepared(t *testing.T) {

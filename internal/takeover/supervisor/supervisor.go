@@ -358,17 +358,9 @@ func (s *Supervisor) recorded() Record {
 // prepare has the morgue find the living kernel, so that a takeover finds it
 // known. That it cannot is told now, not in the crash.
 func (s *Supervisor) prepare(ctx context.Context) error {
-	s.mu.Lock()
-	m := s.morgue
-	s.mu.Unlock()
-	if m == nil {
-		var err error
-		if m, err = morgue.Open(s.active.process.Spec.RAMPath()); err != nil {
-			return fmt.Errorf("open memory of partition %s: %w", s.active.name, err)
-		}
-		s.mu.Lock()
-		s.morgue = m
-		s.mu.Unlock()
+	m, err := s.openMorgue()
+	if err != nil {
+		return err
 	}
 	if err := m.Prepare(ctx); err != nil {
 		return fmt.Errorf("find the kernel of partition %s in its memory: %w", s.active.name, err)
@@ -377,6 +369,20 @@ func (s *Supervisor) prepare(ctx context.Context) error {
 	s.prepared = true
 	s.mu.Unlock()
 	return nil
+}
+
+// openMorgue opens the memory of the active side, if nobody has.
+func (s *Supervisor) openMorgue() (*morgue.Morgue, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.morgue == nil {
+		m, err := morgue.Open(s.active.process.Spec.RAMPath())
+		if err != nil {
+			return nil, fmt.Errorf("open memory of partition %s: %w", s.active.name, err)
+		}
+		s.morgue = m
+	}
+	return s.morgue, nil
 }
 
 // fit has an understudy rehearse. One with a kernel of its own must be one that can be read, too,

@@ -31,7 +31,7 @@ func (s *Supervisor) Switch(ctx context.Context) (*takeover.Report, error) {
 	if err := t.Measure("stop", func() error { return s.watched(ctx, s.halt) }); err != nil {
 		return nil, &NotSwitched{err}
 	}
-	return s.handOver(ctx, t, s.takeoverOptions(nil))
+	return s.handOver(ctx, t, s.takeoverOptions())
 }
 
 // NotSwitched is why the service stays where it is.

@@ -10,7 +10,6 @@ import (
 	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/takeover"
-	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
 // TakeOver makes the understudy the active side. With a report and an error both,
@@ -27,8 +26,28 @@ func (s *Supervisor) TakeOver(ctx context.Context, v liveness.Verdict) (*takeove
 	}
 	t := takeover.NewTimeline(zero)
 	t.Add("detect", zero, v.At)
-	return s.handOver(ctx, t, s.takeoverOptions(s.morgue))
+	return s.handOver(ctx, t, s.salvagingOptions())
 }
+
+// salvagingOptions are those of a takeover from a side that is dead. If its memory cannot be
+// opened, all that it may have is refused, and the memory kept.
+func (s *Supervisor) salvagingOptions() takeover.Options {
+	m, err := s.openMorgue()
+	o := s.takeoverOptions()
+	switch {
+	case !s.Pair.Takeover.Salvage:
+	case err != nil:
+		o.Salvager = unopened{err}
+	default:
+		o.Salvager = m
+	}
+	return o
+}
+
+// unopened is the memory of a side that could not be opened.
+type unopened struct{ err error }
+
+func (u unopened) Examine(takeover.Image) (takeover.Remains, error) { return nil, u.err }
 
 // handOver is the part that a takeover and a switch have in common.
 func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeover.Options) (*takeover.Report, error) {
@@ -88,8 +107,8 @@ func (s *Supervisor) needDead(d DeadSide, change func(*Record)) error {
 	return err
 }
 
-// takeoverOptions are those of a pair. salvager may be nil: then nothing is in memory only.
-func (s *Supervisor) takeoverOptions(salvager *morgue.Morgue) takeover.Options {
+// takeoverOptions are those of a pair from whose active side nothing is to be salvaged.
+func (s *Supervisor) takeoverOptions() takeover.Options {
 	o := takeover.Options{
 		SyncFirst: s.Pair.Takeover.Sync == pair.SyncBefore, Fenced: s.options.Fenced,
 		StopIfRefused: s.Pair.Takeover.Refused == pair.RefusedStop,
@@ -114,9 +133,6 @@ func (s *Supervisor) takeoverOptions(salvager *morgue.Morgue) takeover.Options {
 		if d.Layered() {
 			o.Layered = append(o.Layered, d.Name)
 		}
-	}
-	if salvager != nil && s.Pair.Takeover.Salvage {
-		o.Salvager = salvager
 	}
 	return o
 }
