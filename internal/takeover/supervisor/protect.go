@@ -114,10 +114,8 @@ func (s *Supervisor) prepareFor(ctx context.Context) error {
 // for its root disk, which comes first, and for what was refused, which is kept. If ctx ends
 // before, all of it stays, and is done the next time.
 func (s *Supervisor) bury(ctx context.Context, i int) error {
-	if d := s.unrecorded; d != nil {
-		if err := s.needDead(*d, func(*Record) {}); err != nil {
-			return err
-		}
+	if err := s.recordRest(); err != nil {
+		return err
 	}
 	if err := s.rescueRoot(ctx, i); err != nil {
 		return err

@@ -163,6 +163,9 @@ func TestUnrecorded(t *testing.T) {
 	if err := os.Mkdir(blocked, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	if err := s.needDead(DeadSide{Name: "left", Why: "not durable yet"}, func(r *Record) { r.Active = "right" }); err == nil {
+		t.Fatal("it was recorded")
+	}
 	if err := s.needDead(DeadSide{Name: "left", Why: "2 things"}, func(*Record) {}); err == nil {
 		t.Fatal("it was recorded")
 	}
@@ -172,8 +175,11 @@ func TestUnrecorded(t *testing.T) {
 	if err := os.Remove(blocked); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.bury(t.Context(), 0); err != nil || len(s.Kept()) != 1 {
+	if err := s.bury(t.Context(), 0); err != nil || len(s.Kept()) != 1 || s.Kept()[0].Why != "2 things" {
 		t.Errorf("%v, kept %+v", err, s.Kept())
+	}
+	if r := s.recorded(); r.Active != "right" {
+		t.Errorf("it is not recorded who serves: %+v", r)
 	}
 }
 

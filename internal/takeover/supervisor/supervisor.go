@@ -75,8 +75,9 @@ type Supervisor struct {
 	roots     map[string]*fence.Hold // of root images, likewise, but while one is rescued: of Protect
 	staging   *device.Staging
 	crashLoop crashLoop
-	// unrecorded is what needs a dead side's memory and could not be recorded; nil: all is.
-	unrecorded *DeadSide
+	// unrecorded is what could not be recorded: what needs a dead side's memory, and who serves;
+	// nil: all is.
+	unrecorded func(*Record)
 
 	recording sync.Mutex // of record
 

@@ -70,8 +70,9 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	clear(s.lost) // it is told anew
 	s.mu.Unlock()
 	left := DeadSide{Name: dead.name, Root: s.rescuedRoot(dead.index), Why: "what was brought over may not have been durable yet when its supervisor ended"}
+	serves := s.active.name
 	errs := []error{s.needDead(left, func(r *Record) {
-		r.Active, r.Heir, r.Understudy, r.Saved, r.Stopping = s.active.name, "", "", false, false
+		r.Active, r.Heir, r.Understudy, r.Saved, r.Stopping = serves, "", "", false, false
 		for i := range r.Disks {
 			r.Disks[i].Progress, r.Disks[i].Refused = "", false
 		}
@@ -93,14 +94,26 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 // needDead records what still needs the memory of a side that was taken over from, with another
 // change of the record. Until it is recorded, that side is not buried.
 func (s *Supervisor) needDead(d DeadSide, change func(*Record)) error {
-	s.unrecorded = &d
-	err := s.record(func(r *Record) {
+	before := s.unrecorded
+	s.unrecorded = func(r *Record) {
+		if before != nil {
+			before(r)
+		}
 		change(r)
 		r.Dead = nil
 		if d.Root != "" || d.Why != "" {
 			r.Dead = &d
 		}
-	})
+	}
+	return s.recordRest()
+}
+
+// recordRest records what could not be recorded before.
+func (s *Supervisor) recordRest() error {
+	if s.unrecorded == nil {
+		return nil
+	}
+	err := s.record(s.unrecorded)
 	if err == nil {
 		s.unrecorded = nil
 	}
