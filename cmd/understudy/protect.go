@@ -11,6 +11,7 @@ import (
 	"understudy.dev/understudy/internal/live/events"
 	"understudy.dev/understudy/internal/live/rootdisk"
 	"understudy.dev/understudy/internal/takeover/offline"
+	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
 // protection is a pair's way back to being protected. Its ctx ends once it is, when guard
@@ -102,18 +103,21 @@ func rescueRoot(pair string) func(ctx context.Context, disk, memory string) erro
 		if err != nil {
 			return err
 		}
-		parts, err := rootdisk.Unclean(disk)
+		parts, err := rootdisk.Unclean(disk, offline.InBetween)
 		if err != nil {
 			return err
 		}
 		var errs []error
 		for _, part := range parts {
-			report, err := offline.Run(ctx, offline.Options{Image: memory, Disk: disk, Part: part, Work: work, GiveUp: true})
+			report, err := offline.Run(ctx, offline.Options{Image: memory, Disk: disk, Part: part, Work: work, GiveUp: true, Forget: true})
 			if err == nil && !report.Complete {
 				err = applyVerdict(report)
 			}
 			if err != nil && part != 0 {
 				err = fmt.Errorf("partition %d: %w", part, err)
+			}
+			if errors.Is(err, offline.ErrInBetween) {
+				err = fmt.Errorf("%w: %w", supervisor.ErrInBetween, err)
 			}
 			errs = append(errs, err)
 		}

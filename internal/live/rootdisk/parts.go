@@ -3,14 +3,15 @@ package rootdisk
 import (
 	"errors"
 
+	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
 )
 
 // Unclean returns the partitions of an image or a block device whose file system, of the ext
-// family, was not unmounted, by their numbers. A disk without a partition table has 0 alone,
+// family, was not unmounted, or that are between two states, as a question says, by their numbers. A disk without a partition table has 0 alone,
 // which is all of it, in whatever state it is.
-func Unclean(path string) (parts []int, err error) {
+func Unclean(path string, inBetween func(device.Section) (bool, error)) (parts []int, err error) {
 	claim, err := fence.Take(path)
 	if err != nil {
 		return nil, err
@@ -21,9 +22,12 @@ func Unclean(path string) (parts []int, err error) {
 		return []int{0}, nil
 	}
 	for _, p := range table {
-		if _, err := probe(claim, p); errors.Is(err, errUnclean) {
+		_, unclean := probe(claim, p)
+		between, unread := inBetween(device.Section{Direct: device.Direct{File: claim.File}, Off: p.Off, Len: p.Len})
+		if errors.Is(unclean, errUnclean) || between {
 			parts = append(parts, p.Number)
 		}
+		err = errors.Join(err, unread)
 	}
 	return parts, err
 }

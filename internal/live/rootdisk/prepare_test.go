@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/fence"
 )
 
@@ -222,7 +223,9 @@ func TestFstab(t *testing.T) {
 	}
 }
 
-// TestUnclean: a partition is named if it was not unmounted, and a disk without partitions
+func never(device.Section) (bool, error) { return false, nil }
+
+// TestUnclean: a partition is named if it was not unmounted or is in between, and a disk without partitions
 // always.
 func TestUnclean(t *testing.T) {
 	for name, tt := range map[string]struct {
@@ -238,14 +241,21 @@ func TestUnclean(t *testing.T) {
 			if tt.parted {
 				at += "?offset=1048576"
 			}
-			if got, err := Unclean(path); err != nil || !slices.Equal(got, tt.clean) {
+			if got, err := Unclean(path, never); err != nil || !slices.Equal(got, tt.clean) {
 				t.Errorf("unmounted: %v, %v", got, err)
 			}
 			if out, err := exec.Command("debugfs", "-w", "-R", "feature needs_recovery", at).CombinedOutput(); err != nil {
 				t.Fatalf("debugfs: %v: %s", err, out)
 			}
-			if got, err := Unclean(path); err != nil || !slices.Equal(got, tt.dirty) {
+			if got, err := Unclean(path, never); err != nil || !slices.Equal(got, tt.dirty) {
 				t.Errorf("not unmounted: %v, %v", got, err)
+			}
+			always := func(s device.Section) (bool, error) { return s.Off > 0 && s.Len > 0, nil }
+			if out, err := exec.Command("debugfs", "-w", "-R", "feature ^needs_recovery", at).CombinedOutput(); err != nil {
+				t.Fatalf("debugfs: %v: %s", err, out)
+			}
+			if got, err := Unclean(path, always); err != nil || !slices.Equal(got, tt.dirty) {
+				t.Errorf("in between: %v, %v", got, err)
 			}
 			if hold, err := fence.Take(path); err != nil {
 				t.Errorf("it holds the disk: %v", err)

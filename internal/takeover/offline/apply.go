@@ -107,7 +107,7 @@ func (d *Disk) Apply(ctx context.Context, j Job, guest *Guest) (*Result, error) 
 }
 
 func (d *Disk) unfinished(id Identity) error {
-	return hint.New("disk "+d.path, fmt.Errorf("a commit to it was broken off, and it is in between: it was from %s, Linux %s", id.Image, id.Kernel),
+	return hint.New("disk "+d.path, inBetween{fmt.Errorf("a commit to it was broken off, and it is in between: it was from %s, Linux %s", id.Image, id.Kernel)},
 		"Finish that first: apply the same image again.")
 }
 
@@ -202,7 +202,7 @@ func (d *Disk) finish(ctx context.Context, r *Result) error {
 		return d.put(d.left.After)
 	})
 	if err != nil {
-		return hint.New("commit to "+d.path, err, "The disk is in between. Remove the cause and run the same command again: it goes on where this one stopped.")
+		return hint.New("commit to "+d.path, inBetween{err}, "The disk is in between. Remove the cause and run the same command again: it goes on where this one stopped.")
 	}
 	return d.done()
 }

@@ -44,6 +44,8 @@ type Disk struct {
 	path  string // absolute
 	work  string // directory, absolute
 	left  *record
+	// forget is Options.Forget
+	forget bool
 }
 
 // Open claims a disk and looks for what an earlier run left. If part is not 0, that partition
@@ -152,7 +154,7 @@ func (d *Disk) Work() string { return d.work }
 // clear makes an empty work directory. What an earlier run left there may go if
 // the run was for the same, or had nothing left to do.
 func (d *Disk) clear(id Identity) error {
-	if l := d.left; l != nil && l.Step != stepDone && l.Identity.Sum != id.Sum {
+	if l := d.left; l != nil && l.Step != stepDone && l.Identity.Sum != id.Sum && !d.forget {
 		return hint.New("work directory "+d.work,
 			fmt.Errorf("it is of an unfinished run for another image: %s, Linux %s", l.Identity.Image, l.Identity.Kernel),
 			"No file of the disk has anything of that run. If it is not wanted any more, remove the directory.")

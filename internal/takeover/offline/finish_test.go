@@ -188,7 +188,10 @@ func breakOff(t *testing.T, n int, differs, redo bool) {
 	if left != trialID {
 		t.Errorf("it is of %+v", left)
 	}
-	if _, err := again.Finish(t.Context(), Identity{Sum: "other"}); err == nil || !strings.Contains(err.Error(), "broken off") {
+	if is, err := InBetween(again.section()); err != nil || is != (n < 7) {
+		t.Errorf("after step %d it is in between: %v, %v", n, is, err)
+	}
+	if _, err := again.Finish(t.Context(), Identity{Sum: "other"}); !errors.Is(err, ErrInBetween) || !strings.Contains(err.Error(), "broken off") {
 		t.Errorf("finished for another: %v", err)
 	}
 	switch r, err := again.Finish(t.Context(), trialID); {

@@ -44,6 +44,9 @@ type Options struct {
 	// GiveUp has a disk whose last commit is refused brought to what an ordinary crash
 	// leaves, without it. Else not a byte of the disk changes.
 	GiveUp bool
+	// Forget has what an unfinished run for another memory has left beside Disk removed, if Disk
+	// has nothing of it. Else it is an error.
+	Forget bool
 
 	// handedOver says that a takeover has carried out the last commit and had another
 	// kernel mount Disk, which died before any service ran. The memory of that one
@@ -106,6 +109,7 @@ func (a *application) run(ctx context.Context) (err error) {
 	if a.target, err = open(a.Disk, a.Part, a.Work, a.claim); err != nil {
 		return err
 	}
+	a.target.forget = a.Forget
 	if left, unfinished := a.target.Unfinished(); unfinished {
 		return a.finish(ctx, left)
 	}
@@ -308,7 +312,7 @@ func (a *application) finish(ctx context.Context, left Identity) error {
 		return err
 	}
 	if a.fsys, err = a.fileSystem(id); err != nil {
-		return fmt.Errorf("%w; a commit to it from %s was broken off: finish that first", err, left.Image)
+		return inBetween{fmt.Errorf("%w; a commit to it from %s was broken off: finish that first", err, left.Image)}
 	}
 	a.begin()
 	a.report.Resumed = true

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/hint"
 )
 
@@ -40,24 +41,45 @@ func (d *Disk) veiled(r *record) (bool, error) {
 	return found, nil
 }
 
-// unveiled checks that a disk without a record is not in between. Veils are looked
-// for where superblocks are: in the first sectors, and 64 KiB in.
+// unveiled checks that a disk without a record is not in between.
 func (d *Disk) unveiled() error {
-	for _, off := range []int64{0, 1024, 64 << 10} {
+	is, err := InBetween(d.section())
+	if err == nil && is {
+		err = hint.New("disk "+d.path, inBetween{errors.New("a commit to it was broken off, and the rest of it is not in " + d.work)},
+			"Name the directory of that run with --work, and apply the same image again.")
+	}
+	return err
+}
+
+// InBetween reports whether a commit to a disk, or a partition, was broken off, as its veil says. It
+// is looked for where superblocks are: in the first sectors, of which one may have been written back
+// already, and 64 KiB in.
+func InBetween(s device.Section) (bool, error) {
+	for _, off := range []int64{0, 1024, 1024 + sector, 64 << 10} {
 		b := make([]byte, sector)
-		if off+sector > d.Size {
+		if off+sector > s.Len {
 			continue
 		}
-		if _, err := d.ReadAt(b, off); err != nil {
-			return fmt.Errorf("read disk: %w", err)
+		if _, err := s.ReadAt(b, off); err != nil {
+			return false, fmt.Errorf("read disk: %w", err)
 		}
 		if strings.HasPrefix(string(b), veilText) {
-			return hint.New("disk "+d.path, errors.New("a commit to it was broken off, and the rest of it is not in "+d.work),
-				"Name the directory of that run with --work, and apply the same image again.")
+			return true, nil
 		}
 	}
-	return nil
+	return false, nil
 }
+
+// ErrInBetween says that a disk has a part of what is to be written to it: nothing can mount it, and
+// the same memory is needed to write the rest.
+var ErrInBetween = errors.New("the disk is in between")
+
+// inBetween is ErrInBetween for a reason, which it says.
+type inBetween struct{ error }
+
+func (e inBetween) Unwrap() error { return e.error }
+
+func (inBetween) Is(target error) bool { return target == ErrInBetween }
 
 // put writes regions to the disk, durably.
 func (d *Disk) put(regions []Region) error {

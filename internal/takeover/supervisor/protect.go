@@ -180,9 +180,13 @@ func (s *Supervisor) rescuedRoot(i int) string {
 	return s.Pair.Partitions[i].Root
 }
 
+// ErrInBetween says that a root disk has a part of what is to be written to it, so that nothing can
+// boot from it.
+var ErrInBetween = errors.New("nothing boots from it until this is done")
+
 // rescueRoot brings to a dead side's own root disk what only its memory has of it. It
-// boots without, as after any crash, if that cannot be done; but if ctx ends before it is, it
-// fails, and is to be done again.
+// boots without, as after any crash, if that cannot be done; but if ctx ends before it is, or it
+// was broken off in between, it fails, and is to be done again.
 func (s *Supervisor) rescueRoot(ctx context.Context, i int) error {
 	p, dead := s.Pair.Partitions[i], s.dead()
 	if dead == nil || dead.Name != p.Name || dead.Root == "" || s.options.Rescue == nil {
@@ -197,8 +201,8 @@ func (s *Supervisor) rescueRoot(ctx context.Context, i int) error {
 		spec := s.spec(i, "")
 		err = s.options.Rescue(ctx, p.Root, spec.RAMPath())
 	}
-	if err != nil && ctx.Err() != nil {
-		return errors.Join(err, s.holdRoot(p.Root, fence.Keep))
+	if err != nil && (ctx.Err() != nil || errors.Is(err, ErrInBetween)) {
+		return errors.Join(fmt.Errorf("root disk of partition %s: %w", p.Name, err), s.holdRoot(p.Root, fence.Keep))
 	}
 	if err != nil {
 		s.trouble(wire.TroubleNotice{What: fmt.Sprintf("root disk of partition %s: what was not written is lost, as after any crash: %v", p.Name, err)})

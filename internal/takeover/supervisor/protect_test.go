@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -113,6 +114,17 @@ func TestBury(t *testing.T) {
 				if s.roots[s.Pair.Partitions[0].Root] == nil {
 					t.Error("the root disk is not held")
 				}
+			}
+			if tc.root != "" {
+				rescue := s.options.Rescue
+				s.options.Rescue = func(context.Context, string, string) error { return fmt.Errorf("write: %w", ErrInBetween) }
+				if err := s.bury(t.Context(), 0); !errors.Is(err, ErrInBetween) || s.dead() == nil || s.dead().Root == "" {
+					t.Errorf("a root disk that is in between: %v, %+v", err, s.dead())
+				}
+				if _, err := os.Stat(s.dir.RAM("left")); err != nil {
+					t.Error(err)
+				}
+				s.options.Rescue = rescue
 			}
 			if err := s.bury(t.Context(), 0); err != nil {
 				t.Fatal(err)
