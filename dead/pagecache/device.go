@@ -6,7 +6,6 @@ import (
 	"io"
 
 	"understudy.dev/understudy/dead/addr"
-	"understudy.dev/understudy/dead/kernel"
 )
 
 // Device is the disk of a file system as the dead kernel saw it: what it had
@@ -210,9 +209,8 @@ func (c *Cache) lookup(mapping addr.Virt, index addr.Index) (entry, error) {
 			return 0, nil
 		}
 		slot = int(uint64(index) >> here.shift % uint64(l.chunk))
-		at := func(i int) entry { return entry(kernel.Field{Off: l.slots.Off + 8*i, Size: 8}.Uint(b)) }
-		if e = at(slot); e.isSibling(l.chunk) && e.sibling() < slot {
-			e = at(e.sibling())
+		if e = l.entryAt(b, slot); e.isSibling(l.chunk) && e.sibling() < slot {
+			e = l.entryAt(b, e.sibling())
 		}
 		if here.shift == 0 {
 			break

@@ -78,7 +78,7 @@ func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case p.mapping != i.mapping || p.pages == 0 || at.index < p.index || uint64(at.index-p.index) >= p.pages:
+	case p.mapping != i.mapping || !p.covers(at):
 		return nil, fmt.Errorf("%w: page has another index", errTree)
 	case c.layout.page.canPoison && p.has(c.layout.page.poisoned):
 		return nil, fmt.Errorf("page %d is broken memory", p.frame)

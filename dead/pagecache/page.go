@@ -106,6 +106,11 @@ func (p *pageState) phys() addr.Phys { return p.unit.Phys(p.frame) }
 
 func (p *pageState) has(bit uint) bool { return p.flags>>bit&1 == 1 }
 
+// covers reports whether all pages that an entry stands for are of the folio.
+func (p *pageState) covers(at slotted) bool {
+	return at.index >= p.index && uint64(at.index-p.index)+at.pages <= p.pages
+}
+
 // Unsaved yields the bytes of a file in the page cache that are not on the disk,
 // or not known to be: those of pages that are dirty, under writeback, or marked
 // for it. Pieces ascend, do not overlap, and end with the page that holds the end
@@ -185,25 +190,36 @@ func (c *Cache) pieces(s *Superblock, i *Inode, at slotted, yield func(Piece, er
 		return yield(Piece{}, i.refuse(at.index, at.pages, Unreadable, err))
 	}
 	l := &c.layout.page
-	switch {
-	case entry(i.head) == at.entry && !i.marked && !p.has(l.dirty) && !p.writing:
+	if entry(i.head) == at.entry && !i.marked && !p.has(l.dirty) && !p.writing {
 		return true // the only page of the file, and clean
-	case p.mapping != i.mapping:
-		err, why := fmt.Errorf("page->mapping is %v", p.mapping), WrongMapping
-		return yield(Piece{}, i.refuse(at.index, at.pages, why, err))
-	case p.pages == 0:
-		return yield(Piece{}, i.refuse(at.index, at.pages, BadFolio, nil))
-	case at.index < p.index || uint64(at.index-p.index) >= p.pages:
-		err, why := fmt.Errorf("page->index is %d, of a folio of %d pages", p.index, p.pages), WrongIndex
-		return yield(Piece{}, i.refuse(at.index, at.pages, why, err))
-	case l.canPoison && p.has(l.poisoned):
-		return yield(Piece{}, i.refuse(at.index, at.pages, Poisoned, nil))
+	}
+	if err := c.belongs(i, p, at); err != nil {
+		return yield(Piece{}, err)
+	}
+	switch {
 	case s.smb():
 		return c.written(i, p, at, yield)
 	case p.has(l.uptodate):
 		return yield(whole(p, at), nil)
 	}
 	return c.partly(s, i, p, at, yield)
+}
+
+// belongs checks that the page of an entry of a file's tree is the file's, and is whole. An error
+// is a *Refusal of all that the entry stands for.
+func (c *Cache) belongs(i *Inode, p *pageState, at slotted) error {
+	l := &c.layout.page
+	switch {
+	case p.mapping != i.mapping:
+		return i.refuse(at.index, at.pages, WrongMapping, fmt.Errorf("page->mapping is %v", p.mapping))
+	case p.pages == 0:
+		return i.refuse(at.index, at.pages, BadFolio, nil)
+	case !p.covers(at):
+		return i.refuse(at.index, at.pages, WrongIndex, fmt.Errorf("page->index is %d, of a folio of %d pages", p.index, p.pages))
+	case l.canPoison && p.has(l.poisoned):
+		return i.refuse(at.index, at.pages, Poisoned, nil)
+	}
+	return nil
 }
 
 // whole returns the part of a folio that a slot stands for: all of it, where one

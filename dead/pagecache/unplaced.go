@@ -98,7 +98,7 @@ func (d *Device) unsavedBlocks(i *Inode, at slotted, out []UnsavedBlock) ([]Unsa
 		return nil, err
 	case entry(i.head) == at.entry && !i.marked && !p.has(page.dirty) && !p.writing:
 		return out, nil // the only page of the file, and clean
-	case p.mapping != i.mapping || p.pages == 0 || at.index < p.index || uint64(at.index-p.index) >= p.pages:
+	case p.mapping != i.mapping || !p.covers(at):
 		return nil, fmt.Errorf("%w: page has another index", errTree)
 	case page.canPoison && p.has(page.poisoned):
 		return nil, fmt.Errorf("page %d is broken memory", p.frame)

@@ -96,17 +96,18 @@ func (c *Cache) All(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 	}
 }
 
-// every visits the entries below one node, marked or not. It ends for the same
-// reasons as treeWalk.node.
+// every visits the entries below one node, marked or not, and siblings of none. It ends
+// for the same reasons as treeWalk.node.
 func (w *treeWalk) every(at addr.Virt, parent *treeNode, slot int, base addr.Index) bool {
 	here, b, err := w.enter(at, parent, slot)
 	if err != nil {
 		return w.visit(slotted{index: base, pages: parent.slotPages()}, err)
 	}
 	l := &w.c.layout.node
-	for slot := range l.chunk {
-		e := entry(kernel.Field{Off: l.slots.Off + 8*slot, Size: 8}.Uint(b))
-		if e == 0 || e.isSibling(l.chunk) {
+	for slot, n := 0, 1; slot < l.chunk; slot += n {
+		n = l.run(b, slot)
+		e := l.entryAt(b, slot)
+		if e == 0 && n == 1 {
 			continue
 		}
 		if here.shift+bits.Len(uint(slot)) > 64 {
@@ -117,12 +118,13 @@ func (w *treeWalk) every(at addr.Virt, parent *treeNode, slot int, base addr.Ind
 			return true
 		}
 		if e.isNode() && here.shift > 0 {
+			n = 1 // it has no siblings
 			if !w.every(e.node(), &here, slot, index) {
 				return false
 			}
 			continue
 		}
-		if !w.visit(slotted{entry: e, index: index, pages: 1 << here.shift}, nil) {
+		if !w.visit(w.slotted(b, here, slot, index), nil) {
 			return false
 		}
 	}
