@@ -57,24 +57,25 @@ func (p *pageLayout) look(t *kernel.Types) error {
 	return errors.Join(errs...)
 }
 
-// lookOrder finds the order of a large folio: a byte in the second page. Before
-// folios (5.16) it was compound_order there; _folio_order up to 6.5; then the
-// lowest byte of _flags_1 (commit ebc1baf5c9b4, 6.6).
+// lookOrder finds the order of a large folio: a byte in the second page. It was
+// compound_order there before there was a struct folio (5.16), and while that was one page
+// long (up to 6.0); _folio_order up to 6.5; then the lowest byte of _flags_1 (commit
+// ebc1baf5c9b4, 6.6).
 func (p *pageLayout) lookOrder(t *kernel.Types) error {
 	f := t.Layout("folio")
-	if errors.Is(f.Err(), kernel.ErrNotFound) {
+	p.folioSize = f.Size
+	switch {
+	case f.Has("_folio_order"):
+		p.order = f.Field("_folio_order", 1)
+	case f.Has("_flags_1"):
+		p.order = f.First([]string{"_flags_1", "_flags_1.f"}, 8)
+		p.order.Size = 1
+	default:
 		l := t.Layout("page")
 		p.order = l.Field("compound_order", 1)
 		p.order.Off += l.Size
 		p.folioSize = 2 * l.Size
 		return l.Err()
-	}
-	p.folioSize = f.Size
-	if f.Has("_folio_order") {
-		p.order = f.Field("_folio_order", 1)
-	} else {
-		p.order = f.First([]string{"_flags_1", "_flags_1.f"}, 8)
-		p.order.Size = 1
 	}
 	return f.Err()
 }
