@@ -138,18 +138,14 @@ func (d *Device) pageOf(off int64, size int) (p *pageState, within int64, err er
 	if p, err = d.c.page(addr.Virt(e)); err != nil {
 		return nil, 0, err
 	}
-	l := &d.c.layout.page
-	switch {
-	case p.mapping != d.mapping || index < p.index || uint64(index-p.index) >= p.pages:
+	if p.mapping != d.mapping || index < p.index || uint64(index-p.index) >= p.pages {
 		return nil, 0, fmt.Errorf("%w: page has another index", errTree)
-	case l.canPoison && p.has(l.poisoned):
-		return nil, 0, errors.New("page is poisoned: its memory is broken")
 	}
 	within = off - p.start()
 	if uint64(within)+uint64(size) > uint64(p.size()) {
 		return nil, 0, fmt.Errorf("%w: the block goes on in another page", errTree)
 	}
-	return p, within, nil
+	return p, within, d.c.unbroken(p, addr.Span{Off: within, End: within + int64(size)})
 }
 
 // blockThere returns ErrNotCached if the buffer at an offset of a page was not read.

@@ -129,6 +129,7 @@ func (c *Cache) requested(i *Inode, at slotted, yield func(Piece, error) bool) b
 	if err != nil {
 		return yield(Piece{}, err)
 	}
+	yield = p.intact(i, yield)
 	l := &c.layout.page
 	switch {
 	case p.has(l.hasPrivate):

@@ -89,7 +89,8 @@ type pageState struct {
 	mapping addr.Virt
 	index   addr.Index
 	private addr.Virt
-	writing bool // under writeback
+	writing bool         // under writeback
+	broken  []addr.Index // pages of the file whose memory is broken, of those it was asked for
 }
 
 // piece returns a part of a folio, from one of its bytes to another.
@@ -132,25 +133,12 @@ func (c *Cache) Unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 // unsaved yields what the marks of the page cache say is unsaved.
 func (c *Cache) unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 	return func(consume func(Piece, error) bool) {
-		done := int64(0)
 		all := true // was taken, and asked for
-		yield := func(p Piece, err error) bool {
-			if err != nil {
-				all = false
-				return consume(p, err)
-			}
-			// The pages of one folio may have an entry each.
-			if p.Off < done {
-				p.Phys += addr.Phys(min(done, p.End) - p.Off)
-				p.Off = min(done, p.End)
-			}
-			done = max(done, p.End)
-			if p.Len() > 0 && !consume(p, nil) {
-				all = false
-				return false
-			}
-			return true
-		}
+		yield := ascending(func(p Piece, err error) bool {
+			more := consume(p, err)
+			all = all && more && err == nil
+			return more
+		})
 		last := i.unit.End(i.Size)
 		if s.nfs() {
 			c.unsent(i, last, yield)
@@ -168,6 +156,23 @@ func (c *Cache) unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 				yield(Piece{}, i.refuse(0, uint64(last), BadTree, err))
 			}
 		}
+	}
+}
+
+// ascending passes on what comes of the entries of a tree, each byte and each broken page once: the
+// pages of one folio may have an entry each.
+func ascending(consume func(Piece, error) bool) func(Piece, error) bool {
+	done := int64(0)
+	return func(p Piece, err error) bool {
+		var r *Refusal
+		if errors.As(err, &r) && r.Reason == Poisoned {
+			p.Span = r.Span()
+		} else if err != nil {
+			return consume(p, err)
+		}
+		p = p.part(done, p.End)
+		done = max(done, p.End)
+		return p.Len() == 0 || consume(p, err)
 	}
 }
 
@@ -197,6 +202,7 @@ func (c *Cache) pieces(s *Superblock, i *Inode, at slotted, yield func(Piece, er
 	if err := c.belongs(i, p, at); err != nil {
 		return yield(Piece{}, err)
 	}
+	yield = p.intact(i, yield)
 	switch {
 	case s.smb():
 		return c.written(i, p, at, yield)
@@ -206,8 +212,8 @@ func (c *Cache) pieces(s *Superblock, i *Inode, at slotted, yield func(Piece, er
 	return c.partly(s, i, p, at, yield)
 }
 
-// belongs checks that the page of an entry of a file's tree is the file's, and is whole. An error
-// is a *Refusal of all that the entry stands for.
+// belongs checks that the page of an entry of a file's tree is the file's, and looks which pages of it
+// are broken. An error is a *Refusal of all that the entry stands for.
 func (c *Cache) belongs(i *Inode, p *pageState, at slotted) error {
 	l := &c.layout.page
 	switch {
@@ -220,14 +226,21 @@ func (c *Cache) belongs(i *Inode, p *pageState, at slotted) error {
 	case l.canPoison && p.has(l.poisoned):
 		return i.refuse(at.index, at.pages, Poisoned, nil)
 	}
+	if err := c.findBroken(p, p.within(i, at)); err != nil {
+		return i.refuse(at.index, at.pages, Unreadable, err)
+	}
 	return nil
 }
 
-// whole returns the part of a folio that a slot stands for: all of it, where one
-// entry stands for the folio, or one page of it, where each page has an entry of
-// its own (before multi-index entries, 5.17).
+// whole returns the part of a folio that an entry stands for: all of it, if the entry is the first of
+// the folio. Where each page has an entry of its own (before multi-index entries, 5.17), another
+// one stands for its own.
 func whole(p *pageState, at slotted) Piece {
-	return p.piece(p.unit.Byte(at.index-p.index), p.size())
+	from, end := p.unit.Byte(at.index-p.index), p.size()
+	if from > 0 {
+		end = p.unit.Byte(at.index - p.index + addr.Index(at.pages))
+	}
+	return p.piece(from, end)
 }
 
 // maxOrder bounds large folios: 1 GiB of pages of 4 KiB, as much as x86-64 can map as one page.

@@ -27,18 +27,7 @@ var errSwapped = errors.New("page was swapped out, and swap is not part of memor
 // walk goes on; a page that was never filled is passed over.
 func (c *Cache) Held(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 	return func(consume func(Piece, error) bool) {
-		done := int64(0)
-		yield := func(p Piece, err error) bool {
-			if err != nil {
-				return consume(p, err)
-			}
-			if p.Off < done { // a folio with an entry for each of its pages
-				p.Phys += addr.Phys(min(done, p.End) - p.Off)
-				p.Off = min(done, p.End)
-			}
-			done = max(done, p.End)
-			return p.Len() == 0 || consume(p, nil)
-		}
+		yield := ascending(consume)
 		last := i.unit.End(i.Size)
 		c.cached(i, last, func(at slotted, err error) bool {
 			if err != nil {
@@ -148,7 +137,7 @@ func (c *Cache) held(s *Superblock, i *Inode, at slotted, yield func(Piece, erro
 	if !p.has(c.layout.page.uptodate) {
 		return true
 	}
-	return yield(whole(p, at), nil)
+	return p.intact(i, yield)(whole(p, at), nil)
 }
 
 // maxLink bounds the target of a symbolic link, in bytes (PATH_MAX).
