@@ -119,29 +119,46 @@ func amd64Pages(k *Kernel) (addr.Virt, error) {
 	return base, nil
 }
 
-func amd64Arrangement(k *Kernel, size int64, guess ram.Arrangement) (ram.Arrangement, error) {
-	low, err := k.lowMemory(size)
-	if err != nil { // the kernel was found, and there is nothing better
-		return guess, nil
+// amd64Arrangement asks firmware's map. If it cannot be read, or does not account for a file of one
+// block, which may be cut, the guess is kept: the kernel was found, and there is nothing better.
+func amd64Arrangement(k *Kernel, file ram.Unarranged, guess ram.Arrangement) (ram.Arrangement, error) {
+	spare := uint64(lowReserved)
+	if file.Blocks() > 1 {
+		spare = leastPlugged - 1
 	}
-	return ram.Arrangement{Low: low}, nil
+	low, err := k.lowMemory(file.Bytes(), spare)
+	switch {
+	case err == nil:
+		return ram.Arrangement{Low: low}, nil
+	case errors.Is(err, errPlugged) && file.Blocks() > 1:
+		return guess, err
+	}
+	return guess, nil
 }
 
 // E820 is firmware's map of physical memory (arch/x86/include/asm/e820/types.h).
 const (
 	e820Entries = 128 + 3*1024 // E820_MAX_ENTRIES, with as many nodes as there can be
 	e820RAM     = 1            // E820_TYPE_RAM
+	oneMiB      = 1 << 20
 	fourGiB     = 1 << 32
 	// lowReserved is how much firmware may keep of the memory below 4 GiB, at its end: for
 	// tables of ACPI, or graphics.
 	lowReserved = 512 << 20
+	// leastPlugged is the least that Linux takes of what is plugged in: a section of memory
+	// (arch/x86/include/asm/sparsemem.h, SECTION_SIZE_BITS).
+	leastPlugged = 128 << 20
 )
 
-var errNoMap = errors.New("firmware's map of memory does not tell how it is arranged")
+var (
+	errNoMap   = errors.New("firmware's map of memory does not tell how it is arranged")
+	errPlugged = errors.New("which blocks of the file are where in memory is not known: firmware told of other memory than they have. If some was plugged in later, make the dump with dump-guest-memory (virsh dump --memory-only)")
+)
 
 // lowMemory is how much of a machine's memory, of so many bytes, lies below 4 GiB, if all
-// that does not goes on there without a gap.
-func (k *Kernel) lowMemory(size int64) (int64, error) {
+// that does not goes on there without a gap. At the end of that, at most so much is spare: no
+// RAM for the kernel. errPlugged says that the map does not add up to the size.
+func (k *Kernel) lowMemory(size int64, spare uint64) (int64, error) {
 	table, entry := k.types.Layout("e820_table"), k.types.Layout("e820_entry")
 	count, entries := table.Field("nr_entries", 4), table.Field("entries")
 	start, length, kind := entry.Field("addr", 8), entry.Field("size", 8), entry.Field("type", 4)
@@ -165,10 +182,14 @@ func (k *Kernel) lowMemory(size int64) (int64, error) {
 		return 0, err
 	}
 	var low, high uint64 // where each part ends
+	begins := false      // as each PC's memory does
 	for ; len(b) > 0; b = b[entry.Size:] {
 		from, n := start.Uint(b), length.Uint(b)
+		if kind.Uint(b) != e820RAM || n > 1<<52 || from > 1<<52 {
+			continue
+		}
+		begins = begins || from < oneMiB
 		switch {
-		case kind.Uint(b) != e820RAM || n > 1<<52 || from > 1<<52:
 		case from+n <= fourGiB:
 			low = max(low, from+n)
 		default:
@@ -179,8 +200,11 @@ func (k *Kernel) lowMemory(size int64) (int64, error) {
 	if high > 0 {
 		found -= high - fourGiB
 	}
-	if found > min(fourGiB, uint64(size)) || found%addr.PageSize != 0 || low > found || found-low > lowReserved {
-		return 0, errNoMap
+	switch {
+	case found <= min(fourGiB, uint64(size)) && found%addr.PageSize == 0 && low <= found && found-low <= spare:
+		return int64(found), nil
+	case begins:
+		return 0, errPlugged
 	}
-	return int64(found), nil
+	return 0, errNoMap
 }

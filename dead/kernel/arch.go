@@ -21,9 +21,9 @@ type architecture struct {
 	direct func(k *Kernel) (linear, error)
 	// pages is the address of the struct page of frame 0, which need not be one itself.
 	pages func(k *Kernel) (addr.Virt, error)
-	// arrangement is where the bytes of a RAM file of a size lie, by what the kernel knows of
+	// arrangement is where the bytes of a RAM file lie, by what the kernel knows of
 	// its memory, if they lie as guessed or otherwise.
-	arrangement func(k *Kernel, size int64, guess ram.Arrangement) (ram.Arrangement, error)
+	arrangement func(k *Kernel, file ram.Unarranged, guess ram.Arrangement) (ram.Arrangement, error)
 
 	sizes   []addr.Pages // that a base page may have
 	same    []string     // symbols of the note that have the same name in the symbol table

@@ -214,7 +214,7 @@ var errNotArranged = errors.New("the kernel has its memory elsewhere")
 // arm64Arrangement compares the memory that the kernel was told of with where the file was
 // taken to have it. In one piece, it lies where the page tables say; its end, which mem= may
 // have hidden from the kernel, matters only behind a hole.
-func arm64Arrangement(k *Kernel, _ int64, guess ram.Arrangement) (ram.Arrangement, error) {
+func arm64Arrangement(k *Kernel, _ ram.Unarranged, guess ram.Arrangement) (ram.Arrangement, error) {
 	told, err := k.systemRAM()
 	if err != nil {
 		return guess, fmt.Errorf("find out how memory is arranged: %w", err)

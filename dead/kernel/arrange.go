@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 
 	"understudy.dev/understudy/dead/ram"
@@ -21,13 +22,16 @@ func (f *finder) arranged(mem ram.Unarranged) (*Kernel, error) {
 		k, err := f.find()
 		if err == nil {
 			var is ram.Arrangement
-			if is, err = k.arch.arrangement(k, mem.Bytes(), guess); err == nil {
+			if is, err = k.arch.arrangement(k, mem, guess); err == nil {
 				if is == guess {
 					return k, nil
 				}
 				f.mem = mem.Arranged(is)
 				return f.find()
 			}
+		}
+		if errors.Is(err, errPlugged) {
+			return nil, fmt.Errorf("find kernel: %w", err)
 		}
 		if errs = append(errs, err); errors.Is(err, errNoNotes) {
 			break // pages are the same however they are arranged

@@ -35,7 +35,7 @@ type symbolTable struct {
 type symbolIndex struct {
 	start []uint32 // of symbol i in names
 	seed  maphash.Seed
-	first map[uint64]uint32 // hash of the name to the last symbol with it
+	first map[uint64]uint32 // hash of the name in the source to the last symbol with it
 	next  []uint32          // the one before that with the same hash, plus one; 0 ends
 }
 
@@ -126,7 +126,7 @@ func (t *symbolTable) read() (*symbolIndex, error) {
 			return nil, fmt.Errorf("parse kallsyms: symbol %d: %w", i, err)
 		}
 		pos += size
-		h := maphash.Bytes(x.seed, name)
+		h := maphash.Bytes(x.seed, inSource(name))
 		if prev, ok := x.first[h]; ok {
 			x.next[i] = prev + 1
 		}
@@ -186,7 +186,14 @@ func (t *symbolTable) expand(pos int, scratch []byte) (name []byte, size int, er
 	return name[1:], head + length, nil
 }
 
-// lookup returns the addresses of all symbols of a name.
+// inSource is a symbol's name without what clang's ThinLTO adds to that of a static one which it
+// makes global (kernel/kallsyms.c, cleanup_symbol_name).
+func inSource(name []byte) []byte {
+	name, _, _ = bytes.Cut(name, []byte(".llvm."))
+	return name
+}
+
+// lookup returns the addresses of all symbols of a name in the source.
 func (t *symbolTable) lookup(name string) []addr.Virt {
 	numbers, err := t.answers.ask(name, func() ([]uint64, error) { return t.search(name) })
 	if err != nil {
@@ -201,7 +208,7 @@ func (t *symbolTable) lookup(name string) []addr.Virt {
 	return found
 }
 
-// search returns the numbers of all symbols of a name.
+// search returns the numbers of all symbols of a name in the source.
 func (t *symbolTable) search(name string) ([]uint64, error) {
 	x, err := t.index()
 	if err != nil {
@@ -212,7 +219,7 @@ func (t *symbolTable) search(name string) ([]uint64, error) {
 	i, ok := x.first[maphash.String(x.seed, name)]
 	for ok {
 		got, _, err := t.expand(int(x.start[i]), scratch)
-		if err == nil && string(got) == name {
+		if err == nil && string(inSource(got)) == name {
 			found = append(found, uint64(i))
 		}
 		ok = x.next[i] != 0

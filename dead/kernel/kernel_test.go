@@ -68,6 +68,29 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// TestThinLTO: a static variable that clang made global for its link is found by its own name. Of
+// two, either may be meant.
+func TestThinLTO(t *testing.T) {
+	m := kerneltest.New(t)
+	want := m.Image("super_blocks.llvm.123456", 16)
+	for _, name := range []string{"two.llvm.1", "two.llvm.2", "other", "other.llvm.3", "llvm.4"} {
+		m.Image(name, 8)
+	}
+	m.Finish(pageType)
+	k, err := kernel.Find(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at, err := k.Symbol("super_blocks"); at != want || err != nil {
+		t.Errorf("%v, %v; want %v", at, err, want)
+	}
+	for name, want := range map[string]error{"two": kernel.ErrAmbiguous, "other": kernel.ErrAmbiguous, "llvm.4": nil, "super": kernel.ErrNotFound} {
+		if at, err := k.Symbol(name); !errors.Is(err, want) {
+			t.Errorf("%s: %v, %v", name, at, err)
+		}
+	}
+}
+
 // noted is a machine whose dump brings a note along. Looking for one in its memory
 // is counted.
 type noted struct {

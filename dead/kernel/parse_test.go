@@ -153,7 +153,7 @@ func FuzzSymbolTable(f *testing.F) {
 		}
 		for i := range min(len(x.start), 50) {
 			name, _, err := s.expand(int(x.start[i]), nil)
-			if err != nil || len(s.lookup(string(name))) == 0 {
+			if err != nil || len(s.lookup(string(inSource(name)))) == 0 {
 				t.Errorf("symbol %d %q is not found: %v", i, name, err)
 			}
 		}

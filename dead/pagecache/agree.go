@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"understudy.dev/understudy/dead/addr"
-	"understudy.dev/understudy/dead/kernel"
 )
 
 // unmarked looks for what the marks of a file's tree should say and do not: a page that is
@@ -47,7 +46,7 @@ func (u *unmarkedWalk) node(b []byte, at addr.Virt, parent *treeNode, slot int, 
 		if slot<<here.shift>>here.shift != slot || index >= u.last {
 			return nil
 		}
-		e := entry(kernel.Field{Off: l.slots.Off + 8*slot, Size: 8}.Uint(b))
+		e := l.entryAt(b, slot)
 		switch marked := u.isMarked(b, slot); {
 		case e.isNode() && here.shift > 0:
 			below, err := u.c.k.Bytes(e.node(), l.size)

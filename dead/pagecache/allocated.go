@@ -196,8 +196,8 @@ func (d *Device) allocatedIn(i *Inode, at slotted) (out []AllocatedBlock, all bo
 	if err != nil {
 		return nil, false, err
 	}
-	if at.index != p.index || p.mapping != i.mapping || p.pages == 0 || !p.has(c.layout.page.hasPrivate) ||
-		c.layout.page.canPoison && p.has(c.layout.page.poisoned) {
+	if at.index != p.index || p.mapping != i.mapping || !p.covers(at) || !p.has(c.layout.page.hasPrivate) ||
+		c.unbroken(p, p.within(i, at)) != nil {
 		return nil, false, nil // likewise, or it has no buffers
 	}
 	unsaved := 0

@@ -6,7 +6,6 @@ import (
 	"io"
 
 	"understudy.dev/understudy/dead/addr"
-	"understudy.dev/understudy/dead/kernel"
 )
 
 // Device is the disk of a file system as the dead kernel saw it: what it had
@@ -139,18 +138,14 @@ func (d *Device) pageOf(off int64, size int) (p *pageState, within int64, err er
 	if p, err = d.c.page(addr.Virt(e)); err != nil {
 		return nil, 0, err
 	}
-	l := &d.c.layout.page
-	switch {
-	case p.mapping != d.mapping || index < p.index || uint64(index-p.index) >= p.pages:
+	if p.mapping != d.mapping || index < p.index || uint64(index-p.index) >= p.pages {
 		return nil, 0, fmt.Errorf("%w: page has another index", errTree)
-	case l.canPoison && p.has(l.poisoned):
-		return nil, 0, errors.New("page is poisoned: its memory is broken")
 	}
 	within = off - p.start()
 	if uint64(within)+uint64(size) > uint64(p.size()) {
 		return nil, 0, fmt.Errorf("%w: the block goes on in another page", errTree)
 	}
-	return p, within, nil
+	return p, within, d.c.unbroken(p, addr.Span{Off: within, End: within + int64(size)})
 }
 
 // blockThere returns ErrNotCached if the buffer at an offset of a page was not read.
@@ -210,9 +205,8 @@ func (c *Cache) lookup(mapping addr.Virt, index addr.Index) (entry, error) {
 			return 0, nil
 		}
 		slot = int(uint64(index) >> here.shift % uint64(l.chunk))
-		at := func(i int) entry { return entry(kernel.Field{Off: l.slots.Off + 8*i, Size: 8}.Uint(b)) }
-		if e = at(slot); e.isSibling(l.chunk) && e.sibling() < slot {
-			e = at(e.sibling())
+		if e = l.entryAt(b, slot); e.isSibling(l.chunk) && e.sibling() < slot {
+			e = l.entryAt(b, e.sibling())
 		}
 		if here.shift == 0 {
 			break

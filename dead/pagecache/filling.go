@@ -38,6 +38,9 @@ func (d *Device) Filling(i *Inode, within []addr.Span) ([]FillingBlock, error) {
 		if err == nil {
 			p, err = c.sound(i, at)
 		}
+		if err == nil && len(p.broken) > 0 {
+			err = i.refuse(p.broken[0], 1, Poisoned, nil)
+		}
 		if err == nil && p.has(c.layout.page.locked) && overlaps(within, addr.Span{Off: p.start(), End: p.start() + p.size()}) {
 			out, err = d.filling(p, out)
 		}

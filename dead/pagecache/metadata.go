@@ -78,10 +78,8 @@ func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case p.mapping != i.mapping || p.pages == 0 || at.index < p.index || uint64(at.index-p.index) >= p.pages:
+	case p.mapping != i.mapping || !p.covers(at):
 		return nil, fmt.Errorf("%w: page has another index", errTree)
-	case c.layout.page.canPoison && p.has(c.layout.page.poisoned):
-		return nil, fmt.Errorf("page %d is broken memory", p.frame)
 	case at.index != p.index:
 		return nil, nil // with its first page
 	case !p.has(c.layout.page.hasPrivate):
@@ -89,6 +87,9 @@ func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 			return nil, nil
 		}
 		return nil, fmt.Errorf("page %d has no buffers", p.frame)
+	}
+	if err := c.unbroken(p, p.within(i, at)); err != nil {
+		return nil, err
 	}
 	var out []Block
 	var bad error
@@ -141,11 +142,13 @@ func (b *Buffers) Check(page addr.Virt, data addr.Phys, block addr.Block, size i
 	}
 	within := int64(data) - int64(p.phys())
 	off := p.start() + within
-	switch {
-	case p.pages == 0 || within < 0 || within+int64(size) > p.size():
+	if p.pages == 0 || within < 0 || within+int64(size) > p.size() {
 		return fmt.Errorf("block %d: its bytes are not in its page", block)
-	case c.layout.page.canPoison && p.has(c.layout.page.poisoned):
-		return fmt.Errorf("block %d: broken memory", block)
+	}
+	if err := c.unbroken(p, addr.Span{Off: within, End: within + int64(size)}); err != nil {
+		return fmt.Errorf("block %d: %w", block, err)
+	}
+	switch {
 	case p.mapping != b.d.mapping:
 		return b.ofFile(p.mapping, off, block, size)
 	case off != int64(block)*int64(size):

@@ -129,6 +129,7 @@ func (c *Cache) requested(i *Inode, at slotted, yield func(Piece, error) bool) b
 	if err != nil {
 		return yield(Piece{}, err)
 	}
+	yield = p.intact(i, yield)
 	l := &c.layout.page
 	switch {
 	case p.has(l.hasPrivate):
@@ -160,18 +161,7 @@ func (c *Cache) sound(i *Inode, at slotted) (*pageState, error) {
 	if err != nil {
 		return nil, i.refuse(at.index, at.pages, Unreadable, err)
 	}
-	l := &c.layout.page
-	switch {
-	case p.mapping != i.mapping:
-		return nil, i.refuse(at.index, at.pages, WrongMapping, fmt.Errorf("page->mapping is %v", p.mapping))
-	case p.pages == 0:
-		return nil, i.refuse(at.index, at.pages, BadFolio, nil)
-	case at.index < p.index || uint64(at.index-p.index) >= p.pages:
-		return nil, i.refuse(at.index, at.pages, WrongIndex, fmt.Errorf("page->index is %d, of a folio of %d pages", p.index, p.pages))
-	case l.canPoison && p.has(l.poisoned):
-		return nil, i.refuse(at.index, at.pages, Poisoned, nil)
-	}
-	return p, nil
+	return p, c.belongs(i, p, at)
 }
 
 // maxRequests bounds the requests of one folio.

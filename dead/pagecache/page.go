@@ -57,24 +57,25 @@ func (p *pageLayout) look(t *kernel.Types) error {
 	return errors.Join(errs...)
 }
 
-// lookOrder finds the order of a large folio: a byte in the second page. Up to 6.0
-// it was compound_order there, also where struct folio (5.16) was of one page only; _folio_order
-// up to 6.5; then the lowest byte of _flags_1 (commit ebc1baf5c9b4, 6.6).
+// lookOrder finds the order of a large folio: a byte in the second page. It was
+// compound_order there before there was a struct folio (5.16), and while that was one page
+// long (up to 6.0); _folio_order up to 6.5; then the lowest byte of _flags_1 (commit
+// ebc1baf5c9b4, 6.6).
 func (p *pageLayout) lookOrder(t *kernel.Types) error {
 	f := t.Layout("folio")
-	if errors.Is(f.Err(), kernel.ErrNotFound) || f.Err() == nil && !f.Has("_folio_order") && !f.Has("_flags_1") {
+	p.folioSize = f.Size
+	switch {
+	case f.Has("_folio_order"):
+		p.order = f.Field("_folio_order", 1)
+	case f.Has("_flags_1"):
+		p.order = f.First([]string{"_flags_1", "_flags_1.f"}, 8)
+		p.order.Size = 1
+	default:
 		l := t.Layout("page")
 		p.order = l.Field("compound_order", 1)
 		p.order.Off += l.Size
 		p.folioSize = 2 * l.Size
 		return l.Err()
-	}
-	p.folioSize = f.Size
-	if f.Has("_folio_order") {
-		p.order = f.Field("_folio_order", 1)
-	} else {
-		p.order = f.First([]string{"_flags_1", "_flags_1.f"}, 8)
-		p.order.Size = 1
 	}
 	return f.Err()
 }
@@ -88,7 +89,8 @@ type pageState struct {
 	mapping addr.Virt
 	index   addr.Index
 	private addr.Virt
-	writing bool // under writeback
+	writing bool         // under writeback
+	broken  []addr.Index // pages of the file whose memory is broken, of those it was asked for
 }
 
 // piece returns a part of a folio, from one of its bytes to another.
@@ -105,6 +107,11 @@ func (p *pageState) size() int64     { return int64(p.pages) << p.unit }
 func (p *pageState) phys() addr.Phys { return p.unit.Phys(p.frame) }
 
 func (p *pageState) has(bit uint) bool { return p.flags>>bit&1 == 1 }
+
+// covers reports whether all pages that an entry stands for are of the folio.
+func (p *pageState) covers(at slotted) bool {
+	return at.index >= p.index && uint64(at.index-p.index)+at.pages <= p.pages
+}
 
 // Unsaved yields the bytes of a file in the page cache that are not on the disk,
 // or not known to be: those of pages that are dirty, under writeback, or marked
@@ -126,25 +133,12 @@ func (c *Cache) Unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 // unsaved yields what the marks of the page cache say is unsaved.
 func (c *Cache) unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 	return func(consume func(Piece, error) bool) {
-		done := int64(0)
 		all := true // was taken, and asked for
-		yield := func(p Piece, err error) bool {
-			if err != nil {
-				all = false
-				return consume(p, err)
-			}
-			// The pages of one folio may have an entry each.
-			if p.Off < done {
-				p.Phys += addr.Phys(min(done, p.End) - p.Off)
-				p.Off = min(done, p.End)
-			}
-			done = max(done, p.End)
-			if p.Len() > 0 && !consume(p, nil) {
-				all = false
-				return false
-			}
-			return true
-		}
+		yield := ascending(func(p Piece, err error) bool {
+			more := consume(p, err)
+			all = all && more && err == nil
+			return more
+		})
 		last := i.unit.End(i.Size)
 		if s.nfs() {
 			c.unsent(i, last, yield)
@@ -162,6 +156,23 @@ func (c *Cache) unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 				yield(Piece{}, i.refuse(0, uint64(last), BadTree, err))
 			}
 		}
+	}
+}
+
+// ascending passes on what comes of the entries of a tree, each byte and each broken page once: the
+// pages of one folio may have an entry each.
+func ascending(consume func(Piece, error) bool) func(Piece, error) bool {
+	done := int64(0)
+	return func(p Piece, err error) bool {
+		var r *Refusal
+		if errors.As(err, &r) && r.Reason == Poisoned {
+			p.Span = r.Span()
+		} else if err != nil {
+			return consume(p, err)
+		}
+		p = p.part(done, p.End)
+		done = max(done, p.End)
+		return p.Len() == 0 || consume(p, err)
 	}
 }
 
@@ -185,19 +196,14 @@ func (c *Cache) pieces(s *Superblock, i *Inode, at slotted, yield func(Piece, er
 		return yield(Piece{}, i.refuse(at.index, at.pages, Unreadable, err))
 	}
 	l := &c.layout.page
-	switch {
-	case entry(i.head) == at.entry && !i.marked && !p.has(l.dirty) && !p.writing:
+	if entry(i.head) == at.entry && !i.marked && !p.has(l.dirty) && !p.writing {
 		return true // the only page of the file, and clean
-	case p.mapping != i.mapping:
-		err, why := fmt.Errorf("page->mapping is %v", p.mapping), WrongMapping
-		return yield(Piece{}, i.refuse(at.index, at.pages, why, err))
-	case p.pages == 0:
-		return yield(Piece{}, i.refuse(at.index, at.pages, BadFolio, nil))
-	case at.index < p.index || uint64(at.index-p.index) >= p.pages:
-		err, why := fmt.Errorf("page->index is %d, of a folio of %d pages", p.index, p.pages), WrongIndex
-		return yield(Piece{}, i.refuse(at.index, at.pages, why, err))
-	case l.canPoison && p.has(l.poisoned):
-		return yield(Piece{}, i.refuse(at.index, at.pages, Poisoned, nil))
+	}
+	if err := c.belongs(i, p, at); err != nil {
+		return yield(Piece{}, err)
+	}
+	yield = p.intact(i, yield)
+	switch {
 	case s.smb():
 		return c.written(i, p, at, yield)
 	case p.has(l.uptodate):
@@ -206,11 +212,35 @@ func (c *Cache) pieces(s *Superblock, i *Inode, at slotted, yield func(Piece, er
 	return c.partly(s, i, p, at, yield)
 }
 
-// whole returns the part of a folio that a slot stands for: all of it, where one
-// entry stands for the folio, or one page of it, where each page has an entry of
-// its own (before multi-index entries, 5.17).
+// belongs checks that the page of an entry of a file's tree is the file's, and looks which pages of it
+// are broken. An error is a *Refusal of all that the entry stands for.
+func (c *Cache) belongs(i *Inode, p *pageState, at slotted) error {
+	l := &c.layout.page
+	switch {
+	case p.mapping != i.mapping:
+		return i.refuse(at.index, at.pages, WrongMapping, fmt.Errorf("page->mapping is %v", p.mapping))
+	case p.pages == 0:
+		return i.refuse(at.index, at.pages, BadFolio, nil)
+	case !p.covers(at):
+		return i.refuse(at.index, at.pages, WrongIndex, fmt.Errorf("page->index is %d, of a folio of %d pages", p.index, p.pages))
+	case l.canPoison && p.has(l.poisoned):
+		return i.refuse(at.index, at.pages, Poisoned, nil)
+	}
+	if err := c.findBroken(p, p.within(i, at)); err != nil {
+		return i.refuse(at.index, at.pages, Unreadable, err)
+	}
+	return nil
+}
+
+// whole returns the part of a folio that an entry stands for: all of it, if the entry is the first of
+// the folio. Where each page has an entry of its own (before multi-index entries, 5.17), another
+// one stands for its own.
 func whole(p *pageState, at slotted) Piece {
-	return p.piece(p.unit.Byte(at.index-p.index), p.size())
+	from, end := p.unit.Byte(at.index-p.index), p.size()
+	if from > 0 {
+		end = p.unit.Byte(at.index - p.index + addr.Index(at.pages))
+	}
+	return p.piece(from, end)
 }
 
 // maxOrder bounds large folios: 1 GiB of pages of 4 KiB, as much as x86-64 can map as one page.

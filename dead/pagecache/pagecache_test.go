@@ -3,6 +3,7 @@ package pagecache_test
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"testing"
 
@@ -16,8 +17,13 @@ const good = 1<<pgUptodate | 1<<pgDirty
 
 // unsaved lists the pieces of a file as "letter[off,end)", and its refusals.
 func unsaved(c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Inode, mem []byte) []string {
+	return listed(c.Unsaved(s, i), mem)
+}
+
+// listed lists pieces as "letter[off,end)", and refusals.
+func listed(pieces iter.Seq2[pagecache.Piece, error], mem []byte) []string {
 	var out []string
-	for p, err := range c.Unsaved(s, i) {
+	for p, err := range pieces {
 		var r *pagecache.Refusal
 		switch {
 		case errors.As(err, &r):

@@ -98,10 +98,8 @@ func (d *Device) unsavedBlocks(i *Inode, at slotted, out []UnsavedBlock) ([]Unsa
 		return nil, err
 	case entry(i.head) == at.entry && !i.marked && !p.has(page.dirty) && !p.writing:
 		return out, nil // the only page of the file, and clean
-	case p.mapping != i.mapping || p.pages == 0 || at.index < p.index || uint64(at.index-p.index) >= p.pages:
+	case p.mapping != i.mapping || !p.covers(at):
 		return nil, fmt.Errorf("%w: page has another index", errTree)
-	case page.canPoison && p.has(page.poisoned):
-		return nil, fmt.Errorf("page %d is broken memory", p.frame)
 	case at.index != p.index:
 		return nil, fmt.Errorf("%w: page %d is a part of a larger one", ErrUnsettled, at.index)
 	case !p.has(page.hasPrivate):
@@ -110,6 +108,9 @@ func (d *Device) unsavedBlocks(i *Inode, at slotted, out []UnsavedBlock) ([]Unsa
 			return out, nil
 		}
 		return nil, fmt.Errorf("%w: page %d has none", ErrUnsettled, p.index)
+	}
+	if err := c.unbroken(p, p.within(i, at)); err != nil {
+		return nil, err
 	}
 	var bad error
 	err = c.ring(p, func(b bufferState) {

@@ -27,18 +27,7 @@ var errSwapped = errors.New("page was swapped out, and swap is not part of memor
 // walk goes on; a page that was never filled is passed over.
 func (c *Cache) Held(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 	return func(consume func(Piece, error) bool) {
-		done := int64(0)
-		yield := func(p Piece, err error) bool {
-			if err != nil {
-				return consume(p, err)
-			}
-			if p.Off < done { // a folio with an entry for each of its pages
-				p.Phys += addr.Phys(min(done, p.End) - p.Off)
-				p.Off = min(done, p.End)
-			}
-			done = max(done, p.End)
-			return p.Len() == 0 || consume(p, nil)
-		}
+		yield := ascending(consume)
 		last := i.unit.End(i.Size)
 		c.cached(i, last, func(at slotted, err error) bool {
 			if err != nil {
@@ -96,17 +85,18 @@ func (c *Cache) All(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 	}
 }
 
-// every visits the entries below one node, marked or not. It ends for the same
-// reasons as treeWalk.node.
+// every visits the entries below one node, marked or not, and siblings of none. It ends
+// for the same reasons as treeWalk.node.
 func (w *treeWalk) every(at addr.Virt, parent *treeNode, slot int, base addr.Index) bool {
 	here, b, err := w.enter(at, parent, slot)
 	if err != nil {
 		return w.visit(slotted{index: base, pages: parent.slotPages()}, err)
 	}
 	l := &w.c.layout.node
-	for slot := range l.chunk {
-		e := entry(kernel.Field{Off: l.slots.Off + 8*slot, Size: 8}.Uint(b))
-		if e == 0 || e.isSibling(l.chunk) {
+	for slot, n := 0, 1; slot < l.chunk; slot += n {
+		n = l.run(b, slot)
+		e := l.entryAt(b, slot)
+		if e == 0 && n == 1 {
 			continue
 		}
 		if here.shift+bits.Len(uint(slot)) > 64 {
@@ -117,12 +107,13 @@ func (w *treeWalk) every(at addr.Virt, parent *treeNode, slot int, base addr.Ind
 			return true
 		}
 		if e.isNode() && here.shift > 0 {
+			n = 1 // it has no siblings
 			if !w.every(e.node(), &here, slot, index) {
 				return false
 			}
 			continue
 		}
-		if !w.visit(slotted{entry: e, index: index, pages: 1 << here.shift}, nil) {
+		if !w.visit(w.slotted(b, here, slot, index), nil) {
 			return false
 		}
 	}
@@ -146,7 +137,7 @@ func (c *Cache) held(s *Superblock, i *Inode, at slotted, yield func(Piece, erro
 	if !p.has(c.layout.page.uptodate) {
 		return true
 	}
-	return yield(whole(p, at), nil)
+	return p.intact(i, yield)(whole(p, at), nil)
 }
 
 // maxLink bounds the target of a symbolic link, in bytes (PATH_MAX).

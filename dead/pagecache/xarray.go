@@ -54,13 +54,27 @@ func (e entry) isSibling(chunk int) bool { return e.isInternal() && e < entry(ch
 
 func (e entry) sibling() int { return int(e >> 2) }
 
+// entryAt is the entry in a slot of a node.
+func (n *nodeLayout) entryAt(b []byte, slot int) entry {
+	return entry(kernel.Field{Off: n.slots.Off + 8*slot, Size: 8}.Uint(b))
+}
+
+// run is how many slots of a node the entry in one of them has: behind it are its siblings.
+func (n *nodeLayout) run(b []byte, slot int) int {
+	end := slot + 1
+	for end < n.chunk && n.entryAt(b, end) == entry(slot)<<2|2 {
+		end++
+	}
+	return end - slot
+}
+
 func (e entry) node() addr.Virt { return addr.Virt(e - 2) }
 
 // slotted is an entry and its index.
 type slotted struct {
 	entry
 	index addr.Index
-	pages uint64 // how many pages its slot stands for
+	pages uint64 // how many pages it stands for, of those before the walk's last
 }
 
 // treeWalk visits the marked entries of one tree in ascending order.
@@ -164,22 +178,30 @@ func (w *treeWalk) check(b []byte, here treeNode, parent *treeNode, slot int) er
 // slot visits what is in one marked slot of a node.
 func (w *treeWalk) slot(b []byte, here treeNode, slot int, index addr.Index) bool {
 	l := &w.c.layout.node
-	slots := l.slots
-	e := entry(kernel.Field{Off: slots.Off + 8*slot, Size: 8}.Uint(b))
-	switch {
+	e := l.entryAt(b, slot)
+	switch first := e.sibling(); {
 	case e.isNode() && here.shift > 0:
 		return w.node(e.node(), &here, slot, index)
-	case e.isSibling(l.chunk) && e.sibling() < slot:
+	case e.isSibling(l.chunk) && first < slot && slot < first+l.run(b, first):
 		// Marks belong to the first slot of an entry. Where a sibling has
 		// one, too, its entry has been visited if it is marked itself.
-		first := e.sibling()
-		e = entry(kernel.Field{Off: slots.Off + 8*first, Size: 8}.Uint(b))
 		if w.isMarked(b, first) {
 			return true
 		}
 		index -= addr.Index(slot-first) << here.shift
+		slot = first
 	}
-	return w.visit(slotted{entry: e, index: index, pages: 1 << here.shift}, nil)
+	return w.visit(w.slotted(b, here, slot, index), nil)
+}
+
+// slotted is what is in a slot of a node, with the pages that its siblings stand for.
+func (w *treeWalk) slotted(b []byte, here treeNode, slot int, index addr.Index) slotted {
+	l := &w.c.layout.node
+	pages, left := uint64(0), uint64(w.last-index)
+	for n := l.run(b, slot); n > 0 && pages < left; n-- {
+		pages += here.slotPages()
+	}
+	return slotted{entry: l.entryAt(b, slot), index: index, pages: min(pages, left)}
 }
 
 func (w *treeWalk) isMarked(b []byte, slot int) bool {

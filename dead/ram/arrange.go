@@ -37,6 +37,9 @@ type Unarranged interface {
 	Guesses(of Machine) []Arrangement
 	// Bytes is how many the file has.
 	Bytes() int64
+	// Blocks is how many the file has its memory in, one after the other. Of several, the last
+	// ones may have been plugged in later, and lie apart from the others.
+	Blocks() int
 	// Arranged is the same memory with another arrangement. It is valid until the Memory
 	// itself is closed; its own Close does nothing.
 	Arranged(a Arrangement) Memory
@@ -95,7 +98,8 @@ func (a Arrangement) extents(size int64) extents {
 // raw is a RAM file.
 type raw struct {
 	arrangeable
-	size int64
+	size   int64
+	blocks int
 }
 
 // arrangeable is memory that stands in a file as it is.
@@ -115,6 +119,8 @@ func (r *raw) Guesses(of Machine) []Arrangement {
 }
 
 func (r *raw) Bytes() int64 { return r.size }
+
+func (r *raw) Blocks() int { return r.blocks }
 
 func (r *raw) Arranged(a Arrangement) Memory {
 	im := image{info: r.Info()}

@@ -212,7 +212,7 @@ func openRawOf(in input, size int64, format string) (Memory, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &raw{arrangeable: m.(arrangeable), size: size}, nil
+	return &raw{arrangeable: m.(arrangeable), size: size, blocks: 1}, nil
 }
 
 // maxPhys bounds physical addresses, in bytes: 256 TiB. x86-64 kernels with four levels

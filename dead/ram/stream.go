@@ -96,7 +96,7 @@ func openStream(in input) (Memory, error) {
 		return nil, err
 	}
 	p := &sentPages{in: in, pages: c.index(ram)}
-	return p.memory(size, Info{Format: streamName})
+	return p.memory(size, len(ram))
 }
 
 // cutStream refuses a stream without its end: until then QEMU sends the pages again that a
@@ -371,14 +371,14 @@ type sentPages struct {
 }
 
 // memory arranges the pages of a RAM file as if they stood in it.
-func (s *sentPages) memory(size uint64, info Info) (Memory, error) {
+func (s *sentPages) memory(size uint64, blocks int) (Memory, error) {
 	if size == 0 || len(s.pages) == 0 {
-		return nil, malformed(info.Format, "it has no memory")
+		return nil, malformed(streamName, "it has no memory")
 	}
-	im := image{info: info}
+	im := image{info: Info{Format: streamName}}
 	r := &raw{arrangeable: &sent{paged: newPaged(s.in, s, im), pages: s}, size: int64(size)}
 	first := r.Arranged(guesses(int64(size))[0]).(borrowed)
-	return &raw{arrangeable: first.arrangeable, size: int64(size)}, nil
+	return &raw{arrangeable: first.arrangeable, size: int64(size), blocks: blocks}, nil
 }
 
 // sent is memory that stands as pages in a stream.

@@ -25,10 +25,12 @@ func TestStream(t *testing.T) {
 		name   string
 		format ramtest.Format
 		info   string
+		blocks int
 	}{
-		{"migrate", ramtest.Stream{}, "QEMU migration stream"},
-		{"two nodes", ramtest.Stream{Blocks: []string{"ram-node0", "ram-node1"}}, "QEMU migration stream"},
-		{"save", ramtest.Stream{Save: true}, "QEMU migration stream, in a libvirt save file"},
+		{"migrate", ramtest.Stream{}, "QEMU migration stream", 1},
+		{"two nodes", ramtest.Stream{Blocks: []string{"ram-node0", "ram-node1"}}, "QEMU migration stream", 2},
+		{"a node and maybe a DIMM", ramtest.Stream{Blocks: []string{"mem0", "mem1"}}, "QEMU migration stream", 2},
+		{"save", ramtest.Stream{Save: true}, "QEMU migration stream, in a libvirt save file", 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			model := oneBlock()
@@ -39,7 +41,7 @@ func TestStream(t *testing.T) {
 			model.checkDescription(t, mem, ram.Info{Format: tc.info})
 			model.checkViews(t, mem, 3)
 			model.checkZeros(t, mem)
-			if raw, ok := mem.(ram.Unarranged); !ok || raw.Bytes() != model.pieces[0].Size {
+			if raw, ok := mem.(ram.Unarranged); !ok || raw.Bytes() != model.pieces[0].Size || raw.Blocks() != tc.blocks {
 				t.Errorf("%T", mem)
 			}
 			if err := mem.Close(); err != nil {

@@ -1,0 +1,78 @@
+package pagecache
+
+import (
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// findBroken looks which pages of a large folio have broken memory, of those with some of its bytes:
+// the kernel marks the struct page of each (mm/memory-failure.c, memory_failure), and then
+// tries to split the folio.
+func (c *Cache) findBroken(p *pageState, within addr.Span) error {
+	l := &c.layout.page
+	first := p.unit.Index(within.Off)
+	n := int(p.unit.End(within.End) - first)
+	if !l.canPoison || p.pages == 1 || within.Len() == 0 {
+		return nil
+	}
+	b, err := c.k.Bytes(c.k.PageStruct(p.frame+addr.PFN(first)), n*l.size)
+	if err != nil {
+		return fmt.Errorf("read pages of folio: %w", err)
+	}
+	for i := range n {
+		if l.flags.Uint(b[i*l.size:])>>l.poisoned&1 == 1 {
+			p.broken = append(p.broken, p.index+first+addr.Index(i))
+		}
+	}
+	return nil
+}
+
+// unbroken fails where any memory of a folio is broken, among some of its bytes.
+func (c *Cache) unbroken(p *pageState, within addr.Span) error {
+	err := c.findBroken(p, within)
+	if err == nil && (len(p.broken) > 0 || c.layout.page.canPoison && p.has(c.layout.page.poisoned)) {
+		err = fmt.Errorf("page %d is, or has, broken memory", p.frame)
+	}
+	return err
+}
+
+// within is where in a folio lies what an entry stands for, as far as it is the file's, in bytes.
+func (p *pageState) within(i *Inode, at slotted) addr.Span {
+	s := whole(p, at).Clip(i.Size)
+	return addr.Span{Off: s.Off - p.start(), End: s.End - p.start()}
+}
+
+// intact passes on what is found of a page, and refuses what is in broken memory, each page once.
+func (p *pageState) intact(i *Inode, yield func(Piece, error) bool) func(Piece, error) bool {
+	if len(p.broken) == 0 {
+		return yield
+	}
+	refused := addr.Index(0) // what lies before was, as far as it is broken
+	return func(piece Piece, err error) bool {
+		if err != nil {
+			return yield(piece, err)
+		}
+		for _, at := range p.broken {
+			bad := addr.Span{Off: p.unit.Byte(at), End: p.unit.Byte(at + 1)}
+			if bad.End <= piece.Off || bad.Off >= piece.End {
+				continue
+			}
+			if before := piece.part(piece.Off, bad.Off); before.Len() > 0 && !yield(before, nil) {
+				return false
+			}
+			if at >= refused && !yield(Piece{}, i.refuse(at, 1, Poisoned, nil)) {
+				return false
+			}
+			refused = max(refused, at+1)
+			piece = piece.part(bad.End, piece.End)
+		}
+		return piece.Len() == 0 || yield(piece, nil)
+	}
+}
+
+// part returns the bytes of a piece from one of the file to another.
+func (p Piece) part(from, to int64) Piece {
+	from, to = max(from, p.Off), min(to, p.End)
+	return Piece{Span: addr.Span{Off: from, End: max(from, to)}, Phys: p.Phys + addr.Phys(from-p.Off), Writeback: p.Writeback}
+}
