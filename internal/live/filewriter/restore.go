@@ -151,7 +151,8 @@ func (r *restorer) open(l *unlogged) (int, error) {
 
 var errMissing = errors.New("not on the disk: its creation was not committed")
 
-// probe checks whether an inode is on the disk.
+// probe checks whether an inode is on the disk, and older than the crash: before anything is
+// done, which changes its ctime.
 func (r *restorer) probe(l *unlogged) error {
 	fd, err := r.open(l)
 	if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) {
@@ -172,6 +173,15 @@ func (r *restorer) probe(l *unlogged) error {
 	if l.kind() == unix.S_IFREG && !l.attr.Committed && st.Nlink > 0 {
 		r.known[idOf(&st)] = l
 	}
+	if l.kind() != unix.S_IFDIR {
+		return l.old(&st)
+	}
+	if l.path() != "" || l.isTop() {
+		if r.dirs[l.path()], err = handleOf(r.kind, l.file, l.attr.Root); err != nil {
+			return err
+		}
+	}
+	l.failed = l.old(&st) != nil // left alone, and not reported: only its times differ
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -96,6 +97,17 @@ func (s *scene) has(name string, off, n int64) {
 		s.t.Errorf("%s has %d bytes, or other ones: %v", name, len(got), err)
 	}
 }
+
+// holds wants a name to have some content.
+func (s *scene) holds(name, content string) {
+	s.t.Helper()
+	if got, err := os.ReadFile(s.path(name)); err != nil || string(got) != content {
+		s.t.Errorf("%s has %q, %v, want %q", name, got, err, content)
+	}
+}
+
+// numbers are those of inodes in names.
+var numbers = regexp.MustCompile(`-[0-9]+`)
 
 // names lists all that is there.
 func (s *scene) names() string {
@@ -239,7 +251,79 @@ func TestRestoreNames(t *testing.T) {
 				s.was("before", modeDir, 0, 0, "after")
 				s.was("", modeFile, 0, 100, "after/new") // it is in the directory itself
 			},
-			names: "after before before/new", acts: "created after/new", fails: "rename from",
+			names: "after after/new after.displaced-INO",
+			acts:  "created after/new, displaced after after.displaced-INO, renamed after before",
+		},
+		{
+			name: "directory put aside, and made again",
+			before: func(s *scene) {
+				s.onDisk("data/", "")
+				s.onDisk("data/f", "content")
+				s.was("data", modeDir, 0, 0, "data.bak")
+				s.was("", modeDir, 0, 0, "data")
+				s.was("", modeFile, 0, 100, "data/f")
+			},
+			names: "data data/f data.bak data.bak/f",
+			acts:  "created data, created data/f, displaced data data.displaced-INO, renamed data.bak data.displaced-INO",
+			after: func(s *scene) { s.has("data/f", 0, 100); s.holds("data.bak/f", "content") },
+		},
+		{
+			name: "directory put aside, and another in its place",
+			before: func(s *scene) {
+				s.onDisk("data/", "")
+				s.onDisk("data/f", "content")
+				s.onDisk("next/", "")
+				s.was("data", modeDir, 0, 0, "data.bak")
+				s.was("next", modeDir, 0, 0, "data")
+				s.was("", modeFile, 0, 100, "data/g")
+			},
+			names: "data data/g data.bak data.bak/f",
+		},
+		{
+			name: "directories swapped",
+			before: func(s *scene) {
+				s.onDisk("a/", "")
+				s.onDisk("a/f", "content of a")
+				s.onDisk("b/", "")
+				s.was("a", modeDir, 0, 0, "b")
+				s.was("b", modeDir, 0, 0, "a")
+			},
+			names: "a b b/f",
+		},
+		{
+			name: "directory in the place of the one that it was in",
+			before: func(s *scene) {
+				s.onDisk("a/", "")
+				s.onDisk("a/b/", "")
+				s.onDisk("a/b/f", "content")
+				s.was("a/b", modeDir, 0, 0, "a")
+				s.was("a", modeDir, 0, 0, "old")
+			},
+			names: "a a/f old",
+		},
+		{
+			name: "directory removed, and made again",
+			before: func(s *scene) {
+				s.onDisk("d/", "")
+				s.onDisk("d/f", "content")
+				s.was("d", modeDir, 0, 0)
+				s.was("", modeDir, 0, 0, "d")
+				s.was("", modeFile, 0, 100, "d/f")
+			},
+			names: "d d/f d.displaced-INO d.displaced-INO/f",
+			acts:  "created d, created d/f, displaced d d.displaced-INO",
+			after: func(s *scene) { s.has("d/f", 0, 100) },
+		},
+		{
+			name: "directory in the place of a file",
+			before: func(s *scene) {
+				s.onDisk("d", "content")
+				s.was("d", modeFile, 4096, 200, "d.txt")
+				s.was("", modeDir, 0, 0, "d")
+				s.was("", modeFile, 0, 100, "d/f")
+			},
+			names: "d d/f d.txt",
+			after: func(s *scene) { s.has("d/f", 0, 100); s.has("d.txt", 4096, 200) },
 		},
 		{
 			name: "deleted, and back",
@@ -302,20 +386,12 @@ func TestRestoreNames(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newScene(t)
 			tc.before(s)
-			ino := func(text string) string {
-				if _, err := os.Stat(s.path("f")); err == nil && strings.Contains(text, "INO") {
-					n, _ := s.of("f")
-					return strings.ReplaceAll(text, "INO", fmt.Sprint(n))
-				}
-				return text
-			}
-			names, what := ino(tc.names), ino(tc.acts)
 			r := s.restore(time.Time{})
-			if got := s.names(); got != names {
-				t.Errorf("there is %q, want %q", got, names)
+			if got := numbers.ReplaceAllString(s.names(), "-INO"); got != tc.names {
+				t.Errorf("there is %q, want %q", got, tc.names)
 			}
-			if got := acts(r); tc.acts != "" && got != what {
-				t.Errorf("done was %q, want %q", got, what)
+			if got := numbers.ReplaceAllString(acts(r), "-INO"); tc.acts != "" && got != tc.acts {
+				t.Errorf("done was %q, want %q", got, tc.acts)
 			}
 			reasons := fmt.Sprint(r.Failures)
 			if (tc.fails == "") != (len(r.Failures) == 0) || !strings.Contains(reasons, tc.fails) {
@@ -415,12 +491,24 @@ func TestRestoreLater(t *testing.T) {
 	if r := s.restore(time.Now().Add(time.Hour)); len(r.Failures) > 0 {
 		t.Errorf("%+v", r)
 	}
+	// What we do ourselves to what is in the way is no change by another.
+	s = newScene(t)
+	s.onDisk("a/", "")
+	s.onDisk("b/", "")
+	s.onDisk("c", "content")
+	s.was("a", modeDir, 0, 0, "b")
+	s.was("b", modeDir, 0, 0, "c")
+	s.was("c", modeFile, 0, 100, "a")
+	if r := s.restore(time.Now()); len(r.Failures) > 0 || s.names() != "a b c" {
+		t.Errorf("there is %s, %+v", s.names(), r)
+	}
 }
 
 // TestRestoreAgain: a plan that is carried out again, since the first attempt was broken off,
 // finds what that has made, complete or not, and makes nothing twice.
 func TestRestoreAgain(t *testing.T) {
 	s := newScene(t)
+	s.onDisk("dir/", "") // it was removed, and made again
 	s.was("", modeDir, 0, 0, "dir")
 	s.was("", modeFile, 0, 5000, "dir/whole")
 	torn := s.was("", modeFile, 8192, 6000, "torn")
@@ -449,7 +537,7 @@ func TestRestoreAgain(t *testing.T) {
 	if want := "another another.displaced-"; !strings.HasPrefix(names, want) {
 		t.Errorf("there is %s, and another file that had the name is lost", names)
 	}
-	if strings.Count(names, "displaced") != 1 || strings.Contains(names, ".understudy") {
+	if strings.Count(names, "dir.displaced") != 1 || strings.Count(names, "another.displaced") != 1 || strings.Contains(names, ".understudy") {
 		t.Errorf("there is %s", names)
 	}
 	if want := "created another, created torn, displaced another"; !strings.HasPrefix(acts(r), want) {
