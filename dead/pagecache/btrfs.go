@@ -16,6 +16,9 @@ type Btrfs struct {
 	// Super are the bytes of the superblock that was written last, or was about to
 	// be (super_for_commit).
 	Super []byte
+	// Logging says that an fsync was about to write that superblock, with the root of another log
+	// tree: what the disk has may have the one before.
+	Logging bool
 
 	c      *Cache
 	s      *Superblock
@@ -32,6 +35,7 @@ const BtrfsSuperSize = 4096
 type btrfsLayout struct {
 	infoSize                                int
 	super, generation, committed, forCommit kernel.Field
+	logRoot                                 kernel.Field
 	inodeSize                               int
 	inode, root, lastTrans, loggedTrans     kernel.Field
 	ordered, modified, flags, logging       kernel.Field
@@ -40,7 +44,7 @@ type btrfsLayout struct {
 	extentSize                              int
 	extentList, extentGeneration            kernel.Field
 	rootSize                                int
-	rootInfo, rootID                        kernel.Field
+	rootInfo, rootID, logCommit             kernel.Field
 }
 
 func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
@@ -49,6 +53,7 @@ func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
 	b.infoSize = f.Size
 	b.super, b.generation = f.Field("sb", 8), f.Field("generation", 8)
 	b.committed, b.forCommit = f.Field("last_trans_committed", 8), f.Field("super_for_commit", 8)
+	b.logRoot = f.Field("log_root_tree", 8)
 	i := layoutIn(k, "btrfs_inode", "btrfs")
 	b.inodeSize = i.Size
 	b.inode, b.root = i.Field("vfs_inode"), i.Field("root", 8)
@@ -64,6 +69,7 @@ func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
 	r := layoutIn(k, "btrfs_root", "btrfs")
 	b.rootSize = r.Size
 	b.rootInfo, b.rootID = r.Field("fs_info", 8), r.Field("root_key.objectid", 8)
+	b.logCommit = r.Field("log_commit", 8)
 	err := errors.Join(f.Err(), i.Err(), e.Err(), r.Err())
 	if err != nil {
 		return nil, err
@@ -98,7 +104,22 @@ func (c *Cache) Btrfs(s *Superblock) (*Btrfs, error) {
 	}
 	f := &Btrfs{LastCommitted: l.committed.Uint(b), Super: super, c: c, s: s, layout: l}
 	f.single = l.generation.Uint(b) <= f.LastCommitted+1
+	if root := l.logRoot.Pointer(b); root != 0 {
+		if f.Logging, err = f.committing(root); err != nil {
+			return nil, fmt.Errorf("read btrfs: tree of logs of %s: %w", s.ID, err)
+		}
+	}
 	return f, nil
+}
+
+// committing reports whether an fsync is writing the tree of logs: its log_commit, of either of the
+// last two, is set until the superblock is written (fs/btrfs/tree-log.c, btrfs_sync_log).
+func (f *Btrfs) committing(root addr.Virt) (bool, error) {
+	b, err := f.c.k.Bytes(root, f.layout.rootSize)
+	if err != nil {
+		return false, err
+	}
+	return f.layout.logCommit.Uint(b) != 0, nil
 }
 
 // own reads the btrfs_inode around an inode.
