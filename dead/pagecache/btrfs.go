@@ -38,7 +38,8 @@ type btrfsLayout struct {
 	logRoot                                 kernel.Field
 	inodeSize                               int
 	inode, root, lastTrans, loggedTrans     kernel.Field
-	ordered, modified, flags, logging       kernel.Field
+	ordered, modified, flags                kernel.Field
+	logging                                 kernel.Lock
 	blocks, bytes                           kernel.Field
 	fullSync                                uint64 // number of the bit in flags
 	extentSize                              int
@@ -60,7 +61,7 @@ func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
 	b.lastTrans, b.loggedTrans = i.Field("last_trans", 8), i.Field("logged_trans", 8)
 	b.blocks, b.bytes = i.Field("vfs_inode.i_blocks", 8), i.Field("vfs_inode.i_bytes", 2)
 	b.modified, b.flags = i.Field("extent_tree.modified_extents", 16), i.Field("runtime_flags", 8)
-	b.logging = i.Field("log_mutex.owner", 8)
+	b.logging = i.Lock("log_mutex")
 	// On 6.1 there is a structure around the tree, on 6.12 not.
 	b.ordered = i.First([]string{"ordered_tree.tree.rb_node", "ordered_tree.rb_node"}, 8)
 	e := layoutIn(k, "extent_map", "btrfs")
@@ -166,7 +167,7 @@ func (f *Btrfs) Kept(i *Inode) (bool, error) {
 		return false, err
 	}
 	l := f.layout
-	if !f.single || l.flags.Uint(b)>>l.fullSync&1 == 1 || l.ordered.Uint(b) != 0 || l.logging.Uint(b) != 0 || l.loggedTrans.Uint(b) > f.LastCommitted {
+	if !f.single || l.flags.Uint(b)>>l.fullSync&1 == 1 || l.ordered.Uint(b) != 0 || !l.logging.Free(b) || l.loggedTrans.Uint(b) > f.LastCommitted {
 		return false, nil
 	}
 	for at, err := range f.c.List(l.modified.In(i.Addr - addr.Virt(l.inode.Off))) {
