@@ -145,14 +145,15 @@ func (f *Btrfs) Committed(i *Inode) (bool, error) {
 }
 
 // Bare reports whether no extent of a file is on the disk, as the
-// kernel saw it: then what is not in memory is zeros.
+// kernel saw it, nor waits to be recorded: then what is not in memory is zeros. An extent is
+// counted only once it is recorded, which of a direct write is after its data is written.
 func (f *Btrfs) Bare(i *Inode) (bool, error) {
 	b, err := f.own(i)
 	if err != nil {
 		return false, err
 	}
 	l := f.layout
-	return l.blocks.Uint(b) == 0 && l.bytes.Uint(b) == 0, nil
+	return l.blocks.Uint(b) == 0 && l.bytes.Uint(b) == 0 && l.ordered.Uint(b) == 0, nil
 }
 
 // Kept reports whether the extents of a file are those that the last

@@ -165,15 +165,6 @@ func TestCheckBtrfsInFlight(t *testing.T) {
 func inFlight(t *testing.T, k *kernel.Kernel, id pagecache.UUID, generation uint64, committing, logging bool) *salvage.Plan {
 	t.Helper()
 	mem := &damaged{Memory: k.Memory(), bytes: make(map[addr.Phys]byte)}
-	put := func(at addr.Virt, v uint64) {
-		pa, err := k.Physical(at)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i := range addr.Phys(8) {
-			mem.bytes[pa+i] = byte(v >> (8 * i))
-		}
-	}
 	c, err := pagecache.Open(k)
 	if err != nil {
 		t.Fatal(err)
@@ -197,17 +188,73 @@ func inFlight(t *testing.T, k *kernel.Kernel, id pagecache.UUID, generation uint
 		t.Fatal(err)
 	}
 	if committing {
-		put(committed.In(at), generation-1)
+		mem.put(t, k, committed.In(at), generation-1)
 	}
 	if logging {
 		some, err := k.Pointer(tree.In(at)) // as good as any
 		if err != nil {
 			t.Fatal(err)
 		}
-		put(logRoot.In(at), uint64(some))
-		put(commit.In(some), 1<<32)
+		mem.put(t, k, logRoot.In(at), uint64(some))
+		mem.put(t, k, commit.In(some), 1<<32)
 	}
 	return planIn(t, mem, id)
+}
+
+// put has another number at an address.
+func (d *damaged) put(t *testing.T, k *kernel.Kernel, at addr.Virt, v uint64) {
+	t.Helper()
+	pa, err := k.Physical(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range addr.Phys(8) {
+		d.bytes[pa+i] = byte(v >> (8 * i))
+	}
+}
+
+// TestOrdered wants no zeros for what a file without extents has that waits to be recorded.
+func TestOrdered(t *testing.T) {
+	image := fixture.Get(t, fixture.Everything(fixture.Default))
+	id := uuidOf(t, image.Format("btrfs"))
+	k := openKernel(t, image)
+	c, err := pagecache.Open(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Superblock(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	types, err := k.Module("btrfs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	layout := types.Layout("btrfs_inode")
+	inode, ordered := layout.Field("vfs_inode"), layout.First([]string{"ordered_tree.tree.rb_node", "ordered_tree.rb_node"}, 8)
+	if err := layout.Err(); err != nil {
+		t.Fatal(err)
+	}
+	zeros := make(map[addr.Ino]bool)
+	for _, f := range planIn(t, k.Memory(), id).Files {
+		zeros[f.Ino] = len(f.Metadata.Zeros) > 0
+	}
+	for i, err := range c.Inodes(s) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !zeros[i.Ino] {
+			continue
+		}
+		mem := &damaged{Memory: k.Memory(), bytes: make(map[addr.Phys]byte)}
+		mem.put(t, k, ordered.In(i.Addr-addr.Virt(inode.Off)), uint64(i.Addr))
+		p := planIn(t, mem, id)
+		if !slices.ContainsFunc(p.Refused, func(r *pagecache.Refusal) bool { return r.Inode == i.Ino && r.Reason == pagecache.Partial }) {
+			t.Errorf("inode %d: what waits to be recorded is taken for zeros", i.Ino)
+		}
+		return
+	}
+	t.Error("there is no file with zeros")
 }
 
 // planIn plans for the disk of a file system in some memory.
