@@ -95,7 +95,7 @@ func (r *restorer) rename(l *unlogged, fd int) error {
 
 // whereIs returns the path of an open directory, from the top of the file system.
 func (r *restorer) whereIs(fd int) (string, error) {
-	now, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	now, err := os.Readlink(procPath(fd))
 	if err == nil {
 		now, err = filepath.Rel(r.top, now)
 	}

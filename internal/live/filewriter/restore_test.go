@@ -106,6 +106,30 @@ func (s *scene) holds(name, content string) {
 	}
 }
 
+// link makes a symbolic link on the disk.
+func (s *scene) link(name, target string) {
+	s.t.Helper()
+	if err := os.Symlink(target, s.path(name)); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// leads wants a name to be a symbolic link to a target.
+func (s *scene) leads(name, target string) {
+	s.t.Helper()
+	if got, err := os.Readlink(s.path(name)); err != nil || got != target {
+		s.t.Errorf("%s leads to %q, %v, want %q", name, got, err, target)
+	}
+}
+
+// node makes a fifo, a socket or a device on the disk, that of /dev/null.
+func (s *scene) node(name string, mode uint32) {
+	s.t.Helper()
+	if err := unix.Mknod(s.path(name), mode, int(unix.Mkdev(1, 3))); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // numbers are those of inodes in names.
 var numbers = regexp.MustCompile(`-[0-9]+`)
 
@@ -140,6 +164,7 @@ func acts(r wire.ApplyResult) string {
 const (
 	modeFile = unix.S_IFREG | 0o4751
 	modeDir  = unix.S_IFDIR | 0o2750
+	modeLink = unix.S_IFLNK | 0o777
 )
 
 func TestRestoreNames(t *testing.T) {
@@ -359,9 +384,7 @@ func TestRestoreNames(t *testing.T) {
 		{
 			name: "a link on the way",
 			before: func(s *scene) {
-				if err := os.Symlink("/tmp", s.path("out")); err != nil {
-					s.t.Fatal(err)
-				}
+				s.link("out", "/tmp")
 				s.was("", modeFile, 0, 100, "out/f")
 			},
 			names: "out", fails: "open directory",
@@ -373,6 +396,55 @@ func TestRestoreNames(t *testing.T) {
 				s.was("", unix.S_IFLNK|0o777, 0, 0, "unknown")
 			},
 			names: "known", acts: "created known", fails: "some symbolic links",
+		},
+		{
+			name: "symbolic link renamed over another",
+			before: func(s *scene) {
+				s.link("current", "rel1")
+				s.link("tmp", "rel2")
+				s.was("tmp", modeLink, 0, 0, "current").Target = []byte("rel2")
+			},
+			names: "current current.displaced-INO",
+			acts:  "displaced current current.displaced-INO, linked current, unlinked tmp",
+			after: func(s *scene) { s.leads("current", "rel2") },
+		},
+		{
+			name: "symbolic link replaced",
+			before: func(s *scene) {
+				s.link("current", "rel1")
+				s.was("current", modeLink, 0, 0)
+				s.was("", modeLink, 0, 0, "current").Target = []byte("rel2")
+			},
+			names: "current", acts: "created current, unlinked current",
+			after: func(s *scene) { s.leads("current", "rel2") },
+		},
+		{
+			name: "symbolic link put aside, and made again with the same target",
+			before: func(s *scene) {
+				s.link("current", "rel")
+				s.was("current", modeLink, 0, 0, "old").Target = []byte("rel")
+				s.was("", modeLink, 0, 0, "current").Target = []byte("rel")
+			},
+			names: "current old", acts: "created current, linked old, unlinked current",
+		},
+		{
+			name: "symbolic link deleted, and back",
+			before: func(s *scene) {
+				s.link("gone", "rel")
+				s.was("gone", modeLink, 0, 0)
+			},
+			names: "gone", acts: "is back gone",
+		},
+		{
+			name: "fifo renamed, device linked",
+			before: func(s *scene) {
+				s.node("old", unix.S_IFIFO|0o600)
+				s.node("null", unix.S_IFCHR|0o600)
+				s.was("old", unix.S_IFIFO|0o640, 0, 0, "new")
+				s.was("null", unix.S_IFCHR|0o640, 0, 0, "null", "null2")
+				s.was("", unix.S_IFIFO|0o640, 0, 0, "missing")
+			},
+			names: "new null null2", acts: "linked new, linked null2, unlinked old", fails: "some symbolic links",
 		},
 		{
 			name: "another type by now",
@@ -417,13 +489,18 @@ func TestRestoreAttributes(t *testing.T) {
 	s.was("", modeDir, 0, 0, "made")
 	s.was("", modeFile, 0, 100, "made/new")
 	s.was("", modeFile, 0, 100, "there/new").Flags = lockingFlags
+	s.link("link", "target")
+	s.node("fifo", unix.S_IFIFO|0o600)
+	s.was("link", modeLink, 0, 0, "link")
+	s.was("fifo", unix.S_IFIFO|0o620, 0, 0, "fifo")
+	s.was("", modeLink, 0, 0, "made/link").Target = []byte("target")
 	if r := s.restore(time.Time{}); len(r.Failures) > 0 {
 		t.Fatalf("%+v", r)
 	}
 	defer setFileFlags(t, s.path("there/new"), lockingFlags, false)
-	for name, mode := range map[string]uint32{"there": modeDir, "there/old": modeFile, "made": modeDir, "made/new": modeFile, "there/new": modeFile} {
+	for name, mode := range map[string]uint32{"there": modeDir, "there/old": modeFile, "made": modeDir, "made/new": modeFile, "there/new": modeFile, "link": modeLink, "fifo": unix.S_IFIFO | 0o620, "made/link": modeLink} {
 		var st unix.Stat_t
-		if err := unix.Stat(s.path(name), &st); err != nil {
+		if err := unix.Lstat(s.path(name), &st); err != nil {
 			t.Fatal(err)
 		}
 		if st.Mode != mode || st.Uid != 12 || st.Gid != 34 || st.Mtim.Sec != 1e9 {

@@ -192,7 +192,7 @@ func (t *target) write(mount int, data []byte, off, n int64) {
 func (t *target) writePlain(data []byte, off int64) error {
 	t.mu.Lock()
 	if t.plain == 0 {
-		fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", t.fd), unix.O_RDWR|unix.O_NOATIME|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(procPath(t.fd), unix.O_RDWR|unix.O_NOATIME|unix.O_CLOEXEC, 0)
 		if err != nil {
 			t.mu.Unlock()
 			return fmt.Errorf("open for the page cache: %w", err)
