@@ -16,6 +16,9 @@ type Btrfs struct {
 	// Super are the bytes of the superblock that was written last, or was about to
 	// be (super_for_commit).
 	Super []byte
+	// Logging says that an fsync was about to write that superblock, with the root of another log
+	// tree: what the disk has may have the one before.
+	Logging bool
 
 	c      *Cache
 	s      *Superblock
@@ -32,15 +35,17 @@ const BtrfsSuperSize = 4096
 type btrfsLayout struct {
 	infoSize                                int
 	super, generation, committed, forCommit kernel.Field
+	logRoot                                 kernel.Field
 	inodeSize                               int
 	inode, root, lastTrans, loggedTrans     kernel.Field
-	ordered, modified, flags, logging       kernel.Field
+	ordered, modified, flags                kernel.Field
+	logging                                 kernel.Lock
 	blocks, bytes                           kernel.Field
 	fullSync                                uint64 // number of the bit in flags
 	extentSize                              int
 	extentList, extentGeneration            kernel.Field
 	rootSize                                int
-	rootInfo, rootID                        kernel.Field
+	rootInfo, rootID, logCommit             kernel.Field
 }
 
 func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
@@ -49,13 +54,14 @@ func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
 	b.infoSize = f.Size
 	b.super, b.generation = f.Field("sb", 8), f.Field("generation", 8)
 	b.committed, b.forCommit = f.Field("last_trans_committed", 8), f.Field("super_for_commit", 8)
+	b.logRoot = f.Field("log_root_tree", 8)
 	i := layoutIn(k, "btrfs_inode", "btrfs")
 	b.inodeSize = i.Size
 	b.inode, b.root = i.Field("vfs_inode"), i.Field("root", 8)
 	b.lastTrans, b.loggedTrans = i.Field("last_trans", 8), i.Field("logged_trans", 8)
 	b.blocks, b.bytes = i.Field("vfs_inode.i_blocks", 8), i.Field("vfs_inode.i_bytes", 2)
 	b.modified, b.flags = i.Field("extent_tree.modified_extents", 16), i.Field("runtime_flags", 8)
-	b.logging = i.Field("log_mutex.owner", 8)
+	b.logging = i.Lock("log_mutex")
 	// On 6.1 there is a structure around the tree, on 6.12 not.
 	b.ordered = i.First([]string{"ordered_tree.tree.rb_node", "ordered_tree.rb_node"}, 8)
 	e := layoutIn(k, "extent_map", "btrfs")
@@ -64,6 +70,7 @@ func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
 	r := layoutIn(k, "btrfs_root", "btrfs")
 	b.rootSize = r.Size
 	b.rootInfo, b.rootID = r.Field("fs_info", 8), r.Field("root_key.objectid", 8)
+	b.logCommit = r.Field("log_commit", 8)
 	err := errors.Join(f.Err(), i.Err(), e.Err(), r.Err())
 	if err != nil {
 		return nil, err
@@ -98,7 +105,22 @@ func (c *Cache) Btrfs(s *Superblock) (*Btrfs, error) {
 	}
 	f := &Btrfs{LastCommitted: l.committed.Uint(b), Super: super, c: c, s: s, layout: l}
 	f.single = l.generation.Uint(b) <= f.LastCommitted+1
+	if root := l.logRoot.Pointer(b); root != 0 {
+		if f.Logging, err = f.committing(root); err != nil {
+			return nil, fmt.Errorf("read btrfs: tree of logs of %s: %w", s.ID, err)
+		}
+	}
 	return f, nil
+}
+
+// committing reports whether an fsync is writing the tree of logs: its log_commit, of either of the
+// last two, is set until the superblock is written (fs/btrfs/tree-log.c, btrfs_sync_log).
+func (f *Btrfs) committing(root addr.Virt) (bool, error) {
+	b, err := f.c.k.Bytes(root, f.layout.rootSize)
+	if err != nil {
+		return false, err
+	}
+	return f.layout.logCommit.Uint(b) != 0, nil
 }
 
 // own reads the btrfs_inode around an inode.
@@ -123,14 +145,15 @@ func (f *Btrfs) Committed(i *Inode) (bool, error) {
 }
 
 // Bare reports whether no extent of a file is on the disk, as the
-// kernel saw it: then what is not in memory is zeros.
+// kernel saw it, nor waits to be recorded: then what is not in memory is zeros. An extent is
+// counted only once it is recorded, which of a direct write is after its data is written.
 func (f *Btrfs) Bare(i *Inode) (bool, error) {
 	b, err := f.own(i)
 	if err != nil {
 		return false, err
 	}
 	l := f.layout
-	return l.blocks.Uint(b) == 0 && l.bytes.Uint(b) == 0, nil
+	return l.blocks.Uint(b) == 0 && l.bytes.Uint(b) == 0 && l.ordered.Uint(b) == 0, nil
 }
 
 // Kept reports whether the extents of a file are those that the last
@@ -145,7 +168,7 @@ func (f *Btrfs) Kept(i *Inode) (bool, error) {
 		return false, err
 	}
 	l := f.layout
-	if !f.single || l.flags.Uint(b)>>l.fullSync&1 == 1 || l.ordered.Uint(b) != 0 || l.logging.Uint(b) != 0 || l.loggedTrans.Uint(b) > f.LastCommitted {
+	if !f.single || l.flags.Uint(b)>>l.fullSync&1 == 1 || l.ordered.Uint(b) != 0 || !l.logging.Free(b) || l.loggedTrans.Uint(b) > f.LastCommitted {
 		return false, nil
 	}
 	for at, err := range f.c.List(l.modified.In(i.Addr - addr.Virt(l.inode.Off))) {

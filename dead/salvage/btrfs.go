@@ -54,7 +54,8 @@ func parseBtrfsSuper(b []byte) (btrfsSuper, error) {
 
 // checkBtrfs compares the superblock on a disk with what the dead kernel wrote
 // last: the same transaction, the same trees. If it did not know the last one to be on
-// the disk, the disk may have that before it.
+// the disk, the disk may have that before it, which has the log of any fsync since. In the midst of
+// an fsync the disk may have the log before it.
 func (p *Plan) checkBtrfs(disk io.ReaderAt) error {
 	on, in, err := p.btrfsOn(disk)
 	if err != nil {
@@ -62,7 +63,10 @@ func (p *Plan) checkBtrfs(disk io.ReaderAt) error {
 	}
 	const mounted = "the file system was mounted since the crash, or this is an older copy of it"
 	if on.generation+1 == in.generation && in.previousRoot != 0 && p.btrfsCommitted < in.generation {
-		in.generation, in.root, in.chunkRoot, in.logRoot = on.generation, in.previousRoot, in.previousChunkRoot, 0
+		in.generation, in.root, in.chunkRoot, in.logRoot = on.generation, in.previousRoot, in.previousChunkRoot, on.logRoot
+	}
+	if p.btrfsLogging {
+		in.logRoot = on.logRoot
 	}
 	for _, f := range []struct {
 		name, hint   string

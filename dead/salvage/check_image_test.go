@@ -10,7 +10,10 @@ import (
 	"strings"
 	"testing"
 
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/lab/fixture"
 )
@@ -103,6 +106,177 @@ func TestCheckLoose(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestCheckBtrfsInFlight holds a disk against memory of a kernel that died while it wrote a
+// superblock: in a commit the disk has the one before, with whatever log there was; in an fsync
+// it may have the log before.
+func TestCheckBtrfsInFlight(t *testing.T) {
+	image := fixture.Get(t, fixture.Everything(fixture.Default))
+	disk := image.Format("btrfs")
+	id := uuidOf(t, disk)
+	f, err := os.Open(disk.Image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, pagecache.BtrfsSuperSize)
+	if _, err := f.ReadAt(b, 64<<10); err != nil {
+		t.Fatal(err)
+	}
+	generation := binary.LittleEndian.Uint64(b[72:])
+	before := make(map[int64]byte)
+	put := func(off int, v []byte) {
+		for i := range v {
+			before[64<<10+int64(off+i)] = v[i] ^ b[off+i]
+		}
+	}
+	for at := 2859; at < 2859+4*168; at += 168 { // the backups of roots
+		if binary.LittleEndian.Uint64(b[at+8:])+1 == generation {
+			put(72, b[at+8:at+16])
+			put(80, b[at:at+8])
+			put(88, b[at+16:at+24])
+		}
+	}
+	put(96, []byte{0, 0, 0x40})
+	log := map[int64]byte{64<<10 + 96: 2}
+	for _, tc := range []struct {
+		name                string
+		committing, logging bool
+		disk                map[int64]byte
+		field               string // that differs; empty: none
+	}{
+		{"in a commit, after an fsync", true, false, before, ""},
+		{"after a commit, an older copy", false, false, before, "generation"},
+		{"in an fsync", false, true, log, ""},
+		{"in no fsync", false, false, log, "log root"},
+	} {
+		p := inFlight(t, openKernel(t, image), id, generation, tc.committing, tc.logging)
+		err := p.Check(patched{f, tc.disk})
+		var wrong *salvage.DiskError
+		if ok := err == nil; ok != (tc.field == "") || !ok && (!errors.As(err, &wrong) || wrong.Field != tc.field) {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+	}
+}
+
+// inFlight plans for a btrfs in memory of which is changed whether the last commit was known to be
+// written, and whether an fsync was being written.
+func inFlight(t *testing.T, k *kernel.Kernel, id pagecache.UUID, generation uint64, committing, logging bool) *salvage.Plan {
+	t.Helper()
+	mem := &damaged{Memory: k.Memory(), bytes: make(map[addr.Phys]byte)}
+	c, err := pagecache.Open(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Superblock(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	types, err := k.Module("btrfs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	super, info, root := k.Types().Layout("super_block"), types.Layout("btrfs_fs_info"), types.Layout("btrfs_root")
+	private, committed, logRoot := super.Field("s_fs_info", 8), info.Field("last_trans_committed", 8), info.Field("log_root_tree", 8)
+	tree, commit := info.Field("tree_root", 8), root.Field("log_commit", 8)
+	if err := errors.Join(super.Err(), info.Err(), root.Err()); err != nil {
+		t.Fatal(err)
+	}
+	at, err := k.Pointer(private.In(s.Addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if committing {
+		mem.put(t, k, committed.In(at), generation-1)
+	}
+	if logging {
+		some, err := k.Pointer(tree.In(at)) // as good as any
+		if err != nil {
+			t.Fatal(err)
+		}
+		mem.put(t, k, logRoot.In(at), uint64(some))
+		mem.put(t, k, commit.In(some), 1<<32)
+	}
+	return planIn(t, mem, id)
+}
+
+// put has another number at an address.
+func (d *damaged) put(t *testing.T, k *kernel.Kernel, at addr.Virt, v uint64) {
+	t.Helper()
+	pa, err := k.Physical(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range addr.Phys(8) {
+		d.bytes[pa+i] = byte(v >> (8 * i))
+	}
+}
+
+// TestOrdered wants no zeros for what a file without extents has that waits to be recorded.
+func TestOrdered(t *testing.T) {
+	image := fixture.Get(t, fixture.Everything(fixture.Default))
+	id := uuidOf(t, image.Format("btrfs"))
+	k := openKernel(t, image)
+	c, err := pagecache.Open(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Superblock(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	types, err := k.Module("btrfs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	layout := types.Layout("btrfs_inode")
+	inode, ordered := layout.Field("vfs_inode"), layout.First([]string{"ordered_tree.tree.rb_node", "ordered_tree.rb_node"}, 8)
+	if err := layout.Err(); err != nil {
+		t.Fatal(err)
+	}
+	zeros := make(map[addr.Ino]bool)
+	for _, f := range planIn(t, k.Memory(), id).Files {
+		zeros[f.Ino] = len(f.Metadata.Zeros) > 0
+	}
+	for i, err := range c.Inodes(s) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !zeros[i.Ino] {
+			continue
+		}
+		mem := &damaged{Memory: k.Memory(), bytes: make(map[addr.Phys]byte)}
+		mem.put(t, k, ordered.In(i.Addr-addr.Virt(inode.Off)), uint64(i.Addr))
+		p := planIn(t, mem, id)
+		if !slices.ContainsFunc(p.Refused, func(r *pagecache.Refusal) bool { return r.Inode == i.Ino && r.Reason == pagecache.Partial }) {
+			t.Errorf("inode %d: what waits to be recorded is taken for zeros", i.Ino)
+		}
+		return
+	}
+	t.Error("there is no file with zeros")
+}
+
+// planIn plans for the disk of a file system in some memory.
+func planIn(t *testing.T, mem ram.Memory, id pagecache.UUID) *salvage.Plan {
+	t.Helper()
+	k, err := kernel.Find(mem)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := pagecache.Open(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Superblock(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := salvage.ForDisk(c, s, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 // another has what a later mount puts behind the last record of an XFS log: the

@@ -44,6 +44,7 @@ type Plan struct {
 	btrfsSuper []byte
 	// btrfsCommitted is the transaction that the dead kernel knew to be on the disk.
 	btrfsCommitted uint64
+	btrfsLogging   bool // an fsync was writing the superblock
 
 	cache    *pagecache.Cache
 	mem      ram.Memory

@@ -56,7 +56,7 @@ func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, 
 	case "btrfs":
 		p.first = firstBtrfs
 		if w.btrfs, err = c.Btrfs(s); err == nil {
-			p.btrfsSuper, p.btrfsCommitted = w.btrfs.Super, w.btrfs.LastCommitted
+			p.btrfsSuper, p.btrfsCommitted, p.btrfsLogging = w.btrfs.Super, w.btrfs.LastCommitted, w.btrfs.Logging
 		}
 	default:
 		err = fmt.Errorf("%s: %w: it can be extracted from memory, and not written to its disk", s.Type, ErrUnsupported)

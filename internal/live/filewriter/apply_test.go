@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -156,6 +157,64 @@ func TestApplyFiles(t *testing.T) {
 			t.Errorf("%s: mtime %v, want %v", tt.name, st.ModTime(), want)
 		}
 	}
+}
+
+// TestApplySectors: a device's sectors may be as large as a page, and the end of a file no multiple
+// of them.
+func TestApplySectors(t *testing.T) {
+	b := newBench(t)
+	b.dir = mountSectors(t)
+	var files []wire.File
+	var paths []string
+	for _, size := range []int64{512, 1536, 4096, 10240, 10241, chunk + 512} {
+		for _, before := range []int{0, 20000} {
+			path, f := b.file(fmt.Sprintf("%d from %d", size, before), before)
+			f.Size, f.Runs = size, []wire.Run{{Len: size, Staged: 4096}}
+			files, paths = append(files, f), append(paths, path)
+		}
+	}
+	if r := b.apply(files...); len(r.Failures) > 0 {
+		t.Errorf("result %+v", r)
+	}
+	for i, path := range paths {
+		if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, b.model(0, files[i])) {
+			t.Errorf("%s: wrong content, %d bytes: %v", filepath.Base(path), len(got), err)
+		}
+	}
+}
+
+// mountSectors mounts an ext4 on a device with sectors of 4096 bytes.
+func mountSectors(t *testing.T) string {
+	t.Helper()
+	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(image, 64<<20); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("losetup", "--find", "--show", "--sector-size", "4096", image).Output()
+	if err != nil {
+		t.Skipf("losetup: %v: no loop devices here", err)
+	}
+	device := strings.TrimSpace(string(out))
+	t.Cleanup(func() {
+		if out, err := exec.Command("losetup", "-d", device).CombinedOutput(); err != nil {
+			t.Errorf("losetup -d %s: %v: %s", device, err, out)
+		}
+	})
+	if out, err := exec.Command("mkfs.ext4", "-q", device).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v: %s", err, out)
+	}
+	if err := unix.Mount(device, dir, "ext4", unix.MS_NOATIME, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 // TestApplyCuts: what lies beyond the end of a file goes if that is asked for.

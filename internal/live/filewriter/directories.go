@@ -47,36 +47,21 @@ func (r *restorer) parent(at string) (int, string, error) {
 	return fd, name, err
 }
 
-// directory finds a directory on the disk, or makes it.
+// directory gives a directory the path that it had, or makes it.
 func (r *restorer) directory(l *unlogged) error {
-	if l.attr.Links == 0 && !l.attr.Committed {
+	switch {
+	case l.attr.Links == 0 && !l.attr.Committed:
 		return nil // removed, and still open somewhere
-	}
-	if l.missing {
+	case l.missing:
 		return r.makeDirectory(l)
+	case l.attr.Committed:
+		return nil
 	}
 	fd, err := r.open(l)
 	if err != nil {
 		return fmt.Errorf("open by handle: %w", err)
 	}
 	defer unix.Close(fd)
-	fh, err := handleOf(r.kind, l.file, l.attr.Root)
-	if err != nil {
-		return err
-	}
-	at := l.path()
-	if at != "" || l.isTop() {
-		r.dirs[at] = fh
-	}
-	if err := l.old(fd); errors.Is(err, errLater) {
-		l.failed = true // left alone, and not reported: only its times differ
-		return nil
-	} else if err != nil {
-		return err
-	}
-	if l.attr.Committed {
-		return nil
-	}
 	return r.rename(l, fd)
 }
 
@@ -86,11 +71,7 @@ func (l *unlogged) isTop() bool { return len(l.attr.Paths) == 1 && len(l.attr.Pa
 // rename gives a directory the path that it had.
 func (r *restorer) rename(l *unlogged, fd int) error {
 	at := l.path()
-	now, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
-	if err != nil {
-		return fmt.Errorf("find directory: %w", err)
-	}
-	now, err = filepath.Rel(r.top, now)
+	now, err := r.whereIs(fd)
 	if err != nil || now == at || at == "" {
 		return err
 	}
@@ -99,6 +80,12 @@ func (r *restorer) rename(l *unlogged, fd int) error {
 		return err
 	}
 	defer unix.Close(to)
+	if err := r.vacate(l, to, name); err != nil {
+		return err
+	}
+	if now, err = r.whereIs(fd); err != nil { // again: it may be in what gave way
+		return err
+	}
 	if err := unix.Renameat2(r.mount, now, to, name, unix.RENAME_NOREPLACE); err != nil {
 		return fmt.Errorf("rename from %q to %q: %w", now, at, err)
 	}
@@ -106,7 +93,37 @@ func (r *restorer) rename(l *unlogged, fd int) error {
 	return nil
 }
 
-// makeDirectory creates a directory that is missing, or takes one of its name.
+// whereIs returns the path of an open directory, from the top of the file system.
+func (r *restorer) whereIs(fd int) (string, error) {
+	now, err := os.Readlink(procPath(fd))
+	if err == nil {
+		now, err = filepath.Rel(r.top, now)
+	}
+	if err != nil {
+		return "", fmt.Errorf("find directory: %w", err)
+	}
+	return now, nil
+}
+
+// vacate has what is in the place of a directory give way. If it is a directory that had
+// another path itself, its own turn moves it on.
+func (r *restorer) vacate(l *unlogged, dir int, name string) error {
+	var there unix.Stat_t
+	err := unix.Fstatat(dir, name, &there, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err == nil {
+		err = r.giveWay(l, dir, name, l.path(), &there)
+	}
+	if err != nil {
+		return fmt.Errorf("move what has the name %q: %w", l.path(), err)
+	}
+	return nil
+}
+
+// makeDirectory creates a directory that is missing, or takes what an attempt that was
+// broken off has made of it.
 func (r *restorer) makeDirectory(l *unlogged) error {
 	at := l.path()
 	if l.attr.Committed || at == "" {
@@ -117,14 +134,13 @@ func (r *restorer) makeDirectory(l *unlogged) error {
 		return err
 	}
 	defer unix.Close(in)
-	err = unix.Mkdirat(in, name, 0o700)
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("make directory: %w", err)
+	fd, err := l.directoryBefore(in, name)
+	before := err == nil
+	if !before {
+		fd, err = r.newDirectory(l, in, name)
 	}
-	made := err == nil
-	fd, err := unix.Openat(in, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open directory: %w", err)
+		return err
 	}
 	defer unix.Close(fd)
 	fh, _, err := unix.NameToHandleAt(fd, "", unix.AT_EMPTY_PATH)
@@ -132,10 +148,51 @@ func (r *restorer) makeDirectory(l *unlogged) error {
 		return fmt.Errorf("get handle: %w", err)
 	}
 	r.dirs[at] = fh
-	if made {
+	if !before {
 		r.act(wire.ActCreated, l, at, "")
 	}
 	return nil
+}
+
+// openingDir opens a directory, and nothing else of its name.
+const openingDir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_NOATIME | unix.O_CLOEXEC
+
+// directoryBefore opens what an attempt that was broken off has made of a missing directory. It is
+// known by its owner, its permissions and the time of its last access to the nanosecond: what is made
+// in a directory changes none of them.
+func (l *unlogged) directoryBefore(in int, name string) (int, error) {
+	fd, err := unix.Openat(in, name, openingDir, 0)
+	if err != nil {
+		return -1, err
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	if err == nil && (st.Mode != l.attr.Mode || st.Uid != l.attr.UID || st.Gid != l.attr.GID || st.Atim != timesOf(l.file)[0]) {
+		err = unix.EEXIST
+	}
+	if err != nil {
+		unix.Close(fd)
+	}
+	return fd, err
+}
+
+// newDirectory makes a directory that a later attempt would know.
+func (r *restorer) newDirectory(l *unlogged, in int, name string) (int, error) {
+	if err := r.vacate(l, in, name); err != nil {
+		return -1, err
+	}
+	if err := unix.Mkdirat(in, name, 0o700); err != nil {
+		return -1, fmt.Errorf("make directory: %w", err)
+	}
+	fd, err := unix.Openat(in, name, openingDir, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open directory: %w", err)
+	}
+	if err := l.ownDirectory(fd); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // endDirectories gives directories the attributes that they had, now that nothing
@@ -160,6 +217,11 @@ func (r *restorer) endDirectory(l *unlogged) error {
 		return err
 	}
 	defer unix.Close(fd)
+	return l.ownDirectory(fd)
+}
+
+// ownDirectory gives an open directory the owner, the permissions and the times that it had.
+func (l *unlogged) ownDirectory(fd int) error {
 	if !l.attr.Committed {
 		if err := ownFD(fd, l.attr); err != nil {
 			return err

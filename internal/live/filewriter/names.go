@@ -13,12 +13,12 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// name gives the files that were written the names that they had: first the names that
-// nothing else has. After that it is known which old names are not needed any more.
-func (r *restorer) name(written map[int]bool) {
+// name gives the files that were written, and what else is no directory, the names that they had:
+// first the names that nothing else has. After that it is known which old names are not needed any more.
+func (r *restorer) name() {
 	for _, replace := range []bool{false, true} {
 		for _, l := range r.all {
-			if l.kind() != unix.S_IFREG || l.attr.Committed || l.failed || !written[l.attr.File] {
+			if l.kind() == unix.S_IFDIR || l.attr.Committed || l.failed {
 				continue
 			}
 			if !replace && l.made != nil {
@@ -32,7 +32,7 @@ func (r *restorer) name(written map[int]bool) {
 			}
 		}
 	}
-	r.oldNames(written)
+	r.oldNames()
 }
 
 // nameOne gives a file one name. Another file that has that name loses it only if
@@ -79,7 +79,7 @@ func (r *restorer) nameOne(l *unlogged, at string, replace bool) error {
 		return nil
 	}
 	// By its path in /proc: AT_EMPTY_PATH takes CAP_DAC_READ_SEARCH (linkat(2)).
-	if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), dir, name, unix.AT_SYMLINK_FOLLOW); err != nil {
+	if err := unix.Linkat(unix.AT_FDCWD, procPath(fd), dir, name, unix.AT_SYMLINK_FOLLOW); err != nil {
 		return err
 	}
 	r.act(wire.ActLinked, l, at, "")
@@ -97,7 +97,7 @@ func (r *restorer) reopen(l *unlogged) (int, error) {
 // giveWay takes a name from another file. If that is known to have lost it before the
 // crash, the name is removed; else the file is renamed, to a name beside it.
 func (r *restorer) giveWay(l *unlogged, dir int, name, at string, there *unix.Stat_t) error {
-	if other := r.known[idOf(there)]; other != nil && there.Mode&unix.S_IFMT == unix.S_IFREG && r.stale(other, at) {
+	if other := r.known[idOf(there)]; other != nil && r.stale(other, at) {
 		if err := unix.Unlinkat(dir, name, 0); err != nil {
 			return err
 		}
@@ -162,10 +162,10 @@ func (r *restorer) complete(l *unlogged) bool {
 // oldNames removes names that files had before they were renamed, and reports
 // deleted files that are back. To find them it looks at every name on the disk, if
 // there is any to be found.
-func (r *restorer) oldNames(written map[int]bool) {
+func (r *restorer) oldNames() {
 	wanted := make(map[inodeID]*unlogged)
 	for id, l := range r.known {
-		if l.attr.Links == 0 || !l.failed && written[l.attr.File] && r.surplus(l) {
+		if l.attr.Links == 0 || !l.failed && r.surplus(l) {
 			wanted[id] = l
 		}
 	}
@@ -174,7 +174,7 @@ func (r *restorer) oldNames(written map[int]bool) {
 	}
 	// What cannot be read keeps its names, which harms nothing.
 	_ = filepath.WalkDir(r.top, func(at string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
+		if err != nil || d.IsDir() {
 			return nil
 		}
 		info, err := d.Info()

@@ -24,7 +24,7 @@ type restorer struct {
 	kind   string // type of the file system
 	all    []*unlogged
 	dirs   map[string]unix.FileHandle // by the path that they had
-	known  map[inodeID]*unlogged      // regular files that are on the disk
+	known  map[inodeID]*unlogged      // what is on the disk, and no directory
 	result *wire.ApplyResult
 }
 
@@ -57,11 +57,9 @@ func (w *writer) restore(mount *os.File, files []wire.File, attrs []wire.Attr, d
 	}
 	var some []wire.File
 	var about []*unlogged
-	var chosen []int
 	_ = measure(result, "find files", func() error {
 		found := restore.begin()
-		chosen = slices.Sorted(maps.Keys(found))
-		for _, i := range chosen {
+		for _, i := range slices.Sorted(maps.Keys(found)) {
 			some, about = append(some, files[i]), append(about, found[i])
 		}
 		return nil
@@ -69,13 +67,12 @@ func (w *writer) restore(mount *os.File, files []wire.File, attrs []wire.Attr, d
 	if err := measure(result, "write files", func() error { return w.writeAll(some, about) }); err != nil {
 		return err
 	}
-	written := make(map[int]bool)
 	for i := range w.targets {
 		w.targets[i].report(result)
-		written[chosen[i]] = w.targets[i].err == nil
+		about[i].failed = about[i].failed || w.targets[i].err != nil
 	}
 	return measure(result, "name files", func() error {
-		restore.name(written)
+		restore.name()
 		restore.dropTemporary()
 		restore.lock()
 		restore.endDirectories()
@@ -121,11 +118,10 @@ func (r *restorer) begin() map[int]*unlogged {
 		var err error
 		switch {
 		case l.failed || l.kind() == unix.S_IFDIR || l.attr.Links == 0:
-		case l.kind() != unix.S_IFREG && l.missing:
-			err = r.special(l)
-		case l.kind() != unix.S_IFREG:
 		case l.missing && l.attr.Committed:
 			err = errMissing
+		case l.kind() != unix.S_IFREG:
+			err = r.special(l)
 		case l.missing:
 			if err = r.create(l); err == nil {
 				targets[l.attr.File] = l
@@ -151,7 +147,8 @@ func (r *restorer) open(l *unlogged) (int, error) {
 
 var errMissing = errors.New("not on the disk: its creation was not committed")
 
-// probe checks whether an inode is on the disk.
+// probe checks whether an inode is on the disk, and older than the crash: before anything is
+// done, which changes its ctime.
 func (r *restorer) probe(l *unlogged) error {
 	fd, err := r.open(l)
 	if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) {
@@ -169,9 +166,18 @@ func (r *restorer) probe(l *unlogged) error {
 	if st.Mode&unix.S_IFMT != l.kind() {
 		return fmt.Errorf("it has another type on the disk: mode %o", st.Mode)
 	}
-	if l.kind() == unix.S_IFREG && !l.attr.Committed && st.Nlink > 0 {
-		r.known[idOf(&st)] = l
+	if l.kind() != unix.S_IFDIR {
+		if !l.attr.Committed && st.Nlink > 0 {
+			r.known[idOf(&st)] = l
+		}
+		return l.old(&st)
 	}
+	if l.path() != "" || l.isTop() {
+		if r.dirs[l.path()], err = handleOf(r.kind, l.file, l.attr.Root); err != nil {
+			return err
+		}
+	}
+	l.failed = l.old(&st) != nil // left alone, and not reported: only its times differ
 	return nil
 }
 
@@ -188,10 +194,7 @@ func (r *restorer) create(l *unlogged) error {
 		r.fail(l, fmt.Errorf("%w: it was made again without that", err))
 		l.failed = false
 	}
-	l.dir, _ = path.Split(l.path())
-	l.dir = strings.TrimSuffix(l.dir, "/")
-	l.temp = fmt.Sprintf(".understudy-%d-%d", l.file.Inode, l.file.Generation)
-	dir, err := r.openDir(l.dir)
+	dir, err := r.temporary(l)
 	if err != nil {
 		return err
 	}
@@ -204,7 +207,29 @@ func (r *restorer) create(l *unlogged) error {
 		return fmt.Errorf("make file: %w", err)
 	}
 	defer unix.Close(fd)
-	made, _, err := unix.NameToHandleAt(fd, "", unix.AT_EMPTY_PATH)
+	return l.isMade(fd, "")
+}
+
+// temporary gives a missing file the temporary name that it is made under, opens the directory of
+// that, and removes what an attempt that was broken off has left there.
+func (r *restorer) temporary(l *unlogged) (int, error) {
+	dir, _ := path.Split(l.path())
+	l.dir, l.temp = strings.TrimSuffix(dir, "/"), fmt.Sprintf(".understudy-%d-%d", l.file.Inode, l.file.Generation)
+	fd, err := r.openDir(l.dir)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Unlinkat(fd, l.temp, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		unix.Close(fd)
+		return -1, fmt.Errorf("remove what is left of an earlier attempt: %w", err)
+	}
+	return fd, nil
+}
+
+// isMade notes what was made of a missing file: the open one, or what has a name in an open
+// directory.
+func (l *unlogged) isMade(fd int, name string) error {
+	made, _, err := unix.NameToHandleAt(fd, name, unix.AT_EMPTY_PATH)
 	if err != nil {
 		return fmt.Errorf("get handle: %w", err)
 	}
@@ -214,12 +239,8 @@ func (r *restorer) create(l *unlogged) error {
 
 // madeBefore takes what an attempt that was broken off has made of a missing file: one of its name
 // with its size, its times to the nanosecond, its owner and permissions, and no other name. What
-// has those all the same loses nothing, since it becomes what the path is to have. A file that
-// had not come so far is removed.
+// has those all the same loses nothing, since it becomes what the path is to have.
 func (r *restorer) madeBefore(l *unlogged, dir int) (bool, error) {
-	if err := unix.Unlinkat(dir, l.temp, 0); err != nil && !errors.Is(err, unix.ENOENT) {
-		return false, fmt.Errorf("remove what is left of an earlier attempt: %w", err)
-	}
 	fd, err := unix.Openat(dir, path.Base(l.path()), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOATIME|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return false, nil // there is none, or something else
@@ -234,43 +255,6 @@ func (r *restorer) madeBefore(l *unlogged, dir int) (bool, error) {
 	if !same || st.Nlink != 1 || len(l.attr.Paths) != 1 || l.attr.Flags != 0 || r.known[idOf(&st)] != nil {
 		return false, nil
 	}
-	made, _, err := unix.NameToHandleAt(fd, "", unix.AT_EMPTY_PATH)
-	if err != nil {
-		return false, fmt.Errorf("get handle: %w", err)
-	}
-	l.made, l.before, l.temp = &made, true, ""
-	return true, nil
-}
-
-// special creates what is missing and neither a file nor a directory: only a symbolic
-// link whose target memory has can be.
-func (r *restorer) special(l *unlogged) error {
-	if len(l.attr.Target) == 0 || len(l.attr.Paths) == 0 {
-		return fmt.Errorf("%w, and only files, directories and some symbolic links can be made again", errMissing)
-	}
-	dir, name, err := r.parent(l.path())
-	if err != nil {
-		return err
-	}
-	defer unix.Close(dir)
-	if err := unix.Symlinkat(string(l.attr.Target), dir, name); errors.Is(err, unix.EEXIST) && hasTarget(dir, name, l.attr.Target) {
-		return nil // of an attempt that was broken off, or the same in any case
-	} else if err != nil {
-		return fmt.Errorf("make symbolic link: %w", err)
-	}
-	if err := unix.Fchownat(dir, name, int(l.attr.UID), int(l.attr.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("set owner: %w", err)
-	}
-	if err := unix.UtimesNanoAt(dir, name, timesOf(l.file), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("set times: %w", err)
-	}
-	r.act(wire.ActCreated, l, l.path(), "")
-	return nil
-}
-
-// hasTarget says whether a name is a symbolic link to a target.
-func hasTarget(dir int, name string, target []byte) bool {
-	b := make([]byte, len(target)+1)
-	n, err := unix.Readlinkat(dir, name, b)
-	return err == nil && string(b[:n]) == string(target)
+	l.before, l.temp = true, ""
+	return true, l.isMade(fd, "")
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -97,6 +98,41 @@ func (s *scene) has(name string, off, n int64) {
 	}
 }
 
+// holds wants a name to have some content.
+func (s *scene) holds(name, content string) {
+	s.t.Helper()
+	if got, err := os.ReadFile(s.path(name)); err != nil || string(got) != content {
+		s.t.Errorf("%s has %q, %v, want %q", name, got, err, content)
+	}
+}
+
+// link makes a symbolic link on the disk.
+func (s *scene) link(name, target string) {
+	s.t.Helper()
+	if err := os.Symlink(target, s.path(name)); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// leads wants a name to be a symbolic link to a target.
+func (s *scene) leads(name, target string) {
+	s.t.Helper()
+	if got, err := os.Readlink(s.path(name)); err != nil || got != target {
+		s.t.Errorf("%s leads to %q, %v, want %q", name, got, err, target)
+	}
+}
+
+// node makes a fifo, a socket or a device on the disk, that of /dev/null.
+func (s *scene) node(name string, mode uint32) {
+	s.t.Helper()
+	if err := unix.Mknod(s.path(name), mode, int(unix.Mkdev(1, 3))); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// numbers are those of inodes in names.
+var numbers = regexp.MustCompile(`-[0-9]+`)
+
 // names lists all that is there.
 func (s *scene) names() string {
 	var out []string
@@ -128,6 +164,7 @@ func acts(r wire.ApplyResult) string {
 const (
 	modeFile = unix.S_IFREG | 0o4751
 	modeDir  = unix.S_IFDIR | 0o2750
+	modeLink = unix.S_IFLNK | 0o777
 )
 
 func TestRestoreNames(t *testing.T) {
@@ -239,7 +276,79 @@ func TestRestoreNames(t *testing.T) {
 				s.was("before", modeDir, 0, 0, "after")
 				s.was("", modeFile, 0, 100, "after/new") // it is in the directory itself
 			},
-			names: "after before before/new", acts: "created after/new", fails: "rename from",
+			names: "after after/new after.displaced-INO",
+			acts:  "created after/new, displaced after after.displaced-INO, renamed after before",
+		},
+		{
+			name: "directory put aside, and made again",
+			before: func(s *scene) {
+				s.onDisk("data/", "")
+				s.onDisk("data/f", "content")
+				s.was("data", modeDir, 0, 0, "data.bak")
+				s.was("", modeDir, 0, 0, "data")
+				s.was("", modeFile, 0, 100, "data/f")
+			},
+			names: "data data/f data.bak data.bak/f",
+			acts:  "created data, created data/f, displaced data data.displaced-INO, renamed data.bak data.displaced-INO",
+			after: func(s *scene) { s.has("data/f", 0, 100); s.holds("data.bak/f", "content") },
+		},
+		{
+			name: "directory put aside, and another in its place",
+			before: func(s *scene) {
+				s.onDisk("data/", "")
+				s.onDisk("data/f", "content")
+				s.onDisk("next/", "")
+				s.was("data", modeDir, 0, 0, "data.bak")
+				s.was("next", modeDir, 0, 0, "data")
+				s.was("", modeFile, 0, 100, "data/g")
+			},
+			names: "data data/g data.bak data.bak/f",
+		},
+		{
+			name: "directories swapped",
+			before: func(s *scene) {
+				s.onDisk("a/", "")
+				s.onDisk("a/f", "content of a")
+				s.onDisk("b/", "")
+				s.was("a", modeDir, 0, 0, "b")
+				s.was("b", modeDir, 0, 0, "a")
+			},
+			names: "a b b/f",
+		},
+		{
+			name: "directory in the place of the one that it was in",
+			before: func(s *scene) {
+				s.onDisk("a/", "")
+				s.onDisk("a/b/", "")
+				s.onDisk("a/b/f", "content")
+				s.was("a/b", modeDir, 0, 0, "a")
+				s.was("a", modeDir, 0, 0, "old")
+			},
+			names: "a a/f old",
+		},
+		{
+			name: "directory removed, and made again",
+			before: func(s *scene) {
+				s.onDisk("d/", "")
+				s.onDisk("d/f", "content")
+				s.was("d", modeDir, 0, 0)
+				s.was("", modeDir, 0, 0, "d")
+				s.was("", modeFile, 0, 100, "d/f")
+			},
+			names: "d d/f d.displaced-INO d.displaced-INO/f",
+			acts:  "created d, created d/f, displaced d d.displaced-INO",
+			after: func(s *scene) { s.has("d/f", 0, 100) },
+		},
+		{
+			name: "directory in the place of a file",
+			before: func(s *scene) {
+				s.onDisk("d", "content")
+				s.was("d", modeFile, 4096, 200, "d.txt")
+				s.was("", modeDir, 0, 0, "d")
+				s.was("", modeFile, 0, 100, "d/f")
+			},
+			names: "d d/f d.txt",
+			after: func(s *scene) { s.has("d/f", 0, 100); s.has("d.txt", 4096, 200) },
 		},
 		{
 			name: "deleted, and back",
@@ -275,9 +384,7 @@ func TestRestoreNames(t *testing.T) {
 		{
 			name: "a link on the way",
 			before: func(s *scene) {
-				if err := os.Symlink("/tmp", s.path("out")); err != nil {
-					s.t.Fatal(err)
-				}
+				s.link("out", "/tmp")
 				s.was("", modeFile, 0, 100, "out/f")
 			},
 			names: "out", fails: "open directory",
@@ -291,6 +398,55 @@ func TestRestoreNames(t *testing.T) {
 			names: "known", acts: "created known", fails: "some symbolic links",
 		},
 		{
+			name: "symbolic link renamed over another",
+			before: func(s *scene) {
+				s.link("current", "rel1")
+				s.link("tmp", "rel2")
+				s.was("tmp", modeLink, 0, 0, "current").Target = []byte("rel2")
+			},
+			names: "current current.displaced-INO",
+			acts:  "displaced current current.displaced-INO, linked current, unlinked tmp",
+			after: func(s *scene) { s.leads("current", "rel2") },
+		},
+		{
+			name: "symbolic link replaced",
+			before: func(s *scene) {
+				s.link("current", "rel1")
+				s.was("current", modeLink, 0, 0)
+				s.was("", modeLink, 0, 0, "current").Target = []byte("rel2")
+			},
+			names: "current", acts: "created current, unlinked current",
+			after: func(s *scene) { s.leads("current", "rel2") },
+		},
+		{
+			name: "symbolic link put aside, and made again with the same target",
+			before: func(s *scene) {
+				s.link("current", "rel")
+				s.was("current", modeLink, 0, 0, "old").Target = []byte("rel")
+				s.was("", modeLink, 0, 0, "current").Target = []byte("rel")
+			},
+			names: "current old", acts: "created current, linked old, unlinked current",
+		},
+		{
+			name: "symbolic link deleted, and back",
+			before: func(s *scene) {
+				s.link("gone", "rel")
+				s.was("gone", modeLink, 0, 0)
+			},
+			names: "gone", acts: "is back gone",
+		},
+		{
+			name: "fifo renamed, device linked",
+			before: func(s *scene) {
+				s.node("old", unix.S_IFIFO|0o600)
+				s.node("null", unix.S_IFCHR|0o600)
+				s.was("old", unix.S_IFIFO|0o640, 0, 0, "new")
+				s.was("null", unix.S_IFCHR|0o640, 0, 0, "null", "null2")
+				s.was("", unix.S_IFIFO|0o640, 0, 0, "missing")
+			},
+			names: "new null null2", acts: "linked new, linked null2, unlinked old", fails: "some symbolic links",
+		},
+		{
 			name: "another type by now",
 			before: func(s *scene) {
 				s.onDisk("d/", "")
@@ -302,20 +458,12 @@ func TestRestoreNames(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newScene(t)
 			tc.before(s)
-			ino := func(text string) string {
-				if _, err := os.Stat(s.path("f")); err == nil && strings.Contains(text, "INO") {
-					n, _ := s.of("f")
-					return strings.ReplaceAll(text, "INO", fmt.Sprint(n))
-				}
-				return text
-			}
-			names, what := ino(tc.names), ino(tc.acts)
 			r := s.restore(time.Time{})
-			if got := s.names(); got != names {
-				t.Errorf("there is %q, want %q", got, names)
+			if got := numbers.ReplaceAllString(s.names(), "-INO"); got != tc.names {
+				t.Errorf("there is %q, want %q", got, tc.names)
 			}
-			if got := acts(r); tc.acts != "" && got != what {
-				t.Errorf("done was %q, want %q", got, what)
+			if got := numbers.ReplaceAllString(acts(r), "-INO"); tc.acts != "" && got != tc.acts {
+				t.Errorf("done was %q, want %q", got, tc.acts)
 			}
 			reasons := fmt.Sprint(r.Failures)
 			if (tc.fails == "") != (len(r.Failures) == 0) || !strings.Contains(reasons, tc.fails) {
@@ -341,13 +489,18 @@ func TestRestoreAttributes(t *testing.T) {
 	s.was("", modeDir, 0, 0, "made")
 	s.was("", modeFile, 0, 100, "made/new")
 	s.was("", modeFile, 0, 100, "there/new").Flags = lockingFlags
+	s.link("link", "target")
+	s.node("fifo", unix.S_IFIFO|0o600)
+	s.was("link", modeLink, 0, 0, "link")
+	s.was("fifo", unix.S_IFIFO|0o620, 0, 0, "fifo")
+	s.was("", modeLink, 0, 0, "made/link").Target = []byte("target")
 	if r := s.restore(time.Time{}); len(r.Failures) > 0 {
 		t.Fatalf("%+v", r)
 	}
 	defer setFileFlags(t, s.path("there/new"), lockingFlags, false)
-	for name, mode := range map[string]uint32{"there": modeDir, "there/old": modeFile, "made": modeDir, "made/new": modeFile, "there/new": modeFile} {
+	for name, mode := range map[string]uint32{"there": modeDir, "there/old": modeFile, "made": modeDir, "made/new": modeFile, "there/new": modeFile, "link": modeLink, "fifo": unix.S_IFIFO | 0o620, "made/link": modeLink} {
 		var st unix.Stat_t
-		if err := unix.Stat(s.path(name), &st); err != nil {
+		if err := unix.Lstat(s.path(name), &st); err != nil {
 			t.Fatal(err)
 		}
 		if st.Mode != mode || st.Uid != 12 || st.Gid != 34 || st.Mtim.Sec != 1e9 {
@@ -415,12 +568,24 @@ func TestRestoreLater(t *testing.T) {
 	if r := s.restore(time.Now().Add(time.Hour)); len(r.Failures) > 0 {
 		t.Errorf("%+v", r)
 	}
+	// What we do ourselves to what is in the way is no change by another.
+	s = newScene(t)
+	s.onDisk("a/", "")
+	s.onDisk("b/", "")
+	s.onDisk("c", "content")
+	s.was("a", modeDir, 0, 0, "b")
+	s.was("b", modeDir, 0, 0, "c")
+	s.was("c", modeFile, 0, 100, "a")
+	if r := s.restore(time.Now()); len(r.Failures) > 0 || s.names() != "a b c" {
+		t.Errorf("there is %s, %+v", s.names(), r)
+	}
 }
 
 // TestRestoreAgain: a plan that is carried out again, since the first attempt was broken off,
 // finds what that has made, complete or not, and makes nothing twice.
 func TestRestoreAgain(t *testing.T) {
 	s := newScene(t)
+	s.onDisk("dir/", "") // it was removed, and made again
 	s.was("", modeDir, 0, 0, "dir")
 	s.was("", modeFile, 0, 5000, "dir/whole")
 	torn := s.was("", modeFile, 8192, 6000, "torn")
@@ -449,7 +614,7 @@ func TestRestoreAgain(t *testing.T) {
 	if want := "another another.displaced-"; !strings.HasPrefix(names, want) {
 		t.Errorf("there is %s, and another file that had the name is lost", names)
 	}
-	if strings.Count(names, "displaced") != 1 || strings.Contains(names, ".understudy") {
+	if strings.Count(names, "dir.displaced") != 1 || strings.Count(names, "another.displaced") != 1 || strings.Contains(names, ".understudy") {
 		t.Errorf("there is %s", names)
 	}
 	if want := "created another, created torn, displaced another"; !strings.HasPrefix(acts(r), want) {

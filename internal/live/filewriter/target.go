@@ -154,12 +154,13 @@ func readCapability(fd int) ([]byte, error) {
 	return b[:n], nil
 }
 
-// write writes n bytes at off; data has them, and is filled up to whole sectors.
+// write writes the first n bytes of data at off.
 // Two things go through the page cache, the rest directly: what lies beyond the
 // end of a file without extents, since ext4 has no direct writes into holes
 // there, and falls back to synchronous ones (fs/ext4/inode.c,
-// ext4_iomap_alloc); and the last page, if whole sectors of it would reach
-// beyond the end of the file, since to truncate the file again costs more.
+// ext4_iomap_alloc); and a part of a page at the end, since a device's sectors may be as
+// large as a page, and whole ones would reach beyond the end of the file: to truncate that again
+// costs more.
 func (t *target) write(mount int, data []byte, off, n int64) {
 	if t.open(mount) != nil {
 		return
@@ -168,10 +169,7 @@ func (t *target) write(mount int, data []byte, off, n int64) {
 	if n <= 0 {
 		return
 	}
-	direct := roundUp(n)
-	if off+direct > max(t.file.Size, t.size) {
-		direct = max((off+n)&^(page-1)-off, 0)
-	}
+	direct := max((off+n)&^(page-1)-off, 0)
 	if !t.mapped {
 		direct = min(direct, max(t.size&^(page-1)-off, 0))
 	}
@@ -192,7 +190,7 @@ func (t *target) write(mount int, data []byte, off, n int64) {
 func (t *target) writePlain(data []byte, off int64) error {
 	t.mu.Lock()
 	if t.plain == 0 {
-		fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", t.fd), unix.O_RDWR|unix.O_NOATIME|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(procPath(t.fd), unix.O_RDWR|unix.O_NOATIME|unix.O_CLOEXEC, 0)
 		if err != nil {
 			t.mu.Unlock()
 			return fmt.Errorf("open for the page cache: %w", err)

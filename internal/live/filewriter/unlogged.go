@@ -41,14 +41,10 @@ func (l *unlogged) path() string {
 // errLater says that a file was changed after the crash.
 var errLater = errors.New("it was changed after the crash")
 
-// old checks that the open file was not changed since the crash, by its ctime, which no
-// call sets.
-func (l *unlogged) old(fd int) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return fmt.Errorf("stat: %w", err)
-	}
-	if !l.died.IsZero() && time.Unix(st.Ctim.Sec, st.Ctim.Nsec).After(l.died) {
+// old checks that a file that is not deleted was not changed since the crash, by its ctime,
+// which no call sets.
+func (l *unlogged) old(st *unix.Stat_t) error {
+	if l.attr.Links > 0 && !l.died.IsZero() && time.Unix(st.Ctim.Sec, st.Ctim.Nsec).After(l.died) {
 		return errLater
 	}
 	return nil
@@ -62,13 +58,7 @@ func (l *unlogged) prepare(t *target) error {
 		l.ready = true
 		return l.punchZeros(t)
 	}
-	if l.made != nil || l.ready {
-		return nil
-	}
-	if err := l.old(t.fd); err != nil {
-		return err
-	}
-	if l.attr.Committed {
+	if l.made != nil || l.ready || l.attr.Committed {
 		return nil
 	}
 	if err := checkExtents(t.fd, l.attr.Mapped); err != nil {
