@@ -21,8 +21,8 @@ func checkCommand() *cobra.Command {
 		Long: `Say what is wrong with the description of a pair (default: pair.yaml).
 
 Everything that up would refuse is looked at, and nothing is changed: the text, this
-machine's processors, memory and bridges, the kernels, and the file systems on the disks,
-unless the pair is up. With --text only the text, for a pair of another machine.`,
+machine's processors, memory and bridges, the kernels, and the room in /dev/shm and the file
+systems on the disks, unless the pair is up. With --text only the text, for a pair of another machine.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			out := cmd.OutOrStdout()
@@ -77,7 +77,7 @@ func check(out io.Writer, file string, textOnly bool) error {
 		_, err := fmt.Fprintf(out, "%s: good; the pair is up, so that its disks were not looked at\n", file)
 		return err
 	}
-	if err := supervisor.Inspect(p, out); err != nil {
+	if err := supervisor.Inspect(p, dirs.Run(p.Name), out); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(out, "%s: good\n", file)

@@ -2,12 +2,16 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/lab/tier"
 )
@@ -81,6 +85,47 @@ disks: [{name: d, image: d.img, mount: /srv}]
 				t.Errorf("the image was written (%v)", err)
 			}
 		})
+	}
+}
+
+// TestCheckRoom: a pair whose memory has no room in the run directory's file system is not good, and what
+// an earlier one left there, and up removes, is room.
+func TestCheckRoom(t *testing.T) {
+	run := t.TempDir()
+	if err := unix.Mount("none", run, "tmpfs", 0, "size=100m"); err != nil {
+		tier.Lacks(t, err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(run, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Setenv("UNDERSTUDY_RUN", run)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "pair.yaml")
+	const text = `name: checked
+partitions:
+  left: {cpus: "0", memory: 128MiB, kernel: k, initramfs: k}
+  right: {cpus: "0", memory: 128MiB, kernel: k, initramfs: k}
+`
+	if err := errors.Join(os.WriteFile(file, []byte(text), 0o600), os.WriteFile(filepath.Join(dir, "k"), []byte("a kernel"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := check(io.Discard, file, false); err == nil || !strings.Contains(err.Error(), run+" has room for 100 MiB, and the pair needs 288 MiB more") {
+		t.Errorf("with 100 MiB: %v", err)
+	}
+	if err := unix.Mount("none", run, "tmpfs", unix.MS_REMOUNT, "size=300m"); err != nil {
+		t.Fatal(err)
+	}
+	if err := check(io.Discard, file, false); err != nil {
+		t.Errorf("with 300 MiB: %v", err)
+	}
+	left := filepath.Join(run, "understudy-checked")
+	if err := errors.Join(os.Mkdir(left, 0o700), os.WriteFile(filepath.Join(left, "left.ram"), make([]byte, 50<<20), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := check(io.Discard, file, false); err != nil {
+		t.Errorf("with 50 MiB that up would remove: %v", err)
 	}
 }
 

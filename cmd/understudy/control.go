@@ -105,6 +105,7 @@ type control struct {
 	status   status
 	stopping bool   // its end was asked for, and its work is being stopped
 	stopped  bool   // nothing is left to be stopped
+	downed   bool   // its end was asked for by down, and is granted
 	leaving  bool   // the guests are to go on
 	order    *order // the switch that was asked for; nil: none
 	wake     func() // has guard look at it
@@ -179,6 +180,9 @@ func (c *control) answer(ctx context.Context, verb string, body json.RawMessage)
 		if err := c.down(r); err != nil {
 			return nil, err
 		}
+		c.mu.Lock()
+		c.downed = true
+		c.mu.Unlock()
 		// Once the caller has the answer and has hung up: the end closes all that is open.
 		context.AfterFunc(ctx, c.end)
 		return nil, nil

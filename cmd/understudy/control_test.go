@@ -2,9 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
+	"net"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"understudy.dev/understudy/internal/live/sdnotify"
 )
 
 // TestDownAnswersFirst: a pair goes down once the caller has hung up, and not
@@ -59,5 +64,61 @@ func TestOneAtATime(t *testing.T) {
 				t.Errorf("%v, want: %s", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestEndIsTold: a service manager hears at once that the supervisor ends, whether it wants to
+// hear of its work or not: its watchdog would kill it in the midst of that.
+func TestEndIsTold(t *testing.T) {
+	for _, limit := range []string{"", "60000000"} {
+		name := filepath.Join(t.TempDir(), "n")
+		l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		t.Setenv("NOTIFY_SOCKET", name)
+		t.Setenv("WATCHDOG_USEC", limit)
+		n, err := sdnotify.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer n.Close()
+		c := &control{told: &outlets{notifier: n, out: t.Output()}}
+		ctx, end := context.WithCancel(t.Context())
+		go c.feed(ctx)
+		end()
+		b := make([]byte, 256)
+		if err := l.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		size, err := l.Read(b)
+		if got := string(b[:size]); err != nil || got != sdnotify.Stopping {
+			t.Errorf("limit %q: told %q, %v", limit, got, err)
+		}
+	}
+}
+
+// TestDownIsNoFailure: what up ends with is that of a failed takeover, or of what is left, unless
+// down asked for the end: a service manager starts again what fails.
+func TestDownIsNoFailure(t *testing.T) {
+	failure := errors.New("takeover failed")
+	c := &control{status: status{State: "failed"}, end: func() {}}
+	if err := c.verdict(t.Output(), failure); !errors.Is(err, failure) {
+		t.Errorf("without down: %v", err)
+	}
+	if _, err := c.answer(t.Context(), verbDown, []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	if err := c.verdict(&out, failure); err != nil || !strings.Contains(out.String(), "takeover failed") {
+		t.Errorf("after down: %v, said %q", err, out.String())
+	}
+	busy := &control{stopping: true}
+	if _, err := busy.answer(t.Context(), verbDown, []byte("{}")); err == nil {
+		t.Fatal("a second down is granted")
+	}
+	if err := busy.verdict(t.Output(), failure); !errors.Is(err, failure) {
+		t.Errorf("after a down that was refused: %v", err)
 	}
 }

@@ -5,8 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"understudy.dev/understudy/internal/live/dirs"
 )
 
 // TestKernelPrefix: a kernel is not left in /dev, which is made anew at each boot.
@@ -31,31 +29,5 @@ func TestKernelPrefix(t *testing.T) {
 		if err != nil && (!strings.Contains(err.Error(), "copy the kernel of "+tt.image) || !strings.Contains(err.Error(), "--out PREFIX")) {
 			t.Errorf("%s: it says %v", tt.image, err)
 		}
-	}
-}
-
-// TestRootWork: what a root disk is to get lies beside an image; there is no beside of a device.
-func TestRootWork(t *testing.T) {
-	state := t.TempDir()
-	t.Setenv("UNDERSTUDY_STATE", state)
-	image := filepath.Join(t.TempDir(), "root.img")
-	link := image + ".link"
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(os.DevNull, link); err != nil {
-		t.Fatal(err)
-	}
-	for path, want := range map[string]string{image: "", os.DevNull: dirs.State("web"), link: dirs.State("web")} {
-		got, err := rootWork("web", path)
-		if err != nil || got != want {
-			t.Errorf("%s: got %q, %v; want %q", path, got, err, want)
-		}
-	}
-	if st, err := os.Stat(dirs.State("web")); err != nil || st.Mode().Perm()&0o007 != 0 {
-		t.Errorf("its directory: %v, %v; want one that others cannot read", st, err)
-	}
-	if _, err := rootWork("web", image+".gone"); err == nil {
-		t.Error("a disk that is not there has a place")
 	}
 }

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
-	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/events"
 	"understudy.dev/understudy/internal/live/rootdisk"
 	"understudy.dev/understudy/internal/takeover/offline"
@@ -99,7 +97,7 @@ func (p *protection) await(ctx context.Context, freeze func()) error {
 // has of it.
 func rescueRoot(pair string) func(ctx context.Context, disk, memory string) error {
 	return func(ctx context.Context, disk, memory string) error {
-		work, err := rootWork(pair, disk)
+		work, err := offline.WorkOf(pair, disk)
 		if err != nil {
 			return err
 		}
@@ -123,15 +121,4 @@ func rescueRoot(pair string) func(ctx context.Context, disk, memory string) erro
 		}
 		return errors.Join(errs...)
 	}
-}
-
-// rootWork is the directory of what a root disk is to get (offline.Options.Work): with what is
-// known of the pair, if the disk is a block device, and empty, beside it, if it is an image.
-func rootWork(pair, disk string) (string, error) {
-	st, err := os.Stat(disk)
-	if err != nil || st.Mode().IsRegular() {
-		return "", err
-	}
-	dir := dirs.State(pair)
-	return dir, os.MkdirAll(dir, 0o750)
 }

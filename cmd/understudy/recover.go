@@ -78,7 +78,7 @@ is 3.`,
 	}
 	cmd.Flags().StringVar(&o.Guest, "guest", "", "boot the kernel in this `DIR`, which has boot/vmlinuz and lib/modules/RELEASE; default: what scripts/setup.sh has fetched, else this machine's own kernel")
 	cmd.Flags().StringToStringVar(&o.Devices, "disk", nil, "the file system of the pair's disk NAME is on DEVICE, not at its image: `NAME=DEVICE`")
-	cmd.Flags().StringVar(&o.Work, "work", "", "`DIR` for the overlay, as of salvage apply; default: beside the disk, which a block device cannot have")
+	cmd.Flags().StringVar(&o.Work, "work", "", "`DIR` for the overlay, as of salvage apply; default: beside the disk, or, of a block device, /var/lib/understudy/PAIR")
 	cmd.Flags().BoolVar(&o.GiveUp, "give-up", false, giveUpHelp)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print for programs")
 	return cmd

@@ -161,24 +161,29 @@ func (c *control) watched(now time.Time) bool {
 // asks may take.
 const lookLimit = 20 * time.Second
 
-// feed keeps a service manager's watchdog quiet for as long as the supervisor does its work.
+// feed keeps a service manager's watchdog quiet for as long as the supervisor does its work, and
+// ends it with ctx: what is done after that has limits of its own, and takes minutes.
 func (c *control) feed(ctx context.Context) {
-	every := c.told.notifier.Every()
-	if every == 0 {
-		return
+	n := c.told.notifier
+	tell := func(state string) {
+		if err := n.Tell(state); err != nil {
+			fmt.Fprintln(c.told.out, err)
+		}
 	}
-	tick := time.NewTicker(every)
-	defer tick.Stop()
+	var tick <-chan time.Time
+	if every := n.Every(); every != 0 {
+		t := time.NewTicker(every)
+		defer t.Stop()
+		tick = t.C
+	}
 	for {
 		select {
 		case <-ctx.Done():
+			tell(sdnotify.Stopping)
 			return
-		case now := <-tick.C:
-			if !c.watched(now) {
-				continue
-			}
-			if err := c.told.notifier.Tell(sdnotify.Watchdog); err != nil {
-				fmt.Fprintln(c.told.out, err)
+		case now := <-tick:
+			if c.watched(now) {
+				tell(sdnotify.Watchdog)
 			}
 		}
 	}

@@ -187,7 +187,19 @@ func (c *control) ended(out io.Writer, err error) error {
 	if err := c.told.close(); err != nil {
 		fmt.Fprintln(out, err)
 	}
-	return err
+	return c.verdict(out, err)
+}
+
+// verdict is what up ends with. An end that was asked for by down is no failure, whatever is left
+// or went wrong before: a service manager would have the pair up again.
+func (c *control) verdict(out io.Writer, err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err == nil || !c.downed {
+		return err
+	}
+	fmt.Fprintln(out, err)
+	return nil
 }
 
 // reconnect takes charge of a pair whose supervisor has ended and whose guests go on; nil, if

@@ -1,10 +1,13 @@
 package netns
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -37,21 +40,55 @@ func (n *Namespace) Bridge(name string) error {
 	})
 }
 
-// Bridges are the names of the bridges that there are.
-func (n *Namespace) Bridges() (names []string, err error) {
-	err = n.Do(func() error {
-		links, err := netlink.LinkList()
-		for _, l := range links {
-			if l.Type() == "bridge" {
-				names = append(names, l.Attrs().Name)
-			}
-		}
+// Bridges are the bridges that there are, by name, with how long each keeps a port that joins it from forwarding: with
+// the spanning tree protocol it listens first and then learns, for the forward delay each (net/bridge/br_stp.c,
+// br_make_forwarding and br_forward_delay_timer_expired).
+func (n *Namespace) Bridges() (map[string]time.Duration, error) {
+	var links [][]byte
+	err := n.Do(func() (err error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		links, err = req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list bridges: %w", err)
 	}
-	return names, nil
+	bridges := make(map[string]time.Duration)
+	for _, l := range links {
+		if name, delay, err := bridge(l); err != nil {
+			return nil, fmt.Errorf("list bridges: %w", err)
+		} else if name != "" {
+			bridges[name] = delay
+		}
+	}
+	return bridges, nil
+}
+
+// clockTick is the unit of times that the kernel tells (USER_HZ).
+const clockTick = time.Second / 100
+
+// bridge reads an ifinfomsg with its attributes (linux/if_link.h); name is empty if it is of no bridge.
+func bridge(link []byte) (name string, delay time.Duration, err error) {
+	if len(link) < unix.SizeofIfInfomsg {
+		return "", 0, fmt.Errorf("a link of %d bytes", len(link))
+	}
+	attrs, err := nl.ParseRouteAttrAsMap(link[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return "", 0, err
+	}
+	info, err := nl.ParseRouteAttrAsMap(attrs[unix.IFLA_LINKINFO].Value)
+	if err != nil || string(bytes.TrimRight(info[nl.IFLA_INFO_KIND].Value, "\x00")) != "bridge" {
+		return "", 0, err
+	}
+	data, err := nl.ParseRouteAttrAsMap(info[nl.IFLA_INFO_DATA].Value)
+	if err != nil {
+		return "", 0, err
+	}
+	if stp, forward := data[nl.IFLA_BR_STP_STATE].Value, data[nl.IFLA_BR_FORWARD_DELAY].Value; len(stp) == 4 && len(forward) == 4 && binary.NativeEndian.Uint32(stp) != 0 {
+		delay = 2 * clockTick * time.Duration(binary.NativeEndian.Uint32(forward))
+	}
+	return string(bytes.TrimRight(attrs[unix.IFLA_IFNAME].Value, "\x00")), delay, nil
 }
 
 // Veth makes a cable: the end name here, the end peerName in peer; both are up on return. Neither namespace may be

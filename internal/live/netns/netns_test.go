@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -151,6 +152,33 @@ func TestBridgeCarriesTraffic(t *testing.T) {
 }
 
 // linkMAC is the address of a link.
+// TestBridges: which bridges there are, and which keep a new port from forwarding. The protocol's own
+// least delay is 2 s.
+func TestBridges(t *testing.T) {
+	needRoot(t)
+	n, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	err = n.Do(func() error {
+		for _, args := range []string{"plain type bridge", "delayed type bridge forward_delay 1500", "stp type bridge stp_state 1", "soon type bridge stp_state 1 forward_delay 200", "cable type veth peer name other"} {
+			if out, err := exec.Command("ip", append([]string{"link", "add"}, strings.Fields(args)...)...).CombinedOutput(); err != nil {
+				return fmt.Errorf("ip link add %s: %w: %s", args, err, out)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := n.Bridges()
+	want := map[string]time.Duration{"plain": 0, "delayed": 0, "stp": 30 * time.Second, "soon": 4 * time.Second}
+	if err != nil || !maps.Equal(got, want) {
+		t.Errorf("%v, %v; want %v", got, err, want)
+	}
+}
+
 func linkMAC(t *testing.T, n *netns.Namespace, name string) net.HardwareAddr {
 	t.Helper()
 	var mac net.HardwareAddr

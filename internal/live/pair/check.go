@@ -3,9 +3,11 @@ package pair
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,17 +27,24 @@ const (
 )
 
 // CheckBridges checks that the bridges of the pair's interfaces are among those that there
-// are. The error joins one *Problem for each thing wrong.
-func (p *Pair) CheckBridges(bridges []string) error {
+// are, and that none keeps a port that joins it from the network for a while, which bridges has
+// beside their names: a takeover has one join. The error joins one *Problem for each thing wrong.
+func (p *Pair) CheckBridges(bridges map[string]time.Duration) error {
 	var errs []error
 	for i, n := range p.NICs {
-		if !slices.Contains(bridges, n.Bridge) {
+		key := fmt.Sprintf("nics.%d.bridge", i)
+		delay, ok := bridges[n.Bridge]
+		switch {
+		case !ok:
 			has := "none"
 			if len(bridges) > 0 {
-				has = strings.Join(bridges, ", ")
+				has = strings.Join(slices.Sorted(maps.Keys(bridges)), ", ")
 			}
-			errs = append(errs, p.problem(fmt.Sprintf("nics.%d.bridge", i), fmt.Sprintf("make it: ip link add %s type bridge; ip link set %s up", n.Bridge, n.Bridge),
+			errs = append(errs, p.problem(key, fmt.Sprintf("make it: ip link add %s type bridge; ip link set %s up", n.Bridge, n.Bridge),
 				"this machine has no bridge %s (bridges: %s)", n.Bridge, has))
+		case delay > 0:
+			errs = append(errs, p.problem(key, fmt.Sprintf("turn that off: ip link set %s type bridge stp_state 0; of NetworkManager's: nmcli connection modify %s bridge.stp no, and nmcli connection up %s", n.Bridge, n.Bridge, n.Bridge),
+				"bridge %s has the spanning tree protocol on: the service would not be reached for %v after each takeover", n.Bridge, delay))
 		}
 	}
 	return errors.Join(errs...)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
 )
 
 func TestCheck(t *testing.T) {
@@ -74,12 +75,18 @@ func TestCheckBridges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.CheckBridges([]string{"br0", "br7"}); err != nil {
+	if err := p.CheckBridges(map[string]time.Duration{"br0": time.Second, "br7": 0}); err != nil {
 		t.Error(err)
 	}
-	const want = "pair.yaml:5: nics.0.bridge: this machine has no bridge br7 (bridges: none); make it: ip link add br7 type bridge; ip link set br7 up"
-	if err := p.CheckBridges(nil); err == nil || err.Error() != want {
-		t.Errorf("%v", err)
+	for want, bridges := range map[string]map[string]time.Duration{
+		"this machine has no bridge br7 (bridges: none); make it: ip link add br7 type bridge; ip link set br7 up":     nil,
+		"this machine has no bridge br7 (bridges: br0, br1); make it: ip link add br7 type bridge; ip link set br7 up": {"br1": 0, "br0": 0},
+		"bridge br7 has the spanning tree protocol on: the service would not be reached for 30s after each takeover; " +
+			"turn that off: ip link set br7 type bridge stp_state 0; of NetworkManager's: nmcli connection modify br7 bridge.stp no, and nmcli connection up br7": {"br7": 30 * time.Second},
+	} {
+		if err := p.CheckBridges(bridges); err == nil || err.Error() != "pair.yaml:5: nics.0.bridge: "+want {
+			t.Errorf("%v", err)
+		}
 	}
 }
 

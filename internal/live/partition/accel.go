@@ -47,7 +47,7 @@ var errSlow = errors.New("the kernel did not boot in time")
 // FindAccel is the accelerator for a kernel, the path of a bzImage: KVM if the kernel
 // really boots on it, and sooner than under TCG, else TCG. So a KVM on which it hangs is none, and one of
 // a machine that is emulated itself is, however slow both are there. The answer is kept in
-// the cache until this machine boots again, unless KVM was only somewhat slower, which
+// the cache, if there is one, until this machine boots again, unless KVM was only somewhat slower, which
 // a busy machine may be the reason of.
 func FindAccel(ctx context.Context, kernel string) (Accel, error) {
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
@@ -57,21 +57,28 @@ func FindAccel(ctx context.Context, kernel string) (Accel, error) {
 	if err := f.Close(); err != nil {
 		return "", err
 	}
-	answer, err := answerFile(kernel)
+	return find(ctx, kernel, func(ctx context.Context, a Accel) (bool, error) { return probe(ctx, a, kernel) })
+}
+
+// find is FindAccel where there is KVM. Without a cache directory it is probed each time.
+func find(ctx context.Context, kernel string, probe func(context.Context, Accel) (bool, error)) (Accel, error) {
+	name, err := answerName(kernel)
 	if err != nil {
 		return "", err
 	}
+	dir, uncached := dirs.Cache()
+	file := filepath.Join(dir, "accel", name)
 	// Both partitions of a pair ask for the same kernel at the same time.
-	got, err, _ := probes.Do(answer, func() (any, error) {
-		if b, err := os.ReadFile(answer); err == nil && (string(b) == string(KVM) || string(b) == string(TCG)) {
+	got, err, _ := probes.Do(name, func() (any, error) {
+		if b, err := os.ReadFile(file); uncached == nil && err == nil && (string(b) == string(KVM) || string(b) == string(TCG)) {
 			return Accel(b), nil
 		}
-		accel, err := sooner(ctx, func(ctx context.Context, a Accel) (bool, error) { return probe(ctx, a, kernel) })
+		accel, err := sooner(ctx, probe)
 		if errors.Is(err, errSlow) {
 			return TCG, nil
 		}
-		if err == nil {
-			_ = keep(answer, accel) // or else it is probed again the next time
+		if err == nil && uncached == nil {
+			_ = keep(file, accel) // or else it is probed again the next time
 		}
 		return accel, err
 	})
@@ -157,12 +164,8 @@ func sooner(ctx context.Context, probe func(context.Context, Accel) (bool, error
 	return "", errSlow
 }
 
-// answerFile names the answer for a kernel on this boot of this machine.
-func answerFile(kernel string) (string, error) {
-	dir, err := dirs.Cache()
-	if err != nil {
-		return "", err
-	}
+// answerName names the answer for a kernel on this boot of this machine.
+func answerName(kernel string) (string, error) {
 	st, err := os.Stat(kernel)
 	if err != nil {
 		return "", err
@@ -172,7 +175,7 @@ func answerFile(kernel string) (string, error) {
 		return "", err
 	}
 	h := sha256.Sum256(fmt.Appendf(nil, "%s %d %d %s", kernel, st.Size(), st.ModTime().UnixNano(), boot))
-	return filepath.Join(dir, "accel", fmt.Sprintf("%x", h[:8])), nil
+	return fmt.Sprintf("%x", h[:8]), nil
 }
 
 // probe says whether a kernel really runs on an accelerator. That /dev/kvm

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -74,5 +75,41 @@ func TestKeep(t *testing.T) {
 	}
 	if names, err := os.ReadDir(filepath.Dir(file)); len(names) != 1 || err != nil {
 		t.Errorf("%v, %v", names, err)
+	}
+}
+
+// TestFindWithoutCache: where no cache directory is known, as to what a cluster manager starts, a kernel
+// is probed each time; where there is one, once.
+func TestFindWithoutCache(t *testing.T) {
+	kernel := filepath.Join(t.TempDir(), "vmlinuz")
+	if err := os.WriteFile(kernel, []byte("kernel"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(t.TempDir())
+	for _, name := range []string{"HOME", "XDG_CACHE_HOME"} {
+		t.Setenv(name, "")
+	}
+	for cache, want := range map[string]int32{"": 2, t.TempDir(): 1} {
+		t.Setenv("UNDERSTUDY_CACHE", cache)
+		var booted atomic.Int32
+		for range 2 {
+			got, err := find(t.Context(), kernel, func(ctx context.Context, a Accel) (bool, error) {
+				if a == KVM {
+					booted.Add(1)
+					return true, nil
+				}
+				<-ctx.Done()
+				return false, context.Cause(ctx)
+			})
+			if got != KVM || err != nil {
+				t.Errorf("cache %q: %q, %v", cache, got, err)
+			}
+		}
+		if n := booted.Load(); n != want {
+			t.Errorf("cache %q: probed %d times, not %d", cache, n, want)
+		}
+	}
+	if left, err := os.ReadDir("."); err != nil || len(left) > 0 {
+		t.Errorf("left here: %v, %v", left, err)
 	}
 }

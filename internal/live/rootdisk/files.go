@@ -16,6 +16,7 @@ const (
 	dropIn      = "understudy.conf"
 	unitsPath   = "etc/systemd/system"
 	fstabPath   = "etc/fstab"
+	selinuxPath = "etc/selinux/config"
 )
 
 // head is the first line of what we write.
@@ -128,4 +129,15 @@ func elsewhere(fstab string, uuids []string) (lines []string) {
 		}
 	}
 	return lines
+}
+
+// enforces says whether SELinux is enforced by its configuration (selinux_config(5)): by the first line that
+// says a mode. Without one the kernel's own default holds, which is permissive.
+func enforces(config string) bool {
+	for line := range strings.Lines(config) {
+		if mode, ok := strings.CutPrefix(strings.TrimSpace(line), "SELINUX="); ok {
+			return !strings.EqualFold(mode, "permissive") && !strings.EqualFold(mode, "disabled")
+		}
+	}
+	return false
 }

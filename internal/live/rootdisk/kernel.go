@@ -40,7 +40,7 @@ func (d *Disk) TakeKernel(release, out string) (k Kernel, err error) {
 	took := fs.ErrNotExist
 	take := func(dir string) func(*os.Root) error {
 		return func(root *os.Root) error {
-			took = errors.Join(copyOut(root, dir+"vmlinuz-"+k.Release, k.Image), copyOut(root, dir+"initrd.img-"+k.Release, k.Initramfs))
+			took = errors.Join(copyOut(root, dir+"vmlinuz-"+k.Release, k.Image), copyInitramfs(root, dir, k))
 			return nil
 		}
 	}
@@ -59,6 +59,19 @@ func (d *Disk) TakeKernel(release, out string) (k Kernel, err error) {
 		return k, hint.New("take kernel "+k.Release+" out of "+d.Path, took, "Install a kernel package in it, with its initramfs; --release names another one.")
 	}
 	return k, nil
+}
+
+// copyInitramfs copies that of a kernel, by the name that Debian and Ubuntu give it, Fedora, or SUSE.
+func copyInitramfs(root *os.Root, dir string, k Kernel) error {
+	var errs []error
+	for _, name := range []string{"initrd.img-" + k.Release, "initramfs-" + k.Release + ".img", "initrd-" + k.Release} {
+		err := copyOut(root, dir+name, k.Initramfs)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // newest is the last release in order that the system has modules of.

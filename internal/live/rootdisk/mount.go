@@ -27,7 +27,7 @@ type Disk struct {
 }
 
 // Open claims a disk and finds the root file system on it: that which has /etc/fstab, or
-// is the only one. It is refused if somebody uses the disk, or has left it in the midst of
+// is the only one and has /usr. It is refused if somebody uses the disk, or has left it in the midst of
 // something.
 func Open(path string) (*Disk, error) {
 	claim, err := fence.Take(path)
@@ -66,21 +66,21 @@ func (d *Disk) find() error {
 		}
 	}
 	for i, fs := range d.rest {
-		is := len(d.rest) == 1
-		if !is {
-			if err := d.on(fs, func(root *os.Root) error {
-				_, err := root.Stat("etc/fstab")
-				is = err == nil
-				return nil
-			}); err != nil {
-				return err
-			}
+		is := false
+		if err := d.on(fs, func(root *os.Root) error {
+			_, fstab := root.Stat(fstabPath)
+			_, usr := root.Stat("usr")
+			is = fstab == nil || usr == nil && len(d.rest) == 1
+			return nil
+		}); err != nil {
+			return err
 		}
 		if is {
 			d.root, d.UUID = fs, fs.uuid
 			d.rest = append(d.rest[:i:i], d.rest[i+1:]...)
 			return nil
 		}
+		kinds = append(kinds, "ext4 without a system, as /boot is")
 	}
 	found := "nothing that we know"
 	if len(kinds) > 0 {

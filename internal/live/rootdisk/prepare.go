@@ -94,8 +94,8 @@ func (d *Disk) Undo(tell func(what string)) error {
 	})
 }
 
-// fits says whether a system can have the agent: systemd starts it, and a takeover needs
-// e2fsck(8).
+// fits says whether a system can have the agent: systemd starts it, a takeover needs
+// e2fsck(8), and SELinux must let files be that have no label.
 func fits(root *os.Root) error {
 	for _, need := range []struct {
 		what, advice string
@@ -112,6 +112,14 @@ func fits(root *os.Root) error {
 		if !found {
 			return hint.New("look for "+need.what, fs.ErrNotExist, need.advice)
 		}
+	}
+	config, err := root.ReadFile(selinuxPath)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if enforces(string(config)) {
+		return hint.New("look at /"+selinuxPath, errors.New("SELinux is enforced there, and what is written from here has no labels, so that the agent might not run"),
+			"Set SELINUX=permissive in it, and run this again.")
 	}
 	return nil
 }

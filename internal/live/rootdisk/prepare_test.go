@@ -196,11 +196,88 @@ func TestPrepareRefuses(t *testing.T) {
 	if left, err := os.ReadDir(out); err != nil || len(left) > 0 {
 		t.Errorf("it wrote to this machine: %v, %v", left, err)
 	}
+	enforced := tree(t)
+	config := filepath.Join(enforced, "etc/selinux/config")
+	if err := errors.Join(os.Mkdir(filepath.Dir(config), 0o755), os.WriteFile(config, []byte("# SELINUX=disabled\nSELINUX=enforcing\n"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	refused(image(t, enforced, false), "SELinux is enforced")
 	empty := filepath.Join(t.TempDir(), "empty")
 	if err := errors.Join(os.WriteFile(empty, nil, 0o600), os.Truncate(empty, 1<<20)); err != nil {
 		t.Fatal(err)
 	}
 	refused(empty, "no root file system")
+}
+
+// TestNoRoot: a file system with kernels only is /boot, and the root is what else is there, which is named.
+func TestNoRoot(t *testing.T) {
+	boot := t.TempDir()
+	if err := os.WriteFile(filepath.Join(boot, "vmlinuz-6.1.0-10-amd64"), []byte("kernel"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		at          int64 // in a second partition
+		magic, want string
+	}{
+		"LVM":     {512, "LABELONE", "LVM"},
+		"btrfs":   {65600, "_BHRfS_M", "btrfs"},
+		"nothing": {0, "", "ext4 without a system"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := image(t, boot, true)
+			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			entry := []byte{0, 0, 0, 0, 0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+			binary.LittleEndian.PutUint32(entry[8:], 65<<11)
+			binary.LittleEndian.PutUint32(entry[12:], 8<<11)
+			_, err = f.WriteAt(entry, 446+16)
+			_, magic := f.WriteAt([]byte(tt.magic), 65<<20+tt.at)
+			if err := errors.Join(err, magic, f.Truncate(73<<20), f.Close()); err != nil {
+				t.Fatal(err)
+			}
+			d, err := Open(path)
+			if err == nil {
+				d.Close()
+			}
+			if err == nil || !strings.Contains(err.Error(), "no root file system of the ext family on it, but ") || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
+// TestInitramfsNames: an initramfs is taken by whatever name its distribution gives it.
+func TestInitramfsNames(t *testing.T) {
+	for _, name := range []string{"initramfs-6.1.0-10-amd64.img", "initrd-6.1.0-10-amd64"} {
+		dir := tree(t)
+		if err := os.Rename(filepath.Join(dir, "boot/initrd.img-6.1.0-10-amd64"), filepath.Join(dir, "boot", name)); err != nil {
+			t.Fatal(err)
+		}
+		d, err := Open(image(t, dir, false))
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := d.TakeKernel("", filepath.Join(t.TempDir(), "out"))
+		if b, _ := os.ReadFile(k.Initramfs); err != nil || string(b) != "initrd" {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestEnforces(t *testing.T) {
+	for config, want := range map[string]bool{
+		"": false, "SELINUX=enforcing\n": true, "#SELINUX=enforcing\n\nSELINUX=permissive\nSELINUXTYPE=targeted\n": false,
+		"SELINUXTYPE=targeted": false, "  SELINUX=Disabled": false, "SELINUX=what": true,
+	} {
+		if got := enforces(config); got != want {
+			t.Errorf("%q: %v", config, got)
+		}
+	}
 }
 
 func TestFstab(t *testing.T) {

@@ -22,7 +22,8 @@ const (
 	extMagic        = extSuper + 0x38
 	extIncompatible = extSuper + 0x60
 	extUUID         = extSuper + 0x68
-	extRecover      = 0x4 // EXT4_FEATURE_INCOMPAT_RECOVER
+	extRecover      = 0x4        // EXT4_FEATURE_INCOMPAT_RECOVER
+	btrfsMagic      = 65536 + 64 // include/uapi/linux/btrfs_tree.h, struct btrfs_super_block
 )
 
 // errUnclean is why a file system is left as it is.
@@ -52,6 +53,13 @@ func probe(r io.ReaderAt, part disk.Partition) (fileSystem, error) {
 		fs.uuid = fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
 		if binary.LittleEndian.Uint32(b[extIncompatible:])&extRecover != 0 {
 			return fs, errUnclean
+		}
+	case part.Len >= btrfsMagic+8:
+		if _, err := r.ReadAt(b[:8], part.Off+btrfsMagic); err != nil {
+			return fs, fmt.Errorf("read superblock: %w", err)
+		}
+		if string(b[:8]) == "_BHRfS_M" {
+			fs.kind = "btrfs"
 		}
 	}
 	return fs, nil

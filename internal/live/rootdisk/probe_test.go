@@ -26,6 +26,7 @@ func TestProbe(t *testing.T) {
 		{"ext4", clean, fileSystem{all, "ext4", "01020304-0506-0708-090a-0b0c0d0e0f10"}, nil},
 		{"ext4 that was not unmounted", with(bytes.Clone(clean), 4096+extIncompatible, 4), fileSystem{all, "ext4", "01020304-0506-0708-090a-0b0c0d0e0f10"}, errUnclean},
 		{"XFS", put(0, 'X', 'F', 'S', 'B'), fileSystem{all, "xfs", ""}, nil},
+		{"btrfs", put(65600, []byte("_BHRfS_M")...), fileSystem{all, "btrfs", ""}, nil},
 		{"nothing", put(0), fileSystem{all, "", ""}, nil},
 	} {
 		got, err := probe(bytes.NewReader(tt.on), all)

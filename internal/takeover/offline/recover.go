@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
 	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/supervisor"
@@ -20,7 +22,7 @@ var ErrNotMounted = errors.New("its kernel had it not mounted")
 // RecoverOptions say how a pair's disks are brought up to date.
 type RecoverOptions struct {
 	Guest string // as in Options
-	Work  string // likewise; of a disk that is a block device it must be there
+	Work  string // likewise; empty is for a block device the pair's own (WorkOf)
 	// GiveUp is as in Options; without it a disk whose last commit is refused stays as it is, and is
 	// tried again by the next call.
 	GiveUp bool
@@ -128,9 +130,9 @@ func (r *recovery) applyIfMounted(ctx context.Context, d *supervisor.RecordDisk,
 
 // apply applies one memory, and makes durable that it is.
 func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Options, done takeover.Progress) error {
-	o.Disk, o.Part, o.Guest, o.Work, o.GiveUp = d.Image, d.Part, r.options.Guest, r.options.Work, r.options.GiveUp
-	if device := r.options.Devices[d.Name]; device != "" {
-		o.Disk, o.Part = device, 0
+	o, err := r.on(d, o)
+	if err != nil {
+		return err
 	}
 	report, err := Run(ctx, o)
 	if err != nil {
@@ -143,6 +145,29 @@ func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Option
 	d.Refused = d.Refused || !report.Complete
 	d.Progress = done
 	return r.dir.Write(&r.record)
+}
+
+// on has a run be on a disk of the pair.
+func (r *recovery) on(d *supervisor.RecordDisk, o Options) (_ Options, err error) {
+	o.Disk, o.Part, o.Guest, o.Work, o.GiveUp = d.Image, d.Part, r.options.Guest, r.options.Work, r.options.GiveUp
+	if device := r.options.Devices[d.Name]; device != "" {
+		o.Disk, o.Part = device, 0
+	}
+	if o.Work == "" {
+		o.Work, err = WorkOf(r.record.Pair, o.Disk)
+	}
+	return o, err
+}
+
+// WorkOf is the directory of what a disk of a pair's is to get (Options.Work): with what is
+// known of the pair, if the disk is a block device, and empty, beside it, if it is an image.
+func WorkOf(pair, disk string) (string, error) {
+	st, err := os.Stat(disk)
+	if err != nil || st.Mode().IsRegular() {
+		return "", err
+	}
+	dir := dirs.State(pair)
+	return dir, os.MkdirAll(dir, 0o750)
 }
 
 // layered says what to do about a disk whose file system only a guest sees. Which memories are to

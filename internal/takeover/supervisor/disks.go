@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -17,14 +19,29 @@ import (
 )
 
 // Inspect looks at the disks of a pair that is not up as Start would, and lets them go
-// again. log is told what is not wrong, but worth knowing.
-func Inspect(p *pair.Pair, log io.Writer) error {
-	s := &Supervisor{Pair: p, options: Options{Log: log}, holds: make(map[string]*fence.Hold), roots: make(map[string]*fence.Hold)}
-	err := s.hold(fence.Keep)
+// again, and at the room for a run directory, dir. log is told what is not wrong, but worth knowing.
+func Inspect(p *pair.Pair, dir string, log io.Writer) error {
+	s := &Supervisor{Pair: p, options: Options{Dir: dir, Log: log}, holds: make(map[string]*fence.Hold), roots: make(map[string]*fence.Hold)}
+	err := s.checkRoom(s.memory() - min(s.memory(), usedIn(dir)))
+	if err == nil {
+		err = s.hold(fence.Keep)
+	}
 	if err == nil {
 		err = s.checkDisks()
 	}
 	return errors.Join(err, s.release())
+}
+
+// usedIn is how many bytes the files take in a run directory that Start would remove.
+func usedIn(dir string) (used uint64) {
+	entries, _ := os.ReadDir(dir) // there may be none
+	for _, e := range entries {
+		var st unix.Stat_t
+		if unix.Lstat(filepath.Join(dir, e.Name()), &st) == nil {
+			used += uint64(st.Blocks) * 512
+		}
+	}
+	return used
 }
 
 // checkDisks checks that the file systems on the shared disks are such as a takeover

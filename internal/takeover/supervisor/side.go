@@ -240,7 +240,7 @@ func (s *Supervisor) devices(ctx context.Context, side *side, i int, active bool
 	}
 	for n, nic := range s.Pair.NICs {
 		name := tapName(s.Pair.Name, i, n)
-		tap, err := s.options.Network.Tap(name, nil)
+		tap, err := s.options.Network.Tap(name, tapMAC(s.Pair.Name, n))
 		if err != nil {
 			return nil, fmt.Errorf("make tap for %s: %w", nic.Name, err)
 		}
@@ -260,6 +260,17 @@ func tapName(pair string, side, nic int) string {
 	h := fnv.New32a()
 	h.Write([]byte(pair))
 	return fmt.Sprintf("us%08x%c%d", h.Sum32(), "lr"[side], nic)
+}
+
+// tapMAC is the address of a tap, the host's end of the cable, the same on both sides: a bridge that was
+// given none has the lowest of its ports' (net/bridge/br_stp_if.c, br_stp_recalculate_bridge_id), which
+// is to be another port's, if there is one, and not to change in a takeover.
+func tapMAC(pair string, nic int) net.HardwareAddr {
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%s/%d", pair, nic)
+	mac := h.Sum(nil)[:6]
+	mac[0] = 0xfe
+	return mac
 }
 
 func mapBeat(path string) ([]byte, error) {

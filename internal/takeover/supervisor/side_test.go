@@ -3,14 +3,79 @@ package supervisor
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"strings"
 	"testing"
 	"time"
 
+	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/netns"
+	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
 )
+
+// TestBridgeKeepsAddress: a bridge without an address of its own has the same one before and after a
+// takeover, with another port or none.
+func TestBridgeKeepsAddress(t *testing.T) {
+	for name, other := range map[string]string{"alone": "", "beside another port": "peer"} {
+		t.Run(name, func(t *testing.T) {
+			n, err := netns.New()
+			if err != nil {
+				tier.Lacks(t, err)
+			}
+			defer n.Close()
+			if err := n.Bridge("br0"); err != nil {
+				t.Fatal(err)
+			}
+			if other != "" {
+				peer, err := netns.New()
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer peer.Close()
+				if err := errors.Join(n.Veth(other, peer, "eth0"), n.Enslave(other, "br0")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := &Supervisor{Pair: &pair.Pair{Name: "web", NICs: []pair.NIC{{Name: "lan", Bridge: "br0"}}}, options: Options{Network: n}}
+			var was string
+			for i := range s.Pair.Partitions {
+				sd := &side{index: i}
+				if _, err := s.devices(t.Context(), sd, i, true); err != nil {
+					tier.Lacks(t, err)
+				}
+				if _, err := s.connect(sd); err != nil {
+					t.Fatal(err)
+				}
+				is := addressOf(t, n, "br0")
+				if i > 0 && is != was {
+					t.Errorf("it was %s, and is %s", was, is)
+				}
+				was = is
+				if err := sd.dropTaps(); err != nil { // its QEMU is dead
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func addressOf(t *testing.T, n *netns.Namespace, link string) (address string) {
+	t.Helper()
+	err := n.Do(func() error {
+		i, err := net.InterfaceByName(link)
+		if err == nil {
+			address = i.HardwareAddr.String()
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return address
+}
 
 // TestAgentRestarted: a call that an agent had when it was started again has no answer, and ends.
 func TestAgentRestarted(t *testing.T) {

@@ -130,7 +130,7 @@ func (s *Supervisor) undo() error {
 }
 
 func (s *Supervisor) start(ctx context.Context) error {
-	if err := s.checkRoom(s.Pair.Partitions[0].Memory + s.Pair.Partitions[1].Memory); err != nil {
+	if err := s.checkRoom(s.memory()); err != nil {
 		return err
 	}
 	if err := s.hold(fence.Keep); err != nil {
@@ -283,18 +283,24 @@ func (s *Supervisor) rehearse(ctx context.Context, sd *side) error {
 	return nil
 }
 
-// checkRoom checks that the run directory can hold so many bytes of memory and what a
-// takeover stages, which is reserved when it is needed.
+// memory is that of both partitions, bytes.
+func (s *Supervisor) memory() uint64 {
+	return s.Pair.Partitions[0].Memory + s.Pair.Partitions[1].Memory
+}
+
+// checkRoom checks that the run directory, which need not be there yet, can hold so many bytes of memory
+// and what a takeover stages, which is reserved when it is needed.
 func (s *Supervisor) checkRoom(memory uint64) error {
+	dir := filepath.Dir(s.options.Dir)
 	var st unix.Statfs_t
-	if err := unix.Statfs(s.options.Dir, &st); err != nil {
-		return fmt.Errorf("measure room in %s: %w", s.options.Dir, err)
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("measure room in %s: %w", dir, err)
 	}
 	free := st.Bavail * uint64(st.Bsize)
 	need := memory + max(s.Pair.Partitions[0].Memory, s.Pair.Partitions[1].Memory)/stagedShare
 	if need > free {
 		return fmt.Errorf("%s has room for %d MiB, and the pair needs %d MiB more, for memory and what a takeover stages: enlarge that file system, or set UNDERSTUDY_RUN to a directory of a larger one",
-			s.options.Dir, free>>20, need>>20)
+			dir, free>>20, need>>20)
 	}
 	return nil
 }
