@@ -43,12 +43,11 @@ func (p *pageState) within(i *Inode, at slotted) addr.Span {
 	return addr.Span{Off: s.Off - p.start(), End: s.End - p.start()}
 }
 
-// intact passes on what is found of a page, and refuses what is in broken memory, each page once.
+// intact passes on what is found of a folio, and refuses what of that is in broken memory.
 func (p *pageState) intact(i *Inode, yield func(Piece, error) bool) func(Piece, error) bool {
 	if len(p.broken) == 0 {
 		return yield
 	}
-	refused := addr.Index(0) // what lies before was, as far as it is broken
 	return func(piece Piece, err error) bool {
 		if err != nil {
 			return yield(piece, err)
@@ -58,16 +57,12 @@ func (p *pageState) intact(i *Inode, yield func(Piece, error) bool) func(Piece, 
 			if bad.End <= piece.Off || bad.Off >= piece.End {
 				continue
 			}
-			if before := piece.part(piece.Off, bad.Off); before.Len() > 0 && !yield(before, nil) {
+			if !yield(piece.part(piece.Off, bad.Off), nil) || !yield(Piece{}, i.refuse(at, 1, Poisoned, nil)) {
 				return false
 			}
-			if at >= refused && !yield(Piece{}, i.refuse(at, 1, Poisoned, nil)) {
-				return false
-			}
-			refused = max(refused, at+1)
 			piece = piece.part(bad.End, piece.End)
 		}
-		return piece.Len() == 0 || yield(piece, nil)
+		return yield(piece, nil)
 	}
 }
 

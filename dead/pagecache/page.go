@@ -159,8 +159,8 @@ func (c *Cache) unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 	}
 }
 
-// ascending passes on what comes of the entries of a tree, each byte and each broken page once: the
-// pages of one folio may have an entry each.
+// ascending passes on what comes of the entries of a tree, each byte and each broken page once, and
+// nothing empty: the pages of one folio may have an entry each.
 func ascending(consume func(Piece, error) bool) func(Piece, error) bool {
 	done := int64(0)
 	return func(p Piece, err error) bool {
