@@ -210,11 +210,12 @@ func (c *checker) checkSymlink(n *state) error {
 }
 
 // fast reports whether a symbolic link has its target in the inode: there are no
-// blocks but that of its attributes (fs/ext4/inode.c, ext4_inode_is_fast_symlink).
+// blocks but that of its attributes, which counts as a cluster (fs/ext4/inode.c,
+// ext4_inode_is_fast_symlink).
 func (c *checker) fast(n *state) bool {
 	sectors := uint64(0)
 	if n.Attributes != 0 {
-		sectors = c.sectors(n, 1)
+		sectors = c.sectors(n, ratio(&c.new.super))
 	}
 	return n.IsSymlink() && n.Sectors == sectors
 }

@@ -19,6 +19,9 @@ type Memory struct {
 	// Inodes returns those that the kernel had. Operations that were in flight may have
 	// changed a block of one, and not the inode itself yet.
 	Inodes func() ([]Known, error)
+	// File returns the inode whose content a block is, as the kernel had it; 0: of none, or nobody
+	// knows. A write to a file in place need not change its inode.
+	File func(addr.Block) addr.Ino
 }
 
 // Known is an inode that the dead kernel had in memory.
@@ -58,6 +61,9 @@ const (
 // changes the inode of (fs/ext4/super.c, ext4_quota_write); those to which the checksum of a block that no
 // inode claims belongs; or, without checksums, those that were busy.
 func (c *checker) known() error {
+	if err := c.files(); err != nil {
+		return err
+	}
 	if c.memory.Inodes == nil {
 		return nil
 	}
@@ -83,6 +89,23 @@ func (c *checker) known() error {
 		}
 	}
 	return c.owners(all)
+}
+
+// files looks into those files whose content the blocks are.
+func (c *checker) files() error {
+	if c.memory.File == nil {
+		return nil
+	}
+	for _, b := range slices.Clone(c.unclaimed) {
+		n := c.memory.File(b)
+		if _, left := slices.BinarySearch(c.unclaimed, b); !left || n == 0 {
+			continue
+		}
+		if err := c.candidate(n, true); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // quotaFlags are those that the disk has of a file while it has quotas (fs/ext4/super.c, ext4_quota_on:

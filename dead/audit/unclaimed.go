@@ -138,7 +138,7 @@ func (c *checker) deep() error {
 
 // candidates looks into inodes that were written again as they were: the kernel
 // does so with each inode whose blocks it changes. Where nothing else in their block was changed, the content
-// of files is not looked for: whoever writes that changes their times.
+// of files is not looked for: memory knows whose it is (known).
 func (c *checker) candidates() error {
 	perBlock := addr.Ino(c.new.super.BlockSize / uint32(c.new.super.InodeSize))
 	for _, t := range c.tables {

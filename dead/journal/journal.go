@@ -97,6 +97,8 @@ type Buffer struct {
 	// Trigger says that the file system changes the block on its way to the log:
 	// ext4 does so with the checksums of its orphan file (fs/ext4/orphan.c).
 	Trigger bool
+	// File is the inode whose content it is, with data=journal; 0: it is metadata.
+	File addr.Ino
 }
 
 // Updates is how many handles were open: operations in flight.

@@ -135,7 +135,7 @@ func (r *reader) take(t *Transaction, at addr.Virt, head []byte, kind uint32, se
 	case !has(f.uptodate):
 		return fmt.Errorf("%w: block %d is not uptodate", ErrDamaged, block)
 	}
-	data, err := r.data(b, block)
+	data, file, err := r.data(b, block)
 	if err != nil {
 		return err
 	}
@@ -143,26 +143,27 @@ func (r *reader) take(t *Transaction, at addr.Virt, head []byte, kind uint32, se
 		return fmt.Errorf("%w: block %d is in the transaction twice", ErrDamaged, block)
 	}
 	seen[block] = len(t.Buffers)
-	t.Buffers = append(t.Buffers, Buffer{Block: block, Data: data, Trigger: h.triggers.Pointer(head) != 0})
+	t.Buffers = append(t.Buffers, Buffer{Block: block, Data: data, Trigger: h.triggers.Pointer(head) != 0, File: file})
 	return nil
 }
 
 // data returns the bytes of a buffer, which must be in the page that is there for
-// its block.
-func (r *reader) data(buffer []byte, block addr.Block) ([]byte, error) {
+// its block, and whose file that is.
+func (r *reader) data(buffer []byte, block addr.Block) ([]byte, addr.Ino, error) {
 	f := &r.l.buffer
 	pa, err := r.k.Physical(f.data.Pointer(buffer))
 	if err != nil {
-		return nil, fmt.Errorf("read block %d: %w", block, err)
+		return nil, 0, fmt.Errorf("read block %d: %w", block, err)
 	}
-	if err := r.pages.Check(f.page.Pointer(buffer), pa, block, r.block); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	file, err := r.pages.Check(f.page.Pointer(buffer), pa, block, r.block)
+	if err != nil {
+		return nil, 0, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	b, err := r.k.Memory().View(pa, r.block)
 	if err != nil {
-		return nil, fmt.Errorf("read block %d: %w", block, err)
+		return nil, 0, fmt.Errorf("read block %d: %w", block, err)
 	}
-	return b, nil
+	return b, file, nil
 }
 
 // maxBuckets bounds a table of revoked blocks; jbd2 makes one of 256

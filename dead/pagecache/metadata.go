@@ -119,72 +119,79 @@ func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 // safe for concurrent use.
 type Buffers struct {
 	d        *Device
-	host     int                    // offset in struct address_space
-	mappings map[addr.Virt][]Mapped // by address_space
+	host     int                  // offset in struct address_space
+	mappings map[addr.Virt]mapped // by address_space
+}
+
+// mapped is an inode, and where its content is.
+type mapped struct {
+	ino addr.Ino
+	at  []Mapped
 }
 
 // Buffers returns a checker for the buffers of the device.
 func (d *Device) Buffers() (*Buffers, error) {
 	l := d.c.k.Types().Layout("address_space")
 	host := l.Field("host", 8)
-	return &Buffers{d: d, host: host.Off, mappings: make(map[addr.Virt][]Mapped)}, l.Err()
+	return &Buffers{d: d, host: host.Off, mappings: make(map[addr.Virt]mapped)}, l.Err()
 }
 
 // Check compares what a buffer says with what the page says that holds it: page is
 // its struct page, data the address of its bytes, block its number, and size its
 // length in bytes. A page of the device itself must lie where the block does; one
-// of a file, where that file's inode has it.
-func (b *Buffers) Check(page addr.Virt, data addr.Phys, block addr.Block, size int) error {
+// of a file, where that file's inode has it, and whose number is returned; else it is 0.
+func (b *Buffers) Check(page addr.Virt, data addr.Phys, block addr.Block, size int) (addr.Ino, error) {
 	c := b.d.c
 	p, err := c.page(page)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	within := int64(data) - int64(p.phys())
 	off := p.start() + within
 	if p.pages == 0 || within < 0 || within+int64(size) > p.size() {
-		return fmt.Errorf("block %d: its bytes are not in its page", block)
+		return 0, fmt.Errorf("block %d: its bytes are not in its page", block)
 	}
 	if err := c.unbroken(p, addr.Span{Off: within, End: within + int64(size)}); err != nil {
-		return fmt.Errorf("block %d: %w", block, err)
+		return 0, fmt.Errorf("block %d: %w", block, err)
 	}
 	switch {
 	case p.mapping != b.d.mapping:
 		return b.ofFile(p.mapping, off, block, size)
 	case off != int64(block)*int64(size):
-		return fmt.Errorf("block %d: its page lies where block %d does", block, off/int64(size))
+		return 0, fmt.Errorf("block %d: its page lies where block %d does", block, off/int64(size))
 	}
-	return nil
+	return 0, nil
 }
 
-// ofFile checks a block of a file.
-func (b *Buffers) ofFile(mapping addr.Virt, off int64, block addr.Block, size int) error {
+// ofFile checks a block of a file, and returns which.
+func (b *Buffers) ofFile(mapping addr.Virt, off int64, block addr.Block, size int) (addr.Ino, error) {
 	c := b.d.c
 	m, known := b.mappings[mapping]
 	if !known {
 		host, err := c.k.Pointer(mapping + addr.Virt(b.host))
 		if err != nil {
-			return fmt.Errorf("block %d: its page has no readable inode: %w", block, err)
+			return 0, fmt.Errorf("block %d: its page has no readable inode: %w", block, err)
 		}
 		i, err := c.inode(host, b.d.super)
 		if err != nil {
-			return fmt.Errorf("block %d: its page is of another file system: %w", block, err)
+			return 0, fmt.Errorf("block %d: its page is of another file system: %w", block, err)
 		}
 		if i.mapping != mapping {
-			return fmt.Errorf("block %d: its page is not of inode %d", block, i.Ino)
+			return 0, fmt.Errorf("block %d: its page is not of inode %d", block, i.Ino)
 		}
-		if m, err = b.d.mappingOf(i, true); err != nil {
-			return fmt.Errorf("block %d: %w", block, err)
+		m.ino = i.Ino
+		if m.at, err = b.d.mappingOf(i, true); err != nil {
+			return 0, fmt.Errorf("block %d: %w", block, err)
 		}
 		b.mappings[mapping] = m
 	}
-	for _, at := range m {
+	for _, at := range m.at {
 		if at.Off <= off && off+int64(size) <= at.End {
 			if at.Disk+off-at.Off == int64(block)*int64(size) {
-				return nil
+				return m.ino, nil
 			}
 			break
 		}
 	}
-	return fmt.Errorf("block %d: %w: it is not at %d of its file", block, ErrMapping, off)
+	return 0, fmt.Errorf("block %d: %w: it is not at %d of its file", block, ErrMapping, off)
 }
