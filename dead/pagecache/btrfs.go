@@ -161,14 +161,15 @@ func (f *Btrfs) Bare(i *Inode) (bool, error) {
 // lists all extents that the running transaction changed, or sets a flag
 // (fs/btrfs/tree-log.c, btrfs_log_changed_extents; extent_io.c,
 // try_release_extent_mapping). A file that was logged since then was taken off the
-// list.
+// list. A generation is the transaction that made an inode (inode.c, btrfs_new_inode): it has none
+// of a file that is younger.
 func (f *Btrfs) Kept(i *Inode) (bool, error) {
 	b, err := f.own(i)
 	if err != nil {
 		return false, err
 	}
 	l := f.layout
-	if !f.single || l.flags.Uint(b)>>l.fullSync&1 == 1 || l.ordered.Uint(b) != 0 || !l.logging.Free(b) || l.loggedTrans.Uint(b) > f.LastCommitted {
+	if !f.single || uint64(i.Generation) > f.LastCommitted || l.flags.Uint(b)>>l.fullSync&1 == 1 || l.ordered.Uint(b) != 0 || !l.logging.Free(b) || l.loggedTrans.Uint(b) > f.LastCommitted {
 		return false, nil
 	}
 	for at, err := range f.c.List(l.modified.In(i.Addr - addr.Virt(l.inode.Off))) {

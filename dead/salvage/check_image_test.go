@@ -257,6 +257,82 @@ func TestOrdered(t *testing.T) {
 	t.Error("there is no file with zeros")
 }
 
+// TestKept wants nothing written of a file whose content the disk has, if only its metadata changed.
+func TestKept(t *testing.T) {
+	image := fixture.Get(t, fixture.Everything(fixture.Default))
+	id := uuidOf(t, image.Format("btrfs"))
+	k := openKernel(t, image)
+	c, err := pagecache.Open(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Superblock(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := c.Btrfs(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	types, err := k.Module("btrfs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	layout := types.Layout("btrfs_inode")
+	inode, last := layout.Field("vfs_inode"), layout.Field("last_trans", 8)
+	if err := layout.Err(); err != nil {
+		t.Fatal(err)
+	}
+	for i, err := range c.Inodes(s) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		committed, err := b.Committed(i)
+		bare, bareErr := b.Bare(i)
+		kept, keptErr := b.Kept(i)
+		if err := errors.Join(err, bareErr, keptErr); err != nil {
+			t.Fatal(err)
+		}
+		if !committed || bare || !kept || !i.Regular() || i.Deleted() || i.Size > addr.PageSize || b.Internal(i) {
+			continue
+		}
+		for piece := range c.Unsaved(s, i) {
+			mem := &damaged{Memory: k.Memory(), bytes: make(map[addr.Phys]byte)}
+			saved(t, k, mem, i, piece.Phys)
+			mem.put(t, k, last.In(i.Addr-addr.Virt(inode.Off)), b.LastCommitted+1)
+			p := planIn(t, mem, id)
+			at := slices.IndexFunc(p.Files, func(f salvage.File) bool { return f.Ino == i.Ino })
+			if at < 0 || len(p.Files[at].Runs) > 0 || !p.Files[at].Metadata.Kept || p.Files[at].Metadata.Committed {
+				t.Errorf("inode %d is at %d of the plan, or is written; refused are %v", i.Ino, at, p.Refused)
+			}
+			return
+		}
+	}
+	t.Error("there is no file of a page that the disk has and that was written to")
+}
+
+// saved has the only page of a file's cache be no longer dirty (include/linux/xarray.h,
+// XA_FLAGS_MARK: above the bits of GFP flags).
+func saved(t *testing.T, k *kernel.Kernel, mem *damaged, i *pagecache.Inode, page addr.Phys) {
+	t.Helper()
+	mapping, descriptor := k.Types().Layout("address_space"), k.Types().Layout("page")
+	marks, flags := mapping.Field("i_pages.xa_flags", 4), descriptor.Field("flags", 8)
+	dirty, err := k.Types().Enum("pageflags", "PG_dirty")
+	if err := errors.Join(mapping.Err(), descriptor.Err(), err); err != nil {
+		t.Fatal(err)
+	}
+	for at, clear := range map[addr.Virt]uint64{
+		marks.In(i.Mapping()): 0xff << 24,
+		flags.In(k.PageStruct(addr.PFN(page / addr.PageSize))): 1 << dirty,
+	} {
+		v, err := k.U64(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mem.put(t, k, at, v&^clear)
+	}
+}
+
 // planIn plans for the disk of a file system in some memory.
 func planIn(t *testing.T, mem ram.Memory, id pagecache.UUID) *salvage.Plan {
 	t.Helper()

@@ -14,7 +14,7 @@ func (w *diskWalk) content(i *pagecache.Inode, f *File) error {
 	if !i.Regular() {
 		return nil
 	}
-	pieces, refused := w.pieces(i, !f.Metadata.Committed)
+	pieces, refused := w.pieces(i, f.Metadata)
 	for _, piece := range pieces {
 		f.take(piece)
 	}
@@ -46,7 +46,8 @@ func (w *diskWalk) content(i *pagecache.Inode, f *File) error {
 
 // rest says of what is not in memory what it is.
 func (w *diskWalk) rest(i *pagecache.Inode, l *Metadata, gaps, bad []addr.Span) error {
-	if len(gaps) == 0 {
+	if l.Kept || len(gaps) == 0 {
+		l.Kept = len(gaps) > 0
 		return nil
 	}
 	var mapped []pagecache.Mapped
@@ -58,12 +59,6 @@ func (w *diskWalk) rest(i *pagecache.Inode, l *Metadata, gaps, bad []addr.Span) 
 		}
 	} else {
 		bare, err := w.btrfs.Bare(i)
-		if err == nil && !bare && len(bad) == 0 {
-			l.Kept, err = w.btrfs.Kept(i)
-		}
-		if l.Kept && err == nil {
-			return nil
-		}
 		if err != nil || !bare {
 			l.Unknown = gaps
 			return nil
@@ -128,8 +123,8 @@ func gapsOf(spans []addr.Span, size int64) []addr.Span {
 }
 
 // pieces returns what memory holds of a file, ascending and without overlaps: what
-// is unsaved, and if all is wanted what is saved, too.
-func (w *diskWalk) pieces(i *pagecache.Inode, all bool) ([]pagecache.Piece, []error) {
+// is unsaved, and, unless the disk is known to have all the rest, what is saved, too.
+func (w *diskWalk) pieces(i *pagecache.Inode, l *Metadata) ([]pagecache.Piece, []error) {
 	var out []pagecache.Piece
 	var refused []error
 	for piece, err := range w.c.Unsaved(w.s, i) {
@@ -139,7 +134,8 @@ func (w *diskWalk) pieces(i *pagecache.Inode, all bool) ([]pagecache.Piece, []er
 		}
 		out = append(out, piece)
 	}
-	if !all {
+	l.Kept = !l.Committed && len(refused) == 0 && w.kept(i)
+	if l.Committed || l.Kept {
 		return out, refused
 	}
 	unsaved := len(out)
@@ -151,6 +147,20 @@ func (w *diskWalk) pieces(i *pagecache.Inode, all bool) ([]pagecache.Piece, []er
 	}
 	slices.SortFunc(out, func(a, b pagecache.Piece) int { return cmp.Compare(a.Off, b.Off) })
 	return out, refused
+}
+
+// kept reports whether the disk has all of a file that is not unsaved, as far as the file system
+// tells: XFS does not.
+func (w *diskWalk) kept(i *pagecache.Inode) bool {
+	if w.btrfs == nil {
+		return false
+	}
+	bare, err := w.btrfs.Bare(i)
+	if err != nil || bare {
+		return false
+	}
+	kept, err := w.btrfs.Kept(i)
+	return err == nil && kept
 }
 
 // without returns the parts of a piece that are in none of the others, which

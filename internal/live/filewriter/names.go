@@ -3,10 +3,8 @@ package filewriter
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
 	"slices"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -159,67 +157,6 @@ func (r *restorer) complete(l *unlogged) bool {
 	return true
 }
 
-// oldNames removes names that files had before they were renamed, and reports
-// deleted files that are back. To find them it looks at every name on the disk, if
-// there is any to be found.
-func (r *restorer) oldNames() {
-	wanted := make(map[inodeID]*unlogged)
-	for id, l := range r.known {
-		if l.attr.Links == 0 || !l.failed && r.surplus(l) {
-			wanted[id] = l
-		}
-	}
-	if len(wanted) == 0 {
-		return
-	}
-	// What cannot be read keeps its names, which harms nothing.
-	_ = filepath.WalkDir(r.top, func(at string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return nil
-		}
-		info, err := d.Info()
-		if err != nil {
-			return nil
-		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return nil
-		}
-		l := wanted[inodeID{st.Dev, st.Ino}]
-		name, err := filepath.Rel(r.top, at)
-		if l == nil || err != nil {
-			return nil
-		}
-		if l.attr.Links == 0 {
-			r.act(wire.ActBack, l, name, "")
-		} else if r.stale(l, name) {
-			if err := r.unlink(name, inodeID{st.Dev, st.Ino}); err != nil {
-				r.fail(l, fmt.Errorf("remove its old name %q: %w", name, err))
-			} else {
-				r.act(wire.ActUnlinked, l, name, "")
-			}
-		}
-		return nil
-	})
-}
-
-// unlink removes a name of a file, and of no other.
-func (r *restorer) unlink(at string, id inodeID) error {
-	dir, err := unix.Openat2(r.mount, filepath.Dir(at), &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: beneath})
-	if err != nil {
-		return err
-	}
-	defer unix.Close(dir)
-	var st unix.Stat_t
-	if err := unix.Fstatat(dir, filepath.Base(at), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
-	}
-	if idOf(&st) != id {
-		return errors.New("another file has it by now")
-	}
-	return unix.Unlinkat(dir, filepath.Base(at), 0)
-}
-
 // lock sets the flags that forbid writing, and naming.
 func (r *restorer) lock() {
 	for _, l := range r.all {
@@ -259,15 +196,4 @@ func (r *restorer) dropTemporary() {
 		}
 		unix.Close(dir)
 	}
-}
-
-// surplus reports whether a file has more names than it had.
-func (r *restorer) surplus(l *unlogged) bool {
-	fd, err := r.reopen(l)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(fd)
-	var st unix.Stat_t
-	return unix.Fstat(fd, &st) == nil && uint64(st.Nlink) > uint64(l.attr.Links) && r.complete(l)
 }

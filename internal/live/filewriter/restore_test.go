@@ -131,7 +131,7 @@ func (s *scene) node(name string, mode uint32) {
 }
 
 // numbers are those of inodes in names.
-var numbers = regexp.MustCompile(`-[0-9]+`)
+var numbers = regexp.MustCompile(`[-/][0-9]{4,}`)
 
 // names lists all that is there.
 func (s *scene) names() string {
@@ -356,7 +356,7 @@ func TestRestoreNames(t *testing.T) {
 				s.onDisk("gone", "content")
 				s.was("gone", modeFile, 0, 0)
 			},
-			names: "gone", acts: "is back gone",
+			names: "gone", acts: "is back .inode-INO-INO",
 		},
 		{
 			name: "missing, and only a part in memory",
@@ -433,7 +433,7 @@ func TestRestoreNames(t *testing.T) {
 				s.link("gone", "rel")
 				s.was("gone", modeLink, 0, 0)
 			},
-			names: "gone", acts: "is back gone",
+			names: "gone", acts: "is back .inode-INO-INO",
 		},
 		{
 			name: "fifo renamed, device linked",
@@ -551,6 +551,57 @@ func TestRestoreContent(t *testing.T) {
 	}
 	if got, err := os.ReadFile(s.path("moved")); err != nil || !bytes.Equal(got, bytes.Repeat([]byte("z"), 40000)) {
 		t.Errorf("what was refused has changed: %v", err)
+	}
+}
+
+// TestRestoreLooks wants an old name to be looked for no further than it must be: in an atomic replace it is
+// beside the new one. Its atime shows that a directory was read.
+func TestRestoreLooks(t *testing.T) {
+	for _, tc := range []struct {
+		name, old, new string
+		wide           bool
+	}{
+		{"beside the new name", "d/.f.tmp", "d/f", false},
+		{"elsewhere", "z/tmp", "d/f", true},
+		{"deleted", "d/f", "", false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := newScene(t)
+			for _, dir := range []string{"bystander/", "d/", "z/"} {
+				s.onDisk(dir, "")
+			}
+			s.onDisk(tc.old, "content")
+			if tc.new == "" {
+				s.was(tc.old, modeFile, 0, 0)
+			} else {
+				s.was(tc.old, modeFile, 0, 100, tc.new)
+			}
+			// wasRead tells by the atime, and sets it back.
+			wasRead := func() bool {
+				var st unix.Stat_t
+				err := unix.Stat(s.path("bystander"), &st)
+				if err == nil {
+					err = os.Chtimes(s.path("bystander"), time.Unix(1e9, 0), time.Unix(2e9, 0))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				return st.Atim.Sec != 1e9
+			}
+			wasRead()
+			if _, err := os.ReadDir(s.path("bystander")); err != nil || !wasRead() {
+				t.Skip("this file system keeps no atime")
+			}
+			if r := s.restore(time.Time{}); len(r.Failures) > 0 {
+				t.Errorf("%+v", r.Failures)
+			}
+			if wasRead() != tc.wide {
+				t.Errorf("a directory that has nothing to do with it was read: %v", !tc.wide)
+			}
+			if _, err := os.Lstat(s.path(tc.old)); err == nil && tc.new != "" {
+				t.Error("the old name is there")
+			}
+		})
 	}
 }
 
