@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,7 +75,13 @@ func (c *cluster) action(name string, want ...int) string {
 func TestResourceAgent(t *testing.T) {
 	tier.Full(t, "Pacemaker's resource agents, from Debian's packages")
 	vm(t)
-	c := &cluster{t: t, packages: libvirtlab.Packages(t), top: t.TempDir(), config: pairFile(t)}
+	image := filepath.Join(t.TempDir(), "disk.img")
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 64<<20)); err != nil {
+		t.Fatal(err)
+	}
+	mkfs(t, image)
+	device := loopDevice(t, image) // as DRBD's is
+	c := &cluster{t: t, packages: libvirtlab.Packages(t), top: t.TempDir(), config: pairFile(t, "image: data.img", "image: "+device)}
 	t.Cleanup(func() { _, _ = understudy(t, "down", "--force", "--discard", "test") })
 	if code, out := c.run("ocf-tester", "-n", "web", "-o", "pair=test", "-o", "config="+c.config, "-o", "binary="+program(t), agentPath(t)); code != 0 || !strings.Contains(out, "passed all tests") {
 		t.Fatalf("ocf-tester ends with %d", code)
