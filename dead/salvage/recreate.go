@@ -16,7 +16,9 @@ import (
 type Metadata struct {
 	Root      uint64 // the subvolume of btrfs that it is in
 	Committed bool   // the disk has the rest, or a recovery of its log gives it
-	// The following are empty if it is.
+	// Nameless says that memory does not have its path, which is empty then, as the top directory's is.
+	Nameless bool
+	// The following are empty if it is committed.
 	Paths  []string // all that are in memory
 	Target string   // of a symbolic link
 	// Of the content that is not in the runs: zeros, what is mapped to the disk, and what
@@ -104,9 +106,10 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 		return &pagecache.Refusal{Inode: i.Ino, Reason: pagecache.UnknownStructure, Cause: err}
 	}
 	f.Metadata.Committed = committed
-	f.Path, _ = w.paths.Of(i) // without one it is found by its number
+	f.Path, err = w.paths.Of(i)
+	f.Metadata.Nameless = err != nil // it is found by its number
 	kind := i.Mode & pagecache.ModeType
-	if committed && kind == pagecache.ModeDir {
+	if committed && kind == pagecache.ModeDir && !f.Metadata.Nameless {
 		w.dirs[f.Path] = i
 	}
 	if i.Deleted() {

@@ -28,7 +28,7 @@ func wireAttr(place int, f *salvage.File, partial bool) wire.Attr {
 	for _, path := range l.Paths {
 		a.Paths = append(a.Paths, []byte(path))
 	}
-	if len(a.Paths) == 0 && f.Mode&pagecache.ModeType == pagecache.ModeDir && f.NLink > 0 {
+	if len(a.Paths) == 0 && f.Mode&pagecache.ModeType == pagecache.ModeDir && f.NLink > 0 && !l.Nameless {
 		a.Paths = [][]byte{[]byte(f.Path)} // by which others name it
 	}
 	if f.Flags&pagecache.FlagImmutable != 0 {

@@ -1,0 +1,27 @@
+package morgue
+
+import (
+	"testing"
+
+	"understudy.dev/understudy/dead/pagecache"
+	"understudy.dev/understudy/dead/salvage"
+)
+
+// TestDirectoryNames: the top directory has no name, which is not the same as one that memory does not have.
+func TestDirectoryNames(t *testing.T) {
+	for name, tc := range map[string]struct {
+		path     string
+		metadata salvage.Metadata
+		want     []string
+	}{
+		"top":      {"", salvage.Metadata{}, []string{""}},
+		"nameless": {"", salvage.Metadata{Nameless: true}, nil},
+		"another":  {"a/b", salvage.Metadata{Committed: true}, []string{"a/b"}},
+	} {
+		f := salvage.File{Path: tc.path, Mode: pagecache.ModeDir | 0o755, NLink: 2, Metadata: &tc.metadata}
+		got := wireAttr(0, &f, false).Paths
+		if len(got) != len(tc.want) || len(got) > 0 && string(got[0]) != tc.want[0] {
+			t.Errorf("%s: named %q, want %q", name, got, tc.want)
+		}
+	}
+}
