@@ -210,11 +210,15 @@ func (s *Supervisor) rescueRoot(ctx context.Context, i int) error {
 	return s.needDead(DeadSide{Name: dead.Name, Why: dead.Why}, func(*Record) {})
 }
 
-// Freeze stops a dead side where it is, until there is an understudy to take over.
+// Freeze stops a dead side where it is, until there is an understudy to take over. That is recorded
+// first, so that another supervisor knows who has stopped it.
 func (s *Supervisor) Freeze() {
 	s.mu.Lock()
 	s.frozen = true
 	s.mu.Unlock()
+	if err := s.record(func(r *Record) { r.Frozen = s.active.name }); err != nil {
+		s.log("record that partition %s is dead: %v", s.active.name, err)
+	}
 	s.active.process.Freeze()
 }
 

@@ -148,6 +148,11 @@ func (s *Supervisor) reconnect(ctx context.Context) error {
 			return err
 		}
 	}
+	if s.active.died == nil && r.Frozen != "" { // somebody has had it go on
+		if err := s.record(func(r *Record) { r.Frozen = "" }); err != nil {
+			return err
+		}
+	}
 	s.crashLoop.protected(time.Now())
 	if err := s.prepare(ctx); err != nil { // it is watched all the same
 		if ctx.Err() != nil {
@@ -196,12 +201,11 @@ func (s *Supervisor) reconnectSide(ctx context.Context, i int, r RecordSide) (*s
 	}
 	var gone error
 	sd.process, gone = partition.Reconnect(ctx, sd.spec, r.Identity)
-	if errors.Is(gone, partition.ErrStopped) && inPanic(ctx, sd.spec.RAMPath()) {
+	if errors.Is(gone, partition.ErrStopped) {
 		// As Freeze leaves it. It must not go on: a crash kernel would run.
-		if err := sd.end(); err != nil {
-			return sd, err
+		if sd.died = s.foundDead(ctx, sd); sd.died != nil {
+			gone = fmt.Errorf("%s: %w", sd.died.Detail, partition.ErrGone)
 		}
-		gone = fmt.Errorf("partition %s was stopped in panic(): %w", sd.name, partition.ErrGone)
 	}
 	var err error
 	if sd.beat, err = mapBeat(sd.spec.BeatPath()); err != nil {
@@ -217,6 +221,18 @@ func (s *Supervisor) reconnectSide(ctx context.Context, i int, r RecordSide) (*s
 		return sd, errors.Join(err, sd.mute())
 	}
 	return sd, nil
+}
+
+// foundDead is the death of a side that is stopped, if that was why it was: the supervisor before has
+// frozen it until there is an understudy, or its kernel is in panic(). Else it is nil.
+func (s *Supervisor) foundDead(ctx context.Context, sd *side) *liveness.Verdict {
+	switch {
+	case s.recorded().Frozen == sd.name:
+		return &liveness.Verdict{Cause: liveness.Silence, Detail: fmt.Sprintf("partition %s was found dead, and stopped, by the supervisor before", sd.name)}
+	case inPanic(ctx, sd.spec.RAMPath()):
+		return &liveness.Verdict{Cause: liveness.PanicState, Detail: fmt.Sprintf("partition %s was stopped in panic()", sd.name)}
+	}
+	return nil
 }
 
 // inPanic says whether the kernel that this memory is of is in panic().

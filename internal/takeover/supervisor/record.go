@@ -36,6 +36,8 @@ type Record struct {
 	// Stopping says that Active was asked to stop its services, and has neither stopped all of
 	// them nor gone back to its work.
 	Stopping bool `json:"stopping,omitempty"`
+	// Frozen is the active side, if it is dead, and stopped until there is an understudy.
+	Frozen string `json:"frozen,omitempty"`
 	// Dead is a side that was taken over from, until its partition is cleared; nil: nothing needs
 	// its memory.
 	Dead *DeadSide `json:"dead,omitempty"`

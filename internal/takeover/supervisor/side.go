@@ -37,8 +37,9 @@ type side struct {
 	beat     []byte                  // the beat page
 	troubles chan wire.TroubleNotice // what its agent says that does not work
 
-	counted uint64 // the beat's last count, of the watcher
-	rested  uint64 // its count when it was last told not to beat slowly any more; 0: it never did
+	died    *liveness.Verdict // how, of a side that was dead and stopped when we came; nil: it was not
+	counted uint64            // the beat's last count, of the watcher
+	rested  uint64            // its count when it was last told not to beat slowly any more; 0: it never did
 
 	// For others, too: when that changed, when the watcher last looked, and the longest
 	// silence that ended. Nil: not yet.

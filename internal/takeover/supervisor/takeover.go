@@ -72,7 +72,7 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	left := DeadSide{Name: dead.name, Root: s.rescuedRoot(dead.index), Why: "what was brought over may not have been durable yet when its supervisor ended"}
 	serves := s.active.name
 	errs := []error{s.needDead(left, func(r *Record) {
-		r.Active, r.Heir, r.Understudy, r.Saved, r.Stopping = serves, "", "", false, false
+		r.Active, r.Heir, r.Understudy, r.Frozen, r.Saved, r.Stopping = serves, "", "", "", false, false
 		for i := range r.Disks {
 			r.Disks[i].Progress, r.Disks[i].Refused = "", false
 		}

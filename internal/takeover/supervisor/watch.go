@@ -190,6 +190,11 @@ func (w *watcher) watch(ctx context.Context) (liveness.Verdict, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	sd := w.side
+	if sd.died != nil {
+		v := *sd.died
+		v.At = time.Now()
+		return v, nil
+	}
 	dying := sd.listen(ctx)
 	tick := time.NewTicker(w.h.Period)
 	defer tick.Stop()
