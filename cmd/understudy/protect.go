@@ -114,11 +114,21 @@ func rescueRoot(pair string) func(ctx context.Context, disk, memory string) erro
 			if err != nil && part != 0 {
 				err = fmt.Errorf("partition %d: %w", part, err)
 			}
-			if errors.Is(err, offline.ErrInBetween) {
+			if err != nil && inBetween(disk, part, work) {
 				err = fmt.Errorf("%w: %w", supervisor.ErrInBetween, err)
 			}
 			errs = append(errs, err)
 		}
 		return errors.Join(errs...)
 	}
+}
+
+// inBetween reports whether a disk, or a partition of it, has a part of what is to be written to it.
+func inBetween(disk string, part int, work string) bool {
+	d, err := offline.Open(disk, part, work)
+	if err != nil {
+		return errors.Is(err, offline.ErrInBetween)
+	}
+	_, unfinished := d.Unfinished()
+	return d.Close() == nil && unfinished
 }

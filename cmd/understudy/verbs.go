@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/hint"
+	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
@@ -281,7 +283,7 @@ func tidy(ctx context.Context, name string, r downRequest) error {
 		return err
 	}
 	if d.HasGuests() {
-		s, err := supervisor.Reconnect(ctx, d, supervisor.Options{Log: io.Discard, Outlive: true, Rescue: rescueRoot(name)})
+		s, err := supervisor.Reconnect(ctx, d, tidyOptions(name, os.Stderr))
 		if err == nil {
 			c := &control{s: s}
 			if err = c.stop(r); err != nil {
@@ -300,6 +302,15 @@ func tidy(ctx context.Context, name string, r downRequest) error {
 		return errors.Join(d.EndGuests(), &supervisor.Unsaved{Dir: d.Path, Record: d.Record}, d.Close())
 	}
 	return errors.Join(d.EndGuests(), d.Remove())
+}
+
+// tidyOptions are those of a supervisor that only ends a pair. What it could not bring to a root disk,
+// nobody would hear of otherwise.
+func tidyOptions(name string, errs io.Writer) supervisor.Options {
+	return supervisor.Options{
+		Log: errs, Outlive: true, Rescue: rescueRoot(name),
+		Trouble: func(t wire.TroubleNotice) { fmt.Fprintf(errs, "understudy: %s\n", t.What) },
+	}
 }
 
 func first(args []string) string {

@@ -38,7 +38,7 @@ func Recover(ctx context.Context, d *supervisor.RunDir, o RecoverOptions) ([]*Re
 	if d.Record == nil || d.Record.Saved {
 		return nil, nil
 	}
-	r := recovery{dir: d, record: *d.Record, options: o}
+	r := recovery{dir: d, record: *d.Record, options: o, run: Run}
 	for name := range o.Devices {
 		if !slices.ContainsFunc(r.record.Disks, func(d supervisor.RecordDisk) bool { return d.Name == name }) {
 			return nil, fmt.Errorf("the pair has no disk %s", name)
@@ -70,6 +70,7 @@ type recovery struct {
 	dir     *supervisor.RunDir
 	record  supervisor.Record // as it is to be
 	options RecoverOptions
+	run     func(context.Context, Options) (*Report, error)
 	reports []*Report
 }
 
@@ -119,9 +120,12 @@ func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
 }
 
 // applyIfMounted applies the memory of a kernel that may have died before it came to mount
-// the disk.
+// the disk. All of it is applied: what a takeover had refused of it counts no more.
 func (r *recovery) applyIfMounted(ctx context.Context, d *supervisor.RecordDisk, image string) error {
+	refused := d.Refused
+	d.Refused = false
 	err := r.apply(ctx, d, Options{Image: image}, saved)
+	d.Refused = d.Refused || err != nil && refused
 	if errors.Is(err, ErrNotMounted) {
 		return nil
 	}
@@ -134,11 +138,13 @@ func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Option
 	if err != nil {
 		return err
 	}
-	report, err := Run(ctx, o)
+	report, err := r.run(ctx, o)
+	if err == nil || report != nil && !report.Complete {
+		r.reports = append(r.reports, report)
+	}
 	if err != nil {
 		return fmt.Errorf("from %s: %w", o.Image, err)
 	}
-	r.reports = append(r.reports, report)
 	if report.Untouched {
 		return errUntouched
 	}

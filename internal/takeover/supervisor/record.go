@@ -82,7 +82,20 @@ type KeptMemory struct {
 	Why  string `json:"why"`
 }
 
-const recordVersion = 1
+// A record without Dead is of version 1, so that older programs can read it, too. They would remove
+// the memory of one with it.
+const (
+	recordVersion = 1
+	deadVersion   = 2
+)
+
+// version is that of the format that a record needs.
+func (r *Record) version() int {
+	if r.Dead != nil {
+		return deadVersion
+	}
+	return recordVersion
+}
 
 // RunDir is the run directory of a pair, and ours: no other supervisor of it lives.
 type RunDir struct {
@@ -109,8 +122,8 @@ func OpenRunDir(path string) (*RunDir, error) {
 		d.Record = &Record{}
 		err = json.Unmarshal(b, d.Record)
 	}
-	if err == nil && d.Record.Version != recordVersion {
-		err = fmt.Errorf("it has version %d, and this program knows %d: use the one that wrote it", d.Record.Version, recordVersion)
+	if err == nil && d.Record.Version != recordVersion && d.Record.Version != deadVersion {
+		err = fmt.Errorf("it has version %d, and this program knows %d and %d: use the one that wrote it", d.Record.Version, recordVersion, deadVersion)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("read record in %s: %w", path, err), d.Close())
@@ -210,7 +223,7 @@ func (d *RunDir) AtStake() bool {
 
 // Write makes a record durable.
 func (d *RunDir) Write(r *Record) error {
-	r.Version = recordVersion
+	r.Version = r.version()
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err

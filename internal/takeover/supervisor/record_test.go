@@ -3,6 +3,7 @@ package supervisor
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -50,5 +51,33 @@ func TestRecordWithoutRoom(t *testing.T) {
 			t.Fatalf("%+v, %v", again, err)
 		}
 		again.Close()
+	}
+}
+
+// TestRecordVersion: a record with a dead side is one that older programs refuse, and an unknown one
+// is refused.
+func TestRecordVersion(t *testing.T) {
+	d := &RunDir{Path: t.TempDir()}
+	open := func() (version int, err error) {
+		t.Helper()
+		again, err := OpenRunDir(d.Path)
+		if err != nil {
+			return 0, err
+		}
+		return again.Record.Version, again.Close()
+	}
+	for want, r := range map[int]*Record{1: {Pair: "p"}, 2: {Pair: "p", Dead: &DeadSide{Name: "left", Why: "2 things"}}} {
+		if err := d.Write(r); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := open(); err != nil || got != want {
+			t.Errorf("version %d, want %d: %v", got, want, err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(d.Path, recordName), []byte(`{"version": 3}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(); err == nil || !strings.Contains(err.Error(), "version 3") {
+		t.Errorf("%v", err)
 	}
 }

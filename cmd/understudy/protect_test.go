@@ -1,0 +1,52 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover/supervisor"
+)
+
+// TestVeiledRoot: a partition of a root disk that a rescue has left without its superblock is no
+// clean one.
+func TestVeiledRoot(t *testing.T) {
+	root := emptyRoot(t)
+	checked(t, "sh", "-c", "echo start=2048 | /sbin/sfdisk -q --label dos "+root)
+	mkfs(t, "-E", "offset=1048576", root, "62M")
+	memory := filepath.Join(t.TempDir(), "left.ram")
+	if err := os.WriteFile(memory, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	rescue := rescueRoot("test")
+	if err := rescue(t.Context(), root, memory); err != nil {
+		t.Errorf("one that was unmounted: %v", err)
+	}
+	f, err := os.OpenFile(root, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const veil = "understudy salvage apply was broken off while it wrote to this disk. Apply the same image again to finish it: "
+	if _, err := f.WriteAt([]byte(veil), 1<<20+1024); err != nil {
+		t.Fatal(err)
+	}
+	if err := rescue(t.Context(), root, memory); !errors.Is(err, supervisor.ErrInBetween) || !strings.Contains(err.Error(), "partition 1: ") {
+		t.Errorf("one that is in between: %v", err)
+	}
+}
+
+// TestTidyTells: down says what it could not bring to a root disk, with no supervisor to say so.
+func TestTidyTells(t *testing.T) {
+	var said bytes.Buffer
+	o := tidyOptions("test", &said)
+	o.Trouble(wire.TroubleNotice{What: "root disk of partition left: lost"})
+	if fmt.Fprintln(o.Log, "power it off"); said.String() != "understudy: root disk of partition left: lost\npower it off\n" {
+		t.Errorf("it said %q", &said)
+	}
+}

@@ -1,0 +1,60 @@
+package offline
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/supervisor"
+)
+
+// TestRecoverRefused: what a takeover has refused stays refused, unless the dead side's memory is
+// applied from the start; and a run that fails tells what it had refused.
+func TestRecoverRefused(t *testing.T) {
+	whole, part, broken := &Report{Complete: true}, &Report{}, errors.New("broken off")
+	type outcome struct {
+		report *Report
+		err    error
+	}
+	image := filepath.Join(t.TempDir(), "disk.img")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		progress      takeover.Progress
+		active, heir  outcome
+		refused, ends bool
+		reports       int
+	}{
+		"given, and all of it":       {takeover.Given, outcome{whole, nil}, outcome{nil, ErrNotMounted}, false, true, 1},
+		"given, and part of it":      {takeover.Given, outcome{part, nil}, outcome{nil, ErrNotMounted}, true, true, 1},
+		"given, and the disk is on":  {takeover.Given, outcome{nil, salvage.ErrDiskChanged}, outcome{nil, ErrNotMounted}, true, true, 0},
+		"given, and the heir had it": {takeover.Given, outcome{whole, nil}, outcome{whole, nil}, true, true, 1},
+		"fenced":                     {takeover.Fenced, outcome{whole, nil}, outcome{whole, nil}, false, true, 1},
+		"handed over":                {takeover.HandedOver, outcome{whole, nil}, outcome{whole, nil}, true, true, 2},
+		"broken off":                 {takeover.Fenced, outcome{part, broken}, outcome{nil, ErrNotMounted}, true, false, 1},
+		"broken off, nothing to say": {takeover.Fenced, outcome{whole, broken}, outcome{nil, ErrNotMounted}, true, false, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := recovery{dir: &supervisor.RunDir{Path: t.TempDir()}}
+			r.record = supervisor.Record{Pair: "p", Active: "left", Heir: "right", Disks: []supervisor.RecordDisk{{Name: "data", Image: image, Progress: tc.progress, Refused: true}}}
+			r.run = func(_ context.Context, o Options) (*Report, error) {
+				if filepath.Base(o.Image) == "left.ram" {
+					return tc.active.report, tc.active.err
+				}
+				return tc.heir.report, tc.heir.err
+			}
+			d := &r.record.Disks[0]
+			if err := r.disk(t.Context(), d); (err == nil) != tc.ends || !tc.ends && !errors.Is(err, broken) {
+				t.Errorf("%v", err)
+			}
+			if d.Refused != tc.refused || len(r.reports) != tc.reports {
+				t.Errorf("refused: %v, %d reports", d.Refused, len(r.reports))
+			}
+		})
+	}
+}
