@@ -1,9 +1,9 @@
 package journal
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"slices"
 
@@ -25,24 +25,60 @@ var ErrUnfilled = errors.New("it was being given a block, and memory does not te
 // no commit of the kernel can come in between, because the handle is open. Of those that write
 // the file is locked, or mapped by a program (ext4_page_mkwrite).
 func (f *finisher) fill(c *change) error {
-	for i, err := range f.cache.Inodes(f.super) {
-		if err != nil || !i.Writing && !i.Shared || !i.Regular() || i.Deleted() || i.Ino < firstInode {
-			continue // who plans the files says so
-		}
-		if err := f.fillFile(c, i); err != nil {
+	for i := range f.written() {
+		if err := f.fillFile(c, c.tree, i); err != nil {
 			return fmt.Errorf("inode %d: %w", i.Ino, err)
 		}
 	}
 	return nil
 }
 
-func (f *finisher) fillFile(c *change, i *pagecache.Inode) error {
-	trees, unknown := c.tree(i.Ino)
-	var runs []ext4.Run
+// fillBare is fill for a file system without a journal. What it fills is written with the rest; a file of which
+// memory does not tell is in the report.
+func (f *finisher) fillBare(c *change) {
+	metadata := len(c.txn.Blocks)
+	for i := range f.written() {
+		if err := f.fillFile(c, treesOn(c.before, c.blocks), i); err != nil {
+			m := f.afterMount(i)
+			m.Lost = errors.Join(m.Lost, fmt.Errorf("inode %d: %w", i.Ino, err))
+		}
+	}
+	f.takeFilled(c.txn.Blocks[metadata:])
+}
+
+// takeFilled has filled blocks written with the rest.
+func (f *finisher) takeFilled(blocks []jbd2.Block) {
+	for _, b := range blocks {
+		size := int64(len(b.Data))
+		f.fills = append(f.fills, block{disk: int64(b.Home) * size, len: size, used: size, data: b.Data})
+	}
+}
+
+// written yields the files that somebody may have been writing.
+func (f *finisher) written() iter.Seq[*pagecache.Inode] {
+	return func(yield func(*pagecache.Inode) bool) {
+		for i, err := range f.cache.Inodes(f.super) {
+			if err != nil || !i.Writing && !i.Shared || !i.Regular() || i.Deleted() || i.Ino < firstInode {
+				continue // who plans the files says so
+			}
+			if !yield(i) {
+				return
+			}
+		}
+	}
+}
+
+func (f *finisher) fillFile(c *change, where trees, i *pagecache.Inode) error {
+	l := filler{change: c, block: int64(f.super.BlockSize), size: i.Size, view: f.mem.View, opaque: i.Flags&unplain != 0}
 	within := []addr.Span{{Off: 0, End: math.MaxInt64}}
+	trees, unknown := where(i.Ino)
 	if unknown == nil {
-		runs = given(trees.Old, trees.New)
-		within = f.spans(runs)
+		l.given = given(trees.Old, trees.New)
+		within = f.spans(l.given)
+	}
+	if unknown == nil && f.Journal == nil {
+		l.fresh = given(nil, trees.New)
+		within = f.spans(l.fresh)
 	}
 	blocks, err := f.dev.Filling(i, within)
 	if err != nil || len(blocks) == 0 {
@@ -55,7 +91,6 @@ func (f *finisher) fillFile(c *change, i *pagecache.Inode) error {
 	if len(blocks) > 0 && unknown != nil {
 		return fmt.Errorf("%w: %w", ErrUnfilled, unknown)
 	}
-	l := filler{change: c, size: i.Size, given: runs, view: f.mem.View, opaque: i.Flags&unplain != 0}
 	for _, b := range blocks {
 		if err := l.fill(b); err != nil {
 			return fmt.Errorf("byte %d: %w", b.Off, err)
@@ -121,22 +156,25 @@ func given(old, now []ext4.Run) (out []ext4.Run) {
 // filler fills blocks of one file.
 type filler struct {
 	*change
+	block  int64      // of the file system, in bytes
 	size   int64      // of the file, in bytes
 	given  []ext4.Run // see given
+	fresh  []ext4.Run // without a journal: all that it has
 	view   func(addr.Phys, int) ([]byte, error)
 	opaque bool // what is on the disk is not what memory has
 }
 
 // fill puts the content of a block into the transaction, if the block was just given to the file.
 func (l *filler) fill(b pagecache.FillingBlock) error {
-	size := int64(l.fs.Super.BlockSize)
-	n, _ := slices.BinarySearchFunc(l.given, b.Off/size, func(r ext4.Run, at int64) int {
-		return cmp.Compare(int64(r.Logical)+int64(r.Length), at+1)
-	})
-	if n == len(l.given) || int64(l.given[n].Logical)*size > b.Off {
+	size := l.block
+	run := runAt(l.given, b.Off/size)
+	if l.fresh != nil && b.Fresh && b.Disk >= 0 { // then the disk may have what gave it the block already, and its bit
+		run = runAt(l.fresh, b.Off/size)
+		run.Unwritten = true
+	}
+	if run.Length == 0 {
 		return nil
 	}
-	run := l.given[n].Skip(uint32(b.Off/size) - l.given[n].Logical)
 	home := run.Physical
 	if slices.ContainsFunc(l.txn.Blocks, func(t jbd2.Block) bool { return t.Home == home }) {
 		return nil // with data=journal
@@ -158,7 +196,7 @@ func (l *filler) fill(b pagecache.FillingBlock) error {
 // may says why a block must not be filled. One that was not free before is not the one that
 // the kernel had just allocated.
 func (l *filler) may(b pagecache.FillingBlock, run ext4.Run) error {
-	size := int64(l.fs.Super.BlockSize)
+	size := l.block
 	place := int64(run.Physical) * size
 	switch {
 	case b.Len() != size:

@@ -48,7 +48,7 @@ func TestGiven(t *testing.T) {
 
 // holed is a file system with a file of three blocks, inode 12, whose middle one is a hole, and
 // the change that gives it a block there, which has what another file left in it.
-func holed(t *testing.T) (c *change, block addr.Block) {
+func holed(t *testing.T, kind string) (c *change, block addr.Block) {
 	t.Helper()
 	for _, tool := range []string{"mke2fs", "debugfs"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -62,7 +62,7 @@ func holed(t *testing.T) (c *change, block addr.Block) {
 	if err := errors.Join(os.Mkdir(from, 0o755), os.WriteFile(filepath.Join(from, "file"), content, 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("mke2fs", "-q", "-t", "ext3", "-b", "4096", "-d", from, image, "32M").CombinedOutput(); err != nil {
+	if out, err := exec.Command("mke2fs", "-q", "-t", kind, "-b", "4096", "-d", from, image, "32M").CombinedOutput(); err != nil {
 		t.Fatalf("mke2fs: %v: %s", err, out)
 	}
 	was, err := os.ReadFile(image)
@@ -106,7 +106,7 @@ func holed(t *testing.T) (c *change, block addr.Block) {
 // what belongs there. To the audit, it is as good as any other.
 func TestFill(t *testing.T) {
 	const size, page = 3 * 4096, addr.Phys(0x5000)
-	c, block := holed(t)
+	c, block := holed(t, "ext3")
 	verdict, err := audit.Check(c.before, c.blocks)
 	if err != nil || !verdict.Clean {
 		t.Fatalf("%+v, %v", verdict, err)
@@ -136,6 +136,10 @@ func TestFill(t *testing.T) {
 		"filled, and elsewhere":        {block: in(1, true, false, place+4096), refused: true},
 		"encrypted":                    {block: in(1, true, false, place), change: func(l *filler) { l.opaque = true }, refused: true},
 		"in use before":                {block: in(1, false, true, 4096), change: func(l *filler) { l.given[0].Physical = 1 }, refused: true},
+		"in use before, no journal":    {block: in(1, false, true, place), change: func(l *filler) { l.fresh, l.before = l.given, bytes.NewReader(nil) }, want: zeros},
+		"the disk has it, no journal":  {block: in(1, true, true, place), change: func(l *filler) { l.fresh, l.given = l.given, nil }, want: data},
+		"it had it, no journal":        {block: in(1, true, false, place), change: func(l *filler) { l.fresh, l.given = l.given, nil }},
+		"elsewhere, no journal":        {block: in(1, false, true, place+4096), change: func(l *filler) { l.fresh = l.given }, refused: true},
 		"its own, unwritten before":    {block: in(1, false, true, 4096), change: func(l *filler) { l.given[0].Physical, l.given[0].Unwritten = 1, true }, want: zeros},
 		"revoked":                      {block: in(1, false, true, place), change: func(l *filler) { l.txn.Revokes = []addr.Block{block} }, refused: true},
 	} {
@@ -143,7 +147,7 @@ func TestFill(t *testing.T) {
 			one := *c
 			one.txn, one.blocks = &jbd2.Transaction{}, make(map[addr.Block][]byte)
 			l := &filler{
-				change: &one, size: size, given: []ext4.Run{{Logical: 1, Physical: block, Length: 1}},
+				change: &one, block: 4096, size: size, given: []ext4.Run{{Logical: 1, Physical: block, Length: 1}},
 				view: func(at addr.Phys, n int) ([]byte, error) {
 					if at != page {
 						return nil, errors.New("no such page")
@@ -171,8 +175,8 @@ func TestFill(t *testing.T) {
 
 // TestFilled: with what belongs into it the change is as sound as before.
 func TestFilled(t *testing.T) {
-	c, block := holed(t)
-	l := &filler{change: c, size: 3 * 4096, given: []ext4.Run{{Logical: 1, Physical: block, Length: 1}}}
+	c, block := holed(t, "ext3")
+	l := &filler{change: c, block: 4096, size: 3 * 4096, given: []ext4.Run{{Logical: 1, Physical: block, Length: 1}}}
 	at := pagecache.Piece{Span: addr.Span{Off: 4096, End: 8192}}
 	if err := l.fill(pagecache.FillingBlock{Piece: at, Disk: int64(block) * 4096, Fresh: true}); err != nil {
 		t.Fatal(err)
@@ -188,4 +192,57 @@ func TestFilled(t *testing.T) {
 	if err != nil || len(bytes.Trim(b, "\x00")) > 0 {
 		t.Errorf("the block has %q, %v", b[:16], err)
 	}
+}
+
+// TestFilledBare: without a journal what belongs into a block is written with the rest.
+func TestFilledBare(t *testing.T) {
+	c, block := holed(t, "ext2")
+	disk, memory := jbd2.NewRecording(c.before), oneFile{}
+	f := &finisher{Rescue: &Rescue{super: &pagecache.Superblock{BlockSize: 4096}}, disk: disk, report: &Report{}}
+	for home, b := range c.blocks {
+		f.data = append(f.data, inMemory(home, addr.Phys(len(memory.data))))
+		memory.data = append(memory.data, b...)
+	}
+	f.mem = memory
+	bare, err := f.bare()
+	if err != nil {
+		t.Fatal(err)
+	}
+	metadata := len(bare.txn.Blocks)
+	if metadata != len(c.blocks) {
+		t.Fatalf("%d blocks instead of %d", metadata, len(c.blocks))
+	}
+	trees, err := treesOn(bare.before, bare.blocks)(12)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &filler{change: bare, block: 4096, size: 3 * 4096, given: given(trees.Old, trees.New), fresh: given(nil, trees.New)}
+	at := pagecache.Piece{Span: addr.Span{Off: 4096, End: 8192}}
+	if err := l.fill(pagecache.FillingBlock{Piece: at, Disk: int64(block) * 4096, Fresh: true}); err != nil {
+		t.Fatal(err)
+	}
+	f.takeFilled(bare.txn.Blocks[metadata:])
+	if err := f.write(nil); err != nil {
+		t.Fatal(err)
+	}
+	fs, err := ext4.Open(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, err := fs.Inode(12)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run, err := fs.Map(i, 1)
+	if err != nil || run.Physical != block {
+		t.Fatalf("%+v, %v", run, err)
+	}
+	if b, err := fs.Block(block); err != nil || len(bytes.Trim(b, "\x00")) > 0 {
+		t.Errorf("the block has %q, %v", b[:16], err)
+	}
+}
+
+// inMemory is a block of 4 KiB of metadata.
+func inMemory(home addr.Block, at addr.Phys) block {
+	return block{disk: int64(home) * 4096, phys: at, len: 4096, used: 4096}
 }

@@ -11,6 +11,7 @@ import (
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/audit"
 	"understudy.dev/understudy/dead/ext4"
+	"understudy.dev/understudy/dead/jbd2"
 	"understudy.dev/understudy/dead/pagecache"
 )
 
@@ -95,23 +96,25 @@ func (f *finisher) midUpdate(where trees, strict bool) error {
 	return nil
 }
 
-// midUpdateBare is midUpdate for a file system without a journal.
-func (f *finisher) midUpdateBare() error {
+// bare is what is to be written of a file system without a journal itself.
+func (f *finisher) bare() (*change, error) {
 	size := int64(f.super.BlockSize)
-	changed := make(map[addr.Block][]byte)
+	c := &change{txn: &jbd2.Transaction{}, before: f.disk, blocks: make(map[addr.Block][]byte)}
 	for _, b := range f.data {
 		if b.ino != 0 {
 			continue
 		}
 		view, err := f.mem.View(b.phys, int(b.len))
 		if err != nil {
-			return fmt.Errorf("read memory: %w", err)
+			return nil, fmt.Errorf("read memory: %w", err)
 		}
 		for ; int64(len(view)) >= size; view = view[size:] {
-			changed[addr.Block((b.disk+b.len-int64(len(view)))/size)] = view[:size]
+			home := addr.Block((b.disk + b.len - int64(len(view))) / size)
+			c.blocks[home] = view[:size]
+			c.txn.Blocks = append(c.txn.Blocks, jbd2.Block{Home: home, Data: view[:size]})
 		}
 	}
-	return f.midUpdate(treesOn(f.disk, changed), false)
+	return c, nil
 }
 
 var errCommitted = errors.New("an earlier attempt has committed the update")
@@ -217,14 +220,14 @@ func (p *fileMap) kept(at int64) int64 {
 	if p.trees == nil {
 		return 0
 	}
-	is := p.run(p.trees.New, at)
+	is := runAt(p.trees.New, at/p.block)
 	if p.dir { // it has no holes, and each of its blocks says whose it is
 		if is.Unwritten {
 			return 0
 		}
 		return at + int64(is.Length)*p.block
 	}
-	was := p.run(p.trees.Old, at)
+	was := runAt(p.trees.Old, at/p.block)
 	if p.complete && is.Length == 0 && was.Length == 0 {
 		return min(p.nextRun(p.trees.New, at), p.nextRun(p.trees.Old, at))
 	}
@@ -234,17 +237,15 @@ func (p *fileMap) kept(at int64) int64 {
 	return at + int64(min(is.Length, was.Length))*p.block
 }
 
-// run returns the rest of a run from the first byte of a block on; one of no length if that
-// is in a hole.
-func (p *fileMap) run(runs []ext4.Run, at int64) ext4.Run {
-	block := uint32(at / p.block)
-	n, _ := slices.BinarySearchFunc(runs, block, func(r ext4.Run, b uint32) int {
-		return cmp.Compare(uint64(r.Logical)+uint64(r.Length), uint64(b)+1)
+// runAt returns the rest of an ascending run from a block of the file on; one of no length if that is in a hole.
+func runAt(runs []ext4.Run, block int64) ext4.Run {
+	n, _ := slices.BinarySearchFunc(runs, block, func(r ext4.Run, b int64) int {
+		return cmp.Compare(int64(r.Logical)+int64(r.Length), b+1)
 	})
-	if n == len(runs) || runs[n].Logical > block {
+	if n == len(runs) || int64(runs[n].Logical) > block {
 		return ext4.Run{}
 	}
-	return runs[n].Skip(block - runs[n].Logical)
+	return runs[n].Skip(uint32(block) - runs[n].Logical)
 }
 
 // covered returns the end of the ascending span that has a byte; 0 if none has.

@@ -45,9 +45,10 @@ type block struct {
 	ino  addr.Ino // of the file it is of; 0 for metadata
 	disk int64
 	phys addr.Phys
-	len  int64 // to be written
-	used int64 // bytes of it from memory: the rest is zeros
-	free bool  // nobody has this piece before the transaction
+	len  int64  // to be written
+	used int64  // bytes of it from memory: the rest is zeros
+	free bool   // nobody has this piece before the transaction
+	data []byte // in place of memory's, if there is any
 }
 
 // Plan reads what belongs on the disk of a file system of the ext family. What
@@ -216,6 +217,7 @@ type finisher struct {
 	proven    bool         // an earlier attempt has committed it, and nothing more need be done for it
 	released  []addr.Block // by what was mended
 	placed    placed
+	fills     []block      // see fillBare
 	sound     bool         // the audit has confirmed all of the transaction
 	torn      []audit.Slot // inodes that memory has with a wrong checksum
 	resized   map[addr.Ino]struct{}
@@ -242,7 +244,17 @@ func (f *finisher) step(name string, do func() error) error {
 // a kernel that dies leaves it in need of a check.
 func (f *finisher) plain() error {
 	f.report.Check = "it has no journal"
-	if err := f.step("audit", f.midUpdateBare); err != nil {
+	err := f.step("audit", func() error {
+		c, err := f.bare()
+		if err == nil {
+			err = f.midUpdate(treesOn(c.before, c.blocks), false)
+		}
+		if err == nil {
+			f.fillBare(c)
+		}
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	return f.step("blocks", func() error { return f.write(nil) })

@@ -26,7 +26,7 @@ func (f *finisher) write(except map[addr.Block]struct{}) error {
 			written[ino] = struct{}{}
 		}
 	}
-	data := slices.DeleteFunc(slices.Clone(f.data), func(b block) bool {
+	data := slices.DeleteFunc(slices.Concat(f.data, f.fills), func(b block) bool {
 		_, there := except[addr.Block(b.disk/size)]
 		if there {
 			delete(written, b.ino)
@@ -191,9 +191,12 @@ func runs(data []block) iter.Seq[[]block] {
 func (f *finisher) stretch(data []block) (jbd2.Stretch, error) {
 	s := jbd2.Stretch{Off: data[0].disk}
 	for _, b := range data {
-		view, err := f.mem.View(b.phys, int(b.used))
-		if err != nil {
-			return s, fmt.Errorf("read memory: %w", err)
+		view := b.data
+		if view == nil {
+			var err error
+			if view, err = f.mem.View(b.phys, int(b.used)); err != nil {
+				return s, fmt.Errorf("read memory: %w", err)
+			}
 		}
 		if b.used < b.len {
 			padded := make([]byte, b.len)
