@@ -216,12 +216,8 @@ func (p *plausible) tables(map[addr.Block][]byte) error {
 
 // moves refuses an inode that becomes what another was, of the same generation. Among many new inodes and many
 // old ones there are two that have that in common by chance, and not the time of their creation, which an
-// inode keeps (i_crtime, and i_crtime_extra behind it); in inodes that have no room for it it is the mode.
+// inode keeps; nor, where it has none, mode, owner, size and blocks: and, where it has no blocks, its other times.
 func (p *plausible) moves(s, of Slot, raw []byte) error {
-	from, to := 0x90, 0x98
-	if len(raw) < to {
-		from, to = 0, 2
-	}
 	before, err := p.old.block(s.Block)
 	if err != nil {
 		return err
@@ -230,8 +226,20 @@ func (p *plausible) moves(s, of Slot, raw []byte) error {
 	if err != nil {
 		return err
 	}
-	if bytes.Equal(raw[generationAt:][:4], before[s.Offset+generationAt:][:4]) || !bytes.Equal(raw[from:to], had[of.Offset+from:of.Offset+to]) {
+	was := had[of.Offset:][:len(raw)]
+	same := bytes.Equal(raw[:0x08], was[:0x08]) && bytes.Equal(raw[0x28:0x64], was[0x28:0x64]) &&
+		(!zero(raw[0x1c:0x20]) || bytes.Equal(raw[0x08:0x14], was[0x08:0x14])) // i_blocks; from i_atime to i_mtime
+	if created(raw) {
+		same = bytes.Equal(raw[0x90:0x98], was[0x90:0x98])
+	}
+	if !same || bytes.Equal(raw[generationAt:][:4], before[s.Offset+generationAt:][:4]) {
 		return nil
 	}
 	return fmt.Errorf("%w: inode %d becomes what inode %d was", ErrDamaged, s.Ino, of.Ino)
+}
+
+// created reports whether an inode has the time of its creation: room for i_crtime, and i_crtime_extra behind it, by
+// its i_extra_isize, and something there (fs/ext4/ext4.h, EXT4_FITS_IN_INODE).
+func created(raw []byte) bool {
+	return len(raw) >= 0x98 && binary.LittleEndian.Uint16(raw[0x80:]) >= 0x98-0x80 && !zero(raw[0x90:0x98])
 }

@@ -4,6 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 
 	"understudy.dev/understudy/dead/addr"
@@ -105,73 +109,131 @@ func TestWritten(t *testing.T) {
 	}
 }
 
+// narrow is a file system like the small ones whose inodes have no room for more than 128 bytes.
+func narrow(t *testing.T) []byte {
+	t.Helper()
+	if _, err := exec.LookPath("mke2fs"); err != nil {
+		t.Skipf("%v; run scripts/setup.sh", err)
+	}
+	from, path := t.TempDir(), filepath.Join(t.TempDir(), "image")
+	for n := range 8 {
+		if err := os.WriteFile(filepath.Join(from, fmt.Sprint(n)), bytes.Repeat([]byte{'a' + byte(n)}, 2000), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-b", "1024", "-I", "128", "-N", "128", "-O", "^resize_inode,^flex_bg,^has_journal", "-d", from, path, "512").CombinedOutput()
+	if err != nil {
+		t.Fatalf("mke2fs: %v: %s", err, out)
+	}
+	image, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image
+}
+
 // TestMoves: two inodes may have the same generation by chance. One that is another as it was may not be there.
 func TestMoves(t *testing.T) {
-	const one, other, free = 14, 16, 100
 	for _, name := range smalls {
-		image := small(t, name)
-		super, _, err := audit.Parts(bytes.NewReader(image), nil)
+		t.Run(name, func(t *testing.T) { moves(t, small(t, name), 32, false) })
+	}
+	for _, empty := range []bool{false, true} {
+		t.Run(fmt.Sprintf("i_extra_isize 4, empty %v", empty), func(t *testing.T) { moves(t, small(t, smalls[0]), 4, empty) })
+		t.Run(fmt.Sprintf("no i_crtime, empty %v", empty), func(t *testing.T) { moves(t, small(t, smalls[0]), 0, empty) })
+		t.Run(fmt.Sprintf("128 bytes, empty %v", empty), func(t *testing.T) { moves(t, narrow(t), 0, empty) })
+	}
+}
+
+// moves is TestMoves with inodes of an i_extra_isize, without i_crtime if that is not 32, and with files that are empty.
+func moves(t *testing.T, image []byte, extra uint16, empty bool) {
+	const one, other, free = 14, 16, 100
+	super, _, err := audit.Parts(bytes.NewReader(image), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := addr.Block(binary.LittleEndian.Uint32(image[2*smallBlock+8:]))
+	slot := func(b []byte, n addr.Ino) []byte {
+		_, block, offset, err := super.InodeLocation(n)
 		if err != nil {
 			t.Fatal(err)
 		}
-		first := addr.Block(binary.LittleEndian.Uint32(image[2*smallBlock+8:]))
-		slot := func(b []byte, n addr.Ino) []byte {
-			_, block, offset, err := super.InodeLocation(n)
-			if err != nil {
-				t.Fatal(err)
+		return b[(int(first)+int(block))*smallBlock+offset:][:super.InodeSize]
+	}
+	for _, n := range []addr.Ino{one, other} { // mke2fs gives no generations
+		raw := slot(image, n)
+		binary.LittleEndian.PutUint32(raw[0x64:], 0xdead0000+uint32(n))
+		if rest := raw[0x80:]; len(rest) > 0 {
+			clear(rest)
+			binary.LittleEndian.PutUint16(rest, max(extra, 4))
+			if extra == 0 {
+				binary.LittleEndian.PutUint16(rest, 32)
 			}
-			return b[(int(first)+int(block))*smallBlock+offset:][:super.InodeSize]
 		}
-		for _, n := range []addr.Ino{one, other} { // mke2fs gives no generations
-			raw := slot(image, n)
-			binary.LittleEndian.PutUint32(raw[0x64:], 0xdead0000+uint32(n))
+		if empty {
+			clear(raw[0x04:0x08]) // i_size
+			clear(raw[0x1c:0x20]) // i_blocks
+			clear(raw[0x28:0x64]) // i_block
+		}
+		if extra == 32 {
 			binary.LittleEndian.PutUint32(raw[0x90:], 1700000000) // i_crtime
 			binary.LittleEndian.PutUint32(raw[0x94:], uint32(n)<<2)
-			super.SealInode(n, raw)
 		}
-		for what, tc := range map[string]struct {
-			do   func(one, other, free []byte)
-			good bool
-		}{
-			"nothing": {func(_, _, _ []byte) {}, true},
-			"the generation of one that goes on": {func(_, other, free []byte) {
-				copy(free, other)
-				free[0x94] += 4
-			}, true},
-			"the generation of one that goes": {func(_, other, free []byte) {
-				copy(free, other)
-				free[0x90]++
-				clear(other[0x1a:0x1c]) // i_links_count
-			}, true},
-			"twice":              {func(_, other, free []byte) { copy(free, other) }, false},
-			"over another":       {func(one, other, _ []byte) { copy(one, other) }, false},
-			"over another, less": {func(one, other, _ []byte) { copy(one, other); clear(one[0x28:0x64]) }, false},
-			"exchanged": {func(one, other, _ []byte) {
-				was := bytes.Clone(one)
-				copy(one, other)
-				copy(other, was)
-			}, false},
-		} {
-			after := bytes.Clone(image)
-			for _, n := range []addr.Ino{one, other} {
-				slot(after, n)[8]++ // atime
+		super.SealInode(n, raw)
+	}
+	renew := func(raw []byte, at int) { // i_crtime, if there is one; else i_block, or i_ctime
+		if empty {
+			at = 0x0c
+		} else if extra < 32 {
+			at = 0x28 + 0x14
+		}
+		raw[at] += 4
+	}
+	touched := 0x08 // i_atime
+	if empty {
+		touched = 0x78 // l_i_uid_high
+	}
+	for what, tc := range map[string]struct {
+		do   func(one, other, free []byte)
+		good bool
+	}{
+		"nothing": {func(_, _, _ []byte) {}, true},
+		"the generation of one that goes on": {func(_, other, free []byte) {
+			copy(free, other)
+			renew(free, 0x94)
+		}, true},
+		"the generation of one that goes": {func(_, other, free []byte) {
+			copy(free, other)
+			renew(free, 0x90)
+			clear(other[0x1a:0x1c]) // i_links_count
+		}, true},
+		"twice":              {func(_, other, free []byte) { copy(free, other) }, false},
+		"over another":       {func(one, other, _ []byte) { copy(one, other) }, false},
+		"over another, less": {func(one, other, _ []byte) { copy(one, other); clear(one[0x28:0x64]) }, extra < 32 && !empty},
+		"exchanged": {func(one, other, _ []byte) {
+			was := bytes.Clone(one)
+			copy(one, other)
+			copy(other, was)
+		}, false},
+	} {
+		after := bytes.Clone(image)
+		for _, n := range []addr.Ino{one, other} {
+			slot(after, n)[touched]++
+		}
+		tc.do(slot(after, one), slot(after, other), slot(after, free))
+		for _, n := range []addr.Ino{one, other, free} {
+			if raw := slot(after, n); !bytes.Equal(raw, slot(image, n)) {
+				super.SealInode(n, raw)
 			}
-			tc.do(slot(after, one), slot(after, other), slot(after, free))
-			for _, n := range []addr.Ino{one, other, free} {
-				if raw := slot(after, n); !bytes.Equal(raw, slot(image, n)) {
-					super.SealInode(n, raw)
-				}
+		}
+		changed := make(map[addr.Block][]byte)
+		for at := range addr.Block(len(image) / smallBlock) {
+			if b := after[at*smallBlock:][:smallBlock]; at >= first && !bytes.Equal(b, image[at*smallBlock:][:smallBlock]) {
+				changed[at] = b
 			}
-			changed := make(map[addr.Block][]byte)
-			for at := range addr.Block(len(image) / smallBlock) {
-				if b := after[at*smallBlock:][:smallBlock]; at >= first && !bytes.Equal(b, image[at*smallBlock:][:smallBlock]) {
-					changed[at] = b
-				}
-			}
-			err := audit.Memory{}.Plausible(bytes.NewReader(image), changed, 1)
-			if (err == nil) != tc.good || err != nil && !errors.Is(err, audit.ErrDamaged) {
-				t.Errorf("%s: %s: %v", name, what, err)
-			}
+		}
+		err := audit.Memory{}.Plausible(bytes.NewReader(image), changed, 1)
+		if (err == nil) != tc.good || err != nil && !errors.Is(err, audit.ErrDamaged) {
+			t.Errorf("%s: %v", what, err)
 		}
 	}
 }
