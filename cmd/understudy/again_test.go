@@ -159,6 +159,47 @@ func TestSecondDeath(t *testing.T) {
 	}
 }
 
+// TestFrozenUnwatched: a side that hung before there was an understudy, and was stopped until there is
+// one, is taken over from by another supervisor, too. A down in between leaves it as it is.
+func TestFrozenUnwatched(t *testing.T) {
+	tier.Full(t, "a supervisor killed while a hung side is stopped")
+	s := stand(t, marker, again)
+	s.up()
+	if _, err := understudy(t, "crash"); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "takeover", programLimit, func() bool { return s.status().Takeovers >= 1 })
+	pid := s.supervisorPID()
+	if _, err := understudy(t, "crash", "--hang", "--force"); err != nil {
+		t.Fatal(err)
+	}
+	record := filepath.Join(dirs.Run("test"), "record.json")
+	await(t, "stop of the hung side", programLimit, func() bool { return bytes.Contains(readFile(t, record), []byte(`"frozen": "right"`)) })
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "end of the supervisor", programLimit, func() bool { return processWith("up\x00-f\x00"+s.file) == 0 })
+	right := s.qemuPID("right")
+	if _, err := understudy(t, "down", "test"); err == nil || !strings.Contains(err.Error(), "cannot stop in good order") {
+		t.Errorf("down: %v", err)
+	}
+	if s.qemuPID("right") != right {
+		t.Error("down has ended it")
+	}
+	s.up()
+	await(t, "takeover", programLimit, func() bool { return s.status().Takeovers >= 1 })
+	if st := s.state("protected"); st.Active != "left" || len(st.Takeover.Refused) > 0 {
+		t.Errorf("status %+v", st)
+	}
+	if _, err := understudy(t, "down"); err != nil {
+		t.Error(err)
+	}
+	s.sound()
+	if !t.Failed() {
+		row(t, killed, "supervisor, after an active side that hung", "before an understudy has booted", "understudy up", "exact")
+	}
+}
+
 // TestRootRescued: what a dead side had not written to its own root disk is there when it
 // boots again; also if the supervisor is killed before that, and then nothing is removed of
 // which it did not know that it is durable.

@@ -119,7 +119,7 @@ func (s *Supervisor) reconnect(ctx context.Context) error {
 		}
 		sd, err := s.reconnectSide(ctx, i, r.Sides[j])
 		switch {
-		case p.Name == r.Active && (err == nil || errors.Is(err, partition.ErrGone) || errors.Is(err, errStill)):
+		case p.Name == r.Active && (err == nil || sd.died != nil || errors.Is(err, partition.ErrGone) || errors.Is(err, errStill)):
 			if err != nil { // Watch will say so
 				s.log("%v", err)
 			}
@@ -204,7 +204,7 @@ func (s *Supervisor) reconnectSide(ctx context.Context, i int, r RecordSide) (*s
 	if errors.Is(gone, partition.ErrStopped) {
 		// As Freeze leaves it. It must not go on: a crash kernel would run.
 		if sd.died = s.foundDead(ctx, sd); sd.died != nil {
-			gone = fmt.Errorf("%s: %w", sd.died.Detail, partition.ErrGone)
+			gone = errors.New(sd.died.Detail)
 		}
 	}
 	var err error

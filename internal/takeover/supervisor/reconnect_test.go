@@ -62,13 +62,13 @@ func TestReconnectFrozen(t *testing.T) {
 			}
 			sd, err := s.reconnectSide(t.Context(), 0, RecordSide{Name: "left", Identity: id})
 			if !frozen {
-				if !errors.Is(err, partition.ErrStopped) || errors.Is(err, partition.ErrGone) || sd.died != nil {
+				if !errors.Is(err, partition.ErrStopped) || sd.died != nil {
 					t.Errorf("%v", err)
 				}
 				return
 			}
-			if !errors.Is(err, partition.ErrGone) {
-				t.Fatal(err)
+			if err == nil || errors.Is(err, partition.ErrStopped) || sd.died == nil {
+				t.Fatalf("%v, %+v", err, sd.died)
 			}
 			s.active = sd
 			if v, err := s.watcherOf(sd).watch(t.Context()); err != nil || v.Cause != liveness.Silence || !strings.Contains(v.Detail, "left") || v.At.IsZero() {
