@@ -8,8 +8,8 @@ import (
 
 	"understudy.dev/understudy/internal/live/events"
 	"understudy.dev/understudy/internal/live/rootdisk"
+	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/offline"
-	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
 // protection is a pair's way back to being protected. Its ctx ends once it is, when guard
@@ -115,7 +115,7 @@ func rescueRoot(pair string) func(ctx context.Context, disk, memory string) erro
 				err = fmt.Errorf("partition %d: %w", part, err)
 			}
 			if err != nil && inBetween(disk, part, work) {
-				err = fmt.Errorf("%w: %w", supervisor.ErrInBetween, err)
+				err = fmt.Errorf("%w: %w", takeover.ErrInBetween, err)
 			}
 			errs = append(errs, err)
 		}
@@ -127,7 +127,7 @@ func rescueRoot(pair string) func(ctx context.Context, disk, memory string) erro
 func inBetween(disk string, part int, work string) bool {
 	d, err := offline.Open(disk, part, work)
 	if err != nil {
-		return errors.Is(err, offline.ErrInBetween)
+		return errors.Is(err, takeover.ErrInBetween)
 	}
 	_, unfinished := d.Unfinished()
 	return d.Close() == nil && unfinished

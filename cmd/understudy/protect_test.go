@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"understudy.dev/understudy/internal/live/wire"
-	"understudy.dev/understudy/internal/takeover/supervisor"
+	"understudy.dev/understudy/internal/takeover"
 )
 
 // TestVeiledRoot: a partition of a root disk that a rescue has left without its superblock is no
@@ -36,7 +36,7 @@ func TestVeiledRoot(t *testing.T) {
 	if _, err := f.WriteAt([]byte(veil), 1<<20+1024); err != nil {
 		t.Fatal(err)
 	}
-	if err := rescue(t.Context(), root, memory); !errors.Is(err, supervisor.ErrInBetween) || !strings.Contains(err.Error(), "partition 1: ") {
+	if err := rescue(t.Context(), root, memory); !errors.Is(err, takeover.ErrInBetween) || !strings.Contains(err.Error(), "partition 1: ") {
 		t.Errorf("one that is in between: %v", err)
 	}
 }

@@ -38,7 +38,7 @@ func TestContentAlone(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			size := map[string]int{"1024": 1024, "2048": 2048, "4096": 4096}[mkfs[3]]
+			size := blockSize(mkfs)
 			ino, at := bmap(t, image, "/a/f", 2)
 			another, _ := bmap(t, image, "/a/g", 2)
 			changed := map[addr.Block][]byte{at: bytes.Repeat([]byte{'x'}, size)}
@@ -69,7 +69,7 @@ func TestFastLink(t *testing.T) {
 			if found := fsck(t, image); len(found) > 0 {
 				t.Fatalf("%q", found)
 			}
-			size := map[string]int{"1024": 1024, "2048": 2048, "4096": 4096}[mkfs[3]]
+			size := blockSize(mkfs)
 			out, err := exec.Command("debugfs", "-R", "imap /a/short", image).Output()
 			var table addr.Block
 			if _, at, found := strings.Cut(string(out), "located at block "); err != nil || !found {

@@ -25,6 +25,11 @@ var features = map[string][]string{
 	"unsigned": {"-t", "ext4", "-b", "1024"}, // hashes of names
 }
 
+// blockSize is that of one of features, in bytes.
+func blockSize(mkfs []string) int {
+	return map[string]int{"1024": 1024, "2048": 2048, "4096": 4096}[mkfs[3]]
+}
+
 // indexed is a name in a directory that has an index.
 const indexed = "/large/é"
 
@@ -121,7 +126,7 @@ func TestDebugfs(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			size := map[string]int{"1024": 1024, "2048": 2048, "4096": 4096}[mkfs[3]]
+			size := blockSize(mkfs)
 			dir, err := os.MkdirTemp("/dev/shm", "understudy-audit-")
 			if err != nil {
 				t.Fatal(err)

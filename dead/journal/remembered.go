@@ -20,19 +20,23 @@ func (f *finisher) remember() audit.Memory {
 		}
 		return inodes
 	})
-	files := make(map[addr.Block]addr.Ino)
-	if f.Journal != nil {
+	files := sync.OnceValue(func() map[addr.Block]addr.Ino {
+		out := make(map[addr.Block]addr.Ino)
+		if f.Journal == nil {
+			return out
+		}
 		for _, t := range []*Transaction{f.Journal.Committing, f.Journal.Running} {
 			if t == nil {
 				continue
 			}
 			for _, b := range t.Buffers {
-				files[b.Block] = b.File
+				out[b.Block] = b.File
 			}
 		}
-	}
+		return out
+	})
 	return audit.Memory{
-		File:  func(b addr.Block) addr.Ino { return files[b] },
+		File:  func(b addr.Block) addr.Ino { return files()[b] },
 		Names: func(n addr.Ino) ([]audit.Name, error) { return f.names(all(), n) },
 		Inodes: func() ([]audit.Known, error) {
 			out := make([]audit.Known, 0, len(all()))

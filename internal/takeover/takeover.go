@@ -16,6 +16,10 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
+// ErrInBetween says that a disk has a part of what is to be written to it: nothing can mount it or boot
+// from it, and the same memory is needed to write the rest.
+var ErrInBetween = errors.New("nothing can use the disk until this is done")
+
 // Options are the choices of a takeover.
 type Options struct {
 	Disks []string

@@ -9,8 +9,8 @@ import (
 )
 
 // Unclean returns the partitions of an image or a block device whose file system, of the ext
-// family, was not unmounted, or that are between two states, as a question says, by their numbers. A disk without a partition table has 0 alone,
-// which is all of it, in whatever state it is.
+// family, was not unmounted, or that are between two states, as inBetween says, by their numbers. A disk
+// without a partition table has 0 alone, which is all of it, in whatever state it is.
 func Unclean(path string, inBetween func(device.Section) (bool, error)) (parts []int, err error) {
 	claim, err := fence.Take(path)
 	if err != nil {

@@ -64,13 +64,14 @@ type Result struct {
 	Refused bool // of a commit that was broken off, and is finished: something of its memory was refused
 }
 
-// left reports whether something was to be done with the file system mounted, and is not.
-func (r *Result) left() bool {
-	more := r.Named.MoreFailures + r.Applied.MoreFailures
+// left is what was to be done with the file system mounted, and is not, and how much more of that the
+// guest's answer had no room for.
+func (r *Result) left() (failures []wire.Failure, more int) {
+	more = r.Named.MoreFailures + r.Applied.MoreFailures
 	if r.Check != nil {
 		more += r.Check.More
 	}
-	return more > 0 || len(r.Named.Failures)+len(r.Named.Left(r.Applied.Failures)) > 0
+	return slices.Concat(r.Named.Failures, r.Named.Left(r.Applied.Failures)), more
 }
 
 // Stage is a step of the work, and how long it took.
@@ -137,7 +138,8 @@ func (d *Disk) prepare(ctx context.Context, j Job, guest *Guest, r *Result) erro
 	if err := d.run(ctx, j, *guest, r); err != nil {
 		return err
 	}
-	d.left.Refused = j.Refused || r.left()
+	failures, more := r.left()
+	d.left.Refused = j.Refused || len(failures)+more > 0
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx) // nothing was lost yet; from here on it goes through
 	}

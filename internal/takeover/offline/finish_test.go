@@ -12,6 +12,7 @@ import (
 
 	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/draft"
 )
 
@@ -191,7 +192,7 @@ func breakOff(t *testing.T, n int, differs, redo bool) {
 	if is, err := InBetween(again.section()); err != nil || is != (n < 7) {
 		t.Errorf("after step %d it is in between: %v, %v", n, is, err)
 	}
-	if _, err := again.Finish(t.Context(), Identity{Sum: "other"}); !errors.Is(err, ErrInBetween) || !strings.Contains(err.Error(), "broken off") {
+	if _, err := again.Finish(t.Context(), Identity{Sum: "other"}); !errors.Is(err, takeover.ErrInBetween) || !strings.Contains(err.Error(), "broken off") {
 		t.Errorf("finished for another: %v", err)
 	}
 	switch r, err := again.Finish(t.Context(), trialID); {

@@ -192,14 +192,11 @@ func (r *Report) applied(p *salvage.Plan, result *Result) {
 	for i := range p.Files {
 		paths[id{uint64(p.Files[i].Ino), p.Files[i].Generation}] = p.Files[i].Path
 	}
-	for _, f := range slices.Concat(result.Named.Failures, result.Named.Left(result.Applied.Failures)) {
+	failures, more := result.left()
+	for _, f := range failures {
 		why := Refusal{Inode: f.Inode, Reason: f.Reason}
 		why.Path, why.PathBase64 = inventory.Text(paths[id{f.Inode, f.Generation}])
 		r.refuse(why)
-	}
-	more := result.Named.MoreFailures + result.Applied.MoreFailures
-	if c := result.Check; c != nil {
-		more += c.More
 	}
 	if more > 0 {
 		r.refuse(Refusal{Reason: fmt.Sprintf("and %d more files, which the guest's answer had no room for", more)})

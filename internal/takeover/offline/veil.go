@@ -8,6 +8,7 @@ import (
 
 	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/hint"
+	"understudy.dev/understudy/internal/takeover"
 )
 
 // veilText begins each sector of a veil, for whoever looks at the disk.
@@ -70,16 +71,12 @@ func InBetween(s device.Section) (bool, error) {
 	return false, nil
 }
 
-// ErrInBetween says that a disk has a part of what is to be written to it: nothing can mount it, and
-// the same memory is needed to write the rest.
-var ErrInBetween = errors.New("the disk is in between")
-
-// inBetween is ErrInBetween for a reason, which it says.
+// inBetween is takeover.ErrInBetween for a reason, which it says.
 type inBetween struct{ error }
 
 func (e inBetween) Unwrap() error { return e.error }
 
-func (inBetween) Is(target error) bool { return target == ErrInBetween }
+func (inBetween) Is(target error) bool { return target == takeover.ErrInBetween }
 
 // put writes regions to the disk, durably.
 func (d *Disk) put(regions []Region) error {

@@ -13,6 +13,7 @@ import (
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
 )
 
 // Protect gives the active side an understudy: the partition that nothing runs in boots,
@@ -180,10 +181,6 @@ func (s *Supervisor) rescuedRoot(i int) string {
 	return s.Pair.Partitions[i].Root
 }
 
-// ErrInBetween says that a root disk has a part of what is to be written to it, so that nothing can
-// boot from it.
-var ErrInBetween = errors.New("nothing boots from it until this is done")
-
 // rescueRoot brings to a dead side's own root disk what only its memory has of it. It
 // boots without, as after any crash, if that cannot be done; but if ctx ends before it is, or it
 // was broken off in between, it fails, and is to be done again.
@@ -201,7 +198,7 @@ func (s *Supervisor) rescueRoot(ctx context.Context, i int) error {
 		spec := s.spec(i, "")
 		err = s.options.Rescue(ctx, p.Root, spec.RAMPath())
 	}
-	if err != nil && (ctx.Err() != nil || errors.Is(err, ErrInBetween)) {
+	if err != nil && (ctx.Err() != nil || errors.Is(err, takeover.ErrInBetween)) {
 		return errors.Join(fmt.Errorf("root disk of partition %s: %w", p.Name, err), s.holdRoot(p.Root, fence.Keep))
 	}
 	if err != nil {

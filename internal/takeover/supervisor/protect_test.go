@@ -15,6 +15,7 @@ import (
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
 )
 
 // TestCrashLoop: a pair that does not stay protected waits longer each time, up to a bound,
@@ -117,8 +118,8 @@ func TestBury(t *testing.T) {
 			}
 			if tc.root != "" {
 				rescue := s.options.Rescue
-				s.options.Rescue = func(context.Context, string, string) error { return fmt.Errorf("write: %w", ErrInBetween) }
-				if err := s.bury(t.Context(), 0); !errors.Is(err, ErrInBetween) || s.dead() == nil || s.dead().Root == "" {
+				s.options.Rescue = func(context.Context, string, string) error { return fmt.Errorf("write: %w", takeover.ErrInBetween) }
+				if err := s.bury(t.Context(), 0); !errors.Is(err, takeover.ErrInBetween) || s.dead() == nil || s.dead().Root == "" {
 					t.Errorf("a root disk that is in between: %v, %+v", err, s.dead())
 				}
 				if _, err := os.Stat(s.dir.RAM("left")); err != nil {
