@@ -127,10 +127,12 @@ func (c *chosen) whose(disk io.ReaderAt) (*inventory.FileSystem, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: only raw images of ext2, ext3 and ext4 can fill holes, without a partition table before them", err)
 	}
-	for _, l := range c.found {
-		if l.Super.UUID == on.UUID {
-			return l.FileSystem, nil
-		}
+	all := make([]*inventory.FileSystem, len(c.found))
+	for n, l := range c.found {
+		all[n] = l.FileSystem
+	}
+	if of := inventory.OfUUID(all, on.UUID); len(of) > 0 {
+		return of[0], nil
 	}
 	return nil, fmt.Errorf("its UUID is %v: the dead kernel had %s mounted, and not that", on.UUID, c.devices())
 }

@@ -84,6 +84,26 @@ func TestSmall(t *testing.T) {
 	}
 }
 
+// TestOrdered: what the superblock has by order, of tune2fs(8), is not understood, and no damage.
+func TestOrdered(t *testing.T) {
+	for _, name := range smalls {
+		image := small(t, name)
+		for field, at := range map[string]int{"s_uuid": 0x68, "s_def_hash_version": 0xfc} {
+			changed := busy(t, image)
+			super, parts, err := audit.Parts(bytes.NewReader(image), changed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			home, offset := super.Location()
+			changed[home][offset+at] ^= 1
+			audit.Seal(super, bytes.NewReader(image), map[addr.Block][]byte{home: changed[home]}, parts)
+			if v, err := audit.Check(bytes.NewReader(image), changed); err != nil || v.Clean || !v.Foreign {
+				t.Errorf("%s: %s: %+v, %v", name, field, v, err)
+			}
+		}
+	}
+}
+
 // TestTorn wants the one inode whose checksum is not its own, and nothing without
 // checksums, nor of what stays as it was.
 func TestTorn(t *testing.T) {

@@ -52,6 +52,7 @@ var ordered = map[string]string{
 	"years":    "touch -d 2340-01-01 a/f; touch -d 1905-01-01 a/g; touch -d 2040-01-01 b/h",
 	"label":    "tune2fs -L other $DEV",
 	"checks":   "tune2fs -c 7 -i 3d -m 1 -e remount-ro -o acl -E stride=4 $DEV; touch b/new",
+	"hash":     "tune2fs -E hash_alg=tea $DEV; touch b/new",
 	"grow":     "truncate -s 200M $IMAGE; losetup -c $DEV; resize2fs $DEV",
 	"flags":    "chattr +i a/f; chattr +a a/g; chattr +j b/h; chattr +dAsSD b; chattr +T large",
 	"extents":  "chattr +e a/f; chattr -e a/g",

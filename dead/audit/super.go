@@ -134,7 +134,6 @@ var fixed = [...][2]int{
 	{0x54, 6},  // s_first_ino, s_inode_size
 	{0xe0, 8},  // s_journal_inum, s_journal_dev
 	{0xec, 16}, // s_hash_seed
-	{0xfc, 1},  // s_def_hash_version
 	{0xfe, 2},  // s_desc_size
 	{0x108, 4}, // s_mkfs_time
 	{0x174, 2}, // s_log_groups_per_flex, s_checksum_type

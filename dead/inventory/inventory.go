@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/ram"
@@ -199,18 +200,37 @@ func deviceName(s *pagecache.Superblock, server string, taken map[string]bool) s
 	return name
 }
 
+// OfUUID returns the file systems of a UUID, or else those that had it when they were mounted.
+func OfUUID(all []*FileSystem, id pagecache.UUID) []*FileSystem {
+	var now, had []*FileSystem
+	for _, f := range all {
+		if f.Super.UUID == id {
+			now = append(now, f)
+		} else if f.Super.Had(id) {
+			had = append(had, f)
+		}
+	}
+	if len(now) == 0 {
+		return had
+	}
+	return now
+}
+
 // Choose returns the file systems that a user means: by device, UUID or type. An
 // empty name means all that have a device.
 func Choose(all []*FileSystem, name string) ([]*FileSystem, error) {
 	var chosen []*FileSystem
 	var names []string
+	var ofUUID []*FileSystem
+	if id, err := addr.ParseUUID(name); err == nil && id != (pagecache.UUID{}) {
+		ofUUID = OfUUID(all, id)
+	}
 	for _, f := range all {
 		names = append(names, f.Device)
-		hasUUID := f.Super.UUID != pagecache.UUID{}
 		switch {
 		case name == "" && f.HasDevice(),
 			name != "" && (name == f.Device || name == f.Super.Type || name == f.Super.ID),
-			hasUUID && name == f.Super.UUID.String():
+			slices.Contains(ofUUID, f):
 			chosen = append(chosen, f)
 		}
 	}

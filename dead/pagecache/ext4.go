@@ -93,34 +93,47 @@ func layoutIn(k *kernel.Kernel, name string, modules ...string) *kernel.Layout {
 // Ext4 reads what the kernel's ext4 has about a file system of type ext2, ext3
 // or ext4 in memory.
 func (c *Cache) Ext4(s *Superblock) (*Ext4, error) {
+	super, err := c.extSuper(s)
+	if err != nil {
+		return nil, fmt.Errorf("read ext4: %w", err)
+	}
+	e := &Ext4{Super: *super}
+	journal, err := c.k.Pointer(c.layout.ext4.journal.In(s.info))
+	if err == nil && journal != 0 {
+		e.Journal, err = c.journal(s, journal)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read ext4: journal of %s: %w", s.ID, err)
+	}
+	return e, nil
+}
+
+// extSuper reads the superblock of a file system of the ext family, as the kernel has it.
+func (c *Cache) extSuper(s *Superblock) (*ext4.Super, error) {
 	l := c.layout.ext4
 	if c.layout.ext4Err != nil {
-		return nil, fmt.Errorf("read ext4: %w", c.layout.ext4Err)
+		return nil, c.layout.ext4Err
 	}
 	if !s.HasBuffers() {
-		return nil, fmt.Errorf("read ext4: %s is of type %q: %w", s.ID, s.Type, ext4.ErrNotExt)
+		return nil, fmt.Errorf("%s is of type %q: %w", s.ID, s.Type, ext4.ErrNotExt)
 	}
 	b, err := c.k.Bytes(s.info, l.infoSize)
 	if err != nil {
-		return nil, fmt.Errorf("read ext4: %w", err)
+		return nil, err
 	}
 	raw, err := c.k.Bytes(l.super.Pointer(b), ext4.SuperSize)
 	if err != nil {
-		return nil, fmt.Errorf("read ext4: superblock: %w", err)
+		return nil, fmt.Errorf("superblock: %w", err)
 	}
-	e := &Ext4{}
-	if e.Super, err = ext4.ParseSuper(raw); err != nil {
-		return nil, fmt.Errorf("read ext4: %w", err)
+	super, err := ext4.ParseSuper(raw)
+	if err != nil {
+		return nil, err
 	}
-	if e.Super.UUID != s.UUID {
-		return nil, fmt.Errorf("read ext4: %s: its superblock says it is %v, not %v", s.ID, e.Super.UUID, s.UUID)
+	// What checksums are made from stays (fs/ext4/ioctl.c, ext4_ioctl_setuuid), but for what has that kept elsewhere.
+	if super.UUID != s.MountUUID && super.Checksummed() && super.Incompat&ext4.IncompatCsumSeed == 0 {
+		return nil, fmt.Errorf("%s: its superblock says it is %v, not %v", s.ID, super.UUID, s.MountUUID)
 	}
-	if journal := l.journal.Pointer(b); journal != 0 {
-		if e.Journal, err = c.journal(s, journal); err != nil {
-			return nil, fmt.Errorf("read ext4: journal of %s: %w", s.ID, err)
-		}
-	}
-	return e, nil
+	return &super, nil
 }
 
 // journalMagic begins every block of the journal itself (include/linux/jbd2.h,

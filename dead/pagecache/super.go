@@ -18,6 +18,7 @@ type Superblock struct {
 	Type      string    // such as "ext4"
 	ID        string    // s_id: the name of the device, such as "vda1"
 	UUID      UUID      // zero if the file system sets none
+	MountUUID UUID      // s_uuid: what that was at the mount
 	Dev       addr.Dev
 	Flags     uint64 // SB_*, include/linux/fs.h
 	BlockSize uint64 // in bytes
@@ -71,7 +72,7 @@ func (c *Cache) superblock(at addr.Virt) (*Superblock, error) {
 	s := &Superblock{
 		Addr:      at,
 		ID:        l.id.String(b),
-		UUID:      UUID(l.uuid.Bytes(b)),
+		MountUUID: UUID(l.uuid.Bytes(b)),
 		Dev:       addr.Dev(l.dev.Uint(b)),
 		Flags:     l.flags.Uint(b),
 		BlockSize: l.blockSize.Uint(b),
@@ -88,31 +89,44 @@ func (c *Cache) superblock(at addr.Virt) (*Superblock, error) {
 	if s.Type, err = c.k.CString(name, maxName); err != nil {
 		return nil, fmt.Errorf("read type of superblock %.32q: %w", s.ID, err)
 	}
+	s.UUID = s.MountUUID
+	if on, err := c.extSuper(s); err == nil {
+		s.UUID = on.UUID
+	}
 	return s, nil
 }
+
+// Had reports whether a file system's UUID is, or was at the mount, this one. That of one of ext4 may be changed
+// meanwhile (tune2fs -U; fs/ext4/ioctl.c, ext4_ioctl_setuuid, since 6.0), and its disk have the one or the other.
+func (s *Superblock) Had(id UUID) bool { return s.UUID == id || s.MountUUID == id }
 
 // ErrNotMounted says that no file system of a UUID is mounted.
 var ErrNotMounted = errors.New("not mounted in this kernel")
 
-// Superblock returns the file system of a UUID.
+// Superblock returns the file system of a UUID, or else the one that had it when it was mounted.
 func (c *Cache) Superblock(id UUID) (*Superblock, error) {
-	var found *Superblock
+	var found, had []*Superblock
 	var errs []error
 	for s, err := range c.Superblocks() {
 		switch {
 		case err != nil:
 			errs = append(errs, err)
-		case s.UUID != id:
-		case found != nil:
-			return nil, fmt.Errorf("file system %v: %w: mounted as %s and as %s", id, kernel.ErrAmbiguous, found.ID, s.ID)
-		default:
-			found = s
+		case s.UUID == id:
+			found = append(found, s)
+		case s.Had(id):
+			had = append(had, s)
 		}
 	}
-	if found == nil {
-		return nil, fmt.Errorf("file system %v: %w", id, errors.Join(append(errs, ErrNotMounted)...))
+	if len(found) == 0 {
+		found = had
 	}
-	return found, nil
+	switch len(found) {
+	case 0:
+		return nil, fmt.Errorf("file system %v: %w", id, errors.Join(append(errs, ErrNotMounted)...))
+	case 1:
+		return found[0], nil
+	}
+	return nil, fmt.Errorf("file system %v: %w: mounted as %s and as %s", id, kernel.ErrAmbiguous, found[0].ID, found[1].ID)
 }
 
 // Quotas reports whether a file system counts for quotas what is allocated, by whatever

@@ -101,8 +101,8 @@ func types() []btf.Type {
 			"BH_Lock": 2, "BH_Mapped": bhMapped, "BH_New": bhNew, "BH_Delay": 9, "BH_Unwritten": 12, "BH_Write_EIO": 11, "BH_PrivateStart": 16}),
 		st("ext4_sb_info", 16, field("s_es", 0, u64), field("s_journal", 8, u64)),
 		st("iomap_folio_state", 16, field("state_lock", 0, u32), field("state", 16, blob(0))),
-		st("journal_s", 56, field("j_superblock", 40, u64), field("j_private", 48, u64), field("j_tail_sequence", 0, u32), field("j_tail", 8, u64), field("j_head", 16, u64),
-			field("j_commit_sequence", 24, u32), field("j_transaction_sequence", 28, u32)),
+		st("journal_s", 72, field("j_superblock", 40, u64), field("j_private", 48, u64), field("j_tail_sequence", 0, u32), field("j_tail", 8, u64), field("j_head", 16, u64),
+			field("j_commit_sequence", 24, u32), field("j_transaction_sequence", 28, u32), field("j_flags", 56, u64), field("j_errno", 64, u32)),
 	}
 }
 

@@ -49,11 +49,13 @@ func (p *Plan) checkExt(disk io.ReaderAt) error {
 // disk has the one in memory or an earlier one; everybody else writes a later one.
 func (p *Plan) checkFields(on *ext4.Super) error {
 	in := &p.Ext4.Super
+	if !p.Super.Had(on.UUID) {
+		return &DiskError{Field: "uuid", Disk: on.UUID.String(), Memory: in.UUID.String(), Hint: "this is another disk"}
+	}
 	for _, f := range []struct {
 		name, hint   string
 		disk, memory any
 	}{
-		{"uuid", "this is another disk", on.UUID, in.UUID},
 		{"mount count", "the file system was mounted or checked since the crash", on.MountCount, in.MountCount},
 		{"mount time", "the file system was mounted since the crash", on.MountTime, in.MountTime},
 		{"time of the last check", "the file system was checked since the crash", on.CheckTime, in.CheckTime},

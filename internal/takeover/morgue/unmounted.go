@@ -23,7 +23,7 @@ func wasUnmounted(c *pagecache.Cache, on *salvage.OnDisk, image takeover.Image) 
 		if err != nil {
 			return err
 		}
-		if s.UUID == on.UUID {
+		if s.Had(on.UUID) {
 			return fmt.Errorf("it is mounted as %s", s.ID)
 		}
 	}

@@ -295,7 +295,11 @@ func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) (types [
 		if !f.HasDevice() {
 			continue
 		}
-		if place, ok := on[f.Super.UUID]; ok {
+		place, ok := on[f.Super.UUID]
+		if !ok && slices.Contains(inventory.OfUUID(all, f.Super.MountUUID), f) {
+			place, ok = on[f.Super.MountUUID]
+		}
+		if ok {
 			c.Places, types = append(c.Places, place), append(types, f.Super.Type)
 			continue
 		}

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"understudy.dev/understudy/dead/addr"
@@ -277,7 +276,7 @@ func (a *application) fileSystem(id pagecache.UUID) (*inventory.FileSystem, erro
 			names = append(names, fmt.Sprintf("%s (%s)", f.Device, f.Super.UUID))
 		}
 	}
-	wanted = slices.DeleteFunc(slices.Clone(wanted), func(f *inventory.FileSystem) bool { return f.Super.UUID != id })
+	wanted = inventory.OfUUID(wanted, id)
 	switch len(wanted) {
 	case 1:
 		return wanted[0], nil
