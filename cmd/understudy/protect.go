@@ -130,5 +130,5 @@ func inBetween(disk string, part int, work string) bool {
 		return errors.Is(err, takeover.ErrInBetween)
 	}
 	_, unfinished := d.Unfinished()
-	return d.Close() == nil && unfinished
+	return d.Close() == nil && unfinished && !d.Other()
 }

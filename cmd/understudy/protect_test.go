@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -38,6 +39,30 @@ func TestVeiledRoot(t *testing.T) {
 	}
 	if err := rescue(t.Context(), root, memory); !errors.Is(err, takeover.ErrInBetween) || !strings.Contains(err.Error(), "partition 1: ") {
 		t.Errorf("one that is in between: %v", err)
+	}
+}
+
+// TestOtherRoot: the record of a commit that was broken off to another root disk, which had this one's name, does not make this one
+// in between.
+func TestOtherRoot(t *testing.T) {
+	for name, tc := range map[string]struct {
+		on      string
+		between bool
+	}{"its own": {"as it is to be", true}, "another's": {"of another", false}} {
+		path := filepath.Join(t.TempDir(), "root.img")
+		sectors := func(text string) []byte { return append([]byte(text), make([]byte, 512-len(text))...) }
+		if err := errors.Join(os.WriteFile(path, sectors(tc.on), 0o600), os.Truncate(path, 1<<20), os.Mkdir(path+".understudy", 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		record := fmt.Sprintf(`{"version":1,"step":"veiled","size":1048576,"before":[{"off":0,"data":%q}],"after":[{"off":0,"data":%q}]}`,
+			base64.StdEncoding.EncodeToString(sectors("as it was")), base64.StdEncoding.EncodeToString(sectors("as it is to be")))
+		memory := filepath.Join(t.TempDir(), "left.ram")
+		if err := errors.Join(os.WriteFile(filepath.Join(path+".understudy", "record.json"), []byte(record), 0o600), os.WriteFile(memory, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if err := rescueRoot("test")(t.Context(), path, memory); err == nil || errors.Is(err, takeover.ErrInBetween) != tc.between {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

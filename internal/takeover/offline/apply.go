@@ -94,7 +94,7 @@ func (j *Job) NeedsGuest() bool { return j.Check || len(j.Files)+len(j.Attrs) > 
 // Apply does a job. If it fails before the commit, the disk is as it was, but for what is
 // Free, and nothing of the run is left. Without a guest, the job must not need one.
 func (d *Disk) Apply(ctx context.Context, j Job, guest *Guest) (*Result, error) {
-	if id, unfinished := d.Unfinished(); unfinished {
+	if id, unfinished := d.Unfinished(); unfinished && (!d.Other() || id.Sum == j.Identity.Sum) {
 		return nil, d.unfinished(id)
 	}
 	if err := d.clear(j.Identity); err != nil {
@@ -263,9 +263,20 @@ func same(a, b []Region) bool {
 	return slices.EqualFunc(a, b, func(a, b Region) bool { return bytes.Equal(a.Data, b.Data) })
 }
 
-// between checks that each sector of the superblock is veiled, or as it was, or as it is
-// to be, and that not all of them are as they were: a veil was there.
+// between checks that the sectors of the superblock are known, and that not all of them are as
+// they were: a veil was there.
 func between(now, veils []Region, r *record) error {
+	if err := known(now, veils, r); err != nil {
+		return err
+	}
+	if same(now, r.Before) {
+		return errors.New("it has its old superblock back")
+	}
+	return nil
+}
+
+// known checks that each sector of the superblock is veiled, or as it was, or as it is to be.
+func known(now, veils []Region, r *record) error {
 	for i, g := range now {
 		for at := 0; at < len(g.Data); at += sector {
 			is := func(other Region) bool { return bytes.Equal(g.Data[at:at+sector], other.Data[at:at+sector]) }
@@ -274,14 +285,11 @@ func between(now, veils []Region, r *record) error {
 			}
 		}
 	}
-	if same(now, r.Before) {
-		return errors.New("it has its old superblock back")
-	}
 	return nil
 }
 
 func (d *Disk) changed(err error) error {
-	return hint.New("disk "+d.path, fmt.Errorf("it was written to since a commit to it was broken off: %w", err),
+	return hint.New("disk "+d.path, inBetween{fmt.Errorf("it was written to since a commit to it was broken off: %w", err)},
 		"It cannot be finished, and what it has now is not to be relied on: restore it to what it was, then remove "+d.work+" and apply again.")
 }
 

@@ -19,6 +19,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
@@ -130,17 +132,34 @@ func (d *Disk) open(work string) error {
 	if err != nil {
 		return err
 	}
-	switch d.left.Step {
-	case stepVeiled:
-		d.left.began = true
-	case stepCommit: // it may not have come to that
-		d.left.began, err = d.veiled(d.left)
+	return d.judge()
+}
+
+// judge says how far the commit of a record came, by the record and the disk. One that had begun was to
+// another disk if this one's superblock is neither veiled, nor the old one, nor the new one.
+func (d *Disk) judge() error {
+	l := d.left
+	if l.Step == stepCommit || l.Step == stepVeiled {
+		now, err := d.read(l.Before)
+		if err != nil {
+			return inBetween{fmt.Errorf("disk %s: a commit to it may have been broken off: %w", d.path, err)}
+		}
+		veils := veil(l.Before, l.Identity)
+		l.began = l.Step == stepVeiled || veiled(now, veils) // the record may not have come to that
+		l.other = l.began && !veiled(now, veils) && known(now, veils, l) != nil
+	}
+	if l.began && !l.other {
+		return nil
+	}
+	err := d.unveiled()
+	if err != nil && l.other {
+		err = inBetween{err}
 	}
 	return err
 }
 
 // Unfinished says whose commit to this disk was broken off, if one was. The disk
-// is then in between, and Finish is all that may be done.
+// is then in between, unless Other, and Finish is all that may be done.
 func (d *Disk) Unfinished() (Identity, bool) {
 	if d.left == nil || !d.left.began {
 		return Identity{}, false
@@ -148,12 +167,35 @@ func (d *Disk) Unfinished() (Identity, bool) {
 	return d.left.Identity, true
 }
 
+// Other reports whether what Unfinished says is of another disk, which had this one's name, as a
+// device may after a reboot, or of this one before it was restored: it has nothing of that commit.
+func (d *Disk) Other() bool { return d.left != nil && d.left.other }
+
+// disown has what was left by a commit to another disk be no matter of this one. Its record may be
+// all that can finish that disk.
+func (d *Disk) disown() error {
+	aside, err := os.MkdirTemp(filepath.Dir(d.work), filepath.Base(d.work)+"-")
+	if err == nil {
+		err = unix.Rename(d.work, aside) // which replaces an empty directory
+	}
+	if err != nil {
+		return fmt.Errorf("set aside what a commit to another disk has left: %w", err)
+	}
+	d.left = nil
+	return syncDir(filepath.Dir(d.work))
+}
+
 // Work is the directory of the overlay and the record.
 func (d *Disk) Work() string { return d.work }
 
 // clear makes an empty work directory. What an earlier run left there may go if
-// the run was for the same, or had nothing left to do.
+// the run was for the same, or had nothing left to do, and is set aside if it was to another disk.
 func (d *Disk) clear(id Identity) error {
+	if d.Other() {
+		if err := d.disown(); err != nil {
+			return err
+		}
+	}
 	if l := d.left; l != nil && l.Step != stepDone && l.Identity.Sum != id.Sum && !d.forget {
 		return hint.New("work directory "+d.work,
 			fmt.Errorf("it is of an unfinished run for another image: %s, Linux %s", l.Identity.Image, l.Identity.Kernel),

@@ -302,6 +302,112 @@ func TestVeilTells(t *testing.T) {
 	}
 }
 
+// TestOther has disks with the record of a commit that was broken off after a step, and says of which that is another
+// disk's. One that is in between, or may be, is never another.
+func TestOther(t *testing.T) {
+	put := func(text string, off int64) func(*trial, *Disk) {
+		return func(_ *trial, d *Disk) { d.WriteAt(bytes.Repeat([]byte(text), 1024/len(text)), off) }
+	}
+	nothing := func(*trial, *Disk) {}
+	foreign := func(_ *trial, d *Disk) { d.put(veil(d.left.Before, Identity{Image: "others"})) }
+	for name, tc := range map[string]struct {
+		step              int
+		spoil             func(*trial, *Disk)
+		unfinished, other bool
+		fails             bool // as one that is in between
+	}{
+		"about to begin":           {0, nothing, false, false, false},
+		"a part of the veil":       {1, nothing, true, false, false},
+		"veiled, unrecorded":       {2, nothing, true, false, false},
+		"veiled":                   {3, nothing, true, false, false},
+		"in the midst":             {5, nothing, true, false, false},
+		"a part of the new one":    {6, nothing, true, false, false},
+		"all of the new one":       {7, nothing, true, false, false},
+		"damaged beside its veil":  {3, func(_ *trial, d *Disk) { d.WriteAt(make([]byte, sector), superAt) }, true, false, false},
+		"the old one":              {5, func(tr *trial, d *Disk) { d.WriteAt(tr.before, 0) }, true, false, false},
+		"the old and the new one":  {7, func(tr *trial, d *Disk) { d.WriteAt(tr.before[superAt:][:sector], superAt) }, true, false, false},
+		"that cannot be read":      {5, func(_ *trial, d *Disk) { d.Truncate(superAt + sector) }, false, false, true},
+		"of a commit of its own":   {5, foreign, false, true, true},
+		"of its own, and unbegun":  {0, foreign, false, false, true},
+		"another":                  {5, put("another ", superAt), true, true, false},
+		"another after the end":    {7, put("another ", superAt), true, true, false},
+		"another, where none was":  {0, put("another ", superAt), false, false, false},
+		"another's, half the same": {7, func(_ *trial, d *Disk) { d.WriteAt(make([]byte, sector), superAt) }, true, true, false},
+	} {
+		for _, redo := range []bool{true, false} {
+			tr, d := newTrial(t, true, redo)
+			for _, step := range d.steps(t)[:tc.step+1] {
+				if err := step(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			tc.spoil(tr, d)
+			d.Close()
+			again, err := Open(tr.path, 0, "")
+			if tc.fails != errors.Is(err, takeover.ErrInBetween) || tc.fails != (err != nil) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if err != nil {
+				continue
+			}
+			if _, unfinished := again.Unfinished(); unfinished != tc.unfinished || again.Other() != tc.other {
+				t.Errorf("%s: unfinished: %v; another disk: %v", name, unfinished, again.Other())
+			}
+			again.Close()
+		}
+	}
+}
+
+// TestDisown: a record of another disk keeps nobody from this one, but for the memory that it is of, and is not lost.
+func TestDisown(t *testing.T) {
+	tr, d := newTrial(t, true, true)
+	for _, step := range d.steps(t)[:6] {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := d.WriteAt(bytes.Repeat([]byte("another "), 128), superAt); err != nil {
+		t.Fatal(err)
+	}
+	work, was := d.work, tr.disk()
+	d.Close()
+	again := tr.open()
+	job := Job{
+		Identity: trialID, Super: []Region{{Off: superAt, Data: make([]byte, 1024)}},
+		Raw: []Raw{{Off: 2 << 20, Data: bytes.Repeat([]byte("b"), 4096)}},
+	}
+	if _, err := again.Apply(t.Context(), job, nil); !errors.Is(err, takeover.ErrInBetween) {
+		t.Errorf("the same memory again: %v", err)
+	}
+	if _, err := again.Finish(t.Context(), trialID); !errors.Is(err, takeover.ErrInBetween) || !strings.Contains(err.Error(), "neither the old one nor the new one") {
+		t.Errorf("it is finished: %v", err)
+	}
+	if !bytes.Equal(tr.disk(), was) {
+		t.Error("a refusal has changed the disk")
+	}
+	job.Identity.Sum = "other"
+	if _, err := again.Apply(t.Context(), job, nil); err != nil {
+		t.Fatal(err)
+	}
+	copy(was[2<<20:], job.Raw[0].Data)
+	if !bytes.Equal(tr.disk(), was) {
+		t.Error("the disk is not as it was to be")
+	}
+	if _, err := os.Stat(work); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left %s: %v", work, err)
+	}
+	aside, err := filepath.Glob(filepath.Join(filepath.Dir(work), "*.understudy-*"))
+	if err != nil || len(aside) != 1 {
+		t.Fatalf("set aside: %v, %v", aside, err)
+	}
+	if r, err := readRecord(aside[0]); err != nil || r.Identity != trialID || r.Step != stepVeiled {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := os.Stat(filepath.Join(aside[0], redoName)); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestFreeRefuses has stretches for free blocks that are elsewhere, or whose bytes are not to be
 // had: nothing else of the disk changes, and no work is left.
 func TestFreeRefuses(t *testing.T) {

@@ -39,6 +39,7 @@ type record struct {
 	Refused bool `json:"refused,omitempty"`
 
 	began bool // of a record that was found: the disk is in between
+	other bool // likewise: but it is another disk
 }
 
 // Region is a stretch of a disk, in whole sectors.

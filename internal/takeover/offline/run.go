@@ -109,7 +109,7 @@ func (a *application) run(ctx context.Context) (err error) {
 		return err
 	}
 	a.target.forget = a.Forget
-	if left, unfinished := a.target.Unfinished(); unfinished {
+	if left, unfinished := a.target.Unfinished(); unfinished && (!a.target.Other() || a.ours(left)) {
 		return a.finish(ctx, left)
 	}
 	if a.on, err = salvage.Identify(a.target); err != nil {
@@ -302,6 +302,15 @@ func (a *application) identity() Identity {
 	k, s := a.memory.Facts(), a.fsys.Super
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d %d %d %q %v %v %v", k.Banner, k.KASLR, k.Boot.UnixNano(), k.Now.UnixNano(), k.Panic, s.Addr, s.UUID, s.Dev))
 	return Identity{Image: a.Image, Kernel: k.Release, UUID: s.UUID.String(), Sum: fmt.Sprintf("%x", sum)}
+}
+
+// ours reports whether a commit was from this memory.
+func (a *application) ours(left Identity) bool {
+	id, err := addr.ParseUUID(left.UUID)
+	if err == nil {
+		a.fsys, err = a.fileSystem(id)
+	}
+	return err == nil && a.identity().Sum == left.Sum
 }
 
 // finish ends the commit of an earlier run.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"understudy.dev/understudy/internal/live/device"
@@ -27,19 +28,16 @@ func veil(regions []Region, id Identity) []Region {
 	return out
 }
 
-// veiled reports whether any sector of the disk's superblock has its veil.
-func (d *Disk) veiled(r *record) (bool, error) {
-	now, err := d.read(r.Before)
-	if err != nil {
-		return false, err
-	}
-	found := false
-	for i, v := range veil(r.Before, r.Identity) {
+// veiled reports whether any sector of a superblock has its veil.
+func veiled(now, veils []Region) bool {
+	for i, v := range veils {
 		for at := 0; at < len(v.Data); at += sector {
-			found = found || bytes.Equal(now[i].Data[at:at+sector], v.Data[at:at+sector])
+			if bytes.Equal(now[i].Data[at:at+sector], v.Data[at:at+sector]) {
+				return true
+			}
 		}
 	}
-	return found, nil
+	return false
 }
 
 // unveiled checks that a disk without a record is not in between.
@@ -47,7 +45,7 @@ func (d *Disk) unveiled() error {
 	is, err := InBetween(d.section())
 	if err == nil && is {
 		err = hint.New("disk "+d.path, inBetween{errors.New("a commit to it was broken off, and the rest of it is not in " + d.work)},
-			"Name the directory of that run with --work, and apply the same image again.")
+			"Name the directory of that run with --work, and apply the same image again. If the disk had another name then, that directory has it, too: name it "+filepath.Base(d.work)+" first.")
 	}
 	return err
 }
