@@ -119,7 +119,7 @@ func (d *Disk) prepare(ctx context.Context, j Job, guest *Guest, r *Result) erro
 	if err != nil {
 		return err
 	}
-	d.left = &record{Step: stepApply, Identity: j.Identity, Disk: d.path, Size: d.Size, Before: before, Refused: j.Refused}
+	d.left = &record{Step: stepApply, Identity: j.Identity, Disk: d.path, Size: d.Size, Veil: veilOf(j.Identity), Before: before, Refused: j.Refused}
 	if guest == nil {
 		if j.NeedsGuest() {
 			return errors.New("no guest for a job that needs one")
@@ -179,7 +179,7 @@ func (d *Disk) makeReady(ctx context.Context) (err error) {
 	if d.left.After, err = d.look(ctx, d.left.Before); err != nil {
 		return err
 	}
-	if err := d.cover(ctx, veil(d.left.Before, d.left.Identity)); err != nil {
+	if err := d.cover(ctx, d.left.veil()); err != nil {
 		return err
 	}
 	d.left.Step = stepCommit
@@ -191,7 +191,7 @@ func (d *Disk) makeReady(ctx context.Context) (err error) {
 func (d *Disk) finish(ctx context.Context, r *Result) error {
 	ctx = context.WithoutCancel(ctx)
 	err := r.stage("commit", func() error {
-		if err := d.put(veil(d.left.Before, d.left.Identity)); err != nil {
+		if err := d.put(d.left.veil()); err != nil {
 			return err
 		}
 		d.left.Step = stepVeiled
@@ -244,7 +244,7 @@ func (d *Disk) Finish(ctx context.Context, id Identity) (*Result, error) {
 		return nil, err
 	}
 	r := &Result{Refused: d.left.Refused}
-	if veils := veil(d.left.Before, d.left.Identity); !same(now, veils) && same(now, d.left.After) {
+	if veils := d.left.veil(); !same(now, veils) && same(now, d.left.After) {
 		return r, d.done() // only that was left to do
 	} else if err := between(now, veils, d.left); err != nil {
 		return nil, d.changed(err)

@@ -144,7 +144,7 @@ func (d *Disk) judge() error {
 		if err != nil {
 			return inBetween{fmt.Errorf("disk %s: a commit to it may have been broken off: %w", d.path, err)}
 		}
-		veils := veil(l.Before, l.Identity)
+		veils := l.veil()
 		l.began = l.Step == stepVeiled || veiled(now, veils) // the record may not have come to that
 		l.other = l.began && !veiled(now, veils) && known(now, veils, l) != nil
 	}

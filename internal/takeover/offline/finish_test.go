@@ -52,6 +52,9 @@ func newTrial(t *testing.T, differs, redo bool) (*trial, *Disk) {
 		t.Fatal(err)
 	}
 	d.left = &record{Step: stepApply, Identity: trialID, Disk: d.path, Size: d.Size, Before: super, Refused: redo}
+	if differs { // else it is of an older program
+		d.left.Veil = veilOf(trialID)
+	}
 	if err := d.left.write(d.work); err != nil {
 		t.Fatal(err)
 	}
@@ -135,10 +138,10 @@ func (d *Disk) steps(t *testing.T) []func() error {
 	return []func() error{
 		func() error { return nil },
 		func() error { // torn
-			_, err := d.WriteAt(veil(d.left.Before, d.left.Identity)[0].Data[:sector], superAt)
+			_, err := d.WriteAt(d.left.veil()[0].Data[:sector], superAt)
 			return err
 		},
-		func() error { return d.put(veil(d.left.Before, d.left.Identity)) },
+		func() error { return d.put(d.left.veil()) },
 		func() error { d.left.Step = stepVeiled; return d.left.write(d.work) },
 		func() error { // half of a commit
 			_, err := d.WriteAt(bytes.Repeat([]byte("new"), 100<<10), 1<<20)
@@ -290,7 +293,7 @@ func flip(t *testing.T, path string, at int64) {
 // TestVeilTells wants a veiled disk to be refused where its record is not.
 func TestVeilTells(t *testing.T) {
 	tr, d := newTrial(t, true, false)
-	if err := d.put(veil(d.left.Before, trialID)); err != nil {
+	if err := d.put(d.left.veil()); err != nil {
 		t.Fatal(err)
 	}
 	d.Close()
@@ -309,7 +312,14 @@ func TestOther(t *testing.T) {
 		return func(_ *trial, d *Disk) { d.WriteAt(bytes.Repeat([]byte(text), 1024/len(text)), off) }
 	}
 	nothing := func(*trial, *Disk) {}
-	foreign := func(_ *trial, d *Disk) { d.put(veil(d.left.Before, Identity{Image: "others"})) }
+	sibling := func(_ *trial, d *Disk) { // another disk of the same memory
+		id := trialID
+		id.Sum = "t"
+		d.put((&record{Before: d.left.Before, Identity: id, Veil: veilOf(id)}).veil())
+	}
+	foreign := func(_ *trial, d *Disk) {
+		d.put((&record{Before: d.left.Before, Identity: Identity{Image: "others"}}).veil())
+	}
 	for name, tc := range map[string]struct {
 		step              int
 		spoil             func(*trial, *Disk)
@@ -329,6 +339,7 @@ func TestOther(t *testing.T) {
 		"that cannot be read":      {5, func(_ *trial, d *Disk) { d.Truncate(superAt + sector) }, false, false, true},
 		"of a commit of its own":   {5, foreign, false, true, true},
 		"of its own, and unbegun":  {0, foreign, false, false, true},
+		"of the same memory's":     {5, sibling, false, true, true},
 		"another":                  {5, put("another ", superAt), true, true, false},
 		"another after the end":    {7, put("another ", superAt), true, true, false},
 		"another, where none was":  {0, put("another ", superAt), false, false, false},

@@ -28,6 +28,8 @@ type record struct {
 	Identity Identity `json:"identity"`
 	Disk     string   `json:"disk"` // path
 	Size     int64    `json:"size"` // of the disk, bytes
+	// Veil is what the veil says; empty: of older programs, which had the same for all disks of one memory.
+	Veil string `json:"veil,omitempty"`
 	// Before are the superblock of the disk as it was, and After as it is to be:
 	// the overlay and the disk have a veil in its place.
 	Before []Region `json:"before"`
@@ -48,15 +50,19 @@ type Region struct {
 	Data []byte `json:"data"` // of a request: only its length counts
 }
 
-// A record without Redo is of version 1, so that older programs can finish it, too.
+// The versions of a record: one with Veil is no matter for older programs, which would take its disk for one that was written to.
 const (
 	recordVersion = 1
 	redoVersion   = 2
+	veilVersion   = 3
 )
 
 // version is that of the format that a record needs.
 func (r *record) version() int {
-	if r.Redo != nil {
+	switch {
+	case r.Veil != "":
+		return veilVersion
+	case r.Redo != nil:
 		return redoVersion
 	}
 	return recordVersion

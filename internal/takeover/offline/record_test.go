@@ -28,6 +28,9 @@ func TestRecordSurvives(t *testing.T) {
 		if step == stepVeiled {
 			want.Redo = &redo{List: 4096, Size: 5000, Sum: 7}
 		}
+		if step == stepCommit {
+			want.Veil = "text"
+		}
 		if err := want.write(dir); err != nil {
 			t.Fatal(err)
 		}
@@ -43,6 +46,7 @@ func TestRecordSurvives(t *testing.T) {
 func TestParseRecordRefuses(t *testing.T) {
 	for name, spoil := range map[string]func(*record){
 		"version":      func(r *record) { r.Version = 2 },
+		"veil, before": func(r *record) { r.Veil = "text" },
 		"redo, before": func(r *record) { r.Redo = &redo{} },
 		"redo list":    func(r *record) { r.Redo, r.Version = &redo{List: 2, Size: 1}, 2 },
 		"redo size":    func(r *record) { r.Redo, r.Version = &redo{List: -1, Size: 1 << 40}, 2 },

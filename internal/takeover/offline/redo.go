@@ -72,7 +72,7 @@ func (d *Disk) veiledRaw(raw []Raw) []Raw {
 		}
 		d.left.After = append(d.left.After, after)
 	}
-	veils := veil(d.left.Before, d.left.Identity)
+	veils := d.left.veil()
 	out := make([]Raw, len(raw))
 	for i, w := range raw {
 		out[i] = w

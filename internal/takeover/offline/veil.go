@@ -15,14 +15,22 @@ import (
 // veilText begins each sector of a veil, for whoever looks at the disk.
 const veilText = "understudy salvage apply was broken off while it wrote to this disk. Apply the same image again to finish it: "
 
+// veilOf is what a veil says, which no other commit's does, to whatever disk.
+func veilOf(id Identity) string {
+	return fmt.Sprintf("%sfile system %s, commit %s, from %s, Linux %s", veilText, id.UUID, id.Sum, id.Image, id.Kernel)
+}
+
 // veil is what stands in the place of a superblock while a disk is in between: no
 // file system, so that it cannot be mounted or checked by accident.
-func veil(regions []Region, id Identity) []Region {
-	text := []byte(veilText + id.Image + ", Linux " + id.Kernel)
+func (r *record) veil() []Region {
+	text := []byte(r.Veil)
+	if r.Veil == "" {
+		text = []byte(veilText + r.Identity.Image + ", Linux " + r.Identity.Kernel)
+	}
 	text = append(text[:min(len(text), sector-1)], '\n')
 	text = append(text, make([]byte, sector-len(text))...)
 	var out []Region
-	for _, g := range regions {
+	for _, g := range r.Before {
 		out = append(out, Region{Off: g.Off, Data: bytes.Repeat(text, len(g.Data)/sector)})
 	}
 	return out
