@@ -130,7 +130,7 @@ func (d *Disk) open(work string) error {
 		return d.unveiled()
 	}
 	if err != nil {
-		return err
+		return errors.Join(err, d.unveiled())
 	}
 	return d.judge()
 }
