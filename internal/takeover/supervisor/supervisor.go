@@ -239,15 +239,15 @@ func (s *Supervisor) makeRehearsals(ctx context.Context, name string) (devices [
 		if err != nil {
 			return nil, err
 		}
-		var options []string
+		var options, without []string
 		if fs != nil { // or else mkfs's own have to do
-			options, err = makeOptions(d, fs)
+			options, without, err = makeOptions(d, fs)
 		}
 		if err != nil {
 			return nil, err
 		}
 		path := filepath.Join(s.options.Dir, fmt.Sprintf("%s.%s", name, wire.RehearsalDisk(i)))
-		if err := device.MakeRehearsal(ctx, path, string(d.Type), options...); err != nil {
+		if err := device.MakeRehearsal(ctx, path, string(d.Type), options, without); err != nil {
 			return nil, fmt.Errorf("%w (takeover: {rehearse: false} does without)", err)
 		}
 		devices = append(devices, partition.Disk{Name: wire.RehearsalDisk(i), Image: path})
