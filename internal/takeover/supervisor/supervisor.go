@@ -510,12 +510,15 @@ func (s *Supervisor) Flushes(ctx context.Context, disk string) (int64, error) {
 }
 
 // findAccel is what a partition runs on.
-func findAccel(ctx context.Context, p pair.Partition) (partition.Accel, error) {
+func (s *Supervisor) findAccel(ctx context.Context, p pair.Partition) (partition.Accel, error) {
 	switch p.Accel {
 	case pair.AccelKVM:
 		return partition.KVM, nil
 	case pair.AccelTCG:
 		return partition.TCG, nil
+	}
+	if why := partition.Withheld(); why != nil {
+		s.log("partition %s is emulated, many times slower than with KVM, which this machine has: %v", p.Name, why)
 	}
 	return partition.FindAccel(ctx, p.Kernel)
 }
