@@ -25,7 +25,7 @@ func Installed() error {
 		return fmt.Errorf("ask %s for its devices: %w", qemu, err)
 	}
 	if lacks := lacking(string(said)); len(lacks) > 0 {
-		return hint.New("run "+qemu, fmt.Errorf("it is built without %s", strings.Join(lacks, ", ")), "Install one with all devices, as Debian's, Ubuntu's and Fedora's qemu-system-x86.")
+		return hint.New("run "+qemu, fmt.Errorf("it is built without %s", strings.Join(lacks, ", ")), "Install QEMU 6.2 or later with all devices, as the qemu-system-x86 of Debian 12, Ubuntu 22.04 and Fedora.")
 	}
 	return nil
 }
