@@ -10,6 +10,7 @@ import (
 
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
@@ -21,7 +22,7 @@ func checkCommand() *cobra.Command {
 		Long: `Say what is wrong with the description of a pair (default: pair.yaml).
 
 Everything that up would refuse is looked at, and nothing is changed: the text, this
-machine's processors, memory and bridges, the kernels, and the room in /dev/shm and the file
+machine's processors, memory, bridges and QEMU, the kernels, and the room in /dev/shm and the file
 systems on the disks, unless the pair is up. With --text only the text, for a pair of another machine.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -70,7 +71,7 @@ func check(out io.Writer, file string, textOnly bool) error {
 	if up { // it has its memory already
 		m.MemAvailable += p.Partitions[0].Memory + p.Partitions[1].Memory
 	}
-	if err := errors.Join(err, p.Check(m), checkBridges(p)); err != nil {
+	if err := errors.Join(err, p.Check(m), checkBridges(p), partition.Installed()); err != nil {
 		return err
 	}
 	if up {

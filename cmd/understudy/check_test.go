@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -16,6 +17,23 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
+// installQEMU puts a program in the place of QEMU that lists these devices (-device help).
+func installQEMU(t *testing.T, devices ...string) {
+	t.Helper()
+	dir := t.TempDir()
+	script := "#!/bin/sh\n"
+	for _, d := range devices {
+		script += fmt.Sprintf("echo 'name \"%s\", bus PCI'\n", d)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "qemu-system-x86_64"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+}
+
+// qemuDevices are those that a pair needs.
+var qemuDevices = []string{"ivshmem-plain", "pvpanic", "pvpanic-pci", "virtio-blk-pci", "virtio-net-pci", "virtio-serial-pci", "virtserialport"}
+
 // TestCheck: check tells what up would refuse, and changes nothing.
 func TestCheck(t *testing.T) {
 	if os.Getuid() != 0 {
@@ -25,6 +43,7 @@ func TestCheck(t *testing.T) {
 		tier.Lacks(t, err)
 	}
 	t.Setenv("UNDERSTUDY_RUN", t.TempDir())
+	installQEMU(t, qemuDevices...)
 	dir := t.TempDir()
 	write := func(name string, b []byte) string {
 		path := filepath.Join(dir, name)
@@ -88,6 +107,31 @@ disks: [{name: d, image: d.img, mount: /srv}]
 	}
 }
 
+// TestCheckQEMU: a QEMU that lacks what a pair needs is said, by check and by up, and not for the text alone.
+func TestCheckQEMU(t *testing.T) {
+	t.Setenv("UNDERSTUDY_RUN", t.TempDir())
+	installQEMU(t, qemuDevices[1:]...)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "pair.yaml")
+	const text = `name: checked
+partitions:
+  left: {cpus: "0", memory: 128MiB, kernel: k, initramfs: k}
+  right: {cpus: "0", memory: 128MiB, kernel: k, initramfs: k}
+`
+	if err := errors.Join(os.WriteFile(file, []byte(text), 0o600), os.WriteFile(filepath.Join(dir, "k"), []byte("a kernel"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := loadPair(file, io.Discard)
+	for by, err := range map[string]error{"check": check(io.Discard, file, false), "up": err} {
+		if err == nil || !strings.Contains(err.Error(), "built without ivshmem-plain") {
+			t.Errorf("%s: %v", by, err)
+		}
+	}
+	if err := check(io.Discard, file, true); err != nil {
+		t.Errorf("check --text: %v", err)
+	}
+}
+
 // TestCheckRoom: a pair whose memory has no room in the run directory's file system is not good, and what
 // an earlier one left there, and up removes, is room.
 func TestCheckRoom(t *testing.T) {
@@ -101,6 +145,7 @@ func TestCheckRoom(t *testing.T) {
 		}
 	})
 	t.Setenv("UNDERSTUDY_RUN", run)
+	installQEMU(t, qemuDevices...)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "pair.yaml")
 	const text = `name: checked

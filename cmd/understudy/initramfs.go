@@ -24,9 +24,8 @@ func initramfsCommand() *cobra.Command {
 		Use:   "initramfs -o guest.cpio --modules /lib/modules/RELEASE",
 		Short: "Build the image of the small guest: this program as PID 1, and the modules it needs",
 		Long: `Build the image of the small guest: this program as PID 1, the modules it needs,
-and /sbin/e2fsck. The host's /bin/busybox goes in too if it is there (it must be the
-static one: package busybox-static), and so does every file named with --add, a
-program with the libraries that it needs.`,
+and /sbin/e2fsck. The host's busybox goes in too if it has one, and so does every file
+named with --add, a program with the libraries that it needs.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			for _, f := range files {

@@ -19,6 +19,7 @@ import (
 	"understudy.dev/understudy/internal/live/events"
 	"understudy.dev/understudy/internal/live/netns"
 	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/sdnotify"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover/supervisor"
@@ -92,7 +93,7 @@ func loadPair(file string, errs io.Writer) (name string, p *pair.Pair, err error
 	if err != nil {
 		return "", nil, err
 	}
-	return p.Name, p, errors.Join(p.Check(m), checkBridges(p))
+	return p.Name, p, errors.Join(p.Check(m), checkBridges(p), partition.Installed())
 }
 
 // guestsRun says whether a pair's guests go on without a supervisor.

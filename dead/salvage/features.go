@@ -12,8 +12,9 @@ import (
 // Features are what a takeover of a file system, XFS or btrfs, needs to know ahead.
 type Features struct {
 	Family string // xfs or btrfs
-	// Make are the options of its mkfs that make one with the same features.
-	Make []string
+	// Make are the options of its mkfs that make one with the same features, and Without those for
+	// what it does not have and a newer mkfs may do by itself, while an older one does not know them.
+	Make, Without []string
 	// Lacks is what keeps it from being brought up to date, with what to do; empty: nothing.
 	Lacks string
 }
@@ -40,7 +41,7 @@ func FeaturesOf(disk io.ReaderAt) (Features, error) {
 type feature struct {
 	bit          uint32
 	option, name string
-	since        bool // older mkfs do not know it: it is named only if it is set
+	since        bool // older mkfs do not know it
 }
 
 // Features of XFS (fs/xfs/libxfs/xfs_format.h, XFS_SB_FEAT_*), and how mkfs.xfs(8) names them.
@@ -87,21 +88,23 @@ func xfsFeatures(b []byte) Features {
 		"-b", fmt.Sprintf("size=%d", be.Uint32(b[4:])), "-s", fmt.Sprintf("size=%d", be.Uint16(b[102:])),
 		"-i", fmt.Sprintf("size=%d", be.Uint16(b[104:])), "-n", fmt.Sprintf("size=%d", be.Uint32(b[4:])<<b[192]), "-m", "crc=1",
 	}
-	f.Make = append(f.Make, xfsOptions(xfsReadOnly, be.Uint32(b[212:]))...)
-	f.Make = append(f.Make, xfsOptions(xfsIncompat, incompat)...)
+	f.haveXFS(xfsReadOnly, be.Uint32(b[212:]))
+	f.haveXFS(xfsIncompat, incompat)
 	return f
 }
 
-func xfsOptions(features []feature, set uint32) (options []string) {
-	for _, f := range features {
+// haveXFS adds the options for features, of which these are set.
+func (f *Features) haveXFS(features []feature, set uint32) {
+	for _, x := range features {
 		switch {
-		case set&f.bit != 0:
-			options = append(options, f.option, f.name+"=1")
-		case !f.since:
-			options = append(options, f.option, f.name+"=0")
+		case set&x.bit != 0:
+			f.Make = append(f.Make, x.option, x.name+"=1")
+		case x.since:
+			f.Without = append(f.Without, x.option+x.name+"=0")
+		default:
+			f.Make = append(f.Make, x.option, x.name+"=0")
 		}
 	}
-	return options
 }
 
 // Incompatible features of btrfs (include/uapi/linux/btrfs.h, BTRFS_FEATURE_INCOMPAT_*), and the
@@ -110,6 +113,8 @@ const (
 	btrfsKnown = 0x1<<12 - 1 | 0x10000 // all before ZONED, and SIMPLE_QUOTA
 	btrfsMixed = 1 << 2
 	btrfsSeed  = 1 << 32
+
+	btrfsGroupTree = 1 << 3 // compatible for those that only read (BTRFS_FEATURE_COMPAT_RO_BLOCK_GROUP_TREE)
 )
 
 // btrfsSums are the checksums by their numbers, as mkfs.btrfs(8) names them.
@@ -137,6 +142,11 @@ func btrfsFeatures(b []byte) Features {
 	f.Make = []string{"-s", fmt.Sprint(le.Uint32(b[144:])), "-n", fmt.Sprint(le.Uint32(b[148:])), "--csum", btrfsSums[sum]}
 	if incompat&btrfsMixed != 0 {
 		f.Make = append(f.Make, "-M")
+	}
+	if le.Uint64(b[180:])&btrfsGroupTree != 0 {
+		f.Make = append(f.Make, "-O", "block-group-tree")
+	} else { // Linux before 6.1 does not mount it, and mkfs makes it by itself since 6.19
+		f.Without = []string{"-O^block-group-tree"}
 	}
 	return f
 }

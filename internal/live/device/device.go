@@ -39,8 +39,8 @@ var makers = map[string]struct {
 }
 
 // MakeRehearsal makes a small disk with an empty file system of a kind, with these options
-// of its mkfs.
-func MakeRehearsal(ctx context.Context, path, kind string, options ...string) error {
+// of its mkfs, and of those for what it is to be without (-inrext64=0) the ones that this mkfs knows.
+func MakeRehearsal(ctx context.Context, path, kind string, options, without []string) error {
 	m, ok := makers[kind]
 	if !ok {
 		return fmt.Errorf("make rehearsal disk: nobody knows how to make %s", kind)
@@ -53,7 +53,7 @@ func MakeRehearsal(ctx context.Context, path, kind string, options ...string) er
 	if err := f.Truncate(m.size); err != nil {
 		return fmt.Errorf("make rehearsal disk: %w", err)
 	}
-	args := slices.Concat(m.quiet, options, []string{path})
+	args := slices.Concat(m.quiet, options, known(ctx, kind, without), []string{path})
 	if out, err := exec.CommandContext(ctx, "mkfs."+kind, args...).CombinedOutput(); err != nil {
 		return hint.New("make rehearsal disk", fmt.Errorf("mkfs.%s %s: %w: %s", kind, strings.Join(args, " "), err, out), "Install "+m.pack+", which has mkfs."+kind+", in a version that knows these features.")
 	}
@@ -61,6 +61,22 @@ func MakeRehearsal(ctx context.Context, path, kind string, options ...string) er
 		return fmt.Errorf("make rehearsal disk: %w", err)
 	}
 	return nil
+}
+
+// listing has mkfs list the features that it knows: without a name of a disk it says how it is called.
+var listing = map[string][]string{"xfs": nil, "btrfs": {"-O", "list-all"}}
+
+// known are those of options that are about a feature which mkfs knows.
+func known(ctx context.Context, kind string, options []string) []string {
+	list, asked := listing[kind]
+	if !asked {
+		return options
+	}
+	said, _ := exec.CommandContext(ctx, "mkfs."+kind, list...).CombinedOutput() // as a usage is, it is a failure
+	return slices.DeleteFunc(slices.Clone(options), func(o string) bool {
+		name, _, _ := strings.Cut(strings.TrimPrefix(o[len("-i"):], "^"), "=")
+		return !bytes.Contains(said, []byte(name))
+	})
 }
 
 // MakeOverlay makes a file of qcow2 that keeps what is written to an image, which stays as it is.

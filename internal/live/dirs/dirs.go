@@ -91,8 +91,8 @@ func kernelIn(dir string) (kernel, modules string, err error) {
 	return kernel, trees[0], nil
 }
 
-// runningKernel is the one that this machine runs, where distributions put it (Debian's and
-// Fedora's packages: /boot/vmlinuz-RELEASE, /lib/modules/RELEASE).
+// runningKernel is the one that this machine runs, where distributions put it: /boot/vmlinuz-RELEASE, or
+// beside its modules, as Arch has it alone, in /lib/modules/RELEASE.
 func runningKernel(root string) (kernel, modules string, err error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
@@ -100,6 +100,9 @@ func runningKernel(root string) (kernel, modules string, err error) {
 	}
 	release := unix.ByteSliceToString(u.Release[:])
 	kernel, modules = filepath.Join(root, "boot", "vmlinuz-"+release), filepath.Join(root, "lib", "modules", release)
+	if beside := filepath.Join(modules, "vmlinuz"); !readable(kernel) && readable(beside) {
+		kernel = beside
+	}
 	for _, path := range []string{kernel, filepath.Join(modules, "modules.dep")} {
 		f, err := os.Open(path)
 		if err != nil {
@@ -109,3 +112,5 @@ func runningKernel(root string) (kernel, modules string, err error) {
 	}
 	return kernel, modules, nil
 }
+
+func readable(path string) bool { return unix.Access(path, unix.R_OK) == nil }

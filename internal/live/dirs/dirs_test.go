@@ -61,7 +61,12 @@ func TestRunningKernel(t *testing.T) {
 		t.Error("found without being there")
 	}
 	release := running(t)
-	touch(t, root, "boot/vmlinuz-"+release, "lib/modules/"+release+"/modules.dep")
+	beside := filepath.Join("lib/modules", release, "vmlinuz")
+	touch(t, root, beside, "lib/modules/"+release+"/modules.dep")
+	if kernel, _, err := runningKernel(root); err != nil || kernel != filepath.Join(root, beside) {
+		t.Errorf("beside its modules: %s, %v", kernel, err)
+	}
+	touch(t, root, "boot/vmlinuz-"+release)
 	if kernel, modules, err := runningKernel(root); err != nil || filepath.Base(kernel) != "vmlinuz-"+release || filepath.Base(modules) != release {
 		t.Errorf("%s, %s, %v", kernel, modules, err)
 	}

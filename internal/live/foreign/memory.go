@@ -70,7 +70,7 @@ func (m *Machine) SaveTo(ctx context.Context, to *os.File) error {
 	}
 	from, err := os.Open(m.proc("mem"))
 	if err != nil {
-		return hint.New(fmt.Sprintf("read memory of process %d", m.PID), err, "This needs the rights of root.")
+		return hint.New(fmt.Sprintf("read memory of process %d", m.PID), err, "This needs the rights of root, and kernel.yama.ptrace_scope below 3.")
 	}
 	defer from.Close()
 	err = m.copy(ctx, from, to, r)

@@ -39,8 +39,11 @@ var under = map[string]struct {
 	"lvm":  {"/sbin/lvm", []string{"dm-mod"}},
 }
 
-// busybox is the static one, and busyboxNames the commands that it is linked as.
+// busybox is where guests have it, and busyboxes are where distributions do: Fedora and RHEL among what is
+// root's. It need not be the static one. busyboxNames are the commands that it is linked as.
 const busybox = "/bin/busybox"
+
+var busyboxes = []string{busybox, "/sbin/busybox"}
 
 var busyboxNames = []string{"sh", "httpd", "nc", "ls", "cat", "mount", "umount", "ps", "dmesg", "ip", "sync", "sleep"}
 
@@ -94,12 +97,32 @@ func (i Image) WriteFile(path string) error {
 		}
 		modules, files = append(modules, u.modules...), append(files, program...)
 	}
-	files = slices.Concat(files, checker, i.Files)
-	if _, err := os.Stat(busybox); err == nil {
-		files = append(files, initramfs.Copy(busybox, busybox, 0o755))
+	box, err := busyboxFiles()
+	if err != nil {
+		return err
+	}
+	files = slices.Concat(files, checker, i.Files, box)
+	return initramfs.WriteFile(path, initramfs.Spec{Init: program, ModulesDir: i.Modules, Modules: modules, Files: initramfs.Distinct(files)})
+}
+
+// busyboxFiles are busybox, with its libraries if it has any, and its commands; none, if this machine
+// has no busybox.
+func busyboxFiles() ([]initramfs.File, error) {
+	for _, at := range busyboxes {
+		if _, err := os.Stat(at); err != nil {
+			continue
+		}
+		files, err := initramfs.Add(at)
+		if err != nil {
+			return nil, err
+		}
+		if at != busybox {
+			files = append(files, initramfs.Link(busybox, at))
+		}
 		for _, name := range busyboxNames {
 			files = append(files, initramfs.Link("/bin/"+name, "busybox"))
 		}
+		return files, nil
 	}
-	return initramfs.WriteFile(path, initramfs.Spec{Init: program, ModulesDir: i.Modules, Modules: modules, Files: initramfs.Distinct(files)})
+	return nil, nil
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/singleflight"
+	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/dirs"
 )
@@ -50,14 +52,30 @@ var errSlow = errors.New("the kernel did not boot in time")
 // the cache, if there is one, until this machine boots again, unless KVM was only somewhat slower, which
 // a busy machine may be the reason of.
 func FindAccel(ctx context.Context, kernel string) (Accel, error) {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
+	if openKVM() != nil {
 		return TCG, nil
 	}
-	if err := f.Close(); err != nil {
-		return "", err
-	}
 	return find(ctx, kernel, func(ctx context.Context, a Accel) (bool, error) { return probe(ctx, a, kernel) })
+}
+
+// kvmPath is the device of KVM.
+var kvmPath = "/dev/kvm"
+
+func openKVM() error {
+	f, err := os.OpenFile(kvmPath, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// Withheld is why KVM is not used though this machine has it: it may not be opened. Else it is nil.
+func Withheld() error {
+	err := openKVM()
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) { // no module, or not of this processor
+		return nil
+	}
+	return err
 }
 
 // find is FindAccel where there is KVM. Without a cache directory it is probed each time.
@@ -164,7 +182,7 @@ func sooner(ctx context.Context, probe func(context.Context, Accel) (bool, error
 	return "", errSlow
 }
 
-// answerName names the answer for a kernel on this boot of this machine.
+// answerName names the answer for a kernel in this QEMU on this boot of this machine.
 func answerName(kernel string) (string, error) {
 	st, err := os.Stat(kernel)
 	if err != nil {
@@ -174,8 +192,14 @@ func answerName(kernel string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	h := sha256.Sum256(fmt.Appendf(nil, "%s %d %d %s", kernel, st.Size(), st.ModTime().UnixNano(), boot))
-	return fmt.Sprintf("%x", h[:8]), nil
+	program, _ := exec.LookPath(qemu) // without any, the probe says so
+	version, _ := os.Stat(program)
+	h := sha256.New()
+	fmt.Fprintf(h, "%s %d %d %s", kernel, st.Size(), st.ModTime().UnixNano(), boot)
+	if version != nil {
+		fmt.Fprintf(h, " %s %d %d", program, version.Size(), version.ModTime().UnixNano())
+	}
+	return fmt.Sprintf("%x", h.Sum(nil)[:8]), nil
 }
 
 // probe says whether a kernel really runs on an accelerator. That /dev/kvm

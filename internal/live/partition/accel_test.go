@@ -113,3 +113,40 @@ func TestFindWithoutCache(t *testing.T) {
 		t.Errorf("left here: %v, %v", left, err)
 	}
 }
+
+// TestAnswerOfQEMU: what one QEMU was found to do is not taken for what another does that has its place.
+func TestAnswerOfQEMU(t *testing.T) {
+	kernel := filepath.Join(t.TempDir(), "vmlinuz")
+	if err := os.WriteFile(kernel, []byte("kernel"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	seen := make(map[string]string)
+	for _, help := range []string{"no QEMU", "7.2", "10.0"} {
+		if help != "no QEMU" {
+			installs(t, help, "")
+		}
+		name, err := answerName(kernel)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen[name] != "" {
+			t.Errorf("%s has the answers of %s", help, seen[name])
+		}
+		seen[name] = help
+	}
+}
+
+// TestWithheld: a machine without KVM lacks nothing; one with a KVM that cannot be opened is told.
+func TestWithheld(t *testing.T) {
+	defer func(before string) { kvmPath = before }(kvmPath)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "kvm")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{file: false, filepath.Join(dir, "none"): false, dir: true} { // a directory cannot be opened so, by root either
+		if kvmPath = path; (Withheld() != nil) != want {
+			t.Errorf("%s: %v", path, Withheld())
+		}
+	}
+}

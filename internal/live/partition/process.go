@@ -65,9 +65,9 @@ func (p *Process) launch() error {
 		return err
 	}
 	defer log.Close()
-	fmt.Fprintf(log, "%s\n", p.Spec.CommandLine())
-
 	c := p.Spec.command()
+	fmt.Fprintf(log, "%s\n", c.line())
+
 	cmd := exec.Command(qemu, c.args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = c.files
@@ -87,18 +87,6 @@ func (p *Process) launch() error {
 		close(p.ended)
 	}()
 	return nil
-}
-
-// Installed returns an error if this machine has no QEMU of the kind that partitions run in.
-func Installed() error {
-	if _, err := exec.LookPath(qemu); err != nil {
-		return notInstalled(err)
-	}
-	return nil
-}
-
-func notInstalled(err error) error {
-	return hint.New("run "+qemu, err, "Install qemu-system-x86.")
 }
 
 // reserve makes a file of a guest's memory, allocated in full: a page that a tmpfs cannot
@@ -200,11 +188,11 @@ func (p *Process) home(i int) []int {
 
 // LastWords are what QEMU has said, on a line of their own; empty: nothing.
 func (p *Process) LastWords() string {
-	b, err := os.ReadFile(p.Spec.logPath())
-	if err != nil || len(b) <= len(p.Spec.CommandLine())+1 {
-		return ""
+	b, _ := os.ReadFile(p.Spec.logPath())
+	if _, said, _ := strings.Cut(string(b), "\n"); said != "" { // after its command line
+		return "\nqemu said: " + said
 	}
-	return "\nqemu said: " + string(b[len(p.Spec.CommandLine())+1:])
+	return ""
 }
 
 // PID is the process id of QEMU.

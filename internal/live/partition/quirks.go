@@ -2,7 +2,7 @@ package partition
 
 import "slices"
 
-// What QEMU 7.2 and the kernels that run in it need to be told, and why. Everything here
+// What QEMU, from 6.2 on, and the kernels that run in it need to be told, and why. Everything here
 // is a workaround or a choice that looks odd; how the pieces come together is in spec.go.
 
 // qemu is the program.
@@ -12,7 +12,7 @@ const qemu = "qemu-system-x86_64"
 var headless = []string{"-nodefaults", "-no-user-config", "-display", "none"}
 
 // sandbox is what QEMU may not ask its kernel for (seccomp): to run programs, first of all.
-// elevateprivileges would have it killed when it changes its user, which 7.2 does after
+// elevateprivileges would have it killed when it changes its user, which it does after
 // that.
 var sandbox = []string{"on", "obsolete=deny", "spawn=deny", "resourcecontrol=deny"}
 

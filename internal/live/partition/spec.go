@@ -94,7 +94,7 @@ func (s *Spec) command() *command {
 	c.arg("-S")
 	c.opt("-sandbox", sandbox...)
 	if s.Outlives && os.Geteuid() == 0 {
-		c.arg("-runas", s.user())
+		c.arg(becoming(helpOf(), s.user())...)
 	}
 	c.opt("-name", "understudy-"+s.Name, "debug-threads=on")
 	c.opt("-machine", "q35", "memory-backend=ram", "usb=off", "vmport=off")
@@ -152,8 +152,10 @@ func (s *Spec) kernelCommandLine() string {
 }
 
 // CommandLine is the program and its arguments, quoted for a shell.
-func (s *Spec) CommandLine() string {
-	words := append([]string{qemu}, s.command().args...)
+func (s *Spec) CommandLine() string { return s.command().line() }
+
+func (c *command) line() string {
+	words := append([]string{qemu}, c.args...)
 	for i, w := range words {
 		if strings.ContainsAny(w, " \t\n\"'\\$&;|<>()*?[]#~`!{}") {
 			words[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"

@@ -1,6 +1,7 @@
 package draft
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,10 @@ import (
 
 // ErrNoCheck says that this machine cannot check a file system: a guest can.
 var ErrNoCheck = errors.New("no check on this machine")
+
+// tooOld is what e2fsck says of a file system with features that it does not know, before it has
+// changed anything (e2fsck/unix.c, main, get_newer).
+const tooOld = "Get a newer version of e2fsck"
 
 // checker finds e2fsck(8), which is not among what others than root find.
 func checker() (string, error) {
@@ -91,6 +96,9 @@ func run(ctx context.Context, program, disk string, tell func(Progress)) (*wire.
 	}
 	<-told
 	found, err := wire.Checked(said, err)
+	if err != nil && bytes.Contains(said, []byte(tooOld)) {
+		return nil, fmt.Errorf("%w: %w", ErrNoCheck, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("check file system: %w", err)
 	}

@@ -235,17 +235,18 @@ func featuresOf(d pair.Disk, on io.ReaderAt) (salvage.Features, error) {
 	return f, nil
 }
 
-// makeOptions are the options of mkfs that make a file system like that of a disk.
-func makeOptions(d pair.Disk, on io.ReaderAt) ([]string, error) {
+// makeOptions are the options of mkfs that make a file system like that of a disk, and those for what
+// it does not have, as far as mkfs knows them.
+func makeOptions(d pair.Disk, on io.ReaderAt) (options, without []string, err error) {
 	if !d.Type.Ext() {
 		f, err := featuresOf(d, on)
-		return f.Make, err
+		return f.Make, f.Without, err
 	}
 	fs, err := ext4.Open(on)
 	if err != nil {
-		return nil, fmt.Errorf("disk %s: %w", d.Name, err)
+		return nil, nil, fmt.Errorf("disk %s: %w", d.Name, err)
 	}
-	return fs.Super.MakeOptions(), nil
+	return fs.Super.MakeOptions(), nil, nil
 }
 
 // contentOf says what a disk has in the place of a file system of a type.

@@ -137,6 +137,9 @@ func TestRehearsalIsAlike(t *testing.T) {
 		{"mkfs.xfs -q -f", pair.XFS},
 		{"mkfs.xfs -q -f -m finobt=0,reflink=0,bigtime=0,inobtcount=0 -i sparse=0,size=512 -b size=1024 -n size=8192", pair.XFS},
 		{"mkfs.xfs -q -f -m rmapbt=1 -i nrext64=1 -s size=4096", pair.XFS},
+		{"mkfs.xfs -q -f -i nrext64=0,exchange=0 -n parent=0", pair.XFS},
+		{"mkfs.btrfs -q -f -O block-group-tree", pair.Btrfs},
+		{"mkfs.btrfs -q -f -O ^block-group-tree", pair.Btrfs},
 		{"mkfs.btrfs -q -f --csum blake2 -n 32768", pair.Btrfs},
 		{"mkfs.btrfs -q -f -M", pair.Btrfs},
 		{"mkfs.ext4 -q -F -b 1024 -O bigalloc", pair.Ext4},
@@ -155,14 +158,14 @@ func TestRehearsalIsAlike(t *testing.T) {
 			if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
 				t.Skipf("%s: %v: %s", tt.command, err, out)
 			}
-			options := optionsOf(t, d)
+			options, without := optionsOf(t, d)
 			again := d
 			again.Image = filepath.Join(dir, "rehearsal")
-			if err := device.MakeRehearsal(context.Background(), again.Image, string(tt.kind), options...); err != nil {
+			if err := device.MakeRehearsal(context.Background(), again.Image, string(tt.kind), options, without); err != nil {
 				t.Fatal(err)
 			}
-			if got := optionsOf(t, again); !slices.Equal(got, options) {
-				t.Errorf("the rehearsal has %q, and the disk %q", got, options)
+			if got, lacks := optionsOf(t, again); !slices.Equal(got, options) || !slices.Equal(lacks, without) {
+				t.Errorf("the rehearsal has %q, without %q, and the disk %q, without %q", got, lacks, options, without)
 			}
 			if st, err := os.Stat(again.Image); err != nil || st.Sys().(*syscall.Stat_t).Blocks*512 > 24<<20 {
 				t.Errorf("it takes %d KiB of memory: %v", st.Sys().(*syscall.Stat_t).Blocks/2, err)
@@ -171,18 +174,18 @@ func TestRehearsalIsAlike(t *testing.T) {
 	}
 }
 
-func optionsOf(t *testing.T, d pair.Disk) []string {
+func optionsOf(t *testing.T, d pair.Disk) (options, without []string) {
 	t.Helper()
 	f, err := os.Open(d.Image)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	options, err := makeOptions(d, f)
+	options, without, err = makeOptions(d, f)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return options
+	return options, without
 }
 
 // TestPartition: a file system is looked for in the partition that is named, and nowhere else.

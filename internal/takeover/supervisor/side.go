@@ -73,7 +73,7 @@ func (s *Supervisor) boot(ctx context.Context, i int, active bool) (*side, error
 
 func (s *Supervisor) bootOnce(ctx context.Context, i int, active bool) (*side, error) {
 	p := s.Pair.Partitions[i]
-	accel, err := findAccel(ctx, p)
+	accel, err := s.findAccel(ctx, p)
 	if err != nil {
 		return nil, err
 	}

@@ -239,15 +239,15 @@ func (s *Supervisor) makeRehearsals(ctx context.Context, name string) (devices [
 		if err != nil {
 			return nil, err
 		}
-		var options []string
+		var options, without []string
 		if fs != nil { // or else mkfs's own have to do
-			options, err = makeOptions(d, fs)
+			options, without, err = makeOptions(d, fs)
 		}
 		if err != nil {
 			return nil, err
 		}
 		path := filepath.Join(s.options.Dir, fmt.Sprintf("%s.%s", name, wire.RehearsalDisk(i)))
-		if err := device.MakeRehearsal(ctx, path, string(d.Type), options...); err != nil {
+		if err := device.MakeRehearsal(ctx, path, string(d.Type), options, without); err != nil {
 			return nil, fmt.Errorf("%w (takeover: {rehearse: false} does without)", err)
 		}
 		devices = append(devices, partition.Disk{Name: wire.RehearsalDisk(i), Image: path})
@@ -510,12 +510,15 @@ func (s *Supervisor) Flushes(ctx context.Context, disk string) (int64, error) {
 }
 
 // findAccel is what a partition runs on.
-func findAccel(ctx context.Context, p pair.Partition) (partition.Accel, error) {
+func (s *Supervisor) findAccel(ctx context.Context, p pair.Partition) (partition.Accel, error) {
 	switch p.Accel {
 	case pair.AccelKVM:
 		return partition.KVM, nil
 	case pair.AccelTCG:
 		return partition.TCG, nil
+	}
+	if why := partition.Withheld(); why != nil {
+		s.log("partition %s is emulated, many times slower than with KVM, which this machine has: %v", p.Name, why)
 	}
 	return partition.FindAccel(ctx, p.Kernel)
 }
