@@ -114,19 +114,19 @@ func devicePath(d wire.Disk) (string, error) {
 
 // freshen has the kernel forget what it may have cached of a disk before it became this
 // partition's, and read its partition table, if that matters.
-func freshen(d wire.Disk) error {
+func freshen(ctx context.Context, d wire.Disk) error {
 	for _, name := range []string{d.Name, d.Mirror} {
 		if name == "" {
 			continue
 		}
-		if err := freshenOne(name, d.Part != 0); err != nil {
+		if err := freshenOne(ctx, name, d.Part != 0); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func freshenOne(name string, divided bool) error {
+func freshenOne(ctx context.Context, name string, divided bool) error {
 	path, err := diskPath(name)
 	if err != nil {
 		return err
@@ -134,12 +134,18 @@ func freshenOne(name string, divided bool) error {
 	if err := flushBuffers(path); err != nil || !divided {
 		return err
 	}
+	return readTable(ctx, path)
+}
+
+// readTable has the kernel read the partition table of a disk. Nobody may have one of its partitions open, and
+// udev has for a moment each that it was just told of.
+func readTable(ctx context.Context, path string) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	defer unix.Close(fd)
-	if err := unix.IoctlSetInt(fd, unix.BLKRRPART, 0); err != nil {
+	if err := retryBusy(ctx, busyLimit, func() error { return unix.IoctlSetInt(fd, unix.BLKRRPART, 0) }); err != nil {
 		return fmt.Errorf("read the partition table of %s: %w", path, err)
 	}
 	return nil

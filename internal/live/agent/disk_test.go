@@ -129,6 +129,60 @@ func TestFindDisk(t *testing.T) {
 	}
 }
 
+// loopDevice makes a block device of 8 MiB that may have partitions.
+func loopDevice(t *testing.T) string {
+	t.Helper()
+	image := filepath.Join(t.TempDir(), "image")
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 8<<20)); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("losetup", "--find", "--show", "--partscan", image).Output()
+	if err != nil {
+		t.Skipf("losetup: %v: no loop devices here", err)
+	}
+	device := strings.TrimSpace(string(out))
+	t.Cleanup(func() { _ = exec.Command("losetup", "-d", device).Run() }) // it ends with its last user
+	return device
+}
+
+// TestReadTable: whoever has a partition open for a moment, as udev has, does not keep the table from
+// being read.
+func TestReadTable(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root: no loop devices")
+	}
+	device := loopDevice(t)
+	if out, err := exec.Command("addpart", device, "1", "2048", "2048").CombinedOutput(); err != nil {
+		t.Fatalf("addpart: %v: %s", err, out)
+	}
+	var major, minor uint32
+	name := filepath.Base(device) // nobody need make nodes in /dev
+	b, err := os.ReadFile("/sys/class/block/" + name + "p1/dev")
+	if err == nil {
+		_, err = fmt.Sscanf(string(b), "%d:%d", &major, &minor)
+	}
+	node := filepath.Join(t.TempDir(), "part")
+	if err == nil {
+		err = unix.Mknod(node, unix.S_IFBLK|0o600, int(unix.Mkdev(major, minor)))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	part, err := os.Open(node)
+	if err != nil {
+		t.Skipf("open a device here: %v", err)
+	}
+	closed := make(chan error, 1)
+	time.AfterFunc(200*time.Millisecond, func() { closed <- part.Close() })
+	// It has no table, and the partition is gone when that has been read.
+	if err := readTable(t.Context(), device); err != nil {
+		t.Errorf("while a partition is open: %v", err)
+	}
+	if err := <-closed; err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestReleased: a file system that lives on by a mount elsewhere does not count as unmounted. It is
 // mounted again where it was, and the error names the other mount, also one that only the namespace
 // of another process has.
@@ -136,19 +190,11 @@ func TestReleased(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("not root: no mounts")
 	}
-	image, dir, other := filepath.Join(t.TempDir(), "image"), t.TempDir(), t.TempDir()
-	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 8<<20)); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", image).CombinedOutput(); err != nil {
+	dir, other := t.TempDir(), t.TempDir()
+	device := loopDevice(t)
+	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", device).CombinedOutput(); err != nil {
 		t.Fatalf("mke2fs: %v: %s", err, out)
 	}
-	out, err := exec.Command("losetup", "--find", "--show", image).Output()
-	if err != nil {
-		t.Skipf("losetup: %v: no loop devices here", err)
-	}
-	device := strings.TrimSpace(string(out))
-	t.Cleanup(func() { _ = exec.Command("losetup", "-d", device).Run() }) // it ends with its last user
 	m := mounted{wire.Disk{Name: "data", Mount: dir, Type: "ext4"}, device, func() {}}
 	if err := m.mount(); err != nil {
 		t.Fatal(err)
