@@ -234,7 +234,7 @@ func (a *Agent) awaitService(ctx context.Context, s wire.Service) error {
 		limits = commandLimits
 	}
 	for n := 1; ; n++ {
-		err := awaitReady(ctx, s)
+		err := a.awaitReady(ctx, s)
 		if err == nil {
 			return nil
 		}
