@@ -26,9 +26,10 @@ func imageCommand() *cobra.Command {
 // preparation is what image prepare is told.
 type preparation struct {
 	rootdisk.Content
-	release string
-	out     string
-	undo    bool
+	release   string
+	out       string
+	partition int
+	undo      bool
 }
 
 func (p *preparation) flags(cmd *cobra.Command) {
@@ -56,13 +57,14 @@ func imagePrepareCommand() *cobra.Command {
 	p.flags(cmd)
 	cmd.Flags().StringVar(&p.release, "release", "", "the kernel to boot, a release in its /boot; the newest by default")
 	cmd.Flags().StringVar(&p.out, "out", "", "copy its kernel and initramfs to `PREFIX`.vmlinuz and PREFIX.initrd; IMAGE by default")
+	cmd.Flags().IntVar(&p.partition, "partition", 0, "the `NUMBER` of the partition with the root file system, if several have one")
 	cmd.Flags().BoolVar(&p.undo, "undo", false, "take away what was put there before")
 	return cmd
 }
 
 // run prepares an image, or undoes it.
 func (p *preparation) run(image string, out io.Writer) (err error) {
-	d, err := rootdisk.Open(image)
+	d, err := rootdisk.Open(image, p.partition)
 	if err != nil {
 		return err
 	}

@@ -184,7 +184,7 @@ func (a *Agent) sync(context.Context, none) (none, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, m := range a.mounts {
-		if err := filewriter.SyncFS(m.dir); err != nil {
+		if err := filewriter.SyncFS(m.Mount); err != nil {
 			return none{}, err
 		}
 	}

@@ -47,6 +47,19 @@ func (n *network) setUp(nics []wire.NIC) error {
 	return nil
 }
 
+// addresses are where the role can be spoken to from inside.
+func (n *network) addresses() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := []string{"127.0.0.1", "::1"}
+	for i := range n.nics {
+		for _, p := range n.nics[i].prefixes {
+			all = append(all, p.Addr().String())
+		}
+	}
+	return all
+}
+
 // packet tells one peer of the end of its connection.
 type packet struct {
 	bytes  []byte

@@ -65,3 +65,35 @@ func mountsIn(dir string) (names []string) {
 	}
 	return names
 }
+
+// mountsOf names the mounts of a device in all mount namespaces that processes have: "the mount on
+// DIR", with the process if that has another namespace than this one.
+func mountsOf(device string) (names []string) {
+	var st unix.Stat_t
+	if unix.Stat(device, &st) != nil {
+		return nil
+	}
+	number := fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	own, _ := os.Readlink("/proc/self/ns/mnt") // none, without /proc
+	seen := make(map[string]bool)
+	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well-formed
+	for _, p := range processes {
+		space, err := os.Readlink(filepath.Join(p, "ns/mnt"))
+		info, _ := os.ReadFile(filepath.Join(p, "mountinfo")) // it may just have ended
+		if err != nil || seen[space] || len(info) == 0 {
+			continue
+		}
+		seen[space] = true
+		of := ""
+		if space != own {
+			comm, _ := os.ReadFile(filepath.Join(p, "comm"))
+			of = fmt.Sprintf(" of process %s (%s)", filepath.Base(p), strings.TrimSpace(string(comm)))
+		}
+		for m := range mounts.Parse(string(info)) {
+			if m.Device == number || m.Source == device { // that of btrfs has a number of its own
+				names = append(names, "the mount on "+m.Dir+of)
+			}
+		}
+	}
+	return names
+}

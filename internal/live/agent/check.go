@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 	"syscall"
@@ -35,15 +36,23 @@ func (a *Agent) check(ctx context.Context, d wire.Disk) (*wire.Check, error) {
 		return nil, err
 	}
 	var said bytes.Buffer
-	cmd := exec.CommandContext(ctx, wire.Checker, "-f", "-y", path)
+	cmd := checker(ctx, path)
 	cmd.Stdout, cmd.Stderr = &said, &said
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	ended := a.children.run(cmd)
 	found, err := wire.Checked(said.Bytes(), ended)
 	if err != nil {
 		return nil, fmt.Errorf("check disk %s: %w", d.Name, err)
 	}
 	return found, nil
+}
+
+// checker is e2fsck(8) on a device, in English: a system of its own may have another language, and what it says
+// is read.
+func checker(ctx context.Context, path string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, wire.Checker, "-f", "-y", path)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	return cmd
 }
 
 // haveChecker checks that this guest has the program that checks file systems.

@@ -114,19 +114,19 @@ func devicePath(d wire.Disk) (string, error) {
 
 // freshen has the kernel forget what it may have cached of a disk before it became this
 // partition's, and read its partition table, if that matters.
-func freshen(d wire.Disk) error {
+func freshen(ctx context.Context, d wire.Disk) error {
 	for _, name := range []string{d.Name, d.Mirror} {
 		if name == "" {
 			continue
 		}
-		if err := freshenOne(name, d.Part != 0); err != nil {
+		if err := freshenOne(ctx, name, d.Part != 0); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func freshenOne(name string, divided bool) error {
+func freshenOne(ctx context.Context, name string, divided bool) error {
 	path, err := diskPath(name)
 	if err != nil {
 		return err
@@ -134,12 +134,18 @@ func freshenOne(name string, divided bool) error {
 	if err := flushBuffers(path); err != nil || !divided {
 		return err
 	}
+	return readTable(ctx, path)
+}
+
+// readTable has the kernel read the partition table of a disk. Nobody may have one of its partitions open, and
+// udev has for a moment each that it was just told of.
+func readTable(ctx context.Context, path string) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	defer unix.Close(fd)
-	if err := unix.IoctlSetInt(fd, unix.BLKRRPART, 0); err != nil {
+	if err := retryBusy(ctx, busyLimit, func() error { return unix.IoctlSetInt(fd, unix.BLKRRPART, 0) }); err != nil {
 		return fmt.Errorf("read the partition table of %s: %w", path, err)
 	}
 	return nil
@@ -159,14 +165,15 @@ func (a *Agent) mountDisk(ctx context.Context, d wire.Disk) error {
 	if err := os.MkdirAll(d.Mount, 0o755); err != nil {
 		return fmt.Errorf("make mount point: %w", err)
 	}
-	flags, data := mountOptions(d.Options)
+	m := mounted{Disk: d, device: path}
 	log := listen()
 	// What held the disk right before may not be quite gone.
-	err = retryBusy(ctx, time.Second, func() error { return unix.Mount(path, d.Mount, d.Type, flags, data) })
+	err = retryBusy(ctx, time.Second, m.mount)
 	if said := log.said(kernelName(path)); err != nil {
 		return mountError(d, path, said, err)
 	}
-	a.mounts = append(a.mounts, mounted{d.Name, d.Mount, a.watchDisk(d, path)})
+	m.unwatch = a.watchDisk(d, path)
+	a.mounts = append(a.mounts, m)
 	return a.keep()
 }
 
@@ -236,17 +243,23 @@ func mountOptions(options string) (flags uintptr, data string) {
 	return flags, strings.Join(text, ",")
 }
 
-// mounted is a disk and where it is mounted.
+// mounted is a disk that is mounted: of a rehearsal, if it is not the pair's.
 type mounted struct {
-	disk, dir string
-	unwatch   func()
+	wire.Disk
+	device  string // that its file system is on
+	unwatch func()
+}
+
+func (m *mounted) mount() error {
+	flags, data := mountOptions(m.Options)
+	return unix.Mount(m.device, m.Mount, m.Type, flags, data)
 }
 
 // mountPoint is where a disk is mounted; empty: it is not.
 func (a *Agent) mountPoint(disk string) string {
 	for _, m := range a.mounts {
-		if m.disk == disk {
-			return m.dir
+		if m.Name == disk {
+			return m.Mount
 		}
 	}
 	return ""
@@ -260,7 +273,10 @@ const busyLimit = 5 * time.Second
 func (a *Agent) unmountAll(ctx context.Context) error {
 	for len(a.mounts) > 0 {
 		last := a.mounts[len(a.mounts)-1]
-		if err := unmount(ctx, last.dir); err != nil {
+		if err := unmount(ctx, last.Mount); err != nil {
+			return err
+		}
+		if err := last.released(ctx); err != nil {
 			return err
 		}
 		last.unwatch()
@@ -284,6 +300,29 @@ func unmount(ctx context.Context, dir string) error {
 		err = fmt.Errorf("%w; it is in use by %s", err, cmp.Or(strings.Join(users, ", "), "no process: the kernel itself, such as its NFS server"))
 	}
 	return err
+}
+
+// released makes sure that a file system which was unmounted is gone: a mount of it elsewhere, in
+// another mount namespace too, has it live on, and what is written there would never reach the
+// disk. If it is not gone, it is mounted again where it was, and the error names who has it.
+func (m *mounted) released(ctx context.Context) error {
+	// Exclusive: it fails while a file system has the device (block/bdev.c).
+	err := retryBusy(ctx, busyLimit, func() error {
+		fd, err := unix.Open(m.device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+		if err == nil {
+			unix.Close(fd)
+		}
+		return err
+	})
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("unmount %s: its device %s: %w", m.Mount, m.device, err)
+	if errors.Is(err, unix.EBUSY) {
+		err = fmt.Errorf("%w; its file system lives on by %s", err,
+			cmp.Or(strings.Join(mountsOf(m.device), ", "), "no mount that a process has: it may be frozen (fsfreeze --unfreeze)"))
+	}
+	return errors.Join(err, m.mount())
 }
 
 // retryBusy calls do again for as long as the answer is EBUSY, within a limit.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 func TestMountOptions(t *testing.T) {
@@ -54,7 +56,7 @@ func TestUnmountAll(t *testing.T) {
 	a := New(nil)
 	for i, dir := range []string{top, filepath.Join(top, "in"), filepath.Join(top, "in", "it")} {
 		mount(dir)
-		a.mounts = append(a.mounts, mounted{fmt.Sprint(i), dir, func() {}})
+		a.mounts = append(a.mounts, mounted{wire.Disk{Name: fmt.Sprint(i), Mount: dir}, "/dev/null", func() {}})
 	}
 	inner := filepath.Join(top, "in", "it")
 	foreign := filepath.Join(inner, "foreign")
@@ -124,5 +126,116 @@ func TestFindDisk(t *testing.T) {
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("disk %q is %q, %v, not %q", name, got, err, want)
 		}
+	}
+}
+
+// loopDevice makes a block device of 8 MiB that may have partitions.
+func loopDevice(t *testing.T) string {
+	t.Helper()
+	image := filepath.Join(t.TempDir(), "image")
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 8<<20)); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("losetup", "--find", "--show", "--partscan", image).Output()
+	if err != nil {
+		t.Skipf("losetup: %v: no loop devices here", err)
+	}
+	device := strings.TrimSpace(string(out))
+	t.Cleanup(func() { _ = exec.Command("losetup", "-d", device).Run() }) // it ends with its last user
+	return device
+}
+
+// TestReadTable: whoever has a partition open for a moment, as udev has, does not keep the table from
+// being read.
+func TestReadTable(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root: no loop devices")
+	}
+	device := loopDevice(t)
+	if out, err := exec.Command("addpart", device, "1", "2048", "2048").CombinedOutput(); err != nil {
+		t.Fatalf("addpart: %v: %s", err, out)
+	}
+	var major, minor uint32
+	name := filepath.Base(device) // nobody need make nodes in /dev
+	b, err := os.ReadFile("/sys/class/block/" + name + "p1/dev")
+	if err == nil {
+		_, err = fmt.Sscanf(string(b), "%d:%d", &major, &minor)
+	}
+	node := filepath.Join(t.TempDir(), "part")
+	if err == nil {
+		err = unix.Mknod(node, unix.S_IFBLK|0o600, int(unix.Mkdev(major, minor)))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	part, err := os.Open(node)
+	if err != nil {
+		t.Skipf("open a device here: %v", err)
+	}
+	closed := make(chan error, 1)
+	time.AfterFunc(200*time.Millisecond, func() { closed <- part.Close() })
+	// It has no table, and the partition is gone when that has been read.
+	if err := readTable(t.Context(), device); err != nil {
+		t.Errorf("while a partition is open: %v", err)
+	}
+	if err := <-closed; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestReleased: a file system that lives on by a mount elsewhere does not count as unmounted. It is
+// mounted again where it was, and the error names the other mount, also one that only the namespace
+// of another process has.
+func TestReleased(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root: no mounts")
+	}
+	dir, other := t.TempDir(), t.TempDir()
+	device := loopDevice(t)
+	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", device).CombinedOutput(); err != nil {
+		t.Fatalf("mke2fs: %v: %s", err, out)
+	}
+	m := mounted{wire.Disk{Name: "data", Mount: dir, Type: "ext4"}, device, func() {}}
+	if err := m.mount(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	a := New(nil)
+	a.mounts = []mounted{m}
+	held := func(want string) {
+		t.Helper()
+		if err := a.unmountAll(t.Context()); !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), want) {
+			t.Errorf("want %q: %v", want, err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o644); err != nil || len(mountsOf(device)) < 2 || len(a.mounts) != 1 {
+			t.Errorf("it is not as it was: %v, mounts %q, %v", err, mountsOf(device), a.mounts)
+		}
+	}
+	if err := unix.Mount(dir, other, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	held("the mount on " + other)
+	if err := unix.Unmount(other, 0); err != nil {
+		t.Fatal(err)
+	}
+	container := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 1000")
+	ready, err := container.StdoutPipe()
+	if err == nil {
+		err = container.Start()
+	}
+	if err == nil {
+		_, err = ready.Read(make([]byte, 1))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = container.Process.Kill() })
+	held(fmt.Sprintf("the mount on %s of process %d (sleep)", dir, container.Process.Pid))
+	if err := container.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = container.Wait() // it was killed
+	if err := a.unmountAll(t.Context()); err != nil || len(a.mounts) != 0 {
+		t.Errorf("%v, left %v", err, a.mounts)
 	}
 }

@@ -251,7 +251,7 @@ func (a *Agent) activateDisk(ctx context.Context, r wire.ActivateRequest) (resul
 // prepareDevice gives a disk its device, fresh from the disk.
 func (a *Agent) prepareDevice(ctx context.Context, d wire.Disk) error {
 	if up, err := standing(d); err != nil || len(up) == 1 { // or else its disks are in use already, as they are
-		if err := freshen(d); err != nil {
+		if err := freshen(ctx, d); err != nil {
 			return err
 		}
 	}

@@ -246,3 +246,23 @@ func TestTell(t *testing.T) {
 		return nil
 	})
 }
+
+// TestReadyAtAddress: a service that listens at an address of the role only is ready.
+func TestReadyAtAddress(t *testing.T) {
+	for _, host := range []string{"10.77.0.2", "fd00::2"} {
+		inNamespace(t, func(mac string) error {
+			a := New(nil)
+			if err := a.network.setUp(identity(mac)); err != nil {
+				return err
+			}
+			l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			return a.awaitReady(ctx, wire.Service{Name: "web", Ready: l.Addr().(*net.TCPAddr).Port})
+		})
+	}
+}

@@ -112,7 +112,7 @@ func (a *Agent) startOne(ctx context.Context, s wire.Service) (begun bool, err e
 // as the service is to run here.
 func (a *Agent) followUnready(s wire.Service, u wire.Unready) {
 	for a.isStarted(s) {
-		if awaitReady(context.Background(), s) == nil && a.unitTrouble(context.Background(), s) == nil {
+		if a.awaitReady(context.Background(), s) == nil && a.unitTrouble(context.Background(), s) == nil {
 			a.notify(wire.TroubleNotice{What: "service " + s.Name + " is ready now", Ends: u.String()})
 			return
 		}
@@ -128,18 +128,25 @@ func (a *Agent) isStarted(s wire.Service) bool {
 		slices.ContainsFunc(a.units, func(u wire.Service) bool { return u.Name == s.Name })
 }
 
-func awaitReady(ctx context.Context, s wire.Service) error {
+// dialLimit is how long a service may take to answer at one of its addresses, before another is tried.
+const dialLimit = 3 * time.Second
+
+// awaitReady waits until a service answers, at the loopback or at an address of the role: it may
+// listen at that one only.
+func (a *Agent) awaitReady(ctx context.Context, s wire.Service) error {
 	if s.Ready == 0 {
 		return nil
 	}
-	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Ready))
-	var d net.Dialer
+	at := a.network.addresses()
+	d := net.Dialer{Timeout: dialLimit}
 	err := poll(ctx, readyLimit, func() (bool, error) {
-		conn, err := d.DialContext(ctx, "tcp", address)
-		if err != nil {
-			return false, nil // not yet
+		for _, host := range at {
+			conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(s.Ready)))
+			if err == nil {
+				return true, conn.Close()
+			}
 		}
-		return true, conn.Close()
+		return false, nil // not yet
 	})
 	if err != nil {
 		return fmt.Errorf("wait until service %s listens on port %d: %w", s.Name, s.Ready, err)

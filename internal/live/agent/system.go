@@ -55,7 +55,7 @@ func (a *Agent) keep() error {
 	}
 	s := state{Config: a.config, Units: a.units}
 	for _, m := range a.mounts {
-		s.Mounts = append(s.Mounts, stateMount{m.disk, m.dir})
+		s.Mounts = append(s.Mounts, stateMount{m.Name, m.Mount})
 	}
 	b, err := json.Marshal(s)
 	if err == nil {
@@ -101,7 +101,7 @@ func (a *Agent) resume() error {
 		if !mounts.On(m.Dir) {
 			continue
 		}
-		d := wire.Disk{Name: m.Disk} // of a rehearsal, if it is not the pair's
+		d := wire.Disk{Name: m.Disk, Mount: m.Dir} // of a rehearsal, if it is not the pair's
 		if known, err := a.disk(m.Disk); err == nil {
 			d = known
 		}
@@ -109,7 +109,7 @@ func (a *Agent) resume() error {
 		if err != nil {
 			return err
 		}
-		a.mounts = append(a.mounts, mounted{m.Disk, m.Dir, a.watchDisk(d, path)})
+		a.mounts = append(a.mounts, mounted{d, path, a.watchDisk(d, path)})
 	}
 	return a.keep()
 }

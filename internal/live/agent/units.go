@@ -48,7 +48,7 @@ type unitState map[string]string
 
 // show asks for properties of units, and gives them by unit.
 func (a *Agent) show(ctx context.Context, units ...string) (map[string]unitState, error) {
-	out, err := a.systemctl(ctx, append([]string{"show", "--property=Id,LoadState,ActiveState,Result,ConditionResult,DropInPaths"}, units...)...)
+	out, err := a.systemctl(ctx, append([]string{"show", "--property=Id,LoadState,ActiveState,Result,ConditionResult,FragmentPath,DropInPaths"}, units...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -85,12 +85,54 @@ func (a *Agent) checkUnit(ctx context.Context, name string) error {
 		err = errors.New("it has another name: " + strings.Join(slices.Sorted(maps.Keys(states)), ", "))
 	case s["LoadState"] != "loaded":
 		err = fmt.Errorf("systemd says that it is %s", s["LoadState"])
-	case !slices.ContainsFunc(strings.Fields(s["DropInPaths"]), func(p string) bool { return filepath.Base(p) == "understudy.conf" }):
-		err, advice = errors.New("it would start on either side"), "Prepare the root disk for it: understudy image prepare --unit "+name
 	default:
-		return nil
+		return startsByRole(name, append([]string{s["FragmentPath"]}, strings.Fields(s["DropInPaths"])...))
 	}
 	return hint.New("unit "+name, err, advice)
+}
+
+// startsByRole checks that a unit has the conditions of its role, and that none of its own is enough, by the
+// files that it is made of, in their order.
+func startsByRole(name string, files []string) error {
+	var all []string
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("read unit %s: %w", name, err)
+		}
+		all = triggers(all, string(b))
+	}
+	want := unit.RoleConditions(name)
+	for _, c := range want {
+		if !slices.Contains(all, c) {
+			return hint.New("unit "+name, errors.New("it would start on either side"), "Prepare the root disk for it: understudy image prepare --unit "+name)
+		}
+	}
+	for _, c := range all {
+		if !slices.Contains(want, c) {
+			return hint.New("unit "+name, fmt.Errorf("it would start on either side, since its own %s is enough", c),
+				"Write into /etc/systemd/system/"+name+".d/00-conditions.conf: [Unit], an empty ConditionPathExists=, which takes all conditions of the unit back, and those that it needs without the |.")
+		}
+	}
+	return nil
+}
+
+// triggers adds to the conditions of a unit of which one is enough (with |, systemd.unit(5)) those of one more
+// of its files, where an empty one takes back all that were before.
+func triggers(all []string, file string) []string {
+	for line := range strings.Lines(file) {
+		line = strings.TrimSpace(line)
+		name, value, ok := strings.Cut(line, "=")
+		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
+		switch {
+		case !ok || !strings.HasPrefix(name, "Condition"):
+		case value == "":
+			all = nil
+		case value[0] == '|':
+			all = append(all, name+"="+value)
+		}
+	}
+	return all
 }
 
 // startUnit starts a service as a unit, and returns when systemd says that it runs.
@@ -234,7 +276,7 @@ func (a *Agent) awaitService(ctx context.Context, s wire.Service) error {
 		limits = commandLimits
 	}
 	for n := 1; ; n++ {
-		err := awaitReady(ctx, s)
+		err := a.awaitReady(ctx, s)
 		if err == nil {
 			return nil
 		}

@@ -1,11 +1,15 @@
 package agent
 
 import (
+	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"understudy.dev/understudy/internal/live/unit"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -40,6 +44,36 @@ func FuzzParseShow(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestStartsByRole: a unit starts by role only if it has the conditions of that, and no other of which one
+// is enough.
+func TestStartsByRole(t *testing.T) {
+	ours := "[Unit]\n" + strings.Join(unit.RoleConditions("dhcp.service"), "\n") + "\n"
+	for name, tt := range map[string]struct {
+		files []string
+		want  string
+	}{
+		"prepared":           {[]string{"[Unit]\nConditionPathExists=/etc/dhcp\n[Service]\nExecCondition=|/bin/x\n", ours}, ""},
+		"not prepared":       {[]string{"[Unit]\n# ConditionPathExists=|/x\n"}, "image prepare --unit"},
+		"of its own":         {[]string{"[Unit]\nConditionPathExists = |/etc/ltsp\nConditionPathExists=|!/etc/dhcp\n", ours}, "ConditionPathExists=|/etc/ltsp is enough"},
+		"behind ours":        {[]string{"[Unit]\n", ours, "[Unit]\nConditionHost=|a\n"}, "ConditionHost=|a is enough"},
+		"its own taken back": {[]string{"[Unit]\nConditionPathExists=|/etc/ltsp\n", "[Unit]\nConditionPathExists=\n", ours}, ""},
+		"ours taken back":    {[]string{"[Unit]\n", ours, "[Unit]\nConditionHost=\n"}, "image prepare --unit"},
+	} {
+		var files []string
+		for i, text := range tt.files {
+			at := filepath.Join(t.TempDir(), fmt.Sprint(i))
+			if err := os.WriteFile(at, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, at)
+		}
+		err := startsByRole("dhcp.service", files)
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 func TestLiteral(t *testing.T) {

@@ -210,6 +210,9 @@ func (t *target) finish(mount int) {
 			t.fail(err)
 		}
 	}
+	if err := t.protect(mount); err != nil {
+		t.fail(err)
+	}
 	for _, fd := range []int{t.fd, t.plain} {
 		if fd > 0 {
 			unix.Close(fd)
@@ -217,7 +220,7 @@ func (t *target) finish(mount int) {
 	}
 }
 
-// complete sets size, holes, metadata, times and flags.
+// complete sets size, holes, metadata and times.
 func (t *target) complete() error {
 	if err := t.resize(); err != nil {
 		return err
@@ -232,18 +235,36 @@ func (t *target) complete() error {
 			return err
 		}
 	}
+	if err := setTimes(t.fd, timesOf(&t.file)); err != nil {
+		return fmt.Errorf("set times: %w", err)
+	}
+	return nil
+}
+
+// protect puts back what was taken off the file to write to it, or was by that, whatever came of the
+// writing: its capabilities, and the flags that forbid writing.
+func (t *target) protect(mount int) error {
 	if t.capability != nil {
 		if err := unix.Fsetxattr(t.fd, capabilityName, t.capability, 0); err != nil {
 			return fmt.Errorf("put capabilities back: %w", err)
 		}
 	}
-	if err := setTimes(t.fd, timesOf(&t.file)); err != nil {
-		return fmt.Errorf("set times: %w", err)
+	if !t.locked {
+		return nil
 	}
-	if t.locked {
+	if t.fd >= 0 {
 		return setFlags(t.fd, t.flags)
 	}
-	return nil
+	fh, err := t.handle()
+	if err != nil {
+		return err
+	}
+	fd, err := unix.OpenByHandleAt(mount, fh, unix.O_RDONLY|unix.O_NOATIME|unix.O_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("put inode flags back: %w", err)
+	}
+	defer unix.Close(fd)
+	return setFlags(fd, t.flags)
 }
 
 // resize sets the file's size if it is another one. To set it again frees what lies

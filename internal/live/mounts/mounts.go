@@ -4,6 +4,7 @@ package mounts
 import (
 	"iter"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,8 +29,12 @@ func (m *Mount) HasSuper(option string) bool { return has(m.super, option) }
 
 func has(options, option string) bool { return slices.Contains(strings.Split(options, ","), option) }
 
-// On reports whether something is mounted on a directory.
+// On reports whether something is mounted on a directory, or on what its symbolic links lead to, which
+// is what the kernel says.
 func On(dir string) bool {
+	if at, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = at
+	}
 	for m := range Here() {
 		if m.Dir == dir {
 			return true

@@ -1,6 +1,8 @@
 package mounts
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 )
@@ -28,6 +30,13 @@ short
 	}
 	if !On("/proc") || On("/proc/self") {
 		t.Error("/proc is not mounted here, or what is in it")
+	}
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink("/proc", link); err != nil {
+		t.Fatal(err)
+	}
+	if !On(link) {
+		t.Error("a link to /proc leads to nothing that is mounted")
 	}
 }
 

@@ -149,6 +149,8 @@ func (n *NIC) addressRules(i int, u *unique) {
 	} else {
 		n.gatewayRule(at("gateway6"), n.Address6, n.Gateway6, u.add)
 	}
+	u.oneGateway(at("gateway"), n.Gateway)
+	u.oneGateway(at("gateway6"), n.Gateway6)
 	for j, route := range n.Routes {
 		key := at(fmt.Sprintf("routes.%d", j))
 		if !route.To.IsValid() || !route.Via.IsValid() {
@@ -163,6 +165,16 @@ func (n *NIC) addressRules(i int, u *unique) {
 		case !n.reaches(route.Via):
 			u.add(key+".via", "correct it, or the length of the address's prefix", "%s is on none of the interface's networks", route.Via)
 		}
+	}
+}
+
+// oneGateway reports a second gateway of a family: its route would take the place of the first one's.
+func (u *unique) oneGateway(at string, gateway netip.Addr) {
+	if !gateway.IsValid() {
+		return
+	}
+	if first, taken := u.first(at, "gateway", strconv.FormatBool(gateway.Is4())); taken {
+		u.add(at, "keep one, and name the networks behind the other under its routes:", "there is one way to everything else, which is that of line %d", u.p.line(first))
 	}
 }
 

@@ -29,6 +29,8 @@ func TestNetworkRefuses(t *testing.T) {
 			`pair.yaml:7: nics.0.gateway6: 10.0.0.1 is not an IPv6 address; write e.g. fd00::1 or fe80::1`},
 		{"gateway of the other family", "bridge", "gateway: 'fd00::1', bridge",
 			`pair.yaml:7: nics.0.gateway: fd00::1 is not in 10.0.0.0/24; correct the gateway or the prefix length`},
+		{"two gateways", "bridge: br0}", "gateway: 10.0.0.1, gateway6: 'fe80::1', bridge: br0}\n- {name: m, mac: '52:54:00:00:00:03', address: 10.1.0.2/24, gateway: 10.1.0.1, bridge: br0}",
+			`pair.yaml:8: nics.1.gateway: there is one way to everything else, which is that of line 7; keep one, and name the networks behind the other under its routes:`},
 		{"routes are no list", "bridge", "routes: {to: 10.0.0.0/8}, bridge",
 			`pair.yaml:7: nics.0.routes: this is a mapping (key: value), and must be a list; see the example in the README`},
 		{"route without via", "bridge", "routes: [{to: 10.0.0.0/8}], bridge", `pair.yaml:7: nics.0.routes.0: key "via" is missing; add it`},

@@ -139,13 +139,19 @@ func (u *unique) checkAt(at, kind, value string) {
 	if value == "" {
 		return
 	}
-	first, ok := u.seen[[2]string{kind, value}]
-	if ok {
+	if first, taken := u.first(at, kind, value); taken {
 		u.add(at, "give each its own", "%s is taken (line %d)", value, u.p.line(first))
-		return
+	}
+}
+
+// first is the key where a value of some kind was seen before; if it was not, it is now.
+func (u *unique) first(at, kind, value string) (key string, before bool) {
+	if key, before = u.seen[[2]string{kind, value}]; before {
+		return key, true
 	}
 	if u.seen == nil {
 		u.seen = make(map[[2]string]string)
 	}
 	u.seen[[2]string{kind, value}] = at
+	return at, false
 }

@@ -57,10 +57,9 @@ Driver=virtio_net
 Unmanaged=yes
 `
 
-// unitDropIn has a unit of a pair's start where the role is, and nowhere else; outside of a pair
-// as before. Of conditions with | one has to hold (systemd.unit(5)).
+// unitDropIn has a unit of a pair's start by role.
 func unitDropIn(name string) string {
-	return head + "[Unit]\nConditionKernelCommandLine=|!" + unit.PairParameter + "\nConditionPathExists=|" + unit.RoleFile(name) + "\n"
+	return head + "[Unit]\n" + strings.Join(unit.RoleConditions(name), "\n") + "\n"
 }
 
 func dropInPath(name string) string { return path.Join(unitsPath, name+".d", dropIn) }

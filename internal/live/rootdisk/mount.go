@@ -1,10 +1,13 @@
 package rootdisk
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,15 +30,15 @@ type Disk struct {
 }
 
 // Open claims a disk and finds the root file system on it: that which has /etc/fstab, or
-// is the only one and has /usr. It is refused if somebody uses the disk, or has left it in the midst of
-// something.
-func Open(path string) (*Disk, error) {
+// is the only one and has /usr; in the partition of a number, if that is not 0. It is refused if somebody
+// uses the disk, or has left it in the midst of something, and if there are several.
+func Open(path string, part int) (*Disk, error) {
 	claim, err := fence.Take(path)
 	if err != nil {
 		return nil, err
 	}
 	d := &Disk{Path: path, claim: claim}
-	if err := d.find(); err != nil {
+	if err := d.find(part); err != nil {
 		return nil, errors.Join(err, claim.Close())
 	}
 	return d, nil
@@ -44,50 +47,79 @@ func Open(path string) (*Disk, error) {
 // Close lets the disk go.
 func (d *Disk) Close() error { return errors.Join(d.claim.Sync(), d.claim.Close()) }
 
-func (d *Disk) find() error {
+func (d *Disk) find(part int) error {
+	kinds, err := d.probe()
+	if err != nil {
+		return err
+	}
+	var roots []fileSystem
+	var numbers []string
+	for _, fs := range d.rest {
+		is, err := d.isRoot(fs)
+		switch {
+		case err != nil:
+			return err
+		case !is:
+			kinds = append(kinds, "ext4 without a system, as /boot is")
+		case part == 0 || part == fs.Number:
+			roots, numbers = append(roots, fs), append(numbers, strconv.Itoa(fs.Number))
+		default:
+			kinds = append(kinds, fmt.Sprintf("one in partition %d", fs.Number))
+		}
+	}
+	switch len(roots) {
+	case 1:
+		d.root, d.UUID = roots[0], roots[0].uuid
+		d.rest = slices.DeleteFunc(d.rest, func(fs fileSystem) bool { return fs.Off == d.root.Off })
+		return nil
+	case 0:
+		return hint.New("look at disk "+d.Path, fmt.Errorf("no root file system of the ext family %s, but %s", where(part), cmp.Or(strings.Join(kinds, ", "), "nothing that we know")),
+			"Name the raw image of a disk with a Linux root file system, ext3 or ext4, bare or in a partition.")
+	}
+	return hint.New("look at disk "+d.Path, fmt.Errorf("partitions %s have a root file system each", strings.Join(numbers, " and ")),
+		"Say which of them the pair is to boot: --partition N.")
+}
+
+func where(part int) string {
+	if part == 0 {
+		return "on it"
+	}
+	return fmt.Sprintf("in its partition %d", part)
+}
+
+// probe finds the file systems of the ext family on the disk, and tells what else there is.
+func (d *Disk) probe() (others []string, err error) {
 	parts, err := disk.Table(d.claim, d.claim.Size)
 	if errors.Is(err, disk.ErrNoTable) {
 		parts, err = []disk.Partition{{Len: d.claim.Size}}, nil
 	}
 	if err != nil {
-		return fmt.Errorf("look at disk %s: %w", d.Path, err)
+		return nil, fmt.Errorf("look at disk %s: %w", d.Path, err)
 	}
-	var kinds []string
 	for _, p := range parts {
 		fs, err := probe(d.claim, p)
 		if err != nil {
-			return hint.New("look at disk "+d.Path, err,
+			return nil, hint.New("look at disk "+d.Path, err,
 				"Boot the machine that it is of and shut it down in good order. If its kernel has died and its memory is there, first: understudy salvage apply.")
 		}
 		if fs.kind == "ext4" {
 			d.rest = append(d.rest, fs)
 		} else if fs.kind != "" {
-			kinds = append(kinds, fs.kind)
+			others = append(others, fs.kind)
 		}
 	}
-	for i, fs := range d.rest {
-		is := false
-		if err := d.on(fs, func(root *os.Root) error {
-			_, fstab := root.Stat(fstabPath)
-			_, usr := root.Stat("usr")
-			is = fstab == nil || usr == nil && len(d.rest) == 1
-			return nil
-		}); err != nil {
-			return err
-		}
-		if is {
-			d.root, d.UUID = fs, fs.uuid
-			d.rest = append(d.rest[:i:i], d.rest[i+1:]...)
-			return nil
-		}
-		kinds = append(kinds, "ext4 without a system, as /boot is")
-	}
-	found := "nothing that we know"
-	if len(kinds) > 0 {
-		found = strings.Join(kinds, ", ")
-	}
-	return hint.New("look at disk "+d.Path, fmt.Errorf("no root file system of the ext family on it, but %s", found),
-		"Name the raw image of a disk with a Linux root file system, ext3 or ext4, bare or in a partition.")
+	return others, nil
+}
+
+// isRoot says whether a file system is a system's root.
+func (d *Disk) isRoot(fs fileSystem) (is bool, err error) {
+	err = d.on(fs, func(root *os.Root) error {
+		_, fstab := root.Stat(fstabPath)
+		_, usr := root.Stat("usr")
+		is = fstab == nil || usr == nil && len(d.rest) == 1
+		return nil
+	})
+	return is, err
 }
 
 // on has a file system mounted, where nobody else sees it, while do runs.

@@ -97,7 +97,7 @@ func TestPrepare(t *testing.T) {
 			if err := os.WriteFile(program, []byte("the agent"), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			d, err := Open(path)
+			d, err := Open(path, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -135,7 +135,7 @@ func TestPrepare(t *testing.T) {
 			if now["usr/lib/understudy/understudy"] != "the agent" || !strings.Contains(now["etc/fstab"], "\n#understudy: UUID=2 /srv") || len(now) != len(before)+5 {
 				t.Errorf("the disk has %q", now)
 			}
-			if d, err = Open(path); err != nil {
+			if d, err = Open(path, 0); err != nil {
 				t.Fatal(err)
 			}
 			if err := errors.Join(d.Undo(tell), d.Close()); err != nil {
@@ -158,7 +158,7 @@ func TestPrepare(t *testing.T) {
 // leads out of it is left as it is.
 func TestPrepareRefuses(t *testing.T) {
 	open := func(path string) error {
-		d, err := Open(path)
+		d, err := Open(path, 0)
 		if err != nil {
 			return err
 		}
@@ -237,7 +237,7 @@ func TestNoRoot(t *testing.T) {
 			if err := errors.Join(err, magic, f.Truncate(73<<20), f.Close()); err != nil {
 				t.Fatal(err)
 			}
-			d, err := Open(path)
+			d, err := Open(path, 0)
 			if err == nil {
 				d.Close()
 			}
@@ -248,6 +248,37 @@ func TestNoRoot(t *testing.T) {
 	}
 }
 
+// TestSeveralRoots: of two systems on a disk none is taken by chance, and each can be named.
+func TestSeveralRoots(t *testing.T) {
+	path := image(t, tree(t), true)
+	one, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry := one[446+16:]
+	copy(entry, one[446:462])
+	binary.LittleEndian.PutUint32(entry[8:], 65<<11)
+	if err := os.WriteFile(path, append(one, one[1<<20:]...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := Open(path, 0); err == nil || !strings.Contains(err.Error(), "partitions 1 and 2 have a root file system each") {
+		t.Errorf("%v, %v", d, err)
+	}
+	d, err := Open(path, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.root.Number != 2 || len(d.rest) != 1 || d.rest[0].Number != 1 {
+		t.Errorf("root %+v, beside %+v", d.root, d.rest)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := Open(path, 3); err == nil || !strings.Contains(err.Error(), "in its partition 3, but one in partition 1, one in partition 2") {
+		t.Errorf("%v, %v", d, err)
+	}
+}
+
 // TestInitramfsNames: an initramfs is taken by whatever name its distribution gives it.
 func TestInitramfsNames(t *testing.T) {
 	for _, name := range []string{"initramfs-6.1.0-10-amd64.img", "initrd-6.1.0-10-amd64"} {
@@ -255,7 +286,7 @@ func TestInitramfsNames(t *testing.T) {
 		if err := os.Rename(filepath.Join(dir, "boot/initrd.img-6.1.0-10-amd64"), filepath.Join(dir, "boot", name)); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(image(t, dir, false))
+		d, err := Open(image(t, dir, false), 0)
 		if err != nil {
 			t.Fatal(err)
 		}

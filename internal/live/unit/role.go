@@ -12,3 +12,9 @@ const (
 
 // RoleFile is there while a unit has to run here: a condition of it.
 func RoleFile(name string) string { return StateDir + "/role/" + name }
+
+// RoleConditions have a unit start where the role is, and nowhere else in a pair; outside of one as
+// before. Of conditions with | one has to hold (systemd.unit(5)), so a unit must have no others.
+func RoleConditions(name string) []string {
+	return []string{"ConditionKernelCommandLine=|!" + PairParameter, "ConditionPathExists=|" + RoleFile(name)}
+}
