@@ -31,13 +31,16 @@ func TestLook(t *testing.T) {
 	if !slices.Equal(m.Online, []uint32{0, 2}) || !slices.Equal(m.Free(), []uint32{4, 6}) {
 		t.Errorf("online %v, free %v", m.Online, m.Free())
 	}
-	for name, bad := range map[string]string{
-		"proc/cpuinfo":   "processor : 0\napicid : 7\n", // not in the firmware's list
-		"proc/iomem":     "00000000-00000000 : System RAM\n",
-		acpiDir + "APIC": "", acpiDir + "MCFG": "", acpiDir + "FACP": "",
+	for _, c := range []struct{ name, bad string }{
+		{"proc/cpuinfo", "processor : 0\napicid : 7\n"},                        // not in the firmware's list
+		{"proc/cpuinfo", "processor : 1\napicid : 2\ninitial apicid : 2\n"},    // without the boot CPU
+		{"proc/cpuinfo", "processor : 0\napicid : 2\ninitial apicid : 0\n"},    // has another number than CPUID says
+		{"proc/cpuinfo", "processor : 0\napicid : none\ninitial apicid : 0\n"}, // no number
+		{"proc/iomem", "00000000-00000000 : System RAM\n"},
+		{acpiDir + "APIC", ""}, {acpiDir + "MCFG", ""}, {acpiDir + "FACP", ""},
 	} {
-		if _, err := Look(root(map[string]string{name: bad})); err == nil {
-			t.Errorf("%s of %q was taken", name, bad)
+		if _, err := Look(root(map[string]string{c.name: c.bad})); err == nil {
+			t.Errorf("%s of %q was taken", c.name, c.bad)
 		}
 	}
 }

@@ -87,19 +87,29 @@ func parseFile[T any](root fs.FS, name string, into *T, parse func([]byte) (T, e
 
 func parseResources(b []byte) ([]Resource, error) { return ParseResources(bytes.NewReader(b)) }
 
-// parseCPUInfo takes the APIC numbers out of /proc/cpuinfo (arch/x86/kernel/cpu/proc.c).
+// parseCPUInfo takes the APIC numbers out of /proc/cpuinfo (arch/x86/kernel/cpu/proc.c), that of the
+// machine's boot CPU first: it must be online. A CPU whose number is not the one that it began with,
+// which CPUID has (initial apicid; older AMD ones), is refused: when it is parked it says so in the
+// place of another.
 func parseCPUInfo(b []byte) ([]uint32, error) {
 	var ids []uint32
 	for line := range strings.Lines(string(b)) {
-		key, value, ok := strings.Cut(line, ":")
-		if !ok || strings.TrimSpace(key) != "apicid" {
+		key, value, _ := strings.Cut(line, ":")
+		key, value = strings.TrimSpace(key), strings.TrimSpace(value)
+		if !slices.Contains([]string{"processor", "apicid", "initial apicid"}, key) {
 			continue
 		}
-		id, err := strconv.ParseUint(strings.TrimSpace(value), 10, 32)
-		if err != nil {
-			return nil, err
+		id, err := strconv.ParseUint(value, 10, 32)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("%s: %w", key, err)
+		case key == "processor" && len(ids) == 0 && id != 0:
+			return nil, errors.New("the machine's boot CPU, CPU 0, is offline, and would be started: bring it online")
+		case key == "apicid":
+			ids = append(ids, uint32(id))
+		case key == "initial apicid" && (len(ids) == 0 || uint32(id) != ids[len(ids)-1]):
+			return nil, fmt.Errorf("a CPU had APIC number %d at first and has another now: such CPUs cannot be told apart when they are stopped", id)
 		}
-		ids = append(ids, uint32(id))
 	}
 	if len(ids) == 0 {
 		return nil, errors.New("no CPU has an APIC number")
