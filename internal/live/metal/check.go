@@ -56,6 +56,7 @@ func (m *Machine) Check(root fs.FS, k Running) []Finding {
 	c.destinations(reserved)
 	c.broadcast()
 	c.iommu()
+	c.pci()
 	c.virtualFunctions()
 	c.encryption()
 	c.kdump()

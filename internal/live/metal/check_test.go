@@ -64,8 +64,8 @@ func TestCheck(t *testing.T) {
 		{"encrypted", map[string]string{"proc/cmdline": "mem_encrypt=on " + good}, fakeKernel{words: words}, []string{"memory encryption"}},
 		{"encrypted by default", nil, fakeKernel{words: map[string]uint32{"x2apic_mode": 0, "irq_remapping_enabled": 0, "cc_vendor": 1}}, []string{"memory encryption"}},
 		{"encrypted by default, by AMD", nil, fakeKernel{words: words, mask: 1 << 47}, []string{"memory encryption"}},
-		{"virtual functions", map[string]string{"sys/bus/pci/devices/0000:01:00.0/sriov_numvfs": "2\n"}, fakeKernel{words: words}, []string{"virtual functions"}},
-		{"no virtual functions", map[string]string{"sys/bus/pci/devices/0000:01:00.0/sriov_numvfs": "0\n"}, fakeKernel{words: words}, nil},
+		{"virtual functions", map[string]string{"sys/devices/pci0000:00/0000:00:01.0/sriov_numvfs": "2\n"}, fakeKernel{words: words}, []string{"virtual functions"}},
+		{"no virtual functions", map[string]string{"sys/devices/pci0000:00/0000:00:01.0/sriov_numvfs": "0\n"}, fakeKernel{words: words}, nil},
 		{"kdump", map[string]string{"sys/kernel/kexec_crash_loaded": "1\n"}, fakeKernel{words: words}, []string{"kdump"}},
 		{"kdump after all", map[string]string{"sys/module/kernel/parameters/crash_kexec_post_notifiers": "Y\n"}, fakeKernel{words: words}, []string{"kdump"}},
 		{"kdump before", map[string]string{"sys/module/kernel/parameters/crash_kexec_post_notifiers": "N\n"}, fakeKernel{words: words}, nil},
@@ -84,6 +84,7 @@ func TestCheck(t *testing.T) {
 		{"no PC", map[string]string{acpiDir + "APIC": ""}, fakeKernel{words: words}, []string{"machine"}},
 	} {
 		files := root(map[string]string{"proc/cmdline": good})
+		files["sys/bus/pci/devices/0000:00:01.0"] = link("../../../devices/pci0000:00/0000:00:01.0")
 		for name, text := range c.files {
 			files[name] = &fstest.MapFile{Data: []byte(text)}
 		}
