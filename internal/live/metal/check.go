@@ -140,6 +140,9 @@ func (c *checker) memory() bool {
 	if err == nil {
 		err = r.Left(c.machine.Resources)
 	}
+	if err == nil && c.machine.reserved == nil {
+		err = r.given(c.root)
+	}
 	if err != nil {
 		c.add("memory", false, adviceInstall, "%v", err)
 		return false

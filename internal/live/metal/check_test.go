@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -97,6 +98,40 @@ func TestCheck(t *testing.T) {
 		}
 		if !slices.Equal(unfit, c.unfit) {
 			t.Errorf("%s: unfit are %v, not %v", c.name, unfit, c.unfit)
+		}
+	}
+}
+
+// TestGiven: memory that firmware has come to use for itself is not the understudy's, whatever memmap= says.
+func TestGiven(t *testing.T) {
+	for _, c := range []struct{ name, kind, end, wrong string }{
+		{"as it was", "System RAM", "0x7ffdffff", ""},
+		{"a hole", "System RAM", "0x7bffffff", "0x7be00000-0x7fe00000"},
+		{"firmware's own", "Reserved", "0x7ffdffff", "0x20000-0x60000"},
+		{"no number", "System RAM", "x", "invalid syntax"},
+	} {
+		files := root(map[string]string{"proc/cmdline": "iomem=relaxed no_ipi_broadcast=1 " + reserved + "\n"})
+		for i, r := range []struct{ start, end, kind string }{
+			{"0x0", "0x9fbff", c.kind}, {"0x100000", "0x3fffffff", "System RAM"}, {"0x40000000", c.end, "System RAM"},
+			{"0x7ffe0000", "0x7fffffff", "Reserved"}, {"0x100000000", "0x17fffffff", "System RAM"},
+		} {
+			at := "sys/firmware/memmap/" + strconv.Itoa(i)
+			files[at+"/start"], files[at+"/end"], files[at+"/type"] = file(r.start+"\n"), file(r.end+"\n"), file(r.kind+"\n")
+		}
+		m, err := Look(files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := m.Check(files, fakeKernel{})[1]
+		if got.What != "memory" || got.Fit != (c.wrong == "") || !strings.Contains(got.Detail, c.wrong) {
+			t.Errorf("%s: %+v", c.name, got)
+		}
+		m.reserved = new(Reservation) // beside an understudy that has taken over, whose map is of our own making
+		if *m.reserved, err = ParseReservation(reserved); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.Check(files, fakeKernel{})[1]; !got.Fit {
+			t.Errorf("%s, again: %+v", c.name, got)
 		}
 	}
 }
