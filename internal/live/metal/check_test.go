@@ -71,6 +71,11 @@ func TestCheck(t *testing.T) {
 		{"kdump after all", map[string]string{"sys/module/kernel/parameters/crash_kexec_post_notifiers": "Y\n"}, fakeKernel{words: words}, []string{"kdump"}},
 		{"kdump before", map[string]string{"sys/module/kernel/parameters/crash_kexec_post_notifiers": "N\n"}, fakeKernel{words: words}, nil},
 		{"panic", map[string]string{"proc/sys/kernel/panic": "10\n"}, fakeKernel{words: words}, []string{"panic"}},
+		{"kexec", map[string]string{"sys/kernel/kexec_loaded": "1\n"}, fakeKernel{words: words}, []string{"kexec"}},
+		{"no kexec", map[string]string{"sys/kernel/kexec_loaded": "0\n"}, fakeKernel{words: words}, nil},
+		{"hard lockup", map[string]string{"proc/sys/kernel/hardlockup_panic": "1\n", "proc/sys/kernel/unknown_nmi_panic": "0\n"}, fakeKernel{words: words}, []string{"panic by NMI"}},
+		{"no hard lockup", map[string]string{"proc/sys/kernel/hardlockup_panic": "0\n"}, fakeKernel{words: words}, nil},
+		{"button", map[string]string{"proc/sys/kernel/unknown_nmi_panic": "1\n"}, fakeKernel{words: words}, []string{"panic by NMI"}},
 		{"watchdog", map[string]string{"sys/class/watchdog/watchdog0/state": "active\n"}, fakeKernel{words: words}, []string{"watchdogs"}},
 		{"idle watchdog", map[string]string{"sys/class/watchdog/watchdog0/state": "inactive\n"}, fakeKernel{words: words}, nil},
 		{"watchdog without a state", map[string]string{"sys/class/watchdog/watchdog0/dev": "248:0\n"}, fakeKernel{words: words}, []string{"watchdogs"}},
@@ -145,6 +150,7 @@ func TestStill(t *testing.T) {
 		{"another CPU", "proc/cpuinfo", "apicid : 0\napicid : 2\napicid : 4\n", "APIC number 4"},
 		{"more memory", "proc/iomem", iomemReserved + "200000000-27fffffff : System RAM\n", "other memory"},
 		{"kdump", "sys/kernel/kexec_crash_loaded", "1\n", "kdump"},
+		{"kexec -l", "sys/kernel/kexec_loaded", "1\n", "kexec"},
 		{"no PC", acpiDir + "APIC", "", "APIC"},
 	} {
 		files := root(map[string]string{"proc/cmdline": "iomem=relaxed no_ipi_broadcast=1 " + reserved + "\n"})
