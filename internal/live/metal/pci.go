@@ -129,12 +129,22 @@ func Silence(s Segment, roots []byte) (mute []string, err error) {
 		return nil, fmt.Errorf("silence devices: %w", err)
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	for _, f := range all {
-		if err := f.silence(); err != nil {
-			return nil, fmt.Errorf("silence devices: %w", err)
-		}
+	if err := silence(all); err != nil {
+		return nil, fmt.Errorf("silence devices: %w", err)
 	}
 	return reset(all), nil
+}
+
+// silence silences functions, what is behind a bridge before that: a bridge that may not master the bus
+// answers what comes from behind it with an error (PCI Express Base 5.0, 7.5.1.1.3), which a server's firmware
+// may reset the machine for.
+func silence(all []*function) error {
+	for _, f := range slices.Backward(all) {
+		if err := f.silence(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // readyLimit is how long a device may take from its reset until it answers, as Linux has it

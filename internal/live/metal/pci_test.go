@@ -94,6 +94,32 @@ func TestSilenceWired(t *testing.T) {
 	}
 }
 
+// noted is a bus that notes whose commands were written.
+type noted struct {
+	*window
+	bus   int
+	order *[]int
+}
+
+func (n noted) store32(off int, v uint32) {
+	*n.order = append(*n.order, n.bus)
+	n.window.store32(off, v)
+}
+
+// TestSilenceOrder: a bridge is silenced after what is behind it.
+func TestSilenceOrder(t *testing.T) {
+	var all []*function
+	var order []int
+	for n := range 3 { // as functions has them
+		w := bus()
+		put(w, 0, 0, headerBridge, byte(n+1), 2)
+		all = append(all, functionsOf(noted{w, n, &order}, n, 0)...)
+	}
+	if err := silence(all); err != nil || !slices.Equal(order, []int{2, 1, 0}) {
+		t.Errorf("buses %v in this order, %v", order, err)
+	}
+}
+
 // late is a bus on which nothing answers before a time, and some devices are not ready before
 // another.
 type late struct {
