@@ -158,9 +158,10 @@ const (
 // reset resets what answers behind bridges, and waits until it answers again: the kernel looks for
 // devices once. mute are those that do not.
 func reset(all []*function) (mute []string) {
-	var reset []*function
+	var reset []*function // the outermost bridges: their reset is that of all behind them, which must not be asked meanwhile
 	for _, f := range all {
-		if f.resets(all) {
+		inner := slices.ContainsFunc(reset, func(b *function) bool { return slices.Contains(b.behind(), byte(f.bus)) })
+		if !inner && f.resets(all) {
 			f.store(pciBridgeControl, f.load(pciBridgeControl)|bridgeReset)
 			reset = append(reset, f)
 		}
@@ -183,12 +184,11 @@ func reset(all []*function) (mute []string) {
 	return mute
 }
 
-// below are the devices right behind bridges that were reset, but for what is behind another: that
-// one has forgotten its buses, and nothing can be asked there.
+// below are the devices right behind bridges that were reset. A bridge among them has forgotten its buses, and
+// nothing can be asked there.
 func below(reset, all []*function) (devices []*function) {
 	for _, f := range all {
-		reached := slices.DeleteFunc(slices.Clone(reset), func(b *function) bool { return !slices.Contains(b.behind(), byte(f.bus)) })
-		if f.num == 0 && len(reached) == 1 && byte(f.bus) == reached[0].secondaryBuses[0] {
+		if f.num == 0 && slices.ContainsFunc(reset, func(b *function) bool { return byte(f.bus) == b.secondaryBuses[0] }) {
 			devices = append(devices, f)
 		}
 	}

@@ -173,6 +173,9 @@ func TestReset(t *testing.T) {
 				if all[1].load(pciBridgeControl)&bridgeReset != 0 {
 					t.Error("the bridge stays in reset")
 				}
+				if got := binary.LittleEndian.Uint32(second.data[pciBridgeControl:]); got != 0 {
+					t.Errorf("%#x was written to a bridge that was in reset", got)
+				}
 			})
 		})
 	}
