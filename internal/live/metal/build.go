@@ -164,11 +164,11 @@ func memoryMap(m *Machine, r Reservation) []E820 {
 		{Range{mid + midMemory, r.Mid.End}, e820RAM},
 		{r.High, e820RAM},
 	}
-	var reserved, devices []Range
+	reserved, devices := Memory(m.Resources), []Range(nil)
 	for _, res := range m.Resources {
 		switch {
 		case res.Depth > 0:
-		case res.Name == SystemRAM, res.Name == "Reserved", strings.HasPrefix(res.Name, "ACPI "), strings.HasPrefix(res.Name, "Unusable"):
+		case res.Name == "Reserved", strings.HasPrefix(res.Name, "ACPI "), strings.HasPrefix(res.Name, "Unusable"):
 			reserved = append(reserved, res.Range)
 		}
 	}

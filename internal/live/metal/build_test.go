@@ -185,7 +185,7 @@ func TestBuildRefused(t *testing.T) {
 
 // TestMemoryMap: the understudy has its own memory, no other, and nothing twice.
 func TestMemoryMap(t *testing.T) {
-	testMemoryMap(t, iomemReserved)
+	testMemoryMap(t, iomemReserved+kmem)
 	testMemoryMap(t, strings.Replace(iomemReserved, "c0000000-febfffff", "c0000000-febfffff : Reserved\n  c0000000-febfffff", 1))
 }
 

@@ -30,7 +30,7 @@ const (
 // Reserve chooses what to reserve on a machine with these resources; high is the size of
 // the understudy's memory, in bytes.
 func Reserve(resources []Resource, high uint64) (Reservation, error) {
-	return reserveOf(Memory(resources), high)
+	return reserveOf(firmwareMemory(resources), high)
 }
 
 // reserveOf is Reserve of pieces of memory.
