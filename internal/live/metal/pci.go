@@ -218,3 +218,33 @@ func (f *function) resets(all []*function) bool {
 	buses := f.behind()
 	return slices.ContainsFunc(all, func(o *function) bool { return slices.Contains(buses, byte(o.bus)) })
 }
+
+// The list of capabilities in a configuration space of pciConfigSize bytes (PCI Local Bus 3.0, 6.7): whether there
+// is one, where it begins, and two of their numbers.
+const (
+	pciConfigSize   = 256
+	pciStatus       = 0x06
+	statusList      = 1 << 4
+	pciCapabilities = 0x34
+	pciHeaderSize   = 0x40
+	capabilityMSI   = 0x05
+	capabilityMSIX  = 0x11
+)
+
+// messages says whether a function with that configuration space can interrupt by messages.
+func messages(b []byte) bool {
+	next := int(b[pciCapabilities] &^ 3)
+	if b[pciStatus]&statusList == 0 {
+		return false
+	}
+	for range (pciConfigSize - pciHeaderSize) / 4 { // no more fit, unless they go in a circle
+		if next < pciHeaderSize {
+			return false
+		}
+		if id := b[next]; id == capabilityMSI || id == capabilityMSIX {
+			return true
+		}
+		next = int(b[next+1] &^ 3)
+	}
+	return false
+}

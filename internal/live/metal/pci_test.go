@@ -183,3 +183,51 @@ func TestReset(t *testing.T) {
 		t.Errorf("%v are behind no bridge", mute)
 	}
 }
+
+// configuration is a configuration space with capabilities of these numbers, the last of which leads back to the first
+// if round.
+func configuration(round bool, ids ...byte) []byte {
+	b := make([]byte, pciConfigSize)
+	at := pciCapabilities
+	for i, id := range ids {
+		b[pciStatus] |= statusList
+		next := pciHeaderSize + 8*i
+		b[at], b[next] = byte(next), id
+		at = next + 1
+	}
+	if round {
+		b[at] = pciHeaderSize
+	}
+	return b
+}
+
+func TestMessages(t *testing.T) {
+	hidden := configuration(false, capabilityMSI)
+	hidden[pciStatus] = 0
+	for _, c := range []struct {
+		name string
+		b    []byte
+		want bool
+	}{
+		{"none", configuration(false), false},
+		{"MSI", configuration(false, 0x01, 0x10, capabilityMSI), true},
+		{"MSI-X", configuration(false, capabilityMSIX, 0x01), true},
+		{"others", configuration(false, 0x01, 0x12), false},
+		{"in a circle", configuration(true, 0x01, 0x12), false},
+		{"no list", hidden, false},
+	} {
+		if got := messages(c.b); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
+
+func FuzzMessages(f *testing.F) {
+	f.Add(configuration(false, 0x01, capabilityMSI))
+	f.Add(configuration(true, 0x01))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) >= pciConfigSize && messages(b) && b[pciStatus]&statusList == 0 {
+			t.Error("there is no list")
+		}
+	})
+}
