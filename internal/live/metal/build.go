@@ -152,7 +152,8 @@ func place(high Range, k *Kernel, image []byte) (at uint64, where Range, err err
 var ioAPICs = Range{0xfec00000, fourGiB}
 
 // memoryMap is the machine as the understudy sees it: its own memory, and all else that is
-// not of a device reserved.
+// not of a device reserved. A kernel may give a host bridge nothing that is (arch/x86/kernel/resource.c,
+// remove_e820_regions).
 func memoryMap(m *Machine, r Reservation) []E820 {
 	low, mid := r.Low.Start+lowMemory, r.Mid.Start
 	out := []E820{
@@ -163,16 +164,23 @@ func memoryMap(m *Machine, r Reservation) []E820 {
 		{Range{mid + midMemory, r.Mid.End}, e820RAM},
 		{r.High, e820RAM},
 	}
-	others := []Range{ioAPICs}
-	for _, s := range m.Segments {
-		others = append(others, Range{s.Base + uint64(s.FirstBus)<<20, s.Base + (uint64(s.LastBus)+1)<<20})
-	}
+	reserved, devices := Memory(m.Resources), []Range(nil)
 	for _, res := range m.Resources {
 		switch {
 		case res.Depth > 0:
-		case res.Name == SystemRAM, res.Name == "Reserved", strings.HasPrefix(res.Name, "ACPI "), strings.HasPrefix(res.Name, "Unusable"):
-			others = append(others, res.Range)
+		case res.Name == "Reserved", strings.HasPrefix(res.Name, "ACPI "), strings.HasPrefix(res.Name, "Unusable"):
+			reserved = append(reserved, res.Range)
 		}
+	}
+	for _, w := range windows(m.Resources, 1<<20) {
+		devices = append(devices, w.Range)
+	}
+	others := []Range{ioAPICs}
+	for _, o := range union(reserved) {
+		others = append(others, without(o, devices...)...)
+	}
+	for _, s := range m.Segments {
+		others = append(others, Range{s.Base + uint64(s.FirstBus)<<20, s.Base + (uint64(s.LastBus)+1)<<20})
 	}
 	for _, o := range union(others) {
 		for _, rest := range without(o, r.Low, r.Mid, r.High) {

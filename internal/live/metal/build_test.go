@@ -31,13 +31,16 @@ func TestLook(t *testing.T) {
 	if !slices.Equal(m.Online, []uint32{0, 2}) || !slices.Equal(m.Free(), []uint32{4, 6}) {
 		t.Errorf("online %v, free %v", m.Online, m.Free())
 	}
-	for name, bad := range map[string]string{
-		"proc/cpuinfo":   "processor : 0\napicid : 7\n", // not in the firmware's list
-		"proc/iomem":     "00000000-00000000 : System RAM\n",
-		acpiDir + "APIC": "", acpiDir + "MCFG": "", acpiDir + "FACP": "",
+	for _, c := range []struct{ name, bad string }{
+		{"proc/cpuinfo", "processor : 0\napicid : 7\n"},                        // not in the firmware's list
+		{"proc/cpuinfo", "processor : 1\napicid : 2\ninitial apicid : 2\n"},    // without the boot CPU
+		{"proc/cpuinfo", "processor : 0\napicid : 2\ninitial apicid : 0\n"},    // has another number than CPUID says
+		{"proc/cpuinfo", "processor : 0\napicid : none\ninitial apicid : 0\n"}, // no number
+		{"proc/iomem", "00000000-00000000 : System RAM\n"},
+		{acpiDir + "APIC", ""}, {acpiDir + "MCFG", ""}, {acpiDir + "FACP", ""},
 	} {
-		if _, err := Look(root(map[string]string{name: bad})); err == nil {
-			t.Errorf("%s of %q was taken", name, bad)
+		if _, err := Look(root(map[string]string{c.name: c.bad})); err == nil {
+			t.Errorf("%s of %q was taken", c.name, c.bad)
 		}
 	}
 }
@@ -52,6 +55,15 @@ func TestBridges(t *testing.T) {
 	}
 	if len(got) != 2 || got[0].LastBus != 0x7f || got[1].FirstBus != 0x80 || got[1].LastBus != 0xff || len(got[0].memory) != 3 || len(got[0].ports) != 2 {
 		t.Errorf("%+v", got)
+	}
+	// As firmware that has the buses' memory reserved makes the list.
+	nested, _ := machine(t, map[string]string{"proc/iomem": strings.NewReplacer(
+		"c0000000-febfffff", "c0000000-febfffff : Reserved\n  c0000000-febfffff",
+		"380000000-b7fffffff", "380000000-b7fffffff : Reserved\n  380000000-3ffffffff : PCI Bus 0000:80\n    380000000-3800fffff : PCI Bus 0000:81\n  400000000-b7fffffff",
+	).Replace(iomemReserved)})
+	inside, err := nested.bridges()
+	if err != nil || len(inside) != 2 || len(inside[0].memory) != 3 || inside[1].FirstBus != 0x80 || len(inside[1].memory) != 1 {
+		t.Errorf("%+v, %v", inside, err)
 	}
 	m.Segments[0].LastBus = 0x7f
 	if got, err := m.bridges(); err == nil {
@@ -173,7 +185,12 @@ func TestBuildRefused(t *testing.T) {
 
 // TestMemoryMap: the understudy has its own memory, no other, and nothing twice.
 func TestMemoryMap(t *testing.T) {
-	m, r := machine(t, nil)
+	testMemoryMap(t, iomemReserved+kmem)
+	testMemoryMap(t, strings.Replace(iomemReserved, "c0000000-febfffff", "c0000000-febfffff : Reserved\n  c0000000-febfffff", 1))
+}
+
+func testMemoryMap(t *testing.T, list string) {
+	m, r := machine(t, map[string]string{"proc/iomem": list})
 	all := memoryMap(m, r)
 	for i, e := range all {
 		if e.Type == e820RAM && !slices.ContainsFunc([]Range{r.Low, r.Mid, r.High}, func(o Range) bool { return o.Contains(e.Range) }) {
@@ -188,7 +205,7 @@ func TestMemoryMap(t *testing.T) {
 			t.Errorf("%v of the active kernel is not reserved", used)
 		}
 	}
-	for _, device := range []Range{{0x80000000, 0xb0000000}, {0x380000000, 0xb80000000}} {
+	for _, device := range []Range{{0x80000000, 0xb0000000}, {0xc0000000, 0xfec00000}, {0x380000000, 0xb80000000}} {
 		if slices.ContainsFunc(all, func(e E820) bool { return e.overlaps(device) }) {
 			t.Errorf("%v of devices is taken", device)
 		}

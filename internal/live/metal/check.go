@@ -56,9 +56,11 @@ func (m *Machine) Check(root fs.FS, k Running) []Finding {
 	c.destinations(reserved)
 	c.broadcast()
 	c.iommu()
+	c.pci()
 	c.virtualFunctions()
 	c.encryption()
 	c.kdump()
+	c.kexec()
 	c.panic()
 	c.watchdogs()
 	c.fred()
@@ -138,6 +140,9 @@ func (c *checker) memory() bool {
 	r, err := c.machine.Reservation()
 	if err == nil {
 		err = r.Left(c.machine.Resources)
+	}
+	if err == nil && c.machine.reserved == nil {
+		err = r.given(c.root)
 	}
 	if err != nil {
 		c.add("memory", false, adviceInstall, "%v", err)
@@ -278,12 +283,34 @@ func (c *checker) kdump() {
 		"%s", pick(loaded, "a crash kernel is loaded: it would run in the place of a takeover", "no crash kernel is loaded"))
 }
 
+// kexec: a kernel that is started in the place of this one (kexec -e) without a reset would be in the middle of
+// its boot when the silence of this one is a death, and may have its memory where the understudy's is:
+// its list is the firmware's (Documentation/ABI/testing/sysfs-kernel-kexec).
+func (c *checker) kexec() {
+	b, err := fs.ReadFile(c.root, "sys/kernel/kexec_loaded")
+	loaded := err == nil && strings.TrimSpace(string(b)) != "0"
+	c.add("kexec", !loaded, "Unload it: kexec -u.", "%s", pick(loaded, "another kernel is loaded, to be started in the place of this one", "no other kernel is loaded"))
+}
+
+// nmiPanics are settings that make a panic of an NMI (Documentation/admin-guide/sysctl/kernel.rst).
+var nmiPanics = []string{"hardlockup_panic", "unknown_nmi_panic", "panic_on_unrecovered_nmi", "panic_on_io_nmi"}
+
 // panic: a kernel that resets the machine some seconds after its panic would reset the
-// understudy (Documentation/admin-guide/sysctl/kernel.rst, panic).
+// understudy (Documentation/admin-guide/sysctl/kernel.rst, panic). One inside of an NMI, as of a boot CPU that
+// hangs with interrupts off (hardlockup_panic, which some distributions set), leaves that CPU where no other
+// NMI stops it; without, its silence is a death that can be taken over from.
 func (c *checker) panic() {
 	b, err := fs.ReadFile(c.root, "proc/sys/kernel/panic")
 	stays := err == nil && strings.TrimSpace(string(b)) == "0"
 	c.add("panic", stays, "Set kernel.panic=0.", "%s", pick(stays, "leaves the machine to the understudy", "resets the machine"))
+	var on []string
+	for _, name := range nmiPanics {
+		if b, err := fs.ReadFile(c.root, "proc/sys/kernel/"+name); err == nil && strings.TrimSpace(string(b)) != "0" {
+			on = append(on, "kernel."+name)
+		}
+	}
+	c.add("panic by NMI", len(on) == 0, "Set to 0: "+strings.Join(on, ", ")+".",
+		"%s", pick(len(on) == 0, "none", strings.Join(on, ", ")+" would leave the boot CPU where it cannot be stopped"))
 }
 
 // watchdogs: one that the dead kernel fed resets the machine (Documentation/ABI/testing/

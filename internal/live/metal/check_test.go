@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -64,12 +65,17 @@ func TestCheck(t *testing.T) {
 		{"encrypted", map[string]string{"proc/cmdline": "mem_encrypt=on " + good}, fakeKernel{words: words}, []string{"memory encryption"}},
 		{"encrypted by default", nil, fakeKernel{words: map[string]uint32{"x2apic_mode": 0, "irq_remapping_enabled": 0, "cc_vendor": 1}}, []string{"memory encryption"}},
 		{"encrypted by default, by AMD", nil, fakeKernel{words: words, mask: 1 << 47}, []string{"memory encryption"}},
-		{"virtual functions", map[string]string{"sys/bus/pci/devices/0000:01:00.0/sriov_numvfs": "2\n"}, fakeKernel{words: words}, []string{"virtual functions"}},
-		{"no virtual functions", map[string]string{"sys/bus/pci/devices/0000:01:00.0/sriov_numvfs": "0\n"}, fakeKernel{words: words}, nil},
+		{"virtual functions", map[string]string{"sys/devices/pci0000:00/0000:00:01.0/sriov_numvfs": "2\n"}, fakeKernel{words: words}, []string{"virtual functions"}},
+		{"no virtual functions", map[string]string{"sys/devices/pci0000:00/0000:00:01.0/sriov_numvfs": "0\n"}, fakeKernel{words: words}, nil},
 		{"kdump", map[string]string{"sys/kernel/kexec_crash_loaded": "1\n"}, fakeKernel{words: words}, []string{"kdump"}},
 		{"kdump after all", map[string]string{"sys/module/kernel/parameters/crash_kexec_post_notifiers": "Y\n"}, fakeKernel{words: words}, []string{"kdump"}},
 		{"kdump before", map[string]string{"sys/module/kernel/parameters/crash_kexec_post_notifiers": "N\n"}, fakeKernel{words: words}, nil},
 		{"panic", map[string]string{"proc/sys/kernel/panic": "10\n"}, fakeKernel{words: words}, []string{"panic"}},
+		{"kexec", map[string]string{"sys/kernel/kexec_loaded": "1\n"}, fakeKernel{words: words}, []string{"kexec"}},
+		{"no kexec", map[string]string{"sys/kernel/kexec_loaded": "0\n"}, fakeKernel{words: words}, nil},
+		{"hard lockup", map[string]string{"proc/sys/kernel/hardlockup_panic": "1\n", "proc/sys/kernel/unknown_nmi_panic": "0\n"}, fakeKernel{words: words}, []string{"panic by NMI"}},
+		{"no hard lockup", map[string]string{"proc/sys/kernel/hardlockup_panic": "0\n"}, fakeKernel{words: words}, nil},
+		{"button", map[string]string{"proc/sys/kernel/unknown_nmi_panic": "1\n"}, fakeKernel{words: words}, []string{"panic by NMI"}},
 		{"watchdog", map[string]string{"sys/class/watchdog/watchdog0/state": "active\n"}, fakeKernel{words: words}, []string{"watchdogs"}},
 		{"idle watchdog", map[string]string{"sys/class/watchdog/watchdog0/state": "inactive\n"}, fakeKernel{words: words}, nil},
 		{"watchdog without a state", map[string]string{"sys/class/watchdog/watchdog0/dev": "248:0\n"}, fakeKernel{words: words}, []string{"watchdogs"}},
@@ -84,6 +90,7 @@ func TestCheck(t *testing.T) {
 		{"no PC", map[string]string{acpiDir + "APIC": ""}, fakeKernel{words: words}, []string{"machine"}},
 	} {
 		files := root(map[string]string{"proc/cmdline": good})
+		files["sys/bus/pci/devices/0000:00:01.0"] = link("../../../devices/pci0000:00/0000:00:01.0")
 		for name, text := range c.files {
 			files[name] = &fstest.MapFile{Data: []byte(text)}
 		}
@@ -100,6 +107,40 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// TestGiven: memory that firmware has come to use for itself is not the understudy's, whatever memmap= says.
+func TestGiven(t *testing.T) {
+	for _, c := range []struct{ name, kind, end, wrong string }{
+		{"as it was", "System RAM", "0x7ffdffff", ""},
+		{"a hole", "System RAM", "0x7bffffff", "0x7be00000-0x7fe00000"},
+		{"firmware's own", "Reserved", "0x7ffdffff", "0x20000-0x60000"},
+		{"no number", "System RAM", "x", "invalid syntax"},
+	} {
+		files := root(map[string]string{"proc/cmdline": "iomem=relaxed no_ipi_broadcast=1 " + reserved + "\n"})
+		for i, r := range []struct{ start, end, kind string }{
+			{"0x0", "0x9fbff", c.kind}, {"0x100000", "0x3fffffff", "System RAM"}, {"0x40000000", c.end, "System RAM"},
+			{"0x7ffe0000", "0x7fffffff", "Reserved"}, {"0x100000000", "0x17fffffff", "System RAM"},
+		} {
+			at := "sys/firmware/memmap/" + strconv.Itoa(i)
+			files[at+"/start"], files[at+"/end"], files[at+"/type"] = file(r.start+"\n"), file(r.end+"\n"), file(r.kind+"\n")
+		}
+		m, err := Look(files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := m.Check(files, fakeKernel{})[1]
+		if got.What != "memory" || got.Fit != (c.wrong == "") || !strings.Contains(got.Detail, c.wrong) {
+			t.Errorf("%s: %+v", c.name, got)
+		}
+		m.reserved = new(Reservation) // beside an understudy that has taken over, whose map is of our own making
+		if *m.reserved, err = ParseReservation(reserved); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.Check(files, fakeKernel{})[1]; !got.Fit {
+			t.Errorf("%s, again: %+v", c.name, got)
+		}
+	}
+}
+
 // TestStill: what a machine becomes, or gets, after the start of an understudy ends it.
 func TestStill(t *testing.T) {
 	k := fakeKernel{words: map[string]uint32{"x2apic_mode": 0, "irq_remapping_enabled": 0}}
@@ -109,6 +150,7 @@ func TestStill(t *testing.T) {
 		{"another CPU", "proc/cpuinfo", "apicid : 0\napicid : 2\napicid : 4\n", "APIC number 4"},
 		{"more memory", "proc/iomem", iomemReserved + "200000000-27fffffff : System RAM\n", "other memory"},
 		{"kdump", "sys/kernel/kexec_crash_loaded", "1\n", "kdump"},
+		{"kexec -l", "sys/kernel/kexec_loaded", "1\n", "kexec"},
 		{"no PC", acpiDir + "APIC", "", "APIC"},
 	} {
 		files := root(map[string]string{"proc/cmdline": "iomem=relaxed no_ipi_broadcast=1 " + reserved + "\n"})

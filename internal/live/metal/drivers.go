@@ -117,8 +117,25 @@ func onPCI(root fs.FS, at string) (dirs []string, err error) {
 		if err := belowPCI(d); err != nil {
 			return nil, err
 		}
+		if err := interrupts(root, d); err != nil {
+			return nil, err
+		}
 	}
 	return dirs, nil
+}
+
+// interrupts says why the function that a device hangs on could not tell an understudy anything: that has no
+// I/O APIC, and hears messages only. A function whose configuration is not to be seen passes.
+func interrupts(root fs.FS, at string) error {
+	for !pciFunction.MatchString(path.Base(at)) {
+		if at = path.Dir(at); at == "." {
+			return nil
+		}
+	}
+	if b, err := fs.ReadFile(root, at+"/config"); err != nil || len(b) < pciConfigSize || messages(b) {
+		return nil
+	}
+	return fmt.Errorf("%s, which it hangs on, has no interrupts by messages (MSI), and an understudy has no others: use another controller, or another mode of it (AHCI in the place of IDE)", path.Base(at))
 }
 
 // cardOf is onPCI of an interface, with its transceiver first, if that has a driver of its own

@@ -135,10 +135,14 @@ func (p *Processors) entry(e []byte) error {
 	default:
 		return nil
 	}
-	if id > maxAPIC {
-		return fmt.Errorf("a CPU with APIC number %d", id)
-	}
-	if slices.Contains(p.IDs, id) {
+	switch twice := slices.Contains(p.IDs, id); {
+	case e[0] == madtLocalAPIC && id > maxAPIC, id == ^uint32(0): // none, to Linux too (arch/x86/kernel/acpi/boot.c)
+		return nil
+	case id > maxAPIC:
+		return fmt.Errorf("a CPU with APIC number %d, which cannot be reached in xAPIC mode", id)
+	case twice && e[0] == madtLocalX2APIC: // firmware may have a CPU as of both kinds
+		return nil
+	case twice:
 		return fmt.Errorf("APIC number %d is there twice", id)
 	}
 	p.IDs = append(p.IDs, id)

@@ -5,9 +5,18 @@ import (
 	"testing"
 )
 
+// madtOf is a MADT with that in it, and the local APIC at 0.
+func madtOf(b ...byte) []byte { return finish(append(newTable("APIC", 4, make([]byte, 8)), b...)) }
+
 func TestFirmware(t *testing.T) {
 	p, err := ParseMADT(firmwareMADT(0, 2, 4, 6))
 	if err != nil || !slices.Equal(p.IDs, []uint32{0, 2, 4, 6}) || p.APIC != 0xfee00000 {
+		t.Errorf("%+v, %v", p, err)
+	}
+	// CPUs as of both kinds, and entries that are none.
+	both := append(clone(firmwareMADT(0, 2, 255)), madtOf(9, 16, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0)[acpiHeader+8:]...)
+	both = append(both, madtOf(9, 16, 0, 0, 255, 255, 255, 255, 1, 0, 0, 0, 0, 0, 0, 0)[acpiHeader+8:]...)
+	if p, err := ParseMADT(finish(both)); err != nil || !slices.Equal(p.IDs, []uint32{0, 2}) {
 		t.Errorf("%+v, %v", p, err)
 	}
 	want := []Segment{{Base: 0xb0000000, LastBus: 255}, {Base: 0xc0000000, Group: 1, FirstBus: 3, LastBus: 4}}
@@ -27,7 +36,6 @@ func TestFirmware(t *testing.T) {
 func TestFirmwareRefused(t *testing.T) {
 	wrong := clone(firmwareMADT(0, 1))
 	wrong[40]++ // its checksum
-	entry := func(b ...byte) []byte { return finish(append(newTable("APIC", 4, make([]byte, 8)), b...)) }
 	for name, b := range map[string][]byte{
 		"nothing":            nil,
 		"another table":      firmwareMCFG(Segment{Base: 1 << 20}),
@@ -35,11 +43,11 @@ func TestFirmwareRefused(t *testing.T) {
 		"cut short":          firmwareMADT(0, 1)[:40],
 		"no CPU":             firmwareMADT(),
 		"twice":              firmwareMADT(0, 1, 1),
-		"number 255":         firmwareMADT(0, 255),
-		"an entry of no len": entry(0, 0),
-		"an entry too long":  entry(0, 200, 0, 0),
-		"x2APIC number":      entry(9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0),
-		"no APIC":            entry(0, 8, 0, 0, 1, 0, 0, 0),
+		"number 255 alone":   firmwareMADT(255),
+		"an entry of no len": madtOf(0, 0),
+		"an entry too long":  madtOf(0, 200, 0, 0),
+		"x2APIC number":      madtOf(9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0),
+		"no APIC":            madtOf(0, 8, 0, 0, 1, 0, 0, 0),
 	} {
 		if p, err := ParseMADT(b); err == nil {
 			t.Errorf("%s: %+v", name, p)

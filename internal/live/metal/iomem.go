@@ -2,6 +2,7 @@ package metal
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -91,22 +92,26 @@ func parseResource(line string) (Resource, error) {
 // SystemRAM is the name of memory that a kernel uses.
 const SystemRAM = "System RAM"
 
-// named are the ranges of a name, at any depth, in ascending order.
-func named(all []Resource, name string) []Range {
-	var out []Range
+// firmwareMemory is the memory that a kernel has from its firmware, in ascending order: what memmap= can reserve.
+func firmwareMemory(all []Resource) (out []Range) {
 	for _, r := range all {
-		if r.Name == name {
+		if r.Name == SystemRAM {
 			out = append(out, r.Range)
 		}
 	}
-	slices.SortFunc(out, func(a, b Range) int {
-		if a.Start < b.Start {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(out, func(a, b Range) int { return cmp.Compare(a.Start, b.Start) })
 	return out
 }
 
-// Memory is the memory that the running kernel uses.
-func Memory(all []Resource) []Range { return named(all, SystemRAM) }
+// Memory is the memory that the running kernel uses, in ascending order: that of the firmware, and what drivers have
+// added, as of CXL ("System RAM (kmem)"; drivers/dax/kmem.c, drivers/virtio/virtio_mem.c).
+func Memory(all []Resource) []Range {
+	out := firmwareMemory(all)
+	for _, r := range all {
+		if strings.HasPrefix(r.Name, SystemRAM+" (") {
+			out = append(out, r.Range)
+		}
+	}
+	slices.SortFunc(out, func(a, b Range) int { return cmp.Compare(a.Start, b.Start) })
+	return out
+}

@@ -6,6 +6,9 @@ import (
 	"testing"
 )
 
+// kmem is memory of CXL that a driver has added.
+const kmem = "c00000000-dffffffff : Soft Reserved\n  c00000000-dffffffff : dax0.0\n    c00000000-dffffffff : System RAM (kmem)\n"
+
 func TestParseResources(t *testing.T) {
 	all, err := ParseResources(strings.NewReader(iomem))
 	if err != nil {
@@ -17,6 +20,16 @@ func TestParseResources(t *testing.T) {
 	}
 	if r := all[7]; r.Name != "Kernel code" || r.Depth != 1 {
 		t.Errorf("%+v is not the kernel's code, in memory", r)
+	}
+	// Memory that a driver has added is the kernel's, and is not there yet when memmap= is.
+	if all, err = ParseResources(strings.NewReader(iomem + kmem)); err != nil {
+		t.Fatal(err)
+	}
+	if got := Memory(all); !slices.Equal(got, append(want, Range{0xc00000000, 0xe00000000})) {
+		t.Errorf("memory is %v", got)
+	}
+	if r, err := Reserve(all, 1<<30); err != nil || r.High.Start >= 0xc00000000 {
+		t.Errorf("%v is reserved, %v", r, err)
 	}
 	for _, bad := range []string{
 		"", "nonsense\n", "10-1 : backwards\n", "0-ffffffffffffffff : all\n", "x-1 : no number\n",

@@ -87,19 +87,29 @@ func parseFile[T any](root fs.FS, name string, into *T, parse func([]byte) (T, e
 
 func parseResources(b []byte) ([]Resource, error) { return ParseResources(bytes.NewReader(b)) }
 
-// parseCPUInfo takes the APIC numbers out of /proc/cpuinfo (arch/x86/kernel/cpu/proc.c).
+// parseCPUInfo takes the APIC numbers out of /proc/cpuinfo (arch/x86/kernel/cpu/proc.c), that of the
+// machine's boot CPU first: it must be online. A CPU whose number is not the one that it began with,
+// which CPUID has (initial apicid; older AMD ones), is refused: when it is parked it says so in the
+// place of another.
 func parseCPUInfo(b []byte) ([]uint32, error) {
 	var ids []uint32
 	for line := range strings.Lines(string(b)) {
-		key, value, ok := strings.Cut(line, ":")
-		if !ok || strings.TrimSpace(key) != "apicid" {
+		key, value, _ := strings.Cut(line, ":")
+		key, value = strings.TrimSpace(key), strings.TrimSpace(value)
+		if !slices.Contains([]string{"processor", "apicid", "initial apicid"}, key) {
 			continue
 		}
-		id, err := strconv.ParseUint(strings.TrimSpace(value), 10, 32)
-		if err != nil {
-			return nil, err
+		id, err := strconv.ParseUint(value, 10, 32)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("%s: %w", key, err)
+		case key == "processor" && len(ids) == 0 && id != 0:
+			return nil, errors.New("the machine's boot CPU, CPU 0, is offline, and would be started: bring it online")
+		case key == "apicid":
+			ids = append(ids, uint32(id))
+		case key == "initial apicid" && (len(ids) == 0 || uint32(id) != ids[len(ids)-1]):
+			return nil, fmt.Errorf("a CPU had APIC number %d at first and has another now: such CPUs cannot be told apart when they are stopped", id)
 		}
-		ids = append(ids, uint32(id))
 	}
 	if len(ids) == 0 {
 		return nil, errors.New("no CPU has an APIC number")
@@ -131,7 +141,7 @@ func (m *Machine) others() []uint32 {
 func (m *Machine) bridges() ([]bridge, error) {
 	var out []bridge
 	at := func(name string) *bridge {
-		text, ok := strings.CutPrefix(name, "PCI Bus ")
+		text, ok := strings.CutPrefix(name, busPrefix)
 		group, bus, ok2 := strings.Cut(text, ":")
 		g, err := strconv.ParseUint(group, 16, 16)
 		b, err2 := strconv.ParseUint(bus, 16, 8)
@@ -146,13 +156,13 @@ func (m *Machine) bridges() ([]bridge, error) {
 		out = append(out, bridge{Segment: Segment{Group: uint16(g), FirstBus: uint8(b)}})
 		return &out[len(out)-1]
 	}
-	for _, r := range m.Resources {
-		if b := at(r.Name); r.Depth == 0 && b != nil && r.Start >= 1<<20 { // below: VGA
+	for _, r := range windows(m.Resources, 1<<20) { // below: VGA
+		if b := at(r.Name); b != nil {
 			b.memory = append(b.memory, r.Range)
 		}
 	}
-	for _, r := range m.Ports {
-		if b := at(r.Name); r.Depth == 0 && b != nil {
+	for _, r := range windows(m.Ports, 0) {
+		if b := at(r.Name); b != nil {
 			b.ports = append(b.ports, r.Range)
 		}
 	}
@@ -169,6 +179,22 @@ func (m *Machine) bridges() ([]bridge, error) {
 		return nil, errors.New("find PCI: no host bridge is in /proc/iomem")
 	}
 	return out, nil
+}
+
+// busPrefix begins the names of what buses of PCI get.
+const busPrefix = "PCI Bus "
+
+// windows are what host bridges pass on from an address: what is a bus's, and in nothing of another bus.
+// Firmware may have all of it reserved, and the list has it in that then (arch/x86/kernel/e820.c,
+// e820__reserve_resources_late).
+func windows(all []Resource, from uint64) (out []Resource) {
+	for _, r := range all {
+		behind := len(out) > 0 && out[len(out)-1].Depth < r.Depth && out[len(out)-1].Contains(r.Range)
+		if strings.HasPrefix(r.Name, busPrefix) && r.Start >= from && !behind {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 // place gives a bridge its configuration space. Its buses end where the next one's begin.

@@ -129,12 +129,22 @@ func Silence(s Segment, roots []byte) (mute []string, err error) {
 		return nil, fmt.Errorf("silence devices: %w", err)
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	for _, f := range all {
-		if err := f.silence(); err != nil {
-			return nil, fmt.Errorf("silence devices: %w", err)
-		}
+	if err := silence(all); err != nil {
+		return nil, fmt.Errorf("silence devices: %w", err)
 	}
 	return reset(all), nil
+}
+
+// silence silences functions, what is behind a bridge before that: a bridge that may not master the bus
+// answers what comes from behind it with an error (PCI Express Base 5.0, 7.5.1.1.3), which a server's firmware
+// may reset the machine for.
+func silence(all []*function) error {
+	for _, f := range slices.Backward(all) {
+		if err := f.silence(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // readyLimit is how long a device may take from its reset until it answers, as Linux has it
@@ -148,9 +158,10 @@ const (
 // reset resets what answers behind bridges, and waits until it answers again: the kernel looks for
 // devices once. mute are those that do not.
 func reset(all []*function) (mute []string) {
-	var reset []*function
+	var reset []*function // the outermost bridges: their reset is that of all behind them, which must not be asked meanwhile
 	for _, f := range all {
-		if f.resets(all) {
+		inner := slices.ContainsFunc(reset, func(b *function) bool { return slices.Contains(b.behind(), byte(f.bus)) })
+		if !inner && f.resets(all) {
 			f.store(pciBridgeControl, f.load(pciBridgeControl)|bridgeReset)
 			reset = append(reset, f)
 		}
@@ -173,12 +184,11 @@ func reset(all []*function) (mute []string) {
 	return mute
 }
 
-// below are the devices right behind bridges that were reset, but for what is behind another: that
-// one has forgotten its buses, and nothing can be asked there.
+// below are the devices right behind bridges that were reset. A bridge among them has forgotten its buses, and
+// nothing can be asked there.
 func below(reset, all []*function) (devices []*function) {
 	for _, f := range all {
-		reached := slices.DeleteFunc(slices.Clone(reset), func(b *function) bool { return !slices.Contains(b.behind(), byte(f.bus)) })
-		if f.num == 0 && len(reached) == 1 && byte(f.bus) == reached[0].secondaryBuses[0] {
+		if f.num == 0 && slices.ContainsFunc(reset, func(b *function) bool { return byte(f.bus) == b.secondaryBuses[0] }) {
 			devices = append(devices, f)
 		}
 	}
@@ -207,4 +217,34 @@ func (f *function) behind() []byte {
 func (f *function) resets(all []*function) bool {
 	buses := f.behind()
 	return slices.ContainsFunc(all, func(o *function) bool { return slices.Contains(buses, byte(o.bus)) })
+}
+
+// The list of capabilities in a configuration space of pciConfigSize bytes (PCI Local Bus 3.0, 6.7): whether there
+// is one, where it begins, and two of their numbers.
+const (
+	pciConfigSize   = 256
+	pciStatus       = 0x06
+	statusList      = 1 << 4
+	pciCapabilities = 0x34
+	pciHeaderSize   = 0x40
+	capabilityMSI   = 0x05
+	capabilityMSIX  = 0x11
+)
+
+// messages says whether a function with that configuration space can interrupt by messages.
+func messages(b []byte) bool {
+	next := int(b[pciCapabilities] &^ 3)
+	if b[pciStatus]&statusList == 0 {
+		return false
+	}
+	for range (pciConfigSize - pciHeaderSize) / 4 { // no more fit, unless they go in a circle
+		if next < pciHeaderSize {
+			return false
+		}
+		if id := b[next]; id == capabilityMSI || id == capabilityMSIX {
+			return true
+		}
+		next = int(b[next+1] &^ 3)
+	}
+	return false
 }

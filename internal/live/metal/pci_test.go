@@ -94,6 +94,32 @@ func TestSilenceWired(t *testing.T) {
 	}
 }
 
+// noted is a bus that notes whose commands were written.
+type noted struct {
+	*window
+	bus   int
+	order *[]int
+}
+
+func (n noted) store32(off int, v uint32) {
+	*n.order = append(*n.order, n.bus)
+	n.window.store32(off, v)
+}
+
+// TestSilenceOrder: a bridge is silenced after what is behind it.
+func TestSilenceOrder(t *testing.T) {
+	var all []*function
+	var order []int
+	for n := range 3 { // as functions has them
+		w := bus()
+		put(w, 0, 0, headerBridge, byte(n+1), 2)
+		all = append(all, functionsOf(noted{w, n, &order}, n, 0)...)
+	}
+	if err := silence(all); err != nil || !slices.Equal(order, []int{2, 1, 0}) {
+		t.Errorf("buses %v in this order, %v", order, err)
+	}
+}
+
 // late is a bus on which nothing answers before a time, and some devices are not ready before
 // another.
 type late struct {
@@ -147,10 +173,61 @@ func TestReset(t *testing.T) {
 				if all[1].load(pciBridgeControl)&bridgeReset != 0 {
 					t.Error("the bridge stays in reset")
 				}
+				if got := binary.LittleEndian.Uint32(second.data[pciBridgeControl:]); got != 0 {
+					t.Errorf("%#x was written to a bridge that was in reset", got)
+				}
 			})
 		})
 	}
 	if mute := reset([]*function{{bus: 0}}); mute != nil {
 		t.Errorf("%v are behind no bridge", mute)
 	}
+}
+
+// configuration is a configuration space with capabilities of these numbers, the last of which leads back to the first
+// if round.
+func configuration(round bool, ids ...byte) []byte {
+	b := make([]byte, pciConfigSize)
+	at := pciCapabilities
+	for i, id := range ids {
+		b[pciStatus] |= statusList
+		next := pciHeaderSize + 8*i
+		b[at], b[next] = byte(next), id
+		at = next + 1
+	}
+	if round {
+		b[at] = pciHeaderSize
+	}
+	return b
+}
+
+func TestMessages(t *testing.T) {
+	hidden := configuration(false, capabilityMSI)
+	hidden[pciStatus] = 0
+	for _, c := range []struct {
+		name string
+		b    []byte
+		want bool
+	}{
+		{"none", configuration(false), false},
+		{"MSI", configuration(false, 0x01, 0x10, capabilityMSI), true},
+		{"MSI-X", configuration(false, capabilityMSIX, 0x01), true},
+		{"others", configuration(false, 0x01, 0x12), false},
+		{"in a circle", configuration(true, 0x01, 0x12), false},
+		{"no list", hidden, false},
+	} {
+		if got := messages(c.b); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
+
+func FuzzMessages(f *testing.F) {
+	f.Add(configuration(false, 0x01, capabilityMSI))
+	f.Add(configuration(true, 0x01))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) >= pciConfigSize && messages(b) && b[pciStatus]&statusList == 0 {
+			t.Error("there is no list")
+		}
+	})
 }

@@ -3,6 +3,7 @@ package metal
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,7 +30,7 @@ const (
 // Reserve chooses what to reserve on a machine with these resources; high is the size of
 // the understudy's memory, in bytes.
 func Reserve(resources []Resource, high uint64) (Reservation, error) {
-	return reserveOf(Memory(resources), high)
+	return reserveOf(firmwareMemory(resources), high)
 }
 
 // reserveOf is Reserve of pieces of memory.
@@ -177,6 +178,42 @@ func (r Reservation) Left(resources []Resource) error {
 		in := func(res Resource) bool { return res.Depth == 0 && res.Name == "Reserved" && res.Contains(want) }
 		if !slices.ContainsFunc(resources, in) {
 			return fmt.Errorf("%v is not reserved in /proc/iomem", want)
+		}
+	}
+	return nil
+}
+
+// given says whether firmware gives the reserved memory to kernels still, and has nothing of its own there:
+// it may lie elsewhere with other settings or modules, and memmap= is what it was
+// (Documentation/ABI/testing/sysfs-firmware-memmap). What a kernel does not tell is not known.
+func (r Reservation) given(root fs.FS) error {
+	const dir = "sys/firmware/memmap/"
+	all, _ := fs.ReadDir(root, dir[:len(dir)-1]) // none: a kernel without CONFIG_FIRMWARE_MEMMAP
+	var memory []Range
+	for _, e := range all {
+		kind, err := fs.ReadFile(root, dir+e.Name()+"/type")
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(string(kind)) != SystemRAM {
+			continue
+		}
+		var ends [2]uint64
+		for i, name := range []string{"/start", "/end"} {
+			b, err := fs.ReadFile(root, dir+e.Name()+name)
+			if err == nil {
+				ends[i], err = strconv.ParseUint(strings.TrimSpace(string(b)), 0, 64)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		memory = append(memory, Range{ends[0], ends[1] + 1})
+	}
+	memory = union(memory)
+	for _, want := range []Range{r.Low, r.Mid, r.High} {
+		if len(all) > 0 && !slices.ContainsFunc(memory, func(m Range) bool { return m.Contains(want) }) {
+			return fmt.Errorf("%v, which is reserved for the understudy, is not all memory that the firmware leaves to kernels: its map has changed since metal install. Run understudy metal remove, and boot, first", want)
 		}
 	}
 	return nil
