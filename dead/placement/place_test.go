@@ -57,6 +57,12 @@ var kinds = []struct {
 	{"inline", "-t ext4 -O inline_data -I 512", 32},
 	{"inline without extents", "-t ext4 -O inline_data,^extent,^64bit", 32},
 	{"quota", "-t ext4 -O quota -E quotatype=usrquota:grpquota", 32},
+	{"packed", "-t ext4 -b 1024 -g 1024 -E packed_meta_blocks=1", 48},
+	{"8k", "-t ext4 -b 8192", 64},
+	{"16k", "-t ext4 -b 16384 -O ^metadata_csum", 64},
+	{"sparse_super2", "-t ext4 -b 1024 -g 1024 -O sparse_super2,^resize_inode", 48},
+	{"large inodes", "-t ext4 -b 1024 -I 1024 -O ^flex_bg", 32},
+	{"bigalloc-1k-64k", "-t ext4 -b 1024 -O bigalloc -C 65536", 128},
 }
 
 func (d *disk) debugfs(script string) string {
@@ -83,7 +89,8 @@ func emptyDisk(t testing.TB, options string, size int) string {
 	if err := os.Truncate(path, int64(size)<<20); err != nil {
 		t.Fatal(err)
 	}
-	args := append(strings.Fields(options), "-qF", "-N", "256", "-E", "lazy_itable_init=1", path)
+	args := append([]string{"-qF", "-N", "256", "-E", "lazy_itable_init=1"}, strings.Fields(options)...)
+	args = append(args, path)
 	if out, err := exec.Command("mke2fs", args...).CombinedOutput(); err != nil {
 		t.Fatalf("mke2fs %q: %v: %s", args, err, out)
 	}
