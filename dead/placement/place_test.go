@@ -57,6 +57,7 @@ var kinds = []struct {
 	{"inline", "-t ext4 -O inline_data -I 512", 32},
 	{"inline without extents", "-t ext4 -O inline_data,^extent,^64bit", 32},
 	{"quota", "-t ext4 -O quota -E quotatype=usrquota:grpquota", 32},
+	{"ea_inode", "-t ext4 -O ea_inode -I 256", 32},
 	{"packed", "-t ext4 -b 1024 -g 1024 -E packed_meta_blocks=1", 48},
 	{"8k", "-t ext4 -b 8192", 64},
 	{"16k", "-t ext4 -b 16384 -O ^metadata_csum", 64},
@@ -124,9 +125,18 @@ func makeDisk(t testing.TB, options string, size int, rng *rand.Rand) *disk {
 		}
 		fmt.Fprintf(&script, "punch f4 10 12\npunch f9 4 5\n")
 	}
+	if d.fs.Super.Incompat&(ext4.IncompatEAInode|ext4.IncompatInlineData) == ext4.IncompatEAInode {
+		value := filepath.Join(t.TempDir(), "value")
+		if err := os.WriteFile(value, bytes.Repeat([]byte("large"), 3000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for n := 0; n < 24; n += 4 {
+			fmt.Fprintf(&script, "ea_set -f %s f%d user.l\nea_set f%d user.s small\n", value, n, n)
+		}
+	}
 	d.debugfs(script.String())
-	if d.fs.Super.ROCompat&ext4.ROCompatQuota != 0 {
-		// mke2fs and debugfs do not count. That it has something to count is no fault.
+	if d.fs.Super.ROCompat&ext4.ROCompatQuota != 0 || d.fs.Super.Incompat&ext4.IncompatEAInode != 0 {
+		// mke2fs and debugfs do not count, or wrongly. That it has something to count is no fault.
 		_ = exec.Command("e2fsck", "-fy", d.path).Run()
 	}
 	d.load()
