@@ -125,7 +125,7 @@ var Rare = []Config{
 	{Name: "stripe", Type: "ext4", Options: "stripe=64", Mkfs: mkfs(), Extended: ",stride=16,stripe_width=64", Features: extents},
 	// What e2fsprogs makes from 1.47.1 on.
 	{Name: "today", Type: "ext4", Mkfs: mkfs("-O", "metadata_csum_seed,orphan_file"), Features: extents, Without: []string{"5.10"}},
-	{Name: "journal-outside", Type: "ext4", Options: "journal_path=/dev/vdb", Mkfs: mkfs("-O", "^has_journal"), Features: extents, Outside: true, Refused: "external journal"},
+	{Name: "journal-outside", Type: "ext4", Options: "journal_path=/dev/vdb", Mkfs: mkfs("-O", "^has_journal"), Features: extents, Outside: true, Refused: "the journal is on another device"},
 	{Name: "journal_checksum", Type: "ext4", Options: "journal_checksum", Mkfs: mkfs("-O", "^metadata_csum"), Features: extents},
 	// With data=ordered it is refused (ext4_load_and_init_journal).
 	{Name: "async_commit", Type: "ext4", Options: "journal_async_commit,data=writeback", Mkfs: mkfs(), Features: extents},

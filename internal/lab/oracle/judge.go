@@ -227,7 +227,7 @@ func (c *Crashed) judgeRefused(plain, rescued string, r *Result) error {
 		return err
 	case !same:
 		r.Verdict, r.Error = Differs, "the rescue changed the disk"
-	case r.Rescue.Exit != 1 || !strings.Contains(r.Rescue.Said, c.Config.Refused):
+	case r.Rescue.Exit == 0 || !strings.Contains(r.Rescue.Said, c.Config.Refused):
 		r.Verdict, r.Error = Failed, fmt.Sprintf("status %d, and not refused by name: %s", r.Rescue.Exit, r.Rescue.Said)
 	default:
 		r.Verdict = Refused
