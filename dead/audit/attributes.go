@@ -37,6 +37,9 @@ func (c *checker) checkExtra(i *inode) error {
 	if extra >= room-4 || binary.LittleEndian.Uint32(raw[128+extra:]) != attributeMagic {
 		return nil
 	}
+	if i.old != nil && len(i.old.raw) == len(raw) && bytes.Equal(i.old.raw[128:130], raw[128:130]) && bytes.Equal(i.old.raw[128+extra:], raw[128+extra:]) {
+		return nil // as they were
+	}
 	if err := checkEntries(raw[128+extra+4:], 0); err != nil {
 		return fmt.Errorf("inode %d: %w", i.number, err)
 	}

@@ -107,6 +107,7 @@ type checker struct {
 	different map[addr.Block]struct{} // blocks that are not as they were
 	against   *view                   // which blocks these are; new, but for excuse
 	unclaimed unclaimed               // those of them that belong to no inode looked at so far
+	strays    map[uint64][]uint32     // see apart
 	tables    []tableBlock
 	groups    map[uint32]struct{} // touched
 	inodes    map[addr.Ino]*inode // touched

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/ext4"
@@ -142,18 +143,26 @@ func (c *checker) descriptors(b addr.Block) uint64 {
 }
 
 // region returns where the bitmaps and tables are of the groups that lie
-// together.
+// together, and of those that have some of theirs among them.
 func (c *checker) region(n uint64, regions map[uint64]*region) (*region, error) {
 	if r, ok := regions[n]; ok {
 		return r, nil
 	}
 	s := &c.old.super
-	if s.FlexSize > maxFlex {
+	if min(s.FlexSize, s.Groups()) > maxFlex {
 		return nil, foreignf("%d groups have their bitmaps together: not understood", s.FlexSize)
 	}
-	r := &region{blockBitmaps: make(map[addr.Block]uint32), inodeBitmaps: make(map[addr.Block]uint32)}
+	strays, err := c.apart()
+	if err != nil {
+		return nil, err
+	}
+	groups := slices.Clone(strays[n])
 	for group := n * s.FlexSize; group < min((n+1)*s.FlexSize, s.Groups()); group++ {
-		g, err := c.old.group(uint32(group))
+		groups = append(groups, uint32(group))
+	}
+	r := &region{blockBitmaps: make(map[addr.Block]uint32), inodeBitmaps: make(map[addr.Block]uint32)}
+	for _, group := range groups {
+		g, err := c.old.group(group)
 		if err != nil {
 			return nil, err
 		}
@@ -163,6 +172,42 @@ func (c *checker) region(n uint64, regions map[uint64]*region) (*region, error) 
 	}
 	regions[n] = r
 	return r, nil
+}
+
+// maxApart bounds the groups that are looked over for that: those of 128 TiB with blocks of 4 KiB.
+const maxApart = 1 << 20
+
+// apart returns the groups of which a bitmap or a part of the table lies among those of others, by the number of
+// the region: mke2fs -E packed_meta_blocks has all of them at the beginning, and resize2fs(8) and e2fsck(8) move
+// them to where there is room. It is a look over all descriptors.
+func (c *checker) apart() (map[uint64][]uint32, error) {
+	s := &c.old.super
+	if c.strays != nil || s.Groups() <= s.FlexSize || s.Groups() > maxApart {
+		return c.strays, nil
+	}
+	c.strays = make(map[uint64][]uint32)
+	b := make([]byte, s.BlockSize)
+	size := int(s.DescSize)
+	for n := uint32(0); uint64(n) < s.Groups(); {
+		home, offset := s.DescriptorLocation(n)
+		if read, err := c.old.disk.ReadAt(b, int64(home)*int64(len(b))); read < len(b) {
+			return nil, &readError{fmt.Errorf("read block %d: %w", home, err)}
+		}
+		for ; offset < len(b) && uint64(n) < s.Groups(); offset, n = offset+size, n+1 {
+			own := s.GroupBlocks(b[offset : offset+size])
+			for _, at := range []addr.Block{own[0], own[1], own[2], own[2] + addr.Block(tableBlocks(s)) - 1} {
+				if !s.Contains(at, 1) {
+					continue // the group is refused where it is looked at
+				}
+				group, _ := groupOf(s, at)
+				there := uint64(group) / s.FlexSize
+				if all := c.strays[there]; there != uint64(n)/s.FlexSize && (len(all) == 0 || all[len(all)-1] != n) {
+					c.strays[there] = append(all, n)
+				}
+			}
+		}
+	}
+	return c.strays, nil
 }
 
 // compareDescriptors checks that the descriptors in a block differ only in counts, and in

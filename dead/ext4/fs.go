@@ -236,18 +236,12 @@ func (s *Super) ParseGroup(n uint32, b []byte) (*Group, error) {
 		}
 		return v
 	}
-	block := func(low, high int) addr.Block {
-		v := uint64(binary.LittleEndian.Uint32(b[low:]))
-		if len(b) >= 64 {
-			v |= uint64(binary.LittleEndian.Uint32(b[high:])) << 32
-		}
-		return addr.Block(v)
-	}
+	own := s.GroupBlocks(b)
 	g := &Group{
 		Number:          n,
-		BlockBitmap:     block(0x00, 0x20),
-		InodeBitmap:     block(0x04, 0x24),
-		InodeTable:      block(0x08, 0x28),
+		BlockBitmap:     own[0],
+		InodeBitmap:     own[1],
+		InodeTable:      own[2],
 		FreeClusters:    u16(0x0c, 0x2c),
 		FreeInodes:      u16(0x0e, 0x2e),
 		Directories:     u16(0x10, 0x30),
@@ -261,6 +255,19 @@ func (s *Super) ParseGroup(n uint32, b []byte) (*Group, error) {
 		return nil, fmt.Errorf("parse group %d: inode table of %d blocks at block %d", n, table, g.InodeTable)
 	}
 	return g, nil
+}
+
+// GroupBlocks returns where the descriptor of a group says that its block bitmap, its inode bitmap and
+// its inode table are, whatever its checksum.
+func (s *Super) GroupBlocks(b []byte) [3]addr.Block {
+	var out [3]addr.Block
+	for n := range out {
+		out[n] = addr.Block(binary.LittleEndian.Uint32(b[4*n:]))
+		if len(b) >= 64 {
+			out[n] |= addr.Block(binary.LittleEndian.Uint32(b[0x20+4*n:])) << 32
+		}
+	}
+	return out
 }
 
 // groupChecksum computes bg_checksum (fs/ext4/super.c, ext4_group_desc_csum).

@@ -42,13 +42,12 @@ func (v *volume) grow(f *File, i *ext4.Inode) error {
 // outgrow has the bytes of an inode say so, if grow made it one without inline data; what it
 // had beyond i_block was an attribute.
 func (v *volume) outgrow(raw []byte, i *ext4.Inode) error {
-	flags := ext4.InodeFlags(binary.LittleEndian.Uint32(raw[0x20:]))
+	if ext4.InodeFlags(binary.LittleEndian.Uint32(raw[0x20:])) == i.Flags {
+		return nil
+	}
 	list, err := attributes(raw)
 	if err != nil {
 		return err
-	}
-	if flags == i.Flags {
-		return nil
 	}
 	kept := list[:0]
 	for _, a := range list {

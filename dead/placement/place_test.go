@@ -57,6 +57,13 @@ var kinds = []struct {
 	{"inline", "-t ext4 -O inline_data -I 512", 32},
 	{"inline without extents", "-t ext4 -O inline_data,^extent,^64bit", 32},
 	{"quota", "-t ext4 -O quota -E quotatype=usrquota:grpquota", 32},
+	{"ea_inode", "-t ext4 -O ea_inode -I 256", 32},
+	{"packed", "-t ext4 -b 1024 -g 1024 -E packed_meta_blocks=1", 48},
+	{"8k", "-t ext4 -b 8192", 64},
+	{"16k", "-t ext4 -b 16384 -O ^metadata_csum", 64},
+	{"sparse_super2", "-t ext4 -b 1024 -g 1024 -O sparse_super2,^resize_inode", 48},
+	{"large inodes", "-t ext4 -b 1024 -I 1024 -O ^flex_bg", 32},
+	{"bigalloc-1k-64k", "-t ext4 -b 1024 -O bigalloc -C 65536", 128},
 }
 
 func (d *disk) debugfs(script string) string {
@@ -83,7 +90,8 @@ func emptyDisk(t testing.TB, options string, size int) string {
 	if err := os.Truncate(path, int64(size)<<20); err != nil {
 		t.Fatal(err)
 	}
-	args := append(strings.Fields(options), "-qF", "-N", "256", "-E", "lazy_itable_init=1", path)
+	args := append([]string{"-qF", "-N", "256", "-E", "lazy_itable_init=1"}, strings.Fields(options)...)
+	args = append(args, path)
 	if out, err := exec.Command("mke2fs", args...).CombinedOutput(); err != nil {
 		t.Fatalf("mke2fs %q: %v: %s", args, err, out)
 	}
@@ -117,9 +125,18 @@ func makeDisk(t testing.TB, options string, size int, rng *rand.Rand) *disk {
 		}
 		fmt.Fprintf(&script, "punch f4 10 12\npunch f9 4 5\n")
 	}
+	if d.fs.Super.Incompat&(ext4.IncompatEAInode|ext4.IncompatInlineData) == ext4.IncompatEAInode {
+		value := filepath.Join(t.TempDir(), "value")
+		if err := os.WriteFile(value, bytes.Repeat([]byte("large"), 3000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for n := 0; n < 24; n += 4 {
+			fmt.Fprintf(&script, "ea_set -f %s f%d user.l\nea_set f%d user.s small\n", value, n, n)
+		}
+	}
 	d.debugfs(script.String())
-	if d.fs.Super.ROCompat&ext4.ROCompatQuota != 0 {
-		// mke2fs and debugfs do not count. That it has something to count is no fault.
+	if d.fs.Super.ROCompat&ext4.ROCompatQuota != 0 || d.fs.Super.Incompat&ext4.IncompatEAInode != 0 {
+		// mke2fs and debugfs do not count, or wrongly. That it has something to count is no fault.
 		_ = exec.Command("e2fsck", "-fy", d.path).Run()
 	}
 	d.load()

@@ -105,7 +105,7 @@ func (c *Crashed) compareTop(found Tree) []Finding {
 	}
 	for at, e := range found.Entries {
 		top, _, _ := strings.Cut(at, "/")
-		known := at == "" || at == "lost+found"
+		known := at == "" || at == "lost+found" || at == ballastName && c.Config.Ballast
 		for i := range c.Threads {
 			known = known || top == threadDir(i)
 		}

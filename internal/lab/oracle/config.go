@@ -23,8 +23,22 @@ type Config struct {
 	Type    string   // for mount(2)
 	Options string   // likewise
 	Mkfs    []string // the program and its arguments, without UUID and image
+	// Extended are more of its extended options (-E), each behind a comma, and Size is
+	// how large it makes the file system, if that is not all of the disk.
+	Extended, Size string
 	script.Features
 	NoJournal bool
+	// Full says that there is so little room, of blocks or of inodes, that an operation may
+	// fail for want of it, which ends its thread; Ballast, that blocks are taken beforehand.
+	Full, Ballast bool
+	// Grow is how many blocks the file system is resized to, while it is worked on; 0: it is not.
+	Grow uint64
+	// Tune are commands that change what was made; each gets the image as its last argument.
+	Tune [][]string
+	// Outside says that the journal is on a disk of its own, and Refused what the rescue
+	// says then; the disk stays as it was.
+	Outside bool
+	Refused string
 	// Without are kernels that do not have it, by the beginnings of their names.
 	Without []string
 }
@@ -56,6 +70,85 @@ var Configs = []Config{
 	{Name: "no-journal", Type: "ext4", Mkfs: mkfs("-O", "^has_journal"), Features: extents, NoJournal: true},
 }
 
+// journaled and pointers are what data=journal, and what files without extents, can do.
+var (
+	journaled = script.Features{Extents: true}
+	pointers  = script.Features{}
+)
+
+// Kernels that have no directories without regard to case (5.10 of Debian), and those that do not
+// mount blocks larger than a page (before 6.19).
+var (
+	noCasefold    = []string{"5.10"}
+	noLargeBlocks = []string{"5.10", "6.1-", "6.12"}
+)
+
+// on1k makes blocks of 1 KiB, of which a disk of this size has 64 groups.
+func on1k(more ...string) []string { return append([]string{"mkfs.ext4", "-b", "1024"}, more...) }
+
+// debugfs is a command of Tune.
+func debugfs(command string) []string { return []string{"debugfs", "-w", "-R", command} }
+
+// Rare are configurations beside those of Configs, which a seed does not choose: of disks made long ago,
+// or by other hands, and of mounts tuned by theirs.
+var Rare = []Config{
+	{Name: "ext2", Type: "ext2", Mkfs: []string{"mkfs.ext2", "-b", "4096"}, Features: pointers, NoJournal: true},
+	{Name: "ext3-old", Type: "ext3", Mkfs: []string{"mkfs.ext3", "-b", "1024", "-I", "128", "-O", "^dir_index,^resize_inode"}, Features: script.Features{Seconds: true}},
+	{Name: "2k", Type: "ext4", Mkfs: []string{"mkfs.ext4", "-b", "2048"}, Features: extents},
+	{Name: "8k", Type: "ext4", Mkfs: []string{"mkfs.ext4", "-b", "8192"}, Features: extents, Without: noLargeBlocks},
+	{Name: "16k", Type: "ext4", Mkfs: []string{"mkfs.ext4", "-b", "16384"}, Features: extents, Without: noLargeBlocks},
+	{Name: "64k", Type: "ext4", Mkfs: []string{"mkfs.ext4", "-b", "65536"}, Features: extents, Without: noLargeBlocks},
+	{Name: "1k-bigalloc", Type: "ext4", Mkfs: on1k("-O", "bigalloc", "-C", "65536"), Features: extents},
+	{Name: "bigalloc-journal", Type: "ext4", Options: "data=journal", Mkfs: mkfs("-O", "bigalloc", "-C", "65536"), Features: journaled},
+	{Name: "1k-journal", Type: "ext4", Options: "data=journal", Mkfs: on1k(), Features: journaled},
+	{Name: "meta_bg", Type: "ext4", Mkfs: on1k("-O", "meta_bg,^resize_inode"), Features: extents},
+	{Name: "no-flex_bg", Type: "ext4", Mkfs: on1k("-O", "^flex_bg"), Features: extents},
+	{Name: "packed_meta_blocks", Type: "ext4", Mkfs: on1k(), Extended: ",packed_meta_blocks=1", Features: extents},
+	{Name: "sparse_super2", Type: "ext4", Mkfs: on1k("-O", "sparse_super2"), Features: extents},
+	{Name: "no-64bit", Type: "ext4", Mkfs: mkfs("-O", "^64bit"), Features: extents},
+	{Name: "no-extent", Type: "ext4", Mkfs: mkfs("-O", "^extent,^64bit"), Features: pointers},
+	{Name: "no-dir_index", Type: "ext4", Mkfs: mkfs("-O", "^dir_index"), Features: extents},
+	{Name: "uninit_bg", Type: "ext4", Mkfs: on1k("-O", "uninit_bg,^metadata_csum"), Features: extents},
+	{Name: "inode-128", Type: "ext4", Mkfs: mkfs("-I", "128"), Features: script.Features{Extents: true, ZeroRange: true, Seconds: true}},
+	{Name: "inode-512", Type: "ext4", Mkfs: mkfs("-I", "512"), Features: extents},
+	{Name: "inode-1024", Type: "ext4", Mkfs: on1k("-I", "1024"), Features: extents},
+	{Name: "inline-1024", Type: "ext4", Mkfs: mkfs("-I", "1024", "-O", "inline_data"), Features: script.Features{Extents: true, ZeroRange: true, Inline: true}},
+	{Name: "large_dir", Type: "ext4", Mkfs: on1k("-O", "large_dir"), Features: extents},
+	{Name: "ea_inode", Type: "ext4", Mkfs: mkfs("-O", "ea_inode"), Features: script.Features{Extents: true, ZeroRange: true, LargeXattrs: true}},
+	// The flag is the top directory's: all that are made below it inherit it.
+	{Name: "casefold", Type: "ext4", Mkfs: mkfs("-O", "casefold"), Extended: ",encoding=utf8", Tune: [][]string{debugfs("set_inode_field / flags 0x40080000")}, Features: extents, Without: noCasefold},
+	{Name: "stable_inodes", Type: "ext4", Mkfs: mkfs("-O", "stable_inodes,encrypt,verity"), Features: extents},
+	// All is of project 42, which e2fsck counts.
+	{Name: "prjquota", Type: "ext4", Options: "prjquota", Mkfs: mkfs("-O", "quota,project"), Extended: ",quotatype=usrquota:grpquota:prjquota",
+		Tune: [][]string{debugfs("set_inode_field / flags 0x20080000"), debugfs("set_inode_field / projid 42"), {"e2fsck", "-fy"}}, Features: extents},
+	{Name: "mmp", Type: "ext4", Mkfs: mkfs("-O", "mmp"), Features: extents},
+	{Name: "stripe", Type: "ext4", Options: "stripe=64", Mkfs: mkfs(), Extended: ",stride=16,stripe_width=64", Features: extents},
+	// What e2fsprogs makes from 1.47.1 on.
+	{Name: "today", Type: "ext4", Mkfs: mkfs("-O", "metadata_csum_seed,orphan_file"), Features: extents, Without: []string{"5.10"}},
+	{Name: "journal-outside", Type: "ext4", Options: "journal_path=/dev/vdb", Mkfs: mkfs("-O", "^has_journal"), Features: extents, Outside: true, Refused: "the journal is on another device"},
+	{Name: "journal_checksum", Type: "ext4", Options: "journal_checksum", Mkfs: mkfs("-O", "^metadata_csum"), Features: extents},
+	// With data=ordered it is refused (ext4_load_and_init_journal).
+	{Name: "async_commit", Type: "ext4", Options: "journal_async_commit,data=writeback", Mkfs: mkfs(), Features: extents},
+	{Name: "dioread_nolock", Type: "ext4", Options: "dioread_nolock", Mkfs: on1k(), Features: extents},
+	{Name: "dioread_lock", Type: "ext4", Options: "dioread_lock", Mkfs: mkfs(), Features: extents},
+	{Name: "lazytime", Type: "ext4", Options: "lazytime", Mkfs: mkfs(), Features: extents},
+	{Name: "strictatime", Type: "ext4", Options: "strictatime,noauto_da_alloc,nobarrier,discard", Mkfs: mkfs(), Features: extents},
+	{Name: "batch_time", Type: "ext4", Options: "min_batch_time=20000,max_batch_time=40000,nodelalloc", Mkfs: on1k(), Features: extents},
+	{Name: "full", Type: "ext4", Mkfs: mkfs(), Features: extents, Full: true, Ballast: true},
+	{Name: "no-inodes", Type: "ext4", Mkfs: mkfs("-N", "1024"), Features: extents, Full: true},
+	{Name: "resized", Type: "ext4", Mkfs: mkfs(), Size: "256M", Features: extents, Grow: diskSize / 4096},
+	{Name: "resized-meta_bg", Type: "ext4", Mkfs: on1k("-O", "meta_bg,^resize_inode"), Size: "128M", Features: extents, Grow: diskSize / 1024},
+}
+
+// RareNames are the names of Rare.
+func RareNames() []string {
+	var names []string
+	for _, c := range Rare {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
 // Kernels are those that everything is done with.
 var Kernels = []string{"5.10-cloud", "6.1-cloud", "6.12-cloud", "newest-cloud"}
 
@@ -67,7 +160,7 @@ func (c Config) On(kernel string) bool {
 // FindConfig returns the configuration of a name.
 func FindConfig(name string) (Config, error) {
 	var names []string
-	for _, c := range Configs {
+	for _, c := range slices.Concat(Configs, Rare) {
 		if c.Name == name {
 			return c, nil
 		}

@@ -57,6 +57,10 @@ func (c Case) work() page.Work {
 			"vm/dirty_writeback_centisecs": fmt.Sprint(10 << r.IntN(7)),
 			"vm/dirty_expire_centisecs":    fmt.Sprint(20 << r.IntN(9)),
 		},
+		Full: c.Config.Full, Grow: c.Config.Grow,
+	}
+	if w.Grow > 0 {
+		w.GrowAt = rand.New(rand.NewPCG(c.Seed, 4)).IntN(w.Ops)
 	}
 	switch c.Crash {
 	case Busy:
@@ -82,7 +86,11 @@ func (c Case) Run(ctx context.Context, dir string) (*Crashed, error) {
 	image := filepath.Join(dir, "disk.img")
 	w := c.work()
 	format := func() error { return c.format(image) }
-	g, err := boot(ctx, page.Running, format, dir, "work", c.Kernel, page.Order{Work: &w}, partition.Disk{Name: disk, Image: image})
+	disks := []partition.Device{partition.Disk{Name: disk, Image: image}}
+	if c.Config.Outside {
+		disks = append(disks, partition.Disk{Name: "journal", Image: journalOf(image)})
+	}
+	g, err := boot(ctx, page.Running, format, dir, "work", c.Kernel, page.Order{Work: &w}, disks...)
 	if err != nil {
 		return nil, err
 	}

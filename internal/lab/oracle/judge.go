@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -171,6 +173,9 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 		}
 		disks = append(disks, rescued)
 	}
+	if c.Config.Refused != "" {
+		return c.judgeRefused(plain, rescued, r)
+	}
 	if c.Config.NoJournal && c.Crash != Clean {
 		// Nothing else makes such a file system whole after a crash.
 		if err := repair(plain); err != nil {
@@ -208,6 +213,38 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 	}
 	r.Verdict = verdict(r)
 	return nil
+}
+
+// judgeRefused wants a rescue that is refused by name, and to leave the disk as it was.
+func (c *Crashed) judgeRefused(plain, rescued string, r *Result) error {
+	if r.Rescue == nil {
+		r.Verdict = Plain
+		return nil
+	}
+	same, err := sameBytes(plain, rescued)
+	switch {
+	case err != nil:
+		return err
+	case !same:
+		r.Verdict, r.Error = Differs, "the rescue changed the disk"
+	case r.Rescue.Exit == 0 || !strings.Contains(r.Rescue.Said, c.Config.Refused):
+		r.Verdict, r.Error = Failed, fmt.Sprintf("status %d, and not refused by name: %s", r.Rescue.Exit, r.Rescue.Said)
+	default:
+		r.Verdict = Refused
+	}
+	return nil
+}
+
+// sameBytes compares two files.
+func sameBytes(a, b string) (bool, error) {
+	out, err := exec.Command("cmp", a, b).CombinedOutput()
+	if exit, ended := errors.AsType[*exec.ExitError](err); ended && exit.ExitCode() == 1 {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("cmp: %w: %s", err, out)
+	}
+	return true, nil
 }
 
 // forgive takes out what is as it is without a rescue: one that refuses

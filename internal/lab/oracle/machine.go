@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"time"
@@ -70,7 +69,7 @@ func image(kernel string) (string, error) {
 			return "", err
 		}
 		path := filepath.Join(dir, "initrd")
-		return path, fixture.Pack(path, "understudy.dev/understudy/internal/lab/oracle/guest", kernel, []string{"ext4"})
+		return path, fixture.Pack(path, "understudy.dev/understudy/internal/lab/oracle/guest", kernel, []string{"ext4", "quota_v2"})
 	})
 	once, _ := images.LoadOrStore(kernel, pack)
 	return once.(func() (string, error))()
@@ -247,22 +246,4 @@ func (g *guest) awaitPanic(ctx context.Context) error {
 func uuid(seed uint64) string {
 	r := rand.New(rand.NewPCG(seed, 1))
 	return fmt.Sprintf("%08x-%04x-4%03x-8%03x-%012x", r.Uint32(), r.Uint32()>>16, r.Uint32()>>20, r.Uint32()>>20, r.Uint64()>>16)
-}
-
-// format makes the file system of a case.
-func (c Case) format(path string, more ...string) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := f.Truncate(diskSize); err != nil {
-		return err
-	}
-	args := append(c.Config.Mkfs[1:], "-qF", "-I", "256", "-U", uuid(c.Seed), "-E", "hash_seed="+uuid(c.Seed+1))
-	args = append(append(args, more...), path)
-	if out, err := exec.Command(c.Config.Mkfs[0], args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", c.Config.Mkfs[0], err, out)
-	}
-	return nil
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 
@@ -83,7 +84,7 @@ func (t *worker) inside(op script.Op) (err error) {
 	case script.Write:
 		n, err := unix.Pwrite(fd, t.content(op), op.Off)
 		if err == nil && int64(n) != op.Len {
-			err = fmt.Errorf("%d bytes written", n)
+			err = fmt.Errorf("%d bytes written: %w", n, unix.ENOSPC)
 		}
 		return err
 	case script.Store:
@@ -108,8 +109,14 @@ func (t *worker) content(op script.Op) []byte {
 	return b
 }
 
-// store writes through a mapping of just the pages concerned.
-func (t *worker) store(fd int, op script.Op) error {
+// store writes through a mapping of just the pages concerned. A page for which there is no room is SIGBUS.
+func (t *worker) store(fd int, op script.Op) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%v: %w", r, unix.ENOSPC)
+		}
+	}()
 	b := t.content(op)
 	start := op.Off &^ (script.PageSize - 1)
 	mapping, err := unix.Mmap(fd, start, int(op.Off-start+op.Len), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -27,6 +28,7 @@ type worker struct {
 	buf    []byte
 	met    func() // waits at the barrier
 	stop   *atomic.Bool
+	full   *atomic.Int32 // threads that found no room; nil: that is a failure
 }
 
 func work(p page.Page, w *page.Work) error {
@@ -56,6 +58,7 @@ func work(p page.Page, w *page.Work) error {
 		return err
 	}
 	var stop atomic.Bool
+	var full atomic.Int32
 	var before, after, all sync.WaitGroup
 	before.Add(w.Threads)
 	after.Add(1)
@@ -63,6 +66,9 @@ func work(p page.Page, w *page.Work) error {
 		t := &worker{
 			area: p.Area(i), root: threadRoot(root, i), script: script.New(w.Seed, i, w.Features, false), stop: &stop,
 			met: func() { before.Done(); after.Wait() },
+		}
+		if w.Full {
+			t.full = &full
 		}
 		all.Go(func() {
 			runtime.LockOSThread()
@@ -87,7 +93,7 @@ func work(p page.Page, w *page.Work) error {
 		time.Sleep(time.Millisecond)
 	}
 	after.Done()
-	return end(p, w, root, &stop, &all)
+	return end(p, w, root, &stop, &full, &all)
 }
 
 func threadRoot(root string, i int) string { return fmt.Sprintf("%s/t%d", root, i) }
@@ -105,10 +111,13 @@ func tellRoot(p page.Page, root string) error {
 }
 
 // end comes to the end that was ordered.
-func end(p page.Page, w *page.Work, root string, stop *atomic.Bool, all *sync.WaitGroup) error {
+func end(p page.Page, w *page.Work, root string, stop *atomic.Bool, full *atomic.Int32, all *sync.WaitGroup) error {
+	if w.Grow > 0 {
+		go grow(p, w, root)
+	}
 	time.Sleep(time.Duration(w.Millis) * time.Millisecond)
 	for range 60_000 { // on a slow machine, a minute is enough
-		if done(p) >= w.Ops {
+		if done(p) >= w.Ops || int(full.Load()) == w.Threads {
 			break
 		}
 		time.Sleep(time.Millisecond)
@@ -146,6 +155,25 @@ func end(p page.Page, w *page.Work, root string, stop *atomic.Bool, all *sync.Wa
 	select {}
 }
 
+// resize is EXT4_IOC_RESIZE_FS (fs/ext4/ext4.h): to so many blocks.
+const resize = 0x40086610
+
+// grow has the file system be resized when it is time.
+func grow(p page.Page, w *page.Work, root string) {
+	for done(p) < w.GrowAt {
+		time.Sleep(time.Millisecond)
+	}
+	d, err := os.Open(root)
+	if err == nil {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, d.Fd(), resize, uintptr(unsafe.Pointer(&w.Grow))); errno != 0 {
+			err = errno
+		}
+	}
+	if err != nil {
+		p.Fail(fmt.Errorf("resize to %d blocks: %w; the kernel said:\n%s", w.Grow, err, kernelLog()))
+	}
+}
+
 // done is how many operations all threads have done.
 func done(p page.Page) int {
 	sum := 0
@@ -164,6 +192,10 @@ func (t *worker) run() error {
 		if op.Kind == script.Barrier {
 			t.met()
 		} else if err := t.do(op); err != nil {
+			if t.full != nil && errors.Is(err, unix.ENOSPC) && n > t.script.Base() {
+				t.full.Add(1)
+				return nil
+			}
 			return fmt.Errorf("%v: %w", op, err)
 		}
 		// The names to report on are those of after the operation.

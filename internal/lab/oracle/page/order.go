@@ -30,6 +30,11 @@ type Work struct {
 	Features script.Features
 	Sysctls  map[string]string // below /proc/sys, by path
 	Drop     bool              // drop caches once at the barrier
+	Full     bool              // an operation that finds no room ends its thread, and is not reported
+
+	// The file system is resized to Grow blocks once GrowAt operations are done; 0: it is not.
+	Grow   uint64
+	GrowAt int
 
 	// After Go was set: this much later, and not before so many operations are
 	// done, the crash comes. With Sync, a syncfs(2) begins then; with Commit, it is

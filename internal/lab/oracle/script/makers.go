@@ -300,7 +300,11 @@ func (s *Script) chown() (Op, bool) {
 func (s *Script) utimes() (Op, bool) {
 	n, ref := s.any()
 	// After 2038 the time takes two more bits (ext4_encode_extra_time).
-	return Op{Kind: Utimes, On: ref, Sec: s.rng.Int64N(4e9), Nsec: s.rng.Int64N(1e9)}, n != nil
+	op := Op{Kind: Utimes, On: ref, Sec: s.rng.Int64N(4e9), Nsec: s.rng.Int64N(1e9)}
+	if s.features.Seconds {
+		op.Sec, op.Nsec = op.Sec/2, 0
+	}
+	return op, n != nil
 }
 
 func (s *Script) setXattr() (Op, bool) {
@@ -311,6 +315,9 @@ func (s *Script) setXattr() (Op, bool) {
 	}
 	// Files with equal attributes share a block of them (fs/mbcache.c).
 	value := strings.Repeat(string(rune('a'+s.rng.IntN(3))), 1+s.rng.IntN(4)*60)
+	if s.features.LargeXattrs {
+		value = strings.Repeat(value, 1+s.rng.IntN(2)*60) // up to 11 KiB
+	}
 	return Op{Kind: SetXattr, On: ref, Name: name, Value: value}, true
 }
 

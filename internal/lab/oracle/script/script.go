@@ -13,6 +13,10 @@ type Features struct {
 	// Inline data is kept in the inode. No holes are punched then: ext4 itself loses
 	// what is before one in a file that was inline, without any crash (seen on 7.2).
 	Inline bool
+	// Seconds says that inodes have room for whole seconds only, up to 2038.
+	Seconds bool
+	// LargeXattrs: attributes may be larger than a block.
+	LargeXattrs bool
 }
 
 // Script is one thread's program and the tree that it makes.
@@ -88,6 +92,9 @@ func (s *Script) Next() Op {
 
 // retire ends an operation that was applied.
 func (s *Script) retire(Op) { s.queue = s.queue[1:] }
+
+// Base is how many operations come before the barrier.
+func (s *Script) Base() int { return s.base }
 
 // populate makes what is there before the crash is near.
 func (s *Script) populate() Op {

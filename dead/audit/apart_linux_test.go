@@ -1,0 +1,42 @@
+package audit_test
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"understudy.dev/understudy/dead/audit"
+	"understudy.dev/understudy/internal/lab/tier"
+)
+
+// TestApart has a file get blocks in groups whose bitmaps lie among those of groups far away.
+func TestApart(t *testing.T) {
+	for _, tool := range []string{"mke2fs", "debugfs", "e2fsck"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			tier.Lacks(t, err)
+		}
+	}
+	dir := t.TempDir()
+	image, file := filepath.Join(dir, "image"), filepath.Join(dir, "file")
+	if out, err := exec.Command("mke2fs", "-qF", "-t", "ext4", "-b", "1024", "-g", "1024", "-O", "^has_journal", "-E", "packed_meta_blocks=1", image, "32M").CombinedOutput(); err != nil {
+		t.Fatalf("mke2fs: %v: %s", err, out)
+	}
+	if err := os.WriteFile(file, bytes.Repeat([]byte("20"), 10<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	debugfs(t, image, "write "+file+" file\nsif / mtime @1500000000")
+	changed := difference(t, before, image, 1024)
+	v, err := audit.Check(bytes.NewReader(before), changed)
+	if err != nil || !v.Clean || v.Touched.Groups < 20 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if found := fsck(t, image); len(found) > 0 {
+		t.Errorf("e2fsck found %q", found)
+	}
+}
