@@ -86,6 +86,7 @@ func (sd *side) save(ctx context.Context, limit time.Duration) error {
 
 // Discard says that what is in memory only is not wanted: Close removes it.
 func (s *Supervisor) Discard() error {
+	s.discarded = true
 	return s.record(func(r *Record) { r.Saved, r.Kept, r.Dead = true, nil, nil })
 }
 
@@ -98,11 +99,10 @@ func (s *Supervisor) Abandon(ctx context.Context, why error) error {
 }
 
 // Close ends both sides at once and removes every file and tap of theirs; but the
-// memory and the logs stay if data may be in it that is not on the disks. To end a pair
-// with nothing left behind, Stop it first.
+// memory and the logs stay if data may be in it that is not on the disks, which is an *Unsaved. To end a
+// pair with nothing left behind, Stop it first.
 func (s *Supervisor) Close() error {
-	errs := []error{s.closeMorgue()}
-	s.powerOff()
+	errs := []error{s.closeMorgue(), s.powerOff()}
 	for _, sd := range s.sides {
 		if sd != nil {
 			errs = append(errs, sd.end())
@@ -112,9 +112,7 @@ func (s *Supervisor) Close() error {
 		errs = append(errs, s.staging.Close())
 	}
 	if s.recorded().Saved { // a root disk may still lack something
-		for i := range s.Pair.Partitions {
-			errs = append(errs, s.rescueRoot(context.Background(), i))
-		}
+		errs = append(errs, s.rescueRoots())
 	}
 	errs = append(errs, s.release())
 	if s.dir.AtStake() {
@@ -129,25 +127,29 @@ func (s *Supervisor) Close() error {
 const powerOffLimit = 2 * time.Minute
 
 // powerOff has the sides that run a system of their own end it, so that all of it is on their
-// root disks, unless something is in memory only: then all is to stay as it is.
-func (s *Supervisor) powerOff() {
+// root disks, unless something is in memory only: then all is to stay as it is. The memory of one that
+// does not is recorded as kept, until its root disk is rescued.
+func (s *Supervisor) powerOff() error {
 	if s.dir.Record != nil && !s.dir.Record.Saved {
-		return
+		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), powerOffLimit, fmt.Errorf("not done within %v", powerOffLimit))
 	defer cancel()
 	var g sync.WaitGroup
-	for _, sd := range s.sides {
+	var errs [2]error
+	for i, sd := range s.sides {
 		if sd == nil || sd.process == nil || sd.greeting.BootID == "" || s.Pair.Partitions[sd.index].Root == "" {
 			continue // it has not come up, or has nothing of its own
 		}
 		g.Go(func() {
 			if err := sd.powerOff(ctx); err != nil {
-				s.log("root disk of partition %s: what was not written is lost, as after any crash: %v", sd.name, err)
+				s.log("root disk of partition %s: what was not written is in memory only: %v", sd.name, err)
+				errs[i] = s.keepRoot(sd.index)
 			}
 		})
 	}
 	g.Wait()
+	return errors.Join(errs[:]...)
 }
 
 // powerOff returns when the side's process has ended.

@@ -94,6 +94,7 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 // needDead records what still needs the memory of a side that was taken over from, with another
 // change of the record. Until it is recorded, that side is not buried.
 func (s *Supervisor) needDead(d DeadSide, change func(*Record)) error {
+	s.recording.Lock()
 	before := s.unrecorded
 	s.unrecorded = func(r *Record) {
 		if before != nil {
@@ -105,20 +106,12 @@ func (s *Supervisor) needDead(d DeadSide, change func(*Record)) error {
 			r.Dead = &d
 		}
 	}
+	s.recording.Unlock()
 	return s.recordRest()
 }
 
-// recordRest records what could not be recorded before.
-func (s *Supervisor) recordRest() error {
-	if s.unrecorded == nil {
-		return nil
-	}
-	err := s.record(s.unrecorded)
-	if err == nil {
-		s.unrecorded = nil
-	}
-	return err
-}
+// recordRest records what could not be recorded before, as each change of the record does.
+func (s *Supervisor) recordRest() error { return s.record(func(*Record) {}) }
 
 // takeoverOptions are those of a pair from whose active side nothing is to be salvaged.
 func (s *Supervisor) takeoverOptions() takeover.Options {
