@@ -78,6 +78,7 @@ type status struct {
 	Beat           time.Time `json:"last_beat,omitzero"`
 	UnderstudyBeat time.Time `json:"understudy_last_beat,omitzero"`
 	Unsaved        *uint64   `json:"unsaved_bytes,omitempty"`   // by the active kernel's own count; absent: not known
+	Unread         string    `json:"unread,omitempty"`          // why a takeover would not bring that over
 	Held           string    `json:"held,omitempty"`            // why the active side stands still
 	UnderstudyHeld string    `json:"understudy_held,omitempty"` // likewise
 	Troubles       []string  `json:"troubles,omitempty"`        // what of a side does not work, though it runs
@@ -145,7 +146,7 @@ func (c *control) answer(ctx context.Context, verb string, body json.RawMessage)
 		defer c.mu.Unlock()
 		st := c.status
 		v := c.s.Vitals()
-		st.Pause, st.Limit = v.Pause, c.s.Pair.Heartbeat.Limit
+		st.Pause, st.Limit, st.Unread = v.Pause, c.s.Pair.Heartbeat.Limit, v.Unread
 		if st.Beat, st.UnderstudyBeat = v.Beat, v.UnderstudyBeat; v.Known {
 			st.Unsaved = &v.Unsaved
 		}

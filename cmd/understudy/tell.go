@@ -123,7 +123,7 @@ func (c *control) snapshot() metrics.Snapshot {
 	if c.s != nil {
 		v := c.s.Vitals()
 		s.Beat, s.Understudy, s.Unsaved, s.Known = v.Beat, v.UnderstudyBeat, v.Unsaved, v.Known
-		s.Pause, s.Limit = v.Pause, c.s.Pair.Heartbeat.Limit
+		s.Pause, s.Limit, s.Unread = v.Pause, c.s.Pair.Heartbeat.Limit, v.Unread != ""
 	}
 	return s
 }

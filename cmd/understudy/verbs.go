@@ -86,6 +86,8 @@ func (st *status) alarm() error {
 		return &alarm{fmt.Sprintf("pair %s is %s", st.Name, st.State), exitUnprotected}
 	case st.UnderstudyHeld != "":
 		return &alarm{fmt.Sprintf("pair %s is not protected: its understudy stands still", st.Name), exitUnprotected}
+	case st.Unread != "":
+		return &alarm{fmt.Sprintf("pair %s is not protected: its service is, and what its active side has in memory only is not", st.Name), exitUnprotected}
 	case len(st.Troubles) > 0:
 		return &alarm{fmt.Sprintf("pair %s is protected, and in trouble", st.Name), exitUnprotected}
 	}
@@ -108,6 +110,9 @@ func (st *status) write(w io.Writer) error {
 	}
 	if st.UnderstudyHeld != "" {
 		fmt.Fprintf(w, "held        the understudy stands still, and could not take over: %s\n", st.UnderstudyHeld)
+	}
+	if st.Unread != "" {
+		fmt.Fprintln(w, "unread      a takeover would bring over nothing that is in memory only; it is tried again:")
 	}
 	for _, what := range st.Troubles {
 		fmt.Fprintf(w, "trouble     %s\n", what)

@@ -56,13 +56,37 @@ func (s *Supervisor) watchPorts(ctx context.Context) {
 	})
 }
 
-// missed tells, once, that something of this machine's is not there, and when it is again.
+// lostKernel is the active kernel, which was not found in its memory.
+const lostKernel = "kernel"
+
+// findAgain looks for an active kernel that was not found when we took charge of it, after pauses that
+// grow: until it is, what only memory has is not brought over in a takeover.
+func (s *Supervisor) findAgain(ctx context.Context) {
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
+		s.mu.Lock()
+		active, prepared := s.active, s.prepared
+		s.mu.Unlock()
+		if prepared {
+			s.missed(lostKernel, nil, "the kernel of partition "+active.name+" is found in its memory")
+			return
+		}
+		if sleep(ctx, pause) != nil {
+			return
+		}
+		if err := s.prepare(ctx); err != nil && ctx.Err() == nil {
+			s.missed(lostKernel, err, "")
+		}
+	}
+}
+
+// missed tells, once, that something is not there, and when it is again. What is told first stays so,
+// whatever else it lacks meanwhile: that is what ends.
 func (s *Supervisor) missed(what string, err error, again string) {
 	s.mu.Lock()
 	was := s.lost[what]
 	if err == nil {
 		delete(s.lost, what)
-	} else {
+	} else if was == "" {
 		s.lost[what] = err.Error()
 	}
 	s.mu.Unlock()

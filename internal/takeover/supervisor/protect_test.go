@@ -58,7 +58,7 @@ func graveyard(t *testing.T) *Supervisor {
 	s := &Supervisor{
 		Pair:    &pair.Pair{Name: "p", Partitions: [2]pair.Partition{{Name: "left", Root: root}, {Name: "right"}}},
 		options: Options{Dir: dir, Log: io.Discard}, dir: &RunDir{Path: dir},
-		holds: make(map[string]*fence.Hold), roots: make(map[string]*fence.Hold),
+		holds: make(map[string]*fence.Hold), roots: make(map[string]*fence.Hold), lost: make(map[string]string),
 	}
 	s.options.Rescue = func(ctx context.Context, disk, memory string) error {
 		if disk != root || memory != s.dir.RAM("left") {

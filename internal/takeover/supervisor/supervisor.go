@@ -91,7 +91,7 @@ type Supervisor struct {
 	crashed    time.Time                // when a crash was asked for
 	frozen     bool                     // the active side is dead, and stands still until there is an understudy
 	prepared   bool                     // the active side's kernel was found in its memory
-	lost       map[string]string        // what was told of disks that have lost their paths, and of the network
+	lost       map[string]string        // what was told of disks that have lost their paths, of the network, and of lostKernel
 }
 
 // roles are the active side and the understudy, for those who do not change them.
@@ -381,8 +381,8 @@ func (s *Supervisor) prepare(ctx context.Context) error {
 		return fmt.Errorf("find the kernel of partition %s in its memory: %w", s.active.name, err)
 	}
 	s.mu.Lock()
-	s.prepared = true
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	s.prepared = s.prepared || s.morgue == m // or else another side serves by now
 	return nil
 }
 

@@ -70,6 +70,7 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 		w := s.watcherOf(s.understudy)
 		s.understudy.pace(w.h.Limit / liveness.PulsesPerLimit) // it has nothing else to do
 		watch(w, true)
+		go s.findAgain(ctx) // not waited for: a kernel is looked for in all of its memory. Without an understudy Protect does it
 	}
 	go s.trimConsoles(ctx)
 	go s.watchPaths(ctx, s.disks()) // not waited for: a path may be on a file system that hangs
