@@ -91,7 +91,11 @@ func recovered(d *supervisor.RunDir, name string, reports []*offline.Report) err
 	case slices.ContainsFunc(reports, func(r *offline.Report) bool { return !r.Complete }): // their verdicts say it
 		return nil
 	}
-	return &incomplete{[]string{fmt.Sprintf("all that could be brought to the disks of pair %s is there; what was refused is in %s: understudy salvage extract reads it, understudy down --discard %s removes it", name, d.Path, name)}}
+	left := "what was refused is"
+	if slices.ContainsFunc(d.Record.Disks, func(d supervisor.RecordDisk) bool { return d.Refused == nil }) {
+		left = "its record is of an older program, which did not write down whether it had refused something: what that may be is"
+	}
+	return &incomplete{[]string{fmt.Sprintf("all that could be brought to the disks of pair %s is there; %s in %s: understudy salvage extract reads it, understudy down --discard %s removes it", name, left, d.Path, name)}}
 }
 
 // findLeft is the pair of that name, or the only one that has left a run directory.

@@ -74,7 +74,7 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	errs := []error{s.needDead(left, func(r *Record) {
 		r.Active, r.Heir, r.Understudy, r.Frozen, r.Saved, r.Stopping = serves, "", "", "", false, false
 		for i := range r.Disks {
-			r.Disks[i].Progress, r.Disks[i].Refused = "", false
+			r.Disks[i].Progress, r.Disks[i].Refused = "", nil
 		}
 	})}
 	err = serving.Settle(hctx)
@@ -124,7 +124,7 @@ func (s *Supervisor) takeoverOptions() takeover.Options {
 				r.Heir, r.Saved, r.Stopping = s.understudy.name, false, false
 				for i := range r.Disks {
 					if r.Disks[i].Name == disk {
-						r.Disks[i].Progress, r.Disks[i].Refused = p, refused
+						r.Disks[i].Progress, r.Disks[i].Refused = p, &refused
 					}
 				}
 			})
