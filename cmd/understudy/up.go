@@ -184,7 +184,7 @@ func (c *control) ended(out io.Writer, err error) error {
 	}
 	c.mu.Unlock()
 	c.tell(last, "", detail, nil)
-	if err := c.told.close(); err != nil {
+	if err := c.told.close(last == events.Left); err != nil {
 		fmt.Fprintln(out, err)
 	}
 	return c.verdict(out, err)
