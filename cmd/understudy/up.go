@@ -153,7 +153,7 @@ func up(ctx context.Context, name string, p *pair.Pair, out io.Writer, ready fun
 	c.told = told
 	c.mu.Unlock()
 	if err := c.serve(ctx, dirs.Run(name)); err != nil {
-		return errors.Join(err, c.stop(downRequest{Force: true}))
+		return errors.Join(err, c.stopAlone(downRequest{Force: true}))
 	}
 	defer c.close()
 	fmt.Fprintf(out, "pair %s is %s\n", name, c.role())

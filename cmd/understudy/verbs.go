@@ -300,7 +300,7 @@ func tidy(ctx context.Context, name string, r downRequest) error {
 		s, err := supervisor.Reconnect(ctx, d, tidyOptions(name, os.Stderr))
 		if err == nil {
 			c := &control{s: s}
-			if err = c.stop(r); err != nil {
+			if err = c.stopAlone(r); err != nil {
 				return errors.Join(err, s.Leave())
 			}
 			return s.Close()

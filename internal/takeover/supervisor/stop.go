@@ -31,20 +31,38 @@ func (s *Supervisor) Stop(ctx context.Context) error {
 	return s.halt(ctx)
 }
 
+// StopAlone is Stop while nobody watches: it fails with Died if the active side dies.
+func (s *Supervisor) StopAlone(ctx context.Context) error {
+	w := s.watcherOf(s.active)
+	w.fatal = false // nobody would take over from one in trouble
+	return w.during(ctx, s.Stop)
+}
+
 // halt is the part of Stop after which nobody is served.
 func (s *Supervisor) halt(ctx context.Context) error {
-	if err := s.record(func(r *Record) { r.Stopping = true }); err != nil {
+	active, _ := s.roles()
+	if err := s.recordStop(ctx, func(r *Record) { r.Stopping = true }); err != nil {
 		return err
 	}
-	active, _ := s.roles()
 	err := s.stopLimited(ctx, active)
 	switch {
 	case err == nil:
-		return s.record(func(r *Record) { r.Saved, r.Stopping = true, false })
+		return s.recordStop(ctx, func(r *Record) { r.Saved, r.Stopping = true, false })
 	case ctx.Err() != nil: // it is dead
 		return errors.Join(err, context.Cause(ctx))
 	}
 	return errors.Join(err, s.resume(context.WithoutCancel(ctx), active))
+}
+
+// recordStop makes durable how far the active side has stopped, unless ctx has ended, and it is taken
+// over from.
+func (s *Supervisor) recordStop(ctx context.Context, change func(*Record)) error {
+	err := s.record(func(r *Record) {
+		if ctx.Err() == nil {
+			change(r)
+		}
+	})
+	return errors.Join(err, context.Cause(ctx))
 }
 
 // resume has a side that was to stop, and has not, go back to its work.
@@ -92,10 +110,16 @@ func (s *Supervisor) Discard() error {
 
 // Abandon has Close keep what is in memory only, for this reason. What can be made
 // durable is, by sync(2) in the guest, so that only what is written later is missing on
-// the disks if the memory is lost.
+// the disks if the memory is lost; nothing is of a side that has died.
 func (s *Supervisor) Abandon(ctx context.Context, why error) error {
-	active, _ := s.roles()
-	return errors.Join(active.save(ctx, stopLimit), s.record(func(r *Record) { r.Why = why.Error() }))
+	var died *Died
+	if !errors.As(why, &died) {
+		active, _ := s.roles()
+		if err := active.save(ctx, stopLimit); err != nil {
+			s.log("what can be made durable before the end is not: %v", err)
+		}
+	}
+	return s.record(func(r *Record) { r.Why = why.Error() })
 }
 
 // Close ends both sides at once and removes every file and tap of theirs; but the
