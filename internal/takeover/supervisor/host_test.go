@@ -1,8 +1,10 @@
 package supervisor
 
 import (
+	"context"
 	"errors"
 	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,6 +12,9 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"understudy.dev/understudy/internal/lab/kerneltest"
+	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/liveness"
+	"understudy.dev/understudy/internal/live/netns"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
 )
@@ -63,5 +68,38 @@ func TestMissed(t *testing.T) {
 	}
 	if len(told) != 2 || told[0].What != "no bridge a" || told[1].Ends != "no bridge a" {
 		t.Errorf("%+v", told)
+	}
+}
+
+// TestTapGone: an understudy whose tap somebody has removed could not be reached: it is as good as dead.
+func TestTapGone(t *testing.T) {
+	tier.Guest(t) // it makes a network
+	n, err := netns.New()
+	if err != nil {
+		tier.Lacks(t, err)
+	}
+	t.Cleanup(func() { n.Close() })
+	s := graveyard(t)
+	s.options.Network = n
+	s.active, s.understudy = &side{name: "left"}, &side{name: "right", taps: []string{"ustest0"}}
+	tap, err := n.Tap("ustest0", nil)
+	if err != nil {
+		tier.Lacks(t, err)
+	}
+	if gone := s.goneTap(s.understudy); gone != "" {
+		t.Errorf("%s is there", gone)
+	}
+	if err := tap.Close(); err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.watchPorts(t.Context())
+	if err != nil || v.Cause != liveness.Degraded || !strings.Contains(v.Detail, "ustest0") {
+		t.Errorf("%+v, %v", v, err)
+	}
+	s.understudy = nil
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.watchPorts(ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
 	}
 }

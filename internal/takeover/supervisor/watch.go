@@ -56,7 +56,7 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 		Death
 		err error
 	}
-	watched := make(chan found, 2)
+	watched := make(chan found, 3)
 	n := 0
 	watch := func(w *watcher, understudy bool) {
 		n++
@@ -74,12 +74,11 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 	}
 	go s.trimConsoles(ctx)
 	go s.watchPaths(ctx, s.disks()) // not waited for: a path may be on a file system that hangs
-	ports := make(chan struct{})
+	n++
 	go func() {
-		defer close(ports)
-		s.watchPorts(ctx)
+		v, err := s.watchPorts(ctx)
+		watched <- found{Death{v, true}, err}
 	}()
-	defer func() { <-ports }()
 	first := <-watched
 	cancel()
 	for range n - 1 { // nobody looks at the beat pages any more when this returns
