@@ -183,6 +183,7 @@ func TestAlarm(t *testing.T) {
 		{status{State: "protected"}, 0},
 		{status{State: "protected", Error: "it was tried again"}, 0},
 		{status{State: "protected", Troubles: []string{"a service keeps ending"}}, exitUnprotected},
+		{status{State: "protected", Unread: "its kernel is not found"}, exitUnprotected},
 		{status{State: "unprotected"}, exitUnprotected},
 		{status{State: "taking over"}, exitUnprotected},
 		{status{State: "switching"}, exitUnprotected},

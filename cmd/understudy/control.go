@@ -78,6 +78,7 @@ type status struct {
 	Beat           time.Time `json:"last_beat,omitzero"`
 	UnderstudyBeat time.Time `json:"understudy_last_beat,omitzero"`
 	Unsaved        *uint64   `json:"unsaved_bytes,omitempty"`   // by the active kernel's own count; absent: not known
+	Unread         string    `json:"unread,omitempty"`          // why a takeover would not bring that over
 	Held           string    `json:"held,omitempty"`            // why the active side stands still
 	UnderstudyHeld string    `json:"understudy_held,omitempty"` // likewise
 	Troubles       []string  `json:"troubles,omitempty"`        // what of a side does not work, though it runs
@@ -103,12 +104,14 @@ type control struct {
 
 	mu       sync.Mutex
 	status   status
-	stopping bool   // its end was asked for, and its work is being stopped
-	stopped  bool   // nothing is left to be stopped
-	downed   bool   // its end was asked for by down, and is granted
-	leaving  bool   // the guests are to go on
-	order    *order // the switch that was asked for; nil: none
-	wake     func() // has guard look at it
+	stopping bool       // its end was asked for, and its work is being stopped
+	died     func()     // ends that, since the active side has died; nil: it is not being stopped
+	stopped  bool       // nothing is left to be stopped
+	downed   bool       // its end was asked for by down, and is granted
+	leaving  bool       // the guests are to go on
+	halting  sync.Mutex // held while the work of the active side is stopped
+	order    *order     // the switch that was asked for; nil: none
+	wake     func()     // has guard look at it
 }
 
 // serve begins to answer, in the run directory.
@@ -145,7 +148,7 @@ func (c *control) answer(ctx context.Context, verb string, body json.RawMessage)
 		defer c.mu.Unlock()
 		st := c.status
 		v := c.s.Vitals()
-		st.Pause, st.Limit = v.Pause, c.s.Pair.Heartbeat.Limit
+		st.Pause, st.Limit, st.Unread = v.Pause, c.s.Pair.Heartbeat.Limit, v.Unread
 		if st.Beat, st.UnderstudyBeat = v.Beat, v.UnderstudyBeat; v.Known {
 			st.Unsaved = &v.Unsaved
 		}
@@ -280,6 +283,7 @@ func (c *control) lost(out io.Writer, v liveness.Verdict) {
 func (c *control) takeOver(ctx context.Context, out io.Writer, p *protection, v liveness.Verdict) error {
 	fmt.Fprintln(out, v)
 	c.set("taking over", nil)
+	c.letGo()
 	c.tell(events.TakingOver, string(v.Cause), v.Detail, nil)
 	c.answerOrder(nil, fmt.Errorf("the active side died: %s", v))
 	if err := p.await(ctx, c.s.Freeze); err != nil {
@@ -383,21 +387,38 @@ func (c *control) note(err error) {
 // errGoesDown is why nothing else is done to a pair.
 var errGoesDown = errors.New("the pair goes down already: wait for that; it first writes what is unsaved, and stops its services")
 
+// errTakesOver is why a side is not stopped any more.
+var errTakesOver = errors.New("the active side has died while it was to stop, and a takeover is under way: ask again when understudy status says something else")
+
+// letGo has nobody wait for a dead side to stop.
+func (c *control) letGo() {
+	c.mu.Lock()
+	died := c.died
+	c.mu.Unlock()
+	if died != nil {
+		died()
+	}
+}
+
 // down ends the work of the active side, unless something else is being done to the pair: of two
 // that stop and start it at the same time, one would see what the other left half done.
 func (c *control) down(r downRequest) error {
+	ctx, died := context.WithCancelCause(context.Background())
+	defer died(nil)
 	c.mu.Lock()
 	var err error
 	var o *order
 	switch {
 	case c.stopping:
 		err = errGoesDown
+	case c.leaving:
+		err = errors.New("its supervisor leaves the guests alone: ask again")
 	case c.status.State == "taking over":
 		err = errors.New("a takeover is under way, and it ends by itself: ask again when understudy status says something else")
 	case c.status.State == "switching", c.order != nil && c.status.State == "protected":
 		err = errors.New("a switch is under way, and it ends by itself: ask again when understudy status says something else")
 	default:
-		c.stopping = true
+		c.stopping, c.died = true, func() { died(errTakesOver) }
 		o, c.order = c.order, nil
 	}
 	c.mu.Unlock()
@@ -409,24 +430,37 @@ func (c *control) down(r downRequest) error {
 	}
 	defer func() {
 		c.mu.Lock()
-		c.stopping = false
+		c.stopping, c.died = false, nil
 		c.mu.Unlock()
 	}()
-	return c.stop(r)
+	return c.stop(r, func() error {
+		err := c.s.Stop(ctx)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return err
+	})
+}
+
+// stopAlone is stop where nobody watches the active side any more.
+func (c *control) stopAlone(r downRequest) error {
+	return c.stop(r, func() error { return c.s.StopAlone(context.Background()) })
 }
 
 // stop ends the work of the active side before the pair goes down. Without an error
-// nothing that is wanted is in memory only, or it is kept.
-func (c *control) stop(r downRequest) error {
+// nothing that is wanted is in memory only, or it is kept. A signal waits for a down that is under way.
+func (c *control) stop(r downRequest, work func() error) error {
+	c.halting.Lock()
+	defer c.halting.Unlock()
 	c.mu.Lock()
 	failed, stopped := c.status.State == "failed", c.stopped
 	c.mu.Unlock()
 	var err error
 	if !failed && !stopped {
-		err = c.s.Stop(context.Background())
+		err = work()
 	}
 	switch {
-	case err == nil && !failed:
+	case err == nil && !failed, errors.Is(err, errTakesOver):
 	case r.Discard && (failed || r.Force):
 		err = c.s.Discard()
 	case failed:
@@ -449,7 +483,7 @@ func (c *control) stop(r downRequest) error {
 // be had, the memory is kept, since the sender of the signal ends us anyway.
 func (c *control) goDown(out io.Writer) error {
 	fmt.Fprintln(out, "going down")
-	return c.stop(downRequest{Force: true})
+	return c.stopAlone(downRequest{Force: true})
 }
 
 // failed keeps a pair whose takeover did not come through, the dead memory above all,

@@ -49,6 +49,7 @@ func TestOneAtATime(t *testing.T) {
 		{"leave when it has stopped", &control{stopped: true}, verbLeave, "goes down already"},
 		{"switch while it goes down", &control{stopping: true}, verbSwitch, "goes down already"},
 		{"switch when it has stopped", &control{stopped: true}, verbSwitch, "goes down already"},
+		{"down when its supervisor leaves", &control{leaving: true}, verbDown, "leaves the guests alone"},
 		{"down in a takeover", &control{status: status{State: "taking over"}}, verbDown, "a takeover is under way"},
 		{"down in a switch", &control{status: status{State: "switching"}}, verbDown, "a switch is under way"},
 		{"down before a switch", &control{order: &order{}}, verbDown, "a switch is under way"},
@@ -64,6 +65,46 @@ func TestOneAtATime(t *testing.T) {
 				t.Errorf("%v, want: %s", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestStopIsOne: a signal waits for a down that is under way, and a side that dies in it is taken over
+// from, whatever else was asked for.
+func TestStopIsOne(t *testing.T) {
+	c := &control{}
+	began, let := make(chan struct{}), make(chan struct{})
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() {
+		first <- c.stop(downRequest{Force: true, Discard: true}, func() error {
+			close(began)
+			<-let
+			return errTakesOver
+		})
+	}()
+	<-began
+	go func() { second <- c.stop(downRequest{}, func() error { return nil }) }()
+	select {
+	case <-second:
+		t.Error("the signal does not wait")
+	case <-time.After(100 * time.Millisecond):
+	}
+	close(let)
+	if err := <-first; !errors.Is(err, errTakesOver) {
+		t.Errorf("down: %v", err)
+	}
+	if err := <-second; err != nil || !c.stopped {
+		t.Errorf("signal: %v, stopped: %v", err, c.stopped)
+	}
+}
+
+// TestLetGo: nobody waits for the end of a side that was to stop and has died.
+func TestLetGo(t *testing.T) {
+	c := &control{}
+	c.letGo()
+	let := false
+	c.died = func() { let = true }
+	if c.letGo(); !let {
+		t.Error("it is waited for")
 	}
 }
 

@@ -52,12 +52,8 @@ is 3.`,
 				return errors.Join(err, d.Close())
 			}
 			reports, err := offline.Recover(cmd.Context(), d, o)
-			switch {
-			case err != nil || !d.AtStake():
-			case d.Record.Saved:
-				err = &supervisor.Unsaved{Dir: d.Path, Record: d.Record}
-			case len(reports) == 0:
-				err = fmt.Errorf("all that could be brought to the disks of pair %s is there; what was refused is in %s: understudy salvage extract reads it, understudy down --discard %s removes it", name, d.Path, name)
+			if err == nil {
+				err = recovered(d, name, reports)
 			}
 			if d.AtStake() {
 				err = errors.Join(err, d.Close())
@@ -82,6 +78,24 @@ is 3.`,
 	cmd.Flags().BoolVar(&o.GiveUp, "give-up", false, giveUpHelp)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print for programs")
 	return cmd
+}
+
+// recovered is what there is to say of a run directory after a Recover that came through, beside the
+// verdicts of its reports: nil, if nothing of it is in memory only.
+func recovered(d *supervisor.RunDir, name string, reports []*offline.Report) error {
+	switch {
+	case !d.AtStake():
+		return nil
+	case d.Record.Saved:
+		return &supervisor.Unsaved{Dir: d.Path, Record: d.Record}
+	case slices.ContainsFunc(reports, func(r *offline.Report) bool { return !r.Complete }): // their verdicts say it
+		return nil
+	}
+	left := "what was refused is"
+	if slices.ContainsFunc(d.Record.Disks, func(d supervisor.RecordDisk) bool { return d.Refused == nil }) {
+		left = "its record is of an older program, which did not write down whether it had refused something: what that may be is"
+	}
+	return &incomplete{[]string{fmt.Sprintf("all that could be brought to the disks of pair %s is there; %s in %s: understudy salvage extract reads it, understudy down --discard %s removes it", name, left, d.Path, name)}}
 }
 
 // findLeft is the pair of that name, or the only one that has left a run directory.

@@ -83,13 +83,18 @@ func (o *outlets) tell(e events.Event) {
 	}
 }
 
-// close waits for what is still to be written and run.
-func (o *outlets) close() error {
+// close waits for what is still to be written and run; with leaving not for long: whoever watches the
+// guests next may not begin before this process has ended.
+func (o *outlets) close(leaving bool) error {
 	var errs []error
 	if o.server != nil {
 		errs = append(errs, o.server.Close())
 	}
-	errs = append(errs, o.hooks.Close())
+	if leaving {
+		errs = append(errs, o.hooks.Leave())
+	} else {
+		errs = append(errs, o.hooks.Close())
+	}
 	if o.log != nil {
 		errs = append(errs, o.log.Close())
 	}
@@ -123,7 +128,7 @@ func (c *control) snapshot() metrics.Snapshot {
 	if c.s != nil {
 		v := c.s.Vitals()
 		s.Beat, s.Understudy, s.Unsaved, s.Known = v.Beat, v.UnderstudyBeat, v.Unsaved, v.Known
-		s.Pause, s.Limit = v.Pause, c.s.Pair.Heartbeat.Limit
+		s.Pause, s.Limit, s.Unread = v.Pause, c.s.Pair.Heartbeat.Limit, v.Unread != ""
 	}
 	return s
 }

@@ -154,7 +154,7 @@ func up(ctx context.Context, name string, p *pair.Pair, out io.Writer, ready fun
 	c.told = told
 	c.mu.Unlock()
 	if err := c.serve(ctx, dirs.Run(name)); err != nil {
-		return errors.Join(err, c.stop(downRequest{Force: true}))
+		return errors.Join(err, c.stopAlone(downRequest{Force: true}))
 	}
 	defer c.close()
 	fmt.Fprintf(out, "pair %s is %s\n", name, c.role())
@@ -185,7 +185,7 @@ func (c *control) ended(out io.Writer, err error) error {
 	}
 	c.mu.Unlock()
 	c.tell(last, "", detail, nil)
-	if err := c.told.close(); err != nil {
+	if err := c.told.close(last == events.Left); err != nil {
 		fmt.Fprintln(out, err)
 	}
 	return c.verdict(out, err)

@@ -86,6 +86,8 @@ func (st *status) alarm() error {
 		return &alarm{fmt.Sprintf("pair %s is %s", st.Name, st.State), exitUnprotected}
 	case st.UnderstudyHeld != "":
 		return &alarm{fmt.Sprintf("pair %s is not protected: its understudy stands still", st.Name), exitUnprotected}
+	case st.Unread != "":
+		return &alarm{fmt.Sprintf("pair %s is not protected: its service is, and what its active side has in memory only is not", st.Name), exitUnprotected}
 	case len(st.Troubles) > 0:
 		return &alarm{fmt.Sprintf("pair %s is protected, and in trouble", st.Name), exitUnprotected}
 	}
@@ -108,6 +110,9 @@ func (st *status) write(w io.Writer) error {
 	}
 	if st.UnderstudyHeld != "" {
 		fmt.Fprintf(w, "held        the understudy stands still, and could not take over: %s\n", st.UnderstudyHeld)
+	}
+	if st.Unread != "" {
+		fmt.Fprintln(w, "unread      a takeover would bring over nothing that is in memory only; it is tried again:")
 	}
 	for _, what := range st.Troubles {
 		fmt.Fprintf(w, "trouble     %s\n", what)
@@ -210,7 +215,8 @@ func downCommand() *cobra.Command {
 
 The active side writes what is unsaved while its services run, within 10 minutes, stops
 them, and unmounts its disks. If it cannot, the pair stays up, and what keeps it is named. Nothing is ever removed that may be nowhere else: after
-a takeover that failed, or with --force, the memory is kept for understudy recover.`,
+a takeover that failed, or with --force, the memory is kept for understudy recover, and the exit
+status is not 0.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, err := findPair(first(args))
@@ -234,12 +240,12 @@ a takeover that failed, or with --force, the memory is kept for understudy recov
 
 // awaitLeft waits until a pair's supervisor, which began to answer at this time, has let go of the
 // run directory: another one can take charge of the guests, or has done so. What the supervisor
-// tells hooks may take it longer.
+// tells hooks may take it longer. It fails if the guests do not go on, and have left something.
 func awaitLeft(ctx context.Context, name string, began time.Time) error {
 	return whileRunning(ctx, func() error {
 		d, err := supervisor.OpenRunDir(dirs.Run(name))
 		if err == nil {
-			return d.Close()
+			return errors.Join(leftBehind(d), d.Close())
 		}
 		if now := supervisedSince(name); !now.IsZero() && !now.Equal(began) {
 			return nil
@@ -249,6 +255,14 @@ func awaitLeft(ctx context.Context, name string, began time.Time) error {
 		}
 		return err
 	})
+}
+
+// leftBehind is an error if a pair's guests have ended with something in memory only.
+func leftBehind(d *supervisor.RunDir) error {
+	if d.HasGuests() || !d.AtStake() {
+		return nil
+	}
+	return &supervisor.Unsaved{Dir: d.Path, Record: d.Record}
 }
 
 // awaitDown waits until a pair's supervisor has ended, and says what it left.
@@ -286,7 +300,7 @@ func tidy(ctx context.Context, name string, r downRequest) error {
 		s, err := supervisor.Reconnect(ctx, d, tidyOptions(name, os.Stderr))
 		if err == nil {
 			c := &control{s: s}
-			if err = c.stop(r); err != nil {
+			if err = c.stopAlone(r); err != nil {
 				return errors.Join(err, s.Leave())
 			}
 			return s.Close()
@@ -304,8 +318,7 @@ func tidy(ctx context.Context, name string, r downRequest) error {
 	return errors.Join(d.EndGuests(), d.Remove())
 }
 
-// tidyOptions are those of a supervisor that only ends a pair. What it could not bring to a root disk,
-// nobody would hear of otherwise.
+// tidyOptions are those of a supervisor that only ends a pair. Of a trouble nobody would hear otherwise.
 func tidyOptions(name string, errs io.Writer) supervisor.Options {
 	return supervisor.Options{
 		Log: errs, Outlive: true, Rescue: rescueRoot(name),

@@ -11,7 +11,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -298,4 +300,36 @@ func FuzzRead(f *testing.F) {
 			t.Fatalf("%d of %d lines", lines, want)
 		}
 	})
+}
+
+// TestHooksLeft: whoever leaves waits for hooks for a short time, for all of them together, and ends none.
+func TestHooksLeft(t *testing.T) {
+	t.Parallel() // it is waited for
+	dir := t.TempDir()
+	var hooks []Hook
+	for _, name := range []string{"a", "b"} {
+		hooks = append(hooks, Hook{Command: []string{"/bin/sh", "-c", `echo $$ > "$1.new"; mv "$1.new" "$1"; exec sleep 1000`, "hook", filepath.Join(dir, name)}})
+	}
+	r := NewRunner(hooks, func(error) {})
+	r.Add(Event{Pair: "web", Kind: Left})
+	began := time.Now()
+	if err := r.Leave(); err == nil {
+		t.Error("they have ended")
+	}
+	if took := time.Since(began); took > 2*closeLimit-time.Second {
+		t.Errorf("it took %v", took)
+	}
+	for _, name := range []string{"a", "b"} {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		if err == nil {
+			err = syscall.Kill(-pid, syscall.SIGKILL)
+		}
+		if err != nil {
+			t.Errorf("hook %s does not go on: %v", name, err)
+		}
+	}
 }

@@ -65,11 +65,19 @@ func (r *Runner) Add(e Event) {
 func (r *Runner) Failures() int64 { return r.failures.Load() }
 
 // Close waits until all hooks have run that were to, for somewhat longer than one may take.
-func (r *Runner) Close() error {
+func (r *Runner) Close() error { return r.close(r.limit + closeLimit) }
+
+// Leave is Close for whoever somebody waits for: a program that takes longer goes on by itself, and
+// hooks that have not begun do not run.
+func (r *Runner) Leave() error { return r.close(min(r.limit, closeLimit)) }
+
+// close waits for all of them together for at most a time.
+func (r *Runner) close(limit time.Duration) error {
+	end := time.Now().Add(limit)
 	var errs []error
-	for _, q := range r.queues {
-		if limit := r.limit + closeLimit; !q.close(limit) {
-			errs = append(errs, fmt.Errorf("the hooks have not ended within %v", limit))
+	for i, q := range r.queues {
+		if !q.close(time.Until(end)) {
+			errs = append(errs, fmt.Errorf("hook %d has not ended within %v", i+1, limit))
 		}
 	}
 	return errors.Join(errs...)

@@ -23,6 +23,7 @@ type Snapshot struct {
 	Since          time.Time // of State
 	Held           bool      // the active side stands still, and is not dead
 	UnderstudyHeld bool      // so does the understudy
+	Unread         bool      // nothing that is in memory only would be salvaged
 	Troubles       int       // that are told
 	Beat           time.Time // the active side's last; zero: none yet
 	Understudy     time.Time // the understudy's last; zero: none yet, or there is none

@@ -91,8 +91,8 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestUnknown: what is not known has no metric, rather than a zero; and a held pair does not
-// count as protected.
+// TestUnknown: what is not known has no metric, rather than a zero; and a pair that is held, or whose memory
+// could not be read, does not count as protected.
 func TestUnknown(t *testing.T) {
 	text := scraped(t, New("web", "v1", nil, func() Snapshot { return Snapshot{State: "protected", Held: true} }))
 	for _, name := range []string{"understudy_unsaved_bytes", "understudy_last_beat_timestamp_seconds"} {
@@ -100,8 +100,11 @@ func TestUnknown(t *testing.T) {
 			t.Errorf("there is %s", name)
 		}
 	}
-	if !strings.Contains(text, `understudy_protected{pair="web"} 0`) {
-		t.Error("a pair that is held counts as protected")
+	unread := scraped(t, New("web", "v1", nil, func() Snapshot { return Snapshot{State: "protected", Unread: true} }))
+	for what, text := range map[string]string{"is held": text, "is not read": unread} {
+		if !strings.Contains(text, `understudy_protected{pair="web"} 0`) {
+			t.Errorf("a pair that %s counts as protected", what)
+		}
 	}
 }
 

@@ -17,7 +17,7 @@ func newState(labels prometheus.Labels, look func() Snapshot) *state {
 	}
 	return &state{
 		look:      look,
-		protected: desc("understudy_protected", "1 if an understudy has rehearsed and waits, and the active side runs; else 0."),
+		protected: desc("understudy_protected", "1 if an understudy has rehearsed and waits, and the active side runs, and its kernel is found in its memory; else 0."),
 		state:     desc("understudy_state", "1 for the state that the pair is in, 0 for the others.", "state"),
 		since:     desc("understudy_state_since_timestamp_seconds", "Since when the pair is in its state."),
 		held:      desc("understudy_held", "1 if the active side stands still for a reason outside its kernel; else 0."),
@@ -49,7 +49,7 @@ func (s *state) Collect(to chan<- prometheus.Metric) {
 		}
 		return 0
 	}
-	gauge(s.protected, flag(now.State == "protected" && !now.Held && !now.UnderstudyHeld))
+	gauge(s.protected, flag(now.State == "protected" && !now.Held && !now.UnderstudyHeld && !now.Unread))
 	for _, name := range States {
 		gauge(s.state, flag(now.State == name), name)
 	}

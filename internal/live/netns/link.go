@@ -151,6 +151,19 @@ func (n *Namespace) Join(link, bridge string) (there bool, err error) {
 	return there, err
 }
 
+// Has reports whether there is a link of a name in the namespace.
+func (n *Namespace) Has(link string) (bool, error) {
+	err := n.Do(func() error {
+		_, err := netlink.LinkByName(link)
+		return err
+	})
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // withLink runs act on the named link inside the namespace; verb tells what failed.
 func (n *Namespace) withLink(name, verb string, act func(netlink.Link) error) error {
 	return n.Do(func() error {

@@ -61,7 +61,7 @@ type Result struct {
 	Check   *wire.Check // nil: none was asked for
 	Named   wire.NameResult
 	Stages  []Stage
-	Refused bool // of a commit that was broken off, and is finished: something of its memory was refused
+	Lacks   string // of a commit that was broken off, and is finished: why its memory is still needed; empty: it is not
 }
 
 // left is what was to be done with the file system mounted, and is not, and how much more of that the
@@ -119,7 +119,7 @@ func (d *Disk) prepare(ctx context.Context, j Job, guest *Guest, r *Result) erro
 	if err != nil {
 		return err
 	}
-	d.left = &record{Step: stepApply, Identity: j.Identity, Disk: d.path, Size: d.Size, Veil: veilOf(j.Identity), Before: before, Refused: j.Refused}
+	d.left = &record{Step: stepApply, Identity: j.Identity, Disk: d.path, Size: d.Size, Veil: veilOf(j.Identity), Before: before, Refused: &j.Refused}
 	if guest == nil {
 		if j.NeedsGuest() {
 			return errors.New("no guest for a job that needs one")
@@ -139,7 +139,7 @@ func (d *Disk) prepare(ctx context.Context, j Job, guest *Guest, r *Result) erro
 		return err
 	}
 	failures, more := r.left()
-	d.left.Refused = j.Refused || len(failures)+more > 0
+	d.left.Refused = new(j.Refused || len(failures)+more > 0)
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx) // nothing was lost yet; from here on it goes through
 	}
@@ -243,7 +243,7 @@ func (d *Disk) Finish(ctx context.Context, id Identity) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Result{Refused: d.left.Refused}
+	r := &Result{Lacks: d.left.lacks()}
 	if veils := d.left.veil(); !same(now, veils) && same(now, d.left.After) {
 		return r, d.done() // only that was left to do
 	} else if err := between(now, veils, d.left); err != nil {

@@ -51,7 +51,7 @@ func newTrial(t *testing.T, differs, redo bool) (*trial, *Disk) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.left = &record{Step: stepApply, Identity: trialID, Disk: d.path, Size: d.Size, Before: super, Refused: redo}
+	d.left = &record{Step: stepApply, Identity: trialID, Disk: d.path, Size: d.Size, Before: super, Refused: &redo}
 	if differs { // else it is of an older program
 		d.left.Veil = veilOf(trialID)
 	}
@@ -201,8 +201,8 @@ func breakOff(t *testing.T, n int, differs, redo bool) {
 	switch r, err := again.Finish(t.Context(), trialID); {
 	case err != nil:
 		t.Errorf("after step %d: %v", n, err)
-	case r.Refused != redo:
-		t.Errorf("after step %d: it says that something was refused: %v, and should: %v", n, r.Refused, redo)
+	case (r.Lacks != "") != redo:
+		t.Errorf("after step %d: it says that something was refused: %q, and should: %v", n, r.Lacks, redo)
 	}
 	if !bytes.Equal(tr.disk(), tr.after) {
 		t.Errorf("after step %d, with another superblock: %v, redo: %v: the disk is not as it was to be", n, differs, redo)

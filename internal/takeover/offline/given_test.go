@@ -41,7 +41,7 @@ func TestRecoverRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := recovery{dir: &supervisor.RunDir{Path: t.TempDir()}}
-			r.record = supervisor.Record{Pair: "p", Active: "left", Heir: "right", Disks: []supervisor.RecordDisk{{Name: "data", Image: image, Progress: tc.progress, Refused: true}}}
+			r.record = supervisor.Record{Pair: "p", Active: "left", Heir: "right", Disks: []supervisor.RecordDisk{{Name: "data", Image: image, Progress: tc.progress, Refused: new(true)}}}
 			r.run = func(_ context.Context, o Options) (*Report, error) {
 				if filepath.Base(o.Image) == "left.ram" {
 					return tc.active.report, tc.active.err
@@ -52,8 +52,44 @@ func TestRecoverRefused(t *testing.T) {
 			if err := r.disk(t.Context(), d); (err == nil) != tc.ends || !tc.ends && !errors.Is(err, broken) {
 				t.Errorf("%v", err)
 			}
-			if d.Refused != tc.refused || len(r.reports) != tc.reports {
-				t.Errorf("refused: %v, %d reports", d.Refused, len(r.reports))
+			if d.Lacks() != tc.refused || len(r.reports) != tc.reports {
+				t.Errorf("refused: %v, %d reports", d.Lacks(), len(r.reports))
+			}
+		})
+	}
+}
+
+// TestRecoverOld: a record of an older program does not say what its takeover had refused. The memory stays
+// where that may have been something.
+func TestRecoverOld(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "disk.img")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		progress takeover.Progress
+		heir     error
+		kept     bool
+	}{
+		"no takeover":                {"", nil, false},
+		"fenced":                     {takeover.Fenced, nil, false},
+		"handed over":                {takeover.HandedOver, nil, false},
+		"given, and the heir had it": {takeover.Given, nil, true},
+		"given, and all of it":       {takeover.Given, ErrNotMounted, false},
+		"applied":                    {takeover.Applied, nil, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := recovery{dir: &supervisor.RunDir{Path: t.TempDir()}}
+			r.record = supervisor.Record{Pair: "p", Active: "left", Heir: "right", Disks: []supervisor.RecordDisk{{Name: "data", Image: image, Progress: tc.progress}}}
+			r.run = func(_ context.Context, o Options) (*Report, error) {
+				if filepath.Base(o.Image) == "right.ram" && tc.heir != nil {
+					return nil, tc.heir
+				}
+				return &Report{Complete: true}, nil
+			}
+			d := &r.record.Disks[0]
+			if err := r.disk(t.Context(), d); err != nil || d.Lacks() != tc.kept {
+				t.Errorf("%v, kept: %v", err, d.Lacks())
 			}
 		})
 	}

@@ -37,11 +37,22 @@ type record struct {
 	// Redo is what there is in place of an overlay; nil if there is one.
 	Redo *redo `json:"redo,omitempty"`
 	// Refused says that something of the memory is not in it, so that the memory is still needed
-	// when it is on the disk.
-	Refused bool `json:"refused,omitempty"`
+	// when it is on the disk. It is nil in a record of an older program, which did not say.
+	Refused *bool `json:"refused"`
 
 	began bool // of a record that was found: the disk is in between
 	other bool // likewise: but it is another disk
+}
+
+// lacks is why the memory is still needed when all of the record is on the disk; empty: it is not.
+func (r *record) lacks() string {
+	switch {
+	case r.Refused == nil:
+		return "the run that was broken off was of an older program, which did not write down whether it had refused something: what that may be is in memory only: `salvage list` and `salvage extract` have all that was unsaved"
+	case *r.Refused:
+		return "the run that was broken off had refused some of it, which is in memory only: `salvage list` and `salvage extract` have it"
+	}
+	return ""
 }
 
 // Region is a stretch of a disk, in whole sectors.

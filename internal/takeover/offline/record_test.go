@@ -99,6 +99,16 @@ func FuzzParseRecord(f *testing.F) {
 	})
 }
 
+// TestRecordOld: a record that does not say whether something was refused is none of a complete run.
+func TestRecordOld(t *testing.T) {
+	for text, lacks := range map[string]bool{"": true, `"refused": true,`: true, `"refused": false,`: false} {
+		r, err := parseRecord([]byte(`{` + text + `"version": 1, "step": "apply"}`))
+		if err != nil || (r.lacks() != "") != lacks {
+			t.Errorf("%s: %v, %+v", text, err, r)
+		}
+	}
+}
+
 // TestClear wants what others have in the work directory to stay.
 func TestClear(t *testing.T) {
 	mine := Identity{Sum: "s"}

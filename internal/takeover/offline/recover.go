@@ -56,7 +56,7 @@ func Recover(ctx context.Context, d *supervisor.RunDir, o RecoverOptions) ([]*Re
 			return r.reports, fmt.Errorf("recover disk %s: %w", r.record.Disks[i].Name, err)
 		}
 	}
-	if untouched || slices.ContainsFunc(r.record.Disks, func(d supervisor.RecordDisk) bool { return d.Refused }) {
+	if untouched || slices.ContainsFunc(r.record.Disks, func(d supervisor.RecordDisk) bool { return d.Lacks() }) {
 		return r.reports, nil
 	}
 	r.record.Saved = true
@@ -85,6 +85,12 @@ const (
 // a kernel left it that had written a part of the plan.
 func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
 	active, heir := r.dir.RAM(r.record.Active), r.dir.RAM(r.record.Heir)
+	switch d.Progress {
+	case "", takeover.Fenced, takeover.HandedOver:
+		if d.Refused == nil { // a takeover had not come to that yet
+			d.Refused = new(bool)
+		}
+	}
 	if len(d.Layers) > 0 && d.Progress != saved && r.options.Devices[d.Name] == "" {
 		return layered(d)
 	}
@@ -122,10 +128,12 @@ func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
 // applyIfMounted applies the memory of a kernel that may have died before it came to mount
 // the disk. All of it is applied: what a takeover had refused of it counts no more.
 func (r *recovery) applyIfMounted(ctx context.Context, d *supervisor.RecordDisk, image string) error {
-	refused := d.Refused
-	d.Refused = false
+	before := d.Refused
+	d.Refused = new(bool)
 	err := r.apply(ctx, d, Options{Image: image}, saved)
-	d.Refused = d.Refused || err != nil && refused
+	if err != nil && !d.Lacks() {
+		d.Refused = before
+	}
 	if errors.Is(err, ErrNotMounted) {
 		return nil
 	}
@@ -148,7 +156,9 @@ func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Option
 	if report.Untouched {
 		return errUntouched
 	}
-	d.Refused = d.Refused || !report.Complete
+	if !report.Complete {
+		d.Refused = new(true)
+	}
 	d.Progress = done
 	return r.dir.Write(&r.record)
 }

@@ -330,8 +330,8 @@ func (a *application) finish(ctx context.Context, left Identity) error {
 	r, err := a.target.Finish(ctx, a.identity())
 	if r != nil {
 		a.report.stages(a.memory.Stages, r.Stages)
-		if r.Refused {
-			a.report.refuse(Refusal{Reason: "the run that was broken off had refused some of it, which is in memory only: `salvage list` and `salvage extract` have it"})
+		if r.Lacks != "" {
+			a.report.refuse(Refusal{Reason: r.Lacks})
 		}
 	}
 	return err

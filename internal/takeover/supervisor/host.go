@@ -2,9 +2,11 @@ package supervisor
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"understudy.dev/understudy/internal/live/fence"
+	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -37,32 +39,88 @@ func (s *Supervisor) watchPaths(ctx context.Context, disks []*fence.Hold) {
 }
 
 // watchPorts puts the active side back into its bridges: whoever starts the machine's network anew
-// makes these again, without their ports.
-func (s *Supervisor) watchPorts(ctx context.Context) {
-	active, _ := s.roles()
-	every(ctx, hostEvery, func() {
-		news, err := s.connect(active)
-		if ctx.Err() != nil {
-			return // it may be gone
+// makes these again, without their ports. It returns when a tap of the understudy's is gone, which only a
+// partition that boots can get anew: no network would reach that side; or with ctx's error.
+func (s *Supervisor) watchPorts(ctx context.Context) (liveness.Verdict, error) {
+	active, understudy := s.roles()
+	tick := time.NewTicker(hostEvery)
+	defer tick.Stop()
+	for {
+		s.connectAgain(ctx, active)
+		if tap := s.goneTap(understudy); tap != "" {
+			return liveness.Verdict{
+				Cause: liveness.Degraded, At: time.Now(),
+				Detail: fmt.Sprintf("tap %s of partition %s was removed, or has another name: no network would reach it", tap, understudy.name),
+			}, nil
 		}
-		s.missed("network", err, "the network reaches partition "+active.name+" again")
-		if !news || err != nil {
-			return
+		select {
+		case <-ctx.Done():
+			return liveness.Verdict{}, context.Cause(ctx)
+		case <-tick.C:
 		}
-		s.log("partition %s was put into its bridges again", active.name)
-		if err := s.announce(ctx, active); err != nil {
-			s.log("announce the addresses of partition %s: %v", active.name, err)
-		}
-	})
+	}
 }
 
-// missed tells, once, that something of this machine's is not there, and when it is again.
+// connectAgain puts the active side into its bridges, and tells that it was not in them.
+func (s *Supervisor) connectAgain(ctx context.Context, active *side) {
+	news, err := s.connect(active)
+	if ctx.Err() != nil {
+		return // it may be gone
+	}
+	s.missed("network", err, "the network reaches partition "+active.name+" again")
+	if !news || err != nil {
+		return
+	}
+	s.log("partition %s was put into its bridges again", active.name)
+	if err := s.announce(ctx, active); err != nil {
+		s.log("announce the addresses of partition %s: %v", active.name, err)
+	}
+}
+
+// goneTap is a tap of a side's that this machine has no more; empty: it has all, or does not say.
+func (s *Supervisor) goneTap(sd *side) string {
+	if sd == nil {
+		return ""
+	}
+	for _, tap := range sd.taps {
+		if there, err := s.options.Network.Has(tap); err == nil && !there {
+			return tap
+		}
+	}
+	return ""
+}
+
+// lostKernel is the active kernel, which was not found in its memory.
+const lostKernel = "kernel"
+
+// findAgain looks for an active kernel that was not found when we took charge of it, after pauses that
+// grow: until it is, what only memory has is not brought over in a takeover.
+func (s *Supervisor) findAgain(ctx context.Context) {
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
+		s.mu.Lock()
+		active, prepared := s.active, s.prepared
+		s.mu.Unlock()
+		if prepared {
+			s.missed(lostKernel, nil, "the kernel of partition "+active.name+" is found in its memory")
+			return
+		}
+		if sleep(ctx, pause) != nil {
+			return
+		}
+		if err := s.prepare(ctx); err != nil && ctx.Err() == nil {
+			s.missed(lostKernel, err, "")
+		}
+	}
+}
+
+// missed tells, once, that something is not there, and when it is again. What is told first stays so,
+// whatever else it lacks meanwhile: that is what ends.
 func (s *Supervisor) missed(what string, err error, again string) {
 	s.mu.Lock()
 	was := s.lost[what]
 	if err == nil {
 		delete(s.lost, what)
-	} else {
+	} else if was == "" {
 		s.lost[what] = err.Error()
 	}
 	s.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -189,22 +190,66 @@ func (s *Supervisor) rescueRoot(ctx context.Context, i int) error {
 	if dead == nil || dead.Name != p.Name || dead.Root == "" || s.options.Rescue == nil {
 		return nil // or it is kept with what it has
 	}
+	err := s.rescue(ctx, i)
+	if err != nil && (ctx.Err() != nil || errors.Is(err, takeover.ErrInBetween)) {
+		return errors.Join(err, s.holdRoot(p.Root, fence.Keep))
+	}
+	if err != nil {
+		s.trouble(wire.TroubleNotice{What: fmt.Sprintf("%v: what was not written is lost, as after any crash", err)})
+	}
+	return s.needDead(DeadSide{Name: dead.Name, Why: dead.Why}, func(*Record) {})
+}
+
+// rescue brings to the root disk of partition i what its memory has of it. Nobody holds it then.
+func (s *Supervisor) rescue(ctx context.Context, i int) error {
+	p := s.Pair.Partitions[i]
 	var err error
 	if h := s.roots[p.Root]; h != nil {
 		delete(s.roots, p.Root)
 		err = h.Close()
 	}
 	if err == nil {
-		spec := s.spec(i, "")
-		err = s.options.Rescue(ctx, p.Root, spec.RAMPath())
-	}
-	if err != nil && (ctx.Err() != nil || errors.Is(err, takeover.ErrInBetween)) {
-		return errors.Join(fmt.Errorf("root disk of partition %s: %w", p.Name, err), s.holdRoot(p.Root, fence.Keep))
+		err = s.options.Rescue(ctx, p.Root, s.dir.RAM(p.Name))
 	}
 	if err != nil {
-		s.trouble(wire.TroubleNotice{What: fmt.Sprintf("root disk of partition %s: what was not written is lost, as after any crash: %v", p.Name, err)})
+		err = fmt.Errorf("root disk of partition %s: %w", p.Name, err)
 	}
-	return s.needDead(DeadSide{Name: dead.Name, Why: dead.Why}, func(*Record) {})
+	return err
+}
+
+// keepRoot records that the memory of partition i has what its root disk may lack, if somebody can bring
+// that there.
+func (s *Supervisor) keepRoot(i int) error {
+	root := s.rescuedRoot(i)
+	if root == "" || s.discarded || !s.recorded().Saved {
+		return nil
+	}
+	d := DeadSide{Name: s.Pair.Partitions[i].Name, Root: root}
+	return s.record(func(r *Record) { r.Kept = append(r.Kept, KeptMemory{File: s.dir.RAM(d.Name), Why: d.kept()}) })
+}
+
+// rescueRoots does it for all partitions, none of which runs any more or is to boot: memory of which
+// it fails stays, and is recorded.
+func (s *Supervisor) rescueRoots() error {
+	var errs []error
+	for i, p := range s.Pair.Partitions {
+		ofPartition := func(k KeptMemory) bool { return k.File == s.dir.RAM(p.Name) } // of keepRoot
+		dead := s.dead()
+		died := dead != nil && dead.Name == p.Name && dead.Root != "" && s.options.Rescue != nil
+		if !died && !slices.ContainsFunc(s.Kept(), ofPartition) {
+			continue
+		}
+		err := s.rescue(context.Background(), i)
+		switch {
+		case err != nil:
+		case died:
+			err = s.needDead(DeadSide{Name: dead.Name, Why: dead.Why}, func(*Record) {})
+		default:
+			err = s.record(func(r *Record) { r.Kept = slices.DeleteFunc(r.Kept, ofPartition) })
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // Freeze stops a dead side where it is, until there is an understudy to take over. That is recorded

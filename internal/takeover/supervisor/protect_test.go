@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"understudy.dev/understudy/internal/live/fence"
+	"understudy.dev/understudy/internal/live/liveness"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
@@ -57,7 +58,7 @@ func graveyard(t *testing.T) *Supervisor {
 	s := &Supervisor{
 		Pair:    &pair.Pair{Name: "p", Partitions: [2]pair.Partition{{Name: "left", Root: root}, {Name: "right"}}},
 		options: Options{Dir: dir, Log: io.Discard}, dir: &RunDir{Path: dir},
-		holds: make(map[string]*fence.Hold), roots: make(map[string]*fence.Hold),
+		holds: make(map[string]*fence.Hold), roots: make(map[string]*fence.Hold), lost: make(map[string]string),
 	}
 	s.options.Rescue = func(ctx context.Context, disk, memory string) error {
 		if disk != root || memory != s.dir.RAM("left") {
@@ -194,6 +195,105 @@ func TestUnrecorded(t *testing.T) {
 	if r := s.recorded(); r.Active != "right" {
 		t.Errorf("it is not recorded who serves: %+v", r)
 	}
+}
+
+// TestUnrecordedStop: what could not be recorded is with the next change of the record, whatever that is.
+func TestUnrecordedStop(t *testing.T) {
+	s := graveyard(t)
+	blocked := filepath.Join(s.dir.Path, recordName+".new")
+	if err := os.Mkdir(blocked, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.needDead(DeadSide{Name: "left", Why: "2 things"}, func(r *Record) { r.Saved = false }); err == nil {
+		t.Fatal("it was recorded")
+	}
+	if err := os.Remove(blocked); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.record(func(r *Record) { r.Saved = true }); err != nil { // as Stop does
+		t.Fatal(err)
+	}
+	var unsaved *Unsaved
+	if err := s.Close(); !errors.As(err, &unsaved) || !s.recorded().Saved {
+		t.Errorf("%v, %+v", err, s.recorded())
+	}
+	if b, err := os.ReadFile(s.dir.RAM("left")); string(b) != "memory" {
+		t.Errorf("the only memory with it is gone: %v", err)
+	}
+}
+
+// TestCloseRoots: the end of a pair is no reason to lose what a root disk lacks, of a side that was taken
+// over from or one that was not powered off: memory of which a rescue fails stays, and that is an error.
+func TestCloseRoots(t *testing.T) {
+	broken := errors.New("no room")
+	for name, tc := range map[string]struct {
+		runs, discarded bool
+		rescue          error
+		kept            bool
+	}{
+		"dead":                         {},
+		"dead, no rescue":              {rescue: broken, kept: true},
+		"dead, in between":             {rescue: takeover.ErrInBetween, kept: true},
+		"not powered off":              {runs: true},
+		"not powered off, no rescue":   {runs: true, rescue: broken, kept: true},
+		"not powered off, not wanted":  {runs: true, rescue: broken, discarded: true},
+		"not powered off, in between ": {runs: true, rescue: takeover.ErrInBetween, kept: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // an agent is waited for
+			s := graveyard(t)
+			if err := s.dir.take(); err != nil {
+				t.Fatal(err)
+			}
+			rescued := false
+			s.options.Rescue = func(context.Context, string, string) error {
+				rescued = true
+				if !s.dir.AtStake() {
+					t.Error("nothing is at stake while it is rescued")
+				}
+				return tc.rescue
+			}
+			if tc.runs {
+				s.sides[0] = running(t, s)
+			} else if err := s.dir.Write(&Record{Pair: "p", Saved: true, Dead: &DeadSide{Name: "left", Root: s.Pair.Partitions[0].Root}}); err != nil {
+				t.Fatal(err)
+			}
+			if tc.discarded {
+				if err := s.Discard(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := s.Close()
+			var unsaved *Unsaved
+			if errors.As(err, &unsaved) != tc.kept || !errors.Is(err, tc.rescue) && !tc.discarded || rescued == tc.discarded {
+				t.Errorf("%v; rescued: %v", err, rescued)
+			}
+			if _, err := os.Stat(s.dir.RAM("left")); errors.Is(err, os.ErrNotExist) == tc.kept {
+				t.Errorf("its memory: %v", err)
+			}
+		})
+	}
+}
+
+// running is a side of partition 0 whose agent does not answer, so that its system does not end.
+func running(t *testing.T, s *Supervisor) *side {
+	t.Helper()
+	_, id := stopped(t)
+	spec := s.spec(0, "")
+	for path, n := range map[string]int{spec.BeatPath(): liveness.PageBytes, spec.RAMPath(): 4 << 20} {
+		if err := os.WriteFile(path, make([]byte, n), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.record(func(r *Record) { r.Frozen = "left" }); err != nil {
+		t.Fatal(err)
+	}
+	sd, err := s.reconnectSide(t.Context(), 0, RecordSide{Name: "left", Identity: id})
+	if err == nil || sd.process == nil {
+		t.Fatalf("%v", err)
+	}
+	sd.greeting.BootID = "boot"
+	return sd
 }
 
 // TestUnopened: of a dead side whose memory cannot be opened, all is refused; once it can, nothing is.

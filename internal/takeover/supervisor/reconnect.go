@@ -158,7 +158,7 @@ func (s *Supervisor) reconnect(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return err
 		}
-		s.trouble(wire.TroubleNotice{What: err.Error()})
+		s.missed(lostKernel, err, "")
 	}
 	return s.resumeStopped(ctx)
 }

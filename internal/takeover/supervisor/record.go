@@ -57,8 +57,13 @@ type RecordDisk struct {
 	// Layers are what lies on that, and under the file system; empty: nothing does.
 	Layers   []string          `json:"layers,omitempty"`
 	Progress takeover.Progress `json:"progress,omitempty"`
-	Refused  bool              `json:"refused,omitempty"` // the memory has what could not be brought to it
+	// Refused says whether the memory has what could not be brought to it; nil: nobody says, which
+	// older programs did not.
+	Refused *bool `json:"refused,omitempty"`
 }
+
+// Lacks reports whether memory may have what could not be brought to the disk.
+func (d *RecordDisk) Lacks() bool { return d.Refused == nil || *d.Refused }
 
 // DeadSide is a side whose memory has what may be nowhere else, though another side serves.
 type DeadSide struct {

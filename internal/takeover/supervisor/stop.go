@@ -31,20 +31,38 @@ func (s *Supervisor) Stop(ctx context.Context) error {
 	return s.halt(ctx)
 }
 
+// StopAlone is Stop while nobody watches: it fails with Died if the active side dies.
+func (s *Supervisor) StopAlone(ctx context.Context) error {
+	w := s.watcherOf(s.active)
+	w.fatal = false // nobody would take over from one in trouble
+	return w.during(ctx, s.Stop)
+}
+
 // halt is the part of Stop after which nobody is served.
 func (s *Supervisor) halt(ctx context.Context) error {
-	if err := s.record(func(r *Record) { r.Stopping = true }); err != nil {
+	active, _ := s.roles()
+	if err := s.recordStop(ctx, func(r *Record) { r.Stopping = true }); err != nil {
 		return err
 	}
-	active, _ := s.roles()
 	err := s.stopLimited(ctx, active)
 	switch {
 	case err == nil:
-		return s.record(func(r *Record) { r.Saved, r.Stopping = true, false })
+		return s.recordStop(ctx, func(r *Record) { r.Saved, r.Stopping = true, false })
 	case ctx.Err() != nil: // it is dead
 		return errors.Join(err, context.Cause(ctx))
 	}
 	return errors.Join(err, s.resume(context.WithoutCancel(ctx), active))
+}
+
+// recordStop makes durable how far the active side has stopped, unless ctx has ended, and it is taken
+// over from.
+func (s *Supervisor) recordStop(ctx context.Context, change func(*Record)) error {
+	err := s.record(func(r *Record) {
+		if ctx.Err() == nil {
+			change(r)
+		}
+	})
+	return errors.Join(err, context.Cause(ctx))
 }
 
 // resume has a side that was to stop, and has not, go back to its work.
@@ -86,23 +104,29 @@ func (sd *side) save(ctx context.Context, limit time.Duration) error {
 
 // Discard says that what is in memory only is not wanted: Close removes it.
 func (s *Supervisor) Discard() error {
+	s.discarded = true
 	return s.record(func(r *Record) { r.Saved, r.Kept, r.Dead = true, nil, nil })
 }
 
 // Abandon has Close keep what is in memory only, for this reason. What can be made
 // durable is, by sync(2) in the guest, so that only what is written later is missing on
-// the disks if the memory is lost.
+// the disks if the memory is lost; nothing is of a side that has died.
 func (s *Supervisor) Abandon(ctx context.Context, why error) error {
-	active, _ := s.roles()
-	return errors.Join(active.save(ctx, stopLimit), s.record(func(r *Record) { r.Why = why.Error() }))
+	var died *Died
+	if !errors.As(why, &died) {
+		active, _ := s.roles()
+		if err := active.save(ctx, stopLimit); err != nil {
+			s.log("what can be made durable before the end is not: %v", err)
+		}
+	}
+	return s.record(func(r *Record) { r.Why = why.Error() })
 }
 
 // Close ends both sides at once and removes every file and tap of theirs; but the
-// memory and the logs stay if data may be in it that is not on the disks. To end a pair
-// with nothing left behind, Stop it first.
+// memory and the logs stay if data may be in it that is not on the disks, which is an *Unsaved. To end a
+// pair with nothing left behind, Stop it first.
 func (s *Supervisor) Close() error {
-	errs := []error{s.closeMorgue()}
-	s.powerOff()
+	errs := []error{s.closeMorgue(), s.powerOff()}
 	for _, sd := range s.sides {
 		if sd != nil {
 			errs = append(errs, sd.end())
@@ -112,9 +136,7 @@ func (s *Supervisor) Close() error {
 		errs = append(errs, s.staging.Close())
 	}
 	if s.recorded().Saved { // a root disk may still lack something
-		for i := range s.Pair.Partitions {
-			errs = append(errs, s.rescueRoot(context.Background(), i))
-		}
+		errs = append(errs, s.rescueRoots())
 	}
 	errs = append(errs, s.release())
 	if s.dir.AtStake() {
@@ -129,25 +151,29 @@ func (s *Supervisor) Close() error {
 const powerOffLimit = 2 * time.Minute
 
 // powerOff has the sides that run a system of their own end it, so that all of it is on their
-// root disks, unless something is in memory only: then all is to stay as it is.
-func (s *Supervisor) powerOff() {
+// root disks, unless something is in memory only: then all is to stay as it is. The memory of one that
+// does not is recorded as kept, until its root disk is rescued.
+func (s *Supervisor) powerOff() error {
 	if s.dir.Record != nil && !s.dir.Record.Saved {
-		return
+		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), powerOffLimit, fmt.Errorf("not done within %v", powerOffLimit))
 	defer cancel()
 	var g sync.WaitGroup
-	for _, sd := range s.sides {
+	var errs [2]error
+	for i, sd := range s.sides {
 		if sd == nil || sd.process == nil || sd.greeting.BootID == "" || s.Pair.Partitions[sd.index].Root == "" {
 			continue // it has not come up, or has nothing of its own
 		}
 		g.Go(func() {
 			if err := sd.powerOff(ctx); err != nil {
-				s.log("root disk of partition %s: what was not written is lost, as after any crash: %v", sd.name, err)
+				s.log("root disk of partition %s: what was not written is in memory only: %v", sd.name, err)
+				errs[i] = s.keepRoot(sd.index)
 			}
 		})
 	}
 	g.Wait()
+	return errors.Join(errs[:]...)
 }
 
 // powerOff returns when the side's process has ended.

@@ -75,11 +75,12 @@ type Supervisor struct {
 	roots     map[string]*fence.Hold // of root images, likewise, but while one is rescued: of Protect
 	staging   *device.Staging
 	crashLoop crashLoop
+	discarded bool // what is in memory only is not wanted
+
+	recording sync.Mutex // of record, and of what follows
 	// unrecorded is what could not be recorded: what needs a dead side's memory, and who serves;
 	// nil: all is.
 	unrecorded func(*Record)
-
-	recording sync.Mutex // of record
 
 	mu         sync.Mutex               // of what follows, which others than the watcher ask for
 	sides      [2]*side                 // nil: nothing runs in that partition, or died in it
@@ -90,7 +91,7 @@ type Supervisor struct {
 	crashed    time.Time                // when a crash was asked for
 	frozen     bool                     // the active side is dead, and stands still until there is an understudy
 	prepared   bool                     // the active side's kernel was found in its memory
-	lost       map[string]string        // what was told of disks that have lost their paths, and of the network
+	lost       map[string]string        // what was told of disks that have lost their paths, of the network, and of lostKernel
 }
 
 // roles are the active side and the understudy, for those who do not change them.
@@ -335,7 +336,7 @@ func (s *Supervisor) serve(ctx context.Context, sd *side) error {
 	return err
 }
 
-// record makes durable what has changed.
+// record makes durable what has changed, with what could not be recorded before.
 func (s *Supervisor) record(change func(*Record)) error {
 	s.recording.Lock()
 	defer s.recording.Unlock()
@@ -348,8 +349,15 @@ func (s *Supervisor) record(change func(*Record)) error {
 			r.Disks = append(r.Disks, RecordDisk{Name: d.Name, Image: d.Image, Part: d.Part, Layers: d.Layers()})
 		}
 	}
+	if s.unrecorded != nil {
+		s.unrecorded(r)
+	}
 	change(r)
-	return s.dir.Write(r)
+	err := s.dir.Write(r)
+	if err == nil {
+		s.unrecorded = nil
+	}
+	return err
 }
 
 // recorded is the record as it is now, which is not to be changed.
@@ -373,8 +381,8 @@ func (s *Supervisor) prepare(ctx context.Context) error {
 		return fmt.Errorf("find the kernel of partition %s in its memory: %w", s.active.name, err)
 	}
 	s.mu.Lock()
-	s.prepared = true
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	s.prepared = s.prepared || s.morgue == m // or else another side serves by now
 	return nil
 }
 

@@ -45,8 +45,12 @@ func (n *NotSwitched) Unwrap() error { return n.Err }
 
 // watched has the active side do something, and fails with Died if it dies.
 func (s *Supervisor) watched(ctx context.Context, do func(context.Context) error) error {
+	return s.watcherOf(s.active).during(ctx, do)
+}
+
+// during has the side do something while it is watched, and fails with Died if it dies.
+func (w *watcher) during(ctx context.Context, do func(context.Context) error) error {
 	wctx, stop := context.WithCancelCause(ctx)
-	w := s.watcherOf(s.active)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

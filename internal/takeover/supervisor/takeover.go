@@ -74,7 +74,7 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	errs := []error{s.needDead(left, func(r *Record) {
 		r.Active, r.Heir, r.Understudy, r.Frozen, r.Saved, r.Stopping = serves, "", "", "", false, false
 		for i := range r.Disks {
-			r.Disks[i].Progress, r.Disks[i].Refused = "", false
+			r.Disks[i].Progress, r.Disks[i].Refused = "", nil
 		}
 	})}
 	err = serving.Settle(hctx)
@@ -94,6 +94,7 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 // needDead records what still needs the memory of a side that was taken over from, with another
 // change of the record. Until it is recorded, that side is not buried.
 func (s *Supervisor) needDead(d DeadSide, change func(*Record)) error {
+	s.recording.Lock()
 	before := s.unrecorded
 	s.unrecorded = func(r *Record) {
 		if before != nil {
@@ -105,20 +106,12 @@ func (s *Supervisor) needDead(d DeadSide, change func(*Record)) error {
 			r.Dead = &d
 		}
 	}
+	s.recording.Unlock()
 	return s.recordRest()
 }
 
-// recordRest records what could not be recorded before.
-func (s *Supervisor) recordRest() error {
-	if s.unrecorded == nil {
-		return nil
-	}
-	err := s.record(s.unrecorded)
-	if err == nil {
-		s.unrecorded = nil
-	}
-	return err
-}
+// recordRest records what could not be recorded before, as each change of the record does.
+func (s *Supervisor) recordRest() error { return s.record(func(*Record) {}) }
 
 // takeoverOptions are those of a pair from whose active side nothing is to be salvaged.
 func (s *Supervisor) takeoverOptions() takeover.Options {
@@ -131,7 +124,7 @@ func (s *Supervisor) takeoverOptions() takeover.Options {
 				r.Heir, r.Saved, r.Stopping = s.understudy.name, false, false
 				for i := range r.Disks {
 					if r.Disks[i].Name == disk {
-						r.Disks[i].Progress, r.Disks[i].Refused = p, refused
+						r.Disks[i].Progress, r.Disks[i].Refused = p, &refused
 					}
 				}
 			})

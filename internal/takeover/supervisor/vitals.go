@@ -19,14 +19,16 @@ type Vitals struct {
 	// death would leave to be salvaged. Known is false while its memory is not known.
 	Unsaved uint64
 	Known   bool
+	// Unread is why nothing of that would be salvaged; empty: it would.
+	Unread string
 }
 
 // Vitals may be asked for at any time.
 func (s *Supervisor) Vitals() Vitals {
 	s.mu.Lock()
 	active, understudy, m := s.active, s.understudy, s.morgue
+	v := Vitals{Beat: active.seen(), UnderstudyBeat: understudy.seen(), Unread: s.lost[lostKernel]}
 	s.mu.Unlock()
-	v := Vitals{Beat: active.seen(), UnderstudyBeat: understudy.seen()}
 	if active != nil {
 		v.Looked, v.Pause = read(&active.looked), time.Duration(active.longest.Load())
 	}

@@ -56,7 +56,7 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 		Death
 		err error
 	}
-	watched := make(chan found, 2)
+	watched := make(chan found, 3)
 	n := 0
 	watch := func(w *watcher, understudy bool) {
 		n++
@@ -70,15 +70,15 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 		w := s.watcherOf(s.understudy)
 		s.understudy.pace(w.h.Limit / liveness.PulsesPerLimit) // it has nothing else to do
 		watch(w, true)
+		go s.findAgain(ctx) // not waited for: a kernel is looked for in all of its memory. Without an understudy Protect does it
 	}
 	go s.trimConsoles(ctx)
 	go s.watchPaths(ctx, s.disks()) // not waited for: a path may be on a file system that hangs
-	ports := make(chan struct{})
+	n++
 	go func() {
-		defer close(ports)
-		s.watchPorts(ctx)
+		v, err := s.watchPorts(ctx)
+		watched <- found{Death{v, true}, err}
 	}()
-	defer func() { <-ports }()
 	first := <-watched
 	cancel()
 	for range n - 1 { // nobody looks at the beat pages any more when this returns

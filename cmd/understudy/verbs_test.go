@@ -1,0 +1,41 @@
+package main
+
+import (
+	"errors"
+	"testing"
+
+	"understudy.dev/understudy/internal/takeover/offline"
+	"understudy.dev/understudy/internal/takeover/supervisor"
+)
+
+// TestLeftBehind: whoever asked for a recover, or for the guests to go on, hears by the exit status of
+// what is in memory only.
+func TestLeftBehind(t *testing.T) {
+	disk := []supervisor.RecordDisk{{Name: "data"}}
+	whole, part := &offline.Report{Complete: true}, &offline.Report{Refused: []offline.Refusal{{Reason: "torn"}}}
+	for name, tc := range map[string]struct {
+		record  *supervisor.Record
+		reports []*offline.Report
+		left    bool // by guests that have ended
+		code    int  // of recover, by what is left; 0: there is no more to be said
+	}{
+		"nothing":                   {},
+		"saved":                     {record: &supervisor.Record{Disks: disk, Saved: true}, reports: []*offline.Report{whole}},
+		"kept":                      {record: &supervisor.Record{Disks: disk, Saved: true, Kept: []supervisor.KeptMemory{{File: "f", Why: "w"}}}, left: true, code: 1},
+		"refused now":               {record: &supervisor.Record{Disks: disk}, reports: []*offline.Report{whole, part}, left: true},
+		"refused before":            {record: &supervisor.Record{Disks: disk}, left: true, code: exitRefused},
+		"refused before, of others": {record: &supervisor.Record{Disks: disk}, reports: []*offline.Report{whole}, left: true, code: exitRefused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &supervisor.RunDir{Path: t.TempDir(), Record: tc.record}
+			var unsaved *supervisor.Unsaved
+			if err := leftBehind(d); errors.As(err, &unsaved) != tc.left {
+				t.Errorf("left: %v", err)
+			}
+			err := recovered(d, "web", tc.reports)
+			if (err != nil) != (tc.code != 0) || err != nil && exitCode(err) != tc.code {
+				t.Errorf("recovered: %v", err)
+			}
+		})
+	}
+}
