@@ -50,6 +50,9 @@ func (a *Agent) start(ctx context.Context, r wire.StartRequest) (wire.StartResul
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.network.again(a.system, a.config.NICs); err != nil {
+		a.trouble("%v", err) // the others serve
+	}
 	var result wire.StartResult
 	failed := func(name string, err error) wire.Unready {
 		u := wire.Unready{Service: name, Reason: err.Error()}
@@ -81,6 +84,9 @@ func (a *Agent) start(ctx context.Context, r wire.StartRequest) (wire.StartResul
 func (a *Agent) startAll(ctx context.Context, wanted func(wire.Service) bool) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.network.again(a.system, a.config.NICs); err != nil {
+		return err
+	}
 	if err := a.startNFS(ctx); err != nil {
 		return err
 	}
