@@ -279,11 +279,13 @@ func TestSeveralRoots(t *testing.T) {
 	}
 }
 
-// TestInitramfsNames: an initramfs is taken by whatever name its distribution gives it.
+// TestInitramfsNames: an initramfs is taken by whatever name its distribution gives it, and read by those who
+// could read it there.
 func TestInitramfsNames(t *testing.T) {
 	for _, name := range []string{"initramfs-6.1.0-10-amd64.img", "initrd-6.1.0-10-amd64"} {
 		dir := tree(t)
-		if err := os.Rename(filepath.Join(dir, "boot/initrd.img-6.1.0-10-amd64"), filepath.Join(dir, "boot", name)); err != nil {
+		initrd := filepath.Join(dir, "boot", name)
+		if err := errors.Join(os.Rename(filepath.Join(dir, "boot/initrd.img-6.1.0-10-amd64"), initrd), os.Chmod(initrd, 0o600)); err != nil {
 			t.Fatal(err)
 		}
 		d, err := Open(image(t, dir, false), 0)
@@ -293,6 +295,9 @@ func TestInitramfsNames(t *testing.T) {
 		k, err := d.TakeKernel("", filepath.Join(t.TempDir(), "out"))
 		if b, _ := os.ReadFile(k.Initramfs); err != nil || string(b) != "initrd" {
 			t.Errorf("%s: %q, %v", name, b, err)
+		}
+		if st, err := os.Stat(k.Initramfs); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("%s: others may read it: %v, %v", name, st, err)
 		}
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
