@@ -44,6 +44,8 @@ type state struct {
 type stateMount struct {
 	Disk string `json:"disk"`
 	Dir  string `json:"dir"`
+	// Failed is why something of it could not be written; empty: all could be.
+	Failed string `json:"failed,omitempty"`
 }
 
 const stateFile = unit.StateDir + "/agent.json"
@@ -55,7 +57,7 @@ func (a *Agent) keep() error {
 	}
 	s := state{Config: a.config, Units: a.units}
 	for _, m := range a.mounts {
-		s.Mounts = append(s.Mounts, stateMount{m.Name, m.Mount})
+		s.Mounts = append(s.Mounts, stateMount{m.Name, m.Mount, m.failed})
 	}
 	b, err := json.Marshal(s)
 	if err == nil {
@@ -109,7 +111,7 @@ func (a *Agent) resume() error {
 		if err != nil {
 			return err
 		}
-		a.mounts = append(a.mounts, mounted{d, path, a.watchDisk(d, path)})
+		a.mounts = append(a.mounts, mounted{d, path, a.watchDisk(d, path), m.Failed})
 	}
 	return a.keep()
 }

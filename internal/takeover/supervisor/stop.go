@@ -94,7 +94,10 @@ func (s *Supervisor) Discard() error {
 // the disks if the memory is lost.
 func (s *Supervisor) Abandon(ctx context.Context, why error) error {
 	active, _ := s.roles()
-	return errors.Join(active.save(ctx, stopLimit), s.record(func(r *Record) { r.Why = why.Error() }))
+	if err := active.save(ctx, stopLimit); err != nil { // its memory has it
+		s.log("partition %s: what is unsaved could not be written before its end: %v", active.name, err)
+	}
+	return s.record(func(r *Record) { r.Why = why.Error() })
 }
 
 // Close ends both sides at once and removes every file and tap of theirs; but the
