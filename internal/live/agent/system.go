@@ -117,7 +117,8 @@ func (a *Agent) resume() error {
 }
 
 // takeBeat finds the process that beats for an agent before this one, and does so as it
-// should: a descriptor of it, or -1. One that does so otherwise is ended.
+// should: a descriptor of it, or -1. One that does so otherwise is ended. What another user calls so
+// is none.
 func takeBeat(how string) (taken int) {
 	taken = -1
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well-formed
@@ -128,7 +129,8 @@ func takeBeat(how string) (taken int) {
 			continue
 		}
 		pid, err := strconv.Atoi(strings.Split(l, "/")[2])
-		if err != nil {
+		var owner unix.Stat_t
+		if err != nil || unix.Stat(filepath.Dir(l), &owner) != nil || int(owner.Uid) != os.Geteuid() {
 			continue
 		}
 		fd, err := unix.PidfdOpen(pid, 0)
