@@ -130,6 +130,22 @@ func elsewhere(fstab string, uuids []string) (lines []string) {
 	return lines
 }
 
+// hides is the line of an fstab that mounts something over what is written here; empty: none does.
+func hides(fstab string) string {
+	for line := range strings.Lines(fstab) {
+		f := strings.Fields(line)
+		if len(f) < 2 || strings.HasPrefix(f[0], "#") {
+			continue
+		}
+		for _, p := range []string{programPath, unitPath, rulePath, networkPath} {
+			if at := path.Clean(f[1]); at != "/" && strings.HasPrefix("/"+p, at+"/") {
+				return strings.TrimSpace(line)
+			}
+		}
+	}
+	return ""
+}
+
 // enforces says whether SELinux is enforced by its configuration (selinux_config(5)): by the first line that
 // says a mode. Without one the kernel's own default holds, which is permissive.
 func enforces(config string) bool {

@@ -196,6 +196,11 @@ func TestPrepareRefuses(t *testing.T) {
 	if left, err := os.ReadDir(out); err != nil || len(left) > 0 {
 		t.Errorf("it wrote to this machine: %v, %v", left, err)
 	}
+	parted := tree(t)
+	if err := os.WriteFile(filepath.Join(parted, "etc/fstab"), []byte("UUID=1 / ext4 defaults 0 1\nUUID=2 /usr ext4 defaults 0 2\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	refused(image(t, parted, false), "over the place of the agent: UUID=2 /usr")
 	enforced := tree(t)
 	config := filepath.Join(enforced, "etc/selinux/config")
 	if err := errors.Join(os.Mkdir(filepath.Dir(config), 0o755), os.WriteFile(config, []byte("# SELINUX=disabled\nSELINUX=enforcing\n"), 0o644)); err != nil {
@@ -301,6 +306,17 @@ func TestInitramfsNames(t *testing.T) {
 		}
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+func TestHides(t *testing.T) {
+	for line, hidden := range map[string]bool{
+		"UUID=1 / ext4 defaults 0 1": false, "UUID=2 /usr ext4 defaults 0 2": true, "UUID=2 /usr/ ext4 defaults 0 2": true, "overlay /etc overlay defaults 0 0": true,
+		"UUID=2 /usr/local ext4 defaults 0 2": false, "#UUID=2 /usr ext4 defaults 0 2": false, "UUID=3 none swap sw 0 0": false, "UUID=2 /usr/lib/und ext4": false,
+	} {
+		if got := hides("\n" + line + "\n"); (got == line) != hidden || got != "" != hidden {
+			t.Errorf("%q: %q", line, got)
 		}
 	}
 }
