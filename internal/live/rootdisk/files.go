@@ -44,11 +44,14 @@ OOMScoreAdjust=-1000
 // portUnit is what systemd calls /dev/virtio-ports/org.understudy.agent (systemd-escape(1)).
 const portUnit = `dev-virtio\x2dports-org.understudy.agent.device`
 
-// rule starts the agent where there is the port, as that of QEMU's own agent does.
+// rule starts the agent where there is the port, as that of QEMU's own agent does. In a pair it has NetworkManager
+// leave the interfaces to the agent (NetworkManager.conf(5), NM_UNMANAGED): IMPORT fails without the parameter, and
+// with it the rest of its line.
 const rule = head + `SUBSYSTEM=="virtio-ports", ATTR{name}=="org.understudy.agent", TAG+="systemd", ENV{SYSTEMD_WANTS}+="` + unit.Agent + `"
+SUBSYSTEM=="net", DRIVERS=="virtio_net", IMPORT{cmdline}="` + unit.PairParameter + `", ENV{NM_UNMANAGED}="1"
 `
 
-// network leaves the interfaces of a partition to the agent (systemd.network(5)).
+// network has systemd-networkd do the same (systemd.network(5)).
 const network = head + `[Match]
 KernelCommandLine=` + unit.PairParameter + `
 Driver=virtio_net
