@@ -36,8 +36,20 @@ const (
 	failures      = 3
 	failuresIn    = time.Minute
 	restartPause  = 200 * time.Millisecond
-	restartPauses = 5 // times as long before each further one
+	restartPauses = 5 // times as long before each further one in that time
 )
+
+// again says after what pause a service is started again that has failed at these times, the last one just
+// now, and how often that was within failuresIn; with more than failures, it is not.
+func again(failed []time.Time) (pause time.Duration, often int) {
+	last := failed[len(failed)-1]
+	for _, at := range failed {
+		if last.Sub(at) < failuresIn {
+			pause, often = max(restartPause, pause*restartPauses), often+1
+		}
+	}
+	return pause, often
+}
 
 // readyLimit is how long a service may take until its port answers.
 const readyLimit = 30 * time.Second
@@ -195,7 +207,6 @@ func (s *service) start() error {
 func (s *service) keep() {
 	defer close(s.done)
 	var failed []time.Time
-	pause := restartPause
 	for {
 		err := s.agent.children.wait(s.cmd)
 		if s.isStopped() {
@@ -207,8 +218,9 @@ func (s *service) keep() {
 		}
 		fmt.Fprintf(os.Stderr, "understudy: service %s ended: %v\n", s.Name, err)
 		_ = unix.Kill(-s.cmd.Process.Pid, unix.SIGKILL) // what is left of it, if anything
-		failed = append(failed, time.Now())
-		if n := len(failed); n > failures && failed[n-1].Sub(failed[n-1-failures]) < failuresIn {
+		failed = append(failed[max(0, len(failed)-failures):], time.Now())
+		pause, often := again(failed)
+		if often > failures {
 			s.agent.trouble("service %s: it ended %d times within %v, the last time with %v, and is not started again", s.Name, failures+1, failuresIn, err)
 			return
 		}
@@ -217,7 +229,6 @@ func (s *service) keep() {
 			return
 		case <-time.After(pause):
 		}
-		pause *= restartPauses
 		if err := s.start(); err != nil {
 			if !s.isStopped() {
 				s.agent.trouble("%v", err)
