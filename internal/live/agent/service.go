@@ -202,13 +202,29 @@ func (s *service) start() error {
 	return nil
 }
 
+// wait returns when the command has ended. If it failed, nothing is left of its process group.
+func (s *service) wait() error {
+	err := s.agent.children.wait(s.cmd)
+	if err != nil && !s.isStopped() {
+		_ = unix.Kill(-s.cmd.Process.Pid, unix.SIGKILL) // there may be nothing
+	}
+	return err
+}
+
+// run starts the command, and returns when it has ended, or could not be started.
+func (s *service) run() error {
+	if err := s.start(); err != nil {
+		return err
+	}
+	return s.wait()
+}
+
 // keep starts the service again when it has failed. One that ends by itself with status 0
 // is done.
 func (s *service) keep() {
 	defer close(s.done)
 	var failed []time.Time
-	for {
-		err := s.agent.children.wait(s.cmd)
+	for err := s.wait(); ; err = s.run() {
 		if s.isStopped() {
 			return
 		}
@@ -217,7 +233,6 @@ func (s *service) keep() {
 			return
 		}
 		fmt.Fprintf(os.Stderr, "understudy: service %s ended: %v\n", s.Name, err)
-		_ = unix.Kill(-s.cmd.Process.Pid, unix.SIGKILL) // what is left of it, if anything
 		failed = append(failed[max(0, len(failed)-failures):], time.Now())
 		pause, often := again(failed)
 		if often > failures {
@@ -228,12 +243,6 @@ func (s *service) keep() {
 		case <-s.ended:
 			return
 		case <-time.After(pause):
-		}
-		if err := s.start(); err != nil {
-			if !s.isStopped() {
-				s.agent.trouble("%v", err)
-			}
-			return
 		}
 	}
 }

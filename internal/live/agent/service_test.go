@@ -47,6 +47,39 @@ func TestEndServices(t *testing.T) {
 	}
 }
 
+// TestStartFails: a command that is not there for a moment, as in an upgrade, is started when it is there again.
+func TestStartFails(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"web":      "#!/bin/sh\nmv \"$0\" \"$0.old\"\nexit 1\n",
+		"web.next": "#!/bin/sh\ntouch \"$0.runs\"\nexec sleep 1000\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := New(nil)
+	if err := a.startService(wire.Service{Name: "web", Command: []string{filepath.Join(dir, "web")}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.EndServices)
+	await := func(name string) {
+		t.Helper()
+		if err := poll(t.Context(), time.Minute, func() (bool, error) {
+			_, err := os.Stat(filepath.Join(dir, name))
+			return err == nil, nil
+		}); err != nil {
+			t.Fatal(name, err)
+		}
+	}
+	await("web.old")
+	time.Sleep(3 * restartPause) // it was tried once
+	if err := os.Rename(filepath.Join(dir, "web.next"), filepath.Join(dir, "web")); err != nil {
+		t.Fatal(err)
+	}
+	await("web.runs")
+}
+
 // TestAgain: the pause before a service is started again grows while it fails often, and only then.
 func TestAgain(t *testing.T) {
 	now := time.Now()
