@@ -50,6 +50,7 @@ beat=$(pgrep -f ^understudy-beat)
 agent=$(systemctl show -P MainPID understudy-agent)
 systemctl restart understudy-agent
 echo AGENT $agent $(systemctl show -P MainPID understudy-agent) BEAT $beat $(pgrep -f ^understudy-beat)
+for i in /sys/class/net/e*; do echo MANAGED $(udevadm info --query=property $i | grep NM_UNMANAGED); done
 cd /var/www/html
 mkdir new
 for n in 1 2 3 4 5 6 7 8; do
@@ -128,6 +129,9 @@ func TestGuests(t *testing.T) {
 	await(t, "unsaved files", programLimit, func() bool { return strings.Contains(console("left"), "UNSAVED") })
 	left := console("left")
 	checkRestart(t, left)
+	if !strings.Contains(left, "MANAGED NM_UNMANAGED=1") {
+		t.Error("NetworkManager would not leave the interface to the agent")
+	}
 	if st := pairStatus(t); st.State != "protected" || st.Active != "left" || st.Takeovers != 0 {
 		t.Fatalf("after the restart of the agent: %+v", st)
 	}

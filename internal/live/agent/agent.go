@@ -183,8 +183,8 @@ func (a *Agent) configure(ctx context.Context, c wire.Config) (none, error) {
 func (a *Agent) sync(context.Context, none) (none, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, m := range a.mounts {
-		if err := filewriter.SyncFS(m.Mount); err != nil {
+	for i := range a.mounts {
+		if err := a.save(&a.mounts[i]); err != nil {
 			return none{}, err
 		}
 	}

@@ -47,6 +47,15 @@ func (n *network) setUp(nics []wire.NIC) error {
 	return nil
 }
 
+// again sets the interfaces up once more before the services of a role start, in a system of its own:
+// something else there, such as NetworkManager, may have taken their addresses away since.
+func (n *network) again(system bool, nics []wire.NIC) error {
+	if !system {
+		return nil
+	}
+	return n.setUp(nics)
+}
+
 // addresses are where the role can be spoken to from inside.
 func (n *network) addresses() []string {
 	n.mu.Lock()

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/disk"
+	"understudy.dev/understudy/internal/live/filewriter"
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/wire"
 )
@@ -248,6 +250,7 @@ type mounted struct {
 	wire.Disk
 	device  string // that its file system is on
 	unwatch func()
+	failed  string // why something of it could not be written; empty: all could be
 }
 
 func (m *mounted) mount() error {
@@ -269,10 +272,16 @@ func (a *Agent) mountPoint(disk string) string {
 const busyLimit = 5 * time.Second
 
 // unmountAll unmounts the disks, the one mounted last first: it may lie in another. A file
-// system that stays busy is an error: handing its disk over would have two sides write it.
+// system that stays busy is an error: handing its disk over would have two sides write it. So is one
+// that cannot be written, of which an unmount says nothing.
 func (a *Agent) unmountAll(ctx context.Context) error {
 	for len(a.mounts) > 0 {
-		last := a.mounts[len(a.mounts)-1]
+		last := &a.mounts[len(a.mounts)-1]
+		if _, err := a.disk(last.Name); err == nil { // or else it is of a rehearsal, and thrown away
+			if err := a.save(last); err != nil {
+				return err
+			}
+		}
 		if err := unmount(ctx, last.Mount); err != nil {
 			return err
 		}
@@ -286,6 +295,24 @@ func (a *Agent) unmountAll(ctx context.Context) error {
 		}
 	}
 	return a.endLayers(ctx)
+}
+
+// save makes what was written to a mounted disk durable. Once that has failed, it fails for good: the kernel
+// says so once, and takes for clean what it could not write (Documentation/filesystems/vfs.rst, "Handling errors during
+// writeback"), so that only memory has it.
+func (a *Agent) save(m *mounted) error {
+	if m.failed == "" {
+		err := filewriter.SyncFS(m.Mount)
+		if !slices.ContainsFunc([]error{unix.EIO, unix.ENOSPC, unix.EDQUOT}, func(e error) bool { return errors.Is(err, e) }) {
+			return err
+		}
+		m.failed = err.Error()
+		if err := a.keep(); err != nil {
+			return err
+		}
+	}
+	return hint.New("write what is unsaved of disk "+m.Name, errors.New(m.failed),
+		"Some of it may be in this kernel's memory only. A takeover brings it over (understudy crash), and down --force keeps the memory for recover.")
 }
 
 // unmount unmounts what is mounted on a directory. If that stays busy, the error names

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -56,7 +57,7 @@ func TestUnmountAll(t *testing.T) {
 	a := New(nil)
 	for i, dir := range []string{top, filepath.Join(top, "in"), filepath.Join(top, "in", "it")} {
 		mount(dir)
-		a.mounts = append(a.mounts, mounted{wire.Disk{Name: fmt.Sprint(i), Mount: dir}, "/dev/null", func() {}})
+		a.mounts = append(a.mounts, mounted{wire.Disk{Name: fmt.Sprint(i), Mount: dir}, "/dev/null", func() {}, ""})
 	}
 	inner := filepath.Join(top, "in", "it")
 	foreign := filepath.Join(inner, "foreign")
@@ -129,10 +130,45 @@ func TestFindDisk(t *testing.T) {
 	}
 }
 
-// loopDevice makes a block device of 8 MiB that may have partitions.
-func loopDevice(t *testing.T) string {
+// TestUnmountFails: what services wrote last and the disk did not take is an error, and no unmount. It is so
+// for good: the kernel tells it once.
+func TestUnmountFails(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root: no mounts")
+	}
+	small, dir := t.TempDir(), t.TempDir()
+	if err := unix.Mount("none", small, "tmpfs", 0, "size=2m"); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(small, unix.MNT_DETACH) })
+	device := loopDevice(t, small)
+	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", device).CombinedOutput(); err != nil {
+		t.Fatalf("mke2fs: %v: %s", err, out)
+	}
+	m := mounted{wire.Disk{Name: "data", Mount: dir, Type: "ext4"}, device, func() {}, ""}
+	if err := m.mount(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	if err := os.WriteFile(filepath.Join(dir, "last"), bytes.Repeat([]byte("x"), 4<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := New(nil)
+	a.mounts, a.config.Disks = []mounted{m}, []wire.Disk{m.Disk}
+	for range 2 {
+		if err := a.unmountAll(t.Context()); err == nil || !strings.Contains(err.Error(), "disk data") || len(a.mounts) != 1 {
+			t.Errorf("%v, left %v", err, a.mounts)
+		}
+	}
+	if _, err := a.sync(t.Context(), none{}); err == nil {
+		t.Error("all of it counts as durable")
+	}
+}
+
+// loopDevice makes a block device of 8 MiB that may have partitions, of a file in a directory.
+func loopDevice(t *testing.T, dir string) string {
 	t.Helper()
-	image := filepath.Join(t.TempDir(), "image")
+	image := filepath.Join(dir, "image")
 	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 8<<20)); err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +187,7 @@ func TestReadTable(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("not root: no loop devices")
 	}
-	device := loopDevice(t)
+	device := loopDevice(t, t.TempDir())
 	if out, err := exec.Command("addpart", device, "1", "2048", "2048").CombinedOutput(); err != nil {
 		t.Fatalf("addpart: %v: %s", err, out)
 	}
@@ -191,11 +227,11 @@ func TestReleased(t *testing.T) {
 		t.Skip("not root: no mounts")
 	}
 	dir, other := t.TempDir(), t.TempDir()
-	device := loopDevice(t)
+	device := loopDevice(t, t.TempDir())
 	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", device).CombinedOutput(); err != nil {
 		t.Fatalf("mke2fs: %v: %s", err, out)
 	}
-	m := mounted{wire.Disk{Name: "data", Mount: dir, Type: "ext4"}, device, func() {}}
+	m := mounted{wire.Disk{Name: "data", Mount: dir, Type: "ext4"}, device, func() {}, ""}
 	if err := m.mount(); err != nil {
 		t.Fatal(err)
 	}

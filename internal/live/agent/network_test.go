@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -263,6 +265,43 @@ func TestReadyAtAddress(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
 			return a.awaitReady(ctx, wire.Service{Name: "web", Ready: l.Addr().(*net.TCPAddr).Port})
+		})
+	}
+}
+
+// TestAddressesAgain: what a system of its own has done to the addresses since is undone before the role's
+// services start.
+func TestAddressesAgain(t *testing.T) {
+	for name, request := range map[string]wire.StartRequest{"at the start": {}, "in a takeover": {Within: time.Minute}} {
+		inNamespace(t, func(mac string) error {
+			a := New(nil)
+			a.system, a.config.NICs = true, identity(mac)
+			if err := a.network.setUp(a.config.NICs); err != nil {
+				return err
+			}
+			l, err := netlink.LinkByIndex(a.network.nics[0].index)
+			if err != nil {
+				return err
+			}
+			before, err := netlink.AddrList(l, netlink.FAMILY_V4)
+			if err != nil || len(before) != 1 {
+				return fmt.Errorf("addresses %v: %w", before, err)
+			}
+			if err := errors.Join(netlink.AddrDel(l, &before[0]), netlink.LinkSetDown(l)); err != nil {
+				return err
+			}
+			if _, err := a.start(t.Context(), request); err != nil {
+				return err
+			}
+			after, err := netlink.AddrList(l, netlink.FAMILY_V4)
+			routes, e := netlink.RouteList(l, netlink.FAMILY_V4)
+			if err := errors.Join(err, e); err != nil {
+				return err
+			}
+			if len(after) != 1 || !after[0].Equal(before[0]) || len(routes) < 3 {
+				t.Errorf("%s: addresses %v, routes %v", name, after, routes)
+			}
+			return nil
 		})
 	}
 }

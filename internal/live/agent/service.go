@@ -36,8 +36,20 @@ const (
 	failures      = 3
 	failuresIn    = time.Minute
 	restartPause  = 200 * time.Millisecond
-	restartPauses = 5 // times as long before each further one
+	restartPauses = 5 // times as long before each further one in that time
 )
+
+// again says after what pause a service is started again that has failed at these times, the last one just
+// now, and how often that was within failuresIn; with more than failures, it is not.
+func again(failed []time.Time) (pause time.Duration, often int) {
+	last := failed[len(failed)-1]
+	for _, at := range failed {
+		if last.Sub(at) < failuresIn {
+			pause, often = max(restartPause, pause*restartPauses), often+1
+		}
+	}
+	return pause, often
+}
 
 // readyLimit is how long a service may take until its port answers.
 const readyLimit = 30 * time.Second
@@ -50,6 +62,9 @@ func (a *Agent) start(ctx context.Context, r wire.StartRequest) (wire.StartResul
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.network.again(a.system, a.config.NICs); err != nil {
+		a.trouble("%v", err) // the others serve
+	}
 	var result wire.StartResult
 	failed := func(name string, err error) wire.Unready {
 		u := wire.Unready{Service: name, Reason: err.Error()}
@@ -81,6 +96,9 @@ func (a *Agent) start(ctx context.Context, r wire.StartRequest) (wire.StartResul
 func (a *Agent) startAll(ctx context.Context, wanted func(wire.Service) bool) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.network.again(a.system, a.config.NICs); err != nil {
+		return err
+	}
 	if err := a.startNFS(ctx); err != nil {
 		return err
 	}
@@ -184,14 +202,29 @@ func (s *service) start() error {
 	return nil
 }
 
+// wait returns when the command has ended. If it failed, nothing is left of its process group.
+func (s *service) wait() error {
+	err := s.agent.children.wait(s.cmd)
+	if err != nil && !s.isStopped() {
+		_ = unix.Kill(-s.cmd.Process.Pid, unix.SIGKILL) // there may be nothing
+	}
+	return err
+}
+
+// run starts the command, and returns when it has ended, or could not be started.
+func (s *service) run() error {
+	if err := s.start(); err != nil {
+		return err
+	}
+	return s.wait()
+}
+
 // keep starts the service again when it has failed. One that ends by itself with status 0
 // is done.
 func (s *service) keep() {
 	defer close(s.done)
 	var failed []time.Time
-	pause := restartPause
-	for {
-		err := s.agent.children.wait(s.cmd)
+	for err := s.wait(); ; err = s.run() {
 		if s.isStopped() {
 			return
 		}
@@ -200,9 +233,9 @@ func (s *service) keep() {
 			return
 		}
 		fmt.Fprintf(os.Stderr, "understudy: service %s ended: %v\n", s.Name, err)
-		_ = unix.Kill(-s.cmd.Process.Pid, unix.SIGKILL) // what is left of it, if anything
-		failed = append(failed, time.Now())
-		if n := len(failed); n > failures && failed[n-1].Sub(failed[n-1-failures]) < failuresIn {
+		failed = append(failed[max(0, len(failed)-failures):], time.Now())
+		pause, often := again(failed)
+		if often > failures {
 			s.agent.trouble("service %s: it ended %d times within %v, the last time with %v, and is not started again", s.Name, failures+1, failuresIn, err)
 			return
 		}
@@ -210,13 +243,6 @@ func (s *service) keep() {
 		case <-s.ended:
 			return
 		case <-time.After(pause):
-		}
-		pause *= restartPauses
-		if err := s.start(); err != nil {
-			if !s.isStopped() {
-				s.agent.trouble("%v", err)
-			}
-			return
 		}
 	}
 }

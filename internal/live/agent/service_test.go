@@ -47,6 +47,65 @@ func TestEndServices(t *testing.T) {
 	}
 }
 
+// TestStartFails: a command that is not there for a moment, as in an upgrade, is started when it is there again.
+func TestStartFails(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"web":      "#!/bin/sh\nmv \"$0\" \"$0.old\"\nexit 1\n",
+		"web.next": "#!/bin/sh\ntouch \"$0.runs\"\nexec sleep 1000\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := New(nil)
+	if err := a.startService(wire.Service{Name: "web", Command: []string{filepath.Join(dir, "web")}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.EndServices)
+	await := func(name string) {
+		t.Helper()
+		if err := poll(t.Context(), time.Minute, func() (bool, error) {
+			_, err := os.Stat(filepath.Join(dir, name))
+			return err == nil, nil
+		}); err != nil {
+			t.Fatal(name, err)
+		}
+	}
+	await("web.old")
+	time.Sleep(3 * restartPause) // it was tried once
+	if err := os.Rename(filepath.Join(dir, "web.next"), filepath.Join(dir, "web")); err != nil {
+		t.Fatal(err)
+	}
+	await("web.runs")
+}
+
+// TestAgain: the pause before a service is started again grows while it fails often, and only then.
+func TestAgain(t *testing.T) {
+	now := time.Now()
+	for name, tt := range map[string]struct {
+		ago   []time.Duration
+		pause time.Duration
+		often int
+	}{
+		"once":         {[]time.Duration{0}, restartPause, 1},
+		"twice":        {[]time.Duration{time.Second, 0}, 5 * restartPause, 2},
+		"three times":  {[]time.Duration{9 * time.Second, time.Second, 0}, 25 * restartPause, 3},
+		"every day":    {[]time.Duration{72 * time.Hour, 48 * time.Hour, 24 * time.Hour, 0}, restartPause, 1},
+		"as of late":   {[]time.Duration{72 * time.Hour, 48 * time.Hour, time.Second, 0}, 5 * restartPause, 2},
+		"a minute ago": {[]time.Duration{failuresIn, time.Second, 0}, 5 * restartPause, 2},
+		"too often":    {[]time.Duration{9 * time.Second, 8 * time.Second, time.Second, 0}, 125 * restartPause, failures + 1},
+	} {
+		var failed []time.Time
+		for _, d := range tt.ago {
+			failed = append(failed, now.Add(-d))
+		}
+		if pause, often := again(failed); pause != tt.pause || often != tt.often {
+			t.Errorf("%s: %v, %d times", name, pause, often)
+		}
+	}
+}
+
 // TestEndSlowly: a service that takes as long as it may to end does what it has to do.
 func TestEndSlowly(t *testing.T) {
 	for name, stop := range map[string]time.Duration{"in time": time.Minute, "too late": time.Second} {

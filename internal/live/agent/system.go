@@ -44,6 +44,8 @@ type state struct {
 type stateMount struct {
 	Disk string `json:"disk"`
 	Dir  string `json:"dir"`
+	// Failed is why something of it could not be written; empty: all could be.
+	Failed string `json:"failed,omitempty"`
 }
 
 const stateFile = unit.StateDir + "/agent.json"
@@ -55,7 +57,7 @@ func (a *Agent) keep() error {
 	}
 	s := state{Config: a.config, Units: a.units}
 	for _, m := range a.mounts {
-		s.Mounts = append(s.Mounts, stateMount{m.Name, m.Mount})
+		s.Mounts = append(s.Mounts, stateMount{m.Name, m.Mount, m.failed})
 	}
 	b, err := json.Marshal(s)
 	if err == nil {
@@ -109,13 +111,14 @@ func (a *Agent) resume() error {
 		if err != nil {
 			return err
 		}
-		a.mounts = append(a.mounts, mounted{d, path, a.watchDisk(d, path)})
+		a.mounts = append(a.mounts, mounted{d, path, a.watchDisk(d, path), m.Failed})
 	}
 	return a.keep()
 }
 
 // takeBeat finds the process that beats for an agent before this one, and does so as it
-// should: a descriptor of it, or -1. One that does so otherwise is ended.
+// should: a descriptor of it, or -1. One that does so otherwise is ended. What another user calls so
+// is none.
 func takeBeat(how string) (taken int) {
 	taken = -1
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well-formed
@@ -126,7 +129,8 @@ func takeBeat(how string) (taken int) {
 			continue
 		}
 		pid, err := strconv.Atoi(strings.Split(l, "/")[2])
-		if err != nil {
+		var owner unix.Stat_t
+		if err != nil || unix.Stat(filepath.Dir(l), &owner) != nil || int(owner.Uid) != os.Geteuid() {
 			continue
 		}
 		fd, err := unix.PidfdOpen(pid, 0)

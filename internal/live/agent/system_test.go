@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -13,13 +15,20 @@ import (
 // TestTakeBeat: the process that beats for an agent before is found if it does so as it should,
 // and ended if it does not.
 func TestTakeBeat(t *testing.T) {
-	beats := func(name string) (how string, ended chan error) {
+	beats := func(name string, uid uint32) (how string, ended chan error) {
 		how = filepath.Join(t.TempDir(), name)
-		if err := os.WriteFile(how, []byte("read line\n"), 0o600); err != nil {
+		if err := os.WriteFile(how, []byte("read line\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		cmd := exec.Command("/bin/sh")
 		cmd.Args = []string{beatName, how}
+		if uid != 0 {
+			dir := filepath.Dir(how)
+			if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755)); err != nil {
+				t.Fatal(err)
+			}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		}
 		if _, err := cmd.StdinPipe(); err != nil {
 			t.Fatal(err)
 		}
@@ -39,8 +48,8 @@ func TestTakeBeat(t *testing.T) {
 			t.Error(what + " goes on")
 		}
 	}
-	same, running := beats("same")
-	_, other := beats("other")
+	same, running := beats("same", 0)
+	_, other := beats("other", 0)
 	fd := takeBeat(same)
 	if fd < 0 {
 		t.Fatal("it was not found")
@@ -58,5 +67,18 @@ func TestTakeBeat(t *testing.T) {
 	end("the one that was found", running) // so it was that one
 	if fd := takeBeat(same); fd >= 0 {
 		t.Error("one that has ended was found")
+	}
+	if os.Getuid() != 0 {
+		return
+	}
+	const nobody = 65534
+	foreign, goesOn := beats("foreign", nobody)
+	if fd := takeBeat(foreign); fd >= 0 {
+		t.Error("that of another user was taken")
+	}
+	select {
+	case err := <-goesOn:
+		t.Errorf("that of another user has ended: %v", err)
+	default:
 	}
 }

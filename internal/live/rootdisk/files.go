@@ -44,11 +44,14 @@ OOMScoreAdjust=-1000
 // portUnit is what systemd calls /dev/virtio-ports/org.understudy.agent (systemd-escape(1)).
 const portUnit = `dev-virtio\x2dports-org.understudy.agent.device`
 
-// rule starts the agent where there is the port, as that of QEMU's own agent does.
+// rule starts the agent where there is the port, as that of QEMU's own agent does. In a pair it has NetworkManager
+// leave the interfaces to the agent (NetworkManager.conf(5), NM_UNMANAGED): IMPORT fails without the parameter, and
+// with it the rest of its line.
 const rule = head + `SUBSYSTEM=="virtio-ports", ATTR{name}=="org.understudy.agent", TAG+="systemd", ENV{SYSTEMD_WANTS}+="` + unit.Agent + `"
+SUBSYSTEM=="net", DRIVERS=="virtio_net", IMPORT{cmdline}="` + unit.PairParameter + `", ENV{NM_UNMANAGED}="1"
 `
 
-// network leaves the interfaces of a partition to the agent (systemd.network(5)).
+// network has systemd-networkd do the same (systemd.network(5)).
 const network = head + `[Match]
 KernelCommandLine=` + unit.PairParameter + `
 Driver=virtio_net
@@ -128,6 +131,22 @@ func elsewhere(fstab string, uuids []string) (lines []string) {
 		}
 	}
 	return lines
+}
+
+// hides is the line of an fstab that mounts something over what is written here; empty: none does.
+func hides(fstab string) string {
+	for line := range strings.Lines(fstab) {
+		f := strings.Fields(line)
+		if len(f) < 2 || strings.HasPrefix(f[0], "#") {
+			continue
+		}
+		for _, p := range []string{programPath, unitPath, rulePath, networkPath} {
+			if at := path.Clean(f[1]); at != "/" && strings.HasPrefix("/"+p, at+"/") {
+				return strings.TrimSpace(line)
+			}
+		}
+	}
+	return ""
 }
 
 // enforces says whether SELinux is enforced by its configuration (selinux_config(5)): by the first line that

@@ -122,7 +122,8 @@ func run(s string) (first, rest string) {
 	return s[:n], s[n:]
 }
 
-// copyOut copies a file of the system to this machine: complete, or not at all.
+// copyOut copies a file of the system to this machine, with its permissions, since an initramfs may have a key
+// in it: complete, or not at all.
 func copyOut(root *os.Root, from, to string) (err error) {
 	in, err := root.Open(from)
 	if err != nil {
@@ -142,7 +143,7 @@ func copyOut(root *os.Root, from, to string) (err error) {
 	}
 	defer os.Remove(f.Name()) // it is gone if all went well
 	_, err = io.CopyN(f, in, st.Size())
-	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
+	if err = errors.Join(err, f.Chmod(st.Mode().Perm()), f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), to)

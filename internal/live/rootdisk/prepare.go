@@ -95,8 +95,16 @@ func (d *Disk) Undo(tell func(what string)) error {
 }
 
 // fits says whether a system can have the agent: systemd starts it, a takeover needs
-// e2fsck(8), and SELinux must let files be that have no label.
+// e2fsck(8), SELinux must let files be that have no label, and no other file system may lie over them.
 func fits(root *os.Root) error {
+	fstab, err := root.ReadFile(fstabPath)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if line := hides(string(fstab)); line != "" {
+		return hint.New("look at /"+fstabPath, errors.New("a file system of its own lies over the place of the agent: "+line),
+			"Move what is on it into the root file system, take the line away, and run this again.")
+	}
 	for _, need := range []struct {
 		what, advice string
 		paths        []string

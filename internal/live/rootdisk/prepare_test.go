@@ -196,6 +196,11 @@ func TestPrepareRefuses(t *testing.T) {
 	if left, err := os.ReadDir(out); err != nil || len(left) > 0 {
 		t.Errorf("it wrote to this machine: %v, %v", left, err)
 	}
+	parted := tree(t)
+	if err := os.WriteFile(filepath.Join(parted, "etc/fstab"), []byte("UUID=1 / ext4 defaults 0 1\nUUID=2 /usr ext4 defaults 0 2\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	refused(image(t, parted, false), "over the place of the agent: UUID=2 /usr")
 	enforced := tree(t)
 	config := filepath.Join(enforced, "etc/selinux/config")
 	if err := errors.Join(os.Mkdir(filepath.Dir(config), 0o755), os.WriteFile(config, []byte("# SELINUX=disabled\nSELINUX=enforcing\n"), 0o644)); err != nil {
@@ -279,11 +284,13 @@ func TestSeveralRoots(t *testing.T) {
 	}
 }
 
-// TestInitramfsNames: an initramfs is taken by whatever name its distribution gives it.
+// TestInitramfsNames: an initramfs is taken by whatever name its distribution gives it, and read by those who
+// could read it there.
 func TestInitramfsNames(t *testing.T) {
 	for _, name := range []string{"initramfs-6.1.0-10-amd64.img", "initrd-6.1.0-10-amd64"} {
 		dir := tree(t)
-		if err := os.Rename(filepath.Join(dir, "boot/initrd.img-6.1.0-10-amd64"), filepath.Join(dir, "boot", name)); err != nil {
+		initrd := filepath.Join(dir, "boot", name)
+		if err := errors.Join(os.Rename(filepath.Join(dir, "boot/initrd.img-6.1.0-10-amd64"), initrd), os.Chmod(initrd, 0o600)); err != nil {
 			t.Fatal(err)
 		}
 		d, err := Open(image(t, dir, false), 0)
@@ -294,8 +301,22 @@ func TestInitramfsNames(t *testing.T) {
 		if b, _ := os.ReadFile(k.Initramfs); err != nil || string(b) != "initrd" {
 			t.Errorf("%s: %q, %v", name, b, err)
 		}
+		if st, err := os.Stat(k.Initramfs); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("%s: others may read it: %v, %v", name, st, err)
+		}
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+func TestHides(t *testing.T) {
+	for line, hidden := range map[string]bool{
+		"UUID=1 / ext4 defaults 0 1": false, "UUID=2 /usr ext4 defaults 0 2": true, "UUID=2 /usr/ ext4 defaults 0 2": true, "overlay /etc overlay defaults 0 0": true,
+		"UUID=2 /usr/local ext4 defaults 0 2": false, "#UUID=2 /usr ext4 defaults 0 2": false, "UUID=3 none swap sw 0 0": false, "UUID=2 /usr/lib/und ext4": false,
+	} {
+		if got := hides("\n" + line + "\n"); (got == line) != hidden || got != "" != hidden {
+			t.Errorf("%q: %q", line, got)
 		}
 	}
 }

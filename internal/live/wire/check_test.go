@@ -5,6 +5,8 @@ import (
 	"io"
 	"os/exec"
 	"reflect"
+	"slices"
+	"strings"
 	"testing"
 
 	"understudy.dev/understudy/internal/live/wire"
@@ -36,6 +38,14 @@ Inode 18446744073709551616 ref count is 1, should be 2.  Fix? yes
 	found, err := wire.Checked([]byte(said), nil)
 	if want := (&wire.Check{Output: said, Lost: []uint64{618, 171}, Surplus: []uint64{12}, Cleared: []uint64{30}}); err != nil || !reflect.DeepEqual(found, want) {
 		t.Errorf("%+v instead of %+v, %v", found, want, err)
+	}
+}
+
+// TestLongLine: what follows a line of any length is found.
+func TestLongLine(t *testing.T) {
+	said := "Multiply-claimed block(s) in inode 12:" + strings.Repeat(" 123456", 1<<14) + "\nUnattached inode 171\n"
+	if found, err := wire.Checked([]byte(said), nil); err != nil || !slices.Equal(found.Lost, []uint64{171}) {
+		t.Errorf("%v, %v", found.Lost, err)
 	}
 }
 
