@@ -123,6 +123,25 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
+// TestDirectories: a service is told of its directories, unless its unit says otherwise.
+func TestDirectories(t *testing.T) {
+	root := tree("[Service]\nExecStart=/bin/a --data ${STATE_DIRECTORY}\nEnvironment=CACHE_DIRECTORY=/tmp\nStateDirectory=a\nRuntimeDirectory=%N b/c\nCacheDirectory=a\n")
+	u, err := Load(root, "a.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	env, err := u.Environment(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"STATE_DIRECTORY=/var/lib/a", "RUNTIME_DIRECTORY=/run/a:/run/b/c", "CACHE_DIRECTORY=/tmp"}; !slices.Equal(env[2:], want) {
+		t.Errorf("the environment is %q", env)
+	}
+	if got := u.Main.Expand(env); !slices.Equal(got, []string{"/bin/a", "--data", "/var/lib/a"}) {
+		t.Errorf("the command is %q", got)
+	}
+}
+
 // FuzzLoad: what is understood has a command, and its words are those of its environment.
 func FuzzLoad(f *testing.F) {
 	f.Add(lighttpd, "A=1\n")
