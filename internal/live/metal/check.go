@@ -64,6 +64,7 @@ func (m *Machine) Check(root fs.FS, k Running) []Finding {
 	c.panic()
 	c.watchdogs()
 	c.fred()
+	c.tsc()
 	c.hypervisor()
 	return c.found
 }
