@@ -145,6 +145,9 @@ func (b *beside) understudy(w io.Writer) (*metal.Understudy, error) {
 		return nil, fmt.Errorf("read role %s: %w", b.role, err)
 	}
 	omitted, err := metal.CheckRole(os.DirFS("/"), u.Config.Role)
+	if err == nil {
+		err = metal.CheckNICs(u.Config.Role)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("role %s: %w", b.role, err)
 	}
@@ -220,6 +223,9 @@ func (b *beside) run(ctx context.Context, w io.Writer) error {
 		}
 		if err == nil {
 			err = metal.CheckDisks(root, u.Config.Role)
+		}
+		if err == nil {
+			err = metal.CheckNICs(u.Config.Role)
 		}
 		return err
 	}), n.Stop())
