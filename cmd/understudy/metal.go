@@ -129,7 +129,7 @@ understudy first.`,
 // understudy reads what is to be started, and says on w what of the role is not done.
 func (b *beside) understudy(w io.Writer) (*metal.Understudy, error) {
 	u := &metal.Understudy{Append: b.appended}
-	u.Config.Limit, u.Config.CPU = b.limit, b.beat.CPU
+	u.Config.Version, u.Config.Limit, u.Config.CPU = version(), b.limit, b.beat.CPU
 	var err error
 	if u.Kernel, err = os.ReadFile(b.kernel); err != nil {
 		return nil, err

@@ -81,7 +81,7 @@ func (s *Self) Successor(root string) (*Understudy, error) {
 		return nil, errors.New("this understudy was not told to start another")
 	}
 	u := &Understudy{Append: again.Append, Config: Config{
-		Role: s.Config.Role, Drivers: s.Config.Drivers, Limit: s.Config.Limit, CPU: s.Config.CPU, Again: again,
+		Version: s.Config.Version, Role: s.Config.Role, Drivers: s.Config.Drivers, Limit: s.Config.Limit, CPU: s.Config.CPU, Again: again,
 	}}
 	var err error
 	if u.Kernel, err = again.Kernel.read(root); err != nil {
