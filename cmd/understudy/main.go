@@ -27,7 +27,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
 	signal.Ignore(unix.SIGPIPE) // that nobody reads our output ends no pair
-	if os.Getpid() == 1 && !bare.Main(ctx) {
+	if os.Getpid() == 1 && !bare.Main(ctx, version()) {
 		agent.Main(ctx, nil)
 		return
 	}

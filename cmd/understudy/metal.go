@@ -129,7 +129,7 @@ understudy first.`,
 // understudy reads what is to be started, and says on w what of the role is not done.
 func (b *beside) understudy(w io.Writer) (*metal.Understudy, error) {
 	u := &metal.Understudy{Append: b.appended}
-	u.Config.Limit, u.Config.CPU = b.limit, b.beat.CPU
+	u.Config.Version, u.Config.Limit, u.Config.CPU = version(), b.limit, b.beat.CPU
 	var err error
 	if u.Kernel, err = os.ReadFile(b.kernel); err != nil {
 		return nil, err
@@ -145,6 +145,9 @@ func (b *beside) understudy(w io.Writer) (*metal.Understudy, error) {
 		return nil, fmt.Errorf("read role %s: %w", b.role, err)
 	}
 	omitted, err := metal.CheckRole(os.DirFS("/"), u.Config.Role)
+	if err == nil {
+		err = metal.CheckNICs(u.Config.Role)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("role %s: %w", b.role, err)
 	}
@@ -220,6 +223,9 @@ func (b *beside) run(ctx context.Context, w io.Writer) error {
 		}
 		if err == nil {
 			err = metal.CheckDisks(root, u.Config.Role)
+		}
+		if err == nil {
+			err = metal.CheckNICs(u.Config.Role)
 		}
 		return err
 	}), n.Stop())

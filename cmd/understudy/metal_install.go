@@ -95,6 +95,11 @@ as they are now, with the units given as its services. understudy metal remove u
 }
 
 func (i *installation) install(w io.Writer) error {
+	for _, name := range []string{"update-grub", "systemctl"} {
+		if _, err := exec.LookPath(name); err != nil {
+			return fmt.Errorf("install needs GRUB and systemd as Debian has them; without, see understudy metal parameters and metal run: %w", err)
+		}
+	}
 	parameters, err := i.parameters()
 	if err != nil {
 		return err
@@ -282,10 +287,21 @@ func metalRemoveCommand() *cobra.Command {
 		Use:   "remove",
 		Short: "Undo metal install: stop the understudy, and give its CPUs and memory back at the next boot",
 		Args:  cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			err := system("systemctl", "disable", "--now", metal.Unit)
-			return errors.Join(err, os.Remove(metal.UnitFile), os.Remove(metal.GRUBFile), os.RemoveAll(metal.StateDir),
-				system("systemctl", "daemon-reload"), system("update-grub"))
-		},
+		RunE:  func(*cobra.Command, []string) error { return uninstall() },
 	}
+}
+
+// uninstall takes away what there is of an installation, be it none, or one that failed.
+func uninstall() error {
+	var errs []error
+	if _, err := os.Stat(metal.UnitFile); err == nil {
+		errs = append(errs, system("systemctl", "disable", "--now", metal.Unit))
+	}
+	for _, path := range []string{metal.UnitFile, metal.GRUBFile} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	errs = append(errs, os.RemoveAll(metal.StateDir), system("systemctl", "daemon-reload"), system("update-grub"))
+	return errors.Join(errs...)
 }

@@ -1,9 +1,14 @@
 package main
 
 import (
+	"io"
+	"os"
+	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 
+	"understudy.dev/understudy/internal/live/metal"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -20,5 +25,32 @@ func TestServiceOf(t *testing.T) {
 		if got, err := serviceOf(text); err == nil {
 			t.Errorf("%s: %+v", text, got)
 		}
+	}
+}
+
+// TestUninstallNothing: what is not there, or was taken away already, need not be.
+func TestUninstallNothing(t *testing.T) {
+	for _, path := range []string{metal.UnitFile, metal.GRUBFile, metal.StateDir} {
+		if _, err := os.Lstat(path); err == nil {
+			t.Skipf("this machine has an understudy installed: %s", path)
+		}
+	}
+	dir := t.TempDir()
+	t.Setenv("PATH", dir)
+	for name, script := range map[string]string{"update-grub": "exit 0", "systemctl": `test "$1" = daemon-reload`} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := uninstall(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestInstallElsewhere: on a system that is booted otherwise nothing is written.
+func TestInstallElsewhere(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	if err := new(installation).install(io.Discard); err == nil || !strings.Contains(err.Error(), "update-grub") {
+		t.Error(err)
 	}
 }

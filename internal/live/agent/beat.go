@@ -148,8 +148,12 @@ func BeatOn(page []byte, b wire.Beat) error {
 		return err
 	}
 	if b.CPU > 0 {
-		for cpu, p := range liveness.CPUPulses(runtime.NumCPU()) {
-			if err := c.realTime(p.Offset, cpu, b.CPU/liveness.PulsesPerLimit, nil); err != nil {
+		cpus, err := ownCPUs()
+		if err != nil {
+			return err
+		}
+		for i, p := range liveness.CPUPulses(len(cpus)) {
+			if err := c.realTime(p.Offset, cpus[i], b.CPU/liveness.PulsesPerLimit, nil); err != nil {
 				return err
 			}
 		}
@@ -158,6 +162,21 @@ func BeatOn(page []byte, b wire.Beat) error {
 		go c.ordinary(liveness.SchedulerPulse().Offset, b.Scheduler/liveness.PulsesPerLimit)
 	}
 	return nil
+}
+
+// ownCPUs are the numbers of the CPUs that this process may run on: where some are offline, as with nosmt, they are
+// not the first ones.
+func ownCPUs() (cpus []int, err error) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return nil, fmt.Errorf("find the CPUs to beat on: %w", err)
+	}
+	for cpu := range 8 * int(unsafe.Sizeof(set)) {
+		if set.IsSet(cpu) {
+			cpus = append(cpus, cpu)
+		}
+	}
+	return cpus, nil
 }
 
 // realTime starts a real-time thread that counts every period, or as seldom as pace says,

@@ -81,7 +81,7 @@ func (s *Self) Successor(root string) (*Understudy, error) {
 		return nil, errors.New("this understudy was not told to start another")
 	}
 	u := &Understudy{Append: again.Append, Config: Config{
-		Role: s.Config.Role, Drivers: s.Config.Drivers, Limit: s.Config.Limit, CPU: s.Config.CPU, Again: again,
+		Version: s.Config.Version, Role: s.Config.Role, Drivers: s.Config.Drivers, Limit: s.Config.Limit, CPU: s.Config.CPU, Again: again,
 	}}
 	var err error
 	if u.Kernel, err = again.Kernel.read(root); err != nil {
@@ -117,8 +117,8 @@ func (s *Self) Machine(root fs.FS) (*Machine, error) {
 // Bound has the running kernel leave no more unsaved than an understudy of this size has room for.
 func (m *Machine) Bound() error {
 	r, err := m.Reservation()
-	if err != nil || m.unsaved(os.DirFS("/")) <= r.room() {
+	if err != nil || m.unsaved(os.DirFS("/")) <= m.room(r) {
 		return err
 	}
-	return os.WriteFile("/proc/sys/vm/dirty_bytes", []byte(strconv.FormatUint(r.room(), 10)), 0)
+	return os.WriteFile("/proc/sys/vm/dirty_bytes", []byte(strconv.FormatUint(m.room(r), 10)), 0)
 }

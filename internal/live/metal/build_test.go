@@ -259,6 +259,24 @@ func FuzzParseKernel(f *testing.F) {
 	})
 }
 
+// TestSameVersion: an image that was made before this program was replaced by another does not protect.
+func TestSameVersion(t *testing.T) {
+	b, err := (&Config{Version: "v1"}).encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := decodeConfig(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SameVersion("v1"); err != nil {
+		t.Error(err)
+	}
+	if err := c.SameVersion("v2"); err == nil || !strings.Contains(err.Error(), "metal install") {
+		t.Error(err)
+	}
+}
+
 func FuzzConfig(f *testing.F) {
 	b, _ := (&Config{Memory: []Range{{1, 2}}}).encode()
 	f.Add(b)

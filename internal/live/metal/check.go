@@ -64,6 +64,7 @@ func (m *Machine) Check(root fs.FS, k Running) []Finding {
 	c.panic()
 	c.watchdogs()
 	c.fred()
+	c.tsc()
 	c.hypervisor()
 	return c.found
 }
@@ -159,8 +160,23 @@ func (c *checker) memory() bool {
 // takeoverNeeds is what an understudy comes by with besides what it gathers, bytes.
 const takeoverNeeds = 400 << 20
 
-// room is how much may be unsaved in a kernel beside an understudy there, bytes.
-func (r Reservation) room() uint64 { return r.High.Len() - takeoverNeeds }
+// entryBytes is how much of page tables a page of the other kernel's memory costs an understudy, which has all of it
+// mapped in pages of 4 KiB (mm/memory.c, remap_pfn_range).
+const entryBytes = 8
+
+// room is how much may be unsaved in the running kernel beside an understudy there, bytes.
+func (m *Machine) room(r Reservation) uint64 {
+	needs := takeoverNeeds + m.memory()/pageBytes*entryBytes
+	return r.High.Len() - min(needs, r.High.Len())
+}
+
+// memory is how much of it the running kernel has, bytes.
+func (m *Machine) memory() (all uint64) {
+	for _, m := range Memory(m.Resources) {
+		all += m.Len()
+	}
+	return all
+}
 
 // unsaved is how much the running kernel may leave unsaved, bytes (Documentation/admin-guide/sysctl/vm.rst,
 // dirty_bytes, dirty_ratio).
@@ -173,11 +189,7 @@ func (m *Machine) unsaved(root fs.FS) uint64 {
 	if most := number("dirty_bytes"); most > 0 {
 		return most
 	}
-	var all uint64
-	for _, m := range Memory(m.Resources) {
-		all += m.Len()
-	}
-	return all / 100 * number("dirty_ratio")
+	return m.memory() / 100 * number("dirty_ratio")
 }
 
 // unsaved: what the kernel may leave unsaved passes through the understudy's memory.
@@ -187,8 +199,13 @@ func (c *checker) unsaved() {
 	if err != nil {
 		return // said already
 	}
-	c.add("unsaved data", most > 0 && most <= r.room(), fmt.Sprintf("Set vm.dirty_bytes to at most %d, or give the understudy more memory.", r.room()),
-		"this kernel leaves up to %d MiB unsaved, and the understudy has room for %d MiB", most>>20, r.room()>>20)
+	room := c.machine.room(r)
+	advice := fmt.Sprintf("Set vm.dirty_bytes to at most %d, or give the understudy more memory.", room)
+	if room == 0 {
+		advice = "Give the understudy more memory: metal install --memory, after metal remove and a boot."
+	}
+	c.add("unsaved data", most > 0 && most <= room, advice,
+		"this kernel leaves up to %d MiB unsaved, and the understudy has room for %d MiB", most>>20, room>>20)
 }
 
 func (c *checker) cpus() {

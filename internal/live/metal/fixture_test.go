@@ -52,7 +52,10 @@ fee00000-fee00fff : Local APIC
 0cf8-0cff : PCI conf1
 0d00-ffff : PCI Bus 0000:00
 `
-	cpuinfo  = "processor\t: 0\napicid\t\t: 0\ninitial apicid\t: 0\n\nprocessor\t: 1\napicid\t\t: 2\ninitial apicid\t: 2\n"
+	// clocks is where a kernel says what it has to count time, and steady what CPUs say whose TSC does.
+	clocks   = "sys/devices/system/clocksource/clocksource0/available_clocksource"
+	steady   = "flags\t\t: fpu constant_tsc nonstop_tsc\n"
+	cpuinfo  = "processor\t: 0\napicid\t\t: 0\ninitial apicid\t: 0\n\nprocessor\t: 1\napicid\t\t: 2\ninitial apicid\t: 2\n" + steady
 	reserved = "understudy.metal=0x20000+0x40000,0x7be00000+0x4000000,0x120000000+0x60000000"
 )
 
@@ -74,7 +77,7 @@ func root(replaced map[string]string) fstest.MapFS {
 	files := fstest.MapFS{}
 	for name, text := range map[string]string{
 		"proc/cmdline": "quiet " + reserved + "\n", "proc/iomem": iomemReserved, "proc/ioports": ioports, "proc/cpuinfo": cpuinfo,
-		"proc/sys/kernel/panic": "0\n", "proc/sys/vm/dirty_bytes": "0\n", "proc/sys/vm/dirty_ratio": "20\n",
+		clocks: "tsc hpet acpi_pm \n", "proc/sys/kernel/panic": "0\n", "proc/sys/vm/dirty_bytes": "0\n", "proc/sys/vm/dirty_ratio": "20\n",
 		acpiDir + "APIC": string(firmwareMADT(0, 2, 4, 6)),
 		acpiDir + "MCFG": string(firmwareMCFG(Segment{Base: 0xb0000000, LastBus: 255})),
 		acpiDir + "FACP": string(fadt(0, Reset{Register: [12]byte{1, 8, 0, 1, 0xf9, 0x0c}, Value: 0x0f})),

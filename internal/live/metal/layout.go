@@ -43,7 +43,10 @@ func (r Reservation) StatusPage() uint64 { return r.Mid.Start + midStatus }
 
 // Config is what the understudy is told when it is started.
 type Config struct {
-	Role wire.Config `json:"role"`
+	// Version is that of the program that started the understudy, and must be the understudy's: what this and
+	// the memory that both use look like may differ.
+	Version string      `json:"version"`
+	Role    wire.Config `json:"role"`
 	// Drivers are those of the role's devices in the active kernel, as far as they are there.
 	Drivers []Driver `json:"drivers,omitempty"`
 	// Memory is the active kernel's.
@@ -84,6 +87,14 @@ func (c *Config) roots(group uint16) (buses []byte) {
 		}
 	}
 	return buses
+}
+
+// SameVersion is an error if this configuration is of another program than one of that version.
+func (c *Config) SameVersion(version string) error {
+	if c.Version != version {
+		return fmt.Errorf("the image has understudy %s, and it was started by %s: make it again, by understudy metal install or initramfs", version, c.Version)
+	}
+	return nil
 }
 
 const configMagic = 0x666e6f6364737375

@@ -71,6 +71,53 @@ func carryAddresses(n *wire.NIC, mac net.HardwareAddr, addresses []netlink.Addr)
 	return left
 }
 
+// CheckNICs refuses a role with an address in the place of which its card has another one now, as of a new lease: it may
+// be another machine's. A card that is not there, or has no address yet, is right.
+func CheckNICs(role wire.Config) error {
+	for _, n := range role.NICs {
+		name, err := InterfaceOf(n.MAC)
+		if err != nil {
+			continue
+		}
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("find interface %s: %w", name, err)
+		}
+		addresses, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			return fmt.Errorf("list addresses of %s: %w", name, err)
+		}
+		if err := readdressed(n, addresses); err != nil {
+			return fmt.Errorf("interface %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// readdressed says which address of a role an interface with these does not have, while it has another
+// that would be taken over.
+func readdressed(n wire.NIC, addresses []netlink.Addr) error {
+	mac, err := net.ParseMAC(n.MAC)
+	if err != nil {
+		return err
+	}
+	var now wire.NIC
+	carryAddresses(&now, mac, addresses)
+	for _, a := range []struct{ want, got string }{{n.Address, now.Address}, {n.Address6, now.Address6}} {
+		ip, _, err := net.ParseCIDR(a.want)
+		if a.got == "" || a.want == "" {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(addresses, func(has netlink.Addr) bool { return has.IP.Equal(ip) }) {
+			return fmt.Errorf("it has address %s now, and %s in the role, which may be another machine's: run understudy metal install again, or change the role", a.got, a.want)
+		}
+	}
+	return nil
+}
+
 // eui64 is the interface identifier that is made of a MAC (RFC 4291, appendix A).
 func eui64(mac net.HardwareAddr) []byte {
 	if len(mac) != 6 {

@@ -57,6 +57,35 @@ func TestCarryAddresses(t *testing.T) {
 	}
 }
 
+// TestReaddressed: an address that has become another is not taken over.
+func TestReaddressed(t *testing.T) {
+	role := wire.NIC{MAC: "52:54:00:00:00:02", Address: "10.0.0.2/24", Address6: "fd00:0::2/64"}
+	for _, c := range []struct {
+		name      string
+		addresses []string
+		wrong     string
+	}{
+		{"none yet", nil, ""},
+		{"as it was", []string{"10.0.0.2/24", "fd00::2/64"}, ""},
+		{"another beside it", []string{"10.0.0.7/24", "10.0.0.2/24"}, ""},
+		{"another prefix", []string{"10.0.0.2/16"}, ""},
+		{"another lease", []string{"10.0.0.7/24"}, "10.0.0.7/24"},
+		{"another of IPv6", []string{"10.0.0.2/24", "fd00::7/64"}, "fd00::7/64"},
+		{"of the link", []string{"fe80::7/64"}, ""},
+	} {
+		var addresses []netlink.Addr
+		for _, a := range c.addresses {
+			addresses = append(addresses, netlink.Addr{IPNet: network(t, a)})
+		}
+		if err := readdressed(role, addresses); (err == nil) != (c.wrong == "") || err != nil && !strings.Contains(err.Error(), c.wrong) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	if err := readdressed(wire.NIC{MAC: role.MAC}, []netlink.Addr{{IPNet: network(t, "10.0.0.2/24")}}); err != nil {
+		t.Errorf("a role without an address: %v", err)
+	}
+}
+
 func TestCarryRoutes(t *testing.T) {
 	const link = 2
 	type change = func(*netlink.Route)

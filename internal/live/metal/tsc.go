@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 )
 
@@ -86,4 +88,18 @@ func variable(name string, n uint64) ([]byte, error) {
 		return b, nil
 	}
 	return nil, fmt.Errorf("%s at %#x is not in /proc/kcore", name, at)
+}
+
+// tsc: the understudy has no other clock than the time stamp counter, on its CPUs and on those that it gets. A kernel that
+// found it to be unstable does not offer it (kernel/time/clocksource.c, available_clocksource_show). Of a virtual
+// machine its flags say nothing.
+func (c *checker) tsc() {
+	const clocks = "sys/devices/system/clocksource/clocksource0/available_clocksource"
+	cpus, err := fs.ReadFile(c.root, "proc/cpuinfo")
+	flags := strings.Fields(string(cpus))
+	b, err2 := fs.ReadFile(c.root, clocks)
+	virtual := err == nil && slices.Contains(flags, "hypervisor")
+	steady := slices.Contains(flags, "constant_tsc") && slices.Contains(flags, "nonstop_tsc") && err2 == nil && slices.Contains(strings.Fields(string(b)), "tsc")
+	c.add("TSC", steady || virtual, "An understudy needs CPUs whose time stamp counters run evenly, all alike: see dmesg for why this kernel does not use them.",
+		"%s", pick(steady, "counts time", pick(virtual, "is as the hypervisor has it", "is no clock on this machine, and the understudy has no other")))
 }

@@ -3,6 +3,7 @@ package unit
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -132,12 +133,18 @@ func (r *reader) finish() error {
 		return fmt.Errorf("it has %d commands: one is to be started", len(r.mains))
 	}
 	u.Main = r.mains[0]
+	told := make(map[string]string) // the service is told of its directories, by kind
 	for _, d := range r.dirs {
 		mode, ok := r.modes[d.home]
 		if !ok {
 			mode = 0o755
 		}
 		u.Dirs = append(u.Dirs, Dir{d.path, mode})
+		told[d.home] = strings.TrimPrefix(told[d.home]+":"+d.path, ":")
+	}
+	for _, home := range slices.Sorted(maps.Keys(told)) { // what the unit says itself counts
+		name := strings.ToUpper(strings.TrimSuffix(home, "Directory")) + "_DIRECTORY"
+		u.Env = slices.Insert(u.Env, 0, name+"="+told[home])
 	}
 	return nil
 }

@@ -89,9 +89,15 @@ func read(root fs.FS, name string) ([]setting, error) {
 		return nil, err
 	}
 	var all []setting
-	for _, f := range files {
-		if target, err := fs.ReadLink(root, f); err == nil && target == "/dev/null" {
+	for i, f := range files {
+		switch target, err := fs.ReadLink(root, f); {
+		case err != nil: // no link
+		case target == "/dev/null" && i > 0:
+			continue // what another directory drops in does not count
+		case target == "/dev/null":
 			return nil, errors.New("it is masked")
+		case i == 0 && path.Base(target) != name: // there may be drop-ins of that name
+			return nil, fmt.Errorf("it is another name of %s: give that", path.Base(target))
 		}
 		text, err := fs.ReadFile(root, f)
 		if err != nil {
@@ -108,6 +114,18 @@ func read(root fs.FS, name string) ([]setting, error) {
 	return all, nil
 }
 
+// dropIns are the directories of what is dropped in to a service (systemd.unit(5)): those of all services, of each
+// beginning of its name that ends in a dash, and its own, the last of which counts.
+func dropIns(name string) []string {
+	dirs := []string{"service.d"}
+	for i, c := range name {
+		if c == '-' {
+			dirs = append(dirs, name[:i+1]+".service.d")
+		}
+	}
+	return append(dirs, name+".d")
+}
+
 // filesOf are the unit's file, and the drop-ins in the order of their names.
 func filesOf(root fs.FS, name string) ([]string, error) {
 	var main string
@@ -116,7 +134,7 @@ func filesOf(root fs.FS, name string) ([]string, error) {
 		if _, err := fs.Lstat(root, path.Join(dir, name)); err == nil {
 			main = path.Join(dir, name)
 		}
-		for _, of := range []string{"service.d", name + ".d"} {
+		for _, of := range dropIns(name) {
 			found, err := fs.Glob(root, path.Join(dir, of, "*.conf"))
 			if err != nil {
 				return nil, err

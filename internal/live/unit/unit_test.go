@@ -1,6 +1,8 @@
 package unit
 
 import (
+	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -64,6 +66,42 @@ func TestFirstPlace(t *testing.T) {
 	}
 }
 
+// TestNames: of another name of a unit there may be more than is seen by it; what is dropped in to a part of a name
+// counts, and what is masked does not.
+func TestNames(t *testing.T) {
+	const main = "usr/lib/systemd/system/a-b.service"
+	link := func(to string) *fstest.MapFile {
+		return &fstest.MapFile{Data: []byte(to), Mode: fs.ModeSymlink | 0o777}
+	}
+	for _, c := range []struct {
+		name   string
+		more   map[string]*fstest.MapFile
+		user   string
+		refuse string
+	}{
+		{"alone", nil, "", ""},
+		{"part of a name", map[string]*fstest.MapFile{"etc/systemd/system/a-.service.d/1.conf": {Data: []byte("[Service]\nUser=part\n")}}, "part", ""},
+		{"more of the name", map[string]*fstest.MapFile{
+			"etc/systemd/system/a-.service.d/1.conf": {Data: []byte("[Service]\nUser=part\n")}, "etc/systemd/system/a-b.service.d/1.conf": {Data: []byte("[Service]\nUser=whole\n")},
+		}, "whole", ""},
+		{"masked drop-in", map[string]*fstest.MapFile{
+			"usr/lib/systemd/system/a-b.service.d/1.conf": {Data: []byte("[Service]\nUser=vendor\n")}, "etc/systemd/system/a-b.service.d/1.conf": link("/dev/null"),
+		}, "", ""},
+		{"another name", map[string]*fstest.MapFile{"etc/systemd/system/a-b.service": link("/usr/lib/systemd/system/real.service")}, "", "another name of real.service"},
+		{"masked", map[string]*fstest.MapFile{"etc/systemd/system/a-b.service": link("/dev/null")}, "", "masked"},
+	} {
+		root := fstest.MapFS{main: {Data: []byte("[Service]\nExecStart=/bin/a\n")}}
+		maps.Copy(root, c.more)
+		u, err := Load(root, "a-b.service")
+		switch {
+		case c.refuse != "" && (err == nil || !strings.Contains(err.Error(), c.refuse)), c.refuse == "" && err != nil:
+			t.Errorf("%s: %v", c.name, err)
+		case err == nil && u.User != c.user:
+			t.Errorf("%s: its user is %q", c.name, u.User)
+		}
+	}
+}
+
 func TestRefused(t *testing.T) {
 	for _, c := range []struct{ text, why string }{
 		{"[Service]\nType=forking\nExecStart=/bin/a\n", "Type=forking"},
@@ -120,6 +158,25 @@ func TestEnvironment(t *testing.T) {
 	delete(root, "etc/default/a")
 	if env, err := u.Environment(root); err == nil {
 		t.Errorf("without a file that must be there the environment is %v", env)
+	}
+}
+
+// TestDirectories: a service is told of its directories, unless its unit says otherwise.
+func TestDirectories(t *testing.T) {
+	root := tree("[Service]\nExecStart=/bin/a --data ${STATE_DIRECTORY}\nEnvironment=CACHE_DIRECTORY=/tmp\nStateDirectory=a\nRuntimeDirectory=%N b/c\nCacheDirectory=a\n")
+	u, err := Load(root, "a.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	env, err := u.Environment(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"STATE_DIRECTORY=/var/lib/a", "RUNTIME_DIRECTORY=/run/a:/run/b/c", "CACHE_DIRECTORY=/tmp"}; !slices.Equal(env[2:], want) {
+		t.Errorf("the environment is %q", env)
+	}
+	if got := u.Main.Expand(env); !slices.Equal(got, []string{"/bin/a", "--data", "/var/lib/a"}) {
+		t.Errorf("the command is %q", got)
 	}
 }
 

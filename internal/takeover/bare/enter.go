@@ -40,13 +40,14 @@ func becomeUnit(name string) error {
 	if err != nil {
 		return err
 	}
-	env, err := u.Environment(root)
-	if err != nil {
-		return err
-	}
 	who, err := identify(u)
 	if err != nil {
 		return fmt.Errorf("start unit %s: %w", name, err)
+	}
+	u.Env = append(who.login, u.Env...)
+	env, err := u.Environment(root)
+	if err != nil {
+		return err
 	}
 	for _, d := range u.Dirs {
 		if err := who.own(d); err != nil {
@@ -72,10 +73,12 @@ func becomeUnit(name string) error {
 	return who.become(u.Main, env)
 }
 
-// identity is the user that a unit runs as.
+// identity is the user that a unit runs as, and what its environment has of a user that it names
+// (systemd.exec(5), "$USER, $LOGNAME, $HOME"): what the unit says itself counts.
 type identity struct {
 	uid, gid int
 	groups   []int
+	login    []string
 }
 
 // identify finds a unit's user among those of the root file system.
@@ -99,6 +102,10 @@ func identify(u *unit.Unit) (id identity, err error) {
 			id.groups = append(id.groups, n)
 		}
 		id.uid, id.gid, id.groups = id.groups[0], id.groups[1], id.groups[2:]
+		id.login = []string{"USER=" + found.Username, "LOGNAME=" + found.Username}
+		if found.HomeDir != "" && found.HomeDir != "/" {
+			id.login = append(id.login, "HOME="+found.HomeDir)
+		}
 	}
 	group := func(name string) (int, error) {
 		g, err := user.LookupGroup(name)

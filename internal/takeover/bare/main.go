@@ -17,8 +17,9 @@ import (
 	"understudy.dev/understudy/internal/live/metal"
 )
 
-// Main is PID 1 of the understudy, if this kernel is one: it returns false at once if not.
-func Main(ctx context.Context) bool {
+// Main is PID 1 of the understudy, if this kernel is one: it returns false at once if not. version is
+// this program's.
+func Main(ctx context.Context, version string) bool {
 	if err := agent.MountKernel(); err != nil {
 		return false // who else is PID 1 says why
 	}
@@ -32,7 +33,11 @@ func Main(ctx context.Context) bool {
 		halt()
 	}
 	speakTo(self.Log())
-	if err := run(ctx, self); err != nil {
+	err = self.Config.SameVersion(version)
+	if err == nil {
+		err = run(ctx, self)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "understudy:", err)
 		time.Sleep(time.Second) // until it is in the log
 		self.Enter(metal.Failed)

@@ -1,0 +1,29 @@
+package agent
+
+import (
+	"runtime"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestOwnCPUs: of CPUs that are not the first ones, each has its own number.
+func TestOwnCPUs(t *testing.T) {
+	runtime.LockOSThread() // for ever: what it may run on is this thread's only
+	all, err := ownCPUs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(all) < 2 {
+		t.Skipf("this process may run on %v only", all)
+	}
+	var last unix.CPUSet
+	last.Set(all[len(all)-1])
+	if err := unix.SchedSetaffinity(0, &last); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ownCPUs(); err != nil || !slices.Equal(got, all[len(all)-1:]) {
+		t.Errorf("%v, %v: only %d is this thread's", got, err, all[len(all)-1])
+	}
+}
