@@ -1,7 +1,7 @@
 #!/bin/bash
 # Makes this machine ready to build and run Understudy: installs the Debian
-# packages that are missing, and fetches a stock Debian cloud kernel, which it
-# unpacks into the cache and does not install. Run it as often as you like.
+# packages that are missing, and fetches a stock Debian cloud kernel, Debian 12's
+# if apt has that, which it unpacks into the cache and does not install. Run it as often as you like.
 #
 #   $UNDERSTUDY_CACHE/kernels/RELEASE/boot/{vmlinuz,config}
 #   $UNDERSTUDY_CACHE/kernels/RELEASE/lib/modules/RELEASE/
@@ -58,17 +58,27 @@ install_packages() {
 }
 
 # find_package sets package to the one that the cloud kernel's metapackage
-# wants: the newest.
+# wants: the newest, of Debian 12 if there are several.
 find_package() {
 	package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null |
-		awk '/Depends: linux-image-6\.1\..*-cloud-amd64$/ { print $2 }')
+		awk '/Depends: linux-image-[0-9].*-cloud-amd64$/ { all[$2 ~ /-6\.1\./] = $2 } END { print 1 in all ? all[1] : all[0] }')
 	[[ -n $package ]]
+}
+
+# renamed prints the packages of a list by the names that they have here: libraries were renamed
+# for the change to times of 64 bits.
+renamed() {
+	local name
+	for name; do
+		if [[ $name == lib* ]] && apt-cache show "${name}t64" >/dev/null 2>&1; then name+=t64; fi
+		echo "$name"
+	done
 }
 
 fetch_kernel() {
 	local package release
 	retry find_package ||
-		die "no linux-image-6.1.*-cloud-amd64 in the package lists; add Debian 12 (bookworm) to the apt sources"
+		die "no linux-image-*-cloud-amd64 in the package lists; add Debian 12 (bookworm) to the apt sources"
 	release=${package#linux-image-}
 	if [[ ! -d $kernels/$release ]]; then
 		echo "setup: fetching $package" >&2
@@ -83,7 +93,7 @@ fetch_kernel() {
 		dpkg-deb -x "$tmp"/deb/*.deb "$tmp/all"
 		mv "$tmp/all/boot/vmlinuz-$release" "$tmp/kernel/boot/vmlinuz"
 		mv "$tmp/all/boot/config-$release" "$tmp/kernel/boot/config"
-		mv "$tmp/all/lib" "$tmp/kernel/lib"
+		if [[ -d $tmp/all/lib ]]; then mv "$tmp/all/lib" "$tmp/kernel/lib"; else mv "$tmp/all/usr/lib" "$tmp/kernel/lib"; fi
 		sync -f "$tmp/kernel"
 		mv -T "$tmp/kernel" "$kernels/$release"
 	fi
@@ -93,7 +103,7 @@ fetch_kernel() {
 }
 
 have_nfs() {
-	[[ -x $nfs/usr/sbin/rpc.mountd && -x $nfs/sbin/rpcbind ]]
+	[[ -x $nfs/usr/sbin/rpc.mountd && (-x $nfs/sbin/rpcbind || -x $nfs/usr/sbin/rpcbind) ]]
 }
 
 have_smb() {
@@ -102,15 +112,16 @@ have_smb() {
 
 # unpack fetches packages and unpacks them into a directory.
 unpack() {
-	local into=$1 tmp deb
+	local into=$1 tmp deb names
 	shift
 	echo "setup: fetching $*" >&2
 	tmp=$(mktemp -d "$kernels/.tmp.XXXXXX")
 	mkdir "$tmp/deb" "$tmp/all"
 	chmod 755 "$tmp" "$tmp/all"
 	cd "$tmp/deb"
-	retry apt-get -qq -o APT::Sandbox::User=root download "$@" ||
-		die "cannot download $*; is the network there?"
+	mapfile -t names < <(renamed "$@")
+	retry apt-get -qq -o APT::Sandbox::User=root download "${names[@]}" ||
+		die "cannot download ${names[*]}; is the network there?"
 	for deb in "$tmp"/deb/*.deb; do dpkg-deb -x "$deb" "$tmp/all"; done
 	cd "$kernels"
 	sync -f "$tmp/all"
@@ -133,23 +144,25 @@ have_tools() {
 	[[ -x $tools/usr/bin/promtool ]]
 }
 
-# fetch_tools takes promtool out of the package of Prometheus, which would start a service.
+# fetch_tools takes promtool out of its package, which in Debian 12 is that of Prometheus, and would start
+# a service.
 fetch_tools() {
-	local tmp
-	echo "setup: fetching prometheus, for promtool" >&2
+	local tmp package=promtool
+	apt-cache show "$package" >/dev/null 2>&1 || package=prometheus
+	echo "setup: fetching $package, for promtool" >&2
 	tmp=$(mktemp -d "$kernels/.tmp.XXXXXX")
 	mkdir "$tmp/deb" "$tmp/tools"
 	chmod 755 "$tmp" "$tmp/tools"
 	cd "$tmp/deb"
-	retry apt-get -qq -o APT::Sandbox::User=root download prometheus ||
-		die "cannot download prometheus; is the network there?"
+	retry apt-get -qq -o APT::Sandbox::User=root download "$package" ||
+		die "cannot download $package; is the network there?"
 	dpkg-deb --fsys-tarfile "$tmp"/deb/*.deb | tar -x -C "$tmp/tools" ./usr/bin/promtool
 	cd "$kernels"
 	sync -f "$tmp/tools"
 	rm -rf "$tools"
 	mv -T "$tmp/tools" "$tools"
 	rm -rf "$tmp"
-	have_tools || die "the package prometheus has no promtool any more"
+	have_tools || die "the package $package has no promtool any more"
 }
 
 command -v dpkg-query >/dev/null || die "this is no Debian; install ${packages[*]} and a kernel by hand"

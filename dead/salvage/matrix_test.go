@@ -240,7 +240,7 @@ func writeMatrix(path string, rows map[string][]row) error {
 			fmt.Fprintf(&b, "| %s | %s |%s\n", r.kernel, r.crash, r.line())
 		}
 	}
-	b.WriteString(supportFormats)
+	b.WriteString(supportFormats + supportHosts)
 	if rest != "" {
 		b.WriteString(title + rest)
 	}

@@ -57,6 +57,7 @@ func (m *Machine) look() error {
 		return hint.New(op, err, "This needs the rights of root.")
 	}
 	base := filepath.Base(strings.TrimSuffix(exe, " (deleted)"))
+	base = strings.TrimPrefix(base, ".") // NixOS has it behind a wrapper, as .qemu-system-x86_64-wrapped
 	if !strings.HasPrefix(base, "qemu-system-") && base != "qemu-kvm" && base != "kvm" {
 		return hint.New(op, fmt.Errorf("%w: %s", errNotQEMU, exe), "Name the process of the machine itself: pgrep -a qemu")
 	}

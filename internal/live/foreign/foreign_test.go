@@ -63,6 +63,20 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
+// TestOpenByAnyName: QEMU is known by the names that distributions give it.
+func TestOpenByAnyName(t *testing.T) {
+	for _, name := range []string{"qemu-system-x86_64", "qemu-kvm", "kvm", ".qemu-system-x86_64-wrapped"} {
+		m, err := Open(program(t, name, "-name", "guest=web").Process.Pid)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestFreeze stops a process, lets it go on, and ends it.
 func TestFreeze(t *testing.T) {
 	cmd := program(t, "qemu-system-x86_64", "-name", "guest=web")
