@@ -76,6 +76,10 @@ func (p *protection) await(ctx context.Context, freeze func()) error {
 		return nil
 	default:
 	}
+	select {
+	case <-p.last: // while that side lived
+	default:
+	}
 	freeze()
 	for n := 0; ; {
 		select {

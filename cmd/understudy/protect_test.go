@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
@@ -73,5 +74,40 @@ func TestTidyTells(t *testing.T) {
 	o.Trouble(wire.TroubleNotice{What: "root disk of partition left: lost"})
 	if fmt.Fprintln(o.Log, "power it off"); said.String() != "understudy: root disk of partition left: lost\npower it off\n" {
 		t.Errorf("it said %q", &said)
+	}
+}
+
+// TestAwait: what failed while the active side lived is none of the attempts that a takeover waits for.
+func TestAwait(t *testing.T) {
+	for name, tc := range map[string]struct {
+		before, after int // attempts that failed
+		wrong         bool
+	}{
+		"at once":        {},
+		"in the end":     {after: failures - 1},
+		"not before":     {before: 1, after: failures - 1},
+		"not at all":     {after: failures, wrong: true},
+		"not before too": {before: 1, after: failures, wrong: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := &protection{end: func() {}, done: make(chan struct{}), last: make(chan error, 1)}
+			for range tc.before {
+				p.last <- errors.New("no room")
+			}
+			err := p.await(t.Context(), func() {
+				go func() {
+					defer close(p.done)
+					for range tc.after {
+						p.last <- errors.New("no room")
+					}
+					for n := 0; len(p.last) > 0 && n < 1000; n++ { // all are read before the understudy is there
+						time.Sleep(time.Millisecond)
+					}
+				}()
+			})
+			if (err != nil) != tc.wrong {
+				t.Errorf("%v", err)
+			}
+		})
 	}
 }

@@ -158,6 +158,9 @@ The active side writes what is unsaved, stops its services and unmounts its disk
 understudy mounts them and starts the services. Then the side that is free boots as the
 new understudy. If the active side cannot stop, it goes on as before.
 
+The exit status is 4 if it has taken over, and a service of it did not come up, or the network
+does not reach it yet.
+
 With --kernel the understudy boots that kernel first, and rehearses with it; if that
 fails, nothing has changed. After the switch both sides run it. The description of the
 pair is not edited: do that before the next up.`,
@@ -180,7 +183,7 @@ pair is not edited: do that before the next up.`,
 			if err := ask(cmd.Context(), first(args), verbSwitch, r, &t); err != nil {
 				return err
 			}
-			return t.write(cmd.OutOrStdout())
+			return errors.Join(t.write(cmd.OutOrStdout()), t.alarm())
 		},
 	}
 	cmd.Flags().StringVar(&r.Kernel, "kernel", "", "boot this `bzImage` on both sides from now on")

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -156,6 +157,21 @@ func (t *lastTakeover) summary() string {
 		s += fmt.Sprintf("; REFUSED: %d", n)
 	}
 	return s
+}
+
+// alarm is what did not come over with the service, for scripts.
+func (t *lastTakeover) alarm() error {
+	var what []string
+	for _, u := range t.Unready {
+		what = append(what, u.String())
+	}
+	if t.Unreached != "" {
+		what = append(what, t.Unreached)
+	}
+	if len(what) == 0 {
+		return nil
+	}
+	return &alarm{strings.Join(what, "\nunderstudy: "), exitUnprotected}
 }
 
 func (t *lastTakeover) write(w io.Writer) error {

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"testing"
 
+	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/offline"
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
@@ -37,5 +39,25 @@ func TestLeftBehind(t *testing.T) {
 				t.Errorf("recovered: %v", err)
 			}
 		})
+	}
+}
+
+// TestSwitchAlarm: a switch after which not all of the service is there ends with a status that says so.
+func TestSwitchAlarm(t *testing.T) {
+	for name, tc := range map[string]struct {
+		report takeover.Report
+		want   int
+	}{
+		"all of it":     {takeover.Report{}, 0},
+		"a service":     {takeover.Report{Unready: []wire.Unready{{Service: "web", Reason: "no answer"}}}, exitUnprotected},
+		"not reachable": {takeover.Report{Unreached: "no bridge"}, exitUnprotected},
+	} {
+		got := 0
+		if err := (&lastTakeover{Report: tc.report}).alarm(); err != nil {
+			got = exitCode(err)
+		}
+		if got != tc.want {
+			t.Errorf("%s: %d, want %d", name, got, tc.want)
+		}
 	}
 }

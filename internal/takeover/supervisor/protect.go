@@ -23,7 +23,7 @@ import (
 // may die; TakeOver and Switch wait for the end of Protect.
 func (s *Supervisor) Protect(ctx context.Context, tell func(error)) error {
 	for {
-		if err := sleep(ctx, s.crashLoop.pause(time.Now())); err != nil {
+		if err := s.rest(ctx, s.crashLoop.pause(time.Now())); err != nil {
 			return err
 		}
 		err := s.protect(ctx)
@@ -37,6 +37,17 @@ func (s *Supervisor) Protect(ctx context.Context, tell func(error)) error {
 		s.crashLoop.failed()
 		tell(err)
 	}
+}
+
+// rest is the pause before an attempt. It ends when the active side dies: a takeover waits for that attempt.
+func (s *Supervisor) rest(ctx context.Context, pause time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-s.hurry:
+	case <-time.After(pause):
+	}
+	return nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -258,6 +269,10 @@ func (s *Supervisor) Freeze() {
 	s.mu.Lock()
 	s.frozen = true
 	s.mu.Unlock()
+	select {
+	case s.hurry <- struct{}{}:
+	default:
+	}
 	if err := s.record(func(r *Record) { r.Frozen = s.active.name }); err != nil {
 		s.log("record that partition %s is dead: %v", s.active.name, err)
 	}

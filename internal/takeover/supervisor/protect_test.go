@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"understudy.dev/understudy/internal/live/fence"
@@ -168,6 +169,33 @@ func TestRootUnheld(t *testing.T) {
 	if err := s.holdRoot(root, fence.Keep); err != nil || s.roots[root] == nil {
 		t.Errorf("%v", err)
 	}
+}
+
+// TestProtectDead: while the active side lives, attempts to protect it have pauses between them; when it has
+// died, nobody is served until one comes through, and the next one is made at once.
+func TestProtectDead(t *testing.T) {
+	s := graveyard(t)
+	if err := os.Remove(s.Pair.Partitions[0].Root); err != nil {
+		t.Fatal(err)
+	}
+	s.active = &side{index: 1, name: "right", process: &partition.Process{Spec: s.spec(1, "")}}
+	synctest.Test(t, func(t *testing.T) {
+		s.hurry = make(chan struct{}, 1)
+		s.crashLoop.wait = maxPause
+		ctx, cancel := context.WithCancel(t.Context())
+		failed := 0
+		go func() { _ = s.Protect(ctx, func(error) { failed++ }) }() // it ends with ctx
+		time.Sleep(maxPause / 2)
+		if failed > 0 {
+			t.Errorf("%d attempts in half a pause", failed)
+		}
+		s.Freeze()
+		synctest.Wait()
+		if failed != 1 {
+			t.Errorf("%d attempts at the death", failed)
+		}
+		cancel()
+	})
 }
 
 // TestUnrecorded: a dead side is not buried before it is recorded what needs its memory.

@@ -75,7 +75,8 @@ type Supervisor struct {
 	roots     map[string]*fence.Hold // of root images, likewise, but while one is rescued: of Protect
 	staging   *device.Staging
 	crashLoop crashLoop
-	discarded bool // what is in memory only is not wanted
+	hurry     chan struct{} // has Protect not pause any more
+	discarded bool          // what is in memory only is not wanted
 
 	recording sync.Mutex // of record, and of what follows
 	// unrecorded is what could not be recorded: what needs a dead side's memory, and who serves;
@@ -109,7 +110,7 @@ func Start(ctx context.Context, p *pair.Pair, o Options) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Supervisor{Pair: p, options: o, dir: dir, holds: make(map[string]*fence.Hold), roots: make(map[string]*fence.Hold), lost: make(map[string]string)}
+	s := &Supervisor{Pair: p, options: o, dir: dir, holds: make(map[string]*fence.Hold), roots: make(map[string]*fence.Hold), lost: make(map[string]string), hurry: make(chan struct{}, 1)}
 	if err := s.start(ctx); err != nil {
 		return nil, errors.Join(err, s.undo())
 	}

@@ -69,6 +69,10 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	s.active, s.understudy, s.crashed, s.frozen = s.understudy, nil, time.Time{}, false
 	clear(s.lost) // it is told anew
 	s.mu.Unlock()
+	select {
+	case <-s.hurry: // of this death
+	default:
+	}
 	left := DeadSide{Name: dead.name, Root: s.rescuedRoot(dead.index), Why: "what was brought over may not have been durable yet when its supervisor ended"}
 	serves := s.active.name
 	errs := []error{s.needDead(left, func(r *Record) {
