@@ -131,18 +131,24 @@ func (f *finisher) writeAll(data []block) error {
 		}
 		data = owned
 	}
-	straight, ok := f.disk.(jbd2.StretchDisk)
-	var all []jbd2.Stretch
+	for _, b := range data {
+		if _, err := f.view(b); err != nil {
+			return err // before anything is written
+		}
+		f.report.Data += b.len
+	}
+	if straight, ok := f.disk.(jbd2.StretchDisk); ok {
+		all := slices.Collect(runs(data))
+		if err := jbd2.WriteStretches(straight, len(all), func(i int) (jbd2.Stretch, error) { return f.stretch(all[i]) }); err != nil {
+			return fmt.Errorf("write blocks: %w", err)
+		}
+		return nil
+	}
 	buf := make([]byte, 0, chunk)
 	for run := range runs(data) {
 		s, err := f.stretch(run)
 		if err != nil {
 			return err
-		}
-		f.report.Data += s.Len()
-		if ok {
-			all = append(all, s)
-			continue
 		}
 		buf = buf[:0]
 		for _, piece := range s.Data {
@@ -151,12 +157,6 @@ func (f *finisher) writeAll(data []block) error {
 		if _, err := f.disk.WriteAt(buf, s.Off); err != nil {
 			return fmt.Errorf("write blocks: %w", err)
 		}
-	}
-	if !ok {
-		return nil
-	}
-	if err := straight.WriteStretches(len(all), func(i int) (int64, [][]byte) { return all[i].Off, all[i].Data }); err != nil {
-		return fmt.Errorf("write blocks: %w", err)
 	}
 	return nil
 }
@@ -203,16 +203,25 @@ func runs(data []block) iter.Seq[[]block] {
 	}
 }
 
-// stretch returns blocks that lie together.
+// view is what a block has, without the zeros at its end.
+func (f *finisher) view(b block) ([]byte, error) {
+	if b.data != nil {
+		return b.data, nil
+	}
+	view, err := f.mem.View(b.phys, int(b.used))
+	if err != nil {
+		return nil, fmt.Errorf("read memory: %w", err)
+	}
+	return view, nil
+}
+
+// stretch returns blocks that lie together. It may be called from several goroutines.
 func (f *finisher) stretch(data []block) (jbd2.Stretch, error) {
 	s := jbd2.Stretch{Off: data[0].disk}
 	for _, b := range data {
-		view := b.data
-		if view == nil {
-			var err error
-			if view, err = f.mem.View(b.phys, int(b.used)); err != nil {
-				return s, fmt.Errorf("read memory: %w", err)
-			}
+		view, err := f.view(b)
+		if err != nil {
+			return s, err
 		}
 		if b.used < b.len {
 			padded := make([]byte, b.len)
