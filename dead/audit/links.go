@@ -51,7 +51,7 @@ func (c *checker) countNames() (map[addr.Ino]int, map[addr.Ino]kinds) {
 // countEntries returns how many more entries there are for each inode that has more or less,
 // and those of them that are names by type.
 func (c *checker) countEntries() (map[addr.Ino]int, map[addr.Ino]kinds) {
-	delta, names := make(map[addr.Ino]int), make(map[addr.Ino]kinds)
+	delta, names := make(map[addr.Ino]int, len(c.edges)), make(map[addr.Ino]kinds, len(c.edges))
 	for e, count := range c.edges {
 		if count == 0 {
 			delete(c.edges, e)
