@@ -160,7 +160,7 @@ func hashed(name, value []byte, want uint32) bool {
 // checkAttributes counts how many inodes use each block of attributes, which may
 // be shared, and has those that are used own it.
 func (c *checker) checkAttributes() {
-	for _, i := range c.inodes {
+	for _, i := range c.list {
 		if i.old != nil && i.old.Attributes != 0 {
 			c.attributes[i.old.Attributes]--
 		}

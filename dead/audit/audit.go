@@ -112,6 +112,7 @@ type checker struct {
 	groups    map[uint32]struct{} // touched
 	inodes    map[addr.Ino]*inode // touched
 	list      []*inode            // the same; see all
+	blank     []inode             // for more of them
 
 	oldRuns, newRuns []run              // blocks that touched inodes own
 	attributes       map[addr.Block]int // by how much more often a block of attributes is used

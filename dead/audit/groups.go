@@ -22,8 +22,8 @@ func (c *checker) checkGroups() {
 // more directories it has, and takes these groups for touched.
 func (c *checker) countInodes() (map[uint32]uint64, map[uint32]int) {
 	flips, directories := make(map[uint32]uint64), make(map[uint32]int)
-	for n, i := range c.inodes {
-		group := uint32((n - 1) / addr.Ino(c.new.super.InodesPerGroup))
+	for _, i := range c.list {
+		group := uint32((i.number - 1) / addr.Ino(c.new.super.InodesPerGroup))
 		if (i.old == nil) != (i.new == nil) {
 			flips[group]++
 			c.groups[group] = struct{}{}

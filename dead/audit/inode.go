@@ -18,6 +18,7 @@ type inode struct {
 	whole    bool   // all of its blocks are looked at, and not only what differs
 
 	states [2]state // what old and new point to
+	parsed [2]ext4.Inode
 }
 
 // state is an allocated inode in one view.
@@ -36,31 +37,33 @@ func (c *checker) touch(n addr.Ino) error {
 	if c.inodes[n] != nil {
 		return nil
 	}
-	i := &inode{number: n}
+	if len(c.blank) == 0 {
+		c.blank = make([]inode, 32)
+	}
+	i := &c.blank[0]
+	c.blank, i.number = c.blank[1:], n
 	raw, allocated, err := c.old.inode(n)
 	if err != nil {
 		return err
 	}
 	if allocated {
-		parsed, err := c.old.super.ParseInode(n, raw)
-		if err != nil {
+		if err := c.old.super.ReadInode(&i.parsed[0], n, raw); err != nil {
 			return asItWas(err)
 		}
 		i.old = &i.states[0]
-		i.old.Inode, i.old.raw = parsed, raw
+		i.old.Inode, i.old.raw = &i.parsed[0], raw
 	}
 	if raw, allocated, err = c.new.inode(n); err != nil {
 		return err
 	}
 	if allocated || !zero(raw) {
-		parsed, err := c.new.super.ParseInode(n, raw)
-		if err != nil {
+		if err := c.new.super.ReadInode(&i.parsed[1], n, raw); err != nil {
 			return err
 		}
 		if allocated {
 			i.new = &i.states[1]
-			i.new.Inode, i.new.raw = parsed, raw
-		} else if err := c.checkFreed(parsed); err != nil {
+			i.new.Inode, i.new.raw = &i.parsed[1], raw
+		} else if err := c.checkFreed(&i.parsed[1]); err != nil {
 			return err
 		}
 	}
@@ -86,6 +89,7 @@ func (c *checker) checkFreed(i *ext4.Inode) error {
 
 // checkInodes judges each inode by itself.
 func (c *checker) checkInodes() {
+	checks := []func(*inode) error{c.checkFields, c.checkKind, c.checkExtra, c.checkSectors, c.checkSize}
 	for _, i := range c.all() {
 		if !c.note(c.checkNumber(i)) {
 			return
@@ -93,7 +97,7 @@ func (c *checker) checkInodes() {
 		if i.new == nil {
 			continue
 		}
-		for _, check := range []func(*inode) error{c.checkFields, c.checkKind, c.checkExtra, c.checkSectors, c.checkSize} {
+		for _, check := range checks {
 			if !c.note(check(i)) {
 				return
 			}

@@ -17,16 +17,14 @@ const (
 // that the directories are one tree.
 func (c *checker) checkLinks() {
 	delta, names := c.countEntries()
-	counted := func(n addr.Ino) bool {
-		return c.note(c.checkCount(n, delta[n])) && c.note(c.checkOneName(n, names[n]))
-	}
 	for _, i := range c.all() {
-		if !counted(i.number) {
+		n := i.number
+		if !c.note(c.checkCount(i, delta[n])) || !c.note(c.checkOneName(i, names[n])) {
 			return
 		}
 	}
 	for _, n := range sorted(delta) {
-		if c.inodes[n] == nil && !counted(n) {
+		if c.inodes[n] == nil && delta[n] != 0 && !c.note(fmt.Errorf("inode %d has %+d names and does not change", n, delta[n])) {
 			return
 		}
 	}
@@ -53,7 +51,7 @@ func (c *checker) countNames() (map[addr.Ino]int, map[addr.Ino]kinds) {
 // countEntries returns how many more entries there are for each inode that has more or less,
 // and those of them that are names by type.
 func (c *checker) countEntries() (map[addr.Ino]int, map[addr.Ino]kinds) {
-	delta, names := make(map[addr.Ino]int), make(map[addr.Ino]kinds)
+	delta, names := make(map[addr.Ino]int, len(c.edges)), make(map[addr.Ino]kinds, len(c.edges))
 	for e, count := range c.edges {
 		if count == 0 {
 			delete(c.edges, e)
@@ -70,14 +68,7 @@ func (c *checker) countEntries() (map[addr.Ino]int, map[addr.Ino]kinds) {
 }
 
 // checkCount checks that the links of an inode change as the entries for it do.
-func (c *checker) checkCount(n addr.Ino, delta int) error {
-	i := c.inodes[n]
-	if i == nil {
-		if delta != 0 {
-			return fmt.Errorf("inode %d has %+d names and does not change", n, delta)
-		}
-		return nil
-	}
+func (c *checker) checkCount(i *inode, delta int) error {
 	was, now := 0, 0
 	if i.old != nil {
 		was = int(i.old.Links)
@@ -89,10 +80,10 @@ func (c *checker) checkCount(n addr.Ino, delta int) error {
 		return c.checkManyLinks(i, was, now, delta)
 	}
 	if was+delta != now {
-		return fmt.Errorf("inode %d goes from %d links to %d, and has %+d names", n, was, now, delta)
+		return fmt.Errorf("inode %d goes from %d links to %d, and has %+d names", i.number, was, now, delta)
 	}
 	if now > maxLinks {
-		return fmt.Errorf("inode %d has %d links", n, now)
+		return fmt.Errorf("inode %d has %d links", i.number, now)
 	}
 	return nil
 }
@@ -114,9 +105,9 @@ type kinds [8]int
 
 // checkOneName checks that a directory has one name, and that no inode keeps a name from
 // when it was another kind of file.
-func (c *checker) checkOneName(n addr.Ino, names kinds) error {
-	i := c.inodes[n]
-	if i == nil || n == rootInode || !i.isDir() && !i.turned() {
+func (c *checker) checkOneName(i *inode, names kinds) error {
+	n := i.number
+	if n == rootInode || !i.isDir() && !i.turned() {
 		return nil
 	}
 	if i.turned() {

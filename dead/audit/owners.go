@@ -14,6 +14,7 @@ type run struct{ from, to addr.Block }
 
 // gather collects the clusters that the inodes that are touched own.
 func (c *checker) gather() error {
+	c.oldRuns, c.newRuns = slices.Grow(c.oldRuns, len(c.list)), slices.Grow(c.newRuns, len(c.list))
 	for _, i := range c.all() {
 		for at, s := range [...]*state{i.old, i.new} {
 			if s == nil {

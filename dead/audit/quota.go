@@ -79,7 +79,7 @@ func (c *checker) checkQuota(kind int, n addr.Ino) error {
 // gained is how many bytes each user, group or project has more than before.
 func (c *checker) gained(kind int) (map[uint32]uint64, error) {
 	out := make(map[uint32]uint64)
-	for _, i := range c.inodes {
+	for _, i := range c.list {
 		id := uint32(0) // of an inode without room for it
 		if low, high := quotaOwner[kind][0], quotaOwner[kind][1]; high+2 <= i.new.fields() {
 			if !bytes.Equal(i.old.raw[low:low+2], i.new.raw[low:low+2]) || !bytes.Equal(i.old.raw[high:high+2], i.new.raw[high:high+2]) {

@@ -110,7 +110,7 @@ func (c *checker) drop() error {
 
 // content takes blocks that are the content of files (data=journal).
 func (c *checker) content() error {
-	for _, i := range c.inodes {
+	for _, i := range c.list {
 		if i.new != nil && i.new.IsRegular() {
 			c.claimContent(i)
 		}

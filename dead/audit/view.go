@@ -31,7 +31,13 @@ type view struct {
 	over   map[addr.Block][]byte // blocks that are in place of the disk's
 	budget *budget
 
-	blocks    map[addr.Block][]byte // of the disk
+	blocks map[addr.Block][]byte // of the disk
+	last   struct {              // of blocks, and of groups: inodes that follow each other are in one
+		at    addr.Block
+		data  []byte
+		group *ext4.Group
+		bits  bits // of its inodes
+	}
 	groups    map[uint32]*ext4.Group
 	blockBits map[uint32]bits
 	inodeBits map[uint32]bits
@@ -55,7 +61,11 @@ func (v *view) block(b addr.Block) ([]byte, error) {
 	if data, ok := v.over[b]; ok {
 		return data, nil
 	}
+	if v.last.data != nil && v.last.at == b {
+		return v.last.data, nil
+	}
 	if data, ok := v.blocks[b]; ok {
+		v.last.at, v.last.data = b, data
 		return data, nil
 	}
 	if uint64(b) >= v.super.Blocks {
@@ -72,6 +82,7 @@ func (v *view) block(b addr.Block) ([]byte, error) {
 		clear(v.blocks)
 	}
 	v.blocks[b] = data
+	v.last.at, v.last.data = b, data
 	return data, nil
 }
 
@@ -125,19 +136,21 @@ func (v *view) inode(n addr.Ino) ([]byte, bool, error) {
 	if err != nil {
 		return nil, false, err
 	}
-	g, err := v.group(number)
+	if v.last.group == nil || v.last.group.Number != number {
+		g, err := v.group(number)
+		if err != nil {
+			return nil, false, err
+		}
+		if v.last.bits, err = v.inodeMap(number); err != nil {
+			return nil, false, err
+		}
+		v.last.group = g
+	}
+	b, err := v.block(v.last.group.InodeTable + addr.Block(block))
 	if err != nil {
 		return nil, false, err
 	}
-	bits, err := v.inodeMap(number)
-	if err != nil {
-		return nil, false, err
-	}
-	b, err := v.block(g.InodeTable + addr.Block(block))
-	if err != nil {
-		return nil, false, err
-	}
-	return b[offset : offset+int(v.super.InodeSize)], bits.has(uint64(n-1) % uint64(v.super.InodesPerGroup)), nil
+	return b[offset : offset+int(v.super.InodeSize)], v.last.bits.has(uint64(n-1) % uint64(v.super.InodesPerGroup)), nil
 }
 
 // load returns an inode that is in use. Its error says why it is not.

@@ -82,28 +82,37 @@ func (f *FS) Inode(n addr.Ino) (*Inode, error) {
 // ParseInode reads the bytes of an inode and verifies their checksum, if they
 // have one.
 func (s *Super) ParseInode(n addr.Ino, b []byte) (*Inode, error) {
+	i := &Inode{}
+	if err := s.ReadInode(i, n, b); err != nil {
+		return nil, err
+	}
+	return i, nil
+}
+
+// ReadInode is ParseInode into an inode that is there. After an error there is nothing of use in it.
+func (s *Super) ReadInode(i *Inode, n addr.Ino, b []byte) error {
 	if len(b) != int(s.InodeSize) {
-		return nil, fmt.Errorf("parse inode %d: %d bytes instead of %d", n, len(b), s.InodeSize)
+		return fmt.Errorf("parse inode %d: %d bytes instead of %d", n, len(b), s.InodeSize)
 	}
 	u16 := func(off int) uint16 { return binary.LittleEndian.Uint16(b[off:]) }
 	u32 := func(off int) uint32 { return binary.LittleEndian.Uint32(b[off:]) }
-	i := &Inode{
+	*i = Inode{
 		Number: n, Mode: u16(0x00), Links: u16(0x1a), Size: uint64(u32(0x04)) | uint64(u32(0x6c))<<32,
 		Flags: InodeFlags(u32(0x20)), Generation: u32(0x64), Deleted: u32(0x14), Block: [inodeBlockSize]byte(b[0x28:]),
 		Sectors:    uint64(u32(0x1c)) | uint64(u16(0x74))<<32,
 		Attributes: addr.Block(u32(0x68)) | addr.Block(u16(0x76))<<32,
 	}
 	if !s.Checksummed() {
-		return i, nil
+		return nil
 	}
 	i.Seed = s.inodeSeed(n, i.Generation)
 	if !s.Linux {
-		return i, nil
+		return nil
 	}
 	if want, got := inodeChecksum(i.Seed, b); want != got {
-		return nil, fmt.Errorf("parse inode %d: %w: %#x instead of %#x", n, ErrChecksum, got, want)
+		return fmt.Errorf("parse inode %d: %w: %#x instead of %#x", n, ErrChecksum, got, want)
 	}
-	return i, nil
+	return nil
 }
 
 // SealInode puts the checksum that the bytes of an inode have into them, if inodes

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/ext4"
@@ -25,6 +26,24 @@ type Disk interface {
 type StretchDisk interface {
 	Disk
 	WriteStretches(n int, at func(int) (off int64, data [][]byte)) error
+}
+
+// WriteStretches has a disk write n stretches, which lie where at says, with the pieces of memory for
+// them; at may be called from several goroutines. Where it fails, that one is not written, and others may be.
+func WriteStretches(d StretchDisk, n int, at func(int) (Stretch, error)) error {
+	var mu sync.Mutex
+	var failed error
+	err := d.WriteStretches(n, func(i int) (int64, [][]byte) {
+		s, err := at(i)
+		if err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			failed = errors.Join(failed, err)
+			return 0, nil
+		}
+		return s.Off, s.Data
+	})
+	return errors.Join(failed, err)
 }
 
 // FreeDisk is a Disk that can put off writing to blocks that nobody has: free on the disk as

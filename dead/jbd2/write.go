@@ -3,6 +3,7 @@ package jbd2
 import (
 	"bytes"
 	"fmt"
+	"slices"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/ext4"
@@ -28,6 +29,9 @@ func (w *writer) block(at addr.Block, b []byte) error {
 	}
 	if len(w.wait) == 0 {
 		w.at = at
+	}
+	if cap(w.wait)-len(w.wait) < len(b) {
+		w.wait = slices.Grow(w.wait, max(len(b), len(w.wait))) // append alone would copy it oftener
 	}
 	w.wait = append(w.wait, b...)
 	return nil

@@ -1,10 +1,12 @@
 package journal
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"io"
 	"iter"
+	"maps"
 	"slices"
 
 	"understudy.dev/understudy/dead/addr"
@@ -74,12 +76,13 @@ func (f *finisher) compareSizes(t *jbd2.Transaction) error {
 	if err != nil {
 		return err
 	}
-	disk := &watched{ReaderAt: with}
+	disk := &watched{ReaderAt: with, seen: make(map[int64][]byte)}
 	fs, err := ext4.Open(disk)
 	if err != nil {
 		return err
 	}
-	for ino, in := range f.whole {
+	for _, ino := range slices.Sorted(maps.Keys(f.whole)) {
+		in := f.whole[ino]
 		i, err := fs.Inode(ino)
 		if disk.err != nil {
 			return fmt.Errorf("read inode %d: %w", ino, disk.err)
@@ -91,15 +94,28 @@ func (f *finisher) compareSizes(t *jbd2.Transaction) error {
 	return nil
 }
 
-// watched is a disk that keeps why it could not be read.
+// watched is a disk that does not change and keeps why it could not be read, and what was read of it
+// last: inodes that follow each other are in one block, and have one descriptor.
 type watched struct {
 	io.ReaderAt
-	err error
+	err  error
+	seen map[int64][]byte // by offset
 }
 
+// maxSeen is how many reads are kept.
+const maxSeen = 64
+
 func (w *watched) ReadAt(b []byte, off int64) (int, error) {
+	if seen := w.seen[off]; len(seen) >= len(b) {
+		return copy(b, seen), nil
+	}
 	n, err := w.ReaderAt.ReadAt(b, off)
-	if err != nil && n < len(b) && w.err == nil {
+	if n == len(b) {
+		if len(w.seen) == maxSeen {
+			clear(w.seen)
+		}
+		w.seen[off] = bytes.Clone(b)
+	} else if err != nil && w.err == nil {
 		w.err = err
 	}
 	return n, err
@@ -115,18 +131,24 @@ func (f *finisher) writeAll(data []block) error {
 		}
 		data = owned
 	}
-	straight, ok := f.disk.(jbd2.StretchDisk)
-	var all []jbd2.Stretch
+	for _, b := range data {
+		if _, err := f.view(b); err != nil {
+			return err // before anything is written
+		}
+		f.report.Data += b.len
+	}
+	if straight, ok := f.disk.(jbd2.StretchDisk); ok {
+		all := slices.Collect(runs(data))
+		if err := jbd2.WriteStretches(straight, len(all), func(i int) (jbd2.Stretch, error) { return f.stretch(all[i]) }); err != nil {
+			return fmt.Errorf("write blocks: %w", err)
+		}
+		return nil
+	}
 	buf := make([]byte, 0, chunk)
 	for run := range runs(data) {
 		s, err := f.stretch(run)
 		if err != nil {
 			return err
-		}
-		f.report.Data += s.Len()
-		if ok {
-			all = append(all, s)
-			continue
 		}
 		buf = buf[:0]
 		for _, piece := range s.Data {
@@ -135,12 +157,6 @@ func (f *finisher) writeAll(data []block) error {
 		if _, err := f.disk.WriteAt(buf, s.Off); err != nil {
 			return fmt.Errorf("write blocks: %w", err)
 		}
-	}
-	if !ok {
-		return nil
-	}
-	if err := straight.WriteStretches(len(all), func(i int) (int64, [][]byte) { return all[i].Off, all[i].Data }); err != nil {
-		return fmt.Errorf("write blocks: %w", err)
 	}
 	return nil
 }
@@ -187,16 +203,25 @@ func runs(data []block) iter.Seq[[]block] {
 	}
 }
 
-// stretch returns blocks that lie together.
+// view is what a block has, without the zeros at its end.
+func (f *finisher) view(b block) ([]byte, error) {
+	if b.data != nil {
+		return b.data, nil
+	}
+	view, err := f.mem.View(b.phys, int(b.used))
+	if err != nil {
+		return nil, fmt.Errorf("read memory: %w", err)
+	}
+	return view, nil
+}
+
+// stretch returns blocks that lie together. It may be called from several goroutines.
 func (f *finisher) stretch(data []block) (jbd2.Stretch, error) {
 	s := jbd2.Stretch{Off: data[0].disk}
 	for _, b := range data {
-		view := b.data
-		if view == nil {
-			var err error
-			if view, err = f.mem.View(b.phys, int(b.used)); err != nil {
-				return s, fmt.Errorf("read memory: %w", err)
-			}
+		view, err := f.view(b)
+		if err != nil {
+			return s, err
 		}
 		if b.used < b.len {
 			padded := make([]byte, b.len)

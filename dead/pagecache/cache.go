@@ -25,6 +25,7 @@ type Cache struct {
 	// These are looked up when they are needed first.
 	blocks  func() blocksLayout
 	info    func() infoOffsets
+	maps    func() (*mapLayout, error)
 	status  func() (*statusLayout, error)
 	heads   func() (*headLayout, error)
 	nfs     func() (*nfsLayout, error)
@@ -42,6 +43,7 @@ func Open(k *kernel.Kernel) (*Cache, error) {
 	info := sync.OnceValue(func() infoOffsets { return newInfoOffsets(k) })
 	status := sync.OnceValues(func() (*statusLayout, error) { return newStatusLayout(k) })
 	c := &Cache{k: k, layout: l, blocks: blocks, info: info, status: status}
+	c.maps = sync.OnceValues(func() (*mapLayout, error) { return newMapLayout(k) })
 	c.heads = sync.OnceValues(c.newHeadLayout)
 	c.nfs = sync.OnceValues(func() (*nfsLayout, error) { return newNFSLayout(k) })
 	c.shares = sync.OnceValues(func() (*shareLayout, error) { return newShareLayout(k) })

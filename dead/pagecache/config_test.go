@@ -25,9 +25,8 @@ func TestConfigurations(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			c := &Cache{k: k, layout: l}
 			status, err1 := newStatusLayout(k)
-			mapping, err2 := (&Device{c: c}).layout()
+			mapping, err2 := newMapLayout(k)
 			xfs, err3 := newXFSLayout(k)
 			_, err4 := newBtrfsLayout(k)
 			if err := errors.Join(l.ext4Err, err1, err2, err3, err4); err != nil {

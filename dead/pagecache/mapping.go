@@ -42,8 +42,8 @@ type mapLayout struct {
 	lock               kernel.Lock
 }
 
-func (d *Device) layout() (*mapLayout, error) {
-	l := layoutIn(d.c.k, "ext4_inode_info", "ext4")
+func newMapLayout(k *kernel.Kernel) (*mapLayout, error) {
+	l := layoutIn(k, "ext4_inode_info", "ext4")
 	m := &mapLayout{size: l.Size, inode: l.Field("vfs_inode"), data: l.Field("i_data", rootSize)}
 	m.flags, m.lock = l.Field("i_flags", 4, 8), l.Lock("i_data_sem")
 	m.reserved = l.Field("i_reserved_data_blocks", 4)
@@ -52,7 +52,7 @@ func (d *Device) layout() (*mapLayout, error) {
 
 // Maps returns an error if this kernel does not tell where any file lies.
 func (d *Device) Maps() error {
-	if _, err := d.layout(); err != nil {
+	if _, err := d.c.maps(); err != nil {
 		return fmt.Errorf("%w: %w", ErrMapping, err)
 	}
 	return nil
@@ -84,7 +84,7 @@ func (d *Device) mappingOf(i *Inode, locked bool) ([]Mapped, error) {
 	if !d.super.HasBuffers() || d.super.BlockSize > MaxBlock || d.super.BlockSize < 1024 {
 		return nil, fmt.Errorf("%w: file system is %s with blocks of %d bytes", ErrMapping, d.super.Type, d.super.BlockSize)
 	}
-	l, err := d.layout()
+	l, err := d.c.maps()
 	if err != nil {
 		return nil, err
 	}

@@ -29,7 +29,7 @@ var ErrUnsettled = errors.New("its unsaved blocks cannot be told from its buffer
 // page has none, where one is not filled or belongs to the journal, and for a file whose
 // block mapping was being changed.
 func (d *Device) UnsavedBlocks(i *Inode) ([]UnsavedBlock, error) {
-	l, err := d.layout()
+	l, err := d.c.maps()
 	if err != nil {
 		return nil, fmt.Errorf("inode %d: %w", i.Ino, err)
 	}

@@ -35,17 +35,18 @@ type node struct {
 	dirty bool
 }
 
-func (v *volume) openTree(i *ext4.Inode) (mapping, error) {
-	t := &tree{v: v, inode: i}
+// openTree reads the tree of an inode into t, which may have been another one's.
+func (v *volume) openTree(t *tree, i *ext4.Inode) error {
+	*t = tree{v: v, inode: i}
 	level := int(binary.LittleEndian.Uint16(i.Block[6:]))
 	if level > ext4.ExtentMaxDepth {
-		return nil, fmt.Errorf("%w: a tree of %d levels", errDamaged, level)
+		return fmt.Errorf("%w: a tree of %d levels", errDamaged, level)
 	}
 	t.root, t.first.runs = &t.first, t.runs[:0]
 	if err := t.read(t.root, i.Block[:], 0, level, 0, 1<<32); err != nil {
-		return nil, fmt.Errorf("tree of extents: %w", err)
+		return fmt.Errorf("tree of extents: %w", err)
 	}
-	return t, nil
+	return nil
 }
 
 // read reads a node that maps [from, to).
@@ -191,7 +192,8 @@ func (n *node) set(r ext4.Run) error {
 	at := n.place(r.Logical)
 	end := uint64(r.Logical) + uint64(r.Length)
 	to := at
-	var around []ext4.Run
+	var room [3]ext4.Run
+	around := room[:0]
 	for ; to < len(n.runs) && uint64(n.runs[to].Logical) < end; to++ {
 		was := n.runs[to]
 		if !was.Unwritten || uint64(was.Physical)-uint64(was.Logical) != uint64(r.Physical)-uint64(r.Logical) {

@@ -13,7 +13,7 @@ const plain ext4.InodeFlags = ext4.InodeInlineData | 0x1 | 0x2 | 0x8 | 0x10 | 0x
 	ext4.InodeHugeFile | ext4.InodeExtents
 
 // inode reads the inode of a file, and refuses one that is not just that file, as the last
-// transaction leaves it.
+// transaction leaves it. It is good until the next file.
 func (v *volume) inode(f *File) (*ext4.Inode, error) {
 	if f.Ino < v.super.FirstInode || f.Ino == v.super.OrphanFile || f.Ino == v.super.JournalInode || f.Ino > addr.Ino(v.super.Inodes) {
 		return nil, refuse("inode %d is the file system's own, or none", f.Ino)
@@ -22,7 +22,9 @@ func (v *volume) inode(f *File) (*ext4.Inode, error) {
 	if err != nil {
 		return nil, err
 	}
-	i, err := v.super.ParseInode(f.Ino, raw)
+	v.file.was = append(v.file.was[:0], raw...)
+	i := &v.file.inode
+	err = v.super.ReadInode(i, f.Ino, raw)
 	switch {
 	case err != nil:
 		return nil, refuse("%w", err)
@@ -47,12 +49,8 @@ func (v *volume) inode(f *File) (*ext4.Inode, error) {
 // updated returns the bytes of a file's inode with its size and its times. They are good until
 // the next file.
 func (v *volume) updated(f *File, i *ext4.Inode) ([]byte, error) {
-	raw, err := v.rawInode(i.Number)
-	if err != nil {
-		return nil, err
-	}
-	v.is = append(v.is[:0], raw...)
-	raw = v.is
+	v.file.is = append(v.file.is[:0], v.file.was...)
+	raw := v.file.is
 	if err := v.outgrow(raw, i); err != nil {
 		return nil, err
 	}
@@ -108,7 +106,7 @@ func (v *volume) inodeAt(n addr.Ino) (addr.Block, int, error) {
 	return v.groups[group].InodeTable + addr.Block(block), offset, nil
 }
 
-// putInode writes an inode, with its checksum.
+// putInode gives an inode its checksum, and writes it.
 func (v *volume) putInode(n addr.Ino, raw []byte) error {
 	at, offset, err := v.inodeAt(n)
 	if err != nil {
@@ -118,7 +116,7 @@ func (v *volume) putInode(n addr.Ino, raw []byte) error {
 	if err != nil {
 		return err
 	}
+	v.super.SealInode(n, raw)
 	copy(b[offset:], raw)
-	v.super.SealInode(n, b[offset:offset+int(v.super.InodeSize)])
 	return nil
 }

@@ -107,7 +107,7 @@ func Place(old io.ReaderAt, changed map[addr.Block][]byte, files []File, avoid [
 	}
 	v.avoid = slices.Sorted(maps.Keys(changed))
 	v.avoid = slices.Compact(slices.Sorted(slices.Values(append(v.avoid, avoid...))))
-	r := &Result{Refused: make(map[addr.Ino]error)}
+	r := &Result{Refused: make(map[addr.Ino]error), Placed: make([]Placed, 0, len(files))}
 	for n := range files {
 		f := &files[n]
 		placed, err := v.place(f)
@@ -117,7 +117,7 @@ func Place(old io.ReaderAt, changed map[addr.Block][]byte, files []File, avoid [
 		case err != nil:
 			return nil, fmt.Errorf("place inode %d: %w", f.Ino, err)
 		default:
-			r.Placed = append(r.Placed, *placed)
+			r.Placed = append(r.Placed, placed)
 		}
 	}
 	if err := v.finish(); err != nil {
@@ -127,46 +127,37 @@ func Place(old io.ReaderAt, changed map[addr.Block][]byte, files []File, avoid [
 	return r, nil
 }
 
-// mapping is how a file says where its blocks are: by extents, or by pointers.
-func (v *volume) mapping(i *ext4.Inode) (mapping, error) {
+// mapping is how a file says where its blocks are: by extents, for which t is taken, or by pointers.
+func (v *volume) mapping(t *tree, i *ext4.Inode) (mapping, error) {
 	if i.Flags&ext4.InodeExtents != 0 {
-		return v.openTree(i)
+		return t, v.openTree(t, i)
 	}
 	return v.openPointers(i), nil
 }
 
 // place gives one file its places. It is refused before anything is changed for it.
-func (v *volume) place(f *File) (*Placed, error) {
+func (v *volume) place(f *File) (Placed, error) {
+	p := Placed{File: f}
 	i, err := v.inode(f)
 	if err != nil {
-		return nil, err
+		return p, err
 	}
-	m, err := v.mapping(i)
+	m, err := v.mapping(&v.file.tree, i)
 	if err != nil {
-		return nil, err
+		return p, err
 	}
 	plan, err := v.divide(f, m)
 	if err != nil {
-		return nil, err
+		return p, err
 	}
 	raw, err := v.updated(f, i)
 	if err != nil {
-		return nil, err
+		return p, err
 	}
-	before, err := v.rawInode(f.Ino)
-	if err != nil {
-		return nil, err
-	}
-	v.was = append(v.was[:0], before...)
-	p := &Placed{File: f}
 	if p.Pieces, err = v.carryOut(i, m, plan, raw); errors.Is(err, ErrRefused) {
 		err = errors.New(err.Error()) // it is too late to leave out this one only
 	}
-	if err != nil {
-		return nil, err
-	}
-	after, err := v.rawInode(f.Ino)
-	p.Same = bytes.Equal(v.was, after) && !slices.ContainsFunc(p.Pieces, func(p Piece) bool { return !p.Was })
+	p.Same = bytes.Equal(v.file.was, raw) && !slices.ContainsFunc(p.Pieces, func(p Piece) bool { return !p.Was })
 	return p, err
 }
 
@@ -207,10 +198,10 @@ type part struct {
 	ext4.Run // Physical is 0 if it is a hole
 }
 
-// divide says of all that is unsaved how it is mapped so far.
+// divide says of all that is unsaved how it is mapped so far. That is good until the next file.
 func (v *volume) divide(f *File, m mapping) ([]part, error) {
 	size := int64(v.super.BlockSize)
-	var out []part
+	out := v.file.parts[:0]
 	end := int64(0)
 	for _, s := range f.Unsaved {
 		if s.Off < end || s.Len() <= 0 || (s.Off|s.End)&(size-1) != 0 || s.End-size >= f.Size {
@@ -242,6 +233,7 @@ func (v *volume) divide(f *File, m mapping) ([]part, error) {
 	if uint64(f.Size) > m.limit()*uint64(size) {
 		return nil, refuse("it has %d bytes, more than it can map", f.Size)
 	}
+	v.file.parts = out
 	return merged(out), nil
 }
 
@@ -261,18 +253,13 @@ func merged(parts []part) []part {
 // fill allocates what is a hole, and has unwritten extents be written.
 func (v *volume) fill(i *ext4.Inode, m mapping, plan []part) ([]Piece, error) {
 	size := int64(v.super.BlockSize)
-	var out []Piece
+	out := make([]Piece, 0, len(plan))
 	for _, p := range plan {
 		switch {
 		case p.Physical == 0:
-			runs, err := v.allocateAll(i, m, p.Run)
-			if err != nil {
+			var err error
+			if out, err = v.allocateAll(out, i, m, p.Run); err != nil {
 				return nil, err
-			}
-			for _, r := range runs {
-				p := piece(r.Run, size, false)
-				p.Free = r.free
-				out = append(out, p)
 			}
 		case p.Unwritten:
 			r := p.Run
@@ -301,9 +288,8 @@ type given struct {
 	free bool
 }
 
-// allocateAll allocates and maps a hole.
-func (v *volume) allocateAll(i *ext4.Inode, m mapping, hole ext4.Run) ([]given, error) {
-	var out []given
+// allocateAll allocates and maps a hole, and adds its places to a list.
+func (v *volume) allocateAll(out []Piece, i *ext4.Inode, m mapping, hole ext4.Run) ([]Piece, error) {
 	for hole.Length > 0 {
 		r, err := v.allocateOne(i, m, hole)
 		if err != nil {
@@ -312,7 +298,9 @@ func (v *volume) allocateAll(i *ext4.Inode, m mapping, hole ext4.Run) ([]given, 
 		if err := m.set(r.Run); err != nil {
 			return nil, err
 		}
-		out = append(out, r)
+		p := piece(r.Run, int64(v.super.BlockSize), false)
+		p.Free = r.free
+		out = append(out, p)
 		hole.Logical, hole.Length = hole.Logical+r.Length, hole.Length-r.Length
 	}
 	return out, nil

@@ -48,7 +48,7 @@ func (v *volume) openQuotas() error {
 		if err != nil {
 			return err
 		}
-		if q.file, err = v.mapping(i); err != nil {
+		if q.file, err = v.mapping(&tree{}, i); err != nil {
 			return fmt.Errorf("quota file %d: %w", n, err)
 		}
 		head, _, _, err := q.block(0)

@@ -27,7 +27,12 @@ type volume struct {
 		data []byte
 	}
 
-	was, is []byte // a file's inode, before and after it is placed; one after the other
+	file struct { // that is being placed; one after the other
+		inode   ext4.Inode
+		was, is []byte // of the inode, before and after it is placed
+		tree    tree
+		parts   []part
+	}
 
 	cluster   uint32        // blocks that are allocated at once: 1 without bigalloc
 	groups    []*ext4.Group // by number, as the last transaction leaves them
@@ -142,12 +147,18 @@ func (v *volume) edit(b addr.Block) ([]byte, error) {
 	if data, ok := v.out[b]; ok {
 		return data, nil
 	}
-	data, err := v.block(b)
-	if err != nil {
-		return nil, err
+	data, changed := v.over[b]
+	if changed {
+		data = slices.Clone(data)
+	} else {
+		var err error
+		if data, err = v.oldBlock(b); err != nil {
+			return nil, err
+		}
+		v.last.data = nil // it is no more what was read
 	}
-	v.out[b] = slices.Clone(data)
-	return v.out[b], nil
+	v.out[b] = data
+	return data, nil
 }
 
 // readGroups reads all descriptors, and where the file system's own blocks are.

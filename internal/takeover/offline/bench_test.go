@@ -197,16 +197,17 @@ func placeAll(out jbd2.Disk, files []placement.File, buf []byte) error {
 // disk takes that, in the order of the disk.
 func writePieces(out jbd2.Disk, files []placement.Placed, buf []byte) error {
 	var all []jbd2.Stretch
+	size := int64(0) // of the last
 	for _, f := range files {
 		for _, p := range f.Pieces {
 			for done := int64(0); done < p.Len(); {
 				n := min(int64(len(buf)), p.Len()-done)
-				if last := len(all) - 1; last >= 0 && all[last].Off+all[last].Len() == p.Disk+done && all[last].Len()+n <= int64(len(buf)) {
+				if last := len(all) - 1; last >= 0 && all[last].Off+size == p.Disk+done && size+n <= int64(len(buf)) {
 					all[last].Data = append(all[last].Data, buf[:n])
 				} else {
-					all = append(all, jbd2.Stretch{Off: p.Disk + done, Data: [][]byte{buf[:n]}})
+					all, size = append(all, jbd2.Stretch{Off: p.Disk + done, Data: [][]byte{buf[:n]}}), 0
 				}
-				done += n
+				done, size = done+n, size+n
 			}
 		}
 	}

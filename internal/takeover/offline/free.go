@@ -2,10 +2,8 @@ package offline
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"slices"
-	"sync"
 
 	"understudy.dev/understudy/dead/jbd2"
 	"understudy.dev/understudy/internal/takeover/draft"
@@ -19,24 +17,17 @@ func (d *Disk) writeFree(all []draft.Free) error {
 	if len(all) == 0 {
 		return nil
 	}
-	var mu sync.Mutex
-	var failed error
 	// The section would have all of the memory be read twice, to look at it first.
-	err := d.section().Direct.WriteStretches(len(all), func(i int) (int64, [][]byte) {
+	err := jbd2.WriteStretches(d.section().Direct, len(all), func(i int) (jbd2.Stretch, error) {
 		f := all[i]
 		data, err := f.Data()
-		if n := (jbd2.Stretch{Data: data}).Len(); err == nil && n != f.Len {
+		s := jbd2.Stretch{Off: d.start + f.Off, Data: data}
+		if n := s.Len(); err == nil && n != f.Len {
 			err = fmt.Errorf("read what goes to byte %d: %d bytes of %d", f.Off, n, f.Len)
 		}
-		if err != nil {
-			mu.Lock()
-			failed = errors.Join(failed, err)
-			mu.Unlock()
-			return 0, nil
-		}
-		return d.start + f.Off, data
+		return s, err
 	})
-	if err = errors.Join(failed, err); err == nil {
+	if err == nil {
 		err = d.Sync()
 	}
 	if err != nil {
