@@ -554,6 +554,45 @@ func TestRestoreContent(t *testing.T) {
 	}
 }
 
+// TestRestoreBehind wants no zeros for what the disk has of a file behind the end that it knows, and that memory
+// does not hold.
+func TestRestoreBehind(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		on, was int64 // sizes
+		attr    wire.Attr
+		run     int64 // bytes that memory holds, up to the end
+		refused bool
+	}{
+		{name: "in the last block", on: 100, was: 200, attr: wire.Attr{Kept: true}, refused: true},
+		{name: "in memory", on: 100, was: 200, attr: wire.Attr{Kept: true}, run: 200},
+		{name: "a part in memory", on: 100, was: 4296, attr: wire.Attr{Kept: true}, run: 200, refused: true},
+		{name: "a hole", on: 4096, was: 8192, attr: wire.Attr{Kept: true}},
+		{name: "zeros", on: 100, was: 8192, attr: wire.Attr{Zeros: []wire.Range{{Off: 0, Len: 8192}}}},
+		{name: "what memory lacks may be older", on: 100, was: 200, attr: wire.Attr{Kept: true, Partial: true}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := newScene(t)
+			s.onDisk("f", strings.Repeat("x", int(tc.on)))
+			a := s.was("f", modeFile, 0, 0, "f")
+			a.Kept, a.Zeros, a.Partial = tc.attr.Kept, tc.attr.Zeros, tc.attr.Partial
+			s.files[0].Size = tc.was
+			if tc.run > 0 {
+				s.files[0].Runs = []wire.Run{{Off: tc.was - tc.run, Len: tc.run}}
+			}
+			r := s.restore(time.Time{})
+			size := tc.was
+			if tc.refused {
+				size = tc.on
+			}
+			st, err := os.Stat(s.path("f"))
+			if err != nil || st.Size() != size || (len(r.Failures) > 0) != tc.refused {
+				t.Errorf("it has %d bytes, want %d: %v, %+v", st.Size(), size, err, r.Failures)
+			}
+		})
+	}
+}
+
 // TestRestoreLooks wants an old name to be looked for no further than it must be: in an atomic replace it is
 // beside the new one. Its atime shows that a directory was read.
 func TestRestoreLooks(t *testing.T) {
@@ -602,6 +641,24 @@ func TestRestoreLooks(t *testing.T) {
 				t.Error("the old name is there")
 			}
 		})
+	}
+}
+
+// TestRestoreTop wants directories to be found below a mount point that a symbolic link leads to.
+func TestRestoreTop(t *testing.T) {
+	s := newScene(t)
+	s.onDisk("a/", "")
+	s.onDisk("b/", "")
+	s.was("a", modeDir, 0, 0, "a")
+	s.was("b", modeDir, 0, 0, "a/b")
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(s.dir, link); err != nil {
+		t.Fatal(err)
+	}
+	s.dir = link
+	r := s.restore(time.Time{})
+	if got, want := acts(r), "renamed a/b b"; got != want || len(r.Failures) > 0 {
+		t.Errorf("it did %s, want %s; %+v", got, want, r.Failures)
 	}
 }
 
