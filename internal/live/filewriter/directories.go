@@ -1,6 +1,7 @@
 package filewriter
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -159,21 +160,25 @@ const openingDir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_N
 
 // directoryBefore opens what an attempt that was broken off has made of a missing directory. It is
 // known by its owner, its permissions and the time of its last access to the nanosecond: what is made
-// in a directory changes none of them.
+// in a directory changes none of them. A directory that the missing one is a copy of (cp -a) may have all
+// of these, and was made before it.
 func (l *unlogged) directoryBefore(in int, name string) (int, error) {
 	fd, err := unix.Openat(in, name, openingDir, 0)
 	if err != nil {
 		return -1, err
 	}
-	var st unix.Stat_t
-	err = unix.Fstat(fd, &st)
-	if err == nil && (st.Mode != l.attr.Mode || st.Uid != l.attr.UID || st.Gid != l.attr.GID || st.Atim != timesOf(l.file)[0]) {
+	var st unix.Statx_t
+	err = unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st)
+	ctime, atime := l.attr.Ctime, l.file.Atime
+	younger := st.Mask&unix.STATX_BTIME != 0 && cmp.Or(cmp.Compare(st.Btime.Sec, ctime.Sec), cmp.Compare(st.Btime.Nsec, ctime.Nsec)) > 0
+	if err == nil && (!younger || uint32(st.Mode) != l.attr.Mode || st.Uid != l.attr.UID || st.Gid != l.attr.GID || st.Atime.Sec != atime.Sec || st.Atime.Nsec != atime.Nsec) {
 		err = unix.EEXIST
 	}
 	if err != nil {
 		unix.Close(fd)
+		return -1, err
 	}
-	return fd, err
+	return fd, nil
 }
 
 // newDirectory makes a directory that a later attempt would know.

@@ -66,9 +66,11 @@ func (l *unlogged) prepare(t *target) error {
 	if err := checkExtents(t.fd, l.attr.Mapped); err != nil {
 		return err
 	}
-	if t.size < t.file.Size && !l.attr.Partial {
-		if err := l.checkBehind(t); err != nil {
+	if t.size < t.file.Size {
+		if err := l.checkBehind(t); err != nil && !l.attr.Partial {
 			return err
+		} else if err != nil {
+			t.lacks = fmt.Errorf("%w: these are zeros, and the rest is written", err)
 		}
 	}
 	if t.size > t.file.Size {
