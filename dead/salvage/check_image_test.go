@@ -109,6 +109,21 @@ func TestCheckLoose(t *testing.T) {
 	}
 }
 
+// TestCheckRealtime wants a disk refused that has a part of its files on another.
+func TestCheckRealtime(t *testing.T) {
+	image := fixture.Get(t, fixture.Everything(fixture.Default))
+	disk := image.Format("xfs")
+	f, err := os.Open(disk.Image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	p := planIn(t, openKernel(t, image).Memory(), uuidOf(t, disk))
+	if err := p.Check(patched{f, map[int64]byte{23: 1}}); !errors.Is(err, salvage.ErrUnsupported) { // sb_rblocks
+		t.Errorf("a realtime section: %v", err)
+	}
+}
+
 // TestCheckBtrfsInFlight holds a disk against memory of a kernel that died while it wrote a
 // superblock: in a commit the disk has the one before, with whatever log there was; in an fsync
 // it may have the log before.
