@@ -58,12 +58,40 @@ func (r *restorer) directory(l *unlogged) error {
 	case l.attr.Committed:
 		return nil
 	}
+	if err := r.unlockDirectory(l); err != nil {
+		return err
+	}
 	fd, err := r.open(l)
 	if err != nil {
 		return fmt.Errorf("open by handle: %w", err)
 	}
 	defer unix.Close(fd)
 	return r.rename(l, fd)
+}
+
+// unlockDirectory takes off the flags that forbid to name anything in a directory, and to change it, and notes those
+// that it had.
+func (r *restorer) unlockDirectory(l *unlogged) error {
+	if _, known := r.dirs[l.path()]; !known || l.path() == "" && !l.isTop() {
+		return nil // nothing is made in it by its name
+	}
+	fd, err := r.openDir(l.path())
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return fmt.Errorf("get inode flags: %w", err)
+	}
+	open := flags &^ lockingFlags
+	if want := open | l.attr.Flags; want != open {
+		l.flags = &want // in the end
+	}
+	if open == flags {
+		return nil
+	}
+	return setFlags(fd, open)
 }
 
 // isTop reports whether it is the top directory.
@@ -148,7 +176,10 @@ func (r *restorer) makeDirectory(l *unlogged) error {
 	if err != nil {
 		return fmt.Errorf("get handle: %w", err)
 	}
-	r.dirs[at] = fh
+	r.dirs[at], l.made = fh, &fh
+	if err := r.unlockDirectory(l); err != nil {
+		return err
+	}
 	if !before {
 		r.act(wire.ActCreated, l, at, "")
 	}
@@ -232,7 +263,15 @@ func (l *unlogged) ownDirectory(fd int) error {
 			return err
 		}
 	}
-	if err := setTimes(fd, timesOf(l.file)); err != nil {
+	want := timesOf(l.file)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("stat: %w", err)
+	}
+	if st.Atim == want[0] && st.Mtim == want[1] {
+		return nil // so that nothing need allow it: a flag, or a subvolume, may forbid it
+	}
+	if err := setTimes(fd, want); err != nil {
 		return fmt.Errorf("set times: %w", err)
 	}
 	return nil

@@ -78,8 +78,8 @@ func (w *writer) restore(mount *os.File, files []wire.File, attrs []wire.Attr, d
 	return measure(result, "name files", func() error {
 		restore.name()
 		restore.dropTemporary()
-		restore.lock()
 		restore.endDirectories()
+		restore.lock()
 		return nil
 	})
 }

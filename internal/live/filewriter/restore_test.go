@@ -548,6 +548,52 @@ func TestRestoreAttributes(t *testing.T) {
 	}
 }
 
+// TestRestoreLocked wants directories to have the flags that forbid to name anything in them, or to change them, when all
+// else is done, and not to stand in the way of that.
+func TestRestoreLocked(t *testing.T) {
+	const flagImmutable, flagAppend = 0x10, 0x20
+	s := newScene(t)
+	for _, name := range []string{"log", "frozen", "opened"} {
+		s.onDisk(name+"/", "")
+		s.onDisk(name+"/f", strings.Repeat("x", 9000))
+		if err := os.Chtimes(s.path(name), time.Unix(1e9, 0), time.Unix(1e9, 0)); err != nil {
+			t.Fatal(err)
+		}
+		s.was(name+"/f", modeFile, 0, 4096, name+"/f")
+	}
+	s.was("log", modeDir, 0, 0, "log").Flags = flagAppend
+	s.was("frozen", modeDir, 0, 0, "frozen").Committed = true
+	s.was("opened", modeDir, 0, 0, "opened")
+	s.was("", modeDir, 0, 0, "made").Flags = flagImmutable
+	for _, name := range []string{"log/new", "opened/new", "made/new"} {
+		s.was("", modeFile, 0, 100, name)
+	}
+	for name, flag := range map[string]int{"log": flagAppend, "frozen": flagImmutable, "opened": flagImmutable} {
+		setFileFlags(t, s.path(name), flag, true)
+	}
+	defer func() {
+		for _, name := range []string{"log", "frozen", "opened", "made"} {
+			setFileFlags(t, s.path(name), lockingFlags, false)
+		}
+	}()
+	if r := s.restore(time.Time{}); len(r.Failures) > 0 {
+		t.Errorf("%+v", r.Failures)
+	}
+	s.has("made/new", 0, 100)
+	for name, want := range map[string]int{"log": flagAppend, "frozen": flagImmutable, "opened": 0, "made": flagImmutable} {
+		f, err := os.Open(s.path(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+		st, statErr := f.Stat()
+		f.Close()
+		if err := errors.Join(err, statErr); err != nil || flags&lockingFlags != want || st.ModTime().Unix() != 1e9 {
+			t.Errorf("%s has flags %#x, want %#x, and is of %v: %v", name, flags&lockingFlags, want, st.ModTime(), err)
+		}
+	}
+}
+
 // TestRestoreContent wants what was a hole to be one, and what is neither that nor
 // in memory to be where it was.
 func TestRestoreContent(t *testing.T) {
