@@ -129,7 +129,8 @@ type checker struct {
 }
 
 func newChecker(s ext4.Super, old io.ReaderAt, changed map[addr.Block][]byte) *checker {
-	b := &budget{limit: minReads + readsPerBlock*len(changed), pieces: maxPieces}
+	b := &budget{}
+	b.renew(len(changed))
 	after := newView(s, old, changed, b)
 	return &checker{
 		old: newView(s, old, nil, b), new: after, against: after, budget: b,

@@ -187,3 +187,12 @@ func sealDescriptors(s ext4.Super, n addr.Block, b []byte) {
 
 // Hash is the hash by which a directory's index has a name.
 var Hash = nameHash
+
+// Tree is the mapping of one file alone.
+func Tree(old io.ReaderAt, changed map[addr.Block][]byte, n addr.Ino) (*Trees, error) {
+	m, err := NewMapper(old, changed)
+	if err != nil {
+		return nil, err
+	}
+	return m.Tree(n)
+}

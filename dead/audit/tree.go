@@ -64,15 +64,27 @@ type Trees struct {
 	Torn map[addr.Block][]byte
 }
 
-// Tree walks the extent tree, or the indirect blocks, of a regular file or directory. Its
-// first arguments are those of Check. An error means that the tree cannot be read, or
-// contradicts itself.
-func Tree(old io.ReaderAt, changed map[addr.Block][]byte, n addr.Ino) (*Trees, error) {
+// Mapper tells how files are mapped without and with some changed blocks, for as long as what these have of
+// groups and inodes stays as it is.
+type Mapper struct {
+	c       *checker
+	changed map[addr.Block][]byte
+}
+
+// NewMapper opens the file system on a disk. Its arguments are those of Check.
+func NewMapper(old io.ReaderAt, changed map[addr.Block][]byte) (*Mapper, error) {
 	fs, err := ext4.Open(old)
 	if err != nil {
-		return nil, fmt.Errorf("map inode %d: %w", n, err)
+		return nil, fmt.Errorf("map files: %w", err)
 	}
-	c := newChecker(fs.Super, old, changed)
+	return &Mapper{newChecker(fs.Super, old, changed), changed}, nil
+}
+
+// Tree walks the extent tree, or the indirect blocks, of a regular file or directory. An error means
+// that the tree cannot be read, or contradicts itself.
+func (m *Mapper) Tree(n addr.Ino) (*Trees, error) {
+	c := m.c
+	c.budget.renew(len(m.changed)) // it is for one file
 	was, err := c.old.tree(n, nil)
 	if errors.Is(err, errFree) {
 		was, err = &mapper{inode: &ext4.Inode{}}, nil
@@ -91,7 +103,7 @@ func Tree(old io.ReaderAt, changed map[addr.Block][]byte, n addr.Ino) (*Trees, e
 	}
 	t := &Trees{Old: was.out.runs(), New: is.out.runs(), Blocks: c.blocks(all), Touched: was.inode.Block != is.inode.Block, Torn: torn}
 	for _, b := range is.out.nodes {
-		_, there := changed[b]
+		_, there := m.changed[b]
 		t.Touched = t.Touched || there
 	}
 	return t, nil

@@ -13,6 +13,11 @@ import (
 // in them.
 type budget struct{ spent, limit, pieces int }
 
+// renew is the budget for so many changed blocks.
+func (b *budget) renew(changed int) {
+	*b = budget{limit: minReads + readsPerBlock*changed, pieces: maxPieces}
+}
+
 // spend takes pieces off the budget.
 func (b *budget) spend(pieces int) error {
 	if b.pieces -= pieces; b.pieces < 0 {

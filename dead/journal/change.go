@@ -20,6 +20,7 @@ type change struct {
 	fs     *ext4.FS              // on before
 	before io.ReaderAt           // the disk as a recovery without the transaction leaves it, but for fast commits
 	blocks map[addr.Block][]byte // those that the transaction changes, as they are with it
+	files  *audit.Mapper         // on both; nil: it is not open, or the blocks are others since
 }
 
 // change is a transaction on the disk as it is before anything is written to it.
@@ -92,6 +93,7 @@ func (c *change) replaceAll(blocks map[addr.Block][]byte) error {
 			return fmt.Errorf("%w: block %d of metadata is revoked", ErrDamaged, home)
 		}
 	}
+	c.files = nil
 	have := make(map[addr.Block]int, len(c.txn.Blocks))
 	for n, b := range c.txn.Blocks {
 		have[b.Home] = n
@@ -192,8 +194,15 @@ func (c *change) free(n addr.Ino) error {
 // tree returns the block mapping of a file without and with the transaction. Nodes that
 // were being written get their checksums in it.
 func (c *change) tree(n addr.Ino) (*audit.Trees, error) {
-	found, err := audit.Tree(c.before, c.blocks, n)
-	if err == nil {
+	var err error
+	if c.files == nil {
+		c.files, err = audit.NewMapper(c.before, c.blocks)
+	}
+	if err != nil {
+		return nil, err
+	}
+	found, err := c.files.Tree(n)
+	if err == nil && len(found.Torn) > 0 {
 		err = c.replaceAll(found.Torn)
 	}
 	if err != nil {

@@ -36,9 +36,9 @@ func (f *finisher) fill(c *change) error {
 // fillBare is fill for a file system without a journal. What it fills is written with the rest; a file of which
 // memory does not tell is in the report.
 func (f *finisher) fillBare(c *change) {
-	metadata := len(c.txn.Blocks)
+	metadata, where := len(c.txn.Blocks), treesOn(c.before, c.blocks)
 	for i := range f.written() {
-		if err := f.fillFile(c, treesOn(c.before, c.blocks), i); err != nil {
+		if err := f.fillFile(c, where, i); err != nil {
 			m := f.afterMount(i)
 			m.Lost = errors.Join(m.Lost, fmt.Errorf("inode %d: %w", i.Ino, err))
 		}

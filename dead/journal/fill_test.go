@@ -3,6 +3,7 @@ package journal
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -90,7 +91,7 @@ func holed(t *testing.T, kind string) (c *change, block addr.Block) {
 	if err := c.replaceAll(changed); err != nil {
 		t.Fatal(err)
 	}
-	trees, err := audit.Tree(c.before, c.blocks, 12)
+	trees, err := c.tree(12)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,6 +101,43 @@ func holed(t *testing.T, kind string) (c *change, block addr.Block) {
 	}
 	copy(was[int(got[0].Physical)*4096:], bytes.Repeat([]byte("of another file "), 256))
 	return c, got[0].Physical
+}
+
+// opens counts how often the superblock is read.
+type opens struct {
+	io.ReaderAt
+	n int
+}
+
+func (o *opens) ReadAt(b []byte, off int64) (int, error) {
+	if off == 1024 {
+		o.n++
+	}
+	return o.ReaderAt.ReadAt(b, off)
+}
+
+// TestOpenOnce: of many files that may have been written to, each is looked up on the one file system.
+func TestOpenOnce(t *testing.T) {
+	c, _ := holed(t, "ext4")
+	count := &opens{ReaderAt: c.before}
+	c.before, c.files = count, nil
+	where := treesOn(count, c.blocks)
+	for range 3 {
+		got, err := c.tree(12)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bare, err := where(12)
+		if err != nil || !slices.Equal(got.New, bare.New) || len(got.New) == 0 {
+			t.Fatalf("%+v, %+v, %v", got, bare, err)
+		}
+	}
+	if count.n != 2 {
+		t.Errorf("it was opened %d times for two roads", count.n)
+	}
+	if err := c.replace(1<<10, make([]byte, 4096)); err != nil || c.files != nil {
+		t.Errorf("what was read of other blocks is kept: %v", err)
+	}
 }
 
 // TestFill: a block that a file was given, and that nobody had come to fill, is committed with

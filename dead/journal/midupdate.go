@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"sync"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/audit"
@@ -42,8 +43,13 @@ var errTorn = errors.New("a node of its extent tree has a wrong checksum: it was
 
 // treesOn are those of a disk to which blocks are written.
 func treesOn(disk io.ReaderAt, changed map[addr.Block][]byte) trees {
+	open := sync.OnceValues(func() (*audit.Mapper, error) { return audit.NewMapper(disk, changed) })
 	return func(n addr.Ino) (*audit.Trees, error) {
-		found, err := audit.Tree(disk, changed, n)
+		files, err := open()
+		if err != nil {
+			return nil, err
+		}
+		found, err := files.Tree(n)
 		if err == nil && len(found.Torn) > 0 {
 			return nil, errTorn
 		}

@@ -25,11 +25,17 @@ var errSwapped = errors.New("page was swapped out, and swap is not part of memor
 // whether saved or not. Pieces ascend, do not overlap, and end with the page that
 // holds the end of the file. What is not taken is a *Refusal, after which the
 // walk goes on; a page that was never filled is passed over.
-func (c *Cache) Held(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
+func (c *Cache) Held(s *Superblock, i *Inode) iter.Seq2[Piece, error] { return c.HeldFrom(s, i, 0) }
+
+// HeldFrom is Held from a byte on: the first piece may begin before it.
+func (c *Cache) HeldFrom(s *Superblock, i *Inode, from int64) iter.Seq2[Piece, error] {
 	return func(consume func(Piece, error) bool) {
 		yield := ascending(consume)
-		last := i.unit.End(i.Size)
+		first, last := addr.Index(from>>i.unit), i.unit.End(i.Size)
 		c.cached(i, last, func(at slotted, err error) bool {
+			if at.index+addr.Index(at.pages) <= first {
+				return true
+			}
 			if err != nil {
 				left := uint64(last - min(at.index, last))
 				return yield(Piece{}, i.refuse(at.index, min(at.pages, left), BadTree, err))

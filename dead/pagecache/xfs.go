@@ -38,7 +38,7 @@ type xfsLayout struct {
 	lock                                                     kernel.Lock
 	forkBytes, forkHeight, forkRoot, forkExtents, forkFormat kernel.Field
 	itemSize                                                 int
-	itemInode, itemDirty                                     kernel.Field
+	itemInode, itemDirty, itemFields                         kernel.Field
 }
 
 func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
@@ -77,7 +77,7 @@ func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
 	x.forkRoot = i.First([]string{"i_df.if_u1.if_root", "i_df.if_data"}, 8)
 	t := layoutIn(k, "xfs_inode_log_item", "xfs")
 	x.itemSize = t.Size
-	x.itemInode, x.itemDirty = t.Field("ili_inode", 8), t.Field("ili_dirty_flags", 4)
+	x.itemInode, x.itemDirty, x.itemFields = t.Field("ili_inode", 8), t.Field("ili_dirty_flags", 4), t.Field("ili_fields", 4)
 	return x, errors.Join(m.Err(), l.Err(), c.Err(), i.Err(), t.Err())
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"understudy.dev/understudy/dead/addr"
 )
@@ -34,18 +35,48 @@ func (x *XFS) Committed(i *Inode) (bool, error) {
 	if l.pins.Uint(b) != 0 || !l.lock.Free(b) {
 		return false, nil
 	}
-	at := l.item.Pointer(b)
+	item, err := x.logItem(i, b)
+	return err == nil && (item == nil || l.itemDirty.Uint(item) == 0), err
+}
+
+// logItem reads what an inode that was changed has for the log; nil if it never was.
+func (x *XFS) logItem(i *Inode, own []byte) ([]byte, error) {
+	l := x.layout
+	at := l.item.Pointer(own)
 	if at == 0 {
-		return true, nil // it was never changed
+		return nil, nil
 	}
 	item, err := x.c.k.Bytes(at, l.itemSize)
 	if err != nil {
-		return false, fmt.Errorf("read xfs inode %d: log item: %w", i.Ino, err)
+		return nil, fmt.Errorf("read xfs inode %d: log item: %w", i.Ino, err)
 	}
 	if owner := l.itemInode.Pointer(item); owner != i.Addr-addr.Virt(l.inode.Off) {
-		return false, fmt.Errorf("read xfs inode %d: its log item belongs to inode at %v", i.Ino, owner)
+		return nil, fmt.Errorf("read xfs inode %d: its log item belongs to inode at %v", i.Ino, owner)
 	}
-	return l.itemDirty.Uint(item) == 0, nil
+	return item, nil
+}
+
+// xfsNotExtents are the parts of an inode that a transaction may have changed and that are not where its
+// file lies: the core, with size, owner and times, and what is of attributes (fs/xfs/libxfs/xfs_log_format.h,
+// XFS_ILOG_CORE, ADATA, AEXT, ABROOT, TIMESTAMP, IVERSION).
+const xfsNotExtents = 0x001 | 0x040 | 0x080 | 0x100 | 0x4000 | 0x8000
+
+// Kept reports whether a recovery of the log gives the disk all extents of a file that memory has: none
+// was changed since the inode was written to its place, which is after the log (fs/xfs/xfs_inode.c,
+// xfs_iflush). It cannot tell where they are not in the inode itself: then a block of
+// their tree may be all that was changed. A file without extents may not be on the disk at all.
+func (x *XFS) Kept(i *Inode) (bool, error) {
+	b, err := x.own(i)
+	if err != nil {
+		return false, err
+	}
+	l := x.layout
+	item, err := x.logItem(i, b)
+	if err != nil || item == nil || l.itemFields.Uint(item)&^xfsNotExtents != 0 || l.forkFormat.Uint(b) != xfsFormatExtents {
+		return false, err
+	}
+	mapped, err := x.Mapping(i)
+	return slices.ContainsFunc(mapped, func(m Mapped) bool { return m.Disk != Delayed }), err
 }
 
 // The tree of a file's extents in memory (fs/xfs/libxfs/xfs_iext_tree.c): nodes of

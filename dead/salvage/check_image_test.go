@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -105,6 +106,21 @@ func TestCheckLoose(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestCheckRealtime wants a disk refused that has a part of its files on another.
+func TestCheckRealtime(t *testing.T) {
+	image := fixture.Get(t, fixture.Everything(fixture.Default))
+	disk := image.Format("xfs")
+	f, err := os.Open(disk.Image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	p := planIn(t, openKernel(t, image).Memory(), uuidOf(t, disk))
+	if err := p.Check(patched{f, map[int64]byte{23: 1}}); !errors.Is(err, salvage.ErrUnsupported) { // sb_rblocks
+		t.Errorf("a realtime section: %v", err)
 	}
 }
 
@@ -257,11 +273,69 @@ func TestOrdered(t *testing.T) {
 	t.Error("there is no file with zeros")
 }
 
-// TestKept wants nothing written of a file whose content the disk has, if only its metadata changed.
+// TestKept wants nothing written, but from the last block on that has content on the disk, of a file whose content
+// the disk has, if only its metadata changed since the last commit; and all that is cached, or a refusal,
+// if where it lies may have changed.
 func TestKept(t *testing.T) {
 	image := fixture.Get(t, fixture.Everything(fixture.Default))
-	id := uuidOf(t, image.Format("btrfs"))
-	k := openKernel(t, image)
+	for _, tc := range []struct {
+		format, path string
+		from         int64 // is written; 0: nothing
+	}{
+		{"xfs", "old/mid", 0}, {"xfs", "old/append", 8192}, // the rest of it had no place yet
+		{"btrfs", "old/mid", 0}, {"btrfs", "old/append", 45056},
+	} {
+		for _, moved := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, %s, moved %v", tc.format, tc.path, moved), func(t *testing.T) {
+				id := uuidOf(t, image.Format(tc.format))
+				k := openKernel(t, image)
+				mem := &damaged{Memory: k.Memory(), bytes: make(map[addr.Phys]byte)}
+				f := planned(planIn(t, mem, id), tc.path)
+				if f == nil || len(f.Runs) == 0 {
+					t.Fatal("it is not in the plan, or has nothing unsaved")
+				}
+				changed(t, k, mem, id, f, moved)
+				want := spansOf(f)
+				p := planIn(t, mem, id)
+				f = planned(p, tc.path)
+				if moved && f == nil && len(p.Refused) > 0 { // btrfs does not tell where the rest of it is
+					return
+				}
+				if f == nil {
+					t.Fatalf("it is not in the plan: %v", p.Refused)
+				}
+				if !moved && tc.from > 0 {
+					want = []addr.Span{{Off: tc.from, End: f.Size}}
+				} else if !moved {
+					want = nil
+				}
+				if got := spansOf(f); f.Metadata.Committed || f.Metadata.Kept == moved || !slices.Equal(got, want) {
+					t.Errorf("of %d bytes these are written: %v, want %v; kept is %v", f.Size, got, want, f.Metadata.Kept)
+				}
+			})
+		}
+	}
+}
+
+// planned is a file of a plan, nil if it has none of the path.
+func planned(p *salvage.Plan, path string) *salvage.File {
+	if at := slices.IndexFunc(p.Files, func(f salvage.File) bool { return f.Path == path }); at >= 0 {
+		return &p.Files[at]
+	}
+	return nil
+}
+
+func spansOf(f *salvage.File) (out []addr.Span) {
+	for _, r := range f.Runs {
+		out = append(out, r.Span)
+	}
+	return out
+}
+
+// changed has the unsaved pages of a file be saved, and something else of it, or its extents, be
+// changed since the last commit.
+func changed(t *testing.T, k *kernel.Kernel, mem *damaged, id pagecache.UUID, f *salvage.File, moved bool) {
+	t.Helper()
 	c, err := pagecache.Open(k)
 	if err != nil {
 		t.Fatal(err)
@@ -270,61 +344,77 @@ func TestKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := c.Btrfs(s)
+	types, err := k.Module(s.Type)
 	if err != nil {
 		t.Fatal(err)
 	}
-	types, err := k.Module("btrfs")
-	if err != nil {
-		t.Fatal(err)
-	}
-	layout := types.Layout("btrfs_inode")
-	inode, last := layout.Field("vfs_inode"), layout.Field("last_trans", 8)
-	if err := layout.Err(); err != nil {
-		t.Fatal(err)
-	}
+	l, item := types.Layout(s.Type+"_inode"), types.Layout("xfs_inode_log_item")
 	for i, err := range c.Inodes(s) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		committed, err := b.Committed(i)
-		bare, bareErr := b.Bare(i)
-		kept, keptErr := b.Kept(i)
-		if err := errors.Join(err, bareErr, keptErr); err != nil {
-			t.Fatal(err)
-		}
-		if !committed || bare || !kept || !i.Regular() || i.Deleted() || i.Size > addr.PageSize || b.Internal(i) {
+		if i.Ino != f.Ino {
 			continue
 		}
-		for piece := range c.Unsaved(s, i) {
-			mem := &damaged{Memory: k.Memory(), bytes: make(map[addr.Phys]byte)}
-			saved(t, k, mem, i, piece.Phys)
-			mem.put(t, k, last.In(i.Addr-addr.Virt(inode.Off)), b.LastCommitted+1)
-			p := planIn(t, mem, id)
-			at := slices.IndexFunc(p.Files, func(f salvage.File) bool { return f.Ino == i.Ino })
-			if at < 0 || len(p.Files[at].Runs) > 0 || !p.Files[at].Metadata.Kept || p.Files[at].Metadata.Committed {
-				t.Errorf("inode %d is at %d of the plan, or is written; refused are %v", i.Ino, at, p.Refused)
+		for _, r := range f.Runs {
+			for page, n := range r.Physical() {
+				for end := page + addr.Phys(n); page < end; page += addr.PageSize {
+					saved(t, k, mem, i, page)
+				}
 			}
-			return
+		}
+		if s.Type == "btrfs" {
+			inode, last, logged := l.Field("vfs_inode"), l.Field("last_trans", 8), l.Field("logged_trans", 8)
+			own := i.Addr - addr.Virt(inode.Off)
+			mem.put(t, k, last.In(own), 1<<40)
+			if moved {
+				mem.put(t, k, logged.In(own), 1<<40)
+			}
+			err = l.Err()
+		} else {
+			inode, at, fields := l.Field("i_vnode"), l.Field("i_itemp", 8), item.Field("ili_fields", 4)
+			var log addr.Virt
+			var v uint64
+			log, err = k.Pointer(at.In(i.Addr - addr.Virt(inode.Off)))
+			if err == nil {
+				v, err = k.U64(fields.In(log))
+			}
+			if err == nil && moved {
+				mem.put(t, k, fields.In(log), v|0x4) // XFS_ILOG_DEXT
+			}
+			err = errors.Join(err, l.Err(), item.Err())
+		}
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
-	t.Error("there is no file of a page that the disk has and that was written to")
 }
 
-// saved has the only page of a file's cache be no longer dirty (include/linux/xarray.h,
-// XA_FLAGS_MARK: above the bits of GFP flags).
+// saved has a page of a file's cache, and none of its tree's first 64, be no longer dirty (include/linux/xarray.h,
+// XA_FLAGS_MARK: above the bits of GFP flags; struct xa_node).
 func saved(t *testing.T, k *kernel.Kernel, mem *damaged, i *pagecache.Inode, page addr.Phys) {
 	t.Helper()
-	mapping, descriptor := k.Types().Layout("address_space"), k.Types().Layout("page")
-	marks, flags := mapping.Field("i_pages.xa_flags", 4), descriptor.Field("flags", 8)
+	mapping, descriptor, node := k.Types().Layout("address_space"), k.Types().Layout("page"), k.Types().Layout("xa_node")
+	marks, head, flags := mapping.Field("i_pages.xa_flags", 4), mapping.Field("i_pages.xa_head", 8), descriptor.Field("flags", 8)
+	tags := node.First([]string{"marks", "tags"})
 	dirty, err := k.Types().Enum("pageflags", "PG_dirty")
-	if err := errors.Join(mapping.Err(), descriptor.Err(), err); err != nil {
+	if err := errors.Join(mapping.Err(), descriptor.Err(), node.Err(), err); err != nil {
 		t.Fatal(err)
 	}
-	for at, clear := range map[addr.Virt]uint64{
+	top, err := k.Pointer(head.In(i.Mapping()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	clears := map[addr.Virt]uint64{
 		marks.In(i.Mapping()): 0xff << 24,
 		flags.In(k.PageStruct(addr.PFN(page / addr.PageSize))): 1 << dirty,
-	} {
+	}
+	if top&3 == 2 {
+		for n := range addr.Virt(3) {
+			clears[tags.In(top-2)+8*n] = 1<<64 - 1
+		}
+	}
+	for at, clear := range clears {
 		v, err := k.U64(at)
 		if err != nil {
 			t.Fatal(err)

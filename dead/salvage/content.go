@@ -123,7 +123,8 @@ func gapsOf(spans []addr.Span, size int64) []addr.Span {
 }
 
 // pieces returns what memory holds of a file, ascending and without overlaps: what
-// is unsaved, and, unless the disk is known to have all the rest, what is saved, too.
+// is unsaved, and what is saved, too. If the disk is known to have all the rest, that is only from the last
+// block on that has content there.
 func (w *diskWalk) pieces(i *pagecache.Inode, l *Metadata) ([]pagecache.Piece, []error) {
 	var out []pagecache.Piece
 	var refused []error
@@ -134,15 +135,20 @@ func (w *diskWalk) pieces(i *pagecache.Inode, l *Metadata) ([]pagecache.Piece, [
 		}
 		out = append(out, piece)
 	}
-	l.Kept = !l.Committed && len(refused) == 0 && w.kept(i)
-	if l.Committed || l.Kept {
+	if l.Committed {
 		return out, refused
 	}
+	from := int64(0)
+	if l.Kept = len(refused) == 0 && w.kept(i); l.Kept {
+		from = w.lastBlock(i)
+	}
 	unsaved := len(out)
-	for piece, err := range w.c.Held(w.s, i) {
+	for piece, err := range w.c.HeldFrom(w.s, i, from) {
 		if err != nil {
 			continue // an unsaved page said so already; a saved one is absent
 		}
+		cut := max(from-piece.Off, 0)
+		piece.Off, piece.Phys = piece.Off+cut, piece.Phys+addr.Phys(cut)
 		out = append(out, without(piece, out[:unsaved])...)
 	}
 	slices.SortFunc(out, func(a, b pagecache.Piece) int { return cmp.Compare(a.Off, b.Off) })
@@ -150,10 +156,11 @@ func (w *diskWalk) pieces(i *pagecache.Inode, l *Metadata) ([]pagecache.Piece, [
 }
 
 // kept reports whether the disk has all of a file that is not unsaved, as far as the file system
-// tells: XFS does not.
+// tells, but for what it wrote behind the size that the disk knows (lastBlock).
 func (w *diskWalk) kept(i *pagecache.Inode) bool {
-	if w.btrfs == nil {
-		return false
+	if w.xfs != nil {
+		kept, err := w.xfs.Kept(i)
+		return err == nil && kept
 	}
 	bare, err := w.btrfs.Bare(i)
 	if err != nil || bare {
@@ -161,6 +168,24 @@ func (w *diskWalk) kept(i *pagecache.Inode) bool {
 	}
 	kept, err := w.btrfs.Kept(i)
 	return err == nil && kept
+}
+
+// lastBlock is where the last block of a file begins that has content on the disk, as far as that is told. What was appended there
+// needs no other extent, so that the disk may have it behind the size that it knows of the file. There it is lost:
+// whoever makes a file longer makes what follows its end zeros.
+func (w *diskWalk) lastBlock(i *pagecache.Inode) int64 {
+	end := i.Size
+	if w.xfs != nil {
+		mapped, _ := w.xfs.Mapping(i) // kept read it before
+		end = 0
+		for _, m := range mapped {
+			if !m.Unwritten && m.Disk != pagecache.Delayed && m.Off < i.Size {
+				end = min(m.End, i.Size)
+			}
+		}
+	}
+	block := max(addr.PageSize, int64(w.s.BlockSize))
+	return max(end-1, 0) / block * block
 }
 
 // without returns the parts of a piece that are in none of the others, which

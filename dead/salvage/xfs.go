@@ -17,6 +17,7 @@ type xfsSuper struct {
 	uuid     pagecache.UUID
 	logStart int64 // of the log, in bytes
 	logSize  int64 // in bytes
+	realtime bool  // it has a section for files on another device
 }
 
 // xfsSuperSize is how many bytes of it are read: a sector.
@@ -33,7 +34,7 @@ func parseXFSSuper(b []byte) (xfsSuper, error) {
 	block, blockLog := int64(be.Uint32(b[4:])), b[120]
 	groupLog, groupBlocks := b[124], uint64(be.Uint32(b[84:]))
 	start, blocks := be.Uint64(b[48:]), int64(be.Uint32(b[96:]))
-	s.uuid = pagecache.UUID(b[32:48])
+	s.uuid, s.realtime = pagecache.UUID(b[32:48]), be.Uint64(b[16:]) != 0 // sb_rblocks
 	if blockLog < 9 || blockLog > 16 || block != 1<<blockLog || groupLog > 31 || groupBlocks == 0 || groupBlocks > 1<<groupLog {
 		return s, fmt.Errorf("parse superblock: blocks of %d bytes, groups of %d: %w", block, groupBlocks, errNotXFS)
 	}
@@ -104,6 +105,9 @@ func (p *Plan) checkXFS(disk io.ReaderAt) error {
 	on, err := p.xfsOn(disk)
 	if err != nil {
 		return err
+	}
+	if on.realtime {
+		return fmt.Errorf("check disk: it has a realtime section, on another device: %w", ErrUnsupported)
 	}
 	last, lsn, err := on.lastRecord(disk)
 	if err != nil {

@@ -1,6 +1,7 @@
 package filewriter
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -57,12 +58,40 @@ func (r *restorer) directory(l *unlogged) error {
 	case l.attr.Committed:
 		return nil
 	}
+	if err := r.unlockDirectory(l); err != nil {
+		return err
+	}
 	fd, err := r.open(l)
 	if err != nil {
 		return fmt.Errorf("open by handle: %w", err)
 	}
 	defer unix.Close(fd)
 	return r.rename(l, fd)
+}
+
+// unlockDirectory takes off the flags that forbid to name anything in a directory, and to change it, and notes those
+// that it had.
+func (r *restorer) unlockDirectory(l *unlogged) error {
+	if _, known := r.dirs[l.path()]; !known || l.path() == "" && !l.isTop() {
+		return nil // nothing is made in it by its name
+	}
+	fd, err := r.openDir(l.path())
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return fmt.Errorf("get inode flags: %w", err)
+	}
+	open := flags &^ lockingFlags
+	if want := open | l.attr.Flags; want != open {
+		l.flags = &want // in the end
+	}
+	if open == flags {
+		return nil
+	}
+	return setFlags(fd, open)
 }
 
 // isTop reports whether it is the top directory.
@@ -147,7 +176,10 @@ func (r *restorer) makeDirectory(l *unlogged) error {
 	if err != nil {
 		return fmt.Errorf("get handle: %w", err)
 	}
-	r.dirs[at] = fh
+	r.dirs[at], l.made = fh, &fh
+	if err := r.unlockDirectory(l); err != nil {
+		return err
+	}
 	if !before {
 		r.act(wire.ActCreated, l, at, "")
 	}
@@ -159,21 +191,25 @@ const openingDir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_N
 
 // directoryBefore opens what an attempt that was broken off has made of a missing directory. It is
 // known by its owner, its permissions and the time of its last access to the nanosecond: what is made
-// in a directory changes none of them.
+// in a directory changes none of them. A directory that the missing one is a copy of (cp -a) may have all
+// of these, and was made before it.
 func (l *unlogged) directoryBefore(in int, name string) (int, error) {
 	fd, err := unix.Openat(in, name, openingDir, 0)
 	if err != nil {
 		return -1, err
 	}
-	var st unix.Stat_t
-	err = unix.Fstat(fd, &st)
-	if err == nil && (st.Mode != l.attr.Mode || st.Uid != l.attr.UID || st.Gid != l.attr.GID || st.Atim != timesOf(l.file)[0]) {
+	var st unix.Statx_t
+	err = unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st)
+	ctime, atime := l.attr.Ctime, l.file.Atime
+	younger := st.Mask&unix.STATX_BTIME != 0 && cmp.Or(cmp.Compare(st.Btime.Sec, ctime.Sec), cmp.Compare(st.Btime.Nsec, ctime.Nsec)) > 0
+	if err == nil && (!younger || uint32(st.Mode) != l.attr.Mode || st.Uid != l.attr.UID || st.Gid != l.attr.GID || st.Atime.Sec != atime.Sec || st.Atime.Nsec != atime.Nsec) {
 		err = unix.EEXIST
 	}
 	if err != nil {
 		unix.Close(fd)
+		return -1, err
 	}
-	return fd, err
+	return fd, nil
 }
 
 // newDirectory makes a directory that a later attempt would know.
@@ -227,7 +263,15 @@ func (l *unlogged) ownDirectory(fd int) error {
 			return err
 		}
 	}
-	if err := setTimes(fd, timesOf(l.file)); err != nil {
+	want := timesOf(l.file)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("stat: %w", err)
+	}
+	if st.Atim == want[0] && st.Mtim == want[1] {
+		return nil // so that nothing need allow it: a flag, or a subvolume, may forbid it
+	}
+	if err := setTimes(fd, want); err != nil {
 		return fmt.Errorf("set times: %w", err)
 	}
 	return nil

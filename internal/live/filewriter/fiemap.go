@@ -16,11 +16,12 @@ const (
 	fsIocFiemap   = 0xc020660b
 	fiemapExtents = 128 // asked for at once
 
-	fiemapLast = 0x1
+	fiemapLast      = 0x1
+	fiemapUnwritten = 0x800
 	// Extents whose location is not known, not yet allocated, or not that of the bytes
 	// themselves: UNKNOWN, DELALLOC, ENCODED, DATA_ENCRYPTED, NOT_ALIGNED,
 	// DATA_INLINE, DATA_TAIL, UNWRITTEN.
-	fiemapElsewhere = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
+	fiemapElsewhere = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400 | fiemapUnwritten
 )
 
 type fiemapExtent struct {

@@ -35,8 +35,12 @@ type inodeID struct{ dev, ino uint64 }
 func idOf(st *unix.Stat_t) inodeID { return inodeID{uint64(st.Dev), st.Ino} }
 
 func newRestorer(mount *os.File, kind string, files []wire.File, attrs []wire.Attr, died time.Time, result *wire.ApplyResult) (*restorer, error) {
+	top, err := os.Readlink(procPath(int(mount.Fd()))) // its name may be relative, or lead through symbolic links
+	if err != nil {
+		return nil, fmt.Errorf("find mount point: %w", err)
+	}
 	r := &restorer{
-		mount: int(mount.Fd()), top: mount.Name(), kind: kind, result: result,
+		mount: int(mount.Fd()), top: top, kind: kind, result: result,
 		dirs: make(map[string]unix.FileHandle), known: make(map[inodeID]*unlogged),
 	}
 	for i := range attrs {
@@ -74,8 +78,8 @@ func (w *writer) restore(mount *os.File, files []wire.File, attrs []wire.Attr, d
 	return measure(result, "name files", func() error {
 		restore.name()
 		restore.dropTemporary()
-		restore.lock()
 		restore.endDirectories()
+		restore.lock()
 		return nil
 	})
 }

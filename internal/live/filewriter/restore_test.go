@@ -3,6 +3,7 @@ package filewriter
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -112,6 +113,22 @@ func (s *scene) link(name, target string) {
 	if err := os.Symlink(target, s.path(name)); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// copied makes a directory with two files, and adds to the plan a younger one of the same name, owner, permissions and
+// times.
+func (s *scene) copied(name string) {
+	s.t.Helper()
+	s.onDisk(name+"/", "")
+	s.onDisk(name+"/f", "content")
+	s.onDisk(name+"/old", "content")
+	a := s.was("", modeDir, 0, 0, name)
+	at := s.path(name)
+	err := errors.Join(os.Chown(at, int(a.UID), int(a.GID)), unix.Chmod(at, a.Mode&0o7777), os.Chtimes(at, time.Unix(1e9, 0), time.Unix(1e9, 0)))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	a.Ctime = wire.Time{Sec: time.Now().Unix() + 60}
 }
 
 // leads wants a name to be a symbolic link to a target.
@@ -340,6 +357,25 @@ func TestRestoreNames(t *testing.T) {
 			after: func(s *scene) { s.has("d/f", 0, 100) },
 		},
 		{
+			name: "directory renamed, and its copy in its place", // cp -a
+			before: func(s *scene) {
+				s.copied("d")
+				s.was("d", modeDir, 0, 0, "d.bak")
+				s.was("", modeFile, 0, 100, "d/f")
+			},
+			names: "d d/f d.bak d.bak/f d.bak/old",
+			after: func(s *scene) { s.has("d/f", 0, 100); s.holds("d.bak/f", "content") },
+		},
+		{
+			name: "directory removed, and its copy in its place",
+			before: func(s *scene) {
+				s.copied("d")
+				s.was("", modeFile, 0, 100, "d/f")
+			},
+			names: "d d/f d.displaced-INO d.displaced-INO/f d.displaced-INO/old",
+			after: func(s *scene) { s.has("d/f", 0, 100) },
+		},
+		{
 			name: "directory in the place of a file",
 			before: func(s *scene) {
 				s.onDisk("d", "content")
@@ -512,6 +548,52 @@ func TestRestoreAttributes(t *testing.T) {
 	}
 }
 
+// TestRestoreLocked wants directories to have the flags that forbid to name anything in them, or to change them, when all
+// else is done, and not to stand in the way of that.
+func TestRestoreLocked(t *testing.T) {
+	const flagImmutable, flagAppend = 0x10, 0x20
+	s := newScene(t)
+	for _, name := range []string{"log", "frozen", "opened"} {
+		s.onDisk(name+"/", "")
+		s.onDisk(name+"/f", strings.Repeat("x", 9000))
+		if err := os.Chtimes(s.path(name), time.Unix(1e9, 0), time.Unix(1e9, 0)); err != nil {
+			t.Fatal(err)
+		}
+		s.was(name+"/f", modeFile, 0, 4096, name+"/f")
+	}
+	s.was("log", modeDir, 0, 0, "log").Flags = flagAppend
+	s.was("frozen", modeDir, 0, 0, "frozen").Committed = true
+	s.was("opened", modeDir, 0, 0, "opened")
+	s.was("", modeDir, 0, 0, "made").Flags = flagImmutable
+	for _, name := range []string{"log/new", "opened/new", "made/new"} {
+		s.was("", modeFile, 0, 100, name)
+	}
+	for name, flag := range map[string]int{"log": flagAppend, "frozen": flagImmutable, "opened": flagImmutable} {
+		setFileFlags(t, s.path(name), flag, true)
+	}
+	defer func() {
+		for _, name := range []string{"log", "frozen", "opened", "made"} {
+			setFileFlags(t, s.path(name), lockingFlags, false)
+		}
+	}()
+	if r := s.restore(time.Time{}); len(r.Failures) > 0 {
+		t.Errorf("%+v", r.Failures)
+	}
+	s.has("made/new", 0, 100)
+	for name, want := range map[string]int{"log": flagAppend, "frozen": flagImmutable, "opened": 0, "made": flagImmutable} {
+		f, err := os.Open(s.path(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+		st, statErr := f.Stat()
+		f.Close()
+		if err := errors.Join(err, statErr); err != nil || flags&lockingFlags != want || st.ModTime().Unix() != 1e9 {
+			t.Errorf("%s has flags %#x, want %#x, and is of %v: %v", name, flags&lockingFlags, want, st.ModTime(), err)
+		}
+	}
+}
+
 // TestRestoreContent wants what was a hole to be one, and what is neither that nor
 // in memory to be where it was.
 func TestRestoreContent(t *testing.T) {
@@ -551,6 +633,46 @@ func TestRestoreContent(t *testing.T) {
 	}
 	if got, err := os.ReadFile(s.path("moved")); err != nil || !bytes.Equal(got, bytes.Repeat([]byte("z"), 40000)) {
 		t.Errorf("what was refused has changed: %v", err)
+	}
+}
+
+// TestRestoreBehind wants no zeros for what the disk has of a file behind the end that it knows, and that memory
+// does not hold.
+func TestRestoreBehind(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		on, was int64 // sizes
+		attr    wire.Attr
+		run     int64 // bytes that memory holds, up to the end
+		refused bool
+		partial bool // that is told, and the rest is written
+	}{
+		{name: "in the last block", on: 100, was: 200, attr: wire.Attr{Kept: true}, refused: true},
+		{name: "in memory", on: 100, was: 200, attr: wire.Attr{Kept: true}, run: 200},
+		{name: "a part in memory", on: 100, was: 4296, attr: wire.Attr{Kept: true}, run: 200, refused: true},
+		{name: "a hole", on: 4096, was: 8192, attr: wire.Attr{Kept: true}},
+		{name: "zeros", on: 100, was: 8192, attr: wire.Attr{Zeros: []wire.Range{{Off: 0, Len: 8192}}}},
+		{name: "zeros will do", on: 100, was: 200, attr: wire.Attr{Kept: true}, partial: true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := newScene(t)
+			s.onDisk("f", strings.Repeat("x", int(tc.on)))
+			a := s.was("f", modeFile, 0, 0, "f")
+			a.Kept, a.Zeros, a.Partial = tc.attr.Kept, tc.attr.Zeros, tc.partial
+			s.files[0].Size = tc.was
+			if tc.run > 0 {
+				s.files[0].Runs = []wire.Run{{Off: tc.was - tc.run, Len: tc.run}}
+			}
+			r := s.restore(time.Time{})
+			size := tc.was
+			if tc.refused {
+				size = tc.on
+			}
+			st, err := os.Stat(s.path("f"))
+			if err != nil || st.Size() != size || (len(r.Failures) > 0) != (tc.refused || tc.partial) {
+				t.Errorf("it has %d bytes, want %d: %v, %+v", st.Size(), size, err, r.Failures)
+			}
+		})
 	}
 }
 
@@ -602,6 +724,24 @@ func TestRestoreLooks(t *testing.T) {
 				t.Error("the old name is there")
 			}
 		})
+	}
+}
+
+// TestRestoreTop wants directories to be found below a mount point that a symbolic link leads to.
+func TestRestoreTop(t *testing.T) {
+	s := newScene(t)
+	s.onDisk("a/", "")
+	s.onDisk("b/", "")
+	s.was("a", modeDir, 0, 0, "a")
+	s.was("b", modeDir, 0, 0, "a/b")
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(s.dir, link); err != nil {
+		t.Fatal(err)
+	}
+	s.dir = link
+	r := s.restore(time.Time{})
+	if got, want := acts(r), "renamed a/b b"; got != want || len(r.Failures) > 0 {
+		t.Errorf("it did %s, want %s; %+v", got, want, r.Failures)
 	}
 }
 

@@ -45,6 +45,7 @@ type target struct {
 	capability []byte
 	written    int64 // bytes
 	err        error
+	lacks      error // what it is written without
 }
 
 // report adds what became of the file to a result.
@@ -52,9 +53,10 @@ func (t *target) report(r *wire.ApplyResult) {
 	r.Bytes += t.written
 	if t.err == nil {
 		r.Files++
-		return
 	}
-	r.Failures = append(r.Failures, wire.Failure{Inode: t.file.Inode, Generation: t.file.Generation, Reason: t.err.Error()})
+	if err := errors.Join(t.err, t.lacks); err != nil {
+		r.Failures = append(r.Failures, wire.Failure{Inode: t.file.Inode, Generation: t.file.Generation, Reason: err.Error()})
+	}
 }
 
 func (t *target) fail(err error) {

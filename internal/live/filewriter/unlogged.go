@@ -1,8 +1,10 @@
 package filewriter
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -64,6 +66,13 @@ func (l *unlogged) prepare(t *target) error {
 	if err := checkExtents(t.fd, l.attr.Mapped); err != nil {
 		return err
 	}
+	if t.size < t.file.Size {
+		if err := l.checkBehind(t); err != nil && !l.attr.Partial {
+			return err
+		} else if err != nil {
+			t.lacks = fmt.Errorf("%w: these are zeros, and the rest is written", err)
+		}
+	}
 	if t.size > t.file.Size {
 		if err := unix.Ftruncate(t.fd, t.file.Size); err != nil {
 			return fmt.Errorf("cut to %d bytes: %w", t.file.Size, err)
@@ -74,6 +83,35 @@ func (l *unlogged) prepare(t *target) error {
 		return err
 	}
 	l.ready = true
+	return nil
+}
+
+// checkBehind checks that all content that the disk has of a file behind the end that it knows is written anew:
+// the file system makes it zeros when the file becomes longer.
+func (l *unlogged) checkBehind(t *target) error {
+	all, err := extents(t.fd)
+	if err != nil {
+		return err
+	}
+	known := slices.Clone(l.attr.Zeros)
+	for _, r := range t.file.Runs {
+		known = append(known, wire.Range{Off: r.Off, Len: r.Len})
+	}
+	slices.SortFunc(known, func(a, b wire.Range) int { return cmp.Compare(a.Off, b.Off) })
+	for _, e := range all {
+		at, end := max(t.size, int64(e.Logical)), min(t.file.Size, int64(e.Logical+e.Length))
+		if at >= end || e.Flags&fiemapUnwritten != 0 {
+			continue
+		}
+		for _, r := range known {
+			if r.Off <= at {
+				at = max(at, r.Off+r.Len)
+			}
+		}
+		if at < end {
+			return fmt.Errorf("%d bytes of its content at %d are not in memory, and lie behind the end of %d bytes that the disk has of it", end-at, at, t.size)
+		}
+	}
 	return nil
 }
 

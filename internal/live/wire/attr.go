@@ -18,6 +18,7 @@ type Attr struct {
 	UID   uint32   `json:"uid,omitempty"`
 	GID   uint32   `json:"gid,omitempty"`
 	Flags int      `json:"flags,omitempty"` // FS_IMMUTABLE_FL, FS_APPEND_FL
+	Ctime Time     `json:"ctime,omitzero"`  // of a directory: it was made no later
 
 	Target []byte  `json:"target,omitempty"` // of a symbolic link
 	Zeros  []Range `json:"zeros,omitempty"`  // of the content: what was a hole

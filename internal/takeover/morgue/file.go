@@ -25,6 +25,9 @@ func wireAttr(place int, f *salvage.File, partial bool) wire.Attr {
 		File: place, Root: l.Root, Committed: l.Committed, Links: f.NLink, Mode: uint32(f.Mode), UID: f.UID, GID: f.GID,
 		Target: []byte(l.Target), Zeros: wireRanges(l.Zeros), Kept: l.Kept || len(l.Unknown) > 0, Partial: partial,
 	}
+	if f.Mode&pagecache.ModeType == pagecache.ModeDir {
+		a.Ctime = wireTime(f.Ctime)
+	}
 	for _, path := range l.Paths {
 		a.Paths = append(a.Paths, []byte(path))
 	}

@@ -2,9 +2,11 @@ package morgue
 
 import (
 	"testing"
+	"time"
 
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // TestDirectoryNames: the top directory has no name, which is not the same as one that memory does not have.
@@ -22,6 +24,16 @@ func TestDirectoryNames(t *testing.T) {
 		got := wireAttr(0, &f, false).Paths
 		if len(got) != len(tc.want) || len(got) > 0 && string(got[0]) != tc.want[0] {
 			t.Errorf("%s: named %q, want %q", name, got, tc.want)
+		}
+	}
+}
+
+// TestDirectoryTime: when a directory was changed last tells it from one that it is a copy of.
+func TestDirectoryTime(t *testing.T) {
+	for _, mode := range []uint16{pagecache.ModeDir, pagecache.ModeRegular} {
+		f := salvage.File{Mode: mode, Ctime: time.Unix(7, 8), Metadata: &salvage.Metadata{}}
+		if got := wireAttr(0, &f, false).Ctime; (got == wire.Time{Sec: 7, Nsec: 8}) != (mode == pagecache.ModeDir) {
+			t.Errorf("mode %o: %+v", mode, got)
 		}
 	}
 }
