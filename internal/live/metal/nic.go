@@ -42,10 +42,26 @@ func NICOf(name string) (n wire.NIC, err error) {
 		return n, fmt.Errorf("list routes of %s: %w", name, err)
 	}
 	left = append(left, carryRoutes(&n, l.Attrs().Index, routes)...)
+	links, err := netlink.LinkList()
+	if err != nil {
+		return n, fmt.Errorf("list interfaces: %w", err)
+	}
+	left = append(left, onTop(l.Attrs().Index, links)...)
 	if len(left) > 0 {
 		return n, fmt.Errorf("interface %s has what an understudy would not give it: %s; take it away, or give a role that does without (--role)", name, strings.Join(left, ", "))
 	}
 	return n, nil
+}
+
+// onTop names the interfaces that are made of one, such as those of VLANs, with what they have. What has its other end in
+// another network namespace, as a container's, has that one's number.
+func onTop(index int, all []netlink.Link) (left []string) {
+	for _, l := range all {
+		if a := l.Attrs(); a.ParentIndex == index && a.NetNsID < 0 {
+			left = append(left, fmt.Sprintf("interface %s (%s)", a.Name, l.Type()))
+		}
+	}
+	return left
 }
 
 // carryAddresses takes those of an interface over, one of each family, and names the others. IPv6

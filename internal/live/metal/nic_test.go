@@ -86,6 +86,23 @@ func TestReaddressed(t *testing.T) {
 	}
 }
 
+// TestOnTop: what hangs on an interface is not left out in silence.
+func TestOnTop(t *testing.T) {
+	of := func(name string, index, parent int) netlink.LinkAttrs {
+		return netlink.LinkAttrs{Name: name, Index: index, ParentIndex: parent, NetNsID: -1}
+	}
+	all := []netlink.Link{
+		&netlink.Device{LinkAttrs: of("eth0", 2, 0)}, &netlink.Device{LinkAttrs: of("eth1", 3, 0)},
+		&netlink.Vlan{LinkAttrs: of("eth0.10", 4, 2)}, &netlink.Vlan{LinkAttrs: of("eth1.10", 5, 3)}, &netlink.Dummy{LinkAttrs: of("dummy0", 6, 0)},
+	}
+	container := netlink.Veth{LinkAttrs: of("veth1", 7, 2)}
+	container.NetNsID = 0
+	all = append(all, &container)
+	if got := onTop(2, all); !slices.Equal(got, []string{"interface eth0.10 (vlan)"}) {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestCarryRoutes(t *testing.T) {
 	const link = 2
 	type change = func(*netlink.Route)
