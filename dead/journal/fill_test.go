@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"os"
@@ -283,4 +284,41 @@ func TestFilledBare(t *testing.T) {
 // inMemory is a block of 4 KiB of metadata.
 func inMemory(home addr.Block, at addr.Phys) block {
 	return block{disk: int64(home) * 4096, phys: at, len: 4096, used: 4096}
+}
+
+// TestTreeUnordered: of a file whose blocks of pointers never came to a disk without a journal, the mapping is what is written now.
+func TestTreeUnordered(t *testing.T) {
+	if _, err := exec.LookPath("mke2fs"); err != nil {
+		t.Skipf("%v; run scripts/setup.sh", err)
+	}
+	from, path := t.TempDir(), filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(filepath.Join(from, "file"), bytes.Repeat([]byte("x"), 20*1024), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mke2fs", "-q", "-t", "ext2", "-b", "1024", "-d", from, path, "4M").CombinedOutput(); err != nil {
+		t.Fatalf("mke2fs: %v: %s", err, out)
+	}
+	image, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs, err := ext4.Open(bytes.NewReader(image))
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, err := fs.Inode(12)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pointers := addr.Block(binary.LittleEndian.Uint32(i.Block[48:]))
+	before := bytes.Clone(image)
+	copy(before[int(pointers)*1024:][:1024], bytes.Repeat([]byte{0xa6}, 1024))
+	changed := map[addr.Block][]byte{pointers: image[int(pointers)*1024:][:1024]}
+	found, err := treesOn(bytes.NewReader(before), changed)(12)
+	if err != nil || len(found.Old) != 0 || !found.Touched || found.Blocks != 21 {
+		t.Errorf("%+v, %v", found, err)
+	}
+	if found, err := treesOn(bytes.NewReader(before), nil)(12); err == nil {
+		t.Errorf("without the block: %+v", found)
+	}
 }

@@ -165,7 +165,7 @@ type inlineCheck struct {
 }
 
 func (m *inlineCheck) check(i *pagecache.Inode) error {
-	group, block, _, err := m.after.Super.InodeLocation(i.Ino)
+	group, block, offset, err := m.after.Super.InodeLocation(i.Ino)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrInline, err)
 	}
@@ -177,6 +177,10 @@ func (m *inlineCheck) check(i *pagecache.Inode) error {
 		return nil
 	}
 	now, err := m.after.Inode(i.Ino)
+	torn := errors.Is(err, ext4.ErrChecksum) && !i.New
+	if torn {
+		now, err = m.torn(i.Ino, g.InodeTable+addr.Block(block), offset)
+	}
 	if i.New {
 		// Nothing of it has a name yet. But of a directory without a size e2fsck makes
 		// one of its parent's links too many (seen in 1.47.0), unless it is free.
@@ -189,10 +193,36 @@ func (m *inlineCheck) check(i *pagecache.Inode) error {
 		return fmt.Errorf("%w: %w", ErrInline, err)
 	}
 	switch {
+	case torn && now.Flags&ext4.InodeInlineData != 0:
+		return m.half(i)
 	case now.IsDir() && now.Flags&ext4.InodeInlineData == 0 && now.Size > 0:
 		return m.directory(now)
 	case mayHaveMoved(&m.after.Super, now):
 		return m.short(i, now)
+	}
+	return nil
+}
+
+// torn is an inode that was being written, as it is with the checksum that is its own then. One that memory has otherwise is
+// damaged, and refused before (audit.Memory, Plausible).
+func (m *inlineCheck) torn(n addr.Ino, table addr.Block, offset int) (*ext4.Inode, error) {
+	b, err := m.after.Block(table)
+	if err != nil {
+		return nil, err
+	}
+	raw := b[offset:][:m.after.Super.InodeSize]
+	m.after.Super.SealInode(n, raw)
+	return m.after.Super.ParseInode(n, raw)
+}
+
+// half is for a file whose inline data, or what is beside it in its inode, was being changed.
+func (m *inlineCheck) half(i *pagecache.Inode) error {
+	switch {
+	case i.Regular() && m.unsaved(i):
+	case i.Regular() && m.held(i):
+		m.rewrite(i)
+	default:
+		return fmt.Errorf("%w: its inode was being written", ErrInline)
 	}
 	return nil
 }
@@ -290,7 +320,12 @@ func (f *finisher) rewriteAgain() error {
 			continue
 		}
 		now, err := c.fs.Inode(i.Ino)
-		if err != nil || now.Generation != i.Generation || !mayHaveMoved(&c.fs.Super, now) || !f.filled(i) {
+		half := err == nil && now.Flags&ext4.InodeInlineData != 0 && i.Regular() && f.cache.MayBeTorn(i)
+		if err != nil || now.Generation != i.Generation || !half && !mayHaveMoved(&c.fs.Super, now) || !f.filled(i) {
+			continue
+		}
+		if half {
+			f.rewrite(i)
 			continue
 		}
 		if run, err := c.fs.Map(now, 0); err != nil || run.Unwritten || i.Writing {

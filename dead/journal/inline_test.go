@@ -110,6 +110,11 @@ func TestOutgrown(t *testing.T) {
 		{name: "directory that is made", ino: inlinedDir, fresh: true},
 		{name: "file being made", commands: grown(inlinedFile, 0), ino: inlinedFile, fresh: true},
 		{name: "inode with another checksum", commands: []string{fmt.Sprintf("sif <%d> checksum 1", inlinedFile)}, ino: inlinedFile, lost: true},
+		{name: "inode being written, with a page", commands: []string{fmt.Sprintf("sif <%d> checksum 1", inlinedFile)}, ino: inlinedFile, held: true, anew: true},
+		{name: "inode being written, whose page will be written", commands: []string{fmt.Sprintf("sif <%d> checksum 1", inlinedFile)}, ino: inlinedFile, held: true, unsaved: true},
+		{name: "directory being written", commands: []string{fmt.Sprintf("sif <%d> checksum 1", inlinedDir)}, ino: inlinedDir, held: true, lost: true},
+		{name: "inode being written, which never had inline data", commands: append(grown(inlinedFile, fresh), fmt.Sprintf("sif <%d> checksum 1", inlinedFile)), ino: inlinedFile, before: grown(inlinedFile, fresh)},
+		{name: "inode being written, whose block is not", commands: append(grown(inlinedFile, fresh), fmt.Sprintf("sif <%d> checksum 1", inlinedFile)), ino: inlinedFile, lost: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			anew, freed := 0, 0
@@ -120,7 +125,10 @@ func TestOutgrown(t *testing.T) {
 				rewrite: func(*pagecache.Inode) { anew++ },
 				free:    func(*pagecache.Inode) error { freed++; return nil },
 			}
-			i := &pagecache.Inode{Ino: tc.ino, Writing: tc.writing, New: tc.fresh}
+			i := &pagecache.Inode{Ino: tc.ino, Mode: 0o100644, Writing: tc.writing, New: tc.fresh}
+			if tc.ino == inlinedDir {
+				i.Mode = 0o40755
+			}
 			if now, err := m.after.Inode(tc.ino); err == nil {
 				i.Generation = now.Generation
 			}

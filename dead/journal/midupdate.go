@@ -41,7 +41,8 @@ type trees func(addr.Ino) (*audit.Trees, error)
 
 var errTorn = errors.New("a node of its extent tree has a wrong checksum: it was being written")
 
-// treesOn are those of a disk to which blocks are written.
+// treesOn are those of a disk without a journal, to which blocks are written. Nothing orders what a kernel writes there:
+// where the disk by itself contradicts itself, the file counts as one that had nothing before.
 func treesOn(disk io.ReaderAt, changed map[addr.Block][]byte) trees {
 	open := sync.OnceValues(func() (*audit.Mapper, error) { return audit.NewMapper(disk, changed) })
 	return func(n addr.Ino) (*audit.Trees, error) {
@@ -50,11 +51,32 @@ func treesOn(disk io.ReaderAt, changed map[addr.Block][]byte) trees {
 			return nil, err
 		}
 		found, err := files.Tree(n)
+		if err != nil {
+			found, err = treeWith(disk, changed, n)
+		}
 		if err == nil && len(found.Torn) > 0 {
 			return nil, errTorn
 		}
 		return found, err
 	}
+}
+
+// treeWith is the block mapping of a file with a change, and none without it.
+func treeWith(disk io.ReaderAt, changed map[addr.Block][]byte, n addr.Ino) (*audit.Trees, error) {
+	with, err := (&change{before: disk, blocks: changed}).after()
+	if err != nil {
+		return nil, err
+	}
+	files, err := audit.NewMapper(with, nil)
+	if err != nil {
+		return nil, err
+	}
+	found, err := files.Tree(n)
+	if err != nil {
+		return nil, err
+	}
+	found.Old, found.Touched = nil, true
+	return found, nil
 }
 
 // midUpdate checks that no file loses data because its extent tree is mid-update. Such a

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"understudy.dev/understudy/internal/lab/fixture"
 )
 
 // Verdict is what came of a case.
@@ -165,7 +167,11 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 			return err
 		}
 		begin := time.Now()
-		report, err := o.Rescue(ctx, c.RAM, rescued)
+		kernel, err := fixture.Kernel(c.Kernel)
+		if err != nil {
+			return err
+		}
+		report, err := o.Rescue(ctx, kernel, c.RAM, rescued)
 		r.RescueMS = time.Since(begin).Milliseconds()
 		r.Rescue = &report
 		if err != nil {

@@ -89,8 +89,11 @@ func (r Result) String() string {
 		fmt.Fprintf(&b, ", %d nodes compared, pending %d (%d done, %d in part)", r.Tree.Nodes, r.Pending, r.Tree.Done, r.Tree.Partial)
 	}
 	fmt.Fprintf(&b, ", %d durable; without a rescue %d differ; %.0f s: %s", r.Plain.Durable, r.Undone, r.Seconds, r.Verdict)
+	if r.Verdict == Refused && r.Tree != nil {
+		fmt.Fprintf(&b, ", %d differences as without a rescue", r.Tree.Forgiven)
+	}
 	if r.Verdict == Refused {
-		fmt.Fprintf(&b, ", %d differences as without a rescue: %s", r.Tree.Forgiven, strings.TrimSpace(r.Rescue.Said))
+		fmt.Fprintf(&b, ": %s", strings.TrimSpace(r.Rescue.Said))
 	}
 	if r.Verdict.Good() {
 		return b.String()

@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// Rescue brings a disk to the state at the crash, from the memory of the kernel
-// that died. What it says is kept with the result.
-type Rescue func(ctx context.Context, ram, disk string) (RescueReport, error)
+// Rescue brings a disk to the state at the crash, from the memory of a kernel
+// that died, in a directory like those of fixture.Kernel. What it says is kept with the result.
+type Rescue func(ctx context.Context, kernel, ram, disk string) (RescueReport, error)
 
 // RescueReport is what a rescue came to.
 type RescueReport struct {
@@ -19,22 +19,31 @@ type RescueReport struct {
 	Said   string          `json:"said,omitempty"`   // on standard error
 }
 
-// Command is the rescue by a program: BINARY salvage apply RAM --disk DISK --json.
+// Command is the rescue by a program: BINARY salvage apply RAM --disk DISK --json. Where it says that its guest's
+// kernel is too old, it is done once more with the one that died.
 func Command(binary string) Rescue {
-	return func(ctx context.Context, ram, disk string) (RescueReport, error) {
-		cmd := exec.CommandContext(ctx, binary, "salvage", "apply", ram, "--disk", disk, "--json")
-		out, err := cmd.Output()
-		r := RescueReport{Report: without(out, "plan")}
-		exit, ended := errors.AsType[*exec.ExitError](err)
-		switch {
-		case err == nil:
-			return r, nil
-		case !ended || ctx.Err() != nil:
-			return r, err
+	return func(ctx context.Context, kernel, ram, disk string) (RescueReport, error) {
+		r, err := apply(ctx, binary, ram, "--disk", disk)
+		if err == nil && r.Exit == 1 && strings.Contains(r.Said, "--guest DIR") {
+			r, err = apply(ctx, binary, ram, "--disk", disk, "--guest", kernel)
 		}
-		r.Exit, r.Said = exit.ExitCode(), string(exit.Stderr)
-		return r, nil
+		return r, err
 	}
+}
+
+func apply(ctx context.Context, binary string, args ...string) (RescueReport, error) {
+	cmd := exec.CommandContext(ctx, binary, append([]string{"salvage", "apply", "--json"}, args...)...)
+	out, err := cmd.Output()
+	r := RescueReport{Report: without(out, "plan")}
+	exit, ended := errors.AsType[*exec.ExitError](err)
+	switch {
+	case err == nil:
+		return r, nil
+	case !ended || ctx.Err() != nil:
+		return r, err
+	}
+	r.Exit, r.Said = exit.ExitCode(), string(exit.Stderr)
+	return r, nil
 }
 
 // without is a JSON object less a field, or a string of what is none.

@@ -106,3 +106,54 @@ func TestDraftTooNew(t *testing.T) {
 		}
 	}
 }
+
+// TestValuesGo: of a deleted file that e2fsck clears, the values of its attributes that are inodes of their own go as well,
+// where e2fsck moves them to lost+found.
+func TestValuesGo(t *testing.T) {
+	if _, err := checker(); err != nil {
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	path, value := filepath.Join(dir, "disk"), filepath.Join(dir, "value")
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 16<<20), os.WriteFile(value, bytes.Repeat([]byte("large"), 2000), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mke2fs", "-qF", "-t", "ext4", "-b", "1024", "-O", "ea_inode", path).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	cmd := exec.Command("debugfs", "-w", "-f", "-", path)
+	cmd.Stdin = strings.NewReader("write " + value + " a\nwrite " + value + " b\nea_set -f " + value + " a user.l\nunlink a\nset_inode_field <12> links_count 0\nset_super_value last_orphan 12\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Draft{base: bytes.NewReader(before), dir: t.TempDir()}
+	defer d.Close()
+	found, err := d.Check(t.Context(), int64(len(before)), nil)
+	if errors.Is(err, ErrNoCheck) {
+		t.Skip(err) // no FUSE
+	}
+	if err != nil || found.Names() || !strings.Contains(found.Output, "Unattached inode 14") {
+		t.Fatalf("%+v, %v", found, err)
+	}
+	changed, err := d.Changed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for off, b := range changed {
+		copy(before[off:], b)
+	}
+	if err := os.WriteFile(path, before, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("e2fsck", "-fn", path).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	out, err := exec.Command("debugfs", "-R", "ls -p /lost+found", path).Output()
+	if err != nil || strings.Contains(string(out), "/14/0") {
+		t.Errorf("%s, %v", out, err)
+	}
+}

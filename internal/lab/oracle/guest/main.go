@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -107,7 +109,11 @@ func mount(m page.Mount) (string, error) {
 	if m.ReadOnly {
 		flags = unix.MS_RDONLY
 	}
-	if err := unix.Mount(device, root, m.Type, flags, m.Options); err != nil {
+	options := strings.Split(m.Options, ",")
+	if at := slices.Index(options, "strictatime"); at >= 0 { // of mount(8), and no file system's
+		options, flags = slices.Delete(options, at, at+1), flags|unix.MS_STRICTATIME
+	}
+	if err := unix.Mount(device, root, m.Type, flags, strings.Join(options, ",")); err != nil {
 		return "", fmt.Errorf("mount %s of type %s with %q: %w; the kernel said:\n%s", m.Disk, m.Type, m.Options, err, kernelLog())
 	}
 	return root, nil
