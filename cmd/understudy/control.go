@@ -531,15 +531,31 @@ func ask(ctx context.Context, name, verb string, in, out any) error {
 	if err != nil {
 		return err
 	}
-	conn, err := net.Dial("unix", socketOf(name))
+	path := socketOf(name)
+	conn, err := net.Dial("unix", path)
+	if nobody(err) {
+		return &notUp{name}
+	}
 	if err != nil {
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
-			return &notUp{name}
-		}
 		return fmt.Errorf("reach the supervisor of %s: %w", name, err)
 	}
 	c := wire.New(conn, wire.FromControl, nil)
 	defer c.Close()
 	go func() { _ = c.Serve(ctx) }() // what ends it fails the call
-	return c.Call(ctx, verb, in, out)
+	if err := c.Call(ctx, verb, in, out); err != nil {
+		again, gone := net.Dial("unix", path)
+		if nobody(gone) { // it has ended since: a socket that listens is closed before those that it accepted
+			return &notUp{name}
+		}
+		if gone == nil {
+			_ = again.Close()
+		}
+		return err
+	}
+	return nil
+}
+
+// nobody reports whether what a dial of a control socket failed with says that no supervisor has it.
+func nobody(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -32,6 +33,39 @@ func TestDownAnswersFirst(t *testing.T) {
 	case <-ended:
 	case <-time.After(10 * time.Second):
 		t.Error("it does not go down")
+	}
+}
+
+// TestAskEnds: a supervisor that ends while it is asked is one that is not there.
+func TestAskEnds(t *testing.T) {
+	t.Setenv("UNDERSTUDY_RUN", t.TempDir())
+	path := socketOf("test")
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, end := range map[string]func(net.Listener){
+		"before it takes the call": func(net.Listener) { time.Sleep(100 * time.Millisecond) },
+		"in the call": func(l net.Listener) {
+			if conn, err := l.Accept(); err == nil {
+				_ = l.Close() // as when a process is killed: its descriptors are closed in their order
+				_ = conn.Close()
+			}
+		},
+	} {
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.(*net.UnixListener).SetUnlinkOnClose(false)
+		go func() {
+			end(l)
+			_ = l.Close()
+		}()
+		var gone *notUp
+		if err := ask(t.Context(), "test", verbStatus, nil, nil); !errors.As(err, &gone) {
+			t.Errorf("%s: %v", name, err)
+		}
+		_ = os.Remove(path)
 	}
 }
 
