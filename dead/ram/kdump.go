@@ -20,11 +20,12 @@ const (
 	kdumpSubHeaderSize = 104
 	kdumpMaxVersion    = 6
 	// kdumpLargeBlock is the largest page that arm64 has, which QEMU takes for the kernel's
-	// (target/arm/arch_dump.c, cpu_get_dump_info). It does not name the architecture then
-	// (dump/dump.c, create_header64).
+	// (target/arm/arch_dump.c, cpu_get_dump_info).
 	kdumpLargeBlock  = 1 << 16
 	kdumpMiddleBlock = 1 << 14 // of makedumpfile, for a kernel with such pages
-	kdumpNoMachine   = "Unknown"
+	// kdumpNoMachine is what QEMU has of arm64, and since version 10 of every architecture (dump/dump.c,
+	// create_header64).
+	kdumpNoMachine = "Unknown"
 
 	// kdumpMaxPages bounds the bitmaps in memory to 512 MiB: 16 TiB.
 	kdumpMaxPages = 1 << 32
@@ -129,9 +130,7 @@ func readKdumpHeader(in input) (kdumpHeader, error) {
 	h.bitmapBlocks = le.Uint32(b[436:])
 	h.pages = uint64(le.Uint32(b[440:]))
 	machine, _, _ := strings.Cut(string(b[kdumpMachine:kdumpMachine+65]), "\x00")
-	switch {
-	case machine == kdumpNoMachine && h.block == kdumpLargeBlock:
-	case machine != "x86_64" && machine != "aarch64":
+	if machine != "x86_64" && machine != "aarch64" && machine != kdumpNoMachine {
 		return h, malformed(kdumpName, "it is of another architecture (%.65q): only x86_64 and aarch64 are supported", machine)
 	}
 	switch {

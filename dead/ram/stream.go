@@ -40,6 +40,7 @@ const (
 const (
 	streamReturnPath = 1
 	streamPing       = 2
+	streamSwitchover = 11 // since QEMU 10
 )
 
 // Flags of a record of RAM, in the low bits of its offset in a block (migration/ram.c,
@@ -128,10 +129,14 @@ func (c *capture) read() error {
 			continue
 		case streamCommand:
 			command, n := c.r.u16(), c.r.u16()
-			if c.r.err == nil && command != streamReturnPath && command != streamPing {
-				return malformed(streamName, "command %d is not understood", command)
+			switch command {
+			case streamReturnPath, streamPing, streamSwitchover:
+				c.r.skip(int64(n))
+			default:
+				if c.r.err == nil {
+					return malformed(streamName, "command %d is not understood", command)
+				}
 			}
-			c.r.skip(int64(n))
 			continue
 		case streamStart, streamFull, streamPart, streamEnd:
 		default:

@@ -65,6 +65,9 @@ func (s Stream) Write(f *os.File, pieces []Piece) error {
 	u64(0x10)
 	footer()
 	for round := range 2 {
+		if round == 1 {
+			out = append(out, 8, 0, 2, 0, 4, 0, 0, 0, 1, 8, 0, 11, 0, 0) // commands: a ping, and that the rest follows, of QEMU 10
+		}
 		out = append(out, byte(2+round)) // a part, the end
 		u32(7)
 		u64(0 | 8)
