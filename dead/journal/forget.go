@@ -34,7 +34,7 @@ func (f *finisher) punched(scan *jbd2.Scan) (out []addr.Block) {
 		return nil
 	}
 	for i, err := range f.cache.Inodes(f.super) {
-		if err != nil || i.Deleted() || i.Writing || !i.Regular() || i.Ino < firstInode {
+		if err != nil || i.Deleted() || !i.Regular() || i.Ino < firstInode {
 			continue
 		}
 		mapped, err := f.dev.Mapping(i)
