@@ -13,7 +13,8 @@ import (
 )
 
 // Descriptors returns changed blocks of group descriptors in which those that were being
-// changed have the checksums that are theirs (fs/ext4/super.c, ext4_group_desc_csum_set). Its
+// changed have the checksums that are theirs (fs/ext4/super.c, ext4_group_desc_csum_set), and those of their bitmaps, without which
+// e2fsck gives up where there are quotas (its quota.c reads them first; seen in 1.47.0). Its
 // arguments are those of Check.
 func Descriptors(old io.ReaderAt, changed map[addr.Block][]byte) (map[addr.Block][]byte, error) {
 	fs, err := ext4.Open(old)
@@ -22,7 +23,15 @@ func Descriptors(old io.ReaderAt, changed map[addr.Block][]byte) (map[addr.Block
 	}
 	m := &mender{super: fs.Super, old: old, over: maps.Clone(changed), out: &Mended{Blocks: make(map[addr.Block][]byte)}}
 	m.checker = newChecker(m.super, old, m.over)
-	if err := m.mendDescriptors(); err != nil {
+	err = m.mendDescriptors()
+	if err == nil {
+		m.classify(m.over)
+		err = m.failed
+	}
+	if err == nil {
+		err = m.mendBitmapSums()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("look for torn group descriptors: %w", err)
 	}
 	return m.out.Blocks, nil

@@ -237,6 +237,18 @@ var craftedLogs = []crafted{
 		blocks[3][100]++
 		c.write(t, c.next.Block, blocks)
 	}},
+	{name: "the last before its blocks, which have checksums", kind: "v3-async", transactions: 2, partial: true, looser: true, craft: func(t testing.TB, c *crafter) {
+		blocks := c.encode(c.transaction(5, 0), newer)
+		blocks[3][100]++
+		c.write(t, c.next.Block, blocks)
+	}},
+	{name: "another after one before its blocks, which have checksums", kind: "v3-async", fails: "wrong checksum of block", craft: func(t testing.TB, c *crafter) {
+		blocks := c.encode(c.transaction(5, 0), newer)
+		blocks[3][100]++
+		c.write(t, c.next.Block, blocks)
+		c.next.Block, c.next.Sequence = wrap(c.l, c.next.Block, len(blocks)), c.next.Sequence+1
+		c.write(t, c.next.Block, c.encode(c.transaction(5, 0), newer))
+	}},
 	{name: "another after one before its blocks", kind: "v1-async", fails: "not whole", craft: func(t testing.TB, c *crafter) {
 		blocks := c.encode(c.transaction(5, 0), newer)
 		blocks[3][100]++

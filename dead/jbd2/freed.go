@@ -48,6 +48,15 @@ func (l *Log) ForgetFreed(s *Scan) error {
 	return nil
 }
 
+// Forget has a replay leave out all that a scan of this log has of some blocks, which their homes have as it must be. It comes after
+// ForgetFreed.
+func (l *Log) Forget(s *Scan, blocks []addr.Block) {
+	for _, b := range blocks {
+		l.freed[b] = s.Next - 1
+	}
+	s.freed = l.freed
+}
+
 // bitmaps are the bitmaps of blocks of those groups that have something in the log, with the
 // number of the group. One whose descriptor is not readable as the disk is says nothing.
 func (l *Log) bitmaps(s *Scan) (map[addr.Block]uint32, error) {

@@ -2,6 +2,7 @@ package jbd2
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"understudy.dev/understudy/dead/addr"
@@ -68,7 +69,7 @@ func (e *CorruptError) Error() string {
 
 // Scan reads the log as a recovery does (fs/jbd2/recovery.c, do_one_pass), and
 // verifies everything that one would replay. Where a recovery fails the error is
-// a *CorruptError, but if all that it fails for is superseded (LoggedBlock.Damaged).
+// a *CorruptError, but if all that it fails for is superseded (LoggedBlock.Damaged), or was not committed yet (dropTorn).
 func (l *Log) Scan() (*Scan, error) {
 	s := &l.Super
 	if s.Empty() {
@@ -257,6 +258,9 @@ func (l *Log) verify(scan *Scan) error {
 		if err := l.markDamaged(scan); err != nil {
 			return err
 		}
+		if l.Super.Async {
+			scan.dropTorn()
+		}
 	}
 	limit, err := l.limit(scan)
 	if err != nil {
@@ -294,6 +298,18 @@ func (l *Log) markDamaged(scan *Scan) error {
 		}
 	}
 	return nil
+}
+
+// dropTorn takes the last transaction for one whose commit block is not there, if one of its blocks is not whole: with
+// JBD2_FEATURE_INCOMPAT_ASYNC_COMMIT the one does not wait for the others, and nobody was told of it before all of them were there. A
+// kernel fails for it.
+func (s *Scan) dropTorn() {
+	last := len(s.Transactions) - 1
+	if last < 0 || !slices.ContainsFunc(s.Transactions[last].Blocks, func(b LoggedBlock) bool { return b.Damaged }) {
+		return
+	}
+	s.Next, s.End, s.Partial = s.Transactions[last].Sequence, s.Transactions[last].Start, true
+	s.Transactions = s.Transactions[:last]
 }
 
 // limit returns how many blocks the file system has, which may have grown in the

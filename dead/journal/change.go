@@ -26,7 +26,7 @@ type change struct {
 // change is a transaction on the disk as it is before anything is written to it.
 func (f *finisher) change(t *jbd2.Transaction) (*change, error) {
 	if f.recovered == nil {
-		fs, disk, err := recoverOn(f.disk)
+		fs, disk, err := recoverOn(f.disk, f.forget)
 		if err != nil {
 			return nil, err
 		}
@@ -39,15 +39,16 @@ func (f *finisher) change(t *jbd2.Transaction) (*change, error) {
 	return &c, err
 }
 
-// recoverOn is a disk as a recovery of its log leaves it, but for fast commits, and the file system on it. Nothing is written.
-func recoverOn(disk jbd2.Disk) (*ext4.FS, io.ReaderAt, error) {
+// recoverOn is a disk as a recovery of its log leaves it, but for fast commits and what is to be forgotten, and the file system on it.
+// Nothing is written.
+func recoverOn(disk jbd2.Disk, forget func(*jbd2.Log, *jbd2.Scan) error) (*ext4.FS, io.ReaderAt, error) {
 	log, err := jbd2.Open(disk)
 	if err != nil {
 		return nil, nil, err
 	}
 	scan, err := log.Scan()
 	if err == nil {
-		err = log.ForgetFreed(scan)
+		err = forget(log, scan)
 	}
 	if err != nil {
 		return nil, nil, err

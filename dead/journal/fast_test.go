@@ -68,7 +68,7 @@ func TestFastCommits(t *testing.T) {
 	if scan.Next != 7 || scan.Fast.Tags == 0 {
 		t.Fatalf("%+v", scan)
 	}
-	_, before, err := recoverOn(disk)
+	_, before, err := recoverOn(disk, (*jbd2.Log).ForgetFreed)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -118,13 +118,15 @@ func hasInlineData(fs *ext4.FS) bool { return fs.Super.Incompat&ext4.IncompatInl
 // from it after the mount: whoever writes to inline data does so through that page, and who moves
 // it to a block has the page before the inode loses it (fs/ext4/inline.c, ext4_write_inline_data_end,
 // ext4_convert_inline_data_to_extent; fs/ext4/inode.c, ext4_page_mkwrite). Of others it rather
-// refuses one that may as well be as it should: a short file all of whose content is a hole, say.
+// refuses one that may as well be as it should; but for a short file all of whose content is a hole, if nobody
+// held a lock of it: who moves inline data holds xattr_sem until it is in its block, or in its page (ext4_convert_inline_data).
 func (f *finisher) checkInline(c *change) error {
 	after := jbd2.NewRecording(c.before)
 	m := inlineCheck{
 		before: c.fs, after: c.fs.On(after), logged: c.blocks,
 		unsaved: func(i *pagecache.Inode) bool { return starts(f.cache.Unsaved(f.super, i)) },
 		held:    f.filled,
+		busy:    f.cache.MayBeTorn,
 		rewrite: f.rewrite,
 		free:    func(i *pagecache.Inode) error { return c.free(i.Ino) },
 	}
@@ -160,6 +162,7 @@ type inlineCheck struct {
 	// unsaved and held say whether memory has the beginning of a file: to be written,
 	// or at all.
 	unsaved, held func(*pagecache.Inode) bool
+	busy          func(*pagecache.Inode) bool  // whether somebody may have been changing it
 	rewrite       func(*pagecache.Inode)       // has the beginning of a file that memory holds written after the mount
 	free          func(*pagecache.Inode) error // frees an inode
 }
@@ -286,7 +289,7 @@ func (m *inlineCheck) short(i *pagecache.Inode, now *ext4.Inode) error {
 		}
 	case placed:
 		return fmt.Errorf("%w: its block may not have been written", ErrInline)
-	default:
+	case m.busy(i):
 		return fmt.Errorf("%w: it has no block", ErrInline)
 	}
 	return nil

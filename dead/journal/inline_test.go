@@ -83,6 +83,7 @@ func TestOutgrown(t *testing.T) {
 		logged   addr.Block // besides the inode's
 		unsaved  bool
 		held     bool
+		idle     bool // nobody held a lock of it
 		writing  bool
 		fresh    bool // it is being made
 		lost     bool
@@ -94,6 +95,8 @@ func TestOutgrown(t *testing.T) {
 		{name: "directory whose block is not written", commands: grown(inlinedDir, fresh), ino: inlinedDir, logged: fresh, lost: true},
 		{name: "file in its inode", ino: inlinedFile},
 		{name: "file in neither place", commands: grown(inlinedFile, 0), ino: inlinedFile, lost: true},
+		{name: "file that is a hole, which nobody was changing", commands: grown(inlinedFile, 0), ino: inlinedFile, idle: true},
+		{name: "file whose block is not written, which nobody was changing", commands: grown(inlinedFile, fresh), ino: inlinedFile, idle: true, lost: true},
 		{name: "file whose page will be written", commands: grown(inlinedFile, 0), ino: inlinedFile, unsaved: true},
 		{name: "file whose page is clean and has no block", commands: grown(inlinedFile, 0), ino: inlinedFile, held: true, anew: true},
 		{name: "file whose block is not written", commands: grown(inlinedFile, fresh), ino: inlinedFile, lost: true},
@@ -122,6 +125,7 @@ func TestOutgrown(t *testing.T) {
 				before: inlineImage(t, tc.before...), after: inlineImage(t, tc.commands...), logged: map[addr.Block][]byte{tc.logged: nil},
 				unsaved: func(*pagecache.Inode) bool { return tc.unsaved },
 				held:    func(*pagecache.Inode) bool { return tc.held },
+				busy:    func(*pagecache.Inode) bool { return !tc.idle },
 				rewrite: func(*pagecache.Inode) { anew++ },
 				free:    func(*pagecache.Inode) error { freed++; return nil },
 			}

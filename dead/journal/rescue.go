@@ -272,7 +272,7 @@ func (f *finisher) journal() error {
 		if scan, err = log.Scan(); err != nil {
 			return err
 		}
-		if err = log.ForgetFreed(scan); err != nil {
+		if err = f.forget(log, scan); err != nil {
 			return err
 		}
 		t, at, err = f.transaction(log, scan)

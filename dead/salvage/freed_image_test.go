@@ -13,7 +13,8 @@ import (
 
 // TestFreedInLog: with data=journal, the log has the content of a file that was deleted, and no
 // record that revokes it. Its blocks are another file's by now, and were zeroed on the disk itself:
-// a replay by the kernel puts the old content there.
+// a replay by the kernel puts the old content there. With bigalloc the same happens to blocks that a
+// file gives up and gets back, in a cluster that it kept.
 func TestFreedInLog(t *testing.T) {
 	tier.Guest(t)
 	for _, tool := range []string{"mke2fs", "debugfs"} {
@@ -21,16 +22,34 @@ func TestFreedInLog(t *testing.T) {
 			tier.Lacks(t, err)
 		}
 	}
+	t.Run("deleted", func(t *testing.T) {
+		// So little is left that whoever comes next gets the blocks of the file before.
+		freedInLog(t, 10<<20, 0, `
+head -c 16777216 /dev/zero | tr '\0' A >/mnt/old 2>/dev/null || true; sync
+rm /mnt/old; sync
+`)
+	})
+	t.Run("cut", func(t *testing.T) {
+		freedInLog(t, 1<<20, 4096, `
+head -c 28672 /dev/zero | tr '\0' A >/mnt/new; sync
+truncate -s 4096 /mnt/new; sync
+`, "-O", "bigalloc", "-C", "65536")
+	})
+}
+
+// freedInLog has a file system made with other content of so many bytes, by more options, and a file that has so many bytes of A, and then
+// zeros, once a script has run.
+func freedInLog(t *testing.T, filler, kept int, script string, options ...string) {
 	dir := t.TempDir()
 	from, path := filepath.Join(dir, "files"), filepath.Join(dir, "disk")
 	if err := os.Mkdir(from, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// So little is left that whoever comes next gets the blocks of the file before.
-	if err := os.WriteFile(filepath.Join(from, "filler"), bytes.Repeat([]byte{'F'}, 10<<20), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(from, "filler"), bytes.Repeat([]byte{'F'}, filler), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("mke2fs", "-qF", "-t", "ext4", "-b", "4096", "-J", "size=4", "-m", "0", "-d", from, path, "16M").CombinedOutput(); err != nil {
+	args := append([]string{"-qF", "-t", "ext4", "-b", "4096", "-J", "size=4", "-m", "0", "-d", from}, options...)
+	if out, err := exec.Command("mke2fs", append(args, path, "16M")...).CombinedOutput(); err != nil {
 		t.Fatalf("mke2fs: %v: %s", err, out)
 	}
 	s := scene.Play(t, scene.Spec{
@@ -38,8 +57,7 @@ func TestFreedInLog(t *testing.T) {
 		QEMU:    []string{"-drive", "if=none,id=d,format=raw,cache=unsafe,file=" + path, "-device", "virtio-blk-pci,drive=d,serial=d"},
 		Script: `
 mount -t ext4 -o noinit_itable,data=journal,commit=600 /dev/vda /mnt
-head -c 16777216 /dev/zero | tr '\0' A >/mnt/old 2>/dev/null || true; sync
-rm /mnt/old; sync
+` + script + `
 fallocate -l 28672 /mnt/new; sync
 printf x | dd of=/mnt/new bs=1 seek=12288 conv=notrunc 2>/dev/null
 crash
@@ -50,9 +68,9 @@ crash
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := make([]byte, 28672)
+	want := append(bytes.Repeat([]byte{'A'}, kept), make([]byte, 28672-kept)...)
 	want[12288] = 'x'
 	if !bytes.Equal(got, want) {
-		t.Errorf("%d bytes, of which %d are the deleted file's", len(got), bytes.Count(got, []byte{'A'}))
+		t.Errorf("%d bytes, of which %d are A, instead of %d", len(got), bytes.Count(got, []byte{'A'}), kept)
 	}
 }

@@ -112,7 +112,9 @@ var Rare = []Config{
 	{Name: "inode-128", Type: "ext4", Mkfs: mkfs("-I", "128"), Features: script.Features{Extents: true, ZeroRange: true, Seconds: true}},
 	{Name: "inode-512", Type: "ext4", Mkfs: mkfs("-I", "512"), Features: extents},
 	{Name: "inode-1024", Type: "ext4", Mkfs: on1k("-I", "1024"), Features: extents},
-	{Name: "inline-1024", Type: "ext4", Mkfs: mkfs("-I", "1024", "-O", "inline_data"), Features: script.Features{Extents: true, ZeroRange: true, Inline: true}},
+	// Nothing is allocated ahead there, since ext4 itself loses what a file had in its inode then: it goes to a block by way of the
+	// journal, and the next write to that block fills its page from the disk, which has not got it yet (seen in 6.12, without any crash).
+	{Name: "inline-1024", Type: "ext4", Mkfs: mkfs("-I", "1024", "-O", "inline_data"), Features: script.Features{Inline: true}},
 	{Name: "large_dir", Type: "ext4", Mkfs: on1k("-O", "large_dir"), Features: extents},
 	{Name: "ea_inode", Type: "ext4", Mkfs: mkfs("-O", "ea_inode"), Features: script.Features{Extents: true, ZeroRange: true, LargeXattrs: true}},
 	// The flag is the top directory's: all that are made below it inherit it.

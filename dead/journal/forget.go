@@ -1,0 +1,70 @@
+package journal
+
+import (
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/jbd2"
+	"understudy.dev/understudy/dead/pagecache"
+)
+
+// forget has a replay leave out what is in the log of blocks that were freed later.
+func (f *finisher) forget(log *jbd2.Log, scan *jbd2.Scan) error {
+	err := log.ForgetFreed(scan)
+	if s := &log.FS.Super; err == nil && s.ClusterSize > s.BlockSize {
+		log.Forget(scan, f.punched(scan))
+	}
+	return err
+}
+
+// punched returns blocks of files that the log has something of, and that were freed since and given back while no bitmap said so:
+// with bigalloc a cluster stays in use for as long as the file has any block in it. As long as content of a file is in the
+// log only (data=journal), the buffer of it, in the page of its file, belongs to the journal (fs/jbd2/checkpoint.c,
+// jbd2_journal_try_remove_checkpoint): of any other block that the file has, the home is what the kernel would have read. What memory
+// does not tell is left as it is.
+func (f *finisher) punched(scan *jbd2.Scan) (out []addr.Block) {
+	size := int64(f.super.BlockSize)
+	var logged []addr.Block // of which the device's own cache has nothing: they are no metadata
+	for _, b := range scan.Newest() {
+		if !f.dev.Caches(b.Home, int(size)) {
+			logged = append(logged, b.Home)
+		}
+	}
+	if len(logged) == 0 {
+		return nil
+	}
+	for i, err := range f.cache.Inodes(f.super) {
+		if err != nil || i.Deleted() || !i.Regular() || i.Ino < firstInode {
+			continue
+		}
+		mapped, err := f.dev.Mapping(i)
+		if err != nil {
+			continue
+		}
+		has := mappedOf(logged, mapped, size)
+		if len(has) == 0 {
+			continue
+		}
+		journaled, err := f.dev.Journaled(i)
+		if err != nil {
+			continue
+		}
+		slices.Sort(journaled)
+		out = append(out, slices.DeleteFunc(has, func(b addr.Block) bool {
+			_, there := slices.BinarySearch(journaled, b)
+			return there
+		})...)
+	}
+	return out
+}
+
+// mappedOf returns those of ascending blocks that a file has.
+func mappedOf(blocks []addr.Block, mapped []pagecache.Mapped, size int64) (out []addr.Block) {
+	for _, m := range mapped {
+		n, _ := slices.BinarySearch(blocks, addr.Block(m.Disk/size))
+		for ; n < len(blocks) && int64(blocks[n])*size < m.Disk+m.Len(); n++ {
+			out = append(out, blocks[n])
+		}
+	}
+	return out
+}
