@@ -55,13 +55,15 @@ With the user space of other distributions in a directory of its own (mmdebstrap
 | user space | QEMU | e2fsprogs | needed devices | user of QEMU | salvage apply without a guest, to ext4 and, checked, to ext2 | pairs |
 |---|---|---|---|---|---|---|
 | Debian 11 | 5.2 | | no pvpanic-pci: refused | -runas | | |
-| Ubuntu 22.04 | 6.2 | 1.46.5 | all | -runas | done | not tried |
-| Ubuntu 24.04 | 8.2 | 1.47.0 | all | -runas | done | not tried |
-| Debian 13 | 10.0 | 1.47.2 | all | -run-with | done | not tried |
-| Debian sid | 11.1 | 1.47.4 | all | -run-with | done | not tried |
+| Ubuntu 22.04 | 6.2 | 1.46.5 | all | -runas | done | demo, TestUpCrashDown |
+| Ubuntu 24.04 | 8.2 | 1.47.0 | all | -runas | done | demo, TestUpCrashDown |
+| Debian 13 | 10.0 | 1.47.2 | all | -run-with | done | demo, TestUpCrashDown |
+| Debian sid | 11.1 | 1.47.4 | all | -run-with | done | demo |
 
 "Done" is that apply said so, of all files that it had planned; what a mounted disk has afterwards was not compared there. On Debian 13
 scripts/setup.sh was gone through, and on it and sid TestRehearsalIsAlike, since their mkfs make other file systems by themselves.
+With each QEMU but 5.2 TestSameFromEveryFormat/qemu: ELF core, kdump-compressed file (zlib) and migration stream; with 10.0 and 11.1 also
+TestAdopt/memfd and /private (--pid).
 
 - RHEL's qemu-kvm, and that of what is made of RHEL, is built without ivshmem-plain and pvpanic-pci, by its published configuration:
   pairs do not run on it, nor guests of salvage apply. Memory of a machine that runs on it (--pid, --libvirt) and its dumps are read; that was not tried.
