@@ -35,8 +35,8 @@ func (f *finisher) fill(c *change) error {
 
 // fillBare is fill for a file system without a journal. What it fills is written with the rest; a file of which
 // memory does not tell is in the report.
-func (f *finisher) fillBare(c *change) {
-	metadata, where := len(c.txn.Blocks), treesOn(c.before, c.blocks)
+func (f *finisher) fillBare(c *change, where trees) {
+	metadata := len(c.txn.Blocks)
 	for i := range f.written() {
 		if err := f.fillFile(c, where, i); err != nil {
 			m := f.afterMount(i)

@@ -246,13 +246,15 @@ func (f *finisher) plain() error {
 	f.report.Check = "it has no journal"
 	err := f.step("audit", func() error {
 		c, err := f.bare()
-		if err == nil {
-			err = f.midUpdate(treesOn(c.before, c.blocks), false)
+		if err != nil {
+			return err
 		}
-		if err == nil {
-			f.fillBare(c)
+		where := treesOn(c.before, c.blocks)
+		if err := f.midUpdate(where, false); err != nil {
+			return err
 		}
-		return err
+		f.fillBare(c, where)
+		return nil
 	})
 	if err != nil {
 		return err

@@ -21,7 +21,7 @@ import (
 // Inspect looks at the disks of a pair that is not up as Start would, and lets them go
 // again, and at the room for a run directory, dir. log is told what is not wrong, but worth knowing.
 func Inspect(p *pair.Pair, dir string, log io.Writer) error {
-	s := &Supervisor{Pair: p, options: Options{Dir: dir, Log: log}, holds: make(map[string]*fence.Hold), roots: make(map[string]*fence.Hold)}
+	s := newSupervisor(p, Options{Dir: dir, Log: log}, nil)
 	err := s.checkRoom(s.memory() - min(s.memory(), usedIn(dir)))
 	if err == nil {
 		err = s.hold(fence.Keep)

@@ -89,7 +89,7 @@ func (d *RunDir) endGuests(path string) error {
 // Reconnect takes charge of a pair whose supervisor has ended, and whose guests go on. Watch
 // tells what has become of them since. On an error they are as they were.
 func Reconnect(ctx context.Context, d *RunDir, o Options) (*Supervisor, error) {
-	s := &Supervisor{Pair: &pair.Pair{}, options: o, dir: d, holds: make(map[string]*fence.Hold), roots: make(map[string]*fence.Hold), lost: make(map[string]string), hurry: make(chan struct{}, 1)}
+	s := newSupervisor(&pair.Pair{}, o, d)
 	s.options.Dir, s.options.Outlive = d.Path, true // as they do
 	if err := s.reconnect(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("take charge of the pair again: %w", err), s.Leave())

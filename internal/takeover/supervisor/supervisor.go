@@ -102,6 +102,15 @@ func (s *Supervisor) roles() (active, understudy *side) {
 	return s.active, s.understudy
 }
 
+// newSupervisor is one that holds nothing yet.
+func newSupervisor(p *pair.Pair, o Options, dir *RunDir) *Supervisor {
+	return &Supervisor{
+		Pair: p, options: o, dir: dir,
+		holds: make(map[string]*fence.Hold), roots: make(map[string]*fence.Hold), lost: make(map[string]string),
+		hurry: make(chan struct{}, 1),
+	}
+}
+
 // Start boots the pair and returns when it is protected: the active side
 // serves, the understudy is idle, the active kernel is found in its memory.
 // On an error nothing is left behind.
@@ -110,7 +119,7 @@ func Start(ctx context.Context, p *pair.Pair, o Options) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Supervisor{Pair: p, options: o, dir: dir, holds: make(map[string]*fence.Hold), roots: make(map[string]*fence.Hold), lost: make(map[string]string), hurry: make(chan struct{}, 1)}
+	s := newSupervisor(p, o, dir)
 	if err := s.start(ctx); err != nil {
 		return nil, errors.Join(err, s.undo())
 	}
