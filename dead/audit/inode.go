@@ -53,6 +53,7 @@ func (c *checker) touch(n addr.Ino) error {
 		i.old = &i.states[0]
 		i.old.Inode, i.old.raw = &i.parsed[0], raw
 	}
+	before := raw
 	if raw, allocated, err = c.new.inode(n); err != nil {
 		return err
 	}
@@ -63,6 +64,9 @@ func (c *checker) touch(n addr.Ino) error {
 		if allocated {
 			i.new = &i.states[1]
 			i.new.Inode, i.new.raw = &i.parsed[1], raw
+			if err := c.checkReused(i, before); err != nil {
+				return err
+			}
 		} else if err := c.checkFreed(&i.parsed[1]); err != nil {
 			return err
 		}
@@ -83,6 +87,19 @@ func (c *checker) checkFreed(i *ext4.Inode) error {
 		return fmt.Errorf("inode %d is free but was never deleted", i.Number)
 	case i.Deleted != 0 && i.Deleted < c.new.super.Inodes:
 		return fmt.Errorf("inode %d is free but on a list of orphans", i.Number)
+	}
+	return nil
+}
+
+// checkReused judges an inode that is in use, by its table as it was. One that was in use there and free in the bitmap
+// is a fault from before: a kernel finds out when it gives the inode to another file, and takes it out of the bitmap
+// then (fs/ext4/ialloc.c, __ext4_new_inode). What it has on record of that may come with a later transaction.
+func (c *checker) checkReused(i *inode, before []byte) error {
+	if i.old != nil || zero(before) || c.old.super.ReadInode(&i.parsed[0], i.number, before) != nil {
+		return nil
+	}
+	if was := &i.parsed[0]; was.Links != 0 && was.Deleted == 0 && was.Generation == i.new.Generation {
+		return foreignf("inode %d was free and had %d links", i.number, was.Links)
 	}
 	return nil
 }

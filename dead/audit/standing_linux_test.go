@@ -95,15 +95,27 @@ func TestStanding(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer disk.Close()
-				v, err := audit.Check(disk, changed)
-				if err != nil || !v.Clean && !v.Foreign {
-					t.Errorf("of %d blocks: %v, %+v", len(changed), err, v)
+				standing(t, disk, changed)
+				if do[0] != "" {
+					// The kernel's record of an error in the superblock may come after the transaction: a work item
+					// writes it (fs/ext4/super.c, flush_stashed_error_work).
+					delete(changed, map[bool]addr.Block{true: 1}[kind == "1k"])
+					standing(t, disk, changed)
 				}
 				if err := (audit.Memory{}).Plausible(disk, changed, 0); err != nil {
 					t.Error(err)
 				}
 			})
 		}
+	}
+}
+
+// standing has a transaction judged that is no damage of memory.
+func standing(t *testing.T, disk *os.File, changed map[addr.Block][]byte) {
+	t.Helper()
+	v, err := audit.Check(disk, changed)
+	if err != nil || !v.Clean && !v.Foreign {
+		t.Errorf("of %d blocks: %v, %+v", len(changed), err, v)
 	}
 }
 
