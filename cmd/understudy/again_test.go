@@ -226,6 +226,32 @@ func TestRootRescued(t *testing.T) {
 	})
 }
 
+// TestRootRecovered: recover brings to a root disk, too, what was in memory only, if all of a pair was killed.
+func TestRootRecovered(t *testing.T) {
+	tier.Full(t, "a root disk")
+	root := emptyRoot(t)
+	mkfs(t, root)
+	s := stand(t, marker, again, "left: {", "left: {root: "+root+", ")
+	s.up()
+	s.shell("left", ownRoot("")+"; while [ ! -e /srv/done-1 ]; do sleep 1; done")
+	s.kill()
+	s.recover()
+	s.sound()
+	s.image = root
+	s.sound()
+	if got := s.read("/log"); got != againFile(1) {
+		t.Errorf("the file on the root disk has %d bytes, or other ones than the %d that were written", len(got), len(againFile(1)))
+	}
+	if !t.Failed() {
+		row(t, killed, "supervisor and both guests, with unsaved data on a root disk", "at rest", "understudy recover", "exact")
+	}
+}
+
+// ownRoot is a command line that mounts a side's root disk, or a partition of it, and leaves a file there in memory only.
+func ownRoot(part string) string {
+	return "mkdir /own && mount -t ext4 $(grep -l root /sys/block/*/serial | busybox sed 's:/sys/block/:/dev/:; s:/serial::')" + part + " /own && seq 1 100000 > /own/log"
+}
+
 // emptyRoot is an image with nothing on it.
 func emptyRoot(t *testing.T) string {
 	t.Helper()
@@ -263,7 +289,7 @@ func rootRescued(t *testing.T, root, part string, befall func(s *standing, pid i
 	}
 	s := stand(t, marker, again, "left: {", "left: {root: "+root+", ")
 	s.up()
-	s.shell("left", "mkdir /own && mount -t ext4 $(grep -l root /sys/block/*/serial | busybox sed 's:/sys/block/:/dev/:; s:/serial::')"+part+" /own && seq 1 100000 > /own/log; while [ ! -e /srv/done-1 ]; do sleep 1; done")
+	s.shell("left", ownRoot(part)+"; while [ ! -e /srv/done-1 ]; do sleep 1; done")
 	pid := s.supervisorPID()
 	if _, err := understudy(t, "crash"); err != nil {
 		t.Fatal(err)

@@ -7,8 +7,6 @@ import (
 	"io"
 
 	"understudy.dev/understudy/internal/live/events"
-	"understudy.dev/understudy/internal/live/rootdisk"
-	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
@@ -105,34 +103,33 @@ func rescueRoot(pair string) func(ctx context.Context, disk, memory string) erro
 		if err != nil {
 			return err
 		}
-		parts, err := rootdisk.Unclean(disk, offline.InBetween)
-		if err != nil {
-			return err
+		reports, err := offline.RescueRoot(ctx, offline.Options{Image: memory, Disk: disk, Work: work, GiveUp: true, Forget: true})
+		for _, r := range reports {
+			why := applyVerdict(r)
+			if why != nil && r.Part != 0 {
+				why = fmt.Errorf("partition %d: %w", r.Part, why)
+			}
+			err = errors.Join(err, why)
 		}
-		var errs []error
-		for _, part := range parts {
-			report, err := offline.Run(ctx, offline.Options{Image: memory, Disk: disk, Part: part, Work: work, GiveUp: true, Forget: true})
-			if err == nil && !report.Complete {
-				err = applyVerdict(report)
-			}
-			if err != nil && part != 0 {
-				err = fmt.Errorf("partition %d: %w", part, err)
-			}
-			if err != nil && inBetween(disk, part, work) {
-				err = fmt.Errorf("%w: %w", takeover.ErrInBetween, err)
-			}
-			errs = append(errs, err)
-		}
-		return errors.Join(errs...)
+		return err
 	}
 }
 
-// inBetween reports whether a disk, or a partition of it, has a part of what is to be written to it.
-func inBetween(disk string, part int, work string) bool {
-	d, err := offline.Open(disk, part, work)
-	if err != nil {
-		return errors.Is(err, takeover.ErrInBetween)
+// settle returns what finishes what was broken off while it was written to a disk of a pair's, and
+// says so.
+func settle(pair string, log io.Writer) func(ctx context.Context, disk string) error {
+	return func(ctx context.Context, disk string) error {
+		work, err := offline.WorkOf(pair, disk)
+		if err != nil {
+			return err
+		}
+		reports, err := offline.Settle(ctx, disk, work)
+		for _, r := range reports {
+			err = errors.Join(err, writeApplied(log, r))
+			if why := applyVerdict(r); why != nil { // its memory is gone, whatever it had
+				fmt.Fprintf(log, "disk %s: %v\n", disk, why)
+			}
+		}
+		return err
 	}
-	_, unfinished := d.Unfinished()
-	return d.Close() == nil && unfinished && !d.Other()
 }

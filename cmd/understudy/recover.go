@@ -27,7 +27,8 @@ func recoverCommand() *cobra.Command {
 
 A takeover that failed, a supervisor that was killed, or a pair that was forced down
 leaves memory in its run directory. Its record says how far each disk has come; the rest
-is done in a small guest, as understudy salvage apply does it. A file system on LVM, LUKS
+is done as understudy salvage apply does it; so it is with what the partitions had not
+written to root disks of their own. A file system on LVM, LUKS
 or a mirror is brought up to date on its own device, which is made by hand and named with
 --disk. Once all of it is on the
 disks, the run directory is removed. What is refused stays in memory, and the exit status
@@ -52,8 +53,8 @@ is 3.`,
 				return errors.Join(err, d.Close())
 			}
 			reports, err := offline.Recover(cmd.Context(), d, o)
-			if err == nil {
-				err = recovered(d, name, reports)
+			if err == nil || d.Record != nil && d.Record.Saved {
+				err = errors.Join(err, recovered(d, name, reports))
 			}
 			if d.AtStake() {
 				err = errors.Join(err, d.Close())

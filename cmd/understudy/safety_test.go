@@ -375,15 +375,7 @@ func TestAllKilled(t *testing.T) {
 	s := stand(t, marker, writer)
 	s.up()
 	s.written()
-	for _, pid := range []int{s.supervisorPID(), s.qemuPID("left"), s.qemuPID("right")} {
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-	}
-	await(t, "end of the supervisor", programLimit, func() bool {
-		d, err := supervisor.OpenRunDir(dirs.Run("test"))
-		return err == nil && d.Close() == nil && processWith(dirs.Run("test")) == 0
-	})
+	s.kill()
 	for _, args := range [][]string{{"up", "-d", "-f", s.file}, {"down", "test"}} {
 		if _, err := understudy(t, args...); err == nil || !strings.Contains(err.Error(), "understudy recover test") {
 			t.Errorf("%s after all were killed: %v", args[0], err)

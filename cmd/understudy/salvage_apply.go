@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -15,10 +17,11 @@ func applyCommand() *cobra.Command {
 		a      offline.Adoption
 		of     machine
 		asJSON bool
+		finish bool
 	)
 	o := &a.Options
 	cmd := &cobra.Command{
-		Use:   "apply {IMAGE... {--disk DISK | --mount DIR} | {--pid QEMU | --libvirt DOMAIN} --end}",
+		Use:   "apply {IMAGE... {--disk DISK | --mount DIR} | {--pid QEMU | --libvirt DOMAIN} --end | --finish --disk DISK}",
 		Short: "Write what a dead kernel had not saved to its disk",
 		Long: `Write what a dead kernel had not saved to its disk.
 
@@ -26,7 +29,8 @@ DISK is a raw image or a block device with one of the file systems that the dead
 kernel had mounted, as the crash left it. If it must be mounted for that, a small guest
 does, and never this machine's own kernel. Everything goes beside DISK first, and to it
 when all of it is there: until then DISK stays as it was, to the
-byte. If the commit is broken off, the same command goes on with it.
+byte. If the commit is broken off, the same command goes on with it; so does --finish,
+without IMAGE, if that is gone.
 
 DIR is where such a file system, XFS or btrfs, is mounted on this machine. It is
 written to in place, and cannot be undone: take a snapshot first. What was changed
@@ -37,7 +41,7 @@ kernel is dead in it. QEMU need not have been started by us. It is stopped; its 
 copied to a file beside the first disk; then it is ended, and each disk gets what the
 machine had mounted from it. The file is removed if all of it is on the disks.`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if of.named() {
+			if of.named() || finish {
 				return cobra.NoArgs(cmd, args)
 			}
 			return cobra.MinimumNArgs(1)(cmd, args)
@@ -46,17 +50,15 @@ machine had mounted from it. The file is removed if all of it is on the disks.`,
 			if of.named() {
 				return adopt(cmd.Context(), &of, a, cmd.OutOrStdout(), asJSON)
 			}
+			if finish {
+				return finishCommits(cmd, o, asJSON)
+			}
 			o.Image, o.Parts = args[0], args[1:]
 			r, err := offline.Run(cmd.Context(), *o)
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				err = writeJSON(cmd.OutOrStdout(), r)
-			} else {
-				err = writeApplied(cmd.OutOrStdout(), r)
-			}
-			return errors.Join(err, applyVerdict(r))
+			return tellApplied(cmd, r, asJSON)
 		},
 	}
 	f := cmd.Flags()
@@ -73,7 +75,11 @@ machine had mounted from it. The file is removed if all of it is on the disks.`,
 	of.flags(cmd)
 	f.StringVar(&a.Memory, "memory", "", "keep the machine's memory in this new `FILE`; default: in the directory of --work, or beside the first disk")
 	f.BoolVar(&a.End, "end", false, "the machine's QEMU may be ended, once its memory is in a file")
+	f.BoolVar(&finish, "finish", false, "finish what was broken off while it was written to DISK, or to partitions of it, without IMAGE")
 	f.BoolVar(&a.Hung, "hung", false, "the machine's kernel is dead, although it is in no panic")
+	for _, other := range []string{"mount", "pid", "libvirt", "partition", "fs", "guest", "partial", "give-up", "dry-run"} {
+		cmd.MarkFlagsMutuallyExclusive("finish", other)
+	}
 	cmd.MarkFlagsOneRequired("disk", "mount", "pid", "libvirt")
 	for _, other := range []string{"disk", "guest", "partition"} {
 		cmd.MarkFlagsMutuallyExclusive("mount", other)
@@ -84,4 +90,25 @@ machine had mounted from it. The file is removed if all of it is on the disks.`,
 		}
 	}
 	return cmd
+}
+
+// tellApplied prints a report, and returns its verdict.
+func tellApplied(cmd *cobra.Command, r *offline.Report, asJSON bool) error {
+	write := writeApplied
+	if asJSON {
+		write = func(w io.Writer, r *offline.Report) error { return writeJSON(w, r) }
+	}
+	return errors.Join(write(cmd.OutOrStdout(), r), applyVerdict(r))
+}
+
+// finishCommits finishes what was broken off while it was written to a disk.
+func finishCommits(cmd *cobra.Command, o *offline.Options, asJSON bool) error {
+	reports, err := offline.Settle(cmd.Context(), o.Disk, o.Work)
+	if err == nil && len(reports) == 0 {
+		return fmt.Errorf("disk %s: nothing was broken off while it was written to", o.Disk)
+	}
+	for _, r := range reports {
+		err = errors.Join(err, tellApplied(cmd, r, asJSON))
+	}
+	return err
 }

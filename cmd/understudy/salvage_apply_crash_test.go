@@ -189,6 +189,12 @@ func TestApplyCommitKilled(t *testing.T) {
 		t.Error("what was refused changed the disk")
 	}
 
+	copied := b.disk
+	copied.Image = filepath.Join(t.TempDir(), filepath.Base(b.disk.Image))
+	copyDisk(t, b.disk.Image, copied.Image)
+	if err := os.CopyFS(copied.Image+".understudy", os.DirFS(b.disk.Image+".understudy")); err != nil {
+		t.Fatal(err)
+	}
 	r := b.apply()
 	if !r.Resumed || r.Plan != nil {
 		t.Errorf("resumed: %v, plan %+v", r.Resumed, r.Plan)
@@ -196,6 +202,18 @@ func TestApplyCommitKilled(t *testing.T) {
 	b.tidy()
 	r.Refused, r.Complete = nil, true // it had not
 	b.complete(r)
+
+	// The memory is not needed for that.
+	finish := []string{"salvage", "apply", "--finish", "--disk", copied.Image}
+	out, err := understudy(t, finish...)
+	if err != nil || !strings.Contains(out, "the commit that was broken off is finished") || sumOf(t, copied.Image) != sumOf(t, b.disk.Image) {
+		t.Errorf("%v: %s; or the disk is another than by the memory", err, out)
+	}
+	b.disk = copied
+	b.tidy()
+	if _, err := understudy(t, finish...); err == nil || !strings.Contains(err.Error(), "nothing was broken off") {
+		t.Errorf("again: %v", err)
+	}
 }
 
 // TestApplyStale finds the work of another image beside the disk.

@@ -51,7 +51,11 @@ func applyVerdict(r *offline.Report) error {
 // writeApplied prints a report for people.
 func writeApplied(w io.Writer, r *offline.Report) error {
 	out := bufio.NewWriter(w)
-	fmt.Fprintf(out, "%s %s, which Linux %s had as %s\n", r.FileSystem.Type, r.FileSystem.UUID, r.Kernel, printable(r.FileSystem.Device))
+	if r.FileSystem.Device == "" { // the memory was not looked at
+		fmt.Fprintf(out, "file system %s, from %s, Linux %s\n", r.FileSystem.UUID, printable(r.Image), r.Kernel)
+	} else {
+		fmt.Fprintf(out, "%s %s, which Linux %s had as %s\n", r.FileSystem.Type, r.FileSystem.UUID, r.Kernel, printable(r.FileSystem.Device))
+	}
 	if r.NotDead {
 		fmt.Fprintln(out, notInPanic)
 	}

@@ -14,7 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
 // writer is a service that writes a file, says that it has, and waits: the content is in
@@ -165,6 +168,20 @@ func processWith(words string) int {
 		}
 	}
 	return 0
+}
+
+// kill ends the supervisor and both guests without a word.
+func (s *standing) kill() {
+	s.t.Helper()
+	for _, pid := range []int{s.supervisorPID(), s.qemuPID("left"), s.qemuPID("right")} {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	await(s.t, "end of the supervisor", programLimit, func() bool {
+		d, err := supervisor.OpenRunDir(dirs.Run("test"))
+		return err == nil && d.Close() == nil && processWith(dirs.Run("test")) == 0
+	})
 }
 
 // recover brings what the pair left in memory to the disk.

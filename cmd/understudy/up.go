@@ -132,7 +132,7 @@ func up(ctx context.Context, name string, p *pair.Pair, out io.Writer, ready fun
 	defer notifier.Close()
 	c := &control{end: cancel}
 	o := supervisor.Options{
-		Dir: dirs.Run(name), Log: out, Outlive: true, Rescue: rescueRoot(name),
+		Dir: dirs.Run(name), Log: out, Outlive: true, Rescue: rescueRoot(name), Settle: settle(name, out),
 		Held:    func(understudy bool, why string) { c.held(out, understudy, why) },
 		Trouble: func(t wire.TroubleNotice) { c.trouble(out, t) },
 	}

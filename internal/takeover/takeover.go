@@ -17,8 +17,11 @@ import (
 )
 
 // ErrInBetween says that a disk has a part of what is to be written to it: nothing can mount it or boot
-// from it, and the same memory is needed to write the rest.
+// from it until the rest is written, which lies in a work directory.
 var ErrInBetween = errors.New("nothing can use the disk until this is done")
+
+// Veil begins each sector of what stands in the place of the superblock of such a disk.
+const Veil = "understudy salvage apply was broken off while it wrote to this disk."
 
 // Options are the choices of a takeover.
 type Options struct {

@@ -354,15 +354,19 @@ func TestFstab(t *testing.T) {
 
 func never(device.Section) (bool, error) { return false, nil }
 
-// TestUnclean: a partition is named if it was not unmounted or is in between, and a disk without partitions
-// always.
+// TestUnclean: a file system is named if it was not unmounted or is in between; so is a disk on which nobody
+// sees one.
 func TestUnclean(t *testing.T) {
 	for name, tt := range map[string]struct {
-		parted       bool
-		clean, dirty []int
+		parted bool
+		dirty  []int
+		mount  string // what a mount does to the superblock, and what undoes it
+		undo   string
 	}{
-		"bare":           {false, []int{0}, []int{0}},
-		"in a partition": {true, nil, []int{1}},
+		"bare":                 {false, []int{0}, "feature needs_recovery", "feature ^needs_recovery"},
+		"in a partition":       {true, []int{1}, "feature needs_recovery", "feature ^needs_recovery"},
+		"without a journal":    {false, []int{0}, "ssv state 0", "ssv state 1"},
+		"partition without it": {true, []int{1}, "ssv state 0", "ssv state 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := image(t, tree(t), tt.parted)
@@ -370,19 +374,24 @@ func TestUnclean(t *testing.T) {
 			if tt.parted {
 				at += "?offset=1048576"
 			}
-			if got, err := Unclean(path, never); err != nil || !slices.Equal(got, tt.clean) {
+			debugfs := func(command string) {
+				t.Helper()
+				if out, err := exec.Command("debugfs", "-w", "-R", command, at).CombinedOutput(); err != nil {
+					t.Fatalf("debugfs: %v: %s", err, out)
+				}
+			}
+			if strings.HasPrefix(tt.mount, "ssv") {
+				debugfs("feature ^has_journal")
+			}
+			if got, err := Unclean(path, never); err != nil || got != nil {
 				t.Errorf("unmounted: %v, %v", got, err)
 			}
-			if out, err := exec.Command("debugfs", "-w", "-R", "feature needs_recovery", at).CombinedOutput(); err != nil {
-				t.Fatalf("debugfs: %v: %s", err, out)
-			}
+			debugfs(tt.mount)
 			if got, err := Unclean(path, never); err != nil || !slices.Equal(got, tt.dirty) {
 				t.Errorf("not unmounted: %v, %v", got, err)
 			}
-			always := func(s device.Section) (bool, error) { return s.Off > 0 && s.Len > 0, nil }
-			if out, err := exec.Command("debugfs", "-w", "-R", "feature ^needs_recovery", at).CombinedOutput(); err != nil {
-				t.Fatalf("debugfs: %v: %s", err, out)
-			}
+			always := func(s device.Section) (bool, error) { return s.Len > 0, nil }
+			debugfs(tt.undo)
 			if got, err := Unclean(path, always); err != nil || !slices.Equal(got, tt.dirty) {
 				t.Errorf("in between: %v, %v", got, err)
 			}
@@ -392,5 +401,12 @@ func TestUnclean(t *testing.T) {
 				hold.Close()
 			}
 		})
+	}
+	path := filepath.Join(t.TempDir(), "nothing.img")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Unclean(path, never); err != nil || !slices.Equal(got, []int{0}) {
+		t.Errorf("nothing that is known: %v, %v", got, err)
 	}
 }

@@ -20,8 +20,12 @@ type fileSystem struct {
 const (
 	extSuper        = 1024 // fs/ext4/ext4.h, struct ext4_super_block
 	extMagic        = extSuper + 0x38
+	extState        = extSuper + 0x3a
+	extCompatible   = extSuper + 0x5c
 	extIncompatible = extSuper + 0x60
 	extUUID         = extSuper + 0x68
+	extValid        = 0x1        // EXT4_VALID_FS
+	extJournal      = 0x4        // EXT4_FEATURE_COMPAT_HAS_JOURNAL
 	extRecover      = 0x4        // EXT4_FEATURE_INCOMPAT_RECOVER
 	btrfsMagic      = 65536 + 64 // include/uapi/linux/btrfs_tree.h, struct btrfs_super_block
 )
@@ -51,7 +55,10 @@ func probe(r io.ReaderAt, part disk.Partition) (fileSystem, error) {
 		fs.kind = "ext4"
 		u := b[extUUID:][:16]
 		fs.uuid = fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
-		if binary.LittleEndian.Uint32(b[extIncompatible:])&extRecover != 0 {
+		// A mount says so in the journal's flag, or, without a journal, in the state (fs/ext4/super.c, ext4_setup_super).
+		le := binary.LittleEndian
+		journal := le.Uint32(b[extCompatible:])&extJournal != 0
+		if le.Uint32(b[extIncompatible:])&extRecover != 0 || !journal && le.Uint16(b[extState:])&extValid == 0 {
 			return fs, errUnclean
 		}
 	case part.Len >= btrfsMagic+8:

@@ -16,7 +16,7 @@ func with(b []byte, at int, v ...byte) []byte {
 func TestProbe(t *testing.T) {
 	all := disk.Partition{Number: 1, Off: 4096, Len: 1<<20 - 4096}
 	put := func(at int, v ...byte) []byte { return with(make([]byte, 1<<20), 4096+at, v...) }
-	clean := with(put(extMagic, 0x53, 0xef), 4096+extUUID, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16)
+	clean := with(put(extMagic, 0x53, 0xef, 1), 4096+extUUID, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16)
 	for _, tt := range []struct {
 		name string
 		on   []byte
@@ -25,6 +25,7 @@ func TestProbe(t *testing.T) {
 	}{
 		{"ext4", clean, fileSystem{all, "ext4", "01020304-0506-0708-090a-0b0c0d0e0f10"}, nil},
 		{"ext4 that was not unmounted", with(bytes.Clone(clean), 4096+extIncompatible, 4), fileSystem{all, "ext4", "01020304-0506-0708-090a-0b0c0d0e0f10"}, errUnclean},
+		{"ext2 that was not unmounted", with(bytes.Clone(clean), 4096+extState, 0), fileSystem{all, "ext4", "01020304-0506-0708-090a-0b0c0d0e0f10"}, errUnclean},
 		{"XFS", put(0, 'X', 'F', 'S', 'B'), fileSystem{all, "xfs", ""}, nil},
 		{"btrfs", put(65600, []byte("_BHRfS_M")...), fileSystem{all, "btrfs", ""}, nil},
 		{"nothing", put(0), fileSystem{all, "", ""}, nil},

@@ -109,7 +109,7 @@ func (d *Disk) Apply(ctx context.Context, j Job, guest *Guest) (*Result, error) 
 
 func (d *Disk) unfinished(id Identity) error {
 	return hint.New("disk "+d.path, inBetween{fmt.Errorf("a commit to it was broken off, and it is in between: it was from %s, Linux %s", id.Image, id.Kernel)},
-		"Finish that first: apply the same image again.")
+		"Finish that first: apply the same image again, or, without it: understudy salvage apply --finish --disk "+d.path+".")
 }
 
 // prepare has the overlay made and filled, and everything durable that a commit

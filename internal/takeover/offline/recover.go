@@ -31,20 +31,41 @@ type RecoverOptions struct {
 	Devices map[string]string
 }
 
-// Recover brings to the disks of a pair what its run directory has in memory only. There is a
-// report for each memory that was applied to a disk; with an error they are those until then,
-// and Recover can be called again. If something was refused, the run directory stays at stake.
+// Recover brings to the disks of a pair, and to the root disks of its partitions, what its run directory has in
+// memory only. There is a report for each memory that was applied to a disk; with an error they are those
+// until then, and Recover can be called again. If something was refused, the run directory stays at stake;
+// so it does for a root disk that could not be brought up to date, whose memory is recorded as kept.
 func Recover(ctx context.Context, d *supervisor.RunDir, o RecoverOptions) ([]*Report, error) {
-	if d.Record == nil || d.Record.Saved {
+	if d.Record == nil {
 		return nil, nil
 	}
-	r := recovery{dir: d, record: *d.Record, options: o, run: Run}
+	r := recovery{dir: d, record: *d.Record, options: o, run: Run, rescue: RescueRoot}
 	for name := range o.Devices {
 		if !slices.ContainsFunc(r.record.Disks, func(d supervisor.RecordDisk) bool { return d.Name == name }) {
 			return nil, fmt.Errorf("the pair has no disk %s", name)
 		}
 	}
 	r.record.Disks = slices.Clone(d.Record.Disks)
+	err := r.all(ctx)
+	return r.reports, err
+}
+
+// all brings up to date what there is. A disk of which it fails keeps nobody from the root disks.
+func (r *recovery) all(ctx context.Context) error {
+	complete, err := true, error(nil)
+	if !r.record.Saved {
+		complete, err = r.disks(ctx)
+	}
+	lacking, failed := r.roots(ctx)
+	if err == nil && failed == nil && complete && !r.record.Saved {
+		r.record.Saved = true
+		err = r.dir.Write(&r.record)
+	}
+	return errors.Join(err, failed, lacking)
+}
+
+// disks brings the shared disks up to date, and says whether they have all of it.
+func (r *recovery) disks(ctx context.Context) (complete bool, err error) {
 	untouched := false
 	for i := range r.record.Disks {
 		err := r.disk(ctx, &r.record.Disks[i])
@@ -53,14 +74,43 @@ func Recover(ctx context.Context, d *supervisor.RunDir, o RecoverOptions) ([]*Re
 			continue
 		}
 		if err != nil {
-			return r.reports, fmt.Errorf("recover disk %s: %w", r.record.Disks[i].Name, err)
+			return false, fmt.Errorf("recover disk %s: %w", r.record.Disks[i].Name, err)
 		}
 	}
-	if untouched || slices.ContainsFunc(r.record.Disks, func(d supervisor.RecordDisk) bool { return d.Lacks() }) {
-		return r.reports, nil
+	return !untouched && !slices.ContainsFunc(r.record.Disks, func(d supervisor.RecordDisk) bool { return d.Lacks() }), nil
+}
+
+// roots brings the root disks up to date. lacking is why it is recorded of some that they are not; err is why
+// that is not known, or not recorded.
+func (r *recovery) roots(ctx context.Context) (lacking, err error) {
+	all, err := r.dir.LackingRoots()
+	for _, p := range all {
+		work := r.options.Work
+		if work == "" {
+			if work, err = WorkOf(r.record.Pair, p.Root); err != nil {
+				return lacking, err
+			}
+		}
+		reports, failed := r.rescue(ctx, Options{
+			Image: r.dir.RAM(p.Name), Disk: p.Root, Guest: r.options.Guest, Work: work, GiveUp: r.options.GiveUp, Forget: true,
+		})
+		if ctx.Err() != nil {
+			return lacking, errors.Join(failed, context.Cause(ctx))
+		}
+		r.reports = append(r.reports, reports...)
+		if failed != nil {
+			lacking = errors.Join(lacking, fmt.Errorf("root disk of partition %s: %w", p.Name, failed))
+		}
+		if failed != nil || slices.ContainsFunc(reports, func(r *Report) bool { return !r.Complete }) {
+			r.dir.RootLacks(&r.record, p)
+		} else {
+			r.dir.RootHas(&r.record, p)
+		}
+		if err := r.dir.Write(&r.record); err != nil {
+			return lacking, err
+		}
 	}
-	r.record.Saved = true
-	return r.reports, d.Write(&r.record)
+	return lacking, err
 }
 
 // errUntouched is why nothing more is done to a disk now: its last commit is refused.
@@ -71,6 +121,7 @@ type recovery struct {
 	record  supervisor.Record // as it is to be
 	options RecoverOptions
 	run     func(context.Context, Options) (*Report, error)
+	rescue  func(context.Context, Options) ([]*Report, error)
 	reports []*Report
 }
 

@@ -1,11 +1,16 @@
 package offline
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
@@ -56,5 +61,61 @@ func TestWorkOf(t *testing.T) {
 	}
 	if _, err := WorkOf("web", image+".gone"); err == nil {
 		t.Error("a disk that is not there has a place")
+	}
+}
+
+// TestRecoverRoots: the run directory is at stake until each root disk has what only memory has of it, whatever
+// becomes of another; what an end of the work has left is done the next time.
+func TestRecoverRoots(t *testing.T) {
+	broken := errors.New("no room")
+	for name, tc := range map[string]struct {
+		left, right     error
+		refused         bool // something of left's
+		ended           bool // in the midst of left's
+		fails, unsaved  bool
+		kept, stillLack int
+	}{
+		"both":                  {},
+		"one fails":             {left: broken, fails: true, kept: 1, stillLack: 1},
+		"both fail":             {left: broken, right: broken, fails: true, kept: 2, stillLack: 2},
+		"something refused":     {refused: true, kept: 1, stillLack: 1},
+		"ended in the midst":    {ended: true, fails: true, unsaved: true, stillLack: 2},
+		"the second in between": {right: takeover.ErrInBetween, fails: true, kept: 1, stillLack: 1},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		d := &supervisor.RunDir{Path: t.TempDir()}
+		p := pair.Pair{Partitions: [2]pair.Partition{{Name: "left", Root: filepath.Join(d.Path, "left.img")}, {Name: "right", Root: filepath.Join(d.Path, "right.img")}}}
+		b, err := json.Marshal(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for path, b := range map[string][]byte{"pair.json": b, "left.ram": nil, "right.ram": nil, "left.img": nil, "right.img": nil} {
+			if err := os.WriteFile(filepath.Join(d.Path, path), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := &recovery{dir: d, record: supervisor.Record{Pair: "web"}}
+		d.Record = &supervisor.Record{Pair: "web"}
+		r.rescue = func(_ context.Context, o Options) ([]*Report, error) {
+			if o.Disk != o.Image[:len(o.Image)-3]+"img" || o.GiveUp {
+				t.Errorf("%s: %+v", name, o)
+			}
+			if o.Image == d.RAM("right") {
+				return []*Report{{Complete: true}}, tc.right
+			}
+			if tc.ended {
+				cancel()
+			}
+			return []*Report{{Complete: !tc.refused}}, tc.left
+		}
+		err = r.all(ctx)
+		if (err != nil) != tc.fails || tc.left != nil && !errors.Is(err, tc.left) || tc.right != nil && !errors.Is(err, tc.right) {
+			t.Errorf("%s: %v", name, err)
+		}
+		lacking, err := d.LackingRoots()
+		if err != nil || len(lacking) != tc.stillLack || d.Record.Saved == tc.unsaved || len(d.Record.Kept) != tc.kept {
+			t.Errorf("%s: %v, %d lack something still; %+v", name, err, len(lacking), d.Record)
+		}
+		cancel()
 	}
 }

@@ -18,6 +18,7 @@ type Report struct {
 	Image      string           `json:"image"`
 	Kernel     string           `json:"kernel"`
 	Disk       string           `json:"disk"`
+	Part       int              `json:"partition,omitempty"` // of it; 0: all of it
 	FileSystem FileSystem       `json:"filesystem"`
 	DryRun     bool             `json:"dry_run"`
 	Resumed    bool             `json:"resumed"` // an earlier run's commit was finished
@@ -106,7 +107,7 @@ type StageTime struct {
 func (a *application) begin() {
 	s := a.fsys.Super
 	a.report = &Report{
-		Image: a.Image, Kernel: a.memory.Kernel.Release, Disk: a.Disk, DryRun: a.DryRun,
+		Image: a.Image, Kernel: a.memory.Kernel.Release, Disk: a.Disk, Part: a.Part, DryRun: a.DryRun,
 		FileSystem: FileSystem{Type: s.Type, Device: a.fsys.Device, UUID: s.UUID.String()},
 		Refused:    []Refusal{}, Complete: true, Stages: []StageTime{},
 		NotDead: a.memory.NotDead(),

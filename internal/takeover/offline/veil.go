@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strings"
+	"slices"
 
 	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/hint"
@@ -13,7 +13,7 @@ import (
 )
 
 // veilText begins each sector of a veil, for whoever looks at the disk.
-const veilText = "understudy salvage apply was broken off while it wrote to this disk. Apply the same image again to finish it: "
+const veilText = takeover.Veil + " Apply the same image again to finish it: "
 
 // veilOf is what a veil says, which no other commit's does, to whatever disk.
 func veilOf(id Identity) string {
@@ -53,25 +53,24 @@ func (d *Disk) unveiled() error {
 	is, err := InBetween(d.section())
 	if err == nil && is {
 		err = hint.New("disk "+d.path, inBetween{errors.New("a commit to it was broken off, and the rest of it is not in " + d.work)},
-			"Name the directory of that run with --work, and apply the same image again. If the disk had another name then, that directory has it, too: name it "+filepath.Base(d.work)+" first.")
+			"Name the directory of that run with --work, and finish it: understudy salvage apply --finish --disk "+d.path+". If the disk had another name then, that directory has it, too: name it "+filepath.Base(d.work)+" first.")
 	}
 	return err
 }
 
 // InBetween reports whether a commit to a disk, or a partition, was broken off, as its veil says. It
-// is looked for where superblocks are: in the first sectors, of which one may have been written back
-// already, and 64 KiB in.
+// is looked for in all sectors where superblocks are, of which some may have been written back already:
+// the first ones, and the eight that are 64 KiB in.
 func InBetween(s device.Section) (bool, error) {
-	for _, off := range []int64{0, 1024, 1024 + sector, 64 << 10} {
-		b := make([]byte, sector)
-		if off+sector > s.Len {
-			continue
-		}
-		if _, err := s.ReadAt(b, off); err != nil {
+	for _, places := range [][2]int64{{0, 4 * sector}, {64 << 10, 64<<10 + 8*sector}} {
+		b := make([]byte, max(0, min(s.Len, places[1])-places[0]))
+		if _, err := s.ReadAt(b, places[0]); len(b) > 0 && err != nil {
 			return false, fmt.Errorf("read disk: %w", err)
 		}
-		if strings.HasPrefix(string(b), veilText) {
-			return true, nil
+		for at := range slices.Chunk(b, sector) {
+			if bytes.HasPrefix(at, []byte(veilText)) {
+				return true, nil
+			}
 		}
 	}
 	return false, nil

@@ -16,6 +16,7 @@ import (
 	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/pair"
+	"understudy.dev/understudy/internal/takeover"
 )
 
 // Inspect looks at the disks of a pair that is not up as Start would, and lets them go
@@ -175,12 +176,18 @@ func (s *Supervisor) checkLayered(ctx context.Context, sd *side, d pair.Disk) er
 	return fits(d, newGuestImage(ctx, sd, d.Name, size, nil))
 }
 
+// unfinished is what a disk in between has. Start finishes it.
+const unfinished = "a part of what is to be written to it: finish that (understudy salvage apply --finish --disk IMAGE)"
+
 // magics are what other things than an ext file system begin with, for people: the
 // offset, the bytes, and what to do.
 var magics = []struct {
 	off         int
 	magic, what string
 }{
+	{0, takeover.Veil, unfinished},
+	{1024, takeover.Veil, unfinished},
+	{64 << 10, takeover.Veil, unfinished},
 	{512, "EFI PART", "a partition table: say which has the file system (partition: N)"},
 	{0, "XFSB", "XFS: say type: xfs"},
 	{65536 + 64, "_BHRfS_M", "btrfs: say type: btrfs"},

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -17,6 +18,7 @@ import (
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
 )
 
 // TestFits: what a takeover could not bring over is refused by name, from the disk itself.
@@ -225,6 +227,37 @@ func TestPartition(t *testing.T) {
 			t.Errorf("partition %d of %s: %v, want %q", tt.part, filepath.Base(tt.image), err, tt.want)
 		}
 		h.Close()
+	}
+}
+
+// TestUnfinishedDisk: of a disk in between is not said that it has no file system, and that one should make one.
+func TestUnfinishedDisk(t *testing.T) {
+	for typ, at := range map[pair.FSType]int64{pair.Ext4: 1024, pair.XFS: 0, pair.Btrfs: 64 << 10} {
+		image := make([]byte, 1<<20)
+		copy(image[at:], takeover.Veil)
+		err := fits(pair.Disk{Name: "data", Image: "data.img", Type: typ}, bytes.NewReader(image))
+		if err == nil || !strings.Contains(err.Error(), "salvage apply --finish") {
+			t.Errorf("%s: %v", typ, err)
+		}
+	}
+}
+
+// TestSettle: every disk and root image is settled before anybody holds it, and one that cannot be is a reason not to start.
+func TestSettle(t *testing.T) {
+	broken := errors.New("no redo file")
+	var settled []string
+	s := newSupervisor(&pair.Pair{
+		Disks:      []pair.Disk{{Image: "a.img", Mirror: "b.img"}, {Image: "c.img"}},
+		Partitions: [2]pair.Partition{{Root: "left.img"}, {}},
+	}, Options{Dir: filepath.Join(t.TempDir(), "run"), Log: io.Discard, Settle: func(_ context.Context, disk string) error {
+		settled = append(settled, disk)
+		if disk == "left.img" {
+			return broken
+		}
+		return nil
+	}}, nil)
+	if err := s.start(t.Context()); !errors.Is(err, broken) || !slices.Equal(settled, []string{"a.img", "b.img", "c.img", "left.img"}) {
+		t.Errorf("%v, settled %v", err, settled)
 	}
 }
 

@@ -244,19 +244,13 @@ func (s *Supervisor) keepRoot(i int) error {
 func (s *Supervisor) rescueRoots() error {
 	var errs []error
 	for i, p := range s.Pair.Partitions {
-		ofPartition := func(k KeptMemory) bool { return k.File == s.dir.RAM(p.Name) } // of keepRoot
-		dead := s.dead()
-		died := dead != nil && dead.Name == p.Name && dead.Root != "" && s.options.Rescue != nil
-		if !died && !slices.ContainsFunc(s.Kept(), ofPartition) {
+		r := s.recorded()
+		if s.options.Rescue == nil || !r.deadRoot(p) && !slices.ContainsFunc(r.Kept, s.dir.keptFor(p)) {
 			continue
 		}
 		err := s.rescue(context.Background(), i)
-		switch {
-		case err != nil:
-		case died:
-			err = s.needDead(DeadSide{Name: dead.Name, Why: dead.Why}, func(*Record) {})
-		default:
-			err = s.record(func(r *Record) { r.Kept = slices.DeleteFunc(r.Kept, ofPartition) })
+		if err == nil {
+			err = s.record(func(r *Record) { s.dir.RootHas(r, p) })
 		}
 		errs = append(errs, err)
 	}

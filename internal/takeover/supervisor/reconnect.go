@@ -97,14 +97,25 @@ func Reconnect(ctx context.Context, d *RunDir, o Options) (*Supervisor, error) {
 	return s, nil
 }
 
-func (s *Supervisor) reconnect(ctx context.Context) error {
-	b, err := os.ReadFile(filepath.Join(s.dir.Path, pairName))
+// pair is what the pair in a run directory is. It fails with fs.ErrNotExist if nobody has come to write that down.
+func (d *RunDir) pair() (*pair.Pair, error) {
+	p := &pair.Pair{}
+	b, err := os.ReadFile(filepath.Join(d.Path, pairName))
 	if err == nil {
-		err = json.Unmarshal(b, s.Pair)
+		err = json.Unmarshal(b, p)
 	}
 	if err != nil {
-		return fmt.Errorf("read what the pair is: %w", err)
+		return nil, fmt.Errorf("read what the pair is: %w", err)
 	}
+	return p, nil
+}
+
+func (s *Supervisor) reconnect(ctx context.Context) error {
+	p, err := s.dir.pair()
+	if err != nil {
+		return err
+	}
+	s.Pair = p
 	if err := s.hold(fence.Rekeep); err != nil {
 		return err
 	}

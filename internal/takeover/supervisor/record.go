@@ -43,6 +43,8 @@ type Record struct {
 	Dead *DeadSide `json:"dead,omitempty"`
 	// Kept is memory of sides that died before, whose partitions run again.
 	Kept []KeptMemory `json:"kept,omitempty"`
+	// Roots are the partitions whose own root disks recover has brought up to date.
+	Roots []string `json:"roots,omitempty"`
 	// Saved says that all that was in the memory of Active and Heir is on the disks.
 	Saved bool `json:"saved"`
 	// Why is what ended it, for people; empty while a supervisor lives.

@@ -59,6 +59,9 @@ type Options struct {
 	// Rescue brings to a partition's own root disk, which nobody uses, what only the
 	// memory of its kernel, in a file, has of it. It may be nil.
 	Rescue func(ctx context.Context, disk, memory string) error
+	// Settle finishes what was broken off while it was written to a disk, which nobody uses, without the
+	// memory that it was from. It may be nil.
+	Settle func(ctx context.Context, disk string) error
 	// Devices are further ones of a partition that is about to boot. It may be nil.
 	Devices func(partition string, active bool) ([]partition.Device, error)
 	// Log is for the operator.
@@ -144,6 +147,9 @@ func (s *Supervisor) start(ctx context.Context) error {
 	if err := s.checkRoom(s.memory()); err != nil {
 		return err
 	}
+	if err := s.settle(ctx); err != nil {
+		return err
+	}
 	if err := s.hold(fence.Keep); err != nil {
 		return err
 	}
@@ -190,6 +196,26 @@ func (s *Supervisor) start(ctx context.Context) error {
 	}
 	if err := s.announce(ctx, s.active); err != nil {
 		s.log("announce the addresses of partition %s: %v", s.active.name, err)
+	}
+	return nil
+}
+
+// settle has each disk and root image settled. What they may be in between of is in no memory that
+// this machine has still: the run directory is new.
+func (s *Supervisor) settle(ctx context.Context) error {
+	if s.options.Settle == nil {
+		return nil
+	}
+	images := s.images()
+	for _, p := range s.Pair.Partitions {
+		if p.Root != "" {
+			images = append(images, p.Root)
+		}
+	}
+	for _, image := range images {
+		if err := s.options.Settle(ctx, image); err != nil {
+			return err
+		}
 	}
 	return nil
 }

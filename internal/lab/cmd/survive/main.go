@@ -34,7 +34,7 @@ var sections = []struct{ name, heads, text string }{
 // tests are those that say something of it.
 var tests = []string{
 	"TestFaults", "TestCrashKernelLoaded", "TestReadOnly", "TestStoppedIsNotDead", "TestFrozenIsNotDead", "TestWaitsForMemoryIsNotDead", "TestSuspended", "TestNoRoomIsNoDeath",
-	"TestBrokenOff", "TestRefusedAndBrokenOff", "TestDiskFails", "TestSupervisorKilled", "TestActiveDiesUnwatched", "TestFrozenUnwatched", "TestAllKilled", "TestHeirDies", "TestUnderstudyDies", "TestSecondDeath", "TestRootRescued",
+	"TestBrokenOff", "TestRefusedAndBrokenOff", "TestDiskFails", "TestSupervisorKilled", "TestActiveDiesUnwatched", "TestFrozenUnwatched", "TestAllKilled", "TestHeirDies", "TestUnderstudyDies", "TestSecondDeath", "TestRootRescued", "TestRootRecovered",
 	"TestSwitch", "TestProtectedAgain", "TestOvercommitted", "TestIdle",
 }
 

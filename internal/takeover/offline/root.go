@@ -1,0 +1,50 @@
+package offline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/internal/live/rootdisk"
+	"understudy.dev/understudy/internal/takeover"
+)
+
+// RescueRoot brings to a root disk, which nobody uses, what only the memory of its kernel has of it: to each of its file
+// systems that was not unmounted, and that the kernel had mounted. o has the memory and the disk. There is a report for
+// each to which something was brought; an error is takeover.ErrInBetween if nothing can boot from the disk until this is done.
+func RescueRoot(ctx context.Context, o Options) ([]*Report, error) {
+	parts, err := rootdisk.Unclean(o.Disk, InBetween)
+	if err != nil {
+		return nil, err
+	}
+	var reports []*Report
+	var errs []error
+	for _, o.Part = range parts {
+		report, err := Run(ctx, o)
+		if err == nil {
+			reports = append(reports, report)
+			continue
+		}
+		if errors.Is(err, ErrNotMounted) && !errors.Is(err, takeover.ErrInBetween) {
+			continue
+		}
+		if o.Part != 0 {
+			err = fmt.Errorf("partition %d: %w", o.Part, err)
+		}
+		if unfinished(o) {
+			err = fmt.Errorf("%w: %w", takeover.ErrInBetween, err)
+		}
+		errs = append(errs, err)
+	}
+	return reports, errors.Join(errs...)
+}
+
+// unfinished reports whether a disk, or a partition of it, has a part of what is to be written to it.
+func unfinished(o Options) bool {
+	d, err := Open(o.Disk, o.Part, o.Work)
+	if err != nil {
+		return errors.Is(err, takeover.ErrInBetween)
+	}
+	_, unfinished := d.Unfinished()
+	return d.Close() == nil && unfinished && !d.Other()
+}

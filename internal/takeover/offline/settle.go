@@ -1,0 +1,82 @@
+package offline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"understudy.dev/understudy/internal/live/device"
+	"understudy.dev/understudy/internal/live/disk"
+)
+
+// Settle finishes each commit to a disk, or to a partition of it, that was broken off, without the memory that
+// it was from, which a power loss may have taken: all that is to be written lies in the work directory,
+// which is as in Options. There is a report for each; none: the disk is not in between. It is claimed only
+// if it is.
+func Settle(ctx context.Context, path, work string) ([]*Report, error) {
+	parts, err := unsettled(path)
+	if err != nil {
+		return nil, fmt.Errorf("look for a commit to %s that was broken off: %w", path, err)
+	}
+	var reports []*Report
+	var errs []error
+	for _, part := range parts {
+		r, err := settle(ctx, path, part, work)
+		if r != nil {
+			reports = append(reports, r)
+		}
+		errs = append(errs, err)
+	}
+	return reports, errors.Join(errs...)
+}
+
+// unsettled are the partitions of a disk, 0 for all of it, that are in between.
+func unsettled(path string) (parts []int, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, err
+	}
+	table, _ := disk.Table(f, size) // without one that can be read, all of it is looked at
+	for _, p := range append(table, disk.Partition{Len: size}) {
+		is, err := InBetween(device.Section{Direct: device.Direct{File: f}, Off: p.Off, Len: p.Len})
+		if err != nil {
+			return nil, err
+		}
+		if is {
+			parts = append(parts, p.Number)
+		}
+	}
+	return parts, nil
+}
+
+func settle(ctx context.Context, path string, part int, work string) (_ *Report, err error) {
+	d, err := Open(path, part, work)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	id, unfinished := d.Unfinished()
+	if !unfinished || d.Other() {
+		return nil, nil
+	}
+	done, err := d.Finish(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	r := &Report{
+		Image: id.Image, Kernel: id.Kernel, Disk: path, Part: part, FileSystem: FileSystem{UUID: id.UUID}, Resumed: true,
+		Refused: []Refusal{}, Complete: true,
+	}
+	r.stages(nil, done.Stages)
+	if done.Lacks != "" {
+		r.refuse(Refusal{Reason: done.Lacks})
+	}
+	return r, nil
+}

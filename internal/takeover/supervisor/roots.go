@@ -1,0 +1,65 @@
+package supervisor
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+
+	"understudy.dev/understudy/internal/live/pair"
+)
+
+// LackingRoots are the partitions whose own root disks may lack what only their memory in the run directory has: of a
+// pair that ended badly all of them, but for those that have it, and else a dead one whose turn had
+// not come.
+func (d *RunDir) LackingRoots() ([]pair.Partition, error) {
+	p, err := d.pair()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var lacking []pair.Partition
+	for _, p := range p.Partitions {
+		if _, err := os.Stat(d.RAM(p.Name)); p.Root == "" || errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		r := d.Record
+		if r.deadRoot(p) || slices.ContainsFunc(r.Kept, d.keptFor(p)) || !r.Saved && !slices.Contains(r.Roots, p.Name) {
+			lacking = append(lacking, p)
+		}
+	}
+	return lacking, nil
+}
+
+// deadRoot reports whether a partition's root disk is that of a dead side, and is still to be brought up to date.
+func (r *Record) deadRoot(p pair.Partition) bool {
+	return r.Dead != nil && r.Dead.Name == p.Name && r.Dead.Root != ""
+}
+
+// keptFor reports of memory that is kept whether it is a partition's for its root disk.
+func (d *RunDir) keptFor(p pair.Partition) func(KeptMemory) bool {
+	return func(k KeptMemory) bool { return k.File == d.RAM(p.Name) }
+}
+
+// RootHas records in r, which is to be written, that a partition's root disk has all of its memory.
+func (d *RunDir) RootHas(r *Record, p pair.Partition) {
+	r.Roots = append(slices.Clone(r.Roots), p.Name)
+	r.Kept = slices.DeleteFunc(slices.Clone(r.Kept), d.keptFor(p))
+	if r.deadRoot(p) {
+		dead := *r.Dead
+		dead.Root = ""
+		if r.Dead = &dead; dead.Why == "" {
+			r.Dead = nil
+		}
+	}
+}
+
+// RootLacks records in r, which is to be written, that it has not.
+func (d *RunDir) RootLacks(r *Record, p pair.Partition) {
+	if !r.deadRoot(p) && !slices.ContainsFunc(r.Kept, d.keptFor(p)) {
+		dead := DeadSide{Name: p.Name, Root: p.Root}
+		r.Kept = append(slices.Clone(r.Kept), KeptMemory{File: d.RAM(p.Name), Why: dead.kept()})
+	}
+}
