@@ -159,8 +159,8 @@ func (s *Supervisor) keepDead(spec *partition.Spec) error {
 	if dead == nil || dead.Name != spec.Name {
 		return nil
 	}
-	kept := s.keptPath(spec.Name)
-	if err := os.Link(spec.RAMPath(), kept); err != nil {
+	kept, err := s.linkKept(spec)
+	if err != nil {
 		return fmt.Errorf("keep the memory of partition %s: %w", spec.Name, err)
 	}
 	return s.record(func(r *Record) {
@@ -174,12 +174,21 @@ func (s *Supervisor) dead() *DeadSide { return s.recorded().Dead }
 // Kept is memory of sides that died before, with what could not be brought to the disks.
 func (s *Supervisor) Kept() []KeptMemory { return s.recorded().Kept }
 
-// keptPath is a name for memory that is kept, which no partition's file has.
-func (s *Supervisor) keptPath(partition string) string {
+// linkKept gives a side's memory a name that no partition's file has. A supervisor that was killed may have done so
+// and not recorded it.
+func (s *Supervisor) linkKept(spec *partition.Spec) (string, error) {
+	memory, err := os.Lstat(spec.RAMPath())
+	if err != nil {
+		return "", err
+	}
 	for n := 1; ; n++ {
-		path := filepath.Join(s.options.Dir, fmt.Sprintf("kept-%d-%s.ram", n, partition))
-		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
-			return path
+		path := filepath.Join(s.options.Dir, fmt.Sprintf("kept-%d-%s.ram", n, spec.Name))
+		err := os.Link(spec.RAMPath(), path)
+		if !errors.Is(err, os.ErrExist) {
+			return path, err
+		}
+		if had, err := os.Lstat(path); err == nil && os.SameFile(had, memory) {
+			return path, nil
 		}
 	}
 }
@@ -194,8 +203,8 @@ func (s *Supervisor) rescuedRoot(i int) string {
 }
 
 // rescueRoot brings to a dead side's own root disk what only its memory has of it. It
-// boots without, as after any crash, if that cannot be done; but if ctx ends before it is, or it
-// was broken off in between, it fails, and is to be done again.
+// boots without, as after any crash, if that cannot be done, and its memory is kept if there is room for that and the next
+// one; but if ctx ends before it is, or it was broken off in between, it fails, and is to be done again.
 func (s *Supervisor) rescueRoot(ctx context.Context, i int) error {
 	p, dead := s.Pair.Partitions[i], s.dead()
 	if dead == nil || dead.Name != p.Name || dead.Root == "" || s.options.Rescue == nil {
@@ -205,10 +214,20 @@ func (s *Supervisor) rescueRoot(ctx context.Context, i int) error {
 	if err != nil && (ctx.Err() != nil || errors.Is(err, takeover.ErrInBetween)) {
 		return errors.Join(err, s.holdRoot(p.Root, fence.Keep))
 	}
+	after := DeadSide{Name: dead.Name, Why: dead.Why}
 	if err != nil {
-		s.trouble(wire.TroubleNotice{What: fmt.Sprintf("%v: what was not written is lost, as after any crash", err)})
+		end := "what was not written is kept in memory"
+		if room := s.checkRoom(p.Memory); room == nil {
+			if after.Why != "" {
+				after.Why += "; "
+			}
+			after.Why += fmt.Sprintf("it booted again without what its root disk, %s, lacks: %v", p.Root, err)
+		} else {
+			end = fmt.Sprintf("what was not written is lost, as after any crash, since its memory could not be kept: %v", room)
+		}
+		s.trouble(wire.TroubleNotice{What: fmt.Sprintf("%v: %s", err, end)})
 	}
-	return s.needDead(DeadSide{Name: dead.Name, Why: dead.Why}, func(*Record) {})
+	return s.needDead(after, func(*Record) {})
 }
 
 // rescue brings to the root disk of partition i what its memory has of it. Nobody holds it then.

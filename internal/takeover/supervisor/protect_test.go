@@ -147,6 +147,65 @@ func TestBury(t *testing.T) {
 	}
 }
 
+// TestBuryUnrescued: what could not be brought to a root disk is kept, if there is room for it beside the memory of the next one.
+func TestBuryUnrescued(t *testing.T) {
+	for _, tc := range []struct {
+		memory uint64
+		why    string // before
+		kept   string
+	}{
+		{0, "", "memory: it booted again without what its root disk, ROOT, lacks: root disk of partition left: no room"},
+		{0, "2 things", "memory: 2 things; it booted again without what its root disk, ROOT, lacks: root disk of partition left: no room"},
+		{1 << 62, "", ""},
+		{1 << 62, "2 things", "memory: 2 things"},
+	} {
+		s := graveyard(t)
+		var told string
+		s.options.Trouble = func(n wire.TroubleNotice) { told = n.What }
+		s.options.Rescue = func(context.Context, string, string) error { return errors.New("no room") }
+		s.Pair.Partitions[0].Memory = tc.memory
+		root := s.Pair.Partitions[0].Root
+		if err := s.dir.Write(&Record{Pair: "p", Saved: true, Dead: &DeadSide{Name: "left", Root: root, Why: tc.why}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.bury(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		kept := ""
+		for _, k := range s.Kept() {
+			b, _ := os.ReadFile(k.File)
+			kept += string(b) + ": " + strings.ReplaceAll(k.Why, root, "ROOT")
+		}
+		if kept != tc.kept || strings.Contains(told, "is lost") != (tc.memory > 0) || !strings.Contains(told, "no room") {
+			t.Errorf("with %d bytes of memory, %q before: kept %q; told %q", tc.memory, tc.why, kept, told)
+		}
+	}
+}
+
+// TestKeptTwice: memory that got its name from a supervisor that was killed before it recorded that has no second one; that of
+// another death keeps its own.
+func TestKeptTwice(t *testing.T) {
+	s := graveyard(t)
+	name := func(n int) string { return filepath.Join(s.dir.Path, fmt.Sprintf("kept-%d-left.ram", n)) }
+	if err := errors.Join(os.WriteFile(name(1), []byte("before"), 0o600), os.Link(s.dir.RAM("left"), name(2))); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.dir.Write(&Record{Pair: "p", Saved: true, Dead: &DeadSide{Name: "left", Why: "2 things"}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.bury(t.Context(), 0); err != nil || len(s.Kept()) != 1 || s.Kept()[0].File != name(2) {
+		t.Errorf("%v, kept %+v", err, s.Kept())
+	}
+	for path, want := range map[string]string{name(1): "before", name(2): "memory"} {
+		if b, err := os.ReadFile(path); string(b) != want {
+			t.Errorf("%s: %q, %v", path, b, err)
+		}
+	}
+	if _, err := os.Stat(name(3)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it has a third name: %v", err)
+	}
+}
+
 // TestRootUnheld: a root disk that somebody else has when it is to be held again is no reason to
 // end, and nothing boots from it.
 func TestRootUnheld(t *testing.T) {
