@@ -396,7 +396,7 @@ func TestAllKilled(t *testing.T) {
 }
 
 // TestTermination: every signal that a service manager or a terminal sends ends the pair
-// in good order, also if its guests get it, too, and nobody reads its output.
+// in good order, also if its guests get it, too, and nobody reads its output: nobody can any more, or nobody does.
 func TestTermination(t *testing.T) {
 	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGHUP, unix.SIGINT} {
 		t.Run(sig.String(), func(t *testing.T) {
@@ -405,16 +405,23 @@ func TestTermination(t *testing.T) {
 			}
 			s := stand(t, marker, writer)
 			cmd := exec.Command(binary, "up", "-f", s.file)
-			out, err := cmd.StdoutPipe()
+			out, in, err := os.Pipe()
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := cmd.Start(); err != nil {
+			defer out.Close()
+			cmd.Stdout = in
+			if sig == unix.SIGHUP { // as of a terminal that was stopped
+				fill(t, in)
+			}
+			if err := errors.Join(cmd.Start(), in.Close()); err != nil {
 				t.Fatal(err)
 			}
 			s.state("protected")
 			s.written()
-			out.Close() // nobody reads what it says any more
+			if sig != unix.SIGHUP {
+				out.Close()
+			}
 			for _, pid := range []int{s.qemuPID("left"), s.qemuPID("right"), cmd.Process.Pid} {
 				if err := unix.Kill(pid, sig); err != nil {
 					t.Fatal(err)
@@ -428,6 +435,24 @@ func TestTermination(t *testing.T) {
 				t.Errorf("the file is %q", kept)
 			}
 		})
+	}
+}
+
+// fill writes to a pipe until it takes no more.
+func fill(t *testing.T, pipe *os.File) {
+	t.Helper()
+	fd, err := unix.Dup(int(pipe.Fd()))
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	for b := make([]byte, 4096); err == nil; {
+		_, err = unix.Write(fd, b)
+	}
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Fatal(err)
+	}
+	if err := errors.Join(unix.SetNonblock(fd, false), unix.Close(fd)); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -49,7 +50,9 @@ func upCommand() *cobra.Command {
 			if tell {
 				ready = tellReady
 			}
-			return up(cmd.Context(), name, p, withTimes(cmd.OutOrStdout()), ready)
+			out := newPatient(withTimes(cmd.OutOrStdout()))
+			defer out.close(lastWords)
+			return up(cmd.Context(), name, p, out, ready)
 		},
 	}
 	cmd.Flags().StringVarP(&file, "file", "f", "pair.yaml", "description of the pair")
@@ -58,6 +61,9 @@ func upCommand() *cobra.Command {
 	_ = cmd.Flags().MarkHidden("tell-ready") // the flag exists
 	return cmd
 }
+
+// lastWords is how long the end of a supervisor waits for whoever takes what it said.
+const lastWords = time.Second
 
 // keepFiles has nothing that this process starts inherit the files that it was given, but for
 // the standard ones: a supervisor in the background, and guests that outlive theirs, would hold a

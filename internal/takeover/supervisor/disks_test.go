@@ -245,6 +245,12 @@ func TestUnfinishedDisk(t *testing.T) {
 // TestSettle: every disk and root image is settled before anybody holds it, and one that cannot be is a reason not to start.
 func TestSettle(t *testing.T) {
 	broken := errors.New("no redo file")
+	t.Chdir(t.TempDir())
+	for _, image := range []string{"a.img", "b.img", "c.img", "left.img"} {
+		if err := os.WriteFile(image, make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	var settled []string
 	s := newSupervisor(&pair.Pair{
 		Disks:      []pair.Disk{{Image: "a.img", Mirror: "b.img"}, {Image: "c.img"}},
@@ -258,6 +264,10 @@ func TestSettle(t *testing.T) {
 	}}, nil)
 	if err := s.start(t.Context()); !errors.Is(err, broken) || !slices.Equal(settled, []string{"a.img", "b.img", "c.img", "left.img"}) {
 		t.Errorf("%v, settled %v", err, settled)
+	}
+	s.Pair.Disks[1].Image, settled = "gone.img", nil
+	if err := s.start(t.Context()); !errors.Is(err, os.ErrNotExist) || len(settled) != 2 {
+		t.Errorf("a disk that is not there: %v, settled %v", err, settled)
 	}
 }
 

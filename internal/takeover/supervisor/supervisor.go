@@ -213,7 +213,14 @@ func (s *Supervisor) settle(ctx context.Context) error {
 		}
 	}
 	for _, image := range images {
-		if err := s.options.Settle(ctx, image); err != nil {
+		h, err := fence.Keep(image) // whether it is one at all, and free
+		if err == nil {
+			err = h.Close()
+		}
+		if err == nil {
+			err = s.options.Settle(ctx, image)
+		}
+		if err != nil {
 			return err
 		}
 	}
