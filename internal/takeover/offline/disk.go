@@ -18,6 +18,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +26,7 @@ import (
 	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/hint"
+	"understudy.dev/understudy/internal/takeover"
 )
 
 // Identity says what a disk is brought up to date from.
@@ -124,7 +126,15 @@ func (d *Disk) open(work string) error {
 	if d.part != 0 {
 		name += fmt.Sprintf("-part%d", d.part)
 	}
-	d.work = filepath.Join(work, name+".understudy")
+	d.work = filepath.Join(work, name+workSuffix)
+	if err = d.find(); errors.Is(err, takeover.ErrInBetween) && d.findElsewhere() {
+		return nil
+	}
+	return err
+}
+
+// find looks for what an earlier run left of this disk.
+func (d *Disk) find() (err error) {
 	d.left, err = readRecord(d.work)
 	if errors.Is(err, fs.ErrNotExist) {
 		return d.unveiled()
@@ -134,6 +144,31 @@ func (d *Disk) open(work string) error {
 	}
 	return d.judge()
 }
+
+// findElsewhere looks beside the work directory for the one of the commit whose veil this disk has, and takes that: a
+// device may have another name after a reboot, and an image may have been moved.
+func (d *Disk) findElsewhere() bool {
+	beside, _ := os.ReadDir(filepath.Dir(d.work)) // there is none, or it cannot be read
+	for _, e := range beside {
+		dir := filepath.Join(filepath.Dir(d.work), e.Name())
+		if !strings.HasSuffix(dir, workSuffix) {
+			continue
+		}
+		l, err := readRecord(dir)
+		if err != nil || l.Veil == "" || l.Size != d.Size {
+			continue
+		}
+		if now, err := d.read(l.Before); err == nil && veiled(now, l.veil()) {
+			l.began = true
+			d.work, d.left = dir, l
+			return true
+		}
+	}
+	return false
+}
+
+// workSuffix ends the name of a work directory.
+const workSuffix = ".understudy"
 
 // judge says how far the commit of a record came, by the record and the disk. One that had begun was to
 // another disk if this one's superblock is neither veiled, nor the old one, nor the new one.

@@ -79,6 +79,46 @@ func TestSettleRefuses(t *testing.T) {
 	}
 }
 
+// TestMoved: two disks in between that have each other's name, or a name that nobody knew, are each given what is to be written
+// to it.
+func TestMoved(t *testing.T) {
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	want := make(map[string][]byte)
+	for i, name := range []string{"dm-1", "dm-2", "dm-3"} {
+		b := bytes.Repeat([]byte{byte(i)}, 1<<20)
+		if err := os.WriteFile(in(name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d, err := Open(in(name), 0, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := Identity{Image: "ram", Kernel: "6.1", UUID: "u", Sum: name}
+		job := Job{Identity: id, Super: []Region{{Off: superAt, Data: make([]byte, 1024)}}, Raw: []Raw{{Off: 4096, Data: bytes.Repeat([]byte(name), 128)}}}
+		if err := errors.Join(d.clear(id), d.prepare(t.Context(), job, nil, &Result{}), d.put(d.left.veil()), d.Close()); err != nil {
+			t.Fatal(err)
+		}
+		copy(b[4096:], job.Raw[0].Data)
+		want[map[string]string{"dm-1": "dm-2", "dm-2": "dm-1", "dm-3": "dm-7"}[name]] = b
+	}
+	if err := errors.Join(os.Rename(in("dm-1"), in("x")), os.Rename(in("dm-2"), in("dm-1")), os.Rename(in("x"), in("dm-2")), os.Rename(in("dm-3"), in("dm-7"))); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range want {
+		r, err := Settle(t.Context(), in(name), "")
+		if err != nil || len(r) != 1 {
+			t.Errorf("%s: %v, %d reports", name, err, len(r))
+		}
+		if got, err := os.ReadFile(in(name)); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %v: it is not as it was to be", name, err)
+		}
+	}
+	if left, err := filepath.Glob(in("*" + workSuffix + "*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
 // TestSettlePartition: of a disk with partitions each that is in between is finished, from where its rest lies.
 func TestSettlePartition(t *testing.T) {
 	path, work := filepath.Join(t.TempDir(), "disk.img"), t.TempDir()

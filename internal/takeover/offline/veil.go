@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 
 	"understudy.dev/understudy/internal/live/device"
@@ -53,7 +52,7 @@ func (d *Disk) unveiled() error {
 	is, err := InBetween(d.section())
 	if err == nil && is {
 		err = hint.New("disk "+d.path, inBetween{errors.New("a commit to it was broken off, and the rest of it is not in " + d.work)},
-			"Name the directory of that run with --work, and finish it: understudy salvage apply --finish --disk "+d.path+". If the disk had another name then, that directory has it, too: name it "+filepath.Base(d.work)+" first.")
+			"Name the directory of that run with --work, and finish it: understudy salvage apply --finish --disk "+d.path+".")
 	}
 	return err
 }
