@@ -69,7 +69,7 @@ exec sleep 1000000
 // TestGuests: a pair whose partitions are Debian with systemd. A unit is started by role; the
 // agent is started again without a takeover; the kernel panics, and the other side serves the
 // same files from the same address; what the dead side had unsaved on its own root disk is there
-// when it boots again; and both are powered off in good order.
+// when it boots again; a supervisor leaves, and the next one has the other side take over on plan; and both are powered off in good order.
 func TestGuests(t *testing.T) {
 	tier.Full(t, "partitions with Debian and systemd")
 	vm(t)
@@ -101,10 +101,14 @@ func TestGuests(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { lab.Close() })
-	err = lab.Services.Do(func() error { _, err := understudy(t, "up", "-d", "-f", in("pair.yaml")); return err })
-	if err != nil {
-		t.Fatal(err)
+	up := func() {
+		t.Helper()
+		err := lab.Services.Do(func() error { _, err := understudy(t, "up", "-d", "-f", in("pair.yaml")); return err })
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
+	up()
 	down := func() error {
 		out, err := exec.Command(binary, "down").CombinedOutput()
 		if err != nil {
@@ -144,14 +148,29 @@ func TestGuests(t *testing.T) {
 	}
 	checkMAC(t, lab.Client)
 	checkSums(t, left, client)
-	await(t, "protection", programLimit, func() bool {
-		time.Sleep(2 * time.Second) // a boot takes minutes
-		st = pairStatus(t)
-		return st.State == "protected"
-	})
-	if len(st.Troubles) > 0 {
-		t.Errorf("troubles: %q", st.Troubles)
+	awaitProtection := func(active string) {
+		t.Helper()
+		await(t, "protection", programLimit, func() bool {
+			time.Sleep(2 * time.Second) // a boot takes minutes
+			st = pairStatus(t)
+			return st.State == "protected" && st.Active == active
+		})
+		if len(st.Troubles) > 0 {
+			t.Errorf("troubles: %q", st.Troubles)
+		}
 	}
+	awaitProtection("right")
+	if _, err := understudy(t, "leave"); err != nil {
+		t.Fatal(err)
+	}
+	up()
+	checkSums(t, left, client)
+	if out, err := understudy(t, "switch"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	checkMAC(t, lab.Client)
+	checkSums(t, left, client)
+	awaitProtection("left")
 	if err := down(); err != nil {
 		t.Fatal(err)
 	}

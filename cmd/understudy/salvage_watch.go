@@ -40,7 +40,8 @@ domain that has block devices only goes there, too, for the while: see --work.`,
 				return err
 			}
 			defer notifier.Close()
-			out := withTimes(cmd.OutOrStdout())
+			out := newPatient(withTimes(cmd.OutOrStdout()))
+			defer out.close(lastWords)
 			o.Tell = func(what string) {
 				fmt.Fprintln(out, what)
 				_ = notifier.Tell(sdnotify.Status(what)) // it is in the log

@@ -186,8 +186,8 @@ func (a *Agent) trouble(format string, args ...any) {
 }
 
 func (a *Agent) notify(t wire.TroubleNotice) {
-	fmt.Fprintln(os.Stderr, "understudy:", t.What)
 	if conn := a.conn.Load(); conn != nil {
 		_ = conn.Notify(wire.Trouble, t) // the console has it
 	}
+	fmt.Fprintln(os.Stderr, "understudy:", t.What) // last: who takes that may hang, as the disk does
 }

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+)
+
+// patient passes on what is written to it, in order, and nobody waits for that: a terminal that was stopped
+// (Ctrl-S), a pager, or a journal that hangs must keep no pair from a takeover. What there is no
+// room for is dropped, and counted.
+type patient struct {
+	to io.Writer
+
+	mu      sync.Mutex
+	cond    sync.Cond
+	waiting bytes.Buffer
+	dropped int // lines, since waiting had room last
+	closed  bool
+	done    chan struct{}
+}
+
+// maxPatience is how many bytes may wait: more than a pair says in a bad week.
+const maxPatience = 1 << 20
+
+func newPatient(to io.Writer) *patient {
+	p := &patient{to: to, done: make(chan struct{})}
+	p.cond.L = &p.mu
+	go p.pass()
+	return p
+}
+
+// Write implements io.Writer. It never waits, and never fails.
+func (p *patient) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.waiting.Len()+len(b) > maxPatience {
+		p.dropped += bytes.Count(b, []byte("\n"))
+		return len(b), nil
+	}
+	if p.dropped > 0 {
+		fmt.Fprintf(&p.waiting, "%d lines are not here: nobody took them\n", p.dropped)
+		p.dropped = 0
+	}
+	p.waiting.Write(b)
+	p.cond.Signal()
+	return len(b), nil
+}
+
+// pass passes it on, until all of it is, and no more comes.
+func (p *patient) pass() {
+	defer close(p.done)
+	for {
+		p.mu.Lock()
+		for p.waiting.Len() == 0 && !p.closed {
+			p.cond.Wait()
+		}
+		b := bytes.Clone(p.waiting.Bytes())
+		p.waiting.Reset()
+		p.mu.Unlock()
+		if len(b) == 0 {
+			return
+		}
+		_, _ = p.to.Write(b) // nobody could be told
+	}
+}
+
+// close waits until all of it is passed on, but not for long.
+func (p *patient) close(limit time.Duration) {
+	p.mu.Lock()
+	p.closed = true
+	p.cond.Signal()
+	p.mu.Unlock()
+	select {
+	case <-p.done:
+	case <-time.After(limit):
+	}
+}
