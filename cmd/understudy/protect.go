@@ -8,6 +8,7 @@ import (
 
 	"understudy.dev/understudy/internal/live/events"
 	"understudy.dev/understudy/internal/takeover/offline"
+	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
 // protection is a pair's way back to being protected. Its ctx ends once it is, when guard
@@ -106,7 +107,10 @@ func rescueRoot(pair string) func(ctx context.Context, disk, memory string) erro
 		reports, err := offline.RescueRoot(ctx, offline.Options{Image: memory, Disk: disk, Work: work, GiveUp: true, Forget: true})
 		for _, r := range reports {
 			why := applyVerdict(r)
-			if why != nil && r.Part != 0 {
+			if why == nil {
+				continue
+			}
+			if why = fmt.Errorf("%w: %w", supervisor.ErrPartly, why); r.Part != 0 {
 				why = fmt.Errorf("partition %d: %w", r.Part, why)
 			}
 			err = errors.Join(err, why)

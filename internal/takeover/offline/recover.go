@@ -101,8 +101,16 @@ func (r *recovery) roots(ctx context.Context) (lacking, err error) {
 		if failed != nil {
 			lacking = errors.Join(lacking, fmt.Errorf("root disk of partition %s: %w", p.Name, failed))
 		}
-		if failed != nil || slices.ContainsFunc(reports, func(r *Report) bool { return !r.Complete }) {
-			r.dir.RootLacks(&r.record, p)
+		for _, report := range reports {
+			switch {
+			case report.Untouched: // another try may give up its last commit
+				failed = errors.Join(failed, errUntouched)
+			case !report.Complete: // which has its own verdict
+				failed = errors.Join(failed, supervisor.ErrPartly)
+			}
+		}
+		if failed != nil {
+			r.dir.RootLacks(&r.record, p, failed)
 		} else {
 			r.dir.RootHas(&r.record, p)
 		}

@@ -71,6 +71,7 @@ func TestRecoverRoots(t *testing.T) {
 	for name, tc := range map[string]struct {
 		left, right     error
 		refused         bool // something of left's
+		untouched       bool // left's last commit is
 		ended           bool // in the midst of left's
 		fails, unsaved  bool
 		kept, stillLack int
@@ -78,7 +79,8 @@ func TestRecoverRoots(t *testing.T) {
 		"both":                  {},
 		"one fails":             {left: broken, fails: true, kept: 1, stillLack: 1},
 		"both fail":             {left: broken, right: broken, fails: true, kept: 2, stillLack: 2},
-		"something refused":     {refused: true, kept: 1, stillLack: 1},
+		"something refused":     {refused: true, kept: 1},
+		"left as it is":         {refused: true, untouched: true, kept: 1, stillLack: 1},
 		"ended in the midst":    {ended: true, fails: true, unsaved: true, stillLack: 2},
 		"the second in between": {right: takeover.ErrInBetween, fails: true, kept: 1, stillLack: 1},
 	} {
@@ -106,7 +108,7 @@ func TestRecoverRoots(t *testing.T) {
 			if tc.ended {
 				cancel()
 			}
-			return []*Report{{Complete: !tc.refused}}, tc.left
+			return []*Report{{Complete: !tc.refused, Untouched: tc.untouched}}, tc.left
 		}
 		err = r.all(ctx)
 		if (err != nil) != tc.fails || tc.left != nil && !errors.Is(err, tc.left) || tc.right != nil && !errors.Is(err, tc.right) {

@@ -218,10 +218,7 @@ func (s *Supervisor) rescueRoot(ctx context.Context, i int) error {
 	if err != nil {
 		end := "what was not written is kept in memory"
 		if room := s.checkRoom(p.Memory); room == nil {
-			if after.Why != "" {
-				after.Why += "; "
-			}
-			after.Why += fmt.Sprintf("it booted again without what its root disk, %s, lacks: %v", p.Root, err)
+			after.because(fmt.Sprintf("it booted again without what its root disk, %s, lacks: %v", p.Root, err))
 		} else {
 			end = fmt.Sprintf("what was not written is lost, as after any crash, since its memory could not be kept: %v", room)
 		}
@@ -268,9 +265,14 @@ func (s *Supervisor) rescueRoots() error {
 			continue
 		}
 		err := s.rescue(context.Background(), i)
-		if err == nil {
-			err = s.record(func(r *Record) { s.dir.RootHas(r, p) })
-		}
+		recorded := s.record(func(r *Record) {
+			if err == nil {
+				s.dir.RootHas(r, p)
+			} else {
+				s.dir.RootLacks(r, p, err)
+			}
+		})
+		err = errors.Join(err, recorded)
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

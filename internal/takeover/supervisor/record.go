@@ -43,8 +43,10 @@ type Record struct {
 	Dead *DeadSide `json:"dead,omitempty"`
 	// Kept is memory of sides that died before, whose partitions run again.
 	Kept []KeptMemory `json:"kept,omitempty"`
-	// Roots are the partitions whose own root disks recover has brought up to date.
-	Roots []string `json:"roots,omitempty"`
+	// Roots are the partitions whose own root disks were brought up to date when the pair had ended, and Partly those of
+	// which something was refused: a second try would not find it missing.
+	Roots  []string `json:"roots,omitempty"`
+	Partly []string `json:"partly,omitempty"`
 	// Saved says that all that was in the memory of Active and Heir is on the disks.
 	Saved bool `json:"saved"`
 	// Why is what ended it, for people; empty while a supervisor lives.
@@ -72,6 +74,14 @@ type DeadSide struct {
 	Name string `json:"name"`
 	Root string `json:"root,omitempty"` // its own root disk, to be brought up to date; empty: it has none, or it is
 	Why  string `json:"why,omitempty"`  // it is to be kept; empty: the shared disks have all of it
+}
+
+// because adds to why it is to be kept.
+func (d *DeadSide) because(why string) {
+	if d.Why != "" {
+		d.Why += "; "
+	}
+	d.Why += why
 }
 
 // kept says why the memory is needed still.

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"slices"
@@ -10,8 +11,8 @@ import (
 )
 
 // LackingRoots are the partitions whose own root disks may lack what only their memory in the run directory has: of a
-// pair that ended badly all of them, but for those that have it, and else a dead one whose turn had
-// not come.
+// pair that ended badly all of them, but for those that have it, or all of it that could be brought there, and else
+// a dead one whose turn had not come.
 func (d *RunDir) LackingRoots() ([]pair.Partition, error) {
 	p, err := d.pair()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -22,10 +23,10 @@ func (d *RunDir) LackingRoots() ([]pair.Partition, error) {
 	}
 	var lacking []pair.Partition
 	for _, p := range p.Partitions {
-		if _, err := os.Stat(d.RAM(p.Name)); p.Root == "" || errors.Is(err, fs.ErrNotExist) {
+		r := d.Record
+		if _, err := os.Stat(d.RAM(p.Name)); p.Root == "" || errors.Is(err, fs.ErrNotExist) || slices.Contains(r.Partly, p.Name) {
 			continue
 		}
-		r := d.Record
 		if r.deadRoot(p) || slices.ContainsFunc(r.Kept, d.keptFor(p)) || !r.Saved && !slices.Contains(r.Roots, p.Name) {
 			lacking = append(lacking, p)
 		}
@@ -56,10 +57,25 @@ func (d *RunDir) RootHas(r *Record, p pair.Partition) {
 	}
 }
 
-// RootLacks records in r, which is to be written, that it has not.
-func (d *RunDir) RootLacks(r *Record, p pair.Partition) {
-	if !r.deadRoot(p) && !slices.ContainsFunc(r.Kept, d.keptFor(p)) {
-		dead := DeadSide{Name: p.Name, Root: p.Root}
-		r.Kept = append(slices.Clone(r.Kept), KeptMemory{File: d.RAM(p.Name), Why: dead.kept()})
+// RootLacks records in r, which is to be written, that it has not, and why: ErrPartly, if all was brought there that can be.
+func (d *RunDir) RootLacks(r *Record, p pair.Partition, why error) {
+	lacking := DeadSide{Name: p.Name, Root: p.Root}
+	if errors.Is(why, ErrPartly) {
+		r.Partly = append(slices.Clone(r.Partly), p.Name)
+		lacking.Why = fmt.Sprintf("its root disk, %s, has not what was refused of it: understudy salvage extract FILE reads that", p.Root)
+	}
+	switch {
+	case !r.deadRoot(p):
+		if !slices.ContainsFunc(r.Kept, d.keptFor(p)) {
+			r.Kept = append(slices.Clone(r.Kept), KeptMemory{File: d.RAM(p.Name), Why: lacking.kept()})
+		}
+	case lacking.Why != "":
+		dead := *r.Dead
+		dead.because(lacking.Why)
+		dead.Root = ""
+		r.Dead = &dead
 	}
 }
+
+// ErrPartly is why memory is needed still although it was brought to a disk: something of it was refused.
+var ErrPartly = errors.New("something was refused")

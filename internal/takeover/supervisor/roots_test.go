@@ -2,6 +2,8 @@ package supervisor
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -56,8 +58,8 @@ func TestLackingRoots(t *testing.T) {
 		// One that could not be brought up to date lacks it again, and is kept.
 		lacking, _ := d.LackingRoots()
 		for _, p := range lacking {
-			d.RootLacks(d.Record, p)
-			d.RootLacks(d.Record, p)
+			d.RootLacks(d.Record, p, errors.New("no room"))
+			d.RootLacks(d.Record, p, errors.New("no room"))
 		}
 		if d.Record.Saved = true; names() != tc.want || d.AtStake() != (tc.want != "" || len(tc.r.Kept) > 0 || tc.r.Dead != nil) {
 			t.Errorf("%s, once it could not be rescued: %s, at stake: %v", name, names(), d.AtStake())
@@ -67,6 +69,14 @@ func TestLackingRoots(t *testing.T) {
 		}
 		if names() != "" || tc.want != "" && d.AtStake() {
 			t.Errorf("%s, once it was rescued: %s, %+v", name, names(), d.Record)
+		}
+		// What was refused is not asked for again, as if it were there.
+		for _, p := range lacking {
+			d.Record.Roots = nil
+			d.RootLacks(d.Record, p, fmt.Errorf("its disk: %w", ErrPartly))
+		}
+		if names() != "" || d.AtStake() != (tc.want != "" || len(tc.r.Kept) > 0 || tc.r.Dead != nil) {
+			t.Errorf("%s, once something was refused: %s, %+v", name, names(), d.Record)
 		}
 		for _, path := range []string{filepath.Join(d.Path, pairName), d.RAM("left"), d.RAM("right")} {
 			if err := os.Remove(path); err != nil {

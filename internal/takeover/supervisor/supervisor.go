@@ -57,7 +57,7 @@ type Options struct {
 	// Trouble is told what of a side's purpose does not work, as its agent says. It may be nil.
 	Trouble func(wire.TroubleNotice)
 	// Rescue brings to a partition's own root disk, which nobody uses, what only the
-	// memory of its kernel, in a file, has of it. It may be nil.
+	// memory of its kernel, in a file, has of it; it fails with ErrPartly if that has more. It may be nil.
 	Rescue func(ctx context.Context, disk, memory string) error
 	// Settle finishes what was broken off while it was written to a disk, which nobody uses, without the
 	// memory that it was from. It may be nil.
