@@ -91,7 +91,14 @@ func (p *plausible) super(changed map[addr.Block][]byte) error {
 	if !ok {
 		return nil
 	}
-	err := ext4.CheckSuper(b[offset:][:ext4.SuperSize])
+	before, err := p.old.block(home)
+	if err != nil {
+		return err
+	}
+	if err := sameFixed(before[offset:], b[offset:]); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	err = ext4.CheckSuper(b[offset:][:ext4.SuperSize])
 	if errors.Is(err, ext4.ErrChecksum) {
 		p.torn, err = append(p.torn, "the superblock"), nil
 	} else if err == nil {

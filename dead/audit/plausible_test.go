@@ -51,6 +51,8 @@ func TestPlausible(t *testing.T) {
 		{"a place of a bitmap", of(audit.KindDescriptors, 0, func(b []byte, _ *ext4.Super) { b[0]++ }), never, never},
 		{"a place of a table", of(audit.KindDescriptors, 0, func(b []byte, _ *ext4.Super) { b[8]++ }), never, never},
 		{"descriptors of zeros", of(audit.KindDescriptors, 0, func(b []byte, _ *ext4.Super) { clear(b) }), never, never},
+		{"the UUID of a journal elsewhere", of(audit.KindSuper, 0, func(b []byte, _ *ext4.Super) { b[0xd8] ^= 0x80 }), never, never},
+		{"another size of inodes", of(audit.KindSuper, 0, func(b []byte, _ *ext4.Super) { b[0x59] ^= 2 }), never, never},
 		{"a bitmap of blocks", of(audit.KindBlockMap, 0, func(b []byte, _ *ext4.Super) { b[60] ^= 1 }), 1, 0},
 		{"a bitmap of inodes", of(audit.KindInodeMap, 0, func(b []byte, _ *ext4.Super) { b[15] ^= 0x80 }), 1, 0},
 	} {

@@ -132,11 +132,21 @@ var fixed = [...][2]int{
 	{0x38, 2},  // s_magic
 	{0x48, 8},  // s_creator_os, s_rev_level
 	{0x54, 6},  // s_first_ino, s_inode_size
-	{0xe0, 8},  // s_journal_inum, s_journal_dev
+	{0xd0, 24}, // s_journal_uuid, s_journal_inum, s_journal_dev
 	{0xec, 16}, // s_hash_seed
 	{0xfe, 2},  // s_desc_size
 	{0x108, 4}, // s_mkfs_time
 	{0x174, 2}, // s_log_groups_per_flex, s_checksum_type
+}
+
+// sameFixed checks that they are the same in two superblocks.
+func sameFixed(before, after []byte) error {
+	for _, field := range fixed {
+		if from, to := field[0], field[0]+field[1]; !bytes.Equal(before[from:to], after[from:to]) {
+			return fmt.Errorf("the superblock changes between offsets %#x and %#x", from, to)
+		}
+	}
+	return nil
 }
 
 // Features that a kernel sets when it first needs them, or on mount.
@@ -157,10 +167,8 @@ func (c *checker) compareSupers(before, after []byte, offset int) error {
 	if err := ext4.CheckSuper(after); err != nil {
 		return err
 	}
-	for _, field := range fixed {
-		if from, to := field[0], field[0]+field[1]; !bytes.Equal(before[from:to], after[from:to]) {
-			return fmt.Errorf("the superblock changes between offsets %#x and %#x", from, to)
-		}
+	if err := sameFixed(before, after); err != nil {
+		return err
 	}
 	at := 0
 	for _, field := range dynamic {

@@ -51,6 +51,10 @@ func (l *bufferLayout) look(t *kernel.Types) error {
 // minBuffer is the smallest block a buffer stands for, in bytes.
 const minBuffer = 512
 
+// maxPrivate is how many bits from BH_PrivateStart on a buffer may have: more than jbd2 and its file systems take
+// (include/linux/jbd2.h, enum jbd_state_bits; fs/ext4/ext4.h, BH_BITMAP_UPTODATE).
+const maxPrivate = 16
+
 // bufferState is a buffer head as read: a block of a page.
 type bufferState struct {
 	at     addr.Virt
@@ -83,6 +87,9 @@ func (c *Cache) ring(p *pageState, visit func(bufferState)) error {
 			return fmt.Errorf("buffer at %v is at %d of its page, not %d", next, inPage, off)
 		case c.frameOf(l.page.Pointer(b)) != p.frame:
 			return fmt.Errorf("buffer at %v is of another page", next)
+		}
+		if state := l.state.Uint(b); state>>(l.private+maxPrivate) != 0 {
+			return fmt.Errorf("buffer at %v has state %#x", next, state)
 		}
 		state := bufferState{at: next, state: l.state.Uint(b), block: addr.Block(l.block.Uint(b)), off: off, length: length}
 		if l.owner.Present() {
@@ -131,6 +138,14 @@ func (c *Cache) buffers(i *Inode, p *pageState, at slotted, yield func(Piece, er
 		}
 	}
 	return empty == 0 || bad(NotUptodate, nil)
+}
+
+// odd reports whether a buffer of a file that is not to be written has a state that no kernel leaves: it fills a page with
+// all of its buffers, and has the page locked while it reads one or gives it a new block (fs/buffer.c, __block_write_begin_int).
+// Such a one may well have been unsaved.
+func (c *Cache) odd(p *pageState, b *bufferState) bool {
+	l, page := &c.layout.buffer, &c.layout.page
+	return !b.has(l.uptodate) && (p.has(page.uptodate) || (b.has(l.fresh) || b.has(l.lock)) && !p.has(page.locked))
 }
 
 // frameOf is PageFrame, with an impossible frame for none.

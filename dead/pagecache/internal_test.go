@@ -34,3 +34,36 @@ func TestExt4Internal(t *testing.T) {
 		})
 	}
 }
+
+// TestOddBuffer: which states a kernel does not leave of a buffer that is not to be written.
+func TestOddBuffer(t *testing.T) {
+	const (
+		uptodate = 1 << iota // of a buffer: BH_Uptodate, BH_Lock, BH_New
+		lock
+		fresh
+	)
+	const filled, locked = 1, 2 // of a page
+	c := &Cache{layout: &layout{}}
+	c.layout.buffer = bufferLayout{uptodate: 0, lock: 1, fresh: 2}
+	c.layout.page.uptodate, c.layout.page.locked = 0, 1
+	for _, tc := range []struct {
+		page, state uint64
+		odd         bool
+	}{
+		{filled, uptodate, false},
+		{filled, 0, true},
+		{filled | locked, 0, true},
+		{0, 0, false},
+		{0, uptodate, false},
+		{0, uptodate | fresh, false}, // of data=journal
+		{0, lock, true},
+		{0, fresh, true},
+		{locked, lock, false},  // it is read
+		{locked, fresh, false}, // it is given its block
+		{0, lock | fresh, true},
+	} {
+		if got := c.odd(&pageState{flags: tc.page}, &bufferState{state: tc.state}); got != tc.odd {
+			t.Errorf("state %#x in a page with flags %#x: %v", tc.state, tc.page, got)
+		}
+	}
+}
