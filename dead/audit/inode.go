@@ -92,8 +92,8 @@ func (c *checker) checkFreed(i *ext4.Inode) error {
 }
 
 // checkReused judges an inode that is in use, by its table as it was. One that was in use there and free in the bitmap
-// is a fault from before: a kernel finds out when it gives the inode to another file, and takes it out of the bitmap
-// then (fs/ext4/ialloc.c, __ext4_new_inode). What it has on record of that may come with a later transaction.
+// is a fault from before: a kernel finds out when it gives the inode to another file, which it has marked in the bitmap
+// by then (fs/ext4/ialloc.c, __ext4_new_inode). What it has on record of that may come with a later transaction.
 func (c *checker) checkReused(i *inode, before []byte) error {
 	if i.old != nil || zero(before) || c.old.super.ReadInode(&i.parsed[0], i.number, before) != nil {
 		return nil

@@ -203,7 +203,7 @@ func (d *Device) allocatedIn(i *Inode, at slotted) (out []AllocatedBlock, all bo
 	unsaved := 0
 	err = c.ring(p, func(b bufferState) {
 		off := p.start() + b.off
-		if clean := !b.has(l.dirty) && !b.has(l.asyncWrite); off >= i.Size || clean && !c.odd(p, &b) {
+		if off >= i.Size || !b.has(l.dirty) && !b.has(l.asyncWrite) && !c.odd(p, &b) {
 			return
 		}
 		unsaved++

@@ -87,9 +87,8 @@ func (c *Cache) ring(p *pageState, visit func(bufferState)) error {
 			return fmt.Errorf("buffer at %v is at %d of its page, not %d", next, inPage, off)
 		case c.frameOf(l.page.Pointer(b)) != p.frame:
 			return fmt.Errorf("buffer at %v is of another page", next)
-		}
-		if state := l.state.Uint(b); state>>(l.private+maxPrivate) != 0 {
-			return fmt.Errorf("buffer at %v has state %#x", next, state)
+		case l.state.Uint(b)>>(l.private+maxPrivate) != 0:
+			return fmt.Errorf("buffer at %v has state %#x", next, l.state.Uint(b))
 		}
 		state := bufferState{at: next, state: l.state.Uint(b), block: addr.Block(l.block.Uint(b)), off: off, length: length}
 		if l.owner.Present() {

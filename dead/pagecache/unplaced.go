@@ -115,11 +115,10 @@ func (d *Device) unsavedBlocks(i *Inode, at slotted, out []UnsavedBlock) ([]Unsa
 	var bad error
 	err = c.ring(p, func(b bufferState) {
 		off := p.start() + b.off
-		clean := !b.has(l.dirty) && !b.has(l.asyncWrite) && !b.has(l.private+jbdDirty)
-		lost := clean && c.odd(p, &b)
+		clean := !b.has(l.dirty) && !b.has(l.asyncWrite) && !b.has(l.private+jbdDirty) && !c.odd(p, &b)
 		switch {
-		case off >= i.Size || clean && !lost && !p.has(page.uptodate):
-		case uint64(b.length) == d.super.BlockSize && clean && !lost:
+		case off >= i.Size || clean && !p.has(page.uptodate):
+		case uint64(b.length) == d.super.BlockSize && clean:
 			out = addBlock(out, UnsavedBlock{Piece: p.piece(b.off, b.off+b.length), Clean: true})
 		case !b.has(l.uptodate), b.has(l.private), uint64(b.length) != d.super.BlockSize, !b.has(l.mapped) && !b.has(l.delay):
 			bad = fmt.Errorf("%w: state %#x at byte %d", ErrUnsettled, b.state, off)

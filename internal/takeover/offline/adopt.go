@@ -344,17 +344,26 @@ func identified(disks []foreign.Disk) (map[pagecache.UUID]Place, error) {
 	return on, nil
 }
 
+// openSized opens a disk for a look at it, and tells its size in bytes. Nobody is kept from it.
+func openSized(path string) (*os.File, int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, 0, errors.Join(fmt.Errorf("open disk %s: %w", path, err), f.Close())
+	}
+	return f, size, nil
+}
+
 // places finds the file systems on a disk: all of it is one, or its partitions are.
 func places(path string) (map[Place]pagecache.UUID, error) {
-	f, err := os.Open(path)
+	f, size, err := openSized(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return nil, fmt.Errorf("open disk %s: %w", path, err)
-	}
 	found := make(map[Place]pagecache.UUID)
 	look := func(part int, off, n int64) error {
 		fs, err := salvage.Identify(io.NewSectionReader(f, off, n))

@@ -156,6 +156,16 @@ func (d *Disk) steps(t *testing.T) []func() error {
 	}
 }
 
+// breakOff takes so many of its steps.
+func (d *Disk) breakOff(t *testing.T, n int) {
+	t.Helper()
+	for _, step := range d.steps(t)[:n] {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestFinish breaks a commit off after each of its steps, and goes on with it.
 func TestFinish(t *testing.T) {
 	for _, differs := range []bool{true, false} {
@@ -170,11 +180,7 @@ func TestFinish(t *testing.T) {
 func breakOff(t *testing.T, n int, differs, redo bool) {
 	t.Helper()
 	tr, d := newTrial(t, differs, redo)
-	for _, step := range d.steps(t)[:n+1] {
-		if err := step(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	d.breakOff(t, n+1)
 	if err := d.Close(); err != nil { // as if killed
 		t.Fatal(err)
 	}
@@ -253,11 +259,7 @@ func TestFinishRefuses(t *testing.T) {
 		"the end of it":           {func(tr *trial, d *Disk) { os.Truncate(d.redo(), d.left.Redo.Size-1) }, "not what was written", true},
 	} {
 		tr, d := newTrial(t, true, tc.redo)
-		for _, step := range d.steps(t)[:5] {
-			if err := step(); err != nil {
-				t.Fatal(err)
-			}
-		}
+		d.breakOff(t, 5)
 		tc.spoil(tr, d)
 		d.Close()
 		spoiled := tr.disk()
@@ -347,11 +349,7 @@ func TestOther(t *testing.T) {
 		"another's, half the same": {7, func(_ *trial, d *Disk) { d.WriteAt(make([]byte, sector), superAt) }, true, true, false},
 	} {
 		tr, d := newTrial(t, true, true)
-		for _, step := range d.steps(t)[:tc.step+1] {
-			if err := step(); err != nil {
-				t.Fatal(err)
-			}
-		}
+		d.breakOff(t, tc.step+1)
 		tc.spoil(tr, d)
 		d.Close()
 		again, err := Open(tr.path, 0, "")
@@ -371,11 +369,7 @@ func TestOther(t *testing.T) {
 // TestDisown: a record of another disk keeps nobody from this one, but for the memory that it is of, and is not lost.
 func TestDisown(t *testing.T) {
 	tr, d := newTrial(t, true, true)
-	for _, step := range d.steps(t)[:6] {
-		if err := step(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	d.breakOff(t, 6)
 	if _, err := d.WriteAt(bytes.Repeat([]byte("another "), 128), superAt); err != nil {
 		t.Fatal(err)
 	}

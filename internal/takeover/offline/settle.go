@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 
 	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/disk"
@@ -34,15 +32,11 @@ func Settle(ctx context.Context, path, work string) ([]*Report, error) {
 
 // unsettled are the partitions of a disk, 0 for all of it, that are in between.
 func unsettled(path string) (parts []int, err error) {
-	f, err := os.Open(path)
+	f, size, err := openSized(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return nil, err
-	}
 	table, _ := disk.Table(f, size) // without one that can be read, all of it is looked at
 	for _, p := range append(table, disk.Partition{Len: size}) {
 		is, err := InBetween(device.Section{Direct: device.Direct{File: f}, Off: p.Off, Len: p.Len})

@@ -17,11 +17,7 @@ func TestSettle(t *testing.T) {
 	for n := range 8 {
 		for _, redo := range []bool{true, false} {
 			tr, d := newTrial(t, true, redo)
-			for _, step := range d.steps(t)[:n+1] {
-				if err := step(); err != nil {
-					t.Fatal(err)
-				}
-			}
+			d.breakOff(t, n+1)
 			if err := d.Close(); err != nil { // as if killed
 				t.Fatal(err)
 			}
@@ -62,11 +58,7 @@ func TestSettleRefuses(t *testing.T) {
 		"a superblock half new":  {func(_ *trial, d *Disk) { d.WriteAt([]byte("mkfs"), superAt+sector) }, "neither the old one nor the new one"},
 	} {
 		tr, d := newTrial(t, true, true)
-		for _, step := range d.steps(t)[:5] {
-			if err := step(); err != nil {
-				t.Fatal(err)
-			}
-		}
+		d.breakOff(t, 5)
 		tc.spoil(tr, d)
 		d.Close()
 		was := tr.disk()

@@ -265,15 +265,13 @@ func (s *Supervisor) rescueRoots() error {
 			continue
 		}
 		err := s.rescue(context.Background(), i)
-		recorded := s.record(func(r *Record) {
+		errs = append(errs, err, s.record(func(r *Record) {
 			if err == nil {
 				s.dir.RootHas(r, p)
 			} else {
 				s.dir.RootLacks(r, p, err)
 			}
-		})
-		err = errors.Join(err, recorded)
-		errs = append(errs, err)
+		}))
 	}
 	return errors.Join(errs...)
 }

@@ -14,16 +14,16 @@ import (
 // pair that ended badly all of them, but for those that have it, or all of it that could be brought there, and else
 // a dead one whose turn had not come.
 func (d *RunDir) LackingRoots() ([]pair.Partition, error) {
-	p, err := d.pair()
+	whole, err := d.pair()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
+	r := d.Record
 	var lacking []pair.Partition
-	for _, p := range p.Partitions {
-		r := d.Record
+	for _, p := range whole.Partitions {
 		if _, err := os.Stat(d.RAM(p.Name)); p.Root == "" || errors.Is(err, fs.ErrNotExist) || slices.Contains(r.Partly, p.Name) {
 			continue
 		}
