@@ -212,6 +212,9 @@ func (b *beside) run(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := checkDump(w, m, u.Config.Role, 0); err != nil {
+		return err
+	}
 	n, err := metal.Start(m, u)
 	if err != nil {
 		return err

@@ -129,12 +129,15 @@ func metalStatusCommand() *cobra.Command {
 }
 
 func metalReturnCommand() *cobra.Command {
-	return &cobra.Command{
+	discard := false
+	cmd := &cobra.Command{
 		Use:   "return",
 		Short: "On an understudy that has taken over: stop in good order, and reset the machine, which boots its own kernel",
 		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return bare.Return(cmd.Context()) },
+		RunE:  func(cmd *cobra.Command, _ []string) error { return bare.Return(cmd.Context(), discard) },
 	}
+	cmd.Flags().BoolVar(&discard, "discard", false, "even if the dead kernel's memory may be all that has what was refused, which is lost")
+	return cmd
 }
 
 // metalEnterCommand is what PID 1 of an understudy starts services by. It is not for users.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,10 +16,13 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/dead/ram"
+	"understudy.dev/understudy/internal/live/agent"
 	"understudy.dev/understudy/internal/live/guest"
 	"understudy.dev/understudy/internal/live/initramfs"
 	"understudy.dev/understudy/internal/live/metal"
 	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover/bare"
 )
 
 // reserve is how much of the machine an understudy gets.
@@ -60,6 +64,7 @@ type installation struct {
 	without            []string
 	limit, cpuLimit    time.Duration
 	again              bool
+	dump               string
 }
 
 func metalInstallCommand() *cobra.Command {
@@ -90,6 +95,7 @@ as they are now, with the units given as its services. understudy metal remove u
 	cmd.Flags().BoolVar(&i.again, "again", false, againUsage)
 	cmd.Flags().StringArrayVar(&i.units, "unit", nil, "service of systemd's to be started from the root file system, NAME.service, with =PORT if it listens on a TCP port; needs --mount /")
 	cmd.Flags().StringArrayVar(&i.without, "without", nil, "directory that no service has need of: what is mounted on it, or below, is not taken over")
+	cmd.Flags().StringVar(&i.dump, "dump", "", "`DEVICE`, a partition or a disk with nothing on it but a swap area, for the memory of a kernel that died with something that could not be saved")
 	cmd.Flags().StringArrayVar(&i.files, "add", nil, "file of this machine to put at the same path of the understudy's image")
 	return cmd
 }
@@ -123,6 +129,9 @@ func (i *installation) install(w io.Writer) error {
 		return err
 	}
 	if err := sayLeft(w, role); err != nil {
+		return err
+	}
+	if err := i.checkDump(w, role); err != nil {
 		return err
 	}
 	program, err := os.Executable()
@@ -204,6 +213,11 @@ func (i *installation) makeRole() (role wire.Config, err error) {
 		}
 		role.NICs = append(role.NICs, n)
 	}
+	if i.dump != "" {
+		if role.Dump, err = dumpOf(i.dump); err != nil {
+			return role, err
+		}
+	}
 	for _, u := range i.units {
 		s, err := serviceOf(u)
 		if err != nil {
@@ -213,6 +227,64 @@ func (i *installation) makeRole() (role wire.Config, err error) {
 	}
 	_, err = metal.CheckRole(os.DirFS("/"), role)
 	return role, err
+}
+
+// dumpOf is how a role calls a block device.
+func dumpOf(device string) (string, error) {
+	var s unix.Stat_t
+	if err := unix.Stat(device, &s); err != nil {
+		return "", fmt.Errorf("--dump: look at %s: %w", device, err)
+	}
+	if s.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return "", fmt.Errorf("--dump: %s is no block device", device)
+	}
+	name, err := metal.DumpOf(os.DirFS("/"), fmt.Sprintf("%d:%d", unix.Major(s.Rdev), unix.Minor(s.Rdev)))
+	if err != nil {
+		return "", fmt.Errorf("--dump: %s: %w", device, err)
+	}
+	return name, nil
+}
+
+// checkDump is the function of this name, for the memory that this machine's kernel will have once it has left the
+// understudy's to that.
+func (i *installation) checkDump(w io.Writer, role wire.Config) error {
+	m, err := metal.Look(os.DirFS("/"))
+	if err != nil {
+		return err
+	}
+	less := int64(0)
+	if _, err := metal.ParseReservation(m.Cmdline); err != nil {
+		less = int64(i.memory) << 20
+	}
+	return checkDump(w, m, role, less)
+}
+
+// checkDump says why a role's disk for a dump would not do for the memory of a machine's kernel, less so many bytes
+// of it, and on w what there is on it.
+func checkDump(w io.Writer, m *metal.Machine, role wire.Config, less int64) error {
+	if role.Dump == "" {
+		return nil
+	}
+	if err := metal.CheckDump(os.DirFS("/"), role, ram.CoreSize(bare.Memory(metal.Memory(m.Resources)))-less); err != nil {
+		return err
+	}
+	path, err := agent.AwaitDisk(context.Background(), role.Dump, time.Second)
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err == nil {
+		err = metal.Vacant(f, size)
+	}
+	if err != nil {
+		fmt.Fprintf(w, "%s would take no dump: %v\n", path, err)
+	}
+	return nil
 }
 
 // serviceOf is what --unit says: NAME.service, or with =PORT.
@@ -242,7 +314,7 @@ func (i *installation) image(c wire.Config, path string) error {
 		}
 		interfaces = append(interfaces, name)
 	}
-	drivers, err := metal.DriversOf(os.DirFS("/"), interfaces, mounts)
+	drivers, err := metal.DriversOf(os.DirFS("/"), interfaces, mounts, c.Dump)
 	if err != nil {
 		return err
 	}

@@ -218,7 +218,7 @@ var unders = []under{
 	{
 		name: "logical", full: "XFS in a logical partition", guest: []string{"--fs", "xfs"}, hold: hold.XFS,
 		make: func(t *testing.T, dir, _ string) {
-			dividedDisk(t, filepath.Join(dir, "data.img"), "label: dos\nstart=2048, size=2048\nstart=6144, size=700000, type=5\nstart=8192, size=655360\n", 4<<20, 320<<20, "mkfs.xfs", "-qf")
+			dividedDisk(t, filepath.Join(dir, "data.img"), "label: dos\nstart=2048, size=2048\nstart=6144, size=680000, type=5\nstart=8192, size=655360\n", 4<<20, 320<<20, "mkfs.xfs", "-qf")
 		},
 		disks: "  - {name: data, image: data.img, partition: 5, type: xfs, mount: /srv}\n",
 		dirs:  []string{"/srv"},

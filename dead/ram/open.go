@@ -33,8 +33,8 @@ func (f fileInput) Size() int64 { return f.size }
 // save made of one, a VMware .vmss or .vmsn file, or the .vmem file beside one, or, without a signature, the
 // RAM file of a machine of QEMU (memory-backend-file with share=on) or another, which may be
 // dead or running: an Unarranged. Any of these may be compressed as a whole (gzip, xz, zstd,
-// lz4, bzip2): it is unpacked to a file without a name in TMPDIR. What is known but not
-// supported is a *FormatError.
+// lz4, bzip2): it is unpacked to a file without a name in TMPDIR. A block device is a file, too:
+// what lies on it behind a dump does not matter. What is known but not supported is a *FormatError.
 func OpenFile(path string) (Memory, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -89,11 +89,11 @@ func openNamed(in input, path string) (Memory, error) {
 // unpacked is the file, or what comes out of it if it is compressed: then it is another
 // one, and by what it was compressed.
 func unpacked(f *os.File) (in input, packed string, err error) {
-	stat, err := f.Stat()
+	size, err := f.Seek(0, io.SeekEnd) // of a block device too
 	if err != nil {
 		return nil, "", err
 	}
-	in = fileInput{f, stat.Size()}
+	in = fileInput{f, size}
 	head, err := readHead(in)
 	if err != nil {
 		return nil, "", err

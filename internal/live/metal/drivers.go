@@ -50,13 +50,8 @@ func Drivers(root fs.FS, role wire.Config) (drivers []Driver, absent []string, e
 		}
 		return nil
 	}
-	for _, d := range role.Disks {
-		serial, _, _ := strings.Cut(d.Name, "-part")
-		dirs := disks[d.Name]
-		if len(dirs) == 0 {
-			dirs = disks[serial]
-		}
-		if err := add("disk "+d.Name, dirs, onPCI); err != nil {
+	for _, name := range diskNames(role) {
+		if err := add("disk "+name, named(disks, name), onPCI); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -70,6 +65,26 @@ func Drivers(root fs.FS, role wire.Config) (drivers []Driver, absent []string, e
 		}
 	}
 	return drivers, absent, nil
+}
+
+// diskNames are the disks of a role, with the one for a dump.
+func diskNames(role wire.Config) (all []string) {
+	for _, d := range role.Disks {
+		all = append(all, d.Name)
+	}
+	if role.Dump != "" {
+		all = append(all, role.Dump)
+	}
+	return all
+}
+
+// named are the disks, of those by serial number, that have a name: its own, or with -partN behind it.
+func named(disks map[string][]string, name string) []string {
+	if dirs := disks[name]; len(dirs) > 0 {
+		return dirs
+	}
+	serial, _, _ := strings.Cut(name, "-part")
+	return disks[serial]
 }
 
 // driversOf are those of a device, which is refused if there are several of its name.

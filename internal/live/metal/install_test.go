@@ -180,15 +180,18 @@ func TestDriversOf(t *testing.T) {
 	files[pci+"0000:00:03.0/driver/module"] = link("../../../../module/e1000e")
 	files[pci+"0000:00:04.0/driver/module"] = link("../../../module/nvme")
 	files[pci+"0000:00:05.0/driver/module"] = link("../../../module/other")
-	got, err := DriversOf(files, []string{"eth0"}, []string{"/srv", "/home"})
+	got, err := DriversOf(files, []string{"eth0"}, []string{"/srv", "/home"}, "")
 	if err != nil || !slices.Equal(got, []string{"e1000e|", "nvme|", "other|"}) {
 		t.Errorf("%v, %v", got, err)
 	}
-	if got, err := DriversOf(files, []string{"eth2"}, nil); err != nil || !slices.Equal(got, []string{"realtek|", "r8169|"}) {
+	if got, err := DriversOf(files, []string{"eth2"}, nil, ""); err != nil || !slices.Equal(got, []string{"realtek|", "r8169|"}) {
 		t.Errorf("with a transceiver: %v, %v", got, err)
 	}
+	if got, err := DriversOf(files, nil, nil, "S4EWNX0R-part1"); err != nil || !slices.Equal(got, []string{"nvme|"}) {
+		t.Errorf("with a dump: %v, %v", got, err)
+	}
 	for _, c := range []struct{ interfaces, mounts []string }{{[]string{"eth1"}, nil}, {[]string{"br0"}, nil}, {nil, []string{"/vmd"}}} {
-		if got, err := DriversOf(files, c.interfaces, c.mounts); err == nil {
+		if got, err := DriversOf(files, c.interfaces, c.mounts, ""); err == nil {
 			t.Errorf("%v have drivers %v", c, got)
 		}
 	}

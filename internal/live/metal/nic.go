@@ -252,10 +252,10 @@ func InterfaceOf(mac string) (string, error) {
 	return "", fmt.Errorf("no network card has MAC %s", mac)
 }
 
-// DriversOf are the modules that drive interfaces of this machine and the disks of mounts,
-// as guest.Image.Drivers has them: each may be built into another kernel. root is
+// DriversOf are the modules that drive interfaces of this machine, the disks of mounts, and one for a
+// dump (empty: none), as guest.Image.Drivers has them: each may be built into another kernel. root is
 // os.DirFS("/").
-func DriversOf(root fs.FS, interfaces, mounts []string) ([]string, error) {
+func DriversOf(root fs.FS, interfaces, mounts []string, dump string) ([]string, error) {
 	var attached []string // directories in sysfs
 	for _, i := range interfaces {
 		at, err := resolve(root, "sys/class/net/"+i)
@@ -272,6 +272,7 @@ func DriversOf(root fs.FS, interfaces, mounts []string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	var disks []string // likewise
 	for _, dir := range mounts {
 		m, err := mounted(string(info), dir)
 		if err != nil {
@@ -281,6 +282,16 @@ func DriversOf(root fs.FS, interfaces, mounts []string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
+		disks = append(disks, at)
+	}
+	if dump != "" {
+		all, err := bySerial(root)
+		if err != nil {
+			return nil, err
+		}
+		disks = append(disks, named(all, dump)...)
+	}
+	for _, at := range disks {
 		dirs, err := onPCI(root, at)
 		if err != nil {
 			return nil, err

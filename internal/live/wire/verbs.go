@@ -68,6 +68,9 @@ type Config struct {
 	// Without are directories, on a bare machine, that no service has need of: what is mounted on
 	// them, or below, is not taken over.
 	Without []string `json:"without,omitempty"`
+	// Dump is a disk, or a partition, on a bare machine, named as those of Disks: what the dead kernel's
+	// memory has, and no disk, is kept there. Empty: nowhere.
+	Dump string `json:"dump,omitempty"`
 }
 
 // Disk is a shared disk as the guest sees it: a virtio disk whose serial

@@ -18,19 +18,6 @@ const BesideFile = "/run/understudy/beside"
 // stopLimit is how long whoever keeps that understudy may take to stop it.
 const stopLimit = 30 * time.Second
 
-// again says whether another understudy is to be started once the takeover is done. What the dead
-// kernel's memory has must not be needed any more.
-func (m *machine) again(r *Report) bool {
-	switch {
-	case m.self.Config.Again == nil:
-		return false
-	case !r.whole():
-		say("not protected again: the dead kernel's memory may be all that has what was refused, and is left as it is")
-		return false
-	}
-	return true
-}
-
 // spare is how many of the dead kernel's CPUs are left for another understudy: as many as this one
 // had, of which runtime.NumCPU tells, as they were when this program was started.
 func (m *machine) spare() int { return min(runtime.NumCPU(), len(m.self.Config.Others)) }

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/internal/live/agent"
 	"understudy.dev/understudy/internal/live/filewriter"
 	"understudy.dev/understudy/internal/live/metal"
@@ -27,15 +28,18 @@ const nmiEntry = "asm_exc_nmi"
 
 // machine is what a takeover does to the machine that this kernel runs on.
 type machine struct {
-	self    *metal.Self
-	role    wire.Config // as this kernel carries it out
-	agent   *agent.Agent
-	morgue  *morgue.Morgue
-	nmi     struct{ virtual, physical uint64 } // addresses of the dead kernel's nmiEntry
-	parked  bool                               // the dead kernel's CPUs are out
-	images  map[string]*image
-	peers   []byte // of the dead kernel's, encoded
-	staging staging
+	self     *metal.Self
+	role     wire.Config // as this kernel carries it out
+	agent    *agent.Agent
+	morgue   *morgue.Morgue
+	memory   ram.Memory                         // the dead kernel's
+	nmi      struct{ virtual, physical uint64 } // addresses of the dead kernel's nmiEntry
+	parked   bool                               // the dead kernel's CPUs are out
+	fenced   bool                               // its devices too
+	leftover leftover
+	images   map[string]*image
+	peers    []byte // of the dead kernel's, encoded
+	staging  staging
 
 	unprotect context.CancelFunc // ends what keeps another understudy; nil: nothing does
 	protected chan struct{}      // closed when that has ended
@@ -65,26 +69,35 @@ func (m *machine) Fence(ctx context.Context) error {
 			}
 		}()
 	}
+	m.fenced = true
 	return m.self.Reveal()
 }
 
 func (m *machine) Image(_ context.Context, disk string) (takeover.Image, error) {
-	path, err := agent.AwaitDisk(context.Background(), disk, deviceLimit)
+	f, err := openDisk(disk)
 	if err != nil {
 		return nil, err
 	}
-	// Exclusive: it fails while anything here has it mounted (block/bdev.c).
-	// A node is there before its disk answers.
+	m.images[disk] = &image{f}
+	return m.images[disk], nil
+}
+
+// openDisk opens a disk, or a partition, once it is there, for itself alone: it fails while anything here has
+// it mounted (O_EXCL, block/bdev.c).
+func openDisk(name string) (*os.File, error) {
+	path, err := agent.AwaitDisk(context.Background(), name, deviceLimit)
+	if err != nil {
+		return nil, err
+	}
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
-	for end := time.Now().Add(deviceLimit); errors.Is(err, unix.ENXIO) && time.Now().Before(end); {
+	for end := time.Now().Add(deviceLimit); errors.Is(err, unix.ENXIO) && time.Now().Before(end); { // a node is there before its disk answers
 		time.Sleep(time.Millisecond)
 		f, err = os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open disk %s: %w", disk, err)
+		return nil, fmt.Errorf("open disk %s: %w", name, err)
 	}
-	m.images[disk] = &image{f}
-	return m.images[disk], nil
+	return f, nil
 }
 
 // Check is the understudy's: it has the disk itself.

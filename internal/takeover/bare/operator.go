@@ -42,9 +42,21 @@ func (m *machine) serveOperator(ctx context.Context) error {
 	return nil
 }
 
-func (m *machine) order(ctx context.Context, verb string, _ json.RawMessage) (any, error) {
+// returnOrder is what comes with orderReturn.
+type returnOrder struct {
+	Discard bool `json:"discard"` // also what only the dead kernel's memory has
+}
+
+func (m *machine) order(ctx context.Context, verb string, text json.RawMessage) (any, error) {
 	if verb != orderReturn {
 		return nil, fmt.Errorf("no such order: %s", verb)
+	}
+	var r returnOrder
+	if err := json.Unmarshal(text, &r); err != nil {
+		return nil, err
+	}
+	if m.leftover.any() && !r.Discard {
+		return nil, fmt.Errorf("the dead kernel's memory may be all that has what was refused (%s), and is gone with a reset: copy what there is of it elsewhere, and give up the rest by metal return --discard", ReportFile)
 	}
 	return nil, m.giveBack(context.WithoutCancel(ctx)) // whoever asked may be one of the services
 }
@@ -67,14 +79,26 @@ func (m *machine) giveBack(ctx context.Context) error {
 	return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 }
 
+// reset has the machine boot its own kernel after a takeover that has failed, with as much in order as can be.
+func (m *machine) reset(ctx context.Context) error {
+	m.agent.EndServices()
+	clearOut()
+	if err := m.agent.Do(ctx, wire.Stop, nil, nil); err != nil {
+		say("stop: %v", err)
+	}
+	unix.Sync()
+	return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+}
+
 // Return has the understudy that this program runs on give the machine back to its own
-// kernel. It returns only an error.
-func Return(ctx context.Context) error {
+// kernel, and what only the dead kernel's memory may have be lost if that is meant (discard).
+// It returns only an error.
+func Return(ctx context.Context, discard bool) error {
 	c, err := net.Dial("unix", OrderSocket)
 	if err != nil {
 		return fmt.Errorf("no understudy is active here: %w", err)
 	}
 	conn := wire.New(c, wire.FromControl, nil)
 	go func() { _ = conn.Serve(ctx) }() // the call says what is wrong
-	return conn.Call(ctx, orderReturn, nil, nil)
+	return conn.Call(ctx, orderReturn, returnOrder{discard}, nil)
 }

@@ -51,26 +51,43 @@ func run(ctx context.Context, self *metal.Self) error {
 		return m.failed(ctx, err)
 	}
 	self.Enter(metal.Active)
-	spare := 0
-	again := m.again(report)
-	if again {
-		spare = m.spare()
-	}
-	report.CPUs = m.enlist(spare)
-	if err := report.keep(); err != nil {
-		say("keep the report: %v", err)
-	}
-	if err := m.serveOperator(ctx); err != nil {
-		say("nobody can give orders: %v", err)
-	}
-	if again {
-		m.protect(ctx)
-	} else if report.whole() {
-		resetAtPanic(true)
-	}
+	m.serve(ctx, report)
 	for {
 		self.Count()
 		time.Sleep(period)
+	}
+}
+
+// serve is what is done once the takeover is, while the services run.
+func (m *machine) serve(ctx context.Context, report *Report) {
+	spare := 0
+	if m.self.Config.Again != nil {
+		spare = m.spare()
+	}
+	report.CPUs = m.enlist(spare)
+	m.leftover.set(!report.whole())
+	m.keepReport(report)
+	if err := m.serveOperator(ctx); err != nil {
+		say("nobody can give orders: %v", err)
+	}
+	if !report.whole() {
+		if err := m.leftover.dump(m); err != nil {
+			say("the dead kernel's memory may be all that has what was refused, and is left as it is: not protected again: %v", err)
+			return
+		}
+		report.Dump = m.role.Dump
+		m.keepReport(report)
+	}
+	if m.self.Config.Again != nil {
+		m.protect(ctx)
+	} else {
+		resetAtPanic(true)
+	}
+}
+
+func (m *machine) keepReport(report *Report) {
+	if err := report.keep(); err != nil {
+		say("keep the report: %v", err)
 	}
 }
 
@@ -80,15 +97,11 @@ func say(format string, args ...any) {
 
 // meet learns the other kernel while it lives, and prepares what can be.
 func meet(ctx context.Context, self *metal.Self, a *agent.Agent) (*machine, error) {
-	var ranges []addr.PhysRange
-	for _, r := range self.Config.Memory {
-		ranges = append(ranges, addr.PhysRange{Start: addr.Phys(r.Start), End: addr.Phys(r.End)})
-	}
-	memory, err := ram.OpenRanges("/dev/mem", ranges)
+	memory, err := ram.OpenRanges("/dev/mem", Memory(self.Config.Memory))
 	if err != nil {
 		return nil, err
 	}
-	m := &machine{self: self, role: within(self.Config.Role), agent: a, morgue: morgue.New(memory), images: make(map[string]*image)}
+	m := &machine{self: self, role: within(self.Config.Role), agent: a, morgue: morgue.New(memory), memory: memory, images: make(map[string]*image)}
 	if err := m.morgue.Prepare(ctx); err != nil {
 		return nil, err
 	}
@@ -102,6 +115,14 @@ func meet(ctx context.Context, self *metal.Self, a *agent.Agent) (*machine, erro
 	role := m.role
 	role.NICs, role.Beat = nil, wire.Beat{}
 	return m, a.Do(ctx, wire.Configure, role, nil)
+}
+
+// Memory is memory as what reads it has it.
+func Memory(all []metal.Range) (ranges []addr.PhysRange) {
+	for _, r := range all {
+		ranges = append(ranges, addr.PhysRange{Start: addr.Phys(r.Start), End: addr.Phys(r.End)})
+	}
+	return ranges
 }
 
 // equipped says what a takeover needs and this kernel or its image does not have: it is known
@@ -151,9 +172,9 @@ func (m *machine) takeOver(ctx context.Context, v liveness.Verdict) (*Report, er
 	return &Report{Verdict: v.String(), Report: serving.Report, Steps: t.Steps()}, nil
 }
 
-// failed is for a takeover that has failed. If nothing is in the dead memory only, the
-// machine is given back to its own kernel, as by metal return: that boots with all there
-// was. If something is, nobody touches that memory any more.
+// failed is for a takeover that has failed. If nothing is in the dead memory only, or that is kept on
+// the role's disk for it, the machine is given back to its own kernel, as by metal return: that boots with
+// all there was, or with what a crash leaves. Else nobody touches that memory any more.
 func (m *machine) failed(ctx context.Context, err error) error {
 	var unserved *takeover.UnservedError
 	switch {
@@ -162,9 +183,16 @@ func (m *machine) failed(ctx context.Context, err error) error {
 	case errors.As(err, &unserved) && unserved.Report.Durable && unserved.Report.Refusals() == 0:
 		say("%v; all that was unsaved is on the disks: the machine boots its own kernel again", err)
 		return errors.Join(err, m.giveBack(ctx))
-	default:
-		return fmt.Errorf("%w; what is unsaved stays in memory until the machine is reset: to give that up, reset it, and its disks are as a crash leaves them", err)
+	case m.fenced && m.role.Dump != "":
+		say("%v", err)
+		if dumped := m.dump(); dumped != nil {
+			err = errors.Join(err, dumped)
+			break
+		}
+		say("the machine boots its own kernel again; what was unsaved is in the dump only")
+		return errors.Join(err, m.reset(ctx))
 	}
+	return fmt.Errorf("%w; what is unsaved stays in memory until the machine is reset: to give that up, reset it, and its disks are as a crash leaves them", err)
 }
 
 // tellRate is how many clients are told a second.
@@ -191,7 +219,8 @@ type Report struct {
 	Verdict string `json:"verdict"`
 	*takeover.Report
 	Steps []takeover.Step `json:"steps"`
-	CPUs  int             `json:"cpus"` // that this kernel runs on now
+	CPUs  int             `json:"cpus"`           // that this kernel runs on now
+	Dump  string          `json:"dump,omitempty"` // disk that has the dead kernel's memory, for what was refused
 }
 
 // whole says whether all that the dead kernel had is on the disks.
