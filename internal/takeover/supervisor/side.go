@@ -365,11 +365,15 @@ func (sd *side) endedEarly() error {
 	case <-time.After(endLimit):
 		return fmt.Errorf("reach agent of partition %s: QEMU has closed the connection", sd.name)
 	}
-	how := "QEMU ended in good order, as when a guest resets itself"
+	return fmt.Errorf("partition %s ended while it booted: %s%s", sd.name, sd.ending(), sd.process.LastWords())
+}
+
+// ending is how a side's process ended.
+func (sd *side) ending() string {
 	if err := sd.process.Status(); err != nil {
-		how = "QEMU ended with " + err.Error()
+		return "QEMU ended with " + err.Error()
 	}
-	return fmt.Errorf("partition %s ended while it booted: %s%s", sd.name, how, sd.process.LastWords())
+	return "QEMU ended in good order, as when a guest resets itself"
 }
 
 // config is the same for both sides: what a role needs is known ahead.

@@ -68,7 +68,7 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 	watch(s.watcherOf(s.active), false)
 	if s.understudy != nil {
 		w := s.watcherOf(s.understudy)
-		s.understudy.pace(w.h.Limit / liveness.PulsesPerLimit) // it has nothing else to do
+		s.understudy.pace(rest(w.h)) // it has nothing else to do
 		watch(w, true)
 		go s.findAgain(ctx) // not waited for: a kernel is looked for in all of its memory. Without an understudy Protect does it
 	}
@@ -115,6 +115,10 @@ func patient(h pair.Heartbeat) pair.Heartbeat {
 	return h
 }
 
+// rest is how seldom an understudy beats that is watched so: seldom for its limit, and not as seldom as what
+// stands still.
+func rest(h pair.Heartbeat) time.Duration { return min(h.Limit/liveness.PulsesPerLimit, heldAfter/2) }
+
 // held passes on why a side stands still.
 func (s *Supervisor) held(understudy bool, why string) {
 	if s.options.Held != nil {
@@ -136,7 +140,7 @@ func (s *Supervisor) LoseUnderstudy() error {
 // watcherOf watches a side in its role.
 func (s *Supervisor) watcherOf(sd *side) *watcher {
 	h, understudy := s.Pair.Heartbeat, sd != s.active
-	w := &watcher{side: sd, h: h, trouble: s.trouble, panicked: s.panicked, hostReads: s.hostReads, room: s.hasRoom}
+	w := &watcher{side: sd, began: time.Now(), h: h, trouble: s.trouble, panicked: s.panicked, hostReads: s.hostReads, room: s.hasRoom}
 	w.held = func(why string) { s.held(understudy, why) }
 	if understudy {
 		w.h, w.panicked = patient(h), nil
@@ -207,7 +211,7 @@ func (w *watcher) watch(ctx context.Context) (liveness.Verdict, error) {
 		case <-sd.process.Ended():
 			return liveness.Verdict{
 				Cause: liveness.ProcessGone, At: time.Now(),
-				Detail: fmt.Sprintf("partition %s ended: %v", sd.name, sd.process.Status()),
+				Detail: fmt.Sprintf("partition %s ended: %s", sd.name, sd.ending()),
 			}, nil
 		case t := <-sd.troubles:
 			w.trouble(t)
@@ -279,6 +283,7 @@ func (sd *side) whileAlive(ctx context.Context, do func(context.Context) error) 
 // watcher observes a side, and does not take for its death what others do to it.
 type watcher struct {
 	side      *side
+	began     time.Time
 	silencer  *liveness.Silencer // of the beat
 	pulses    []*pulse
 	h         pair.Heartbeat
@@ -374,6 +379,9 @@ func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 func (w *watcher) lookForHold(ctx context.Context, now time.Time) {
 	beaten := read(&w.side.beaten)
 	still := now.Sub(beaten)
+	if watched := now.Sub(w.began); watched < still { // nobody looked before
+		still = watched
+	}
 	if beaten.IsZero() || still < heldAfter || now.Sub(w.asked) < heldAfter {
 		return
 	}
