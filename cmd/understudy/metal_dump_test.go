@@ -37,19 +37,8 @@ func TestMetalDump(t *testing.T) {
 	checked(t, "mkswap", swap)
 	virtio.attach(t, m, data)
 	m.Devices = append(m.Devices, "-drive", "if=none,id=swap,format=raw,discard=unmap,detect-zeroes=unmap,file="+swap, "-device", "virtio-blk-pci,drive=swap,serial=swap")
-	r, err := m.Start(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Wait(); err != nil { // it is reset, which ends it here
-		t.Fatalf("%v\n%s", err, r.Console())
-	}
-	defer func() {
-		if t.Failed() || testing.Verbose() {
-			t.Logf("console:\n%s\nsecond:\n%s", r.Console(), r.Second())
-		}
-	}()
-	if said := r.Console(); !strings.Contains(said, "PROTECTED") || strings.Contains(said, "would take no dump") {
+	said := resets(t, ctx, m)
+	if !strings.Contains(said, "PROTECTED") || strings.Contains(said, "would take no dump") {
 		t.Fatal("it did not protect, or will not take a dump")
 	}
 	// It is a block device again, as on the machine that has booted.
@@ -63,12 +52,5 @@ func TestMetalDump(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = exec.Command("e2fsck", "-p", data).Run() // a mount clears orphan_present likewise; what else is wrong is found
-	left := lookInto(t, data)
-	checkFiles(t, r.Console(), func(path string) []byte {
-		b, err := os.ReadFile(left + path)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Error(err)
-		}
-		return b
-	})
+	checkDisk(t, said, data)
 }

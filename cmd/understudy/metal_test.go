@@ -214,15 +214,40 @@ func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, death death
 	if err := r.Wait(); err != nil {
 		t.Fatal(err)
 	}
+	checkDisk(t, r.Console(), disk)
+	return seen
+}
+
+// resets runs a machine until it is reset, which ends it here, and returns what it said.
+func resets(t *testing.T, ctx context.Context, m *barelab.Machine) (console string) {
+	t.Helper()
+	r, err := m.Start(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = r.Wait()
+	t.Cleanup(func() {
+		if t.Failed() || testing.Verbose() {
+			t.Logf("console:\n%s\nsecond:\n%s", r.Console(), r.Second())
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Console()
+}
+
+// checkDisk is checkFiles of what is on a disk that was unmounted.
+func checkDisk(t *testing.T, console, disk string) {
+	t.Helper()
 	left := lookInto(t, disk)
-	checkFiles(t, r.Console(), func(path string) []byte {
+	checkFiles(t, console, func(path string) []byte {
 		b, err := os.ReadFile(left + path)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Error(err)
 		}
 		return b
 	})
-	return seen
 }
 
 // checkFiles compares what is served with what the dead kernel said, which it had in memory
@@ -337,26 +362,7 @@ func TestMetalUnserved(t *testing.T) {
 	disk := filepath.Join(m.Dir, "data.img")
 	makeData(t, disk)
 	virtio.attach(t, m, disk)
-	r, err := m.Start(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Wait(); err != nil { // it is reset, which ends it here
-		t.Fatalf("%v\n%s", err, r.Console())
-	}
-	defer func() {
-		if t.Failed() || testing.Verbose() {
-			t.Logf("console:\n%s\nsecond:\n%s", r.Console(), r.Second())
-		}
-	}()
-	left := lookInto(t, disk)
-	checkFiles(t, r.Console(), func(path string) []byte {
-		b, err := os.ReadFile(left + path)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Error(err)
-		}
-		return b
-	})
+	checkDisk(t, resets(t, ctx, m), disk)
 }
 
 // unservedRole is metalRole with a program that is not there.
