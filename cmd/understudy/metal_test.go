@@ -365,11 +365,11 @@ func TestMetalUnserved(t *testing.T) {
 	checkDisk(t, resets(t, ctx, m), disk)
 }
 
-// unservedRole is metalRole with a program that is not there.
+// unservedRole is metalRole with a program that is not there in the place of both services.
 func unservedRole(t *testing.T) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "unserved.json")
-	if err := os.WriteFile(path, []byte(strings.Replace(metalRole, `"busybox", "httpd"`, `"busybox", "none"`, 1)), 0o644); err != nil {
+	if err := os.WriteFile(path, []byte(strings.ReplaceAll(metalRole, `"busybox", "httpd"`, `"busybox", "none"`)), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return path
