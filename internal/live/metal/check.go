@@ -275,13 +275,16 @@ func (c *checker) virtualFunctions() {
 		"%s", pick(len(on) == 0, "none", strings.Join(on, ", ")+" may have some that cannot be fenced"))
 }
 
-// encryption: the other kernel's memory would read as noise. Kernels for AMD's have the bit of an
-// address that it is turned on by (sme_me_mask, arch/x86/mm/mem_encrypt_identity.c), those since 6.3 who
-// provides it (cc_vendor, arch/x86/coco/core.c); one that has neither cannot use any.
+// encryption: the other kernel's memory would read as noise. A kernel has the bit of an address that it is
+// turned on by: sme_me_mask for AMD's (arch/x86/mm/mem_encrypt_identity.c), cc_mask since 5.19 for those of any
+// vendor (arch/x86/coco/core.c); one that has neither cannot use any. cc_vendor says nothing: since 6.9 it is
+// AMD on each CPU of theirs (arch/x86/kernel/cpu/amd.c, bsp_determine_snp).
 func (c *checker) encryption() {
-	mask, err := c.kernel.Long("sme_me_mask")
-	vendor, err2 := c.kernel.Word("cc_vendor")
-	on := c.parameter("mem_encrypt=on") || err == nil && mask != 0 || err2 == nil && vendor != 0
+	on := c.parameter("mem_encrypt=on")
+	for _, name := range []string{"sme_me_mask", "cc_mask"} {
+		mask, err := c.kernel.Long(name)
+		on = on || err == nil && mask != 0
+	}
 	c.add("memory encryption", !on, adviceBoot+"mem_encrypt=off.", "%s", pick(on, "on", "off"))
 }
 

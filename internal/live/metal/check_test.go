@@ -13,7 +13,7 @@ import (
 // fakeKernel is a running kernel of the tests. It tells of no variable that is not read of a real one.
 type fakeKernel struct {
 	words map[string]uint32
-	mask  uint64 // sme_me_mask
+	longs map[string]uint64
 	ldr   uint32
 	err   error
 	mem   error
@@ -30,10 +30,11 @@ func (k fakeKernel) Word(symbol string) (uint32, error) {
 }
 
 func (k fakeKernel) Long(symbol string) (uint64, error) {
-	if symbol != "sme_me_mask" || !slices.Contains(wanted, symbol) {
+	v, ok := k.longs[symbol]
+	if !ok || !slices.Contains(wanted, symbol) {
 		return 0, fs.ErrNotExist
 	}
-	return k.mask, nil
+	return v, nil
 }
 
 func (k fakeKernel) LogicalAPIC(uint64) (uint32, error) { return k.ldr, k.err }
@@ -66,8 +67,9 @@ func TestCheck(t *testing.T) {
 		{"remapped", nil, fakeKernel{words: map[string]uint32{"x2apic_mode": 0, "irq_remapping_enabled": 1}}, []string{"IOMMU"}},
 		{"IOMMU", map[string]string{"sys/class/iommu/dmar0/x": ""}, fakeKernel{words: words}, []string{"IOMMU"}},
 		{"encrypted", map[string]string{"proc/cmdline": "mem_encrypt=on " + good}, fakeKernel{words: words}, []string{"memory encryption"}},
-		{"encrypted by default", nil, fakeKernel{words: map[string]uint32{"x2apic_mode": 0, "irq_remapping_enabled": 0, "cc_vendor": 1}}, []string{"memory encryption"}},
-		{"encrypted by default, by AMD", nil, fakeKernel{words: words, mask: 1 << 47}, []string{"memory encryption"}},
+		{"encrypted by default", nil, fakeKernel{words: words, longs: map[string]uint64{"sme_me_mask": 0, "cc_mask": 1 << 47}}, []string{"memory encryption"}},
+		{"encrypted by default, before 5.19", nil, fakeKernel{words: words, longs: map[string]uint64{"sme_me_mask": 1 << 47}}, []string{"memory encryption"}},
+		{"could be encrypted", nil, fakeKernel{words: words, longs: map[string]uint64{"sme_me_mask": 0, "cc_mask": 0}}, nil},
 		{"virtual functions", map[string]string{"sys/devices/pci0000:00/0000:00:01.0/sriov_numvfs": "2\n"}, fakeKernel{words: words}, []string{"virtual functions"}},
 		{"no virtual functions", map[string]string{"sys/devices/pci0000:00/0000:00:01.0/sriov_numvfs": "0\n"}, fakeKernel{words: words}, nil},
 		{"kdump", map[string]string{"sys/kernel/kexec_crash_loaded": "1\n"}, fakeKernel{words: words}, []string{"kdump"}},

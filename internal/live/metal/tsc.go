@@ -28,7 +28,7 @@ func TSC() (uint64, error) {
 }
 
 // wanted are the variables of the running kernel that are read.
-var wanted = []string{"tsc_khz", "x2apic_mode", "irq_remapping_enabled", "sme_me_mask", "cc_vendor"}
+var wanted = []string{"tsc_khz", "x2apic_mode", "irq_remapping_enabled", "sme_me_mask", "cc_mask"}
 
 // symbols are the addresses of those of them that there are. The list is long: it is read
 // once.
