@@ -35,16 +35,20 @@ func CoreSize(ranges []addr.PhysRange) int64 {
 // it is. The headers come last, when all else is durable: what is broken off is no core. Memory that
 // cannot be read is an error; m is of a machine with x86-64.
 func WriteCore(f CoreFile, m Memory) error {
+	if err := writeCore(f, m); err != nil {
+		return fmt.Errorf("write core: %w", err)
+	}
+	return nil
+}
+
+func writeCore(f CoreFile, m Memory) error {
 	ranges := m.Ranges()
 	if len(ranges) == 0 || len(ranges) >= elfPhnumX {
-		return fmt.Errorf("write core: memory in %d pieces", len(ranges))
+		return fmt.Errorf("memory in %d pieces", len(ranges))
 	}
 	head := coreHead(ranges)
-	if _, err := f.WriteAt(make([]byte, len(head)), 0); err != nil {
-		return fmt.Errorf("write core: %w", err)
-	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("write core: %w", err)
+	if err := writeDurably(f, make([]byte, len(head))); err != nil {
+		return err
 	}
 	at := int64(len(head))
 	for _, r := range ranges {
@@ -54,22 +58,23 @@ func WriteCore(f CoreFile, m Memory) error {
 				_, err = f.WriteAt(b, at)
 			}
 			if err != nil {
-				return fmt.Errorf("write core: %w", err)
+				return err
 			}
 			at += int64(len(b))
 		}
 	}
 	if err := f.Sync(); err != nil {
-		return fmt.Errorf("write core: %w", err)
+		return err
 	}
-	_, err := f.WriteAt(head, 0)
-	if err == nil {
-		err = f.Sync()
+	return writeDurably(f, head)
+}
+
+// writeDurably writes the beginning of a file.
+func writeDurably(f CoreFile, b []byte) error {
+	if _, err := f.WriteAt(b, 0); err != nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("write core: %w", err)
-	}
-	return nil
+	return f.Sync()
 }
 
 // coreHead is the Elf64_Ehdr of a core and its Elf64_Phdrs, in whole pages.

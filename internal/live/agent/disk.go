@@ -45,19 +45,13 @@ func hasSerial(dir, serial string) bool {
 	return serial != "" && !disk.Hidden(os.DirFS(dir), ".") && disk.Serial(os.DirFS(dir), ".") == serial
 }
 
-// partition is that of a number (Documentation/ABI/stable/sysfs-block, partition).
-func partition(disk, number string) (string, error) {
-	files, err := filepath.Glob(filepath.Join(disk, "*", "partition"))
+// partition is the device of a disk's partition of that number.
+func partition(dir, number string) (string, error) {
+	at, err := disk.PartitionDir(os.DirFS(filepath.Dir(dir)), filepath.Base(dir), number)
 	if err != nil {
 		return "", err
 	}
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err == nil && strings.TrimSpace(string(b)) == number {
-			return "/dev/" + filepath.Base(filepath.Dir(f)), nil
-		}
-	}
-	return "", fmt.Errorf("disk %s has no partition %s", filepath.Base(disk), number)
+	return "/dev/" + filepath.Base(at), nil
 }
 
 // AwaitDisk waits, within a limit, until there is a disk of that serial number, and returns

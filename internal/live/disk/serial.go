@@ -3,6 +3,7 @@ package disk
 
 import (
 	"encoding/binary"
+	"fmt"
 	"io/fs"
 	"path"
 	"strings"
@@ -34,6 +35,21 @@ func Serial(root fs.FS, dir string) string {
 func Hidden(root fs.FS, dir string) bool {
 	b, err := fs.ReadFile(root, path.Join(dir, "hidden")) // none before 4.15
 	return err == nil && strings.TrimSpace(string(b)) == "1"
+}
+
+// PartitionDir is the directory in sysfs of a disk's partition of that number (Documentation/ABI/stable/sysfs-block,
+// partition); its name is the device's. dir is as of Serial.
+func PartitionDir(root fs.FS, dir, number string) (string, error) {
+	files, err := fs.Glob(root, path.Join(dir, "*/partition"))
+	if err != nil {
+		return "", err
+	}
+	for _, f := range files {
+		if b, err := fs.ReadFile(root, f); err == nil && strings.TrimSpace(string(b)) == number {
+			return path.Dir(f), nil
+		}
+	}
+	return "", fmt.Errorf("disk %s has no partition %s", path.Base(dir), number)
 }
 
 // parseVPD takes the serial number out of its page: empty if it is not one, or is cut short.

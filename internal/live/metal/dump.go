@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/mounts"
 	"understudy.dev/understudy/internal/live/wire"
 )
@@ -60,13 +61,7 @@ func dumpAt(root fs.FS, name string) (string, error) {
 	if !parted || len(disks[name]) > 0 {
 		return dirs[0], nil
 	}
-	files, _ := fs.Glob(root, dirs[0]+"/*/partition") // the pattern is well-formed
-	for _, f := range files {
-		if b, err := fs.ReadFile(root, f); err == nil && strings.TrimSpace(string(b)) == number {
-			return path.Dir(f), nil
-		}
-	}
-	return "", fmt.Errorf("%s has no partition %s", path.Base(dirs[0]), number)
+	return disk.PartitionDir(root, dirs[0], number)
 }
 
 func dumpFits(root fs.FS, at string, size int64) error {

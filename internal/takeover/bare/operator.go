@@ -66,26 +66,25 @@ func (m *machine) order(ctx context.Context, verb string, text json.RawMessage) 
 // changed, but that nobody protects this kernel.
 func (m *machine) giveBack(ctx context.Context) error {
 	m.stopProtecting()
-	m.agent.EndServices()
-	clearOut() // services still had /proc and the like when they ended
-	if err := m.agent.Do(ctx, wire.Stop, nil, nil); err != nil {
+	if err := m.stop(ctx); err != nil {
 		for _, d := range m.role.Disks {
 			_, mounted := m.Mount(ctx, d.Name, false)
 			err = errors.Join(err, mounted)
 		}
 		return errors.Join(err, m.agent.Do(ctx, wire.Start, wire.StartRequest{}, nil))
 	}
-	unix.Sync()
-	return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	return restart()
 }
 
-// reset has the machine boot its own kernel after a takeover that has failed, with as much in order as can be.
-func (m *machine) reset(ctx context.Context) error {
+// stop stops the services, and unmounts the disks.
+func (m *machine) stop(ctx context.Context) error {
 	m.agent.EndServices()
-	clearOut()
-	if err := m.agent.Do(ctx, wire.Stop, nil, nil); err != nil {
-		say("stop: %v", err)
-	}
+	clearOut() // services still had /proc and the like when they ended
+	return m.agent.Do(ctx, wire.Stop, nil, nil)
+}
+
+// restart resets the machine. It returns only an error.
+func restart() error {
 	unix.Sync()
 	return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 }

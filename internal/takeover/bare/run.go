@@ -61,7 +61,7 @@ func run(ctx context.Context, self *metal.Self) error {
 // serve is what is done once the takeover is, while the services run.
 func (m *machine) serve(ctx context.Context, report *Report) {
 	spare := 0
-	if m.self.Config.Again != nil {
+	if m.self.Config.Again != nil && (report.whole() || m.role.Dump != "") {
 		spare = m.spare()
 	}
 	report.CPUs = m.enlist(spare)
@@ -190,7 +190,10 @@ func (m *machine) failed(ctx context.Context, err error) error {
 			break
 		}
 		say("the machine boots its own kernel again; what was unsaved is in the dump only")
-		return errors.Join(err, m.reset(ctx))
+		if stopped := m.stop(ctx); stopped != nil {
+			say("stop: %v", stopped)
+		}
+		return errors.Join(err, restart())
 	}
 	return fmt.Errorf("%w; what is unsaved stays in memory until the machine is reset: to give that up, reset it, and its disks are as a crash leaves them", err)
 }
