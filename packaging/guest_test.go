@@ -68,9 +68,7 @@ func TestInstalled(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := barelab.Machine{Kernel: root.Kernel, Image: root.Initramfs, Dir: dir, CPUs: 2,
-		// The machine has SVM, and its guests KVM, by QEMU's emulation: with its nested page tables some of them
-		// reset themselves (QEMU 7.2).
-		Append:  "root=LABEL=root ro systemd.wants=lab.service systemd.mask=serial-getty@ttyS0.service kvm_amd.npt=0 kvm_amd.vgif=0",
+		Append:  "root=LABEL=root ro systemd.wants=lab.service systemd.mask=serial-getty@ttyS0.service " + systems.Nested,
 		Devices: []string{"-drive", "if=virtio,format=raw,cache=unsafe,file=" + in("disk.img")}}
 	r, err := m.Start(t.Context())
 	if err != nil {

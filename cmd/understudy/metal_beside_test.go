@@ -1,6 +1,7 @@
 package main
 
 import (
+	"flag"
 	"maps"
 	"os"
 	"path/filepath"
@@ -8,12 +9,22 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
 // stressor is the program that stresses a kernel; scripts/kernels.sh installs it.
 const stressor = "/usr/bin/stress-ng"
+
+// metalStress is how long a kernel is stressed.
+var metalStress = flag.Duration("metal.stress", 6*time.Minute, "for how long TestMetalBeside stresses a kernel with an understudy beside it")
+
+// stressClasses are all of stress-ng's, an equal time each, but for gpu. What is excluded would change the machine's own
+// devices and settings, or fill its memory, which is its disk too.
+var stressClasses = strings.Fields("scheduler interrupt vm memory pipe filesystem io cpu cpu-cache network os security device")
+
+const stressExcluded = "bigheap,brk,stack,oom-pipe,physpage,resources,reboot,dev,sysinval,binderfs,rawdev,tmpfs,ramfs,mlockmany,shm,shm-sysv,memfd,fallocate,smi,swap,watchdog,module,ioport"
 
 // metalBeside measures what a kernel does with an understudy beside it and without, in turns;
 // then it is stressed in most of the ways that there are, with the understudy beside it, all
@@ -42,8 +53,8 @@ for n in 1 2 3; do
 done
 start
 mkdir /srv/stress
-for class in SECONDS; do
-  timeout -s KILL ${class#*=} stress-ng --temp-path /srv/stress --class ${class%=*} --sequential 3 -t 1 --exclude EXCLUDED > /tmp/stressed 2>&1
+for class in CLASSES; do
+  timeout -s KILL SECONDS stress-ng --temp-path /srv/stress --class $class --sequential 3 -t 1 --exclude EXCLUDED > /tmp/stressed 2>&1
   echo "STRESSED $class: $(grep -c dispatching /tmp/stressed)"
   understudy metal status
 done
@@ -66,10 +77,8 @@ func TestMetalBeside(t *testing.T) {
 		tier.Lacks(t, err)
 	}
 	script := strings.NewReplacer(
-		"SECONDS", "scheduler=50 interrupt=30 vm=40 memory=40 pipe=20 filesystem=50 io=20 cpu=40",
-		// They would change the machine's own devices and settings, or fill its memory, which is
-		// its disk too.
-		"EXCLUDED", "bigheap,brk,stack,oom-pipe,physpage,resources,reboot,dev,sysinval,binderfs,rawdev,tmpfs,ramfs,mlockmany,shm,shm-sysv,memfd,fallocate",
+		"SECONDS", strconv.Itoa(int(metalStress.Seconds())/len(stressClasses)+1), "CLASSES", strings.Join(stressClasses, " "),
+		"EXCLUDED", stressExcluded,
 	).Replace(metalStart + metalBeside)
 	death, files := metalDeath(t, "panic", "")
 	m := bareMachine{script: strings.ReplaceAll(script, metalLimits, "") + metalWork + death.script, programs: []string{stressor}, files: files}.make(t)
@@ -79,7 +88,7 @@ func TestMetalBeside(t *testing.T) {
 		t.Fatal(err)
 	}
 	console := string(b)
-	if got := strings.Count(console, "STRESSED "); got != 8 || strings.Contains(console, "FAILED") {
+	if got := strings.Count(console, "STRESSED "); got != len(stressClasses) || strings.Contains(console, "FAILED") {
 		t.Errorf("it was stressed in %d ways, or something failed", got)
 	}
 	with, without := rates(console, "with"), rates(console, "without")

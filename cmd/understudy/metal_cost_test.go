@@ -1,16 +1,23 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"understudy.dev/understudy/internal/lab/nfs3"
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
@@ -19,6 +26,8 @@ var meters = []string{"/usr/bin/fio", "/usr/bin/cyclictest"}
 
 // metalTurns is how often is measured with an understudy beside the kernel, and without, in turns.
 const metalTurns = 5
+
+var metalTurnsList = strings.TrimSpace(strings.Repeat("turn ", metalTurns))
 
 // metalCostScript measures in turns. Fields of fio's line are those of its HOWTO, "Terse output".
 const metalCostScript = `
@@ -34,6 +43,9 @@ measure() {
   measured $1 random $(f --rw=randwrite --bs=4k --direct=1 --time_based --runtime=6 | busybox cut -d ';' -f 49)
   measured $1 sequential $(f --rw=write --bs=1m --end_fsync=1 --loops=6 | busybox cut -d ';' -f 48)
   rm /srv/measured
+  began=$(cut -d ' ' -f 1 /proc/uptime)
+  for n in 1 2 3; do ./compile -p unicode -o /srv/unicode.a SOURCES || echo "FAILED compile"; done
+  measured $1 compile $(echo $(cut -d ' ' -f 1 /proc/uptime) $began | awk '{ print $1 - $2 }')
   set -- $1 $(cyclictest --quiet --mlockall --priority=80 --interval=2000 --duration=6 | busybox sed -n 's/.*Avg: *\([0-9]*\) .*Max: *\([0-9]*\).*/\1 \2/p')
   measured $1 mean $2
   measured $1 worst $3
@@ -49,10 +61,15 @@ done
 poweroff -f
 `
 
+// compileSources are of a package of Go's that imports none, and take seconds to compile.
+var compileSources = []string{"casetables.go", "digit.go", "graphic.go", "letter.go", "tables.go"}
+
 // metalCosts is what is measured: by what name, in the table's words.
 var metalCosts = []struct{ what, text string }{
 	{"random", "fio, 4 KiB written at random past the cache, a second"},
 	{"sequential", "fio, 1 MiB written after the other, with an fsync, KiB a second"},
+	{"compile", "a compile (Go's package unicode, three times), s"},
+	{"nfs", "files of 32 MiB over NFSv3, written, committed, and read, MiB a second (Debian)"},
 	{"mean", "cyclictest, a real-time thread wakes up late by, mean, us"},
 	{"worst", "the same, at most, us"},
 }
@@ -66,15 +83,24 @@ type metalCost struct {
 	Without []float64 `json:"without"`
 }
 
-// measureCost measures what a kernel does with an understudy beside it, and without.
+// measureCost measures what a small machine's kernel does with an understudy beside it, and without.
 func measureCost(t *testing.T, active, beside string) (all []metalCost) {
 	for _, p := range meters {
 		if _, err := os.Stat(p); err != nil {
 			tier.Lacks(t, err)
 		}
 	}
-	turns := strings.TrimSpace(strings.Repeat("turn ", metalTurns))
-	m := bareMachine{active: active, beside: beside, script: parametersFirst + strings.Replace(metalCostScript, "TURNS", turns, 1), programs: meters}.make(t)
+	tools, err := exec.Command("go", "env", "GOTOOLDIR", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	where := strings.Fields(string(tools))
+	files := []string{filepath.Join(where[0], "compile")}
+	for _, name := range compileSources {
+		files = append(files, filepath.Join(where[1], "src/unicode", name))
+	}
+	script := strings.NewReplacer("TURNS", metalTurnsList, "SOURCES", strings.Join(compileSources, " ")).Replace(metalCostScript)
+	m := bareMachine{active: active, beside: beside, script: parametersFirst + script, programs: meters, files: files}.make(t)
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
 	m.Append = parameters(t, ctx, m)
@@ -87,6 +113,9 @@ func measureCost(t *testing.T, active, beside string) (all []metalCost) {
 		t.Error("something failed")
 	}
 	for _, c := range metalCosts {
+		if c.what == "nfs" {
+			continue // measureCopies
+		}
 		r := metalCost{Active: active, Beside: beside, What: c.what, With: measured(t, console, "with "+c.what), Without: measured(t, console, "without "+c.what)}
 		if len(r.With) != metalTurns || len(r.Without) != metalTurns {
 			t.Errorf("%s was measured %d and %d times", c.what, len(r.With), len(r.Without))
@@ -94,6 +123,96 @@ func measureCost(t *testing.T, active, beside string) (all []metalCost) {
 		all = append(all, r)
 	}
 	return all
+}
+
+// copyTurns has a machine with Debian serve NFS without an understudy and with it, in turns.
+const copyTurns = `
+for n in TURNS; do
+  for way in without with; do
+    if [ $way = with ]; then
+      systemctl start understudy-metal
+      until understudy metal status | grep -q '^protected'; do sleep 0.5; done
+    else
+      systemctl stop understudy-metal
+    fi
+    echo "COPY"
+    until [ -e /srv/files/next ]; do sleep 0.1; done
+    rm /srv/files/next
+  done
+done
+systemctl poweroff
+`
+
+// measureCopies measures how fast a machine with Debian serves NFS with an understudy beside its kernel, and without.
+func measureCopies(t *testing.T, active, beside string) metalCost {
+	before, _, ok := strings.Cut(debianInstall, "[ ! -e /serve ] || exit\n")
+	if !ok {
+		t.Fatal("the script has another end")
+	}
+	d := debianCase{active, beside, virtio}.install(t, before+strings.Replace(copyTurns, "TURNS", metalTurnsList, 1))
+	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
+	defer cancel()
+	r, end := startMetal(t, ctx, d.Machine)
+	defer end()
+	cost := metalCost{Active: active, Beside: beside, What: "nfs"}
+	var c *nfs3.Client
+	var root nfs3.Handle
+	for n := range 2 * metalTurns {
+		for strings.Count(r.Console(), "COPY") <= n {
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+				t.Fatal(ctx.Err())
+			}
+		}
+		if c == nil {
+			c, root = dialNFS(t, d.network, "tcp", 2049), do(t, ctx, dialNFS(t, d.network, "tcp", 20048), nfs3.Mount("/srv/files"))
+			copyOver(t, ctx, c, root) // the first is slower
+		}
+		rate := copyOver(t, ctx, c, root)
+		if n%2 == 0 {
+			cost.Without = append(cost.Without, rate)
+		} else {
+			cost.With = append(cost.With, rate)
+		}
+		do(t, ctx, c, nfs3.Create(root, "next", nfs3.Set{}))
+	}
+	return cost
+}
+
+// copyOver writes a file, commits it, and reads it, eight calls at a time: MiB a second.
+func copyOver(t *testing.T, ctx context.Context, c *nfs3.Client, root nfs3.Handle) float64 {
+	t.Helper()
+	const size, piece = 32 << 20, 64 << 10
+	content := make([]byte, piece)
+	_, _ = rand.Read(content) // it does not fail
+	each := func(f func(at uint64) error) {
+		var g errgroup.Group
+		g.SetLimit(8)
+		for at := uint64(0); at < size; at += piece {
+			g.Go(func() error { return f(at) })
+		}
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	began := time.Now()
+	h := do(t, ctx, c, nfs3.Create(root, "copy", nfs3.Set{})).Handle
+	each(func(at uint64) error {
+		_, err := nfs3.Do(ctx, c, nfs3.Write(h, at, nfs3.Unstable, content))
+		return err
+	})
+	do(t, ctx, c, nfs3.Commit(h, 0, 0))
+	each(func(at uint64) error {
+		r, err := nfs3.Do(ctx, c, nfs3.Read(h, at, piece))
+		if err == nil && !bytes.Equal(r.Data, content) {
+			err = fmt.Errorf("%d bytes at %d are others", len(r.Data), at)
+		}
+		return err
+	})
+	rate := 2 * size / (1 << 20) / time.Since(began).Seconds()
+	do(t, ctx, c, nfs3.Remove(root, "copy"))
+	return rate
 }
 
 // measured are the figures of a name that a console has.
@@ -118,7 +237,7 @@ func writeCosts(w io.Writer, all []metalCost) {
 	if len(all) == 0 {
 		return
 	}
-	fmt.Fprintf(w, "\nWhat a small machine (kernel %s, virtio) does with an understudy (%s) beside its kernel and without, %d times in turns in one run:\nthe least, the median and the most.\n\n",
+	fmt.Fprintf(w, "\nWhat a small machine, or one with Debian, (kernel %s, virtio) does with an understudy (%s) beside its kernel and without, %d times in turns in one run:\nthe least, the median and the most.\n\n",
 		release(all[0].Active), release(all[0].Beside), len(all[0].With))
 	fmt.Fprintln(w, "| what | without | with | ratio of the medians |")
 	fmt.Fprintln(w, "|---|---|---|---|")

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"understudy.dev/understudy/internal/lab/barelab"
+	"understudy.dev/understudy/internal/lab/nfs3"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/netns"
 )
@@ -21,6 +22,9 @@ import (
 // another's.
 const debianInstall = `
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+# On a busy machine systemd gives a disk up that comes late.
+until mountpoint -q /srv; do mount /srv; sleep 0.5; done
+` + nfsStart + `
 if ! grep -q understudy.metal /proc/cmdline; then
   n=0
   until ip -4 addr show dev eth0 | grep -q inet; do
@@ -28,13 +32,11 @@ if ! grep -q understudy.metal /proc/cmdline; then
     n=$((n + 1))
     [ $n -lt 2400 ] || { ip addr; journalctl -u systemd-networkd -u systemd-udevd; echo FAILED address; break; }
   done
-  # On a busy machine systemd gives a disk up that comes late.
-  until mountpoint -q /srv; do mount /srv; sleep 0.5; done
   sed -i 's/nofail/nofail,x-systemd.device-timeout=1h/' /etc/fstab
   # GRUB would boot the newest kernel in /boot, which may be the understudy's.
   echo 'GRUB_DISABLE_SUBMENU=true' >> /etc/default/grub
   echo "GRUB_DEFAULT='GNU/Linux, with Linux $(uname -r)'" >> /etc/default/grub
-  understudy metal install --mount / --mount /srv --interface eth0 --limit 3s --cpu-limit 2m --unit lighttpd.service=80 RELEASE || echo FAILED install
+  understudy metal install --mount / --mount /srv --interface eth0 --limit 3s --cpu-limit 2m --unit lighttpd.service=80 --nfs RELEASE || echo FAILED install
   cat /var/lib/understudy/metal/role.json
   echo INSTALLED
   systemctl reboot
@@ -64,6 +66,7 @@ cgi.assign = ( "/cgi-bin/return" => "" )
 server.port = 80
 END
 mv /etc/lighttpd/lighttpd.conf.new /etc/lighttpd/lighttpd.conf
+systemctl start lighttpd || echo FAILED lighttpd
 cd /
 mkdir srv/new var/lib/new
 for n in 1 2 3 4 5 6 7 8 9 10; do
@@ -78,6 +81,9 @@ rm srv/old3 etc/motd
 for f in srv/new/* srv/old2 var/lib/new/* var/lib/moved etc/lighttpd/lighttpd.conf; do
   echo "SUM $(sha256sum $f)"
 done
+echo yes > /run/serving
+echo SERVING
+until [ -e srv/files/die ]; do sleep 0.1; done
 echo DYING
 . /die
 `
@@ -91,8 +97,8 @@ type debianCase struct {
 
 // TestMetalDebian: on a machine with Debian, metal install and one more boot are all that
 // protects it. After the kernel's death the understudy has its root file system and its
-// data, and its web server runs from there, with a configuration that was in memory only. Given
-// back, the machine's own kernel serves all of it, and is protected again.
+// data, its web server runs from there, with a configuration that was in memory only, and clients of its NFS server,
+// over TCP and UDP, go on with their handles. Given back, the machine's own kernel serves all of it, and is protected again.
 func TestMetalDebian(t *testing.T) {
 	tier.Full(t, "a machine with Debian and systemd, installed and booted by GRUB")
 	for _, c := range []struct {
@@ -105,7 +111,7 @@ func TestMetalDebian(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			vm(t)
-			d := c.install(t)
+			d := c.install(t, debianInstall)
 			for _, way := range c.ways {
 				t.Run(way, func(t *testing.T) {
 					d.dies(t, way)
@@ -128,22 +134,22 @@ var debianDisks = []string{"root.img", "data.img"}
 
 func (d *debian) path(name string) string { return filepath.Join(d.Dir, name) }
 
-// install makes the machine, as it is before its second boot. Its disks are kept so.
-func (c debianCase) install(t *testing.T) *debian {
+// install makes the machine, with a script like debianInstall, as it is before its second boot. Its disks are kept so.
+func (c debianCase) install(t *testing.T, script string) *debian {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
-	script := strings.Replace(debianInstall, "RELEASE", "", 1)
+	option := ""
 	var other []barelab.File
 	if c.beside != c.active {
 		release, files, err := barelab.Kernel(c.beside)
 		if err != nil {
 			tier.Lacks(t, err)
 		}
-		script, other = strings.Replace(debianInstall, "RELEASE", "--release "+release, 1), files
+		option, other = "--release "+release, files
 	}
 	d := &debian{debianCase: c}
-	d.Machine, d.network = debianMachine(t, c.devices, c.active, script, "{}", other...)
+	d.Machine, d.network = debianMachine(t, c.devices, c.active, strings.Replace(script, "RELEASE", option, 1), "{}", other...)
 	installDebian(t, ctx, d.Machine)
 	for _, disk := range debianDisks {
 		copyFile(t, d.path(disk), d.path(disk+".kept"))
@@ -186,15 +192,30 @@ func (d *debian) dies(t *testing.T, way string) (seen metalTakeover) {
 	d.put(t, "/die", death.script, copies...)
 	r, end := startMetal(t, ctx, d.Machine)
 	defer end()
+	if err := r.Await(ctx, "SERVING"); err != nil {
+		t.Fatal(err)
+	}
+	client, fetch := metalClient(t, ctx, d.network)
+	checkDebian(t, r.Console(), fetch)
+	nfs := metalNFSClients(t, ctx, d.network)
+	do(t, ctx, nfs[0].Client, nfs3.Create(nfs[0].root, "die", nfs3.Set{}))
 	if err := r.Await(ctx, "DYING"); err != nil {
 		t.Fatal(err)
 	}
-	died := time.Now()
-	client, fetch := metalClient(t, ctx, d.network)
-	fetch("/srv/old2")
-	seen.served = time.Since(died) - death.delay
-	t.Logf("served again after %v", seen.served)
+	died := time.Now().Add(death.delay)
+	nfsServed := make(chan map[string]time.Time, 1)
+	go func() { nfsServed <- awaitNFS(ctx, nfs) }()
+	for fetch("/run/serving") != nil { // the dying kernel answers
+		time.Sleep(5 * time.Millisecond)
+	}
+	seen.served = time.Since(died)
+	by := <-nfsServed
+	seen.tcp, seen.udp = by["tcp"].Sub(died), by["udp"].Sub(died)
+	t.Logf("served again after %v, NFS over TCP after %v, over UDP after %v", seen.served, seen.tcp, seen.udp)
 	checkDebian(t, r.Console(), fetch)
+	for _, c := range nfs {
+		c.check(t, ctx)
+	}
 	checkMAC(t, d.network)
 	seen.report = metalReport(t, fetch, "/run/understudy/takeover.json")
 	report := &seen.report
@@ -210,7 +231,10 @@ func (d *debian) dies(t *testing.T, way string) (seen metalTakeover) {
 	if err := r.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	d.checkDisks(t, r.Console())
+	srv := d.checkDisks(t, r.Console())
+	for _, c := range nfs {
+		c.left(t, filepath.Join(srv, "files"))
+	}
 	return seen
 }
 
@@ -234,8 +258,8 @@ func (d *debian) reboots(t *testing.T) time.Duration {
 }
 
 // checkDisks looks for all that the dead kernel had on the disks of a machine that was given
-// back.
-func (d *debian) checkDisks(t *testing.T, console string) {
+// back, and returns where what was in /srv is now.
+func (d *debian) checkDisks(t *testing.T, console string) (srv string) {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "root")
 	if err := barelab.Root(d.path("root.img"), root); err != nil {
@@ -253,6 +277,7 @@ func (d *debian) checkDisks(t *testing.T, console string) {
 		}
 		return b
 	})
+	return left[0]
 }
 
 // lookInto checks a file system that was unmounted, and takes its files out.

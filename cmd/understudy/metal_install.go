@@ -63,7 +63,7 @@ type installation struct {
 	files, units       []string
 	without            []string
 	limit, cpuLimit    time.Duration
-	again              bool
+	again, nfs         bool
 	dump               string
 }
 
@@ -94,6 +94,7 @@ as they are now, with the units given as its services. understudy metal remove u
 	cmd.Flags().DurationVar(&i.cpuLimit, "cpu-limit", silenceCPULimit, "likewise, of one CPU")
 	cmd.Flags().BoolVar(&i.again, "again", false, againUsage)
 	cmd.Flags().StringArrayVar(&i.units, "unit", nil, "service of systemd's to be started from the root file system, NAME.service, with =PORT if it listens on a TCP port; needs --mount /")
+	cmd.Flags().BoolVar(&i.nfs, "nfs", false, "take over the NFS server that this machine runs, with its exports, each of which needs an fsid=")
 	cmd.Flags().StringArrayVar(&i.without, "without", nil, "directory that no service has need of: what is mounted on it, or below, is not taken over")
 	cmd.Flags().StringVar(&i.dump, "dump", "", "`DEVICE`, a partition or a disk with nothing on it but a swap area, for the memory of a kernel that died with something that could not be saved")
 	cmd.Flags().StringArrayVar(&i.files, "add", nil, "file of this machine to put at the same path of the understudy's image")
@@ -216,6 +217,11 @@ func (i *installation) makeRole() (role wire.Config, err error) {
 	if i.dump != "" {
 		if role.Dump, err = dumpOf(i.dump); err != nil {
 			return role, err
+		}
+	}
+	if i.nfs {
+		if role.NFS, err = metal.NFSOf(os.DirFS("/"), role.Disks); err != nil {
+			return role, fmt.Errorf("--nfs: %w", err)
 		}
 	}
 	for _, u := range i.units {

@@ -192,10 +192,10 @@ func (d metalDevices) attach(t *testing.T, m *barelab.Machine, disk string) *net
 }
 
 // metalTakeover is what a takeover was seen to be: served is how long nobody was from the
-// dead kernel's last word on.
+// dead kernel's last word on, and the other two NFS's clients, if there were any.
 type metalTakeover struct {
-	served time.Duration
-	report bare.Report
+	served, tcp, udp time.Duration
+	report           bare.Report
 }
 
 // startMetal starts a machine. What it returns ends it, and tells what it said if the test

@@ -10,11 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"understudy.dev/understudy/internal/lab/nfs3"
 	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/netns"
 )
 
 // nfsRole has the understudy serve what Debian's own NFS server does.
@@ -23,8 +25,17 @@ const nfsRole = `{
 	"disks": [{"name": "data", "type": "ext4", "mount": "/srv"}],
 	"nics": [{"mac": "52:54:00:00:00:02", "address": "10.77.0.2/24"}],
 	"services": [],
-	"nfs": {"host": "machine", "exports": ["/srv/files *(rw,async,no_root_squash,fsid=1)"], "state": "/srv/.nfs", "lease": 10000000000, "grace": 10000000000, "threads": 8}
+	"nfs": {"host": "machine", "exports": ["/srv/files *(rw,async,no_root_squash,fsid=1)"], "state": "/srv/.nfs", "lease": 10000000000, "grace": 10000000000, "threads": 8, "udp": true}
 }`
+
+// nfsStart has Debian's own server serve.
+const nfsStart = `
+mkdir -p /srv/files
+for n in tcp udp; do [ -e /srv/files/$n-renamed ] || echo old > /srv/files/$n-old; done
+echo '/srv/files *(rw,async,no_root_squash,no_subtree_check,fsid=1)' > /etc/exports
+printf '[nfsd]\nudp=y\n[mountd]\nport=20048\n' > /etc/nfs.conf.d/lab.conf
+systemctl start nfs-server || echo FAILED nfs-server
+`
 
 // nfsServe has Debian's own server serve, and the machine die when a client makes a file.
 const nfsServe = `
@@ -45,22 +56,17 @@ for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirt
   echo ${s#*=} > /proc/sys/${s%=*}
 done
 mount -o remount,commit=86400 /srv || echo FAILED remount
-mkdir /srv/files
-mv /srv/old* /srv/files
-echo '/srv/files *(rw,async,no_root_squash,no_subtree_check,fsid=1)' > /etc/exports
-printf '[mountd]\nport=20048\n' > /etc/nfs.conf.d/lab.conf
-systemctl start nfs-server || echo FAILED nfs-server
-sync
+` + nfsStart + `sync
 echo SERVING
 until [ -e /srv/files/die ]; do sleep 0.1; done
 echo DYING
 echo c > /proc/sysrq-trigger
 `
 
-// TestMetalNFS: a client of a machine's own NFS server goes on with its handles when the
-// kernel dies, and reads what it wrote, which no disk had yet.
+// TestMetalNFS: clients of a machine's own NFS server go on with their handles when the
+// kernel dies, and read what they wrote, which no disk had yet.
 func TestMetalNFS(t *testing.T) {
-	tier.Full(t, "an NFS server of Debian's, and a client outside")
+	tier.Full(t, "an NFS server of Debian's, and clients outside")
 	vm(t)
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
@@ -71,41 +77,121 @@ func TestMetalNFS(t *testing.T) {
 	if err := r.Await(ctx, "SERVING"); err != nil {
 		t.Fatal(err)
 	}
-	dial := func(port uint16) *nfs3.Client {
-		c, err := nfs3.New(nfs3.Options{Network: "tcp", Server: netip.AddrPortFrom(netip.MustParseAddr("10.77.0.2"), port), In: ns.Do, DialLimit: time.Second, Retransmit: 5 * time.Second})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = c.Close() })
-		return c
-	}
-	root := do(t, ctx, dial(20048), nfs3.Mount("/srv/files"))
-	c := dial(2049)
-	made := makeOverNFS(t, ctx, c, root)
-	do(t, ctx, c, nfs3.Create(root, "die", nfs3.Set{}))
-	// Until then the dying one may answer.
-	if err := r.Await(ctx, "end Kernel panic"); err != nil {
+	clients := metalNFSClients(t, ctx, ns)
+	do(t, ctx, clients[0].Client, nfs3.Create(clients[0].root, "die", nfs3.Set{}))
+	if err := r.Await(ctx, "DYING"); err != nil {
 		t.Fatal(err)
 	}
 	died := time.Now()
-	for i, f := range made {
-		f.check(t, ctx, c)
-		if i == 0 {
-			t.Logf("served again after %v", time.Since(died))
+	for network, at := range awaitNFS(ctx, clients) {
+		t.Logf("served again over %s after %v", network, at.Sub(died))
+	}
+	for _, c := range clients {
+		c.check(t, ctx)
+	}
+}
+
+// nfsClient is one of a machine's NFS server, over TCP or UDP, and what it made there.
+type nfsClient struct {
+	*nfs3.Client
+	network string
+	root    nfs3.Handle
+	probe   nfsFile // is written to until another kernel answers
+	made    []nfsFile
+}
+
+// dialNFS is a client of a port of a machine's.
+func dialNFS(t *testing.T, ns *netns.Namespace, network string, port uint16) *nfs3.Client {
+	t.Helper()
+	o := nfs3.Options{Network: network, Server: netip.AddrPortFrom(netip.MustParseAddr("10.77.0.2"), port), In: ns.Do, DialLimit: time.Second}
+	if network == "tcp" {
+		o.Retransmit = 5 * time.Second
+	}
+	c, err := nfs3.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// metalNFSClients are one over TCP and one over UDP, each of which has written files that it did not commit, and
+// renamed one that the disk had.
+func metalNFSClients(t *testing.T, ctx context.Context, ns *netns.Namespace) (clients []*nfsClient) {
+	t.Helper()
+	root := do(t, ctx, dialNFS(t, ns, "tcp", 20048), nfs3.Mount("/srv/files"))
+	for _, network := range []string{"tcp", "udp"} {
+		c := &nfsClient{Client: dialNFS(t, ns, network, 2049), network: network, root: root}
+		c.probe = c.make(t, ctx, network+"-probe", []byte("probe"))
+		for i := range 10 {
+			content := make([]byte, 3919*(i+1)%30000+1)
+			_, _ = rand.Read(content) // it does not fail
+			c.made = append(c.made, c.make(t, ctx, fmt.Sprintf("%s%d", network, i), content))
+		}
+		do(t, ctx, c.Client, nfs3.Rename(root, network+"-old", root, network+"-renamed"))
+		clients = append(clients, c)
+	}
+	return clients
+}
+
+// awaitNFS has the clients write until a server with another verifier answers each: when that is, by their networks.
+func awaitNFS(ctx context.Context, clients []*nfsClient) map[string]time.Time {
+	at := make([]time.Time, len(clients))
+	var wait sync.WaitGroup
+	for i, c := range clients {
+		wait.Go(func() {
+			for ctx.Err() == nil {
+				if r, err := nfs3.Do(ctx, c.Client, nfs3.Write(c.probe.handle, 0, nfs3.Unstable, c.probe.content)); err == nil && r.Verifier != c.probe.verifier {
+					at[i] = time.Now()
+					return
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+		})
+	}
+	wait.Wait()
+	by := make(map[string]time.Time)
+	for i, c := range clients {
+		by[c.network] = at[i]
+	}
+	return by
+}
+
+// check looks for what the client made, by the handles that it had before the death, and that it writes again what
+// the dead kernel did not commit.
+func (c *nfsClient) check(t *testing.T, ctx context.Context) {
+	t.Helper()
+	for _, f := range c.made {
+		if got := do(t, ctx, c.Client, nfs3.Read(f.handle, 0, 1<<16)); !bytes.Equal(got.Data, f.content) || !got.EOF {
+			t.Errorf("over %s: %s, of %d bytes, has %d others", c.network, f.name, len(f.content), len(got.Data))
 		}
 	}
-	if _, err := nfs3.Do(ctx, c, nfs3.Lookup(root, "old2")); !errors.Is(err, nfs3.ErrNoEnt) {
+	if _, err := nfs3.Do(ctx, c.Client, nfs3.Lookup(c.root, c.network+"-old")); !errors.Is(err, nfs3.ErrNoEnt) {
 		t.Errorf("what was renamed is there again: %v", err)
 	}
-	if f := do(t, ctx, c, nfs3.Lookup(root, "renamed")); !bytes.Equal(do(t, ctx, c, nfs3.Read(f.Handle, 0, 1<<16)).Data, bytes.Repeat([]byte("old content"), 1000)) {
+	if f := do(t, ctx, c.Client, nfs3.Lookup(c.root, c.network+"-renamed")); !bytes.Equal(do(t, ctx, c.Client, nfs3.Read(f.Handle, 0, 1<<16)).Data, []byte("old\n")) {
 		t.Error("what was renamed is not what it was")
 	}
-	after := do(t, ctx, c, nfs3.Write(made[0].handle, 0, nfs3.Unstable, made[0].content[:1000]))
-	if after.Verifier == made[0].verifier {
+	f := c.made[0]
+	after := do(t, ctx, c.Client, nfs3.Write(f.handle, 0, nfs3.Unstable, f.content[:1000]))
+	if after.Verifier == f.verifier {
 		t.Error("the server has the verifier of the dead one: clients would not send again what it may have lost")
 	}
-	if v := do(t, ctx, c, nfs3.Commit(made[0].handle, 0, 0)); v != after.Verifier {
+	if v := do(t, ctx, c.Client, nfs3.Commit(f.handle, 0, 0)); v != after.Verifier {
 		t.Error("the verifier changed without a restart")
+	}
+}
+
+// left compares what the client made with what is in a directory.
+func (c *nfsClient) left(t *testing.T, dir string) {
+	t.Helper()
+	for _, f := range c.made {
+		if b, err := os.ReadFile(filepath.Join(dir, f.name)); err != nil || !bytes.Equal(b, f.content) {
+			t.Errorf("on the disk %s has %d bytes of %d, or others (%v)", f.name, len(b), len(f.content), err)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, c.network+"-renamed")); err != nil || string(b) != "old\n" {
+		t.Errorf("on the disk what was renamed is %q, %v", b, err)
 	}
 }
 
@@ -132,29 +218,16 @@ poweroff -f
 
 // nfsFile is a file that was written over NFS and not committed.
 type nfsFile struct {
+	name     string
 	handle   nfs3.Handle
 	content  []byte
 	verifier nfs3.Verifier
 }
 
-func makeOverNFS(t *testing.T, ctx context.Context, c *nfs3.Client, root nfs3.Handle) (made []nfsFile) {
+func (c *nfsClient) make(t *testing.T, ctx context.Context, name string, content []byte) nfsFile {
 	t.Helper()
-	for i := range 20 {
-		f := nfsFile{handle: do(t, ctx, c, nfs3.Create(root, fmt.Sprintf("nfs%d", i), nfs3.Set{})).Handle, content: make([]byte, 7919*(i+1)%65000+1)}
-		_, _ = rand.Read(f.content) // it does not fail
-		f.verifier = do(t, ctx, c, nfs3.Write(f.handle, 0, nfs3.Unstable, f.content)).Verifier
-		made = append(made, f)
-	}
-	do(t, ctx, c, nfs3.Rename(root, "old2", root, "renamed"))
-	return made
-}
-
-// check reads the file by the handle that it had before the death.
-func (f *nfsFile) check(t *testing.T, ctx context.Context, c *nfs3.Client) {
-	t.Helper()
-	if got := do(t, ctx, c, nfs3.Read(f.handle, 0, 1<<16)); !bytes.Equal(got.Data, f.content) || !got.EOF {
-		t.Errorf("a file of %d bytes has %d others", len(f.content), len(got.Data))
-	}
+	handle := do(t, ctx, c.Client, nfs3.Create(c.root, name, nfs3.Set{})).Handle
+	return nfsFile{name, handle, content, do(t, ctx, c.Client, nfs3.Write(handle, 0, nfs3.Unstable, content)).Verifier}
 }
 
 func do[T any](t *testing.T, ctx context.Context, c *nfs3.Client, r nfs3.Request[T]) T {

@@ -25,6 +25,7 @@ import (
 type Options struct {
 	FS        string // ext4 or ext3, made with mkfs's defaults
 	Seed      uint64
+	MiB       int  // unsaved, about; 0: as by default
 	NoSalvage bool // give the unsaved data up
 	Hang      bool // die without a dying message
 	Unfenced  bool // have the dead side's disk held by somebody else
@@ -123,7 +124,14 @@ func (p *play) crash(ctx context.Context) error {
 	return p.measureOutage(ctx)
 }
 
-func (p *play) spec() workload.Spec { return workload.DefaultSpec(p.report.Seed) }
+func (p *play) spec() workload.Spec {
+	s := workload.DefaultSpec(p.report.Seed)
+	if p.o.MiB > 0 {
+		bytes := int64(p.o.MiB) << 20
+		s.Files, s.UnsavedBytes = max(1, int(int64(s.Files)*bytes/s.UnsavedBytes)), bytes
+	}
+	return s
+}
 
 func (p *play) call(ctx context.Context, verb string) error {
 	return p.super.Call(ctx, verb, job{Dir: serveDir, Spec: p.spec(), Writers: p.o.Writers}, nil)

@@ -18,6 +18,10 @@ import (
 // Root is a root disk that can be copied, with what it boots beside it.
 type Root struct{ Image, Kernel, Initramfs string }
 
+// Nested are kernel parameters of an emulated machine with guests of its own. It has SVM, and its guests KVM, by
+// QEMU's emulation: with its nested page tables some of them reset themselves (QEMU 7.2).
+const Nested = "kvm_amd.npt=0 kvm_amd.vgif=0"
+
 // Find is the root disk that scripts/systems.sh makes of a name that it knows, a suite of Debian
 // or host, which it does the first time. It must not be changed.
 func Find(ctx context.Context, name string) (r Root, err error) {

@@ -24,6 +24,16 @@ func (a *Agent) prepareNFS(ctx context.Context, c *wire.NFS) (err error) {
 	return err
 }
 
+// Exports are what the NFS server exports; none without one.
+func (a *Agent) Exports() []nfsd.Export {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.nfs == nil {
+		return nil
+	}
+	return a.nfs.Exports()
+}
+
 // begin starts what of the services can start without the disks, which are on
 // their way.
 func (a *Agent) begin(ctx context.Context, _ none) (none, error) {

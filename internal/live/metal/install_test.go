@@ -2,8 +2,10 @@ package metal
 
 import (
 	"io/fs"
+	"maps"
 	"os/exec"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -206,10 +208,41 @@ func nfs(change func(*wire.NFS)) *wire.NFS {
 	return n
 }
 
+// TestNFSOf: what a machine's NFS server is told of becomes a role's.
+func TestNFSOf(t *testing.T) {
+	files := fstest.MapFS{
+		"etc/exports":                 file("# files\n/srv/files *(rw,\\\n  fsid=1) # for all\n\n"),
+		"etc/exports.d/home.exports":  file("/home 10.0.0.0/8(rw,fsid=2)"),
+		"etc/exports.d/other":         file("/other *(rw)"),
+		"proc/sys/kernel/hostname":    file("files\n"),
+		"proc/fs/nfsd/threads":        file("16\n"),
+		"proc/fs/nfsd/portlist":       file("rdma 20049\nudp 2049\ntcp 2049\n"),
+		"proc/fs/nfsd/nfsv4leasetime": file("90\n"),
+		"proc/fs/nfsd/nfsv4gracetime": file("60\n"),
+	}
+	disks := []wire.Disk{{Mount: "/srv"}, {Mount: "/"}}
+	got, err := NFSOf(files, disks)
+	want := wire.NFS{Host: "files", Exports: []string{"/srv/files *(rw,   fsid=1)", "/home 10.0.0.0/8(rw,fsid=2)"}, State: "/var/lib/understudy/nfs", Lease: 90 * time.Second, Grace: 90 * time.Second, Threads: 16, UDP: true}
+	if err != nil || !reflect.DeepEqual(*got, want) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if got, err := NFSOf(files, disks[:1]); err != nil || got.State != "/srv/.understudy-nfs" {
+		t.Errorf("without a root file system: %+v, %v", got, err)
+	}
+	for name, wrong := range map[string]string{"proc/fs/nfsd/threads": "must run", "proc/fs/nfsd/nfsv4leasetime": "must run", "etc": "exports nothing"} {
+		less := maps.Clone(files)
+		maps.DeleteFunc(less, func(at string, _ *fstest.MapFile) bool { return within(at, name) })
+		if _, err := NFSOf(less, disks); err == nil || !strings.Contains(err.Error(), wrong) {
+			t.Errorf("without %s: %v", name, err)
+		}
+	}
+}
+
 func TestCheckRole(t *testing.T) {
 	files := fstest.MapFS{
 		"proc/self/mountinfo":                 &fstest.MapFile{},
 		"usr/lib/systemd/system/web.service":  &fstest.MapFile{Data: []byte("[Service]\nExecStart=/bin/web\nPrivateTmp=yes\n")},
+		"linked":                              link("srv"),
 		"usr/lib/systemd/system/fork.service": &fstest.MapFile{Data: []byte("[Service]\nType=forking\nExecStart=/bin/web\n")},
 	}
 	rooted := []wire.Disk{{Name: "a", Type: "ext4", Mount: "/srv"}, {Name: "b", Type: "ext4", Mount: "/"}}
@@ -225,7 +258,13 @@ func TestCheckRole(t *testing.T) {
 		{"absent", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "none.service"}}}, "no such unit"},
 		{"both", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "web.service", Command: []string{"web"}}}}, "give one of them"},
 		{"NFS", wire.Config{Disks: rooted[:1], NFS: nfs(nil)}, ""},
-		{"NFS and root", wire.Config{Disks: rooted, NFS: nfs(nil)}, "root file system"},
+		{"NFS and root", wire.Config{Disks: rooted, NFS: nfs(func(n *wire.NFS) { n.State = "/var/lib/understudy/nfs" })}, ""},
+		{"NFS of the root", wire.Config{Disks: rooted, NFS: nfs(func(n *wire.NFS) { n.Exports[0] = "/ *(rw,fsid=1)" })}, "files of its own"},
+		{"NFS of /usr", wire.Config{Disks: rooted, NFS: nfs(func(n *wire.NFS) { n.Exports[0] = "/usr/local/files *(rw,fsid=1)" })}, "files of its own"},
+		{"NFS of /var", wire.Config{Disks: rooted, NFS: nfs(func(n *wire.NFS) { n.Exports[0] = "/var *(rw,fsid=1)" })}, "files of its own"},
+		{"NFS of /var/www", wire.Config{Disks: rooted, NFS: nfs(func(n *wire.NFS) { n.Exports[0] = "/var/www *(rw,fsid=1)" })}, ""},
+		{"NFS behind a link", wire.Config{Disks: rooted, NFS: nfs(func(n *wire.NFS) { n.Exports[0] = "/linked/files *(rw,fsid=1)" })}, "goes through /linked, a symbolic link"},
+		{"NFS with dots", wire.Config{Disks: rooted, NFS: nfs(func(n *wire.NFS) { n.State = "/srv/../etc" })}, "no clean absolute path"},
 		{"NFS elsewhere", wire.Config{Disks: rooted[:1], NFS: nfs(func(n *wire.NFS) { n.State = "/srvs/.nfs" })}, "on none of the disks"},
 		{"NFS of another disk", wire.Config{Disks: rooted[:1], NFS: nfs(func(n *wire.NFS) { n.Exports[0] = "/home *(rw,fsid=1)" })}, "/home is on none"},
 		{"NFS without fsid", wire.Config{Disks: rooted[:1], NFS: nfs(func(n *wire.NFS) { n.Exports[0] = "/srv/files *(rw)" })}, "fsid"},

@@ -3,7 +3,10 @@ package metal
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -14,19 +17,23 @@ import (
 // maxThreads is NFSD_MAXSERVS (fs/nfsd/nfssvc.c).
 const maxThreads = 8192
 
+// imageDirs are what an understudy's own root directory, where its NFS server runs, needs for
+// itself: what is exported is seen at its path there, too, since clients know it by that.
+var imageDirs = []string{"/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/sysroot", "/usr", "/var/lib/nfs"}
+
 // checkNFS says what of an NFS server cannot be taken over: the understudy's kernel serves the
 // directories that the role names, each on one of its disks, under the numbers that clients have
 // in their handles (option fsid).
 func checkNFS(role *wire.Config) error {
 	n := role.NFS
 	on := func(dir string) bool {
-		return slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return dir == d.Mount || strings.HasPrefix(dir, d.Mount+"/") })
+		return slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return within(dir, d.Mount) })
 	}
 	switch {
-	case slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return d.Mount == "/" }):
-		return errors.New("NFS server: it cannot be taken over together with the root file system yet: clients know what is exported by its path")
 	case n.Host == "" || len(n.Exports) == 0:
 		return errors.New("NFS server: the role needs its host, the name that this machine has towards clients, and its exports")
+	case !path.IsAbs(n.State) || path.Clean(n.State) != n.State:
+		return fmt.Errorf("NFS server: its state directory, %q, is no clean absolute path", n.State)
 	case !on(n.State):
 		return fmt.Errorf("NFS server: its state directory, %q, is on none of the disks", n.State)
 	case n.Threads < 1 || n.Threads > maxThreads:
@@ -46,8 +53,96 @@ func checkNFS(role *wire.Config) error {
 			return fmt.Errorf("NFS server: %w", err)
 		case !on(e.Path):
 			return fmt.Errorf("NFS server: %s is on none of the disks", e.Path)
-		case n.State == e.Path || strings.HasPrefix(n.State, e.Path+"/"):
+		case slices.ContainsFunc(imageDirs, func(dir string) bool { return within(dir, e.Path) || within(e.Path, dir) }):
+			return fmt.Errorf("NFS server: %s cannot be exported by an understudy, which has files of its own there", e.Path)
+		case within(n.State, e.Path):
 			return fmt.Errorf("NFS server: its state directory %s lies in %s, where clients could change it", n.State, e.Path)
+		}
+	}
+	return nil
+}
+
+// NFSOf is the server that this machine's kernel runs, with the exports that exportfs(8) is told of, for a role with
+// so many disks. What an understudy notes of its clients is on the first of them. root is as of CheckRole.
+func NFSOf(root fs.FS, disks []wire.Disk) (*wire.NFS, error) {
+	n := new(wire.NFS)
+	for _, f := range []struct {
+		name string
+		take func(text string) error
+	}{
+		{"proc/sys/kernel/hostname", func(text string) error { n.Host = text; return nil }},
+		{"proc/fs/nfsd/threads", func(text string) (err error) { n.Threads, err = strconv.Atoi(text); return err }},
+		{"proc/fs/nfsd/nfsv4leasetime", inSeconds(&n.Lease)},
+		{"proc/fs/nfsd/nfsv4gracetime", inSeconds(&n.Grace)},
+		{"proc/fs/nfsd/portlist", func(text string) error { n.UDP = strings.Contains("\n"+text, "\nudp "); return nil }},
+	} {
+		b, err := fs.ReadFile(root, f.name)
+		if err == nil {
+			err = f.take(strings.TrimSpace(string(b)))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("this machine's NFS server, which must run: %w", err)
+		}
+	}
+	// A lease that is longer than the grace would be refused; nfsd has both as 90 s.
+	n.Grace = max(n.Grace, n.Lease)
+	more, err := fs.Glob(root, "etc/exports.d/*.exports")
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range append([]string{"etc/exports"}, more...) {
+		b, err := fs.ReadFile(root, name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		n.Exports = append(n.Exports, exportLines(string(b))...)
+	}
+	switch {
+	case len(n.Exports) == 0:
+		return nil, errors.New("this machine's NFS server exports nothing (/etc/exports)")
+	case slices.ContainsFunc(disks, func(d wire.Disk) bool { return d.Mount == "/" }):
+		n.State = "/var/lib/understudy/nfs"
+	case len(disks) > 0:
+		n.State = path.Join(disks[0].Mount, ".understudy-nfs")
+	}
+	return n, nil
+}
+
+func inSeconds(d *time.Duration) func(text string) error {
+	return func(text string) error {
+		n, err := strconv.Atoi(text)
+		*d = time.Duration(n) * time.Second
+		return err
+	}
+}
+
+// exportLines are those of a file of exports(5) that export something: joined where they go on, without comments.
+func exportLines(text string) (lines []string) {
+	for line := range strings.Lines(strings.ReplaceAll(text, "\\\n", " ")) {
+		line, _, _ = strings.Cut(line, "#")
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// checkPaths refuses a role whose NFS server's directories are behind a symbolic link: an understudy has
+// the link's target at another path. root is as of CheckRole.
+func checkPaths(root fs.FS, n *wire.NFS) error {
+	dirs := []string{n.State}
+	for _, line := range n.Exports {
+		e, err := nfsd.ParseExport(line)
+		if err != nil {
+			return err
+		}
+		dirs = append(dirs, e.Path)
+	}
+	for _, dir := range dirs {
+		for at := dir; at != "/"; at = path.Dir(at) {
+			if s, err := fs.Lstat(root, at[1:]); err == nil && s.Mode()&fs.ModeSymlink != 0 {
+				return fmt.Errorf("NFS server: %s goes through %s, a symbolic link: give its path without", dir, at)
+			}
 		}
 	}
 	return nil

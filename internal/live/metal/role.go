@@ -47,6 +47,11 @@ func CheckRole(root fs.FS, role wire.Config) (omitted []string, err error) {
 	if err := errors.Join(CheckDisks(root, role), checkBelow(root, role)); err != nil {
 		return nil, err
 	}
+	if role.NFS != nil {
+		if err := checkPaths(root, role.NFS); err != nil {
+			return nil, err
+		}
+	}
 	return checkServices(root, role)
 }
 

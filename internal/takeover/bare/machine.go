@@ -148,6 +148,7 @@ func (m *machine) Apply(_ context.Context, r wire.ApplyRequest) (result wire.App
 // Start fails if not one of several services came up, or the only one: the machine's own system
 // can be looked into, this one hardly.
 func (m *machine) Start(ctx context.Context, within time.Duration) ([]wire.Unready, error) {
+	m.showExports()
 	var result wire.StartResult
 	if err := m.agent.Do(ctx, wire.Start, wire.StartRequest{Within: within}, &result); err != nil {
 		return nil, err

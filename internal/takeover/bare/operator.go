@@ -71,6 +71,7 @@ func (m *machine) giveBack(ctx context.Context) error {
 			_, mounted := m.Mount(ctx, d.Name, false)
 			err = errors.Join(err, mounted)
 		}
+		m.showExports()
 		return errors.Join(err, m.agent.Do(ctx, wire.Start, wire.StartRequest{}, nil))
 	}
 	return restart()
@@ -79,7 +80,7 @@ func (m *machine) giveBack(ctx context.Context) error {
 // stop stops the services, and unmounts the disks.
 func (m *machine) stop(ctx context.Context) error {
 	m.agent.EndServices()
-	clearOut() // services still had /proc and the like when they ended
+	m.clearOut() // services still had /proc and the like when they ended
 	return m.agent.Do(ctx, wire.Stop, nil, nil)
 }
 

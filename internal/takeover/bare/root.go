@@ -36,6 +36,11 @@ func within(role wire.Config) wire.Config {
 		}
 		role.Services[i].Command = append([]string{"/init", "metal", "enter", "--"}, command...)
 	}
+	if role.NFS != nil {
+		nfs := *role.NFS
+		nfs.State = rootDir + nfs.State
+		role.NFS = &nfs
+	}
 	return role
 }
 
@@ -82,8 +87,27 @@ func furnish() error {
 	return nil
 }
 
-// clearOut undoes furnish, if it has been done.
-func clearOut() {
+// showExports has what the NFS server exports of the root file system, and of what is mounted in it, at the
+// paths that clients know it by.
+func (m *machine) showExports() {
+	if m.role.NFS == nil || RootOf(m.self.Config.Role) == "" {
+		return
+	}
+	for _, e := range m.agent.Exports() {
+		if err := unix.Mount(rootDir+e.Path, e.Path, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			say("show %s, which is exported: %v", e.Path, err) // the others are served
+		}
+	}
+}
+
+// clearOut undoes furnish and showExports, as far as they have been done.
+func (m *machine) clearOut() {
+	if RootOf(m.self.Config.Role) == "" {
+		return
+	}
+	for _, e := range slices.Backward(m.agent.Exports()) {
+		_ = unix.Unmount(e.Path, unix.MNT_DETACH) // likewise
+	}
 	for _, dir := range slices.Backward(shown) {
 		_ = unix.Unmount(rootDir+dir, unix.MNT_DETACH) // it may not be mounted
 	}
