@@ -327,7 +327,7 @@ func debianMachine(t *testing.T, d metalDevices, kernel, script, role string, ot
 // installDebian boots the machine for the first time, until it boots again.
 func installDebian(t *testing.T, ctx context.Context, m *barelab.Machine) {
 	t.Helper()
-	console := bootToEnd(t, ctx, m)
+	console := firstBoot(t, ctx, m)
 	t.Logf("at the first boot:\n%s", console)
 	if !strings.Contains(console, "INSTALLED") || strings.Contains(console, "FAILED") {
 		t.Fatal("it is not installed")

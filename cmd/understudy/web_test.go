@@ -62,8 +62,10 @@ func webPair(t *testing.T, static []byte, edit ...string) *netlab.Lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	edited := strings.NewReplacer(edit...).Replace(string(text))
-	if len(edit) > 0 && edited == string(text) {
+	cpus := thisMachine(t).Two()
+	placed := strings.NewReplacer(`cpus: "0"`, fmt.Sprintf(`cpus: "%d"`, cpus[0]), `cpus: "1"`, fmt.Sprintf(`cpus: "%d"`, cpus[1])).Replace(string(text))
+	edited := strings.NewReplacer(edit...).Replace(placed)
+	if len(edit) > 0 && edited == placed {
 		t.Fatalf("%q changes nothing", edit)
 	}
 	err = errors.Join(

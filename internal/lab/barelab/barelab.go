@@ -159,9 +159,31 @@ func (r *Running) Wait() error {
 	return nil
 }
 
+// ErrPanic is of a machine whose own Linux has panicked, and will not say any more.
+var ErrPanic = errors.New("its kernel has panicked")
+
+func (r *Running) panicked() bool { return strings.Contains(r.Console(), "end Kernel panic") }
+
+// WaitUnlessPanic is Wait for a machine that is not to die: it is turned off if it does, which is ErrPanic.
+func (r *Running) WaitUnlessPanic() error {
+	for {
+		select {
+		case <-r.ended:
+			return r.Wait()
+		case <-time.After(time.Second):
+		}
+		if r.panicked() {
+			return errors.Join(ErrPanic, r.Stop())
+		}
+	}
+}
+
 // Await waits until the machine's own Linux has said what contains a text.
 func (r *Running) Await(ctx context.Context, text string) error {
 	for !strings.Contains(r.Console(), text) {
+		if r.panicked() && !strings.Contains(r.Console(), text) {
+			return fmt.Errorf("wait for %q: %w", text, ErrPanic)
+		}
 		select {
 		case <-r.ended:
 			return fmt.Errorf("the machine ended before it said %q: %w: %s", text, r.Wait(), r.said.String())
