@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"understudy.dev/understudy/internal/lab/barelab"
-	"understudy.dev/understudy/internal/lab/nfs3"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/netns"
 )
@@ -83,7 +82,7 @@ for f in srv/new/* srv/old2 var/lib/new/* var/lib/moved etc/lighttpd/lighttpd.co
 done
 echo yes > /run/serving
 echo SERVING
-until [ -e srv/files/die ]; do sleep 0.1; done
+until [ -e srv/files/die ] || [ -e home/files/die ]; do sleep 0.1; done
 echo DYING
 . /die
 `
@@ -197,8 +196,8 @@ func (d *debian) dies(t *testing.T, way string) (seen metalTakeover) {
 	}
 	client, fetch := metalClient(t, ctx, d.network)
 	checkDebian(t, r.Console(), fetch)
-	nfs := metalNFSClients(t, ctx, d.network)
-	do(t, ctx, nfs[0].Client, nfs3.Create(nfs[0].root, "die", nfs3.Set{}))
+	nfs := metalNFSClients(t, ctx, d.network, "/srv/files", "/home/files")
+	nfs[0].die(t, ctx)
 	if err := r.Await(ctx, "DYING"); err != nil {
 		t.Fatal(err)
 	}
@@ -231,9 +230,9 @@ func (d *debian) dies(t *testing.T, way string) (seen metalTakeover) {
 	if err := r.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	srv := d.checkDisks(t, r.Console())
+	at := d.checkDisks(t, r.Console())
 	for _, c := range nfs {
-		c.left(t, filepath.Join(srv, "files"))
+		c.left(t, at)
 	}
 	return seen
 }
@@ -258,26 +257,28 @@ func (d *debian) reboots(t *testing.T) time.Duration {
 }
 
 // checkDisks looks for all that the dead kernel had on the disks of a machine that was given
-// back, and returns where what was in /srv is now.
-func (d *debian) checkDisks(t *testing.T, console string) (srv string) {
+// back, and returns what finds a path of the machine's among what was on them.
+func (d *debian) checkDisks(t *testing.T, console string) (at func(path string) string) {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "root")
 	if err := barelab.Root(d.path("root.img"), root); err != nil {
 		t.Fatal(err)
 	}
 	left := []string{lookInto(t, d.path("data.img")), lookInto(t, root)}
-	checkDebian(t, console, func(path string) []byte {
-		at := left[1] + path
+	at = func(path string) string {
 		if rest, ok := strings.CutPrefix(path, "/srv/"); ok {
-			at = filepath.Join(left[0], rest)
+			return filepath.Join(left[0], rest)
 		}
-		b, err := os.ReadFile(at)
+		return filepath.Join(left[1], path)
+	}
+	checkDebian(t, console, func(path string) []byte {
+		b, err := os.ReadFile(at(path))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Error(err)
 		}
 		return b
 	})
-	return left[0]
+	return at
 }
 
 // lookInto checks a file system that was unmounted, and takes its files out.

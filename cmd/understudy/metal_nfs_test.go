@@ -30,9 +30,9 @@ const nfsRole = `{
 
 // nfsStart has Debian's own server serve.
 const nfsStart = `
-mkdir -p /srv/files
-for n in tcp udp; do [ -e /srv/files/$n-renamed ] || echo old > /srv/files/$n-old; done
-echo '/srv/files *(rw,async,no_root_squash,no_subtree_check,fsid=1)' > /etc/exports
+mkdir -p /srv/files /home/files
+for f in /srv/files/tcp /srv/files/udp /home/files/udp; do [ -e $f-renamed ] || echo old > $f-old; done
+printf '%s *(rw,async,no_root_squash,no_subtree_check,fsid=%d)\n' /srv/files 1 /home/files 2 > /etc/exports
 printf '[nfsd]\nudp=y\n[mountd]\nport=20048\n' > /etc/nfs.conf.d/lab.conf
 systemctl start nfs-server || echo FAILED nfs-server
 `
@@ -58,7 +58,7 @@ done
 mount -o remount,commit=86400 /srv || echo FAILED remount
 ` + nfsStart + `sync
 echo SERVING
-until [ -e /srv/files/die ]; do sleep 0.1; done
+until [ -e /srv/files/die ] || [ -e /home/files/die ]; do sleep 0.1; done
 echo DYING
 echo c > /proc/sysrq-trigger
 `
@@ -77,8 +77,8 @@ func TestMetalNFS(t *testing.T) {
 	if err := r.Await(ctx, "SERVING"); err != nil {
 		t.Fatal(err)
 	}
-	clients := metalNFSClients(t, ctx, ns)
-	do(t, ctx, clients[0].Client, nfs3.Create(clients[0].root, "die", nfs3.Set{}))
+	clients := metalNFSClients(t, ctx, ns, "/srv/files", "/srv/files")
+	clients[0].die(t, ctx)
 	if err := r.Await(ctx, "DYING"); err != nil {
 		t.Fatal(err)
 	}
@@ -94,10 +94,10 @@ func TestMetalNFS(t *testing.T) {
 // nfsClient is one of a machine's NFS server, over TCP or UDP, and what it made there.
 type nfsClient struct {
 	*nfs3.Client
-	network string
-	root    nfs3.Handle
-	probe   nfsFile // is written to until another kernel answers
-	made    []nfsFile
+	network, dir string
+	root         nfs3.Handle
+	probe        nfsFile // is written to until another kernel answers
+	made         []nfsFile
 }
 
 // dialNFS is a client of a port of a machine's.
@@ -115,23 +115,29 @@ func dialNFS(t *testing.T, ns *netns.Namespace, network string, port uint16) *nf
 	return c
 }
 
-// metalNFSClients are one over TCP and one over UDP, each of which has written files that it did not commit, and
-// renamed one that the disk had.
-func metalNFSClients(t *testing.T, ctx context.Context, ns *netns.Namespace) (clients []*nfsClient) {
+// metalNFSClients are one over TCP and one over UDP, of a directory each, where it has written files that it did not
+// commit, and renamed one that the disk had.
+func metalNFSClients(t *testing.T, ctx context.Context, ns *netns.Namespace, tcp, udp string) (clients []*nfsClient) {
 	t.Helper()
-	root := do(t, ctx, dialNFS(t, ns, "tcp", 20048), nfs3.Mount("/srv/files"))
-	for _, network := range []string{"tcp", "udp"} {
-		c := &nfsClient{Client: dialNFS(t, ns, network, 2049), network: network, root: root}
+	mount := dialNFS(t, ns, "tcp", 20048)
+	for network, dir := range map[string]string{"tcp": tcp, "udp": udp} {
+		c := &nfsClient{Client: dialNFS(t, ns, network, 2049), network: network, dir: dir, root: do(t, ctx, mount, nfs3.Mount(dir))}
 		c.probe = c.make(t, ctx, network+"-probe", []byte("probe"))
 		for i := range 10 {
 			content := make([]byte, 3919*(i+1)%30000+1)
 			_, _ = rand.Read(content) // it does not fail
 			c.made = append(c.made, c.make(t, ctx, fmt.Sprintf("%s%d", network, i), content))
 		}
-		do(t, ctx, c.Client, nfs3.Rename(root, network+"-old", root, network+"-renamed"))
+		do(t, ctx, c.Client, nfs3.Rename(c.root, network+"-old", c.root, network+"-renamed"))
 		clients = append(clients, c)
 	}
 	return clients
+}
+
+// die has the machine see that it is to die, by a file beside the client's own.
+func (c *nfsClient) die(t *testing.T, ctx context.Context) {
+	t.Helper()
+	do(t, ctx, c.Client, nfs3.Create(c.root, "die", nfs3.Set{}))
 }
 
 // awaitNFS has the clients write until a server with another verifier answers each: when that is, by their networks.
@@ -182,9 +188,10 @@ func (c *nfsClient) check(t *testing.T, ctx context.Context) {
 	}
 }
 
-// left compares what the client made with what is in a directory.
-func (c *nfsClient) left(t *testing.T, dir string) {
+// left compares what the client made with what is on the disks: at finds a path there.
+func (c *nfsClient) left(t *testing.T, at func(path string) string) {
 	t.Helper()
+	dir := at(c.dir)
 	for _, f := range c.made {
 		if b, err := os.ReadFile(filepath.Join(dir, f.name)); err != nil || !bytes.Equal(b, f.content) {
 			t.Errorf("on the disk %s has %d bytes of %d, or others (%v)", f.name, len(b), len(f.content), err)

@@ -21,7 +21,7 @@ export HOME=/root UNDERSTUDY_CACHE=/lab/cache
 mkdir -p /lab/kernel
 tar -C /lab/kernel -xf /lab/kernel.tar
 for mib in SIZES; do
-  /lab/understudy-lab demo --kernel /lab/kernel --contrast=false --runs RUNS --mib $mib --json > /lab/$mib.json && echo "DIED of $mib MiB" || echo "FAILED with $mib MiB"
+  /lab/understudy-lab demo --kernel /lab/kernel --contrast=false --patient --runs RUNS --mib $mib --json > /lab/$mib.json && echo "DIED of $mib MiB" || echo "FAILED with $mib MiB"
 done
 sync
 systemctl poweroff -ff

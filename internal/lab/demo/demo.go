@@ -26,6 +26,7 @@ type Options struct {
 	FS        string // ext4 or ext3, made with mkfs's defaults
 	Seed      uint64
 	MiB       int  // unsaved, about; 0: as by default
+	Patient   bool // take no silence of a minute for a death
 	NoSalvage bool // give the unsaved data up
 	Hang      bool // die without a dying message
 	Unfenced  bool // have the dead side's disk held by somebody else

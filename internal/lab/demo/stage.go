@@ -40,9 +40,16 @@ nics:
   - {name: lan, mac: "` + serviceMAC + `", address: ` + serviceAddress + `/24, gateway: 10.77.0.1, bridge: br0}
 services:
   - {name: web, command: [busybox, httpd, -f, -p, "80", -h, /srv], ready: 80}
-heartbeat: {period: 20ms, limit: 300ms}
+heartbeat: %[8]s
 takeover: {salvage: %[7]t, sync: after}
 `
+
+// impatient is the demo's heartbeat, and patient one whose silence is no death in an emulated machine: nothing tells
+// that its guests' CPUs stood still.
+const (
+	impatient = "{period: 20ms, limit: 300ms}"
+	patient   = "{limit: 1m, cpu: 1h, scheduler: 1h, disk: 1h}"
+)
 
 // stage is what a run plays on: a directory with the disk and the pair's
 // description, networks of its own, and the running pair.
@@ -103,7 +110,11 @@ func (s *stage) describe(ctx context.Context) error {
 	}
 	cpus := m.Two()
 	name := strings.ToLower(filepath.Base(s.dir))
-	text := fmt.Sprintf(describe, name, cpus[0], cpus[1], kernel, initrd, s.o.FS, !s.o.NoSalvage)
+	heartbeat := impatient
+	if s.o.Patient {
+		heartbeat = patient
+	}
+	text := fmt.Sprintf(describe, name, cpus[0], cpus[1], kernel, initrd, s.o.FS, !s.o.NoSalvage, heartbeat)
 	file := filepath.Join(s.dir, "pair.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return err

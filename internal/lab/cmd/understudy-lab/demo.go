@@ -69,6 +69,7 @@ func demoCommand() *cobra.Command {
 	f.StringVar(&beside, "beside", "", "play each run on this file system, too, in turns, and compare the outages")
 	f.Uint64Var(&o.Seed, "seed", 0, "seed of the files' content (default: random)")
 	f.IntVar(&o.MiB, "mib", 0, "leave about so many MiB unsaved (default: 101)")
+	f.BoolVar(&o.Patient, "patient", false, "take no silence for a death, for a machine that is emulated itself")
 	f.BoolVar(&o.NoSalvage, "no-salvage", false, "give the unsaved data up, and see what is lost")
 	f.BoolVar(&o.Hang, "hang", false, "stop the CPUs without a dying message")
 	f.BoolVar(&o.Unfenced, "cannot-fence", false, "have another process hold the disk, so that nothing may be taken over")
