@@ -32,7 +32,7 @@ var folders = []struct {
 
 // storeys are the packages of dead, the lowest first: one may import those below.
 var storeys = []string{
-	"addr", "ram", "ext4", "jbd2", "kernel", "audit", "placement", "pagecache", "journal", "sockets", "salvage", "inventory", "extract", "cachefs",
+	"addr", "ram", "ext4", "jbd2", "kernel", "audit", "placement", "pagecache", "journal", "sockets", "nfsd", "salvage", "inventory", "extract", "cachefs",
 }
 
 // hostly are those of dead that may have code for one system: memory is mapped, a

@@ -170,6 +170,8 @@ echo "PROTECTED"
 type metalDevices struct {
 	ports, disk, nic string
 	drivers          []string // that not every kernel of the tests has
+	// network is one that there is already: a tap for the machine, and where its clients are. Nil: one is made.
+	network func(t *testing.T) (tap *os.File, clients *netns.Namespace)
 }
 
 var (
@@ -187,8 +189,23 @@ var (
 	}
 )
 
-// attach gives a machine its disk, and a network of its own with the test: what it returns.
+// attach gives a machine its disk, and a network, of its own with the test if there is none: what it returns.
 func (d metalDevices) attach(t *testing.T, m *barelab.Machine, disk string) *netns.Namespace {
+	t.Helper()
+	if d.network == nil {
+		d.network = ownNetwork
+	}
+	tap, ns := d.network(t)
+	t.Cleanup(func() { tap.Close() })
+	m.Files = []*os.File{tap}
+	m.Devices = append(strings.Fields(d.ports),
+		"-drive", "if=none,id=data,format=raw,file="+disk, "-device", d.disk+",drive=data,serial=data",
+		"-netdev", "tap,id=lan,fd=3", "-device", d.nic+",netdev=lan,mac=52:54:00:00:00:02,romfile=",
+	)
+	return ns
+}
+
+func ownNetwork(t *testing.T) (*os.File, *netns.Namespace) {
 	t.Helper()
 	ns, err := netns.New()
 	if err != nil {
@@ -199,16 +216,10 @@ func (d metalDevices) attach(t *testing.T, m *barelab.Machine, disk string) *net
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { tap.Close() })
 	if err := ns.AddAddr("tap0", netip.MustParsePrefix("10.77.0.1/24")); err != nil {
 		t.Fatal(err)
 	}
-	m.Files = []*os.File{tap}
-	m.Devices = append(strings.Fields(d.ports),
-		"-drive", "if=none,id=data,format=raw,file="+disk, "-device", d.disk+",drive=data,serial=data",
-		"-netdev", "tap,id=lan,fd=3", "-device", d.nic+",netdev=lan,mac=52:54:00:00:00:02,romfile=",
-	)
-	return ns
+	return tap, ns
 }
 
 // metalTakeover is what a takeover was seen to be: served is how long nobody was from the

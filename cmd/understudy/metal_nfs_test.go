@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"understudy.dev/understudy/internal/lab/nfs3"
+	"understudy.dev/understudy/internal/lab/nfslab"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/netns"
 )
@@ -31,17 +32,24 @@ const nfsRole = `{
 // nfsStart has Debian's own server serve.
 const nfsStart = `
 mkdir -p /srv/files /home/files
+mkdir -p /srv/export
 for f in /srv/files/tcp /srv/files/udp /home/files/udp; do [ -e $f-renamed ] || echo old > $f-old; done
-printf '%s *(rw,async,no_root_squash,no_subtree_check,fsid=%d)\n' /srv/files 1 /home/files 2 > /etc/exports
-printf '[nfsd]\nudp=y\n[mountd]\nport=20048\n' > /etc/nfs.conf.d/lab.conf
+printf '%s *(rw,async,no_root_squash,no_subtree_check,fsid=%d)\n' /srv/files 1 /home/files 2 /srv/export 3 > /etc/exports
+printf '[nfsd]\nudp=y\nlease-time=30\ngrace-time=30\n[mountd]\nport=20048\n' > /etc/nfs.conf.d/lab.conf
 systemctl start nfs-server || echo FAILED nfs-server
 `
+
+const nfsByRole = "--role /role.json"
 
 // nfsServe has Debian's own server serve, and the machine die when a client makes a file.
 const nfsServe = `
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+until mountpoint -q /srv; do mount /srv; sleep 0.5; done
+` + nfsStart + `
 if ! grep -q understudy.metal /proc/cmdline; then
-  understudy metal install` + metalLimits + ` --role /role.json || echo FAILED install
+  sed -i 's/nofail/nofail,x-systemd.device-timeout=1h/' /etc/fstab
+  understudy metal install` + metalLimits + ` ` + nfsByRole + ` || echo FAILED install
+  cat /var/lib/understudy/metal/role.json
   echo INSTALLED
   systemctl reboot
   exit
@@ -55,10 +63,10 @@ done
 for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_bytes=900000000 vm/dirty_bytes=1000000000; do
   echo ${s#*=} > /proc/sys/${s%=*}
 done
-mount -o remount,commit=86400 /srv || echo FAILED remount
-` + nfsStart + `sync
+mount -o remount,commit=86400 / && mount -o remount,commit=86400 /srv || echo FAILED remount
+sync
 echo SERVING
-until [ -e /srv/files/die ] || [ -e /home/files/die ]; do sleep 0.1; done
+until [ -e /srv/files/die ] || [ -e /home/files/die ] || [ -e /srv/export/die ]; do sleep 0.1; done
 echo DYING
 echo c > /proc/sysrq-trigger
 `
@@ -115,14 +123,21 @@ func dialNFS(t *testing.T, ns *netns.Namespace, network string, port uint16) *nf
 	return c
 }
 
+// probeNFS is a client of a directory, with nothing but a file to ask whether the server has gone.
+func probeNFS(t *testing.T, ctx context.Context, ns *netns.Namespace, network, dir string) *nfsClient {
+	t.Helper()
+	root := do(t, ctx, dialNFS(t, ns, "tcp", 20048), nfs3.Mount(dir))
+	c := &nfsClient{Client: dialNFS(t, ns, network, 2049), network: network, dir: dir, root: root}
+	c.probe = c.make(t, ctx, network+"-probe", []byte("probe"))
+	return c
+}
+
 // metalNFSClients are one over TCP and one over UDP, of a directory each, where it has written files that it did not
 // commit, and renamed one that the disk had.
 func metalNFSClients(t *testing.T, ctx context.Context, ns *netns.Namespace, tcp, udp string) (clients []*nfsClient) {
 	t.Helper()
-	mount := dialNFS(t, ns, "tcp", 20048)
 	for network, dir := range map[string]string{"tcp": tcp, "udp": udp} {
-		c := &nfsClient{Client: dialNFS(t, ns, network, 2049), network: network, dir: dir, root: do(t, ctx, mount, nfs3.Mount(dir))}
-		c.probe = c.make(t, ctx, network+"-probe", []byte("probe"))
+		c := probeNFS(t, ctx, ns, network, dir)
 		for i := range 10 {
 			content := make([]byte, 3919*(i+1)%30000+1)
 			_, _ = rand.Read(content) // it does not fail
@@ -199,6 +214,65 @@ func (c *nfsClient) left(t *testing.T, at func(path string) string) {
 	}
 	if b, err := os.ReadFile(filepath.Join(dir, c.network+"-renamed")); err != nil || string(b) != "old\n" {
 		t.Errorf("on the disk what was renamed is %q, %v", b, err)
+	}
+}
+
+// TestMetalNFSClient: what a stock kernel's client has mounted from a machine's own NFS server, goes
+// on when the server's kernel dies: what is being written, and locks, of NFSv3 too.
+func TestMetalNFSClient(t *testing.T) {
+	tier.Full(t, "an NFS server of Debian's, and a kernel's client")
+	vm(t)
+	ctx, cancel := context.WithTimeout(t.Context(), metalLimit)
+	defer cancel()
+	l := bootNFSLab(t, nfslab.Options{Elsewhere: true})
+	devices := virtio
+	devices.network = func(t *testing.T) (*os.File, *netns.Namespace) {
+		tap, err := l.Tap("metal")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tap, l.Net.Client
+	}
+	script := strings.Replace(nfsServe, nfsByRole, "--mount / --mount /srv --interface eth0 --nfs", 1)
+	m, _ := debianMachine(t, devices, "default", script, "{}")
+	installDebian(t, ctx, m)
+	r, end := startMetal(t, ctx, m)
+	defer end()
+	if err := r.Await(ctx, "SERVING"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Monitor(ctx); err != nil {
+		t.Fatal(err)
+	}
+	probe := probeNFS(t, ctx, l.Net.Client, "tcp", nfslab.Export)
+	var locks []nfslab.LockRequest
+	streams := make(map[string]*nfslab.WriteRequest)
+	// A client of 4.0 cannot say that it has reclaimed all: the others would wait for the end of the grace.
+	for _, version := range []string{"3,lock", "4.1", "4.2"} {
+		name := strings.Trim(version, ",lock")
+		target := "/mnt/v" + name
+		if err := l.Mount(ctx, target, version); err != nil {
+			t.Fatal(err)
+		}
+		dir := target + "/of" + name
+		if _, err := l.RunClient(ctx, "/bin/busybox", "mkdir", dir); err != nil {
+			t.Fatal(err)
+		}
+		lock := nfslab.LockRequest{Path: target + "/lock" + name}
+		if err := l.Client.Call(ctx, nfslab.VerbLock, lock, nil); err != nil {
+			t.Fatal(err)
+		}
+		locks = append(locks, lock)
+		streams[version] = &nfslab.WriteRequest{Dir: dir, Seed: uint64(len(locks)), Size: 5_000} // the disk is small
+	}
+	writeThrough(ctx, t, l, streams, func(t *testing.T, l *nfslab.Lab) {
+		if _, err := l.RunClient(ctx, "/bin/busybox", "touch", "/mnt/v4.2/die"); err != nil {
+			t.Fatal(err)
+		}
+		awaitNFS(ctx, []*nfsClient{probe})
+	})
+	for _, lock := range locks {
+		giveUp(ctx, t, l, lock)
 	}
 }
 

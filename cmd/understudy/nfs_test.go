@@ -30,12 +30,19 @@ func newNFSLab(t *testing.T, kernel, lease string) *nfslab.Lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := nfslab.Options{Kernel: filepath.Join(cache, "kernels", kernel), Program: labBinary, Log: t.Output()}
+	return bootNFSLab(t, nfslab.Options{
+		Kernel: filepath.Join(cache, "kernels", kernel),
+		Append: hold.Parameters(), // the disk has nothing that the clients were not promised
+		NFS:    strings.NewReplacer("lease: 10s", "lease: "+lease, "grace: 10s", "grace: "+lease).Replace(nfslab.DefaultNFS),
+	})
+}
+
+func bootNFSLab(t *testing.T, o nfslab.Options) *nfslab.Lab {
+	t.Helper()
+	o.Program, o.Log = labBinary, t.Output()
 	if _, _, err := dirs.Kernel(o.Kernel); err != nil {
 		tier.Lacks(t, err)
 	}
-	o.Append = hold.Parameters() // the disk has nothing that the clients were not promised
-	o.NFS = strings.NewReplacer("lease: 10s", "lease: "+lease, "grace: 10s", "grace: "+lease).Replace(nfslab.DefaultNFS)
 	l, err := nfslab.New(t.Context(), o)
 	if err != nil {
 		keepConsoles(t)
@@ -99,7 +106,7 @@ func TestNFSOlderVersions(t *testing.T) {
 		locks = append(locks, lock)
 		streams[version] = &nfslab.WriteRequest{Dir: dir, Seed: uint64(len(locks)), Size: 300_000}
 	}
-	writeThrough(ctx, t, l, streams)
+	writeThrough(ctx, t, l, streams, crash)
 	checkLocks(ctx, t, l, locks)
 	if err := l.Super.Stop(ctx); err != nil {
 		t.Errorf("planned stop: %v", err)
@@ -133,7 +140,7 @@ func throughCrash(t *testing.T, l *nfslab.Lab) {
 		"3":   {Dir: "/mnt/v3/of3", Seed: 3, Size: 300_000},
 		"4.2": {Dir: "/mnt/v4/of4.2", Seed: 4, Size: 300_000},
 	}
-	writeThrough(ctx, t, l, streams)
+	writeThrough(ctx, t, l, streams, crash)
 	checkGraceEnded(ctx, t, l)
 	checkLocks(ctx, t, l, locks)
 	// With clients that still have all of it mounted.
@@ -174,7 +181,7 @@ func writeMore(ctx context.Context, t *testing.T, l *nfslab.Lab, streams map[str
 
 // writeThrough has streams of files written, crashes the server while they are, and
 // wants all of every file to be there.
-func writeThrough(ctx context.Context, t *testing.T, l *nfslab.Lab, streams map[string]*nfslab.WriteRequest) {
+func writeThrough(ctx context.Context, t *testing.T, l *nfslab.Lab, streams map[string]*nfslab.WriteRequest, crash func(*testing.T, *nfslab.Lab)) {
 	t.Helper()
 	var g errgroup.Group
 	results := make(map[string]*nfslab.WriteResult)
@@ -184,8 +191,7 @@ func writeThrough(ctx context.Context, t *testing.T, l *nfslab.Lab, streams map[
 		g.Go(func() error { return l.Client.Call(ctx, nfslab.VerbWrite, s, r) })
 	}
 	writeMore(ctx, t, l, streams)
-	report := crash(t, l)
-	t.Logf("recovered %d bytes of %d files", report.Bytes, report.Files)
+	crash(t, l)
 	writeMore(ctx, t, l, streams)
 	if err := l.Client.Call(ctx, nfslab.VerbStop, struct{}{}, nil); err != nil {
 		t.Fatal(err)
@@ -212,9 +218,15 @@ func checkLocks(ctx context.Context, t *testing.T, l *nfslab.Lab, locks []nfslab
 	t.Helper()
 	for _, lock := range locks {
 		checkLocked(ctx, t, l, nfslab.Export+"/"+filepath.Base(lock.Path))
-		if err := l.Client.Call(ctx, nfslab.VerbUnlock, lock, nil); err != nil {
-			t.Errorf("%s: the lock was lost: %v", lock.Path, err)
-		}
+		giveUp(ctx, t, l, lock)
+	}
+}
+
+// giveUp wants a lock to be the client's still, by a write under it, and gives it up.
+func giveUp(ctx context.Context, t *testing.T, l *nfslab.Lab, lock nfslab.LockRequest) {
+	t.Helper()
+	if err := l.Client.Call(ctx, nfslab.VerbUnlock, lock, nil); err != nil {
+		t.Errorf("%s: the lock was lost: %v", lock.Path, err)
 	}
 }
 
@@ -233,7 +245,7 @@ func checkLocked(ctx context.Context, t *testing.T, l *nfslab.Lab, path string) 
 }
 
 // crash kills the server and has its understudy take over.
-func crash(t *testing.T, l *nfslab.Lab) *takeover.Report {
+func crash(t *testing.T, l *nfslab.Lab) {
 	t.Helper()
 	if err := l.Super.Crash(false); err != nil {
 		t.Fatal(err)
@@ -249,7 +261,7 @@ func crash(t *testing.T, l *nfslab.Lab) *takeover.Report {
 	if err := takeover.WriteSteps(t.Output(), report.Timeline.Steps(), 50); err != nil {
 		t.Error(err)
 	}
-	return report
+	t.Logf("recovered %d bytes of %d files", report.Bytes, report.Files)
 }
 
 // checkGraceEnded wants the grace ended because all had reclaimed.

@@ -2,10 +2,8 @@ package nfslab
 
 import (
 	"context"
-	"os"
 
 	"understudy.dev/understudy/internal/live/agent"
-	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover/supervisor"
@@ -18,11 +16,9 @@ const aloneTap = "nfsalone"
 // system is not checked, and its network does not wait for anything: it is back
 // sooner than a distribution's init would be.
 func (l *Lab) bootAlone(ctx context.Context) error {
-	dir := dirs.Run(l.Pair.Name)
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := l.makeDir(); err != nil {
 		return err
 	}
-	l.aloneDir = dir
 	p, disk, nic, nfs := l.Pair.Partitions[0], l.Pair.Disks[0], l.Pair.NICs[0], l.Pair.NFS
 	role, err := agent.RoleParameter(wire.Config{
 		Partition: p.Name,
@@ -33,14 +29,14 @@ func (l *Lab) bootAlone(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tap, err := l.tap(aloneTap)
+	tap, err := l.Tap(aloneTap)
 	if err != nil {
 		return err
 	}
 	defer tap.Close()
 	cpus := l.machine.CPUs[:min(2, len(l.machine.CPUs))]
 	spec := partition.Spec{
-		Name: p.Name, Dir: dir, CPUs: cpus, VCPUs: len(cpus), Memory: p.Memory, Kernel: p.Kernel, Initramfs: p.Initramfs,
+		Name: p.Name, Dir: l.aloneDir, CPUs: cpus, VCPUs: len(cpus), Memory: p.Memory, Kernel: p.Kernel, Initramfs: p.Initramfs,
 		Append: p.Append + " panic=1 " + role, Reboots: true,
 		Devices: []partition.Device{
 			partition.Disk{Name: disk.Name, Image: disk.Image},

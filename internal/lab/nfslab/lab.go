@@ -48,6 +48,7 @@ type Options struct {
 	More      string // more lines of pair.yaml
 	Append    string // kernel parameters of the servers
 	Reboots   bool   // no pair serves, but one guest that reboots when it panics
+	Elsewhere bool   // no guest serves, but a machine of the caller's at a Tap
 	DiskBytes int64  // 0: 1 GiB
 }
 
@@ -99,9 +100,12 @@ func New(ctx context.Context, o Options) (l *Lab, err error) {
 	if err := l.describe(ctx); err != nil {
 		return l, err
 	}
-	if o.Reboots {
+	switch {
+	case o.Elsewhere:
+		err = l.makeDir()
+	case o.Reboots:
 		err = l.bootAlone(ctx)
-	} else {
+	default:
 		l.Super, err = supervisor.Start(ctx, l.Pair, supervisor.Options{
 			Dir: dirs.Run(l.Pair.Name), Network: l.Net.Services, Log: o.Log,
 		})
@@ -183,7 +187,7 @@ func (l *Lab) bootClient(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tap, err := l.tap(clientTap)
+	tap, err := l.Tap(clientTap)
 	if err != nil {
 		return err
 	}
@@ -238,8 +242,18 @@ func (l *Lab) Monitor(ctx context.Context) error {
 	return nil
 }
 
-// tap is one in the pair's bridge.
-func (l *Lab) tap(name string) (*os.File, error) {
+// makeDir makes the run directory.
+func (l *Lab) makeDir() error {
+	dir := dirs.Run(l.Pair.Name)
+	err := os.Mkdir(dir, 0o700)
+	if err == nil {
+		l.aloneDir = dir
+	}
+	return err
+}
+
+// Tap is one in the pair's bridge.
+func (l *Lab) Tap(name string) (*os.File, error) {
 	tap, err := l.Net.Services.Tap(name, nil)
 	if err != nil {
 		return nil, err

@@ -31,7 +31,7 @@ func GRUB(parameters []string) string {
 func UnitText(program string, options ...string) string {
 	return fmt.Sprintf(`[Unit]
 Description=Understudy beside this kernel
-After=local-fs.target network.target kdump-tools.service kdump.service
+After=local-fs.target network.target nfs-server.service kdump-tools.service kdump.service
 ConditionKernelCommandLine=%[2]s
 
 [Service]

@@ -219,10 +219,11 @@ func TestNFSOf(t *testing.T) {
 		"proc/fs/nfsd/portlist":       file("rdma 20049\nudp 2049\ntcp 2049\n"),
 		"proc/fs/nfsd/nfsv4leasetime": file("90\n"),
 		"proc/fs/nfsd/nfsv4gracetime": file("60\n"),
+		"var/lib/nfs/sm/10.0.0.9":     file(""),
 	}
 	disks := []wire.Disk{{Mount: "/srv"}, {Mount: "/"}}
 	got, err := NFSOf(files, disks)
-	want := wire.NFS{Host: "files", Exports: []string{"/srv/files *(rw,   fsid=1)", "/home 10.0.0.0/8(rw,fsid=2)"}, State: "/var/lib/understudy/nfs", Lease: 90 * time.Second, Grace: 90 * time.Second, Threads: 16, UDP: true}
+	want := wire.NFS{Host: "files", Exports: []string{"/srv/files *(rw,   fsid=1)", "/home 10.0.0.0/8(rw,fsid=2)"}, State: "/var/lib/understudy/nfs", Monitor: "/var/lib/nfs", Lease: 90 * time.Second, Grace: 90 * time.Second, Threads: 16, UDP: true}
 	if err != nil || !reflect.DeepEqual(*got, want) {
 		t.Errorf("%+v, %v", got, err)
 	}

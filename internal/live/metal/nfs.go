@@ -17,6 +17,14 @@ import (
 // maxThreads is NFSD_MAXSERVS (fs/nfsd/nfssvc.c).
 const maxThreads = 8192
 
+// states are the directories that an NFS server has what it knows of its clients in.
+func states(n *wire.NFS) []string {
+	if n.Monitor == "" {
+		return []string{n.State}
+	}
+	return []string{n.State, n.Monitor}
+}
+
 // imageDirs are what an understudy's own root directory, where its NFS server runs, needs for
 // itself: what is exported is seen at its path there, too, since clients know it by that.
 var imageDirs = []string{"/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/sysroot", "/usr", "/var/lib/nfs"}
@@ -32,10 +40,6 @@ func checkNFS(role *wire.Config) error {
 	switch {
 	case n.Host == "" || len(n.Exports) == 0:
 		return errors.New("NFS server: the role needs its host, the name that this machine has towards clients, and its exports")
-	case !path.IsAbs(n.State) || path.Clean(n.State) != n.State:
-		return fmt.Errorf("NFS server: its state directory, %q, is no clean absolute path", n.State)
-	case !on(n.State):
-		return fmt.Errorf("NFS server: its state directory, %q, is on none of the disks", n.State)
 	case n.Threads < 1 || n.Threads > maxThreads:
 		return fmt.Errorf("NFS server: %d is no number of threads", n.Threads)
 	case n.Grace < n.Lease:
@@ -44,6 +48,14 @@ func checkNFS(role *wire.Config) error {
 	for _, d := range []time.Duration{n.Lease, n.Grace} {
 		if d < nfsd.MinLease || d > nfsd.MaxLease || d%time.Second != 0 {
 			return fmt.Errorf("NFS server: a lease or grace of %v is no whole number of seconds from %v to %v", d, nfsd.MinLease, nfsd.MaxLease)
+		}
+	}
+	for _, dir := range states(n) {
+		switch {
+		case !path.IsAbs(dir) || path.Clean(dir) != dir:
+			return fmt.Errorf("NFS server: its state directory, %q, is no clean absolute path", dir)
+		case !on(dir):
+			return fmt.Errorf("NFS server: its state directory, %q, is on none of the disks", dir)
 		}
 	}
 	for _, line := range n.Exports {
@@ -55,8 +67,8 @@ func checkNFS(role *wire.Config) error {
 			return fmt.Errorf("NFS server: %s is on none of the disks", e.Path)
 		case slices.ContainsFunc(imageDirs, func(dir string) bool { return within(dir, e.Path) || within(e.Path, dir) }):
 			return fmt.Errorf("NFS server: %s cannot be exported by an understudy, which has files of its own there", e.Path)
-		case within(n.State, e.Path):
-			return fmt.Errorf("NFS server: its state directory %s lies in %s, where clients could change it", n.State, e.Path)
+		case slices.ContainsFunc(states(n), func(dir string) bool { return within(dir, e.Path) }):
+			return fmt.Errorf("NFS server: its state directory (%s) lies in %s, where clients could change it", strings.Join(states(n), ", "), e.Path)
 		}
 	}
 	return nil
@@ -101,11 +113,21 @@ func NFSOf(root fs.FS, disks []wire.Disk) (*wire.NFS, error) {
 	case len(n.Exports) == 0:
 		return nil, errors.New("this machine's NFS server exports nothing (/etc/exports)")
 	case slices.ContainsFunc(disks, func(d wire.Disk) bool { return d.Mount == "/" }):
-		n.State = "/var/lib/understudy/nfs"
+		n.State, n.Monitor = "/var/lib/understudy/nfs", monitorOf(root)
 	case len(disks) > 0:
 		n.State = path.Join(disks[0].Mount, ".understudy-nfs")
 	}
 	return n, nil
+}
+
+// monitorOf is where rpc.statd(8) has its state, as Debian or Fedora builds it; empty: nowhere.
+func monitorOf(root fs.FS) string {
+	for _, dir := range []string{"var/lib/nfs/statd", "var/lib/nfs"} {
+		if s, err := fs.Stat(root, dir+"/sm"); err == nil && s.IsDir() {
+			return "/" + dir
+		}
+	}
+	return ""
 }
 
 func inSeconds(d *time.Duration) func(text string) error {
@@ -130,7 +152,7 @@ func exportLines(text string) (lines []string) {
 // checkPaths refuses a role whose NFS server's directories are behind a symbolic link: an understudy has
 // the link's target at another path. root is as of CheckRole.
 func checkPaths(root fs.FS, n *wire.NFS) error {
-	dirs := []string{n.State}
+	dirs := states(n)
 	for _, line := range n.Exports {
 		e, err := nfsd.ParseExport(line)
 		if err != nil {

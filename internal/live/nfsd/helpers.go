@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -161,11 +162,10 @@ func (s *Server) export() error {
 	return nil
 }
 
-// attachMonitor bind-mounts the status monitor's state, on a disk that has just been
+// attachMonitor bind-mounts the status monitor's state, a directory of a disk that has just been
 // mounted, where the monitor looks for it. It reports whether any client is to be told of
 // our restart.
-func attachMonitor(state string) (clients bool, err error) {
-	dir := filepath.Join(state, nsmState)
+func attachMonitor(dir string) (clients bool, err error) {
 	for _, d := range []string{dir + "/sm", dir + "/sm.bak"} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return false, fmt.Errorf("make status monitor's directory: %w", err)
@@ -184,8 +184,26 @@ func attachMonitor(state string) (clients bool, err error) {
 	return clients, nil
 }
 
+// ownMonitor gives what our monitor, which is root's, has written to the user that the directory's own monitor runs as:
+// it could not read that.
+func ownMonitor() error {
+	var dir unix.Stat_t
+	if err := unix.Stat(nsmDir, &dir); err != nil || dir.Uid == 0 {
+		return err
+	}
+	return filepath.WalkDir(nsmDir, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			err = os.Lchown(path, int(dir.Uid), int(dir.Gid))
+		}
+		return err
+	})
+}
+
 // detachMonitor lets go of the disk.
 func detachMonitor() error {
+	if err := ownMonitor(); err != nil {
+		return fmt.Errorf("give status monitor's state back: %w", err)
+	}
 	err := unix.Unmount(nsmDir, 0)
 	if errors.Is(err, unix.EINVAL) {
 		return nil // it is not mounted

@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // clientsDir is where the records are, below the state directory: one file for
@@ -121,6 +123,31 @@ func (r *records) create(c client) error {
 	}
 	r.known[name] = c
 	return nil
+}
+
+// Replace has the clients of these names, and no others, reclaim after the next start of a server with this state
+// directory: another server, which had its own records, was the last one, and may have given away what older ones here
+// stand for.
+func Replace(state string, names [][]byte) error {
+	dir := filepath.Join(state, clientsDir)
+	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700)); err != nil {
+		return fmt.Errorf("replace client records: %w", err)
+	}
+	for _, name := range names {
+		c := client{Name: name}
+		b, err := json.Marshal(c)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, recordName(c)), b, 0o600)
+		}
+		if err != nil {
+			return fmt.Errorf("replace client records: %w", err)
+		}
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
 }
 
 // remove removes the record of a client, durably.

@@ -1,10 +1,12 @@
 package nfsd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -151,7 +153,7 @@ func (s *Server) finish(ctx context.Context) error {
 	var tell bool
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		tell, err = attachMonitor(s.c.State)
+		tell, err = attachMonitor(cmp.Or(s.c.Monitor, filepath.Join(s.c.State, nsmState)))
 		return err
 	})
 	for _, e := range s.exports {

@@ -11,11 +11,14 @@ type NFS struct {
 	// Host is the name that the server has towards its clients (nodename). It
 	// must be the same on both sides: NFSv4.1 clients take another for another
 	// server, and give their locks up (RFC 8881, 2.10.4).
-	Host    string        `json:"host"`
-	Exports []string      `json:"exports"` // lines of exports(5)
-	State   string        `json:"state"`   // directory on a shared disk
-	Lease   time.Duration `json:"lease"`   // whole seconds, at least 10
-	Grace   time.Duration `json:"grace"`   // likewise
+	Host    string   `json:"host"`
+	Exports []string `json:"exports"` // lines of exports(5)
+	State   string   `json:"state"`   // directory on a shared disk
+	// Monitor is the directory, on a shared disk, that has the status monitor's state of the server's own system
+	// (/var/lib/nfs); empty: one in State.
+	Monitor string        `json:"monitor,omitempty"`
+	Lease   time.Duration `json:"lease"` // whole seconds, at least 10
+	Grace   time.Duration `json:"grace"` // likewise
 	Threads int           `json:"threads"`
 	UDP     bool          `json:"udp,omitempty"`
 }

@@ -14,6 +14,7 @@ import (
 	"understudy.dev/understudy/internal/live/agent"
 	"understudy.dev/understudy/internal/live/filewriter"
 	"understudy.dev/understudy/internal/live/metal"
+	"understudy.dev/understudy/internal/live/nfsd"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/morgue"
@@ -41,6 +42,8 @@ type machine struct {
 	peers    []byte // of the dead kernel's, encoded
 	staging  staging
 
+	nfsClients chan [][]byte // of the dead kernel's NFS server, by their names; nil: it had none
+
 	unprotect context.CancelFunc // ends what keeps another understudy; nil: nothing does
 	protected chan struct{}      // closed when that has ended
 }
@@ -63,6 +66,14 @@ func (m *machine) Fence(ctx context.Context) error {
 		say("PCI devices that do not answer any more after their reset: %s", strings.Join(mute, ", "))
 	}
 	if m.role.NFS != nil {
+		m.nfsClients = make(chan [][]byte, 1)
+		go func() {
+			names, err := m.morgue.NFSClients()
+			if err != nil {
+				say("some of the clients of the dead kernel's NFS server will not get back their locks: %v", err)
+			}
+			m.nfsClients <- names
+		}()
 		go func() {
 			if err := m.agent.Do(context.WithoutCancel(ctx), wire.Begin, nil, nil); err != nil {
 				say("begin to serve NFS: %v", err) // the start of the services says so too
@@ -149,6 +160,11 @@ func (m *machine) Apply(_ context.Context, r wire.ApplyRequest) (result wire.App
 // can be looked into, this one hardly.
 func (m *machine) Start(ctx context.Context, within time.Duration) ([]wire.Unready, error) {
 	m.showExports()
+	if m.role.NFS != nil {
+		if err := nfsd.Replace(m.role.NFS.State, <-m.nfsClients); err != nil {
+			return nil, err
+		}
+	}
 	var result wire.StartResult
 	if err := m.agent.Do(ctx, wire.Start, wire.StartRequest{Within: within}, &result); err != nil {
 		return nil, err

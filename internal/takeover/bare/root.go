@@ -39,6 +39,9 @@ func within(role wire.Config) wire.Config {
 	if role.NFS != nil {
 		nfs := *role.NFS
 		nfs.State = rootDir + nfs.State
+		if nfs.Monitor != "" {
+			nfs.Monitor = rootDir + nfs.Monitor
+		}
 		role.NFS = &nfs
 	}
 	return role

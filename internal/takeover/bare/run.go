@@ -108,6 +108,9 @@ func meet(ctx context.Context, self *metal.Self, a *agent.Agent) (*machine, erro
 	if m.nmi.virtual, m.nmi.physical, err = m.morgue.Symbol(nmiEntry); err != nil {
 		return nil, fmt.Errorf("find what the other kernel runs at an NMI: %w", err)
 	}
+	if m.role.NFS != nil {
+		_, _ = m.morgue.NFSClients() // where they are is known then, if its server runs already
+	}
 	if err := m.equipped(); err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"understudy.dev/understudy/dead/nfsd"
 	"understudy.dev/understudy/dead/sockets"
 	"understudy.dev/understudy/internal/live/wire"
 )
@@ -43,6 +44,22 @@ func (m *Morgue) Peers(of func(local netip.AddrPort) bool) (p wire.Peers, err er
 		}
 	}
 	return p, errors.Join(neighbours.err("neighbours"), connections.err("connections"))
+}
+
+// NFSClients are the names of the clients of NFSv4 that the dead kernel's server had noted in stable storage. Those
+// that were found before an error are good.
+func (m *Morgue) NFSClients() (names [][]byte, err error) {
+	k, err := m.known()
+	if err != nil {
+		return nil, fmt.Errorf("find kernel: %w", err)
+	}
+	for c, err := range nfsd.Clients(k) {
+		if err != nil {
+			return names, err
+		}
+		names = append(names, c.Name)
+	}
+	return names, nil
 }
 
 // wantsTelling says whether a connection's far end could wait for something. One that

@@ -1,0 +1,181 @@
+// Package nfsd says which clients of NFSv4 the server of a dead Linux kernel had noted in stable storage, from its
+// memory alone: they may have open files and locks that they reclaim from the next server (RFC 8881, 8.4.2).
+//
+// # Caveats
+//
+// Only the server of the first network namespace is read. What it was noting when the kernel died may be missing.
+// A kernel that keeps no types of modules (before 5.11) does not tell where its nfsd has its clients.
+package nfsd
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+)
+
+// Client is a client of NFSv4 that a server had noted.
+type Client struct {
+	Name  []byte // as it gave it itself (co_ownerid); 1 to 1024 bytes
+	Minor uint32 // version of NFSv4
+}
+
+// Bounds on what is walked: NFS4_OPAQUE_LIMIT (include/uapi/linux/nfs4.h) is that of a name.
+const (
+	maxClients = 1 << 16
+	maxPernet  = 1 << 12
+	maxName    = 1024
+)
+
+// stable is the bit of cl_flags for a client that is in stable storage: NFSD4_CLIENT_STABLE
+// (fs/nfsd/state.h, 5.10 to 7.2).
+const stable = 1 << 2
+
+// Clients yields the clients in the order in which they renewed their leases, the one that did last last. After an
+// error there are no more.
+func Clients(k *kernel.Kernel) iter.Seq2[Client, error] {
+	return func(yield func(Client, error) bool) {
+		w, err := newWalk(k)
+		if err == nil {
+			err = w.clients(func(c Client) bool { return yield(c, nil) })
+		}
+		if err != nil {
+			yield(Client{}, fmt.Errorf("clients of nfsd: %w", err))
+		}
+	}
+}
+
+// walk reads lists of one kernel.
+type walk struct {
+	k     *kernel.Kernel
+	types *kernel.Types // of nfsd
+}
+
+func newWalk(k *kernel.Kernel) (*walk, error) {
+	types, err := k.Module("nfsd")
+	if err != nil && k.Types().Layout("nfsd_net").Err() == nil {
+		return &walk{k, k.Types()}, nil // it is part of the image
+	}
+	return &walk{k, types}, err
+}
+
+// clients visits those of client_lru, which nfsd has all of its clients in.
+func (w *walk) clients(visit func(Client) bool) error {
+	n, c, name := w.types.Layout("nfsd_net"), w.types.Layout("nfs4_client"), w.k.Types().Layout("xdr_netobj")
+	lru := n.Field("client_lru", 16)
+	link, flags, minor, owner := c.Field("cl_lru", 16), c.Field("cl_flags", 8), c.Field("cl_minorversion", 4), c.Field("cl_name", 16)
+	if name.Err() != nil {
+		name = w.types.Layout("xdr_netobj")
+	}
+	length, data := name.Field("len", 4), name.Field("data", 8)
+	if err := errors.Join(n.Err(), c.Err(), name.Err()); err != nil {
+		return err
+	}
+	net, err := w.server(n.Size)
+	if err != nil {
+		return err
+	}
+	return w.list(lru.In(net), maxClients, func(at addr.Virt) error {
+		b, err := w.k.Bytes(at-addr.Virt(link.Off), c.Size)
+		if err != nil || flags.Uint(b)&stable == 0 {
+			return err
+		}
+		given := owner.Bytes(b)
+		size := length.Uint(given)
+		if size == 0 || size > maxName {
+			return fmt.Errorf("a client at %v has a name of %d bytes", at, size)
+		}
+		text, err := w.k.Bytes(data.Pointer(given), int(size))
+		if err != nil {
+			return err
+		}
+		if !visit(Client{Name: append([]byte(nil), text...), Minor: uint32(minor.Uint(b))}) {
+			return errEnough
+		}
+		return nil
+	})
+}
+
+var errEnough = errors.New("the caller wants no more")
+
+// server is where nfsd has what belongs to a network namespace, so many bytes: the first one's. Which one of what the
+// namespace has that is, is told by nfsd's struct pernet_operations, by that size (include/net/netns/generic.h,
+// net_generic).
+func (w *walk) server(size int) (addr.Virt, error) {
+	t := w.k.Types()
+	ops, net, generic := t.Layout("pernet_operations"), t.Layout("net"), t.Layout("net_generic")
+	list, id, bytes := ops.Field("list", 16), ops.Field("id", 8), ops.Field("size", 8)
+	gen, count := net.Field("gen", 8), generic.Field("s.len", 4)
+	if err := errors.Join(ops.Err(), net.Err(), generic.Err()); err != nil {
+		return 0, err
+	}
+	head, err := w.k.Symbol("pernet_list")
+	if err != nil {
+		return 0, err
+	}
+	var ids []addr.Virt
+	err = w.list(head, maxPernet, func(at addr.Virt) error {
+		b, err := w.k.Bytes(at-addr.Virt(list.Off), ops.Size)
+		if err == nil && bytes.Uint(b) == uint64(size) && id.Pointer(b) != 0 {
+			ids = append(ids, id.Pointer(b))
+		}
+		return err
+	})
+	if err == nil && len(ids) != 1 {
+		err = fmt.Errorf("%d parts of a network namespace are as large as nfsd's", len(ids))
+	}
+	if err != nil {
+		return 0, err
+	}
+	number, err := w.k.U32(ids[0])
+	if err != nil {
+		return 0, err
+	}
+	first, err := w.k.Symbol("init_net")
+	if err != nil {
+		return 0, err
+	}
+	parts, err := w.k.Pointer(gen.In(first))
+	if err != nil {
+		return 0, err
+	}
+	most, err := w.k.U32(count.In(parts))
+	if err != nil {
+		return 0, err
+	}
+	if number >= most {
+		return 0, fmt.Errorf("nfsd's part of a network namespace is number %d of %d", number, most)
+	}
+	return w.k.Pointer(parts + 8*addr.Virt(number)) // the union's other member is an array of pointers
+}
+
+// list visits each member of a struct list_head, of which each must point back to the one before it: no other cycle
+// passes. One that was never initialized is empty.
+func (w *walk) list(head addr.Virt, most int, visit func(at addr.Virt) error) error {
+	before := head
+	at, err := w.k.Pointer(head)
+	for n := 0; err == nil && at != head && (n > 0 || at != 0); n++ {
+		if n == most {
+			return fmt.Errorf("list at %v is too long", head)
+		}
+		back, err := w.k.Pointer(at + 8)
+		if err != nil {
+			return err
+		}
+		if back != before {
+			return fmt.Errorf("list at %v: %v points back to %v, not to %v", head, at, back, before)
+		}
+		if err := visit(at); errors.Is(err, errEnough) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		before = at
+		if at, err = w.k.Pointer(at); err != nil {
+			return err
+		}
+	}
+	return err
+}
