@@ -18,8 +18,10 @@ import (
 
 // Client is a client of NFSv4 that a server had noted.
 type Client struct {
-	Name  []byte // as it gave it itself (co_ownerid); 1 to 1024 bytes
-	Minor uint32 // version of NFSv4
+	Name []byte // as it gave it itself (co_ownerid); 1 to 1024 bytes
+	// Expected is one that a server before this one had noted, and that had not come back when the kernel died, in its
+	// grace.
+	Expected bool
 }
 
 // Bounds on what is walked: NFS4_OPAQUE_LIMIT (include/uapi/linux/nfs4.h) is that of a name.
@@ -33,8 +35,9 @@ const (
 // (fs/nfsd/state.h, 5.10 to 7.2).
 const stable = 1 << 2
 
-// Clients yields the clients in the order in which they renewed their leases, the one that did last last. After an
-// error there are no more.
+// Clients yields the clients in the order in which they renewed their leases, the one that did last last, and then,
+// of a kernel that died in its grace, those of the server before, with some of the first again. After an error there
+// are no more.
 func Clients(k *kernel.Kernel) iter.Seq2[Client, error] {
 	return func(yield func(Client, error) bool) {
 		w, err := newWalk(k)
@@ -61,41 +64,83 @@ func newWalk(k *kernel.Kernel) (*walk, error) {
 	return &walk{k, types}, err
 }
 
-// clients visits those of client_lru, which nfsd has all of its clients in.
+// clients visits those of client_lru, which nfsd has all of its clients in, and in the grace those of
+// reclaim_str_hashtbl.
 func (w *walk) clients(visit func(Client) bool) error {
-	n, c, name := w.types.Layout("nfsd_net"), w.types.Layout("nfs4_client"), w.k.Types().Layout("xdr_netobj")
-	lru := n.Field("client_lru", 16)
-	link, flags, minor, owner := c.Field("cl_lru", 16), c.Field("cl_flags", 8), c.Field("cl_minorversion", 4), c.Field("cl_name", 16)
-	if name.Err() != nil {
-		name = w.types.Layout("xdr_netobj")
-	}
-	length, data := name.Field("len", 4), name.Field("data", 8)
-	if err := errors.Join(n.Err(), c.Err(), name.Err()); err != nil {
+	n, c, r := w.types.Layout("nfsd_net"), w.types.Layout("nfs4_client"), w.types.Layout("nfs4_client_reclaim")
+	lru, ended, table := n.Field("client_lru", 16), n.Field("grace_ended", 1), n.Field("reclaim_str_hashtbl", 8)
+	link, flags, name := c.Field("cl_lru", 16), c.Field("cl_flags", 8), c.Field("cl_name", 16)
+	chain, expected := r.Field("cr_strhash", 16), r.Field("cr_name", 16)
+	if err := errors.Join(n.Err(), c.Err(), r.Err()); err != nil {
 		return err
 	}
 	net, err := w.server(n.Size)
 	if err != nil {
 		return err
 	}
-	return w.list(lru.In(net), maxClients, func(at addr.Virt) error {
+	server, err := w.k.Bytes(net, n.Size)
+	if err != nil {
+		return err
+	}
+	server = append([]byte(nil), server...)
+	err = w.list(lru.In(net), maxClients, func(at addr.Virt) error {
 		b, err := w.k.Bytes(at-addr.Virt(link.Off), c.Size)
 		if err != nil || flags.Uint(b)&stable == 0 {
 			return err
 		}
-		given := owner.Bytes(b)
-		size := length.Uint(given)
-		if size == 0 || size > maxName {
-			return fmt.Errorf("a client at %v has a name of %d bytes", at, size)
-		}
-		text, err := w.k.Bytes(data.Pointer(given), int(size))
-		if err != nil {
-			return err
-		}
-		if !visit(Client{Name: append([]byte(nil), text...), Minor: uint32(minor.Uint(b))}) {
-			return errEnough
-		}
-		return nil
+		return w.visit(name.In(at-addr.Virt(link.Off)), false, visit)
 	})
+	buckets := table.Pointer(server)
+	if err != nil || ended.Uint(server) != 0 || buckets == 0 {
+		return unlessEnough(err)
+	}
+	for i := range addr.Virt(hashSize) {
+		err := w.list(buckets+listHead*i, maxClients, func(at addr.Virt) error {
+			return w.visit(expected.In(at-addr.Virt(chain.Off)), true, visit)
+		})
+		if err != nil {
+			return unlessEnough(err)
+		}
+	}
+	return nil
+}
+
+// hashSize is CLIENT_HASH_SIZE (fs/nfsd/netns.h), and listHead the size of a bucket.
+const (
+	hashSize = 16
+	listHead = 16
+)
+
+// visit visits the client whose name is in a struct xdr_netobj.
+func (w *walk) visit(at addr.Virt, expected bool, visit func(Client) bool) error {
+	l := w.k.Types().Layout("xdr_netobj")
+	if l.Err() != nil {
+		l = w.types.Layout("xdr_netobj")
+	}
+	length, data := l.Field("len", 4), l.Field("data", 8)
+	if l.Err() != nil {
+		return l.Err()
+	}
+	b, err := w.k.Bytes(at, l.Size)
+	if err != nil {
+		return err
+	}
+	size := length.Uint(b)
+	if size == 0 || size > maxName {
+		return fmt.Errorf("a client has a name of %d bytes, at %v", size, at)
+	}
+	name, err := w.k.Bytes(data.Pointer(b), int(size))
+	if err == nil && !visit(Client{Name: append([]byte(nil), name...), Expected: expected}) {
+		err = errEnough
+	}
+	return err
+}
+
+func unlessEnough(err error) error {
+	if errors.Is(err, errEnough) {
+		return nil
+	}
+	return err
 }
 
 var errEnough = errors.New("the caller wants no more")
@@ -167,9 +212,7 @@ func (w *walk) list(head addr.Virt, most int, visit func(at addr.Virt) error) er
 		if back != before {
 			return fmt.Errorf("list at %v: %v points back to %v, not to %v", head, at, back, before)
 		}
-		if err := visit(at); errors.Is(err, errEnough) {
-			return nil
-		} else if err != nil {
+		if err := visit(at); err != nil {
 			return err
 		}
 		before = at

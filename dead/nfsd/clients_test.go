@@ -2,7 +2,6 @@ package nfsd_test
 
 import (
 	"bytes"
-	"fmt"
 	"strings"
 	"testing"
 
@@ -18,9 +17,11 @@ import (
 const (
 	opList, opID, opSize, opBytes = 0, 16, 24, 32
 	netGen, netBytes              = 8, 64
-	nnLRU, nnBytes                = 24, 96
-	clLRU, clName, clMinor        = 8, 24, 40
-	clFlags, clBytes              = 48, 128
+	nnEnded, nnTable, nnLRU       = 8, 16, 24
+	nnBytes                       = 96
+	clLRU, clName, clFlags        = 8, 24, 48
+	clBytes                       = 128
+	crChain, crName, crBytes      = 0, 24, 64
 )
 
 func types() []btf.Type {
@@ -38,8 +39,9 @@ func types() []btf.Type {
 		st("pernet_operations", opBytes, field("list", opList, blob(16)), field("id", opID, u64), field("size", opSize, u64)),
 		st("net", netBytes, field("gen", netGen, u64)),
 		st("net_generic", 24, field("s", 0, st("net_generic_s", 24, field("len", 0, u32)))),
-		st("nfsd_net", nnBytes, field("client_lru", nnLRU, blob(16))),
-		st("nfs4_client", clBytes, field("cl_lru", clLRU, blob(16)), field("cl_name", clName, owner), field("cl_minorversion", clMinor, u32), field("cl_flags", clFlags, u64)),
+		st("nfsd_net", nnBytes, field("client_lru", nnLRU, blob(16)), field("grace_ended", nnEnded, u8), field("reclaim_str_hashtbl", nnTable, u64)),
+		st("nfs4_client_reclaim", crBytes, field("cr_strhash", crChain, blob(16)), field("cr_name", crName, owner)),
+		st("nfs4_client", clBytes, field("cl_lru", clLRU, blob(16)), field("cl_name", clName, owner), field("cl_flags", clFlags, u64)),
 	}
 }
 
@@ -79,13 +81,12 @@ func (w *world) chain(head addr.Virt, members ...addr.Virt) {
 // join gives the server clients of these names, each of which is noted if it does not begin with a minus.
 func (w *world) join(names ...string) {
 	var links []addr.Virt
-	for i, name := range names {
+	for _, name := range names {
 		c, text := w.Alloc(clBytes), w.Alloc(len(name))
 		name, absent := strings.CutPrefix(name, "-")
 		w.Put(text, []byte(name))
 		w.PutU32(c+clName, uint32(len(name)))
 		w.PutU64(c+clName+8, uint64(text))
-		w.PutU32(c+clMinor, uint32(i))
 		w.PutU64(c+clFlags, 1<<2|1<<4)
 		if absent {
 			w.PutU64(c+clFlags, 1<<4)
@@ -95,7 +96,21 @@ func (w *world) join(names ...string) {
 	w.chain(w.server+nnLRU, links...)
 }
 
-// read is what is found, a name with its version of each client.
+// expect has the server be in its grace, and wait for a client of this name.
+func (w *world) expect(name string) {
+	table, r, text := w.Alloc(16*16), w.Alloc(crBytes), w.Alloc(len(name))
+	for i := range addr.Virt(16) {
+		w.chain(table + 16*i)
+	}
+	w.chain(table+16*5, r+crChain)
+	w.Put(text, []byte(name))
+	w.PutU32(r+crName, uint32(len(name)))
+	w.PutU64(r+crName+8, uint64(text))
+	w.PutU64(w.server+nnTable, uint64(table))
+	w.clients = append(w.clients, r, table)
+}
+
+// read is what is found, of each client its name, with a question mark if it is expected.
 func (w *world) read(t testing.TB) (names []string, err error) {
 	t.Helper()
 	k, err := kernel.Find(w)
@@ -106,7 +121,11 @@ func (w *world) read(t testing.TB) (names []string, err error) {
 		if err != nil {
 			return names, err
 		}
-		names = append(names, fmt.Sprintf("%s 4.%d", c.Name, c.Minor))
+		name := string(c.Name)
+		if c.Expected {
+			name += "?"
+		}
+		names = append(names, name)
 	}
 	return names, nil
 }
@@ -116,8 +135,48 @@ func TestClients(t *testing.T) {
 	w.join("one", "-two", "three")
 	w.Finish(types()...)
 	got, err := w.read(t)
-	if err != nil || strings.Join(got, ", ") != "one 4.0, three 4.2" {
+	if err != nil || strings.Join(got, ", ") != "one, three" {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestGrace: who is expected to come back, as long as the grace lasts, may reclaim from the next server.
+func TestGrace(t *testing.T) {
+	for ended, want := range map[byte]string{0: "one, three, four?", 1: "one, three"} {
+		w := newWorld(t)
+		w.join("one", "-two", "three")
+		w.expect("four")
+		w.Put(w.server+nnEnded, []byte{ended})
+		w.Finish(types()...)
+		if got, err := w.read(t); err != nil || strings.Join(got, ", ") != want {
+			t.Errorf("ended %d: %q, %v", ended, got, err)
+		}
+	}
+}
+
+// TestEnough: who wants no more gets no more.
+func TestEnough(t *testing.T) {
+	w := newWorld(t)
+	w.join("one", "two")
+	w.expect("three")
+	w.Finish(types()...)
+	k, err := kernel.Find(w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for most := range 3 {
+		n := 0
+		for _, err := range nfsd.Clients(k) {
+			if err != nil {
+				t.Error(err)
+			}
+			if n++; n > most {
+				break
+			}
+		}
+		if n != most+1 {
+			t.Errorf("%d clients, of at most %d", n, most+1)
+		}
 	}
 }
 
@@ -163,6 +222,7 @@ func TestDamaged(t *testing.T) {
 func FuzzClients(f *testing.F) {
 	w := newWorld(f)
 	w.join("one", "two", "three")
+	w.expect("four")
 	w.Finish(types()...)
 	f.Add([]byte{1, 2, 3})
 	f.Fuzz(func(t *testing.T, script []byte) {
@@ -178,7 +238,7 @@ func FuzzClients(f *testing.F) {
 				t.Errorf("a client is called %q", c.Name)
 			}
 		}
-		if n > 1<<16+1 {
+		if n > 17<<16+1 {
 			t.Errorf("%d clients", n)
 		}
 	})
