@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/nfsd"
 	"understudy.dev/understudy/internal/live/wire"
 )
@@ -61,6 +62,8 @@ func checkNFS(role *wire.Config) error {
 	for _, line := range n.Exports {
 		e, err := nfsd.ParseExport(line)
 		switch {
+		case errors.Is(err, nfsd.ErrNoFSID):
+			return hint.New("NFS server: export "+line, err, "add e.g. fsid=1, a number of its own, to its options: both kernels must give a file the same handle; clients mount it anew then")
 		case err != nil:
 			return fmt.Errorf("NFS server: %w", err)
 		case !on(e.Path):
