@@ -15,6 +15,12 @@ import (
 	"understudy.dev/understudy/internal/live/netns"
 )
 
+// ownKernel has GRUB boot the running kernel: by itself it boots the newest in /boot, which may be the understudy's.
+const ownKernel = `
+  echo 'GRUB_DISABLE_SUBMENU=true' >> /etc/default/grub
+  echo "GRUB_DEFAULT='GNU/Linux, with Linux $(uname -r)'" >> /etc/default/grub
+`
+
 // debianInstall is what the administrator does at the first boot; the rest is what the
 // machine does at the second, once it is protected. What it leaves in memory only is on the
 // root file system too: the configuration of its web server, and a report whose name was
@@ -32,9 +38,7 @@ if ! grep -q understudy.metal /proc/cmdline; then
     [ $n -lt 2400 ] || { ip addr; journalctl -u systemd-networkd -u systemd-udevd; echo FAILED address; break; }
   done
   sed -i 's/nofail/nofail,x-systemd.device-timeout=1h/' /etc/fstab
-  # GRUB would boot the newest kernel in /boot, which may be the understudy's.
-  echo 'GRUB_DISABLE_SUBMENU=true' >> /etc/default/grub
-  echo "GRUB_DEFAULT='GNU/Linux, with Linux $(uname -r)'" >> /etc/default/grub
+` + ownKernel + `
   understudy metal install --mount / --mount /srv --interface eth0 --limit 3s --cpu-limit 2m --unit lighttpd.service=80 --nfs RELEASE || echo FAILED install
   cat /var/lib/understudy/metal/role.json
   echo INSTALLED

@@ -48,6 +48,7 @@ until mountpoint -q /srv; do mount /srv; sleep 0.5; done
 ` + nfsStart + `
 if ! grep -q understudy.metal /proc/cmdline; then
   sed -i 's/nofail/nofail,x-systemd.device-timeout=1h/' /etc/fstab
+` + ownKernel + `
   understudy metal install` + metalLimits + ` ` + nfsByRole + ` || echo FAILED install
   cat /var/lib/understudy/metal/role.json
   echo INSTALLED
@@ -221,6 +222,12 @@ func (c *nfsClient) left(t *testing.T, at func(path string) string) {
 // on when the server's kernel dies: what is being written, and locks, of NFSv3 too.
 func TestMetalNFSClient(t *testing.T) {
 	tier.Full(t, "an NFS server of Debian's, and a kernel's client")
+	for _, kernel := range []string{"default", "6.12-cloud", "newest-cloud"} {
+		t.Run(kernel, func(t *testing.T) { testMetalNFSClient(t, kernel) })
+	}
+}
+
+func testMetalNFSClient(t *testing.T, kernel string) {
 	vm(t)
 	ctx, cancel := context.WithTimeout(t.Context(), metalLimit)
 	defer cancel()
@@ -233,10 +240,8 @@ func TestMetalNFSClient(t *testing.T) {
 		}
 		return tap, l.Net.Client
 	}
-	script := strings.Replace(nfsServe, nfsByRole, "--mount / --mount /srv --interface eth0 --nfs", 1)
-	m, _ := debianMachine(t, devices, "default", script, "{}")
-	installDebian(t, ctx, m)
-	r, end := startMetal(t, ctx, m)
+	d := debianCase{kernel, "default", devices}.install(t, strings.Replace(nfsServe, nfsByRole, "--mount / --mount /srv --interface eth0 --nfs RELEASE", 1))
+	r, end := startMetal(t, ctx, d.Machine)
 	defer end()
 	if err := r.Await(ctx, "SERVING"); err != nil {
 		t.Fatal(err)
