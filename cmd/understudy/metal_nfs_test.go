@@ -127,7 +127,11 @@ func dialNFS(t *testing.T, ns *netns.Namespace, network string, port uint16) *nf
 // probeNFS is a client of a directory, with nothing but a file to ask whether the server has gone.
 func probeNFS(t *testing.T, ctx context.Context, ns *netns.Namespace, network, dir string) *nfsClient {
 	t.Helper()
-	root := do(t, ctx, dialNFS(t, ns, "tcp", 20048), nfs3.Mount(dir))
+	mount := dialNFS(t, ns, "tcp", 20048)
+	root := do(t, ctx, mount, nfs3.Mount(dir))
+	if err := mount.Close(); err != nil { // the next one may have its port
+		t.Fatal(err)
+	}
 	c := &nfsClient{Client: dialNFS(t, ns, network, 2049), network: network, dir: dir, root: root}
 	c.probe = c.make(t, ctx, network+"-probe", []byte("probe"))
 	return c
