@@ -248,12 +248,11 @@ func (d *debian) reboots(t *testing.T) time.Duration {
 	d.put(t, "/serve", "")
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
-	start := time.Now()
 	r, end := startMetal(t, ctx, d.Machine)
 	defer end()
 	_, fetch := metalClient(t, ctx, d.network)
 	fetch("/srv/old2")
-	took := time.Since(start)
+	took := time.Since(r.Started)
 	if err := r.Await(ctx, "PROTECTED"); err != nil {
 		t.Error(err)
 	}
@@ -311,7 +310,7 @@ func debianMachine(t *testing.T, d metalDevices, kernel, script, role string, ot
 	t.Helper()
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
-	for name, text := range map[string]string{"lab": script, "role": role} {
+	for name, text := range map[string]string{"lab": "echo " + booted + "\n" + script, "role": role} {
 		if err := os.WriteFile(in(name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -17,6 +17,7 @@ import (
 
 // pairScript has pairs in a guest die, RUNS times with each of SIZES unsaved.
 const pairScript = `
+echo ` + booted + `
 export HOME=/root UNDERSTUDY_CACHE=/lab/cache
 mkdir -p /lab/kernel
 tar -C /lab/kernel -xf /lab/kernel.tar

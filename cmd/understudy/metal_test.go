@@ -221,11 +221,8 @@ func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, death death
 // resets runs a machine until it is reset, which ends it here, and returns what it said.
 func resets(t *testing.T, ctx context.Context, m *barelab.Machine) (console string) {
 	t.Helper()
-	r, err := m.Start(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = r.Wait()
+	r := startBorn(t, ctx, m)
+	err := r.Wait()
 	t.Cleanup(func() {
 		if t.Failed() || testing.Verbose() {
 			t.Logf("console:\n%s\nsecond:\n%s", r.Console(), r.Second())
