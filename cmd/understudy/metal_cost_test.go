@@ -44,7 +44,7 @@ measure() {
   measured $1 sequential $(f --rw=write --bs=1m --end_fsync=1 --loops=6 | busybox cut -d ';' -f 48)
   rm /srv/measured
   began=$(cut -d ' ' -f 1 /proc/uptime)
-  for n in 1 2 3; do ./compile -p unicode -o /srv/unicode.a SOURCES || echo "FAILED compile"; done
+  for n in 1 2 3; do COMPILE -p unicode -o /srv/unicode.a SOURCES || echo "FAILED compile"; done
   measured $1 compile $(echo $(cut -d ' ' -f 1 /proc/uptime) $began | awk '{ print $1 - $2 }')
   set -- $1 $(cyclictest --quiet --mlockall --priority=80 --interval=2000 --duration=6 | busybox sed -n 's/.*Avg: *\([0-9]*\) .*Max: *\([0-9]*\).*/\1 \2/p')
   measured $1 mean $2
@@ -95,12 +95,13 @@ func measureCost(t *testing.T, active, beside string) (all []metalCost) {
 		t.Fatal(err)
 	}
 	where := strings.Fields(string(tools))
-	files := []string{filepath.Join(where[0], "compile")}
+	compile := filepath.Join(where[0], "compile")
+	var files []string
 	for _, name := range compileSources {
 		files = append(files, filepath.Join(where[1], "src/unicode", name))
 	}
-	script := strings.NewReplacer("TURNS", metalTurnsList, "SOURCES", strings.Join(compileSources, " ")).Replace(metalCostScript)
-	m := bareMachine{active: active, beside: beside, script: parametersFirst + script, programs: meters, files: files}.make(t)
+	script := strings.NewReplacer("TURNS", metalTurnsList, "SOURCES", strings.Join(compileSources, " "), "COMPILE", compile).Replace(metalCostScript)
+	m := bareMachine{active: active, beside: beside, script: parametersFirst + script, programs: append(slices.Clone(meters), compile), files: files}.make(t)
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
 	m.Append = parameters(t, ctx, m)
