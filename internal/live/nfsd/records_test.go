@@ -132,3 +132,25 @@ func FuzzRecord(f *testing.F) {
 		}
 	})
 }
+
+// TestReplace: who is noted in an earlier term is forgotten, and who is to reclaim instead is known at the next start.
+func TestReplace(t *testing.T) {
+	state := t.TempDir()
+	for _, names := range [][][]byte{{[]byte("one"), []byte("two")}, {[]byte("two"), []byte("a name/with a slash\x00")}, nil} {
+		if err := Replace(state, names); err != nil {
+			t.Fatal(err)
+		}
+		r := mustOpen(t, state)
+		if len(r.known) != len(names) {
+			t.Errorf("%d are known of %d", len(r.known), len(names))
+		}
+		for _, name := range names {
+			if _, ok := r.known[recordName(client{Name: name})]; !ok {
+				t.Errorf("%q is not known", name)
+			}
+		}
+	}
+	if err := Replace(filepath.Join(state, "none", "\x00"), nil); err == nil {
+		t.Error("records are replaced where there can be none")
+	}
+}
