@@ -254,26 +254,9 @@ func testMetalNFSClient(t *testing.T, kernel string) {
 		t.Fatal(err)
 	}
 	probe := probeNFS(t, ctx, l.Net.Client, "tcp", nfslab.Export)
-	var locks []nfslab.LockRequest
-	streams := make(map[string]*nfslab.WriteRequest)
-	// A client of 4.0 cannot say that it has reclaimed all: the others would wait for the end of the grace.
-	for _, version := range []string{"3,lock", "4.1", "4.2"} {
-		name := strings.Trim(version, ",lock")
-		target := "/mnt/v" + name
-		if err := l.Mount(ctx, target, version); err != nil {
-			t.Fatal(err)
-		}
-		dir := target + "/of" + name
-		if _, err := l.RunClient(ctx, "/bin/busybox", "mkdir", dir); err != nil {
-			t.Fatal(err)
-		}
-		lock := nfslab.LockRequest{Path: target + "/lock" + name}
-		if err := l.Client.Call(ctx, nfslab.VerbLock, lock, nil); err != nil {
-			t.Fatal(err)
-		}
-		locks = append(locks, lock)
-		streams[version] = &nfslab.WriteRequest{Dir: dir, Seed: uint64(len(locks)), Size: 5_000} // the disk is small
-	}
+	// A client of 4.0 cannot say that it has reclaimed all: the others would wait for the end of the grace. The disk is
+	// small.
+	locks, streams := workOn(ctx, t, l, 5_000, "3,lock", "4.1", "4.2")
 	writeThrough(ctx, t, l, streams, func(t *testing.T, l *nfslab.Lab) {
 		if _, err := l.RunClient(ctx, "/bin/busybox", "touch", "/mnt/v4.2/die"); err != nil {
 			t.Fatal(err)

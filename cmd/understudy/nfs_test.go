@@ -88,29 +88,37 @@ func TestNFSOlderVersions(t *testing.T) {
 	l := newNFSLab(t, "default", "30s")
 	ctx, cancel := context.WithTimeout(t.Context(), nfsLimit)
 	defer cancel()
-	targets := map[string]string{"/mnt/v40": "4.0", "/mnt/v41": "4.1"}
-	var locks []nfslab.LockRequest
-	streams := make(map[string]*nfslab.WriteRequest)
-	for target, version := range targets {
-		if err := l.Mount(ctx, target, version); err != nil {
-			t.Fatal(err)
-		}
-		dir := target + "/of" + version
-		if _, err := l.RunClient(ctx, "/bin/busybox", "mkdir", dir); err != nil {
-			t.Fatal(err)
-		}
-		lock := nfslab.LockRequest{Path: target + "/lock" + version}
-		if err := l.Client.Call(ctx, nfslab.VerbLock, lock, nil); err != nil {
-			t.Fatal(err)
-		}
-		locks = append(locks, lock)
-		streams[version] = &nfslab.WriteRequest{Dir: dir, Seed: uint64(len(locks)), Size: 300_000}
-	}
+	locks, streams := workOn(ctx, t, l, 300_000, "4.0", "4.1")
 	writeThrough(ctx, t, l, streams, crash)
 	checkLocks(ctx, t, l, locks)
 	if err := l.Super.Stop(ctx); err != nil {
 		t.Errorf("planned stop: %v", err)
 	}
+}
+
+// workOn has the client mount the export by each of the versions, hold a lock there, and be about to write a stream of
+// files of a size.
+func workOn(ctx context.Context, t *testing.T, l *nfslab.Lab, size int, versions ...string) (locks []nfslab.LockRequest, streams map[string]*nfslab.WriteRequest) {
+	t.Helper()
+	streams = make(map[string]*nfslab.WriteRequest)
+	for _, version := range versions {
+		name, _, _ := strings.Cut(version, ",")
+		target := "/mnt/v" + name
+		if err := l.Mount(ctx, target, version); err != nil {
+			t.Fatal(err)
+		}
+		dir := target + "/of" + name
+		if _, err := l.RunClient(ctx, "/bin/busybox", "mkdir", dir); err != nil {
+			t.Fatal(err)
+		}
+		lock := nfslab.LockRequest{Path: target + "/lock" + name}
+		if err := l.Client.Call(ctx, nfslab.VerbLock, lock, nil); err != nil {
+			t.Fatal(err)
+		}
+		locks = append(locks, lock)
+		streams[version] = &nfslab.WriteRequest{Dir: dir, Seed: uint64(len(locks)), Size: size}
+	}
+	return locks, streams
 }
 
 func throughCrash(t *testing.T, l *nfslab.Lab) {
