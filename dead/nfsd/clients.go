@@ -68,7 +68,7 @@ func newWalk(k *kernel.Kernel) (*walk, error) {
 // reclaim_str_hashtbl.
 func (w *walk) clients(visit func(Client) bool) error {
 	n, c, r := w.types.Layout("nfsd_net"), w.types.Layout("nfs4_client"), w.types.Layout("nfs4_client_reclaim")
-	lru, ended, table := n.Field("client_lru", 16), n.Field("grace_ended", 1), n.Field("reclaim_str_hashtbl", 8)
+	lru, table := n.Field("client_lru", 16), n.Field("reclaim_str_hashtbl", 8)
 	link, flags, name := c.Field("cl_lru", 16), c.Field("cl_flags", 8), c.Field("cl_name", 16)
 	chain, expected := r.Field("cr_strhash", 16), r.Field("cr_name", 16)
 	if err := errors.Join(n.Err(), c.Err(), r.Err()); err != nil {
@@ -91,8 +91,11 @@ func (w *walk) clients(visit func(Client) bool) error {
 		return w.visit(name.In(at-addr.Virt(link.Off)), false, visit)
 	})
 	buckets := table.Pointer(server)
-	if err != nil || ended.Uint(server) != 0 || buckets == 0 {
+	if err != nil || buckets == 0 {
 		return unlessEnough(err)
+	}
+	if ended, err := w.ended(n, server); ended || err != nil {
+		return err
 	}
 	for i := range addr.Virt(hashSize) {
 		err := w.list(buckets+listHead*i, maxClients, func(at addr.Virt) error {
@@ -103,6 +106,23 @@ func (w *walk) clients(visit func(Client) bool) error {
 		}
 	}
 	return nil
+}
+
+// ended says whether the grace of a server, a struct nfsd_net of these bytes, has ended: a member of its own, and a bit of
+// flags later (seen with 7.2).
+func (w *walk) ended(l *kernel.Layout, server []byte) (bool, error) {
+	if own := l.Optional("grace_ended", 1); own.Present() {
+		return own.Uint(server) != 0, nil
+	}
+	flags := l.Field("flags", 8)
+	bit, err := w.types.Enum("nfsd_net_flag", "NFSD_NET_GRACE_ENDED")
+	if err == nil && bit > 63 {
+		err = fmt.Errorf("NFSD_NET_GRACE_ENDED is bit %d", bit)
+	}
+	if err = errors.Join(l.Err(), err); err != nil {
+		return false, err
+	}
+	return flags.Uint(server)>>bit&1 != 0, nil
 }
 
 // hashSize is CLIENT_HASH_SIZE (fs/nfsd/netns.h), and listHead the size of a bucket.

@@ -154,6 +154,27 @@ func TestGrace(t *testing.T) {
 	}
 }
 
+// TestGraceInFlags: so it is in newer kernels.
+func TestGraceInFlags(t *testing.T) {
+	for flags, want := range map[uint64]string{0: "one, two?", 1 << 1: "one, two?", 1 << 2: "one"} {
+		all := types()
+		for _, typ := range all {
+			if s, ok := typ.(*btf.Struct); ok && s.Name == "nfsd_net" {
+				s.Members[1] = btf.Member{Name: "flags", Type: &btf.Int{Name: "u64", Size: 8}, Offset: 8 * nnEnded}
+			}
+		}
+		all = append(all, &btf.Enum{Name: "nfsd_net_flag", Size: 4, Values: []btf.EnumValue{{Name: "OTHER", Value: 1}, {Name: "NFSD_NET_GRACE_ENDED", Value: 2}}})
+		w := newWorld(t)
+		w.join("one")
+		w.expect("two")
+		w.PutU64(w.server+nnEnded, flags)
+		w.Finish(all...)
+		if got, err := w.read(t); err != nil || strings.Join(got, ", ") != want {
+			t.Errorf("flags %d: %q, %v", flags, got, err)
+		}
+	}
+}
+
 // TestEnough: who wants no more gets no more.
 func TestEnough(t *testing.T) {
 	w := newWorld(t)
