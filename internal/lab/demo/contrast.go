@@ -68,7 +68,7 @@ func (p *play) contrast(ctx context.Context) ([]workload.Truth, error) {
 
 // mustLose is what a mount without salvage must miss, or else the demo proves
 // nothing, in bytes: most of what was unsaved.
-func (p *play) mustLose() int64 { return p.report.UnsavedBytes / 20 * 19 }
+func (p *play) mustLose() int64 { return p.report.UnsavedBytes / 25 * 24 }
 
 // judge holds the contrast against the truth.
 func (p *play) judge(truth, found []workload.Truth) {

@@ -184,24 +184,34 @@ func attachMonitor(dir string) (clients bool, err error) {
 	return clients, nil
 }
 
-// ownMonitor gives what our monitor, which is root's, has written to the user that the directory's own monitor runs as:
-// it could not read that.
-func ownMonitor() error {
-	var dir unix.Stat_t
-	if err := unix.Stat(nsmDir, &dir); err != nil || dir.Uid == 0 {
+// ownMonitor gives what our monitor, which is root's, has written to the user that the directory's own monitor runs as,
+// that of sm: it could not read that. What else there is in the directory stays whose it is.
+func ownMonitor(dir string) error {
+	var owner unix.Stat_t
+	if err := unix.Stat(filepath.Join(dir, "sm"), &owner); err != nil {
 		return err
 	}
-	return filepath.WalkDir(nsmDir, func(path string, e fs.DirEntry, err error) error {
-		if err == nil && e.Type().IsRegular() {
-			err = os.Lchown(path, int(dir.Uid), int(dir.Gid))
+	files := []string{filepath.Join(dir, "state")}
+	for _, d := range []string{"sm", "sm.bak"} {
+		names, err := os.ReadDir(filepath.Join(dir, d))
+		if err != nil {
+			return err
 		}
-		return err
-	})
+		for _, n := range names {
+			files = append(files, filepath.Join(dir, d, n.Name()))
+		}
+	}
+	for _, f := range files {
+		if err := os.Lchown(f, int(owner.Uid), int(owner.Gid)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // detachMonitor lets go of the disk.
 func detachMonitor() error {
-	if err := ownMonitor(); err != nil {
+	if err := ownMonitor(nsmDir); err != nil {
 		return fmt.Errorf("give status monitor's state back: %w", err)
 	}
 	err := unix.Unmount(nsmDir, 0)
