@@ -20,10 +20,12 @@ const stressor = "/usr/bin/stress-ng"
 // metalStress is how long a kernel is stressed.
 var metalStress = flag.Duration("metal.stress", 6*time.Minute, "for how long, at most, TestMetalBeside stresses a kernel with an understudy beside it")
 
-// stressClasses are all of stress-ng's, an equal time each, but for gpu and security, which has none that runs everywhere. What is excluded would change the machine's own
-// devices and settings, or fill its memory, which is its disk too; what random opcodes do to QEMU's emulation ends the kernel that they run on.
+// stressClasses are all of stress-ng's, an equal time each, but for gpu and security, which has none that runs
+// everywhere.
 var stressClasses = strings.Fields("scheduler interrupt vm memory pipe filesystem io cpu cpu-cache network os device")
 
+// stressExcluded would change the machine's own devices and settings, or fill its memory, which is its disk too; what
+// random opcodes do to QEMU's emulation ends the kernel that they run on.
 const stressExcluded = "bigheap,brk,stack,oom-pipe,physpage,resources,reboot,dev,sysinval,binderfs,rawdev,tmpfs,ramfs,mlockmany,shm,shm-sysv,memfd,fallocate,smi,swap,watchdog,ioport,opcode"
 
 // metalBeside measures what a kernel does with an understudy beside it and without, in turns;

@@ -128,6 +128,7 @@ func measureCost(t *testing.T, active, beside string) (all []metalCost) {
 
 // copyTurns has a machine with Debian serve NFS without an understudy and with it, in turns.
 const copyTurns = `
+copies=0
 for n in TURNS; do
   for way in without with; do
     if [ $way = with ]; then
@@ -136,7 +137,8 @@ for n in TURNS; do
     else
       systemctl stop understudy-metal
     fi
-    echo "COPY"
+    copies=$((copies + 1))
+    echo "COPY $copies."
     until [ -e /srv/files/next ]; do sleep 0.1; done
     rm /srv/files/next
   done
@@ -159,12 +161,8 @@ func measureCopies(t *testing.T, active, beside string) metalCost {
 	var c *nfs3.Client
 	var root nfs3.Handle
 	for n := range 2 * metalTurns {
-		for strings.Count(r.Console(), "COPY") <= n {
-			select {
-			case <-time.After(100 * time.Millisecond):
-			case <-ctx.Done():
-				t.Fatal(ctx.Err())
-			}
+		if err := r.Await(ctx, fmt.Sprintf("COPY %d.", n+1)); err != nil {
+			t.Fatal(err)
 		}
 		if c == nil {
 			c, root = dialNFS(t, d.network, "tcp", 2049), do(t, ctx, dialNFS(t, d.network, "tcp", 20048), nfs3.Mount("/srv/files"))

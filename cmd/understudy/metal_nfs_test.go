@@ -31,8 +31,7 @@ const nfsRole = `{
 
 // nfsStart has Debian's own server serve.
 const nfsStart = `
-mkdir -p /srv/files /home/files
-mkdir -p /srv/export
+mkdir -p /srv/files /home/files /srv/export
 for f in /srv/files/tcp /srv/files/udp /home/files/udp; do [ -e $f-renamed ] || echo old > $f-old; done
 printf '%s *(rw,async,no_root_squash,no_subtree_check,fsid=%d)\n' /srv/files 1 /home/files 2 /srv/export 3 > /etc/exports
 printf '[nfsd]\nudp=y\nlease-time=30\ngrace-time=30\n[mountd]\nport=20048\n' > /etc/nfs.conf.d/lab.conf
@@ -222,7 +221,7 @@ func (c *nfsClient) left(t *testing.T, at func(path string) string) {
 	}
 }
 
-// TestMetalNFSClient: what a stock kernel's client has mounted from a machine's own NFS server, goes
+// TestMetalNFSClient: what a stock kernel's client has mounted from a machine's own NFS server goes
 // on when the server's kernel dies: what is being written, and locks, of NFSv3 too.
 func TestMetalNFSClient(t *testing.T) {
 	tier.Full(t, "an NFS server of Debian's, and a kernel's client")

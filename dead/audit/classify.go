@@ -311,10 +311,17 @@ func (c *checker) changedSlots() iter.Seq[Slot] {
 	}
 }
 
+// tornInode reports whether an inode has a checksum that is not its own. One of zeros is not torn: the kernel does not read
+// a block of the table of which it is about to write the first inode in use, and has zeros for those that were
+// freed (fs/ext4/inode.c, ext4_get_inode_loc).
+func tornInode(s *ext4.Super, n addr.Ino, raw []byte) bool {
+	_, err := s.ParseInode(n, raw)
+	return errors.Is(err, ext4.ErrChecksum) && !zero(raw)
+}
+
 // Torn returns the inodes that the changed blocks leave with a checksum that is not
 // theirs: they were being written (fs/ext4/inode.c,
-// ext4_do_update_inode). One of zeros is not among them: the kernel does not read a block of the table of which it is about
-// to write the first inode in use, and has zeros for those that were freed (ext4_get_inode_loc). Its arguments are those of Check.
+// ext4_do_update_inode). Its arguments are those of Check.
 func Torn(old io.ReaderAt, changed map[addr.Block][]byte) ([]Slot, error) {
 	fs, err := ext4.Open(old)
 	if err != nil {
@@ -324,8 +331,7 @@ func Torn(old io.ReaderAt, changed map[addr.Block][]byte) ([]Slot, error) {
 	c.classify(changed)
 	var torn []Slot
 	for s := range c.changedSlots() {
-		raw := changed[s.Block][s.Offset:][:fs.Super.InodeSize]
-		if _, err := fs.Super.ParseInode(s.Ino, raw); errors.Is(err, ext4.ErrChecksum) && !zero(raw) {
+		if tornInode(&fs.Super, s.Ino, changed[s.Block][s.Offset:][:fs.Super.InodeSize]) {
 			torn = append(torn, s)
 		}
 	}

@@ -177,8 +177,7 @@ func (m *mender) mendSuper() error {
 // (fs/ext4/inode.c, ext4_do_update_inode).
 func (m *mender) mendInodeSums() error {
 	for s := range m.changedSlots() {
-		raw := m.over[s.Block][s.Offset:][:m.super.InodeSize]
-		if _, err := m.super.ParseInode(s.Ino, raw); !errors.Is(err, ext4.ErrChecksum) {
+		if !tornInode(&m.super, s.Ino, m.over[s.Block][s.Offset:][:m.super.InodeSize]) {
 			continue
 		}
 		b, err := m.edit(s.Block)

@@ -213,7 +213,7 @@ func (p *plausible) tables(map[addr.Block][]byte) error {
 				return fmt.Errorf("%w: inode %d, which is in use, becomes one without a mode", ErrDamaged, s.Ino)
 			}
 		}
-		if _, err := p.old.super.ParseInode(s.Ino, raw); errors.Is(err, ext4.ErrChecksum) && !zero(raw) {
+		if tornInode(&p.old.super, s.Ino, raw) {
 			p.torn = append(p.torn, fmt.Sprintf("inode %d", s.Ino))
 			p.inodes[s.Ino] = true
 		}

@@ -52,16 +52,26 @@ func Clients(k *kernel.Kernel) iter.Seq2[Client, error] {
 
 // walk reads lists of one kernel.
 type walk struct {
-	k     *kernel.Kernel
-	types *kernel.Types // of nfsd
+	k            *kernel.Kernel
+	types        *kernel.Types // of nfsd
+	nameSize     int           // of struct xdr_netobj, and its members
+	length, data kernel.Field
 }
 
 func newWalk(k *kernel.Kernel) (*walk, error) {
-	types, err := k.Module("nfsd")
-	if err != nil && k.Types().Layout("nfsd_net").Err() == nil {
-		return &walk{k, k.Types()}, nil // it is part of the image
+	w := &walk{k: k, types: k.Types()}
+	if w.types.Layout("nfsd_net").Err() != nil { // it is no part of the image
+		var err error
+		if w.types, err = k.Module("nfsd"); err != nil {
+			return nil, err
+		}
 	}
-	return &walk{k, types}, err
+	name := k.Types().Layout("xdr_netobj")
+	if name.Err() != nil {
+		name = w.types.Layout("xdr_netobj")
+	}
+	w.nameSize, w.length, w.data = name.Size, name.Field("len", 4), name.Field("data", 8)
+	return w, name.Err()
 }
 
 // clients visits those of client_lru, which nfsd has all of its clients in, and in the grace those of
@@ -83,7 +93,10 @@ func (w *walk) clients(visit func(Client) bool) error {
 		return err
 	}
 	server = append([]byte(nil), server...)
-	err = w.list(lru.In(net), maxClients, func(at addr.Virt) error {
+	if lru.Pointer(server) == 0 {
+		return nil // it never started: its lists were never made
+	}
+	err = w.k.List(lru.In(net), maxClients, func(at addr.Virt) error {
 		b, err := w.k.Bytes(at-addr.Virt(link.Off), c.Size)
 		if err != nil || flags.Uint(b)&stable == 0 {
 			return err
@@ -98,7 +111,7 @@ func (w *walk) clients(visit func(Client) bool) error {
 		return err
 	}
 	for i := range addr.Virt(hashSize) {
-		err := w.list(buckets+listHead*i, maxClients, func(at addr.Virt) error {
+		err := w.k.List(buckets+listHead*i, maxClients, func(at addr.Virt) error {
 			return w.visit(expected.In(at-addr.Virt(chain.Off)), true, visit)
 		})
 		if err != nil {
@@ -133,23 +146,15 @@ const (
 
 // visit visits the client whose name is in a struct xdr_netobj.
 func (w *walk) visit(at addr.Virt, expected bool, visit func(Client) bool) error {
-	l := w.k.Types().Layout("xdr_netobj")
-	if l.Err() != nil {
-		l = w.types.Layout("xdr_netobj")
-	}
-	length, data := l.Field("len", 4), l.Field("data", 8)
-	if l.Err() != nil {
-		return l.Err()
-	}
-	b, err := w.k.Bytes(at, l.Size)
+	b, err := w.k.Bytes(at, w.nameSize)
 	if err != nil {
 		return err
 	}
-	size := length.Uint(b)
+	size := w.length.Uint(b)
 	if size == 0 || size > maxName {
 		return fmt.Errorf("a client has a name of %d bytes, at %v", size, at)
 	}
-	name, err := w.k.Bytes(data.Pointer(b), int(size))
+	name, err := w.k.Bytes(w.data.Pointer(b), int(size))
 	if err == nil && !visit(Client{Name: append([]byte(nil), name...), Expected: expected}) {
 		err = errEnough
 	}
@@ -181,7 +186,7 @@ func (w *walk) server(size int) (addr.Virt, error) {
 		return 0, err
 	}
 	var ids []addr.Virt
-	err = w.list(head, maxPernet, func(at addr.Virt) error {
+	err = w.k.List(head, maxPernet, func(at addr.Virt) error {
 		b, err := w.k.Bytes(at-addr.Virt(list.Off), ops.Size)
 		if err == nil && bytes.Uint(b) == uint64(size) && id.Pointer(b) != 0 {
 			ids = append(ids, id.Pointer(b))
@@ -214,31 +219,4 @@ func (w *walk) server(size int) (addr.Virt, error) {
 		return 0, fmt.Errorf("nfsd's part of a network namespace is number %d of %d", number, most)
 	}
 	return w.k.Pointer(parts + 8*addr.Virt(number)) // the union's other member is an array of pointers
-}
-
-// list visits each member of a struct list_head, of which each must point back to the one before it: no other cycle
-// passes. One that was never initialized is empty.
-func (w *walk) list(head addr.Virt, most int, visit func(at addr.Virt) error) error {
-	before := head
-	at, err := w.k.Pointer(head)
-	for n := 0; err == nil && at != head && (n > 0 || at != 0); n++ {
-		if n == most {
-			return fmt.Errorf("list at %v is too long", head)
-		}
-		back, err := w.k.Pointer(at + 8)
-		if err != nil {
-			return err
-		}
-		if back != before {
-			return fmt.Errorf("list at %v: %v points back to %v, not to %v", head, at, back, before)
-		}
-		if err := visit(at); err != nil {
-			return err
-		}
-		before = at
-		if at, err = w.k.Pointer(at); err != nil {
-			return err
-		}
-	}
-	return err
 }

@@ -1,9 +1,6 @@
 package sockets
 
 import (
-	"errors"
-	"fmt"
-
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/kernel"
 )
@@ -34,25 +31,13 @@ func readNamespaces(k *kernel.Kernel) (map[addr.Virt]namespace, error) {
 		return nil, err
 	}
 	found := make(map[addr.Virt]namespace)
-	before := head
-	at, err := k.Pointer(head)
-	for err == nil && at != head {
-		if len(found) == maxNamespaces {
-			return found, errors.New("list of network namespaces is too long, or circular")
-		}
+	err = k.List(head, maxNamespaces, func(at addr.Virt) error {
 		net := at - addr.Virt(list.Off)
-		var b []byte
-		if b, err = k.Bytes(net, l.Size); err != nil {
-			break
+		b, err := k.Bytes(net, l.Size)
+		if err == nil {
+			found[net] = namespace{uint32(inode.Uint(b)), uint32(mix.Uint(b)), info.Pointer(b)}
 		}
-		// Each has only one before it: that rules out any other cycle.
-		links := kernel.Field{Off: list.Off, Size: 8}
-		back := kernel.Field{Off: list.Off + 8, Size: 8}.Pointer(b)
-		if back != before {
-			return found, fmt.Errorf("%v points back to %v, not %v", at, back, before)
-		}
-		found[net] = namespace{uint32(inode.Uint(b)), uint32(mix.Uint(b)), info.Pointer(b)}
-		before, at = at, links.Pointer(b)
-	}
+		return err
+	})
 	return found, err
 }

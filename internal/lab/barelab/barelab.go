@@ -102,7 +102,7 @@ type Running struct {
 	ended chan struct{}
 	err   error
 
-	Started time.Time
+	Started time.Time // when it was turned on
 }
 
 // Start turns the machine on.
@@ -164,7 +164,8 @@ func (r *Running) Wait() error {
 // ErrPanic is of a machine whose own Linux has panicked, and will not say any more.
 var ErrPanic = errors.New("its kernel has panicked")
 
-func (r *Running) panicked() bool { return strings.Contains(r.Console(), "end Kernel panic") }
+// panicEnd is the last that a kernel says in its panic (kernel/panic.c).
+const panicEnd = "end Kernel panic"
 
 // Stillborn says whether the machine's own Linux has panicked before it had loaded a module, by a breakpoint: under QEMU's
 // emulation some kernels do now and then, when they change their own text while other CPUs run it (seen with 6.12 and 7.2).
@@ -172,7 +173,7 @@ func (r *Running) Stillborn() bool {
 	said := strings.ReplaceAll(r.Console(), "\r", "")
 	_, modules, ok := strings.Cut(said, "Modules linked in:")
 	first, _, _ := strings.Cut(modules, "\n")
-	return r.panicked() && ok && strings.TrimSpace(first) == "" && strings.Contains(said, "Oops: int3")
+	return strings.Contains(said, panicEnd) && ok && strings.TrimSpace(first) == "" && strings.Contains(said, "Oops: int3")
 }
 
 // WaitUnlessPanic is Wait for a machine that is not to die: it is turned off if it does, which is ErrPanic.
@@ -183,7 +184,7 @@ func (r *Running) WaitUnlessPanic() error {
 			return r.Wait()
 		case <-time.After(time.Second):
 		}
-		if r.panicked() {
+		if strings.Contains(r.Console(), panicEnd) {
 			return errors.Join(ErrPanic, r.Stop())
 		}
 	}
@@ -191,8 +192,12 @@ func (r *Running) WaitUnlessPanic() error {
 
 // Await waits until the machine's own Linux has said what contains a text.
 func (r *Running) Await(ctx context.Context, text string) error {
-	for !strings.Contains(r.Console(), text) {
-		if r.panicked() && !strings.Contains(r.Console(), text) {
+	for {
+		said := r.Console()
+		switch {
+		case strings.Contains(said, text):
+			return nil
+		case strings.Contains(said, panicEnd):
 			return fmt.Errorf("wait for %q: %w", text, ErrPanic)
 		}
 		select {
@@ -203,7 +208,6 @@ func (r *Running) Await(ctx context.Context, text string) error {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	return nil
 }
 
 // Stop turns the machine off, and waits until it is.
