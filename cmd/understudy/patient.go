@@ -17,7 +17,7 @@ type patient struct {
 	mu      sync.Mutex
 	cond    sync.Cond
 	waiting bytes.Buffer
-	dropped int // lines, since waiting had room last
+	dropped int // lines, after those in waiting
 	closed  bool
 	done    chan struct{}
 }
@@ -36,15 +36,11 @@ func newPatient(to io.Writer) *patient {
 func (p *patient) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.waiting.Len()+len(b) > maxPatience {
+	if p.dropped > 0 || p.waiting.Len()+len(b) > maxPatience {
 		p.dropped += bytes.Count(b, []byte("\n"))
-		return len(b), nil
+	} else {
+		p.waiting.Write(b)
 	}
-	if p.dropped > 0 {
-		fmt.Fprintf(&p.waiting, "%d lines are not here: nobody took them\n", p.dropped)
-		p.dropped = 0
-	}
-	p.waiting.Write(b)
 	p.cond.Signal()
 	return len(b), nil
 }
@@ -54,8 +50,12 @@ func (p *patient) pass() {
 	defer close(p.done)
 	for {
 		p.mu.Lock()
-		for p.waiting.Len() == 0 && !p.closed {
+		for p.waiting.Len() == 0 && p.dropped == 0 && !p.closed {
 			p.cond.Wait()
+		}
+		if p.dropped > 0 {
+			fmt.Fprintf(&p.waiting, "%d lines are not here: nobody took them\n", p.dropped)
+			p.dropped = 0
 		}
 		b := bytes.Clone(p.waiting.Bytes())
 		p.waiting.Reset()
