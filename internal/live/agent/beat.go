@@ -109,9 +109,9 @@ func (a *Agent) startBeat(how string) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// beatLimit is how long the process may take to its first beat: on a busy machine, under
-// emulation, the start of a process may take seconds.
-const beatLimit = time.Minute
+// beatLimit is how long the process may take to its first beat: under emulation that is emulated itself, the start
+// of a process may take more than a minute.
+const beatLimit = 10 * time.Minute
 
 // count counts on the beat page: from a thread of real-time priority that nothing but a dead
 // kernel can hold back for long, from such a thread on each CPU, and from an ordinary one.
