@@ -1,12 +1,12 @@
 #!/bin/bash
-# Makes a root disk with Debian 12 and one of the kernels of setup.sh or kernels.sh, which
+# Makes a root disk with a release of Debian and one of the kernels of setup.sh or kernels.sh, which
 # stands for a machine of somebody's: systemd, GRUB, an NFS server and a web server, all from
 # the archive. What a test has it do is put into a copy (package barelab).
 #
-#   $UNDERSTUDY_CACHE/debian/root.tar     the system without a kernel, made once
-#   $UNDERSTUDY_CACHE/debian/RELEASE.img  a disk: one partition, ext4, and GRUB
+#   $UNDERSTUDY_CACHE/debian/SUITE.tar          the system without a kernel, made once
+#   $UNDERSTUDY_CACHE/debian/SUITE-RELEASE.img  a disk: one partition, ext4, and GRUB
 #
-# usage: scripts/debian.sh KERNEL; KERNEL is a name of kernels.sh, or default. Remove the
+# usage: scripts/debian.sh SUITE KERNEL; KERNEL is a name of kernels.sh, or default. Remove the
 # files to have them made anew.
 set -euo pipefail
 
@@ -29,12 +29,12 @@ bootstrap() {
 		apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends mmdebstrap >/dev/null ||
 			die "cannot install mmdebstrap; run this as root on Debian 12, after apt-get update"
 	fi
-	echo "debian: making a system (some minutes)" >&2
+	echo "debian: making $suite (some minutes)" >&2
 	local include="${packages[*]}"
 	mmdebstrap --quiet --variant=minbase --mode=root --include="${include// /,}" \
 		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-		bookworm "$tmp/root.tar" >&2 || die "mmdebstrap failed; is the network there?"
-	mv "$tmp/root.tar" "$debian/root.tar"
+		"$suite" "$tmp/root.tar" >&2 || die "mmdebstrap failed; is the network there?"
+	mv "$tmp/root.tar" "$debian/$suite.tar"
 }
 
 # furnish puts a kernel and what a machine has of its own into a tree.
@@ -106,24 +106,25 @@ write_disk() {
 	dd status=none conv=notrunc if="$root/boot/grub/core.img" of="$disk" bs=512 seek=1
 }
 
-kernel=$cache/kernels/${1:?usage: scripts/debian.sh KERNEL}
-if [[ $1 == default ]]; then "$scripts/setup.sh"; else "$scripts/kernels.sh" "$1"; fi
+suite=${1:?usage: scripts/debian.sh SUITE KERNEL}
+kernel=$cache/kernels/${2:?usage: scripts/debian.sh SUITE KERNEL}
+if [[ $2 == default ]]; then "$scripts/setup.sh"; else "$scripts/kernels.sh" "$2"; fi
 release=$(basename "$(echo "$kernel"/lib/modules/*)")
 debian=$cache/debian
-[[ -s $debian/$release.img ]] && exit 0
+[[ -s $debian/$suite-$release.img ]] && exit 0
 mkdir -p "$debian"
 exec 7>"$debian/.lock"
 flock 7
-[[ -s $debian/$release.img ]] && exit 0
+[[ -s $debian/$suite-$release.img ]] && exit 0
 rm -rf "$debian"/.tmp.* # of a run that was killed
 tmp=$(mktemp -d "$debian/.tmp.XXXXXX")
 trap 'rm -rf "$tmp"' EXIT
 chmod 755 "$tmp"
-[[ -s $debian/root.tar ]] || bootstrap
-echo "debian: making a disk with kernel $release" >&2
+[[ -s $debian/$suite.tar ]] || bootstrap
+echo "debian: making a disk of $suite with kernel $release" >&2
 mkdir "$tmp/root"
-tar -C "$tmp/root" -xf "$debian/root.tar" --exclude='./dev/*'
+tar -C "$tmp/root" -xf "$debian/$suite.tar" --exclude='./dev/*'
 furnish "$tmp/root" "$release" "$kernel"
 write_disk "$tmp/root" "$tmp/disk.img"
 sync "$tmp/disk.img"
-mv "$tmp/disk.img" "$debian/$release.img"
+mv "$tmp/disk.img" "$debian/$suite-$release.img"

@@ -39,6 +39,11 @@ mount -t ext4 $DISK /srv || echo "FAILED mount"
 start() {
 ` + metalRun + `
 }
+protected() {
+  understudy metal status > /tmp/status 2>&1
+  cat /tmp/status
+  grep -q '^protected' /tmp/status || { cat /tmp/run; understudy metal status -v; echo "FAILED: not protected any more"; poweroff -f; }
+}
 measure() {
   stress-ng --temp-path /srv --cpu 1 --hdd 1 --hdd-bytes 32m --switch 1 --metrics-brief -t 8 > /tmp/measured 2>&1 || cat /tmp/measured
   grep -E ' (cpu|hdd|switch) ' /tmp/measured | while read line; do echo "MEASURED $1 $line"; done
@@ -60,12 +65,13 @@ for class in CLASSES; do
   timeout -s KILL SECONDS stress-ng --temp-path /srv/stress --class $class --sequential 3 -t EACH --exclude EXCLUDED > /tmp/stressed 2>&1
   grep -q dispatching /tmp/stressed || { cat /tmp/stressed; echo "FAILED to stress"; }
   echo "STRESSED $class until $(cut -d ' ' -f 1 /proc/uptime) s"
-  understudy metal status
+  protected
 done
 for n in 1 2 3 4 5; do
   for c in 1 2; do echo 0 > /sys/devices/system/cpu/cpu$c/online || echo "FAILED to take CPU $c out"; done
   for c in 1 2; do echo 1 > /sys/devices/system/cpu/cpu$c/online || echo "FAILED to bring CPU $c back"; done
 done
+protected
 understudy metal status -v
 rm -rf /srv/stress
 cd /

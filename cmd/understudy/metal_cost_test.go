@@ -152,7 +152,7 @@ func measureCopies(t *testing.T, active, beside string) metalCost {
 	if !ok {
 		t.Fatal("the script has another end")
 	}
-	d := debianCase{active, beside, virtio}.install(t, before+strings.Replace(copyTurns, "TURNS", metalTurnsList, 1))
+	d := debianCase{bookworm, active, beside, virtio}.install(t, before+strings.Replace(copyTurns, "TURNS", metalTurnsList, 1))
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
 	r, end := startMetal(t, ctx, d.Machine)

@@ -91,12 +91,15 @@ echo DYING
 . /die
 `
 
-// debianCase is a machine with Debian: its kernel, and the one beside it, as scripts/kernels.sh
+// debianCase is a machine with Debian: which suite, its kernel, and the one beside it, as scripts/kernels.sh
 // names them.
 type debianCase struct {
+	suite          string
 	active, beside string
 	devices        metalDevices
 }
+
+const bookworm, trixie = "bookworm", "trixie" // Debian 12, 13
 
 // TestMetalDebian: on a machine with Debian, metal install and one more boot are all that
 // protects it. After the kernel's death the understudy has its root file system and its
@@ -109,8 +112,9 @@ func TestMetalDebian(t *testing.T) {
 		debianCase
 		ways []string
 	}{
-		{"virtio", debianCase{"default", "default", virtio}, []string{"panic"}},
-		{"nvme", debianCase{"6.12-cloud", "default", nvme}, []string{"oops-irq", "hang-all"}},
+		{"virtio", debianCase{bookworm, "default", "default", virtio}, []string{"panic"}},
+		{"nvme", debianCase{bookworm, "6.12-cloud", "default", nvme}, []string{"oops-irq", "hang-all"}},
+		{"13", debianCase{trixie, "6.12-cloud", "6.12-cloud", virtio}, []string{"panic", "hang-all"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			vm(t)
@@ -152,7 +156,7 @@ func (c debianCase) install(t *testing.T, script string) *debian {
 		option, other = "--release "+release, files
 	}
 	d := &debian{debianCase: c}
-	d.Machine, d.network = debianMachine(t, c.devices, c.active, strings.Replace(script, "RELEASE", option, 1), "{}", other...)
+	d.Machine, d.network = debianMachine(t, c, strings.Replace(script, "RELEASE", option, 1), "{}", other...)
 	installDebian(t, ctx, d.Machine)
 	for _, disk := range debianDisks {
 		copyFile(t, d.path(disk), d.path(disk+".kept"))
@@ -306,7 +310,7 @@ func checkDebian(t *testing.T, console string, fetch func(path string) []byte) {
 
 // debianMachine makes a machine with Debian that runs a script at each boot, and has a role
 // in /role.json, and other files.
-func debianMachine(t *testing.T, d metalDevices, kernel, script, role string, other ...barelab.File) (*barelab.Machine, *netns.Namespace) {
+func debianMachine(t *testing.T, c debianCase, script, role string, other ...barelab.File) (*barelab.Machine, *netns.Namespace) {
 	t.Helper()
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -315,7 +319,7 @@ func debianMachine(t *testing.T, d metalDevices, kernel, script, role string, ot
 			t.Fatal(err)
 		}
 	}
-	if err := barelab.Debian(in("root.img"), kernel, append([]barelab.File{
+	if err := barelab.Debian(in("root.img"), c.suite, c.active, append([]barelab.File{
 		{Path: "/usr/local/bin/understudy", Source: binary, Executable: true},
 		{Path: "/lab", Source: in("lab")}, {Path: "/role.json", Source: in("role")},
 	}, other...)); err != nil {
@@ -323,8 +327,8 @@ func debianMachine(t *testing.T, d metalDevices, kernel, script, role string, ot
 	}
 	makeData(t, in("data.img"))
 	m := &barelab.Machine{Dir: dir}
-	ns := d.attach(t, m, in("data.img"))
-	m.Devices = append(m.Devices, "-drive", "if=none,id=root,format=raw,file="+in("root.img"), "-device", d.disk+",drive=root,serial=root,bootindex=0")
+	ns := c.devices.attach(t, m, in("data.img"))
+	m.Devices = append(m.Devices, "-drive", "if=none,id=root,format=raw,file="+in("root.img"), "-device", c.devices.disk+",drive=root,serial=root,bootindex=0")
 	return m, ns
 }
 

@@ -58,28 +58,34 @@ func attend(ctx context.Context, n neighbour, fit func() error) error {
 	tick, look := time.NewTicker(clockPeriod), time.NewTicker(fitPeriod)
 	defer tick.Stop()
 	defer look.Stop()
-	beats, since := n.Beats(), time.Now()
+	looked, looking := make(chan error, 1), false
+	beats, still := n.Beats(), 0 // how often in a row it had not beaten
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-look.C:
-			if err := fit(); err != nil {
+		case <-look.C: // on a busy machine that takes long
+			if !looking {
+				looking = true
+				go func() { looked <- fit() }()
+			}
+		case err := <-looked:
+			if looking = false; err != nil {
 				return err
 			}
-		case now := <-tick.C:
-			n.SetClock(now)
+		case <-tick.C: // which may have been due for long
+			n.SetClock(time.Now())
 			if b := n.Beats(); b != beats {
-				beats, since = b, now
-			}
-			if time.Since(since) > stillLimit {
+				beats, still = b, 0
+			} else if still++; still > int(stillLimit/clockPeriod) {
 				return fmt.Errorf("the understudy stands still; it said:\n%s", n.Log())
 			}
 		}
 	}
 }
 
-// stillLimit is how long an understudy may stand still until it counts as dead.
+// stillLimit is how long an understudy may stand still until it counts as dead. It is told in looks at it, since this process may be
+// late itself.
 const stillLimit = 10 * time.Second
 
 // fitPeriod is how often this machine is looked at again.

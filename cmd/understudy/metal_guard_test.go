@@ -33,12 +33,15 @@ func TestAttend(t *testing.T) {
 	for _, c := range []struct {
 		name              string
 		lives, fit, ended time.Duration
+		looks             time.Duration // how long it takes to see whether the machine is fit
 		wrong             bool
 		most              time.Duration
 	}{
-		{"ended", time.Hour, time.Hour, time.Minute, false, time.Minute},
-		{"unfit", time.Hour, time.Minute, time.Hour, true, time.Minute + fitPeriod},
-		{"still", time.Minute, time.Hour, time.Hour, true, time.Minute + stillLimit + 2*clockPeriod},
+		{"ended", time.Hour, time.Hour, time.Minute, 0, false, time.Minute},
+		{"unfit", time.Hour, time.Minute, time.Hour, 0, true, time.Minute + fitPeriod},
+		{"still", time.Minute, time.Hour, time.Hour, 0, true, time.Minute + stillLimit + 2*clockPeriod},
+		{"busy", time.Hour, time.Hour, time.Minute, 3 * stillLimit, false, time.Minute},
+		{"busy, and still", time.Minute, time.Hour, time.Hour, 3 * stillLimit, true, time.Minute + stillLimit + 2*clockPeriod},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -46,6 +49,7 @@ func TestAttend(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), c.ended)
 				defer cancel()
 				err := attend(ctx, pretended{start.Add(c.lives)}, func() error {
+					time.Sleep(c.looks)
 					if time.Since(start) > c.fit {
 						return unfit
 					}
@@ -54,6 +58,7 @@ func TestAttend(t *testing.T) {
 				if took := time.Since(start); (err != nil) != c.wrong || took < time.Minute || took > c.most {
 					t.Errorf("after %v: %v", took, err)
 				}
+				time.Sleep(c.looks) // until the last has ended
 			})
 		})
 	}

@@ -78,7 +78,7 @@ func TestMetalNFS(t *testing.T) {
 	vm(t)
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
-	m, ns := debianMachine(t, virtio, "default", nfsServe, nfsRole)
+	m, ns := debianMachine(t, debianCase{bookworm, "default", "", virtio}, nfsServe, nfsRole)
 	installDebian(t, ctx, m)
 	r, end := startMetal(t, ctx, m)
 	defer end()
@@ -243,7 +243,7 @@ func testMetalNFSClient(t *testing.T, kernel string) {
 		}
 		return tap, l.Net.Client
 	}
-	d := debianCase{kernel, "default", devices}.install(t, strings.Replace(nfsServe, nfsByRole, "--mount / --mount /srv --interface eth0 --nfs RELEASE", 1))
+	d := debianCase{bookworm, kernel, "default", devices}.install(t, strings.Replace(nfsServe, nfsByRole, "--mount / --mount /srv --interface eth0 --nfs RELEASE", 1))
 	r, end := startMetal(t, ctx, d.Machine)
 	defer end()
 	if err := r.Await(ctx, "SERVING"); err != nil {

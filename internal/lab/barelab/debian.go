@@ -43,16 +43,16 @@ func Kernel(name string) (release string, files []File, err error) {
 	})
 }
 
-// Debian makes a root disk: a copy of that which scripts/debian.sh makes with a
+// Debian makes a root disk: a copy of that which scripts/debian.sh makes of a suite of Debian's with a
 // kernel, named as there, and files. The machine runs /lab, a script of sh, at each boot, if
 // it is there.
-func Debian(disk, kernel string, files []File) error {
+func Debian(disk, suite, kernel string, files []File) error {
 	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return fmt.Errorf("find scripts: %w", err)
 	}
 	script := filepath.Join(strings.TrimSpace(string(root)), "scripts", "debian.sh")
-	if out, err := exec.Command(script, kernel).CombinedOutput(); err != nil {
+	if out, err := exec.Command(script, suite, kernel).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", script, err, out)
 	}
 	cache, err := dirs.Cache()
@@ -63,7 +63,7 @@ func Debian(disk, kernel string, files []File) error {
 	if err != nil {
 		return err
 	}
-	made := filepath.Join(cache, "debian", filepath.Base(modules)+".img")
+	made := filepath.Join(cache, "debian", suite+"-"+filepath.Base(modules)+".img")
 	if out, err := exec.Command("cp", "--sparse=always", made, disk).CombinedOutput(); err != nil {
 		return fmt.Errorf("copy disk: %w: %s", err, out)
 	}
