@@ -11,9 +11,11 @@
 set -euo pipefail
 
 packages=(systemd-sysv udev iproute2 kmod procps e2fsprogs initramfs-tools grub-pc-bin grub2-common nfs-kernel-server lighttpd busybox-static)
+programs=(nginx-light postgresql redis-server mariadb-server samba smbclient) # of Debian 13, and their units:
+units=(lighttpd nfs-server nginx postgresql redis-server mariadb smbd nmbd samba-ad-dc)
 cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"
 scripts=$(cd "${BASH_SOURCE%/*}" && pwd)
-size=1280 # MiB
+size=3072 # MiB
 first=2048 # sector of the partition
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 
@@ -80,7 +82,7 @@ furnish() {
 		depmod $release
 		update-initramfs -c -k $release
 		systemctl -q enable systemd-networkd lab
-		systemctl -q disable lighttpd nfs-server
+		for u in ${units[*]}; do ! systemctl -q is-enabled \$u || systemctl -q disable \$u; done
 		systemctl -q mask getty.target serial-getty@ttyS0 systemd-networkd-wait-online apt-daily.timer apt-daily-upgrade.timer
 		cp -r /usr/lib/grub/i386-pc /boot/grub/
 		cd /boot/grub && grub-mkimage -O i386-pc -p '(hd0,msdos1)/boot/grub' -o core.img biosdisk part_msdos ext2 normal linux serial echo configfile search test
@@ -108,6 +110,7 @@ write_disk() {
 
 suite=${1:?usage: scripts/debian.sh SUITE KERNEL}
 kernel=$cache/kernels/${2:?usage: scripts/debian.sh SUITE KERNEL}
+[[ $suite != trixie ]] || packages+=("${programs[@]}")
 if [[ $2 == default ]]; then "$scripts/setup.sh"; else "$scripts/kernels.sh" "$2"; fi
 release=$(basename "$(echo "$kernel"/lib/modules/*)")
 debian=$cache/debian

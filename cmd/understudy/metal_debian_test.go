@@ -21,15 +21,14 @@ const ownKernel = `
   echo "GRUB_DEFAULT='GNU/Linux, with Linux $(uname -r)'" >> /etc/default/grub
 `
 
-// debianInstall is what the administrator does at the first boot; the rest is what the
-// machine does at the second, once it is protected. What it leaves in memory only is on the
-// root file system too: the configuration of its web server, and a report whose name was
-// another's.
-const debianInstall = `
+// debianStart is what each script of these machines begins with. On a busy machine systemd gives a disk up that comes late.
+const debianStart = `
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-# On a busy machine systemd gives a disk up that comes late.
 until mountpoint -q /srv; do mount /srv; sleep 0.5; done
-` + nfsStart + `
+`
+
+// debianFirst installs an understudy with OPTIONS at the first boot, and boots again.
+const debianFirst = `
 if ! grep -q understudy.metal /proc/cmdline; then
   n=0
   until ip -4 addr show dev eth0 | grep -q inet; do
@@ -39,28 +38,47 @@ if ! grep -q understudy.metal /proc/cmdline; then
   done
   sed -i 's/nofail/nofail,x-systemd.device-timeout=1h/' /etc/fstab
 ` + ownKernel + `
-  understudy metal install --mount / --mount /srv --interface eth0 --limit 3s --cpu-limit 2m --unit lighttpd.service=80 --nfs RELEASE || echo FAILED install
+  understudy metal install OPTIONS || echo FAILED install
   cat /var/lib/understudy/metal/role.json
   echo INSTALLED
   systemctl reboot
   exit
 fi
-[ ! -e /serve ] || systemctl start lighttpd
+`
+
+// debianProtected waits until it is protected.
+const debianProtected = `
 n=0
 until understudy metal status | grep -q '^protected'; do
   sleep 0.5
   n=$((n + 1))
   [ $n -lt 2400 ] || { journalctl -u understudy-metal; understudy metal status -v; echo FAILED protected; systemctl poweroff; }
 done
-echo PROTECTED
-[ ! -e /serve ] || exit
-understudy metal check
+`
+
+// debianHold has what follows stay in memory.
+const debianHold = `
 for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_bytes=900000000 vm/dirty_bytes=1000000000; do
   echo ${s#*=} > /proc/sys/${s%=*}
 done
 mount -o remount,commit=86400 / && mount -o remount,commit=86400 /srv || echo FAILED remount
 systemctl stop systemd-journald.socket systemd-journald-dev-log.socket systemd-journald-audit.socket systemd-journald
 sync
+`
+
+const debianOptions = "--mount / --mount /srv --interface eth0 --limit 3s --cpu-limit 2m --unit lighttpd.service=80 --nfs"
+
+// debianInstall is what the administrator does at the first boot; the rest is what the
+// machine does at the second, once it is protected. What it leaves in memory only is on the
+// root file system too: the configuration of its web server, and a report whose name was
+// another's.
+const debianInstall = debianStart + nfsStart + debianFirst + `
+[ ! -e /serve ] || systemctl start lighttpd
+` + debianProtected + `
+echo PROTECTED
+[ ! -e /serve ] || exit
+understudy metal check
+` + debianHold + `
 cat > /etc/lighttpd/lighttpd.conf.new <<END
 server.document-root = "/"
 server.pid-file = "/run/lighttpd.pid"
@@ -118,7 +136,7 @@ func TestMetalDebian(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			vm(t)
-			d := c.install(t, debianInstall)
+			d := c.install(t, debianInstall, debianOptions)
 			for _, way := range c.ways {
 				t.Run(way, func(t *testing.T) {
 					d.dies(t, way)
@@ -141,8 +159,9 @@ var debianDisks = []string{"root.img", "data.img"}
 
 func (d *debian) path(name string) string { return filepath.Join(d.Dir, name) }
 
-// install makes the machine, with a script like debianInstall, as it is before its second boot. Its disks are kept so.
-func (c debianCase) install(t *testing.T, script string) *debian {
+// install makes the machine, with a script like debianInstall and what metal install gets, as it is before its second boot. Its
+// disks are kept so.
+func (c debianCase) install(t *testing.T, script, options string) *debian {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
@@ -153,10 +172,10 @@ func (c debianCase) install(t *testing.T, script string) *debian {
 		if err != nil {
 			tier.Lacks(t, err)
 		}
-		option, other = "--release "+release, files
+		option, other = " --release "+release, files
 	}
 	d := &debian{debianCase: c}
-	d.Machine, d.network = debianMachine(t, c, strings.Replace(script, "RELEASE", option, 1), "{}", other...)
+	d.Machine, d.network = debianMachine(t, c, strings.Replace(script, "OPTIONS", options+option, 1), "{}", other...)
 	installDebian(t, ctx, d.Machine)
 	for _, disk := range debianDisks {
 		copyFile(t, d.path(disk), d.path(disk+".kept"))

@@ -38,33 +38,8 @@ printf '[nfsd]\nudp=y\nlease-time=30\ngrace-time=30\n[mountd]\nport=20048\n' > /
 systemctl start nfs-server || echo FAILED nfs-server
 `
 
-const nfsByRole = "--role /role.json"
-
 // nfsServe has Debian's own server serve, and the machine die when a client makes a file.
-const nfsServe = `
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-until mountpoint -q /srv; do mount /srv; sleep 0.5; done
-` + nfsStart + `
-if ! grep -q understudy.metal /proc/cmdline; then
-  sed -i 's/nofail/nofail,x-systemd.device-timeout=1h/' /etc/fstab
-` + ownKernel + `
-  understudy metal install` + metalLimits + ` ` + nfsByRole + ` || echo FAILED install
-  cat /var/lib/understudy/metal/role.json
-  echo INSTALLED
-  systemctl reboot
-  exit
-fi
-n=0
-until understudy metal status | grep -q '^protected'; do
-  sleep 0.5
-  n=$((n + 1))
-  [ $n -lt 600 ] || { journalctl -u understudy-metal; understudy metal status -v; echo FAILED protected; systemctl poweroff; }
-done
-for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_bytes=900000000 vm/dirty_bytes=1000000000; do
-  echo ${s#*=} > /proc/sys/${s%=*}
-done
-mount -o remount,commit=86400 / && mount -o remount,commit=86400 /srv || echo FAILED remount
-sync
+const nfsServe = debianStart + nfsStart + debianFirst + debianProtected + debianHold + `
 echo SERVING
 until [ -e /srv/files/die ] || [ -e /home/files/die ] || [ -e /srv/export/die ]; do sleep 0.1; done
 echo DYING
@@ -78,7 +53,7 @@ func TestMetalNFS(t *testing.T) {
 	vm(t)
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
-	m, ns := debianMachine(t, debianCase{bookworm, "default", "", virtio}, nfsServe, nfsRole)
+	m, ns := debianMachine(t, debianCase{bookworm, "default", "", virtio}, strings.Replace(nfsServe, "OPTIONS", "--role /role.json"+metalLimits, 1), nfsRole)
 	installDebian(t, ctx, m)
 	r, end := startMetal(t, ctx, m)
 	defer end()
@@ -243,7 +218,7 @@ func testMetalNFSClient(t *testing.T, kernel string) {
 		}
 		return tap, l.Net.Client
 	}
-	d := debianCase{bookworm, kernel, "default", devices}.install(t, strings.Replace(nfsServe, nfsByRole, "--mount / --mount /srv --interface eth0 --nfs RELEASE", 1))
+	d := debianCase{bookworm, kernel, "default", devices}.install(t, nfsServe, "--mount / --mount /srv --interface eth0 --nfs"+metalLimits)
 	r, end := startMetal(t, ctx, d.Machine)
 	defer end()
 	if err := r.Await(ctx, "SERVING"); err != nil {

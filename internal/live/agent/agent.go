@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/live/children"
 	"understudy.dev/understudy/internal/live/filewriter"
 	"understudy.dev/understudy/internal/live/nfsd"
 	"understudy.dev/understudy/internal/live/wire"
@@ -41,14 +42,14 @@ type Agent struct {
 	system   bool           // systemd is around us: services are its units
 	units    []wire.Service // those that were started
 	nfs      *nfsd.Server   // nil: none
-	children *children
+	children *children.Children
 
 	network network
 }
 
 // New returns an agent that answers extra verbs too.
 func New(extra map[string]Verb) *Agent {
-	a := &Agent{children: newChildren()}
+	a := &Agent{children: children.New()}
 	a.verbs = map[string]Verb{
 		wire.Configure: call(a.configure),
 		wire.Activate:  call(a.activateDisk),

@@ -79,7 +79,7 @@ func (a *Agent) keepBeat(how string, first chan<- error) {
 	cmd, err := a.startBeat(how)
 	first <- err
 	for err == nil {
-		a.trouble("the process that beats ended (%v) and is started again", a.children.wait(cmd))
+		a.trouble("the process that beats ended (%v) and is started again", a.children.Wait(cmd))
 		for cmd, err = a.startBeat(how); err != nil; cmd, err = a.startBeat(how) {
 			time.Sleep(restartPause)
 		}
@@ -96,7 +96,7 @@ func (a *Agent) startBeat(how string) (*exec.Cmd, error) {
 	if a.system { // a newer agent takes it over
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	}
-	if err := a.children.start(cmd); err != nil {
+	if err := a.children.Start(cmd); err != nil {
 		return nil, fmt.Errorf("start the process that beats: %w", err)
 	}
 	err := poll(context.Background(), beatLimit, func() (bool, error) {
@@ -104,7 +104,7 @@ func (a *Agent) startBeat(how string) (*exec.Cmd, error) {
 	})
 	if err != nil {
 		_ = cmd.Process.Kill()
-		return nil, errors.Join(fmt.Errorf("wait for the first beat: %w", err), a.children.wait(cmd))
+		return nil, errors.Join(fmt.Errorf("wait for the first beat: %w", err), a.children.Wait(cmd))
 	}
 	return cmd, nil
 }

@@ -38,7 +38,7 @@ func (a *Agent) check(ctx context.Context, d wire.Disk) (*wire.Check, error) {
 	var said bytes.Buffer
 	cmd := checker(ctx, path)
 	cmd.Stdout, cmd.Stderr = &said, &said
-	ended := a.children.run(cmd)
+	ended := a.children.Run(cmd)
 	found, err := wire.Checked(said.Bytes(), ended)
 	if err != nil {
 		return nil, fmt.Errorf("check disk %s: %w", d.Name, err)

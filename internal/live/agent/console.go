@@ -34,9 +34,9 @@ func (a *Agent) runShell(shell string) error {
 	cmd := exec.Command(shell)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
-	if err := a.children.start(cmd); err != nil {
+	if err := a.children.Start(cmd); err != nil {
 		return err
 	}
-	_ = a.children.wait(cmd) // how it ended is its user's business
+	_ = a.children.Wait(cmd) // how it ended is its user's business
 	return nil
 }

@@ -29,17 +29,6 @@ func TestMountOptions(t *testing.T) {
 	}
 }
 
-func TestChildren(t *testing.T) {
-	c := newChildren()
-	cmd := exec.Command("true")
-	if err := c.start(cmd); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.wait(cmd); err != nil || len(c.ours) != 0 {
-		t.Errorf("%v, %v left", err, c.ours)
-	}
-}
-
 // TestUnmountAll: disks are unmounted from the last to the first, once what used them has
 // ended. What stays busy is named with its users, and stays mounted.
 func TestUnmountAll(t *testing.T) {

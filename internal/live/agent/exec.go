@@ -21,10 +21,10 @@ func (a *Agent) exec(ctx context.Context, r wire.ExecRequest) (result wire.ExecR
 	var out capped
 	cmd := exec.CommandContext(ctx, r.Command[0], r.Command[1:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = r.Dir, &out, &out
-	if err := a.children.start(cmd); err != nil {
+	if err := a.children.Start(cmd); err != nil {
 		return result, fmt.Errorf("start command: %w", err)
 	}
-	err = a.children.wait(cmd)
+	err = a.children.Wait(cmd)
 	if _, failed := errors.AsType[*exec.ExitError](err); err != nil && !failed {
 		return result, fmt.Errorf("run command: %w", err)
 	}

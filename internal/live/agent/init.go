@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -77,7 +76,7 @@ func Boot(extra map[string]Verb) (*Agent, error) {
 		return nil, err
 	}
 	a := New(extra)
-	go a.children.reap()
+	go a.children.Reap()
 	return a, nil
 }
 
@@ -111,13 +110,6 @@ func loadModule(path string) error {
 		return fmt.Errorf("load module %s: %w", path, err)
 	}
 	return nil
-}
-
-// siginfoPid takes si_pid out of what waitid(2) fills in: on amd64 the union
-// begins 16 bytes in, after si_signo, si_errno, si_code and padding
-// (include/uapi/asm-generic/siginfo.h).
-func siginfoPid(info *unix.Siginfo) int {
-	return int(*(*int32)(unsafe.Add(unsafe.Pointer(info), 16)))
 }
 
 // Main is PID 1 of a small guest, with extra verbs. If it cannot go on, the guest ends,

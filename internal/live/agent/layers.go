@@ -215,7 +215,7 @@ func (a *Agent) tool(ctx context.Context, program string, args []string) error {
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "MDADM_NO_UDEV=1", "LVM_SUPPRESS_FD_WARNINGS=1")
 	cmd.Stdout, cmd.Stderr = &said, &said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := a.children.run(cmd); err != nil {
+	if err := a.children.Run(cmd); err != nil {
 		return fmt.Errorf("%s %s: %w: %s", program, args[0], err, strings.TrimSpace(said.String()))
 	}
 	return nil

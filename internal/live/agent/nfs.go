@@ -16,10 +16,10 @@ func (a *Agent) prepareNFS(ctx context.Context, c *wire.NFS) (err error) {
 		return nil
 	}
 	a.nfs, err = nfsd.Prepare(ctx, *c, func(cmd *exec.Cmd) (func() error, error) {
-		if err := a.children.start(cmd); err != nil {
+		if err := a.children.Start(cmd); err != nil {
 			return nil, err
 		}
-		return func() error { return a.children.wait(cmd) }, nil
+		return func() error { return a.children.Wait(cmd) }, nil
 	}, func(s string) { fmt.Fprintln(os.Stderr, "understudy:", s) })
 	return err
 }

@@ -77,6 +77,7 @@ func (a *Agent) start(ctx context.Context, r wire.StartRequest) (wire.StartResul
 	}
 	for i, s := range a.config.Services {
 		share := time.Until(end) / time.Duration(len(a.config.Services)-i)
+		began := time.Now()
 		limited, cancel := context.WithTimeoutCause(ctx, share, fmt.Errorf("not within %v", share.Round(time.Second)))
 		begun, err := a.startOne(limited, s)
 		cancel()
@@ -87,7 +88,9 @@ func (a *Agent) start(ctx context.Context, r wire.StartRequest) (wire.StartResul
 			if u := failed(s.Name, err); begun {
 				go a.followUnready(s, u)
 			}
+			continue
 		}
+		fmt.Fprintf(os.Stderr, "understudy: service %s is up after %v\n", s.Name, time.Since(began).Round(time.Millisecond))
 	}
 	return result, nil
 }
@@ -195,7 +198,7 @@ func (s *service) start() error {
 	cmd := exec.Command(s.Command[0], s.Command[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := s.agent.children.start(cmd); err != nil {
+	if err := s.agent.children.Start(cmd); err != nil {
 		return fmt.Errorf("start service %s: %w", s.Name, err)
 	}
 	s.cmd = cmd
@@ -204,7 +207,7 @@ func (s *service) start() error {
 
 // wait returns when the command has ended. If it failed, nothing is left of its process group.
 func (s *service) wait() error {
-	err := s.agent.children.wait(s.cmd)
+	err := s.agent.children.Wait(s.cmd)
 	if err != nil && !s.isStopped() {
 		_ = unix.Kill(-s.cmd.Process.Pid, unix.SIGKILL) // there may be nothing
 	}
@@ -314,61 +317,5 @@ func (s *service) gone(pid int, limit time.Duration) bool {
 	return err == nil
 }
 
-// children tells the processes that the agent waits for from orphans, which PID 1
-// inherits and must reap.
-type children struct {
-	mu   sync.Mutex
-	ours map[int]bool
-}
-
-func newChildren() *children { return &children{ours: make(map[int]bool)} }
-
-func (c *children) start(cmd *exec.Cmd) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	c.ours[cmd.Process.Pid] = true
-	return nil
-}
-
-// run starts a process and waits until it ends.
-func (c *children) run(cmd *exec.Cmd) error {
-	if err := c.start(cmd); err != nil {
-		return err
-	}
-	return c.wait(cmd)
-}
-
 // Run starts a program as a child of this process, which may be PID 1, and returns when it has ended.
-func (a *Agent) Run(cmd *exec.Cmd) error { return a.children.run(cmd) }
-
-func (c *children) wait(cmd *exec.Cmd) error {
-	err := cmd.Wait()
-	c.mu.Lock()
-	delete(c.ours, cmd.Process.Pid)
-	c.mu.Unlock()
-	return err
-}
-
-// reap takes orphans away for as long as the process lives. It looks before
-// it takes (WNOWAIT), so that it never steals a child from its waiter.
-func (c *children) reap() {
-	for {
-		var info unix.Siginfo
-		err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOWAIT, nil)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		pid := siginfoPid(&info)
-		c.mu.Lock()
-		ours := c.ours[pid]
-		c.mu.Unlock()
-		if err != nil || ours {
-			time.Sleep(50 * time.Millisecond)
-			continue
-		}
-		_, _ = unix.Wait4(pid, nil, 0, nil)
-	}
-}
+func (a *Agent) Run(cmd *exec.Cmd) error { return a.children.Run(cmd) }

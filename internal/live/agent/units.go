@@ -33,7 +33,7 @@ func (a *Agent) command(ctx context.Context, name string, args ...string) (strin
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), "SYSTEMD_BUS_TIMEOUT=1d")
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := a.children.run(cmd); err != nil {
+	if err := a.children.Run(cmd); err != nil {
 		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(out.String()))
 	}
 	return out.String(), nil

@@ -244,7 +244,7 @@ func TestCheckRole(t *testing.T) {
 		"proc/self/mountinfo":                 &fstest.MapFile{},
 		"usr/lib/systemd/system/web.service":  &fstest.MapFile{Data: []byte("[Service]\nExecStart=/bin/web\nPrivateTmp=yes\n")},
 		"linked":                              link("srv"),
-		"usr/lib/systemd/system/fork.service": &fstest.MapFile{Data: []byte("[Service]\nType=forking\nExecStart=/bin/web\n")},
+		"usr/lib/systemd/system/once.service": &fstest.MapFile{Data: []byte("[Service]\nType=oneshot\nExecStart=/bin/web\n")},
 	}
 	rooted := []wire.Disk{{Name: "a", Type: "ext4", Mount: "/srv"}, {Name: "b", Type: "ext4", Mount: "/"}}
 	for _, c := range []struct {
@@ -255,7 +255,7 @@ func TestCheckRole(t *testing.T) {
 		{"command", wire.Config{Services: []wire.Service{{Name: "web", Command: []string{"web"}}}}, ""},
 		{"unit", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "web.service"}}}, ""},
 		{"no root", wire.Config{Disks: rooted[:1], Services: []wire.Service{{Name: "web", Unit: "web.service"}}}, "have / among the disks"},
-		{"forking", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "fork.service"}}}, "Type=forking"},
+		{"done once", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "once.service"}}}, "Type=oneshot"},
 		{"absent", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "none.service"}}}, "no such unit"},
 		{"both", wire.Config{Disks: rooted, Services: []wire.Service{{Name: "web", Unit: "web.service", Command: []string{"web"}}}}, "give one of them"},
 		{"NFS", wire.Config{Disks: rooted[:1], NFS: nfs(nil)}, ""},

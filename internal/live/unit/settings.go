@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,16 +14,16 @@ import (
 // refused are settings that a service may depend on, and that only systemd can carry out
 // (systemd.exec(5), systemd.service(5)).
 var refused = []string{
-	"AmbientCapabilities", "RootDirectory", "RootImage", "BindPaths", "BindReadOnlyPaths", "MountImages", "ExtensionImages", "Sockets",
-	"LoadCredential", "LoadCredentialEncrypted", "SetCredential", "SetCredentialEncrypted", "ImportCredential", "ExecCondition",
-	"PAMName", "NetworkNamespacePath", "PassEnvironment", "OpenFile", "PrivateUsers", "PrivateNetwork", "TTYPath",
+	"RootDirectory", "RootImage", "MountImages", "ExtensionImages", "Sockets",
+	"LoadCredential", "LoadCredentialEncrypted", "SetCredential", "SetCredentialEncrypted", "ImportCredential",
+	"PAMName", "NetworkNamespacePath", "PassEnvironment", "OpenFile", "PrivateNetwork", "TTYPath",
 }
 
 // managed are settings about what systemd does with a service that runs or has ended: the
 // agent does so in its own way.
 var managed = []string{
-	"Restart", "RestartSec", "ExecReload", "ExecStop", "ExecStopPost", "ExecStartPost", "KillMode", "KillSignal", "TimeoutSec", "TimeoutStartSec",
-	"TimeoutStopSec", "PIDFile", "NotifyAccess", "RemainAfterExit", "SuccessExitStatus", "RestartPreventExitStatus", "StandardOutput",
+	"Restart", "RestartSec", "ExecReload", "ExecStopPost", "ExecStartPost", "KillMode", "KillSignal", "TimeoutSec", "TimeoutStartSec",
+	"TimeoutStopSec", "NotifyAccess", "RemainAfterExit", "SuccessExitStatus", "RestartPreventExitStatus", "StandardOutput",
 	"StandardError", "SyslogIdentifier", "OOMScoreAdjust", "WatchdogSec", "Slice", "Delegate", "TasksMax", "SendSIGKILL", "RuntimeDirectoryPreserve",
 	"OOMPolicy", "GuessMainPID", "BusName", "KeyringMode", "IgnoreSIGPIPE",
 }
@@ -37,6 +38,7 @@ type reader struct {
 	unit  *Unit
 	kind  string
 	mains []Command
+	stops []string               // command lines
 	modes map[string]os.FileMode // by setting of homes
 	dirs  []struct{ home, path string }
 }
@@ -55,6 +57,20 @@ func (r *reader) set(s setting) (err error) {
 		r.kind = s.value
 	case "ExecStart":
 		return addCommand(&r.mains, u.Name, s.value)
+	case "ExecStop":
+		if r.stops = append(r.stops, s.value); s.value == "" {
+			r.stops = nil
+		}
+	case "PIDFile":
+		if u.PIDFile, err = specify(s.value, u.Name); u.PIDFile != "" && u.PIDFile[0] != '/' {
+			u.PIDFile = "/run/" + u.PIDFile
+		}
+	case "AmbientCapabilities":
+		return addCapabilities(&u.Ambient, s.value)
+	case "BindPaths", "BindReadOnlyPaths":
+		return addBinds(&u.Binds, s.value, u.Name, s.key == "BindReadOnlyPaths")
+	case "ExecCondition":
+		return addCommand(&u.Conditions, u.Name, s.value)
 	case "ExecStartPre":
 		return addCommand(&u.Before, u.Name, s.value)
 	case "Environment":
@@ -126,8 +142,15 @@ func (r *reader) directories(s setting) error {
 
 func (r *reader) finish() error {
 	u := r.unit
-	if !slices.Contains([]string{"simple", "exec", "notify", "notify-reload"}, r.kind) {
-		return fmt.Errorf("it is of Type=%s: only a service that stays in the foreground can be started without systemd (simple, exec, notify); a drop-in that has it do so helps", r.kind)
+	if u.Forks = r.kind == "forking"; !u.Forks && !slices.Contains([]string{"simple", "exec", "notify", "notify-reload"}, r.kind) {
+		return fmt.Errorf("it is of Type=%s: without systemd, one of simple, exec, notify or forking can be started; a drop-in that makes it one helps", r.kind)
+	}
+	if u.Forks {
+		for _, line := range r.stops {
+			if err := addCommand(&u.Stop, u.Name, line); err != nil {
+				return fmt.Errorf("ExecStop=%.80s: %w", line, err)
+			}
+		}
 	}
 	if len(r.mains) != 1 {
 		return fmt.Errorf("it has %d commands: one is to be started", len(r.mains))
@@ -213,10 +236,37 @@ func (u *Unit) addFile(value string) error {
 	return err
 }
 
-// specify puts in what %n, %N and %p stand for (systemd.unit(5), "SPECIFIERS"); others are
-// refused.
+// addBinds adds what of the file system is seen elsewhere, too; an empty value takes those before away.
+func addBinds(to *[]Bind, value, name string, readOnly bool) error {
+	if value == "" {
+		*to = nil
+		return nil
+	}
+	var words []string
+	if err := addWords(&words, value, name); err != nil {
+		return err
+	}
+	for _, w := range words {
+		w, optional := strings.CutPrefix(w, "-")
+		parts := strings.SplitN(w, ":", 3) // the third says whether what is mounted there is seen, too
+		b := Bind{parts[0], parts[len(parts)-1], optional, readOnly}
+		if len(parts) > 1 {
+			b.To = parts[1]
+		}
+		if !path.IsAbs(b.From) || !path.IsAbs(b.To) {
+			return fmt.Errorf("%q does not name two absolute paths", w)
+		}
+		*to = append(*to, b)
+	}
+	return nil
+}
+
+// specify puts in what specifiers of the unit's own name and of the system stand for (systemd.unit(5),
+// "SPECIFIERS"); others are refused.
 func specify(word, name string) (string, error) {
 	var out strings.Builder
+	base := strings.TrimSuffix(name, ".service")
+	prefix, instance, _ := strings.Cut(base, "@")
 	for i := 0; i < len(word); i++ {
 		if word[i] != '%' {
 			out.WriteByte(word[i])
@@ -230,14 +280,51 @@ func specify(word, name string) (string, error) {
 			out.WriteByte('%')
 		case 'n':
 			out.WriteString(name)
-		case 'N', 'p':
-			out.WriteString(strings.TrimSuffix(name, ".service"))
+		case 'N':
+			out.WriteString(base)
+		case 'p':
+			out.WriteString(prefix)
+		case 'i':
+			out.WriteString(instance)
+		case 'I':
+			plain, err := unescape(instance)
+			if err != nil {
+				return "", err
+			}
+			out.WriteString(plain)
+		case 'H':
+			host, err := os.Hostname()
+			if err != nil {
+				return "", fmt.Errorf("%%H: %w", err)
+			}
+			out.WriteString(host)
 		case 't':
 			out.WriteString("/run")
 		case 'S':
 			out.WriteString("/var/lib")
 		default:
 			return "", fmt.Errorf("%%%c is not understood here", word[i])
+		}
+	}
+	return out.String(), nil
+}
+
+// unescape undoes what makes a string part of a unit's name (systemd.unit(5), "STRING ESCAPING FOR INCLUSION IN UNIT NAMES").
+func unescape(s string) (string, error) {
+	var out strings.Builder
+	for i := 0; i < len(s); i++ {
+		switch {
+		case s[i] == '-':
+			out.WriteByte('/')
+		case s[i] != '\\':
+			out.WriteByte(s[i])
+		default:
+			c, err := strconv.ParseUint(strings.TrimPrefix(s[i:min(len(s), i+4)], `\x`), 16, 8)
+			if err != nil || i+4 > len(s) {
+				return "", fmt.Errorf("the escape at the end of %.40q is not one of a unit's name", s[:i+1])
+			}
+			out.WriteByte(byte(c))
+			i += 3
 		}
 	}
 	return out.String(), nil

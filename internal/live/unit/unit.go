@@ -16,19 +16,25 @@ import (
 
 // Unit is a service.
 type Unit struct {
-	Name     string
-	Before   []Command // run one after the other before it (ExecStartPre=)
-	Main     Command
-	Env      []string // NAME=VALUE
-	EnvFiles []File
-	User     string // empty: root
-	Group    string // empty: the user's
-	Groups   []string
-	Dir      string      // to run in; empty: the root directory
-	Umask    os.FileMode // of the files that it makes
-	Dirs     []Dir       // made before it starts
-	Files    uint64      // how many it may have open (LimitNOFILE=); 0: as many as the kernel gives
-	Omitted  []string    // settings that are not carried out: sandboxes, limits
+	Name       string
+	Conditions []Command // it is not to start if one of them fails (ExecCondition=)
+	Before     []Command // run one after the other before it (ExecStartPre=)
+	Main       Command
+	Forks      bool      // Main ends, and what it leaves is the service (Type=forking)
+	PIDFile    string    // what it leaves writes its process number there; empty: it does not
+	Stop       []Command // end one that forks, one after the other (ExecStop=)
+	Ambient    []int     // capabilities that its user has
+	Binds      []Bind
+	Env        []string // NAME=VALUE
+	EnvFiles   []File
+	User       string // empty: root
+	Group      string // empty: the user's
+	Groups     []string
+	Dir        string      // to run in; empty: the root directory
+	Umask      os.FileMode // of the files that it makes
+	Dirs       []Dir       // made before it starts
+	Files      uint64      // how many it may have open (LimitNOFILE=); 0: as many as the kernel gives
+	Omitted    []string    // settings that are not carried out: sandboxes, limits
 }
 
 // Command is a command line. In its words, but the first, $NAME and ${NAME} stand for the
@@ -43,6 +49,13 @@ type Command struct {
 type File struct {
 	Path     string
 	Optional bool // it may be absent
+}
+
+// Bind is a part of the file system that the service sees at another path, too.
+type Bind struct {
+	From, To string
+	Optional bool // it may be absent
+	ReadOnly bool
 }
 
 // Dir is a directory of the service's own, which belongs to its user.
@@ -65,8 +78,12 @@ func Load(root fs.FS, name string) (*Unit, error) {
 }
 
 func load(root fs.FS, name string) (*Unit, error) {
-	if base, ok := strings.CutSuffix(name, ".service"); !ok || base == "" || strings.ContainsAny(name, "/@") {
-		return nil, errors.New("it is not the name of a service, or of one made of a template, which cannot be started without systemd")
+	base, ok := strings.CutSuffix(name, ".service")
+	if !ok || base == "" || base[0] == '@' || strings.Contains(name, "/") {
+		return nil, errors.New("it is not the name of a service")
+	}
+	if strings.HasSuffix(base, "@") {
+		return nil, errors.New("it is a template: name a service that is made of it, such as postgresql@15-main.service")
 	}
 	settings, err := read(root, name)
 	if err != nil {
@@ -96,7 +113,7 @@ func read(root fs.FS, name string) ([]setting, error) {
 			continue // what another directory drops in does not count
 		case target == "/dev/null":
 			return nil, errors.New("it is masked")
-		case i == 0 && path.Base(target) != name: // there may be drop-ins of that name
+		case i == 0 && path.Base(target) != name && path.Base(target) != template(name): // there may be drop-ins of that name
 			return nil, fmt.Errorf("it is another name of %s: give that", path.Base(target))
 		}
 		text, err := fs.ReadFile(root, f)
@@ -114,14 +131,27 @@ func read(root fs.FS, name string) ([]setting, error) {
 	return all, nil
 }
 
+// template is what a service is made of whose name has an instance in it, as in template@instance.service; of others, their name.
+func template(name string) string {
+	prefix, _, ok := strings.Cut(name, "@")
+	if !ok {
+		return name
+	}
+	return prefix + "@.service"
+}
+
 // dropIns are the directories of what is dropped in to a service (systemd.unit(5)): those of all services, of each
-// beginning of its name that ends in a dash, and its own, the last of which counts.
+// beginning of its name that ends in a dash, of its template, and its own, the last of which counts.
 func dropIns(name string) []string {
 	dirs := []string{"service.d"}
-	for i, c := range name {
+	prefix, _, instance := strings.Cut(name, "@")
+	for i, c := range prefix {
 		if c == '-' {
-			dirs = append(dirs, name[:i+1]+".service.d")
+			dirs = append(dirs, prefix[:i+1]+".service.d")
 		}
+	}
+	if instance {
+		dirs = append(dirs, template(name)+".d")
 	}
 	return append(dirs, name+".d")
 }
@@ -129,18 +159,24 @@ func dropIns(name string) []string {
 // filesOf are the unit's file, and the drop-ins in the order of their names.
 func filesOf(root fs.FS, name string) ([]string, error) {
 	var main string
+	for _, n := range []string{template(name), name} {
+		for _, dir := range slices.Backward(places) {
+			if _, err := fs.Lstat(root, path.Join(dir, n)); err == nil {
+				main = path.Join(dir, n)
+			}
+		}
+	}
 	drop := make(map[string]string) // by name
 	for _, dir := range slices.Backward(places) {
-		if _, err := fs.Lstat(root, path.Join(dir, name)); err == nil {
-			main = path.Join(dir, name)
-		}
 		for _, of := range dropIns(name) {
-			found, err := fs.Glob(root, path.Join(dir, of, "*.conf"))
-			if err != nil {
+			found, err := fs.ReadDir(root, path.Join(dir, of))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return nil, err
 			}
 			for _, f := range found {
-				drop[path.Base(f)] = f
+				if strings.HasSuffix(f.Name(), ".conf") {
+					drop[f.Name()] = path.Join(dir, of, f.Name())
+				}
 			}
 		}
 	}

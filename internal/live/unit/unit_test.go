@@ -3,6 +3,7 @@ package unit
 import (
 	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -104,16 +105,19 @@ func TestNames(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	for _, c := range []struct{ text, why string }{
-		{"[Service]\nType=forking\nExecStart=/bin/a\n", "Type=forking"},
+		{"[Service]\nType=dbus\nExecStart=/bin/a\n", "Type=dbus"},
+		{"[Service]\nType=forking\nExecStart=/bin/a\nExecStop=@/bin/b b\n", "ExecStop"},
 		{"[Service]\nType=oneshot\nExecStart=/bin/a\n", "Type=oneshot"},
 		{"[Service]\nExecStart=/bin/a\nExecStart=/bin/b\n", "2 commands"},
 		{"[Service]\nUser=a\n", "0 commands"},
 		{"[Service]\nExecStart=/bin/a ; /bin/b\n", "more than one"},
-		{"[Service]\nExecStart=/bin/a %i\n", "%i"},
+		{"[Service]\nExecStart=/bin/a %b\n", "%b"},
 		{"[Service]\nExecStart=@/bin/a b\n", "prefix @"},
 		{"[Service]\nExecStart=/bin/a 'b\n", "quote"},
 		{"[Service]\nExecStart=/bin/a\nDynamicUser=yes\n", "DynamicUser"},
-		{"[Service]\nExecStart=/bin/a\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n", "AmbientCapabilities"},
+		{"[Service]\nExecStart=/bin/a\nAmbientCapabilities=~CAP_NET_BIND_SERVICE\n", "AmbientCapabilities"},
+		{"[Service]\nExecStart=/bin/a\nPrivateNetwork=yes\n", "PrivateNetwork"},
+		{"[Service]\nExecStart=/bin/a\nBindPaths=/a:b\n", "BindPaths"},
 		{"[Service]\nExecStart=/bin/a\nStateDirectory=../x\n", "StateDirectory"},
 		{"[Service]\nExecStart=/bin/a \\", "no more"},
 		{"[Service\nExecStart=/bin/a\n", "section"},
@@ -123,7 +127,7 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%q: %+v, %v", c.text, u, err)
 		}
 	}
-	for _, name := range []string{"b.service", "a@b.service", "../a.service", "a.socket", ".service", ""} {
+	for _, name := range []string{"b.service", "a@b.service", "a@.service", "@a.service", "../a.service", "a.socket", ".service", ""} {
 		if u, err := Load(tree(lighttpd), name); err == nil {
 			t.Errorf("%q is %+v", name, u)
 		}
@@ -132,9 +136,68 @@ func TestRefused(t *testing.T) {
 
 // TestNot: what says that something is not to be is no reason to refuse.
 func TestNot(t *testing.T) {
-	u, err := Load(tree("[Service]\nExecStart=/bin/a\nPrivateUsers=no\nDynamicUser=false\nAmbientCapabilities=\n"), "a.service")
+	u, err := Load(tree("[Service]\nExecStart=/bin/a\nPrivateNetwork=no\nDynamicUser=false\nAmbientCapabilities=\n"), "a.service")
 	if err != nil || len(u.Omitted) > 0 {
 		t.Errorf("%+v, %v", u, err)
+	}
+}
+
+// TestForks: of a service that forks there is more to know; of others, what stops them is for who runs them.
+func TestForks(t *testing.T) {
+	const text = "[Service]\nType=%s\nPIDFile=a.pid\nExecStart=-/bin/a start\nExecStop=/bin/old\nExecStop=\nExecStop=-/bin/a stop\nExecStop=/bin/b\n"
+	u, err := Load(tree(strings.Replace(text, "%s", "forking", 1)), "a.service")
+	if err != nil || !u.Forks || u.PIDFile != "/run/a.pid" || !u.Main.Ignore || len(u.Stop) != 2 || !u.Stop[0].Ignore || u.Stop[1].Words[0] != "/bin/b" {
+		t.Errorf("%+v, %v", u, err)
+	}
+	u, err = Load(tree(strings.Replace(text, "%s", "notify", 1)), "a.service")
+	if err != nil || u.Forks || len(u.Stop) != 0 {
+		t.Errorf("one that does not: %+v, %v", u, err)
+	}
+}
+
+// TestTemplate: of a service that is made of a template, its own file counts before the template's, and both have drop-ins.
+func TestTemplate(t *testing.T) {
+	text := func(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s)} }
+	const lib, etc = "usr/lib/systemd/system/", "etc/systemd/system/"
+	root := fstest.MapFS{
+		lib + "db@.service":                    text("[Service]\nExecStart=/bin/db %p %i %I %n %N\nUser=one\nGroup=one\nUMask=077\n"),
+		etc + "db@.service.d/1.conf":           text("[Service]\nUser=two\nGroup=two\n"),
+		etc + "db@15-m\\x2dn.service.d/2.conf": text("[Service]\nUser=three\n"),
+		etc + "db@other.service":               text("[Service]\nExecStart=/bin/other\n"),
+	}
+	u, err := Load(root, `db@15-m\x2dn.service`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"/bin/db", "db", `15-m\x2dn`, "15/m-n", `db@15-m\x2dn.service`, `db@15-m\x2dn`}; !slices.Equal(u.Main.Words, want) {
+		t.Errorf("the command is %q", u.Main.Words)
+	}
+	if u.User != "three" || u.Group != "two" || u.Umask != 0o077 {
+		t.Errorf("%+v", u)
+	}
+	if u, err := Load(root, "db@other.service"); err != nil || u.Main.Words[0] != "/bin/other" || u.User != "two" {
+		t.Errorf("%+v, %v", u, err)
+	}
+	for _, name := range []string{"db@.service", "db.service", `db@\x2.service`, `db@\y20.service`} {
+		if u, err := Load(root, name); err == nil {
+			t.Errorf("%s is %+v", name, u)
+		}
+	}
+}
+
+// TestGiven: what else a service has without systemd.
+func TestGiven(t *testing.T) {
+	u, err := Load(tree("[Service]\nExecCondition=/bin/is a\nExecStart=/bin/a %H\nPrivateUsers=yes\nAmbientCapabilities=CAP_CHOWN CAP_NET_RAW\n"+
+		"BindPaths=/a\nBindPaths=-/b:/c:rbind\nBindReadOnlyPaths=/dev/log:/d\n"), "a.service")
+	host, hostErr := os.Hostname()
+	if err != nil || hostErr != nil {
+		t.Fatal(err, hostErr)
+	}
+	if len(u.Conditions) != 1 || u.Conditions[0].Words[1] != "a" || u.Main.Words[1] != host || !slices.Equal(u.Ambient, []int{0, 13}) || !slices.Equal(u.Omitted, []string{"PrivateUsers"}) {
+		t.Errorf("%+v", u)
+	}
+	if want := []Bind{{"/a", "/a", false, false}, {"/b", "/c", true, false}, {"/dev/log", "/d", false, true}}; !slices.Equal(u.Binds, want) {
+		t.Errorf("%+v", u.Binds)
 	}
 }
 

@@ -18,9 +18,14 @@ const BesideFile = "/run/understudy/beside"
 // stopLimit is how long whoever keeps that understudy may take to stop it.
 const stopLimit = 30 * time.Second
 
-// spare is how many of the dead kernel's CPUs are left for another understudy: as many as this one
+// spare is how many of the dead kernel's CPUs are left for another understudy, if there is to be one: as many as this one
 // had, of which runtime.NumCPU tells, as they were when this program was started.
-func (m *machine) spare() int { return min(runtime.NumCPU(), len(m.self.Config.Others)) }
+func (m *machine) spare() int {
+	if m.self.Config.Again == nil {
+		return 0
+	}
+	return min(runtime.NumCPU(), len(m.self.Config.Others))
+}
 
 // protect has a process keep another understudy beside this kernel. When that process ends, nobody
 // protects this kernel any more. The understudy's CPUs stay out: it may not have been stopped.

@@ -1,16 +1,15 @@
 package bare
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
-	"strconv"
+	"runtime"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +19,7 @@ import (
 // Enter becomes a service of the root file system that was taken over: a command, or the one
 // of a unit, whose name ends in .service. It returns only an error.
 func Enter(args []string) error {
+	runtime.LockOSThread() // what it is given is this thread's
 	if err := errors.Join(unix.Chroot(rootDir), unix.Chdir("/")); err != nil {
 		return fmt.Errorf("enter %s: %w", rootDir, err)
 	}
@@ -40,138 +40,115 @@ func becomeUnit(name string) error {
 	if err != nil {
 		return err
 	}
-	who, err := identify(u)
+	who, env, err := prepare(u, root)
+	if err == nil {
+		err = who.start(u, env)
+	}
 	if err != nil {
 		return fmt.Errorf("start unit %s: %w", name, err)
 	}
+	return nil
+}
+
+// prepare gives this process what a unit has, but for its user, and returns that and its environment.
+func prepare(u *unit.Unit, root fs.FS) (who identity, env []string, err error) {
+	if who, err = identify(u); err != nil {
+		return who, nil, err
+	}
 	u.Env = append(who.login, u.Env...)
-	env, err := u.Environment(root)
-	if err != nil {
-		return err
+	if env, err = u.Environment(root); err != nil {
+		return who, nil, err
 	}
 	for _, d := range u.Dirs {
 		if err := who.own(d); err != nil {
-			return fmt.Errorf("start unit %s: %w", name, err)
+			return who, nil, err
 		}
+	}
+	if err := bind(u.Binds); err != nil {
+		return who, nil, err
 	}
 	if u.Files > 0 {
 		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: u.Files, Max: u.Files}); err != nil {
-			return fmt.Errorf("start unit %s: %w", name, err)
+			return who, nil, err
 		}
 	}
 	unix.Umask(int(u.Umask))
 	if u.Dir != "" {
 		if err := unix.Chdir(u.Dir); err != nil {
-			return fmt.Errorf("start unit %s: go to %s: %w", name, u.Dir, err)
+			return who, nil, fmt.Errorf("go to %s: %w", u.Dir, err)
 		}
 	}
-	for _, c := range u.Before {
-		if err := who.run(c, env); err != nil && !c.Ignore {
-			return fmt.Errorf("start unit %s: %s: %w", name, strings.Join(c.Words, " "), err)
-		}
+	return who, env, nil
+}
+
+// bind has this process see parts of the file system elsewhere, too, and nobody else. What is not there is told: without
+// systemd that may be its log's socket.
+func bind(all []unit.Bind) error {
+	if len(all) == 0 {
+		return nil
 	}
-	return who.become(u.Main, env)
-}
-
-// identity is the user that a unit runs as, and what its environment has of a user that it names
-// (systemd.exec(5), "$USER, $LOGNAME, $HOME"): what the unit says itself counts.
-type identity struct {
-	uid, gid int
-	groups   []int
-	login    []string
-}
-
-// identify finds a unit's user among those of the root file system.
-func identify(u *unit.Unit) (id identity, err error) {
-	if u.User != "" {
-		found, err := user.Lookup(u.User)
-		if err != nil {
-			if found, err = user.LookupId(u.User); err != nil {
-				return id, fmt.Errorf("find user %s: %w", u.User, err)
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("make a mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("keep mounts from others: %w", err)
+	}
+	for _, b := range all {
+		err := bindOne(b)
+		if errors.Is(err, fs.ErrNotExist) {
+			if !b.Optional {
+				say("%s, which it is to see at %s, is not there", b.From, b.To)
 			}
+			continue
 		}
-		all, err := found.GroupIds()
 		if err != nil {
-			return id, fmt.Errorf("find groups of %s: %w", u.User, err)
-		}
-		for _, text := range append([]string{found.Uid, found.Gid}, all...) {
-			n, err := strconv.Atoi(text)
-			if err != nil {
-				return id, fmt.Errorf("find user %s: %w", u.User, err)
-			}
-			id.groups = append(id.groups, n)
-		}
-		id.uid, id.gid, id.groups = id.groups[0], id.groups[1], id.groups[2:]
-		id.login = []string{"USER=" + found.Username, "LOGNAME=" + found.Username}
-		if found.HomeDir != "" && found.HomeDir != "/" {
-			id.login = append(id.login, "HOME="+found.HomeDir)
+			return fmt.Errorf("show %s at %s: %w", b.From, b.To, err)
 		}
 	}
-	group := func(name string) (int, error) {
-		g, err := user.LookupGroup(name)
-		if err != nil {
-			if g, err = user.LookupGroupId(name); err != nil {
-				return 0, fmt.Errorf("find group %s: %w", name, err)
-			}
-		}
-		return strconv.Atoi(g.Gid)
-	}
-	if u.Group != "" {
-		if id.gid, err = group(u.Group); err != nil {
-			return id, err
-		}
-	}
-	for _, name := range u.Groups {
-		g, err := group(name)
-		if err != nil {
-			return id, err
-		}
-		id.groups = append(id.groups, g)
-	}
-	return id, nil
+	return nil
 }
 
-// own makes a directory of the unit's, with what is above it, and gives it to its user.
-func (id identity) own(d unit.Dir) error {
-	if err := os.MkdirAll(filepath.Dir(d.Path), 0o755); err != nil {
-		return err
-	}
-	if err := os.Mkdir(d.Path, d.Mode); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return errors.Join(os.Chmod(d.Path, d.Mode), os.Lchown(d.Path, id.uid, id.gid))
-}
-
-// run runs a command of the unit's to its end.
-func (id identity) run(c unit.Command, env []string) error {
-	words := c.Expand(env)
-	cmd := exec.Command(words[0], words[1:]...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = env, os.Stdout, os.Stderr
-	if !c.Root {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: id.credential()}
-	}
-	return cmd.Run()
-}
-
-func (id identity) credential() *syscall.Credential {
-	c := &syscall.Credential{Uid: uint32(id.uid), Gid: uint32(id.gid)}
-	for _, g := range id.groups {
-		c.Groups = append(c.Groups, uint32(g))
-	}
-	return c
-}
-
-// become replaces this process.
-func (id identity) become(c unit.Command, env []string) error {
-	words := c.Expand(env)
-	path, err := exec.LookPath(words[0])
+func bindOne(b unit.Bind) error {
+	from, err := os.Stat(b.From)
 	if err != nil {
 		return err
 	}
-	if !c.Root {
-		if err := errors.Join(syscall.Setgroups(id.groups), syscall.Setgid(id.gid), syscall.Setuid(id.uid)); err != nil {
-			return fmt.Errorf("become user %d: %w", id.uid, err)
+	dir := b.To
+	if !from.IsDir() {
+		dir = filepath.Dir(b.To)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if !from.IsDir() {
+		f, err := os.OpenFile(b.To, os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+		if err == nil {
+			err = f.Close()
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
 		}
 	}
-	return unix.Exec(path, words, env)
+	if err := unix.Mount(b.From, b.To, "", unix.MS_BIND|unix.MS_REC, ""); err != nil || !b.ReadOnly {
+		return err
+	}
+	return unix.Mount("", b.To, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
+}
+
+// start runs what comes before a unit's command, and becomes that, or stays with what it leaves behind.
+func (id identity) start(u *unit.Unit, env []string) error {
+	for _, c := range u.Conditions {
+		if err := id.command(context.Background(), c, env).Run(); err != nil && !c.Ignore {
+			return fmt.Errorf("it is not to run here, says %s: %w", strings.Join(c.Words, " "), err)
+		}
+	}
+	for _, c := range u.Before {
+		if err := id.command(context.Background(), c, env).Run(); err != nil && !c.Ignore {
+			return fmt.Errorf("%s: %w", strings.Join(c.Words, " "), err)
+		}
+	}
+	if u.Forks {
+		return attend(u, id, env)
+	}
+	return id.become(u.Main, env)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,8 @@ type machine struct {
 	images   map[string]*image
 	peers    []byte // of the dead kernel's, encoded
 	staging  staging
+
+	enlisting sync.WaitGroup // of CPUs, while services start
 
 	nfsClients chan [][]byte // of the dead kernel's NFS server, by their names; nil: it had none
 
@@ -160,6 +163,10 @@ func (m *machine) Apply(_ context.Context, r wire.ApplyRequest) (result wire.App
 // can be looked into, this one hardly.
 func (m *machine) Start(ctx context.Context, within time.Duration) ([]wire.Unready, error) {
 	m.showExports()
+	if m.isRooted() {
+		m.enlisting.Go(func() { m.enlist(m.spare()) }) // the services of a whole system are more than one CPU's work
+	}
+	m.makeTemporary(ctx)
 	if m.role.NFS != nil {
 		if err := nfsd.Replace(m.role.NFS.State, <-m.nfsClients); err != nil {
 			return nil, err

@@ -2,10 +2,14 @@ package bare
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,6 +20,9 @@ import (
 // services run in it, with what it has of programs and configuration; its other disks are
 // mounted where it had them.
 const rootDir = "/sysroot"
+
+// serviceStop is how long a service may take to end: what it has in memory is nobody else's.
+const serviceStop = 30 * time.Second
 
 // within is a role as this kernel carries it out. A disk that is mounted in another comes
 // after it.
@@ -34,6 +41,7 @@ func within(role wire.Config) wire.Config {
 		if s.Unit != "" {
 			command = []string{s.Unit}
 		}
+		role.Services[i].Stop = cmp.Or(s.Stop, serviceStop)
 		role.Services[i].Command = append([]string{"/init", "metal", "enter", "--"}, command...)
 	}
 	if role.NFS != nil {
@@ -88,6 +96,50 @@ func furnish() error {
 		}
 	}
 	return nil
+}
+
+// isRooted says whether there are services that run in the dead kernel's root file system.
+func (m *machine) isRooted() bool {
+	return RootOf(m.self.Config.Role) != "" && len(m.role.Services) > 0
+}
+
+// makeTemporary gives services of the root file system what its systemd would have before them: the name of the machine, and
+// what they need in /run, which went with the dead kernel (tmpfiles.d(5)). They may do without.
+func (m *machine) makeTemporary(ctx context.Context) {
+	if !m.isRooted() {
+		return
+	}
+	if name := hostname(rootDir + "/etc/hostname"); name != "" {
+		if err := unix.Sethostname([]byte(name)); err != nil {
+			say("set the name of the machine: %v", err)
+		}
+	}
+	if _, err := os.Stat(rootDir + temporary[0]); err != nil {
+		return // its system has none
+	}
+	ctx, cancel := context.WithTimeout(ctx, temporaryLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/init", append([]string{"metal", "enter", "--"}, temporary...)...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if err := m.agent.Run(cmd); err != nil {
+		say("make files in /run: %v", err)
+	}
+}
+
+// temporary makes what belongs in /run, and temporaryLimit is for how long a takeover waits for that.
+var temporary = []string{"/usr/bin/systemd-tmpfiles", "--create", "--boot", "--prefix=/run"}
+
+const temporaryLimit = 5 * time.Second
+
+// hostname is the first line of a file that is no comment (hostname(5)); "": there is none.
+func hostname(path string) string {
+	b, _ := os.ReadFile(path)
+	for line := range strings.Lines(string(b)) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			return line
+		}
+	}
+	return ""
 }
 
 // showExports has what the NFS server exports of the root file system, and of what is mounted in it, at the

@@ -61,9 +61,10 @@ func run(ctx context.Context, self *metal.Self) error {
 // serve is what is done once the takeover is, while the services run.
 func (m *machine) serve(ctx context.Context, report *Report) {
 	spare := 0
-	if m.self.Config.Again != nil && (report.whole() || m.role.Dump != "") {
+	if report.whole() || m.role.Dump != "" {
 		spare = m.spare()
 	}
+	m.enlisting.Wait()
 	report.CPUs = m.enlist(spare)
 	m.leftover.set(!report.whole())
 	m.keepReport(report)

@@ -1,0 +1,78 @@
+// Package children tells processes that somebody waits for from orphans, which their heir must reap: PID 1, or a
+// child subreaper (prctl(2), PR_SET_CHILD_SUBREAPER).
+package children
+
+import (
+	"errors"
+	"os/exec"
+	"sync"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Children are those of this process.
+type Children struct {
+	mu     sync.Mutex
+	waited map[int]bool // processes that somebody waits for
+}
+
+// New returns the children of a process that has none yet.
+func New() *Children { return &Children{waited: make(map[int]bool)} }
+
+// Start starts a process that Wait is called for.
+func (c *Children) Start(cmd *exec.Cmd) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	c.waited[cmd.Process.Pid] = true
+	return nil
+}
+
+// Wait waits until a process ends that was started.
+func (c *Children) Wait(cmd *exec.Cmd) error {
+	err := cmd.Wait()
+	c.mu.Lock()
+	delete(c.waited, cmd.Process.Pid)
+	c.mu.Unlock()
+	return err
+}
+
+// Run starts a process and waits until it ends.
+func (c *Children) Run(cmd *exec.Cmd) error {
+	if err := c.Start(cmd); err != nil {
+		return err
+	}
+	return c.Wait(cmd)
+}
+
+// Reap takes orphans away for as long as this process lives. It looks before
+// it takes (WNOWAIT), so that it never steals a child from who waits for it.
+func (c *Children) Reap() {
+	for {
+		var info unix.Siginfo
+		err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOWAIT, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		pid := siginfoPid(&info)
+		c.mu.Lock()
+		waited := c.waited[pid]
+		c.mu.Unlock()
+		if err != nil || waited {
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
+		_, _ = unix.Wait4(pid, nil, 0, nil)
+	}
+}
+
+// siginfoPid takes si_pid out of what waitid(2) fills in: on amd64 the union
+// begins 16 bytes in, after si_signo, si_errno, si_code and padding
+// (include/uapi/asm-generic/siginfo.h).
+func siginfoPid(info *unix.Siginfo) int {
+	return int(*(*int32)(unsafe.Add(unsafe.Pointer(info), 16)))
+}

@@ -1,0 +1,18 @@
+package children
+
+import (
+	"os/exec"
+	"testing"
+)
+
+// TestChildren: who waits gets how a process ended, and nothing of it stays.
+func TestChildren(t *testing.T) {
+	c := New()
+	cmd := exec.Command("true")
+	if err := c.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Wait(cmd); err != nil || len(c.waited) != 0 {
+		t.Errorf("%v, %v left", err, c.waited)
+	}
+}

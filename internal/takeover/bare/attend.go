@@ -1,0 +1,164 @@
+package bare
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/children"
+	"understudy.dev/understudy/internal/live/unit"
+)
+
+// Limits of a service that forks: until its process is there, until the commands that stop it have ended, and until it has
+// ended itself then. The last two are over before serviceStop.
+const (
+	forkLimit    = 90 * time.Second // as systemd's DefaultTimeoutStartSec=
+	commandLimit = 20 * time.Second
+	leaveLimit   = 5 * time.Second
+)
+
+// attendant stays with a service whose command leaves it behind (Type=forking).
+type attendant struct {
+	unit *unit.Unit
+	id   identity
+	env  []string
+	kids *children.Children
+	main int // the service's process; 0: all that its command has left behind
+}
+
+// attend starts a service that forks, and returns when it is told to end (SIGTERM), and the service has ended; or
+// why the service ended before. Nothing of it runs on then.
+func attend(u *unit.Unit, id identity, env []string) error {
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, unix.SIGTERM)
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("inherit its processes: %w", err)
+	}
+	a := &attendant{unit: u, id: id, env: env, kids: children.New()}
+	go a.kids.Reap()
+	defer a.kill()
+	if err := a.kids.Run(id.command(context.Background(), u.Main, env)); err != nil && !u.Main.Ignore {
+		return fmt.Errorf("%s: %w", strings.Join(u.Main.Words, " "), err)
+	}
+	if err := a.find(told); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-told:
+			a.stop()
+			return nil
+		case <-time.After(100 * time.Millisecond):
+			if !a.lives() {
+				return errors.New("its process has ended")
+			}
+		}
+	}
+}
+
+// find waits for the service's process, which its file names.
+func (a *attendant) find(told chan os.Signal) error {
+	if a.unit.PIDFile == "" {
+		return nil
+	}
+	for end := time.Now().Add(forkLimit); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if pid := readPID(a.unit.PIDFile); slices.Contains(descendants(os.Getpid()), pid) {
+			a.main = pid
+			a.env = append(a.env, "MAINPID="+strconv.Itoa(pid))
+			return nil
+		}
+		if len(told) > 0 {
+			return errors.New("it is to end")
+		}
+	}
+	return fmt.Errorf("%s names none of its processes after %v", a.unit.PIDFile, forkLimit)
+}
+
+// readPID is what a file says that has the number of a process; 0: it does not.
+func readPID(path string) int {
+	b, err := os.ReadFile(path)
+	if err != nil || len(b) > 32 {
+		return 0
+	}
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(b)))
+	return pid
+}
+
+func (a *attendant) lives() bool {
+	if a.main != 0 {
+		return !errors.Is(unix.Kill(a.main, 0), unix.ESRCH)
+	}
+	return len(descendants(os.Getpid())) > 0
+}
+
+// stop has the service end.
+func (a *attendant) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
+	defer cancel()
+	for _, c := range a.unit.Stop {
+		if err := a.kids.Run(a.id.command(ctx, c, a.env)); err != nil && !c.Ignore {
+			say("%s: %s: %v", a.unit.Name, strings.Join(c.Words, " "), err)
+		}
+	}
+	to := descendants(os.Getpid())
+	if slices.Contains(to, a.main) {
+		to = []int{a.main}
+	}
+	for _, pid := range to {
+		_ = unix.Kill(pid, unix.SIGTERM) // it may be gone
+	}
+	for end := time.Now().Add(leaveLimit); time.Now().Before(end) && len(descendants(os.Getpid())) > 0; {
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// kill ends what is there yet.
+func (a *attendant) kill() {
+	for end := time.Now().Add(leaveLimit); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		left := descendants(os.Getpid())
+		if len(left) == 0 {
+			return
+		}
+		for _, pid := range left {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+}
+
+// descendants are the processes that a process has started, or that these have, and so on, and that have not ended.
+func descendants(of int) (all []int) {
+	parents := make(map[int]int)
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		b, err := os.ReadFile("/proc/" + e.Name() + "/stat")
+		if err != nil {
+			continue // it has just ended
+		}
+		// Behind the name, which may have anything in it: the state, and the parent (proc(5)).
+		fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+		if len(fields) > 1 && fields[0] != "Z" && fields[0] != "X" {
+			parents[pid], _ = strconv.Atoi(fields[1])
+		}
+	}
+	for pid := range parents {
+		for p, n := parents[pid], 0; p != 0 && n < len(parents); p, n = parents[p], n+1 {
+			if p == of {
+				all = append(all, pid)
+				break
+			}
+		}
+	}
+	return all
+}

@@ -1,0 +1,199 @@
+package bare
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/unit"
+)
+
+// asUnit has this program become a unit, which is in the environment, in a process of its own.
+const asUnit = "UNDERSTUDY_TEST_UNIT"
+
+func TestMain(m *testing.M) {
+	text := os.Getenv(asUnit)
+	if text == "" {
+		os.Exit(m.Run())
+	}
+	var u unit.Unit
+	err := json.Unmarshal([]byte(text), &u)
+	if err == nil {
+		err = become(&u)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// become is a unit that is in the root file system of this machine.
+func become(u *unit.Unit) error {
+	who, env, err := prepare(u, os.DirFS("/"))
+	if err != nil {
+		return err
+	}
+	return who.start(u, env)
+}
+
+// unitProcess is the process that becomes a unit.
+func unitProcess(t *testing.T, u unit.Unit) *exec.Cmd {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can become somebody else: run this as root")
+	}
+	text, err := json.Marshal(u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), asUnit+"="+string(text))
+	return cmd
+}
+
+// shell is a script as a unit has it, where $$ is a dollar sign.
+func shell(script string, args ...string) unit.Command {
+	return unit.Command{Words: append([]string{"/bin/sh", "-c", strings.ReplaceAll(script, "$$", "$$$$"), "sh"}, args...)}
+}
+
+// awaitPID is the process whose number a file gets.
+func awaitPID(t *testing.T, path string) (pid int) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); pid == 0; time.Sleep(5 * time.Millisecond) {
+		if pid = readPID(path); time.Now().After(end) {
+			t.Fatalf("%s has no number", path)
+		}
+	}
+	return pid
+}
+
+func running(pid int) bool { return unix.Kill(pid, 0) == nil }
+
+// TestForking: what a command leaves behind is the service: it ends by the unit's own command, or by a signal, or by force, and
+// when it ends by itself, the unit has failed. In no case is anything of it left.
+func TestForking(t *testing.T) {
+	const leaves = `setsid sh -c 'trap "" HUP; sleep 1000 & echo $! > "$2"; echo $$ > "$1.new"; mv "$1.new" "$1"; wait' sh "$1" "$2" > /dev/null 2>&1 &`
+	const stays = `setsid sh -c 'trap "" TERM; echo $$ > "$2"; cp "$2" "$1.new"; mv "$1.new" "$1"; while :; do sleep 1; done' sh "$1" "$2" > /dev/null 2>&1 &`
+	for _, c := range []struct {
+		name, script, stop string
+		file               bool // it names its process
+		dies               bool
+	}{
+		{"by its command", leaves, `echo $1 > "$2.stopped"; kill $1`, true, false},
+		{"by a signal", leaves, "", true, false},
+		{"without a file", leaves, "", false, false},
+		{"by force", stays, "", true, false},
+		{"by itself", leaves, "", true, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			main, other := filepath.Join(dir, "main"), filepath.Join(dir, "other")
+			u := unit.Unit{Name: "a.service", Forks: true, Umask: 0o022, Main: shell(c.script, main, other)}
+			if c.file {
+				u.PIDFile = main
+			}
+			if c.stop != "" {
+				u.Stop = []unit.Command{shell(c.stop, "$MAINPID", main)}
+			}
+			cmd := unitProcess(t, u)
+			cmd.Stderr = os.Stderr
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			service, child := awaitPID(t, main), awaitPID(t, other)
+			time.Sleep(300 * time.Millisecond) // it is attended to
+			if c.dies {
+				_ = unix.Kill(service, unix.SIGKILL)
+			} else {
+				_ = cmd.Process.Signal(unix.SIGTERM)
+			}
+			if err := cmd.Wait(); (err != nil) != c.dies {
+				t.Errorf("it ended with %v", err)
+			}
+			for end := time.Now().Add(10 * time.Second); running(service) || running(child); time.Sleep(5 * time.Millisecond) { // PID 1 inherits what has ended
+				if time.Now().After(end) {
+					t.Fatal("something runs on")
+				}
+			}
+			if _, err := os.Stat(main + ".stopped"); c.stop != "" && err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestAmbient: a user that is not root has the capabilities that the unit gives, in what comes before it too, and no others.
+func TestAmbient(t *testing.T) {
+	const show = `grep CapEff /proc/self/status; id -u`
+	u := unit.Unit{Name: "a.service", User: "nobody", Ambient: []int{10, 39}, Umask: 0o022, Before: []unit.Command{shell(show)}, Main: shell(show)}
+	out, err := unitProcess(t, u).CombinedOutput()
+	want := "CapEff:\t0000008000000400\n65534\n"
+	if err != nil || string(out) != want+want {
+		t.Errorf("%v:\n%s", err, out)
+	}
+	u.Ambient = nil
+	if out, err := unitProcess(t, u).CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "CapEff:\t0000000000000000\n") {
+		t.Errorf("without: %v:\n%s", err, out)
+	}
+}
+
+// TestBinds: a unit sees what it is to see elsewhere, and nobody else does; what is not there is left out.
+func TestBinds(t *testing.T) {
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	if err := os.WriteFile(in("file"), []byte("text\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	u := unit.Unit{
+		Name: "a.service", Umask: 0o022, Main: shell(`cat "$1"/seen/file; ls "$1/whole"; echo no > "$1/seen/file"`, dir),
+		Binds: []unit.Bind{{From: in("file"), To: in("seen/file"), ReadOnly: true}, {From: dir, To: in("whole")}, {From: in("none"), To: in("other")}, {From: in("none"), To: in("other"), Optional: true}},
+	}
+	out, err := unitProcess(t, u).CombinedOutput()
+	text := string(out)
+	if err == nil || !strings.Contains(text, "text\nfile\nseen\nwhole\n") || !strings.Contains(text, "Read-only file system") || strings.Count(text, "is not there") != 1 {
+		t.Errorf("%v:\n%s", err, out)
+	}
+	if left, err := os.ReadFile(in("seen/file")); err != nil || len(left) > 0 {
+		t.Errorf("others see %q, %v", left, err)
+	}
+}
+
+// TestCondition: a unit that is not to run does not.
+func TestCondition(t *testing.T) {
+	u := unit.Unit{Name: "a.service", Umask: 0o022, Conditions: []unit.Command{shell("exit 3")}, Main: shell("echo runs")}
+	if out, err := unitProcess(t, u).CombinedOutput(); err == nil || !strings.Contains(string(out), "not to run here") {
+		t.Errorf("%v: %s", err, out)
+	}
+	u.Conditions = []unit.Command{shell("true")}
+	if out, err := unitProcess(t, u).CombinedOutput(); err != nil || string(out) != "runs\n" {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestHostname: a machine's name is the first line of its file that says something.
+func TestHostname(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "hostname")
+	for text, want := range map[string]string{"machine\n": "machine", "# name\n\n box \nother\n": "box", "": "", "#\n": ""} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := hostname(path); got != want {
+			t.Errorf("of %q: %q", text, got)
+		}
+	}
+	if got := hostname(path + ".none"); got != "" {
+		t.Errorf("of none: %q", got)
+	}
+}
