@@ -25,6 +25,10 @@ import (
 // only bounds what hangs.
 const deviceLimit = 30 * time.Second
 
+// helpAfter is after what time services that are not up yet get the dead kernel's CPUs. To bring them online takes time of those
+// that serve.
+const helpAfter = 2 * time.Second
+
 // nmiEntry is what a kernel runs at an NMI (arch/x86/entry/entry_64.S).
 const nmiEntry = "asm_exc_nmi"
 
@@ -43,7 +47,7 @@ type machine struct {
 	peers    []byte // of the dead kernel's, encoded
 	staging  staging
 
-	enlisting sync.WaitGroup // of CPUs, while services start
+	enlisting sync.Mutex // held while CPUs come online
 
 	nfsClients chan [][]byte // of the dead kernel's NFS server, by their names; nil: it had none
 
@@ -163,10 +167,9 @@ func (m *machine) Apply(_ context.Context, r wire.ApplyRequest) (result wire.App
 // can be looked into, this one hardly.
 func (m *machine) Start(ctx context.Context, within time.Duration) ([]wire.Unready, error) {
 	m.showExports()
-	if m.isRooted() {
-		m.enlisting.Go(func() { m.enlist(m.spare()) }) // the services of a whole system are more than one CPU's work
-	}
 	m.makeTemporary(ctx)
+	help := time.AfterFunc(helpAfter, func() { m.enlist(m.spare()) })
+	defer help.Stop()
 	if m.role.NFS != nil {
 		if err := nfsd.Replace(m.role.NFS.State, <-m.nfsClients); err != nil {
 			return nil, err

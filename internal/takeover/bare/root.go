@@ -98,15 +98,10 @@ func furnish() error {
 	return nil
 }
 
-// isRooted says whether there are services that run in the dead kernel's root file system.
-func (m *machine) isRooted() bool {
-	return RootOf(m.self.Config.Role) != "" && len(m.role.Services) > 0
-}
-
 // makeTemporary gives services of the root file system what its systemd would have before them: the name of the machine, and
 // what they need in /run, which went with the dead kernel (tmpfiles.d(5)). They may do without.
 func (m *machine) makeTemporary(ctx context.Context) {
-	if !m.isRooted() {
+	if RootOf(m.self.Config.Role) == "" || len(m.role.Services) == 0 {
 		return
 	}
 	if name := hostname(rootDir + "/etc/hostname"); name != "" {

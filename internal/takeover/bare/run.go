@@ -64,7 +64,6 @@ func (m *machine) serve(ctx context.Context, report *Report) {
 	if report.whole() || m.role.Dump != "" {
 		spare = m.spare()
 	}
-	m.enlisting.Wait()
 	report.CPUs = m.enlist(spare)
 	m.leftover.set(!report.whole())
 	m.keepReport(report)
@@ -262,6 +261,8 @@ func (r *Report) keep() error {
 // enlist brings the CPUs that were the other kernel's online here, but for so many of them, and returns
 // how many there are then. One that does not come is done without.
 func (m *machine) enlist(spare int) (online int) {
+	m.enlisting.Lock()
+	defer m.enlisting.Unlock()
 	online = 1
 	var off []string
 	for cpu := 1; ; cpu++ {
