@@ -70,9 +70,7 @@ func (a *attendant) find(told chan os.Signal) error {
 		return nil
 	}
 	for end := time.Now().Add(forkLimit); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if pid := readPID(a.unit.PIDFile); slices.Contains(descendants(os.Getpid()), pid) {
-			a.main = pid
-			a.env = append(a.env, "MAINPID="+strconv.Itoa(pid))
+		if a.look() {
 			return nil
 		}
 		if len(told) > 0 {
@@ -80,6 +78,16 @@ func (a *attendant) find(told chan os.Signal) error {
 		}
 	}
 	return fmt.Errorf("%s names none of its processes after %v", a.unit.PIDFile, forkLimit)
+}
+
+// look reads which of its processes the service's file names, if it does.
+func (a *attendant) look() bool {
+	pid := readPID(a.unit.PIDFile)
+	if !slices.Contains(descendants(os.Getpid()), pid) {
+		return false
+	}
+	a.main = pid
+	return true
 }
 
 // readPID is what a file says that has the number of a process; 0: it does not.
@@ -92,19 +100,21 @@ func readPID(path string) int {
 	return pid
 }
 
+// lives says whether the service does. It may have put another process in the place of its own.
 func (a *attendant) lives() bool {
-	if a.main != 0 {
-		return !errors.Is(unix.Kill(a.main, 0), unix.ESRCH)
+	if a.main == 0 {
+		return len(descendants(os.Getpid())) > 0
 	}
-	return len(descendants(os.Getpid())) > 0
+	return !errors.Is(unix.Kill(a.main, 0), unix.ESRCH) || a.look()
 }
 
 // stop has the service end.
 func (a *attendant) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
 	defer cancel()
+	env := append(slices.Clone(a.env), "MAINPID="+strconv.Itoa(a.main))
 	for _, c := range a.unit.Stop {
-		if err := a.kids.Run(a.id.command(ctx, c, a.env)); err != nil && !c.Ignore {
+		if err := a.kids.Run(a.id.command(ctx, c, env)); err != nil && !c.Ignore {
 			say("%s: %s: %v", a.unit.Name, strings.Join(c.Words, " "), err)
 		}
 	}

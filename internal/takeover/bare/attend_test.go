@@ -134,6 +134,31 @@ func TestForking(t *testing.T) {
 	}
 }
 
+// TestSuccessor: a service that forks may put another process in the place of its own.
+func TestSuccessor(t *testing.T) {
+	dir := t.TempDir()
+	first, second := filepath.Join(dir, "main"), filepath.Join(dir, "second")
+	const script = `setsid sh -c 'echo $$ > "$1.new"; mv "$1.new" "$1"; until [ -e "$2.go" ]; do sleep 0.05; done
+		sleep 1000 & echo $! > "$1.new"; cp "$1.new" "$2"; mv "$1.new" "$1"' sh "$1" "$2" > /dev/null 2>&1 &`
+	cmd := unitProcess(t, unit.Unit{Name: "a.service", Forks: true, PIDFile: first, Umask: 0o022, Main: shell(script, first, second)})
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	before := awaitPID(t, first)
+	if err := os.WriteFile(second+".go", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	after := awaitPID(t, second)
+	time.Sleep(500 * time.Millisecond) // it is looked at
+	if !running(after) || before == after {
+		t.Errorf("process %d runs no more, after %d", after, before)
+	}
+	_ = cmd.Process.Signal(unix.SIGTERM)
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestAmbient: a user that is not root has the capabilities that the unit gives, in what comes before it too, and no others.
 func TestAmbient(t *testing.T) {
 	const show = `grep CapEff /proc/self/status; id -u`
