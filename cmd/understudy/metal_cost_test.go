@@ -45,7 +45,7 @@ measure() {
   rm /srv/measured
   began=$(cut -d ' ' -f 1 /proc/uptime)
   for n in 1 2 3; do COMPILE -p unicode -o /srv/unicode.a SOURCES || echo "FAILED compile"; done
-  measured $1 compile $(echo $(cut -d ' ' -f 1 /proc/uptime) $began | awk '{ print $1 - $2 }')
+  measured $1 compile $(echo $(cut -d ' ' -f 1 /proc/uptime) $began | awk '{ print ($1 - $2) * 1000 }')
   set -- $1 $(cyclictest --quiet --mlockall --priority=80 --interval=2000 --duration=6 | busybox sed -n 's/.*Avg: *\([0-9]*\) .*Max: *\([0-9]*\).*/\1 \2/p')
   measured $1 mean $2
   measured $1 worst $3
@@ -68,7 +68,7 @@ var compileSources = []string{"casetables.go", "digit.go", "graphic.go", "letter
 var metalCosts = []struct{ what, text string }{
 	{"random", "fio, 4 KiB written at random past the cache, a second"},
 	{"sequential", "fio, 1 MiB written after the other, with an fsync, KiB a second"},
-	{"compile", "a compile (Go's package unicode, three times), s"},
+	{"compile", "a compile (Go's package unicode, three times), ms"},
 	{"nfs", "files of 32 MiB over NFSv3, written, committed, and read, MiB a second (Debian)"},
 	{"mean", "cyclictest, a real-time thread wakes up late by, mean, us"},
 	{"worst", "the same, at most, us"},

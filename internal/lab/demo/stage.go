@@ -48,7 +48,7 @@ takeover: {salvage: %[7]t, sync: after}
 // that its guests' CPUs stood still.
 const (
 	impatient = "{period: 20ms, limit: 300ms}"
-	patient   = "{limit: 1m, cpu: 1h, scheduler: 1h, disk: 1h}"
+	patient   = "{period: 1s, limit: 1m, cpu: 1h, scheduler: 1h, disk: 1h}"
 )
 
 // stage is what a run plays on: a directory with the disk and the pair's
