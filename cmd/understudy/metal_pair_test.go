@@ -74,7 +74,7 @@ func pairInGuest(t *testing.T, runs int) (results []metalResult) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	console := bootToEnd(t, t.Context(), &barelab.Machine{Kernel: root.Kernel, Image: root.Initramfs, Dir: dir,
+	console := bootToEnd(t, t.Context(), &barelab.Machine{Kernel: root.Kernel, Image: root.Initramfs, Dir: dir, CPUs: 2, // of the host; more would wait for each other
 		Append:  "root=LABEL=root ro systemd.wants=lab.service systemd.mask=serial-getty@ttyS0.service " + systems.Nested,
 		Devices: []string{"-drive", "if=virtio,format=raw,cache=unsafe,file=" + in("disk.img")}})
 	for _, mib := range cacheSizes {

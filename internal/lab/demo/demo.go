@@ -87,11 +87,11 @@ func (p *play) run(ctx context.Context) error {
 	if err := p.prepare(ctx); err != nil {
 		return err
 	}
-	go func() {
-		asked <- probe.Run(asking, probe.Spec{
-			Address: serviceAddress + ":80", Path: "/" + workload.ProbePath, Dial: p.lab.Client.DialContext,
-		}, p.log)
-	}()
+	spec := probe.Spec{Address: serviceAddress + ":80", Path: "/" + workload.ProbePath, Dial: p.lab.Client.DialContext}
+	if p.o.Patient {
+		spec.Interval, spec.Timeout = 50*time.Millisecond, 2*time.Second
+	}
+	go func() { asked <- probe.Run(asking, spec, p.log) }()
 	if err := p.write(ctx); err != nil {
 		return err
 	}
