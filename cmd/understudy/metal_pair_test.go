@@ -39,8 +39,8 @@ func pairCase(mib int) metalCase {
 	return metalCase{System: "pair", Active: "default", Beside: "default", Way: "panic", Devices: "virtio", MiB: mib}
 }
 
-// pairInGuest is what becomes of a pair in a guest that is as large as the bare machines are, and emulated as they are:
-// its kernel dies so many times with each of cacheSizes unsaved.
+// pairInGuest is what becomes of a pair in a guest that is emulated as the bare machines are, and has as much memory: its
+// kernel dies so many times with each of cacheSizes unsaved.
 func pairInGuest(t *testing.T, runs int) (results []metalResult) {
 	vm(t)
 	runs = max(runs, 2) // of one the demo tells in another form
