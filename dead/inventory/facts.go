@@ -37,7 +37,7 @@ func (m *Image) Facts() Facts {
 	if m.Clock != nil {
 		f.Boot, f.Now = m.Clock.Boot, m.Clock.Now
 	}
-	f.Host, f.CommandLine = m.hostname(), m.commandLine()
+	f.Host, f.CommandLine = k.Hostname(), m.commandLine()
 	message, err := k.PanicMessage()
 	if err != nil && !errors.Is(err, kernel.ErrNotFound) {
 		f.PanicProblem = err.Error()
@@ -58,27 +58,6 @@ func (m *Image) NotDead() bool {
 		return errors.Is(err, kernel.ErrNotFound)
 	}
 	return err == nil && !panicked
-}
-
-// hostname is the name of the machine in the first UTS namespace.
-func (m *Image) hostname() string {
-	at, err := m.Kernel.Symbol("init_uts_ns")
-	if err != nil {
-		return ""
-	}
-	l := m.Kernel.Types().Layout("uts_namespace")
-	name := l.Field("name.nodename")
-	if l.Err() != nil {
-		return ""
-	}
-	b, err := m.Kernel.Bytes(at, l.Size)
-	if err != nil {
-		return ""
-	}
-	if host := name.String(b); host != "(none)" {
-		return host
-	}
-	return ""
 }
 
 // maxCommandLine is COMMAND_LINE_SIZE of x86.

@@ -81,6 +81,18 @@ func utsString(uts []byte, n int) string {
 	return string(s)
 }
 
+// Hostname is the name of the machine in the first UTS namespace; empty: it has none, or that cannot be read.
+func (k *Kernel) Hostname() string {
+	uts, err := k.utsname()
+	if err != nil {
+		return ""
+	}
+	if host := utsString(uts, 1); host != "(none)" { // UTS_NODENAME (init/version.c)
+		return host
+	}
+	return ""
+}
+
 // checkRelease compares the release in the note with the one that the kernel
 // itself keeps.
 func (k *Kernel) checkRelease() error {

@@ -1,10 +1,15 @@
 // Package children tells processes that somebody waits for from orphans, which their heir must reap: PID 1, or a
-// child subreaper (prctl(2), PR_SET_CHILD_SUBREAPER).
+// child subreaper (prctl(2), PR_SET_CHILD_SUBREAPER); and says which there are.
 package children
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
+	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 	"unsafe"
@@ -68,6 +73,45 @@ func (c *Children) Reap() {
 		}
 		_, _ = unix.Wait4(pid, nil, 0, nil)
 	}
+}
+
+// Left says whether this process has any that have not been reaped.
+func Left() bool {
+	return !errors.Is(unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil), unix.ECHILD)
+}
+
+// Descendants are the processes that a process has started, or that these have, and so on, and that have not ended.
+func Descendants(of int) (all []int) {
+	parents := make(map[int]int)
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if f, err := Stat(pid); err == nil && len(f) > 1 && f[0] != "Z" && f[0] != "X" { // or it has just ended
+			parents[pid], _ = strconv.Atoi(f[1])
+		}
+	}
+	for pid := range parents {
+		for p, n := parents[pid], 0; p != 0 && n < len(parents); p, n = parents[p], n+1 {
+			if p == of {
+				all = append(all, pid)
+				break
+			}
+		}
+	}
+	return all
+}
+
+// Stat are the fields that stand behind the name of a process, which may have anything in it: its state, its parent, and so on
+// (proc(5), stat).
+func Stat(pid int) ([]string, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil, err
+	}
+	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])), nil
 }
 
 // siginfoPid takes si_pid out of what waitid(2) fills in: on amd64 the union

@@ -1,16 +1,14 @@
 package partition
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/live/children"
 	"understudy.dev/understudy/internal/live/hint"
 )
 
@@ -29,7 +27,7 @@ func (p *Process) Identity() (Identity, error) {
 // StartOf reads when a process began, as Identity has it.
 func StartOf(pid int) (uint64, error) {
 	const before = 19 // fields between the name's parenthesis and this one
-	fields, err := statOf(pid)
+	fields, err := children.Stat(pid)
 	if err != nil {
 		return 0, err
 	}
@@ -41,17 +39,8 @@ func StartOf(pid int) (uint64, error) {
 
 // stateOf is a process's state; empty if there is none.
 func stateOf(pid int) string {
-	fields, _ := statOf(pid)
+	fields, _ := children.Stat(pid)
 	return append(fields, "")[0]
-}
-
-// statOf are the fields behind the name of a process.
-func statOf(pid int) ([]string, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return nil, err
-	}
-	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])), nil
 }
 
 // stateStopped is that of a process whose threads were all stopped by a signal (proc(5), stat,

@@ -83,7 +83,7 @@ func (a *attendant) find(told chan os.Signal) error {
 // look reads which of its processes the service's file names, if it does.
 func (a *attendant) look() bool {
 	pid := readPID(a.unit.PIDFile)
-	if !slices.Contains(descendants(os.Getpid()), pid) {
+	if !slices.Contains(children.Descendants(os.Getpid()), pid) {
 		return false
 	}
 	a.main = pid
@@ -103,7 +103,7 @@ func readPID(path string) int {
 // lives says whether the service does. It may have put another process in the place of its own.
 func (a *attendant) lives() bool {
 	if a.main == 0 {
-		return len(descendants(os.Getpid())) > 0
+		return children.Left()
 	}
 	return !errors.Is(unix.Kill(a.main, 0), unix.ESRCH) || a.look()
 }
@@ -118,14 +118,14 @@ func (a *attendant) stop() {
 			say("%s: %s: %v", a.unit.Name, strings.Join(c.Words, " "), err)
 		}
 	}
-	to := descendants(os.Getpid())
+	to := children.Descendants(os.Getpid())
 	if slices.Contains(to, a.main) {
 		to = []int{a.main}
 	}
 	for _, pid := range to {
 		_ = unix.Kill(pid, unix.SIGTERM) // it may be gone
 	}
-	for end := time.Now().Add(leaveLimit); time.Now().Before(end) && len(descendants(os.Getpid())) > 0; {
+	for end := time.Now().Add(leaveLimit); time.Now().Before(end) && len(children.Descendants(os.Getpid())) > 0; {
 		time.Sleep(20 * time.Millisecond)
 	}
 }
@@ -133,7 +133,7 @@ func (a *attendant) stop() {
 // kill ends what is there yet.
 func (a *attendant) kill() {
 	for end := time.Now().Add(leaveLimit); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		left := descendants(os.Getpid())
+		left := children.Descendants(os.Getpid())
 		if len(left) == 0 {
 			return
 		}
@@ -141,34 +141,4 @@ func (a *attendant) kill() {
 			_ = unix.Kill(pid, unix.SIGKILL)
 		}
 	}
-}
-
-// descendants are the processes that a process has started, or that these have, and so on, and that have not ended.
-func descendants(of int) (all []int) {
-	parents := make(map[int]int)
-	entries, _ := os.ReadDir("/proc")
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		b, err := os.ReadFile("/proc/" + e.Name() + "/stat")
-		if err != nil {
-			continue // it has just ended
-		}
-		// Behind the name, which may have anything in it: the state, and the parent (proc(5)).
-		fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-		if len(fields) > 1 && fields[0] != "Z" && fields[0] != "X" {
-			parents[pid], _ = strconv.Atoi(fields[1])
-		}
-	}
-	for pid := range parents {
-		for p, n := parents[pid], 0; p != 0 && n < len(parents); p, n = parents[p], n+1 {
-			if p == of {
-				all = append(all, pid)
-				break
-			}
-		}
-	}
-	return all
 }

@@ -95,6 +95,7 @@ func TestForking(t *testing.T) {
 		{"without a file", leaves, "", false, false},
 		{"by force", stays, "", true, false},
 		{"by itself", leaves, "", true, true},
+		{"by itself, without a file", leaves, "", false, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -116,6 +117,9 @@ func TestForking(t *testing.T) {
 			time.Sleep(300 * time.Millisecond) // it is attended to
 			if c.dies {
 				_ = unix.Kill(service, unix.SIGKILL)
+				if !c.file {
+					_ = unix.Kill(child, unix.SIGKILL)
+				}
 			} else {
 				_ = cmd.Process.Signal(unix.SIGTERM)
 			}
@@ -204,21 +208,5 @@ func TestCondition(t *testing.T) {
 	u.Conditions = []unit.Command{shell("true")}
 	if out, err := unitProcess(t, u).CombinedOutput(); err != nil || string(out) != "runs\n" {
 		t.Errorf("%v: %s", err, out)
-	}
-}
-
-// TestHostname: a machine's name is the first line of its file that says something.
-func TestHostname(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "hostname")
-	for text, want := range map[string]string{"machine\n": "machine", "# name\n\n box \nother\n": "box", "": "", "#\n": ""} {
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if got := hostname(path); got != want {
-			t.Errorf("of %q: %q", text, got)
-		}
-	}
-	if got := hostname(path + ".none"); got != "" {
-		t.Errorf("of none: %q", got)
 	}
 }

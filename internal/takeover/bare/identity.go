@@ -117,11 +117,8 @@ func (id identity) become(c unit.Command, env []string) error {
 		return err
 	}
 	if !c.Root {
-		keep := func() error { return unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0) }
-		if len(id.ambient) == 0 {
-			keep = func() error { return nil }
-		}
-		if err := errors.Join(keep(), syscall.Setgroups(id.groups), syscall.Setgid(id.gid), syscall.Setuid(id.uid), raise(id.ambient)); err != nil {
+		keep := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0) // until the program is another; raise gives it on
+		if err := errors.Join(keep, syscall.Setgroups(id.groups), syscall.Setgid(id.gid), syscall.Setuid(id.uid), raise(id.ambient)); err != nil {
 			return fmt.Errorf("become user %d: %w", id.uid, err)
 		}
 	}
@@ -130,9 +127,6 @@ func (id identity) become(c unit.Command, env []string) error {
 
 // raise has this thread give capabilities, which it has, to the program that it becomes (capabilities(7), "Ambient").
 func raise(all []uintptr) error {
-	if len(all) == 0 {
-		return nil
-	}
 	var sets [2]unix.CapUserData
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	if err := unix.Capget(&header, &sets[0]); err != nil {

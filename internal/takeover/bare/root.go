@@ -8,7 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -104,7 +104,7 @@ func (m *machine) makeTemporary(ctx context.Context) {
 	if RootOf(m.self.Config.Role) == "" || len(m.role.Services) == 0 {
 		return
 	}
-	if name := hostname(rootDir + "/etc/hostname"); name != "" {
+	if name := m.morgue.Hostname(); name != "" && m.role.NFS == nil { // an NFS server has it already
 		if err := unix.Sethostname([]byte(name)); err != nil {
 			say("set the name of the machine: %v", err)
 		}
@@ -114,8 +114,9 @@ func (m *machine) makeTemporary(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, temporaryLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "/init", append([]string{"metal", "enter", "--"}, temporary...)...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd := exec.CommandContext(ctx, temporary[0], temporary[1:]...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: rootDir}
 	if err := m.agent.Run(cmd); err != nil {
 		say("make files in /run: %v", err)
 	}
@@ -125,17 +126,6 @@ func (m *machine) makeTemporary(ctx context.Context) {
 var temporary = []string{"/usr/bin/systemd-tmpfiles", "--create", "--boot", "--prefix=/run"}
 
 const temporaryLimit = 5 * time.Second
-
-// hostname is the first line of a file that is no comment (hostname(5)); "": there is none.
-func hostname(path string) string {
-	b, _ := os.ReadFile(path)
-	for line := range strings.Lines(string(b)) {
-		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
-			return line
-		}
-	}
-	return ""
-}
 
 // showExports has what the NFS server exports of the root file system, and of what is mounted in it, at the
 // paths that clients know it by.

@@ -87,6 +87,15 @@ func (m *Morgue) known() (*kernel.Kernel, error) {
 	return k, err
 }
 
+// Hostname is the name that the dead kernel's machine had; empty: nobody knows.
+func (m *Morgue) Hostname() string {
+	k, err := m.known()
+	if err != nil {
+		return ""
+	}
+	return k.Hostname()
+}
+
 // Panicked says whether a CPU of a kernel that was found is in panic(). It reads one word.
 func (m *Morgue) Panicked() (cpu int, panicked bool) {
 	if !m.mu.TryLock() { // the kernel is being looked for
