@@ -53,9 +53,10 @@ test: setup build lab vet
 test-quick: vet
 	$(RUN) -tier quick -timeout $(TIMEOUT)
 
-test-full: TIMEOUT = 3h
+# RESUME=1 continues a run that was broken off, or in which something failed: what has passed is not run again.
+test-full: TIMEOUT = 12h
 test-full: kernels build lab check
-	$(RUN) -tier full -timeout $(TIMEOUT) -table docs/TESTED.md
+	$(RUN) -tier full -timeout $(TIMEOUT) -record out/test-full.jsonl $(if $(RESUME),-resume) -table docs/TESTED.md
 
 # Faults of kernels, and deaths of everything that a pair is made of; about an hour; writes
 # docs/RELIABILITY.md and out/survive.json.

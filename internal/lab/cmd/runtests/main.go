@@ -1,7 +1,7 @@
 // Runtests runs the tests of a tier (package tier), and tells meanwhile what they do:
 // which package runs, which crash image it makes, what failed.
 //
-//	runtests [-tier quick|test|full] [-timeout 10m] [-began SECONDS] [-table FILE] [PACKAGE...]
+//	runtests [-tier quick|test|full] [-timeout 10m] [-began SECONDS] [-record FILE [-resume] [-table FILE]] [PACKAGE...]
 package main
 
 import (
@@ -31,15 +31,24 @@ func main() {
 	tier := flag.String("tier", "test", "quick, test or full")
 	timeout := flag.Duration("timeout", 10*time.Minute, "for the tests of one package")
 	began := flag.Int64("began", time.Now().Unix(), "when make began, in seconds since 1970: times are told from then on")
-	table := flag.String("table", "", "a Markdown file whose table gets a row with the result")
+	path := flag.String("record", "", "a file that keeps how each test ended, a line of JSON for each")
+	resume := flag.Bool("resume", false, "continue the record: what has passed is not run again")
+	table := flag.String("table", "", "a Markdown file whose table gets a row with what is on record")
 	flag.Parse()
 	r := newReport(os.Stdout, time.Unix(*began, 0))
+	if *path != "" {
+		var err error
+		if r.record, err = openRecord(*path, *resume, r.began); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
 	if err := run(r, *tier, *timeout, flag.Args()); err != nil {
 		r.broken = append(r.broken, err.Error())
 	}
 	r.end()
 	if *table != "" {
-		if err := addRow(*table, r); err != nil {
+		if err := addRow(*table, *path); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -61,11 +70,17 @@ func run(r *report, tier string, timeout time.Duration, patterns []string) error
 	if err != nil {
 		return err
 	}
+	ended := r.record.ended()
+	packages = slices.DeleteFunc(packages, func(p string) bool { return slices.Contains(ended, p) })
 	together, one := divide(packages)
 	if tier == "quick" {
 		together, one = packages, nil
 	}
-	return errors.Join(test(r, together, runtime.NumCPU(), timeout), test(r, one, 1, timeout))
+	err = test(r, together, runtime.NumCPU(), timeout, "")
+	for _, p := range one {
+		err = errors.Join(err, test(r, []string{p}, 1, timeout, r.record.skip(p)))
+	}
+	return err
 }
 
 // list returns the packages that have tests, without the name of the module.
@@ -106,12 +121,15 @@ func divide(packages []string) (together, one []string) {
 }
 
 // test runs packages, some at a time, never from the test cache: they run bin/understudy.
-// go vet is a matter of make check.
-func test(r *report, packages []string, atOnce int, timeout time.Duration) error {
+// go vet is a matter of make check. skip is a pattern of tests that are not run.
+func test(r *report, packages []string, atOnce int, timeout time.Duration, skip string) error {
 	if len(packages) == 0 {
 		return nil
 	}
 	args := []string{"test", "-json", "-count", "1", "-vet", "off", "-p", fmt.Sprint(atOnce), "-timeout", timeout.String()}
+	if skip != "" {
+		args = append(args, "-skip", skip)
+	}
 	for _, p := range packages {
 		if !strings.HasPrefix(p, strings.TrimSuffix(module, "/")) { // not the top of the module itself
 			p = module + p

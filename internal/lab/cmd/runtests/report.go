@@ -16,6 +16,7 @@ import (
 
 // event is what go test -json says (go doc test2json).
 type event struct {
+	Time    time.Time
 	Action  string
 	Package string
 	Test    string
@@ -37,13 +38,17 @@ type report struct {
 	reasons                 map[string]int // of skips
 	packages                map[string]int // what they skipped
 	broken                  []string       // what was no test
+	record                  *record        // nil: none is kept
 }
 
 func newReport(out io.Writer, began time.Time) *report {
 	return &report{out: out, began: began, output: make(map[[2]string][]string), reasons: make(map[string]int), packages: make(map[string]int)}
 }
 
-func (r *report) good() bool { return r.failed == 0 && len(r.broken) == 0 && r.passed > 0 }
+// good: nothing failed, and something ran, if only in a run that this one continues.
+func (r *report) good() bool {
+	return r.failed == 0 && len(r.broken) == 0 && (r.passed > 0 || r.record != nil && len(r.record.before) > 0)
+}
 
 // say prints a line with the time since make began.
 func (r *report) say(format string, args ...any) {
@@ -97,6 +102,11 @@ func (r *report) take(e event) {
 
 func (r *report) endTest(name string, e event) {
 	output := r.output[[2]string{name, e.Test}]
+	why := ""
+	if e.Action == "skip" {
+		why = reason(output)
+	}
+	r.keep(ending{Time: e.Time, Action: e.Action, Package: name, Test: e.Test, Why: why})
 	switch e.Action {
 	case "pass":
 		r.passed++
@@ -106,7 +116,7 @@ func (r *report) endTest(name string, e event) {
 	case "skip":
 		r.skipped++
 		r.packages[name]++
-		r.reasons[reason(output)]++
+		r.reasons[why]++
 	case "fail":
 		r.failed++
 		r.failures = append(r.failures, name+" "+e.Test)
@@ -123,6 +133,7 @@ func (r *report) endPackage(name string, e event) {
 		left = fmt.Sprintf(", %d skipped", n)
 	}
 	if e.Action != "fail" {
+		r.keep(ending{Time: e.Time, Action: e.Action, Package: name})
 		r.say("%s: passed in %.0f s%s", name, e.Elapsed, left)
 		return
 	}
@@ -131,10 +142,18 @@ func (r *report) endPackage(name string, e event) {
 		return
 	}
 	r.broken = append(r.broken, name)
+	r.keep(ending{Time: e.Time, Action: e.Action, Package: name})
 	for key, output := range r.output {
 		if key[0] == name {
 			fmt.Fprint(r.out, strings.Join(output, ""))
 		}
+	}
+}
+
+// keep puts an ending on record; that it cannot is as bad as a test that fails.
+func (r *report) keep(e ending) {
+	if err := r.record.add(e); err != nil {
+		r.broken = append(r.broken, err.Error())
 	}
 }
 

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// record is a file with how each test ended, a line of JSON for each. A run that was broken off, or in
+// which something failed, is continued by it: what has passed is not run again.
+type record struct {
+	file   *os.File
+	commit string
+	before []ending // of the runs that this one continues
+}
+
+// ending is how a test ended, or, where Test is empty, a package: one that passed, or failed without a test that
+// did. A run begins with one whose Action is "run".
+type ending struct {
+	Commit  string
+	Time    time.Time
+	Action  string // run, pass, fail or skip
+	Package string `json:",omitempty"`
+	Test    string `json:",omitempty"`
+	Why     string `json:",omitempty"` // it was skipped
+}
+
+// openRecord begins a record, or continues the one that there is.
+func openRecord(path string, resume bool, began time.Time) (*record, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	r := &record{commit: commit()}
+	if resume {
+		var err error
+		if r.before, err = readRecord(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	flags := os.O_CREATE | os.O_WRONLY | os.O_APPEND
+	if !resume {
+		flags |= os.O_TRUNC
+	}
+	var err error
+	if r.file, err = os.OpenFile(path, flags, 0o644); err != nil {
+		return nil, err
+	}
+	return r, r.add(ending{Time: began, Action: "run"})
+}
+
+// readRecord reads a record. Its last line may be half a line: the run was broken off.
+func readRecord(path string) ([]ending, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var all []ending
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		var e ending
+		if json.Unmarshal(lines.Bytes(), &e) == nil {
+			all = append(all, e)
+		}
+	}
+	return all, lines.Err()
+}
+
+// add writes a line, for this run's commit. There may be no record.
+func (r *record) add(e ending) error {
+	if r == nil {
+		return nil
+	}
+	e.Commit = r.commit
+	b, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	_, err = r.file.Write(append(b, '\n'))
+	return err
+}
+
+// ended are the packages that have passed as a whole.
+func (r *record) ended() []string {
+	if r == nil {
+		return nil
+	}
+	var names []string
+	for _, e := range r.before {
+		if e.Package != "" && e.Test == "" && e.Action != "fail" {
+			names = append(names, e.Package)
+		}
+	}
+	return names
+}
+
+// skip is the pattern (go help testflag, -skip) of a package's tests that have passed; subtests are their test's.
+func (r *record) skip(name string) string {
+	if r == nil {
+		return ""
+	}
+	var tests []string
+	for _, e := range r.before {
+		if e.Package != name || e.Test == "" || strings.Contains(e.Test, "/") {
+			continue
+		}
+		tests = slices.DeleteFunc(tests, func(t string) bool { return t == e.Test })
+		if e.Action == "pass" {
+			tests = append(tests, e.Test)
+		}
+	}
+	if len(tests) == 0 {
+		return ""
+	}
+	for i, t := range tests {
+		tests[i] = regexp.QuoteMeta(t)
+	}
+	return "^(" + strings.Join(tests, "|") + ")$"
+}
+
+// sum is what all runs of a record came to.
+type sum struct {
+	passed, failed, skipped int
+	failedFirst             []string // and passed when they ran again
+	time                    time.Duration
+	runs                    int
+	commits                 []string // with the number of tests that passed on each, if there are several
+}
+
+// total adds up a record. Of a test that ran again its last end counts, and what it failed before is told.
+func total(all []ending) sum {
+	var s sum
+	last := make(map[string]ending)
+	var order, failed, commits []string
+	var began time.Time
+	for _, e := range all {
+		if e.Action == "run" {
+			s.runs++
+			began = e.Time
+			continue
+		}
+		if span := e.Time.Sub(began); span > 0 {
+			s.time += span
+			began = e.Time
+		}
+		name := strings.TrimSpace(e.Package + " " + e.Test)
+		if _, ok := last[name]; !ok {
+			order = append(order, name)
+		}
+		last[name] = e
+		if e.Action == "fail" && !slices.Contains(failed, name) {
+			failed = append(failed, name)
+		}
+	}
+	on := make(map[string]int)
+	for _, name := range order {
+		e := last[name]
+		switch {
+		case e.Action == "fail":
+			s.failed++
+		case e.Test == "": // a package
+		case e.Action == "skip":
+			s.skipped++
+		default:
+			s.passed++
+			if on[e.Commit]++; on[e.Commit] == 1 {
+				commits = append(commits, e.Commit)
+			}
+		}
+	}
+	for _, name := range failed {
+		if last[name].Action != "fail" {
+			s.failedFirst = append(s.failedFirst, name)
+		}
+	}
+	for _, c := range commits {
+		if len(commits) > 1 {
+			c = fmt.Sprintf("%s (%d)", c, on[c])
+		}
+		s.commits = append(s.commits, c)
+	}
+	return s
+}
