@@ -12,8 +12,8 @@ import (
 
 	"understudy.dev/understudy/dead/extract"
 	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/internal/lab/compare"
 	"understudy.dev/understudy/internal/lab/fixture"
-	"understudy.dev/understudy/internal/lab/turns"
 )
 
 // onTmpfs makes a directory in memory.
@@ -60,7 +60,7 @@ func BenchmarkExtract(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer c.close()
-			r := turns.Run(b,
+			r := compare.Run(b,
 				discarding(b, dir, "command", func(to string) { run(b, binary, "salvage", "extract", image.RAM, "-o", to) }),
 				discarding(b, dir, "cp", func(to string) { run(b, "cp", "-r", from, to) }),
 				discarding(b, dir, "hash", func(to string) { run(b, binary, "salvage", "extract", image.RAM, "-o", to, "--hash") }),
@@ -74,8 +74,8 @@ func BenchmarkExtract(b *testing.B) {
 }
 
 // onlyWriting is a way of extracting files that are found.
-func onlyWriting(b *testing.B, c *chosen, dir, name string, hash bool) turns.Way {
-	return turns.Way{Name: name, Do: func() time.Duration {
+func onlyWriting(b *testing.B, c *chosen, dir, name string, hash bool) compare.Way {
+	return compare.Way{Name: name, Do: func() time.Duration {
 		c.report = inventory.NewReport(c.image)
 		c.fill()
 		jobs := c.jobs(hash)
@@ -84,8 +84,8 @@ func onlyWriting(b *testing.B, c *chosen, dir, name string, hash bool) turns.Way
 }
 
 // discarding is a way of making a directory that is thrown away.
-func discarding(b *testing.B, dir, name string, do func(to string)) turns.Way {
-	return turns.Way{Name: name, Do: func() time.Duration {
+func discarding(b *testing.B, dir, name string, do func(to string)) compare.Way {
+	return compare.Way{Name: name, Do: func() time.Duration {
 		to := filepath.Join(dir, "to")
 		start := time.Now()
 		do(to)
@@ -121,7 +121,7 @@ func BenchmarkList(b *testing.B) {
 		b.Skipf("%v: make build makes it", err)
 	}
 	image := fixture.Get(b, fixture.Many)
-	turns.Run(b, turns.Time(b, "list", func() error {
+	compare.Run(b, compare.Time(b, "list", func() error {
 		run(b, binary, "salvage", "list", image.RAM)
 		return nil
 	}))

@@ -412,7 +412,7 @@ func (c *control) down(r downRequest) error {
 	case c.stopping:
 		err = errGoesDown
 	case c.leaving:
-		err = errors.New("its supervisor leaves the guests alone: ask again")
+		err = errors.New("its supervisor is ending, and leaves the guests running: run this again")
 	case c.status.State == "taking over":
 		err = errors.New("a takeover is under way, and it ends by itself: ask again when understudy status says something else")
 	case c.status.State == "switching", c.order != nil && c.status.State == "protected":

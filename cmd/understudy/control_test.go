@@ -83,7 +83,7 @@ func TestOneAtATime(t *testing.T) {
 		{"leave when it has stopped", &control{stopped: true}, verbLeave, "goes down already"},
 		{"switch while it goes down", &control{stopping: true}, verbSwitch, "goes down already"},
 		{"switch when it has stopped", &control{stopped: true}, verbSwitch, "goes down already"},
-		{"down when its supervisor leaves", &control{leaving: true}, verbDown, "leaves the guests alone"},
+		{"down when its supervisor leaves", &control{leaving: true}, verbDown, "leaves the guests running"},
 		{"down in a takeover", &control{status: status{State: "taking over"}}, verbDown, "a takeover is under way"},
 		{"down in a switch", &control{status: status{State: "switching"}}, verbDown, "a switch is under way"},
 		{"down before a switch", &control{order: &order{}}, verbDown, "a switch is under way"},

@@ -91,7 +91,7 @@ func (p *protection) await(ctx context.Context, freeze func()) error {
 			}
 		case <-ctx.Done():
 			p.stop()
-			return errors.New("it was ended before there was an understudy to take over")
+			return errors.New("the supervisor was ended before there was an understudy to take over")
 		}
 	}
 }

@@ -94,7 +94,7 @@ func recovered(d *supervisor.RunDir, name string, reports []*offline.Report) err
 	}
 	left := "what was refused is"
 	if slices.ContainsFunc(d.Record.Disks, func(d supervisor.RecordDisk) bool { return d.Refused == nil }) {
-		left = "its record is of an older program, which did not write down whether it had refused something: what that may be is"
+		left = "its record is of an older version, which did not record whether it had refused anything; what it refused, if anything, is"
 	}
 	return &incomplete{[]string{fmt.Sprintf("all that could be brought to the disks of pair %s is there; %s in %s: understudy salvage extract reads it, understudy down --discard %s removes it", name, left, d.Path, name)}}
 }

@@ -105,7 +105,7 @@ func tellApplied(cmd *cobra.Command, r *offline.Report, asJSON bool) error {
 func finishCommits(cmd *cobra.Command, o *offline.Options, asJSON bool) error {
 	reports, err := offline.Settle(cmd.Context(), o.Disk, o.Work)
 	if err == nil && len(reports) == 0 {
-		return fmt.Errorf("disk %s: nothing was broken off while it was written to", o.Disk)
+		return fmt.Errorf("disk %s: no commit to it was broken off, so there is none to finish", o.Disk)
 	}
 	for _, r := range reports {
 		err = errors.Join(err, tellApplied(cmd, r, asJSON))

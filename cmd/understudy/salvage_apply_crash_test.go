@@ -211,7 +211,7 @@ func TestApplyCommitKilled(t *testing.T) {
 	}
 	b.disk = copied
 	b.tidy()
-	if _, err := understudy(t, finish...); err == nil || !strings.Contains(err.Error(), "nothing was broken off") {
+	if _, err := understudy(t, finish...); err == nil || !strings.Contains(err.Error(), "no commit to it was broken off") {
 		t.Errorf("again: %v", err)
 	}
 }
@@ -290,7 +290,7 @@ func TestApplyRefuses(t *testing.T) {
 	}
 	device := strings.TrimSpace(string(loop))
 	b.fails("attached to " + device)
-	b.fails("there is no room beside a block device", "--disk", device)
+	b.fails("no directory for the work files beside it", "--disk", device)
 	if out, err := exec.Command("losetup", "-d", device).CombinedOutput(); err != nil {
 		t.Fatalf("losetup -d: %v: %s", err, out)
 	}

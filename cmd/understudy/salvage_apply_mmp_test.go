@@ -43,7 +43,7 @@ crash
 
 	copyDisk(t, b.crash.Image, b.disk.Image)
 	foreign := b.mmp(3)
-	if r := b.apply(); r.Commit == nil || !strings.Contains(r.Commit.Shared, "signed last") {
+	if r := b.apply(); r.Commit == nil || !strings.Contains(r.Commit.Shared, "was last written by") {
 		t.Errorf("%+v, %+v", r, r.Commit)
 	}
 	if m := b.mmp(0); m != foreign {

@@ -29,7 +29,7 @@ func (c *checker) checkExtra(i *inode) error {
 	extra := int(binary.LittleEndian.Uint16(raw[128:]))
 	room := len(raw) - 128
 	if extra != 0 && extra < 4 || extra > room || extra%4 != 0 {
-		return fmt.Errorf("inode %d has %d extra bytes", i.number, extra)
+		return fmt.Errorf("inode %d has an i_extra_isize of %d", i.number, extra)
 	}
 	if err := checkTimes(i.new, extra); err != nil {
 		return err
@@ -178,7 +178,7 @@ func (c *checker) checkAttributes() {
 // checkShared judges a block of attributes that so many more inodes use.
 func (c *checker) checkShared(b addr.Block, more int) error {
 	if c.new.super.Compat&ext4.CompatExtAttr == 0 || !c.new.super.Contains(b, 1) {
-		return fmt.Errorf("there are attributes at block %d", b)
+		return fmt.Errorf("an inode has its attributes at block %d, which is outside of the file system, or the ext_attr feature is missing", b)
 	}
 	before, err := c.sharers(c.old, b)
 	if err != nil {
@@ -191,7 +191,7 @@ func (c *checker) checkShared(b addr.Block, more int) error {
 	}
 	if now <= 0 {
 		if now < 0 {
-			return fmt.Errorf("the attributes at block %d are used by %d fewer inodes than used it", b, -now)
+			return fmt.Errorf("the attribute block %d loses %d more inodes than its h_refcount counted", b, -now)
 		}
 		return nil
 	}
@@ -201,7 +201,7 @@ func (c *checker) checkShared(b addr.Block, more int) error {
 		return err
 	}
 	if int64(after) != now {
-		return fmt.Errorf("the attributes at block %d count %d inodes that use it, and have %d", b, after, now)
+		return fmt.Errorf("the attribute block %d has an h_refcount of %d, but %d inodes use it", b, after, now)
 	}
 	data, err := c.new.block(b)
 	if err != nil {
@@ -230,7 +230,7 @@ func (c *checker) sharers(v *view, b addr.Block) (uint32, error) {
 	}
 	u32 := func(off int) uint32 { return binary.LittleEndian.Uint32(data[off:]) }
 	if u32(0) != attributeMagic || u32(4) == 0 || u32(8) != 1 {
-		return 0, fmt.Errorf("block %d has no attributes", b)
+		return 0, fmt.Errorf("block %d is not a valid attribute block (h_magic, h_refcount, h_blocks)", b)
 	}
 	if v.super.Checksummed() {
 		sum := ext4.CRC32C(v.super.ChecksumSeed, binary.LittleEndian.AppendUint64(nil, uint64(b)))

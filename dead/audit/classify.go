@@ -62,7 +62,7 @@ func (c *checker) classify(changed map[addr.Block][]byte) {
 func (c *checker) identify(b addr.Block, before, after []byte, regions map[uint64]*region) error {
 	s := &c.new.super
 	if uint64(b) < uint64(s.FirstDataBlock) {
-		return fmt.Errorf("block %d changes, before the first block", b)
+		return fmt.Errorf("block %d changes, which is before s_first_data_block", b)
 	}
 	if first, ok := c.describes(b); ok {
 		return c.compareDescriptors(first, before, after)

@@ -70,7 +70,7 @@ func (c *checker) checkDirectory(i *inode) error {
 		d.indexed = i.new.Flags&ext4.InodeIndex != 0
 		was := i.old.live() && i.old.Flags&ext4.InodeIndex != 0 && d.same()
 		if was && !d.indexed {
-			return errors.New("its index is given up")
+			return errors.New("it loses its htree index (EXT4_INDEX_FL)")
 		}
 		if d.indexed && (len(differ) > 0 || !was) {
 			if err := c.readIndex(d); err != nil {
@@ -156,7 +156,7 @@ func (c *checker) readBlock(d *directory, n int) ([]entry, error) {
 	if d.indexed && n == 0 {
 		list, err := c.new.lenient(b)
 		if err == nil && len(list) != 2 {
-			err = errors.New("its index has names")
+			err = errors.New("its dx_root block has entries other than dot and dotdot")
 		}
 		return list, err
 	}

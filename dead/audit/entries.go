@@ -105,9 +105,9 @@ func (c *checker) checkEntryNames(dir addr.Ino, first bool, list []entry) error 
 		case string(e.name) == "." || string(e.name) == "..":
 			return fmt.Errorf("%q stands at offset %d", e.name, e.offset)
 		case bytes.ContainsAny(e.name, "/\x00"):
-			return fmt.Errorf("name %q", e.name)
+			return fmt.Errorf("name %q has a slash or a zero byte", e.name)
 		case e.ino < s.FirstInode || e.ino > addr.Ino(s.Inodes) || e.ino == dir || e.ino == s.OrphanFile:
-			return fmt.Errorf("%q is inode %d", e.name, e.ino)
+			return fmt.Errorf("%q is for inode %d, which is reserved, out of range or the directory itself", e.name, e.ino)
 		}
 	}
 	return nil

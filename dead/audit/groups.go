@@ -65,10 +65,10 @@ func (c *checker) checkGroup(n uint32, flips uint64, directories int) error {
 		return miscounts("blocks", n, free, uint64(g.FreeClusters), size-before.count(size), uint64(old.FreeClusters))
 	}
 	if !blocks.all(size, uint64(c.new.super.BlockSize)*8, true) {
-		return fmt.Errorf("group %d has blocks that are free behind its end", n)
+		return fmt.Errorf("the block bitmap of group %d has clear bits beyond the end of the group", n)
 	}
 	if int(g.Directories) != int(old.Directories)+directories {
-		return fmt.Errorf("group %d goes from %d directories to %d, and has %+d", n, old.Directories, g.Directories, directories)
+		return fmt.Errorf("group %d goes from %d directories to %d, but its directories change by %+d", n, old.Directories, g.Directories, directories)
 	}
 	return c.checkInodeMap(old, g, flips)
 }
@@ -101,9 +101,9 @@ func (c *checker) checkInodeMap(old, g *ext4.Group, flips uint64) error {
 	case size-after.count(size) != uint64(g.FreeInodes):
 		return miscounts("inodes", g.Number, size-after.count(size), uint64(g.FreeInodes), size-before.count(size), uint64(old.FreeInodes))
 	case !after.all(size-uint64(unused), size, false):
-		return fmt.Errorf("group %d has inodes in use among its last %d", g.Number, unused)
+		return fmt.Errorf("group %d has inodes in use among its last %d, which bg_itable_unused says are unused", g.Number, unused)
 	case g.Flags&ext4.GroupInodeUninit == 0 && !after.all(size, uint64(c.new.super.BlockSize)*8, true):
-		return fmt.Errorf("group %d has inodes that are free behind its end", g.Number)
+		return fmt.Errorf("the inode bitmap of group %d has clear bits beyond the end of the group", g.Number)
 	}
 	return c.checkUncovered(g, size-uint64(c.old.unused(old)), size-uint64(unused))
 }

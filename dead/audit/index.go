@@ -124,7 +124,7 @@ func (r *indexReader) child(n, level int, part span) error {
 	_, leaf := r.out.leaves[n]
 	_, node := r.out.nodes[n]
 	if n == 0 || n >= len(r.blocks) || leaf || node {
-		return fmt.Errorf("block %d is in it, of %d blocks, or is in it twice", n, len(r.blocks))
+		return fmt.Errorf("it points to block %d of a directory of %d blocks, or points to that twice", n, len(r.blocks))
 	}
 	if level == 0 {
 		r.out.leaves[n] = part
@@ -136,7 +136,7 @@ func (r *indexReader) child(n, level int, part span) error {
 		return err
 	}
 	if binary.LittleEndian.Uint64(b) != uint64(len(b))<<32 {
-		return fmt.Errorf("block %d is no node of it", n)
+		return fmt.Errorf("block %d is not a dx_node", n)
 	}
 	if err := r.node(b, indexNode, level-1, part); err != nil {
 		return fmt.Errorf("block %d: %w", n, err)
@@ -201,7 +201,7 @@ func (c *checker) checkLeaf(d *directory, s span, list []entry) error {
 		h := nameHash(&c.new.super, d.hash, e.name)
 		switch {
 		case h < s.from || h > s.to:
-			return fmt.Errorf("name %q has hash %#x, and the leaf those from %#x to %#x", e.name, h, s.from, s.to)
+			return fmt.Errorf("name %q has hash %#x, but its leaf is for %#x to %#x", e.name, h, s.from, s.to)
 		case s.sharedFrom && h == s.from || s.sharedLast && h == s.to:
 			return foreignf("names with hash %#x are in two leaves: not understood", h)
 		}

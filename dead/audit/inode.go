@@ -133,7 +133,7 @@ func (c *checker) checkNumber(i *inode) error {
 	}
 	own := i.number < c.new.super.FirstInode && i.number != rootInode
 	if own || i.number == c.new.super.OrphanFile && c.new.super.OrphanFile != 0 || i.number == c.new.super.JournalInode {
-		return fmt.Errorf("inode %d changes, which is the file system's own", i.number)
+		return fmt.Errorf("inode %d changes, which is reserved, the journal or the orphan file", i.number)
 	}
 	if i.number == rootInode && (!i.old.live() || !i.new.live()) {
 		return errors.New("the root inode is not a directory")
@@ -162,19 +162,19 @@ func (c *checker) checkFields(i *inode) error {
 	case ratio(s) > 1 && n.Flags&ext4.InodeExtents == 0 && c.mapped(n):
 		return foreignf("inode %d has pointers to blocks in clusters, which are not understood", n.Number)
 	case n.Flags&ext4.InodeExtents != 0 && s.Incompat&ext4.IncompatExtents == 0:
-		return fmt.Errorf("inode %d has extents, which the file system has not", n.Number)
+		return fmt.Errorf("inode %d has extents, but the file system lacks the extent feature", n.Number)
 	case n.Links == 0 && !orphan:
 		return fmt.Errorf("inode %d has no links and is no orphan", n.Number)
 	case n.Deleted != 0 && !orphan:
-		return fmt.Errorf("inode %d is in use but deleted, or on a list of orphans that does not have it", n.Number)
+		return fmt.Errorf("inode %d is in use, but deleted (i_dtime is set) and not on the orphan list", n.Number)
 	case binary.LittleEndian.Uint32(n.raw[0x70:]) != 0: // i_obso_faddr
 		return fmt.Errorf("inode %d has a fragment", n.Number)
 	case high(0x76) && s.Incompat&ext4.Incompat64Bit == 0:
-		return fmt.Errorf("inode %d has its attributes at block %d", n.Number, n.Attributes)
+		return fmt.Errorf("inode %d has its attributes at block %d, but the file system lacks the 64bit feature", n.Number, n.Attributes)
 	case high(0x74) && s.ROCompat&ext4.ROCompatHugeFile == 0:
-		return fmt.Errorf("inode %d has %d sectors", n.Number, n.Sectors)
+		return fmt.Errorf("inode %d has %d sectors, but the file system lacks the huge_file feature", n.Number, n.Sectors)
 	case n.Flags&ext4.InodeHugeFile != 0 && (s.ROCompat&ext4.ROCompatHugeFile == 0 || high(0x74)):
-		return fmt.Errorf("inode %d is said to be a huge file", n.Number)
+		return fmt.Errorf("inode %d has EXT4_HUGE_FILE_FL, which the huge_file feature or its i_blocks_high does not allow", n.Number)
 	}
 	return nil
 }
@@ -195,13 +195,13 @@ func (c *checker) checkKind(i *inode) error {
 	case special && (n.Size != 0 || n.Flags&(ext4.InodeExtents|ext4.InodeIndex|flagImmutable|flagAppend) != 0):
 		return fmt.Errorf("inode %d is a special file of %d bytes with flags %#x", n.Number, n.Size, n.Flags)
 	case orphan && n.Links > 0 && !n.IsRegular():
-		return fmt.Errorf("inode %d is an orphan with links, and no regular file", n.Number)
+		return fmt.Errorf("inode %d is an orphan with links, but not a regular file", n.Number)
 	case !n.IsDir() && n.Flags&ext4.InodeIndex != 0:
 		return fmt.Errorf("inode %d is no directory and has an index", n.Number)
 	case n.IsDir() && n.Size >= 1<<32:
 		return fmt.Errorf("inode %d is a directory of %d bytes", n.Number, n.Size)
 	case n.IsDir() && n.Flags&ext4.InodeIndex != 0 && c.new.super.Compat&ext4.CompatDirIndex == 0:
-		return fmt.Errorf("inode %d has an index, which the file system has not", n.Number)
+		return fmt.Errorf("inode %d has an htree index, but the file system lacks the dir_index feature", n.Number)
 	case n.IsSymlink() && n.Links > 0:
 		return c.checkSymlink(n)
 	}

@@ -24,7 +24,7 @@ func (c *checker) checkLinks() {
 		}
 	}
 	for _, n := range sorted(delta) {
-		if c.inodes[n] == nil && delta[n] != 0 && !c.note(fmt.Errorf("inode %d has %+d names and does not change", n, delta[n])) {
+		if c.inodes[n] == nil && delta[n] != 0 && !c.note(fmt.Errorf("inode %d gets %+d names, but does not change", n, delta[n])) {
 			return
 		}
 	}
@@ -80,7 +80,7 @@ func (c *checker) checkCount(i *inode, delta int) error {
 		return c.checkManyLinks(i, was, now, delta)
 	}
 	if was+delta != now {
-		return fmt.Errorf("inode %d goes from %d links to %d, and has %+d names", i.number, was, now, delta)
+		return fmt.Errorf("inode %d goes from %d links to %d, but gets %+d names", i.number, was, now, delta)
 	}
 	if now > maxLinks {
 		return fmt.Errorf("inode %d has %d links", i.number, now)
@@ -95,7 +95,7 @@ func (c *checker) checkManyLinks(i *inode, was, now, delta int) error {
 	case !i.new.inUse():
 		return nil // it was one, and no more
 	case now != 1 || was != 1 && was+delta <= maxLinks || !i.new.IsDir() || c.new.super.ROCompat&ext4.ROCompatDirNlink == 0 || i.new.Flags&ext4.InodeIndex == 0:
-		return fmt.Errorf("directory %d goes from %d links to %d, with %+d names", i.number, was, now, delta)
+		return fmt.Errorf("directory %d goes from %d links to %d, but gets %+d names (with the .. of subdirectories)", i.number, was, now, delta)
 	}
 	return nil
 }
@@ -127,7 +127,7 @@ func (c *checker) checkOneName(i *inode, names kinds) error {
 		got += count
 	}
 	if want := i.new.names() - i.old.names(); got != want {
-		return fmt.Errorf("directory %d has %+d names instead of %+d", n, got, want)
+		return fmt.Errorf("directory %d gets %+d names instead of %+d", n, got, want)
 	}
 	return nil
 }
@@ -162,7 +162,7 @@ func (c *checker) checkEdge(e edge, count int) error {
 	} else {
 		var err error
 		if target, err = c.new.load(e.ino); err != nil {
-			return fmt.Errorf("directory %d has a name for what is none: %w", e.dir, err)
+			return fmt.Errorf("directory %d has an entry for no valid inode: %w", e.dir, err)
 		}
 	}
 	kind := byte(0)
@@ -212,7 +212,7 @@ func (c *checker) parent(n addr.Ino) (addr.Ino, error) {
 		return 0, fmt.Errorf("directory %d: %w", n, err)
 	}
 	if x := m.out.extents; !i.IsDir() || len(x) == 0 || x[0].logical != 0 {
-		return 0, fmt.Errorf("directory %d is none", n)
+		return 0, fmt.Errorf("inode %d is not a directory, or has no first block", n)
 	}
 	b, err := c.new.block(m.out.extents[0].start)
 	if err != nil {

@@ -72,7 +72,7 @@ func (k Memory) Mend(old io.ReaderAt, changed map[addr.Block][]byte, operations 
 			return m.out, nil
 		}
 	}
-	return nil, errors.New("mend: there is no end of it")
+	return nil, fmt.Errorf("mend: after %d rounds there is still something to mend", maxRounds)
 }
 
 // mender goes through the changes until nothing is left to be mended.

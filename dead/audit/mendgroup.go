@@ -186,7 +186,7 @@ func (m *mender) owned() (map[uint32]bits, error) {
 				m.groups[p.group] = struct{}{}
 			}
 			if !out[p.group].all(p.from, p.to, change == given) {
-				return nil, fmt.Errorf("blocks %d to %d are %s, but before the bitmap had others of them", p.run.from, p.run.to-1, change)
+				return nil, fmt.Errorf("blocks %d to %d are %s, but some of them already were in the old bitmap", p.run.from, p.run.to-1, change)
 			}
 			for n := p.from; n < p.to; n++ {
 				out[p.group][n/8] ^= 1 << (n % 8)

@@ -81,7 +81,7 @@ func (m *mender) mendCount(i *inode, delta, gained int) error {
 	case want > 0 && want == now-1 && !i.made():
 		return m.setLinks(i.number, want)
 	}
-	return fmt.Errorf("inode %d has %d links and %+d names, of %d: not understood", i.number, now, delta, was)
+	return fmt.Errorf("inode %d has %d links and gets %+d names, but had %d links: not understood", i.number, now, delta, was)
 }
 
 // operation takes one off those that were in flight.
@@ -113,7 +113,7 @@ func (m *mender) empty(n addr.Ino) error {
 		}
 	}
 	if names != 2 {
-		return fmt.Errorf("directory %d has no name, and %d entries", n, names)
+		return fmt.Errorf("directory %d has no name, but %d entries, and is not empty", n, names)
 	}
 	return nil
 }

@@ -82,16 +82,16 @@ func (v *view) orphans(unclaimed *unclaimed) (map[addr.Ino]source, error) {
 	}
 	if v.super.OrphanFile == 0 {
 		if v.super.ROCompat&ext4.ROCompatOrphanPresent != 0 {
-			return nil, errors.New("there is no file of them")
+			return nil, errors.New("the orphan_present feature is set, but there is no orphan file")
 		}
 		return out, nil
 	}
 	listed := len(out)
 	if err := v.orphanFile(out, unclaimed); err != nil {
-		return nil, fmt.Errorf("file of them: %w", err)
+		return nil, fmt.Errorf("orphan file: %w", err)
 	}
 	if len(out) > listed && v.super.ROCompat&ext4.ROCompatOrphanPresent == 0 {
-		return nil, errors.New("the superblock does not know of those in the file")
+		return nil, errors.New("the orphan file has entries, but the orphan_present feature is not set")
 	}
 	return out, nil
 }
@@ -99,7 +99,7 @@ func (v *view) orphans(unclaimed *unclaimed) (map[addr.Ino]source, error) {
 // orphan takes an inode that is noted as an orphan.
 func (v *view) orphan(out map[addr.Ino]source, n addr.Ino, from source) (*ext4.Inode, error) {
 	if _, there := out[n]; there || n < v.super.FirstInode {
-		return nil, fmt.Errorf("inode %d is noted twice, or is none", n)
+		return nil, fmt.Errorf("inode %d is listed twice, or is reserved", n)
 	}
 	i, err := v.load(n)
 	if err != nil {
@@ -148,7 +148,7 @@ func (v *view) orphanBlock(file *ext4.Inode, block addr.Block, out map[addr.Ino]
 			return err
 		}
 		if i.Deleted != 0 {
-			return fmt.Errorf("inode %d is in a list of orphans, too", n)
+			return fmt.Errorf("inode %d is in the orphan file, and on the orphan list, too", n)
 		}
 	}
 	return nil
@@ -163,7 +163,7 @@ func (c *checker) checkOrphans() {
 		}
 		i, err := c.new.load(n)
 		if err == nil && i.Links > 0 && !i.IsRegular() {
-			err = fmt.Errorf("inode %d is an orphan with links, and no regular file", n)
+			err = fmt.Errorf("inode %d is an orphan with links, but not a regular file", n)
 		}
 		if !c.note(err) {
 			return

@@ -39,7 +39,7 @@ func (s *state) clusters(out []run, ratio uint64) ([]run, error) {
 	nodes, end := len(out), uint64(0) // cluster of the file behind the last extent
 	for _, x := range s.file.extents {
 		if x.logical%ratio != uint64(x.start)%ratio {
-			return out, fmt.Errorf("its block %d is at block %d, elsewhere in a cluster", x.logical, x.start)
+			return out, fmt.Errorf("its block %d is mapped to block %d, which is at another offset in its cluster", x.logical, x.start)
 		}
 		r := run{x.start / addr.Block(ratio), (x.start+addr.Block(x.length)-1)/addr.Block(ratio) + 1}
 		if len(out) > nodes && x.logical/ratio+1 == end {
@@ -127,9 +127,9 @@ func (c *checker) checkRun(r run, change change, flips map[uint32]uint64) error 
 		case !before.all(p.from, p.to, change != taken) && change != taken:
 			return foreignf("blocks %d to %d are %s, but before the bitmap had not all of them", p.run.from, p.run.to-1, change)
 		case !before.all(p.from, p.to, change != taken):
-			return fmt.Errorf("blocks %d to %d are %s, but before the bitmap had some of them", p.run.from, p.run.to-1, change)
+			return fmt.Errorf("blocks %d to %d are %s, but the old bitmap had some of them in use", p.run.from, p.run.to-1, change)
 		case !after.all(p.from, p.to, change != given):
-			return fmt.Errorf("blocks %d to %d are %s, but the bitmap has others of them", p.run.from, p.run.to-1, change)
+			return fmt.Errorf("blocks %d to %d are %s, but the new bitmap does not have all of them so", p.run.from, p.run.to-1, change)
 		}
 		if change != kept {
 			flips[p.group] += p.to - p.from

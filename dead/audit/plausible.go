@@ -42,7 +42,7 @@ func (m Memory) Plausible(old io.ReaderAt, changed map[addr.Block][]byte, handle
 		return fmt.Errorf("judge changed blocks: %w", err)
 	}
 	if len(p.torn) > atOnce*handles {
-		return fmt.Errorf("%w: %d handles were open, and of what they changed these have a wrong checksum: %v", ErrDamaged, handles, p.torn[:min(len(p.torn), maxReasons)])
+		return fmt.Errorf("%w: more has a wrong checksum than the %d open handles can have been changing: %v", ErrDamaged, handles, p.torn[:min(len(p.torn), maxReasons)])
 	}
 	return nil
 }
@@ -242,7 +242,7 @@ func (p *plausible) moves(s, of Slot, raw []byte) error {
 	if !same || bytes.Equal(raw[generationAt:][:4], before[s.Offset+generationAt:][:4]) {
 		return nil
 	}
-	return fmt.Errorf("%w: inode %d becomes what inode %d was", ErrDamaged, s.Ino, of.Ino)
+	return fmt.Errorf("%w: inode %d gets the content of inode %d", ErrDamaged, s.Ino, of.Ino)
 }
 
 // created reports whether an inode has the time of its creation: room for i_crtime, and i_crtime_extra behind it, by

@@ -70,7 +70,7 @@ func (c *checker) checkQuota(kind int, n addr.Ino) error {
 	}
 	for id, bytes := range want {
 		if bytes != 0 {
-			return fmt.Errorf("quota file %d counts %d bytes less than %d has gained", n, bytes, id)
+			return fmt.Errorf("quota file %d counts %d bytes less than ID %d has gained", n, bytes, id)
 		}
 	}
 	return nil
@@ -123,7 +123,7 @@ func (c *checker) quotaChanges(b addr.Block, want map[uint32]uint64) error {
 		}
 	}
 	if !bytes.Equal(rest, before) {
-		return errors.New("it changes in more than what it counts")
+		return errors.New("it changes in more than dqb_curspace")
 	}
 	return nil
 }

@@ -130,7 +130,7 @@ func (m *mender) takeBack(n addr.Ino, under []addr.Ino) error {
 		}
 	}
 	if len(fresh) != 1 {
-		return fmt.Errorf("inode %d has a name too many, and %d that are new: not understood", n, len(fresh))
+		return fmt.Errorf("inode %d has one name too many, but %d of its names are new instead of one: not understood", n, len(fresh))
 	}
 	if err := m.operation(); err != nil {
 		return err
@@ -161,7 +161,7 @@ func (m *mender) lost(n addr.Ino) error {
 		return err
 	}
 	if len(seen) == 0 && !i.made() {
-		return fmt.Errorf("inode %d lacks a name, and memory has none: not understood", n)
+		return fmt.Errorf("inode %d lacks a name, and has no dentry in memory: not understood", n)
 	}
 	for _, name := range seen {
 		p, err := m.find(name)
@@ -219,7 +219,7 @@ func (m *mender) moved(to place) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("inode %d has its name, and was not renamed: not understood", to.ino)
+	return fmt.Errorf("inode %d took over that name, but was not renamed to it: not understood", to.ino)
 }
 
 // find looks for a name in a directory; nil if it has none.

@@ -64,7 +64,7 @@ func (c *checker) checkSize(i *inode) error {
 		return nil
 	}
 	if last, ok := c.beyond(i); ok {
-		return fmt.Errorf("inode %d has %d bytes, and content in its block %d", n.Number, n.Size, last)
+		return fmt.Errorf("inode %d has %d bytes, and content in its block %d, which is beyond its end", n.Number, n.Size, last)
 	}
 	if n.Flags&ext4.InodeExtents == 0 {
 		perBlock := block / 4
@@ -75,7 +75,7 @@ func (c *checker) checkSize(i *inode) error {
 		return fmt.Errorf("inode %d has %d bytes, more than it can map", n.Number, n.Size)
 	}
 	if n.Size >= 1<<31 && c.new.super.ROCompat&ext4.ROCompatLargeFile == 0 {
-		return fmt.Errorf("inode %d is a large file, which the file system has not", n.Number)
+		return fmt.Errorf("inode %d is a large file, but the file system lacks the large_file feature", n.Number)
 	}
 	return nil
 }

@@ -220,11 +220,11 @@ func (m *mapper) indexExtents(node []byte, level int, from, to uint64) error {
 			next = uint64(binary.LittleEndian.Uint32(entries[at+ext4.ExtentSize:]))
 		}
 		if first < from || first >= next || next > to {
-			return fmt.Errorf("level %d of its tree has [%d, %d) within [%d, %d)", level, first, next, from, to)
+			return fmt.Errorf("level %d of its extent tree has an entry for blocks [%d, %d), which does not fit into [%d, %d)", level, first, next, from, to)
 		}
 		below := addr.Block(binary.LittleEndian.Uint32(e[4:])) | addr.Block(binary.LittleEndian.Uint16(e[8:]))<<32
 		if !m.v.super.Contains(below, 1) {
-			return fmt.Errorf("level %d of its tree has a node at block %d", level, below)
+			return fmt.Errorf("level %d of its extent tree points to block %d, outside of the file system", level, below)
 		}
 		if level == 1 {
 			m.leaf(leaf{below, first, next})
@@ -321,7 +321,7 @@ func (m *mapper) readExtents(node []byte, from, to uint64) error {
 			start: addr.Block(binary.LittleEndian.Uint32(e[8:])) | addr.Block(binary.LittleEndian.Uint16(e[6:]))<<32,
 		}
 		if x.length == 0 || x.logical < from || x.logical+x.length > to || !m.v.super.Contains(x.start, x.length) {
-			return fmt.Errorf("extent of %d blocks at block %d for block %d, within [%d, %d)", x.length, x.start, x.logical, from, to)
+			return fmt.Errorf("bad extent: %d blocks at block %d for logical block %d, in a node for [%d, %d)", x.length, x.start, x.logical, from, to)
 		}
 		from = x.logical + x.length
 		m.out.extents = append(m.out.extents, x)
@@ -355,7 +355,7 @@ func (m *mapper) indexPointer(b addr.Block, level int, from, span uint64) error 
 		return nil
 	}
 	if !m.v.super.Contains(b, 1) {
-		return fmt.Errorf("its block of pointers %d is outside of the file system", b)
+		return fmt.Errorf("its indirect block %d is outside of the file system", b)
 	}
 	if level == 1 {
 		m.leaf(leaf{b, from, from + span})
@@ -385,7 +385,7 @@ func (m *mapper) readPointers(pointers []byte, from uint64) error {
 			continue
 		}
 		if !m.v.super.Contains(b, 1) {
-			return fmt.Errorf("its block %d is at block %d", from+uint64(at/4), b)
+			return fmt.Errorf("its block %d is mapped to block %d, outside of the file system", from+uint64(at/4), b)
 		}
 		logical := from + uint64(at/4)
 		m.out.count++

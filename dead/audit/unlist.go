@@ -23,11 +23,11 @@ func Unlist(old io.ReaderAt, changed map[addr.Block][]byte, inodes []addr.Ino) (
 	}
 	u := &unlister{v: c.new, gone: inodes, edited: make(map[addr.Block][]byte)}
 	if err := u.list(); err != nil {
-		return nil, fmt.Errorf("list of orphans: %w", err)
+		return nil, fmt.Errorf("orphan list: %w", err)
 	}
 	if u.v.super.OrphanFile != 0 {
 		if err := u.file(); err != nil {
-			return nil, fmt.Errorf("file of orphans: %w", err)
+			return nil, fmt.Errorf("orphan file: %w", err)
 		}
 	}
 	return u.edited, nil

@@ -109,13 +109,13 @@ func (v *view) group(n uint32) (*ext4.Group, error) {
 		return nil, err
 	}
 	if !v.super.Contains(g.BlockBitmap, 1) || !v.super.Contains(g.InodeBitmap, 1) {
-		return nil, fmt.Errorf("group %d has its bitmaps in blocks %d and %d", n, g.BlockBitmap, g.InodeBitmap)
+		return nil, fmt.Errorf("group %d has its bitmaps in blocks %d and %d, outside of the file system", n, g.BlockBitmap, g.InodeBitmap)
 	}
 	if !v.protected() {
 		g.Flags, g.UnusedInodes = 0, 0 // they count only where they are protected
 	}
 	if g.UnusedInodes > v.super.InodesPerGroup {
-		return nil, fmt.Errorf("group %d has %d inodes unused of %d", n, g.UnusedInodes, v.super.InodesPerGroup)
+		return nil, fmt.Errorf("group %d has a bg_itable_unused of %d, with %d inodes", n, g.UnusedInodes, v.super.InodesPerGroup)
 	}
 	v.groups[n] = g
 	return g, nil

@@ -210,7 +210,7 @@ func (s *Super) BaseBlocks(group uint32) uint64 {
 // Group reads a group descriptor.
 func (f *FS) Group(n uint32) (*Group, error) {
 	if uint64(n) >= f.Super.Groups() {
-		return nil, fmt.Errorf("read group %d: there are %d", n, f.Super.Groups())
+		return nil, fmt.Errorf("read group %d: there are only %d groups", n, f.Super.Groups())
 	}
 	home, offset := f.Super.DescriptorLocation(n)
 	b, err := f.Block(home)

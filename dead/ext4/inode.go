@@ -55,7 +55,7 @@ func (i *Inode) IsSymlink() bool { return i.Mode&0xf000 == 0xa000 }
 // that it lies in, counted from the table's start, and its offset there.
 func (s *Super) InodeLocation(n addr.Ino) (group uint32, block uint64, offset int, err error) {
 	if n == 0 || n > addr.Ino(s.Inodes) {
-		return 0, 0, 0, fmt.Errorf("inode %d: there are %d", n, s.Inodes)
+		return 0, 0, 0, fmt.Errorf("inode %d does not exist: there are only %d", n, s.Inodes)
 	}
 	group = uint32((n - 1) / addr.Ino(s.InodesPerGroup))
 	at := uint64((n-1)%addr.Ino(s.InodesPerGroup)) * uint64(s.InodeSize)

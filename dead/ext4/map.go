@@ -158,7 +158,7 @@ func (f *FS) extentRun(e []byte, logical uint32) (Run, error) {
 	length, unwritten := ExtentLength(e)
 	start := addr.Block(binary.LittleEndian.Uint32(e[8:])) | addr.Block(binary.LittleEndian.Uint16(e[6:]))<<32
 	if length == 0 || uint64(first)+uint64(length) > 1<<32 || !f.Super.Contains(start, uint64(length)) {
-		return Run{}, fmt.Errorf("extent of %d blocks at block %d", length, start)
+		return Run{}, fmt.Errorf("bad extent: %d blocks at block %d", length, start)
 	}
 	skip := logical - first
 	if skip >= length {
@@ -171,7 +171,7 @@ func (f *FS) extentRun(e []byte, logical uint32) (Run, error) {
 // its checksum.
 func (f *FS) extentBlock(i *Inode, b addr.Block) ([]byte, error) {
 	if !f.Super.Contains(b, 1) {
-		return nil, fmt.Errorf("node of the tree at block %d", b)
+		return nil, fmt.Errorf("the extent tree has a node at block %d, outside of the file system", b)
 	}
 	node, err := f.Block(b)
 	if err != nil {
@@ -246,7 +246,7 @@ func (f *FS) mapIndirect(i *Inode, logical uint32) (Run, error) {
 				return Run{}, ErrHole
 			}
 			if !f.Super.Contains(b, 1) {
-				return Run{}, fmt.Errorf("indirect block at block %d", b)
+				return Run{}, fmt.Errorf("the indirect block %d is outside of the file system", b)
 			}
 			var err error
 			if pointers, err = f.Block(b); err != nil {
@@ -268,7 +268,7 @@ func (f *FS) pointerRun(pointers []byte, index uint64, logical uint32) (Run, err
 		r.Length++
 	}
 	if !f.Super.Contains(r.Physical, uint64(r.Length)) {
-		return Run{}, fmt.Errorf("%d blocks at block %d", r.Length, r.Physical)
+		return Run{}, fmt.Errorf("%d blocks at block %d are outside of the file system", r.Length, r.Physical)
 	}
 	return r, nil
 }

@@ -35,7 +35,7 @@ const (
 )
 
 // ErrNotMMP says that a block is not what the feature mmp has there.
-var ErrNotMMP = errors.New("not a block of mmp")
+var ErrNotMMP = errors.New("not an MMP block")
 
 // ParseMMP reads the block, from disk or from memory. In memory its checksum may be of the time
 // before: it is looked at only if checked says so.
@@ -44,7 +44,7 @@ func (s *Super) ParseMMP(b []byte, checked bool) (MMP, error) {
 		return MMP{}, ErrNotMMP
 	}
 	if sum := CRC32C(s.ChecksumSeed, b[:mmpChecksum]); checked && s.Checksummed() && sum != binary.LittleEndian.Uint32(b[mmpChecksum:]) {
-		return MMP{}, fmt.Errorf("block of mmp: %w", ErrChecksum)
+		return MMP{}, fmt.Errorf("MMP block: %w", ErrChecksum)
 	}
 	text := func(b []byte) string { b, _, _ = bytes.Cut(b, []byte{0}); return string(b) }
 	return MMP{

@@ -154,9 +154,9 @@ func (l *Log) accept(scan *Scan, at Start, t *Transaction) error {
 	case at.Block < l.Super.First || at.Block >= l.Super.Last:
 		return fmt.Errorf("%w: block %d of a log of [%d, %d)", ErrStart, at.Block, l.Super.First, l.Super.Last)
 	case scan.Empty && at.Sequence.before(scan.Next):
-		return fmt.Errorf("%w: the empty log goes on with number %d", ErrStart, scan.Next)
+		return fmt.Errorf("%w: the empty log continues with sequence %d", ErrStart, scan.Next)
 	case !scan.Empty && (at.Block != scan.End || at.Sequence != scan.Next):
-		return fmt.Errorf("%w: at block %d, instead of block %d with number %d", ErrStart, at.Block, scan.End, scan.Next)
+		return fmt.Errorf("%w: at block %d, instead of block %d with sequence %d", ErrStart, at.Block, scan.End, scan.Next)
 	case !scan.Empty && !l.FS.Super.NeedsReplay():
 		return ErrNotInUse
 	case len(t.Blocks) == 0 && len(t.Revokes) == 0:
@@ -170,7 +170,7 @@ func (l *Log) accept(scan *Scan, at Start, t *Transaction) error {
 		case len(b.Data) != int(l.Super.BlockSize):
 			return fmt.Errorf("block %d has %d bytes", b.Home, len(b.Data))
 		case homes[b.Home]:
-			return fmt.Errorf("block %d is there twice", b.Home)
+			return fmt.Errorf("block %d is in the transaction twice", b.Home)
 		}
 		if err := l.acceptHome(b.Home); err != nil {
 			return err
@@ -179,7 +179,7 @@ func (l *Log) accept(scan *Scan, at Start, t *Transaction) error {
 	}
 	for _, b := range t.Revokes {
 		if homes[b] {
-			return fmt.Errorf("block %d is revoked twice, or by the transaction that has it", b)
+			return fmt.Errorf("block %d is revoked twice, or both logged and revoked", b)
 		}
 		if err := l.acceptHome(b); err != nil {
 			return err
@@ -192,7 +192,7 @@ func (l *Log) accept(scan *Scan, at Start, t *Transaction) error {
 func (l *Log) acceptHome(b addr.Block) error {
 	switch {
 	case !l.Super.Is64Bit && b > 1<<32-1:
-		return fmt.Errorf("block %d in a journal with numbers of 32 bits", b)
+		return fmt.Errorf("block %d does not fit into the journal's 32-bit block numbers", b)
 	case l.Contains(b):
 		return fmt.Errorf("block %d is in the journal", b)
 	}
@@ -370,7 +370,7 @@ func (p *Pending) verify(written *encoded, t *Transaction) error {
 func (p *Pending) compare(scan *Scan, written *encoded, t *Transaction) error {
 	switch {
 	case len(scan.Transactions) != 1 || scan.End != p.End || scan.Next != p.Sequence+1 || scan.Partial:
-		return fmt.Errorf("a recovery would go on to block %d and number %d", scan.End, scan.Next)
+		return fmt.Errorf("a recovery would end at block %d with sequence %d", scan.End, scan.Next)
 	case scan.Fast.Tags > 0 || scan.Fast.Err != nil:
 		return fmt.Errorf("a recovery would find fast commits after it: %d, %v", scan.Fast.Tags, scan.Fast.Err)
 	case len(scan.Transactions[0].Blocks) != len(t.Blocks) || !slices.Equal(scan.Transactions[0].Revokes, t.Revokes):

@@ -75,7 +75,7 @@ func (l *Log) bitmaps(s *Scan) (map[addr.Block]uint32, error) {
 		}
 	}
 	if l.FS.Super.BlocksPerGroup/l.ratio() > 8*l.FS.Super.BlockSize {
-		return nil, fmt.Errorf("groups of %d blocks have more than a bitmap of one block", l.FS.Super.BlocksPerGroup)
+		return nil, fmt.Errorf("groups of %d blocks need more than one block for their bitmap", l.FS.Super.BlocksPerGroup)
 	}
 	return out, nil
 }

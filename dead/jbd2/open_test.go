@@ -66,7 +66,7 @@ func TestOpenRefused(t *testing.T) {
 		{"two kinds of checksums", super(func(b []byte) { b[0x27] |= 1 }), "more than one kind"},
 		{"unknown checksums", super(func(b []byte) { b[0x50] = 1 }), "unknown type 1"},
 		{"fast commits of no length", super(func(b []byte) { b[0x2b] |= 0x20 }), ""},
-		{"fast commits of all", super(func(b []byte) { b[0x2b] |= 0x20; be.PutUint32(b[0x54:], 1025) }), "1025 blocks for fast commits of 1024"},
+		{"fast commits of all", super(func(b []byte) { b[0x2b] |= 0x20; be.PutUint32(b[0x54:], 1025) }), "1025 blocks for fast commits in a journal of 1024"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			d := jbd2.NewRecording(bytes.NewReader(base))

@@ -67,7 +67,7 @@ func (l *Log) from(p Pos) (ext4.Run, error) {
 		return 0
 	})
 	if !found {
-		return ext4.Run{}, fmt.Errorf("the journal has %d", l.Super.Length)
+		return ext4.Run{}, fmt.Errorf("the journal has only %d blocks", l.Super.Length)
 	}
 	return l.runs[i].Skip(uint32(p) - l.runs[i].Logical), nil
 }

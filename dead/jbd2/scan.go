@@ -343,7 +343,7 @@ func (l *Log) grow(limit uint64, data []byte) (uint64, error) {
 		err = super.Check()
 	}
 	if err == nil && super.BlockSize != l.Super.BlockSize {
-		err = fmt.Errorf("a superblock with blocks of %d bytes", super.BlockSize)
+		err = fmt.Errorf("the logged superblock has blocks of %d bytes", super.BlockSize)
 	}
 	if err != nil || super.Blocks <= limit {
 		return limit, err

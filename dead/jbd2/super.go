@@ -206,7 +206,7 @@ func (s *Super) parseV2(b []byte) error {
 		fast = defaultFastSize
 	}
 	if fast > uint32(s.Length) {
-		return fmt.Errorf("%d blocks for fast commits of %d", fast, s.Length)
+		return fmt.Errorf("%d blocks for fast commits in a journal of %d blocks", fast, s.Length)
 	}
 	if uint32(s.Length)-fast >= minLength {
 		s.Last = s.Length - Pos(fast)

@@ -16,7 +16,7 @@ import (
 
 // ErrUnfilled says that a file was being given a block, which would have what another file left
 // there, and that memory does not tell what belongs into it.
-var ErrUnfilled = errors.New("it was being given a block, and memory does not tell what belongs there")
+var ErrUnfilled = errors.New("a block was being allocated to it, and memory does not have the data that belongs there")
 
 // fill puts into the transaction what belongs into blocks that a file has got and nobody has
 // filled yet. Without delayed allocation, or where that does not give unwritten extents, a
@@ -204,9 +204,9 @@ func (l *filler) may(b pagecache.FillingBlock, run ext4.Run) error {
 	case l.opaque:
 		return fmt.Errorf("%w: it is encrypted, or sealed by fs-verity", ErrUnfilled)
 	case b.Disk >= 0 && b.Disk != place:
-		return fmt.Errorf("%w: its buffer is at %d of the device, and the block at %d", ErrUnfilled, b.Disk, place)
+		return fmt.Errorf("%w: its buffer is mapped to byte %d of the device, but the block is at byte %d", ErrUnfilled, b.Disk, place)
 	case !b.Filled && !(b.Fresh && b.Disk == place):
-		return fmt.Errorf("%w: its buffer is not filled, and not new", ErrUnfilled)
+		return fmt.Errorf("%w: its buffer is neither filled nor BH_New", ErrUnfilled)
 	case run.Unwritten:
 		return nil
 	}

@@ -235,7 +235,7 @@ func (m *inlineCheck) half(i *pagecache.Inode) error {
 func (m *inlineCheck) made(i *pagecache.Inode, now *ext4.Inode) error {
 	was, err := m.before.Inode(i.Ino)
 	if now.Generation != i.Generation || err == nil && was.Links > 0 && was.Generation == now.Generation {
-		return fmt.Errorf("%w: it was being created, and was there before", ErrInline)
+		return fmt.Errorf("%w: it was being created, but its inode was in use before", ErrInline)
 	}
 	return m.free(i)
 }
@@ -253,7 +253,7 @@ func (m *inlineCheck) directory(now *ext4.Inode) error {
 		return err
 	}
 	if addr.Ino(binary.LittleEndian.Uint32(b)) != now.Number || b[6] != 1 || b[8] != '.' {
-		return fmt.Errorf("%w: its first block is not its own", ErrInline)
+		return fmt.Errorf("%w: its first block is not a directory block of this inode", ErrInline)
 	}
 	sum := len(b) - 4
 	if _, there := m.logged[run.Physical]; !there && m.after.Super.Checksummed() && now.Flags&ext4.InodeIndex == 0 &&

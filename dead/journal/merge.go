@@ -114,12 +114,12 @@ func (j *Journal) begun() Case {
 func (j *Journal) describe() string {
 	s := ""
 	if t := j.Committing; t != nil {
-		s += fmt.Sprintf("%d commits from block %d on, ", t.ID, t.LogStart)
+		s += fmt.Sprintf("transaction %d is committing from block %d on, ", t.ID, t.LogStart)
 	}
 	if t := j.Running; t != nil {
-		s += fmt.Sprintf("%d runs", t.ID)
+		s += fmt.Sprintf("transaction %d is running", t.ID)
 	} else {
-		s += "none runs"
+		s += "none is running"
 	}
 	return s
 }
@@ -203,7 +203,7 @@ func (j *Journal) writtenRevokes(log *jbd2.Log, dev *pagecache.Device) ([]addr.B
 // (fs/ext4/orphan.c, ext4_orphan_file_block_trigger).
 func fireTrigger(fs *ext4.FS, b Buffer) ([]byte, error) {
 	if fs.Super.OrphanFile == 0 {
-		return nil, fmt.Errorf("%w: block %d has a commit trigger, and the file system no orphan file", ErrDamaged, b.Block)
+		return nil, fmt.Errorf("%w: block %d has a commit trigger, but the file system has no orphan file", ErrDamaged, b.Block)
 	}
 	inode, err := fs.Inode(fs.Super.OrphanFile)
 	if err != nil {

@@ -63,7 +63,7 @@ func (f *finisher) signature(fs *ext4.FS, at addr.Block) ([]byte, error) {
 func (f *finisher) signed(fs *ext4.FS, at addr.Block, disk ext4.MMP) error {
 	size := int(fs.Super.BlockSize)
 	if !f.dev.Caches(at, size) { // else it would be read from the disk
-		return fmt.Errorf("memory does not have block %d, by which it signs", at)
+		return fmt.Errorf("memory does not have block %d, the MMP block", at)
 	}
 	b, err := f.dev.Meta(at, size)
 	if err != nil {
@@ -74,7 +74,7 @@ func (f *finisher) signed(fs *ext4.FS, at addr.Block, disk ext4.MMP) error {
 		return fmt.Errorf("in memory: %w", err)
 	}
 	if !memory.Wrote(disk) {
-		return fmt.Errorf("%q signed last, with number %d, and not the dead kernel %q, which was at %d", disk.Node, disk.Sequence, memory.Node, memory.Sequence)
+		return fmt.Errorf("the MMP block was last written by %q, with sequence %d, and not by the dead kernel %q, which was at %d", disk.Node, disk.Sequence, memory.Node, memory.Sequence)
 	}
 	return nil
 }

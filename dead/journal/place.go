@@ -31,8 +31,8 @@ type Placement struct {
 }
 
 var (
-	errQuotas  = errors.New("quotas count what is allocated")
-	errAudit   = errors.New("the audit does not confirm it")
+	errQuotas  = errors.New("quotas are kept in ordinary files, which could not be updated")
+	errAudit   = errors.New("the audit found the change inconsistent")
 	errRoom    = errors.New("the transaction would not fit into the journal")
 	errChecked = errors.New("the file system is to be checked first")
 )

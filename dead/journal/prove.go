@@ -107,7 +107,7 @@ func (f *finisher) mended(c *change) (*audit.Mended, error) {
 	maps.Copy(all, mended.Blocks)
 	verdict, err := f.remembered.Check(c.before, all)
 	if err == nil && !verdict.Clean {
-		err = fmt.Errorf("mended: %s", strings.Join(verdict.Reasons, "; "))
+		err = fmt.Errorf("still inconsistent when completed: %s", strings.Join(verdict.Reasons, "; "))
 	}
 	if err == nil {
 		f.report.Audit = &verdict

@@ -70,7 +70,7 @@ func (f *finisher) names(inodes []*pagecache.Inode, n addr.Ino) ([]audit.Name, e
 		}
 	}
 	if !there {
-		return nil, fmt.Errorf("inode %d is not in memory, and may have names: not understood", n)
+		return nil, fmt.Errorf("inode %d is not in memory, so that its dentries are not known: not understood", n)
 	}
 	return out, nil
 }

@@ -178,7 +178,7 @@ func (r *reader) revoked(at addr.Virt) ([]addr.Block, error) {
 	}
 	buckets := r.l.table.buckets.Uint(b)
 	if buckets > maxBuckets {
-		return nil, fmt.Errorf("%w: %d lists", ErrDamaged, buckets)
+		return nil, fmt.Errorf("%w: the revoke table has %d buckets", ErrDamaged, buckets)
 	}
 	var out []addr.Block
 	first := r.l.table.hashes.Pointer(b)

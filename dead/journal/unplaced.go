@@ -55,7 +55,7 @@ func (f *finisher) waiting(c *change) ([]unplaced, error) {
 	slices.SortFunc(out, func(a, b unplaced) int { return cmp.Compare(a.inode.Ino, b.inode.Ino) })
 	for n := 1; n < len(out); n++ {
 		if out[n].inode.Ino == out[n-1].inode.Ino {
-			return nil, fmt.Errorf("%w: inode %d is there twice", ErrDamaged, out[n].inode.Ino)
+			return nil, fmt.Errorf("%w: inode %d is in memory twice", ErrDamaged, out[n].inode.Ino)
 		}
 	}
 	return out, nil
@@ -118,7 +118,7 @@ func (u *unplaced) blocksAt(data []block, pieces []placement.Piece) ([]block, er
 				blocks = blocks[1:]
 			}
 			if len(blocks) == 0 || blocks[0].Off > p.Off {
-				return nil, fmt.Errorf("%w: inode %d: byte %d was placed, and is not unsaved", ErrDamaged, u.inode.Ino, p.Off)
+				return nil, fmt.Errorf("%w: inode %d: a block was allocated for byte %d, which is not dirty", ErrDamaged, u.inode.Ino, p.Off)
 			}
 			from := p.Off - blocks[0].Off
 			n := min(p.Len(), blocks[0].Len()-from, chunk)

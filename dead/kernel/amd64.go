@@ -98,7 +98,7 @@ func amd64Direct(k *Kernel) (linear, error) {
 		return linear{}, err
 	}
 	if at := addr.Virt(base); !at.IsKernel() {
-		return linear{}, fmt.Errorf("direct map at %v", at)
+		return linear{}, fmt.Errorf("page_offset_base is %v, not a kernel address", at)
 	}
 	return linear{virt: addr.VirtRange{Start: addr.Virt(base), End: addr.Virt(base) + addr.Virt(k.top())}}, nil
 }
@@ -111,7 +111,7 @@ func amd64Pages(k *Kernel) (addr.Virt, error) {
 	}
 	base := addr.Virt(v)
 	if !base.IsKernel() {
-		return 0, fmt.Errorf("struct pages at %v", base)
+		return 0, fmt.Errorf("vmemmap_base is %v, not a kernel address", base)
 	}
 	if _, err := k.Physical(base + addr.Virt(uint64(k.unit.PFN(k.notePA))*uint64(k.pageSize))); err != nil {
 		return 0, fmt.Errorf("struct pages are not from %v on, as with CONFIG_SPARSEMEM_VMEMMAP (%w)", base, err)
@@ -151,8 +151,8 @@ const (
 )
 
 var (
-	errNoMap   = errors.New("firmware's map of memory does not tell how it is arranged")
-	errPlugged = errors.New("which blocks of the file are where in memory is not known: firmware told of other memory than they have. If some was plugged in later, make the dump with dump-guest-memory (virsh dump --memory-only)")
+	errNoMap   = errors.New("the firmware's e820 map does not tell which physical addresses the memory in the file has")
+	errPlugged = errors.New("which blocks of the file are where in memory is not known: their sizes do not match the firmware's e820 map. If memory was hotplugged, make the dump with dump-guest-memory (virsh dump --memory-only)")
 )
 
 // lowMemory is how much of a machine's memory, of so many bytes, lies below 4 GiB, if all

@@ -54,7 +54,7 @@ func architectureOf(n *note) (*architecture, addr.Pages, error) {
 		}
 		names = append(names, a.name)
 	}
-	return nil, 0, fmt.Errorf("parse vmcoreinfo: a kernel for none of %s", strings.Join(names, ", "))
+	return nil, 0, fmt.Errorf("parse vmcoreinfo: not a kernel for any of %s", strings.Join(names, ", "))
 }
 
 // pageSize is what a kernel says that its base pages have.

@@ -121,7 +121,7 @@ func (k *Kernel) memoryStart() (int64, error) {
 		start = int64(v)
 	}
 	if err == nil && start%k.unit.Size() != 0 {
-		err = fmt.Errorf("memory starts at %#x", start)
+		err = fmt.Errorf("memstart_addr is %#x, which is not aligned to a page", start)
 	}
 	return start, err
 }
@@ -209,7 +209,7 @@ func (k *Kernel) memMapStarts(bits int) ([]addr.Virt, error) {
 	return []addr.Virt{-(linear >> smaller) - 2<<20, -(addr.Virt(1) << (bits - smaller))}, nil
 }
 
-var errNotArranged = errors.New("the kernel has its memory elsewhere")
+var errNotArranged = errors.New("the kernel's System RAM is not where the file was taken to have it")
 
 // arm64Arrangement compares the memory that the kernel was told of with where the file was
 // taken to have it. In one piece, it lies where the page tables say; its end, which mem= may

@@ -6,8 +6,8 @@ import (
 
 	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/ram"
+	"understudy.dev/understudy/internal/lab/compare"
 	"understudy.dev/understudy/internal/lab/fixture"
-	"understudy.dev/understudy/internal/lab/turns"
 )
 
 // BenchmarkFind finds a kernel: for the first time; when its build is known; and that
@@ -28,10 +28,10 @@ func BenchmarkFind(b *testing.B) {
 			if err := find(mem, known); err != nil {
 				b.Fatal(err)
 			}
-			turns.Run(b,
-				turns.Time(b, "cold", func() error { return find(mem) }),
-				turns.Time(b, "known", func() error { return find(mem, known) }),
-				turns.Way{Name: "opened", Do: func() time.Duration {
+			compare.Run(b,
+				compare.Time(b, "cold", func() error { return find(mem) }),
+				compare.Time(b, "known", func() error { return find(mem, known) }),
+				compare.Way{Name: "opened", Do: func() time.Duration {
 					start := time.Now()
 					fresh, err := ram.OpenFile(path)
 					if err != nil {

@@ -88,7 +88,7 @@ func parseMemo(b []byte) (*known, error) {
 	}
 	for _, b := range k.Answers {
 		if b == nil {
-			return nil, errors.New("parse memo: the answers about something are missing")
+			return nil, errors.New("parse memo: an entry of its answers is null")
 		}
 	}
 	return k, nil

@@ -154,7 +154,7 @@ func (k *Kernel) openMemory() error {
 	// rest.
 	at := direct.virt.Start + addr.Virt(k.notePA-direct.phys)
 	if pa, _, err := k.paging.walk(at); err != nil || pa != k.notePA || !direct.virt.Contains(at, 1) {
-		return fmt.Errorf("the direct map has %v at %v (%w)", pa, at, err)
+		return fmt.Errorf("the direct map has %v at %v, where the vmcoreinfo note should be (%w)", pa, at, err)
 	}
 	k.paging.direct = direct
 	return nil

@@ -50,7 +50,7 @@ func (k *Kernel) systemRAM() ([]addr.PhysRange, error) {
 			continue
 		}
 		if n >= 2*maxResources {
-			return nil, errors.New("its resources have no end")
+			return nil, errors.New("iomem_resource: the tree is too large, or circular")
 		}
 		b, err := k.Bytes(level[last], l.Size)
 		if err != nil {

@@ -93,7 +93,7 @@ func (k *Kernel) checkSections(all []section) error {
 			return err
 		}
 	}
-	return errors.New("no section has the note")
+	return errors.New("no section of mem_section has the page of the vmcoreinfo note")
 }
 
 // page is the address of the page structure of a frame, if the section has it.

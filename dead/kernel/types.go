@@ -101,7 +101,7 @@ func (k *Kernel) loadTypes() error {
 // errRandstruct is of kernels whose BTF has the members of structures in another order than they
 // are in. gcc's plugin moves them and leaves its debug information, of which pahole makes BTF, as
 // it was (lib/Kconfig.debug: DEBUG_INFO_BTF wants COMPILE_TEST with it).
-var errRandstruct = errors.New("it was built with CONFIG_RANDSTRUCT by gcc, whose debug information has another order of the members of structures than the kernel has, so that nothing in it can be read for sure; keep this memory for who has the build's seed (randomize_layout_seed.h), and build kernels that are to be salvaged with CONFIG_RANDSTRUCT_NONE=y")
+var errRandstruct = errors.New("it was built with CONFIG_RANDSTRUCT by gcc, whose debug information has another order of the members of structures than the kernel has, so that nothing in it can be read for sure; keep this memory for somebody who has the build's seed (randomize_layout_seed.h), and build kernels that are to be salvaged with CONFIG_RANDSTRUCT_NONE=y")
 
 // checkOrder checks that the types are those of this kernel, by one member whose content is known:
 // the name of the first task (INIT_TASK_COMM, include/linux/init_task.h). A name that was

@@ -42,7 +42,7 @@ func (k *Kernel) openVariables() error {
 		return errNoTypes
 	}
 	if len(banners) == 0 || len(types) != 1 || len(v.known) == 0 {
-		return fmt.Errorf("the symbol table has no variables, and the image has %d exported ones, %d banners and %d sets of types", len(v.known), len(banners), len(types))
+		return fmt.Errorf("the symbol table has no variables (no CONFIG_KALLSYMS_ALL), and a search of the image found no unique answer: %d exported variables, %d banners, %d BTF sections", len(v.known), len(banners), len(types))
 	}
 	v.known["linux_banner"] = banners[0] // others are copies
 	v.known["__start_BTF"], v.known["__stop_BTF"] = types[0].Start, types[0].End

@@ -194,7 +194,7 @@ func (w *walk) server(size int) (addr.Virt, error) {
 		return err
 	})
 	if err == nil && len(ids) != 1 {
-		err = fmt.Errorf("%d parts of a network namespace are as large as nfsd's", len(ids))
+		err = fmt.Errorf("%d pernet_operations have the size of nfsd's, instead of one", len(ids))
 	}
 	if err != nil {
 		return 0, err
@@ -216,7 +216,7 @@ func (w *walk) server(size int) (addr.Virt, error) {
 		return 0, err
 	}
 	if number >= most {
-		return 0, fmt.Errorf("nfsd's part of a network namespace is number %d of %d", number, most)
+		return 0, fmt.Errorf("nfsd_net_id is %d, but struct net_generic has only %d entries", number, most)
 	}
 	return w.k.Pointer(parts + 8*addr.Virt(number)) // the union's other member is an array of pointers
 }

@@ -224,9 +224,9 @@ func TestDamaged(t *testing.T) {
 		"link":         {func(w *world) { w.PutU64(w.clients[1]+clLRU+8, 7) }, "points back", 1},
 		"name":         {func(w *world) { w.PutU32(w.clients[1]+clName, 1025) }, "a name of 1025 bytes", 1},
 		"no name":      {func(w *world) { w.PutU32(w.clients[0]+clName, 0) }, "a name of 0 bytes", 0},
-		"number":       {func(w *world) { w.PutU32(w.id, 5) }, "number 5 of 5", 0},
-		"two as large": {func(w *world) { w.PutU64(w.ops+opSize, nnBytes); w.PutU64(w.ops+opID, uint64(w.id)) }, "2 parts", 0},
-		"no nfsd":      {func(w *world) { w.PutU64(w.ops+opBytes+opSize, 9) }, "0 parts", 0},
+		"number":       {func(w *world) { w.PutU32(w.id, 5) }, "nfsd_net_id is 5, but", 0},
+		"two as large": {func(w *world) { w.PutU64(w.ops+opSize, nnBytes); w.PutU64(w.ops+opID, uint64(w.id)) }, "2 pernet_operations", 0},
+		"no nfsd":      {func(w *world) { w.PutU64(w.ops+opBytes+opSize, 9) }, "0 pernet_operations", 0},
 	} {
 		w := newWorld(t)
 		w.join("one", "two", "three")

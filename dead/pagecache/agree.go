@@ -15,7 +15,7 @@ import (
 func (c *Cache) unmarked(i *Inode, last addr.Index) error {
 	head := entry(i.head)
 	if empty := head == 0 || head.isValue() && i.Flags&FlagDAX == 0; empty != (i.pages == 0) && (empty || head.isNode()) {
-		return fmt.Errorf("%w: it counts %d pages, and begins with %#x", errTree, i.pages, uint64(head))
+		return fmt.Errorf("%w: nrpages is %d, but xa_head %#x", errTree, i.pages, uint64(head))
 	}
 	if !head.isNode() {
 		return nil // its marks are in the flags, and its page is looked at
@@ -54,7 +54,7 @@ func (u *unmarkedWalk) node(b []byte, at addr.Virt, parent *treeNode, slot int, 
 				return err
 			}
 			if has := l.anyMarks(below) != 0; has != marked {
-				return fmt.Errorf("%w: node at %v, slot %d: marked: %v, and what is below it: %v", errTree, at, slot, marked, has)
+				return fmt.Errorf("%w: node at %v: the mark of slot %d is %v, but of the node below it %v", errTree, at, slot, marked, has)
 			} else if !has {
 				continue
 			}
@@ -68,7 +68,7 @@ func (u *unmarkedWalk) node(b []byte, at addr.Virt, parent *treeNode, slot int, 
 				return err
 			}
 			if p.mapping == u.i.mapping && (p.has(u.c.layout.page.dirty) || p.writing) {
-				return fmt.Errorf("%w: page %d is unsaved, and not marked", errTree, p.index)
+				return fmt.Errorf("%w: page %d is dirty or under writeback, but its slot is not marked", errTree, p.index)
 			}
 		}
 	}

@@ -32,7 +32,7 @@ func (c *Cache) findBroken(p *pageState, within addr.Span) error {
 func (c *Cache) unbroken(p *pageState, within addr.Span) error {
 	err := c.findBroken(p, within)
 	if err == nil && (len(p.broken) > 0 || c.layout.page.canPoison && p.has(c.layout.page.poisoned)) {
-		err = fmt.Errorf("page %d is, or has, broken memory", p.frame)
+		err = fmt.Errorf("page frame %d is hardware-poisoned, or is in a folio that is", p.frame)
 	}
 	return err
 }

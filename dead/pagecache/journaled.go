@@ -13,7 +13,7 @@ func (d *Device) Journaled(i *Inode) ([]addr.Block, error) {
 	c := d.c
 	free, bad := d.keepsPages(i)
 	if bad == nil && !free {
-		bad = fmt.Errorf("%w: its pages were being taken", ErrUnsettled)
+		bad = fmt.Errorf("%w: its pages were being removed (truncate or hole punch)", ErrUnsettled)
 	}
 	if bad != nil {
 		return nil, fmt.Errorf("find what a journal has of inode %d: %w", i.Ino, bad)

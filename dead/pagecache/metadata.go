@@ -104,7 +104,7 @@ func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 			// One that is locked is being written by itself (fs/buffer.c,
 			// __sync_dirty_buffer), or read.
 		case !b.has(l.uptodate) && !failed || !b.has(l.mapped) || int64(b.block)*b.length != disk:
-			bad = fmt.Errorf("block %d of %d bytes does not belong there", b.block, b.length)
+			bad = fmt.Errorf("the buffer of block %d, of %d bytes, is not uptodate, not mapped, or in the wrong page", b.block, b.length)
 		default:
 			out = append(out, Block{Disk: disk, Phys: p.phys() + addr.Phys(b.off), Len: b.length})
 		}
@@ -158,7 +158,7 @@ func (b *Buffers) Check(page addr.Virt, data addr.Phys, block addr.Block, size i
 	case p.mapping != b.d.mapping:
 		return b.ofFile(p.mapping, off, block, size)
 	case off != int64(block)*int64(size):
-		return 0, fmt.Errorf("block %d: its page lies where block %d does", block, off/int64(size))
+		return 0, fmt.Errorf("block %d: its page holds block %d of the device", block, off/int64(size))
 	}
 	return 0, nil
 }

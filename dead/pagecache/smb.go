@@ -158,7 +158,7 @@ func (c *Cache) stream(i *Inode, p *pageState, at addr.Virt) (addr.Span, error) 
 	span := addr.Span{Off: off, End: off + int64(l.length.Uint(b))}
 	switch {
 	case l.group.Pointer(b) != 0:
-		err = fmt.Errorf("netfs_folio at %v is of a group, which SMB has none of", at)
+		err = fmt.Errorf("netfs_folio at %v has a netfs_group, which SMB does not use", at)
 	case span.Len() == 0 || span.End > p.size():
 		err = fmt.Errorf("netfs_folio at %v is about bytes %v of a folio of %d", at, span, p.size())
 	case i.Writing && p.has(c.layout.page.locked):

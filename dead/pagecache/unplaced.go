@@ -77,7 +77,7 @@ func (d *Device) reservedFor(i *Inode, l *mapLayout, blocks []UnsavedBlock) erro
 		}
 	}
 	if waiting < uint64(reserved) {
-		return fmt.Errorf("%w: %d blocks wait for an allocation, and %d are reserved", ErrUnsettled, waiting, reserved)
+		return fmt.Errorf("%w: %d blocks wait for delayed allocation, but i_reserved_data_blocks is %d", ErrUnsettled, waiting, reserved)
 	}
 	return nil
 }
@@ -101,13 +101,13 @@ func (d *Device) unsavedBlocks(i *Inode, at slotted, out []UnsavedBlock) ([]Unsa
 	case p.mapping != i.mapping || !p.covers(at):
 		return nil, fmt.Errorf("%w: page has another index", errTree)
 	case at.index != p.index:
-		return nil, fmt.Errorf("%w: page %d is a part of a larger one", ErrUnsettled, at.index)
+		return nil, fmt.Errorf("%w: page %d is part of a large folio", ErrUnsettled, at.index)
 	case !p.has(page.hasPrivate):
 		// One whose buffers were freed is filled, and clean (fs/buffer.c, try_to_free_buffers).
 		if !p.has(page.dirty) && !p.writing && p.has(page.uptodate) && p.private == 0 {
 			return out, nil
 		}
-		return nil, fmt.Errorf("%w: page %d has none", ErrUnsettled, p.index)
+		return nil, fmt.Errorf("%w: page %d has no buffers", ErrUnsettled, p.index)
 	}
 	if err := c.unbroken(p, p.within(i, at)); err != nil {
 		return nil, err

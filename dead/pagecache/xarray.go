@@ -85,7 +85,7 @@ type treeWalk struct {
 	visit func(slotted, error) bool
 }
 
-var errTree = errors.New("node does not fit into its tree")
+var errTree = errors.New("inconsistent page cache tree")
 
 // marked visits every marked entry before last. Where the tree is damaged, visit
 // gets an error and the range of pages behind it.
@@ -158,11 +158,11 @@ func (w *treeWalk) check(b []byte, here treeNode, parent *treeNode, slot int) er
 	l := &w.c.layout.node
 	switch {
 	case l.array.Pointer(b) != w.array:
-		return fmt.Errorf("%w: node at %v belongs to another", errTree, here.node)
+		return fmt.Errorf("%w: node at %v belongs to another xarray", errTree, here.node)
 	case here.shift%l.chunkShift != 0 || here.shift > maxShift:
 		return fmt.Errorf("%w: node at %v has a shift of %d", errTree, here.node, here.shift)
 	case l.anyMarks(b)>>(l.chunk-1)>>1 != 0:
-		return fmt.Errorf("%w: node at %v has marks for slots that it has not", errTree, here.node)
+		return fmt.Errorf("%w: node at %v has marks for slots that do not exist", errTree, here.node)
 	case parent == nil:
 		// The top node may still name a parent that is being taken away, or
 		// already one that is being added (xas_shrink, xas_expand).
@@ -170,7 +170,7 @@ func (w *treeWalk) check(b []byte, here treeNode, parent *treeNode, slot int) er
 	case here.shift != parent.shift-l.chunkShift,
 		l.parent.Pointer(b) != parent.node,
 		int(l.offset.Uint(b)) != slot:
-		return fmt.Errorf("%w: node at %v hangs elsewhere", errTree, here.node)
+		return fmt.Errorf("%w: node at %v does not match its parent, offset or shift", errTree, here.node)
 	}
 	return nil
 }

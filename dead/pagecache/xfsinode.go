@@ -202,7 +202,7 @@ func (w *iextWalk) record(lo, hi uint64) error {
 	}
 	m := Mapped{Span: addr.Span{Off: int64(first << shift), End: int64((first + count) << shift)}, Unwritten: hi>>21&1 == 1}
 	if m.Off < w.end {
-		return fmt.Errorf("an extent at %d, behind one to %d", m.Off, w.end)
+		return fmt.Errorf("the extent at byte %d overlaps the one before, which ends at byte %d", m.Off, w.end)
 	}
 	w.end = m.End
 	// Where the block would be, a delayed one has a mask and how many blocks the
@@ -239,7 +239,7 @@ func (x *XFS) Link(i *Inode) (string, error) {
 	case format != xfsFormatLocal:
 		return "", fmt.Errorf("read link of inode %d: it is not in the inode: format %d", i.Ino, format)
 	case size < 1 || size > maxLink || i.Size < 1 || i.Size > size:
-		return "", fmt.Errorf("read link of inode %d: %d bytes, of which it has %d", i.Ino, i.Size, size)
+		return "", fmt.Errorf("read link of inode %d: its size is %d bytes, but if_bytes is %d", i.Ino, i.Size, size)
 	}
 	target, err := x.c.k.Bytes(l.forkRoot.Pointer(b), int(i.Size))
 	if err != nil {

@@ -106,13 +106,13 @@ func (v *volume) bitmap(g *ext4.Group, read func(addr.Block) ([]byte, error)) ([
 	for _, r := range v.systemIn(g.Number) {
 		for b := r.from; b < r.to; b++ {
 			if !has(out, uint32(b-start)/v.cluster) {
-				return nil, fmt.Errorf("%w: block %d is the file system's own, and free", errDamaged, b)
+				return nil, fmt.Errorf("%w: block %d holds file system metadata, but is free in the bitmap", errDamaged, b)
 			}
 		}
 	}
 	for n := size; n < uint32(len(out))*8; n++ {
 		if !has(out, n) {
-			return nil, fmt.Errorf("%w: the block bitmap of group %d goes on behind its end", errDamaged, g.Number)
+			return nil, fmt.Errorf("%w: the block bitmap of group %d has clear bits beyond the end of the group", errDamaged, g.Number)
 		}
 	}
 	return out, nil

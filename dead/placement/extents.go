@@ -60,13 +60,13 @@ func (t *tree) read(n *node, b []byte, block addr.Block, level int, from, to uin
 		e := entries[at : at+ext4.ExtentSize]
 		first := uint64(binary.LittleEndian.Uint32(e))
 		if first < from || first >= to || at == 0 && block != 0 && first != from {
-			return fmt.Errorf("%w: node at block %d has block %d within [%d, %d)", errDamaged, block, first, from, to)
+			return fmt.Errorf("%w: node at block %d has an entry for block %d, which does not fit into [%d, %d)", errDamaged, block, first, from, to)
 		}
 		if level == 0 {
 			length, unwritten := ext4.ExtentLength(e)
 			start := addr.Block(binary.LittleEndian.Uint32(e[8:])) | addr.Block(binary.LittleEndian.Uint16(e[6:]))<<32
 			if length == 0 || first+uint64(length) > to || !t.v.super.Contains(start, uint64(length)) || !t.v.free(start, length) {
-				return fmt.Errorf("%w: %d blocks at block %d for block %d", errDamaged, length, start, first)
+				return fmt.Errorf("%w: bad extent: %d blocks at block %d for logical block %d", errDamaged, length, start, first)
 			}
 			if t.count++; t.count > maxExtents {
 				return refuse("it has more than %d extents", maxExtents)
@@ -93,7 +93,7 @@ func (t *tree) read(n *node, b []byte, block addr.Block, level int, from, to uin
 // readBlock reads a node that has a block of its own.
 func (t *tree) readBlock(at addr.Block, level int, from, to uint64) (*node, error) {
 	if !t.v.super.Contains(at, 1) || !t.v.free(at, 1) || from >= to {
-		return nil, fmt.Errorf("%w: a node at block %d", errDamaged, at)
+		return nil, fmt.Errorf("%w: an extent tree node at block %d, which is outside of the file system, in its metadata, or empty", errDamaged, at)
 	}
 	b, err := t.v.block(at)
 	if err != nil {

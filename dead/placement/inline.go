@@ -25,7 +25,7 @@ func (v *volume) grow(f *File, i *ext4.Inode) error {
 		return nil
 	}
 	if len(f.Unsaved) == 0 || f.Unsaved[0].Off != 0 || f.Unsaved[0].Kept || f.Unsaved[0].Mapped {
-		return refuse("its beginning is inline data, and memory has no block of it to be written")
+		return refuse("it has inline data, but its first block is not among its unsaved ones")
 	}
 	if i.Size > uint64(v.super.BlockSize) {
 		return refuse("it has inline data of %d bytes", i.Size)
@@ -83,13 +83,13 @@ func attributes(raw []byte) ([]attribute, error) {
 	var out []attribute
 	for at := 0; area != nil; {
 		if at+4 > len(area) {
-			return nil, refuse("its attributes have no end")
+			return nil, refuse("its list of attributes is not terminated")
 		}
 		if binary.LittleEndian.Uint32(area[at:]) == 0 {
 			return out, nil
 		}
 		if at+attributeEntry > len(area) || at+attributeEntry+int(area[at]) > len(area) {
-			return nil, refuse("its attributes have no end")
+			return nil, refuse("its list of attributes is not terminated")
 		}
 		e := bytes.Clone(area[at : at+attributeEntry+int(area[at])])
 		offset, size := uint64(binary.LittleEndian.Uint16(e[2:])), uint64(binary.LittleEndian.Uint32(e[8:]))

@@ -16,7 +16,7 @@ const plain ext4.InodeFlags = ext4.InodeInlineData | 0x1 | 0x2 | 0x8 | 0x10 | 0x
 // transaction leaves it. It is good until the next file.
 func (v *volume) inode(f *File) (*ext4.Inode, error) {
 	if f.Ino < v.super.FirstInode || f.Ino == v.super.OrphanFile || f.Ino == v.super.JournalInode || f.Ino > addr.Ino(v.super.Inodes) {
-		return nil, refuse("inode %d is the file system's own, or none", f.Ino)
+		return nil, refuse("inode %d is reserved, the journal, the orphan file, or out of range", f.Ino)
 	}
 	raw, err := v.rawInode(f.Ino)
 	if err != nil {
@@ -37,11 +37,11 @@ func (v *volume) inode(f *File) (*ext4.Inode, error) {
 	case f.Size < 0 || uint64(f.Size) < i.Size:
 		return nil, refuse("it has %d bytes, and on the disk %d", f.Size, i.Size)
 	case f.Size >= 1<<31 && v.super.ROCompat&ext4.ROCompatLargeFile == 0:
-		return nil, refuse("it is a large file, the first one of the file system")
+		return nil, refuse("it has 2 GiB or more, and the file system lacks the large_file feature")
 	case i.Flags&ext4.InodeExtents != 0 && v.super.Incompat&ext4.IncompatExtents == 0:
-		return nil, refuse("it has extents, which the file system has not")
+		return nil, refuse("it has extents, but the file system lacks the extent feature")
 	case i.Flags&ext4.InodeExtents == 0 && v.cluster > 1 && i.Flags&ext4.InodeInlineData == 0:
-		return nil, refuse("it has pointers, and the file system clusters")
+		return nil, refuse("it has indirect blocks, but the file system has bigalloc")
 	}
 	return i, v.grow(f, i)
 }
@@ -66,7 +66,7 @@ func (v *volume) updated(f *File, i *ext4.Inode) ([]byte, error) {
 	// All that it may come to count must have room.
 	most := uint64(f.Size)/512 + uint64(f.Size)/8192 + 64*uint64(v.cluster)
 	if i.Flags&ext4.InodeHugeFile == 0 && i.Sectors+most >= 1<<32 && v.super.ROCompat&ext4.ROCompatHugeFile == 0 {
-		return nil, refuse("it would count too many blocks")
+		return nil, refuse("its i_blocks might overflow, and the file system lacks the huge_file feature")
 	}
 	return raw, nil
 }

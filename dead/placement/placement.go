@@ -85,7 +85,7 @@ type Result struct {
 var (
 	// ErrRefused is wrapped by errors that say what of a file system, or of a file, is not
 	// understood. Its data is for a kernel to write.
-	ErrRefused = errors.New("has no place")
+	ErrRefused = errors.New("blocks cannot be allocated")
 	// ErrNoSpace says that there are not enough free blocks.
 	ErrNoSpace = errors.New("no space left")
 	// errDamaged is wrapped where the file system contradicts itself.
@@ -205,7 +205,7 @@ func (v *volume) divide(f *File, m mapping) ([]part, error) {
 	end := int64(0)
 	for _, s := range f.Unsaved {
 		if s.Off < end || s.Len() <= 0 || (s.Off|s.End)&(size-1) != 0 || s.End-size >= f.Size {
-			return nil, refuse("its unsaved bytes [%d, %d) are not whole blocks of %d bytes", s.Off, s.End, f.Size)
+			return nil, refuse("its unsaved bytes [%d, %d) are out of order, not whole blocks, or beyond its size of %d bytes", s.Off, s.End, f.Size)
 		}
 		if end = s.End; uint64(end/size) > m.limit() {
 			return nil, refuse("it cannot map block %d", end/size-1)
@@ -223,7 +223,7 @@ func (v *volume) divide(f *File, m mapping) ([]part, error) {
 			at += int64(n)
 			if s.Kept && (p.Physical == 0 || p.Unwritten) {
 				if !s.Zero {
-					return nil, refuse("memory has content for its block %d, which is said to be saved and has no place", p.Logical)
+					return nil, refuse("its block %d is clean and has data in memory, but is a hole or unwritten on the disk", p.Logical)
 				}
 				continue
 			}
@@ -345,7 +345,7 @@ func (v *volume) clusterAt(m mapping, n uint32) (addr.Block, bool, error) {
 		if r.Physical != 0 {
 			first := r.Physical - addr.Block(at%uint64(v.cluster))
 			if uint64(first)%uint64(v.cluster) != 0 {
-				return 0, false, fmt.Errorf("%w: its block %d is at block %d, elsewhere in a cluster", errDamaged, at, r.Physical)
+				return 0, false, fmt.Errorf("%w: its block %d is mapped to block %d, which is at another offset in its cluster", errDamaged, at, r.Physical)
 			}
 			return first, true, nil
 		}

@@ -88,7 +88,7 @@ func holeLength(way []uint64, per uint64) uint64 {
 // node reads a block of pointers.
 func (p *pointers) node(at addr.Block) ([]byte, error) {
 	if !p.v.super.Contains(at, 1) || !p.v.free(at, 1) {
-		return nil, fmt.Errorf("%w: a block of pointers at block %d", errDamaged, at)
+		return nil, fmt.Errorf("%w: an indirect block at block %d, which is outside of the file system or in its metadata", errDamaged, at)
 	}
 	return p.v.block(at)
 }
@@ -101,7 +101,7 @@ func (p *pointers) at(logical uint32) (ext4.Run, uint64, error) {
 	end := uint64(logical) + hole
 	if first != 0 {
 		if !p.v.super.Contains(first, 1) || !p.v.free(first, 1) {
-			return ext4.Run{}, 0, fmt.Errorf("%w: block %d is at block %d", errDamaged, logical, first)
+			return ext4.Run{}, 0, fmt.Errorf("%w: block %d is mapped to block %d, which is outside of the file system or in its metadata", errDamaged, logical, first)
 		}
 		return ext4.Run{Logical: logical, Physical: first, Length: 1}, end, nil
 	}

@@ -56,7 +56,7 @@ func (v *volume) openQuotas() error {
 			return err
 		}
 		if magic, revision := binary.LittleEndian.Uint32(head), binary.LittleEndian.Uint32(head[4:]); magic != quotaMagic[kind] || revision != 1 {
-			return refuse("quota file %d is of kind %#x, revision %d", n, magic, revision)
+			return refuse("quota file %d has magic %#x, revision %d", n, magic, revision)
 		}
 		v.quotas = append(v.quotas, q)
 	}
@@ -69,7 +69,7 @@ func (q *quota) block(n uint32) ([]byte, addr.Block, int, error) {
 	off := uint64(n) * quotaBlock
 	size := uint64(q.v.super.BlockSize)
 	if off/size > math.MaxUint32 {
-		return nil, 0, 0, fmt.Errorf("%w: block %d of a quota file", errDamaged, n)
+		return nil, 0, 0, fmt.Errorf("%w: a quota file refers to its block %d, beyond what a file can have", errDamaged, n)
 	}
 	r, _, err := q.file.at(uint32(off / size))
 	if err != nil {

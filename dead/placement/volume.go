@@ -88,19 +88,19 @@ func openVolume(old io.ReaderAt, changed map[addr.Block][]byte) (*volume, error)
 		super.InodesPerGroup != was.InodesPerGroup || super.DescSize != was.DescSize || super.InodeSize != was.InodeSize || super.ClusterSize != was.ClusterSize:
 		return nil, refuse("the file system was being resized")
 	case super.Incompat&^incompats != 0:
-		return nil, refuse("the file system has the features %v", super.Incompat&^incompats)
+		return nil, refuse("the file system has unsupported features: %v", super.Incompat&^incompats)
 	case super.ROCompat&^roCompats != 0:
-		return nil, refuse("the file system has the features %#x", uint32(super.ROCompat&^roCompats))
+		return nil, refuse("the file system has unsupported read-only-compatible features: %#x", uint32(super.ROCompat&^roCompats))
 	case (super.State|was.State)&ext4.StateError != 0 || super.ErrorCount != 0:
 		return nil, refuse("errors were recorded in the superblock")
 	case !super.Linux:
 		return nil, refuse("the superblock's creator OS is not Linux")
 	case super.Groups() > maxGroups:
-		return nil, refuse("the file system has %d groups", super.Groups())
+		return nil, refuse("the file system has %d groups, which are too many", super.Groups())
 	case super.BlocksPerGroup%(8*clusterOf(&super)) != 0 || super.BlocksPerGroup > super.BlockSize*8*clusterOf(&super):
-		return nil, refuse("groups of %d blocks", super.BlocksPerGroup)
+		return nil, refuse("groups of %d blocks are not supported", super.BlocksPerGroup)
 	case clusterOf(&super) > 1 && (super.FirstDataBlock > 0 || super.Incompat&ext4.IncompatExtents == 0):
-		return nil, refuse("clusters of %d bytes without extents, or from block 1 on", super.ClusterSize)
+		return nil, refuse("bigalloc with clusters of %d bytes, but without extents or with s_first_data_block 1", super.ClusterSize)
 	}
 	v.super, v.cluster = super, clusterOf(&super)
 	if err := v.readGroups(); err != nil {
@@ -132,7 +132,7 @@ func (v *volume) oldBlock(b addr.Block) ([]byte, error) {
 		return v.last.data, nil
 	}
 	if v.reads++; v.reads > maxReads+int(v.super.Groups()) {
-		return nil, refuse("too much is to be read")
+		return nil, refuse("too many blocks would have to be read")
 	}
 	data := make([]byte, v.super.BlockSize)
 	if n, err := v.old.ReadAt(data, int64(b)*int64(len(data))); n < len(data) {
@@ -181,7 +181,7 @@ func (v *volume) readGroups() error {
 			return err
 		}
 		if !s.Contains(g.BlockBitmap, 1) || !s.Contains(g.InodeBitmap, 1) {
-			return fmt.Errorf("%w: the bitmaps of group %d are blocks %d and %d", errDamaged, n, g.BlockBitmap, g.InodeBitmap)
+			return fmt.Errorf("%w: the bitmaps of group %d are blocks %d and %d, outside of the file system", errDamaged, n, g.BlockBitmap, g.InodeBitmap)
 		}
 		if s.ROCompat&(ext4.ROCompatGDTCsum|ext4.ROCompatMetadataCsum) == 0 {
 			g.Flags = 0 // of no meaning
@@ -196,7 +196,7 @@ func (v *volume) readGroups() error {
 	slices.SortFunc(v.system, func(a, b run) int { return cmp.Compare(a.from, b.from) })
 	for i := 1; i < len(v.system); i++ {
 		if v.system[i].from < v.system[i-1].to {
-			return fmt.Errorf("%w: block %d is of two bitmaps or tables", errDamaged, v.system[i].from)
+			return fmt.Errorf("%w: block %d belongs to two bitmaps or inode tables", errDamaged, v.system[i].from)
 		}
 	}
 	return nil

@@ -7,9 +7,9 @@ import (
 
 	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/ram"
+	"understudy.dev/understudy/internal/lab/compare"
 	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/ramtest"
-	"understudy.dev/understudy/internal/lab/turns"
 )
 
 // scannable hides that a dump brought a note along.
@@ -37,9 +37,9 @@ func BenchmarkFindInDump(b *testing.B) {
 			return time.Since(start)
 		}
 	}
-	r := turns.Run(b,
-		turns.Way{Name: "noted", Do: find(func(m ram.Memory) ram.Memory { return m })},
-		turns.Way{Name: "scanned", Do: find(func(m ram.Memory) ram.Memory { return scannable{m.(ram.Sparse)} })},
+	r := compare.Run(b,
+		compare.Way{Name: "noted", Do: find(func(m ram.Memory) ram.Memory { return m })},
+		compare.Way{Name: "scanned", Do: find(func(m ram.Memory) ram.Memory { return scannable{m.(ram.Sparse)} })},
 	)
 	r.Ratio(b, "scanned-of-noted", "scanned", "noted")
 }

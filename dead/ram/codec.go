@@ -81,7 +81,7 @@ func inflate(dst, src []byte) (int, error) {
 	// The checksum is verified where the stream ends.
 	var more [1]byte
 	if extra, err := r.Read(more[:]); extra != 0 || err != io.EOF {
-		return n, fmt.Errorf("it goes on after the page: %w", err)
+		return n, fmt.Errorf("the compressed data goes on after the page: %w", err)
 	}
 	return n, nil
 }

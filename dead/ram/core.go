@@ -44,7 +44,7 @@ func WriteCore(f CoreFile, m Memory) error {
 func writeCore(f CoreFile, m Memory) error {
 	ranges := m.Ranges()
 	if len(ranges) == 0 || len(ranges) >= elfPhnumX {
-		return fmt.Errorf("memory in %d pieces", len(ranges))
+		return fmt.Errorf("memory has %d ranges, which the program headers of an ELF core cannot hold", len(ranges))
 	}
 	head := coreHead(ranges)
 	if err := writeDurably(f, make([]byte, len(head))); err != nil {

@@ -46,7 +46,7 @@ func OpenRanges(path string, ranges []addr.PhysRange) (Memory, error) {
 		p.mapped = append(p.mapped, b)
 	}
 	if len(x) == 0 {
-		return nil, errors.New("open memory: there is none")
+		return nil, errors.New("open memory: no range of memory is usable")
 	}
 	p.setMemory(x.ranges(), x.bytes())
 	return p, nil

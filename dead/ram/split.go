@@ -32,7 +32,7 @@ func OpenFiles(paths ...string) (Memory, error) {
 	case len(paths) == 1:
 		return OpenFile(paths[0])
 	case len(paths) == 0 || len(paths) > splitMax:
-		return nil, fmt.Errorf("open memory: %d files", len(paths))
+		return nil, fmt.Errorf("open memory: %d files are none, or too many for a split dump", len(paths))
 	}
 	var opened inputs
 	m, err := opened.openParts(paths)
@@ -55,7 +55,7 @@ func (in *inputs) openParts(paths []string) (Memory, error) {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 		if !parts[i].header.split {
-			return nil, fmt.Errorf("%s: %w", path, malformed(kdumpName, "it is no part of a split dump: name it alone"))
+			return nil, fmt.Errorf("%s: %w", path, malformed(kdumpName, "it is no part of a split dump: open it as the only file"))
 		}
 	}
 	im := images[0]

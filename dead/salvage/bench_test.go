@@ -9,8 +9,8 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/lab/compare"
 	"understudy.dev/understudy/internal/lab/fixture"
-	"understudy.dev/understudy/internal/lab/turns"
 )
 
 // BenchmarkPlan plans for 20,000 dirty inodes, of a kernel that was found.
@@ -19,7 +19,7 @@ func BenchmarkPlan(b *testing.B) {
 	k := openKernel(b, image)
 	id := uuidOf(b, image.Disks[0])
 	files := 0
-	turns.Run(b, turns.Time(b, "plan", func() error {
+	compare.Run(b, compare.Time(b, "plan", func() error {
 		p, err := salvage.New(k, id)
 		if err == nil {
 			files = len(p.Files)
@@ -44,15 +44,15 @@ func BenchmarkCached(b *testing.B) {
 		b.Fatal(err)
 	}
 	files, cached := 0, 0
-	r := turns.Run(b,
-		turns.Time(b, "plan", func() error {
+	r := compare.Run(b,
+		compare.Time(b, "plan", func() error {
 			p, err := salvage.New(k, id)
 			if err == nil {
 				files = len(p.Files)
 			}
 			return err
 		}),
-		turns.Time(b, "all", func() error {
+		compare.Time(b, "all", func() error {
 			cached = 0
 			for _, err := range c.Inodes(s) {
 				if err != nil {
@@ -71,7 +71,7 @@ func BenchmarkCached(b *testing.B) {
 // BenchmarkMemorySize salvages the same files of a machine with 1 GiB and of one with
 // 16 GiB. Only looking for the note may differ.
 func BenchmarkMemorySize(b *testing.B) {
-	var ways []turns.Way
+	var ways []compare.Way
 	for name, spec := range map[string]fixture.Spec{"1G": fixture.Little, "16G": fixture.Big} {
 		image := fixture.Get(b, spec)
 		id := uuidOf(b, image.Disks[0])
@@ -82,14 +82,14 @@ func BenchmarkMemorySize(b *testing.B) {
 		b.Cleanup(func() { mem.Close() })
 		var k *kernel.Kernel
 		var p *salvage.Plan
-		find := turns.Time(b, "find-"+name, func() (err error) { k, err = kernel.Find(mem); return err })
-		plan := turns.Time(b, "plan-"+name, func() (err error) { p, err = salvage.New(k, id); return err })
+		find := compare.Time(b, "find-"+name, func() (err error) { k, err = kernel.Find(mem); return err })
+		plan := compare.Time(b, "plan-"+name, func() (err error) { p, err = salvage.New(k, id); return err })
 		find.Do()
 		plan.Do()
 		dst := make([]byte, p.StagingSize())
-		ways = append(ways, find, plan, turns.Time(b, "gather-"+name, func() error { return p.Gather(dst) }))
+		ways = append(ways, find, plan, compare.Time(b, "gather-"+name, func() error { return p.Gather(dst) }))
 	}
-	r := turns.Run(b, ways...)
+	r := compare.Run(b, ways...)
 	for _, step := range []string{"find", "plan", "gather"} {
 		r.Ratio(b, step+"-16G-of-1G", step+"-16G", step+"-1G")
 	}
@@ -112,10 +112,10 @@ func BenchmarkGather(b *testing.B) {
 				dst[i] = 1
 			}
 			pages, used := pagesOf(b, p, k.Memory(), dst)
-			r := turns.Run(b,
-				turns.Time(b, "gather", func() error { return p.Gather(dst) }),
-				turns.Time(b, "pages", func() error { copyAll(pages); return nil }),
-				turns.Time(b, "used", func() error { copyAll(used); return nil }),
+			r := compare.Run(b,
+				compare.Time(b, "gather", func() error { return p.Gather(dst) }),
+				compare.Time(b, "pages", func() error { copyAll(pages); return nil }),
+				compare.Time(b, "used", func() error { copyAll(used); return nil }),
 			)
 			r.Ratio(b, "of-memcpy", "pages", "gather")
 			r.Ratio(b, "of-memcpy-used", "used", "gather")

@@ -118,6 +118,6 @@ func (p *Plan) descendsBtrfs(disk io.ReaderAt) error {
 	}
 	return &DiskError{
 		Field: "generation", Disk: fmt.Sprint(on.generation), Memory: fmt.Sprint(in.generation),
-		Hint: "this is an older copy, or it was mounted for more than a few commits: some minutes",
+		Hint: "this is an older copy, or it has been mounted for more than a few commits (some minutes) since the crash",
 	}
 }

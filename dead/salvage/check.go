@@ -112,5 +112,5 @@ func (p *Plan) Descends(disk io.ReaderAt) error {
 	case "btrfs":
 		return p.descendsBtrfs(disk)
 	}
-	return fmt.Errorf("check disk: %s: %w: what was mounted since the crash cannot be told from memory", p.Super.Type, ErrUnsupported)
+	return fmt.Errorf("check disk: %s: %w: once mounted after the crash, it cannot be compared with memory", p.Super.Type, ErrUnsupported)
 }

@@ -152,7 +152,7 @@ func (r *recovered) check() error {
 		}
 		if torn--; torn < 0 {
 			return &DiskError{
-				Field: fmt.Sprintf("block %d of the file system's own", at), Disk: "another", Memory: "one that the kernel had no change of under way",
+				Field: fmt.Sprintf("metadata block %d", at), Disk: "different on the disk", Memory: "not being changed",
 				Hint: "it was written to since the crash, this is another copy of it, or its kernel went on after memory was taken",
 			}
 		}

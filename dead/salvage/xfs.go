@@ -134,7 +134,7 @@ func (p *Plan) hasRecord(r pagecache.LogRecord) bool {
 }
 
 func (p *Plan) otherLog(disk, hint string) error {
-	return &DiskError{Field: "last record of the log", Disk: disk, Memory: "none of those that it knows", Hint: hint}
+	return &DiskError{Field: "last record of the log", Disk: disk, Memory: "not among the log records", Hint: hint}
 }
 
 // xfsOn reads the superblock of a disk, which must be that of the plan.

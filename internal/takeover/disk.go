@@ -255,7 +255,7 @@ func (r *run) name(ctx context.Context, disk string, found *wire.Check, remains 
 	r.report.MoreRefused += found.More
 	result, err := r.machine.Name(ctx, request)
 	if errors.Is(err, wire.ErrUnsent) {
-		r.refuse("names on disk "+disk, fmt.Errorf("they are as the check left them: %w", err))
+		r.refuse("names on disk "+disk, fmt.Errorf("they stay as e2fsck left them: %w", err))
 		return result, nil
 	}
 	for _, f := range result.Failures {

@@ -142,7 +142,7 @@ func (c *Commit) String() string {
 		s += "; checked before the mount: " + c.Check
 	}
 	if c.Shared != "" {
-		s += "; the mount waits for another machine's sign (mmp): " + c.Shared
+		s += "; the mount waits to see whether another machine has it mounted (MMP): " + c.Shared
 	}
 	if c.Moved > 0 {
 		s += fmt.Sprintf("; %d files whose extent trees were mid-update are restored from memory", c.Moved)

@@ -18,7 +18,7 @@ import (
 
 // ErrInBetween says that a disk has a part of what is to be written to it: nothing can mount it or boot
 // from it until the rest is written, which lies in a work directory.
-var ErrInBetween = errors.New("nothing can use the disk until this is done")
+var ErrInBetween = errors.New("nothing can mount the disk until an interrupted commit to it is finished")
 
 // Veil begins each sector of what stands in the place of the superblock of such a disk.
 const Veil = "understudy salvage apply was broken off while it wrote to this disk."
@@ -173,7 +173,7 @@ func Run(ctx context.Context, m Machine, t *Timeline, o Options) (_ *Serving, er
 }
 
 // ErrUnreached is why nobody reaches an understudy that serves.
-var ErrUnreached = errors.New("the network does not reach it yet")
+var ErrUnreached = errors.New("the network does not reach the understudy yet")
 
 // UnservedError is why nobody serves, though the disks have been brought over: what of the
 // dead side's data is not on them stands in the report.

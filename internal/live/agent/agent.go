@@ -229,7 +229,7 @@ func hang() error {
 	}
 	ready.Wait()
 	if failed.Load() {
-		return errors.New("keep a thread on each CPU")
+		return errors.New("cannot pin a thread to each CPU")
 	}
 	select {}
 }

@@ -119,7 +119,7 @@ const beatLimit = 10 * time.Minute
 func count(how string) error {
 	var b wire.Beat
 	if err := json.Unmarshal([]byte(how), &b); err != nil {
-		return fmt.Errorf("decode how to beat: %w", err)
+		return fmt.Errorf("decode the heartbeat settings: %w", err)
 	}
 	page, err := beatPage()
 	if err != nil {
@@ -169,7 +169,7 @@ func BeatOn(page []byte, b wire.Beat) error {
 func ownCPUs() (cpus []int, err error) {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err != nil {
-		return nil, fmt.Errorf("find the CPUs to beat on: %w", err)
+		return nil, fmt.Errorf("find the CPUs for the heartbeat threads: %w", err)
 	}
 	for cpu := range 8 * int(unsafe.Sizeof(set)) {
 		if set.IsSet(cpu) {
@@ -263,7 +263,7 @@ func beatPage() ([]byte, error) {
 		}
 		return page, nil
 	}
-	return nil, errors.New("no ivshmem device to beat on: was the partition started by this supervisor?")
+	return nil, errors.New("no ivshmem device for the heartbeat: was the partition started by this supervisor?")
 }
 
 func isDevice(dir, vendor, device string) bool {

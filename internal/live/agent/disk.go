@@ -103,7 +103,7 @@ func devicePath(d wire.Disk) (string, error) {
 		return "", err
 	}
 	if len(up) <= len(layers(d)) {
-		return "", fmt.Errorf("what is under the file system of disk %s is not active", d.Name)
+		return "", fmt.Errorf("the layers (md, LUKS, LVM) under the file system of disk %s are not active", d.Name)
 	}
 	return up[len(up)-1][0], nil
 }
@@ -189,7 +189,7 @@ func mountError(d wire.Disk, path, said string, err error) error {
 		err = fmt.Errorf("%w; the kernel says: %s", err, said)
 	}
 	if missing {
-		return hint.New("mount disk "+d.Name, err, "Its file system counts for quotas, and this guest's kernel lacks their format: add its module quota_v2 to the guest's image.")
+		return hint.New("mount disk "+d.Name, err, "Its file system has quotas enabled, and this guest's kernel lacks their format: add its module quota_v2 to the guest's image.")
 	}
 	return err
 }
@@ -340,7 +340,7 @@ func (m *mounted) released(ctx context.Context) error {
 	}
 	err = fmt.Errorf("unmount %s: its device %s: %w", m.Mount, m.device, err)
 	if errors.Is(err, unix.EBUSY) {
-		err = fmt.Errorf("%w; its file system lives on by %s", err,
+		err = fmt.Errorf("%w; its file system is still kept active by %s", err,
 			cmp.Or(strings.Join(mountsOf(m.device), ", "), "no mount that a process has: it may be frozen (fsfreeze --unfreeze)"))
 	}
 	return errors.Join(err, m.mount())

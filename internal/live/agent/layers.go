@@ -165,14 +165,14 @@ func (a *Agent) activate(ctx context.Context, d wire.Disk) error {
 		}
 		l := all[n]
 		if err := a.tool(ctx, l.program, l.up(up[n])); err != nil {
-			return fmt.Errorf("activate what is under the file system of disk %s: %w", d.Name, err)
+			return fmt.Errorf("activate the layers (md, LUKS, LVM) under the file system of disk %s: %w", d.Name, err)
 		}
 		after, err := standing(d)
 		if err == nil && len(after) > len(up) {
 			a.tellDegraded(d, after[len(up)][0])
 			continue
 		}
-		return errors.Join(err, fmt.Errorf("activate what is under the file system of disk %s: %s made no device on %s", d.Name, l.program, strings.Join(up[n], " and ")))
+		return errors.Join(err, fmt.Errorf("activate the layers (md, LUKS, LVM) under the file system of disk %s: %s made no device on %s", d.Name, l.program, strings.Join(up[n], " and ")))
 	}
 }
 
@@ -194,7 +194,7 @@ func (a *Agent) deactivate(ctx context.Context, d wire.Disk) error {
 	for n := len(up) - 1; n > 0; n-- {
 		l := all[n-1]
 		if err := a.tool(ctx, l.program, l.down(up[n][0])); err != nil {
-			return fmt.Errorf("deactivate what is under the file system of disk %s: %w", d.Name, err)
+			return fmt.Errorf("deactivate the layers (md, LUKS, LVM) under the file system of disk %s: %w", d.Name, err)
 		}
 	}
 	return nil

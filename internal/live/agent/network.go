@@ -74,7 +74,7 @@ func (n *nic) trustAddresses() error {
 		}
 		for _, knob := range []string{"accept_dad", "dad_transmits"} {
 			if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+n.name+"/"+knob, []byte("0"), 0); err != nil {
-				return fmt.Errorf("trust IPv6 addresses on %s: %w", n.name, err)
+				return fmt.Errorf("disable IPv6 duplicate address detection on %s: %w", n.name, err)
 			}
 		}
 	}
@@ -120,7 +120,7 @@ func (n *nic) addRoute(r wire.Route) error {
 	case r.Via == "":
 		route.Scope = netlink.SCOPE_LINK
 	case route.Gw == nil:
-		return errors.New("it is no address")
+		return errors.New("the gateway is not an IP address")
 	case r.OnLink:
 		route.Flags = int(netlink.FLAG_ONLINK)
 	}

@@ -125,7 +125,7 @@ func mountTop(d wire.Disk) (dir string, done func(), err error) {
 	}
 	if err := unix.Mount(path, dir, d.Type, unix.MS_NOATIME, topSubvolume); err != nil {
 		_ = os.Remove(dir) // it is empty
-		return "", nil, fmt.Errorf("mount the top of disk %s: %w", d.Name, err)
+		return "", nil, fmt.Errorf("mount the top-level subvolume of disk %s: %w", d.Name, err)
 	}
 	return dir, func() {
 		_ = unix.Unmount(dir, unix.MNT_DETACH) // it ends with its last user, who has gone

@@ -193,7 +193,7 @@ func (s *service) start() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped {
-		return errors.New("it is to end")
+		return errors.New("it has been stopped")
 	}
 	cmd := exec.Command(s.Command[0], s.Command[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

@@ -70,7 +70,7 @@ func (a *Agent) keep() error {
 		err = os.Rename(stateFile+".new", stateFile)
 	}
 	if err != nil {
-		return fmt.Errorf("write down what is under way: %w", err)
+		return fmt.Errorf("save the agent's state: %w", err)
 	}
 	return nil
 }
@@ -86,7 +86,7 @@ func (a *Agent) resume() error {
 		err = json.Unmarshal(b, &s)
 	}
 	if err != nil {
-		return fmt.Errorf("read what is under way: %w", err)
+		return fmt.Errorf("read the state of the previous agent: %w", err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -169,7 +169,7 @@ func (a *Agent) checkSystem(ctx context.Context, c wire.Config) error {
 	units := slices.ContainsFunc(c.Services, func(s wire.Service) bool { return s.Unit != "" && len(s.Command) == 0 })
 	switch {
 	case !a.system && units:
-		return errors.New("a service is a unit of systemd's, and this guest has none: give its command")
+		return errors.New("a service is a systemd unit, and this guest has no systemd: give its command")
 	case a.system && c.NFS != nil:
 		return errors.New("an NFS server of the pair's cannot be in a system of its own: use the small guest (understudy initramfs)")
 	case !a.system:

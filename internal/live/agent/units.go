@@ -105,12 +105,12 @@ func startsByRole(name string, files []string) error {
 	want := unit.RoleConditions(name)
 	for _, c := range want {
 		if !slices.Contains(all, c) {
-			return hint.New("unit "+name, errors.New("it would start on either side"), "Prepare the root disk for it: understudy image prepare --unit "+name)
+			return hint.New("unit "+name, errors.New("it would start on both sides, whatever their role"), "Prepare the root disk for it: understudy image prepare --unit "+name)
 		}
 	}
 	for _, c := range all {
 		if !slices.Contains(want, c) {
-			return hint.New("unit "+name, fmt.Errorf("it would start on either side, since its own %s is enough", c),
+			return hint.New("unit "+name, fmt.Errorf("it would start on both sides, whatever their role, since its own triggering condition %s is enough", c),
 				"Write into /etc/systemd/system/"+name+".d/00-conditions.conf: [Unit], an empty ConditionPathExists=, which takes all conditions of the unit back, and those that it needs without the |.")
 		}
 	}

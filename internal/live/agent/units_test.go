@@ -86,7 +86,7 @@ func TestLiteral(t *testing.T) {
 // TestCheckSystem: what a guest cannot do is refused when it is configured.
 func TestCheckSystem(t *testing.T) {
 	small := New(nil)
-	if err := small.checkSystem(t.Context(), wire.Config{Services: []wire.Service{{Name: "a", Unit: "a.service"}}}); err == nil || !strings.Contains(err.Error(), "this guest has none") {
+	if err := small.checkSystem(t.Context(), wire.Config{Services: []wire.Service{{Name: "a", Unit: "a.service"}}}); err == nil || !strings.Contains(err.Error(), "this guest has no systemd") {
 		t.Errorf("a unit in the small guest: %v", err)
 	}
 	// As package bare has it, which starts units itself.

@@ -43,7 +43,7 @@ var makers = map[string]struct {
 func MakeRehearsal(ctx context.Context, path, kind string, options, without []string) error {
 	m, ok := makers[kind]
 	if !ok {
-		return fmt.Errorf("make rehearsal disk: nobody knows how to make %s", kind)
+		return fmt.Errorf("make rehearsal disk: file system %s is not supported", kind)
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
 	if err != nil {

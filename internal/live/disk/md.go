@@ -51,7 +51,7 @@ func Array(r io.ReaderAt, size int64) (Member, error) {
 
 func (m Member) within(size int64, err error) (Member, error) {
 	if err == nil && (m.Off < 0 || m.Len <= 0 || m.Off > size-m.Len || m.Disks < 1) {
-		err = fmt.Errorf("superblock of md: %d disks, data of %d bytes at %d of a disk of %d", m.Disks, m.Len, m.Off, size)
+		err = fmt.Errorf("superblock of md makes no sense: %d disks, data of %d bytes at %d of a disk of %d", m.Disks, m.Len, m.Off, size)
 	}
 	if err != nil {
 		return Member{}, err
@@ -67,7 +67,7 @@ func member1(b []byte, at int64) (Member, error) {
 	}
 	off, n := le.Uint64(b[128:]), le.Uint64(b[80:])
 	if off > 1<<53 || n > 1<<53 {
-		return Member{}, fmt.Errorf("superblock of md: data of %d sectors at sector %d", n, off)
+		return Member{}, fmt.Errorf("superblock of md makes no sense: data of %d sectors at sector %d", n, off)
 	}
 	return Member{
 		Array: hex.EncodeToString(b[16:32]), Level: int(int32(le.Uint32(b[72:]))), Disks: int(le.Uint32(b[92:])),

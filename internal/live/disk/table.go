@@ -92,18 +92,18 @@ func gpt(r io.ReaderAt, h []byte, size int64) ([]Partition, error) {
 	header := slices.Clone(h[:headerLen])
 	clear(header[16:20])
 	if crc32.ChecksumIEEE(header) != sum {
-		return nil, errors.New("its GPT header has another checksum: repair it (sgdisk --verify)")
+		return nil, errors.New("the checksum of its GPT header is wrong: repair it (sgdisk --verify)")
 	}
 	at, n, each := le.Uint64(h[72:]), int64(le.Uint32(h[80:])), int64(le.Uint32(h[84:]))
 	if each < 128 || each > maxEntry || n == 0 || n*each > maxEntryRoom || at > uint64(size)/sector {
-		return nil, fmt.Errorf("its GPT has %d entries of %d bytes at sector %d", n, each, at)
+		return nil, fmt.Errorf("its GPT header makes no sense: %d entries of %d bytes at sector %d", n, each, at)
 	}
 	b := make([]byte, n*each)
 	if _, err := r.ReadAt(b, int64(at)*sector); err != nil {
 		return nil, fmt.Errorf("read GPT: %w", err)
 	}
 	if crc32.ChecksumIEEE(b) != le.Uint32(h[88:]) {
-		return nil, errors.New("its GPT entries have another checksum: repair it (sgdisk --verify)")
+		return nil, errors.New("the checksum of its GPT entries is wrong: repair them (sgdisk --verify)")
 	}
 	var parts []Partition
 	for i := range min(n, maxParts) {
@@ -161,7 +161,7 @@ func chain(r io.ReaderAt, extended uint64, size int64) (parts []Partition, err e
 	b := make([]byte, sector)
 	for at, links := extended, 0; at != 0; links++ {
 		if links == maxChain || at >= uint64(size)/sector {
-			return nil, fmt.Errorf("the chain of logical partitions goes on to sector %d", at)
+			return nil, fmt.Errorf("the chain of logical partitions is a loop or leaves the disk, at sector %d", at)
 		}
 		if _, err := r.ReadAt(b, int64(at)*sector); err != nil {
 			return nil, fmt.Errorf("read logical partitions: %w", err)

@@ -45,7 +45,7 @@ func Find(name string) (*foreign.Machine, error) {
 	}
 	found, err := foreign.Open(pid)
 	if err == nil && found.Name != name {
-		err = errors.Join(hint.New(op, fmt.Errorf("process %d runs %q", pid, found.Name), "It has ended, and its number is another's."), found.Close())
+		err = errors.Join(hint.New(op, fmt.Errorf("process %d runs %q", pid, found.Name), "It has ended, and its PID is another process's now."), found.Close())
 	}
 	return found, err
 }
@@ -114,7 +114,7 @@ func (c *Connection) Close() error {
 func (c *Connection) Word(ctx context.Context) (<-chan struct{}, error) {
 	all, err := c.l.LifecycleEvents(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("hear of domains: %w", err)
+		return nil, fmt.Errorf("subscribe to libvirt's lifecycle events: %w", err)
 	}
 	word := make(chan struct{}, 1)
 	go func() {
@@ -244,7 +244,7 @@ func (c *Connection) Start(ctx context.Context, d Domain) error {
 		case found.ID != d.Run:
 			return fmt.Errorf("%s: it runs already", op)
 		case time.Now().After(end):
-			return hint.New(op, fmt.Errorf("libvirt has not seen %v after its end that it has ended", goneLimit), "Its disks are up to date: virsh start "+d.Name)
+			return hint.New(op, fmt.Errorf("libvirt still has it as running %v after its QEMU ended", goneLimit), "Its disks are up to date: virsh start "+d.Name)
 		}
 		select {
 		case <-ctx.Done():

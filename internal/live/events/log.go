@@ -101,7 +101,7 @@ func (l *Log) write(e Event) error {
 	if len(b) >= maxLine { // its report is: status has it
 		e.Takeover = nil
 		if b, err = json.Marshal(e); err != nil || len(b) >= maxLine {
-			return errors.Join(fmt.Errorf("it has %d bytes", len(b)), err)
+			return errors.Join(fmt.Errorf("it is too long: %d bytes", len(b)), err)
 		}
 	}
 	b = append(b, '\n')

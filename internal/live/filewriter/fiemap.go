@@ -80,7 +80,7 @@ func checkExtents(fd int, wanted []wire.Extent) error {
 			at = min(end, e.Logical+e.Length)
 		}
 		if at < end {
-			return fmt.Errorf("%d bytes of its content at %d are not in memory, and the disk does not have them where the dead kernel had: they may be of an older state", end-at, at)
+			return fmt.Errorf("%d bytes of its content at %d are not in memory, and their extents on the disk are not those that the dead kernel had: the disk may have an older state of them", end-at, at)
 		}
 	}
 	return nil

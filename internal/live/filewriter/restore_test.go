@@ -620,7 +620,7 @@ func TestRestoreContent(t *testing.T) {
 		a.Mapped = []wire.Extent{{Range: wire.Range{Off: 4096, Len: 36864 - 4096}, Disk: int64(all[0].Physical) + 4096 + int64(i)*4096}}
 	}
 	r := s.restore(time.Time{})
-	if len(r.Failures) != 1 || !strings.Contains(r.Failures[0].Reason, "the disk does not have them where") {
+	if len(r.Failures) != 1 || !strings.Contains(r.Failures[0].Reason, "not those that the dead kernel had") {
 		t.Errorf("%+v", r.Failures)
 	}
 	want := slices.Concat(s.data[:4096], make([]byte, 4096), bytes.Repeat([]byte("x"), 4096), make([]byte, 20000-12288))

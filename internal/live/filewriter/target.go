@@ -195,7 +195,7 @@ func (t *target) writePlain(data []byte, off int64) error {
 		fd, err := unix.Open(procPath(t.fd), unix.O_RDWR|unix.O_NOATIME|unix.O_CLOEXEC, 0)
 		if err != nil {
 			t.mu.Unlock()
-			return fmt.Errorf("open for the page cache: %w", err)
+			return fmt.Errorf("open without O_DIRECT: %w", err)
 		}
 		t.plain = fd
 	}

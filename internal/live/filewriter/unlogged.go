@@ -109,7 +109,7 @@ func (l *unlogged) checkBehind(t *target) error {
 			}
 		}
 		if at < end {
-			return fmt.Errorf("%d bytes of its content at %d are not in memory, and lie behind the end of %d bytes that the disk has of it", end-at, at, t.size)
+			return fmt.Errorf("%d bytes of its content at %d are not in memory, and lie beyond its size of %d bytes on the disk", end-at, at, t.size)
 		}
 	}
 	return nil

@@ -66,7 +66,7 @@ func (m *Machine) look() error {
 		return fmt.Errorf("%s: %w", op, err)
 	}
 	if len(line) == 0 { // in the middle of execve(2), or ending
-		return hint.New(op, errors.New("it has no command line"), "It begins or ends just now: name it again.")
+		return hint.New(op, errors.New("it has no command line"), "It is just starting or ending: try again.")
 	}
 	m.args = strings.Split(string(bytes.TrimSuffix(line, []byte{0})), "\x00")
 	m.Name = nameOf(m.args)

@@ -117,7 +117,7 @@ func machineMemory(all []region, given memory) (region, error) {
 		}
 	}
 	if len(found) == 1 && len(modules) > 0 {
-		return region{}, fmt.Errorf("%w: more may be plugged in (maxmem), and a piece of %d bytes lies beside that of %d", errNoMemory, modules[0].size(), given.size)
+		return region{}, fmt.Errorf("%w: it may have hotplugged memory (maxmem), since there is a mapping of %d bytes besides that of %d", errNoMemory, modules[0].size(), given.size)
 	}
 	if len(found) == 1 {
 		return found[0], nil

@@ -197,7 +197,7 @@ func (m *Machine) room(path string, r region) error {
 	}
 	var place unix.Statfs_t
 	if err := unix.Statfs(filepath.Dir(path), &place); err != nil {
-		return fmt.Errorf("look for room: %w", err)
+		return fmt.Errorf("look for free space on disk: %w", err)
 	}
 	if free := int64(place.Bavail) * place.Bsize; need > free {
 		return hint.New("save memory to "+path, fmt.Errorf("it may take %d bytes, and %d are free there", need, free), "Name a file elsewhere. Nothing was touched.")

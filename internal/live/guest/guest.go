@@ -89,7 +89,7 @@ func (i Image) WriteFile(path string) error {
 	for _, name := range i.Under {
 		u, ok := under[name]
 		if !ok {
-			return fmt.Errorf("nothing is known of %q under a file system: there are md, luks and lvm", name)
+			return fmt.Errorf("%q under a file system is not supported: name md, luks or lvm", name)
 		}
 		program, err := initramfs.Program(u.program)
 		if err != nil {

@@ -32,7 +32,7 @@ func openAPIC(at uint64) (apic, error) {
 	return apic{w}, err
 }
 
-var errPending = errors.New("send interrupt: the local APIC does not get rid of it")
+var errPending = errors.New("send interrupt: the delivery status in the local APIC's ICR stays pending")
 
 // send sends an interprocessor interrupt to one CPU. The command is two words, between
 // which the kernel must not send one of its own: this thread stays on its CPU, which lets

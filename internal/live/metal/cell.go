@@ -38,7 +38,7 @@ func newCell(at uint32, h nmiHandler) (*cell, error) {
 	// The kernel's text is in the uppermost half of what four levels reach, and its pages are as large
 	// as ours or larger (Documentation/arch/x86/x86_64/mm.rst).
 	if h.virtual>>47 != 1<<17-1 || (h.virtual^h.physical)%pageBytes != 0 {
-		return nil, fmt.Errorf("what the kernel runs at an NMI is at %#x, in memory at %#x, which makes no sense", h.virtual, h.physical)
+		return nil, fmt.Errorf("the kernel's NMI handler is at virtual address %#x and physical address %#x: not kernel text, or their offsets in the page differ", h.virtual, h.physical)
 	}
 	c := &cell{at: at, page: cellPage(at), root: paging{at: uint64(at) + pageBytes}}
 	five, four := c.root.table(), c.root.table()

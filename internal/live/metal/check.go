@@ -78,11 +78,11 @@ func (m *Machine) Still(now *Machine, root fs.FS, k Running) error {
 	}
 	for _, id := range now.Online {
 		if !slices.Contains(m.Online, id) {
-			return fmt.Errorf("the running kernel has another CPU since the understudy was started, with APIC number %d: start it again", id)
+			return fmt.Errorf("the running kernel has brought one more CPU online since the understudy was started, with APIC number %d: start the understudy again", id)
 		}
 	}
 	if !slices.Equal(Memory(now.Resources), Memory(m.Resources)) {
-		return errors.New("the running kernel has other memory than when the understudy was started: start it again")
+		return errors.New("the running kernel's memory has changed since the understudy was started (/proc/iomem): start the understudy again")
 	}
 	return nil
 }

@@ -157,7 +157,7 @@ func TestStill(t *testing.T) {
 		{"as it was", "proc/loadavg", "", ""},
 		{"a CPU out", "proc/cpuinfo", "apicid : 0\n" + steady, ""},
 		{"another CPU", "proc/cpuinfo", "apicid : 0\napicid : 2\napicid : 4\n" + steady, "APIC number 4"},
-		{"more memory", "proc/iomem", iomemReserved + "200000000-27fffffff : System RAM\n", "other memory"},
+		{"more memory", "proc/iomem", iomemReserved + "200000000-27fffffff : System RAM\n", "memory has changed"},
 		{"kdump", "sys/kernel/kexec_crash_loaded", "1\n", "kdump"},
 		{"kexec -l", "sys/kernel/kexec_loaded", "1\n", "kexec"},
 		{"no PC", acpiDir + "APIC", "", "APIC"},

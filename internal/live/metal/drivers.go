@@ -90,7 +90,7 @@ func named(disks map[string][]string, name string) []string {
 // driversOf are those of a device, which is refused if there are several of its name.
 func driversOf(root fs.FS, dirs []string, hangsOn func(fs.FS, string) ([]string, error)) (all []Driver, err error) {
 	if len(dirs) > 1 {
-		return nil, fmt.Errorf("%d devices are called so, and cannot be told apart: %s", len(dirs), strings.Join(dirs, ", "))
+		return nil, fmt.Errorf("%d devices have this name, and cannot be told apart: %s", len(dirs), strings.Join(dirs, ", "))
 	}
 	attached, err := hangsOn(root, dirs[0])
 	for _, at := range attached {
@@ -150,7 +150,7 @@ func interrupts(root fs.FS, at string) error {
 	if b, err := fs.ReadFile(root, at+"/config"); err != nil || len(b) < pciConfigSize || messages(b) {
 		return nil
 	}
-	return fmt.Errorf("%s, which it hangs on, has no interrupts by messages (MSI), and an understudy has no others: use another controller, or another mode of it (AHCI in the place of IDE)", path.Base(at))
+	return fmt.Errorf("%s, which it is attached to, has no MSI or MSI-X, and an understudy can use no other interrupts: use another controller, or another mode of it (AHCI in the place of IDE)", path.Base(at))
 }
 
 // cardOf is onPCI of an interface, with its transceiver first, if that has a driver of its own
@@ -172,7 +172,7 @@ func belowPCI(at string) error {
 		m := pciFunction.FindStringSubmatch(dir)
 		switch {
 		case m != nil && len(m[1]) > 4:
-			return fmt.Errorf("%s hangs on %s, a PCI domain made by a driver (VMD), where an understudy does not find it: turn VMD off in the firmware", path.Base(at), dir)
+			return fmt.Errorf("%s is attached to %s, in a PCI domain made by a driver (VMD), where an understudy does not find it: turn VMD off in the firmware", path.Base(at), dir)
 		case m != nil:
 			found = true
 		case iscsiSession.MatchString(dir):
@@ -180,7 +180,7 @@ func belowPCI(at string) error {
 		}
 	}
 	if !found {
-		return fmt.Errorf("%s hangs on no PCI device (/%s): an understudy finds nothing else", path.Base(at), at)
+		return fmt.Errorf("%s is attached to no PCI device (/%s), and an understudy finds no other devices", path.Base(at), at)
 	}
 	return nil
 }

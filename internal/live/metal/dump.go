@@ -128,9 +128,9 @@ func Vacant(r io.ReaderAt, size int64) error {
 	case len(head) >= swapMagicAt+len(swapMagic) && string(head[swapMagicAt:][:len(swapMagic)]) == swapMagic:
 		return nil
 	case bytes.HasPrefix(head, []byte(elf.ELFMAG)):
-		return errors.New("it has a dump already: salvage that (understudy salvage), and have a swap area made there, or its first 128 KiB and its last zeroed")
+		return errors.New("it has a dump already: salvage that (understudy salvage), then run mkswap on it, or zero its first and its last 128 KiB")
 	case !bytes.Equal(head, make([]byte, edge)), !bytes.Equal(tail, make([]byte, edge)):
-		return errors.New("there is something on it: have a swap area made there, or its first 128 KiB and its last zeroed")
+		return errors.New("its first or last 128 KiB are not zeros, and it is no swap area: if nothing on it is needed, run mkswap on it, or zero both")
 	}
 	return nil
 }

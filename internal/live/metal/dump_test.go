@@ -58,9 +58,9 @@ func TestVacant(t *testing.T) {
 		{"nothing", "", 0, ""},
 		{"in the midst", "x", 200 << 10, ""},
 		{"swap", "SWAPSPACE2", 4086, ""},
-		{"ext4", "\x53\xef", 1024 + 56, "something"},
-		{"btrfs", "_BHRfS_M", 64<<10 + 64, "something"},
-		{"md 1.0", "\xfc\x4e\x2b\xa9", 1<<20 - 8<<10, "something"},
+		{"ext4", "\x53\xef", 1024 + 56, "are not zeros"},
+		{"btrfs", "_BHRfS_M", 64<<10 + 64, "are not zeros"},
+		{"md 1.0", "\xfc\x4e\x2b\xa9", 1<<20 - 8<<10, "are not zeros"},
 		{"dump", "\x7fELF", 0, "a dump already"},
 	} {
 		disk := make([]byte, 1<<20)

@@ -20,7 +20,7 @@ func (s *Self) Park(virtual, physical uint64) error {
 	}
 	defer a.Close()
 	if slices.Contains(s.Config.Others, s.Config.BootCPU) {
-		return errors.New("fence: the machine's boot CPU is among the others")
+		return errors.New("fence: the machine's boot CPU is among the CPUs to park by INIT, which would reset the machine")
 	}
 	if err := park(s.reservation, s.Config.APIC, s.Config.Others); err != nil {
 		return fmt.Errorf("fence: %w", err)

@@ -20,7 +20,7 @@ func table(b []byte, signature string) ([]byte, error) {
 	}
 	n := binary.LittleEndian.Uint32(b[4:])
 	if uint64(n) < acpiHeader || uint64(n) > uint64(len(b)) {
-		return nil, fmt.Errorf("parse %s: %d bytes, and %d are there", signature, n, len(b))
+		return nil, fmt.Errorf("parse %s: its header says %d bytes, and the table has %d", signature, n, len(b))
 	}
 	b = b[:n]
 	if sum(b) != 0 {

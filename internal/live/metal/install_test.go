@@ -137,7 +137,7 @@ func TestDiskOf(t *testing.T) {
 	// What an understudy does not find, or could take for another.
 	for device, wrong := range map[string]string{
 		"259:4": "2 disks have", "259:5": "2 disks have", "259:6": "VMD", "259:7": "no PCI device",
-		"8:32": "iSCSI", "8:48": "iSCSI", "179:0": "no PCI device", "8:17": "0000:00:1f.2, which it hangs on, has no interrupts",
+		"8:32": "iSCSI", "8:48": "iSCSI", "179:0": "no PCI device", "8:17": "0000:00:1f.2, which it is attached to, has no MSI",
 	} {
 		files := sysfs(line(device, "/srv", "ext4"))
 		files["sys/devices/pci0000:00/0000:00:1f.2/config"] = file(string(configuration(false, 0x01))) // a controller in IDE mode

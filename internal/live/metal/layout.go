@@ -116,7 +116,7 @@ func (c *Config) encode() ([]byte, error) {
 // decodeConfig reads a config.
 func decodeConfig(b []byte) (*Config, error) {
 	if len(b) < 16 || binary.LittleEndian.Uint64(b) != configMagic {
-		return nil, errors.New("read configuration: there is none")
+		return nil, errors.New("read configuration: magic not found")
 	}
 	n := binary.LittleEndian.Uint64(b[8:])
 	if n > uint64(len(b)-16) {

@@ -104,11 +104,11 @@ func parseCPUInfo(b []byte) ([]uint32, error) {
 		case err != nil:
 			return nil, fmt.Errorf("%s: %w", key, err)
 		case key == "processor" && len(ids) == 0 && id != 0:
-			return nil, errors.New("the machine's boot CPU, CPU 0, is offline, and would be started: bring it online")
+			return nil, errors.New("the machine's boot CPU, CPU 0, is offline, and would be given to the understudy: bring it online")
 		case key == "apicid":
 			ids = append(ids, uint32(id))
 		case key == "initial apicid" && (len(ids) == 0 || uint32(id) != ids[len(ids)-1]):
-			return nil, fmt.Errorf("a CPU had APIC number %d at first and has another now: such CPUs cannot be told apart when they are stopped", id)
+			return nil, fmt.Errorf("the apicid of a CPU differs from its initial apicid %d (/proc/cpuinfo): such CPUs cannot be told apart when they are stopped", id)
 		}
 	}
 	if len(ids) == 0 {
@@ -120,7 +120,7 @@ func parseCPUInfo(b []byte) ([]uint32, error) {
 func (m *Machine) check() error {
 	for _, id := range m.Online {
 		if !slices.Contains(m.Processors.IDs, id) {
-			return fmt.Errorf("look at machine: the CPU with APIC number %d is not in the firmware's list", id)
+			return fmt.Errorf("look at machine: the CPU with APIC number %d is not in the firmware's MADT", id)
 		}
 	}
 	return nil

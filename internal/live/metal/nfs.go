@@ -40,7 +40,7 @@ func checkNFS(role *wire.Config) error {
 	}
 	switch {
 	case n.Host == "" || len(n.Exports) == 0:
-		return errors.New("NFS server: the role needs its host, the name that this machine has towards clients, and its exports")
+		return errors.New("NFS server: the role must give its host (the name that clients know this machine by) and its exports")
 	case n.Threads < 1 || n.Threads > maxThreads:
 		return fmt.Errorf("NFS server: %d is no number of threads", n.Threads)
 	case n.Grace < n.Lease:

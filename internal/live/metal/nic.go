@@ -26,7 +26,7 @@ func NICOf(name string) (n wire.NIC, err error) {
 	}
 	n.MAC, n.MTU = l.Attrs().HardwareAddr.String(), l.Attrs().MTU
 	if own := l.Attrs().PermHWAddr; len(own) > 0 && !slices.Equal(own, l.Attrs().HardwareAddr) {
-		return n, fmt.Errorf("interface %s has MAC %s, and its card's own is %s, which is all that an understudy finds it by: give it that again", name, n.MAC, own)
+		return n, fmt.Errorf("interface %s has MAC %s, and the permanent address of its card is %s, the only one that an understudy finds it by: set its MAC back to that", name, n.MAC, own)
 	}
 	addresses, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 	if err != nil {
@@ -48,7 +48,7 @@ func NICOf(name string) (n wire.NIC, err error) {
 	}
 	left = append(left, onTop(l.Attrs().Index, links)...)
 	if len(left) > 0 {
-		return n, fmt.Errorf("interface %s has what an understudy would not give it: %s; take it away, or give a role that does without (--role)", name, strings.Join(left, ", "))
+		return n, fmt.Errorf("interface %s has settings that an understudy would not restore: %s; remove them, or give a role without them (--role)", name, strings.Join(left, ", "))
 	}
 	return n, nil
 }
@@ -232,7 +232,7 @@ func checkNIC(n wire.NIC) error {
 			return fmt.Errorf("interface %s: gateway: %w", n.MAC, err)
 		}
 		if !r.OnLink && !via.IsLinkLocalUnicast() && !slices.ContainsFunc(reached, func(p netip.Prefix) bool { return p.Contains(via) }) {
-			return fmt.Errorf("interface %s: gateway %s is in no network of its: give it a route without \"via\", or one with \"on_link\"", n.MAC, via)
+			return fmt.Errorf("interface %s: gateway %s is in none of its networks: give the interface a route to it without \"via\", or one with \"on_link\"", n.MAC, via)
 		}
 	}
 	return nil

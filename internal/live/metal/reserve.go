@@ -36,7 +36,7 @@ func Reserve(resources []Resource, high uint64) (Reservation, error) {
 // reserveOf is Reserve of pieces of memory.
 func reserveOf(memory []Range, high uint64) (r Reservation, err error) {
 	if high < MinHigh || high%huge != 0 {
-		return r, fmt.Errorf("%d bytes for the understudy are not whole units of 2 MiB, or less than %d MiB", high, MinHigh>>20)
+		return r, fmt.Errorf("%d bytes for the understudy are not a multiple of 2 MiB, or are less than %d MiB", high, MinHigh>>20)
 	}
 	for at := uint64(lowFirst); at+lowSize <= lowLast; at += 4096 {
 		want := Range{at, at + lowSize}
@@ -155,11 +155,11 @@ func parseRange(text string) (Range, error) {
 func (r Reservation) check() error {
 	switch {
 	case r.Low.Start%4096 != 0 || r.Low.Start == 0 || r.Low.End > lowLast || r.Low.Len() < lowSize:
-		return fmt.Errorf("low memory %v is not %d KiB below %#x", r.Low, lowSize>>10, lowLast)
+		return fmt.Errorf("low memory %v is not page-aligned, at least %d KiB long and below %#x", r.Low, lowSize>>10, lowLast)
 	case r.Mid.Start%huge != 0 || r.Mid.End > fourGiB || r.Mid.Len() < midSize:
-		return fmt.Errorf("memory %v is not %d MiB below 4 GiB", r.Mid, midSize>>20)
+		return fmt.Errorf("memory %v is not 2 MiB-aligned, at least %d MiB long and below 4 GiB", r.Mid, midSize>>20)
 	case r.High.Start%huge != 0 || r.High.Len() < MinHigh || r.High.End > 1<<52:
-		return fmt.Errorf("memory %v is less than %d MiB, or nowhere", r.High, MinHigh>>20)
+		return fmt.Errorf("memory %v is not 2 MiB-aligned, at least %d MiB long and below 2^52", r.High, MinHigh>>20)
 	case r.Mid.overlaps(r.High) || r.Low.overlaps(r.Mid) || r.Low.overlaps(r.High):
 		return errors.New("its ranges overlap")
 	}
@@ -213,7 +213,7 @@ func (r Reservation) given(root fs.FS) error {
 	memory = union(memory)
 	for _, want := range []Range{r.Low, r.Mid, r.High} {
 		if len(all) > 0 && !slices.ContainsFunc(memory, func(m Range) bool { return m.Contains(want) }) {
-			return fmt.Errorf("%v, which is reserved for the understudy, is not all memory that the firmware leaves to kernels: its map has changed since metal install. Run understudy metal remove, and boot, first", want)
+			return fmt.Errorf("%v, which is reserved for the understudy, is no longer all System RAM in the firmware's memory map, which has changed since metal install: run understudy metal remove, reboot, and install again", want)
 		}
 	}
 	return nil

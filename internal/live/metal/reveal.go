@@ -13,7 +13,7 @@ func evaluate() error {
 		return fmt.Errorf("reveal PCI: %w", err)
 	}
 	if status := strings.TrimSpace(string(b)); status != "15" {
-		return fmt.Errorf("reveal PCI: the status of %s is %s", RevealDevice, status)
+		return fmt.Errorf("reveal PCI: _STA of ACPI device %s is %s, not 15", RevealDevice, status)
 	}
 	return nil
 }

@@ -65,7 +65,7 @@ func CheckDisks(root fs.FS, role wire.Config) error {
 		case err != nil:
 			return fmt.Errorf("disk %s: %w", d.Name, err)
 		case got.Name != d.Name || got.Type != d.Type:
-			return fmt.Errorf("disk %s (%s) is to be mounted on %s, where disk %s (%s) is now: have that in the role", d.Name, d.Type, d.Mount, got.Name, got.Type)
+			return fmt.Errorf("disk %s (%s) of the role is to be mounted on %s, where disk %s (%s) is now: put the mounted disk into the role", d.Name, d.Type, d.Mount, got.Name, got.Type)
 		}
 	}
 	return nil
@@ -91,7 +91,7 @@ func checkBelow(root fs.FS, role wire.Config) error {
 		}
 	}
 	if len(missed) > 0 {
-		return fmt.Errorf("services would not find %s: take them over too, or say by --without (\"without\" in a role) of which directories no service has need", strings.Join(missed, ", "))
+		return fmt.Errorf("services would not find %s: take them over too, or name the directories that no service needs with --without (\"without\" in a role)", strings.Join(missed, ", "))
 	}
 	return nil
 }
@@ -226,7 +226,7 @@ func resolve(root fs.FS, dir string) (string, error) {
 		at = path.Dir(at)
 	}
 	if !strings.HasPrefix(at, "sys/devices/") {
-		return "", fmt.Errorf("find device %s: it is %s", path.Base(link), at)
+		return "", fmt.Errorf("find device %s: its link leads to %s, which is not in /sys/devices", path.Base(link), at)
 	}
 	return at, nil
 }

@@ -71,7 +71,7 @@ const clockTick = time.Second / 100
 // bridge reads an ifinfomsg with its attributes (linux/if_link.h); name is empty if it is of no bridge.
 func bridge(link []byte) (name string, delay time.Duration, err error) {
 	if len(link) < unix.SizeofIfInfomsg {
-		return "", 0, fmt.Errorf("a link of %d bytes", len(link))
+		return "", 0, fmt.Errorf("netlink message of %d bytes is too short", len(link))
 	}
 	attrs, err := nl.ParseRouteAttrAsMap(link[unix.SizeofIfInfomsg:])
 	if err != nil {

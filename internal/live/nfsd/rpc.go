@@ -75,7 +75,7 @@ func call(rw io.ReadWriter, xid, procedure uint32, arguments []byte) error {
 	}
 	n := binary.BigEndian.Uint32(mark[:]) &^ lastRecord
 	if n < 12 || n > maxReply {
-		return fmt.Errorf("an answer of %d bytes", n)
+		return fmt.Errorf("an answer of invalid length: %d bytes", n)
 	}
 	reply := make([]byte, n)
 	if _, err := io.ReadFull(rw, reply); err != nil {

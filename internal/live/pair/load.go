@@ -218,7 +218,7 @@ func (r *reader) service(node *yaml.Node, key string) {
 		parsed(r, "rehearse", false, &s.Rehearse, "write true or false", parseBool),
 		parsed(r, "stop", false, &s.Stop, stopHint, parseStop))
 	if node.Kind == yaml.MappingNode && has(node, "unit") == has(node, "command") {
-		r.refuse(node, key, "write command: with a program, or unit: with a service of systemd's", "wants one of the keys %q and %q", "command", "unit")
+		r.refuse(node, key, "write command: with a program, or unit: with a service of systemd's", "needs exactly one of the keys %q and %q", "command", "unit")
 	}
 	if s.Unit != "" {
 		s.Stop = 0

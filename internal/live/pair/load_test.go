@@ -250,10 +250,10 @@ func TestParseRefuses(t *testing.T) {
 		{"no command", "name: x", "name: x\nservices: [{name: s, command: []}]",
 			"pair.yaml:2: services.0.command: names no program; write e.g. [busybox, httpd, -f]"},
 		{"command and unit", "name: x", "name: x\nservices: [{name: s, command: [a], unit: a.service}]",
-			"pair.yaml:2: services.0: wants one of the keys \"command\" and \"unit\"; write command: with a program, or unit: with a service of systemd's\n" +
+			"pair.yaml:2: services.0: needs exactly one of the keys \"command\" and \"unit\"; write command: with a program, or unit: with a service of systemd's\n" +
 				"pair.yaml:2: services.0.unit: there is no systemd in the small guest; give both partitions root:, or write command:"},
 		{"neither command nor unit", "name: x", "name: x\nservices: [{name: s}]",
-			"pair.yaml:2: services.0: wants one of the keys \"command\" and \"unit\"; write command: with a program, or unit: with a service of systemd's"},
+			"pair.yaml:2: services.0: needs exactly one of the keys \"command\" and \"unit\"; write command: with a program, or unit: with a service of systemd's"},
 		{"unit with the limit of a command", "name: x", "name: x\nservices: [{name: s, unit: nginx.service, stop: 5s}]",
 			"pair.yaml:2: services.0: key \"stop\" is for a command; set TimeoutStopSec= of the unit\n" +
 				"pair.yaml:2: services.0.unit: there is no systemd in the small guest; give both partitions root:, or write command:"},

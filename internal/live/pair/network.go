@@ -67,7 +67,7 @@ func parseTo(s string) (netip.Prefix, error) {
 	case p != p.Masked():
 		return netip.Prefix{}, fmt.Errorf("%s has bits beyond its length: the network is %s", p, p.Masked())
 	case p.Bits() == 0:
-		return netip.Prefix{}, fmt.Errorf("%s is everything, which gateway or gateway6 is for", p)
+		return netip.Prefix{}, fmt.Errorf("%s is the default route: give that as gateway or gateway6", p)
 	}
 	return p, nil
 }

@@ -43,7 +43,7 @@ func TestNetworkRefuses(t *testing.T) {
 		{"route with host bits", "bridge", "routes: [{to: 10.1.0.0/8, via: 10.0.0.1}], bridge",
 			`pair.yaml:7: nics.0.routes.0.to: 10.1.0.0/8 has bits beyond its length: the network is 10.0.0.0/8; write e.g. 10.0.0.0/8`},
 		{"route to everything", "bridge", "routes: [{to: '::/0', via: 'fd00::1'}], bridge",
-			`pair.yaml:7: nics.0.routes.0.to: ::/0 is everything, which gateway or gateway6 is for; write e.g. 10.0.0.0/8`},
+			`pair.yaml:7: nics.0.routes.0.to: ::/0 is the default route: give that as gateway or gateway6; write e.g. 10.0.0.0/8`},
 		{"route to an address", "bridge", "routes: [{to: 10.0.0.9, via: 10.0.0.1}], bridge",
 			`pair.yaml:7: nics.0.routes.0.to: "10.0.0.9" is not a network; write e.g. 10.0.0.0/8`},
 		{"route twice", "bridge", "routes: [{to: 10.0.0.0/8, via: 10.0.0.1},\n   {to: 10.0.0.0/8, via: 10.0.0.3}], bridge",

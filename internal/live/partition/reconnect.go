@@ -56,7 +56,7 @@ var ErrGone = errors.New("it has ended")
 // Reconnect takes charge of a partition that runs, and that another process started which has
 // ended itself. Its memory is there also with ErrGone; then the Process has ended.
 func Reconnect(ctx context.Context, spec Spec, id Identity) (*Process, error) {
-	p := &Process{Spec: spec, pid: id.PID, ended: make(chan struct{}), status: errors.New("nobody saw how")}
+	p := &Process{Spec: spec, pid: id.PID, ended: make(chan struct{}), status: errors.New("exit status unknown")}
 	fd, err := unix.PidfdOpen(id.PID, 0)
 	// The number is looked at once it cannot pass to another any more.
 	if started, startErr := StartOf(id.PID); err != nil || startErr != nil || started != id.Started {

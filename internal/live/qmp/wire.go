@@ -97,7 +97,7 @@ func decodeMessage(line []byte) (message, error) {
 		}
 	}
 	if kinds != 1 {
-		return message{}, fmt.Errorf("decode qmp message: %d kinds in one, not 1: %.80q", kinds, line)
+		return message{}, fmt.Errorf("decode qmp message: it is %d of greeting, event, return and error, not 1: %.80q", kinds, line)
 	}
 	return m, nil
 }

@@ -135,7 +135,7 @@ func copyOut(root *os.Root, from, to string) (err error) {
 		return err
 	}
 	if !st.Mode().IsRegular() || st.Size() == 0 || st.Size() > maxBoot {
-		return fmt.Errorf("/%s is no file of a kernel", from)
+		return fmt.Errorf("/%s is not a regular file, or is empty or too large for a kernel or an initramfs", from)
 	}
 	f, err := os.CreateTemp(filepath.Dir(to), ".understudy-*")
 	if err != nil {

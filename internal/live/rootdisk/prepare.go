@@ -102,7 +102,7 @@ func fits(root *os.Root) error {
 		return err
 	}
 	if line := hides(string(fstab)); line != "" {
-		return hint.New("look at /"+fstabPath, errors.New("a file system of its own lies over the place of the agent: "+line),
+		return hint.New("look at /"+fstabPath, errors.New("a separate file system would be mounted over the agent's path: "+line),
 			"Move what is on it into the root file system, take the line away, and run this again.")
 	}
 	for _, need := range []struct {

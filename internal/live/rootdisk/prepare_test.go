@@ -200,7 +200,7 @@ func TestPrepareRefuses(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(parted, "etc/fstab"), []byte("UUID=1 / ext4 defaults 0 1\nUUID=2 /usr ext4 defaults 0 2\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	refused(image(t, parted, false), "over the place of the agent: UUID=2 /usr")
+	refused(image(t, parted, false), "over the agent's path: UUID=2 /usr")
 	enforced := tree(t)
 	config := filepath.Join(enforced, "etc/selinux/config")
 	if err := errors.Join(os.Mkdir(filepath.Dir(config), 0o755), os.WriteFile(config, []byte("# SELINUX=disabled\nSELINUX=enforcing\n"), 0o644)); err != nil {

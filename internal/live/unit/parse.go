@@ -36,7 +36,7 @@ func parse(text string) ([]setting, error) {
 		}
 		if name, ok := strings.CutPrefix(trimmed, "["); ok {
 			if section, ok = strings.CutSuffix(name, "]"); !ok {
-				return nil, fmt.Errorf("line %d: a section without its end", n+1)
+				return nil, fmt.Errorf("line %d: a section header without its ]", n+1)
 			}
 			continue
 		}
@@ -49,7 +49,7 @@ func parse(text string) ([]setting, error) {
 		}
 	}
 	if whole != "" {
-		return nil, fmt.Errorf("its last line goes on, and there is no more")
+		return nil, fmt.Errorf("its last line ends in a backslash, and no line follows")
 	}
 	return out, nil
 }

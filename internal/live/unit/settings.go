@@ -143,7 +143,7 @@ func (r *reader) directories(s setting) error {
 func (r *reader) finish() error {
 	u := r.unit
 	if u.Forks = r.kind == "forking"; !u.Forks && !slices.Contains([]string{"simple", "exec", "notify", "notify-reload"}, r.kind) {
-		return fmt.Errorf("it is of Type=%s: without systemd, one of simple, exec, notify or forking can be started; a drop-in that makes it one helps", r.kind)
+		return fmt.Errorf("it is of Type=%s: without systemd, only simple, exec, notify and forking can be started; change its Type= with a drop-in", r.kind)
 	}
 	if u.Forks {
 		for _, line := range r.stops {
@@ -153,7 +153,7 @@ func (r *reader) finish() error {
 		}
 	}
 	if len(r.mains) != 1 {
-		return fmt.Errorf("it has %d commands: one is to be started", len(r.mains))
+		return fmt.Errorf("it has %d ExecStart= commands, and must have exactly 1", len(r.mains))
 	}
 	u.Main = r.mains[0]
 	told := make(map[string]string) // the service is told of its directories, by kind

@@ -161,7 +161,7 @@ func (d *decoder) neighbour() (n Neighbour, err error) {
 	n.MAC = [6]byte(d.take(6))
 	name, rest, _ := bytes.Cut(d.take(MaxInterface), []byte{0})
 	if len(bytes.Trim(rest, "\x00")) > 0 {
-		return n, fmt.Errorf("name %q goes on behind its end", name)
+		return n, fmt.Errorf("name %q has bytes after its terminating NUL", name)
 	}
 	n.Interface = string(name)
 	return n, nil

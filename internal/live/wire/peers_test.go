@@ -80,7 +80,7 @@ func TestDecodePeersRefuses(t *testing.T) {
 		{"everybody's address", set(neighbour+12, 255, 255, 255, 255), "255.255.255.255 is not the address of a host"},
 		{"own address", set(neighbour, loopback[:]...), "::1 is not the address of a host"},
 		{"group", set(neighbour, 0xff, 2), "is not the address of a host"},
-		{"name goes on", set(neighbour+16+6+5, 'x'), `name "eth0" goes on behind its end`},
+		{"name goes on", set(neighbour+16+6+5, 'x'), `name "eth0" has bytes after its terminating NUL`},
 		{"two families", set(connection, 0xfd), "are not ends of one connection"},
 		{"neither exact nor not", set(connection+connectionBytes-1, 2), "connection 0"},
 	}

@@ -161,7 +161,7 @@ func (d *decoder) file() (File, error) {
 	f.Mtime = Time{Sec: int64(d.u64()), Nsec: d.u32()}
 	n, holes, cut := d.u32(), d.u32(), d.u32()
 	if d.short || f.Size < 0 || cut > 1 {
-		return f, errors.New("cut short, of negative size, or cut in an unknown way")
+		return f, errors.New("record is cut short, or has a negative size or an unknown value of Cut")
 	}
 	f.Cut = cut == 1
 	if uint64(n)*runBytes+uint64(holes)*holeBytes > uint64(len(d.b)) {

@@ -40,7 +40,7 @@ func attend(u *unit.Unit, id identity, env []string) error {
 	told := make(chan os.Signal, 1)
 	signal.Notify(told, unix.SIGTERM)
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("inherit its processes: %w", err)
+		return fmt.Errorf("become subreaper of its processes: %w", err)
 	}
 	a := &attendant{unit: u, id: id, env: env, kids: children.New()}
 	go a.kids.Reap()
@@ -74,10 +74,10 @@ func (a *attendant) find(told chan os.Signal) error {
 			return nil
 		}
 		if len(told) > 0 {
-			return errors.New("it is to end")
+			return errors.New("it was told to end (SIGTERM) before its PID file named its process")
 		}
 	}
-	return fmt.Errorf("%s names none of its processes after %v", a.unit.PIDFile, forkLimit)
+	return fmt.Errorf("PID file %s names none of its processes after %v", a.unit.PIDFile, forkLimit)
 }
 
 // look reads which of its processes the service's file names, if it does.

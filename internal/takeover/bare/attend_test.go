@@ -202,7 +202,7 @@ func TestBinds(t *testing.T) {
 // TestCondition: a unit that is not to run does not.
 func TestCondition(t *testing.T) {
 	u := unit.Unit{Name: "a.service", Umask: 0o022, Conditions: []unit.Command{shell("exit 3")}, Main: shell("echo runs")}
-	if out, err := unitProcess(t, u).CombinedOutput(); err == nil || !strings.Contains(string(out), "not to run here") {
+	if out, err := unitProcess(t, u).CombinedOutput(); err == nil || !strings.Contains(string(out), "skipped, as its ExecCondition") {
 		t.Errorf("%v: %s", err, out)
 	}
 	u.Conditions = []unit.Command{shell("true")}

@@ -91,7 +91,7 @@ func bind(all []unit.Bind) error {
 		return fmt.Errorf("make a mount namespace: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("keep mounts from others: %w", err)
+		return fmt.Errorf("make mount propagation of / slave: %w", err)
 	}
 	for _, b := range all {
 		err := bindOne(b)
@@ -102,7 +102,7 @@ func bind(all []unit.Bind) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("show %s at %s: %w", b.From, b.To, err)
+			return fmt.Errorf("bind mount %s on %s: %w", b.From, b.To, err)
 		}
 	}
 	return nil
@@ -139,7 +139,7 @@ func bindOne(b unit.Bind) error {
 func (id identity) start(u *unit.Unit, env []string) error {
 	for _, c := range u.Conditions {
 		if err := id.command(context.Background(), c, env).Run(); err != nil && !c.Ignore {
-			return fmt.Errorf("it is not to run here, says %s: %w", strings.Join(c.Words, " "), err)
+			return fmt.Errorf("skipped, as its ExecCondition= says: %s: %w", strings.Join(c.Words, " "), err)
 		}
 	}
 	for _, c := range u.Before {

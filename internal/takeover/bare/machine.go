@@ -236,7 +236,7 @@ func (s *staging) reserve(n int64) ([]byte, error) {
 	if s.file == nil {
 		fd, err := unix.MemfdCreate("staging", unix.MFD_CLOEXEC)
 		if err != nil {
-			return nil, fmt.Errorf("make room for what is gathered: %w", err)
+			return nil, fmt.Errorf("make the memfd for unsaved data: %w", err)
 		}
 		s.file = os.NewFile(uintptr(fd), "staging")
 	}
@@ -245,7 +245,7 @@ func (s *staging) reserve(n int64) ([]byte, error) {
 	}
 	n = (n + 1<<21 - 1) &^ (1<<21 - 1)
 	if err := unix.Fallocate(int(s.file.Fd()), 0, 0, n); err != nil {
-		return nil, fmt.Errorf("make room for %d MiB that are gathered: %w", n>>20, err)
+		return nil, fmt.Errorf("allocate %d MiB of memory for unsaved data: %w", n>>20, err)
 	}
 	b, err := unix.Mmap(int(s.file.Fd()), 0, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {

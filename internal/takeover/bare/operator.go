@@ -56,7 +56,7 @@ func (m *machine) order(ctx context.Context, verb string, text json.RawMessage) 
 		return nil, err
 	}
 	if m.leftover.any() && !r.Discard {
-		return nil, fmt.Errorf("the dead kernel's memory may be all that has what was refused (%s), and is gone with a reset: copy what there is of it elsewhere, and give up the rest by metal return --discard", ReportFile)
+		return nil, fmt.Errorf("what was refused (see %s) may be in the dead kernel's memory only, which a reset loses: copy what there is of it elsewhere, and give up the rest with metal return --discard", ReportFile)
 	}
 	return nil, m.giveBack(context.WithoutCancel(ctx)) // whoever asked may be one of the services
 }

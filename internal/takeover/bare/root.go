@@ -92,7 +92,7 @@ func furnish() error {
 	}
 	for _, dir := range shown {
 		if err := unix.Mount(dir, rootDir+dir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-			return fmt.Errorf("show %s in the root file system: %w", dir, err)
+			return fmt.Errorf("bind mount %s into the root file system: %w", dir, err)
 		}
 	}
 	return nil

@@ -106,7 +106,7 @@ func meet(ctx context.Context, self *metal.Self, a *agent.Agent) (*machine, erro
 		return nil, err
 	}
 	if m.nmi.virtual, m.nmi.physical, err = m.morgue.Symbol(nmiEntry); err != nil {
-		return nil, fmt.Errorf("find what the other kernel runs at an NMI: %w", err)
+		return nil, fmt.Errorf("find the NMI entry of the other kernel: %w", err)
 	}
 	if m.role.NFS != nil {
 		_, _ = m.morgue.NFSClients() // where they are is known then, if its server runs already
@@ -182,7 +182,7 @@ func (m *machine) failed(ctx context.Context, err error) error {
 	var unserved *takeover.UnservedError
 	switch {
 	case !m.parked:
-		return fmt.Errorf("%w; nothing was touched but CPUs of the other kernel: it may live, and what it has is its own", err)
+		return fmt.Errorf("%w; nothing but CPUs of the other kernel was touched: it may still be alive, and its memory and disks were left to it", err)
 	case errors.As(err, &unserved) && unserved.Report.Durable && unserved.Report.Refusals() == 0:
 		say("%v; all that was unsaved is on the disks: the machine boots its own kernel again", err)
 		return errors.Join(err, m.giveBack(ctx))

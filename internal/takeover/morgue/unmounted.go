@@ -35,7 +35,7 @@ func wasUnmounted(c *pagecache.Cache, on *salvage.OnDisk, image takeover.Image) 
 		return err
 	}
 	if fs.Super.NeedsReplay() || fs.Super.State&ext4.StateValid == 0 {
-		return errors.New("the disk says that it was not unmounted")
+		return errors.New("the superblock on the disk does not say cleanly unmounted")
 	}
 	return nil
 }

@@ -108,7 +108,7 @@ func (d *Disk) Apply(ctx context.Context, j Job, guest *Guest) (*Result, error) 
 }
 
 func (d *Disk) unfinished(id Identity) error {
-	return hint.New("disk "+d.path, inBetween{fmt.Errorf("a commit to it was broken off, and it is in between: it was from %s, Linux %s", id.Image, id.Kernel)},
+	return hint.New("disk "+d.path, inBetween{fmt.Errorf("a commit to it was broken off, and it is partly written: the commit was from %s, Linux %s", id.Image, id.Kernel)},
 		"Finish that first: apply the same image again, or, without it: understudy salvage apply --finish --disk "+d.path+".")
 }
 
@@ -127,7 +127,7 @@ func (d *Disk) prepare(ctx context.Context, j Job, guest *Guest, r *Result) erro
 		return r.stage("write redo", func() error { return d.prepareRedo(ctx, j) })
 	}
 	if len(j.Free) > 0 {
-		return errors.New("a guest for a job that writes to free blocks")
+		return errors.New("a job that writes to free blocks cannot run in a guest")
 	}
 	if err := d.left.write(d.work); err != nil {
 		return err
@@ -204,7 +204,7 @@ func (d *Disk) finish(ctx context.Context, r *Result) error {
 		return d.put(d.left.After)
 	})
 	if err != nil {
-		return hint.New("commit to "+d.path, inBetween{err}, "The disk is in between. Remove the cause and run the same command again: it goes on where this one stopped.")
+		return hint.New("commit to "+d.path, inBetween{err}, "The disk is partly written. Remove the cause and run the same command again: it goes on where this one stopped.")
 	}
 	return d.done()
 }

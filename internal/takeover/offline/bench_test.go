@@ -18,7 +18,7 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/jbd2"
 	"understudy.dev/understudy/dead/placement"
-	"understudy.dev/understudy/internal/lab/turns"
+	"understudy.dev/understudy/internal/lab/compare"
 	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/takeover/draft"
 )
@@ -49,8 +49,8 @@ func benchmarkPlaced(b *testing.B, files int, size int64) {
 	direct, at := directWrites(b, filepath.Join(dir, "direct"), size)
 	defer direct.Close()
 	buf := content(1 << 20)
-	r := turns.Run(b,
-		turns.Way{Name: "apply", Do: func() time.Duration {
+	r := compare.Run(b,
+		compare.Way{Name: "apply", Do: func() time.Duration {
 			copySparse(b, empty, path)
 			start := time.Now()
 			if err := applyPlaced(b, path, wanted, buf); err != nil {
@@ -58,7 +58,7 @@ func benchmarkPlaced(b *testing.B, files int, size int64) {
 			}
 			return time.Since(start)
 		}},
-		turns.Way{Name: "takeover", Do: func() time.Duration {
+		compare.Way{Name: "takeover", Do: func() time.Duration {
 			copySparse(b, empty, path)
 			f, err := os.OpenFile(path, os.O_RDWR, 0)
 			if err != nil {
@@ -71,7 +71,7 @@ func benchmarkPlaced(b *testing.B, files int, size int64) {
 			}
 			return time.Since(start)
 		}},
-		turns.Time(b, "direct", func() error { return at(buf) }),
+		compare.Time(b, "direct", func() error { return at(buf) }),
 	)
 	r.Ratio(b, "apply-of-direct", "apply", "direct")
 	r.Ratio(b, "takeover-of-direct", "takeover", "direct")

@@ -112,7 +112,7 @@ func (d *Disk) open(work string) error {
 		return hint.New("disk "+d.path, fmt.Errorf("%d bytes are not whole sectors", d.Size), "It must be a raw image, or a block device.")
 	}
 	if work == "" && d.Device {
-		return hint.New("disk "+d.path, errors.New("there is no room beside a block device"),
+		return hint.New("disk "+d.path, errors.New("it is a block device, with no directory for the work files beside it"),
 			"Name a directory on another disk with --work: it must have room for what is written, and outlast a power loss.")
 	}
 	if work == "" {

@@ -255,8 +255,8 @@ func TestFinishRefuses(t *testing.T) {
 		"no overlay":              {func(tr *trial, d *Disk) { os.Remove(d.overlay()) }, "is gone", false},
 		"another size":            {func(tr *trial, d *Disk) { d.Truncate(8 << 20) }, "it has 8388608 bytes", false},
 		"no redo file":            {func(tr *trial, d *Disk) { os.Remove(d.redo()) }, "is gone", true},
-		"a bit of the redo file":  {func(tr *trial, d *Disk) { flip(tr.t, d.redo(), 4096) }, "not what was written", true},
-		"the end of it":           {func(tr *trial, d *Disk) { os.Truncate(d.redo(), d.left.Redo.Size-1) }, "not what was written", true},
+		"a bit of the redo file":  {func(tr *trial, d *Disk) { flip(tr.t, d.redo(), 4096) }, "its size, checksum or block list is wrong", true},
+		"the end of it":           {func(tr *trial, d *Disk) { os.Truncate(d.redo(), d.left.Redo.Size-1) }, "its size, checksum or block list is wrong", true},
 	} {
 		tr, d := newTrial(t, true, tc.redo)
 		d.breakOff(t, 5)

@@ -144,7 +144,7 @@ func (s *staged) work(ctx context.Context, a *supervisor.Appliance, j Job, r *Re
 		request.Disk = diskName
 		err := r.stage("undo names", func() error { return a.Call(ctx, wire.Name, request, &r.Named) })
 		if errors.Is(err, wire.ErrUnsent) {
-			r.Named.Failures = []wire.Failure{{Reason: "all names are as the check left them: " + err.Error()}}
+			r.Named.Failures = []wire.Failure{{Reason: "all names stay as e2fsck left them: " + err.Error()}}
 		} else if err != nil {
 			return err
 		}

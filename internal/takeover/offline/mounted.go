@@ -27,7 +27,7 @@ type Mounted struct {
 // disk itself must be there already.
 func (m Mounted) Apply(ctx context.Context, j Job) (r *Result, err error) {
 	if len(j.Raw) > 0 || j.Check {
-		return nil, errors.New("apply to a mounted file system: there is something to be done before it is mounted")
+		return nil, errors.New("apply to a mounted file system: the job has blocks to write or a check to run, which needs it unmounted")
 	}
 	work, err := os.MkdirTemp(m.Work, "understudy-apply-")
 	if err != nil {

@@ -155,7 +155,7 @@ func (d *Disk) cover(ctx context.Context, regions []Region) error {
 	}
 	for i, g := range regions {
 		if !bytes.Equal(got[i].Data, g.Data) {
-			return fmt.Errorf("write to overlay: %d bytes at %d are not there", len(g.Data), g.Off)
+			return fmt.Errorf("write to overlay: %d bytes at %d read back differently", len(g.Data), g.Off)
 		}
 	}
 	return d.seal(ctx)

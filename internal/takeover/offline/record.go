@@ -48,7 +48,7 @@ type record struct {
 func (r *record) lacks() string {
 	switch {
 	case r.Refused == nil:
-		return "the run that was broken off was of an older program, which did not write down whether it had refused something: what that may be is in memory only: `salvage list` and `salvage extract` have all that was unsaved"
+		return "the run that was broken off was of an older version, which did not record whether it had refused anything; what it refused, if anything, is in memory only: `salvage list` and `salvage extract` have all that was unsaved"
 	case *r.Refused:
 		return "the run that was broken off had refused some of it, which is in memory only: `salvage list` and `salvage extract` have it"
 	}
@@ -147,13 +147,13 @@ func parseRecord(b []byte) (*record, error) {
 	for _, g := range slices.Concat(r.Before, r.After) {
 		n := int64(len(g.Data))
 		if g.Off < 0 || n == 0 || g.Off%sector != 0 || n%sector != 0 || g.Off > r.Size-n {
-			return nil, fmt.Errorf("%d bytes at %d of a disk of %d", n, g.Off, r.Size)
+			return nil, fmt.Errorf("impossible superblock region: %d bytes at %d of a disk of %d", n, g.Off, r.Size)
 		}
 	}
 	if r.Step == stepCommit || r.Step == stepVeiled {
 		same := func(a, b Region) bool { return a.Off == b.Off && len(a.Data) == len(b.Data) }
 		if len(r.Before) == 0 || !slices.EqualFunc(r.Before, r.After, same) {
-			return nil, errors.New("nothing to tell the disk by")
+			return nil, errors.New("it has no superblock contents to recognize the disk by")
 		}
 	}
 	return r, nil

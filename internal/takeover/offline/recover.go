@@ -17,7 +17,7 @@ import (
 
 // ErrNotMounted is why a memory has nothing for a disk: its kernel did not have the
 // file system mounted.
-var ErrNotMounted = errors.New("its kernel had it not mounted")
+var ErrNotMounted = errors.New("not mounted by the dead kernel")
 
 // RecoverOptions say how a pair's disks are brought up to date.
 type RecoverOptions struct {

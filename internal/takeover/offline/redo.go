@@ -150,7 +150,7 @@ func (d *Disk) redoAll() error {
 	return d.Sync()
 }
 
-var errRedo = errors.New("it is not what was written")
+var errRedo = errors.New("its size, checksum or block list is wrong")
 
 // read returns the list of a file whose bytes are all as they were written.
 func (r *redo) read(f *os.File, disk int64) ([]wire.Run, error) {
@@ -182,7 +182,7 @@ func (r *redo) read(f *os.File, disk int64) ([]wire.Run, error) {
 func (r *redo) check() error {
 	if r.List < 0 || r.Size < r.List || r.Size-r.List > maxList {
 		b, _ := json.Marshal(r)
-		return fmt.Errorf("a list in %s", b)
+		return fmt.Errorf("impossible offset or size of the redo file's list: %s", b)
 	}
 	return nil
 }

@@ -100,7 +100,7 @@ func (a *application) run(ctx context.Context) (err error) {
 		return err
 	}
 	if a.memory.Info().Live {
-		return fmt.Errorf("read %s: this is the memory of a machine that is alive, which writes what it has itself", a.Image)
+		return fmt.Errorf("read %s: this is the memory of a running machine, which writes its unsaved data itself", a.Image)
 	}
 	if a.Mount != "" {
 		return a.mounted(ctx)
@@ -190,7 +190,7 @@ func (a *application) finishCommit(ctx context.Context) error {
 		return err
 	})
 	if failed := a.draft.Failed(); failed != nil {
-		return hint.New("directory "+dir, fmt.Errorf("write what the disk is to get: %w", failed),
+		return hint.New("directory "+dir, fmt.Errorf("stage what is to be written to the disk: %w", failed),
 			"Make room there, or name another place with --work. Nothing was written to the disk.")
 	}
 	c.Disk = a.Disk

@@ -71,11 +71,11 @@ func logFinished(on *salvage.OnDisk) error {
 // somebody else's, if this machine's clock is not behind.
 func (a *application) died() (time.Time, error) {
 	if a.memory.Clock == nil {
-		return time.Time{}, errors.New("the dead kernel's clock cannot be read: what was changed after the crash could not be told")
+		return time.Time{}, errors.New("the dead kernel's clock cannot be read, so files that were changed after the crash could not be told from others")
 	}
 	died := a.memory.Clock.Now
 	if time.Now().Before(died) {
-		return died, fmt.Errorf("the kernel died at %v by its clock, and that is still to come here: what was changed after the crash cannot be told", died.UTC().Round(time.Second))
+		return died, fmt.Errorf("the kernel died at %v by its clock, which is in the future by this machine's: files that were changed after the crash cannot be told from others", died.UTC().Round(time.Second))
 	}
 	return died, nil
 }

@@ -54,7 +54,7 @@ func TestSettleRefuses(t *testing.T) {
 	}{
 		"no work directory":      {func(_ *trial, d *Disk) { os.RemoveAll(d.work) }, "is not in "},
 		"no redo file":           {func(_ *trial, d *Disk) { os.Remove(d.redo()) }, "is gone"},
-		"a bit of the redo file": {func(tr *trial, d *Disk) { flip(tr.t, d.redo(), 4096) }, "not what was written"},
+		"a bit of the redo file": {func(tr *trial, d *Disk) { flip(tr.t, d.redo(), 4096) }, "its size, checksum or block list is wrong"},
 		"a superblock half new":  {func(_ *trial, d *Disk) { d.WriteAt([]byte("mkfs"), superAt+sector) }, "neither the old one nor the new one"},
 	} {
 		tr, d := newTrial(t, true, true)

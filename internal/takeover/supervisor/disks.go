@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -104,7 +105,7 @@ func (s *Supervisor) fileSystemOn(d pair.Disk) (io.ReaderAt, error) {
 	} else if _, err := disk.Array(on, on.Size()); err == nil { // its data may well begin with the disk
 		return nil, fmt.Errorf("disk %s: %s is a member of an array of md: name the other disk of the mirror (mirror: IMAGE)", d.Name, d.Image)
 	} else if !errors.Is(err, disk.ErrNoMember) {
-		return nil, fmt.Errorf("disk %s: %s: %w: take that off if it is of no array any more (mdadm --zero-superblock)", d.Name, d.Image, err)
+		return nil, fmt.Errorf("disk %s: %s: %w: remove its md superblock if it is in no array any more (mdadm --zero-superblock)", d.Name, d.Image, err)
 	}
 	switch {
 	case d.LUKS != "":
@@ -161,7 +162,11 @@ func begins(d pair.Disk, on io.ReaderAt, mark, key string, places ...int64) erro
 			return nil
 		}
 	}
-	return fmt.Errorf("disk %s: %s has %s, and not what %s says", d.Name, d.Image, contentOf(on, d.Type), key)
+	content := cmp.Or(markOf(on), "nothing that we know (blkid may)")
+	if _, err := ext4.Open(on); !errors.Is(err, ext4.ErrNotExt) && markOf(on) == "" {
+		content = "a file system of the ext family on itself: leave out " + key
+	}
+	return fmt.Errorf("disk %s: %s has not what %s says, but %s", d.Name, d.Image, key, content)
 }
 
 // checkLayered checks the file system of a disk that only a guest sees, as that sees it, before it is
@@ -177,7 +182,7 @@ func (s *Supervisor) checkLayered(ctx context.Context, sd *side, d pair.Disk) er
 }
 
 // unfinished is what a disk in between has. Start finishes it.
-const unfinished = "a part of what is to be written to it: finish that (understudy salvage apply --finish --disk IMAGE)"
+const unfinished = "an interrupted commit of understudy salvage apply: finish that (understudy salvage apply --finish --disk IMAGE)"
 
 // magics are what other things than an ext file system begin with, for people: the
 // offset, the bytes, and what to do.
@@ -216,7 +221,7 @@ func fits(d pair.Disk, on io.ReaderAt) error {
 	case d.Type == pair.Ext3 && !journal: // the kernel mounts it as ext4 only (fs/ext4/ext4.h, ext3_feature_set_ok)
 		return fmt.Errorf("disk %s: %s has no journal, and so is no ext3: say type: ext4, or make one (tune2fs -j)", d.Name, d.Image)
 	case journal && fs.Super.JournalInode == 0:
-		return fmt.Errorf("disk %s: %s has its journal on another device, which does not follow the role: put it inside (tune2fs -O ^has_journal, then tune2fs -j)", d.Name, d.Image)
+		return fmt.Errorf("disk %s: %s has its journal on another device, which cannot be handed over with it: make it internal (tune2fs -O ^has_journal, then tune2fs -j)", d.Name, d.Image)
 	}
 	return nil
 }
@@ -256,15 +261,21 @@ func makeOptions(d pair.Disk, on io.ReaderAt) (options, without []string, err er
 	return fs.Super.MakeOptions(), nil, nil
 }
 
-// contentOf says what a disk has in the place of a file system of a type.
+// contentOf says what a disk has in the place of a file system of a type. What it has may be somebody's
+// only copy, though we do not know it.
 func contentOf(on io.ReaderAt, wanted pair.FSType) string {
+	return cmp.Or(markOf(on), fmt.Sprintf("no file system that we know (blkid may): make one if nothing on it is needed (mkfs.%s)", wanted))
+}
+
+// markOf says what a disk begins with, and what to do then; empty: nothing of magics.
+func markOf(on io.ReaderAt) string {
 	for _, m := range magics {
 		b := make([]byte, len(m.magic))
 		if _, err := on.ReadAt(b, int64(m.off)); err == nil && bytes.Equal(b, []byte(m.magic)) {
 			return m.what
 		}
 	}
-	return fmt.Sprintf("no file system that we know: make one (mkfs.%s)", wanted)
+	return ""
 }
 
 // missingRoom is how many bytes of a sparse image the file system under it could not

@@ -95,7 +95,7 @@ func (g *guestImage) WriteAt(b []byte, off int64) (int, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.staging == nil {
-		return 0, errors.New("it is only read")
+		return 0, errors.New("it is open read-only")
 	}
 	err := g.each(len(b), off, func(part []byte, done int, at int64) {
 		copy(part, b[done:])

@@ -105,7 +105,7 @@ func (d *RunDir) pair() (*pair.Pair, error) {
 		err = json.Unmarshal(b, p)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read what the pair is: %w", err)
+		return nil, fmt.Errorf("read the description of the pair: %w", err)
 	}
 	return p, nil
 }
@@ -148,7 +148,7 @@ func (s *Supervisor) reconnect(ctx context.Context) error {
 		}
 	}
 	if s.active == nil {
-		return errors.New("its record does not know the active side")
+		return errors.New("the record in its run directory names no active side")
 	}
 	if dead := s.dead(); s.understudy == nil && dead == nil { // what was booting there was nobody's yet
 		if err := s.clear(1 - s.active.index); err != nil {
@@ -280,7 +280,7 @@ func (sd *side) reach(ctx context.Context) error {
 }
 
 // errStill is why an agent is not waited for.
-var errStill = errors.New("its beat stands still")
+var errStill = errors.New("its heartbeat has stopped, and its agent does not answer")
 
 // meetAgain connects to the agent of a guest that another supervisor had. What that left
 // half said comes first, and does not make sense.
@@ -292,7 +292,7 @@ func (sd *side) meetAgain(ctx context.Context, notice Notice) error {
 			return fmt.Errorf("partition %s: %w", sd.name, errStill)
 		}
 		if err == nil && !sd.greeting.Configured {
-			err = fmt.Errorf("the agent of partition %s was started again, and knows of nothing", sd.name)
+			err = fmt.Errorf("the agent of partition %s was restarted, and has lost its configuration", sd.name)
 		}
 		if err == nil || ctx.Err() != nil || time.Now().After(deadline) {
 			return err

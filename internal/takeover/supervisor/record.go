@@ -87,7 +87,7 @@ func (d *DeadSide) because(why string) {
 // kept says why the memory is needed still.
 func (d *DeadSide) kept() string {
 	if d.Why == "" {
-		return fmt.Sprintf("its root disk, %s, has not what was in memory only: understudy salvage apply FILE --disk %s brings it there", d.Root, d.Root)
+		return fmt.Sprintf("its unsaved data has not been written to its root disk, %s: understudy salvage apply FILE --disk %s writes it", d.Root, d.Root)
 	}
 	return d.Why
 }

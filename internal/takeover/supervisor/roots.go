@@ -62,7 +62,7 @@ func (d *RunDir) RootLacks(r *Record, p pair.Partition, why error) {
 	lacking := DeadSide{Name: p.Name, Root: p.Root}
 	if errors.Is(why, ErrPartly) {
 		r.Partly = append(slices.Clone(r.Partly), p.Name)
-		lacking.Why = fmt.Sprintf("its root disk, %s, has not what was refused of it: understudy salvage extract FILE reads that", p.Root)
+		lacking.Why = fmt.Sprintf("some of its unsaved data could not be written to its root disk, %s: understudy salvage extract FILE reads that", p.Root)
 	}
 	switch {
 	case !r.deadRoot(p):

@@ -196,7 +196,7 @@ func able(g wire.Greeting, c wire.Config) error {
 	for _, d := range c.Disks {
 		for _, p := range d.Programs() {
 			if !slices.Contains(g.Layers, p) {
-				return hint.New("guest", fmt.Errorf("it has no %s, for what lies under the file system of disk %s", p, d.Name),
+				return hint.New("guest", fmt.Errorf("it has no %s, which the layers (md, LUKS, LVM) under the file system of disk %s need", p, d.Name),
 					"Build its image again with understudy initramfs --under, or install it there.")
 			}
 		}

@@ -292,7 +292,7 @@ func (s *Supervisor) makeRehearsals(ctx context.Context, name string) (devices [
 		}
 		path := filepath.Join(s.options.Dir, fmt.Sprintf("%s.%s", name, wire.RehearsalDisk(i)))
 		if err := device.MakeRehearsal(ctx, path, string(d.Type), options, without); err != nil {
-			return nil, fmt.Errorf("%w (takeover: {rehearse: false} does without)", err)
+			return nil, fmt.Errorf("%w (takeover: {rehearse: false} turns rehearsals off)", err)
 		}
 		devices = append(devices, partition.Disk{Name: wire.RehearsalDisk(i), Image: path})
 		if !d.Layered() {
@@ -321,7 +321,7 @@ func (s *Supervisor) rehearse(ctx context.Context, sd *side) error {
 			return sd.agent.Call(ctx, wire.Rehearse, wire.RehearseRequest{Services: true}, nil)
 		})
 		if err != nil {
-			return fmt.Errorf("rehearse a takeover on partition %s: %w (takeover: {rehearse: false} does without, and rehearse: false of a service without that)", sd.name, err)
+			return fmt.Errorf("rehearse a takeover on partition %s: %w (takeover: {rehearse: false} turns rehearsals off, rehearse: false of a service leaves that service out of them)", sd.name, err)
 		}
 	}
 	return nil
@@ -515,7 +515,7 @@ func (s *Supervisor) disks() []*fence.Hold {
 func (s *Supervisor) haveDisks(sd *side) error {
 	for _, h := range s.disks() {
 		if !h.OpenIn(sd.process.PID()) {
-			return errors.Join(fmt.Errorf("partition %s has another disk open than %s", sd.name, h.Name()), h.Named())
+			return errors.Join(fmt.Errorf("the QEMU process of partition %s does not have the file %s open", sd.name, h.Name()), h.Named())
 		}
 	}
 	return nil

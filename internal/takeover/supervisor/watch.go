@@ -325,7 +325,7 @@ const (
 	notRunning = "its threads are stopped, or wait for this machine"
 	// After a flush that failed, QEMU fails all others of that image without trying them, since what the
 	// host had cached may be lost (block/file-posix.c, page_cache_inconsistent).
-	noFlush = "QEMU has stopped it (io-error), and does so again though there is room: it flushes an image no more of which a flush has failed"
+	noFlush = "QEMU has stopped it (io-error), and does so again though there is room: once a flush of an image has failed, QEMU fails all others"
 )
 
 // look takes one observation. What the process did is asked only when the beat

@@ -1,7 +1,7 @@
-// Package turns compares ways of doing the same thing on a machine that does other
+// Package compare compares ways of doing the same thing on a machine that does other
 // things, too: each round does every way once, in changing order, so that what
 // disturbs one disturbs the others.
-package turns
+package compare
 
 import (
 	"slices"

@@ -218,7 +218,7 @@ func (a *Adoption) place(m *foreign.Machine, disks []foreign.Disk) (err error) {
 	}
 	dir := cmp.Or(a.Work, beside(disks), a.Room)
 	if dir == "" {
-		return hint.New(fmt.Sprintf("keep the memory of process %d", m.PID), errors.New("there is no room beside its disks"), "Name a file with --memory, on a disk with room for it.")
+		return hint.New(fmt.Sprintf("keep the memory of process %d", m.PID), errors.New("all its disks are block devices, with no directory beside them"), "Name a file with --memory, on a disk with room for it.")
 	}
 	a.Memory, err = filepath.Abs(filepath.Join(dir, fmt.Sprintf("qemu-%d.memory", m.PID)))
 	return err
@@ -280,7 +280,7 @@ func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) (types [
 	}
 	// What cannot be found out is no reason to leave a dead machine's data where it is lost.
 	if absent, _ := memory.Kernel.Absent(); len(absent) > 0 {
-		return nil, hint.New("copy a machine's memory", fmt.Errorf("its kernel has more than it began with: %v", absent),
+		return nil, hint.New("copy a machine's memory", fmt.Errorf("its kernel has hotplugged memory, which the file would lack: %v", absent),
 			"Nothing was touched. Have QEMU dump all of it (dump-guest-memory, or virsh dump --memory-only), and use that file.")
 	}
 	all, _, err := memory.FileSystems()
