@@ -157,6 +157,43 @@ func throughCrash(t *testing.T, l *nfslab.Lab) {
 	}
 }
 
+// TestNFSIdleClient: one client holds a lock, and has nothing to do. It would find out that its server is another when it renews its
+// lease, after two thirds of that, and until then the other one would make no new file.
+func TestNFSIdleClient(t *testing.T) {
+	for _, kernel := range []string{"default", "6.12-cloud", "newest-cloud"} {
+		t.Run(kernel, func(t *testing.T) { idleThroughCrash(t, newNFSLab(t, kernel, "20m")) })
+	}
+}
+
+func idleThroughCrash(t *testing.T, l *nfslab.Lab) {
+	const long = 5 * time.Minute // for a machine of any speed, and long before a renewal
+	ctx, cancel := context.WithTimeout(t.Context(), nfsLimit)
+	defer cancel()
+	for target, version := range map[string]string{"/mnt/idle": "4.1", "/mnt/busy": "4.2"} {
+		if err := l.Mount(ctx, target, version); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var locks []nfslab.LockRequest
+	for _, path := range []string{"/mnt/idle/lock", "/mnt/busy/lock2"} {
+		lock := nfslab.LockRequest{Path: path}
+		if err := l.Client.Call(ctx, nfslab.VerbLock, lock, nil); err != nil {
+			t.Fatal(err)
+		}
+		locks = append(locks, lock)
+	}
+	crash(t, l)
+	began := time.Now()
+	within, enough := context.WithTimeout(ctx, long)
+	defer enough()
+	if _, err := l.RunClient(within, "/bin/busybox", "touch", "/mnt/busy/new"); err != nil {
+		t.Fatalf("a new file after %v: %v", time.Since(began), err)
+	}
+	t.Logf("a new file was made after %v", time.Since(began))
+	checkGraceEnded(ctx, t, l)
+	checkLocks(ctx, t, l, locks)
+}
+
 // nfsLimit is how long a client's work, a crash and its verification may take, on a
 // busy machine.
 const nfsLimit = 15 * time.Minute

@@ -1,5 +1,6 @@
 // Package nfsd says which clients of NFSv4 the server of a dead Linux kernel had noted in stable storage, from its
-// memory alone: they may have open files and locks that they reclaim from the next server (RFC 8881, 8.4.2).
+// memory alone: they may have open files and locks that they reclaim from the next server (RFC 8881, 8.4.2). And it says how
+// that server would have called them back.
 //
 // # Caveats
 //
@@ -66,42 +67,70 @@ func newWalk(k *kernel.Kernel) (*walk, error) {
 			return nil, err
 		}
 	}
-	name := k.Types().Layout("xdr_netobj")
-	if name.Err() != nil {
-		name = w.types.Layout("xdr_netobj")
-	}
+	name := w.shared("xdr_netobj")
 	w.nameSize, w.length, w.data = name.Size, name.Field("len", 4), name.Field("data", 8)
 	return w, name.Err()
 }
 
-// clients visits those of client_lru, which nfsd has all of its clients in, and in the grace those of
-// reclaim_str_hashtbl.
+// shared is the layout of a structure that other parts of the kernel have, too: the image's, if one of those is in it.
+func (w *walk) shared(name string) *kernel.Layout {
+	if l := w.k.Types().Layout(name); l.Err() == nil {
+		return l
+	}
+	return w.types.Layout(name)
+}
+
+// started is nfsd's part of the first network namespace, a struct nfsd_net of these bytes; none if it never started,
+// so that its lists were never made.
+func (w *walk) started(n *kernel.Layout) (at addr.Virt, b []byte, err error) {
+	lru := n.Field("client_lru", 16)
+	if err := n.Err(); err != nil {
+		return 0, nil, err
+	}
+	if at, err = w.server(n.Size); err != nil {
+		return 0, nil, err
+	}
+	b, err = w.k.Bytes(at, n.Size)
+	if err != nil || lru.Pointer(b) == 0 {
+		return 0, nil, err
+	}
+	return at, append([]byte(nil), b...), nil
+}
+
+// each visits the clients of client_lru, which nfsd has all of its clients in: struct nfs4_client of c.
+func (w *walk) each(n, c *kernel.Layout, server addr.Virt, visit func(at addr.Virt, b []byte) error) error {
+	lru, link := n.Field("client_lru", 16), c.Field("cl_lru", 16)
+	if err := errors.Join(n.Err(), c.Err()); err != nil {
+		return err
+	}
+	return w.k.List(lru.In(server), maxClients, func(at addr.Virt) error {
+		at -= addr.Virt(link.Off)
+		b, err := w.k.Bytes(at, c.Size)
+		if err != nil {
+			return err
+		}
+		return visit(at, b)
+	})
+}
+
+// clients visits those that are noted, and in the grace those of reclaim_str_hashtbl.
 func (w *walk) clients(visit func(Client) bool) error {
 	n, c, r := w.types.Layout("nfsd_net"), w.types.Layout("nfs4_client"), w.types.Layout("nfs4_client_reclaim")
-	lru, table := n.Field("client_lru", 16), n.Field("reclaim_str_hashtbl", 8)
-	link, flags, name := c.Field("cl_lru", 16), c.Field("cl_flags", 8), c.Field("cl_name", 16)
+	table := n.Field("reclaim_str_hashtbl", 8)
+	flags, name := c.Field("cl_flags", 8), c.Field("cl_name", 16)
 	chain, expected := r.Field("cr_strhash", 16), r.Field("cr_name", 16)
 	if err := errors.Join(n.Err(), c.Err(), r.Err()); err != nil {
 		return err
 	}
-	net, err := w.server(n.Size)
-	if err != nil {
+	net, server, err := w.started(n)
+	if err != nil || server == nil {
 		return err
 	}
-	server, err := w.k.Bytes(net, n.Size)
-	if err != nil {
-		return err
-	}
-	server = append([]byte(nil), server...)
-	if lru.Pointer(server) == 0 {
-		return nil // it never started: its lists were never made
-	}
-	err = w.k.List(lru.In(net), maxClients, func(at addr.Virt) error {
-		b, err := w.k.Bytes(at-addr.Virt(link.Off), c.Size)
-		if err != nil || flags.Uint(b)&stable == 0 {
-			return err
+	err = w.each(n, c, net, func(at addr.Virt, b []byte) error {
+		if flags.Uint(b)&stable == 0 {
+			return nil
 		}
-		return w.visit(name.In(at-addr.Virt(link.Off)), false, visit)
+		return w.visit(name.In(at), false, visit)
 	})
 	buckets := table.Pointer(server)
 	if err != nil || buckets == 0 {

@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -75,12 +77,13 @@ type packet struct {
 	to     netip.Addr
 	index  int // of the interface that the connection's address is on
 	tickle bool
+	later  [][]byte // what ends a connection on which bytes says something else, if nothing else has
 }
 
 // acquaint has the kernel know the dead side's neighbours, so that nobody has to be
 // asked for a MAC when the address is live, and makes the packets for the peers.
 func (a *Agent) acquaint(_ context.Context, r wire.AcquaintRequest) (result wire.AcquaintResult, err error) {
-	p, err := wire.DecodePeers(r.Peers)
+	p, err := r.Decode()
 	if err != nil {
 		return result, err
 	}
@@ -153,6 +156,10 @@ func (n *network) packet(c wire.Connection) packet {
 		p.bytes = ends.Reset(c.SndNxt)
 	} else {
 		p.bytes = ends.Tickle(c.SndUna, c.RcvNxt)
+	}
+	if len(c.Call) > 0 {
+		p.later = [][]byte{ends.Reset(c.SndNxt + uint32(len(c.Call))), p.bytes}
+		p.bytes = ends.Data(c.SndNxt, c.RcvNxt, c.Call)
 	}
 	for _, at := range n.nics {
 		for _, prefix := range at.prefixes {
@@ -245,7 +252,6 @@ func (a *Agent) tell(ctx context.Context, r wire.TellRequest) (result wire.TellR
 	if err != nil {
 		return result, err
 	}
-	defer sockets.Close()
 	ctx, cancel := context.WithTimeout(ctx, r.Limit)
 	defer cancel()
 	sent := announce.Pace{Rate: max(1, r.Rate)}.Run(ctx, len(peers), func(i int) {
@@ -260,9 +266,28 @@ func (a *Agent) tell(ctx context.Context, r wire.TellRequest) (result wire.TellR
 			result.Reset++
 		}
 	})
+	go endCalled(sockets, peers[:sent])
 	if sent < len(peers) {
 		result.Untold += len(peers) - sent
 		result.Failure = fmt.Sprintf("%d clients at %d a second take more than %v", len(peers), r.Rate, r.Limit)
 	}
 	return result, nil
+}
+
+// callWait is how long a peer that was called has to answer, which our kernel resets its connection for: an acknowledgement
+// may wait for 200 ms (TCP_DELACK_MAX, include/net/tcp.h), and a call or an answer may be lost.
+const callWait = 500 * time.Millisecond
+
+// endCalled ends the connections that peers were called on, and closes the sockets.
+func endCalled(sockets *announce.Sockets, peers []packet) {
+	defer sockets.Close()
+	if !slices.ContainsFunc(peers, func(p packet) bool { return p.later != nil }) {
+		return
+	}
+	time.Sleep(callWait)
+	for i := range peers {
+		for _, b := range peers[i].later {
+			_ = sockets.Send(b, peers[i].to, peers[i].index) // if it is lost, the peer finds out by itself
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/live/announce"
 	"understudy.dev/understudy/internal/live/netns"
 	"understudy.dev/understudy/internal/live/wire"
 )
@@ -158,11 +160,11 @@ func TestSetUpRefuses(t *testing.T) {
 
 func encode(t *testing.T, p wire.Peers) wire.AcquaintRequest {
 	t.Helper()
-	b, err := wire.EncodePeers(p)
+	r, err := wire.NewAcquaintRequest(p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return wire.AcquaintRequest{Peers: b}
+	return r
 }
 
 // TestAcquaint: neighbours on the role's networks are known, others are left out,
@@ -247,6 +249,25 @@ func TestTell(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestCalled: a peer that is called hears of the end of its connection later, if it has not answered.
+func TestCalled(t *testing.T) {
+	c := wire.Connection{
+		Local: netip.MustParseAddrPort("10.77.0.2:2049"), Remote: netip.MustParseAddrPort("10.77.0.1:700"), SndUna: 5, SndNxt: 7, RcvNxt: 9,
+	}
+	ends := announce.Ends{Local: c.Local, Remote: c.Remote}
+	for exact, last := range map[bool][]byte{true: ends.Reset(7), false: ends.Tickle(5, 9)} {
+		c.Exact, c.Call = exact, []byte("call")
+		p := new(network).packet(c)
+		if !bytes.Equal(p.bytes, ends.Data(7, 9, c.Call)) || len(p.later) != 2 || !bytes.Equal(p.later[0], ends.Reset(11)) || !bytes.Equal(p.later[1], last) {
+			t.Errorf("exact %v: %+v", exact, p)
+		}
+		c.Call = nil
+		if p := new(network).packet(c); !bytes.Equal(p.bytes, last) || p.later != nil {
+			t.Errorf("exact %v, not called: %+v", exact, p)
+		}
+	}
 }
 
 // TestReadyAtAddress: a service that listens at an address of the role only is ready.

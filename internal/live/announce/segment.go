@@ -13,7 +13,11 @@ const (
 	hopLimit    = 64 // IPDEFTTL, include/uapi/linux/ip.h
 
 	flagRST = 1 << 2
+	flagPSH = 1 << 3
 	flagACK = 1 << 4
+
+	// window is what we let the far end send in answer to data, which nobody reads: it is to have its say, and to be reset.
+	window = 1<<16 - 1
 )
 
 // Ends are the two ends of a TCP connection, of one address family; neither is an
@@ -26,25 +30,32 @@ type Ends struct {
 // exactly the next byte that end expects (RFC 5961, 3.2): the dead side's SND.NXT
 // when nothing of it was under way. It acknowledges nothing, so that an end that has
 // yet to hear of its connection does not take it for a refusal (RFC 9293, 3.10.7.3).
-func (e Ends) Reset(seq uint32) []byte { return e.segment(seq, 0, flagRST) }
+func (e Ends) Reset(seq uint32) []byte { return e.segment(seq, 0, flagRST, 0, nil) }
+
+// Data returns the IP packet with data that the remote end takes as the connection's next, if it expects seq, and ack
+// is what it has sent (RFC 9293, 3.10.7.4). Its answer is one to a connection that our kernel does not know, which resets it.
+func (e Ends) Data(seq, ack uint32, data []byte) []byte {
+	return e.segment(seq, ack, flagPSH|flagACK, window, data)
+}
 
 // Tickle returns the IP packet that makes the remote end say which numbers it
 // expects: an acknowledgement with a number that it has had already, as keep-alives
 // have it (RFC 1122, 4.2.3.6). It answers with the right numbers, and a kernel that
 // does not know the connection answers that with an exact reset. una is a number
 // that the remote end has acknowledged, the dead side's SND.UNA.
-func (e Ends) Tickle(una, ack uint32) []byte { return e.segment(una-1, ack, flagACK) }
+func (e Ends) Tickle(una, ack uint32) []byte { return e.segment(una-1, ack, flagACK, 0, nil) }
 
-// segment is a packet with a TCP segment of no data and no options. Its window is
-// 0: nothing is to be sent in answer but an acknowledgement.
-func (e Ends) segment(seq, ack uint32, flags byte) []byte {
+// segment is a packet with a TCP segment without options. With a window of 0, nothing is to be sent in answer but an
+// acknowledgement.
+func (e Ends) segment(seq, ack uint32, flags byte, window uint16, data []byte) []byte {
 	be := binary.BigEndian
 	from, to := e.Local.Addr(), e.Remote.Addr()
 	var b []byte
+	size := tcpBytes + len(data)
 	if from.Is4() {
-		b = appendIPv4(make([]byte, 0, ip4Bytes+tcpBytes), tcpBytes, protocolTCP, from, to)
+		b = appendIPv4(make([]byte, 0, ip4Bytes+size), size, protocolTCP, from, to)
 	} else {
-		b = appendIPv6(make([]byte, 0, ip6Bytes+tcpBytes), tcpBytes, protocolTCP, hopLimit, from, to)
+		b = appendIPv6(make([]byte, 0, ip6Bytes+size), size, protocolTCP, hopLimit, from, to)
 	}
 	at := len(b)
 	b = be.AppendUint16(b, e.Local.Port())
@@ -52,8 +63,10 @@ func (e Ends) segment(seq, ack uint32, flags byte) []byte {
 	b = be.AppendUint32(b, seq)
 	b = be.AppendUint32(b, ack)
 	b = append(b, tcpBytes/4<<4, flags)
-	b = append(b, 0, 0, 0, 0, 0, 0) // window, checksum, urgent pointer
-	be.PutUint16(b[at+16:], checksum(b[at:], pseudo(from, to, protocolTCP, tcpBytes)))
+	b = be.AppendUint16(b, window)
+	b = append(b, 0, 0, 0, 0) // checksum, urgent pointer
+	b = append(b, data...)
+	be.PutUint16(b[at+16:], checksum(b[at:], pseudo(from, to, protocolTCP, size)))
 	return b
 }
 
@@ -101,6 +114,9 @@ func checksum(b []byte, start uint32) uint16 {
 func sum(b []byte) (s uint32) {
 	for i := 0; i+1 < len(b); i += 2 {
 		s += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	if n := len(b); n%2 != 0 { // as if a zero followed (RFC 1071, 4.1)
+		s += uint32(b[n-1]) << 8
 	}
 	return s
 }

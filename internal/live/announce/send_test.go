@@ -174,7 +174,7 @@ func numbers(t *testing.T, conn net.Conn) (nxt, rcv uint32) {
 }
 
 // TestClientsAreReset: a client with an idle connection to a kernel that is gone
-// learns that at once, by an exact reset and by a tickle, and not by a reset with
+// learns that at once, by an exact reset, by a tickle, and by data, which it has first, and not by a reset with
 // any other number.
 func TestClientsAreReset(t *testing.T) {
 	lab, server := newServer(t)
@@ -182,6 +182,7 @@ func TestClientsAreReset(t *testing.T) {
 		for name, packet := range map[string]func(e announce.Ends, nxt, rcv uint32) []byte{
 			"reset":    func(e announce.Ends, nxt, rcv uint32) []byte { return e.Reset(nxt) },
 			"tickle":   func(e announce.Ends, nxt, rcv uint32) []byte { return e.Tickle(nxt, rcv) },
+			"data":     func(e announce.Ends, nxt, rcv uint32) []byte { return e.Data(nxt, rcv, []byte("words")) },
 			"no reset": func(e announce.Ends, nxt, rcv uint32) []byte { return e.Reset(nxt - 1) },
 		} {
 			t.Run(name+" of "+address, func(t *testing.T) {
@@ -209,6 +210,12 @@ func TestClientsAreReset(t *testing.T) {
 					wait = 300 * time.Millisecond
 				}
 				client.SetReadDeadline(time.Now().Add(wait))
+				if name == "data" {
+					said := make([]byte, 5)
+					if _, err := io.ReadFull(client, said); err != nil || string(said) != "words" {
+						t.Errorf("the client read %q, %v", said, err)
+					}
+				}
 				_, err = client.Read(make([]byte, 1))
 				if reset := errors.Is(err, syscall.ECONNRESET); reset == (name == "no reset") {
 					t.Errorf("the client read %v", err)

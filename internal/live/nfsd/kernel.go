@@ -53,12 +53,15 @@ func mountServer() error {
 	return nil
 }
 
+// maxLockGrace is the longest grace that lockd takes: nlm_grace_period_max, fs/lockd/svc.c.
+const maxLockGrace = 240 * time.Second
+
 // setLocks gives lockd, which starts with the server, its ports and its grace
 // (fs/lockd/svc.c). It reads both when it starts.
 func setLocks(c wire.NFS) error {
 	for name, value := range map[string]string{
 		"nlm_tcpport": strconv.Itoa(lockPort), "nlm_udpport": strconv.Itoa(lockPort),
-		"nlm_grace_period": seconds(c.Grace),
+		"nlm_grace_period": seconds(min(c.Grace, maxLockGrace)),
 	} {
 		if err := os.WriteFile("/sys/module/lockd/parameters/"+name, []byte(value), 0); err != nil {
 			return fmt.Errorf("set lockd's %s: %w", name, err)

@@ -24,9 +24,46 @@ type Route struct {
 	OnLink bool `json:"on_link,omitempty"`
 }
 
-// AcquaintRequest has encoded peers (EncodePeers).
+// AcquaintRequest has encoded peers (EncodePeers), and what is to be said to some of them. An agent of an older version
+// does not say it.
 type AcquaintRequest struct {
 	Peers []byte `json:"peers"`
+	Calls []Call `json:"calls,omitempty"`
+}
+
+// Call is a Connection's Call.
+type Call struct {
+	Connection int    `json:"connection"` // its index
+	Bytes      []byte `json:"bytes"`
+}
+
+// NewAcquaintRequest encodes peers.
+func NewAcquaintRequest(p Peers) (r AcquaintRequest, err error) {
+	for i, c := range p.Connections {
+		if len(c.Call) > 0 {
+			r.Calls = append(r.Calls, Call{Connection: i, Bytes: c.Call})
+		}
+	}
+	r.Peers, err = EncodePeers(p)
+	return r, err
+}
+
+// Decode reads what NewAcquaintRequest wrote.
+func (r AcquaintRequest) Decode() (Peers, error) {
+	p, err := DecodePeers(r.Peers)
+	if err != nil {
+		return p, err
+	}
+	if len(r.Calls) > MaxCalls {
+		return Peers{}, fmt.Errorf("%w: %d calls", errPeers, len(r.Calls))
+	}
+	for _, c := range r.Calls {
+		if c.Connection < 0 || c.Connection >= len(p.Connections) || len(c.Bytes) > MaxCall {
+			return Peers{}, fmt.Errorf("%w: a call of %d bytes on connection %d of %d", errPeers, len(c.Bytes), c.Connection, len(p.Connections))
+		}
+		p.Connections[c.Connection].Call = c.Bytes
+	}
+	return p, nil
 }
 
 // AcquaintResult says how many neighbours the kernel knows now, and why one was
@@ -72,6 +109,9 @@ type Connection struct {
 	// 9293, 3.3.1). Exact: the far end expects SndNxt next, for sure.
 	SndUna, SndNxt, RcvNxt uint32
 	Exact                  bool
+	// Call is what the far end is told on the connection, from SndNxt on, before it is told that that has ended: whole
+	// records of ONC RPC, at most MaxCall bytes; empty: nothing.
+	Call []byte
 }
 
 // Bounds on what peers can be encoded: the message is to fit in a frame.
@@ -79,6 +119,8 @@ const (
 	MaxNeighbours  = 1 << 12
 	MaxConnections = 1 << 17
 	MaxInterface   = 15 // IFNAMSIZ - 1, include/uapi/linux/if.h
+	MaxCalls       = 1 << 13
+	MaxCall        = 256 // bytes: with its headers in one packet of any network (RFC 8200, 5)
 )
 
 // errPeers is wrapped by every error of DecodePeers.
@@ -90,7 +132,7 @@ const (
 	connectionBytes = 2*(16+2) + 3*4 + 1
 )
 
-// EncodePeers lays peers out for an AcquaintRequest: a magic, the numbers of
+// EncodePeers lays peers out for an AcquaintRequest, but for what they are to be told: a magic, the numbers of
 // neighbours and connections, then each, of fixed width and little-endian.
 // Addresses have 16 bytes, and IPv4 ones are mapped (RFC 4291, 2.5.5.2).
 func EncodePeers(p Peers) ([]byte, error) {

@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"math"
 	"net/netip"
@@ -18,8 +19,8 @@ func somePeers() Peers {
 			{netip.MustParseAddr("fe80::1"), [6]byte{2, 0, 0, 0, 0, 2}, "fifteen-letters"},
 		},
 		Connections: []Connection{
-			{netip.MustParseAddrPort("10.77.0.2:2049"), netip.MustParseAddrPort("10.77.0.1:1023"), 1, 2, math.MaxUint32, false},
-			{netip.MustParseAddrPort("[fd00::2]:80"), netip.MustParseAddrPort("[fd00::1]:40000"), 7, 7, 8, true},
+			{netip.MustParseAddrPort("10.77.0.2:2049"), netip.MustParseAddrPort("10.77.0.1:1023"), 1, 2, math.MaxUint32, false, nil},
+			{netip.MustParseAddrPort("[fd00::2]:80"), netip.MustParseAddrPort("[fd00::1]:40000"), 7, 7, 8, true, nil},
 		},
 	}
 }
@@ -42,12 +43,45 @@ func TestPeers(t *testing.T) {
 
 // TestPeersFit: the most that can be encoded fits in a message.
 func TestPeersFit(t *testing.T) {
-	b, err := EncodePeers(Peers{make([]Neighbour, MaxNeighbours), make([]Connection, MaxConnections)})
+	p := Peers{make([]Neighbour, MaxNeighbours), make([]Connection, MaxConnections)}
+	for i := range MaxCalls {
+		p.Connections[len(p.Connections)-1-i].Call = make([]byte, MaxCall)
+	}
+	r, err := NewAcquaintRequest(p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if size := (len(b) + 2) / 3 * 4; size+1024 > FromSupervisor.Request {
-		t.Errorf("%d bytes in base64, and a request may have %d", size, FromSupervisor.Request)
+	b, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(b)+1024 > FromSupervisor.Request {
+		t.Errorf("%d bytes in JSON, and a request may have %d", len(b), FromSupervisor.Request)
+	}
+}
+
+// TestCalls: what peers are to be told goes with them, and comes from nowhere else.
+func TestCalls(t *testing.T) {
+	p := somePeers()
+	p.Connections[1].Call = []byte("call")
+	r, err := NewAcquaintRequest(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.Decode(); err != nil || !reflect.DeepEqual(got, p) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	for name, c := range map[string]Call{
+		"of no connection": {Connection: 2}, "before the first": {Connection: -1}, "too long": {Connection: 1, Bytes: make([]byte, MaxCall+1)},
+	} {
+		r.Calls = []Call{c}
+		if got, err := r.Decode(); err == nil || len(got.Connections) > 0 {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+	r.Calls = make([]Call, MaxCalls+1)
+	if _, err := r.Decode(); err == nil {
+		t.Error("too many are decoded")
 	}
 }
 

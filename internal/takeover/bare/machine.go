@@ -44,7 +44,7 @@ type machine struct {
 	fenced   bool                               // its devices too
 	leftover leftover
 	images   map[string]*image
-	peers    []byte // of the dead kernel's, encoded
+	peers    wire.AcquaintRequest // the dead kernel's
 	staging  staging
 
 	enlisting sync.Mutex // held while CPUs come online
@@ -203,10 +203,9 @@ func (m *machine) GoLive(ctx context.Context) error {
 }
 
 // Acquaint keeps the peers for Tell: the interfaces are not there yet.
-func (m *machine) Acquaint(_ context.Context, p wire.Peers) (wire.AcquaintResult, error) {
-	b, err := wire.EncodePeers(p)
-	m.peers = b
-	return wire.AcquaintResult{}, err
+func (m *machine) Acquaint(_ context.Context, p wire.Peers) (result wire.AcquaintResult, err error) {
+	m.peers, err = wire.NewAcquaintRequest(p)
+	return result, err
 }
 
 func (m *machine) Announce(ctx context.Context) error {
@@ -214,7 +213,7 @@ func (m *machine) Announce(ctx context.Context) error {
 }
 
 func (m *machine) Tell(ctx context.Context, rate int) (result wire.TellResult, err error) {
-	if err := m.agent.Do(ctx, wire.Acquaint, wire.AcquaintRequest{Peers: m.peers}, nil); err != nil {
+	if err := m.agent.Do(ctx, wire.Acquaint, m.peers, nil); err != nil {
 		return result, err
 	}
 	return result, m.agent.Do(ctx, wire.Tell, wire.TellRequest{Rate: rate, Limit: tellLimit}, &result)

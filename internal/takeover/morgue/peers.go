@@ -5,19 +5,23 @@ import (
 	"fmt"
 	"net/netip"
 
+	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/nfsd"
 	"understudy.dev/understudy/dead/sockets"
+	server "understudy.dev/understudy/internal/live/nfsd"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// Peers takes the dead kernel's neighbours and TCP connections out of its memory.
-// What is left out is counted, with the first reason.
+// Peers takes the dead kernel's neighbours and TCP connections out of its memory, and what clients of NFSv4.1 or later are
+// to be called for, so that one with nothing to do does not find out with its next renewal only that its server is another: until then
+// nobody gets a new lock. What is left out is counted, with the first reason.
 func (m *Morgue) Peers(of func(local netip.AddrPort) bool) (p wire.Peers, err error) {
 	k, err := m.known()
 	if err != nil {
 		return p, fmt.Errorf("find kernel: %w", err)
 	}
 	var neighbours, connections omitted
+	r := recaller{k: k}
 	for n, err := range sockets.Neighbours(k) {
 		switch {
 		case err != nil:
@@ -40,10 +44,53 @@ func (m *Morgue) Peers(of func(local netip.AddrPort) bool) (p wire.Peers, err er
 		default:
 			p.Connections = append(p.Connections, wire.Connection{
 				Local: c.Local, Remote: c.Remote, SndUna: c.SndUna, SndNxt: c.SndNxt, RcvNxt: c.RcvNxt, Exact: c.Exact(),
+				Call: r.call(&c),
 			})
 		}
 	}
-	return p, errors.Join(neighbours.err("neighbours"), connections.err("connections"))
+	return p, errors.Join(neighbours.err("neighbours"), connections.err("connections"), r.omitted.err("backchannels of NFS clients"))
+}
+
+// recaller makes the calls for clients of NFSv4.1 or later.
+type recaller struct {
+	k        *kernel.Kernel
+	channels map[[2]netip.AddrPort]nfsd.Backchannel // by connection; nil: not read yet
+	omitted  omitted
+}
+
+// call is what the client at the far end of a connection is to be called for; empty: it is none, or has to say something
+// anyway. What the dead side sends next must begin a record: all that was written is sent, and no thread was writing. If some of that is
+// lost, the call is out of order for the client, which never sees it.
+func (r *recaller) call(c *sockets.Connection) []byte {
+	if c.Local.Port() != nfsPort || c.State != sockets.Established || c.Unsure || c.WriteSeq != c.SndNxt {
+		return nil
+	}
+	if r.channels == nil {
+		r.read()
+	}
+	b, ok := r.channels[[2]netip.AddrPort{c.Local, c.Remote}]
+	if !ok {
+		return nil
+	}
+	return server.Recall(b.Program, b.Minor, b.Session, b.Sequence, b.Slots)
+}
+
+// nfsPort is where clients of NFSv4 find a server (RFC 8881, 2.9.3).
+const nfsPort = 2049
+
+// read reads the backchannels, as many as can be handed on. A kernel without a server has none, and one before 5.11 keeps no types
+// of its modules.
+func (r *recaller) read() {
+	r.channels = make(map[[2]netip.AddrPort]nfsd.Backchannel)
+	for b, err := range nfsd.Backchannels(r.k) {
+		switch {
+		case errors.Is(err, kernel.ErrNotFound):
+		case err != nil:
+			r.omitted.add(err)
+		case b.Idle && len(r.channels) < wire.MaxCalls:
+			r.channels[[2]netip.AddrPort{b.Local, b.Remote}] = b
+		}
+	}
 }
 
 // NFSClients are the names of the clients of NFSv4 that the dead kernel's server had noted in stable storage. Those

@@ -68,11 +68,11 @@ func (s *Supervisor) witness() takeover.Witness {
 }
 
 func (m *machine) Acquaint(ctx context.Context, p wire.Peers) (result wire.AcquaintResult, err error) {
-	b, err := wire.EncodePeers(p)
+	r, err := wire.NewAcquaintRequest(p)
 	if err != nil {
 		return result, err
 	}
-	return result, m.heir.agent.Call(ctx, wire.Acquaint, wire.AcquaintRequest{Peers: b}, &result)
+	return result, m.heir.agent.Call(ctx, wire.Acquaint, r, &result)
 }
 
 func (m *machine) Announce(ctx context.Context) error { return m.s.announce(ctx, m.heir) }

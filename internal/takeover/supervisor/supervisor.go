@@ -423,6 +423,9 @@ func (s *Supervisor) prepare(ctx context.Context) error {
 	if err := m.Prepare(ctx); err != nil {
 		return fmt.Errorf("find the kernel of partition %s in its memory: %w", s.active.name, err)
 	}
+	if s.Pair.NFS != nil {
+		_, _ = m.NFSClients() // what its server's structures look like is known then
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.prepared = s.prepared || s.morgue == m // or else another side serves by now
