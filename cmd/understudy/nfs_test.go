@@ -306,7 +306,7 @@ func crash(t *testing.T, l *nfslab.Lab) {
 	if err := takeover.WriteSteps(t.Output(), report.Timeline.Steps(), 50); err != nil {
 		t.Error(err)
 	}
-	t.Logf("recovered %d bytes of %d files", report.Bytes, report.Files)
+	t.Logf("recovered %d bytes of %d files; %v", report.Bytes, report.Files, &report.Notified)
 }
 
 // checkGraceEnded wants the grace ended because all had reclaimed.

@@ -10,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -77,7 +76,7 @@ type packet struct {
 	to     netip.Addr
 	index  int // of the interface that the connection's address is on
 	tickle bool
-	later  [][]byte // what ends a connection on which bytes says something else, if nothing else has
+	later  [][]byte // what ends a connection on which bytes says something else, if the answer to that has not
 }
 
 // acquaint has the kernel know the dead side's neighbours, so that nobody has to be
@@ -274,20 +273,22 @@ func (a *Agent) tell(ctx context.Context, r wire.TellRequest) (result wire.TellR
 	return result, nil
 }
 
-// callWait is how long a peer that was called has to answer, which our kernel resets its connection for: an acknowledgement
-// may wait for 200 ms (TCP_DELACK_MAX, include/net/tcp.h), and a call or an answer may be lost.
-const callWait = 500 * time.Millisecond
-
-// endCalled ends the connections that peers were called on, and closes the sockets.
+// endCalled calls the peers that were called again, in case that it was lost: one that has heard it has answered, and our kernel
+// has reset its connection for that. Then it ends those of the others, and closes the sockets.
 func endCalled(sockets *announce.Sockets, peers []packet) {
 	defer sockets.Close()
-	if !slices.ContainsFunc(peers, func(p packet) bool { return p.later != nil }) {
+	peers = slices.DeleteFunc(peers, func(p packet) bool { return p.later == nil })
+	if len(peers) == 0 {
 		return
 	}
-	time.Sleep(callWait)
-	for i := range peers {
-		for _, b := range peers[i].later {
-			_ = sockets.Send(b, peers[i].to, peers[i].index) // if it is lost, the peer finds out by itself
+	announce.Repeat(context.Background(), func() {
+		for _, p := range peers {
+			_ = sockets.Send(p.bytes, p.to, p.index) // if all of it is lost, the peer finds out by itself
+		}
+	})
+	for _, p := range peers {
+		for _, b := range p.later {
+			_ = sockets.Send(b, p.to, p.index)
 		}
 	}
 }

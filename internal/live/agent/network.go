@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/announce"
+	"understudy.dev/understudy/internal/live/rtnl"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -153,7 +154,7 @@ func AwaitNIC(ctx context.Context, mac string, limit time.Duration) error {
 }
 
 func linkByMAC(mac net.HardwareAddr) (netlink.Link, error) {
-	links, err := netlink.LinkList()
+	links, err := rtnl.Links()
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"understudy.dev/understudy/internal/live/announce"
 	"understudy.dev/understudy/internal/live/netns"
+	"understudy.dev/understudy/internal/live/rtnl"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -81,7 +82,7 @@ func TestSetUp(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		addresses, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		addresses, err := rtnl.Addresses(l, netlink.FAMILY_ALL)
 		if err != nil {
 			return err
 		}
@@ -188,7 +189,7 @@ func TestAcquaint(t *testing.T) {
 		if err != nil || r.Neighbours != 3 || !strings.Contains(r.Failure, "fd00::8") {
 			t.Errorf("%+v, %v", r, err)
 		}
-		known, err := netlink.NeighList(a.network.nics[0].index, netlink.FAMILY_ALL)
+		known, err := rtnl.Neighbours(a.network.nics[0].index, netlink.FAMILY_ALL)
 		if err != nil {
 			return err
 		}
@@ -304,7 +305,7 @@ func TestAddressesAgain(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			before, err := netlink.AddrList(l, netlink.FAMILY_V4)
+			before, err := rtnl.Addresses(l, netlink.FAMILY_V4)
 			if err != nil || len(before) != 1 {
 				return fmt.Errorf("addresses %v: %w", before, err)
 			}
@@ -314,7 +315,7 @@ func TestAddressesAgain(t *testing.T) {
 			if _, err := a.start(t.Context(), request); err != nil {
 				return err
 			}
-			after, err := netlink.AddrList(l, netlink.FAMILY_V4)
+			after, err := rtnl.Addresses(l, netlink.FAMILY_V4)
 			routes, e := netlink.RouteList(l, netlink.FAMILY_V4)
 			if err := errors.Join(err, e); err != nil {
 				return err

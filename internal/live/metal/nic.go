@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/live/rtnl"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -28,7 +29,7 @@ func NICOf(name string) (n wire.NIC, err error) {
 	if own := l.Attrs().PermHWAddr; len(own) > 0 && !slices.Equal(own, l.Attrs().HardwareAddr) {
 		return n, fmt.Errorf("interface %s has MAC %s, and the permanent address of its card is %s, the only one that an understudy finds it by: set its MAC back to that", name, n.MAC, own)
 	}
-	addresses, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+	addresses, err := rtnl.Addresses(l, netlink.FAMILY_ALL)
 	if err != nil {
 		return n, fmt.Errorf("list addresses of %s: %w", name, err)
 	}
@@ -37,12 +38,12 @@ func NICOf(name string) (n wire.NIC, err error) {
 		return n, fmt.Errorf("interface %s has no address that could be taken over", name)
 	}
 	// Those of all tables, of which only the main one can be carried.
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := rtnl.Routes()
 	if err != nil {
 		return n, fmt.Errorf("list routes of %s: %w", name, err)
 	}
 	left = append(left, carryRoutes(&n, l.Attrs().Index, routes)...)
-	links, err := netlink.LinkList()
+	links, err := rtnl.Links()
 	if err != nil {
 		return n, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -99,7 +100,7 @@ func CheckNICs(role wire.Config) error {
 		if err != nil {
 			return fmt.Errorf("find interface %s: %w", name, err)
 		}
-		addresses, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		addresses, err := rtnl.Addresses(l, netlink.FAMILY_ALL)
 		if err != nil {
 			return fmt.Errorf("list addresses of %s: %w", name, err)
 		}
@@ -240,7 +241,7 @@ func checkNIC(n wire.NIC) error {
 
 // InterfaceOf is the name of the network card that has a MAC.
 func InterfaceOf(mac string) (string, error) {
-	all, err := netlink.LinkList()
+	all, err := rtnl.Links()
 	if err != nil {
 		return "", fmt.Errorf("list interfaces: %w", err)
 	}

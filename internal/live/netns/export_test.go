@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/vishvananda/netlink"
+
+	"understudy.dev/understudy/internal/live/rtnl"
 )
 
 // What tests in package netns_test need besides.
@@ -21,7 +23,7 @@ func (n *Namespace) Release(link string) error {
 func (n *Namespace) Links() (map[string]string, error) {
 	masters := map[string]string{}
 	err := n.Do(func() error {
-		links, err := netlink.LinkList()
+		links, err := rtnl.Links()
 		if err != nil {
 			return fmt.Errorf("list links: %w", err)
 		}

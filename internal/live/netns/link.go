@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/rtnl"
 )
 
 // errNoNeighbor says that the namespace knows no link address for an IP address.
@@ -183,7 +185,7 @@ func (n *Namespace) withLink(name, verb string, act func(netlink.Link) error) er
 func (n *Namespace) Neighbor(ip netip.Addr) (net.HardwareAddr, error) {
 	var mac net.HardwareAddr
 	err := n.Do(func() error {
-		known, err := netlink.NeighList(0, netlink.FAMILY_ALL)
+		known, err := rtnl.Neighbours(0, netlink.FAMILY_ALL)
 		if err != nil {
 			return fmt.Errorf("list neighbours: %w", err)
 		}

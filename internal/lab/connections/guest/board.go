@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/rtnl"
 )
 
 // board is all networks of the guest and the sockets in them.
@@ -191,7 +193,7 @@ func linkLocal(name string) (netip.Addr, uint32, error) {
 	if err != nil {
 		return netip.Addr{}, 0, err
 	}
-	list, err := netlink.AddrList(link, unix.AF_INET6)
+	list, err := rtnl.Addresses(link, unix.AF_INET6)
 	if err != nil {
 		return netip.Addr{}, 0, err
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/lab/connections/truth"
+	"understudy.dev/understudy/internal/live/rtnl"
 )
 
 // truth is what the kernel says of all sockets and neighbours.
@@ -142,7 +143,7 @@ func setWindow(fd int, recv uint32) error {
 // neighbours adds those of the thread's namespace.
 func (s *space) neighbours(all *truth.Truth) error {
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		list, err := netlink.NeighList(0, family)
+		list, err := rtnl.Neighbours(0, family)
 		if err != nil {
 			return fmt.Errorf("list neighbours: %w", err)
 		}
