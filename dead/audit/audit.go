@@ -39,6 +39,8 @@ type Verdict struct {
 	// Foreign says that nothing that the change did contradicts itself: the reasons are what is not understood,
 	// or too much, or was so before.
 	Foreign bool
+	// Damaged says what no operation in flight explains, however far it had come; empty: nothing of that kind.
+	Damaged string
 	Touched Counts
 }
 

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"iter"
 	"slices"
@@ -91,7 +92,11 @@ func (c *checker) checkOwners() {
 		case given:
 			c.verdict.Touched.Freed += uint64(r.to - r.from)
 		}
-		if !c.note(c.checkRun(r, change, flips)) {
+		err := c.checkRun(r, change, flips)
+		if taken, ok := errors.AsType[*inUseError](err); ok {
+			c.exchanged(taken)
+		}
+		if !c.note(err) {
 			return
 		}
 	}
@@ -112,6 +117,40 @@ func (c *checker) checkOwners() {
 	}
 }
 
+// inUseError says that inodes take blocks that were not free.
+type inUseError struct{ run run }
+
+func (e *inUseError) Error() string {
+	return fmt.Sprintf("blocks %d to %d are taken, but the old bitmap had some of them in use", e.run.from, e.run.to-1)
+}
+
+// exchanged finds who takes blocks that were in use. An allocation never does, not even in a transaction in which they were
+// freed (fs/ext4/mballoc.c, ext4_mb_free_metadata); what exchanges the blocks of two files has both of them locked until it
+// is done (fs/ext4/move_extent.c, ext4_move_extents; ioctl.c, swap_inode_boot_loader). Of an inode that was not locked, it is damage.
+func (c *checker) exchanged(e *inUseError) {
+	if c.memory.Inodes == nil {
+		return
+	}
+	all, err := c.memory.Inodes()
+	if err != nil {
+		return
+	}
+	busy := make(map[addr.Ino]bool)
+	for _, k := range all {
+		busy[k.Ino] = busy[k.Ino] || k.Busy
+	}
+	for _, i := range c.all() {
+		if i.new == nil || busy[i.number] {
+			continue
+		}
+		owned, err := i.new.clusters(nil, ratio(&c.new.super))
+		if err == nil && slices.ContainsFunc(owned, func(r run) bool { return r.from < e.run.to && e.run.from < r.to }) {
+			c.verdict.Damaged = fmt.Sprintf("inode %d: %v, and no operation on it was in flight", i.number, e)
+			return
+		}
+	}
+}
+
 // checkRun checks that the blocks of a run are in the bitmaps as they changed.
 func (c *checker) checkRun(r run, change change, flips map[uint32]uint64) error {
 	for p := range byGroup(&c.new.super, r) {
@@ -127,7 +166,7 @@ func (c *checker) checkRun(r run, change change, flips map[uint32]uint64) error 
 		case !before.all(p.from, p.to, change != taken) && change != taken:
 			return foreignf("blocks %d to %d are %s, but before the bitmap had not all of them", p.run.from, p.run.to-1, change)
 		case !before.all(p.from, p.to, change != taken):
-			return fmt.Errorf("blocks %d to %d are %s, but the old bitmap had some of them in use", p.run.from, p.run.to-1, change)
+			return &inUseError{p.run}
 		case !after.all(p.from, p.to, change != given):
 			return fmt.Errorf("blocks %d to %d are %s, but the new bitmap does not have all of them so", p.run.from, p.run.to-1, change)
 		}

@@ -76,9 +76,12 @@ func (f *finisher) prove(c *change) error {
 		return err
 	}
 	f.report.Audit = &verdict
-	if verdict.Clean {
+	switch {
+	case verdict.Clean:
 		f.report.Check = ""
 		return nil
+	case verdict.Damaged != "" && !verdict.Foreign:
+		return fmt.Errorf("%w: %s", ErrDamaged, verdict.Damaged)
 	}
 	if f.torn, err = audit.Torn(c.before, c.blocks); err != nil {
 		return err

@@ -43,7 +43,7 @@ const (
 	limit    = 30 * time.Minute
 	// tries is how often a state is made that is not what it should be: its kernel died
 	// of itself, committed by itself, or had no operation in flight.
-	tries = 5
+	tries = 20
 )
 
 //go:embed *.go guest/*.go

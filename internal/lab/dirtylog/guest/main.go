@@ -7,10 +7,12 @@ package main
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -91,36 +93,84 @@ func mountImages(images []order.Image) error {
 		return err
 	}
 	defer disk.Close()
+	messages, err := newMessages()
+	if err != nil {
+		return err
+	}
 	for i, image := range images {
-		if err := mountImage(i, disk, image); err != nil {
+		answer, err := mountImage(disk, image)
+		if err != nil {
 			return fmt.Errorf("image %d: %w", i, err)
 		}
+		if err := messages.print(); err != nil {
+			return fmt.Errorf("image %d: %w", i, err)
+		}
+		fmt.Printf("%s%d %s\n", order.Mounted, i, answer)
 	}
 	return disk.Sync()
 }
 
-func mountImage(i int, disk *os.File, image order.Image) error {
+// messages are those of the kernel, which does not put them on the console itself: it may do so later, and in the midst of a line of
+// ours, with PREEMPT_RT above all.
+type messages struct{ fd int }
+
+func newMessages() (*messages, error) {
+	const consoleLevel = 8 // SYSLOG_ACTION_CONSOLE_LEVEL, include/linux/syslog.h; a panic is printed all the same
+	if _, _, errno := unix.Syscall(unix.SYS_SYSLOG, consoleLevel, 0, 1); errno != 0 {
+		return nil, fmt.Errorf("set console level: %w", errno)
+	}
+	fd, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /dev/kmsg: %w", err)
+	}
+	m := &messages{fd}
+	return m, m.each(func(string) {})
+}
+
+// print prints those that came since the last time.
+func (m *messages) print() error { return m.each(func(s string) { fmt.Println(s) }) }
+
+// each reads those that there are: a record each time, with its text behind a semicolon (Documentation/ABI/testing/dev-kmsg).
+func (m *messages) each(do func(string)) error {
+	b := make([]byte, 8192)
+	for {
+		n, err := unix.Read(m.fd, b)
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		case errors.Is(err, unix.EPIPE): // some were overwritten
+		case err != nil:
+			return fmt.Errorf("read /dev/kmsg: %w", err)
+		default:
+			_, text, _ := strings.Cut(string(b[:n]), ";")
+			text, _, _ = strings.Cut(text, "\n")
+			do(text)
+		}
+	}
+}
+
+// mountImage says how it went.
+func mountImage(disk *os.File, image order.Image) (answer string, err error) {
 	// Opened each time: as long as it is open somewhere, it is detached only with
 	// the last close.
 	loop, err := os.OpenFile("/dev/loop0", os.O_RDWR, 0)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer loop.Close()
 	if err := attach(loop, disk, image); err != nil {
-		return fmt.Errorf("attach: %w", err)
+		return "", fmt.Errorf("attach: %w", err)
 	}
-	answer := "mounted"
+	answer = "mounted"
 	if err := unix.Mount("/dev/loop0", "/tmp", image.Type, unix.MS_RDONLY, image.Options); err != nil {
 		answer = err.Error()
 	} else if err := unix.Unmount("/tmp", 0); err != nil {
-		return fmt.Errorf("unmount: %w", err)
+		return "", fmt.Errorf("unmount: %w", err)
 	}
-	fmt.Printf("%s%d %s\n", order.Mounted, i, answer)
 	if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
-		return fmt.Errorf("detach: %w", err)
+		return "", fmt.Errorf("detach: %w", err)
 	}
-	return nil
+	return answer, nil
 }
 
 // attach makes the loop device an image. It may still be about to let the one
