@@ -76,6 +76,10 @@ func run(r *report, tier string, timeout time.Duration, patterns []string) error
 	if tier == "quick" {
 		together, one = packages, nil
 	}
+	// Each package with tests that are not run again runs alone, as the pattern of those is for all packages of a go test.
+	partly := func(p string) bool { return r.record.skip(p) != "" }
+	one = append(slices.DeleteFunc(slices.Clone(together), func(p string) bool { return !partly(p) }), one...)
+	together = slices.DeleteFunc(together, partly)
 	err = test(r, together, runtime.NumCPU(), timeout, "")
 	for _, p := range one {
 		err = errors.Join(err, test(r, []string{p}, 1, timeout, r.record.skip(p)))
