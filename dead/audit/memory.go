@@ -19,6 +19,9 @@ type Memory struct {
 	// Inodes returns those that the kernel had. Operations that were in flight may have
 	// changed a block of one, and not the inode itself yet.
 	Inodes func() ([]Known, error)
+	// Inode returns what an inode that the kernel had, and that no operation was changing, must have in its block: the map of
+	// its blocks, 60 bytes, and its size. The size may be ahead of its block by as many inodes as handles were open.
+	Inode func(addr.Ino) (root []byte, size int64, known bool)
 	// File returns the inode whose content a block is, as the kernel had it; 0: of none, or nobody
 	// knows. A write to a file in place need not change its inode.
 	File func(addr.Block) addr.Ino

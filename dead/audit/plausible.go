@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/ext4"
@@ -44,6 +45,9 @@ func (m Memory) Plausible(old io.ReaderAt, changed map[addr.Block][]byte, handle
 	if len(p.torn) > atOnce*handles {
 		return fmt.Errorf("%w: more has a wrong checksum than the %d open handles can have been changing: %v", ErrDamaged, handles, p.torn[:min(len(p.torn), maxReasons)])
 	}
+	if len(p.sizes) > handles {
+		return fmt.Errorf("%w: inode %d has another size in memory, and more have than the %d open handles can have been changing", ErrDamaged, p.sizes[0], handles)
+	}
 	return nil
 }
 
@@ -57,6 +61,7 @@ const atOnce = 2
 type plausible struct {
 	*checker
 	torn   []string
+	sizes  []addr.Ino        // that have another size in memory
 	inodes map[addr.Ino]bool // of what is torn
 	blocks map[uint32]bool   // groups whose descriptors are torn
 	limit  uint64            // blocks that the file system is to have
@@ -187,6 +192,10 @@ func (p *plausible) bitmaps(map[addr.Block][]byte) error {
 // i_generation, which is random or a number of its own
 const generationAt = 0x64
 
+// unused are inodes that are reserved for what no kernel has: those of bad blocks, of undeletion, and of snapshots (fs/ext4/ext4.h,
+// EXT4_BAD_INO, EXT4_UNDEL_DIR_INO; e2fsprogs' lib/ext2fs/ext2_fs.h, EXT4_EXCLUDE_INO, EXT4_REPLICA_INO).
+var unused = []addr.Ino{1, 6, 9, 10}
+
 // tables judges inodes that change.
 func (p *plausible) tables(map[addr.Block][]byte) error {
 	size := int(p.old.super.InodeSize)
@@ -203,6 +212,9 @@ func (p *plausible) tables(map[addr.Block][]byte) error {
 			return err
 		}
 		raw := after[s.Offset:][:size]
+		if slices.Contains(unused, s.Ino) {
+			return fmt.Errorf("%w: inode %d changes, which no kernel uses", ErrDamaged, s.Ino)
+		}
 		if of, there := had[binary.LittleEndian.Uint32(raw[generationAt:])]; there && of.Ino != s.Ino {
 			if err := p.moves(s, of, raw); err != nil {
 				return err
@@ -213,12 +225,42 @@ func (p *plausible) tables(map[addr.Block][]byte) error {
 				return fmt.Errorf("%w: inode %d, which is in use, becomes one without a mode", ErrDamaged, s.Ino)
 			}
 		}
+		if err := p.remembers(s.Ino, raw); err != nil {
+			return err
+		}
 		if tornInode(&p.old.super, s.Ino, raw) {
 			p.torn = append(p.torn, fmt.Sprintf("inode %d", s.Ino))
 			p.inodes[s.Ino] = true
 		}
 	}
 	return p.failed
+}
+
+// remembers holds an inode without a checksum against what memory has of it beside its block.
+func (p *plausible) remembers(n addr.Ino, raw []byte) error {
+	const (
+		format, regular, directory = 0xf000, 0x8000, 0x4000 // S_IFMT, S_IFREG, S_IFDIR: others have no map
+		inline                     = 0x10000000             // EXT4_INLINE_DATA_FL
+	)
+	le := binary.LittleEndian
+	kind := le.Uint16(raw) & format
+	if p.memory.Inode == nil || p.old.super.ROCompat&ext4.ROCompatMetadataCsum != 0 || kind != regular && kind != directory || le.Uint32(raw[0x20:])&inline != 0 {
+		return nil
+	}
+	root, size, known := p.memory.Inode(n)
+	if !known {
+		return nil
+	}
+	if !bytes.Equal(raw[0x28:0x64], root) { // i_block
+		return fmt.Errorf("%w: inode %d lies elsewhere by its block than by its memory, and no operation on it was in flight", ErrDamaged, n)
+	}
+	switch inBlock := uint64(le.Uint32(raw[0x04:])) | uint64(le.Uint32(raw[0x6c:]))<<32; { // i_size_lo, i_size_high
+	case inBlock > uint64(size): // what makes a file shorter has it locked
+		return fmt.Errorf("%w: inode %d is longer by its block than by its memory, and no operation on it was in flight", ErrDamaged, n)
+	case inBlock < uint64(size):
+		p.sizes = append(p.sizes, n)
+	}
+	return nil
 }
 
 // moves refuses an inode that becomes what another was, of the same generation. Among many new inodes and many

@@ -35,7 +35,23 @@ func (f *finisher) remember() audit.Memory {
 		}
 		return out
 	})
+	byNumber := sync.OnceValue(func() map[addr.Ino]*pagecache.Inode {
+		out := make(map[addr.Ino]*pagecache.Inode)
+		for _, i := range all() {
+			if !i.Deleted() { // another one that goes may have its number
+				out[i.Ino] = i
+			}
+		}
+		return out
+	})
 	return audit.Memory{
+		Inode: func(n addr.Ino) ([]byte, int64, bool) {
+			i, there := byNumber()[n]
+			if !there {
+				return nil, 0, false
+			}
+			return f.cache.InBlock(i)
+		},
 		File:  func(b addr.Block) addr.Ino { return files()[b] },
 		Names: func(n addr.Ino) ([]audit.Name, error) { return f.names(all(), n) },
 		Inodes: func() ([]audit.Known, error) {

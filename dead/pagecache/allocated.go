@@ -1,6 +1,7 @@
 package pagecache
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"iter"
@@ -124,6 +125,24 @@ func (c *Cache) MayBeTorn(i *Inode) bool {
 		}
 	}
 	return false
+}
+
+// InBlock returns what an inode of ext4 has in its block of the inode table, whichever version of that is on the disk, if no
+// operation was changing it: where it lies (i_data, 60 bytes) and its size (i_disksize). ext4 copies both there with each change, as
+// part of the operation (fs/ext4/inode.c, ext4_mark_iloc_dirty), but may do so for the size when it has let its locks go
+// (mpage_map_and_submit_extent). A deleted inode and one with inline data are not known.
+func (c *Cache) InBlock(i *Inode) (root []byte, size int64, known bool) {
+	l, err := c.maps()
+	if err != nil || i.Deleted() || c.MayBeTorn(i) {
+		return nil, 0, false
+	}
+	b, err := c.k.Bytes(i.Addr-addr.Virt(l.inode.Off), l.size)
+	if err != nil || !l.lock.Free(b) || l.flags.Uint(b)&flagInlineData != 0 {
+		return nil, 0, false
+	}
+	root = bytes.Clone(l.data.Bytes(b))
+	size, known = c.sizeOnDisk(i)
+	return root, size, known
 }
 
 // sizeOnDisk returns i_disksize of a file of the ext family.
