@@ -132,7 +132,8 @@ func checkModule(t *testing.T, k *kernel.Kernel) {
 		t.Fatal(err)
 	}
 	l := types.Layout("virtio_blk")
-	if f := l.Field("vdev_mutex.owner", 8); l.Err() != nil || !f.Present() {
+	// The second with PREEMPT_RT (include/linux/mutex_types.h).
+	if f := l.First([]string{"vdev_mutex.owner", "vdev_mutex.rtmutex.owner"}, 8); l.Err() != nil || !f.Present() {
 		t.Errorf("virtio_blk.vdev_mutex.owner: %v, %v", f, l.Err())
 	}
 }

@@ -130,10 +130,11 @@ func (c *Cache) MayBeTorn(i *Inode) bool {
 // InBlock returns what an inode of ext4 has in its block of the inode table, whichever version of that is on the disk, if no
 // operation was changing it: where it lies (i_data, 60 bytes) and its size (i_disksize). ext4 copies both there with each change, as
 // part of the operation (fs/ext4/inode.c, ext4_mark_iloc_dirty), but may do so for the size when it has let its locks go
-// (mpage_map_and_submit_extent). A deleted inode and one with inline data are not known.
+// (mpage_map_and_submit_extent). An inode that is being made, whose locks nobody needs yet, a deleted one and one with inline data are
+// not known.
 func (c *Cache) InBlock(i *Inode) (root []byte, size int64, known bool) {
 	l, err := c.maps()
-	if err != nil || i.Deleted() || c.MayBeTorn(i) {
+	if err != nil || i.New || i.Deleted() || c.MayBeTorn(i) {
 		return nil, 0, false
 	}
 	b, err := c.k.Bytes(i.Addr-addr.Virt(l.inode.Off), l.size)

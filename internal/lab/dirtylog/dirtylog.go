@@ -31,6 +31,9 @@ type guest struct {
 	ended   chan struct{}
 }
 
+// tries is how often a guest is started whose kernel dies before it runs our program: see package fixture.
+const tries = 4
+
 // boot starts a guest of a kernel, with disks by their serial numbers. It ends
 // with the test. The test is skipped if this machine cannot run it.
 func boot(t testing.TB, kernel string, o order.Order, disks map[string]string) *guest {
@@ -42,12 +45,12 @@ func boot(t testing.TB, kernel string, o order.Order, disks map[string]string) *
 	tier.Say(t, "boot %s with %d disks", kernel, len(disks))
 	dir := t.TempDir()
 	initrd := pack(t, dir, release, o)
-	g := &guest{console: filepath.Join(dir, "console"), ended: make(chan struct{})}
+	console := filepath.Join(dir, "console")
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35,usb=off,vmport=off",
 		"-accel", "tcg,thread=multi", "-cpu", "max,cx16=off,erms=off,fsrm=off", "-smp", "2", "-m", "512",
 		"-action", "reboot=shutdown", "-kernel", filepath.Join(release, "boot", "vmlinuz"), "-initrd", initrd,
-		"-append", "console=ttyS0 panic=-1 oops=panic loglevel=6 random.trust_cpu=on", "-serial", "file:" + g.console,
+		"-append", "console=ttyS0 panic=-1 oops=panic loglevel=6 random.trust_cpu=on", "-serial", "file:" + console,
 	}
 	serials := make([]string, 0, len(disks))
 	for serial := range disks {
@@ -58,6 +61,17 @@ func boot(t testing.TB, kernel string, o order.Order, disks map[string]string) *
 		args = append(args, "-drive", "if=none,format=raw,cache=unsafe,id="+serial+",file="+disks[serial],
 			"-device", "virtio-blk-pci,drive="+serial+",serial="+serial)
 	}
+	for try := 1; ; try++ {
+		if g := start(t, console, args); g.begins() || try == tries {
+			return g
+		}
+	}
+}
+
+// start runs QEMU.
+func start(t testing.TB, console string, args []string) *guest {
+	t.Helper()
+	g := &guest{console: console, ended: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
 	g.cmd = exec.CommandContext(ctx, qemu, args...)
 	g.cmd.Stdout, g.cmd.Stderr = &g.said, &g.said
@@ -71,6 +85,21 @@ func boot(t testing.TB, kernel string, o order.Order, disks map[string]string) *
 	}()
 	t.Cleanup(func() { cancel(); <-g.ended })
 	return g
+}
+
+// begins waits until the guest runs our program, and says if its kernel has died before. Of one that hangs, await says so.
+func (g *guest) begins() bool {
+	for deadline := time.Now().Add(15 * time.Minute); time.Now().Before(deadline); {
+		if b, err := os.ReadFile(g.console); err == nil && bytes.Contains(b, []byte(order.Begun)) {
+			return true
+		}
+		select {
+		case <-g.ended:
+			return false
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return true
 }
 
 // pack makes the guest's initial RAM file system.

@@ -22,6 +22,7 @@ import (
 )
 
 func main() {
+	fmt.Println(order.Begun)
 	if err := run(); err != nil {
 		fmt.Println(order.Failed + err.Error())
 	} else {

@@ -8,10 +8,11 @@ const Path = "/order.json"
 // StepsEvery is at how many operations in each file system the guest says Steps.
 const StepsEvery = 10
 
-// Lines that the guest prints on its console. Failed is followed by the reason, Steps
+// Lines that the guest prints on its console. Begun is the first; Failed is followed by the reason, Steps
 // by how many operations were done in each file system, Mounted by the number of an
 // image and what mount(2) said of it.
 const (
+	Begun   = "dirtylog: begun"
 	Steps   = "dirtylog: steps "
 	Failed  = "dirtylog: failed: "
 	Mounted = "dirtylog: image "
