@@ -5,6 +5,7 @@ import (
 	"maps"
 	"strings"
 
+	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/audit"
 	"understudy.dev/understudy/dead/jbd2"
 )
@@ -47,7 +48,7 @@ func (f *finisher) consistent(t *jbd2.Transaction) error {
 	if err != nil {
 		return err
 	}
-	if err := c.plausible(f.remembered, 0); err != nil || f.sound {
+	if err := c.plausible(f.exceptPlaced(), 0); err != nil || f.sound {
 		return err
 	}
 	verdict, err := f.remembered.Check(c.before, c.blocks)
@@ -55,6 +56,22 @@ func (f *finisher) consistent(t *jbd2.Transaction) error {
 		err = fmt.Errorf("%w: no operation was in flight, but %s", ErrDamaged, strings.Join(verdict.Reasons, "; "))
 	}
 	return err
+}
+
+// exceptPlaced is what memory has, but for inodes of files that were given places: what is in their blocks is ours.
+func (f *finisher) exceptPlaced() audit.Memory {
+	ours := make(map[addr.Ino]struct{}, len(f.placed.files))
+	for _, n := range f.placed.files {
+		ours[n] = struct{}{}
+	}
+	m, inode := f.remembered, f.remembered.Inode
+	m.Inode = func(n addr.Ino) (root []byte, size int64, known bool) {
+		if _, there := ours[n]; there {
+			return nil, 0, false
+		}
+		return inode(n)
+	}
+	return m
 }
 
 // prove says in the report whether a change leaves the file system whole. One that was being made larger, with
