@@ -11,7 +11,7 @@ umask 022
 
 out=${1:-out}
 GO=${GO:-go}
-nfpm=${NFPM:-$GO run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.0}
+nfpm=${NFPM:-$GO run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.0}
 described=$(git describe --tags --always --dirty)
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 case $described in
