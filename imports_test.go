@@ -135,8 +135,7 @@ func TestRule(t *testing.T) {
 	}
 }
 
-// TestDeadElsewhere checks that dead compiles on other systems than Linux, in make
-// test-full with its tests; cachefs, which mounts, is for Linux alone.
+// TestDeadElsewhere checks that dead compiles on other systems than Linux; cachefs, which mounts, is for Linux alone.
 func TestDeadElsewhere(t *testing.T) {
 	args := []string{"build"} // vet would build the tests, too, whose images are made on Linux
 	for _, s := range storeys {

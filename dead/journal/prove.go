@@ -65,6 +65,9 @@ func (f *finisher) exceptPlaced() audit.Memory {
 		ours[n] = struct{}{}
 	}
 	m, inode := f.remembered, f.remembered.Inode
+	if inode == nil {
+		return m
+	}
 	m.Inode = func(n addr.Ino) (root []byte, size int64, known bool) {
 		if _, there := ours[n]; there {
 			return nil, 0, false
