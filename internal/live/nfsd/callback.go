@@ -1,7 +1,5 @@
 package nfsd
 
-import "encoding/binary"
-
 // Numbers of callbacks of NFSv4.1 (RFC 8881, 20; RFC 5531).
 const (
 	// Linux takes 1 as the version of a callback program, and has taken 4 only since 2.6.38 (nfs4_callback_version1 and
@@ -17,19 +15,10 @@ const (
 // is given. The number that the client has changes nothing for it, but it must say so to the server, with a SEQUENCE (RFC
 // 8881, 20.8.3): it finds out at once whether that still knows it.
 func Recall(program, minor uint32, session [16]byte, sequence, slots uint32) []byte {
-	words := func(b []byte, words ...uint32) []byte {
-		for _, w := range words {
-			b = binary.BigEndian.AppendUint32(b, w)
-		}
-		return b
-	}
-	// xid, call, RPC version, program, version, procedure; a credential of AUTH_SYS with stamp, empty machine name, user,
-	// group, no more groups; no verifier.
-	b := words(nil, sequence, rpcCall, rpcVersion, program, callbackVersion, procCompound, authSys, 20, 0, 0, 0, 0, 0, 0, 0)
-	b = words(b, 0, minor, 0, 2) // no tag, minor version, callback_ident, two operations
+	b := words(nil, 0, minor, 0, 2) // no tag, minor version, callback_ident, two operations
 	b = words(b, opSequence)
 	b = append(b, session[:]...)
 	b = words(b, sequence, 0, 0, 0, 0) // slot 0 of 0 to 0, do not cache, no referring calls
 	b = words(b, opRecallSlot, max(slots, 1)-1)
-	return append(words(nil, lastRecord|uint32(len(b))), b...)
+	return callRecord(sequence, program, callbackVersion, procCompound, b)
 }

@@ -21,7 +21,7 @@ const nfsdFS = "/proc/fs/nfsd"
 // lockd, 20048 is assigned to mountd; the status monitor has none, its ports are
 // those of Debian's wiki.
 const (
-	nfsPort    = 2049
+	Port       = 2049 // where clients of NFSv4 find a server (RFC 8881, 2.9.3)
 	mountPort  = 20048
 	lockPort   = 4045
 	statusPort = 32765
@@ -89,7 +89,7 @@ func arm(c wire.NFS) error {
 		if transport == "udp" && !c.UDP {
 			continue
 		}
-		if err := write("portlist", transport+" "+strconv.Itoa(nfsPort)); err != nil {
+		if err := write("portlist", transport+" "+strconv.Itoa(Port)); err != nil {
 			return err
 		}
 	}

@@ -41,7 +41,7 @@ func probe(ctx context.Context) error {
 
 func ask(ctx context.Context, procedure uint32, arguments []byte) error {
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(nfsPort)))
+	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(Port)))
 	if err != nil {
 		return fmt.Errorf("reach nfsd: %w", err)
 	}
@@ -55,18 +55,28 @@ func ask(ctx context.Context, procedure uint32, arguments []byte) error {
 	return nil
 }
 
-// call makes a call over a stream and takes any answer of the server to it: the
-// header of the reply must be right, whether or not it is a refusal.
-func call(rw io.ReadWriter, xid, procedure uint32, arguments []byte) error {
+// callRecord is a call as the only fragment of a record.
+func callRecord(xid, program, version, procedure uint32, arguments []byte) []byte {
 	// xid, call, RPC version, program, version, procedure; then the credential:
 	// flavour AUTH_SYS with stamp, empty machine name, user, group, no more groups;
 	// then no verifier.
-	head := []uint32{xid, rpcCall, rpcVersion, nfsProgram, nfsVersion3, procedure, authSys, 20, 0, 0, 0, 0, 0, 0, 0}
-	out := binary.BigEndian.AppendUint32(nil, uint32(lastRecord|4*len(head)+len(arguments)))
-	for _, v := range head {
-		out = binary.BigEndian.AppendUint32(out, v)
+	head := words(nil, xid, rpcCall, rpcVersion, program, version, procedure, authSys, 20, 0, 0, 0, 0, 0, 0, 0)
+	out := words(nil, uint32(lastRecord|len(head)+len(arguments)))
+	return append(append(out, head...), arguments...)
+}
+
+// words appends numbers (RFC 4506, 4.1).
+func words(b []byte, words ...uint32) []byte {
+	for _, w := range words {
+		b = binary.BigEndian.AppendUint32(b, w)
 	}
-	if _, err := rw.Write(append(out, arguments...)); err != nil {
+	return b
+}
+
+// call makes a call over a stream and takes any answer of the server to it: the
+// header of the reply must be right, whether or not it is a refusal.
+func call(rw io.ReadWriter, xid, procedure uint32, arguments []byte) error {
+	if _, err := rw.Write(callRecord(xid, nfsProgram, nfsVersion3, procedure, arguments)); err != nil {
 		return err
 	}
 	var mark [4]byte

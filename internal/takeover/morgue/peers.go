@@ -62,7 +62,7 @@ type recaller struct {
 // anyway. What the dead side sends next must begin a record: all that was written is sent, and no thread was writing. If some of that is
 // lost, the call is out of order for the client, which never sees it.
 func (r *recaller) call(c *sockets.Connection) []byte {
-	if c.Local.Port() != nfsPort || c.State != sockets.Established || c.Unsure || c.WriteSeq != c.SndNxt {
+	if c.Local.Port() != server.Port || c.State != sockets.Established || c.Unsure || c.WriteSeq != c.SndNxt {
 		return nil
 	}
 	if r.channels == nil {
@@ -74,9 +74,6 @@ func (r *recaller) call(c *sockets.Connection) []byte {
 	}
 	return server.Recall(b.Program, b.Minor, b.Session, b.Sequence, b.Slots)
 }
-
-// nfsPort is where clients of NFSv4 find a server (RFC 8881, 2.9.3).
-const nfsPort = 2049
 
 // read reads the backchannels, as many as can be handed on. A kernel without a server has none, and one before 5.11 keeps no types
 // of its modules.

@@ -162,9 +162,12 @@ func begins(d pair.Disk, on io.ReaderAt, mark, key string, places ...int64) erro
 			return nil
 		}
 	}
-	content := cmp.Or(markOf(on), "nothing that we know (blkid may)")
-	if _, err := ext4.Open(on); !errors.Is(err, ext4.ErrNotExt) && markOf(on) == "" {
-		content = "a file system of the ext family on itself: leave out " + key
+	content := markOf(on)
+	if content == "" {
+		content = "nothing that we know (blkid may)"
+		if _, err := ext4.Open(on); !errors.Is(err, ext4.ErrNotExt) {
+			content = "a file system of the ext family on itself: leave out " + key
+		}
 	}
 	return fmt.Errorf("disk %s: %s has not what %s says, but %s", d.Name, d.Image, key, content)
 }

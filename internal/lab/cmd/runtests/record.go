@@ -30,7 +30,6 @@ type ending struct {
 	Action  string // run, pass, fail or skip
 	Package string `json:",omitempty"`
 	Test    string `json:",omitempty"`
-	Why     string `json:",omitempty"` // it was skipped
 }
 
 // openRecord begins a record, or continues the one that there is.

@@ -102,11 +102,7 @@ func (r *report) take(e event) {
 
 func (r *report) endTest(name string, e event) {
 	output := r.output[[2]string{name, e.Test}]
-	why := ""
-	if e.Action == "skip" {
-		why = reason(output)
-	}
-	r.keep(ending{Time: e.Time, Action: e.Action, Package: name, Test: e.Test, Why: why})
+	r.keep(ending{Time: e.Time, Action: e.Action, Package: name, Test: e.Test})
 	switch e.Action {
 	case "pass":
 		r.passed++
@@ -116,7 +112,7 @@ func (r *report) endTest(name string, e event) {
 	case "skip":
 		r.skipped++
 		r.packages[name]++
-		r.reasons[why]++
+		r.reasons[reason(output)]++
 	case "fail":
 		r.failed++
 		r.failures = append(r.failures, name+" "+e.Test)
