@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -27,10 +28,10 @@ type bench struct {
 	image *fixture.Image
 	disk  fixture.Disk // its Image is the copy
 	crash fixture.Disk // as the crash left it
-	args  []string     // of the command, besides the usual ones
+	args  []string     // further arguments of the command
 }
 
-// inGuest has all the work be done by a guest, whose kernel it names, also what needs none.
+// inGuest makes a guest do all the work, even what needs none, and names its kernel.
 func (b *bench) inGuest() *bench {
 	b.args = append(b.args, "--guest", fixture.NeedKernel(b.t, fixture.Default))
 	return b
@@ -54,7 +55,7 @@ func copyDisk(t *testing.T, from, to string) {
 	}
 }
 
-// apply runs the command, which must end with a report and one of two statuses.
+// apply runs the command, and checks that it ends with a report, and with the exit status that goes with it.
 func (b *bench) apply(args ...string) offline.Report {
 	b.t.Helper()
 	cmd := exec.Command(binary, slices.Concat([]string{"salvage", "apply", b.image.RAM, "--disk", b.disk.Image, "--json"}, b.args, args)...)
@@ -73,11 +74,16 @@ func (b *bench) apply(args ...string) offline.Report {
 	if want := map[bool]int{true: 0, false: exitRefused}[r.Complete]; status != want {
 		b.t.Errorf("exit status %d, complete: %v: %s", status, r.Complete, &errs)
 	}
+	for n, why := range r.Refused {
+		if slices.ContainsFunc(r.Refused[:n], func(other offline.Refusal) bool { return reflect.DeepEqual(why, other) }) {
+			b.t.Errorf("reported twice: %+v", why)
+		}
+	}
 	return r
 }
 
-// fails runs the command, which must fail, and leave nothing and the disk as it
-// was.
+// fails runs the command, and checks that it fails with an error that contains want, and
+// with exit status 1.
 func (b *bench) fails(want string, args ...string) {
 	b.t.Helper()
 	out, err := understudy(b.t, slices.Concat([]string{"salvage", "apply", b.image.RAM, "--disk", b.disk.Image}, b.args, args)...)
@@ -86,7 +92,7 @@ func (b *bench) fails(want string, args ...string) {
 	}
 }
 
-// untouched wants the disk to be as the crash left it, and nothing beside it.
+// untouched checks that the disk is as the crash left it, and that nothing is beside it.
 func (b *bench) untouched() {
 	b.t.Helper()
 	if sumOf(b.t, b.disk.Image) != sumOf(b.t, b.crash.Image) {
@@ -117,8 +123,8 @@ func sumOf(t *testing.T, path string) [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
-// complete wants the disk to have what the guest said of its files. For the ext
-// family that is all. Where the log is not finished, what is missing or older must
+// complete checks that the disk has what the guest reported of its files. For the ext
+// family that is everything. Where we do not finish the log, what is missing or older must
 // have been refused by name, and a deleted file that is back must be reported.
 func (b *bench) complete(r offline.Report) {
 	b.t.Helper()
@@ -146,7 +152,7 @@ func (b *bench) complete(r offline.Report) {
 		case want.NLink == 0 && ok && !back[want.Ino]:
 			b.t.Errorf("%q was deleted, and is back", want.Path)
 		case want.NLink == 0:
-		case loose && refused[want.Ino]: // and left as it is
+		case loose && refused[want.Ino]: // it was left as it is
 			lost++
 		case !ok:
 			b.t.Errorf("%q is missing, and nothing is said about it", want.Path)
@@ -169,9 +175,9 @@ func (b *bench) complete(r offline.Report) {
 	}
 }
 
-// differs says in what a file is not what the guest had. One that was made again has
-// another number. Where the log is not finished, the size of a directory is that of
-// all that it ever had.
+// differs says how a file differs from what the guest had. A file that was created again
+// has another inode number. Where we do not finish the log, the size of a directory depends
+// on all entries that it ever had.
 func differs(got, want record.File, loose, again bool) string {
 	dir := want.Mode&0o170000 == 0o040000
 	switch {
@@ -213,7 +219,7 @@ func TestApply(t *testing.T) {
 	}
 }
 
-// again applies the same memory once more, which finds that all of it is there.
+// again applies the same memory once more, and checks that everything is found to be there.
 func (b *bench) again(r offline.Report) {
 	b.t.Helper()
 	if c := r.Commit; c == nil || c.Placed != len(r.Plan.Files) || c.Unplaced != "" {
@@ -230,17 +236,17 @@ func (b *bench) again(r offline.Report) {
 	b.tidy()
 }
 
-// TestApplyInGuest has the guest do what it did before there were places without it.
+// TestApplyInGuest makes the guest do what can also be done by placement, without a guest.
 func TestApplyInGuest(t *testing.T) {
 	together(t)
 	tier.Full(t, "salvage apply to ext4 by a guest")
 	b := newBench(t, fixture.Basic, "ext4").inGuest()
 	b.complete(b.apply())
-	b.fails("mounted") // by the guest: it is not as the crash left it
+	b.fails("mounted") // by the guest: the disk is not as the crash left it
 	b.tidy()
 }
 
-// TestApplyWithoutJournal has file systems whose log is not finished: what it would
+// TestApplyWithoutJournal tests file systems whose log we do not finish: what the log would
 // have had is made again.
 func TestApplyWithoutJournal(t *testing.T) {
 	together(t)
@@ -265,8 +271,8 @@ func TestApplyWithoutJournal(t *testing.T) {
 	}
 }
 
-// TestApplyChecked has a file system without a journal, which needs e2fsck: this machine's
-// looks at a copy of the disk, and no guest is booted.
+// TestApplyChecked tests a file system without a journal, which needs e2fsck: this
+// machine's e2fsck checks a copy of the disk, and no guest is booted.
 func TestApplyChecked(t *testing.T) {
 	together(t)
 	if _, err := os.Stat("/dev/fuse"); err != nil || os.Geteuid() != 0 {
@@ -290,12 +296,12 @@ func TestApplyChecked(t *testing.T) {
 	b.tidy()
 }
 
-// TestApplyUnsupported has what can only be extracted.
+// TestApplyUnsupported tests file systems whose data can only be extracted.
 func TestApplyUnsupported(t *testing.T) {
 	together(t)
 	b := newBench(t, fixture.Everything(fixture.Default), "vfat")
 	b.fails("no file system that can be written to")
-	b = newBench(t, fixture.Everything("5.10-cloud"), "xfs") // which keeps no types of its modules
+	b = newBench(t, fixture.Everything("5.10-cloud"), "xfs") // this kernel keeps no types of its modules
 	b.fails("not in this kernel")
 	b.untouched()
 }

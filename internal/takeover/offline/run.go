@@ -32,26 +32,26 @@ import (
 type Options struct {
 	Image   string   // path of the memory
 	Parts   []string // further files of it (ram.OpenFiles)
-	Disk    string   // path of a raw image or a block device; or else
-	Part    int      // number of the partition of Disk that has the file system; 0: all of it has
+	Disk    string   // path of a raw image or a block device, unless Mount is given
+	Part    int      // number of the partition of Disk that has the file system; 0 means the whole disk
 	Mount   string   // where XFS or btrfs is mounted on this machine
-	Work    string   // directory of the overlay; empty: beside Disk
+	Work    string   // directory of the overlay; empty means beside Disk
 	FS      string   // a device of the dead machine, if several file systems there have Disk's UUID
-	Guest   string   // directory of the guest's kernel, as of dirs.Kernel
+	Guest   string   // directory of the guest's kernel, as for dirs.Kernel
 	Partial bool     // XFS, btrfs: also write files of which a part is not in memory
 	DryRun  bool     // plan, and write nothing
-	// GiveUp has a disk whose last commit is refused brought to what an ordinary crash
-	// leaves, without it. Else not a byte of the disk changes.
+	// GiveUp brings a disk whose last commit is refused to the state that an ordinary crash
+	// leaves, without that commit. Otherwise not a byte of the disk changes.
 	GiveUp bool
-	// Forget has what an unfinished run for another memory has left beside Disk removed, if Disk
-	// has nothing of it. Else it is an error.
+	// Forget removes what an unfinished run for another memory has left beside Disk, if nothing
+	// of that run is on Disk. Otherwise this is an error.
 	Forget bool
 
-	// handedOver says that a takeover has carried out the last commit and had another
-	// kernel mount Disk, which died before any service ran. The memory of that one
-	// has been applied to Disk, which proves that nobody else has written to it.
+	// handedOver says that a takeover has carried out the last commit and let another
+	// kernel mount Disk, which died before any service ran. The memory of that kernel has
+	// been applied to Disk, which proves that nobody else has written to it.
 	handedOver bool
-	// claim is that of Disk, if it is claimed already; it stays.
+	// claim is the claim on Disk, if there is one already. It is left open.
 	claim *fence.Claim
 }
 
@@ -66,14 +66,14 @@ type application struct {
 	remains *morgue.Remains
 	report  *Report
 	lost    bool // the last commit is refused
-	unclean bool // of handedOver: the check that the last commit needs has not come through
+	unclean bool // with handedOver: the check that the last commit needs was not completed
 	draft   *draft.Draft
-	checked *wire.Check // of the draft; nil: there was none
+	checked *wire.Check // of the draft; nil if it was not checked
 }
 
 // Run brings a disk, or a mounted file system, to the state that a dead kernel had in
-// memory. The report says what was done and what was refused; with an error it is
-// what there was to tell until then, or nil.
+// memory. The report says what was done and what was refused. With an error, it covers what
+// was done until then, or is nil.
 func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	a := &application{Options: o}
 	defer func() { err = errors.Join(err, a.close()) }()
@@ -140,9 +140,9 @@ func (a *application) run(ctx context.Context) (err error) {
 	return a.apply(ctx)
 }
 
-// unclean says whether the superblock says that its file system needs a check: a last commit had
-// it say so (journal.Rescue), and a check ends with writing it. A mount may have left it so only
-// without a journal, and then it needs one, too.
+// unclean reports whether the superblock says that its file system needs a check: a last commit
+// made it say so (journal.Rescue), and a check resets that at its end. A mount leaves the
+// superblock like that only if there is no journal, and then a check is needed, too.
 func unclean(disk io.ReaderAt, on *salvage.OnDisk) (bool, error) {
 	if on.Family != "ext" {
 		return false, nil
@@ -155,7 +155,7 @@ func unclean(disk io.ReaderAt, on *salvage.OnDisk) (bool, error) {
 	return s.State&ext4.StateValid == 0, err
 }
 
-// plan makes a plan, has it checked, and reports it.
+// plan makes a plan, checks it with check, and reports it.
 func (a *application) plan(check func(*salvage.Plan) error) error {
 	a.remains = &morgue.Remains{Cache: a.memory.Cache, Super: a.fsys.Super, Wait: a.Guest != ""}
 	err := a.memory.Stage("plan", func() (err error) {
@@ -173,8 +173,8 @@ func (a *application) plan(check func(*salvage.Plan) error) error {
 	return nil
 }
 
-// finishCommit carries out the dead kernel's last commit on a draft of the disk. If it is refused, nothing of it is used: the disk is
-// what an ordinary crash leaves then.
+// finishCommit carries out the dead kernel's last commit on a draft of the disk. If the commit is refused, nothing of
+// it is used: the disk is then what an ordinary crash leaves.
 func (a *application) finishCommit(ctx context.Context) error {
 	dir := filepath.Dir(a.target.Work())
 	if a.DryRun {
@@ -182,8 +182,6 @@ func (a *application) finishCommit(ctx context.Context) error {
 	}
 	a.draft = draft.New(a.target, dir)
 	a.draft.PutOff()
-	p := a.remains.Plan
-	refused, faults := len(p.Refused), len(p.Faults) // reported with the plan
 	var c takeover.Commit
 	err := a.memory.Stage("last commit", func() (err error) {
 		c, err = a.remains.Finish(a.draft)
@@ -211,14 +209,13 @@ func (a *application) finishCommit(ctx context.Context) error {
 	case err != nil:
 		return err
 	}
-	a.report.leftOut(p.Refused[refused:], p.Faults[faults:])
 	if c.Check != "" && !a.DryRun && a.Guest == "" {
 		return a.checkHere(ctx)
 	}
 	return nil
 }
 
-// drafted adds to a job what the draft has. A guest gets all of it as blocks.
+// drafted adds the content of the draft to a job. A guest gets all of it as blocks.
 func (a *application) drafted(job *Job, guest bool) error {
 	if a.draft == nil || a.lost {
 		return nil
@@ -239,9 +236,9 @@ func (a *application) drafted(job *Job, guest bool) error {
 	return nil
 }
 
-// checkHere has the draft checked by this machine's e2fsck, and gives the files that wait for
-// it their places then. Where this machine cannot do that, or where names are to be given
-// back, which takes a mount, it is all left to a guest, and the draft as it was.
+// checkHere checks the draft with this machine's e2fsck, and then places the files that wait
+// for that. If this machine cannot check it, or if names are to be restored, which takes a
+// mount, the draft is reset, and all of it is left to a guest.
 func (a *application) checkHere(ctx context.Context) error {
 	before := a.draft.Mark()
 	var found *wire.Check
@@ -260,7 +257,7 @@ func (a *application) checkHere(ctx context.Context) error {
 	return a.memory.Stage("place", func() error { return a.remains.PlaceChecked(a.draft, a.report.Commit) })
 }
 
-// fileSystem finds the file system of the disk in the dead kernel.
+// fileSystem finds the dead kernel's file system that the disk has.
 func (a *application) fileSystem(id pagecache.UUID) (*inventory.FileSystem, error) {
 	all, _, faults := a.memory.FileSystems()
 	wanted := all
@@ -297,7 +294,7 @@ func (n *notMounted) Error() string { return n.what }
 
 func (n *notMounted) Unwrap() error { return ErrNotMounted }
 
-// identity tells this death and this file system from all others.
+// identity returns the Identity of this death and this file system, which no others have.
 func (a *application) identity() Identity {
 	k, s := a.memory.Facts(), a.fsys.Super
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d %d %d %q %v %v %v", k.Banner, k.KASLR, k.Boot.UnixNano(), k.Now.UnixNano(), k.Panic, s.Addr, s.UUID, s.Dev))
@@ -313,7 +310,7 @@ func (a *application) ours(left Identity) bool {
 	return err == nil && a.identity().Sum == left.Sum
 }
 
-// finish ends the commit of an earlier run.
+// finish completes the commit of an earlier run.
 func (a *application) finish(ctx context.Context, left Identity) error {
 	id, err := addr.ParseUUID(left.UUID)
 	if err != nil {
@@ -337,7 +334,7 @@ func (a *application) finish(ctx context.Context, left Identity) error {
 	return err
 }
 
-// job is the plan as it is carried out.
+// job returns the plan as a job.
 func (a *application) job() (Job, error) {
 	plan := a.remains.Plan
 	job := Job{
@@ -376,7 +373,7 @@ func (a *application) apply(ctx context.Context) error {
 	return a.applied(a.target.Apply(ctx, job, &guest))
 }
 
-// applied reports what became of a job.
+// applied reports the result of a job.
 func (a *application) applied(r *Result, err error) error {
 	if r != nil {
 		if a.checked != nil {
@@ -388,21 +385,21 @@ func (a *application) applied(r *Result, err error) error {
 	return err
 }
 
-// mountOptions are with what a guest mounts a file system of a type: a path of
-// btrfs begins at its top, whatever subvolume is the default.
+// mountOptions are the options with which a guest mounts a file system, by type: a path of
+// btrfs begins at its top-level subvolume, whatever subvolume is the default.
 var mountOptions = map[string]string{"xfs": "noatime", "btrfs": "noatime,subvolid=5"}
 
-// guest is what the work is done in.
+// guest returns the guest that the work is done in.
 func (a *application) guest(ctx context.Context) (Guest, error) {
 	g, err := newGuest(ctx, a.Guest, a.fsys.Super.Type)
-	// The claim on the disk makes the directory ours.
+	// The directory is named after the disk's work directory, so the claim on the disk makes it ours.
 	where := sha256.Sum256([]byte(a.target.Work()))
 	g.Dir = dirs.Run(fmt.Sprintf("apply-%x", where[:6]))
 	return g, err
 }
 
-// newGuest is a guest for a file system of a type, with the kernel in a directory, as of
-// dirs.Kernel. It has no Dir yet.
+// newGuest returns a guest for a file system of a type, with the kernel from a directory,
+// as for dirs.Kernel. Its Dir is not set yet.
 func newGuest(ctx context.Context, dir, fsType string) (Guest, error) {
 	kernel, modules, err := dirs.Kernel(dir)
 	if err != nil {
