@@ -8,8 +8,8 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// exportTable writes a table of exported symbols behind their names. The value of each is as
-// far behind the start of all as its number in the table.
+// exportTable writes a table of exported symbols after their names. The value of each symbol is its
+// number in the table, relative to the start of everything.
 func exportTable(names []string) []byte {
 	var b []byte
 	starts := make([]int, len(names))
@@ -72,7 +72,7 @@ func TestExports(t *testing.T) {
 	}
 }
 
-// FuzzExports: what is found has the name of a symbol, and there are no fewer than a table has.
+// FuzzExports checks that whatever is found has the name of a symbol.
 func FuzzExports(f *testing.F) {
 	f.Add(exportTable(someNames(300)))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -120,7 +120,7 @@ func TestTypesIn(t *testing.T) {
 	}
 }
 
-// FuzzTypesIn: what is found lies within.
+// FuzzTypesIn checks that what is found lies within the bytes searched.
 func FuzzTypesIn(f *testing.F) {
 	f.Add([]byte{0x9f, 0xeb, 1, 0, 24, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -78,8 +78,8 @@ func kept(t *testing.T, dir string, m *kerneltest.Machine) string {
 	return files[0]
 }
 
-// TestMemo wants what was learned to be used again, without reading the tables, and
-// nothing to be written where nothing is new.
+// TestMemo checks that what was learned is used again, without reading the tables, and
+// that nothing is written if nothing is new.
 func TestMemo(t *testing.T) {
 	m, dir := tiny(t, 4), t.TempDir()
 	path := kept(t, dir, m)
@@ -105,7 +105,7 @@ func TestMemo(t *testing.T) {
 	}
 }
 
-// TestMemoOfOthers wants what was learned of other bytes not to be used, even if
+// TestMemoOfOthers checks that what was learned of other bytes is not used, even if
 // they are said to be of the same build.
 func TestMemoOfOthers(t *testing.T) {
 	dir := t.TempDir()
@@ -125,7 +125,7 @@ func TestMemoOfOthers(t *testing.T) {
 			t.Errorf("%v instead of %d", f, off)
 		}
 	}
-	// Another name in the table of symbols, too.
+	// The same goes for another name in the symbol table.
 	m := tiny(t, 4)
 	k = mustFind(t, m)
 	names, err := k.note.symbol("kallsyms_names")
@@ -186,8 +186,8 @@ func TestBadMemo(t *testing.T) {
 
 func sealed(body string) []byte { return []byte(memoHead([]byte(body)) + body) }
 
-// TestMemoCannotBeKept wants the kernel to be found where nothing can be kept, and
-// that to be said.
+// TestMemoCannotBeKept checks that the kernel is found even if nothing can be kept, and
+// that Keep says so.
 func TestMemoCannotBeKept(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o644); err != nil {
@@ -216,8 +216,8 @@ func TestBuild(t *testing.T) {
 	}
 }
 
-// FuzzMemo: a memo whose first line is right cannot make a field lie outside of its
-// structure, nor anything panic.
+// FuzzMemo checks that a memo whose first line is right can neither make a field lie outside of its
+// structure, nor make anything panic.
 func FuzzMemo(f *testing.F) {
 	m := tiny(f, 4)
 	k := mustFind(f, m)
@@ -229,7 +229,7 @@ func FuzzMemo(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add([]byte(`{"places":[1,2,3,4,5,6],"books":{"` + string(about) + `":{"size s":[16],"field s m":[8,4],"enum color RED":[]}}}`))
+	f.Add([]byte(`{"tables":[1,2,3,4,5,6],"answers":{"` + string(about) + `":{"size s":[16],"field s m":[8,4],"enum color RED":[]}}}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		parseMemo(body)
 		known, err := parseMemo(sealed(string(body)))

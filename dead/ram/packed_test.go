@@ -14,13 +14,13 @@ import (
 	"understudy.dev/understudy/internal/lab/ramtest"
 )
 
-// packers are the programs that compress a file, and how they end the name of what they make.
+// packers are the programs that compress a file, and the extensions that they add to its name.
 var packers = []struct{ program, name, end string }{
 	{"gzip", "gzip", ".gz"}, {"xz -T1 -1", "xz", ".xz"}, {"zstd -q --long=27", "zstd", ".zst"},
 	{"lz4 -q -m", "lz4", ".lz4"}, {"bzip2", "bzip2", ".bz2"},
 }
 
-// pack has a program compress a file.
+// pack compresses a file with a program.
 func pack(t testing.TB, program, path, end string) string {
 	t.Helper()
 	args := strings.Fields(program)
@@ -33,8 +33,8 @@ func pack(t testing.TB, program, path, end string) string {
 	return path + end
 }
 
-// TestPacked: what a program has compressed gives the bytes that the file gives, and a
-// part of it is refused.
+// TestPacked checks that a file that a program has compressed gives the bytes of the original file, and that
+// a part of it is refused.
 func TestPacked(t *testing.T) {
 	for _, p := range packers {
 		t.Run(p.name, func(t *testing.T) {
@@ -78,8 +78,8 @@ func checkPackedCut(t *testing.T, path string) {
 	}
 }
 
-// TestPackedRAM: a RAM file comes out with its holes, and still has no known arrangement;
-// what was compressed twice is refused.
+// TestPackedRAM checks that a RAM file is unpacked with its holes, and still has no known arrangement, and
+// that a file that was compressed twice is refused.
 func TestPackedRAM(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	path := filepath.Join(t.TempDir(), "ram")
@@ -117,7 +117,7 @@ func TestPackedRAM(t *testing.T) {
 	}
 }
 
-// TestPackedNoRoom: the operator is told what to do about a full directory.
+// TestPackedNoRoom checks the error where there is no directory to unpack to.
 func TestPackedNoRoom(t *testing.T) {
 	path := pack(t, "gzip", write(t, ramtest.LiME{}, newModel(3)), ".gz")
 	t.Setenv("TMPDIR", filepath.Join(t.TempDir(), "none"))

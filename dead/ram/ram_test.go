@@ -11,7 +11,7 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// TestGuesses wants QEMU's q35 to be what is tried first.
+// TestGuesses checks that QEMU's q35 is tried first.
 func TestGuesses(t *testing.T) {
 	const gib = 1 << 30
 	for _, tc := range []struct {
@@ -29,8 +29,8 @@ func TestGuesses(t *testing.T) {
 	}
 }
 
-// TestBoards wants QEMU's virt to be what is tried first of machines for arm64, and each
-// guess to have all bytes of a file, once.
+// TestBoards checks that QEMU's virt is tried first of the machines for arm64, and that each
+// guess has all bytes of a file, once.
 func TestBoards(t *testing.T) {
 	const gib = 1 << 30
 	for _, size := range []int64{512 << 20, 3 * gib, 8 * gib} {
@@ -85,7 +85,7 @@ func TestView(t *testing.T) {
 		pa    addr.Phys
 		n     int
 		first byte
-		fault addr.Phys // 0: none
+		fault addr.Phys // 0 means none
 	}{
 		{0, 0x3000, 0, 0},
 		{0x2fff, 1, 2, 0},
@@ -205,7 +205,13 @@ func FuzzView(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Add(uint64(0x2fff), 2)
+	f.Add(uint64(0x2fff), 1)
+	f.Add(uint64(0x1_0fff), 0x1000)
 	f.Add(^uint64(0), 1)
 	f.Fuzz(func(t *testing.T, pa uint64, n int) {
 		b, err := m.View(addr.Phys(pa), n)
@@ -213,6 +219,14 @@ func FuzzView(f *testing.F) {
 		switch {
 		case err == nil && len(b) != n:
 			t.Errorf("%d bytes instead of %d", len(b), n)
+		case err == nil && n > 0:
+			e := extents[0]
+			if pa >= uint64(extents[1].phys.Start) {
+				e = extents[1]
+			}
+			if off := int64(pa) - int64(e.phys.Start) + e.off; !bytes.Equal(b, whole[off:off+int64(n)]) {
+				t.Errorf("%d bytes at %v are not those of the file", n, addr.Phys(pa))
+			}
 		case err == nil:
 		case !errors.As(err, &fault):
 			t.Error(err)
