@@ -5,21 +5,21 @@ package addr
 
 import "fmt"
 
-// PageSize is what files of memory, and what is written from them, are divided in: 4096 bytes,
-// the base page of x86-64. The base page of a kernel is a matter of Pages.
+// PageSize is the unit, in bytes, in which memory files and what is written from them are
+// divided: 4096, the base page of x86-64. Pages has the base page size of a kernel.
 const PageSize = 1 << Pages4K
 
 // Pages is how a kernel divides memory and files: in base pages of 2^Pages bytes.
 type Pages uint
 
-// The base pages of x86-64 and, of any of these sizes, of arm64 (arch/arm64/Kconfig).
+// The base page sizes: that of x86-64 is 4 KiB, that of arm64 any of these (arch/arm64/Kconfig).
 const (
 	Pages4K  Pages = 12
 	Pages16K Pages = 14
 	Pages64K Pages = 16
 )
 
-// Size is that of a page, in bytes.
+// Size returns the size of a page, in bytes.
 func (p Pages) Size() int64 { return 1 << p }
 
 // PFN returns the frame that holds a.
@@ -34,7 +34,7 @@ func (p Pages) Index(off int64) Index { return Index(off >> p) }
 // Byte returns the offset in a file of the first byte of a page.
 func (p Pages) Byte(i Index) int64 { return int64(i) << p }
 
-// End returns the first page beyond a file of a size in bytes: none of it lies there.
+// End returns the first page that lies wholly beyond the end of a file of size bytes.
 func (p Pages) End(size int64) Index { return Index((min(size, 1<<62) + p.Size() - 1) >> p) }
 
 // Phys is a physical address of the guest, in bytes.
@@ -62,7 +62,7 @@ type Dev uint32
 func (a Phys) String() string { return fmt.Sprintf("phys %#x", uint64(a)) }
 func (a Virt) String() string { return fmt.Sprintf("virt %#x", uint64(a)) }
 
-// PageOffset returns how far a lies behind a multiple of PageSize, in bytes.
+// PageOffset returns the offset of a in its page of PageSize bytes.
 func (a Virt) PageOffset() int { return int(a & (PageSize - 1)) }
 
 // Add returns a + n. The second result is false if the sum wraps around.
@@ -71,10 +71,10 @@ func (a Virt) Add(n uint64) (Virt, bool) {
 	return sum, sum >= a
 }
 
-// IsKernel reports whether a lies in the upper part of the address space, where
-// Linux keeps everything of its own on x86-64 and arm64
-// (Documentation/arch/x86/x86_64/mm.rst, arch/arm64/memory.rst). It holds for 4 and
-// 5 levels.
+// IsKernel reports whether a lies in the upper part of the address space, which
+// Linux keeps for the kernel on x86-64 and arm64
+// (Documentation/arch/x86/x86_64/mm.rst, arch/arm64/memory.rst). The limit is right for
+// 4 and for 5 levels of page tables.
 func (a Virt) IsKernel() bool { return a >= 0xff00_0000_0000_0000 }
 
 // Major is the upper part of a device number: the driver.

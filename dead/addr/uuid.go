@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// UUID identifies a file system, or a journal on a device of its own.
+// UUID identifies a file system, or an external journal.
 type UUID [16]byte
 
 func (u UUID) String() string {

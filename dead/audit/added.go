@@ -11,14 +11,14 @@ import (
 
 // added is what CheckAdded knows beyond the two states.
 type added struct {
-	without *view // the disk without what comes before, too
+	without *view // the disk without the change that comes before, too
 }
 
-// CheckAdded judges blocks that are added to a change which is consistent by itself, as
-// the transactions of a kernel are between which nothing was in flight: with is the disk
-// with that change, without is the one before it. What is added may only change regular
-// files, and what counts for them; what it takes must be free on both. So it knows file
-// systems with features that Check does not.
+// CheckAdded judges blocks that are added to a change which is consistent by itself, as a
+// kernel's transaction is after which no operation was in flight. with is the disk with that
+// change, without is the disk before it. The added blocks may change only regular files and
+// the metadata that counts their blocks; what the files gain must be free on both disks. Due
+// to this limit CheckAdded accepts file systems with features that Check does not know.
 func CheckAdded(with, without io.ReaderAt, blocks map[addr.Block][]byte) (Verdict, error) {
 	fs, err := ext4.Open(with)
 	if err != nil {
@@ -35,7 +35,7 @@ func CheckAdded(with, without io.ReaderAt, blocks map[addr.Block][]byte) (Verdic
 		c.walkAll,
 		c.claimQuotas,
 		c.claimRest,
-		c.onlyFiles, // of those that claimed the rest, too
+		c.onlyFiles, // again, for the inodes that claimed the rest
 		c.checkOwners,
 		c.checkFree,
 		c.checkInodes,
@@ -45,8 +45,8 @@ func CheckAdded(with, without io.ReaderAt, blocks map[addr.Block][]byte) (Verdic
 	return c.result()
 }
 
-// onlyFiles checks that nothing but regular files changes, in what there is to be changed by
-// writing to them.
+// onlyFiles checks that only regular files change, and only in what a write to them
+// changes.
 func (c *checker) onlyFiles() {
 	for _, i := range c.all() {
 		n := i.number
@@ -70,8 +70,8 @@ func (c *checker) onlyFiles() {
 	}
 }
 
-// sameButTimes compares inodes but for times, and the checksum (fs/ext4/ext4.h, struct
-// ext4_inode).
+// sameButTimes reports whether two raw inodes are equal except for their times and checksum
+// (fs/ext4/ext4.h, struct ext4_inode).
 func sameButTimes(a, b []byte) bool {
 	at := 0
 	for _, field := range [][2]int{{0x08, 0x14}, {0x7c, 0x7e}, {0x82, 0x90}, {len(a), len(a)}} {
@@ -83,7 +83,7 @@ func sameButTimes(a, b []byte) bool {
 	return true
 }
 
-// checkFree checks that what files gain was free before all, too.
+// checkFree checks that what files gain was free without the change that comes before, too.
 func (c *checker) checkFree() {
 	for r, change := range differences(c.ownedBy(oldState), c.ownedBy(newState)) {
 		if change != taken {
@@ -104,13 +104,13 @@ func (c *checker) checkFree() {
 func oldState(i *inode) *state { return i.old }
 func newState(i *inode) *state { return i.new }
 
-// ownedBy are the clusters of all inodes in one of their states, which were found to have
-// one owner each.
+// ownedBy returns the clusters of all touched inodes in one of their two states. Each cluster
+// was found to have one owner before.
 func (c *checker) ownedBy(which func(*inode) *state) []run {
 	var out []run
 	for _, i := range c.all() {
 		if s := which(i); s != nil {
-			out, _ = s.clusters(out, ratio(&c.new.super)) // it was asked before
+			out, _ = s.clusters(out, ratio(&c.new.super)) // checkOwners has had the error
 		}
 	}
 	_ = merge(&out) // likewise

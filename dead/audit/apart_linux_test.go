@@ -13,7 +13,7 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestApart has a file get blocks in groups whose bitmaps lie among those of groups far away.
+// TestApart gives a file blocks in groups whose bitmaps lie among those of groups far away.
 func TestApart(t *testing.T) {
 	for _, tool := range []string{"mke2fs", "debugfs", "e2fsck"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -43,7 +43,7 @@ func TestApart(t *testing.T) {
 	}
 }
 
-// TestDescriptorsKnowBitmaps: a bitmap that was being changed has its checksum in the descriptor of its group.
+// TestDescriptorsKnowBitmaps: Descriptors sets the checksum of a bitmap that was being changed in the descriptor of its group.
 func TestDescriptorsKnowBitmaps(t *testing.T) {
 	if _, err := exec.LookPath("mke2fs"); err != nil {
 		tier.Lacks(t, err)

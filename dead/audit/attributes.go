@@ -12,11 +12,11 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// Extended attributes (fs/ext4/xattr.h): entries, and their values from the end.
+// Extended attributes (fs/ext4/xattr.h): entries, and their values at the end.
 const (
 	attributeMagic  = 0xea020000
-	attributeHeader = 32 // of a block, in bytes
-	attributeEntry  = 16 // without the name
+	attributeHeader = 32 // header of a block, in bytes
+	attributeEntry  = 16 // an entry without the name
 )
 
 // checkExtra judges what lies behind the first 128 bytes of an inode: more
@@ -38,7 +38,7 @@ func (c *checker) checkExtra(i *inode) error {
 		return nil
 	}
 	if i.old != nil && len(i.old.raw) == len(raw) && bytes.Equal(i.old.raw[128:130], raw[128:130]) && bytes.Equal(i.old.raw[128+extra:], raw[128+extra:]) {
-		return nil // as they were
+		return nil // the attributes did not change
 	}
 	if err := checkEntries(raw[128+extra+4:], 0); err != nil {
 		return fmt.Errorf("inode %d: %w", i.number, err)
@@ -46,7 +46,7 @@ func (c *checker) checkExtra(i *inode) error {
 	return nil
 }
 
-// checkTimes refuses years behind 2310, which any program may set, and which e2fsck takes for ones before
+// checkTimes refuses times after 2310. Any program may set them, and e2fsck takes them for times before
 // 1970 that an old kernel wrote (e2fsck/pass1.c, check_inode_extra_negative_epoch).
 func checkTimes(n *state, extra int) error {
 	for _, t := range [][2]int{{0x08, 0x8c}, {0x0c, 0x84}, {0x10, 0x88}, {0x90, 0x94}} { // atime, ctime, mtime, crtime
@@ -66,8 +66,8 @@ type attribute struct {
 	name  []byte
 }
 
-// checkEntries judges a list of attributes behind a header. That of a block is in
-// order, and each attribute has a hash; in an inode it may be without.
+// checkEntries judges a list of attributes behind a header. In a block, which has a
+// header, the list is sorted and each attribute has a hash; in an inode the hash may be 0.
 func checkEntries(b []byte, header int) error {
 	used := []run{{0, addr.Block(header)}}
 	var names []attribute
@@ -134,7 +134,7 @@ func compareAttributes(a, b attribute) int {
 	return cmp.Or(cmp.Compare(a.index, b.index), cmp.Compare(len(a.name), len(b.name)), bytes.Compare(a.name, b.name))
 }
 
-// hashed reports whether a hash is that of a name and a value with its padding
+// hashed reports whether want is the hash of a name and a value with its padding
 // (fs/ext4/xattr.c, ext4_xattr_hash_entry). Kernels before 6.2 took the characters
 // of the name as signed.
 func hashed(name, value []byte, want uint32) bool {
@@ -157,8 +157,9 @@ func hashed(name, value []byte, want uint32) bool {
 	return false
 }
 
-// checkAttributes counts how many inodes use each block of attributes, which may
-// be shared, and has those that are used own it.
+// checkAttributes counts how many more inodes use each block of attributes than
+// before, and judges these blocks. Inodes may share such a block, so that it is
+// added to the owned clusters here, once.
 func (c *checker) checkAttributes() {
 	for _, i := range c.list {
 		if i.old != nil && i.old.Attributes != 0 {
@@ -175,7 +176,7 @@ func (c *checker) checkAttributes() {
 	}
 }
 
-// checkShared judges a block of attributes that so many more inodes use.
+// checkShared judges a block of attributes whose number of users changes by more.
 func (c *checker) checkShared(b addr.Block, more int) error {
 	if c.new.super.Compat&ext4.CompatExtAttr == 0 || !c.new.super.Contains(b, 1) {
 		return fmt.Errorf("an inode has its attributes at block %d, which is outside of the file system, or the ext_attr feature is missing", b)
@@ -185,7 +186,7 @@ func (c *checker) checkShared(b addr.Block, more int) error {
 		return asItWas(err)
 	}
 	now := int64(before) + int64(more)
-	cluster := b / addr.Block(ratio(&c.new.super)) // nothing else is in it
+	cluster := b / addr.Block(ratio(&c.new.super)) // nothing else is in this cluster
 	if before > 0 {
 		c.oldRuns = append(c.oldRuns, run{cluster, cluster + 1})
 	}
@@ -213,8 +214,8 @@ func (c *checker) checkShared(b addr.Block, more int) error {
 	return nil
 }
 
-// sharers returns how many inodes a block of attributes says use it: none if it is
-// free.
+// sharers returns how many inodes use a block of attributes according to the block
+// itself (h_refcount); 0 if the block is free.
 func (c *checker) sharers(v *view, b addr.Block) (uint32, error) {
 	group, n := groupOf(&v.super, b)
 	used, err := v.blockMap(group)

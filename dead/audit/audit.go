@@ -3,18 +3,18 @@
 // and not on the size of the disk.
 //
 // It is for the last transaction of a dead kernel: operations that were in flight may be
-// half done in it. A full check of the file system would find out, but
-// takes as long as the file system is large. Here the state before is taken to be
-// consistent, which is what a journal guarantees, and only the difference is
-// checked: each rule that a full check applies (e2fsck(8)) is applied to what
-// changed, by counting on both sides. Each block in use has one owner,
+// half done in it. A full check of the file system would find that, but
+// takes as long as the file system is large. The audit assumes that the state before is
+// consistent, which is what a journal guarantees, and checks only the difference:
+// each rule of a full check (e2fsck(8)) is applied to what changed, by counting
+// before and after. Each block in use has one owner,
 // an inode has as many links as names, and groups count what they have free.
 //
 // # Caveats
 //
-// A file system is clean only if all of it is proven. What is not understood is a
-// reason against, by name. The free counts in the superblock are not looked at: a
-// mount computes them anew. The content of files is not metadata; under
+// A file system is clean only if all of it is proven. Anything that is not understood
+// is named as a reason against it. The free counts in the superblock are not looked at:
+// a mount computes them anew. The content of files is not metadata; under
 // data=journal it is among the changed blocks, and may be anything.
 package audit
 
@@ -30,16 +30,16 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// Verdict is what came of an audit.
+// Verdict is the outcome of an audit.
 type Verdict struct {
 	Clean bool
 	// Reasons are the first contradictions, and what is not understood; empty if
 	// Clean.
 	Reasons []string
-	// Foreign says that nothing that the change did contradicts itself: the reasons are what is not understood,
-	// or too much, or was so before.
+	// Foreign says that the change itself contradicts nothing: the reasons are things that are not understood,
+	// are too much for the audit, or were wrong before the change.
 	Foreign bool
-	// Damaged says what no operation in flight explains, however far it had come; empty: nothing of that kind.
+	// Damaged says what is wrong that no operation in flight explains, however far it had come; empty if nothing is.
 	Damaged string
 	Touched Counts
 }
@@ -48,12 +48,12 @@ type Verdict struct {
 type Counts struct {
 	Blocks      int // that differ
 	Inodes      int // that differ, or whose blocks do
-	Directories int // of them
+	Directories int // those of the inodes that are directories
 	Entries     int // of directories, in blocks that differ
 	Groups      int // whose bitmaps or counts differ
 	Freed       uint64
-	Allocated   uint64 // blocks, as Freed
-	Read        int    // blocks, each as often as it was needed
+	Allocated   uint64 // clusters, as Freed: blocks without bigalloc
+	Read        int    // blocks, each counted as often as it was needed
 }
 
 const (
@@ -64,11 +64,11 @@ const (
 	// index some hundred.
 	minReads      = 1 << 16
 	readsPerBlock = 1 << 8
-	// maxPieces is how many extents and names there may be in them.
+	// maxPieces bounds the extents and names in the blocks that are read.
 	maxPieces = 1 << 21
 )
 
-// errTooMuch says that the bounds of the work are reached.
+// errTooMuch says that the bounds of the work are exceeded.
 var errTooMuch = errors.New("it touches more blocks than the audit may read")
 
 // readError is a failure to read the disk, which says nothing of the file system.
@@ -77,12 +77,12 @@ type readError struct{ err error }
 func (e *readError) Error() string { return e.err.Error() }
 func (e *readError) Unwrap() error { return e.err }
 
-// Check judges the file system on a disk with the changed blocks in place of its
-// own. old is the disk as after a replay of its log, with the blocks of files
-// that are ordered before the transaction; changed has blocks of the file system
-// by number, each of the size of a block, with the checksums that they are to
-// have. It changes neither. An error means that the disk cannot be read, or is no
-// file system that could be judged.
+// Check judges the file system on a disk with the changed blocks in place of the
+// disk's own. old is the disk after a replay of its log, with the file data that
+// is ordered before the transaction; changed has blocks of the file system by
+// number, each of the size of a block, with their final checksums. Check
+// modifies neither. An error means that the disk cannot be read, or has no file
+// system that can be judged.
 func Check(old io.ReaderAt, changed map[addr.Block][]byte) (Verdict, error) {
 	return Memory{}.Check(old, changed)
 }
@@ -104,20 +104,20 @@ type checker struct {
 	old, new *view
 	budget   *budget
 	verdict  Verdict
-	failed   error // of reading
+	failed   error // failure to read
 
-	different map[addr.Block]struct{} // blocks that are not as they were
-	against   *view                   // which blocks these are; new, but for excuse
-	unclaimed unclaimed               // those of them that belong to no inode looked at so far
+	different map[addr.Block]struct{} // blocks that differ
+	against   *view                   // what old is compared with to find them; new, except in excuse
+	unclaimed unclaimed               // those of them that no inode looked at so far owns
 	strays    map[uint64][]uint32     // see apart
 	tables    []tableBlock
 	groups    map[uint32]struct{} // touched
 	inodes    map[addr.Ino]*inode // touched
 	list      []*inode            // the same; see all
-	blank     []inode             // for more of them
+	blank     []inode             // allocated in advance, for more of them
 
 	oldRuns, newRuns []run              // blocks that touched inodes own
-	attributes       map[addr.Block]int // by how much more often a block of attributes is used
+	attributes       map[addr.Block]int // how many more inodes use a block of attributes
 
 	torn map[addr.Block][]byte // see mapper; nil in an audit
 
@@ -125,8 +125,8 @@ type checker struct {
 
 	memory Memory
 
-	edges   map[edge]int         // by how much more often an entry is there
-	places  map[addr.Ino][]place // of entries that were not there before, by what they are for
+	edges   map[edge]int         // how many more such entries there are
+	places  map[addr.Ino][]place // new entries, by the inode that they name
 	orphans struct{ old, new map[addr.Ino]source }
 }
 
@@ -145,7 +145,7 @@ func newChecker(s ext4.Super, old io.ReaderAt, changed map[addr.Block][]byte) *c
 	}
 }
 
-// note takes the outcome of a step and reports whether to go on.
+// note records the outcome of a step and reports whether to go on.
 func (c *checker) note(err error) bool {
 	if err == nil {
 		return c.more()
@@ -173,7 +173,7 @@ func (e *foreignError) Error() string { return e.what }
 
 func foreignf(format string, args ...any) error { return &foreignError{fmt.Sprintf(format, args...)} }
 
-// asItWas is an error of the state before the change: nothing that the change did.
+// asItWas wraps an error about the state before the change as a foreignError: the change did not cause it.
 func asItWas(err error) error {
 	if _, failed := errors.AsType[*readError](err); failed || errors.Is(err, errTooMuch) {
 		return err
@@ -186,8 +186,8 @@ func (c *checker) more() bool {
 	return c.failed == nil && len(c.verdict.Reasons) < maxReasons && c.budget.spent <= c.budget.limit
 }
 
-// run goes through all steps. Each takes for granted what those before it found
-// in order, so that it ends with the first that finds a contradiction.
+// run carries out all steps. Each one relies on what the earlier ones found to be
+// in order, so that run ends with the first step that finds a contradiction.
 func (c *checker) run(changed map[addr.Block][]byte) {
 	c.steps(
 		func() { c.superblock(changed) },
@@ -214,11 +214,11 @@ func (c *checker) steps(all ...func()) {
 	}
 }
 
-// all are the inodes that are touched, by number.
+// all returns the touched inodes, sorted by number.
 func (c *checker) all() []*inode {
 	byNumber := func(a, b *inode) int { return cmp.Compare(a.number, b.number) }
 	if !slices.IsSortedFunc(c.list, byNumber) {
-		// A list that somebody goes over stays as it is.
+		// Not sorted in place: a caller may be ranging over the list.
 		c.list = slices.SortedFunc(slices.Values(c.list), byNumber)
 	}
 	return c.list

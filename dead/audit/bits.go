@@ -10,13 +10,13 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// bits is a bitmap. Bit 0 is the lowest of its first byte. Beyond its end all is
+// bits is a bitmap. Bit 0 is the lowest of its first byte. Bits beyond its end are
 // clear, as in the map of a group that was never initialised.
 type bits []byte
 
 func (b bits) has(n uint64) bool { return n/8 < uint64(len(b)) && b[n/8]>>(n%8)&1 != 0 }
 
-// word returns 64 bits from one that is a multiple of 64.
+// word returns the 64 bits from bit n on, where n is a multiple of 64.
 func (b bits) word(n uint64) uint64 {
 	if at := n / 8; at+8 <= uint64(len(b)) {
 		return binary.LittleEndian.Uint64(b[at:])
@@ -37,7 +37,7 @@ func (b bits) count(end uint64) uint64 {
 	return set
 }
 
-// all reports whether each of the bits [from, to) is as set says.
+// all reports whether all bits in [from, to) are set, or clear, as set says.
 func (b bits) all(from, to uint64, set bool) bool {
 	for n := from; n < to; {
 		if n%64 == 0 && to-n >= 64 {
@@ -86,7 +86,7 @@ func groupOf(s *ext4.Super, b addr.Block) (uint32, uint64) {
 	return uint32(n / uint64(s.BlocksPerGroup)), n % uint64(s.BlocksPerGroup)
 }
 
-// ratio is how many blocks are allocated at once: more than one with bigalloc.
+// ratio returns how many blocks a cluster has: more than one with bigalloc.
 func ratio(s *ext4.Super) uint64 { return uint64(s.ClusterSize / s.BlockSize) }
 
 // groupClusters returns the first cluster of a group and how many it has. Without bigalloc
@@ -102,7 +102,7 @@ func clusterGroup(s *ext4.Super, cluster addr.Block) (uint32, uint64) {
 	return group, n / ratio(s)
 }
 
-// groupPiece is what of a run of clusters lies in one group: [from, to) of its numbers there.
+// groupPiece is the part of a run of clusters that lies in one group. [from, to) are its numbers in the group.
 type groupPiece struct {
 	group    uint32
 	from, to uint64
@@ -125,7 +125,7 @@ func byGroup(s *ext4.Super, r run) iter.Seq[groupPiece] {
 	}
 }
 
-// tableBlocks is how many blocks the inode table of a group has.
+// tableBlocks returns how many blocks the inode table of a group has.
 func tableBlocks(s *ext4.Super) uint64 {
 	perBlock := s.BlockSize / uint32(s.InodeSize)
 	return uint64((s.InodesPerGroup + perBlock - 1) / perBlock)
@@ -177,8 +177,8 @@ func (v *view) inodeMap(group uint32) (bits, error) {
 	return b, nil
 }
 
-// checkMap verifies the checksum of a bitmap, of which descriptors of 32 bytes
-// have only half (fs/ext4/bitmap.c).
+// checkMap verifies the checksum of a bitmap. Descriptors of 32 bytes have only the
+// lower half of it (fs/ext4/bitmap.c).
 func (v *view) checkMap(b []byte, size int, want uint32) error {
 	if !v.super.Checksummed() {
 		return nil
@@ -193,8 +193,8 @@ func (v *view) checkMap(b []byte, size int, want uint32) error {
 	return nil
 }
 
-// freshMap is the block bitmap of a group of which nothing is in use but what
-// the file system itself has there (fs/ext4/balloc.c, ext4_init_block_bitmap).
+// freshMap returns the block bitmap of a group in which only the file system's own
+// blocks are in use (fs/ext4/balloc.c, ext4_init_block_bitmap).
 func (v *view) freshMap(g *ext4.Group) bits {
 	b := make(bits, v.super.BlockSize)
 	start, size := groupBlocks(&v.super, g.Number)

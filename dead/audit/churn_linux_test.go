@@ -40,7 +40,7 @@ var configs = map[string]config{
 	"data=journal": {kind: "ext4", options: "data=journal", mkfs: []string{"mkfs.ext4", "-b", "4096", "-J", "size=64"}, ops: 700},
 }
 
-// few are the configurations that make test has, those that differ most: with extents
+// few are the configurations that "make test" runs: those that differ most, with extents
 // and checksums, without either, and with data in the journal.
 var few = []string{"ext4", "ext3", "data=journal"}
 
@@ -59,8 +59,8 @@ func (c config) state(t testing.TB, kernel string, seed uint64) *churn.State {
 	})
 }
 
-// harmless is what e2fsck may say of a file system that a mount makes whole: it
-// deletes and truncates orphans, and counts what the superblock does not.
+// harmless are messages of e2fsck about what a mount puts in order: it deletes and
+// truncates orphans, and counts what the superblock does not.
 var harmless = []*regexp.Regexp{
 	regexp.MustCompile(`^e2fsck \d`),
 	regexp.MustCompile(`^Pass \d\w?: `),
@@ -70,9 +70,9 @@ var harmless = []*regexp.Regexp{
 	regexp.MustCompile(`^.*: \d+/\d+ files \(`),
 	regexp.MustCompile(`^.*: \*\*\*\*\* FILE SYSTEM WAS MODIFIED \*\*\*\*\*`),
 	regexp.MustCompile(`^(Fix|Optimize|Clear|Create)\? yes$`),
-	// So says 1.47.0 whenever there were any in it.
+	// 1.47.0 says so whenever there were orphans in it.
 	regexp.MustCompile(`^Orphan file \(inode \d+\) block \d+ is not clean\.$`),
-	// Who removes it may do so.
+	// A program may remove it.
 	regexp.MustCompile(`^/lost\+found not found\.`),
 	regexp.MustCompile(`^Feature orphan_present is set but orphan file is clean\.`),
 	regexp.MustCompile(`^$`),
@@ -101,8 +101,8 @@ line:
 	return found
 }
 
-// unmounted is a transaction whose superblock says that the journal is empty, as
-// it is.
+// unmounted returns a copy of a transaction in which the superblock says that the
+// journal is empty, as it is.
 func unmounted(t testing.TB, changed map[addr.Block][]byte) map[addr.Block][]byte {
 	out := maps.Clone(changed)
 	for _, place := range [][2]int{{0, 1024}, {1, 0}} {
@@ -119,7 +119,7 @@ func unmounted(t testing.TB, changed map[addr.Block][]byte) map[addr.Block][]byt
 	return out
 }
 
-// judge gives a state to both.
+// judge returns the verdicts of the audit and of e2fsck on a state.
 func judge(t testing.TB, s *churn.State, changed map[addr.Block][]byte) (audit.Verdict, []string) {
 	t.Helper()
 	disk, err := os.Open(s.Disk)
@@ -143,7 +143,7 @@ func judge(t testing.TB, s *churn.State, changed map[addr.Block][]byte) (audit.V
 	return v, fsck(t, image)
 }
 
-// plausible wants a state to be one that a kernel leaves.
+// plausible checks that a state is one that a kernel leaves.
 func plausible(t testing.TB, s *churn.State) {
 	t.Helper()
 	disk, err := os.Open(s.Disk)
@@ -182,15 +182,15 @@ var (
 	crashKernels = flag.String("audit.kernels", fixture.Default, "kernels of TestHalf, with commas")
 )
 
-// TestHalf has guests die in the midst of their work, with operations half done.
-// What e2fsck finds something in must not be clean.
+// TestHalf judges the states of guests that died in the midst of their work, with operations
+// half done. A state in which e2fsck finds something must not be clean.
 func TestHalf(t *testing.T) {
 	var matrix [2][2]int
 	mended := 0
 	for kernel := range strings.SplitSeq(*crashKernels, ",") {
 		for _, name := range slices.Sorted(maps.Keys(configs)) {
 			if name == "orphan_file" && strings.HasPrefix(kernel, "5.10") {
-				continue // since 5.15
+				continue // the feature is there since 5.15
 			}
 			n := uint64(*crashes)
 			if !tier.IsFull() {
@@ -222,7 +222,7 @@ func TestHalf(t *testing.T) {
 		matrix[0][0], matrix[0][1], matrix[1][1], matrix[1][0], mended)
 }
 
-// BenchmarkCheck is how long an audit takes.
+// BenchmarkCheck measures how long an audit takes.
 func BenchmarkCheck(b *testing.B) {
 	for _, name := range slices.Sorted(maps.Keys(configs)) {
 		b.Run(name, func(b *testing.B) {

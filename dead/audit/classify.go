@@ -13,25 +13,25 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// maxFlex is how many groups may have their bitmaps and tables together.
+// maxFlex bounds how many groups have their bitmaps and tables together.
 const maxFlex = 1 << 12
 
 // tableBlock is a block of an inode table that is among the changed ones.
 type tableBlock struct {
 	block addr.Block
-	first addr.Ino // in it
-	same  bool     // it was written again as it was
+	first addr.Ino // first inode in it
+	same  bool     // it was written again without a change
 }
 
-// region is where the bitmaps and the tables of some groups are.
+// region holds the locations of the bitmaps and the inode tables of some groups.
 type region struct {
-	blockBitmaps, inodeBitmaps map[addr.Block]uint32 // to the group
+	blockBitmaps, inodeBitmaps map[addr.Block]uint32 // the group, by block
 	tables                     []*ext4.Group
 }
 
-// classify finds out which of the changed blocks differ at all, and what those
-// are that lie where the group descriptors say: the rest belongs to inodes, and is
-// unclaimed until one claims it.
+// classify finds out which of the changed blocks differ at all, and identifies the
+// descriptors and the blocks that they locate. The other blocks belong to inodes,
+// and are unclaimed until an inode claims them.
 func (c *checker) classify(changed map[addr.Block][]byte) {
 	regions := make(map[uint64]*region)
 	super, _ := c.new.super.Location()
@@ -50,7 +50,7 @@ func (c *checker) classify(changed map[addr.Block][]byte) {
 		}
 		c.different[b] = struct{}{}
 		if b == super {
-			continue // it was compared before
+			continue // superblock has compared it
 		}
 		if !c.note(c.identify(b, before, changed[b], regions)) {
 			return
@@ -88,7 +88,7 @@ func (c *checker) identify(b addr.Block, before, after []byte, regions map[uint6
 	return nil
 }
 
-// again takes a block that was written as it was, if it is one of inodes: they may own what changes.
+// again takes a block that was written without a change, if it is in an inode table: its inodes may own blocks that change.
 func (c *checker) again(b addr.Block, regions map[uint64]*region) {
 	s := &c.new.super
 	if uint64(b) < uint64(s.FirstDataBlock) {
@@ -105,7 +105,7 @@ func (c *checker) again(b addr.Block, regions map[uint64]*region) {
 	}
 }
 
-// table says which inodes are in a block.
+// table says which inodes are in a block; false if the block is in none of the region's inode tables.
 func (r *region) table(s *ext4.Super, b addr.Block) (tableBlock, bool) {
 	for _, g := range r.tables {
 		if b >= g.InodeTable && uint64(b-g.InodeTable) < tableBlocks(s) {
@@ -117,8 +117,8 @@ func (r *region) table(s *ext4.Super, b addr.Block) (tableBlock, bool) {
 	return tableBlock{}, false
 }
 
-// describes returns the first group of which a block has the descriptor; false if it has
-// none.
+// describes returns the first group whose descriptor is in a block; false if the block has
+// no descriptors.
 func (c *checker) describes(b addr.Block) (uint32, bool) {
 	s := &c.new.super
 	group, _ := groupOf(s, b)
@@ -131,8 +131,8 @@ func (c *checker) describes(b addr.Block) (uint32, bool) {
 	return 0, false
 }
 
-// descriptors returns the first group of which a block behind the superblock has
-// the descriptor; without meta_bg all of them lie there.
+// descriptors returns the first group whose descriptor is in a block, if descriptors
+// follow the superblock, as all of them do without meta_bg.
 func (c *checker) descriptors(b addr.Block) uint64 {
 	s := &c.new.super
 	super, _ := s.Location()
@@ -142,8 +142,8 @@ func (c *checker) descriptors(b addr.Block) uint64 {
 	return uint64(b-super-1) * uint64(s.BlockSize/uint32(s.DescSize))
 }
 
-// region returns where the bitmaps and tables are of the groups that lie
-// together, and of those that have some of theirs among them.
+// region returns the locations of the bitmaps and tables of the groups in flex group n,
+// and of groups elsewhere that have some of theirs among them (see apart).
 func (c *checker) region(n uint64, regions map[uint64]*region) (*region, error) {
 	if r, ok := regions[n]; ok {
 		return r, nil
@@ -174,12 +174,12 @@ func (c *checker) region(n uint64, regions map[uint64]*region) (*region, error) 
 	return r, nil
 }
 
-// maxApart bounds the groups that are looked over for that: those of 128 TiB with blocks of 4 KiB.
+// maxApart bounds the number of groups that apart looks at: as many as 128 TiB have with blocks of 4 KiB.
 const maxApart = 1 << 20
 
-// apart returns the groups of which a bitmap or a part of the table lies among those of others, by the number of
-// the region: mke2fs -E packed_meta_blocks has all of them at the beginning, and resize2fs(8) and e2fsck(8) move
-// them to where there is room. It is a look over all descriptors.
+// apart returns the groups that have a bitmap or a part of their table in another flex group, by the number of that
+// flex group: mke2fs -E packed_meta_blocks puts all bitmaps and tables at the beginning, and resize2fs(8) and
+// e2fsck(8) move them to where there is room. It reads all descriptors.
 func (c *checker) apart() (map[uint64][]uint32, error) {
 	s := &c.old.super
 	if c.strays != nil || s.Groups() <= s.FlexSize || s.Groups() > maxApart {
@@ -197,7 +197,7 @@ func (c *checker) apart() (map[uint64][]uint32, error) {
 			own := s.GroupBlocks(b[offset : offset+size])
 			for _, at := range []addr.Block{own[0], own[1], own[2], own[2] + addr.Block(tableBlocks(s)) - 1} {
 				if !s.Contains(at, 1) {
-					continue // the group is refused where it is looked at
+					continue // the group will be refused when it is looked at
 				}
 				group, _ := groupOf(s, at)
 				there := uint64(group) / s.FlexSize
@@ -242,8 +242,9 @@ func (c *checker) compareDescriptors(first uint32, before, after []byte) error {
 	return nil
 }
 
-// compareFlags checks that bg_flags changes only as something is initialised, and not where that has no meaning,
-// without checksums of descriptors. There, too, a kernel notes tables that it has zeroed (fs/ext4/super.c, ext4lazyinit).
+// compareFlags checks that bg_flags changes only when something is initialised. Without checksums of descriptors the
+// flags for what is uninitialised have no meaning and must not change; but a kernel notes tables that it has zeroed there,
+// too (fs/ext4/super.c, ext4lazyinit).
 func (c *checker) compareFlags(group uint32, before, after []byte) error {
 	was, is := ext4.GroupFlags(binary.LittleEndian.Uint16(before[0x12:])), ext4.GroupFlags(binary.LittleEndian.Uint16(after[0x12:]))
 	var mayGo ext4.GroupFlags
@@ -256,9 +257,9 @@ func (c *checker) compareFlags(group uint32, before, after []byte) error {
 	return nil
 }
 
-// sameRest compares what descriptors have beside what counts, and flags: where a bitmap for
-// snapshots is, which nobody uses, what is reserved, and what has no meaning
-// without checksums of descriptors.
+// sameRest reports whether two descriptors are equal in the fields that are not judged elsewhere: the
+// location of the exclude bitmap for snapshots, which nobody uses, the reserved fields, and the fields
+// that have no meaning without checksums of descriptors.
 func (c *checker) sameRest(a, b []byte) bool {
 	if !bytes.Equal(a[0x14:0x18], b[0x14:0x18]) {
 		return false
@@ -269,7 +270,7 @@ func (c *checker) sameRest(a, b []byte) bool {
 	return len(a) < 64 || bytes.Equal(a[0x34:0x38], b[0x34:0x38]) && bytes.Equal(a[0x3c:], b[0x3c:])
 }
 
-// slots finds the inodes that differ.
+// slots touches the inodes that differ.
 func (c *checker) slots() {
 	for s := range c.changedSlots() {
 		if !c.note(c.touch(s.Ino)) {
@@ -278,14 +279,14 @@ func (c *checker) slots() {
 	}
 }
 
-// Slot is where an inode lies.
+// Slot is the place of an inode in an inode table.
 type Slot struct {
 	Ino    addr.Ino
 	Block  addr.Block
-	Offset int // in it, in bytes
+	Offset int // in the block, in bytes
 }
 
-// changedSlots yields those whose bytes differ, until there is no point any more.
+// changedSlots yields the slots whose bytes differ, until note says not to go on.
 func (c *checker) changedSlots() iter.Seq[Slot] {
 	return func(yield func(Slot) bool) {
 		size := int(c.new.super.InodeSize)
@@ -311,17 +312,17 @@ func (c *checker) changedSlots() iter.Seq[Slot] {
 	}
 }
 
-// tornInode reports whether an inode has a checksum that is not its own. One of zeros is not torn: the kernel does not read
-// a block of the table of which it is about to write the first inode in use, and has zeros for those that were
-// freed (fs/ext4/inode.c, ext4_get_inode_loc).
+// tornInode reports whether an inode has a wrong checksum. An inode of zeros is not torn: when the kernel is about to
+// write the first inode in use in a block of the table, it does not read the block, and has zeros in place of the
+// inodes that were freed (fs/ext4/inode.c, ext4_get_inode_loc).
 func tornInode(s *ext4.Super, n addr.Ino, raw []byte) bool {
 	_, err := s.ParseInode(n, raw)
 	return errors.Is(err, ext4.ErrChecksum) && !zero(raw)
 }
 
-// Torn returns the inodes that the changed blocks leave with a checksum that is not
-// theirs: they were being written (fs/ext4/inode.c,
-// ext4_do_update_inode). Its arguments are those of Check.
+// Torn returns the inodes that have a wrong checksum in the changed blocks: they were
+// being written (fs/ext4/inode.c, ext4_do_update_inode). Its arguments are those of
+// Check.
 func Torn(old io.ReaderAt, changed map[addr.Block][]byte) ([]Slot, error) {
 	fs, err := ext4.Open(old)
 	if err != nil {

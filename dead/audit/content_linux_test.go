@@ -12,7 +12,7 @@ import (
 	"understudy.dev/understudy/dead/audit"
 )
 
-// bmap is the number of a file, and where a block of it is.
+// bmap returns the inode number of a file, and where a block of it is.
 func bmap(t *testing.T, image, path string, n int) (ino addr.Ino, at addr.Block) {
 	t.Helper()
 	for _, ask := range []struct{ command, form string }{{"stat " + path, "Inode: %d"}, {fmt.Sprintf("bmap %s %d", path, n), "%d"}} {

@@ -72,13 +72,13 @@ func u32(b []byte, at int) uint32      { return binary.LittleEndian.Uint32(b[at:
 func set16(b []byte, at, v int)        { binary.LittleEndian.PutUint16(b[at:], uint16(v)) }
 func set32(b []byte, at int, v uint32) { binary.LittleEndian.PutUint32(b[at:], v) }
 
-// ratio is how many blocks a cluster has.
+// ratio returns how many blocks a cluster has.
 func (p *spoiler) ratio() uint32 { return p.super.ClusterSize / p.super.BlockSize }
 
 // one is 1 or -1.
 func (p *spoiler) one() int { return 1 - 2*p.rand.IntN(2) }
 
-// slot returns an inode in use, and its number.
+// slot returns an inode in use that want accepts, and its number.
 func (p *spoiler) slot(want func([]byte) bool) (addr.Ino, []byte) {
 	for range 200 {
 		b, data := p.any(audit.KindTable)
@@ -132,8 +132,8 @@ func (p *spoiler) name() ([]byte, int) {
 	return nil, 0
 }
 
-// extents returns a node, or the root of one in an inode, and where its entries
-// are.
+// extents returns an extent node, or the root of a tree in an inode, and how many
+// entries it has.
 func (p *spoiler) extents() (node []byte, entries int) {
 	if _, data := p.any(audit.KindNode); data != nil && p.rand.IntN(2) == 0 {
 		return data, u16(data, 2)
@@ -145,7 +145,7 @@ func (p *spoiler) extents() (node []byte, entries int) {
 	return raw[0x28 : 0x28+60], u16(raw, 0x2a)
 }
 
-// descriptor returns a descriptor of a group whose bitmap changes.
+// descriptor returns the descriptor of a group; nil if it is not in the transaction.
 func (p *spoiler) descriptor(group uint32) []byte {
 	place, at := p.super.DescriptorLocation(group)
 	if data, ok := p.changed[place]; ok {
@@ -160,7 +160,7 @@ func (p *spoiler) judge(t testing.TB, s *churn.State) (audit.Verdict, []string) 
 }
 
 // TestSpoiled spoils transactions in one place each, or in two, with all checksums
-// right, and wants the audit to find out whenever e2fsck does.
+// right, and checks that the audit finds something whenever e2fsck does.
 func TestSpoiled(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(configs)) {
 		t.Run(name, func(t *testing.T) {
@@ -170,8 +170,8 @@ func TestSpoiled(t *testing.T) {
 	}
 }
 
-// TestSpoiledSmall does so with small file systems, of which everything is in the
-// transaction.
+// TestSpoiledSmall is TestSpoiled with small file systems, of which everything is
+// in the transaction.
 func TestSpoiledSmall(t *testing.T) {
 	if _, err := exec.LookPath("e2fsck"); err != nil {
 		t.Skipf("%v; run scripts/setup.sh", err)

@@ -21,7 +21,7 @@ func (p *spoiler) spoil() string {
 	}
 }
 
-// done is what a spoiler says that did something.
+// done returns what a spoiler says: something only if it did something.
 func done(did bool) string {
 	if did {
 		return " "

@@ -13,7 +13,7 @@ import (
 	"understudy.dev/understudy/dead/audit"
 )
 
-// features are the file systems of TestDebugfs, by what mke2fs is told.
+// features are the file systems of TestDebugfs, as options of mke2fs.
 var features = map[string][]string{
 	"ext4":     {"-t", "ext4", "-b", "4096"},
 	"1k":       {"-t", "ext4", "-b", "1024"},
@@ -25,7 +25,7 @@ var features = map[string][]string{
 	"unsigned": {"-t", "ext4", "-b", "1024"}, // hashes of names
 }
 
-// blockSize is that of one of features, in bytes.
+// blockSize returns the block size of one of features, in bytes.
 func blockSize(mkfs []string) int {
 	return map[string]int{"1024": 1024, "2048": 2048, "4096": 4096}[mkfs[3]]
 }
@@ -87,7 +87,7 @@ func debugfs(t *testing.T, image, commands string) {
 	}
 }
 
-// difference returns the blocks of an image that are not as they were.
+// difference returns the blocks of an image that are not what they were before.
 func difference(t *testing.T, before []byte, image string, size int) map[addr.Block][]byte {
 	t.Helper()
 	after, err := os.ReadFile(image)
@@ -103,7 +103,7 @@ func difference(t *testing.T, before []byte, image string, size int) map[addr.Bl
 	return out
 }
 
-// fsckOf is fsck of an image with changed blocks, at a path.
+// fsckOf writes an image with changed blocks to a path, and returns what fsck says of it.
 func fsckOf(t *testing.T, before []byte, changed map[addr.Block][]byte, size int, path string) []string {
 	t.Helper()
 	image := bytes.Clone(before)
@@ -116,8 +116,8 @@ func fsckOf(t *testing.T, before []byte, changed map[addr.Block][]byte, size int
 	return fsck(t, path)
 }
 
-// TestDebugfs has debugfs(8) change a file system, wholly or in part, and wants
-// what e2fsck(8) says of it.
+// TestDebugfs changes a file system with debugfs(8), completely or in part, and checks
+// that the audit agrees with e2fsck(8).
 func TestDebugfs(t *testing.T) {
 	for name, mkfs := range features {
 		t.Run(name, func(t *testing.T) {
@@ -136,14 +136,14 @@ func TestDebugfs(t *testing.T) {
 			if err := os.WriteFile(host, bytes.Repeat([]byte("new"), 9000), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			// What is half done, and can be completed.
+			// Commands that leave something half done which can be completed.
 			mends := []string{
 				"unlink " + indexed, "unlink /b/second", "unlink /b/h", "sif /b links_count 4", "sif /b/h size 1", "sif /b/h blocks 8", "seti <300>", "setb 8100", "sif /a/g file_acl 0", "unlink /b/c", "unlink /b/c\nln /b/c /a/c",
 				"set_bg 0 free_blocks_count 7\nset_bg 0 checksum calc", "set_bg 0 free_inodes_count 7\nset_bg 0 checksum calc", "set_bg 0 used_dirs_count 7\nset_bg 0 checksum calc",
 			}
 			for _, tc := range []struct {
 				commands string
-				reason   string // a part of it; empty if there is none
+				reason   string // a part of the first reason; empty if there must be none
 			}{
 				{"", ""},
 				{"sif /a/f mtime @1000000000", ""},
@@ -199,7 +199,7 @@ func TestDebugfs(t *testing.T) {
 				if out, err := exec.Command("cp", "--sparse=always", image, copied).CombinedOutput(); err != nil {
 					t.Fatalf("cp: %v: %s", err, out)
 				}
-				// It does not write directories again when it changes their blocks.
+				// debugfs does not write the inodes of directories again when it changes their blocks.
 				debugfs(t, copied, tc.commands+"\nsif / mtime @1500000000\nsif /a mtime @1500000000\nsif /b mtime @1500000000\nsif /large mtime @1500000000")
 				changed := difference(t, before, copied, size)
 				if name == "meta_bg" {

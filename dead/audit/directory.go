@@ -8,7 +8,7 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// maxDirectory is how many blocks a directory may have to be understood.
+// maxDirectory bounds the number of blocks of a directory that is understood.
 const maxDirectory = 1 << 20
 
 // directoryBlocks returns the blocks of a directory in order; 0 for a hole.
@@ -34,17 +34,17 @@ func (c *checker) directoryBlocks(s *state) []addr.Block {
 	return out
 }
 
-// directory is one that is looked into.
+// directory is a directory that is being checked.
 type directory struct {
 	*inode
 	before, after []addr.Block
 	leaves        map[int][]entry // by number of the block; those that were read
-	added         bool            // there may be names that were not
+	added         bool            // it may have new names
 	indexed       bool
-	// What its index has, if it was read.
+	// The content of its index, if that was read.
 	index map[int]span // of the leaves
 	nodes map[int]struct{}
-	hash  byte // kind of
+	hash  byte // kind of hash
 }
 
 // checkDirectories goes through the blocks of directories that differ.
@@ -107,8 +107,8 @@ func (c *checker) differing(d *directory) []int {
 	return out
 }
 
-// same reports whether it is still the same directory, and not another with its
-// number.
+// same reports whether it is still the same directory, and not another one with the same
+// inode number.
 func (d *directory) same() bool { return d.old.Generation == d.new.Generation }
 
 // changed reports whether a block differs.
@@ -147,7 +147,7 @@ func (c *checker) checkBlock(d *directory, n int) error {
 	return nil
 }
 
-// readBlock returns the entries of a block as it is to be.
+// readBlock returns the entries of a block in the new state.
 func (c *checker) readBlock(d *directory, n int) ([]entry, error) {
 	b, err := c.new.block(d.after[n])
 	if err != nil {
@@ -170,7 +170,7 @@ func (c *checker) readBlock(d *directory, n int) ([]entry, error) {
 	return list, err
 }
 
-// checkUnique checks that each name is there once, in a directory without an index.
+// checkUnique checks that no name is there twice, in a directory without an index.
 func (c *checker) checkUnique(d *directory) error {
 	if !d.added {
 		return nil

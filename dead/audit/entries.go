@@ -12,8 +12,8 @@ import (
 
 // Entries of directories (fs/ext4/ext4.h, struct ext4_dir_entry_2).
 const (
-	entryHeader = 8    // without the name, in bytes
-	entryTail   = 12   // of a leaf with a checksum
+	entryHeader = 8    // an entry without the name, in bytes
+	entryTail   = 12   // tail of a leaf with a checksum
 	tailType    = 0xde // EXT4_FT_DIR_CSUM
 )
 
@@ -21,12 +21,12 @@ const (
 type entry struct {
 	offset int
 	ino    addr.Ino
-	kind   byte // of file; 0 if the file system does not tell
+	kind   byte // type of file; 0 if entries have none
 	name   []byte
 }
 
-// entries returns the names in a block of a directory, whose records must fill
-// it to the end.
+// entries returns the names in a block of a directory, whose entries must fill the
+// block up to end.
 func (v *view) entries(b []byte, end int) ([]entry, error) {
 	var out []entry
 	typed := v.super.Incompat&ext4.IncompatFiletype != 0
@@ -50,8 +50,8 @@ func (v *view) entries(b []byte, end int) ([]entry, error) {
 	return out, v.budget.spend(len(out))
 }
 
-// lenient returns the names of a block as it was. The rest of an index, and a
-// checksum, look like entries without an inode.
+// lenient returns the names of a block without verifying a checksum. The checksum, and
+// the rest of an index, look like entries without an inode.
 func (v *view) lenient(b []byte) ([]entry, error) { return v.entries(b, len(b)) }
 
 // leafEntries returns the names of a leaf, and verifies its checksum
@@ -78,12 +78,12 @@ func (v *view) checkLeaf(n *ext4.Inode, b []byte) error {
 	return nil
 }
 
-// fileKinds are the types of entries by type of file, its mode divided by 4096
-// (fs/ext4/ext4.h, EXT4_FT_*).
+// fileKinds are the types of entries, by the type of the file, which is its mode
+// divided by 4096 (fs/ext4/ext4.h, EXT4_FT_*).
 var fileKinds = [16]byte{0x8: 1, 0x4: 2, 0x2: 3, 0x6: 4, 0x1: 5, 0xc: 6, 0xa: 7}
 
-// checkNames judges the names of a block by themselves: they are paths' parts,
-// and "." and ".." stand at the beginning of the first block only.
+// checkEntryNames judges the names of a block by themselves: each must be a valid part
+// of a path, and "." and ".." stand at the beginning of the first block only.
 func (c *checker) checkEntryNames(dir addr.Ino, first bool, list []entry) error {
 	s := &c.new.super
 	if first {
@@ -113,7 +113,7 @@ func (c *checker) checkEntryNames(dir addr.Ino, first bool, list []entry) error 
 	return nil
 }
 
-// edge is that a directory has an entry for an inode. Names do not matter.
+// edge says that a directory has an entry for an inode, whatever the name.
 type edge struct {
 	dir, ino addr.Ino
 	kind     byte
@@ -136,7 +136,7 @@ func roleOf(first bool, at int) role {
 	return child
 }
 
-// newPlaces takes down which names of a block were not there before.
+// newPlaces records which names of a block were not there before.
 func (c *checker) newPlaces(dir addr.Ino, block addr.Block, first bool, before, after []entry) {
 	was := make(map[int]entry, len(before))
 	for _, e := range before {
@@ -152,8 +152,8 @@ func (c *checker) newPlaces(dir addr.Ino, block addr.Block, first bool, before, 
 	}
 }
 
-// compareEntries counts the entries of a block that are there before and not
-// after, and the other way round.
+// compareEntries counts the entries that are only in the old block, and those that
+// are only in the new one.
 func (c *checker) compareEntries(dir addr.Ino, first bool, before, after []entry) {
 	o, n := 0, 0
 	for o < len(before) || n < len(after) {

@@ -8,9 +8,9 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// excuse takes a verdict for Foreign if all that contradicts itself did so before the change. A
+// excuse makes a verdict Foreign if all of its contradictions were there before the change. A
 // kernel goes on with a file system that has faults, often without noticing them, and what it commits
-// then is no damage of its memory. What the change touches is judged once more, as it was.
+// then is no damage of its memory. What the change touches is judged once more in its old state.
 func (c *checker) excuse(old io.ReaderAt) error {
 	same := make(map[addr.Block][]byte, len(c.different))
 	for b := range c.different {
@@ -36,7 +36,7 @@ func (c *checker) excuse(old io.ReaderAt) error {
 		wrong = append(wrong, subject(reason))
 	}
 	for _, reason := range c.verdict.Reasons {
-		if !slices.Contains(wrong, subject(reason)) || strings.HasPrefix(reason, "block ") { // that nobody claims it
+		if !slices.Contains(wrong, subject(reason)) || strings.HasPrefix(reason, "block ") { // a block that nobody claims
 			return nil
 		}
 	}
@@ -47,8 +47,8 @@ func (c *checker) excuse(old io.ReaderAt) error {
 	return nil
 }
 
-// subject is what a contradiction is about, if it is about something that can be judged by itself: "inode
-// 12", "directory 12", "group 3"; else all of it.
+// subject returns what a reason is about, if that is something that can be judged by itself: "inode
+// 12", "directory 12", "group 3"; else the whole reason.
 func subject(reason string) string {
 	words := strings.SplitN(reason, " ", 3)
 	if len(words) < 3 || !slices.Contains([]string{"inode", "directory", "group"}, words[0]) {

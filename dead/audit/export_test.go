@@ -30,7 +30,7 @@ type Part struct {
 	Kind  string
 	Group uint32   // of bitmaps and tables
 	Ino   addr.Ino // of what belongs to an inode; the first one of a table
-	First bool     // of a directory
+	First bool     // the first block of a directory
 }
 
 // Parts says what changed blocks are.
@@ -98,9 +98,9 @@ func Parts(old io.ReaderAt, changed map[addr.Block][]byte) (ext4.Super, map[addr
 	return *s, out, nil
 }
 
-// Seal sets all checksums in changed blocks, so that only what they mean tells
-// whether it is right. Descriptors that have checksums of changed bitmaps must be
-// there.
+// Seal sets all checksums in changed blocks, so that only the other content decides
+// whether the blocks are right. The descriptors that have the checksums of changed
+// bitmaps must be among the blocks.
 func Seal(s ext4.Super, old io.ReaderAt, changed map[addr.Block][]byte, parts map[addr.Block]Part) {
 	if !s.Checksummed() {
 		return
@@ -185,10 +185,10 @@ func sealDescriptors(s ext4.Super, n addr.Block, b []byte) {
 	}
 }
 
-// Hash is the hash by which a directory's index has a name.
+// Hash returns the hash of a name in a directory's index.
 var Hash = nameHash
 
-// Tree is the mapping of one file alone.
+// Tree returns the mapping of one file alone.
 func Tree(old io.ReaderAt, changed map[addr.Block][]byte, n addr.Ino) (*Trees, error) {
 	m, err := NewMapper(old, changed)
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// Free reports whether a block of a file system is free by the bitmap of its group, which must
-// have its checksum. With bigalloc it is not, if any block of its cluster is in use.
+// Free reports whether a block of a file system is free according to the bitmap of its group,
+// whose checksum must be right. With bigalloc a block is free only if its whole cluster is.
 func Free(disk io.ReaderAt, b addr.Block) (bool, error) {
 	fs, err := ext4.Open(disk)
 	if err == nil && !fs.Super.Contains(b, 1) {

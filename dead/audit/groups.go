@@ -19,7 +19,7 @@ func (c *checker) checkGroups() {
 }
 
 // countInodes returns how many inodes are allocated or freed in each group, and how many
-// more directories it has, and takes these groups for touched.
+// more directories it has, and marks these groups as touched.
 func (c *checker) countInodes() (map[uint32]uint64, map[uint32]int) {
 	flips, directories := make(map[uint32]uint64), make(map[uint32]int)
 	for _, i := range c.list {
@@ -73,8 +73,8 @@ func (c *checker) checkGroup(n uint32, flips uint64, directories int) error {
 	return c.checkInodeMap(old, g, flips)
 }
 
-// miscounts says that a group counts otherwise than its bitmap. A count that was wrong by just as
-// much before is nothing that a transaction did: it is not understood.
+// miscounts returns the error for a group whose count differs from its bitmap. If the count was wrong
+// by just as much before, the transaction did not cause that: the error is foreign.
 func miscounts(what string, group uint32, free, counts, freeBefore, countsBefore uint64) error {
 	if counts-free == countsBefore-freeBefore {
 		return foreignf("group %d counted %d free %s before, and had %d: not understood", group, countsBefore, what, freeBefore)
@@ -108,8 +108,8 @@ func (c *checker) checkInodeMap(old, g *ext4.Group, flips uint64) error {
 	return c.checkUncovered(g, size-uint64(c.old.unused(old)), size-uint64(unused))
 }
 
-// checkUncovered judges the inodes of a table that count from now on, without
-// being in use.
+// checkUncovered judges the inodes that bg_itable_unused no longer covers, and
+// that are not in use.
 func (c *checker) checkUncovered(g *ext4.Group, from, to uint64) error {
 	for n := from; n < to; n++ {
 		ino := addr.Ino(uint64(g.Number)*uint64(c.new.super.InodesPerGroup) + n + 1)

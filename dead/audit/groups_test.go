@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestMiscounts: a count of a group that was wrong before a transaction, by as much as after it, is no
-// contradiction in that: the file system needs a check, and did before.
+// TestMiscounts: a count of a group that was wrong before a transaction by as much as after it is not the
+// transaction's fault: the file system needs a check, and did before.
 func TestMiscounts(t *testing.T) {
 	for name, tt := range map[string]struct {
 		free, counts, freeBefore, countsBefore uint64

@@ -15,7 +15,7 @@ const (
 	hashKinds
 )
 
-// nameHash is the hash by which a directory's index has a name. Its lowest bit is
+// nameHash returns the hash of a name in a directory's index. Its lowest bit is
 // clear (fs/ext4/hash.c, ext4fs_dirhash).
 func nameHash(s *ext4.Super, kind byte, name []byte) uint32 {
 	state := [4]uint32{0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476}
@@ -48,7 +48,7 @@ func nameHash(s *ext4.Super, kind byte, name []byte) uint32 {
 	return h
 }
 
-// widen is a character as C has it.
+// widen converts a character as C does, signed or unsigned.
 func widen(c byte, unsigned bool) uint32 {
 	if unsigned {
 		return uint32(c)
@@ -82,7 +82,7 @@ func words(name []byte, out []uint32, unsigned bool) {
 	}
 }
 
-// halfMD4 is three rounds of MD4 (RFC 1320) over half as much.
+// halfMD4 is the three rounds of MD4 (RFC 1320) over half as much input.
 func halfMD4(state *[4]uint32, in *[8]uint32) {
 	f := func(x, y, z uint32) uint32 { return z ^ x&(y^z) }
 	g := func(x, y, z uint32) uint32 { return x&y + (x^y)&z }

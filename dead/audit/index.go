@@ -12,23 +12,23 @@ import (
 // The index of a directory by hashes of names (fs/ext4/namei.c, struct dx_root,
 // dx_node, dx_entry, dx_tail).
 const (
-	indexInfo     = 24 // offset of what the root says, behind "." and ".."
+	indexInfo     = 24 // offset of dx_root_info in the root, behind "." and ".."
 	indexInfoSize = 8
-	indexNode     = 8 // offset of the entries of a node, behind what looks like an entry
+	indexNode     = 8 // offset of the entries of a node, behind a fake directory entry
 	indexEntry    = 8
 	indexTail     = 8
 	indexLevels   = 2 // without large_dir: the root and one level of nodes
 )
 
-// span is the hashes that the names in a leaf have: from the first to the last.
-// shared says that names with the first, or with the last, may be in the leaf
-// beside it, too.
+// span is the range of hashes of the names in a leaf, from the first to the last.
+// sharedFrom and sharedLast say that names with the first, or with the last, hash may
+// be in the neighbouring leaf, too.
 type span struct {
 	from, to               uint32
 	sharedFrom, sharedLast bool
 }
 
-// within reports whether a span has no hash that another has not.
+// within reports whether o has all hashes of s, and shares the same ends.
 func (s span) within(o span) bool {
 	return s.from >= o.from && s.to <= o.to && s.sharedFrom == o.sharedFrom && s.sharedLast == o.sharedLast
 }
@@ -40,8 +40,8 @@ type index struct {
 	nodes  map[int]struct{}
 }
 
-// readIndex reads the index of a directory as it is to be, in which each of its
-// blocks must be once.
+// readIndex reads the index of a directory in the new state. Each block of the
+// directory must be in it once.
 func (c *checker) readIndex(d *directory) error {
 	x, err := c.new.index(d.new, d.after)
 	if err != nil {
@@ -75,7 +75,7 @@ func (v *view) index(s *state, blocks []addr.Block) (*index, error) {
 	return x, r.node(b, indexInfo+indexInfoSize, levels, span{to: 0xfffffffe})
 }
 
-// indexReader goes through an index.
+// indexReader walks an index.
 type indexReader struct {
 	v      *view
 	inode  *ext4.Inode
@@ -83,8 +83,8 @@ type indexReader struct {
 	out    *index
 }
 
-// node goes through the entries of a node, which has the hashes in a span. The
-// first entry has a limit and a count instead of a hash.
+// node walks the entries of a node that has the hashes in a span. The first entry
+// has a limit and a count instead of a hash.
 func (r *indexReader) node(b []byte, at, level int, all span) error {
 	limit, count := int(binary.LittleEndian.Uint16(b[at:])), int(binary.LittleEndian.Uint16(b[at+2:]))
 	room := (len(b) - at) / indexEntry
@@ -119,7 +119,7 @@ func (r *indexReader) node(b []byte, at, level int, all span) error {
 	return nil
 }
 
-// child takes the block that an entry is about.
+// child takes block n of the directory, which an entry points to.
 func (r *indexReader) child(n, level int, part span) error {
 	_, leaf := r.out.leaves[n]
 	_, node := r.out.nodes[n]
@@ -144,7 +144,7 @@ func (r *indexReader) child(n, level int, part span) error {
 	return nil
 }
 
-// checksum verifies that of a node, behind the room for entries
+// checksum verifies the checksum of a node, which lies behind the room for entries
 // (ext4_dx_csum).
 func (r *indexReader) checksum(b []byte, at, limit, count int) error {
 	if !r.v.super.Checksummed() {
@@ -159,9 +159,9 @@ func (r *indexReader) checksum(b []byte, at, limit, count int) error {
 	return nil
 }
 
-// checkHashes checks that each name is in the leaf that the index has for it, and
-// once. Leaves that did not change have what they had, unless they are to have
-// less.
+// checkHashes checks that each name is in the leaf that the index has for its hash,
+// and only once. A leaf that did not change is not checked again if its new span has
+// all hashes of the old one.
 func (c *checker) checkHashes(d *directory) error {
 	if d.index == nil {
 		return nil

@@ -11,10 +11,10 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// inode is one that is touched, as it was and as it is to be.
+// inode is a touched inode, in its old and its new state.
 type inode struct {
 	number   addr.Ino
-	old, new *state // nil where it is not allocated
+	old, new *state // nil if it is not allocated in that state
 	whole    bool   // all of its blocks are looked at, and not only what differs
 
 	states [2]state // what old and new point to
@@ -26,13 +26,13 @@ type state struct {
 	*ext4.Inode
 	raw   []byte
 	file  mapping
-	owned uint64 // clusters of what was seen
+	owned uint64 // clusters in file; counted with bigalloc only
 }
 
 // live reports whether it is a directory that counts: one that has links.
 func (s *state) live() bool { return s != nil && s.IsDir() && s.Links > 0 }
 
-// touch makes an inode one of those that are looked at.
+// touch reads an inode in both states, and adds it to the touched ones.
 func (c *checker) touch(n addr.Ino) error {
 	if c.inodes[n] != nil {
 		return nil
@@ -91,9 +91,9 @@ func (c *checker) checkFreed(i *ext4.Inode) error {
 	return nil
 }
 
-// checkReused judges an inode that is in use, by its table as it was. One that was in use there and free in the bitmap
-// is a fault from before: a kernel finds out when it gives the inode to another file, which it has marked in the bitmap
-// by then (fs/ext4/ialloc.c, __ext4_new_inode). What it has on record of that may come with a later transaction.
+// checkReused judges an inode that is in use now, by its old bytes in the table. If it was in use there, but free in the
+// bitmap, that is a fault from before: a kernel notices it when it gives the inode to another file, and has set the inode's
+// bit by then (fs/ext4/ialloc.c, __ext4_new_inode). Its record of the error may come with a later transaction.
 func (c *checker) checkReused(i *inode, before []byte) error {
 	if i.old != nil || zero(before) || c.old.super.ReadInode(&i.parsed[0], i.number, before) != nil {
 		return nil
@@ -122,11 +122,11 @@ func (c *checker) checkInodes() {
 	}
 }
 
-// rootInode is that of the top directory (fs/ext4/ext4.h, EXT4_ROOT_INO).
+// rootInode is the inode of the root directory (fs/ext4/ext4.h, EXT4_ROOT_INO).
 const rootInode addr.Ino = 2
 
-// checkNumber checks that the file system's own inodes stay as they are: those of the quotas, of what boots
-// (EXT4_IOC_SWAP_BOOT) and of what is kept to grow (3, 4, 5 and 7) change with what is not understood.
+// checkNumber checks that the file system's own inodes do not change. Those of the quotas, of the boot loader
+// (EXT4_IOC_SWAP_BOOT) and of the blocks reserved to grow (3, 4, 5 and 7) change with what is not understood.
 func (c *checker) checkNumber(i *inode) error {
 	if slices.Contains([]addr.Ino{3, 4, 5, 7}, i.number) {
 		return foreignf("inode %d changes: not understood", i.number)
@@ -151,7 +151,7 @@ const (
 	flagImagic    ext4.InodeFlags = 0x2000
 )
 
-// checkFields judges what is the same for all kinds of inodes (e2fsck, pass 1).
+// checkFields judges what all kinds of inodes have in common (e2fsck, pass 1).
 func (c *checker) checkFields(i *inode) error {
 	s, n := &c.new.super, i.new
 	high := func(off int) bool { return binary.LittleEndian.Uint16(n.raw[off:]) != 0 }
@@ -246,7 +246,7 @@ func (c *checker) mapped(n *state) bool {
 	return n.Flags&ext4.InodeInlineData == 0 && (n.IsRegular() || n.IsDir() || n.IsSymlink() && !c.fast(n))
 }
 
-// sectors is what an inode counts for so many blocks.
+// sectors returns what i_blocks of an inode counts for a number of blocks.
 func (c *checker) sectors(n *state, blocks uint64) uint64 {
 	if n.Flags&ext4.InodeHugeFile != 0 {
 		return blocks

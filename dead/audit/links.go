@@ -10,7 +10,7 @@ import (
 
 const (
 	maxLinks = 65000   // EXT4_LINK_MAX
-	maxDepth = 1 << 12 // directories one in another
+	maxDepth = 1 << 12 // depth of nested directories
 )
 
 // checkLinks checks that each inode has as many links as there are entries for it, and
@@ -39,7 +39,7 @@ func (c *checker) checkLinks() {
 	c.note(c.checkTree())
 }
 
-// countNames is countEntries with all inodes that are touched.
+// countNames is countEntries, with a delta for every touched inode, if only 0.
 func (c *checker) countNames() (map[addr.Ino]int, map[addr.Ino]kinds) {
 	delta, names := c.countEntries()
 	for n := range c.inodes {
@@ -48,8 +48,8 @@ func (c *checker) countNames() (map[addr.Ino]int, map[addr.Ino]kinds) {
 	return delta, names
 }
 
-// countEntries returns how many more entries there are for each inode that has more or less,
-// and those of them that are names by type.
+// countEntries returns how many more entries there are for each inode for which that number
+// changes, and how many more of them are names, by type. "." and ".." are no names.
 func (c *checker) countEntries() (map[addr.Ino]int, map[addr.Ino]kinds) {
 	delta, names := make(map[addr.Ino]int, len(c.edges)), make(map[addr.Ino]kinds, len(c.edges))
 	for e, count := range c.edges {
@@ -88,19 +88,19 @@ func (c *checker) checkCount(i *inode, delta int) error {
 	return nil
 }
 
-// checkManyLinks is for directories that had so many links that they are not
-// counted any more: they have 1 (fs/ext4/namei.c, ext4_inc_count).
+// checkManyLinks is checkCount for directories that had so many links that these are
+// no longer counted: i_links_count is 1 (fs/ext4/namei.c, ext4_inc_count).
 func (c *checker) checkManyLinks(i *inode, was, now, delta int) error {
 	switch {
 	case !i.new.inUse():
-		return nil // it was one, and no more
+		return nil // it was such a directory, and is gone
 	case now != 1 || was != 1 && was+delta <= maxLinks || !i.new.IsDir() || c.new.super.ROCompat&ext4.ROCompatDirNlink == 0 || i.new.Flags&ext4.InodeIndex == 0:
 		return fmt.Errorf("directory %d goes from %d links to %d, but gets %+d names (with the .. of subdirectories)", i.number, was, now, delta)
 	}
 	return nil
 }
 
-// kinds is by how many more names an inode has, by the type in the entries.
+// kinds is how many more names an inode has than before, by the type in the entries.
 type kinds [8]int
 
 // checkOneName checks that a directory has one name, and that no inode keeps a name from
@@ -137,8 +137,8 @@ func (i *inode) turned() bool {
 	return i.old.inUse() && i.new.inUse() && i.old.Mode>>12 != i.new.Mode>>12
 }
 
-// names is how many names an inode has: of a directory, "." and those below are
-// links, too.
+// names returns how many names an inode has. A directory has one: its other links
+// are its "." and the ".." of the directories in it.
 func (s *state) names() int {
 	switch {
 	case !s.inUse():
@@ -226,8 +226,8 @@ func (c *checker) parent(n addr.Ino) (addr.Ino, error) {
 }
 
 // checkTree checks that each directory that has a new name is below the root
-// directory. Those above it that have none are where they were; they are below it
-// unless one of them was moved below itself.
+// directory. Directories above it without a new name are where they were, and so
+// below the root, unless one of them was moved below itself.
 func (c *checker) checkTree() error {
 	connected := map[addr.Ino]struct{}{rootInode: {}}
 	moved := false

@@ -11,19 +11,20 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// Memory is what the dead kernel's memory adds to two states of a disk. Nothing is sound
-// because memory says so: it tells what is to be looked at, and, of names, which end of an
-// operation is meant. What is nil in it is not known.
+// Memory is what the dead kernel's memory adds to two states of a disk. Nothing is taken for
+// sound because memory says so: it only tells what to look at and, by names, which of its two
+// ends an operation is to be brought to. A field that is nil is not known.
 type Memory struct {
 	Names Names
-	// Inodes returns those that the kernel had. Operations that were in flight may have
-	// changed a block of one, and not the inode itself yet.
+	// Inodes returns the inodes that the kernel had in memory. Operations in flight may have
+	// changed a block of such an inode, and not yet the inode itself.
 	Inodes func() ([]Known, error)
-	// Inode returns what an inode that the kernel had, and that no operation was changing, must have in its block: the map of
-	// its blocks, 60 bytes, and its size. The size may be ahead of its block by as many inodes as handles were open.
+	// Inode returns what an inode must have in its block of the inode table, if the kernel had the inode in memory and no
+	// operation was changing it: the map of its blocks (i_block), 60 bytes, and its size. The size in memory may be ahead of the
+	// block for as many inodes as handles were open.
 	Inode func(addr.Ino) (root []byte, size int64, known bool)
-	// File returns the inode whose content a block is, as the kernel had it; 0: of none, or nobody
-	// knows. A write to a file in place need not change its inode.
+	// File returns the inode whose content a block is according to the kernel; 0 if it is not the
+	// content of a file, or this is not known. An overwrite in place need not change the inode.
 	File func(addr.Block) addr.Ino
 }
 
@@ -31,9 +32,9 @@ type Memory struct {
 type Known struct {
 	Ino        addr.Ino
 	Generation uint32
-	Quota      bool // it is a file with a name that has quotas (usrjquota=): they change, and it does not
+	Quota      bool // it is a quota file with a name (usrjquota=): its content changes, and the inode does not
 	Busy       bool // it was locked: an operation on it was in flight
-	Torn       bool // it may have been in the midst of being written to its block
+	Torn       bool // the kernel may have been writing it to its block
 }
 
 // Check is the function Check with a kernel's memory.
@@ -60,9 +61,9 @@ const (
 	maxQuotas = 3      // files of quotas: of users, groups and projects (include/linux/quota.h, MAXQUOTAS)
 )
 
-// known looks into inodes that memory has: files of quotas, which the kernel writes through its journal and seldom
-// changes the inode of (fs/ext4/super.c, ext4_quota_write); those to which the checksum of a block that no
-// inode claims belongs; or, without checksums, those that were busy.
+// known looks for owners among the inodes in memory: files whose content the blocks are; quota files, which the kernel
+// writes through its journal, seldom changing their inodes (fs/ext4/super.c, ext4_quota_write); inodes to which the
+// checksum of an unclaimed block belongs; or, without checksums, inodes that were busy.
 func (c *checker) known() error {
 	if err := c.files(); err != nil {
 		return err
@@ -94,7 +95,7 @@ func (c *checker) known() error {
 	return c.owners(all)
 }
 
-// files looks into those files whose content the blocks are.
+// files looks into the files whose content the unclaimed blocks are according to memory.
 func (c *checker) files() error {
 	if c.memory.File == nil {
 		return nil
@@ -111,11 +112,11 @@ func (c *checker) files() error {
 	return nil
 }
 
-// quotaFlags are those that the disk has of a file while it has quotas (fs/ext4/super.c, ext4_quota_on:
+// quotaFlags are the flags that a file has on the disk while it is in use for quotas (fs/ext4/super.c, ext4_quota_on:
 // EXT4_NOATIME_FL and EXT4_IMMUTABLE_FL).
 const quotaFlags = flagImmutable | 0x80
 
-// owners looks into those inodes that a block says, or that were busy.
+// owners looks into the inodes to which the checksum of an unclaimed block belongs, or that were busy.
 func (c *checker) owners(all []Known) error {
 	if len(c.unclaimed) > maxSought {
 		return nil
@@ -142,8 +143,8 @@ func (c *checker) owners(all []Known) error {
 	return nil
 }
 
-// sought returns the unclaimed blocks, as they were and as they are to be, that may have a
-// checksum.
+// sought returns the old and the new bytes of the unclaimed blocks, if blocks have
+// checksums.
 func (c *checker) sought() ([][]byte, error) {
 	if !c.new.super.Checksummed() {
 		return nil, nil
@@ -161,7 +162,7 @@ func (c *checker) sought() ([][]byte, error) {
 	return out, nil
 }
 
-// sealed reports whether one of the blocks has the checksum of an inode's node or leaf.
+// sealed reports whether one of the blocks has the checksum of an extent node or directory leaf of an inode.
 func (c *checker) sealed(k Known, blocks [][]byte) bool {
 	s := &c.new.super
 	seed := ext4.CRC32C(s.ChecksumSeed, binary.LittleEndian.AppendUint32(nil, uint32(k.Ino)))

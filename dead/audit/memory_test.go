@@ -10,8 +10,8 @@ import (
 	"understudy.dev/understudy/dead/audit"
 )
 
-// renamed changes a name of inode 14 in directory 13, and not the directory's inode, as an
-// operation does that is in flight.
+// renamed changes a name of inode 14 in directory 13, but not the directory's inode, as an
+// operation in flight does.
 func renamed(t *testing.T, image []byte) (map[addr.Block][]byte, map[addr.Block]audit.Part) {
 	t.Helper()
 	changed := busy(t, image)
@@ -32,8 +32,8 @@ func renamed(t *testing.T, image []byte) (map[addr.Block][]byte, map[addr.Block]
 	return nil, nil
 }
 
-// TestKnown wants the owner of a changed block to be found among the inodes that memory has:
-// by the block's checksum, or because it was busy.
+// TestKnown checks that the owner of a changed block is found among the inodes that memory
+// has: by the block's checksum, or because the inode was busy.
 func TestKnown(t *testing.T) {
 	for at, name := range smalls {
 		image := small(t, name)
@@ -62,7 +62,7 @@ func TestKnown(t *testing.T) {
 	}
 }
 
-// TestTornSums wants the superblock and descriptors to get their checksums, and nothing else.
+// TestTornSums checks that the superblock and descriptors get their checksums, and nothing else changes.
 func TestTornSums(t *testing.T) {
 	for at, name := range smalls {
 		image := small(t, name)
@@ -93,8 +93,8 @@ func TestTornSums(t *testing.T) {
 	}
 }
 
-// TestUsers wants a block of attributes whose users were counted before any inode began or
-// ceased to use it to be as it was, and one that changes in more not to be.
+// TestUsers: a block of attributes is restored if only its user count changes, and no inode yet
+// begins or ceases to use it. A block that changes in more is not restored.
 func TestUsers(t *testing.T) {
 	for _, name := range smalls {
 		image := small(t, name)

@@ -13,41 +13,41 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// Mended is what completes changed blocks of which operations in flight had changed only
-// some.
+// Mended is what completes a set of changed blocks of which operations in flight had
+// changed only some.
 type Mended struct {
-	Blocks map[addr.Block][]byte // to be changed besides, or instead
-	// Released are blocks that the changes had in use, and nothing owns. They are free then,
-	// but memory may take them for a file's: nothing may be put there before the next mount.
+	Blocks map[addr.Block][]byte // to be changed in addition, or instead
+	// Released are blocks that the changes had in use, but that nothing owns. They are free once
+	// mended, but memory may take them for a file's: nothing may be put there before the next mount.
 	Released []addr.Block
 	What     []string // what was mended, a line each
-	// Gone are inodes that were being made or removed, and are free with that.
+	// Gone are inodes that were being created or removed, and are free once mended.
 	Gone map[addr.Ino]struct{}
 }
 
-// maxRounds bounds how often the changes are gone through: what is mended may show what
-// else is half done.
+// maxRounds bounds the rounds of mending: what one round mends may show what else is half
+// done.
 const maxRounds = 16
 
 // Mend completes what operations in flight left half done, where the rest of the metadata
 // says what it must be:
 //
-//   - checksums of the superblock, descriptors, bitmaps, inodes and extent nodes, which are set
-//     after what they cover;
-//   - bitmaps and counts of groups, by what inodes own and which of them are in use: blocks
-//     and inodes are allocated before anything owns them;
-//   - i_blocks, the links of directories, and how many inodes use a block of attributes, if none
-//     that changes does;
-//   - an inode that was being made and has no name yet (ext4_add_nondir, ext4_mkdir), whatever
-//     of it is there: it is free again;
-//   - a renaming, or a link, of which a new name is there and the old one not gone: it is taken
-//     back, if names says what programs saw; a directory that is elsewhere knows its parent;
-//   - one whose name is gone and whose links still count it (ext4_unlink, ext4_rmdir), or
-//     that was being freed (ext4_evict_inode): as it is when that is done.
+//   - checksums of the superblock, descriptors, bitmaps, inodes and extent nodes, which the
+//     kernel sets after what they cover;
+//   - bitmaps and counts of groups, by what inodes own and which of them are in use: the kernel
+//     allocates blocks and inodes before anything owns them;
+//   - i_blocks, the links of directories, and the user count of a block of attributes, if no
+//     inode that changes begins or ceases to use the block;
+//   - an inode that was being created and has no name yet (ext4_add_nondir, ext4_mkdir), however
+//     much of it is there: it is free again;
+//   - a rename or link whose new name is there while the old one is not gone: it is taken back,
+//     if Memory.Names says what programs saw; a directory that was moved gets its new parent;
+//   - an inode whose name is gone while its links still count it (ext4_unlink, ext4_rmdir), or
+//     that was being freed (ext4_evict_inode): it becomes what it is when that is done.
 //
-// Whatever else is half done stays so. Its arguments are those of Check, and the outcome is
-// for Check to judge, which takes nothing from here. No more inodes are without a name than
-// operations were in flight. An error means that there is something that cannot be mended.
+// Anything else that is half done stays so. The first two arguments are those of Check, which
+// has to judge the outcome, and relies on nothing here. operations is how many were in flight:
+// no more inodes may lack a name. An error means that something cannot be mended.
 func Mend(old io.ReaderAt, changed map[addr.Block][]byte, operations int) (*Mended, error) {
 	return Memory{}.Mend(old, changed, operations)
 }
@@ -81,15 +81,15 @@ type mender struct {
 	old   io.ReaderAt
 	over  map[addr.Block][]byte
 
-	operations int // that may have taken a name, or not given it yet
+	operations int // in flight, each of which may have removed a name, or not added it yet
 	with       Memory
 	out        *Mended
 	dirty      bool // something was mended in this round
 	*checker
 }
 
-// round mends one kind of thing, which may be what keeps others from being seen, and
-// reports whether there may be more.
+// round mends one kind of thing, and reports whether there may be more to mend: what it
+// mended may have hidden other things.
 func (m *mender) round() (bool, error) {
 	m.dirty = false
 	m.checker = newChecker(m.super, m.old, m.over)
@@ -130,7 +130,7 @@ func (m *mender) round() (bool, error) {
 	return false, nil
 }
 
-// edit returns a block that may be written to.
+// edit returns a block that the caller may write to, and makes it part of the outcome.
 func (m *mender) edit(at addr.Block) ([]byte, error) {
 	m.dirty = true
 	if b, there := m.out.Blocks[at]; there {
@@ -149,7 +149,7 @@ func (m *mender) tell(format string, args ...any) {
 	m.out.What = append(m.out.What, fmt.Sprintf(format, args...))
 }
 
-// mendSuper gives a superblock that was being changed its checksum (fs/ext4/orphan.c,
+// mendSuper sets the checksum of a superblock that was being changed (fs/ext4/orphan.c,
 // ext4_orphan_add).
 func (m *mender) mendSuper() error {
 	home, offset := m.super.Location()
@@ -173,7 +173,7 @@ func (m *mender) mendSuper() error {
 	return nil
 }
 
-// mendInodeSums gives inodes that were being written their checksums
+// mendInodeSums sets the checksums of inodes that were being written
 // (fs/ext4/inode.c, ext4_do_update_inode).
 func (m *mender) mendInodeSums() error {
 	for s := range m.changedSlots() {
@@ -190,8 +190,8 @@ func (m *mender) mendInodeSums() error {
 	return nil
 }
 
-// mendNodes maps the inodes that are touched, and gives extent nodes that were being written
-// their checksums.
+// mendNodes maps the touched inodes, and sets the checksums of extent nodes that were being
+// written.
 func (m *mender) mendNodes() error {
 	m.walkAll()
 	for _, at := range sorted(m.torn) {
@@ -205,7 +205,7 @@ func (m *mender) mendNodes() error {
 	return nil
 }
 
-// raw returns the bytes of an inode, to be written to, and seals them afterwards.
+// raw lets put change the bytes of an inode, and sets the inode's checksum afterwards.
 func (m *mender) raw(n addr.Ino, put func(raw []byte)) error {
 	group, block, offset, err := m.super.InodeLocation(n)
 	if err != nil {
@@ -225,8 +225,8 @@ func (m *mender) raw(n addr.Ino, put func(raw []byte)) error {
 	return nil
 }
 
-// free has an inode not in use. The time of its deletion is that of its last change: a
-// small one would be the next orphan.
+// free makes an inode one that is not in use. Its i_dtime becomes the time of its last change:
+// a small number there would be the link to the next orphan.
 func (m *mender) free(n addr.Ino) error {
 	m.out.Gone[n] = struct{}{}
 	return m.raw(n, m.super.Free)
@@ -238,9 +238,9 @@ func (m *mender) setLinks(n addr.Ino, links int) error {
 	return m.raw(n, func(raw []byte) { binary.LittleEndian.PutUint16(raw[0x1a:], uint16(links)) })
 }
 
-// mendUsers takes back how many inodes use a block of attributes, where none that begins or
-// ceases to use it was written: that comes later (fs/ext4/xattr.c, ext4_xattr_release_block,
-// ext4_xattr_block_set).
+// mendUsers takes back a change of a block's user count (h_refcount) where no inode that begins
+// or ceases to use that block of attributes was written yet: the kernel writes the inode later
+// (fs/ext4/xattr.c, ext4_xattr_release_block, ext4_xattr_block_set).
 func (m *mender) mendUsers() error {
 	for _, at := range m.unclaimed {
 		before, err := m.checker.old.block(at)
@@ -265,15 +265,15 @@ func (m *mender) mendUsers() error {
 	return nil
 }
 
-// sameButUsers compares blocks of attributes but for how many inodes use them, and the checksum
-// (fs/ext4/xattr.h, struct ext4_xattr_header).
+// sameButUsers reports whether two blocks of attributes are equal except for the user count and the
+// checksum (fs/ext4/xattr.h, struct ext4_xattr_header).
 func sameButUsers(a, b []byte) bool {
 	return bytes.Equal(a[:4], b[:4]) && bytes.Equal(a[8:16], b[8:16]) && bytes.Equal(a[20:], b[20:])
 }
 
-// mendMade frees directories that were being made: they get their first block, and in it "."
-// and "..", with one link in the inode, and a second one last (fs/ext4/namei.c,
-// ext4_init_new_dir). The name comes after that: if there is one, the audit finds it.
+// mendMade frees directories that were being created. While such an inode has one link, it gets its
+// first block, and in it "." and ".."; the second link comes last (fs/ext4/namei.c,
+// ext4_init_new_dir). The name comes after that: if there is one nevertheless, the audit finds it.
 func (m *mender) mendMade() error {
 	for _, n := range sorted(m.inodes) {
 		i := m.inodes[n]
@@ -290,12 +290,12 @@ func (m *mender) mendMade() error {
 	return nil
 }
 
-// made reports whether an inode is in use, and was not before, or as another.
+// made reports whether an inode is in use, and before was not, or was another one.
 func (i *inode) made() bool {
 	return i.new.inUse() && (!i.old.inUse() || i.old.Generation != i.new.Generation)
 }
 
-// begins reports whether all blocks of a directory are there, and the first begins as it must.
+// begins reports whether all blocks of a directory are there, and the first one begins as it must.
 func (m *mender) begins(i *inode) bool {
 	blocks := m.directoryBlocks(i.new)
 	if len(blocks) == 0 || slices.Contains(blocks, 0) || i.new.Size != uint64(len(blocks))*uint64(m.super.BlockSize) {
@@ -315,8 +315,8 @@ func (m *mender) begins(i *inode) bool {
 	return err == nil || errors.Is(err, ext4.ErrChecksum)
 }
 
-// mendLeaves gives blocks of directories that were being changed their checksums: a name is
-// there before its block has its own (fs/ext4/namei.c, add_dirent_to_buf).
+// mendLeaves sets the checksums of directory blocks that were being changed: the kernel adds a
+// name before it sets the checksum of the block (fs/ext4/namei.c, add_dirent_to_buf).
 func (m *mender) mendLeaves() error {
 	if !m.super.Checksummed() {
 		return nil
@@ -349,7 +349,7 @@ func (m *mender) mendLeaves() error {
 	return nil
 }
 
-// mendSectors compares i_blocks with the blocks that inodes have.
+// mendSectors makes i_blocks agree with the blocks that inodes have.
 func (m *mender) mendSectors() error {
 	for _, n := range sorted(m.inodes) {
 		i := m.inodes[n]
@@ -358,7 +358,7 @@ func (m *mender) mendSectors() error {
 		}
 		sectors := m.sectorsOf(i)
 		if !i.new.IsRegular() && !i.new.IsDir() && (i.new.Links > 0 || !i.new.IsSymlink()) {
-			continue // of a symbolic link they say where its target is, unless it is to be deleted
+			continue // the sectors of a symbolic link say where its target is, unless it is to be deleted
 		}
 		if i.new.Flags&ext4.InodeHugeFile != 0 {
 			sectors /= uint64(m.super.BlockSize / 512)
@@ -372,9 +372,9 @@ func (m *mender) mendSectors() error {
 	return nil
 }
 
-// mendSizes has a mount truncate the files that were given blocks beyond their end, which
-// was yet to be moved: their inodes become orphans, as those of such files are if the kernel
-// knows (fs/ext4/inode.c, ext4_write_begin).
+// mendSizes makes a mount truncate files that got blocks beyond their end before their size
+// was changed: it adds them to the orphan list, as the kernel itself does with such files when
+// it knows of them (fs/ext4/inode.c, ext4_write_begin).
 func (m *mender) mendSizes() error {
 	for _, n := range sorted(m.inodes) {
 		i := m.inodes[n]

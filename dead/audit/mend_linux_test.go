@@ -12,9 +12,9 @@ import (
 	"understudy.dev/understudy/internal/lab/churn"
 )
 
-// mended returns changes with what Mend completes, and false if they cannot be mended to what
-// an audit proves. It checks that the arguments stay as they are, and that what is mended
-// needs no mending.
+// mended returns changes together with what Mend adds to them, and false if the outcome is not
+// what an audit proves. It checks that the arguments do not change, and that the outcome needs
+// no more mending.
 func mended(t testing.TB, old io.ReaderAt, changed map[addr.Block][]byte, operations int, memory audit.Memory) (map[addr.Block][]byte, *audit.Mended, bool) {
 	t.Helper()
 	before := make(map[addr.Block][]byte, len(changed))
@@ -47,8 +47,8 @@ func mended(t testing.TB, old io.ReaderAt, changed map[addr.Block][]byte, operat
 	return all, m, v.Clean
 }
 
-// judgeMended has e2fsck look at a state that is not clean but can be mended, and reports
-// whether it can.
+// judgeMended mends a state that is not clean, and checks the outcome with e2fsck. It reports
+// whether the state can be mended.
 func judgeMended(t testing.TB, s *churn.State, changed map[addr.Block][]byte, v audit.Verdict) bool {
 	t.Helper()
 	if v.Clean {

@@ -12,10 +12,10 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// Descriptors returns changed blocks of group descriptors in which those that were being
-// changed have the checksums that are theirs (fs/ext4/super.c, ext4_group_desc_csum_set), and those of their bitmaps, without which
-// e2fsck gives up where there are quotas (its quota.c reads them first; seen in 1.47.0). Its
-// arguments are those of Check.
+// Descriptors returns the blocks of group descriptors that need to be mended. In them, descriptors
+// that were being changed have their own checksums (fs/ext4/super.c, ext4_group_desc_csum_set) and
+// those of their bitmaps. Without the latter, e2fsck gives up on a file system with quotas (its
+// quota.c reads the bitmaps first; seen in 1.47.0). The arguments are those of Check.
 func Descriptors(old io.ReaderAt, changed map[addr.Block][]byte) (map[addr.Block][]byte, error) {
 	fs, err := ext4.Open(old)
 	if err != nil {
@@ -37,7 +37,7 @@ func Descriptors(old io.ReaderAt, changed map[addr.Block][]byte) (map[addr.Block
 	return m.out.Blocks, nil
 }
 
-// mendDescriptors gives group descriptors that were being changed their checksums.
+// mendDescriptors sets the checksums of group descriptors that were being changed.
 func (m *mender) mendDescriptors() error {
 	size := int(m.super.DescSize)
 	for _, at := range sorted(m.over) {
@@ -81,7 +81,7 @@ func (m *mender) setGroup(g *ext4.Group) error {
 	return nil
 }
 
-// mendBitmapSums has the descriptors of changed groups know their bitmaps.
+// mendBitmapSums sets the checksums of the bitmaps in the descriptors of changed groups.
 func (m *mender) mendBitmapSums() error {
 	if !m.super.Checksummed() {
 		return nil
@@ -132,8 +132,8 @@ func (m *mender) setInodeMap(n uint32, bits bits) error {
 	return m.setGroup(&is)
 }
 
-// mendGroups has the block bitmaps of the groups that are touched differ from what they were
-// in just what inodes gained and lost, and the counts agree with the bitmaps.
+// mendGroups makes the block bitmaps of touched groups differ from the old ones in exactly what
+// inodes gained and lost, and makes the counts agree with the bitmaps.
 func (m *mender) mendGroups() error {
 	m.checkAttributes()
 	if m.failed != nil || len(m.verdict.Reasons) > 0 {
@@ -159,8 +159,8 @@ func (m *mender) mendGroups() error {
 	return nil
 }
 
-// owned returns the block bitmaps of the groups in which inodes gained or lost blocks: as
-// they were, and changed by that.
+// owned returns the block bitmaps of the groups in which inodes gained or lost blocks: the
+// old bitmaps, with these changes made.
 func (m *mender) owned() (map[uint32]bits, error) {
 	out := make(map[uint32]bits)
 	if err := m.gather(); err != nil {
@@ -196,7 +196,7 @@ func (m *mender) owned() (map[uint32]bits, error) {
 	return out, nil
 }
 
-// mendGroup gives a group the block bitmap that it must have, and its counts.
+// mendGroup gives a group the block bitmap want, and the counts that go with it.
 func (m *mender) mendGroup(n uint32, want bits, directories int) error {
 	old, err := m.checker.old.group(n)
 	if err != nil {
@@ -240,7 +240,7 @@ func (m *mender) mendGroup(n uint32, want bits, directories int) error {
 	return m.setGroup(&is)
 }
 
-// release takes down which blocks are in use no more.
+// release records the blocks that are no longer in use.
 func (m *mender) release(n uint32, has, want bits) {
 	start, size := groupBlocks(&m.super, n)
 	each := ratio(&m.super)
@@ -251,7 +251,7 @@ func (m *mender) release(n uint32, has, want bits) {
 	}
 }
 
-// end returns the number behind the last bit that is set before an end.
+// end returns the number after the last set bit before end; 0 if no bit is set.
 func (b bits) end(end uint64) uint64 {
 	for n := (end + 63) / 64 * 64; n > 0; n -= 64 {
 		w := b.word(n - 64)

@@ -7,7 +7,7 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// mendLinks compares the links of inodes with the entries for them.
+// mendLinks makes the links of inodes agree with the entries for them.
 func (m *mender) mendLinks() error {
 	m.checkDirectories()
 	if m.failed != nil || len(m.verdict.Reasons) > 0 {
@@ -28,7 +28,7 @@ func (m *mender) mendLinks() error {
 		}
 		i := m.inodes[n]
 		if i.new == nil || i.old.live() && (i.old.Links == 1 || i.new.live() && i.new.Links == 1) {
-			continue // free, or a directory whose links are not counted any more
+			continue // free, or a directory whose links are no longer counted
 		}
 		gained := 0
 		for _, count := range names[n] {
@@ -41,9 +41,9 @@ func (m *mender) mendLinks() error {
 	return nil
 }
 
-// mendCount mends the links of an inode, which has so many more entries, and names among
-// them. A renaming gives a new name before it takes the old one, so that what lost one has
-// lost it for good; and each operation takes one.
+// mendCount mends the links of an inode that has delta more entries than before, of which gained
+// are names. A rename adds the new name before it removes the old one, so that an inode that lost
+// a name has lost it for good; and each operation removes one.
 func (m *mender) mendCount(i *inode, delta, gained int) error {
 	was, now := 0, int(i.new.Links)
 	if i.old != nil {
@@ -84,7 +84,7 @@ func (m *mender) mendCount(i *inode, delta, gained int) error {
 	return fmt.Errorf("inode %d has %d links and gets %+d names, but had %d links: not understood", i.number, now, delta, was)
 }
 
-// operation takes one off those that were in flight.
+// operation uses up one of the operations that were in flight.
 func (m *mender) operation() error {
 	if m.operations--; m.operations < 0 {
 		return errors.New("more names are missing than operations were in flight")

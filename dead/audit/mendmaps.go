@@ -9,13 +9,13 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// inUse reports whether the bytes of an inode are of one that is in use.
+// inUse reports whether a raw inode is in use: it has links, or is an orphan.
 func inUse(raw []byte, n addr.Ino, orphans map[addr.Ino]source) bool {
 	_, orphan := orphans[n]
 	return orphan || binary.LittleEndian.Uint16(raw[0x1a:]) > 0
 }
 
-// mendInodeMaps has the inode bitmaps agree with the inodes that were changed. Those that
+// mendInodeMaps makes the inode bitmaps agree with the inodes that were changed. Inodes that
 // have no links and are no orphans are free.
 func (m *mender) mendInodeMaps() error {
 	orphans, err := m.new.orphans(&unclaimed{})
@@ -61,7 +61,7 @@ func (m *mender) mendInodeMaps() error {
 	return nil
 }
 
-// changedBits adds the inodes whose bits differ, and returns copies of their bitmaps.
+// changedBits adds the inodes whose bits differ to slots, and returns copies of the inode bitmaps.
 func (m *mender) changedBits(slots map[addr.Ino]bool) (map[uint32]bits, error) {
 	out := make(map[uint32]bits)
 	for n := range slots {
@@ -86,8 +86,8 @@ func (m *mender) changedBits(slots map[addr.Ino]bool) (map[uint32]bits, error) {
 	return out, nil
 }
 
-// mendBit is for an inode that is not in use, and whose bit says that it is. changed says
-// that it was written.
+// mendBit handles an inode that is not in use although its bit says that it is. changed says
+// that the inode itself was written.
 func (m *mender) mendBit(n addr.Ino, changed bool) error {
 	if !changed {
 		m.tell("inode %d: it was being allocated", n)

@@ -18,8 +18,8 @@ const (
 	inFile
 )
 
-// readOrphans reads which inodes are to be deleted or truncated on mount. One
-// that comes or goes counts as touched.
+// readOrphans reads which inodes are to be deleted or truncated on mount. An inode
+// that becomes an orphan, or ceases to be one, counts as touched.
 func (c *checker) readOrphans() {
 	var err error
 	if c.orphans.old, err = c.old.orphans(&unclaimed{}); err != nil {
@@ -69,8 +69,8 @@ func Truncating(old io.ReaderAt, changed map[addr.Block][]byte) ([]*ext4.Inode, 
 	return out, nil
 }
 
-// orphans reads the list and the file of orphans. The blocks of the file are
-// taken out of unclaimed.
+// orphans reads the orphan list and the orphan file. It removes the blocks of the
+// orphan file from unclaimed.
 func (v *view) orphans(unclaimed *unclaimed) (map[addr.Ino]source, error) {
 	out := make(map[addr.Ino]source)
 	for n := v.super.LastOrphan; n != 0; {
@@ -96,7 +96,7 @@ func (v *view) orphans(unclaimed *unclaimed) (map[addr.Ino]source, error) {
 	return out, nil
 }
 
-// orphan takes an inode that is noted as an orphan.
+// orphan adds an inode to out that is noted as an orphan.
 func (v *view) orphan(out map[addr.Ino]source, n addr.Ino, from source) (*ext4.Inode, error) {
 	if _, there := out[n]; there || n < v.super.FirstInode {
 		return nil, fmt.Errorf("inode %d is listed twice, or is reserved", n)

@@ -10,7 +10,7 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// run is a piece of the disk, half-open: blocks, or clusters.
+// run is a half-open range of the disk: blocks, or clusters.
 type run struct{ from, to addr.Block }
 
 // gather collects the clusters that the inodes that are touched own.
@@ -31,8 +31,8 @@ func (c *checker) gather() error {
 	return nil
 }
 
-// clusters adds those that an inode owns to a list. Extents may share one if they do so in the
-// file, too (fs/ext4/extents.c, get_implied_cluster_alloc).
+// clusters appends the clusters that an inode owns to out. Extents may share a cluster if they
+// share it in the file, too (fs/ext4/extents.c, get_implied_cluster_alloc).
 func (s *state) clusters(out []run, ratio uint64) ([]run, error) {
 	for _, b := range s.file.nodes {
 		out = append(out, run{b / addr.Block(ratio), b/addr.Block(ratio) + 1})
@@ -57,7 +57,7 @@ func (s *state) clusters(out []run, ratio uint64) ([]run, error) {
 	return out, nil
 }
 
-// count counts the clusters that were seen. Without bigalloc that is what the mapping counts.
+// count counts the clusters that were seen. Without bigalloc the mapping's own count is enough.
 func (s *state) count(ratio uint64) error {
 	if ratio == 1 {
 		return nil
@@ -70,9 +70,9 @@ func (s *state) count(ratio uint64) error {
 	return err
 }
 
-// checkOwners checks that the block bitmaps differ in just the blocks that inodes gained
-// and lost, and that each block has one owner. What is gained was free before, so that no
-// untouched inode owns it.
+// checkOwners checks that the block bitmaps differ in exactly the blocks that inodes gained
+// and lost, and that each block has one owner. Blocks that are gained must have been free
+// before, so that no untouched inode owns them.
 func (c *checker) checkOwners() {
 	if !c.note(c.gather()) {
 		return
@@ -124,9 +124,10 @@ func (e *inUseError) Error() string {
 	return fmt.Sprintf("blocks %d to %d are taken, but the old bitmap had some of them in use", e.run.from, e.run.to-1)
 }
 
-// exchanged finds who takes blocks that were in use. An allocation never does, not even in a transaction in which they were
-// freed (fs/ext4/mballoc.c, ext4_mb_free_metadata); what exchanges the blocks of two files has both of them locked until it
-// is done (fs/ext4/move_extent.c, ext4_move_extents; ioctl.c, swap_inode_boot_loader). Of an inode that was not locked, it is damage.
+// exchanged finds the inode that takes blocks which were in use. An allocation never takes such blocks, not even in
+// the transaction that frees them (fs/ext4/mballoc.c, ext4_mb_free_metadata). An operation that exchanges the blocks
+// of two files holds the locks of both until it is done (fs/ext4/move_extent.c, ext4_move_extents; ioctl.c,
+// swap_inode_boot_loader). If the inode was not locked, it is damage.
 func (c *checker) exchanged(e *inUseError) {
 	if c.memory.Inodes == nil {
 		return
@@ -151,7 +152,7 @@ func (c *checker) exchanged(e *inUseError) {
 	}
 }
 
-// checkRun checks that the blocks of a run are in the bitmaps as they changed.
+// checkRun checks that the old and the new bitmaps agree with what became of a run.
 func (c *checker) checkRun(r run, change change, flips map[uint32]uint64) error {
 	for p := range byGroup(&c.new.super, r) {
 		before, err := c.old.blockMap(p.group)
@@ -209,8 +210,8 @@ const (
 
 func (c change) String() string { return [...]string{"kept", "taken", "freed"}[c] }
 
-// differences yields the pieces in which two sorted lists of runs differ or not.
-// It uses the lists up.
+// differences compares two sorted lists of runs, and yields each piece of them with
+// what became of it. It uses the lists up.
 func differences(before, after []run) iter.Seq2[run, change] {
 	return func(yield func(run, change) bool) {
 		for len(before) > 0 || len(after) > 0 {
@@ -238,7 +239,7 @@ func differences(before, after []run) iter.Seq2[run, change] {
 	}
 }
 
-// cut takes what lies before a block off a list of runs, which it changes.
+// cut removes what lies before a block from a list of runs. It modifies the list.
 func cut(runs []run, to addr.Block) []run {
 	for len(runs) > 0 && runs[0].from < to {
 		if runs[0].to > to {

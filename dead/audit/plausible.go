@@ -12,18 +12,18 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// ErrDamaged is wrapped by errors that say that blocks are not what a kernel has in memory,
-// however far it is with its operations.
+// ErrDamaged is wrapped by errors that say that blocks cannot be what a kernel has in memory,
+// however far its operations have come.
 var ErrDamaged = errors.New("metadata in memory is damaged")
 
-// Plausible checks that changed blocks can be a kernel's, with so many handles open. Who holds
-// one changes one inode, descriptor or bitmap at a time, under a lock, and sets its checksum
-// before that is released (fs/ext4/inode.c, ext4_do_update_inode; mballoc.c,
-// ext4_mb_mark_diskspace_used): no more of them have a wrong one than the handles explain. Where
-// a group has its bitmaps and inodes stays as it is, and an inode in use keeps a mode; one that
-// memory has, and that nobody was writing, has its checksum. It needs
-// to understand nothing else of a file system, and what it finds a check cannot repair without a
-// loss of what was on the disk. Its other arguments are those of Check. An error wraps
+// Plausible checks that changed blocks can be a kernel's, with the given number of open handles.
+// The holder of a handle changes one inode, descriptor or bitmap at a time, under a lock, and
+// sets its checksum before it releases the lock (fs/ext4/inode.c, ext4_do_update_inode; mballoc.c,
+// ext4_mb_mark_diskspace_used): no more checksums may be wrong than the handles explain. The
+// bitmaps and the inode table of a group stay where they are, and an inode in use keeps a mode;
+// an inode in memory that nobody was writing has its right checksum. Plausible need not
+// understand anything else of a file system, and a check cannot repair what it finds without
+// losing what was on the disk. The other arguments are those of Check. An error wraps
 // ErrDamaged, or says that the disk cannot be read.
 func (m Memory) Plausible(old io.ReaderAt, changed map[addr.Block][]byte, handles int) error {
 	fs, err := ext4.Open(old)
@@ -51,18 +51,18 @@ func (m Memory) Plausible(old io.ReaderAt, changed map[addr.Block][]byte, handle
 	return nil
 }
 
-// atOnce is how many checksums one handle may have made wrong: an inode, whose attributes are being
-// changed in it, and the bitmap or descriptor that has a block for the rest of them
-// (fs/ext4/xattr.c, ext4_xattr_set_handle; ialloc.c, __ext4_new_inode, with a bitmap of blocks that it
-// makes).
+// atOnce is how many checksums one handle may leave wrong at a time: that of an inode whose attributes
+// in the inode are being changed, and that of the bitmap or descriptor from which it gets a block for the
+// other attributes (fs/ext4/xattr.c, ext4_xattr_set_handle; ialloc.c, __ext4_new_inode, with a block bitmap
+// that it initialises).
 const atOnce = 2
 
-// plausible is such a look under way.
+// plausible is a run of Plausible.
 type plausible struct {
 	*checker
 	torn   []string
-	sizes  []addr.Ino        // that have another size in memory
-	inodes map[addr.Ino]bool // of what is torn
+	sizes  []addr.Ino        // inodes that have another size in memory
+	inodes map[addr.Ino]bool // torn inodes
 	blocks map[uint32]bool   // groups whose descriptors are torn
 	limit  uint64            // blocks that the file system is to have
 }
@@ -76,7 +76,7 @@ func (p *plausible) written() error {
 	if err != nil {
 		return err
 	}
-	torn := make(map[addr.Ino]bool) // as memory has it; one that goes may share its number
+	torn := make(map[addr.Ino]bool) // according to memory; an inode that is going away may have the same number
 	for _, k := range all {
 		if p.inodes[k.Ino] {
 			torn[k.Ino] = torn[k.Ino] || k.Torn
@@ -168,7 +168,7 @@ func (p *plausible) descriptors(first uint32, before, after []byte) error {
 	return nil
 }
 
-// bitmaps judges those that change.
+// bitmaps judges the bitmaps that change.
 func (p *plausible) bitmaps(map[addr.Block][]byte) error {
 	for _, n := range sorted(p.groups) {
 		if p.blocks[n] {
@@ -189,17 +189,17 @@ func (p *plausible) bitmaps(map[addr.Block][]byte) error {
 	return nil
 }
 
-// i_generation, which is random or a number of its own
+// generationAt is the offset of i_generation, which is random or a number of its own.
 const generationAt = 0x64
 
-// unused are inodes that are reserved for what no kernel has: those of bad blocks, of undeletion, and of snapshots (fs/ext4/ext4.h,
+// unused are the inodes reserved for what no kernel uses: bad blocks, undeletion and snapshots (fs/ext4/ext4.h,
 // EXT4_BAD_INO, EXT4_UNDEL_DIR_INO; e2fsprogs' lib/ext2fs/ext2_fs.h, EXT4_EXCLUDE_INO, EXT4_REPLICA_INO).
 var unused = []addr.Ino{1, 6, 9, 10}
 
-// tables judges inodes that change.
+// tables judges the inodes that change.
 func (p *plausible) tables(map[addr.Block][]byte) error {
 	size := int(p.old.super.InodeSize)
-	had := make(map[uint32]Slot) // by generation
+	had := make(map[uint32]Slot) // the old inodes, by generation
 	for s := range p.changedSlots() {
 		if before, err := p.old.block(s.Block); err == nil {
 			had[binary.LittleEndian.Uint32(before[s.Offset+generationAt:])] = s
@@ -236,7 +236,7 @@ func (p *plausible) tables(map[addr.Block][]byte) error {
 	return p.failed
 }
 
-// remembers holds an inode without a checksum against what memory has of it beside its block.
+// remembers compares an inode without a checksum with what memory has of it apart from its block.
 func (p *plausible) remembers(n addr.Ino, raw []byte) error {
 	const (
 		format, regular, directory = 0xf000, 0x8000, 0x4000 // S_IFMT, S_IFREG, S_IFDIR: others have no map
@@ -255,7 +255,7 @@ func (p *plausible) remembers(n addr.Ino, raw []byte) error {
 		return fmt.Errorf("%w: inode %d lies elsewhere by its block than by its memory, and no operation on it was in flight", ErrDamaged, n)
 	}
 	switch inBlock := uint64(le.Uint32(raw[0x04:])) | uint64(le.Uint32(raw[0x6c:]))<<32; { // i_size_lo, i_size_high
-	case inBlock > uint64(size): // what makes a file shorter has it locked
+	case inBlock > uint64(size): // an operation that makes a file shorter holds its lock
 		return fmt.Errorf("%w: inode %d is longer by its block than by its memory, and no operation on it was in flight", ErrDamaged, n)
 	case inBlock < uint64(size):
 		p.sizes = append(p.sizes, n)
@@ -263,9 +263,9 @@ func (p *plausible) remembers(n addr.Ino, raw []byte) error {
 	return nil
 }
 
-// moves refuses an inode that becomes what another was, of the same generation. Among many new inodes and many
-// old ones there are two that have that in common by chance, and not the time of their creation, which an
-// inode keeps; nor, where it has none, mode, owner, size and blocks: and, where it has no blocks, its other times.
+// moves refuses an inode that becomes what another inode of the same generation was. Among many new and many old
+// inodes, two may have the same generation by chance. But they do not also have the same creation time, which an
+// inode keeps; nor, where they have none, the same mode, owner, size and block map and, if they have no blocks, times.
 func (p *plausible) moves(s, of Slot, raw []byte) error {
 	before, err := p.old.block(s.Block)
 	if err != nil {
@@ -287,8 +287,8 @@ func (p *plausible) moves(s, of Slot, raw []byte) error {
 	return fmt.Errorf("%w: inode %d gets the content of inode %d", ErrDamaged, s.Ino, of.Ino)
 }
 
-// created reports whether an inode has the time of its creation: room for i_crtime, and i_crtime_extra behind it, by
-// its i_extra_isize, and something there (fs/ext4/ext4.h, EXT4_FITS_IN_INODE).
+// created reports whether an inode has a creation time: its i_extra_isize has room for i_crtime, and i_crtime_extra
+// behind it, and they are not both 0 (fs/ext4/ext4.h, EXT4_FITS_IN_INODE).
 func created(raw []byte) bool {
 	return len(raw) >= 0x98 && binary.LittleEndian.Uint16(raw[0x80:]) >= 0x98-0x80 && !zero(raw[0x90:0x98])
 }

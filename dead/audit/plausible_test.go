@@ -16,7 +16,7 @@ import (
 )
 
 // TestPlausible damages a transaction in which each inode of a small file system is written
-// again. What operations in flight may leave needs as many handles.
+// again. Damage that operations in flight may leave is accepted with enough open handles only.
 func TestPlausible(t *testing.T) {
 	const never = 1 << 30 // no number of handles explains it
 	type spoil func(kind string, n addr.Ino, b []byte, s *ext4.Super)
@@ -111,7 +111,7 @@ func TestWritten(t *testing.T) {
 	}
 }
 
-// narrow is a file system like the small ones whose inodes have no room for more than 128 bytes.
+// narrow makes a file system like the small ones, but with inodes of only 128 bytes.
 func narrow(t *testing.T) []byte {
 	t.Helper()
 	if _, err := exec.LookPath("mke2fs"); err != nil {
@@ -134,7 +134,7 @@ func narrow(t *testing.T) []byte {
 	return image
 }
 
-// TestMoves: two inodes may have the same generation by chance. One that is another as it was may not be there.
+// TestMoves: two inodes may have the same generation by chance. But no inode may become what another one was.
 func TestMoves(t *testing.T) {
 	for _, name := range smalls {
 		t.Run(name, func(t *testing.T) { moves(t, small(t, name), 32, false) })
@@ -146,7 +146,7 @@ func TestMoves(t *testing.T) {
 	}
 }
 
-// moves is TestMoves with inodes of an i_extra_isize, without i_crtime if that is not 32, and with files that are empty.
+// moves is TestMoves with an i_extra_isize of extra, without i_crtime if that is not 32, and with empty files if empty is set.
 func moves(t *testing.T, image []byte, extra uint16, empty bool) {
 	const one, other, free = 14, 16, 100
 	super, _, err := audit.Parts(bytes.NewReader(image), nil)

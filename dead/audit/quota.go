@@ -10,8 +10,8 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// Quota files (fs/quota/quotaio_v2.h, quota_tree.h): blocks of 1 KiB; those of entries have
-// a header, and entries of the second revision.
+// Quota files (fs/quota/quotaio_v2.h, quota_tree.h) have blocks of 1 KiB. A block of entries
+// has a header, and entries of the second revision.
 const (
 	quotaBlock  = 1 << 10
 	quotaHeader = 16
@@ -19,8 +19,8 @@ const (
 	quotaSpace  = 48 // dqb_curspace in an entry, in bytes
 )
 
-// quotaOwner is where an inode says for whom it counts: its user, group and project, by the
-// halves of a number (fs/ext4/ext4.h, struct ext4_inode).
+// quotaOwner has the offsets of the IDs that an inode counts for: its user, group and project,
+// each in two halves (fs/ext4/ext4.h, struct ext4_inode).
 var quotaOwner = [len(ext4.Super{}.Quotas)][2]int{{0x02, 0x78}, {0x18, 0x7a}, {0x9c, 0x9e}}
 
 // claimQuotas takes the changed blocks of the quota files.
@@ -39,8 +39,8 @@ func (c *checker) claimQuotas() {
 	}
 }
 
-// checkQuotas checks that quota files count just what files gained, and change in nothing
-// else. It does not go through their trees: entries are found by what changes.
+// checkQuotas checks that quota files count exactly what files gained, and change in nothing
+// else. It does not walk their trees: it finds entries by what changes.
 func (c *checker) checkQuotas() {
 	for kind, n := range c.new.super.Quotas {
 		if n != 0 && !c.note(c.checkQuota(kind, n)) {
@@ -76,11 +76,11 @@ func (c *checker) checkQuota(kind int, n addr.Ino) error {
 	return nil
 }
 
-// gained is how many bytes each user, group or project has more than before.
+// gained returns how many more bytes each user, group or project has than before.
 func (c *checker) gained(kind int) (map[uint32]uint64, error) {
 	out := make(map[uint32]uint64)
 	for _, i := range c.list {
-		id := uint32(0) // of an inode without room for it
+		id := uint32(0) // that of an inode without room for an ID
 		if low, high := quotaOwner[kind][0], quotaOwner[kind][1]; high+2 <= i.new.fields() {
 			if !bytes.Equal(i.old.raw[low:low+2], i.new.raw[low:low+2]) || !bytes.Equal(i.old.raw[high:high+2], i.new.raw[high:high+2]) {
 				return nil, fmt.Errorf("inode %d changes its owner", i.number)
@@ -92,7 +92,7 @@ func (c *checker) gained(kind int) (map[uint32]uint64, error) {
 	return out, nil
 }
 
-// fields is where the fields of an inode end, in bytes.
+// fields returns the offset at which the fields of an inode end, in bytes.
 func (s *state) fields() int {
 	if len(s.raw) <= 128 {
 		return len(s.raw)
@@ -100,7 +100,7 @@ func (s *state) fields() int {
 	return 128 + int(binary.LittleEndian.Uint16(s.raw[128:]))
 }
 
-// quotaChanges takes what the entries of a block count more than before off what is wanted.
+// quotaChanges subtracts from want what the entries of a block count more than before.
 func (c *checker) quotaChanges(b addr.Block, want map[uint32]uint64) error {
 	before, err := c.old.block(b)
 	if err != nil {

@@ -11,14 +11,14 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// slot is an inode of a transaction in which each of a small file system is written again.
+// slot is an inode of a transaction in which each inode of a small file system is written again.
 type slot struct {
 	changed map[addr.Block][]byte
 	raw     []byte // of the inode, in its block
 	image   []byte
 }
 
-// slotOf is the first inode of which want is so.
+// slotOf returns the first inode that want accepts.
 func slotOf(t *testing.T, name string, want func(n addr.Ino, raw []byte) bool) (slot, addr.Ino) {
 	t.Helper()
 	image := small(t, name)
@@ -45,17 +45,17 @@ func slotOf(t *testing.T, name string, want func(n addr.Ino, raw []byte) bool) (
 	return slot{}, 0
 }
 
-// file is a regular file with a block that has direct pointers, or an extent.
+// file accepts a regular file that has a direct pointer in i_block, or an extent.
 func file(_ addr.Ino, raw []byte) bool {
 	return binary.LittleEndian.Uint16(raw)&0xf000 == 0x8000 && binary.LittleEndian.Uint16(raw[0x1a:]) > 0 && binary.LittleEndian.Uint32(raw[0x28:]) != 0
 }
 
-// TestRemembered: where inodes have no checksum, one that nothing was changing is in its block what it is in memory; its size
-// may be behind by an operation that ends.
+// TestRemembered: where inodes have no checksum, an inode that nothing was changing must be in its block what it is in
+// memory; its size there may be behind while an operation ends.
 func TestRemembered(t *testing.T) {
 	for name, tc := range map[string]struct {
 		image   string
-		root    byte // of the map in memory, to be added to its first
+		root    byte // added to the first byte of the map in memory
 		size    int64
 		unknown bool
 		handles int
@@ -80,7 +80,7 @@ func TestRemembered(t *testing.T) {
 	}
 }
 
-// TestUnused: an inode that no kernel uses stays as it is.
+// TestUnused: an inode that no kernel uses must not change.
 func TestUnused(t *testing.T) {
 	for _, name := range smalls {
 		for _, n := range []addr.Ino{1, 6, 9, 10} {

@@ -10,31 +10,31 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// Name is one of a file, in a directory.
+// Name is a name of a file in a directory.
 type Name struct {
 	Dir  addr.Ino
 	Name string
 }
 
-// Names returns the names of an inode that the dead kernel's programs saw: those in its cache
-// of them (struct dentry). It has the names that an operation in flight is about, and has
-// them as they were before it: the kernel changes them when the file system has done its
+// Names returns the names of an inode that the dead kernel's programs saw: those in the dentry
+// cache (struct dentry). The names that an operation in flight changes are among them, as they
+// were before the operation: the kernel changes the dentries when the file system has done its
 // part (fs/namei.c, vfs_rename, vfs_unlink; fs/ext4/namei.c, __ext4_link).
 type Names func(addr.Ino) ([]Name, error)
 
-// place is where an entry is.
+// place is a directory entry and where it is.
 type place struct {
 	dir    addr.Ino
 	block  addr.Block
-	offset int // in it, in bytes
+	offset int // in the block, in bytes
 	ino    addr.Ino
 	name   string
 }
 
 func (p place) is(n Name) bool { return p.dir == n.Dir && p.name == n.Name }
 
-// balance is what the entries for an inode say beside its links: so many names more, or
-// fewer. It is 0 of one for which that cannot be told.
+// balance returns how many more entries an inode has than its links call for; it is negative
+// if entries are missing. It is 0 where this is not known.
 func (i *inode) balance(delta, gained int) int {
 	switch {
 	case i.new == nil || i.turned():
@@ -77,9 +77,10 @@ func (m *mender) unbalanced() (*unbalanced, error) {
 }
 
 // mendRenames takes back what operations in flight did to names, where that leaves one name
-// too many, or would leave a file without its name. These are the states between two
-// blocks that are changed (fs/ext4/namei.c, ext4_rename, ext4_cross_rename, __ext4_link): F
-// is renamed from A to B, where T may be, and names are as programs saw them. L stands for links.
+// too many, or would leave a file without its name. The table has the states between the
+// changes of two blocks (fs/ext4/namei.c, ext4_rename, ext4_cross_rename, __ext4_link): F is
+// renamed from A to B, where T may be, as programs saw these names. Columns A and B say which
+// inode has that name; columns F and T, how many names that inode has, L being its links.
 //
 //	A  B  F    T    what                        then
 //	F  F  L+1       rename, link                B goes
@@ -90,8 +91,8 @@ func (m *mender) unbalanced() (*unbalanced, error) {
 //	W  -  L-1       rename with whiteout W      A is F again, and W, without a name, is free
 //	W  F  L    L-1  the same over T             T loses a link
 //
-// What has lost a name for another reason was being unlinked, and had not a name yet if it
-// was being made. Without names nothing is done.
+// An inode that has lost a name for another reason was being unlinked; one that was being
+// created had no name yet. Without Memory.Names nothing is done.
 func (m *mender) mendRenames() error {
 	if m.memory.Names == nil {
 		return nil
@@ -116,8 +117,8 @@ func (m *mender) mendRenames() error {
 	return nil
 }
 
-// takeBack takes the name from an inode that programs had not seen, or gives it to the one of
-// those that lack a name which had it.
+// takeBack takes from inode n the name that programs had not seen. If an inode that lacks a
+// name had it before, that inode gets it again.
 func (m *mender) takeBack(n addr.Ino, under []addr.Ino) error {
 	seen, err := m.memory.Names(n)
 	if err != nil {
@@ -152,8 +153,8 @@ func (m *mender) takeBack(n addr.Ino, under []addr.Ino) error {
 
 func (p place) among(names []Name) bool { return slices.ContainsFunc(names, p.is) }
 
-// lost judges an inode that lacks a name. It must be one that was being made or unlinked, or
-// the target of a renaming that is done but for that. If its name is a whiteout's it gets it again.
+// lost judges an inode that lacks a name. It must have been in creation or being unlinked, or be
+// the target of a rename that is otherwise done. If a whiteout has its name, it gets that again.
 func (m *mender) lost(n addr.Ino) error {
 	i := m.inodes[n]
 	seen, err := m.memory.Names(n)
@@ -186,7 +187,7 @@ func (m *mender) lost(n addr.Ino) error {
 	return nil
 }
 
-// whiteout reports whether an inode is that of a renaming that leaves one, which no program
+// whiteout reports whether an inode is a whiteout, which a rename may leave, that no program
 // has seen yet (include/linux/fs.h, WHITEOUT_MODE, WHITEOUT_DEV).
 func (m *mender) whiteout(n addr.Ino) (bool, error) {
 	i, err := m.new.load(n)
@@ -200,8 +201,8 @@ func (m *mender) whiteout(n addr.Ino) (bool, error) {
 	return len(seen) == 0, err
 }
 
-// moved checks that the inode that an entry is for was renamed to it: that programs had seen
-// it elsewhere, where it is no more.
+// moved checks that the inode of an entry was renamed to that name: that programs had seen the
+// inode under another name, which is gone.
 func (m *mender) moved(to place) error {
 	seen, err := m.memory.Names(to.ino)
 	if err != nil {
@@ -222,7 +223,7 @@ func (m *mender) moved(to place) error {
 	return fmt.Errorf("inode %d took over that name, but was not renamed to it: not understood", to.ino)
 }
 
-// find looks for a name in a directory; nil if it has none.
+// find returns the entry of a name; nil if the directory does not have it.
 func (m *mender) find(n Name) (*place, error) {
 	tree, err := m.new.tree(n.Dir, nil)
 	if err != nil {
@@ -251,7 +252,7 @@ func (m *mender) find(n Name) (*place, error) {
 	return nil, nil
 }
 
-// setEntry has an entry be for an inode; 0: for none.
+// setEntry makes an entry lead to inode n; 0 means to none.
 func (m *mender) setEntry(p place, n addr.Ino) error {
 	kind := byte(0)
 	if n != 0 && m.super.Incompat&ext4.IncompatFiletype != 0 {
@@ -283,8 +284,8 @@ func (m *mender) sealLeaf(dir *ext4.Inode, b []byte) {
 	}
 }
 
-// mendParents has directories that were moved know the directory that they are in now: that
-// is changed last (fs/ext4/namei.c, ext4_rename_dir_finish).
+// mendParents sets the ".." of directories that were moved to the directory that they are in
+// now: a rename changes it last (fs/ext4/namei.c, ext4_rename_dir_finish).
 func (m *mender) mendParents() error {
 	in, gained := make(map[addr.Ino][]addr.Ino), make(map[addr.Ino]int)
 	for e, count := range m.edges {
@@ -314,8 +315,8 @@ func (m *mender) mendParents() error {
 	return nil
 }
 
-// setParent has the ".." of a directory be another. Its first block is a leaf, or the root
-// of its index.
+// setParent sets the ".." of a directory. The first block of the directory is a leaf, or the
+// root of its index.
 func (m *mender) setParent(i *inode, up addr.Ino) error {
 	blocks := m.directoryBlocks(i.new)
 	if len(blocks) == 0 || blocks[0] == 0 {

@@ -29,10 +29,10 @@ type torn struct {
 	spare   addr.Ino            // free
 }
 
-// paths are the files of it. /from/h and /to/h are one file, /from/large has an index.
+// paths are the files of tornImage. /from/h and /to/h are one file, /from/large has an index.
 var paths = []string{"/", "/from", "/to", "/from/g", "/from/h", "/from/d", "/from/large", "/to/t", "/to/h", "/to/e"}
 
-// tornImage makes it.
+// tornImage makes a file system on which nothing is done yet.
 func tornImage(t *testing.T, options ...string) *torn {
 	t.Helper()
 	path, _, _ := made(t, func(dir string) (err error) {
@@ -62,7 +62,7 @@ func tornImage(t *testing.T, options ...string) *torn {
 	return &torn{T: t, fs: fs, image: image, ino: map[string]addr.Ino{"/": 2}}
 }
 
-// on returns the same file system for another test, with nothing done yet but times of inodes.
+// on returns the same file system for another test, with no change yet but in the times of inodes.
 func (o *torn) on(t *testing.T) *torn {
 	t.Helper()
 	out := &torn{T: t, fs: o.fs, image: o.image, changed: make(map[addr.Block][]byte), ino: map[string]addr.Ino{"/": 2}}
@@ -78,7 +78,7 @@ func (o *torn) on(t *testing.T) *torn {
 	return out
 }
 
-// block returns one to be changed.
+// block returns a block that the caller may change.
 func (o *torn) block(at addr.Block) []byte {
 	o.Helper()
 	if o.changed[at] == nil {
@@ -144,7 +144,7 @@ func (o *torn) entry(path string) ([]byte, int) {
 
 // The steps of operations: each changes one block.
 
-// set has a name be another inode's.
+// set makes a name lead to another inode.
 func (o *torn) set(path string, n addr.Ino, kind byte) {
 	b, at := o.entry(path)
 	set32(b, at, uint32(n))
@@ -178,16 +178,16 @@ func (o *torn) links(n addr.Ino, more int) {
 	set16(raw, 0x1a, u16(raw, 0x1a)+more)
 }
 
-// orphan has an inode without links be the first of the list.
+// orphan makes an inode without links the first one of the orphan list.
 func (o *torn) orphan(n addr.Ino) {
 	home, offset := o.fs.Super.Location()
 	set32(o.block(home), offset+0xe8, uint32(n))
 }
 
-// dotdot has a directory be in another.
+// dotdot sets the parent of a directory.
 func (o *torn) dotdot(n, up addr.Ino) { set32(o.first(n), 12, uint32(up)) }
 
-// whiteout makes an inode that stands for a name that is gone.
+// whiteout makes the spare inode a whiteout.
 func (o *torn) whiteout() {
 	g, err := o.fs.Group(uint32((o.spare - 1) / addr.Ino(o.fs.Super.InodesPerGroup)))
 	if err != nil {
@@ -203,7 +203,7 @@ func (o *torn) whiteout() {
 	set16(raw, 0x80, 32)
 }
 
-// names are what programs saw: all that was there before.
+// names returns the names that programs saw: all that were there before.
 func (o *torn) names(n addr.Ino) ([]audit.Name, error) {
 	var out []audit.Name
 	for p, is := range o.ino {
@@ -214,15 +214,15 @@ func (o *torn) names(n addr.Ino) ([]audit.Name, error) {
 	return out, nil
 }
 
-// step is one of an operation.
+// step is a step of an operation.
 type step func(o *torn)
 
-// operation is one that changes names, in the order in which ext4 changes blocks.
+// operation is an operation that changes names; its steps are in the order in which ext4 changes blocks.
 type operation struct {
 	name  string
 	steps func(o *torn) []step
-	// before and after are the names that it changes, with the old path of what they are;
-	// "" if there is none.
+	// before and after have the names that it changes, each with the old path of the inode that
+	// it leads to; "" if there is no such name.
 	before, after map[string]string
 }
 
@@ -326,8 +326,8 @@ var operations = []operation{
 	}, map[string]string{"/from/g": "/from/g", "/to/new": ""}, map[string]string{"/from/g": "/from/g", "/to/new": "/from/g"}},
 }
 
-// TestTornNames stops operations on names between any two blocks that they change. What
-// comes of it must be sound, and each name as it was before the operation, or as after it.
+// TestTornNames stops operations on names between any two blocks that they change. The mended
+// result must be sound, and the names must be as before the operation, or as after it.
 func TestTornNames(t *testing.T) {
 	for kind, options := range map[string][]string{"ext4": nil, "no-csum": {"-O", "^metadata_csum"}, "bigalloc": {"-O", "bigalloc", "-C", "16384"}} {
 		t.Run(kind, func(t *testing.T) {
@@ -344,7 +344,7 @@ func TestTornNames(t *testing.T) {
 	}
 }
 
-// stopped does so many steps, and judges what is mended.
+// stopped carries out the first stop steps, and judges what is mended.
 func (o *torn) stopped(op operation, stop int) {
 	scratch := o.on(o.T)
 	for _, do := range op.steps(scratch) {
@@ -378,7 +378,7 @@ func (o *torn) stopped(op operation, stop int) {
 	if !done.has(op.before) && !done.has(op.after) {
 		o.Errorf("mended %q: neither as before nor as after", m.What)
 	}
-	// Without its first name as programs saw it, a name that replaced another tells nothing.
+	// Without the names that programs saw, nothing tells what a name led to before.
 	unknown := audit.Memory{Names: func(addr.Ino) ([]audit.Name, error) { return nil, errors.New("not in memory") }}
 	if len(m.Blocks) > 0 && slices.ContainsFunc(m.What, func(s string) bool { return strings.Contains(s, "taken back") }) {
 		if all, m, ok := mended(o.T, old, o.changed, 1, unknown); ok {
@@ -387,7 +387,7 @@ func (o *torn) stopped(op operation, stop int) {
 	}
 }
 
-// free returns a block that is.
+// free returns a block that is free, and its bit in the bitmap.
 func (o *torn) free() (at addr.Block, bitmap []byte, bit int) {
 	g, err := o.fs.Group(0)
 	if err != nil {
@@ -404,7 +404,7 @@ func (o *torn) free() (at addr.Block, bitmap []byte, bit int) {
 	return 0, nil, 0
 }
 
-// making are the steps in which a directory or symbolic link is made, up to its name.
+// making returns the steps in which a directory or symbolic link is created, before it gets its name.
 func (o *torn) making(mode int) []step {
 	at, bitmap, bit := o.free()
 	g, err := o.fs.Group(uint32((o.spare - 1) / addr.Ino(o.fs.Super.InodesPerGroup)))
@@ -435,7 +435,7 @@ func (o *torn) making(mode int) []step {
 	}
 }
 
-// TestTornMaking stops the making of directories and symbolic links before they have a name,
+// TestTornMaking stops the creation of directories and symbolic links before they have a name,
 // and of one that is to be deleted as soon as it is closed.
 func TestTornMaking(t *testing.T) {
 	gone := 0
@@ -476,7 +476,7 @@ func TestTornMaking(t *testing.T) {
 	}
 }
 
-// has reports whether names are as they are to be.
+// has reports whether each name leads to the inode that want has for it.
 func (o *torn) has(want map[string]string) bool {
 	for p, old := range want {
 		n := o.ino[old]

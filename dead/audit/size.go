@@ -20,7 +20,8 @@ func (c *checker) checkSectors(i *inode) error {
 	return nil
 }
 
-// sectorsOf is how many sectors of 512 bytes an inode has.
+// sectorsOf returns how many sectors of 512 bytes an inode has: those that it counted before,
+// changed by the blocks that it gained or lost.
 func (c *checker) sectorsOf(i *inode) uint64 {
 	blocks, sectors := uint64(0), uint64(0)
 	if i.old != nil {
@@ -33,7 +34,7 @@ func (c *checker) sectorsOf(i *inode) uint64 {
 	return sectors + (c.blocks(i.new)-blocks)*uint64(c.new.super.BlockSize/512) // wraps around and back
 }
 
-// blocks is how many of an inode's blocks were seen, in whole clusters.
+// blocks returns how many of an inode's blocks were seen, in whole clusters.
 func (c *checker) blocks(s *state) uint64 {
 	n := s.file.count
 	if ratio(&c.new.super) > 1 {
@@ -80,8 +81,8 @@ func (c *checker) checkSize(i *inode) error {
 	return nil
 }
 
-// beyond returns the number of a block of content that a file has behind its end, unless it
-// is an orphan (e2fsck/pass1.c, check_blocks).
+// beyond returns the number of a block of content that a file has behind its end; false if it
+// has none, or is an orphan (e2fsck/pass1.c, check_blocks).
 func (c *checker) beyond(i *inode) (uint64, bool) {
 	if _, orphan := c.orphans.new[i.number]; orphan {
 		return 0, false

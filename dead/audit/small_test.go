@@ -45,15 +45,15 @@ func small(t testing.TB, name string) []byte {
 	return b
 }
 
-// busy is a transaction in which every inode of a small file system is written
-// again, with another time, and every block as it was.
+// busy returns a transaction in which every inode of a small file system is written
+// again, with another time, and every other block without a change.
 func busy(t testing.TB, image []byte) map[addr.Block][]byte {
 	t.Helper()
 	changed := make(map[addr.Block][]byte)
 	for at := smallBlock; at < len(image); at += smallBlock {
 		changed[addr.Block(at/smallBlock)] = slices.Clone(image[at : at+smallBlock])
 	}
-	table := changed[2] // of the descriptors
+	table := changed[2] // the block of the descriptors
 	const inodes, size = 128, 256
 	first := binary.LittleEndian.Uint32(table[8:])
 	for n := range addr.Ino(inodes) {
@@ -84,7 +84,7 @@ func TestSmall(t *testing.T) {
 	}
 }
 
-// TestOrdered: what the superblock has by order, of tune2fs(8), is not understood, and no damage.
+// TestOrdered: a change of the superblock that tune2fs(8) requested is not understood, but is no damage.
 func TestOrdered(t *testing.T) {
 	for _, name := range smalls {
 		image := small(t, name)
@@ -104,8 +104,8 @@ func TestOrdered(t *testing.T) {
 	}
 }
 
-// TestTorn wants the one inode whose checksum is not its own, and nothing without
-// checksums, nor of what stays as it was.
+// TestTorn checks that the one inode with a wrong checksum is found, and none if there
+// are no checksums, or if nothing is torn.
 func TestTorn(t *testing.T) {
 	for at, name := range smalls {
 		image := small(t, name)
@@ -175,7 +175,7 @@ func TestTruncating(t *testing.T) {
 }
 
 // TestTree checks the mapping of a file with a hole, before and after it loses a
-// block, and an error where what maps it contradicts itself.
+// block, and that a mapping that contradicts itself is an error.
 func TestTree(t *testing.T) {
 	const ino = 16
 	run := func(logical uint32, physical addr.Block, n uint32) ext4.Run {
@@ -184,10 +184,10 @@ func TestTree(t *testing.T) {
 	for _, tc := range []struct {
 		name      string
 		cut, want []ext4.Run
-		node      addr.Block // what maps a part of it is there, if not 0
-		at        int        // in the inode, or there: of what maps its last blocks
+		node      addr.Block // the block that maps a part of the file, if not 0
+		at        int        // offset in the inode, or in node, of what maps its last blocks
 		less, bad []byte
-		blocks    uint64 // with that of its attributes
+		blocks    uint64 // including that of its attributes
 	}{
 		{
 			name: smalls[0], want: []ext4.Run{run(0, 82, 2), run(4, 86, 11)}, cut: []ext4.Run{run(0, 82, 2), run(4, 86, 10)},
@@ -245,8 +245,8 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// FuzzCheck edits a small file system before and after. Whatever comes of it, the
-// audit ends, and says what it means.
+// FuzzCheck edits a small file system in its old and new state. Whatever the edits, the
+// audit ends, and a verdict that is not clean has reasons.
 func FuzzCheck(f *testing.F) {
 	f.Add(false, []byte{})
 	f.Add(true, []byte{1, 0, 20, 0, 0, 1})

@@ -16,8 +16,8 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// wrongBefore are faults of file systems that a kernel does not notice when it mounts them, by commands of debugfs(8):
-// some it finds out about while it works, and records.
+// wrongBefore are faults of file systems that a kernel does not notice when it mounts them, as commands of debugfs(8).
+// It notices some of them while it works, and records an error.
 var wrongBefore = map[string]string{
 	"sectors of a file":           "sif /a/f blocks 4242",
 	"sectors of a directory":      "sif /a blocks 4242",
@@ -47,7 +47,7 @@ var wrongBefore = map[string]string{
 	"counts of the superblock":    "ssv free_blocks_count 5\nssv free_inodes_count 5",
 }
 
-// ordered is what a kernel does when it is told to, and most programs never tell it.
+// ordered are things that a kernel does on request, but that most programs never request.
 var ordered = map[string]string{
 	"years":    "touch -d 2340-01-01 a/f; touch -d 1905-01-01 a/g; touch -d 2040-01-01 b/h",
 	"label":    "tune2fs -L other $DEV",
@@ -66,12 +66,12 @@ var ordered = map[string]string{
 	"direct":   "dd if=/dev/zero of=b/direct bs=64k count=4 oflag=direct; dd if=/dev/zero of=b/h bs=4k seek=50 count=1 oflag=direct",
 }
 
-// work is what programs do with files and directories that have such a fault, or are near to it.
+// work is what programs do with files and directories that have such a fault, or are near one.
 const work = `for f in a/f a/g b/h; do head -c 70000 /dev/zero >>$f; chmod 640 $f; done
 for f in a b b/c large; do echo $f >$f/new; done; mkdir b/c/made; chown -h 7:7 a/s b/fifo`
 
-// TestStanding has a kernel, the host's, commit a transaction to a file system with faults, and
-// transactions that are unusual. Nothing of this is damage of its memory.
+// TestStanding makes a kernel, the host's, commit a transaction to a file system with faults, and
+// unusual transactions. None of them may be taken for damage of its memory.
 func TestStanding(t *testing.T) {
 	if os.Geteuid() != 0 {
 		tier.Lacks(t, "mounting takes root")
@@ -110,7 +110,7 @@ func TestStanding(t *testing.T) {
 	}
 }
 
-// standing has a transaction judged that is no damage of memory.
+// standing checks that a transaction is not taken for damage of memory.
 func standing(t *testing.T, disk *os.File, changed map[addr.Block][]byte) {
 	t.Helper()
 	v, err := audit.Check(disk, changed)
@@ -119,7 +119,7 @@ func standing(t *testing.T, disk *os.File, changed map[addr.Block][]byte) {
 	}
 }
 
-// committed returns a file system with faults, and what the log has once it was worked with.
+// committed returns the path of a file system with faults, and what its log has after programs worked with it.
 func committed(t *testing.T, kind, faults, work string) (was string, changed map[addr.Block][]byte) {
 	t.Helper()
 	image := tree(t, kind)
@@ -151,7 +151,7 @@ func committed(t *testing.T, kind, faults, work string) (was string, changed map
 	return was, logged(t, at)
 }
 
-// run runs a program, and returns what it says.
+// run runs a program, and returns its output.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()

@@ -9,8 +9,8 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// Features of which the effects on metadata are known here. Of the others the
-// names are in refused.
+// Features whose effects on metadata are known here. The names of the others are
+// in refused.
 const (
 	compats = ext4.CompatHasJournal | ext4.CompatSparseSuper2 | ext4.CompatFastCommit | ext4.CompatOrphanFile |
 		compatDirPrealloc | ext4.CompatExtAttr | compatResizeInode | ext4.CompatDirIndex | compatStableInodes
@@ -27,8 +27,8 @@ const (
 	compatStableInodes ext4.Compat = 0x800
 )
 
-// refused are features that are not understood here, as mke2fs calls them; but for those
-// that CheckAdded knows.
+// refused are the features that are not understood here, by their names in mke2fs. CheckAdded
+// accepts those with added set.
 var refused = []struct {
 	name     string
 	incompat ext4.Incompat
@@ -46,8 +46,7 @@ var refused = []struct {
 	{name: "read-only", roCompat: ext4.ROCompatReadonly},
 }
 
-// superblock reads the superblock that is to be, and refuses what is not
-// understood.
+// superblock reads the new superblock, and refuses what is not understood.
 func (c *checker) superblock(changed map[addr.Block][]byte) {
 	for b, data := range changed {
 		if len(data) != int(c.old.super.BlockSize) {
@@ -77,7 +76,7 @@ func (c *checker) superblock(changed map[addr.Block][]byte) {
 	c.note(c.judgeable())
 }
 
-// judgeable says what of the file system is not understood.
+// judgeable returns an error that says what about the file system is not understood.
 func (c *checker) judgeable() error {
 	s := &c.new.super
 	for _, f := range refused {
@@ -125,8 +124,8 @@ var dynamic = [...][2]int{
 	{0x3fc + 4, ext4.SuperSize}, // the end
 }
 
-// fixed are those that stay for as long as a file system does, whatever tune2fs(8) and resize2fs(8) do to
-// one that is mounted.
+// fixed are the fields that never change as long as a file system exists, whatever tune2fs(8) and resize2fs(8)
+// do to it while it is mounted.
 var fixed = [...][2]int{
 	{0x14, 20}, // from s_first_data_block to s_inodes_per_group
 	{0x38, 2},  // s_magic
@@ -139,7 +138,7 @@ var fixed = [...][2]int{
 	{0x174, 2}, // s_log_groups_per_flex, s_checksum_type
 }
 
-// sameFixed checks that they are the same in two superblocks.
+// sameFixed checks that the fixed fields are the same in two superblocks.
 func sameFixed(before, after []byte) error {
 	for _, field := range fixed {
 		if from, to := field[0], field[0]+field[1]; !bytes.Equal(before[from:to], after[from:to]) {
@@ -157,7 +156,7 @@ const (
 )
 
 // compareSupers checks that the blocks of the superblock differ only in what a
-// running kernel changes by itself. What it changes when it is told to is not understood.
+// running kernel changes by itself. What it changes on request is not understood.
 func (c *checker) compareSupers(before, after []byte, offset int) error {
 	end := offset + ext4.SuperSize
 	if !bytes.Equal(before[:offset], after[:offset]) || !bytes.Equal(before[end:], after[end:]) {
@@ -185,7 +184,7 @@ func (c *checker) compareSupers(before, after []byte, offset int) error {
 	if s.Compat&^compatGrows != was.Compat&^compatGrows || was.Compat&^s.Compat != 0 ||
 		s.Incompat&^incompatGrows != was.Incompat&^incompatGrows ||
 		s.ROCompat&^roCompatGrows != was.ROCompat&^roCompatGrows || was.ROCompat&^s.ROCompat&^ext4.ROCompatOrphanPresent != 0 {
-		if s.Checksummed() { // which it would not pass if it were damaged
+		if s.Checksummed() { // damage would not have passed CheckSuper
 			return foreignf("the superblock changes features: not understood")
 		}
 		return errors.New("the superblock changes features")

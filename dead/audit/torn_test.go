@@ -12,8 +12,8 @@ import (
 	"understudy.dev/understudy/dead/audit"
 )
 
-// TestTornTree wants a node that was being written to count, if it is in order, and to
-// get the checksum that it has; one that was not changed, or is in no order, not.
+// TestTornTree checks that a node that was being written counts, and gets its right checksum,
+// if its entries are in order. Otherwise, or if the node was not changed, it is an error.
 func TestTornTree(t *testing.T) {
 	const block, extents = 4096, 6 // more than the inode has room for
 	_, image, fs := made(t, func(dir string) error {
@@ -40,7 +40,7 @@ func TestTornTree(t *testing.T) {
 	good := image[int(leaf)*block:][:block]
 
 	bad := bytes.Clone(good)
-	bad[12*(extents+1)] ^= 1 // behind the entries, and summed
+	bad[12*(extents+1)] ^= 1 // behind the entries, but covered by the checksum
 	got, err := audit.Tree(bytes.NewReader(image), map[addr.Block][]byte{leaf: bad}, ino)
 	if err != nil || !got.Touched || !reflect.DeepEqual(got.New, whole.New) || len(got.Torn) != 1 {
 		t.Fatalf("%+v, %v", got, err)

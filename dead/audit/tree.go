@@ -11,7 +11,7 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// extent is a piece of a file that lies in one piece on the disk.
+// extent is a part of a file that is contiguous on the disk.
 type extent struct {
 	logical   uint64
 	start     addr.Block
@@ -19,14 +19,14 @@ type extent struct {
 	unwritten bool
 }
 
-// leaf is a block at the bottom of a tree, or the inode itself: it maps what lies
-// in [from, to).
+// leaf is a block at the bottom of a tree: it maps the blocks [from, to) of the
+// file.
 type leaf struct {
 	block    addr.Block
 	from, to uint64
 }
 
-// mapping is what was seen of how a file is mapped.
+// mapping is how a file is mapped, as far as that was read.
 type mapping struct {
 	nodes   []addr.Block // of the tree, without the leaves that were left out
 	leaves  []leaf       // all that have a block of their own
@@ -39,14 +39,14 @@ const (
 	inodeBlocks = 12      // pointers in an inode without extents (EXT4_NDIR_BLOCKS)
 )
 
-// mapper goes through the blocks of an inode in one view.
+// mapper walks the mapping of an inode in one view.
 type mapper struct {
 	v     *view
 	inode *ext4.Inode
 	out   mapping
 	spare map[leaf]struct{}
-	// torn, if it is not nil, gets the changed nodes whose checksum is not theirs, with
-	// that put right. Otherwise such a one is an error.
+	// torn, if it is not nil, receives the changed nodes whose checksum is wrong, with
+	// the right checksum. If it is nil, such a node is an error.
 	torn map[addr.Block][]byte
 }
 
@@ -54,8 +54,8 @@ type mapper struct {
 // blocks.
 type Trees struct {
 	Old, New []ext4.Run
-	// Blocks counts all that it has with them: data, nodes of the tree, and attributes; in
-	// whole clusters, as i_blocks does.
+	// Blocks counts all blocks of the file with the changes: data, nodes of the tree, and
+	// attributes; in whole clusters, as i_blocks does.
 	Blocks uint64
 	// Touched says that a part of the tree is among the changed blocks.
 	Touched bool
@@ -64,8 +64,8 @@ type Trees struct {
 	Torn map[addr.Block][]byte
 }
 
-// Mapper tells how files are mapped without and with some changed blocks, for as long as what these have of
-// groups and inodes stays as it is.
+// Mapper tells how files are mapped without and with some changed blocks. It may be used for as long as the groups
+// and inodes in these blocks do not change.
 type Mapper struct {
 	c       *checker
 	changed map[addr.Block][]byte
@@ -84,7 +84,7 @@ func NewMapper(old io.ReaderAt, changed map[addr.Block][]byte) (*Mapper, error) 
 // that the tree cannot be read, or contradicts itself.
 func (m *Mapper) Tree(n addr.Ino) (*Trees, error) {
 	c := m.c
-	c.budget.renew(len(m.changed)) // it is for one file
+	c.budget.renew(len(m.changed)) // the budget is for one file
 	was, err := c.old.tree(n, nil)
 	if errors.Is(err, errFree) {
 		was, err = &mapper{inode: &ext4.Inode{}}, nil
@@ -109,7 +109,7 @@ func (m *Mapper) Tree(n addr.Ino) (*Trees, error) {
 	return t, nil
 }
 
-// tree walks all that maps an inode.
+// tree walks the whole mapping of an inode.
 func (v *view) tree(n addr.Ino, torn map[addr.Block][]byte) (*mapper, error) {
 	i, err := v.load(n)
 	if err != nil {
@@ -134,8 +134,8 @@ func (m *mapping) runs() []ext4.Run {
 	return out
 }
 
-// walk maps an inode in both views. Leaves that are the same in both are left
-// out, unless whole says that all are wanted, or leaves may share clusters.
+// walk maps an inode in both views. It leaves out leaves that are the same in
+// both, unless whole asks for all leaves, or leaves may share clusters.
 func (c *checker) walk(i *inode, whole bool) error {
 	var both [2]mapper
 	var maps [2]*mapper
@@ -192,7 +192,7 @@ func (c *checker) common(o, n *mapper, s *state) map[leaf]struct{} {
 	return same
 }
 
-// index goes down to above the leaves.
+// index walks the mapping down to the level above the leaves.
 func (m *mapper) index() error {
 	if m.inode.Flags&ext4.InodeExtents == 0 {
 		return m.indexPointers()
@@ -204,7 +204,7 @@ func (m *mapper) index() error {
 	return m.indexExtents(m.inode.Block[:], level, 0, maxExtents)
 }
 
-// indexExtents goes through a node that maps [from, to).
+// indexExtents walks a node that maps [from, to).
 func (m *mapper) indexExtents(node []byte, level int, from, to uint64) error {
 	if level == 0 {
 		return m.readExtents(node, from, to) // the inode itself
@@ -241,13 +241,13 @@ func (m *mapper) indexExtents(node []byte, level int, from, to uint64) error {
 	return nil
 }
 
-// leaf takes a leaf, to be read later.
+// leaf adds a leaf, to be read later.
 func (m *mapper) leaf(l leaf) {
 	m.out.leaves = append(m.out.leaves, l)
 	m.out.count++
 }
 
-// extentNode reads a node that has a block of its own, and begins with block first.
+// extentNode reads a node from its block b. It must begin with block first of the file.
 func (m *mapper) extentNode(b addr.Block, level int, first uint64) ([]byte, error) {
 	node, err := m.v.block(b)
 	if err != nil {
@@ -276,7 +276,7 @@ func (m *mapper) extentNode(b addr.Block, level int, first uint64) ([]byte, erro
 	return node, nil
 }
 
-// read goes through the leaves that are not spared.
+// read reads the leaves that are not spared.
 func (m *mapper) read() error {
 	for _, l := range m.out.leaves {
 		if _, ok := m.spare[l]; ok {
@@ -304,7 +304,7 @@ func (m *mapper) read() error {
 	return nil
 }
 
-// readExtents takes the extents of a leaf, which must lie in [from, to).
+// readExtents adds the extents of a leaf, which must lie in [from, to).
 func (m *mapper) readExtents(node []byte, from, to uint64) error {
 	entries, err := ext4.ExtentEntries(node, 0)
 	if err != nil {
@@ -330,8 +330,8 @@ func (m *mapper) readExtents(node []byte, from, to uint64) error {
 	return nil
 }
 
-// indexPointers goes through an inode without extents: pointers to 12 blocks, and
-// to one, two and three levels of blocks of pointers (fs/ext4/indirect.c).
+// indexPointers walks an inode without extents: pointers to 12 blocks, and to one,
+// two and three levels of blocks of pointers (fs/ext4/indirect.c).
 func (m *mapper) indexPointers() error {
 	if err := m.readPointers(m.inode.Block[:4*inodeBlocks], 0); err != nil {
 		return err
@@ -349,7 +349,7 @@ func (m *mapper) indexPointers() error {
 	return nil
 }
 
-// indexPointer goes through a block of pointers that maps span blocks.
+// indexPointer walks a block of pointers that maps span blocks.
 func (m *mapper) indexPointer(b addr.Block, level int, from, span uint64) error {
 	if b == 0 {
 		return nil
@@ -377,7 +377,7 @@ func (m *mapper) indexPointer(b addr.Block, level int, from, span uint64) error 
 	return nil
 }
 
-// readPointers takes what pointers map.
+// readPointers adds the blocks that pointers map.
 func (m *mapper) readPointers(pointers []byte, from uint64) error {
 	for at := 0; at < len(pointers); at += 4 {
 		b := addr.Block(binary.LittleEndian.Uint32(pointers[at:]))

@@ -9,7 +9,7 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// walkAll maps all inodes that are touched.
+// walkAll maps all touched inodes, and lets them claim their metadata.
 func (c *checker) walkAll() {
 	for _, i := range c.all() {
 		if !c.note(c.walk(i, i.whole || i.isDir())) {
@@ -35,8 +35,8 @@ func (l *unclaimed) take(r run) {
 	}
 }
 
-// claim takes those unclaimed blocks that are the metadata of an inode. The content of
-// files is looked for last.
+// claim removes the metadata of an inode from the unclaimed blocks. The content of regular
+// files is considered last.
 func (c *checker) claim(i *inode) {
 	if i.old != nil { // others may use them still: see checkShared
 		c.unclaimed.take(run{i.old.Attributes, i.old.Attributes + 1})
@@ -69,8 +69,8 @@ func (c *checker) claimRest() {
 	}
 }
 
-// unowned is what is wrong with a changed block that no inode claims. Copies of the superblock and of group
-// descriptors change when a file system gets another name, or grows (fs/ext4/ioctl.c, ext4_update_superblocks_fn).
+// unowned returns the error for a changed block that no inode claims. Copies of the superblock and of group
+// descriptors change when a file system gets another label, or grows (fs/ext4/ioctl.c, ext4_update_superblocks_fn).
 func (c *checker) unowned(b addr.Block) error {
 	if group, at := groupOf(&c.new.super, b); at < c.new.super.BaseBlocks(group) {
 		return foreignf("block %d changes, which is for copies of the superblock and of group descriptors: not understood", b)
@@ -78,8 +78,8 @@ func (c *checker) unowned(b addr.Block) error {
 	return fmt.Errorf("block %d changes, but belongs to no inode that changes", b)
 }
 
-// findOwners looks for them: blocks may be free, the content of a file, or of an inode that
-// did not change itself.
+// findOwners looks for the owners of the unclaimed blocks: a block may be free, be the
+// content of a file, or belong to an inode that did not change itself.
 func (c *checker) findOwners() {
 	for _, find := range []func() error{c.drop, c.content, c.deep, c.candidates, c.known} {
 		if len(c.unclaimed) == 0 {
@@ -91,7 +91,7 @@ func (c *checker) findOwners() {
 	}
 }
 
-// drop takes blocks that are free: what is in them does not count.
+// drop removes free blocks from the unclaimed ones: their content does not count.
 func (c *checker) drop() error {
 	var used unclaimed
 	for _, b := range c.unclaimed {
@@ -108,7 +108,7 @@ func (c *checker) drop() error {
 	return nil
 }
 
-// content takes blocks that are the content of files (data=journal).
+// content claims blocks that are the content of touched files (data=journal).
 func (c *checker) content() error {
 	for _, i := range c.list {
 		if i.new != nil && i.new.IsRegular() {
@@ -118,7 +118,7 @@ func (c *checker) content() error {
 	return nil
 }
 
-// deep looks into all of the files that are touched.
+// deep reads the whole mapping of the touched files, and claims their content.
 func (c *checker) deep() error {
 	for _, i := range c.all() {
 		if i.new == nil || !i.new.IsRegular() || len(i.new.file.leaves) == 0 {
@@ -136,9 +136,9 @@ func (c *checker) deep() error {
 	return nil
 }
 
-// candidates looks into inodes that were written again as they were: the kernel
-// does so with each inode whose blocks it changes. Where nothing else in their block was changed, the content
-// of files is not looked for: memory knows whose it is (known).
+// candidates looks into inodes that were written again without a change: the kernel
+// does so with each inode whose blocks it changes. Where nothing in their table block was changed, the content
+// of files is not considered: memory knows whose it is (known).
 func (c *checker) candidates() error {
 	perBlock := addr.Ino(c.new.super.BlockSize / uint32(c.new.super.InodeSize))
 	for _, t := range c.tables {
@@ -151,7 +151,7 @@ func (c *checker) candidates() error {
 	return nil
 }
 
-// candidate takes what an inode owns of the unclaimed blocks, with its content or not, and looks at the inode then.
+// candidate lets an inode claim the unclaimed blocks that it owns, with or without its content. If it owns any, it is touched.
 func (c *checker) candidate(n addr.Ino, content bool) error {
 	if c.inodes[n] != nil {
 		return nil
@@ -183,7 +183,7 @@ func (c *checker) candidate(n addr.Ino, content bool) error {
 	return c.walk(c.inodes[n], true)
 }
 
-// mapping is how an inode is mapped. The leaves of a file whose content does not count are not read.
+// mapping returns how an inode is mapped. Unless content is set, the leaves of a regular file are not read.
 func (c *checker) mapping(i *ext4.Inode, content bool) (mapping, error) {
 	probe := mapper{v: c.new, inode: i}
 	if err := probe.index(); err != nil {

@@ -14,7 +14,7 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// scattered makes a file system with a file of twelve extents, which has a node for them, and returns its number.
+// scattered makes a file system with a file of twelve extents, which has a node for them, and returns the file's inode number.
 func scattered(t *testing.T, features string) ([]byte, addr.Ino) {
 	t.Helper()
 	if _, err := exec.LookPath("mke2fs"); err != nil {
@@ -45,8 +45,8 @@ func scattered(t *testing.T, features string) ([]byte, addr.Ino) {
 	return image, 12
 }
 
-// TestUnclaimed changes a block of a file, and not its inode: a node, when what was written to an unwritten extent is on the
-// disk, which writes the inode again as it was; or content, as of a file of quotas.
+// TestUnclaimed changes a block of a file, but not its inode: a node, as when data for an unwritten extent has reached the
+// disk, which writes the inode again without a change; or content, as of a quota file.
 func TestUnclaimed(t *testing.T) {
 	for sums, features := range []string{"^metadata_csum", "metadata_csum"} {
 		image, n := scattered(t, features)

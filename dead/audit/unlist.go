@@ -10,8 +10,8 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// Unlist takes inodes out of the list and the file of orphans. Its first arguments are
-// those of Check, and what it returns are blocks to be changed besides, or instead.
+// Unlist removes inodes from the orphan list and the orphan file. Its first two arguments
+// are those of Check. It returns blocks to be changed in addition to those, or instead.
 func Unlist(old io.ReaderAt, changed map[addr.Block][]byte, inodes []addr.Ino) (map[addr.Block][]byte, error) {
 	fs, err := ext4.Open(old)
 	if err != nil {
@@ -33,14 +33,14 @@ func Unlist(old io.ReaderAt, changed map[addr.Block][]byte, inodes []addr.Ino) (
 	return u.edited, nil
 }
 
-// unlister takes orphans out of where they are noted.
+// unlister removes orphans from where they are noted.
 type unlister struct {
 	v      *view
 	gone   []addr.Ino
 	edited map[addr.Block][]byte
 }
 
-// block returns a block to be written to.
+// block returns a block that the caller may write to.
 func (u *unlister) block(at addr.Block) ([]byte, error) {
 	if b, there := u.edited[at]; there {
 		return b, nil
@@ -53,11 +53,11 @@ func (u *unlister) block(at addr.Block) ([]byte, error) {
 	return u.edited[at], nil
 }
 
-// list goes along the list, in which each orphan has the number of the next one as its
+// list walks the orphan list, in which each orphan has the number of the next one as its
 // time of deletion (fs/ext4/orphan.c, NEXT_ORPHAN).
 func (u *unlister) list() error {
 	seen := make(map[addr.Ino]source)
-	var last addr.Ino // that stays; 0: the superblock
+	var last addr.Ino // the last orphan that stays; 0 if there is none before n
 	for n := u.v.super.LastOrphan; n != 0; {
 		i, err := u.v.orphan(seen, n, inList)
 		if err != nil {
@@ -84,7 +84,7 @@ func (u *unlister) list() error {
 	return nil
 }
 
-// first has the list begin with an orphan.
+// first makes the orphan list begin with an inode.
 func (u *unlister) first(n addr.Ino) error {
 	at, offset := u.v.super.Location()
 	b, err := u.block(at)
@@ -99,7 +99,7 @@ func (u *unlister) first(n addr.Ino) error {
 	return nil
 }
 
-// next has an orphan name the next one.
+// next makes an orphan point to the next one.
 func (u *unlister) next(n, next addr.Ino) error {
 	group, block, offset, err := u.v.super.InodeLocation(n)
 	if err != nil {
@@ -119,7 +119,7 @@ func (u *unlister) next(n, next addr.Ino) error {
 	return nil
 }
 
-// file takes what goes out of the file of orphans.
+// file removes the inodes from the orphan file.
 func (u *unlister) file() error {
 	file, err := u.v.load(u.v.super.OrphanFile)
 	if err != nil {

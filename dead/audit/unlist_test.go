@@ -16,8 +16,8 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// unlisted takes inodes out of the orphans of a file system, in all ways, and wants the
-// others to be left, and nothing else to be changed.
+// unlisted removes each possible set of orphans of a file system, and checks that the
+// others stay, and that nothing else changes.
 func unlisted(t *testing.T, image []byte, changed map[addr.Block][]byte, orphans []addr.Ino) {
 	t.Helper()
 	left := func(changed map[addr.Block][]byte) []addr.Ino {
@@ -81,7 +81,7 @@ func unlisted(t *testing.T, image []byte, changed map[addr.Block][]byte, orphans
 	}
 }
 
-// TestUnlist takes orphans out of a list of three.
+// TestUnlist removes orphans from a list of three.
 func TestUnlist(t *testing.T) {
 	for _, name := range smalls {
 		image := small(t, name)
@@ -118,7 +118,7 @@ func TestUnlist(t *testing.T) {
 	}
 }
 
-// made makes a file system of what is put into a directory.
+// made makes a file system from a directory that fill has filled.
 func made(t *testing.T, fill func(dir string) error, options ...string) (path string, image []byte, fs *ext4.FS) {
 	t.Helper()
 	for _, tool := range []string{"mke2fs", "e2fsck"} {
@@ -144,7 +144,7 @@ func made(t *testing.T, fill func(dir string) error, options ...string) (path st
 	return path, image, fs
 }
 
-// TestUnlistFile takes orphans out of a file of them.
+// TestUnlistFile removes orphans from an orphan file.
 func TestUnlistFile(t *testing.T) {
 	path, image, fs := made(t, func(dir string) error {
 		var err error

@@ -12,8 +12,9 @@ import (
 	"understudy.dev/understudy/dead/audit"
 )
 
-// TestUnreadTable: a kernel that makes an inode does not read its block of the table if all others there are free, and has
-// zeros in their places, also where they were in use before (ext4_get_inode_loc). Nobody was writing them.
+// TestUnreadTable: a kernel that creates an inode does not read its block of the table if all other inodes there are
+// free. It then has zeros in their places, even if they were in use before (ext4_get_inode_loc). Nobody was writing
+// them.
 func TestUnreadTable(t *testing.T) {
 	for _, tool := range []string{"mke2fs", "debugfs"} {
 		if _, err := exec.LookPath(tool); err != nil {

@@ -13,12 +13,12 @@ import (
 // in them.
 type budget struct{ spent, limit, pieces int }
 
-// renew is the budget for so many changed blocks.
+// renew sets the budget for a number of changed blocks.
 func (b *budget) renew(changed int) {
 	*b = budget{limit: minReads + readsPerBlock*changed, pieces: maxPieces}
 }
 
-// spend takes pieces off the budget.
+// spend takes a number of pieces off the budget.
 func (b *budget) spend(pieces int) error {
 	if b.pieces -= pieces; b.pieces < 0 {
 		return errTooMuch
@@ -26,22 +26,22 @@ func (b *budget) spend(pieces int) error {
 	return nil
 }
 
-// cached is how many blocks of the disk are kept.
+// cached is how many blocks of the disk a view keeps in memory.
 const cached = 4096
 
-// view is the file system as it was, or as it is to be.
+// view is the file system in its old or its new state.
 type view struct {
 	super  ext4.Super
 	disk   io.ReaderAt
-	over   map[addr.Block][]byte // blocks that are in place of the disk's
+	over   map[addr.Block][]byte // blocks that replace the disk's
 	budget *budget
 
 	blocks map[addr.Block][]byte // of the disk
-	last   struct {              // of blocks, and of groups: inodes that follow each other are in one
+	last   struct {              // the last block, and the last group: successive inodes are often in the same
 		at    addr.Block
 		data  []byte
 		group *ext4.Group
-		bits  bits // of its inodes
+		bits  bits // bitmap of its inodes
 	}
 	groups    map[uint32]*ext4.Group
 	blockBits map[uint32]bits
@@ -112,7 +112,7 @@ func (v *view) group(n uint32) (*ext4.Group, error) {
 		return nil, fmt.Errorf("group %d has its bitmaps in blocks %d and %d, outside of the file system", n, g.BlockBitmap, g.InodeBitmap)
 	}
 	if !v.protected() {
-		g.Flags, g.UnusedInodes = 0, 0 // they count only where they are protected
+		g.Flags, g.UnusedInodes = 0, 0 // without a checksum they have no meaning
 	}
 	if g.UnusedInodes > v.super.InodesPerGroup {
 		return nil, fmt.Errorf("group %d has a bg_itable_unused of %d, with %d inodes", n, g.UnusedInodes, v.super.InodesPerGroup)
@@ -121,13 +121,13 @@ func (v *view) group(n uint32) (*ext4.Group, error) {
 	return g, nil
 }
 
-// protected reports whether descriptors have checksums, without which some of
-// what they say does not count.
+// protected reports whether group descriptors have checksums. Without them, some
+// fields of a descriptor have no meaning.
 func (v *view) protected() bool {
 	return v.super.ROCompat&(ext4.ROCompatGDTCsum|ext4.ROCompatMetadataCsum) != 0
 }
 
-// unused is how many inodes at the end of a group's table do not count.
+// unused returns how many inodes at the end of a group's table do not count.
 func (v *view) unused(g *ext4.Group) uint32 {
 	if g.Flags&ext4.GroupInodeUninit != 0 {
 		return v.super.InodesPerGroup
@@ -158,7 +158,7 @@ func (v *view) inode(n addr.Ino) ([]byte, bool, error) {
 	return b[offset : offset+int(v.super.InodeSize)], v.last.bits.has(uint64(n-1) % uint64(v.super.InodesPerGroup)), nil
 }
 
-// load returns an inode that is in use. Its error says why it is not.
+// load returns an inode that is allocated. If it is not, the error wraps errFree.
 func (v *view) load(n addr.Ino) (*ext4.Inode, error) {
 	raw, allocated, err := v.inode(n)
 	switch {

@@ -7,8 +7,8 @@
 // # Caveats
 //
 // A page with any missing byte is missing as a whole: the kernel reads pages.
-// Directories are those that paths of files name; they are not listed from memory
-// themselves.
+// Directories are made up from the paths of the files; memory is not searched for
+// their other entries.
 package cachefs
 
 import (
@@ -29,8 +29,8 @@ import (
 // File is a file to be shown.
 type File struct {
 	*inventory.File
-	Name  string   // from the top of the mount, from an inventory.Namer
-	Links []string // likewise: its other names
+	Name  string   // path from the top of the mount, by an inventory.Namer
+	Links []string // its other names, as paths of the same form
 	// Fill reads what memory does not hold, or returns an error. It may be nil.
 	Fill func(dst []byte, off int64) error
 }
@@ -38,8 +38,8 @@ type File struct {
 // Server is a mounted file system.
 type Server struct{ s *fuse.Server }
 
-// Mount shows files at a directory until Unmount. Only the caller's user may
-// look, unless allowOther.
+// Mount shows files at a directory until Unmount. Only the caller's user has
+// access, unless allowOther is set.
 func Mount(dir string, m *inventory.Image, files []File, allowOther bool) (*Server, error) {
 	forever := time.Hour
 	root := &directory{}
@@ -64,7 +64,7 @@ func Mount(dir string, m *inventory.Image, files []File, allowOther bool) (*Serv
 // Wait returns when the file system is no longer mounted.
 func (s *Server) Wait() { s.s.Wait() }
 
-// Unmount ends the mount. It fails while somebody uses it.
+// Unmount ends the mount. It fails while the mount is in use.
 func (s *Server) Unmount() error { return s.s.Unmount() }
 
 // directory is made up from the paths of files.
@@ -74,7 +74,7 @@ type directory struct {
 }
 
 func (d *directory) fill(ctx context.Context, m *inventory.Image, files []File) {
-	// Inode numbers of one file system are not unique in a mount of several.
+	// A mount may show several file systems, whose inode numbers may be the same.
 	next := uint64(rand.Uint32()) + 2
 	number := func() uint64 { next++; return next }
 	for i := range files {
@@ -118,7 +118,7 @@ type file struct {
 	extents []inventory.Extent
 }
 
-// Getattr implements fs.NodeGetattrer. What is allocated is what memory holds.
+// Getattr implements fs.NodeGetattrer. The blocks it reports as allocated are those that memory holds.
 func (f *file) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	out.Mode = fuse.S_IFREG | uint32(f.f.Mode&0o777)
 	out.Size = uint64(f.f.Size)
@@ -130,7 +130,7 @@ func (f *file) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) sy
 	return 0
 }
 
-// Open implements fs.NodeOpener. Nothing changes: the page cache may keep it all.
+// Open implements fs.NodeOpener. Files never change, so the page cache may keep their content.
 func (f *file) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
 	if flags&(syscall.O_WRONLY|syscall.O_RDWR|syscall.O_TRUNC) != 0 {
 		return nil, 0, syscall.EROFS
@@ -152,8 +152,8 @@ func (f *file) Read(_ context.Context, _ fs.FileHandle, dst []byte, off int64) (
 	return fuse.ReadResultData(dst[:n]), 0
 }
 
-// Listxattr implements fs.NodeListxattrer: there are the two that tell how much of
-// a file is there.
+// Listxattr implements fs.NodeListxattrer. It lists two attributes, which say how much of
+// a file memory holds.
 func (f *file) Listxattr(_ context.Context, dst []byte) (uint32, syscall.Errno) {
 	names := "user.understudy.state\x00user.understudy.unsaved\x00"
 	if len(dst) < len(names) {

@@ -4,12 +4,11 @@ import "hash/crc32"
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// CRC32C goes on with a checksum over b as the kernel's crc32c does
-// (lib/libcrc32c.c), which inverts neither what it starts from nor what it ends
-// with.
+// CRC32C extends the checksum sum over b as the kernel's crc32c does
+// (lib/libcrc32c.c), which inverts neither the initial value nor the result.
 func CRC32C(sum uint32, b []byte) uint32 { return ^crc32.Update(^sum, castagnoli, b) }
 
-// crc32cNumber goes on with a checksum over the bytes of a number, least significant first.
+// crc32cNumber extends a checksum over the 4 bytes of n, least significant first.
 func crc32cNumber(sum, n uint32) uint32 {
 	sum ^= n
 	for range 4 {
@@ -18,7 +17,7 @@ func crc32cNumber(sum, n uint32) uint32 {
 	return sum
 }
 
-// crc32cZeros goes on with a checksum over so many zeros.
+// crc32cZeros extends a checksum over n zero bytes.
 func crc32cZeros(sum uint32, n int) uint32 {
 	for range n {
 		sum = castagnoli[byte(sum)] ^ sum>>8
@@ -26,7 +25,7 @@ func crc32cZeros(sum uint32, n int) uint32 {
 	return sum
 }
 
-// crc16 is that of lib/crc16.c: polynomial 0x8005, least significant bit first.
+// crc16 extends a checksum as lib/crc16.c does: polynomial 0x8005, least significant bit first.
 func crc16(sum uint16, b []byte) uint16 {
 	for _, c := range b {
 		sum ^= uint16(c)

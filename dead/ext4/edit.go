@@ -10,14 +10,14 @@ import (
 // ErrRange says that an inode has no room for a value.
 var ErrRange = errors.New("the inode has no room for it")
 
-// SetSize puts a size, in bytes, into the bytes of a regular file's inode.
+// SetSize stores a size, in bytes, in the raw inode of a regular file.
 func SetSize(raw []byte, size uint64) {
 	binary.LittleEndian.PutUint32(raw[0x04:], uint32(size))
 	binary.LittleEndian.PutUint32(raw[0x6c:], uint32(size>>32))
 }
 
-// Free puts into the bytes of an inode that it has no links, and when it was deleted: it must not
-// look like one on the list of orphans.
+// Free marks a raw inode as deleted: without links, and with an i_dtime of at least the number of
+// inodes. A smaller one would look like the link to the next inode on the orphan list.
 func (s *Super) Free(raw []byte) {
 	binary.LittleEndian.PutUint16(raw[0x1a:], 0)
 	if binary.LittleEndian.Uint32(raw[0x14:]) < s.Inodes {
@@ -25,8 +25,8 @@ func (s *Super) Free(raw []byte) {
 	}
 }
 
-// SetSectors puts i_blocks into the bytes of an inode, in the unit that it has there (see
-// Inode.Sectors). Without the feature huge_file it has 32 bits.
+// SetSectors stores i_blocks in a raw inode, in the unit that the field has there (see
+// Inode.Sectors). Without the huge_file feature the field has 32 bits.
 func (s *Super) SetSectors(raw []byte, n uint64) error {
 	if n > 1<<48-1 || n > 1<<32-1 && s.ROCompat&ROCompatHugeFile == 0 {
 		return fmt.Errorf("%w: %d sectors", ErrRange, n)
@@ -38,8 +38,8 @@ func (s *Super) SetSectors(raw []byte, n uint64) error {
 	return nil
 }
 
-// SetTimes puts times into the bytes of an inode: 32 bits of seconds, and where it has
-// room for them 30 bits of nanoseconds and two more of seconds (fs/ext4/ext4.h,
+// SetTimes stores times in a raw inode: 32 bits of seconds and, where the inode has room
+// for them, 30 bits of nanoseconds and two more bits of seconds (fs/ext4/ext4.h,
 // EXT4_INODE_SET_XTIME, ext4_encode_extra_time).
 func SetTimes(raw []byte, atime, mtime, ctime time.Time) error {
 	for _, t := range []struct {
@@ -60,9 +60,9 @@ func SetTimes(raw []byte, atime, mtime, ctime time.Time) error {
 	return nil
 }
 
-// BitmapChecksum is that of the bitmap of a group's blocks (fs/ext4/bitmap.c,
-// ext4_block_bitmap_csum_set): of one bit for each cluster that a group has at most. Of the
-// result, descriptors of 32 bytes have the lower half.
+// BitmapChecksum returns the checksum of a group's block bitmap (fs/ext4/bitmap.c,
+// ext4_block_bitmap_csum_set), over one bit for each cluster that a group has at most. If
+// descriptors have 32 bytes, it is only the lower half, as they store no more.
 func (s *Super) BitmapChecksum(bits []byte) uint32 {
 	sum := CRC32C(s.ChecksumSeed, bits[:s.BlocksPerGroup/(s.ClusterSize/s.BlockSize)/8])
 	if s.DescSize < 64 {
@@ -71,7 +71,7 @@ func (s *Super) BitmapChecksum(bits []byte) uint32 {
 	return sum
 }
 
-// InodeBitmapChecksum is BitmapChecksum for the bitmap of a group's inodes
+// InodeBitmapChecksum is BitmapChecksum for a group's inode bitmap
 // (ext4_inode_bitmap_csum_set).
 func (s *Super) InodeBitmapChecksum(bits []byte) uint32 {
 	sum := CRC32C(s.ChecksumSeed, bits[:s.InodesPerGroup/8])
@@ -81,9 +81,9 @@ func (s *Super) InodeBitmapChecksum(bits []byte) uint32 {
 	return sum
 }
 
-// SetGroup puts what allocating changes of a group into the bytes of its descriptor: the
-// counts, and the checksums of the bitmaps; then the flags, how many inodes are unused, and
-// its own checksum, if descriptors have one: without it those two have no meaning.
+// SetGroup stores in a raw group descriptor what an allocation changes: the counts and the
+// checksums of the bitmaps and, if descriptors have checksums, the flags, bg_itable_unused
+// and its own checksum. Without checksums the flags and bg_itable_unused have no meaning.
 func (s *Super) SetGroup(b []byte, g *Group) {
 	put := func(low, high int, v uint32) {
 		binary.LittleEndian.PutUint16(b[low:], uint16(v))
@@ -105,19 +105,19 @@ func (s *Super) SetGroup(b []byte, g *Group) {
 	}
 }
 
-// SealGroup puts the checksum that the bytes of a descriptor have into them.
+// SealGroup computes the checksum of a raw group descriptor and stores it there.
 func (s *Super) SealGroup(n uint32, b []byte) {
 	binary.LittleEndian.PutUint16(b[0x1e:], s.groupChecksum(n, b))
 }
 
-// SetFree returns the superblock that counts so many free clusters and inodes, with its
-// checksum; b stays as it is.
+// SetFree returns a copy of the superblock b with these numbers of free clusters and free
+// inodes, and its checksum. It does not change b.
 func SetFree(b []byte, clusters uint64, inodes uint32) ([]byte, error) {
 	s, err := ParseSuper(b)
 	if err != nil {
 		return nil, err
 	}
-	clusters *= uint64(s.ClusterSize / s.BlockSize) // it counts blocks
+	clusters *= uint64(s.ClusterSize / s.BlockSize) // the superblock counts blocks
 	return edit(b, func(out []byte) {
 		binary.LittleEndian.PutUint32(out[0x0c:], uint32(clusters))
 		binary.LittleEndian.PutUint32(out[0x10:], inodes)
@@ -127,9 +127,9 @@ func SetFree(b []byte, clusters uint64, inodes uint32) ([]byte, error) {
 	})
 }
 
-// PutExtents makes a node of a tree of extents, without its checksum: a header with room
-// for as many entries as fit, and the entries (fs/ext4/ext4_extents.h). A node that is a
-// block of its own keeps 4 bytes for the checksum, whether it has one or not.
+// PutExtents writes an extent tree node without its checksum: a header, whose eh_max is the
+// number of entries that fit, and the entries (fs/ext4/ext4_extents.h). A node that fills a
+// block leaves 4 bytes for the checksum, whether it has one or not.
 func PutExtents(node []byte, level int, runs []Run, below []Index) error {
 	n := max(len(runs), len(below))
 	room := (len(node) - ExtentSize) / ExtentSize

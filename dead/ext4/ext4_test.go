@@ -18,7 +18,7 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// formats are file systems that differ in how their structure is found.
+// formats are options of mke2fs for file systems that differ in how their structure is found.
 var formats = map[string][]string{
 	"ext4":       {"-t", "ext4", "-b", "4096"},
 	"ext4-1k":    {"-t", "ext4", "-b", "1024"},
@@ -38,7 +38,7 @@ var formats = map[string][]string{
 	"csum128":    {"-t", "ext4", "-b", "1024", "-I", "128"},
 }
 
-// run runs a program of e2fsprogs and returns what it says, less its errors.
+// run runs a program of e2fsprogs and returns its standard output.
 func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
@@ -119,7 +119,7 @@ func open(t testing.TB, path string) *ext4.FS {
 	return fs
 }
 
-// field returns what dumpe2fs says of something.
+// field returns the value of a field in the output of dumpe2fs.
 func field(dump, name string) string {
 	for line := range strings.Lines(dump) {
 		if key, value, ok := strings.Cut(line, ":"); ok && key == name {
@@ -129,7 +129,7 @@ func field(dump, name string) string {
 	return ""
 }
 
-// TestAgainstE2fsprogs compares all that is read with what e2fsprogs reads.
+// TestAgainstE2fsprogs compares everything that is read with what e2fsprogs reads.
 func TestAgainstE2fsprogs(t *testing.T) {
 	for name, args := range formats {
 		t.Run(name, func(t *testing.T) {
@@ -145,7 +145,7 @@ func TestAgainstE2fsprogs(t *testing.T) {
 					t.Errorf("%s is %v instead of %s", key, got, want)
 				}
 			}
-			for key, got := range map[string]any{ // which not all have
+			for key, got := range map[string]any{ // fields that not all file systems have
 				"Inode size": s.InodeSize, "Journal inode": s.JournalInode, "First inode": s.FirstInode, "Cluster size": s.ClusterSize,
 				"Orphan file inode": s.OrphanFile, "Checksum seed": fmt.Sprintf("0x%08x", s.ChecksumSeed), "Group descriptor size": s.DescSize,
 				"First meta block group": s.FirstMetaGroup,
@@ -187,7 +187,7 @@ func compareGroups(t *testing.T, fs *ext4.FS, dump string) {
 	}
 }
 
-// compareMap compares where a file lies.
+// compareMap compares the block mapping of a file.
 func compareMap(t *testing.T, fs *ext4.FS, path string, n addr.Ino) {
 	i, err := fs.Inode(n)
 	if err != nil {
@@ -235,7 +235,7 @@ func compareMap(t *testing.T, fs *ext4.FS, path string, n addr.Ino) {
 	}
 }
 
-// TestRefused checks that what is no known file system is refused.
+// TestRefused checks that anything but a known file system is refused.
 func TestRefused(t *testing.T) {
 	path, _ := mkfs(t, formats["ext4-1k"])
 	image, err := os.ReadFile(path)
@@ -341,7 +341,7 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestSealInode damages the checksum of every inode that is in use, and wants it back.
+// TestSealInode damages the checksum of every inode in use, and checks that SealInode restores it.
 func TestSealInode(t *testing.T) {
 	for _, name := range []string{"ext4", "csum128", "inode512", "seed", "uninit_bg"} {
 		path, _ := mkfs(t, formats[name])
@@ -383,7 +383,7 @@ func TestSealInode(t *testing.T) {
 	}
 }
 
-// TestSetRecover wants the flag, the checksum, and nothing else.
+// TestSetRecover checks that the flag and the checksum change, and nothing else.
 func TestSetRecover(t *testing.T) {
 	for _, name := range []string{"ext4", "ext3"} {
 		path, _ := mkfs(t, formats[name])
@@ -421,7 +421,7 @@ func TestSetRecover(t *testing.T) {
 	}
 }
 
-// TestEditSuper wants what was set to be understood by others, and nothing else to change.
+// TestEditSuper checks that dumpe2fs understands what was set, and that nothing else changes.
 func TestEditSuper(t *testing.T) {
 	for _, name := range []string{"ext4", "ext3"} {
 		path, _ := mkfs(t, formats[name])
@@ -478,7 +478,7 @@ func TestReplayed(t *testing.T) {
 	}
 }
 
-// FuzzSuper: what is accepted has the magic and sizes that can be.
+// FuzzSuper: a superblock that is accepted has the magic number and a valid block size.
 func FuzzSuper(f *testing.F) {
 	super := make([]byte, ext4.SuperSize)
 	super[0x38], super[0x39] = 0x53, 0xef
@@ -516,7 +516,7 @@ func (p *patched) ReadAt(b []byte, off int64) (int, error) {
 var _ io.ReaderAt = (*patched)(nil)
 
 // FuzzMap: whatever the superblock, the descriptors, an inode and its tree say,
-// what is mapped lies in the file system, and going through it ends.
+// every mapped run lies in the file system, and walking the mapping ends.
 func FuzzMap(f *testing.F) {
 	for _, name := range []string{"uninit_bg", "ext3-1k", "ext4-1k"} {
 		f.Add(name == "ext3-1k", []byte{0, 1, 2}, []byte("inode"), []byte("tree"))
@@ -533,7 +533,7 @@ func FuzzMap(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, old bool, super, inode, tree []byte) {
 		p := &patched{bases[old], make(map[int64]byte)}
-		edit := func(at int64, edits []byte) { // pairs of place and value
+		edit := func(at int64, edits []byte) { // two bytes of offset and a value each
 			for i := 0; i+2 < len(edits); i += 3 {
 				p.patch[at+int64(edits[i])|int64(edits[i+1])<<8] = edits[i+2]
 			}

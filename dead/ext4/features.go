@@ -16,8 +16,9 @@ const (
 	StateError State = 2 // errors were seen
 )
 
-// Compat, Incompat and ROCompat are features: a kernel that does not know one of
-// Incompat must not touch the file system; one of ROCompat, not write to it.
+// Compat, Incompat and ROCompat are sets of features. A kernel that does not know an
+// Incompat feature must not touch the file system; one that does not know an ROCompat
+// feature must not write to it.
 type (
 	Compat   uint32
 	Incompat uint32
@@ -38,7 +39,7 @@ const (
 const (
 	IncompatFiletype   Incompat = 0x2
 	IncompatRecover    Incompat = 0x4 // the journal is in use
-	IncompatJournalDev Incompat = 0x8 // this is not a file system, but its journal
+	IncompatJournalDev Incompat = 0x8 // an external journal, not a file system
 	IncompatMetaBG     Incompat = 0x10
 	IncompatExtents    Incompat = 0x40
 	Incompat64Bit      Incompat = 0x80
@@ -69,12 +70,12 @@ const (
 	ROCompatOrphanPresent ROCompat = 0x10000 // the orphan file may have orphans
 )
 
-// known are the incompatible features whose effect on what is read here is
-// known.
+// known are the incompatible features whose effect on what this package reads
+// is known.
 const known = IncompatFiletype | IncompatRecover | IncompatMetaBG | IncompatExtents | Incompat64Bit | IncompatMMP |
 	IncompatFlexBG | IncompatEAInode | IncompatCsumSeed | IncompatLargeDir | IncompatInlineData | IncompatEncrypt | IncompatCasefold
 
-// names are what mke2fs calls them (ext4(5)).
+// names are the names that mke2fs gives to incompatible features (ext4(5)).
 var names = map[Incompat]string{
 	0x1: "compression", IncompatFiletype: "filetype", IncompatRecover: "needs_recovery", IncompatJournalDev: "journal_dev",
 	IncompatMetaBG: "meta_bg", IncompatExtents: "extent", Incompat64Bit: "64bit", IncompatMMP: "mmp", IncompatFlexBG: "flex_bg",
@@ -82,8 +83,8 @@ var names = map[Incompat]string{
 	IncompatInlineData: "inline_data", IncompatEncrypt: "encrypt", IncompatCasefold: "casefold",
 }
 
-// compatNames and roCompatNames are likewise; what mke2fs cannot be told, since it is a
-// state or long gone, has no name.
+// compatNames and roCompatNames are those of the other features. A feature that mke2fs
+// cannot set, since it is a state or obsolete, has no name here.
 var (
 	compatNames = map[Compat]string{
 		CompatHasJournal: "has_journal", CompatExtAttr: "ext_attr", 0x10: "resize_inode", CompatDirIndex: "dir_index",
@@ -107,7 +108,7 @@ func (s *Super) MakeOptions() []string {
 	return options
 }
 
-// namesOf are the names of those features that have one, lowest bit first.
+// namesOf returns the names of those features that have one, lowest bit first.
 func namesOf[F Compat | Incompat | ROCompat](f F, names map[F]string) (list []string) {
 	for ; f != 0; f &= f - 1 {
 		if name, ok := names[f&-f]; ok {

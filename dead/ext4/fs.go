@@ -16,8 +16,8 @@ type FS struct {
 }
 
 // Open reads the superblock of the file system that begins at offset 0 of disk.
-// It fails with ErrNotExt, ErrChecksum, a *FeatureError, or because sizes do not
-// go together.
+// It fails with ErrNotExt, ErrChecksum, a *FeatureError, or because sizes are
+// inconsistent.
 func Open(disk io.ReaderAt) (*FS, error) {
 	b, err := ReadSuper(disk)
 	if err != nil {
@@ -37,7 +37,7 @@ func Open(disk io.ReaderAt) (*FS, error) {
 	return f, nil
 }
 
-// Fits checks that the disk has room for a file system of so many blocks.
+// Fits checks that the disk is large enough for the given number of blocks.
 func (f *FS) Fits(blocks uint64) error {
 	last := make([]byte, f.Super.BlockSize)
 	if n, err := f.disk.ReadAt(last, int64(blocks-1)*int64(len(last))); n < len(last) {
@@ -58,7 +58,7 @@ func ReadSuper(disk io.ReaderAt) ([]byte, error) {
 	return b, CheckSuper(b)
 }
 
-// Check checks that there are no unknown features, and that sizes go together, as
+// Check checks that there are no unknown features, and that sizes are consistent, as
 // fs/ext4/super.c does (ext4_block_group_meta_init, ext4_check_geometry).
 func (s *Super) Check() error {
 	if unknown := s.Incompat &^ known; unknown != 0 {
@@ -99,7 +99,7 @@ func (f *FS) Block(b addr.Block) ([]byte, error) {
 	return buf, f.ReadBlocks(buf, b)
 }
 
-// ReadBlocks fills buf, of so many blocks, with those from b on.
+// ReadBlocks fills buf, which holds a whole number of blocks, with the blocks from b on.
 func (f *FS) ReadBlocks(buf []byte, b addr.Block) error {
 	n := uint64(len(buf)) / uint64(f.Super.BlockSize)
 	if uint64(b) >= f.Super.Blocks || n > f.Super.Blocks-uint64(b) {
@@ -120,9 +120,9 @@ type Group struct {
 	FreeClusters    uint32 // bg_free_blocks_count: clusters, with bigalloc
 	FreeInodes      uint32
 	Directories     uint32 // bg_used_dirs_count
-	UnusedInodes    uint32 // bg_itable_unused: at the end of the table
+	UnusedInodes    uint32 // bg_itable_unused: unused ones at the end of the table
 	Flags           GroupFlags
-	BlockBitmapCsum uint32 // of its first blocks-per-group bits; 16 bits if descriptors have 32 bytes
+	BlockBitmapCsum uint32 // see BitmapChecksum; 16 bits if descriptors have 32 bytes
 	InodeBitmapCsum uint32
 }
 
@@ -182,9 +182,9 @@ func (s *Super) hasSuper(group uint32) bool {
 	return false
 }
 
-// BaseBlocks returns how many blocks at the start of a group have a copy of the
-// superblock, group descriptors, or room for more of them (fs/ext4/balloc.c,
-// ext4_num_base_meta_blocks).
+// BaseBlocks returns how many blocks at the start of a group hold a copy of the
+// superblock, group descriptors, or are reserved for more descriptors
+// (fs/ext4/balloc.c, ext4_num_base_meta_blocks).
 func (s *Super) BaseBlocks(group uint32) uint64 {
 	n := uint64(0)
 	if s.hasSuper(group) {
@@ -257,8 +257,8 @@ func (s *Super) ParseGroup(n uint32, b []byte) (*Group, error) {
 	return g, nil
 }
 
-// GroupBlocks returns where the descriptor of a group says that its block bitmap, its inode bitmap and
-// its inode table are, whatever its checksum.
+// GroupBlocks returns the locations of the block bitmap, the inode bitmap and the inode table, in this
+// order, from a raw group descriptor. It does not verify the checksum.
 func (s *Super) GroupBlocks(b []byte) [3]addr.Block {
 	var out [3]addr.Block
 	for n := range out {
@@ -285,5 +285,5 @@ func (s *Super) groupChecksum(n uint32, b []byte) uint16 {
 	return sum
 }
 
-// On returns the same file system on another disk, whose superblock is not read.
+// On returns the same file system on another disk. It does not read that disk's superblock.
 func (f *FS) On(disk io.ReaderAt) *FS { return &FS{Super: f.Super, disk: disk} }

@@ -23,8 +23,8 @@ type Inode struct {
 	Deleted    uint32 // i_dtime: seconds since 1970, or the next orphan
 	Block      [inodeBlockSize]byte
 	Sectors    uint64     // i_blocks: 512 bytes each; with InodeHugeFile, blocks
-	Attributes addr.Block // i_file_acl: of the extended attributes; 0 if there is none
-	Seed       uint32     // with which the checksums of its blocks begin
+	Attributes addr.Block // i_file_acl: block of extended attributes; 0 if there is none
+	Seed       uint32     // initial value of the checksums of its blocks
 }
 
 // InodeFlags is i_flags.
@@ -33,11 +33,11 @@ type InodeFlags uint32
 // Some bits of InodeFlags (EXT4_*_FL).
 const (
 	InodeEncrypted  InodeFlags = 0x800
-	InodeIndex      InodeFlags = 0x1000 // of a directory, by hashes
+	InodeIndex      InodeFlags = 0x1000 // a directory with a hash index
 	InodeHugeFile   InodeFlags = 0x40000
 	InodeExtents    InodeFlags = 0x80000
 	InodeVerity     InodeFlags = 0x100000
-	InodeEAInode    InodeFlags = 0x200000 // it is the value of an extended attribute
+	InodeEAInode    InodeFlags = 0x200000 // it holds the value of an extended attribute
 	InodeInlineData InodeFlags = 0x10000000
 	InodeCasefold   InodeFlags = 0x40000000
 )
@@ -89,7 +89,7 @@ func (s *Super) ParseInode(n addr.Ino, b []byte) (*Inode, error) {
 	return i, nil
 }
 
-// ReadInode is ParseInode into an inode that is there. After an error there is nothing of use in it.
+// ReadInode is ParseInode into an existing Inode, whose content must not be used after an error.
 func (s *Super) ReadInode(i *Inode, n addr.Ino, b []byte) error {
 	if len(b) != int(s.InodeSize) {
 		return fmt.Errorf("parse inode %d: %d bytes instead of %d", n, len(b), s.InodeSize)
@@ -115,8 +115,8 @@ func (s *Super) ReadInode(i *Inode, n addr.Ino, b []byte) error {
 	return nil
 }
 
-// SealInode puts the checksum that the bytes of an inode have into them, if inodes
-// have one.
+// SealInode computes the checksum of a raw inode and stores it there, if inodes have
+// checksums.
 func (s *Super) SealInode(n addr.Ino, b []byte) {
 	if !s.Checksummed() || !s.Linux {
 		return
@@ -128,14 +128,14 @@ func (s *Super) SealInode(n addr.Ino, b []byte) {
 	}
 }
 
-// inodeSeed is what the checksums of an inode and of its blocks begin with.
+// inodeSeed returns the initial value of the checksums of an inode and of its blocks.
 func (s *Super) inodeSeed(n addr.Ino, generation uint32) uint32 {
 	return crc32cNumber(crc32cNumber(s.ChecksumSeed, uint32(n)), generation)
 }
 
-// inodeChecksum returns the checksum that an inode carries and the one that it
-// has (fs/ext4/inode.c, ext4_inode_csum). Without room for the upper half both
-// are its lower half.
+// inodeChecksum returns the checksum stored in a raw inode and the one computed
+// from its bytes (fs/ext4/inode.c, ext4_inode_csum). If the inode has no room for
+// the upper half, both are the lower half only.
 func inodeChecksum(seed uint32, b []byte) (carried, has uint32) {
 	carried = uint32(binary.LittleEndian.Uint16(b[0x7c:]))
 	has = CRC32C(crc32cZeros(CRC32C(seed, b[:0x7c]), 2), b[0x7e:goodOldInodeSize])

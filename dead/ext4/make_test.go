@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestMakeOptions: a file system made with the options of another has its features.
+// TestMakeOptions: a file system made with the options of another one has the same features and sizes.
 func TestMakeOptions(t *testing.T) {
 	if _, err := exec.LookPath("mke2fs"); err != nil {
 		t.Skip(err)

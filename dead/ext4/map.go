@@ -11,7 +11,7 @@ import (
 // ErrHole says that no block is mapped there.
 var ErrHole = errors.New("a hole")
 
-// Run is a piece of a file that lies in one piece on the disk.
+// Run is a part of a file that is contiguous on the disk.
 type Run struct {
 	Logical   uint32     // first block, within the file
 	Physical  addr.Block // first block, on the disk
@@ -19,25 +19,26 @@ type Run struct {
 	Unwritten bool       // allocated, but reads as zeros
 }
 
-// MaxRun is how long an extent may be, in blocks; one that is unwritten is shorter
-// (fs/ext4/ext4_extents.h, EXT_INIT_MAX_LEN).
+// MaxRun is the maximum length of an extent, in blocks; that of an unwritten extent is one
+// less (fs/ext4/ext4_extents.h, EXT_INIT_MAX_LEN).
 const MaxRun = 1 << 15
 
-// Index is an entry for a node below: that begins with a block of the file.
+// Index is an index entry of an extent tree node: the first block of the file that the
+// child node covers, and the block that the child is in.
 type Index struct {
 	Logical uint32
 	Node    addr.Block
 }
 
-// Skip returns the run without its first n blocks, of which it has more.
+// Skip returns the run without its first n blocks. It must have more than n.
 func (r Run) Skip(n uint32) Run {
 	r.Logical, r.Physical, r.Length = r.Logical+n, r.Physical+addr.Block(n), r.Length-n
 	return r
 }
 
-// Map returns the blocks of an inode from logical block on, as far as they lie
-// in one piece and are found in one step. Where there are none the error wraps
-// ErrHole.
+// Map returns the run of blocks that an inode has from a logical block on, as far as
+// one extent or one block of pointers maps it contiguously. If that block is not
+// mapped, the error wraps ErrHole.
 func (f *FS) Map(i *Inode, logical uint32) (Run, error) {
 	var r Run
 	var err error
@@ -56,24 +57,24 @@ func (f *FS) Map(i *Inode, logical uint32) (Run, error) {
 }
 
 const (
-	// ExtentMagic begins a node of a tree of extents (EXT4_EXT_MAGIC).
+	// ExtentMagic is the magic number at the start of an extent tree node (EXT4_EXT_MAGIC).
 	ExtentMagic = 0xf30a
-	// ExtentMaxDepth is how many levels of nodes a tree of extents may have
+	// ExtentMaxDepth is the maximum depth of an extent tree
 	// (EXT4_MAX_EXTENT_DEPTH).
 	ExtentMaxDepth = 5
-	// ExtentSize is that of the header of a node, of an entry for the node below,
-	// and of an extent, in bytes.
+	// ExtentSize is the size of a node's header, of an index entry, and of an
+	// extent, in bytes.
 	ExtentSize = 12
 )
 
-// mapExtent goes down the tree of extents (fs/ext4/extents.c).
+// mapExtent walks down the extent tree (fs/ext4/extents.c).
 func (f *FS) mapExtent(i *Inode, logical uint32) (Run, error) {
 	node := i.Block[:]
 	depth := int(binary.LittleEndian.Uint16(node[6:]))
 	if depth > ExtentMaxDepth {
 		return Run{}, fmt.Errorf("tree of depth %d", depth)
 	}
-	var from *uint32 // the first block that the node above promises
+	var from *uint32 // the node's first block by the index entry above it
 	for level := depth; ; level-- {
 		entries, err := ExtentEntries(node, level)
 		if err != nil {
@@ -98,7 +99,7 @@ func (f *FS) mapExtent(i *Inode, logical uint32) (Run, error) {
 	}
 }
 
-// extentEntries checks the header of a node and returns its entries.
+// ExtentEntries checks the header of a node and returns its entries.
 func ExtentEntries(node []byte, level int) ([]byte, error) {
 	u16 := func(off int) int { return int(binary.LittleEndian.Uint16(node[off:])) }
 	room := len(node)/ExtentSize - 1
@@ -116,11 +117,11 @@ func ExtentEntries(node []byte, level int) ([]byte, error) {
 	}
 }
 
-// chooseEntry returns the last entry that does not begin after logical, of
-// entries that must ascend without overlapping.
+// chooseEntry returns the last entry that does not begin after logical. The
+// entries must be in ascending order and must not overlap.
 func (f *FS) chooseEntry(entries []byte, level int, logical uint32) ([]byte, error) {
 	var chosen []byte
-	end := uint64(0) // of the one before
+	end := uint64(0) // of the previous entry
 	for at := 0; at < len(entries); at += ExtentSize {
 		e := entries[at : at+ExtentSize]
 		first := binary.LittleEndian.Uint32(e)
@@ -142,7 +143,7 @@ func (f *FS) chooseEntry(entries []byte, level int, logical uint32) ([]byte, err
 	return chosen, nil
 }
 
-// extentLength returns the length of an extent, and whether it is unwritten
+// ExtentLength returns the length of an extent, and whether it is unwritten
 // (fs/ext4/ext4_extents.h, EXT_INIT_MAX_LEN).
 func ExtentLength(e []byte) (length uint32, unwritten bool) {
 	n := uint32(binary.LittleEndian.Uint16(e[4:]))
@@ -152,7 +153,7 @@ func ExtentLength(e []byte) (length uint32, unwritten bool) {
 	return n, false
 }
 
-// extentRun returns what an extent maps from logical on.
+// extentRun returns the run that an extent maps from logical on.
 func (f *FS) extentRun(e []byte, logical uint32) (Run, error) {
 	first := binary.LittleEndian.Uint32(e)
 	length, unwritten := ExtentLength(e)
@@ -183,8 +184,8 @@ func (f *FS) extentBlock(i *Inode, b addr.Block) ([]byte, error) {
 	return node, nil
 }
 
-// CheckExtentBlock verifies the checksum of a node of an inode's tree of extents,
-// if it has one: it follows the room for entries.
+// CheckExtentBlock verifies the checksum of a node of an inode's extent tree, if
+// nodes have checksums. The checksum follows the room for entries.
 func (s *Super) CheckExtentBlock(i *Inode, node []byte) error {
 	if !s.Checksummed() {
 		return nil
@@ -199,8 +200,8 @@ func (s *Super) CheckExtentBlock(i *Inode, node []byte) error {
 	return nil
 }
 
-// SealExtentBlock puts the checksum of a node of an inode's tree of extents into it, if
-// those have one.
+// SealExtentBlock computes the checksum of a node of an inode's extent tree and stores it
+// there, if nodes have checksums.
 func (s *Super) SealExtentBlock(i *Inode, node []byte) error {
 	if !s.Checksummed() {
 		return nil
@@ -212,7 +213,7 @@ func (s *Super) SealExtentBlock(i *Inode, node []byte) error {
 	return err
 }
 
-// extentTail is where the checksum of a node is.
+// extentTail returns the offset of a node's checksum.
 func extentTail(node []byte) (int, error) {
 	tail := ExtentSize * (1 + int(binary.LittleEndian.Uint16(node[4:])))
 	if tail > len(node)-4 {
@@ -257,7 +258,7 @@ func (f *FS) mapIndirect(i *Inode, logical uint32) (Run, error) {
 	return f.pointerRun(pointers, index, logical)
 }
 
-// pointerRun returns what pointers map from the one at index on.
+// pointerRun returns the run that pointers map, beginning with the one at index.
 func (f *FS) pointerRun(pointers []byte, index uint64, logical uint32) (Run, error) {
 	at := func(n uint64) addr.Block { return addr.Block(binary.LittleEndian.Uint32(pointers[4*n:])) }
 	r := Run{Logical: logical, Physical: at(index), Length: 1}

@@ -9,36 +9,36 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// MMP is the block by which kernels see that another has the file system mounted
-// (fs/ext4/ext4.h, struct mmp_struct): the one that has writes it every few seconds, with the
-// next number (fs/ext4/mmp.c, kmmpd).
+// MMP is the block by which a kernel sees that another one has the file system mounted
+// (fs/ext4/ext4.h, struct mmp_struct): the one that has it mounted writes the block every few
+// seconds, each time with the next sequence number (fs/ext4/mmp.c, kmmpd).
 type MMP struct {
-	Sequence uint32 // mmp_seq, or one of MMPClean and MMPCheck
-	Time     uint64 // mmp_time: of that, in seconds since 1970, by the clock of who wrote it
-	Node     string // mmp_nodename, of who wrote it
-	Device   string // mmp_bdevname, as that calls it
+	Sequence uint32 // mmp_seq: a sequence number, MMPClean or MMPCheck
+	Time     uint64 // mmp_time: when it was written, in seconds since 1970, by the writer's clock
+	Node     string // mmp_nodename: of the writer
+	Device   string // mmp_bdevname: the writer's name of the device
 }
 
-// Numbers that are none (EXT4_MMP_SEQ_CLEAN, EXT4_MMP_SEQ_FSCK), and the largest that is one
-// (EXT4_MMP_SEQ_MAX).
+// The values of mmp_seq that are not sequence numbers (EXT4_MMP_SEQ_CLEAN, EXT4_MMP_SEQ_FSCK),
+// and the largest sequence number (EXT4_MMP_SEQ_MAX).
 const (
 	MMPClean uint32 = 0xff4d4d50 // nobody has it mounted: a mount need not wait
-	MMPCheck uint32 = 0xe24d4d50 // e2fsck(8) has it
+	MMPCheck uint32 = 0xe24d4d50 // e2fsck(8) is working on it
 	mmpMax   uint32 = 0xe24d4d4f
 )
 
-// Of a struct mmp_struct: its magic, its size, and where its checksum is, in bytes.
+// The magic number of a struct mmp_struct, its size, and the offset of its checksum, in bytes.
 const (
 	mmpMagic    = 0x004d4d50
 	mmpSize     = 1024
 	mmpChecksum = 1020
 )
 
-// ErrNotMMP says that a block is not what the feature mmp has there.
+// ErrNotMMP says that a block is not an MMP block, or that s_mmp_block lies outside of the file system.
 var ErrNotMMP = errors.New("not an MMP block")
 
-// ParseMMP reads the block, from disk or from memory. In memory its checksum may be of the time
-// before: it is looked at only if checked says so.
+// ParseMMP parses an MMP block, from disk or from memory. In memory the checksum may be stale, so
+// it is verified only if checked is set.
 func (s *Super) ParseMMP(b []byte, checked bool) (MMP, error) {
 	if len(b) < mmpSize || binary.LittleEndian.Uint32(b) != mmpMagic {
 		return MMP{}, ErrNotMMP
@@ -53,9 +53,9 @@ func (s *Super) ParseMMP(b []byte, checked bool) (MMP, error) {
 	}, nil
 }
 
-// Wrote reports whether a kernel that had m in memory when it died is who wrote the block on
-// the disk last: it is the same one, or that before it, since the number is counted up in
-// memory first.
+// Wrote reports whether the kernel that had m in memory when it died was the last one to write
+// the block on the disk. That block is then m itself or its predecessor, since the kernel
+// counts the number up in memory before it writes the block.
 func (m MMP) Wrote(disk MMP) bool {
 	next := disk.Sequence + 1
 	if next > mmpMax {
@@ -67,8 +67,8 @@ func (m MMP) Wrote(disk MMP) bool {
 	return counts && m.Node == disk.Node && m.Device == disk.Device && (same || before)
 }
 
-// SetMMPClean returns the block that says that nobody has the file system mounted, with its
-// checksum; b stays as it is.
+// SetMMPClean returns a copy of the MMP block b which says that nobody has the file system
+// mounted, with its checksum. It does not change b.
 func (s *Super) SetMMPClean(b []byte) ([]byte, error) {
 	if _, err := s.ParseMMP(b, true); err != nil {
 		return nil, err
@@ -81,8 +81,8 @@ func (s *Super) SetMMPClean(b []byte) ([]byte, error) {
 	return out, nil
 }
 
-// MMPLocation is the block of the feature mmp, if the file system has that. It fails if the
-// block lies outside of it.
+// MMPLocation returns the MMP block; ok is false if the file system does not have the mmp
+// feature. It fails if the block lies outside of the file system.
 func (s *Super) MMPLocation() (at addr.Block, ok bool, err error) {
 	if s.Incompat&IncompatMMP == 0 {
 		return 0, false, nil

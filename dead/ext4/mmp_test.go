@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// TestMMP: the block that mke2fs makes says that nobody has the file system; e2fsck takes one that we
-// make for that, too, and one with a wrong checksum is refused.
+// TestMMP: the block that mke2fs makes says that nobody has the file system mounted; e2fsck accepts the
+// block that SetMMPClean makes, and a block with a wrong checksum is refused.
 func TestMMP(t *testing.T) {
 	for _, options := range []string{"mmp", "mmp,^metadata_csum", "^mmp"} {
 		path := filepath.Join(t.TempDir(), "disk")
@@ -93,8 +93,8 @@ func TestMMPWrote(t *testing.T) {
 	}
 }
 
-// FuzzMMP: whatever the bytes, what is made of them says that nobody has the file system, and is
-// taken again; and nobody but the same machine signs for one.
+// FuzzMMP: whatever the bytes, the block that SetMMPClean makes of them says that nobody has the file
+// system mounted, and parses again; and Wrote accepts a block of the same machine only, and no later one.
 func FuzzMMP(f *testing.F) {
 	f.Add(make([]byte, 1024), make([]byte, 1024))
 	used := append([]byte{0x50, 0x4d, 0x4d, 0, 7}, make([]byte, 1019)...)

@@ -8,19 +8,19 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// The end of a block of the file of orphans: a magic, and a checksum of what is before
-// them (fs/ext4/ext4.h, struct ext4_orphan_block_tail).
+// The tail of a block of the orphan file: a magic number, and a checksum of what precedes
+// the tail (fs/ext4/ext4.h, struct ext4_orphan_block_tail).
 const (
 	orphanTail  = 8
 	orphanMagic = 0x0b10ca04
 )
 
-// ErrOrphanBlock says that a block is not of the file of orphans.
+// ErrOrphanBlock says that a block is not one of the orphan file.
 var ErrOrphanBlock = errors.New("block of the orphan file has no magic number")
 
-// OrphanBlock returns the numbers of inodes in a block of the file of orphans, 4 bytes
-// each, 0 if there is none. The checksum is verified, if there is one. What is returned
-// is a part of b.
+// OrphanBlock returns the inode numbers in a block of the orphan file, 4 bytes each; 0
+// means an empty slot. It verifies the checksum, if there is one. The result is a part of
+// b, not a copy.
 func (s *Super) OrphanBlock(file *Inode, at addr.Block, b []byte) ([]byte, error) {
 	n := len(b) - orphanTail
 	if n < 0 || binary.LittleEndian.Uint32(b[n:]) != orphanMagic {
@@ -34,8 +34,8 @@ func (s *Super) OrphanBlock(file *Inode, at addr.Block, b []byte) ([]byte, error
 	return b[:n], nil
 }
 
-// SealOrphanBlock puts the checksum of a block of the file of orphans into it, if those
-// have one.
+// SealOrphanBlock computes the checksum of a block of the orphan file and stores it there,
+// if these blocks have checksums.
 func (s *Super) SealOrphanBlock(file *Inode, at addr.Block, b []byte) error {
 	n := len(b) - orphanTail
 	if n < 0 || binary.LittleEndian.Uint32(b[n:]) != orphanMagic {
@@ -47,7 +47,7 @@ func (s *Super) SealOrphanBlock(file *Inode, at addr.Block, b []byte) error {
 	return nil
 }
 
-// orphanChecksum is that of ext4_orphan_file_block_csum (fs/ext4/orphan.c).
+// orphanChecksum computes what ext4_orphan_file_block_csum does (fs/ext4/orphan.c).
 func orphanChecksum(file *Inode, at addr.Block, entries []byte) uint32 {
 	return CRC32C(CRC32C(file.Seed, binary.LittleEndian.AppendUint64(nil, uint64(at))), entries)
 }

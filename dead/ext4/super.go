@@ -1,10 +1,10 @@
 // Package ext4 reads the structure of an ext2, ext3 or ext4 file system from its
-// disk, whose bytes it trusts no more than their checksums do.
+// disk. It trusts the bytes only as far as their checksums vouch for them.
 //
 // # Caveats
 //
-// What is read is what is on the disk: of a file system whose journal was not
-// replayed, that is older than what it means to be.
+// The package reads what is on the disk. Until the journal is replayed, that is
+// older than the state that the file system has committed.
 package ext4
 
 import (
@@ -16,8 +16,8 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// SuperOffset and SuperSize are where the superblock lies on the device, in
-// bytes.
+// SuperOffset and SuperSize are the offset of the superblock on the device and its
+// size, in bytes.
 const (
 	SuperOffset = 1024
 	SuperSize   = 1024
@@ -37,15 +37,15 @@ type Super struct {
 	ROCompat   ROCompat
 	MountTime  uint64 // s_mtime: seconds since 1970, 40 bits
 	MountCount uint16 // s_mnt_count: mounts since the last check
-	WriteTime  uint64 // s_wtime: of the superblock by itself, likewise
-	CheckTime  uint64 // s_lastcheck: of the last check of all, likewise
+	WriteTime  uint64 // s_wtime: last write of the superblock, likewise
+	CheckTime  uint64 // s_lastcheck: last full check, likewise
 	State      State
 	ErrorCount uint32 // s_error_count: since the last check
 
 	BlockSize      uint32 // in bytes
-	ClusterSize    uint32 // in bytes: what is allocated at once; BlockSize, but for bigalloc
+	ClusterSize    uint32 // in bytes: unit of allocation; BlockSize without bigalloc
 	Blocks         uint64 // s_blocks_count
-	FirstDataBlock uint32 // 1 if the blocks have 1 KiB, else mostly 0
+	FirstDataBlock uint32 // 1 if blocks have 1 KiB, else usually 0
 	BlocksPerGroup uint32
 	InodesPerGroup uint32
 	Inodes         uint32    // s_inodes_count
@@ -54,12 +54,12 @@ type Super struct {
 	DescSize       uint16    // of a group descriptor, in bytes
 	FirstMetaGroup uint32    // s_first_meta_bg
 	BackupGroups   [2]uint32 // s_backup_bgs, with CompatSparseSuper2
-	ReservedDesc   uint32    // s_reserved_gdt_blocks: for more group descriptors, behind those that there are
+	ReservedDesc   uint32    // s_reserved_gdt_blocks: reserved for more group descriptors, behind the existing ones
 	FlexSize       uint64    // groups whose bitmaps and inode tables lie together, with IncompatFlexBG; else 1
-	ChecksumSeed   uint32    // with which metadata checksums begin
-	Linux          bool      // s_creator_os: others have inodes without checksums
+	ChecksumSeed   uint32    // initial value of metadata checksums
+	Linux          bool      // s_creator_os is Linux: else inodes have no checksums
 
-	JournalInode  addr.Ino  // s_journal_inum; 0 if it is elsewhere, or there is none
+	JournalInode  addr.Ino  // s_journal_inum; 0 if the journal is external, or there is none
 	JournalDevice uint32    // s_journal_dev: of an external journal, as the kernel encodes it
 	JournalUUID   addr.UUID // s_journal_uuid: of an external journal
 	// JournalBackup is s_jnl_blocks: i_block of the journal's inode, and its size;
@@ -68,14 +68,14 @@ type Super struct {
 	LastOrphan    addr.Ino // s_last_orphan: head of the list of inodes to delete or truncate
 	OrphanFile    addr.Ino // s_orphan_file_inum, with CompatOrphanFile
 
-	// Quotas are the inodes of the files that count what users, groups and projects have
+	// Quotas are the inodes of the quota files of users, groups and projects
 	// (s_usr_quota_inum, s_grp_quota_inum, s_prj_quota_inum), with ROCompatQuota; else 0.
 	Quotas [3]addr.Ino
 
 	mmpBlock addr.Block // s_mmp_block, with IncompatMMP
 
 	HashSeed     [4]uint32 // s_hash_seed: of names in directories
-	HashUnsigned bool      // s_flags: their characters are unsigned
+	HashUnsigned bool      // s_flags: the hash takes characters as unsigned
 }
 
 // JournalBackup is what the superblock remembers of the journal's inode.
@@ -92,8 +92,8 @@ func (s *Super) NeedsReplay() bool { return s.Incompat&IncompatRecover != 0 }
 // Checksummed reports whether metadata carries checksums (metadata_csum).
 func (s *Super) Checksummed() bool { return s.ROCompat&ROCompatMetadataCsum != 0 }
 
-// Internal reports whether an inode is the file system's own. Some of those have numbers
-// that files have: mke2fs(8) makes the files of the orphans and of the projects' quotas so.
+// Internal reports whether an inode is the file system's own. The orphan file and the project
+// quota file are its own, too, although mke2fs(8) gives them numbers in the range of files.
 func (s *Super) Internal(n addr.Ino) bool {
 	return n < s.FirstInode || n == s.JournalInode || n == s.OrphanFile || slices.Contains(s.Quotas[:], n)
 }
@@ -118,8 +118,8 @@ const (
 	checksumOffset   = 0x3fc
 )
 
-// ParseSuper reads the SuperSize bytes of a superblock, from disk or from memory:
-// both are the same. The checksum is not looked at, since it is of no meaning in
+// ParseSuper parses the SuperSize bytes of a superblock, from disk or from memory:
+// the layout is the same. It does not verify the checksum, which has no meaning in
 // memory; see CheckSuper.
 func ParseSuper(b []byte) (Super, error) {
 	var s Super
@@ -183,7 +183,7 @@ func ParseSuper(b []byte) (Super, error) {
 	return s, nil
 }
 
-// parseJournal reads what concerns the journal and the orphans.
+// parseJournal parses the fields of the journal and of the orphans.
 func (s *Super) parseJournal(b []byte) {
 	u32 := func(off int) uint32 { return binary.LittleEndian.Uint32(b[off:]) }
 	s.LastOrphan = addr.Ino(u32(lastOrphanOffset))
@@ -218,7 +218,7 @@ func CheckSuper(b []byte) error {
 	return nil
 }
 
-// seal returns b with its checksum, if it has one.
+// seal sets the checksum of b, if it has one, and returns b.
 func seal(b []byte) []byte {
 	if s, err := ParseSuper(b); err == nil && s.Checksummed() {
 		binary.LittleEndian.PutUint32(b[checksumOffset:], CRC32C(^uint32(0), b[:checksumOffset]))
@@ -226,8 +226,8 @@ func seal(b []byte) []byte {
 	return b
 }
 
-// SetRecover returns the superblock that says whether the journal is in use,
-// with its checksum; b stays as it is.
+// SetRecover returns a copy of the superblock b which says whether the journal is
+// in use, with its checksum. It does not change b.
 func SetRecover(b []byte, inUse bool) ([]byte, error) {
 	return edit(b, func(out []byte) {
 		incompat := binary.LittleEndian.Uint32(out[0x60:]) &^ uint32(IncompatRecover)
@@ -238,14 +238,14 @@ func SetRecover(b []byte, inUse bool) ([]byte, error) {
 	})
 }
 
-// SetLastOrphan returns the superblock whose list of orphans begins with an inode, 0 if
-// it is empty, with its checksum; b stays as it is.
+// SetLastOrphan returns a copy of the superblock b whose orphan list begins with inode n,
+// with its checksum; 0 means an empty list. It does not change b.
 func SetLastOrphan(b []byte, n addr.Ino) ([]byte, error) {
 	return edit(b, func(out []byte) { binary.LittleEndian.PutUint32(out[lastOrphanOffset:], uint32(n)) })
 }
 
-// SetUnclean returns the superblock that says that the file system was not unmounted
-// cleanly, with its checksum, so that e2fsck(8) checks all of it; b stays as it is.
+// SetUnclean returns a copy of the superblock b which says that the file system was not
+// unmounted cleanly, so that e2fsck(8) checks all of it, with its checksum. It does not change b.
 func SetUnclean(b []byte) ([]byte, error) {
 	return edit(b, func(out []byte) {
 		state := binary.LittleEndian.Uint16(out[stateOffset:]) &^ uint16(StateValid)
@@ -262,16 +262,16 @@ func edit(b []byte, do func(out []byte)) ([]byte, error) {
 	return seal(out), nil
 }
 
-// Where the superblock has its fields about errors: from s_error_count up to
+// The range of the superblock's fields about errors: from s_error_count up to
 // s_mount_opts (fs/ext4/ext4.h, EXT4_S_ERR_START, EXT4_S_ERR_END).
 const (
 	errorOffset = 0x194
 	errorEnd    = 0x200
 )
 
-// Replayed returns the superblock that a replay leaves, of the one in the
-// journal and the one that was on the disk. Errors are written to the disk past
-// the journal, so that what is on the disk about them is kept (fs/ext4/super.c,
+// Replayed returns the superblock that a replay leaves, given the one in the
+// journal and the one that was on the disk. The kernel writes errors to the disk
+// past the journal, so the disk's fields about errors are kept (fs/ext4/super.c,
 // ext4_load_journal; the flag since 6.2). The journal is in use until it is
 // emptied, whatever logged says.
 func Replayed(logged, disk []byte) ([]byte, error) {

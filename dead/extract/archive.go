@@ -18,7 +18,7 @@ import (
 
 // Archive is a tar archive, compressed with zstd, written as a stream.
 type Archive struct {
-	path string   // final name; empty for a stream that is somebody else's
+	path string   // final name; empty for a stream of the caller's
 	file *os.File // under a temporary name
 	out  *bufio.Writer
 	zstd *zstd.Encoder
@@ -133,7 +133,7 @@ func (a *Archive) publish() error {
 	if err := errors.Join(a.file.Sync(), a.file.Close()); err != nil {
 		return err
 	}
-	// Unlike a rename, a link does not replace what came into being meanwhile.
+	// Unlike a rename, a link does not replace a file that was created meanwhile.
 	if err := os.Link(a.file.Name(), a.path); err != nil {
 		return err
 	}

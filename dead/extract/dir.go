@@ -43,8 +43,8 @@ type opened struct {
 // maxOpened bounds how many directories stay open without a user.
 const maxOpened = 16
 
-// NewDir makes or takes an empty directory. What it holds may be secret, or be
-// programs with the set-user-ID bit: one that is made here is for its owner only.
+// NewDir creates a directory, or takes an empty one. What is extracted may be secret, or
+// programs with the set-user-ID bit: a directory created here is for its owner only.
 func NewDir(dir string) (*Dir, error) {
 	d := &Dir{path: dir, owners: os.Geteuid() == 0, known: map[string]bool{".": true}, tops: make(map[string]bool)}
 	d.open = make(map[string]*opened)
@@ -80,7 +80,7 @@ func NewDir(dir string) (*Dir, error) {
 // Parallel implements Sink.
 func (d *Dir) Parallel() int { return 4 }
 
-// OwnersKept reports whether files get their owners: only root can do that.
+// OwnersKept reports whether files keep their owners: only root can set them.
 func (d *Dir) OwnersKept() bool { return d.owners }
 
 // Put implements Sink.
@@ -106,7 +106,7 @@ func (d *Dir) Put(name string, f *inventory.File, body Body) error {
 		return advise("create", name, err)
 	}
 	err = d.fill(out, f, body)
-	// The owner first: that takes the set-user-ID bit away.
+	// The owner first: setting it clears the set-user-ID bit.
 	if err == nil && !owned {
 		err = out.chown(f.UID, f.GID)
 	}
@@ -258,7 +258,7 @@ func (d *Dir) Abort() error {
 	return errors.Join(errs...)
 }
 
-// advise says what to do about an error.
+// advise adds to an error what to do about it.
 func advise(verb, name string, err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):

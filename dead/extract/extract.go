@@ -1,7 +1,7 @@
 // Package extract writes the files of a dead kernel's memory to a directory or an
 // archive, and promises that no name from that memory leads out of it, that what
-// was written is described byte range by byte range, and that what is not
-// finished does not look so.
+// was written is described byte range by byte range, and that unfinished output
+// does not look finished.
 package extract
 
 import (
@@ -21,14 +21,14 @@ import (
 type Sink interface {
 	// Put writes one file. An error that wraps ErrSkip is about this file only.
 	Put(name string, f *inventory.File, body Body) error
-	// Link gives a file that was put another name.
+	// Link gives another name to a file that was written by Put.
 	Link(name, to string) error
 	// Finish adds the manifest and makes everything appear under its final
 	// name, after it is durable.
 	Finish(manifest []byte) error
 	// Abort removes what was written. It does nothing after Finish.
 	Abort() error
-	// Parallel is how many calls of Put may go on at once.
+	// Parallel returns how many calls of Put may run at once.
 	Parallel() int
 }
 
@@ -48,13 +48,13 @@ type Job struct {
 	Holes []addr.Span
 	// Report is filled in with what was written.
 	Report *inventory.FileReport
-	// Hash has the report say the SHA-256 of it: of large files that takes longer than to
-	// write them.
+	// Hash makes the report contain the SHA-256 of the file: for large files that takes
+	// longer than writing them.
 	Hash bool
 }
 
 // hashLimit bounds how many zeros are hashed for holes of one file, in bytes: the
-// size of a file is hostile, what is in memory is not more than memory.
+// size of a file is not to be trusted, while its bytes in memory are at most all of memory.
 const hashLimit = 1 << 30
 
 // Write writes all jobs. wrote is called with the number of bytes from memory
@@ -108,7 +108,7 @@ type writing struct {
 	image *inventory.Image
 	job   *Job
 	wrote func(n int)
-	sum   hash.Hash // nil: it is not wanted
+	sum   hash.Hash // nil if it is not wanted
 	whole bool      // zeros are hashed, too
 	done  int64     // how much of the file is hashed
 	gone  []addr.Span
@@ -140,7 +140,7 @@ func (w *writing) body(data func(off int64, b []byte) error) error {
 	return nil
 }
 
-// hashedAside is how many bytes are worth being hashed while they are written.
+// hashedAside is from how many bytes on they are hashed while they are written.
 const hashedAside = 256 << 10
 
 func (w *writing) hash(off int64, b []byte) {
@@ -149,7 +149,7 @@ func (w *writing) hash(off int64, b []byte) {
 	w.done = off + int64(len(b))
 }
 
-// hashed returns the hash in hexadecimal, and of what it is (inventory.WrittenReport).
+// hashed returns the hash in hexadecimal, and what it is the hash of (inventory.WrittenReport).
 func (w *writing) hashed() (sum, of string) {
 	of = "ranges"
 	if w.whole {
@@ -159,7 +159,7 @@ func (w *writing) hashed() (sum, of string) {
 	return hex.EncodeToString(w.sum.Sum(nil)), of
 }
 
-// missing records that memory does not hold what it said it does.
+// missing records that memory does not hold bytes that it seemed to hold.
 func (w *writing) missing(s addr.Span, err error) error {
 	w.gone = append(w.gone, s)
 	w.job.Report.Refused = append(w.job.Report.Refused, inventory.RefusedReport{
@@ -179,7 +179,7 @@ func (w *writing) zeros(to int64) {
 	}
 }
 
-// account says in the report what of the file is not there.
+// account writes to the report which bytes of the file are missing.
 func (w *writing) account() {
 	f, r := w.job.File, w.job.Report
 	if len(w.gone) > 0 {
@@ -197,7 +197,7 @@ func (w *writing) account() {
 	r.Absent = inventory.Ranges(inventory.Without(f.Size, append(known, w.job.Holes...)))
 }
 
-// Both returns what is in both of two ascending lists of spans.
+// Both returns the intersection of two ascending lists of spans.
 func Both(a, b []addr.Span) []addr.Span {
 	var out []addr.Span
 	for len(a) > 0 && len(b) > 0 {
@@ -224,8 +224,8 @@ func without(in []inventory.Range, gone []addr.Span) []inventory.Range {
 	return inventory.Ranges(Both(spans, inventory.Without(end, gone)))
 }
 
-// Problems counts the files that could not be written, and the pages that memory
-// did not hold after all.
+// Problems counts the files that could not be written, or of which anything is
+// refused, as are pages that memory did not hold after all.
 func Problems(jobs []Job) (files int) {
 	for _, j := range jobs {
 		if j.Report.Written == nil || j.Report.Written.Problem != "" || len(j.Report.Refused) > 0 {

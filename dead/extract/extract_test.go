@@ -80,7 +80,7 @@ func TestDir(t *testing.T) {
 	}
 }
 
-// TestDirEscape wants the file system itself to keep names inside, should a name
+// TestDirEscape checks that the file system itself keeps names inside, should a name
 // ever get here that inventory.Namer did not make.
 func TestDirEscape(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "out")

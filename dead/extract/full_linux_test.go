@@ -64,8 +64,8 @@ func TestDirFull(t *testing.T) {
 	}
 }
 
-// TestDirAttributes wants files to be as they were, whatever new files are like where
-// they are put.
+// TestDirAttributes checks that files get the attributes they had, whatever new files in
+// the output directory are like.
 func TestDirAttributes(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give files away")

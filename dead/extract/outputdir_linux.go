@@ -10,17 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// outputDir is a directory that files are put into. A name in it is a single one, which
-// the kernel looks up without a walk from the top, as os.Root would have to.
+// outputDir is a directory that files are put into. A name in it is a single component, which
+// the kernel looks up directly; os.Root would have to walk from the top.
 type outputDir struct {
 	dir      *os.File
 	fd       int
-	known    bool   // what follows is
+	known    bool   // whether the following members are known
 	uid, gid uint32 // of new files here
 	allowed  uint32 // permissions that new files here can get
 }
 
-// probeName is of a file that is gone before any other comes.
+// probeName is the name of a file that is removed before any other is created.
 const probeName = ".understudy-probe"
 
 func openOutputDir(root *os.Root, dir string) (outputDir, error) {
@@ -38,7 +38,7 @@ func openOutputDir(root *os.Root, dir string) (outputDir, error) {
 func (p *outputDir) probe() {
 	out, err := p.create(probeName, 0o777)
 	if err != nil {
-		return // it is said where it matters
+		return // the error comes again where it matters
 	}
 	var st unix.Stat_t
 	err = unix.Fstat(int(out), &st)
@@ -46,7 +46,7 @@ func (p *outputDir) probe() {
 	p.known, p.uid, p.gid, p.allowed = err == nil, st.Uid, st.Gid, st.Mode&0o777
 }
 
-// owns reports whether a new file here is known to have this owner to begin with.
+// owns reports whether a new file here is known to have this owner from the start.
 func (p outputDir) owns(uid, gid uint32) bool { return p.known && uid == p.uid && gid == p.gid }
 
 // allows reports whether a new file here is known to get these permissions if it is
@@ -114,7 +114,7 @@ func (o output) chmod(mode uint16) error {
 
 func (o output) close() error { return os.NewSyscallError("close", unix.Close(int(o))) }
 
-// again repeats what a signal interrupted.
+// again repeats a call that a signal interrupted.
 func again(do func() error) error {
 	for {
 		if err := do(); err != unix.EINTR {

@@ -16,7 +16,7 @@ func openOutputDir(root *os.Root, dir string) (outputDir, error) {
 	return outputDir{r}, err
 }
 
-// owns reports whether a new file here is known to have this owner to begin with.
+// owns reports whether a new file here is known to have this owner from the start.
 func (p outputDir) owns(uid, gid uint32) bool { return false }
 
 // allows reports whether a new file here is known to get these permissions if it is

@@ -6,9 +6,9 @@ import (
 	"sync/atomic"
 )
 
-// spread does n pieces of work by several workers until one fails. Each takes a
-// stretch of neighbours at a time, whose files mostly have a directory to themselves,
-// and shorter ones towards the end.
+// spread does n pieces of work with several workers until one fails. A worker takes a
+// stretch of consecutive pieces at a time, so that workers are mostly in different
+// directories. Stretches get shorter towards the end.
 func spread(workers, n int, work func(i int) error) error {
 	var mu sync.Mutex
 	next := 0

@@ -12,7 +12,7 @@ import (
 	"understudy.dev/understudy/dead/salvage"
 )
 
-// Backing knows what the bytes of files are that memory does not hold.
+// Backing knows the bytes of files that memory does not hold: from the disk, or as holes.
 type Backing struct {
 	fs     *FileSystem
 	device *pagecache.Device // nil if block mappings cannot be read
@@ -20,9 +20,9 @@ type Backing struct {
 }
 
 // Backing opens what lies behind the files of a file system. disk is the image of
-// its device, as the crash left it, or nil: then still some holes are known, from
-// the block mappings that memory has. A disk that was written to since the
-// crash is an error that wraps salvage.ErrDiskChanged.
+// its device, as the crash left it, or nil: then some holes are still known, from
+// the block mappings that memory has. If the disk was written to since the crash,
+// the error wraps salvage.ErrDiskChanged.
 func (f *FileSystem) Backing(disk io.ReaderAt) (*Backing, error) {
 	b := &Backing{fs: f}
 	if !f.Super.HasBuffers() {
@@ -53,14 +53,14 @@ func (f *FileSystem) Backing(disk io.ReaderAt) (*Backing, error) {
 	return b, nil
 }
 
-// Rest is what a file is where memory does not hold it.
+// Rest describes the parts of a file that memory does not hold.
 type Rest struct {
 	Holes  []addr.Span // ascending; known to be zeros
 	mapped []pagecache.Mapped
 	disk   io.ReaderAt
 }
 
-// Of returns what the rest of a file is. What is refused is in none of it.
+// Of returns the rest of a file. Refused parts of the file are not in it.
 func (b *Backing) Of(f *File) Rest {
 	taken := Spans(f.Extents())
 	for _, r := range f.Refused {
@@ -85,14 +85,14 @@ func (b *Backing) Of(f *File) Rest {
 		}
 	}
 	rest.Holes = Without(f.Size, taken)
-	// A refusal covers what it is about, also for the disk: it may be older there.
+	// Refused bytes are not taken from the disk either: they may be older there.
 	for _, r := range f.Refused {
 		rest.mapped = cut(rest.mapped, RefusedSpan(r, f.Size))
 	}
 	return rest
 }
 
-// cut removes a span from where a file lies.
+// cut removes a span from a block mapping.
 func cut(mapped []pagecache.Mapped, s addr.Span) []pagecache.Mapped {
 	var out []pagecache.Mapped
 	for _, m := range mapped {
@@ -105,8 +105,8 @@ func cut(mapped []pagecache.Mapped, s addr.Span) []pagecache.Mapped {
 	return out
 }
 
-// Fill reads bytes that memory does not hold. ErrAbsent means that nobody knows
-// them.
+// Fill reads bytes that memory does not hold. ErrAbsent means that they are not
+// known.
 func (r *Rest) Fill(dst []byte, off int64) error {
 	for len(dst) > 0 {
 		n := 0
@@ -126,7 +126,7 @@ func (r *Rest) Fill(dst []byte, off int64) error {
 	return nil
 }
 
-// around returns the one of some ascending things that covers an offset.
+// around returns the element of in whose span covers an offset. The elements ascend.
 func around[T any](in []T, off int64, span func(T) addr.Span) (T, bool) {
 	i, _ := slices.BinarySearchFunc(in, off, func(t T, off int64) int { return cmp.Compare(span(t).End, off+1) })
 	if i < len(in) && span(in[i]).Off <= off {

@@ -22,14 +22,14 @@ type Extent struct {
 // Contents are the bytes of a file that memory holds, within the file's size.
 type Contents struct {
 	Unsaved []Extent // ascending; not on the disk, or not known to be
-	Clean   []Extent // ascending, none in Unsaved; as on the disk
+	Clean   []Extent // ascending, none in Unsaved; the same as on the disk
 	Refused []*pagecache.Refusal
 }
 
-// UnsavedBytes is how many bytes are not on the disk.
+// UnsavedBytes returns how many bytes are not on the disk.
 func (c *Contents) UnsavedBytes() int64 { return total(c.Unsaved) }
 
-// CleanBytes is how many saved bytes are in memory.
+// CleanBytes returns how many saved bytes are in memory.
 func (c *Contents) CleanBytes() int64 { return total(c.Clean) }
 
 func total(extents []Extent) int64 {
@@ -114,7 +114,7 @@ func (c *Contents) present(m *Image, i *pagecache.Inode, in []Extent) []Extent {
 	return out
 }
 
-// gone notes that the page of a file that has a byte is not in the image.
+// gone records a refusal of the page that has the byte at an offset: it is not in the image.
 func (c *Contents) gone(i *pagecache.Inode, each addr.Pages, at int64, err error) {
 	index := each.Index(at)
 	if n := len(c.Refused); n > 0 {
@@ -128,7 +128,7 @@ func (c *Contents) gone(i *pagecache.Inode, each addr.Pages, at int64, err error
 	c.Refused = append(c.Refused, &pagecache.Refusal{Inode: i.Ino, Index: index, Pages: 1, Each: each, Reason: pagecache.Unreadable, Cause: err})
 }
 
-// add appends an extent, to the last one if both are contiguous.
+// add appends an extent, or extends the last one if both are contiguous.
 func add(to []Extent, e Extent) []Extent {
 	if e.Len() == 0 {
 		return to
@@ -140,7 +140,7 @@ func add(to []Extent, e Extent) []Extent {
 	return append(to, e)
 }
 
-// RefusedSpan returns the bytes of a file of a size that a refusal is about.
+// RefusedSpan returns the bytes that a refusal is about, of a file of size bytes.
 func RefusedSpan(r *pagecache.Refusal, size int64) addr.Span {
 	if r.Pages == 0 {
 		return addr.Span{End: size}
@@ -172,7 +172,7 @@ func normal(in []addr.Span) []addr.Span {
 	return out
 }
 
-// Spans returns where extents lie, those that touch joined.
+// Spans returns the spans of extents, sorted; those that touch are joined.
 func Spans(extents []Extent) []addr.Span { return normal(spans(extents)) }
 
 // Without returns the parts of the first size bytes that are in none of spans.
@@ -191,7 +191,7 @@ func Without(size int64, in []addr.Span) []addr.Span {
 	return out
 }
 
-// subtract returns the parts of extents that lie in none of the normal spans.
+// subtract returns the parts of extents that lie in none of the spans taken, which are normal.
 func subtract(extents []Extent, taken []addr.Span) []Extent {
 	var out []Extent
 	for _, e := range extents {
@@ -219,7 +219,7 @@ func (e Extent) part(from, to int64) Extent {
 const maxView = 1 << 20
 
 // Each calls do for the bytes of an extent, in ascending order, without copying
-// them. Pages that turn out to be absent go to gone.
+// them. It calls gone for pages that turn out to be absent.
 func (m *Image) Each(e Extent, do func(off int64, b []byte) error, gone func(addr.Span, error) error) error {
 	for at := e.Off; at < e.End; {
 		n := min(maxView, e.End-at)
@@ -231,7 +231,7 @@ func (m *Image) Each(e Extent, do func(off int64, b []byte) error, gone func(add
 		case !errors.As(err, &fault):
 			return fmt.Errorf("read memory: %w", err)
 		case n > addr.PageSize:
-			// Find out which of its pages it is. Extents may begin within a page.
+			// Find out which of its pages is absent. Extents may begin within a page.
 			n = min(n, addr.PageSize-int64(uint64(e.Phys)+uint64(at-e.Off))%addr.PageSize)
 			if b, err = m.mem.View(e.Phys+addr.Phys(at-e.Off), int(n)); err == nil {
 				err = do(at, b)
@@ -253,9 +253,9 @@ func (m *Image) Each(e Extent, do func(off int64, b []byte) error, gone func(add
 var ErrAbsent = errors.New("not in memory")
 
 // ReadAt reads bytes of a file that memory holds. It returns io.EOF at the end of
-// the file, and ErrAbsent if any of the bytes before that is not in memory.
-// extents must be ascending; hole says of a span without any whether it is known
-// to be zeros.
+// the file, and ErrAbsent if memory does not hold a byte of an extent after all.
+// extents must be ascending; fill reads the bytes that are in none of them, or
+// returns an error, which ReadAt returns.
 func (m *Image) ReadAt(dst []byte, off, size int64, extents []Extent, fill func(dst []byte, off int64) error) (int, error) {
 	if off >= size {
 		return 0, io.EOF

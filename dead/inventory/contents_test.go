@@ -123,7 +123,7 @@ func TestReadAt(t *testing.T) {
 	}
 }
 
-// TestEach wants the present pages around an absent one.
+// TestEach checks that the present pages around an absent one are read.
 func TestEach(t *testing.T) {
 	m := &Image{mem: gappy{}}
 	var got, gone []addr.Span

@@ -12,8 +12,8 @@ import (
 	"understudy.dev/understudy/internal/lab/ramtest"
 )
 
-// TestCutWithoutKernel: where no kernel is found in a dump that is cut off, it is said that it
-// is: the kernel's own tables may have been in what is missing.
+// TestCutWithoutKernel checks that if no kernel is found in a dump that is cut off, the error says
+// that it is: the kernel's own tables may have been in the missing part.
 func TestCutWithoutKernel(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "dump")
 	if err := ramtest.Create(path, ramtest.ELF{}, []ramtest.Piece{ramtest.Bytes(0, make([]byte, 1<<20))}); err != nil {

@@ -49,11 +49,11 @@ func (m *Image) Facts() Facts {
 	return f
 }
 
-// NotDead reports whether the kernel is known to have been in no panic when its memory was
-// taken. It may have hung; or it lived, and went on.
+// NotDead reports whether the kernel is known not to have panicked when its memory was
+// taken. It may have hung, or it was alive and went on.
 func (m *Image) NotDead() bool {
 	_, panicked, err := m.Kernel.PanicCPU()
-	if errors.Is(err, kernel.ErrNotFound) { // its symbol table has no variables: see what it said
+	if errors.Is(err, kernel.ErrNotFound) { // its symbol table has no variables: look for its message
 		_, err := m.Kernel.PanicMessage()
 		return errors.Is(err, kernel.ErrNotFound)
 	}
@@ -79,8 +79,8 @@ func (m *Image) commandLine() string {
 }
 
 // MountedOn returns where the file system is mounted, and how many mounts of it there are
-// in other mount namespaces than that of the kernel's first task. What is mounted in others
-// alone has the paths there. It is empty if that cannot be read.
+// in other mount namespaces than that of the kernel's first task. If it is mounted in others
+// only, paths are the paths there. paths is empty if they cannot be read.
 func (f *FileSystem) MountedOn() (paths []string, elsewhere int) {
 	var others []string
 	for at, err := range f.image.Cache.MountPoints(f.Super) {

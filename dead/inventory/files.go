@@ -33,12 +33,12 @@ type File struct {
 	Path       string   // from the top of its file system; empty if it has no name
 	Links      []string // its other paths in memory
 	State      State
-	Age        time.Duration // since it has been unsaved; negative if unknown
+	Age        time.Duration // how long it has been unsaved; negative if unknown
 	Contents
 }
 
-// Label is the path of the file, or a name made of inode and generation for one
-// that has no path.
+// Label returns the path of the file, or a name made of inode and generation for a
+// file that has no path.
 func (f *File) Label() string {
 	if f.Path == "" {
 		return fmt.Sprintf("%s/%d-%d", NoPath, f.Ino, f.Generation)
@@ -69,7 +69,7 @@ type Query struct {
 // ErrUnsupported is wrapped for a file system that is not understood.
 var ErrUnsupported = errors.New("file system type is not supported")
 
-// unread says what is not read of a file system that is not understood.
+// unread returns the error for a file system that is not understood: it says what waits there.
 func (f *FileSystem) unread() error {
 	waits := "no page of a file of it waits to be written"
 	switch {
@@ -84,8 +84,8 @@ func (f *FileSystem) unread() error {
 	return fmt.Errorf("read %s: %s: %w: %s", f.Device, f.Super.Type, ErrUnsupported, waits)
 }
 
-// Unread is what waits to be written of a file system whose type is not understood: how
-// many files, and how many bytes at most. unread is false if it is understood.
+// Unread returns what waits to be written on a file system whose type is not understood: how
+// many files, and how many bytes at most. unread is false if the type is understood.
 func (f *FileSystem) Unread() (files int, bytes int64, unread bool) {
 	return f.waitingFiles, f.waitingBytes, !f.understood()
 }
@@ -222,9 +222,9 @@ func LeftOut(r *pagecache.Refusal) bool {
 	return errors.As(r, &fault)
 }
 
-// Glob returns what a pattern accepts, in the syntax of path.Match. A pattern
-// without a slash is for the last name of a path, and one with "**" crosses
-// directories there.
+// Glob returns a function that reports whether a path matches a pattern, in the syntax
+// of path.Match. A pattern without a slash is matched with the last name of a path; the
+// name "**" in a pattern matches any number of directories.
 func Glob(pattern string) (func(string) bool, error) {
 	if _, err := path.Match(pattern, ""); err != nil {
 		return nil, fmt.Errorf("parse pattern %q: %w", pattern, err)

@@ -1,5 +1,5 @@
-// Package inventory says of every file that a dead kernel had in memory what of
-// it is there, what of that was not on the disk, and what is missing or refused.
+// Package inventory lists the files that a dead kernel had in memory: which bytes of
+// each are there, which of those were not on the disk, and what is missing or refused.
 //
 // # Caveats
 //
@@ -28,7 +28,7 @@ type Image struct {
 	Stages []Stage
 
 	file ram.Memory // as it was opened
-	mem  ram.Memory // that the kernel is in: the same, or arranged as the kernel knows it
+	mem  ram.Memory // the memory of the kernel: the same, or arranged as the kernel knows it
 }
 
 // Stage is a step of the work, and how long it took.
@@ -42,7 +42,7 @@ func Open(path string, options ...kernel.Option) (*Image, error) {
 	return OpenFiles([]string{path}, options...)
 }
 
-// OpenFiles is Open of a memory that is in several files (ram.OpenFiles).
+// OpenFiles is Open for memory that is in several files (ram.OpenFiles).
 func OpenFiles(paths []string, options ...kernel.Option) (*Image, error) {
 	start := time.Now()
 	mem, err := ram.OpenFiles(paths...)
@@ -81,9 +81,9 @@ func (m *Image) find(options []kernel.Option) error {
 	return nil
 }
 
-// Close closes the memory. Nothing of the image may be used after it.
+// Close closes the memory. The image must not be used after that.
 func (m *Image) Close() error {
-	_ = m.Kernel.Keep() // or else it is learned again
+	_ = m.Kernel.Keep() // if this fails, it is learned again next time
 	return m.file.Close()
 }
 
@@ -106,20 +106,20 @@ func (m *Image) Stage(name string, work func() error) error {
 	return work()
 }
 
-// FileSystem is a mounted file system and what of it is unsaved.
+// FileSystem is a mounted file system, whose unsaved files can be found.
 type FileSystem struct {
 	Super *pagecache.Superblock
-	// Device is the name of the device, or of the type where there is none,
-	// unlike that of any other file system, and fit to be the name of a
+	// Device is the name of the device, or that of the type if there is no
+	// device. No other file system has the same, and it can be the name of a
 	// directory.
 	Device string
-	// Server is whose files these are, as it was named at the mount; empty if they are this
-	// machine's. Their paths are then the server's.
+	// Server is the server that the files are on, as it was named at the mount: their paths are
+	// then those on the server. It is empty if the files are this machine's.
 	Server string
 
 	image *Image
-	own   func(*pagecache.Inode) bool // the file system's own, and no file of anybody's; nil: none is
-	// What waits to be written, of a file system that is not understood.
+	own   func(*pagecache.Inode) bool // whether an inode is the file system's own; nil if none is
+	// What waits to be written on a file system that is not understood.
 	waitingFiles int
 	waitingBytes int64
 	waitingErr   error
@@ -134,25 +134,26 @@ func (f *FileSystem) understood() bool {
 	return slices.Contains(exactTypes, f.Super.Type) || f.Server != ""
 }
 
-// elsewhere are types of file systems that have no device of the kernel's, as those of the network, and
-// keep what they have not written in buffers of their own, or write to their disks by themselves: that no page
-// waits says nothing of them.
+// elsewhere are types of file systems that have no device in the kernel, like those of the network, and that
+// keep unwritten data in buffers of their own, or write to their disks by themselves: if no page of theirs
+// waits, something else may.
 var elsewhere = []string{"bcachefs", "lustre", "ubifs", "zfs"}
 
-// keepsElsewhere reports whether pages do not say what of a file system waits to be written.
+// keepsElsewhere reports whether pages do not show what waits to be written on a file system.
 func (f *FileSystem) keepsElsewhere() bool { return slices.Contains(elsewhere, f.Super.Type) }
 
-// HasDevice reports whether it has a disk, or takes the place of one that has, as one of
-// the network does: pseudo file systems such as proc have nothing to save.
+// HasDevice reports whether the file system has a disk, or stands for one that has, like a
+// network file system. Pseudo file systems such as proc have nothing to save.
 func (f *FileSystem) HasDevice() bool {
 	return f.Super.Dev.Major() != 0 || f.Super.Type == "btrfs" || f.Server != "" || f.keepsElsewhere() || f.waits()
 }
 
-// waits reports whether anything waits to be written that is not understood.
+// waits reports whether anything waits, or may wait, on a file system that is not understood.
 func (f *FileSystem) waits() bool { return f.waitingFiles > 0 || f.waitingErr != nil }
 
-// FileSystems returns all file systems but the pseudo ones of which nothing waits to be
-// written, and the types of those. What could not be read is in the error, along with a result.
+// FileSystems returns all file systems except pseudo file systems on which nothing waits to be
+// written, and the types of the latter. The error says what could not be read; the results are
+// valid nevertheless.
 func (m *Image) FileSystems() (found []*FileSystem, pseudo []string, err error) {
 	defer m.stage("walk file systems", time.Now())
 	var errs []error
@@ -164,7 +165,7 @@ func (m *Image) FileSystems() (found []*FileSystem, pseudo []string, err error) 
 		}
 		f := &FileSystem{Super: s, image: m}
 		if s.Remote() {
-			f.Server, _ = m.Cache.Server(s) // without one it is counted
+			f.Server, _ = m.Cache.Server(s) // without a server, what waits is counted
 		}
 		if !f.understood() && s.Type != "bdev" {
 			f.waitingFiles, f.waitingBytes, f.waitingErr = m.Cache.Waiting(s)
@@ -185,9 +186,10 @@ func (m *Image) FileSystems() (found []*FileSystem, pseudo []string, err error) 
 	return found, pseudo, errors.Join(errs...)
 }
 
-// deviceName makes a name for a file system that was not yet taken. The kernel
-// names those without a device after their type: they get the minor number of
-// their anonymous device, as /proc/PID/mountinfo shows it. One of a server's is named after that.
+// deviceName makes a name for a file system that is not taken yet. The kernel names
+// file systems without a device after their type: the minor number of their anonymous
+// device is added, as /proc/PID/mountinfo shows it. A file system of a server is named
+// after the server.
 func deviceName(s *pagecache.Superblock, server string, taken map[string]bool) string {
 	id := cmp.Or(server, s.ID)
 	name := component(strings.TrimLeft(strings.ReplaceAll(id, "/", "!"), "."))
@@ -200,7 +202,7 @@ func deviceName(s *pagecache.Superblock, server string, taken map[string]bool) s
 	return name
 }
 
-// OfUUID returns the file systems of a UUID, or else those that had it when they were mounted.
+// OfUUID returns the file systems with a UUID, or else those that had it when they were mounted.
 func OfUUID(all []*FileSystem, id pagecache.UUID) []*FileSystem {
 	var now, had []*FileSystem
 	for _, f := range all {

@@ -12,14 +12,14 @@ import (
 // system.
 const NoPath = ".inode"
 
-// Manifest is the name, next to the file systems, of what describes them all.
+// Manifest is the name of the file, next to the file systems, that describes them all.
 const Manifest = "manifest.json"
 
 // maxComponent is the longest name of a file, in bytes (NAME_MAX).
 const maxComponent = 255
 
-// component makes one name of a path harmless: it cannot lead anywhere else, and
-// any file system of Linux can hold it. Most names stay as they are.
+// component makes one name of a path harmless: it cannot lead to another directory,
+// and any file system of Linux can hold it. Most names stay as they are.
 func component(name string) string {
 	switch name {
 	case "":
@@ -41,8 +41,8 @@ func component(name string) string {
 func split(path string) []string { return strings.Split(strings.Trim(path, "/"), "/") }
 
 // Namer gives files of a dead kernel names in a directory tree. Whatever the
-// kernel's memory says, no two files get the same name, none is a directory of
-// another's, and each is a relative path of harmless components.
+// kernel's memory says, no two files get the same name, no name is a directory in
+// another, and each is a relative path of harmless components.
 type Namer struct {
 	taken map[string]bool // true for a file, false for a directory
 	dir   string          // of the name taken last
@@ -100,7 +100,7 @@ func (n *Namer) take(parts []string) (string, bool) {
 		return "", false
 	}
 	dir := name[:len(name)-1-len(parts[len(parts)-1])]
-	if dir != n.dir { // else it has been seen to
+	if dir != n.dir { // else its directories are taken already
 		if !n.takeDirs(name, len(parts[0])) {
 			return "", false
 		}

@@ -40,8 +40,8 @@ func TestNamer(t *testing.T) {
 	}
 }
 
-// FuzzNamer takes lines for paths. Whatever they are, names stay below the top, are
-// unique, and none is a directory of another.
+// FuzzNamer takes lines as paths. Whatever they are, names stay below the top, are
+// unique, and none is a directory in another.
 func FuzzNamer(f *testing.F) {
 	for _, seed := range []string{"a/b\na", "../x\n..\n.", "\x00\n/\n//\n.inode\n.inode/1-2", strings.Repeat("a", 256), strings.Repeat("../", 2000)} {
 		f.Add("vda", seed)

@@ -6,9 +6,9 @@ import "understudy.dev/understudy/dead/pagecache"
 // not say it (fs/ext4/ext4.h, EXT4_GOOD_OLD_FIRST_INO).
 const firstInode = 11
 
-// ownOf says which regular files are a file system's own: its journal, what it counts quotas in,
-// what it keeps about free space. Where that cannot be read, all that are not known to be are files:
-// one too many does no harm, one too few does.
+// ownOf returns a function that reports which inodes are a file system's own: its journal, its quota
+// files, its free space cache. If that cannot be read, every inode that is not known to be the file
+// system's own counts as a file: one too many does no harm, one too few does.
 func (m *Image) ownOf(s *pagecache.Superblock) func(*pagecache.Inode) bool {
 	switch {
 	case s.HasBuffers():

@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// Report is the form of an inventory that programs read. Byte ranges are pairs
-// of offset and length.
+// Report is the machine-readable form of an inventory. Byte ranges are pairs of
+// offset and length.
 type Report struct {
 	Kernel      KernelReport       `json:"kernel"`
 	FileSystems []FileSystemReport `json:"filesystems"`
@@ -36,7 +36,7 @@ type FileSystemReport struct {
 	Type    string          `json:"type"`
 	Device  string          `json:"device"`
 	UUID    string          `json:"uuid"`
-	Server  string          `json:"server,omitempty"` // whose files these are, by the paths that they have there
+	Server  string          `json:"server,omitempty"` // the server that the files are on; paths are those on the server
 	Files   []FileReport    `json:"files"`
 	Refused []RefusedReport `json:"refused,omitempty"` // whole inodes
 	Faults  []string        `json:"faults,omitempty"`  // what could not be walked to its end
@@ -67,7 +67,7 @@ type FileReport struct {
 	Written *WrittenReport `json:"written,omitempty"`
 }
 
-// WrittenReport says what an extraction made of a file.
+// WrittenReport says what an extraction wrote of a file.
 type WrittenReport struct {
 	Name       string `json:"name,omitempty"` // below the directory; empty if nothing was written
 	NameBase64 []byte `json:"name_base64,omitempty"`
@@ -107,7 +107,7 @@ func Ranges(in []addr.Span) []Range {
 	return out
 }
 
-// Text is s if it is UTF-8, or else its bytes.
+// Text returns s if it is UTF-8, or else its bytes.
 func Text(s string) (string, []byte) {
 	if utf8.ValidString(s) {
 		return s, nil
@@ -123,7 +123,7 @@ func TextOf(s string, raw []byte) string {
 	return s
 }
 
-// PathText is the path of a report on one line: base64 is marked as such.
+// PathText returns the path of a report on one line: base64 is marked as such.
 func (f *FileReport) PathText() string {
 	if f.PathBase64 != nil {
 		return "base64:" + base64.StdEncoding.EncodeToString(f.PathBase64)

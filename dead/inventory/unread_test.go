@@ -9,8 +9,8 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// TestUnread: a file system that is not understood is named, and never counts as one of which nothing is unsaved:
-// one with a disk always, one without if pages of it wait, or if pages do not say it.
+// TestUnread checks that a file system that is not understood is named, and never counts as completely saved: one
+// with a disk always, one without if pages of it wait, or if pages do not show what waits.
 func TestUnread(t *testing.T) {
 	const disk addr.Dev = 254 << 20
 	for _, tt := range []struct {
@@ -23,7 +23,7 @@ func TestUnread(t *testing.T) {
 		{"ubifs", 9, true}, {"bcachefs", 9, true}, {"zfs", 9, true}, {"lustre", 9, true},
 		{"9p", 9, false}, {"ceph", 9, false}, {"afs", 9, false}, {"fuse", 9, false}, {"virtiofs", 9, false}, {"ecryptfs", 9, false},
 		{"overlay", 9, false}, {"orangefs", 9, false}, {"vboxsf", 9, false},
-		{"nfs", 9, false}, {"cifs", 9, false}, {"smb3", 9, false}, // of which the server cannot be told
+		{"nfs", 9, false}, {"cifs", 9, false}, {"smb3", 9, false}, // whose server is not known
 	} {
 		f := &FileSystem{Super: &pagecache.Superblock{Type: tt.kind, Dev: tt.dev}, Device: tt.kind}
 		if f.HasDevice() != tt.always {

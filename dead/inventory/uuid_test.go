@@ -7,7 +7,7 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// TestOfUUID: what has a UUID counts for more than what had it.
+// TestOfUUID checks that a file system that has a UUID is preferred to one that had it.
 func TestOfUUID(t *testing.T) {
 	fs := func(now, was byte) *FileSystem {
 		return &FileSystem{Super: &pagecache.Superblock{UUID: pagecache.UUID{now}, MountUUID: pagecache.UUID{was}}}

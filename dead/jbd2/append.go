@@ -19,26 +19,26 @@ type Start struct {
 // Transaction is what is to be added to a log.
 type Transaction struct {
 	Blocks  []Block
-	Revokes []addr.Block // blocks of which nothing that is older may be replayed
-	Time    time.Time    // of its commit; at least that of the transaction before is taken
+	Revokes []addr.Block // blocks whose older versions must not be replayed
+	Time    time.Time    // of its commit; the time of the transaction before if that is later
 	Mark    Mark
 }
 
-// Mark tells a transaction of ours from any other, once it is in the log. It lies in what
-// is unused of a commit block's header (include/linux/jbd2.h, struct commit_header: of
-// h_chksum only the first number is used), under its checksum.
+// Mark tells our transactions from any others once they are in the log. It lies in the unused part of
+// a commit block's header (include/linux/jbd2.h, struct commit_header: only the first element of
+// h_chksum is used), and is covered by the commit block's checksum.
 type Mark [28]byte
 
-// Block is a block of the file system and what it is to become.
+// Block is a block of the file system, and its new content.
 type Block struct {
 	Home addr.Block
 	Data []byte // of the file system's block size
 }
 
-// ErrNoRoom is what a NoRoomError is.
+// ErrNoRoom is what a *NoRoomError wraps.
 var ErrNoRoom = errors.New("no room in the journal")
 
-// NoRoomError says that a transaction does not fit into what is free of the log.
+// NoRoomError says that a transaction does not fit into the free part of the log.
 // After a replay all of the log is free.
 type NoRoomError struct {
 	Need, Free uint32 // in blocks
@@ -50,10 +50,10 @@ func (e *NoRoomError) Error() string {
 
 func (e *NoRoomError) Unwrap() error { return ErrNoRoom }
 
-// ErrStart says that a transaction cannot begin there.
+// ErrStart says that a transaction cannot begin at its Start.
 var ErrStart = errors.New("the transaction does not begin where the log ends")
 
-// Pending is a transaction that lies in the log but for its commit block: no
+// Pending is a transaction that is in the log except for its commit block: no
 // recovery sees it.
 type Pending struct {
 	Start
@@ -62,14 +62,14 @@ type Pending struct {
 
 	log   *Log
 	block []byte // the commit block
-	first bool   // of the log
+	first bool   // it is the first in the log
 	done  bool
 }
 
-// Append writes a transaction into the log, all but its commit block, makes it
-// durable, and verifies that a recovery would find just that once the commit
+// Append writes a transaction into the log except for its commit block, makes it
+// durable, and verifies that a recovery would find exactly that once the commit
 // block is there. In a log that is not empty, it must begin where Scan says that
-// the log ends, with the number that comes next; in an empty one, anywhere, with
+// the log ends, with the next number; in an empty log, anywhere, with
 // a number not before s_sequence. A transaction that is partly there is
 // overwritten.
 //
@@ -108,8 +108,8 @@ func (l *Log) append(at Start, t *Transaction) (*Pending, error) {
 	}
 	w := &writer{l: l}
 	if p.first {
-		// Where the log begins may be in the host's cache alone, after a failed fsync; and
-		// what is overwritten now must not be in use any more.
+		// After a failed fsync the beginning of the log may be in the host's cache only, and
+		// the blocks that are overwritten now must no longer be in use.
 		err := w.super(&l.Super)
 		if err == nil {
 			err = w.sync()
@@ -135,10 +135,10 @@ func (l *Log) append(at Start, t *Transaction) (*Pending, error) {
 	return p, nil
 }
 
-// free returns how long a transaction can be, in blocks, where some are used. At
-// least one stays free (fs/jbd2/journal.c, jbd2_journal_next_log_block). With
-// fast commits it must not wrap around: e2fsck 1.47.0 takes their area for the
-// end of the log then (its recovery.c, wrap).
+// free returns how long a transaction can be, in blocks, if used blocks are taken. At
+// least one block stays free (fs/jbd2/journal.c, jbd2_journal_next_log_block). With
+// fast commits a transaction must not wrap around: e2fsck 1.47.0 then takes their area
+// for the end of the log (its recovery.c, wrap).
 func (s *Super) free(at Start, used uint32) uint32 {
 	free := s.room() - used - 1
 	if s.FastCommit {
@@ -147,7 +147,7 @@ func (s *Super) free(at Start, used uint32) uint32 {
 	return free
 }
 
-// accept checks where it begins, and that the transaction does not contradict itself
+// accept checks where a transaction begins, and that it contradicts neither itself
 // nor the file system.
 func (l *Log) accept(scan *Scan, at Start, t *Transaction) error {
 	switch {
@@ -199,8 +199,8 @@ func (l *Log) acceptHome(b addr.Block) error {
 	return nil
 }
 
-// after returns a time, but not one before the last transaction: a recovery tells
-// by their order what remains of older logs (scanner.commit).
+// after returns a time, or that of the last transaction if it is later: a recovery tells
+// the remains of older logs by the order of the times (scanner.commit).
 func (s *Scan) after(t time.Time) time.Time {
 	if n := len(s.Transactions); n > 0 && s.Transactions[n-1].Time.After(t) {
 		return s.Transactions[n-1].Time
@@ -208,16 +208,16 @@ func (s *Scan) after(t time.Time) time.Time {
 	return t
 }
 
-// encoded is a transaction as it lies in the log.
+// encoded is a transaction as it is laid out in the log.
 type encoded struct {
 	blocks [][]byte // all but the commit block
-	data   []int    // which of them are the transaction's
+	data   []int    // which of them are the transaction's own blocks
 	commit []byte
 }
 
 // encode lays a transaction out as fs/jbd2/commit.c does
 // (jbd2_journal_commit_transaction): revoke blocks, then descriptor blocks, each
-// with the blocks that it describes behind it.
+// followed by the blocks that it describes.
 func (s *Super) encode(at Start, t *Transaction, committed time.Time) *encoded {
 	e := &encoded{blocks: s.encodeRevokes(at.Sequence, t.Revokes)}
 	tailed := 0
@@ -258,7 +258,7 @@ func (s *Super) encode(at Start, t *Transaction, committed time.Time) *encoded {
 	return e
 }
 
-// escape returns a block as it is put into the log, where only the log's own
+// escape returns a block as it is stored in the log, where only the log's own
 // blocks begin with magic.
 func escape(b []byte) (data []byte, flags uint16) {
 	if !parseHeader(b).valid {
@@ -303,10 +303,10 @@ func (s *Super) encodeRevokes(sequence TID, revokes []addr.Block) [][]byte {
 	return blocks
 }
 
-// removeStrays removes commit blocks of the transaction's number from what is
-// free of the log: while the transaction is being written over remains of one of
-// the same number, one of them could make a mixture of both whole. That there is
-// one takes a disk that wrote the dead kernel's blocks out of order.
+// removeStrays removes commit blocks with the transaction's number from the
+// free part of the log: while the transaction is written over the remains of another with
+// the same number, such a commit block could make a mixture of both look whole. There is
+// one only if a disk wrote the dead kernel's blocks out of order.
 func (l *Log) removeStrays(at Start, need, free uint32) error {
 	w, in, found, look := &writer{l: l}, &reader{l: l}, false, need
 	for n := uint32(0); n < look; n++ {
@@ -319,7 +319,7 @@ func (l *Log) removeStrays(at Start, need, free uint32) error {
 		if !h.valid || h.sequence != at.Sequence {
 			continue
 		}
-		look = free // a remaining descriptor may lead anywhere
+		look = free // a descriptor that remains may lead anywhere
 		if h.kind == commitBlock {
 			found = true
 			if err := w.journal(p, make([]byte, len(b))); err != nil {
@@ -333,7 +333,7 @@ func (l *Log) removeStrays(at Start, need, free uint32) error {
 	return nil
 }
 
-// verify reads back what was written, and then the log as a recovery would once
+// verify reads back what was written, and then reads the log as a recovery would once
 // the commit block is there.
 func (p *Pending) verify(written *encoded, t *Transaction) error {
 	l, in := p.log, &reader{l: p.log}
@@ -365,8 +365,8 @@ func (p *Pending) verify(written *encoded, t *Transaction) error {
 	return p.compare(scan, written, t)
 }
 
-// compare checks that a recovery finds the transaction and nothing else. That the blocks
-// have the right content was checked before; here it is that they are found.
+// compare checks that a recovery finds the transaction and nothing else. The content of the
+// blocks was checked before; compare checks that they are found.
 func (p *Pending) compare(scan *Scan, written *encoded, t *Transaction) error {
 	switch {
 	case len(scan.Transactions) != 1 || scan.End != p.End || scan.Next != p.Sequence+1 || scan.Partial:
@@ -386,16 +386,16 @@ func (p *Pending) compare(scan *Scan, written *encoded, t *Transaction) error {
 }
 
 // ErrUncertain says that a disk failed while a transaction was being committed, so that
-// nobody can tell whether a recovery will find it.
+// it is not known whether a recovery will find it.
 var ErrUncertain = errors.New("the disk failed during the commit: whether the transaction is in the log is not known")
 
 // Commit writes the commit block and makes it durable: from then on a recovery
-// replays the transaction. If it is the first in the log, it is that only after the
-// file system says that its journal is in use, and the journal's superblock
+// replays the transaction. The first transaction in the log is replayed only once the
+// file system says that its journal is in use, and the journal's superblock says
 // where the log begins.
 //
-// If the disk fails, it is tried once more, and else the transaction is taken back: a
-// recovery does not find it then. If that fails too, the error wraps ErrUncertain.
+// If the disk fails, Commit tries once more. If that fails too, it takes the transaction back, so
+// that a recovery does not find it. If even that fails, the error wraps ErrUncertain.
 func (p *Pending) Commit() error {
 	if p.done {
 		return fmt.Errorf("commit transaction %d: it was tried before", p.Sequence)
@@ -403,8 +403,8 @@ func (p *Pending) Commit() error {
 	p.done = true
 	err := p.commit()
 	if err != nil {
-		// A failed fsync leaves pages clean in the host's cache that the disk does not
-		// have (fsync(2), EIO): only what is written once more is synced once more.
+		// After a failed fsync the host's cache has clean pages that the disk does not
+		// have (fsync(2), EIO): only what is written again is synced again.
 		err = p.commit()
 	}
 	if err != nil {
@@ -421,9 +421,9 @@ func (p *Pending) Commit() error {
 	return nil
 }
 
-// Recommit makes the last transaction in the log durable, and the log's beginning, if a
-// scan found one: what was read may be in the host's cache alone, if an earlier attempt to
-// commit ended in a failed fsync. If it fails, the error wraps ErrUncertain.
+// Recommit makes the last transaction in the log durable, and the log's beginning, if a scan
+// found a transaction: what it read may be in the host's cache only, if an earlier attempt to
+// commit ended in a failed fsync. If Recommit fails, the error wraps ErrUncertain.
 func (l *Log) Recommit(scan *Scan) error {
 	if len(scan.Transactions) == 0 {
 		return nil
@@ -446,9 +446,9 @@ func (p *Pending) commit() error {
 		return err
 	}
 	if p.first {
-		// The file system comes to need its journal before the journal says where it
-		// begins: with an empty one that is of no effect, whereas a log that the file
-		// system does not need is lost with the next mount.
+		// The file system says that it needs its journal before the journal says where it
+		// begins: with an empty journal that has no effect, whereas the next mount discards
+		// a log that the file system does not need.
 		if err := w.inUse(true); err != nil {
 			return err
 		}

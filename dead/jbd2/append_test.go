@@ -14,7 +14,7 @@ import (
 )
 
 // TestAppend appends transactions until the log has wrapped around, and replays
-// them: ours and e2fsprogs' come to the same.
+// them: our replay and that of e2fsprogs give the same result.
 func TestAppend(t *testing.T) {
 	for _, k := range kinds {
 		t.Run(k.name, func(t *testing.T) {
@@ -49,7 +49,7 @@ func TestAppend(t *testing.T) {
 			if _, err := l.Append(at, m.transaction(100, 0)); errors.Is(err, jbd2.ErrNoRoom) != l.Super.FastCommit {
 				t.Fatal("beyond the end of the log:", err)
 			}
-			if !l.Super.FastCommit { // whose area it takes for a piece of the log
+			if !l.Super.FastCommit { // debugfs takes the area of fast commits for a piece of the log
 				checkWithDebugfs(t, b, d, want, l.Super.BlockSize)
 			}
 			checkWithE2fsck(t, b, d, want, l.Super.BlockSize)
@@ -67,7 +67,7 @@ func TestAppend(t *testing.T) {
 	}
 }
 
-// checkWithDebugfs has e2fsprogs replay the log.
+// checkWithDebugfs replays the log with debugfs, and checks the result.
 func checkWithDebugfs(t *testing.T, b []byte, d *jbd2.Recording, want model, size uint32) {
 	t.Helper()
 	path := save(t, b, d)
@@ -82,7 +82,7 @@ func checkWithDebugfs(t *testing.T, b []byte, d *jbd2.Recording, want model, siz
 	want.check(t, bytes.NewReader(after), size)
 }
 
-// checkWithE2fsck has the other one of e2fsprogs do so.
+// checkWithE2fsck replays the log with e2fsck, and checks the result.
 func checkWithE2fsck(t *testing.T, b []byte, d *jbd2.Recording, want model, size uint32) {
 	t.Helper()
 	path := save(t, b, d)
@@ -97,7 +97,7 @@ func checkWithE2fsck(t *testing.T, b []byte, d *jbd2.Recording, want model, size
 }
 
 // TestAppendWhere checks that a transaction is accepted only where it belongs, and that
-// what is refused to change nothing.
+// a refused one changes nothing.
 func TestAppendWhere(t *testing.T) {
 	k := kinds[5]
 	b := k.fresh(t)
@@ -130,7 +130,7 @@ func TestAppendWhere(t *testing.T) {
 		empty bool
 		at    jbd2.Start
 		txn   *jbd2.Transaction
-		want  error // nil: any
+		want  error // nil means any
 	}{
 		{"before the end", false, jbd2.Start{Block: good.Block - 1, Sequence: good.Sequence}, full, jbd2.ErrStart},
 		{"after the end", false, jbd2.Start{Block: good.Block + 1, Sequence: good.Sequence}, full, jbd2.ErrStart},
@@ -201,8 +201,8 @@ func TestAppendFits(t *testing.T) {
 			txn.Blocks = append(txn.Blocks, jbd2.Block{Home: addr.Block(9000 + i), Data: make([]byte, l.Super.BlockSize)})
 		}
 		p, err := l.Append(jbd2.Start{Block: 77, Sequence: 2}, txn)
-		// 61 tags of 16 bytes fit into 1024 less header, one UUID and tail; 17
-		// descriptor blocks, and a commit block, in a log of 1023 of which one stays
+		// 61 tags of 16 bytes fit into 1024 bytes less header, one UUID and tail. There are 17
+		// descriptor blocks, and a commit block, in a log of 1023 blocks, one of which stays
 		// free.
 		if want := n <= 1022-17-1; (err == nil) != want {
 			t.Errorf("%d blocks: %v", n, err)
@@ -227,7 +227,7 @@ func TestAppendNotInUse(t *testing.T) {
 	m := newMaker(l, 1)
 	add(t, l, jbd2.Start{Block: 5, Sequence: 5}, m.transaction(3, 0))
 	super := make([]byte, 1024)
-	if _, err := bytes.NewReader(b).ReadAt(super, 1024); err != nil { // without the flag
+	if _, err := bytes.NewReader(b).ReadAt(super, 1024); err != nil { // without needs_recovery
 		t.Fatal(err)
 	}
 	if _, err := d.WriteAt(super, 1024); err != nil {
@@ -247,7 +247,7 @@ func TestAppendNotInUse(t *testing.T) {
 }
 
 // TestAppendOverRemains appends where the dead kernel had begun to write a
-// transaction of the same number, up to its commit block out of order.
+// transaction of the same number, out of order and including its commit block.
 func TestAppendOverRemains(t *testing.T) {
 	for _, k := range kinds {
 		t.Run(k.name, func(t *testing.T) {
@@ -262,7 +262,7 @@ func TestAppendOverRemains(t *testing.T) {
 				}
 				add(t, l, jbd2.Start{Block: start, Sequence: 5}, m.transaction(70, 3))
 				s := scan(t, l)
-				// What was to be written, but for the first block or one after it.
+				// Everything that was to be written, except for the first block or one after it.
 				blocks := l.Encode(next(s), m.transaction(200, 3))
 				for i, block := range blocks {
 					if i != missing && i != missing*40 {
@@ -276,8 +276,8 @@ func TestAppendOverRemains(t *testing.T) {
 						t.Fatal(describe(l, again))
 					}
 				}
-				// Without checksums, a block that is missing is not noticed; with them,
-				// a recovery fails over it.
+				// Without checksums, a missing block is not noticed; with them, a recovery
+				// fails because of it.
 				if again, err := l.Scan(); err != nil || len(again.Transactions) != 1 {
 					continue
 				}
@@ -287,7 +287,7 @@ func TestAppendOverRemains(t *testing.T) {
 	}
 }
 
-// wrap is the position n blocks after another.
+// wrap returns the position n blocks after p.
 func wrap(l *jbd2.Log, p jbd2.Pos, n int) jbd2.Pos {
 	for range n {
 		if p++; p == l.Super.Last {
@@ -313,9 +313,9 @@ func (d *blockwise) WriteAt(b []byte, off int64) (int, error) {
 }
 
 // checkOldOrNew appends a transaction to the log of a disk, commits and replays
-// it, and cuts all that was written, with the writes since the last sync there
-// or not: a recovery must come to the old state or to the new. Around syncs it
-// cuts at every instant, elsewhere at each so many.
+// it, and cuts the writes at many instants, with the writes since the last sync present
+// or not: a recovery must give the old state or the new one. It cuts at every write
+// around syncs, and elsewhere at every each-th.
 func checkOldOrNew(t *testing.T, before *jbd2.Recording, txn *jbd2.Transaction, each int) {
 	t.Helper()
 	d := jbd2.NewRecording(before)
@@ -324,7 +324,7 @@ func checkOldOrNew(t *testing.T, before *jbd2.Recording, txn *jbd2.Transaction, 
 	at := next(s)
 	if s.Empty {
 		at = jbd2.Start{Block: l.Super.Last - 7, Sequence: s.Next + 1}
-		if l.Super.FastCommit { // it must not wrap around
+		if l.Super.FastCommit { // the transaction must not wrap around
 			at.Block = l.Super.First
 		}
 	}
@@ -396,7 +396,7 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// TestCrashE2fsck has e2fsck recover from some of the cuts.
+// TestCrashE2fsck lets e2fsck recover from some of the cuts.
 func TestCrashE2fsck(t *testing.T) {
 	for _, k := range []kind{kinds[0], kinds[4], kinds[6]} {
 		t.Run(k.name, func(t *testing.T) {
@@ -456,7 +456,7 @@ func TestCommitUndone(t *testing.T) {
 	}
 }
 
-// failing fails at one of its writes and syncs.
+// failing is a disk that fails after some writes and syncs.
 type failing struct {
 	*jbd2.Recording
 	left int
@@ -525,7 +525,7 @@ func (d *lying) WriteAt(b []byte, off int64) (int, error) {
 func TestReadBack(t *testing.T) {
 	for _, k := range kinds {
 		b := k.fresh(t)
-		for n := 1; n < 12; n++ { // the first is the journal's superblock, as it was
+		for n := 1; n < 12; n++ { // write 0 is the journal's superblock, unchanged
 			r := jbd2.NewRecording(bytes.NewReader(b))
 			d := &lying{r, int(superOf(t, r).BlockSize), n}
 			l := load(t, d)
@@ -536,8 +536,8 @@ func TestReadBack(t *testing.T) {
 	}
 }
 
-// TestRevokeReachesOwnTransaction keeps the reason why a transaction must not
-// revoke what it has: a recovery would not write it.
+// TestRevokeReachesOwnTransaction records why a transaction must not revoke
+// a block that it has: a recovery would not write that block.
 func TestRevokeReachesOwnTransaction(t *testing.T) {
 	b := kinds[0].fresh(t)
 	d := jbd2.NewRecording(bytes.NewReader(b))
@@ -564,7 +564,7 @@ func TestRevokeReachesOwnTransaction(t *testing.T) {
 	}
 }
 
-// TestReplayStats counts what a replay did.
+// TestReplayStats checks the statistics of a replay.
 func TestReplayStats(t *testing.T) {
 	b := kinds[0].fresh(t)
 	d := jbd2.NewRecording(bytes.NewReader(b))

@@ -8,8 +8,8 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 )
 
-// unsynced is a file whose syncs are counted, not done: how long they take is
-// the disk's affair.
+// unsynced is a file whose syncs are counted, and not done: their duration depends on
+// the disk.
 type unsynced struct {
 	*os.File
 	syncs int
@@ -20,7 +20,7 @@ func (u *unsynced) Sync() error {
 	return nil
 }
 
-// BenchmarkLastCommit brings a transaction of 1,000 blocks into the log, commits
+// BenchmarkLastCommit appends a transaction of 1,000 blocks to the log, commits
 // and replays it.
 func BenchmarkLastCommit(b *testing.B) {
 	const count = 1000
@@ -43,7 +43,7 @@ func BenchmarkLastCommit(b *testing.B) {
 	m.count, m.first = count, addr.Block(l.FS.Super.Blocks)-3*count
 	txn := m.transaction(count, 0)
 	for i := range txn.Blocks {
-		txn.Blocks[i].Home = m.first + addr.Block(2*i) // metadata is not all in one piece
+		txn.Blocks[i].Home = m.first + addr.Block(2*i) // metadata is not contiguous
 	}
 	b.SetBytes(int64(count) * int64(l.Super.BlockSize))
 	d.syncs = 0

@@ -10,7 +10,7 @@ import (
 )
 
 // magic begins every block of the log itself (include/linux/jbd2.h,
-// JBD2_MAGIC_NUMBER), most significant byte first, as are all its numbers.
+// JBD2_MAGIC_NUMBER). Like all numbers there, it is big-endian.
 const magic = 0xc03b3998
 
 // Kinds of blocks (include/linux/jbd2.h).
@@ -58,10 +58,10 @@ func putHeader(b []byte, kind uint32, sequence TID) {
 type tag struct {
 	home     addr.Block
 	flags    uint16
-	checksum uint32 // of V2, its lower half
+	checksum uint32 // for V2 its lower half only
 }
 
-// tags reads the tags of a descriptor block. They end with the one that says so,
+// tags reads the tags of a descriptor block. They end with the tag that has flagLast,
 // or where there is no room for another (fs/jbd2/recovery.c, count_tags).
 func (s *Super) tags(b []byte) []tag {
 	end := len(b)
@@ -110,8 +110,8 @@ func (s *Super) putTag(b []byte, t tag) {
 	}
 }
 
-// blockChecksum computes the checksum that a tag has for a block as it is in the
-// log (fs/jbd2/commit.c, jbd2_block_tag_csum_set).
+// blockChecksum computes the checksum that a block's tag has, over the block as it is in
+// the log (fs/jbd2/commit.c, jbd2_block_tag_csum_set).
 func (s *Super) blockChecksum(sequence TID, b []byte) uint32 {
 	sum := ext4.CRC32C(ext4.CRC32C(s.seed, binary.BigEndian.AppendUint32(nil, uint32(sequence))), b)
 	switch s.Checksum {
@@ -195,8 +195,8 @@ func (s *Super) commitChecksum(b []byte) uint32 {
 	return ext4.CRC32C(sum, b[20:])
 }
 
-// commitValid reports whether a commit block has the checksum that it should
-// have. Of V1 that is sum, or none at all (fs/jbd2/recovery.c, do_one_pass).
+// commitValid reports whether a commit block has the right checksum. For V1
+// that is sum, or none at all (fs/jbd2/recovery.c, do_one_pass).
 func (s *Super) commitValid(b []byte, sum uint32) bool {
 	c := parseCommit(b)
 	switch s.Checksum {
@@ -208,21 +208,21 @@ func (s *Super) commitValid(b []byte, sum uint32) bool {
 	return true
 }
 
-// commitHeaderSize is that of struct commit_header, in bytes, with what pads it to
-// a multiple of 8. The rest is zero.
+// commitHeaderSize is the size of struct commit_header, in bytes, with padding to
+// a multiple of 8. The rest of the block is zero.
 const commitHeaderSize = 64
 
-// commitMended returns a commit block with zeros behind its header.
+// commitMended returns a commit block with zeros after its header.
 func commitMended(b []byte) []byte {
 	out := make([]byte, len(b))
 	copy(out, b[:commitHeaderSize])
 	return out
 }
 
-// markAt is where a commit block has its mark, in bytes.
+// markAt is the offset of the mark in a commit block, in bytes.
 const markAt = 20
 
-// putCommit makes a commit block; sum is the checksum of V1.
+// putCommit fills in a commit block; sum is the checksum of V1.
 func (s *Super) putCommit(b []byte, sequence TID, sum uint32, at time.Time, mark Mark) {
 	clear(b)
 	putHeader(b, commitBlock, sequence)
@@ -238,8 +238,8 @@ func (s *Super) putCommit(b []byte, sequence TID, sum uint32, at time.Time, mark
 	}
 }
 
-// crc32be goes on with the checksum of V1 over b: polynomial 0x04c11db7, most
-// significant bit first (lib/crc32.c, crc32_be). It begins with all ones.
+// crc32be continues the checksum of V1 over b: polynomial 0x04c11db7, most
+// significant bit first (lib/crc32.c, crc32_be). The initial value is all ones.
 func crc32be(sum uint32, b []byte) uint32 {
 	for _, c := range b {
 		sum = sum<<8 ^ crc32beTable[byte(sum>>24)^c]
@@ -258,8 +258,8 @@ var crc32beTable = func() (table [256]uint32) {
 	return table
 }()
 
-// Revokes reads the records of a revoke block of one transaction; nil if the block
-// is something else.
+// Revokes reads the records of a revoke block of a transaction. It returns nil if the
+// block is something else.
 func (s *Super) Revokes(sequence TID, b []byte) ([]addr.Block, error) {
 	if len(b) != int(s.BlockSize) {
 		return nil, fmt.Errorf("%d bytes are not a block", len(b))

@@ -20,13 +20,13 @@ type crafted struct {
 	kind  string
 	craft func(t testing.TB, c *crafter)
 
-	transactions int    // that a recovery finds
-	partial      bool   // and something of another behind them
-	fails        string // why one fails instead
-	stricter     bool   // than the kernel: it does not fail
-	looser       bool   // than some kernels, which fail
-	endless      bool   // the kernel never ends
-	since510     bool   // 5.10 ends the log behind the fast commits, where it recovers it, and before them, where it writes it
+	transactions int    // transactions that a recovery finds
+	partial      bool   // a recovery finds a part of another after them
+	fails        string // why a recovery fails instead
+	stricter     bool   // we refuse what the kernel does not
+	looser       bool   // we accept what some kernels refuse
+	endless      bool   // the kernel loops for ever
+	since510     bool   // not on 5.10, where the log ends after the fast commits when it is recovered, and before them when it is written
 	fast         int    // tags of fast commits
 	fastFails    string
 }
@@ -50,7 +50,7 @@ func (c *crafter) write(t testing.TB, at jbd2.Pos, blocks [][]byte) {
 	}
 }
 
-// encode makes a transaction's blocks, committed some seconds after the last.
+// encode makes the blocks of a transaction that is committed some time after the last one.
 func (c *crafter) encode(txn *jbd2.Transaction, after time.Duration) [][]byte {
 	txn.Time = c.txns[len(c.txns)-1].Time.Add(after)
 	blocks := c.l.Encode(c.next, txn)
@@ -73,7 +73,7 @@ func (c *crafter) edit(t testing.TB, at jbd2.Pos, edit func([]byte)) {
 	}
 }
 
-// move has the log begin elsewhere.
+// move makes the log begin elsewhere.
 func (c *crafter) move(t testing.TB, to jbd2.Pos) {
 	t.Helper()
 	for i := range 10 {
@@ -278,7 +278,7 @@ var craftedLogs = []crafted{
 		c.edit(t, 11, func(b []byte) { binary.BigEndian.PutUint32(b[12:], uint32(at)) })
 	}},
 	{name: "tags up to the end", kind: "none", transactions: 2, partial: true, craft: func(t testing.TB, c *crafter) {
-		// The last of the tags does not say so; there are as many as there is room for.
+		// No tag is marked as the last; there are as many as there is room for.
 		blocks := c.encode(c.transaction(5, 0), newer)
 		binary.BigEndian.PutUint16(blocks[0][12+6:], 0)
 		for i := range 123 {
@@ -397,7 +397,7 @@ func (c crafted) make(t testing.TB) ([]byte, *jbd2.Recording) {
 	return b, d
 }
 
-// TestCrafted compares what is found in crafted logs with what must be.
+// TestCrafted checks what is found in crafted logs.
 func TestCrafted(t *testing.T) {
 	for _, c := range craftedLogs {
 		t.Run(c.name, func(t *testing.T) {

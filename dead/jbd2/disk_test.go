@@ -26,7 +26,7 @@ type kind struct {
 	tag              int    // size of a tag, in bytes
 }
 
-// kinds are all that there are.
+// kinds are all kinds of journals.
 var kinds = []kind{
 	{"none", []string{"-t", "ext3", "-b", "1024"}, 0, jbd2.IncompatRevoke, 8},
 	{"none-64bit", []string{"-t", "ext4", "-b", "1024", "-O", "^metadata_csum"}, 0, jbd2.IncompatRevoke | jbd2.Incompat64Bit, 12},
@@ -72,11 +72,11 @@ func run(t testing.TB, name string, args ...string) []byte {
 	return out
 }
 
-// freshOnes are the file systems that fresh made before.
+// freshOnes are the file systems that fresh has already made.
 var freshOnes sync.Map
 
 // fresh makes an empty file system whose journal, of at least 1024 blocks, has
-// the features of a kind. It is not to be changed.
+// the features of a kind. The result must not be changed.
 func (k kind) fresh(t testing.TB) []byte {
 	t.Helper()
 	if b, ok := freshOnes.Load(k.name); ok {
@@ -96,7 +96,7 @@ func (k kind) fresh(t testing.TB) []byte {
 	return b
 }
 
-// flatten writes what a recording has changed into the bytes below it.
+// flatten writes the changes of a recording into the bytes below it.
 func flatten(b []byte, r *jbd2.Recording) {
 	for at, piece := range r.Changed() {
 		copy(b[at:], piece)
@@ -130,7 +130,7 @@ func next(s *jbd2.Scan) jbd2.Start { return jbd2.Start{Block: s.End, Sequence: s
 type maker struct {
 	random *rand.Rand
 	block  uint32     // size, in bytes
-	first  addr.Block // of those that transactions have
+	first  addr.Block // the first block that transactions may have
 	count  int
 	clock  int64
 }
@@ -143,8 +143,8 @@ func newMaker(l *jbd2.Log, seed uint64) *maker {
 	}
 }
 
-// transaction makes one of n blocks at random, with some revokes of others. Some
-// blocks begin with the journal's magic.
+// transaction makes a transaction of n blocks with random content, with some revokes of
+// other blocks. Some blocks begin with the journal's magic.
 func (m *maker) transaction(n, revokes int) *jbd2.Transaction {
 	m.clock++
 	t := &jbd2.Transaction{Time: time.Unix(m.clock, 5)}
@@ -179,11 +179,11 @@ func add(t testing.TB, l *jbd2.Log, at jbd2.Start, txn *jbd2.Transaction) *jbd2.
 	return p
 }
 
-// model is what blocks are to be, as a replay understands transactions.
+// model is the expected content of blocks after a replay of transactions.
 type model map[addr.Block][]byte
 
-// apply lets a transaction take place after those before. What is revoked has no
-// content that is known.
+// apply applies a transaction on top of those before. Revoked blocks have no known
+// content.
 func (m model) apply(t *jbd2.Transaction) {
 	for _, r := range t.Revokes {
 		delete(m, r)
@@ -193,7 +193,7 @@ func (m model) apply(t *jbd2.Transaction) {
 	}
 }
 
-// check wants the blocks of a disk to be as in the model.
+// check checks that the blocks of a disk are as in the model.
 func (m model) check(t testing.TB, d io.ReaderAt, size uint32) {
 	t.Helper()
 	for home, want := range m {
@@ -207,8 +207,8 @@ func (m model) check(t testing.TB, d io.ReaderAt, size uint32) {
 	}
 }
 
-// outside returns what differs between two recordings on the same bytes, but for
-// the journal itself, in whole blocks.
+// outside returns the blocks in which two recordings on the same bytes differ, except for
+// those of the journal itself.
 func outside(t testing.TB, l *jbd2.Log, a, b *jbd2.Recording) []addr.Block {
 	t.Helper()
 	size := int64(l.Super.BlockSize)
@@ -268,7 +268,7 @@ func superOf(t testing.TB, d io.ReaderAt) *ext4.Super {
 	return &s
 }
 
-// describe sums a scan up.
+// describe summarizes a scan.
 func describe(l *jbd2.Log, s *jbd2.Scan) string {
 	if s == nil {
 		return "nothing"

@@ -11,9 +11,9 @@ import (
 // FastCommits is what the area of fast commits holds for a transaction that was
 // not committed yet.
 type FastCommits struct {
-	Tags int // that a mount would replay; 0 if there is nothing for that transaction
-	// Err is why a recovery fails over them, with the transactions before them
-	// replayed or not; nil if it does not.
+	Tags int // tags that a mount would replay; 0 if there are none for that transaction
+	// Err says why a recovery fails because of them, whether or not it has replayed the
+	// transactions before them; nil if it does not fail.
 	Err error
 }
 
@@ -40,12 +40,12 @@ const (
 type fastScanner struct {
 	expected  TID
 	inodeSize int
-	tags      int // since the beginning
+	tags      int // read so far
 	sum       uint32
 	valid     int // tags up to the last valid tail
 }
 
-// fastCommits looks for fast commits for a transaction.
+// fastCommits looks for fast commits that belong to a transaction.
 func (l *Log) fastCommits(expected TID) (FastCommits, error) {
 	f := &fastScanner{expected: expected, inodeSize: int(l.FS.Super.InodeSize)}
 	if !l.Super.FastCommit {
@@ -74,7 +74,7 @@ func (l *Log) fastCommits(expected TID) (FastCommits, error) {
 	return FastCommits{Tags: f.valid}, nil
 }
 
-// block takes the tags in a block. The first result is false if there is nothing
+// block reads the tags in a block. more is false if nothing comes
 // after it.
 func (f *fastScanner) block(b []byte) (more bool, err error) {
 	for at := 0; at <= len(b)-fastTagSize; {
@@ -108,8 +108,8 @@ func (f *fastScanner) block(b []byte) (more bool, err error) {
 	return true, nil
 }
 
-// stop ends at something invalid: that is an error, unless there was something
-// valid before.
+// stop ends the scan at something invalid: that is an error, unless there was something
+// valid before it.
 func (f *fastScanner) stop(err error) (bool, error) {
 	if f.valid > 0 {
 		return false, nil
@@ -117,7 +117,7 @@ func (f *fastScanner) stop(err error) (bool, error) {
 	return false, err
 }
 
-// sizeValid reports whether a tag may have a value of a size, in bytes
+// sizeValid reports whether the value of a tag may have a size, in bytes
 // (ext4_fc_value_len_isvalid).
 func (f *fastScanner) sizeValid(tag uint16, size int) bool {
 	switch tag {

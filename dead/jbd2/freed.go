@@ -7,19 +7,19 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// ForgetFreed has a replay leave out what is in the log of blocks that were freed later, as a
-// bitmap of blocks in a later transaction says. The kernel revokes them, but with data=journal:
-// there it takes for granted that whoever gets such a block next has the journal write all of it
-// (fs/ext4/ext4_jbd2.c, __ext4_forget). That is not so of blocks that are zeroed on the disk itself
+// ForgetFreed makes a replay leave out logged blocks that were freed later, as a bitmap of blocks
+// in a later transaction says. The kernel revokes such blocks, except with data=journal:
+// there it takes for granted that the next owner of such a block journals all of it
+// (fs/ext4/ext4_jbd2.c, __ext4_forget). That is not true of blocks that are zeroed on the disk itself
 // when a part of an unwritten extent is written (extents.c, ext4_ext_zeroout): a replay puts the data
-// of a file that was deleted there. The scan is of this log, and later ones know of it, too.
+// of a deleted file there. The scan must be of this log; it also affects later scans of the log.
 func (l *Log) ForgetFreed(s *Scan) error {
 	groups, err := l.bitmaps(s)
 	if err != nil {
 		return err
 	}
 	freed, in := make(revocations), &reader{l: l}
-	free := make(map[uint32][]byte) // by group: the bits of what some later transaction has as free
+	free := make(map[uint32][]byte) // by group: the blocks that some later transaction has as free
 	for _, t := range slices.Backward(s.Transactions) {
 		for _, b := range t.Blocks {
 			n, bit := l.group(b.Home), l.bit(b.Home)
@@ -48,8 +48,8 @@ func (l *Log) ForgetFreed(s *Scan) error {
 	return nil
 }
 
-// Forget has a replay leave out all that a scan of this log has of some blocks, which their homes have as it must be. It comes after
-// ForgetFreed.
+// Forget makes a replay leave out everything that a scan of this log has of some blocks, whose homes have the right
+// content. It must be called after ForgetFreed.
 func (l *Log) Forget(s *Scan, blocks []addr.Block) {
 	for _, b := range blocks {
 		l.freed[b] = s.Next - 1
@@ -57,8 +57,8 @@ func (l *Log) Forget(s *Scan, blocks []addr.Block) {
 	s.freed = l.freed
 }
 
-// bitmaps are the bitmaps of blocks of those groups that have something in the log, with the
-// number of the group. One whose descriptor is not readable as the disk is says nothing.
+// bitmaps returns the bitmaps of blocks of the groups that have blocks in the log, with the number of
+// the group. A group whose descriptor cannot be read on the disk as it is is left out.
 func (l *Log) bitmaps(s *Scan) (map[addr.Block]uint32, error) {
 	looked, out := make(map[uint32]bool), make(map[addr.Block]uint32)
 	for _, t := range s.Transactions {
@@ -80,7 +80,7 @@ func (l *Log) bitmaps(s *Scan) (map[addr.Block]uint32, error) {
 	return out, nil
 }
 
-// ratio is how many blocks a bit of a bitmap stands for.
+// ratio returns how many blocks a bit of a bitmap stands for.
 func (l *Log) ratio() uint32 { return max(1, l.FS.Super.ClusterSize/l.FS.Super.BlockSize) }
 
 func (l *Log) group(b addr.Block) uint32 {
@@ -88,7 +88,7 @@ func (l *Log) group(b addr.Block) uint32 {
 	return uint32((uint64(b) - uint64(s.FirstDataBlock)) / uint64(s.BlocksPerGroup))
 }
 
-// bit is the number of a block's bit in the bitmap of its group.
+// bit returns the number of a block's bit in the bitmap of its group.
 func (l *Log) bit(b addr.Block) uint32 {
 	s := &l.FS.Super
 	return uint32((uint64(b)-uint64(s.FirstDataBlock))%uint64(s.BlocksPerGroup)) / l.ratio()

@@ -20,9 +20,9 @@ func (c *counting) ReadAt(b []byte, off int64) (int, error) {
 	return c.ReaderAt.ReadAt(b, off)
 }
 
-// FuzzLog: whatever the journal's superblock and the log say, reading it takes
-// time in proportion to its length; what Scan accepts can be replayed, into the
-// file system and nowhere else, and is empty then; and whatever could be
+// FuzzLog checks that, whatever the journal's superblock and the log say, reading the log takes
+// time in proportion to its length; that what Scan accepts can be replayed, into the
+// file system and nowhere else, after which the log is empty; and that whatever could be
 // appended is found again.
 func FuzzLog(f *testing.F) {
 	bare := kind{"none-fast", []string{"-t", "ext4", "-b", "1024", "-J", "size=2", "-O", "fast_commit,^metadata_csum,^64bit"}, 0, jbd2.IncompatFastCommit, 8}
@@ -70,7 +70,7 @@ func FuzzLog(f *testing.F) {
 			}
 		}
 		if seal {
-			_ = jbd2.EditSuper(whole, func([]byte) {}) // it may not be one any more
+			_ = jbd2.EditSuper(whole, func([]byte) {}) // it may no longer be a superblock
 		}
 		reads := &counting{ReaderAt: whole}
 		d := jbd2.NewRecording(reads)
@@ -89,7 +89,7 @@ func FuzzLog(f *testing.F) {
 	})
 }
 
-// check replays what Scan accepted, and appends to what is left.
+// check replays what Scan accepted, and appends to the emptied log.
 func check(t *testing.T, l *jbd2.Log, d *jbd2.Recording, s *jbd2.Scan) {
 	journal := make(map[addr.Block]bool)
 	for p := range l.Super.Length {

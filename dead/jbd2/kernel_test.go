@@ -25,7 +25,7 @@ const (
 	tiny  = 12 << 20
 )
 
-// formats are all kinds of journals that a kernel makes. Small ones, so that
+// formats are all kinds of journals that a kernel makes. They are small, so that
 // they wrap around.
 var formats = []dirtylog.Format{
 	{Name: "ext4", Type: "ext4", Size: small, Mkfs: []string{"-b", "4096", "-J", "size=4"}},
@@ -52,16 +52,16 @@ var formats = []dirtylog.Format{
 	{Name: "seed", Type: "ext4", Size: small, Mkfs: []string{"-b", "4096", "-J", "size=4", "-O", "metadata_csum_seed,large_dir"}},
 }
 
-// orphanFile reports whether a kernel has it: it came with 5.15 (02f310fcf47f).
+// orphanFile reports whether a kernel has orphan files: they came with 5.15 (02f310fcf47f).
 func orphanFile(kernel string) bool { return !strings.HasPrefix(kernel, "5.10") }
 
-// masked is a field that a mount changes besides replaying the journal.
+// masked is a field that a mount changes apart from replaying the journal.
 type masked struct {
 	offset, size int
 	why          string
 }
 
-// In the superblock of the file system (fs/ext4/super.c).
+// maskedSuper are fields of the superblock of the file system (fs/ext4/super.c).
 var maskedSuper = []masked{
 	{0x0c, 4, "s_free_blocks_count: counted anew (ext4_update_super)"},
 	{0x158, 4, "s_free_blocks_count_hi"},
@@ -72,23 +72,23 @@ var maskedSuper = []masked{
 	{0x3fc, 4, "s_checksum"},
 }
 
-// In the superblock of the journal (fs/jbd2/journal.c).
+// maskedLog are fields of the superblock of the journal (fs/jbd2/journal.c).
 var maskedLog = []masked{
 	{0x18, 4, "s_sequence: one more, since the mount had numbered a transaction (jbd2_journal_destroy)"},
 	{0x58, 4, "s_head: from 6.5 on, where the log goes on"},
 	{0xfc, 4, "s_checksum"},
 }
 
-// In that of a journal whose features no kernel set: 64 bits if the file system
-// has them, version 3 instead of 2 (ext4_load_and_init_journal), and with it how
-// blocks are checked (jbd2_journal_set_features).
+// maskedOurs are fields of the superblock of a journal whose features no kernel has set: a mount
+// sets 64 bits if the file system has them, version 3 instead of 2 (ext4_load_and_init_journal), and
+// with it how blocks are checked (jbd2_journal_set_features).
 var maskedOurs = append([]masked{{0x28, 4, "s_feature_incompat"}, {0x50, 1, "s_checksum_type"}}, maskedLog...)
 
-// In that of a journal whose file system is mounted with journal_checksum or journal_async_commit, which may set its features
-// only then (ext4_load_and_init_journal).
+// maskedOptions are fields of the superblock of a journal whose file system is mounted with journal_checksum or
+// journal_async_commit, which may set its features only then (ext4_load_and_init_journal).
 var maskedOptions = []masked{{0x24, 4, "s_feature_compat"}, {0x28, 4, "s_feature_incompat"}, {0x50, 1, "s_checksum_type"}}
 
-// In that of a journal that was damaged, which may have hit it.
+// maskedDamaged are fields of the superblock of a journal that was damaged, possibly there.
 var maskedDamaged = []masked{{0x20, 4, "s_errno: a mount tells it, and clears it (ext4_clear_journal_err)"}}
 
 // setError marks a file system as having errors: a mount then leaves orphans
@@ -105,7 +105,7 @@ func setError(t testing.TB, path string) {
 		t.Fatal(err)
 	}
 	b[0x3a] |= byte(ext4.StateError)
-	if b, err = ext4.SetRecover(b, superOf(t, f).NeedsReplay()); err != nil { // for the checksum
+	if b, err = ext4.SetRecover(b, superOf(t, f).NeedsReplay()); err != nil { // for its checksum
 		t.Fatal(err)
 	}
 	if _, err := f.WriteAt(b, ext4.SuperOffset); err != nil {
@@ -133,7 +133,7 @@ func openFile(t testing.TB, path string) *file {
 	return &file{jbd2.NewRecording(f), st.Size()}
 }
 
-// write carries the changes out.
+// write writes the changes to an image.
 func (f *file) write(t testing.TB, path string) {
 	t.Helper()
 	out, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -148,8 +148,8 @@ func (f *file) write(t testing.TB, path string) {
 	}
 }
 
-// differences returns what differs between two disks, but for the fields that a
-// mount changes. Where a mount failed, nothing of the superblock is compared.
+// differences returns where two disks differ, except for fields that a mount changes.
+// If a mount failed, the superblock is not compared.
 func differences(t testing.TB, l *jbd2.Log, ours, kernels io.ReaderAt, size int64, s sample, failed bool) []string {
 	t.Helper()
 	var found []string
@@ -201,14 +201,14 @@ func differences(t testing.TB, l *jbd2.Log, ours, kernels io.ReaderAt, size int6
 type sample struct {
 	dirtylog.Image
 	name     string
-	damaged  bool // the file system may be too
+	damaged  bool // the file system may be damaged too
 	ours     bool // a mount gives the journal the features of the file system
-	stricter bool // we refuse what the kernel does not
-	looser   bool // some kernels refuse what we do not
+	stricter bool // we refuse what the kernel accepts
+	looser   bool // we accept what some kernels refuse
 }
 
-// someFormats are those of which make test has journals replayed: one with each way to
-// check blocks, to commit, and to keep orphans.
+// someFormats are the formats whose journals make test replays: one for each way to check blocks,
+// to commit, and to keep orphans.
 var someFormats = []string{"ext4", "ext4-1k", "nocsum-32bit", "v1-async", "ext3-1k", "data", "fast-1k", "orphans"}
 
 // TestKernelReplays compares our replay with the kernel's, block for block, of
@@ -286,9 +286,9 @@ func compare(t *testing.T, s sample, m dirtylog.Mounted, path string) string {
 	if _, err := l.Replay(); err != nil {
 		t.Fatal(err)
 	}
-	// An orphan file that is not empty: it was replayed all the same.
+	// An orphan file that was not empty: the journal was replayed all the same.
 	orphans := m.Err != nil && strings.Contains(m.Log, "Orphan file not empty")
-	// With journal_async_commit a transaction may have its commit block, and not all of its blocks: a kernel fails there.
+	// With journal_async_commit a transaction may have its commit block without all of its blocks: a kernel fails then.
 	early := scan.Partial && l.Super.Async
 	mended := slices.ContainsFunc(scan.Transactions, func(t jbd2.Logged) bool {
 		return t.Mended || slices.ContainsFunc(t.Blocks, func(b jbd2.LoggedBlock) bool { return b.Damaged })
@@ -313,16 +313,16 @@ func compare(t *testing.T, s sample, m dirtylog.Mounted, path string) string {
 	return "replayed"
 }
 
-// stricter reports whether we refuse what a kernel replays: it writes anywhere
-// on the disk, and goes on after a commit block that is damaged if those need
-// not wait for their transactions.
+// stricter reports whether we refuse what a kernel replays: a kernel writes anywhere on the
+// disk, and goes on after a damaged commit block if commit blocks do not wait for their
+// transactions.
 func stricter(l *jbd2.Log, err error) bool {
 	return strings.Contains(err.Error(), "which is in the journal") || strings.Contains(err.Error(), "of a file system of") ||
 		l.Super.Async && strings.Contains(err.Error(), "is not whole")
 }
 
-// compareFast wants us to leave fast commits to the kernel, which fails where we
-// say that it does.
+// compareFast checks that we leave fast commits to the kernel, and that the kernel fails
+// where we say so.
 func compareFast(t *testing.T, l *jbd2.Log, scan *jbd2.Scan, ours *file, m dirtylog.Mounted) string {
 	if _, err := l.Replay(); err == nil || scan.Fast.Err == nil && !errors.Is(err, jbd2.ErrFastCommits) || len(ours.Ops()) > 0 {
 		t.Errorf("%d writes, %v", len(ours.Ops()), err)
@@ -333,7 +333,7 @@ func compareFast(t *testing.T, l *jbd2.Log, scan *jbd2.Scan, ours *file, m dirty
 	return "fast commits"
 }
 
-// derive makes another sample of one.
+// derive makes a new sample from another one.
 func derive(t testing.TB, s sample, name string) (sample, *file) {
 	t.Helper()
 	out := s
@@ -343,13 +343,13 @@ func derive(t testing.TB, s sample, name string) (sample, *file) {
 	return out, openFile(t, out.Path)
 }
 
-// appended makes samples with transactions of ours: after what is in the log,
-// and in the log that a replay emptied, around its end.
+// appended makes samples with transactions of ours: after those in the log,
+// and around the end of a log that a replay has emptied.
 func appended(t testing.TB, s sample, seed uint64) []sample {
 	t.Helper()
 	scanned, err := load(t, openFile(t, s.Path)).Scan()
 	if err != nil {
-		return nil // compare says whether that is right
+		return nil // compare judges that
 	}
 	var samples []sample
 	more := func(name string, prepare func(*jbd2.Log)) {
@@ -388,7 +388,7 @@ func unused(t testing.TB, f dirtylog.Format) []sample {
 	return appended(t, sample{Image: image, name: "unused"}, 1)
 }
 
-// appendSome appends transactions to a log, and returns what blocks are then.
+// appendSome appends transactions to a log, and returns the content that blocks then have.
 func appendSome(t testing.TB, l *jbd2.Log, seed uint64) model {
 	t.Helper()
 	m, want := newMaker(l, seed), make(model)
@@ -400,7 +400,7 @@ func appendSome(t testing.TB, l *jbd2.Log, seed uint64) model {
 	for i, n := range []int{1, 70, 30} {
 		txn := m.transaction(n, 10*i)
 		if i == 2 && len(scanned.Transactions) > 0 {
-			// What the kernel wrote must not come back where it is revoked.
+			// What the kernel wrote must not come back where we revoke it.
 			for _, b := range scanned.Transactions[0].Blocks[:1] {
 				if super, _ := l.FS.Super.Location(); b.Home != super && b.Home < m.first {
 					txn.Revokes = append(txn.Revokes, b.Home)
@@ -468,8 +468,8 @@ func damage(t testing.TB, s sample, random *rand.Rand) []sample {
 	return samples
 }
 
-// made makes samples of logs that are wholly ours: of checksums that no kernel
-// writes any more, but that all read; and the crafted ones.
+// made makes samples of logs that are wholly ours: with checksums that no kernel
+// writes any more, but that all kernels read; and the crafted ones.
 func made(t testing.TB, kernel string) []sample {
 	t.Helper()
 	var samples []sample
@@ -499,7 +499,7 @@ func made(t testing.TB, kernel string) []sample {
 	return samples
 }
 
-// options has a mount leave the features of the journal as they are.
+// options returns mount options that leave the features of the journal as they are.
 func (k kind) options() string {
 	switch {
 	case k.incompat&jbd2.IncompatAsyncCommit != 0:

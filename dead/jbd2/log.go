@@ -20,16 +20,16 @@ type Disk interface {
 	Sync() error
 }
 
-// StretchDisk is a Disk that can write many stretches at once, which do not overlap, in an
-// order of its own: at says where on the disk one goes, in bytes, and has the pieces of
-// memory for it, one after the other. It may be called from several goroutines.
+// StretchDisk is a Disk that can write many stretches at once, which do not overlap, in its own
+// order. at returns where on the disk a stretch goes, in bytes, and the pieces of memory that it
+// consists of, in order. at may be called from several goroutines.
 type StretchDisk interface {
 	Disk
 	WriteStretches(n int, at func(int) (off int64, data [][]byte)) error
 }
 
-// WriteStretches has a disk write n stretches, which lie where at says, with the pieces of memory for
-// them; at may be called from several goroutines. Where it fails, that one is not written, and others may be.
+// WriteStretches writes n stretches to a disk. at returns where one goes, and the pieces of memory that it consists
+// of; it may be called from several goroutines. A stretch for which at fails is not written; others may be.
 func WriteStretches(d StretchDisk, n int, at func(int) (Stretch, error)) error {
 	var mu sync.Mutex
 	var failed error
@@ -46,26 +46,26 @@ func WriteStretches(d StretchDisk, n int, at func(int) (Stretch, error)) error {
 	return errors.Join(failed, err)
 }
 
-// FreeDisk is a Disk that can put off writing to blocks that nobody has: free on the disk as
-// it is, as an ordinary recovery leaves it, and as the last transaction does without what is
-// placed there. Writing them changes nothing for anybody until metadata says whose they are, so
-// that they may be written before all else, in any order.
+// FreeDisk is a Disk that can put off writes to blocks that nobody owns: they are free on the disk
+// as it is, after an ordinary recovery, and after the last transaction without what is placed there.
+// Writing them changes nothing for anybody until metadata says whose they are, so that they may
+// be written before everything else, in any order.
 type FreeDisk interface {
 	Disk
-	// WriteFree takes n stretches that do not overlap, which lie where at says, with the pieces
-	// of memory for them, and fails if any of that does. Reads see them from then on, and they are
-	// written later: at is called again for that, from several goroutines, for as long as the
-	// memory is open.
+	// WriteFree takes n stretches that do not overlap. at returns where one goes, and the pieces of
+	// memory that it consists of; WriteFree fails if any call of at fails. Reads see the stretches from
+	// then on, and they are written later: at is called again for that, from several goroutines, for as
+	// long as the memory is open.
 	WriteFree(n int, at func(int) (Stretch, error)) error
 }
 
-// Stretch is what goes to one place of a disk.
+// Stretch is data for one place on a disk.
 type Stretch struct {
 	Off  int64 // bytes
 	Data [][]byte
 }
 
-// Len is how many bytes it has.
+// Len returns the number of bytes.
 func (s Stretch) Len() (n int64) {
 	for _, piece := range s.Data {
 		n += int64(len(piece))
@@ -76,7 +76,7 @@ func (s Stretch) Len() (n int64) {
 // ErrNoJournal says that a file system has no journal.
 var ErrNoJournal = errors.New("the file system has no journal")
 
-// ExternalError says that the journal is on a device of its own.
+// ExternalError says that the journal is on its own device.
 type ExternalError struct {
 	UUID   addr.UUID // of the journal
 	Device uint32    // s_journal_dev, as the kernel encodes it; 0 if unknown
@@ -89,13 +89,13 @@ func (e *ExternalError) Error() string {
 // Log is the log of a file system.
 type Log struct {
 	Super Super    // as it was read or last written
-	FS    *ext4.FS // its superblock too
+	FS    *ext4.FS // the file system; its superblock likewise
 
 	disk   Disk
-	runs   []ext4.Run  // where the journal lies, in its order
+	runs   []ext4.Run  // where the journal lies, in the order of the journal
 	byDisk []ext4.Run  // the same, in the order of the disk
-	freed  revocations // what ForgetFreed found
-	grown  uint64      // blocks that the file system has with the log, as it was when it was appended to
+	freed  revocations // what ForgetFreed and Forget found
+	grown  uint64      // size of the file system with the log when it was last appended to, in blocks
 }
 
 // Open finds the journal of a file system and reads its superblock. It fails
@@ -154,7 +154,7 @@ func (l *Log) run(inode *ext4.Inode, logical uint32) (ext4.Run, error) {
 	return r, err
 }
 
-// maxRuns bounds the pieces that a journal may lie in: mke2fs makes a few, and
+// maxRuns bounds the number of pieces of a journal: mke2fs makes a few, and
 // one for each indirect block on ext3.
 const maxRuns = 1 << 17
 
@@ -184,7 +184,7 @@ func (l *Log) locate(inode *ext4.Inode) error {
 	return nil
 }
 
-// Where returns the block of the disk that a block of the journal is.
+// Where returns the block of the disk that holds a block of the journal.
 func (l *Log) Where(p Pos) (addr.Block, error) {
 	run, err := l.from(p)
 	if err != nil {

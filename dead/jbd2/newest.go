@@ -40,8 +40,8 @@ type Newest struct {
 	Sequence TID // of the transaction that has it
 }
 
-// Newest returns what a replay writes, in the order of the disk: of each block
-// the last version, unless the block was revoked since.
+// Newest returns what a replay writes, in the order of the disk: the last version of
+// each block, unless the block was revoked since.
 func (s *Scan) Newest() []Newest {
 	revoked := s.revoked()
 	last := make(map[addr.Block]Newest)
@@ -60,7 +60,7 @@ func (s *Scan) Newest() []Newest {
 	return list
 }
 
-// putMagic puts the magic back that a block in the log has zeros for.
+// putMagic restores the magic of a block that has zeros for it in the log.
 func putMagic(b []byte) { binary.BigEndian.PutUint32(b, magic) }
 
 func putUint32(b []byte, v uint32) { binary.BigEndian.PutUint32(b, v) }

@@ -14,7 +14,7 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 )
 
-// TestOpenRefused checks that journals that cannot be dealt with are refused by name.
+// TestOpenRefused checks that journals that are not supported are refused, and why.
 func TestOpenRefused(t *testing.T) {
 	base := kinds[5].fresh(t)
 	be := binary.BigEndian
@@ -32,7 +32,7 @@ func TestOpenRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			edit(b)
-			if b, err = ext4.SetRecover(b, false); err != nil { // for the checksum
+			if b, err = ext4.SetRecover(b, false); err != nil { // for its checksum
 				t.Fatal(err)
 			}
 			if _, err := d.WriteAt(b, ext4.SuperOffset); err != nil {
@@ -44,7 +44,7 @@ func TestOpenRefused(t *testing.T) {
 	for _, tc := range []struct {
 		name string
 		edit func(testing.TB, *jbd2.Recording)
-		want string // in the error; empty: none
+		want string // in the error; empty means that there is none
 	}{
 		{"as it is", super(func([]byte) {}), ""},
 		{"external", fs(func(b []byte) { clear(b[0xe0:0xe4]); copy(b[0xd0:], id[:]) }), "the journal is on another device, of UUID " + id.String()},
@@ -97,7 +97,7 @@ func TestOpenRefused(t *testing.T) {
 	})
 }
 
-// TestOpenFile has debugfs make journals whose file is not one for a journal.
+// TestOpenFile makes files with debugfs that cannot be a journal.
 func TestOpenFile(t *testing.T) {
 	for _, tc := range []struct{ name, kind, command, want string }{
 		{"no links", "v3", "set_inode_field <8> links_count 0", "0 links"},

@@ -13,16 +13,16 @@ const maxWindow = 256 << 10
 
 var errDamaged = errors.New("wrong checksum")
 
-// reader reads blocks of the journal, those that follow each other at once. It
-// does not see what is written to them meanwhile.
+// reader reads blocks of the journal, and consecutive blocks at once. It does not see
+// later writes to blocks that it has read.
 type reader struct {
 	l     *Log
-	first Pos // of what was read last
+	first Pos // where data begins
 	data  []byte
 	next  Pos // the block after the one that was asked for last
 }
 
-// block reads a block. It is the caller's until the next is read.
+// block reads a block. The result is the caller's until the next block is read.
 func (r *reader) block(p Pos) ([]byte, error) {
 	size := int(r.l.Super.BlockSize)
 	if n := int64(p) - int64(r.first); n < 0 || n >= int64(len(r.data)/size) {
@@ -35,7 +35,7 @@ func (r *reader) block(p Pos) ([]byte, error) {
 	return r.data[at : at+size : at+size], nil
 }
 
-// fill reads from a block on: more than that one, if it follows the last.
+// fill reads one block, or a run of blocks if p follows the block that was asked for last.
 func (r *reader) fill(p Pos) error {
 	r.data = r.data[:0]
 	run, err := r.l.from(p)
@@ -55,7 +55,7 @@ func (r *reader) fill(p Pos) error {
 	return nil
 }
 
-// from maps the journal from a block on, as far as it lies in one piece.
+// from maps the journal from a block on, as far as it is contiguous on the disk.
 func (l *Log) from(p Pos) (ext4.Run, error) {
 	i, found := slices.BinarySearchFunc(l.runs, uint32(p), func(r ext4.Run, p uint32) int {
 		switch {
@@ -75,8 +75,8 @@ func (l *Log) from(p Pos) (ext4.Run, error) {
 // Read returns a block as it is to be written to its home.
 func (l *Log) Read(b LoggedBlock) ([]byte, error) { return (&reader{l: l}).home(b) }
 
-// home reads a block as it is to be written to its home. It is the caller's
-// until the next is read.
+// home reads a block as it is to be written to its home. The result is the caller's
+// until the next block is read.
 func (r *reader) home(b LoggedBlock) ([]byte, error) {
 	if b.Damaged {
 		return nil, fmt.Errorf("block %d of the journal: %w", b.At, errDamaged)

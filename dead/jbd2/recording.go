@@ -12,11 +12,11 @@ import (
 const SectorSize = 512
 
 // Recording is a Disk in memory on top of one that is only read. It keeps every
-// write and sync in their order, from which it makes the disk at any instant.
+// write and sync in order, and can give the disk at any instant in between.
 type Recording struct {
 	base    io.ReaderAt
 	ops     []Op
-	sectors map[int64][]byte // by number, what differs from base
+	sectors map[int64][]byte // by number; those that differ from base
 }
 
 // Op is a write, or a sync if Data is nil.
@@ -53,13 +53,13 @@ func (r *Recording) apply(op Op) {
 	}
 }
 
-// Sync keeps that it was called.
+// Sync records that it was called.
 func (r *Recording) Sync() error {
 	r.ops = append(r.ops, Op{})
 	return nil
 }
 
-// ReadAt reads what was written, and base elsewhere.
+// ReadAt reads what was written, and from base elsewhere.
 func (r *Recording) ReadAt(b []byte, off int64) (int, error) {
 	n, err := r.base.ReadAt(b, off)
 	covered := 0 // bytes from the front that are known
@@ -85,8 +85,8 @@ func (r *Recording) Prefix(n int) *Recording {
 	return r.subset(func(i int, _ Op) bool { return i < n })
 }
 
-// subset returns the disk after those of Ops that are chosen by their number and
-// content, in their order. Its own Ops are just those.
+// subset returns the disk after some of Ops, which are chosen by their number and
+// content, in their order. Its own Ops are exactly those.
 func (r *Recording) subset(chosen func(int, Op) bool) *Recording {
 	out := NewRecording(r.base)
 	for i, op := range r.ops {
@@ -98,8 +98,8 @@ func (r *Recording) subset(chosen func(int, Op) bool) *Recording {
 	return out
 }
 
-// Crash returns the disk after a crash at the first n of Ops: writes before the
-// last sync of them are there; of those since, the ones for which kept holds.
+// Crash returns the disk after a crash at the first n of Ops: writes before the last
+// sync among them are there; of later ones, those for which kept returns true.
 func (r *Recording) Crash(n int, kept func(i int) bool) *Recording {
 	synced := 0
 	for i, op := range r.ops[:n] {
@@ -110,7 +110,7 @@ func (r *Recording) Crash(n int, kept func(i int) bool) *Recording {
 	return r.subset(func(i int, _ Op) bool { return i < synced || i < n && kept(i) })
 }
 
-// Changed goes over what was written, in the order of the disk, as pieces that
+// Changed yields what was written, in the order of the disk, as pieces that
 // do not touch each other.
 func (r *Recording) Changed() iter.Seq2[int64, []byte] {
 	return func(yield func(int64, []byte) bool) {

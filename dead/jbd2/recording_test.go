@@ -56,7 +56,7 @@ func TestRecording(t *testing.T) {
 	}
 }
 
-// TestRecordingCrash keeps what was synced, and of the rest what is chosen.
+// TestRecordingCrash checks that a crash keeps what was synced, and of the rest what is chosen.
 func TestRecordingCrash(t *testing.T) {
 	r := jbd2.NewRecording(bytes.NewReader(make([]byte, 4*jbd2.SectorSize)))
 	for i := range byte(4) { // a sync after the second

@@ -7,8 +7,8 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// ErrNotInUse says that the file system's superblock says that the journal is
-// not in use, although it is not empty. A mount would empty it unread.
+// ErrNotInUse says that the journal is not empty, although the file system's superblock
+// says that it is not in use. A mount would empty it unread.
 var ErrNotInUse = errors.New("the journal is not empty, but the file system lacks needs_recovery: a mount would empty it unread")
 
 // Stats is what a replay did.
@@ -17,11 +17,11 @@ type Stats struct {
 	Blocks       int // written to their home
 	Superseded   int // versions of blocks that were not the last
 	Revoked      int // versions of blocks that were revoked
-	Next         TID // what the next transaction is to be numbered at least
+	Next         TID // lowest number for the next transaction
 }
 
 // Replay writes the newest version of each block in the log to its home, durably;
-// then it marks the log empty, durably; and last it has the file system say that
+// then it marks the log empty, durably; and last it makes the file system say that
 // its journal is not in use. It does nothing else that a mount does: orphans
 // remain. If it ends early, everything in the log is still there.
 //
@@ -49,7 +49,7 @@ func (l *Log) replay() (Stats, error) {
 	return l.empty(scan)
 }
 
-// empty replays what a scan found, but no fast commits: what they say is gone.
+// empty replays what a scan found, and empties the log. It does not replay fast commits: what they say is lost.
 func (l *Log) empty(scan *Scan) (Stats, error) {
 	stats, err := l.restore(scan)
 	if err != nil {
@@ -58,8 +58,8 @@ func (l *Log) empty(scan *Scan) (Stats, error) {
 	w := &writer{l: l}
 	empty := l.Super
 	if !scan.Empty {
-		// The number after the one expected, so that what remains in the log of the
-		// latter can never be completed (fs/jbd2/recovery.c, jbd2_journal_recover).
+		// One more than the expected number, so that what remains in the log of a transaction
+		// with that number can never be completed (fs/jbd2/recovery.c, jbd2_journal_recover).
 		stats.Next = scan.Next + 1
 		empty.Start, empty.Sequence = 0, stats.Next
 		empty.dropFastCommit()
@@ -73,7 +73,7 @@ func (l *Log) empty(scan *Scan) (Stats, error) {
 			return stats, err
 		}
 	}
-	// This need not be durable: a mount finds nothing to replay without it, too.
+	// This need not be durable: without it, too, a mount finds nothing to replay.
 	if err := w.inUse(false); err != nil {
 		return stats, err
 	}
@@ -83,9 +83,9 @@ func (l *Log) empty(scan *Scan) (Stats, error) {
 	return stats, l.reload(empty)
 }
 
-// Recovered is a disk as a replay of the transactions that a scan found leaves it, and the file system on
+// Recovered returns a disk as a replay of the transactions that a scan found leaves it, and the file system on
 // it. Nothing is written to the log's disk. Fast commits are left out: what they say is in the memory of the kernel
-// that wrote them, in the transaction that they are for (fs/ext4/fast_commit.c, ext4_fc_commit).
+// that wrote them, in the transaction that they belong to (fs/ext4/fast_commit.c, ext4_fc_commit).
 func (l *Log) Recovered(scan *Scan) (*ext4.FS, *Recording, error) {
 	after := *l
 	disk := NewRecording(l.disk)
@@ -96,9 +96,9 @@ func (l *Log) Recovered(scan *Scan) (*ext4.FS, *Recording, error) {
 	return after.FS, disk, nil
 }
 
-// MakeRoom replays the log, and returns where a transaction can begin then and has all the room that there is. If the
-// log has fast commits, they are no less valid then than before: the log is not marked empty, but begins with
-// the transaction that they are for, as a kernel has it that has written all others to their homes (fs/jbd2/journal.c,
+// MakeRoom replays the log, and returns where a transaction can then begin, with all the room that there is. If the
+// log has fast commits, they stay as valid as before: the log is not marked empty, but begins with the transaction
+// that they are for, as it does if a kernel has written all others to their homes (fs/jbd2/journal.c,
 // jbd2_journal_get_log_tail). It fails with ErrNotInUse or what Scan returns before anything is written.
 func (l *Log) MakeRoom() (Start, Stats, error) {
 	scan, err := l.Scan()
@@ -117,8 +117,8 @@ func (l *Log) MakeRoom() (Start, Stats, error) {
 	return at, stats, nil
 }
 
-// checkpoint replays what a scan found, and has the log begin elsewhere, where nothing may be that a recovery
-// takes for the next transaction.
+// checkpoint replays what a scan found, and makes the log begin elsewhere, at a block where nothing may be that a
+// recovery takes for the next transaction.
 func (l *Log) checkpoint(scan *Scan, at Start) (Stats, error) {
 	there, err := l.scan(at)
 	if err == nil && len(there.Transactions) > 0 {
@@ -173,9 +173,9 @@ func (l *Log) restore(scan *Scan) (Stats, error) {
 	return stats, w.sync()
 }
 
-// dropFastCommit has the log say that there are no fast commits, as an empty one
-// does (fs/jbd2/journal.c, jbd2_mark_journal_empty): the area of fast commits
-// belongs to the log then.
+// dropFastCommit makes the log say that there are no fast commits, as an empty one
+// does (fs/jbd2/journal.c, jbd2_mark_journal_empty): their area then
+// belongs to the log.
 func (s *Super) dropFastCommit() {
 	if s.FastCommit {
 		s.FastCommit, s.FastFirst, s.FastLast, s.Last = false, 0, 0, s.Length

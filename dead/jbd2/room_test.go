@@ -23,7 +23,7 @@ func withFastCommits(t *testing.T) (*jbd2.Recording, model) {
 	return d, want
 }
 
-// TestRecovered wants a disk as the transactions in its log leave it, whatever fast commits there are.
+// TestRecovered checks that a disk is as the transactions in its log leave it, whatever fast commits there are.
 func TestRecovered(t *testing.T) {
 	d, want := withFastCommits(t)
 	l := load(t, d)
@@ -41,8 +41,8 @@ func TestRecovered(t *testing.T) {
 	}
 }
 
-// TestMakeRoom makes room for a transaction, and cuts that at each write: fast commits for it stay, until it is
-// committed itself.
+// TestMakeRoom makes room for a transaction, and cuts that at each write: fast commits for the transaction stay until
+// it is committed itself.
 func TestMakeRoom(t *testing.T) {
 	d, want := withFastCommits(t)
 	before := scan(t, load(t, d))
@@ -84,7 +84,7 @@ func TestMakeRoom(t *testing.T) {
 	}
 }
 
-// TestMakeRoomRemains: the log is not moved to where remains of the next transaction are whole.
+// TestMakeRoomRemains checks that the log is not moved to where remains of the next transaction are whole.
 func TestMakeRoomRemains(t *testing.T) {
 	d, _ := withFastCommits(t)
 	l := load(t, d)

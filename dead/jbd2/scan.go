@@ -12,20 +12,20 @@ import (
 // Scan is what a recovery finds in a log.
 type Scan struct {
 	// Empty says that the superblock has no start: there is nothing to recover.
-	// Then Transactions is empty, Next is s_sequence, and Start and End are Head,
-	// or First if that is not there. A mount numbers its first transaction
+	// Transactions is then empty, Next is s_sequence, and Start and End are Head,
+	// or First if there is no Head. A mount numbers its first transaction
 	// s_sequence + 1; a kernel that emptied the log while mounted, s_sequence.
 	Empty        bool
 	Transactions []Logged
-	Next         TID // what the next transaction is to be numbered
+	Next         TID // number of the next transaction
 	Start, End   Pos // of the valid log
-	// Partial says that at End there is a block of a transaction numbered Next,
+	// Partial says that at End there is a block of the transaction numbered Next,
 	// whose commit block is not there.
 	Partial bool
 	// Fast is what the area of fast commits holds on top of the transactions.
 	Fast FastCommits
 
-	freed revocations // what ForgetFreed found
+	freed revocations // what ForgetFreed and Forget found
 }
 
 // Logged is a transaction in the log.
@@ -35,10 +35,10 @@ type Logged struct {
 	Time       time.Time
 	Blocks     []LoggedBlock // in the order of the log
 	Revokes    []addr.Block
-	Mark       Mark // zero, but of a transaction of ours
+	Mark       Mark // zero, unless the transaction is ours
 	// Mended says that the commit block has the right checksum only with zeros
-	// behind its header, as a disk leaves it that writes 512 bytes at once. Linux
-	// 6.12 takes it for whole (jbd2_commit_block_csum_verify_partial), 6.1 fails.
+	// after its header, as left by a disk that writes 512 bytes at a time. Linux
+	// 6.12 accepts it (jbd2_commit_block_csum_verify_partial), 6.1 fails.
 	Mended bool
 }
 
@@ -48,15 +48,15 @@ type LoggedBlock struct {
 	At      Pos        // where it is
 	Escaped bool       // it begins with the journal's magic, which is zero in the log
 	// Damaged says that its checksum is wrong, and that a later transaction has another version of
-	// it, which is whole. A kernel fails, which writes both; what a replay of ours leaves is the same
+	// it, which is whole. A kernel fails, because it writes both; our replay gives the same result
 	// without it. Linux 5.10 was seen to leave such a log, with data=journal.
 	Damaged bool
 
 	checksum uint32
 }
 
-// CorruptError says that a log is damaged where a recovery would notice, which
-// fails then: it is not for us to guess what was meant.
+// CorruptError says that a log is damaged where a recovery would notice that, and
+// fail: it is not for us to guess what was meant.
 type CorruptError struct {
 	Sequence TID // the transaction
 	At       Pos // the block of the journal
@@ -68,8 +68,8 @@ func (e *CorruptError) Error() string {
 }
 
 // Scan reads the log as a recovery does (fs/jbd2/recovery.c, do_one_pass), and
-// verifies everything that one would replay. Where a recovery fails the error is
-// a *CorruptError, but if all that it fails for is superseded (LoggedBlock.Damaged), or was not committed yet (dropTorn).
+// verifies everything that a recovery would replay. Where a recovery fails the error is a *CorruptError,
+// unless all that it fails for is superseded (LoggedBlock.Damaged), or was not committed yet (dropTorn).
 func (l *Log) Scan() (*Scan, error) {
 	s := &l.Super
 	if s.Empty() {
@@ -95,17 +95,17 @@ type scanner struct {
 	at       Pos    // the block to read next
 	walked   uint32 // blocks passed
 	txn      Logged // the transaction that is being read
-	broken   error  // why its revoke records cannot be read
-	stale    bool   // one of its blocks has a wrong checksum
-	sum      uint32 // of V1, over its blocks
-	previous uint64 // when the transaction before was committed
+	broken   error  // why revoke records of txn cannot be read
+	stale    bool   // a descriptor or revoke block of txn has a wrong checksum
+	sum      uint32 // of V1, over the blocks of txn
+	previous uint64 // when the transaction before was committed, in seconds
 	failed   *Logged
 	blocks   int // so far
 	revokes  int // likewise
 }
 
-// maxRecords bounds the blocks in a log, and its revoke records: what it takes to
-// remember them must not follow from what a disk says.
+// maxRecords bounds the blocks in a log, and its revoke records: the memory that
+// they take must not depend on what a disk says.
 const maxRecords = 1 << 22
 
 // scan reads the log from a transaction on.
@@ -127,8 +127,8 @@ func (l *Log) scan(from Start) (*Scan, error) {
 		}
 	}
 	if s.failed != nil {
-		// The last commit block is there before the blocks of its transaction, which
-		// is as if it were not there (JBD2_FEATURE_INCOMPAT_ASYNC_COMMIT).
+		// The last commit block is there without the blocks of its transaction, and
+		// counts as not being there (JBD2_FEATURE_INCOMPAT_ASYNC_COMMIT).
 		s.out.Next, s.out.End = s.failed.Sequence, s.failed.Start
 	}
 	end, err := s.in.block(s.out.End)
@@ -148,8 +148,8 @@ func (s *scanner) corrupt(format string, args ...any) error {
 	return &CorruptError{Sequence: s.out.Next, At: s.at, Reason: fmt.Sprintf(format, args...)}
 }
 
-// advance passes a block. A transaction that is longer than the log would have
-// a recovery go round for ever.
+// advance moves past a block. A transaction that is longer than the log would make
+// a recovery loop for ever.
 func (s *scanner) advance() error {
 	s.walked++
 	if s.walked > s.Super.room() {
@@ -159,8 +159,8 @@ func (s *scanner) advance() error {
 	return nil
 }
 
-// block takes a block of the log itself, of the transaction expected. The first
-// result is false if the log ends before it.
+// block handles a block of the log itself, of the expected transaction. more
+// is false if the log ends before it.
 func (s *scanner) block(kind uint32, b []byte) (more bool, err error) {
 	switch kind {
 	case descriptorBlock:
@@ -182,7 +182,7 @@ func (s *scanner) block(kind uint32, b []byte) (more bool, err error) {
 	return false, nil
 }
 
-// descriptor takes a descriptor block and the blocks that it describes.
+// descriptor handles a descriptor block and the blocks that it describes.
 func (s *scanner) descriptor(b []byte) error {
 	s.stale = s.stale || !s.Super.tailValid(b)
 	if err := s.advance(); err != nil {
@@ -212,8 +212,8 @@ func (s *scanner) descriptor(b []byte) error {
 	return nil
 }
 
-// commit takes a commit block. With a wrong checksum anywhere, the time tells
-// what remained from earlier in the log's life from what is damaged.
+// commit handles a commit block. If any checksum is wrong, the commit time distinguishes
+// what remains from earlier in the log's life from what is damaged.
 func (s *scanner) commit(b []byte) (more bool, err error) {
 	c := parseCommit(b)
 	valid := s.Super.commitValid(b, s.sum)
@@ -251,8 +251,8 @@ func (s *scanner) commit(b []byte) (more bool, err error) {
 	return true, nil
 }
 
-// verify checks that the blocks that a replay writes are whole, and that their home is in
-// the file system but not in its journal. Of others it marks those that are not whole.
+// verify checks that the blocks that a replay writes are whole, and that their homes are in
+// the file system but not in its journal. It marks other blocks that are not whole.
 func (l *Log) verify(scan *Scan) error {
 	if l.Super.tailed() {
 		if err := l.markDamaged(scan); err != nil {
@@ -282,7 +282,7 @@ func (l *Log) verify(scan *Scan) error {
 	return nil
 }
 
-// markDamaged marks the blocks that a recovery fails for.
+// markDamaged marks the blocks that make a recovery fail.
 func (l *Log) markDamaged(scan *Scan) error {
 	revoked, in := scan.revoked(), &reader{l: l}
 	for _, t := range scan.Transactions {
@@ -300,9 +300,9 @@ func (l *Log) markDamaged(scan *Scan) error {
 	return nil
 }
 
-// dropTorn takes the last transaction for one whose commit block is not there, if one of its blocks is not whole: with
-// JBD2_FEATURE_INCOMPAT_ASYNC_COMMIT the one does not wait for the others, and nobody was told of it before all of them were there. A
-// kernel fails for it.
+// dropTorn treats the last transaction as one without its commit block, if one of its blocks is not whole: with
+// JBD2_FEATURE_INCOMPAT_ASYNC_COMMIT the commit block does not wait for the others, and nobody was told that the
+// transaction is committed before all of them were there. A kernel fails because of it.
 func (s *Scan) dropTorn() {
 	last := len(s.Transactions) - 1
 	if last < 0 || !slices.ContainsFunc(s.Transactions[last].Blocks, func(b LoggedBlock) bool { return b.Damaged }) {
@@ -312,7 +312,7 @@ func (s *Scan) dropTorn() {
 	s.Transactions = s.Transactions[:last]
 }
 
-// limit returns how many blocks the file system has, which may have grown in the
+// limit returns the size of the file system in blocks, which may have grown in the
 // log.
 func (l *Log) limit(scan *Scan) (uint64, error) {
 	limit := max(l.FS.Super.Blocks, l.grown)
@@ -334,8 +334,8 @@ func (l *Log) limit(scan *Scan) (uint64, error) {
 	return limit, nil
 }
 
-// grow returns how many blocks the file system has with another version of the block of its superblock, if that is more: a
-// kernel makes one larger that is mounted (resize2fs(8)), and not smaller. The disk must have room for them.
+// grow returns the size of the file system in blocks with another version of its superblock's block, if that is larger: a
+// kernel makes a mounted file system larger (resize2fs(8)), and not smaller. The disk must have room for the blocks.
 func (l *Log) grow(limit uint64, data []byte) (uint64, error) {
 	_, offset := l.FS.Super.Location()
 	super, err := ext4.ParseSuper(data[offset:])
@@ -354,8 +354,8 @@ func (l *Log) grow(limit uint64, data []byte) (uint64, error) {
 	return super.Blocks, l.FS.Fits(super.Blocks)
 }
 
-// Limit returns how many blocks the file system has with what a scan found in the log, and with another version of the block
-// of its superblock after that; nil if there is none.
+// Limit returns the size of the file system in blocks, with what a scan found in the log, and with super, a later version
+// of its superblock's block; super is nil if there is none.
 func (l *Log) Limit(scan *Scan, super []byte) (uint64, error) {
 	limit, err := l.limit(scan)
 	if err == nil && super != nil {

@@ -1,11 +1,11 @@
 // Package jbd2 reads, replays and extends the log of an ext3 or ext4 file system
-// on its disk, so that at every instant in between the file system is what an
-// ordinary recovery after a crash makes of it: the old state or the new one.
+// on its disk, so that at every instant in between an ordinary crash recovery
+// gives either the old state of the file system or the new one.
 //
 // # Caveats
 //
-// Nobody else may write to the disk meanwhile. Journals on a device of their own
-// are refused. ext3 has no checksums: there, what is damaged is not noticed.
+// Nobody else may write to the disk meanwhile. Journals on their own device
+// are refused. ext3 has no checksums: damage is not noticed there.
 package jbd2
 
 import (
@@ -46,7 +46,7 @@ type Checksum int
 const (
 	NoChecksum Checksum = iota // ext3, or ext4 without metadata_csum
 	ChecksumV1                 // crc32 of a transaction in its commit block (journal_checksum)
-	ChecksumV2                 // crc32c of each block, 16 bits of it for those of the file system
+	ChecksumV2                 // crc32c of each block, of which blocks of the file system have 16 bits only
 	ChecksumV3                 // likewise, in full
 )
 
@@ -63,7 +63,7 @@ type Super struct {
 	FastLast   Pos
 	Sequence   TID   // s_sequence: of the first transaction in the log
 	Start      Pos   // s_start: where that begins; 0 if the log is empty
-	Head       Pos   // s_head: where an empty log goes on, from 6.5 on; else 0
+	Head       Pos   // s_head: where an empty log continues, from 6.5 on; otherwise 0
 	Errno      int32 // s_errno: why the journal was aborted; 0 if it was not
 	UUID       addr.UUID
 	Checksum   Checksum
@@ -71,7 +71,7 @@ type Super struct {
 	Async      bool // commit blocks do not wait for the blocks before them
 	FastCommit bool
 
-	seed uint32 // with which the checksums of V2 and V3 begin
+	seed uint32 // initial value of the checksums of V2 and V3
 }
 
 // Empty reports whether there is nothing to recover.
@@ -96,7 +96,7 @@ func (s *Super) TagSize() int {
 // tailed reports whether descriptor and revoke blocks end with a checksum.
 func (s *Super) tailed() bool { return s.Checksum >= ChecksumV2 }
 
-// room is the number of blocks in the ring.
+// room returns the number of blocks in the ring.
 func (s *Super) room() uint32 { return uint32(s.Last - s.First) }
 
 // advance returns the position n blocks on in the ring; n is at most room.
@@ -108,7 +108,7 @@ func (s *Super) advance(p Pos, n uint32) Pos {
 	return Pos(at)
 }
 
-// distance returns how many blocks lie in the ring from one position up to another.
+// distance returns the number of blocks in the ring from one position up to another.
 func (s *Super) distance(from, to Pos) uint32 {
 	if to < from {
 		return uint32(s.Last-from) + uint32(to-s.First)
@@ -131,7 +131,7 @@ func (e *FeatureError) Error() string {
 	return fmt.Sprintf("unknown features of the journal: incompatible %#x, incompatible for writing %#x", e.Incompat, e.ROCompat)
 }
 
-// parseSuper reads the superblock of a journal of a number of blocks, as
+// parseSuper reads the superblock of a journal in a file of so many blocks, as
 // fs/jbd2/journal.c does (journal_get_superblock, load_superblock).
 func parseSuper(b []byte, blockSize uint32, blocks uint64) (Super, error) {
 	var s Super

@@ -12,14 +12,14 @@ import (
 // maxPiece bounds what is written at once, in bytes.
 const maxPiece = 1 << 20
 
-// writer writes blocks to the disk, those that follow each other at once.
+// writer writes blocks to the disk, and consecutive blocks at once.
 type writer struct {
 	l    *Log
-	at   addr.Block // of what is not written yet
+	at   addr.Block // where wait goes
 	wait []byte
 }
 
-// block takes a block of the disk.
+// block queues a block of the disk.
 func (w *writer) block(at addr.Block, b []byte) error {
 	size := int(w.l.Super.BlockSize)
 	if len(w.wait) > 0 && (at != w.at+addr.Block(len(w.wait)/size) || len(w.wait) >= maxPiece) {
@@ -31,13 +31,13 @@ func (w *writer) block(at addr.Block, b []byte) error {
 		w.at = at
 	}
 	if cap(w.wait)-len(w.wait) < len(b) {
-		w.wait = slices.Grow(w.wait, max(len(b), len(w.wait))) // append alone would copy it oftener
+		w.wait = slices.Grow(w.wait, max(len(b), len(w.wait))) // append alone would copy it more often
 	}
 	w.wait = append(w.wait, b...)
 	return nil
 }
 
-// journal takes a block of the journal.
+// journal queues a block of the journal.
 func (w *writer) journal(p Pos, b []byte) error {
 	at, err := w.l.Where(p)
 	if err != nil {
@@ -46,7 +46,7 @@ func (w *writer) journal(p Pos, b []byte) error {
 	return w.block(at, b)
 }
 
-// flush writes what was taken.
+// flush writes what is queued.
 func (w *writer) flush() error {
 	if len(w.wait) == 0 {
 		return nil
@@ -58,7 +58,7 @@ func (w *writer) flush() error {
 	return nil
 }
 
-// sync writes what was taken, and makes all that was written durable.
+// sync writes what is queued, and makes everything that was written durable.
 func (w *writer) sync() error {
 	if err := w.flush(); err != nil {
 		return err
@@ -69,7 +69,7 @@ func (w *writer) sync() error {
 	return nil
 }
 
-// super takes the journal's superblock.
+// super queues the journal's superblock.
 func (w *writer) super(s *Super) error {
 	b, err := (&reader{l: w.l}).block(0)
 	if err != nil {
@@ -79,8 +79,8 @@ func (w *writer) super(s *Super) error {
 	return w.journal(0, b)
 }
 
-// inUse takes the file system's superblock, which says then whether the journal
-// is in use. If it says already that it is not, nothing is written.
+// inUse queues the file system's superblock, saying whether the journal is in use. If
+// it is not to be in use, and the superblock says so already, nothing is written.
 func (w *writer) inUse(inUse bool) error {
 	at, offset := w.l.FS.Super.Location()
 	b, err := w.l.FS.Block(at)
@@ -99,7 +99,7 @@ func (w *writer) inUse(inUse bool) error {
 	return w.block(at, b)
 }
 
-// restore takes a block from the log for its home. The superblock keeps what the
+// restore queues a block from the log for its home. The superblock keeps what the
 // disk says about errors.
 func (w *writer) restore(in *reader, b LoggedBlock) error {
 	data, err := in.home(b)

@@ -14,7 +14,7 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 )
 
-// emptyDisk makes a file system with a journal, with more arguments to mke2fs.
+// emptyDisk makes a file system with a journal; more are further arguments of mke2fs.
 func emptyDisk(t *testing.T, more ...string) *jbd2.Recording {
 	t.Helper()
 	if _, err := exec.LookPath("mke2fs"); err != nil {
@@ -45,8 +45,8 @@ func openLog(t *testing.T, disk *jbd2.Recording) (*jbd2.Log, *jbd2.Scan) {
 	return log, scan
 }
 
-// TestFinished checks that a transaction is found in a log and written home, also if a
-// check was to come after it; and no other one.
+// TestFinished checks that a transaction is recognized in the log and once it is written home, also
+// if it has marked the file system for a check, and that no other transaction is.
 func TestFinished(t *testing.T) {
 	disk := emptyDisk(t)
 	log, scan := openLog(t, disk)
@@ -56,7 +56,7 @@ func TestFinished(t *testing.T) {
 	in := &jbd2.Transaction{Time: time.Now(), Blocks: []jbd2.Block{block(7000, 'a'), block(7001, 'b')}, Revokes: []addr.Block{7002}}
 	marked := &jbd2.Transaction{Time: in.Time, Blocks: append([]jbd2.Block(nil), in.Blocks...), Revokes: in.Revokes}
 	c := &change{txn: marked, fs: log.FS, before: disk, blocks: make(map[addr.Block][]byte)}
-	for range 2 { // it may be in the transaction already
+	for range 2 { // the superblock may be in the transaction already
 		if err := c.markUnclean(); err != nil {
 			t.Fatal(err)
 		}

@@ -10,7 +10,7 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// syncs counts and times what waits for the disk.
+// syncs counts and times the syncs of a file.
 type syncs struct {
 	*os.File
 	took time.Duration
@@ -27,8 +27,8 @@ func (s *syncs) Sync() error {
 
 var _ jbd2.Disk = (*syncs)(nil)
 
-// BenchmarkRescue finishes the last commit of 20,000 new files. What it takes per
-// 1,000 blocks of metadata is without the syncs, which stand beside it.
+// BenchmarkRescue finishes the last commit of 20,000 new files. The time per 1,000 blocks of
+// metadata excludes the syncs, which are reported separately.
 func BenchmarkRescue(b *testing.B) {
 	image := fixture.Get(b, fixture.Many)
 	c := openCache(b, image)

@@ -14,16 +14,16 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 )
 
-// change is a transaction that is being prepared, and what it makes of the disk.
+// change is a transaction that is being prepared, and its effect on the disk.
 type change struct {
 	txn    *jbd2.Transaction
-	fs     *ext4.FS              // on before
-	before io.ReaderAt           // the disk as a recovery without the transaction leaves it, but for fast commits
-	blocks map[addr.Block][]byte // those that the transaction changes, as they are with it
-	files  *audit.Mapper         // on both; nil: it is not open, or the blocks are others since
+	fs     *ext4.FS              // the file system on before
+	before io.ReaderAt           // the disk as a recovery without the transaction leaves it, except for fast commits
+	blocks map[addr.Block][]byte // the blocks that the transaction changes, with their new content
+	files  *audit.Mapper         // without and with blocks; nil if it is not open, or if blocks has changed since
 }
 
-// change is a transaction on the disk as it is before anything is written to it.
+// change returns a transaction, and the disk as it is before anything is written to it.
 func (f *finisher) change(t *jbd2.Transaction) (*change, error) {
 	if f.recovered == nil {
 		fs, disk, err := recoverOn(f.disk, f.forget)
@@ -39,8 +39,8 @@ func (f *finisher) change(t *jbd2.Transaction) (*change, error) {
 	return &c, err
 }
 
-// recoverOn is a disk as a recovery of its log leaves it, but for fast commits and what is to be forgotten, and the file system on it.
-// Nothing is written.
+// recoverOn returns a disk as a recovery of its log leaves it, except for fast commits and what forget leaves out, and
+// the file system on it. Nothing is written.
 func recoverOn(disk jbd2.Disk, forget func(*jbd2.Log, *jbd2.Scan) error) (*ext4.FS, io.ReaderAt, error) {
 	log, err := jbd2.Open(disk)
 	if err != nil {
@@ -56,8 +56,8 @@ func recoverOn(disk jbd2.Disk, forget func(*jbd2.Log, *jbd2.Scan) error) (*ext4.
 	return log.Recovered(scan)
 }
 
-// changedBlocks are the blocks of a transaction, and those that it revokes, which stay
-// as they are on the disk then, whatever the log has of them.
+// changedBlocks returns the blocks of a transaction, and those that it revokes: these keep the content
+// that they have on the disk, whatever the log has of them.
 func changedBlocks(t *jbd2.Transaction, disk, before io.ReaderAt, size int64) (map[addr.Block][]byte, error) {
 	changed := make(map[addr.Block][]byte, len(t.Blocks))
 	for _, b := range t.Blocks {
@@ -110,7 +110,7 @@ func (c *change) replaceAll(blocks map[addr.Block][]byte) error {
 	return nil
 }
 
-// after is the disk with the transaction.
+// after returns the disk with the transaction.
 func (c *change) after() (*jbd2.Recording, error) {
 	with := jbd2.NewRecording(c.before)
 	for b, data := range c.blocks {
@@ -121,8 +121,8 @@ func (c *change) after() (*jbd2.Recording, error) {
 	return with, nil
 }
 
-// errGrows says that a file system was being made larger (resize2fs(8)): what is in groups that
-// the disk does not have yet is for a kernel to judge.
+// errGrows says that a file system was being made larger (resize2fs(8)): only a kernel can judge what is in
+// groups that the disk does not have yet.
 var errGrows = errors.New("the last commit makes the file system larger: not understood")
 
 // grows reports whether the transaction makes the file system larger.
@@ -136,7 +136,7 @@ func (c *change) grows() bool {
 	return err == nil && s.Blocks != c.fs.Super.Blocks
 }
 
-// plausible refuses what no kernel has in memory, with so many handles open.
+// plausible refuses blocks that no kernel has in memory with that many handles open.
 func (c *change) plausible(m audit.Memory, handles int) error {
 	err := m.Plausible(c.before, c.blocks, handles)
 	if errors.Is(err, audit.ErrDamaged) {
@@ -145,9 +145,9 @@ func (c *change) plausible(m audit.Memory, handles int) error {
 	return err
 }
 
-// seal gives group descriptors and inodes that were being written their checksums: what is in
-// them is for the check to judge. Without a descriptor nothing in its group is found; and at an
-// inode on the orphan list whose checksum is wrong e2fsck gives up (e2fsck/super.c,
+// seal sets the checksums of group descriptors and inodes that were being written; their content is
+// for the check to judge. Without its descriptor nothing in a group is found, and e2fsck gives up at
+// an inode on the orphan list whose checksum is wrong (e2fsck/super.c,
 // release_orphan_inode).
 func (c *change) seal() error {
 	descriptors, err := audit.Descriptors(c.before, c.blocks)
@@ -171,7 +171,7 @@ func (c *change) seal() error {
 	return nil
 }
 
-// free frees an inode of the transaction. Its bits and blocks are a matter of the check.
+// free frees an inode of the transaction. Its bitmap bits and its blocks are left to the check.
 func (c *change) free(n addr.Ino) error {
 	group, block, offset, err := c.fs.Super.InodeLocation(n)
 	if err != nil {
@@ -193,7 +193,7 @@ func (c *change) free(n addr.Ino) error {
 }
 
 // tree returns the block mapping of a file without and with the transaction. Nodes that
-// were being written get their checksums in it.
+// were being written get their checksums in the transaction.
 func (c *change) tree(n addr.Ino) (*audit.Trees, error) {
 	var err error
 	if c.files == nil {
@@ -212,8 +212,8 @@ func (c *change) tree(n addr.Ino) (*audit.Trees, error) {
 	return found, nil
 }
 
-// markUnclean has the superblock say that the file system is not clean, so that it gets its
-// check whatever becomes of the takeover. If it said that it has errors, e2fsck would not trust its orphans.
+// markUnclean makes the superblock say that the file system is not clean, so that it is checked
+// whatever becomes of the takeover. If the superblock said that there are errors, e2fsck would not trust the orphan list.
 func (c *change) markUnclean() error {
 	home, offset := c.fs.Super.Location()
 	b := bytes.Clone(c.blocks[home])

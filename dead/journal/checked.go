@@ -13,10 +13,10 @@ import (
 	"understudy.dev/understudy/dead/placement"
 )
 
-// PlaceChecked gives files their places on a disk that Finish said must be checked, once
-// that was done: did is what Finish reported. The order of what is written is of no
-// meaning: the disk must be one that counts only as a whole. An error means that it does not
-// count any more.
+// PlaceChecked gives files their places on a disk that Finish said must be checked, once the check is
+// done; did is what Finish reported. The order of the writes does not matter: the disk must be one
+// that is used only as a whole. After an error it must not be used
+// any more.
 func (r *Rescue) PlaceChecked(disk jbd2.Disk, did *Report) (*Placement, error) {
 	p := &Placement{Refused: make(map[addr.Ino]error)}
 	rescue := *r
@@ -30,7 +30,7 @@ func (r *Rescue) PlaceChecked(disk jbd2.Disk, did *Report) (*Placement, error) {
 	if err := f.takePlaced(waiting, found, nil); err != nil {
 		return p, err
 	}
-	// What is free on what e2fsck has left need not be free on the disk itself.
+	// A block that is free on what e2fsck has left need not be free on the disk itself.
 	for n := range f.data {
 		f.data[n].free = false
 	}
@@ -46,8 +46,8 @@ func (r *Rescue) PlaceChecked(disk jbd2.Disk, did *Report) (*Placement, error) {
 	return p, disk.Sync()
 }
 
-// findPlaces finds places on a disk that was checked, and has them audited. Files that need
-// more than that get none.
+// findPlaces finds places on a disk that was checked, and audits them. Files that need anything else
+// after the mount (Report.AfterMount) get none.
 func (f *finisher) findPlaces(did *Report) (*placement.Result, []unplaced, error) {
 	fs, err := ext4.Open(f.disk)
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"understudy.dev/understudy/internal/lab/kerneltest"
 )
 
-// TestConfigurations has the structures of real kernels of other configurations, as a compiler
-// lays them out: all that is read of them is found.
+// TestConfigurations checks that every field is found in the structures of real kernels of other
+// configurations, as a compiler lays them out.
 func TestConfigurations(t *testing.T) {
 	for _, name := range fixture.Layouts {
 		t.Run(name, func(t *testing.T) {

@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestJournalledContent finishes a commit that has content of a file and nothing of its inode: its times wait (lazytime), and it
-// has its blocks and its size already.
+// TestJournalledContent finishes a commit that has content of a file and not its inode: the inode's times wait
+// (lazytime), and it already has its blocks and its size.
 func TestJournalledContent(t *testing.T) {
 	tier.Guest(t)
 	for _, tool := range []string{"mke2fs", "debugfs", "e2fsck"} {

@@ -17,14 +17,14 @@ import (
 	"understudy.dev/understudy/dead/ram"
 )
 
-// recorder remembers where memory was looked at, but for whole blocks: their
-// content has checksums of its own.
+// recorder remembers which memory was read, except for whole blocks: their
+// content has its own checksums.
 type recorder struct {
 	ram.Memory
 	block  int
 	mu     sync.Mutex
 	looks  []addr.PhysRange
-	blocks map[*byte]addr.Phys // by where a view of one begins
+	blocks map[*byte]addr.Phys // by the address of the first byte of a view of it
 }
 
 func (r *recorder) View(pa addr.Phys, n int) ([]byte, error) {
@@ -43,9 +43,9 @@ func (r *recorder) View(pa addr.Phys, n int) ([]byte, error) {
 	return b, err
 }
 
-// seen is what there is to be damaged.
+// seen is what can be damaged.
 type seen struct {
-	looks  []addr.PhysRange // at structures of the kernel's, in order
+	looks  []addr.PhysRange // structures of the kernel that were read, in order
 	blocks []seenBlock      // of open transactions
 	size   int              // of a block
 }
@@ -53,13 +53,13 @@ type seen struct {
 // seenBlock is a block of metadata in memory.
 type seenBlock struct {
 	at  addr.Phys
-	old []byte // what a recovery makes of it on the disk
+	old []byte // its content on the disk after a recovery
 }
 
-// look is any of the looks.
+// look returns a random one of the looks.
 func (s *seen) look(rng *rand.Rand) addr.PhysRange { return s.looks[rng.IntN(len(s.looks))] }
 
-// word is where an aligned word of 8 bytes is that was looked at.
+// word returns the address of a random aligned word of 8 bytes that was read.
 func (s *seen) word(rng *rand.Rand) addr.Phys {
 	for {
 		r := s.look(rng)
@@ -71,7 +71,7 @@ func (s *seen) word(rng *rand.Rand) addr.Phys {
 
 func (s *seen) anyBlock(rng *rand.Rand) seenBlock { return s.blocks[rng.IntN(len(s.blocks))] }
 
-// seen is what was recorded, and of the blocks those that belong to a journal's open
+// seen returns what was recorded, and of the blocks those that belong to a journal's open
 // transactions. before is the disk as a recovery leaves it.
 func (r *recorder) seen(t *testing.T, j *journal.Journal, before io.ReaderAt) *seen {
 	t.Helper()
@@ -100,10 +100,10 @@ func (r *recorder) seen(t *testing.T, j *journal.Journal, before io.ReaderAt) *s
 	return s
 }
 
-// damaged is memory in which some pages are others.
+// damaged is memory in which some pages are replaced.
 type damaged struct {
 	ram.Memory
-	pages map[addr.Phys][]byte // by their first byte
+	pages map[addr.Phys][]byte // by the address of their first byte
 }
 
 func (d *damaged) View(pa addr.Phys, n int) ([]byte, error) {
@@ -128,11 +128,11 @@ func (d *damaged) View(pa addr.Phys, n int) ([]byte, error) {
 	return out, nil
 }
 
-// view is memory that is there.
+// view returns memory that can be read.
 func (d *damaged) view(at addr.Phys, n int) []byte {
 	b, err := d.View(at, n)
 	if err != nil {
-		panic(err) // it was looked at before
+		panic(err) // it was read before
 	}
 	return b
 }
@@ -151,14 +151,14 @@ func (d *damaged) put(at addr.Phys, data []byte) {
 	}
 }
 
-// swap has two pieces of memory in each other's place.
+// swap exchanges two pieces of memory.
 func (d *damaged) swap(a, b addr.Phys, n int) {
 	was := bytes.Clone(d.view(a, n))
 	d.put(a, bytes.Clone(d.view(b, n)))
 	d.put(b, was)
 }
 
-// differences says which bytes are others, the first of them.
+// differences says how many bytes differ, and lists the first eight of them.
 func (d *damaged) differences() string {
 	var out strings.Builder
 	n := 0
@@ -177,7 +177,7 @@ func (d *damaged) differences() string {
 	return out.String()
 }
 
-// bytesOf damages from one to so many bytes of what was looked at.
+// bytesOf damages between one and most bytes of what was read.
 func bytesOf(most int) func(*damaged, *rand.Rand, *seen) {
 	return func(d *damaged, rng *rand.Rand, s *seen) {
 		for range 1 + rng.IntN(most) {
@@ -187,7 +187,7 @@ func bytesOf(most int) func(*damaged, *rand.Rand, *seen) {
 	}
 }
 
-// damages are the kinds of damage. Those of a page hit whatever else lies in it, too.
+// damages are the kinds of damage. Damage to a page also hits whatever else lies in it.
 var damages = []struct {
 	name string
 	do   func(*damaged, *rand.Rand, *seen)

@@ -14,16 +14,16 @@ import (
 	"understudy.dev/understudy/dead/ram"
 )
 
-// pageSize is what reaches the disk whole or not at all, in bytes: also the file system's
-// blocks.
+// pageSize is the unit that reaches the disk whole or not at all, in bytes. It is also the size of the
+// file system's blocks.
 const pageSize = addr.PageSize
 
-// hostDisk is an image in a host's page cache. Reads see the cache. A sync that fails
-// brings any of the writes before it to the disk, and forgets the rest: they stay in the
-// cache, and no later sync brings them (fsync(2); the kernel marks their pages clean).
+// hostDisk is an image in a host's page cache. Reads see the cache. A failed sync brings any subset
+// of the writes before it to the disk, and forgets the rest: those stay in the cache, and no later
+// sync writes them (fsync(2); the kernel marks their pages clean).
 type hostDisk struct {
 	cache, disk *jbd2.Recording
-	waiting     []jbd2.Op // in the cache alone, for the next sync
+	waiting     []jbd2.Op // only in the cache, for the next sync
 	rng         *rand.Rand
 	n           int // reads, writes and syncs so far
 	fail        func(n int, what string) bool
@@ -90,14 +90,14 @@ func (d *hostDisk) bring(to *jbd2.Recording, chosen func() bool) {
 	}
 }
 
-// crashed is what the disk has if the host dies now.
+// crashed returns what the disk has if the host dies now.
 func (d *hostDisk) crashed() *jbd2.Recording {
 	out := jbd2.NewRecording(d.disk)
 	d.bring(out, func() bool { return d.rng.IntN(2) == 0 })
 	return out
 }
 
-// oneFile is the memory of one file's data.
+// oneFile is memory that has one file's data.
 type oneFile struct {
 	ram.Memory
 	data []byte
@@ -110,7 +110,7 @@ const (
 	fileIno                        = 11 // lost+found, which has an inode
 )
 
-// failingCase is a disk, and what is to be committed to it.
+// failingCase returns a disk, and what is to be committed to it.
 func failingCase(t *testing.T, empty bool) (*jbd2.Recording, *Rescue) {
 	t.Helper()
 	disk := emptyDisk(t)
@@ -147,8 +147,8 @@ func failingCase(t *testing.T, empty bool) (*jbd2.Recording, *Rescue) {
 	}
 }
 
-// state is what a mount makes of the two blocks of metadata: "old", "new", or what they
-// begin with.
+// state returns what a mount makes of the two blocks of metadata: "old", "new", "a mixture", or the
+// letters that they begin with.
 func state(t *testing.T, disk *jbd2.Recording, old string) string {
 	t.Helper()
 	after := jbd2.NewRecording(disk)
@@ -179,10 +179,10 @@ func state(t *testing.T, disk *jbd2.Recording, old string) string {
 	return fmt.Sprintf("%q", got)
 }
 
-// TestFailingDisk has the disk fail from each read, write and sync of a rescue on, once to
-// four times or for ever, as a host's page cache fails. What the rescue says of its commit is what
-// a mount finds, on the disk and in the cache; and carried out again, on either, it
-// commits all and breaks nothing at any instant.
+// TestFailingDisk makes the disk fail at each read, write and sync of a rescue, for one to four
+// operations or for good, as a host's page cache fails. What the rescue says of its commit is what
+// a mount finds, on the disk and in the cache; and a second run of the rescue, on either, commits
+// everything and breaks nothing at any instant.
 func TestFailingDisk(t *testing.T) {
 	for name, old := range map[string]string{"empty log": "\x00\x00", "log in use": "aa"} {
 		t.Run(name, func(t *testing.T) {
@@ -255,8 +255,8 @@ func judgeFailed(t *testing.T, where, old string, d *hostDisk, report *Report, e
 	return says
 }
 
-// finishAgain carries a rescue out once more, on a disk that does not fail any more, and
-// has the host die anywhere in it.
+// finishAgain carries a rescue out once more, on a disk that no longer fails, and checks what is left
+// if the host dies at any instant in between.
 func finishAgain(t *testing.T, where, old string, rescue *Rescue, d *hostDisk) {
 	t.Helper()
 	was := state(t, d.cache, old)

@@ -12,8 +12,8 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestFastCommitted finishes a commit in which a program has called fsync: the disk has that in a fast commit, and memory
-// has it with all that came after.
+// TestFastCommitted finishes a commit during which a program has called fsync: the disk has what that synced in a fast
+// commit, and memory has it with everything that came after.
 func TestFastCommitted(t *testing.T) {
 	tier.Guest(t)
 	for _, tool := range []string{"mke2fs", "debugfs", "e2fsck"} {

@@ -12,7 +12,7 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 )
 
-// letters is a block of a transaction, of one letter.
+// letters is a block of a transaction, filled with one letter.
 func letters(home addr.Block, letter byte) jbd2.Block {
 	return jbd2.Block{Home: home, Data: bytes.Repeat([]byte{letter}, 4096)}
 }
@@ -60,8 +60,8 @@ func fastDisk(t *testing.T) *jbd2.Recording {
 	return disk
 }
 
-// TestFastCommits finishes a commit of which a part is in fast commits, in a log that has no room behind its end: what memory
-// has is more than they say. Before it is committed they stay, and no file gets a place that is free without them.
+// TestFastCommits finishes a commit part of which is in fast commits, in a log that has no room after its end: memory has
+// more than they say. They stay until it is committed, and no file gets a place, which might be free only without them.
 func TestFastCommits(t *testing.T) {
 	disk := fastDisk(t)
 	log, scan := openLog(t, disk)
@@ -89,7 +89,7 @@ func TestFastCommits(t *testing.T) {
 	for n := range addr.Block(40) {
 		last.Blocks = append(last.Blocks, letters(7100+n, 'b'))
 	}
-	room := jbd2.NewRecording(disk) // where a rescue made room, and died
+	room := jbd2.NewRecording(disk) // as left by a rescue that made room, and died
 	made, _ := openLog(t, room)
 	if _, _, err := made.MakeRoom(); err != nil {
 		t.Fatal(err)

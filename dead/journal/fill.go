@@ -14,16 +14,16 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// ErrUnfilled says that a file was being given a block, which would have what another file left
-// there, and that memory does not tell what belongs into it.
+// ErrUnfilled says that a block was being allocated to a file, which would show what another file left
+// there, and that memory does not tell what belongs into the block.
 var ErrUnfilled = errors.New("a block was being allocated to it, and memory does not have the data that belongs there")
 
-// fill puts into the transaction what belongs into blocks that a file has got and nobody has
-// filled yet. Without delayed allocation, or where that does not give unwritten extents, a
-// task that writes into a hole first gives it a block, and makes it dirty when it has copied its
-// data (fs/ext4/inode.c, ext4_write_begin, ext4_write_end). All metadata agree in between, and
-// no commit of the kernel can come in between, because the handle is open. Of those that write
-// the file is locked, or mapped by a program (ext4_page_mkwrite).
+// fill adds to the transaction the content of blocks that were allocated to a file and not filled yet.
+// Without delayed allocation, or where that does not give unwritten extents, a task that writes
+// into a hole first allocates a block, and marks it dirty when it has copied its data
+// (fs/ext4/inode.c, ext4_write_begin, ext4_write_end). In between all metadata agree, and no commit
+// of the kernel can happen, because the handle is open. A file that is being written in this way
+// is locked, or mapped by a program (ext4_page_mkwrite).
 func (f *finisher) fill(c *change) error {
 	for i := range f.written() {
 		if err := f.fillFile(c, c.tree, i); err != nil {
@@ -33,8 +33,8 @@ func (f *finisher) fill(c *change) error {
 	return nil
 }
 
-// fillBare is fill for a file system without a journal. What it fills is written with the rest; a file of which
-// memory does not tell is in the report.
+// fillBare is fill for a file system without a journal. The blocks that it fills are written with the rest; a file
+// whose content memory does not tell is reported.
 func (f *finisher) fillBare(c *change, where trees) {
 	metadata := len(c.txn.Blocks)
 	for i := range f.written() {
@@ -46,7 +46,7 @@ func (f *finisher) fillBare(c *change, where trees) {
 	f.takeFilled(c.txn.Blocks[metadata:])
 }
 
-// takeFilled has filled blocks written with the rest.
+// takeFilled adds filled blocks to those that are written.
 func (f *finisher) takeFilled(blocks []jbd2.Block) {
 	for _, b := range blocks {
 		size := int64(len(b.Data))
@@ -54,12 +54,12 @@ func (f *finisher) takeFilled(blocks []jbd2.Block) {
 	}
 }
 
-// written yields the files that somebody may have been writing.
+// written yields the files that some task may have been writing.
 func (f *finisher) written() iter.Seq[*pagecache.Inode] {
 	return func(yield func(*pagecache.Inode) bool) {
 		for i, err := range f.cache.Inodes(f.super) {
 			if err != nil || !i.Writing && !i.Shared || !i.Regular() || i.Deleted() || i.Ino < firstInode {
-				continue // who plans the files says so
+				continue // the plan of the files reports it
 			}
 			if !yield(i) {
 				return
@@ -99,8 +99,8 @@ func (f *finisher) fillFile(c *change, where trees, i *pagecache.Inode) error {
 	return nil
 }
 
-// anew are the bytes of a file that are written, or punched, whatever the disk has of them: at the
-// latest after the mount.
+// anew returns the bytes of a file that are written, or punched, whatever the disk has of them: after
+// the mount at the latest.
 func (f *finisher) anew(i *pagecache.Inode) (out []addr.Span) {
 	for p, err := range f.cache.Unsaved(f.super, i) {
 		if err == nil {
@@ -115,7 +115,7 @@ func (f *finisher) anew(i *pagecache.Inode) (out []addr.Span) {
 	return out
 }
 
-// spans are the bytes of a file that ascending runs have.
+// spans returns the bytes of a file that ascending runs map.
 func (f *finisher) spans(runs []ext4.Run) []addr.Span {
 	size := int64(f.super.BlockSize)
 	out := make([]addr.Span, len(runs))
@@ -125,8 +125,8 @@ func (f *finisher) spans(runs []ext4.Run) []addr.Span {
 	return out
 }
 
-// given are the blocks with content that a file has now, and had not before; Unwritten says
-// that it had them, and no content in them.
+// given returns the blocks with content that a file has now, and did not have before. Unwritten says
+// that it had the block before, as unwritten.
 func given(old, now []ext4.Run) (out []ext4.Run) {
 	for _, r := range now {
 		for left := !r.Unwritten; left; {
@@ -158,17 +158,17 @@ type filler struct {
 	*change
 	block  int64      // of the file system, in bytes
 	size   int64      // of the file, in bytes
-	given  []ext4.Run // see given
-	fresh  []ext4.Run // without a journal: all that it has
+	given  []ext4.Run // the blocks it was given, see the function
+	fresh  []ext4.Run // without a journal: all blocks with content that it has
 	view   func(addr.Phys, int) ([]byte, error)
-	opaque bool // what is on the disk is not what memory has
+	opaque bool // its content on the disk is not what memory has
 }
 
 // fill puts the content of a block into the transaction, if the block was just given to the file.
 func (l *filler) fill(b pagecache.FillingBlock) error {
 	size := l.block
 	run := runAt(l.given, b.Off/size)
-	if l.fresh != nil && b.Fresh && b.Disk >= 0 { // then the disk may have what gave it the block already, and its bit
+	if l.fresh != nil && b.Fresh && b.Disk >= 0 { // then the disk may already have what allocated the block, and its bitmap bit
 		run = runAt(l.fresh, b.Off/size)
 		run.Unwritten = true
 	}
@@ -177,7 +177,7 @@ func (l *filler) fill(b pagecache.FillingBlock) error {
 	}
 	home := run.Physical
 	if slices.ContainsFunc(l.txn.Blocks, func(t jbd2.Block) bool { return t.Home == home }) {
-		return nil // with data=journal
+		return nil // data=journal: the transaction has its content
 	}
 	if err := l.may(b, run); err != nil {
 		return err
@@ -193,7 +193,7 @@ func (l *filler) fill(b pagecache.FillingBlock) error {
 	return l.replace(home, data)
 }
 
-// may says why a block must not be filled. One that was not free before is not the one that
+// may says why a block must not be filled. A block that was not free before is not the one that
 // the kernel had just allocated.
 func (l *filler) may(b pagecache.FillingBlock, run ext4.Run) error {
 	size := l.block

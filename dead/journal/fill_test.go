@@ -18,7 +18,7 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// TestGiven tells what a file was given from what it had.
+// TestGiven checks which blocks a file was given, compared with those that it had.
 func TestGiven(t *testing.T) {
 	run := func(logical uint32, physical addr.Block, n uint32) ext4.Run {
 		return ext4.Run{Logical: logical, Physical: physical, Length: n}
@@ -48,8 +48,8 @@ func TestGiven(t *testing.T) {
 	}
 }
 
-// holed is a file system with a file of three blocks, inode 12, whose middle one is a hole, and
-// the change that gives it a block there, which has what another file left in it.
+// holed returns the change that gives a block to a hole, and that block, which has what another file
+// left in it. The file is inode 12 and has three blocks, the middle one of which is the hole.
 func holed(t *testing.T, kind string) (c *change, block addr.Block) {
 	t.Helper()
 	for _, tool := range []string{"mke2fs", "debugfs"} {
@@ -117,7 +117,7 @@ func (o *opens) ReadAt(b []byte, off int64) (int, error) {
 	return o.ReaderAt.ReadAt(b, off)
 }
 
-// TestOpenOnce: of many files that may have been written to, each is looked up on the one file system.
+// TestOpenOnce checks that a file system is opened only once, for all files on it that may have been written.
 func TestOpenOnce(t *testing.T) {
 	c, _ := holed(t, "ext4")
 	count := &opens{ReaderAt: c.before}
@@ -141,8 +141,8 @@ func TestOpenOnce(t *testing.T) {
 	}
 }
 
-// TestFill: a block that a file was given, and that nobody had come to fill, is committed with
-// what belongs there. To the audit, it is as good as any other.
+// TestFill checks that a block that was allocated to a file, and not filled yet, is committed with what
+// belongs there. The audit cannot tell it from any other block.
 func TestFill(t *testing.T) {
 	const size, page = 3 * 4096, addr.Phys(0x5000)
 	c, block := holed(t, "ext3")
@@ -212,7 +212,7 @@ func TestFill(t *testing.T) {
 	}
 }
 
-// TestFilled: with what belongs into it the change is as sound as before.
+// TestFilled checks that the change is as sound with the filled block as before.
 func TestFilled(t *testing.T) {
 	c, block := holed(t, "ext3")
 	l := &filler{change: c, block: 4096, size: 3 * 4096, given: []ext4.Run{{Logical: 1, Physical: block, Length: 1}}}
@@ -233,7 +233,7 @@ func TestFilled(t *testing.T) {
 	}
 }
 
-// TestFilledBare: without a journal what belongs into a block is written with the rest.
+// TestFilledBare checks that without a journal the content of a filled block is written with the rest.
 func TestFilledBare(t *testing.T) {
 	c, block := holed(t, "ext2")
 	disk, memory := jbd2.NewRecording(c.before), oneFile{}
@@ -286,7 +286,8 @@ func inMemory(home addr.Block, at addr.Phys) block {
 	return block{disk: int64(home) * 4096, phys: at, len: 4096, used: 4096}
 }
 
-// TestTreeUnordered: of a file whose blocks of pointers never came to a disk without a journal, the mapping is what is written now.
+// TestTreeUnordered checks the mapping of a file whose blocks of pointers never reached a disk without a journal: it is
+// the one that is written now.
 func TestTreeUnordered(t *testing.T) {
 	if _, err := exec.LookPath("mke2fs"); err != nil {
 		t.Skipf("%v; run scripts/setup.sh", err)

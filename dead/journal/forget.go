@@ -8,7 +8,7 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// forget has a replay leave out what is in the log of blocks that were freed later.
+// forget makes a replay leave out logged blocks that were freed later.
 func (f *finisher) forget(log *jbd2.Log, scan *jbd2.Scan) error {
 	err := log.ForgetFreed(scan)
 	if s := &log.FS.Super; err == nil && s.ClusterSize > s.BlockSize {
@@ -17,14 +17,14 @@ func (f *finisher) forget(log *jbd2.Log, scan *jbd2.Scan) error {
 	return err
 }
 
-// punched returns blocks of files that the log has something of, and that were freed since and given back while no bitmap said so:
-// with bigalloc a cluster stays in use for as long as the file has any block in it. As long as content of a file is in the
-// log only (data=journal), the buffer of it, in the page of its file, belongs to the journal (fs/jbd2/checkpoint.c,
-// jbd2_journal_try_remove_checkpoint): of any other block that the file has, the home is what the kernel would have read. What memory
-// does not tell is left as it is.
+// punched returns blocks of files that are in the log, and that were freed since and given back to the file without any
+// bitmap saying so: with bigalloc a cluster stays in use for as long as the file has any block in it. As long as content
+// of a file is in the log only (data=journal), its buffer, in the page of its file, belongs to the journal
+// (fs/jbd2/checkpoint.c, jbd2_journal_try_remove_checkpoint): for any other block of the file, the kernel would have read
+// the home. Blocks of which memory says nothing are left as they are.
 func (f *finisher) punched(scan *jbd2.Scan) (out []addr.Block) {
 	size := int64(f.super.BlockSize)
-	var logged []addr.Block // of which the device's own cache has nothing: they are no metadata
+	var logged []addr.Block // blocks that the device's own cache does not have: they are not metadata
 	for _, b := range scan.Newest() {
 		if !f.dev.Caches(b.Home, int(size)) {
 			logged = append(logged, b.Home)
@@ -58,7 +58,7 @@ func (f *finisher) punched(scan *jbd2.Scan) (out []addr.Block) {
 	return out
 }
 
-// mappedOf returns those of ascending blocks that a file has.
+// mappedOf returns those of some ascending blocks that a file has.
 func mappedOf(blocks []addr.Block, mapped []pagecache.Mapped, size int64) (out []addr.Block) {
 	for _, m := range mapped {
 		n, _ := slices.BinarySearch(blocks, addr.Block(m.Disk/size))

@@ -16,7 +16,7 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// putOff is a disk that remembers what may be written before all else.
+// putOff is a disk that only remembers what may be written before everything else.
 type putOff struct {
 	*jbd2.Recording
 	free []jbd2.Stretch
@@ -33,9 +33,9 @@ func (p *putOff) WriteFree(n int, at func(int) (jbd2.Stretch, error)) error {
 	return nil
 }
 
-// TestFree writes what goes to free blocks, and then anything else there: an ordinary recovery
-// leaves every file as it was, and e2fsck says the same. The rest of a rescue over that is whole,
-// once the data is written again.
+// TestFree writes anything to the free blocks that data goes to: an ordinary recovery leaves every
+// file as it was, and e2fsck says the same. With the rest of a rescue on top, the disk is whole once
+// the data is written again.
 func TestFree(t *testing.T) {
 	image := fixture.Get(t, fixture.Basic)
 	c := openCache(t, image)
@@ -80,7 +80,7 @@ func TestFree(t *testing.T) {
 	}
 }
 
-// overwrite writes stretches to a disk, changed before by spoil.
+// overwrite writes stretches to a disk, after spoil, if it is not nil, has changed them.
 func overwrite(t *testing.T, disk *os.File, all []jbd2.Stretch, spoil func([]byte)) (total int64) {
 	t.Helper()
 	for _, s := range all {
@@ -96,7 +96,7 @@ func overwrite(t *testing.T, disk *os.File, all []jbd2.Stretch, spoil func([]byt
 	return total
 }
 
-// everyFile has the SHA-256 of all inodes that have content, after an ordinary recovery.
+// everyFile returns the SHA-256 of all inodes that have content, after an ordinary recovery.
 func everyFile(t *testing.T, disk *os.File) map[addr.Ino][sha256.Size]byte {
 	t.Helper()
 	fs, err := ext4.Open(recovered(t, jbd2.NewRecording(disk)))
@@ -120,10 +120,10 @@ func everyFile(t *testing.T, disk *os.File) map[addr.Ino][sha256.Size]byte {
 	return out
 }
 
-// repaired is what e2fsck says of a copy of a disk, with the replay of its log.
+// repaired returns what e2fsck says about a copy of a disk, including the replay of its log.
 func repaired(t *testing.T, path string) string {
 	t.Helper()
 	disk := copyOf(t, path)
-	said, _ := exec.Command("e2fsck", "-fy", disk.Name()).CombinedOutput() // its status says what it says
+	said, _ := exec.Command("e2fsck", "-fy", disk.Name()).CombinedOutput() // the output says more than the exit status
 	return string(bytes.ReplaceAll(said, []byte(disk.Name()), []byte("DISK")))
 }

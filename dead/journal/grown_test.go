@@ -12,8 +12,8 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 )
 
-// growing is a disk of 10240 blocks with a file system of 8192 in four groups, and what a kernel has in memory that
-// gives it a fifth: the superblock, the descriptors, and the bitmap of blocks of the new group.
+// growing returns a disk of 10240 blocks with a file system of 8192 blocks in four groups, and the buffers in a kernel's
+// memory that give it a fifth group: the superblock, the descriptors, and the block bitmap of the new group.
 func growing(t *testing.T) (*jbd2.Recording, *jbd2.Log, *jbd2.Scan, []Buffer) {
 	t.Helper()
 	disk := emptyDisk(t, "-g", "2048", "-O", "^resize_inode")
@@ -36,7 +36,7 @@ func growing(t *testing.T) (*jbd2.Recording, *jbd2.Log, *jbd2.Scan, []Buffer) {
 	return disk, log, scan, []Buffer{{Block: 0, Data: super}, {Block: 1, Data: descriptors}, {Block: 8193, Data: letters(8193, 'm').Data}}
 }
 
-// TestGrown commits what makes a file system larger, if nothing was in flight, and gives no file a place then.
+// TestGrown commits a transaction that makes a file system larger, if nothing was in flight, and places no file then.
 func TestGrown(t *testing.T) {
 	disk, log, scan, buffers := growing(t)
 	j := &Journal{First: addr.Block(log.Super.First), Head: addr.Block(scan.End), Running: &Transaction{ID: uint32(scan.Next), Buffers: buffers}}
@@ -65,7 +65,7 @@ func TestGrown(t *testing.T) {
 	if err := f.commit(log, jbd2.Start{Block: scan.End, Sequence: scan.Next}, txn); err != nil {
 		t.Fatal(err)
 	}
-	// What comes next in the log has no superblock of its own.
+	// The next transaction in the log has no superblock.
 	last, scan := openLog(t, disk)
 	j.Running = &Transaction{Buffers: []Buffer{{Block: 8193, Data: letters(8193, 'n').Data}}}
 	if txn, err = j.merge(last, scan, nil); err != nil {
@@ -84,8 +84,8 @@ func TestGrown(t *testing.T) {
 	}
 }
 
-// TestNotGrown: what lies behind the end of a file system is refused, unless its superblock says that it has grown, which the disk
-// must have room for.
+// TestNotGrown checks that a block beyond the end of a file system is refused, unless the superblock in the transaction
+// says that the file system has grown, and the disk has room for that.
 func TestNotGrown(t *testing.T) {
 	for name, spoil := range map[string]func(b []Buffer) []Buffer{
 		"no superblock":                 func(b []Buffer) []Buffer { return b[1:] },

@@ -31,7 +31,7 @@ type taskLayout struct {
 		size                                   int
 		tasks, thread, signal, info, pid, name kernel.Field
 	}
-	heads  kernel.Field // of the list of threads, in signal_struct
+	heads  kernel.Field // list of threads, in signal_struct
 	handle struct {
 		size              int
 		transaction, bits kernel.Field
@@ -58,8 +58,8 @@ func newTaskLayout(c *pagecache.Cache) (*taskLayout, error) {
 	h := c.Layout("jbd2_journal_handle", "jbd2", "ext4")
 	l.handle.size = h.Size
 	l.handle.transaction = h.Field("h_transaction", 8)
-	// The flags are bit fields behind h_err: four of one bit, the type in eight,
-	// and a line in sixteen (include/linux/jbd2.h).
+	// The flags are bit fields after h_err: four of one bit, the type in eight,
+	// and a line number in sixteen (include/linux/jbd2.h).
 	e := h.Field("h_err", 4)
 	l.handle.bits = kernel.Field{Off: e.Off + 4, Size: 4}
 	if err := h.Err(); err != nil {
@@ -71,8 +71,8 @@ func newTaskLayout(c *pagecache.Cache) (*taskLayout, error) {
 	return l, nil
 }
 
-// holders returns who had a handle open in the journal. Where a list of tasks does
-// not check out, those that were found come with the error.
+// holders returns the tasks that had a handle open in the journal. If a list of tasks does
+// not check out, it returns those that were found with the error.
 func (j *Journal) holders(c *pagecache.Cache) ([]Holder, error) {
 	l, err := newTaskLayout(c)
 	if err != nil {
@@ -91,8 +91,8 @@ func (j *Journal) holders(c *pagecache.Cache) ([]Holder, error) {
 		if info == 0 {
 			continue
 		}
-		// Other file systems keep other things there, and of the ext family each
-		// may be mounted several times: a handle is ours by its transaction.
+		// Other file systems keep other things in journal_info, and several file systems of
+		// the ext family may be mounted: a handle is ours if its transaction is.
 		handle, err := c.Kernel().Bytes(info, l.handle.size)
 		if err != nil || !j.has(l.handle.transaction.Pointer(handle)) {
 			continue

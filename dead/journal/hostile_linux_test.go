@@ -28,9 +28,9 @@ var damageFrom = flag.Int("damage-from", 0, "with which of the damaged memories 
 var damageCases = flag.Int("damage", tier.Times(50, 150), "how many damaged memories are made of each file system")
 
 // TestHostileJournal damages the structures that the last commit is read from.
-// Whatever they say, it ends soon and without a panic, and no sector of the disk
-// becomes anything but what it was, what a recovery makes of it, or what the
-// undamaged memory makes of it. A commit that is not all there is refused.
+// Whatever they say, the rescue ends soon and without a panic, and every sector of the disk
+// is what it was, what a recovery makes of it, or what a rescue from the
+// undamaged memory makes of it. An incomplete commit is refused.
 func TestHostileJournal(t *testing.T) {
 	image := fixture.Get(t, fixture.Basic)
 	for _, d := range image.Disks {
@@ -46,7 +46,7 @@ func TestHostileJournal(t *testing.T) {
 			c := openCache(t, image)
 			rec := &recorder{Memory: c.Kernel().Memory(), block: int(superOf(t, c, d).BlockSize)}
 			mem := &damaged{Memory: rec.Memory}
-			in := cacheOf(t, mem) // what the kernel is found by is not damaged
+			in := cacheOf(t, mem) // the memory that the kernel is found by is not damaged
 			whole := jbd2.NewRecording(base)
 			c = cacheOf(t, rec)
 			s := superOf(t, c, d)
@@ -98,7 +98,7 @@ func TestHostileJournal(t *testing.T) {
 	}
 }
 
-// cpuTime is what this process took so far: a busy machine does not count.
+// cpuTime returns the CPU time that this process has used, so that a busy machine does not matter.
 func cpuTime(t *testing.T) time.Duration {
 	t.Helper()
 	var u unix.Rusage
@@ -134,19 +134,19 @@ func rescueIn(c *pagecache.Cache, id addr.UUID, disk *jbd2.Recording) error {
 	return err
 }
 
-// judge knows what the disk was, what a recovery makes of it, and what the
-// undamaged memory does.
+// judge knows what the disk was, what a recovery makes of it, and what a rescue from the
+// undamaged memory makes of it.
 type judge struct {
 	t     *testing.T
 	base  io.ReaderAt
 	whole *jbd2.Recording
 	plain *jbd2.Recording
 	log   *jbd2.Log
-	homes []addr.Block // that the last commit and the log before it have
-	after [][]byte     // what they are to become
+	homes []addr.Block // blocks of the last commit and of the log before it
+	after [][]byte     // their content after the rescue
 }
 
-// sectors checks all that was written.
+// sectors checks every sector that was written.
 func (j *judge) sectors(seed int, disk *jbd2.Recording) {
 	j.t.Helper()
 	size := int64(j.log.Super.BlockSize)

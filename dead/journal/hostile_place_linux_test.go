@@ -27,13 +27,13 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// outcomes are what came of damaged memories of one kind.
+// outcomes counts the results for damaged memories of one kind.
 type outcomes struct{ refused, checked, unproven, placed int }
 
 // TestHostilePlace damages the structures that places are made from. Whatever they say,
 // e2fsck finds nothing wrong with the file system afterwards, or the rescue was refused, or
-// asks for a check itself; and each file that is said to be whole, or was on the disk before,
-// has just the bytes that it had, unless its inode in memory itself has another size by now.
+// it asks for a check itself. Each file that is said to be whole, or was on the disk before,
+// has exactly the bytes that it had, unless its inode in memory has another size by now.
 func TestHostilePlace(t *testing.T) {
 	image := fixture.Get(t, fixture.Basic)
 	for _, d := range image.Disks {
@@ -46,7 +46,7 @@ func TestHostilePlace(t *testing.T) {
 			rec := &recorder{Memory: c.Kernel().Memory(), block: int(superOf(t, c, d).BlockSize)}
 			what := lookAround(t, rec, d, disk)
 			mem := &damaged{Memory: rec.Memory}
-			in := cacheOf(t, mem) // what the kernel is found by is not damaged
+			in := cacheOf(t, mem) // the memory that the kernel is found by is not damaged
 			id := superOf(t, in, d).UUID
 			j := newFiles(t, image.Files(d.Name), disk)
 			of := make([]outcomes, len(damages))
@@ -54,7 +54,7 @@ func TestHostilePlace(t *testing.T) {
 			end, limited := t.Deadline()
 			for seed := *damageFrom; seed < *damageFrom+*damageCases && failed < 20; seed++ {
 				if limited && done > 0 && time.Until(end) < time.Minute {
-					break // it says how many were done
+					break // the log says how many were done
 				}
 				done++
 				kind := seed % len(damages)
@@ -81,7 +81,7 @@ func TestHostilePlace(t *testing.T) {
 	}
 }
 
-// openDisk opens an image, which nothing may be written to.
+// openDisk opens an image for reading only.
 func openDisk(t *testing.T, path string) *os.File {
 	t.Helper()
 	f, err := os.Open(path)
@@ -92,7 +92,7 @@ func openDisk(t *testing.T, path string) *os.File {
 	return f
 }
 
-// lookAround reads what a rescue with placement reads, but for the content of files.
+// lookAround reads what a rescue with placement reads, except for the content of files.
 func lookAround(t *testing.T, rec *recorder, d fixture.Disk, disk io.ReaderAt) *seen {
 	t.Helper()
 	c := cacheOf(t, rec)
@@ -108,7 +108,7 @@ func lookAround(t *testing.T, rec *recorder, d fixture.Disk, disk io.ReaderAt) *
 	}
 	for i, err := range c.Dirty(s) {
 		if err == nil && i.Regular() {
-			_, _ = dev.UnsavedBlocks(i) // what is read counts
+			_, _ = dev.UnsavedBlocks(i) // only the reads matter
 		}
 	}
 	if _, err := c.Quotas(s); err != nil {
@@ -120,8 +120,8 @@ func lookAround(t *testing.T, rec *recorder, d fixture.Disk, disk io.ReaderAt) *
 	return rec.seen(t, r.Journal, recovered(t, jbd2.NewRecording(disk)))
 }
 
-// placeIn does a rescue, with so many more handles open, and says what sizes the memory has for
-// its files.
+// placeIn carries a rescue out with inFlight more handles open, and returns the sizes that memory has
+// for its files.
 func placeIn(c *pagecache.Cache, id addr.UUID, disk *jbd2.Recording, inFlight int) (*journal.Report, map[addr.Ino]int64, error) {
 	s, err := c.Superblock(id)
 	if err != nil {
@@ -145,15 +145,15 @@ func placeIn(c *pagecache.Cache, id addr.UUID, disk *jbd2.Recording, inFlight in
 	return report, sizes, err
 }
 
-// files are what the crash's own record says of files, and a disk.
+// files is what the crash recorded about its files, and a disk.
 type files struct {
 	t       *testing.T
 	of      map[addr.Ino]record.File
-	content map[addr.Ino][]byte // of those that were found to be what they were
-	saved   map[addr.Ino]bool   // that are on the disk without a rescue
+	content map[addr.Ino][]byte // of files that were found to be unchanged
+	saved   map[addr.Ino]bool   // files that are on the disk without a rescue
 	base    *memoryDisk
 
-	inFlight int // how many handles memory is to have open
+	inFlight int // how many more handles memory has open
 }
 
 func newFiles(t *testing.T, all []record.File, disk *os.File) *files {
@@ -174,7 +174,7 @@ func newFiles(t *testing.T, all []record.File, disk *os.File) *files {
 	return j
 }
 
-// is says how a file on a disk differs from what it was.
+// is returns how a file on a disk differs from what it was.
 func (j *files) is(fs *ext4.FS, i *ext4.Inode) error {
 	b, err := contentOf(fs, i)
 	if err != nil {
@@ -193,7 +193,7 @@ func (j *files) is(fs *ext4.FS, i *ext4.Inode) error {
 	return nil
 }
 
-// judge does a rescue, and says what is wrong with what came of it, and why it was refused.
+// judge carries a rescue out, and returns what is wrong with the result, and why it was refused.
 func (j *files) judge(c *pagecache.Cache, id addr.UUID, disk io.ReaderAt, o *outcomes) (wrong []error, refused error) {
 	out := jbd2.NewRecording(disk)
 	report, sizes, err := placeIn(c, id, out, j.inFlight)
@@ -271,10 +271,10 @@ func contentOf(fs *ext4.FS, i *ext4.Inode) ([]byte, error) {
 	return out[:i.Size], nil
 }
 
-// memoryDisk is a disk of which copies are made in memory.
+// memoryDisk is a disk that can be copied in memory.
 type memoryDisk struct {
 	size int64
-	data []jbd2.Op // all that is no hole
+	data []jbd2.Op // everything but the holes
 }
 
 func newMemoryDisk(t *testing.T, disk *os.File) *memoryDisk {
@@ -304,7 +304,7 @@ func newMemoryDisk(t *testing.T, disk *os.File) *memoryDisk {
 	return m
 }
 
-// copy is the disk with what was written to it, in memory.
+// copy returns the disk with what was written to it, in memory.
 func (m *memoryDisk) copy(out *jbd2.Recording) (f *os.File, err error) {
 	fd, err := unix.MemfdCreate("disk", unix.MFD_CLOEXEC)
 	if err != nil {
@@ -329,8 +329,8 @@ func (m *memoryDisk) copy(out *jbd2.Recording) (f *os.File, err error) {
 
 var listed = regexp.MustCompile(`(?m)^.*: Truncating orphaned inode .*$`)
 
-// fsck has e2fsck look at the disk with what was written to it, and returns that. If it is to
-// repair it, it may find something.
+// fsck runs e2fsck on the disk with what was written to it, and returns the result. If it is to
+// repair the disk, it may find something.
 func (m *memoryDisk) fsck(out *jbd2.Recording, repair bool) (*os.File, error) {
 	f, err := m.copy(out)
 	if err != nil {
@@ -345,8 +345,8 @@ func (m *memoryDisk) fsck(out *jbd2.Recording, repair bool) (*os.File, error) {
 	if code := cmd.ProcessState.ExitCode(); code == 0 || code == 1 { // 1: it has corrected what is harmless
 		err = nil
 	}
-	// It deletes what was deleted while it was open, which is no fault; and a file of the past may
-	// have its name again and be in the list of orphans, which it and a mount take it from.
+	// e2fsck deletes files that were deleted while open, which is no fault. A file of an older state may have
+	// its name back and still be on the orphan list, which e2fsck and a mount take it off.
 	left := strings.TrimSpace(listed.ReplaceAllString(harmless.ReplaceAllString(string(said), ""), ""))
 	if err != nil || !repair && left != "" || !strings.Contains(string(said), " files (") {
 		return f, fmt.Errorf("e2fsck found: %v: %s", err, left)

@@ -14,12 +14,12 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// mend writes blocks of files over again that the log has put older content into.
-// With inline data ext4 logs the first block of a file that grows out of its inode,
+// mend rewrites blocks of files into which the log has put older content.
+// With inline data ext4 logs the first block of a file that grows out of its inode
 // as if it were metadata (fs/ext4/inline.c, ext4_convert_inline_data_nolock). The file
-// goes on in its own pages, and frees the block without a revoke record, as it does
-// all data (fs/ext4/extents.c, get_default_free_blocks_flags): a checkpoint or a
-// recovery puts the old version over this file, or over the next to have the block.
+// goes on in its own pages, and frees the block without a revoke record, like all
+// data (fs/ext4/extents.c, get_default_free_blocks_flags): a checkpoint or a
+// recovery writes the old version over this file, or over the next owner of the block.
 // The dead kernel's own page, which programs were served, has what belongs there.
 func (f *finisher) mend(replayed map[addr.Block]struct{}) error {
 	mended := false
@@ -44,7 +44,7 @@ func (f *finisher) mend(replayed map[addr.Block]struct{}) error {
 	return nil
 }
 
-// mendLater has the files written again after the mount, which replays the log.
+// mendLater leaves the files to be written again after the mount, which replays the log.
 func (f *finisher) mendLater(replayed map[addr.Block]struct{}) {
 	for s := range f.suspects(replayed) {
 		m := f.afterMount(s.inode)
@@ -57,17 +57,17 @@ type suspect struct {
 	inode *pagecache.Inode
 	off   int64  // in the file, bytes
 	disk  int64  // on the disk, bytes
-	data  []byte // that belongs there; zeros follow it
+	data  []byte // what belongs there; zeros follow it
 }
 
-// suspects yields the blocks of files that memory has among those that a replay wrote.
-// Besides, the first one of each file is looked at, and those that the device's own cache
-// has: they were metadata, and a checkpoint may have been at them before the crash.
+// suspects yields the blocks of files in memory that a replay wrote. It also yields the first
+// block of each file, and blocks that the device's own cache has: these were metadata, and a
+// checkpoint may have written them before the crash.
 func (f *finisher) suspects(replayed map[addr.Block]struct{}) iter.Seq[suspect] {
 	return func(yield func(suspect) bool) {
 		for i, err := range f.cache.Inodes(f.super) {
 			if err != nil || i.Deleted() || i.Writing || !i.Regular() || i.Flags&unplain != 0 || i.Ino < firstInode {
-				continue // who plans the files says so
+				continue // the plan of the files reports it
 			}
 			mapped, err := f.dev.Mapping(i)
 			if err != nil {
@@ -105,21 +105,22 @@ func (f *finisher) suspectsIn(i *pagecache.Inode, p pagecache.Piece, mapped []pa
 }
 
 // ErrInline says that a file or directory with inline data was being converted to blocks,
-// and that its content is in neither the inode, nor a block, nor a page of it. The inode loses it first
+// and that its content is in neither the inode, nor a block, nor one of its pages. The inode loses it first
 // (fs/ext4/inline.c, ext4_convert_inline_data_nolock, ext4_convert_inline_data_to_extent):
-// in between no check can tell what it was, and an ordinary recovery has all of it.
+// in between no check can tell what it was, whereas an ordinary recovery has all of it.
 var ErrInline = errors.New("its inline data was being moved to a block, and is in neither")
 
-// hasInlineData reports whether files may lie in their inodes.
+// hasInlineData reports whether files may have their data in their inodes.
 func hasInlineData(fs *ext4.FS) bool { return fs.Super.Incompat&ext4.IncompatInlineData != 0 }
 
-// checkInline checks that the change leaves no file between inline data and a block of its
-// own. A file that is being converted is in memory. One whose first page is filled is written
-// from it after the mount: whoever writes to inline data does so through that page, and who moves
-// it to a block has the page before the inode loses it (fs/ext4/inline.c, ext4_write_inline_data_end,
-// ext4_convert_inline_data_to_extent; fs/ext4/inode.c, ext4_page_mkwrite). Of others it rather
-// refuses one that may as well be as it should; but for a short file all of whose content is a hole, if nobody
-// held a lock of it: who moves inline data holds xattr_sem until it is in its block, or in its page (ext4_convert_inline_data).
+// checkInline checks that the change leaves no file between inline data and its own block. A file
+// that is being converted is in memory. If its first page is filled, the file is written from that
+// page after the mount: a task that writes to inline data does so through that page, and one that moves it
+// to a block has the page before the inode loses it (fs/ext4/inline.c, ext4_write_inline_data_end,
+// ext4_convert_inline_data_to_extent; fs/ext4/inode.c, ext4_page_mkwrite). If it is not filled, checkInline
+// rather refuses a file that may be in order. The exception is a short file whose whole content is a hole and
+// of which nobody held a lock: a task that moves inline data holds xattr_sem until the data is in its block,
+// or in its page (ext4_convert_inline_data).
 func (f *finisher) checkInline(c *change) error {
 	after := jbd2.NewRecording(c.before)
 	m := inlineCheck{
@@ -143,7 +144,7 @@ func (f *finisher) checkInline(c *change) error {
 	}
 	for i, err := range f.cache.Inodes(f.super) {
 		if err != nil || i.Deleted() || i.Ino < firstInode && i.Ino != rootInode {
-			continue // who plans the files says so
+			continue // the plan of the files reports it
 		}
 		if err := m.check(i); err != nil {
 			return fmt.Errorf("inode %d: %w", i.Ino, err)
@@ -152,18 +153,18 @@ func (f *finisher) checkInline(c *change) error {
 	return nil
 }
 
-// rootInode is the directory at the top (EXT4_ROOT_INO).
+// rootInode is the root directory (EXT4_ROOT_INO).
 const rootInode = 2
 
 // inlineCheck looks for files whose inline data was being moved to a block.
 type inlineCheck struct {
 	before, after *ext4.FS              // without and with the transaction
-	logged        map[addr.Block][]byte // what the transaction has
-	// unsaved and held say whether memory has the beginning of a file: to be written,
-	// or at all.
+	logged        map[addr.Block][]byte // the blocks of the transaction
+	// unsaved and held report whether memory has the beginning of a file: as unsaved
+	// data, or at all.
 	unsaved, held func(*pagecache.Inode) bool
-	busy          func(*pagecache.Inode) bool  // whether somebody may have been changing it
-	rewrite       func(*pagecache.Inode)       // has the beginning of a file that memory holds written after the mount
+	busy          func(*pagecache.Inode) bool  // whether some task may have been changing it
+	rewrite       func(*pagecache.Inode)       // leaves the beginning of a file to be written from memory after the mount
 	free          func(*pagecache.Inode) error // frees an inode
 }
 
@@ -185,8 +186,8 @@ func (m *inlineCheck) check(i *pagecache.Inode) error {
 		now, err = m.torn(i.Ino, g.InodeTable+addr.Block(block), offset)
 	}
 	if i.New {
-		// Nothing of it has a name yet. But of a directory without a size e2fsck makes
-		// one of its parent's links too many (seen in 1.47.0), unless it is free.
+		// The inode has no name yet. But for a directory without a size e2fsck counts one
+		// link of its parent too many (seen in 1.47.0), unless it is free.
 		if err == nil && now.IsDir() && now.Links > 0 && now.Size == 0 {
 			return m.made(i, now)
 		}
@@ -206,8 +207,8 @@ func (m *inlineCheck) check(i *pagecache.Inode) error {
 	return nil
 }
 
-// torn is an inode that was being written, as it is with the checksum that is its own then. One that memory has otherwise is
-// damaged, and refused before (audit.Memory, Plausible).
+// torn returns an inode that was being written, with the checksum that matches its content. An inode whose content differs
+// from memory's is damaged, and was refused before (audit.Memory, Plausible).
 func (m *inlineCheck) torn(n addr.Ino, table addr.Block, offset int) (*ext4.Inode, error) {
 	b, err := m.after.Block(table)
 	if err != nil {
@@ -218,7 +219,7 @@ func (m *inlineCheck) torn(n addr.Ino, table addr.Block, offset int) (*ext4.Inod
 	return m.after.Super.ParseInode(n, raw)
 }
 
-// half is for a file whose inline data, or what is beside it in its inode, was being changed.
+// half handles a file whose inline data, or what is beside it in its inode, was being changed.
 func (m *inlineCheck) half(i *pagecache.Inode) error {
 	switch {
 	case i.Regular() && m.unsaved(i):
@@ -230,7 +231,7 @@ func (m *inlineCheck) half(i *pagecache.Inode) error {
 	return nil
 }
 
-// made frees a directory that was being made, which gets its size before its name
+// made frees a directory that was being created, which gets its size before its name
 // (fs/ext4/namei.c, ext4_mkdir).
 func (m *inlineCheck) made(i *pagecache.Inode, now *ext4.Inode) error {
 	was, err := m.before.Inode(i.Ino)
@@ -240,9 +241,9 @@ func (m *inlineCheck) made(i *pagecache.Inode, now *ext4.Inode) error {
 	return m.free(i)
 }
 
-// directory checks that the first block is this directory's. The checksum of one that is
-// on the disk tells that from one that had the number before (fs/ext4/namei.c,
-// ext4_dirblock_csum_verify); one in the transaction is there, and may be changing.
+// directory checks that the first block is this directory's. If the block is on the disk, its checksum
+// tells it from the block of an earlier directory with the same inode number (fs/ext4/namei.c,
+// ext4_dirblock_csum_verify). A block in the transaction is there, and may be changing.
 func (m *inlineCheck) directory(now *ext4.Inode) error {
 	run, err := m.after.Map(now, 0)
 	if err != nil {
@@ -263,10 +264,10 @@ func (m *inlineCheck) directory(now *ext4.Inode) error {
 	return nil
 }
 
-// short is for a file that is short enough to have been in its inode.
+// short handles a file that is short enough to have been in its inode.
 func (m *inlineCheck) short(i *pagecache.Inode, now *ext4.Inode) error {
 	if m.unsaved(i) {
-		return nil // the page goes to the file when it is there
+		return nil // the page is unsaved, and is written to the file later
 	}
 	run, err := m.after.Map(now, 0)
 	if err != nil && !errors.Is(err, ext4.ErrHole) {
@@ -284,7 +285,7 @@ func (m *inlineCheck) short(i *pagecache.Inode, now *ext4.Inode) error {
 	switch {
 	case placed && logged:
 	case m.held(i):
-		if !placed || i.Writing { // mend sees to others
+		if !placed || i.Writing { // mend handles the others
 			m.rewrite(i)
 		}
 	case placed:
@@ -305,14 +306,14 @@ func (f *finisher) filled(i *pagecache.Inode) bool {
 	return false
 }
 
-// rewrite has the first block of a file written after the mount.
+// rewrite leaves the first block of a file to be written after the mount.
 func (f *finisher) rewrite(i *pagecache.Inode) {
 	m := f.afterMount(i)
 	m.Filled = append(m.Filled, addr.Span{Off: 0, End: int64(f.super.BlockSize)})
 }
 
-// rewriteAgain is what checkInline has written after the mount, for a rescue whose transaction is
-// on the disk already: how it was before cannot be told any more.
+// rewriteAgain does what checkInline does with rewrite, for a rescue whose transaction is already on
+// the disk: the state before it is no longer known.
 func (f *finisher) rewriteAgain() error {
 	c, err := f.change(&jbd2.Transaction{})
 	if err != nil || !hasInlineData(c.fs) {
@@ -338,13 +339,13 @@ func (f *finisher) rewriteAgain() error {
 	return nil
 }
 
-// mayHaveMoved reports whether a file that has its data elsewhere is short enough to have had it in
-// its inode.
+// mayHaveMoved reports whether a file whose data is not in its inode is short enough to have had it
+// there.
 func mayHaveMoved(s *ext4.Super, now *ext4.Inode) bool {
 	return now.IsRegular() && now.Flags&ext4.InodeInlineData == 0 && now.Size > 0 && now.Size < uint64(s.InodeSize)
 }
 
-// starts reports whether the beginning of a file is among pieces of it.
+// starts reports whether pieces of a file include its beginning.
 func starts(pieces iter.Seq2[pagecache.Piece, error]) bool {
 	for p, err := range pieces {
 		if err == nil && p.Off == 0 {

@@ -16,12 +16,12 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// inlinedDir and inlinedFile are inodes of a file system that inlineImage makes, which has them in
-// the order of their names.
+// inlinedDir and inlinedFile are inodes of the file system that inlineImage makes, which are numbered
+// in the order of their names.
 const inlinedDir, inlinedFile addr.Ino = 12, 14
 
 // inlineImage makes a file system with a directory and a file in their inodes, and
-// has debugfs do something to it.
+// runs commands of debugfs on it.
 func inlineImage(t *testing.T, commands ...string) *ext4.FS {
 	t.Helper()
 	for _, tool := range []string{"mke2fs", "debugfs"} {
@@ -55,7 +55,7 @@ func inlineImage(t *testing.T, commands ...string) *ext4.FS {
 	return fs
 }
 
-// grown are commands that take an inode's data out of it, and give it a block; none
+// grown returns commands that take an inode's data out of it, and give it a block, or none
 // if block is 0.
 func grown(ino addr.Ino, block int) []string {
 	set := func(field string, value int) string { return fmt.Sprintf("sif <%d> %s %#x", ino, field, value) }
@@ -66,10 +66,10 @@ func grown(ino addr.Ino, block int) []string {
 	return append(out, set("block[0]", 0x1f30a), set("block[3]", 0), set("block[4]", 1), set("block[5]", block))
 }
 
-// TestOutgrown: what was in an inode, and is nowhere, is not committed.
+// TestOutgrown checks that nothing is committed if what was in an inode is nowhere.
 func TestOutgrown(t *testing.T) {
 	plain := inlineImage(t)
-	const fresh = 7000 // a block that nobody has
+	const fresh = 7000 // a block that nobody owns
 	for _, ino := range []addr.Ino{inlinedDir, inlinedFile} {
 		if i, err := plain.Inode(ino); err != nil || i.Flags&ext4.InodeInlineData == 0 {
 			t.Fatalf("inode %d has its data elsewhere: %+v, %v", ino, i, err)
@@ -80,12 +80,12 @@ func TestOutgrown(t *testing.T) {
 		commands []string
 		ino      addr.Ino
 		before   []string
-		logged   addr.Block // besides the inode's
+		logged   addr.Block // besides the inode's block
 		unsaved  bool
 		held     bool
-		idle     bool // nobody held a lock of it
+		idle     bool // nobody held one of its locks
 		writing  bool
-		fresh    bool // it is being made
+		fresh    bool // it is being created
 		lost     bool
 		anew     bool // it is written after the mount
 		freed    bool
@@ -161,7 +161,7 @@ func TestOutgrown(t *testing.T) {
 	}
 }
 
-// TestFreeMade: once a directory that was being made is free, e2fsck leaves its parent as it was.
+// TestFreeMade checks that e2fsck leaves the parent as it was once a directory that was being created is free.
 func TestFreeMade(t *testing.T) {
 	fs := inlineImage(t, "unlink dir", "sif <2> links_count 3",
 		fmt.Sprintf("sif <%d> links_count 1", inlinedDir), fmt.Sprintf("sif <%d> size 0", inlinedDir), "rm file", "clri <13>", "freei <13>")

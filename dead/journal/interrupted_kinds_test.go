@@ -27,7 +27,7 @@ import (
 )
 
 // interruptedKinds are file systems that differ in how blocks are counted, where data lies, or
-// what orders the writes. The owners of the second are users, groups and a project.
+// what orders the writes. Files of the second one are owned by users, groups and a project.
 var interruptedKinds = []struct{ name, mkfs string }{
 	{"bigalloc", "mkfs.ext4 -qF -b 4096 -O bigalloc -C 16384"},
 	{"quota", "mkfs.ext4 -qF -O quota,project"},
@@ -35,7 +35,7 @@ var interruptedKinds = []struct{ name, mkfs string }{
 	{"no journal", "mkfs.ext4 -qF -O ^has_journal"},
 }
 
-// inherits has all that is made in a file system belong to project 7.
+// inherits makes everything that is created in a file system belong to project 7.
 const inherits = `; debugfs -w -R 'sif <2> projid 7' $1; debugfs -w -R 'sif <2> flags 0x20080000' $1; e2fsck -fy $1; e2fsck -fn $1`
 
 // crashedKinds is a crash with all of interruptedKinds, as /dev/vda and so on.
@@ -105,10 +105,10 @@ func kindTrees() (saved, unsaved tree) {
 	return saved, unsaved
 }
 
-// TestInterruptedKinds does as TestInterrupted does with file systems of other kinds: whatever
-// state a cut leaves, e2fsck finds nothing wrong with it, and each file is what it was at
-// the sync, or each what it was at the crash. Without a journal nothing orders the writes: there the
-// rescue, carried out again, must come to the same disk, byte for byte.
+// TestInterruptedKinds does what TestInterrupted does, with other kinds of file systems: whatever
+// state a cut leaves, e2fsck finds nothing wrong with it, and either every file is what it was at
+// the sync, or every file is what it was at the crash. Without a journal nothing orders the writes:
+// there a second run of the rescue must give the same disk, byte for byte.
 func TestInterruptedKinds(t *testing.T) {
 	tier.Guest(t)
 	tier.Full(t, "rescues interrupted on bigalloc, quota, inline_data, and without a journal")
@@ -128,7 +128,7 @@ func TestInterruptedKinds(t *testing.T) {
 			}
 			judged(t, c, d, false)
 		})
-		if k.name == "bigalloc" { // the audit proves what is half done of the others only after a check
+		if k.name == "bigalloc" { // for the others the audit proves a half-done operation only after a check
 			t.Run(k.name+", half done", func(t *testing.T) {
 				judged(t, c, fixture.Disk{Name: k.name, Type: "ext4", Image: s.Disks[n], UUID: uuidOf(t, s.Disks[n])}, true)
 			})
@@ -166,7 +166,7 @@ type kindJudge struct {
 	seen, looked   int
 }
 
-// judge has other programs look at a disk: one in which all is there, or the state of the sync.
+// judge lets other programs read a disk: in the new state if all is set, otherwise in the state of the sync.
 func (j *kindJudge) judge(t *testing.T, disk io.ReaderAt, all bool) {
 	t.Helper()
 	if j.seen++; j.seen%3 != 1 {
@@ -174,7 +174,7 @@ func (j *kindJudge) judge(t *testing.T, disk io.ReaderAt, all bool) {
 	}
 	j.looked++
 	path := imageOf(t, disk)
-	// A log that is empty may be said to be in use.
+	// An empty log may be marked as in use.
 	if out, err := exec.Command("e2fsck", "-y", "-E", "journal_only", path).CombinedOutput(); err != nil {
 		t.Fatalf("e2fsck: %v: %s", err, out)
 	}
@@ -184,7 +184,7 @@ func (j *kindJudge) judge(t *testing.T, disk io.ReaderAt, all bool) {
 		want = j.unsaved
 	}
 	got := treeOf(t, path)
-	if !all { // data goes in place before the commit, a sector at a time
+	if !all { // data is written in place before the commit, a sector at a time
 		got["over"] = oneOf(got["over"], j.saved["over"], j.unsaved["over"])
 	}
 	sameTree(t, got, want)
@@ -193,7 +193,7 @@ func (j *kindJudge) judge(t *testing.T, disk io.ReaderAt, all bool) {
 	}
 }
 
-// oneOf is the first of two states of a file, if each sector of it is as in one of them.
+// oneOf returns the first of two states of a file if each sector of it is as in one of them, and got otherwise.
 func oneOf(got, a, b string) string {
 	if len(got) != len(a) || len(got) != len(b) {
 		return got
@@ -224,7 +224,7 @@ func sameTree(t *testing.T, got, want tree) {
 	}
 }
 
-// imageOf makes a file of a disk.
+// imageOf writes a disk to a file.
 func imageOf(t *testing.T, disk io.ReaderAt) string {
 	t.Helper()
 	b := make([]byte, 64<<20)
@@ -238,7 +238,7 @@ func imageOf(t *testing.T, disk io.ReaderAt) string {
 	return path
 }
 
-// treeOf is what debugfs(8) reads of all files.
+// treeOf returns what debugfs(8) reads of all files.
 func treeOf(t *testing.T, path string) tree {
 	t.Helper()
 	dir := t.TempDir()
@@ -252,7 +252,7 @@ func treeOf(t *testing.T, path string) tree {
 		}
 		b, err := os.ReadFile(name)
 		rel, _ := filepath.Rel(dir, name)
-		if len(b) == inlineBytes { // so much it writes of a shorter one, too (seen in 1.47.0)
+		if len(b) == inlineBytes { // debugfs also writes that many bytes of a shorter file (seen in 1.47.0)
 			b = b[:sizeOf(t, path, rel)]
 		}
 		out[rel] = string(b)
@@ -269,7 +269,7 @@ const inlineBytes = 60
 
 var statSize = regexp.MustCompile(`(?m)^User:.* Size: (\d+)$`)
 
-// sizeOf is what debugfs(8) says of a file that has no more than inlineBytes.
+// sizeOf returns the size that debugfs(8) gives for a file of at most inlineBytes.
 func sizeOf(t *testing.T, path, name string) int {
 	t.Helper()
 	out, err := exec.Command("debugfs", "-R", "stat /"+name, path).Output()
@@ -284,9 +284,9 @@ func sizeOf(t *testing.T, path, name string) int {
 	return n
 }
 
-// interruptBare is interrupt without a journal: e2fsck gets along with what a cut leaves, and
-// files that were not written to are what they were; the rescue carried out again comes to the
-// same, which is whole once e2fsck was at it and files have their places.
+// interruptBare is interrupt without a journal: e2fsck can repair what a cut leaves, and files that
+// were not written are what they were. A second run of the rescue gives the same disk, which is
+// whole after e2fsck, once files have their places.
 func interruptBare(t *testing.T, c *pagecache.Cache, d fixture.Disk) {
 	base, err := os.Open(d.Image)
 	if err != nil {
@@ -346,7 +346,7 @@ func interruptBare(t *testing.T, c *pagecache.Cache, d fixture.Disk) {
 	sameTree(t, treeOf(t, path), unsaved)
 }
 
-// checked has e2fsck repair a disk.
+// checked repairs a disk with e2fsck.
 func checked(t *testing.T, path string) {
 	t.Helper()
 	out, err := exec.Command("e2fsck", "-fy", path).CombinedOutput()
@@ -356,7 +356,7 @@ func checked(t *testing.T, path string) {
 	}
 }
 
-// sameBytes checks that a disk has all that was written to another.
+// sameBytes checks that a disk has everything that was written to another.
 func sameBytes(t *testing.T, whole, disk *jbd2.Recording) {
 	t.Helper()
 	for off, data := range whole.Changed() {

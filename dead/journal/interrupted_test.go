@@ -16,7 +16,7 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// recovered carries an ordinary crash recovery out on a disk.
+// recovered returns a disk after an ordinary crash recovery.
 func recovered(t *testing.T, disk *jbd2.Recording) *jbd2.Recording {
 	t.Helper()
 	out := jbd2.NewRecording(disk)
@@ -33,11 +33,11 @@ func recovered(t *testing.T, disk *jbd2.Recording) *jbd2.Recording {
 	return out
 }
 
-// TestInterrupted cuts a rescue at every one of its writes, also with what was not
-// synced lost or there in any mixture. An ordinary recovery then makes of the
-// metadata what a crash would have left, or all of the last commit; and the rescue,
-// carried out again, makes all of it. With placement that is also all of the files; with an
-// operation in flight, all that is to be mended.
+// TestInterrupted cuts a rescue at every one of its writes, also with the writes that were not
+// synced lost or there in any mixture. An ordinary recovery then leaves the metadata either as
+// after the crash, or with all of the last commit; and a second run of the rescue
+// gives all of the commit. With placement it also gives all of the files; with an
+// operation in flight, everything that is to be mended.
 func TestInterrupted(t *testing.T) {
 	image := fixture.Get(t, fixture.Basic)
 	c := openCache(t, image)
@@ -51,8 +51,8 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// halfDone has an operation in flight that has allocated a block, which nothing owns yet: the
-// bit is set, and nothing counts it.
+// halfDone puts an operation in flight that has allocated a block which nothing owns yet: its
+// bit is set, and no counter includes it.
 func halfDone(t *testing.T, r *journal.Rescue, disk *jbd2.Recording) {
 	t.Helper()
 	r.Journal.Running.Updates = 1
@@ -81,8 +81,8 @@ func halfDone(t *testing.T, r *journal.Rescue, disk *jbd2.Recording) {
 	t.Fatal("no bitmap with a free block is in the transaction")
 }
 
-// interrupt cuts the rescue of one disk. judge, if there is one, looks at what a recovery makes of each
-// cut, and at what the rescue makes of it, carried out again: all says that this is the new state.
+// interrupt cuts the rescue of one disk. judge, if it is not nil, examines what a recovery makes of each
+// cut, and what a second run of the rescue makes of it; its argument all says that this is the new state.
 func interrupt(t *testing.T, c *pagecache.Cache, d fixture.Disk, place, half bool, judge func(t *testing.T, disk io.ReaderAt, all bool)) {
 	base, err := os.Open(d.Image)
 	if err != nil {
@@ -160,8 +160,8 @@ func interrupt(t *testing.T, c *pagecache.Cache, d fixture.Disk, place, half boo
 	}
 }
 
-// sameData checks that a disk has all that was written to another, but for the log and the
-// superblock, which say when it was.
+// sameData checks that a disk has everything that was written to another, except for the log and the
+// superblock, which have times in them.
 func sameData(t *testing.T, whole, disk *jbd2.Recording) {
 	t.Helper()
 	log, err := jbd2.Open(disk)
@@ -184,7 +184,7 @@ func sameData(t *testing.T, whole, disk *jbd2.Recording) {
 	}
 }
 
-// homes returns the blocks that a rescue's replay wrote, but for the superblock's,
+// homes returns the blocks that a rescue's replay wrote, except for the superblock's,
 // which also says whether the journal is in use.
 func homes(t *testing.T, image string, whole *jbd2.Recording) []addr.Block {
 	t.Helper()

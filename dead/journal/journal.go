@@ -6,9 +6,9 @@
 // # Caveats
 //
 // Either all of the last commit is understood and checked, or none of it is
-// written: then an ordinary crash recovery gives what it always does. Operations that were
+// written, and an ordinary crash recovery gives what it always does. Operations that were
 // in flight when the kernel died may be half in the commit (Journal.Updates): where the
-// audit cannot prove that whole, the file system must be checked before it is mounted.
+// audit cannot prove that the result is whole, the file system must be checked before it is mounted.
 package journal
 
 import (
@@ -27,25 +27,25 @@ var ErrDamaged = errors.New("the journal in memory contradicts itself")
 // ErrNoJournal says that a file system has no journal.
 var ErrNoJournal = errors.New("the file system has no journal")
 
-// ErrExternal says that the journal is on a device of its own.
+// ErrExternal says that the journal is on its own device.
 var ErrExternal = errors.New("the journal is on another device: not supported")
 
-// ErrAborted says that the dead kernel had given the journal up after an error. It throws
-// away then what it had accepted and not committed, also if it dies of that (errors=panic):
-// it writes the superblock before, and sleeps (fs/ext4/super.c, ext4_handle_error).
+// ErrAborted says that the dead kernel had given the journal up after an error. It then throws
+// away what it had accepted and not committed, even if it panics because of the error (errors=panic):
+// before that it writes the superblock, and sleeps (fs/ext4/super.c, ext4_handle_error).
 var ErrAborted = errors.New("the journal was aborted by the dead kernel after an error in the file system, and what was not committed before is thrown away")
 
 // Journal is the journal of a file system as the dead kernel had it.
 type Journal struct {
 	BlockSize   int        // of file system and journal, in bytes
 	Head        addr.Block // j_head: the first unused block of the log
-	First, Last addr.Block // of the log proper; Last is the first one behind it
+	First, Last addr.Block // bounds of the log proper, which is [First, Last)
 	Committed   uint32     // j_commit_sequence: the last transaction that was committed
-	// Committing and Running are the transactions that were not finished; nil
-	// where there was none. A block in both is in Running.
+	// Committing and Running are the unfinished transactions, nil where there was none. A block
+	// of both is in Committing, as its head is (b_next_transaction), with its newest content.
 	Committing, Running *Transaction
 	// Revoked are the blocks whose older versions in the log must not be
-	// replayed, and of which the kernel had not written so yet.
+	// replayed, and for which the kernel had not written revoke records yet.
 	Revoked []addr.Block
 }
 
@@ -76,32 +76,32 @@ func (s State) String() string {
 	return fmt.Sprintf("state %d", uint32(s))
 }
 
-// Transaction is one that was not finished.
+// Transaction is an unfinished transaction.
 type Transaction struct {
 	at       addr.Virt
 	ID       uint32 // t_tid: its sequence number in the log
 	State    State
-	LogStart addr.Block // t_log_start: where it begins in the log; of a committing one
+	LogStart addr.Block // t_log_start: where it begins in the log, if it is committing
 	Updates  int        // t_updates: handles that were open
 	Buffers  []Buffer   // the blocks it changes
-	Freed    int        // blocks it had, and that were freed since
+	Freed    int        // blocks of it that were freed since
 }
 
 // Buffer is a metadata block, or under data=journal also one of a file, as it was
 // in memory when the kernel died.
 type Buffer struct {
 	Block addr.Block // of the file system
-	// Data is all of it. It belongs to the memory it was read from, and must not
-	// be written to.
+	// Data is the whole block. It belongs to the memory that it was read from, and must
+	// not be written to.
 	Data []byte
 	// Trigger says that the file system changes the block on its way to the log:
 	// ext4 does so with the checksums of its orphan file (fs/ext4/orphan.c).
 	Trigger bool
-	// File is the inode whose content it is, with data=journal; 0: it is metadata.
+	// File is the inode whose content the block has, with data=journal; 0 means metadata.
 	File addr.Ino
 }
 
-// Updates is how many handles were open: operations in flight.
+// Updates returns how many handles were open: operations in flight.
 func (j *Journal) Updates() int {
 	n := 0
 	for _, t := range []*Transaction{j.Committing, j.Running} {
@@ -119,12 +119,12 @@ type reader struct {
 	at    addr.Virt // of the journal_s
 	dev   addr.Virt // of the block_device of the file system
 	block int       // in bytes
-	heads int       // of all lists so far
+	heads int       // read so far, of all lists
 	pages *pagecache.Buffers
 }
 
-// Of reads the journal of a file system that lies on a device. Errors wrap ErrNoJournal, ErrExternal,
-// ErrAborted, ErrDamaged, or are of memory that is not there.
+// Of reads the journal of a file system that is on a device. Errors wrap ErrNoJournal, ErrExternal,
+// ErrAborted or ErrDamaged, or are about memory that is not there.
 func Of(c *pagecache.Cache, s *pagecache.Superblock, d *pagecache.Device) (*Journal, error) {
 	j, err := of(c, s, d)
 	if err != nil {
@@ -185,10 +185,10 @@ func of(c *pagecache.Cache, s *pagecache.Superblock, d *pagecache.Device) (*Jour
 	return j, nil
 }
 
-// transactions reads the transactions that were not finished.
+// transactions reads the unfinished transactions.
 func (r *reader) transactions(j *Journal, committing, running addr.Virt) error {
 	if committing == running {
-		committing = 0 // about to become it, with nothing written yet
+		committing = 0 // about to become the committing one, with nothing written yet
 	}
 	for _, t := range []struct {
 		at   addr.Virt

@@ -8,8 +8,8 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// layout says where the members of jbd2's structures are (include/linux/jbd2.h,
-// include/linux/journal-head.h, fs/jbd2/revoke.c), and of buffer heads.
+// layout says where the members of jbd2's structures (include/linux/jbd2.h,
+// include/linux/journal-head.h, fs/jbd2/revoke.c) and of buffer heads are.
 type layout struct {
 	journal struct {
 		size                                     int
@@ -89,9 +89,9 @@ func newLayout(c *pagecache.Cache) (*layout, error) {
 	return l, errors.Join(j.Err(), t.Err(), h.Err(), table.Err(), record.Err(), l.lookBuffer(c.Kernel().Types()))
 }
 
-// lookBuffer looks at buffer heads. jbd2's own bits of their state follow the
+// lookBuffer looks up the fields of buffer heads. jbd2's own state bits follow the
 // kernel's (include/linux/jbd2.h, enum jbd_state_bits; in this order from 5.10
-// on): they are counted from there, because a module may not tell its types.
+// on): they are counted from there, because the types of a module may be missing.
 func (l *layout) lookBuffer(t *kernel.Types) error {
 	b := t.Layout("buffer_head")
 	l.buffer.size = b.Size

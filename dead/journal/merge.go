@@ -20,9 +20,9 @@ type Case int
 const (
 	Nothing    Case = iota // there is nothing to commit
 	Running                // the log ends before the running transaction
-	Committing             // before the committing one, of which parts may be there
-	Committed              // behind the committing one, whose commit block came through
-	Finished               // behind all of it: this rescue was here before
+	Committing             // the log ends before the committing one, parts of which may be there
+	Committed              // the log ends after the committing one, whose commit block was written
+	Finished               // the log has all of it: this rescue was here before
 )
 
 func (c Case) String() string {
@@ -32,30 +32,30 @@ func (c Case) String() string {
 // ErrLog is wrapped where the log on the disk is not what the dead kernel left.
 var ErrLog = errors.New("the log on the disk is not what the dead kernel left: another copy, or mounted since")
 
-// Follows checks that a log can be the one that a kernel left, by what that had in
-// memory of it: no transaction is missing in it, and there is none that the kernel did
-// not know of. What a rescue leaves that was here before passes. An error wraps ErrLog.
+// Follows checks that a log can be the one that a kernel left, by what that kernel had in
+// memory about it: no transaction is missing from the log, and there is none that the kernel did
+// not know of. A log that an earlier rescue left passes. An error wraps ErrLog.
 func Follows(in *pagecache.Journal, scan *jbd2.Scan) error {
-	// Transactions are numbered one by one, and this one was not committed for sure.
+	// Transactions are numbered consecutively, and this is the first that memory does not call committed.
 	oldest := in.CommitSequence + 1
 	if in.Aborted && int32(uint32(scan.Next)-oldest) <= 0 {
-		return nil // of what counts as committed the disk may have nothing
+		return nil // the disk may have nothing of what counts as committed
 	}
-	begun := int32(in.NextTransaction-oldest) > 0 // there was one of that number
+	begun := int32(in.NextTransaction-oldest) > 0 // a transaction with the number oldest had begun
 	switch ahead := int32(uint32(scan.Next) - oldest); {
 	case ahead == 0, ahead == 1 && begun:
-		// One more is the committing transaction, or what was appended.
+		// One more: the committing transaction, or one that a rescue appended, is in the log.
 		return nil
 	case scan.Empty && ahead >= -1 && ahead <= 1, scan.Empty && ahead == 2 && begun:
 		// A mount numbers its first transaction one above s_sequence, and a replay
-		// leaves s_sequence one above what is next.
+		// sets s_sequence to one above the next number.
 		return nil
 	}
 	return fmt.Errorf("%w: it goes on with transaction %d; in memory %d was the last to be committed, and %d the next to begin",
 		ErrLog, scan.Next, in.CommitSequence, in.NextTransaction)
 }
 
-// fit says which case it is, and where in the log the merged transaction begins.
+// fit returns which case it is, and where in the log the merged transaction begins.
 func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
 	c, n := j.Committing, j.Running
 	oldest := c
@@ -69,7 +69,7 @@ func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
 	at := jbd2.Start{Block: scan.End, Sequence: scan.Next}
 	switch {
 	case scan.Empty && ahead >= -1 && ahead <= 1:
-		// A mount numbers its first transaction one above s_sequence. One below is
+		// A mount numbers its first transaction one above s_sequence: ahead is -1. It is 1
 		// where this rescue emptied the log, for want of room, and went no further.
 		if ahead < 1 {
 			at.Sequence = jbd2.TID(oldest.ID)
@@ -80,7 +80,7 @@ func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
 		ahead == 0 && c == nil && scan.End == jbd2.Pos(j.Head):
 		return j.begun(), at, nil
 	case ahead == 0 && len(scan.Transactions) == 0 && scan.End == jbd2.Pos(j.First):
-		// Where this rescue made room, beside fast commits, and went no further (jbd2.Log.MakeRoom).
+		// This rescue made room in a log with fast commits, and went no further (jbd2.Log.MakeRoom).
 		return j.begun(), at, nil
 	case ahead == 1 && c != nil && scan.End == jbd2.Pos(j.Head):
 		if n == nil {
@@ -92,8 +92,8 @@ func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
 		ErrLog, scan.Next, scan.End, j.describe(), j.Head)
 }
 
-// ends checks that the log ends with the last transaction that was committed, where none
-// was open. One that is empty may have been replayed by this rescue before.
+// ends checks that the log ends with the last committed transaction, where none
+// was open. An empty log may have been replayed by this rescue before.
 func (j *Journal) ends(scan *jbd2.Scan) error {
 	ahead := int32(uint32(scan.Next) - (j.Committed + 1))
 	if scan.Empty && ahead >= -1 && ahead <= 1 || ahead == 0 && scan.End == jbd2.Pos(j.Head) {
@@ -103,7 +103,7 @@ func (j *Journal) ends(scan *jbd2.Scan) error {
 		ErrLog, scan.Next, scan.End, j.Committed, j.Head)
 }
 
-// begun is the case if nothing was committed of what is in memory.
+// begun returns the case in which nothing of what is in memory is committed.
 func (j *Journal) begun() Case {
 	if j.Committing != nil {
 		return Committing
@@ -124,9 +124,9 @@ func (j *Journal) describe() string {
 	return s
 }
 
-// merge makes one transaction of those that were not finished. A block that is in
-// both is the same buffer, or has its newest content in the running one. What is
-// revoked and in the transaction after all is not revoked: a revocation would also
+// merge makes one transaction of the unfinished ones. A block that is in
+// both is the same buffer, or has its newest content in the running one. A block that is
+// revoked, and nevertheless in the transaction, is not revoked: a revocation would also
 // apply to its own transaction (fs/jbd2/revoke.c).
 func (j *Journal) merge(log *jbd2.Log, scan *jbd2.Scan, written []addr.Block) (*jbd2.Transaction, error) {
 	content := make(map[addr.Block]Buffer)
@@ -171,9 +171,9 @@ func (j *Journal) merge(log *jbd2.Log, scan *jbd2.Scan, written []addr.Block) (*
 	return out, nil
 }
 
-// writtenRevokes returns the blocks that a committing transaction had revoked in
-// the log already, and no longer in its table (fs/jbd2/revoke.c,
-// jbd2_journal_write_revoke_records). Their blocks of the log are in memory, since
+// writtenRevokes returns the blocks whose revoke records the committing transaction had already
+// written to the log, so that they are no longer in its table (fs/jbd2/revoke.c,
+// jbd2_journal_write_revoke_records). These blocks of the log are in memory, since
 // they go to the disk through the cache of the device.
 func (j *Journal) writtenRevokes(log *jbd2.Log, dev *pagecache.Device) ([]addr.Block, error) {
 	var out []addr.Block
@@ -199,7 +199,7 @@ func (j *Journal) writtenRevokes(log *jbd2.Log, dev *pagecache.Device) ([]addr.B
 }
 
 // fireTrigger returns a block as the file system changes it on its way to the log.
-// ext4 does so with blocks of its orphan file only: it sets their checksum
+// ext4 does so only with blocks of its orphan file: it sets their checksum
 // (fs/ext4/orphan.c, ext4_orphan_file_block_trigger).
 func fireTrigger(fs *ext4.FS, b Buffer) ([]byte, error) {
 	if fs.Super.OrphanFile == 0 {
@@ -216,15 +216,15 @@ func fireTrigger(fs *ext4.FS, b Buffer) ([]byte, error) {
 	return data, nil
 }
 
-// finished reports whether a disk has a merged transaction already: as the last one
-// in its log, or all of its blocks written home. What the superblock says, of the
-// journal and of errors, does not count.
+// finished reports whether a disk already has a merged transaction: as the last one
+// in its log, or with all of its blocks written home. The superblock is not compared, because
+// of what it says about the journal and errors.
 func finished(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction) (bool, error) {
 	super, _ := log.FS.Super.Location()
 	want := slices.DeleteFunc(slices.Clone(t.Blocks), func(b jbd2.Block) bool { return b.Home == super })
 	read := func(b addr.Block) ([]byte, error) {
 		if uint64(b) >= log.FS.Super.Blocks {
-			return nil, nil // it is to grow
+			return nil, nil // the file system was to grow
 		}
 		return log.FS.Block(b)
 	}

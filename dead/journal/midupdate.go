@@ -16,22 +16,22 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// ErrMidUpdate says that the extent tree of a file is mid-update, and that blocks of it may
-// be lost. An extent is split in two steps, and others are moved up in their node before
-// that has its checksum (fs/ext4/extents.c, ext4_split_extent_at,
-// ext4_ext_insert_extent): what was there before, e2fsck cannot tell.
+// ErrMidUpdate says that the extent tree of a file is mid-update, and that blocks of the file may
+// be lost. An extent is split in two steps, and others are moved up in their node before the node
+// gets its checksum (fs/ext4/extents.c, ext4_split_extent_at,
+// ext4_ext_insert_extent): e2fsck cannot tell what was there before.
 var ErrMidUpdate = errors.New("its extent tree was mid-update, and the page cache does not have the data that this may lose")
 
 // AfterMount is what a file needs once the file system is mounted, whatever e2fsck or
-// the replay of the log made of it before: its extent tree was mid-update, it was being
-// truncated, or moved out of its inode, or the replay overwrites it. The spans are whole blocks, and may reach
-// beyond its end.
+// the replay of the log did to it before: its extent tree was mid-update, it was being
+// truncated or moved out of its inode, or the replay overwrites it. The spans are whole blocks, and may
+// reach beyond the end of the file.
 type AfterMount struct {
 	Inode  *pagecache.Inode
 	Filled []addr.Span // to be written from memory; they may overlap
 	Holes  []addr.Span // to be punched, ascending
-	Cut    bool        // what lies beyond its end is to be freed
-	// Lost says why more than that may be lost; nil if not. With a journal the last
+	Cut    bool        // blocks beyond its end are to be freed
+	// Lost says why more data may be lost; nil if none is. With a journal the last
 	// commit is refused then.
 	Lost error
 }
@@ -41,8 +41,8 @@ type trees func(addr.Ino) (*audit.Trees, error)
 
 var errTorn = errors.New("a node of its extent tree has a wrong checksum: it was being written")
 
-// treesOn are those of a disk without a journal, to which blocks are written. Nothing orders what a kernel writes there:
-// where the disk by itself contradicts itself, the file counts as one that had nothing before.
+// treesOn returns the trees of files on a disk without a journal, before and after blocks are written to it. Nothing orders
+// what a kernel writes there: where the disk contradicts itself, the file counts as one that had no blocks before.
 func treesOn(disk io.ReaderAt, changed map[addr.Block][]byte) trees {
 	open := sync.OnceValues(func() (*audit.Mapper, error) { return audit.NewMapper(disk, changed) })
 	return func(n addr.Ino) (*audit.Trees, error) {
@@ -61,7 +61,7 @@ func treesOn(disk io.ReaderAt, changed map[addr.Block][]byte) trees {
 	}
 }
 
-// treeWith is the block mapping of a file with a change, and none without it.
+// treeWith returns the block mapping of a file with a change, and none for the time before it.
 func treeWith(disk io.ReaderAt, changed map[addr.Block][]byte, n addr.Ino) (*audit.Trees, error) {
 	with, err := (&change{before: disk, blocks: changed}).after()
 	if err != nil {
@@ -80,13 +80,13 @@ func treeWith(disk io.ReaderAt, changed map[addr.Block][]byte, n addr.Ino) (*aud
 }
 
 // midUpdate checks that no file loses data because its extent tree is mid-update. Such a
-// file is locked (i_data_sem), and so in memory. Blocks that are mapped as before are not
-// touched by the update. What may be lost is an error if strict, and otherwise in the
-// report.
+// file is locked (i_data_sem), and therefore in memory. The update does not touch blocks that are
+// mapped as before. Data that may be lost is an error if strict is set, and otherwise
+// reported.
 func (f *finisher) midUpdate(where trees, strict bool) error {
 	for i, err := range f.cache.MidUpdate(f.super) {
 		if refusal := (*pagecache.Refusal)(nil); errors.As(err, &refusal) {
-			continue // who plans the files says so
+			continue // the plan of the files reports it
 		}
 		if err != nil {
 			return fmt.Errorf("find extent trees that are mid-update: %w", err)
@@ -124,7 +124,7 @@ func (f *finisher) midUpdate(where trees, strict bool) error {
 	return nil
 }
 
-// bare is what is to be written of a file system without a journal itself.
+// bare returns the metadata that is to be written to a file system without a journal, as a change.
 func (f *finisher) bare() (*change, error) {
 	size := int64(f.super.BlockSize)
 	c := &change{txn: &jbd2.Transaction{}, before: f.disk, blocks: make(map[addr.Block][]byte)}
@@ -147,8 +147,8 @@ func (f *finisher) bare() (*change, error) {
 
 var errCommitted = errors.New("an earlier attempt has committed the update")
 
-// midUpdateAgain is midUpdate, keepOrphans and checkInline for a rescue whose transaction is on the
-// disk already: how that was before cannot be told any more.
+// midUpdateAgain does what midUpdate, keepOrphans and checkInline do, for a rescue whose transaction is
+// already on the disk: the state before it is no longer known.
 func (f *finisher) midUpdateAgain() error {
 	err := f.midUpdate(func(addr.Ino) (*audit.Trees, error) { return nil, errCommitted }, false)
 	if err != nil {
@@ -162,12 +162,12 @@ func (f *finisher) midUpdateAgain() error {
 	return f.rewriteAgain()
 }
 
-// known is what of a file does not depend on its extent tree: what memory has of it, and
-// what reads as zeros otherwise.
+// known returns what is known of a file without its extent tree: the bytes that memory has, and
+// those that otherwise read as zeros.
 func (f *finisher) known(i *pagecache.Inode) (filled, zeros []addr.Span) {
 	for p, err := range f.cache.All(f.super, i) {
 		if err != nil {
-			continue // it is in what is left
+			continue // it counts as unknown
 		}
 		if (p.Off|p.End)%int64(f.super.BlockSize) != 0 {
 			return nil, nil
@@ -181,18 +181,18 @@ func (f *finisher) known(i *pagecache.Inode) (filled, zeros []addr.Span) {
 	return filled, zeros
 }
 
-// fileMap is what is known of a file, its block mapping first.
+// fileMap is what is known of a file, in particular its block mapping.
 type fileMap struct {
 	size, block   int64 // in bytes
 	dir           bool
 	trees         *audit.Trees // nil if they contradict themselves
 	filled, zeros []addr.Span  // of a regular file, ascending
-	// complete says that the tree has as many blocks as memory says that the file has:
-	// what it does not map is a hole.
+	// complete says that the tree has as many blocks as the file has according to memory:
+	// what the tree does not map is a hole.
 	complete bool
 }
 
-// divide says what is known of the blocks that are not mapped as before. It returns the
+// divide puts what is known of the blocks that are not mapped as before into m. It returns the
 // first byte of which nothing is known, or the size.
 func (p *fileMap) divide(m *AfterMount) int64 {
 	lost := p.size
@@ -205,7 +205,7 @@ func (p *fileMap) divide(m *AfterMount) int64 {
 			end = filled
 			m.Filled = append(m.Filled, addr.Span{Off: at, End: end})
 		case zeros > at:
-			// A page in it counts for more.
+			// A page in the hole takes precedence.
 			end = min(zeros, p.next(p.filled, at))
 			m.Holes = append(m.Holes, addr.Span{Off: at, End: end})
 		default:
@@ -220,10 +220,10 @@ func (p *fileMap) divide(m *AfterMount) int64 {
 	return lost
 }
 
-// blocks cuts a position down to whole blocks.
+// blocks rounds a position down to whole blocks.
 func (p *fileMap) blocks(at int64) int64 { return at &^ (p.block - 1) }
 
-// next returns where the first span after a block begins, in whole blocks.
+// next returns where the first span after a block begins, rounded down to whole blocks.
 func (p *fileMap) next(spans []addr.Span, at int64) int64 {
 	n, _ := slices.BinarySearchFunc(spans, at+p.block, func(s addr.Span, at int64) int { return cmp.Compare(s.Off, at) })
 	if n == len(spans) {
@@ -232,7 +232,7 @@ func (p *fileMap) next(spans []addr.Span, at int64) int64 {
 	return max(p.blocks(spans[n].Off), at+p.block)
 }
 
-// nextRun is next for runs.
+// nextRun is next for runs of blocks.
 func (p *fileMap) nextRun(runs []ext4.Run, at int64) int64 {
 	block := uint32(at/p.block) + 1
 	n, _ := slices.BinarySearchFunc(runs, block, func(r ext4.Run, b uint32) int { return cmp.Compare(r.Logical, b) })
@@ -242,8 +242,8 @@ func (p *fileMap) nextRun(runs []ext4.Run, at int64) int64 {
 	return int64(runs[n].Logical) * p.block
 }
 
-// kept returns up to where a file is mapped as before, from the first byte of a block on; 0
-// if that block is not.
+// kept returns the end of the part of a file that begins with a block, given by its first byte, and is
+// mapped as before; 0 if that block is not.
 func (p *fileMap) kept(at int64) int64 {
 	if p.trees == nil {
 		return 0
@@ -265,7 +265,7 @@ func (p *fileMap) kept(at int64) int64 {
 	return at + int64(min(is.Length, was.Length))*p.block
 }
 
-// runAt returns the rest of an ascending run from a block of the file on; one of no length if that is in a hole.
+// runAt returns an ascending run from a block of the file on; its length is 0 if the block is in a hole.
 func runAt(runs []ext4.Run, block int64) ext4.Run {
 	n, _ := slices.BinarySearchFunc(runs, block, func(r ext4.Run, b int64) int {
 		return cmp.Compare(int64(r.Logical)+int64(r.Length), b+1)
@@ -276,7 +276,7 @@ func runAt(runs []ext4.Run, block int64) ext4.Run {
 	return runs[n].Skip(uint32(block) - runs[n].Logical)
 }
 
-// covered returns the end of the ascending span that has a byte; 0 if none has.
+// covered returns the end of the span that contains a byte, among ascending ones; 0 if none does.
 func covered(spans []addr.Span, at int64) int64 {
 	n, _ := slices.BinarySearchFunc(spans, at, func(s addr.Span, at int64) int { return cmp.Compare(s.End, at+1) })
 	if n == len(spans) || spans[n].Off > at {

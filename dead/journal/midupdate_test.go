@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 )
 
-// TestDivide checks that all of a file is either mapped as before, or written again from
-// what is known of it. Blocks have 4 KiB, and the file ten of them less a byte.
+// TestDivide checks that every block of a file is either mapped as before, or written again from
+// what is known of it. Blocks have 4 KiB, and the file is ten blocks long, less a byte.
 func TestDivide(t *testing.T) {
 	const block = 4096
 	run := func(logical uint32, physical addr.Block, n uint32) ext4.Run {
@@ -32,7 +32,7 @@ func TestDivide(t *testing.T) {
 		name          string
 		dir           bool
 		old, new      []ext4.Run
-		none          bool // of the trees is sound
+		none          bool // neither tree is sound
 		complete      bool
 		has, zeros    []addr.Span
 		want          int64 // the first byte that may be lost
@@ -93,8 +93,8 @@ func TestDivide(t *testing.T) {
 	}
 }
 
-// TestRevoked checks that what is revoked is as it is on the disk, whatever a log says that
-// was replayed before, and what is written as well as that is.
+// TestRevoked checks that a revoked block is as it is on the disk, whatever an earlier replay of
+// the log made of it, and that a block which is revoked and written is as it is written.
 func TestRevoked(t *testing.T) {
 	const size = 1024
 	blocks := func(letters string) []byte {

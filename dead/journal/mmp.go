@@ -7,10 +7,10 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// giveUpMMP has the disk say that nobody has the file system mounted, as the dead kernel would have
-// said when it unmounted it, so that the next mount need not wait for that kernel's sign of
-// life. Only where the last who signed is that kernel, by its memory: if it is another machine, or
-// e2fsck there, the mount must find out.
+// giveUpMMP makes the disk say that nobody has the file system mounted, as the dead kernel would have
+// done on unmounting it, so that the next mount need not wait for a sign of life of that kernel.
+// It does so only if, according to its memory, that kernel was the last to write the MMP block: if it was
+// another machine, or e2fsck there, the mount must find out.
 func (f *finisher) giveUpMMP() error {
 	fs, err := ext4.Open(f.disk)
 	if err != nil {
@@ -42,8 +42,8 @@ func (f *finisher) giveUpMMP() error {
 	})
 }
 
-// signature is the block of mmp on the disk, if the dead kernel is who signed it; nil if nobody
-// has, as an earlier attempt leaves it.
+// signature returns the MMP block on the disk if the dead kernel was the last to write it; nil if it says
+// that nobody has the file system mounted, as an earlier attempt leaves it.
 func (f *finisher) signature(fs *ext4.FS, at addr.Block) ([]byte, error) {
 	b, err := fs.Block(at)
 	if err != nil {
@@ -59,10 +59,10 @@ func (f *finisher) signature(fs *ext4.FS, at addr.Block) ([]byte, error) {
 	return b, f.signed(fs, at, disk)
 }
 
-// signed says why it is not proven that the dead kernel is who wrote the block of mmp on the disk.
+// signed says why it is not proven that the dead kernel wrote the MMP block that is on the disk.
 func (f *finisher) signed(fs *ext4.FS, at addr.Block, disk ext4.MMP) error {
 	size := int(fs.Super.BlockSize)
-	if !f.dev.Caches(at, size) { // else it would be read from the disk
+	if !f.dev.Caches(at, size) { // otherwise it would be read from the disk
 		return fmt.Errorf("memory does not have block %d, the MMP block", at)
 	}
 	b, err := f.dev.Meta(at, size)

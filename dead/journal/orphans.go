@@ -11,18 +11,18 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// ErrCheck says that e2fsck, which would have to look at what operations in flight left,
-// would do harm itself.
+// ErrCheck says that e2fsck, which would have to check what operations in flight left,
+// would itself do harm.
 var ErrCheck = errors.New("its truncation was in flight, e2fsck would damage it, and memory does not have its inode")
 
-// keepOrphans keeps e2fsck from doing harm. It truncates the files on the orphan list that
-// have links, as a mount does; but it frees their block of attributes, and with bigalloc
+// keepOrphans keeps e2fsck from doing harm. e2fsck truncates the files on the orphan list that
+// have links, as a mount does; but it also frees their extended attribute block, and with bigalloc
 // leaves a part of their last cluster (e2fsck/super.c, release_inode_blocks; seen in
 // 1.47.0). Such files are taken off the list, and truncated after the check.
 func (f *finisher) keepOrphans(c *change) error {
 	truncating, err := audit.Truncating(c.before, c.blocks)
 	if err != nil {
-		return nil // then the orphans are not to be trusted, and e2fsck finds that out
+		return nil // then the orphan list cannot be trusted, and e2fsck finds that out
 	}
 	var harmed []addr.Ino
 	for _, i := range truncating {
@@ -48,7 +48,7 @@ func truncatable(i *pagecache.Inode) bool {
 	return i.Regular() && !i.Deleted() && i.Flags&unplain == 0 && i.Ino >= firstInode
 }
 
-// truncateLater has files truncated after the mount. A file that is being truncated is in
+// truncateLater leaves files to be truncated after the mount. A file that is being truncated is in
 // memory.
 func (f *finisher) truncateLater(files []addr.Ino) error {
 	found := make(map[addr.Ino]*pagecache.Inode)
@@ -63,7 +63,7 @@ func (f *finisher) truncateLater(files []addr.Ino) error {
 			return fmt.Errorf("inode %d: %w", ino, ErrCheck)
 		}
 		if i.Deleted() {
-			continue // the check leaves it without a name, and it goes then
+			continue // it has no name after the check, and is deleted then
 		}
 		f.afterMount(i).Cut = true
 	}

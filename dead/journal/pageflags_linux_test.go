@@ -10,8 +10,8 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// TestLostFlags has the last page of a file that was overwritten, of which its tree says that it is dirty, lose
-// flags, in each combination. The file is whole then with that page or not at all.
+// TestLostFlags clears flags of the last page of an overwritten file, in each combination, while the file's tree of pages
+// still says that the page is dirty. The file then counts as whole with the content of that page, or not at all.
 func TestLostFlags(t *testing.T) {
 	image := fixture.Get(t, fixture.Basic)
 	d := image.Disks[0]

@@ -20,13 +20,13 @@ import (
 	"understudy.dev/understudy/dead/placement"
 )
 
-// Placement is what became of the files that had no place yet.
+// Placement reports what became of the files that had no place yet.
 type Placement struct {
-	Files []addr.Ino // that are whole with it
-	Bytes int64      // of them, that were written
-	// Refused says why files have none, by inode number: they are for a kernel to write.
+	Files []addr.Ino // the files that are whole with it
+	Bytes int64      // bytes of these files that were written
+	// Refused says why files have no place, by inode number: they are for a kernel to write.
 	Refused map[addr.Ino]error
-	// Err says why no file has one; nil if it is not so.
+	// Err says why no file has a place; nil if that is not so.
 	Err error
 }
 
@@ -43,9 +43,9 @@ type placed struct {
 	bytes int64
 }
 
-// place gives files that have none their places, in the transaction. If that is nil and a
-// file gets a place, there is one from then on. Whatever is in the way of it is in the
-// report, and the transaction as it was.
+// place gives files that have no place one, in the transaction. If t is nil and a file gets
+// a place, a transaction is created. If something prevents that, it is reported, and the
+// transaction is returned unchanged.
 func (f *finisher) place(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction, at jbd2.Start) (*jbd2.Transaction, jbd2.Start) {
 	p := &Placement{Refused: make(map[addr.Ino]error)}
 	f.report.Placement = p
@@ -72,8 +72,8 @@ func (f *finisher) place(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction, at
 	return with, at
 }
 
-// placeable says why no file can get a place. A mount replays fast commits if this rescue does not come through:
-// what they give to a file that was deleted since is free both on the disk and with the last commit.
+// placeable says why no file can get a place. If this rescue fails, a mount replays the fast commits: what they
+// allocate to a file that was deleted since is free both on the disk and with the last commit.
 func (f *finisher) placeable(log *jbd2.Log, scan *jbd2.Scan) error {
 	switch {
 	case f.report.Check != "":
@@ -84,8 +84,8 @@ func (f *finisher) placeable(log *jbd2.Log, scan *jbd2.Scan) error {
 	return f.quotasCounted(log.FS)
 }
 
-// quotasCounted says why what is allocated cannot be counted. Quota files that are the file
-// system's own are counted in, those that are files like others are not.
+// quotasCounted says why allocated blocks cannot be counted. Quota files that belong to the file
+// system are updated, quota files that are ordinary files are not.
 func (f *finisher) quotasCounted(fs *ext4.FS) error {
 	quotas, err := f.cache.Quotas(f.super)
 	if err == nil && quotas && fs.Super.ROCompat&ext4.ROCompatQuota == 0 {
@@ -94,8 +94,8 @@ func (f *finisher) quotasCounted(fs *ext4.FS) error {
 	return err
 }
 
-// placedBefore finds the files that an earlier attempt has placed: the disk has them as
-// memory does, to the byte. The others are written after the mount.
+// placedBefore finds the files that an earlier attempt has placed: the disk has them exactly as
+// memory does. The others are written after the mount.
 func (f *finisher) placedBefore() error {
 	c, err := f.change(&jbd2.Transaction{})
 	if err != nil {
@@ -129,7 +129,7 @@ func (f *finisher) placedBefore() error {
 	return nil
 }
 
-// onDisk reports whether the disk has what is to be written.
+// onDisk reports whether the disk already has what is to be written.
 func (f *finisher) onDisk(data []block) (bool, error) {
 	for _, b := range data {
 		want, err := f.mem.View(b.phys, int(b.used))
@@ -147,7 +147,7 @@ func (f *finisher) onDisk(data []block) (bool, error) {
 	return true, nil
 }
 
-// idle is where a transaction begins where memory has none.
+// idle returns where a transaction begins in the log if memory has none.
 func (f *finisher) idle(scan *jbd2.Scan) (jbd2.Start, error) {
 	at := jbd2.Start{Block: scan.End, Sequence: scan.Next}
 	e, err := f.cache.Ext4(f.super)
@@ -165,7 +165,7 @@ func (f *finisher) idle(scan *jbd2.Scan) (jbd2.Start, error) {
 	return at, nil
 }
 
-// placeFiles returns the transaction with the places of files; nil if none has got one.
+// placeFiles returns the transaction with the places of files, or nil if no file got one.
 func (f *finisher) placeFiles(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transaction) (*jbd2.Transaction, error) {
 	if t == nil {
 		t = &jbd2.Transaction{Time: time.Now()}
@@ -207,10 +207,10 @@ func (f *finisher) placeFiles(log *jbd2.Log, scan *jbd2.Scan, t *jbd2.Transactio
 	return &with, f.takePlaced(waiting, found, logged(scan, &with))
 }
 
-// confirm has the whole change audited with what was placed, and makes it a part of the
-// transaction then. Where the file system has what the audit of a whole transaction does not
-// understand, and nothing was in flight, that is what a kernel commits, and what is added
-// is audited.
+// confirm audits the whole change together with what was placed, and then makes that a part of the
+// transaction. Where the file system has something that the audit of a whole transaction does not
+// understand, and nothing was in flight, the transaction is what a kernel commits, and only the
+// added blocks are audited.
 func (f *finisher) confirm(c *change, found *placement.Result) error {
 	all := maps.Clone(c.blocks)
 	maps.Copy(all, found.Blocks)
@@ -238,8 +238,8 @@ func (c *change) checkAdded(added map[addr.Block][]byte) (audit.Verdict, error) 
 	return audit.CheckAdded(with, c.before, added)
 }
 
-// takePlaced has the data of placed files written, in place of what was to be written
-// of them before. No recovery may write to the same places.
+// takePlaced adds the data of placed files to what is written, and drops what was to be written
+// of these files before. No recovery may write to the same places.
 func (f *finisher) takePlaced(waiting []unplaced, found *placement.Result, logged map[addr.Block]struct{}) error {
 	var data []block
 	of := make(map[addr.Ino]bool, len(found.Placed))
@@ -273,7 +273,7 @@ func (f *finisher) takePlaced(waiting []unplaced, found *placement.Result, logge
 	return nil
 }
 
-// havePlaced takes the placed files for whole, once the transaction is committed.
+// havePlaced reports the placed files as whole, once the transaction is committed.
 func (f *finisher) havePlaced() {
 	for _, ino := range f.placed.files {
 		f.report.Written[ino] = struct{}{}
@@ -290,7 +290,7 @@ func fits(log *jbd2.Log, blocks, revokes int) bool {
 	return need < int(log.Super.Last-log.Super.First)
 }
 
-// numbers takes them into a hash.
+// numbers adds numbers to a hash.
 func numbers(h hash.Hash, of ...uint64) {
 	for _, n := range of {
 		h.Write(binary.LittleEndian.AppendUint64(nil, n))
@@ -311,8 +311,8 @@ func identity(c *pagecache.Cache, s *pagecache.Superblock) []byte {
 	return h.Sum(nil)
 }
 
-// identify returns what tells this rescue's transaction from any other: the mount, and what
-// memory has of the transaction.
+// identify returns what tells this rescue's transaction from any other: the mount, and the content of
+// the transaction in memory.
 func (f *finisher) identify(t *jbd2.Transaction) []byte {
 	h := sha256.New()
 	h.Write(f.mount)
@@ -326,8 +326,8 @@ func (f *finisher) identify(t *jbd2.Transaction) []byte {
 	return h.Sum(nil)
 }
 
-// mark is that of the transaction. sound says that it was proven, and needs nothing after
-// the mount.
+// mark returns the mark of the transaction. sound says that it was proven, and that nothing is
+// needed after the mount.
 func (f *finisher) mark(sound bool) jbd2.Mark {
 	name := "understudy transaction 1"
 	if !sound {
@@ -337,8 +337,8 @@ func (f *finisher) mark(sound bool) jbd2.Mark {
 	return jbd2.Mark(sum[:])
 }
 
-// Rescued reports whether a rescue from this memory has been at a disk, and nothing that uses
-// the journal after it: the last transaction of the log has its mark.
+// Rescued reports whether a rescue from this memory has run on a disk, and nothing has used the
+// journal since: the last transaction of the log has the rescue's mark.
 func Rescued(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (bool, error) {
 	r, err := Plan(c, s, disk)
 	if err != nil || r.Journal == nil {
@@ -359,7 +359,7 @@ func Rescued(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (bool,
 	return f.marked(log, scan)
 }
 
-// marked reports whether the log has the transaction already, by its mark.
+// marked reports whether the log already has the transaction, by its mark.
 func (f *finisher) marked(log *jbd2.Log, scan *jbd2.Scan) (bool, error) {
 	which, err := log.Marked(scan, f.mark(true), f.mark(false))
 	f.proven = which == 0

@@ -7,8 +7,8 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// TestPlace has everything of a crash be on its disks without a mount: each file is what
-// it was, as another program reads it.
+// TestPlace brings everything of a crash to its disks without a mount, and checks that another program
+// reads each file as it was.
 func TestPlace(t *testing.T) {
 	for _, name := range fixture.Kernels {
 		t.Run(name, func(t *testing.T) {

@@ -10,7 +10,7 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 )
 
-// audit has the transaction proven, and made ready for a check if it cannot be: operations
+// audit proves the transaction, or prepares it for a check if it cannot be proven: operations
 // in flight may be half in it.
 func (f *finisher) audit(t *jbd2.Transaction) error {
 	if f.proven {
@@ -40,7 +40,7 @@ func (f *finisher) audit(t *jbd2.Transaction) error {
 	return err
 }
 
-// consistent refuses a transaction that contradicts itself though no operation was in flight:
+// consistent refuses a transaction that contradicts itself although no operation was in flight:
 // what memory has of it is damaged. A check would make it consistent, at the cost of files that
 // are whole on the disk.
 func (f *finisher) consistent(t *jbd2.Transaction) error {
@@ -58,7 +58,7 @@ func (f *finisher) consistent(t *jbd2.Transaction) error {
 	return err
 }
 
-// exceptPlaced is what memory has, but for inodes of files that were given places: what is in their blocks is ours.
+// exceptPlaced returns what memory has, except for the inodes of placed files: their content in the transaction is ours.
 func (f *finisher) exceptPlaced() audit.Memory {
 	ours := make(map[addr.Ino]struct{}, len(f.placed.files))
 	for _, n := range f.placed.files {
@@ -77,8 +77,8 @@ func (f *finisher) exceptPlaced() audit.Memory {
 	return m
 }
 
-// prove says in the report whether a change leaves the file system whole. One that was being made larger, with
-// operations in flight, is refused: a check of what is half done of that may lose what is whole.
+// prove says in the report whether a change leaves the file system whole. A change that makes the file system larger, with
+// operations in flight, is refused: a check of a half-done change of that kind may lose what is whole.
 func (f *finisher) prove(c *change) error {
 	if c.grows() {
 		return errGrows
@@ -116,11 +116,11 @@ func (f *finisher) prove(c *change) error {
 	}
 	f.report.Check, f.report.Mended, f.released = "", mended.What, mended.Released
 	f.report.Gone = mended.Gone
-	// What is sound is not all: a piece of a file may be missing in it.
+	// A sound file system is not enough: a piece of a file may be missing from it.
 	return f.midUpdate(c.tree, true)
 }
 
-// mended completes what is half done in a change, where that makes it sound.
+// mended completes what is half done in a change, if that makes the change sound.
 func (f *finisher) mended(c *change) (*audit.Mended, error) {
 	mended, err := f.remembered.Mend(c.before, c.blocks, f.report.Open)
 	if err != nil {
@@ -138,8 +138,8 @@ func (f *finisher) mended(c *change) (*audit.Mended, error) {
 	return mended, err
 }
 
-// prepare changes the transaction so that e2fsck repairs what is half done in it, and does
-// no harm.
+// prepare changes the transaction so that e2fsck repairs what is half done in it, without doing
+// harm.
 func (f *finisher) prepare(c *change) error {
 	if err := c.seal(); err != nil {
 		return err

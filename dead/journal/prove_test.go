@@ -13,8 +13,8 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 )
 
-// TestConsistentQuotas: with nothing in flight, a block of a file of quotas changes and its inode does not. Memory says that it
-// has quotas (usrjquota=), without which it is a block that nobody claims.
+// TestConsistentQuotas changes a block of a quota file and not its inode, with nothing in flight. The change is accepted
+// if memory says that the file has quotas (usrjquota=); otherwise the block is one that nobody claims.
 func TestConsistentQuotas(t *testing.T) {
 	const n = 12
 	from := t.TempDir()
@@ -56,7 +56,7 @@ func TestConsistentQuotas(t *testing.T) {
 	}
 }
 
-// TestExceptPlaced: an inode whose file was given a place has in its block what we wrote there, and not what memory has.
+// TestExceptPlaced checks that memory is not asked for the inode of a placed file, whose block has what we wrote there.
 func TestExceptPlaced(t *testing.T) {
 	f := finisher{
 		placed:     placed{files: []addr.Ino{12, 14}},

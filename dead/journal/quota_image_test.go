@@ -14,7 +14,7 @@ import (
 	"understudy.dev/understudy/internal/live/initramfs"
 )
 
-// TestQuotasByMount finishes a commit in which a file of quotas changes that a mount option names: its blocks are in the
+// TestQuotasByMount finishes a commit that changes a quota file which a mount option names: its blocks are in the
 // transaction, and its inode is not.
 func TestQuotasByMount(t *testing.T) {
 	tier.Guest(t)
@@ -32,7 +32,7 @@ func TestQuotasByMount(t *testing.T) {
 	}
 	quotas := make([]byte, 2048) // fs/quota/quotaio_v2.h, struct v2_disk_dqheader and v2_disk_dqinfo; and an empty root
 	binary.LittleEndian.PutUint32(quotas, 0xd9c01f11)
-	quotas[4], quotas[8+12] = 1, 2 // its version, and its blocks
+	quotas[4], quotas[8+12] = 1, 2 // its version, and its number of blocks
 	if err := os.Mkdir(from, 0o755); err != nil {
 		t.Fatal(err)
 	}

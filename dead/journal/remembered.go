@@ -9,12 +9,12 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// remember is what the audit may ask memory for. The walk over all inodes waits for the
-// first question, and is the only one.
+// remember returns what the audit may ask memory for. All inodes are walked once, at the
+// first question.
 func (f *finisher) remember() audit.Memory {
 	all := sync.OnceValue(func() (inodes []*pagecache.Inode) {
 		for i, err := range f.cache.Inodes(f.super) {
-			if err == nil { // who plans the files says so
+			if err == nil { // the plan of the files reports it
 				inodes = append(inodes, i)
 			}
 		}
@@ -38,7 +38,7 @@ func (f *finisher) remember() audit.Memory {
 	byNumber := sync.OnceValue(func() map[addr.Ino]*pagecache.Inode {
 		out := make(map[addr.Ino]*pagecache.Inode)
 		for _, i := range all() {
-			if !i.Deleted() { // another one that goes may have its number
+			if !i.Deleted() { // another inode, which is being deleted, may have its number
 				out[i.Ino] = i
 			}
 		}
@@ -67,8 +67,8 @@ func (f *finisher) remember() audit.Memory {
 	}
 }
 
-// names returns the names of an inode that programs saw. Another one that goes, and has none,
-// may have its number.
+// names returns the names of an inode that programs saw. Another inode with the same number may be
+// in the process of being deleted, and has no names.
 func (f *finisher) names(inodes []*pagecache.Inode, n addr.Ino) ([]audit.Name, error) {
 	var out []audit.Name
 	there := false

@@ -12,48 +12,48 @@ import (
 	"understudy.dev/understudy/dead/ram"
 )
 
-// Rescue is all that belongs on a disk before anything mounts it: the unsaved blocks of
-// files that are allocated already, and the last commit.
+// Rescue is everything that belongs on a disk before anything mounts it: the unsaved blocks of
+// files that are already allocated, and the last commit.
 //
-// It may be carried out again, on what was left of an earlier attempt: memory does
-// not change, and the log says how far that came.
+// It may be carried out again, on what an earlier attempt left: memory does
+// not change, and the log says how far that attempt came.
 type Rescue struct {
 	// Journal is nil where Lost says why the last commit cannot be written, or the
 	// file system has none.
 	Journal *Journal
 	Lost    error
 	Holders []Holder // who had handles open
-	// Refused is the data of files whose blocks did not check out. It is not lost: it is
-	// written by handle after the mount.
+	// Refused says which data of files was left out because its blocks did not check out. It is not lost: it
+	// is written by handle after the mount.
 	Refused []error
-	// Place has files that wait for an allocation get their places in the last commit, so
-	// that they are whole with it. Only where there is a journal.
+	// Place gives files that wait for an allocation their places in the last commit, so
+	// that they are whole with it. It is used only if there is a journal.
 	Place bool
 
 	cache *pagecache.Cache
 	super *pagecache.Superblock
-	mount []byte // identifies it
+	mount []byte // identifies the mount
 	dev   *pagecache.Device
 	mem   ram.Memory
 	data  []block
-	whole map[addr.Ino]*pagecache.Inode // files of which nothing else is unsaved
+	whole map[addr.Ino]*pagecache.Inode // files whose unsaved data is all in data
 	open  []*pagecache.Inode            // regular files that are not among them
 }
 
 // block is a piece of a device that is to be written.
 type block struct {
-	ino  addr.Ino // of the file it is of; 0 for metadata
+	ino  addr.Ino // of its file; 0 for metadata
 	disk int64
 	phys addr.Phys
 	len  int64  // to be written
 	used int64  // bytes of it from memory: the rest is zeros
-	free bool   // nobody has this piece before the transaction
-	data []byte // in place of memory's, if there is any
+	free bool   // no file has this piece before the transaction
+	data []byte // to be written instead of memory, if not nil
 }
 
-// Plan reads what belongs on the disk of a file system of the ext family. What
-// memory lacks of the file system's structure is read from the disk. It fails only
-// where the device or the file system cannot be read at all.
+// Plan reads what belongs on the disk of a file system of the ext family. Parts of the
+// file system's structure that memory lacks are read from the disk. It fails only
+// if the device or the file system cannot be read at all.
 func Plan(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (*Rescue, error) {
 	dev, err := c.Device(s, disk)
 	if err != nil {
@@ -69,7 +69,7 @@ func Plan(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (*Rescue,
 		return r, nil
 	}
 	if r.Journal != nil && r.Journal.Updates() > 0 {
-		// It is for the report only.
+		// They are for the report only.
 		r.Holders, _ = r.Journal.holders(c)
 	}
 	e, err := c.Ext4(s)
@@ -80,7 +80,7 @@ func Plan(c *pagecache.Cache, s *pagecache.Superblock, disk jbd2.Disk) (*Rescue,
 	return r, nil
 }
 
-// metadata takes what was changed of the device itself: without a journal that is
+// metadata takes the unsaved blocks of the device itself: without a journal that is
 // how metadata reaches the disk.
 func (r *Rescue) metadata() {
 	for b, err := range r.dev.Unsaved() {
@@ -93,19 +93,19 @@ func (r *Rescue) metadata() {
 }
 
 const (
-	// unplain are flags of files whose content in memory is not that on the disk.
+	// unplain are the flags of files whose content in memory differs from that on the disk.
 	unplain = pagecache.FlagEncrypted | pagecache.FlagVerity | pagecache.FlagDAX
 	// firstInode is the lowest number that s_first_ino may have (fs/ext4/ext4.h,
-	// EXT4_GOOD_OLD_FIRST_INO): below it are the file system's own.
+	// EXT4_GOOD_OLD_FIRST_INO): lower numbers are the file system's own inodes.
 	firstInode = 11
 )
 
-// files takes the unsaved blocks of files that are allocated. Files without a name get
-// nothing.
+// files takes the unsaved blocks of files that are allocated. Files without a name are left
+// out.
 func (r *Rescue) files(e *pagecache.Ext4) {
 	for i, err := range r.cache.Dirty(r.super) {
 		if err != nil || i.Deleted() || !i.HasData() || i.Flags&unplain != 0 || e.Internal(i) {
-			continue // who plans the files says so
+			continue // the plan of the files reports it
 		}
 		found := r.dev.Allocated(i)
 		r.Refused = append(r.Refused, found.Refused...)
@@ -125,31 +125,31 @@ func (r *Rescue) files(e *pagecache.Ext4) {
 type Report struct {
 	Case     Case
 	Sequence uint32 // of the transaction that was written; 0 if there was none
-	Blocks   int    // in it
-	Revoked  int    // likewise
+	Blocks   int    // in that transaction
+	Revoked  int    // blocks that it revokes
 	Data     int64  // bytes of files, and of metadata where there is no journal
 	Replayed int    // blocks that the replay of the log wrote
 	// Written are the files that are whole on the disk, by inode number.
 	Written map[addr.Ino]struct{}
-	// Gone are inodes that were being made or removed when the kernel died, and are free: what
-	// memory has of them is no file's.
+	// Gone are inodes that were being created or deleted when the kernel died, and are free: what
+	// memory has of them belongs to no file.
 	Gone map[addr.Ino]struct{}
-	// AfterMount are files of which e2fsck, or a replay of the log by the mount, may lose
-	// what memory has, even of those in Written.
+	// AfterMount are files that may lose what memory has to e2fsck, or to a replay of the log by the
+	// mount, even if they are in Written.
 	AfterMount []AfterMount
-	// Placement is nil if none was asked for, or it did not come to that.
+	// Placement is nil if none was asked for, or if the rescue did not get that far.
 	Placement *Placement
 	// Open is how many handles were open. If there were any, the transaction is audited:
 	// Audit is the verdict, nil if there was no transaction.
 	Open  int
 	Audit *audit.Verdict
-	// Mended says what of operations in flight was completed for that, or taken back.
+	// Mended says what was completed or taken back of operations in flight, so that the audit proves it.
 	Mended []string
 	// Check says why the file system must be checked before it is mounted; empty
-	// if it need not.
+	// if it need not be.
 	Check string
-	// Shared says why the mount will wait and see that no other machine has the file system
-	// mounted (mmp), which takes most of a minute; empty if it will not.
+	// Shared says why the mount will wait to see that no other machine has the file system
+	// mounted (MMP), which takes most of a minute; empty if it will not.
 	Shared string
 	Steps  []Step
 }
@@ -160,13 +160,13 @@ type Step struct {
 	Took time.Duration
 }
 
-// CommittedError says that a rescue failed behind its commit point: all of the last
-// commit is in the log, and a mount replays it. What the report says of files holds, so
+// CommittedError says that a rescue failed after its commit point: all of the last
+// commit is in the log, and a mount replays it. What the report says about files holds, so
 // that their data can be written as if nothing had failed.
 type CommittedError struct {
 	Err error
-	// Uncertain says that the disk failed in such a way that the commit may be in the log
-	// or not. Written is empty then.
+	// Uncertain says that the disk failed in such a way that the commit may or may not be in
+	// the log. Written is empty then.
 	Uncertain bool
 }
 
@@ -179,9 +179,9 @@ func (e *CommittedError) Error() string {
 
 func (e *CommittedError) Unwrap() error { return e.Err }
 
-// Finish carries the rescue out, and replays the whole log then. What fails before
+// Finish carries the rescue out, and then replays the whole log. A failure before
 // the transaction is committed leaves the disk as an ordinary crash does: nothing of
-// memory may be written to its files then. What fails after that is a *CommittedError,
+// memory may be written to its files then. A failure after that is a *CommittedError,
 // and the report is as good as without it.
 func (r *Rescue) Finish(disk jbd2.Disk) (*Report, error) {
 	f := r.finisher(disk, &Report{})
@@ -214,15 +214,15 @@ type finisher struct {
 	report    *Report
 	committed bool         // a recovery finds all of the last commit in the log, or may find it
 	memory    []byte       // identifies what memory has of the last commit
-	proven    bool         // an earlier attempt has committed it, and nothing more need be done for it
-	released  []addr.Block // by what was mended
+	proven    bool         // an earlier attempt has committed it, and nothing else need be done for it
+	released  []addr.Block // blocks that mending has freed
 	placed    placed
 	fills     []block      // see fillBare
-	sound     bool         // the audit has confirmed all of the transaction
+	sound     bool         // the audit has proven all of the transaction
 	torn      []audit.Slot // inodes that memory has with a wrong checksum
 	resized   map[addr.Ino]struct{}
-	// remembered and recovered are what the audits of a rescue look at, again and again: what
-	// memory has, and the disk as a recovery leaves it without the last commit, once it is needed.
+	// remembered and recovered are what every audit of a rescue reads: what memory has, and the
+	// disk as a recovery leaves it without the last commit, from when it is first needed.
 	remembered audit.Memory
 	recovered  *change
 }
@@ -240,8 +240,8 @@ func (f *finisher) step(name string, do func() error) error {
 	return err
 }
 
-// plain is for a file system without a journal. Nothing orders what it writes, so
-// a kernel that dies leaves it in need of a check.
+// plain is for a file system without a journal. Nothing orders the writes there, so
+// after a crash the file system needs a check.
 func (f *finisher) plain() error {
 	f.report.Check = "it has no journal"
 	err := f.step("audit", func() error {
@@ -310,7 +310,7 @@ func (f *finisher) journal() error {
 		f.havePlaced()
 	}
 	if err == nil && t != nil {
-		nothing := f.committed // of the last commit itself was missing
+		nothing := f.committed // nothing of the last commit itself was missing
 		if err = f.commit(log, at, t); err == nil {
 			f.havePlaced()
 		}
@@ -337,7 +337,7 @@ func (f *finisher) journal() error {
 	})
 }
 
-// transaction makes the merged transaction; nil if there is none to be written.
+// transaction returns the merged transaction, or nil if there is none to be written.
 func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transaction, jbd2.Start, error) {
 	var written []addr.Block
 	var err error
@@ -353,7 +353,7 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 	f.memory = f.identify(t)
 	done, err := finished(log, scan, t)
 	if err == nil && (done || !scan.Empty) {
-		// With what was mended or placed it is not what memory has.
+		// With what was mended or placed, the transaction in the log differs from memory.
 		var marked bool
 		marked, err = f.marked(log, scan)
 		done = done || marked
@@ -378,7 +378,7 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 	if f.report.Case == Nothing || len(t.Blocks)+len(t.Revokes) == 0 {
 		return nil, at, nil
 	}
-	// The log's time does not go back: that is how a recovery tells old blocks.
+	// The log's time must not go back: a recovery tells old blocks by it.
 	t.Time = time.Now()
 	if n := len(scan.Transactions); n > 0 && scan.Transactions[n-1].Time.After(t.Time) {
 		t.Time = scan.Transactions[n-1].Time
@@ -414,7 +414,7 @@ func (f *finisher) commit(log *jbd2.Log, at jbd2.Start, t *jbd2.Transaction) err
 	return err
 }
 
-// logged returns the blocks of which a replay writes a version from the log.
+// logged returns the blocks that a replay writes from the log.
 func logged(scan *jbd2.Scan, t *jbd2.Transaction) map[addr.Block]struct{} {
 	out := make(map[addr.Block]struct{})
 	for _, b := range scan.Newest() {

@@ -34,7 +34,7 @@ func copyOf(t testing.TB, image string) *os.File {
 	return f
 }
 
-// harmless is what e2fsck may say: it deletes files that were deleted while open, as
+// harmless matches what e2fsck may say: it deletes files that were deleted while open, as
 // a mount does, and the superblock's own counts are never kept up to date.
 var harmless = regexp.MustCompile(`(?m)^.*(: Clearing orphaned inode .*|: Free (blocks|inodes) count wrong .*FIXED\.?|: \d+/\d+ files .*)$`)
 
@@ -55,7 +55,7 @@ func fsck(t testing.TB, path string) {
 }
 
 // TestRescue finishes the last commit of every file system of a crash. Then all
-// names are there that were when the kernel died, and of each file what does not
+// names are there that existed when the kernel died, and everything of each file that does not
 // wait for an allocation.
 func TestRescue(t *testing.T) {
 	for _, name := range fixture.Kernels {

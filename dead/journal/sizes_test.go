@@ -10,7 +10,7 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// counted is a disk that counts what is read.
+// counted is a disk that counts reads.
 type counted struct {
 	*jbd2.Recording
 	reads int
@@ -21,8 +21,8 @@ func (c *counted) ReadAt(b []byte, off int64) (int, error) {
 	return c.Recording.ReadAt(b, off)
 }
 
-// TestCompareSizes compares the sizes of many inodes with the disk, which is read once for those that are
-// in one block: one is as memory has it, others are not there, or shorter.
+// TestCompareSizes compares the sizes of many inodes with the disk, which is read once for the inodes
+// of one block. One inode is as memory has it; the others are not there, or are shorter.
 func TestCompareSizes(t *testing.T) {
 	disk := &counted{Recording: emptyDisk(t)}
 	f := &finisher{Rescue: &Rescue{whole: make(map[addr.Ino]*pagecache.Inode)}, disk: disk, report: &Report{}}

@@ -15,7 +15,7 @@ import (
 )
 
 // TestSpoiledMetadata damages a block of the running transaction. Nothing may be written then:
-// what a check would make of it is a file system without files that were on the disk.
+// a check would turn it into a file system without files that were on the disk.
 func TestSpoiledMetadata(t *testing.T) {
 	image := fixture.Get(t, fixture.Basic)
 	c := openCache(t, image)
@@ -40,7 +40,7 @@ func TestSpoiledMetadata(t *testing.T) {
 			name  string
 			block addr.Block
 			do    func([]byte)
-			half  bool // with an operation in flight, too
+			half  bool // also with an operation in flight
 			sums  bool // only where there are checksums
 		}{
 			{"descriptors of zeros", descriptors, zeros, true, false},
@@ -90,9 +90,9 @@ func spoil(tr *journal.Transaction, block addr.Block, do func([]byte)) bool {
 	return at >= 0
 }
 
-// TestSpoiledInode has an operation in flight, and the inode of a file that would be whole in
-// another state in the running transaction than in memory: the file counts as whole no more, or all of
-// it is refused, if its checksum is wrong and nobody was writing it.
+// TestSpoiledInode puts an operation in flight, and makes the inode of a file that would be whole differ
+// between the running transaction and memory. The file no longer counts as whole; or everything
+// is refused, if the inode's checksum is wrong and nobody was writing it.
 func TestSpoiledInode(t *testing.T) {
 	image := fixture.Get(t, fixture.Basic)
 	c := openCache(t, image)

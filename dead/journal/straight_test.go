@@ -12,7 +12,7 @@ import (
 	"understudy.dev/understudy/dead/ram"
 )
 
-// straight is a disk that takes many stretches at once, from as many goroutines.
+// straight is a disk that writes many stretches at once, each in its own goroutine.
 type straight struct{ *jbd2.Recording }
 
 func (d straight) WriteStretches(n int, at func(int) (int64, [][]byte)) error {
@@ -31,7 +31,7 @@ func (d straight) WriteStretches(n int, at func(int) (int64, [][]byte)) error {
 	return errors.Join(errs...)
 }
 
-// fading is memory that can be read so many times.
+// fading is memory that can be read only so many times.
 type fading struct {
 	ram.Memory
 	data []byte
@@ -47,8 +47,8 @@ func (m fading) View(pa addr.Phys, n int) ([]byte, error) {
 	return m.data[pa:][:n], nil
 }
 
-// TestWriteStraight writes blocks straight from memory, the last of a file with zeros behind it. What memory
-// lacks is found before anything is written, and an error if it is found later.
+// TestWriteStraight writes blocks straight from memory, padded with zeros. Memory that is missing is noticed
+// before anything is written, and is an error if it goes missing later.
 func TestWriteStraight(t *testing.T) {
 	const blocks, used = 40, 1000
 	for _, tc := range []struct {

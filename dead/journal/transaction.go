@@ -7,8 +7,8 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// Lists of a transaction that hold blocks of it, by the number that each of their
-// members has (include/linux/jbd2.h, BJ_Metadata and so on).
+// Lists of a transaction that hold its blocks, by the number in each of their
+// members (include/linux/jbd2.h, BJ_Metadata and so on).
 const (
 	listMetadata = 1
 	listForget   = 2
@@ -16,8 +16,8 @@ const (
 )
 
 const (
-	// maxHeads bounds the blocks of all lists: more than the largest journal that
-	// mke2fs makes, of 1 GiB, can commit, with blocks of 1 KiB.
+	// maxHeads bounds the number of blocks on all lists: more than the largest journal that
+	// mke2fs makes, of 1 GiB, can commit with blocks of 1 KiB.
 	maxHeads = 1 << 20
 	// maxUpdates bounds the handles that are open at once: one per thread.
 	maxUpdates = 1 << 22
@@ -99,9 +99,9 @@ func (r *reader) list(t *Transaction, of, first addr.Virt, kind uint32, seen map
 	}
 }
 
-// take adds the block of a journal head to a transaction, if it is to be
-// committed: unless it was freed since (BH_Freed), or forgotten (on the list for
-// that, and not BH_JBDDirty).
+// take adds the block of a journal head to a transaction if it is to be
+// committed. It is not if it was freed since (BH_Freed), or forgotten (on the forget
+// list, and not BH_JBDDirty).
 func (r *reader) take(t *Transaction, at addr.Virt, head []byte, kind uint32, seen map[addr.Block]int) error {
 	h, f := &r.l.head, &r.l.buffer
 	buffer := h.buffer.Pointer(head)
@@ -117,9 +117,9 @@ func (r *reader) take(t *Transaction, at addr.Virt, head []byte, kind uint32, se
 	case !has(f.jbd):
 		return fmt.Errorf("%w: block %d has no journal head", ErrDamaged, block)
 	case has(f.freed) && kind == listMetadata && t.State < StateFlush:
-		// Only what is being committed is marked so (fs/jbd2/transaction.c,
-		// journal_unmap_buffer, jbd2_journal_forget), and goes on to another list
-		// then (__jbd2_journal_refile_buffer).
+		// Only a block that is being committed is marked BH_Freed (fs/jbd2/transaction.c,
+		// journal_unmap_buffer, jbd2_journal_forget), and it then moves to another list
+		// (__jbd2_journal_refile_buffer).
 		return fmt.Errorf("%w: block %d was freed, and is not being committed", ErrDamaged, block)
 	case has(f.freed):
 		t.Freed++
@@ -147,8 +147,8 @@ func (r *reader) take(t *Transaction, at addr.Virt, head []byte, kind uint32, se
 	return nil
 }
 
-// data returns the bytes of a buffer, which must be in the page that is there for
-// its block, and whose file that is.
+// data returns the bytes of a buffer, which must be in the page that caches
+// its block, and the inode of the file that the page belongs to.
 func (r *reader) data(buffer []byte, block addr.Block) ([]byte, addr.Ino, error) {
 	f := &r.l.buffer
 	pa, err := r.k.Physical(f.data.Pointer(buffer))
@@ -166,7 +166,7 @@ func (r *reader) data(buffer []byte, block addr.Block) ([]byte, addr.Ino, error)
 	return b, file, nil
 }
 
-// maxBuckets bounds a table of revoked blocks; jbd2 makes one of 256
+// maxBuckets bounds the size of a table of revoked blocks; jbd2 uses 256 buckets
 // (JOURNAL_REVOKE_DEFAULT_HASH).
 const maxBuckets = 1 << 16
 

@@ -12,15 +12,15 @@ import (
 	"understudy.dev/understudy/dead/placement"
 )
 
-// unplaced is a file that waits for a place, and where the rest of it has one.
+// unplaced is a file that waits for a place, with the places that the rest of it has.
 type unplaced struct {
 	inode  *pagecache.Inode
 	blocks []pagecache.UnsavedBlock
-	zero   map[int]bool // by number of a block that is clean
+	zero   map[int]bool // by index of clean blocks: they are all zeros
 }
 
-// waiting are the files that have no place for all that is unsaved. What cannot be told of
-// one is the reason why it gets none. A file that is to be truncated gets none.
+// waiting returns the files that have no place for all of their unsaved data. If something about a
+// file is not known, that is why it gets no place. A file that is to be truncated gets none.
 func (f *finisher) waiting(c *change) ([]unplaced, error) {
 	orphans, err := audit.Truncating(c.before, c.blocks)
 	if err != nil {
@@ -69,7 +69,7 @@ func filesOf(waiting []unplaced) []placement.File {
 	return files
 }
 
-// file is a file as it is to be placed.
+// file returns a file as it is to be placed.
 func (u *unplaced) file() placement.File {
 	i := u.inode
 	f := placement.File{Ino: i.Ino, Generation: i.Generation, Size: i.Size, Atime: i.Atime, Mtime: i.Mtime, Ctime: i.Ctime}
@@ -87,7 +87,7 @@ func (u *unplaced) file() placement.File {
 	return f
 }
 
-// zeros says which of the clean blocks of a file have nothing but zeros up to its end.
+// zeros returns which of the clean blocks of a file are all zeros up to the end of the file.
 func (f *finisher) zeros(i *pagecache.Inode, blocks []pagecache.UnsavedBlock) (map[int]bool, error) {
 	var out map[int]bool
 	for n, b := range blocks {
@@ -108,8 +108,8 @@ func (f *finisher) zeros(i *pagecache.Inode, blocks []pagecache.UnsavedBlock) (m
 	return out, nil
 }
 
-// blocksAt adds the unsaved blocks of a file at their places. The two lists are of the same
-// bytes.
+// blocksAt appends the unsaved blocks of a file to data, at their places. Blocks and pieces cover the
+// same bytes.
 func (u *unplaced) blocksAt(data []block, pieces []placement.Piece) ([]block, error) {
 	blocks := u.blocks
 	for _, p := range pieces {

@@ -17,8 +17,8 @@ import (
 // chunk is how much is written at once, in bytes.
 const chunk = 1 << 20
 
-// write writes the allocated blocks of files to the disk and makes them durable, but for
-// those that a replay writes: their newest version, if there is one beside that in
+// write writes the allocated blocks of files to the disk and makes them durable, except for
+// those that a replay writes: their newest version, if there is one besides that in
 // the log, goes through the file system.
 func (f *finisher) write(except map[addr.Block]struct{}) error {
 	size := int64(f.super.BlockSize)
@@ -55,8 +55,8 @@ func (f *finisher) write(except map[addr.Block]struct{}) error {
 	return nil
 }
 
-// compareSizes finds files whose inode is not to have on the disk what it has in memory: who
-// wrote them had not come to that. They are for whoever writes files after the mount.
+// compareSizes finds files whose inode will not be on the disk as it is in memory: their writer
+// had not got that far. They are left to be written after the mount.
 func (f *finisher) compareSizes(t *jbd2.Transaction) error {
 	f.resized = make(map[addr.Ino]struct{})
 	for _, s := range f.torn { // being written, or damaged: nobody can tell
@@ -94,8 +94,8 @@ func (f *finisher) compareSizes(t *jbd2.Transaction) error {
 	return nil
 }
 
-// watched is a disk that does not change and keeps why it could not be read, and what was read of it
-// last: inodes that follow each other are in one block, and have one descriptor.
+// watched is a disk that does not change. It keeps the first error, and what was read last: consecutive
+// inodes are in one block, and share a descriptor.
 type watched struct {
 	io.ReaderAt
 	err  error
@@ -121,8 +121,8 @@ func (w *watched) ReadAt(b []byte, off int64) (int, error) {
 	return n, err
 }
 
-// writeAll writes blocks, which ascend on the disk: straight from memory, if the disk takes
-// that. Those that nobody has may be put off by it.
+// writeAll writes blocks, which ascend on the disk: straight from memory, if the disk supports
+// that. The disk may put off writing blocks that nobody owns.
 func (f *finisher) writeAll(data []block) error {
 	if later, ok := f.disk.(jbd2.FreeDisk); ok {
 		owned, free := divide(data)
@@ -161,7 +161,7 @@ func (f *finisher) writeAll(data []block) error {
 	return nil
 }
 
-// divide tells blocks that nobody has from the others, in their order.
+// divide separates blocks that nobody owns from the others, in their order.
 func divide(data []block) (owned, free []block) {
 	for _, b := range data {
 		if b.free {
@@ -173,8 +173,8 @@ func divide(data []block) (owned, free []block) {
 	return owned, free
 }
 
-// writeFree has blocks written later. The disk looks at all of them now: what memory lacks is an
-// error before anything counts on them.
+// writeFree lets the disk write blocks later. The disk reads all of them now: missing memory is an
+// error before anything relies on them.
 func (f *finisher) writeFree(disk jbd2.FreeDisk, data []block) error {
 	all := slices.Collect(runs(data))
 	if len(all) == 0 {
@@ -186,7 +186,7 @@ func (f *finisher) writeFree(disk jbd2.FreeDisk, data []block) error {
 	return disk.WriteFree(len(all), func(i int) (jbd2.Stretch, error) { return f.stretch(all[i]) })
 }
 
-// runs are the blocks that lie one after the other on the disk, and are written at once.
+// runs yields blocks that are adjacent on the disk, to be written at once.
 func runs(data []block) iter.Seq[[]block] {
 	return func(yield func([]block) bool) {
 		for len(data) > 0 {
@@ -203,7 +203,7 @@ func runs(data []block) iter.Seq[[]block] {
 	}
 }
 
-// view is what a block has, without the zeros at its end.
+// view returns the content of a block, without the zeros at its end.
 func (f *finisher) view(b block) ([]byte, error) {
 	if b.data != nil {
 		return b.data, nil
@@ -215,7 +215,7 @@ func (f *finisher) view(b block) ([]byte, error) {
 	return view, nil
 }
 
-// stretch returns blocks that lie together. It may be called from several goroutines.
+// stretch returns adjacent blocks as one stretch. It may be called from several goroutines.
 func (f *finisher) stretch(data []block) (jbd2.Stretch, error) {
 	s := jbd2.Stretch{Off: data[0].disk}
 	for _, b := range data {

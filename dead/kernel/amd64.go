@@ -18,8 +18,8 @@ var amd64 = architecture{
 }
 
 // startKernelMap is where the kernel image is linked: __START_KERNEL_map
-// (arch/x86/include/asm/page_64_types.h). Within the image, physical is virtual
-// minus this plus phys_base.
+// (arch/x86/include/asm/page_64_types.h). Within the image, the physical address is the
+// virtual one minus this plus phys_base.
 const startKernelMap addr.Virt = 0xffff_ffff_8000_0000
 
 // Bits of a page-table entry on x86-64 (Intel SDM volume 3A, 4.5; in the kernel
@@ -62,19 +62,19 @@ func amd64Paging(levels int, sme uint64) *paging {
 	bits := 12 + 9*levels
 	return &paging{
 		unit: addr.Pages4K, levels: levels, bits: bits,
-		// Half of the addresses are of programs.
+		// The lower half of the addresses belongs to programs.
 		low: 1 << (bits - 1), high: -(1 << (bits - 1)),
 		decode: func(entry uint64, level int) (descriptor, bool) {
 			entry &^= sme
-			// The lower bits of a large page's entry are not address: bit 12 is its
-			// PAT bit.
+			// The lower bits in a large page's entry are not part of the address: bit 12 is
+			// the PAT bit.
 			return descriptor{addr.Phys(entry & pteAddrMask), level == 1 || (level <= 3 && entry&pteLarge != 0)}, entry&ptePresent != 0
 		},
 	}
 }
 
-// Where the direct map and the map of page structures are in a kernel that has no variables
-// for them, as it can neither move them (CONFIG_RANDOMIZE_MEMORY) nor have page tables of 5
+// Where the direct map and the map of page structures are in a kernel that has no variables for
+// them, because it can neither move them (CONFIG_RANDOMIZE_MEMORY) nor have page tables of 5
 // levels: __PAGE_OFFSET_BASE_L4 and __VMEMMAP_BASE_L4 (arch/x86/include/asm/page_64_types.h and
 // pgtable_64_types.h; since 4.20, commit d52888aa2753).
 const (
@@ -82,7 +82,7 @@ const (
 	fixedPageStruct = 0xffff_ea00_0000_0000
 )
 
-// base is the value of a variable, or what it always is where there is none.
+// base returns the value of a variable, or its fixed value if the kernel does not have the variable.
 func (k *Kernel) base(name string, fixed uint64) (uint64, error) {
 	v, err := k.symbolU64(name)
 	if errors.Is(err, ErrNotFound) && k.paging.levels == 4 {
@@ -91,7 +91,7 @@ func (k *Kernel) base(name string, fixed uint64) (uint64, error) {
 	return v, err
 }
 
-// amd64Direct finds the direct map. That it is there is checked by the caller.
+// amd64Direct finds the direct map. The caller checks that it is there.
 func amd64Direct(k *Kernel) (linear, error) {
 	base, err := k.base("page_offset_base", fixedDirectMap)
 	if err != nil {
@@ -103,7 +103,7 @@ func amd64Direct(k *Kernel) (linear, error) {
 	return linear{virt: addr.VirtRange{Start: addr.Virt(base), End: addr.Virt(base) + addr.Virt(k.top())}}, nil
 }
 
-// amd64Pages finds the map of page structures. The one that is surely there is that of the note.
+// amd64Pages finds the map of page structures. The page of the note surely has a structure, which must be mapped.
 func amd64Pages(k *Kernel) (addr.Virt, error) {
 	v, err := k.base("vmemmap_base", fixedPageStruct)
 	if err != nil {
@@ -119,8 +119,8 @@ func amd64Pages(k *Kernel) (addr.Virt, error) {
 	return base, nil
 }
 
-// amd64Arrangement asks firmware's map. If it cannot be read, or does not account for a file of one
-// block, which may be cut, the guess is kept: the kernel was found, and there is nothing better.
+// amd64Arrangement asks the firmware's map. If the map cannot be read, or does not account for a file of
+// one block, which may be cut, the guess is kept: the kernel was found with it, and there is nothing better.
 func amd64Arrangement(k *Kernel, file ram.Unarranged, guess ram.Arrangement) (ram.Arrangement, error) {
 	spare := uint64(lowReserved)
 	if file.Blocks() > 1 {
@@ -136,16 +136,16 @@ func amd64Arrangement(k *Kernel, file ram.Unarranged, guess ram.Arrangement) (ra
 	return guess, nil
 }
 
-// E820 is firmware's map of physical memory (arch/x86/include/asm/e820/types.h).
+// The firmware's map of physical memory, E820 (arch/x86/include/asm/e820/types.h).
 const (
-	e820Entries = 128 + 3*1024 // E820_MAX_ENTRIES, with as many nodes as there can be
+	e820Entries = 128 + 3*1024 // E820_MAX_ENTRIES, with the largest number of nodes
 	e820RAM     = 1            // E820_TYPE_RAM
 	oneMiB      = 1 << 20
 	fourGiB     = 1 << 32
-	// lowReserved is how much firmware may keep of the memory below 4 GiB, at its end: for
-	// tables of ACPI, or graphics.
+	// lowReserved is how much firmware may keep at the end of the memory below 4 GiB: for
+	// ACPI tables, or graphics.
 	lowReserved = 512 << 20
-	// leastPlugged is the least that Linux takes of what is plugged in: a section of memory
+	// leastPlugged is the least that Linux uses of memory that is plugged in: a section
 	// (arch/x86/include/asm/sparsemem.h, SECTION_SIZE_BITS).
 	leastPlugged = 128 << 20
 )
@@ -155,14 +155,14 @@ var (
 	errPlugged = errors.New("which blocks of the file are where in memory is not known: their sizes do not match the firmware's e820 map. If memory was hotplugged, make the dump with dump-guest-memory (virsh dump --memory-only)")
 )
 
-// lowMemory is how much of a machine's memory, of so many bytes, lies below 4 GiB, if all
-// that does not goes on there without a gap. At the end of that, at most so much is spare: no
-// RAM for the kernel. errPlugged says that the map does not add up to the size.
+// lowMemory returns how much of a machine's memory, of size bytes, lies below 4 GiB, if the rest
+// continues at 4 GiB without a gap. At most spare bytes at the end of the low part may be missing from
+// the kernel's RAM. errPlugged says that the map does not add up to the size.
 func (k *Kernel) lowMemory(size int64, spare uint64) (int64, error) {
 	table, entry := k.types.Layout("e820_table"), k.types.Layout("e820_entry")
 	count, entries := table.Field("nr_entries", 4), table.Field("entries")
 	start, length, kind := entry.Field("addr", 8), entry.Field("size", 8), entry.Field("type", 4)
-	// As firmware told it, and not cut by mem= or the like (arch/x86/kernel/e820.c).
+	// As the firmware reported it, and not cut by mem= or the like (arch/x86/kernel/e820.c).
 	at, err := k.Symbol("e820_table_firmware")
 	if err = errors.Join(err, table.Err(), entry.Err()); err != nil {
 		return 0, err
@@ -181,8 +181,8 @@ func (k *Kernel) lowMemory(size int64, spare uint64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	var low, high uint64 // where each part ends
-	begins := false      // as each PC's memory does
+	var low, high uint64 // end of each part
+	begins := false      // whether the map begins as each PC's memory does
 	for ; len(b) > 0; b = b[entry.Size:] {
 		from, n := start.Uint(b), length.Uint(b)
 		if kind.Uint(b) != e820RAM || n > 1<<52 || from > 1<<52 {

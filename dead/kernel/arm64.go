@@ -9,7 +9,7 @@ import (
 	"understudy.dev/understudy/dead/ram"
 )
 
-// arm64 is ARMv8-A and what came after it, in 64-bit state.
+// arm64 is ARMv8-A and its successors, in 64-bit state.
 var arm64 = architecture{
 	name: "aarch64", mark: "kimage_voffset", machine: ram.Board,
 	tables: arm64Tables, direct: arm64Direct, pages: arm64Pages, arrangement: arm64Arrangement,
@@ -22,20 +22,20 @@ var arm64 = architecture{
 // arch/arm64/include/asm/pgtable-hwdef.h).
 const (
 	descValid    = 1 << 0
-	descTable    = 1 << 1    // and not a block; on the lowest level it must be set
-	descAddrMask = 1<<48 - 1 // with what is below a page's size left out
-	// With FEAT_LPA2, and pages of 4 or 16 KiB, addresses have 52 bits: two more as they are,
-	// and the upper two where else the shareability is.
+	descTable    = 1 << 1    // it is a table and not a block; on the lowest level it must be set
+	descAddrMask = 1<<48 - 1 // without the bits below a page's size
+	// With FEAT_LPA2, and pages of 4 or 16 KiB, addresses have 52 bits: two more in their usual place,
+	// and the upper two where the shareability is otherwise.
 	descAddrMask2 = 1<<50 - 1
 	descHighShift = 8
 	descHighMask  = 3
-	// With FEAT_LPA, and pages of 64 KiB, the upper four are where else nothing is.
+	// With FEAT_LPA, and pages of 64 KiB, the upper four are in bits that are otherwise unused.
 	descHighShift64K = 12
 	descHighMask64K  = 15
 )
 
-// arm64Tables finds the tables that TTBR1 points to. How many bits of an address they are
-// about is what the configuration says, or less, if the CPU cannot do that: the note tells
+// arm64Tables finds the tables that TTBR1 points to. They cover as many bits of an address as the
+// configuration says, or fewer if the CPU cannot do that: the note says how many
 // since 5.9 (commit bbdbc11804ff).
 func arm64Tables(n *note) (*paging, error) {
 	root, err := n.symbol("swapper_pg_dir")
@@ -50,8 +50,8 @@ func arm64Tables(n *note) (*paging, error) {
 	if err != nil {
 		return nil, err
 	}
-	// With pages of 64 KiB the tables are about as many bits as the configuration says, and a
-	// CPU that cannot do that is pointed into the midst of the first one
+	// With pages of 64 KiB the tables cover as many bits as the configuration says, and for a
+	// CPU that cannot do that, TTBR1 points into the middle of the first table
 	// (arch/arm64/include/asm/assembler.h, offset_ttbr1).
 	if size, err := n.number("TCR_EL1_T1SZ"); err == nil && n.unit != addr.Pages64K {
 		bits = 64 - size
@@ -64,8 +64,8 @@ func arm64Tables(n *note) (*paging, error) {
 	return p, nil
 }
 
-// arm64Paging reads page tables of pages of a size for addresses of so many bits, all above
-// which are set. Linux uses more than 48 with pages of 4 and 16 KiB only where the CPU has
+// arm64Paging reads page tables of a page size, for addresses of so many bits, above which all bits
+// are set. Linux uses more than 48 bits with pages of 4 and 16 KiB only if the CPU has
 // FEAT_LPA2, and then sets TCR_EL1.DS (arch/arm64/mm/proc.S).
 func arm64Paging(unit addr.Pages, bits int) (*paging, error) {
 	if bits < 36 || bits > 52 {
@@ -77,7 +77,7 @@ func arm64Paging(unit addr.Pages, bits int) (*paging, error) {
 		mask = descAddrMask2
 	}
 	mask &^= uint64(unit.Size() - 1)
-	blocks := 2 // up to which level a page may be a large one
+	blocks := 2 // highest level that may map a large page
 	switch {
 	case unit == addr.Pages4K && large:
 		blocks = 4
@@ -100,8 +100,8 @@ func arm64Paging(unit addr.Pages, bits int) (*paging, error) {
 	}, nil
 }
 
-// layoutBits is for how many bits of an address the kernel was configured: that, and not
-// what its CPU can do, is what its layout follows from (arch/arm64/include/asm/memory.h,
+// layoutBits returns for how many bits of an address the kernel was configured: its layout follows
+// from that, and not from what its CPU can do (arch/arm64/include/asm/memory.h,
 // PAGE_OFFSET; since 5.4, commit 14c127c957c1, the linear map is the lower half).
 func (n *note) layoutBits() (int, error) {
 	bits, err := n.number("VA_BITS")
@@ -111,7 +111,7 @@ func (n *note) layoutBits() (int, error) {
 	return int(bits), err
 }
 
-// memoryStart is memstart_addr, which the linear map begins with. It is below all memory,
+// memoryStart returns memstart_addr, which the linear map begins with. It is below all memory,
 // and may be negative.
 func (k *Kernel) memoryStart() (int64, error) {
 	start, err := k.note.number("PHYS_OFFSET")
@@ -126,8 +126,8 @@ func (k *Kernel) memoryStart() (int64, error) {
 	return start, err
 }
 
-// leastBits is how many bits of an address a kernel configured for some makes do with, if its
-// CPU cannot do them: of one for 52, with pages of 16 KiB, a level less (VA_BITS_MIN in
+// leastBits returns how many bits of an address a kernel that is configured for bits uses if its
+// CPU cannot do them: for 52 bits with pages of 16 KiB, one level less (VA_BITS_MIN in
 // arch/arm64/include/asm/memory.h, since 6.9).
 func (k *Kernel) leastBits(bits int) int {
 	if bits > 48 && k.unit == addr.Pages16K {
@@ -160,7 +160,7 @@ func arm64Direct(k *Kernel) (linear, error) {
 	return l, nil
 }
 
-// arm64Pages finds the map of page structures. It begins with that of memoryStart.
+// arm64Pages finds the map of page structures. It begins with the structure for memoryStart.
 func arm64Pages(k *Kernel) (addr.Virt, error) {
 	start, err := k.memoryStart()
 	if err != nil {
@@ -177,7 +177,7 @@ func arm64Pages(k *Kernel) (addr.Virt, error) {
 	var found []addr.Virt
 	for _, at := range starts {
 		base := at - addr.Virt(start>>k.unit*int64(k.pageSize))
-		// That of a page that is there must be mapped.
+		// The structure of a page that is there must be mapped.
 		if _, err := k.Physical(base + addr.Virt(uint64(k.unit.PFN(k.notePA))*uint64(k.pageSize))); err == nil {
 			found = append(found, base)
 		}
@@ -188,10 +188,10 @@ func arm64Pages(k *Kernel) (addr.Virt, error) {
 	return found[0], nil
 }
 
-// memMapStarts are where VMEMMAP_START may be. The note tells since 5.18 (commit
-// 2369f171d5c5). Before, each page of the linear map had room for its structure, and all of that
-// ended 2 MiB below the last address; since 5.11 (commit 8c96400d6a39) it is as far into its
-// part of the addresses as the page is into the linear map.
+// memMapStarts returns the possible values of VMEMMAP_START. The note has it since 5.18 (commit
+// 2369f171d5c5). Before, the map had room for the structure of each page of the linear map, and
+// ended 2 MiB below the last address; since 5.11 (commit 8c96400d6a39) a structure is as far into
+// its part of the addresses as its page is into the linear map.
 func (k *Kernel) memMapStarts(bits int) ([]addr.Virt, error) {
 	told, err := k.note.number("VMEMMAP_START")
 	if err == nil {
@@ -201,7 +201,7 @@ func (k *Kernel) memMapStarts(bits int) ([]addr.Virt, error) {
 		return nil, err
 	}
 	linear := addr.Virt(1)<<bits - addr.Virt(1)<<(k.leastBits(bits)-1)
-	// By how much a struct page, rounded up to a power of two, is smaller than a page.
+	// How much smaller than a page a struct page is, rounded up to a power of two; as a power of two.
 	smaller := int(k.unit) - mathbits.Len(uint(k.pageSize-1))
 	if smaller <= 0 {
 		return nil, fmt.Errorf("struct page has %d bytes", k.pageSize)
@@ -212,8 +212,8 @@ func (k *Kernel) memMapStarts(bits int) ([]addr.Virt, error) {
 var errNotArranged = errors.New("the kernel's System RAM is not where the file was taken to have it")
 
 // arm64Arrangement compares the memory that the kernel was told of with where the file was
-// taken to have it. In one piece, it lies where the page tables say; its end, which mem= may
-// have hidden from the kernel, matters only behind a hole.
+// assumed to have it. Memory in one piece lies where the page tables say; its end, which mem= may
+// have hidden from the kernel, matters only after a hole.
 func arm64Arrangement(k *Kernel, _ ram.Unarranged, guess ram.Arrangement) (ram.Arrangement, error) {
 	told, err := k.systemRAM()
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 )
 
 // TestFindARM64 finds kernels for arm64 in RAM files and cores: with addresses of 48 and of
-// 52 bits, and with functions only in the symbol table (6.1).
+// 52 bits, and with only functions in the symbol table (6.1).
 func TestFindARM64(t *testing.T) {
 	for _, name := range fixture.ARM64Kernels {
 		t.Run(name, func(t *testing.T) {

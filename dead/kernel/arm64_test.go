@@ -13,7 +13,7 @@ import (
 	"understudy.dev/understudy/internal/lab/kerneltest"
 )
 
-// lists is a kernel with the structures by which lists are found whose heads have no names.
+// lists is a kernel with the structures by which lists are found whose heads have no symbols.
 // Two file systems are mounted, and one module has types.
 func lists(m *kerneltest.Machine) (*kerneltest.Machine, map[string]addr.Virt) {
 	u32, u64 := &btf.Int{Name: "u32", Size: 4}, &btf.Int{Name: "u64", Size: 8}
@@ -102,7 +102,7 @@ func checkMadeUp(t *testing.T, name string, m *kerneltest.Machine, machine strin
 			t.Errorf("%s: %s is at %v, not %v, %v", name, symbol, at, want, err)
 		}
 	}
-	if _, err := k.Module("some_module"); errors.Is(err, kernel.ErrNotFound) { // it is found, and is none
+	if _, err := k.Module("some_module"); errors.Is(err, kernel.ErrNotFound) { // it is found, but its types are not valid
 		t.Errorf("%s: %v", name, err)
 	}
 	if _, err := k.Symbol("absent"); !errors.Is(err, kernel.ErrNotFound) {
@@ -110,7 +110,7 @@ func checkMadeUp(t *testing.T, name string, m *kerneltest.Machine, machine strin
 	}
 }
 
-// TestStillThereARM64 wants another boot of the same kernel to be told apart.
+// TestStillThereARM64 checks that another boot of the same kernel is noticed.
 func TestStillThereARM64(t *testing.T) {
 	m, _ := lists(kerneltest.NewARM64(t))
 	k, err := kernel.Find(m)
@@ -127,8 +127,8 @@ func TestStillThereARM64(t *testing.T) {
 	}
 }
 
-// FuzzFindARM64 damages the memory of a kernel that names functions only. The property: it is
-// still found and can be read, or there is an error; nothing panics or hangs.
+// FuzzFindARM64 damages the memory of a kernel whose symbol table has only functions. It checks that the
+// kernel is still found and can be read, or that there is an error; nothing panics or hangs.
 func FuzzFindARM64(f *testing.F) {
 	f.Add([]byte("\x00\x00\x30\x00\xff\x01"), uint64(kerneltest.MemMap))
 	f.Add([]byte("\x00\x10\x10\x00\xff\x01"), uint64(1<<64-1))

@@ -9,8 +9,8 @@ import (
 )
 
 // arranged finds the kernel in a file that does not say where its bytes lie in physical
-// memory. What firmware told the kernel does. Other machines than PCs are thought of where
-// there is the note of a kernel for another architecture.
+// memory. What the firmware told the kernel does. Machines other than PCs are considered only
+// if there is the note of a kernel for another architecture.
 func (f *finder) arranged(mem ram.Unarranged) (*Kernel, error) {
 	var errs []error
 	guesses := mem.Guesses(ram.PC)
@@ -34,10 +34,10 @@ func (f *finder) arranged(mem ram.Unarranged) (*Kernel, error) {
 			return nil, fmt.Errorf("find kernel: %w", err)
 		}
 		if errs = append(errs, err); errors.Is(err, errNoNotes) {
-			break // pages are the same however they are arranged
+			break // pages are the same in every arrangement
 		}
 		if n == 0 && slices.Contains(f.seen, &arm64) {
-			if !slices.Contains(f.seen, &amd64) { // else, one may be a guest of the other
+			if !slices.Contains(f.seen, &amd64) { // otherwise one may be a guest of the other
 				guesses, errs = guesses[:1], nil
 			}
 			guesses = append(guesses, mem.Guesses(arm64.machine)...)

@@ -13,12 +13,12 @@ import (
 	"understudy.dev/understudy/internal/lab/kerneltest"
 )
 
-// file is a made-up machine's memory as the beginning of a file that does not say how it lies.
+// file is a made-up machine's memory as the beginning of a file that does not say how it is arranged.
 type file struct {
 	*kerneltest.Machine
 	size     int64
 	blocks   int
-	arranged []ram.Arrangement // that it was asked for
+	arranged []ram.Arrangement // the arrangements that it was asked for
 }
 
 func (f *file) Guesses(of ram.Machine) []ram.Arrangement {
@@ -33,7 +33,7 @@ func (f *file) Arranged(a ram.Arrangement) ram.Memory {
 
 const gib, mib = 1 << 30, 1 << 20
 
-// e820 is an entry of firmware's map.
+// e820 is an entry of the firmware's map.
 type e820 struct{ start, size, kind uint64 }
 
 func (f *file) firmware(all []e820) []btf.Type {
@@ -54,8 +54,8 @@ func (f *file) firmware(all []e820) []btf.Type {
 	return []btf.Type{pageType, entry, table}
 }
 
-// TestArranged: a file's memory lies where firmware's map says, if that adds up to it. If it does not,
-// memory of several blocks may have been plugged in, and is refused: that of one is taken as it is.
+// TestArranged checks that a file's memory is arranged as the firmware's map says, if that adds up to the file's size. If
+// it does not, memory in several blocks is refused, since some may have been plugged in; one block is taken as it is.
 func TestArranged(t *testing.T) {
 	const ramKind, reserved = 1, 2
 	low := func(n uint64) []e820 {

@@ -10,8 +10,8 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// BenchmarkFind finds a kernel: for the first time; when its build is known; and that
-// in a file that has just been opened, of which not a page is mapped yet.
+// BenchmarkFind finds a kernel: for the first time; when its build is known; and when its build is
+// known, in a file that has just been opened and no page of which is mapped yet.
 func BenchmarkFind(b *testing.B) {
 	for _, name := range fixture.Kernels {
 		b.Run(name, func(b *testing.B) {

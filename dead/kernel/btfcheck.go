@@ -36,16 +36,16 @@ const (
 
 // rawBTF is BTF that has been copied out of memory, to be made harmless before
 // it is decoded: the decoder follows every reference by recursion, and a chain
-// of a million of them would exhaust its stack, which ends the process.
+// of a million references would exhaust its stack, which ends the process.
 type rawBTF struct {
 	data    []byte
 	first   uint32   // the number of the first type: 1, or more for split BTF
 	offsets []uint32 // of type first+i in data
-	height  []uint16 // of what it contains; 0 is not known yet
+	height  []uint16 // levels of nesting of each type; 0 is not known yet
 }
 
-// tameBTF returns a copy of BTF in which pointers point to nothing: what they
-// point to is of no interest, and without it types nest only a few levels deep,
+// tameBTF returns a copy of BTF in which pointers point to nothing: their targets
+// are of no interest, and without them types nest only a few levels deep,
 // which is checked. first is the number of the first type.
 func tameBTF(raw []byte, first uint32) (*rawBTF, error) {
 	if len(raw) < 24 || len(raw) > maxBTF || binary.LittleEndian.Uint16(raw) != 0xeb9f {
@@ -66,7 +66,7 @@ func tameBTF(raw []byte, first uint32) (*rawBTF, error) {
 
 func (b *rawBTF) u32(at uint64) uint32 { return binary.LittleEndian.Uint32(b.data[at:]) }
 
-// index finds where each type begins, and cuts pointers.
+// index finds where each type begins, and clears the targets of pointers.
 func (b *rawBTF) index() error {
 	// struct btf_header: magic, version, flags, then five numbers.
 	head := uint64(b.u32(4))
@@ -112,11 +112,11 @@ func tailSize(kind, n uint32) uint64 {
 	return 0
 }
 
-// depth returns how deep types are nested below one. A type that contains itself
-// shows as one that is too deep.
+// depth returns how deep types are nested below a type. A type that contains itself
+// is reported as nested too deep.
 func (b *rawBTF) depth(id uint32, level int) (int, error) {
 	if id < b.first || uint64(id-b.first) >= uint64(len(b.offsets)) {
-		return 0, nil // void, of the base, or the decoder's to refuse
+		return 0, nil // void, a type of the base, or one that the decoder refuses
 	}
 	if level > maxTypeDepth {
 		return 0, fmt.Errorf("parse BTF: type %d nests more than %d levels", id, maxTypeDepth)
@@ -141,7 +141,7 @@ func (b *rawBTF) depth(id uint32, level int) (int, error) {
 	return deepest + 1, nil
 }
 
-// references visits the types that the one at an offset refers to.
+// references visits the types that the type at an offset refers to.
 func (b *rawBTF) references(at uint64, visit func(uint32) bool) {
 	kind, n := b.kind(at)
 	tail := at + 12
@@ -172,6 +172,6 @@ func (b *rawBTF) references(at uint64, visit func(uint32) bool) {
 			}
 		}
 	}
-	// Tags of declarations point back at what they are about, which the
-	// decoder does not follow from there.
+	// Declaration tags refer back to what they describe, which the decoder does not
+	// follow from there.
 }

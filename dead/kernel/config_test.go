@@ -13,14 +13,14 @@ import (
 
 var pageType = &btf.Struct{Name: "page", Size: kerneltest.PageStruct, Members: []btf.Member{{Name: "flags", Type: &btf.Int{Name: "u32", Size: 4}}}}
 
-// TestFixedLayout has kernels without variables for where memory and its page structures are
+// TestFixedLayout finds kernels without variables for where memory and its page structures are
 // mapped.
 func TestFixedLayout(t *testing.T) {
 	set := func(m *kerneltest.Machine, name string, v addr.Virt) { m.PutU64(m.Image(name, 8), uint64(v)) }
 	for name, tc := range map[string]struct {
 		direct addr.Virt
 		build  func(m *kerneltest.Machine)
-		want   string // in the error; empty: it is found
+		want   string // in the error; empty means that the kernel is found
 	}{
 		"neither":                   {kerneltest.DirectMap, func(*kerneltest.Machine) {}, ""},
 		"elsewhere, and not told":   {kerneltest.DirectMap + 1<<40, func(*kerneltest.Machine) {}, "the direct map has"},
@@ -51,7 +51,7 @@ func TestFixedLayout(t *testing.T) {
 	}
 }
 
-// TestTimekeeper has what may stand before a timekeeper: a counter, which is larger where
+// TestTimekeeper checks what may come before a timekeeper: a sequence counter, which is larger if
 // locks are debugged, or under PREEMPT_RT.
 func TestTimekeeper(t *testing.T) {
 	counter := func(size uint32) btf.Type { return &btf.Struct{Name: "seqcount_raw_spinlock", Size: size} }
@@ -82,8 +82,8 @@ func TestTimekeeper(t *testing.T) {
 	}
 }
 
-// TestNoTypes: a kernel without types of its own is refused, and it is said why, and what
-// to do.
+// TestNoTypes checks that a kernel without its own types is refused, and that the error says why, and
+// what to do.
 func TestNoTypes(t *testing.T) {
 	for _, functions := range []bool{false, true} {
 		m := kerneltest.New(t)
@@ -95,8 +95,8 @@ func TestNoTypes(t *testing.T) {
 	}
 }
 
-// TestOrder: a kernel whose types have another order of members than its structures is refused by
-// name; not one in which only the name of the first task is damaged.
+// TestOrder checks that a kernel whose types have another order of members than its structures is refused
+// for that reason, and that one in which only the name of the first task is damaged is not.
 func TestOrder(t *testing.T) {
 	for name, tt := range map[string]struct {
 		comm, magic string

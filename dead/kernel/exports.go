@@ -8,16 +8,16 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// A kernel without CONFIG_KALLSYMS_ALL, as Debian's 6.1 for arm64 is, has only functions in
-// its symbol table. Variables that modules may use stand in the tables of exported symbols
+// A kernel without CONFIG_KALLSYMS_ALL, such as Debian's 6.1 for arm64, has only functions in
+// its symbol table. Variables that modules may use are in the tables of exported symbols
 // (include/linux/export.h, struct kernel_symbol; with relative references since 4.19, commit
 // 7290d5809571, and namespaces since 5.4, commit 8651ec01daed): offsets of the value, of the
-// name and of its namespace, each from where it stands, sorted by name for bsearch
+// name and of its namespace, each relative to its own position, sorted by name for bsearch
 // (kernel/module/main.c).
 const (
 	exportSize = 12
 	exportName = 4
-	// fewestExports is how many names in their order make a table; real ones have thousands.
+	// fewestExports is how many sorted names make a table; real tables have thousands.
 	fewestExports = 256
 )
 
@@ -42,8 +42,8 @@ func exportsIn(at addr.Virt, b []byte) map[string]addr.Virt {
 	return found
 }
 
-// exportTables yields where tables are, and how many entries each has. An entry is aligned to
-// 4 bytes, so that it has one of three places among others; each is looked at once.
+// exportTables yields where tables are, and how many entries each has. Entries are aligned to
+// 4 bytes, so that a table begins at one of three positions modulo their size; each is searched once.
 func exportTables(b []byte) iter.Seq2[int, int] {
 	return func(yield func(int, int) bool) {
 		for phase := 0; phase < exportSize; phase += 4 {
@@ -73,7 +73,7 @@ func exportTables(b []byte) iter.Seq2[int, int] {
 	}
 }
 
-// exportedName is the name of an entry, if it is one that a symbol can have.
+// exportedName returns the name of an entry, if a symbol can have it.
 func exportedName(b []byte, pos int) ([]byte, bool) {
 	off := int64(int32(binary.LittleEndian.Uint32(b[pos+exportName:])))
 	start := int64(pos+exportName) + off
@@ -93,8 +93,8 @@ func exportedName(b []byte, pos int) ([]byte, bool) {
 	return nil, false
 }
 
-// image yields what is mapped of the kernel's image, which lies in memory as it does in the
-// kernel's addresses. What else is mapped behind it does not.
+// image yields what is mapped of the kernel's image, which lies in physical memory as it does in the
+// kernel's addresses. What else is mapped after it does not.
 func (k *Kernel) image() iter.Seq2[addr.Virt, []byte] {
 	return func(yield func(addr.Virt, []byte) bool) {
 		start, err := k.note.symbol("_stext")
@@ -109,7 +109,7 @@ func (k *Kernel) image() iter.Seq2[addr.Virt, []byte] {
 	}
 }
 
-// inImage reports whether an address is one of the kernel's image.
+// inImage reports whether an address is in the kernel's image.
 func (k *Kernel) inImage(va addr.Virt) bool {
 	start, err := k.note.symbol("_stext")
 	if err != nil || va < start&^(addr.PageSize-1) || va-start >= maxImage && va >= start {

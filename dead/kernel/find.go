@@ -8,27 +8,27 @@ import (
 	"understudy.dev/understudy/dead/ram"
 )
 
-// maxCandidates bounds how many notes are looked into. One is right; a rebooted
+// maxCandidates bounds how many notes are examined. One is right; a rebooted
 // or a nested machine leaves a few more.
 const maxCandidates = 64
 
-// Option is how Find is to work.
+// Option is an option of Find.
 type Option func(*finder)
 
-// KeepIn has Find use what Keep wrote to this directory about other boots of the
+// KeepIn makes Find use what Keep wrote to this directory about other boots of the
 // same build.
 func KeepIn(dir string) Option { return func(f *finder) { f.keep = dir } }
 
 // finder is one search for a kernel.
 type finder struct {
 	mem  ram.Memory
-	keep string          // directory of memos; empty: none are kept
-	seen []*architecture // of notes that were found
+	keep string          // directory of memos; empty means that none are kept
+	seen []*architecture // of the notes that were found
 }
 
 // Find finds the kernel in a machine's memory by its VMCOREINFO note: the one that
-// the memory's file brings along, or else one in memory. It is verified against what
-// the note says. Of several verified kernels it is the newest that died.
+// the memory's file has, or else one in memory. The kernel is verified against what
+// the note says. Of several verified kernels Find returns the newest that died.
 func Find(mem ram.Memory, options ...Option) (*Kernel, error) {
 	f := &finder{mem: mem}
 	for _, option := range options {
@@ -40,7 +40,7 @@ func Find(mem ram.Memory, options ...Option) (*Kernel, error) {
 	return f.find()
 }
 
-// find finds the kernel in memory that lies where it lies.
+// find finds the kernel in memory whose arrangement is settled.
 func (f *finder) find() (*Kernel, error) {
 	k, broughtErr := f.brought()
 	if broughtErr == nil {
@@ -80,8 +80,8 @@ var errNoNotes = errors.New("there is no VMCOREINFO note; Linux has one if it wa
 
 var errNoNote = errors.New("the file has no note")
 
-// brought opens the kernel that the memory's file tells of, which saves looking
-// through all memory, and decoding it where it is compressed.
+// brought opens the kernel that the memory's file describes, which saves searching
+// all memory, and decoding it if it is compressed.
 func (f *finder) brought() (*Kernel, error) {
 	noted, ok := f.mem.(ram.Noted)
 	if !ok {

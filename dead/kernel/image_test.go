@@ -24,7 +24,7 @@ func openImage(t testing.TB, spec fixture.Spec) ram.Memory {
 	return mem
 }
 
-// images are the crashes that are common to all packages, and one of each kernel.
+// images returns the crashes that are common to all packages, and one of each kernel.
 func images() map[string]fixture.Spec {
 	all := maps.Clone(fixture.Common)
 	for _, name := range fixture.Kernels {
@@ -85,9 +85,9 @@ func checkPanic(t *testing.T, k *kernel.Kernel) {
 	}
 }
 
-// checkUnsaved wants at least the pages that the guest knew to be in memory only, but for what
-// its CPUs may hold back of the count, and no more than there is memory. ext4 without delayed
-// writes, other file systems' own times, and what was under way may be either.
+// checkUnsaved checks that the kernel counts at least the pages that the guest knew to be in memory only, less
+// what its CPUs may hold back from the counters, and no more than there is memory. What ext4 writes without
+// delay, what other file systems write at their own times, and what was under way may be counted or not.
 func checkUnsaved(t *testing.T, k *kernel.Kernel, image *fixture.Image) {
 	t.Helper()
 	type page struct {
@@ -104,7 +104,7 @@ func checkUnsaved(t *testing.T, k *kernel.Kernel, image *fixture.Image) {
 			dirty[page{f.FS, f.Ino, unit * record.Unit / addr.PageSize}] = true
 		}
 	}
-	const heldBack = 2 * 2 * 125 // of two counters, by two CPUs
+	const heldBack = 2 * 2 * 125 // of two counters, by two CPUs, in pages
 	got, err := k.Unsaved()
 	if err != nil {
 		t.Fatal(err)
@@ -115,7 +115,7 @@ func checkUnsaved(t *testing.T, k *kernel.Kernel, image *fixture.Image) {
 	}
 }
 
-// checkModule wants a module's structure, with a member of a type of the image.
+// checkModule checks that a module's structure is found, with a member of a type of the image.
 func checkModule(t *testing.T, k *kernel.Kernel) {
 	t.Helper()
 	if _, err := k.Module("absent"); !errors.Is(err, kernel.ErrNotFound) {
@@ -132,7 +132,7 @@ func checkModule(t *testing.T, k *kernel.Kernel) {
 		t.Fatal(err)
 	}
 	l := types.Layout("virtio_blk")
-	// The second with PREEMPT_RT (include/linux/mutex_types.h).
+	// The second name is for PREEMPT_RT (include/linux/mutex_types.h).
 	if f := l.First([]string{"vdev_mutex.owner", "vdev_mutex.rtmutex.owner"}, 8); l.Err() != nil || !f.Present() {
 		t.Errorf("virtio_blk.vdev_mutex.owner: %v, %v", f, l.Err())
 	}

@@ -11,7 +11,7 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// Bounds for the symbol table of a kernel. Debian's have 110,000 to 210,000
+// Bounds for the symbol table of a kernel. Debian's kernels have 110,000 to 210,000
 // symbols in about 2.5 MB of names.
 const (
 	maxSymbols    = 2 << 20
@@ -27,16 +27,16 @@ type symbolTable struct {
 	names   []byte // length and tokens of each symbol, one after the other
 	tokens  [tokenCount][]byte
 	values  addresses
-	answers *answerSet // which symbols have a name
+	answers *answerSet // which symbols have a name, as far as that was asked
 	index   func() (*symbolIndex, error)
 }
 
 // symbolIndex finds symbols by their names.
 type symbolIndex struct {
-	start []uint32 // of symbol i in names
+	start []uint32 // where symbol i begins in names
 	seed  maphash.Seed
-	first map[uint64]uint32 // hash of the name in the source to the last symbol with it
-	next  []uint32          // the one before that with the same hash, plus one; 0 ends
+	first map[uint64]uint32 // hash of a name in the source to the last symbol with that hash
+	next  []uint32          // the symbol before it with the same hash, plus one; 0 ends the chain
 }
 
 // addresses yields the value of each symbol.
@@ -46,7 +46,7 @@ type addresses struct {
 	base    addr.Virt
 }
 
-// addressKind is how offsets stand for addresses.
+// addressKind is how offsets represent addresses.
 type addressKind int
 
 const (
@@ -81,14 +81,14 @@ func (a addresses) at(i int) addr.Virt {
 // symbolBytes are the raw parts of a symbol table.
 type symbolBytes struct {
 	count      int
-	names      []byte // may be longer than the names are
-	tokenTable []byte // may be longer than the table is
+	names      []byte // may extend beyond the names
+	tokenTable []byte // may extend beyond the table
 	tokenIndex []byte
 	offsets    []byte
 }
 
-// newSymbolTable decodes a symbol table. What is known about it may spare reading
-// its names. How its offsets are to be understood is found out later, by resolveOffsets.
+// newSymbolTable decodes a symbol table. What the memo knows about the table may spare reading
+// its names. How its offsets represent addresses is found out later, by resolveOffsets.
 func newSymbolTable(raw symbolBytes, m *memo) (*symbolTable, error) {
 	if raw.count <= 0 || raw.count > maxSymbols || len(raw.offsets) < 4*raw.count {
 		return nil, fmt.Errorf("parse kallsyms: %d symbols with %d bytes of offsets", raw.count, len(raw.offsets))
@@ -100,7 +100,7 @@ func newSymbolTable(raw symbolBytes, m *memo) (*symbolTable, error) {
 		return nil, err
 	}
 	read := false
-	// The offsets are no part of it: the answers are numbers of symbols.
+	// The offsets are not part of what is identified: the answers are numbers of symbols.
 	count := binary.LittleEndian.AppendUint64([]byte("symbols"), uint64(t.count))
 	if t.answers, read = m.about(count, t.names, bytes.Join(t.tokens[:], []byte{0})); read {
 		return t, nil
@@ -186,14 +186,14 @@ func (t *symbolTable) expand(pos int, scratch []byte) (name []byte, size int, er
 	return name[1:], head + length, nil
 }
 
-// inSource is a symbol's name without what clang's ThinLTO adds to that of a static one which it
-// makes global (kernel/kallsyms.c, cleanup_symbol_name).
+// inSource returns a symbol's name without the suffix that clang's ThinLTO adds to the name of a
+// static symbol that it makes global (kernel/kallsyms.c, cleanup_symbol_name).
 func inSource(name []byte) []byte {
 	name, _, _ = bytes.Cut(name, []byte(".llvm."))
 	return name
 }
 
-// lookup returns the addresses of all symbols of a name in the source.
+// lookup returns the addresses of all symbols that have a name in the source.
 func (t *symbolTable) lookup(name string) []addr.Virt {
 	numbers, err := t.answers.ask(name, func() ([]uint64, error) { return t.search(name) })
 	if err != nil {
@@ -208,7 +208,7 @@ func (t *symbolTable) lookup(name string) []addr.Virt {
 	return found
 }
 
-// search returns the numbers of all symbols of a name in the source.
+// search returns the numbers of all symbols that have a name in the source.
 func (t *symbolTable) search(name string) ([]uint64, error) {
 	x, err := t.index()
 	if err != nil {
@@ -228,8 +228,8 @@ func (t *symbolTable) search(name string) ([]uint64, error) {
 	return found, nil
 }
 
-// resolveOffsets finds out how offsets stand for addresses: the one way by which all
-// the symbols that the note tells agree.
+// resolveOffsets finds out how offsets represent addresses: the one way that agrees with all
+// the symbols in the note.
 func (t *symbolTable) resolveOffsets(relativeBase, offsetsAt addr.Virt, known map[string]addr.Virt) error {
 	var fits []addresses
 	for kind := range addressKinds {
@@ -250,7 +250,7 @@ func (t *symbolTable) resolveOffsets(relativeBase, offsetsAt addr.Virt, known ma
 	return nil
 }
 
-// agrees compares symbols with what is known of them. A table has variables, or it has none
+// agrees compares symbols with what is known of them. A table has all variables, or none
 // of them.
 func (t *symbolTable) agrees(known map[string]addr.Virt) bool {
 	variables, absent := 0, 0

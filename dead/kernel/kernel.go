@@ -4,8 +4,8 @@
 //
 // # Caveats
 //
-// x86-64, and arm64 with base pages of any size. Memory is taken for hostile: every answer may be
-// an error, none is made up. A kernel found in living memory stays valid while
+// The kernel must be for x86-64, or for arm64 with base pages of any size. Memory is taken for hostile:
+// every answer may be an error, none is made up. A kernel found in living memory stays valid while
 // StillThere says so; what was read through it earlier may have changed.
 package kernel
 
@@ -20,7 +20,7 @@ import (
 )
 
 var (
-	// ErrNotFound is wrapped by lookups of what this kernel does not have.
+	// ErrNotFound is wrapped by lookups of something that this kernel does not have.
 	ErrNotFound = errors.New("not in this kernel")
 	// ErrAmbiguous is wrapped by lookups with several answers.
 	ErrAmbiguous = errors.New("ambiguous")
@@ -36,7 +36,7 @@ type Kernel struct {
 	Release string
 	// Banner is the kernel's own line of version, compiler and build.
 	Banner string
-	// Offset is by how much KASLR moved the image, in bytes.
+	// Offset is how far KASLR moved the image, in bytes.
 	Offset uint64
 
 	arch    *architecture
@@ -55,28 +55,28 @@ type Kernel struct {
 	modules   map[digest]*Types // by their BTF
 
 	bases    map[string]uint64 // values of variables that tell one boot from another
-	memMap   addr.Virt         // struct page of frame 0, which need not be there
-	sections []section         // in place of that, with CONFIG_SPARSEMEM_VMEMMAP off
-	unit     addr.Pages        // of its base pages
-	pageSize int               // of struct page, in bytes
+	memMap   addr.Virt         // struct page of frame 0, which need not exist
+	sections []section         // used instead of memMap with CONFIG_SPARSEMEM_VMEMMAP off
+	unit     addr.Pages        // size of its base pages
+	pageSize int               // size of struct page, in bytes
 }
 
 // Memory returns the memory the kernel was found in.
 func (k *Kernel) Memory() ram.Memory { return k.mem }
 
-// Architecture is what the kernel runs on, as uname -m has it: "x86_64" or "aarch64".
+// Architecture returns what the kernel runs on, as uname -m has it: "x86_64" or "aarch64".
 func (k *Kernel) Architecture() string { return k.arch.name }
 
-// PagingLevels is how many levels its page tables have.
+// PagingLevels returns how many levels the kernel's page tables have.
 func (k *Kernel) PagingLevels() int { return k.paging.levels }
 
-// Pages is how it divides memory and files.
+// Pages returns the base pages in which the kernel divides memory and files.
 func (k *Kernel) Pages() addr.Pages { return k.unit }
 
 // Types returns the types of the kernel image itself.
 func (k *Kernel) Types() *Types { return k.types }
 
-// Symbols returns the addresses of all symbols of a name; static ones may occur
+// Symbols returns the addresses of all symbols with a name; static symbols may occur
 // several times.
 func (k *Kernel) Symbols(name string) []addr.Virt {
 	found := k.symbols.lookup(name)
@@ -86,8 +86,8 @@ func (k *Kernel) Symbols(name string) []addr.Virt {
 	return found
 }
 
-// Symbol returns the address of the only symbol of a name. Other errors than
-// ErrNotFound and ErrAmbiguous do not occur.
+// Symbol returns the address of the only symbol with a name. Its errors wrap only
+// ErrNotFound and ErrAmbiguous.
 func (k *Kernel) Symbol(name string) (addr.Virt, error) {
 	switch found := k.Symbols(name); len(found) {
 	case 0:
@@ -167,8 +167,8 @@ func (k *Kernel) PageStruct(pfn addr.PFN) addr.Virt {
 	return k.memMap + addr.Virt(uint64(pfn)*uint64(k.pageSize))
 }
 
-// PageFrame returns the frame that the struct page at va describes. An address
-// that is not one of a struct page, or of one for absent memory, is an error.
+// PageFrame returns the frame that the struct page at va describes. It is an error
+// if there is no struct page at va, or if that is for absent memory.
 func (k *Kernel) PageFrame(va addr.Virt) (addr.PFN, error) {
 	start, first := k.memMap, addr.PFN(0)
 	if k.sections != nil {

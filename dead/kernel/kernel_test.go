@@ -68,8 +68,8 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// TestThinLTO: a static variable that clang made global for its link is found by its own name. Of
-// two, either may be meant.
+// TestThinLTO checks that a static variable that clang made global for its link is found by its own name.
+// If there are two, the name is ambiguous.
 func TestThinLTO(t *testing.T) {
 	m := kerneltest.New(t)
 	want := m.Image("super_blocks.llvm.123456", 16)
@@ -91,8 +91,8 @@ func TestThinLTO(t *testing.T) {
 	}
 }
 
-// noted is a machine whose dump brings a note along. Looking for one in its memory
-// is counted.
+// noted is a machine whose dump has a note. It counts the searches of its memory
+// for one.
 type noted struct {
 	*kerneltest.Machine
 	note    string
@@ -106,8 +106,8 @@ func (n noted) Touched(r addr.PhysRange) iter.Seq[addr.PhysRange] {
 	return func(yield func(addr.PhysRange) bool) { yield(r) }
 }
 
-// TestFindByNoteOfFile wants the note of a dump to be used if it is that of the
-// kernel in memory, and not to be trusted if it is not.
+// TestFindByNoteOfFile checks that the note of a dump is used if it is that of the
+// kernel in memory, and is not trusted if it is not.
 func TestFindByNoteOfFile(t *testing.T) {
 	m := small(t)
 	for name, tc := range map[string]struct {
@@ -227,8 +227,8 @@ func TestNoKernel(t *testing.T) {
 	}
 }
 
-// FuzzFind damages the memory of a kernel. The property: it is still found and
-// can be read, or there is an error; nothing panics or hangs.
+// FuzzFind damages the memory of a kernel. It checks that the kernel is still found and
+// can be read, or that there is an error; nothing panics or hangs.
 func FuzzFind(f *testing.F) {
 	f.Add([]byte("\x00\x00\x30\x00\xff\x01"), uint64(kerneltest.MemMap))
 	f.Add([]byte("\x00\x10\x10\x00\xff\x01"), uint64(kerneltest.DirectMap))

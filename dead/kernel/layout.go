@@ -16,8 +16,8 @@ type Field struct {
 // Present reports whether the kernel has this member.
 func (f Field) Present() bool { return f.Size > 0 }
 
-// Uint decodes the member from the bytes of its structure, which must be all of
-// them.
+// Uint decodes the member from the bytes of its structure. b must be the whole
+// structure.
 func (f Field) Uint(b []byte) uint64 {
 	return littleEndian(b[f.Off : f.Off+f.Size])
 }
@@ -41,19 +41,19 @@ func (f Field) String(b []byte) string {
 // In returns the address of the member of the structure at va.
 func (f Field) In(va addr.Virt) addr.Virt { return va + addr.Virt(f.Off) }
 
-// Layout looks up members of one structure and collects what goes wrong, so that
-// a table of fields reads as one.
+// Layout looks up members of one structure and collects errors, so that
+// code can list its fields like a table.
 type Layout struct {
-	// Size is that of the structure, in bytes.
+	// Size is the size of the structure, in bytes.
 	Size int
 
 	name  string
-	types *Types // nil if it is given, or not there
+	types *Types // nil if the layout is given, or the structure is not there
 	given map[string]Field
 	errs  []error
 }
 
-// GivenLayout returns a layout that the kernel at hand has no types for: of
+// GivenLayout returns a layout that is not from the kernel's own types: that of
 // a structure of a module of a kernel before 5.11, which keeps no types of
 // modules. Members are by path, as for Field.
 func GivenLayout(name string, size int, members map[string]Field) *Layout {
@@ -94,8 +94,8 @@ func (l *Layout) Field(path string, sizes ...int) Field {
 	return f
 }
 
-// Optional is Field for a member that not every kernel has; it is not Present
-// where it is missing.
+// Optional is Field for a member that not every kernel has. If it is missing,
+// the result is not Present.
 func (l *Layout) Optional(path string, sizes ...int) Field {
 	if !l.Has(path) {
 		return Field{}
@@ -103,8 +103,8 @@ func (l *Layout) Optional(path string, sizes ...int) Field {
 	return l.Field(path, sizes...)
 }
 
-// First is Field for a member that goes by several names, depending on the
-// kernel; the first that exists counts.
+// First is Field for a member that has different names in different
+// kernels; the first name that exists counts.
 func (l *Layout) First(paths []string, sizes ...int) Field {
 	for _, path := range paths {
 		if l.Has(path) {
@@ -114,7 +114,7 @@ func (l *Layout) First(paths []string, sizes ...int) Field {
 	return l.Field(paths[0], sizes...)
 }
 
-// Err returns everything that was missing.
+// Err returns the errors of all lookups.
 func (l *Layout) Err() error { return errors.Join(l.errs...) }
 
 func (l *Layout) find(path string) (Field, error) {

@@ -6,9 +6,9 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// List visits the struct list_head (include/linux/types.h) of each member of a list, the first one first, until visit
-// returns an error, which it returns. Each member must point back to the one before it, which rules out all cycles; one that
-// does not, or of which there are more than most, is an error.
+// List calls visit with the address of the struct list_head (include/linux/types.h) of each member of a list, in order,
+// until visit returns an error, which List returns. Each member must point back to the one before it, which rules out all
+// cycles. It is an error if one does not, or if there are more than most members.
 func (k *Kernel) List(head addr.Virt, most int, visit func(at addr.Virt) error) error {
 	before := head
 	at, err := k.Pointer(head)

@@ -2,18 +2,18 @@ package kernel
 
 import "understudy.dev/understudy/dead/addr"
 
-// Lock is a member of a structure that is a lock, and says whether somebody held it for
-// writing. What a lock consists of is a matter of the kernel's configuration: under
-// PREEMPT_RT most are mutexes with priority inheritance, debugging adds members, and
-// without SMP a spinlock has none.
+// Lock is a lock in a structure, and says whether somebody held it for writing. What a lock
+// consists of depends on the kernel's configuration: under PREEMPT_RT most locks are
+// mutexes with priority inheritance, debugging adds members, and
+// without SMP a spinlock has no members.
 type Lock struct {
-	state Field  // of its structure
-	held  uint64 // bits of it that say so; 0: there is nothing that does
-	idle  uint64 // these bits while nobody holds it
+	state Field  // of the structure
+	held  uint64 // bits of state that say so; 0 means that none do
+	idle  uint64 // value of these bits while nobody holds the lock
 }
 
-// lockKinds are where locks have their state, by what each kind is called, which bits
-// of that say that a writer has it, and what these are while none has.
+// lockKinds says where each kind of lock has its state: the name of the member, which of its bits
+// say that a writer holds the lock, and the value of these bits while none does.
 var lockKinds = []struct {
 	member     string
 	size       int
@@ -23,7 +23,7 @@ var lockKinds = []struct {
 	{"raw_lock.cnts.counter", 4, 0xff, 0},    // rwlock_t (qrwlock_types.h, _QW_LOCKED)
 	{"count", 8, 1, 0},                       // struct rw_semaphore (kernel/locking/rwsem.c, RWSEM_WRITER_LOCKED)
 	// Without SMP, and with CONFIG_DEBUG_SPINLOCK: spinlock_t and rwlock_t, which say only
-	// there which CPU has them (kernel/locking/spinlock_debug.c; -1: none).
+	// then which CPU holds them (kernel/locking/spinlock_debug.c; -1 means none).
 	{"rlock.owner_cpu", 4, 1<<32 - 1, 1<<32 - 1},
 	{"owner_cpu", 4, 1<<32 - 1, 1<<32 - 1},
 	// Under PREEMPT_RT: rwlock_t and struct rw_semaphore (include/linux/rwbase_rt.h,
@@ -32,12 +32,12 @@ var lockKinds = []struct {
 	{"readers.counter", 4, 1 << 30, 0},
 	{"lock.owner", 8, ^uint64(1), 0},    // spinlock_t (include/linux/rtmutex.h; rtmutex_common.h, RT_MUTEX_HAS_WAITERS)
 	{"rtmutex.owner", 8, ^uint64(1), 0}, // struct mutex
-	{"owner", 8, ^uint64(7), 0},         // struct mutex without it (kernel/locking/mutex.h, MUTEX_FLAGS)
+	{"owner", 8, ^uint64(7), 0},         // struct mutex without PREEMPT_RT (kernel/locking/mutex.h, MUTEX_FLAGS)
 }
 
 // Lock returns the lock at a path, as for Field; of several paths the first that exists
-// counts. One of a kind that is not known, or that has no state, is not Known. A missing
-// lock is no error: locks only tell what else is not to be relied on.
+// counts. A lock of an unknown kind, or without state, is not Known. A missing
+// lock is no error: locks only say what else cannot be relied on.
 func (l *Layout) Lock(paths ...string) Lock {
 	for _, path := range paths {
 		for _, kind := range lockKinds {
@@ -58,7 +58,7 @@ func (k Lock) Free(b []byte) bool { return k.Known() && (k.state.Uint(b)^k.idle)
 // Held reports whether the lock is known to be held for writing.
 func (k Lock) Held(b []byte) bool { return k.Known() && (k.state.Uint(b)^k.idle)&k.held != 0 }
 
-// Free is Lock.Free of the structure at an address, of which nothing else is read.
+// Free is Lock.Free for the structure at an address. It reads nothing but the lock's state.
 func (k *Kernel) Free(l Lock, at addr.Virt) (bool, error) {
 	if !l.Known() {
 		return false, nil

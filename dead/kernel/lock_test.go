@@ -7,7 +7,7 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// TestLock has each kind of lock, held and not, with and without somebody waiting.
+// TestLock checks each kind of lock, held and not, with and without somebody waiting.
 func TestLock(t *testing.T) {
 	const at = 16
 	for name, tc := range map[string]struct {

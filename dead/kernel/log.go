@@ -18,11 +18,11 @@ type LogRecord struct {
 }
 
 // logRing is the kernel's log buffer (kernel/printk/printk_ringbuffer.h, since
-// 5.10): a ring of descriptors, a ring of what else is known of each record, and
+// 5.10): a ring of descriptors, a ring of information about each record, and
 // a ring of text.
 type logRing struct {
 	descs, infos, data addr.Virt
-	count, size        uint64 // of descriptors, of bytes of text: powers of two
+	count, size        uint64 // number of descriptors, and bytes of text: powers of two
 	tail, head         uint64 // numbers of the oldest and newest descriptor
 	desc, info         *Layout
 	state, begin, next Field // in prb_desc
@@ -32,7 +32,7 @@ type logRing struct {
 // Bounds of the log; Debian's has 2^12 to 2^13 records in 2^17 to 2^18 bytes.
 const (
 	maxLogBits    = 26
-	descStateBits = 62 // above are two bits of state, below the number
+	descStateBits = 62 // the two bits above are the state, those below the number
 	descIDMask    = 1<<descStateBits - 1
 )
 
@@ -65,7 +65,7 @@ func (k *Kernel) openLog() (*logRing, error) {
 	return r, nil
 }
 
-// Log yields the kernel's log, oldest record first, without those that were
+// Log yields the kernel's log, oldest record first, without records that were
 // being written or overwritten.
 func (k *Kernel) Log() iter.Seq2[LogRecord, error] {
 	return func(yield func(LogRecord, error) bool) {
@@ -88,7 +88,7 @@ func (k *Kernel) Log() iter.Seq2[LogRecord, error] {
 	}
 }
 
-// logRecord reads the record of a number; false if it is not complete.
+// logRecord reads the record with a number; the result is false if the record is not complete.
 func (k *Kernel) logRecord(r *logRing, id uint64) (LogRecord, bool, error) {
 	slot := addr.Virt(id % r.count)
 	d, err := k.Bytes(r.descs+slot*addr.Virt(r.desc.Size), r.desc.Size)
@@ -125,7 +125,7 @@ func (k *Kernel) logRecord(r *logRing, id uint64) (LogRecord, bool, error) {
 // panicPrefix begins the message of a panic (kernel/panic.c).
 const panicPrefix = "Kernel panic - not syncing: "
 
-// PanicMessage returns why the kernel panicked, in its own words. It wraps
+// PanicMessage returns why the kernel panicked, in its own words. The error wraps
 // ErrNotFound if the log has nothing about a panic.
 func (k *Kernel) PanicMessage() (string, error) {
 	for r, err := range k.Log() {

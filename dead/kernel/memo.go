@@ -14,11 +14,11 @@ import (
 )
 
 // A memo holds the answers to what was asked about the symbols and types of one
-// build of a kernel. They follow from the bytes of its tables alone, hence hold for
-// every boot, wherever KASLR put the image. An answer is believed only if the bytes
-// in memory are those that gave it, by their digest.
+// build of a kernel. The answers follow from the bytes of its tables alone, and therefore
+// hold for every boot, wherever KASLR put the image. An answer is believed only if the
+// bytes in memory have the digest of those that gave it.
 type memo struct {
-	path string // of its file; empty: it is forgotten at the end
+	path string // of its file; empty means that the memo is not kept
 
 	mu    sync.Mutex
 	known known
@@ -27,16 +27,16 @@ type memo struct {
 // known is what the file of a memo holds.
 type known struct {
 	Release string `json:"release"` // for people
-	// Tables are the addresses of the parts of the symbol table, relative to _stext, where they had
+	// Tables are the addresses of the parts of the symbol table, relative to _stext, if they had
 	// to be searched for.
 	Tables []uint64 `json:"tables,omitempty"`
-	// Answers are by the digest of what they are about: the symbol table, the
-	// BTF of the image, that of a module.
+	// Answers are by the digest of what they are about: the symbol table, or the
+	// BTF of the image or of a module.
 	Answers map[digest]*answerSet `json:"answers"`
 }
 
 // about returns the answers about some bytes. read says whether there were any: then
-// the bytes were read to their end once, and found good.
+// the bytes have been read to their end once, and found valid.
 func (m *memo) about(parts ...[]byte) (b *answerSet, read bool) {
 	if m == nil || m.path == "" {
 		return &answerSet{}, false
@@ -62,10 +62,10 @@ type answerSet struct {
 
 	mu      sync.Mutex
 	answers map[string][]uint64
-	grown   bool // since it was read from a file
+	grown   bool // there are new answers since it was read from a file
 }
 
-// ask answers a question, by work if it is new.
+// ask answers a question, by calling work if the question is new.
 func (b *answerSet) ask(question string, work func() ([]uint64, error)) ([]uint64, error) {
 	b.mu.Lock()
 	answer, ok := b.answers[question]
@@ -97,8 +97,8 @@ func (b *answerSet) MarshalJSON() ([]byte, error) {
 // UnmarshalJSON implements json.Unmarshaler.
 func (b *answerSet) UnmarshalJSON(raw []byte) error { return json.Unmarshal(raw, &b.answers) }
 
-// digest identifies bytes. Nobody can make others with the same one: no memory can
-// be made up that plants answers about another's.
+// digest identifies bytes. Nobody can make other bytes with the same digest: no memory can
+// be made up that plants answers about the memory of others.
 type digest [sha256.Size]byte
 
 // MarshalText implements encoding.TextMarshaler.
@@ -116,7 +116,7 @@ func (d *digest) UnmarshalText(text []byte) error {
 // digestPiece is how many bytes are hashed at a time, on all CPUs.
 const digestPiece = 256 << 10
 
-// digestOf identifies some bytes, part by part: by the SHA-256 of the lengths of all
+// digestOf identifies some bytes in parts: by the SHA-256 of the lengths of all
 // parts and of the SHA-256 of each of their pieces.
 func digestOf(parts ...[]byte) digest {
 	var pieces [][]byte
@@ -144,7 +144,7 @@ func digestOf(parts ...[]byte) digest {
 	return sha256.Sum256(sums)
 }
 
-// sources are the code that gives the answers: other code, other answers.
+// sources is the code that gives the answers: other code may give other answers.
 //
 //go:embed memo.go memofile.go kallsyms.go symbols.go symbolsearch.go types.go layout.go btfcheck.go
 var sources embed.FS
@@ -161,7 +161,7 @@ var codeDigest = sync.OnceValue(func() digest {
 		parts = append(parts, []byte(e.Name()), b)
 	}
 	if err != nil {
-		panic(err) // they are part of the program
+		panic(err) // the sources are part of the program
 	}
 	return digestOf(parts...)
 })

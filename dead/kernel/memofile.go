@@ -13,16 +13,16 @@ import (
 	"strings"
 )
 
-// memoMagic begins the file of a memo. The first line goes on with the digest of
+// memoMagic begins the file of a memo. The first line continues with the digest of
 // the code that wrote it and the SHA-256 of the rest, which is JSON.
 const memoMagic = "understudy memo"
 
-// maxMemo bounds the file of a memo, in bytes. All that is ever asked takes about
+// maxMemo bounds the size of a memo's file, in bytes. Everything that is ever asked takes about
 // 20 KiB.
 const maxMemo = 1 << 20
 
 // openMemo reads what is known about this kernel's build. A file that does not
-// check out is as good as none, and is replaced in the end.
+// check out counts as none, and is replaced in the end.
 func (k *Kernel) openMemo() error {
 	if k.memo.path == "" {
 		return nil
@@ -41,9 +41,9 @@ func (k *Kernel) openMemo() error {
 // maxBuildID bounds a build id, in characters; SHA-1 has 40.
 const maxBuildID = 128
 
-// build names this build of a kernel, for a file: after the build id in the note
-// (since 5.9, commit 0935288c6e00), or else after the hash of what uname(2) says
-// without the name of the host.
+// build returns a file name for this build of a kernel: with the build id in the note
+// (since 5.9, commit 0935288c6e00), or else with the hash of what uname(2) returns
+// without the host name.
 func (k *Kernel) build() (string, error) {
 	id := k.note.values["BUILD-ID"]
 	if id != "" && len(id) <= maxBuildID && strings.Trim(id, "0123456789abcdef") == "" {
@@ -72,7 +72,7 @@ func readMemo(path string) (*known, error) {
 	return parseMemo(b)
 }
 
-// memoHead is the first line of the file of a memo with this body.
+// memoHead returns the first line of a memo's file with this body.
 func memoHead(body []byte) string {
 	return fmt.Sprintf("%s %x %x\n", memoMagic, codeDigest(), sha256.Sum256(body))
 }
@@ -115,7 +115,7 @@ func (k *Kernel) Keep() error {
 	return nil
 }
 
-// grown reports whether any set has new answers, and counts them as old.
+// grown reports whether any set has new answers, and marks them as old.
 func (m *memo) grown() bool {
 	grown := false
 	for _, b := range m.known.Answers {
@@ -127,7 +127,7 @@ func (m *memo) grown() bool {
 }
 
 // replaceFile replaces a file as a whole. It need not be durable: a torn
-// one would be ignored.
+// file would be ignored.
 func replaceFile(path string, content []byte) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {

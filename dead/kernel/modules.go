@@ -64,8 +64,8 @@ func newModuleLayout(t *Types) (*moduleLayout, error) {
 	return l, b.Err()
 }
 
-// moduleTypes reads the split BTF that a struct btf describes. A module whose bytes
-// are the same has the same types, as often as it is asked for.
+// moduleTypes reads the split BTF that a struct btf describes. The same bytes give the
+// same Types, however often they are asked for.
 func (k *Kernel) moduleTypes(l *moduleLayout, b []byte) (*Types, error) {
 	size := l.used.Uint(b)
 	if size > maxBTF {
@@ -75,7 +75,7 @@ func (k *Kernel) moduleTypes(l *moduleLayout, b []byte) (*Types, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read BTF: %w", err)
 	}
-	raw = bytes.Clone(raw) // a kernel that lives may unload it
+	raw = bytes.Clone(raw) // a living kernel may unload the module
 	of := digestOf(raw)
 	k.modulesMu.Lock()
 	defer k.modulesMu.Unlock()

@@ -9,8 +9,8 @@ import (
 )
 
 // newest picks, of several kernels that all check out, the one that lives or
-// lived last: a machine that was reset, or changed kernels by kexec, may still
-// hold the old image untouched. A kernel that was there to dump another does not
+// lived last: a machine that was reset, or that changed kernels by kexec, may still
+// hold the old image untouched. A kernel whose purpose was to dump another does not
 // count.
 func newest(kernels []*Kernel) (*Kernel, error) {
 	if others := slices.DeleteFunc(slices.Clone(kernels), (*Kernel).dumps); len(others) > 0 {
@@ -65,7 +65,7 @@ func (k *Kernel) wallClock() (uint64, error) {
 
 // Timekeeper returns the address of the kernel's struct timekeeper
 // (include/linux/timekeeper_internal.h). It lies in tk_core, and since 6.17 (commit
-// 22c62b9a84b8) in the first of timekeeper_data.
+// 22c62b9a84b8) in the first element of timekeeper_data.
 func (k *Kernel) Timekeeper() (addr.Virt, error) {
 	core, err := k.Symbol("tk_core")
 	if errors.Is(err, ErrNotFound) {
@@ -74,14 +74,14 @@ func (k *Kernel) Timekeeper() (addr.Virt, error) {
 	return core + addr.Virt(k.types.beforeTimekeeper()), err
 }
 
-// beforeTimekeeper is what stands before the timekeeper, in bytes: in a structure without a
-// name a sequence counter, which has more members where locks are debugged
-// (include/linux/seqlock.h); it got a type of its own, tk_data, in 6.13 (commit 10f7c178a910).
+// beforeTimekeeper returns how many bytes come before the timekeeper: a sequence counter, in an
+// anonymous structure, which has more members if locks are debugged
+// (include/linux/seqlock.h); the structure became a type, tk_data, in 6.13 (commit 10f7c178a910).
 func (t *Types) beforeTimekeeper() int {
 	if d := t.Layout("tk_data"); d.Has("timekeeper") {
 		return d.Field("timekeeper").Off
 	}
 	const align = 8 // of a timekeeper
 	counter := t.Layout("seqcount_raw_spinlock")
-	return max(align, (counter.Size+align-1)&^(align-1)) // without that type, 4 bytes
+	return max(align, (counter.Size+align-1)&^(align-1)) // without that type the counter has 4 bytes
 }

@@ -12,19 +12,19 @@ import (
 
 // The VMCOREINFO note as the kernel lays it out once at boot: an ELF note
 // header, the name, then lines of text (kernel/crash_core.c, append_elf_note
-// and crash_save_vmcoreinfo_init). It stands at the start of a page, because
+// and crash_save_vmcoreinfo_init). It lies at the start of a page, because
 // alloc_pages_exact provided the memory for it.
 const (
 	noteName       = "VMCOREINFO\x00"
 	noteHeadSize   = 12                             // Elf64_Nhdr: name size, descriptor size, type
 	noteTextOffset = noteHeadSize + (11+3)&^3       // the name is padded to 4 bytes
 	noteTextMax    = 4 * addr.PageSize              // VMCOREINFO_BYTES is one page
-	noteTextMin    = len("OSRELEASE=\nPAGESIZE=\n") // less cannot be a note
+	noteTextMin    = len("OSRELEASE=\nPAGESIZE=\n") // anything smaller cannot be a note
 )
 
 // note is a parsed VMCOREINFO note.
 type note struct {
-	text   string            // the descriptor, as far as it does not change at a crash
+	text   string            // the descriptor, without what a crash appends
 	values map[string]string // KEY or KIND(KEY) to value
 	arch   *architecture
 	unit   addr.Pages // of the kernel's base pages
@@ -49,14 +49,14 @@ func noteTextSize(head []byte) (int, bool) {
 	return int(textSize), true
 }
 
-// parseNote parses the text of a note. Lines without '=' are an error: the
+// parseNote parses the text of a note. A line without '=' is an error: the
 // format strings in the kernel's own read-only data look like a note, too.
 func parseNote(text []byte) (*note, error) {
 	n := &note{values: make(map[string]string)}
 	if len(text) > noteTextMax {
 		return nil, fmt.Errorf("parse vmcoreinfo: %d bytes are too many", len(text))
 	}
-	// A crash appends its time (crash_save_vmcoreinfo): not part of identity.
+	// A crash appends its time (crash_save_vmcoreinfo), which is not part of the identity.
 	if i := bytes.Index(text, []byte("CRASHTIME=")); i >= 0 {
 		text = text[:i]
 	}
@@ -132,7 +132,7 @@ func (n *note) offset(name string) (int, error) {
 	return n.count("OFFSET(" + name + ")")
 }
 
-// length returns the value of LENGTH(name)=decimal: of an array, in elements.
+// length returns the value of LENGTH(name)=decimal: the number of elements of an array.
 func (n *note) length(name string) (int, error) { return n.count("LENGTH(" + name + ")") }
 
 func (n *note) count(key string) (int, error) {

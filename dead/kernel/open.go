@@ -9,7 +9,7 @@ import (
 )
 
 // open builds a Kernel from its note and verifies it. pa is where the note is in
-// memory, 0 if that is not known.
+// memory; 0 means that this is not known.
 func (f *finder) open(n *note, pa addr.Phys) (*Kernel, error) {
 	k := &Kernel{
 		arch: n.arch, mem: f.mem, ranges: f.mem.Ranges(), note: n, notePA: pa, Release: n.values["OSRELEASE"],
@@ -45,7 +45,7 @@ func (k *Kernel) openPaging() error {
 	}
 	p.mem = k.mem
 	k.paging, k.unit = p, p.unit
-	_, _ = fmt.Sscanf(k.note.values["KERNELOFFSET"], "%x", &k.Offset) // it is not there without KASLR
+	_, _ = fmt.Sscanf(k.note.values["KERNELOFFSET"], "%x", &k.Offset) // it is missing without KASLR
 	// The page tables must agree with the image's linear mapping.
 	if pa, _, err := p.walk(p.rootVirt); err != nil || pa != p.root {
 		return fmt.Errorf("swapper_pg_dir maps itself to %v (%w), not %v", pa, err, p.root)
@@ -65,8 +65,8 @@ func (k *Kernel) utsname() ([]byte, error) {
 	}
 	name, err := k.note.offset("uts_namespace.name")
 	if errors.Is(err, ErrNotFound) {
-		// It stood behind a reference count of 4 bytes, and the note did not
-		// say so, before 5.11 (commits 9a56493f6942 and ca4a9241cc5e).
+		// Before 5.11 (commits 9a56493f6942 and ca4a9241cc5e) it followed a reference
+		// count of 4 bytes, and the note did not say so.
 		name, err = 4, nil
 	}
 	if err != nil {
@@ -75,13 +75,13 @@ func (k *Kernel) utsname() ([]byte, error) {
 	return k.Bytes(uts+addr.Virt(name), 6*utsLen)
 }
 
-// utsString is one of the six strings of utsname.
+// utsString returns one of the six strings of utsname.
 func utsString(uts []byte, n int) string {
 	s, _, _ := bytes.Cut(uts[n*utsLen:(n+1)*utsLen], []byte{0})
 	return string(s)
 }
 
-// Hostname is the name of the machine in the first UTS namespace; empty: it has none, or that cannot be read.
+// Hostname returns the name of the machine in the first UTS namespace; empty if it has none, or if that cannot be read.
 func (k *Kernel) Hostname() string {
 	uts, err := k.utsname()
 	if err != nil {
@@ -106,7 +106,7 @@ func (k *Kernel) checkRelease() error {
 	return nil
 }
 
-// findNote finds the note in memory where only its text is known, by the kernel's
+// findNote finds the note in memory if only its text is known, by the kernel's
 // own pointer to it (kernel/crash_core.c, later kernel/vmcore_info.c), and checks
 // that both are the same.
 func (k *Kernel) findNote() error {
@@ -150,7 +150,7 @@ func (k *Kernel) openMemory() error {
 			k.bases[name] = v
 		}
 	}
-	// The direct map is linear: look where the note is in it, and trust the
+	// The direct map is linear: check where the note is in it, and trust the
 	// rest.
 	at := direct.virt.Start + addr.Virt(k.notePA-direct.phys)
 	if pa, _, err := k.paging.walk(at); err != nil || pa != k.notePA || !direct.virt.Contains(at, 1) {
@@ -160,7 +160,7 @@ func (k *Kernel) openMemory() error {
 	return nil
 }
 
-// openPages learns the size of struct page, and where all of them are.
+// openPages finds out the size of struct page, and where the struct pages are.
 func (k *Kernel) openPages() error {
 	l := k.types.Layout("page")
 	if err := l.Err(); err != nil {

@@ -9,7 +9,7 @@ import (
 	"understudy.dev/understudy/dead/ram"
 )
 
-// Unmapped says that the kernel's page tables have nothing at an address.
+// Unmapped says that the kernel's page tables map nothing at an address.
 type Unmapped struct {
 	Addr  addr.Virt
 	Level int // of the table whose entry is missing: 1 is the lowest, 0 means not canonical
@@ -24,17 +24,17 @@ func (u *Unmapped) Error() string {
 type paging struct {
 	mem      ram.Memory
 	root     addr.Phys  // of the top-level table
-	rootVirt addr.Virt  // where that is in the kernel's image
+	rootVirt addr.Virt  // where that table is in the kernel's image
 	unit     addr.Pages // of the smallest pages, and of the tables
 	levels   int
-	bits     int // of an address that the tables are about
+	bits     int // number of bits of an address that the tables cover
 
-	// Addresses below low and from high on are mapped, if any.
+	// Only addresses below low, and from high on, can be mapped.
 	low, high addr.Virt
-	// decode reads an entry of a level that is not zero; false if it maps nothing.
+	// decode reads an entry of a table of a level, 1 being the lowest; false if it maps nothing.
 	decode func(entry uint64, level int) (descriptor, bool)
 
-	// direct is physical memory in one piece, where no walk is needed. It is
+	// direct is physical memory mapped in one piece, where no walk is needed. It is
 	// empty until it has been checked.
 	direct     linear
 	cacheSlots [cacheSize]atomic.Pointer[mapping]
@@ -42,11 +42,11 @@ type paging struct {
 
 // descriptor is what an entry of a page table says: where the next table or the page is.
 type descriptor struct {
-	phys addr.Phys // for a page, lower bits than its size mean nothing
+	phys addr.Phys // for a page, bits below its size mean nothing
 	page bool
 }
 
-// mapping is one translated stretch: a base page, or a large one.
+// mapping is one translated page: a base page, or a large one.
 type mapping struct {
 	virt addr.VirtRange
 	phys addr.Phys
@@ -74,7 +74,7 @@ func (p *paging) translate(va addr.Virt) (addr.Phys, uint64, error) {
 	m := &mapping{phys: pa - addr.Phys(into)}
 	m.virt.Start = va - into
 	m.virt.End = m.virt.Start + addr.Virt(size)
-	if m.virt.End > m.virt.Start { // not the very last page, whose end is 2^64
+	if m.virt.End > m.virt.Start { // except for the very last page, whose end is 2^64
 		if size > uint64(p.unit.Size()) {
 			large.Store(m)
 		} else {
@@ -84,15 +84,15 @@ func (p *paging) translate(va addr.Virt) (addr.Phys, uint64, error) {
 	return pa, size - uint64(into), nil
 }
 
-// shift is how much an entry of a level maps, as a power of two: a table is as large as a base
-// page, and has entries of 8 bytes.
+// shift returns how much memory an entry of a level maps, as a power of two: a table is as large as a
+// base page, and has entries of 8 bytes.
 func (p *paging) shift(level int) int { return int(p.unit) + (int(p.unit)-3)*(level-1) }
 
 func (p *paging) slot(page uint64) *atomic.Pointer[mapping] {
 	return &p.cacheSlots[(page^page>>12)%cacheSize]
 }
 
-// forget drops what is remembered: the page tables of a living kernel change.
+// forget drops the cached translations: the page tables of a living kernel change.
 func (p *paging) forget() {
 	for i := range p.cacheSlots {
 		p.cacheSlots[i].Store(nil)

@@ -59,7 +59,7 @@ func TestParseNote(t *testing.T) {
 	}
 }
 
-// FuzzNote: what is accepted has a release, and its text is what was parsed.
+// FuzzNote checks that what is accepted has a release, and that its text is what was parsed.
 func FuzzNote(f *testing.F) {
 	f.Add([]byte("OSRELEASE=6.1.0\nNUMBER(phys_base)=1\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -135,7 +135,7 @@ func TestSymbolTable(t *testing.T) {
 	}
 }
 
-// FuzzSymbolTable: every symbol of an accepted table can be found by its name.
+// FuzzSymbolTable checks that every symbol of an accepted table can be found by its name.
 func FuzzSymbolTable(f *testing.F) {
 	table, index := letters()
 	f.Add([]byte("\x04Tabc\x03Tde"), table, index, uint16(2))
@@ -172,7 +172,7 @@ func (f flat) View(pa addr.Phys, n int) ([]byte, error) {
 func (f flat) Ranges() []addr.PhysRange { return []addr.PhysRange{{End: addr.Phys(len(f))}} }
 func (f flat) Close() error             { return nil }
 
-// tables builds page tables of pages of 4 KiB: entries are put at the slot that maps va.
+// tables builds page tables with pages of 4 KiB: each entry is put at the slot that maps va.
 func tables(levels int, va addr.Virt, entries ...uint64) flat {
 	return tablesOf(addr.Pages4K, levels, va, entries...)
 }
@@ -194,7 +194,7 @@ func TestWalk(t *testing.T) {
 		levels  int
 		entries []uint64
 		sme     uint64
-		want    addr.Phys // 0: an error
+		want    addr.Phys // 0 means an error
 		size    uint64
 	}{
 		"four levels":         {4, []uint64{0x1003, 0x2003, 0x3003, nx | 0x7_7000 | 3}, 0, 0x7_7abc, 1 << 12},
@@ -218,7 +218,7 @@ func TestWalk(t *testing.T) {
 	}
 }
 
-// checkTranslation wants an address, in a page of a size, or an error for 0.
+// checkTranslation checks that va translates to want, in a page of a size, or fails if want is 0.
 func checkTranslation(t *testing.T, name string, p *paging, va addr.Virt, want addr.Phys, size uint64) {
 	t.Helper()
 	for range 2 { // the second time from the cache
@@ -242,7 +242,7 @@ func TestWalkARM64(t *testing.T) {
 		bits    int
 		va      addr.Virt
 		entries []uint64
-		want    addr.Phys // 0: an error
+		want    addr.Phys // 0 means an error
 		size    uint64
 	}{
 		"48 bits":             {48, va, []uint64{0x1003, 0x2003, 0x3003, software | 0x7_7703}, 0x7_7abc, 1 << 12},
@@ -279,7 +279,7 @@ func TestWalkARM64(t *testing.T) {
 	}
 }
 
-// TestWalkLargePages has tables of pages of 16 and 64 KiB, which reach as far with fewer levels,
+// TestWalkLargePages walks tables with pages of 16 and 64 KiB, which cover as much with fewer levels,
 // and keep the upper bits of an address elsewhere (Arm ARM, DDI 0487, D8.3.1).
 func TestWalkLargePages(t *testing.T) {
 	const va, wide addr.Virt = 0xffff_a234_5678_9abc, 0xfffa_a234_5678_9abc
@@ -291,7 +291,7 @@ func TestWalkLargePages(t *testing.T) {
 		levels  int
 		va      addr.Virt
 		entries []uint64
-		want    addr.Phys // 0: an error
+		want    addr.Phys // 0 means an error
 		size    uint64
 	}{
 		"16 KiB, 36 bits":             {addr.Pages16K, 36, 2, 0xffff_fff4_5678_9abc, []uint64{0x4003, software | 0x7_4703}, 0x7_5abc, 1 << 14},
@@ -325,7 +325,7 @@ func TestWalkLargePages(t *testing.T) {
 	}
 }
 
-// FuzzWalk: a translation stays within its page, keeps the offset in it, and is
+// FuzzWalk checks that a translation stays within its page, keeps the offset in it, and is
 // the same from the cache.
 func FuzzWalk(f *testing.F) {
 	f.Add([]byte(tables(4, 0, 0x1003, 0x2003, 0x3003, 0x77003)), uint64(0), uint8(0))
@@ -352,8 +352,8 @@ func FuzzWalk(f *testing.F) {
 	})
 }
 
-// FuzzBTF: types that are accepted, by themselves or as a module's, can be asked,
-// and fields lie within their structure.
+// FuzzBTF checks that accepted types, on their own or as a module's, can be asked,
+// and that fields lie within their structure.
 func FuzzBTF(f *testing.F) {
 	u32 := &btf.Int{Name: "u32", Size: 4}
 	inner := &btf.Union{Size: 8, Members: []btf.Member{{Name: "b", Type: &btf.Array{Index: u32, Type: u32, Nelems: 2}}}}
@@ -398,8 +398,8 @@ func askTypes(t *testing.T, types *Types, name, path string) {
 	types.Enum(name, path)
 }
 
-// TestDeepTypes: the decoder recurses along references. Of pointers there may be
-// any number in a row, of types within types only a few.
+// TestDeepTypes checks that any number of pointers may follow each other, but only a few
+// types may be nested: the decoder recurses along references.
 func TestDeepTypes(t *testing.T) {
 	chain := func(kind uint32, n int) []byte {
 		le := binary.LittleEndian

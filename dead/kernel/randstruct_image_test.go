@@ -8,10 +8,10 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// TestRandstructImage: a kernel with CONFIG_RANDSTRUCT that gcc built is refused by name.
+// TestRandstructImage checks that a kernel that gcc built with CONFIG_RANDSTRUCT is refused for that reason.
 func TestRandstructImage(t *testing.T) {
 	if _, err := fixture.Kernel("built-randstruct"); err != nil {
-		t.Skip(err) // to build one takes many minutes: make matrix-built
+		t.Skip(err) // building one takes many minutes: make matrix-built
 	}
 	spec := fixture.Built("built-randstruct")
 	spec.FS = []string{"ext4"}

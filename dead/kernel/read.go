@@ -28,7 +28,7 @@ func (k *Kernel) Bytes(va addr.Virt, n int) ([]byte, error) {
 	return k.bytesAcross(va, pa, room, n)
 }
 
-// bytesAcross reads n bytes at va over the borders of pages; the first room
+// bytesAcross reads n bytes at va across page boundaries; the first room
 // bytes are known to be at pa.
 func (k *Kernel) bytesAcross(va addr.Virt, pa addr.Phys, room uint64, n int) ([]byte, error) {
 	if _, ok := va.Add(uint64(n)); !ok {
@@ -86,7 +86,7 @@ func (k *Kernel) Pointer(va addr.Virt) (addr.Virt, error) {
 }
 
 // CString reads a string that ends in a zero byte, of at most limit bytes
-// without it. A longer one is an error.
+// without that byte. A longer string is an error.
 func (k *Kernel) CString(va addr.Virt, limit int) (string, error) {
 	var out []byte
 	for len(out) <= limit {

@@ -7,14 +7,14 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// Bounds of the kernel's resources: how many there are, and of a name.
+// Bounds of the kernel's resources: their number, and the length of a name.
 const (
 	maxResources    = 4096
 	maxResourceName = 256
 )
 
-// Absent returns the memory that the kernel had and that the image lacks: what was plugged into
-// the machine after its start is not in the file of what it began with.
+// Absent returns the memory that the kernel had and the image lacks: memory that was plugged into
+// the machine after its start is not in the file of its initial memory.
 func (k *Kernel) Absent() ([]addr.PhysRange, error) {
 	all, err := k.systemRAM()
 	var absent []addr.PhysRange
@@ -26,9 +26,9 @@ func (k *Kernel) Absent() ([]addr.PhysRange, error) {
 	return absent, err
 }
 
-// systemRAM is the memory that the kernel was told of: what its resources are called that for
+// systemRAM returns the memory that the kernel was told of: the resources with that name
 // (kernel/resource.c; arch/arm64/kernel/setup.c, request_standard_resources; arch/x86/kernel/e820.c).
-// What virtio-mem and kmem add has a driver's name behind that, and lies below another resource
+// Memory that virtio-mem and kmem add has a driver's name after that, and lies below another resource
 // (mm/memory_hotplug.c, register_memory_resource).
 func (k *Kernel) systemRAM() ([]addr.PhysRange, error) {
 	l := k.types.Layout("resource")
@@ -42,7 +42,7 @@ func (k *Kernel) systemRAM() ([]addr.PhysRange, error) {
 		return nil, err
 	}
 	var found []addr.PhysRange
-	level := []addr.Virt{at} // the next resource of each
+	level := []addr.Virt{at} // the next resource of each level
 	for n := 0; len(level) > 0; n++ {
 		last := len(level) - 1
 		if level[last] == 0 {

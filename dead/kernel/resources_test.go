@@ -11,7 +11,7 @@ import (
 	"understudy.dev/understudy/internal/lab/kerneltest"
 )
 
-// resource is one of a made-up kernel; those that follow with a greater depth lie below it.
+// resource is a resource of a made-up kernel; resources that follow with a greater depth lie below it.
 type resource struct {
 	depth      int
 	name       string
@@ -27,10 +27,10 @@ var resourceType = func() *btf.Struct {
 	return s
 }()
 
-// putResources makes a tree of them, and returns where each is, the root first.
+// putResources makes a tree of resources, and returns where each is, the root first.
 func putResources(m *kerneltest.Machine, all []resource) []addr.Virt {
 	at := []addr.Virt{m.Image("iomem_resource", 40)}
-	last := []addr.Virt{at[0]} // of each depth
+	last := []addr.Virt{at[0]} // the last resource of each depth
 	for _, r := range all {
 		v := m.Alloc(40)
 		if r.name != "" {
@@ -51,7 +51,7 @@ func putResources(m *kerneltest.Machine, all []resource) []addr.Virt {
 	return at
 }
 
-// TestAbsent: memory that was plugged in is told, whoever plugged it in, and nothing else is.
+// TestAbsent checks that memory that was plugged in is reported, by whatever means it was plugged in, and nothing else.
 func TestAbsent(t *testing.T) {
 	const size, module = kerneltest.Size, 1 << 32
 	usual := []resource{{0, "Reserved", 0, 0xfff}, {0, "System RAM", 0x1000, size - 1}, {1, "Kernel code", 0x10_0000, 0x1f_ffff}, {0, "", 0xfec0_0000, 0xfec0_03ff}}

@@ -11,13 +11,13 @@ import (
 	"understudy.dev/understudy/dead/ram"
 )
 
-// scanChunk is what one worker looks through at a time, in bytes.
+// scanChunk is how much a worker searches at a time, in bytes.
 const scanChunk = 16 << 20
 
 // A scanner yields the offsets of notes in a chunk of memory.
 type scanner func(chunk []byte) iter.Seq[int]
 
-// scan looks through all memory in parallel, and returns where the notes are, in
+// scan searches all memory in parallel, and returns where the notes are, in
 // ascending order.
 func scan(mem ram.Memory, find scanner) []addr.Phys {
 	var (
@@ -56,7 +56,7 @@ func chunks(mem ram.Memory) iter.Seq[addr.PhysRange] {
 	return func(yield func(addr.PhysRange) bool) {
 		for _, r := range mem.Ranges() {
 			for part := range touched(mem, r) {
-				// To whole pages: a file's holes may end elsewhere.
+				// Round to whole pages: a file's holes may end elsewhere.
 				part.Start = max(r.Start, part.Start&^(addr.PageSize-1))
 				part.End = min(r.End, (part.End+addr.PageSize-1)&^(addr.PageSize-1))
 				for start := part.Start; start < part.End; start += scanChunk {
@@ -77,7 +77,7 @@ func touched(mem ram.Memory, r addr.PhysRange) iter.Seq[addr.PhysRange] {
 	return func(yield func(addr.PhysRange) bool) { yield(r) }
 }
 
-// notesOnPages looks only at the start of each page: where the kernel puts its
+// notesOnPages looks only at the start of each page, where the kernel puts its
 // note. That touches one cache line in 64.
 func notesOnPages(chunk []byte) iter.Seq[int] {
 	return func(yield func(int) bool) {

@@ -9,8 +9,8 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// TestSearchSymbols hides from a kernel what its note says about the symbol
-// table, as if it were older, and wants the same table to be found by its look.
+// TestSearchSymbols removes what a kernel's note says about the symbol
+// table, as if the kernel were older, and checks that the same table is found by its form.
 func TestSearchSymbols(t *testing.T) {
 	mem, err := ram.OpenFile(fixture.Get(t, fixture.Basic).RAM)
 	if err != nil {
@@ -46,8 +46,8 @@ func TestSearchSymbols(t *testing.T) {
 	}
 }
 
-// TestWallClock wants the time at which the guest crashed, after what it did last. By this, the newest of
-// several kernels in one memory is told (newest.go).
+// TestWallClock checks that the kernel's clock shows when the guest crashed, after the last thing that it did. This clock
+// decides which of several kernels in one memory is the newest (newest.go).
 func TestWallClock(t *testing.T) {
 	for _, name := range fixture.Kernels {
 		t.Run(name, func(t *testing.T) {
@@ -61,7 +61,7 @@ func TestWallClock(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var last time.Time // something was changed
+			var last time.Time // when something was last changed
 			for _, f := range image.Truth {
 				if f.Mtime.After(last) {
 					last = f.Mtime
@@ -76,7 +76,7 @@ func TestWallClock(t *testing.T) {
 	}
 }
 
-// FuzzSearch: what is found lies within the bytes searched.
+// FuzzSearch checks that what is found lies within the bytes searched.
 func FuzzSearch(f *testing.F) {
 	table, index := letters()
 	f.Add(append(append(make([]byte, 64), table...), index...))

@@ -9,25 +9,25 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// section is a piece of memory whose page structures lie beside each other, as with
-// CONFIG_SPARSEMEM and no CONFIG_SPARSEMEM_VMEMMAP.
+// section is a piece of memory whose page structures are contiguous, as with
+// CONFIG_SPARSEMEM and without CONFIG_SPARSEMEM_VMEMMAP.
 type section struct {
-	pages addr.VirtRange // their addresses
+	pages addr.VirtRange // addresses of the page structures
 	first addr.PFN
 }
 
-// Of struct mem_section (include/linux/mmzone.h).
+// Constants for struct mem_section (include/linux/mmzone.h).
 const (
 	sectionHasMap  = 1 << 1 // in section_mem_map: SECTION_HAS_MEM_MAP
-	sectionBits    = 27     // SECTION_SIZE_BITS of x86-64, where the note does not tell (before 5.13)
+	sectionBits    = 27     // SECTION_SIZE_BITS of x86-64, if the note does not have it (before 5.13)
 	maxSectionBits = 36
 	maxSections    = 1 << 20
 )
 
 // memSections finds the sections of memory, in the order of the addresses of their page structures.
-// They are in a table of tables, each a page large (CONFIG_SPARSEMEM_EXTREME): section_mem_map is
-// where the structure of frame 0 would be, if all lay beside those of the section, which begins
-// with a page; bits below that are flags (mm/sparse.c, sparse_encode_mem_map).
+// They are in a table of tables, each of which is a page large (CONFIG_SPARSEMEM_EXTREME). section_mem_map
+// is where the structure of frame 0 would be, if all structures were contiguous with those of the section.
+// It is aligned to a page; the bits below that are flags (mm/sparse.c, sparse_encode_mem_map).
 func (k *Kernel) memSections() ([]section, error) {
 	roots, err := k.note.symbol("mem_section")
 	if err != nil {
@@ -79,7 +79,7 @@ func (k *Kernel) memSections() ([]section, error) {
 	return found, k.checkSections(found)
 }
 
-// checkSections sorts them. None may lie within another, and that of the note must be there.
+// checkSections sorts the sections. None may overlap another, and the one with the note must be there.
 func (k *Kernel) checkSections(all []section) error {
 	slices.SortFunc(all, func(a, b section) int { return cmp.Compare(a.pages.Start, b.pages.Start) })
 	for i := range all {
@@ -96,12 +96,12 @@ func (k *Kernel) checkSections(all []section) error {
 	return errors.New("no section of mem_section has the page of the vmcoreinfo note")
 }
 
-// page is the address of the page structure of a frame, if the section has it.
+// page returns the address of the page structure of a frame, if the section has it.
 func (s *section) page(k *Kernel, pfn addr.PFN) addr.Virt {
 	return s.pages.Start + addr.Virt(uint64(pfn-s.first)*uint64(k.pageSize))
 }
 
-// sectionOf returns the section that has a page structure.
+// sectionOf returns the section that has the page structure at an address.
 func (k *Kernel) sectionOf(va addr.Virt) (*section, bool) {
 	i, _ := slices.BinarySearchFunc(k.sections, va, func(s section, va addr.Virt) int {
 		if s.pages.End <= va {

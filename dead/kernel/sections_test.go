@@ -12,11 +12,11 @@ import (
 	"understudy.dev/understudy/internal/lab/kerneltest"
 )
 
-// sectionPages is how many frames a section has in these tests: two are all memory.
+// sectionPages is how many frames a section has in these tests: two sections are all memory.
 const sectionPages = kerneltest.Size / addr.PageSize / 2
 
-// sectioned is a kernel without CONFIG_SPARSEMEM_VMEMMAP, before it is finished: the page structures
-// of its second section lie below those of the first. It returns where the table of sections is.
+// sectioned returns a kernel without CONFIG_SPARSEMEM_VMEMMAP, before it is finished, and where its table of
+// sections is. The page structures of its second section lie below those of the first.
 func sectioned(t testing.TB) (*kerneltest.Machine, addr.Virt) {
 	m := kerneltest.Fixed(t, kerneltest.DirectMap)
 	m.PutU64(m.Image("vmemmap_base", 8), uint64(kerneltest.MemMap+1<<40))
@@ -84,8 +84,8 @@ func TestSectionsDamaged(t *testing.T) {
 	}
 }
 
-// FuzzSections: whatever a table of sections holds, a page structure that is of a frame is that
-// frame's.
+// FuzzSections checks that, whatever a table of sections holds, the page structure that is found to be of a
+// frame is the one that the frame has.
 func FuzzSections(f *testing.F) {
 	f.Add(uint64(kerneltest.MemMap)|3, uint64(0), uint64(kerneltest.MemMap))
 	m, table := sectioned(f)

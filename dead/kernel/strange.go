@@ -9,7 +9,7 @@ import (
 	"understudy.dev/understudy/dead/ram"
 )
 
-// noNotes is errNoNotes with what the memory seems to be instead.
+// noNotes is errNoNotes, with what the memory seems to be instead of Linux.
 type noNotes struct{ what string }
 
 func (n *noNotes) Error() string { return fmt.Sprintf("there is no VMCOREINFO note: %s", n.what) }
@@ -27,7 +27,7 @@ func strange(mem ram.Memory) error {
 	return errNoNotes
 }
 
-// windowsSymbols are in the debug directory of each kernel of Windows for x86-64: the magic of a
+// windowsSymbols are in the debug directory of every Windows kernel for x86-64: the magic of a
 // PDB 7.0 record, a GUID and an age, and the name of the file with its symbols (LLVM, "The PDB
 // Info Stream" and llvm/DebugInfo/CodeView/CVRecord; "CV_INFO_PDB70").
 var windowsSymbols = []string{"ntkrnlmp.pdb\x00", "ntoskrnl.pdb\x00"}
@@ -37,7 +37,7 @@ const (
 	pdbName  = 4 + 16 + 4 // offset of the name
 )
 
-// windowsKernels finds the debug records of kernels of Windows.
+// windowsKernels finds the debug records of Windows kernels.
 func windowsKernels(chunk []byte) iter.Seq[int] {
 	return func(yield func(int) bool) {
 		for at := 0; ; at++ {
@@ -56,16 +56,16 @@ func windowsKernels(chunk []byte) iter.Seq[int] {
 	}
 }
 
-// Bounds for what counts as noise: how many pages are looked at, how many there must be, and
-// how many of a page's 256 values may be missing. Of 4096 random bytes, one is with probability
-// 3e-5.
+// Bounds for what counts as noise: how many pages are looked at, how many nonzero pages there must be, and
+// how many of the 256 byte values may be missing from a page. From 4096 random bytes, one value is missing
+// with probability 3e-5.
 const (
 	noisePages   = 4096
 	noiseAtLeast = 256
 	noiseMissing = 2
 )
 
-// encrypted reports whether nearly all of the pages of memory that are not zero look random.
+// encrypted reports whether nearly all of the nonzero pages of memory look random.
 func encrypted(mem ram.Memory) bool {
 	var total uint64
 	for r := range chunks(mem) {

@@ -10,7 +10,7 @@ import (
 	"understudy.dev/understudy/internal/lab/kerneltest"
 )
 
-// TestStrange: memory without a Linux kernel is called what it is, if that can be told.
+// TestStrange checks that memory without a Linux kernel is called what it is, if that can be found out.
 func TestStrange(t *testing.T) {
 	noise := func(m *kerneltest.Machine, share float64) {
 		rng := rand.New(rand.NewPCG(5, 5))
@@ -26,7 +26,7 @@ func TestStrange(t *testing.T) {
 		name  string
 		fill  func(*kerneltest.Machine)
 		want  string
-		plain bool // nothing more is told
+		plain bool // nothing more is said
 	}{
 		{"zeros", func(*kerneltest.Machine) {}, "there is no VMCOREINFO note", true},
 		{"windows", func(m *kerneltest.Machine) {

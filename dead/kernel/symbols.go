@@ -7,19 +7,19 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// symbolTables are where the parts of the symbol table lie.
+// symbolTables says where the parts of the symbol table are.
 type symbolTables struct {
 	count, names, tokenTable, tokenIndex, offsets addr.Virt
 	relativeBase                                  addr.Virt // 0 if there is none
 }
 
-// all are the addresses, in an order that does not change.
+// all returns the addresses, in a fixed order.
 func (p *symbolTables) all() []*addr.Virt {
 	return []*addr.Virt{&p.count, &p.names, &p.tokenTable, &p.tokenIndex, &p.offsets, &p.relativeBase}
 }
 
-// loadSymbols reads the symbol table. Its parts are in the note since 6.0
-// (commit 5fd8fea935a1), and are searched for where they are not.
+// loadSymbols reads the symbol table. The note says where its parts are since 6.0
+// (commit 5fd8fea935a1); if it does not, they are searched for.
 func (k *Kernel) loadSymbols() error {
 	tables, err := k.symbolTablesInNote()
 	if !errors.Is(err, ErrNotFound) {
@@ -32,7 +32,7 @@ func (k *Kernel) loadSymbols() error {
 	if err != nil {
 		return err
 	}
-	// Where they were in another boot, they are likely to be in this one.
+	// They are likely to be where they were in another boot.
 	if tables, ok := k.memo.tablesFrom(start); ok && k.symbolsAt(tables) == nil {
 		return nil
 	}
@@ -43,7 +43,7 @@ func (k *Kernel) loadSymbols() error {
 	return k.symbolsAt(tables)
 }
 
-// tablesFrom returns the tables that were kept, for an image that starts there.
+// tablesFrom returns the tables that were kept, for an image that begins at start.
 func (m *memo) tablesFrom(start addr.Virt) (p symbolTables, ok bool) {
 	all := p.all()
 	if len(m.known.Tables) != len(all) {
@@ -63,7 +63,7 @@ func (m *memo) keepTables(p symbolTables, start addr.Virt) {
 	}
 }
 
-// symbolsAt reads the symbol table whose parts are at these tables.
+// symbolsAt reads the symbol table whose parts are at these addresses.
 func (k *Kernel) symbolsAt(tables symbolTables) error {
 	raw, err := k.readSymbolParts(tables)
 	if err != nil {
@@ -106,7 +106,7 @@ func (k *Kernel) symbolTablesInNote() (symbolTables, error) {
 		}
 		*part.into = va
 	}
-	// Gone where offsets are relative to themselves (7.2).
+	// It is missing where offsets are relative to themselves (7.2).
 	if va, err := k.note.symbol("kallsyms_relative_base"); err == nil {
 		p.relativeBase = va
 	}
@@ -146,8 +146,8 @@ func (k *Kernel) readSymbolParts(p symbolTables) (symbolBytes, error) {
 	return raw, nil
 }
 
-// knownSymbols are those whose addresses the note tells under the name they have
-// in the symbol table. Other SYMBOL lines are values of pointers or members of
+// knownSymbols returns the symbols that the note has under the same name as the
+// symbol table. Other SYMBOL lines are values of pointers or members of
 // arrays (kernel/crash_core.c, VMCOREINFO_SYMBOL_ARRAY, node_online_map).
 func (k *Kernel) knownSymbols() map[string]addr.Virt {
 	known := make(map[string]addr.Virt)

@@ -10,13 +10,13 @@ import (
 )
 
 // Before 6.0 (commit 5fd8fea935a1) the note does not say where the symbol table
-// is. It is found by its look: first the table of tokens, in which the digits
-// stand for themselves; then backward over its other parts, in the order in
+// is. It is found by its form: first the table of tokens, in which the digits
+// stand for themselves; then, going backward, its other parts, in the order in
 // which scripts/kallsyms.c of 4.20 to 6.1 writes them: offsets, relative_base,
 // num_syms, names, markers, token_table, token_index, each aligned to 8 bytes.
 
-// maxImage bounds the search: the image of a kernel lies in KERNEL_IMAGE_SIZE,
-// 1 GiB, but the symbol table within the first part of it.
+// maxImage bounds the search: the image of a kernel lies within KERNEL_IMAGE_SIZE,
+// 1 GiB, but the symbol table is in the first part of it.
 const maxImage = 256 << 20
 
 var tokenDigits = []byte("0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00")
@@ -24,7 +24,7 @@ var tokenDigits = []byte("0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00")
 var errNoSymbols = fmt.Errorf("search symbol table: %w: a kernel built without CONFIG_KALLSYMS has none, and is not understood", ErrNotFound)
 
 // searchSymbols finds the parts of the symbol table in the kernel image, which
-// starts there.
+// begins at start.
 func (k *Kernel) searchSymbols(start addr.Virt) (symbolTables, error) {
 	for at, span := range k.mapped(start, maxImage) {
 		for pos := 0; ; {
@@ -42,7 +42,7 @@ func (k *Kernel) searchSymbols(start addr.Virt) (symbolTables, error) {
 }
 
 // mapped yields what is mapped from an address on, in stretches that are as long
-// as physical memory is contiguous.
+// as they are contiguous in physical memory.
 func (k *Kernel) mapped(start addr.Virt, n int) iter.Seq2[addr.Virt, []byte] {
 	return func(yield func(addr.Virt, []byte) bool) {
 		var first addr.Virt
@@ -75,7 +75,7 @@ func (k *Kernel) mapped(start addr.Virt, n int) iter.Seq2[addr.Virt, []byte] {
 	}
 }
 
-// moved turns offsets into addresses.
+// moved returns the tables moved by a distance: this turns offsets into addresses.
 func (p symbolTables) moved(by addr.Virt) symbolTables {
 	for _, a := range p.all() {
 		*a += by
@@ -83,8 +83,8 @@ func (p symbolTables) moved(by addr.Virt) symbolTables {
 	return p
 }
 
-// partsAround takes the digits at an offset for those of a token table, and
-// looks for the other parts of a symbol table around it. The result are offsets
+// partsAround assumes that the digits at an offset are those of a token table, and
+// looks for the other parts of a symbol table around it. The results are offsets
 // into b.
 func partsAround(b []byte, digits int) (symbolTables, bool) {
 	table, index, ok := tokensAround(b, digits)
@@ -108,10 +108,10 @@ func partsAround(b []byte, digits int) (symbolTables, bool) {
 }
 
 // tokensAround finds the start of the token table from that of token '0', and
-// the index behind it, which has the offset of each token.
+// the index after it, which has the offset of each token.
 func tokensAround(b []byte, digits int) (table, index int, ok bool) {
 	at := digits
-	for range int('0') - 1 { // to the start of token 1
+	for range int('0') - 1 { // back to the start of token 1
 		if at = bytes.LastIndexByte(b[:max(0, at-1)], 0) + 1; at <= 1 {
 			return 0, 0, false
 		}
@@ -124,7 +124,7 @@ func tokensAround(b []byte, digits int) (table, index int, ok bool) {
 	return 0, 0, false
 }
 
-// indexBehind checks a token table at start against the index that must follow.
+// indexBehind checks a token table at start against the index that must follow it.
 func indexBehind(b []byte, start int) (index int, ok bool) {
 	var starts [tokenCount]int
 	at := start
@@ -149,11 +149,11 @@ func indexBehind(b []byte, start int) (index int, ok bool) {
 }
 
 // namesBefore finds the names that lie before a token table, and how many there
-// are. It tries every address that has a plausible number before it.
+// are. It tries every address that has a plausible count before it.
 func namesBefore(b []byte, table int) (names, count int, ok bool) {
 	const fewest = 1000 // symbols
 	lowest := max(16, table-maxNamesSize)
-	budget := 16 * maxSymbols // names looked at in all, lest made-up numbers take hours
+	budget := 16 * maxSymbols // names looked at in all, so that made-up counts do not take hours
 	for names = table&^7 - 2*fewest&^7; names >= lowest; names -= 8 {
 		count = int(binary.LittleEndian.Uint32(b[names-8:]))
 		padding := binary.LittleEndian.Uint32(b[names-4:])
@@ -171,9 +171,9 @@ func namesBefore(b []byte, table int) (names, count int, ok bool) {
 }
 
 // namesFit checks that count names from an offset on are followed by markers,
-// the offset of every 256th name, and these by the end of b. In between may be
-// the order of the names, 3 bytes for each (6.2, commit 60443c88f3a8, and stable
-// 6.1).
+// the offset of every 256th name, and that these are followed by the end of b. In
+// between may be the order of the names, 3 bytes for each (6.2, commit 60443c88f3a8,
+// and stable 6.1).
 func namesFit(b []byte, names, count int) bool {
 	at := names
 	starts := make([]int, 0, count/256+1)

@@ -27,8 +27,8 @@ type decodedTypes struct {
 	count uint32 // of types, without void
 }
 
-// newTypes parses BTF (Documentation/bpf/btf.rst); base is nil, or what the types
-// of a module may refer to. What is known about it may spare decoding it.
+// newTypes parses BTF (Documentation/bpf/btf.rst); base is nil, or the types that a
+// module may refer to. What the memo knows about it may spare decoding it.
 func newTypes(raw []byte, base *Types, m *memo) (*Types, error) {
 	t := &Types{decoded: sync.OnceValues(func() (decodedTypes, error) { return decodeTypes(raw, base) })}
 	read := false
@@ -68,7 +68,7 @@ func decodeTypes(raw []byte, base *Types) (decodedTypes, error) {
 	return d, nil
 }
 
-// errNoTypes is of kernels whose structures nothing here tells: where a member lies is not
+// errNoTypes is for kernels that do not describe their structures: where a member lies is not
 // guessed.
 var errNoTypes = errors.New("it was built without CONFIG_DEBUG_INFO_BTF and does not tell its own structures, so that nothing in it can be read for sure; keep this memory for a debugger with the vmlinux of the same build (crash, drgn), and build kernels that are to be salvaged with CONFIG_DEBUG_INFO_BTF=y")
 
@@ -98,21 +98,21 @@ func (k *Kernel) loadTypes() error {
 	return k.checkOrder()
 }
 
-// errRandstruct is of kernels whose BTF has the members of structures in another order than they
-// are in. gcc's plugin moves them and leaves its debug information, of which pahole makes BTF, as
-// it was (lib/Kconfig.debug: DEBUG_INFO_BTF wants COMPILE_TEST with it).
+// errRandstruct is for kernels whose BTF has the members of structures in another order than the
+// structures. gcc's plugin moves the members and leaves its debug information, from which pahole makes
+// BTF, as it was (lib/Kconfig.debug: with it, DEBUG_INFO_BTF requires COMPILE_TEST).
 var errRandstruct = errors.New("it was built with CONFIG_RANDSTRUCT by gcc, whose debug information has another order of the members of structures than the kernel has, so that nothing in it can be read for sure; keep this memory for somebody who has the build's seed (randomize_layout_seed.h), and build kernels that are to be salvaged with CONFIG_RANDSTRUCT_NONE=y")
 
 // checkOrder checks that the types are those of this kernel, by one member whose content is known:
-// the name of the first task (INIT_TASK_COMM, include/linux/init_task.h). A name that was
-// damaged refuses nothing: the kernel itself says of what build its modules are to be
+// the name of the first task (INIT_TASK_COMM, include/linux/init_task.h). A damaged name alone
+// is no reason to refuse: the kernel itself says what build its modules must be of
 // (MODULE_RANDSTRUCT, include/linux/vermagic.h), if it can have any.
 func (k *Kernel) checkOrder() error {
 	task := k.types.Layout("task_struct")
 	comm := task.Field("comm", 16)
 	at, err := k.Symbol("init_task")
 	if err != nil || task.Err() != nil {
-		return nil // who needs it says so
+		return nil // the code that needs it reports that
 	}
 	if name, err := k.Bytes(comm.In(at), comm.Size); err != nil || bytes.HasPrefix(name, []byte("swapper")) {
 		return nil
@@ -126,12 +126,12 @@ func (k *Kernel) checkOrder() error {
 	return errRandstruct
 }
 
-// maxVermagic is as much of the string as is looked at: a release of up to 64 bytes, some
+// maxVermagic is how much of the string is looked at: a release of up to 64 bytes, some
 // words, and RANDSTRUCT_ with a seed.
 const maxVermagic = 128
 
-// Layout returns the layout of the structure of a name. A structure that is not
-// there shows in Err.
+// Layout returns the layout of the structure with a name. If there is no such structure,
+// Err says so.
 func (t *Types) Layout(name string) *Layout {
 	l := &Layout{name: name}
 	sizes, err := t.answers.ask("size "+name, func() ([]uint64, error) { return t.sizes(name) })
@@ -153,7 +153,7 @@ func (t *Types) Layout(name string) *Layout {
 	return l
 }
 
-// shapes returns the structures of a name: several, if the image has several.
+// shapes returns the structures with a name: several, if the image has several.
 func (t *Types) shapes(name string) ([]*btf.Struct, error) {
 	d, err := t.decoded()
 	if err != nil {
@@ -206,7 +206,7 @@ func (t *Types) field(name, path string) ([]uint64, error) {
 	return found, nil
 }
 
-// member descends along a path of names.
+// member follows a path of names.
 func member(t btf.Type, path []string) (Field, bool) {
 	f := Field{}
 	for _, name := range path {
@@ -289,8 +289,8 @@ func (t *Types) constant(enum, constant string) ([]uint64, error) {
 	return []uint64{}, nil
 }
 
-// Constant returns the value of a constant of an enumeration without a name. The
-// same one in several enumerations must have the same value.
+// Constant returns the value of a constant of an anonymous enumeration. A
+// constant in several enumerations must have the same value in all.
 func (t *Types) Constant(constant string) (uint64, error) {
 	answer, err := t.answers.ask("constant "+constant, func() ([]uint64, error) { return t.anonymous(constant) })
 	if err == nil && len(answer) == 0 {
@@ -302,7 +302,7 @@ func (t *Types) Constant(constant string) (uint64, error) {
 	return answer[0], nil
 }
 
-// anonymous returns the value of a constant of an enumeration without a name, or
+// anonymous returns the value of a constant of an anonymous enumeration, or
 // nothing if there is none.
 func (t *Types) anonymous(constant string) ([]uint64, error) {
 	d, err := t.decoded()

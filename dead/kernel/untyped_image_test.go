@@ -8,8 +8,8 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// TestUntypedImage: a kernel that others built, of upstream's source and without types, is
-// refused, and it is said what to do.
+// TestUntypedImage checks that a kernel that others built, from upstream's source and without types, is
+// refused, and that the error says what to do.
 func TestUntypedImage(t *testing.T) {
 	image := fixture.Get(t, fixture.Spec{Kernel: "gokrazy", Workload: "writeback", FS: []string{"ext4"}})
 	mem, err := ram.OpenFile(image.RAM)

@@ -13,13 +13,13 @@ import (
 
 // variables are the addresses of variables of a kernel whose symbol table has only functions.
 type variables struct {
-	known map[string]addr.Virt // told by the note, exported, or found in the image by what they are
+	known map[string]addr.Virt // from the note, exported, or found in the image by their form
 
 	mu      sync.Mutex
-	derived map[string][]addr.Virt // found by what is in them, once the types are known
+	derived map[string][]addr.Virt // found by their content, once the types are known
 }
 
-// openVariables finds variables where the symbol table has none.
+// openVariables finds variables if the symbol table has none.
 func (k *Kernel) openVariables() error {
 	if len(k.symbols.lookup("init_uts_ns")) > 0 {
 		return nil
@@ -55,7 +55,7 @@ func (k *Kernel) openVariables() error {
 	return nil
 }
 
-// bannersIn finds the line that tells of a release and a version (init/version-timestamp.c).
+// bannersIn finds the line that has a release and a version (init/version-timestamp.c).
 func bannersIn(at addr.Virt, b []byte, release, version string) []addr.Virt {
 	start, end := []byte("Linux version "+release+" ("), []byte(" "+version+"\n")
 	var found []addr.Virt
@@ -71,12 +71,12 @@ func bannersIn(at addr.Virt, b []byte, release, version string) []addr.Virt {
 	}
 }
 
-// fewestTypes is how many bytes the types of a kernel have at least; those of Debian's have
+// fewestTypes is the least number of bytes that the types of a kernel have; those of Debian's kernels have
 // some million.
 const fewestTypes = 64 << 10
 
 // typesIn finds BTF in a stretch of the image (include/uapi/linux/btf.h, struct btf_header):
-// the types, and right behind them the strings, of which the first is empty.
+// the types, directly followed by the strings, of which the first is empty.
 func typesIn(at addr.Virt, b []byte) []addr.VirtRange {
 	magic := []byte{0x9f, 0xeb, 1, 0}
 	var found []addr.VirtRange
@@ -116,17 +116,17 @@ func (v *variables) lookup(k *Kernel, name string) []addr.Virt {
 	defer v.mu.Unlock()
 	found, ok := v.derived[name]
 	if !ok {
-		found, _ = find(k) // as if it was not there
+		found, _ = find(k) // an error counts as not found
 		v.derived[name] = found
 	}
 	return found
 }
 
-// maxRing bounds how many entries a list has whose head is looked for.
+// maxRing bounds the number of entries of a list whose head is looked for.
 const maxRing = 1 << 16
 
-// ring finds the head of the list that the entry at an address is in: what of it is in the
-// kernel's image.
+// ring finds the head of the list that has the entry at an address: the entries of the list that are in
+// the kernel's image.
 func (k *Kernel) ring(entry addr.Virt) ([]addr.Virt, error) {
 	var heads []addr.Virt
 	at := entry
@@ -152,8 +152,8 @@ func (k *Kernel) ring(entry addr.Virt) ([]addr.Virt, error) {
 	return nil, fmt.Errorf("list at %v has no end", entry)
 }
 
-// findSuperBlocks finds the list of all file systems by that which the first task has for
-// its root (init/init_task.c, fs/fs_struct.c).
+// findSuperBlocks finds the list of all file systems by the file system that is the first task's
+// root (init/init_task.c, fs/fs_struct.c).
 func findSuperBlocks(k *Kernel) ([]addr.Virt, error) {
 	task, fs, super := k.types.Layout("task_struct"), k.types.Layout("fs_struct"), k.types.Layout("super_block")
 	mount := k.types.Layout("vfsmount")
@@ -171,7 +171,7 @@ func findSuperBlocks(k *Kernel) ([]addr.Virt, error) {
 }
 
 // findModuleTypes finds the list of the types of modules: the list in the image whose first
-// entry is as one of it must be.
+// entry looks as its entries must.
 func findModuleTypes(k *Kernel) ([]addr.Virt, error) {
 	l, err := newModuleLayout(k.types)
 	if err != nil {
@@ -210,7 +210,7 @@ func (k *Kernel) hasModuleTypes(l *moduleLayout, at addr.Virt) bool {
 	return err == nil && binary.LittleEndian.Uint16(head) == 0xeb9f
 }
 
-// findTimekeeper finds tk_core: a sequence counter, and behind it a timekeeper both of whose
+// findTimekeeper finds tk_core: a sequence counter, followed by a timekeeper both of whose
 // clocks are read from the same source (kernel/time/timekeeping.c). It is aligned to a cache
 // line; the copy that is updated first has no counter before it.
 func findTimekeeper(k *Kernel) ([]addr.Virt, error) {

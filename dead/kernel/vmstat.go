@@ -6,14 +6,14 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// unsavedItems are the kernel's counters of pages that are not on their disk: changed, or
-// on the way (enum node_stat_item, include/linux/mmzone.h; since Linux 4.8).
+// unsavedItems are the kernel's counters of pages that are not on their disk: dirty, or
+// under writeback (enum node_stat_item, include/linux/mmzone.h; since Linux 4.8).
 var unsavedItems = []string{"NR_FILE_DIRTY", "NR_WRITEBACK"}
 
-// Unsaved returns how many bytes of the kernel's page cache are not on their disks, as it
-// counts them itself: vm_node_stat (mm/vmstat.c), an array of 64-bit numbers. Each CPU may
+// Unsaved returns how many bytes of the kernel's page cache are not on their disks, by the
+// kernel's own count: vm_node_stat (mm/vmstat.c), an array of 64-bit numbers. Each CPU may
 // hold back up to 125 pages of each counter (calculate_normal_threshold), so that this is
-// an estimate. It is cheap, and works on a kernel that lives.
+// an estimate. It is cheap, and works on a living kernel.
 func (k *Kernel) Unsaved() (bytes uint64, err error) {
 	array, err := k.Symbol("vm_node_stat")
 	if err != nil {
@@ -32,10 +32,10 @@ func (k *Kernel) Unsaved() (bytes uint64, err error) {
 		if err != nil {
 			return 0, fmt.Errorf("read vm_node_stat: %w", err)
 		}
-		pages += max(0, int64(n)) // what CPUs hold back may make it less than nothing
+		pages += max(0, int64(n)) // what CPUs hold back may make it negative
 	}
 	return uint64(pages) << k.unit, nil
 }
 
-// maxNodeStats bounds what a plausible kernel counts for a node; there are about 50.
+// maxNodeStats bounds how many counters a plausible kernel has for a node; there are about 50.
 const maxNodeStats = 1024

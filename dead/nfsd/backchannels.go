@@ -11,20 +11,20 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// Backchannel is the way on which a server called a client of NFSv4.1 or later back (RFC 8881, 2.10.3.1).
+// Backchannel is the channel on which a server called back a client of NFSv4.1 or later (RFC 8881, 2.10.3.1).
 type Backchannel struct {
-	Local, Remote netip.AddrPort // the connection that it is on, which is the client's
+	Local, Remote netip.AddrPort // the ends of the client's connection that it uses
 	Session       [16]byte       // sessionid4
 	Sequence      uint32         // of the next call in its slot 0
-	Program       uint32         // that the client chose for calls to it
+	Program       uint32         // RPC program that the client chose for calls to it
 	Minor         uint32         // version of NFSv4: 1 or 2
-	Slots         uint32         // that the client has for its own calls, in the session
-	// Idle: no thread was writing to the connection, so that what was written to it ends with a whole record.
+	Slots         uint32         // slots that the client has in the session for its own calls
+	// Idle says that no thread was writing to the connection, so what was written to it ends with a whole record.
 	Idle bool
 }
 
-// Backchannels yields those of the clients of the server, in the order of Clients, but of those that have one. An error may be
-// about one client alone: then others follow.
+// Backchannels yields the backchannels of the server's clients, in the order of Clients; clients without one are left out.
+// An error may be about one client only: others then follow.
 func Backchannels(k *kernel.Kernel) iter.Seq2[Backchannel, error] {
 	return func(yield func(Backchannel, error) bool) {
 		w, err := newWalk(k)
@@ -37,7 +37,7 @@ func Backchannels(k *kernel.Kernel) iter.Seq2[Backchannel, error] {
 	}
 }
 
-// backchannelLayout is of struct nfs4_client, nfsd4_session and svc_xprt (fs/nfsd/state.h,
+// backchannelLayout is what is read of struct nfs4_client, nfsd4_session and svc_xprt (fs/nfsd/state.h,
 // include/linux/sunrpc/svc_xprt.h).
 type backchannelLayout struct {
 	client, session, transport                 *kernel.Layout
@@ -91,7 +91,7 @@ func (w *walk) backchannels(yield func(Backchannel, error) bool) error {
 	})
 }
 
-// backchannel reads that of a client: a session that is the client's, and its transport.
+// backchannel reads the backchannel of a client: its session, which must belong to the client, and its transport.
 func (w *walk) backchannel(l *backchannelLayout, client, session, transport addr.Virt) (c Backchannel, err error) {
 	b, err := w.k.Bytes(session, l.session.Size)
 	if err != nil {
@@ -114,7 +114,7 @@ func (w *walk) backchannel(l *backchannelLayout, client, session, transport addr
 	return c, err
 }
 
-// address reads a struct sockaddr_in or sockaddr_in6 (include/uapi/linux/in.h, in6.h) of some bytes.
+// address reads a struct sockaddr_in or sockaddr_in6 (include/uapi/linux/in.h, in6.h) of size bytes.
 func address(b []byte, size uint64) (netip.AddrPort, error) {
 	const inet, inet6 = 2, 10 // AF_INET, AF_INET6: include/linux/socket.h
 	port := binary.BigEndian.Uint16(b[2:])

@@ -12,7 +12,7 @@ import (
 	"understudy.dev/understudy/dead/nfsd"
 )
 
-// The offsets of what a client's backchannel is read from.
+// The offsets of the members that a client's backchannel is read from.
 const (
 	clMinor, clSession, clTransport        = 56, 64, 72
 	seClient, seID, seProgram, seSequence  = 0, 8, 24, 28
@@ -22,7 +22,7 @@ const (
 	sequences                              = 2
 )
 
-// channelTypes are types with those of backchannels.
+// channelTypes returns the types including those of backchannels.
 func channelTypes() []btf.Type {
 	u8, u32, u64 := &btf.Int{Name: "u8", Size: 1}, &btf.Int{Name: "u32", Size: 4}, &btf.Int{Name: "u64", Size: 8}
 	field := func(name string, off uint32, t btf.Type) btf.Member {
@@ -77,7 +77,7 @@ func ip6(port string) []byte {
 	return []byte("\x0a\x00" + port + strings.Repeat("\x00", 4) + "\xfd" + strings.Repeat("\x00", 14) + "\x02" + strings.Repeat("\x00", 4))
 }
 
-// channels is what is found, of each the two ends, or the error.
+// channels returns the two ends of each backchannel that is found, or its error.
 func (w *world) channels(t testing.TB) (found []string) {
 	t.Helper()
 	k, err := kernel.Find(w)
@@ -116,8 +116,8 @@ func TestBackchannels(t *testing.T) {
 		s, x := w.call(w.clients[i], ends[0], ends[1])
 		sessions, transports = append(sessions, s), append(transports, x)
 	}
-	w.PutU64(sessions[3]+seClient, uint64(w.clients[0])) // another's
-	w.PutU64(transports[5]+xpMutex, 8)                   // somebody writes
+	w.PutU64(sessions[3]+seClient, uint64(w.clients[0])) // of another client
+	w.PutU64(transports[5]+xpMutex, 8)                   // a thread is writing
 	w.PutU32(w.clients[7]+clMinor, 0)                    // a client of 4.0
 	w.Finish(channelTypes()...)
 	got := w.channels(t)
@@ -134,7 +134,7 @@ func TestBackchannels(t *testing.T) {
 	}
 }
 
-// FuzzBackchannels: whatever memory says, it ends.
+// FuzzBackchannels checks that the walk ends, whatever memory says.
 func FuzzBackchannels(f *testing.F) {
 	w := newWorld(f)
 	w.join("one", "two")

@@ -1,11 +1,11 @@
-// Package nfsd says which clients of NFSv4 the server of a dead Linux kernel had noted in stable storage, from its
-// memory alone: they may have open files and locks that they reclaim from the next server (RFC 8881, 8.4.2). And it says how
-// that server would have called them back.
+// Package nfsd says which NFSv4 clients the server of a dead Linux kernel had recorded in stable storage, from its
+// memory alone: they may have open files and locks that they reclaim from the next server (RFC 8881, 8.4.2). It also says
+// how that server would have called them back.
 //
 // # Caveats
 //
-// Only the server of the first network namespace is read. What it was noting when the kernel died may be missing.
-// A kernel that keeps no types of modules (before 5.11) does not tell where its nfsd has its clients.
+// Only the server of the first network namespace is read. A client that it was recording when the kernel died may be
+// missing. A kernel that keeps no types of modules (before 5.11) does not tell where its nfsd keeps its clients.
 package nfsd
 
 import (
@@ -17,15 +17,15 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// Client is a client of NFSv4 that a server had noted.
+// Client is an NFSv4 client that a server had recorded in stable storage.
 type Client struct {
-	Name []byte // as it gave it itself (co_ownerid); 1 to 1024 bytes
-	// Expected is one that a server before this one had noted, and that had not come back when the kernel died, in its
-	// grace.
+	Name []byte // as the client chose it (co_ownerid); 1 to 1024 bytes
+	// Expected says that an earlier server had recorded the client, and that it had not come back when the kernel died in
+	// its grace period.
 	Expected bool
 }
 
-// Bounds on what is walked: NFS4_OPAQUE_LIMIT (include/uapi/linux/nfs4.h) is that of a name.
+// Bounds on what is walked. That of a name is NFS4_OPAQUE_LIMIT (include/uapi/linux/nfs4.h).
 const (
 	maxClients = 1 << 16
 	maxPernet  = 1 << 12
@@ -36,9 +36,9 @@ const (
 // (fs/nfsd/state.h, 5.10 to 7.2).
 const stable = 1 << 2
 
-// Clients yields the clients in the order in which they renewed their leases, the one that did last last, and then,
-// of a kernel that died in its grace, those of the server before, with some of the first again. After an error there
-// are no more.
+// Clients yields the clients in the order in which they last renewed their leases, the most recent last. For a kernel
+// that died in its grace period, the clients of the earlier server follow, and some of the first may be among them
+// again. No client follows an error.
 func Clients(k *kernel.Kernel) iter.Seq2[Client, error] {
 	return func(yield func(Client, error) bool) {
 		w, err := newWalk(k)
@@ -61,7 +61,7 @@ type walk struct {
 
 func newWalk(k *kernel.Kernel) (*walk, error) {
 	w := &walk{k: k, types: k.Types()}
-	if w.types.Layout("nfsd_net").Err() != nil { // it is no part of the image
+	if w.types.Layout("nfsd_net").Err() != nil { // it is not part of the image
 		var err error
 		if w.types, err = k.Module("nfsd"); err != nil {
 			return nil, err
@@ -72,7 +72,8 @@ func newWalk(k *kernel.Kernel) (*walk, error) {
 	return w, name.Err()
 }
 
-// shared is the layout of a structure that other parts of the kernel have, too: the image's, if one of those is in it.
+// shared returns the layout of a structure that other parts of the kernel use, too: that of the image, if one of them is
+// in it, else that of nfsd.
 func (w *walk) shared(name string) *kernel.Layout {
 	if l := w.k.Types().Layout(name); l.Err() == nil {
 		return l
@@ -80,8 +81,8 @@ func (w *walk) shared(name string) *kernel.Layout {
 	return w.types.Layout(name)
 }
 
-// started is nfsd's part of the first network namespace, a struct nfsd_net of these bytes; none if it never started,
-// so that its lists were never made.
+// started returns the address and the bytes of nfsd's part of the first network namespace, a struct nfsd_net; no bytes if
+// nfsd never started, so that its lists were never initialized.
 func (w *walk) started(n *kernel.Layout) (at addr.Virt, b []byte, err error) {
 	lru := n.Field("client_lru", 16)
 	if err := n.Err(); err != nil {
@@ -97,7 +98,7 @@ func (w *walk) started(n *kernel.Layout) (at addr.Virt, b []byte, err error) {
 	return at, append([]byte(nil), b...), nil
 }
 
-// each visits the clients of client_lru, which nfsd has all of its clients in: struct nfs4_client of c.
+// each visits the clients in client_lru, where nfsd has all of its clients. c is the layout of struct nfs4_client.
 func (w *walk) each(n, c *kernel.Layout, server addr.Virt, visit func(at addr.Virt, b []byte) error) error {
 	lru, link := n.Field("client_lru", 16), c.Field("cl_lru", 16)
 	if err := errors.Join(n.Err(), c.Err()); err != nil {
@@ -113,7 +114,7 @@ func (w *walk) each(n, c *kernel.Layout, server addr.Virt, visit func(at addr.Vi
 	})
 }
 
-// clients visits those that are noted, and in the grace those of reclaim_str_hashtbl.
+// clients visits the recorded clients, and during the grace period those in reclaim_str_hashtbl.
 func (w *walk) clients(visit func(Client) bool) error {
 	n, c, r := w.types.Layout("nfsd_net"), w.types.Layout("nfs4_client"), w.types.Layout("nfs4_client_reclaim")
 	table := n.Field("reclaim_str_hashtbl", 8)
@@ -150,8 +151,8 @@ func (w *walk) clients(visit func(Client) bool) error {
 	return nil
 }
 
-// ended says whether the grace of a server, a struct nfsd_net of these bytes, has ended: a member of its own, and a bit of
-// flags later (seen with 7.2).
+// ended reports whether the grace period of a server, whose struct nfsd_net has these bytes, has ended: by a member of its
+// own, or later by a bit of flags (seen with 7.2).
 func (w *walk) ended(l *kernel.Layout, server []byte) (bool, error) {
 	if own := l.Optional("grace_ended", 1); own.Present() {
 		return own.Uint(server) != 0, nil
@@ -199,8 +200,8 @@ func unlessEnough(err error) error {
 
 var errEnough = errors.New("the caller wants no more")
 
-// server is where nfsd has what belongs to a network namespace, so many bytes: the first one's. Which one of what the
-// namespace has that is, is told by nfsd's struct pernet_operations, by that size (include/net/netns/generic.h,
+// server returns the address of nfsd's part of the first network namespace, of size bytes. Its number among the parts
+// of a namespace is in nfsd's struct pernet_operations, which is found by that size (include/net/netns/generic.h,
 // net_generic).
 func (w *walk) server(size int) (addr.Virt, error) {
 	t := w.k.Types()

@@ -52,13 +52,13 @@ type world struct {
 	clients                []addr.Virt
 }
 
-// newWorld is one whose server is number 3 of its namespace's parts.
+// newWorld makes a world whose server is number 3 among the parts of its namespace.
 func newWorld(t testing.TB) *world {
 	w := &world{Machine: kerneltest.New(t)}
 	head, net := w.Image("pernet_list", 16), w.Image("init_net", netBytes)
 	w.id, w.ops, w.parts, w.server = w.Alloc(8), w.Alloc(2*opBytes), w.Alloc(8*5), w.Alloc(nnBytes)
 	w.chain(head, w.ops, w.ops+opBytes)
-	w.PutU64(w.ops+opSize, 8) // another's
+	w.PutU64(w.ops+opSize, 8) // not that of nfsd
 	w.PutU64(w.ops+opBytes+opID, uint64(w.id))
 	w.PutU64(w.ops+opBytes+opSize, nnBytes)
 	w.PutU32(w.id, 3)
@@ -78,7 +78,7 @@ func (w *world) chain(head addr.Virt, members ...addr.Virt) {
 	}
 }
 
-// join gives the server clients of these names, each of which is noted if it does not begin with a minus.
+// join gives the server clients with these names. A client is recorded unless its name begins with a minus.
 func (w *world) join(names ...string) {
 	var links []addr.Virt
 	for _, name := range names {
@@ -96,7 +96,7 @@ func (w *world) join(names ...string) {
 	w.chain(w.server+nnLRU, links...)
 }
 
-// expect has the server be in its grace, and wait for a client of this name.
+// expect puts the server in its grace period, in which it waits for a client with this name.
 func (w *world) expect(name string) {
 	table, r, text := w.Alloc(16*16), w.Alloc(crBytes), w.Alloc(len(name))
 	for i := range addr.Virt(16) {
@@ -110,7 +110,7 @@ func (w *world) expect(name string) {
 	w.clients = append(w.clients, r, table)
 }
 
-// read is what is found, of each client its name, with a question mark if it is expected.
+// read returns the name of each client that is found, with a question mark if the client is expected.
 func (w *world) read(t testing.TB) (names []string, err error) {
 	t.Helper()
 	k, err := kernel.Find(w)
@@ -140,7 +140,8 @@ func TestClients(t *testing.T) {
 	}
 }
 
-// TestGrace: who is expected to come back, as long as the grace lasts, may reclaim from the next server.
+// TestGrace checks that clients that are expected to come back are found as long as the grace period lasts: they may
+// reclaim from the next server.
 func TestGrace(t *testing.T) {
 	for ended, want := range map[byte]string{0: "one, three, four?", 1: "one, three"} {
 		w := newWorld(t)
@@ -154,7 +155,7 @@ func TestGrace(t *testing.T) {
 	}
 }
 
-// TestGraceInFlags: so it is in newer kernels.
+// TestGraceInFlags is TestGrace for newer kernels, which keep the end of the grace period in flags.
 func TestGraceInFlags(t *testing.T) {
 	for flags, want := range map[uint64]string{0: "one, two?", 1 << 1: "one, two?", 1 << 2: "one"} {
 		all := types()
@@ -175,7 +176,7 @@ func TestGraceInFlags(t *testing.T) {
 	}
 }
 
-// TestEnough: who wants no more gets no more.
+// TestEnough checks that the walk ends when the caller wants no more.
 func TestEnough(t *testing.T) {
 	w := newWorld(t)
 	w.join("one", "two")
@@ -201,7 +202,8 @@ func TestEnough(t *testing.T) {
 	}
 }
 
-// TestNoClients: a server that never started has a list that was never made.
+// TestNoClients checks that a server without clients is no error, nor one that never started, whose list was never
+// initialized.
 func TestNoClients(t *testing.T) {
 	for name, change := range map[string]func(*world){"none": func(w *world) { w.join() }, "never started": func(*world) {}} {
 		w := newWorld(t)
@@ -213,7 +215,7 @@ func TestNoClients(t *testing.T) {
 	}
 }
 
-// TestDamaged: what contradicts itself is an error, and what was found before it is right.
+// TestDamaged checks that a contradiction is an error, and that what was found before it is right.
 func TestDamaged(t *testing.T) {
 	for name, tc := range map[string]struct {
 		change func(*world)
@@ -239,7 +241,7 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
-// FuzzClients: whatever memory says, it ends, and a name is one that is there.
+// FuzzClients checks that, whatever memory says, the walk ends, and that each name is in memory.
 func FuzzClients(f *testing.F) {
 	w := newWorld(f)
 	w.join("one", "two", "three")

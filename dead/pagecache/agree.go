@@ -6,12 +6,12 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// unmarked looks for what the marks of a file's tree should say and do not: a page that is
-// dirty, or under writeback, beside marked ones, a node with marks in a slot that has
-// none, or the other way round, and an empty tree of a file with pages. Of what is not marked nobody knows that it is unsaved: a file
-// must not count as whole then. The kernel changes the flag of a page and the marks one
-// after the other (mm/page-writeback.c, __folio_mark_dirty), so that a file in the middle of
-// that is found, too.
+// unmarked looks for contradictions between the marks of a file's tree and its pages: a page
+// that is dirty or under writeback but not marked, in a node with marks; a node with marks in a
+// slot without one, or the reverse; and an empty tree of a file with pages. Nothing else finds an
+// unsaved page without a mark, so such a file must not count as whole. The kernel changes the
+// flag of a page and the marks one after the other (mm/page-writeback.c, __folio_mark_dirty): a
+// file that was between the two is found, too.
 func (c *Cache) unmarked(i *Inode, last addr.Index) error {
 	head := entry(i.head)
 	if empty := head == 0 || head.isValue() && i.Flags&FlagDAX == 0; empty != (i.pages == 0) && (empty || head.isNode()) {
@@ -34,7 +34,7 @@ type unmarkedWalk struct {
 	i *Inode
 }
 
-// node looks at one node, whose bytes are given.
+// node checks one node, whose bytes are b.
 func (u *unmarkedWalk) node(b []byte, at addr.Virt, parent *treeNode, slot int, base addr.Index) error {
 	l := &u.c.layout.node
 	here := treeNode{node: at, shift: int(l.shift.Uint(b))}

@@ -6,7 +6,7 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// TestUnmarked has marks that are gone, or too many, in places where something else tells.
+// TestUnmarked checks which missing or superfluous marks are noticed, because something else contradicts them.
 func TestUnmarked(t *testing.T) {
 	const clean = 1 << pgUptodate
 	below := func(w *world, i addr.Virt, top, leaf []int) {

@@ -10,9 +10,9 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// AllocatedBlock is a stretch of unsaved bytes of a file that has blocks on the device. It
-// is made of whole blocks: the last one may reach beyond the end of the file, and what it
-// holds there is not the file's.
+// AllocatedBlock is a stretch of unsaved bytes of a file whose blocks are allocated on the
+// device. It consists of whole blocks: the last one may reach beyond the end of the file, and
+// its bytes there do not belong to the file.
 type AllocatedBlock struct {
 	Piece
 	Disk int64 // of its first byte on the device, in bytes
@@ -21,8 +21,8 @@ type AllocatedBlock struct {
 // Allocated are the unsaved blocks of one file that are allocated on the device.
 type Allocated struct {
 	Blocks []AllocatedBlock // ascending
-	// Whole says that nothing else of the file is unsaved: no other blocks, and its
-	// size is the one that goes to the disk with its inode, and no write of it has failed.
+	// Whole says that nothing else of the file is unsaved: no other blocks are, its size
+	// is the one that goes to the disk with its inode, and no write of the file has failed.
 	Whole   bool
 	Refused []error // *Refusal: what did not check out
 }
@@ -32,11 +32,11 @@ type Allocated struct {
 const lazyTime = 1 << 25
 
 // Allocated returns the unsaved blocks of a file of the ext family that are allocated on
-// the device: those whose buffers are mapped, are not waiting for delayed allocation
-// (BH_Delay) nor for their extent to be marked written (BH_Unwritten), and are not
-// in the journal themselves (BH_JBD). One whose older version is in the log on the
-// disk must not be written, because a replay would undo that. Each is compared with
-// where the file lies by its inode (Mapping).
+// the device: those whose buffers are mapped, do not wait for delayed allocation
+// (BH_Delay) or for their extent to be marked written (BH_Unwritten), and do not belong
+// to the journal (BH_JBD). A block with an older version in the log on the disk must not
+// be written, because a replay of the log would overwrite it. Each block is checked
+// against the block mapping in the inode (Mapping).
 func (d *Device) Allocated(i *Inode) Allocated {
 	out := Allocated{Whole: d.super.Flags&lazyTime == 0 && d.c.sizeKnown(i)}
 	refuse := func(at slotted, err error) {
@@ -79,23 +79,23 @@ func (d *Device) Allocated(i *Inode) Allocated {
 	return out
 }
 
-// sizeKnown reports whether the size in memory is the one that the inode has on the
-// disk, once the journal is: ext4 lets it run ahead of blocks that were not
-// allocated (i_disksize).
+// sizeKnown reports whether the size in memory (i_size) is the one that the inode has on
+// the disk once the journal is replayed (i_disksize): ext4 lets i_size run ahead while
+// blocks are not allocated yet.
 func (c *Cache) sizeKnown(i *Inode) bool {
 	size, known := c.sizeOnDisk(i)
 	return known && size == i.Size
 }
 
-// infoOffsets are where members of struct ext4_inode_info are, counted from the struct
+// infoOffsets has the offsets of members of struct ext4_inode_info, counted from the struct
 // inode in it.
 type infoOffsets struct {
-	before addr.Virt   // the start of the whole structure is so many bytes before the inode
+	before addr.Virt   // how many bytes before the inode the whole structure starts
 	size   int         // i_disksize
-	lock   kernel.Lock // i_data_sem, of the whole structure
+	lock   kernel.Lock // i_data_sem, counted from the start of the whole structure
 	known  bool
-	// writes are the locks under which the inode is written to its block: i_raw_lock and, of what
-	// lies in it besides, xattr_sem (fs/ext4/ext4.h).
+	// writes are the locks that are held while the inode is written to its block: i_raw_lock and,
+	// for the attributes in the inode, xattr_sem (fs/ext4/ext4.h).
 	writes [2]kernel.Lock
 }
 
@@ -108,9 +108,9 @@ func newInfoOffsets(k *kernel.Kernel) infoOffsets {
 	}
 }
 
-// MayBeTorn reports whether the kernel may have been in the midst of writing an inode of ext4 to its
-// block, between its bytes and their checksum: it held a lock that it takes for that, or it is not
-// known whether it did.
+// MayBeTorn reports whether the kernel may have died while it was writing an ext4 inode to its
+// block, between the bytes of the inode and their checksum: it held a lock that it takes for that,
+// or it is not known whether it did.
 func (c *Cache) MayBeTorn(i *Inode) bool {
 	at := c.info()
 	if !at.known || i.Writing {
@@ -127,11 +127,12 @@ func (c *Cache) MayBeTorn(i *Inode) bool {
 	return false
 }
 
-// InBlock returns what an inode of ext4 has in its block of the inode table, whichever version of that is on the disk, if no
-// operation was changing it: where it lies (i_data, 60 bytes) and its size (i_disksize). ext4 copies both there with each change, as
-// part of the operation (fs/ext4/inode.c, ext4_mark_iloc_dirty), but may do so for the size when it has let its locks go
-// (mpage_map_and_submit_extent). An inode that is being made, whose locks nobody needs yet, a deleted one and one with inline data are
-// not known.
+// InBlock returns the root of the block mapping (i_data, 60 bytes) and the size (i_disksize) that an ext4 inode
+// has in its block of the inode table, whichever version of the block is on the disk, if no operation was changing
+// the inode. ext4 copies both to the block with each change, as part of the operation (fs/ext4/inode.c,
+// ext4_mark_iloc_dirty), but may copy the size after it has released its locks (mpage_map_and_submit_extent).
+// known is false for an inode that was being created, whose locks nobody takes yet, for a deleted inode, and for
+// one with inline data.
 func (c *Cache) InBlock(i *Inode) (root []byte, size int64, known bool) {
 	l, err := c.maps()
 	if err != nil || i.New || i.Deleted() || c.MayBeTorn(i) {
@@ -156,8 +157,9 @@ func (c *Cache) sizeOnDisk(i *Inode) (size int64, known bool) {
 	return int64(v), err == nil
 }
 
-// MidUpdate yields the inodes of ext4, or of what that driver has mounted, whose extent
-// tree is mid-update: i_data_sem is held for writing then (fs/ext4/ext4.h). An inode that is refused is a *Refusal, and the walk goes on; any other error ends it.
+// MidUpdate yields the inodes of a file system mounted by the ext4 driver whose extent tree
+// is mid-update: i_data_sem is then held for writing (fs/ext4/ext4.h). An inode that is
+// refused is a *Refusal, and the walk goes on; any other error ends it.
 func (c *Cache) MidUpdate(s *Superblock) iter.Seq2[*Inode, error] {
 	return func(yield func(*Inode, error) bool) {
 		at := c.info()
@@ -165,7 +167,7 @@ func (c *Cache) MidUpdate(s *Superblock) iter.Seq2[*Inode, error] {
 			yield(nil, fmt.Errorf("walk inodes of %s: the layout of ext4_inode_info is not known", s.ID))
 			return
 		}
-		// Of all inodes, nothing but the lock is read.
+		// Only the lock is read of inodes that are not mid-update.
 		list := addr.Virt(c.layout.inode.sbList.Off)
 		for entry, err := range c.List(c.layout.super.inodes.In(s.Addr)) {
 			free := false
@@ -191,7 +193,7 @@ func (c *Cache) MidUpdate(s *Superblock) iter.Seq2[*Inode, error] {
 	}
 }
 
-// confirm compares a block with the mapping, and returns what of that is left.
+// confirm checks a block against the mapping, and returns the rest of the mapping, for the next block.
 func confirm(mapping []Mapped, b AllocatedBlock) ([]Mapped, error) {
 	for len(mapping) > 0 && mapping[0].End <= b.Off {
 		mapping = mapping[1:]
@@ -205,8 +207,8 @@ func confirm(mapping []Mapped, b AllocatedBlock) ([]Mapped, error) {
 	return mapping, fmt.Errorf("%w: byte %d is not at %d of the device", ErrMapping, b.Off, b.Disk)
 }
 
-// allocatedIn returns the blocks of one entry of a file's tree of pages that are
-// unsaved and allocated, and whether these are all that are unsaved.
+// allocatedIn returns the blocks of one entry of a file's page tree that are both
+// unsaved and allocated, and whether no other block of the entry is unsaved.
 func (d *Device) allocatedIn(i *Inode, at slotted) (out []AllocatedBlock, all bool, err error) {
 	c, l := d.c, &d.c.layout.buffer
 	if at.isValue() || at.isInternal() || at.entry == 0 {
@@ -218,7 +220,7 @@ func (d *Device) allocatedIn(i *Inode, at slotted) (out []AllocatedBlock, all bo
 	}
 	if at.index != p.index || p.mapping != i.mapping || !p.covers(at) || !p.has(c.layout.page.hasPrivate) ||
 		c.unbroken(p, p.within(i, at)) != nil {
-		return nil, false, nil // likewise, or it has no buffers
+		return nil, false, nil // Unsaved refuses it, or it has no buffers
 	}
 	unsaved := 0
 	err = c.ring(p, func(b bufferState) {

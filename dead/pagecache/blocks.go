@@ -8,10 +8,10 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// blocksLayout says where file systems that have no buffer heads keep which
-// blocks of a page are filled: in a structure that the page's private member
-// points to, as a bitmap of all blocks of the page that are up to date. More
-// bitmaps may follow. A page of one block has no such structure.
+// blocksLayout says where file systems without buffer heads record which blocks
+// of a page are uptodate: as a bitmap with a bit for each block of the page, in a
+// structure that the page's private member points to. More bitmaps may follow.
+// A page of one block has no such structure.
 type blocksLayout struct {
 	iomap, btrfs blocksField
 }
@@ -30,9 +30,9 @@ func newBlocksLayout(k *kernel.Kernel) blocksLayout {
 	return l
 }
 
-// newBlocksField looks at the first of these structures that the kernel has. The
-// bitmap is its last member, an array of longs without a size, and hence begins
-// where it ends.
+// newBlocksField looks up the first of the named structures that the kernel has. The
+// bitmap is its last member, a flexible array of longs, and hence begins where the
+// structure ends.
 func newBlocksField(k *kernel.Kernel, names []string, modules ...string) blocksField {
 	for _, name := range names {
 		if l := layoutIn(k, name, modules...); l.Err() == nil && l.Size%8 == 0 {
@@ -47,8 +47,8 @@ func (s *Superblock) hasBufferHeads() bool {
 	return s.HasBuffers() || s.Type == "vfat" || s.Type == "msdos"
 }
 
-// partly yields the parts of a page that was never filled as a whole, which are
-// known nevertheless.
+// partly yields the parts of a page whose content is known although the page is not
+// uptodate.
 func (c *Cache) partly(s *Superblock, i *Inode, p *pageState, at slotted, yield func(Piece, error) bool) bool {
 	switch {
 	case !p.has(c.layout.page.hasPrivate):
@@ -63,8 +63,8 @@ func (c *Cache) partly(s *Superblock, i *Inode, p *pageState, at slotted, yield 
 	return yield(Piece{}, i.refuse(at.index, at.pages, NotUptodate, nil))
 }
 
-// blocksOf yields those blocks of a page that are up to date. Some may be as on the
-// disk: to write them again does no harm.
+// blocksOf yields those blocks of a page that are uptodate. Some may be the same on the
+// disk: writing them again does no harm.
 func (c *Cache) blocksOf(i *Inode, p *pageState, at slotted, field blocksField, yield func(Piece, error) bool) bool {
 	bad := func(why Reason, cause error) bool {
 		return yield(Piece{}, i.refuse(at.index, p.pages, why, cause))

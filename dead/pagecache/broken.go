@@ -6,9 +6,9 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// findBroken looks which pages of a large folio have broken memory, of those with some of its bytes:
-// the kernel marks the struct page of each (mm/memory-failure.c, memory_failure), and then
-// tries to split the folio.
+// findBroken adds to p.broken the pages of a large folio whose memory is broken, among those that
+// hold the bytes within: the kernel marks the struct page of each (mm/memory-failure.c,
+// memory_failure), and then tries to split the folio.
 func (c *Cache) findBroken(p *pageState, within addr.Span) error {
 	l := &c.layout.page
 	first := p.unit.Index(within.Off)
@@ -28,7 +28,7 @@ func (c *Cache) findBroken(p *pageState, within addr.Span) error {
 	return nil
 }
 
-// unbroken fails where any memory of a folio is broken, among some of its bytes.
+// unbroken returns an error if any of the memory that holds the bytes within of a folio is broken.
 func (c *Cache) unbroken(p *pageState, within addr.Span) error {
 	err := c.findBroken(p, within)
 	if err == nil && (len(p.broken) > 0 || c.layout.page.canPoison && p.has(c.layout.page.poisoned)) {
@@ -37,13 +37,13 @@ func (c *Cache) unbroken(p *pageState, within addr.Span) error {
 	return err
 }
 
-// within is where in a folio lies what an entry stands for, as far as it is the file's, in bytes.
+// within returns the bytes of a folio that an entry stands for, up to the end of the file.
 func (p *pageState) within(i *Inode, at slotted) addr.Span {
 	s := whole(p, at).Clip(i.Size)
 	return addr.Span{Off: s.Off - p.start(), End: s.End - p.start()}
 }
 
-// intact passes on what is found of a folio, and refuses what of that is in broken memory.
+// intact wraps yield so that parts of a piece that lie in broken pages of the folio are refused.
 func (p *pageState) intact(i *Inode, yield func(Piece, error) bool) func(Piece, error) bool {
 	if len(p.broken) == 0 {
 		return yield
@@ -66,7 +66,7 @@ func (p *pageState) intact(i *Inode, yield func(Piece, error) bool) func(Piece, 
 	}
 }
 
-// part returns the bytes of a piece from one of the file to another.
+// part returns the part of a piece that lies between two offsets in the file.
 func (p Piece) part(from, to int64) Piece {
 	from, to = max(from, p.Off), min(to, p.End)
 	return Piece{Span: addr.Span{Off: from, End: max(from, to)}, Phys: p.Phys + addr.Phys(from-p.Off), Writeback: p.Writeback}

@@ -8,14 +8,14 @@ import (
 	"understudy.dev/understudy/internal/lab/kerneltest"
 )
 
-// TestBroken: of a large folio, the pages whose memory is broken are refused, and the others are not.
+// TestBroken checks that the pages of a large folio whose memory is broken are refused, and the others are not.
 func TestBroken(t *testing.T) {
 	const private = good | 1<<pgHead | 1<<pgPrivateBit
 	third := []string{"a[32768,40960)", "10+1 broken memory", "\x00[45056,49152)"}
 	for name, tc := range map[string]struct {
 		kind   string
 		broken []int // pages of the folio
-		each   bool  // page has an entry of its own
+		each   bool  // each page has its own entry
 		size   int64 // of the file, in pages
 		build  func(w *world, folio addr.Virt)
 		want   []string
@@ -67,8 +67,8 @@ func TestBroken(t *testing.T) {
 	}
 }
 
-// TestBrokenDevice: a block of the file system's own that lies in broken memory is not read from there,
-// nor from the disk, which may be older. The others in its folio are.
+// TestBrokenDevice checks that a metadata block in broken memory is read neither from there nor from the
+// disk, which may be older. The other blocks in its folio are read from memory.
 func TestBrokenDevice(t *testing.T) {
 	w := newWorld(t)
 	w.device()

@@ -16,14 +16,14 @@ type Btrfs struct {
 	// Super are the bytes of the superblock that was written last, or was about to
 	// be (super_for_commit).
 	Super []byte
-	// Logging says that an fsync was about to write that superblock, with the root of another log
-	// tree: what the disk has may have the one before.
+	// Logging says that an fsync was about to write that superblock with a new root of the log
+	// tree: the superblock on the disk may still have the previous root.
 	Logging bool
 
 	c      *Cache
 	s      *Superblock
 	layout *btrfsLayout
-	single bool // one transaction is not committed, and not one that is ending besides
+	single bool // at most one transaction is not committed
 }
 
 // BtrfsSuperSize is the size of a superblock, in bytes (BTRFS_SUPER_INFO_SIZE,
@@ -113,8 +113,8 @@ func (c *Cache) Btrfs(s *Superblock) (*Btrfs, error) {
 	return f, nil
 }
 
-// committing reports whether an fsync is writing the tree of logs: its log_commit, of either of the
-// last two, is set until the superblock is written (fs/btrfs/tree-log.c, btrfs_sync_log).
+// committing reports whether an fsync is writing the log root tree: log_commit, of either of the last
+// two log transactions, is set until the superblock is written (fs/btrfs/tree-log.c, btrfs_sync_log).
 func (f *Btrfs) committing(root addr.Virt) (bool, error) {
 	b, err := f.c.k.Bytes(root, f.layout.rootSize)
 	if err != nil {
@@ -132,10 +132,10 @@ func (f *Btrfs) own(i *Inode) ([]byte, error) {
 	return b, nil
 }
 
-// Committed reports whether the disk has all that memory has of an inode but its
-// unsaved data, and the size and times that come with that: the transaction that changed it last is committed, and no data
-// that was written waits for its extent to be recorded. Such data has clean pages
-// already (fs/btrfs/ordered-data.c).
+// Committed reports whether the disk has everything that memory has of an inode except its
+// unsaved data, and the size and times that are written with that data: the transaction that
+// last changed the inode is committed, and no written data waits for its extent to be
+// recorded. The pages of such data are already clean (fs/btrfs/ordered-data.c).
 func (f *Btrfs) Committed(i *Inode) (bool, error) {
 	b, err := f.own(i)
 	if err != nil {
@@ -144,9 +144,9 @@ func (f *Btrfs) Committed(i *Inode) (bool, error) {
 	return f.layout.lastTrans.Uint(b) <= f.LastCommitted && f.layout.ordered.Uint(b) == 0, nil
 }
 
-// Bare reports whether no extent of a file is on the disk, as the
-// kernel saw it, nor waits to be recorded: then what is not in memory is zeros. An extent is
-// counted only once it is recorded, which of a direct write is after its data is written.
+// Bare reports whether a file has no extent on the disk, as the kernel saw it, and none
+// that waits to be recorded: what is not in memory is then zeros. An extent is counted only
+// once it is recorded; for a direct write that is after its data is written.
 func (f *Btrfs) Bare(i *Inode) (bool, error) {
 	b, err := f.own(i)
 	if err != nil {
@@ -156,13 +156,13 @@ func (f *Btrfs) Bare(i *Inode) (bool, error) {
 	return l.blocks.Uint(b) == 0 && l.bytes.Uint(b) == 0 && l.ordered.Uint(b) == 0, nil
 }
 
-// Kept reports whether the extents of a file are those that the last
-// committed transaction has. It rests on what a fast fsync rests on: the kernel
-// lists all extents that the running transaction changed, or sets a flag
+// Kept reports whether the extents of a file are those that the last committed
+// transaction has. It relies on what a fast fsync relies on: the kernel lists all
+// extents that the running transaction changed, or sets a flag
 // (fs/btrfs/tree-log.c, btrfs_log_changed_extents; extent_io.c,
-// try_release_extent_mapping). A file that was logged since then was taken off the
-// list. A generation is the transaction that made an inode (inode.c, btrfs_new_inode): it has none
-// of a file that is younger.
+// try_release_extent_mapping). If the file was logged since then, its extents were
+// taken off the list. The generation of an inode is the transaction that created it
+// (inode.c, btrfs_new_inode): the committed transaction has no extents of a younger file.
 func (f *Btrfs) Kept(i *Inode) (bool, error) {
 	b, err := f.own(i)
 	if err != nil {
@@ -204,17 +204,17 @@ func (f *Btrfs) Root(i *Inode) (uint64, error) {
 	return f.layout.rootID.Uint(root), nil
 }
 
-// Trees of btrfs (include/uapi/linux/btrfs_tree.h): that of a new file system's files, and the
-// first and last that a subvolume may be.
+// Object IDs of btrfs trees (include/uapi/linux/btrfs_tree.h): the file tree of a new file
+// system, and the first and last that a subvolume may have.
 const (
 	topSubvolume   = 5           // BTRFS_FS_TREE_OBJECTID
 	firstSubvolume = 256         // BTRFS_FIRST_FREE_OBJECTID
 	lastSubvolume  = 1<<64 - 256 // BTRFS_LAST_FREE_OBJECTID
 )
 
-// Internal reports whether an inode is known to be the file system's own: it is in a tree that is no
-// subvolume, as are those that remember free space (space_cache=v1), and those that blocks are
-// moved by.
+// Internal reports whether an inode is known to be the file system's own: it is in a tree that is not a
+// subvolume, as are the inodes of the free space cache (space_cache=v1) and those that blocks are
+// relocated with.
 func (f *Btrfs) Internal(i *Inode) bool {
 	root, err := f.Root(i)
 	return err == nil && root != topSubvolume && (root < firstSubvolume || root > lastSubvolume)

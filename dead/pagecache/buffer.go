@@ -16,7 +16,7 @@ type bufferLayout struct {
 	mapped, delay, unwritten, lock  uint
 	fresh                           uint // just allocated (BH_New)
 	writeError                      uint
-	private                         uint // the first that is the file system's own
+	private                         uint // the first bit that is the file system's own
 }
 
 func (l *bufferLayout) look(t *kernel.Types) error {
@@ -51,16 +51,16 @@ func (l *bufferLayout) look(t *kernel.Types) error {
 // minBuffer is the smallest block a buffer stands for, in bytes.
 const minBuffer = 512
 
-// maxPrivate is how many bits from BH_PrivateStart on a buffer may have: more than jbd2 and its file systems take
+// maxPrivate bounds the number of state bits from BH_PrivateStart on: jbd2 and its file systems use fewer
 // (include/linux/jbd2.h, enum jbd_state_bits; fs/ext4/ext4.h, BH_BITMAP_UPTODATE).
 const maxPrivate = 16
 
 // bufferState is a buffer head as read: a block of a page.
 type bufferState struct {
 	at     addr.Virt
-	owner  addr.Virt // b_private: of one that a journal has, its journal_head
+	owner  addr.Virt // b_private: the journal_head of a buffer that belongs to a journal
 	state  uint64
-	block  addr.Block // on the device, counted in its own length
+	block  addr.Block // on the device, in units of length
 	off    int64      // in the page
 	length int64      // in bytes
 }
@@ -104,14 +104,14 @@ func (c *Cache) ring(p *pageState, visit func(bufferState)) error {
 	return nil
 }
 
-// jbdDirty is the number of BH_JBDDirty behind BH_PrivateStart: a block of data that a
-// journal has (include/linux/jbd2.h, enum jbd_state_bits).
+// jbdDirty is the bit number of BH_JBDDirty, counted from BH_PrivateStart. It is set on a
+// dirty data block that belongs to a journal (include/linux/jbd2.h, enum jbd_state_bits).
 const jbdDirty = 5
 
-// buffers yields those parts of a page that was never filled as a whole, which
-// are known nevertheless: blocks that were written to, hence are up to date, and
-// are dirty or being written back. A page may be dirty and no block of it: what was
-// written was cut off or punched out again (fs/buffer.c, discard_buffer).
+// buffers yields the known parts of a page that is not uptodate as a whole: blocks
+// that were written to, hence are uptodate, and are dirty or under writeback. A page
+// may be dirty while no block of it is: what was written was truncated or punched out
+// again (fs/buffer.c, discard_buffer).
 func (c *Cache) buffers(i *Inode, p *pageState, at slotted, yield func(Piece, error) bool) bool {
 	l := &c.layout.buffer
 	bad := func(why Reason, cause error) bool {
@@ -139,15 +139,15 @@ func (c *Cache) buffers(i *Inode, p *pageState, at slotted, yield func(Piece, er
 	return empty == 0 || bad(NotUptodate, nil)
 }
 
-// odd reports whether a buffer of a file that is not to be written has a state that no kernel leaves: it fills a page with
-// all of its buffers, and has the page locked while it reads one or gives it a new block (fs/buffer.c, __block_write_begin_int).
-// Such a one may well have been unsaved.
+// odd reports whether a buffer of a file that is neither dirty nor under writeback has a state in which no kernel
+// leaves it: a page that is uptodate has only uptodate buffers, and the page is locked while a buffer is read or gets
+// a new block (fs/buffer.c, __block_write_begin_int). Such a buffer may well have been unsaved.
 func (c *Cache) odd(p *pageState, b *bufferState) bool {
 	l, page := &c.layout.buffer, &c.layout.page
 	return !b.has(l.uptodate) && (p.has(page.uptodate) || (b.has(l.fresh) || b.has(l.lock)) && !p.has(page.locked))
 }
 
-// frameOf is PageFrame, with an impossible frame for none.
+// frameOf is PageFrame, but returns an impossible frame instead of an error.
 func (c *Cache) frameOf(page addr.Virt) addr.PFN {
 	frame, err := c.k.PageFrame(page)
 	if err != nil {

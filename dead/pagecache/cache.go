@@ -1,11 +1,12 @@
 // Package pagecache walks the file systems, inodes and unsaved pages in the
-// memory of a Linux kernel, and says of everything it does not hand out why.
+// memory of a Linux kernel, and gives a reason for everything it does not hand out.
 //
 // # Caveats
 //
 // Nothing in memory is trusted: walks are bounded and remember where they have
-// been, pointers back are compared. The walks of living memory give answers, but
-// not consistent ones. Buffer heads are understood for ext2, ext3 and ext4 only.
+// been, and back pointers are checked. Walks of the memory of a running kernel give
+// answers, but not consistent ones. Buffer heads are understood for ext2, ext3 and
+// ext4 only.
 package pagecache
 
 import (
@@ -22,7 +23,7 @@ import (
 type Cache struct {
 	k      *kernel.Kernel
 	layout *layout
-	// These are looked up when they are needed first.
+	// These are looked up when they are first needed.
 	blocks  func() blocksLayout
 	info    func() infoOffsets
 	maps    func() (*mapLayout, error)
@@ -51,7 +52,7 @@ func Open(k *kernel.Kernel) (*Cache, error) {
 	return c, nil
 }
 
-// Kernel returns the kernel that the cache is of.
+// Kernel returns the kernel whose page cache this is.
 func (c *Cache) Kernel() *kernel.Kernel { return c.k }
 
 // ErrList is wrapped by the error of a list that does not check out: it may be
@@ -73,7 +74,7 @@ func (c *Cache) List(head addr.Virt) iter.Seq2[addr.Virt, error] { return c.entr
 // is the first member of the entry before it.
 func (c *Cache) hlist(head addr.Virt) iter.Seq2[addr.Virt, error] { return c.entries(head, 0) }
 
-// entries yields the addresses of a list's entries up to the one that is its end.
+// entries yields the addresses of a list's entries, until a next pointer equals end.
 func (c *Cache) entries(head, end addr.Virt) iter.Seq2[addr.Virt, error] {
 	return func(yield func(addr.Virt, error) bool) {
 		before := head

@@ -8,13 +8,13 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// Clock is what the kernel knew of time when it was last told.
+// Clock is what the kernel knew of the time at its last tick.
 type Clock struct {
 	Now  time.Time     // wall clock at the last tick, at most some milliseconds before death
 	Boot time.Time     // wall clock at boot
 	Tick time.Duration // length of a jiffy; 0 if unknown
 
-	real        int64  // nanoseconds from the monotonic clock to the wall clock
+	real        int64  // wall clock minus monotonic clock, in nanoseconds
 	jiffies     uint64 // at Now
 	dirtiedWhen kernel.Field
 }
@@ -25,7 +25,7 @@ func (k *Clock) Uptime() time.Duration { return k.Now.Sub(k.Boot) }
 // wall turns a time of the monotonic clock (ktime_get) into one of the wall clock.
 func (k *Clock) wall(monotonic int64) time.Time { return time.Unix(0, monotonic+k.real) }
 
-// ErrClock says that the kernel's clock cannot be so.
+// ErrClock says that the kernel's clock has a value it cannot have.
 var ErrClock = errors.New("clock is implausible")
 
 // Clock reads the kernel's timekeeper (include/linux/timekeeper_internal.h).
@@ -57,9 +57,9 @@ func (c *Cache) Clock() (*Clock, error) {
 	return k, nil
 }
 
-// readTick finds what jiffies are worth. Without that, ages are unknown. interval is
-// how far the clock goes with each tick (NTP_INTERVAL_FREQ is HZ), in nanoseconds,
-// but for a correction of some parts in a million.
+// readTick finds the length of a jiffy. Without it, ages are unknown. interval is how
+// far the clock advances with each tick (NTP_INTERVAL_FREQ is HZ), in nanoseconds,
+// apart from a correction of a few parts per million.
 func (c *Cache) readTick(k *Clock, interval uint64) {
 	l := c.k.Types().Layout("inode")
 	k.dirtiedWhen = l.Field("dirtied_when", 8)

@@ -25,11 +25,11 @@ func superOf(t *testing.T, c *pagecache.Cache, image *fixture.Image, name string
 	return s
 }
 
-// hasTypes are the kernels that keep types of their modules.
+// hasTypes reports whether a kernel keeps types of its modules.
 func hasTypes(kernel string) bool { return kernel[:4] != "5.10" }
 
-// TestXFSMapping wants the blocks that memory says a file lies in to have, on the
-// disk, what the guest had in the file, but for what it changed.
+// TestXFSMapping checks that the blocks in which a file lies according to memory have,
+// on the disk, what the guest had in the file, except for what the guest changed.
 func TestXFSMapping(t *testing.T) {
 	for _, kernel := range fixture.Kernels {
 		for _, name := range []string{"xfs", "xfs-1k"} {
@@ -113,8 +113,8 @@ func checkMapping(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, x *
 	}
 }
 
-// TestCommitted wants what the guest changed after its last sync not to pass for what
-// the disk has. To btrfs a file whose data is all unsaved has not changed yet.
+// TestCommitted checks that files which the guest changed after its last sync do not count
+// as committed. For btrfs, a file whose data is all unsaved has not changed yet.
 func TestCommitted(t *testing.T) {
 	for _, kernel := range fixture.Kernels {
 		if !hasTypes(kernel) {

@@ -9,9 +9,9 @@ import (
 	"understudy.dev/understudy/internal/lab/kerneltest"
 )
 
-// TestConfigurations has the structures of real kernels of other configurations, as a compiler
-// lays them out: all that is read of them is found, and locks say whether they are held, but
-// those that nothing is left of without SMP.
+// TestConfigurations uses the structures of real kernels of other configurations, as a compiler
+// lays them out. It checks that all members that are read are found, and that locks say whether
+// they are held, except spinlocks without SMP, of which nothing is left.
 func TestConfigurations(t *testing.T) {
 	for _, name := range fixture.Layouts {
 		t.Run(name, func(t *testing.T) {

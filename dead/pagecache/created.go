@@ -19,14 +19,14 @@ const (
 	Unborn
 )
 
-// Births tells inodes that were created in a transaction that the journal had
-// not committed, from those that exist on the disk.
+// Births distinguishes inodes that were created in a transaction that the journal
+// had not committed from those that exist on the disk.
 //
 // It compares when the inode was created (i_crtime) with when the oldest open
 // transaction began (t_start_time). A transaction begins only after the one before
-// takes no more changes. The first of the two times is taken from a clock that
-// lags by a tick or, on a busy machine, by several: shortly before that beginning
-// it cannot be told, and nowhere if the wall clock was set since.
+// takes no more changes. The creation time comes from a clock that lags by a tick
+// or, on a busy machine, by several: an inode created shortly before that beginning
+// cannot be classified, and no inode can be if the wall clock was set since.
 type Births struct {
 	c      *Cache
 	since  time.Time // beginning of the oldest open transaction; zero if none is open
@@ -41,7 +41,7 @@ type Births struct {
 const maxLag = time.Second
 
 // Births reads the open transactions of a file system of the ext family. Without
-// a journal there is no telling, and the error wraps kernel.ErrNotFound.
+// a journal the births are not known, and the error wraps kernel.ErrNotFound.
 func (c *Cache) Births(s *Superblock, clock *Clock) (*Births, error) {
 	e, err := c.Ext4(s)
 	switch {
@@ -99,7 +99,7 @@ func (n *Births) Of(i *Inode) Birth {
 	created, plausible := n.create.in(b)
 	switch {
 	case !n.tids[uint32(n.tid.Uint(b))]:
-		return Born // no open transaction has anything of it
+		return Born // no open transaction has changed it
 	case !plausible:
 		return BirthUnknown
 	case created.Before(n.since.Add(-maxLag)):

@@ -25,8 +25,8 @@ type Device struct {
 // no disk to read it from.
 var ErrNotCached = errors.New("block is not in memory")
 
-// ErrNoDevice says that a file system has no one device of its own: it may have several
-// (btrfs), or none.
+// ErrNoDevice says that a file system does not have a single device of its own: it may have
+// several (btrfs), or none.
 var ErrNoDevice = errors.New("the file system has no block device of its own")
 
 // Device opens the device of a file system. disk is the image of the device as
@@ -47,7 +47,7 @@ func (c *Cache) Device(s *Superblock, disk io.ReaderAt) (*Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open device of %s: %w", s.ID, err)
 	}
-	// The mapping is named itself since 6.10 (commit 224941e8379a).
+	// The block_device points to its mapping directly since 6.10 (commit 224941e8379a).
 	if bdev.Has("bd_mapping") {
 		d.mapping, err = c.k.Pointer(bdev.Field("bd_mapping", 8).In(device))
 	} else {
@@ -59,7 +59,7 @@ func (c *Cache) Device(s *Superblock, disk io.ReaderAt) (*Device, error) {
 	if err = errors.Join(err, bdev.Err(), inode.Err()); err != nil {
 		return nil, fmt.Errorf("open device of %s: %w", s.ID, err)
 	}
-	// The mapping knows its inode, and that whose device it is.
+	// The mapping points to its inode, which has the device number.
 	host, dev := mapping.Field("host", 8), inode.Field("i_rdev", 4)
 	owner, err := c.k.Pointer(host.In(d.mapping))
 	if err = errors.Join(err, mapping.Err(), inode.Err()); err != nil {
@@ -80,13 +80,13 @@ func (c *Cache) Device(s *Superblock, disk io.ReaderAt) (*Device, error) {
 	return d, nil
 }
 
-// MaxBlock bounds the size of a block: that of a page for long, and what ext4 has on disk,
-// EXT4_MAX_BLOCK_SIZE, since it has blocks larger than a page (6.19).
+// MaxBlock bounds the size of a block, in bytes. Since ext4 supports blocks larger than a page
+// (6.19), the bound is that of its format, EXT4_MAX_BLOCK_SIZE; before, it was the page size.
 const MaxBlock = 64 << 10
 
-// Meta reads a block of the file system's own: from memory, where it is newest,
+// Meta reads a metadata block of the file system: from memory, where it is newest,
 // or else from the disk. It must not be used for blocks of files: those are cached
-// in their files.
+// in the mappings of their files.
 func (d *Device) Meta(block addr.Block, size int) ([]byte, error) {
 	if size <= 0 || size > MaxBlock || uint64(block) > 1<<62/uint64(size) {
 		return nil, fmt.Errorf("read block %d: not a block of %d bytes", block, size)
@@ -103,8 +103,8 @@ func (d *Device) Meta(block addr.Block, size int) ([]byte, error) {
 	return b, nil
 }
 
-// Caches reports whether the device's own cache has a block, which it keeps a while
-// after the last use of it as metadata.
+// Caches reports whether the device's own cache has a block. It keeps a block for a
+// while after its last use as metadata.
 func (d *Device) Caches(block addr.Block, size int) bool {
 	_, err := d.cached(int64(block)*int64(size), size)
 	return err == nil
@@ -124,8 +124,8 @@ func (d *Device) cached(off int64, size int) ([]byte, error) {
 	return d.c.k.Memory().View(p.phys()+addr.Phys(within), size)
 }
 
-// pageOf returns the page, or folio, that the device's own cache has for some bytes of it, and
-// where in that they are.
+// pageOf returns the page, or folio, of the device's own cache that holds size bytes at off, and
+// their offset in it.
 func (d *Device) pageOf(off int64, size int) (p *pageState, within int64, err error) {
 	index := d.c.k.Pages().Index(off)
 	e, err := d.c.lookup(d.mapping, index)
@@ -148,7 +148,7 @@ func (d *Device) pageOf(off int64, size int) (p *pageState, within int64, err er
 	return p, within, d.c.unbroken(p, addr.Span{Off: within, End: within + int64(size)})
 }
 
-// blockThere returns ErrNotCached if the buffer at an offset of a page was not read.
+// blockThere returns ErrNotCached if the buffer at an offset of a page is not uptodate.
 func (c *Cache) blockThere(p *pageState, within int64, size int) error {
 	if !p.has(c.layout.page.hasPrivate) {
 		return ErrNotCached
@@ -175,7 +175,7 @@ func (c *Cache) blockThere(p *pageState, within int64, size int) error {
 	return ErrNotCached
 }
 
-// lookup returns the entry of a page in a mapping, 0 if there is none.
+// lookup returns the entry of a mapping for a page index; 0 if there is none.
 func (c *Cache) lookup(mapping addr.Virt, index addr.Index) (entry, error) {
 	tree := mapping + addr.Virt(c.layout.inode.tree.Off-c.layout.inode.data.Off)
 	head, err := c.k.U64(mapping + addr.Virt(c.layout.inode.head.Off-c.layout.inode.data.Off))

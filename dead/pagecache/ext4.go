@@ -15,25 +15,26 @@ import (
 type Journal struct {
 	Addr            addr.Virt
 	TailSequence    uint32     // j_tail_sequence: the oldest transaction in the log
-	Tail            addr.Block // j_tail: where that begins, in the log
+	Tail            addr.Block // j_tail: the block of the log in which that one begins
 	Head            addr.Block // j_head: the first unused block of the log
-	CommitSequence  uint32     // j_commit_sequence: the last that was committed
-	NextTransaction uint32     // j_transaction_sequence: that of the next one to start
-	// Aborted says that the kernel had given it up after an error: transactions count as
-	// committed then that never were (fs/jbd2/commit.c).
+	CommitSequence  uint32     // j_commit_sequence: the last committed transaction
+	NextTransaction uint32     // j_transaction_sequence: the next transaction to start
+	// Aborted says that the kernel had aborted the journal after an error: transactions that
+	// were never committed then count as committed (fs/jbd2/commit.c).
 	Aborted bool
 }
 
 // Ext4 is what the kernel's ext4 has in memory about one mounted file system.
 type Ext4 struct {
-	Super   ext4.Super // as the kernel has it: where it is ahead of the disk
+	Super   ext4.Super // as the kernel has it, which may be ahead of the disk
 	Journal *Journal   // nil without a journal
 }
 
 // Internal reports whether an inode is the file system's own, or the value of an extended attribute
-// (ea_inode): that keeps a count of its users and a hash in its times, and is written with the journal
-// only. Its quota is counted where the attribute is (fs/ext4/xattr.c, ext4_xattr_inode_create and
-// ext4_xattr_inode_iget); files of quotas have no access times besides (fs/ext4/super.c, ext4_quota_on).
+// (ea_inode). The latter keeps its reference count and a hash in its times, and is written through the
+// journal only. It has S_NOQUOTA, since its quota is charged to the inode with the attribute
+// (fs/ext4/xattr.c, ext4_xattr_inode_create and ext4_xattr_inode_iget); quota files have S_NOATIME as
+// well (fs/ext4/super.c, ext4_quota_on).
 func (e *Ext4) Internal(i *Inode) bool {
 	value := e.Super.Incompat&ext4.IncompatEAInode != 0 && i.Flags&(FlagNoQuota|FlagNoAtime) == FlagNoQuota
 	return value || e.Super.Internal(i.Ino)
@@ -69,7 +70,7 @@ func newExt4Layout(k *kernel.Kernel) (*ext4Layout, error) {
 }
 
 // layoutIn looks a structure up in the kernel image, or in the first of these
-// modules that has it; where modules have no types, in what is known of those.
+// modules that has it; where modules have no types, in moduleTypes.
 func layoutIn(k *kernel.Kernel, name string, modules ...string) *kernel.Layout {
 	image := k.Types().Layout(name)
 	if !errors.Is(image.Err(), kernel.ErrNotFound) {
@@ -90,8 +91,8 @@ func layoutIn(k *kernel.Kernel, name string, modules ...string) *kernel.Layout {
 	return image
 }
 
-// Ext4 reads what the kernel's ext4 has about a file system of type ext2, ext3
-// or ext4 in memory.
+// Ext4 reads what the kernel's ext4 has in memory about a file system of type
+// ext2, ext3 or ext4.
 func (c *Cache) Ext4(s *Superblock) (*Ext4, error) {
 	super, err := c.extSuper(s)
 	if err != nil {
@@ -129,21 +130,22 @@ func (c *Cache) extSuper(s *Superblock) (*ext4.Super, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What checksums are made from stays (fs/ext4/ioctl.c, ext4_ioctl_setuuid), but for what has that kept elsewhere.
+	// The UUID does not change while checksums are seeded from it (fs/ext4/ioctl.c, ext4_ioctl_setuuid);
+	// csum_seed keeps the seed elsewhere.
 	if super.UUID != s.MountUUID && super.Checksummed() && super.Incompat&ext4.IncompatCsumSeed == 0 {
 		return nil, fmt.Errorf("%s: its superblock says it is %v, not %v", s.ID, super.UUID, s.MountUUID)
 	}
 	return &super, nil
 }
 
-// journalMagic begins every block of the journal itself (include/linux/jbd2.h,
+// journalMagic begins every metadata block of the journal (include/linux/jbd2.h,
 // JBD2_MAGIC_NUMBER), most significant byte first.
 const journalMagic = 0xc03b3998
 
 // aborted is JBD2_ABORT (include/linux/jbd2.h).
 const aborted = 0x002
 
-// journal reads the journal of a file system, and checks that it is its.
+// journal reads the journal at an address, and checks that it is that of the file system.
 func (c *Cache) journal(s *Superblock, journal addr.Virt) (*Journal, error) {
 	l := c.layout.ext4
 	b, err := c.k.Bytes(journal, l.journalSize)
@@ -172,8 +174,8 @@ func (c *Cache) journal(s *Superblock, journal addr.Virt) (*Journal, error) {
 }
 
 // Layout looks up the layout of a structure in the kernel image, or in the first
-// of these modules that has it; where modules keep no types, in what is known of
-// those. A structure that is nowhere shows in its Err.
+// of these modules that has it; where modules have no types, in moduleTypes. The
+// result's Err says if the structure was not found.
 func (c *Cache) Layout(name string, modules ...string) *kernel.Layout {
 	return layoutIn(c.k, name, modules...)
 }

@@ -8,15 +8,15 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// Bits of es_pblk that say what an extent_status is (fs/ext4/extents_status.h,
-// ES_UNWRITTEN_B and ES_HOLE_B of five, at the top of 64).
+// Bits of es_pblk that say what an extent_status is: two of the five at the top of its
+// 64 bits (fs/ext4/extents_status.h, ES_UNWRITTEN_B and ES_HOLE_B).
 const (
 	statusUnwritten = 1 << 60
 	statusHole      = 1 << 62
 )
 
-// maxStatuses bounds the tree of one file. A red-black tree of so many is less than
-// maxStatusDepth deep.
+// maxStatuses bounds the nodes in the tree of one file. A red-black tree of that many
+// nodes is less than maxStatusDepth deep.
 const (
 	maxStatuses    = 1 << 20
 	maxStatusDepth = 64
@@ -42,10 +42,10 @@ func newStatusLayout(k *kernel.Kernel) (*statusLayout, error) {
 	return l, errors.Join(i.Err(), e.Err())
 }
 
-// Zeros returns what of a file of ext4 reads as zeros unless a page says otherwise,
-// ascending: holes, and unwritten extents. It is from the file's extent status tree
-// (fs/ext4/extents_status.c), which stays as it was while the tree of
-// extents itself is mid-update, and need not cover all of the file.
+// Zeros returns the ranges of an ext4 file that read as zeros unless a page says
+// otherwise, ascending: holes and unwritten extents. They come from the file's extent
+// status tree (fs/ext4/extents_status.c), which does not change while the extent tree
+// itself is mid-update, and which need not cover the whole file.
 func (c *Cache) Zeros(s *Superblock, i *Inode) ([]addr.Span, error) {
 	zeros, err := c.zeros(s, i)
 	if err != nil {
@@ -75,13 +75,13 @@ func (c *Cache) zeros(s *Superblock, i *Inode) ([]addr.Span, error) {
 	return w.out, err
 }
 
-// statusWalk goes through a tree of extent status in its order.
+// statusWalk goes through an extent status tree in ascending order.
 type statusWalk struct {
 	c     *Cache
 	l     *statusLayout
 	block int64  // size, in bytes
 	seen  int    // nodes
-	next  uint64 // the first block that may come
+	next  uint64 // the lowest block that may come next
 	out   []addr.Span
 }
 

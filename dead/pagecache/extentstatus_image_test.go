@@ -13,12 +13,12 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// looks is memory that keeps where it was looked at.
+// looks is memory that records where it was read.
 type looks struct {
 	ram.Memory
 	mu sync.Mutex
-	at []addr.PhysRange // of less than a page
-	// If a byte is to be wrong, it is this one.
+	at []addr.PhysRange // of reads of less than a page
+	// wrong is the address of the byte that is changed by flip, unless flip is 0.
 	wrong addr.Phys
 	flip  byte
 }
@@ -38,9 +38,9 @@ func (l *looks) View(pa addr.Phys, n int) ([]byte, error) {
 	return b, nil
 }
 
-// TestZerosInImage wants what a kernel knew to read as zeros to lie nowhere, or to be
-// unwritten there, by what maps the file; and an end to the walk, with all of it in
-// order, whichever byte of the tree is another one.
+// TestZerosInImage checks that what a kernel knew to read as zeros is not mapped, or only
+// as unwritten, by the block mapping of the file; and that the walk ends, with its result in
+// order, whichever byte of the tree is changed.
 func TestZerosInImage(t *testing.T) {
 	for _, name := range fixture.Kernels {
 		t.Run(name, func(t *testing.T) {
@@ -97,7 +97,7 @@ func TestZerosInImage(t *testing.T) {
 					for _, m := range mapping {
 						mapped += m.Len()
 					}
-					// Besides, there are nodes and attributes.
+					// The sectors also include extent tree nodes and attributes.
 					if more := int64(i.Sectors)*512 - mapped; more < 0 || more > 16<<10 {
 						t.Errorf("%s: inode %d has %d sectors, and %d bytes mapped", d.Name, i.Ino, i.Sectors, mapped)
 					}
@@ -119,8 +119,8 @@ func TestZerosInImage(t *testing.T) {
 	}
 }
 
-// compareMoving wants no file to be moving, and one whose lock is held to be: bit 0 of 8 bytes says so, or bit 30 of 4 with
-// PREEMPT_RT (kernel/locking/rwsem.c, RWSEM_WRITER_LOCKED; include/linux/rwbase_rt.h, WRITER_BIAS).
+// compareMoving checks that no file is mid-update, and that one whose lock is held is: bit 0 of 8 bytes says so, or bit 30
+// of 4 with PREEMPT_RT (kernel/locking/rwsem.c, RWSEM_WRITER_LOCKED; include/linux/rwbase_rt.h, WRITER_BIAS).
 func compareMoving(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, l *looks, rt bool) {
 	t.Helper()
 	size, at, held := addr.Phys(8), addr.Phys(0), byte(1)
@@ -137,7 +137,7 @@ func compareMoving(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, l 
 		}
 		return out
 	}
-	moving() // what is looked up once
+	moving() // reads what is looked up only once
 	l.at = nil
 	if all := moving(); len(all) > 0 {
 		t.Errorf("%d files were moving", len(all))
@@ -163,8 +163,8 @@ func compareMoving(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, l 
 	}
 }
 
-// compareAll wants all that memory has of a file to be what is held, and what is
-// unsaved, in order.
+// compareAll checks that All yields what Held and Unsaved yield together, in
+// order.
 func compareAll(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Inode) {
 	t.Helper()
 	got := make(map[int64]addr.Phys) // by block of 512 bytes
@@ -199,13 +199,13 @@ func compareAll(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, i *pa
 	}
 }
 
-// damage changes each byte that was looked at.
+// damage changes each byte that was read, and checks that the zeros are still in order.
 func damage(t *testing.T, c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Inode, l *looks, seen []addr.PhysRange) {
 	t.Helper()
 	for _, r := range seen {
 		for l.wrong = r.Start; l.wrong < r.End; l.wrong++ {
 			for _, l.flip = range []byte{1, 0x80, 0xff} {
-				zeros, _ := c.Zeros(s, i) // an error is right
+				zeros, _ := c.Zeros(s, i) // an error is fine
 				end := int64(0)
 				for _, z := range zeros {
 					if z.Off < end || z.End <= z.Off {

@@ -7,13 +7,13 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// failed has a write of a file end with EIO, which fsync(2) has told of.
+// failed makes a write of a file end with EIO, which fsync(2) has reported already.
 func (w *world) failed(inode addr.Virt) {
 	w.PutU32(inode+inWrong, 0x3000|5)
 	w.PutU32(w.sb+sbWrong, 0x3000|5)
 }
 
-// TestFailed: pages of which a write failed are clean, and memory has the only copy.
+// TestFailed checks that clean pages count as unsaved after a write of the file has failed: memory has the only copy.
 func TestFailed(t *testing.T) {
 	const clean = 1 << pgUptodate
 	for name, tc := range map[string]struct {

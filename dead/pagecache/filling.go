@@ -9,19 +9,19 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// FillingBlock is a block of a file in a page that somebody had locked. Who writes to a file
-// has its page locked from before it is given blocks until its buffers are dirty
+// FillingBlock is a block of a file in a page that was locked. A writer holds the lock of a
+// page from before the page gets blocks until its buffers are dirty
 // (fs/ext4/inode.c, ext4_write_begin and ext4_write_end; fs/buffer.c, block_page_mkwrite).
 type FillingBlock struct {
 	Piece
-	Disk   int64 // where its buffer has it, in bytes of the device; -1 where that does not say so
+	Disk   int64 // its place on the device by its buffer, in bytes; -1 if the buffer does not say
 	Filled bool  // memory has its content
 	Fresh  bool  // it was just allocated, and nobody has filled it (BH_New)
 }
 
-// Filling returns the blocks of a file in pages that were locked, ascending: of those pages that
-// have anything of some spans, which ascend. Blocks that nothing happened to are left out:
-// they have their content and their place, and are clean. An error is a page that does not
+// Filling returns the blocks of a file in locked pages that overlap any of the spans within,
+// which must ascend. The blocks ascend, too. Blocks that were not being changed are left out:
+// they have their content and their place, and are clean. An error means that a page does not
 // check out.
 func (d *Device) Filling(i *Inode, within []addr.Span) ([]FillingBlock, error) {
 	if len(within) == 0 {
@@ -53,21 +53,21 @@ func (d *Device) Filling(i *Inode, within []addr.Span) ([]FillingBlock, error) {
 	return out, nil
 }
 
-// most is as much of a file as an entry can stand for: a folio lies at a multiple of its size.
+// most returns the largest part of a file that an entry can stand for: a folio begins at a multiple of its size.
 func (c *Cache) most(at slotted) addr.Span {
 	unit := c.k.Pages()
 	order := min(bits.TrailingZeros64(uint64(at.index)), maxOrder)
 	return addr.Span{Off: unit.Byte(at.index), End: unit.Byte(at.index + addr.Index(max(at.pages, 1<<order)))}
 }
 
-// overlaps reports whether ascending spans have anything of one.
+// overlaps reports whether any of spans, which ascend, overlaps s.
 func overlaps(spans []addr.Span, s addr.Span) bool {
 	n, _ := slices.BinarySearchFunc(spans, s.Off+1, func(s addr.Span, end int64) int { return cmp.Compare(s.End, end) })
 	return n < len(spans) && spans[n].Off < s.End
 }
 
-// filling adds the blocks of one page. One that has no buffers is given no block: but it may have
-// had some (fs/ext4/move_extent.c, move_extent_per_page).
+// filling adds the blocks of one page. A page without buffers is not being given blocks, but it may
+// have had buffers before (fs/ext4/move_extent.c, move_extent_per_page).
 func (d *Device) filling(p *pageState, out []FillingBlock) ([]FillingBlock, error) {
 	page, l := &d.c.layout.page, &d.c.layout.buffer
 	whole := p.has(page.uptodate)

@@ -11,7 +11,7 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// Offsets of what a world has besides if it has a block device, in bytes.
+// Offsets of the additional members in a world with a block device, in bytes.
 const (
 	sbBdev  = 176
 	inRdev  = 44
@@ -19,7 +19,7 @@ const (
 	bdInode = 0
 )
 
-// withDevice are the types of a world with a block device.
+// withDevice returns the types of a world with a block device.
 func withDevice() []btf.Type {
 	u32, u64 := &btf.Int{Name: "u32", Size: 4}, &btf.Int{Name: "u64", Size: 8}
 	all := types()
@@ -42,8 +42,8 @@ func withDevice() []btf.Type {
 	return append(all, &btf.Struct{Name: "block_device", Size: 8, Members: []btf.Member{field("bd_inode", bdInode, u64)}})
 }
 
-// TestFilling: of pages that are locked, the blocks that are to be filled are told from those
-// that are as they should be.
+// TestFilling checks that the blocks of locked pages that were being filled are found, and that
+// those to which nothing happened are left out.
 func TestFilling(t *testing.T) {
 	const (
 		bit                          = uint64(1)

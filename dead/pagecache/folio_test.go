@@ -10,7 +10,7 @@ import (
 	"understudy.dev/understudy/internal/lab/kerneltest"
 )
 
-// TestOrder reads a large folio of kernels that keep its order in different places, all of them the same.
+// TestOrder checks that a large folio is read the same from kernels that keep its order in different places.
 func TestOrder(t *testing.T) {
 	u8, u64 := &btf.Int{Name: "u8", Size: 1}, &btf.Int{Name: "u64", Size: 8}
 	const inPage = pgOrder - kerneltest.PageStruct

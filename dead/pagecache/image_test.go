@@ -48,7 +48,7 @@ func openCache(t *testing.T, mem ram.Memory) *pagecache.Cache {
 	return c
 }
 
-// TestJournalInImage wants what is read of the kernel's jbd2 to be what the
+// TestJournalInImage checks that what is read of the kernel's jbd2 is what the
 // journal's superblock on the disk says. Debian's generic 5.10 does not tell
 // where these members are (moduletypes.go).
 func TestJournalInImage(t *testing.T) {
@@ -93,9 +93,9 @@ func compareJournal(t *testing.T, c *pagecache.Cache, image *fixture.Image, disk
 	}
 }
 
-// TestDirtyInImage wants the lists of the writeback machinery to name every
-// inode that has unsaved bytes, as a look at all inodes finds them, and no inode
-// of any file system to be refused.
+// TestDirtyInImage checks that the lists of the writeback machinery name every
+// inode that has unsaved bytes, as a walk over all inodes finds them, and that no
+// inode of any file system is refused.
 func TestDirtyInImage(t *testing.T) {
 	for name, spec := range images() {
 		t.Run(name, func(t *testing.T) {

@@ -43,33 +43,33 @@ type Inode struct {
 	Ctime      time.Time
 	Flags      uint32 // Flag*
 	State      uint64 // I_*: their values differ between kernels
-	Sectors    uint64 // of 512 bytes that are allocated to it, without what is only reserved
+	Sectors    uint64 // of 512 bytes, allocated to it; what is only reserved does not count
 	Writing    bool   // its i_rwsem is held for writing: an operation on it is in flight
-	Shared     bool   // programs may write to its pages by their mappings, without that lock
-	New        bool   // it was being made, and had no name yet (I_NEW)
-	Failed     bool   // a write of its pages to the disk has failed since it is in memory
+	Shared     bool   // programs may write to its pages through shared mappings, without that lock
+	New        bool   // it was being created, and had no name yet (I_NEW)
+	Failed     bool   // a write of its pages to the disk has failed while it was in memory
 
 	mapping addr.Virt // of its own address_space
-	tree    addr.Virt // of the xarray in that
-	head    addr.Virt // xa_head, not yet believed
+	tree    addr.Virt // of the xarray in mapping
+	head    addr.Virt // xa_head, not yet checked
 	marked  bool      // xa_flags say that some page is marked
-	pages   uint64    // nrpages, not yet believed
+	pages   uint64    // nrpages, not yet checked
 	unit    addr.Pages
-	blkbits uint // log2 of the size of its blocks, not yet believed
+	blkbits uint // log2 of the size of its blocks, not yet checked
 	queued  bool // on a list of a bdi_writeback, or of inodes under writeback
 }
 
 // Regular reports whether it is a regular file.
 func (i *Inode) Regular() bool { return i.Mode&ModeType == ModeRegular }
 
-// noSectors stands for a number that the kernel does not tell.
+// noSectors is the value of Sectors if the kernel does not tell it.
 const noSectors = 1<<64 - 1
 
 // HasData reports whether its pages are its content, as those of regular files and
 // of long symbolic links are.
 func (i *Inode) HasData() bool { return i.Regular() || i.Mode&ModeType == ModeLink }
 
-// Deleted reports whether it has no name left, and is gone once it is closed.
+// Deleted reports whether it has no name left, and is freed once it is closed.
 func (i *Inode) Deleted() bool { return i.NLink == 0 }
 
 type inodeLayout struct {
@@ -94,7 +94,7 @@ func (i *inodeLayout) look(t *kernel.Types) error {
 	i.ino = l.Field("i_ino", 8)
 	i.nlink = l.Field("i_nlink", 4)
 	i.length = l.Field("i_size", 8)
-	// A structure around it since 6.19 (struct inode_state_flags).
+	// Inside a structure since 6.19 (struct inode_state_flags).
 	i.state = l.First([]string{"i_state.__state", "i_state"}, 4, 8)
 	i.generation = l.Field("i_generation", 4)
 	i.pointer = l.Field("i_mapping", 8)
@@ -118,8 +118,8 @@ func (i *inodeLayout) look(t *kernel.Types) error {
 	return l.Err()
 }
 
-// new is the bit of I_NEW in i_state (include/linux/fs.h): it moved when that was
-// made 32 bits wide, in 6.12 (commits 2ed634c96ed1 and 0fe340a98b58).
+// new returns the bit number of I_NEW in i_state (include/linux/fs.h): it moved when
+// i_state became 32 bits wide, in 6.12 (commits 2ed634c96ed1 and 0fe340a98b58).
 func (i *inodeLayout) new() int {
 	if i.state.Size == 4 {
 		return 0
@@ -150,12 +150,12 @@ func (f timeField) in(b []byte) (time.Time, bool) {
 }
 
 // errNoFile says that an inode has neither number nor name nor pages: it stands for
-// no file. A file begins so (new_inode, fs/inode.c), and vfat has one beside its
-// files from mount to unmount (fat_fill_super, fs/fat/inode.c).
+// no file. Every new inode begins like this (new_inode, fs/inode.c), and vfat has one
+// such inode from mount to unmount (fat_fill_super, fs/fat/inode.c).
 var errNoFile = errors.New("inode stands for no file")
 
-// inode reads the inode at an address and checks that it is plausible. If it is
-// of another file system than s, an otherSuper is returned.
+// inode reads the inode at an address and checks that it is plausible. If it belongs
+// to another file system than s, the error is an otherSuper.
 func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 	l := &c.layout.inode
 	b, err := c.k.Bytes(at, l.size)
@@ -191,7 +191,7 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 	i.New = i.State>>l.new()&1 != 0
 	i.Failed = l.wrong.Present() && wentWrong(l.wrong.Uint(b))
 	i.Writing = l.rwsem.Held(b)
-	// Negative: nobody may.
+	// A negative count means that shared writable mappings are denied.
 	i.Shared = l.shared.Present() && int32(l.shared.Uint(b)) > 0
 	// The upper bits of xa_flags are the marks of the whole tree (xarray.h,
 	// XA_FLAGS_MARK); where they begin depends on the kernel (__GFP_BITS_SHIFT,
@@ -214,7 +214,7 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 	case i.Regular() && l.pointer.Pointer(b) != i.mapping:
 		err = errors.New("its address_space belongs to another inode")
 	case i.Regular() && !i.Writing && (s.Type == "ext4" || s.Type == "ext3"):
-		// Only under its lock can a file be shorter than it is to be on the disk
+		// Only while its lock is held can i_size be less than i_disksize
 		// (fs/ext4/ext4.h, i_disksize).
 		if size, known := c.sizeOnDisk(i); known && size > i.Size {
 			err = fmt.Errorf("size %d, but i_disksize %d", i.Size, size)
@@ -231,5 +231,5 @@ type otherSuper struct{ super addr.Virt }
 
 func (o otherSuper) Error() string { return fmt.Sprintf("inode belongs to superblock at %v", o.super) }
 
-// Mapping is the address of the inode's page cache, struct address_space.
+// Mapping returns the address of the inode's page cache, struct address_space.
 func (i *Inode) Mapping() addr.Virt { return i.mapping }

@@ -7,7 +7,7 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// TestExt4Internal: a value of an attribute is no file, and only a file system with ea_inode has any.
+// TestExt4Internal checks that the value of an attribute is not a file, and that only a file system with ea_inode has any.
 func TestExt4Internal(t *testing.T) {
 	for name, tc := range map[string]struct {
 		ino    addr.Ino
@@ -35,7 +35,7 @@ func TestExt4Internal(t *testing.T) {
 	}
 }
 
-// TestOddBuffer: which states a kernel does not leave of a buffer that is not to be written.
+// TestOddBuffer checks in which states no kernel leaves a buffer that is not to be written.
 func TestOddBuffer(t *testing.T) {
 	const (
 		uptodate = 1 << iota // of a buffer: BH_Uptodate, BH_Lock, BH_New
@@ -58,8 +58,8 @@ func TestOddBuffer(t *testing.T) {
 		{0, uptodate | fresh, false}, // of data=journal
 		{0, lock, true},
 		{0, fresh, true},
-		{locked, lock, false},  // it is read
-		{locked, fresh, false}, // it is given its block
+		{locked, lock, false},  // it is being read
+		{locked, fresh, false}, // it is being given its block
 		{0, lock | fresh, true},
 	} {
 		if got := c.odd(&pageState{flags: tc.page}, &bufferState{state: tc.state}); got != tc.odd {

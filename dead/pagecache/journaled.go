@@ -6,9 +6,9 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// Journaled returns the blocks of the device that a file's buffers stand for which belong to a journal (BH_JBD): their content may be in
-// the journal only, or on its way there. It fails with ErrUnsettled where somebody was taking pages off the file, which
-// comes before its blocks are (ext4_truncate, ext4_punch_hole).
+// Journaled returns the device blocks of those buffers of a file that belong to a journal (BH_JBD): their content may be in
+// the journal only, or on its way there. It fails with ErrUnsettled if pages were being removed from the file, which happens
+// before its blocks are freed (ext4_truncate, ext4_punch_hole).
 func (d *Device) Journaled(i *Inode) ([]addr.Block, error) {
 	c := d.c
 	free, bad := d.keepsPages(i)
@@ -43,8 +43,8 @@ func (d *Device) Journaled(i *Inode) ([]addr.Block, error) {
 	return out, nil
 }
 
-// keepsPages reports whether nobody held the lock under which pages are taken off a file: i_mmap_sem of ext4, and
-// invalidate_lock of all files since 5.15 (commit d4f5258eae7b).
+// keepsPages reports whether nobody held the lock under which pages are removed from a file: i_mmap_sem of ext4, and
+// invalidate_lock of all file systems since 5.15 (commit d4f5258eae7b).
 func (d *Device) keepsPages(i *Inode) (bool, error) {
 	if lock := d.c.k.Types().Layout("address_space").Lock("invalidate_lock"); lock.Known() {
 		return d.c.k.Free(lock, i.mapping)

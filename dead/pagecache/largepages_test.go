@@ -9,8 +9,8 @@ import (
 	"understudy.dev/understudy/internal/lab/kerneltest"
 )
 
-// TestLargePages has files of kernels whose pages have 16 and 64 KiB, each of several blocks of
-// 4 KiB: a whole page, one with two changed blocks, one of a wrong index, and one whose buffers do
+// TestLargePages reads files of kernels whose pages have 16 and 64 KiB, each of several blocks of
+// 4 KiB: a whole page, one with two changed blocks, one with a wrong index, and one whose buffers do
 // not fill it.
 func TestLargePages(t *testing.T) {
 	for _, unit := range []addr.Pages{addr.Pages16K, addr.Pages64K} {

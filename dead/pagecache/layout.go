@@ -17,7 +17,7 @@ type layout struct {
 	page    pageLayout
 	buffer  bufferLayout
 	dentry  dentryLayout
-	ext4Err error // why it is nil
+	ext4Err error // why ext4 is nil
 }
 
 type superLayout struct {

@@ -17,24 +17,24 @@ type Mapped struct {
 	Unwritten bool  // an unwritten extent: it reads as zeros, whatever is on the device
 }
 
-// Where a file lies is in its inode (fs/ext4/ext4.h): in flags, and in 15 numbers
-// that are the top of a tree of extents (fs/ext4/ext4_extents.h), or block numbers
-// as in ext2.
+// The block mapping of a file is in its inode (fs/ext4/ext4.h): the flags say its kind,
+// and 15 words are either the root of an extent tree (fs/ext4/ext4_extents.h), or block
+// numbers as in ext2.
 const (
 	flagExtents    = 0x80000
 	flagInlineData = 0x10000000
 	rootSize       = 60
 	maxExtentDepth = 5
-	maxUnwritten   = 32768 // longer extents are unwritten, and as much shorter
+	maxUnwritten   = 32768 // an extent whose length exceeds this is unwritten, and as long as the excess
 	directBlocks   = 12
 	maxMetaBlocks  = 1 << 16 // that are read for one file
 	maxExtents     = 1 << 20 // of one file
 )
 
-// ErrMapping says that the block mapping of a file cannot be told from memory.
+// ErrMapping says that the block mapping of a file cannot be read from memory.
 var ErrMapping = errors.New("block mapping cannot be read from memory")
 
-// mapLayout is what of struct ext4_inode_info says where a file lies.
+// mapLayout has the members of struct ext4_inode_info that say where a file lies.
 type mapLayout struct {
 	size               int
 	inode, data, flags kernel.Field
@@ -50,7 +50,7 @@ func newMapLayout(k *kernel.Kernel) (*mapLayout, error) {
 	return m, l.Err()
 }
 
-// Maps returns an error if this kernel does not tell where any file lies.
+// Maps returns an error if the block mapping of no file of this kernel can be read.
 func (d *Device) Maps() error {
 	if _, err := d.c.maps(); err != nil {
 		return fmt.Errorf("%w: %w", ErrMapping, err)
@@ -58,7 +58,7 @@ func (d *Device) Maps() error {
 	return nil
 }
 
-// mapper collects where one file lies.
+// mapper collects the block mapping of one file.
 type mapper struct {
 	read  func(block addr.Block, size int) ([]byte, error)
 	block int // size, in bytes
@@ -78,8 +78,8 @@ func (d *Device) Mapping(i *Inode) ([]Mapped, error) {
 	return m, nil
 }
 
-// mappingOf reads the mapping of a file. One that is locked was being changed: it
-// may still confirm a block, but does not have all of them.
+// mappingOf reads the mapping of a file. If i_data_sem is held, the mapping was being
+// changed, and is read only if locked is set: it may confirm a block, but need not have all.
 func (d *Device) mappingOf(i *Inode, locked bool) ([]Mapped, error) {
 	if !d.super.HasBuffers() || d.super.BlockSize > MaxBlock || d.super.BlockSize < 1024 {
 		return nil, fmt.Errorf("%w: file system is %s with blocks of %d bytes", ErrMapping, d.super.Type, d.super.BlockSize)
@@ -134,7 +134,7 @@ func (m *mapper) meta(block uint64) ([]byte, error) {
 	return m.read(addr.Block(block), m.block)
 }
 
-// extents reads one node of a tree of extents, whose depth must be less than below.
+// extents reads one node of an extent tree. Its depth must be less than below.
 func (m *mapper) extents(b []byte, below int) error {
 	const head, size = 12, 12
 	u16 := func(off int) int { return int(binary.LittleEndian.Uint16(b[off:])) }
@@ -166,8 +166,8 @@ func (m *mapper) extents(b []byte, below int) error {
 	return nil
 }
 
-// blocks reads the block numbers of an inode of ext2 or ext3: 12 of the file, and
-// three of blocks with block numbers, one, two and three levels deep.
+// blocks reads the block numbers in an inode of ext2 or ext3: 12 direct ones, and those
+// of the single, double and triple indirect block.
 func (m *mapper) blocks(root []byte) error {
 	first := uint64(0)
 	for n := range rootSize / 4 {
@@ -181,7 +181,7 @@ func (m *mapper) blocks(root []byte) error {
 	return nil
 }
 
-// covers is how many blocks of a file a number stands for.
+// covers returns how many blocks of a file a block number of an indirection level stands for.
 func (m *mapper) covers(level int) uint64 {
 	n := uint64(1)
 	for range level {

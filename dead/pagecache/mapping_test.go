@@ -10,7 +10,7 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// disk is blocks of 1 KiB.
+// disk is a disk with blocks of 1 KiB.
 type disk map[addr.Block][]byte
 
 func (d disk) read(block addr.Block, size int) ([]byte, error) {
@@ -20,8 +20,8 @@ func (d disk) read(block addr.Block, size int) ([]byte, error) {
 	return nil, ErrNotCached
 }
 
-// node is a node of a tree of extents: triples of first block, count and place, or
-// of first block, 0 and place of the child.
+// node returns a node of an extent tree: each entry is first block, count and place, or
+// first block, 0 and place of the child.
 func node(size, depth int, entries ...[3]uint64) []byte {
 	b := make([]byte, size)
 	binary.LittleEndian.PutUint16(b, ext4.ExtentMagic)
@@ -113,7 +113,7 @@ func TestIndirectBlocks(t *testing.T) {
 	}
 }
 
-// FuzzMapping has a device whose every block is one of a few. Whatever they say,
+// FuzzMapping reads from a device whose every block is one of a few. Whatever they say,
 // mapping ends, and its result ascends without an overlap.
 func FuzzMapping(f *testing.F) {
 	f.Add(node(60, 0, [3]uint64{4, 2, 9}), true)

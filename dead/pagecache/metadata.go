@@ -16,11 +16,11 @@ type Block struct {
 	Len  int64 // in bytes
 }
 
-// Unsaved yields what was changed of the device itself and not written: the
-// metadata of file systems without a journal. Where there is one, these are the
-// blocks whose newest committed version is still in the log only. A block whose write
-// has failed is among them, though its page is marked clean. An error that
-// is about one page is a *Refusal, after which the walk goes on.
+// Unsaved yields the blocks of the device itself that were changed and not written: the
+// metadata of a file system without a journal. With a journal, these are the blocks whose
+// newest committed version is still in the log only. A block whose write has failed is
+// among them, though its page is marked clean. An error that is about one page is a
+// *Refusal, after which the walk goes on.
 func (d *Device) Unsaved() iter.Seq2[Block, error] {
 	return func(yield func(Block, error) bool) {
 		l := &d.c.layout.inode
@@ -34,7 +34,7 @@ func (d *Device) Unsaved() iter.Seq2[Block, error] {
 		if failed {
 			walk = d.c.cached
 		}
-		// The mapping is that of an inode of a file system of its own (bdev):
+		// The mapping is that of an inode of another file system (bdev):
 		// only its pages are of interest.
 		i := &Inode{mapping: d.mapping, tree: d.mapping + addr.Virt(l.tree.Off-l.data.Off), head: addr.Virt(head), Size: 1 << 62}
 		walk(i, 1<<50, func(at slotted, err error) bool {
@@ -68,7 +68,7 @@ func (d *Device) writeFailed() (bool, error) {
 	return wentWrong(uint64(v)), err
 }
 
-// unsavedIn returns the changed blocks of one entry of the device's tree of pages.
+// unsavedIn returns the changed blocks of one entry of the device's page tree.
 func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 	c, l := d.c, &d.c.layout.buffer
 	if at.isValue() || at.isInternal() || at.entry == 0 {
@@ -81,7 +81,7 @@ func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 	case p.mapping != i.mapping || !p.covers(at):
 		return nil, fmt.Errorf("%w: page has another index", errTree)
 	case at.index != p.index:
-		return nil, nil // with its first page
+		return nil, nil // they come with the entry of the first page
 	case !p.has(c.layout.page.hasPrivate):
 		if !p.has(c.layout.page.dirty) && !p.has(c.layout.page.writeback) {
 			return nil, nil
@@ -95,13 +95,13 @@ func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 	var bad error
 	err = c.ring(p, func(b bufferState) {
 		disk := p.start() + b.off
-		// The kernel takes the flag off a buffer whose write failed (fs/buffer.c,
-		// end_buffer_async_write), and still takes what it holds for newer than the disk
+		// The kernel clears the uptodate flag of a buffer whose write failed (fs/buffer.c,
+		// end_buffer_async_write), and still takes its content for newer than the disk
 		// (fs/ext4/inode.c, __ext4_get_inode_loc).
 		failed := b.has(l.writeError) && !b.has(l.lock)
 		switch {
 		case !b.has(l.dirty) && !b.has(l.asyncWrite) && !(b.has(l.lock) && b.has(l.uptodate)) && !failed:
-			// One that is locked is being written by itself (fs/buffer.c,
+			// A locked buffer is being written on its own (fs/buffer.c,
 			// __sync_dirty_buffer), or read.
 		case !b.has(l.uptodate) && !failed || !b.has(l.mapped) || int64(b.block)*b.length != disk:
 			bad = fmt.Errorf("the buffer of block %d, of %d bytes, is not uptodate, not mapped, or in the wrong page", b.block, b.length)
@@ -136,10 +136,10 @@ func (d *Device) Buffers() (*Buffers, error) {
 	return &Buffers{d: d, host: host.Off, mappings: make(map[addr.Virt]mapped)}, l.Err()
 }
 
-// Check compares what a buffer says with what the page says that holds it: page is
-// its struct page, data the address of its bytes, block its number, and size its
-// length in bytes. A page of the device itself must lie where the block does; one
-// of a file, where that file's inode has it, and whose number is returned; else it is 0.
+// Check compares a buffer with the page that holds it: page is its struct page, data the
+// address of its bytes, block its number, and size its length in bytes. In a page of the
+// device itself, the buffer must lie where the block does, and the result is 0. In a page
+// of a file, that file's inode must map it to the block, and the result is the inode number.
 func (b *Buffers) Check(page addr.Virt, data addr.Phys, block addr.Block, size int) (addr.Ino, error) {
 	c := b.d.c
 	p, err := c.page(page)
@@ -163,7 +163,7 @@ func (b *Buffers) Check(page addr.Virt, data addr.Phys, block addr.Block, size i
 	return 0, nil
 }
 
-// ofFile checks a block of a file, and returns which.
+// ofFile checks a block in a page of a file, and returns the file's inode number.
 func (b *Buffers) ofFile(mapping addr.Virt, off int64, block addr.Block, size int) (addr.Ino, error) {
 	c := b.d.c
 	m, known := b.mappings[mapping]

@@ -11,11 +11,11 @@ import (
 // structures is written down here: as fs/ext4/ext4.h and include/linux/jbd2.h of 5.10 lay
 // them out in Debian's configuration, read from the BTF of its cloud flavour, in
 // which both are part of the image. The two flavours do not differ in any option
-// that these structures depend on; moduletypes_test.go compares all of it with the one
-// kernel's types, and sizes with what the other one's modules allocate.
+// that these structures depend on; moduletypes_test.go compares all of it with the types
+// of the cloud kernel, and the sizes with what the modules of the generic kernel allocate.
 //
-// That the kernel at hand is such a one is checked by the sizes of structures of
-// the image that depend on the same options, and again by what is read: the
+// Whether the kernel at hand is laid out like that is checked by the sizes of structures of
+// the image that depend on the same options, and again when data is read: the
 // superblock and the journal must point back (Cache.Ext4).
 var moduleTypes = map[string]struct {
 	size    int
@@ -76,8 +76,8 @@ var moduleTypes = map[string]struct {
 	}},
 }
 
-// moduleTypesFor are the sizes, in bytes, of structures of the image of a kernel that
-// moduleTypes is about.
+// moduleTypesFor has the sizes, in bytes, that structures of the image have in a kernel
+// that moduleTypes describes.
 var moduleTypesFor = map[string]int{"inode": 600, "super_block": 1408, "mutex": 32, "percpu_counter": 40, "buffer_head": 104}
 
 // moduleLayout returns the layout of a structure of a module that keeps no types,

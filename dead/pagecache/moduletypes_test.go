@@ -23,8 +23,8 @@ func openKernel(t *testing.T, spec fixture.Spec) *kernel.Kernel {
 	return k
 }
 
-// TestModuleTypesAsCloud checks that all that is written down is what the kernel of the same version
-// says whose image has ext4 and jbd2 in it.
+// TestModuleTypesAsCloud checks that moduleTypes agrees with the types of the kernel of the same version
+// whose image includes ext4 and jbd2.
 func TestModuleTypesAsCloud(t *testing.T) {
 	k := openKernel(t, fixture.Everything("5.10-cloud"))
 	for name, want := range moduleTypes {
@@ -45,8 +45,8 @@ func TestModuleTypesAsCloud(t *testing.T) {
 	}
 }
 
-// TestModuleTypesSizes checks that the sizes that are written down are those of the objects that the
-// modules of the generic kernel allocate, as its allocator knows them.
+// TestModuleTypesSizes checks that the sizes in moduleTypes are those of the objects that the modules
+// of the generic kernel allocate, as its allocator knows them.
 func TestModuleTypesSizes(t *testing.T) {
 	k := openKernel(t, fixture.Untyped)
 	if moduleLayout(k, "journal_s") == nil {
@@ -54,8 +54,8 @@ func TestModuleTypesSizes(t *testing.T) {
 	}
 	sizes := objectSizes(t, k)
 	checked := 0
-	// fs/ext4/super.c and fs/jbd2. The allocator may let others share a cache,
-	// which then has another name; of the first two it does not.
+	// fs/ext4/super.c and fs/jbd2. The allocator may merge a cache with others,
+	// under another name; it does not merge the first two.
 	for cache, of := range map[string]string{
 		"ext4_inode_cache": "ext4_inode_info", "jbd2_journal_head": "journal_head", "jbd2_inode": "jbd2_inode",
 		"jbd2_transaction_s": "transaction_s", "jbd2_revoke_table_s": "jbd2_revoke_table_s", "jbd2_revoke_record_s": "jbd2_revoke_record_s",
@@ -73,7 +73,7 @@ func TestModuleTypesSizes(t *testing.T) {
 	t.Logf("%d sizes are as written down", checked)
 }
 
-// objectSizes says how large the objects of each of the kernel's caches are
+// objectSizes returns the size of the objects of each of the kernel's slab caches
 // (mm/slab_common.c).
 func objectSizes(t *testing.T, k *kernel.Kernel) map[string]int {
 	t.Helper()

@@ -17,7 +17,7 @@ const maxMountDepth = 64
 type mountLayout struct {
 	size                      int
 	parent, point, super, sib kernel.Field
-	back                      kernel.Field // of sib, where the list has a single pointer as its head
+	back                      kernel.Field // the back pointer of sib, if the list has a single pointer as its head
 	space                     kernel.Field // mnt_ns
 	mounts                    kernel.Field // in super_block
 }
@@ -29,8 +29,8 @@ func (c *Cache) mountLayout() (*mountLayout, error) {
 	m.super = l.Field("mnt.mnt_sb", 8)
 	m.space = l.Field("mnt_ns", 8)
 	s := c.k.Types().Layout("super_block")
-	// A list_head before 6.18 (commit 09a1b33c080f), then a list that ends, with
-	// pointers back to the pointers to its entries.
+	// A list_head before 6.18 (commit 09a1b33c080f), then a list that ends with a null
+	// pointer, in which each entry points back to the pointer to it.
 	if m.sib = l.Optional("mnt_instance", 16); m.sib.Present() {
 		m.mounts = s.Field("s_mounts", 16)
 	} else {
@@ -43,14 +43,14 @@ func (c *Cache) mountLayout() (*mountLayout, error) {
 // MountPoint is where a file system is mounted.
 type MountPoint struct {
 	Path string // from the top of its mount namespace
-	// Elsewhere says that the namespace is not that of the kernel's first task, which
-	// programs run in unless they were given one of their own, as containers and
-	// services in sandboxes are.
+	// Elsewhere says that the namespace is not that of the kernel's first task. Programs
+	// run in that one unless they were given their own, as containers and sandboxed
+	// services are.
 	Elsewhere bool
 }
 
 // MountPoints yields where a file system is mounted, in any mount namespace. A path
-// that cannot be told is an error, and the walk goes on.
+// that cannot be read is yielded as an error, and the walk goes on.
 func (c *Cache) MountPoints(s *Superblock) iter.Seq2[MountPoint, error] {
 	return func(yield func(MountPoint, error) bool) {
 		m, err := c.mountLayout()
@@ -76,8 +76,8 @@ func (c *Cache) MountPoints(s *Superblock) iter.Seq2[MountPoint, error] {
 	}
 }
 
-// firstNamespace is the mount namespace of the first task (init/init_task.c), if the
-// kernel tells.
+// firstNamespace returns the mount namespace of the first task (init/init_task.c), and
+// whether it is known.
 func (c *Cache) firstNamespace() (addr.Virt, bool) {
 	task, proxy := c.k.Types().Layout("task_struct"), c.k.Types().Layout("nsproxy")
 	of, space := task.Field("nsproxy", 8), proxy.Field("mnt_ns", 8)
@@ -129,14 +129,14 @@ func (c *Cache) mountsOf(m *mountLayout, s *Superblock) iter.Seq2[addr.Virt, err
 	}
 }
 
-// errorPointers is where errors begin that stand in place of a pointer
-// (include/linux/err.h, MAX_ERRNO). Mounts of the kernel's own have one for a
+// errorPointers is the lowest value of a pointer that is an error instead
+// (include/linux/err.h, MAX_ERRNO). The kernel's own mounts have one as their
 // namespace (fs/mount.h, MNT_NS_INTERNAL).
 const errorPointers addr.Virt = 1<<64 - 4095
 
 var errInternal = errors.New("mount is the kernel's own, in no namespace")
 
-// mountPoint follows a mount to the top of its namespace, which is its own parent.
+// mountPoint follows a mount up to the root mount of its namespace, which is its own parent.
 func (c *Cache) mountPoint(m *mountLayout, at addr.Virt) (path string, space addr.Virt, err error) {
 	for range maxMountDepth {
 		b, err := c.k.Bytes(at, m.size)

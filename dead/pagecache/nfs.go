@@ -11,7 +11,7 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// nfs reports whether a file system is one of NFS, of any version.
+// nfs reports whether a file system is NFS, of any version.
 func (s *Superblock) nfs() bool { return s.Type == "nfs" || s.Type == "nfs4" }
 
 // nfsLayout is what is read of the structures of the NFS client (include/linux/nfs_page.h,
@@ -20,7 +20,7 @@ type nfsLayout struct {
 	pageSize                               int // of struct nfs_page
 	page, index, start, length, next, head kernel.Field
 	flags                                  kernel.Field
-	mapped                                 uint // number of PG_MAPPED in flags
+	mapped                                 uint // bit number of PG_MAPPED in flags
 	serverSize                             int
 	client, super                          kernel.Field // in nfs_server
 	host                                   kernel.Field // in nfs_client
@@ -77,9 +77,9 @@ func (c *Cache) nfsServer(s *Superblock) (string, error) {
 	return server, nil
 }
 
-// exportOf is what a dentry that is the top of a mount stands for on its server, without a slash
-// at its beginning: the client keeps the name that was mounted, SERVER:/PATH, there (fs/nfs/getroot.c,
-// nfs_get_root). The superblock's own top is none of these.
+// exportOf returns the path on the server, without a leading slash, of a dentry that is the top of a
+// mount: the client keeps the name that was mounted, SERVER:/PATH, in its d_fsdata (fs/nfs/getroot.c,
+// nfs_get_root). The superblock's own top is not such a dentry.
 func (c *Cache) exportOf(dentry addr.Virt) (string, error) {
 	l, err := c.nfs()
 	if err != nil {
@@ -100,9 +100,9 @@ func (c *Cache) exportOf(dentry addr.Virt) (string, error) {
 	return "", fmt.Errorf("%q is no name of an export", name)
 }
 
-// unsent visits all pages of a file of NFS's that hold what its server does not have, or may lose: what
-// was not sent, and what was sent and not committed there, which no mark of the tree tells from what
-// is saved. The requests of a page say which of its bytes these are.
+// unsent yields the bytes of an NFS file that its server does not have, or may lose: those that were not
+// sent, and those that were sent and not committed there. No mark of the tree distinguishes the latter
+// from saved ones, so it visits all pages: the requests of a page say which of its bytes these are.
 func (c *Cache) unsent(i *Inode, last addr.Index, yield func(Piece, error) bool) {
 	w := &treeWalk{c: c, array: i.tree, last: last}
 	w.visit = func(at slotted, err error) bool {
@@ -120,7 +120,7 @@ func (c *Cache) unsent(i *Inode, last addr.Index, yield func(Piece, error) bool)
 	}
 }
 
-// requested yields what the requests of one entry of the tree are about.
+// requested yields the bytes that the requests of one entry of the tree cover.
 func (c *Cache) requested(i *Inode, at slotted, yield func(Piece, error) bool) bool {
 	if at.isValue() && i.Flags&FlagDAX == 0 {
 		return true // the shadow of a page that was evicted, hence saved
@@ -152,7 +152,7 @@ func (c *Cache) requested(i *Inode, at slotted, yield func(Piece, error) bool) b
 	return true
 }
 
-// sound reads the page of an entry of a tree, and checks that it is the file's. Errors are *Refusal.
+// sound reads the page of an entry of a tree, and checks that it belongs to the file. Errors are *Refusal.
 func (c *Cache) sound(i *Inode, at slotted) (*pageState, error) {
 	if at.isValue() || at.isInternal() || at.entry == 0 {
 		return nil, i.refuse(at.index, at.pages, BadSlot, fmt.Errorf("slot holds %#x", uint64(at.entry)))
@@ -167,9 +167,9 @@ func (c *Cache) sound(i *Inode, at slotted) (*pageState, error) {
 // maxRequests bounds the requests of one folio.
 const maxRequests = 1 << 12
 
-// requests returns the bytes of a folio that its requests are about, from its beginning on, ascending and
-// without overlap. They are a ring: the first one, and those that it was split into while it was
-// being sent (fs/nfs/pagelist.c, nfs_page_group_init).
+// requests returns the bytes of a folio that its requests cover, as offsets in the folio, ascending and
+// without overlap. The requests form a ring: the first one, and those that it was split into while it
+// was being sent (fs/nfs/pagelist.c, nfs_page_group_init).
 func (c *Cache) requests(p *pageState) ([]addr.Span, error) {
 	l, err := c.nfs()
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 const (
 	rqPage, rqIndex, rqStart, rqLen, rqFlags, rqNext, rqHead, rqSize = 0, 8, 16, 20, 24, 32, 40, 48
 
-	rqMapped = 1 // number of PG_MAPPED
+	rqMapped = 1 // bit number of PG_MAPPED
 )
 
 func remoteTypes() []btf.Type {
@@ -29,7 +29,7 @@ func remoteTypes() []btf.Type {
 		&btf.Enum{Size: 4, Values: []btf.EnumValue{{Name: "PG_BUSY", Value: 0}, {Name: "PG_MAPPED", Value: rqMapped}}})
 }
 
-// remote is a world whose file system is of the server "srv", and the top of a mount of it.
+// remote returns a world whose file system is on the server "srv", and the top of a mount of it.
 func remote(t testing.TB, export string) (w *world, top addr.Virt) {
 	w = newWorld(t)
 	w.kind("nfs4")
@@ -49,7 +49,7 @@ func (w *world) text(s string) addr.Virt {
 	return at
 }
 
-// requests gives a page a ring of requests about stretches of its bytes.
+// requests gives a page a ring of requests that cover stretches of its bytes.
 func (w *world) requests(page addr.Virt, index uint64, spans ...addr.Span) []addr.Virt {
 	var ring []addr.Virt
 	for range spans {
@@ -69,8 +69,8 @@ func (w *world) requests(page addr.Virt, index uint64, spans ...addr.Span) []add
 	return ring
 }
 
-// TestRequests: what a server may not have of a page are the bytes of its requests, whether the page is marked
-// or not; requests that contradict it are refused.
+// TestRequests checks that the bytes of a page that its server may not have are those of its requests, whether
+// the page is marked or not, and that requests that contradict the page are refused.
 func TestRequests(t *testing.T) {
 	const private = 1 << pgPrivateBit
 	one := func(flags uint64, spoil func(w *world, ring []addr.Virt), spans ...addr.Span) func(w *world, i addr.Virt) {
@@ -120,7 +120,7 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// checkUnsaved checks what is unsaved of each file of a world's.
+// checkUnsaved checks the unsaved bytes of each file of a world.
 func (w *world) checkUnsaved(t *testing.T, want []string) {
 	t.Helper()
 	c, s := w.open(t)
@@ -134,7 +134,7 @@ func (w *world) checkUnsaved(t *testing.T, want []string) {
 	}
 }
 
-// TestExports: a server's files have the paths that they have there, below whichever top they were reached by.
+// TestExports checks that files have the paths that they have on their server, whichever top they were reached by.
 func TestExports(t *testing.T) {
 	for export, want := range map[string]string{
 		"srv:/pub/data": "pub/data/dir/file", "srv:/": "dir/file", "[fe80::1]:/pub/": "pub/dir/file", "srv:/a:/b": "a:/b/dir/file",
@@ -164,7 +164,7 @@ func TestExports(t *testing.T) {
 	}
 }
 
-// busyRemote is a world of a server's with requests of all kinds.
+// busyRemote is a world with a file system of a server and requests of all kinds.
 func busyRemote(t testing.TB) *world {
 	w, top := remote(t, "srv:/x")
 	for n := range 3 {
@@ -184,7 +184,7 @@ func busyRemote(t testing.TB) *world {
 	return w
 }
 
-// FuzzRemote is FuzzWalks with a server's file system.
+// FuzzRemote is FuzzWalks with a file system of a server.
 func FuzzRemote(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 0, 1, 1})
 	f.Add([]byte{9, 200, 1, 0, 255, 7, 30, 0, 0, 0, 0, 7})

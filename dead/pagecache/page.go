@@ -10,7 +10,8 @@ import (
 )
 
 // Piece is a stretch of unsaved bytes of a file that is contiguous in the file
-// and in physical memory. It does not end at the file's size, but with the page.
+// and in physical memory. At the end of the file it ends with the page, not at the
+// file's size.
 type Piece struct {
 	addr.Span // in the file
 	Phys      addr.Phys
@@ -21,7 +22,7 @@ type pageLayout struct {
 	size                           int
 	flags, mapping, index, private kernel.Field
 	folioSize                      int
-	order                          kernel.Field // of a large folio, from its first page on
+	order                          kernel.Field // of a large folio, counted from its first struct page
 	uptodate, dirty, writeback     uint         // numbers of bits in flags
 	head, hasPrivate, locked       uint
 	poisoned                       uint
@@ -57,10 +58,10 @@ func (p *pageLayout) look(t *kernel.Types) error {
 	return errors.Join(errs...)
 }
 
-// lookOrder finds the order of a large folio: a byte in the second page. It was
-// compound_order there before there was a struct folio (5.16), and while that was one page
-// long (up to 6.0); _folio_order up to 6.5; then the lowest byte of _flags_1 (commit
-// ebc1baf5c9b4, 6.6).
+// lookOrder finds where the order of a large folio is: a byte in its second struct page. It was
+// compound_order there before there was a struct folio (5.16), and while struct folio was as
+// long as one struct page (up to 6.0); _folio_order up to 6.5; then the lowest byte of _flags_1
+// (commit ebc1baf5c9b4, 6.6).
 func (p *pageLayout) lookOrder(t *kernel.Types) error {
 	f := t.Layout("folio")
 	p.folioSize = f.Size
@@ -90,10 +91,10 @@ type pageState struct {
 	index   addr.Index
 	private addr.Virt
 	writing bool         // under writeback
-	broken  []addr.Index // pages of the file whose memory is broken, of those it was asked for
+	broken  []addr.Index // pages of the file whose memory is broken, as far as findBroken looked
 }
 
-// piece returns a part of a folio, from one of its bytes to another.
+// piece returns the part of a folio between two offsets in it.
 func (p *pageState) piece(off, end int64) Piece {
 	start := p.start()
 	return Piece{
@@ -108,7 +109,7 @@ func (p *pageState) phys() addr.Phys { return p.unit.Phys(p.frame) }
 
 func (p *pageState) has(bit uint) bool { return p.flags>>bit&1 == 1 }
 
-// covers reports whether all pages that an entry stands for are of the folio.
+// covers reports whether all pages that an entry stands for are in the folio.
 func (p *pageState) covers(at slotted) bool {
 	return at.index >= p.index && uint64(at.index-p.index)+at.pages <= p.pages
 }
@@ -116,13 +117,13 @@ func (p *pageState) covers(at slotted) bool {
 // Unsaved yields the bytes of a file in the page cache that are not on the disk,
 // or not known to be: those of pages that are dirty, under writeback, or marked
 // for it. Pieces ascend, do not overlap, and end with the page that holds the end
-// of the file: pages beyond are no part of it, but about to be thrown away. Of a server's file
-// they are what the server may not have on its disk. What
-// is not taken is a *Refusal, after which the walk goes on. Where all was taken, and the marks
-// contradict the pages, the last one says so: there may be more that is not on the disk.
+// of the file: pages beyond it are not part of the file, and are about to be dropped. For a
+// file of a server they are the bytes that the server may not have on its disk. What is not
+// taken is a *Refusal, after which the walk goes on. If everything was taken but the marks
+// contradict the pages, a last *Refusal says so: more of the file may not be on the disk.
 //
-// Of a file of which a write to the disk has failed, that is everything memory holds of
-// it; what is in none of that is a *Refusal (WriteFailed) at the end.
+// If a write of the file to the disk has failed, everything that memory holds of the file is
+// yielded; at the end, what memory does not hold is a *Refusal (WriteFailed).
 func (c *Cache) Unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 	if i.Failed && !s.InMemory() {
 		return c.rewritten(s, i)
@@ -133,7 +134,7 @@ func (c *Cache) Unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 // unsaved yields what the marks of the page cache say is unsaved.
 func (c *Cache) unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 	return func(consume func(Piece, error) bool) {
-		all := true // was taken, and asked for
+		all := true // everything was taken, and the consumer asked for more
 		yield := ascending(func(p Piece, err error) bool {
 			more := consume(p, err)
 			all = all && more && err == nil
@@ -159,8 +160,8 @@ func (c *Cache) unsaved(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 	}
 }
 
-// ascending passes on what comes of the entries of a tree, each byte and each broken page once, and
-// nothing empty: the pages of one folio may have an entry each.
+// ascending wraps consume so that each byte and each broken page reaches it only once, and no empty
+// piece does: the pages of one folio may have an entry of the tree each.
 func ascending(consume func(Piece, error) bool) func(Piece, error) bool {
 	done := int64(0)
 	return func(p Piece, err error) bool {
@@ -185,7 +186,7 @@ func (i *Inode) refuse(index addr.Index, pages uint64, why Reason, cause error) 
 func (c *Cache) pieces(s *Superblock, i *Inode, at slotted, yield func(Piece, error) bool) bool {
 	switch {
 	case at.isValue() && i.Flags&FlagDAX == 0 && entry(i.head) == at.entry:
-		return true // of a file of one page that was evicted, hence clean
+		return true // the shadow of the only page of the file, which was evicted, hence clean
 	case at.isValue() && i.Flags&FlagDAX != 0:
 		return yield(Piece{}, i.refuse(at.index, at.pages, DAX, nil))
 	case at.isValue(), at.isInternal(), at.entry == 0:
@@ -212,8 +213,8 @@ func (c *Cache) pieces(s *Superblock, i *Inode, at slotted, yield func(Piece, er
 	return c.partly(s, i, p, at, yield)
 }
 
-// belongs checks that the page of an entry of a file's tree is the file's, and looks which pages of it
-// are broken. An error is a *Refusal of all that the entry stands for.
+// belongs checks that the page of an entry of a file's tree belongs to the file, and finds its broken
+// pages. An error is a *Refusal of everything that the entry stands for.
 func (c *Cache) belongs(i *Inode, p *pageState, at slotted) error {
 	l := &c.layout.page
 	switch {
@@ -232,9 +233,9 @@ func (c *Cache) belongs(i *Inode, p *pageState, at slotted) error {
 	return nil
 }
 
-// whole returns the part of a folio that an entry stands for: all of it, if the entry is the first of
-// the folio. Where each page has an entry of its own (before multi-index entries, 5.17), another
-// one stands for its own.
+// whole returns the part of a folio that an entry stands for: the entire folio, if the entry is its
+// first. Where each page has its own entry (before multi-index entries, 5.17), any other entry stands
+// for its own page only.
 func whole(p *pageState, at slotted) Piece {
 	from, end := p.unit.Byte(at.index-p.index), p.size()
 	if from > 0 {

@@ -326,7 +326,7 @@ func TestDirty(t *testing.T) {
 	}
 }
 
-// TestDirtyOrLocked: besides what is dirty, what an operation had not let go of.
+// TestDirtyOrLocked checks that, besides dirty inodes, those with an operation in flight are found.
 func TestDirtyOrLocked(t *testing.T) {
 	w := newWorld(t)
 	w.file(11, "a", 1)
@@ -406,7 +406,7 @@ func busy(t testing.TB) *world {
 
 // FuzzWalks damages the memory of a busy kernel around its structures. The
 // property: every walk ends, without a panic; pieces ascend, do not overlap, lie
-// in memory, and belong to a page that says it is that file's.
+// in memory, and belong to a page that says it belongs to that file.
 func FuzzWalks(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 0, 1, 1})
 	f.Add([]byte{9, 200, 1, 0, 255, 7, 30, 0, 0, 0, 0, 7})
@@ -420,8 +420,8 @@ func FuzzWalks(f *testing.F) {
 	})
 }
 
-// walk damages a copy of the world around its structures, and walks over all that waits there,
-// once look has looked at each file system.
+// walk damages a copy of the world around its structures. For each file system it calls look, and
+// then walks over all its unsaved data.
 func (whole *world) walk(t *testing.T, script []byte, look func(*pagecache.Cache, *pagecache.Superblock)) {
 	t.Helper()
 	w := &world{Machine: whole.Clone(t)}

@@ -61,7 +61,7 @@ func (c *Cache) Paths(s *Superblock) *Paths {
 	return p
 }
 
-// within is Paths, from the top of the file system also where that is a server's.
+// within is Paths, but its paths begin at the top of the file system even if that is of a server.
 func (c *Cache) within(s *Superblock) *Paths {
 	return &Paths{c: c, s: s, dirs: map[addr.Virt]string{s.root: ""}}
 }
@@ -98,14 +98,14 @@ func (p *Paths) Of(i *Inode) (string, error) {
 	return "", fmt.Errorf("find path of inode %d: %w", i.Ino, errors.Join(append(errs, ErrNoPath)...))
 }
 
-// Name is one of an inode, in a directory.
+// Name is one name of an inode, in a directory.
 type Name struct {
 	Dir  addr.Ino
 	Name string
 }
 
-// Names returns all names in memory that an inode has, and that were not removed. An error
-// means that one of them cannot be told.
+// Names returns all names of an inode that are in memory and were not removed. An error
+// means that one of them cannot be read.
 func (p *Paths) Names(i *Inode) ([]Name, error) {
 	var out []Name
 	for at, err := range p.c.hlist(p.c.layout.inode.dentries.In(i.Addr)) {
@@ -124,7 +124,7 @@ func (p *Paths) Names(i *Inode) ([]Name, error) {
 	return out, nil
 }
 
-// name returns the name of an inode that a dentry is; false if it was removed.
+// name returns the name that a dentry gives an inode; false if the name was removed.
 func (p *Paths) name(i *Inode, dentry addr.Virt) (Name, bool, error) {
 	d, err := p.read(dentry)
 	switch {
@@ -184,8 +184,8 @@ func (p *Paths) path(dentry addr.Virt) (string, error) {
 	return top, nil
 }
 
-// topOf is what stands for a dentry that has none above it. A file system of NFS's has one for each
-// of its mounts beside its own, one of SMB's only its own.
+// topOf returns the path that a dentry without a parent stands for. An NFS file system has such a dentry
+// for each of its mounts besides its own top, an SMB file system only its own top.
 func (p *Paths) topOf(at addr.Virt) (string, error) {
 	if !p.s.Remote() || p.s.smb() && at != p.s.root {
 		return "", fmt.Errorf("%w: not connected to the top directory", ErrNoPath)

@@ -14,7 +14,7 @@ const (
 	Unreadable       Reason = iota + 1 // its memory is absent, or its address is wrong
 	BadInode                           // the inode is implausible
 	BadTree                            // a node of the xarray does not point back to its parent
-	BadSlot                            // a slot of the xarray holds something else than a page
+	BadSlot                            // a slot of the xarray holds something other than a page
 	DAX                                // the data is not in the page cache, but in persistent memory
 	WrongMapping                       // the page belongs to another file, or to none
 	WrongIndex                         // the page says it has another index in the file
@@ -66,7 +66,7 @@ type Refusal struct {
 	Inode addr.Ino
 	Index addr.Index // the first page
 	Pages uint64     // how many pages at most; 0 if it is about the whole file
-	Each  addr.Pages // of how many bytes, if there are any
+	Each  addr.Pages // the size of a page, if there are any
 	Reason
 	Cause error // more about it; may be nil
 }
@@ -83,8 +83,8 @@ func (r *Refusal) Error() string {
 	return s
 }
 
-// Span returns the bytes of the file that its pages have, as far as a file can reach; none if it
-// is about the whole file.
+// Span returns the bytes of the file that the refused pages hold, up to the largest size of a file;
+// it is empty if the refusal is about the whole file.
 func (r *Refusal) Span() addr.Span {
 	most := r.Each.End(1 << 61)
 	from := r.Each.Byte(min(r.Index, most))

@@ -19,12 +19,12 @@ func (c *Cache) newHeadLayout() (*headLayout, error) {
 	return h, l.Err()
 }
 
-// Settled returns a block of the file system's own as memory has it, if nothing about it
-// was on its way to the disk when the kernel died: it was neither changed since it was
-// read or written, nor is it in a transaction that was not finished. A recovery of the
-// disk's log leaves the disk with the same bytes then. ErrNotCached says that memory
-// does not have the block, or not so. Blocks that are given to files and taken back do
-// not qualify: what is cached of them may be of earlier.
+// Settled returns a metadata block of the file system as memory has it, if no change of it
+// was on its way to the disk when the kernel died: it was not changed since it was read or
+// written, and is not in an unfinished transaction. A recovery of the disk's log then leaves
+// the same bytes on the disk. ErrNotCached says that memory does not have the block, or has
+// it in another state. Do not use it for blocks that may be allocated to files and freed
+// again: what is cached of them may be from before.
 func (d *Device) Settled(block addr.Block, size int) ([]byte, error) {
 	if size < minBuffer || size > MaxBlock || uint64(block) > 1<<62/uint64(size) {
 		return nil, fmt.Errorf("read block %d: not a block of %d bytes", block, size)
@@ -46,7 +46,7 @@ func (d *Device) Settled(block addr.Block, size int) ([]byte, error) {
 	return d.c.k.Memory().View(p.phys()+addr.Phys(within), size)
 }
 
-// settledIn looks at the buffers that stand for a piece of a page.
+// settledIn checks the buffers of a part of a page.
 func (d *Device) settledIn(p *pageState, within, size int64) error {
 	l := &d.c.layout.buffer
 	var errs []error
@@ -66,8 +66,8 @@ func (d *Device) settledIn(p *pageState, within, size int64) error {
 	return errors.Join(err, errors.Join(errs...))
 }
 
-// outside returns ErrNotCached if a buffer of a journal is in a transaction that was not
-// finished. What only waits for a checkpoint is in the log.
+// outside returns ErrNotCached if a buffer that belongs to a journal is in an unfinished
+// transaction. One that only waits for a checkpoint is already in the log.
 func (d *Device) outside(b *bufferState) error {
 	l, err := d.c.heads()
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// TestSiblings: what is refused of an entry with several slots is all that it stands for, up to the end
-// of the file; no page of it counts as a hole, or as saved.
+// TestSiblings checks that a refusal of an entry with several slots covers everything that the entry stands
+// for, up to the end of the file: no page of it counts as a hole, or as saved.
 func TestSiblings(t *testing.T) {
 	holds := func(e addr.Virt) func(*world, addr.Virt) addr.Virt {
 		return func(*world, addr.Virt) addr.Virt { return e }
@@ -66,13 +66,13 @@ func TestSiblings(t *testing.T) {
 	}
 }
 
-// TestStraySiblings: a slot that belongs to another one, which is not its own, is refused.
+// TestStraySiblings checks that a sibling that does not follow its entry is refused.
 func TestStraySiblings(t *testing.T) {
 	w := newWorld(t)
 	w.kind("tmpfs")
 	file := w.file(20, "file", 64*addr.PageSize)
 	w.head(file, 2+w.node(file, 0, 0, 0, map[int]addr.Virt{
-		0: w.page(file, 0, good, 'a'), 5: 0<<2 | 2, // not behind it
+		0: w.page(file, 0, good, 'a'), 5: 0<<2 | 2, // not directly behind it
 		8: w.folio(file, 8, 2, 'b'), 9: 8<<2 | 2, 10: 8<<2 | 2, 11: 8<<2 | 2,
 		20: 21<<2 | 2, 21: w.page(file, 21, good, 'c'), // before it
 	}, 0, 5, 8, 20, 21))
@@ -83,7 +83,7 @@ func TestStraySiblings(t *testing.T) {
 	w.checkHeld(t, want)
 }
 
-// checkHeld checks what is held of each file of a world's.
+// checkHeld checks the held bytes of each file of a world.
 func (w *world) checkHeld(t *testing.T, want []string) {
 	t.Helper()
 	c, s := w.open(t)

@@ -12,7 +12,7 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// withSlots are the types of a kernel whose nodes have so many slots.
+// withSlots returns the types of a kernel whose nodes have n slots.
 func withSlots(n uint32) []btf.Type {
 	all := types()
 	for _, t := range all {
@@ -28,7 +28,7 @@ func withSlots(n uint32) []btf.Type {
 	return all
 }
 
-// TestSmallNodes has trees whose nodes have 16 slots, of CONFIG_BASE_SMALL.
+// TestSmallNodes reads trees whose nodes have 16 slots (CONFIG_BASE_SMALL).
 func TestSmallNodes(t *testing.T) {
 	const size = 100 * addr.PageSize
 	for name, tc := range map[string]struct {
@@ -86,7 +86,7 @@ func TestSmallNodes(t *testing.T) {
 	}
 }
 
-// TestOtherNodes: nodes of any other size are refused by name.
+// TestOtherNodes checks that nodes with another number of slots are refused, and not taken for missing.
 func TestOtherNodes(t *testing.T) {
 	w := newWorld(t)
 	w.Finish(withSlots(32)...)

@@ -9,21 +9,21 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// smb reports whether a file system is one of the client of SMB (fs/smb/client/cifsfs.c,
+// smb reports whether a file system is mounted by the SMB client (fs/smb/client/cifsfs.c,
 // cifs_fs_type and smb3_fs_type).
 func (s *Superblock) smb() bool { return s.Type == "cifs" || s.Type == "smb3" }
 
-// shareLayout is what is read of a mount of SMB's (fs/smb/client/cifs_fs_sb.h, fs_context.h).
+// shareLayout is what is read of an SMB mount (fs/smb/client/cifs_fs_sb.h, fs_context.h).
 type shareLayout struct {
 	size                         int          // of struct cifs_sb_info
-	context, flags, within, root kernel.Field // in that
+	context, flags, within, root kernel.Field // in cifs_sb_info
 	name                         kernel.Field // in smb3_fs_context
 	super                        kernel.Field // in dentry
 }
 
 func newShareLayout(k *kernel.Kernel) (*shareLayout, error) {
 	l := &shareLayout{}
-	// The context of a mount is kept since 5.11 (commit d17abdf75665), as types of modules are.
+	// The kernel keeps the context of a mount since 5.11 (commit d17abdf75665), as it does types of modules.
 	s, f, d := layoutIn(k, "cifs_sb_info", "cifs"), layoutIn(k, "smb3_fs_context", "cifs"), k.Types().Layout("dentry")
 	l.size = s.Size
 	// An atomic_t later (seen on 7.2).
@@ -35,17 +35,17 @@ func newShareLayout(k *kernel.Kernel) (*shareLayout, error) {
 
 // Flags of a mount (fs/smb/client/cifs_fs_sb.h).
 const (
-	flagSlashes = 0x40      // CIFS_MOUNT_POSIX_PATHS: names are parted by slashes
+	flagSlashes = 0x40      // CIFS_MOUNT_POSIX_PATHS: names are separated by slashes
 	flagWithin  = 0x1000000 // CIFS_MOUNT_USE_PREFIX_PATH: the superblock's top is not the share's
 )
 
-// share is what a mount of SMB's is of.
+// share says what an SMB file system was mounted from.
 type share struct {
 	server string
-	top    string // what the superblock's top directory stands for on it: the share's name first
+	top    string // path of the superblock's top directory there, beginning with the share's name
 }
 
-// share reads what a file system of SMB's is of, as it was named at the mount: \\SERVER\SHARE
+// share reads what an SMB file system was mounted from, as it was named at the mount: \\SERVER\SHARE
 // (fs/smb/client/fs_context.c, smb3_parse_devname).
 func (c *Cache) share(s *Superblock) (share, error) {
 	fail := func(err error) (share, error) { return share{}, fmt.Errorf("read share: %s: %w", s.ID, err) }
@@ -57,7 +57,7 @@ func (c *Cache) share(s *Superblock) (share, error) {
 	if err != nil {
 		return fail(err)
 	}
-	// The dentry that is mounted, once it is.
+	// The root member is the dentry that is mounted, once the mount is done.
 	owner, err := c.k.Pointer(l.super.In(l.root.Pointer(b)))
 	switch {
 	case err != nil:
@@ -96,16 +96,16 @@ func (c *Cache) text(pointer addr.Virt, limit int) (string, error) {
 	return c.k.CString(at, limit)
 }
 
-// What the private word of a folio says to netfs (include/linux/netfs.h), through which the client of
-// SMB writes since 6.10 (commit 3ee1a1fc3981). Before, it wrote to the server at once what
-// would have left a page partly filled, and kept no private words.
+// Values of the private word of a folio for netfs (include/linux/netfs.h), through which the SMB client
+// writes since 6.10 (commit 3ee1a1fc3981). Before, the client sent data that would have left a page
+// partly filled to the server at once, and used no private words.
 const (
 	streamed    = 1     // NETFS_FOLIO_INFO: the rest is the address of a netfs_folio
 	copyToCache = 0x356 // NETFS_FOLIO_COPY_TO_CACHE
 )
 
-// streamLayout is what is read of a netfs_folio, which says what was written to a folio that was never
-// filled.
+// streamLayout is what is read of a netfs_folio, which says which bytes were written to a folio that was
+// never filled.
 type streamLayout struct {
 	size                  int
 	group, offset, length kernel.Field
@@ -117,7 +117,7 @@ func newStreamLayout(k *kernel.Kernel) (*streamLayout, error) {
 	return l, f.Err()
 }
 
-// written yields what of a folio of SMB's its server does not have.
+// written yields the bytes of a folio of an SMB file that the server does not have.
 func (c *Cache) written(i *Inode, p *pageState, at slotted, yield func(Piece, error) bool) bool {
 	l := &c.layout.page
 	var private addr.Virt
@@ -127,7 +127,7 @@ func (c *Cache) written(i *Inode, p *pageState, at slotted, yield func(Piece, er
 	filled := p.has(l.uptodate)
 	switch {
 	case private == copyToCache && filled:
-		return true // it is as the server has it, and waits for the cache on this machine's disk
+		return true // the server has the same, and it waits to go to the cache on this machine's disk
 	case private&streamed == 0 && private != 0:
 		return yield(Piece{}, i.refuse(at.index, p.pages, BadBuffers, fmt.Errorf("private word is %v", private)))
 	case filled:
@@ -142,8 +142,8 @@ func (c *Cache) written(i *Inode, p *pageState, at slotted, yield func(Piece, er
 	return yield(p.piece(span.Off, span.End), nil)
 }
 
-// stream returns which bytes of a folio that was never filled were written to. Offset and length change
-// one after the other, under the lock of the folio, and only by who has that of the file, too
+// stream returns which bytes of a folio that was never filled were written to. Offset and length are
+// changed one after the other, under the lock of the folio and that of the file
 // (fs/netfs/buffered_write.c, netfs_perform_write; misc.c, netfs_invalidate_folio).
 func (c *Cache) stream(i *Inode, p *pageState, at addr.Virt) (addr.Span, error) {
 	l, err := c.streams()

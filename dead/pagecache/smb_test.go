@@ -26,7 +26,7 @@ func shareTypes() []btf.Type {
 			field("dirty_offset", nfOffset, u32), field("dirty_len", nfLength, u32)}})
 }
 
-// shared is a world whose file system is a share, and the mount's own structure.
+// shared returns a world whose file system is a share, and the address of its cifs_sb_info.
 func shared(t testing.TB, name string) (w *world, info addr.Virt) {
 	w = newWorld(t)
 	w.kind("cifs")
@@ -39,7 +39,7 @@ func shared(t testing.TB, name string) (w *world, info addr.Virt) {
 	return w, info
 }
 
-// streamed says of a page which of its bytes were written to.
+// streamed records for a page which of its bytes were written to.
 func (w *world) streamed(page addr.Virt, off, length uint32) addr.Virt {
 	at := w.alloc(nfSize)
 	w.PutU32(at+nfOffset, off)
@@ -48,8 +48,8 @@ func (w *world) streamed(page addr.Virt, off, length uint32) addr.Virt {
 	return at
 }
 
-// TestStreamed: what a server of SMB has not of a page are all of its bytes, or those which were written to one
-// that was never filled; what contradicts itself is refused.
+// TestStreamed checks which bytes of a page an SMB server does not have: all of them, or, for a page that was
+// never filled, those that were written to. Contradictions are refused.
 func TestStreamed(t *testing.T) {
 	const private = 1 << pgPrivateBit
 	one := func(flags uint64, off, length uint32, spoil func(w *world, i, p, s addr.Virt)) func(w *world, i addr.Virt) {
@@ -101,8 +101,8 @@ func TestStreamed(t *testing.T) {
 	}
 }
 
-// TestShares: files of a share have the paths that they have on the server, below its name and what of it
-// was mounted, where the superblock begins there.
+// TestShares checks that files of a share have the paths that they have on the server: below the name of the
+// share, and below the directory that was mounted, if the superblock begins there.
 func TestShares(t *testing.T) {
 	for _, tc := range []struct {
 		name, within string
@@ -150,7 +150,7 @@ func TestShares(t *testing.T) {
 	}
 }
 
-// busyShare is a world of a share's with pages of all kinds.
+// busyShare is a world with a share and pages of all kinds.
 func busyShare(t testing.TB) *world {
 	w, info := shared(t, `\\srv\pub`)
 	w.PutU32(info+shFlags, 0x1000000)

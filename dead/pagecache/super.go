@@ -18,7 +18,7 @@ type Superblock struct {
 	Type      string    // such as "ext4"
 	ID        string    // s_id: the name of the device, such as "vda1"
 	UUID      UUID      // zero if the file system sets none
-	MountUUID UUID      // s_uuid: what that was at the mount
+	MountUUID UUID      // s_uuid: the UUID at the time of the mount
 	Dev       addr.Dev
 	Flags     uint64 // SB_*, include/linux/fs.h
 	BlockSize uint64 // in bytes
@@ -26,7 +26,7 @@ type Superblock struct {
 	root   addr.Virt // the dentry of its top directory
 	bdi    addr.Virt
 	info   addr.Virt // of the file system's own structure
-	sync   bool      // somebody was in sync(2) or syncfs(2), or that is not known
+	sync   bool      // a sync(2) or syncfs(2) was in flight, or it is not known whether one was
 	failed bool      // a write to it has failed
 }
 
@@ -96,14 +96,14 @@ func (c *Cache) superblock(at addr.Virt) (*Superblock, error) {
 	return s, nil
 }
 
-// Had reports whether a file system's UUID is, or was at the mount, this one. That of one of ext4 may be changed
-// meanwhile (tune2fs -U; fs/ext4/ioctl.c, ext4_ioctl_setuuid, since 6.0), and its disk have the one or the other.
+// Had reports whether id is the UUID of a file system, or was when it was mounted. The UUID of an ext4 may be changed
+// while it is mounted (tune2fs -U; fs/ext4/ioctl.c, ext4_ioctl_setuuid, since 6.0), and its disk may have either.
 func (s *Superblock) Had(id UUID) bool { return s.UUID == id || s.MountUUID == id }
 
-// ErrNotMounted says that no file system of a UUID is mounted.
+// ErrNotMounted says that no file system with a UUID is mounted.
 var ErrNotMounted = errors.New("not mounted in this kernel")
 
-// Superblock returns the file system of a UUID, or else the one that had it when it was mounted.
+// Superblock returns the file system with a UUID, or else the one that had it when it was mounted.
 func (c *Cache) Superblock(id UUID) (*Superblock, error) {
 	var found, had []*Superblock
 	var errs []error
@@ -129,9 +129,8 @@ func (c *Cache) Superblock(id UUID) (*Superblock, error) {
 	return nil, fmt.Errorf("file system %v: %w: mounted as %s and as %s", id, kernel.ErrAmbiguous, found[0].ID, found[1].ID)
 }
 
-// Quotas reports whether a file system counts for quotas what is allocated, by whatever
-// means they were turned on (include/linux/quota.h, struct quota_info: the flags for each
-// type of quota).
+// Quotas reports whether a file system charges allocations to quotas, however they were
+// turned on (include/linux/quota.h, struct quota_info: the flags for each type of quota).
 func (c *Cache) Quotas(s *Superblock) (bool, error) {
 	l := c.k.Types().Layout("super_block")
 	flags := l.Field("s_dquot.flags", 4)

@@ -9,8 +9,8 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// TestMountUUID: the UUID of an ext file system is that of its superblock, which may have been changed since the mount. It is
-// found by either.
+// TestMountUUID checks that the UUID of an ext file system is that of its superblock, which may have been changed since the
+// mount, and that the file system is found by either.
 func TestMountUUID(t *testing.T) {
 	id := func(letter byte) (id pagecache.UUID) {
 		for i := range id {
@@ -27,7 +27,7 @@ func TestMountUUID(t *testing.T) {
 	for name, tc := range map[string]struct {
 		change func(*world)
 		is     pagecache.UUID
-		bad    bool // what ext4 has cannot be read
+		bad    bool // Ext4 fails
 	}{
 		"as it was": {func(*world) {}, id(7), false},
 		"changed":   {change, id(9), false},

@@ -6,8 +6,8 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// TestMayBeTorn: of a guest that was at rest when it died, nobody was writing an inode; and this is
-// known, of kernels that have ext4's types.
+// TestMayBeTorn checks that in a guest that was at rest when it died no inode was being written, and
+// that this is known for kernels that have ext4's types.
 func TestMayBeTorn(t *testing.T) {
 	for _, kernel := range fixture.Kernels {
 		t.Run(kernel, func(t *testing.T) {

@@ -8,16 +8,16 @@ import (
 )
 
 // UnsavedBlock is a stretch of whole blocks of a file that are unsaved, contiguous in the
-// file and in physical memory. The last one may reach beyond the end of the file, and what
-// it holds there is not the file's.
+// file and in physical memory. The last one may reach beyond the end of the file, and its
+// bytes there do not belong to the file.
 type UnsavedBlock struct {
 	Piece
-	// Disk is where the kernel would write its first byte, in bytes of the device, if it is
-	// Mapped. If it is not, the block waits for delayed allocation.
+	// Disk is where the kernel would write its first byte, in bytes of the device, if
+	// Mapped is set. If it is not, the block waits for delayed allocation.
 	Disk   int64
 	Mapped bool
-	// Clean says that its buffers are not unsaved, but others of the same page are, or the
-	// page itself is said to be: it is filled as a whole.
+	// Clean says that its own buffers are not unsaved, but other buffers of the same page are,
+	// or the page itself is marked. Such a page is uptodate as a whole.
 	Clean bool
 }
 
@@ -25,9 +25,9 @@ type UnsavedBlock struct {
 var ErrUnsettled = errors.New("its unsaved blocks cannot be told from its buffers")
 
 // UnsavedBlocks returns the unsaved blocks of a regular file of the ext family, ascending:
-// those whose buffers are dirty or under writeback, and what else is in their pages. It fails with ErrUnsettled where a
-// page has none, where one is not filled or belongs to the journal, and for a file whose
-// block mapping was being changed.
+// those whose buffers are dirty or under writeback, and the clean ones in the same pages. It
+// fails with ErrUnsettled if a page has no buffers, if a buffer is not uptodate or belongs to
+// the journal, or if the block mapping of the file was being changed.
 func (d *Device) UnsavedBlocks(i *Inode) ([]UnsavedBlock, error) {
 	l, err := d.c.maps()
 	if err != nil {
@@ -63,8 +63,8 @@ func (d *Device) UnsavedBlocks(i *Inode) ([]UnsavedBlock, error) {
 	return out, nil
 }
 
-// reservedFor checks that there are as many blocks that wait for an allocation as the file
-// has room reserved for, at least: with bigalloc that counts clusters.
+// reservedFor checks that at least as many blocks wait for delayed allocation as the file has
+// reserved (i_reserved_data_blocks, which counts clusters with bigalloc).
 func (d *Device) reservedFor(i *Inode, l *mapLayout, blocks []UnsavedBlock) error {
 	reserved, err := d.c.k.U32(l.reserved.In(i.Addr - addr.Virt(l.inode.Off)))
 	if err != nil {
@@ -82,11 +82,11 @@ func (d *Device) reservedFor(i *Inode, l *mapLayout, blocks []UnsavedBlock) erro
 	return nil
 }
 
-// unsavedBlocks adds the unsaved blocks of one entry of a file's tree of pages.
+// unsavedBlocks adds the unsaved blocks of one entry of a file's page tree.
 func (d *Device) unsavedBlocks(i *Inode, at slotted, out []UnsavedBlock) ([]UnsavedBlock, error) {
 	c, l := d.c, &d.c.layout.buffer
 	if at.isValue() && i.Flags&FlagDAX == 0 && entry(i.head) == at.entry {
-		return out, nil // of a file of one page that was evicted, hence clean
+		return out, nil // the shadow of the only page of the file, which was evicted, hence clean
 	}
 	if at.isValue() || at.isInternal() || at.entry == 0 {
 		return nil, fmt.Errorf("%w: slot holds %#x", ErrUnsettled, uint64(at.entry))
@@ -103,7 +103,7 @@ func (d *Device) unsavedBlocks(i *Inode, at slotted, out []UnsavedBlock) ([]Unsa
 	case at.index != p.index:
 		return nil, fmt.Errorf("%w: page %d is part of a large folio", ErrUnsettled, at.index)
 	case !p.has(page.hasPrivate):
-		// One whose buffers were freed is filled, and clean (fs/buffer.c, try_to_free_buffers).
+		// A page whose buffers were freed is uptodate and clean (fs/buffer.c, try_to_free_buffers).
 		if !p.has(page.dirty) && !p.writing && p.has(page.uptodate) && p.private == 0 {
 			return out, nil
 		}
@@ -133,7 +133,7 @@ func (d *Device) unsavedBlocks(i *Inode, at slotted, out []UnsavedBlock) ([]Unsa
 	return out, errors.Join(err, bad)
 }
 
-// addBlock adds a block, to the stretch before it if it goes on with that.
+// addBlock adds a block, or extends the last stretch if the block continues that.
 func addBlock(out []UnsavedBlock, b UnsavedBlock) []UnsavedBlock {
 	if n := len(out); n > 0 {
 		last := &out[n-1]

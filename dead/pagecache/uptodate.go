@@ -12,8 +12,8 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// memoryTypes are the file systems whose pages are the only copy there is: what
-// is not in their page cache, nor in swap, is a hole.
+// memoryTypes are the file systems whose pages are the only copy of their files: what
+// is neither in their page cache nor in swap is a hole.
 var memoryTypes = map[string]bool{"tmpfs": true, "devtmpfs": true, "ramfs": true, "rootfs": true}
 
 // InMemory reports whether the file system has no disk at all.
@@ -27,7 +27,7 @@ var errSwapped = errors.New("page was swapped out, and swap is not part of memor
 // walk goes on; a page that was never filled is passed over.
 func (c *Cache) Held(s *Superblock, i *Inode) iter.Seq2[Piece, error] { return c.HeldFrom(s, i, 0) }
 
-// HeldFrom is Held from a byte on: the first piece may begin before it.
+// HeldFrom is Held for the bytes from an offset on. The first piece may begin before it.
 func (c *Cache) HeldFrom(s *Superblock, i *Inode, from int64) iter.Seq2[Piece, error] {
 	return func(consume func(Piece, error) bool) {
 		yield := ascending(consume)
@@ -45,7 +45,7 @@ func (c *Cache) HeldFrom(s *Superblock, i *Inode, from int64) iter.Seq2[Piece, e
 	}
 }
 
-// cached visits every entry before last, marked or not, as marked does those that are.
+// cached is like marked, but visits every entry before last, marked or not.
 func (c *Cache) cached(i *Inode, last addr.Index, visit func(slotted, error) bool) {
 	w := &treeWalk{c: c, array: i.tree, last: last, visit: visit}
 	switch head := entry(i.head); {
@@ -57,9 +57,9 @@ func (c *Cache) cached(i *Inode, last addr.Index, visit func(slotted, error) boo
 	}
 }
 
-// All yields all bytes of a file that memory has: those of pages that are filled, and
-// of others what is unsaved. What is not taken of that is a *Refusal, after which the
-// walk goes on; whatever else is not taken is passed over.
+// All yields all bytes of a file that memory has: those of pages that are filled, and the
+// unsaved bytes of other pages. Unsaved bytes that are not taken are a *Refusal, after which
+// the walk goes on; other bytes that are not taken are passed over.
 func (c *Cache) All(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 	return func(yield func(Piece, error) bool) {
 		var pieces []Piece
@@ -91,8 +91,8 @@ func (c *Cache) All(s *Superblock, i *Inode) iter.Seq2[Piece, error] {
 	}
 }
 
-// every visits the entries below one node, marked or not, and siblings of none. It ends
-// for the same reasons as treeWalk.node.
+// every visits the entries below one node, marked or not, and stray siblings, which belong to
+// no entry. It ends for the same reasons as treeWalk.node.
 func (w *treeWalk) every(at addr.Virt, parent *treeNode, slot int, base addr.Index) bool {
 	here, b, err := w.enter(at, parent, slot)
 	if err != nil {
@@ -113,7 +113,7 @@ func (w *treeWalk) every(at addr.Virt, parent *treeNode, slot int, base addr.Ind
 			return true
 		}
 		if e.isNode() && here.shift > 0 {
-			n = 1 // it has no siblings
+			n = 1 // an entry for a node has no siblings
 			if !w.every(e.node(), &here, slot, index) {
 				return false
 			}
@@ -171,7 +171,7 @@ func (c *Cache) Link(i *Inode) (string, error) {
 const maxNames = 1 << 12
 
 // All returns all paths of an inode that are in memory, from the top of its file
-// system, in the order of age, the latest first. There may be others on the disk.
+// system, the newest first. There may be others on the disk.
 func (p *Paths) All(i *Inode) []string {
 	l := &p.c.layout.dentry
 	var out []string

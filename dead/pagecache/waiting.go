@@ -3,9 +3,9 @@ package pagecache
 import "understudy.dev/understudy/dead/addr"
 
 // Waiting counts the files of a file system of any type that have pages which are dirty or
-// under writeback, and the bytes of those pages. It relies on what all file systems have in
-// common, and says nothing of what is in the pages. Where something cannot be read, the
-// error says so, along with what was counted.
+// under writeback, and the bytes of those pages. It relies only on what all file systems have
+// in common, and does not check the content of the pages. If something cannot be read, it
+// returns an error and what it could count.
 func (c *Cache) Waiting(s *Superblock) (files int, bytes int64, err error) {
 	for i, bad := range c.Dirty(s) {
 		if bad != nil {
@@ -21,7 +21,7 @@ func (c *Cache) Waiting(s *Superblock) (files int, bytes int64, err error) {
 			pages := at.pages
 			if p, bad := c.page(addr.Virt(at.entry)); bad == nil {
 				if at.index != p.index {
-					return true // with its first page
+					return true // counted with its first page
 				}
 				pages = max(pages, p.pages)
 			}

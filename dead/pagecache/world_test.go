@@ -149,8 +149,8 @@ func newWorldOn(m *kerneltest.Machine) *world {
 // kind changes the type of the file system, a name of four bytes at most.
 func (w *world) kind(name string) { w.Put(w.typeName, append([]byte(name), 0)) }
 
-// blocks gives a page a state of its blocks of 2^bits bytes, of which those of a
-// bitmap are up to date.
+// blocks gives a page the state of its blocks of 2^bits bytes: those set in bitmap
+// are uptodate.
 func (w *world) blocks(inode, page addr.Virt, bits byte, bitmap uint64) {
 	state := w.alloc(24)
 	w.Put(inode+inBlkbits, []byte{bits})

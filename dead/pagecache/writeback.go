@@ -32,9 +32,9 @@ func (c *Cache) Inodes(s *Superblock) iter.Seq2[*Inode, error] {
 }
 
 // DirtyOrLocked yields what Dirty does, and every other inode with an operation on it in
-// flight. Without a journal, which would have it on its list of
-// orphans, a file that was being truncated still has the blocks behind its end, and
-// e2fsck takes them for a sign that the size is wrong (PR_1_BAD_I_SIZE).
+// flight. A file that was being truncated still has blocks beyond its end. A journal would
+// have the file on its orphan list; without one, e2fsck takes such blocks for a sign that
+// the size is wrong (PR_1_BAD_I_SIZE).
 func (c *Cache) DirtyOrLocked(s *Superblock) iter.Seq2[*Inode, error] {
 	return func(yield func(*Inode, error) bool) {
 		seen := make(map[addr.Virt]struct{})
@@ -60,9 +60,8 @@ func (c *Cache) DirtyOrLocked(s *Superblock) iter.Seq2[*Inode, error] {
 // Dirty yields every inode of a file system that is dirty, has pages under
 // writeback, or had a write that failed, each once. It walks the lists of the writeback
 // machinery, and, if those may be incomplete or a write to the file system has failed, all
-// its inodes. Errors are a *Refusal
-// about one inode, after which the walk goes on, or say that neither walk could
-// be completed.
+// its inodes. Errors are a *Refusal about one inode, after which the walk goes on, or say
+// that neither walk could be completed.
 func (c *Cache) Dirty(s *Superblock) iter.Seq2[*Inode, error] {
 	return func(yield func(*Inode, error) bool) {
 		w := &dirtyWalk{c: c, s: s, yield: yield, seen: make(map[addr.Virt]struct{})}
@@ -108,7 +107,7 @@ type dirtyWalk struct {
 
 func (w *dirtyWalk) doubtful(err error) { w.doubt = errors.Join(w.doubt, err) }
 
-// give hands out an inode if it was not yet.
+// give yields an inode, unless it was yielded before.
 func (w *dirtyWalk) give(i *Inode) bool {
 	if _, dup := w.seen[i.Addr]; dup {
 		return true
@@ -117,12 +116,12 @@ func (w *dirtyWalk) give(i *Inode) bool {
 	return w.yield(i, nil)
 }
 
-// heads yields the heads of all lists with unsaved inodes on them, and the place
-// of the list's entry in an inode.
+// heads yields the heads of all lists with unsaved inodes on them, and where in an inode
+// the entry of the list is.
 func (w *dirtyWalk) heads() iter.Seq2[addr.Virt, kernel.Field] {
 	return func(yield func(addr.Virt, kernel.Field) bool) {
 		l := w.c.layout
-		// Somebody in sync(2) has parked inodes on a list of his own
+		// A sync(2) in flight keeps inodes on a list of its own
 		// (fs/fs-writeback.c, wait_sb_inodes).
 		if w.s.sync {
 			w.doubtful(errors.New("a sync was under way"))
@@ -162,7 +161,7 @@ func (w *dirtyWalk) listsOf(wb addr.Virt, yield func(addr.Virt, kernel.Field) bo
 		w.doubtful(fmt.Errorf("writeback state at %v is of another device", wb))
 		return true
 	case !l.lock.Free(b):
-		// Being changed, if the lock tells. Inodes may be on a list on some stack (queue_io).
+		// The lists were being changed, or the lock does not say. Inodes may be on a list on some stack (queue_io).
 		w.doubtful(errors.New("a writeback list was being changed"))
 	}
 	for _, list := range []kernel.Field{l.dirty, l.io, l.moreIO, l.dirtyTime} {
@@ -173,8 +172,8 @@ func (w *dirtyWalk) listsOf(wb addr.Virt, yield func(addr.Virt, kernel.Field) bo
 	return true
 }
 
-// list hands out the inodes of one list. The lists of a device also hold inodes
-// of its other file systems and of the block device itself.
+// list yields the inodes of one list. The lists of a device also hold inodes of
+// its other file systems and of the block device itself.
 func (w *dirtyWalk) list(head addr.Virt, entry kernel.Field) bool {
 	for at, err := range w.c.List(head) {
 		if err != nil {

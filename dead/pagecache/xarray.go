@@ -21,7 +21,7 @@ const (
 type nodeLayout struct {
 	size                                       int
 	chunk                                      int // slots of a node, XA_CHUNK_SIZE
-	chunkShift                                 int // by how much one level of the tree shifts an index
+	chunkShift                                 int // log2 of chunk: the bits of an index for one level
 	shift, offset, parent, array, slots, marks kernel.Field
 }
 
@@ -45,21 +45,21 @@ type entry uint64
 func (e entry) isValue() bool    { return e&1 == 1 }
 func (e entry) isInternal() bool { return e&3 == 2 }
 
-// isNode: internal entries beyond the page of error values are pointers to nodes.
+// isNode reports whether an entry points to a node: it is internal, and beyond the page of error values.
 func (e entry) isNode() bool { return e.isInternal() && e > 4096 }
 
-// isSibling: the slot belongs to the larger entry in another slot of the node, which has so
-// many.
+// isSibling reports whether the slot belongs to a multi-index entry in another slot of the
+// node, which has chunk slots.
 func (e entry) isSibling(chunk int) bool { return e.isInternal() && e < entry(chunk-1)<<2|2 }
 
 func (e entry) sibling() int { return int(e >> 2) }
 
-// entryAt is the entry in a slot of a node.
+// entryAt returns the entry in a slot of a node.
 func (n *nodeLayout) entryAt(b []byte, slot int) entry {
 	return entry(kernel.Field{Off: n.slots.Off + 8*slot, Size: 8}.Uint(b))
 }
 
-// run is how many slots of a node the entry in one of them has: behind it are its siblings.
+// run returns how many slots of a node an entry has: its own slot, and those of its siblings behind it.
 func (n *nodeLayout) run(b []byte, slot int) int {
 	end := slot + 1
 	for end < n.chunk && n.entryAt(b, end) == entry(slot)<<2|2 {
@@ -88,7 +88,7 @@ type treeWalk struct {
 var errTree = errors.New("inconsistent page cache tree")
 
 // marked visits every marked entry before last. Where the tree is damaged, visit
-// gets an error and the range of pages behind it.
+// gets an error and the range of pages that cannot be visited.
 func (c *Cache) marked(i *Inode, last addr.Index, visit func(slotted, error) bool) {
 	w := &treeWalk{c: c, array: i.tree, last: last, visit: visit}
 	head := entry(i.head)
@@ -102,7 +102,7 @@ func (c *Cache) marked(i *Inode, last addr.Index, visit func(slotted, error) boo
 	}
 }
 
-// treeNode is a node and where it hangs in its tree.
+// treeNode is a node and its level in the tree, as a shift.
 type treeNode struct {
 	node  addr.Virt
 	shift int
@@ -135,7 +135,7 @@ func (w *treeWalk) node(at addr.Virt, parent *treeNode, slot int, base addr.Inde
 	return true
 }
 
-// slotPages is how many pages a slot of a node covers; without a node, all.
+// slotPages returns how many pages a slot of a node covers; all pages if n is nil.
 func (n *treeNode) slotPages() uint64 {
 	if n == nil {
 		return ^uint64(0)
@@ -143,7 +143,7 @@ func (n *treeNode) slotPages() uint64 {
 	return 1 << n.shift
 }
 
-// enter reads the node that a slot of its parent names, and checks it.
+// enter reads the node that a slot of its parent points to, and checks it.
 func (w *treeWalk) enter(at addr.Virt, parent *treeNode, slot int) (here treeNode, b []byte, err error) {
 	l := &w.c.layout.node
 	if b, err = w.c.k.Bytes(at, l.size); err != nil {
@@ -164,8 +164,8 @@ func (w *treeWalk) check(b []byte, here treeNode, parent *treeNode, slot int) er
 	case l.anyMarks(b)>>(l.chunk-1)>>1 != 0:
 		return fmt.Errorf("%w: node at %v has marks for slots that do not exist", errTree, here.node)
 	case parent == nil:
-		// The top node may still name a parent that is being taken away, or
-		// already one that is being added (xas_shrink, xas_expand).
+		// The top node may still point to a parent that is being removed, or
+		// already to one that is being added (xas_shrink, xas_expand).
 		return nil
 	case here.shift != parent.shift-l.chunkShift,
 		l.parent.Pointer(b) != parent.node,
@@ -183,8 +183,8 @@ func (w *treeWalk) slot(b []byte, here treeNode, slot int, index addr.Index) boo
 	case e.isNode() && here.shift > 0:
 		return w.node(e.node(), &here, slot, index)
 	case e.isSibling(l.chunk) && first < slot && slot < first+l.run(b, first):
-		// Marks belong to the first slot of an entry. Where a sibling has
-		// one, too, its entry has been visited if it is marked itself.
+		// Marks belong to the first slot of an entry. If that slot is marked,
+		// the entry has been visited already.
 		if w.isMarked(b, first) {
 			return true
 		}
@@ -194,7 +194,7 @@ func (w *treeWalk) slot(b []byte, here treeNode, slot int, index addr.Index) boo
 	return w.visit(w.slotted(b, here, slot, index), nil)
 }
 
-// slotted is what is in a slot of a node, with the pages that its siblings stand for.
+// slotted returns the entry in a slot of a node, with the pages that it and its siblings stand for.
 func (w *treeWalk) slotted(b []byte, here treeNode, slot int, index addr.Index) slotted {
 	l := &w.c.layout.node
 	pages, left := uint64(0), uint64(w.last-index)
@@ -208,7 +208,7 @@ func (w *treeWalk) isMarked(b []byte, slot int) bool {
 	return w.c.layout.node.anyMarks(b)>>slot&1 == 1
 }
 
-// anyMarks has a bit for each slot of a node that has any mark.
+// anyMarks returns a bit for each slot of a node that has any mark.
 func (n *nodeLayout) anyMarks(b []byte) (marks uint64) {
 	for m := range markCount {
 		marks |= kernel.Field{Off: n.marks.Off + 8*m, Size: 8}.Uint(b)

@@ -19,7 +19,7 @@ type XFS struct {
 
 	blockLog          uint // log2 of the size of a block, in bytes
 	agBlocks, agShift uint64
-	internal          []uint64 // inodes of the file system's own
+	internal          []uint64 // the file system's own inodes
 }
 
 // xfsLayout is what is read of the structures of xfs (fs/xfs/xfs_mount.h,
@@ -32,7 +32,7 @@ type xfsLayout struct {
 	iclogs, iclogCount, mount                                kernel.Field
 	iclogSize                                                int
 	next, header, state                                      kernel.Field
-	pending                                                  []uint64 // states of what may not be on the disk
+	pending                                                  []uint64 // states of log buffers that may not be on the disk
 	inodeSize                                                int
 	inode, inodeMount, item, pins                            kernel.Field
 	lock                                                     kernel.Lock
@@ -57,7 +57,7 @@ func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
 	x.mount, x.iclogs, x.iclogCount = l.Field("l_mp", 8), l.Field("l_iclog", 8), l.Field("l_iclog_bufs", 4)
 	c := layoutIn(k, "xlog_in_core", "xfs")
 	x.iclogSize = c.Size
-	// The header is the first part of the data; on 7.2 it has a pointer of its own.
+	// The header is the first part of the data; on 7.2 it has its own pointer.
 	x.next, x.header = c.Field("ic_next", 8), c.First([]string{"ic_header", "ic_data"}, 8)
 	x.state = c.Field("ic_state", 4)
 	var err error
@@ -68,12 +68,12 @@ func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
 	x.inodeSize = i.Size
 	x.inode, x.inodeMount, x.item = i.Field("i_vnode"), i.Field("i_mount", 8), i.Field("i_itemp", 8)
 	x.pins = i.Field("i_pincount.counter", 4)
-	// On 6.1 there is a structure around the semaphore, on 6.12 not.
+	// On 6.1 the semaphore is inside a structure, on 6.12 it is not.
 	x.lock = i.Lock("i_lock.mr_lock", "i_lock")
 	x.forkBytes = i.Field("i_df.if_bytes", 4, 8)
 	x.forkHeight, x.forkFormat = i.Field("i_df.if_height", 4), i.Field("i_df.if_format", 1)
 	x.forkExtents = i.Field("i_df.if_nextents", 4, 8)
-	// On 6.1 in a union of a name, on 6.12 in one without.
+	// On 6.1 in a named union, on 6.12 in an anonymous one.
 	x.forkRoot = i.First([]string{"i_df.if_u1.if_root", "i_df.if_data"}, 8)
 	t := layoutIn(k, "xfs_inode_log_item", "xfs")
 	x.itemSize = t.Size
@@ -81,7 +81,7 @@ func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
 	return x, errors.Join(m.Err(), l.Err(), c.Err(), i.Err(), t.Err())
 }
 
-// iclogStates are the states of a buffer of the log that was closed and is not known to
+// iclogStates returns the states of a log buffer that was closed and is not known to
 // have been written (fs/xfs/xfs_log_priv.h, enum xlog_iclog_state).
 func iclogStates(k *kernel.Kernel) ([]uint64, error) {
 	t := k.Types()
@@ -131,13 +131,13 @@ func (c *Cache) XFS(s *Superblock) (*XFS, error) {
 // real-time device.
 func (x *XFS) Internal(i *Inode) bool { return slices.Contains(x.internal, uint64(i.Ino)) }
 
-// LogRecord identifies a record of an XFS log: by what a header has on the disk,
-// and keeps in memory until its buffer is used again (struct xlog_rec_header,
+// LogRecord identifies a record of an XFS log by fields of its header, which is on the
+// disk, and stays in memory until its buffer is reused (struct xlog_rec_header,
 // fs/xfs/libxfs/xfs_log_format.h).
 type LogRecord struct {
 	Len      uint32 // bytes
 	CRC      uint32 // of all of it
-	Previous uint32 // block of the log in which the record before begins
+	Previous uint32 // block of the log in which the previous record begins
 }
 
 // logHeaderSize is how many bytes of a header ParseLogRecord reads.
@@ -163,7 +163,7 @@ type WrittenRecord struct {
 }
 
 // Records returns the last records that the kernel wrote to the log, or was about
-// to, in no order.
+// to, in no particular order.
 func (x *XFS) Records() ([]WrittenRecord, error) {
 	l := x.layout
 	b, err := x.c.k.Bytes(x.log, l.logSize)
@@ -192,7 +192,7 @@ func (x *XFS) Records() ([]WrittenRecord, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read log of %s: buffer at %v: %w", x.s.ID, at, err)
 		}
-		if r.Len > 0 { // zero until it is written first
+		if r.Len > 0 { // zero until the buffer is first written
 			out = append(out, WrittenRecord{r, !slices.Contains(l.pending, l.state.Uint(b))})
 		}
 		at = l.next.Pointer(b)

@@ -23,8 +23,8 @@ func (x *XFS) own(i *Inode) ([]byte, error) {
 	return b, nil
 }
 
-// Committed reports whether a log recovery gives the disk all that memory has of an
-// inode but its unsaved data: nothing of it waits for the log, which would pin it
+// Committed reports whether a log recovery brings everything that memory has of an inode
+// to the disk, except its unsaved data: no change waits for the log, which would pin the inode
 // (fs/xfs/xfs_inode_item.c, xfs_inode_item_pin), and no transaction is changing it.
 func (x *XFS) Committed(i *Inode) (bool, error) {
 	b, err := x.own(i)
@@ -39,7 +39,7 @@ func (x *XFS) Committed(i *Inode) (bool, error) {
 	return err == nil && (item == nil || l.itemDirty.Uint(item) == 0), err
 }
 
-// logItem reads what an inode that was changed has for the log; nil if it never was.
+// logItem reads the log item of an inode; nil if the inode was never changed.
 func (x *XFS) logItem(i *Inode, own []byte) ([]byte, error) {
 	l := x.layout
 	at := l.item.Pointer(own)
@@ -56,15 +56,15 @@ func (x *XFS) logItem(i *Inode, own []byte) ([]byte, error) {
 	return item, nil
 }
 
-// xfsNotExtents are the parts of an inode that a transaction may have changed and that are not where its
-// file lies: the core, with size, owner and times, and what is of attributes (fs/xfs/libxfs/xfs_log_format.h,
-// XFS_ILOG_CORE, ADATA, AEXT, ABROOT, TIMESTAMP, IVERSION).
+// xfsNotExtents are the flags of changes that do not affect where a file lies: of the core, with size,
+// owner and times, and of the attribute fork (fs/xfs/libxfs/xfs_log_format.h, XFS_ILOG_CORE, ADATA, AEXT,
+// ABROOT, TIMESTAMP, IVERSION).
 const xfsNotExtents = 0x001 | 0x040 | 0x080 | 0x100 | 0x4000 | 0x8000
 
-// Kept reports whether a recovery of the log gives the disk all extents of a file that memory has: none
-// was changed since the inode was written to its place, which is after the log (fs/xfs/xfs_inode.c,
-// xfs_iflush). It cannot tell where they are not in the inode itself: then a block of
-// their tree may be all that was changed. A file without extents may not be on the disk at all.
+// Kept reports whether a log recovery brings all extents of a file that memory has to the disk: none was
+// changed since the inode was written to its place, which happens after the log (fs/xfs/xfs_inode.c,
+// xfs_iflush). It is false for extents that are not in the inode itself, because then a block of their
+// tree may be all that was changed, and for a file without extents, which may not be on the disk at all.
 func (x *XFS) Kept(i *Inode) (bool, error) {
 	b, err := x.own(i)
 	if err != nil {
@@ -81,8 +81,8 @@ func (x *XFS) Kept(i *Inode) (bool, error) {
 
 // The tree of a file's extents in memory (fs/xfs/libxfs/xfs_iext_tree.c): nodes of
 // 256 bytes, with 16 pointers behind 16 keys; leaves of the same size with 15
-// records of 16 bytes and the pointers to their neighbours, but for a leaf that is
-// alone, which has as many records as there are.
+// records of 16 bytes and the pointers to their neighbours. A single leaf is only
+// as large as its records.
 const (
 	iextNode      = 256
 	iextKeys      = 16
@@ -146,7 +146,7 @@ type iextWalk struct {
 	out     []Mapped
 }
 
-// node visits a node that is so high above the leaves, which are 1 high.
+// node visits a node of the given height; that of a leaf is 1.
 func (w *iextWalk) node(at addr.Virt, height uint64) error {
 	if w.left--; w.left < 0 {
 		return errors.New("its extent tree is too large, or circular")
@@ -159,7 +159,7 @@ func (w *iextWalk) node(at addr.Virt, height uint64) error {
 		return err
 	}
 	for n := range iextKeys {
-		// XFS_IEXT_KEY_INVALID is the key of the first pointer that is none.
+		// The first unused pointer has the key XFS_IEXT_KEY_INVALID.
 		if binary.LittleEndian.Uint64(b[8*n:])>>63 == 1 {
 			break
 		}
@@ -205,8 +205,8 @@ func (w *iextWalk) record(lo, hi uint64) error {
 		return fmt.Errorf("the extent at byte %d overlaps the one before, which ends at byte %d", m.Off, w.end)
 	}
 	w.end = m.End
-	// Where the block would be, a delayed one has a mask and how many blocks the
-	// tree may need (libxfs/xfs_format.h, isnullstartblock).
+	// Instead of a block, a delayed allocation has a mask and the number of blocks
+	// that the tree may need (libxfs/xfs_format.h, isnullstartblock).
 	const delayed = (1<<35 - 1) << 17
 	group, within := block>>w.x.agShift, block&(1<<w.x.agShift-1)
 	switch {

@@ -12,19 +12,19 @@ import (
 
 // groupMap says which clusters of a group are in use.
 type groupMap struct {
-	used  []byte // as it is so far
-	busy  []byte // what must not be taken: likewise, or in use without the last transaction
+	used  []byte // the bitmap, with the changes made so far
+	busy  []byte // what must not be taken: in use, in use without the last transaction, or to be avoided
 	size  uint32 // in clusters
-	first uint32 // there is nothing to be taken before it
+	first uint32 // no cluster before it is free
 	taken uint32
-	// longest is no less than the longest run that can be taken.
+	// longest is an upper bound of the length of runs that can be taken.
 	longest uint32
-	// No run of so many clusters or more begins before a place: files of one size would look over
-	// all that the ones before them have got, again and again. Nothing is ever given back.
+	// No run of looked.want or more clusters begins before looked.before. Without this, each of many files of
+	// one size would search again through all that the earlier ones took. Clusters are never given back.
 	looked struct{ want, before uint32 }
 }
 
-// groupMapOf reads which blocks of a group are in use.
+// groupMapOf returns the map of a group, which it reads first if need be.
 func (v *volume) groupMapOf(n uint32) (*groupMap, error) {
 	if m, ok := v.maps[n]; ok {
 		return m, nil
@@ -62,7 +62,7 @@ func (v *volume) groupMapOf(n uint32) (*groupMap, error) {
 	return m, nil
 }
 
-// oldGroup is the descriptor of a group without the last transaction.
+// oldGroup returns the descriptor of a group without the last transaction.
 func (v *volume) oldGroup(n uint32) (*ext4.Group, error) {
 	home, offset := v.super.DescriptorLocation(n)
 	b, err := v.oldBlock(home)
@@ -76,8 +76,8 @@ func (v *volume) oldGroup(n uint32) (*ext4.Group, error) {
 	return g, err
 }
 
-// bitmap returns the bitmap of a group's blocks, a copy. It must have its checksum, have as
-// many blocks free as the group counts, and the file system's own must be in use.
+// bitmap returns a copy of a group's block bitmap. The bitmap must have the right checksum and as
+// many free clusters as the group counts, and the file system's own blocks must be in use in it.
 func (v *volume) bitmap(g *ext4.Group, read func(addr.Block) ([]byte, error)) ([]byte, error) {
 	start, _ := v.bounds(g.Number)
 	size := v.clusters(g.Number)
@@ -118,8 +118,8 @@ func (v *volume) bitmap(g *ext4.Group, read func(addr.Block) ([]byte, error)) ([
 	return out, nil
 }
 
-// fresh is the bitmap of a group in which nothing but the file system's own is in use, and
-// what lies behind its end (fs/ext4/balloc.c, ext4_init_block_bitmap).
+// fresh returns the bitmap of a group in which only the file system's own blocks and the bits
+// behind the end of the group are set (fs/ext4/balloc.c, ext4_init_block_bitmap).
 func (v *volume) fresh(n uint32) []byte {
 	out := make([]byte, v.super.BlockSize)
 	start, _ := v.bounds(n)
@@ -139,7 +139,7 @@ func has(b []byte, n uint32) bool { return b[n/8]>>(n%8)&1 != 0 }
 
 func set(b []byte, n uint32) { b[n/8] |= 1 << (n % 8) }
 
-// next returns the first bit from one on that is as asked for, or end.
+// next returns the first bit in [from, end) that is set, or clear, as want says; end if there is none.
 func next(b []byte, from, end uint32, want bool) uint32 {
 	for n := from; n < end; {
 		word := n &^ 63
@@ -162,13 +162,13 @@ func next(b []byte, from, end uint32, want bool) uint32 {
 	return end
 }
 
-// length is how many clusters can be taken from one on, up to a limit.
+// length returns how many clusters from one on can be taken, up to a limit.
 func (m *groupMap) length(from, limit uint32) uint32 {
 	end := min(m.size, from+limit)
 	return next(m.busy, from, end, true) - from
 }
 
-// find returns the first run of at least so many clusters from one on.
+// find returns the start of the first free run of at least want clusters that begins at from or behind it.
 func (m *groupMap) find(from, want uint32) (uint32, bool) {
 	if want > m.longest {
 		return 0, false
@@ -183,7 +183,7 @@ func (m *groupMap) find(from, want uint32) (uint32, bool) {
 		if at == m.size {
 			break
 		}
-		n := m.length(at, want) // a longer one may reach to the end of the group
+		n := m.length(at, want) // not longer: a run may reach to the end of the group
 		if n >= want {
 			if all {
 				m.looked.want, m.looked.before = want, at
@@ -199,7 +199,7 @@ func (m *groupMap) find(from, want uint32) (uint32, bool) {
 	return 0, false
 }
 
-// take takes clusters.
+// take allocates n clusters.
 func (m *groupMap) take(from, n uint32) {
 	for b := from; b < from+n; b++ {
 		set(m.used, b)
@@ -211,12 +211,12 @@ func (m *groupMap) take(from, n uint32) {
 	}
 }
 
-// maxLook is in how many groups a run of a length is looked for.
+// maxLook is the number of groups that are searched for a run of one length.
 const maxLook = 64
 
-// allocate takes at most so many clusters in one piece: those at the goal, if they are free;
-// else the nearest piece behind it that is long enough, or as long as there is. It returns
-// the first block.
+// allocate takes at most want clusters in one piece: those at the goal, if they are free; else
+// the nearest run behind it that is long enough. If it finds none, it looks for runs of half the
+// length, and so on. It returns the first block and the number of clusters.
 func (v *volume) allocate(goal addr.Block, want uint32) (addr.Block, uint32, error) {
 	want = min(want, v.super.BlocksPerGroup/v.cluster, ext4.MaxRun/v.cluster)
 	group, at := v.groupOf(goal)
@@ -250,7 +250,7 @@ func (v *volume) allocate(goal addr.Block, want uint32) (addr.Block, uint32, err
 	return 0, 0, ErrNoSpace
 }
 
-// findIn looks for a run in a group: behind a block, and then before it.
+// findIn looks for a run of clusters in a group: from a cluster on, and then in all of the group.
 func (v *volume) findIn(group, from, need uint32) (uint32, *groupMap, error) {
 	if v.groups[group].FreeClusters < need {
 		return 0, nil, nil

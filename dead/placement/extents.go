@@ -13,21 +13,21 @@ import (
 // maxExtents bounds the extents of one file.
 const maxExtents = 1 << 20
 
-// tree is a tree of extents. All of its nodes are read; those that change are written.
+// tree is an extent tree. All of its nodes are read; those that change are written.
 type tree struct {
 	v     *volume
 	inode *ext4.Inode
 	root  *node
-	count int // of extents
+	count int // number of extents
 	goal  addr.Block
 
 	first node        // the root as it is on the disk
-	runs  [4]ext4.Run // and what it has room for
+	runs  [4]ext4.Run // backing of its runs: as many as i_block has room for
 }
 
-// node is a node of a tree, its leaves at level 0.
+// node is a node of an extent tree. Leaves are at level 0.
 type node struct {
-	block addr.Block // 0: it is the root, or has none yet
+	block addr.Block // 0 if it is the root, or has no block yet
 	level int
 	first uint32 // block of the file that it begins with
 	runs  []ext4.Run
@@ -35,7 +35,7 @@ type node struct {
 	dirty bool
 }
 
-// openTree reads the tree of an inode into t, which may have been another one's.
+// openTree reads the extent tree of an inode into t, which may have been used for another one.
 func (v *volume) openTree(t *tree, i *ext4.Inode) error {
 	*t = tree{v: v, inode: i}
 	level := int(binary.LittleEndian.Uint16(i.Block[6:]))
@@ -90,7 +90,7 @@ func (t *tree) read(n *node, b []byte, block addr.Block, level int, from, to uin
 	return nil
 }
 
-// readBlock reads a node that has a block of its own.
+// readBlock reads a node from its own block.
 func (t *tree) readBlock(at addr.Block, level int, from, to uint64) (*node, error) {
 	if !t.v.super.Contains(at, 1) || !t.v.free(at, 1) || from >= to {
 		return nil, fmt.Errorf("%w: an extent tree node at block %d, which is outside of the file system, in its metadata, or empty", errDamaged, at)
@@ -106,7 +106,7 @@ func (t *tree) readBlock(at addr.Block, level int, from, to uint64) (*node, erro
 	return n, t.read(n, b, at, level, from, to)
 }
 
-// leaf returns the leaf that has, or would have, a block.
+// leaf returns the leaf that maps, or would map, a block.
 func (t *tree) leaf(logical uint32) *node {
 	n := t.root
 	for n.level > 0 {
@@ -119,7 +119,7 @@ func (t *tree) leaf(logical uint32) *node {
 	return n
 }
 
-// place returns where in a leaf the first run is that ends behind a block.
+// place returns the index of the first run in a leaf that ends behind a block.
 func (n *node) place(logical uint32) int {
 	at, _ := slices.BinarySearchFunc(n.runs, uint64(logical), func(r ext4.Run, l uint64) int {
 		return cmp.Compare(uint64(r.Logical)+uint64(r.Length), l+1)
@@ -140,7 +140,7 @@ func (t *tree) at(logical uint32) (ext4.Run, uint64, error) {
 	return ext4.Run{}, t.after(t.root, logical), nil
 }
 
-// after returns the first block that a node below n begins with, behind a block.
+// after returns the first block behind logical with which a node below n begins; 1<<32 if there is none.
 func (t *tree) after(n *node, logical uint32) uint64 {
 	end := uint64(1 << 32)
 	for n.level > 0 {
@@ -164,11 +164,11 @@ func (t *tree) before(logical uint32) ext4.Run {
 	return ext4.Run{}
 }
 
-// limit is how many blocks extents can map: one less than 2^32 (fs/ext4/super.c,
+// limit returns how many blocks extents can map: one less than 2^32 (fs/ext4/super.c,
 // ext4_max_size).
 func (t *tree) limit() uint64 { return 1<<32 - 1 }
 
-// set maps a run in the leaf where it belongs, or in several.
+// set maps a run, in one leaf or split over several.
 func (t *tree) set(r ext4.Run) error {
 	for r.Length > 0 {
 		part := r
@@ -187,7 +187,7 @@ func (t *tree) set(r ext4.Run) error {
 	return nil
 }
 
-// set maps a run, that is a hole so far, or unwritten and at the same place.
+// set maps a run. Each of its blocks must be a hole so far, or unwritten at the same place on the disk.
 func (n *node) set(r ext4.Run) error {
 	at := n.place(r.Logical)
 	end := uint64(r.Logical) + uint64(r.Length)
@@ -217,8 +217,8 @@ func (n *node) set(r ext4.Run) error {
 	return nil
 }
 
-// join joins runs that follow each other in the file and on the disk, from the one before
-// a place to two behind it.
+// join joins runs that are adjacent both in the file and on the disk, of those with
+// indices from at-1 to at+3.
 func (n *node) join(at int) {
 	for i := max(1, at); i < len(n.runs) && i <= at+3; {
 		a, b := &n.runs[i-1], n.runs[i]
@@ -236,7 +236,7 @@ func (n *node) join(at int) {
 	}
 }
 
-// store splits what has become too large for its node, and writes what changed.
+// store splits the nodes that have become too large for their blocks, and writes what changed.
 func (t *tree) store(root []byte) error {
 	room := (int(t.v.super.BlockSize) - ext4.ExtentSize) / ext4.ExtentSize
 	if t.root.level > 0 {
@@ -262,7 +262,7 @@ func (t *tree) store(root []byte) error {
 	return t.put(root, t.root)
 }
 
-// split splits the nodes below one that have more in them than they have room for.
+// split splits the nodes below n that have more entries than they have room for.
 func (t *tree) split(n *node, room int) error {
 	if n.level == 0 {
 		return nil
@@ -290,7 +290,7 @@ func (t *tree) split(n *node, room int) error {
 	return nil
 }
 
-// begins is the block of the file that a node begins with.
+// begins returns the block of the file that a node begins with.
 func (n *node) begins() uint32 {
 	switch {
 	case n.level > 0:
@@ -301,9 +301,9 @@ func (n *node) begins() uint32 {
 	return n.first
 }
 
-// pieces distributes what a node has over as many as it takes: the first ones are full,
-// as they are if a file is written from its beginning. The first one keeps the block, if
-// the node has one.
+// pieces distributes the entries of a node over as many nodes as they need. All but the last
+// are full, as if the file had been written from its beginning. The first one keeps the node's
+// block, if it has one.
 func (t *tree) pieces(n *node, room int) ([]*node, error) {
 	var out []*node
 	for len(n.runs)+len(n.below) > 0 {
@@ -326,7 +326,8 @@ func (t *tree) pieces(n *node, room int) ([]*node, error) {
 	return out, nil
 }
 
-// near is where a block of the tree would best be: in the group of what was mapped last.
+// near returns the best place for a block of the tree: behind the run that was mapped last, or
+// else where the file itself would begin.
 func (t *tree) near() addr.Block {
 	if t.v.super.Contains(t.goal, 1) {
 		return t.goal
@@ -334,7 +335,7 @@ func (t *tree) near() addr.Block {
 	return t.v.goal(t.inode, ext4.Run{}, 0)
 }
 
-// write writes the nodes below one that have changed.
+// write writes the nodes below n that have changed.
 func (t *tree) write(n *node) error {
 	for _, c := range n.below {
 		if err := t.write(c); err != nil {
@@ -355,7 +356,7 @@ func (t *tree) write(n *node) error {
 	return nil
 }
 
-// put makes the bytes of a node.
+// put writes the bytes of a node to b.
 func (t *tree) put(b []byte, n *node) error {
 	below := make([]ext4.Index, len(n.below))
 	for i, c := range n.below {

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestFind looks for runs in maps that fill up, and wants what a look over all of the map finds.
+// TestFind looks for runs in maps that fill up, and checks that find agrees with a linear search.
 func TestFind(t *testing.T) {
 	found, not := 0, 0
 	for seed := range uint64(300) {
@@ -43,7 +43,7 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// firstRun is the first place from one on where so many clusters can be taken.
+// firstRun returns the first cluster, at from or behind it, where want clusters are free.
 func firstRun(m *groupMap, from, want uint32) (uint32, bool) {
 	for at := from; at+want <= m.size; at++ {
 		n := uint32(0)

@@ -8,18 +8,18 @@ import (
 )
 
 // Attributes in an inode (fs/ext4/xattr.h): a magic number behind the fields, then entries
-// up to one of four zero bytes, with their values from the end. Offsets count from
-// the first entry.
+// up to a terminator of four zero bytes; their values lie at the end of the inode. Offsets
+// count from the first entry.
 const (
 	attributeMagic = 0xea020000
-	attributeEntry = 16 // without the name, in bytes
+	attributeEntry = 16 // size of an entry without the name, in bytes
 	indexSystem    = 7  // EXT4_XATTR_INDEX_SYSTEM
 )
 
-// grow has an inode with inline data be one without content, which is what it becomes once
-// its first block has a place (fs/ext4/inline.c, ext4_destroy_inline_data_nolock). That
-// one must be among what is unsaved: memory has the inline data in it. Where nothing is, and
-// the size is what it was, it stays as it is.
+// grow turns an inode with inline data into an empty one without, as the kernel does once the
+// first block has a place (fs/ext4/inline.c, ext4_destroy_inline_data_nolock). The first block
+// must be among the unsaved ones: in memory it holds the inline data. If nothing is unsaved and
+// the size does not change, grow does nothing.
 func (v *volume) grow(f *File, i *ext4.Inode) error {
 	if i.Flags&ext4.InodeInlineData == 0 || len(f.Unsaved) == 0 && uint64(f.Size) == i.Size {
 		return nil
@@ -39,8 +39,8 @@ func (v *volume) grow(f *File, i *ext4.Inode) error {
 	return ext4.PutExtents(i.Block[:], 0, nil, nil)
 }
 
-// outgrow has the bytes of an inode say so, if grow made it one without inline data; what it
-// had beyond i_block was an attribute.
+// outgrow updates the raw inode if grow has removed the inline data. It removes the attribute
+// that held the inline data beyond i_block, too.
 func (v *volume) outgrow(raw []byte, i *ext4.Inode) error {
 	if ext4.InodeFlags(binary.LittleEndian.Uint32(raw[0x20:])) == i.Flags {
 		return nil
@@ -61,11 +61,11 @@ func (v *volume) outgrow(raw []byte, i *ext4.Inode) error {
 	return nil
 }
 
-// attribute is an entry with its name, and its value.
+// attribute is an entry including its name, and the value.
 type attribute struct{ entry, value []byte }
 
-// attributeArea is where the entries of an inode begin, and all up to its end is theirs; nil if it
-// has none.
+// attributeArea returns the area of the attributes in an inode, from the first entry to the end of the
+// inode; nil if it has none.
 func attributeArea(raw []byte) []byte {
 	if len(raw) <= 128 {
 		return nil
@@ -77,7 +77,7 @@ func attributeArea(raw []byte) []byte {
 	return raw[at+4:]
 }
 
-// attributes reads those in an inode, copies.
+// attributes returns copies of the attributes in an inode.
 func attributes(raw []byte) ([]attribute, error) {
 	area := attributeArea(raw)
 	var out []attribute
@@ -109,7 +109,8 @@ func attributes(raw []byte) ([]attribute, error) {
 	return nil, nil
 }
 
-// putAttributes writes those that are left of what an inode had; without any it has none.
+// putAttributes replaces the attributes in an inode by list. If list is empty, it clears the area
+// with its magic number.
 func putAttributes(raw []byte, list []attribute) {
 	area := attributeArea(raw)
 	if area == nil {

@@ -5,15 +5,15 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// plain are the flags with which a regular file is written as any other
-// (fs/ext4/ext4.h, EXT4_*_FL: of secure deletion, undelete, synchronous, immutable,
-// append-only, no dump, no atime, no tail, of directories, huge_file, extents, and of
-// the project of what is made below).
+// plain are the flags that make no difference to how a regular file is written
+// (fs/ext4/ext4.h, EXT4_*_FL: secure deletion, undelete, synchronous, immutable,
+// append-only, no dump, no atime, no tail, those of directories, huge_file, extents, and
+// inheriting the project ID).
 const plain ext4.InodeFlags = ext4.InodeInlineData | 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x8000 | 0x10000 | 0x20000 | 0x20000000 |
 	ext4.InodeHugeFile | ext4.InodeExtents
 
-// inode reads the inode of a file, and refuses one that is not just that file, as the last
-// transaction leaves it. It is good until the next file.
+// inode reads the inode of a file as the last transaction leaves it, and refuses it if it is not
+// that regular file. The result is valid until the next file.
 func (v *volume) inode(f *File) (*ext4.Inode, error) {
 	if f.Ino < v.super.FirstInode || f.Ino == v.super.OrphanFile || f.Ino == v.super.JournalInode || f.Ino > addr.Ino(v.super.Inodes) {
 		return nil, refuse("inode %d is reserved, the journal, the orphan file, or out of range", f.Ino)
@@ -46,7 +46,7 @@ func (v *volume) inode(f *File) (*ext4.Inode, error) {
 	return i, v.grow(f, i)
 }
 
-// updated returns the bytes of a file's inode with its size and its times. They are good until
+// updated returns the raw inode of a file with its new size and times. The result is valid until
 // the next file.
 func (v *volume) updated(f *File, i *ext4.Inode) ([]byte, error) {
 	v.file.is = append(v.file.is[:0], v.file.was...)
@@ -63,7 +63,7 @@ func (v *volume) updated(f *File, i *ext4.Inode) ([]byte, error) {
 			return nil, err
 		}
 	}
-	// All that it may come to count must have room.
+	// The largest i_blocks that the file may get must fit.
 	most := uint64(f.Size)/512 + uint64(f.Size)/8192 + 64*uint64(v.cluster)
 	if i.Flags&ext4.InodeHugeFile == 0 && i.Sectors+most >= 1<<32 && v.super.ROCompat&ext4.ROCompatHugeFile == 0 {
 		return nil, refuse("its i_blocks might overflow, and the file system lacks the huge_file feature")
@@ -71,7 +71,7 @@ func (v *volume) updated(f *File, i *ext4.Inode) ([]byte, error) {
 	return raw, nil
 }
 
-// count adds clusters to what an inode counts, and what quotas do for its owners.
+// count adds clusters to i_blocks of an inode, and to what the quotas count for its owners.
 func (v *volume) count(raw []byte, i *ext4.Inode, clusters uint64) error {
 	blocks := clusters * uint64(v.cluster)
 	for _, q := range v.quotas {
@@ -85,7 +85,7 @@ func (v *volume) count(raw []byte, i *ext4.Inode, clusters uint64) error {
 	return v.super.SetSectors(raw, i.Sectors+blocks)
 }
 
-// rawInode returns the bytes of an inode, which must not be written to.
+// rawInode returns the bytes of an inode. The caller must not write to them.
 func (v *volume) rawInode(n addr.Ino) ([]byte, error) {
 	at, offset, err := v.inodeAt(n)
 	if err != nil {
@@ -106,7 +106,7 @@ func (v *volume) inodeAt(n addr.Ino) (addr.Block, int, error) {
 	return v.groups[group].InodeTable + addr.Block(block), offset, nil
 }
 
-// putInode gives an inode its checksum, and writes it.
+// putInode sets the checksum of a raw inode, and writes the inode.
 func (v *volume) putInode(n addr.Ino, raw []byte) error {
 	at, offset, err := v.inodeAt(n)
 	if err != nil {

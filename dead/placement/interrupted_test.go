@@ -18,12 +18,12 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestInterrupted brings files to their places in file systems of many kinds, free blocks
-// first, and cuts that at each of its writes, also with what was not synced lost or there in any
-// mixture. An ordinary recovery then makes the metadata what it was or what it is to be, and
-// every block that was in use is what it was, but where data goes in place; carried out again
-// from there, it is whole. Without a journal placement counts only as a whole (package
-// offline).
+// TestInterrupted places files in file systems of many kinds, data for free blocks first, and
+// cuts the work off at each of its writes, with the writes that were not synced lost or kept in any
+// mixture. After an ordinary recovery, the metadata must be the old or the new one, and every
+// block that was in use must be unchanged, unless data goes to it in place. Carried out again
+// from there, the placement must be complete. File systems without a journal are left out: there
+// placement counts only as a whole (package offline).
 func TestInterrupted(t *testing.T) {
 	for n, kind := range kinds {
 		if kind.name == "no journal" || kind.name == "ext2" {
@@ -46,10 +46,10 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// cuts are those of one rescue.
+// cuts are the cuts of one rescue.
 type cuts struct {
 	*disk
-	base   []byte // before it
+	base   []byte // the disk before it
 	files  []placement.File
 	result *placement.Result
 	whole  *jbd2.Recording
@@ -77,7 +77,7 @@ func (c *cuts) carryOut(out *jbd2.Recording) *placement.Result {
 		c.data(out, r, free)
 	}
 	if len(r.Blocks) == 0 {
-		return r // an earlier one did it
+		return r // an earlier run did it
 	}
 	t := &jbd2.Transaction{Time: time.Unix(1_700_000_000, 0)}
 	for _, home := range slices.Sorted(maps.Keys(r.Blocks)) {
@@ -96,7 +96,7 @@ func (c *cuts) carryOut(out *jbd2.Recording) *placement.Result {
 	return r
 }
 
-// data writes what goes to free blocks, or elsewhere, durably.
+// data writes and syncs the data that goes to free blocks, or the other data.
 func (c *cuts) data(out *jbd2.Recording, r *placement.Result, free bool) {
 	c.t.Helper()
 	var err error
@@ -160,7 +160,7 @@ func (c *cuts) run(rng *rand.Rand) {
 	}
 }
 
-// inUse are the blocks in use before a rescue, but for those that data goes to in place, the
+// inUse returns the blocks in use before a rescue, except those that data goes to in place, the
 // log, and the superblock.
 func (c *cuts) inUse() map[addr.Block]struct{} {
 	c.t.Helper()
@@ -189,7 +189,7 @@ func (c *cuts) inUse() map[addr.Block]struct{} {
 	return out
 }
 
-// recover carries out an ordinary recovery.
+// recover carries out an ordinary journal recovery.
 func (c *cuts) recover(crashed *jbd2.Recording) *jbd2.Recording {
 	c.t.Helper()
 	out := jbd2.NewRecording(crashed)
@@ -203,7 +203,7 @@ func (c *cuts) recover(crashed *jbd2.Recording) *jbd2.Recording {
 	return out
 }
 
-// same compares blocks of two disks, but for the superblock's.
+// same compares blocks of two disks, except that of the superblock.
 func (c *cuts) same(a *jbd2.Recording, b io.ReaderAt, blocks map[addr.Block]struct{}) bool {
 	c.t.Helper()
 	size := int64(c.fs.Super.BlockSize)
@@ -222,7 +222,7 @@ func (c *cuts) same(a *jbd2.Recording, b io.ReaderAt, blocks map[addr.Block]stru
 	return true
 }
 
-// check has other programs look at a disk.
+// check checks a disk with e2fsck and debugfs.
 func (c *cuts) check(out *jbd2.Recording) {
 	c.t.Helper()
 	c.image = make([]byte, len(c.base))

@@ -21,7 +21,7 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// scattered is every second block of a file, up to a number of them.
+// scattered returns a file of which every second block is unsaved, count blocks from first on.
 func (d *disk) scattered(ino addr.Ino, first, count int64) placement.File {
 	i, err := d.fs.Inode(ino)
 	if err != nil {
@@ -41,8 +41,8 @@ func (d *disk) scattered(ino addr.Ino, first, count int64) placement.File {
 	return f
 }
 
-// TestDeepTrees has files of thousands of pieces, whose trees get more levels, first by
-// every second block, and then by those between, in descending order.
+// TestDeepTrees places files in thousands of pieces, whose trees get more levels: first
+// every second block, and then those between.
 func TestDeepTrees(t *testing.T) {
 	for n, kind := range []string{"-t ext4 -b 1024", "-t ext4 -b 4096", "-t ext4 -b 1024 -O ^extent,^64bit", "-t ext3 -b 1024"} {
 		t.Run(kind, func(t *testing.T) {
@@ -81,7 +81,7 @@ func TestDeepTrees(t *testing.T) {
 			if depth := int(i.Block[6]); i.Flags&ext4.InodeExtents != 0 && depth < 2 {
 				t.Errorf("the tree of %d pieces has %d levels", count, depth)
 			}
-			// The others, some at a time, each of which splits a full leaf.
+			// The other blocks, some at a time, each of which splits a full leaf.
 			for n := range int64(3) {
 				all := d.scattered(a, 1, count)
 				part := all.Unsaved[:0]
@@ -99,7 +99,7 @@ func TestDeepTrees(t *testing.T) {
 	}
 }
 
-// restoreBut has the content of a file be as the disk has it, but for what is unsaved.
+// restoreBut sets the expected content of a file to what the disk has, except for what is unsaved.
 func (d *disk) restoreBut(f placement.File) {
 	d.t.Helper()
 	_, was := d.dump(fmt.Sprintf("<%d>", f.Ino))
@@ -120,7 +120,7 @@ func mapsKeys[K comparable, V any](m map[K]V) func(func(K) bool) {
 	}
 }
 
-// TestNoSpace asks for more than there is, and for all that there is.
+// TestNoSpace asks for more blocks than are free, and for nearly all that are free.
 func TestNoSpace(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	d := makeDisk(t, "-t ext4 -b 1024 -m 0", 24, rng)
@@ -154,12 +154,12 @@ func TestNoSpace(t *testing.T) {
 	if err := ask(free + 1); !errors.Is(err, placement.ErrNoSpace) {
 		t.Errorf("for more than there is: %v", err)
 	}
-	if err := ask(free - 4); err != nil { // but for nodes of the tree
+	if err := ask(free - 4); err != nil { // the rest is for nodes of the tree
 		t.Errorf("for all that there is: %v", err)
 	}
 }
 
-// TestRefused has file systems and files that are for a kernel to write.
+// TestRefused checks that file systems and files that only a kernel may write are refused.
 func TestRefused(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	other := makeDisk(t, "-t ext4 -b 4096", 64, rng)
@@ -217,8 +217,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestFreedBefore has the last transaction free a file: what it frees must not be taken,
-// since a recovery without that transaction still has the file.
+// TestFreedBefore: the last transaction frees a file. The blocks that it frees must not be
+// allocated, since a recovery without that transaction still has the file.
 func TestFreedBefore(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	d := makeDisk(t, "-t ext4 -b 1024", 24, rng)
@@ -236,7 +236,7 @@ func TestFreedBefore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const most = 15 << 20 // nearly all there is
+	const most = 15 << 20 // nearly all free blocks
 	f := placement.File{
 		Ino: ino, Generation: i.Generation, Size: int64(i.Size) + most, Atime: time.Unix(1, 0), Mtime: time.Unix(1, 0), Ctime: time.Unix(1, 0),
 		Unsaved: []placement.Stretch{{Span: addr.Span{Off: 1 << 20, End: most}}},
@@ -259,7 +259,7 @@ func TestFreedBefore(t *testing.T) {
 	}
 }
 
-// used reports whether a block is in use by its bitmap.
+// used reports whether a block is in use according to its group's bitmap.
 func used(t *testing.T, fs *ext4.FS, b uint64) bool {
 	t.Helper()
 	n := b - uint64(fs.Super.FirstDataBlock)
@@ -275,8 +275,8 @@ func used(t *testing.T, fs *ext4.FS, b uint64) bool {
 	return g.Flags&ext4.GroupBlockUninit == 0 && bits[n/8]>>(n%8)&1 != 0
 }
 
-// TestContiguous wants the data of a new file in one piece, and files of one block beside
-// each other, as filefrag would see it.
+// TestContiguous checks that the data of a new file is nearly in one piece, and that files of one
+// block lie beside each other, as filefrag would show it.
 func TestContiguous(t *testing.T) {
 	rng := rand.New(rand.NewPCG(9, 10))
 	d := makeDisk(t, "-t ext4 -b 4096", 256, rng)
@@ -300,7 +300,7 @@ func TestContiguous(t *testing.T) {
 	if err != nil || len(r.Placed) < 3 {
 		t.Fatal(err, r)
 	}
-	// What is unwritten so far stays where it is.
+	// Unwritten extents stay where they are.
 	if n := len(r.Placed[0].Pieces); n > 4 {
 		t.Errorf("100 MiB are in %d pieces: %v", n, r.Placed[0].Pieces)
 	}
@@ -329,9 +329,9 @@ func unpack(t testing.TB, name string) []byte {
 	return b
 }
 
-// FuzzPlace damages a file system and asks for places in it. Whatever it has, there is no
-// panic, and no block that the undamaged one has in use for something else is taken, if
-// the audit agrees.
+// FuzzPlace damages a file system and asks for places in it. Whatever the damage, there is no
+// panic, no block is taken twice, and every metadata block returned is whole and within the
+// file system.
 func FuzzPlace(f *testing.F) {
 	images := [][]byte{unpack(f, "../audit/testdata/ext4.img.gz"), unpack(f, "../audit/testdata/plain.img.gz")}
 	f.Add(uint8(0), uint32(12), []byte{})
@@ -382,7 +382,7 @@ func FuzzPlace(f *testing.F) {
 	})
 }
 
-// TestTimes reads back what an inode says of its times, and its sectors, by debugfs.
+// TestTimes reads the times and the size of an inode back with debugfs.
 func TestTimes(t *testing.T) {
 	rng := rand.New(rand.NewPCG(11, 12))
 	d := makeDisk(t, "-t ext4 -b 4096", 32, rng)
@@ -417,8 +417,8 @@ func TestTimes(t *testing.T) {
 	d.fsck()
 }
 
-// TestInlineAttributes has inline data grow out of an inode that has attributes, too: they
-// stay, and the one that had the data goes.
+// TestInlineAttributes: inline data grows out of inodes that have attributes, too. These
+// stay, and the attribute that held the data goes.
 func TestInlineAttributes(t *testing.T) {
 	rng := rand.New(rand.NewPCG(13, 14))
 	d := makeDisk(t, "-t ext4 -O inline_data -I 512", 32, rng)
@@ -429,7 +429,7 @@ func TestInlineAttributes(t *testing.T) {
 		ino, _ := d.dump(name)
 		files = append(files, d.request(rng, ino, 1<<16))
 	}
-	// It stays as it is, but for its times.
+	// This one keeps its inline data; only its times change.
 	ino, _ := d.dump("f16")
 	i, err := d.fs.Inode(ino)
 	if err != nil || i.Flags&ext4.InodeInlineData == 0 {
@@ -459,8 +459,8 @@ func TestInlineAttributes(t *testing.T) {
 	}
 }
 
-// TestAddedDamaged damages what placement wants to be written. Where the audit takes it
-// nevertheless, e2fsck does, too.
+// TestAddedDamaged damages the blocks that placement returns. Where the audit accepts them
+// nevertheless, e2fsck must accept them, too.
 func TestAddedDamaged(t *testing.T) {
 	rng := rand.New(rand.NewPCG(15, 16))
 	for _, kind := range []string{"-t ext4 -O quota,project,bigalloc,^metadata_csum -C 16384 -I 256", "-t ext4 -O quota,inline_data,^metadata_csum"} {
@@ -508,8 +508,8 @@ func TestAddedDamaged(t *testing.T) {
 	}
 }
 
-// TestAddedElsewhere has the audit refuse what is taken of a file that only a recovery
-// without the transaction has, and what quotas do not count.
+// TestAddedElsewhere checks that the audit refuses blocks of a file that only a recovery without
+// the transaction still has, and blocks that the quotas do not count.
 func TestAddedElsewhere(t *testing.T) {
 	rng := rand.New(rand.NewPCG(17, 18))
 	d := makeDisk(t, "-t ext4 -O quota", 32, rng)

@@ -20,7 +20,7 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// disk is a file system in a file, and what is in its files.
+// disk is a file system in an image file, and the expected content of its files.
 type disk struct {
 	t     testing.TB
 	path  string
@@ -29,7 +29,7 @@ type disk struct {
 	files map[addr.Ino][]byte
 }
 
-// kinds are file systems of many kinds: by the options of mke2fs(8), with a size in MiB.
+// kinds are file systems of many kinds: options of mke2fs(8), and a size in MiB.
 var kinds = []struct {
 	name, options string
 	size          int
@@ -77,7 +77,7 @@ func (d *disk) debugfs(script string) string {
 	return string(out)
 }
 
-// emptyDisk makes a file system in a file by the options of mke2fs(8), with a size in MiB.
+// emptyDisk makes a file system in an image file with options of mke2fs(8), and a size in MiB.
 func emptyDisk(t testing.TB, options string, size int) string {
 	t.Helper()
 	if _, err := exec.LookPath("mke2fs"); err != nil {
@@ -114,12 +114,12 @@ func makeDisk(t testing.TB, options string, size int, rng *rand.Rand) *disk {
 	}
 	d.path = emptyDisk(t, options+" -d "+tree, size)
 	d.load()
-	// Unwritten extents, some behind the end, and holes.
+	// Unwritten extents, some behind the end of the file, and holes.
 	var script strings.Builder
 	if d.fs.Super.Incompat&ext4.IncompatExtents != 0 {
 		for n := 0; n < 24; n += 3 {
 			if n%5 == 1 && d.fs.Super.Incompat&ext4.IncompatInlineData != 0 {
-				continue // debugfs does it wrong with inline data
+				continue // debugfs gets fallocate wrong with inline data
 			}
 			fmt.Fprintf(&script, "fallocate f%d %d %d\n", n, 3+n, 40+n)
 		}
@@ -136,7 +136,7 @@ func makeDisk(t testing.TB, options string, size int, rng *rand.Rand) *disk {
 	}
 	d.debugfs(script.String())
 	if d.fs.Super.ROCompat&ext4.ROCompatQuota != 0 || d.fs.Super.Incompat&ext4.IncompatEAInode != 0 {
-		// mke2fs and debugfs do not count, or wrongly. That it has something to count is no fault.
+		// mke2fs and debugfs do not count quotas, or count them wrongly. e2fsck's exit status says so: no fault.
 		_ = exec.Command("e2fsck", "-fy", d.path).Run()
 	}
 	d.load()
@@ -187,8 +187,8 @@ func (d *disk) fsck() {
 	}
 }
 
-// request makes up what is unsaved of a file, and changes its content accordingly. What
-// it returns ascends.
+// request makes up unsaved ranges of a file, in ascending order, and changes the expected
+// content accordingly.
 func (d *disk) request(rng *rand.Rand, ino addr.Ino, most int64) placement.File {
 	d.t.Helper()
 	i, err := d.fs.Inode(ino)
@@ -211,7 +211,7 @@ func (d *disk) request(rng *rand.Rand, ino addr.Ino, most int64) placement.File 
 	}
 	content = append(content, make([]byte, f.Size-int64(len(content)))...)
 	at := int64(0)
-	inline := i.Flags&ext4.InodeInlineData != 0 // its beginning is in memory
+	inline := i.Flags&ext4.InodeInlineData != 0 // then the first block is unsaved
 	if inline {
 		f.Size = max(f.Size, 1)
 		content = append(content, make([]byte, f.Size-int64(len(content)))...)
@@ -241,7 +241,7 @@ func (d *disk) request(rng *rand.Rand, ino addr.Ino, most int64) placement.File 
 	return f
 }
 
-// write writes what was placed, as the content has it, and the changed blocks.
+// write writes the expected content to the places of files, and the changed blocks.
 func (d *disk) write(r *placement.Result) {
 	d.t.Helper()
 	block := int64(d.fs.Super.BlockSize)
@@ -250,7 +250,7 @@ func (d *disk) write(r *placement.Result) {
 		spans := p.File.Unsaved
 		at := int64(-1)
 		for _, piece := range p.Pieces {
-			if at != piece.Off { // the pieces are all of the spans
+			if at != piece.Off { // the pieces must cover all of the spans
 				if at >= 0 {
 					if at != spans[0].End {
 						d.t.Fatalf("pieces %v of %v", p.Pieces, p.File.Unsaved)
@@ -280,7 +280,7 @@ func (d *disk) write(r *placement.Result) {
 	}
 }
 
-// compare reads all files by another program.
+// compare reads all files with debugfs, and compares them with the expected content.
 func (d *disk) compare() {
 	d.t.Helper()
 	dir := d.t.TempDir()
@@ -343,7 +343,7 @@ func TestPlace(t *testing.T) {
 				if err == nil && v.Foreign {
 					v, err = audit.CheckAdded(old, old, r.Blocks)
 				}
-				if err != nil || !v.Clean && kind.name != "64k" { // which it does not know
+				if err != nil || !v.Clean && kind.name != "64k" { // a block size that the audit does not know
 					t.Fatalf("round %d: audit: %+v, %v", round, v, err)
 				}
 				d.write(r)

@@ -1,15 +1,15 @@
-// Package placement gives the unsaved data of files of ext2, ext3 and ext4 its place on
-// the disk, as the dead kernel would have when it wrote it back: blocks that are free
-// with and without the last transaction, and the metadata that says whose they are, to be
-// added to that transaction.
+// Package placement gives unsaved file data of ext2, ext3 and ext4 a place on the disk, as
+// writeback in the dead kernel would have done. It allocates blocks that are free both with
+// and without the last transaction, and makes the metadata that says which file they belong
+// to. That metadata is to be added to the transaction.
 //
-// It is pure: it reads a disk, and returns what is to be written.
+// The package is pure: it reads a disk, and returns what is to be written.
 //
 // # Caveats
 //
-// What is not understood is refused, by file (ErrFile), or as a whole. What is returned
-// should be audited (package audit) before it is written: the two share how structures
-// are laid out (package ext4), and not what they conclude from them.
+// What the package does not understand it refuses, by file (Result.Refused), or as a whole.
+// Its result should be audited (package audit) before it is written: the two packages share
+// the layout of structures (package ext4), but not what they conclude from them.
 package placement
 
 import (
@@ -25,66 +25,68 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// File is what memory has of a regular file, and its disk not.
+// File is a regular file with data in memory that has not reached its disk.
 type File struct {
 	Ino        addr.Ino
 	Generation uint32
-	Size       int64 // in bytes, as it is to be
+	Size       int64 // in bytes, to be set
 	Atime      time.Time
 	Mtime      time.Time
 	Ctime      time.Time
-	// Unsaved are the bytes that are to be written, ascending, the last at most to the end
-	// of the block that has the file's end.
+	// Unsaved are the ranges to be written, in ascending order. The last one must not reach
+	// beyond the block in which the file ends.
 	Unsaved []Stretch
 }
 
-// Stretch are whole blocks of a file.
+// Stretch is a range of whole blocks of a file.
 type Stretch struct {
 	addr.Span
-	// Disk is where memory has their first byte, on the disk, if it has them Mapped: where
-	// the disk has them elsewhere, or nowhere, the file is refused.
+	// Disk is the offset of the first byte on the disk according to memory, if Mapped says that
+	// memory maps the blocks. If the disk maps them elsewhere, or not at all, the file is refused.
 	Disk   int64
 	Mapped bool
-	// Kept are blocks that are to be written only where they have a place: Zero if they read
-	// as zeros without one. Others refuse the file if they have none.
+	// Kept blocks are written only where the disk maps them, and not as unwritten. Elsewhere they
+	// are left out if Zero says that they are all zeros, which is what the disk reads as there; if
+	// Zero is not set, the file is refused.
 	Kept, Zero bool
 }
 
-// Piece is where some bytes of a file go.
+// Piece is a range of a file and the place on the disk that it goes to.
 type Piece struct {
 	addr.Span
 	Disk int64 // of its first byte, on the disk
-	// Was says that the bytes were mapped there before, and written.
+	// Was says that the bytes were mapped there before, by a written extent or a pointer.
 	Was bool
-	// Free says that the blocks were free before, with and without the last transaction, as
-	// were the clusters that they are in: what is written there changes nothing for anybody
-	// until the metadata is.
+	// Free says that the blocks and the clusters that they are in were free before, with and
+	// without the last transaction: data written there changes nothing visible until the
+	// metadata is written.
 	Free bool
 }
 
-// Placed is a file that has got all of its places.
+// Placed is a file whose unsaved data has all got a place.
 type Placed struct {
 	File   *File
-	Pieces []Piece // ascending: all of File.Unsaved, but for what is Kept without a place
-	// Same says that nothing changes but data: it was placed so before.
+	Pieces []Piece // ascending: all of File.Unsaved, but for Kept blocks that are left out
+	// Same says that nothing changes but data: the file already had this placement.
 	Same bool
 }
 
-// Result is what came of a placement.
+// Result is the outcome of a placement.
 type Result struct {
-	// Blocks are those of the metadata that change, as they are to be: each of the size of
-	// a block, with its checksums.
+	// Blocks are the new contents of the metadata blocks that change: each of the size of a
+	// block, with its checksums.
 	Blocks map[addr.Block][]byte
 	Placed []Placed
-	// Refused says why a file has no place.
+	// Refused says why a file was refused, by inode.
 	Refused map[addr.Ino]error
-	// Allocated counts blocks: of files, and of the trees that map them.
+	// Allocated counts the clusters allocated (blocks without bigalloc), for data and for the
+	// trees that map it.
 	Allocated uint64
 }
 
 var (
-	// ErrRefused is wrapped by errors that say what of a file system, or of a file, is not
-	// understood. Its data is for a kernel to write.
+	// ErrRefused is wrapped by errors that say what is not understood about a file system or
+	// a file. The data of such a file is left for a kernel to write.
 	ErrRefused = errors.New("blocks cannot be allocated")
 	// ErrNoSpace says that there are not enough free blocks.
 	ErrNoSpace = errors.New("no space left")
@@ -92,14 +94,14 @@ var (
 	errDamaged = errors.New("the file system contradicts itself")
 )
 
-// refuse makes an error that wraps ErrRefused.
+// refuse returns an error that wraps ErrRefused.
 func refuse(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrRefused, fmt.Errorf(format, args...))
 }
 
-// Place gives files their places. old is the disk as a recovery leaves it without the last
-// transaction, changed are the blocks of that. Neither is changed. None of changed
-// and of avoid is allocated. An error means that nothing has a place.
+// Place gives files their places. old is the disk as a recovery without the last transaction
+// leaves it; changed are the blocks of that transaction. Place modifies neither, and
+// allocates no block of changed or avoid. An error means that no file has a place.
 func Place(old io.ReaderAt, changed map[addr.Block][]byte, files []File, avoid []addr.Block) (*Result, error) {
 	v, err := openVolume(old, changed)
 	if err != nil {
@@ -127,7 +129,7 @@ func Place(old io.ReaderAt, changed map[addr.Block][]byte, files []File, avoid [
 	return r, nil
 }
 
-// mapping is how a file says where its blocks are: by extents, for which t is taken, or by pointers.
+// mapping opens the mapping of an inode: an extent tree, which is read into t, or pointers.
 func (v *volume) mapping(t *tree, i *ext4.Inode) (mapping, error) {
 	if i.Flags&ext4.InodeExtents != 0 {
 		return t, v.openTree(t, i)
@@ -135,7 +137,7 @@ func (v *volume) mapping(t *tree, i *ext4.Inode) (mapping, error) {
 	return v.openPointers(i), nil
 }
 
-// place gives one file its places. It is refused before anything is changed for it.
+// place gives one file its places. If the file is refused, nothing has been changed for it yet.
 func (v *volume) place(f *File) (Placed, error) {
 	p := Placed{File: f}
 	i, err := v.inode(f)
@@ -155,13 +157,13 @@ func (v *volume) place(f *File) (Placed, error) {
 		return p, err
 	}
 	if p.Pieces, err = v.carryOut(i, m, plan, raw); errors.Is(err, ErrRefused) {
-		err = errors.New(err.Error()) // it is too late to leave out this one only
+		err = errors.New(err.Error()) // changes were made: it is too late to leave out this file only
 	}
 	p.Same = bytes.Equal(v.file.was, raw) && !slices.ContainsFunc(p.Pieces, func(p Piece) bool { return !p.Was })
 	return p, err
 }
 
-// carryOut makes the changes for one file, whose inode is to be raw but for what maps it.
+// carryOut makes the changes for one file. raw is its new inode, but for i_block and i_blocks.
 func (v *volume) carryOut(i *ext4.Inode, m mapping, plan []part, raw []byte) ([]Piece, error) {
 	before := v.allocated
 	pieces, err := v.fill(i, m, plan)
@@ -177,28 +179,29 @@ func (v *volume) carryOut(i *ext4.Inode, m mapping, plan []part, raw []byte) ([]
 	return pieces, v.putInode(i.Number, raw)
 }
 
-// mapping is how a file is mapped: by a tree of extents, or by pointers.
+// mapping maps the blocks of a file: by an extent tree, or by pointers.
 type mapping interface {
-	// at returns what is mapped from a block on, and the end of that: of a hole, if
-	// Physical is 0.
+	// at returns the run that is mapped from a block on, and the block of the file behind
+	// it. If r.Physical is 0, the block is in a hole, and end is where the hole ends.
 	at(logical uint32) (r ext4.Run, end uint64, err error)
-	// before returns where the block before one is, if that is mapped, or one some way
-	// before it; Length is 0 if there is none.
+	// before returns a mapped run that precedes a block, at some distance or directly; Length
+	// is 0 if there is none.
 	before(logical uint32) ext4.Run
-	// set maps a run, which is a hole or unwritten in all of it.
+	// set maps a run. All of it must be a hole, or unwritten so far.
 	set(ext4.Run) error
-	// store writes what changed, and the part of it that is in the inode to root.
+	// store writes what changed, and writes the part of the mapping in the inode to root.
 	store(root []byte) error
-	// limit is how many blocks can be mapped.
+	// limit returns how many blocks can be mapped.
 	limit() uint64
 }
 
-// part is a stretch of a file that is unsaved and mapped in one way.
+// part is an unsaved range of a file that is mapped in one way: a hole, unwritten or written.
 type part struct {
 	ext4.Run // Physical is 0 if it is a hole
 }
 
-// divide says of all that is unsaved how it is mapped so far. That is good until the next file.
+// divide splits the unsaved ranges of a file by how they are mapped so far. The result is valid until
+// the next file.
 func (v *volume) divide(f *File, m mapping) ([]part, error) {
 	size := int64(v.super.BlockSize)
 	out := v.file.parts[:0]
@@ -237,7 +240,7 @@ func (v *volume) divide(f *File, m mapping) ([]part, error) {
 	return merged(out), nil
 }
 
-// merged joins holes that follow each other: they are allocated in one piece.
+// merged joins adjacent holes, so that they are allocated in one piece.
 func merged(parts []part) []part {
 	out := parts[:0]
 	for _, p := range parts {
@@ -250,7 +253,7 @@ func merged(parts []part) []part {
 	return out
 }
 
-// fill allocates what is a hole, and has unwritten extents be written.
+// fill allocates blocks for holes, and converts unwritten extents to written ones.
 func (v *volume) fill(i *ext4.Inode, m mapping, plan []part) ([]Piece, error) {
 	size := int64(v.super.BlockSize)
 	out := make([]Piece, 0, len(plan))
@@ -282,13 +285,13 @@ func piece(r ext4.Run, size int64, was bool) Piece {
 	return p
 }
 
-// given is a place for a part of a hole. free says that it is in clusters that were free.
+// given is a place for a part of a hole. free says that the clusters it is in were free.
 type given struct {
 	ext4.Run
 	free bool
 }
 
-// allocateAll allocates and maps a hole, and adds its places to a list.
+// allocateAll allocates and maps all of a hole, and appends its places to out.
 func (v *volume) allocateAll(out []Piece, i *ext4.Inode, m mapping, hole ext4.Run) ([]Piece, error) {
 	for hole.Length > 0 {
 		r, err := v.allocateOne(i, m, hole)
@@ -306,8 +309,8 @@ func (v *volume) allocateAll(out []Piece, i *ext4.Inode, m mapping, hole ext4.Ru
 	return out, nil
 }
 
-// allocateOne finds a place for the beginning of a hole: in the cluster that the file has
-// for other blocks there already, or in new ones.
+// allocateOne finds a place for the beginning of a hole: in the cluster that the file already
+// has for neighbouring blocks, or in new clusters.
 func (v *volume) allocateOne(i *ext4.Inode, m mapping, hole ext4.Run) (given, error) {
 	r := given{Run: ext4.Run{Logical: hole.Logical}}
 	within := hole.Logical % v.cluster
@@ -319,7 +322,7 @@ func (v *volume) allocateOne(i *ext4.Inode, m mapping, hole ext4.Run) (given, er
 		r.Physical, r.Length = at+addr.Block(within), min(hole.Length, v.cluster-within)
 		return r, nil
 	}
-	// The last one may be there, too.
+	// The file may already have the last cluster, too.
 	want := (within + hole.Length + v.cluster - 1) / v.cluster
 	if _, found, err = v.clusterAt(m, hole.Logical/v.cluster+want-1); err != nil {
 		return r, err
@@ -335,7 +338,7 @@ func (v *volume) allocateOne(i *ext4.Inode, m mapping, hole ext4.Run) (given, er
 // (fs/ext4/extents.c, get_implied_cluster_alloc).
 func (v *volume) clusterAt(m mapping, n uint32) (addr.Block, bool, error) {
 	if v.cluster == 1 {
-		return 0, false, nil // a hole is none
+		return 0, false, nil // a block in a hole has no cluster
 	}
 	for at, end := uint64(n)*uint64(v.cluster), (uint64(n)+1)*uint64(v.cluster); at < end; {
 		r, next, err := m.at(uint32(at))
@@ -354,8 +357,8 @@ func (v *volume) clusterAt(m mapping, n uint32) (addr.Block, bool, error) {
 	return 0, false, nil
 }
 
-// goal is where a block of a file would best be: as far behind one before it as it is in
-// the file; or in the inode's group. With groups that lie together the first of them is for
+// goal returns the best place for a block of a file: at the same distance from an earlier
+// block as in the file, or else in the inode's group. In a flex group, the first group is left to
 // directories (fs/ext4/extents.c, ext4_ext_find_goal; inode.c, ext4_inode_to_goal_block).
 func (v *volume) goal(i *ext4.Inode, before ext4.Run, logical uint32) addr.Block {
 	if before.Length > 0 {

@@ -8,11 +8,11 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// directBlocks is how many pointers in an inode are to blocks of the file; three more are
-// to blocks of pointers, one, two and three levels deep (EXT4_NDIR_BLOCKS).
+// directBlocks is the number of pointers in an inode to blocks of the file (EXT4_NDIR_BLOCKS);
+// three more point to blocks of pointers, one, two and three levels deep.
 const directBlocks = 12
 
-// pointers are those of a file without extents (fs/ext4/indirect.c).
+// pointers is the mapping of a file without extents (fs/ext4/indirect.c).
 type pointers struct {
 	v     *volume
 	inode *ext4.Inode
@@ -28,14 +28,14 @@ func (v *volume) openPointers(i *ext4.Inode) *pointers {
 	return p
 }
 
-// limit is how many blocks pointers can map, which have 32 bits themselves.
+// limit returns how many blocks pointers can map. Each pointer has 32 bits.
 func (p *pointers) limit() uint64 {
 	n := uint64(p.v.super.BlockSize / 4)
 	return directBlocks + n + n*n + n*n*n
 }
 
-// path is the way to the pointer for a block: the number of the one in the inode, and
-// those in the blocks of pointers from there on.
+// path returns the way to the pointer for a block: the index of the pointer in the inode, and
+// the indices in the blocks of pointers from there on.
 func (p *pointers) path(logical uint64) (root int, way []uint64) {
 	if logical < directBlocks {
 		return int(logical), nil
@@ -55,8 +55,8 @@ func (p *pointers) path(logical uint64) (root int, way []uint64) {
 	return directBlocks + level - 1, way
 }
 
-// look returns the pointer for a block. If it is 0, so are those of so many blocks from that
-// one on.
+// look returns the pointer for a block. If it is 0, hole is how many blocks from that one on
+// are known not to be mapped.
 func (p *pointers) look(logical uint64) (at addr.Block, hole uint64, err error) {
 	root, way := p.path(logical)
 	at = addr.Block(p.root[root])
@@ -74,8 +74,8 @@ func (p *pointers) look(logical uint64) (at addr.Block, hole uint64, err error) 
 	return at, 1, nil
 }
 
-// holeLength is how many blocks are left, from the one at the end of a way on, of all that
-// the ways from the same block map.
+// holeLength returns how many blocks a missing block of pointers would map, counted from the block
+// that way leads to. way holds the indices in that block of pointers and in those below it.
 func holeLength(way []uint64, per uint64) uint64 {
 	all, before := uint64(1), uint64(0)
 	for _, i := range way {
@@ -119,7 +119,7 @@ func (p *pointers) before(logical uint32) ext4.Run {
 	return ext4.Run{Logical: logical - 1, Physical: at, Length: 1}
 }
 
-// set writes the pointers to a run, and allocates the blocks of pointers that it takes.
+// set writes the pointers to a run, and allocates the blocks of pointers that are missing.
 func (p *pointers) set(r ext4.Run) error {
 	p.goal = r.Physical + addr.Block(r.Length)
 	for ; r.Length > 0; r = skip(r) {
@@ -154,13 +154,14 @@ func (p *pointers) set(r ext4.Run) error {
 	return nil
 }
 
-// skip is Run.Skip(1) also for the last one.
+// skip is Run.Skip(1), but works for the last block, too.
 func skip(r ext4.Run) ext4.Run {
 	r.Logical, r.Physical, r.Length = r.Logical+1, r.Physical+1, r.Length-1
 	return r
 }
 
-// below returns the block of pointers that a pointer is to, a new one if it is 0.
+// below returns the block of pointers that a pointer leads to. If the pointer is 0, it allocates
+// a new block, and stores the pointer with put.
 func (p *pointers) below(pointer uint32, put func(uint32)) (addr.Block, error) {
 	if pointer != 0 {
 		return addr.Block(pointer), nil
@@ -181,7 +182,7 @@ func (p *pointers) below(pointer uint32, put func(uint32)) (addr.Block, error) {
 	return at, nil
 }
 
-// store writes the pointers in the inode; the blocks of pointers were written before.
+// store writes the pointers in the inode; set has written the blocks of pointers.
 func (p *pointers) store(root []byte) error {
 	for n, pointer := range p.root {
 		binary.LittleEndian.PutUint32(root[4*n:], pointer)

@@ -8,13 +8,13 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// Quota files (fs/quota/quota_v2.c, quota_tree.c, quotaio_v2.h): blocks of 1 KiB, the first
-// of which says what it is; from the second on a tree of numbers of blocks, four levels
-// deep, by the bytes of an owner's number; below it blocks with entries.
+// Quota files (fs/quota/quota_v2.c, quota_tree.c, quotaio_v2.h) have blocks of 1 KiB. The first
+// one is a header; the second is the root of a tree of block numbers, four levels deep, indexed
+// by the bytes of an owner's ID; below the tree are blocks of entries.
 const (
 	quotaBlock  = 1 << 10
-	quotaHeader = 16 // of a block of entries, in bytes
-	quotaEntry  = 72 // likewise: struct v2r1_disk_dqblk
+	quotaHeader = 16 // header of a block of entries, in bytes
+	quotaEntry  = 72 // an entry, in bytes: struct v2r1_disk_dqblk
 	// Offsets in an entry, of 64 bits each.
 	quotaSoft  = 40 // dqb_bsoftlimit, in KiB
 	quotaSpace = 48 // dqb_curspace, in bytes
@@ -24,7 +24,7 @@ const (
 // quotaMagic are the first four bytes of the files of users, groups and projects.
 var quotaMagic = [...]uint32{0xd9c01f11, 0xd9c01927, 0xd9c03f14}
 
-// quota is a file that counts what each owner has on a file system.
+// quota is a quota file: it counts the space of each owner on a file system.
 type quota struct {
 	v     *volume
 	kind  int
@@ -32,8 +32,8 @@ type quota struct {
 	added map[uint32]uint64 // bytes, by owner
 }
 
-// openQuotas opens the files that the file system has for its quotas. Their content is
-// metadata: the last transaction has it, as far as it counts.
+// openQuotas opens the quota files of the file system. Their content is metadata, so that the
+// last transaction has all changes to it.
 func (v *volume) openQuotas() error {
 	for kind, n := range v.super.Quotas {
 		if n == 0 {
@@ -63,7 +63,7 @@ func (v *volume) openQuotas() error {
 	return nil
 }
 
-// block returns a block of the file, the block of the disk that it lies in, and its offset
+// block returns a block of the quota file, the disk block that it lies in, and its offset
 // there.
 func (q *quota) block(n uint32) ([]byte, addr.Block, int, error) {
 	off := uint64(n) * quotaBlock
@@ -85,8 +85,8 @@ func (q *quota) block(n uint32) ([]byte, addr.Block, int, error) {
 	return b[off%size:][:quotaBlock], r.Physical, int(off % size), nil
 }
 
-// entry returns where the entry of an owner is. It was made when the owner got its first
-// inode.
+// entry returns the disk block of an owner's entry, and its offset there. The entry was made
+// when the owner got its first inode.
 func (q *quota) entry(id uint32) (addr.Block, int, error) {
 	at := uint32(1)
 	for shift := 24; shift >= 0; shift -= 8 {
@@ -114,7 +114,7 @@ func (q *quota) entry(id uint32) (addr.Block, int, error) {
 	return 0, 0, refuse("its owner %d is in no quota file", id)
 }
 
-// owner is for whom an inode counts.
+// owner returns the ID of the user, group or project that an inode counts for.
 func (q *quota) owner(raw []byte) uint32 {
 	half := func(at int) uint32 { return uint32(binary.LittleEndian.Uint16(raw[at:])) }
 	switch q.kind {
@@ -129,8 +129,8 @@ func (q *quota) owner(raw []byte) uint32 {
 	return half(0x9c) | half(0x9e)<<16
 }
 
-// has says whether a file's owner has an entry, to which its blocks can be added. Where a
-// limit is set that they may go beyond, a kernel begins to count days.
+// has checks that a file's owner has an entry to which its blocks can be added. It refuses an
+// owner with a soft limit whose grace time does not run yet: beyond the limit, a kernel starts it.
 func (q *quota) has(raw []byte) error {
 	home, at, err := q.entry(q.owner(raw))
 	if err != nil {
@@ -146,13 +146,13 @@ func (q *quota) has(raw []byte) error {
 	return nil
 }
 
-// add counts bytes for a file's owner.
+// add adds bytes to those counted for a file's owner.
 func (q *quota) add(raw []byte, bytes uint64) error {
 	q.added[q.owner(raw)] += bytes
 	return nil
 }
 
-// put writes what was counted.
+// put adds the bytes counted to the entries in the quota file.
 func (q *quota) put() error {
 	for id, bytes := range q.added {
 		if bytes == 0 {

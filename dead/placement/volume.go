@@ -11,7 +11,7 @@ import (
 	"understudy.dev/understudy/dead/ext4"
 )
 
-// run is a piece of the disk, half-open.
+// run is a range of blocks of the disk, half-open.
 type run struct{ from, to addr.Block }
 
 // volume is a file system that files are placed in.
@@ -20,30 +20,30 @@ type volume struct {
 	old   io.ReaderAt
 	over  map[addr.Block][]byte // what the last transaction changes
 	out   map[addr.Block][]byte // what changes beyond that
-	avoid []addr.Block          // not to be allocated, ascending
+	avoid []addr.Block          // blocks that must not be allocated, ascending
 	reads int
-	last  struct { // of what was read of old: files that follow each other are often in one block
+	last  struct { // the last block read from old: the inodes of successive files are often in one block
 		at   addr.Block
 		data []byte
 	}
 
-	file struct { // that is being placed; one after the other
+	file struct { // the one that is being placed; reused for each
 		inode   ext4.Inode
-		was, is []byte // of the inode, before and after it is placed
+		was, is []byte // the bytes of the inode, before and after
 		tree    tree
 		parts   []part
 	}
 
-	cluster   uint32        // blocks that are allocated at once: 1 without bigalloc
+	cluster   uint32        // blocks in a cluster: 1 without bigalloc
 	groups    []*ext4.Group // by number, as the last transaction leaves them
-	system    []run         // what the file system has for itself, ascending
+	system    []run         // blocks of the file system's own metadata, ascending
 	maps      map[uint32]*groupMap
 	allocated uint64 // clusters
 	quotas    []*quota
 }
 
-// Features that are understood; others are refused. Of files that are encrypted, and such,
-// the inodes say so.
+// Features that are understood; others are refused. Files that use a feature such as
+// encryption are refused by the flags of their inodes.
 const (
 	incompats = ext4.IncompatFiletype | ext4.IncompatRecover | ext4.IncompatMetaBG | ext4.IncompatExtents | ext4.Incompat64Bit |
 		ext4.IncompatMMP | ext4.IncompatFlexBG | ext4.IncompatCsumSeed | ext4.IncompatEAInode | ext4.IncompatLargeDir |
@@ -54,9 +54,9 @@ const (
 )
 
 const (
-	// maxGroups bounds the groups: those of 128 TiB with blocks of 4 KiB.
+	// maxGroups bounds the number of groups: as many as 128 TiB have with blocks of 4 KiB.
 	maxGroups = 1 << 20
-	// maxReads bounds the blocks that are read, beside those of groups.
+	// maxReads bounds the number of blocks that are read, in addition to one for each group.
 	maxReads = 1 << 20
 )
 
@@ -109,10 +109,10 @@ func openVolume(old io.ReaderAt, changed map[addr.Block][]byte) (*volume, error)
 	return v, v.openQuotas()
 }
 
-// clusterOf is how many blocks are allocated at once.
+// clusterOf returns how many blocks a cluster has.
 func clusterOf(s *ext4.Super) uint32 { return s.ClusterSize / s.BlockSize }
 
-// block returns a block as it is so far, which must not be written to.
+// block returns a block with the changes made so far. The caller must not write to it.
 func (v *volume) block(b addr.Block) ([]byte, error) {
 	if data, ok := v.out[b]; ok {
 		return data, nil
@@ -142,7 +142,7 @@ func (v *volume) oldBlock(b addr.Block) ([]byte, error) {
 	return data, nil
 }
 
-// edit returns a block to be written to.
+// edit returns a block that the caller may write to; it is part of the result.
 func (v *volume) edit(b addr.Block) ([]byte, error) {
 	if data, ok := v.out[b]; ok {
 		return data, nil
@@ -155,13 +155,13 @@ func (v *volume) edit(b addr.Block) ([]byte, error) {
 		if data, err = v.oldBlock(b); err != nil {
 			return nil, err
 		}
-		v.last.data = nil // it is no more what was read
+		v.last.data = nil // the caller changes it
 	}
 	v.out[b] = data
 	return data, nil
 }
 
-// readGroups reads all descriptors, and where the file system's own blocks are.
+// readGroups reads all descriptors, and collects the file system's own blocks.
 func (v *volume) readGroups() error {
 	s := &v.super
 	table := addr.Block((uint64(s.InodesPerGroup)*uint64(s.InodeSize) + uint64(s.BlockSize) - 1) / uint64(s.BlockSize))
@@ -184,7 +184,7 @@ func (v *volume) readGroups() error {
 			return fmt.Errorf("%w: the bitmaps of group %d are blocks %d and %d, outside of the file system", errDamaged, n, g.BlockBitmap, g.InodeBitmap)
 		}
 		if s.ROCompat&(ext4.ROCompatGDTCsum|ext4.ROCompatMetadataCsum) == 0 {
-			g.Flags = 0 // of no meaning
+			g.Flags = 0 // without checksums they have no meaning
 		}
 		v.groups = append(v.groups, g)
 		start, _ := v.bounds(n)
@@ -202,25 +202,25 @@ func (v *volume) readGroups() error {
 	return nil
 }
 
-// bounds returns the first block of a group, and how many it has.
+// bounds returns the first block of a group, and how many blocks it has.
 func (v *volume) bounds(group uint32) (addr.Block, uint32) {
 	start := uint64(v.super.FirstDataBlock) + uint64(group)*uint64(v.super.BlocksPerGroup)
 	return addr.Block(start), uint32(min(uint64(v.super.BlocksPerGroup), v.super.Blocks-start))
 }
 
-// clusters is how many clusters a group has, the last of which may be cut off by the end.
+// clusters returns how many clusters a group has. The end of the file system may cut off the last one.
 func (v *volume) clusters(group uint32) uint32 {
 	_, blocks := v.bounds(group)
 	return (blocks + v.cluster - 1) / v.cluster
 }
 
-// groupOf returns the group of a block, and the number of its cluster there.
+// groupOf returns the group of a block, and the number of the block's cluster in the group.
 func (v *volume) groupOf(b addr.Block) (uint32, uint32) {
 	n := uint64(b) - uint64(v.super.FirstDataBlock)
 	return uint32(n / uint64(v.super.BlocksPerGroup)), uint32(n%uint64(v.super.BlocksPerGroup)) / v.cluster
 }
 
-// free reports whether none of some blocks are the file system's own.
+// free reports whether none of the n blocks from a block on is the file system's own.
 func (v *volume) free(from addr.Block, n uint32) bool {
 	at, _ := slices.BinarySearchFunc(v.system, from, func(r run, b addr.Block) int {
 		if r.to <= b {
@@ -231,7 +231,7 @@ func (v *volume) free(from addr.Block, n uint32) bool {
 	return at == len(v.system) || v.system[at].from >= from+addr.Block(n)
 }
 
-// systemIn returns what the file system has for itself in a group.
+// systemIn returns the file system's own blocks in a group.
 func (v *volume) systemIn(group uint32) []run {
 	start, n := v.bounds(group)
 	end := start + addr.Block(n)
@@ -248,8 +248,8 @@ func (v *volume) systemIn(group uint32) []run {
 	return out
 }
 
-// finish writes the bitmaps and descriptors of the groups that changed, and what the
-// superblock counts.
+// finish writes the quota entries, the bitmaps and descriptors of the groups that changed,
+// and the counts in the superblock.
 func (v *volume) finish() error {
 	if len(v.out) == 0 && v.allocated == 0 {
 		return nil
@@ -285,7 +285,7 @@ func (v *volume) finish() error {
 	return nil
 }
 
-// putMap writes what changed of a group.
+// putMap writes the bitmap and the descriptor of a group that changed.
 func (v *volume) putMap(n uint32, m *groupMap) error {
 	g := v.groups[n]
 	g.FreeClusters -= m.taken

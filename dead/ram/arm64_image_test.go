@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// TestSameARM64 wants what QEMU made of a machine of arm64, an ELF core and a kdump-compressed
-// file with blocks of 64 KiB, to have the bytes of its RAM file, where the kernel has them.
+// TestSameARM64 checks that what QEMU made of an arm64 machine, an ELF core and a kdump-compressed
+// file with blocks of 64 KiB, has the bytes of its RAM file, where the kernel has them.
 func TestSameARM64(t *testing.T) {
 	image := fixture.Get(t, fixture.ARM64("newest-cloud-arm64"))
 	open := func(path string) ram.Memory {

@@ -16,7 +16,7 @@ import (
 // A range of a compressed capture is a stream in snappy's framing format
 // (framing_format.txt of google/snappy), followed by the size of that stream in 8
 // bytes (src/io/snappy.rs of microsoft/avml). A chunk of the stream has a type, a
-// size in 3 bytes, and, with data, the masked CRC-32C of what is to come out.
+// size in 3 bytes, and, with data, the masked CRC-32C of the decompressed data.
 const (
 	snapIdentifier   = 0xff
 	snapCompressed   = 0x00
@@ -25,11 +25,11 @@ const (
 
 	snapChunkHeader = 4
 	snapChunkCRC    = 4
-	snapChunkMax    = 65536 // bytes that come out of one
+	snapChunkMax    = 65536 // decompressed bytes of one chunk
 	snapMagic       = "sNaPpY"
 
 	avmlTrailer = 8
-	// avmlMaxChunks bounds the index in memory, to 640 MiB: 1 TiB of memory
+	// avmlMaxChunks bounds the index in memory to 640 MiB, for 1 TiB of memory
 	// in whole chunks.
 	avmlMaxChunks = 1 << 24
 )
@@ -77,7 +77,7 @@ func openAVML(in input) (Memory, error) {
 	return newPaged(in, a, im), nil
 }
 
-// index lists the chunks of the stream at an offset, which is to fill r, and
+// index lists the chunks of the stream at an offset, which must fill r, and
 // returns where the next range begins.
 func (a *avmlChunks) index(off int64, r addr.PhysRange) (int64, error) {
 	start := off
@@ -113,10 +113,10 @@ func (a *avmlChunks) index(off int64, r addr.PhysRange) (int64, error) {
 	return off + avmlTrailer, nil
 }
 
-// readChunk reads the head of a chunk. What it has no data of its memory is empty,
-// otherwise as long as what comes out.
+// readChunk reads the head of a chunk. c.phys is empty if the chunk has no data, and
+// otherwise as long as the decompressed data.
 func readChunk(in input, off int64) (c avmlChunk, end int64, err error) {
-	// With room for the checksum and the length that begins a compressed
+	// There is room for the checksum, and for the length that begins a compressed
 	// block.
 	var b [snapChunkHeader + snapChunkCRC + binary.MaxVarintLen32]byte
 	n := min(int64(len(b)), in.Size()-off)

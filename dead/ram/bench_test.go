@@ -12,11 +12,11 @@ import (
 	"understudy.dev/understudy/internal/lab/ramtest"
 )
 
-// scannable hides that a dump brought a note along.
+// scannable hides the note of a dump.
 type scannable struct{ ram.Sparse }
 
 // BenchmarkFindInDump opens a compressed dump and finds the kernel in it, by the note in
-// its header, and by looking through all its memory.
+// its header, and by searching all its memory.
 func BenchmarkFindInDump(b *testing.B) {
 	d := openDead(b, fixture.Get(b, fixture.Basic))
 	path := filepath.Join(b.TempDir(), "dump")

@@ -10,18 +10,18 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// bitmap is a set of page frames that can also tell how many of them lie below
-// one.
+// bitmap is a set of page frames that can also tell how many of them lie below a
+// frame.
 type bitmap struct {
 	words []uint64
-	below []uint64 // for every rankWords words: bits set in all before them
+	below []uint64 // for every rankWords words: number of bits set in all words before them
 	total uint64
 }
 
 const rankWords = 8
 
 // readBitmap reads count bits, the lowest first, from a file. The caller has
-// checked that they are within it.
+// checked that they are within the file.
 func readBitmap(in input, off int64, count uint64) (*bitmap, error) {
 	m := &bitmap{words: make([]uint64, (count+63)/64)}
 	buf := make([]byte, 64<<10)
@@ -64,8 +64,8 @@ func (m *bitmap) has(pfn addr.PFN) bool {
 	return i < uint64(len(m.words)) && m.words[i]>>(pfn%64)&1 != 0
 }
 
-// before returns how many frames below pfn, which is no more than the last in the set, are
-// in it.
+// before returns how many frames below pfn are in the set. pfn must not be greater than the last
+// frame in the set.
 func (m *bitmap) before(pfn addr.PFN) uint64 {
 	i := int(pfn / 64)
 	n := m.below[i/rankWords]
@@ -75,7 +75,7 @@ func (m *bitmap) before(pfn addr.PFN) uint64 {
 	return n + uint64(bits.OnesCount64(m.words[i]&(1<<(pfn%64)-1)))
 }
 
-// countBelow returns how many frames below pfn, which need not be in the set, are in it.
+// countBelow returns how many frames below pfn are in the set. pfn may be any frame.
 func (m *bitmap) countBelow(pfn uint64) uint64 {
 	if pfn/64 >= uint64(len(m.words)) {
 		return m.total
@@ -83,8 +83,8 @@ func (m *bitmap) countBelow(pfn uint64) uint64 {
 	return m.before(addr.PFN(pfn))
 }
 
-// next returns the first frame from pfn on whose membership is as wanted, or end
-// if there is none before it.
+// next returns the first frame from pfn on that is in the set, if want is true, or not
+// in it, if want is false. It returns end if there is none before end.
 func (m *bitmap) next(pfn, end addr.PFN, want bool) addr.PFN {
 	var flip uint64
 	if !want {

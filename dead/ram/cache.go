@@ -2,13 +2,13 @@ package ram
 
 import "sync"
 
-// cache keeps blocks that were decoded, up to a number of bytes. It is safe for
-// concurrent use. What it hands out is never written to again and stays valid for
+// cache keeps decoded blocks, up to a number of bytes. It is safe for
+// concurrent use. What it returns is never written to again and stays valid for
 // as long as anyone refers to it.
 //
 // Each shard has two generations: blocks enter the young one, and move there when
-// they are asked for. When it is full, it becomes the old one, and what was old is
-// forgotten.
+// they are asked for. When the young one is full, it becomes the old one, and the
+// previous old one is forgotten.
 type cache struct {
 	shards [cacheShards]cacheShard
 }

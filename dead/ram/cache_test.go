@@ -12,8 +12,8 @@ import (
 	"understudy.dev/understudy/internal/lab/ramtest"
 )
 
-// TestCache: what is in it is what was put in, it stays within its bounds, and
-// what is asked for often stays.
+// TestCache checks that what is in the cache is what was put in, that it stays within its bounds,
+// and that what is asked for often stays.
 func TestCache(t *testing.T) {
 	const limit, block = 64 << 10, 256
 	c := newCache(limit)
@@ -81,7 +81,7 @@ func TestEviction(t *testing.T) {
 	}
 }
 
-// TestGap: what no record of a flattened file wrote to is not zero, but an error.
+// TestGap checks that what no record of a flattened file wrote is not zero, but an error.
 func TestGap(t *testing.T) {
 	f := &flat{in: inputOf([]byte("abcdef")), records: []flatRecord{{start: 10, end: 13, at: 0}, {start: 14, end: 17, at: 3}}}
 	var b [4]byte
@@ -93,7 +93,7 @@ func TestGap(t *testing.T) {
 	}
 }
 
-// TestLayOut: of pieces for the same memory, the one that starts first counts.
+// TestLayOut checks that of pieces for the same memory the one that starts first counts.
 func TestLayOut(t *testing.T) {
 	piece := func(start, end addr.Phys, off int64) extent {
 		return extent{phys: addr.PhysRange{Start: start, End: end}, off: off}
@@ -116,7 +116,7 @@ func TestLayOut(t *testing.T) {
 func TestAdvice(t *testing.T) {
 	for _, tc := range []struct {
 		info Info
-		want string // "" for none
+		want string // "" means none
 	}{
 		{Info{}, ""},
 		{Info{Level: 17, LevelKnown: true, Excluded: 1 << 30}, ""},

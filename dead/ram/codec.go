@@ -14,8 +14,8 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// decodePage decompresses a page as the flags of its descriptor say. It must fill
-// dst to the last byte, and not run over.
+// decodePage decompresses a page as the flags of its descriptor say. The page must fill
+// dst exactly.
 func decodePage(dst, src []byte, flags uint32) error {
 	var n int
 	var err error
@@ -53,12 +53,12 @@ func decodePage(dst, src []byte, flags uint32) error {
 var zstdDecoder = sync.OnceValue(func() *zstd.Decoder {
 	d, err := zstd.NewReader(nil, zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderMaxMemory(16*addr.PageSize))
 	if err != nil {
-		panic(err) // options that are constants are wrong
+		panic(err) // the constant options are wrong
 	}
 	return d
 })
 
-// inflaters are readers of zlib streams: they are large.
+// inflaters pools readers of zlib streams, which are large.
 var inflaters sync.Pool
 
 func inflate(dst, src []byte) (int, error) {
@@ -78,7 +78,7 @@ func inflate(dst, src []byte) (int, error) {
 	if err != nil {
 		return n, err
 	}
-	// The checksum is verified where the stream ends.
+	// The checksum is verified at the end of the stream.
 	var more [1]byte
 	if extra, err := r.Read(more[:]); extra != 0 || err != io.EOF {
 		return n, fmt.Errorf("the compressed data goes on after the page: %w", err)
@@ -86,7 +86,7 @@ func inflate(dst, src []byte) (int, error) {
 	return n, nil
 }
 
-// unsnap decodes a block of snappy that says itself how long it is.
+// unsnap decodes a snappy block, which has its own length in it.
 func unsnap(dst, src []byte) (int, error) {
 	n, err := snappy.DecodedLen(src)
 	if err != nil {

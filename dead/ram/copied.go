@@ -6,7 +6,7 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// copied is memory that stands in a file as it is, but cannot be mapped: it is
+// copied is memory that is stored in a file as it is, but cannot be mapped: it is
 // read piece by piece.
 type copied struct {
 	image

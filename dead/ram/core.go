@@ -8,21 +8,21 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// CoreFile is what a core is written to: a file, or a block device.
+// CoreFile is a file, or a block device, that a core is written to.
 type CoreFile interface {
 	io.WriterAt
 	Sync() error
 }
 
-// coreChunk is how much is written at a time, bytes.
+// coreChunk is how much is written at a time, in bytes.
 const coreChunk = 1 << 20
 
-// coreData is where the memory begins in a core: what comes before is the headers and nothing.
+// coreData returns where the memory begins in a core. Before it are only the headers, and padding.
 func coreData(ranges []addr.PhysRange) int64 {
 	return int64((elfHeaderSize + len(ranges)*elfPhdrSize + addr.PageSize - 1) &^ (addr.PageSize - 1))
 }
 
-// CoreSize is how long a core of such memory is, bytes.
+// CoreSize returns the size of a core of such memory, in bytes.
 func CoreSize(ranges []addr.PhysRange) int64 {
 	size := coreData(ranges)
 	for _, r := range ranges {
@@ -31,9 +31,9 @@ func CoreSize(ranges []addr.PhysRange) int64 {
 	return size
 }
 
-// WriteCore writes all of a memory as an ELF core (OpenFile), from the beginning of f on, whose rest stays as
-// it is. The headers come last, when all else is durable: what is broken off is no core. Memory that
-// cannot be read is an error; m is of a machine with x86-64.
+// WriteCore writes all of a memory as an ELF core (OpenFile), from the beginning of f on; the rest of f stays as
+// it is. The headers come last, when everything else is durable: what an interrupted write leaves is no core.
+// Memory that cannot be read is an error. m must be of an x86-64 machine.
 func WriteCore(f CoreFile, m Memory) error {
 	if err := writeCore(f, m); err != nil {
 		return fmt.Errorf("write core: %w", err)
@@ -69,7 +69,7 @@ func writeCore(f CoreFile, m Memory) error {
 	return writeDurably(f, head)
 }
 
-// writeDurably writes the beginning of a file.
+// writeDurably writes the beginning of a file, and syncs the file.
 func writeDurably(f CoreFile, b []byte) error {
 	if _, err := f.WriteAt(b, 0); err != nil {
 		return err
@@ -77,7 +77,7 @@ func writeDurably(f CoreFile, b []byte) error {
 	return f.Sync()
 }
 
-// coreHead is the Elf64_Ehdr of a core and its Elf64_Phdrs, in whole pages.
+// coreHead returns the Elf64_Ehdr of a core and its Elf64_Phdrs, in whole pages.
 func coreHead(ranges []addr.PhysRange) []byte {
 	b, le := make([]byte, coreData(ranges)), binary.LittleEndian
 	copy(b, elfMagic)

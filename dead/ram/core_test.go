@@ -30,8 +30,8 @@ func scattered(t *testing.T) Memory {
 	return m
 }
 
-// TestCore: what was written is the same memory when it is opened, whatever was in the file before and
-// still is behind it.
+// TestCore checks that a core that was written is the same memory when it is opened, whatever was in the file
+// before and still is after the core.
 func TestCore(t *testing.T) {
 	m := scattered(t)
 	path := filepath.Join(t.TempDir(), "core")
@@ -66,7 +66,7 @@ func TestCore(t *testing.T) {
 	}
 }
 
-// full is a file that takes so many bytes and then no more.
+// full is a file with room for a number of bytes.
 type full struct {
 	*os.File
 	room int64
@@ -81,7 +81,7 @@ func (f *full) WriteAt(b []byte, off int64) (int, error) {
 	return f.File.WriteAt(b, off)
 }
 
-// TestCoreBrokenOff: what could not be written to its end is no core, even where an older one was.
+// TestCoreBrokenOff checks that a core that could not be written to its end is none, even where an older one was.
 func TestCoreBrokenOff(t *testing.T) {
 	m := scattered(t)
 	path := filepath.Join(t.TempDir(), "core")

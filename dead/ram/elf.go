@@ -26,18 +26,18 @@ const (
 	elfMachineARM64 = 183 // EM_AARCH64
 
 	elfPTLoad = 1
-	// elfNowhere is p_paddr of what /proc/kcore has mapped page by page
+	// elfNowhere is p_paddr of what /proc/kcore maps page by page
 	// (fs/proc/kcore.c, KCORE_VMALLOC).
 	elfNowhere = ^uint64(0)
 	elfPTNote  = 4
 
-	// DUMP_ELF_INCOMPLETE in e_flags: makedumpfile ran out of space
+	// DUMP_ELF_INCOMPLETE in e_flags says that makedumpfile ran out of space
 	// (makedumpfile's IMPLEMENTATION, "The incomplete DUMPFILE").
 	elfIncomplete = 1
 )
 
-// Bounds for what a core may claim: makedumpfile begins a new segment for every
-// 256 pages left out, at most (PFN_EXCLUDED).
+// Bounds for what a core may claim: makedumpfile begins at most one new segment for
+// every 256 pages left out (PFN_EXCLUDED).
 const (
 	elfMaxSegments = 1 << 20
 	elfMaxNotes    = 64 << 20
@@ -56,8 +56,8 @@ type elfSegment struct {
 	off, vaddr, paddr, fileSize, memory uint64
 }
 
-// openELF opens the core of a machine. Segments say with p_paddr which physical
-// memory they are of; what they have in memory, but not in the file, was excluded.
+// openELF opens the core of a machine. p_paddr says which physical memory a segment
+// is of; what a segment has in memory, but not in the file, was excluded.
 func openELF(in input) (Memory, error) {
 	h, err := readELFHeader(in)
 	if err != nil {
@@ -176,15 +176,15 @@ func inside(format string, in input, off, size uint64) error {
 }
 
 // placeSegments returns which pieces of the file hold which memory, all the
-// memory that there was, and whether the file ends before all of its segments do.
+// memory that there was, and whether the file ends before its segments do.
 func placeSegments(segments []elfSegment, size int64) (pieces []extent, all []addr.PhysRange, cut bool, err error) {
 	process := true
 	for _, s := range segments {
 		if s.kind != elfPTLoad || s.paddr == elfNowhere {
 			continue
 		}
-		// A process has its memory at low virtual addresses, and a core of one
-		// says nothing about physical ones.
+		// A process has its memory at low virtual addresses, and its core says
+		// nothing about physical ones.
 		process = process && s.paddr == 0 && s.vaddr != 0 && s.vaddr>>63 == 0
 		length := max(s.memory, s.fileSize)
 		if s.paddr > maxPhys || length > maxPhys-s.paddr {

@@ -12,8 +12,8 @@ import (
 	"sort"
 )
 
-// makedumpfile's form for pipes (its IMPLEMENTATION, "The flattened format"; also
-// what QEMU writes its kdump formats in, dump/dump.c, write_start_flat_header): a
+// makedumpfile's format for pipes (its IMPLEMENTATION, "The flattened format"; QEMU
+// also writes its kdump formats in it, dump/dump.c, write_start_flat_header): a
 // header of one page, then records of an offset, a size and that many bytes,
 // which belong at that offset of the real file. Numbers are big endian. The last
 // record has -1 for both.
@@ -26,7 +26,7 @@ const (
 	flatVersion    = 1 // VERSION_FLAT_HEADER
 )
 
-// flatMaxRecords bounds the index in memory, to 1.5 GiB. Writers collect 64 KiB or
+// flatMaxRecords bounds the index in memory to 1.5 GiB. Writers collect 64 KiB or
 // more in a record.
 const flatMaxRecords = 1 << 26
 
@@ -36,7 +36,7 @@ type flatRecord struct {
 	at         int64 // in the flattened file
 }
 
-// flat is the file that a flattened one stands for.
+// flat is the file that a flattened file represents.
 type flat struct {
 	in      input
 	records []flatRecord // ascending, disjoint
@@ -96,10 +96,10 @@ func readFlatRecords(in input) ([]flatRecord, error) {
 	}
 }
 
-// overlay returns what is seen of records when each is written over those before
-// it, in ascending order.
+// overlay returns what remains visible of records when each is written over those
+// before it, in ascending order.
 func overlay(records []flatRecord) []flatRecord {
-	// Later records stand later in the file: at tells the order in time.
+	// Records that were written later are later in the file: at gives their order in time.
 	slices.SortFunc(records, func(a, b flatRecord) int { return cmp.Compare(a.start, b.start) })
 	if disjoint(records) {
 		return records
@@ -163,7 +163,7 @@ func (h *latestFirst) Pop() any {
 // errGap says that nothing was ever written to a part of the real file.
 var errGap = errors.New("the flattened dump has nothing there")
 
-// ReadAt reads from the real file. An offset that no record wrote to is an error: a
+// ReadAt reads from the real file. An offset that no record wrote is an error: a
 // real file would have zeros there, made up by the file system.
 func (f *flat) ReadAt(p []byte, off int64) (int, error) {
 	done := 0

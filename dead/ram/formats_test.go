@@ -20,7 +20,7 @@ import (
 const noteText = "OSRELEASE=6.1.0-test\nPAGESIZE=4096\nNUMBER(phys_base)=0\n"
 
 // model is the memory of a small machine in three pieces, and what a dump of it
-// has.
+// leaves out.
 type model struct {
 	pieces   []ramtest.Piece
 	bytes    [][]byte
@@ -68,7 +68,7 @@ func (m *model) at(pa addr.Phys) (rest []byte, there, memory bool) {
 	return nil, false, false
 }
 
-// view is what a View must do: the bytes, or the address of the fault and whether
+// view returns what a View must return: the bytes, or the address of the fault and whether
 // it is of excluded memory.
 func (m *model) view(pa addr.Phys, n int) (b []byte, absent addr.Phys, excluded bool) {
 	for len(b) < n {
@@ -85,7 +85,7 @@ func (m *model) view(pa addr.Phys, n int) (b []byte, absent addr.Phys, excluded 
 // someFrames excludes about a third of all frames, in long and in short stretches.
 func someFrames(pfn addr.PFN) bool { return pfn%16 > 11 || pfn%5 == 1 }
 
-// formats are the ways that the model is written in.
+// formats are the formats that the model is written in.
 var formats = []struct {
 	name     string
 	format   ramtest.Format
@@ -127,7 +127,7 @@ func write(t testing.TB, format ramtest.Format, m *model) string {
 	return path
 }
 
-// TestFormatsARM64 reads what differs in nothing but the architecture that it names.
+// TestFormatsARM64 reads dumps that differ only in the architecture that they name.
 func TestFormatsARM64(t *testing.T) {
 	for _, tc := range []struct {
 		format ramtest.Format
@@ -167,7 +167,7 @@ func TestFormats(t *testing.T) {
 				t.Errorf("note: %q, %v", text, ok)
 			}
 			model.checkTouched(t, mem)
-			// Several at once: what is decoded is shared.
+			// Several at once: decoded data is shared.
 			var wg sync.WaitGroup
 			for seed := range 4 {
 				wg.Go(func() { model.checkViews(t, mem, uint64(seed)) })
@@ -198,7 +198,7 @@ func (m *model) checkDescription(t *testing.T, mem ram.Memory, want ram.Info) {
 	}
 }
 
-// checkTouched wants all that is there and not zero, and nothing that is absent.
+// checkTouched checks that everything that is there and not zero is touched, and nothing that is absent.
 func (m *model) checkTouched(t *testing.T, mem ram.Memory) {
 	t.Helper()
 	seen := make(map[addr.PFN]bool)
@@ -226,7 +226,7 @@ func (m *model) checkTouched(t *testing.T, mem ram.Memory) {
 	}
 }
 
-// checkViews looks at random places, more often near the ends of pages.
+// checkViews checks views at random places, more often near the ends of pages.
 func (m *model) checkViews(t *testing.T, mem ram.Memory, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 3))
 	for range 2000 {
@@ -262,7 +262,7 @@ func (m *model) checkView(t *testing.T, mem ram.Memory, pa addr.Phys, n int) {
 	}
 }
 
-// TestLost: pages that an incomplete dump lost are excluded, the others are there.
+// TestLost checks that pages that an incomplete dump lost are excluded, and that the others are there.
 func TestLost(t *testing.T) {
 	model := newModel(5)
 	mem, err := ram.OpenFile(write(t, ramtest.Kdump{Codec: ramtest.Zlib, Level: 1, Lost: 60}, model))
@@ -289,8 +289,8 @@ func TestLost(t *testing.T) {
 	}
 }
 
-// TestCut: a file without its end is refused, or is known to have none and lacks what was
-// there, or, if the end does not matter, is the same as the whole.
+// TestCut checks that a file without its end is refused, or is known to have none and lacks what was
+// there, or, if the end does not matter, is the same as the whole file.
 func TestCut(t *testing.T) {
 	for _, tc := range formats {
 		t.Run(tc.name, func(t *testing.T) {
@@ -327,8 +327,8 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// checkCut allows a capture that was cut between two ranges: it looks whole. It reports
-// whether the file is known to be cut; then something of it is missing.
+// checkCut accepts a capture that was cut between two ranges, because it looks whole. It reports
+// whether the file is known to be cut; something is missing from it then.
 func (m *model) checkCut(t *testing.T, mem ram.Memory, size int64) bool {
 	missing := false
 	for _, r := range mem.Ranges() {

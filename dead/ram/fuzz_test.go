@@ -22,7 +22,7 @@ func (memInput) Close() error { return nil }
 
 func inputOf(b []byte) input { return memInput{bytes.NewReader(b)} }
 
-// dumpBytes returns the file that a format makes of a few pages of noise.
+// dumpBytes returns the file that a format makes of tinyMemory.
 func dumpBytes(f testing.TB, format ramtest.Format) []byte {
 	f.Helper()
 	path := filepath.Join(f.TempDir(), "dump")
@@ -62,7 +62,7 @@ func tinyFormats() []ramtest.Format {
 	}
 }
 
-// FuzzOpen: any file is refused, or opened as memory that keeps its promises:
+// FuzzOpen checks that any file is refused, or opened as memory that keeps its promises:
 // ranges ascend and do not touch each other, what is touched lies in them and can be read or
 // is damaged, and elsewhere there are faults or zeros.
 func FuzzOpen(f *testing.F) {
@@ -118,7 +118,7 @@ func checkPromises(t *testing.T, m Memory) {
 	}
 }
 
-// wantNothing wants zeros at pa, or a fault there.
+// wantNothing checks that there are zeros at pa, or a fault.
 func wantNothing(t *testing.T, m Memory, pa addr.Phys, n int) {
 	t.Helper()
 	b, err := m.View(pa, n)
@@ -131,8 +131,8 @@ func wantNothing(t *testing.T, m Memory, pa addr.Phys, n int) {
 	}
 }
 
-// FuzzDamage: in formats with checksums, damage never shows as other bytes than the
-// right ones: each page reads as it was, or not at all.
+// FuzzDamage checks that in formats with checksums damage never shows as wrong bytes:
+// each page reads as it was, or not at all.
 func FuzzDamage(f *testing.F) {
 	good := [][]byte{
 		dumpBytes(f, ramtest.AVML{Compress: true}),
@@ -142,8 +142,8 @@ func FuzzDamage(f *testing.F) {
 	f.Add(uint8(1), uint32(0x5100), uint8(0x80))
 	f.Fuzz(func(t *testing.T, which uint8, at uint32, flip uint8) {
 		b := slices.Clone(good[int(which)%len(good)])
-		// Headers have no checksums, and pages that do not shrink neither:
-		// the page of text alone is looked at.
+		// Headers have no checksums, nor have pages that do not shrink:
+		// only the page of text is looked at.
 		b[int(at)%len(b)] ^= flip
 		m, err := openInput(inputOf(b))
 		if err != nil {
@@ -159,7 +159,7 @@ func FuzzDamage(f *testing.F) {
 	})
 }
 
-// dataOffset returns from where on a file has data and no more headers.
+// dataOffset returns where the headers of a file end, and its data begins.
 func dataOffset(b []byte) int {
 	if bytes.HasPrefix(b, []byte(kdumpMagic)) {
 		return 5*addr.PageSize + 3*kdumpDescSize
@@ -167,8 +167,8 @@ func dataOffset(b []byte) int {
 	return limeHeaderSize
 }
 
-// FuzzFlat: what the index of a flattened file reads is what writing the records
-// one after the other makes; what none wrote to is an error.
+// FuzzFlat checks that reading through the index of a flattened file gives what writing the records
+// one after the other gives, and that what no record wrote is an error.
 func FuzzFlat(f *testing.F) {
 	f.Add([]byte{0, 10, 5, 10, 2, 3})
 	f.Add([]byte{200, 1, 0, 255, 100, 50, 100, 49})
@@ -209,7 +209,7 @@ func FuzzFlat(f *testing.F) {
 	})
 }
 
-// FuzzBitmap: runs, counts and membership are those of the bits one by one.
+// FuzzBitmap checks that runs, counts and membership are those of the single bits.
 func FuzzBitmap(f *testing.F) {
 	f.Add([]byte{0xff, 0, 1, 0x80, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, uint16(87))
 	f.Add(bytes.Repeat([]byte{0xff}, 200), uint16(1500))
@@ -253,7 +253,7 @@ func FuzzBitmap(f *testing.F) {
 	})
 }
 
-// FuzzDecodePage: a page comes out whole or not at all, whatever goes in.
+// FuzzDecodePage checks that a page comes out whole or not at all, whatever goes in.
 func FuzzDecodePage(f *testing.F) {
 	for _, codec := range []ramtest.Codec{ramtest.Plain, ramtest.Zlib, ramtest.LZO, ramtest.Snappy, ramtest.Zstd} {
 		b := dumpBytes(f, ramtest.Kdump{Codec: codec})
@@ -276,7 +276,7 @@ func FuzzDecodePage(f *testing.F) {
 	})
 }
 
-// FuzzNotes: descriptors lie within the notes, and it ends.
+// FuzzNotes checks that descriptors lie within the notes, and that the walk ends.
 func FuzzNotes(f *testing.F) {
 	f.Add([]byte("\x05\x00\x00\x00\x03\x00\x00\x00\x01\x00\x00\x00CORE\x00\x00\x00\x00abc"))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -290,8 +290,8 @@ func FuzzNotes(f *testing.F) {
 	})
 }
 
-// FuzzUnpack: what comes out in one piece stands in the file that it is unpacked to, and
-// what breaks off is refused.
+// FuzzUnpack checks that what is decompressed completely is in the file that it is unpacked to, and
+// that what breaks off is refused.
 func FuzzUnpack(f *testing.F) {
 	var packed bytes.Buffer
 	w := gzip.NewWriter(&packed)
@@ -330,7 +330,7 @@ func FuzzUnpack(f *testing.F) {
 	})
 }
 
-// FuzzVMware: any state file is refused, or arranges memory that keeps its promises.
+// FuzzVMware checks that any state file is refused, or arranges memory that keeps its promises.
 func FuzzVMware(f *testing.F) {
 	pieces := []ramtest.Piece{ramtest.Bytes(0x1000, tinyMemory[0]), ramtest.Bytes(0x8000, tinyMemory[1])}
 	for _, embedded := range []bool{false, true} {
@@ -356,13 +356,13 @@ func FuzzVMware(f *testing.F) {
 	})
 }
 
-// TestLive: an ELF core that cannot be mapped, and has parts of unknown places, is read, and
+// TestLive checks that an ELF core that cannot be mapped, and has segments without a place, can be read, and is
 // known to change.
 func TestLive(t *testing.T) {
 	b := dumpBytes(t, ramtest.ELF{})
 	add := bytes.Clone(b[elfHeaderSize:][:elfPhdrSize])
 	copy(add[24:], bytes.Repeat([]byte{0xff}, 8))
-	// The last segment is given up for one of no place.
+	// The last segment is replaced by one without a place.
 	count := int(b[56])
 	copy(b[elfHeaderSize+(count-1)*elfPhdrSize:], add)
 	m, err := openLive(inputOf(b))

@@ -12,29 +12,29 @@ import (
 // image is what the memories of all formats have in common.
 type image struct {
 	info   Info
-	memory []addr.PhysRange // ascending, disjoint, what is adjacent is one
+	memory []addr.PhysRange // ascending, disjoint; adjacent ranges are joined
 	note   []byte           // text of the VMCOREINFO note; nil without one
-	notes  []byte           // all ELF notes, of formats that have them
+	notes  []byte           // all ELF notes, in formats that have them
 }
 
 func (im *image) Ranges() []addr.PhysRange { return slices.Clone(im.memory) }
 
 func (im *image) Info() Info { return im.info }
 
-// describe changes what Info says; only while the memory is being opened.
+// describe changes what Info returns. It is called only while the memory is being opened.
 func (im *image) describe(change func(*Info)) { change(&im.info) }
 
 func (im *image) VMCoreInfo() ([]byte, bool) { return im.note, im.note != nil }
 
-// fault is about the n bytes at pa, of which the one at absent is the first that
-// is not in the image.
+// fault returns the Fault for the n bytes at pa, of which the one at absent is the first
+// that is not in the image.
 func (im *image) fault(pa addr.Phys, n int, absent addr.Phys) *Fault {
 	f := &Fault{Addr: absent, Len: n - int(absent-pa)}
 	f.Excluded = n > 0 && inRanges(im.memory, absent)
 	return f
 }
 
-// setMemory says what memory the machine has and how much of it is in the
+// setMemory records what memory the machine has and how much of it is in the
 // image.
 func (im *image) setMemory(all []addr.PhysRange, present uint64) {
 	im.memory = joined(all)
@@ -50,8 +50,8 @@ func inRanges(all []addr.PhysRange, pa addr.Phys) bool {
 	return i < len(all) && all[i].Start <= pa
 }
 
-// joined returns the ranges in ascending order; those that overlap or touch are
-// made one, and empty ones left out.
+// joined returns the ranges in ascending order. Ranges that overlap or touch are
+// joined, and empty ones are left out.
 func joined(all []addr.PhysRange) []addr.PhysRange {
 	sorted := slices.Clone(all)
 	slices.SortFunc(sorted, func(a, b addr.PhysRange) int {
@@ -76,7 +76,7 @@ type extent struct {
 	off  int64
 }
 
-// end is where the extent ends in the file.
+// end returns where the extent ends in the file.
 func (e extent) end() int64 { return e.off + int64(e.phys.Len()) }
 
 // extents are ascending in physical memory, disjoint and not empty.
@@ -99,7 +99,7 @@ func (x extents) find(pa addr.Phys) int {
 	return -1
 }
 
-// present reports whether all of the n bytes at pa are there, or else the
+// present reports whether all of the n bytes at pa are there, and otherwise the
 // address of the first that is not.
 func (x extents) present(pa addr.Phys, n int) (absent addr.Phys, ok bool) {
 	if n < 0 {
@@ -107,7 +107,7 @@ func (x extents) present(pa addr.Phys, n int) (absent addr.Phys, ok bool) {
 	}
 	end := pa + addr.Phys(n)
 	if end < pa {
-		end = ^addr.Phys(0) // more than there can be
+		end = ^addr.Phys(0) // beyond all memory
 	}
 	i := x.find(pa)
 	if i < 0 {
@@ -123,7 +123,7 @@ func (x extents) present(pa addr.Phys, n int) (absent addr.Phys, ok bool) {
 	}
 }
 
-// assemble copies the n bytes at pa, all of which are present, together.
+// assemble copies the n bytes at pa, all of which are present, into one slice.
 func (x extents) assemble(pa addr.Phys, n int, read func(dst []byte, off int64) error) ([]byte, error) {
 	out := make([]byte, n)
 	rest := out
@@ -155,7 +155,7 @@ func (x extents) within(r addr.PhysRange) iter.Seq[extent] {
 	}
 }
 
-// joinedSeq makes one of neighbours in an ascending sequence that touch.
+// joinedSeq joins neighbours that touch in an ascending sequence.
 func joinedSeq(seq iter.Seq[addr.PhysRange]) iter.Seq[addr.PhysRange] {
 	return func(yield func(addr.PhysRange) bool) {
 		var last addr.PhysRange
@@ -193,7 +193,7 @@ func (x extents) bytes() uint64 {
 
 // layOut sorts pieces of a file into extents. Where several pieces hold the same
 // memory, as in a dump that lists virtual mappings, the one that starts first
-// counts. Pieces that continue each other are made one.
+// counts. Pieces that continue each other are joined.
 func layOut(pieces []extent) extents {
 	sorted := slices.Clone(pieces)
 	slices.SortStableFunc(sorted, func(a, b extent) int { return cmp.Compare(a.phys.Start, b.phys.Start) })

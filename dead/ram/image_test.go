@@ -28,7 +28,7 @@ type dead struct {
 	mem    ram.Memory
 	pieces []ramtest.Piece
 	elf    ramtest.ELF // as /proc/vmcore would be
-	plans  []string    // of each disk, made from the RAM file
+	plans  []string    // of each disk, made from the memory in the RAM file
 }
 
 // encoded are the formats that ramtest writes.
@@ -49,7 +49,7 @@ var encoded = []struct {
 	}, false},
 }
 
-// TestSameFromEveryFormat dumps one crash in every format, and wants each to give
+// TestSameFromEveryFormat dumps one crash in every format, and checks that each gives
 // the bytes, the kernel and the plan that the RAM file itself gives.
 func TestSameFromEveryFormat(t *testing.T) {
 	d := openDead(t, fixture.Get(t, fixture.Basic))
@@ -63,7 +63,7 @@ func TestSameFromEveryFormat(t *testing.T) {
 	t.Run("qemu", func(t *testing.T) { d.checkQEMU(t, "elf", "kdump-zlib", "kdump-lzo", "kdump-snappy", migrated) })
 }
 
-// TestSameAcrossTheHole does the same to a machine with memory on both sides of
+// TestSameAcrossTheHole does the same with a machine that has memory on both sides of
 // the hole below 4 GiB, in fewer formats.
 func TestSameAcrossTheHole(t *testing.T) {
 	d := openDead(t, fixture.Get(t, fixture.Large))
@@ -98,7 +98,7 @@ func openDead(t testing.TB, image *fixture.Image) *dead {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// What the firmware has between 640 KiB and 1 MiB is no RAM to the kernel.
+	// What the firmware has between 640 KiB and 1 MiB is not RAM to the kernel.
 	for _, r := range mem.Ranges() {
 		if r.Start == 0 {
 			d.pieces = append(d.pieces, d.piece(addr.PhysRange{Start: 0, End: 0xa_0000}))
@@ -135,7 +135,7 @@ func (r readerOf) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // findNote looks for the text of the VMCOREINFO note, as the crashed kernel would
-// hand it to the one that makes the dump.
+// hand it to the program that makes the dump.
 func (d *dead) findNote(t testing.TB) []byte {
 	head := append(binary.LittleEndian.AppendUint32(nil, 11), "VMCOREINFO\x00\x00OSRELEASE="...)
 	for _, r := range d.mem.Ranges() {
@@ -157,7 +157,7 @@ func (d *dead) findNote(t testing.TB) []byte {
 	return nil
 }
 
-// plan says what salvage finds on each disk: all about each file, and the bytes.
+// plan returns what salvage finds on each disk: everything about each file, and the bytes.
 func (d *dead) plan(t testing.TB, mem ram.Memory) []string {
 	t.Helper()
 	k, err := kernel.Find(mem)
@@ -218,7 +218,7 @@ func (d *dead) checkSame(t *testing.T, paths ...string) {
 }
 
 // checkBytes compares everything in a dump that the kernel had as RAM. QEMU also
-// dumps devices, and its machine that never ran has other ROMs below 1 MiB.
+// dumps devices, and its machine, which never ran, has other ROMs below 1 MiB.
 func (d *dead) checkBytes(t *testing.T, mem ram.Memory) {
 	t.Helper()
 	const step = 1 << 20
@@ -248,8 +248,8 @@ func (d *dead) checkBytes(t *testing.T, mem ram.Memory) {
 	}
 }
 
-// checkMakedumpfile has makedumpfile filter and compress the crash, once for each
-// set of options.
+// checkMakedumpfile filters and compresses the crash with makedumpfile, once for each
+// set of options, and checks the results.
 func (d *dead) checkMakedumpfile(t *testing.T, options ...string) {
 	tool := makedumpfile(t)
 	vmcore := filepath.Join(t.TempDir(), "vmcore")
@@ -305,7 +305,7 @@ func runMakedumpfile(t *testing.T, tool, vmcore string, options []string) string
 	return out
 }
 
-// checkCut cuts a quarter off a dump: what is left is right, and the rest is known to be missing.
+// checkCut cuts a quarter off a dump, and checks that the remainder is right, and that the rest is known to be missing.
 func (d *dead) checkCut(t *testing.T, path string) {
 	stat, err := os.Stat(path)
 	if err != nil {
@@ -345,8 +345,8 @@ func (d *dead) checkCut(t *testing.T, path string) {
 	}
 }
 
-// checkSplit wants both parts of a dump, in any order, to be the whole, and each alone
-// refused, and a part of something else. Of a small machine makedumpfile's second part has
+// checkSplit checks that both parts of a dump, in any order, make the whole, and that each part alone is
+// refused, and so is a part with something else. With a small machine makedumpfile's second part has
 // nothing, unless it is told otherwise.
 func (d *dead) checkSplit(t *testing.T, path string) {
 	other := path + "-2"
@@ -363,7 +363,7 @@ func (d *dead) checkSplit(t *testing.T, path string) {
 	d.checkSame(t, other, path)
 }
 
-// makedumpfile is Debian's, or one with all compressions built in.
+// makedumpfile returns the path of Debian's makedumpfile, or of one with all compressions built in.
 func makedumpfile(t *testing.T) string {
 	if tool := os.Getenv("UNDERSTUDY_MAKEDUMPFILE"); tool != "" {
 		return tool
@@ -375,8 +375,8 @@ func makedumpfile(t *testing.T) string {
 	return tool
 }
 
-// checkNoCache: without page cache, nothing wrong is found, and it is said why so
-// little is.
+// checkNoCache checks that without page cache nothing wrong is found, and that the advice says why so
+// little is found.
 func (d *dead) checkNoCache(t *testing.T, path, advice string) {
 	mem, err := ram.OpenFile(path)
 	if err != nil {

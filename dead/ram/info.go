@@ -12,20 +12,20 @@ type Info struct {
 	Format string
 	// Flattened says that the file is in makedumpfile's form for pipes.
 	Flattened bool
-	// Present is how many bytes of memory the file has; Excluded how many the
+	// Present is how many bytes of memory the file has; Excluded is how many bytes the
 	// machine had that are known to be missing from the file.
 	Present, Excluded uint64
-	// Level is what makedumpfile was told to leave out, if LevelKnown: an ELF
+	// Level is what makedumpfile was told to leave out, if LevelKnown is set: an ELF
 	// core does not say.
 	Level      DumpLevel
 	LevelKnown bool
 	// Incomplete says that the dumper ran out of space, and marked the file.
 	Incomplete bool
-	// Truncated says that the file has lost its end: what stood there is missing, and
-	// reading it a Fault.
+	// Truncated says that the file has lost its end: what was there is missing, and
+	// reading it is a Fault.
 	Truncated bool
-	// Live says that this is the memory of a machine that goes on, and changes while it is
-	// read: what is read of a file may be of different moments.
+	// Live says that this is the memory of a running machine, which changes while it is
+	// read: what is read of a file may be from different moments.
 	Live bool
 }
 
@@ -53,8 +53,8 @@ func (i Info) MissesCache() bool {
 func (i Info) Cut() bool { return i.Incomplete || i.Truncated }
 
 // Advice returns what an operator who misses files should know about the image, or
-// "". For an ELF core it is worth telling only if memory was found to be excluded:
-// whether that was page cache, the file does not say.
+// "". For an ELF core there is advice only if memory was found to be excluded:
+// the file does not say whether that was page cache.
 func (i Info) Advice() string {
 	const how = "dump again with -d 17 or 25, not -d 31 (bits 2 and 4 throw it away)"
 	var out []string
@@ -94,12 +94,12 @@ func (e *FormatError) Error() string {
 
 func (e *FormatError) Unwrap() error { return ErrFormat }
 
-// malformed makes a FormatError.
+// malformed returns a FormatError.
 func malformed(format, reason string, args ...any) error {
 	return &FormatError{Format: format, Reason: fmt.Sprintf(reason, args...)}
 }
 
-// truncated is about a file that ends too early.
+// truncated returns the error for a file that ends too early.
 func truncated(format string, want uint64, size int64) error {
 	return &FormatError{
 		Format: format,

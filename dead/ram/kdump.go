@@ -19,22 +19,22 @@ const (
 	kdumpMachine       = 12 + 4*65 // utsname.machine
 	kdumpSubHeaderSize = 104
 	kdumpMaxVersion    = 6
-	// kdumpLargeBlock is the largest page that arm64 has, which QEMU takes for the kernel's
+	// kdumpLargeBlock is the largest page size of arm64, which QEMU assumes to be the kernel's
 	// (target/arm/arch_dump.c, cpu_get_dump_info).
 	kdumpLargeBlock  = 1 << 16
-	kdumpMiddleBlock = 1 << 14 // of makedumpfile, for a kernel with such pages
-	// kdumpNoMachine is what QEMU has of arm64, and since version 10 of every architecture (dump/dump.c,
-	// create_header64).
+	kdumpMiddleBlock = 1 << 14 // makedumpfile's block size, for a kernel with such pages
+	// kdumpNoMachine is the machine that QEMU names for arm64, and since version 10 for every architecture
+	// (dump/dump.c, create_header64).
 	kdumpNoMachine = "Unknown"
 
-	// kdumpMaxPages bounds the bitmaps in memory to 512 MiB: 16 TiB.
+	// kdumpMaxPages bounds the bitmaps in memory to 512 MiB, for 16 TiB of memory.
 	kdumpMaxPages = 1 << 32
-	// kdumpMaxRanges bounds the pieces that memory is in.
+	// kdumpMaxRanges bounds the number of pieces of memory.
 	kdumpMaxRanges = 1 << 20
 )
 
 // Bits of status in the header: what it was compressed with, and what befell it
-// (diskdump_mod.h, DUMP_DH_*). The first four also stand in a page's descriptor.
+// (diskdump_mod.h, DUMP_DH_*). The four methods of compression also stand in a page's descriptor.
 const (
 	kdumpZlib       = 0x1
 	kdumpLZO        = 0x2
@@ -43,10 +43,10 @@ const (
 	kdumpZstd       = 0x20
 )
 
-// kdumpHeader is what matters of both headers.
+// kdumpHeader is the part of both headers that matters.
 type kdumpHeader struct {
 	version                 int32
-	block                   uint64 // size of a page, and of what the file consists of
+	block                   uint64 // size of a page, and of the blocks of the file
 	status                  uint32
 	subHeaderBlocks         uint32
 	bitmapBlocks            uint32
@@ -59,7 +59,7 @@ type kdumpHeader struct {
 	eraseOff, eraseSize     uint64 // version 5
 }
 
-// openKdump opens a kdump-compressed file that is whole.
+// openKdump opens a kdump-compressed file that is not a part of a split dump.
 func openKdump(in input) (Memory, error) {
 	k, im, err := readKdump(in)
 	if err != nil {
@@ -146,7 +146,7 @@ func readKdumpHeader(in input) (kdumpHeader, error) {
 	if _, err := in.ReadAt(sub[:kdumpSubSize(h.version)], int64(h.block)); err != nil {
 		return h, fmt.Errorf("read kdump sub header: %w", err)
 	}
-	// What an older version does not have reads as zero.
+	// Fields that an older version does not have read as zero.
 	h.level, h.split = le.Uint32(sub[8:]), le.Uint32(sub[12:]) != 0
 	h.start, h.end = le.Uint64(sub[16:]), le.Uint64(sub[24:])
 	h.noteOff, h.noteSize = le.Uint64(sub[32:]), le.Uint64(sub[40:])
@@ -158,15 +158,15 @@ func readKdumpHeader(in input) (kdumpHeader, error) {
 	return h, h.check()
 }
 
-// kdumpSubSize is how much of the sub header each version of it has, in bytes.
+// kdumpSubSize returns how many bytes of the sub header a version has.
 func kdumpSubSize(version int32) int {
 	return []int{8, 12, 32, 48, 64, 80, kdumpSubHeaderSize}[version]
 }
 
-// frame is the page, as the file counts them, that holds the byte at pa.
+// frame returns the page, as the file counts pages, that holds the byte at pa.
 func (h *kdumpHeader) frame(pa addr.Phys) addr.PFN { return addr.PFN(uint64(pa) / h.block) }
 
-// phys is the address of the first byte of a page.
+// phys returns the address of the first byte of a page.
 func (h *kdumpHeader) phys(pfn addr.PFN) addr.Phys { return addr.Phys(uint64(pfn) * h.block) }
 
 func (h *kdumpHeader) check() error {
@@ -183,8 +183,8 @@ func (h *kdumpHeader) check() error {
 	return nil
 }
 
-// readKdumpNotes finds the VMCOREINFO note, which the sub header points to, or
-// which is among the ELF notes that a later version keeps.
+// readKdumpNotes finds the VMCOREINFO note: the sub header points to it, or it
+// is among the ELF notes that later versions keep.
 func readKdumpNotes(in input, h kdumpHeader, im *image) error {
 	read := func(off, size uint64) ([]byte, error) {
 		if size > elfMaxNotes {
@@ -218,10 +218,10 @@ func readKdumpNotes(in input, h kdumpHeader, im *image) error {
 
 // readKdumpMaps reads the bitmaps. The first says which frames are memory, the
 // second which of them are in the file: those have descriptors, in ascending
-// order. A frame that is memory and not in the file was left out for what it was.
+// order. A frame that is memory and not in the file was left out because of its kind.
 // Zero pages are not left out: from dump level 1 on, all of them have descriptors
-// that refer to one page of zeros (makedumpfile.c, write_kdump_pages_cyclic), in
-// files by QEMU always (dump/dump.c, write_dump_pages).
+// that refer to one page of zeros (makedumpfile.c, write_kdump_pages_cyclic); in
+// files by QEMU they always do (dump/dump.c, write_dump_pages).
 func readKdumpMaps(in input, h kdumpHeader, im *image) (*kdumpPages, error) {
 	off := h.block * (1 + uint64(h.subHeaderBlocks))
 	size := h.block * uint64(h.bitmapBlocks)

@@ -19,7 +19,7 @@ const (
 	kdumpDescSize = 24
 	// kdumpDescBlock is how many descriptors are read at a time.
 	kdumpDescBlock = 128
-	// kdumpDescCache is how much memory they may take, in bytes.
+	// kdumpDescCache is how much memory cached descriptors may take, in bytes.
 	kdumpDescCache = 4 << 20
 )
 
@@ -27,12 +27,12 @@ const (
 type kdumpPages struct {
 	in     input
 	header kdumpHeader
-	all    *bitmap // what is memory
+	all    *bitmap // the frames that are memory
 	dumped *bitmap
 	descs  uint64 // offset of the descriptors
 	cache  *cache // of blocks of descriptors
-	// The file has the descriptors of count pages, which so many others come before
-	// that a part of a split dump leaves to the parts before it.
+	// The file has the descriptors of count pages. The first pages before them are
+	// those that a part of a split dump leaves to the parts before it.
 	first, count uint64
 	// zeros is the offset of the page that zero pages share; 0 if there is none.
 	zeros uint64
@@ -64,7 +64,7 @@ func (k *kdumpPages) present(pa addr.Phys, n int) (addr.Phys, bool) {
 	}
 }
 
-// touched leaves out pages that share the page of zeros. One whose descriptor
+// touched leaves out pages that share the page of zeros. A page whose descriptor
 // cannot be read counts as touched.
 func (k *kdumpPages) touched(r addr.PhysRange) iter.Seq[addr.PhysRange] {
 	return func(yield func(addr.PhysRange) bool) {
@@ -84,8 +84,8 @@ func (k *kdumpPages) touched(r addr.PhysRange) iter.Seq[addr.PhysRange] {
 	}
 }
 
-// sameKind returns how far the frames from first on, which are all in the file, are
-// all shared zeros, or all not.
+// sameKind returns up to where the frames from first on, all of which are in the file,
+// either all share the page of zeros, or all do not.
 func (k *kdumpPages) sameKind(first, end addr.PFN) addr.PFN {
 	if k.zeros == 0 {
 		return end
@@ -112,8 +112,8 @@ func (k *kdumpPages) sharesZeros(d kdumpDesc) bool {
 	return k.zeros != 0 && d == kdumpDesc{off: k.zeros, size: uint32(k.header.block)}
 }
 
-// findZeros looks whether the first page of data, which is where makedumpfile and
-// QEMU have the one that zero pages share, does consist of zeros.
+// findZeros checks whether the first page of data, which makedumpfile and QEMU use for
+// the page that zero pages share, does consist of zeros.
 func (k *kdumpPages) findZeros() {
 	page := make([]byte, k.header.block)
 	at := k.descs + k.count*kdumpDescSize
@@ -122,10 +122,10 @@ func (k *kdumpPages) findZeros() {
 	}
 }
 
-// number is how many pages in the file come before that of a frame.
+// number returns how many pages in the file come before the page of a frame.
 func (k *kdumpPages) number(pfn addr.PFN) uint64 { return k.dumped.before(pfn) - k.first }
 
-// desc returns the descriptor of the page that n others in the file come before.
+// desc returns the descriptor of the page that comes after n others in the file.
 func (k *kdumpPages) desc(n uint64) (kdumpDesc, error) {
 	number, at := n/kdumpDescBlock, n%kdumpDescBlock
 	b, ok := k.cache.get(int64(number))
@@ -149,8 +149,8 @@ func (k *kdumpPages) desc(n uint64) (kdumpDesc, error) {
 	}, nil
 }
 
-// noMore tells a file that ends, or was never written to, from one that cannot be
-// read.
+// noMore distinguishes a file that ends, or was never written there, from one that cannot
+// be read.
 func noMore(what string, err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, errGap) {
 		return fmt.Errorf("%s: %w", what, errLost)
@@ -158,7 +158,7 @@ func noMore(what string, err error) error {
 	return fmt.Errorf("read %s: %w", what, err)
 }
 
-// pageBuffers are for the encoded data of a page.
+// pageBuffers pools buffers for the encoded data of a page.
 var pageBuffers = sync.Pool{New: func() any { return new([kdumpLargeBlock]byte) }}
 
 func (k *kdumpPages) decode(number int64, dst []byte) error {
@@ -171,8 +171,8 @@ func (k *kdumpPages) decode(number int64, dst []byte) error {
 		clear(dst)
 		return nil
 	case d.off == 0:
-		// So in an incomplete file (makedumpfile's IMPLEMENTATION, "The
-		// incomplete DUMPFILE"); nothing else begins there.
+		// An incomplete file has this (makedumpfile's IMPLEMENTATION, "The
+		// incomplete DUMPFILE"); no page can be at offset 0.
 		return errLost
 	case d.off > 1<<62 || d.size == 0 || uint64(d.size) > k.header.block:
 		return fmt.Errorf("page is damaged: %d bytes at offset %#x", d.size, d.off)
@@ -186,9 +186,9 @@ func (k *kdumpPages) decode(number int64, dst []byte) error {
 	return decodePage(dst, src, d.flags)
 }
 
-// ended finds out whether the file has lost its end. Data of pages stands in
-// the order of their descriptors, but for zero pages, so that the last descriptor
-// that differs from the one before is of the last page in the file.
+// ended reports whether the file has lost its end. Data of pages is stored in
+// the order of their descriptors, except for zero pages, so that the last descriptor
+// that differs from the one before it is that of the last page in the file.
 func (k *kdumpPages) ended() (bool, error) {
 	if k.count == 0 {
 		return false, nil

@@ -7,17 +7,17 @@ import (
 )
 
 // What virsh save writes (libvirt, src/qemu/qemu_saveimage.h, struct _virQEMUSaveHeader): a
-// header, numbers in the byte order of its machine; so many bytes of XML and cookie; and QEMU's
-// migration stream, which may be compressed.
+// header, with numbers in the byte order of its machine; XML and a cookie, whose length is in the
+// header; and QEMU's migration stream, which may be compressed.
 const (
 	libvirtMagic      = "LibvirtQemudSave"
-	libvirtPart       = "LibvirtQemudPart" // the magic while it is being written
+	libvirtPart       = "LibvirtQemudPart" // the magic while the file is being written
 	libvirtName       = "libvirt save file"
 	libvirtHeaderSize = 16 + 19*4
 	libvirtVersion    = 2
 )
 
-// libvirtFormats by their number (enum virQEMUSaveFormat).
+// libvirtFormats are the formats by number (enum virQEMUSaveFormat).
 var libvirtFormats = []string{"raw", "gzip", "bzip2", "xz", "lzop", "zstd", "sparse"}
 
 // openLibvirt opens the stream in a save file.
@@ -76,7 +76,7 @@ func openSaved(in input) (Memory, error) {
 	return m, err
 }
 
-// behind is what comes from an offset of a file on.
+// behind is the part of a file from an offset on.
 type behind struct {
 	input
 	off int64

@@ -11,12 +11,12 @@ import (
 
 // Captures by LiME (docs/README.md of 504ensicsLabs/LiME, "LiME Memory Range Header
 // Version 1 Specification") and AVML (src/image.rs of microsoft/avml, struct Header)
-// are a sequence of memory ranges, each with a header before it: magic, version,
+// are a sequence of memory ranges, each preceded by a header: magic, version,
 // first and last address, eight zeros. AVML writes LiME's format if it does not
-// compress; else version 2 has its own magic.
+// compress; otherwise it writes version 2, with its own magic.
 //
 // AVML leaves out stretches of 16 MiB that are all zeros, and the file does not
-// tell: here they are absent.
+// say so: here they are absent.
 const (
 	limeMagic = "EMiL"
 	limeName  = "LiME capture"
@@ -28,7 +28,7 @@ const (
 	limeVersion    = 1
 	avmlVersion    = 2
 
-	// limeMaxRanges bounds their number: AVML writes one for each 16 MiB.
+	// limeMaxRanges bounds the number of ranges: AVML writes one for each 16 MiB.
 	limeMaxRanges = 1 << 22
 )
 
@@ -83,7 +83,7 @@ func openLiME(in input) (Memory, error) {
 	return mapExtents(in, x, im)
 }
 
-// sort puts ranges in order. That two of them hold the same memory is an error.
+// sort puts ranges in order. It is an error if two of them hold the same memory.
 func (x extents) sort(name string) error {
 	slices.SortFunc(x, func(a, b extent) int { return cmp.Compare(a.phys.Start, b.phys.Start) })
 	for i := 1; i < len(x); i++ {

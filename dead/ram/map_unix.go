@@ -79,8 +79,8 @@ const (
 	seekHole = 4
 )
 
-// Touched asks the file system where the file has holes. One that does not know
-// has none.
+// Touched asks the file system where the file has holes. A file system that does not
+// know reports none.
 func (m *mapped) Touched(r addr.PhysRange) iter.Seq[addr.PhysRange] {
 	return joinedSeq(func(yield func(addr.PhysRange) bool) {
 		for e := range m.extents.within(r) {

@@ -31,8 +31,8 @@ func readNotes(in input, s elfSegment) ([]byte, error) {
 	return b, nil
 }
 
-// elfNotes yields the names and descriptors of ELF notes. They and their parts are
-// aligned to 4 bytes. It ends at the first that is not whole; the kernel pads its
+// elfNotes yields the names and descriptors of ELF notes. Notes and their parts are
+// aligned to 4 bytes. It ends at the first note that is not whole; the kernel pads its
 // notes with zeros, which look like notes without a name.
 func elfNotes(b []byte) iter.Seq2[string, []byte] {
 	return func(yield func(string, []byte) bool) {
@@ -56,7 +56,7 @@ func elfNotes(b []byte) iter.Seq2[string, []byte] {
 	}
 }
 
-// takeNotes looks for what matters among a dump's notes.
+// takeNotes takes what matters from a dump's notes.
 func (im *image) takeNotes(notes []byte) error {
 	im.notes = append(im.notes, notes...)
 	for name, desc := range elfNotes(notes) {
@@ -72,8 +72,8 @@ func (im *image) takeNotes(notes []byte) error {
 	return nil
 }
 
-// erased refuses a dump in which makedumpfile overwrote data that it was told to
-// hide: the bytes that stand there now look like any others.
+// erased returns the error for a dump in which makedumpfile overwrote data that it was told
+// to hide: the bytes that are there now look like any others.
 func erased(format string) error {
 	return &FormatError{
 		Format: format,

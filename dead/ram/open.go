@@ -11,7 +11,7 @@ import (
 )
 
 // input is the content of a dump file: of the file itself, or of the file that a
-// flattened one stands for.
+// flattened one represents.
 type input interface {
 	io.ReaderAt
 	io.Closer
@@ -26,15 +26,15 @@ type fileInput struct {
 
 func (f fileInput) Size() int64 { return f.size }
 
-// OpenFile opens the memory of a machine, read-only. What the file is follows
-// from its content: an ELF core (ELF64, x86-64 or arm64, such as QEMU's dump-guest-memory,
+// OpenFile opens the memory of a machine, read-only. It recognises the format by the content of
+// the file: an ELF core (ELF64, x86-64 or arm64, such as QEMU's dump-guest-memory,
 // makedumpfile -E and /proc/vmcore write), a kdump-compressed file, makedumpfile's
 // flattened form of both, a capture by LiME or AVML, a migration stream of QEMU or what virsh
-// save made of one, a VMware .vmss or .vmsn file, or the .vmem file beside one, or, without a signature, the
-// RAM file of a machine of QEMU (memory-backend-file with share=on) or another, which may be
+// save made of one, a VMware .vmss or .vmsn file, or the .vmem file beside one. A file without a signature is
+// the RAM file of a machine of QEMU (memory-backend-file with share=on) or another, which may be
 // dead or running: an Unarranged. Any of these may be compressed as a whole (gzip, xz, zstd,
-// lz4, bzip2): it is unpacked to a file without a name in TMPDIR. A block device is a file, too:
-// what lies on it behind a dump does not matter. What is known but not supported is a *FormatError.
+// lz4, bzip2): it is then unpacked to a file without a name in TMPDIR. A block device is a file, too:
+// what is on it after a dump does not matter. A format that is known but not supported is a *FormatError.
 func OpenFile(path string) (Memory, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -65,7 +65,7 @@ func open(f *os.File, path string) (Memory, error) {
 	return m, f.Close()
 }
 
-// openNamed opens a file that may have another beside it which belongs to it.
+// openNamed opens a file that may belong together with another file beside it.
 func openNamed(in input, path string) (Memory, error) {
 	if isKcore(path) {
 		return openLive(in)
@@ -86,8 +86,8 @@ func openNamed(in input, path string) (Memory, error) {
 	return openInput(in)
 }
 
-// unpacked is the file, or what comes out of it if it is compressed: then it is another
-// one, and by what it was compressed.
+// unpacked returns the file, or what comes out of it if it is compressed: in is another file then,
+// and packed says by what it was compressed.
 func unpacked(f *os.File) (in input, packed string, err error) {
 	size, err := f.Seek(0, io.SeekEnd) // of a block device too
 	if err != nil {
@@ -106,7 +106,7 @@ func unpacked(f *os.File) (in input, packed string, err error) {
 	return in, p.name, err
 }
 
-// headSize is how much of a file tells what it is.
+// headSize is how many bytes of a file say what it is.
 const headSize = addr.PageSize
 
 func readHead(in input) ([]byte, error) {
@@ -140,7 +140,7 @@ func openInput(in input) (Memory, error) {
 	return openDump(flat, head)
 }
 
-// openDump opens a file that is not flattened, or no more.
+// openDump opens a file that is not flattened, or that a flattened one represents.
 func openDump(in input, head []byte) (Memory, error) {
 	for _, f := range []struct {
 		magic string
@@ -163,10 +163,10 @@ func openDump(in input, head []byte) (Memory, error) {
 	return openRaw(in)
 }
 
-// dumpHint is what always works with QEMU.
+// dumpHint names a way that always works with QEMU.
 const dumpHint = "make the dump with dump-guest-memory (virsh dump --memory-only)"
 
-// unsupported recognises what is not the memory of a machine, or not in a form
+// unsupported recognises files that are not the memory of a machine, or not in a form
 // that can be read. Real memory begins with the real-mode interrupt vectors, or
 // with zeros, and cannot be mistaken for any of these.
 func unsupported(head []byte) error {
@@ -200,7 +200,7 @@ func unsupported(head []byte) error {
 // openRaw opens the RAM file of a machine.
 func openRaw(in input) (Memory, error) { return openRawOf(in, in.Size(), "RAM file") }
 
-// openRawOf opens so many bytes of memory in a format.
+// openRawOf opens size bytes of a file as a RAM file, and names their format.
 func openRawOf(in input, size int64, format string) (Memory, error) {
 	if size <= 0 || size%addr.PageSize != 0 || size > maxPhys {
 		return nil, malformed("file without a known signature", "%d bytes are not the whole pages of a RAM file", size)
@@ -222,15 +222,15 @@ const maxPhys = 1 << 48
 
 // q35 splits the memory of a machine in two if it does not fit below the hole
 // for devices (QEMU 7.2, hw/i386/pc_q35.c, pc_q35_init): with 2.75 GiB or more,
-// 2 GiB lie below and the rest from 4 GiB on, so that gigabytes stay aligned.
+// 2 GiB lie below the hole and the rest from 4 GiB on, so that gigabytes stay aligned.
 // The RAM file holds both parts back to back.
 const (
 	q35SplitFrom = 0xb000_0000
 	q35LowSize   = 0x8000_0000
 )
 
-// mapExtents gives access to memory that stands in a file as it is: mapped where
-// that is possible, else read.
+// mapExtents gives access to memory that is stored in a file as it is: mapped where
+// that is possible, otherwise read.
 func mapExtents(in input, x extents, im image) (Memory, error) {
 	if f, ok := in.(fileInput); ok {
 		return mapFile(f.File, x, im)

@@ -23,7 +23,7 @@ type packer struct {
 	reader      func(io.Reader) (io.Reader, error)
 }
 
-// packers by what their files begin with: RFC 1952; the .xz file format 1.1.0, 2.1.1.1;
+// packers are recognised by what their files begin with: RFC 1952; the .xz file format 1.1.0, 2.1.1.1;
 // RFC 8878, 3.1.1; the LZ4 frame format 1.6.4, and bzip2's own source.
 var packers = []packer{
 	{"\x1f\x8b\x08", "gzip", func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }},
@@ -33,7 +33,7 @@ var packers = []packer{
 	{"BZh", "bzip2", func(r io.Reader) (io.Reader, error) { return bzip2.NewReader(r), nil }},
 }
 
-// zstdWindow is the largest that zstd itself writes (--ultra --long=31).
+// zstdWindow is the largest window that zstd itself writes (--ultra --long=31).
 const zstdWindow = 2 << 30
 
 func unzstd(r io.Reader) (io.Reader, error) {
@@ -54,7 +54,7 @@ func packerOf(head []byte) *packer {
 }
 
 // unpack writes what comes out of a compressed file, from an offset on, to a file
-// without a name in the directory for temporary files (TMPDIR), and leaves holes where
+// without a name in the directory for temporary files (TMPDIR), with holes where
 // it is zero. The caller still closes in.
 func (p *packer) unpack(in input, off int64) (input, error) {
 	r, err := p.reader(bufio.NewReaderSize(io.NewSectionReader(in, off, in.Size()-off), 1<<20))
@@ -69,7 +69,7 @@ func (p *packer) unpack(in input, off int64) (input, error) {
 		return nil, fmt.Errorf("unpack %s file: %w", p.name, err)
 	}
 	size, err := p.spool(f, r)
-	// Where a file that is open cannot be removed, it stays.
+	// Where an open file cannot be removed, it stays.
 	_ = os.Remove(f.Name())
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -77,7 +77,7 @@ func (p *packer) unpack(in input, off int64) (input, error) {
 	return fileInput{f, size}, nil
 }
 
-// spool copies what is not zero, and returns how long the file is.
+// spool copies everything that is not zero, and returns the size of the file.
 func (p *packer) spool(f *os.File, r io.Reader) (int64, error) {
 	buf, zeros := make([]byte, 256<<10), make([]byte, addr.PageSize)
 	for size := int64(0); ; {
@@ -104,8 +104,8 @@ func (p *packer) spool(f *os.File, r io.Reader) (int64, error) {
 	}
 }
 
-// readAll fills a buffer. Unlike that of io.ReadFull its io.EOF is the reader's own: a
-// decoder means a cut file by io.ErrUnexpectedEOF.
+// readAll fills a buffer. Unlike that of io.ReadFull, its error is the reader's own: with
+// io.ErrUnexpectedEOF a decoder means a cut file.
 func readAll(r io.Reader, buf []byte) (n int, err error) {
 	for n < len(buf) && err == nil {
 		var got int
@@ -115,8 +115,8 @@ func readAll(r io.Reader, buf []byte) (n int, err error) {
 	return n, err
 }
 
-// damaged is about a compressed file that does not come out whole. What did is not
-// taken: of a RAM file nothing tells that its end is missing.
+// damaged returns the error for a compressed file that cannot be unpacked completely. What came out is
+// not used: nothing in a RAM file says that its end is missing.
 func (p *packer) damaged(err error) error {
 	return &FormatError{
 		Format: p.name + " file",

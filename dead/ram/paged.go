@@ -15,15 +15,15 @@ type paged struct {
 	cache  *cache
 }
 
-// blocks is what formats of paged memory differ in. It is safe for concurrent use.
+// blocks is what differs between formats of paged memory. It is safe for concurrent use.
 type blocks interface {
-	// find returns the number of the block that holds the byte at pa, and what
-	// memory the block is of; false if the byte is absent.
+	// find returns the number of the block that holds the byte at pa, and the memory
+	// that the block is of; ok is false if the byte is absent.
 	find(pa addr.Phys) (number int64, r addr.PhysRange, ok bool)
-	// decode fills dst, which is as long as the block, or fails. It wraps
+	// decode fills dst, which is as long as the block, or fails. The error wraps
 	// errLost if the block turns out not to be in the file.
 	decode(number int64, dst []byte) error
-	// present is as of extents.
+	// present is as for extents.
 	present(pa addr.Phys, n int) (absent addr.Phys, ok bool)
 	// touched yields the parts of r that are present, in ascending order.
 	touched(r addr.PhysRange) iter.Seq[addr.PhysRange]
@@ -32,8 +32,8 @@ type blocks interface {
 // errLost says that the file does not have a block that it lists.
 var errLost = errors.New("it is not in the file: the dump is incomplete")
 
-// Sizes in bytes: of the cache of decoded blocks, and of a request that is worth
-// remembering: a search through all memory is not.
+// Sizes in bytes: of the cache of decoded blocks, and of the largest request whose blocks
+// are cached, which excludes a search through all memory.
 const (
 	pagedCacheSize = 64 << 20
 	pagedCacheable = 256 << 10
@@ -43,8 +43,8 @@ func newPaged(in input, b blocks, im image) *paged {
 	return &paged{image: im, in: in, blocks: b, cache: newCache(pagedCacheSize)}
 }
 
-// View decodes what it needs. Bytes of a single block are shared with the cache,
-// those of several are copied together.
+// View decodes what it needs. Bytes of a single block are shared with the cache;
+// bytes of several blocks are copied together.
 func (p *paged) View(pa addr.Phys, n int) ([]byte, error) {
 	number, r, ok := p.blocks.find(pa)
 	if ok && n >= 0 && r.Contains(pa, uint64(n)) {
@@ -69,7 +69,7 @@ func (p *paged) View(pa addr.Phys, n int) ([]byte, error) {
 	return out, nil
 }
 
-// fill copies what the block at pa has of dst, and returns how much that is.
+// fill copies what the block at pa has for dst, and returns how many bytes that is.
 func (p *paged) fill(dst []byte, pa addr.Phys, remember bool) (int, error) {
 	number, r, ok := p.blocks.find(pa)
 	if !ok {

@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// checkQEMU has QEMU dump the memory, which it is given again in a machine that
-// never starts.
+// checkQEMU lets QEMU dump the memory, which it is given again in a machine that
+// never starts, and checks the dumps.
 func (d *dead) checkQEMU(t *testing.T, formats ...string) {
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		t.Skip(err)
@@ -68,8 +68,8 @@ func (d *dead) qemuDump(out, format string) error {
 }
 
 // longMode puts the machine's CPU into 64-bit mode through its debugger's port:
-// QEMU makes the core of one that is not a 32-bit one (target/i386/arch_dump.c,
-// cpu_get_dump_info). Register 32 is EFER (target/i386/gdbstub.c), of which LME, LMA
+// QEMU makes a 32-bit core of a machine that is not in that mode (target/i386/arch_dump.c,
+// cpu_get_dump_info). Register 32 is EFER (target/i386/gdbstub.c), in which LME, LMA
 // and NXE are set.
 func longMode(socket string) error {
 	var conn net.Conn
@@ -87,7 +87,7 @@ func longMode(socket string) error {
 	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return err
 	}
-	// Registers can be written once their description was asked for.
+	// Registers can be written once their description has been asked for.
 	if _, err := gdbCommand(conn, "qXfer:features:read:target.xml:0,fff"); err != nil {
 		return err
 	}
@@ -112,14 +112,14 @@ func gdbCommand(conn net.Conn, command string) (string, error) {
 			return "", err
 		}
 	}
-	if _, err := io.ReadFull(conn, make([]byte, 2)); err != nil { // the sum
+	if _, err := io.ReadFull(conn, make([]byte, 2)); err != nil { // the checksum
 		return "", err
 	}
 	_, err := io.WriteString(conn, "+")
 	return strings.TrimSuffix(strings.TrimPrefix(reply.String(), "+$"), "#"), err
 }
 
-// ignoreExit drops that a process was killed, which it was on purpose.
+// ignoreExit ignores that a process was killed, which was done on purpose.
 func ignoreExit(err error) error {
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -156,10 +156,10 @@ func qmpDump(to io.Writer, from io.Reader, out, format string) error {
 	return nil
 }
 
-// migrated is the format of what migrate writes.
+// migrated is the name for the format that migrate writes.
 const migrated = "migrate"
 
-// qmpCall sends a command, and returns what it returns.
+// qmpCall sends a command, and returns its result.
 func qmpCall(to io.Writer, replies *bufio.Scanner, command map[string]any) (json.RawMessage, error) {
 	if err := json.NewEncoder(to).Encode(command); err != nil {
 		return nil, err

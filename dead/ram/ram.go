@@ -5,13 +5,13 @@
 // # Caveats
 //
 // A mapped file (a RAM file, an ELF core, a LiME capture) must not be truncated
-// while it is open: the operating system answers a read behind its new end with
+// while it is open: the operating system answers a read beyond its new end with
 // SIGBUS, which ends the process. The memory of a living machine changes while it
 // is read; decode a value once and check that copy.
 //
 // Some tools write zeros for what they could not read, and the file does not
-// tell: LiME for pages that are slow, invalid or broken, and every tool that
-// writes a "padded" image. Such zeros cannot be told from real ones.
+// say so: LiME for pages that are slow, invalid or broken, and every tool that
+// writes a "padded" image. Such zeros cannot be distinguished from real ones.
 package ram
 
 import (
@@ -22,7 +22,7 @@ import (
 )
 
 // Memory is the physical memory of one machine. It is safe for concurrent use,
-// but for Close.
+// except for Close.
 type Memory interface {
 	// View returns the n bytes at pa, without copying where that is possible.
 	// The result must not be written to and is valid until Close. If any of
@@ -45,23 +45,23 @@ type Sparse interface {
 	Touched(r addr.PhysRange) iter.Seq[addr.PhysRange]
 }
 
-// Noted is a Memory whose file may bring the kernel's VMCOREINFO note along.
+// Noted is a Memory whose file may contain the kernel's VMCOREINFO note.
 type Noted interface {
 	Memory
 	// VMCoreInfo returns the text of the note: lines of KEY=value. It must not
-	// be written to. The second result is false if the file has none. The
-	// text is as good as the file: compare it with what is in memory.
+	// be written to. The second result is false if the file has no note. The
+	// text is only as good as the file: compare it with what is in memory.
 	VMCoreInfo() ([]byte, bool)
 }
 
-// Described is a Memory that can tell about the file it comes from. What OpenFile
-// returns is.
+// Described is a Memory that can describe the file it comes from. What OpenFile
+// returns is Described.
 type Described interface {
 	Memory
 	Info() Info
 }
 
-// Fault says that physical memory cannot be had: it is outside of the machine,
+// Fault says that physical memory cannot be read: it is outside of the machine,
 // was left out of a dump, or is damaged.
 type Fault struct {
 	Addr addr.Phys // the first absent byte
@@ -70,7 +70,7 @@ type Fault struct {
 	// the dump was made.
 	Excluded bool
 	// Cause is why memory that is in the file cannot be read; nil if it is not
-	// there.
+	// in the file.
 	Cause error
 }
 

@@ -20,10 +20,10 @@ type parts struct {
 	mapped [][]byte // of each range of memory
 }
 
-// OpenRanges opens memory of the very machine that this program runs on, which another
-// kernel than the running one uses or has used, through a file whose offsets are physical
-// addresses. The ranges are that kernel's memory; of a page that is not wholly in one,
-// nothing is. Mapping costs the running kernel 2 MiB for each GiB.
+// OpenRanges opens memory of the machine that this program runs on, which a kernel other than
+// the running one uses or has used, through a file whose offsets are physical
+// addresses. The ranges are that kernel's memory; a page that is not wholly in a range
+// is left out. Mapping costs the running kernel 2 MiB for each GiB.
 func OpenRanges(path string, ranges []addr.PhysRange) (Memory, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -65,7 +65,7 @@ func (p *parts) View(pa addr.Phys, n int) ([]byte, error) {
 	switch {
 	case !found || i >= len(p.mapped):
 		return nil, p.fault(pa, n, pa)
-	case n < 0 || uint64(n) > uint64(p.memory[i].End-pa): // what is adjacent is one range
+	case n < 0 || uint64(n) > uint64(p.memory[i].End-pa): // adjacent ranges are joined
 		return nil, p.fault(pa, n, p.memory[i].End)
 	}
 	off := int(pa - p.memory[i].Start)

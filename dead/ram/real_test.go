@@ -8,9 +8,9 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// TestVmcore wants what a second kernel copied from /proc/vmcore after the crash to
-// be what the RAM file has, whose part for the second kernel it lacks; and so what
-// makedumpfile makes of it.
+// TestVmcore checks that what a second kernel copied from /proc/vmcore after the crash is
+// what the RAM file has, except for the part for the second kernel, which it lacks; and that the
+// same goes for what makedumpfile makes of it.
 func TestVmcore(t *testing.T) {
 	image := fixture.Get(t, fixture.Kdumped)
 	d := openDead(t, image)
@@ -33,8 +33,8 @@ func TestVmcore(t *testing.T) {
 	}
 }
 
-// TestLiME wants what LiME captured of a running guest, in which nothing wrote to
-// files any more, to give the plans of the RAM file of the crash later on.
+// TestLiME checks that what LiME captured of a running guest, in which nothing wrote to files
+// any more, gives the plans that the RAM file of the later crash gives.
 func TestLiME(t *testing.T) {
 	image := fixture.Get(t, fixture.Captured)
 	d := openDead(t, image)

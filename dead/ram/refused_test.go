@@ -12,7 +12,7 @@ import (
 	"understudy.dev/understudy/internal/lab/ramtest"
 )
 
-// TestRefused: what cannot be read is called by its name.
+// TestRefused checks that what cannot be read is refused for the right reason.
 func TestRefused(t *testing.T) {
 	kdump := ramtest.Kdump{Codec: ramtest.Zlib}
 	sub := int64(addr.PageSize)
@@ -85,7 +85,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// streamPage is where the first page of a stream begins: behind the heads of the stream and of
+// streamPage is where the first page of a stream begins: after the heads of the stream and of
 // RAM, two blocks, and the end and the footer of that section.
 const streamPage = 8 + (1 + 4 + 6) + (1 + 4 + 4 + 4 + 4) + 8 + (8 + 8) + (7 + 8) + 8 + 5 + 5
 

@@ -12,7 +12,7 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// splitMax bounds the parts of a split dump: makedumpfile is given the name of each.
+// splitMax bounds the number of parts of a split dump: makedumpfile is given the name of each.
 const splitMax = 1024
 
 const splitName = "split dump"
@@ -21,12 +21,12 @@ var errOtherDump = &FormatError{Format: splitName, Reason: "the files are not of
 
 // kdumpParts are the pages of a dump that makedumpfile --split wrote to several files.
 // Each file has the header and both bitmaps of all memory, and descriptors and data of the
-// frames from its start_pfn to before its end_pfn (makedumpfile(8), --split;
+// frames from its start_pfn up to, but without, its end_pfn (makedumpfile(8), --split;
 // diskdump_mod.h, struct kdump_sub_header).
 type kdumpParts []*kdumpPages
 
 // OpenFiles opens the memory of a machine that is in several files: those that makedumpfile
-// --split wrote, all of them, in any order. A single file is opened as OpenFile does.
+// --split wrote, all of them, in any order. A single file is opened as by OpenFile.
 func OpenFiles(paths ...string) (Memory, error) {
 	switch {
 	case len(paths) == 1:
@@ -109,7 +109,7 @@ func unflattened(in input) (input, error) {
 	return in, err
 }
 
-// check wants parts, which are sorted, of one dump, which together have all of it.
+// check checks that sorted parts are of one dump, and together have all of it.
 func (p kdumpParts) check() error {
 	next := uint64(0)
 	for _, k := range p {
@@ -129,7 +129,7 @@ func (p kdumpParts) check() error {
 	return nil
 }
 
-// missing is about frames that no file has. Where there is no memory, none need have them.
+// missing returns the error for frames that no file has. There is none if the dump has no memory there.
 func (p kdumpParts) missing(start, end uint64) error {
 	if p[0].dumped.next(addr.PFN(start), addr.PFN(end), true) == addr.PFN(end) {
 		return nil
@@ -141,7 +141,7 @@ func (p kdumpParts) missing(start, end uint64) error {
 	}
 }
 
-// part is that which has a frame; nil if none does.
+// part returns the part that has a frame; nil if none does.
 func (p kdumpParts) part(pfn addr.PFN) *kdumpPages {
 	i, _ := slices.BinarySearchFunc(p, uint64(pfn), func(k *kdumpPages, pfn uint64) int {
 		if k.header.end <= pfn {

@@ -11,7 +11,7 @@ import (
 	"understudy.dev/understudy/internal/lab/ramtest"
 )
 
-// splitAt are where the model is split in three: within a piece of memory, and in the hole.
+// splitAt is where the model is split in three: within a piece of memory, and in the hole.
 var splitAt = []addr.PFN{0, 0x150, 0x8_0000, 0x10_0014}
 
 // split writes the parts of a split dump.
@@ -55,7 +55,7 @@ func TestSplit(t *testing.T) {
 	}
 }
 
-// TestSplitRefused: what is not all the parts of one dump is refused by name.
+// TestSplitRefused checks that files that are not all the parts of one dump are refused for the right reason.
 func TestSplitRefused(t *testing.T) {
 	model := newModel(17)
 	k := ramtest.Kdump{Codec: ramtest.Zlib, Note: []byte(noteText)}

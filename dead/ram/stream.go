@@ -16,8 +16,8 @@ import (
 // A migration stream of QEMU, as migrate to exec: or file:, savevm and virsh save write it
 // (migration/savevm.c, qemu_savevm_state_header and vmstate_configuration;
 // docs/devel/migration). Numbers are big endian. After magic and version there are sections,
-// each of a type. What a section has inside, only its device knows: so what is before the end
-// of "ram" must be known, and what is after it is not looked at.
+// each of a type. Only its device knows what a section has inside: so everything before the end
+// of "ram" must be known, and what comes after it is not looked at.
 const (
 	streamMagic   = "QEVM"
 	streamName    = "QEMU migration stream"
@@ -36,7 +36,7 @@ const (
 	streamRAMVersion = 4
 )
 
-// Commands (migration/savevm.h, enum qemu_vm_cmd) that change nothing of what follows.
+// Commands (migration/savevm.h, enum qemu_vm_cmd) that do not change what follows.
 const (
 	streamReturnPath = 1
 	streamPing       = 2
@@ -46,11 +46,11 @@ const (
 // Flags of a record of RAM, in the low bits of its offset in a block (migration/ram.c,
 // RAM_SAVE_FLAG_*).
 const (
-	pageZero     = 0x02 // a byte follows, which all of the page is of
-	pageSizes    = 0x04 // the blocks follow; the offset is the size of all
+	pageZero     = 0x02 // a byte follows, with which the page is filled
+	pageSizes    = 0x04 // the blocks follow; the offset is their total size
 	pageWhole    = 0x08
-	pageEnd      = 0x10 // of the section
-	pageSame     = 0x20 // block as the one before, or else its name follows
+	pageEnd      = 0x10 // end of the section
+	pageSame     = 0x20 // same block as the one before; otherwise its name follows
 	pageXBZRLE   = 0x40
 	pageHook     = 0x80
 	pageCompress = 0x100
@@ -58,27 +58,27 @@ const (
 	pageFlags    = 0xfff
 )
 
-// streamMaxBlocks bounds the blocks of RAM and of devices. 255 bytes are the most of a name.
+// streamMaxBlocks bounds the number of blocks of RAM and of devices. A name has at most 255 bytes.
 const streamMaxBlocks = 4096
 
-// capture is what a stream says of memory.
+// capture is what a stream says about memory.
 type capture struct {
 	r      *cursor
 	blocks []streamBlock
-	last   int // block of the page before; -1 is none
+	last   int // block of the page before; -1 means none
 	pages  []streamPage
 }
 
-// streamBlock is a piece of memory of a machine, of RAM or of a device.
+// streamBlock is a piece of a machine's memory: RAM, or memory of a device.
 type streamBlock struct {
 	name string
 	size uint64
 }
 
-// streamPage is a page that was sent. A later one takes the place of an earlier.
+// streamPage is a page that was sent. A later one replaces an earlier one.
 type streamPage struct {
 	block int32
-	fill  int16 // the byte that all of it is of, or -1
+	fill  int16 // the byte that the page is filled with, or -1
 	frame uint64
 	at    int64 // in the file
 }
@@ -100,8 +100,8 @@ func openStream(in input) (Memory, error) {
 	return p.memory(size, len(ram))
 }
 
-// cutStream refuses a stream without its end: until then QEMU sends the pages again that a
-// guest has changed meanwhile, so that those in it may be older than they should be.
+// cutStream returns the error for a stream without its end. Until the end QEMU sends pages again that
+// the guest has changed meanwhile, so that the pages in such a stream may be older than they should be.
 func cutStream(err error) error {
 	if err != io.EOF {
 		return fmt.Errorf("read %s: %w", streamName, err)
@@ -188,7 +188,7 @@ func (c *capture) begin() error {
 	return nil
 }
 
-// configuration reads which machine the stream is of, and what of migration is special.
+// configuration reads which machine the stream is of, and what is special about the migration.
 func (c *capture) configuration() error {
 	c.r.skip(int64(c.r.u32()))
 	for c.r.peek() == streamSub {
@@ -215,7 +215,7 @@ func (c *capture) configuration() error {
 	return nil
 }
 
-// records reads what a section of RAM has.
+// records reads the records of a section of RAM.
 func (c *capture) records() error {
 	for c.r.err == nil {
 		head := c.r.u64()
@@ -251,7 +251,7 @@ func refusedRecord(flags uint64, at int64) error {
 	return malformed(streamName, "a page with flags %#x at offset %#x", flags, at)
 }
 
-// sizes reads the blocks.
+// sizes reads the list of blocks.
 func (c *capture) sizes(total uint64) error {
 	if len(c.blocks) > 0 {
 		return malformed(streamName, "the blocks of memory are listed twice")
@@ -292,12 +292,12 @@ func (c *capture) page(off, flags uint64) error {
 	return nil
 }
 
-// deviceBlocks are in the names of blocks of x86 machines that are no RAM: firmware, tables,
-// and memory of devices, which are named by their place on the bus.
+// deviceBlocks are parts of the names of blocks of x86 machines that are not RAM: firmware, tables,
+// and memory of devices, which is named by their place on the bus.
 var deviceBlocks = []string{"pc.bios", "pc.rom", ".rom", "/rom@", "vram", ".vgavmem", "flash", ":", "vga", "qxl"}
 
-// main finds the blocks that are the machine's RAM, in their order, and how many bytes those
-// are. Several are of NUMA nodes, which QEMU and libvirt count in their names.
+// main finds the blocks that are the machine's RAM, in their order, and how many bytes they
+// have. Several blocks are of NUMA nodes, which QEMU and libvirt number in the names.
 func (c *capture) main() (ram []int, size uint64, err error) {
 	for i, b := range c.blocks {
 		if !slices.ContainsFunc(deviceBlocks, func(part string) bool { return strings.Contains(b.name, part) }) {
@@ -346,7 +346,7 @@ func (c *capture) main() (ram []int, size uint64, err error) {
 }
 
 // index returns the newest version of each page of RAM, ascending, with frames counted
-// through all of its blocks.
+// through all blocks of RAM.
 func (c *capture) index(ram []int) []streamPage {
 	first := make(map[int32]uint64, len(ram))
 	frames := uint64(0)
@@ -361,7 +361,7 @@ func (c *capture) index(ram []int) []streamPage {
 			out = append(out, p)
 		}
 	}
-	// What was sent later stands later.
+	// What was sent later is later in the stream.
 	slices.SortFunc(out, func(a, b streamPage) int {
 		return cmp.Or(cmp.Compare(a.frame, b.frame), cmp.Compare(b.at, a.at))
 	})
@@ -375,7 +375,7 @@ type sentPages struct {
 	extents extents
 }
 
-// memory arranges the pages of a RAM file as if they stood in it.
+// memory arranges the pages as in the RAM file that they come from.
 func (s *sentPages) memory(size uint64, blocks int) (Memory, error) {
 	if size == 0 || len(s.pages) == 0 {
 		return nil, malformed(streamName, "it has no memory")
@@ -386,7 +386,7 @@ func (s *sentPages) memory(size uint64, blocks int) (Memory, error) {
 	return &raw{arrangeable: first.arrangeable, size: int64(size), blocks: blocks}, nil
 }
 
-// sent is memory that stands as pages in a stream.
+// sent is memory that is stored as pages in a stream.
 type sent struct {
 	*paged
 	pages *sentPages
@@ -398,7 +398,7 @@ func (s *sent) arranged(x extents, im image) Memory {
 	return borrowed{&sent{paged: newPaged(p.in, p, im), pages: p}}
 }
 
-// index returns which page holds the byte at pa.
+// index returns the index of the page that holds the byte at pa.
 func (s *sentPages) index(pa addr.Phys) (int, bool) {
 	i := s.extents.find(pa)
 	if i < 0 {
@@ -465,7 +465,7 @@ func (s *sentPages) decode(number int64, dst []byte) error {
 // cursor reads a file from front to back. After an error it reads zeros.
 type cursor struct {
 	r   *bufio.Reader
-	at  int64 // offset of what comes next
+	at  int64 // offset of the next byte
 	err error
 	buf [255]byte
 }
@@ -474,7 +474,7 @@ func newCursor(in input, off int64) *cursor {
 	return &cursor{r: bufio.NewReaderSize(io.NewSectionReader(in, off, in.Size()-off), 256<<10), at: off}
 }
 
-// take reads n bytes, of which there are at most 255. They are good until the next call.
+// take reads n bytes, at most 255. They are valid until the next call.
 func (c *cursor) take(n int) []byte {
 	b := c.buf[:n]
 	clear(b)
@@ -497,7 +497,7 @@ func (c *cursor) u32() uint32  { return binary.BigEndian.Uint32(c.take(4)) }
 func (c *cursor) u64() uint64  { return binary.BigEndian.Uint64(c.take(8)) }
 func (c *cursor) name() string { return string(c.take(int(c.u8()))) }
 
-// peek is the byte that comes next; 0 if there is none.
+// peek returns the next byte; 0 if there is none.
 func (c *cursor) peek() byte {
 	if b, err := c.r.Peek(1); err == nil && c.err == nil {
 		return b[0]
@@ -513,7 +513,7 @@ func (c *cursor) skip(n int64) {
 	c.at, c.err = c.at+int64(got), err
 }
 
-// printed quotes what a file says, cut to a length that fits in a message.
+// printed quotes text from a file, cut to a length that fits in a message.
 func printed(s string) string {
 	return strings.Trim(fmt.Sprintf("%.80q", s), `"`)
 }

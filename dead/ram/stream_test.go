@@ -19,7 +19,7 @@ func oneBlock() *model {
 	return &model{pieces: []ramtest.Piece{ramtest.Bytes(0, all)}, bytes: [][]byte{all}}
 }
 
-// TestStream: of a page that was sent twice, the later one counts.
+// TestStream checks that of a page that was sent twice the later one counts.
 func TestStream(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
@@ -51,7 +51,7 @@ func TestStream(t *testing.T) {
 	}
 }
 
-// checkZeros wants what is touched to be what is not zero.
+// checkZeros checks that everything that is not zero is touched.
 func (m *model) checkZeros(t *testing.T, mem ram.Memory) {
 	t.Helper()
 	var touched []byte
@@ -68,7 +68,7 @@ func (m *model) checkZeros(t *testing.T, mem ram.Memory) {
 	}
 }
 
-// TestStreamSaved: virsh save compresses what comes behind its header.
+// TestStreamSaved checks save files in which virsh save has compressed what comes after the header.
 func TestStreamSaved(t *testing.T) {
 	model := oneBlock()
 	stream := write(t, ramtest.Stream{}, model)
@@ -101,7 +101,7 @@ func TestStreamSaved(t *testing.T) {
 	}
 }
 
-// TestStreamBlocks: memory whose place is not known is refused.
+// TestStreamBlocks checks that memory whose place is not known is refused.
 func TestStreamBlocks(t *testing.T) {
 	for _, blocks := range [][]string{{"pc.ram", "dimm1"}, {"ram-node0", "ram-node2"}, {"ram-node1", "ram-node2"}} {
 		mem, err := ram.OpenFile(write(t, ramtest.Stream{Blocks: blocks}, oneBlock()))
@@ -114,7 +114,7 @@ func TestStreamBlocks(t *testing.T) {
 	}
 }
 
-// TestStreamCut: a stream without its end is refused, wherever it ends: the pages that it has
+// TestStreamCut checks that a stream without its end is refused, wherever it ends: the pages that it has
 // may be old.
 func TestStreamCut(t *testing.T) {
 	path := write(t, ramtest.Stream{}, oneBlock())

@@ -17,8 +17,8 @@ import (
 // (.vmsn), as VMware published its layout for crash(8) (vmware_vmss.h; struct cptdumpheader,
 // cptgroupdesc, and the tags): a header, groups, and in each group tags with a name, up to
 // three indices, and a value or a block. Numbers are little endian. The memory is a block in
-// it, or stands in the .vmem file of the same name; where in physical memory what of it lies,
-// the tags of the group "memory" say.
+// the file, or is in the .vmem file of the same name. The tags of the group "memory" say where
+// its parts lie in physical memory.
 const (
 	vmwareName       = "VMware state file"
 	vmwareHeaderSize = 12
@@ -27,30 +27,30 @@ const (
 	vmwareMaxTags    = 1 << 16
 	vmwareMaxRegions = 1024
 
-	// Sizes of a tag's value that mean a block behind it.
+	// Sizes of a tag's value that mean that a block follows.
 	vmwareCompressed = 62
 	vmwareBlock      = 63
 )
 
-// vmwareMagics are of a state, one of which a part is elsewhere, and one that was resumed.
+// vmwareMagics are those of a state, of a state part of which is elsewhere, and of one that was resumed.
 var vmwareMagics = []string{"\xd2\xbe\xd2\xbe", "\xd3\xbe\xd3\xbe", "\xd1\xbe\xd1\xbe"}
 
-// vmwareState is what a state file says of memory.
+// vmwareState is what a state file says about memory.
 type vmwareState struct {
 	regions       map[uint32]*vmwareRegion
 	count         uint64
 	memory        bool  // the memory is in the file itself
-	start, length int64 // where
+	start, length int64 // where it is
 }
 
-// vmwareRegion is a piece of memory, in pages: in physical memory, in the file, its size.
+// vmwareRegion is a piece of memory, in pages: its place in physical memory and in the file, and its size.
 type vmwareRegion struct{ ppn, page, size uint64 }
 
 func isVMware(head []byte) bool {
 	return slices.ContainsFunc(vmwareMagics, func(m string) bool { return bytes.HasPrefix(head, []byte(m)) })
 }
 
-// openVMware opens the memory of a state file at a path, or that which stands beside it.
+// openVMware opens the memory in a state file at a path, or in the .vmem file beside it.
 func openVMware(in input, path string) (Memory, error) {
 	s, err := readVMware(in)
 	if err != nil {
@@ -111,7 +111,7 @@ func openVmem(f *os.File, s *vmwareState) (Memory, error) {
 	return s.open(fileInput{f, stat.Size()}, stat.Size())
 }
 
-// open arranges the first bytes of a file. Without regions they are as they are in a RAM file
+// open arranges the first size bytes of a file. Without regions they are arranged as in a RAM file
 // of any machine.
 func (s *vmwareState) open(in input, size int64) (Memory, error) {
 	if s.count == 0 {
@@ -137,7 +137,7 @@ func (s *vmwareState) open(in input, size int64) (Memory, error) {
 	return mapExtents(in, x, im)
 }
 
-// readVMware reads what a state file says of memory.
+// readVMware reads what a state file says about memory.
 func readVMware(in input) (*vmwareState, error) {
 	head := make([]byte, vmwareHeaderSize)
 	if err := inside(vmwareName, in, 0, vmwareHeaderSize); err != nil {

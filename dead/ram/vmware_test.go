@@ -28,7 +28,7 @@ func writeVMware(t testing.TB, m *model, embedded bool) string {
 	return dir
 }
 
-// TestVMware: the memory is arranged as the state file says, whichever of the two is named.
+// TestVMware checks that the memory is arranged as the state file says, whichever of the two files is named.
 func TestVMware(t *testing.T) {
 	for _, tc := range []struct {
 		name     string

@@ -35,7 +35,7 @@ Debian's 5.10.0-30-cloud-arm64 was tried once, by hand, on 2026-11-28: ext4, ext
 
 `
 
-// TestMatrixARM64 wants of kernels for arm64 what TestMatrix wants.
+// TestMatrixARM64 checks for arm64 kernels what TestMatrix checks.
 func TestMatrixARM64(t *testing.T) {
 	var out strings.Builder
 	fmt.Fprintf(&out, arm64Title+arm64Text, time.Now().UTC().Format("2006-01-02"))

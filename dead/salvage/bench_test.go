@@ -13,7 +13,7 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// BenchmarkPlan plans for 20,000 dirty inodes, of a kernel that was found.
+// BenchmarkPlan plans for 20,000 dirty inodes, of a kernel that was found before.
 func BenchmarkPlan(b *testing.B) {
 	image := fixture.Get(b, fixture.Many)
 	k := openKernel(b, image)
@@ -69,7 +69,7 @@ func BenchmarkCached(b *testing.B) {
 }
 
 // BenchmarkMemorySize salvages the same files of a machine with 1 GiB and of one with
-// 16 GiB. Only looking for the note may differ.
+// 16 GiB. Only the time to find the note may differ.
 func BenchmarkMemorySize(b *testing.B) {
 	var ways []compare.Way
 	for name, spec := range map[string]fixture.Spec{"1G": fixture.Little, "16G": fixture.Big} {
@@ -95,9 +95,9 @@ func BenchmarkMemorySize(b *testing.B) {
 	}
 }
 
-// BenchmarkGather gathers, and copies the same pages in the same order with as many
-// threads into the same memory by nothing but copy. The ratio is of their speeds:
-// 1 is as fast as that.
+// BenchmarkGather compares Gather with plain copies of the same pages in the same order,
+// with as many threads, into the same memory. The ratio is that of their speeds: 1 is as
+// fast as a plain copy.
 func BenchmarkGather(b *testing.B) {
 	for name, spec := range map[string]fixture.Spec{"basic": fixture.Basic, "many": fixture.Many} {
 		b.Run(name, func(b *testing.B) {
@@ -127,7 +127,7 @@ func BenchmarkGather(b *testing.B) {
 // plainCopy is one page to be copied.
 type plainCopy struct{ to, from []byte }
 
-// pagesOf lists every page of a plan, as a whole, and only the bytes of it that are in
+// pagesOf lists every page of a plan twice: as a whole, and only its bytes that are in
 // the plan.
 func pagesOf(b *testing.B, p *salvage.Plan, mem ram.Memory, dst []byte) (pages, used []plainCopy) {
 	b.Helper()
@@ -153,7 +153,7 @@ func pagesOf(b *testing.B, p *salvage.Plan, mem ram.Memory, dst []byte) (pages, 
 	return pages, used
 }
 
-// copyAll copies by two threads.
+// copyAll copies with two threads.
 func copyAll(all []plainCopy) {
 	var wg sync.WaitGroup
 	for _, half := range [][]plainCopy{all[:len(all)/2], all[len(all)/2:]} {

@@ -16,8 +16,8 @@ type btrfsSuper struct {
 	generation                      uint64
 	root, chunkRoot, logRoot        uint64
 	devices                         uint64
-	previousRoot, previousChunkRoot uint64            // of the generation before, if it is remembered
-	roots                           map[uint64]uint64 // by generation, of those that are remembered
+	previousRoot, previousChunkRoot uint64            // of the generation before, if there is a backup of it
+	roots                           map[uint64]uint64 // by generation: the current root and the backups
 }
 
 // btrfsSuperOffset is where the first superblock lies, in bytes
@@ -52,10 +52,10 @@ func parseBtrfsSuper(b []byte) (btrfsSuper, error) {
 	return s, nil
 }
 
-// checkBtrfs compares the superblock on a disk with what the dead kernel wrote
-// last: the same transaction, the same trees. If it did not know the last one to be on
-// the disk, the disk may have that before it, which has the log of any fsync since. In the midst of
-// an fsync the disk may have the log before it.
+// checkBtrfs compares the superblock on a disk with the last one that the dead kernel
+// wrote: transaction and trees must be the same. If the kernel did not know the last one to
+// be on the disk, the disk may have the one before, with the log root of any fsync since. If
+// an fsync was in flight, the disk may have the log root from before it.
 func (p *Plan) checkBtrfs(disk io.ReaderAt) error {
 	on, in, err := p.btrfsOn(disk)
 	if err != nil {
@@ -85,7 +85,7 @@ func (p *Plan) checkBtrfs(disk io.ReaderAt) error {
 	return nil
 }
 
-// btrfsOn reads the superblock of a disk, and that in memory.
+// btrfsOn reads the superblock on a disk, and the one in memory.
 func (p *Plan) btrfsOn(disk io.ReaderAt) (on, in btrfsSuper, err error) {
 	b := make([]byte, pagecache.BtrfsSuperSize)
 	if _, err := disk.ReadAt(b, btrfsSuperOffset); err != nil {
@@ -103,8 +103,8 @@ func (p *Plan) btrfsOn(disk io.ReaderAt) (on, in btrfsSuper, err error) {
 	return on, in, nil
 }
 
-// descendsBtrfs checks that a disk that was mounted since has the root that the dead
-// kernel committed last among its backups.
+// descendsBtrfs checks that a disk that was mounted since has, among its backups, the
+// last root that the dead kernel committed.
 func (p *Plan) descendsBtrfs(disk io.ReaderAt) error {
 	on, in, err := p.btrfsOn(disk)
 	if err != nil {

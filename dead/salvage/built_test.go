@@ -21,8 +21,8 @@ with one processor and the least of everything (small: SLAB, no KASLR, no contro
 
 `
 
-// TestMatrixBuilt is one crash of each kernel of a configuration that Debian does not have, of
-// those that are built.
+// TestMatrixBuilt checks one crash of each kernel that is built with a configuration that Debian
+// does not have.
 func TestMatrixBuilt(t *testing.T) {
 	var out strings.Builder
 	fmt.Fprintf(&out, builtTitle+builtText, time.Now().UTC().Format("2006-01-02"))

@@ -14,7 +14,7 @@ import (
 var ErrDiskChanged = errors.New("the disk is not as the dead kernel left it")
 
 // DiskError says how a disk differs from what the dead kernel had mounted: it is
-// another one, or somebody mounted or checked it since.
+// another disk, or it was mounted or checked since.
 type DiskError struct {
 	Field        string // of the superblock
 	Disk, Memory string
@@ -27,14 +27,14 @@ func (e *DiskError) Error() string {
 
 func (e *DiskError) Unwrap() error { return ErrDiskChanged }
 
-// Check proves that a disk is what the dead kernel's memory left: that nobody mounted,
-// checked, repaired or wrote to it since, that it is no other copy of it, and that the
+// Check proves that a disk is as the dead kernel left it: that nobody mounted, checked,
+// repaired or wrote to it since, that it is not another copy of that disk, and that the
 // kernel did not go on after its memory was taken. Offset 0 of the disk must be the start
 // of the file system; its size is compared if the disk has a Seek. An error that wraps
 // ErrDiskChanged means that the plan must not be carried out.
 //
-// What no metadata tells is not seen: a kernel that went on, and overwrote blocks of files
-// in place, within a commit interval of its death.
+// Changes that leave no trace in metadata are not detected: those of a kernel that went on,
+// and overwrote blocks of files in place, within a commit interval of its death.
 func (p *Plan) Check(disk io.ReaderAt) error {
 	if err := p.checkSuper(disk); err != nil {
 		return err
@@ -55,8 +55,9 @@ func (p *Plan) checkSuper(disk io.ReaderAt) error {
 	return p.checkExt(disk)
 }
 
-// checkSize compares the size of a disk with what the kernel had it for: a leg of a mirror
-// is larger than the array, and the lower device of most others larger or smaller.
+// checkSize compares the size of a disk with the size that the kernel had for it: a leg of a
+// mirror is larger than the array, and the lower device of most other stacked devices is
+// larger or smaller.
 func (p *Plan) checkSize(disk io.ReaderAt) error {
 	seeker, ok := disk.(io.Seeker)
 	if !ok {
@@ -103,8 +104,8 @@ func isMember(disk io.ReaderAt, size int64) bool {
 }
 
 // Descends compares the disk of a file system that was mounted since the crash with
-// memory: it must have come from what the dead kernel left. Of what was done to it
-// since it says nothing.
+// memory: it must descend from what the dead kernel left. What was done to it since is
+// not checked.
 func (p *Plan) Descends(disk io.ReaderAt) error {
 	switch p.Super.Type {
 	case "xfs":

@@ -19,7 +19,7 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// patched is a disk with other bytes in some places.
+// patched is a disk with some bytes changed.
 type patched struct {
 	io.ReaderAt
 	at map[int64]byte
@@ -35,7 +35,7 @@ func (p patched) ReadAt(b []byte, off int64) (int, error) {
 	return n, err
 }
 
-// TestCheckLoose holds disks of XFS and btrfs against memory: as the crash left
+// TestCheckLoose compares disks of XFS and btrfs with memory: as the crash left
 // them, and with what another mount would change.
 func TestCheckLoose(t *testing.T) {
 	for _, kernel := range fixture.Kernels {
@@ -79,7 +79,7 @@ func TestCheckLoose(t *testing.T) {
 				} else {
 					changes["last record of the log"] = another(t, f)
 				}
-				// An older copy, or one of which nothing is left.
+				// An older copy, or one with nothing left of the log or roots in memory.
 				all := make(map[int64]byte)
 				if name == "btrfs" {
 					all[64<<10+80] = 2
@@ -109,7 +109,7 @@ func TestCheckLoose(t *testing.T) {
 	}
 }
 
-// TestCheckRealtime wants a disk refused that has a part of its files on another.
+// TestCheckRealtime checks that a disk that has a part of its files on another is refused.
 func TestCheckRealtime(t *testing.T) {
 	image := fixture.Get(t, fixture.Everything(fixture.Default))
 	disk := image.Format("xfs")
@@ -124,9 +124,9 @@ func TestCheckRealtime(t *testing.T) {
 	}
 }
 
-// TestCheckBtrfsInFlight holds a disk against memory of a kernel that died while it wrote a
-// superblock: in a commit the disk has the one before, with whatever log there was; in an fsync
-// it may have the log before.
+// TestCheckBtrfsInFlight compares a disk with the memory of a kernel that died while it wrote a
+// superblock: in a commit, the disk has the one before, with whatever log root there was; in an
+// fsync, it may have the log root from before.
 func TestCheckBtrfsInFlight(t *testing.T) {
 	image := fixture.Get(t, fixture.Everything(fixture.Default))
 	disk := image.Format("btrfs")
@@ -160,7 +160,7 @@ func TestCheckBtrfsInFlight(t *testing.T) {
 		name                string
 		committing, logging bool
 		disk                map[int64]byte
-		field               string // that differs; empty: none
+		field               string // the field that differs; empty if none does
 	}{
 		{"in a commit, after an fsync", true, false, before, ""},
 		{"after a commit, an older copy", false, false, before, "generation"},
@@ -176,8 +176,8 @@ func TestCheckBtrfsInFlight(t *testing.T) {
 	}
 }
 
-// inFlight plans for a btrfs in memory of which is changed whether the last commit was known to be
-// written, and whether an fsync was being written.
+// inFlight plans for a btrfs in changed memory: the last commit is not known to be written if
+// committing is set, and an fsync was being written if logging is set.
 func inFlight(t *testing.T, k *kernel.Kernel, id pagecache.UUID, generation uint64, committing, logging bool) *salvage.Plan {
 	t.Helper()
 	mem := &damaged{Memory: k.Memory(), bytes: make(map[addr.Phys]byte)}
@@ -207,7 +207,7 @@ func inFlight(t *testing.T, k *kernel.Kernel, id pagecache.UUID, generation uint
 		mem.put(t, k, committed.In(at), generation-1)
 	}
 	if logging {
-		some, err := k.Pointer(tree.In(at)) // as good as any
+		some, err := k.Pointer(tree.In(at)) // any root will do
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -217,7 +217,7 @@ func inFlight(t *testing.T, k *kernel.Kernel, id pagecache.UUID, generation uint
 	return planIn(t, mem, id)
 }
 
-// put has another number at an address.
+// put replaces the number at an address.
 func (d *damaged) put(t *testing.T, k *kernel.Kernel, at addr.Virt, v uint64) {
 	t.Helper()
 	pa, err := k.Physical(at)
@@ -229,7 +229,7 @@ func (d *damaged) put(t *testing.T, k *kernel.Kernel, at addr.Virt, v uint64) {
 	}
 }
 
-// TestOrdered wants no zeros for what a file without extents has that waits to be recorded.
+// TestOrdered checks that data that waits to be recorded, of a file without extents, is not taken for zeros.
 func TestOrdered(t *testing.T) {
 	image := fixture.Get(t, fixture.Everything(fixture.Default))
 	id := uuidOf(t, image.Format("btrfs"))
@@ -273,16 +273,16 @@ func TestOrdered(t *testing.T) {
 	t.Error("there is no file with zeros")
 }
 
-// TestKept wants nothing written, but from the last block on that has content on the disk, of a file whose content
-// the disk has, if only its metadata changed since the last commit; and all that is cached, or a refusal,
-// if where it lies may have changed.
+// TestKept checks what is written of a file whose content the disk has: if only its metadata changed since the last
+// commit, nothing before the last block that has content on the disk; if its extents may have changed, everything
+// that is cached, unless the file is refused.
 func TestKept(t *testing.T) {
 	image := fixture.Get(t, fixture.Everything(fixture.Default))
 	for _, tc := range []struct {
 		format, path string
-		from         int64 // is written; 0: nothing
+		from         int64 // where the written bytes begin; 0 if nothing is written
 	}{
-		{"xfs", "old/mid", 0}, {"xfs", "old/append", 8192}, // the rest of it had no place yet
+		{"xfs", "old/mid", 0}, {"xfs", "old/append", 8192}, // the rest of it had no blocks yet
 		{"btrfs", "old/mid", 0}, {"btrfs", "old/append", 45056},
 	} {
 		for _, moved := range []bool{false, true} {
@@ -317,7 +317,7 @@ func TestKept(t *testing.T) {
 	}
 }
 
-// planned is a file of a plan, nil if it has none of the path.
+// planned returns the file of a plan that has a path; nil if there is none.
 func planned(p *salvage.Plan, path string) *salvage.File {
 	if at := slices.IndexFunc(p.Files, func(f salvage.File) bool { return f.Path == path }); at >= 0 {
 		return &p.Files[at]
@@ -332,8 +332,8 @@ func spansOf(f *salvage.File) (out []addr.Span) {
 	return out
 }
 
-// changed has the unsaved pages of a file be saved, and something else of it, or its extents, be
-// changed since the last commit.
+// changed alters memory so that the unsaved pages of a file are saved, and something else of the file
+// has changed since the last commit; if moved is set, its extents have.
 func changed(t *testing.T, k *kernel.Kernel, mem *damaged, id pagecache.UUID, f *salvage.File, moved bool) {
 	t.Helper()
 	c, err := pagecache.Open(k)
@@ -390,8 +390,8 @@ func changed(t *testing.T, k *kernel.Kernel, mem *damaged, id pagecache.UUID, f 
 	}
 }
 
-// saved has a page of a file's cache, and none of its tree's first 64, be no longer dirty (include/linux/xarray.h,
-// XA_FLAGS_MARK: above the bits of GFP flags; struct xa_node).
+// saved clears the dirty flag of a page of a file's cache, and all marks of the tree and of its top node
+// (include/linux/xarray.h, XA_FLAGS_MARK: above the bits of GFP flags; struct xa_node).
 func saved(t *testing.T, k *kernel.Kernel, mem *damaged, i *pagecache.Inode, page addr.Phys) {
 	t.Helper()
 	mapping, descriptor, node := k.Types().Layout("address_space"), k.Types().Layout("page"), k.Types().Layout("xa_node")
@@ -423,7 +423,7 @@ func saved(t *testing.T, k *kernel.Kernel, mem *damaged, i *pagecache.Inode, pag
 	}
 }
 
-// planIn plans for the disk of a file system in some memory.
+// planIn plans for the disk of a file system in mem.
 func planIn(t *testing.T, mem ram.Memory, id pagecache.UUID) *salvage.Plan {
 	t.Helper()
 	k, err := kernel.Find(mem)
@@ -445,8 +445,8 @@ func planIn(t *testing.T, mem ram.Memory, id pagecache.UUID) *salvage.Plan {
 	return p
 }
 
-// another has what a later mount puts behind the last record of an XFS log: the
-// header of one more, with another checksum (struct xlog_rec_header,
+// another returns what a later mount changes behind the last record of an XFS log: the
+// header of one more record, with another checksum (struct xlog_rec_header,
 // fs/xfs/libxfs/xfs_log_format.h).
 func another(t *testing.T, disk io.ReaderAt) map[int64]byte {
 	t.Helper()
@@ -455,7 +455,7 @@ func another(t *testing.T, disk io.ReaderAt) map[int64]byte {
 	if _, err := disk.ReadAt(header, last); err != nil {
 		t.Fatal(err)
 	}
-	blocks := 1 + binary.BigEndian.Uint32(header[12:])/512 // of the last one, its header among them
+	blocks := 1 + binary.BigEndian.Uint32(header[12:])/512 // of the last record, including its header
 	lsn := binary.BigEndian.Uint64(header[16:])
 	binary.BigEndian.PutUint64(header[16:], lsn+uint64(blocks))
 	header[32] ^= 2

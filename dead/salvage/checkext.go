@@ -12,8 +12,8 @@ import (
 	"understudy.dev/understudy/dead/journal"
 )
 
-// checkExt proves that a disk of the ext family is what memory left: by its superblock, by
-// how far its log goes, and by blocks that memory and the disk must have alike.
+// checkExt proves that a disk of the ext family is as the dead kernel left it: by its superblock,
+// by how far its log goes, and by blocks that must be the same in memory and on the disk.
 func (p *Plan) checkExt(disk io.ReaderAt) error {
 	b := make([]byte, ext4.SuperSize)
 	if _, err := disk.ReadAt(b, ext4.SuperOffset); err != nil {
@@ -29,7 +29,7 @@ func (p *Plan) checkExt(disk io.ReaderAt) error {
 	if err := p.checkFields(&on); err != nil {
 		return err
 	}
-	// What is wrong with the disk itself, the last commit says, which is refused then.
+	// If the disk itself is damaged, the last commit reports that, and is refused.
 	now := &recovered{p: p, disk: disk}
 	if now.fs, err = ext4.Open(disk); err != nil {
 		return nil
@@ -40,13 +40,13 @@ func (p *Plan) checkExt(disk io.ReaderAt) error {
 		}
 	}
 	if p.Ext4.Journal != nil && p.Ext4.Journal.Aborted {
-		return nil // what memory has for committed, the disk need not have
+		return nil // the disk need not have what counts as committed in memory
 	}
 	return now.check()
 }
 
-// checkFields compares superblocks. A kernel writes its own past the journal, so that the
-// disk has the one in memory or an earlier one; everybody else writes a later one.
+// checkFields compares superblocks. The kernel writes its own bypassing the journal, so the
+// disk has the one in memory or an earlier one; anybody else writes a later one.
 func (p *Plan) checkFields(on *ext4.Super) error {
 	in := &p.Ext4.Super
 	if !p.Super.Had(on.UUID) {
@@ -112,17 +112,17 @@ const (
 	// maxDescriptors bounds the blocks of group descriptors that are compared: those of
 	// 2 TiB with blocks of 4 KiB.
 	maxDescriptors = 256
-	// maxCompared bounds the inodes whose blocks are, of those in the plan and of others.
+	// maxCompared bounds the inodes whose blocks are compared, for those in the plan and for others each.
 	maxCompared = 256
-	// maxTorn is how many blocks may differ where operations were in flight and no
-	// journal tells what they were about to change: a group's, an inode's, its
-	// directory's and those blocks' groups.
+	// maxTorn is how many blocks may differ if operations were in flight and no
+	// journal says what they were about to change: those of a group, of an inode, of its
+	// directory, and of the groups of those blocks.
 	maxTorn = 4
 )
 
-// check compares blocks that lie where they lie for as long as the file system exists, and
-// that memory had no change of under way. Everybody who changes a file system changes group
-// descriptors; who changes a planned file, its inode.
+// check compares blocks that keep their place for as long as the file system exists, and of
+// which memory had no change under way. Any change of a file system changes group descriptors;
+// a change of a planned file changes its inode.
 func (r *recovered) check() error {
 	device, err := r.p.cache.Device(&r.p.Super, nil)
 	if err != nil {
@@ -136,7 +136,7 @@ func (r *recovered) check() error {
 	for _, at := range r.sample() {
 		memory, err := device.Settled(at, size)
 		if err != nil {
-			continue // what is not known to be alike proves nothing
+			continue // a block that is not known to be the same proves nothing
 		}
 		there, err := r.block(at)
 		if err != nil {
@@ -145,7 +145,7 @@ func (r *recovered) check() error {
 		if bytes.Equal(there, memory) {
 			continue
 		}
-		if r.log != nil { // blocks of files that got their places are among those
+		if r.log != nil { // a rescue changes some of these blocks, where it gives files their places
 			if rescued, err := journal.Rescued(r.p.cache, &r.p.Super, jbd2.NewRecording(r.disk)); err == nil && rescued {
 				return nil
 			}
@@ -160,7 +160,7 @@ func (r *recovered) check() error {
 	return nil
 }
 
-// torn is how many blocks may differ without a journal.
+// torn returns how many blocks may differ without a journal.
 func (r *recovered) torn() int {
 	for i, err := range r.p.cache.Inodes(&r.p.Super) {
 		if err != nil || i.Writing || i.New {
@@ -170,8 +170,8 @@ func (r *recovered) torn() int {
 	return 0
 }
 
-// sample returns the blocks of the group descriptors, and those with inodes of the plan,
-// and with others in memory.
+// sample returns the blocks of the group descriptors, and those with the inodes in the plan
+// and with other inodes in memory.
 func (r *recovered) sample() []addr.Block {
 	var out []addr.Block
 	seen := make(map[addr.Block]bool)

@@ -9,8 +9,8 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// TestCheckFields: the disk may have the UUID that the file system had when it was mounted, or the one that it was given
-// since; the rest of what tells a mount from others is the same.
+// TestCheckFields checks that the disk may have the UUID that the file system had when it was mounted, or the one that was
+// set since, and that everything else that identifies a mount must be the same.
 func TestCheckFields(t *testing.T) {
 	was, is, other := addr.UUID{1}, addr.UUID{2}, addr.UUID{3}
 	p := &Plan{

@@ -9,7 +9,7 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// content fills in the runs of a regular file, and what is between them.
+// content fills in the runs of a regular file, and what lies between them.
 func (w *diskWalk) content(i *pagecache.Inode, f *File) error {
 	if !i.Regular() {
 		return nil
@@ -31,7 +31,7 @@ func (w *diskWalk) content(i *pagecache.Inode, f *File) error {
 		return nil
 	}
 	gaps := gapsOf(f.spans(), f.Size)
-	// What was refused is neither zeros nor anywhere.
+	// What was refused must not count as zeros, nor as being on the disk.
 	var bad []addr.Span
 	for _, err := range refused {
 		var r *pagecache.Refusal
@@ -44,7 +44,7 @@ func (w *diskWalk) content(i *pagecache.Inode, f *File) error {
 	return w.rest(i, f.Metadata, gaps, bad)
 }
 
-// rest says of what is not in memory what it is.
+// rest classifies the bytes that are not in memory: on the disk, zeros, mapped or unknown.
 func (w *diskWalk) rest(i *pagecache.Inode, l *Metadata, gaps, bad []addr.Span) error {
 	if l.Kept || len(gaps) == 0 {
 		l.Kept = len(gaps) > 0
@@ -70,7 +70,7 @@ func (w *diskWalk) rest(i *pagecache.Inode, l *Metadata, gaps, bad []addr.Span) 
 	return nil
 }
 
-// divide divides a gap by what it is.
+// divide divides a gap into zeros, mapped and unknown bytes.
 func (l *Metadata) divide(gap addr.Span, mapped []pagecache.Mapped, bad []addr.Span) {
 	for _, b := range bad {
 		if cut := overlap(gap, b); cut.Len() > 0 {
@@ -106,7 +106,7 @@ func overlap(a, b addr.Span) addr.Span {
 	return addr.Span{Off: max(a.Off, b.Off), End: min(a.End, b.End)}
 }
 
-// gapsOf returns what of the first size bytes is in none of the ascending spans.
+// gapsOf returns the parts of the first size bytes that are in none of the spans, which ascend.
 func gapsOf(spans []addr.Span, size int64) []addr.Span {
 	var out []addr.Span
 	at := int64(0)
@@ -122,9 +122,9 @@ func gapsOf(spans []addr.Span, size int64) []addr.Span {
 	return out
 }
 
-// pieces returns what memory holds of a file, ascending and without overlaps: what
-// is unsaved, and what is saved, too. If the disk is known to have all the rest, that is only from the last
-// block on that has content there.
+// pieces returns what memory holds of a file, ascending and without overlaps: unsaved
+// bytes, and, unless the file is committed, saved ones. If the disk is known to have all the
+// rest, saved bytes are only those from the last block on that has content on the disk.
 func (w *diskWalk) pieces(i *pagecache.Inode, l *Metadata) ([]pagecache.Piece, []error) {
 	var out []pagecache.Piece
 	var refused []error
@@ -145,7 +145,7 @@ func (w *diskWalk) pieces(i *pagecache.Inode, l *Metadata) ([]pagecache.Piece, [
 	unsaved := len(out)
 	for piece, err := range w.c.HeldFrom(w.s, i, from) {
 		if err != nil {
-			continue // an unsaved page said so already; a saved one is absent
+			continue // for an unsaved page that was reported already; a saved one counts as absent
 		}
 		cut := max(from-piece.Off, 0)
 		piece.Off, piece.Phys = piece.Off+cut, piece.Phys+addr.Phys(cut)
@@ -155,8 +155,8 @@ func (w *diskWalk) pieces(i *pagecache.Inode, l *Metadata) ([]pagecache.Piece, [
 	return out, refused
 }
 
-// kept reports whether the disk has all of a file that is not unsaved, as far as the file system
-// tells, but for what it wrote behind the size that the disk knows (lastBlock).
+// kept reports whether the disk has everything of a file that is not unsaved, as far as the file
+// system tells, except what was written beyond the size that the disk knows (lastBlock).
 func (w *diskWalk) kept(i *pagecache.Inode) bool {
 	if w.xfs != nil {
 		kept, err := w.xfs.Kept(i)
@@ -170,9 +170,9 @@ func (w *diskWalk) kept(i *pagecache.Inode) bool {
 	return err == nil && kept
 }
 
-// lastBlock is where the last block of a file begins that has content on the disk, as far as that is told. What was appended there
-// needs no other extent, so that the disk may have it behind the size that it knows of the file. There it is lost:
-// whoever makes a file longer makes what follows its end zeros.
+// lastBlock returns where the last block of a file begins that has content on the disk, as far as that is known.
+// Bytes that were appended in that block need no other extent, so the disk may have them beyond the size that it
+// knows of the file. There they are lost: when a file is extended, the bytes behind its old end are zeroed.
 func (w *diskWalk) lastBlock(i *pagecache.Inode) int64 {
 	end := i.Size
 	if w.xfs != nil {

@@ -17,8 +17,9 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// brokenDisk makes an ext4 with two files of 1 MiB, "lost" and "good", and returns its path, and
-// the drive of QEMU's on which each write to one block fails, which debugfs names by a command.
+// brokenDisk makes an ext4 with two files of 1 MiB, "lost" and "good". It returns its path, and the
+// options of QEMU for a drive on which each write to one block fails. The debugfs command blockOf
+// prints the number of that block.
 func brokenDisk(t *testing.T, blockOf string, options ...string) (path string, drive []string) {
 	t.Helper()
 	for _, tool := range []string{"mke2fs", "debugfs"} {
@@ -44,7 +45,7 @@ func brokenDisk(t *testing.T, blockOf string, options ...string) (path string, d
 	if _, scanned := fmt.Sscan(string(out), &block); err != nil || scanned != nil || block == 0 {
 		t.Fatalf("debugfs: %v, %v: %q", err, scanned, out)
 	}
-	// QEMU's docs/devel/blkdebug.txt. "report" has the guest see the error.
+	// QEMU's docs/devel/blkdebug.txt. With "report" the guest sees the error.
 	broken := []string{
 		"if=none", "id=broken", "format=raw", "cache=unsafe", "werror=report", "file.driver=blkdebug",
 		"file.image.driver=file", "file.image.filename=" + path,
@@ -54,7 +55,7 @@ func brokenDisk(t *testing.T, blockOf string, options ...string) (path string, d
 	return path, []string{"-drive", strings.Join(broken, ","), "-device", "virtio-blk-pci,drive=broken,serial=broken"}
 }
 
-// TestWriteFailed has a disk refuse to write a part of a file, long before the kernel dies:
+// TestWriteFailed makes a disk refuse to write a part of a file, long before the kernel dies:
 // the new content is in memory only, in pages that are clean.
 func TestWriteFailed(t *testing.T) {
 	tier.Guest(t)
@@ -90,7 +91,7 @@ crash
 	}
 }
 
-// TestMetadataWriteFailed has a disk refuse a block of a directory of a file system without a
+// TestMetadataWriteFailed makes a disk refuse a block of a directory of a file system without a
 // journal: the buffer is clean from then on, and its names are in memory only.
 func TestMetadataWriteFailed(t *testing.T) {
 	tier.Guest(t)

@@ -9,13 +9,14 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// Features are what a takeover of a file system, XFS or btrfs, needs to know ahead.
+// Features are what must be known in advance about an XFS or btrfs file system for a takeover of it.
 type Features struct {
 	Family string // xfs or btrfs
-	// Make are the options of its mkfs that make one with the same features, and Without those for
-	// what it does not have and a newer mkfs may do by itself, while an older one does not know them.
+	// Make are the mkfs options that make a file system with the same features. Without are the options
+	// that turn off features it does not have: a newer mkfs may turn those on by default, and an older
+	// one does not know the options.
 	Make, Without []string
-	// Lacks is what keeps it from being brought up to date, with what to do; empty: nothing.
+	// Lacks says what keeps it from being brought up to date, and what to do about that; empty if nothing does.
 	Lacks string
 }
 
@@ -55,11 +56,11 @@ var (
 const (
 	xfsFtype, xfsMetaUUID, xfsNeedsRepair = 1, 4, 16
 
-	xfsKnown = xfsFtype | 2 | xfsMetaUUID | 8 | 32 | 64 | 128 // of the incompatible ones
+	xfsKnown = xfsFtype | 2 | xfsMetaUUID | 8 | 32 | 64 | 128 // the incompatible features that are known
 )
 
-// xfsFeatures takes the fields of struct xfs_dsb (fs/xfs/libxfs/xfs_format.h; most significant
-// byte first).
+// xfsFeatures reads the features from a struct xfs_dsb (fs/xfs/libxfs/xfs_format.h; most
+// significant byte first).
 func xfsFeatures(b []byte) Features {
 	be := binary.BigEndian
 	f := Features{Family: "xfs"}
@@ -93,7 +94,7 @@ func xfsFeatures(b []byte) Features {
 	return f
 }
 
-// haveXFS adds the options for features, of which these are set.
+// haveXFS adds the options for features; set has the bits of those that are turned on.
 func (f *Features) haveXFS(features []feature, set uint32) {
 	for _, x := range features {
 		switch {
@@ -108,20 +109,20 @@ func (f *Features) haveXFS(features []feature, set uint32) {
 }
 
 // Incompatible features of btrfs (include/uapi/linux/btrfs.h, BTRFS_FEATURE_INCOMPAT_*), and the
-// flag of one that is a seed (include/uapi/linux/btrfs_tree.h, BTRFS_SUPER_FLAG_SEEDING).
+// flag of a seed device (include/uapi/linux/btrfs_tree.h, BTRFS_SUPER_FLAG_SEEDING).
 const (
 	btrfsKnown = 0x1<<12 - 1 | 0x10000 // all before ZONED, and SIMPLE_QUOTA
 	btrfsMixed = 1 << 2
 	btrfsSeed  = 1 << 32
 
-	btrfsGroupTree = 1 << 3 // compatible for those that only read (BTRFS_FEATURE_COMPAT_RO_BLOCK_GROUP_TREE)
+	btrfsGroupTree = 1 << 3 // compatible for read-only mounts (BTRFS_FEATURE_COMPAT_RO_BLOCK_GROUP_TREE)
 )
 
-// btrfsSums are the checksums by their numbers, as mkfs.btrfs(8) names them.
+// btrfsSums has the names of the checksums by their numbers, as in mkfs.btrfs(8).
 var btrfsSums = [...]string{"crc32c", "xxhash", "sha256", "blake2"}
 
-// btrfsFeatures takes the fields of struct btrfs_super_block (include/uapi/linux/btrfs_tree.h;
-// least significant byte first).
+// btrfsFeatures reads the features from a struct btrfs_super_block
+// (include/uapi/linux/btrfs_tree.h; least significant byte first).
 func btrfsFeatures(b []byte) Features {
 	le := binary.LittleEndian
 	f := Features{Family: "btrfs"}
@@ -145,7 +146,7 @@ func btrfsFeatures(b []byte) Features {
 	}
 	if le.Uint64(b[180:])&btrfsGroupTree != 0 {
 		f.Make = append(f.Make, "-O", "block-group-tree")
-	} else { // Linux before 6.1 does not mount it, and mkfs makes it by itself since 6.19
+	} else { // Linux before 6.1 does not mount it, and mkfs turns it on by default since 6.19
 		f.Without = []string{"-O^block-group-tree"}
 	}
 	return f

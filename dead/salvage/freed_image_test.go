@@ -11,10 +11,10 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestFreedInLog: with data=journal, the log has the content of a file that was deleted, and no
-// record that revokes it. Its blocks are another file's by now, and were zeroed on the disk itself:
-// a replay by the kernel puts the old content there. With bigalloc the same happens to blocks that a
-// file gives up and gets back, in a cluster that it kept.
+// TestFreedInLog checks a file in blocks that the log has old content of. With data=journal, the log
+// has the content of a deleted file, and no revoke record for it. The blocks belong to another file by
+// now, and were zeroed directly on the disk: a replay by the kernel puts the old content there. With
+// bigalloc the same happens to blocks that a file frees and gets back, in a cluster that it kept.
 func TestFreedInLog(t *testing.T) {
 	tier.Guest(t)
 	for _, tool := range []string{"mke2fs", "debugfs"} {
@@ -23,7 +23,7 @@ func TestFreedInLog(t *testing.T) {
 		}
 	}
 	t.Run("deleted", func(t *testing.T) {
-		// So little is left that whoever comes next gets the blocks of the file before.
+		// So little space is left that the next file gets the blocks of the deleted one.
 		freedInLog(t, 10<<20, 0, `
 head -c 16777216 /dev/zero | tr '\0' A >/mnt/old 2>/dev/null || true; sync
 rm /mnt/old; sync
@@ -37,8 +37,8 @@ truncate -s 4096 /mnt/new; sync
 	})
 }
 
-// freedInLog has a file system made with other content of so many bytes, by more options, and a file that has so many bytes of A, and then
-// zeros, once a script has run.
+// freedInLog makes a file system, with further options of mke2fs and filler bytes of other content, and runs a
+// script. It checks that the file "new" then has kept bytes of A, and zeros behind them.
 func freedInLog(t *testing.T, filler, kept int, script string, options ...string) {
 	dir := t.TempDir()
 	from, path := filepath.Join(dir, "files"), filepath.Join(dir, "disk")

@@ -11,15 +11,15 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// StagingSize is how many bytes Gather needs.
+// StagingSize returns how many bytes Gather needs.
 func (p *Plan) StagingSize() int64 { return p.staged }
 
 // ErrStaging says that the staging area is too small.
 var ErrStaging = errors.New("staging area is too small")
 
-// Gather copies the bytes of all runs into dst, each to its Staged offset. What
-// follows a run up to the next multiple of addr.PageSize is set to zero. Memory
-// that is absent is an error, and dst is then not to be used.
+// Gather copies the bytes of all runs into dst, each to its Staged offset. The bytes
+// behind a run, up to the next multiple of addr.PageSize, are set to zero. If memory
+// is absent, Gather fails, and dst must not be used.
 func (p *Plan) Gather(dst []byte) error {
 	if int64(len(dst)) < p.staged {
 		return fmt.Errorf("gather: %w: %d bytes of %d", ErrStaging, len(dst), p.staged)
@@ -66,8 +66,8 @@ func (p *Plan) gather(dst []byte, lo, hi int64) error {
 
 var zeros [addr.PageSize]byte
 
-// zero clears what is not zero yet: of fresh memory nothing, and to read it takes half
-// of the memory's time that writing does.
+// zero clears b unless it is zero already, as fresh memory is: reading takes half of the
+// memory's time that writing does.
 func zero(b []byte) {
 	if !bytes.Equal(b, zeros[:len(b)]) {
 		clear(b)

@@ -16,7 +16,7 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// recorder remembers where memory was looked at.
+// recorder records where memory was read.
 type recorder struct {
 	ram.Memory
 	mu    sync.Mutex
@@ -32,7 +32,7 @@ func (r *recorder) View(pa addr.Phys, n int) ([]byte, error) {
 	return r.Memory.View(pa, n)
 }
 
-// damaged is memory in which some bytes are others.
+// damaged is memory with some bytes replaced.
 type damaged struct {
 	ram.Memory
 	bytes map[addr.Phys]byte
@@ -57,10 +57,10 @@ func (d *damaged) View(pa addr.Phys, n int) ([]byte, error) {
 
 var damageCases = flag.Int("damage", tier.Times(100, 400), "how many damaged images TestHostileMemory makes")
 
-// TestHostileMemory damages bytes of a real crash image, of those that the plan
-// depends on. Whatever they say, planning ends soon, without a panic; and what
-// is planned for a file is that file's own data, or the plan is for a file that
-// does not exist and that the file system refuses therefore.
+// TestHostileMemory damages bytes of a real crash image that the plan depends
+// on. Whatever they say, planning ends soon, without a panic; and what is planned
+// for a file is that file's own data, or the plan is for a file that does not
+// exist, which the file system therefore refuses.
 func TestHostileMemory(t *testing.T) {
 	image := fixture.Get(t, fixture.Basic)
 	rec := &recorder{Memory: openKernel(t, image).Memory()}
@@ -117,13 +117,13 @@ type fileID struct {
 	generation uint32
 }
 
-// judge knows the undamaged image, and holds plans against it.
+// judge knows the undamaged image, and compares plans with it.
 type judge struct {
 	t       *testing.T
 	k       *kernel.Kernel
 	mapping kernel.Field
 	files   map[fileID]*salvage.File
-	owner   map[fileID]addr.Virt // of all inodes: where their page cache is
+	owner   map[fileID]addr.Virt // the address of the page cache of each inode
 
 	bytes, wrong       int64
 	strangers, resized int
@@ -187,8 +187,8 @@ func (j *judge) plan(seed int, p *salvage.Plan) {
 	}
 }
 
-// ownerOf is the page cache that a page belongs to, by its descriptor in the
-// undamaged memory.
+// ownerOf returns the page cache that a page belongs to, by its struct page in
+// the undamaged memory.
 func (j *judge) ownerOf(at addr.Phys) addr.Virt {
 	v, err := j.k.Pointer(j.mapping.In(j.k.PageStruct(addr.PFN(at / addr.PageSize))))
 	if err != nil {

@@ -22,7 +22,7 @@ func cacheOf(t *testing.T, path string) *pagecache.Cache {
 	return c
 }
 
-// check plans for a disk, and holds it against the plan.
+// check plans for a disk, and checks it against the plan.
 func check(t *testing.T, c *pagecache.Cache, path string) error {
 	t.Helper()
 	p, _, disk := planFor(t, c, path)
@@ -52,7 +52,7 @@ func planFor(t *testing.T, c *pagecache.Cache, path string) (*salvage.Plan, *pag
 	return p, s, disk
 }
 
-// wants wants a disk to be refused, or not to be.
+// wants checks that a disk was refused, or was not.
 func wants(t *testing.T, what string, got error, refused bool) {
 	t.Helper()
 	if errors.Is(got, salvage.ErrDiskChanged) != refused || !refused && got != nil {
@@ -69,8 +69,9 @@ func duplicate(t *testing.T, path string) string {
 	return to
 }
 
-// TestCheckLive has a machine that went on after its memory was dumped, as on every kind
-// of file system: its later disk is refused, and so is an earlier one than at its death.
+// TestCheckLive uses a machine that went on after its memory was dumped, with every kind
+// of file system: the disk at its death is refused for the dump, and the disk at the dump is
+// refused for the memory at its death.
 func TestCheckLive(t *testing.T) {
 	names := []string{"ext4", "ext4 without a journal", "xfs", "btrfs"}
 	s := scene.Play(t, scene.Spec{
@@ -107,8 +108,8 @@ crash
 	}
 }
 
-// TestCheckTools has tools work on a disk that a crash left with no transaction open and
-// with files that were deleted while open.
+// TestCheckTools checks that a disk is refused after tools worked on it. The crash left it with
+// no transaction open, and with files that were deleted while open.
 func TestCheckTools(t *testing.T) {
 	s := scene.Play(t, scene.Spec{
 		Modules: []string{"ext4"},

@@ -30,7 +30,7 @@ func openKernel(t testing.TB, image *fixture.Image) *kernel.Kernel {
 	return kernelIn(t, image.RAM)
 }
 
-// kernelIn finds the kernel in memory in a file.
+// kernelIn finds the kernel in a memory file.
 func kernelIn(t testing.TB, path string) *kernel.Kernel {
 	t.Helper()
 	mem, err := ram.OpenFile(path)
@@ -81,8 +81,8 @@ func dumpBase(t testing.TB, disk string, files []record.File) string {
 	return dir
 }
 
-// rescued returns the content of a file after the plan: what the disk has, with
-// the runs over it. It writes as a rescuer would, by WriteLen and then the size.
+// rescued returns the content of a file after the plan: what the disk has, overwritten
+// by the runs. It writes as a rescuer would: WriteLen bytes, and then the size.
 func rescued(t testing.TB, base string, f *salvage.File, staged []byte) []byte {
 	t.Helper()
 	content, err := os.ReadFile(base)
@@ -137,8 +137,8 @@ func checkPlan(t *testing.T, k *kernel.Kernel, disk fixture.Disk, truth []record
 	checkFiles(t, p, staged, disk.Image, truth)
 }
 
-// checkFiles wants every regular file of the truth to be as the guest said, once
-// the plan is carried out, and the plan to have no others.
+// checkFiles checks that every regular file of the truth is as the guest said, once
+// the plan is carried out, and that the plan has no other files.
 func checkFiles(t *testing.T, p *salvage.Plan, staged []byte, disk string, truth []record.File) {
 	t.Helper()
 	planned := make(map[addr.Ino]*salvage.File)
@@ -185,8 +185,8 @@ func checkFiles(t *testing.T, p *salvage.Plan, staged []byte, disk string, truth
 	t.Logf("%d of %d files have the content that the guest says", len(files)-bad, len(files))
 }
 
-// TestRestore wants files of which memory knows all to be as the guest said, once they
-// are restored, whatever the disk has of them: also those that were committed, and those
+// TestRestore checks that files of which memory has everything are as the guest said, once
+// they are restored, whatever the disk has of them: also files that were committed, and files
 // of which nothing was unsaved.
 func TestRestore(t *testing.T) {
 	image := fixture.Get(t, fixture.Basic)
@@ -298,7 +298,7 @@ func sameAttributes(f *salvage.File, want record.File, paths []string) error {
 	return nil
 }
 
-// checkDisk wants the plan to fit its disk, and no other.
+// checkDisk checks that the plan fits its disk, and no other.
 func checkDisk(t *testing.T, p *salvage.Plan, disk string) {
 	t.Helper()
 	f, err := os.Open(disk)

@@ -10,8 +10,8 @@ import (
 )
 
 // Named is an inode and the names that the kernel had for it. A name changes in memory
-// only at the end of an operation, so that these are the names from before any that was in
-// flight.
+// only at the end of an operation, so these are the names from before any operation that
+// was in flight.
 type Named struct {
 	Ino        addr.Ino
 	Generation uint32
@@ -21,11 +21,11 @@ type Named struct {
 	Dir        bool
 }
 
-// Unfinished names the inodes that operations in flight were about: those that are asked
-// for, those that are locked for writing (whose names or content were being changed),
-// those that were being created, and the directories in a
-// directory that is locked so, since not every kernel locks one that it renames.
-// dirs are the directories that are locked.
+// Unfinished returns the inodes that operations in flight were about: those in wanted,
+// those that are locked for writing (whose names or content were being changed), those
+// that were being created, and the directories in a directory that is locked for writing,
+// since not every kernel locks a directory that it renames. dirs are the paths of the
+// locked directories.
 func Unfinished(c *pagecache.Cache, s *pagecache.Superblock, wanted []addr.Ino) (files []Named, dirs []string) {
 	paths := c.Paths(s)
 	var within []Named // directories that are not locked

@@ -36,7 +36,7 @@ var crashes = []struct {
 }
 
 // leastWriteback is how many bytes of each file system must be under writeback in
-// a crash in the midst of a sync, so that the row says something.
+// a crash during a sync, for the row to prove anything.
 const leastWriteback = 100 << 10
 
 // cell is one result of the matrix.
@@ -103,7 +103,7 @@ func checkImage(t *testing.T, image *fixture.Image, spec fixture.Spec, cells map
 	}
 }
 
-// checkPlanUnits checks the plan for a file system against the guest's sums.
+// checkPlanUnits checks the plan for a file system against the guest's checksums.
 func checkPlanUnits(t *testing.T, k *kernel.Kernel, image *fixture.Image, name, workload string) result {
 	c, err := pagecache.Open(k)
 	if err != nil {
@@ -124,8 +124,8 @@ func checkPlanUnits(t *testing.T, k *kernel.Kernel, image *fixture.Image, name, 
 		t.Error(err)
 	}
 	var onDisk func() map[uint32]bool
-	// The journal of ext3 writes data back with each commit. Whole files of the
-	// ext family are looked at besides (checkPlan).
+	// The journal of ext3 writes data back with each commit. checkPlan checks whole
+	// files of the ext family in addition.
 	if disk := image.Format(name); disk.Image != "" && (workload != "basic" || strings.HasPrefix(name, "ext")) {
 		onDisk = sync.OnceValue(func() map[uint32]bool { return unitsOf(t, disk.Image) })
 	}
@@ -140,7 +140,7 @@ func checkPlanUnits(t *testing.T, k *kernel.Kernel, image *fixture.Image, name, 
 	return r
 }
 
-// lookAtPieces says how many bytes the largest folio among the unsaved pages has,
+// lookAtPieces returns how many bytes the largest folio among the unsaved pages has,
 // and how many unsaved bytes are in pages under writeback.
 func lookAtPieces(c *pagecache.Cache, s *pagecache.Superblock) (largest, writeback int64) {
 	walk, pieces := c.Dirty, c.Unsaved
@@ -164,8 +164,8 @@ func lookAtPieces(c *pagecache.Cache, s *pagecache.Superblock) (largest, writeba
 	return largest, writeback
 }
 
-// TestUnsupported checks that what is not understood is refused by name, and nothing
-// to be written to a disk that cannot be compared with memory.
+// TestUnsupported checks that a type that is not understood is refused by name, and that
+// Check fails for a disk that cannot be compared with memory.
 func TestUnsupported(t *testing.T) {
 	k := openKernel(t, fixture.Get(t, fixture.Basic))
 	c, err := pagecache.Open(k)
@@ -226,7 +226,7 @@ func writeMatrix(path string, rows map[string][]row) error {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	// What others write stands behind it.
+	// What other tests write follows it.
 	_, rest, found := strings.Cut(string(old), arm64Title)
 	title := arm64Title
 	if !found {
@@ -247,8 +247,8 @@ func writeMatrix(path string, rows map[string][]row) error {
 	return replaceFile(path, b.String())
 }
 
-// replaceSection writes a section of docs/SUPPORT.md, which begins with its title, in the place of the
-// one that is there, or behind all else.
+// replaceSection writes a section of docs/SUPPORT.md, which begins with its title, in place of the one
+// that is there, or at the end.
 func replaceSection(path, title, text string) error {
 	old, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -270,7 +270,7 @@ func replaceFile(path, text string) error {
 	return cmp.Or(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(tmp, []byte(text), 0o644), os.Rename(tmp, path))
 }
 
-// line is a row of the table behind its first two columns.
+// line returns a row of the table without its first two columns.
 func (r row) line() string {
 	var b strings.Builder
 	for _, fs := range fixture.FileSystems {

@@ -1,11 +1,11 @@
-// Package salvage plans what of a dead kernel's file data is to be written, and
-// promises that every byte in the plan was checked to be that file's own and
+// Package salvage plans which file data of a dead kernel is to be written, and
+// promises that every byte in the plan was checked to belong to its file and to be
 // unsaved, and that everything left out is named with its reason.
 //
 // # Caveats
 //
-// A plan of Of covers the data, sizes and times of regular files: names and directories
-// are for the journal. One of ForDisk, for XFS and btrfs, covers those as well (Metadata).
+// A plan made by Of covers the data, sizes and times of regular files: names and directories
+// are left to the journal. A plan made by ForDisk, for XFS and btrfs, covers those as well (Metadata).
 // A disk must be compared with memory (Check) before anything is written to it.
 package salvage
 
@@ -37,7 +37,7 @@ type Plan struct {
 	// Faults are errors of walks: what they would have found is not in the plan,
 	// and not in Refused either.
 	Faults []error
-	// Deleted counts unsaved files without a name, which get nothing.
+	// Deleted counts unsaved files without a name, for which nothing is written.
 	Deleted int
 
 	xfsRecords []pagecache.WrittenRecord // the last of its log
@@ -48,7 +48,7 @@ type Plan struct {
 
 	cache    *pagecache.Cache
 	mem      ram.Memory
-	first    addr.Ino  // the first inode that is not btrfs's own; 0 of others
+	first    addr.Ino  // the first inode that is not btrfs's own; 0 for other types
 	staged   int64     // bytes
 	segments []segment // of all runs, in the order of the staging area
 }
@@ -68,8 +68,8 @@ type File struct {
 	Path       string      // from the top of the file system; empty if unknown
 	Runs       []Run       // ascending; none if only size, times or owner differ
 	Holes      []addr.Span // outside of the runs, to be punched, ascending
-	Cut        bool        // what lies beyond its end is to be freed
-	Metadata   *Metadata   // of plans for disks without a journal that is finished; else nil
+	Cut        bool        // blocks beyond its end are to be freed
+	Metadata   *Metadata   // of plans made by ForDisk for XFS and btrfs, whose log is not finished; else nil
 }
 
 // Run is a stretch of unsaved bytes of a file, already clipped to its size.
@@ -79,9 +79,9 @@ type Run struct {
 	// multiple of addr.PageSize.
 	Staged int64
 	// Direct says that the run starts at a multiple of addr.PageSize, and also
-	// ends at one or at the end of the file. Such a run is written by WriteLen
-	// bytes, after which the file's size is set. Any other must be written by
-	// its exact length: what follows it in the staging area is not the file's.
+	// ends at one or at the end of the file. Such a run is written with WriteLen
+	// bytes, after which the file's size is set. Any other run must be written with
+	// its exact length: the bytes behind it in the staging area are not the file's.
 	Direct bool
 
 	segments []segment
@@ -95,7 +95,7 @@ type segment struct {
 	pad    int64 // zeros that follow it there
 }
 
-// WriteLen is how many bytes to write at Off: rounded up to addr.PageSize for
+// WriteLen returns how many bytes to write at Off: rounded up to addr.PageSize for
 // direct I/O, where that is possible.
 func (r *Run) WriteLen() int64 {
 	if r.Direct {
@@ -104,7 +104,7 @@ func (r *Run) WriteLen() int64 {
 	return r.Len()
 }
 
-// New plans the salvage of the file system of a UUID.
+// New plans the salvage of the file system with a UUID.
 func New(k *kernel.Kernel, id pagecache.UUID) (*Plan, error) {
 	c, err := pagecache.Open(k)
 	if err != nil {
@@ -120,16 +120,16 @@ func New(k *kernel.Kernel, id pagecache.UUID) (*Plan, error) {
 // ErrUnsupported says that a file system is of a type that is not understood.
 var ErrUnsupported = errors.New("file system type is not supported")
 
-// plain are types whose files are understood by what they have in common with
-// all others.
+// plain are file system types that need nothing but what all types have in
+// common to be understood.
 var plain = []string{"xfs", "vfat"}
 
 // firstBtrfs is the number of the first inode that is not btrfs's own
 // (include/uapi/linux/btrfs_tree.h, BTRFS_FIRST_FREE_OBJECTID).
 const firstBtrfs = 256
 
-// Of plans the salvage of a file system. One whose type is not understood is an
-// error that wraps ErrUnsupported.
+// Of plans the salvage of a file system. If its type is not understood, the error
+// wraps ErrUnsupported.
 func Of(c *pagecache.Cache, s *pagecache.Superblock) (*Plan, error) {
 	p := &Plan{Kernel: c.Kernel().Release, Super: *s, cache: c, mem: c.Kernel().Memory()}
 	walk := c.Dirty
@@ -176,7 +176,7 @@ func (p *Plan) note(err error) {
 	p.Faults = append(p.Faults, err)
 }
 
-// addAll plans for each inode, on all CPUs: each takes one stretch of them.
+// addAll plans for each inode, on all CPUs: each CPU takes one stretch of the inodes.
 func (p *Plan) addAll(c *pagecache.Cache, s *pagecache.Superblock, inodes []*pagecache.Inode) {
 	workers := max(1, min(runtime.GOMAXPROCS(0), len(inodes)/64))
 	parts := make([]Plan, workers)
@@ -257,7 +257,7 @@ func (p *Plan) unfit(i *pagecache.Inode) pagecache.Reason {
 	return 0
 }
 
-// spans are those of the file's runs.
+// spans returns the spans of the file's runs.
 func (f *File) spans() []addr.Span {
 	var out []addr.Span
 	for _, r := range f.Runs {
@@ -338,17 +338,17 @@ func (p *Plan) stageRun(run *Run) {
 	run.segments = p.segments[first:len(p.segments):len(p.segments)]
 }
 
-// GiveUp empties the plan, and returns what was in it. Unsaved data belongs to
-// metadata that the journal had not committed: without that, a file would get a part
-// of what it was to be.
+// GiveUp empties the plan, and returns the files that were in it. Unsaved data belongs
+// with metadata that the journal had not committed: without that metadata, a file would
+// get only a part of its new state.
 func (p *Plan) GiveUp() []File {
 	files := p.Files
 	p.Files, p.staged, p.segments = nil, 0, nil
 	return files
 }
 
-// Remove takes files out of the plan, by inode number: all of them is on the disk already, or they
-// are gone. It must come before Restore and Gather.
+// Remove takes files out of the plan, by inode number: they are on the disk already, completely, or they
+// are gone. It must be called before Restore and Gather.
 func (p *Plan) Remove(files map[addr.Ino]struct{}) {
 	if len(files) == 0 {
 		return
@@ -360,8 +360,8 @@ func (p *Plan) Remove(files map[addr.Ino]struct{}) {
 	p.stage()
 }
 
-// Restore plans to write more of a file than what is unsaved, since the disk may lose
-// it. It must come before Gather.
+// Restore plans to write also those bytes of a file that are not unsaved but that the disk
+// may lose. It must be called before Gather.
 func (p *Plan) Restore(c *pagecache.Cache, s *pagecache.Superblock, r journal.AfterMount) {
 	i := r.Inode
 	if r.Lost != nil {

@@ -154,7 +154,7 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// TestUnfit: the stretches of inodes that are planned for side by side know what is the file system's own.
+// TestUnfit checks that the plans that are made in parallel know which inodes are the file system's own.
 func TestUnfit(t *testing.T) {
 	whole := Plan{first: 11, Ext4: pagecache.Ext4{Super: ext4.Super{FirstInode: 11, OrphanFile: 12, Incompat: ext4.IncompatEAInode}}}
 	part := whole.empty()

@@ -11,26 +11,26 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// Metadata is what there is to a file besides its unsaved data, on a file system whose log
-// is not finished from memory (XFS, btrfs): its disk may have none of it.
+// Metadata is everything about a file besides its unsaved data, on a file system whose log
+// is not finished from memory (XFS, btrfs): the disk may have none of it.
 type Metadata struct {
-	Root      uint64 // the subvolume of btrfs that it is in
-	Committed bool   // the disk has the rest, or a recovery of its log gives it
-	// Nameless says that memory does not have its path, which is empty then, as the top directory's is.
+	Root      uint64 // the btrfs subvolume that the file is in
+	Committed bool   // the disk has everything else, or gets it by a recovery of its log
+	// Nameless says that memory does not have the path of the file. Path is empty then, as it is for the top directory.
 	Nameless bool
-	// The following are empty if it is committed.
+	// The following are empty if Committed is set.
 	Paths  []string // all that are in memory
 	Target string   // of a symbolic link
-	// Of the content that is not in the runs: zeros, what is mapped to the disk, and what
-	// is neither in memory nor known to be there. All three are ascending.
+	// The content that is not in the runs: zeros, bytes that are mapped to the disk, and bytes
+	// that are neither in memory nor known to be on the disk. All three are ascending.
 	Zeros   []addr.Span
 	Mapped  []pagecache.Mapped
 	Unknown []addr.Span
-	// Kept says that all the rest is as the disk has it.
+	// Kept says that the disk has all content that is not in the runs.
 	Kept bool
 }
 
-// unknownBytes is how much of the content is unknown.
+// unknownBytes returns how many bytes of the content are unknown.
 func (l *Metadata) unknownBytes() int64 {
 	n := int64(0)
 	for _, s := range l.Unknown {
@@ -40,9 +40,9 @@ func (l *Metadata) unknownBytes() int64 {
 }
 
 // ForDisk plans how to bring a disk to the state of a file system in memory. For
-// the ext family it is Of: the rest is its journal's matter. For XFS and btrfs it
-// has every file of which memory may be ahead of the disk. A file with unknown bytes is
-// refused, unless partial is set.
+// the ext family it is the same as Of: the rest is left to the journal. For XFS and
+// btrfs the plan has every file of which memory may be ahead of the disk. A file with
+// unknown bytes is refused, unless partial is set.
 func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, error) {
 	if s.HasBuffers() {
 		return Of(c, s)
@@ -88,7 +88,7 @@ type diskWalk struct {
 	s       *pagecache.Superblock
 	p       *Plan
 	partial bool
-	xfs     *pagecache.XFS   // nil: it is another
+	xfs     *pagecache.XFS   // nil for another type
 	btrfs   *pagecache.Btrfs // likewise
 	paths   *pagecache.Paths
 	dirs    map[string]*pagecache.Inode // committed directories
@@ -150,8 +150,8 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 	return nil
 }
 
-// target is that of a symbolic link, empty if memory does not have it: then it is not made
-// again.
+// target returns the target of a symbolic link; empty if memory does not have it: the link is
+// then not created again.
 func (w *diskWalk) target(i *pagecache.Inode) string {
 	if w.xfs != nil {
 		if target, err := w.xfs.Link(i); err == nil {
@@ -172,8 +172,8 @@ func (w *diskWalk) committed(i *pagecache.Inode, l *Metadata) (committed bool, e
 	return w.btrfs.Committed(i)
 }
 
-// addDirs adds the committed directories that uncommitted files are in: what is made
-// in them changes their times, which are then put back.
+// addDirs adds the committed directories that uncommitted files are in: creating files
+// in them changes their times, which are then restored.
 func (w *diskWalk) addDirs() {
 	added := make(map[string]bool)
 	for _, f := range slices.Clone(w.p.Files) {
@@ -193,7 +193,7 @@ func (w *diskWalk) addDirs() {
 	}
 }
 
-// parentOf is the directory of a path; that of a top name is empty.
+// parentOf returns the directory of a path; empty for a name in the top directory.
 func parentOf(name string) string {
 	if !strings.Contains(name, "/") {
 		return ""

@@ -76,8 +76,8 @@ func TestWithout(t *testing.T) {
 	}
 }
 
-// FuzzSupers: whatever a disk begins with, its superblock is read or refused, and
-// what is read lies within reason.
+// FuzzSupers checks that, whatever a disk begins with, its superblock is read or
+// refused, and that what is read is plausible.
 func FuzzSupers(f *testing.F) {
 	xfs := make([]byte, xfsSuperSize)
 	copy(xfs, "XFSB\x00\x00\x10\x00")

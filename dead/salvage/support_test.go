@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// supportFormats is the part of docs/SUPPORT.md about files of memory.
+// supportFormats is the part of docs/SUPPORT.md about memory files.
 const supportFormats = `
 ## Files of memory
 
@@ -72,7 +72,7 @@ TestAdopt/memfd and /private (--pid).
   rehearse is false; its check in a takeover is left to the guest then.
 `
 
-// TestSupport: the document has these parts.
+// TestSupport checks that docs/SUPPORT.md has these parts.
 func TestSupport(t *testing.T) {
 	b, err := os.ReadFile("../../docs/SUPPORT.md")
 	if err != nil {

@@ -49,13 +49,13 @@ func mountedAt(c *pagecache.Cache, s *pagecache.Superblock, path string) bool {
 // result is what a check of one file system found to be exact.
 type result struct {
 	files, deleted int
-	bytes          int64 // that were checked, out of memory
+	bytes          int64 // of those that were checked, from memory
 	folio          int64 // bytes of the largest folio
 	writeback      int64 // bytes in pages under writeback
 }
 
-// checkUnits wants all bytes in the plan to be as the guest said, and every byte
-// that the guest changed to be in the plan, or, if the kernel was writing back by
+// checkUnits checks that all bytes in the plan are as the guest said, and that every
+// byte that the guest changed is in the plan or, if the kernel was writing back by
 // itself, on the disk.
 func checkUnits(t *testing.T, p *salvage.Plan, staged []byte, truth []record.File, onDisk func() map[uint32]bool) result {
 	t.Helper()
@@ -134,7 +134,7 @@ func unitsOf(t *testing.T, path string) map[uint32]bool {
 	}
 }
 
-// checkRun wants the bytes of a run to be the file's own, and notes what it has.
+// checkRun checks that the bytes of a run are the file's own, and records in covered which units it has.
 func checkRun(t *testing.T, r *salvage.Run, staged []byte, want record.File, covered map[int]bool) (checked int64) {
 	t.Helper()
 	if r.Off%record.Unit != 0 || (r.End%record.Unit != 0 && r.End != want.Size) {

@@ -13,8 +13,8 @@ import (
 	"understudy.dev/understudy/internal/live/initramfs"
 )
 
-// TestChangedUUID salvages file systems whose UUID was changed while they were mounted: what did that is in the last commit, or
-// was synced, or is in memory where there is no journal.
+// TestChangedUUID salvages file systems whose UUID was changed while they were mounted: the change is in the last commit,
+// was synced, or, without a journal, is in memory only.
 func TestChangedUUID(t *testing.T) {
 	tier.Guest(t)
 	setuuid := filepath.Join(t.TempDir(), "setuuid")

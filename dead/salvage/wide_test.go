@@ -12,13 +12,13 @@ import (
 
 var wideTable = flag.String("salvage.wide", "", "the file that TestMatrixWide writes its results to (make matrix-wide)")
 
-// wide are names of scripts/kernels.sh of what Debian has besides: its other suites, which move
-// on.
+// wide are the names in scripts/kernels.sh of kernels from Debian's other suites, whose versions
+// change.
 var wide = []string{"trixie-cloud", "trixie-backports-cloud", "experimental-cloud"}
 
 const wideTitle = "\n## Other kernels\n"
 
-// TestMatrixWide is one crash of each kernel that nothing else here is tried with.
+// TestMatrixWide checks one crash of each kernel that no other test here uses.
 func TestMatrixWide(t *testing.T) {
 	if *wideTable == "" {
 		t.Skip("make matrix-wide fetches the kernels")

@@ -20,7 +20,7 @@ type xfsSuper struct {
 	realtime bool  // it has a section for files on another device
 }
 
-// xfsSuperSize is how many bytes of it are read: a sector.
+// xfsSuperSize is how many bytes of the superblock are read: a sector.
 const xfsSuperSize = 512
 
 var errNotXFS = errors.New("not an XFS file system")
@@ -52,11 +52,11 @@ func parseXFSSuper(b []byte) (xfsSuper, error) {
 // logBlock is the unit of the log, in bytes (BBSIZE).
 const logBlock = 512
 
-// eachRecord calls do with every record that has its header in the log, and where
-// that is: the cycle in the upper half, the block in the lower
+// eachRecord calls do with every record that has its header in the log, and with its
+// LSN: the cycle in the upper half, the block in the lower
 // (fs/xfs/libxfs/xfs_log_format.h, struct xlog_rec_header). A header says where it
-// is, and of what file system; in the data of a record no block begins as one,
-// since the cycle stands there.
+// is, and to which file system it belongs. No block in the data of a record begins
+// like a header, since each begins with the cycle.
 func (s *xfsSuper) eachRecord(disk io.ReaderAt, do func(r pagecache.LogRecord, lsn uint64)) error {
 	buf := make([]byte, 1<<20)
 	be := binary.BigEndian
@@ -82,8 +82,8 @@ func (s *xfsSuper) eachRecord(disk io.ReaderAt, do func(r pagecache.LogRecord, l
 	return nil
 }
 
-// lastRecord finds the record that was written to the log last: that with the
-// highest cycle, and in that the highest block. It returns both, as eachRecord does.
+// lastRecord finds the record that was written to the log last: the one with the
+// highest cycle, and in that cycle the highest block. It also returns its LSN.
 func (s *xfsSuper) lastRecord(disk io.ReaderAt) (last pagecache.LogRecord, highest uint64, err error) {
 	found := false
 	err = s.eachRecord(disk, func(r pagecache.LogRecord, lsn uint64) {
@@ -97,10 +97,10 @@ func (s *xfsSuper) lastRecord(disk io.ReaderAt) (last pagecache.LogRecord, highe
 	return last, highest, err
 }
 
-// checkXFS compares the log on a disk with what the dead kernel wrote to it: what
-// is last there must be one of the last records that it had in memory, and none that it
-// had written may follow it. A recovery by another kernel leaves a record of its own
-// behind it.
+// checkXFS compares the log on a disk with what the dead kernel wrote to it: the
+// last record on the disk must be one of the last records in memory, and no record that
+// the kernel knew to be written may follow it. A recovery by another kernel adds its own
+// record behind it.
 func (p *Plan) checkXFS(disk io.ReaderAt) error {
 	on, err := p.xfsOn(disk)
 	if err != nil {
@@ -156,8 +156,8 @@ func (p *Plan) xfsOn(disk io.ReaderAt) (*xfsSuper, error) {
 	return &on, nil
 }
 
-// descendsXFS checks that a record that the dead kernel wrote last is in the log of a
-// disk that was mounted since.
+// descendsXFS checks that one of the last records that the dead kernel wrote is in the log
+// of a disk that was mounted since.
 func (p *Plan) descendsXFS(disk io.ReaderAt) error {
 	on, err := p.xfsOn(disk)
 	if err != nil {

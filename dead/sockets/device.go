@@ -10,8 +10,8 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// neighbourLayout is where the members of the kernel's structures about neighbours
-// are.
+// neighbourLayout says where the members of the kernel's structures about
+// neighbours are.
 type neighbourLayout struct {
 	tableSize         int
 	hashTable, keyLen kernel.Field // in neigh_table
@@ -23,7 +23,7 @@ type neighbourLayout struct {
 	next, back                 kernel.Field // back is missing up to 6.12
 	table, state, dead, flags  kernel.Field
 	dev, ha, header, headerLen kernel.Field
-	writing                    kernel.Field // odd: ha is being changed
+	writing                    kernel.Field // the sequence count of ha_lock: odd while ha is being changed
 
 	deviceSize                int
 	name, addrLen, index, net kernel.Field // in net_device
@@ -48,7 +48,7 @@ func newNeighbourLayout(k *kernel.Kernel) (*neighbourLayout, error) {
 	l.ha = n.Field("ha", 32)
 	l.header, l.headerLen = n.Field("hh.hh_data"), n.Field("hh.hh_len", 4)
 	l.writing = n.Field("ha_lock.seqcount.seqcount.sequence", 4)
-	// The address is the last member, without a size of its own (primary_key).
+	// The protocol address is the last member, a flexible array (primary_key).
 	if n.Err() == nil && n.Size != l.dev.Off+l.dev.Size {
 		return nil, errors.New("struct neighbour does not end with its device and address")
 	}
@@ -56,18 +56,18 @@ func newNeighbourLayout(k *kernel.Kernel) (*neighbourLayout, error) {
 	l.deviceSize = d.Size
 	l.name, l.addrLen = d.Field("name", 16), d.Field("addr_len", 1)
 	l.index, l.net = d.Field("ifindex", 4), d.Field("nd_net.net", 8)
-	l.ha.Size = 6 // what is taken of it
+	l.ha.Size = 6 // only so much of it is used
 	return l, errors.Join(t.Err(), h.Err(), n.Err(), d.Err())
 }
 
-// etherHeader is the length of an Ethernet header, and etherAt where one is in
-// hh_data, which it ends aligned in (include/linux/netdevice.h, HH_DATA_OFF).
+// etherHeader is the length of an Ethernet header, and etherAt its offset in hh_data:
+// the end of the header is aligned (include/linux/netdevice.h, HH_DATA_OFF).
 const (
 	etherHeader = 14
 	etherAt     = 2
 )
 
-// checkMAC holds a link-layer address against the header that the kernel has ready
+// checkMAC compares a link-layer address with the header that the kernel has ready
 // for packets to it.
 func (l *neighbourLayout) checkMAC(mac [6]byte, b []byte) error {
 	if l.writing.Uint(b)%2 != 0 {
@@ -91,7 +91,7 @@ type device struct {
 	err       error // why it is implausible
 }
 
-// device reads the network device at an address, once.
+// device reads the network device at an address, and remembers it.
 func (r *neighbourReader) device(at addr.Virt) (device, error) {
 	d, ok := r.devices[at]
 	if !ok {

@@ -9,7 +9,7 @@ import (
 	"understudy.dev/understudy/dead/sockets"
 )
 
-// Who was connected when the kernel died.
+// The TCP connections that were open when the kernel died.
 func Example() {
 	memory, err := ram.OpenFile("crash.dump")
 	if err != nil {

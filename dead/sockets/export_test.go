@@ -15,5 +15,5 @@ func KnowsHash(k *kernel.Kernel) bool {
 	return found[0].form != nil && found[1].form != nil
 }
 
-// Hash3 is what makes the hash of IPv4 connections.
+// Hash3 is the function that computes the hash of IPv4 connections.
 func Hash3(a, b, c, key uint32) uint32 { return hash3(a, b, c, key) }

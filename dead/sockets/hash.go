@@ -5,19 +5,19 @@ import (
 	"math/bits"
 )
 
-// tuple is what the hash of a connection is made of.
+// tuple is what the hash of a connection is computed from.
 type tuple struct {
 	local, remote         []byte // addresses, of 4 or 16 bytes
-	localPort, remotePort uint32 // one in the order of the machine, the other of the network
+	localPort, remotePort uint32 // localPort in host byte order, remotePort in network byte order
 	mix                   uint32 // of its namespace
 }
 
-// form is a way to make the hash of a connection (net/ipv4/inet_hashtables.c,
+// form is a way to compute the hash of a connection (net/ipv4/inet_hashtables.c,
 // inet_ehashfn; net/ipv6/inet6_hashtables.c, inet6_ehashfn).
 type form func(t *tuple, key, remoteKey uint32) uint32
 
-// forms4 are those of IPv4: of both ports in one word; and since 6.15, with the local
-// one added to it (commit 9544d60a2605).
+// forms4 are the forms for IPv4: with both ports in one word; and since 6.15, with the
+// local port added to the hash (commit 9544d60a2605).
 var forms4 = []form{
 	func(t *tuple, key, _ uint32) uint32 {
 		return hash3(word(t.local, 0), word(t.remote, 0), t.localPort<<16|t.remotePort, key+t.mix)
@@ -27,8 +27,8 @@ var forms4 = []form{
 	},
 }
 
-// forms6 are those of IPv6: likewise, with the last word of the local address and a
-// hash of the remote one; then with all of both, as observed on 7.2.
+// forms6 are the forms for IPv6: the same two, with the last word of the local address
+// and a hash of the remote one; then one with all words of both, as observed on 7.2.
 var forms6 = []form{
 	func(t *tuple, key, remoteKey uint32) uint32 {
 		return hash3(word(t.local, 3), hash4(t.remote, remoteKey), t.localPort<<16|t.remotePort, key+t.mix)

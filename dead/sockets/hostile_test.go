@@ -18,8 +18,8 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// damaged is memory in which some bytes are others. It remembers where it was
-// looked at.
+// damaged is memory with some bytes replaced. It records where it was read until
+// there is damage.
 type damaged struct {
 	ram.Memory
 	bytes map[addr.Phys]byte
@@ -46,7 +46,7 @@ func (d *damaged) View(pa addr.Phys, n int) ([]byte, error) {
 	return out, nil
 }
 
-// damage changes up to 30 bits, or bytes, of what was looked at.
+// damage changes up to 30 bits, or bytes, of what was read.
 func (d *damaged) damage(seed int) {
 	rng := rand.New(rand.NewPCG(uint64(seed), 1))
 	d.bytes = make(map[addr.Phys]byte)
@@ -80,12 +80,12 @@ func hostile(t *testing.T) (*kernel.Kernel, *damaged) {
 
 var damageCases = flag.Int("damage", tier.Times(100, 400), "how many damaged images the tests of hostile memory make")
 
-// TestHostileConnections damages bytes of a real crash image, of those that the walk
-// looks at. It ends soon, without a panic; each connection that it yields is one that
-// there was, between the same ends; and one that it calls exact is.
+// TestHostileConnections damages bytes of a real crash image that the walk reads. The
+// walk ends soon, without a panic; each connection that it yields is one that existed,
+// between the same ends; and one that it calls exact is exact.
 func TestHostileConnections(t *testing.T) {
 	k, mem := hostile(t)
-	for range sockets.Connections(k) { // so that layouts are known, and not looked at
+	for range sockets.Connections(k) { // so that the layouts are known, and reading them is not recorded
 	}
 	mem.looks = nil
 	clean := make(map[addr.Virt]sockets.Connection)
@@ -126,7 +126,7 @@ func TestHostileConnections(t *testing.T) {
 		refused += errs
 		lost += len(clean) - found
 		if errs == 0 && found < len(clean) {
-			// Only what claims to be no connection may be left out in silence.
+			// Only an entry that claims not to be a connection may be left out without an error.
 			if quiet += len(clean) - found; len(clean)-found > len(mem.bytes) {
 				t.Errorf("seed %d: %d connections are missing, and nothing is said about it", seed, len(clean)-found)
 			}
@@ -142,8 +142,8 @@ func TestHostileConnections(t *testing.T) {
 	}
 }
 
-// TestHostileNeighbours is the same with neighbours. Of an address only a few bits of
-// its hash are known, those that choose its bucket: most damage shows.
+// TestHostileNeighbours is the same with neighbours. Only a few bits of the hash of an
+// address are known, those that choose its bucket: most damage to it shows.
 func TestHostileNeighbours(t *testing.T) {
 	k, mem := hostile(t)
 	for range sockets.Neighbours(k) {

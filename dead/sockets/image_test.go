@@ -33,13 +33,13 @@ func open(t testing.TB, image *connections.Image) *kernel.Kernel {
 	return k
 }
 
-// identity is what there is one socket of.
+// identity is what only one socket has.
 func identity(c *sockets.Connection) string {
 	return fmt.Sprintf("%v %v in %d", c.Local, c.Remote, c.Namespace)
 }
 
-// TestConnectionsInImage checks for exactly the connections that the guest had, each with
-// the numbers that its kernel told.
+// TestConnectionsInImage checks that exactly the connections of the guest are found, each
+// with the numbers that its kernel reported.
 func TestConnectionsInImage(t *testing.T) {
 	for _, name := range fixture.Kernels {
 		t.Run(name, func(t *testing.T) {
@@ -123,8 +123,8 @@ func compare(t *testing.T, image *connections.Image, found map[string]sockets.Co
 	}
 }
 
-// compareHalfOpen takes the connections out of found that are half-open. The guest
-// knows the other end of each, whose handshake is complete: with the numbers swapped.
+// compareHalfOpen takes the half-open connections out of found. The guest knows the other
+// end of each, whose handshake is complete, and which has the same numbers, swapped.
 func compareHalfOpen(t *testing.T, image *connections.Image, found map[string]sockets.Connection) (n int) {
 	t.Helper()
 	for id, c := range found {
@@ -147,7 +147,7 @@ func compareHalfOpen(t *testing.T, image *connections.Image, found map[string]so
 	return n
 }
 
-// TestNeighboursInImage checks for exactly the neighbours that the guest had.
+// TestNeighboursInImage checks that exactly the neighbours of the guest are found.
 func TestNeighboursInImage(t *testing.T) {
 	for _, name := range fixture.Kernels {
 		t.Run(name, func(t *testing.T) {

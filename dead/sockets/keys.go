@@ -7,9 +7,9 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// hasher makes the hash of connections of one kind, as the kernel does. It is found
-// out by the hashes that are stored: which form they have, and what the random keys
-// are.
+// hasher computes the hash of connections of one kind, as the kernel does. Its form
+// and its random keys are found by comparison with the hashes that are stored with
+// connections.
 type hasher struct {
 	form           form // nil if it is not known
 	key, remoteKey uint32
@@ -21,14 +21,14 @@ type sample struct {
 	hash uint32
 }
 
-// maxSamples is how many connections of each kind have a vote.
+// maxSamples is how many connections of each kind are used to find the keys.
 const maxSamples = 32
 
 // findHashers finds the hashers for IPv4 and IPv6. The keys are in variables of the
-// functions that hash, of which not every kernel tells the addresses; so all that
-// these functions load is tried, and the key is what most samples come out right
-// with. If there is none, a connection is held against its chain by its stored hash
-// alone.
+// hash functions, whose addresses not every kernel tells; so all values that these
+// functions load are tried, and the key is the one with which most samples have the
+// right hash. If there is none, a connection is checked against its chain by its
+// stored hash alone.
 func (r *reader) findHashers(tables []table) [2]hasher {
 	samples := r.samples(tables)
 	loads6 := loads(r.k, "inet6_ehashfn")
@@ -38,7 +38,7 @@ func (r *reader) findHashers(tables []table) [2]hasher {
 	}
 }
 
-// samples returns some connections that are hashed as of IPv4, and some as of IPv6.
+// samples returns some connections that are hashed as IPv4, and some that are hashed as IPv6.
 func (r *reader) samples(tables []table) (all [2][]sample) {
 	for _, t := range tables {
 		r.walk(t, func(c Connection, err error) bool {
@@ -55,7 +55,7 @@ func (r *reader) samples(tables []table) (all [2][]sample) {
 	return all
 }
 
-// kind is the index of a connection's hasher.
+// kind returns the index of a connection's hasher.
 func (r *reader) kind(c *Connection) int {
 	if c.Remote.Addr().Is4() {
 		return 0
@@ -63,7 +63,7 @@ func (r *reader) kind(c *Connection) int {
 	return 1
 }
 
-// tuple reads what a connection's hash is made of from its struct sock_common.
+// tuple reads what a connection's hash is computed from, out of its struct sock_common.
 func (r *reader) tuple(b []byte, kind int) tuple {
 	l := &r.l.common
 	t := tuple{
@@ -76,7 +76,7 @@ func (r *reader) tuple(b []byte, kind int) tuple {
 	return t
 }
 
-// elect returns the hasher that most samples agree with.
+// elect returns the first hasher that more than half of the samples agree with.
 func elect(samples []sample, forms []form, keys, remoteKeys []uint32) hasher {
 	for _, f := range forms {
 		for _, key := range keys {
@@ -97,14 +97,14 @@ func elect(samples []sample, forms []form, keys, remoteKeys []uint32) hasher {
 }
 
 const (
-	functionSize = 512 // what is looked at of a function, in bytes; they have 150 to 400
+	functionSize = 512 // how much of a function is searched, in bytes; they have 150 to 400
 	maxLoads     = 16
 )
 
 // loads returns the words that the beginning of a function loads or adds from fixed
 // addresses: opcodes 8B and 03 with an address relative to the next instruction
-// (Intel SDM volume 2, 2.2.1.6). What is no instruction, but looks like one, yields a
-// word more.
+// (Intel SDM volume 2, 2.2.1.6). Bytes that only look like such an instruction yield
+// an additional word.
 func loads(k *kernel.Kernel, name string) []uint32 {
 	at, err := k.Symbol(name)
 	if err != nil {

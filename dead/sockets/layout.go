@@ -6,7 +6,7 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// sockLayout is where the members of the kernel's structures about connections are.
+// sockLayout says where the members of the kernel's structures about connections are.
 type sockLayout struct {
 	ehash, mask kernel.Field // in inet_hashinfo
 	infoSize    int

@@ -16,8 +16,8 @@ type namespace struct {
 // 4 KiB.
 const maxNamespaces = 1 << 16
 
-// readNamespaces walks net_namespace_list (net/core/net_namespace.c). What it finds
-// before an error is good.
+// readNamespaces walks net_namespace_list (net/core/net_namespace.c). What it found
+// before an error is valid.
 func readNamespaces(k *kernel.Kernel) (map[addr.Virt]namespace, error) {
 	l := k.Types().Layout("net")
 	list, inode := l.Field("list", 16), l.Field("ns.inum", 4)

@@ -14,13 +14,13 @@ import (
 // device whose addresses have 6 bytes.
 type Neighbour struct {
 	Interface string // name of the network device
-	Index     uint32 // of it
+	Index     uint32 // of the network device
 	Address   netip.Addr
 	MAC       [6]byte
-	// Permanent says that somebody set it (NUD_PERMANENT), and that the kernel did
-	// not learn it.
+	// Permanent says that the entry was configured (NUD_PERMANENT), and not learned
+	// by the kernel.
 	Permanent bool
-	// Router says that it is one (NTF_ROUTER).
+	// Router says that the neighbour is a router (NTF_ROUTER).
 	Router bool
 	// Namespace is the inode number of the network namespace of the device.
 	Namespace uint32
@@ -28,8 +28,8 @@ type Neighbour struct {
 	Addr addr.Virt
 }
 
-// Of struct neighbour (include/uapi/linux/neighbour.h). Those with NUD_NOARP have an
-// address that follows from the device or the protocol address.
+// States and flags of struct neighbour (include/uapi/linux/neighbour.h). Entries with
+// NUD_NOARP have an address that follows from the device or the protocol address.
 const (
 	nudReachable = 0x02
 	nudStale     = 0x04
@@ -43,8 +43,8 @@ const (
 
 // Neighbours yields the neighbours of all network namespaces. An entry that does
 // not check out is a *Refusal, and the walk goes on; other errors say what part of
-// the kernel could not be walked. A kernel without IPv6 has no neighbours of it, and one
-// without TCP (Without) none at all.
+// the kernel could not be walked. A kernel without IPv6 has no IPv6 neighbours, and one
+// without TCP (Without) has none at all.
 func Neighbours(k *kernel.Kernel) iter.Seq2[Neighbour, error] {
 	return func(yield func(Neighbour, error) bool) {
 		if Without(k) != "" {
@@ -104,7 +104,7 @@ type neighbourTable struct {
 // maxShift bounds a table's size: the kernel doubles it with the number of entries.
 const maxShift = 20
 
-// open reads where the table is.
+// open reads where the buckets are, how many, and the keys of the hash.
 func (r *neighbourReader) open(t *neighbourTable) error {
 	b, err := r.k.Bytes(t.at, r.l.tableSize)
 	if err != nil {
@@ -187,7 +187,7 @@ func (r *neighbourReader) chain(t *neighbourTable, bucket int, entry addr.Virt, 
 // errNoAddress says that an entry has no link-layer address, or none of 6 bytes.
 var errNoAddress = errors.New("entry has no link-layer address")
 
-// neighbour reads the entry at an address, whose struct neighbour has these bytes.
+// neighbour reads the entry at an address, whose struct neighbour is b.
 func (r *neighbourReader) neighbour(t *neighbourTable, bucket int, at addr.Virt, b []byte) (Neighbour, error) {
 	l := r.l
 	key, err := r.k.Bytes(at+addr.Virt(l.size), t.keyLen)

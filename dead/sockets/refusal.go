@@ -15,14 +15,14 @@ const (
 	Unreadable     Reason = iota + 1 // its memory is absent, or its address is wrong
 	BadTable                         // the hash table itself is implausible
 	BadChain                         // the entry does not point back to the one before it, or was met before
-	BadHash                          // what the entry says does not belong in this chain
+	BadHash                          // the entry does not belong in this chain, by what it says
 	BadState                         // a state that no entry of this table has
 	BadProtocol                      // the entry is of another protocol or address family
-	BadPort                          // a port is zero, or noted in two ways
+	BadPort                          // a port is zero, or its two copies differ
 	BadAddress                       // an address is unspecified
-	BadNamespace                     // of no network namespace there is
+	BadNamespace                     // the network namespace does not exist
 	BadDevice                        // the network device is implausible
-	BadLinkAddress                   // the link-layer address is noted in two ways, or was being changed
+	BadLinkAddress                   // the two copies of the link-layer address differ, or it was being changed
 	TooMany                          // so much of the table was refused that the rest was not looked at
 )
 
@@ -51,11 +51,11 @@ func (r Reason) String() string {
 // MarshalText makes reasons readable in reports.
 func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
-// Refusal is an entry of a table that is not taken, or a chain from there on. It
+// Refusal is an entry of a table that is not taken, or also the rest of its chain. It
 // is an error, so that walks can yield it in its place.
 type Refusal struct {
 	Table  string    // "tcp", "arp" or "nd"
-	Bucket int       // of the hash table; -1 if it is about the whole of it
+	Bucket int       // of the hash table; -1 if the refusal is about the whole table
 	Addr   addr.Virt // of the entry, or of the table
 	Reason
 	Cause error // more about it; may be nil
@@ -75,7 +75,7 @@ func (r *Refusal) Error() string {
 
 func (r *Refusal) Unwrap() error { return r.Cause }
 
-// maxRefusals bounds how much of one table is refused. Beyond that it is no table.
+// maxRefusals bounds the refusals for one table. Beyond that it is no table.
 const maxRefusals = 1000
 
 // tally is the state of a walk over one table.
@@ -85,7 +85,7 @@ type tally struct {
 	refused int
 }
 
-// refuse makes a refusal; the last one that there is room for says so.
+// refuse makes a refusal; the one that reaches the bound says that there are too many.
 func (t *tally) refuse(bucket int, at addr.Virt, why Reason, cause error) *Refusal {
 	if t.refused++; t.refused >= maxRefusals {
 		return &Refusal{Table: t.table, Bucket: -1, Addr: t.at, Reason: TooMany, Cause: cause}
@@ -109,7 +109,7 @@ func bad(why Reason, format string, args ...any) error {
 	return wrong{why, fmt.Errorf(format, args...)}
 }
 
-// refuseFor makes a refusal of an error of bad, or of a failed read.
+// refuseFor makes a refusal from an error of bad, or from that of a failed read.
 func (t *tally) refuseFor(bucket int, at addr.Virt, err error) *Refusal {
 	var w wrong
 	if errors.As(err, &w) {

@@ -15,7 +15,7 @@ const (
 	protoTCP = 6
 )
 
-// errMini says that an entry is no struct tcp_sock.
+// errMini says that an entry is not a struct tcp_sock.
 var errMini = errors.New("it is a minisock")
 
 // sock reads the connection at an address; common is the beginning of it.
@@ -85,7 +85,7 @@ func (r *reader) addresses(c *Connection, common []byte) error {
 	switch {
 	case family == afInet:
 	case family == afInet6 && l.remote6.Present() && l.local6.Present():
-		// An IPv4 address is noted in both ways (include/net/inet_sock.h,
+		// An IPv4 address is stored in both forms (include/net/inet_sock.h,
 		// sk_daddr_set).
 		local6 := netip.AddrFrom16([16]byte(l.local6.Bytes(common)))
 		remote6 := netip.AddrFrom16([16]byte(l.remote6.Bytes(common)))
@@ -109,8 +109,8 @@ func (r *reader) addresses(c *Connection, common []byte) error {
 	return nil
 }
 
-// protocol checks a struct proto. There may be several of TCP: MPTCP, kTLS and BPF
-// put copies in the place of tcp_prot and tcpv6_prot, with the same name.
+// protocol checks a struct proto. There may be several for TCP: MPTCP, kTLS and BPF
+// replace tcp_prot and tcpv6_prot by copies with the same name.
 func (r *reader) protocol(at addr.Virt) error {
 	tcp, seen := r.protocols[at]
 	if !seen {
@@ -152,8 +152,8 @@ func (r *reader) tcp(c *Connection) error {
 	return nil
 }
 
-// source checks the address that a connection sends from: of an IPv6 one, its hash has
-// a part only.
+// source checks the address that a connection sends from: of an IPv6 address, the hash
+// covers only a part.
 func (r *reader) source(c *Connection, b []byte) error {
 	var from netip.Addr
 	switch {
@@ -174,8 +174,8 @@ func (r *reader) source(c *Connection, b []byte) error {
 	return nil
 }
 
-// consistent holds the numbers of a connection against each other. packets is how
-// many are unacknowledged: some if and only if bytes are (net/ipv4/tcp_output.c,
+// consistent checks the numbers of a connection against each other. packets is how many
+// packets are unacknowledged: some are if and only if bytes are (net/ipv4/tcp_output.c,
 // tcp_event_new_data_sent).
 func (c *Connection) consistent(packets uint32) bool {
 	before := func(a, b uint32) bool { return int32(b-a) >= 0 } // or equal

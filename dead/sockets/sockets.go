@@ -9,7 +9,7 @@
 // of a neighbour, only the few bits of the hash that choose its bucket are known, so
 // that some damage to it does not show.
 //
-// Connections that are over (TCP_TIME_WAIT) are left out: their peers want nothing more.
+// Connections that are over (TCP_TIME_WAIT) are left out: their peers expect nothing more.
 package sockets
 
 import (
@@ -21,7 +21,7 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// State is that of a TCP connection (include/net/tcp_states.h).
+// State is the state of a TCP connection (include/net/tcp_states.h).
 type State uint8
 
 // The states of connections; the numbers are the kernel's.
@@ -31,7 +31,7 @@ const (
 	SynRecv     State = 3 // a connection accepted with data in its SYN (TCP Fast Open)
 	FinWait1    State = 4
 	FinWait2    State = 5
-	timeWait    State = 6 // a struct inet_timewait_sock, and no connection any more
+	timeWait    State = 6 // a struct inet_timewait_sock, and no longer a connection
 	CloseWait   State = 8
 	LastAck     State = 9
 	Closing     State = 11
@@ -56,15 +56,15 @@ func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // Connection is a TCP connection that a dead kernel had.
 type Connection struct {
-	// Local and Remote have IPv4 addresses where IPv4 is what was spoken, also of
-	// sockets for IPv6. They have no zones: see Bound.
+	// Local and Remote have IPv4 addresses if the connection used IPv4, also for
+	// IPv6 sockets. They have no zones: see Bound.
 	Local, Remote netip.AddrPort
 	State         State
-	// Of struct tcp_sock, or tcp_request_sock: the first byte that the peer has not acknowledged, the
-	// next one to be sent, and the next one expected of the peer.
+	// From struct tcp_sock or tcp_request_sock: the first byte that the peer has not acknowledged, the
+	// next one to be sent, and the next one expected from the peer.
 	SndUna, SndNxt, RcvNxt uint32
-	// WriteSeq is the end of what the program has written; from SndNxt on it was
-	// never sent. CopiedSeq is the end of what it has read.
+	// WriteSeq is the end of what the program has written; from SndNxt on that was
+	// never sent. CopiedSeq is the end of what the program has read.
 	WriteSeq, CopiedSeq uint32
 	// Unsure says that the numbers are not to be relied on: the kernel was at work on
 	// the connection when it died, or they contradict each other.
@@ -72,8 +72,8 @@ type Connection struct {
 	// Namespace is the inode number of its network namespace (net->ns.inum), as
 	// /proc/PID/ns/net has it.
 	Namespace uint32
-	// Bound is the index of the network device it is bound to, as with link-local
-	// addresses; 0 if to none.
+	// Bound is the index of the network device that it is bound to, as with link-local
+	// addresses; 0 if it is bound to none.
 	Bound uint32
 	// Addr is where its struct sock is, or its struct request_sock.
 	Addr addr.Virt
@@ -81,14 +81,14 @@ type Connection struct {
 
 // Exact reports whether nothing is in flight, and nothing in doubt: then the peer
 // expects SndNxt next, and a reset with this number is exactly valid (RFC 5961,
-// 3.2). Of a half-open one the number has no second witness in memory.
+// 3.2). For a half-open connection, nothing else in memory confirms the number.
 func (c *Connection) Exact() bool {
 	return !c.Unsure && c.SndUna == c.SndNxt && c.State != SynSent && c.State != SynRecv && c.State != HalfOpen
 }
 
 // Connections yields the TCP connections of all network namespaces, each once. An
 // entry that does not check out is a *Refusal, and the walk goes on; other errors
-// say what part of the kernel could not be walked. One that was built without TCP (Without) has none.
+// say what part of the kernel could not be walked. A kernel that was built without TCP (Without) has none.
 func Connections(k *kernel.Kernel) iter.Seq2[Connection, error] {
 	return func(yield func(Connection, error) bool) {
 		if Without(k) != "" {

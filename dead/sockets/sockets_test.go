@@ -10,7 +10,7 @@ import (
 	"understudy.dev/understudy/internal/lab/kerneltest"
 )
 
-// walk returns what there is, and why what is refused is.
+// walk returns the connections, the reasons of refusals, and other errors.
 func walk(k *kernel.Kernel) (found []sockets.Connection, refused []sockets.Reason, errs []error) {
 	for c, err := range sockets.Connections(k) {
 		var refusal *sockets.Refusal
@@ -26,8 +26,8 @@ func walk(k *kernel.Kernel) (found []sockets.Connection, refused []sockets.Reaso
 	return found, refused, errs
 }
 
-// TestWithout: what a kernel was built without is no fault of its; of one that has any symbol of TCP, what
-// cannot be read is.
+// TestWithout checks that what a kernel was built without is not reported as an error, and that what cannot be
+// read of a kernel with any symbol of TCP is.
 func TestWithout(t *testing.T) {
 	for _, tt := range []struct {
 		symbols []string
@@ -61,7 +61,7 @@ func TestWithout(t *testing.T) {
 	}
 }
 
-// TestConnections damages one connection of several, and wants the others.
+// TestConnections damages one connection of several, and checks that the others are found.
 func TestConnections(t *testing.T) {
 	for name, c := range map[string]struct {
 		damage func(w *world, s addr.Virt)
@@ -117,7 +117,7 @@ func TestConnections(t *testing.T) {
 	}
 }
 
-// TestExact wants doubt where numbers contradict each other or were being changed.
+// TestExact checks that numbers that contradict each other or were being changed are in doubt.
 func TestExact(t *testing.T) {
 	for name, c := range map[string]struct {
 		numbers       map[addr.Virt]uint32
@@ -169,7 +169,7 @@ func TestExact(t *testing.T) {
 	}
 }
 
-// TestMapped checks that an IPv4 connection of a socket for IPv6 is one of IPv4.
+// TestMapped checks that a connection of an IPv6 socket that uses IPv4 has IPv4 addresses.
 func TestMapped(t *testing.T) {
 	w := newWorld(t)
 	s := w.connect("10.0.0.1:2049", "10.0.0.9:900")
@@ -242,7 +242,7 @@ func TestNeighbours(t *testing.T) {
 	}
 }
 
-// FuzzWalks wants walks to end, and to yield nothing twice, whatever memory says.
+// FuzzWalks checks that walks end, and yield nothing twice, whatever memory says.
 func FuzzWalks(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 0, 1, 1})
 	f.Add([]byte{9, 200, 1, 0, 255, 7, 30, 0, 0, 0, 0, 7})

@@ -80,8 +80,8 @@ func (r *reader) table(info addr.Virt) (table, error) {
 	return t, nil
 }
 
-// goesOn reports whether there are more buckets behind the end of a table. One that is
-// larger than it says would look whole, and be half of it.
+// goesOn reports whether there are more buckets behind the end of a table. A table that is
+// larger than it says would look complete, although only a part of it is read.
 func (r *reader) goesOn(t table) bool {
 	const look, enough = 64, 2 // one might be chance
 	empty := 0

@@ -6,8 +6,8 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 )
 
-// parts are what connections and neighbours need a kernel to be built with. Any of a part's symbols is proof
-// that it was: code and data, because a kernel may keep no symbols of data (CONFIG_KALLSYMS_ALL).
+// parts are what a kernel must be built with to have connections and neighbours. Any of a part's symbols proves
+// that it was: of code and of data, because a kernel may keep no symbols of data (CONFIG_KALLSYMS_ALL).
 var parts = []struct {
 	name    string
 	symbols []string
@@ -16,8 +16,8 @@ var parts = []struct {
 	{"TCP", []string{"tcp_hashinfo", "tcp_v4_rcv", "tcp_sendmsg", "arp_tbl", "arp_rcv"}},       // CONFIG_INET
 }
 
-// Without says what a kernel was built without, "a network" or "TCP", so that it has neither connections
-// nor neighbours. It is empty for one that may have some.
+// Without returns what a kernel was built without, "a network" or "TCP", so that it has neither connections
+// nor neighbours. It is empty for a kernel that may have some.
 func Without(k *kernel.Kernel) string {
 	for _, p := range parts {
 		absent := 0

@@ -173,7 +173,7 @@ func (w *world) connect(local, remote string) addr.Virt {
 	return s
 }
 
-// halfOpen makes of a connection one whose handshake is not complete.
+// halfOpen turns a connection into one whose handshake is not complete.
 func (w *world) halfOpen(s addr.Virt, sent, received, next uint32) {
 	w.Put(s+scState, []byte{12})
 	w.PutU32(s+rqSent, sent)
@@ -194,7 +194,7 @@ func (w *world) hash(s addr.Virt, hash uint32) {
 	w.PutU64(head, uint64(s+scNode))
 }
 
-// neighbour adds one, with a header that is ready.
+// neighbour adds a neighbour, with a header that is ready.
 func (w *world) neighbour(ip string, state byte) addr.Virt {
 	n := w.alloc(nbSize + 4)
 	key := netip.MustParseAddr(ip).As4()
