@@ -1,10 +1,10 @@
-// Package agent is what answers a supervisor inside a partition: as PID 1 of the small
-// guest, or as a service of a larger one, it sends the heartbeat, mounts disks, has
-// salvaged data written, and starts and stops the services of the role.
+// Package agent runs inside a partition and answers its supervisor. As PID 1 of the small
+// guest, or as a service of a larger one, it sends the heartbeat, mounts disks, writes
+// salvaged data, and starts and stops the services of the role.
 //
 // # Caveats
 //
-// The agent trusts its supervisor, which is the machine it runs on.
+// The agent trusts its supervisor, which provides the machine that the agent runs on.
 package agent
 
 import (
@@ -26,22 +26,22 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// Verb is one more call that an agent answers, besides its own.
+// Verb answers one kind of call. New takes verbs in addition to the agent's own.
 type Verb func(ctx context.Context, conn *wire.Conn, body json.RawMessage) (any, error)
 
 // Agent serves one supervisor.
 type Agent struct {
 	verbs map[string]Verb
-	conn  atomic.Pointer[wire.Conn] // of the supervisor; nil: none is there
+	conn  atomic.Pointer[wire.Conn] // to the supervisor; nil while none is connected
 
 	mu       sync.Mutex
 	config   wire.Config
-	counters counters  // nil: nobody watches
+	counters counters  // nil if no heartbeat is configured
 	mounts   []mounted // in the order of mounting
 	services []*service
-	system   bool           // systemd is around us: services are its units
-	units    []wire.Service // those that were started
-	nfs      *nfsd.Server   // nil: none
+	system   bool           // the guest runs systemd: services are its units
+	units    []wire.Service // services that were started as units
+	nfs      *nfsd.Server   // nil if there is no NFS server
 	children *children.Children
 
 	network network
@@ -91,12 +91,12 @@ func call[In, Out any](f func(context.Context, In) (Out, error)) Verb {
 
 type none struct{}
 
-// Serve greets the supervisor on the agent's port and answers its calls; when it goes, the
-// next one that comes. It returns only when the port cannot be used any more.
+// Serve greets the supervisor on the agent's port and answers its calls; when that one
+// disconnects, it serves the next. It returns only when the port cannot be used any more.
 func (a *Agent) Serve(ctx context.Context) error {
 	// A goroutine in a blocking call keeps its processor until the runtime's
-	// monitor takes that away, which may be 10 ms: have enough for all that
-	// block at once.
+	// monitor takes it away, which may be 10 ms: have enough processors for
+	// all goroutines that block at once.
 	runtime.GOMAXPROCS(runtime.NumCPU() + filewriter.Workers)
 	for {
 		if err := a.serveOne(ctx); err != nil {
@@ -105,7 +105,7 @@ func (a *Agent) Serve(ctx context.Context) error {
 	}
 }
 
-// serveOne serves one supervisor until it goes. What is left then of its calls is broken off.
+// serveOne serves one supervisor until it disconnects. Calls that are in flight then are canceled.
 func (a *Agent) serveOne(ctx context.Context) error {
 	port, err := openPort(ctx, wire.PortName)
 	if err != nil {
@@ -129,7 +129,7 @@ func (a *Agent) serveOne(ctx context.Context) error {
 		return err
 	}
 	if err := conn.Notify(wire.Hello, greeting); err != nil {
-		return nil // it has gone already
+		return nil // the supervisor is gone already
 	}
 	if err := conn.Serve(ctx); err != nil && ctx.Err() == nil {
 		fmt.Fprintln(os.Stderr, "understudy:", err)
@@ -204,8 +204,8 @@ func (a *Agent) crash(_ context.Context, r wire.CrashRequest) (none, error) {
 	return none{}, errors.New("the kernel survived sysrq c")
 }
 
-// hang has each CPU run nothing but a thread that spins, with the highest real-time
-// priority, and without the share that others have by default
+// hang makes each CPU run nothing but a spinning thread of the highest real-time priority.
+// Before that it removes the share of CPU time that other threads have by default
 // (Documentation/scheduler/sched-rt-group.rst).
 func hang() error {
 	if err := os.WriteFile("/proc/sys/kernel/sched_rt_runtime_us", []byte("-1"), 0); err != nil {

@@ -17,7 +17,7 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// nic is an interface of the role, set up.
+// nic is an interface of the role that has been set up.
 type nic struct {
 	index    int
 	name     string
@@ -25,12 +25,12 @@ type nic struct {
 	prefixes []netip.Prefix // its addresses, with the lengths of their networks
 }
 
-// network is the role's interfaces, and the peers of the dead side. It has a lock of its
-// own: peers come while the agent mounts and starts.
+// network holds the role's interfaces and the peers of the dead side. It has its own lock,
+// since the peers arrive while the agent mounts disks and starts services.
 type network struct {
 	mu    sync.Mutex
 	nics  []nic
-	peers []packet // to be told
+	peers []packet // still to be told that their connections are gone
 }
 
 // setUp sets the role's interfaces up.
@@ -48,8 +48,8 @@ func (n *network) setUp(nics []wire.NIC) error {
 	return nil
 }
 
-// again sets the interfaces up once more before the services of a role start, in a system of its own:
-// something else there, such as NetworkManager, may have taken their addresses away since.
+// again sets the interfaces up once more before the services of a role start, if the guest has its own
+// system: something else there, such as NetworkManager, may have removed their addresses since.
 func (n *network) again(system bool, nics []wire.NIC) error {
 	if !system {
 		return nil
@@ -57,7 +57,7 @@ func (n *network) again(system bool, nics []wire.NIC) error {
 	return n.setUp(nics)
 }
 
-// addresses are where the role can be spoken to from inside.
+// addresses are the IP addresses at which the role can be reached from inside the guest.
 func (n *network) addresses() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -76,11 +76,11 @@ type packet struct {
 	to     netip.Addr
 	index  int // of the interface that the connection's address is on
 	tickle bool
-	later  [][]byte // what ends a connection on which bytes says something else, if the answer to that has not
+	later  [][]byte // if bytes is a call: what ends the connection, unless the answer to the call has
 }
 
-// acquaint has the kernel know the dead side's neighbours, so that nobody has to be
-// asked for a MAC when the address is live, and makes the packets for the peers.
+// acquaint adds the dead side's neighbours to the kernel's neighbour table, so that no MAC
+// has to be resolved when the address is live, and makes the packets for the peers.
 func (a *Agent) acquaint(_ context.Context, r wire.AcquaintRequest) (result wire.AcquaintResult, err error) {
 	p, err := r.Decode()
 	if err != nil {
@@ -107,9 +107,9 @@ func (a *Agent) acquaint(_ context.Context, r wire.AcquaintRequest) (result wire
 	return result, nil
 }
 
-// linkOf is the interface that a neighbour is on: whose network its address is in.
-// Link-local addresses are in every network: the only interface is theirs, or the
-// one of the name that it had on the dead side.
+// linkOf is the interface that a neighbour is on: the one whose network contains the
+// neighbour's address. A link-local address is in every network: its interface is the only
+// one there is, or the one with the name that the interface had on the dead side.
 func (n *network) linkOf(neighbour wire.Neighbour) *nic {
 	for i := range n.nics {
 		for _, p := range n.nics[i].prefixes {
@@ -132,8 +132,8 @@ func (n *network) linkOf(neighbour wire.Neighbour) *nic {
 	return nil
 }
 
-// know puts a neighbour into the kernel's table: to be used at once, and to be
-// confirmed when it was (NUD_STALE, RFC 4861, 7.3.2). Only a host's own MAC will do.
+// know puts a neighbour into the kernel's neighbour table as NUD_STALE: it is used at once,
+// and confirmed after its first use (RFC 4861, 7.3.2). The MAC must be that of a single host.
 func know(at *nic, neighbour wire.Neighbour) error {
 	if neighbour.MAC[0]&1 != 0 || neighbour.MAC == [6]byte{} {
 		return fmt.Errorf("neighbour %s: %v is not the MAC of a host", neighbour.Address, net.HardwareAddr(neighbour.MAC[:]))
@@ -170,8 +170,8 @@ func (n *network) packet(c wire.Connection) packet {
 	return p
 }
 
-// announce says on each network of the role where its addresses are: at once, and
-// again within the next second, for which it does not wait.
+// announce announces the role's addresses on each of its networks: at once, and again
+// within the next second, which it does not wait for.
 func (a *Agent) announce(ctx context.Context, _ none) (none, error) {
 	a.network.mu.Lock()
 	nics := a.network.nics
@@ -196,7 +196,7 @@ func (a *Agent) announce(ctx context.Context, _ none) (none, error) {
 	return none{}, send()
 }
 
-// frames are what is to be said of an interface's addresses.
+// frames are the frames that announce an interface's addresses.
 func (n *nic) frames() (frames [][]byte) {
 	for _, p := range n.prefixes {
 		if p.Addr().Is4() {
@@ -215,8 +215,8 @@ func (n *nic) routes6() bool {
 	return err == nil && !bytes.HasPrefix(b, []byte("0"))
 }
 
-// rehearse says and sends what a takeover will, on interfaces that are connected to
-// nothing yet: an announcement on each, and a packet to an address of our own.
+// rehearse sends what a takeover will send, on interfaces that are connected to nothing
+// yet: an announcement on each, and a packet to each of our own addresses.
 func (n *network) rehearse() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -273,8 +273,9 @@ func (a *Agent) tell(ctx context.Context, r wire.TellRequest) (result wire.TellR
 	return result, nil
 }
 
-// endCalled calls the peers that were called again, in case that it was lost: one that has heard it has answered, and our kernel
-// has reset its connection for that. Then it ends those of the others, and closes the sockets.
+// endCalled repeats the calls to the peers that were sent one, in case it was lost. A peer that received a call has
+// answered, and our kernel has reset the connection because of that. Then endCalled ends the connections of the
+// others, and closes the sockets.
 func endCalled(sockets *announce.Sockets, peers []packet) {
 	defer sockets.Close()
 	peers = slices.DeleteFunc(peers, func(p packet) bool { return p.later == nil })
@@ -283,7 +284,7 @@ func endCalled(sockets *announce.Sockets, peers []packet) {
 	}
 	announce.Repeat(context.Background(), func() {
 		for _, p := range peers {
-			_ = sockets.Send(p.bytes, p.to, p.index) // if all of it is lost, the peer finds out by itself
+			_ = sockets.Send(p.bytes, p.to, p.index) // if all packets are lost, the peer finds out by itself
 		}
 	})
 	for _, p := range peers {

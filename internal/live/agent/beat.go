@@ -33,14 +33,14 @@ func (c counters) at(offset int) *atomic.Uint64 {
 	return (*atomic.Uint64)(unsafe.Pointer(&c[offset]))
 }
 
-// beatName is what a process is called that an agent started to count on the beat page. It
-// does nothing else: in the agent itself a thread that comes back from the kernel may have
-// to wait for what Go's runtime gives to the agent's work, or stand still while garbage is
-// collected.
+// beatName is the name of the process that an agent starts to count on the beat page. The
+// process does nothing else. In the agent itself, a thread that returns from the kernel may
+// have to wait until Go's runtime schedules it among the agent's other work, or stop while
+// garbage is collected.
 const beatName = "understudy-beat"
 
-// Child does what an agent started this process for, and does not return; or it returns at
-// once, if no agent did. A program with an agent in it calls it first of all.
+// Child does the work that an agent started this process for, and does not return. If no
+// agent started it, Child returns at once. A program that contains an agent calls it first.
 func Child() {
 	if len(os.Args) != 2 || os.Args[0] != beatName {
 		return
@@ -49,7 +49,7 @@ func Child() {
 	os.Exit(1)
 }
 
-// beat has a process count on the beat page for as long as the agent lives.
+// beat keeps a process counting on the beat page for as long as the agent lives.
 func (a *Agent) beat(b wire.Beat) error {
 	page, err := beatPage()
 	if err != nil {
@@ -71,9 +71,9 @@ func (a *Agent) beat(b wire.Beat) error {
 	return <-first
 }
 
-// keepBeat starts the process, says what came of it, and starts it again if it ends: a beat
-// that is killed is no dead kernel. It keeps its thread: the process is to end with the
-// agent, and ends with the thread that started it (PR_SET_PDEATHSIG, prctl(2)).
+// keepBeat starts the process, sends the result to first, and starts the process again if it
+// ends: a killed beat does not mean a dead kernel. It keeps its thread, since the process is
+// to end with the agent, and ends with the thread that started it (PR_SET_PDEATHSIG, prctl(2)).
 func (a *Agent) keepBeat(how string, first chan<- error) {
 	runtime.LockOSThread()
 	cmd, err := a.startBeat(how)
@@ -86,7 +86,7 @@ func (a *Agent) keepBeat(how string, first chan<- error) {
 	}
 }
 
-// startBeat starts the process, and returns when it counts.
+// startBeat starts the process, and returns once it counts.
 func (a *Agent) startBeat(how string) (*exec.Cmd, error) {
 	before := a.counters.at(liveness.CounterOffset).Load()
 	cmd := exec.Command("/proc/self/exe")
@@ -109,13 +109,13 @@ func (a *Agent) startBeat(how string) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// beatLimit is how long the process may take to its first beat: under emulation that is emulated itself, the start
-// of a process may take more than a minute.
+// beatLimit is how long the process may take until its first beat: under nested emulation, the start of a process may
+// take more than a minute.
 const beatLimit = 10 * time.Minute
 
 // count counts on the beat page: from a thread of real-time priority that nothing but a dead
 // kernel can hold back for long, from such a thread on each CPU, and from an ordinary one.
-// It returns only an error.
+// It returns only if it fails.
 func count(how string) error {
 	var b wire.Beat
 	if err := json.Unmarshal([]byte(how), &b); err != nil {
@@ -133,11 +133,11 @@ func count(how string) error {
 	}
 }
 
-// BeatOn starts to count on a page of liveness.PageBytes, which stays mapped. This process
-// is to do little else.
+// BeatOn starts to count on a page of liveness.PageBytes bytes, which must stay mapped. The
+// process that calls it should do little else.
 func BeatOn(page []byte, b wire.Beat) error {
-	// Nothing is to stop these threads: no page that has to be read again, and no choice of
-	// the OOM killer.
+	// Nothing may stop these threads: neither a page that has to be read in again, nor the
+	// OOM killer.
 	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
 	binary.LittleEndian.PutUint64(page, liveness.PageMagic)
@@ -164,8 +164,8 @@ func BeatOn(page []byte, b wire.Beat) error {
 	return nil
 }
 
-// ownCPUs are the numbers of the CPUs that this process may run on: where some are offline, as with nosmt, they are
-// not the first ones.
+// ownCPUs are the numbers of the CPUs that this process may run on. Where some CPUs are offline, as with nosmt, these
+// are not the lowest numbers.
 func ownCPUs() (cpus []int, err error) {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err != nil {
@@ -179,8 +179,8 @@ func ownCPUs() (cpus []int, err error) {
 	return cpus, nil
 }
 
-// realTime starts a real-time thread that counts every period, or as seldom as pace says,
-// in ns, on one CPU if that is not negative.
+// realTime starts a real-time thread that counts every period, or every pace ns if that is
+// longer. The thread runs on the given CPU only, unless cpu is negative.
 func (c counters) realTime(offset, cpu int, period time.Duration, pace *atomic.Uint64) error {
 	tid, err := startCounting(c.at(offset), period, pace)
 	if err == nil {
@@ -201,20 +201,20 @@ const (
 	highestPriority = 99
 )
 
-// realTime gives a thread, 0 for this one, a priority in the real-time class, SCHED_FIFO,
-// which is 1 (include/uapi/linux/sched.h).
+// realTime gives a thread (0 means this one) a priority in the real-time class SCHED_FIFO,
+// which is policy 1 (include/uapi/linux/sched.h).
 func realTime(tid int, priority uint32) error {
 	return unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: 1, Priority: priority}, 0)
 }
 
-// keepOn has a thread, 0 for this one, run on one CPU only.
+// keepOn makes a thread (0 means this one) run on one CPU only.
 func keepOn(tid, cpu int) error {
 	var set unix.CPUSet
 	set.Set(cpu)
 	return unix.SchedSetaffinity(tid, &set)
 }
 
-// ordinary counts every period for as long as there is memory to be had.
+// ordinary counts in every period in which it can allocate a page of memory.
 func (c counters) ordinary(offset int, period time.Duration) {
 	runtime.LockOSThread()
 	for {
@@ -229,14 +229,14 @@ func (c counters) ordinary(offset int, period time.Duration) {
 	}
 }
 
-// sleep is in the kernel, and not in Go's runtime. A signal may cut it short.
+// sleep sleeps in the kernel, and not in Go's runtime. A signal may cut it short.
 func sleep(d time.Duration) {
 	ts := unix.NsecToTimespec(int64(d))
 	_ = unix.Nanosleep(&ts, nil)
 }
 
-// beatPage maps the shared page: the memory behind BAR 2 of the ivshmem device that has one
-// page of it.
+// beatPage maps the shared page: BAR 2 of the ivshmem device whose memory is
+// liveness.PageBytes long.
 func beatPage() ([]byte, error) {
 	devices, err := filepath.Glob("/sys/bus/pci/devices/*")
 	if err != nil {
@@ -247,7 +247,7 @@ func beatPage() ([]byte, error) {
 			continue
 		}
 		if st, err := os.Stat(d + "/resource2"); err != nil || st.Size() != liveness.PageBytes {
-			continue // somebody else's
+			continue // another use of ivshmem
 		}
 		if err := os.WriteFile(d+"/enable", []byte("1"), 0); err != nil {
 			return nil, fmt.Errorf("enable beat page %s: %w", filepath.Base(d), err)

@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestOwnCPUs: of CPUs that are not the first ones, each has its own number.
+// TestOwnCPUs: CPUs that are not the lowest-numbered ones keep their numbers.
 func TestOwnCPUs(t *testing.T) {
-	runtime.LockOSThread() // for ever: what it may run on is this thread's only
+	runtime.LockOSThread() // for ever: the affinity is that of this thread only
 	all, err := ownCPUs()
 	if err != nil {
 		t.Fatal(err)

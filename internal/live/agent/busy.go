@@ -66,15 +66,15 @@ func mountsIn(dir string) (names []string) {
 	return names
 }
 
-// mountsOf names the mounts of a device in all mount namespaces that processes have: "the mount on
-// DIR", with the process if that has another namespace than this one.
+// mountsOf names the mounts of a device in the mount namespaces of all processes, as "the mount on
+// DIR", with the process if its namespace is not that of this process.
 func mountsOf(device string) (names []string) {
 	var st unix.Stat_t
 	if unix.Stat(device, &st) != nil {
 		return nil
 	}
 	number := fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
-	own, _ := os.Readlink("/proc/self/ns/mnt") // none, without /proc
+	own, _ := os.Readlink("/proc/self/ns/mnt") // empty without /proc
 	seen := make(map[string]bool)
 	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well-formed
 	for _, p := range processes {
@@ -90,7 +90,7 @@ func mountsOf(device string) (names []string) {
 			of = fmt.Sprintf(" of process %s (%s)", filepath.Base(p), strings.TrimSpace(string(comm)))
 		}
 		for m := range mounts.Parse(string(info)) {
-			if m.Device == number || m.Source == device { // that of btrfs has a number of its own
+			if m.Device == number || m.Source == device { // a btrfs mount has its own device number
 				names = append(names, "the mount on "+m.Dir+of)
 			}
 		}

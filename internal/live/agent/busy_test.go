@@ -13,7 +13,7 @@ import (
 )
 
 // TestUsersOf finds processes by each way in which they keep a file system busy, and
-// nobody where there is nobody.
+// none where there is none.
 func TestUsersOf(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("not root: no mounts")

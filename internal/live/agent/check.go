@@ -13,11 +13,11 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// checked are the types that wire.Checker is for.
+// checked are the file system types that wire.Checker checks.
 var checked = []string{"ext2", "ext3", "ext4"}
 
 // check checks a file system in full and repairs it, as e2fsck(8) does with -f
-// and -y. One that could not be repaired is an error, and must not be mounted.
+// and -y. A file system that it could not repair is an error, and must not be mounted.
 func (a *Agent) check(ctx context.Context, d wire.Disk) (*wire.Check, error) {
 	if !slices.Contains(checked, d.Type) {
 		return nil, fmt.Errorf("check disk %s: %s is not of the ext family", d.Name, d.Type)
@@ -46,8 +46,8 @@ func (a *Agent) check(ctx context.Context, d wire.Disk) (*wire.Check, error) {
 	return found, nil
 }
 
-// checker is e2fsck(8) on a device, in English: a system of its own may have another language, and what it says
-// is read.
+// checker is the command that runs e2fsck(8) on a device, in English: a guest with its own system may have another
+// language, and the output is parsed.
 func checker(ctx context.Context, path string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, wire.Checker, "-f", "-y", path)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")

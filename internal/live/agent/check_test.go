@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestCheckerSpeaksEnglish: what e2fsck says is read, whatever language the guest's system has.
+// TestCheckerSpeaksEnglish: e2fsck, whose output is parsed, speaks English whatever language the guest's system has.
 func TestCheckerSpeaksEnglish(t *testing.T) {
 	t.Setenv("LC_ALL", "de_DE.UTF-8")
 	env := checker(t.Context(), "/dev/null").Environ()

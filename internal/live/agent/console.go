@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// consoleDevice is the first serial port, which the partition's console is.
+// consoleDevice is the first serial port, which is the partition's console.
 const consoleDevice = "/dev/ttyS0"
 
 // serveConsole keeps a shell on the console, if the guest has one.

@@ -11,20 +11,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// counting is what a thread that counts works on, in memory of its own: counting_amd64.s
-// knows the offsets.
+// counting is the state of a thread that counts, in its own mapping. counting_amd64.s knows
+// the offsets of the fields.
 type counting struct {
 	counter *atomic.Uint64
-	pace    *atomic.Uint64 // ns; counts if it is longer than the period
+	pace    *atomic.Uint64 // ns; replaces the period if it is longer
 	period  unix.Timespec
-	sleep   unix.Timespec // the thread's
+	sleep   unix.Timespec // argument of the thread's nanosleep(2)
 }
 
-// startCounting starts a thread that counts every period, or as seldom as pace says, and
-// does nothing else for as long as the process lives. It never enters Go's runtime: that has
-// locks, and who holds one may be an ordinary thread that gets no time; nor does it cost a
-// runtime that looks after it. It takes no signals. What it is given must not be moved or
-// freed: memory that is mapped.
+// startCounting starts a thread that counts every period, or every pace ns if that is longer,
+// and does nothing else for as long as the process lives. The thread never enters Go's
+// runtime, which has locks that an ordinary thread may hold while it gets no CPU time; nor
+// does the runtime spend time on managing the thread. The thread takes no signals. counter
+// and pace must not be moved or freed: they must be in mapped memory.
 func startCounting(counter *atomic.Uint64, period time.Duration, pace *atomic.Uint64) (tid int, err error) {
 	own, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
@@ -42,7 +42,7 @@ func startCounting(counter *atomic.Uint64, period time.Duration, pace *atomic.Ui
 	return tid, nil
 }
 
-// withoutSignals runs f with all signals blocked, as a thread that it makes has them then.
+// withoutSignals runs f with all signals blocked. A thread that f creates inherits that.
 func withoutSignals(f func() int) int {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

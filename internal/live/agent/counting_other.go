@@ -4,5 +4,5 @@ package agent
 
 import "golang.org/x/sys/unix"
 
-// cloneCounting is there for x86-64 only.
+// cloneCounting is implemented for x86-64 only.
 func cloneCounting(*counting) int { return -int(unix.ENOSYS) }

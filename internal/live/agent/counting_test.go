@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestCounting: a thread that counts does so as often as it is told, also while Go collects
-// garbage and signals come, and more seldom if the pace says so.
+// TestCounting: a thread counts as often as it is told to, even while Go collects garbage and
+// signals arrive, and less often if the pace says so.
 func TestCounting(t *testing.T) {
 	page, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
 	if err != nil {
@@ -43,7 +43,7 @@ func TestCounting(t *testing.T) {
 	}
 	for _, slow := range []time.Duration{40 * time.Millisecond, 1050 * time.Millisecond} {
 		pace.Store(uint64(slow))
-		within(1, time.Minute) // the sleep under way may be a short one
+		within(1, time.Minute) // the thread may still be in a short sleep
 		if took := within(2, time.Minute); took < slow {
 			t.Errorf("2 counts in %v, one every %v is right", took, slow)
 		}

@@ -19,9 +19,9 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// diskPath finds the disk whose serial number is name, or its partition N if that is
-// followed by -partN, as udev has it: a virtio, SCSI or SATA disk, or the first namespace of an
-// NVMe controller. Serial numbers of virtio-blk have at most 20 bytes (VIRTIO_BLK_ID_BYTES).
+// diskPath finds the disk whose serial number is name: a virtio, SCSI or SATA disk, or the first
+// namespace of an NVMe controller. If name ends in -partN, as in the links that udev makes, it finds the disk's
+// partition N. Serial numbers of virtio-blk have at most 20 bytes (VIRTIO_BLK_ID_BYTES).
 func diskPath(name string) (string, error) { return findDisk("/sys/block", name) }
 
 func findDisk(sys, name string) (string, error) {
@@ -65,9 +65,9 @@ func AwaitDisk(ctx context.Context, name string, limit time.Duration) (path stri
 	return path, cmp.Or(last, err)
 }
 
-// mount mounts a shared disk that has just become this partition's. What the
-// kernel may have cached of the empty drive that stood in its place is dropped
-// first.
+// mount mounts a shared disk that has just become this partition's. First it
+// drops what the kernel may have cached of the empty drive that was in the
+// disk's place.
 func (a *Agent) mount(ctx context.Context, r wire.MountRequest) (result wire.MountResult, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -108,8 +108,8 @@ func devicePath(d wire.Disk) (string, error) {
 	return up[len(up)-1][0], nil
 }
 
-// freshen has the kernel forget what it may have cached of a disk before it became this
-// partition's, and read its partition table, if that matters.
+// freshen makes the kernel drop what it may have cached of a disk before the disk became this
+// partition's, and read the disk's partition table if the configuration names a partition of it.
 func freshen(ctx context.Context, d wire.Disk) error {
 	for _, name := range []string{d.Name, d.Mirror} {
 		if name == "" {
@@ -133,8 +133,8 @@ func freshenOne(ctx context.Context, name string, divided bool) error {
 	return readTable(ctx, path)
 }
 
-// readTable has the kernel read the partition table of a disk. Nobody may have one of its partitions open, and
-// udev has for a moment each that it was just told of.
+// readTable makes the kernel read the partition table of a disk. That fails while a partition of the disk is open,
+// and udev opens each new one for a moment: readTable tries again until busyLimit.
 func readTable(ctx context.Context, path string) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -173,7 +173,7 @@ func (a *Agent) mountDisk(ctx context.Context, d wire.Disk) error {
 	return a.keep()
 }
 
-// kernelName is what the kernel calls a device in what it says: vda, dm-0.
+// kernelName is the name of a device in the kernel's messages: vda, dm-0.
 func kernelName(path string) string {
 	if to, err := filepath.EvalSymlinks(path); err == nil {
 		path = to
@@ -181,7 +181,7 @@ func kernelName(path string) string {
 	return filepath.Base(path)
 }
 
-// mountError says why a mount failed, with what the kernel said then, and what can be done.
+// mountError says why a mount failed, with what the kernel logged meanwhile, and what can be done.
 func mountError(d wire.Disk, path, said string, err error) error {
 	missing := errors.Is(err, unix.ESRCH) // fs/quota/dquot.c, find_quota_format
 	err = fmt.Errorf("mount %s (%s) on %s: %w", path, d.Type, d.Mount, err)
@@ -206,10 +206,11 @@ func flushBuffers(path string) error {
 	return nil
 }
 
-// mountFlag is what an option that mount(2) takes as a flag, and not as text, sets and clears.
+// mountFlag has the flags of mount(2) that an option sets and clears, if mount(2) takes the option
+// as a flag and not as text.
 type mountFlag struct{ set, clear uintptr }
 
-// mountFlags are those options (mount(8), file-system-independent options).
+// mountFlags are the options that are flags (mount(8), file-system-independent options).
 var mountFlags = map[string]mountFlag{
 	"defaults": {}, "async": {clear: unix.MS_SYNCHRONOUS}, "sync": {set: unix.MS_SYNCHRONOUS}, "dirsync": {set: unix.MS_DIRSYNC},
 	"ro": {set: unix.MS_RDONLY}, "rw": {clear: unix.MS_RDONLY},
@@ -225,8 +226,8 @@ var mountFlags = map[string]mountFlag{
 	"silent": {set: unix.MS_SILENT}, "loud": {clear: unix.MS_SILENT},
 }
 
-// mountOptions splits mount(8)'s options into mount(2)'s flags and data. Of two that contradict
-// each other the later one counts.
+// mountOptions splits mount(8)'s options into mount(2)'s flags and data. Of two options that
+// contradict each other, the later one counts.
 func mountOptions(options string) (flags uintptr, data string) {
 	var text []string
 	for o := range strings.SplitSeq(options, ",") {
@@ -239,12 +240,12 @@ func mountOptions(options string) (flags uintptr, data string) {
 	return flags, strings.Join(text, ",")
 }
 
-// mounted is a disk that is mounted: of a rehearsal, if it is not the pair's.
+// mounted is a disk that is mounted. A disk that is not the pair's belongs to a rehearsal.
 type mounted struct {
 	wire.Disk
-	device  string // that its file system is on
+	device  string // the block device that its file system is on
 	unwatch func()
-	failed  string // why something of it could not be written; empty: all could be
+	failed  string // why some of its data could not be written; empty if all of it could
 }
 
 func (m *mounted) mount() error {
@@ -252,7 +253,7 @@ func (m *mounted) mount() error {
 	return unix.Mount(m.device, m.Mount, m.Type, flags, data)
 }
 
-// mountPoint is where a disk is mounted; empty: it is not.
+// mountPoint is the directory where a disk is mounted, or empty if it is not.
 func (a *Agent) mountPoint(disk string) string {
 	for _, m := range a.mounts {
 		if m.Name == disk {
@@ -262,16 +263,16 @@ func (a *Agent) mountPoint(disk string) string {
 	return ""
 }
 
-// busyLimit is how long a file system may stay busy after what used it was ended.
+// busyLimit is how long a file system may stay busy after its users have ended.
 const busyLimit = 5 * time.Second
 
-// unmountAll unmounts the disks, the one mounted last first: it may lie in another. A file
-// system that stays busy is an error: handing its disk over would have two sides write it. So is one
-// that cannot be written, of which an unmount says nothing.
+// unmountAll unmounts the disks, the one mounted last first, since it may be mounted inside another. A
+// file system that stays busy is an error: if its disk were handed over, two sides would write to it. A
+// file system whose data cannot be written is an error too; umount(2) does not report that.
 func (a *Agent) unmountAll(ctx context.Context) error {
 	for len(a.mounts) > 0 {
 		last := &a.mounts[len(a.mounts)-1]
-		if _, err := a.disk(last.Name); err == nil { // or else it is of a rehearsal, and thrown away
+		if _, err := a.disk(last.Name); err == nil { // otherwise it belongs to a rehearsal, and is thrown away
 			if err := a.save(last); err != nil {
 				return err
 			}
@@ -292,8 +293,8 @@ func (a *Agent) unmountAll(ctx context.Context) error {
 }
 
 // save makes what was written to a mounted disk durable. Once that has failed, it fails for good: the kernel
-// says so once, and takes for clean what it could not write (Documentation/filesystems/vfs.rst, "Handling errors during
-// writeback"), so that only memory has it.
+// reports a failed write once and then treats the pages as clean (Documentation/filesystems/vfs.rst, "Handling errors
+// during writeback"), so that the data is in memory only.
 func (a *Agent) save(m *mounted) error {
 	if m.failed == "" {
 		err := filewriter.SyncFS(m.Mount)
@@ -309,8 +310,8 @@ func (a *Agent) save(m *mounted) error {
 		"Some of it may be in this kernel's memory only. A takeover brings it over (understudy crash), and down --force keeps the memory for recover.")
 }
 
-// unmount unmounts what is mounted on a directory. If that stays busy, the error names
-// what uses it.
+// unmount unmounts what is mounted on a directory. If it stays busy, the error names its
+// users.
 func unmount(ctx context.Context, dir string) error {
 	err := retryBusy(ctx, busyLimit, func() error { return unix.Unmount(dir, 0) })
 	if err != nil {
@@ -323,11 +324,11 @@ func unmount(ctx context.Context, dir string) error {
 	return err
 }
 
-// released makes sure that a file system which was unmounted is gone: a mount of it elsewhere, in
-// another mount namespace too, has it live on, and what is written there would never reach the
-// disk. If it is not gone, it is mounted again where it was, and the error names who has it.
+// released makes sure that a file system which was unmounted is gone. Another mount of it, also one in
+// another mount namespace, would keep it active, and what is written there would never reach the disk.
+// If it is still active, released mounts it again where it was, and the error names what keeps it.
 func (m *mounted) released(ctx context.Context) error {
-	// Exclusive: it fails while a file system has the device (block/bdev.c).
+	// O_EXCL fails while a file system holds the device (block/bdev.c).
 	err := retryBusy(ctx, busyLimit, func() error {
 		fd, err := unix.Open(m.device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 		if err == nil {
@@ -346,7 +347,7 @@ func (m *mounted) released(ctx context.Context) error {
 	return errors.Join(err, m.mount())
 }
 
-// retryBusy calls do again for as long as the answer is EBUSY, within a limit.
+// retryBusy calls do again for as long as it fails with EBUSY, within a limit.
 func retryBusy(ctx context.Context, limit time.Duration, do func() error) error {
 	var last error
 	err := poll(ctx, limit, func() (bool, error) {

@@ -29,8 +29,8 @@ func TestMountOptions(t *testing.T) {
 	}
 }
 
-// TestUnmountAll: disks are unmounted from the last to the first, once what used them has
-// ended. What stays busy is named with its users, and stays mounted.
+// TestUnmountAll: disks are unmounted from the last to the first, once their users have
+// ended. A disk that stays busy is reported with its users, and stays mounted.
 func TestUnmountAll(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("not root: no mounts")
@@ -69,7 +69,7 @@ func TestUnmountAll(t *testing.T) {
 			t.Errorf("%q lacks %q", err, want)
 		}
 	}
-	// It ends within the limit.
+	// This user of the disk ends within the limit.
 	again := exec.Command("/bin/sleep", "0.1")
 	again.Dir = inner
 	if err := errors.Join(unix.Unmount(foreign, 0), again.Start()); err != nil {
@@ -119,8 +119,8 @@ func TestFindDisk(t *testing.T) {
 	}
 }
 
-// TestUnmountFails: what services wrote last and the disk did not take is an error, and no unmount. It is so
-// for good: the kernel tells it once.
+// TestUnmountFails: if the disk did not take what services wrote last, that is an error, and the disk stays mounted.
+// The error is permanent, though the kernel reports it only once.
 func TestUnmountFails(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("not root: no mounts")
@@ -170,7 +170,7 @@ func loopDevice(t *testing.T, dir string) string {
 	return device
 }
 
-// TestReadTable: whoever has a partition open for a moment, as udev has, does not keep the table from
+// TestReadTable: a partition that is open for a moment, as udev opens it, does not keep the table from
 // being read.
 func TestReadTable(t *testing.T) {
 	if os.Getuid() != 0 {
@@ -199,7 +199,7 @@ func TestReadTable(t *testing.T) {
 	}
 	closed := make(chan error, 1)
 	time.AfterFunc(200*time.Millisecond, func() { closed <- part.Close() })
-	// It has no table, and the partition is gone when that has been read.
+	// The device has no table, so the partition is gone once that has been read.
 	if err := readTable(t.Context(), device); err != nil {
 		t.Errorf("while a partition is open: %v", err)
 	}
@@ -208,9 +208,9 @@ func TestReadTable(t *testing.T) {
 	}
 }
 
-// TestReleased: a file system that lives on by a mount elsewhere does not count as unmounted. It is
-// mounted again where it was, and the error names the other mount, also one that only the namespace
-// of another process has.
+// TestReleased: a file system that another mount keeps active does not count as unmounted. It is
+// mounted again where it was, and the error names the other mount, also one that is only in the mount
+// namespace of another process.
 func TestReleased(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("not root: no mounts")

@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// Do answers a call of this very process, as if a supervisor had sent it. What it returns
-// is decoded into out unless that is nil.
+// Do carries out a call of this process itself, as if a supervisor had sent it. The answer
+// is decoded into out unless out is nil.
 func (a *Agent) Do(ctx context.Context, verb string, in, out any) error {
 	v := a.verbs[verb]
 	if v == nil {

@@ -13,7 +13,7 @@ import (
 // maxOutput bounds what is kept of a command's output, in bytes.
 const maxOutput = 1 << 20
 
-// exec runs a command. That it failed is in its status.
+// exec runs a command. If the command fails, that is in its status, and not an error.
 func (a *Agent) exec(ctx context.Context, r wire.ExecRequest) (result wire.ExecResult, err error) {
 	if len(r.Command) == 0 {
 		return result, errors.New("no command")

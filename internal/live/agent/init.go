@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernelMounts are the file systems that PID 1 makes its guest of.
+// kernelMounts are the file systems that PID 1 mounts to make a working guest.
 var kernelMounts = []struct{ source, target, kind string }{
 	{"proc", "/proc", "proc"},
 	{"sysfs", "/sys", "sysfs"},
@@ -22,8 +22,8 @@ var kernelMounts = []struct{ source, target, kind string }{
 	{"tmpfs", "/tmp", "tmpfs"},
 }
 
-// Hides says whether the guest mounts a file system of its own over what its image has at an
-// absolute path.
+// Hides reports whether the guest mounts one of its own file systems over what its image has at
+// an absolute path.
 func Hides(path string) bool {
 	return slices.ContainsFunc(kernelMounts, func(m struct{ source, target, kind string }) bool {
 		return path == m.target || strings.HasPrefix(path, m.target+"/")
@@ -47,8 +47,8 @@ func serveAsInit(ctx context.Context, extra map[string]Verb) error {
 	return a.Serve(ctx)
 }
 
-// MountKernel is the first thing that PID 1 does: it mounts what shows the kernel to
-// programs. It does so once.
+// MountKernel mounts the file systems through which programs see the kernel, and /run and
+// /tmp. PID 1 calls it first. It mounts them only once.
 func MountKernel() error { return mountKernel() }
 
 var mountKernel = sync.OnceValue(func() error {
@@ -63,8 +63,8 @@ var mountKernel = sync.OnceValue(func() error {
 	return nil
 })
 
-// Boot makes a working system of the kernel that this process is PID 1 of, once it is
-// mounted, and returns its agent, which serves nobody yet.
+// Boot makes a working system of the kernel that this process is PID 1 of, after
+// MountKernel, and returns its agent, which does not serve a supervisor yet.
 func Boot(extra map[string]Verb) (*Agent, error) {
 	if err := os.Setenv("PATH", "/sbin:/bin:/usr/sbin:/usr/bin"); err != nil {
 		return nil, err
@@ -112,8 +112,8 @@ func loadModule(path string) error {
 	return nil
 }
 
-// Main is PID 1 of a small guest, with extra verbs. If it cannot go on, the guest ends,
-// and its console says why.
+// Main runs as PID 1 of a small guest, with extra verbs. If it cannot go on, it writes the
+// reason to the console and powers the guest off.
 func Main(ctx context.Context, extra map[string]Verb) {
 	err := serveAsInit(ctx, extra)
 	fmt.Fprintln(os.Stderr, "understudy: init:", err)

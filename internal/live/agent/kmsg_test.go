@@ -10,7 +10,7 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// TestMountError: what the kernel says is quoted, and what its number hides is told.
+// TestMountError: the error quotes what the kernel says, and explains an errno that hides its cause.
 func TestMountError(t *testing.T) {
 	d := wire.Disk{Name: "data", Type: "ext4", Mount: "/srv"}
 	for _, tt := range []struct {
@@ -48,7 +48,7 @@ func TestKernelText(t *testing.T) {
 	}
 }
 
-// TestKernelLog: nobody waits for a kernel that says nothing, and what it says since is heard.
+// TestKernelLog: reading does not wait for a kernel that logs nothing, and without a log nothing is read.
 func TestKernelLog(t *testing.T) {
 	l := listen()
 	if l < 0 {

@@ -19,20 +19,20 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// What lies under a file system is activated from the disk up: a mirror of md, LUKS, a logical
-// volume of LVM, as far as a disk has them. Each is found again by who holds the one below it
-// (Documentation/ABI/testing/sysfs-block, holders), whatever name it has got.
+// The layers under a file system are activated from the disk up: an md mirror, LUKS, an LVM logical
+// volume, as far as a disk has them. Each is found again as a holder of the device below it
+// (Documentation/ABI/testing/sysfs-block, holders), whatever its name is.
 
-// layer is one of them.
+// layer is one of these layers.
 type layer struct {
 	program string                // what activates it
-	is      func(dir string) bool // a block device, by its directory in sysfs, is this layer
-	// Arguments: to activate it on the devices below, and to end it, on its own.
+	is      func(dir string) bool // whether a block device, given by its directory in sysfs, is this layer
+	// The program's arguments: up activates the layer on the devices below it, down ends the layer's device.
 	up   func(below []string) []string
 	down func(device string) []string
 }
 
-// layers are those of a disk, the lowest first.
+// layers are the layers of a disk, the lowest first.
 func layers(d wire.Disk) (all []layer) {
 	if d.Mirror != "" {
 		all = append(all, mirrorLayer(d))
@@ -74,7 +74,7 @@ func volumeLayer(d wire.Disk) layer {
 		program: "lvm",
 		is:      func(dir string) bool { return dmField(dir, "name") == wire.VolumeNode(d.Volume) },
 		up: func(below []string) []string {
-			// Nothing but this device is looked at: another disk may have a copy of it.
+			// LVM looks at this device only: another disk may have a copy of it.
 			filter := fmt.Sprintf("filter=[%q,\"r|.*|\"]", "a|/"+filepath.Base(below[0])+"$|")
 			return []string{"lvchange", volumeConfig(filter), "--activate", "y", d.Volume}
 		},
@@ -82,24 +82,24 @@ func volumeLayer(d wire.Disk) layer {
 	}
 }
 
-// volumeConfig has LVM wait for nobody, and leave nothing behind.
+// volumeConfig is the configuration that makes LVM wait for no other program, and leave nothing behind.
 func volumeConfig(filter string) string {
 	return "--config=devices{use_devicesfile=0 obtain_device_list_from_udev=0 external_device_info_source=\"none\" " + filter +
 		"} activation{udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0} backup{backup=0 archive=0}"
 }
 
-// nodeOf is a name for a disk's devices.
+// nodeOf is the name that a disk's md and LUKS devices are given, from the disk's name.
 func nodeOf(d wire.Disk) string { return strings.ReplaceAll(d.Name, ".", "-") }
 
 // dmField is what device-mapper says of one of its devices (Documentation/ABI/testing/sysfs-block-dm).
 func dmField(dir, field string) string {
-	b, _ := os.ReadFile(filepath.Join(dir, "dm", field)) // it is none, without
+	b, _ := os.ReadFile(filepath.Join(dir, "dm", field)) // empty: it is not a device-mapper device
 	return strings.TrimSpace(string(b))
 }
 
 func sysfsOf(device string) string { return filepath.Join("/sys/class/block", filepath.Base(device)) }
 
-// holder is the device of a kind that lies on another; empty: there is none.
+// holder is the device that lies on another and is of the given kind, or empty if there is none.
 func holder(device string, is func(string) bool) string {
 	held, _ := filepath.Glob(filepath.Join(sysfsOf(device), "holders", "*")) // the pattern is well-formed
 	for _, h := range held {
@@ -129,8 +129,8 @@ func bottom(d wire.Disk) ([]string, error) {
 	return devices, nil
 }
 
-// standing are the devices of a disk's layers that are active, the lowest first, with those that they
-// lie on before them. A mirror counts also if only one of its disks is in it.
+// standing are a disk's devices, the lowest first: those that the lowest layer is on, and then the device
+// of each active layer. A mirror counts as active even if only one of its disks is in it.
 func standing(d wire.Disk) ([][]string, error) {
 	below, err := bottom(d)
 	if err != nil {
@@ -151,7 +151,7 @@ func standing(d wire.Disk) ([][]string, error) {
 	return all, nil
 }
 
-// activate makes of a disk the device that its file system is on.
+// activate activates the layers of a disk up to the device that its file system is on.
 func (a *Agent) activate(ctx context.Context, d wire.Disk) error {
 	all := layers(d)
 	for {
@@ -176,7 +176,7 @@ func (a *Agent) activate(ctx context.Context, d wire.Disk) error {
 	}
 }
 
-// tellDegraded tells of an array that goes on with one disk of two.
+// tellDegraded reports an array that runs on one disk of two.
 func (a *Agent) tellDegraded(d wire.Disk, device string) {
 	b, err := os.ReadFile(filepath.Join(sysfsOf(device), "md", "degraded")) // Documentation/admin-guide/md.rst
 	if n := strings.TrimSpace(string(b)); err == nil && n != "0" {
@@ -200,7 +200,7 @@ func (a *Agent) deactivate(ctx context.Context, d wire.Disk) error {
 	return nil
 }
 
-// tool runs a program that knows a layer. Nobody but it makes its devices' nodes in a small guest.
+// tool runs the program of a layer. In a small guest, only that program makes the nodes of the layer's devices.
 func (a *Agent) tool(ctx context.Context, program string, args []string) error {
 	if _, err := exec.LookPath(program); err != nil {
 		return hint.New("find "+program, err, "Build the guest's image again with understudy initramfs --under, or install it there.")
@@ -221,8 +221,8 @@ func (a *Agent) tool(ctx context.Context, program string, args []string) error {
 	return nil
 }
 
-// activateDisk is the verb: a disk that has just become this partition's, or is at its start, gets
-// its device, which nobody mounts yet.
+// activateDisk is the verb: it activates the layers of a disk that has just become this partition's, or
+// that the partition has at its start. The device is not mounted yet.
 func (a *Agent) activateDisk(ctx context.Context, r wire.ActivateRequest) (result wire.ActivateResult, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -248,9 +248,9 @@ func (a *Agent) activateDisk(ctx context.Context, r wire.ActivateRequest) (resul
 	return result, nil
 }
 
-// prepareDevice gives a disk its device, fresh from the disk.
+// prepareDevice activates a disk's layers, after it has dropped what was cached of the disk.
 func (a *Agent) prepareDevice(ctx context.Context, d wire.Disk) error {
-	if up, err := standing(d); err != nil || len(up) == 1 { // or else its disks are in use already, as they are
+	if up, err := standing(d); err != nil || len(up) == 1 { // otherwise its layers already use the disks as they are
 		if err := freshen(ctx, d); err != nil {
 			return err
 		}
@@ -308,8 +308,8 @@ func (a *Agent) endLayers(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// rehearseLayers activates the layers of shared disk i for a moment, on what stands for it: with the
-// real key, and what that takes of time and memory.
+// rehearseLayers activates the layers of shared disk i for a moment, on the trial disk that stands for
+// it: with the real key, and with the time and memory that this takes.
 func (a *Agent) rehearseLayers(ctx context.Context, i int, d wire.Disk) error {
 	if len(layers(d)) == 0 {
 		return nil

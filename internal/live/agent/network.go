@@ -66,8 +66,8 @@ func setUpNIC(n wire.NIC) (nic, error) {
 }
 
 // trustAddresses turns off the detection of duplicate IPv6 addresses (RFC 4862,
-// 5.4), which holds an address back for a second: the same ones are on the other
-// side on purpose, and the two are never on one link. The interface is to be down.
+// 5.4), which holds an address back for a second: the other side has the same
+// addresses on purpose, and the two are never on one link. The interface must be down.
 func (n *nic) trustAddresses() error {
 	for _, p := range n.prefixes {
 		if p.Addr().Is4() {
@@ -93,8 +93,8 @@ func (n *nic) addAddress(l netlink.Link, p netip.Prefix) error {
 	return nil
 }
 
-// addRoutes adds those without a gateway first, by which one may be reached. Those by the gateways
-// lead everywhere.
+// addRoutes adds the routes without a gateway first, since a gateway may be reached by one of them.
+// The routes by Gateway and Gateway6 are the default routes.
 func (n *nic) addRoutes(c wire.NIC) error {
 	routes := slices.Clone(c.Routes)
 	for _, via := range []string{c.Gateway, c.Gateway6} {
@@ -166,7 +166,7 @@ func linkByMAC(mac net.HardwareAddr) (netlink.Link, error) {
 	return nil, fmt.Errorf("no interface has MAC %s", mac)
 }
 
-// setUpLoopback brings lo up, which PID 1 owes its guest.
+// setUpLoopback brings lo up, which is the job of PID 1.
 func setUpLoopback() error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {

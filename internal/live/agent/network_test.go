@@ -22,8 +22,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// inNamespace runs f in a network namespace of its own with an interface eth0, of
-// this MAC, that is cabled to another namespace.
+// inNamespace runs f in its own network namespace, with an interface eth0 that has the
+// MAC which f is given and is cabled to another namespace.
 func inNamespace(t *testing.T, f func(mac string) error) {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -47,7 +47,7 @@ func inNamespace(t *testing.T, f func(mac string) error) {
 		if err != nil {
 			return err
 		}
-		// As a kernel has it by default, and down, as it is at boot.
+		// The kernel's default, and down, as an interface is at boot.
 		if err := os.WriteFile("/proc/sys/net/ipv6/conf/eth0/accept_dad", []byte("1"), 0); err != nil {
 			return err
 		}
@@ -68,8 +68,8 @@ func identity(mac string) []wire.NIC {
 	}}
 }
 
-// TestSetUp: addresses can be used at once, and routes lead where they should. Done
-// twice, it is as done once.
+// TestSetUp: addresses can be used at once, and routes lead where they should. A second
+// setUp changes nothing.
 func TestSetUp(t *testing.T) {
 	inNamespace(t, func(mac string) error {
 		var n network
@@ -109,8 +109,8 @@ func TestSetUp(t *testing.T) {
 	})
 }
 
-// TestSetUpOffLink: a gateway that no address reaches is reached by a route to it, or as one that is on
-// the link; and the MTU is what it is to be.
+// TestSetUpOffLink: a gateway outside of the networks of the interface's addresses is reached by a route to
+// it, or as one that is on the link; and the MTU is the configured one.
 func TestSetUpOffLink(t *testing.T) {
 	inNamespace(t, func(mac string) error {
 		var n network
@@ -168,8 +168,8 @@ func encode(t *testing.T, p wire.Peers) wire.AcquaintRequest {
 	return r
 }
 
-// TestAcquaint: neighbours on the role's networks are known, others are left out,
-// and a MAC that no host has is not believed.
+// TestAcquaint: neighbours on the role's networks become known, others are left out,
+// and a MAC that no host can have is refused.
 func TestAcquaint(t *testing.T) {
 	inNamespace(t, func(mac string) error {
 		a := New(nil)
@@ -181,10 +181,10 @@ func TestAcquaint(t *testing.T) {
 			{Address: netip.MustParseAddr("10.77.0.1"), MAC: good},
 			{Address: netip.MustParseAddr("fd00::1"), MAC: good},
 			{Address: netip.MustParseAddr("fe80::1"), MAC: good, Interface: "ens3"},
-			{Address: netip.MustParseAddr("10.78.0.1"), MAC: good},                      // on none of them
-			{Address: netip.MustParseAddr("10.77.0.2"), MAC: good},                      // the address itself
-			{Address: netip.MustParseAddr("10.77.0.8"), MAC: [6]byte{1, 0, 0, 0, 0, 7}}, // a group's
-			{Address: netip.MustParseAddr("fd00::8"), MAC: [6]byte{}},                   // nobody's
+			{Address: netip.MustParseAddr("10.78.0.1"), MAC: good},                      // on none of the networks
+			{Address: netip.MustParseAddr("10.77.0.2"), MAC: good},                      // the role's own address
+			{Address: netip.MustParseAddr("10.77.0.8"), MAC: [6]byte{1, 0, 0, 0, 0, 7}}, // a multicast MAC
+			{Address: netip.MustParseAddr("fd00::8"), MAC: [6]byte{}},                   // no MAC
 		}}))
 		if err != nil || r.Neighbours != 3 || !strings.Contains(r.Failure, "fd00::8") {
 			t.Errorf("%+v, %v", r, err)
@@ -210,7 +210,7 @@ func TestAcquaint(t *testing.T) {
 	})
 }
 
-// TestTell: each peer is counted as what was done about it, once.
+// TestTell: each peer is counted once, under what was done about it.
 func TestTell(t *testing.T) {
 	inNamespace(t, func(mac string) error {
 		a := New(nil)
@@ -252,7 +252,7 @@ func TestTell(t *testing.T) {
 	})
 }
 
-// TestCalled: a peer that is called hears of the end of its connection later, if it has not answered.
+// TestCalled: a peer that is sent a call is told of the end of its connection later, if it has not answered.
 func TestCalled(t *testing.T) {
 	c := wire.Connection{
 		Local: netip.MustParseAddrPort("10.77.0.2:2049"), Remote: netip.MustParseAddrPort("10.77.0.1:700"), SndUna: 5, SndNxt: 7, RcvNxt: 9,
@@ -291,7 +291,7 @@ func TestReadyAtAddress(t *testing.T) {
 	}
 }
 
-// TestAddressesAgain: what a system of its own has done to the addresses since is undone before the role's
+// TestAddressesAgain: what the guest's own system has done to the addresses since is undone before the role's
 // services start.
 func TestAddressesAgain(t *testing.T) {
 	for name, request := range map[string]wire.StartRequest{"at the start": {}, "in a takeover": {Within: time.Minute}} {

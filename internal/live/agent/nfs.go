@@ -24,7 +24,7 @@ func (a *Agent) prepareNFS(ctx context.Context, c *wire.NFS) (err error) {
 	return err
 }
 
-// Exports are what the NFS server exports; none without one.
+// Exports returns what the NFS server exports, or nothing if there is no server.
 func (a *Agent) Exports() []nfsd.Export {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -34,8 +34,8 @@ func (a *Agent) Exports() []nfsd.Export {
 	return a.nfs.Exports()
 }
 
-// begin starts what of the services can start without the disks, which are on
-// their way.
+// begin starts the part of the services that can start without the disks,
+// which are on their way.
 func (a *Agent) begin(ctx context.Context, _ none) (none, error) {
 	a.mu.Lock()
 	server := a.nfs
@@ -60,8 +60,8 @@ func (a *Agent) stopNFS() error {
 	return a.nfs.Stop()
 }
 
-// rehearseNFS starts and stops the server on the rehearsal disk, where it makes
-// what is exported.
+// rehearseNFS starts and stops the server on the rehearsal disk, where it first
+// makes the exported directories.
 func (a *Agent) rehearseNFS(ctx context.Context) error {
 	if a.nfs == nil {
 		return nil
@@ -74,7 +74,7 @@ func (a *Agent) rehearseNFS(ctx context.Context) error {
 	return a.nfs.Rehearse(ctx)
 }
 
-// armNFS has the server ready again after a rehearsal.
+// armNFS makes the server ready again after a rehearsal.
 func (a *Agent) armNFS() error {
 	if a.nfs == nil {
 		return nil

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// poll calls ok until it says so, every few milliseconds, within a limit. The
-// devices of a guest appear some time after their driver.
+// poll calls ok every few milliseconds, within a limit, until it returns true or
+// an error. The devices of a guest appear some time after their driver.
 func poll(ctx context.Context, limit time.Duration, ok func() (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -57,12 +57,12 @@ func openPort(ctx context.Context, name string) (*port, error) {
 	return &port{f}, nil
 }
 
-// port is a virtio-serial port. A read gives no bytes and no error while
-// nobody is at the host's end (drivers/char/virtio_console.c, port_fops_read), which is
-// io.EOF here.
+// port is a virtio-serial port. While nobody is connected at the host's end, read(2) returns
+// no bytes and no error (drivers/char/virtio_console.c, port_fops_read), which is io.EOF
+// here.
 type port struct{ *os.File }
 
-// awaitHost returns when somebody is at the host's end: until then poll(2) gives POLLHUP.
+// awaitHost returns when somebody is connected at the host's end: until then poll(2) gives POLLHUP.
 func (p *port) awaitHost(ctx context.Context) error {
 	raw, err := p.SyscallConn() // Fd would make the file a blocking one
 	if err != nil {

@@ -17,23 +17,24 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// diskPulse reads a mounted disk, past the page cache, and counts.
+// diskPulse reads a mounted disk at intervals, bypassing the page cache, and counts the reads.
 type diskPulse struct {
 	counters counters
 	offset   int
 	device   *os.File
-	at       int64 // what it reads, bytes from the start of the device
+	at       int64 // where it reads, in bytes from the start of the device
 
 	mu    sync.Mutex
 	ended bool
 }
 
-// directRead is how much is read at once, and how it must be aligned: no block device that
-// a guest has wants more.
+// directRead is the size of a direct read, and its alignment, in bytes: no block device of a
+// guest requires more.
 const directRead = 4096
 
-// watchDisk starts the pulse of a disk that has just been mounted, and returns what ends it.
-// path is what was mounted. That it cannot is no reason not to serve.
+// watchDisk starts the pulse of a disk that has just been mounted, and returns the function
+// that ends it. path is the device that was mounted. If a disk cannot be watched, it is served
+// nevertheless.
 func (a *Agent) watchDisk(d wire.Disk, path string) func() {
 	end := func() {}
 	i := slices.IndexFunc(a.config.Disks, func(c wire.Disk) bool { return c.Name == d.Name })
@@ -62,8 +63,8 @@ func (a *Agent) watchDisk(d wire.Disk, path string) func() {
 	}
 }
 
-// openPulse opens a disk itself to be read: what is above it must be free to go once it is
-// unmounted.
+// openPulse opens the disk itself for reading, and not a layer above it: the layers must be
+// free to be ended once the file system is unmounted.
 func openPulse(d wire.Disk) (*diskPulse, error) {
 	below, err := bottom(d)
 	if err != nil {
@@ -77,8 +78,8 @@ func openPulse(d wire.Disk) (*diskPulse, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	// The last block: a read writes back first what is dirty of its range in the device's
-	// own cache, and a superblock would be.
+	// The last block: a direct read first writes back the pages of its range that are dirty
+	// in the device's own page cache, and a superblock would be.
 	return &diskPulse{device: f, at: max(0, size-directRead) &^ (directRead - 1)}, nil
 }
 
@@ -88,7 +89,7 @@ func (p *diskPulse) run(period time.Duration) {
 	fd := int(p.device.Fd())
 	block, err := unix.Mmap(-1, 0, directRead, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
-		return // nobody counts: it is not judged
+		return // without a count, the disk is not judged
 	}
 	defer func() { _ = unix.Munmap(block) }()
 	for {
@@ -104,7 +105,7 @@ func (p *diskPulse) run(period time.Duration) {
 	}
 }
 
-// end takes the count back, so that the disk is not judged any more.
+// end sets the count to zero, so that the disk is not judged any more.
 func (p *diskPulse) end() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -112,8 +113,8 @@ func (p *diskPulse) end() {
 	p.counters.at(p.offset).Store(0)
 }
 
-// writable looks whether a file system has found itself damaged, which makes it read-only
-// if its mount options say so.
+// writable watches whether a file system finds itself damaged, which makes it read-only if
+// its mount options say so.
 type writable struct {
 	a    *Agent
 	disk wire.Disk
@@ -133,7 +134,7 @@ func (w *writable) run() {
 		case <-time.After(writableEvery):
 		}
 		now := w.errors()
-		if now == "" || now == before { // without a count it has just been unmounted
+		if now == "" || now == before { // empty: it has just been unmounted
 			continue
 		}
 		before = now
@@ -141,9 +142,9 @@ func (w *writable) run() {
 	}
 }
 
-// refuses says whether the file system takes no writes any more. Its flags do not tell: ext4
-// does not set SB_RDONLY after an error since 6.11, nor in the stable kernels that have
-// "ext4: don't set SB_RDONLY after filesystem errors".
+// refuses says, as text for a message, whether the file system takes no writes any more. Its
+// flags do not show that: ext4 does not set SB_RDONLY after an error since 6.11, nor in the
+// stable kernels that have "ext4: don't set SB_RDONLY after filesystem errors".
 func (w *writable) refuses() string {
 	fd, err := unix.Open(w.disk.Mount, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -153,10 +154,10 @@ func (w *writable) refuses() string {
 	return ""
 }
 
-// errors is what the kernel says of errors in the file system: how many ext4 has counted
-// (Documentation/ABI/testing/sysfs-fs-ext4); that XFS is shut down, which lets nothing be opened
-// (fs/xfs/xfs_file.c, xfs_file_open); that btrfs has made itself read-only (fs/btrfs/super.c, or
-// messages.c since 6.2, __btrfs_handle_fs_error). Empty: nothing is known.
+// errors is what the kernel says of errors in the file system: for ext4, how many it has counted
+// (Documentation/ABI/testing/sysfs-fs-ext4); for XFS, whether it is shut down, in which case opens
+// fail (fs/xfs/xfs_file.c, xfs_file_open); for btrfs, whether it has made itself read-only
+// (fs/btrfs/super.c, or messages.c since 6.2, __btrfs_handle_fs_error). Empty means not known.
 func (w *writable) errors() string {
 	switch w.disk.Type {
 	case "xfs":
@@ -189,5 +190,5 @@ func (a *Agent) notify(t wire.TroubleNotice) {
 	if conn := a.conn.Load(); conn != nil {
 		_ = conn.Notify(wire.Trouble, t) // the console has it
 	}
-	fmt.Fprintln(os.Stderr, "understudy:", t.What) // last: who takes that may hang, as the disk does
+	fmt.Fprintln(os.Stderr, "understudy:", t.What) // last: the reader of this may hang, as the disk does
 }

@@ -9,11 +9,11 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// rehearse does what a takeover will ask for, on disks of its own that stand for the shared
-// ones: mount, write files by handle, say where the addresses are, start the services, wait
-// until they are ready, stop them, unmount. What of it the kernel does for the
-// first time takes several times as long as the second, and under emulation more;
-// and what cannot work is better known before a crash than in it.
+// rehearse does what a takeover will ask for, on its own disks that stand for the shared
+// ones: mount, write files by handle, announce the addresses, start the services, wait
+// until they are ready, stop them, unmount. Whatever the kernel does for the first time
+// takes several times as long as the second time, and longer still under emulation; and
+// what cannot work should be known before a crash.
 func (a *Agent) rehearse(ctx context.Context, r wire.RehearseRequest) (_ none, err error) {
 	defer func() {
 		if _, stopErr := a.stop(ctx, none{}); err == nil {
@@ -70,7 +70,7 @@ func (a *Agent) rehearseDisks(ctx context.Context) error {
 	return nil
 }
 
-// withoutSubvolume are mount options of btrfs but for those that choose a subvolume.
+// withoutSubvolume returns mount options of btrfs without those that choose a subvolume.
 func withoutSubvolume(options string) string {
 	return strings.Join(slices.DeleteFunc(strings.Split(options, ","), func(o string) bool {
 		return strings.HasPrefix(o, "subvol=") || strings.HasPrefix(o, "subvolid=")

@@ -24,7 +24,7 @@ func openStaging() (*os.File, error) {
 	return f, nil
 }
 
-// write writes blocks to a disk that nobody has mounted, and makes them durable.
+// write writes blocks to a disk that is not mounted, and makes them durable.
 func (a *Agent) write(ctx context.Context, r wire.WriteRequest) (none, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -44,7 +44,7 @@ func (a *Agent) write(ctx context.Context, r wire.WriteRequest) (none, error) {
 	if err != nil {
 		return none{}, err
 	}
-	// Exclusive: it fails while the disk is mounted (block/bdev.c).
+	// O_EXCL fails while the disk is mounted (block/bdev.c).
 	disk, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL|unix.O_DIRECT, 0)
 	if err != nil {
 		return none{}, fmt.Errorf("open disk %s: %w", r.Disk, err)
@@ -66,7 +66,7 @@ func (a *Agent) name(_ context.Context, r wire.NameRequest) (wire.NameResult, er
 }
 
 // apply brings the files of a plan to the state the dead kernel had in memory.
-// A file that cannot be is reported and left as far as it came.
+// A file for which that fails is reported, and keeps what was done up to then.
 func (a *Agent) apply(_ context.Context, r wire.ApplyRequest) (wire.ApplyResult, error) {
 	mount, kind, done, err := a.openMount(r.Disk)
 	if err != nil {
@@ -83,8 +83,8 @@ func (a *Agent) apply(_ context.Context, r wire.ApplyRequest) (wire.ApplyResult,
 	return result, err
 }
 
-// openMount opens the top directory of a mounted disk, and gives the type of its file
-// system, and what is to be called in the end.
+// openMount opens the top directory of a mounted disk. It returns that, the type of the
+// file system, and the function that closes it again.
 func (a *Agent) openMount(disk string) (*os.File, string, func(), error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -110,11 +110,11 @@ func (a *Agent) openMount(disk string) (*os.File, string, func(), error) {
 	return mount, d.Type, func() { mount.Close(); unmount() }, nil
 }
 
-// topSubvolume has btrfs mounted from its top, where the paths of a plan begin, whatever
-// subvolume a disk is mounted with (btrfs(5)).
+// topSubvolume is the option that mounts btrfs from its top, where the paths of a plan begin,
+// whatever subvolume the disk is mounted with (btrfs(5)).
 const topSubvolume = "subvolid=5"
 
-// mountTop mounts a disk with btrfs once more.
+// mountTop mounts a disk with btrfs once more, from its top.
 func mountTop(d wire.Disk) (dir string, done func(), err error) {
 	path, err := devicePath(d)
 	if err != nil {
@@ -128,7 +128,7 @@ func mountTop(d wire.Disk) (dir string, done func(), err error) {
 		return "", nil, fmt.Errorf("mount the top-level subvolume of disk %s: %w", d.Name, err)
 	}
 	return dir, func() {
-		_ = unix.Unmount(dir, unix.MNT_DETACH) // it ends with its last user, who has gone
+		_ = unix.Unmount(dir, unix.MNT_DETACH) // the mount ends with its last user, which is gone
 		_ = os.Remove(dir)
 	}, nil
 }

@@ -23,12 +23,12 @@ import (
 type service struct {
 	wire.Service
 	agent *Agent
-	done  chan struct{} // closed when it has ended, and is not started again
+	done  chan struct{} // closed when the service has ended and is not started again
 
 	mu      sync.Mutex
 	cmd     *exec.Cmd
-	stopped bool          // it is to end
-	ended   chan struct{} // closed when it is to end
+	stopped bool          // the service was told to end
+	ended   chan struct{} // closed when the service is told to end
 }
 
 // A service that fails is started again, unless it fails so often.
@@ -36,11 +36,11 @@ const (
 	failures      = 3
 	failuresIn    = time.Minute
 	restartPause  = 200 * time.Millisecond
-	restartPauses = 5 // times as long before each further one in that time
+	restartPauses = 5 // the pause is this many times as long after each further failure in that time
 )
 
-// again says after what pause a service is started again that has failed at these times, the last one just
-// now, and how often that was within failuresIn; with more than failures, it is not.
+// again returns the pause before a service is started again that has failed at these times, the last one just
+// now, and how often it has failed within failuresIn. After more than failures in that time it is not started again.
 func again(failed []time.Time) (pause time.Duration, often int) {
 	last := failed[len(failed)-1]
 	for _, at := range failed {
@@ -54,8 +54,8 @@ func again(failed []time.Time) (pause time.Duration, often int) {
 // readyLimit is how long a service may take until its port answers.
 const readyLimit = 30 * time.Second
 
-// start starts the services of the role, in the order of the configuration,
-// and returns when they are ready, or are not within the time that there is.
+// start starts the services of the role, in the order of the configuration, and
+// returns when they are ready. It waits no longer than r.Within, if that is not 0.
 func (a *Agent) start(ctx context.Context, r wire.StartRequest) (wire.StartResult, error) {
 	if r.Within == 0 {
 		return wire.StartResult{}, a.startAll(ctx, func(wire.Service) bool { return true })
@@ -95,7 +95,7 @@ func (a *Agent) start(ctx context.Context, r wire.StartRequest) (wire.StartResul
 	return result, nil
 }
 
-// startAll starts those services that are wanted. Each must be ready.
+// startAll starts those services that are wanted. Each must become ready.
 func (a *Agent) startAll(ctx context.Context, wanted func(wire.Service) bool) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -116,7 +116,8 @@ func (a *Agent) startAll(ctx context.Context, wanted func(wire.Service) bool) er
 	return nil
 }
 
-// startOne starts a service, and waits until it is ready. With begun, it may yet be.
+// startOne starts a service, and waits until it is ready. If it fails with begun true, the service may
+// still become ready.
 func (a *Agent) startOne(ctx context.Context, s wire.Service) (begun bool, err error) {
 	if a.system {
 		err = a.startUnit(ctx, s)
@@ -129,8 +130,8 @@ func (a *Agent) startOne(ctx context.Context, s wire.Service) (begun bool, err e
 	return true, a.awaitService(ctx, s)
 }
 
-// followUnready tells when a service is ready after all that was not in time. It looks for as long
-// as the service is to run here.
+// followUnready reports when a service that was not ready in time is ready after all. It checks for as
+// long as the service is to run here.
 func (a *Agent) followUnready(s wire.Service, u wire.Unready) {
 	for a.isStarted(s) {
 		if a.awaitReady(context.Background(), s) == nil && a.unitTrouble(context.Background(), s) == nil {
@@ -153,7 +154,7 @@ func (a *Agent) isStarted(s wire.Service) bool {
 const dialLimit = 3 * time.Second
 
 // awaitReady waits until a service answers, at the loopback or at an address of the role: it may
-// listen at that one only.
+// listen at one of them only.
 func (a *Agent) awaitReady(ctx context.Context, s wire.Service) error {
 	if s.Ready == 0 {
 		return nil
@@ -205,11 +206,11 @@ func (s *service) start() error {
 	return nil
 }
 
-// wait returns when the command has ended. If it failed, nothing is left of its process group.
+// wait returns when the command has ended. If it failed, wait kills what is left of its process group.
 func (s *service) wait() error {
 	err := s.agent.children.Wait(s.cmd)
 	if err != nil && !s.isStopped() {
-		_ = unix.Kill(-s.cmd.Process.Pid, unix.SIGKILL) // there may be nothing
+		_ = unix.Kill(-s.cmd.Process.Pid, unix.SIGKILL) // there may be nothing left
 	}
 	return err
 }
@@ -222,8 +223,8 @@ func (s *service) run() error {
 	return s.wait()
 }
 
-// keep starts the service again when it has failed. One that ends by itself with status 0
-// is done.
+// keep starts the service again when it has failed. A service that ends by itself with
+// status 0 is done.
 func (s *service) keep() {
 	defer close(s.done)
 	var failed []time.Time
@@ -274,7 +275,7 @@ func (a *Agent) EndServices() {
 	a.endServices()
 }
 
-// endServices ends them, last started first.
+// endServices ends the services that are commands, last started first.
 func (a *Agent) endServices() {
 	for i := len(a.services) - 1; i >= 0; i-- {
 		a.services[i].end()
@@ -282,14 +283,14 @@ func (a *Agent) endServices() {
 	a.services = nil
 }
 
-// grace is how long a service may take to end after SIGTERM; some supervisors do not say.
+// grace is how long a service may take to end after SIGTERM: killLimit if the supervisor does not say.
 func grace(s wire.Service) time.Duration { return cmp.Or(s.Stop, killLimit) }
 
-// killLimit is how long what was sent SIGKILL may take to be gone.
+// killLimit is how long a process may take to be gone after SIGKILL.
 const killLimit = 2 * time.Second
 
-// end asks the service's process group to end, and makes it if it does not within its limit.
-// The command may be gone long before what it began.
+// end asks the service's process group to end, and kills it if it does not within its limit.
+// The command may be gone long before the processes that it started.
 func (s *service) end() {
 	s.mu.Lock()
 	s.stopped = true

@@ -14,8 +14,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// TestEndServices: what a service began ends with it, also if it outlives the command, does not
-// heed SIGTERM, or belongs to a command that was done long ago.
+// TestEndServices: the processes that a service started end with it, even if they outlive the command,
+// ignore SIGTERM, or belong to a command that was done long ago.
 func TestEndServices(t *testing.T) {
 	for name, command := range map[string]string{
 		"the command goes first": `sh -c 'trap "" TERM; echo $$ > "$0"; while :; do sleep 1; done' "$0" & exec sleep 1000`,
@@ -106,7 +106,7 @@ func TestAgain(t *testing.T) {
 	}
 }
 
-// TestEndSlowly: a service that takes as long as it may to end does what it has to do.
+// TestEndSlowly: a service that ends slowly, but within its limit, can finish its work.
 func TestEndSlowly(t *testing.T) {
 	for name, stop := range map[string]time.Duration{"in time": time.Minute, "too late": time.Second} {
 		t.Run(name, func(t *testing.T) {
@@ -152,8 +152,8 @@ func TestHides(t *testing.T) {
 	}
 }
 
-// TestStartWithin: in a takeover, a service that does not come up is named, with why, and those
-// after it are started.
+// TestStartWithin: in a takeover, a service that does not come up is reported with the reason, and
+// the services after it are started.
 func TestStartWithin(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

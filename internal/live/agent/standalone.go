@@ -14,9 +14,9 @@ import (
 // roleParameter is the kernel parameter that gives a guest its role at boot.
 const roleParameter = "understudy.role="
 
-// RoleParameter is a kernel parameter that has the guest take a role by itself at every
-// boot, as a machine without an understudy would: interfaces up, disks mounted, services
-// started.
+// RoleParameter returns the kernel parameter that makes the guest take a role by itself at
+// every boot, as a machine without an understudy would: interfaces up, disks mounted,
+// services started.
 func RoleParameter(c wire.Config) (string, error) {
 	b, err := json.Marshal(c)
 	if err != nil {
@@ -47,7 +47,7 @@ func (a *Agent) standAlone(ctx context.Context) error {
 	return err
 }
 
-// roleIn is the role in a kernel's command line; nil: none.
+// roleIn is the role in a kernel's command line, or nil if it has none.
 func roleIn(line string) (*wire.Config, error) {
 	for word := range strings.FieldsSeq(line) {
 		text, ok := strings.CutPrefix(word, roleParameter)

@@ -20,9 +20,9 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// ServeAsService serves supervisors in a system of its own, whose systemd has started this
-// process, and starts it again if it ends. What an agent before it had under way there goes on.
-// ready is called once it can be spoken to.
+// ServeAsService serves supervisors in a guest with its own system, whose systemd has started
+// this process, and starts it again if it ends. It continues what an earlier agent had under
+// way there. ready is called once the agent can be reached.
 func ServeAsService(ctx context.Context, extra map[string]Verb, ready func() error) error {
 	a := New(extra)
 	a.system = true
@@ -33,24 +33,24 @@ func ServeAsService(ctx context.Context, extra map[string]Verb, ready func() err
 	return a.Serve(ctx)
 }
 
-// state is what an agent that is started again has to know. It is in a file that goes with
-// the kernel.
+// state is what an agent that is started again has to know. The file that it is in does not
+// outlive the kernel.
 type state struct {
 	Config wire.Config    `json:"config"`
 	Mounts []stateMount   `json:"mounts"`
-	Units  []wire.Service `json:"units"` // that were started
+	Units  []wire.Service `json:"units"` // services that were started as units
 }
 
 type stateMount struct {
 	Disk string `json:"disk"`
 	Dir  string `json:"dir"`
-	// Failed is why something of it could not be written; empty: all could be.
+	// Failed is why some of its data could not be written, or empty if all of it could.
 	Failed string `json:"failed,omitempty"`
 }
 
 const stateFile = unit.StateDir + "/agent.json"
 
-// keep writes down what this agent has under way, if another may have to go on with it.
+// keep saves what this agent has under way, if a later agent may have to continue it.
 func (a *Agent) keep() error {
 	if !a.system {
 		return nil
@@ -75,7 +75,7 @@ func (a *Agent) keep() error {
 	return nil
 }
 
-// resume goes on where an agent before this one was.
+// resume continues what an earlier agent had under way.
 func (a *Agent) resume() error {
 	b, err := os.ReadFile(stateFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -103,7 +103,7 @@ func (a *Agent) resume() error {
 		if !mounts.On(m.Dir) {
 			continue
 		}
-		d := wire.Disk{Name: m.Disk, Mount: m.Dir} // of a rehearsal, if it is not the pair's
+		d := wire.Disk{Name: m.Disk, Mount: m.Dir} // the disk of a rehearsal, if it is not one of the pair's
 		if known, err := a.disk(m.Disk); err == nil {
 			d = known
 		}
@@ -116,9 +116,9 @@ func (a *Agent) resume() error {
 	return a.keep()
 }
 
-// takeBeat finds the process that beats for an agent before this one, and does so as it
-// should: a descriptor of it, or -1. One that does so otherwise is ended. What another user calls so
-// is none.
+// takeBeat finds the process that an earlier agent has started to beat, with the settings in how. It
+// returns a pidfd of the process, or -1. A process that beats with other settings is killed. A process of
+// that name that belongs to another user is ignored.
 func takeBeat(how string) (taken int) {
 	taken = -1
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well-formed
@@ -138,7 +138,7 @@ func takeBeat(how string) (taken int) {
 			continue // it has just ended
 		}
 		if args[1] != how || taken >= 0 {
-			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // likewise
+			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // it may just have ended
 			unix.Close(fd)
 			continue
 		}
@@ -147,7 +147,7 @@ func takeBeat(how string) (taken int) {
 	return taken
 }
 
-// keepTaken starts a process that beats when the one that was taken ends.
+// keepTaken starts a new process that beats when the one that was taken over ends.
 func (a *Agent) keepTaken(fd int, how string) {
 	defer unix.Close(fd)
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}

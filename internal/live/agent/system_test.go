@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestTakeBeat: the process that beats for an agent before is found if it does so as it should,
-// and ended if it does not.
+// TestTakeBeat: the process that an earlier agent started to beat is found if its settings are right,
+// and killed if they are not.
 func TestTakeBeat(t *testing.T) {
 	beats := func(name string, uid uint32) (how string, ended chan error) {
 		how = filepath.Join(t.TempDir(), name)
@@ -64,7 +64,7 @@ func TestTakeBeat(t *testing.T) {
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
 		t.Fatal(err)
 	}
-	end("the one that was found", running) // so it was that one
+	end("the one that was found", running) // so takeBeat's descriptor was that of the right process
 	if fd := takeBeat(same); fd >= 0 {
 		t.Error("one that has ended was found")
 	}

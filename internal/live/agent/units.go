@@ -25,9 +25,9 @@ func unitOf(s wire.Service) string {
 	return "understudy-" + s.Name + ".service"
 }
 
-// command runs a program of systemd's and returns what it says. It waits for as long as ctx does: by
-// default it would take systemd for gone that does not answer within 25 s (sd_bus_call(3)), which on
-// a busy machine it does not while it does what it was asked for.
+// command runs a program of systemd's and returns its output. It waits for as long as ctx allows: by
+// default the program would give up if systemd did not answer within 25 s (sd_bus_call(3)), and on a
+// busy machine what systemd is asked for may take longer.
 func (a *Agent) command(ctx context.Context, name string, args ...string) (string, error) {
 	var out capped
 	cmd := exec.CommandContext(ctx, name, args...)
@@ -46,7 +46,7 @@ func (a *Agent) systemctl(ctx context.Context, args ...string) (string, error) {
 // unitState is what systemd says of a unit (systemctl show).
 type unitState map[string]string
 
-// show asks for properties of units, and gives them by unit.
+// show asks systemd for properties of units, and returns them by unit.
 func (a *Agent) show(ctx context.Context, units ...string) (map[string]unitState, error) {
 	out, err := a.systemctl(ctx, append([]string{"show", "--property=Id,LoadState,ActiveState,Result,ConditionResult,FragmentPath,DropInPaths"}, units...)...)
 	if err != nil {
@@ -72,7 +72,7 @@ func parseShow(text string) map[string]unitState {
 	return all
 }
 
-// checkUnit checks that a unit is there, and starts by role only.
+// checkUnit checks that a unit exists, and starts only if its role is here.
 func (a *Agent) checkUnit(ctx context.Context, name string) error {
 	states, err := a.show(ctx, name)
 	if err != nil {
@@ -91,8 +91,8 @@ func (a *Agent) checkUnit(ctx context.Context, name string) error {
 	return hint.New("unit "+name, err, advice)
 }
 
-// startsByRole checks that a unit has the conditions of its role, and that none of its own is enough, by the
-// files that it is made of, in their order.
+// startsByRole checks that a unit has the triggering conditions of its role, and no others, each of which would be
+// enough to start it. files are the files that the unit is made of, in their order.
 func startsByRole(name string, files []string) error {
 	var all []string
 	for _, file := range files {
@@ -117,8 +117,8 @@ func startsByRole(name string, files []string) error {
 	return nil
 }
 
-// triggers adds to the conditions of a unit of which one is enough (with |, systemd.unit(5)) those of one more
-// of its files, where an empty one takes back all that were before.
+// triggers adds the triggering conditions of one more file of a unit to those of the files before: conditions with |,
+// of which one is enough (systemd.unit(5)). An empty condition takes back all that came before it.
 func triggers(all []string, file string) []string {
 	for line := range strings.Lines(file) {
 		line = strings.TrimSpace(line)
@@ -142,7 +142,7 @@ func (a *Agent) startUnit(ctx context.Context, s wire.Service) error {
 	if err := errors.Join(os.MkdirAll(filepath.Dir(role), 0o755), os.WriteFile(role, nil, 0o644)); err != nil {
 		return fmt.Errorf("start service %s: %w", s.Name, err)
 	}
-	a.units = append(a.units, s) // to be stopped, whatever comes
+	a.units = append(a.units, s) // to be stopped, even if the start fails
 	err := a.keep()
 	if err == nil {
 		err = a.runUnit(ctx, s)
@@ -165,8 +165,8 @@ func (a *Agent) startUnit(ctx context.Context, s wire.Service) error {
 	return nil
 }
 
-// runUnit starts the unit of a service: one of the system's, or one made of a command, which
-// is started again when it fails, unless it fails so often.
+// runUnit starts the unit of a service: one that the system has, or one made of the service's
+// command, which systemd starts again when it fails, unless it fails too often.
 func (a *Agent) runUnit(ctx context.Context, s wire.Service) error {
 	if s.Unit != "" {
 		_, err := a.systemctl(ctx, "start", s.Unit)
@@ -184,7 +184,7 @@ func (a *Agent) runUnit(ctx context.Context, s wire.Service) error {
 		"--",
 	}, literal(s.Command)...)
 	_, err := a.command(ctx, "systemd-run", args...)
-	if err != nil && ctx.Err() == nil { // one that failed before is still known
+	if err != nil && ctx.Err() == nil { // systemd still has the unit if it failed before
 		if _, reset := a.systemctl(ctx, "reset-failed", name); reset == nil {
 			_, err = a.command(ctx, "systemd-run", args...)
 		}
@@ -192,8 +192,8 @@ func (a *Agent) runUnit(ctx context.Context, s wire.Service) error {
 	return err
 }
 
-// literal has systemd leave the words of a command as they are: it would put its environment
-// in the place of $NAME and ${NAME} (systemd.service(5), COMMAND LINES).
+// literal escapes the words of a command so that systemd leaves them as they are: otherwise it
+// would replace $NAME and ${NAME} from the environment (systemd.service(5), COMMAND LINES).
 func literal(command []string) []string {
 	words := make([]string, len(command))
 	for i, w := range command {
@@ -202,14 +202,14 @@ func literal(command []string) []string {
 	return words
 }
 
-// stopUnits stops the services that run as units, last started first. They are not to run
-// here any more.
+// stopUnits stops the services that run as units, last started first, and removes the role
+// files without which they do not start here.
 func (a *Agent) stopUnits(ctx context.Context) error {
 	for len(a.units) > 0 {
 		last := a.units[len(a.units)-1]
 		name := unitOf(last)
 		_, err := a.systemctl(ctx, "stop", name)
-		if err != nil && last.Unit == "" { // one that is done is not known any more
+		if err != nil && last.Unit == "" { // systemd does not have the unit of a command that is done
 			if states, shown := a.show(ctx, name); shown == nil && states[name]["LoadState"] == "not-found" {
 				err = nil
 			}
@@ -228,10 +228,10 @@ func (a *Agent) stopUnits(ctx context.Context) error {
 	return nil
 }
 
-// unitsEvery is how often it is looked whether units run.
+// unitsEvery is the time between two checks of whether units run.
 const unitsEvery = 2 * time.Second
 
-// watchUnits tells of units that were started and have failed.
+// watchUnits reports units that were started and have failed.
 func (a *Agent) watchUnits(ctx context.Context) {
 	told := make(map[string]bool)
 	for ctx.Err() == nil {
@@ -248,7 +248,7 @@ func (a *Agent) watchUnits(ctx context.Context) {
 		}
 		states, err := a.show(ctx, names...)
 		if err != nil {
-			continue // it is busy: the next time
+			continue // systemd is busy: try the next time
 		}
 		for _, name := range names {
 			s := states[name]
@@ -262,11 +262,11 @@ func (a *Agent) watchUnits(ctx context.Context) {
 	}
 }
 
-// unitLimits are as many times readyLimit as a unit may take until its port answers, if systemd
-// says that it runs: a database may have a long log to recover from. Whoever asked has limits, too.
+// unitLimits is how many times readyLimit a unit may take until its port answers, if systemd says
+// that it runs: a database may have a long log to recover from. The caller has its own limits, too.
 const unitLimits = 20
 
-// commandLimits are the same of a command, which may be slow on a busy machine.
+// commandLimits is the same for a command, which may be slow on a busy machine.
 const commandLimits = 3
 
 // awaitService waits until a service is ready. A unit that has failed is not waited for.
@@ -286,7 +286,7 @@ func (a *Agent) awaitService(ctx context.Context, s wire.Service) error {
 	}
 }
 
-// unitTrouble is what systemd says of the unit of a service that is not ready; nil: it runs.
+// unitTrouble is what systemd says of the unit of a service that is not ready, or nil if the unit runs.
 func (a *Agent) unitTrouble(ctx context.Context, s wire.Service) error {
 	if !a.system {
 		return nil

@@ -16,7 +16,7 @@ import (
 func TestParseShow(t *testing.T) {
 	for name, tt := range map[string]struct {
 		text string
-		want map[string]string // state of activity by unit
+		want map[string]string // ActiveState by unit
 	}{
 		"two":          {"Result=success\nId=a.service\nActiveState=active\n\nId=b@1.service\nActiveState=failed\nResult=exit-code\n", map[string]string{"a.service": "active", "b@1.service": "failed"}},
 		"a value with": {"Id=a.service\nDropInPaths=/x=y /z\nActiveState=inactive\n", map[string]string{"a.service": "inactive"}},
@@ -34,7 +34,7 @@ func TestParseShow(t *testing.T) {
 	}
 }
 
-// FuzzParseShow: whatever systemd says, a unit is known by the name that it was given.
+// FuzzParseShow: whatever the text is, each unit has a name, which is the Id that the text gives it.
 func FuzzParseShow(f *testing.F) {
 	f.Add("Id=a.service\nActiveState=active\n\nId=b.service\n")
 	f.Fuzz(func(t *testing.T, text string) {
@@ -46,8 +46,8 @@ func FuzzParseShow(f *testing.F) {
 	})
 }
 
-// TestStartsByRole: a unit starts by role only if it has the conditions of that, and no other of which one
-// is enough.
+// TestStartsByRole: a unit passes only if it has the conditions of its role, and no other condition that is
+// enough to start it.
 func TestStartsByRole(t *testing.T) {
 	ours := "[Unit]\n" + strings.Join(unit.RoleConditions("dhcp.service"), "\n") + "\n"
 	for name, tt := range map[string]struct {
@@ -89,7 +89,7 @@ func TestCheckSystem(t *testing.T) {
 	if err := small.checkSystem(t.Context(), wire.Config{Services: []wire.Service{{Name: "a", Unit: "a.service"}}}); err == nil || !strings.Contains(err.Error(), "this guest has no systemd") {
 		t.Errorf("a unit in the small guest: %v", err)
 	}
-	// As package bare has it, which starts units itself.
+	// A configuration as package bare makes it, which starts units itself.
 	if err := small.checkSystem(t.Context(), wire.Config{Services: []wire.Service{{Name: "a", Unit: "a.service", Command: []string{"/init"}}}}); err != nil {
 		t.Errorf("a unit that a command starts: %v", err)
 	}

@@ -1,6 +1,6 @@
-// Package announce tells a network where an address lives now, and the clients of
-// a dead kernel that their connections are gone: it makes the frames and packets
-// for that, byte by byte, and sends them at a bearable pace.
+// Package announce tells a network where an address is now, and the clients of a
+// dead kernel that their connections are gone. It makes the frames and packets for
+// that, byte by byte, and sends them at a limited rate.
 //
 // # Caveats
 //
@@ -52,7 +52,7 @@ func arp(mac MAC, a netip.Addr, operation uint16, target MAC) []byte {
 	return append(b, ip[:]...)
 }
 
-// ether begins a frame for which size bytes are set aside.
+// ether begins a frame, in a slice with room for size bytes.
 func ether(size int, to, from MAC, kind uint16) []byte {
 	b := append(make([]byte, 0, size), to[:]...)
 	b = append(b, from[:]...)
@@ -73,9 +73,9 @@ const (
 )
 
 // Advertisement returns the unsolicited neighbour advertisement that tells every
-// host of a link that an IPv6 address is at mac, whatever it knew before (RFC 4861,
-// 7.2.6, with the override flag). router says whether the host forwards: a router
-// that said no would be struck from its neighbours' lists.
+// host of a link that an IPv6 address is at mac, whatever the host knew before (RFC
+// 4861, 7.2.6, with the override flag). router says whether we forward packets: the
+// neighbours of a router that says no would remove it from their router lists.
 func Advertisement(mac MAC, a netip.Addr, router bool) []byte {
 	flags := uint32(flagOverride)
 	if router {
@@ -86,14 +86,14 @@ func Advertisement(mac MAC, a netip.Addr, router bool) []byte {
 	body = append(body, target[:]...)
 	body = append(body, targetLinkAddress, 1) // length in units of 8 bytes
 	body = append(body, mac[:]...)
-	// A hop limit of 255 proves to the receiver that no router passed it on.
+	// A hop limit of 255 proves to the receiver that no router forwarded the packet.
 	return icmp6(mac, a, netip.IPv6LinkLocalAllNodes(), 255, nil, neighbourAdvertisement, body)
 }
 
-// Membership returns the report that has switches which snoop pass on what is sent
-// to the multicast group of an IPv6 address, where its neighbours look for it
-// (RFC 3810, 5.2; RFC 4291, 2.7.1). Without it they would do so only after their
-// next query, two minutes later perhaps.
+// Membership returns the report that makes snooping switches forward what is sent to
+// the solicited-node multicast group of an IPv6 address, where its neighbours look
+// for it (RFC 3810, 5.2; RFC 4291, 2.7.1). Without the report the switches would do
+// so only after their next query, perhaps two minutes later.
 func Membership(mac MAC, a netip.Addr) []byte {
 	solicited := netip.MustParseAddr("ff02::1:ff00:0").As16()
 	ip := a.As16()
@@ -105,7 +105,7 @@ func Membership(mac MAC, a netip.Addr) []byte {
 	return icmp6(mac, linkLocal(mac), netip.MustParseAddr("ff02::16"), 1, alert, listenerReport, body)
 }
 
-// linkLocal is the address that a host makes of a MAC (RFC 4291, appendix A).
+// linkLocal is the link-local address that a host derives from a MAC (RFC 4291, appendix A).
 func linkLocal(mac MAC) netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80,
 		8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})

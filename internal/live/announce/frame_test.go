@@ -13,7 +13,7 @@ var (
 	addr6 = netip.MustParseAddr("fd00::2")
 )
 
-// spell reads bytes of which spaces part the fields.
+// spell decodes hexadecimal bytes. Spaces separate the fields.
 func spell(t *testing.T, s string) string {
 	t.Helper()
 	b, err := hex.DecodeString(strings.Join(strings.Fields(s), ""))
@@ -23,8 +23,8 @@ func spell(t *testing.T, s string) string {
 	return string(b)
 }
 
-// TestFrames holds frames against ones written down field by field from the RFCs;
-// another program computed their checksums.
+// TestFrames compares frames with ones that were written down field by field from the
+// RFCs. Another program computed the checksums of those.
 func TestFrames(t *testing.T) {
 	arps := Gratuitous(mac, addr4)
 	tests := []struct {
@@ -51,7 +51,7 @@ func TestFrames(t *testing.T) {
 	}
 }
 
-// TestSegments does so with packets about connections.
+// TestSegments does the same with packets about connections.
 func TestSegments(t *testing.T) {
 	four := Ends{netip.MustParseAddrPort("10.77.0.2:2049"), netip.MustParseAddrPort("10.77.0.1:1023")}
 	six := Ends{netip.MustParseAddrPort("[fd00::2]:80"), netip.MustParseAddrPort("[fd00::1]:40000")}

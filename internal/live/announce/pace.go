@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Pace is how fast to send: a tenth of a second's worth at once, then evenly.
+// Pace is how fast to send: the packets of a tenth of a second at once, then evenly.
 type Pace struct {
 	Rate int // packets a second, at least 1
 }
@@ -13,18 +13,18 @@ type Pace struct {
 // burst is how many packets go at once.
 func (p Pace) burst() int { return max(1, p.Rate/10) }
 
-// due is how many packets may have gone by some time after the first.
+// due is how many packets may have been sent when that time has passed since the first.
 func (p Pace) due(since time.Duration) int {
 	seconds, rest := since/time.Second, since%time.Second
 	return p.burst() + int(seconds)*p.Rate + int(rest)*p.Rate/int(time.Second)
 }
 
-// tick is how long to sleep at least: several packets at a time cost less than a
+// tick is the shortest sleep: sending several packets at a time costs less than a
 // timer for each.
 const tick = 2 * time.Millisecond
 
 // Run calls send for 0 to n-1, at the pace, and returns how many calls it made: n,
-// unless ctx ended before.
+// unless ctx ends earlier.
 func (p Pace) Run(ctx context.Context, n int, send func(i int)) int {
 	start := time.Now()
 	for i := 0; i < n; {
@@ -43,8 +43,8 @@ func (p Pace) Run(ctx context.Context, n int, send func(i int)) int {
 	return n
 }
 
-// repeats are when an announcement is made again, after the first time: a switch
-// may have dropped one, or not have been ready for it.
+// repeats are the times, from the first announcement, at which it is made again: a
+// switch may have dropped one, or not have been ready for it.
 var repeats = []time.Duration{100 * time.Millisecond, 300 * time.Millisecond, time.Second}
 
 // Repeat calls send once for each of repeats, at that time from now.

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestPace: a tenth of a second's worth goes at once, and in no time more than the
-// rate allows on top of that, nor much less.
+// TestPace: the packets of a tenth of a second are sent at once, and after that never more
+// than the rate allows, nor much less.
 func TestPace(t *testing.T) {
 	for _, tt := range []struct{ rate, n int }{{2000, 5000}, {1, 4}, {10, 25}, {1_000_000, 300_000}, {7, 20}} {
 		synctest.Test(t, func(t *testing.T) {
@@ -58,7 +58,7 @@ func TestRepeat(t *testing.T) {
 		var at []time.Duration
 		Repeat(t.Context(), func() {
 			at = append(at, time.Since(start))
-			time.Sleep(10 * time.Millisecond) // which is not to add up
+			time.Sleep(10 * time.Millisecond) // this delay must not add up
 		})
 		if !slices.Equal(at, repeats) {
 			t.Errorf("repeated at %v, want %v", at, repeats)

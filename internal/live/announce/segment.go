@@ -16,37 +16,38 @@ const (
 	flagPSH = 1 << 3
 	flagACK = 1 << 4
 
-	// window is what we let the far end send in answer to data, which nobody reads: it is to have its say, and to be reset.
+	// window is the receive window that Data offers. Nobody reads the answer, but the far end must be able to send one,
+	// so that its connection is reset.
 	window = 1<<16 - 1
 )
 
-// Ends are the two ends of a TCP connection, of one address family; neither is an
-// IPv4 address in an IPv6 one's clothes.
+// Ends are the two ends of a TCP connection, of one address family. Neither is an
+// IPv4-mapped IPv6 address.
 type Ends struct {
 	Local, Remote netip.AddrPort
 }
 
 // Reset returns the IP packet that ends a connection at its remote end, if seq is
-// exactly the next byte that end expects (RFC 5961, 3.2): the dead side's SND.NXT
-// when nothing of it was under way. It acknowledges nothing, so that an end that has
-// yet to hear of its connection does not take it for a refusal (RFC 9293, 3.10.7.3).
+// exactly the next byte that end expects (RFC 5961, 3.2): the dead side's SND.NXT if
+// none of its data was in flight. It acknowledges nothing, so that an end which has had
+// no answer to its SYN yet does not take it for a refusal (RFC 9293, 3.10.7.3).
 func (e Ends) Reset(seq uint32) []byte { return e.segment(seq, 0, flagRST, 0, nil) }
 
-// Data returns the IP packet with data that the remote end takes as the connection's next, if it expects seq, and ack
-// is what it has sent (RFC 9293, 3.10.7.4). Its answer is one to a connection that our kernel does not know, which resets it.
+// Data returns the IP packet with data that the remote end takes as the connection's next, if it expects seq and has
+// sent everything up to ack (RFC 9293, 3.10.7.4). Our kernel does not know the connection to which the remote end then
+// answers, and resets it.
 func (e Ends) Data(seq, ack uint32, data []byte) []byte {
 	return e.segment(seq, ack, flagPSH|flagACK, window, data)
 }
 
 // Tickle returns the IP packet that makes the remote end say which numbers it
-// expects: an acknowledgement with a number that it has had already, as keep-alives
-// have it (RFC 1122, 4.2.3.6). It answers with the right numbers, and a kernel that
-// does not know the connection answers that with an exact reset. una is a number
-// that the remote end has acknowledged, the dead side's SND.UNA.
+// expects: an acknowledgement with a sequence number that the remote end has had
+// already, like a keep-alive (RFC 1122, 4.2.3.6). The remote end answers with the
+// right numbers, and a kernel that does not know the connection answers that with an
+// exact reset. una is the dead side's SND.UNA, which the remote end has acknowledged.
 func (e Ends) Tickle(una, ack uint32) []byte { return e.segment(una-1, ack, flagACK, 0, nil) }
 
-// segment is a packet with a TCP segment without options. With a window of 0, nothing is to be sent in answer but an
-// acknowledgement.
+// segment is a packet with a TCP segment without options. A window of 0 allows no answer but an acknowledgement.
 func (e Ends) segment(seq, ack uint32, flags byte, window uint16, data []byte) []byte {
 	be := binary.BigEndian
 	from, to := e.Local.Addr(), e.Remote.Addr()
@@ -95,8 +96,8 @@ func appendIPv6(b []byte, payload int, next, hops byte, from, to netip.Addr) []b
 	return append(b, dst[:]...)
 }
 
-// pseudo is the sum over the header that a payload's checksum covers besides the
-// payload (RFC 9293, 3.1, and RFC 8200, 8.1: their sums are the same).
+// pseudo is the sum over the pseudo-header that a payload's checksum covers besides
+// the payload (RFC 9293, 3.1, and RFC 8200, 8.1: the sums of the two are the same).
 func pseudo(from, to netip.Addr, protocol byte, payload int) uint32 {
 	return sum(from.AsSlice()) + sum(to.AsSlice()) + uint32(protocol) + uint32(payload)
 }

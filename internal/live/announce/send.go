@@ -25,16 +25,16 @@ func SendFrames(index int, frames [][]byte) error {
 	return nil
 }
 
-// Sockets send IP packets that bring their own headers. They are raw sockets, not
-// packet sockets: the kernel's routes and neighbours then give the interface and
-// the MACs at both ends, as they would have for the connection's own packets, also
-// where a peer is beyond a router.
+// Sockets send IP packets that include their headers. They are raw sockets, not packet
+// sockets: so the kernel's routes and neighbours give the interface and the MACs at both
+// ends, as they would for the connection's own packets, also where a peer is behind a
+// router.
 type Sockets struct{ ip4, ip6 int }
 
-// OpenSockets opens both. Without IPv6 in the kernel, there is but one.
+// OpenSockets opens a socket for IPv4 and one for IPv6, or only the first if the kernel has no IPv6.
 func OpenSockets() (*Sockets, error) {
 	open := func(family int) (int, error) {
-		// IPPROTO_RAW: packets bring their header, and nothing is received (raw(7),
+		// IPPROTO_RAW: packets include their header, and nothing is received (raw(7),
 		// and inet6_create in net/ipv6/af_inet6.c).
 		return unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	}
@@ -50,8 +50,8 @@ func OpenSockets() (*Sockets, error) {
 	return s, nil
 }
 
-// Send sends a packet to an address, which is that of its header. A link-local one
-// is on the link of the interface with that index.
+// Send sends a packet to an address, which is the destination in its header. A
+// link-local address is on the link of the interface with that index.
 func (s *Sockets) Send(packet []byte, to netip.Addr, index int) error {
 	if to.Is4() {
 		return unix.Sendto(s.ip4, packet, 0, &unix.SockaddrInet4{Addr: to.As4()})
@@ -66,7 +66,7 @@ func (s *Sockets) Send(packet []byte, to netip.Addr, index int) error {
 	return unix.Sendto(s.ip6, packet, 0, address)
 }
 
-// Close closes both.
+// Close closes the sockets.
 func (s *Sockets) Close() error {
 	err := unix.Close(s.ip4)
 	if s.ip6 >= 0 {

@@ -63,7 +63,7 @@ func send(t *testing.T, n *netns.Namespace, frames ...[]byte) {
 	}
 }
 
-// connect has the client connect to the server, and returns both ends.
+// connect connects the client to the server, and returns both ends.
 func connect(t *testing.T, lab *netlab.Lab, server *netns.Namespace, address string) (client, served net.Conn) {
 	t.Helper()
 	l, err := server.Listen("tcp", net.JoinHostPort(address, "7"))
@@ -116,7 +116,7 @@ func TestNeighboursBelieve(t *testing.T) {
 	}
 }
 
-// TestSnoopersListen: a bridge that snoops on multicasts takes the report.
+// TestSnoopersListen: a bridge with multicast snooping accepts the report.
 func TestSnoopersListen(t *testing.T) {
 	lab, server := newServer(t)
 	if _, err := exec.LookPath("bridge"); err != nil {
@@ -140,8 +140,8 @@ func TestSnoopersListen(t *testing.T) {
 	t.Errorf("the bridge knows of these groups:\n%s", table)
 }
 
-// numbers takes a connection's numbers from its kernel, and the connection away,
-// as if that kernel had died: its peer hears nothing (TCP_REPAIR,
+// numbers reads a connection's sequence numbers from its kernel, and removes the
+// connection as if that kernel had died: its peer is sent nothing (TCP_REPAIR,
 // net/ipv4/tcp.c). On an idle connection all that was sent is acknowledged.
 func numbers(t *testing.T, conn net.Conn) (nxt, rcv uint32) {
 	t.Helper()
@@ -173,9 +173,8 @@ func numbers(t *testing.T, conn net.Conn) (nxt, rcv uint32) {
 	return nxt, rcv
 }
 
-// TestClientsAreReset: a client with an idle connection to a kernel that is gone
-// learns that at once, by an exact reset, by a tickle, and by data, which it has first, and not by a reset with
-// any other number.
+// TestClientsAreReset: a client with an idle connection to a kernel that is gone learns of that at once, by an
+// exact reset, by a tickle, and by data, which it receives first; but not by a reset with any other number.
 func TestClientsAreReset(t *testing.T) {
 	lab, server := newServer(t)
 	for _, address := range []string{server4, server6} {
@@ -225,8 +224,8 @@ func TestClientsAreReset(t *testing.T) {
 	}
 }
 
-// TestResetIsNoRefusal: to a client that has had no answer to its SYN yet, neither a
-// reset nor a tickle says that there is none to come. It sends it again, and connects.
+// TestResetIsNoRefusal: a client that has had no answer to its SYN yet does not take a
+// reset or a tickle for a refusal. It sends the SYN again, and connects.
 func TestResetIsNoRefusal(t *testing.T) {
 	lab, server := newServer(t)
 	l, err := server.Listen("tcp", net.JoinHostPort(server4, "7"))
@@ -294,7 +293,7 @@ func at(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
 }
 
-// TestSendRefused: where a packet cannot go is an error, and not silence.
+// TestSendRefused: a packet that cannot be sent is an error, and not dropped silently.
 func TestSendRefused(t *testing.T) {
 	_, server := newServer(t)
 	err := server.Do(func() error {

@@ -1,5 +1,6 @@
-// Package children tells processes that somebody waits for from orphans, which their heir must reap: PID 1, or a
-// child subreaper (prctl(2), PR_SET_CHILD_SUBREAPER); and says which there are.
+// Package children distinguishes child processes that somebody waits for from orphans, which the process that
+// inherits them must reap: PID 1, or a child subreaper (prctl(2), PR_SET_CHILD_SUBREAPER). It also finds the
+// descendants of a process.
 package children
 
 import (
@@ -17,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Children are those of this process.
+// Children are the child processes of this process.
 type Children struct {
 	mu     sync.Mutex
 	waited map[int]bool // processes that somebody waits for
@@ -37,7 +38,7 @@ func (c *Children) Start(cmd *exec.Cmd) error {
 	return nil
 }
 
-// Wait waits until a process ends that was started.
+// Wait waits until a process that Start has started ends.
 func (c *Children) Wait(cmd *exec.Cmd) error {
 	err := cmd.Wait()
 	c.mu.Lock()
@@ -54,8 +55,8 @@ func (c *Children) Run(cmd *exec.Cmd) error {
 	return c.Wait(cmd)
 }
 
-// Reap takes orphans away for as long as this process lives. It looks before
-// it takes (WNOWAIT), so that it never steals a child from who waits for it.
+// Reap reaps orphans for as long as this process lives. It looks at a child before it
+// reaps it (WNOWAIT), so that it never reaps one that Wait waits for.
 func (c *Children) Reap() {
 	for {
 		var info unix.Siginfo
@@ -75,12 +76,12 @@ func (c *Children) Reap() {
 	}
 }
 
-// Left says whether this process has any that have not been reaped.
+// Left reports whether this process has children that have not been reaped.
 func Left() bool {
 	return !errors.Is(unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil), unix.ECHILD)
 }
 
-// Descendants are the processes that a process has started, or that these have, and so on, and that have not ended.
+// Descendants are the children of a process, their children, and so on, except for those that have ended.
 func Descendants(of int) (all []int) {
 	parents := make(map[int]int)
 	entries, _ := os.ReadDir("/proc")
@@ -89,7 +90,7 @@ func Descendants(of int) (all []int) {
 		if err != nil {
 			continue
 		}
-		if f, err := Stat(pid); err == nil && len(f) > 1 && f[0] != "Z" && f[0] != "X" { // or it has just ended
+		if f, err := Stat(pid); err == nil && len(f) > 1 && f[0] != "Z" && f[0] != "X" { // on an error it has just ended
 			parents[pid], _ = strconv.Atoi(f[1])
 		}
 	}
@@ -104,8 +105,8 @@ func Descendants(of int) (all []int) {
 	return all
 }
 
-// Stat are the fields that stand behind the name of a process, which may have anything in it: its state, its parent, and so on
-// (proc(5), stat).
+// Stat returns the fields of /proc/PID/stat after the process's name, which may contain any character: the state, the
+// parent, and so on (proc(5), stat).
 func Stat(pid int) ([]string, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -114,8 +115,8 @@ func Stat(pid int) ([]string, error) {
 	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])), nil
 }
 
-// siginfoPid takes si_pid out of what waitid(2) fills in: on amd64 the union
-// begins 16 bytes in, after si_signo, si_errno, si_code and padding
+// siginfoPid reads si_pid from what waitid(2) fills in: on amd64 the union begins
+// at offset 16, after si_signo, si_errno, si_code and padding
 // (include/uapi/asm-generic/siginfo.h).
 func siginfoPid(info *unix.Siginfo) int {
 	return int(*(*int32)(unsafe.Add(unsafe.Pointer(info), 16)))

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestChildren: who waits gets how a process ended, and nothing of it stays.
+// TestChildren: Wait returns how a process ended, and then forgets the process.
 func TestChildren(t *testing.T) {
 	c := New()
 	cmd := exec.Command("true")

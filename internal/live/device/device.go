@@ -27,8 +27,8 @@ const (
 	largeRehearsalBytes = 320 << 20
 )
 
-// makers are the packages that have mkfs for a file system, and how that makes one in
-// a file, without a word.
+// makers are, for each file system, the package that has its mkfs, the options with which
+// mkfs makes one in a file and prints nothing, and the size of the rehearsal disk in bytes.
 var makers = map[string]struct {
 	pack  string
 	quiet []string
@@ -38,8 +38,8 @@ var makers = map[string]struct {
 	"xfs": {"xfsprogs", []string{"-q", "-f"}, largeRehearsalBytes}, "btrfs": {"btrfs-progs", []string{"-q", "-f"}, largeRehearsalBytes},
 }
 
-// MakeRehearsal makes a small disk with an empty file system of a kind, with these options
-// of its mkfs, and of those for what it is to be without (-inrext64=0) the ones that this mkfs knows.
+// MakeRehearsal makes a small disk with an empty file system of a kind. Its mkfs gets all of options, and of
+// without, which turn features off (-inrext64=0), those whose feature this mkfs knows.
 func MakeRehearsal(ctx context.Context, path, kind string, options, without []string) error {
 	m, ok := makers[kind]
 	if !ok {
@@ -63,23 +63,24 @@ func MakeRehearsal(ctx context.Context, path, kind string, options, without []st
 	return nil
 }
 
-// listing has mkfs list the features that it knows: without a name of a disk it says how it is called.
+// listing are the arguments that make mkfs list the features that it knows. Without the name of a disk, mkfs prints
+// its usage.
 var listing = map[string][]string{"xfs": nil, "btrfs": {"-O", "list-all"}}
 
-// known are those of options that are about a feature which mkfs knows.
+// known returns those of options whose feature mkfs knows.
 func known(ctx context.Context, kind string, options []string) []string {
 	list, asked := listing[kind]
 	if !asked {
 		return options
 	}
-	said, _ := exec.CommandContext(ctx, "mkfs."+kind, list...).CombinedOutput() // as a usage is, it is a failure
+	said, _ := exec.CommandContext(ctx, "mkfs."+kind, list...).CombinedOutput() // printing the usage counts as a failure
 	return slices.DeleteFunc(slices.Clone(options), func(o string) bool {
 		name, _, _ := strings.Cut(strings.TrimPrefix(o[len("-i"):], "^"), "=")
 		return !bytes.Contains(said, []byte(name))
 	})
 }
 
-// MakeOverlay makes a file of qcow2 that keeps what is written to an image, which stays as it is.
+// MakeOverlay makes a qcow2 file that takes what is written to an image. The image itself does not change.
 func MakeOverlay(ctx context.Context, path, image string) error {
 	size, err := ImageSize(image)
 	if err != nil {
@@ -92,8 +93,8 @@ func MakeOverlay(ctx context.Context, path, image string) error {
 	return nil
 }
 
-// digHoles makes holes of what is zero in a file, whose bytes are memory: an empty log of XFS
-// has 64 MiB of them.
+// digHoles punches holes where a file is zero, since its bytes take up memory: an empty log of
+// XFS is 64 MiB of zeros.
 func digHoles(f *os.File) error {
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
@@ -124,8 +125,8 @@ func digHoles(f *os.File) error {
 	return nil
 }
 
-// SetDisk puts the image of a disk behind the drive that the guest has had empty so far
-// (partition.Vacancy). QEMU takes the image's lock, and fails if another process still
+// SetDisk puts the image of a disk behind the drive that has been empty in the guest so far
+// (partition.Vacancy). QEMU takes the image's lock, and SetDisk fails if another process still
 // holds it.
 func SetDisk(ctx context.Context, monitor *qmp.Client, d partition.Disk) error {
 	err := monitor.QOMSet(ctx, "/machine/peripheral/"+d.QDev(), "drive", d.Node())
@@ -150,9 +151,9 @@ func ImageSize(path string) (int64, error) {
 }
 
 // Staging is a sparse file on a tmpfs that the understudy has as a read-only
-// disk. Salvaged data is gathered into it by the host, and from there moved by
-// the understudy's disk requests, so that no byte of it passes through an
-// emulated CPU; and of the dead memory the understudy sees nothing else.
+// disk. The host gathers salvaged data into it, and the understudy's disk
+// requests move the data from there, so that no byte of it passes through an
+// emulated CPU. The understudy sees nothing else of the dead memory.
 type Staging struct {
 	file *os.File
 	size int64
@@ -162,8 +163,8 @@ type Staging struct {
 // stagingExtra is room for the plan besides the data, in bytes.
 const stagingExtra = 64 << 20
 
-// NewStaging makes room for as much as a partition of that memory can leave
-// unsaved. Nothing is used up before something is gathered.
+// NewStaging makes a staging area with room for all that a partition with that much
+// memory, in bytes, can leave unsaved. It takes up nothing until data is gathered.
 func NewStaging(path string, memory int64) (*Staging, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
@@ -176,7 +177,7 @@ func NewStaging(path string, memory int64) (*Staging, error) {
 	return s, nil
 }
 
-// OpenStaging opens what NewStaging made in another process.
+// OpenStaging opens the staging area that NewStaging made in another process.
 func OpenStaging(path string) (*Staging, error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -189,10 +190,10 @@ func OpenStaging(path string) (*Staging, error) {
 	return &Staging{file: f, size: st.Size()}, nil
 }
 
-// Path is the staging file.
+// Path is the path of the staging file.
 func (s *Staging) Path() string { return s.file.Name() }
 
-// Reserve has room kept for the first n bytes, so that writing to them as memory
+// Reserve allocates the first n bytes, so that writing to them through the mapping
 // cannot fail.
 func (s *Staging) Reserve(n int64) error {
 	if n == 0 {
@@ -204,7 +205,7 @@ func (s *Staging) Reserve(n int64) error {
 	return nil
 }
 
-// Reset gives back what was reserved: nobody reads what was staged any more.
+// Reset frees what was reserved. It is for when nobody reads the staged data any more.
 func (s *Staging) Reset() error {
 	if err := unix.Fallocate(int(s.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, s.size); err != nil {
 		return fmt.Errorf("free %s: %w", s.file.Name(), err)
@@ -212,7 +213,7 @@ func (s *Staging) Reset() error {
 	return nil
 }
 
-// Map gives the staging area as memory.
+// Map maps the staging area into memory.
 func (s *Staging) Map() ([]byte, error) {
 	if s.data != nil {
 		return s.data, nil
@@ -235,7 +236,7 @@ func (s *Staging) Close() error {
 	return errors.Join(errs...)
 }
 
-// Flushes is how often a partition has had a disk made durable.
+// Flushes is how often a partition has flushed a disk.
 func Flushes(ctx context.Context, monitor *qmp.Client, d partition.Disk) (int64, error) {
 	stats, err := monitor.QueryBlockStats(ctx)
 	if err != nil {

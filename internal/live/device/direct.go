@@ -10,22 +10,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Direct is an image that takes much at once past the host's cache, straight from the
-// memory that has it (O_DIRECT, open(2)). What cannot be written so goes through the cache.
+// Direct is an image to which large amounts are written straight from the memory that has
+// them, bypassing the host's page cache (O_DIRECT, open(2)). What cannot be written like that
+// goes through the cache.
 type Direct struct{ *os.File }
 
 const (
-	// writers is how many write at once: a disk with a queue gains from some, and one with
-	// none loses nothing.
+	// writers is the number of goroutines that write at once: a disk with a queue gains from
+	// several, and one without a queue loses nothing.
 	writers = 4
 	// maxPieces is how many pieces are written with one call (limits.h, IOV_MAX).
 	maxPieces = 1024
 )
 
-// WriteStretches writes stretches that do not overlap, in any order: at says where one goes,
-// in bytes, and has the pieces of memory for it. They are not durable before a sync.
+// WriteStretches writes n stretches that do not overlap, in any order. at returns the offset
+// of a stretch, in bytes, and the pieces of memory to be written there. The stretches are not
+// durable before a sync.
 func (d Direct) WriteStretches(n int, at func(int) (off int64, data [][]byte)) error {
-	// Another descriptor, since the flag is one of the open file.
+	// The file is opened again, since O_DIRECT is a flag of the open file.
 	direct, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", d.Fd()), os.O_RDWR|unix.O_DIRECT, 0)
 	if err == nil {
 		defer direct.Close()
@@ -49,7 +51,7 @@ func (d Direct) WriteStretches(n int, at func(int) (off int64, data [][]byte)) e
 	return group.Wait()
 }
 
-// writeStretch writes one, past the cache if direct is not nil.
+// writeStretch writes one stretch, bypassing the cache if direct is not nil.
 func (d Direct) writeStretch(direct *os.File, off int64, data [][]byte) error {
 	for len(data) > 0 {
 		some := data[:min(len(data), maxPieces)]

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestWriteStretches writes stretches of whole pages, of sectors, and of bytes that no
-// direct I/O takes, also on a file system that has none.
+// TestWriteStretches writes stretches of whole pages, of sectors, and of numbers of bytes that
+// direct I/O does not take, also on a file system without direct I/O.
 func TestWriteStretches(t *testing.T) {
 	for name, dir := range map[string]string{"disk": t.TempDir(), "memory": "/dev/shm"} {
 		t.Run(name, func(t *testing.T) {

@@ -10,8 +10,8 @@ import (
 	"understudy.dev/understudy/internal/live/device"
 )
 
-// TestRehearsalWithout: a newer mkfs is told to leave out what the disk does not have, and an older one
-// not: it knows no such option.
+// TestRehearsalWithout: a newer mkfs is told to leave out what the disk does not have. An older one, which
+// does not know the option, is not.
 func TestRehearsalWithout(t *testing.T) {
 	without := map[string][]string{"xfs": {"-inrext64=0", "-iexchange=0", "-nparent=0"}, "btrfs": {"-O^block-group-tree"}, "ext4": nil}
 	for _, tt := range []struct{ kind, knows, want string }{

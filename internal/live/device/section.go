@@ -5,8 +5,8 @@ import (
 	"io"
 )
 
-// Section is a stretch of an image, such as a partition, as an image of its own. Nothing outside
-// of it is read or written.
+// Section is a stretch of an image, such as a partition, used like an image. Nothing outside of
+// it is read or written.
 type Section struct {
 	Direct
 	Off, Len int64 // bytes
@@ -34,7 +34,7 @@ func (s Section) WriteAt(b []byte, off int64) (int, error) {
 	return s.Direct.WriteAt(b, s.Off+off)
 }
 
-// WriteStretches writes as Direct does. All of them are looked at before one is written.
+// WriteStretches writes as Direct does. It checks that all stretches are in the section before it writes one.
 func (s Section) WriteStretches(n int, at func(int) (off int64, data [][]byte)) error {
 	for i := range n {
 		off, data := at(i)
@@ -52,8 +52,8 @@ func (s Section) WriteStretches(n int, at func(int) (off int64, data [][]byte)) 
 	})
 }
 
-// Seek tells only the size: from its start (io.SeekStart) it is a position, and from its end
-// (io.SeekEnd) the size of the section with that.
+// Seek only serves to find the size: it returns off for io.SeekStart, and the size of the section
+// plus off for io.SeekEnd.
 func (s Section) Seek(off int64, whence int) (int64, error) {
 	switch whence {
 	case io.SeekStart:

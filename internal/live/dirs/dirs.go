@@ -1,5 +1,5 @@
-// Package dirs says where Understudy keeps on this machine what runs and what can
-// be made again.
+// Package dirs says where on this machine Understudy keeps the files of what runs, and
+// the files that can be made again.
 package dirs
 
 import (
@@ -36,8 +36,8 @@ func Run(name string) string {
 	return filepath.Join(base, "understudy-"+name)
 }
 
-// State is the directory of what is known of a pair from one time that it is up to the
-// next. UNDERSTUDY_STATE moves it.
+// State is the directory of what is kept of a pair from one time that it is up to the next.
+// UNDERSTUDY_STATE moves it.
 func State(name string) string {
 	base := os.Getenv("UNDERSTUDY_STATE")
 	if base == "" {
@@ -56,7 +56,7 @@ func Kernel(dir string) (kernel, modules string, err error) {
 	return defaultKernel("/")
 }
 
-// defaultKernel is that of Kernel without a directory, on a machine whose root is this one.
+// defaultKernel is what Kernel returns for an empty dir, on a machine whose root directory is root.
 func defaultKernel(root string) (kernel, modules string, err error) {
 	own := "kernels/default"
 	cache, unknown := Cache()
@@ -73,7 +73,7 @@ func defaultKernel(root string) (kernel, modules string, err error) {
 		"It is this machine's own: restart the machine if its kernel was upgraded. Or name another one's directory with --guest, or have it as "+own+": boot/vmlinuz and lib/modules/RELEASE.")
 }
 
-// wanted is what a directory of a kernel has.
+// wanted says what the directory of a kernel must have.
 const wanted = "A directory of a kernel has boot/vmlinuz and lib/modules/RELEASE, as a package of a kernel does that is unpacked there (dpkg -x); scripts/setup.sh of the sources makes one."
 
 func kernelIn(dir string) (kernel, modules string, err error) {
@@ -91,8 +91,8 @@ func kernelIn(dir string) (kernel, modules string, err error) {
 	return kernel, trees[0], nil
 }
 
-// runningKernel is the one that this machine runs, where distributions put it: /boot/vmlinuz-RELEASE, or
-// beside its modules, as Arch has it alone, in /lib/modules/RELEASE.
+// runningKernel is the kernel that this machine runs, where distributions put it: /boot/vmlinuz-RELEASE, or
+// beside its modules in /lib/modules/RELEASE, which is the only place where Arch has it.
 func runningKernel(root string) (kernel, modules string, err error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {

@@ -72,8 +72,8 @@ func TestRunningKernel(t *testing.T) {
 	}
 }
 
-// TestNoKernel: what to do is what whoever has no source tree can do, and which file is missing is
-// said of this machine's own kernel.
+// TestNoKernel: the hint is something that an operator without a source tree can do, and the error says
+// which file of this machine's own kernel is missing.
 func TestNoKernel(t *testing.T) {
 	for cache, own := range map[string]string{"/nowhere": "/nowhere/kernels/default", "": "HOME"} {
 		t.Setenv("UNDERSTUDY_CACHE", cache)
@@ -94,7 +94,7 @@ func TestNoKernel(t *testing.T) {
 	}
 }
 
-// TestNoHome: this machine's own kernel is found where there is no cache.
+// TestNoHome: this machine's own kernel is found even if there is no cache.
 func TestNoHome(t *testing.T) {
 	t.Setenv("UNDERSTUDY_CACHE", "")
 	t.Setenv("HOME", "")

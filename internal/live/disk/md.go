@@ -21,8 +21,8 @@ var ErrNoMember = errors.New("no member of an array of md")
 
 const mdMagic = 0xa92b4efc // MD_SB_MAGIC, include/uapi/linux/raid/md_p.h
 
-// Array finds the superblock of md on a disk of a size: of version 1.1 at its beginning, 1.2 at 4
-// KiB, 1.0 and 0.90 at its end (drivers/md/md.c, super_1_load and super_90_load). It fails with
+// Array finds the superblock of md on a disk of size bytes: version 1.1 is at its beginning, 1.2 at
+// 4 KiB, 1.0 and 0.90 at its end (drivers/md/md.c, super_1_load and super_90_load). It fails with
 // ErrNoMember if there is none.
 func Array(r io.ReaderAt, size int64) (Member, error) {
 	b := make([]byte, 256)
@@ -59,7 +59,7 @@ func (m Member) within(size int64, err error) (Member, error) {
 	return m, nil
 }
 
-// member1 takes the fields of struct mdp_superblock_1 (md_p.h), which says at what sector it is.
+// member1 reads the fields of struct mdp_superblock_1 (md_p.h), which must say that it is at sector at.
 func member1(b []byte, at int64) (Member, error) {
 	le := binary.LittleEndian
 	if le.Uint32(b) != mdMagic || le.Uint32(b[4:]) != 1 || le.Uint64(b[144:]) != uint64(at) {
@@ -75,7 +75,7 @@ func member1(b []byte, at int64) (Member, error) {
 	}, nil
 }
 
-// member90 takes those of struct mdp_superblock_s, in the byte order of x86. Its size is in KiB.
+// member90 reads the fields of struct mdp_superblock_s, in the byte order of x86. Its size is in KiB.
 func member90(b []byte) (Member, error) {
 	le := binary.LittleEndian
 	if le.Uint32(b) != mdMagic || le.Uint32(b[4:]) != 0 || le.Uint32(b[8:]) != 90 {

@@ -11,7 +11,7 @@ import (
 // mdSize is the size of the disks of these arrays, in bytes.
 const mdSize = 8 << 20
 
-// member makes a disk with a superblock of md, by the layout of md_p.h. version is 0 (0.90), 10, 11 or 12.
+// member makes a disk with a superblock of md, laid out as in md_p.h. version is 0 (0.90), 10, 11 or 12.
 func member(version int, level, disks uint32, off, n uint64) []byte {
 	disk, le := make([]byte, mdSize), binary.LittleEndian
 	if version == 0 {
@@ -40,7 +40,7 @@ func TestArray(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		disk []byte
-		want Member // but for Array
+		want Member // except for Array
 		err  string
 	}{
 		{"0.90", member(0, 1, 2, 0, 4<<20), Member{Level: 1, Disks: 2, Len: 4 << 20}, ""},
@@ -62,7 +62,7 @@ func TestArray(t *testing.T) {
 	}
 }
 
-// FuzzArray: whatever a superblock says, its data lies on the disk.
+// FuzzArray: whatever a superblock says, the member's data is within the disk.
 func FuzzArray(f *testing.F) {
 	for _, version := range []int{0, 11, 12} {
 		d := member(version, 1, 2, 8192, 16384)

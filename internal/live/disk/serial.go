@@ -1,4 +1,4 @@
-// Package disk knows a disk again by what it says of itself.
+// Package disk identifies disks, and reads their partition tables and superblocks of md.
 package disk
 
 import (
@@ -13,8 +13,8 @@ import (
 // (SPC-5, 7.7.16). The kernel makes one for SATA disks too (drivers/ata/libata-scsi.c).
 const vpdSerial = 0x80
 
-// Serial is the serial number of a disk, of which dir is the directory in sysfs: of virtio
-// disks, of NVMe controllers, and of SCSI and SATA disks. Empty: it has none.
+// Serial is the serial number of the disk whose directory in sysfs is dir: of virtio disks, of
+// NVMe controllers, and of SCSI and SATA disks. It is empty if the disk has none.
 func Serial(root fs.FS, dir string) string {
 	for _, file := range []string{"serial", "device/serial"} {
 		if b, err := fs.ReadFile(root, path.Join(dir, file)); err == nil {
@@ -30,15 +30,15 @@ func Serial(root fs.FS, dir string) string {
 	return parseVPD(b)
 }
 
-// Hidden says whether a disk is a path to another, which has its serial number too, and has no node
-// itself (Documentation/ABI/stable/sysfs-block, hidden). dir is as of Serial.
+// Hidden reports whether a disk is only a path to another disk, which has the same serial number. Such a
+// disk has no device node (Documentation/ABI/stable/sysfs-block, hidden). dir is as for Serial.
 func Hidden(root fs.FS, dir string) bool {
-	b, err := fs.ReadFile(root, path.Join(dir, "hidden")) // none before 4.15
+	b, err := fs.ReadFile(root, path.Join(dir, "hidden")) // the file does not exist before 4.15
 	return err == nil && strings.TrimSpace(string(b)) == "1"
 }
 
-// PartitionDir is the directory in sysfs of a disk's partition of that number (Documentation/ABI/stable/sysfs-block,
-// partition); its name is the device's. dir is as of Serial.
+// PartitionDir is the directory in sysfs of a disk's partition with that number (Documentation/ABI/stable/sysfs-block,
+// partition). Its base name is that of the device. dir is as for Serial.
 func PartitionDir(root fs.FS, dir, number string) (string, error) {
 	files, err := fs.Glob(root, path.Join(dir, "*/partition"))
 	if err != nil {
@@ -52,7 +52,7 @@ func PartitionDir(root fs.FS, dir, number string) (string, error) {
 	return "", fmt.Errorf("disk %s has no partition %s", path.Base(dir), number)
 }
 
-// parseVPD takes the serial number out of its page: empty if it is not one, or is cut short.
+// parseVPD returns the serial number in its page. It is empty if b is not that page, or is cut short.
 func parseVPD(b []byte) string {
 	if len(b) < 4 || b[1] != vpdSerial {
 		return ""

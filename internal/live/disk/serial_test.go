@@ -25,7 +25,7 @@ func TestSerial(t *testing.T) {
 	}
 }
 
-// FuzzVPD: a serial number has nothing in it that is not printed, and is part of its page.
+// FuzzVPD: a serial number has only printable characters, and is part of its page.
 func FuzzVPD(f *testing.F) {
 	f.Add([]byte("\x00\x80\x00\x08    WD-1"))
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// Partition is a part of a disk, by the number that Linux gives it.
+// Partition is a partition of a disk, with the number that Linux gives it.
 type Partition struct {
 	Number   int
 	Off, Len int64 // bytes
@@ -20,11 +20,11 @@ type Partition struct {
 // ErrNoTable says that a disk has no partition table.
 var ErrNoTable = errors.New("no partition table")
 
-// sector is the unit of a table, in bytes. A virtio disk has this one, whatever the image lies on.
+// sector is the unit of a table, in bytes. A virtio disk has this sector size, whatever its image is on.
 const sector = 512
 
-// Bounds on what is read of a table that may say anything. Linux itself takes 256 partitions
-// (include/linux/genhd.h, DISK_MAX_PARTS) and follows 100 links of a chain
+// Bounds on what is read of a table, whose content may be anything. Linux itself takes 256
+// partitions (include/linux/genhd.h, DISK_MAX_PARTS) and follows 100 links of a chain
 // (block/partitions/msdos.c, parse_extended).
 const (
 	maxParts     = 256
@@ -33,10 +33,10 @@ const (
 	maxEntryRoom = 1 << 20
 )
 
-// Table reads the partition table of a disk of a size, a GUID partition table (UEFI specification,
-// 5.3) or that of a PC, with logical partitions (block/partitions/msdos.c). It fails with
-// ErrNoTable if there is none. One that contradicts itself is an error, as is a GPT whose first
-// copy is damaged: Linux may take another one then.
+// Table reads the partition table of a disk of size bytes: a GUID partition table (UEFI
+// specification, 5.3), or that of a PC with its logical partitions (block/partitions/msdos.c). It
+// fails with ErrNoTable if there is none. A table that contradicts itself is an error, as is a GPT
+// whose first copy is damaged: Linux may use another copy then.
 func Table(r io.ReaderAt, size int64) ([]Partition, error) {
 	b := make([]byte, 2*sector)
 	if size < int64(len(b)) {
@@ -71,12 +71,12 @@ func Table(r io.ReaderAt, size int64) ([]Partition, error) {
 		return nil, fmt.Errorf("partition table: %w", err)
 	}
 	if len(parts) == 0 && !protective {
-		return nil, ErrNoTable // 55 AA ends the boot sector of much else
+		return nil, ErrNoTable // other boot sectors end with 55 AA, too
 	}
 	return parts, nil
 }
 
-// Types of partitions of a PC: extended ones, and the one that stands before a GPT.
+// Types of partitions of a PC: the protective one in front of a GPT, and the extended ones.
 const typeProtective = 0xee
 
 var typesExtended = []byte{0x05, 0x0f, 0x85}
@@ -120,7 +120,7 @@ func gpt(r io.ReaderAt, h []byte, size int64) ([]Partition, error) {
 	return parts, nil
 }
 
-// partition is one from a sector to another, with that.
+// partition is the partition from sector first to sector last, inclusive.
 func partition(number int, first, last uint64, size int64) (Partition, error) {
 	if first == 0 || last < first || last >= uint64(size)/sector {
 		return Partition{}, fmt.Errorf("partition %d is from sector %d to %d, of a disk with %d", number, first, last, size/sector)
@@ -154,8 +154,8 @@ func pc(r io.ReaderAt, entries []byte, size int64) (parts []Partition, err error
 	return parts, nil
 }
 
-// chain reads logical partitions, from the sector where the extended one begins. Each has a table
-// of its own before it, with itself and the next link.
+// chain reads logical partitions, from the sector where the extended one begins. In front of each is
+// a table with an entry for the partition itself and one for the next link.
 func chain(r io.ReaderAt, extended uint64, size int64) (parts []Partition, err error) {
 	le := binary.LittleEndian
 	b := make([]byte, sector)
@@ -201,7 +201,7 @@ func apart(parts []Partition) error {
 	return nil
 }
 
-// Find finds the partition of a number.
+// Find finds the partition with that number.
 func Find(r io.ReaderAt, size int64, number int) (Partition, error) {
 	parts, err := Table(r, size)
 	if err != nil {

@@ -11,10 +11,10 @@ import (
 	"testing"
 )
 
-// tableSize is the size of the disks that are divided here, in bytes.
+// tableSize is the size of the disks that are partitioned here, in bytes.
 const tableSize = 64 << 20
 
-// divided has sfdisk(8) divide a disk, by its own language, and returns the image.
+// divided makes sfdisk(8) partition a disk by one of its scripts, and returns the image.
 func divided(t testing.TB, script string) []byte {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk.img")
@@ -47,7 +47,7 @@ var tables = []struct {
 		[]Partition{{1, mib, mib}, {5, 5 * mib, mib}, {6, 10 * mib, 2 * mib}}},
 }
 
-// TestTable: what sfdisk makes is read as it was asked for.
+// TestTable: the tables that sfdisk makes are read with the partitions it was asked for.
 func TestTable(t *testing.T) {
 	for _, tt := range tables {
 		t.Run(tt.name, func(t *testing.T) {
@@ -60,7 +60,7 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// TestTableRefused: what is no table, or contradicts itself.
+// TestTableRefused: what is not a table, or contradicts itself, is refused.
 func TestTableRefused(t *testing.T) {
 	gpt, pc := divided(t, tables[0].script), divided(t, tables[3].script)
 	for _, tt := range []struct {
@@ -92,7 +92,7 @@ func TestTableRefused(t *testing.T) {
 	}
 }
 
-// endless has the last link of a chain lead to the first, and both be empty.
+// endless makes the first link of a chain empty, and makes it lead to itself.
 func endless(b []byte) []byte {
 	const first = 8192 * sector
 	copy(b[first+446:], make([]byte, 32))
@@ -100,8 +100,8 @@ func endless(b []byte) []byte {
 	return b
 }
 
-// FuzzTable: whatever a disk says, a table is refused or has partitions that lie on the disk and
-// apart.
+// FuzzTable: whatever is on a disk, its table is refused, or has partitions that lie on the disk and
+// do not overlap.
 func FuzzTable(f *testing.F) {
 	for _, tt := range tables {
 		f.Add(divided(f, tt.script)[:8<<10])

@@ -1,9 +1,9 @@
-// Package domains is libvirt's machines on this host: which of them have crashed, and word of
-// each that does.
+// Package domains asks libvirt about the machines on this host: which of them have crashed, and
+// when another one does.
 //
 // # Caveats
 //
-// It asks the daemon for the system, over its socket on this host, and only about QEMU.
+// It asks the system's daemon, over its socket on this host, and only about QEMU.
 package domains
 
 import (
@@ -25,8 +25,8 @@ import (
 	"understudy.dev/understudy/internal/live/hint"
 )
 
-// runDir is where libvirt keeps the process number of each domain (its src/util/virpidfile.c;
-// daemon for the system).
+// runDir is where the system's daemon keeps the process number of each domain (libvirt's
+// src/util/virpidfile.c).
 const runDir = "/run/libvirt/qemu"
 
 // Find finds the QEMU of a domain.
@@ -54,22 +54,22 @@ func Find(name string) (*foreign.Machine, error) {
 type Domain struct {
 	Name string `json:"name"`
 	UUID string `json:"uuid"`
-	Run  int32  `json:"run"` // which time it runs, since libvirtd began (its ID)
-	// XML is the description of one that is transient; empty: libvirt has it.
+	Run  int32  `json:"run"` // libvirt's ID of this run, counted since libvirtd started
+	// XML is the description of a transient domain. It is empty if libvirt has the description.
 	XML string `json:"xml,omitempty"`
 }
 
-// Sockets are where libvirt answers, the first that is there: that of the daemon for QEMU alone,
-// and that of the one for everything (libvirt's docs/daemons.rst).
+// Sockets are the sockets where libvirt may answer, of which the first that does is used: that of the
+// daemon for QEMU alone, and that of the daemon for everything (libvirt's docs/daemons.rst).
 var Sockets = []string{"/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock"}
 
-// Connection is one to libvirt.
+// Connection is a connection to libvirt.
 type Connection struct{ l *libvirt.Libvirt }
 
 // dialLimit is how long libvirt may take to accept a connection.
 const dialLimit = 10 * time.Second
 
-// dialer connects to a socket, or the first of Sockets.
+// dialer connects to a socket, or, if it is empty, to the first of Sockets that answers.
 type dialer string
 
 // Dial implements socket.Dialer of go-libvirt.
@@ -89,7 +89,7 @@ func (d dialer) Dial() (net.Conn, error) {
 	return nil, errors.Join(errs...)
 }
 
-// Dial connects to libvirt at a socket; empty: the first of Sockets.
+// Dial connects to libvirt at a socket, or, if that is empty, at the first of Sockets that answers.
 func Dial(socket string) (*Connection, error) {
 	c := &Connection{l: libvirt.NewWithDialer(dialer(socket))}
 	if err := c.l.Connect(); err != nil {
@@ -109,8 +109,9 @@ func (c *Connection) Close() error {
 	return c.l.Disconnect()
 }
 
-// Word gets something each time that domains may have crashed, and is closed when the connection
-// has ended. Once it is there, no crash is missed by one who looks.
+// Word returns a channel that gets something each time that domains may have crashed, and that is
+// closed when the connection has ended. A caller that calls Crashed after Word has returned, and again
+// for each value, misses no crash.
 func (c *Connection) Word(ctx context.Context) (<-chan struct{}, error) {
 	all, err := c.l.LifecycleEvents(ctx)
 	if err != nil {
@@ -119,20 +120,20 @@ func (c *Connection) Word(ctx context.Context) (<-chan struct{}, error) {
 	word := make(chan struct{}, 1)
 	go func() {
 		defer close(word)
-		for e := range all { // to the end: whoever sends waits
+		for e := range all { // until it is closed: the sender blocks otherwise
 			if libvirt.DomainEventType(e.Event) != libvirt.DomainEventCrashed {
 				continue
 			}
 			select {
 			case word <- struct{}{}:
-			default: // there is some already
+			default: // there is something in it already
 			}
 		}
 	}()
 	return word, nil
 }
 
-// all are the domains of some kinds.
+// all are the domains that flags select.
 func (c *Connection) all(flags libvirt.ConnectListAllDomainsFlags) ([]libvirt.Domain, error) {
 	all, _, err := c.l.ConnectListAllDomains(1, flags)
 	if err != nil {
@@ -141,7 +142,7 @@ func (c *Connection) all(flags libvirt.ConnectListAllDomainsFlags) ([]libvirt.Do
 	return all, nil
 }
 
-// Crashed are the domains whose kernel has panicked, and whose QEMU is there still.
+// Crashed are the domains whose kernel has panicked, and whose QEMU still exists.
 func (c *Connection) Crashed() ([]Domain, error) {
 	active, err := c.all(libvirt.ConnectListDomainsActive)
 	if err != nil {
@@ -172,13 +173,13 @@ func (c *Connection) Crashed() ([]Domain, error) {
 	return out, nil
 }
 
-// description is what matters here of a domain's XML (libvirt's docs/formatdomain.rst).
+// description is the part of a domain's XML that matters here (libvirt's docs/formatdomain.rst).
 type description struct {
 	OnCrash string     `xml:"on_crash"`
 	Panic   []struct{} `xml:"devices>panic"`
 }
 
-// lacks says why a domain's memory would be lost with its kernel; nothing: it would not.
+// lacks says why a domain's memory would be lost when its kernel dies. It is empty if it would not.
 func (d description) lacks() (why []string) {
 	if d.OnCrash != "preserve" {
 		how := d.OnCrash
@@ -193,8 +194,8 @@ func (d description) lacks() (why []string) {
 	return why
 }
 
-// Unprepared are the domains whose memory libvirt would give up when their kernel dies, or where
-// it would not hear of that; and why.
+// Unprepared are the domains whose memory libvirt would free when their kernel dies, or whose
+// kernel's death it would not hear of, by name, with the reason.
 func (c *Connection) Unprepared() (map[string]string, error) {
 	all, err := c.all(0)
 	if err != nil {
@@ -220,7 +221,7 @@ func (c *Connection) Unprepared() (map[string]string, error) {
 	return out, nil
 }
 
-// goneLimit is how long libvirt may take to see that a QEMU has ended.
+// goneLimit is how long libvirt may take to notice that a QEMU has ended.
 const goneLimit = 30 * time.Second
 
 // Start starts a domain whose QEMU has ended.

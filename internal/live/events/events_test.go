@@ -58,7 +58,7 @@ func TestLog(t *testing.T) {
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
-		l.Add(e) // to nobody
+		l.Add(e) // the log is closed: nothing is written
 	}
 	n := 0
 	for e, err := range Read(dir) {
@@ -78,7 +78,7 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// TestTornLine: what the end of the machine cut off is told, and costs no other event.
+// TestTornLine: a line that was cut off when the machine ended is reported, and no other event is lost.
 func TestTornLine(t *testing.T) {
 	dir := t.TempDir()
 	l := open(t, dir)
@@ -103,7 +103,7 @@ func TestTornLine(t *testing.T) {
 	}
 }
 
-// TestRotate: the log stays within its bound, and keeps the newest.
+// TestRotate: the log stays within its bound, and keeps the newest events.
 func TestRotate(t *testing.T) {
 	dir := t.TempDir()
 	l := open(t, dir)
@@ -134,7 +134,7 @@ func TestRotate(t *testing.T) {
 	}
 }
 
-// TestLongReport: an event whose report is too long is kept without it.
+// TestLongReport: an event whose report is too long is recorded without the report.
 func TestLongReport(t *testing.T) {
 	dir := t.TempDir()
 	l := open(t, dir)
@@ -145,7 +145,7 @@ func TestLongReport(t *testing.T) {
 	}
 }
 
-// TestQueue: whoever adds events does not wait for one that is stuck, and what was dropped is
+// TestQueue: adding events does not wait for one that is stuck, and events that were dropped are
 // counted.
 func TestQueue(t *testing.T) {
 	stuck, begun := make(chan struct{}), make(chan struct{}, 1)
@@ -178,7 +178,7 @@ func TestQueue(t *testing.T) {
 	}
 }
 
-// TestFollow: what is added while a log is read, and after the file was replaced, is read once.
+// TestFollow: events that are added while a log is read, and after the file was replaced, are read once.
 func TestFollow(t *testing.T) {
 	dir := t.TempDir()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -302,9 +302,9 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// TestHooksLeft: whoever leaves waits for hooks for a short time, for all of them together, and ends none.
+// TestHooksLeft: Leave waits for a short time, for all hooks together, and ends none.
 func TestHooksLeft(t *testing.T) {
-	t.Parallel() // it is waited for
+	t.Parallel() // Leave takes closeLimit
 	dir := t.TempDir()
 	var hooks []Hook
 	for _, name := range []string{"a", "b"} {

@@ -21,21 +21,21 @@ type Hook struct {
 	On      []Kind   // empty: all
 }
 
-// hookLimit is how long a program may run. The next event waits for it, a takeover never.
+// hookLimit is how long a program may run. The next event waits for it; a takeover never does.
 const hookLimit = 30 * time.Second
 
-// maxSaid is how much of what a program printed is told if it fails, in bytes.
+// maxSaid is how much of a program's output is reported if it fails, in bytes.
 const maxSaid = 512
 
-// Runner runs the hooks of a pair. Each gets the events one after the other, and none
-// waits for another's program.
+// Runner runs the hooks of a pair. Each hook gets the events one after the other, and no
+// hook waits for the program of another.
 type Runner struct {
 	queues   []*queue
 	failures atomic.Int64
 	limit    time.Duration
 }
 
-// NewRunner makes a runner. failed hears of each run that failed, on a goroutine of its own.
+// NewRunner makes a runner. failed is called for each run that failed, on another goroutine.
 func NewRunner(hooks []Hook, failed func(error)) *Runner { return newRunner(hooks, hookLimit, failed) }
 
 func newRunner(hooks []Hook, limit time.Duration, failed func(error)) *Runner {
@@ -54,7 +54,7 @@ func newRunner(hooks []Hook, limit time.Duration, failed func(error)) *Runner {
 	return r
 }
 
-// Add has the hooks run. It does not wait for that.
+// Add makes the hooks run for an event. It does not wait for them.
 func (r *Runner) Add(e Event) {
 	for _, q := range r.queues {
 		q.add(e)
@@ -64,14 +64,14 @@ func (r *Runner) Add(e Event) {
 // Failures is how many runs have failed.
 func (r *Runner) Failures() int64 { return r.failures.Load() }
 
-// Close waits until all hooks have run that were to, for somewhat longer than one may take.
+// Close waits until the hooks have run for all events that were added, but not much longer than one run may take.
 func (r *Runner) Close() error { return r.close(r.limit + closeLimit) }
 
-// Leave is Close for whoever somebody waits for: a program that takes longer goes on by itself, and
-// hooks that have not begun do not run.
+// Leave is Close for a caller that must not be held up: it waits for at most closeLimit. A program that takes
+// longer goes on by itself, and hooks that have not begun do not run.
 func (r *Runner) Leave() error { return r.close(min(r.limit, closeLimit)) }
 
-// close waits for all of them together for at most a time.
+// close waits for all hooks together, for at most limit.
 func (r *Runner) close(limit time.Duration) error {
 	end := time.Now().Add(limit)
 	var errs []error
@@ -83,8 +83,8 @@ func (r *Runner) close(limit time.Duration) error {
 	return errors.Join(errs...)
 }
 
-// run runs the program with the event as JSON in its standard input, and the main parts of
-// it in its environment. At the end of its time all of its process group is killed.
+// run runs the program with the event as JSON on its standard input, and the main parts of
+// the event in its environment. After limit, its whole process group is killed.
 func (h Hook) run(e Event, limit time.Duration) error {
 	b, err := json.Marshal(e)
 	if err != nil {
@@ -98,7 +98,7 @@ func (h Hook) run(e Event, limit time.Duration) error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(append(b, '\n')), out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second // for what has its output and has left the group
+	cmd.WaitDelay = time.Second // for a process that has left the group and still holds the output
 	cmd.Env = append(os.Environ(), "UNDERSTUDY_PAIR="+e.Pair, "UNDERSTUDY_EVENT="+string(e.Kind), "UNDERSTUDY_PAIR_STATE="+e.State,
 		"UNDERSTUDY_ACTIVE="+e.Active, "UNDERSTUDY_CAUSE="+e.Cause, "UNDERSTUDY_DETAIL="+strings.ReplaceAll(e.Detail, "\x00", "?"))
 	err = cmd.Run()

@@ -14,15 +14,15 @@ import (
 const (
 	fileName = "events.jsonl"
 	oldName  = "events.old.jsonl"
-	// maxBytes is how large a file may grow before it becomes the old one, whose
-	// predecessor is removed: some ten thousand events, of some hundred bytes.
+	// maxBytes is how large the file may grow, in bytes, before it replaces the old
+	// one: some ten thousand events, of some hundred bytes.
 	maxBytes = 4 << 20
-	// maxLine is how long one event may be; a takeover that refused thousands of files has
-	// a long report.
+	// maxLine is how long one event may be, in bytes: a takeover that refused thousands of
+	// files has a long report.
 	maxLine = 1 << 20
 )
 
-// Log is the file of a pair's events, open to be added to.
+// Log is the file of a pair's events, open for adding events.
 type Log struct {
 	dir    string
 	file   *os.File
@@ -31,8 +31,8 @@ type Log struct {
 	queue  *queue
 }
 
-// Open opens the log in a directory, which it makes. failed hears of each event that could
-// not be written, on a goroutine of the log.
+// Open opens the log in a directory, which it makes if there is none. failed is called for each
+// event that could not be written, on a goroutine of the log.
 func Open(dir string, failed func(error)) (*Log, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("open log of events: %w", err)
@@ -45,8 +45,8 @@ func Open(dir string, failed func(error)) (*Log, error) {
 	return l, nil
 }
 
-// open opens the file. A line that the end of a machine cut off is ended: the next event
-// is a line of its own.
+// open opens the file. If the last line was cut off when the machine ended, it is ended now,
+// so that the next event has its own line.
 func (l *Log) open() error {
 	f, err := os.OpenFile(filepath.Join(l.dir, fileName), os.O_CREATE|os.O_RDWR|os.O_APPEND|unix.O_NOFOLLOW, 0o640)
 	if err != nil {
@@ -72,7 +72,7 @@ func (l *Log) open() error {
 	return nil
 }
 
-// Add has an event written. It does not wait for that.
+// Add hands over an event to be written. It does not wait until that is done.
 func (l *Log) Add(e Event) { l.queue.add(e) }
 
 // closeLimit is how long the end of a supervisor waits for a disk to take its last events.
@@ -98,7 +98,7 @@ func (l *Log) write(e Event) error {
 	if err != nil {
 		return err
 	}
-	if len(b) >= maxLine { // its report is: status has it
+	if len(b) >= maxLine { // its report makes it so long; understudy status has the report
 		e.Takeover = nil
 		if b, err = json.Marshal(e); err != nil || len(b) >= maxLine {
 			return errors.Join(fmt.Errorf("it is too long: %d bytes", len(b)), err)
@@ -118,8 +118,8 @@ func (l *Log) write(e Event) error {
 	return unix.Fdatasync(int(l.file.Fd()))
 }
 
-// rotate makes the file the old one. If the new one cannot be made, the old one is written
-// on.
+// rotate makes the file the old one, and opens a new one. If the new one cannot be made, events
+// still go to the old one.
 func (l *Log) rotate() error {
 	old := l.file
 	if err := os.Rename(old.Name(), filepath.Join(l.dir, oldName)); err != nil {

@@ -5,16 +5,16 @@ import (
 	"time"
 )
 
-// maxWaiting is how many events may wait to be handled: more than a pair has in a bad
-// hour.
+// maxWaiting is how many events may wait to be handled: more than there are in a bad hour
+// of a pair.
 const maxWaiting = 256
 
-// queue has a goroutine of its own handle events, one after the other. Whoever adds one
-// never waits.
+// queue handles events on its own goroutine, one after the other. Adding an event never
+// blocks.
 type queue struct {
 	mu      sync.Mutex
 	closed  bool
-	dropped int64 // since one was last taken in
+	dropped int64 // since an event was last accepted
 	waiting chan Event
 	done    chan struct{}
 }
@@ -30,7 +30,7 @@ func newQueue(handle func(Event)) *queue {
 	return q
 }
 
-// add takes an event in, unless too many wait.
+// add accepts an event, unless too many are waiting.
 func (q *queue) add(e Event) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -46,8 +46,8 @@ func (q *queue) add(e Event) {
 	}
 }
 
-// close waits until all that was taken in is handled, for at most a time; it says whether
-// it is.
+// close waits until all accepted events are handled, for at most limit. It reports whether
+// they are.
 func (q *queue) close(limit time.Duration) bool {
 	q.mu.Lock()
 	if !q.closed {

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// BadLine is a line of a log that is no event: the end of the machine cut it off, or
+// BadLine is a line of a log that is not an event: it was cut off when the machine ended, or
 // somebody edited it.
 type BadLine struct {
 	File string
@@ -40,17 +40,17 @@ func Read(dir string) iter.Seq2[Event, error] {
 	}
 }
 
-// Reader reads a log, and goes on with what is added to it.
+// Reader reads a log, and then what is added to it.
 type Reader struct {
 	dir string
-	f   *os.File // nil: the log has none yet
+	f   *os.File // nil while the log has no file
 	s   *scanner
 }
 
 // NewReader makes a reader of the log in a directory. It must be closed.
 func NewReader(dir string) *Reader { return &Reader{dir: dir} }
 
-// Close lets the log go.
+// Close closes the file that is being read.
 func (r *Reader) Close() error {
 	if r.f == nil {
 		return nil
@@ -96,8 +96,8 @@ func (r *Reader) open() error {
 	return err
 }
 
-// Follow reads what is added after what Read has read, looking for it so often, until ctx
-// ends.
+// Follow reads the events that are added after those that Read has read, until ctx ends. every is
+// the time between two looks for new ones.
 func (r *Reader) Follow(ctx context.Context, every time.Duration) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		tick := time.NewTicker(every)
@@ -111,7 +111,7 @@ func (r *Reader) Follow(ctx context.Context, every time.Duration) iter.Seq2[Even
 			if r.f != nil && !r.replaced() {
 				continue
 			}
-			if r.f != nil { // what came before it was replaced
+			if r.f != nil { // what was written before the file was replaced
 				if !r.s.scan(yield) || !r.s.rest(yield) {
 					return
 				}
@@ -126,26 +126,26 @@ func (r *Reader) Follow(ctx context.Context, every time.Duration) iter.Seq2[Even
 	}
 }
 
-// replaced says whether another file has the place of the one that is read.
+// replaced reports whether another file has taken the place of the one that is read.
 func (r *Reader) replaced() bool {
 	was, err1 := r.f.Stat()
 	is, err2 := os.Stat(r.f.Name())
 	return err1 == nil && err2 == nil && !os.SameFile(was, is)
 }
 
-// scanner reads events, a line each. Of a line it keeps at most maxLine bytes.
+// scanner reads events, one per line. It keeps at most maxLine bytes of a line.
 type scanner struct {
 	name string
 	r    *bufio.Reader
-	line []byte // of a line whose end is not there yet
+	line []byte // the part that is there of a line without an end
 	n    int
 	long bool
 }
 
 func newScanner(f *os.File) *scanner { return &scanner{name: f.Name(), r: bufio.NewReader(f)} }
 
-// scan yields the lines that are there. It is false when nothing more is wanted, or can be
-// read.
+// scan yields the lines that are there. It returns false when yield wants no more, or nothing
+// more can be read.
 func (s *scanner) scan(yield func(Event, error) bool) bool {
 	for {
 		part, err := s.r.ReadSlice('\n')

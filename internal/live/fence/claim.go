@@ -16,19 +16,19 @@ import (
 	"understudy.dev/understudy/internal/live/mounts"
 )
 
-// Hold keeps a disk for us for as long as it is open, a guest of ours or not: no other
-// supervisor and no other run of ours gets it, and a block device cannot be mounted or
-// become part of something. It leaves alone the bytes that QEMU locks.
+// Hold keeps a disk ours for as long as the Hold is open, whether or not a guest of ours has
+// the disk: no other supervisor and no other run of ours gets it, and a block device cannot be
+// mounted or become part of another device. It does not lock the bytes that QEMU locks.
 type Hold struct {
 	*os.File       // for reading and writing
 	Size     int64 // bytes
 	Device   bool  // it is a block device
 }
 
-// ErrReplaced is why a path is not that of the disk that is held any more.
+// ErrReplaced says that a path is no longer that of the disk that is held.
 var ErrReplaced = errors.New("another file, or none, has this path now: the disk that the pair has was renamed or replaced")
 
-// Named checks that the path of the disk still is that of what we hold.
+// Named checks that the path of the disk still leads to the file or device that we hold.
 func (h *Hold) Named() error {
 	at, err := os.Stat(h.Name())
 	if err == nil && !h.is(at) {
@@ -43,7 +43,7 @@ func (h *Hold) Named() error {
 	return nil
 }
 
-// OpenIn says whether a process has the disk open.
+// OpenIn reports whether a process has the disk open.
 func (h *Hold) OpenIn(pid int) bool {
 	for range open(fmt.Sprint(pid), h.is) {
 		return true
@@ -51,7 +51,7 @@ func (h *Hold) OpenIn(pid int) bool {
 	return false
 }
 
-// is says whether that is the disk. A block device may have several names.
+// is reports whether st is that of the disk. A block device may have several names.
 func (h *Hold) is(st os.FileInfo) bool {
 	ours, err := h.Stat()
 	if err != nil {
@@ -63,15 +63,15 @@ func (h *Hold) is(st os.FileInfo) bool {
 	return os.SameFile(st, ours)
 }
 
-// holdByte is the byte of an image that a Hold locks: beyond those of QEMU, whatever
-// their number becomes (block/file-posix.c, RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE).
+// holdByte is the byte of an image that a Hold locks. It is beyond the bytes that QEMU locks,
+// however many those become (block/file-posix.c, RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE).
 const holdByte = 1000
 
 // Claim is a disk that nobody else uses: we hold it, and have the locks that QEMU
 // takes, so that no guest can write to it either.
 type Claim struct{ *Hold }
 
-// errInUse is why a disk is not ours: this machine's own kernel uses it.
+// errInUse says why a disk cannot be ours: this machine's own kernel uses it.
 var errInUse = errors.New("in use by this machine's kernel")
 
 // claimLimit is how long a lock may take to be free: a process that has just been
@@ -86,7 +86,7 @@ func Keep(path string) (*Hold, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Taken and let go, for the guest that is to have the disk.
+	// QEMU's locks are taken and released again, for the guest that is to have the disk.
 	if err := lockRange(h.File, path, lockStart, lockLen, claimLimit, "try again"); err != nil {
 		h.Close()
 		return nil, err
@@ -117,7 +117,7 @@ func keep(path string) (*Hold, error) {
 	}
 	flags := os.O_RDWR
 	if h.Device {
-		// As a mount does it: either fails while the other holds (open(2)).
+		// As a mount does it: each of the two fails while the other has the device (open(2)).
 		flags |= unix.O_EXCL
 	}
 	if h.File, err = os.OpenFile(path, flags, 0); err != nil {
@@ -137,7 +137,7 @@ func keep(path string) (*Hold, error) {
 	return h, nil
 }
 
-// Take claims a disk: what Keep does, and no guest at all may have it.
+// Take claims a disk. It fails where Keep does, and also if any guest has the disk.
 func Take(path string) (*Claim, error) {
 	h, err := keep(path)
 	if err != nil {
@@ -150,8 +150,8 @@ func Take(path string) (*Claim, error) {
 	return &Claim{h}, nil
 }
 
-// Share is another holder of the same claim: it lasts until both are closed (fcntl(2): the locks
-// are the open file's).
+// Share returns another Claim of the same disk. The disk stays claimed until both are closed (fcntl(2):
+// the locks belong to the open file).
 func (c *Claim) Share() (*Claim, error) {
 	fd, err := unix.FcntlInt(c.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
@@ -160,7 +160,7 @@ func (c *Claim) Share() (*Claim, error) {
 	return &Claim{&Hold{File: os.NewFile(uintptr(fd), c.Name()), Size: c.Size, Device: c.Device}}, nil
 }
 
-// unused says whether no mount and no loop device has the disk.
+// unused checks that the disk is neither mounted nor used by a loop device.
 func unused(path string, st os.FileInfo, device bool) error {
 	if device {
 		rdev := st.Sys().(*syscall.Stat_t).Rdev
@@ -194,7 +194,7 @@ func inUse(path, how, advice string) error {
 	return hint.New("claim disk "+path, fmt.Errorf("%w: %s", errInUse, how), advice)
 }
 
-// mountedOn is where the device of a number is mounted, or empty.
+// mountedOn is where the device with that number is mounted, or empty.
 func mountedOn(number string) string {
 	for m := range mounts.Here() {
 		if m.Device == number {

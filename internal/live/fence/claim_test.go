@@ -34,8 +34,8 @@ func TestTake(t *testing.T) {
 	}
 }
 
-// TestTakeUsed wants nobody's disk to be claimed: of a guest, of a mount, of a
-// loop device.
+// TestTakeUsed checks that a disk cannot be claimed which a guest, a mount or a loop
+// device has.
 func TestTakeUsed(t *testing.T) {
 	img := image(t)
 	g := guest(t, img)

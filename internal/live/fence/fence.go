@@ -33,9 +33,9 @@ type Proof struct {
 // ErrLocked is wrapped when an image stays locked by somebody else.
 var ErrLocked = errors.New("still locked")
 
-// Raise kills the process, waits for it to be reaped and takes the lock of
-// every image that we hold, each within limit: of the file that is held, whatever its path names
-// by now. It fails without having touched any image.
+// Raise kills the process, waits for it to be reaped and takes the lock of every image that we
+// hold, each within limit. It locks the file that is held, whatever the image's path leads to by
+// now. If it fails, it has not touched any image.
 func Raise(p Process, images []*Hold, limit time.Duration) (*Proof, error) {
 	p.Kill()
 	select {
@@ -65,7 +65,7 @@ func Free(image string) error {
 	return f.Close()
 }
 
-// Image gives the locked image, open for reading and writing.
+// Image returns the locked image, open for reading and writing.
 func (p *Proof) Image(path string) *os.File { return p.locks[path] }
 
 // Release gives up the lock of one image, to hand it over.
@@ -85,13 +85,13 @@ func (p *Proof) Drop() {
 	}
 }
 
-// QEMU locks single bytes of an image, one for each permission it uses at 100
-// and on, and one for each that it does not share at 200 and on
-// (block/file-posix.c, RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE). A write
-// lock over all of them excludes, and is excluded by, any QEMU.
+// QEMU locks single bytes of an image: from 100 on, one for each permission that it uses,
+// and from 200 on, one for each permission that it does not share (block/file-posix.c,
+// RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE). A write lock over all of them excludes, and
+// is excluded by, any QEMU.
 const lockStart, lockLen = 100, 200
 
-// lock locks the file at a path, which is the one of an image.
+// lock locks the file of an image, which is found at path. image is its name in errors.
 func lock(path, image string, limit time.Duration) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -104,8 +104,8 @@ func lock(path, image string, limit time.Duration) (*os.File, error) {
 	return f, nil
 }
 
-// lockRange takes a write lock on bytes of an image that its open file keeps (fcntl(2),
-// open file description locks), as QEMU's locks are.
+// lockRange takes a write lock on bytes of an image. Like QEMU's locks, it belongs to the open
+// file (fcntl(2), open file description locks).
 func lockRange(f *os.File, image string, start, length int64, limit time.Duration, next string) error {
 	for deadline := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
 		l := unix.Flock_t{Type: unix.F_WRLCK, Start: start, Len: length}
@@ -123,9 +123,9 @@ func lockRange(f *os.File, image string, start, length int64, limit time.Duratio
 	}
 }
 
-// holders names the processes that hold a lock on an open image. A lock of the kind
-// that QEMU takes belongs to an open file, not to a process, but the kernel
-// lists it with each descriptor of that file (proc(5), fdinfo).
+// holders names the processes that hold a lock on an open image. Locks like QEMU's
+// belong to an open file, not to a process, but the kernel lists them with each
+// descriptor of that file (proc(5), fdinfo).
 func holders(image *os.File) string {
 	want, err := image.Stat()
 	if err != nil {
@@ -150,8 +150,8 @@ func holders(image *os.File) string {
 	return strings.Join(names, ", ")
 }
 
-// open yields the descriptors, as paths in /proc, by which processes have a file open: those whose
-// numbers a pattern of filepath.Match fits.
+// open yields the descriptors, as paths in /proc, by which processes have a file open. pids is a
+// pattern of filepath.Match for the numbers of the processes.
 func open(pids string, is func(os.FileInfo) bool) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		fds, _ := filepath.Glob(filepath.Join("/proc", pids, "fd", "*")) // the pattern is well-formed

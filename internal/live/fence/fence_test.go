@@ -50,7 +50,7 @@ func image(t *testing.T) string {
 	return path
 }
 
-// guest is a QEMU process that has the image for a disk and holds its lock.
+// guest is a QEMU process that has the image as a disk and holds its lock.
 func guest(t *testing.T, img string) *child {
 	t.Helper()
 	sock := filepath.Join(t.TempDir(), "qmp")
@@ -72,8 +72,8 @@ func guestArgs(img string) []string {
 		"-blockdev", "driver=file,node-name=disk,filename=" + img + ",locking=on", "-device", "virtio-blk-pci,drive=disk"}
 }
 
-// opens says whether another QEMU gets as far as to use the image: it goes on in the
-// background once it has.
+// opens reports whether another QEMU can open the image: only then it continues in the
+// background.
 func opens(t *testing.T, img string) bool {
 	t.Helper()
 	pidFile := filepath.Join(t.TempDir(), "pid")
@@ -109,8 +109,8 @@ func held(t *testing.T, img string) []*Hold {
 	return []*Hold{h}
 }
 
-// TestReplaced: what is fenced is the file that is held and that the guest has open, also when its
-// path is another's, or nobody's.
+// TestReplaced: Raise fences the file that is held and that the guest has open, even if another file,
+// or none, has its path.
 func TestReplaced(t *testing.T) {
 	for name, replace := range map[string]func(path string) error{
 		"renamed": func(path string) error { return os.Rename(path, path+".old") },

@@ -19,7 +19,7 @@ import (
 const (
 	// Workers is how many chunks are in flight at once, each in a system call that
 	// blocks. The data is moved by the disks' DMA, not by this CPU: several requests
-	// keep them busy.
+	// keep the disks busy.
 	Workers = 16
 
 	// chunk is how much is read from the staging disk in one request, in
@@ -27,18 +27,18 @@ const (
 	// request has few segments.
 	chunk = 1 << 20
 
-	// sector is what direct I/O is aligned to, in bytes. Runs are pages, or
-	// blocks of a file system with smaller ones: it divides both.
+	// sector is the alignment of direct I/O, in bytes. Runs are pages, or
+	// blocks of a file system with smaller blocks: sector divides both.
 	sector = 512
 
 	// page is the unit of the page cache, in bytes.
 	page = 4096
 )
 
-// Apply brings the files of a plan on a staging file to the state the dead kernel
-// had in memory, in the file system of a type that is mounted on a directory. A
-// file that was changed after the dead kernel's end is left alone, if that is not
-// zero.
+// Apply brings the files of a plan to the state the dead kernel had in memory. The
+// plan is in the staging file, and the files are in the file system of type kind that
+// is mounted on mount. died is when the dead kernel ended: if it is not zero, a file
+// that was changed later is left alone.
 func Apply(mount *os.File, kind string, staging *os.File, r wire.ApplyRequest, died time.Time) (wire.ApplyResult, error) {
 	var result wire.ApplyResult
 	files, err := readPlan(staging, r)
@@ -115,12 +115,12 @@ type writer struct {
 }
 
 // writeAll goes through the staging disk in large pieces, whatever the size of
-// the files, and finishes each file with its last piece. about is nil, or has what
-// else there is to each of them.
+// the files, and finishes each file with its last piece. about is nil, or has the
+// rest of what is known about each of the files.
 func (w *writer) writeAll(files []wire.File, about []*unlogged) error {
 	w.targets = make([]target, len(files))
 	var pieces []piece
-	var bare []*target // nothing to write into, but for size and times
+	var bare []*target // files without data to be written: only size and times are set
 	for i, f := range files {
 		t := &w.targets[i]
 		t.file, t.kind = f, w.kind
@@ -170,7 +170,7 @@ func (t *target) cut(pieces []piece) []piece {
 	return pieces
 }
 
-// gather puts pieces that stand together on the staging disk into batches that
+// gather puts pieces that are close together on the staging disk into batches that
 // fit in a buffer.
 func gather(pieces []piece) []batch {
 	slices.SortStableFunc(pieces, func(a, b piece) int { return cmp.Compare(a.staged, b.staged) })
@@ -229,8 +229,8 @@ func ioFull(call func(int, []byte, int64) (int, error), fd int, b []byte, off in
 	return nil
 }
 
-// buffers maps count direct I/O buffers of a chunk each, on huge pages where
-// the kernel has them to give, and a function that unmaps them.
+// buffers maps count direct I/O buffers of a chunk each, on huge pages if the
+// kernel has any to give. It also returns the function that unmaps them.
 func buffers(count int) ([][]byte, func(), error) {
 	const huge = 2 << 20
 	arena, err := unix.Mmap(-1, 0, count*chunk+huge, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)

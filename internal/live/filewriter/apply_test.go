@@ -71,7 +71,7 @@ func (b *bench) apply(files ...wire.File) wire.ApplyResult {
 	return r
 }
 
-// file makes a file of so many x, and the plan's view of it.
+// file makes a file of size times x, and the plan's view of it.
 func (b *bench) file(name string, size int) (string, wire.File) {
 	b.t.Helper()
 	path := filepath.Join(b.dir, name)
@@ -159,8 +159,8 @@ func TestApplyFiles(t *testing.T) {
 	}
 }
 
-// TestApplySectors: a device's sectors may be as large as a page, and the end of a file no multiple
-// of them.
+// TestApplySectors: a device's sectors may be as large as a page, and the size of a file need not be a
+// multiple of them.
 func TestApplySectors(t *testing.T) {
 	b := newBench(t)
 	b.dir = mountSectors(t)
@@ -217,7 +217,7 @@ func mountSectors(t *testing.T) string {
 	return dir
 }
 
-// TestApplyCuts: what lies beyond the end of a file goes if that is asked for.
+// TestApplyCuts: blocks beyond the end of a file are freed if the plan says so.
 func TestApplyCuts(t *testing.T) {
 	b := newBench(t)
 	for _, cut := range []bool{false, true} {
@@ -297,8 +297,8 @@ func setFileFlags(t *testing.T, path string, flag int, on bool) {
 	}
 }
 
-// TestApplyRefusesStrangers: an inode number whose file is another one by now
-// is left alone.
+// TestApplyRefusesStrangers: if an inode number is that of another file by now,
+// that file is left alone.
 func TestApplyRefusesStrangers(t *testing.T) {
 	b := newBench(t)
 	path, f := b.file("stranger", 4096)

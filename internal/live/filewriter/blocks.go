@@ -7,8 +7,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// WriteBlocks writes the blocks of a request to a disk that nobody has mounted, and makes
-// them durable.
+// WriteBlocks writes the blocks of a request to a disk that is not mounted, and makes them
+// durable.
 func WriteBlocks(disk, staging *os.File, r wire.WriteRequest) error {
 	blocks, err := readList(staging, r.Blocks, r.Len, wire.DecodeBlocks)
 	if err != nil {
@@ -23,8 +23,8 @@ func WriteBlocks(disk, staging *os.File, r wire.WriteRequest) error {
 	return nil
 }
 
-// copyBlocks copies blocks from the staging disk, those that stand together on
-// it with one read.
+// copyBlocks copies blocks from the staging disk. It reads those that are close
+// together there at once.
 func copyBlocks(disk, staging int, blocks []wire.Run) error {
 	var pieces []piece
 	for _, b := range blocks {

@@ -14,11 +14,11 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// beneath keeps a lookup within the file system, whatever names are in it.
+// beneath keeps a lookup within the file system, whatever names are in the path.
 const beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV
 
-// openDir opens a directory by the path that it had: it may have another one on
-// the disk.
+// openDir opens a directory by the path that it had. On the disk it may have
+// another path.
 func (r *restorer) openDir(at string) (int, error) {
 	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOATIME | unix.O_CLOEXEC
 	if fh, ok := r.dirs[at]; ok {
@@ -38,7 +38,7 @@ func (r *restorer) openDir(at string) (int, error) {
 	return fd, nil
 }
 
-// parent opens the directory of a path, and gives the name in it.
+// parent opens the directory of a path, and returns the name in it.
 func (r *restorer) parent(at string) (int, string, error) {
 	dir, name := path.Split(at)
 	if name == "" || name == "." || name == ".." {
@@ -48,7 +48,7 @@ func (r *restorer) parent(at string) (int, string, error) {
 	return fd, name, err
 }
 
-// directory gives a directory the path that it had, or makes it.
+// directory gives a directory the path that it had, or creates it if it is missing.
 func (r *restorer) directory(l *unlogged) error {
 	switch {
 	case l.attr.Links == 0 && !l.attr.Committed:
@@ -69,7 +69,7 @@ func (r *restorer) directory(l *unlogged) error {
 	return r.rename(l, fd)
 }
 
-// unlockDirectory takes off the flags that forbid to name anything in a directory, and to change it, and notes those
+// unlockDirectory clears the inode flags that forbid changes to a directory and to the names in it, and notes those
 // that it had.
 func (r *restorer) unlockDirectory(l *unlogged) error {
 	if _, known := r.dirs[l.path()]; !known || l.path() == "" && !l.isTop() {
@@ -86,7 +86,7 @@ func (r *restorer) unlockDirectory(l *unlogged) error {
 	}
 	open := flags &^ lockingFlags
 	if want := open | l.attr.Flags; want != open {
-		l.flags = &want // in the end
+		l.flags = &want // to be set in the end
 	}
 	if open == flags {
 		return nil
@@ -94,7 +94,7 @@ func (r *restorer) unlockDirectory(l *unlogged) error {
 	return setFlags(fd, open)
 }
 
-// isTop reports whether it is the top directory.
+// isTop reports whether l is the top directory.
 func (l *unlogged) isTop() bool { return len(l.attr.Paths) == 1 && len(l.attr.Paths[0]) == 0 }
 
 // rename gives a directory the path that it had.
@@ -112,7 +112,7 @@ func (r *restorer) rename(l *unlogged, fd int) error {
 	if err := r.vacate(l, to, name); err != nil {
 		return err
 	}
-	if now, err = r.whereIs(fd); err != nil { // again: it may be in what gave way
+	if now, err = r.whereIs(fd); err != nil { // again: it may be inside what was moved away
 		return err
 	}
 	if err := unix.Renameat2(r.mount, now, to, name, unix.RENAME_NOREPLACE); err != nil {
@@ -134,8 +134,8 @@ func (r *restorer) whereIs(fd int) (string, error) {
 	return now, nil
 }
 
-// vacate has what is in the place of a directory give way. If it is a directory that had
-// another path itself, its own turn moves it on.
+// vacate moves away what has the name that a directory is to get. If that is a directory
+// which had another path itself, it is moved there when its own turn comes.
 func (r *restorer) vacate(l *unlogged, dir int, name string) error {
 	var there unix.Stat_t
 	err := unix.Fstatat(dir, name, &there, unix.AT_SYMLINK_NOFOLLOW)
@@ -151,8 +151,8 @@ func (r *restorer) vacate(l *unlogged, dir int, name string) error {
 	return nil
 }
 
-// makeDirectory creates a directory that is missing, or takes what an attempt that was
-// broken off has made of it.
+// makeDirectory creates a directory that is missing, or takes over the one that an
+// interrupted attempt has created for it.
 func (r *restorer) makeDirectory(l *unlogged) error {
 	at := l.path()
 	if l.attr.Committed || at == "" {
@@ -186,13 +186,13 @@ func (r *restorer) makeDirectory(l *unlogged) error {
 	return nil
 }
 
-// openingDir opens a directory, and nothing else of its name.
+// openingDir are the flags that open a directory, and nothing else that has its name.
 const openingDir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_NOATIME | unix.O_CLOEXEC
 
-// directoryBefore opens what an attempt that was broken off has made of a missing directory. It is
-// known by its owner, its permissions and the time of its last access to the nanosecond: what is made
-// in a directory changes none of them. A directory that the missing one is a copy of (cp -a) may have all
-// of these, and was made before it.
+// directoryBefore opens the directory that an interrupted attempt has created for a missing one. It is
+// recognized by its owner, its permissions and the time of its last access to the nanosecond: creating
+// files in a directory changes none of them. A directory that the missing one is a copy of (cp -a) may have
+// all of these too, but was created before the missing one.
 func (l *unlogged) directoryBefore(in int, name string) (int, error) {
 	fd, err := unix.Openat(in, name, openingDir, 0)
 	if err != nil {
@@ -212,7 +212,7 @@ func (l *unlogged) directoryBefore(in int, name string) (int, error) {
 	return fd, nil
 }
 
-// newDirectory makes a directory that a later attempt would know.
+// newDirectory makes a directory that a later attempt would recognize.
 func (r *restorer) newDirectory(l *unlogged, in int, name string) (int, error) {
 	if err := r.vacate(l, in, name); err != nil {
 		return -1, err
@@ -269,7 +269,7 @@ func (l *unlogged) ownDirectory(fd int) error {
 		return fmt.Errorf("stat: %w", err)
 	}
 	if st.Atim == want[0] && st.Mtim == want[1] {
-		return nil // so that nothing need allow it: a flag, or a subvolume, may forbid it
+		return nil // a flag, or a subvolume, may forbid to set them
 	}
 	if err := setTimes(fd, want); err != nil {
 		return fmt.Errorf("set times: %w", err)

@@ -19,8 +19,8 @@ type entry struct {
 	times []unix.Timespec
 }
 
-// openEntry opens the directory of a path beneath a mount point. Nothing need have the
-// name.
+// openEntry opens the directory of a path beneath a mount point. The name need not exist
+// in it.
 func openEntry(mount int, at string) (*entry, error) {
 	dir, name := path.Split(at)
 	if name == "" || name == "." || name == ".." {
@@ -46,7 +46,7 @@ func (e *entry) close() {
 	unix.Close(e.dir)
 }
 
-// inode is the number of what has the name, 0 if nothing has.
+// inode is the number of the inode that has the name, or 0 if none has.
 func (e *entry) inode() (uint64, error) {
 	var st unix.Stat_t
 	err := unix.Fstatat(e.dir, e.name, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -56,7 +56,7 @@ func (e *entry) inode() (uint64, error) {
 	return st.Ino, err
 }
 
-// remove removes the name: of a file, or of an empty directory.
+// remove removes the name, which may be that of a file or of an empty directory.
 func (e *entry) remove() error {
 	err := unix.Unlinkat(e.dir, e.name, 0)
 	if errors.Is(err, unix.EISDIR) {
@@ -65,8 +65,8 @@ func (e *entry) remove() error {
 	return err
 }
 
-// isGenerationOf checks that the inode that has the name is of f's generation, besides its
-// number.
+// isGenerationOf checks that the inode that has the name has the generation of f, and not
+// only its number.
 func (e *entry) isGenerationOf(f *wire.Named) error {
 	h, _, err := unix.NameToHandleAt(e.dir, e.name, 0)
 	if err != nil {
@@ -79,7 +79,7 @@ func (e *entry) isGenerationOf(f *wire.Named) error {
 	return err
 }
 
-// handleOfNamed is the handle of what a check found, which is of the ext family.
+// handleOfNamed is the handle of an inode that a check found, on a file system of the ext family.
 func handleOfNamed(f *wire.Named) (unix.FileHandle, error) {
 	return handleOf("", &wire.File{Inode: f.Inode, Generation: f.Generation}, 0)
 }

@@ -10,16 +10,16 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// The request FS_IOC_FIEMAP, _IOWR('f', 11, struct fiemap), and what it works on
+// The request FS_IOC_FIEMAP, _IOWR('f', 11, struct fiemap), and its flags
 // (include/uapi/linux/fiemap.h).
 const (
 	fsIocFiemap   = 0xc020660b
-	fiemapExtents = 128 // asked for at once
+	fiemapExtents = 128 // per request
 
 	fiemapLast      = 0x1
 	fiemapUnwritten = 0x800
-	// Extents whose location is not known, not yet allocated, or not that of the bytes
-	// themselves: UNKNOWN, DELALLOC, ENCODED, DATA_ENCRYPTED, NOT_ALIGNED,
+	// Extents whose location is not known, is not allocated yet, or does not have the
+	// bytes themselves: UNKNOWN, DELALLOC, ENCODED, DATA_ENCRYPTED, NOT_ALIGNED,
 	// DATA_INLINE, DATA_TAIL, UNWRITTEN.
 	fiemapElsewhere = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400 | fiemapUnwritten
 )
@@ -38,7 +38,7 @@ type fiemap struct {
 	Extents              [fiemapExtents]fiemapExtent
 }
 
-// extents returns where a file lies on its disk, ascending.
+// extents returns the extents of a file, ascending.
 func extents(fd int) ([]fiemapExtent, error) {
 	var out []fiemapExtent
 	for start := uint64(0); ; {
@@ -59,7 +59,7 @@ func extents(fd int) ([]fiemapExtent, error) {
 	}
 }
 
-// checkExtents checks that a file has all of some extents on its disk.
+// checkExtents checks that a file has all of the wanted extents on its disk.
 func checkExtents(fd int, wanted []wire.Extent) error {
 	if len(wanted) == 0 {
 		return nil

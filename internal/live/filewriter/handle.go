@@ -12,8 +12,8 @@ import (
 
 // Types of file handles (include/linux/exportfs.h): FILEID_INO32_GEN, which holds
 // a 32-bit inode number and its generation; the same with a 64-bit number, which
-// is that of XFS alone (fs/xfs/xfs_export.h, XFS_FILEID_TYPE_64FLAG); and
-// FILEID_BTRFS_WITHOUT_PARENT, with the number of the subvolume between both
+// only XFS has (fs/xfs/xfs_export.h, XFS_FILEID_TYPE_64FLAG); and
+// FILEID_BTRFS_WITHOUT_PARENT, with the number of the subvolume between the two
 // (fs/btrfs/export.h, struct btrfs_fid).
 const (
 	handleInode32 = 0x01

@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// name gives the files that were written, and what else is no directory, the names that they had:
-// first the names that nothing else has. After that it is known which old names are not needed any more.
+// name gives the files that were written, and all others that are not directories, the names that they had: first
+// the names that nothing else has. After that it is known which old names are not needed any more.
 func (r *restorer) name() {
 	for _, replace := range []bool{false, true} {
 		for _, l := range r.all {
@@ -55,7 +55,7 @@ func (r *restorer) nameOne(l *unlogged, at string, replace bool) error {
 	case err == nil && idOf(&there) == idOf(&mine):
 		return nil
 	case err == nil && !replace:
-		return nil // later
+		return nil // left until replace is set
 	case err == nil:
 		if err := r.giveWay(l, dir, name, at, &there); err != nil {
 			return err
@@ -76,7 +76,7 @@ func (r *restorer) nameOne(l *unlogged, at string, replace bool) error {
 		r.act(wire.ActCreated, l, at, "")
 		return nil
 	}
-	// By its path in /proc: AT_EMPTY_PATH takes CAP_DAC_READ_SEARCH (linkat(2)).
+	// By its path in /proc: AT_EMPTY_PATH requires CAP_DAC_READ_SEARCH (linkat(2)).
 	if err := unix.Linkat(unix.AT_FDCWD, procPath(fd), dir, name, unix.AT_SYMLINK_FOLLOW); err != nil {
 		return err
 	}
@@ -92,8 +92,8 @@ func (r *restorer) reopen(l *unlogged) (int, error) {
 	return r.open(l)
 }
 
-// giveWay takes a name from another file. If that is known to have lost it before the
-// crash, the name is removed; else the file is renamed, to a name beside it.
+// giveWay takes a name from another file. If that file is known to have lost the name
+// before the crash, the name is removed; else the file is renamed in the same directory.
 func (r *restorer) giveWay(l *unlogged, dir int, name, at string, there *unix.Stat_t) error {
 	if other := r.known[idOf(there)]; other != nil && r.stale(other, at) {
 		if err := unix.Unlinkat(dir, name, 0); err != nil {
@@ -119,9 +119,9 @@ func (r *restorer) giveWay(l *unlogged, dir int, name, at string, there *unix.St
 	return errors.New("another file has it, and every name to move that to is taken")
 }
 
-// stale reports whether a name of a file on the disk is one that it had lost: it was
-// deleted, or all names that it had are known and on the disk, and this is none of
-// them.
+// stale reports whether a name that a file has on the disk is one that it had lost: the
+// file was deleted, or all names that it had are known and on the disk, and this is not
+// one of them.
 func (r *restorer) stale(l *unlogged, at string) bool {
 	if l.attr.Links == 0 {
 		return true
@@ -129,7 +129,7 @@ func (r *restorer) stale(l *unlogged, at string) bool {
 	return !l.failed && !slices.ContainsFunc(l.attr.Paths, func(p []byte) bool { return string(p) == at }) && r.complete(l)
 }
 
-// complete reports whether a file has all the names that it had.
+// complete reports whether a file has all the names on the disk that it had.
 func (r *restorer) complete(l *unlogged) bool {
 	if int(l.attr.Links) != len(l.attr.Paths) {
 		return false
@@ -157,7 +157,7 @@ func (r *restorer) complete(l *unlogged) bool {
 	return true
 }
 
-// lock sets the flags that forbid writing, and naming.
+// lock sets the inode flags that forbid to write to files, and to change the names in directories.
 func (r *restorer) lock() {
 	for _, l := range r.all {
 		if l.flags == nil {
@@ -189,7 +189,7 @@ func (r *restorer) dropTemporary() {
 		}
 		dir, err := r.openDir(l.dir)
 		if err != nil {
-			continue // it said so before
+			continue // that was reported before
 		}
 		if err := unix.Unlinkat(dir, l.temp, 0); err != nil {
 			r.fail(l, fmt.Errorf("remove %q in %q: %w", l.temp, l.dir, err))

@@ -20,12 +20,12 @@ import (
 type oldNames struct {
 	r       *restorer
 	surplus map[inodeID]*unlogged // files with more names than they had
-	back    map[inodeID]*unlogged // that were deleted, and have names on the disk
+	back    map[inodeID]*unlogged // files that were deleted, and have names on the disk
 }
 
-// oldNames removes names that files had before they were renamed, and reports deleted
-// files that are back. It looks beside the names that those files have, where temporary names
-// are, and at all names of their subvolumes only while an old one is not found.
+// oldNames removes names that files had before they were renamed, and reports deleted files
+// that are back. It looks first in the directories of the names that those files have, where
+// temporary names are, and at all names of their subvolumes only while an old name is not found.
 func (r *restorer) oldNames() {
 	o := &oldNames{r: r, surplus: make(map[inodeID]*unlogged), back: make(map[inodeID]*unlogged)}
 	for id, l := range r.known {
@@ -61,8 +61,8 @@ func (r *restorer) names(l *unlogged) uint64 {
 	return uint64(st.Nlink)
 }
 
-// beside looks in the directories that the files are in. What cannot be read keeps its names, which
-// harms nothing; that holds for walk, too.
+// beside looks in the directories that the files are in. A directory that cannot be read keeps its
+// names, which does no harm. The same holds for walk.
 func (o *oldNames) beside() {
 	dirs := make(map[string]bool)
 	for _, l := range o.surplus {
@@ -86,8 +86,8 @@ func (o *oldNames) beside() {
 	}
 }
 
-// volumes are the top directories of the subvolumes that the files are in, by their device numbers: no
-// file has names in two.
+// volumes are the top directories of the subvolumes that the files are in, by device number. No file has
+// names in two subvolumes.
 func (o *oldNames) volumes() map[uint64]string {
 	tops := make(map[uint64]string)
 	for id, l := range o.surplus {
@@ -101,7 +101,7 @@ func (o *oldNames) volumes() map[uint64]string {
 	return tops
 }
 
-// above is the directory of a path; that of a top name is empty.
+// above is the directory of a path. It is empty for a name in the top directory.
 func above(at string) string {
 	if dir := filepath.Dir(at); dir != "." {
 		return dir
@@ -142,7 +142,7 @@ func statOf(d fs.DirEntry) (*syscall.Stat_t, bool) {
 	return st, ok
 }
 
-// see looks at a name.
+// see removes a name if it is an old one, and reports it if it is that of a deleted file.
 func (o *oldNames) see(at string, d fs.DirEntry) {
 	st, ok := statOf(d)
 	if !ok {
@@ -168,7 +168,7 @@ func (o *oldNames) see(at string, d fs.DirEntry) {
 	}
 }
 
-// unlink removes a name of a file, and of no other.
+// unlink removes a name, if it is that of the inode id.
 func (r *restorer) unlink(at string, id inodeID) error {
 	dir, err := unix.Openat2(r.mount, filepath.Dir(at), &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: beneath})
 	if err != nil {

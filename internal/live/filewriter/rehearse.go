@@ -10,12 +10,12 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// rehearsalFiles are written in a rehearsal, of these sizes in bytes: whole
-// pages and a part of one, one request and several.
+// rehearsalFiles are the sizes of the files that a rehearsal writes, in bytes:
+// whole pages and parts of one, one request and several.
 var rehearsalFiles = []int64{1, page, 10*page + 100, chunk + 3*page + 1, 64 * page, 200}
 
-// Rehearse makes files on a mounted file system of a type and writes them by handle, with
-// whatever the staging disk holds.
+// Rehearse makes files on a mounted file system of type kind and writes them by handle,
+// with whatever the staging disk holds.
 func Rehearse(dir, kind string, staging *os.File) error {
 	var files []wire.File
 	for i, size := range rehearsalFiles {
@@ -48,12 +48,12 @@ func Rehearse(dir, kind string, staging *os.File) error {
 	return nil
 }
 
-// topSubvolume is the number of the tree of btrfs that a new file system has its files in
+// topSubvolume is the number of the subvolume tree in which a new btrfs has its files
 // (include/uapi/linux/btrfs_tree.h, BTRFS_FS_TREE_OBJECTID).
 const topSubvolume = 5
 
-// asCommitted is what there is to files that are on the disk, on a file system whose log is not
-// finished; nil for the ext family, which needs nothing of it.
+// asCommitted describes files that are on the disk, for the file systems whose log is not finished
+// (XFS and btrfs). It is nil for the ext family, which does not need it.
 func asCommitted(kind string, files []wire.File) (about []*unlogged) {
 	if kind != "xfs" && kind != "btrfs" {
 		return nil

@@ -20,16 +20,16 @@ import (
 // names and attributes that they had.
 type restorer struct {
 	mount  int    // descriptor of the top directory
-	top    string // path of it
+	top    string // path of the top directory
 	kind   string // type of the file system
 	all    []*unlogged
-	dirs   map[string]unix.FileHandle // by the path that they had
-	known  map[inodeID]*unlogged      // what is on the disk, and no directory
+	dirs   map[string]unix.FileHandle // of directories, by the path that they had
+	known  map[inodeID]*unlogged      // inodes on the disk that are not directories
 	result *wire.ApplyResult
 }
 
-// inodeID is what tells inodes on one disk apart: a subvolume of btrfs has a
-// device number of its own.
+// inodeID identifies an inode on one disk: each subvolume of btrfs has its own
+// device number.
 type inodeID struct{ dev, ino uint64 }
 
 func idOf(st *unix.Stat_t) inodeID { return inodeID{uint64(st.Dev), st.Ino} }
@@ -53,7 +53,7 @@ func newRestorer(mount *os.File, kind string, files []wire.File, attrs []wire.At
 	return r, nil
 }
 
-// restore writes a plan with metadata: it creates what is missing, writes, and names.
+// restore carries out a plan with metadata: it creates what is missing, writes the files, and names them.
 func (w *writer) restore(mount *os.File, files []wire.File, attrs []wire.Attr, died time.Time, result *wire.ApplyResult) error {
 	restore, err := newRestorer(mount, w.kind, files, attrs, died, result)
 	if err != nil {
@@ -98,18 +98,18 @@ func (r *restorer) act(kind string, l *unlogged, at, other string) {
 	r.result.Acts = append(r.result.Acts, a)
 }
 
-// begin creates directories that are missing, and files, those under temporary names. It
-// returns the files to be written, by their index in the plan.
+// begin creates missing directories, and missing files under temporary names. It returns
+// the files to be written, by their index in the plan.
 func (r *restorer) begin() map[int]*unlogged {
 	targets := make(map[int]*unlogged)
-	// What is there is found before anything is made: btrfs gives what is made the
-	// numbers that what is missing had, and the generation may be the same.
+	// Existing inodes are found before any is created: btrfs gives new inodes the
+	// numbers that missing ones had, and the generation may be the same.
 	for _, l := range r.all {
 		if err := r.probe(l); err != nil {
 			r.fail(l, err)
 		}
 	}
-	// A directory after the one that it is in.
+	// A directory comes after the one that it is in.
 	slices.SortStableFunc(r.all, func(a, b *unlogged) int { return cmp.Compare(len(a.path()), len(b.path())) })
 	for _, l := range r.all {
 		if l.kind() == unix.S_IFDIR && !l.failed {
@@ -151,8 +151,8 @@ func (r *restorer) open(l *unlogged) (int, error) {
 
 var errMissing = errors.New("not on the disk: its creation was not committed")
 
-// probe checks whether an inode is on the disk, and older than the crash: before anything is
-// done, which changes its ctime.
+// probe checks whether an inode is on the disk, and was not changed after the crash. It comes
+// before anything is done to the inode, since that changes its ctime.
 func (r *restorer) probe(l *unlogged) error {
 	fd, err := r.open(l)
 	if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) {
@@ -214,8 +214,8 @@ func (r *restorer) create(l *unlogged) error {
 	return l.isMade(fd, "")
 }
 
-// temporary gives a missing file the temporary name that it is made under, opens the directory of
-// that, and removes what an attempt that was broken off has left there.
+// temporary chooses the temporary name under which a missing file is created, opens the directory of
+// that name, and removes what an interrupted attempt has left under it.
 func (r *restorer) temporary(l *unlogged) (int, error) {
 	dir, _ := path.Split(l.path())
 	l.dir, l.temp = strings.TrimSuffix(dir, "/"), fmt.Sprintf(".understudy-%d-%d", l.file.Inode, l.file.Generation)
@@ -230,8 +230,8 @@ func (r *restorer) temporary(l *unlogged) (int, error) {
 	return fd, nil
 }
 
-// isMade notes what was made of a missing file: the open one, or what has a name in an open
-// directory.
+// isMade notes what was created for a missing file: the open file fd, or, if name is not empty,
+// what has that name in the open directory fd.
 func (l *unlogged) isMade(fd int, name string) error {
 	made, _, err := unix.NameToHandleAt(fd, name, unix.AT_EMPTY_PATH)
 	if err != nil {
@@ -241,13 +241,13 @@ func (l *unlogged) isMade(fd int, name string) error {
 	return nil
 }
 
-// madeBefore takes what an attempt that was broken off has made of a missing file: one of its name
-// with its size, its times to the nanosecond, its owner and permissions, and no other name. What
-// has those all the same loses nothing, since it becomes what the path is to have.
+// madeBefore takes over the file that an interrupted attempt has created for a missing one: a file
+// with its name, its size, its modification time to the nanosecond, its owner and permissions, and no
+// other name. If an unrelated file has all of these, nothing is lost: it becomes what the path is to have.
 func (r *restorer) madeBefore(l *unlogged, dir int) (bool, error) {
 	fd, err := unix.Openat(dir, path.Base(l.path()), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOATIME|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return false, nil // there is none, or something else
+		return false, nil // nothing has the name, or something else
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t

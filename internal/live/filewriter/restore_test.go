@@ -44,7 +44,7 @@ func (s *scene) onDisk(name, content string) {
 	}
 }
 
-// of returns number and generation of what has a name on the disk.
+// of returns the number and generation of the inode that has a name on the disk.
 func (s *scene) of(name string) (uint64, uint32) {
 	s.t.Helper()
 	h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, s.path(name), 0)
@@ -55,8 +55,8 @@ func (s *scene) of(name string) (uint64, uint32) {
 	return uint64(binary.NativeEndian.Uint32(b)), binary.NativeEndian.Uint32(b[4:])
 }
 
-// was adds to the plan what had these names; now is its name on the disk, or empty
-// if it is not there. It had n bytes of the staging disk from off on.
+// was adds to the plan an inode that had these names. now is its name on the disk, or
+// empty if it is not there. Its content was n bytes of the staging disk from off on.
 func (s *scene) was(now string, mode uint32, off, n int64, names ...string) *wire.Attr {
 	s.t.Helper()
 	f := wire.File{Inode: s.next, Generation: 7, Size: n, Mtime: wire.Time{Sec: 1e9}, Atime: wire.Time{Sec: 1e9}}
@@ -90,7 +90,7 @@ func (s *scene) restore(died time.Time) wire.ApplyResult {
 	return r
 }
 
-// has wants a name to have n bytes of the staging disk from off on.
+// has checks that the content of a file is n bytes of the staging disk from off on.
 func (s *scene) has(name string, off, n int64) {
 	s.t.Helper()
 	got, err := os.ReadFile(s.path(name))
@@ -99,7 +99,7 @@ func (s *scene) has(name string, off, n int64) {
 	}
 }
 
-// holds wants a name to have some content.
+// holds checks the content of a file.
 func (s *scene) holds(name, content string) {
 	s.t.Helper()
 	if got, err := os.ReadFile(s.path(name)); err != nil || string(got) != content {
@@ -115,8 +115,8 @@ func (s *scene) link(name, target string) {
 	}
 }
 
-// copied makes a directory with two files, and adds to the plan a younger one of the same name, owner, permissions and
-// times.
+// copied makes a directory with two files, and adds to the plan a younger directory of the same name, owner,
+// permissions and times.
 func (s *scene) copied(name string) {
 	s.t.Helper()
 	s.onDisk(name+"/", "")
@@ -131,7 +131,7 @@ func (s *scene) copied(name string) {
 	a.Ctime = wire.Time{Sec: time.Now().Unix() + 60}
 }
 
-// leads wants a name to be a symbolic link to a target.
+// leads checks that a name is that of a symbolic link to a target.
 func (s *scene) leads(name, target string) {
 	s.t.Helper()
 	if got, err := os.Readlink(s.path(name)); err != nil || got != target {
@@ -147,10 +147,10 @@ func (s *scene) node(name string, mode uint32) {
 	}
 }
 
-// numbers are those of inodes in names.
+// numbers matches the inode numbers in names.
 var numbers = regexp.MustCompile(`[-/][0-9]{4,}`)
 
-// names lists all that is there.
+// names lists all names that are on the disk.
 func (s *scene) names() string {
 	var out []string
 	filepath.WalkDir(s.dir, func(path string, _ os.DirEntry, err error) error {
@@ -228,7 +228,7 @@ func TestRestoreNames(t *testing.T) {
 			names: "one two", acts: "linked two",
 		},
 		{
-			name: "another name is not in memory", // so that the old one may be it
+			name: "another name is not in memory", // so the old name may be that one
 			before: func(s *scene) {
 				s.onDisk("old", "content")
 				s.was("old", modeFile, 0, 100, "new").Links = 2
@@ -236,7 +236,7 @@ func TestRestoreNames(t *testing.T) {
 			names: "new old", acts: "linked new",
 		},
 		{
-			name: "replaced by a new one", // the old one was closed and forgotten
+			name: "replaced by a new one", // the old file was closed and forgotten
 			before: func(s *scene) {
 				s.onDisk("f", "content")
 				s.was("", modeFile, 0, 100, "f")
@@ -291,7 +291,7 @@ func TestRestoreNames(t *testing.T) {
 				s.onDisk("before/", "")
 				s.onDisk("after/", "")
 				s.was("before", modeDir, 0, 0, "after")
-				s.was("", modeFile, 0, 100, "after/new") // it is in the directory itself
+				s.was("", modeFile, 0, 100, "after/new") // in the renamed directory
 			},
 			names: "after after/new after.displaced-INO",
 			acts:  "created after/new, displaced after after.displaced-INO, renamed after before",
@@ -515,7 +515,7 @@ func TestRestoreNames(t *testing.T) {
 	}
 }
 
-// TestRestoreAttributes wants owner, permissions and times, of directories too.
+// TestRestoreAttributes checks owner, permissions and times, of directories too.
 func TestRestoreAttributes(t *testing.T) {
 	s := newScene(t)
 	s.onDisk("there/", "")
@@ -548,8 +548,8 @@ func TestRestoreAttributes(t *testing.T) {
 	}
 }
 
-// TestRestoreLocked wants directories to have the flags that forbid to name anything in them, or to change them, when all
-// else is done, and not to stand in the way of that.
+// TestRestoreLocked checks that directories have the flags that forbid changes to them and to the names in them when
+// all else is done, and that such flags do not stand in the way of that.
 func TestRestoreLocked(t *testing.T) {
 	const flagImmutable, flagAppend = 0x10, 0x20
 	s := newScene(t)
@@ -594,8 +594,8 @@ func TestRestoreLocked(t *testing.T) {
 	}
 }
 
-// TestRestoreContent wants what was a hole to be one, and what is neither that nor
-// in memory to be where it was.
+// TestRestoreContent checks that what was a hole becomes one, and that a file is refused
+// if content that is neither a hole nor in memory is not where it was.
 func TestRestoreContent(t *testing.T) {
 	s := newScene(t)
 	s.onDisk("holes", strings.Repeat("x", 40000))
@@ -636,16 +636,16 @@ func TestRestoreContent(t *testing.T) {
 	}
 }
 
-// TestRestoreBehind wants no zeros for what the disk has of a file behind the end that it knows, and that memory
-// does not hold.
+// TestRestoreBehind checks that content which the disk has of a file beyond the file's size there, and which memory
+// does not hold, is not replaced by zeros.
 func TestRestoreBehind(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
-		on, was int64 // sizes
+		on, was int64 // sizes on the disk and in memory
 		attr    wire.Attr
 		run     int64 // bytes that memory holds, up to the end
 		refused bool
-		partial bool // that is told, and the rest is written
+		partial bool // what is missing is reported, and the rest is written
 	}{
 		{name: "in the last block", on: 100, was: 200, attr: wire.Attr{Kept: true}, refused: true},
 		{name: "in memory", on: 100, was: 200, attr: wire.Attr{Kept: true}, run: 200},
@@ -676,8 +676,8 @@ func TestRestoreBehind(t *testing.T) {
 	}
 }
 
-// TestRestoreLooks wants an old name to be looked for no further than it must be: in an atomic replace it is
-// beside the new one. Its atime shows that a directory was read.
+// TestRestoreLooks checks that an old name is not searched for further than needed: in an atomic replace it is
+// beside the new one. The atime of a directory shows whether it was read.
 func TestRestoreLooks(t *testing.T) {
 	for _, tc := range []struct {
 		name, old, new string
@@ -698,7 +698,7 @@ func TestRestoreLooks(t *testing.T) {
 			} else {
 				s.was(tc.old, modeFile, 0, 100, tc.new)
 			}
-			// wasRead tells by the atime, and sets it back.
+			// wasRead reports by its atime whether bystander was read, and sets the atime back.
 			wasRead := func() bool {
 				var st unix.Stat_t
 				err := unix.Stat(s.path("bystander"), &st)
@@ -727,7 +727,7 @@ func TestRestoreLooks(t *testing.T) {
 	}
 }
 
-// TestRestoreTop wants directories to be found below a mount point that a symbolic link leads to.
+// TestRestoreTop checks that directories are found below a mount point that a symbolic link leads to.
 func TestRestoreTop(t *testing.T) {
 	s := newScene(t)
 	s.onDisk("a/", "")
@@ -745,7 +745,7 @@ func TestRestoreTop(t *testing.T) {
 	}
 }
 
-// TestRestoreLater wants what was changed after the crash to be left alone.
+// TestRestoreLater checks that what was changed after the crash is left alone.
 func TestRestoreLater(t *testing.T) {
 	s := newScene(t)
 	s.onDisk("f", "newer")
@@ -759,7 +759,7 @@ func TestRestoreLater(t *testing.T) {
 	if r := s.restore(time.Now().Add(time.Hour)); len(r.Failures) > 0 {
 		t.Errorf("%+v", r)
 	}
-	// What we do ourselves to what is in the way is no change by another.
+	// What we do ourselves to files that are in the way does not count as such a change.
 	s = newScene(t)
 	s.onDisk("a/", "")
 	s.onDisk("b/", "")
@@ -772,11 +772,11 @@ func TestRestoreLater(t *testing.T) {
 	}
 }
 
-// TestRestoreAgain: a plan that is carried out again, since the first attempt was broken off,
-// finds what that has made, complete or not, and makes nothing twice.
+// TestRestoreAgain: when a plan is carried out again, since the first attempt was interrupted,
+// it finds what that attempt has made, complete or not, and makes nothing twice.
 func TestRestoreAgain(t *testing.T) {
 	s := newScene(t)
-	s.onDisk("dir/", "") // it was removed, and made again
+	s.onDisk("dir/", "") // the dead kernel removed it, and made it again
 	s.was("", modeDir, 0, 0, "dir")
 	s.was("", modeFile, 0, 5000, "dir/whole")
 	torn := s.was("", modeFile, 8192, 6000, "torn")
@@ -786,7 +786,7 @@ func TestRestoreAgain(t *testing.T) {
 	if r := s.restore(time.Time{}); len(r.Failures) > 0 {
 		t.Fatalf("%+v", r.Failures)
 	}
-	// One had not come to its name, and one is another file that only has the same size.
+	// One file had not got its name yet, and one is another file that only has the same size.
 	f := s.files[torn.File]
 	if err := os.Rename(s.path("torn"), s.path(fmt.Sprintf(".understudy-%d-%d", f.Inode, f.Generation))); err != nil {
 		t.Fatal(err)

@@ -7,8 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// special gives what is neither a file nor a directory the owner, the permissions and the times that
-// it had. What is missing is made: only a symbolic link whose target memory has can be.
+// special gives what is neither a regular file nor a directory the owner, the permissions and the times
+// that it had. If it is missing, it is created: that is possible only for a symbolic link whose target is
+// in memory.
 func (r *restorer) special(l *unlogged) error {
 	if l.missing {
 		if err := r.makeLink(l); err != nil {
@@ -20,11 +21,11 @@ func (r *restorer) special(l *unlogged) error {
 		return fmt.Errorf("open by handle: %w", err)
 	}
 	defer unix.Close(fd)
-	at := procPath(fd) // that takes no descriptor without access to the content
+	at := procPath(fd) // the calls below take no O_PATH descriptor
 	if err := unix.Fchownat(unix.AT_FDCWD, at, int(l.attr.UID), int(l.attr.GID), 0); err != nil {
 		return fmt.Errorf("set owner: %w", err)
 	}
-	if l.kind() != unix.S_IFLNK { // which has none
+	if l.kind() != unix.S_IFLNK { // a symbolic link has no permissions
 		if err := unix.Fchmodat(unix.AT_FDCWD, at, l.attr.Mode&0o7777, 0); err != nil {
 			return fmt.Errorf("set permissions: %w", err)
 		}
@@ -35,11 +36,11 @@ func (r *restorer) special(l *unlogged) error {
 	return nil
 }
 
-// procPath names what an open descriptor is of, a symbolic link itself too (proc_pid_fd(5)).
+// procPath is a path to what a descriptor has open, even if that is a symbolic link itself (proc_pid_fd(5)).
 func procPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
-// makeLink makes a symbolic link under a temporary name, or takes one that has its name and its
-// target: of an attempt that was broken off, or the same in any case.
+// makeLink makes a symbolic link under a temporary name, or takes over one that has its name and its
+// target: an interrupted attempt made it, or it is equal anyway.
 func (r *restorer) makeLink(l *unlogged) error {
 	if l.kind() != unix.S_IFLNK || len(l.attr.Target) == 0 || len(l.attr.Paths) == 0 {
 		return fmt.Errorf("%w, and only files, directories and some symbolic links can be made again", errMissing)
@@ -60,8 +61,8 @@ func (r *restorer) makeLink(l *unlogged) error {
 	return l.isMade(dir, l.temp)
 }
 
-// isLink says whether a name is that of a symbolic link to a target, and of no link that the plan
-// knows.
+// isLink reports whether a name is that of a symbolic link to target, which has no other name and is
+// not one of the plan's inodes on the disk.
 func (r *restorer) isLink(dir int, name string, target []byte) bool {
 	b := make([]byte, len(target)+1)
 	var st unix.Stat_t

@@ -19,36 +19,36 @@ const lockingFlags = 0x10 | 0x20
 // extentsFlag is FS_EXTENT_FL: the inode's blocks are mapped by extents.
 const extentsFlag = 0x80000
 
-// capabilityName is the attribute that a write takes off a file, as a
-// security measure against others than us (security/commoncap.c,
-// cap_inode_killpriv).
+// capabilityName is the extended attribute that a write removes from a
+// file, as a security measure against other writers than us
+// (security/commoncap.c, cap_inode_killpriv).
 const capabilityName = "security.capability"
 
-// target is a file being brought up to date, opened for direct writing by its
-// first piece and closed after its last. It keeps what the writing itself
-// would change and must not.
+// target is a file that is being brought up to date. It is opened for direct
+// writing by its first piece and closed after its last. It saves what the
+// writing itself would change and must not.
 type target struct {
 	file     wire.File
 	left     atomic.Int32 // pieces not yet written
-	kind     string       // type of the file system; empty: of the ext family
+	kind     string       // type of the file system; empty for the ext family
 	root     uint64       // subvolume of btrfs
-	unlogged *unlogged    // what else there is to do; nil: nothing
+	unlogged *unlogged    // what else is to be done; nil if nothing is
 
 	mu         sync.Mutex
 	opened     bool
 	fd         int   // for direct writing
-	plain      int   // for writing through the page cache; 0: not open
+	plain      int   // for writing through the page cache; 0 if not open
 	size       int64 // of the file when it was opened, bytes
-	mapped     bool  // by extents, and not by block maps
+	mapped     bool  // its blocks are mapped by extents, and not by block maps
 	flags      int   // inode flags, to be put back if locked
-	locked     bool  // a flag that forbids writing was taken off
+	locked     bool  // a flag that forbids writing was cleared
 	capability []byte
 	written    int64 // bytes
 	err        error
-	lacks      error // what it is written without
+	lacks      error // what could not be written of a file that was written otherwise
 }
 
-// report adds what became of the file to a result.
+// report adds the outcome for the file to a result.
 func (t *target) report(r *wire.ApplyResult) {
 	r.Bytes += t.written
 	if t.err == nil {
@@ -65,7 +65,7 @@ func (t *target) fail(err error) {
 	t.err = errors.Join(t.err, err)
 }
 
-// open opens the file once; later calls return what came of that.
+// open opens the file once; later calls return the error of that attempt, if any.
 func (t *target) open(mount int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -75,9 +75,9 @@ func (t *target) open(mount int) error {
 	return t.err
 }
 
-// openByHandle opens the inode by number and generation. A number that was
-// given to another inode since has another generation: the kernel answers
-// ESTALE.
+// openByHandle opens the inode by number and generation. If the number was
+// given to another inode since, the generation is another one, and the kernel
+// answers ESTALE.
 func (t *target) openByHandle(mount int) error {
 	t.fd = -1
 	fh, err := t.handle()
@@ -114,7 +114,7 @@ func (t *target) openByHandle(mount int) error {
 	return t.unlogged.prepare(t)
 }
 
-// handle is that of the file, or of the one that was created instead.
+// handle is the handle of the file, or of the one that was created in its place.
 func (t *target) handle() (unix.FileHandle, error) {
 	if t.unlogged != nil && t.unlogged.made != nil {
 		return *t.unlogged.made, nil
@@ -122,7 +122,7 @@ func (t *target) handle() (unix.FileHandle, error) {
 	return handleOf(t.kind, &t.file, t.root)
 }
 
-// unlock takes off the flags that make an inode refuse writers.
+// unlock clears the flags that make an inode refuse writers.
 func (t *target) unlock(mount int, fh unix.FileHandle) error {
 	fd, err := unix.OpenByHandleAt(mount, fh, unix.O_RDONLY|unix.O_CLOEXEC)
 	if err != nil {
@@ -145,7 +145,7 @@ func setFlags(fd, flags int) error {
 }
 
 func readCapability(fd int) ([]byte, error) {
-	b := make([]byte, 64) // a vfs_ns_cap_data has 24 (include/uapi/linux/capability.h)
+	b := make([]byte, 64) // a vfs_ns_cap_data has 24 bytes (include/uapi/linux/capability.h)
 	n, err := unix.Fgetxattr(fd, capabilityName, b)
 	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
 		return nil, nil
@@ -157,12 +157,12 @@ func readCapability(fd int) ([]byte, error) {
 }
 
 // write writes the first n bytes of data at off.
-// Two things go through the page cache, the rest directly: what lies beyond the
+// Two things go through the page cache, the rest directly: what is beyond the
 // end of a file without extents, since ext4 has no direct writes into holes
 // there, and falls back to synchronous ones (fs/ext4/inode.c,
 // ext4_iomap_alloc); and a part of a page at the end, since a device's sectors may be as
-// large as a page, and whole ones would reach beyond the end of the file: to truncate that again
-// costs more.
+// large as a page, and writing whole sectors would extend the file beyond its end: truncating
+// it again costs more.
 func (t *target) write(mount int, data []byte, off, n int64) {
 	if t.open(mount) != nil {
 		return
@@ -205,7 +205,7 @@ func (t *target) writePlain(data []byte, off int64) error {
 
 // finish comes after the last piece: it sets the size, and leaves the file with
 // the times, capabilities and flags that the dead kernel had for it. Only ctime
-// is the writing's own: no call sets it.
+// is that of the writing: no system call sets it.
 func (t *target) finish(mount int) {
 	if t.open(mount) == nil {
 		if err := t.complete(); err != nil {
@@ -243,8 +243,8 @@ func (t *target) complete() error {
 	return nil
 }
 
-// protect puts back what was taken off the file to write to it, or was by that, whatever came of the
-// writing: its capabilities, and the flags that forbid writing.
+// protect puts back the file's capabilities, which writing removes, and the flags that forbid writing, which
+// were cleared for it. It does so even if the writing failed.
 func (t *target) protect(mount int) error {
 	if t.capability != nil {
 		if err := unix.Fsetxattr(t.fd, capabilityName, t.capability, 0); err != nil {
@@ -269,8 +269,8 @@ func (t *target) protect(mount int) error {
 	return setFlags(fd, t.flags)
 }
 
-// resize sets the file's size if it is another one. To set it again frees what lies
-// beyond it (fs/ext4/inode.c, ext4_setattr).
+// resize sets the file's size if it is another one, or if the file is to be cut: setting the
+// same size again frees the blocks beyond it (fs/ext4/inode.c, ext4_setattr).
 func (t *target) resize() error {
 	var st unix.Stat_t
 	if err := unix.Fstat(t.fd, &st); err != nil {
@@ -285,7 +285,7 @@ func (t *target) resize() error {
 	return nil
 }
 
-// punch makes what a file of a size has in a range a hole.
+// punch makes a hole of a range of a file, as far as the range is within size.
 func punch(fd int, r wire.Range, size int64) error {
 	n := min(r.Len, size-r.Off)
 	if n <= 0 {
@@ -298,7 +298,7 @@ func punch(fd int, r wire.Range, size int64) error {
 }
 
 // setTimes is futimens(3): utimensat(2) without a path. x/sys has only the
-// form with one.
+// form with a path.
 func setTimes(fd int, times []unix.Timespec) error {
 	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&times[0])), 0, 0, 0)
 	if errno != 0 {

@@ -17,11 +17,11 @@ import (
 // # The cases
 //
 // A kernel died with an operation on names in flight (create, link, unlink, rename), and
-// half of it is on the disk. e2fsck(8) has moved an inode without a name to lost+found, set
-// the link count of one with more names than links, or cleared an empty one without a name.
-// The dead kernel's memory has the names from before: they change only when the operation
-// returns. So the operation is undone, or finished if nothing is left to undo it with. Each
-// case has a row here and one of the same number in the test.
+// half of it is on the disk. e2fsck(8) has moved an inode without a name to lost+found,
+// corrected the link count of an inode with more names than links, or cleared an empty inode
+// without a name. The dead kernel's memory has the names from before the operation: they
+// change only when the operation returns. So the operation is undone, or finished if nothing
+// is left to undo it with. Each case has a row here, and a row of the same number in the test.
 //
 //	      memory has of the inode             what is done                            act
 //	In lost+found (Check.Lost):
@@ -34,11 +34,11 @@ import (
 //	L7    several names                       moved to the first that is free, then
 //	                                          linked to the others                    renamed, linked
 //	L8    a name that another inode has, but  that inode gets its own names, then
-//	      memory has other names for that     L6 or L7: a rename over it              (both)
+//	      memory has other names for that one L6 or L7: a rename over it              (both)
 //	L9    a name that another inode has, and  left there, reported
-//	      memory has no other name for that
+//	      memory has no other name for it
 //	L10   a name in a directory that is gone, left there, reported
-//	      or a path that leads out
+//	      or a path out of the file system
 //
 //	With more names than links (Check.Surplus):
 //	S1    nothing                             nothing: the check counted right
@@ -47,30 +47,30 @@ import (
 //	S4    a name that another inode has       left, reported
 //	S5    it with another generation          left, reported
 //	S6    as many links as it has now         nothing
-//	S7    names besides which others are in   the others are removed: a link, or a
-//	      directories with an operation in    rename                                  undone
-//	      flight, as many as are too many
+//	S7    its names; and directories with an  the others are removed: a link, or a
+//	      operation in flight have as many    rename                                  undone
+//	      other names of it as are too many
 //	S8    S7, and another inode's name        S7, and that inode gets its name back:
 //	      is among the others                 a rename over it                        (both)
 //	S9    S8, but the check cleared that      the name from before is removed, the
 //	      inode                               new one stays: the rename is finished   finished
 //	S10   S9, but more than one may be the    left, reported
 //	      name from before
-//	S11   S7, but more or fewer names than    left, reported
-//	      are too many
+//	S11   S7, but they have more or fewer     left, reported
+//	      other names than are too many
 //
 //	Cleared (Check.Cleared):
 //	C1    nothing                             nothing: its data is reported missing
 //	C2    it, and it is still on the disk     nothing
 //	C3    it, and it is gone                  reported as gone, by its first name     gone
 
-// lostDirectory is where e2fsck puts what has no name, as "#INODE".
+// lostDirectory is where e2fsck puts inodes without a name, as "#INODE".
 const lostDirectory = "lost+found"
 
-// Undo gives back the names that memory has to what a check left without its name, or with
-// one too many, because an operation on names was in flight when the kernel died. Only
-// names change; what was being created and never had a name is removed, and so is what has
-// link count 0 in memory. The file system is of the ext family.
+// Undo gives the names that memory has back to inodes that a check left without a name, or
+// with one too many, because an operation on names was in flight when the kernel died. Only
+// names change. An inode that was being created and never had a name is removed, and so is
+// one with link count 0 in memory. The file system is of the ext family.
 func Undo(mount *os.File, r wire.NameRequest) wire.NameResult {
 	u := &undoer{mount: int(mount.Fd()), request: r, files: make(map[uint64]*wire.Named)}
 	for i := range r.Files {
@@ -131,7 +131,7 @@ func (u *undoer) act(kind string, f *wire.Named, at, other string) {
 // lostPath is the name that a check gave an inode.
 func lostPath(f *wire.Named) string { return fmt.Sprintf("%s/#%d", lostDirectory, f.Inode) }
 
-// lost brings back what a check moved to lost+found, or removes it (L2 to L10).
+// lost brings back an inode that a check moved to lost+found, or removes it (L2 to L10).
 func (u *undoer) lost(f *wire.Named) error {
 	from := lostPath(f)
 	lost, err := u.open(from)
@@ -178,8 +178,8 @@ func (u *undoer) removeLost(f *wire.Named, lost *entry, act string) error {
 	return nil
 }
 
-// ensure gives an inode a name that it had. If another inode was renamed to that name, it
-// gets its own names back first, provided that evict is set (L8, L9).
+// ensure gives an inode a name that it had. If another inode was renamed to that name, that
+// inode gets its own names back first, provided that evict is set (L8, L9).
 func (u *undoer) ensure(f *wire.Named, at string, evict bool) error {
 	to, err := u.open(at)
 	if err != nil {
@@ -200,8 +200,8 @@ func (u *undoer) ensure(f *wire.Named, at string, evict bool) error {
 	return u.give(f, to, at)
 }
 
-// evict takes a name from an inode that was renamed to it, and gives it those that memory
-// has for it.
+// evict takes a name from an inode that was renamed to it, and gives the inode the names
+// that memory has for it.
 func (u *undoer) evict(from *entry, at string, ino uint64) error {
 	f := u.files[ino]
 	if f == nil || len(f.Paths) == 0 || f.Has(at) {
@@ -253,7 +253,7 @@ func (u *undoer) give(f *wire.Named, to *entry, at string) error {
 		return err
 	}
 	if ino != f.Inode {
-		// By its path in /proc: AT_EMPTY_PATH takes CAP_DAC_READ_SEARCH (linkat(2)).
+		// By its path in /proc: AT_EMPTY_PATH requires CAP_DAC_READ_SEARCH (linkat(2)).
 		err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), to.dir, to.name, unix.AT_SYMLINK_FOLLOW)
 		if err == nil {
 			u.act(wire.ActLinked, f, at, "")
@@ -333,8 +333,8 @@ func (u *undoer) surplus(f *wire.Named) error {
 	return nil
 }
 
-// undoName takes a name from a file that was being given it, and hands it back to the inode
-// that had it (S7, S8). If the check cleared that inode, the rename is finished instead:
+// undoName removes a name that a file was being given, and gives it back to the inode that
+// had it, if any (S7, S8). If the check cleared that inode, the rename is finished instead:
 // the file's name from before is removed (S9, S10).
 func (u *undoer) undoName(f *wire.Named, at string) error {
 	had := u.owner(at)
@@ -363,7 +363,7 @@ func (u *undoer) undoName(f *wire.Named, at string) error {
 	return u.ensure(had, at, false)
 }
 
-// owner is what had a name, nil if nothing had it.
+// owner is the inode that had a name, or nil if none had it.
 func (u *undoer) owner(at string) *wire.Named {
 	for i := range u.request.Files {
 		if f := &u.request.Files[i]; f.Has(at) && f.Links > 0 {
@@ -395,11 +395,11 @@ func (u *undoer) changing(f *wire.Named) (names []string) {
 	return names
 }
 
-// strangeNames finds the names of a file in a directory that memory does not have.
+// strangeNames finds the names that a file has in a directory and that are not in memory.
 func (u *undoer) strangeNames(f *wire.Named, dir string) ([]string, error) {
 	e, err := u.open(path.Join(dir, "name"))
 	if errors.Is(err, unix.ENOENT) {
-		return nil, nil // it was being removed or moved; S11 holds if names were in it
+		return nil, nil // the directory was being removed or moved; if names were in it, this is S11
 	}
 	if err != nil {
 		return nil, err

@@ -17,7 +17,7 @@ import (
 type undone struct {
 	*scene
 	request wire.NameRequest
-	done    bool // it is finished, and not undone
+	done    bool // the operation is finished, and not undone
 }
 
 func newUndone(t *testing.T) *undone {
@@ -26,7 +26,7 @@ func newUndone(t *testing.T) *undone {
 	return u
 }
 
-// lose moves what has a name to lost+found, as a check does what has none.
+// lose moves an inode that has a name to lost+found, as a check moves one that has none.
 func (u *undone) lose(name string) uint64 {
 	u.t.Helper()
 	ino, _ := u.of(name)
@@ -37,7 +37,7 @@ func (u *undone) lose(name string) uint64 {
 	return ino
 }
 
-// had says what names the dead kernel had for what has one now.
+// had adds to the request the names that the dead kernel had for the inode that now names.
 func (u *undone) had(now string, isNew bool, paths ...string) *wire.Named {
 	u.t.Helper()
 	n := wire.Named{New: isNew, Links: uint32(max(1, len(paths)))}
@@ -70,7 +70,7 @@ func TestUndo(t *testing.T) {
 		row, name string // row of the table of cases
 		make      func(u *undone)
 		want      string // names, in order
-		reported  string // why it was left, in part; empty: it was not
+		reported  string // a part of the reason why it was left; empty if it was not
 	}{
 		{"L6", "an unlink", func(u *undone) {
 			u.onDisk("d/", "")
@@ -131,7 +131,7 @@ func TestUndo(t *testing.T) {
 			link1(u, "d/from", "to")
 			n := u.had("d/from", false, "d/from")
 			u.request.Check.Surplus = []uint64{n.Inode}
-			u.request.Dirs = [][]byte{[]byte("gone/too"), []byte("d"), {}} // the first was being removed
+			u.request.Dirs = [][]byte{[]byte("gone/too"), []byte("d"), {}} // the first directory was being removed
 		}, "d d/from lost+found", ""},
 		{"S8", "a rename of one of two names over one of two names", func(u *undone) {
 			u.onDisk("from", "source")
@@ -178,7 +178,7 @@ func TestUndo(t *testing.T) {
 			u.request.Check.Surplus = []uint64{n.Inode}
 			u.request.Check.Cleared = []uint64{u.request.Files[0].Inode}
 			u.request.Dirs = [][]byte{[]byte("d"), {}}
-			// What is left is the renaming, done.
+			// What is left is the rename, finished.
 			u.request.Files[0].Paths, u.request.Files[1].Paths = [][]byte{[]byte("to")}, [][]byte{[]byte("d/from")}
 			u.done = true
 		}, "d lost+found to", ""},
@@ -386,7 +386,7 @@ func TestUndo(t *testing.T) {
 	}
 }
 
-// countOf is how many of the names are an inode's.
+// countOf is how many of the names are those of an inode.
 func countOf(inodes map[string]uint64, ino uint64) (n int) {
 	for _, i := range inodes {
 		if i == ino {

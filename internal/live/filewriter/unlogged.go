@@ -13,26 +13,26 @@ import (
 )
 
 // unlogged is a file that may be older on the disk, or missing there, on a file system
-// whose log was not finished: its metadata, and what became of it.
+// whose log was not finished. It has the file's metadata, and what was done to the file.
 type unlogged struct {
 	attr *wire.Attr
 	file *wire.File
-	// made is the file that was created instead, as dir/temp until it is complete.
+	// made is the file that was created in its place, named dir/temp until it is complete.
 	made      *unix.FileHandle
-	before    bool // by an attempt that was broken off
+	before    bool // made by an interrupted attempt
 	dir, temp string
-	// died is the end of the dead kernel: what was changed later is not ours.
+	// died is when the dead kernel ended: what was changed later is left alone.
 	died time.Time
 
-	flags   *int // to be set in the end
+	flags   *int // inode flags to be set in the end
 	missing bool // it was not on the disk
 	failed  bool
-	ready   bool // its content was prepared for the runs
+	ready   bool // its content has been prepared for the runs
 }
 
 func (l *unlogged) kind() uint32 { return l.attr.Mode & unix.S_IFMT }
 
-// path is its first name, or empty.
+// path is the file's first name, or empty.
 func (l *unlogged) path() string {
 	if len(l.attr.Paths) == 0 {
 		return ""
@@ -44,7 +44,7 @@ func (l *unlogged) path() string {
 var errLater = errors.New("it was changed after the crash")
 
 // old checks that a file that is not deleted was not changed since the crash, by its ctime,
-// which no call sets.
+// which no system call sets.
 func (l *unlogged) old(st *unix.Stat_t) error {
 	if l.attr.Links > 0 && !l.died.IsZero() && time.Unix(st.Ctim.Sec, st.Ctim.Nsec).After(l.died) {
 		return errLater
@@ -52,9 +52,9 @@ func (l *unlogged) old(st *unix.Stat_t) error {
 	return nil
 }
 
-// prepare makes the content of a file on the disk what the runs are to be written into:
-// what was a hole becomes one, and what is neither that nor in the runs must have the
-// extents that the dead kernel had.
+// prepare makes the content of a file on the disk ready for the runs: what was a hole
+// becomes one, and what is neither a hole nor in the runs must have the extents that the
+// dead kernel had.
 func (l *unlogged) prepare(t *target) error {
 	if l.before && !l.ready {
 		l.ready = true
@@ -86,7 +86,7 @@ func (l *unlogged) prepare(t *target) error {
 	return nil
 }
 
-// checkBehind checks that all content that the disk has of a file behind the end that it knows is written anew:
+// checkBehind checks that all content which the disk has of a file beyond the file's size there is written anew:
 // the file system makes it zeros when the file becomes longer.
 func (l *unlogged) checkBehind(t *target) error {
 	all, err := extents(t.fd)
@@ -115,7 +115,7 @@ func (l *unlogged) checkBehind(t *target) error {
 	return nil
 }
 
-// punchZeros makes holes of what was one.
+// punchZeros makes holes where the file had them.
 func (l *unlogged) punchZeros(t *target) error {
 	for _, z := range l.attr.Zeros {
 		if err := punch(t.fd, z, t.size); err != nil {
@@ -139,14 +139,14 @@ func (l *unlogged) own(t *target) error {
 		return fmt.Errorf("get inode flags: %w", err)
 	}
 	if want := flags&^lockingFlags | l.attr.Flags; want != flags {
-		l.flags = &want // once it has its names
+		l.flags = &want // to be set once it has its names
 	}
 	t.locked = false
 	return nil
 }
 
-// ownFD sets owner and permissions, in this order: a change of owner takes the
-// set-user-ID bit away (chown(2)).
+// ownFD sets owner and permissions, in this order: a change of owner clears the
+// set-user-ID bit (chown(2)).
 func ownFD(fd int, a *wire.Attr) error {
 	if err := unix.Fchown(fd, int(a.UID), int(a.GID)); err != nil {
 		return fmt.Errorf("set owner: %w", err)

@@ -13,12 +13,13 @@ import (
 // Disk is a file or a block device that a QEMU has open for writing.
 type Disk struct {
 	Path   string
-	Format string // "raw", or that of an image which is none: "qcow2"
+	Format string // "raw", or the format of an image that is not raw: "qcow2"
 }
 
-// Disks returns what the machine may have as disks: regular files and block devices that are
-// open for writing, but for what was deleted, what only grows (logs), memory, flash memory,
-// and what has another name in QEMU's mount namespace. Whether there is a file system in one, its content tells.
+// Disks returns the files that may be the machine's disks: regular files and block devices that
+// are open for writing, except for deleted files, files that are only appended to (logs), memory,
+// flash memory, and files that have another name in QEMU's mount namespace. Whether there is a file
+// system in one, only its content shows.
 func (m *Machine) Disks() ([]Disk, error) {
 	fds, err := filepath.Glob(m.proc("fd/[0-9]*"))
 	if err != nil || len(fds) == 0 {
@@ -48,8 +49,8 @@ func (m *Machine) Disks() ([]Disk, error) {
 	return out, nil
 }
 
-// diskAt is the disk behind a descriptor, if it is one, and if its name leads to it from here,
-// too: QEMU may have a mount namespace of its own.
+// diskAt returns the disk behind a descriptor, if it is a disk, and if its path leads to it from
+// here, too: QEMU may have its own mount namespace.
 func diskAt(fd, path string, flash []os.FileInfo) (Disk, bool) {
 	st, err := os.Stat(fd)
 	if err != nil || strings.HasSuffix(path, " (deleted)") || slices.ContainsFunc(flash, func(f os.FileInfo) bool { return same(f, st) }) {
@@ -72,7 +73,7 @@ func diskAt(fd, path string, flash []os.FileInfo) (Disk, bool) {
 	return Disk{Path: path, Format: format(head)}, true
 }
 
-// same says whether two names are of the same file, or of the same device.
+// same reports whether a and b are of the same file, or of the same device.
 func same(a, b os.FileInfo) bool {
 	x, y := a.Sys().(*syscall.Stat_t), b.Sys().(*syscall.Stat_t)
 	if x.Rdev != 0 || y.Rdev != 0 {
@@ -81,8 +82,8 @@ func same(a, b os.FileInfo) bool {
 	return os.SameFile(a, b)
 }
 
-// format is that of an image by how it begins (QEMU, block/qcow2.h, vmdk.c, vhdx.c, qed.h, vdi.c
-// has its signature further on).
+// format is the format of an image, by its first bytes (QEMU, block/qcow2.h, vmdk.c, vhdx.c, qed.h;
+// in vdi.c, the signature is further on).
 func format(head []byte) string {
 	for magic, name := range map[string]string{"QFI\xfb": "qcow2", "KDMV": "vmdk", "COWD": "vmdk", "vhdxfile": "vhdx", "conectix": "vpc", "QED\x00": "qed", "<<< ": "vdi"} {
 		if strings.HasPrefix(string(head), magic) {
@@ -92,8 +93,8 @@ func format(head []byte) string {
 	return "raw"
 }
 
-// writes says whether a descriptor is open for writing anywhere (proc(5), fdinfo: the flags of
-// open(2), octal).
+// writes reports whether a descriptor is open for writing at any offset, and not only for appending
+// (proc(5), fdinfo: the flags of open(2), octal).
 func (m *Machine) writes(fd string) (bool, error) {
 	b, err := os.ReadFile(m.proc("fdinfo/" + fd))
 	if err != nil {

@@ -7,14 +7,14 @@ import (
 	"strings"
 )
 
-// node is what a command line has of something that can be read and written: a file, or a format
-// over another node.
+// node is what a command line says of a block device node: it is a file, or a format over another
+// node.
 type node struct {
 	filename string
 	file     string // name of the node below
 }
 
-// flash are the files of the machine's flash memory that there are.
+// flash are the files of the machine's flash memory, as far as they exist.
 func (m *Machine) flash() (files []os.FileInfo) {
 	for _, path := range flash(m.args) {
 		if !filepath.IsAbs(path) {
@@ -50,7 +50,7 @@ func flash(args []string) (files []string) {
 			of = append(of, o["pflash0"], o["pflash1"])
 		}
 	}
-	delete(nodes, "") // of those that have no name
+	delete(nodes, "") // the nodes without a name
 	for _, name := range of {
 		for range len(nodes) {
 			n := nodes[name]
@@ -62,9 +62,9 @@ func flash(args []string) (files []string) {
 	return files
 }
 
-// suboptions are KEY=VALUE,KEY=VALUE. A comma in a value is doubled (qemu(1)).
+// suboptions parses KEY=VALUE,KEY=VALUE. A comma in a value is doubled (qemu(1)).
 func suboptions(s string) map[string]string {
-	const comma = "\x00" // no argument has that in it
+	const comma = "\x00" // no argument has a NUL in it
 	o := make(map[string]string)
 	for _, part := range strings.Split(strings.ReplaceAll(s, ",,", comma), ",") {
 		key, value, _ := strings.Cut(part, "=")
@@ -73,8 +73,8 @@ func suboptions(s string) map[string]string {
 	return o
 }
 
-// blockdev is the node of a -blockdev, with its name: suboptions, or JSON, in which what is below
-// is a name or a node in place.
+// blockdev returns the name and the node of a -blockdev: suboptions, or JSON, in which the node below
+// is given by its name or in place.
 func blockdev(s string) (string, node) {
 	if !strings.HasPrefix(s, "{") {
 		o := suboptions(s)
@@ -86,7 +86,7 @@ func blockdev(s string) (string, node) {
 		File     json.RawMessage
 	}
 	if json.Unmarshal([]byte(s), &n) != nil {
-		return "", node{} // QEMU has not taken it either
+		return "", node{} // QEMU has not accepted it either
 	}
 	var below struct{ Filename string }
 	var name string

@@ -31,7 +31,7 @@ func TestFlash(t *testing.T) {
 	}
 }
 
-// TestFlashIsNoDisk: flash memory is known by its file, whatever name the command line has for it.
+// TestFlashIsNoDisk: flash memory is recognized by its file, whatever name the command line has for it.
 func TestFlashIsNoDisk(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
@@ -54,7 +54,7 @@ func TestFlashIsNoDisk(t *testing.T) {
 	}
 }
 
-// FuzzFlash holds that a command line without the word has no flash memory.
+// FuzzFlash checks that a command line without the word pflash has no flash memory.
 func FuzzFlash(f *testing.F) {
 	f.Add(`-drive if=pflash,file=/v -blockdev {"node-name":"a","file":{"filename":"/w"}} -machine pflash1=a`)
 	f.Add("-blockdev node-name=a,file=a -M pflash0=a")

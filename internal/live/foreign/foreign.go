@@ -1,11 +1,11 @@
-// Package foreign is a QEMU that somebody else started: it is stopped where it stands, its
-// memory is copied to a file, and its disks are named, without its help and without a change
-// to it; and it is ended only when asked to.
+// Package foreign deals with a QEMU that somebody else started: it stops the process, copies the
+// machine's memory to a file, and names its disks, without QEMU's help and without a change to
+// it. It ends the process only when asked to.
 //
 // # Caveats
 //
-// Memory of a machine that was given in several parts (a node of NUMA each, or plugged in
-// later) is refused: QEMU's own dump-guest-memory knows how they lie.
+// A machine whose memory is in several parts (one for each NUMA node, or plugged in later) is
+// refused: QEMU's own dump-guest-memory knows where the parts are.
 package foreign
 
 import (
@@ -30,14 +30,14 @@ type Machine struct {
 	Name string // what -name says, or ""
 
 	args   []string
-	handle int  // pidfd_open(2): the number may become another process's
-	froze  bool // by us
+	handle int  // of pidfd_open(2): the PID may become another process's
+	froze  bool // we have stopped it
 }
 
 var errNotQEMU = errors.New("it is no QEMU that runs a machine")
 
-// Open finds the QEMU of a process number. One that runs a partition of a pair is refused:
-// its supervisor acts for it.
+// Open finds the QEMU with a PID. A QEMU that runs a partition of a pair is refused: its
+// supervisor acts for it.
 func Open(pid int) (*Machine, error) {
 	m := &Machine{PID: pid}
 	var err error
@@ -57,7 +57,7 @@ func (m *Machine) look() error {
 		return hint.New(op, err, "This needs the rights of root.")
 	}
 	base := filepath.Base(strings.TrimSuffix(exe, " (deleted)"))
-	base = strings.TrimPrefix(base, ".") // NixOS has it behind a wrapper, as .qemu-system-x86_64-wrapped
+	base = strings.TrimPrefix(base, ".") // NixOS has QEMU behind a wrapper, as .qemu-system-x86_64-wrapped
 	if !strings.HasPrefix(base, "qemu-system-") && base != "qemu-kvm" && base != "kvm" {
 		return hint.New(op, fmt.Errorf("%w: %s", errNotQEMU, exe), "Name the process of the machine itself: pgrep -a qemu")
 	}
@@ -91,7 +91,7 @@ func (m *Machine) proc(name string) string {
 	return filepath.Join("/proc", strconv.Itoa(m.PID), name)
 }
 
-// Close lets the process go on, if it is there and we stopped it.
+// Close lets the process go on, if it still exists and we have stopped it.
 func (m *Machine) Close() error {
 	var err error
 	if m.froze {
@@ -106,12 +106,12 @@ func (m *Machine) signal(s unix.Signal) error {
 	return unix.PidfdSendSignal(m.handle, s, nil, 0)
 }
 
-// freezeLimit is how long threads may take to stop that are in the machine's kernel, where
-// they write to a disk.
+// freezeLimit is how long threads may take to stop while they are in this machine's kernel,
+// where they write to a disk.
 const freezeLimit = 30 * time.Second
 
 // Freeze stops the process, and returns when each of its threads has stopped: no byte of
-// memory changes any more, and no request is under way. Close lets it go on.
+// memory changes any more, and no request is in flight. Close lets the process go on.
 func (m *Machine) Freeze() error {
 	running, err := m.running()
 	if err != nil || running == 0 {
@@ -133,7 +133,7 @@ func (m *Machine) Freeze() error {
 }
 
 // running counts the threads that are not stopped (proc(5), stat: the state follows the name,
-// which is in parentheses, and may have some itself).
+// which is in parentheses and may contain parentheses itself).
 func (m *Machine) running() (int, error) {
 	tasks, err := filepath.Glob(m.proc("task/[0-9]*/stat"))
 	if err != nil || len(tasks) == 0 {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// program runs a shell as a process of its own, under another name.
+// program runs a shell as another process, under another name.
 func program(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	sh, err := filepath.EvalSymlinks("/bin/sh")
@@ -63,7 +63,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// TestOpenByAnyName: QEMU is known by the names that distributions give it.
+// TestOpenByAnyName: QEMU is recognized by the names that distributions give it.
 func TestOpenByAnyName(t *testing.T) {
 	for _, name := range []string{"qemu-system-x86_64", "qemu-kvm", "kvm", ".qemu-system-x86_64-wrapped"} {
 		m, err := Open(program(t, name, "-name", "guest=web").Process.Pid)
@@ -97,7 +97,7 @@ func TestFreeze(t *testing.T) {
 	if n, err := m.running(); n != 0 || err != nil {
 		t.Errorf("%d threads run, %v", n, err)
 	}
-	// One that was stopped before stays so.
+	// A process that was stopped before stays stopped.
 	other := open()
 	if err := errors.Join(other.Freeze(), other.Close()); err != nil {
 		t.Fatal(err)

@@ -11,23 +11,23 @@ import (
 	"strings"
 )
 
-// region is memory of a process without a gap, that has one thing behind it.
+// region is memory of a process without a gap, and with one file, or none, behind it.
 type region struct {
 	start, end uint64 // virtual addresses
 	off        uint64 // in the file
-	file       string // device and inode; empty: private memory that is nobody else's
+	file       string // device and inode; empty for private memory without a file
 	shared     bool
 	path       string
-	guarded    bool // what follows cannot be accessed at all
+	guarded    bool // the memory that follows cannot be accessed at all
 }
 
 func (r region) size() int64 { return int64(r.end - r.start) }
 
-// maxRegions bounds the lines of a process's map: vm.max_map_count, as far as it is ever set.
+// maxRegions bounds the lines of a process's map. It is as high as vm.max_map_count is ever set.
 const maxRegions = 1 << 20
 
-// parseMaps reads the map of a process (proc(5), maps) and joins what continues. What cannot be
-// both read and written, or can be executed by QEMU itself, is no guest's memory.
+// parseMaps reads the map of a process (proc(5), maps) and joins regions that continue each other.
+// Memory that cannot be both read and written, or that QEMU itself can execute, is not a guest's.
 func parseMaps(in io.Reader) ([]region, error) {
 	var out []region
 	lines := bufio.NewScanner(in)
@@ -88,18 +88,19 @@ func parseRegion(line string) (r region, access string, err error) {
 
 var errNoMemory = errors.New("the memory of its machine was not found as one piece")
 
-// memoryAlign is what QEMU aligns memory without a file to, for huge pages
+// memoryAlign is the alignment that QEMU gives to memory without a file, for huge pages, in bytes
 // (include/qemu/osdep.h, QEMU_VMALLOC_ALIGN).
 const memoryAlign = 2 << 20
 
-// leastModule is what Linux takes of memory that is plugged in (its sections, 128 MiB:
-// arch/x86/include/asm/sparsemem.h, arch/arm64/include/asm/sparsemem.h with pages of 4 KiB).
+// leastModule is the smallest piece of memory that can be plugged into Linux, in bytes: one of its
+// sections, 128 MiB (arch/x86/include/asm/sparsemem.h, arch/arm64/include/asm/sparsemem.h with pages
+// of 4 KiB).
 const leastModule = 128 << 20
 
 // machineMemory finds a machine's memory among a process's regions. QEMU aligns it,
 // and maps a page behind it that cannot be accessed, so that nothing is joined to its end
-// (util/mmap-alloc.c, qemu_ram_mmap). What lies before it may be joined. Where more may be
-// plugged in, whatever else could be a module is taken for one.
+// (util/mmap-alloc.c, qemu_ram_mmap). Memory in front of it may be joined to it. If more memory
+// may be plugged in, every other region that could be a module is taken for one.
 func machineMemory(all []region, given memory) (region, error) {
 	var found, modules []region
 	for _, r := range all {
@@ -130,13 +131,13 @@ func machineMemory(all []region, given memory) (region, error) {
 	return region{}, fmt.Errorf("%w: its command line says %d bytes; its largest pieces have %d", errNoMemory, given.size, sizes)
 }
 
-// defaultMemory is what a machine has without -m (qemu(1)).
+// defaultMemory is the memory of a machine without -m, in bytes (qemu(1)).
 const defaultMemory = 128 << 20
 
 // memory is what a command line gives a machine, in bytes.
 type memory struct {
 	size int64
-	most int64 // with all that may be plugged in; 0: nothing may
+	most int64 // with all that may be plugged in; 0 if nothing may
 }
 
 // memoryOf reads -m of a command line: -m 512, -m 2G, -m size=1048576k,slots=16,maxmem=8G

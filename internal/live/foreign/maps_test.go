@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// maps is of a machine with 256 MiB of anonymous memory, a page behind it that cannot be
-// accessed, and something before it that is joined to nothing.
+// maps is the map of a machine with 256 MiB of anonymous memory, a page behind it that
+// cannot be accessed, and something in front of it that is joined to nothing.
 const maps = `55a0d2a00000-55a0d2e00000 r-xp 00000000 08:01 1234                       /usr/bin/qemu-system-x86_64
 7f1000000000-7f1000021000 rw-p 00000000 00:00 0
 7f1000021000-7f1004000000 ---p 00000000 00:00 0
@@ -31,7 +31,7 @@ func TestMachineMemory(t *testing.T) {
 	for name, c := range map[string]struct {
 		maps       string
 		size       int64
-		start, end uint64 // 0: refused
+		start, end uint64 // 0 if it is refused
 		most       int64
 	}{
 		"two maps of one memory": {maps, 256 * mib, 0x7f1010000000, 0x7f1020000000, 0},
@@ -83,7 +83,7 @@ func TestParseMapsRefuses(t *testing.T) {
 	}
 }
 
-// FuzzMaps holds that what is found lies in order and has a size that was asked for.
+// FuzzMaps checks that the end of the region found is not before its start, and that it has the size asked for.
 func FuzzMaps(f *testing.F) {
 	f.Add(maps, int64(256<<20), int64(1<<30))
 	f.Add("10000000-20000000 rw-s 00000000 00:01 77 /memfd:ram (deleted)\n", int64(1<<28), int64(0))

@@ -38,14 +38,14 @@ func (m *Machine) memory() (region, error) {
 	return r, nil
 }
 
-// chunk is how much is read at once, in bytes.
+// chunk is the size of one read, in bytes.
 const chunk = 1 << 20
 
-// Save writes the machine's memory to a new file, durably, as a RAM file of QEMU: all bytes in
-// order, pages of zeros as holes. The process must be frozen. A byte that cannot be read is an
-// error; then, or if ctx ends, nothing is left of the file.
+// Save writes the machine's memory to a new file, durably, in the form of a RAM file of QEMU: all
+// bytes in order, pages of zeros as holes. The process must be frozen. A byte that cannot be read is
+// an error. On an error, or if ctx ends, the file is removed.
 func (m *Machine) Save(ctx context.Context, path string) (err error) {
-	// It is the only copy: what has its name is not overwritten.
+	// An existing file may be the only copy of another machine's memory: it is not overwritten.
 	to, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, os.ErrExist) {
 		return hint.New("save memory to "+path, err, "It may be all that is left of another machine: move it away, or name another file.")
@@ -59,7 +59,7 @@ func (m *Machine) Save(ctx context.Context, path string) (err error) {
 	return nil
 }
 
-// SaveTo is Save to an empty file that is open for writing, which stays whatever happens.
+// SaveTo is Save to an empty file that is open for writing. The file stays, whatever happens.
 func (m *Machine) SaveTo(ctx context.Context, to *os.File) error {
 	r, err := m.memory()
 	if err != nil {
@@ -131,10 +131,10 @@ func writeSparse(to io.WriterAt, b []byte, off int64) error {
 	return nil
 }
 
-// pagemap tells which pages of private memory were never touched: they are zeros, and not read.
-// What has a file behind it may have something in it that this process has not touched.
+// pagemap tells which pages of private memory were never touched: they are zeros, and are not
+// read. Memory with a file behind it may have content that this process has never touched.
 type pagemap struct {
-	file *os.File // nil: every page counts
+	file *os.File // nil if every page is read
 	page int      // bytes
 }
 
@@ -156,7 +156,7 @@ func (p *pagemap) close() {
 	}
 }
 
-// pagemapUsed are the bits of an entry of a page that is present or swapped out
+// pagemapUsed are the bits of a pagemap entry which say that the page is present or swapped out
 // (Documentation/admin-guide/mm/pagemap.rst).
 const pagemapUsed = 1<<63 | 1<<62
 
@@ -177,7 +177,7 @@ func (p *pagemap) used(at uint64, n int) (bool, error) {
 	return false, nil
 }
 
-// room says whether there is room for all memory that was ever touched.
+// room checks that there is room on the disk for all memory that was ever touched.
 func (m *Machine) room(path string, r region) error {
 	pages, err := m.pagemap(r)
 	if err != nil {

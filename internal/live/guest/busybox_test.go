@@ -9,8 +9,8 @@ import (
 	"understudy.dev/understudy/internal/live/initramfs"
 )
 
-// TestBusybox: one that is linked dynamically comes with its libraries and their linker, as Debian's package
-// busybox has it; wherever this machine has it, the guest has it in /bin.
+// TestBusybox: a dynamically linked busybox, such as that of Debian's package busybox, comes with its libraries and
+// their linker. Wherever this machine has busybox, the guest has it in /bin.
 func TestBusybox(t *testing.T) {
 	defer func(before []string) { busyboxes = before }(busyboxes)
 	dir := t.TempDir()
@@ -18,7 +18,7 @@ func TestBusybox(t *testing.T) {
 	if files, err := busyboxFiles(); err != nil || len(files) > 0 {
 		t.Errorf("without it: %v, %v", files, err)
 	}
-	program, err := os.ReadFile("/bin/ls") // it stands for any that is linked so
+	program, err := os.ReadFile("/bin/ls") // it stands for any dynamically linked program
 	if err != nil {
 		t.Skip(err)
 	}

@@ -11,18 +11,18 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// guestModules are what the agent and a pair's disks need of a kernel that has its
-// drivers as modules, as Debian's cloud kernels have, or its file systems too, as
-// the others have. The checksum is asked for by name when a disk is mounted, as is the
-// format of quota files.
+// guestModules are the modules that the agent and a pair's disks need: some kernels have
+// their drivers as modules, such as Debian's cloud kernels, and the others their file
+// systems too. The kernel asks for the modules of the checksum and of the format of quota
+// files by name, when a disk is mounted.
 var guestModules = []string{"virtio_pci", "virtio_console", "virtio_blk", "virtio_net", panicModule, "crc32c_generic|crc32c|", "ext4", "quota_v2|"}
 
-// panicModule drives the device that a dying kernel sends its last message by: that
-// on PCI since 5.13, until then only the older one, on an ISA port.
+// panicModule drives the device by which a dying kernel sends its last message. Since 5.13
+// there is a driver for the one on PCI, before that only for the older one on an ISA port.
 const panicModule = "pvpanic-pci|pvpanic"
 
-// fsModules are what a kernel may have as modules for the file system of a type, and what that
-// asks for by name; those of the ext family are in every guest.
+// fsModules are, for each type of file system, its modules, which a kernel may have built in, and
+// the modules that it asks for by name. Those of the ext family are in every guest.
 var fsModules = map[string][]string{
 	"ext2": nil, "ext3": nil, "ext4": nil,
 	"xfs":   {"libcrc32c|", "xfs"},
@@ -39,16 +39,16 @@ var under = map[string]struct {
 	"lvm":  {"/sbin/lvm", []string{"dm-mod"}},
 }
 
-// busybox is where guests have it, and busyboxes are where distributions do: Fedora and RHEL among what is
-// root's. It need not be the static one. busyboxNames are the commands that it is linked as.
+// busybox is the path of busybox in guests, and busyboxes are its paths in distributions: Fedora and RHEL have it
+// in /sbin. It need not be the static one. busyboxNames are the commands that are linked to it.
 const busybox = "/bin/busybox"
 
 var busyboxes = []string{busybox, "/sbin/busybox"}
 
 var busyboxNames = []string{"sh", "httpd", "nc", "ls", "cat", "mount", "umount", "ps", "dmesg", "ip", "sync", "sleep"}
 
-// Image is the image of the small guest: this program as PID 1, the modules that it
-// loads at boot, e2fsck(8), without which a takeover cannot mount what a crash left
+// Image is the image of the small guest: this program as PID 1, the modules that it loads
+// at boot, e2fsck(8), without which a takeover cannot mount a file system that a crash left
 // mid-update, and busybox if this machine has it.
 type Image struct {
 	Program   string           // path of the program that becomes PID 1; empty: the running one
@@ -105,8 +105,8 @@ func (i Image) WriteFile(path string) error {
 	return initramfs.WriteFile(path, initramfs.Spec{Init: program, ModulesDir: i.Modules, Modules: modules, Files: initramfs.Distinct(files)})
 }
 
-// busyboxFiles are busybox, with its libraries if it has any, and its commands; none, if this machine
-// has no busybox.
+// busyboxFiles are busybox, with its libraries if it has any, and its commands. There are none if this
+// machine has no busybox.
 func busyboxFiles() ([]initramfs.File, error) {
 	for _, at := range busyboxes {
 		if _, err := os.Stat(at); err != nil {

@@ -11,7 +11,7 @@ import (
 )
 
 // Modules and programs of NFS, by role. Modules that a kernel has built in, or
-// that others depend on, need not be said.
+// that others depend on, need not be listed.
 var (
 	nfsServerModules  = []string{"nfsd"}
 	nfsClientModules  = []string{"nfs", "nfsv3", "nfsv4"}
@@ -19,8 +19,8 @@ var (
 	nfsClientPrograms = []string{"rpcbind", "mount.nfs", "rpc.statd", "sm-notify"}
 )
 
-// nfsFiles are what the libraries of NFS's programs read: transports
-// (netconfig(5)), names of ports and protocols, and the users that they become.
+// nfsFiles are the files that the libraries of NFS's programs read: transports
+// (netconfig(5)), names of ports and protocols, and the users that the programs become.
 var nfsFiles = []initramfs.File{
 	initramfs.Text("/etc/netconfig", `udp        tpi_clts      v     inet     udp     -       -
 tcp        tpi_cots_ord  v     inet     tcp     -       -
@@ -42,7 +42,7 @@ func nfsContent(server, client bool) (modules []string, files []initramfs.File, 
 	if !server && !client {
 		return nil, nil, nil
 	}
-	root := "" // this machine, if it has no cache: a service of its own has no home
+	root := "" // this machine, if there is no cache: a system service has no home directory
 	if cache, err := dirs.Cache(); err == nil {
 		root = filepath.Join(cache, "nfs")
 	}

@@ -1,4 +1,4 @@
-// Package hint has the error that says what the operator can do about it.
+// Package hint has a type of error that says what the operator can do about it.
 package hint
 
 // Error is an error with a hint.
@@ -8,11 +8,11 @@ type Error struct {
 	hint string
 }
 
-// New is an error of an operation on something ("lock image /srv/data.img") for a reason,
-// and a sentence or two on what the operator can do; empty: nothing is known.
+// New returns an error of an operation on something ("lock image /srv/data.img"), with its
+// reason and a sentence or two on what the operator can do. The hint may be empty.
 func New(op string, err error, hint string) *Error { return &Error{op, err, hint} }
 
-// Error has the hint on a line of its own.
+// Error returns the text of the error, with the hint on its own line.
 func (e *Error) Error() string {
 	s := e.op + ": " + e.err.Error()
 	if e.hint != "" {

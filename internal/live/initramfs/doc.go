@@ -11,12 +11,12 @@
 //
 // # Caveats
 //
-//   - Modules that a distribution compresses (.ko.gz, .ko.xz, .ko.zst) are plain in the
-//     image: the guest's kernel is given them as they are.
-//   - Of a module that the tree has twice, the file is taken that depmod takes without
-//     an override: of updates/, then extra/, then the kernel's own, then weak-updates/.
-//   - Only hard dependencies (depends=) are followed. Soft ones (softdep=) and
-//     what a module asks for by alias at run time must be named in the Spec.
+//   - Modules that a distribution compresses (.ko.gz, .ko.xz, .ko.zst) are uncompressed in
+//     the image: the guest's kernel is given the files as they are there.
+//   - If the tree has a module twice, the image has the file that depmod takes without an
+//     override: from updates/, then extra/, then the kernel's own, then weak-updates/.
+//   - Only hard dependencies (depends=) are followed. Soft ones (softdep=), and those
+//     that a module asks for by alias at run time, must be named in the Spec.
 //   - /dev/console is not written: the kernel's built-in archive has it
 //     (usr/default_cpio_list).
 package initramfs

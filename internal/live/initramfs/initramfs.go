@@ -35,7 +35,7 @@ type File struct {
 	Data   []byte      // the content, or a link's target, if Source is empty
 }
 
-// directory is one that is empty, or that something else is in.
+// directory is a directory, whether it is empty or not.
 func directory(path string, perm fs.FileMode) File {
 	return File{Path: path, Mode: fs.ModeDir | perm.Perm()}
 }
@@ -55,8 +55,8 @@ func Text(path, content string, perm fs.FileMode) File {
 	return File{Path: path, Mode: perm.Perm(), Data: []byte(content)}
 }
 
-// Distinct leaves out files that are copies of the same source to the same path.
-// Programs share libraries.
+// Distinct leaves out repeated copies of the same source to the same path: programs
+// share libraries.
 func Distinct(files []File) []File {
 	var out []File
 	sources := make(map[string]string)
@@ -71,7 +71,7 @@ func Distinct(files []File) []File {
 }
 
 // build writes the image to w. Nothing is written if an input is missing or
-// unfit; an *Error says which one and what to do.
+// unfit; a *hint.Error says which one and what to do.
 func build(w io.Writer, spec Spec) error {
 	files, err := entries(spec)
 	if err != nil {
@@ -173,8 +173,8 @@ func entries(spec Spec) ([]File, error) {
 	return sorted, nil
 }
 
-// checkInit refuses what the guest's kernel could not run as its only program:
-// an executable that asks for a dynamic linker.
+// checkInit refuses an executable that the guest's kernel could not run as its
+// only program: one that asks for a dynamic linker.
 func checkInit(name string) error {
 	op := "use " + name + " as /init"
 	const advice = "Build it with CGO_ENABLED=0 (make build)."

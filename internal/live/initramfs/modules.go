@@ -30,12 +30,12 @@ type moduleTree struct {
 	builtin map[string]bool   // names of modules that are part of the kernel
 }
 
-// ModuleOrder returns the module files that names need, as they are in an image: plain, each
-// after its dependencies and without repetition. Built-in modules need no
-// file. dir is an unpacked lib/modules/RELEASE; it need not have been through
-// depmod. A name may be spelled with - or _ and names a module, not an alias; of
-// names with | between them, it is the first one that there is, and with none behind
-// the last | there need not be any.
+// ModuleOrder returns the module files that names need, as they are in an image: uncompressed,
+// each after its dependencies and without repetition. Built-in modules need no
+// file. dir is an unpacked lib/modules/RELEASE; depmod need not have been run
+// on it. A name may be spelled with - or _ and names a module, not an alias. Of
+// several names with | between them, the first that exists is taken; if nothing is
+// behind the last |, none of them need exist.
 func ModuleOrder(dir string, names []string) ([]File, error) {
 	if len(names) == 0 {
 		return nil, nil
@@ -58,8 +58,8 @@ func ModuleOrder(dir string, names []string) ([]File, error) {
 	return order, nil
 }
 
-// first returns the first of some alternatives that there is; if there is none, that
-// which is asked for, or nothing where that is allowed.
+// first returns the first of some alternatives that exists. If there is none, it returns
+// the first name, or an empty one if none of them need exist.
 func (t *moduleTree) first(names string) string {
 	all := strings.Split(names, "|")
 	for _, n := range all {
@@ -135,17 +135,17 @@ func openModuleTree(dir string) (*moduleTree, error) {
 	return t, nil
 }
 
-// moduleName returns the kernel's own name for a module file or a name as
+// moduleName returns the kernel's own name for a module, given its file or its name as
 // people write it: no suffix, and _ for - (KBUILD_MODNAME, scripts/Makefile.lib).
 func moduleName(s string) string {
 	s, _, _ = strings.Cut(s, ".ko")
 	return strings.ReplaceAll(s, "-", "_")
 }
 
-// rank orders the files of one module as depmod does; the least is taken. What replaces a
-// module is in updates/ (depmod.d(5): it is searched first by default) or extra/, and what is
-// lent from another release in weak-updates/ (Fedora's /usr/lib/depmod.d/dist.conf:
-// "search updates extra built-in weak-updates").
+// rank orders the files of one module as depmod does: the file with the lowest rank is taken.
+// Replacements of modules are in updates/ (depmod.d(5): it is searched first by default) or
+// extra/, and modules lent from another release are in weak-updates/ (Fedora's
+// /usr/lib/depmod.d/dist.conf: "search updates extra built-in weak-updates").
 func (t *moduleTree) rank(path string) int {
 	below := strings.TrimPrefix(path, filepath.Clean(t.dir)+"/")
 	top, _, _ := strings.Cut(below, "/")

@@ -84,8 +84,8 @@ func TestModuleOrderDebian(t *testing.T) {
 	}
 }
 
-// TestModuleTwice checks which file of a module is taken that a tree has twice, as DKMS
-// leaves it.
+// TestModuleTwice checks which file is taken if a tree has a module twice, as DKMS leaves
+// it.
 func TestModuleTwice(t *testing.T) {
 	for _, tt := range []struct{ less, more string }{
 		{"kernel/fs", "updates/dkms"},
@@ -168,7 +168,7 @@ func TestUnpackBound(t *testing.T) {
 	}
 }
 
-// FuzzUnpack holds that what comes out is bounded, and none of it with an error.
+// FuzzUnpack checks that the unpacked content is bounded, and that there is none if there is an error.
 func FuzzUnpack(f *testing.F) {
 	const limit = 1 << 20
 	for suffix := range unpackers {
@@ -186,8 +186,8 @@ func FuzzUnpack(f *testing.F) {
 	})
 }
 
-// FuzzParseDepends holds that names come out clean and no longer than what
-// went in, whatever the section contains.
+// FuzzParseDepends checks that the names are clean and not longer than the section,
+// whatever the section contains.
 func FuzzParseDepends(f *testing.F) {
 	f.Add([]byte("license=GPL\x00depends=virtio_ring,virtio,net-failover\x00name=virtio_net\x00"))
 	f.Add([]byte("depends=\x00depends=,,a.ko,\x00"))

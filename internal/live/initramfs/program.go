@@ -12,17 +12,17 @@ import (
 	"understudy.dev/understudy/internal/live/hint"
 )
 
-// libraryDirs are where the dynamic linker of Debian, and that of others, looks
-// for libraries without being told (ld.so(8)).
+// libraryDirs are where the dynamic linkers of Debian and of other distributions
+// look for libraries by default (ld.so(8)).
 var libraryDirs = []string{"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib"}
 
 // Program is a copy of a dynamically linked executable of this machine, at the
 // same path, with its linker and all the libraries that it names.
 func Program(path string) ([]File, error) { return Programs("", path) }
 
-// Programs are copies of executables with what they need, each once. What is
-// there below root, packages unpacked there, is taken from there, and otherwise
-// from this machine; in the guest, its path is the one without root.
+// Programs are copies of executables with the files that they need, each once. A
+// file is taken from below root, where packages are unpacked, if it exists there,
+// and otherwise from this machine. Its path in the guest is the one without root.
 func Programs(root string, paths ...string) ([]File, error) {
 	var files []File
 	var taken []string
@@ -58,7 +58,7 @@ func Add(path string) ([]File, error) {
 	return []File{Copy(path, path, st.Mode().Perm())}, nil
 }
 
-// dynamic says whether a file is an executable that asks for a dynamic linker.
+// dynamic reports whether a file is an executable that asks for a dynamic linker.
 func dynamic(path string) bool {
 	f, err := elf.Open(path)
 	if err != nil {
@@ -68,7 +68,7 @@ func dynamic(path string) bool {
 	return slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
 }
 
-// below is where a file is taken from: from below root if it is there.
+// below is the path that a file is taken from: below root, if it exists there.
 func below(root, path string) string {
 	if at := filepath.Join(root, path); root != "" {
 		if _, err := os.Stat(at); err == nil {
@@ -95,7 +95,7 @@ func linked(root, path string) ([]string, error) {
 		if _, err := p.ReadAt(b, 0); err != nil {
 			return nil, fmt.Errorf("read interpreter of %s: %w", path, err)
 		}
-		out = append(out, filepath.Clean(string(b[:max(0, len(b)-1)]))) // it ends with a zero byte
+		out = append(out, filepath.Clean(string(b[:max(0, len(b)-1)]))) // without its final zero byte
 	}
 	names, err := f.ImportedLibraries()
 	if err != nil && !errors.Is(err, elf.ErrNoSymbols) {

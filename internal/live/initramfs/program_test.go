@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestProgram runs programs in a root that has nothing but what they are said to
-// need. fio's libraries have some in a directory of their own (DT_RUNPATH).
+// TestProgram runs programs in a root that has only the files which Program says they
+// need. fio's libraries need some that are in their own directory (DT_RUNPATH).
 func TestProgram(t *testing.T) {
 	for want, command := range map[string][]string{"it runs": {"/bin/bash", "-c", "echo it runs"}, "fio-3": {"/usr/bin/fio", "--version"}} {
 		t.Run(filepath.Base(command[0]), func(t *testing.T) {
@@ -68,8 +68,8 @@ func TestProgramErrors(t *testing.T) {
 	}
 }
 
-// TestPrograms: what is below a root goes before this machine's, to the path without
-// the root, and what two programs share is there once.
+// TestPrograms: files below a root take precedence over this machine's, their paths are
+// without the root, and a file that two programs share is there once.
 func TestPrograms(t *testing.T) {
 	files, err := Program("/bin/bash")
 	if err != nil {

@@ -10,27 +10,27 @@ import (
 	"github.com/ulikunitz/xz"
 )
 
-// maxModule bounds what a compressed module file unpacks to, in bytes; drivers of graphics
-// have some ten MiB, and no others are as large.
+// maxModule bounds the size of an unpacked module file, in bytes. Graphics drivers have some
+// ten MiB, and no others are as large.
 const maxModule = 256 << 20
 
 type unpacker func(io.Reader) (io.Reader, error)
 
-// unpackers are by what stands behind .ko in the name of a compressed module
-// (scripts/Makefile.modinst, CONFIG_MODULE_COMPRESS_*).
+// unpackers are the decompressors, by the suffix behind .ko in the name of a compressed
+// module (scripts/Makefile.modinst, CONFIG_MODULE_COMPRESS_*).
 var unpackers = map[string]unpacker{
 	".gz":  func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) },
 	".xz":  func(r io.Reader) (io.Reader, error) { return xz.NewReader(r) },
 	".zst": func(r io.Reader) (io.Reader, error) { return zstd.NewReader(r, zstd.WithDecoderConcurrency(1)) },
 }
 
-// isModule says whether a file of that name is a module, compressed or not.
+// isModule reports whether a file of that name is a module, compressed or not.
 func isModule(name string) bool {
 	_, suffix, ok := strings.Cut(name, ".ko")
 	return ok && (suffix == "" || unpackers[suffix] != nil)
 }
 
-// unpack returns all that comes out of a compressed file, if it is at most limit bytes.
+// unpack returns the content of a compressed file, if that has at most limit bytes.
 func unpack(packed io.Reader, by unpacker, limit int64) ([]byte, error) {
 	r, err := by(packed)
 	if err != nil {

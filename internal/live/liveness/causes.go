@@ -1,4 +1,4 @@
 package liveness
 
-// Causes are all that a Verdict may have, for those who count them.
+// Causes are all the causes that a Verdict may have, for code that counts them.
 var Causes = []Cause{DyingMessage, PanicState, Silence, ProcessGone, StuckCPU, StuckScheduler, StuckDisk, Degraded}

@@ -11,9 +11,9 @@ import (
 
 // The beat page that a partition shares with its machine: a magic word, then
 // counters, each 64 bits little-endian and written by the partition only. The first is
-// the beat's. The others are of what works more slowly (Pulse), and zero while nobody
-// counts. One word is written by the machine: the period of a beat that is to come more
-// seldom than its own says, in ns.
+// the beat's. The others are those of slower activities (Pulse), and zero while nothing
+// counts them. One word is written by the machine: the period in ns of a beat that is to
+// come less often than the partition's own settings say.
 const (
 	PageBytes     = 4096
 	PageMagic     = 0x7474616562647375 // "usdbeatt" in memory
@@ -27,18 +27,18 @@ const (
 	maxDisks        = (PageBytes - diskOffset) / 8
 )
 
-// Pulse is something of a partition that has to go on, and that a kernel may stop doing
-// while its beat goes on.
+// Pulse is an activity of a partition that must go on, and that may stop while the beat
+// goes on.
 type Pulse struct {
 	Offset int   // of its counter in the beat page, bytes
 	Cause  Cause // of the verdict if it stands still
 	Name   string
 }
 
-// SchedulerPulse is that of an ordinary thread, which gets a page of memory each time.
+// SchedulerPulse is the pulse of an ordinary thread, which allocates a page of memory before each count.
 func SchedulerPulse() Pulse { return Pulse{schedulerOffset, StuckScheduler, "an ordinary thread"} }
 
-// CPUPulses are of real-time threads, one kept on each CPU.
+// CPUPulses are the pulses of real-time threads, one pinned to each CPU.
 func CPUPulses(cpus int) []Pulse {
 	pulses := make([]Pulse, min(cpus, maxCPUs))
 	for i := range pulses {
@@ -47,7 +47,7 @@ func CPUPulses(cpus int) []Pulse {
 	return pulses
 }
 
-// DiskPulses are of threads that read each disk, past the page cache, while it is mounted.
+// DiskPulses are the pulses of threads that each read one disk, bypassing the page cache, while it is mounted.
 func DiskPulses(disks []string) []Pulse {
 	pulses := make([]Pulse, min(len(disks), maxDisks))
 	for i := range pulses {
@@ -68,11 +68,11 @@ const (
 	Silence      Cause = "heartbeat"     // the beat stood still past its limit
 	ProcessGone  Cause = "process gone"  // the partition's process ended
 	PanicState   Cause = "panic state"   // its memory says that a CPU is in panic()
-	// One of its pulses stood still past its limit.
+	// A pulse of the partition stood still past its limit.
 	StuckCPU       Cause = "stuck CPU"
 	StuckScheduler Cause = "stuck scheduler"
 	StuckDisk      Cause = "stuck disk"
-	// Degraded: it runs, and its agent says that what it is for does not.
+	// Degraded: the partition runs, but its agent reports that what it is there for does not work.
 	Degraded Cause = "degraded"
 )
 
@@ -89,21 +89,21 @@ func (v Verdict) String() string { return fmt.Sprintf("%s: %s", v.Cause, v.Detai
 type Observation struct {
 	At      time.Time
 	Counter uint64
-	// Effort is what its process did until then. It need be known only when the
-	// counter stands still; without it, which is nil, no silence counts.
+	// Effort is what the partition's process did until then. It is needed only while the
+	// counter stands still; with a nil Effort no silence counts.
 	Effort Effort
 }
 
-// Effort tells a process that does not want to run from one that may not: its
-// threads, by number, and each CPU that it may run on, by -1 less the CPU's number: what that
-// waited is what a hypervisor below this machine kept from it (steal time).
+// Effort tells a process that has nothing to run from one that is kept from running. It has
+// the threads of the process, by thread id, and each CPU that it may run on, by -1 minus the CPU's
+// number: the Waited of a CPU is the time that a hypervisor below this machine took from it (steal time).
 type Effort map[int]Thread
 
 // Thread is what a thread did.
 type Thread struct {
-	Ran    time.Duration // on a CPU, since it began
-	Waited time.Duration // for a CPU, since it began, up to when it last got one
-	Ready  bool          // to run, or running, just now
+	Ran    time.Duration // on a CPU, since the thread began
+	Waited time.Duration // for a CPU, since the thread began, up to when it last got one
+	Ready  bool          // running, or ready to run, at this moment
 }
 
 // Silencer watches a heartbeat. The zero value is not usable: see NewSilencer.
@@ -113,42 +113,41 @@ type Silencer struct {
 
 	began   bool
 	last    Observation
-	silence time.Duration         // so far, as it would count if no hypervisor had kept a CPU
-	stolen  map[int]time.Duration // of it, by what of an Effort is a CPU
-	since   time.Time             // of the silence
+	silence time.Duration         // so far, as it would count without steal time
+	stolen  map[int]time.Duration // steal time in the silence, by the CPU's key in an Effort
+	since   time.Time             // when the silence began
 	longest time.Duration
 }
 
-// turns is of how many CPUs the steal time may have kept one beat, one after the other: the one
+// turns is the number of CPUs whose steal time may have delayed one beat, one after the other: the one
 // with QEMU's thread that has the timer, the one whose virtual CPU gets the interrupt, the one
-// that the beating thread runs on, and one that holds what these need. Of many CPUs, the sum of
-// a little steal time of each would be longer than any silence.
+// that the beating thread runs on, and one that holds what these need. If all of many CPUs counted, the
+// sum of a little steal time on each would be longer than any silence.
 const turns = 4
 
-// NewSilencer returns a watcher of a beat that comes every period and is death
-// after limit without one.
+// NewSilencer returns a watcher of a beat that comes every period. A silence as long
+// as limit is a death.
 func NewSilencer(period, limit time.Duration) *Silencer {
 	return &Silencer{period: period, limit: limit, stolen: make(map[int]time.Duration)}
 }
 
-// SetLimit changes after how long without a beat it is a death.
+// SetLimit changes how long a silence must last to be a death.
 func (s *Silencer) SetLimit(limit time.Duration) { s.limit = limit }
 
-// FirstWithin gives the next beat a limit of its own: it is of one that was to come more
-// seldom.
+// FirstWithin sets a longer limit for the next beat only: until now the partition was told
+// to beat less often.
 func (s *Silencer) FirstWithin(limit time.Duration) { s.first = limit }
 
 // Observe takes one observation and reports a verdict once the beat has been
-// still for the limit. It does not hold against the partition time that
-// others took: of the time between two observations no more counts than two
-// periods, since a watcher that was late itself may have slept through beats,
-// as the partition may have. What its threads waited for a CPU does not count, nor what a
-// hypervisor kept from the CPUs that it may run on: one may wait after the other, each for what
-// the one before it does, until there is a beat; of the CPUs, those that were kept longest in
-// this silence are taken off, as many as take their turns. And if threads are ready to run, no more counts
-// than each of them ran: another may wait for what a starved one holds, and the one that
-// beats may be any of them. A partition that has not begun to beat,
-// or that has taken its count back to zero, is not judged.
+// still for the limit. Time that others took does not count against the partition.
+// Between two observations at most two periods count, since a watcher that was itself
+// late may have slept through beats, and the partition may have slept as well. Time in which
+// its threads waited for a CPU does not count, nor does steal time of the CPUs that it may run on:
+// until there is a beat, several threads or CPUs may wait one after the other, each for what the one before it
+// does. Of the CPUs, the steal time of those that lost most in this silence is subtracted, at most turns of them.
+// If threads are ready to run, no more counts than the least that one of them ran: another thread may
+// wait for what a starved one holds, and the one that beats may be any of them. A partition that has
+// not begun to beat, or that has reset its counter to zero, is not judged.
 func (s *Silencer) Observe(o Observation) (Verdict, bool) {
 	prev := s.last
 	s.last = o
@@ -165,7 +164,7 @@ func (s *Silencer) Observe(o Observation) (Verdict, bool) {
 	}
 	s.add(prev, o)
 	limit, counted := max(s.limit, s.first), s.counted()
-	if counted < -2*s.period { // several CPUs were kept at once: that makes up for no time after it
+	if counted < -2*s.period { // several CPUs were stolen at once: the surplus must not offset later time
 		s.silence = 0
 		clear(s.stolen)
 	}
@@ -179,7 +178,7 @@ func (s *Silencer) Observe(o Observation) (Verdict, bool) {
 	}, true
 }
 
-// Longest is the longest silence that ended, as it counted.
+// Longest is the longest silence that a beat has ended, as far as it counted.
 func (s *Silencer) Longest() time.Duration { return s.longest }
 
 // begin begins a silence.
@@ -212,7 +211,7 @@ func (s *Silencer) add(prev, o Observation) {
 	}
 }
 
-// counted is how much of the silence counts; it is negative where several CPUs were kept at once.
+// counted is how much of the silence counts; it is negative where several CPUs were stolen at once.
 func (s *Silencer) counted() time.Duration {
 	counted, all := s.silence, slices.Sorted(maps.Values(s.stolen))
 	for _, stolen := range all[max(len(all)-turns, 0):] {

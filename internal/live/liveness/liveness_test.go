@@ -7,7 +7,7 @@ import (
 
 const ms = time.Millisecond
 
-// look is an observation at a time. Its process is idle, unless it says
+// look is an observation at a given time. The process is idle unless effort says
 // otherwise.
 type look struct {
 	at      time.Duration
@@ -29,7 +29,7 @@ func TestSilence(t *testing.T) {
 	tests := []struct {
 		name  string
 		looks []look
-		dead  time.Duration // 0: never
+		dead  time.Duration // 0 means never
 	}{
 		{"never began", every(20*ms, 0, 10*time.Second, 0), 0},
 		{"beats on", []look{beat(0, 1), beat(20*ms, 2), beat(320*ms, 3), beat(620*ms, 4)}, 0},
@@ -45,7 +45,7 @@ func TestSilence(t *testing.T) {
 	}
 }
 
-// TestStarvationIsNoSilence: a partition that wants to run and may not is not
+// TestStarvationIsNoSilence: a partition that is kept from running is not
 // dead; one that spins is.
 func TestStarvationIsNoSilence(t *testing.T) {
 	starved := []look{beat(0, 1)}
@@ -54,7 +54,7 @@ func TestStarvationIsNoSilence(t *testing.T) {
 	}
 	checkVerdict(t, starved, 0)
 
-	half := starved // then it gets half of its time
+	half := starved // after that it gets half of the time
 	for i := 1; i <= 100; i++ {
 		at := time.Duration(i) * 20 * ms
 		half = append(half, look{2*time.Second + at, 1, Effort{7: {Ran: at / 2, Ready: true}}})
@@ -68,7 +68,7 @@ func TestStarvationIsNoSilence(t *testing.T) {
 	}
 	checkVerdict(t, spinning, 300*ms)
 
-	held := []look{beat(0, 1)} // one spins for what another one holds, which may not run
+	held := []look{beat(0, 1)} // one thread spins for what another holds that is kept from running
 	for i := 1; i <= 100; i++ {
 		at := time.Duration(i) * 20 * ms
 		held = append(held, look{at, 1, Effort{7: {Ran: at, Ready: true}, 8: {Ready: true}, 9: {Ran: at}}})
@@ -77,7 +77,7 @@ func TestStarvationIsNoSilence(t *testing.T) {
 }
 
 // TestWaitIsNoSilence: time in which a thread waited for a CPU, or a hypervisor kept a CPU
-// from this machine, does not count, also if nothing waits at the instants of looking.
+// from this machine, does not count, even if nothing waits at the moments of the observations.
 func TestWaitIsNoSilence(t *testing.T) {
 	for _, id := range []int{7, -1} {
 		looks := []look{{at: 0, counter: 1, effort: Effort{id: {Waited: time.Hour}}}}
@@ -87,7 +87,7 @@ func TestWaitIsNoSilence(t *testing.T) {
 		}
 		checkVerdict(t, looks, 1200*ms)
 	}
-	turns := []look{{at: 0, counter: 1}} // one thread after the other waits, and together always
+	turns := []look{{at: 0, counter: 1}} // two threads wait in turn, so that one of them always waits
 	for i := 1; i <= 100; i++ {
 		at := time.Duration(i) * 20 * ms
 		turns = append(turns, look{at, 1, Effort{7: {Waited: at / 2}, 8: {Waited: at / 2}}})
@@ -95,8 +95,8 @@ func TestWaitIsNoSilence(t *testing.T) {
 	checkVerdict(t, turns, 0)
 }
 
-// TestManyLoseALittle: a little steal time of each of many CPUs does not add up to all of a
-// silence. It is told in ticks of 10 ms.
+// TestManyLoseALittle: a little steal time on each of many CPUs does not add up to the whole
+// silence. Steal time is reported in ticks of 10 ms.
 func TestManyLoseALittle(t *testing.T) {
 	const limit, tick = 300 * ms, 10 * ms
 	for _, n := range []int{1, 4, 16, 64, 256} {
@@ -115,7 +115,7 @@ func TestManyLoseALittle(t *testing.T) {
 	}
 }
 
-// TestStealIsOver: a hang after all CPUs were kept from the machine for long is found as soon as
+// TestStealIsOver: a hang that follows a long time with all CPUs stolen is found as soon as
 // any other.
 func TestStealIsOver(t *testing.T) {
 	looks := []look{beat(0, 1)}
@@ -126,7 +126,7 @@ func TestStealIsOver(t *testing.T) {
 	checkVerdict(t, looks, 1300*ms)
 }
 
-// TestUnknownEffortIsNoSilence: without it only a beat tells anything.
+// TestUnknownEffortIsNoSilence: while the effort is not known, no silence counts.
 func TestUnknownEffortIsNoSilence(t *testing.T) {
 	s := NewSilencer(20*ms, 300*ms)
 	for i := range 1000 {
@@ -143,7 +143,7 @@ func TestBeatResetsSilence(t *testing.T) {
 	checkVerdict(t, looks, 0)
 }
 
-// TestFirstWithin: a beat that was slow has its own limit up to the next one, and only that.
+// TestFirstWithin: the limit of FirstWithin holds for the next beat, and for no later one.
 func TestFirstWithin(t *testing.T) {
 	at := func(s *Silencer, ms0, ms1 int, counter uint64) (dead int) {
 		for now := ms0; now <= ms1; now += 20 {
@@ -175,7 +175,7 @@ func checkVerdict(t *testing.T, looks []look, dead time.Duration) {
 	}
 }
 
-// verdict is when the beat's silence was death, after the first look's zero; 0 if never.
+// verdict is the time of the look at which the silence was found to be death; 0 if it never was.
 func verdict(t *testing.T, looks []look) time.Duration {
 	t.Helper()
 	s := NewSilencer(20*ms, 300*ms)

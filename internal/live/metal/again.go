@@ -15,27 +15,29 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// An understudy that has taken over is protected again by another: on memory that was the dead kernel's,
-// and on one of its CPUs, from the same files, which lie on a disk that was taken over.
+// An understudy that has taken over is itself protected by another understudy. That one runs in memory
+// and on CPUs that were the dead kernel's, and is started from the same files, which lie on a disk that
+// was taken over.
 
-// Again is what another understudy is started from. Paths are as in the machine's own kernel.
+// Again is what another understudy is started from. The paths are those of the machine's own kernel.
 type Again struct {
 	Kernel File   `json:"kernel"`
 	Image  File   `json:"image"`
 	Append string `json:"append,omitempty"`
 }
 
-// File is a file as it was when the understudy was started.
+// File is the path of a file, and the checksum that it had when the understudy was started.
 type File struct {
 	Path string `json:"path"`
 	Sum  string `json:"sha256"`
 }
 
-// NewFile is a file of that content, at a path that must lie on a disk of the role.
+// NewFile returns the File for a path and its content. It fails unless the path lies on a disk of the
+// role.
 func NewFile(path string, content []byte, role wire.Config) (f File, err error) {
 	f.Sum = fmt.Sprintf("%x", sha256.Sum256(content))
 	if f.Path, err = filepath.Abs(path); err == nil {
-		f.Path, err = filepath.EvalSymlinks(f.Path) // what they lead to is elsewhere later
+		f.Path, err = filepath.EvalSymlinks(f.Path) // after a takeover the links would lead elsewhere
 	}
 	if err != nil {
 		return f, err
@@ -43,8 +45,8 @@ func NewFile(path string, content []byte, role wire.Config) (f File, err error) 
 	return f, OnDisk(f.Path, role)
 }
 
-// OnDisk says whether a file, or a directory, lies on a disk that is taken over. Its path has no
-// symbolic links.
+// OnDisk returns an error unless a file or directory lies on a disk that is taken over. The path must
+// have no symbolic links.
 func OnDisk(path string, role wire.Config) error {
 	device := func(path string) (uint64, error) {
 		var s unix.Stat_t
@@ -64,7 +66,7 @@ func OnDisk(path string, role wire.Config) error {
 	return fmt.Errorf("%s is on no disk that is taken over, and would not be there to start another understudy from", path)
 }
 
-// read reads the file below a directory, unless it has changed.
+// read reads the file below the directory root. It fails if the content has changed.
 func (f File) read(root string) ([]byte, error) {
 	b, err := os.ReadFile(root + f.Path)
 	if err == nil && fmt.Sprintf("%x", sha256.Sum256(b)) != f.Sum {
@@ -73,8 +75,8 @@ func (f File) read(root string) ([]byte, error) {
 	return b, err
 }
 
-// Successor is another understudy that does what this one did, whose files are below that
-// directory now.
+// Successor returns another understudy that does what this one did. Its files are now below the
+// directory root.
 func (s *Self) Successor(root string) (*Understudy, error) {
 	again := s.Config.Again
 	if again == nil {
@@ -94,8 +96,8 @@ func (s *Self) Successor(root string) (*Understudy, error) {
 	return u, err
 }
 
-// Machine is this machine as an understudy that has taken over sees it, with what was the dead
-// kernel's reserved for another. root is os.DirFS("/").
+// Machine returns this machine as seen by an understudy that has taken over. Memory that was the dead
+// kernel's is reserved for another understudy. root is os.DirFS("/").
 func (s *Self) Machine(root fs.FS) (*Machine, error) {
 	m := &Machine{Segments: s.Config.Segments, Boot: s.Config.BootCPU, Parked: true, own: &s.reservation}
 	if err := m.look(root); err != nil {
@@ -114,7 +116,8 @@ func (s *Self) Machine(root fs.FS) (*Machine, error) {
 	return m, err
 }
 
-// Bound has the running kernel leave no more unsaved than an understudy of this size has room for.
+// Bound limits what the running kernel may leave unsaved to what an understudy of this size has room
+// for.
 func (m *Machine) Bound() error {
 	r, err := m.Reservation()
 	if err != nil || m.unsaved(os.DirFS("/")) <= m.room(r) {

@@ -10,8 +10,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// taking is the machine of the fixtures as an understudy there sees it that has taken over: CPU 4 was its
-// own, 2 the dead kernel's; 6 is left, and 0 is parked.
+// taking is the machine of the fixtures, as seen by an understudy that has taken over there: CPU 4 was
+// its own, CPU 2 the dead kernel's; CPU 6 is free, and CPU 0 is parked.
 func taking() (*Self, map[string]string) {
 	dead := Reservation{Range{0x20000, 0x60000}, Range{0x7be00000, 0x7fe00000}, Range{0x120000000, 0x180000000}}
 	s := &Self{reservation: dead, Config: &Config{
@@ -40,9 +40,9 @@ c0000000-febfffff : PCI Bus 0000:00
 	}
 }
 
-// TestMachineAgain: an understudy of an understudy is built in the dead kernel's memory, on the CPU that
-// is left, and knows that the machine's boot CPU is parked; its own successor is built
-// where the first one was.
+// TestMachineAgain: an understudy of an understudy is built in the dead kernel's memory, on the free CPU,
+// and knows that the machine's boot CPU is parked. Its own successor is built where the first understudy
+// was.
 func TestMachineAgain(t *testing.T) {
 	s, files := taking()
 	m, err := s.Machine(root(files))

@@ -12,8 +12,8 @@ import (
 // aml is a stretch of machine language.
 type aml []byte
 
-// packageLength is the length of a package that itself counts (20.2.4). The length of all
-// that we write fits in two bytes more than one.
+// packageLength encodes the length of a package of n bytes (20.2.4). The length includes
+// the encoding itself. Any length that we write fits into one byte, or into three.
 func packageLength(n int) aml {
 	if n+1 < 0x40 {
 		return aml{byte(n + 1)}
@@ -22,7 +22,7 @@ func packageLength(n int) aml {
 	return aml{0x80 | byte(n&0xf), byte(n >> 4), byte(n >> 12)}
 }
 
-// packaged is an operator whose operands are a package.
+// packaged encodes an operator whose operands are preceded by their package length.
 func packaged(op []byte, parts ...aml) aml {
 	body := slices.Concat(parts...)
 	return slices.Concat(op, packageLength(len(body)), body)
@@ -76,7 +76,8 @@ func amlMemoryField(region, field string, at uint64) aml {
 	)
 }
 
-// packageLengthOfBits is the width of a field, which does not count itself.
+// packageLengthOfBits encodes the width of a field, a package length that does not
+// include itself.
 func packageLengthOfBits(n byte) aml { return aml{n} }
 
 // eisaID is a _HID in its compressed form (19.3.4).
@@ -94,8 +95,8 @@ const (
 	spaceBuses  = 2
 )
 
-// qwordSpace describes addresses that a bridge passes on: their ends are fixed, they can
-// be written.
+// qwordSpace describes a range of addresses that a bridge passes on. Its ends are fixed,
+// and it can be written.
 func qwordSpace(kind byte, r Range) []byte {
 	flags := byte(0x01) // read and write
 	if kind == spacePorts {

@@ -20,11 +20,11 @@ const (
 
 	icrPending = 1 << 12
 	icrINIT    = 0x4500 // INIT, level assert, edge
-	icrStart   = 0x4600 // start-up, with the page number of where
+	icrStart   = 0x4600 // start-up, with the number of the page to start in
 	icrNMI     = 0x4400
 )
 
-// apic is the local APIC of whatever CPU it is accessed from, at the same address on all.
+// apic is the local APIC of the CPU that accesses it. Its address is the same on all CPUs.
 type apic struct{ *window }
 
 func openAPIC(at uint64) (apic, error) {
@@ -34,9 +34,9 @@ func openAPIC(at uint64) (apic, error) {
 
 var errPending = errors.New("send interrupt: the delivery status in the local APIC's ICR stays pending")
 
-// send sends an interprocessor interrupt to one CPU. The command is two words, between
-// which the kernel must not send one of its own: this thread stays on its CPU, which lets
-// no interrupt in meanwhile.
+// send sends an interprocessor interrupt to one CPU. The command is two words, and the kernel
+// must not send an interrupt of its own between them: this thread stays on its CPU, which
+// takes no interrupts meanwhile.
 func (a apic) send(to, command uint32) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -57,23 +57,24 @@ func (a apic) send(to, command uint32) error {
 	return a.command(to, command)
 }
 
-// command is the part of send on one CPU.
+// command is the part of send that must run on one CPU.
 func (a apic) command(to, command uint32) error {
 	var scratch [pageBytes / 4]uint32
-	issue(&scratch, to, command) // its code, and this stack, are in memory from here on
+	issue(&scratch, to, command) // a trial run: its code and this stack are in memory from here on
 	if !a.idle() || !issue((*[pageBytes / 4]uint32)(unsafe.Pointer(&a.data[0])), to, command) || !a.idle() {
 		return errPending
 	}
 	return nil
 }
 
-// pendingLooks is how often issue looks whether the last command is gone, which it is at once.
+// pendingLooks is how many times issue checks whether the last command is gone, which it
+// normally is at once.
 const pendingLooks = 1000
 
-// issue writes a command with interrupts kept out, unless the last one stays. With them, this
-// thread must not go to sleep: nothing would wake this CPU any more. So nothing is in here
-// that Go's scheduler could take it away by: no call that looks at the stack, and no loop that
-// lasts.
+// issue writes a command with interrupts kept out, unless the last command stays pending.
+// While interrupts are kept out, this thread must not go to sleep: nothing would wake this CPU
+// again. So issue has nothing at which Go's scheduler could take the thread away: no call that
+// checks the stack, and no loop that lasts.
 //
 //go:nosplit
 //go:noinline
@@ -101,9 +102,9 @@ func (a apic) idle() bool {
 	return false
 }
 
-// start has CPUs start in a page below 1 MiB, as a PC's firmware and kernels do (Intel SDM
-// volume 3, 9.4.4). The machine's boot CPU must not be among them: an INIT of that resets
-// the machine.
+// start makes CPUs start in a page below 1 MiB, as a PC's firmware and kernels do (Intel SDM
+// volume 3, 9.4.4). The machine's boot CPU must not be among them: an INIT to it resets the
+// machine.
 func (a apic) start(page byte, cpus ...uint32) error {
 	for _, cpu := range cpus {
 		if err := a.send(cpu, icrINIT); err != nil {

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestIssue: a command is written with its destination, or, while the last one stays, not at
-// all; the priority is what it was.
+// TestIssue: a command is written with its destination, or not at all while the last command
+// stays pending. The priority is restored.
 func TestIssue(t *testing.T) {
 	for _, c := range []struct {
 		pending uint32
@@ -24,8 +24,8 @@ func TestIssue(t *testing.T) {
 	}
 }
 
-// TestIssueStays: what runs with interrupts kept out calls nothing of Go's runtime, which might
-// put the thread to sleep.
+// TestIssueStays: the code that runs with interrupts kept out calls nothing in Go's runtime,
+// which might put the thread to sleep.
 func TestIssueStays(t *testing.T) {
 	out, err := exec.Command("go", "build", "-gcflags=-S", ".").CombinedOutput()
 	if err != nil {

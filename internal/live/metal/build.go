@@ -12,7 +12,7 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// Understudy is what is to be started.
+// Understudy describes the understudy that is to be started.
 type Understudy struct {
 	Kernel []byte // a bzImage
 	Image  []byte // initramfs
@@ -21,16 +21,16 @@ type Understudy struct {
 	Config Config // Role is given; Build fills in the rest
 }
 
-// Piece is bytes for a place in memory.
+// Piece is bytes, and the physical address that they go to.
 type Piece struct {
 	At    uint64
 	Bytes []byte
 }
 
-// Built is all that is to be in memory before a CPU is started.
+// Built is everything that must be in memory before a CPU is started.
 type Built struct {
 	Pieces []Piece
-	CPU    uint32 // APIC number of the one to start
+	CPU    uint32 // APIC number of the CPU to start
 	Vector byte   // of its start-up IPI
 	Line   string // the understudy's command line
 }
@@ -44,10 +44,10 @@ func Build(m *Machine, r Reservation, u *Understudy) (*Built, error) {
 	return b, nil
 }
 
-// taken are the file systems that are taken over.
+// taken are the types of file systems that can be taken over.
 var taken = []string{"ext4", "ext3", "ext2"}
 
-// checkRole refuses what an understudy could not do.
+// checkRole refuses a role that an understudy could not carry out.
 func checkRole(role *wire.Config) error {
 	if role.NFS != nil {
 		if err := checkNFS(role); err != nil {
@@ -97,8 +97,8 @@ func build(m *Machine, r Reservation, u *Understudy) (*Built, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The machine's boot CPU first: that one the kernel leaves out (disable_cpu_apicid=,
-	// and by itself since 6.9, topology_is_... "Crash kernel detected").
+	// The machine's boot CPU comes first: the kernel leaves it out (disable_cpu_apicid=, and by itself
+	// since 6.9, topology_is_... "Crash kernel detected").
 	p := Processors{APIC: m.Processors.APIC, IDs: slices.Concat([]uint32{m.Boot}, free, m.others())}
 	tables, root := acpiTables(r.Mid.Start+midACPI, r.StatusPage()+statusReveal, p, m.Reset, bridges)
 	line := commandLine(m, r, u, len(free))
@@ -151,9 +151,9 @@ func place(high Range, k *Kernel, image []byte) (at uint64, where Range, err err
 // ioAPICs is where I/O APICs, local APICs and the firmware's ROM are on every PC.
 var ioAPICs = Range{0xfec00000, fourGiB}
 
-// memoryMap is the machine as the understudy sees it: its own memory, and all else that is
-// not of a device reserved. A kernel may give a host bridge nothing that is (arch/x86/kernel/resource.c,
-// remove_e820_regions).
+// memoryMap is the memory map that the understudy sees: its own memory is RAM, and all else that is not
+// a device's is reserved. A kernel gives a host bridge no addresses that are reserved
+// (arch/x86/kernel/resource.c, remove_e820_regions).
 func memoryMap(m *Machine, r Reservation) []E820 {
 	low, mid := r.Low.Start+lowMemory, r.Mid.Start
 	out := []E820{
@@ -191,7 +191,7 @@ func memoryMap(m *Machine, r Reservation) []E820 {
 	return out
 }
 
-// union is the ranges in ascending order, those that touch made one.
+// union returns the ranges in ascending order, with ranges that touch or overlap merged.
 func union(all []Range) []Range {
 	slices.SortFunc(all, func(a, b Range) int { return cmp.Compare(a.Start, b.Start) })
 	var out []Range
@@ -205,7 +205,7 @@ func union(all []Range) []Range {
 	return out
 }
 
-// without is what is left of a range.
+// without returns what is left of a range without the holes.
 func without(r Range, holes ...Range) []Range {
 	left := []Range{r}
 	for _, h := range holes {
@@ -227,14 +227,14 @@ func without(r Range, holes ...Range) []Range {
 	return left
 }
 
-// commandLine has the understudy's kernel keep its hands off what is the active one's.
+// commandLine keeps the understudy's kernel away from what belongs to the active kernel.
 func commandLine(m *Machine, r Reservation, u *Understudy, cpus int) string {
 	return strings.Join([]string{
 		"maxcpus=" + strconv.Itoa(cpus),
 		"possible_cpus=" + strconv.Itoa(max(9, len(m.Processors.IDs))),
 		"disable_cpu_apicid=" + strconv.Itoa(int(m.Boot)), // the machine's boot CPU
 		"no_ipi_broadcast=1", "apic_extnmi=none", "iomem=relaxed",
-		// Its local APIC's timer is measured by the TSC: no PIT, HPET or PM timer is needed.
+		// The local APIC's timer is calibrated by the TSC: no PIT, HPET or PM timer is needed.
 		"tsc_early_khz=" + strconv.FormatUint(u.TSC, 10), "tsc=reliable", "clocksource=tsc",
 		"8250.nr_uarts=0", "pci=noearly",
 		"panic=0", "oops=panic", "random.trust_cpu=on", "quiet",

@@ -34,7 +34,7 @@ func TestLook(t *testing.T) {
 	for _, c := range []struct{ name, bad string }{
 		{"proc/cpuinfo", "processor : 0\napicid : 7\n"},                        // not in the firmware's list
 		{"proc/cpuinfo", "processor : 1\napicid : 2\ninitial apicid : 2\n"},    // without the boot CPU
-		{"proc/cpuinfo", "processor : 0\napicid : 2\ninitial apicid : 0\n"},    // has another number than CPUID says
+		{"proc/cpuinfo", "processor : 0\napicid : 2\ninitial apicid : 0\n"},    // its number differs from CPUID's
 		{"proc/cpuinfo", "processor : 0\napicid : none\ninitial apicid : 0\n"}, // no number
 		{"proc/iomem", "00000000-00000000 : System RAM\n"},
 		{acpiDir + "APIC", ""}, {acpiDir + "MCFG", ""}, {acpiDir + "FACP", ""},
@@ -56,7 +56,7 @@ func TestBridges(t *testing.T) {
 	if len(got) != 2 || got[0].LastBus != 0x7f || got[1].FirstBus != 0x80 || got[1].LastBus != 0xff || len(got[0].memory) != 3 || len(got[0].ports) != 2 {
 		t.Errorf("%+v", got)
 	}
-	// As firmware that has the buses' memory reserved makes the list.
+	// The list as it is when firmware has the buses' memory reserved.
 	nested, _ := machine(t, map[string]string{"proc/iomem": strings.NewReplacer(
 		"c0000000-febfffff", "c0000000-febfffff : Reserved\n  c0000000-febfffff",
 		"380000000-b7fffffff", "380000000-b7fffffff : Reserved\n  380000000-3ffffffff : PCI Bus 0000:80\n    380000000-3800fffff : PCI Bus 0000:81\n  400000000-b7fffffff",
@@ -71,7 +71,7 @@ func TestBridges(t *testing.T) {
 	}
 }
 
-// find is the piece at an address.
+// find returns the piece at an address.
 func (b *Built) find(t *testing.T, at uint64) []byte {
 	t.Helper()
 	for _, p := range b.Pieces {
@@ -183,7 +183,7 @@ func TestBuildRefused(t *testing.T) {
 	}
 }
 
-// TestMemoryMap: the understudy has its own memory, no other, and nothing twice.
+// TestMemoryMap: the understudy has its own memory and no other, and no range overlaps another.
 func TestMemoryMap(t *testing.T) {
 	testMemoryMap(t, iomemReserved+kmem)
 	testMemoryMap(t, strings.Replace(iomemReserved, "c0000000-febfffff", "c0000000-febfffff : Reserved\n  c0000000-febfffff", 1))
@@ -227,7 +227,7 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
-// TestParseKernel takes a stock one apart.
+// TestParseKernel parses a stock kernel.
 func TestParseKernel(t *testing.T) {
 	path, _, err := dirs.Kernel("")
 	if err != nil {
@@ -259,7 +259,7 @@ func FuzzParseKernel(f *testing.F) {
 	})
 }
 
-// TestSameVersion: an image that was made before this program was replaced by another does not protect.
+// TestSameVersion: an image that was made by another version of this program does not protect.
 func TestSameVersion(t *testing.T) {
 	b, err := (&Config{Version: "v1"}).encode()
 	if err != nil {
@@ -287,7 +287,7 @@ func FuzzConfig(f *testing.F) {
 		}
 		again, err := c.encode()
 		if err != nil {
-			return // longer than it may be
+			return // it is too long
 		}
 		if _, err := decodeConfig(again); err != nil {
 			t.Error(err)

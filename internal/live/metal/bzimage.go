@@ -6,7 +6,7 @@ import (
 	"fmt"
 )
 
-// Offsets into a bzImage, which are those into struct boot_params too, and flags
+// Offsets into a bzImage, which are offsets into struct boot_params too, and flags
 // (Documentation/arch/x86/boot.rst; arch/x86/include/uapi/asm/bootparam.h).
 const (
 	bootRSDP         = 0x070
@@ -39,8 +39,8 @@ const (
 	xloadAbove4G   = 1 << 1
 	loaderUnknown  = 0xff
 	subarchNoPC    = 4     // X86_SUBARCH_CE4100: no i8042, no PNP BIOS (arch/x86/kernel/platform-quirks.c)
-	leastVersion   = 0x20c // has xloadflags
-	entry64        = 0x200 // into the protected-mode part
+	leastVersion   = 0x20c // the first that has xloadflags
+	entry64        = 0x200 // offset into the protected-mode part
 	kernelAlignMax = 1 << 30
 )
 
@@ -49,12 +49,12 @@ type Kernel struct {
 	header    []byte // from bootHeader on
 	Body      []byte // its protected-mode part
 	Alignment uint64
-	InitSize  uint64 // bytes that it needs from where it is loaded
+	InitSize  uint64 // bytes that it needs from its load address on
 	maxLine   int    // longest command line, bytes
 }
 
-// ParseKernel takes a bzImage apart. It must have the 64-bit boot protocol and be
-// loadable anywhere.
+// ParseKernel parses a bzImage. It must have the 64-bit boot protocol and be loadable
+// anywhere.
 func ParseKernel(b []byte) (*Kernel, error) {
 	fail := func(what string) (*Kernel, error) { return nil, errors.New("parse kernel: " + what) }
 	if len(b) < bootMaxHeaderEnd || string(b[bootMagic:bootMagic+4]) != "HdrS" {
@@ -86,7 +86,7 @@ func ParseKernel(b []byte) (*Kernel, error) {
 	return k, nil
 }
 
-// E820 is a range of memory, of a type of the BIOS call of that name.
+// E820 is a range of memory, with its type as in the BIOS call of that name.
 type E820 struct {
 	Range
 	Type uint32

@@ -5,10 +5,10 @@ import (
 	"fmt"
 )
 
-// The machine's boot CPU must never get an INIT, which would reset the machine. So it leaves the dead
-// kernel by an NMI, and stays in a cell for as long as the machine is on: a page of the
-// understudy's low memory, with page tables beside it, so that all that the dead kernel had may be
-// used for something else.
+// The machine's boot CPU must never get an INIT, which would reset the machine. So an NMI takes it out
+// of the dead kernel and into a cell, where it stays for as long as the machine is on. The cell is a
+// page of the understudy's low memory, with page tables beside it, so that all of the dead kernel's
+// memory may be used for something else.
 
 // Offsets into the cell's page.
 const (
@@ -21,22 +21,23 @@ const (
 
 const parkedBoot = 0x4b524150 // "PARK"
 
-// nmiHandler is where a kernel has what it runs at an NMI.
+// nmiHandler is the address of what a kernel runs at an NMI.
 type nmiHandler struct{ virtual, physical uint64 }
 
-// cell is that of a boot CPU: what is at lowCell, page and tables, and the code that, in the place of
-// the dead kernel's, takes an NMI there.
+// cell is the cell of a boot CPU: the page and the page tables at lowCell, and the code that replaces
+// the dead kernel's NMI handler and leads there.
 type cell struct {
-	at   uint32 // of the page
+	at   uint32 // address of the page
 	page []byte
 	nmi  []byte
-	root paging // page tables, of which the first has five levels and the second four
+	root paging // page tables: the first is the root for five levels, the second for four
 }
 
-// newCell makes the cell for the boot CPU of a kernel, in that page.
+// newCell makes the cell for the boot CPU of a kernel with that NMI handler, in the page at that
+// address.
 func newCell(at uint32, h nmiHandler) (*cell, error) {
-	// The kernel's text is in the uppermost half of what four levels reach, and its pages are as large
-	// as ours or larger (Documentation/arch/x86/x86_64/mm.rst).
+	// The kernel's text is in the upper half of the addresses that four levels reach, and its pages
+	// are at least as large as ours (Documentation/arch/x86/x86_64/mm.rst).
 	if h.virtual>>47 != 1<<17-1 || (h.virtual^h.physical)%pageBytes != 0 {
 		return nil, fmt.Errorf("the kernel's NMI handler is at virtual address %#x and physical address %#x: not kernel text, or their offsets in the page differ", h.virtual, h.physical)
 	}
@@ -47,15 +48,15 @@ func newCell(at uint32, h nmiHandler) (*cell, error) {
 	}
 	c.nmi = toCell(at, uint32(c.root.at+five), uint32(c.root.at+four))
 	c.root.page(four, uint64(at), uint64(at))
-	for _, end := range []uint64{0, uint64(len(c.nmi)) - 1} { // it may reach into another page
+	for _, end := range []uint64{0, uint64(len(c.nmi)) - 1} { // the code may reach into the next page
 		c.root.page(four, h.virtual+end, h.physical+end)
 	}
 	return c, nil
 }
 
-// toCell is the code in the place of a kernel's NMI handler: it goes over to the page tables of a
-// cell, with as many levels as the kernel's have, and into it. It may begin in a kernel with
-// indirect branch tracking. Without an IRET no other NMI comes.
+// toCell is the code that replaces a kernel's NMI handler: it switches to the page tables of a cell,
+// with as many levels as the kernel's, and jumps to the cell. The kernel may have indirect branch
+// tracking on (endbr64). As there is no IRET, no other NMI is taken.
 func toCell(at, five, four uint32) []byte {
 	c := &code{}
 	c.put(0xf3, 0x0f, 0x1e, 0xfa) // endbr64
@@ -64,7 +65,7 @@ func toCell(at, five, four uint32) []byte {
 	c.put(0xb9)                   // mov $four, %ecx
 	c.put32(four)
 	c.put(0x0f, 0xba, 0xe0, 12) // bt $LA57, %eax
-	c.put(0x73, 0x05)           // jnc over the next
+	c.put(0x73, 0x05)           // jnc over the next instruction
 	c.put(0xb9)                 // mov $five, %ecx
 	c.put32(five)
 	c.put(0x0f, 0x22, 0xd9) // mov %rcx, %cr3
@@ -74,8 +75,8 @@ func toCell(at, five, four uint32) []byte {
 	return c.b
 }
 
-// cellPage is the page: the CPU takes tables and a stack from it, says that it is here, and halts. A
-// machine check, or another exception, leads it back to the same place.
+// cellPage is the cell's page: the CPU loads its descriptor tables and its stack from it, reports that
+// it is here, and halts. A machine check, or another exception, leads it back to the HLT.
 func cellPage(at uint32) []byte {
 	c := &code{at: at}
 	c.put(0xf3, 0x0f, 0x1e, 0xfa) // endbr64

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// walk translates an address by page tables whose root is at an offset, as a CPU does with that
-// many levels.
+// walk translates an address as a CPU does with that many levels of page tables. root is the offset of
+// their root.
 func walk(p *paging, root uint64, levels int, va uint64) (pa uint64, ok bool) {
 	table := root
 	for level := levels - 1; level >= 0; level-- {
@@ -24,16 +24,16 @@ func walk(p *paging, root uint64, levels int, va uint64) (pa uint64, ok bool) {
 	return 0, false
 }
 
-// TestCell: the code in the place of the kernel's NMI handler, and the page, are where they were, with
-// four levels of page tables and with five, also where that code reaches into another page; and
-// nothing else is.
+// TestCell: with four levels of page tables and with five, the cell's page, and the code that replaces
+// the kernel's NMI handler, are at the same addresses as before, also where that code reaches into
+// another page. Nothing else is mapped.
 func TestCell(t *testing.T) {
 	const at = 0x22000
 	for _, h := range []nmiHandler{
 		{0xffffffff81c01540, 0x1ac01540},
 		{0xffffffff81c01ff0, 0x1ac01ff0},
-		{0xffffffffa1fffff0, 0x11fffff0}, // into what another table has
-		{0xffffffffbffffff0, 0x11fffff0}, // another directory
+		{0xffffffffa1fffff0, 0x11fffff0}, // into a page of another page table
+		{0xffffffffbffffff0, 0x11fffff0}, // into another page directory
 	} {
 		c, err := newCell(at, h)
 		if err != nil {

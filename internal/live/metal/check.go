@@ -20,21 +20,21 @@ type Finding struct {
 	Advice string `json:"advice,omitempty"` // what to do if it is not fit
 }
 
-// Running is what has to be asked of the running kernel and its CPU, and is in no file.
+// Running answers what must be asked of the running kernel and its CPU, and is in no file.
 type Running interface {
-	// Word is a 32-bit variable of the kernel's.
+	// Word returns the value of a 32-bit variable of the kernel.
 	Word(symbol string) (uint32, error)
-	// Long is one of 64 bits.
+	// Long returns the value of a 64-bit variable of the kernel.
 	Long(symbol string) (uint64, error)
-	// LogicalAPIC is the logical destination register of this CPU's local APIC; an error
-	// if it cannot be read.
+	// LogicalAPIC returns the logical destination register of this CPU's local APIC, or an error if it cannot
+	// be read.
 	LogicalAPIC(apic uint64) (uint32, error)
-	// Memory says why physical memory cannot be opened for writing; nil if it can.
+	// Memory returns why physical memory cannot be opened for writing, or nil if it can.
 	Memory() error
 }
 
-// Check says of each thing whether this machine is fit to start an understudy now, in a
-// stable order. root is os.DirFS("/").
+// Check returns the findings that decide whether this machine is fit to start an understudy now, in a stable
+// order. root is os.DirFS("/").
 func Check(root fs.FS, k Running) []Finding {
 	m, err := Look(root)
 	if err != nil {
@@ -43,7 +43,7 @@ func Check(root fs.FS, k Running) []Finding {
 	return m.Check(root, k)
 }
 
-// Check is Check of a machine that has been looked at.
+// Check is the function Check for a machine that Look has read already.
 func (m *Machine) Check(root fs.FS, k Running) []Finding {
 	c := &checker{root: root, kernel: k, machine: m}
 	c.lockdown()
@@ -69,9 +69,9 @@ func (m *Machine) Check(root fs.FS, k Running) []Finding {
 	return c.found
 }
 
-// Still says why an understudy that was started on a machine must not go on, by what the machine says
-// now: it is not fit any more, or its kernel has CPUs or memory that the understudy was not told of,
-// and would neither stop nor read. CPUs that were taken out may come back.
+// Still returns why an understudy that was started on machine m must not go on, given what the machine says
+// now: it is not fit any more, or its kernel has CPUs or memory that the understudy was not told of, and would
+// neither stop nor read. CPUs that were taken offline may come back.
 func (m *Machine) Still(now *Machine, root fs.FS, k Running) error {
 	if unfit := Unfit(now.Check(root, k)); len(unfit) > 0 {
 		return &Refused{unfit}
@@ -87,7 +87,7 @@ func (m *Machine) Still(now *Machine, root fs.FS, k Running) error {
 	return nil
 }
 
-// Unfit are the findings that speak against a start.
+// Unfit returns the findings that forbid a start.
 func Unfit(all []Finding) []Finding {
 	return slices.DeleteFunc(slices.Clone(all), func(f Finding) bool { return f.Fit })
 }
@@ -117,8 +117,8 @@ func (c *checker) parameter(word string) bool {
 	return slices.Contains(strings.Fields(c.machine.Cmdline), word)
 }
 
-// lockdown: Documentation/admin-guide/kernel-parameters.txt, lockdown=. The file is there
-// only where securityfs is mounted: to open /dev/mem tells in any case.
+// lockdown checks that the kernel is not locked down (Documentation/admin-guide/kernel-parameters.txt,
+// lockdown=). The file is there only where securityfs is mounted; opening /dev/mem shows it in any case.
 func (c *checker) lockdown() {
 	b, err := fs.ReadFile(c.root, "sys/kernel/security/lockdown")
 	locked := err == nil && !strings.Contains(string(b), "[none]")
@@ -157,20 +157,21 @@ func (c *checker) memory() bool {
 	return true
 }
 
-// takeoverNeeds is what an understudy comes by with besides what it gathers, bytes.
+// takeoverNeeds is how much memory an understudy needs besides what it gathers, in bytes.
 const takeoverNeeds = 400 << 20
 
-// entryBytes is how much of page tables a page of the other kernel's memory costs an understudy, which has all of it
-// mapped in pages of 4 KiB (mm/memory.c, remap_pfn_range).
+// entryBytes is how many bytes of page tables each page of the other kernel's memory costs an understudy, which
+// maps all of that memory in pages of 4 KiB (mm/memory.c, remap_pfn_range).
 const entryBytes = 8
 
-// room is how much may be unsaved in the running kernel beside an understudy there, bytes.
+// room is how much data may be unsaved in the running kernel beside an understudy with that reservation, in
+// bytes.
 func (m *Machine) room(r Reservation) uint64 {
 	needs := takeoverNeeds + m.memory()/pageBytes*entryBytes
 	return r.High.Len() - min(needs, r.High.Len())
 }
 
-// memory is how much of it the running kernel has, bytes.
+// memory is how much memory the running kernel has, in bytes.
 func (m *Machine) memory() (all uint64) {
 	for _, m := range Memory(m.Resources) {
 		all += m.Len()
@@ -178,11 +179,11 @@ func (m *Machine) memory() (all uint64) {
 	return all
 }
 
-// unsaved is how much the running kernel may leave unsaved, bytes (Documentation/admin-guide/sysctl/vm.rst,
-// dirty_bytes, dirty_ratio).
+// unsaved is how much data the running kernel may leave unsaved, in bytes
+// (Documentation/admin-guide/sysctl/vm.rst, dirty_bytes, dirty_ratio).
 func (m *Machine) unsaved(root fs.FS) uint64 {
 	number := func(name string) uint64 {
-		b, _ := fs.ReadFile(root, "proc/sys/vm/"+name) // none: zero
+		b, _ := fs.ReadFile(root, "proc/sys/vm/"+name) // without the file it is zero
 		v, _ := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
 		return v
 	}
@@ -192,7 +193,8 @@ func (m *Machine) unsaved(root fs.FS) uint64 {
 	return m.memory() / 100 * number("dirty_ratio")
 }
 
-// unsaved: what the kernel may leave unsaved passes through the understudy's memory.
+// unsaved checks that the understudy has room for what the kernel may leave unsaved: all of it passes through
+// the understudy's memory.
 func (c *checker) unsaved() {
 	most := c.machine.unsaved(c.root)
 	r, err := c.machine.Reservation()
@@ -213,8 +215,8 @@ func (c *checker) cpus() {
 	c.add("CPUs", free > 0, adviceInstall, "%d are free for the understudy, %d are this kernel's", free, len(c.machine.Online))
 }
 
-// x2APIC: its command register is an MSR, and not where we write
-// (arch/x86/kernel/apic/apic.c, x2apic_mode).
+// x2APIC checks that the APIC is not in x2APIC mode, in which its command register is an MSR, and not where we
+// write (arch/x86/kernel/apic/apic.c, x2apic_mode).
 func (c *checker) x2APIC() {
 	on, err := c.kernel.Word("x2apic_mode")
 	switch {
@@ -225,9 +227,9 @@ func (c *checker) x2APIC() {
 	}
 }
 
-// destinations: in logical flat mode the kernel gives each CPU a bit of the logical
-// destination register (arch/x86/kernel/apic/apic_flat_64.c), the same as the understudy
-// would; in physical mode it leaves it at zero, as it is after a reset.
+// destinations checks that APIC destinations are physical. In logical flat mode the kernel gives each CPU a bit
+// of the logical destination register (arch/x86/kernel/apic/apic_flat_64.c), and the understudy would use the
+// same bits; in physical mode it leaves the register at zero, as it is after a reset.
 func (c *checker) destinations(reserved bool) {
 	if !reserved {
 		return // the register cannot be read yet
@@ -241,13 +243,13 @@ func (c *checker) destinations(reserved bool) {
 		"%s", pick(ldr == 0, "physical APIC destinations", "logical APIC destinations: those of one kernel would reach the other"))
 }
 
-// broadcast: arch/x86/kernel/apic/ipi.c.
+// broadcast checks that IPIs are not broadcast (arch/x86/kernel/apic/ipi.c).
 func (c *checker) broadcast() {
 	off := c.parameter("no_ipi_broadcast=1")
 	c.add("IPI broadcast", off, adviceInstall, "%s", pick(off, "off", "on: a panic of this kernel would stop the understudy's CPUs"))
 }
 
-// iommu: an understudy has no DMAR or IVRS table, and cannot program what is on.
+// iommu checks that no IOMMU is on: an understudy has no DMAR or IVRS table, and cannot program one.
 func (c *checker) iommu() {
 	const advice = adviceBoot + "intel_iommu=off amd_iommu=off intremap=off."
 	units, _ := fs.ReadDir(c.root, "sys/class/iommu") // none: no such directory
@@ -260,9 +262,9 @@ func (c *checker) iommu() {
 	c.add("IOMMU", !remapped, advice, "%s", pick(remapped, "interrupts are remapped", "off"))
 }
 
-// virtualFunctions: they answer no search of the bus, and may write to memory for as long as
-// their own configuration says so (PCI Express Base 5.0, 9.3.4.1.2; Documentation/ABI/testing/
-// sysfs-bus-pci, sriov_numvfs).
+// virtualFunctions checks that there are none: they do not answer a scan of the bus, and may write to memory
+// for as long as their own configuration allows it (PCI Express Base 5.0, 9.3.4.1.2;
+// Documentation/ABI/testing/sysfs-bus-pci, sriov_numvfs).
 func (c *checker) virtualFunctions() {
 	files, _ := fs.Glob(c.root, "sys/bus/pci/devices/*/sriov_numvfs") // the pattern is well-formed
 	var on []string
@@ -275,10 +277,11 @@ func (c *checker) virtualFunctions() {
 		"%s", pick(len(on) == 0, "none", strings.Join(on, ", ")+" may have some that cannot be fenced"))
 }
 
-// encryption: the other kernel's memory would read as noise. A kernel has the bit of an address that it is
-// turned on by: sme_me_mask for AMD's (arch/x86/mm/mem_encrypt_identity.c), cc_mask since 5.19 for those of any
-// vendor (arch/x86/coco/core.c); one that has neither cannot use any. cc_vendor says nothing: since 6.9 it is
-// AMD on each CPU of theirs (arch/x86/kernel/cpu/amd.c, bsp_determine_snp).
+// encryption checks that memory encryption is off: with it, the other kernel's memory would read as noise. A
+// kernel keeps the address bit that turns encryption on in a variable: sme_me_mask for AMD's
+// (arch/x86/mm/mem_encrypt_identity.c), and since 5.19 cc_mask for that of any vendor (arch/x86/coco/core.c). A
+// kernel that has neither variable cannot use any encryption. cc_vendor says nothing: since 6.9 it is AMD on
+// every CPU of AMD's (arch/x86/kernel/cpu/amd.c, bsp_determine_snp).
 func (c *checker) encryption() {
 	on := c.parameter("mem_encrypt=on")
 	for _, name := range []string{"sme_me_mask", "cc_mask"} {
@@ -288,9 +291,10 @@ func (c *checker) encryption() {
 	c.add("memory encryption", !on, adviceBoot+"mem_encrypt=off.", "%s", pick(on, "on", "off"))
 }
 
-// kdump: Documentation/ABI/testing/sysfs-kernel-kexec. With crash_kexec_post_notifiers
-// (Documentation/admin-guide/kernel-parameters.txt) a panic stops the other CPUs as for a crash kernel
-// even if none is loaded (kernel/panic.c): inside of an NMI, where the boot CPU takes no other.
+// kdump checks that no crash kernel is loaded (Documentation/ABI/testing/sysfs-kernel-kexec), and that
+// crash_kexec_post_notifiers is off (Documentation/admin-guide/kernel-parameters.txt): with it, a panic stops
+// the other CPUs as for a crash kernel even if none is loaded (kernel/panic.c), and leaves them inside an NMI,
+// where the boot CPU takes no other NMI.
 func (c *checker) kdump() {
 	b, err := fs.ReadFile(c.root, "sys/kernel/kexec_crash_loaded")
 	loaded := err == nil && strings.TrimSpace(string(b)) != "0"
@@ -303,22 +307,24 @@ func (c *checker) kdump() {
 		"%s", pick(loaded, "a crash kernel is loaded: it would run in the place of a takeover", "no crash kernel is loaded"))
 }
 
-// kexec: a kernel that is started in the place of this one (kexec -e) without a reset would be in the middle of
-// its boot when the silence of this one is a death, and may have its memory where the understudy's is:
-// its list is the firmware's (Documentation/ABI/testing/sysfs-kernel-kexec).
+// kexec checks that no kernel is loaded to be started in the place of this one without a reset (kexec -e). Such
+// a kernel would be in the middle of its boot when the silence of this one counts as a death, and may use the
+// memory that is the understudy's, because its memory map is the firmware's
+// (Documentation/ABI/testing/sysfs-kernel-kexec).
 func (c *checker) kexec() {
 	b, err := fs.ReadFile(c.root, "sys/kernel/kexec_loaded")
 	loaded := err == nil && strings.TrimSpace(string(b)) != "0"
 	c.add("kexec", !loaded, "Unload it: kexec -u.", "%s", pick(loaded, "another kernel is loaded, to be started in the place of this one", "no other kernel is loaded"))
 }
 
-// nmiPanics are settings that make a panic of an NMI (Documentation/admin-guide/sysctl/kernel.rst).
+// nmiPanics are the settings that turn an NMI into a panic (Documentation/admin-guide/sysctl/kernel.rst).
 var nmiPanics = []string{"hardlockup_panic", "unknown_nmi_panic", "panic_on_unrecovered_nmi", "panic_on_io_nmi"}
 
-// panic: a kernel that resets the machine some seconds after its panic would reset the
-// understudy (Documentation/admin-guide/sysctl/kernel.rst, panic). One inside of an NMI, as of a boot CPU that
-// hangs with interrupts off (hardlockup_panic, which some distributions set), leaves that CPU where no other
-// NMI stops it; without, its silence is a death that can be taken over from.
+// panic checks what a panic does. A kernel that resets the machine some seconds after its panic would reset the
+// understudy (Documentation/admin-guide/sysctl/kernel.rst, panic). A panic inside an NMI, such as that of a
+// boot CPU that hangs with interrupts off (hardlockup_panic, which some distributions set), leaves that CPU
+// where no other NMI stops it. Without such a setting, the silence of that CPU is a death that can be taken
+// over from.
 func (c *checker) panic() {
 	b, err := fs.ReadFile(c.root, "proc/sys/kernel/panic")
 	stays := err == nil && strings.TrimSpace(string(b)) == "0"
@@ -333,9 +339,9 @@ func (c *checker) panic() {
 		"%s", pick(len(on) == 0, "none", strings.Join(on, ", ")+" would leave the boot CPU where it cannot be stopped"))
 }
 
-// watchdogs: one that the dead kernel fed resets the machine (Documentation/ABI/testing/
-// sysfs-class-watchdog). Drivers of their own kind, such as ipmi_watchdog, are among the miscellaneous
-// devices only, and do not say whether they are active.
+// watchdogs checks that no watchdog is active: one that the dead kernel fed would reset the machine
+// (Documentation/ABI/testing/sysfs-class-watchdog). Drivers outside of that class, such as ipmi_watchdog, are
+// among the miscellaneous devices only, and do not say whether they are active.
 func (c *checker) watchdogs() {
 	all, _ := fs.Glob(c.root, "sys/class/watchdog/*") // the pattern is well-formed
 	var active []string
@@ -354,21 +360,21 @@ func (c *checker) watchdogs() {
 		"%s", pick(len(active) == 0, "none is active", strings.Join(active, ", ")+" would reset the machine when this kernel is dead, or does not say whether it would"))
 }
 
-// fred: Documentation/admin-guide/kernel-parameters.txt, fred=. An NMI does not go by the
-// interrupt table then. A kernel that does not use it takes it from the flags of its CPUs.
+// fred checks that FRED is off (Documentation/admin-guide/kernel-parameters.txt, fred=): with it, an NMI does
+// not go through the interrupt table. A kernel that does not use FRED removes it from the flags of its CPUs.
 func (c *checker) fred() {
 	cpus, err := fs.ReadFile(c.root, "proc/cpuinfo")
 	on := c.parameter("fred=on") || err != nil || slices.Contains(strings.Fields(string(cpus)), "fred")
 	c.add("NMI", !on, adviceBoot+"fred=off.", "%s", pick(on, "is delivered by FRED, where it cannot be caught", "goes by the interrupt table"))
 }
 
-// hypervisors are modules that turn VMX on: kvm_intel when a virtual machine runs, and since 6.12
-// (enable_virt_at_load, virt/kvm/kvm_main.c) when it is loaded; those of VirtualBox and VMware.
+// hypervisors are the modules that turn VMX on: kvm_intel when a virtual machine runs, and since 6.12
+// (enable_virt_at_load, virt/kvm/kvm_main.c) already when it is loaded, and those of VirtualBox and VMware.
 var hypervisors = []string{"kvm_intel", "vboxdrv", "vmmon"}
 
-// hypervisor: a CPU with VMX on ignores an INIT (Intel SDM volume 3, "Restrictions on VMX
-// operation"; arch/x86/kernel/reboot.c), and a kernel that hangs, or the CPU that panics, does not
-// turn it off.
+// hypervisor checks that nothing can turn VMX on: a CPU with VMX on ignores an INIT (Intel SDM volume 3,
+// "Restrictions on VMX operation"; arch/x86/kernel/reboot.c), and neither a kernel that hangs nor the CPU that
+// panics turns it off.
 func (c *checker) hypervisor() {
 	cpus, err := fs.ReadFile(c.root, "proc/cpuinfo")
 	able := err != nil || slices.Contains(strings.Fields(string(cpus)), "vmx")
@@ -381,7 +387,7 @@ func (c *checker) hypervisor() {
 		"%s", pick(fit, "none that uses VMX", strings.Join(loaded, ", ")+" is loaded: CPUs that it turns VMX on for cannot be stopped"))
 }
 
-// Host is the kernel that runs this program.
+// Host is the Running of the kernel that runs this program.
 type Host struct{}
 
 func (Host) Word(symbol string) (uint32, error) {

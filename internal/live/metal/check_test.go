@@ -10,7 +10,7 @@ import (
 	"testing/fstest"
 )
 
-// fakeKernel is a running kernel of the tests. It tells of no variable that is not read of a real one.
+// fakeKernel is a Running for the tests. It has only variables that are also read from a real kernel.
 type fakeKernel struct {
 	words map[string]uint32
 	longs map[string]uint64
@@ -116,7 +116,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestGiven: memory that firmware has come to use for itself is not the understudy's, whatever memmap= says.
+// TestGiven: memory that the firmware now uses for itself is not the understudy's, whatever memmap= says.
 func TestGiven(t *testing.T) {
 	for _, c := range []struct{ name, kind, end, wrong string }{
 		{"as it was", "System RAM", "0x7ffdffff", ""},
@@ -140,7 +140,7 @@ func TestGiven(t *testing.T) {
 		if got.What != "memory" || got.Fit != (c.wrong == "") || !strings.Contains(got.Detail, c.wrong) {
 			t.Errorf("%s: %+v", c.name, got)
 		}
-		m.reserved = new(Reservation) // beside an understudy that has taken over, whose map is of our own making
+		m.reserved = new(Reservation) // as after a takeover by an understudy, whose memory map is of our own making
 		if *m.reserved, err = ParseReservation(reserved); err != nil {
 			t.Fatal(err)
 		}
@@ -150,7 +150,8 @@ func TestGiven(t *testing.T) {
 	}
 }
 
-// TestStill: what a machine becomes, or gets, after the start of an understudy ends it.
+// TestStill: a machine that becomes unfit, or gets another CPU or more memory, after an understudy was
+// started ends that understudy.
 func TestStill(t *testing.T) {
 	k := fakeKernel{words: map[string]uint32{"x2apic_mode": 0, "irq_remapping_enabled": 0}}
 	for _, c := range []struct{ name, file, text, wrong string }{

@@ -2,8 +2,8 @@ package metal
 
 import "encoding/binary"
 
-// What a CPU runs on its way, as bytes, with the instructions beside them (Intel SDM
-// volume 2; AT&T order of operands).
+// The code that a CPU runs on its way into a kernel, or out of one, as bytes, with the
+// instructions beside them (Intel SDM volume 2; AT&T order of operands).
 
 // Offsets into the trampoline's page.
 const (
@@ -25,7 +25,7 @@ const (
 // segmentLong is the descriptor of 64-bit code.
 const segmentLong = 0x00af9a000000ffff
 
-// code collects instructions, and the places in it that are jumped to.
+// code collects the instructions of a page.
 type code struct {
 	b  []byte
 	at uint32 // physical address of the page
@@ -39,9 +39,10 @@ func (c *code) put32(v uint32) { c.b = binary.LittleEndian.AppendUint32(c.b, v) 
 
 func (c *code) put64(v uint64) { c.b = binary.LittleEndian.AppendUint64(c.b, v) }
 
-// realMode begins in real mode with CS = page / 16: no interrupts, DS = CS, and caches on, which
-// INIT leaves off (SDM volume 3, table 10-1): a CPU without may take
-// them from another of its core (9.7.13.1). CR0 is in %eax.
+// realMode is the start of code that is entered in real mode with CS = page / 16: it turns
+// interrupts off, sets DS = CS, and turns caches on, which INIT leaves off (SDM volume 3, table
+// 10-1): a CPU with its caches off may turn them off for the other CPUs of its core too
+// (9.7.13.1). It leaves CR0 in %eax.
 func (c *code) realMode() {
 	c.put(0xfa)             // cli
 	c.put(0xfc)             // cld
@@ -53,14 +54,14 @@ func (c *code) realMode() {
 	c.put(0x0f, 0x22, 0xc0) // mov %eax, %cr0
 }
 
-// Entry is how a kernel is entered in 64-bit mode.
+// entry is how a kernel is entered in 64-bit mode.
 type entry struct {
 	root   uint32 // page tables: identity mappings
 	params uint64 // struct boot_params
 	kernel uint64 // its 64-bit entry point
 }
 
-// trampoline is the page that a CPU starts in by a start-up IPI: from real mode through
+// trampoline is the page in which a CPU starts at a start-up IPI: from real mode through
 // protected to long mode, and into the kernel.
 func trampoline(at uint32, e entry) []byte {
 	c := &code{at: at}
@@ -129,13 +130,13 @@ const (
 	parkFlags = 0x400 // a parked CPU sets the byte of its APIC number
 	parkIDTR  = 0x7f0
 	parkIDT   = 0x800 // of real mode: an offset and a segment for each vector
-	vectors   = 32    // that an exception or an NMI can have
+	vectors   = 32    // number of vectors of exceptions and NMIs
 )
 
-// parkCode is the page, at that address, that takes a CPU out of a kernel: it says that it is
-// here, and halts with interrupts off, until somebody starts it again. An NMI, which the other
-// CPUs of a dying kernel may send, leads it to the same place: the firmware's vectors, at 0,
-// need not be there any more.
+// parkCode is the page, at that address, that takes a CPU out of a kernel: the CPU reports that
+// it is here, and halts with interrupts off, until it is started again. An NMI, which the other
+// CPUs of a dying kernel may send, leads it back to the HLT: the firmware's vectors, at 0, may
+// not be there any more.
 func parkCode(at uint32) []byte {
 	c := &code{at: at}
 	c.realMode()

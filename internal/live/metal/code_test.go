@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestParkCode: whatever comes to a parked CPU leads it to the HLT that it stands at, by
-// addresses that are those of its page.
+// TestParkCode: every vector leads a parked CPU back to its HLT, by addresses within its
+// page.
 func TestParkCode(t *testing.T) {
 	const at = 0x21000
 	page := parkCode(at)

@@ -5,7 +5,7 @@
 // # Words
 //
 // The machine's own Linux is the active side; what is started beside it is the
-// understudy. Neither keeps the other from anything: they trust each other.
+// understudy. Neither is isolated from the other: they trust each other.
 //
 // # Where things are
 //
@@ -13,13 +13,13 @@
 // understudy.metal= names (Reservation):
 //
 //   - Low, below 1 MiB: what a CPU runs when it is started, in real mode; and the
-//     understudy's own code of that kind.
+//     understudy kernel's own real-mode code.
 //   - Mid, below 4 GiB: tables, the shared pages (Layout), and memory for devices that
 //     reach no higher.
 //   - High: the understudy's kernel, image, and nearly all of its memory.
 //
 // # Caveats
 //
-// /dev/mem is written. A wrong address ends the machine: everything is derived from what
-// this machine says of itself, and refused if it does not add up.
+// This package writes to /dev/mem. A wrong address crashes the machine: everything is
+// derived from what this machine says of itself, and refused if it is inconsistent.
 package metal

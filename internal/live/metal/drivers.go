@@ -13,8 +13,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// Driver is one of a bus, by its names in /sys/bus/BUS/drivers/NAME, which are the same in
-// kernels of any version.
+// Driver is a driver of a bus, named as in /sys/bus/BUS/drivers/NAME. The names are the same in kernels of
+// any version.
 type Driver struct {
 	Bus  string `json:"bus"`
 	Name string `json:"name"`
@@ -22,9 +22,9 @@ type Driver struct {
 
 func (d Driver) String() string { return d.Name + " (" + d.Bus + ")" }
 
-// Drivers are those that drive the disks and interfaces of a role on this machine, and the
-// controllers that they hang on. absent are what of the role is not here now: what drives it is
-// not known. root is os.DirFS("/").
+// Drivers returns the drivers of a role's disks and interfaces on this machine, and of the controllers that
+// they are attached to. absent names the disks and interfaces of the role that are not here now: their
+// drivers are not known. root is os.DirFS("/").
 func Drivers(root fs.FS, role wire.Config) (drivers []Driver, absent []string, err error) {
 	disks, err := bySerial(root)
 	if err != nil {
@@ -67,7 +67,7 @@ func Drivers(root fs.FS, role wire.Config) (drivers []Driver, absent []string, e
 	return drivers, absent, nil
 }
 
-// diskNames are the disks of a role, with the one for a dump.
+// diskNames returns the names of a role's disks, with that of the one for a dump.
 func diskNames(role wire.Config) (all []string) {
 	for _, d := range role.Disks {
 		all = append(all, d.Name)
@@ -78,7 +78,8 @@ func diskNames(role wire.Config) (all []string) {
 	return all
 }
 
-// named are the disks, of those by serial number, that have a name: its own, or with -partN behind it.
+// named returns the directories of the disks with a name. disks has directories by serial number, and the
+// name is a serial number, with -partN behind it for a partition.
 func named(disks map[string][]string, name string) []string {
 	if dirs := disks[name]; len(dirs) > 0 {
 		return dirs
@@ -87,7 +88,7 @@ func named(disks map[string][]string, name string) []string {
 	return disks[serial]
 }
 
-// driversOf are those of a device, which is refused if there are several of its name.
+// driversOf returns the drivers of the device at dirs, and fails if several devices have its name.
 func driversOf(root fs.FS, dirs []string, hangsOn func(fs.FS, string) ([]string, error)) (all []Driver, err error) {
 	if len(dirs) > 1 {
 		return nil, fmt.Errorf("%d devices have this name, and cannot be told apart: %s", len(dirs), strings.Join(dirs, ", "))
@@ -99,15 +100,15 @@ func driversOf(root fs.FS, dirs []string, hangsOn func(fs.FS, string) ([]string,
 	return all, err
 }
 
-// pciFunction is what sysfs calls a function of PCI.
+// pciFunction matches the name of a PCI function in sysfs.
 var pciFunction = regexp.MustCompile(`^([0-9a-f]{4,8}):[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)
 
-// iscsiSession is a directory above a disk that a program has logged in to.
+// iscsiSession matches a directory that sysfs has above a disk which a program has logged in to.
 var iscsiSession = regexp.MustCompile(`^session[0-9]+$`)
 
-// onPCI says by which directories of sysfs a device hangs on PCI: itself, or, for an NVMe disk with
-// several paths, which hangs on nothing (drivers/nvme/host/multipath.c), the controllers of its. It
-// fails if an understudy, which has PCI and nothing else, would not find it.
+// onPCI returns the directories of sysfs by which a device is attached to PCI: its own, or, for an NVMe disk
+// with several paths, which itself is attached to nothing (drivers/nvme/host/multipath.c), those of its
+// controllers. It fails if an understudy, which has PCI and nothing else, would not find the device.
 func onPCI(root fs.FS, at string) (dirs []string, err error) {
 	const subsystems = "sys/devices/virtual/nvme-subsystem/"
 	if rest, ok := strings.CutPrefix(at, subsystems); ok {
@@ -118,7 +119,7 @@ func onPCI(root fs.FS, at string) (dirs []string, err error) {
 			return nil, err
 		}
 		for _, c := range controllers {
-			if target, err := fs.ReadLink(root, c); err == nil { // what is no link is a disk
+			if target, err := fs.ReadLink(root, c); err == nil { // an entry that is no link is a disk
 				dirs = append(dirs, path.Join(subsystem, target))
 			}
 		}
@@ -139,8 +140,9 @@ func onPCI(root fs.FS, at string) (dirs []string, err error) {
 	return dirs, nil
 }
 
-// interrupts says why the function that a device hangs on could not tell an understudy anything: that has no
-// I/O APIC, and hears messages only. A function whose configuration is not to be seen passes.
+// interrupts returns an error if the function that a device is attached to could not interrupt an
+// understudy, which has no I/O APIC, and gets message-signaled interrupts only. A function whose
+// configuration space cannot be read passes.
 func interrupts(root fs.FS, at string) error {
 	for !pciFunction.MatchString(path.Base(at)) {
 		if at = path.Dir(at); at == "." {
@@ -153,8 +155,9 @@ func interrupts(root fs.FS, at string) error {
 	return fmt.Errorf("%s, which it is attached to, has no MSI or MSI-X, and an understudy can use no other interrupts: use another controller, or another mode of it (AHCI in the place of IDE)", path.Base(at))
 }
 
-// cardOf is onPCI of an interface, with its transceiver first, if that has a driver of its own
-// (drivers/net/phy/phy_device.c, phy_attach_direct): some cards' drivers fail without (r8169).
+// cardOf is onPCI for an interface. If the interface's transceiver has a driver of its own
+// (drivers/net/phy/phy_device.c, phy_attach_direct), the transceiver comes first: the drivers of some cards
+// fail without it (r8169).
 func cardOf(root fs.FS, at string) (dirs []string, err error) {
 	if target, err := fs.ReadLink(root, at+"/phydev"); err == nil {
 		dirs = append(dirs, path.Join(at, target))
@@ -163,9 +166,9 @@ func cardOf(root fs.FS, at string) (dirs []string, err error) {
 	return append(dirs, card...), err
 }
 
-// belowPCI says why a directory of sysfs is none of a device that hangs on PCI and on nothing that a
-// program has set up. A domain above ffff is made by a driver, of Intel's VMD
-// (drivers/pci/controller/vmd.c), out of a device that an understudy would have to drive first.
+// belowPCI returns an error unless a directory of sysfs is that of a device which is attached to PCI, and to
+// nothing that a program has set up. A domain above ffff is made by the driver of Intel's VMD
+// (drivers/pci/controller/vmd.c), from a device that an understudy would have to drive first.
 func belowPCI(at string) error {
 	found := false
 	for dir := range strings.SplitSeq(at, "/") {
@@ -185,8 +188,8 @@ func belowPCI(at string) error {
 	return nil
 }
 
-// bySerial has the directories in sysfs of all disks that have a serial number. Paths to a disk of
-// several are hidden: they have no node.
+// bySerial returns the directories in sysfs of all disks that have a serial number, by that number. It
+// leaves out the single paths to a disk with several: these are hidden, and have no device node.
 func bySerial(root fs.FS) (map[string][]string, error) {
 	return devices(root, "sys/block", func(at string) string {
 		if disk.Hidden(root, at) {
@@ -196,18 +199,20 @@ func bySerial(root fs.FS) (map[string][]string, error) {
 	})
 }
 
-// byMAC has those of all interfaces. One that is on top of others may have the MAC of one of them.
+// byMAC returns the directories in sysfs of all network cards, by MAC. It leaves out interfaces on top of
+// others, which may have the MAC of one of these.
 func byMAC(root fs.FS) (map[string][]string, error) {
 	return devices(root, "sys/class/net", func(at string) string {
 		if _, err := fs.ReadLink(root, at+"/device"); err != nil {
 			return ""
 		}
-		b, _ := fs.ReadFile(root, at+"/address") // none: no name
+		b, _ := fs.ReadFile(root, at+"/address") // without the file, it has no name
 		return strings.TrimSpace(string(b))
 	})
 }
 
-// devices are the directories of the links in one, by a name that each has; none: it is left out.
+// devices returns the directories that the links in dir lead to, by the name of each. It leaves out those
+// without a name.
 func devices(root fs.FS, dir string, name func(at string) string) (map[string][]string, error) {
 	all, err := fs.ReadDir(root, dir)
 	if err != nil {
@@ -231,11 +236,11 @@ func devices(root fs.FS, dir string, name func(at string) string) (map[string][]
 // and ID Assignment 1.11, 1.7).
 const pciBridge = "0x0604"
 
-// driversAbove are the drivers of a device and of what it hangs on.
+// driversAbove returns the drivers of a device and of all that it is attached to.
 func driversAbove(root fs.FS, at string) (all []Driver) {
 	for ; at != "." && at != "sys/devices"; at = path.Dir(at) {
 		target, err := fs.ReadLink(root, at+"/driver")
-		class, _ := fs.ReadFile(root, at+"/class") // none: no device of PCI's
+		class, _ := fs.ReadFile(root, at+"/class") // without the file, it is no PCI device
 		if err != nil || strings.HasPrefix(string(class), pciBridge) {
 			continue
 		}
@@ -247,15 +252,15 @@ func driversAbove(root fs.FS, at string) (all []Driver) {
 	return all
 }
 
-// Lacking are the drivers that a kernel does not have, and the types of the disks' file systems
-// that it cannot mount. root is os.DirFS("/").
+// Lacking returns those of the drivers that the running kernel does not have, and the types of the disks'
+// file systems that it cannot mount. root is os.DirFS("/").
 func Lacking(root fs.FS, drivers []Driver, disks []wire.Disk) (lacks []string) {
 	for _, d := range drivers {
 		if _, err := fs.Stat(root, path.Join("sys/bus", d.Bus, "drivers", d.Name)); err != nil {
 			lacks = append(lacks, "driver "+d.String())
 		}
 	}
-	b, _ := fs.ReadFile(root, "proc/filesystems") // none: it mounts nothing
+	b, _ := fs.ReadFile(root, "proc/filesystems") // without the file, it mounts nothing
 	for _, d := range disks {
 		if what := "file system " + d.Type; !slices.Contains(strings.Fields(string(b)), d.Type) && !slices.Contains(lacks, what) {
 			lacks = append(lacks, what)

@@ -9,8 +9,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// TestDrivers: a disk and an interface are found by what the role calls them, and need all that
-// drives what they hang on; what is not there is told.
+// TestDrivers: a disk and an interface are found by their names in the role, and need the
+// drivers of all that they are attached to. What is absent is reported.
 func TestDrivers(t *testing.T) {
 	const port = "sys/devices/pci0000:00/0000:00:01.0"
 	files := fstest.MapFS{

@@ -16,15 +16,16 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// sector is what sysfs counts a disk's size by, bytes (Documentation/ABI/stable/sysfs-block, size).
+// sector is the unit in which sysfs counts a disk's size, in bytes (Documentation/ABI/stable/sysfs-block,
+// size).
 const sector = 512
 
-// DumpOf names a block device of this machine, given as MAJOR:MINOR, as a role's dump. root is
-// os.DirFS("/").
+// DumpOf returns the name of a block device of this machine, given as MAJOR:MINOR, for use as a role's dump.
+// root is os.DirFS("/").
 func DumpOf(root fs.FS, device string) (string, error) { return serialOf(root, device) }
 
-// CheckDump says why a role's dump cannot take a core of so many bytes: it is not here, too small, or not
-// free. A swap area is: who has died does not need it any more. root is as of CheckRole.
+// CheckDump returns why a role's dump disk cannot take a core of size bytes: it is not here, too small, or not
+// free. A swap area is free: a kernel that has died does not need it any more. root is as for CheckRole.
 func CheckDump(root fs.FS, role wire.Config, size int64) error {
 	if role.Dump == "" {
 		return nil
@@ -79,7 +80,8 @@ func dumpFits(root fs.FS, at string, size int64) error {
 	return nil
 }
 
-// dumpFree says who uses a disk or a partition: a file system, or what lies on it or its partitions.
+// dumpFree returns an error if a disk or a partition is in use: it has partitions, something lies on it, or it
+// is mounted.
 func dumpFree(root fs.FS, at string) error {
 	if parts, _ := fs.Glob(root, at+"/*/partition"); len(parts) > 0 { // the patterns are well-formed
 		return errors.New("it has partitions: name one of them")
@@ -103,8 +105,8 @@ func dumpFree(root fs.FS, at string) error {
 	return nil
 }
 
-// What Vacant looks at of a disk that is no swap area: its beginning and its end, where file systems, and what
-// lies under them, have their superblocks; btrfs at 64 KiB. Bytes.
+// vacantEdge is how many bytes Vacant examines at the beginning and at the end of a disk that is no swap area.
+// File systems, and what lies under them, have their superblocks there; btrfs has it at 64 KiB.
 const vacantEdge = 128 << 10
 
 // A swap area has its magic at the end of its first page (include/linux/swap.h, union swap_header).
@@ -113,8 +115,8 @@ const (
 	swapMagic   = "SWAPSPACE2"
 )
 
-// Vacant says what speaks against writing a dump to a disk of a size: anything that is on it, but a swap
-// area.
+// Vacant returns an error unless a dump may be written to a disk of size bytes: there must be nothing on it,
+// except a swap area.
 func Vacant(r io.ReaderAt, size int64) error {
 	edge := min(vacantEdge, size)
 	head, tail := make([]byte, edge), make([]byte, edge)

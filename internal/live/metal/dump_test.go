@@ -14,7 +14,7 @@ func TestCheckDump(t *testing.T) {
 	srv := []wire.Disk{{Name: "data", Type: "ext4", Mount: "/srv"}}
 	for _, c := range []struct {
 		name, dump, info string
-		more             string // a file that is there, too
+		more             string // a further file that exists
 		size             int64
 		wrong            string // empty: it is right
 	}{
@@ -53,7 +53,7 @@ func TestVacant(t *testing.T) {
 	for _, c := range []struct {
 		name, text string
 		at         int
-		wrong      string // empty: it is
+		wrong      string // empty: it is vacant
 	}{
 		{"nothing", "", 0, ""},
 		{"in the midst", "x", 200 << 10, ""},

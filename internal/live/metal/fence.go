@@ -7,12 +7,12 @@ import (
 	"time"
 )
 
-// parkLimit is how long a CPU may take to say that it is parked. It only bounds what hangs.
+// parkLimit is how long a CPU may take to report that it is parked. It only bounds a hang.
 const parkLimit = 10 * time.Second
 
-// Park takes the other kernel's CPUs out. What that kernel's boot CPU runs at an NMI is at those
-// addresses. It fails if any CPU does not say that it runs our code now: then the other kernel may
-// still write.
+// Park takes the other kernel's CPUs out of that kernel. virtual and physical are the addresses of
+// the code that its boot CPU runs at an NMI. Park fails unless every CPU reports that it runs our
+// code now: otherwise the other kernel may still write.
 func (s *Self) Park(virtual, physical uint64) error {
 	a, err := openAPIC(s.Config.APIC)
 	if err != nil {
@@ -33,8 +33,8 @@ func (s *Self) Park(virtual, physical uint64) error {
 	return nil
 }
 
-// Silence takes the other kernel's devices off the bus, once its CPUs are out. mute are those that do
-// not answer any more.
+// Silence takes the other kernel's devices off the bus, once its CPUs are parked. mute names the
+// devices that do not answer any more.
 func (s *Self) Silence() (mute []string, err error) {
 	for _, g := range s.Config.Segments {
 		more, err := Silence(g, s.Config.roots(g.Group))
@@ -46,8 +46,8 @@ func (s *Self) Silence() (mute []string, err error) {
 	return mute, nil
 }
 
-// park takes CPUs out, by INIT and a start in our code, and makes sure that they are there.
-// The machine's boot CPU must not be among them: an INIT of that resets the machine.
+// park parks CPUs, by INIT and a start in our code, and makes sure that they run it. The machine's
+// boot CPU must not be among them: an INIT to it resets the machine.
 func park(r Reservation, apicAt uint64, cpus []uint32) error {
 	at := r.Low.Start + lowPark
 	page, err := mapPhysical(Range{at, at + pageBytes})
@@ -72,9 +72,9 @@ func park(r Reservation, apicAt uint64, cpus []uint32) error {
 	return nil
 }
 
-// nmiPeriod is how long an NMI may take until another is sent: the first may have come while
-// that CPU ran a guest of KVM's, which has a way of its own to take it (vmx_do_nmi_irqoff,
-// arch/x86/kvm/vmx/vmenter.S). Whoever is parked takes none any more.
+// nmiPeriod is how long an NMI may take to have its effect before another is sent: the first may have
+// come while that CPU ran a KVM guest, and KVM takes it in a way of its own (vmx_do_nmi_irqoff,
+// arch/x86/kvm/vmx/vmenter.S). A CPU that is parked takes no further NMIs.
 const nmiPeriod = 100 * time.Millisecond
 
 // parkBoot parks the boot CPU, by an NMI that takes it into a cell of ours.

@@ -7,8 +7,8 @@ import (
 	"slices"
 )
 
-// Tables of ACPI 6.5 (chapter 5), as the firmware gives them: parsed as far as the
-// understudy's own need what is in them.
+// The firmware's tables of ACPI 6.5 (chapter 5), parsed as far as the understudy's own
+// tables need their content.
 
 // acpiHeader is the size of a description header (5.2.6), in bytes.
 const acpiHeader = 36
@@ -38,7 +38,7 @@ func sum(b []byte) byte {
 }
 
 // Segment is the memory-mapped configuration space of PCI buses (PCI Firmware
-// Specification 3.3, 4.1.2, MCFG): a MiB for each.
+// Specification 3.3, 4.1.2, MCFG): one MiB for each bus.
 type Segment struct {
 	Base     uint64 `json:"base"` // of bus 0, whether or not that is in the segment
 	Group    uint16 `json:"group"`
@@ -83,11 +83,11 @@ const (
 	madtLocalX2APIC       = 9
 )
 
-// maxAPIC is the highest number of a local APIC that eight bits can address: 255 is all.
+// maxAPIC is the highest APIC number that eight bits can address: 255 means all CPUs.
 const maxAPIC = 254
 
-// ParseMADT returns the CPUs in an APIC table. One whose number has more than eight bits
-// is an error: the ICR of the xAPIC does not reach it.
+// ParseMADT returns the CPUs in an APIC table. A CPU whose number has more than eight
+// bits is an error: the ICR of the xAPIC does not reach it.
 func ParseMADT(b []byte) (p Processors, err error) {
 	if b, err = table(b, "APIC"); err != nil {
 		return p, err
@@ -136,11 +136,11 @@ func (p *Processors) entry(e []byte) error {
 		return nil
 	}
 	switch twice := slices.Contains(p.IDs, id); {
-	case e[0] == madtLocalAPIC && id > maxAPIC, id == ^uint32(0): // none, to Linux too (arch/x86/kernel/acpi/boot.c)
+	case e[0] == madtLocalAPIC && id > maxAPIC, id == ^uint32(0): // not a CPU, to Linux either (arch/x86/kernel/acpi/boot.c)
 		return nil
 	case id > maxAPIC:
 		return fmt.Errorf("a CPU with APIC number %d, which cannot be reached in xAPIC mode", id)
-	case twice && e[0] == madtLocalX2APIC: // firmware may have a CPU as of both kinds
+	case twice && e[0] == madtLocalX2APIC: // firmware may list a CPU in both forms
 		return nil
 	case twice:
 		return fmt.Errorf("APIC number %d is there twice", id)
@@ -150,7 +150,7 @@ func (p *Processors) entry(e []byte) error {
 }
 
 // Reset is how a machine is reset (5.2.9, RESET_REG): a generic address and the value to
-// write there; zero if the firmware does not tell.
+// write there. It is zero if the firmware does not say.
 type Reset struct {
 	Register [12]byte `json:"register"`
 	Value    byte     `json:"value"`

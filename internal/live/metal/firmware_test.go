@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// madtOf is a MADT with that in it, and the local APIC at 0.
+// madtOf is a MADT with those entries, and the local APIC at 0.
 func madtOf(b ...byte) []byte { return finish(append(newTable("APIC", 4, make([]byte, 8)), b...)) }
 
 func TestFirmware(t *testing.T) {
@@ -13,7 +13,7 @@ func TestFirmware(t *testing.T) {
 	if err != nil || !slices.Equal(p.IDs, []uint32{0, 2, 4, 6}) || p.APIC != 0xfee00000 {
 		t.Errorf("%+v, %v", p, err)
 	}
-	// CPUs as of both kinds, and entries that are none.
+	// CPUs that are listed in both forms, and entries that are no CPUs.
 	both := append(clone(firmwareMADT(0, 2, 255)), madtOf(9, 16, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0)[acpiHeader+8:]...)
 	both = append(both, madtOf(9, 16, 0, 0, 255, 255, 255, 255, 1, 0, 0, 0, 0, 0, 0, 0)[acpiHeader+8:]...)
 	if p, err := ParseMADT(finish(both)); err != nil || !slices.Equal(p.IDs, []uint32{0, 2}) {

@@ -6,7 +6,7 @@ import (
 	"testing/fstest"
 )
 
-// What a machine of four CPUs and 4 GiB says, as QEMU's q35 does, shortened.
+// What a machine with four CPUs and 4 GiB reports, as QEMU's q35 does, shortened.
 const (
 	iomem = `00000000-00000fff : Reserved
 00001000-0009fbff : System RAM
@@ -28,7 +28,7 @@ feffc000-feffffff : Reserved
 100000000-17fffffff : System RAM
 380000000-b7fffffff : PCI Bus 0000:00
 `
-	// The same with what the understudy gets left out.
+	// The same, with the understudy's memory reserved.
 	iomemReserved = `00000000-00000fff : Reserved
 00001000-0001ffff : System RAM
 00020000-0005ffff : Reserved
@@ -52,14 +52,16 @@ fee00000-fee00fff : Local APIC
 0cf8-0cff : PCI conf1
 0d00-ffff : PCI Bus 0000:00
 `
-	// clocks is where a kernel says what it has to count time, and steady what CPUs say whose TSC does.
+	// clocks is where a kernel lists its clocksources, and steady is the flags line of CPUs whose TSC
+	// counts time evenly.
 	clocks   = "sys/devices/system/clocksource/clocksource0/available_clocksource"
 	steady   = "flags\t\t: fpu constant_tsc nonstop_tsc\n"
 	cpuinfo  = "processor\t: 0\napicid\t\t: 0\ninitial apicid\t: 0\n\nprocessor\t: 1\napicid\t\t: 2\ninitial apicid\t: 2\n" + steady
 	reserved = "understudy.metal=0x20000+0x40000,0x7be00000+0x4000000,0x120000000+0x60000000"
 )
 
-// firmware's tables of that machine: APIC numbers are every second one.
+// firmwareMADT and firmwareMCFG are the firmware's tables of that machine, in which every second APIC
+// number is used.
 func firmwareMADT(ids ...uint32) []byte { return madt(0xfee00000, ids) }
 
 func firmwareMCFG(s ...Segment) []byte {
@@ -90,7 +92,7 @@ func root(replaced map[string]string) fstest.MapFS {
 	return files
 }
 
-// bzImage is as much of one as is looked at.
+// bzImage is as much of a bzImage as is parsed.
 func bzImage(edit func(b []byte)) []byte {
 	b := make([]byte, 2*512+8192)
 	b[bootHeader] = 1

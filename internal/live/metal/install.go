@@ -15,19 +15,19 @@ const (
 	StateDir = "/var/lib/understudy/metal"
 )
 
-// GRUB is the content of GRUBFile. It is a shell script, and GRUB's own configuration
-// another: what is quoted for the first still has a backslash before each $ for the second.
+// GRUB is the content of GRUBFile. It is a shell script, and the GRUB configuration that is made
+// from it is another: what is quoted for the first still has a backslash before each $ for the
+// second.
 func GRUB(parameters []string) string {
 	words := strings.ReplaceAll(strings.Join(parameters, " "), "$", `\\\$`)
 	return "# Written by understudy metal install; understudy metal remove takes it away.\n" +
 		`GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX ` + words + "\"\n"
 }
 
-// UnitText is the content of UnitFile. It is started after what may load a crash kernel, which it
-// refuses then. program is the path of this one, and options are
-// further ones of metal run. It
-// is ended before the file systems are unmounted, and stops
-// the understudy then.
+// UnitText is the content of UnitFile. The unit is started after anything that may load a crash
+// kernel, and refuses to run then. program is the path of this program, and options are further
+// options of metal run. The unit is stopped before the file systems are unmounted, and stops the
+// understudy then.
 func UnitText(program string, options ...string) string {
 	return fmt.Sprintf(`[Unit]
 Description=Understudy beside this kernel

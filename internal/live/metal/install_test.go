@@ -15,8 +15,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// TestGRUB reads the file as update-grub does, and what that writes as GRUB does: both as
-// a shell would.
+// TestGRUB reads the file as update-grub does, and reads the line that update-grub writes as GRUB
+// does: both as a shell would.
 func TestGRUB(t *testing.T) {
 	r, err := ParseReservation(reserved)
 	if err != nil {
@@ -134,7 +134,7 @@ func TestDiskOf(t *testing.T) {
 			t.Errorf("%s: %+v, %v", c.name, got, err)
 		}
 	}
-	// What an understudy does not find, or could take for another.
+	// Disks that an understudy does not find, or could take for others.
 	for device, wrong := range map[string]string{
 		"259:4": "2 disks have", "259:5": "2 disks have", "259:6": "VMD", "259:7": "no PCI device",
 		"8:32": "iSCSI", "8:48": "iSCSI", "179:0": "no PCI device", "8:17": "0000:00:1f.2, which it is attached to, has no MSI",
@@ -147,7 +147,7 @@ func TestDiskOf(t *testing.T) {
 	}
 }
 
-// TestLeft: what is mounted from a device, and is none of the role's, is told once.
+// TestLeft: a file system that is mounted from a device, and is not in the role, is reported once.
 func TestLeft(t *testing.T) {
 	info := `21 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
 22 21 0:20 / /proc rw - proc proc rw
@@ -208,7 +208,7 @@ func nfs(change func(*wire.NFS)) *wire.NFS {
 	return n
 }
 
-// TestNFSOf: what a machine's NFS server is told of becomes a role's.
+// TestNFSOf: the configuration of a machine's NFS server becomes that of a role.
 func TestNFSOf(t *testing.T) {
 	files := fstest.MapFS{
 		"etc/exports":                 file("# files\n/srv/files *(rw,\\\n  fsid=1) # for all\n\n"),
@@ -286,7 +286,7 @@ func TestCheckRole(t *testing.T) {
 }
 
 // TestCheckMounts: what is mounted on a directory of the role must be its disk, and what is mounted
-// below one that services have need of must be taken over too.
+// below a directory that services need must be taken over too.
 func TestCheckMounts(t *testing.T) {
 	line := func(device, root, dir, kind, source string) string {
 		return "36 25 " + device + " " + root + " " + dir + " rw,relatime shared:1 - " + kind + " " + source + " rw\n"

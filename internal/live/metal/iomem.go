@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// Range is of physical addresses, or of I/O ports: End is the first that is not in it.
+// Range is a range of physical addresses, or of I/O ports. End is the first that is not in it.
 type Range struct {
 	Start uint64 `json:"start"`
 	End   uint64 `json:"end"`
@@ -32,13 +32,13 @@ func (r Range) String() string { return fmt.Sprintf("%#x-%#x", r.Start, r.End) }
 type Resource struct {
 	Range
 	Name  string
-	Depth int // 0: not in another
+	Depth int // 0: not inside another
 }
 
 // maxResources bounds what is read: a large machine has some thousands.
 const maxResources = 1 << 16
 
-// errHidden is what an unprivileged reader meets: all addresses are zero.
+// errHidden is what an unprivileged reader gets: to it, all addresses are zero.
 var errHidden = errors.New("its addresses are hidden: run as root")
 
 // ParseResources reads /proc/iomem or /proc/ioports.
@@ -92,7 +92,8 @@ func parseResource(line string) (Resource, error) {
 // SystemRAM is the name of memory that a kernel uses.
 const SystemRAM = "System RAM"
 
-// firmwareMemory is the memory that a kernel has from its firmware, in ascending order: what memmap= can reserve.
+// firmwareMemory is the memory that a kernel got from its firmware, in ascending order: what memmap= can
+// reserve.
 func firmwareMemory(all []Resource) (out []Range) {
 	for _, r := range all {
 		if r.Name == SystemRAM {
@@ -103,8 +104,9 @@ func firmwareMemory(all []Resource) (out []Range) {
 	return out
 }
 
-// Memory is the memory that the running kernel uses, in ascending order: that of the firmware, and what drivers have
-// added, as of CXL ("System RAM (kmem)"; drivers/dax/kmem.c, drivers/virtio/virtio_mem.c).
+// Memory is the memory that the running kernel uses, in ascending order: the memory from the firmware, and
+// memory that drivers have added, such as CXL memory ("System RAM (kmem)"; drivers/dax/kmem.c,
+// drivers/virtio/virtio_mem.c).
 func Memory(all []Resource) []Range {
 	out := firmwareMemory(all)
 	for _, r := range all {

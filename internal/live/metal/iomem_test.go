@@ -21,7 +21,8 @@ func TestParseResources(t *testing.T) {
 	if r := all[7]; r.Name != "Kernel code" || r.Depth != 1 {
 		t.Errorf("%+v is not the kernel's code, in memory", r)
 	}
-	// Memory that a driver has added is the kernel's, and is not there yet when memmap= is.
+	// Memory that a driver has added is the kernel's, but is not there yet when memmap=
+	// takes effect.
 	if all, err = ParseResources(strings.NewReader(iomem + kmem)); err != nil {
 		t.Fatal(err)
 	}

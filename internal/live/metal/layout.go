@@ -24,7 +24,7 @@ const (
 	midCmdline = 0x11000
 	midMP      = 0x12000
 	midPaging  = 0x20000
-	midBeat    = 0x60000 // liveness.PageBytes: of the active side
+	midBeat    = 0x60000 // the active side's beat, liveness.PageBytes long
 	midStatus  = 0x61000 // StatusPage
 	midConfig  = 0x70000
 	midLog     = 0x80000
@@ -35,43 +35,44 @@ const (
 	logBytes    = 256 << 10
 )
 
-// BeatPage is where the active side's agent counts.
+// BeatPage is the address of the page on which the active side's agent counts.
 func (r Reservation) BeatPage() uint64 { return r.Mid.Start + midBeat }
 
-// StatusPage is what the two sides tell each other on.
+// StatusPage is the address of the page on which the two sides communicate.
 func (r Reservation) StatusPage() uint64 { return r.Mid.Start + midStatus }
 
 // Config is what the understudy is told when it is started.
 type Config struct {
-	// Version is that of the program that started the understudy, and must be the understudy's: what this and
-	// the memory that both use look like may differ.
+	// Version is the version of the program that started the understudy. It must be the understudy's own: the
+	// layout of this configuration, and of the memory that both use, may differ between versions.
 	Version string      `json:"version"`
 	Role    wire.Config `json:"role"`
-	// Drivers are those of the role's devices in the active kernel, as far as they are there.
+	// Drivers are the drivers of the role's devices in the active kernel, as far as the devices are there.
 	Drivers []Driver `json:"drivers,omitempty"`
-	// Memory is the active kernel's.
+	// Memory is the active kernel's memory.
 	Memory []Range `json:"memory"`
-	// APIC is the address of every CPU's local APIC. BootCPU is the machine's, which
-	// must not get an INIT: it would reset the machine. It is one of the active kernel's unless it
-	// is parked. Others are the active kernel's other ones.
+	// APIC is the address of every CPU's local APIC. BootCPU is the APIC number of the machine's boot CPU,
+	// which must not get an INIT: that would reset the machine. It is a CPU of the active kernel unless it is
+	// parked. Others are the active kernel's other CPUs.
 	APIC     uint64    `json:"apic"`
 	BootCPU  uint32    `json:"boot_cpu"`
 	Parked   bool      `json:"parked,omitempty"`
 	Others   []uint32  `json:"others"`
 	Segments []Segment `json:"segments"`
-	// Roots are the first buses of the host bridges, one in each segment of its own.
+	// Roots has a Segment for each host bridge, which begins with the bridge's first bus.
 	Roots []Segment `json:"roots"`
-	// Limit is how long the active side may be silent once it has begun to beat, and CPU
-	// how long one of its CPUs; zero: as long as it likes.
+	// Limit is how long the active side may be silent once it has begun to beat, and CPU is how long one of
+	// its CPUs may be. Zero means no limit.
 	Limit time.Duration `json:"limit"`
 	CPU   time.Duration `json:"cpu"`
-	// Again is what the understudy is to start another of, once it is active itself; nil: none.
+	// Again is what the understudy starts another one from, once it is active itself; nil means that it
+	// starts none.
 	Again *Again `json:"again,omitempty"`
-	// Former is the memory of the active kernel, if that was an understudy before.
+	// Former is the reservation of the active kernel, if that is an understudy itself.
 	Former *Reservation `json:"former,omitempty"`
 }
 
-// CPUs is how many the active kernel has.
+// CPUs is how many CPUs the active kernel has.
 func (c *Config) CPUs() int {
 	if c.Parked {
 		return len(c.Others)
@@ -89,7 +90,7 @@ func (c *Config) roots(group uint16) (buses []byte) {
 	return buses
 }
 
-// SameVersion is an error if this configuration is of another program than one of that version.
+// SameVersion returns an error if this configuration was made by a program of another version.
 func (c *Config) SameVersion(version string) error {
 	if c.Version != version {
 		return fmt.Errorf("the image has understudy %s, and it was started by %s: make it again, by understudy metal install or initramfs", version, c.Version)
@@ -99,7 +100,7 @@ func (c *Config) SameVersion(version string) error {
 
 const configMagic = 0x666e6f6364737375
 
-// encode is a config as it stands in memory: magic, length, JSON.
+// encode returns a configuration as it is in memory: magic, length, JSON.
 func (c *Config) encode() ([]byte, error) {
 	raw, err := json.Marshal(c)
 	if err != nil {

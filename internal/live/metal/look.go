@@ -10,15 +10,15 @@ import (
 	"strings"
 )
 
-// Machine is what this machine, and the kernel that runs it, say of themselves.
+// Machine is what this machine, and the kernel that runs it, say about themselves.
 type Machine struct {
 	Cmdline    string // of the running kernel
 	Resources  []Resource
 	Ports      []Resource
 	Processors Processors
 	Online     []uint32 // APIC numbers of the running kernel's CPUs
-	Boot       uint32   // that of the machine's boot CPU
-	Parked     bool     // nobody's any more: an earlier kernel has died on it
+	Boot       uint32   // APIC number of the machine's boot CPU
+	Parked     bool     // the boot CPU is nobody's any more: an earlier kernel has died on it
 	Segments   []Segment
 	Reset      Reset
 
@@ -46,7 +46,7 @@ func Look(root fs.FS) (*Machine, error) {
 	return m, nil
 }
 
-// look reads all but the segments, which an understudy's kernel has no table of.
+// look reads all but the segments: an understudy's kernel has no table of them.
 func (m *Machine) look(root fs.FS) error {
 	line, err := fs.ReadFile(root, "proc/cmdline")
 	if err != nil {
@@ -66,7 +66,7 @@ func (m *Machine) look(root fs.FS) error {
 	return m.check()
 }
 
-// Reservation is the memory that an understudy beside the running kernel has.
+// Reservation returns the memory of an understudy beside the running kernel.
 func (m *Machine) Reservation() (Reservation, error) {
 	if m.reserved != nil {
 		return *m.reserved, nil
@@ -87,10 +87,10 @@ func parseFile[T any](root fs.FS, name string, into *T, parse func([]byte) (T, e
 
 func parseResources(b []byte) ([]Resource, error) { return ParseResources(bytes.NewReader(b)) }
 
-// parseCPUInfo takes the APIC numbers out of /proc/cpuinfo (arch/x86/kernel/cpu/proc.c), that of the
-// machine's boot CPU first: it must be online. A CPU whose number is not the one that it began with,
-// which CPUID has (initial apicid; older AMD ones), is refused: when it is parked it says so in the
-// place of another.
+// parseCPUInfo takes the APIC numbers out of /proc/cpuinfo (arch/x86/kernel/cpu/proc.c). The machine's
+// boot CPU comes first, and must be online. A CPU whose number differs from its initial one, which CPUID
+// reports (initial apicid; older AMD CPUs), is refused: when it is parked, it reports under the number
+// of another CPU.
 func parseCPUInfo(b []byte) ([]uint32, error) {
 	var ids []uint32
 	for line := range strings.Lines(string(b)) {
@@ -126,18 +126,19 @@ func (m *Machine) check() error {
 	return nil
 }
 
-// Free are the APIC numbers of the CPUs that nobody uses, without the machine's boot CPU.
+// Free returns the APIC numbers of the CPUs that the running kernel does not use, without the machine's
+// boot CPU.
 func (m *Machine) Free() []uint32 {
 	return slices.DeleteFunc(slices.Clone(m.Processors.IDs), func(id uint32) bool { return id == m.Boot || slices.Contains(m.Online, id) })
 }
 
-// others are the running kernel's CPUs without the machine's boot CPU.
+// others returns the APIC numbers of the running kernel's CPUs, without the machine's boot CPU.
 func (m *Machine) others() []uint32 {
 	return slices.DeleteFunc(slices.Clone(m.Online), func(id uint32) bool { return id == m.Boot })
 }
 
-// bridges are the PCI host bridges: their names in the lists of resources are those of
-// their root buses, "PCI Bus GROUP:BUS" (drivers/pci/probe.c, pci_register_host_bridge).
+// bridges returns the PCI host bridges. Their names in the lists of resources are those of their root
+// buses, "PCI Bus GROUP:BUS" (drivers/pci/probe.c, pci_register_host_bridge).
 func (m *Machine) bridges() ([]bridge, error) {
 	var out []bridge
 	at := func(name string) *bridge {
@@ -156,7 +157,7 @@ func (m *Machine) bridges() ([]bridge, error) {
 		out = append(out, bridge{Segment: Segment{Group: uint16(g), FirstBus: uint8(b)}})
 		return &out[len(out)-1]
 	}
-	for _, r := range windows(m.Resources, 1<<20) { // below: VGA
+	for _, r := range windows(m.Resources, 1<<20) { // below that is VGA
 		if b := at(r.Name); b != nil {
 			b.memory = append(b.memory, r.Range)
 		}
@@ -166,7 +167,7 @@ func (m *Machine) bridges() ([]bridge, error) {
 			b.ports = append(b.ports, r.Range)
 		}
 	}
-	out = slices.DeleteFunc(out, func(b bridge) bool { return len(b.memory) == 0 }) // of buses below a bridge
+	out = slices.DeleteFunc(out, func(b bridge) bool { return len(b.memory) == 0 }) // these are buses below a bridge
 	slices.SortFunc(out, func(a, b bridge) int {
 		return int(a.Group)<<8 + int(a.FirstBus) - int(b.Group)<<8 - int(b.FirstBus)
 	})
@@ -181,12 +182,12 @@ func (m *Machine) bridges() ([]bridge, error) {
 	return out, nil
 }
 
-// busPrefix begins the names of what buses of PCI get.
+// busPrefix begins the names of the resources of PCI buses.
 const busPrefix = "PCI Bus "
 
-// windows are what host bridges pass on from an address: what is a bus's, and in nothing of another bus.
-// Firmware may have all of it reserved, and the list has it in that then (arch/x86/kernel/e820.c,
-// e820__reserve_resources_late).
+// windows returns the resources that host bridges pass on, from an address on: those of a bus that are
+// not inside another bus's. If firmware has reserved all of such a resource, the list has it inside the
+// reserved range (arch/x86/kernel/e820.c, e820__reserve_resources_late).
 func windows(all []Resource, from uint64) (out []Resource) {
 	for _, r := range all {
 		behind := len(out) > 0 && out[len(out)-1].Depth < r.Depth && out[len(out)-1].Contains(r.Range)

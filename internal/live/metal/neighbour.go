@@ -39,8 +39,8 @@ func (n *Neighbour) Close() error {
 	return errors.Join(n.status.Close(), n.log.Close())
 }
 
-// BeatPage is where the active side counts. It stays mapped for as long as this process
-// lives: threads count on it.
+// BeatPage maps the page on which the active side counts. It stays mapped for as long as
+// this process lives: threads count on it.
 func (n *Neighbour) BeatPage() ([]byte, error) {
 	at := n.reservation.BeatPage()
 	w, err := mapPhysical(Range{at, at + pageBytes})
@@ -53,14 +53,14 @@ func (n *Neighbour) BeatPage() ([]byte, error) {
 // State is how far the understudy has come.
 func (n *Neighbour) State() State { return State(n.status.load64(statusState)) }
 
-// Beats is how often it has counted.
+// Beats is how many times the understudy has counted.
 func (n *Neighbour) Beats() uint64 { return n.status.load64(statusBeat) }
 
-// Log is what it said last.
+// Log is what the understudy said last.
 func (n *Neighbour) Log() []byte { return n.log.text() }
 
 // Start builds an understudy for this machine, puts it into memory, and starts its CPU. It
-// returns when that is in the understudy's kernel.
+// returns when that CPU enters the understudy's kernel.
 func Start(m *Machine, u *Understudy) (*Neighbour, error) {
 	n, err := start(m, u)
 	if err != nil {
@@ -81,7 +81,7 @@ func start(m *Machine, u *Understudy) (*Neighbour, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What runs there now, if anything does, must not while it is overwritten.
+	// Whatever runs in that memory now must be stopped before it is overwritten.
 	if err := park(r, m.Processors.APIC, m.Free()); err != nil {
 		return nil, err
 	}
@@ -125,11 +125,11 @@ func (n *Neighbour) launch(b *Built) error {
 	return nil
 }
 
-// stopLimit is how long an understudy may take to hear that it is to stop.
+// stopLimit is how long an understudy may take to notice that it is to stop.
 const stopLimit = time.Second
 
-// Stop has the understudy take over nothing any more, and takes its CPUs out. It is an
-// error if it has taken over, or a CPU of its does not stop.
+// Stop orders the understudy not to take over any more, and parks its CPUs. It fails if
+// one of those CPUs does not stop.
 func (n *Neighbour) Stop() error {
 	defer n.Close()
 	n.status.store64(statusOrder, orderStop)
@@ -143,7 +143,8 @@ func (n *Neighbour) Stop() error {
 	return nil
 }
 
-// Await waits until the understudy has come as far as that, or has failed.
+// Await waits until the understudy has reached that state. It returns an error if the
+// understudy has failed.
 func (n *Neighbour) Await(ctx context.Context, s State) error {
 	for {
 		switch got := n.State(); {
@@ -202,10 +203,10 @@ func OpenSelf() (*Self, error) {
 // Log is where the understudy says what it does: the active side can read it.
 func (s *Self) Log() log { return s.log }
 
-// Enter says how far the understudy has come.
+// Enter reports how far the understudy has come.
 func (s *Self) Enter(state State) { s.status.store64(statusState, uint64(state)) }
 
-// Count counts: the understudy lives.
+// Count increments the counter which shows that the understudy lives.
 func (s *Self) Count() { s.status.store64(statusBeat, s.status.load64(statusBeat)+1) }
 
 // Beat is the active side's counter at an offset of its beat page (package liveness).

@@ -18,7 +18,7 @@ import (
 // maxThreads is NFSD_MAXSERVS (fs/nfsd/nfssvc.c).
 const maxThreads = 8192
 
-// states are the directories that an NFS server has what it knows of its clients in.
+// states are the directories in which an NFS server keeps what it knows of its clients.
 func states(n *wire.NFS) []string {
 	if n.Monitor == "" {
 		return []string{n.State}
@@ -26,13 +26,13 @@ func states(n *wire.NFS) []string {
 	return []string{n.State, n.Monitor}
 }
 
-// imageDirs are what an understudy's own root directory, where its NFS server runs, needs for
-// itself: what is exported is seen at its path there, too, since clients know it by that.
+// imageDirs are the directories that an understudy's own root directory, in which its NFS server runs, needs
+// for itself. Exported directories appear there too, at the paths by which clients know them.
 var imageDirs = []string{"/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/sysroot", "/usr", "/var/lib/nfs"}
 
-// checkNFS says what of an NFS server cannot be taken over: the understudy's kernel serves the
-// directories that the role names, each on one of its disks, under the numbers that clients have
-// in their handles (option fsid).
+// checkNFS returns why a role's NFS server cannot be taken over. The understudy's kernel serves the directories
+// that the role names, each on one of its disks, under the numbers that clients have in their file handles
+// (option fsid).
 func checkNFS(role *wire.Config) error {
 	n := role.NFS
 	on := func(dir string) bool {
@@ -77,8 +77,9 @@ func checkNFS(role *wire.Config) error {
 	return nil
 }
 
-// NFSOf is the server that this machine's kernel runs, with the exports that exportfs(8) is told of, for a role with
-// so many disks. What an understudy notes of its clients is on the first of them. root is as of CheckRole.
+// NFSOf returns the NFS server that this machine's kernel runs, with the exports that exportfs(8) reads, for a
+// role with those disks. What an understudy records of its clients is on the root file system if that is among
+// the disks, else on the first of them. root is as for CheckRole.
 func NFSOf(root fs.FS, disks []wire.Disk) (*wire.NFS, error) {
 	n := new(wire.NFS)
 	for _, f := range []struct {
@@ -123,7 +124,8 @@ func NFSOf(root fs.FS, disks []wire.Disk) (*wire.NFS, error) {
 	return n, nil
 }
 
-// monitorOf is where rpc.statd(8) has its state, as Debian or Fedora builds it; empty: nowhere.
+// monitorOf is the directory in which rpc.statd(8) has its state, as Debian or Fedora builds it; empty if there
+// is none.
 func monitorOf(root fs.FS) string {
 	for _, dir := range []string{"var/lib/nfs/statd", "var/lib/nfs"} {
 		if s, err := fs.Stat(root, dir+"/sm"); err == nil && s.IsDir() {
@@ -141,7 +143,8 @@ func inSeconds(d *time.Duration) func(text string) error {
 	}
 }
 
-// exportLines are those of a file of exports(5) that export something: joined where they go on, without comments.
+// exportLines returns the lines of an exports(5) file that export something: continued lines are joined, and
+// comments are left out.
 func exportLines(text string) (lines []string) {
 	for line := range strings.Lines(strings.ReplaceAll(text, "\\\n", " ")) {
 		line, _, _ = strings.Cut(line, "#")
@@ -152,8 +155,8 @@ func exportLines(text string) (lines []string) {
 	return lines
 }
 
-// checkPaths refuses a role whose NFS server's directories are behind a symbolic link: an understudy has
-// the link's target at another path. root is as of CheckRole.
+// checkPaths refuses a role whose NFS server's directories are behind a symbolic link: an understudy has the
+// link's target at another path. root is as for CheckRole.
 func checkPaths(root fs.FS, n *wire.NFS) error {
 	dirs := states(n)
 	for _, line := range n.Exports {

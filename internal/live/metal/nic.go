@@ -16,7 +16,7 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// NICOf is an interface of this machine, with the addresses and routes that it has now.
+// NICOf returns an interface of this machine, with the addresses and routes that it has now.
 func NICOf(name string) (n wire.NIC, err error) {
 	l, err := netlink.LinkByName(name)
 	if err != nil {
@@ -37,7 +37,7 @@ func NICOf(name string) (n wire.NIC, err error) {
 	if n.Address == "" && n.Address6 == "" {
 		return n, fmt.Errorf("interface %s has no address that could be taken over", name)
 	}
-	// Those of all tables, of which only the main one can be carried.
+	// The routes of all tables; only those of the main table can be carried over.
 	routes, err := rtnl.Routes()
 	if err != nil {
 		return n, fmt.Errorf("list routes of %s: %w", name, err)
@@ -54,8 +54,9 @@ func NICOf(name string) (n wire.NIC, err error) {
 	return n, nil
 }
 
-// onTop names the interfaces that are made of one, such as those of VLANs, with what they have. What has its other end in
-// another network namespace, as a container's, has that one's number.
+// onTop names the interfaces that are on top of another, such as VLANs, with their types. It leaves out an
+// interface whose other end is in another network namespace, such as a container's: its ParentIndex is a number
+// of that namespace.
 func onTop(index int, all []netlink.Link) (left []string) {
 	for _, l := range all {
 		if a := l.Attrs(); a.ParentIndex == index && a.NetNsID < 0 {
@@ -65,9 +66,9 @@ func onTop(index int, all []netlink.Link) (left []string) {
 	return left
 }
 
-// carryAddresses takes those of an interface over, one of each family, and names the others. IPv6
-// addresses of the link only, those that are for some time only, and those that a kernel makes of the
-// MAC when a router advertises their network (RFC 4862) need not be: the understudy's has its own.
+// carryAddresses puts the addresses of an interface into n, one of each family, and names the others. It passes
+// over IPv6 addresses that are link-local, those that are temporary, and those that a kernel makes of the MAC
+// when a router advertises their network (RFC 4862): the understudy's kernel has its own.
 func carryAddresses(n *wire.NIC, mac net.HardwareAddr, addresses []netlink.Addr) (left []string) {
 	lasting := func(a netlink.Addr) int { return a.Flags & unix.IFA_F_PERMANENT }
 	for _, a := range slices.SortedStableFunc(slices.Values(addresses), func(a, b netlink.Addr) int { return lasting(b) - lasting(a) }) {
@@ -88,8 +89,9 @@ func carryAddresses(n *wire.NIC, mac net.HardwareAddr, addresses []netlink.Addr)
 	return left
 }
 
-// CheckNICs refuses a role with an address in the place of which its card has another one now, as of a new lease: it may
-// be another machine's. A card that is not there, or has no address yet, is right.
+// CheckNICs refuses a role with an address that its card no longer has, if the card has another one in its
+// place, such as one of a new lease: the role's address may be another machine's now. A card that is not there,
+// or has no address yet, passes.
 func CheckNICs(role wire.Config) error {
 	for _, n := range role.NICs {
 		name, err := InterfaceOf(n.MAC)
@@ -111,7 +113,7 @@ func CheckNICs(role wire.Config) error {
 	return nil
 }
 
-// readdressed says which address of a role an interface with these does not have, while it has another
+// readdressed returns an error if an interface with these addresses lacks one of the role's, and has another
 // that would be taken over.
 func readdressed(n wire.NIC, addresses []netlink.Addr) error {
 	mac, err := net.ParseMAC(n.MAC)
@@ -143,10 +145,10 @@ func eui64(mac net.HardwareAddr) []byte {
 	return []byte{mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]}
 }
 
-// carryRoutes takes those by an interface over, and names those that a role cannot have. What follows
-// from the addresses, and what a router advertised, need not be carried.
+// carryRoutes puts the routes through an interface into n, and names those that a role cannot have. It passes
+// over routes that follow from the addresses, and those that a router advertised.
 func carryRoutes(n *wire.NIC, link int, routes []netlink.Route) (left []string) {
-	known := make(map[string]bool) // by where they lead
+	known := make(map[string]bool) // by destination
 	for _, r := range routes {
 		by := r.LinkIndex == link || slices.ContainsFunc(r.MultiPath, func(h *netlink.NexthopInfo) bool { return h.LinkIndex == link })
 		if !by || r.Table == unix.RT_TABLE_LOCAL || r.Protocol == unix.RTPROT_KERNEL || r.Protocol == unix.RTPROT_RA {
@@ -253,8 +255,8 @@ func InterfaceOf(mac string) (string, error) {
 	return "", fmt.Errorf("no network card has MAC %s", mac)
 }
 
-// DriversOf are the modules that drive interfaces of this machine, the disks of mounts, and one for a
-// dump (empty: none), as guest.Image.Drivers has them: each may be built into another kernel. root is
+// DriversOf returns the modules that drive interfaces of this machine, the disks of mounts, and the disk for a
+// dump (empty: none), in the form of guest.Image.Drivers: each may be built into another kernel. root is
 // os.DirFS("/").
 func DriversOf(root fs.FS, interfaces, mounts []string, dump string) ([]string, error) {
 	var attached []string // directories in sysfs
@@ -273,7 +275,7 @@ func DriversOf(root fs.FS, interfaces, mounts []string, dump string) ([]string, 
 	if err != nil {
 		return nil, err
 	}
-	var disks []string // likewise
+	var disks []string // directories in sysfs too
 	for _, dir := range mounts {
 		m, err := mounted(string(info), dir)
 		if err != nil {

@@ -57,7 +57,7 @@ func TestCarryAddresses(t *testing.T) {
 	}
 }
 
-// TestReaddressed: an address that has become another is not taken over.
+// TestReaddressed: a role's address that the interface has exchanged for another is not taken over.
 func TestReaddressed(t *testing.T) {
 	role := wire.NIC{MAC: "52:54:00:00:00:02", Address: "10.0.0.2/24", Address6: "fd00:0::2/64"}
 	for _, c := range []struct {
@@ -86,7 +86,7 @@ func TestReaddressed(t *testing.T) {
 	}
 }
 
-// TestOnTop: what hangs on an interface is not left out in silence.
+// TestOnTop: interfaces on top of another are reported, and not left out silently.
 func TestOnTop(t *testing.T) {
 	of := func(name string, index, parent int) netlink.LinkAttrs {
 		return netlink.LinkAttrs{Name: name, Index: index, ParentIndex: parent, NetNsID: -1}
@@ -124,8 +124,8 @@ func TestCarryRoutes(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		routes []netlink.Route
-		want   wire.NIC // but its addresses
-		left   string   // where those lead that are left
+		want   wire.NIC // without its addresses
+		left   string   // destinations of the routes that are left out
 	}{
 		{"gateways", []netlink.Route{route("0.0.0.0/0", "10.0.0.1", src("10.0.0.2")), route("::/0", "fe80::1")}, wire.NIC{Gateway: "10.0.0.1", Gateway6: "fe80::1"}, ""},
 		{"no destination", []netlink.Route{route("0.0.0.0/0", "10.0.0.1", func(r *netlink.Route) { r.Dst = nil })}, wire.NIC{Gateway: "10.0.0.1"}, ""},
@@ -154,7 +154,8 @@ func TestCarryRoutes(t *testing.T) {
 	}
 }
 
-// TestCheckNIC: a gateway that the interface would not reach is refused before a takeover fails by it.
+// TestCheckNIC: a gateway that the interface would not reach is refused before it makes a takeover
+// fail.
 func TestCheckNIC(t *testing.T) {
 	const mac = "52:54:00:00:00:02"
 	for _, c := range []struct {

@@ -12,13 +12,13 @@ const (
 	pageLarge   = 1 << 7
 )
 
-// paging are page tables for a place below 4 GiB. They grow page by page.
+// paging is a set of page tables for an address below 4 GiB. It grows page by page.
 type paging struct {
 	at uint64
 	b  []byte
 }
 
-// table appends an empty one, and returns its offset.
+// table appends an empty table, and returns its offset.
 func (p *paging) table() uint64 {
 	p.b = append(p.b, make([]byte, pageBytes)...)
 	return uint64(len(p.b)) - pageBytes
@@ -28,7 +28,8 @@ func (p *paging) set(table, index, entry uint64) {
 	binary.LittleEndian.PutUint64(p.b[table+8*index:], entry)
 }
 
-// next is the offset of the table that an entry points to, which is made if need be.
+// next returns the offset of the table that an entry points to, and makes that table if
+// need be.
 func (p *paging) next(table, index uint64) uint64 {
 	if e := binary.LittleEndian.Uint64(p.b[table+8*index:]); e != 0 {
 		return e&^0xfff - p.at
@@ -48,8 +49,8 @@ func (p *paging) page(root, va, pa uint64) {
 	p.set(p.next(p.directory(root, va), va>>21&511), va>>12&511, pa&^0xfff|pagePresent|pageWrite)
 }
 
-// identity are page tables, for that place below 4 GiB, that map each GiB in which one of
-// the ranges is to itself, in pages of 2 MiB. The root comes first.
+// identity returns page tables, for that address below 4 GiB, that identity-map every GiB
+// which one of the ranges touches, in pages of 2 MiB. The root comes first.
 func identity(at uint64, ranges ...Range) []byte {
 	const gib = 1 << 30
 	var gibs []uint64

@@ -24,14 +24,14 @@ const (
 	bridgeReset   = 1 << 22 // of the word at pciBridgeControl
 )
 
-// Classes of functions whose bus mastering may stay on whatever is written: they write for others
-// only, which are silenced themselves (PCI Code and ID Assignment 1.11, 1.7).
+// Classes of functions whose bus mastering may stay on whatever is written to the register: they write only for
+// other functions, which are silenced themselves (PCI Code and ID Assignment 1.11, 1.7).
 const (
 	classHost = 0x0600 // bridge from the CPUs
 	classISA  = 0x0601
 )
 
-// space is the configuration space of a bus, in bytes.
+// space is the configuration space of a bus. Offsets are in bytes.
 type space interface {
 	load32(off int) uint32
 	store32(off int, v uint32)
@@ -52,8 +52,8 @@ func (f *function) load(reg int) uint32 { return f.load32(f.offset + reg) }
 
 func (f *function) store(reg int, v uint32) { f.store32(f.offset+reg, v) }
 
-// functions are those of a segment that answer: on the first bus, on those behind its
-// bridges, and so on. roots are the first buses of its host bridges.
+// functions returns the functions of a segment that answer: on the first buses, on the buses behind their
+// bridges, and so on. roots are the first buses of the segment's host bridges.
 func functions(s Segment, roots []byte) (all []*function, done func() error, err error) {
 	var windows []*window
 	done = func() error {
@@ -108,8 +108,8 @@ func functionsOf(s space, bus, dev int) (all []*function) {
 	return all
 }
 
-// silence has a function neither master the bus, which messages of interrupts need too, nor
-// raise an interrupt line, and makes sure of it.
+// silence keeps a function from mastering the bus, which message-signaled interrupts need too, and from raising
+// an interrupt line. It makes sure that bus mastering is off.
 func (f *function) silence() error {
 	const status = 0xffff << 16 // its bits are cleared by writing ones
 	f.store(pciCommand, (f.load(pciCommand)&^(status|commandMaster))|commandNoINTx)
@@ -120,9 +120,8 @@ func (f *function) silence() error {
 	return nil
 }
 
-// Silence takes the bus from all PCI functions of a segment: what was written to memory by
-// then is there when it returns, and nothing follows. Devices behind bridges are reset; mute are
-// those that do not answer after it.
+// Silence takes the bus from all PCI functions of a segment. When it returns, all that they had written is in
+// memory, and nothing follows. Devices behind bridges are reset; mute names those that do not answer after it.
 func Silence(s Segment, roots []byte) (mute []string, err error) {
 	all, done, err := functions(s, roots)
 	if err != nil {
@@ -135,9 +134,9 @@ func Silence(s Segment, roots []byte) (mute []string, err error) {
 	return reset(all), nil
 }
 
-// silence silences functions, what is behind a bridge before that: a bridge that may not master the bus
-// answers what comes from behind it with an error (PCI Express Base 5.0, 7.5.1.1.3), which a server's firmware
-// may reset the machine for.
+// silence silences functions, those behind a bridge before the bridge itself: a bridge that may not master the
+// bus answers requests from behind it with an error (PCI Express Base 5.0, 7.5.1.1.3), for which a server's
+// firmware may reset the machine.
 func silence(all []*function) error {
 	for _, f := range slices.Backward(all) {
 		if err := f.silence(); err != nil {
@@ -147,18 +146,18 @@ func silence(all []*function) error {
 	return nil
 }
 
-// readyLimit is how long a device may take from its reset until it answers, as Linux has it
-// (drivers/pci/pci.c, PCIE_RESET_READY_POLL_MS); settle, from then on until what is behind it does
+// readyLimit is how long a device may take to answer after its reset, as in Linux (drivers/pci/pci.c,
+// PCIE_RESET_READY_POLL_MS). settle is how long it takes after that until what is behind the device answers
 // (PCI Express Base 5.0, 6.6.1: 100 ms from the end of its link's training).
 const (
 	readyLimit = 60 * time.Second
 	settle     = 100 * time.Millisecond
 )
 
-// reset resets what answers behind bridges, and waits until it answers again: the kernel looks for
-// devices once. mute are those that do not.
+// reset resets the devices that answer behind bridges, and waits until they answer again: the kernel looks for
+// devices only once. mute names those that do not answer.
 func reset(all []*function) (mute []string) {
-	var reset []*function // the outermost bridges: their reset is that of all behind them, which must not be asked meanwhile
+	var reset []*function // the outermost bridges: their reset resets all that is behind them, which must not be accessed meanwhile
 	for _, f := range all {
 		inner := slices.ContainsFunc(reset, func(b *function) bool { return slices.Contains(b.behind(), byte(f.bus)) })
 		if !inner && f.resets(all) {
@@ -184,8 +183,8 @@ func reset(all []*function) (mute []string) {
 	return mute
 }
 
-// below are the devices right behind bridges that were reset. A bridge among them has forgotten its buses, and
-// nothing can be asked there.
+// below returns the devices directly behind bridges that were reset. A bridge among them has lost its bus
+// numbers, and nothing behind it can be accessed.
 func below(reset, all []*function) (devices []*function) {
 	for _, f := range all {
 		if f.num == 0 && slices.ContainsFunc(reset, func(b *function) bool { return byte(f.bus) == b.secondaryBuses[0] }) {
@@ -195,14 +194,14 @@ func below(reset, all []*function) (devices []*function) {
 	return devices
 }
 
-// answers says whether a device is there, and ready: 1 is the vendor of one that is not yet
-// (PCI Express Base 5.0, 2.3.2).
+// answers says whether a device is there, and ready: vendor ID 1 means that it is not ready yet (PCI Express
+// Base 5.0, 2.3.2).
 func (f *function) answers() bool {
 	vendor := f.load(pciVendor) & 0xffff
 	return vendor != 0xffff && vendor != 0x0001
 }
 
-// behind are the buses behind a bridge: none of another function.
+// behind returns the buses behind a bridge. There are none behind another function.
 func (f *function) behind() []byte {
 	var buses []byte
 	if f.header&^headerMany == headerBridge && f.secondaryBuses[0] > byte(f.bus) {
@@ -213,14 +212,14 @@ func (f *function) behind() []byte {
 	return buses
 }
 
-// resets says whether anything answers behind a bridge, which its reset reaches.
+// resets says whether anything answers behind a bridge, where the bridge's reset would reach it.
 func (f *function) resets(all []*function) bool {
 	buses := f.behind()
 	return slices.ContainsFunc(all, func(o *function) bool { return slices.Contains(buses, byte(o.bus)) })
 }
 
-// The list of capabilities in a configuration space of pciConfigSize bytes (PCI Local Bus 3.0, 6.7): whether there
-// is one, where it begins, and two of their numbers.
+// The list of capabilities in a configuration space of pciConfigSize bytes (PCI Local Bus 3.0, 6.7): whether
+// there is a list, where it begins, and the numbers of two capabilities.
 const (
 	pciConfigSize   = 256
 	pciStatus       = 0x06
@@ -231,13 +230,13 @@ const (
 	capabilityMSIX  = 0x11
 )
 
-// messages says whether a function with that configuration space can interrupt by messages.
+// messages says whether a function with that configuration space can raise message-signaled interrupts.
 func messages(b []byte) bool {
 	next := int(b[pciCapabilities] &^ 3)
 	if b[pciStatus]&statusList == 0 {
 		return false
 	}
-	for range (pciConfigSize - pciHeaderSize) / 4 { // no more fit, unless they go in a circle
+	for range (pciConfigSize - pciHeaderSize) / 4 { // no more fit, unless the list is circular
 		if next < pciHeaderSize {
 			return false
 		}

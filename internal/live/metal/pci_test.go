@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// bus is the configuration space of one, in which nothing answers.
+// bus is the configuration space of a bus on which nothing answers.
 func bus() *window {
 	b := make([]byte, 1<<20)
 	for i := range b {
@@ -17,7 +17,7 @@ func bus() *window {
 	return &window{all: b, data: b}
 }
 
-// put has a function answer: with that header, and its bus mastering on.
+// put makes a function answer, with that header type, and with its bus mastering on.
 func put(w *window, dev, num int, header byte, buses ...byte) {
 	at := w.data[dev<<15|num<<12:][:4096]
 	clear(at)
@@ -72,7 +72,7 @@ func TestResets(t *testing.T) {
 	}
 }
 
-// wired is a bus whose functions master it whatever is written.
+// wired is a bus whose functions keep mastering it, whatever is written.
 type wired struct{ *window }
 
 func (w wired) store32(off int, v uint32) {
@@ -82,7 +82,7 @@ func (w wired) store32(off int, v uint32) {
 	w.window.store32(off, v)
 }
 
-// TestSilenceWired: bus mastering that stays on is right in bridges of the chipset only.
+// TestSilenceWired: bus mastering that stays on is accepted in bridges of the chipset only.
 func TestSilenceWired(t *testing.T) {
 	for class, want := range map[uint16]bool{classHost: true, classISA: true, 0x0604: false, 0x0108: false} {
 		w := bus()
@@ -94,7 +94,7 @@ func TestSilenceWired(t *testing.T) {
 	}
 }
 
-// noted is a bus that notes whose commands were written.
+// noted is a bus that appends its number to order at each write.
 type noted struct {
 	*window
 	bus   int
@@ -120,8 +120,7 @@ func TestSilenceOrder(t *testing.T) {
 	}
 }
 
-// late is a bus on which nothing answers before a time, and some devices are not ready before
-// another.
+// late is a bus on which nothing answers before one time, and no device is ready before another.
 type late struct {
 	*window
 	answers, ready time.Time
@@ -137,7 +136,7 @@ func (l late) load32(off int) uint32 {
 	return l.window.load32(off)
 }
 
-// TestReset: it lasts until what is right behind a bridge answers, and not for ever.
+// TestReset: the reset lasts until the devices directly behind a bridge answer, and not for ever.
 func TestReset(t *testing.T) {
 	for _, c := range []struct {
 		name           string
@@ -159,7 +158,7 @@ func TestReset(t *testing.T) {
 				put(third, 0, 0, 0)
 				all := slices.Concat(functionsOf(first, 0, 0), functionsOf(first, 0, 1), functionsOf(second, 1, 0), functionsOf(third, 2, 0))
 				start := time.Now()
-				for _, f := range all[2:] { // what is on bus 2 is not found before its bridge knows its buses again
+				for _, f := range all[2:] { // what is on bus 2 is not found until its bridge has its bus numbers again
 					l := late{window: second, answers: start.Add(c.answers), ready: start.Add(c.ready)}
 					if f.bus == 2 {
 						l = late{window: third, answers: start.Add(time.Hour)}

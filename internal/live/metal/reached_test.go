@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestReached: what writes to memory, and is where the understudy finds no host bridge, cannot be fenced.
+// TestReached: a function that writes to memory, where the understudy finds no host bridge, cannot be
+// fenced.
 func TestReached(t *testing.T) {
 	const none = "0x0000000000000000 0x0000000000000000 0x0000000000000000\n"
 	for _, c := range []struct{ name, at, resource, wrong string }{
@@ -35,7 +36,7 @@ func TestReached(t *testing.T) {
 			t.Errorf("%s: %+v", c.at, found)
 		}
 	}
-	// Buses in two pieces of configuration space, and one bridge's in both.
+	// Configuration space in two pieces, and a bridge with buses in both.
 	files := root(map[string]string{acpiDir + "MCFG": string(firmwareMCFG(Segment{Base: 0xb0000000, LastBus: 0x3f}, Segment{Base: 0xc0000000, FirstBus: 0x40, LastBus: 0xff}))})
 	files["sys/bus/pci/devices/0000:45:00.0"] = link("../../../devices/pci0000:00/0000:00:01.0/0000:45:00.0")
 	m, err := Look(files)

@@ -14,16 +14,16 @@ type Reservation struct {
 	Low, Mid, High Range
 }
 
-// Sizes of what is reserved, and what it is aligned to, in bytes. A kernel is loaded at
-// multiples of 2 MiB (its kernel_alignment).
+// Sizes and alignments of what is reserved, in bytes. A kernel is loaded at multiples of 2 MiB (its
+// kernel_alignment).
 const (
-	lowSize  = 128 << 10 // half of it the kernel's, for its own code of that kind: 24 KiB in 6.1
-	lowFirst = 0x20000   // kernels leave the first 64 KiB alone, and put their own such code high
+	lowSize  = 128 << 10 // half of it is for the kernel's own real-mode code: 24 KiB in 6.1
+	lowFirst = 0x20000   // kernels leave the first 64 KiB alone, and put their own real-mode code high
 	lowLast  = 0x90000
 	midSize  = 64 << 20
 	huge     = 2 << 20
 	fourGiB  = 1 << 32
-	// MinHigh is the least that a Debian kernel, its image and a takeover come by with.
+	// MinHigh is the least that a Debian kernel, its image and a takeover need.
 	MinHigh = 512 << 20
 )
 
@@ -33,7 +33,7 @@ func Reserve(resources []Resource, high uint64) (Reservation, error) {
 	return reserveOf(firmwareMemory(resources), high)
 }
 
-// reserveOf is Reserve of pieces of memory.
+// reserveOf is Reserve for a list of memory ranges.
 func reserveOf(memory []Range, high uint64) (r Reservation, err error) {
 	if high < MinHigh || high%huge != 0 {
 		return r, fmt.Errorf("%d bytes for the understudy are not a multiple of 2 MiB, or are less than %d MiB", high, MinHigh>>20)
@@ -52,7 +52,7 @@ func reserveOf(memory []Range, high uint64) (r Reservation, err error) {
 	if r.Mid, ok = top(memory, midSize, fourGiB); !ok {
 		return r, fmt.Errorf("no %d MiB of memory below 4 GiB", midSize>>20)
 	}
-	// Above 4 GiB if there is any: what lies below is scarce.
+	// Above 4 GiB if there is memory: memory below is scarce.
 	if r.High, ok = top(memory, high, 1<<63); ok && !r.High.overlaps(r.Mid) {
 		return r, nil
 	}
@@ -62,7 +62,7 @@ func reserveOf(memory []Range, high uint64) (r Reservation, err error) {
 	return r, nil
 }
 
-// top is the highest piece of a size that ends at most at limit.
+// top returns the highest range of that size that ends at or below limit.
 func top(memory []Range, size, limit uint64) (Range, bool) {
 	for _, m := range slices.Backward(memory) {
 		end := min(m.End, limit) &^ (huge - 1)
@@ -74,23 +74,23 @@ func top(memory []Range, size, limit uint64) (Range, bool) {
 	return Range{}, false
 }
 
-// Parameter is the kernel parameter that names a reservation. A kernel does not know it.
+// Parameter is the kernel parameter that names a reservation. The kernel itself does not know it.
 const Parameter = "understudy.metal="
 
 // UnderstudyParameter is on the command line of an understudy's kernel.
 const UnderstudyParameter = "understudy.beside"
 
-// Parameters have the active kernel leave the reservation alone, be a good neighbour, and
-// let us at its local APIC (Documentation/admin-guide/kernel-parameters.txt). cpus is how
-// many CPUs it keeps.
+// Parameters returns the kernel parameters that make the active kernel leave the reservation alone, be a
+// good neighbour, and let us access its local APIC (Documentation/admin-guide/kernel-parameters.txt). cpus
+// is how many CPUs it keeps.
 func (r Reservation) Parameters(cpus int) []string {
 	var words []string
 	for _, m := range []Range{r.Low, r.Mid, r.High} {
 		words = append(words, fmt.Sprintf("memmap=%dK$%#x", m.Len()>>10, m.Start))
 	}
 	return append(words,
-		// More than 8 possible CPUs: physical APIC destinations. Logical ones are the same
-		// for both kernels (arch/x86/kernel/apic/apic_flat_64.c, physflat_probe).
+		// More than 8 possible CPUs make the kernel use physical APIC destinations. Logical ones are the
+		// same for both kernels (arch/x86/kernel/apic/apic_flat_64.c, physflat_probe).
 		"possible_cpus="+strconv.Itoa(max(9, cpus)),
 		"maxcpus="+strconv.Itoa(cpus),
 		"no_ipi_broadcast=1", // or a panic stops the other kernel's CPUs too
@@ -101,7 +101,7 @@ func (r Reservation) Parameters(cpus int) []string {
 	)
 }
 
-// String is as Parameter has it.
+// String returns the reservation in the form that follows Parameter.
 func (r Reservation) String() string {
 	return fmt.Sprintf("%#x+%#x,%#x+%#x,%#x+%#x", r.Low.Start, r.Low.Len(), r.Mid.Start, r.Mid.Len(), r.High.Start, r.High.Len())
 }
@@ -166,8 +166,8 @@ func (r Reservation) check() error {
 	return nil
 }
 
-// Left says whether the running kernel leaves the reservation alone: none of it is memory
-// that it uses.
+// Left returns an error unless the running kernel leaves the reservation alone, and uses none of it as
+// memory.
 func (r Reservation) Left(resources []Resource) error {
 	for _, want := range []Range{r.Low, r.Mid, r.High} {
 		for _, m := range Memory(resources) {
@@ -183,9 +183,10 @@ func (r Reservation) Left(resources []Resource) error {
 	return nil
 }
 
-// given says whether firmware gives the reserved memory to kernels still, and has nothing of its own there:
-// it may lie elsewhere with other settings or modules, and memmap= is what it was
-// (Documentation/ABI/testing/sysfs-firmware-memmap). What a kernel does not tell is not known.
+// given returns an error unless the firmware still gives all of the reserved memory to kernels, and has
+// nothing of its own there. With other settings or modules that memory may lie elsewhere, while memmap=
+// stays what it was (Documentation/ABI/testing/sysfs-firmware-memmap). A kernel that does not show the
+// firmware's map passes.
 func (r Reservation) given(root fs.FS) error {
 	const dir = "sys/firmware/memmap/"
 	all, _ := fs.ReadDir(root, dir[:len(dir)-1]) // none: a kernel without CONFIG_FIRMWARE_MEMMAP

@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Reserved keeps this machine's administrator from what would end an understudy: to bring
-// its CPUs online, and to suspend or hibernate the machine, both of which send its CPUs an
-// INIT. The files in /sys for that cannot be written to until release. They are read-only
-// mounts of themselves, which is what the error says. They are guarded below each of these
-// directories, which show the same /sys; "" is the root directory.
+// Reserved keeps this machine's administrator from doing what would end an understudy:
+// bringing its CPUs online, and suspending or hibernating the machine, both of which send
+// its CPUs an INIT. The files in /sys for that cannot be written to until release. They
+// are read-only mounts of themselves, and the error of a write says so. They are guarded
+// below each of these directories, which show the same /sys; "" is the root directory.
 func Reserved(roots ...string) (release func(), err error) {
 	var done []string
 	release = func() {
@@ -41,10 +41,10 @@ func Reserved(roots ...string) (release func(), err error) {
 	return release, nil
 }
 
-// guarded are the files to be guarded.
+// guarded returns the files to be guarded below a root directory.
 func guarded(root string) []string {
-	// Siblings come online by smt/control all at once, and a CPU by its hotplug/target too
-	// (Documentation/ABI/testing/sysfs-devices-system-cpu).
+	// Writing to smt/control brings all siblings online at once, and hotplug/target also
+	// brings a CPU online (Documentation/ABI/testing/sysfs-devices-system-cpu).
 	all := []string{root + "/sys/power/state", root + "/sys/devices/system/cpu/smt/control"}
 	files, _ := filepath.Glob(root + "/sys/devices/system/cpu/cpu[0-9]*/online") // the pattern is well-formed
 	for _, f := range files {

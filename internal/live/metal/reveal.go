@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// evaluate has the kernel evaluate the _STA of the device that notifies the bridges.
+// evaluate makes the kernel evaluate the _STA of the device that notifies the bridges.
 func evaluate() error {
 	b, err := os.ReadFile("/sys/bus/acpi/devices/" + RevealDevice + "/status")
 	if err != nil {

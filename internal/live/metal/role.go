@@ -14,9 +14,9 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// DiskOf is what is mounted on a directory of this machine, as an understudy finds it
-// again: by the serial number of its disk. root is os.DirFS("/"). What does not lie
-// directly on a disk, or is of a type that is not salvaged, is refused.
+// DiskOf returns what is mounted on a directory of this machine, in the form by which an understudy finds it
+// again: by the serial number of its disk. root is os.DirFS("/"). A file system that does not lie directly on a
+// disk, or has a type that is not salvaged, is refused.
 func DiskOf(root fs.FS, mount string) (d wire.Disk, err error) {
 	b, err := fs.ReadFile(root, "proc/self/mountinfo")
 	if err != nil {
@@ -36,10 +36,10 @@ func DiskOf(root fs.FS, mount string) (d wire.Disk, err error) {
 	return wire.Disk{Name: serial, Type: m.Type, Mount: mount}, nil
 }
 
-// CheckRole says what of a role cannot be done with this machine: its disks must be what is mounted
-// now; a service that is to run from its root file system must be there, and its unit be one that
-// can be started without systemd. omitted are the settings of units that are not carried out then, a line for each
-// unit. root is os.DirFS("/").
+// CheckRole returns why a role cannot be carried out for this machine: its disks must be those that are mounted
+// now; a service that is to run from its root file system must be there, and have a unit that can be started
+// without systemd. omitted are the settings of units that are not carried out then, a line for each unit. root
+// is os.DirFS("/").
 func CheckRole(root fs.FS, role wire.Config) (omitted []string, err error) {
 	if err := checkRole(&role); err != nil {
 		return nil, err
@@ -55,9 +55,9 @@ func CheckRole(root fs.FS, role wire.Config) (omitted []string, err error) {
 	return checkServices(root, role)
 }
 
-// CheckDisks refuses a role that is not what is mounted: another file system on the directory of
-// one of its disks. A directory with nothing mounted on it is right: its disk may have been
-// unmounted in good order. root is as of CheckRole.
+// CheckDisks refuses a role that does not match what is mounted: another file system is on the directory of one
+// of its disks. A directory with nothing mounted on it passes: its disk may have been unmounted in good order.
+// root is as for CheckRole.
 func CheckDisks(root fs.FS, role wire.Config) error {
 	for _, d := range role.Disks {
 		switch got, err := DiskOf(root, d.Mount); {
@@ -71,8 +71,8 @@ func CheckDisks(root fs.FS, role wire.Config) error {
 	return nil
 }
 
-// checkBelow refuses a role with services that would not find a file system which is mounted below
-// its disks, be it a directory of one of these (mount --bind).
+// checkBelow refuses a role with services that would not find a file system which is mounted below the role's
+// disks, even if that is a directory of one of these disks (mount --bind).
 func checkBelow(root fs.FS, role wire.Config) error {
 	if len(role.Services) == 0 && role.NFS == nil {
 		return nil
@@ -96,12 +96,12 @@ func checkBelow(root fs.FS, role wire.Config) error {
 	return nil
 }
 
-// within says whether a path is a directory, or in it.
+// within says whether a path is a directory, or below it.
 func within(path, dir string) bool {
 	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
-// checkServices is CheckRole of a role's services.
+// checkServices is CheckRole for a role's services.
 func checkServices(root fs.FS, role wire.Config) (omitted []string, err error) {
 	rooted := slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return d.Mount == "/" })
 	for _, s := range role.Services {
@@ -128,8 +128,8 @@ func checkServices(root fs.FS, role wire.Config) (omitted []string, err error) {
 
 var errNotMounted = errors.New("nothing is mounted there")
 
-// mounted finds what is mounted on a directory: the last one counts. It fails with errNotMounted if
-// nothing is.
+// mounted returns what is mounted on a directory: the last mount counts. It fails with errNotMounted if nothing
+// is mounted there.
 func mounted(info, dir string) (found mounts.Mount, err error) {
 	for m := range mounts.Parse(info) {
 		if m.Dir == dir {
@@ -145,7 +145,7 @@ func mounted(info, dir string) (found mounts.Mount, err error) {
 	return found, nil
 }
 
-// remote are types of file systems that have content elsewhere than on a device in /dev.
+// remote are the types of file systems whose content is not on a device in /dev.
 var remote = []string{"zfs", "nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "virtiofs"}
 
 // stored says whether a mount has content that outlives the kernel.
@@ -155,8 +155,8 @@ func stored(m mounts.Mount) bool {
 
 func describe(m mounts.Mount) string { return fmt.Sprintf("%s (%s on %s)", m.Dir, m.Type, m.Source) }
 
-// Left are the file systems of devices that this machine has mounted to write to, and that a
-// role does not have: what is unsaved there is lost with the kernel. root is os.DirFS("/").
+// Left returns the file systems of devices that this machine has mounted for writing, and that a role does not
+// have: what is unsaved there is lost with the kernel. root is os.DirFS("/").
 func Left(root fs.FS, role wire.Config) (left []string, err error) {
 	b, err := fs.ReadFile(root, "proc/self/mountinfo")
 	if err != nil {
@@ -177,8 +177,7 @@ func Left(root fs.FS, role wire.Config) (left []string, err error) {
 	return left, nil
 }
 
-// serialOf is the serial number of a block device's disk, with -partN behind it if it is a
-// partition.
+// serialOf is the serial number of a block device's disk, with -partN behind it if the device is a partition.
 func serialOf(root fs.FS, device string) (serial string, err error) {
 	dir := "sys/dev/block/" + device
 	number := ""

@@ -4,7 +4,7 @@ package metal
 const (
 	statusReveal = 0x00 // 32 bits, read by the understudy's DSDT: 0 hides PCI, 1 reveals it
 	statusState  = 0x08 // 64 bits, by the understudy: State
-	statusBeat   = 0x10 // 64 bits, by the understudy: counts
+	statusBeat   = 0x10 // 64 bits, by the understudy: its counter
 	statusOrder  = 0x40 // 64 bits, by the active side: orderStop
 	statusClock  = 0x48 // 64 bits, by the active side: its time, ns since 1970
 )
@@ -19,7 +19,7 @@ const (
 	Protected              // it knows the active kernel, and watches it
 	TakingOver
 	Active  // it serves
-	Stopped // as it was told, or never started
+	Stopped // as ordered, or never started
 	Failed  // see its log
 )
 
@@ -30,5 +30,5 @@ func (s State) String() string {
 	return "unknown"
 }
 
-// orderStop has the understudy take over nothing any more.
+// orderStop orders the understudy not to take over any more.
 const orderStop = 1

@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// The understudy's own ACPI tables: it has CPUs and, later, a PCI bus, and nothing else of
-// the machine, so that its kernel touches nothing of the active one's.
+// The understudy's own ACPI tables. They have CPUs and, later, a PCI bus, and nothing else
+// of the machine, so that the understudy's kernel touches nothing of the active kernel's.
 
 // Offsets into the FADT (ACPI 6.5, 5.2.9), its size in revision 5, and flags in it.
 const (
@@ -34,7 +34,8 @@ const (
 	profileServer = 4
 )
 
-// newTable is a table with its header, whose body is yet to be finished.
+// newTable returns a table with its header. finish must be called once its body is
+// complete.
 func newTable(signature string, revision byte, body []byte) []byte {
 	b := make([]byte, acpiHeader, acpiHeader+len(body))
 	copy(b, signature)
@@ -55,7 +56,7 @@ func finish(b []byte) []byte {
 	return b
 }
 
-// fadt has the understudy's kernel look for no hardware but what the DSDT has.
+// fadt makes the understudy's kernel look for no hardware other than that in the DSDT.
 func fadt(dsdt uint64, r Reset) []byte {
 	b := newTable("FACP", 5, make([]byte, fadtSize-acpiHeader))
 	binary.LittleEndian.PutUint32(b[fadtDSDT:], uint32(dsdt))
@@ -72,7 +73,7 @@ func fadt(dsdt uint64, r Reset) []byte {
 	return finish(b)
 }
 
-// madt has the CPUs in that order, and no I/O APIC: that stays the active kernel's.
+// madt lists the CPUs in that order, and no I/O APIC: that remains the active kernel's.
 func madt(apic uint64, ids []uint32) []byte {
 	body := binary.LittleEndian.AppendUint32(nil, uint32(apic))
 	body = binary.LittleEndian.AppendUint32(body, 0) // no PC/AT compatible interrupt controller
@@ -89,8 +90,9 @@ type bridge struct {
 	memory, ports []Range
 }
 
-// RevealDevice is the device of the understudy's whose status has it look for PCI, once
-// that is revealed: reading /sys/bus/acpi/devices/RevealDevice/status evaluates its _STA.
+// RevealDevice is the device of the understudy whose status makes its kernel look for PCI,
+// once PCI is revealed: reading /sys/bus/acpi/devices/RevealDevice/status evaluates its
+// _STA.
 const RevealDevice = revealID + ":00"
 
 const revealID = "USDY0001"
@@ -142,7 +144,8 @@ func xsdt(tables ...uint64) []byte {
 	return finish(newTable("XSDT", 1, body))
 }
 
-// rsdp is where a kernel begins (5.2.5.3): the root pointer, revision 2.
+// rsdp is the root pointer, revision 2, at which a kernel begins to read the tables
+// (5.2.5.3).
 func rsdp(xsdt uint64) []byte {
 	const first, size = 20, 36 // bytes of revision 1, which have a checksum of their own
 	b := make([]byte, size)
@@ -156,8 +159,8 @@ func rsdp(xsdt uint64) []byte {
 	return b
 }
 
-// acpiTables are all of the understudy's tables one after the other, for that place; root
-// is where the kernel is to begin.
+// acpiTables returns all of the understudy's tables one after the other, for that address.
+// root is the address of the root pointer.
 func acpiTables(at, reveal uint64, p Processors, r Reset, bridges []bridge) (b []byte, root uint64) {
 	put := func(t []byte) uint64 {
 		for len(b)%16 != 0 {
@@ -173,10 +176,11 @@ func acpiTables(at, reveal uint64, p Processors, r Reset, bridges []bridge) (b [
 	return b, root
 }
 
-// mpPointer is where a kernel looks for a floating pointer first, and mpTables what it
-// finds: a pointer to a table, at that place, that has neither CPU nor I/O APIC
-// (MultiProcessor Specification 1.4, chapter 4). Without, a kernel that misses an I/O APIC
-// in its MADT goes on to the firmware's, and programs the active one's.
+// mpPointer is where a kernel first looks for a floating pointer, and mpTables is what it
+// finds: a pointer to a table, at that address, which has neither CPU nor I/O APIC
+// (MultiProcessor Specification 1.4, chapter 4). Without it, a kernel that finds no I/O
+// APIC in its MADT goes on to the firmware's table, and programs the active kernel's I/O
+// APIC.
 const mpPointer = 0x3e0
 
 func mpTables(at uint64) (pointer, tables []byte) {

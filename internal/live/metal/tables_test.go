@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// TestPackageLength: the lengths of the specification (20.2.4), which count themselves.
+// TestPackageLength: the lengths of the specification (20.2.4), which include their own
+// encoding.
 func TestPackageLength(t *testing.T) {
 	for n, want := range map[int][]byte{
 		0: {0x01}, 0x3e: {0x3f}, 0x3f: {0x82, 0x04, 0x00}, 0x1000: {0x83, 0x00, 0x01},
@@ -24,8 +25,8 @@ func TestEISAID(t *testing.T) {
 	}
 }
 
-// TestDSDT: the bridge hides behind the word that it is told, and the other device has
-// the kernel look again.
+// TestDSDT: the bridge is hidden by the word at the given address, and the other device
+// makes the kernel look again.
 func TestDSDT(t *testing.T) {
 	b := dsdt(0x7be61000, []bridge{{Segment: Segment{Base: 0xb0000000, LastBus: 255}, memory: []Range{{0x80000000, 0xb0000000}}}})
 	if _, err := table(b, "DSDT"); err != nil {
@@ -63,7 +64,8 @@ func TestDSDTBridges(t *testing.T) {
 	}
 }
 
-// latin1 is bytes as a text of as many characters, which regular expressions are of.
+// latin1 converts bytes to a string with one character for each, which regular
+// expressions can match.
 func latin1(b []byte) string {
 	runes := make([]rune, len(b))
 	for i, c := range b {

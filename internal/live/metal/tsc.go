@@ -30,8 +30,7 @@ func TSC() (uint64, error) {
 // wanted are the variables of the running kernel that are read.
 var wanted = []string{"tsc_khz", "x2apic_mode", "irq_remapping_enabled", "sme_me_mask", "cc_mask"}
 
-// symbols are the addresses of those of them that there are. The list is long: it is read
-// once.
+// symbols returns the addresses of those of the wanted variables that exist. The list is long: it is read once.
 var symbols = sync.OnceValues(func() (map[string]uint64, error) {
 	f, err := os.Open("/proc/kallsyms")
 	if err != nil {
@@ -41,7 +40,8 @@ var symbols = sync.OnceValues(func() (map[string]uint64, error) {
 	return parseSymbols(f, wanted)
 })
 
-// parseSymbols takes some out of a list like /proc/kallsyms (kernel/kallsyms.c, s_show).
+// parseSymbols takes the addresses of some symbols out of a list like /proc/kallsyms (kernel/kallsyms.c,
+// s_show).
 func parseSymbols(r io.Reader, names []string) (map[string]uint64, error) {
 	found := make(map[string]uint64)
 	lines := bufio.NewScanner(r)
@@ -90,9 +90,9 @@ func variable(name string, n uint64) ([]byte, error) {
 	return nil, fmt.Errorf("%s at %#x is not in /proc/kcore", name, at)
 }
 
-// tsc: the understudy has no other clock than the time stamp counter, on its CPUs and on those that it gets. A kernel that
-// found it to be unstable does not offer it (kernel/time/clocksource.c, available_clocksource_show). Of a virtual
-// machine its flags say nothing.
+// tsc checks the time stamp counter, which is the understudy's only clock, on its own CPUs and on those that it
+// takes over. A kernel that found it to be unstable does not offer it (kernel/time/clocksource.c,
+// available_clocksource_show). In a virtual machine the flags of its CPUs say nothing.
 func (c *checker) tsc() {
 	const clocks = "sys/devices/system/clocksource/clocksource0/available_clocksource"
 	cpus, err := fs.ReadFile(c.root, "proc/cpuinfo")

@@ -17,47 +17,47 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Snapshot is how a pair is when it is asked.
+// Snapshot is the state of a pair at one moment.
 type Snapshot struct {
 	State          string    // one of States
-	Since          time.Time // of State
-	Held           bool      // the active side stands still, and is not dead
-	UnderstudyHeld bool      // so does the understudy
+	Since          time.Time // when the pair entered State
+	Held           bool      // the active side stands still, but is not dead
+	UnderstudyHeld bool      // the same of the understudy
 	Unread         bool      // nothing that is in memory only would be salvaged
-	Troubles       int       // that are told
-	Beat           time.Time // the active side's last; zero: none yet
-	Understudy     time.Time // the understudy's last; zero: none yet, or there is none
+	Troubles       int       // the number of troubles that are reported
+	Beat           time.Time // the active side's last beat; zero if there was none yet
+	Understudy     time.Time // the understudy's last beat; zero if there was none yet, or no understudy
 	Pause          time.Duration
 	Limit          time.Duration // of a pause
-	Unsaved        uint64        // bytes; what Known is false of has no metric
+	Unsaved        uint64        // bytes; has no metric while Known is false
 	Known          bool
 	HookFailures   int64
 }
 
-// States are those that a pair may be in.
+// States are the states that a pair may be in.
 var States = []string{"protected", "unprotected", "taking over", "switching", "failed"}
 
 // Switch is the cause of a takeover that was asked for.
 const Switch = "switch"
 
-// Takeover is one that has come through.
+// Takeover is a takeover that has completed.
 type Takeover struct {
 	At      time.Time
-	Cause   string // one of those that New was given
+	Cause   string // one of the causes passed to New, or Switch
 	Took    time.Duration
 	Steps   []Step
-	Files   int   // brought over
-	Bytes   int64 // of them
-	Refused int   // what was not
+	Files   int   // of which data was brought over
+	Bytes   int64 // brought over
+	Refused int   // things that were not brought over
 }
 
-// Step is one of its steps.
+// Step is one step of a takeover.
 type Step struct {
 	Name string
 	Took time.Duration
 }
 
-// Metrics are those of one pair.
+// Metrics are the metrics of one pair.
 type Metrics struct {
 	registry *prometheus.Registry
 	look     func() Snapshot
@@ -68,12 +68,12 @@ type Metrics struct {
 	files, bytes, refused prometheus.Counter
 }
 
-// buckets of steps and takeovers, in seconds: from what memory takes to a check of a large
-// file system.
+// buckets are the histogram buckets of steps and takeovers, in seconds: from work in memory
+// to a check of a large file system.
 var buckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
 
-// New makes the metrics of a pair; causes are those of a death that there may be, which are
-// counted from zero on, and look says how the pair is.
+// New makes the metrics of a pair. causes are the possible causes of a death, each of which is
+// counted from zero on; look returns the current state of the pair.
 func New(pair, version string, causes []string, look func() Snapshot) *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry(), look: look}
 	labels := prometheus.Labels{"pair": pair}
@@ -115,7 +115,7 @@ func (m *Metrics) TookOver(t Takeover) {
 	m.refused.Add(float64(t.Refused))
 }
 
-// seconds is a time as Prometheus has it.
+// seconds is a time as Prometheus represents it: seconds since 1970.
 func seconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 
 // Handler answers Prometheus.
@@ -125,11 +125,12 @@ func (m *Metrics) Handler() http.Handler {
 	return mux
 }
 
-// scrapeLimit bounds what one who asks may take, so that nobody keeps connections for ever.
+// scrapeLimit bounds how long a client may take to send a request, and to read the answer, so
+// that none keeps a connection for ever.
 const scrapeLimit = 10 * time.Second
 
-// Serve answers at an address until the server is closed. failed hears of its end, if that
-// comes by itself.
+// Serve answers at an address until the server is closed. failed is called if the server ends
+// for any other reason.
 func (m *Metrics) Serve(at netip.AddrPort, failed func(error)) (*http.Server, error) {
 	l, err := net.Listen("tcp", at.String())
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
 
-// scraped is what Prometheus gets.
+// scraped is the text that Prometheus gets.
 func scraped(t *testing.T, m *Metrics) string {
 	t.Helper()
 	server := httptest.NewServer(m.Handler())
@@ -36,7 +36,7 @@ func scraped(t *testing.T, m *Metrics) string {
 
 var at = time.Unix(1_800_000_000, 500_000_000)
 
-// filled has a value for each metric.
+// filled returns metrics that all have a value.
 func filled() *Metrics {
 	m := New("web", "v1", []string{"heartbeat", "dying message"}, func() Snapshot {
 		return Snapshot{State: "protected", Since: at, Troubles: 2, Beat: at, Understudy: at.Add(time.Second), Pause: 25 * time.Millisecond,
@@ -123,8 +123,8 @@ func TestServe(t *testing.T) {
 	}
 }
 
-// TestDocumented: the board, the alerts and docs/OPERATING.md name only metrics that there
-// are, and the document names all of ours.
+// TestDocumented: the dashboard, the alerts and docs/OPERATING.md name only metrics that
+// exist, and the document names all of ours.
 func TestDocumented(t *testing.T) {
 	text := scraped(t, filled())
 	var have []string

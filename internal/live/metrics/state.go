@@ -4,7 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// state collects what a Snapshot has.
+// state is the collector of the metrics that a Snapshot gives.
 type state struct {
 	look func() Snapshot
 

@@ -10,27 +10,27 @@ import (
 	"strings"
 )
 
-// Mount is one line.
+// Mount is one line of mountinfo.
 type Mount struct {
 	Device string // MAJOR:MINOR
-	Root   string // what of the file system is mounted: "/", or a directory of it
-	Dir    string // where
+	Root   string // the part of the file system that is mounted: "/", or a directory in it
+	Dir    string // the mount point
 	Type   string
 	Source string
 
 	options, super string
 }
 
-// Has reports whether the mount itself has an option, such as rw; HasSuper, whether its file
-// system has.
+// Has reports whether the mount itself has an option, such as rw; HasSuper reports whether its
+// file system has it.
 func (m *Mount) Has(option string) bool { return has(m.options, option) }
 
 func (m *Mount) HasSuper(option string) bool { return has(m.super, option) }
 
 func has(options, option string) bool { return slices.Contains(strings.Split(options, ","), option) }
 
-// On reports whether something is mounted on a directory, or on what its symbolic links lead to, which
-// is what the kernel says.
+// On reports whether something is mounted on a directory. It resolves symbolic links first, since the
+// kernel lists mount points without them.
 func On(dir string) bool {
 	if at, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = at
@@ -43,13 +43,13 @@ func On(dir string) bool {
 	return false
 }
 
-// Here are this process's: none, if they cannot be read.
+// Here yields the mounts of this process; none if they cannot be read.
 func Here() iter.Seq[Mount] {
-	b, _ := os.ReadFile("/proc/self/mountinfo") // there is no /proc, then
+	b, _ := os.ReadFile("/proc/self/mountinfo") // it fails if there is no /proc
 	return Parse(string(b))
 }
 
-// Parse yields the lines that can be read. Of two on a directory the later one is on top.
+// Parse yields the lines that can be parsed. Of two mounts on one directory, the later one is on top.
 func Parse(info string) iter.Seq[Mount] {
 	return func(yield func(Mount) bool) {
 		for line := range strings.Lines(info) {

@@ -8,7 +8,7 @@ import (
 	"understudy.dev/understudy/internal/live/rtnl"
 )
 
-// What tests in package netns_test need besides.
+// What the tests in package netns_test need besides the exported names.
 var (
 	ErrClosed     = errClosed
 	ErrNoNeighbor = errNoNeighbor

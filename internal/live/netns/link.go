@@ -42,9 +42,9 @@ func (n *Namespace) Bridge(name string) error {
 	})
 }
 
-// Bridges are the bridges that there are, by name, with how long each keeps a port that joins it from forwarding: with
-// the spanning tree protocol it listens first and then learns, for the forward delay each (net/bridge/br_stp.c,
-// br_make_forwarding and br_forward_delay_timer_expired).
+// Bridges returns the existing bridges by name, each with the time for which it keeps a port that joins it from
+// forwarding: with the spanning tree protocol a port first listens and then learns, each for one forward delay
+// (net/bridge/br_stp.c, br_make_forwarding and br_forward_delay_timer_expired).
 func (n *Namespace) Bridges() (map[string]time.Duration, error) {
 	var links [][]byte
 	err := n.Do(func() (err error) {
@@ -67,10 +67,10 @@ func (n *Namespace) Bridges() (map[string]time.Duration, error) {
 	return bridges, nil
 }
 
-// clockTick is the unit of times that the kernel tells (USER_HZ).
+// clockTick is the unit in which the kernel reports times (USER_HZ).
 const clockTick = time.Second / 100
 
-// bridge reads an ifinfomsg with its attributes (linux/if_link.h); name is empty if it is of no bridge.
+// bridge reads an ifinfomsg with its attributes (linux/if_link.h); name is empty if the link is not a bridge.
 func bridge(link []byte) (name string, delay time.Duration, err error) {
 	if len(link) < unix.SizeofIfInfomsg {
 		return "", 0, fmt.Errorf("netlink message of %d bytes is too short", len(link))
@@ -93,8 +93,8 @@ func bridge(link []byte) (name string, delay time.Duration, err error) {
 	return string(bytes.TrimRight(attrs[unix.IFLA_IFNAME].Value, "\x00")), delay, nil
 }
 
-// Veth makes a cable: the end name here, the end peerName in peer; both are up on return. Neither namespace may be
-// the host's own.
+// Veth makes a cable with one end, name, in n and the other, peerName, in peer; both are up on return. Neither
+// namespace may be the host's own.
 func (n *Namespace) Veth(name string, peer *Namespace, peerName string) error {
 	if n == nil || peer == nil {
 		return fmt.Errorf("create veth %s: the host's own namespace is not to be cabled", name)
@@ -119,7 +119,7 @@ func (n *Namespace) Veth(name string, peer *Namespace, peerName string) error {
 	return peer.Do(func() error { return linkUp(peerName) })
 }
 
-// AddAddr gives a link an address with the length of its network. It can be used at once, an IPv6 one too.
+// AddAddr gives a link an address with its prefix length. The address can be used at once, even an IPv6 one.
 func (n *Namespace) AddAddr(link string, addr netip.Prefix) error {
 	return n.withLink(link, "add address to", func(l netlink.Link) error {
 		ip := &net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), addr.Addr().BitLen())}
@@ -131,13 +131,13 @@ func (n *Namespace) AddAddr(link string, addr netip.Prefix) error {
 	})
 }
 
-// Enslave makes a link a port of a bridge, and has it up: from here on frames pass.
+// Enslave makes a link a port of a bridge, and sets it up: from then on frames pass.
 func (n *Namespace) Enslave(link, bridge string) error {
 	_, err := n.Join(link, bridge)
 	return err
 }
 
-// Join is Enslave; there says that the link was such a port before.
+// Join is Enslave; there reports that the link was already a port of the bridge, and up.
 func (n *Namespace) Join(link, bridge string) (there bool, err error) {
 	err = n.withLink(link, "enslave", func(l netlink.Link) error {
 		b, err := netlink.LinkByName(bridge)
@@ -153,7 +153,7 @@ func (n *Namespace) Join(link, bridge string) (there bool, err error) {
 	return there, err
 }
 
-// Has reports whether there is a link of a name in the namespace.
+// Has reports whether the namespace has a link of that name.
 func (n *Namespace) Has(link string) (bool, error) {
 	err := n.Do(func() error {
 		_, err := netlink.LinkByName(link)
@@ -166,7 +166,7 @@ func (n *Namespace) Has(link string) (bool, error) {
 	return err == nil, err
 }
 
-// withLink runs act on the named link inside the namespace; verb tells what failed.
+// withLink runs act on the named link inside the namespace; verb is what act does, for its error.
 func (n *Namespace) withLink(name, verb string, act func(netlink.Link) error) error {
 	return n.Do(func() error {
 		l, err := netlink.LinkByName(name)
@@ -180,8 +180,8 @@ func (n *Namespace) withLink(name, verb string, act func(netlink.Link) error) er
 	})
 }
 
-// Neighbor returns the link address under which the namespace knows an IP address, its ARP or ND view. It returns
-// an error when there is none, or none that resolved.
+// Neighbor returns the link address that the namespace has for an IP address in its neighbour table (ARP or ND). It
+// returns an error when there is no entry, or none that is resolved.
 func (n *Namespace) Neighbor(ip netip.Addr) (net.HardwareAddr, error) {
 	var mac net.HardwareAddr
 	err := n.Do(func() error {

@@ -1,5 +1,5 @@
-// Package netns makes the host's side of a pair's network: taps, and their ports of a bridge, in the host's own network
-// namespace or in one of its own, which nothing outside of it sees and which vanishes with the last descriptor of it.
+// Package netns makes the host's side of a pair's network: taps that are ports of a bridge, in the host's network
+// namespace or in a separate one, which nothing outside sees and which vanishes when its last descriptor is closed.
 //
 // # Caveats
 //
@@ -32,7 +32,7 @@ type Namespace struct {
 	fd int // -1 once closed
 }
 
-// New creates an empty namespace: its loopback is up and IPv6 is disabled, so that nothing that a host says of itself
+// New creates an empty namespace: its loopback is up and IPv6 is disabled, so that nothing that a host sends by itself
 // disturbs a measurement.
 func New() (*Namespace, error) { return create(map[string]string{"disable_ipv6": "1"}) }
 
@@ -80,7 +80,7 @@ func quieten(ipv6 map[string]string) error {
 	return linkUp("lo")
 }
 
-// Close gives up the namespace; the kernel dismantles it, with every link in it, once no tap of it is open any more.
+// Close closes the namespace; the kernel dismantles it, with every link in it, once no tap of it is open any more.
 // A second Close is an error.
 func (n *Namespace) Close() error {
 	if n == nil {

@@ -185,7 +185,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	}
 }
 
-// TestIPv6WhereAsked: an address of it can be used as soon as it is given, and the
+// TestIPv6WhereAsked: an IPv6 address can be used as soon as it is added, and the
 // neighbour's link address is known.
 func TestIPv6WhereAsked(t *testing.T) {
 	needRoot(t)

@@ -151,9 +151,8 @@ func TestBridgeCarriesTraffic(t *testing.T) {
 	t.Logf("echo %v after the port was enslaved again", time.Since(start))
 }
 
-// linkMAC is the address of a link.
-// TestBridges: which bridges there are, and which keep a new port from forwarding. The protocol's own
-// least delay is 2 s.
+// TestBridges checks which bridges are listed, and for how long each keeps a new port from forwarding. The
+// spanning tree protocol's least delay is 2 s.
 func TestBridges(t *testing.T) {
 	needRoot(t)
 	n, err := netns.New()
@@ -179,6 +178,7 @@ func TestBridges(t *testing.T) {
 	}
 }
 
+// linkMAC returns the MAC address of a link.
 func linkMAC(t *testing.T, n *netns.Namespace, name string) net.HardwareAddr {
 	t.Helper()
 	var mac net.HardwareAddr

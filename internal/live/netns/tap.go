@@ -16,8 +16,8 @@ const tunPath = "/dev/net/tun"
 // virtio_net_hdr: what QEMU takes as `-netdev tap,fd=N`. The descriptor blocks and is closed on exec unless it is
 // passed on. The tap is no port of a bridge yet, and vanishes when its last descriptor is closed.
 //
-// A nil mac leaves the choice to the kernel. The address is the host's end of the cable, so it must differ from the
-// guest's: a bridge takes frames to the address of a port for its own.
+// A nil mac leaves the choice to the kernel. The address is that of the host's end of the cable, so it must differ
+// from the guest's: a bridge delivers frames for the address of one of its ports to the host itself.
 func (n *Namespace) Tap(name string, mac net.HardwareAddr) (*os.File, error) {
 	var tap *os.File
 	err := n.Do(func() error {

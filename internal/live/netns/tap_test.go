@@ -49,7 +49,7 @@ func TestTap(t *testing.T) {
 			t.Fatalf("join: it was a port before is %v, not %v: %v", there, before, err)
 		}
 	}
-	// The client asks for a neighbour; the question comes out of the tap, behind a header of 10 bytes.
+	// The client sends an ARP request; it comes out of the tap, behind a header of 10 bytes.
 	conn, err := lab.Client.DialContext(t.Context(), "udp", "10.77.0.99:9")
 	if err != nil {
 		t.Fatal(err)
@@ -70,7 +70,7 @@ func TestTap(t *testing.T) {
 	}
 }
 
-// checkTap holds that the descriptor is as QEMU wants it.
+// checkTap checks that the descriptor is as QEMU needs it.
 func checkTap(t *testing.T, tap *os.File) {
 	t.Helper()
 	req, err := unix.NewIfreq("")
@@ -94,7 +94,7 @@ func checkTap(t *testing.T, tap *os.File) {
 	}
 }
 
-// readARP reads frames until an ARP question from the given sender comes.
+// readARP reads frames until an ARP request from the given sender comes.
 func readARP(t *testing.T, tap *os.File, from net.HardwareAddr) bool {
 	t.Helper()
 	frame := make([]byte, 2000)

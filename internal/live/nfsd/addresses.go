@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// addressFile, in the state directory, has what mountd has said of the addresses of
-// clients. A takeover tells the kernel again, so that the first call of each does
-// not wait for mountd: that takes 3 ms at best, and 260 were seen.
+// addressFile, in the state directory, holds mountd's answers about the addresses of
+// clients. A takeover gives them to the kernel again, so that the first call of each client
+// does not wait for mountd: that takes 3 ms at best, and 260 ms were seen.
 const addressFile = "addresses"
 
 const (
@@ -25,16 +25,16 @@ const (
 	maxAddresses  = 1 << 20 // bytes of the file
 )
 
-// address is a client's address and the name that it is known by to the exports.
+// address is a client's address and the name by which the exports know the client.
 type address struct {
 	ip     netip.Addr
 	domain string
 }
 
 // parseAddresses reads the kernel's table: a line is the class of service, the
-// address and the name, or else what tells that there is none (ip_map_show,
-// net/sunrpc/svcauth_unix.c). Other lines are left out, comments among them, which
-// entries without an answer are.
+// address, and the name or a mark that there is none (ip_map_show,
+// net/sunrpc/svcauth_unix.c). Other lines are left out, such as comments, which
+// is how entries without an answer are shown.
 func parseAddresses(table string) []address {
 	var out []address
 	for line := range strings.Lines(table) {
@@ -49,8 +49,8 @@ func parseAddresses(table string) []address {
 	return out
 }
 
-// fillAddresses tells the kernel what the file in the state directory says. What
-// cannot be told mountd will say.
+// fillAddresses tells the kernel the addresses in the file in the state directory. For
+// those that it fails to tell, the kernel will ask mountd.
 func fillAddresses(state string) error {
 	f, err := os.Open(filepath.Join(state, addressFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -72,8 +72,8 @@ func fillAddresses(state string) error {
 	return errors.Join(errs...)
 }
 
-// keepAddresses has the file follow the kernel's table until ctx ends. It is not
-// made durable: the death of a kernel does not lose it, and it is only a help.
+// keepAddresses copies the kernel's table to the file whenever it changes, until ctx ends.
+// It does not sync the file: the death of a kernel does not lose it, and it only saves time.
 func keepAddresses(ctx context.Context, state string) error {
 	var kept []byte
 	tick := time.NewTicker(addressPeriod)

@@ -26,7 +26,7 @@ nfsd 10.77.0.5
 	}
 }
 
-// FuzzParseAddresses: what is taken is one word each to the kernel.
+// FuzzParseAddresses: each address and each name that is parsed is one word to the kernel.
 func FuzzParseAddresses(f *testing.F) {
 	f.Add("nfsd 10.77.0.9 *\nnfsd fd00::9 a,b\n")
 	f.Fuzz(func(t *testing.T, table string) {

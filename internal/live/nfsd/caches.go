@@ -13,20 +13,20 @@ import (
 // the number of the option fsid.
 const fsidNumber = 1
 
-// cacheLife is how long what we tell the kernel holds before it asks mountd,
-// which gives its own answers as long (default_ttl, nfs-utils).
+// cacheLife is how long the kernel uses what we tell it before it asks mountd,
+// which gives its own answers the same lifetime (default_ttl, nfs-utils).
 const cacheLife = 30 * time.Minute
 
-// fillCaches has the kernel know an export before its first client asks, so that
-// none has to wait for mountd: where the file system of a handle is, and with what
-// options it is exported, as far as we can say them as mountd would. That the
-// kernel takes it is the proof that the directory can be exported.
+// fillCaches tells the kernel of an export before its first client asks, so that
+// no client has to wait for mountd: where the file system of a handle is, and the
+// export options, as far as we can give them exactly as mountd would. If the
+// kernel accepts this, the directory can be exported.
 func fillCaches(e Export, table []tableEntry) error {
 	expiry := time.Now().Add(cacheLife).Unix()
 	for _, c := range e.Clients {
 		n, ok := c.number()
 		if !ok {
-			continue // by UUID, which takes a look at all disks: mountd's work
+			continue // a UUID, for which all disks must be searched: left to mountd
 		}
 		if err := introduce(c.Name, e.Path); err != nil {
 			return fmt.Errorf("introduce %s to nfsd: %w", c.Name, err)
@@ -48,9 +48,9 @@ func fillCaches(e Export, table []tableEntry) error {
 	return nil
 }
 
-// forgetClients has the kernel ask mountd anew for each address, as it does for one
-// that it has not heard of. The time is compared with that of entries, which are
-// dropped if they are not younger (write_flush, net/sunrpc/cache.c).
+// forgetClients makes the kernel ask mountd anew for each address, as it does for an
+// unknown one. The kernel requires a number, ignores its value, and drops every entry
+// that it has at that moment (write_flush, net/sunrpc/cache.c).
 func forgetClients() error {
 	return os.WriteFile("/proc/net/rpc/auth.unix.ip/flush", []byte("1\n"), 0)
 }
@@ -59,9 +59,9 @@ func tell(cache, line string) error {
 	return os.WriteFile("/proc/net/rpc/"+cache+"/channel", []byte(line), 0)
 }
 
-// introduce has the kernel hear of a client, without which it takes nothing about
-// it. Asking for a handle does that (write_filehandle, fs/nfsd/nfsctl.c), whether
-// or not there is an export yet.
+// introduce makes a client known to the kernel, which accepts nothing about unknown
+// clients. Asking for a file handle does that (write_filehandle, fs/nfsd/nfsctl.c),
+// whether or not there is an export yet.
 func introduce(client, path string) error {
 	const size = 64 // of a handle, NFS3_FHSIZE of RFC 1813
 	line := fmt.Sprintf("%s %s %d\n", quote(client), quote(path), size)
@@ -72,8 +72,8 @@ func introduce(client, path string) error {
 	return err
 }
 
-// quote writes a word as the kernel's caches read it: what would end it or be
-// taken for an escape as three octal digits (qword_get, net/sunrpc/cache.c).
+// quote writes a word as the kernel's caches read it: characters that would end the word,
+// and the backslash, as three octal digits (qword_get, net/sunrpc/cache.c).
 func quote(s string) string {
 	var b []byte
 	for i := range len(s) {

@@ -10,10 +10,10 @@ const (
 	opSequence      = 11 // CB_SEQUENCE
 )
 
-// Recall returns the call, as a record of a stream, by which a server asks a client of NFSv4 of a minor version, at least 1, to
-// use no more slots of a session than so many: CB_RECALL_SLOT, in slot 0 of the session's backchannel, whose next sequence number
-// is given. The number that the client has changes nothing for it, but it must say so to the server, with a SEQUENCE (RFC
-// 8881, 20.8.3): it finds out at once whether that still knows it.
+// Recall returns the call, as a record of a stream, by which an NFSv4 server asks a client to use no more than slots slots of a
+// session: CB_RECALL_SLOT, in slot 0 of the session's backchannel. minor is the minor version, at least 1, and sequence the next
+// sequence number of slot 0. If slots is the number that the client has, nothing changes for it, but it must confirm that to
+// the server with a SEQUENCE (RFC 8881, 20.8.3), and so finds out at once whether the server still knows it.
 func Recall(program, minor uint32, session [16]byte, sequence, slots uint32) []byte {
 	b := words(nil, 0, minor, 0, 2) // no tag, minor version, callback_ident, two operations
 	b = words(b, opSequence)

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestRecall holds the call against one written down word by word from RFC 5531, 9 and 11, and RFC 8881, 20.
+// TestRecall compares the call with one written down word by word from RFC 5531, 9 and 11, and RFC 8881, 20.
 func TestRecall(t *testing.T) {
 	want := strings.Join(strings.Fields(`
 		8000007c 00000007 00000000 00000002 40000000 00000001 00000001

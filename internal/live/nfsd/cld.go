@@ -16,15 +16,15 @@ const (
 	cldGetVersion
 )
 
-// cldVersion is the newest version of the messages that we speak. Linux has it
+// cldVersion is the newest version of the messages that we speak. Linux has had it
 // since 5.4, and version 1 since 5.2.
 const cldVersion = 2
 
 // Sizes and offsets of struct cld_msg and cld_msg_v2, in bytes: packed, in the
 // machine's byte order, which is little-endian here. A header of version,
-// command, status and transaction id; then a union of the version and of the
-// client's name, which has its length before it; in version 2 the hash of the
-// client's principal follows, with its length in a byte.
+// command, status and transaction id; then a union of the version and the
+// client's name, preceded by its length; in version 2 the hash of the
+// client's principal follows, preceded by its length in one byte.
 const (
 	maxClientName = 1024 // NFS4_OPAQUE_LIMIT
 	principalSize = 32   // SHA256_DIGEST_SIZE
@@ -44,7 +44,7 @@ type client struct {
 	Principal []byte `json:"principal,omitempty"` // SHA-256 of its Kerberos principal, or nothing
 }
 
-// cldMessage is one message of the kernel, and its answer in place.
+// cldMessage is one message from the kernel; its answer is made in place.
 type cldMessage []byte
 
 // checkCLD makes a message of what was read from the pipe.
@@ -59,7 +59,7 @@ func (m cldMessage) command() byte { return m[1] }
 
 func (m cldMessage) hasPrincipal() bool { return len(m) == cldSizeV2 }
 
-// client is the one that a message is about.
+// client returns the client that a message is about.
 func (m cldMessage) client() (client, error) {
 	n := int(binary.LittleEndian.Uint16(m[cldUnion:]))
 	if n == 0 || n > maxClientName {
@@ -79,7 +79,7 @@ func (m cldMessage) client() (client, error) {
 	return c, nil
 }
 
-// answer is the message with a status, zero or a negative errno.
+// answer sets the status of the message, zero or a negative errno, and returns it.
 func (m cldMessage) answer(status int16) cldMessage {
 	binary.LittleEndian.PutUint16(m[cldStatus:], uint16(status))
 	return m
@@ -91,8 +91,8 @@ func (m cldMessage) answerVersion() cldMessage {
 	return m.answer(0)
 }
 
-// record is a message on the way to the last answer to a question for all
-// clients: one of them. c is valid.
+// record returns a message with one of the clients: when the kernel asks for all
+// clients, one such message each comes before the last answer. c must be valid.
 func (m cldMessage) record(c client) cldMessage {
 	r := append(cldMessage(nil), m...)
 	clear(r[cldUnion:])

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// message is one of the kernel's about a client.
+// message returns a message of the kernel about a client.
 func message(size int, command byte, c client) cldMessage {
 	m := make(cldMessage, size)
 	m[0], m[1] = cldVersion, command

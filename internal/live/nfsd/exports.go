@@ -23,8 +23,8 @@ type exportClient struct {
 // ParseExport reads a line of exports(5): a path, and clients with their options
 // in parentheses. Quotes, escapes and default options are refused. So is a
 // client without fsid: without it, a file's handle names the file system by its
-// device number, which differs on the other side, or by its UUID, which takes
-// mountd a look at all disks to resolve.
+// device number, which differs on the other side, or by its UUID, for which
+// mountd must search all disks.
 func ParseExport(line string) (Export, error) {
 	fields := strings.Fields(line)
 	if strings.ContainsAny(line, `"\#`) || len(fields) < 2 {
@@ -54,10 +54,10 @@ func ParseExport(line string) (Export, error) {
 	return e, nil
 }
 
-// ErrNoFSID is of an export whose files would have other handles after a takeover.
+// ErrNoFSID is returned for an export whose files would have other handles after a takeover.
 var ErrNoFSID = errors.New("it has no fsid")
 
-// number is the fsid as the number that handles have it by, if it is one.
+// number returns the fsid as file handles contain it, if it is a number.
 // fsid=root is 0 (exports(5)).
 func (c exportClient) number() (uint32, bool) {
 	if c.FSID == "root" {

@@ -48,8 +48,8 @@ func TestParseExportRefuses(t *testing.T) {
 	}
 }
 
-// FuzzParseExport: a line that is taken is path and clients in the words that it
-// had, and none of them could end a line of the kernel's or be an escape in it.
+// FuzzParseExport: a line that is accepted gives a path and clients as they stand in
+// the line, and none of them could end a line of the kernel's caches or be an escape in it.
 func FuzzParseExport(f *testing.F) {
 	f.Add("/srv/export *(rw,async,no_root_squash,fsid=1)")
 	f.Add("/srv a(fsid=1) b(fsid=2)")
@@ -92,7 +92,7 @@ func TestTable(t *testing.T) {
 	if got, ok := optionsOf(table, "/srv", "*"); ok {
 		t.Errorf("another directory: %q", got)
 	}
-	// What we do not know, mountd is to say.
+	// Options that we do not know are left to mountd.
 	for _, old := range [][2]string{{"sec=sys", "sec=krb5"}, {"fsid=1", "fsid=12345678-1234-1234-1234-123456789abc"}, {"acl", "refer=/x@y"}, {"anonuid=65534,", ""}, {"anongid=65534", "anongid=-2"}} {
 		if got, ok := optionsOf(parseTable(strings.Replace(line, old[0], old[1], 1)), "/srv/export", "*"); ok {
 			t.Errorf("%v: %q", old, got)

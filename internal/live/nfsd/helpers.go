@@ -23,8 +23,8 @@ const (
 	exportsFile = "/etc/exports.d/understudy.exports"
 )
 
-// nsmDir is where the status monitor has its state, of which only the directory is
-// there before the disks: nsmState of the state directory is mounted over it.
+// nsmDir is where the status monitor keeps its state. Before the disks come it has no
+// records; then nsmState, a directory in the state directory, is mounted over it.
 const (
 	nsmDir   = "/run/understudy-nsm"
 	nsmState = "nsm"
@@ -34,8 +34,8 @@ const (
 const helperLimit = 30 * time.Second
 
 // makeDirectories makes the files and directories that the helpers need. Export directories, which
-// will be on the shared disks, exist for now where those will be mounted:
-// exportfs(8) refuses to export what is not there.
+// will be on the shared disks, are also made now, below the mount points:
+// exportfs(8) refuses to export a directory that does not exist.
 func makeDirectories(exports []Export) error {
 	dirs := []string{stateDir, stateDir + "/sm", stateDir + "/sm.bak", stateDir + "/v4recovery", nsmDir, nsmDir + "/sm", nsmDir + "/sm.bak",
 		filepath.Dir(exportsFile), "/run/rpcbind", "/run/sendsigs.omit.d"}
@@ -57,9 +57,9 @@ func makeDirectories(exports []Export) error {
 	return nil
 }
 
-// startHelpers starts rpcbind, mountd and the status monitor, those that are not
+// startHelpers starts those of rpcbind, mountd and the status monitor that are not
 // running yet, and returns when they answer. The kernel registers its ports with
-// the first, asks the second who may mount, and the third is told of NFSv3's
+// rpcbind, asks mountd who may mount, and tells the status monitor of NFSv3
 // locks.
 func (s *Server) startHelpers(ctx context.Context) error {
 	helpers := []struct {
@@ -106,14 +106,14 @@ func await(ctx context.Context, port int) error {
 	return nil
 }
 
-// helper is a process of ours.
+// helper is a process that we started.
 type helper struct {
 	cmd  *exec.Cmd
 	done chan struct{}
-	err  error // good once done is closed
+	err  error // valid once done is closed
 }
 
-// spawn starts a helper, whose words go to the console.
+// spawn starts a helper, whose output goes to the console.
 func (s *Server) spawn(command ...string) (*helper, error) {
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
@@ -129,15 +129,15 @@ func (s *Server) spawn(command ...string) (*helper, error) {
 	return h, nil
 }
 
-// end ends a helper that may have ended.
+// end kills a helper and waits for its end.
 func (h *helper) end() {
 	_ = h.cmd.Process.Kill() // it may have ended
 	<-h.done
 }
 
-// export makes mountd know the exports. exportfs(8) also tries whether the kernel
-// would export them, and says so of directories that wait for their disk: what
-// counts is that they stand in its table.
+// export tells mountd the exports. exportfs(8) also tests whether the kernel would
+// export them, and complains of directories whose disk is not mounted yet: what
+// counts is that the exports are in its table.
 func (s *Server) export() error {
 	if err := os.WriteFile(exportsFile, []byte(strings.Join(s.c.Exports, "\n")+"\n"), 0o644); err != nil {
 		return fmt.Errorf("write exports: %w", err)
@@ -162,8 +162,8 @@ func (s *Server) export() error {
 	return nil
 }
 
-// attachMonitor bind-mounts the status monitor's state, a directory of a disk that has just been
-// mounted, where the monitor looks for it. It reports whether any client is to be told of
+// attachMonitor bind-mounts the status monitor's state, a directory on a disk that has just been
+// mounted, where the monitor looks for it. It reports whether any client must be told of
 // our restart.
 func attachMonitor(dir string) (clients bool, err error) {
 	for _, d := range []string{dir + "/sm", dir + "/sm.bak"} {
@@ -184,8 +184,8 @@ func attachMonitor(dir string) (clients bool, err error) {
 	return clients, nil
 }
 
-// ownMonitor gives what our monitor, which is root's, has written to the user that the directory's own monitor runs as,
-// that of sm: it could not read that. What else there is in the directory stays whose it is.
+// ownMonitor gives the files that our status monitor, which runs as root, has written to the owner of sm, which is the
+// user that the directory's own monitor runs as: it could not read them otherwise. Other files keep their owner.
 func ownMonitor(dir string) error {
 	var owner unix.Stat_t
 	if err := unix.Stat(filepath.Join(dir, "sm"), &owner); err != nil {
@@ -209,7 +209,7 @@ func ownMonitor(dir string) error {
 	return nil
 }
 
-// detachMonitor lets go of the disk.
+// detachMonitor undoes attachMonitor, so that the disk can be unmounted.
 func detachMonitor() error {
 	if err := ownMonitor(nsmDir); err != nil {
 		return fmt.Errorf("give status monitor's state back: %w", err)

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestOwnMonitor: what the monitor has written goes to the user that sm belongs to, and nothing else in its directory,
-// which is that of all of NFS on some systems.
+// TestOwnMonitor: the files that the monitor has written get the owner of sm. Nothing else in the directory does: on
+// some systems it is the state directory of all of NFS.
 func TestOwnMonitor(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not root, who alone gives files away")

@@ -13,13 +13,13 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// Where the kernel's server is told what to do (fs/nfsd/nfsctl.c).
+// nfsdFS is the file system through which the kernel's server is controlled (fs/nfsd/nfsctl.c).
 const nfsdFS = "/proc/fs/nfsd"
 
 // Ports. They are fixed, so that no client needs to ask for them and a firewall
-// can know them. 2049 is NFS's own (RFC 8881, 2.9.3), 4045 what Solaris has for
-// lockd, 20048 is assigned to mountd; the status monitor has none, its ports are
-// those of Debian's wiki.
+// can know them. 2049 is NFS's own (RFC 8881, 2.9.3), 4045 is the one that Solaris uses
+// for lockd, 20048 is assigned to mountd; none is assigned to the status monitor, whose
+// ports are those of Debian's wiki.
 const (
 	Port       = 2049 // where clients of NFSv4 find a server (RFC 8881, 2.9.3)
 	mountPort  = 20048
@@ -72,7 +72,7 @@ func setLocks(c wire.NFS) error {
 
 func seconds(d time.Duration) string { return strconv.Itoa(int(d / time.Second)) }
 
-// arm tells the kernel all that it keeps only until its last thread has ended.
+// arm sets everything that the kernel keeps only until its last thread has ended.
 // Times can be set only before the first port (EBUSY).
 func arm(c wire.NFS) error {
 	// Version 2 has no large files and no COMMIT; newer kernels are without it.
@@ -96,8 +96,8 @@ func arm(c wire.NFS) error {
 	return nil
 }
 
-// endLockGrace ends lockd's grace, in which nobody gets a new lock, of NFSv4
-// neither. Linux has the file since 3.18.
+// endLockGrace ends lockd's grace period, in which nobody gets a new lock, not even
+// over NFSv4. Linux has had the file since 3.18.
 func endLockGrace() error {
 	err := os.WriteFile("/proc/fs/lockd/nlm_end_grace", []byte("Y"), 0)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

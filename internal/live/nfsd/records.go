@@ -20,27 +20,27 @@ import (
 // each client, named after the SHA-256 of its name.
 const clientsDir = "clients"
 
-// Bounds on what is read back: the records may have been through a crash, and
-// through any hands.
+// Bounds on what is read back: the records may have been through a crash, or
+// changed by anyone.
 const (
 	maxRecord  = 4 << 10 // bytes of one
 	maxClients = 1 << 16
 )
 
 // records are the NFSv4 clients that may reclaim after the next start, as files.
-// A record is made, durably, before its client is given anything to reclaim, and
-// goes, durably, before anybody else can be given what the client had.
+// A record is made durable before its client is given anything to reclaim, and
+// is durably removed before anybody else can be given what the client had.
 type records struct {
 	dir string
-	// seen are the clients of this start: new, or known from before and done
-	// with reclaiming, or on the way. The others' records go with the grace.
+	// seen are the clients of this start: new ones, and those known from before that have
+	// reclaimed or are reclaiming. When the grace period ends, the other records are removed.
 	seen  map[string]bool
 	known map[string]client // by the names of their files
 }
 
-// openRecords reads the records in a state directory, which it makes if it has
-// to. Files that are no records, which a crash can leave, are skipped; the report
-// says which.
+// openRecords reads the records in a state directory, which it makes if
+// needed. Files that are not valid records, which a crash can leave, are skipped;
+// skipped has an error for each.
 func openRecords(state string) (r *records, skipped []error, err error) {
 	r = &records{dir: filepath.Join(state, clientsDir), seen: make(map[string]bool), known: make(map[string]client)}
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
@@ -52,7 +52,7 @@ func openRecords(state string) (r *records, skipped []error, err error) {
 	}
 	for _, n := range names {
 		if strings.HasPrefix(n.Name(), ".") {
-			continue // one that was being written
+			continue // a record that was being written
 		}
 		if len(r.known) == maxClients {
 			return nil, nil, fmt.Errorf("more than %d client records in %s", maxClients, r.dir)
@@ -125,9 +125,9 @@ func (r *records) create(c client) error {
 	return nil
 }
 
-// Replace has the clients of these names, and no others, reclaim after the next start of a server with this state
-// directory: another server, which had its own records, was the last one, and may have given away what older ones here
-// stand for.
+// Replace makes the clients of these names, and no others, the ones that may reclaim after the next start of a server
+// with this state directory. It is for when the last server was another one with its own records: it may have given to
+// others what older records here stand for.
 func Replace(state string, names [][]byte) error {
 	dir := filepath.Join(state, clientsDir)
 	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700)); err != nil {
@@ -164,7 +164,7 @@ func (r *records) remove(c client) error {
 	return syncDir(r.dir)
 }
 
-// endGrace removes the records of clients that let the grace pass.
+// endGrace removes the records of clients that did not come back in the grace period.
 func (r *records) endGrace() error {
 	removed := false
 	for name := range r.known {
@@ -178,12 +178,12 @@ func (r *records) endGrace() error {
 		removed = true
 	}
 	if !removed {
-		return nil // nor is there anything to wait for: a disk with much unsaved is slow to sync
+		return nil // without a sync: it is slow on a disk with much dirty data
 	}
 	return syncDir(r.dir)
 }
 
-// writeDurably writes a file whole and durably, or not at all.
+// writeDurably writes a complete file durably, or nothing.
 func writeDurably(dir, name string, b []byte) (err error) {
 	tmp := filepath.Join(dir, "."+name)
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)

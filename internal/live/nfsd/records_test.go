@@ -48,7 +48,7 @@ func TestRecordsOverStarts(t *testing.T) {
 	}
 	try(t, first.endGrace(), first.create(a), first.create(b), first.create(c), first.remove(c))
 
-	// A start that dies in its grace takes nobody's right to reclaim.
+	// A start that dies in its grace period takes no client's right to reclaim away.
 	second := mustOpen(t, state)
 	if got := names(second); !slices.Equal(got, []string{"a", "b"}) {
 		t.Fatalf("known after a crash: %v", got)
@@ -62,21 +62,21 @@ func TestRecordsOverStarts(t *testing.T) {
 	if got := names(third); !slices.Equal(got, []string{"a", "b"}) {
 		t.Fatalf("known after a crash in the grace: %v", got)
 	}
-	// Who lets the grace pass may not reclaim after the next start: somebody else
-	// may have what was his.
+	// A client that lets the grace period pass may not reclaim after the next start: another
+	// client may have been given what it had.
 	try(t, third.create(b), third.create(c), third.endGrace())
 	if got := names(mustOpen(t, state)); !slices.Equal(got, []string{"b", "c"}) {
 		t.Errorf("known after the grace: %v", got)
 	}
-	// Nor may one that came in the grace and went.
+	// Nor may a client that came in the grace period and went.
 	try(t, third.remove(b), third.remove(b))
 	if got := names(mustOpen(t, state)); !slices.Equal(got, []string{"c"}) {
 		t.Errorf("known in the end: %v", got)
 	}
 }
 
-// TestRecordsNewPrincipal: a client that comes back with another principal is
-// another one in its record.
+// TestRecordsNewPrincipal: the record of a client that comes back with another
+// principal gets that principal.
 func TestRecordsNewPrincipal(t *testing.T) {
 	state := t.TempDir()
 	r := mustOpen(t, state)
@@ -86,8 +86,8 @@ func TestRecordsNewPrincipal(t *testing.T) {
 	}
 }
 
-// TestRecordsSkipsWhatIsNone: what a crash or anybody left in the directory is
-// reported, and costs no client its record.
+// TestRecordsSkipsWhatIsNone: files in the directory that are not records, left by a crash
+// or by anybody, are reported, and cost no client its record.
 func TestRecordsSkipsWhatIsNone(t *testing.T) {
 	state := t.TempDir()
 	good := client{Name: []byte("good")}
@@ -109,8 +109,8 @@ func TestRecordsSkipsWhatIsNone(t *testing.T) {
 	}
 }
 
-// FuzzRecord: what is taken for a record is one that the kernel would take, and
-// comes back the same.
+// FuzzRecord: a record that is accepted is one that the kernel would accept, and
+// is the same after it was encoded and decoded again.
 func FuzzRecord(f *testing.F) {
 	f.Add([]byte(`{"name":"YQ=="}`))
 	f.Add([]byte(`{"name":"YQ==","principal":"AQI="}`))
@@ -133,7 +133,7 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
-// TestReplace: who is noted in an earlier term is forgotten, and who is to reclaim instead is known at the next start.
+// TestReplace: clients recorded earlier are forgotten, and those that may reclaim instead are known at the next start.
 func TestReplace(t *testing.T) {
 	state := t.TempDir()
 	for _, names := range [][][]byte{{[]byte("one"), []byte("two")}, {[]byte("two"), []byte("a name/with a slash\x00")}, nil} {

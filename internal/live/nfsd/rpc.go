@@ -33,8 +33,8 @@ const (
 // ping calls the server's NULL procedure over TCP, which does nothing but answer.
 func ping(ctx context.Context) error { return ask(ctx, procNull, nil) }
 
-// probe asks for the attributes of a file that there cannot be. To say so, the
-// server must find out whether the client may ask at all, for which it has mountd.
+// probe asks for the attributes of a file that cannot exist. Before it can say so, the
+// server must find out from mountd whether the client may ask at all.
 func probe(ctx context.Context) error {
 	return ask(ctx, procGetAttr, binary.BigEndian.AppendUint32(nil, 0)) // a handle of no bytes
 }
@@ -73,8 +73,8 @@ func words(b []byte, words ...uint32) []byte {
 	return b
 }
 
-// call makes a call over a stream and takes any answer of the server to it: the
-// header of the reply must be right, whether or not it is a refusal.
+// call makes a call over a stream and accepts any answer of the server to it: the
+// header of the reply must be right, but the reply may be a refusal.
 func call(rw io.ReadWriter, xid, procedure uint32, arguments []byte) error {
 	if _, err := rw.Write(callRecord(xid, nfsProgram, nfsVersion3, procedure, arguments)); err != nil {
 		return err

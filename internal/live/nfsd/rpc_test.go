@@ -35,7 +35,7 @@ func TestCall(t *testing.T) {
 	tests := []struct {
 		name  string
 		words []uint32
-		want  string // in the error; empty: none
+		want  string // in the error; empty means no error
 	}{
 		{"success", []uint32{lastRecord | 24, 7, rpcReply, 0, 0, 0, 0}, ""},
 		{"refusal", []uint32{lastRecord | 20, 7, rpcReply, 1, 1, 1}, ""},

@@ -31,22 +31,22 @@ type Server struct {
 	mu     sync.Mutex
 	armed  bool
 	start  *start  // of the threads, while they run
-	notify *helper // tells clients with locks of NFSv3, for as long as it takes
+	notify *helper // notifies clients with NFSv3 locks, for as long as that takes
 }
 
 // start is one start of the server's threads.
 type start struct {
 	tracker *tracker
-	ctx     context.Context // of all that runs beside it
+	ctx     context.Context // of everything that runs beside the threads
 	cancel  func()
-	threads chan error    // what came of it
-	kept    chan struct{} // closed when nobody keeps addresses any more; nil: nobody does
+	threads chan error    // the result of starting them
+	kept    chan struct{} // closed when keepAddresses has ended; nil if it was not started
 	early   bool          // begun before Start: in a takeover
 }
 
-// Prepare does everything slow, without a disk and without a client: helpers,
-// exports, versions and ports. run starts a process that somebody waits for, and
-// log is for the console.
+// Prepare does everything slow that needs neither a disk nor a client: helpers,
+// exports, versions and ports. run starts a process and returns a function that waits
+// for it, and log writes to the console.
 func Prepare(ctx context.Context, c wire.NFS, run func(*exec.Cmd) (func() error, error), log func(string)) (*Server, error) {
 	s := &Server{c: c, run: run, log: log}
 	for _, line := range c.Exports {
@@ -85,8 +85,8 @@ func Prepare(ctx context.Context, c wire.NFS, run func(*exec.Cmd) (func() error,
 // Exports are what the server exports.
 func (s *Server) Exports() []Export { return s.exports }
 
-// Arm sets what the kernel forgets with its last thread, and what [Stop] leaves
-// unset. Begin does it too, but later is slower.
+// Arm sets what the kernel forgets with its last thread, and so with [Server.Stop], which does
+// not set it again. Begin does it too if it was not done, but then it takes time there.
 func (s *Server) Arm() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -130,9 +130,9 @@ func (s *Server) begin(ctx context.Context) error {
 	return nil
 }
 
-// Start gives the server the disk, and returns when it answers and serves all
-// exports; in a takeover, those that can be served: the others are told on the
-// console. The grace begins in it.
+// Start gives the server the disk, and returns when the server answers and serves all
+// exports; in a takeover, those that can be served: the others are reported on the
+// console. The grace period begins during Start.
 func (s *Server) Start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -192,7 +192,7 @@ func (s *Server) finish(ctx context.Context) error {
 	return nil
 }
 
-// keepAddresses does that for as long as the threads run.
+// keepAddresses runs the function of the same name for as long as the threads run.
 func (s *Server) keepAddresses(st *start) {
 	st.kept = make(chan struct{})
 	go func() {
@@ -203,13 +203,13 @@ func (s *Server) keepAddresses(st *start) {
 	}()
 }
 
-// notifyClients tells clients with locks of NFSv3 that they are to reclaim them. It
-// takes as long as it takes, and nobody waits.
+// notifyClients tells clients with NFSv3 locks to reclaim them. However long that
+// takes, nobody waits for it.
 func (s *Server) notifyClients() {
-	s.mu.Lock() // Start has returned when we have it
+	s.mu.Lock() // Start holds it until it returns
 	defer s.mu.Unlock()
 	if s.start == nil {
-		return // and Stop too
+		return // Stop has run in between
 	}
 	var err error
 	if s.notify, err = s.spawn("sm-notify", "-d", "-f", "-P", nsmDir); err != nil {
@@ -217,13 +217,13 @@ func (s *Server) notifyClients() {
 	}
 }
 
-// rounds is how often a rehearsal starts the server, before it starts with the
-// other services: each of the first times is quicker than the one before.
+// rounds is how often a rehearsal starts the server alone, before it starts together with
+// the other services: each of the first starts is quicker than the one before.
 const rounds = 2
 
-// Rehearse starts and stops the server on a disk that has what it exports, and has
-// a client's first call answered, whom nobody has heard of before. The server is
-// armed when it returns.
+// Rehearse starts and stops the server on a disk that has the exported directories, and
+// makes it answer the first call of a client that is unknown to it. The server is
+// armed when Rehearse returns.
 func (s *Server) Rehearse(ctx context.Context) error {
 	for range rounds {
 		if err := s.Start(ctx); err != nil {

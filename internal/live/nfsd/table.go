@@ -14,8 +14,8 @@ type tableEntry struct {
 }
 
 // parseTable reads exportfs's table (putexportent of nfs-utils, support/nfs): a
-// line is path, tab, client and all options in parentheses. Lines that are not
-// like that are left out.
+// line is path, tab, client and all options in parentheses. Other lines are
+// left out.
 func parseTable(text string) []tableEntry {
 	var out []tableEntry
 	for line := range strings.Lines(text) {
@@ -29,8 +29,8 @@ func parseTable(text string) []tableEntry {
 	return out
 }
 
-// Flags of an export (include/uapi/linux/nfsd/export.h) by the options that stand
-// for them in the table. What is not set there stands in it too, with another word.
+// exportFlags maps the options in the table to flags of an export
+// (include/uapi/linux/nfsd/export.h). A flag that is not set is in the table too, by its opposite, which is 0 here.
 var exportFlags = map[string]uint32{
 	"ro": 0x1, "insecure": 0x2, "root_squash": 0x4, "all_squash": 0x8, "async": 0x10, "wdelay": 0x20,
 	"nordirplus": 0x40, "security_label": 0x80, "nohide": 0x200, "no_subtree_check": 0x400,
@@ -45,10 +45,10 @@ const (
 	authSys  = 1      // AUTH_SYS, RFC 5531
 )
 
-// optionsOf is what the kernel is told of an export's options (svc_export_parse,
-// fs/nfsd/export.c): flags, user and group of nobody, and fsid; and the flavours
-// of security with their flags. It is not ok if there is anything in them that we
-// would not say as mountd does.
+// optionsOf returns an export's options as the kernel reads them (svc_export_parse,
+// fs/nfsd/export.c): flags, user and group of nobody, and fsid; and the security
+// flavours with their flags. It returns false if there is any option that we could
+// not pass on as mountd does.
 func optionsOf(table []tableEntry, path, client string) (string, bool) {
 	for _, e := range table {
 		if e.path == path && e.client == client {

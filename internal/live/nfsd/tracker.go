@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pipeFS is where rpc_pipefs is mounted, with the pipe that the kernel speaks to
-// its client tracking daemon by (NFSD_PIPE_DIR, NFSD_CLD_PIPE,
+// pipeFS is where rpc_pipefs is mounted, with the pipe over which the kernel talks to
+// its client tracking daemon (NFSD_PIPE_DIR, NFSD_CLD_PIPE,
 // fs/nfsd/nfs4recover.c).
 const (
 	pipeFS  = "/run/rpc_pipefs"
@@ -25,23 +25,23 @@ const pipeLimit = 20 * time.Second
 
 // tracker is the client tracking daemon for one start of the server.
 type tracker struct {
-	// states has the state directory once it can be read: the kernel waits for it.
+	// states gets the state directory once that can be read: the kernel waits for it.
 	states chan string
-	loaded chan loaded // what came of reading it
+	loaded chan loaded // the result of reading it
 	done   chan struct{}
-	err    error // good once done is closed
+	err    error // valid once done is closed
 
 	records *records
 	log     func(string)
 }
 
-// loaded tells how many clients may reclaim.
+// loaded says how many clients may reclaim.
 type loaded struct {
 	clients int
 	err     error
 }
 
-// track serves the kernel from now on, until it takes its pipe away.
+// track serves the kernel from now on, until the kernel removes its pipe.
 func track(ctx context.Context, log func(string)) *tracker {
 	t := &tracker{states: make(chan string, 1), loaded: make(chan loaded, 1), done: make(chan struct{}), log: log}
 	go func() {
@@ -96,10 +96,10 @@ func openPipe(ctx context.Context) (int, error) {
 	}
 }
 
-// readPipe reads a message; none, once the kernel has taken the pipe away. The
-// pipe gives no bytes where another would have the reader wait (rpc_pipe_read,
-// net/sunrpc/rpc_pipe.c), hence the poll, which ends now and then to see whether
-// the server was stopped.
+// readPipe reads a message. It returns no bytes once the kernel has removed the pipe.
+// Where a read of another pipe would block, a read of this one returns no bytes
+// (rpc_pipe_read, net/sunrpc/rpc_pipe.c), hence the poll, which ends now and then to
+// see whether the server was stopped.
 func readPipe(ctx context.Context, fd int, buf []byte) (int, error) {
 	for ctx.Err() == nil {
 		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
@@ -154,7 +154,7 @@ func (t *tracker) answer(ctx context.Context, fd int, m cldMessage) error {
 	return writePipe(fd, m.answer(t.status(err)))
 }
 
-// load waits for the disk, and gives the kernel the records on it.
+// load waits for the disk, and then gives the kernel the records on it.
 func (t *tracker) load(ctx context.Context, fd int, m cldMessage) error {
 	var state string
 	select {
@@ -183,7 +183,7 @@ func (t *tracker) load(ctx context.Context, fd int, m cldMessage) error {
 	return err
 }
 
-// status is an error as the kernel's protocol has it; the console gets it too.
+// status returns an error as a status of the kernel's protocol, and logs it to the console.
 func (t *tracker) status(err error) int16 {
 	if err == nil {
 		return 0

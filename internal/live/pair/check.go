@@ -26,9 +26,9 @@ const (
 	overhead = 128 << 20
 )
 
-// CheckBridges checks that the bridges of the pair's interfaces are among those that there
-// are, and that none keeps a port that joins it from the network for a while, which bridges has
-// beside their names: a takeover has one join. The error joins one *Problem for each thing wrong.
+// CheckBridges checks that the bridges of the pair's interfaces exist, and that none keeps a
+// port that joins it from forwarding for a while, since each takeover makes a port join. bridges has
+// that delay by the name of the bridge. The error joins one *Problem for each thing wrong.
 func (p *Pair) CheckBridges(bridges map[string]time.Duration) error {
 	var errs []error
 	for i, n := range p.NICs {
@@ -50,7 +50,7 @@ func (p *Pair) CheckBridges(bridges map[string]time.Duration) error {
 	return errors.Join(errs...)
 }
 
-// Check holds the pair against the machine: its processors, its memory, and
+// Check checks the pair against the machine: its processors, its memory, and
 // the files and images that the pair names. The error joins one *Problem for
 // each thing wrong.
 func (p *Pair) Check(m Machine) error {
@@ -84,7 +84,7 @@ func (p *Pair) checkDistinct() (errs []error) {
 	check := func(key, path string) {
 		st, err := os.Stat(path)
 		if err != nil {
-			return // there is none, or that has been said
+			return // there is no such image, or that has been reported
 		}
 		for _, s := range seen {
 			if s.path != path && os.SameFile(s.is, st) { // the same path has been reported
@@ -198,7 +198,7 @@ func (p *Pair) checkFormats() (errs []error) {
 	return errs
 }
 
-// ofGuests says whether a format is one that only the guests look into: LUKS on a shared disk.
+// ofGuests reports whether a format is one that only the guests look into: LUKS on a shared disk.
 func ofGuests(key, format string) bool {
 	return format == formatLUKS && strings.HasPrefix(key, "disks.")
 }

@@ -32,10 +32,10 @@
 // it boots and rehearses the active side has less, and a hang is noticed later by the
 // share of the CPU that the understudy takes from it.
 //
-// heartbeat says how long a side may be silent: all of it (limit), one of its CPUs, an
-// ordinary thread of it, or a disk; each of the last three may be off. degraded says what is
-// done if it runs but a service of it keeps ending or a file system has become read-only:
-// report, or takeover.
+// heartbeat says how long a side may be silent: the whole side (limit), one of its CPUs, an
+// ordinary thread, or a disk; each of the last three may be off. degraded says what is
+// done if the side runs, but one of its services keeps ending or a file system has become
+// read-only: report, or takeover.
 //
 // refused says what a takeover does if the unsaved data of a disk is refused as a whole:
 // serve without it, as after an ordinary crash, and keep the memory; or stop, and leave the
@@ -44,10 +44,10 @@
 // notify says which clients of the dead side are told that their connections are
 // gone: all, none, or those of a list of local TCP ports.
 //
-// hooks get an event as JSON in their standard input (package events); without on, all of
-// them. metrics are served to anybody who reaches the address.
+// hooks get an event as JSON on their standard input (package events); a hook without on gets
+// all events. metrics are served to anybody who reaches the address.
 //
-// Relative paths are taken from the directory of the file. [parse] judges the
+// Relative paths start at the directory of the file. [parse] checks the
 // text alone, [Load] also the formats of images that exist, and [Pair.Check]
 // the machine: its processors, its memory and all the files.
 package pair

@@ -10,14 +10,14 @@ import (
 	"syscall"
 )
 
-// errNoImage is the error of imageFormat for what can be no disk at all.
+// errNoImage is the error of imageFormat for a file that cannot be a disk at all.
 var errNoImage = errors.New("neither a regular file nor a block device, or empty")
 
 const formatLUKS = "LUKS"
 
 // magics are how disk image formats that are not raw begin (QEMU's block/*.c,
 // the probe function of each format; cryptsetup's on-disk format for LUKS).
-// A fixed VHD has its mark at the end and looks raw, which it is but for that.
+// A fixed VHD has its mark at the end and looks raw, which it is apart from that.
 var magics = []struct {
 	format string
 	offset int

@@ -44,8 +44,8 @@ func Load(path string) (*Pair, error) {
 	return p, nil
 }
 
-// NameIn is the name of the pair that a file describes, whatever else is wrong with it; empty
-// if not even that can be read.
+// NameIn returns the name of the pair that a file describes, even if other things in the file
+// are wrong; empty if the name cannot be read.
 func NameIn(path string) string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -78,7 +78,7 @@ func parse(file, dir string, data []byte) (*Pair, error) {
 	return p, nil
 }
 
-// yamlError is how the yaml package words a syntax error.
+// yamlError matches a syntax error of the yaml package.
 var yamlError = regexp.MustCompile(`(?s)^yaml: (?:line (\d+): )?(.*)$`)
 
 // document returns the root node of the only document in data.

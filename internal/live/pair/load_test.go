@@ -106,7 +106,7 @@ partitions:
   b: {cpus: "1", memory: 128MiB, kernel: k, initramfs: i}
 `
 
-// units is one whose services are units of systemd's.
+// units is a valid file whose services are systemd units.
 const units = `name: x
 partitions:
   a: {cpus: "0", memory: 128MiB, kernel: k, initramfs: i, root: a.img}
@@ -331,7 +331,7 @@ func TestLoadRefusesFormats(t *testing.T) {
 	}
 }
 
-// FuzzParse holds that no text panics, and that every refusal is a list of Problems.
+// FuzzParse checks that no text makes parse panic, and that every refusal is a list of Problems.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(example))
 	f.Add([]byte(smallest))

@@ -14,8 +14,8 @@ import (
 // control groups let us use it.
 func ThisMachine() (Machine, error) { return readMachine(os.DirFS("/")) }
 
-// Two are a CPU for each partition of a pair; of a machine that has but one, it is
-// the same.
+// Two returns a CPU for each partition of a pair: the same one twice if the machine
+// has only one.
 func (m Machine) Two() [2]int { return [2]int{m.CPUs[0], m.CPUs[min(1, len(m.CPUs)-1)]} }
 
 // readMachine reads a machine's facts below root.
@@ -24,8 +24,8 @@ func readMachine(root fs.FS) (Machine, error) {
 	if err != nil {
 		return Machine{}, err
 	}
-	// Of this thread: another one, even the first, may be kept on the CPUs of what it
-	// starts (package partition).
+	// This thread's own status: another thread, even the first, may be pinned to the CPUs of
+	// the partition that it starts (package partition).
 	allowed, err := readCPUs(root, "proc/thread-self/status", "Cpus_allowed_list:")
 	if err != nil {
 		return Machine{}, err
@@ -121,7 +121,7 @@ func cgroupFree(root fs.FS) (free uint64, limited bool) {
 	return free, limited
 }
 
-// readCount reads a file with one number. Absent files and "max" are none.
+// readCount reads a file with one number. It returns false if the file is absent or says "max".
 func readCount(root fs.FS, name string) (uint64, bool) {
 	data, err := fs.ReadFile(root, name)
 	if err != nil {

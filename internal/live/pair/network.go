@@ -9,22 +9,22 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Route is a way to a network that is neither the interface's own nor the
-// gateway's.
+// Route is a route to a network that is neither the interface's own nor reached
+// through the gateway.
 type Route struct {
 	To  netip.Prefix // no bits set beyond its length
 	Via netip.Addr   // of To's family; on the interface's own network
 }
 
-// Notify says whose clients are told of a takeover: all, those of some local TCP
-// ports, or, if it is zero, nobody's.
+// Notify says which clients are told of a takeover: all, those of some local TCP
+// ports, or, in the zero value, none.
 type Notify struct {
 	All   bool
 	Ports []int // ascending; empty if All
 }
 
-// defaultNotifyRate is how many clients are told a second, unless the file says
-// otherwise: a client's packet and its answer are less than 200 bytes, so this is
+// defaultNotifyRate is how many clients are told per second, unless the file says
+// otherwise: a packet to a client and its answer are less than 200 bytes, so this is
 // about 3 Mbit/s.
 const defaultNotifyRate = 2000
 
@@ -95,7 +95,7 @@ func (r *reader) routes(to *[]Route) field {
 	}}
 }
 
-// notify is the field that says whose clients are told: a word or a list of ports.
+// notify is the field that says which clients are told: a word or a list of ports.
 func (r *reader) notify(to *Notify) field {
 	return field{key: "notify", read: func(node *yaml.Node, key string) {
 		if node.Kind == yaml.SequenceNode {
@@ -133,7 +133,7 @@ func (r *reader) notifyPort(node *yaml.Node, key string, to *Notify) {
 	}
 }
 
-// addressRules hold the addresses, gateways and routes of one interface against
+// addressRules checks the addresses, gateways and routes of one interface against
 // each other.
 func (n *NIC) addressRules(i int, u *unique) {
 	at := func(key string) string { return fmt.Sprintf("nics.%d.%s", i, key) }
@@ -168,7 +168,7 @@ func (n *NIC) addressRules(i int, u *unique) {
 	}
 }
 
-// oneGateway reports a second gateway of a family: its route would take the place of the first one's.
+// oneGateway reports a second gateway of an address family: its route would replace that of the first.
 func (u *unique) oneGateway(at string, gateway netip.Addr) {
 	if !gateway.IsValid() {
 		return
@@ -189,11 +189,11 @@ func (n *NIC) gatewayRule(key string, address netip.Prefix, gateway netip.Addr, 
 	}
 }
 
-// linkLocal6 reports whether an address holds on every IPv6 link. Routers are mostly
-// named by such a one.
+// linkLocal6 reports whether an address is an IPv6 link-local one, which is valid on any
+// link. Routers are mostly named by link-local addresses.
 func linkLocal6(a netip.Addr) bool { return a.Is6() && a.IsLinkLocalUnicast() }
 
-// reaches reports whether the interface has a network that an address is on.
+// reaches reports whether an address is on one of the interface's networks.
 func (n *NIC) reaches(a netip.Addr) bool {
 	has6 := n.Address6.IsValid() || n.Address.IsValid() && n.Address.Addr().Is6()
 	return n.Address.IsValid() && n.Address.Contains(a) || n.Address6.IsValid() && n.Address6.Contains(a) || has6 && linkLocal6(a)

@@ -16,16 +16,16 @@ import (
 // NFS is the kernel's NFS server, which runs where the active role is.
 type NFS struct {
 	Exports []string      // lines of exports(5), each with an fsid
-	State   string        // directory on a shared disk: who may reclaim what
+	State   string        // directory on a shared disk, with the records of who may reclaim what
 	Lease   time.Duration // of NFSv4 state, whole seconds
-	Grace   time.Duration // after a start, whole seconds, at least the lease that was
+	Grace   time.Duration // after a start, whole seconds, at least the lease from before the start
 	Threads int
 	UDP     bool // NFSv3 over UDP too
 }
 
 const (
 	nfsSpan    = 90 * time.Second // the kernel's own lease and grace (NFSD_LEASE_TIME, fs/nfsd/state.h)
-	nfsThreads = 8                // the kernel's own (NFSD_NRSERVS was)
+	nfsThreads = 8                // the kernel's own (formerly NFSD_NRSERVS)
 	maxThreads = 8192             // NFSD_MAXSERVS, fs/nfsd/nfssvc.c
 	exportHint = `write e.g. "/srv/export *(rw,async,no_root_squash,fsid=1)"`
 	spanHint   = "write whole seconds from 10s to 1h"
@@ -56,7 +56,7 @@ func (r *reader) nfs(node *yaml.Node, key string) {
 	r.pair.NFS = n
 }
 
-// parseSpan reads a time as nfsd takes it.
+// parseSpan reads a lease or grace period within nfsd's bounds.
 func parseSpan(s string) (time.Duration, error) {
 	d, err := parseDuration(s)
 	if err != nil {
@@ -76,7 +76,7 @@ func parseThreads(s string) (int, error) {
 	return n, nil
 }
 
-// directories are all that the server has to do with.
+// directories returns all directories that the server uses.
 func (n *NFS) directories() []string {
 	dirs := []string{n.State}
 	for _, line := range n.Exports {

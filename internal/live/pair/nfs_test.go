@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// nfsDisk and nfs go behind smallest.
+// nfsDisk and nfs are appended to smallest.
 const nfsDisk = "disks: [{name: d, image: d.img, mount: /srv}]\n"
 
 const nfs = `nfs:

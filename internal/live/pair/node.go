@@ -117,7 +117,7 @@ func (r *reader) scalar(node *yaml.Node, key string, multiline bool) (string, bo
 	return node.Value, true
 }
 
-// text, word, path and choice make fields of string values.
+// text, name, path and choice make fields of string values.
 
 func (r *reader) text(name string, to *string) field {
 	return field{key: name, read: func(node *yaml.Node, key string) {
@@ -216,7 +216,7 @@ func suggest(name string, fields []field) string {
 	return "known here: " + strings.Join(known, ", ")
 }
 
-// editDistance is Levenshtein's distance in bytes; for long names only "far".
+// editDistance is Levenshtein's distance in bytes; for long names it is maxName, which is far.
 func editDistance(a, b string) int {
 	if len(a) > maxName || len(b) > maxName {
 		return maxName

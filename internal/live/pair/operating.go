@@ -13,7 +13,7 @@ import (
 )
 
 // Schema is a JSON Schema (draft 2020-12) of the file, for editors: it has every key, what
-// it is for, and what its values look like. What is right between values only Load knows.
+// it is for, and what its values look like. Only Load checks values against each other.
 //
 //go:embed schema.json
 var Schema []byte
@@ -23,7 +23,7 @@ const (
 	hookHint    = "write the whole path of a program first, e.g. [/usr/local/bin/page, oncall]"
 )
 
-// parseListen reads where metrics are served.
+// parseListen reads the address at which metrics are served.
 func parseListen(s string) (netip.AddrPort, error) {
 	a, err := netip.ParseAddrPort(s)
 	if err != nil || a.Port() == 0 || a.Addr().Is4In6() {

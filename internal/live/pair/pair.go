@@ -53,8 +53,8 @@ const (
 type Disk struct {
 	Name  string
 	Image string // path of a raw image or a block device
-	Part  int    // number of the partition of Image that has the file system; 0: all of it has
-	// What lies on that, and under the file system, in this order; empty: it does not.
+	Part  int    // number of the partition of Image that has the file system; 0: the whole Image
+	// The layers between that and the file system, in this order; empty: not used.
 	Mirror string // path of the image of the other disk of an array of md, level 1
 	LUKS   string // path in the guests of a file with a key
 	LVM    string // GROUP/NAME of a logical volume
@@ -64,7 +64,7 @@ type Disk struct {
 	Options string // mount options, comma-separated, may be empty
 }
 
-// Images are those of its disks.
+// Images returns the image of the disk, and that of its mirror if it has one.
 func (d *Disk) Images() []string {
 	if d.Mirror == "" {
 		return []string{d.Image}
@@ -72,7 +72,7 @@ func (d *Disk) Images() []string {
 	return []string{d.Image, d.Mirror}
 }
 
-// Layers name what lies under the file system that only a guest sees through, the lowest first.
+// Layers names the layers under the file system that only a guest can look through, the lowest first.
 func (d *Disk) Layers() (layers []string) {
 	for _, l := range []struct{ name, is string }{{"md", d.Mirror}, {"LUKS", d.LUKS}, {"LVM", d.LVM}} {
 		if l.is != "" {
@@ -82,7 +82,7 @@ func (d *Disk) Layers() (layers []string) {
 	return layers
 }
 
-// Layered says whether there is any.
+// Layered reports whether the disk has any layers.
 func (d *Disk) Layered() bool { return len(d.Layers()) > 0 }
 
 // FSType is the type of the file system on a shared disk.
@@ -95,8 +95,8 @@ const (
 	Btrfs FSType = "btrfs"
 )
 
-// Ext says whether it is of the ext family, whose log a takeover finishes before the mount. Of
-// the others the mount replays what is on the disk, and the rest is written after it.
+// Ext reports whether t is of the ext family, whose log a takeover finishes before the mount. With
+// the others, the mount replays the log on the disk, and the rest is written after the mount.
 func (t FSType) Ext() bool { return t == Ext3 || t == Ext4 }
 
 // NIC is a network identity that follows the active role.
@@ -105,13 +105,13 @@ type NIC struct {
 	MAC      net.HardwareAddr // 6 bytes, unicast
 	Address  netip.Prefix     // the address itself, with the length of its network's prefix
 	Gateway  netip.Addr       // inside Address's network; the zero Addr if there is none
-	Address6 netip.Prefix     // an IPv6 address besides; the zero Prefix if there is none
+	Address6 netip.Prefix     // an additional IPv6 address; the zero Prefix if there is none
 	Gateway6 netip.Addr       // inside Address6's network or link-local; the zero Addr if there is none
 	Routes   []Route
 	Bridge   string // the host's bridge that the active side's tap joins
 }
 
-// Service is a command, or a unit of systemd's, that runs where the active role is.
+// Service is a command, or a systemd unit, that runs where the active role is.
 type Service struct {
 	Name     string
 	Command  []string // program and arguments; no shell is involved; none if there is a unit
@@ -128,8 +128,8 @@ type Heartbeat struct {
 	Period time.Duration // between two beats of the guest
 	Limit  time.Duration // without a beat until the verdict; at least 3 periods
 
-	// For how long one CPU may run nothing of real-time priority, an ordinary thread not
-	// run or get no memory, and a disk not answer a read. 0: that is not watched.
+	// How long one CPU may run no real-time thread, an ordinary thread may not run or not
+	// get memory, and a disk may leave a read unanswered. 0 means that it is not watched.
 	CPU, Scheduler, Disk time.Duration
 }
 
@@ -137,16 +137,16 @@ type Heartbeat struct {
 type Takeover struct {
 	Salvage bool // bring over the file data that the dead kernel had not written
 	Sync    Sync
-	// Rehearse has the understudy mount, write, and start the services once on
+	// Rehearse makes the understudy mount, write, and start the services once on
 	// a disk made for that, before the pair counts as protected.
 	Rehearse bool
-	// Refused is what is done if what is unsaved of a disk cannot be brought over.
+	// Refused is what is done if the unsaved data of a disk cannot be brought over.
 	Refused Refused
 	// Degraded is what is done if a service keeps ending, or a file system becomes
 	// read-only.
 	Degraded Degraded
 	// Notify says which clients of the dead side are told that their connections
-	// are gone, and NotifyRate how many of them a second.
+	// are gone, and NotifyRate how many of them per second.
 	Notify     Notify
 	NotifyRate int
 }
@@ -167,11 +167,11 @@ const (
 	RefusedStop  Refused = "stop"  // the takeover fails before the understudy sees the disk
 )
 
-// Degraded is what is done about a side that runs, and does not do what it is for.
+// Degraded is what is done about a side that runs, but does not do what it is there for.
 type Degraded string
 
 const (
-	DegradedReport   Degraded = "report"   // it is said
+	DegradedReport   Degraded = "report"   // it is reported
 	DegradedTakeOver Degraded = "takeover" // the understudy takes over, as from a dead side
 )
 
@@ -186,7 +186,7 @@ const (
 
 	minPeriod = time.Millisecond
 	maxLimit  = time.Minute
-	minPulse  = time.Second // of the slower limits
+	minPulse  = time.Second // the least value of the slower limits
 	minBeats  = 3           // heartbeat limit in periods: a late beat or two is not a death
 )
 

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// rules returns what is wrong between values that are right by themselves.
+// rules checks values, each of which is valid by itself, against each other.
 // Values that are missing have been reported already.
 func (p *Pair) rules() []error {
 	var errs []error
@@ -47,15 +47,15 @@ func (p *Pair) partitionRules(add addFunc) {
 	}
 }
 
-// maxSerial is how long a virtio disk's serial number may be, in bytes, which is
-// what the guest knows a disk by (VIRTIO_BLK_ID_BYTES,
+// maxSerial is the maximum length, in bytes, of a virtio disk's serial number, by
+// which the guest knows the disk (VIRTIO_BLK_ID_BYTES,
 // include/uapi/linux/virtio_blk.h).
 const maxSerial = 20
 
-// mirrorSuffix is what the second disk of a mirror has after the name of the first.
+// mirrorSuffix is appended to the name of the first disk of a mirror to name the second.
 const mirrorSuffix = ".1"
 
-// Serials are the serial numbers of its disks, as Images has these.
+// Serials returns the serial numbers of the disk's images, in the order of Images.
 func (d *Disk) Serials() []string { return []string{d.Name, d.MirrorName()}[:len(d.Images())] }
 
 // MirrorName is the serial number of the second disk of a mirror.
@@ -66,7 +66,7 @@ func (d *Disk) MirrorName() string {
 	return d.Name + mirrorSuffix
 }
 
-// ownDisks are the names of disks that partitions have of their own.
+// ownDisks are the names of disks that each partition has besides the shared ones.
 var ownDisks = []string{"root", "staging", "rehearsal-0"}
 
 func (p *Pair) diskRules(add addFunc) {
@@ -134,7 +134,7 @@ func (u *unique) check(i int, key, value string) {
 	u.checkAt(u.list+"."+strconv.Itoa(i)+"."+key, key, value)
 }
 
-// checkAt does so for a value of some kind at any key.
+// checkAt is check for a value of some kind at any key.
 func (u *unique) checkAt(at, kind, value string) {
 	if value == "" {
 		return
@@ -144,7 +144,8 @@ func (u *unique) checkAt(at, kind, value string) {
 	}
 }
 
-// first is the key where a value of some kind was seen before; if it was not, it is now.
+// first returns the key where a value of some kind was first seen, and whether that was before
+// this call. If it was not, first records the value.
 func (u *unique) first(at, kind, value string) (key string, before bool) {
 	if key, before = u.seen[[2]string{kind, value}]; before {
 		return key, true

@@ -15,7 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// compiled is the schema, as an editor has it.
+// compiled returns the schema, as an editor uses it.
 func compiled(t testing.TB) *jsonschema.Schema {
 	t.Helper()
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(Schema))
@@ -33,8 +33,8 @@ func compiled(t testing.TB) *jsonschema.Schema {
 	return s
 }
 
-// values is what an editor makes of a YAML file (its core schema: what looks like a number
-// is one).
+// values returns the values of a YAML file as an editor reads them (by YAML's core schema: what
+// looks like a number is one).
 func values(n *yaml.Node) any {
 	switch n.Kind {
 	case yaml.DocumentNode:
@@ -74,16 +74,16 @@ func valuesOf(t testing.TB, text string) any {
 	return values(&n)
 }
 
-// full has every key that there is.
+// full has every key.
 const full = example + nfs
 
-// object is one of the schema's objects, with the place of one in a file.
+// object is one of the schema's objects, with the place of such an object in a file.
 type object struct {
 	at     []string // keys and indices
 	schema map[string]any
 }
 
-// objects walks the schema beside a file that has all of it.
+// objects collects the schema's objects by walking the schema beside a file that has every key.
 func objects(t *testing.T, root map[string]any, s map[string]any, file any, at []string, found *[]object) {
 	t.Helper()
 	if ref, ok := s["$ref"].(string); ok {
@@ -92,7 +92,7 @@ func objects(t *testing.T, root map[string]any, s map[string]any, file any, at [
 	switch v := file.(type) {
 	case map[string]any:
 		properties, ok := s["properties"].(map[string]any)
-		if !ok { // the partitions, by names
+		if !ok { // the partitions, by name
 			for name, value := range v {
 				objects(t, root, s["additionalProperties"].(map[string]any), value, append(slices.Clone(at), name), found)
 			}
@@ -116,8 +116,8 @@ func objects(t *testing.T, root map[string]any, s map[string]any, file any, at [
 	}
 }
 
-// TestSchemaHasTheKeys holds the keys of the schema, and which of them must be there,
-// against the reader's own words about a file where one is unknown, or missing.
+// TestSchemaHasTheKeys compares the keys of the schema, and which of them are required,
+// with what the reader says about a file with an unknown or a missing key.
 func TestSchemaHasTheKeys(t *testing.T) {
 	var root map[string]any
 	if err := json.Unmarshal(Schema, &root); err != nil {
@@ -155,8 +155,8 @@ func TestSchemaHasTheKeys(t *testing.T) {
 	}
 }
 
-// refusal is what the reader says of the full file with a key added to, or taken from, one
-// of its mappings.
+// refusal returns what the reader says about the full file with a key added to, or removed from,
+// one of its mappings.
 func refusal(t *testing.T, at []string, key string, add bool) string {
 	t.Helper()
 	file := valuesOf(t, full)
@@ -185,7 +185,7 @@ func refusal(t *testing.T, at []string, key string, add bool) string {
 	return err.Error()
 }
 
-// TestSchemaHasTheWords: where the reader takes one of some words, the schema has the same.
+// TestSchemaHasTheWords: where the reader accepts one of some words, the schema has the same words.
 func TestSchemaHasTheWords(t *testing.T) {
 	file := full
 	for _, at := range [][]string{{"partitions", "left", "accel"}, {"disks", "0", "type"}, {"takeover", "sync"}, {"takeover", "refused"}, {"takeover", "degraded"}} {
@@ -242,7 +242,7 @@ func TestSchemaAccepts(t *testing.T) {
 	}
 }
 
-// FuzzSchema: the schema never refuses a file that the reader takes.
+// FuzzSchema: the schema never refuses a file that the reader accepts.
 func FuzzSchema(f *testing.F) {
 	f.Add([]byte(full))
 	f.Add([]byte(smallest))

@@ -194,7 +194,7 @@ func parseDuration(s string) (time.Duration, error) {
 	return d, nil
 }
 
-// parsePulse reads the limit of a pulse; "off" is none.
+// parsePulse reads the limit of a pulse; "off" is 0, no limit.
 func parsePulse(s string) (time.Duration, error) {
 	if s == "off" {
 		return 0, nil
@@ -221,8 +221,8 @@ func parseStop(s string) (time.Duration, error) {
 // guestDirs are where the small guest has its programs, their libraries and its modules.
 var guestDirs = []string{"/bin", "/etc", "/init", "/lib", "/lib64", "/sbin", "/usr", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/sbin"}
 
-// parseMount reads a mount point in the guest. What PID 1 mounts itself is
-// not to be covered.
+// parseMount reads a mount point in the guest. It must not cover what PID 1
+// mounts itself.
 func parseMount(s string) (string, error) {
 	if !path.IsAbs(s) || path.Clean(s) != s || s == "/" {
 		return "", fmt.Errorf("%q is not a clean absolute path below /", s)
@@ -248,8 +248,8 @@ func parseBool(s string) (bool, error) {
 	return false, fmt.Errorf("%q is neither true nor false", s)
 }
 
-// Why a mount option is refused. An option with a value is known by what stands before the
-// equals sign; of barrier the value decides.
+// refusedOptions says why a mount option is refused. An option with a value is looked up by the
+// part before the equals sign; for barrier the value decides.
 var refusedOptions = map[string]string{
 	// A flush proves nothing without barriers, and a file system without its log, or
 	// read-only, cannot be taken over (Documentation/admin-guide/ext4.rst, xfs.rst; btrfs(5)).
@@ -259,7 +259,7 @@ var refusedOptions = map[string]string{
 	// What is on another device does not follow the role.
 	"journal_dev": elsewhere, "journal_path": elsewhere, "logdev": elsewhere, "rtdev": elsewhere, "device": elsewhere,
 	"remount": another, "bind": another, "rbind": another, "move": another, "loop": another, "abort": another,
-	// mount(8), file-system-independent options: what no kernel sees.
+	// mount(8), file-system-independent options: those that the kernel never sees.
 	"auto": forMount, "noauto": forMount, "nofail": forMount, "_netdev": forMount, "user": forMount, "users": forMount,
 	"nouser": forMount, "owner": forMount, "group": forMount, "comment": forMount,
 }
@@ -271,8 +271,8 @@ const (
 	forMount  = "is for mount(8) and /etc/fstab, which are not asked"
 )
 
-// parseOptions reads mount options. Those are refused that would make the disk less safe than a
-// takeover promises, and those that a kernel would refuse once the guests have booted.
+// parseOptions reads mount options. It refuses those that would make the disk less safe than a
+// takeover promises, and those that a kernel would refuse later, once the guests have booted.
 func parseOptions(s string) (string, error) {
 	if strings.ContainsAny(s, " \t") {
 		return "", fmt.Errorf("%q has a space; options are separated by commas", s)
@@ -308,7 +308,7 @@ func parsePart(s string) (int, error) {
 	return n, nil
 }
 
-// parseKey reads the path of a key, which is the guests' and not this machine's.
+// parseKey reads the path of a key file, which is in the guests and not on this machine.
 func parseKey(s string) (string, error) {
 	if !path.IsAbs(s) || path.Clean(s) != s || s == "/" {
 		return "", fmt.Errorf("%q is not the absolute path of a file", s)
@@ -316,7 +316,7 @@ func parseKey(s string) (string, error) {
 	return s, nil
 }
 
-// volumePattern is what LVM takes for the name of a group or a volume (lvm(8), valid names).
+// volumePattern matches what LVM accepts as the name of a group or a volume (lvm(8), valid names).
 var volumePattern = regexp.MustCompile(`^[a-zA-Z0-9+_.][a-zA-Z0-9+_.-]*$`)
 
 // parseVolume reads the name of a logical volume.

@@ -31,12 +31,12 @@ const (
 	TCG Accel = "tcg"
 )
 
-// probeLimit is how long a kernel may take to the end of its boot when probed. On hardware that
-// takes well under a second, under emulation about 1.5; minutes, if this machine is emulated
-// itself.
+// probeLimit is how long a probed kernel may take until the end of its boot. On hardware that
+// takes well under a second, under emulation about 1.5 s, and minutes if this machine is itself
+// emulated.
 const probeLimit = 10 * time.Minute
 
-// aloneLimit is how long KVM has alone at the most, when TCG has ended.
+// aloneLimit is how long the probe of KVM may go on at most once that of TCG has ended.
 const aloneLimit = time.Minute
 
 // probeProof is what a kernel without a root file system says last, having
@@ -46,11 +46,11 @@ var probeProof = []byte("Unable to mount root fs")
 // errSlow is why a probe did not end in time.
 var errSlow = errors.New("the kernel did not boot in time")
 
-// FindAccel is the accelerator for a kernel, the path of a bzImage: KVM if the kernel
-// really boots on it, and sooner than under TCG, else TCG. So a KVM on which it hangs is none, and one of
-// a machine that is emulated itself is, however slow both are there. The answer is kept in
-// the cache, if there is one, until this machine boots again, unless KVM was only somewhat slower, which
-// a busy machine may be the reason of.
+// FindAccel returns the accelerator for a kernel, the path of a bzImage: KVM if the kernel
+// really boots on it, and sooner than under TCG, else TCG. So a KVM on which it hangs is not used, and the
+// KVM of a machine that is itself emulated is, however slow both are there. The answer is kept in
+// the cache, if there is one, until this machine boots again, unless KVM was only somewhat slower: a busy
+// machine may be the reason for that.
 func FindAccel(ctx context.Context, kernel string) (Accel, error) {
 	if openKVM() != nil {
 		return TCG, nil
@@ -69,16 +69,16 @@ func openKVM() error {
 	return f.Close()
 }
 
-// Withheld is why KVM is not used though this machine has it: it may not be opened. Else it is nil.
+// Withheld returns why KVM is not used although this machine has it: it cannot be opened. Otherwise it is nil.
 func Withheld() error {
 	err := openKVM()
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) { // no module, or not of this processor
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) { // no module, or none for this processor
 		return nil
 	}
 	return err
 }
 
-// find is FindAccel where there is KVM. Without a cache directory it is probed each time.
+// find is FindAccel on a machine with KVM. Without a cache directory it probes each time.
 func find(ctx context.Context, kernel string, probe func(context.Context, Accel) (bool, error)) (Accel, error) {
 	name, err := answerName(kernel)
 	if err != nil {
@@ -96,7 +96,7 @@ func find(ctx context.Context, kernel string, probe func(context.Context, Accel)
 			return TCG, nil
 		}
 		if err == nil && uncached == nil {
-			_ = keep(file, accel) // or else it is probed again the next time
+			_ = keep(file, accel) // if that fails, the next call probes again
 		}
 		return accel, err
 	})
@@ -106,10 +106,10 @@ func find(ctx context.Context, kernel string, probe func(context.Context, Accel)
 	return got.(Accel), nil
 }
 
-// probes are under way, by the names of their answers.
+// probes are the probes in flight, by the names of their answers.
 var probes singleflight.Group
 
-// keep writes an answer; whoever reads it has all of it, or none.
+// keep writes an answer atomically: a reader gets all of it, or nothing.
 func keep(file string, a Accel) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return err
@@ -126,13 +126,13 @@ func keep(file string, a Accel) error {
 	return os.Rename(f.Name(), file)
 }
 
-// answer is what a probe of KVM, or TCG, came to.
+// answer is the result of a probe of KVM or TCG.
 type answer struct {
 	runs bool
 	err  error
 }
 
-// accel is what an answer of KVM's means.
+// accel returns the accelerator to use after a probe of KVM with that answer.
 func (a answer) accel() (Accel, error) {
 	if a.err != nil {
 		return "", a.err
@@ -143,9 +143,9 @@ func (a answer) accel() (Accel, error) {
 	return TCG, nil
 }
 
-// sooner probes both accelerators at once: KVM if it runs the kernel, and TCG has not done so
-// before; TCG if KVM does not run it, or has not in twice the time that TCG took beside it, busy as the machine may be;
-// errSlow if it was only slower, or that cannot be told.
+// sooner probes both accelerators at once. It returns KVM if that runs the kernel, and TCG has not done so
+// before; TCG if KVM does not run it, or has not after twice the time that TCG took beside it, which is fair even on a
+// busy machine; and errSlow if KVM was only slower, or if that cannot be decided.
 func sooner(ctx context.Context, probe func(context.Context, Accel) (bool, error)) (Accel, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	kvm, tcg := make(chan answer, 1), make(chan answer, 1)
@@ -192,7 +192,7 @@ func answerName(kernel string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	program, _ := exec.LookPath(qemu) // without any, the probe says so
+	program, _ := exec.LookPath(qemu) // if there is none, the probe reports it
 	version, _ := os.Stat(program)
 	h := sha256.New()
 	fmt.Fprintf(h, "%s %d %d %s", kernel, st.Size(), st.ModTime().UnixNano(), boot)
@@ -202,9 +202,9 @@ func answerName(kernel string) (string, error) {
 	return fmt.Sprintf("%x", h.Sum(nil)[:8]), nil
 }
 
-// probe says whether a kernel really runs on an accelerator. That /dev/kvm
-// exists and answers proves nothing, so the kernel is booted, with no root file
-// system: it must get as far as to miss that.
+// probe reports whether a kernel really runs on an accelerator. That /dev/kvm
+// exists and answers proves nothing, so the kernel is booted without a root file
+// system: it must get as far as reporting that it has none.
 func probe(ctx context.Context, a Accel, kernel string) (bool, error) {
 	dir, err := os.MkdirTemp("", "understudy-probe-")
 	if err != nil {

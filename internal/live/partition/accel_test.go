@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// TestSooner: KVM is what runs the kernel before TCG does, and nothing that hangs; no probe goes on.
+// TestSooner: KVM is used if it runs the kernel before TCG does, and not if it hangs; no probe is left running.
 func TestSooner(t *testing.T) {
 	broken := errors.New("no QEMU")
 	type trial struct {
@@ -62,7 +62,7 @@ func TestSooner(t *testing.T) {
 	}
 }
 
-// TestKeep: an answer is there as a whole, in the place of an older one, and nothing beside it.
+// TestKeep: an answer replaces an older one as a whole, and no other file is left beside it.
 func TestKeep(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "accel", "kernel")
 	for _, want := range []Accel{KVM, TCG} {
@@ -78,8 +78,8 @@ func TestKeep(t *testing.T) {
 	}
 }
 
-// TestFindWithoutCache: where no cache directory is known, as to what a cluster manager starts, a kernel
-// is probed each time; where there is one, once.
+// TestFindWithoutCache: where no cache directory is known, as in a process that a cluster manager starts, a
+// kernel is probed each time; where there is one, once.
 func TestFindWithoutCache(t *testing.T) {
 	kernel := filepath.Join(t.TempDir(), "vmlinuz")
 	if err := os.WriteFile(kernel, []byte("kernel"), 0o600); err != nil {
@@ -114,7 +114,7 @@ func TestFindWithoutCache(t *testing.T) {
 	}
 }
 
-// TestAnswerOfQEMU: what one QEMU was found to do is not taken for what another does that has its place.
+// TestAnswerOfQEMU: the answer for one QEMU is not used for another one that has replaced it.
 func TestAnswerOfQEMU(t *testing.T) {
 	kernel := filepath.Join(t.TempDir(), "vmlinuz")
 	if err := os.WriteFile(kernel, []byte("kernel"), 0o600); err != nil {
@@ -136,7 +136,7 @@ func TestAnswerOfQEMU(t *testing.T) {
 	}
 }
 
-// TestWithheld: a machine without KVM lacks nothing; one with a KVM that cannot be opened is told.
+// TestWithheld: for a machine without KVM nothing is reported; a KVM that cannot be opened is.
 func TestWithheld(t *testing.T) {
 	defer func(before string) { kvmPath = before }(kvmPath)
 	dir := t.TempDir()
@@ -144,7 +144,7 @@ func TestWithheld(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for path, want := range map[string]bool{file: false, filepath.Join(dir, "none"): false, dir: true} { // a directory cannot be opened so, by root either
+	for path, want := range map[string]bool{file: false, filepath.Join(dir, "none"): false, dir: true} { // a directory cannot be opened for writing, not even by root
 		if kvmPath = path; (Withheld() != nil) != want {
 			t.Errorf("%s: %v", path, Withheld())
 		}

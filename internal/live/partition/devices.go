@@ -14,7 +14,7 @@ type Disk struct {
 	Image string
 	// ReadOnly keeps the guest from writing, and leaves the image's lock alone.
 	ReadOnly bool
-	// Snapshot has the guest's writes go to a temporary file.
+	// Snapshot makes the guest's writes go to a temporary file.
 	Snapshot bool
 }
 
@@ -35,7 +35,7 @@ func (d Disk) QDev() string { return "disk-" + d.Name }
 
 // Node is the name of the image's end in QEMU's block graph. The node stands
 // directly on the file, without a format above it: such a node takes the
-// image's lock only when a device uses it, so it can be opened ahead.
+// image's lock only when a device uses it, so it can be opened in advance.
 func (d Disk) Node() string { return d.node() }
 
 // fileDriver is QEMU's driver for a file or a block device.
@@ -61,12 +61,12 @@ func (d Disk) addFrontend(c *command, drive string) {
 
 // Overlay is a virtio disk whose content is that of Image, and whose writes go to
 // a qcow2 file. Image is opened read-only and its lock left alone: the
-// caller must hold it. A write that fails, for want of room
-// first of all, is the guest's to know.
+// caller must hold it. A write that fails, most likely for lack of space,
+// is reported to the guest.
 type Overlay struct {
 	Disk
 	File string // the qcow2 file
-	// Off and Size, in bytes, are of the stretch of Image that is meant; without Size it is all.
+	// Off and Size, in bytes, are the part of Image that the disk shows; if Size is 0 it shows all.
 	Off, Size int64
 }
 
@@ -85,7 +85,7 @@ func (o Overlay) add(c *command) {
 
 // Vacancy is a disk that is not there yet: the guest has its drive, of the
 // same size and empty, and the image is open beside it, unused and unlocked,
-// until QMP sets it in.
+// until it is put into the drive over QMP.
 type Vacancy struct {
 	Disk
 	Size int64 // bytes
@@ -112,7 +112,7 @@ func (n NIC) add(c *command) {
 
 // Memory is a file that the guest sees as memory, and the host maps: the region
 // behind BAR 2 of an ivshmem device (QEMU, docs/specs/ivshmem-spec.txt). What
-// the guest stores there outlives it.
+// the guest stores there outlives the guest.
 type Memory struct {
 	Name string
 	Path string

@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/internal/live/mounts"
 )
 
-// Frozen says whether one of the partition's control groups is frozen: its threads look
-// asleep then. There are two kinds (Documentation/admin-guide/cgroup-v2.rst, cgroup.events,
+// Frozen reports whether one of the partition's control groups is frozen: its threads look
+// asleep then. There are two kinds of groups (Documentation/admin-guide/cgroup-v2.rst, cgroup.events,
 // and cgroup-v1/freezer-subsystem.rst), and a machine may have both.
 func (p *Process) Frozen() bool {
 	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.PID()))
@@ -27,8 +27,8 @@ func (p *Process) Frozen() bool {
 	return false
 }
 
-// freezers are the files that say so, for a process's list of groups (cgroups(7)) and what is
-// mounted here.
+// freezers returns the files that say whether a group is frozen, for a process's list of groups
+// (cgroups(7)) and what is mounted here.
 func freezers(groups string, mounted iter.Seq[mounts.Mount]) (files []string) {
 	unified, freezer := groupMounts(mounted)
 	for line := range strings.Lines(groups) {
@@ -44,7 +44,7 @@ func freezers(groups string, mounted iter.Seq[mounts.Mount]) (files []string) {
 	return files
 }
 
-// groupMounts finds where the groups of either kind are.
+// groupMounts finds where the groups of either kind are mounted.
 func groupMounts(mounted iter.Seq[mounts.Mount]) (unified, freezer string) {
 	for m := range mounted {
 		switch {
@@ -57,7 +57,7 @@ func groupMounts(mounted iter.Seq[mounts.Mount]) (unified, freezer string) {
 	return unified, freezer
 }
 
-// saysFrozen reads what such a file says.
+// saysFrozen reports whether the text of such a file says that the group is frozen.
 func saysFrozen(text string) bool {
 	return strings.Contains(text, "frozen 1") || strings.HasPrefix(text, "FROZEN") || strings.HasPrefix(text, "FREEZING")
 }

@@ -147,7 +147,7 @@ func (p *Process) meet(ctx context.Context) error {
 	return client.Cont(ctx)
 }
 
-// Withdraw keeps the partition's threads to its own CPUs, as they were before Spread.
+// Withdraw pins the partition's threads to its own CPUs again, as before Spread.
 func (p *Process) Withdraw() error {
 	tids, err := p.threads()
 	if err != nil {
@@ -186,7 +186,7 @@ func (p *Process) home(i int) []int {
 	return p.Spec.CPUs[n : n+1]
 }
 
-// LastWords are what QEMU has said, on a line of their own; empty: nothing.
+// LastWords returns QEMU's output, on a line of its own; empty if there was none.
 func (p *Process) LastWords() string {
 	b, _ := os.ReadFile(p.Spec.logPath())
 	if _, said, _ := strings.Cut(string(b), "\n"); said != "" { // after its command line
@@ -201,7 +201,7 @@ func (p *Process) PID() int { return p.pid }
 // Ended is closed when the process has ended and was reaped.
 func (p *Process) Ended() <-chan struct{} { return p.ended }
 
-// Status says how the process ended; it is good once Ended is closed.
+// Status says how the process ended; it is valid once Ended is closed.
 func (p *Process) Status() error { return p.status }
 
 // Freeze stops all threads of the process where they are (SIGSTOP): nothing of the guest
@@ -225,8 +225,8 @@ func (p *Process) Kill() {
 	p.send(unix.SIGKILL)
 }
 
-// Effort is what the partition's threads have done since they began, and what was stolen
-// from the CPUs that it may run on: those of its first thread, which Spread changes too.
+// Effort returns what the partition's threads have done since they began, and the steal time
+// of the CPUs that it may run on: those of its first thread, which Spread changes too.
 func (p *Process) Effort() (liveness.Effort, error) {
 	tids, err := p.threads()
 	if err != nil {
@@ -256,8 +256,8 @@ func (p *Process) Effort() (liveness.Effort, error) {
 	return effort, nil
 }
 
-// cpusOf says on which CPUs a process may run: on all, if the kernel does not say, as where more of
-// them are possible than a CPUSet has (sched_setaffinity(2), EINVAL).
+// cpusOf reports on which CPUs a process may run: on all if the kernel does not say, as where more
+// CPUs are possible than a CPUSet holds (sched_setaffinity(2), EINVAL).
 func cpusOf(pid int) func(cpu int) bool {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(pid, &set); err != nil {
@@ -269,8 +269,8 @@ func cpusOf(pid int) func(cpu int) bool {
 // userTick is the unit of times in /proc/stat (proc(5); USER_HZ is 100 on amd64).
 const userTick = 10 * time.Millisecond
 
-// stolenIn is how long a hypervisor has kept each CPU from this machine, by what /proc/stat
-// says: the 8th number after the CPU's name.
+// stolenIn returns the steal time of each CPU, from /proc/stat: the 8th number after the CPU's
+// name.
 func stolenIn(stat string) map[int]time.Duration {
 	stolen := make(map[int]time.Duration)
 	for line := range strings.Lines(stat) {
@@ -290,10 +290,10 @@ func stolenIn(stat string) map[int]time.Duration {
 }
 
 // held are the states of a thread that would run if it could (proc(5), stat): ready or
-// running, in the host's kernel for a page or a disk, stopped by a signal or a tracer.
+// running, waiting in the host's kernel for a page or a disk, stopped by a signal or a tracer.
 const held = "RDTt"
 
-// taskEffort reads one thread's state, which stands behind its name in
+// taskEffort reads one thread's state, which comes after its name in
 // parentheses, and its times on a CPU and waiting for one, in ns
 // (Documentation/scheduler/sched-stats.rst).
 func taskEffort(dir string) (t liveness.Thread, err error) {
@@ -328,19 +328,19 @@ func (p *Process) Spread(cpus []int) error {
 	return nil
 }
 
-// PanicEnd is what a kernel says last when it has panicked, when its other CPUs have stopped
+// PanicEnd is what a kernel that panicked says last, after its other CPUs have stopped
 // (kernel/panic.c).
 const PanicEnd = "---[ end Kernel panic"
 
-// Bounds on what a guest may say on its console before the oldest of it goes, bytes: its
-// log is on the file system that its memory is on.
+// Bounds on the log of a guest's console, in bytes, beyond which its oldest part is dropped: the
+// log is on the same file system as the guest's memory.
 const (
 	consoleLimit = 16 << 20
 	consoleKept  = 1 << 20
 )
 
-// TrimConsole keeps the console's log within bounds: of a longer one the end stays, as
-// the console's old log. QEMU appends to it, also to an empty one.
+// TrimConsole keeps the console's log within bounds: if it is longer, its end is saved as
+// the console's old log and it is emptied. QEMU goes on appending to the emptied log.
 func (p *Process) TrimConsole() error {
 	path := p.Spec.ConsoleLogPath()
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
@@ -403,9 +403,9 @@ var launcher = sync.OnceValue(func() chan<- func() {
 	return jobs
 })
 
-// deafTo are the signals that ask a process to end, and that a partition does not hear:
-// a service manager sends them to all of a service at once (systemd.kill(5)), and the
-// supervisor must have ended the guest in good order before QEMU goes.
+// deafTo are the signals that ask a process to end, and that a partition does not receive:
+// a service manager sends them to all processes of a service at once (systemd.kill(5)), but the
+// supervisor must end the guest in good order before QEMU ends.
 var deafTo = []unix.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP}
 
 // startDeaf starts a command from a thread that blocks those signals, a mask which the

@@ -85,7 +85,7 @@ func TestFreeze(t *testing.T) {
 	}
 }
 
-// TestEffortOfItsCPUs: what is stolen from CPUs that a partition does not run on is nothing to it.
+// TestEffortOfItsCPUs: steal time of CPUs that a partition may not run on is not part of its effort.
 func TestEffortOfItsCPUs(t *testing.T) {
 	var ours unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &ours); err != nil {
@@ -147,7 +147,7 @@ func TestStolen(t *testing.T) {
 	}
 }
 
-// TestReconnectStopped: a process that is stopped answers nothing, and that is said at once.
+// TestReconnectStopped: a process that is stopped answers nothing, and that is reported at once.
 func TestReconnectStopped(t *testing.T) {
 	cmd := exec.Command("sleep", "1000")
 	if err := cmd.Start(); err != nil {

@@ -14,8 +14,8 @@ import (
 // needed are the devices that partitions are made of.
 var needed = append([]string{"ivshmem-plain", "virtio-blk-pci", "virtio-net-pci", "virtio-serial-pci", "virtserialport"}, panicDevices...)
 
-// Installed returns an error if this machine has no QEMU of the kind that partitions run in,
-// with all devices that they have.
+// Installed returns an error if this machine has no QEMU that partitions can run in, with all
+// the devices that they need.
 func Installed() error {
 	said, err := exec.Command(qemu, "-device", "help").Output()
 	if errors.Is(err, exec.ErrNotFound) {
@@ -30,14 +30,14 @@ func Installed() error {
 	return nil
 }
 
-// lacking are the needed devices that are not among those that QEMU lists: name "pvpanic", bus ISA.
+// lacking returns the needed devices that are not in QEMU's list, which has lines like: name "pvpanic", bus ISA.
 func lacking(devices string) []string {
 	return slices.DeleteFunc(slices.Clone(needed), func(name string) bool {
 		return strings.Contains(devices, fmt.Sprintf("name %q", name))
 	})
 }
 
-// onlyKVM is the QEMU of RHEL and what is made of it, which lacks devices that are needed.
+// onlyKVM is the QEMU of RHEL and its derivatives, which lacks devices that are needed.
 var onlyKVM = "/usr/libexec/qemu-kvm"
 
 func notInstalled(err error) error {
@@ -48,8 +48,8 @@ func notInstalled(err error) error {
 	return hint.New("run "+qemu, err, what)
 }
 
-// becoming has QEMU become a user, by what -help says of its options: -runas went with 10.0,
-// -run-with user= came with 9.1 (its docs/about/removed-features.rst).
+// becoming returns the options that make QEMU change its user, chosen by what its -help says: -runas was
+// removed in 10.0, -run-with user= was added in 9.1 (QEMU's docs/about/removed-features.rst).
 func becoming(help, user string) []string {
 	if strings.Contains(help, "\n-runas ") {
 		return []string{"-runas", user}
@@ -57,8 +57,8 @@ func becoming(help, user string) []string {
 	return []string{"-run-with", "user=" + user}
 }
 
-// helpOf is what QEMU says of its options now: it may be replaced by another version while a
-// supervisor runs. Empty, if there is no QEMU, which its start will tell.
+// helpOf returns what QEMU's -help says now: QEMU may be replaced by another version while a
+// supervisor runs. It is empty if there is no QEMU, which the start will report.
 func helpOf() string {
 	said, err := exec.Command(qemu, "-help").Output()
 	if err != nil {

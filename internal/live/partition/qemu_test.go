@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// installs puts a program in the place of QEMU that answers -help and -device help.
+// installs puts a program in place of QEMU that answers -help and -device help.
 func installs(t *testing.T, help, devices string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -25,7 +25,7 @@ func installs(t *testing.T, help, devices string) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
-// What versions of QEMU say of the options by which they change their user.
+// What the -help of versions of QEMU says of the options that change its user.
 const (
 	help7 = `-nodefaults     don't create default devices
 -chroot dir     chroot to dir just before starting the VM
@@ -43,8 +43,8 @@ const (
 `
 )
 
-// TestBecoming: QEMU is told to change its user by an option that it has, also when it was replaced
-// since it was asked before.
+// TestBecoming: QEMU is told to change its user by an option that it has, even when it was replaced
+// since it was last asked.
 func TestBecoming(t *testing.T) {
 	for _, tt := range []struct{ name, help, want string }{
 		{"7.2", help7, "-runas 7:8"}, {"8.2", help8, "-runas 7:8"}, {"9.2", help9, "-runas 7:8"}, {"10.0, 11.1", help10, "-run-with user=7:8"},
@@ -64,7 +64,7 @@ func TestBecoming(t *testing.T) {
 	}
 }
 
-// devices are what QEMU lists of the needed ones, but for some.
+// devices returns QEMU's list of devices with the needed ones, except for some.
 func devices(without ...string) string {
 	list := "Misc devices:\n"
 	for _, name := range append(slices.Clone(needed), "ivshmem-doorbell", "virtio-blk-pci-transitional") {
@@ -75,8 +75,8 @@ func devices(without ...string) string {
 	return list
 }
 
-// TestInstalled: a QEMU that partitions cannot run in is refused before one is started, with what it
-// lacks; and that of RHEL is not taken for one.
+// TestInstalled: a QEMU that partitions cannot run in is refused before one is started, and the error names
+// what it lacks; RHEL's QEMU does not count as one.
 func TestInstalled(t *testing.T) {
 	installs(t, "", devices())
 	if err := Installed(); err != nil {
@@ -102,7 +102,7 @@ func TestInstalled(t *testing.T) {
 	}
 }
 
-// TestLastWords: what QEMU said begins behind its command line, whatever that would be by now.
+// TestLastWords: QEMU's output begins after the logged command line, whatever the command line would be now.
 func TestLastWords(t *testing.T) {
 	p := &Process{Spec: spec()}
 	p.Spec.Dir = t.TempDir()

@@ -8,12 +8,12 @@ import "slices"
 // qemu is the program.
 const qemu = "qemu-system-x86_64"
 
-// headless is a machine with no devices that it was not told to have.
+// headless makes a machine that has only the devices that it is told to have.
 var headless = []string{"-nodefaults", "-no-user-config", "-display", "none"}
 
-// sandbox is what QEMU may not ask its kernel for (seccomp): to run programs, first of all.
-// elevateprivileges would have it killed when it changes its user, which it does after
-// that.
+// sandbox says what QEMU may not ask its kernel for (seccomp): above all, to run programs.
+// elevateprivileges=deny would get it killed when it changes its user, which it does after
+// the sandbox is set up.
 var sandbox = []string{"on", "obsolete=deny", "spawn=deny", "resourcecontrol=deny"}
 
 // tcgCPU is the emulated CPU: all features that TCG has, without
@@ -25,7 +25,7 @@ const tcgCPU = "max,erms=off,fsrm=off,cx16=off"
 // tcgParameters are what a kernel should know under emulation. What the kernel does not
 // know goes to init as its environment.
 var tcgParameters = []string{
-	// Otherwise its clock is the HPET, and each reading of that stops for QEMU's main
+	// Otherwise its clock is the HPET, and each read of that waits for QEMU's main
 	// loop: an eighth of a takeover's time.
 	"tsc=reliable", "clocksource=tsc",
 	// It counts ticks of its timer at boot, and panics if a busy machine gives it none
@@ -39,13 +39,13 @@ var tcgParameters = []string{
 var allParameters = []string{
 	"console=ttyS0",
 	"panic=0",    // a dead kernel stays as it is: no reboot by itself
-	"oops=panic", // an oops is a death too: what it holds locked is lost
+	"oops=panic", // an oops is a death too: the locks that it holds are never released
 	"random.trust_cpu=on",
 	"quiet",
 }
 
-// panicDevices carry the dying message. Kernels have a driver for that on PCI since 5.13,
-// before only for that on an ISA port.
+// panicDevices carry the dying message. Kernels have had a driver for the PCI device since 5.13,
+// and before that only for the one on an ISA port.
 var panicDevices = []string{"pvpanic-pci", "pvpanic"}
 
 // args are the accelerator and the CPU that goes with it.

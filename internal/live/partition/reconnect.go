@@ -12,13 +12,13 @@ import (
 	"understudy.dev/understudy/internal/live/hint"
 )
 
-// Identity tells a process from one that gets its number later.
+// Identity tells a process from a later one with the same number.
 type Identity struct {
 	PID     int    `json:"pid"`
 	Started uint64 `json:"started"` // in clock ticks after this machine's boot (proc(5), stat, field 22)
 }
 
-// Identity is that of the partition's process.
+// Identity returns the identity of the partition's process.
 func (p *Process) Identity() (Identity, error) {
 	started, err := StartOf(p.PID())
 	return Identity{p.PID(), started}, err
@@ -37,13 +37,13 @@ func StartOf(pid int) (uint64, error) {
 	return strconv.ParseUint(fields[before], 10, 64)
 }
 
-// stateOf is a process's state; empty if there is none.
+// stateOf returns the state of a process; empty if there is no such process.
 func stateOf(pid int) string {
 	fields, _ := children.Stat(pid)
 	return append(fields, "")[0]
 }
 
-// stateStopped is that of a process whose threads were all stopped by a signal (proc(5), stat,
+// stateStopped is the state of a process whose threads were all stopped by a signal (proc(5), stat,
 // field 3).
 const stateStopped = "T"
 
@@ -53,12 +53,12 @@ var ErrStopped = errors.New("it is stopped (SIGSTOP)")
 // ErrGone is why a partition is not reconnected to: its process has ended.
 var ErrGone = errors.New("it has ended")
 
-// Reconnect takes charge of a partition that runs, and that another process started which has
-// ended itself. Its memory is there also with ErrGone; then the Process has ended.
+// Reconnect takes charge of a running partition that was started by another process, which has
+// since ended. With ErrGone the returned Process has ended, but its memory is still there.
 func Reconnect(ctx context.Context, spec Spec, id Identity) (*Process, error) {
 	p := &Process{Spec: spec, pid: id.PID, ended: make(chan struct{}), status: errors.New("exit status unknown")}
 	fd, err := unix.PidfdOpen(id.PID, 0)
-	// The number is looked at once it cannot pass to another any more.
+	// The start time is read only now that the number cannot pass to another process any more.
 	if started, startErr := StartOf(id.PID); err != nil || startErr != nil || started != id.Started {
 		if err == nil {
 			unix.Close(fd)
@@ -68,7 +68,7 @@ func Reconnect(ctx context.Context, spec Spec, id Identity) (*Process, error) {
 	}
 	p.signal = func(s unix.Signal) error { return unix.PidfdSendSignal(fd, s, nil, 0) }
 	go func() {
-		defer close(p.ended) // the descriptor stays, since a signal may be on its way to it
+		defer close(p.ended) // the descriptor stays open, since a signal may be about to be sent over it
 		for {
 			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
 			if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {

@@ -1,6 +1,6 @@
 // Package partition is a share of the machine with an operating system in it:
-// as data, as the QEMU command that data comes to, and as the process that
-// runs, pinned to its CPUs and with its memory in a file that outlives it.
+// as data, as the QEMU command that is made from the data, and as the running
+// process, pinned to its CPUs and with its memory in a file that outlives it.
 package partition
 
 import (
@@ -24,7 +24,7 @@ type Spec struct {
 	Kernel    string // path of a bzImage
 	Initramfs string // path; empty: none
 	Append    string // more kernel parameters
-	Reboots   bool   // a reset boots it again, as a machine, and does not end the process
+	Reboots   bool   // a reset reboots it, like a real machine, and does not end the process
 	Outlives  bool   // it goes on when the process that started it ends
 	Accel     Accel
 	Devices   []Device
@@ -40,7 +40,7 @@ type Device interface {
 func (s *Spec) path(ending string) string { return filepath.Join(s.Dir, s.Name+ending) }
 
 // RAMPath is the file that holds the partition's memory: guest physical memory
-// of a q35 machine, which stays after the process.
+// of a q35 machine, which outlives the process.
 func (s *Spec) RAMPath() string { return s.path(".ram") }
 
 // BeatPath is the page that the partition's agent beats on.
@@ -49,10 +49,10 @@ func (s *Spec) BeatPath() string { return s.path(".beat") }
 // consolePath is the socket of the first serial port.
 func (s *Spec) consolePath() string { return s.path(".console") }
 
-// ConsoleLogPath keeps all that the first serial port said.
+// ConsoleLogPath is the file with the output of the first serial port.
 func (s *Spec) ConsoleLogPath() string { return s.path(".console.log") }
 
-// logPath has the QEMU command line and what QEMU printed.
+// logPath is the file with the QEMU command line and what QEMU printed.
 func (s *Spec) logPath() string { return s.path(".log") }
 
 // AgentPath is the socket of the agent's virtio-serial port.
@@ -132,9 +132,9 @@ func (s *Spec) command() *command {
 	return c
 }
 
-// user is whom QEMU becomes once it has opened all that it needs: nobody's number, of those
-// that systemd gives to services for as long as they run (systemd.exec(5), DynamicUser), and
-// another one for each partition.
+// user is the user and group that QEMU changes to once it has opened all that it needs: an id that
+// belongs to nobody, from the range that systemd gives to services while they run
+// (systemd.exec(5), DynamicUser), and another one for each partition.
 func (s *Spec) user() string {
 	const first, last = 61184, 65519
 	h := fnv.New32a()
@@ -143,7 +143,7 @@ func (s *Spec) user() string {
 	return fmt.Sprintf("%d:%d", id, id)
 }
 
-// AgentPort is what QEMU calls the port of the agent in its events.
+// AgentPort is the id of the agent's port in QEMU's events.
 const AgentPort = "port-agent"
 
 func (s *Spec) kernelCommandLine() string {

@@ -12,13 +12,13 @@ import (
 	"time"
 )
 
-// errGone is the error of everything that is asked of a connection that has
-// ended: the process exited or closed its monitor, or Close was called. A
-// context's end is not it.
+// errGone is the error of every request on a connection that has
+// ended: the process exited or closed its monitor, or Close was called. The
+// end of a context is another error.
 var errGone = errors.New("qmp connection gone")
 
-// errEventsLost is what a reader of events gets that fell so far behind that
-// events were dropped before it saw them.
+// errEventsLost is the error for a reader of events that fell so far behind
+// that events were dropped before it saw them.
 var errEventsLost = errors.New("qmp events lost: reader too slow")
 
 const (
@@ -62,7 +62,7 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 }
 
 // New goes through the greeting on a connection to a monitor, which the
-// client owns from then on, also if New fails.
+// client owns from then on, even if New fails.
 func New(ctx context.Context, conn net.Conn) (*Client, error) {
 	c := &Client{
 		conn:    conn,
@@ -169,7 +169,7 @@ func (c *Client) forget(id uint64) {
 }
 
 // write sends one whole line. If ctx ends in the middle of it the connection
-// is beyond use and ends too; if it ends before, nothing was sent.
+// is unusable and ends too; if ctx ends before, nothing was sent.
 func (c *Client) write(ctx context.Context, line []byte) error {
 	select {
 	case c.writing <- struct{}{}:
@@ -224,8 +224,8 @@ func (c *Client) read(lines *lineReader) {
 	}
 }
 
-// deliver hands an answer to the command that waits for it. If none does any more, it is
-// the late answer to a command that was given up.
+// deliver hands an answer to the command that waits for it. If no command does, it is
+// the late answer to one that was given up.
 func (c *Client) deliver(r reply) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -267,11 +267,11 @@ func (c *Client) fail(reason error) {
 	close(c.changed)
 }
 
-// Events yields the events that are kept, which are all since the connection began
-// or the newest maxEvents/2 at least, and then each new one as it comes; any number of
+// Events yields the events that are kept (all since the connection began, or at least
+// the newest maxEvents/2), and then each new one as it comes; any number of
 // readers each see all of them. The last pair carries an error: ctx's, one that wraps
 // errGone after the last event of a connection that ended, or errEventsLost. A slow
-// reader holds up nobody.
+// reader holds up nobody else.
 func (c *Client) Events(ctx context.Context) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		c.mu.Lock()

@@ -119,8 +119,8 @@ func TestTimeoutIsNoDisconnect(t *testing.T) {
 		if err := c.Execute(short, "stop", nil, nil); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errGone) {
 			t.Errorf("slow command: %v, want a timeout", err)
 		}
-		// The server is still asleep and does not read: this one waits for a
-		// place to write, and gives up having sent nothing.
+		// The server is still asleep and does not read: this command waits for its
+		// turn to write, and gives up without having sent anything.
 		if err := c.Cont(short); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("expired context: %v", err)
 		}
@@ -279,7 +279,7 @@ func TestSlowReaderIsTold(t *testing.T) {
 	})
 }
 
-// TestNewReaderOfManyEvents: who begins to read late gets what is kept, and what comes.
+// TestNewReaderOfManyEvents: a reader that begins late gets the events that are kept, and those that come later.
 func TestNewReaderOfManyEvents(t *testing.T) {
 	within(t, func(t *testing.T, ctx context.Context) {
 		c, theirs := connect(t, nil)

@@ -103,8 +103,8 @@ var crashLoaded = []byte{
 	510: 0x55, 511: 0xaa,
 }
 
-// TestQEMUTellsOfDeath: both dying messages come, and none of them stops the machine: that
-// is ours to do.
+// TestQEMUTellsOfDeath: both dying messages come, and neither of them stops the machine: that
+// is left to us.
 func TestQEMUTellsOfDeath(t *testing.T) {
 	disk := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(disk, append(crashLoaded, make([]byte, 64<<10-len(crashLoaded))...), 0o600); err != nil {

@@ -78,8 +78,8 @@ func (endlessReader) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// FuzzDecodeMessage holds that no bytes panic, and that what is accepted is
-// exactly one kind of message.
+// FuzzDecodeMessage checks that no bytes make it panic, and that what is accepted
+// is exactly one kind of message.
 func FuzzDecodeMessage(f *testing.F) {
 	f.Add([]byte(`{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": []}}`))
 	f.Add([]byte(`{"return": {}, "id": 3}`))

@@ -13,7 +13,7 @@ import (
 	"understudy.dev/understudy/internal/live/hint"
 )
 
-// System is a Debian to be made.
+// System is a Debian system to build.
 type System struct {
 	Suite    string // bookworm
 	Packages []string
@@ -21,11 +21,11 @@ type System struct {
 	Hostname string
 }
 
-// needed are what a partition's system cannot do without. The kernel is Debian's for guests.
+// needed are the packages that a partition's system cannot do without. The kernel is Debian's for guests.
 var needed = []string{"systemd-sysv", "udev", "kmod", "iproute2", "procps", "e2fsprogs", "initramfs-tools", "linux-image-cloud-amd64"}
 
-// Build makes an image with one file system and a system on it, at a path where nothing is yet,
-// complete or not at all. It takes minutes; out hears of it.
+// Build makes an image with one file system and a system on it, at a path where nothing exists yet:
+// the complete image, or nothing. It takes minutes; out gets the output of the programs that it runs.
 func Build(ctx context.Context, file string, s System, out io.Writer) (err error) {
 	if _, err := os.Lstat(file); err == nil {
 		return hint.New("build "+file, os.ErrExist, "Name another file, or remove it.")
@@ -56,7 +56,7 @@ func Build(ctx context.Context, file string, s System, out io.Writer) (err error
 	return os.Rename(draft, file)
 }
 
-// synced has the disk have a file that was written by others.
+// synced syncs a file that others have written.
 func synced(path string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
@@ -65,7 +65,7 @@ func synced(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// furnish gives a new system what every one has of its own.
+// furnish writes the files of a new system that differ from one system to another.
 func furnish(tree, hostname string) error {
 	root, err := os.OpenRoot(tree)
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"understudy.dev/understudy/internal/live/unit"
 )
 
-// Where what we put into a system lies.
+// Paths in a system of what we write there, and of what we look at.
 const (
 	programPath = "usr/lib/understudy/understudy"
 	unitPath    = "etc/systemd/system/" + unit.Agent
@@ -22,9 +22,9 @@ const (
 // head is the first line of what we write.
 const head = "# Written by understudy image prepare; its --undo takes it away.\n"
 
-// agentUnit starts with the port that a supervisor speaks on, and outside of a pair not at
-// all. The process that beats goes on while the agent is started again (KillMode). How long it may take
-// to start on a busy machine is for whoever waits for its greeting.
+// agentUnit starts the agent when the port for a supervisor is there, so outside of a pair never.
+// The process that beats goes on while the agent is started again (KillMode). How long the agent may take to
+// start on a busy machine is not limited here, but by the side that waits for its greeting.
 const agentUnit = head + `[Unit]
 Description=Understudy's agent in this partition
 BindsTo=` + portUnit + `
@@ -44,14 +44,14 @@ OOMScoreAdjust=-1000
 // portUnit is what systemd calls /dev/virtio-ports/org.understudy.agent (systemd-escape(1)).
 const portUnit = `dev-virtio\x2dports-org.understudy.agent.device`
 
-// rule starts the agent where there is the port, as that of QEMU's own agent does. In a pair it has NetworkManager
-// leave the interfaces to the agent (NetworkManager.conf(5), NM_UNMANAGED): IMPORT fails without the parameter, and
-// with it the rest of its line.
+// rule starts the agent where the port exists, like the rule of QEMU's own agent. In a pair it makes NetworkManager
+// leave the interfaces to the agent (NetworkManager.conf(5), NM_UNMANAGED): without the kernel parameter IMPORT fails,
+// and so does the rest of its line.
 const rule = head + `SUBSYSTEM=="virtio-ports", ATTR{name}=="org.understudy.agent", TAG+="systemd", ENV{SYSTEMD_WANTS}+="` + unit.Agent + `"
 SUBSYSTEM=="net", DRIVERS=="virtio_net", IMPORT{cmdline}="` + unit.PairParameter + `", ENV{NM_UNMANAGED}="1"
 `
 
-// network has systemd-networkd do the same (systemd.network(5)).
+// network makes systemd-networkd do the same (systemd.network(5)).
 const network = head + `[Match]
 KernelCommandLine=` + unit.PairParameter + `
 Driver=virtio_net
@@ -60,18 +60,18 @@ Driver=virtio_net
 Unmanaged=yes
 `
 
-// unitDropIn has a unit of a pair's start by role.
+// unitDropIn makes a unit of the pair start by role.
 func unitDropIn(name string) string {
 	return head + "[Unit]\n" + strings.Join(unit.RoleConditions(name), "\n") + "\n"
 }
 
 func dropInPath(name string) string { return path.Join(unitsPath, name+".d", dropIn) }
 
-// mark is what begins a line of fstab that is set aside.
+// mark begins a line of fstab that is set aside.
 const mark = "#understudy: "
 
 // setAside comments out the lines of fstab(5) that mount something on these directories,
-// and says which they are. Directories without such a line are missing.
+// and returns these lines. Directories without such a line are returned as missing.
 func setAside(fstab string, dirs []string) (text string, aside, missing []string) {
 	found := make(map[string]bool)
 	var out strings.Builder
@@ -110,8 +110,8 @@ func putBack(fstab string) (text string, back []string) {
 	return out.String(), back
 }
 
-// elsewhere are the lines of an fstab that a boot waits for, and whose disk is not this one:
-// uuids are those on it.
+// elsewhere returns the lines of an fstab that a boot waits for, and whose disk is not this one:
+// uuids are those of the file systems on this disk.
 func elsewhere(fstab string, uuids []string) (lines []string) {
 	for line := range strings.Lines(fstab) {
 		f := strings.Fields(line)
@@ -133,7 +133,7 @@ func elsewhere(fstab string, uuids []string) (lines []string) {
 	return lines
 }
 
-// hides is the line of an fstab that mounts something over what is written here; empty: none does.
+// hides returns the line of an fstab that mounts something over what is written here; empty if none does.
 func hides(fstab string) string {
 	for line := range strings.Lines(fstab) {
 		f := strings.Fields(line)
@@ -149,8 +149,8 @@ func hides(fstab string) string {
 	return ""
 }
 
-// enforces says whether SELinux is enforced by its configuration (selinux_config(5)): by the first line that
-// says a mode. Without one the kernel's own default holds, which is permissive.
+// enforces reports whether the configuration of SELinux enforces it (selinux_config(5)): the first line with a
+// mode counts. Without one the kernel's own default holds, which is permissive.
 func enforces(config string) bool {
 	for line := range strings.Lines(config) {
 		if mode, ok := strings.CutPrefix(strings.TrimSpace(line), "SELINUX="); ok {

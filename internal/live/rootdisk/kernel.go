@@ -24,8 +24,8 @@ type Kernel struct {
 // maxBoot bounds a kernel and its initramfs, bytes.
 const maxBoot = 1 << 30
 
-// TakeKernel copies a kernel of the system and its initramfs out: the newest that is there with
-// its modules, or the one of a release. They are at out.vmlinuz and out.initrd.
+// TakeKernel copies a kernel of the system and its initramfs to out.vmlinuz and out.initrd: the
+// kernel of that release, or, if release is empty, the newest one that has its modules there.
 func (d *Disk) TakeKernel(release, out string) (k Kernel, err error) {
 	k = Kernel{Release: release, Image: out + ".vmlinuz", Initramfs: out + ".initrd"}
 	if k.Release == "" {
@@ -61,7 +61,7 @@ func (d *Disk) TakeKernel(release, out string) (k Kernel, err error) {
 	return k, nil
 }
 
-// copyInitramfs copies that of a kernel, by the name that Debian and Ubuntu give it, Fedora, or SUSE.
+// copyInitramfs copies the initramfs of a kernel, by the name that Debian and Ubuntu, Fedora, or SUSE give it.
 func copyInitramfs(root *os.Root, dir string, k Kernel) error {
 	var errs []error
 	for _, name := range []string{"initrd.img-" + k.Release, "initramfs-" + k.Release + ".img", "initrd-" + k.Release} {
@@ -74,7 +74,7 @@ func copyInitramfs(root *os.Root, dir string, k Kernel) error {
 	return errors.Join(errs...)
 }
 
-// newest is the last release in order that the system has modules of.
+// newest returns the highest release that the system has modules for.
 func newest(root *os.Root) (string, error) {
 	for _, dir := range []string{"usr/lib/modules", "lib/modules"} {
 		entries, err := fs.ReadDir(root.FS(), dir)
@@ -94,7 +94,7 @@ func newest(root *os.Root) (string, error) {
 	return "", hint.New("look into /lib/modules", fs.ErrNotExist, "Install a kernel package in it.")
 }
 
-// older says whether release a comes before b: numbers in them count as such.
+// older reports whether release a comes before b: numbers in them are compared as numbers.
 func older(a, b string) bool {
 	for a != "" && b != "" {
 		x, restA := run(a)
@@ -112,7 +112,7 @@ func older(a, b string) bool {
 	return len(a) < len(b)
 }
 
-// run is what a text begins with: digits, or none.
+// run splits off the digits, or the other characters, that a text begins with.
 func run(s string) (first, rest string) {
 	digit := unicode.IsDigit(rune(s[0]))
 	n := strings.IndexFunc(s, func(r rune) bool { return unicode.IsDigit(r) != digit })

@@ -26,12 +26,12 @@ type Disk struct {
 
 	claim *fence.Claim
 	root  fileSystem
-	rest  []fileSystem // of the ext family, beside it
+	rest  []fileSystem // the others of the ext family
 }
 
-// Open claims a disk and finds the root file system on it: that which has /etc/fstab, or
-// is the only one and has /usr; in the partition of a number, if that is not 0. It is refused if somebody
-// uses the disk, or has left it in the midst of something, and if there are several.
+// Open claims a disk and finds the root file system on it: the one that has /etc/fstab, or
+// has /usr and is the only one. If part is not 0, it must be in the partition of that number. Open fails if the
+// disk is in use, if a file system on it was not unmounted, and if there are several root file systems.
 func Open(path string, part int) (*Disk, error) {
 	claim, err := fence.Take(path)
 	if err != nil {
@@ -44,7 +44,7 @@ func Open(path string, part int) (*Disk, error) {
 	return d, nil
 }
 
-// Close lets the disk go.
+// Close syncs the disk and releases it.
 func (d *Disk) Close() error { return errors.Join(d.claim.Sync(), d.claim.Close()) }
 
 func (d *Disk) find(part int) error {
@@ -87,7 +87,7 @@ func where(part int) string {
 	return fmt.Sprintf("in its partition %d", part)
 }
 
-// probe finds the file systems of the ext family on the disk, and tells what else there is.
+// probe finds the file systems of the ext family on the disk, and returns the kinds of the others.
 func (d *Disk) probe() (others []string, err error) {
 	parts, err := disk.Table(d.claim, d.claim.Size)
 	if errors.Is(err, disk.ErrNoTable) {
@@ -111,7 +111,7 @@ func (d *Disk) probe() (others []string, err error) {
 	return others, nil
 }
 
-// isRoot says whether a file system is a system's root.
+// isRoot reports whether a file system is the root file system of a system.
 func (d *Disk) isRoot(fs fileSystem) (is bool, err error) {
 	err = d.on(fs, func(root *os.Root) error {
 		_, fstab := root.Stat(fstabPath)
@@ -122,7 +122,7 @@ func (d *Disk) isRoot(fs fileSystem) (is bool, err error) {
 	return is, err
 }
 
-// on has a file system mounted, where nobody else sees it, while do runs.
+// on mounts a file system, where nobody else sees it, while do runs.
 func (d *Disk) on(fs fileSystem, do func(*os.Root) error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -154,17 +154,17 @@ func (d *Disk) mounted(fs fileSystem, do func(*os.Root) error) (err error) {
 		return fmt.Errorf("mount the root file system of %s: %w", d.Path, err)
 	}
 	defer func() { err = errors.Join(err, unix.Unmount(dir, 0)) }()
-	root, err := os.OpenRoot(dir) // what its links name is not ours
+	root, err := os.OpenRoot(dir) // its symbolic links must not lead outside
 	if err != nil {
 		return err
 	}
 	return errors.Join(do(root), root.Close())
 }
 
-// attachTries is how often a loop device is looked for: others may take the one that is free.
+// attachTries is how often a loop device is looked for: others may take the free one first.
 const attachTries = 20
 
-// attach makes a block device of a part of a file, until that is closed and unmounted
+// attach makes a block device of a part of a file, until the device is closed and unmounted
 // (loop(4)).
 func attach(f *os.File, part disk.Partition) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)

@@ -8,9 +8,9 @@ import (
 	"understudy.dev/understudy/internal/live/fence"
 )
 
-// Unclean returns the partitions of an image or a block device whose file system, of the ext
-// family, was not unmounted, or that are between two states, as inBetween says, by their numbers. A disk
-// without a partition table has 0 alone, which is all of it, unless a file system of that family there was unmounted.
+// Unclean returns the numbers of the partitions of an image or a block device that have a file system of
+// the ext family that was not unmounted, or that are between two states according to inBetween. A disk without a
+// partition table counts as one partition, 0, which is also returned if it has no file system of that family.
 func Unclean(path string, inBetween func(device.Section) (bool, error)) (parts []int, err error) {
 	claim, err := fence.Take(path)
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package rootdisk makes a system on a disk image fit to be a partition's: it puts the agent
-// into it, takes it away again, and takes its kernel out.
+// Package rootdisk prepares a system on a disk image to run in a partition: it installs the agent
+// in it, removes it again, and copies the system's kernel out.
 package rootdisk
 
 import (
@@ -16,18 +16,18 @@ import (
 	"understudy.dev/understudy/internal/live/unit"
 )
 
-// Content is what a system gets.
+// Content is what Prepare puts into a system.
 type Content struct {
 	Program string   // path of the program with the agent in it, linked statically
 	Units   []string // services that are started by role
-	Mounts  []string // directories whose disks are the pair's
+	Mounts  []string // directories on which the pair's disks are mounted
 }
 
-// Note begins what is told and is no change.
+// Note begins a message that is not about a change.
 const Note = "note: "
 
-// Prepare puts the agent into the system on a disk, and tells each thing that it changes. What
-// is as it should be it leaves alone.
+// Prepare puts the agent into the system on a disk, and calls tell for each thing that it changes. It
+// leaves alone what is already as it should be.
 func (d *Disk) Prepare(c Content, tell func(what string)) error {
 	for _, u := range c.Units {
 		if err := unit.CheckName(u); err != nil {
@@ -67,7 +67,7 @@ func (d *Disk) Prepare(c Content, tell func(what string)) error {
 	})
 }
 
-// Undo takes away what Prepare has put there, and tells each thing.
+// Undo removes what Prepare has put there, and calls tell for each thing.
 func (d *Disk) Undo(tell func(what string)) error {
 	return d.on(d.root, func(root *os.Root) error {
 		w := writer{root: root, tell: tell}
@@ -94,8 +94,8 @@ func (d *Disk) Undo(tell func(what string)) error {
 	})
 }
 
-// fits says whether a system can have the agent: systemd starts it, a takeover needs
-// e2fsck(8), SELinux must let files be that have no label, and no other file system may lie over them.
+// fits checks whether the agent can run in a system: systemd must be there to start it, a takeover needs
+// e2fsck(8), SELinux must accept files without a label, and no other file system may be mounted over them.
 func fits(root *os.Root) error {
 	fstab, err := root.ReadFile(fstabPath)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -132,7 +132,7 @@ func fits(root *os.Root) error {
 	return nil
 }
 
-// uuids are those of the file systems on the disk.
+// uuids returns the UUIDs of the file systems on the disk.
 func (d *Disk) uuids() []string {
 	out := []string{d.root.uuid}
 	for _, fs := range d.rest {
@@ -148,7 +148,7 @@ type writer struct {
 	err  error
 }
 
-// put has a file be of that content.
+// put makes a file have that content.
 func (w *writer) put(name string, content []byte, mode os.FileMode) {
 	if w.err != nil {
 		return
@@ -186,7 +186,7 @@ func replace(root *os.Root, name string, content []byte, mode os.FileMode) error
 	return nil
 }
 
-// remove takes a file away that may not be there.
+// remove removes a file, which may not be there.
 func (w *writer) remove(name string) {
 	if w.err != nil {
 		return
@@ -199,14 +199,14 @@ func (w *writer) remove(name string) {
 	}
 }
 
-// prune takes a directory of ours away if nothing else is in it.
+// prune removes a directory of ours if nothing else is in it.
 func (w *writer) prune(dir string) {
 	if w.err == nil && strings.Count(dir, "/") > 1 {
 		_ = w.root.Remove(dir) // it is in use, or not there
 	}
 }
 
-// fstab changes it, if it is there, and keeps its permissions.
+// fstab changes /etc/fstab, if it is there, and keeps its permissions.
 func (w *writer) fstab(change func(string) string) {
 	if w.err != nil {
 		return

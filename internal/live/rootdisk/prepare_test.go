@@ -15,7 +15,7 @@ import (
 	"understudy.dev/understudy/internal/live/fence"
 )
 
-// tree is the least that a system has.
+// tree makes a directory with the least that a system must have.
 func tree(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -32,7 +32,7 @@ func tree(t *testing.T) string {
 	return dir
 }
 
-// image makes a disk of a tree, with a partition table before it or without.
+// image makes a disk image of a tree, with or without a partition table before it.
 func image(t *testing.T, tree string, parted bool) string {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -62,7 +62,7 @@ func image(t *testing.T, tree string, parted bool) string {
 	return path
 }
 
-// look has what is on an image, by path, through another door than ours.
+// look returns the files on an image, by path, read with debugfs instead of our own code.
 func look(t *testing.T, path string, parted bool) map[string]string {
 	t.Helper()
 	from := path
@@ -154,8 +154,8 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
-// TestPrepareRefuses: what somebody uses, what was not unmounted, what has no systemd, and what
-// leads out of it is left as it is.
+// TestPrepareRefuses: a disk that is in use, that was not unmounted, that has no systemd, or whose links
+// lead out of it is left as it is.
 func TestPrepareRefuses(t *testing.T) {
 	open := func(path string) error {
 		d, err := Open(path, 0)
@@ -214,7 +214,7 @@ func TestPrepareRefuses(t *testing.T) {
 	refused(empty, "no root file system")
 }
 
-// TestNoRoot: a file system with kernels only is /boot, and the root is what else is there, which is named.
+// TestNoRoot: a file system that has only kernels is /boot, so the root is elsewhere: the error names what else is there.
 func TestNoRoot(t *testing.T) {
 	boot := t.TempDir()
 	if err := os.WriteFile(filepath.Join(boot, "vmlinuz-6.1.0-10-amd64"), []byte("kernel"), 0o644); err != nil {
@@ -253,7 +253,7 @@ func TestNoRoot(t *testing.T) {
 	}
 }
 
-// TestSeveralRoots: of two systems on a disk none is taken by chance, and each can be named.
+// TestSeveralRoots: of two systems on a disk none is taken by chance, and either can be selected by its number.
 func TestSeveralRoots(t *testing.T) {
 	path := image(t, tree(t), true)
 	one, err := os.ReadFile(path)
@@ -284,8 +284,8 @@ func TestSeveralRoots(t *testing.T) {
 	}
 }
 
-// TestInitramfsNames: an initramfs is taken by whatever name its distribution gives it, and read by those who
-// could read it there.
+// TestInitramfsNames: an initramfs is found by the name that each distribution gives it, and the copy can be read only
+// by those who could read the original.
 func TestInitramfsNames(t *testing.T) {
 	for _, name := range []string{"initramfs-6.1.0-10-amd64.img", "initrd-6.1.0-10-amd64"} {
 		dir := tree(t)
@@ -354,8 +354,8 @@ func TestFstab(t *testing.T) {
 
 func never(device.Section) (bool, error) { return false, nil }
 
-// TestUnclean: a file system is named if it was not unmounted or is in between; so is a disk on which nobody
-// sees one.
+// TestUnclean: a file system is reported if it was not unmounted or is between two states; so is a disk without a
+// known file system.
 func TestUnclean(t *testing.T) {
 	for name, tt := range map[string]struct {
 		parted bool

@@ -16,7 +16,7 @@ type fileSystem struct {
 	uuid string
 }
 
-// Places in superblocks, bytes.
+// Offsets in superblocks, in bytes, and flags.
 const (
 	extSuper        = 1024 // fs/ext4/ext4.h, struct ext4_super_block
 	extMagic        = extSuper + 0x38
@@ -33,8 +33,8 @@ const (
 // errUnclean is why a file system is left as it is.
 var errUnclean = errors.New("its file system was not unmounted")
 
-// probe says what file system a part of a disk has. One of another family than ext has a kind
-// for people only.
+// probe returns the file system on a part of a disk. For a family other than ext, its kind is
+// only shown to people.
 func probe(r io.ReaderAt, part disk.Partition) (fileSystem, error) {
 	fs := fileSystem{Partition: part}
 	var b [2048]byte
@@ -55,7 +55,7 @@ func probe(r io.ReaderAt, part disk.Partition) (fileSystem, error) {
 		fs.kind = "ext4"
 		u := b[extUUID:][:16]
 		fs.uuid = fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
-		// A mount says so in the journal's flag, or, without a journal, in the state (fs/ext4/super.c, ext4_setup_super).
+		// A mount is recorded in the journal's recovery flag, or, without a journal, in the state (fs/ext4/super.c, ext4_setup_super).
 		le := binary.LittleEndian
 		journal := le.Uint32(b[extCompatible:])&extJournal != 0
 		if le.Uint32(b[extIncompatible:])&extRecover != 0 || !journal && le.Uint16(b[extState:])&extValid == 0 {

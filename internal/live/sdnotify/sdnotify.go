@@ -1,5 +1,5 @@
-// Package sdnotify tells a service manager how this process is (sd_notify(3)), if one wants
-// to know; it does nothing if none does.
+// Package sdnotify reports the state of this process to a service manager (sd_notify(3)), if one
+// asks for that; otherwise it does nothing.
 package sdnotify
 
 import (
@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// What may be sent, as sd_notify(3) has it.
+// States that may be sent, as in sd_notify(3).
 const (
 	Ready    = "READY=1"
 	Stopping = "STOPPING=1"
@@ -21,14 +21,14 @@ const (
 // Status is a line for people, which systemctl status shows.
 func Status(s string) string { return "STATUS=" + strings.ReplaceAll(s, "\n", "; ") }
 
-// Notifier is the connection to a service manager; nil: there is none.
+// Notifier is the connection to a service manager; a nil Notifier means that there is none.
 type Notifier struct {
 	conn  *net.UnixConn
 	every time.Duration
 }
 
-// Open finds the service manager in the environment, and takes its variables out of there,
-// so that no program that is started believes that they are for it.
+// Open finds the service manager in the environment, and removes its variables from there,
+// so that no program that we start takes them for its own.
 func Open() (*Notifier, error) {
 	path, limit, of := os.Getenv("NOTIFY_SOCKET"), os.Getenv("WATCHDOG_USEC"), os.Getenv("WATCHDOG_PID")
 	for _, name := range []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} {
@@ -39,7 +39,7 @@ func Open() (*Notifier, error) {
 	if path == "" {
 		return nil, nil
 	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"}) // "@" is an abstract one to Go, too
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"}) // for Go, too, "@" means an abstract socket
 	if err != nil {
 		return nil, fmt.Errorf("reach the service manager: %w", err)
 	}
@@ -61,7 +61,7 @@ func (n *Notifier) Tell(states ...string) error {
 	return nil
 }
 
-// Every is how often the manager wants to hear Watchdog; 0: never.
+// Every is how often the manager expects Watchdog; 0 means never.
 func (n *Notifier) Every() time.Duration {
 	if n == nil {
 		return 0

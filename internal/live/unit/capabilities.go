@@ -15,7 +15,8 @@ var capabilities = []string{
 	"CAP_CHECKPOINT_RESTORE",
 }
 
-// addCapabilities adds those of a value by number; an empty one takes those before away. What takes some out of all is refused.
+// addCapabilities adds the capabilities of a value, by number; an empty value removes those before it. A value that excludes some is
+// refused.
 func addCapabilities(to *[]int, value string) error {
 	if value == "" {
 		*to = nil

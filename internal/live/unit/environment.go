@@ -8,11 +8,11 @@ import (
 	"strings"
 )
 
-// path is what a service has by default (systemd.exec(5), "$PATH").
+// defaultPath is the PATH that a service has by default (systemd.exec(5), "$PATH").
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// Environment is the service's: NAME=VALUE, one for each name. Of a name the last one
-// counts, and what a file says before what the unit does.
+// Environment returns the service's environment: NAME=VALUE, one for each name. The last
+// assignment to a name wins, and those in files win over those in the unit.
 func (u *Unit) Environment(root fs.FS) ([]string, error) {
 	all := append([]string{defaultPath, "LANG=C.UTF-8"}, u.Env...)
 	for _, f := range u.EnvFiles {
@@ -47,7 +47,7 @@ func (u *Unit) Environment(root fs.FS) ([]string, error) {
 }
 
 // parseEnvironment reads a file of assignments, one a line (systemd.exec(5),
-// EnvironmentFile=). A value that is quoted in part, or goes on, is refused.
+// EnvironmentFile=). A value that is partly quoted, or goes on in the next line, is refused.
 func parseEnvironment(text string) ([]string, error) {
 	if len(text) > maxFile {
 		return nil, fmt.Errorf("it has %d bytes, and at most %d are read", len(text), maxFile)
@@ -75,7 +75,7 @@ func parseEnvironment(text string) ([]string, error) {
 }
 
 // Expand puts the environment into the words of a command (systemd.service(5), "COMMAND
-// LINES"): ${NAME} is put into its word, and a word that is $NAME becomes the words of it.
+// LINES"): ${NAME} is replaced within its word, and a word that is $NAME becomes the words of its value.
 func (c Command) Expand(env []string) []string {
 	get := func(name string) string {
 		for _, e := range env {

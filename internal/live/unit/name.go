@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// CheckName checks that a name is one that a service of systemd's can have (systemd.unit(5)).
+// CheckName checks that a name is one that a systemd service can have (systemd.unit(5)).
 func CheckName(name string) error {
 	base, ok := strings.CutSuffix(name, ".service")
 	legal := func(c rune) bool {

@@ -8,7 +8,7 @@ import (
 // setting is one assignment of a unit file's section [Service].
 type setting struct{ key, value string }
 
-// maxFile bounds a unit file, in bytes, and maxSettings what its files have together.
+// maxFile bounds a unit file, in bytes, and maxSettings the settings in all files of a unit.
 const (
 	maxFile     = 1 << 20
 	maxSettings = 1 << 12
@@ -24,7 +24,7 @@ func parse(text string) ([]setting, error) {
 	for n, line := range strings.Split(text, "\n") {
 		trimmed := strings.TrimSpace(line)
 		if strings.HasPrefix(trimmed, "#") || strings.HasPrefix(trimmed, ";") {
-			continue // in the middle of a line that goes on, too
+			continue // even in the middle of a continued line
 		}
 		if rest, ok := strings.CutSuffix(trimmed, `\`); ok {
 			whole += rest + " "
@@ -54,8 +54,8 @@ func parse(text string) ([]setting, error) {
 	return out, nil
 }
 
-// split takes a value apart into words, as systemd does command lines and environments
-// (systemd.syntax(7), "Quoting"). Escapes are those of C that have no number.
+// split splits a value into words, as systemd does with command lines and environments
+// (systemd.syntax(7), "Quoting"). It knows the escapes of C that have no number.
 func split(value string) ([]string, error) {
 	var words []string
 	var word strings.Builder

@@ -20,7 +20,7 @@ var refused = []string{
 }
 
 // managed are settings about what systemd does with a service that runs or has ended: the
-// agent does so in its own way.
+// agent does that in its own way.
 var managed = []string{
 	"Restart", "RestartSec", "ExecReload", "ExecStopPost", "ExecStartPost", "KillMode", "KillSignal", "TimeoutSec", "TimeoutStartSec",
 	"TimeoutStopSec", "NotifyAccess", "RemainAfterExit", "SuccessExitStatus", "RestartPreventExitStatus", "StandardOutput",
@@ -28,12 +28,12 @@ var managed = []string{
 	"OOMPolicy", "GuessMainPID", "BusName", "KeyringMode", "IgnoreSIGPIPE",
 }
 
-// homes are the directories of a service, by setting, and where they lie.
+// homes maps the settings for a service's directories to where the directories are.
 var homes = map[string]string{
 	"RuntimeDirectory": "/run", "StateDirectory": "/var/lib", "CacheDirectory": "/var/cache", "LogsDirectory": "/var/log",
 }
 
-// reader makes a unit of its settings.
+// reader makes a Unit from its settings.
 type reader struct {
 	unit  *Unit
 	kind  string
@@ -112,7 +112,7 @@ func (r *reader) set(s setting) (err error) {
 	return err
 }
 
-// leave is for what is not carried out.
+// leave handles a setting that is not carried out.
 func (r *reader) leave(s setting) error {
 	switch {
 	case s.value == "" || slices.Contains(managed, s.key):
@@ -156,7 +156,7 @@ func (r *reader) finish() error {
 		return fmt.Errorf("it has %d ExecStart= commands, and must have exactly 1", len(r.mains))
 	}
 	u.Main = r.mains[0]
-	told := make(map[string]string) // the service is told of its directories, by kind
+	told := make(map[string]string) // the directories that the service is told of, by kind
 	for _, d := range r.dirs {
 		mode, ok := r.modes[d.home]
 		if !ok {
@@ -165,14 +165,14 @@ func (r *reader) finish() error {
 		u.Dirs = append(u.Dirs, Dir{d.path, mode})
 		told[d.home] = strings.TrimPrefix(told[d.home]+":"+d.path, ":")
 	}
-	for _, home := range slices.Sorted(maps.Keys(told)) { // what the unit says itself counts
+	for _, home := range slices.Sorted(maps.Keys(told)) { // at the beginning: what the unit sets itself wins
 		name := strings.ToUpper(strings.TrimSuffix(home, "Directory")) + "_DIRECTORY"
 		u.Env = slices.Insert(u.Env, 0, name+"="+told[home])
 	}
 	return nil
 }
 
-// addCommand adds a command line; an empty one takes those before away.
+// addCommand adds a command line; an empty value removes those before it.
 func addCommand(to *[]Command, name, value string) error {
 	if value == "" {
 		*to = nil
@@ -203,7 +203,7 @@ func addCommand(to *[]Command, name, value string) error {
 	return nil
 }
 
-// addWords adds the words of a value; an empty one takes those before away.
+// addWords adds the words of a value; an empty value removes those before it.
 func addWords(to *[]string, value, name string) error {
 	if value == "" {
 		*to = nil
@@ -236,7 +236,7 @@ func (u *Unit) addFile(value string) error {
 	return err
 }
 
-// addBinds adds what of the file system is seen elsewhere, too; an empty value takes those before away.
+// addBinds adds parts of the file system that are also seen elsewhere; an empty value removes those before it.
 func addBinds(to *[]Bind, value, name string, readOnly bool) error {
 	if value == "" {
 		*to = nil
@@ -248,7 +248,7 @@ func addBinds(to *[]Bind, value, name string, readOnly bool) error {
 	}
 	for _, w := range words {
 		w, optional := strings.CutPrefix(w, "-")
-		parts := strings.SplitN(w, ":", 3) // the third says whether what is mounted there is seen, too
+		parts := strings.SplitN(w, ":", 3) // the third says whether mounts below it are seen, too
 		b := Bind{parts[0], parts[len(parts)-1], optional, readOnly}
 		if len(parts) > 1 {
 			b.To = parts[1]
@@ -261,7 +261,7 @@ func addBinds(to *[]Bind, value, name string, readOnly bool) error {
 	return nil
 }
 
-// specify puts in what specifiers of the unit's own name and of the system stand for (systemd.unit(5),
+// specify replaces the specifiers of the unit's own name and of the system (systemd.unit(5),
 // "SPECIFIERS"); others are refused.
 func specify(word, name string) (string, error) {
 	var out strings.Builder
@@ -309,7 +309,7 @@ func specify(word, name string) (string, error) {
 	return out.String(), nil
 }
 
-// unescape undoes what makes a string part of a unit's name (systemd.unit(5), "STRING ESCAPING FOR INCLUSION IN UNIT NAMES").
+// unescape undoes the escaping of a string in a unit's name (systemd.unit(5), "STRING ESCAPING FOR INCLUSION IN UNIT NAMES").
 func unescape(s string) (string, error) {
 	var out strings.Builder
 	for i := 0; i < len(s); i++ {

@@ -1,6 +1,6 @@
-// Package unit reads services of systemd well enough to start them without it: their
-// commands, environment, user and directories. What it cannot do, and the service may
-// depend on, it refuses by name; what it only leaves out, it tells.
+// Package unit reads systemd services well enough to start them without systemd: their
+// commands, environment, user and directories. A setting that it cannot carry out, and that
+// the service may depend on, is refused by name; one that is only left out is reported.
 package unit
 
 import (
@@ -20,9 +20,9 @@ type Unit struct {
 	Conditions []Command // it is not to start if one of them fails (ExecCondition=)
 	Before     []Command // run one after the other before it (ExecStartPre=)
 	Main       Command
-	Forks      bool      // Main ends, and what it leaves is the service (Type=forking)
-	PIDFile    string    // what it leaves writes its process number there; empty: it does not
-	Stop       []Command // end one that forks, one after the other (ExecStop=)
+	Forks      bool      // Main ends, and the processes that it leaves are the service (Type=forking)
+	PIDFile    string    // the service that Main leaves writes its process id there; empty: it does not
+	Stop       []Command // end a service that forks, one after the other (ExecStop=)
 	Ambient    []int     // capabilities that its user has
 	Binds      []Bind
 	Env        []string // NAME=VALUE
@@ -37,12 +37,12 @@ type Unit struct {
 	Omitted    []string    // settings that are not carried out: sandboxes, limits
 }
 
-// Command is a command line. In its words, but the first, $NAME and ${NAME} stand for the
-// environment.
+// Command is a command line. In its words, except the first, $NAME and ${NAME} stand for
+// variables of the environment.
 type Command struct {
 	Words  []string
-	Ignore bool // that it fails is no failure
-	Root   bool // it runs as root whatever the user is
+	Ignore bool // its failure is ignored
+	Root   bool // it runs as root, whatever the user of the service is
 }
 
 // File is a file of the environment.
@@ -64,8 +64,8 @@ type Dir struct {
 	Mode os.FileMode
 }
 
-// places are where a root file system has units, the first counts (systemd.unit(5), "UNIT
-// FILE LOAD PATH"). What is in /run goes with the kernel.
+// places are the directories of a root file system that have units; the first one that has a unit
+// wins (systemd.unit(5), "UNIT FILE LOAD PATH"). What is in /run is lost with the kernel.
 var places = []string{"etc/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"}
 
 // Load reads a service of a root file system.
@@ -99,7 +99,7 @@ func load(root fs.FS, name string) (*Unit, error) {
 	return u, r.finish()
 }
 
-// read gives the settings of a unit and of what is dropped in.
+// read returns the settings of a unit and of its drop-ins.
 func read(root fs.FS, name string) ([]setting, error) {
 	files, err := filesOf(root, name)
 	if err != nil {
@@ -108,12 +108,12 @@ func read(root fs.FS, name string) ([]setting, error) {
 	var all []setting
 	for i, f := range files {
 		switch target, err := fs.ReadLink(root, f); {
-		case err != nil: // no link
+		case err != nil: // not a symbolic link
 		case target == "/dev/null" && i > 0:
-			continue // what another directory drops in does not count
+			continue // drop-ins of that name in other directories do not count
 		case target == "/dev/null":
 			return nil, errors.New("it is masked")
-		case i == 0 && path.Base(target) != name && path.Base(target) != template(name): // there may be drop-ins of that name
+		case i == 0 && path.Base(target) != name && path.Base(target) != template(name): // the unit may have drop-ins by that other name
 			return nil, fmt.Errorf("it is another name of %s: give that", path.Base(target))
 		}
 		text, err := fs.ReadFile(root, f)
@@ -131,7 +131,8 @@ func read(root fs.FS, name string) ([]setting, error) {
 	return all, nil
 }
 
-// template is what a service is made of whose name has an instance in it, as in template@instance.service; of others, their name.
+// template returns the template of a service whose name has an instance in it, as in template@instance.service; for other services,
+// their own name.
 func template(name string) string {
 	prefix, _, ok := strings.Cut(name, "@")
 	if !ok {
@@ -140,8 +141,8 @@ func template(name string) string {
 	return prefix + "@.service"
 }
 
-// dropIns are the directories of what is dropped in to a service (systemd.unit(5)): those of all services, of each
-// beginning of its name that ends in a dash, of its template, and its own, the last of which counts.
+// dropIns returns the directories of the drop-ins of a service (systemd.unit(5)): those for all services, for each
+// prefix of its name that ends in a dash, and for its template, and its own. The last one with a drop-in of a name wins.
 func dropIns(name string) []string {
 	dirs := []string{"service.d"}
 	prefix, _, instance := strings.Cut(name, "@")
@@ -156,7 +157,7 @@ func dropIns(name string) []string {
 	return append(dirs, name+".d")
 }
 
-// filesOf are the unit's file, and the drop-ins in the order of their names.
+// filesOf returns the unit's file, and then its drop-ins in the order of their names.
 func filesOf(root fs.FS, name string) ([]string, error) {
 	var main string
 	for _, n := range []string{template(name), name} {

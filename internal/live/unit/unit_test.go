@@ -67,8 +67,8 @@ func TestFirstPlace(t *testing.T) {
 	}
 }
 
-// TestNames: of another name of a unit there may be more than is seen by it; what is dropped in to a part of a name
-// counts, and what is masked does not.
+// TestNames: another name of a unit is refused; drop-ins for a part of a unit's name count, and masked drop-ins and
+// units do not.
 func TestNames(t *testing.T) {
 	const main = "usr/lib/systemd/system/a-b.service"
 	link := func(to string) *fstest.MapFile {
@@ -134,7 +134,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestNot: what says that something is not to be is no reason to refuse.
+// TestNot: a setting that turns something off is no reason to refuse a unit.
 func TestNot(t *testing.T) {
 	u, err := Load(tree("[Service]\nExecStart=/bin/a\nPrivateNetwork=no\nDynamicUser=false\nAmbientCapabilities=\n"), "a.service")
 	if err != nil || len(u.Omitted) > 0 {
@@ -142,7 +142,7 @@ func TestNot(t *testing.T) {
 	}
 }
 
-// TestForks: of a service that forks there is more to know; of others, what stops them is for who runs them.
+// TestForks: more settings of a service that forks are read; for others, ExecStop= is left out.
 func TestForks(t *testing.T) {
 	const text = "[Service]\nType=%s\nPIDFile=a.pid\nExecStart=-/bin/a start\nExecStop=/bin/old\nExecStop=\nExecStop=-/bin/a stop\nExecStop=/bin/b\n"
 	u, err := Load(tree(strings.Replace(text, "%s", "forking", 1)), "a.service")
@@ -155,7 +155,7 @@ func TestForks(t *testing.T) {
 	}
 }
 
-// TestTemplate: of a service that is made of a template, its own file counts before the template's, and both have drop-ins.
+// TestTemplate: for a service made from a template, its own file wins over the template's, and both have drop-ins.
 func TestTemplate(t *testing.T) {
 	text := func(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s)} }
 	const lib, etc = "usr/lib/systemd/system/", "etc/systemd/system/"
@@ -185,7 +185,7 @@ func TestTemplate(t *testing.T) {
 	}
 }
 
-// TestGiven: what else a service has without systemd.
+// TestGiven: further settings that a service has without systemd.
 func TestGiven(t *testing.T) {
 	u, err := Load(tree("[Service]\nExecCondition=/bin/is a\nExecStart=/bin/a %H\nPrivateUsers=yes\nAmbientCapabilities=CAP_CHOWN CAP_NET_RAW\n"+
 		"BindPaths=/a\nBindPaths=-/b:/c:rbind\nBindReadOnlyPaths=/dev/log:/d\n"), "a.service")
@@ -243,7 +243,7 @@ func TestDirectories(t *testing.T) {
 	}
 }
 
-// FuzzLoad: what is understood has a command, and its words are those of its environment.
+// FuzzLoad: a unit that is accepted has a command, and the environment does not change its first word.
 func FuzzLoad(f *testing.F) {
 	f.Add(lighttpd, "A=1\n")
 	f.Add("[Service]\nExecStart=/bin/a \"b \\\" c\" ${X} $Y\nEnvironment=X=%n\nEnvironmentFile=-/e\n", "Y='1 2'\n")

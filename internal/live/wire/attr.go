@@ -18,16 +18,16 @@ type Attr struct {
 	UID   uint32   `json:"uid,omitempty"`
 	GID   uint32   `json:"gid,omitempty"`
 	Flags int      `json:"flags,omitempty"` // FS_IMMUTABLE_FL, FS_APPEND_FL
-	Ctime Time     `json:"ctime,omitzero"`  // of a directory: it was made no later
+	Ctime Time     `json:"ctime,omitzero"`  // of a directory, which was created no later
 
 	Target []byte  `json:"target,omitempty"` // of a symbolic link
-	Zeros  []Range `json:"zeros,omitempty"`  // of the content: what was a hole
+	Zeros  []Range `json:"zeros,omitempty"`  // the parts of the content that were holes
 	// Mapped are the extents of the content that is neither in runs nor zero. The file
 	// must have them on the disk too.
 	Mapped []Extent `json:"mapped,omitempty"`
-	// Kept says that what is in none of these is as the disk has it.
+	// Kept says that the disk has the content that is in none of these.
 	Kept bool `json:"kept,omitempty"`
-	// Partial has the file made again even if extents or what is kept are missing.
+	// Partial lets the file be created again even if its extents, or content that the disk should have kept, are missing.
 	Partial bool `json:"partial,omitempty"`
 }
 
@@ -43,7 +43,7 @@ type Extent struct {
 	Disk int64 `json:"disk"`
 }
 
-// Act is something that was done, or seen, besides writing to a file where it is.
+// Act is something that was done, or seen, other than writing to an existing file in place.
 type Act struct {
 	Kind       string `json:"kind"` // Act*
 	Inode      uint64 `json:"inode"`

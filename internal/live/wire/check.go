@@ -10,8 +10,8 @@ import (
 	"strconv"
 )
 
-// What e2fsck says of inodes that it moves to lost+found or takes away, and of those
-// whose links it counts (e2fsck/problem.c: PR_3_UNCONNECTED_DIR, PR_4_UNATTACHED_INODE,
+// What e2fsck says of inodes that it moves to lost+found or clears, and of those
+// whose link count is wrong (e2fsck/problem.c: PR_3_UNCONNECTED_DIR, PR_4_UNATTACHED_INODE,
 // PR_4_ZERO_LEN_INODE, PR_4_BAD_REF_COUNT).
 var (
 	unattached = regexp.MustCompile(`^Un(?:connected directory|attached) inode (\d+)`)
@@ -19,14 +19,14 @@ var (
 	references = regexp.MustCompile(`^Inode (\d+) ref count is (\d+), should be (\d+)\.`)
 )
 
-// maxSaid bounds what is kept of e2fsck's output, in bytes: its end. maxInodes bounds the inodes of
-// each kind that are kept of what it says.
+// maxSaid bounds the part of e2fsck's output that is kept, its end, in bytes. maxInodes bounds the inodes
+// of each kind in the output that are kept.
 const (
 	maxSaid   = 64 << 10
 	maxInodes = 64 << 10
 )
 
-// Checked is what a run of e2fsck(8) with -f and -y did, by its output and by how its process
+// Checked returns what a run of e2fsck(8) with -f and -y did, from its output and the way its process
 // ended. A file system that could not be repaired is an error, and must not be mounted.
 func Checked(said []byte, ended error) (*Check, error) {
 	c := &Check{Output: string(bytes.ToValidUTF8(said[max(0, len(said)-maxSaid):], nil))}
@@ -48,7 +48,7 @@ func Checked(said []byte, ended error) (*Check, error) {
 // read finds in e2fsck's output the inodes without a name, and those with more names than
 // links.
 func (c *Check) read(said []byte) {
-	for line := range bytes.Lines(said) { // of any length: all blocks that two files have are on one
+	for line := range bytes.Lines(said) { // of any length: all blocks that two files share are on one line
 		c.take(&c.Lost, unattached, line)
 		c.take(&c.Cleared, cleared, line)
 		if m := references.FindSubmatch(line); m != nil {
@@ -62,7 +62,7 @@ func (c *Check) read(said []byte) {
 	}
 }
 
-// take adds the inode that a line tells of, if it does.
+// take adds the inode that a line names, if the line matches.
 func (c *Check) take(to *[]uint64, what *regexp.Regexp, line []byte) {
 	if m := what.FindSubmatch(line); m != nil {
 		if ino, err := strconv.ParseUint(string(m[1]), 10, 64); err == nil {

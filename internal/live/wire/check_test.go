@@ -12,7 +12,7 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// TestNameless finds in what e2fsck says the inodes without a name, and with too many.
+// TestNameless finds in e2fsck's output the inodes without a name, and those with too many.
 func TestNameless(t *testing.T) {
 	const said = `Pass 1: Checking inodes, blocks, and sizes
 Inode 133, i_blocks is 16, should be 8.  Fix? yes
@@ -49,8 +49,8 @@ func TestLongLine(t *testing.T) {
 	}
 }
 
-// TestCheckEnded: what e2fsck corrected is good, what it could not is not, nor is one that did
-// not come to its end.
+// TestCheckEnded: a run of e2fsck that corrected all errors is good; one that could not, or that was
+// killed, is not.
 func TestCheckEnded(t *testing.T) {
 	for command, status := range map[string]int{"exit 0": 0, "exit 1": 1, "exit 3": 3, "exit 4": -1, "exit 8": -1, "kill -9 $$": -1} {
 		found, err := wire.Checked([]byte("said"), exec.Command("sh", "-c", command).Run())

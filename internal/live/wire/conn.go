@@ -20,9 +20,9 @@ import (
 	"time"
 )
 
-// Limits bound what the other end of a connection may have this one do.
+// Limits bound what the other end of a connection may make this one do.
 type Limits struct {
-	Request int // bytes of a call or a notice, or of an answer to nothing that was asked
+	Request int // bytes of a call or a notice, or of an answer while none is due
 	Answer  int // bytes of an answer to a call of this end
 	Calls   int // calls in flight at once
 	Notices int // notices a second, and as many at once
@@ -30,10 +30,10 @@ type Limits struct {
 
 // The kinds of other ends.
 var (
-	// FromSupervisor bounds a supervisor, which an agent answers: peers come down to it.
+	// FromSupervisor bounds a supervisor, which an agent answers: its requests bring the peers.
 	FromSupervisor = Limits{Request: maxMessage, Calls: 32, Notices: 1000}
-	// FromAgent bounds an agent, and whatever runs in its guest. It answers, and gives
-	// notice; it calls nobody. What became of each file of a plan is in one answer.
+	// FromAgent bounds an agent, and anything else that runs in its guest. An agent answers, and
+	// gives notice; it calls nobody. One of its answers has the outcome of each file of a plan.
 	FromAgent = Limits{Request: 64 << 10, Answer: maxMessage, Notices: 1 << 14}
 	// FromCommand bounds the command line, which a supervisor answers, and FromControl a
 	// supervisor that answers it.
@@ -69,8 +69,8 @@ type message struct {
 	Error string          `json:"error,omitempty"`
 }
 
-// Handler answers the calls of the other end. Each runs in a goroutine of its
-// own, notices in the order of their arrival. What it returns is sent back as
+// Handler answers the calls of the other end. Each call runs in its own goroutine;
+// notices run in the order of their arrival. What it returns is sent back as
 // JSON; for a notice it is dropped.
 type Handler func(ctx context.Context, verb string, body json.RawMessage) (any, error)
 
@@ -84,7 +84,7 @@ type Conn struct {
 
 	mu      sync.Mutex
 	next    uint64
-	waiting map[uint64]chan message // by id, what an answer is due for; nil: nobody waits any more
+	waiting map[uint64]chan message // by id, the calls whose answer is due; nil: nobody waits for it any more
 	calls   int                     // of the other end, in flight
 	notices int                     // that may still come at once
 	counted time.Time               // when notices was last added to
@@ -143,7 +143,7 @@ func (c *Conn) read() (message, error) {
 	return m, err
 }
 
-// take has a message answered, or hands it to the call that waits for it.
+// take answers a request, or hands an answer to the call that waits for it.
 func (c *Conn) take(ctx context.Context, m message) error {
 	switch {
 	case m.Verb == "":
@@ -189,7 +189,7 @@ func (c *Conn) Close() error {
 }
 
 // Call sends a request and waits for its answer, which it decodes into out
-// unless that is nil. The error has the other end's words if it answered with one. If
+// unless that is nil. If the other end answered with an error, Call returns its text. If
 // ctx ends, the other end may still do what was asked.
 func (c *Conn) Call(ctx context.Context, verb string, in, out any) error {
 	reply := make(chan message, 1)
@@ -283,8 +283,8 @@ func (c *Conn) reason() error {
 	return c.err
 }
 
-// Abandon has all calls fail that wait for an answer, and keeps the connection: who was asked
-// is gone, and somebody else speaks at the other end now.
+// Abandon fails all calls that wait for an answer, but keeps the connection: the process that
+// was asked is gone, and another one is at the other end now.
 func (c *Conn) Abandon(reason error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -296,7 +296,7 @@ func (c *Conn) Abandon(reason error) {
 	}
 }
 
-// fail has all calls fail. The first reason counts.
+// fail fails all calls. The first reason counts.
 func (c *Conn) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -312,12 +312,12 @@ func (c *Conn) fail(err error) {
 	}
 }
 
-// ErrUnsent is why a message cannot be sent at all, such as one over the limit: the other end has
-// nothing of it, and the connection goes on.
+// ErrUnsent is wrapped by the error for a message that cannot be sent at all, such as one over the limit:
+// nothing of it was sent, and the connection goes on.
 var ErrUnsent = errors.New("cannot be sent")
 
-// send writes a message. If ctx ends in the middle of it, the connection is beyond use and
-// ends too; if it ends before, nothing was sent.
+// send writes a message. If ctx ends in the middle of it, the connection is unusable and
+// ends too; if ctx ends before, nothing was sent.
 func (c *Conn) send(ctx context.Context, m message, body any) error {
 	if body != nil {
 		raw, err := json.Marshal(body)
@@ -380,8 +380,8 @@ func encodeMessage(m message) ([]byte, error) {
 	return append(binary.LittleEndian.AppendUint32(nil, uint32(len(raw))), raw...), nil
 }
 
-// readMessage reads a message, and returns its length. limit is asked once a message
-// comes. What is read takes little more memory than has arrived.
+// readMessage reads a message, and returns its length. It calls limit once the length of a
+// message has arrived. It takes little more memory than the bytes that have arrived.
 func readMessage(r io.Reader, limit func() int) (m message, n int, err error) {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {

@@ -90,7 +90,7 @@ func TestCallEndsWithTheLink(t *testing.T) {
 	}
 }
 
-// TestAbandon: calls to somebody who is gone fail, and what is asked then is answered.
+// TestAbandon: calls to a process that is gone fail, and later calls are answered.
 func TestAbandon(t *testing.T) {
 	asked := make(chan bool, 1)
 	l, _ := pair(t, nil, func(ctx context.Context, verb string, _ json.RawMessage) (any, error) {
@@ -124,8 +124,8 @@ func TestCallTimesOut(t *testing.T) {
 	}
 }
 
-// TestLimits: an end that asks for too much has its connection closed, and whoever waits for it
-// is told why.
+// TestLimits: the connection of an end that asks for too much is closed, and calls that wait for it
+// fail with the reason.
 func TestLimits(t *testing.T) {
 	limits := Limits{Request: 1 << 10, Answer: 1 << 20, Calls: 2, Notices: 10}
 	frame := func(m message) []byte {
@@ -188,8 +188,8 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestLongAnswers: what was asked for may be long, also if nobody waits for it any more;
-// nothing else may.
+// TestLongAnswers: an answer to a call may be long, even if nobody waits for it any more;
+// no other message may.
 func TestLongAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		text := strings.Repeat("x", 100<<10)
@@ -303,7 +303,7 @@ func TestDecodePlanRefuses(t *testing.T) {
 	}
 }
 
-// FuzzDecodePlan: what decodes is what encodes to the same bytes, and nothing
+// FuzzDecodePlan: a plan that decodes encodes to the same bytes, and nothing
 // panics or allocates more than the input warrants.
 func FuzzDecodePlan(f *testing.F) {
 	for _, p := range plans {
@@ -345,7 +345,7 @@ func TestBlocksSurviveEncoding(t *testing.T) {
 	}
 }
 
-// FuzzDecodeBlocks: what decodes is what encodes to the same bytes.
+// FuzzDecodeBlocks: a list of blocks that decodes encodes to the same bytes.
 func FuzzDecodeBlocks(f *testing.F) {
 	for _, l := range blockLists {
 		f.Add(EncodeBlocks(l))
@@ -424,7 +424,7 @@ func TestAttrsSurviveEncoding(t *testing.T) {
 	}
 }
 
-// FuzzDecodeAttrs: what decodes has ranges that end behind their beginning.
+// FuzzDecodeAttrs: attributes that decode have extents that end behind their beginning.
 func FuzzDecodeAttrs(f *testing.F) {
 	for _, l := range attrLists {
 		b, err := EncodeAttrs(l)

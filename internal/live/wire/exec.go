@@ -9,7 +9,7 @@ type ExecRequest struct {
 	Dir     string   `json:"dir,omitempty"` // where it runs; empty: in /
 }
 
-// ExecResult is what came of it.
+// ExecResult is the result of a command.
 type ExecResult struct {
 	Status int    `json:"status"` // exit status; -1: ended by a signal
 	Output string `json:"output"` // standard output and error, at most the first 1 MiB

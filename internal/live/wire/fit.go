@@ -2,11 +2,11 @@ package wire
 
 import "encoding/json"
 
-// maxList bounds a list of what became of files, one by one, in a message, in bytes: an answer has
-// at most two of them, and room for more.
+// maxList bounds, in bytes, a list in a message that has the outcome of each file: an answer has
+// at most two such lists, and room for more.
 const maxList = 6 << 20
 
-// Fit returns the beginning of a list that a message has room for, and how many more there are.
+// Fit returns the first items of a list, as many as a message has room for, and the number of the others.
 func Fit[T any](list []T) (first []T, more int) {
 	size := 0
 	for i, v := range list {
@@ -18,7 +18,7 @@ func Fit[T any](list []T) (first []T, more int) {
 	return list, 0
 }
 
-// Fit leaves out of an answer what it has no room for, but for the number.
+// Fit removes from an answer what it has no room for, and counts that.
 func (r *ApplyResult) Fit() {
 	var acts, failures int
 	r.Acts, acts = Fit(r.Acts)
@@ -26,7 +26,7 @@ func (r *ApplyResult) Fit() {
 	r.MoreActs, r.MoreFailures = r.MoreActs+acts, r.MoreFailures+failures
 }
 
-// Fit leaves out of an answer what it has no room for, but for the number.
+// Fit removes from an answer what it has no room for, and counts that.
 func (r *NameResult) Fit() {
 	var acts, failures int
 	r.Acts, acts = Fit(r.Acts)

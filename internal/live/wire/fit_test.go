@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestManyFilesFit: what became of more files than an answer has room for is told of the first
-// ones, and how many more there are.
+// TestManyFilesFit: if there are more files than an answer has room for, it has the outcome of the first
+// ones, and the number of the others.
 func TestManyFilesFit(t *testing.T) {
 	for name, path := range map[string]string{"150,000 files": "var/mail/new/1764000001.M1.shop", "long names, escaped": strings.Repeat("\x01", 4095)} {
 		t.Run(name, func(t *testing.T) {
@@ -34,7 +34,7 @@ func TestManyFilesFit(t *testing.T) {
 			})
 			l.limits, r.limits = FromAgent, FromSupervisor
 			for verb := range answers {
-				var got ApplyResult // as both are
+				var got ApplyResult // both answers decode into it
 				if err := l.Call(t.Context(), verb, nil, &got); err != nil {
 					t.Fatal(err)
 				}
@@ -59,7 +59,7 @@ func encoded(t *testing.T, v any) []byte {
 	return b
 }
 
-// TestFitsAsItIs: of what there is room for nothing is left out.
+// TestFitsAsItIs: nothing is left out of an answer that fits.
 func TestFitsAsItIs(t *testing.T) {
 	few := ApplyResult{Acts: []Act{{Kind: ActBack}}, Failures: []Failure{{Reason: "why"}, {Reason: "why not"}}}
 	before := fmt.Sprintf("%+v", few)
@@ -68,8 +68,8 @@ func TestFitsAsItIs(t *testing.T) {
 	}
 }
 
-// TestManyNameless: an answer with what a check found of a file system without most of its
-// directories has room for it.
+// TestManyNameless: the result of a check of a file system that has lost most of its directories
+// fits in an answer.
 func TestManyNameless(t *testing.T) {
 	var said strings.Builder
 	for i := range 2 * maxInodes {

@@ -2,11 +2,11 @@ package wire
 
 import "strings"
 
-// Layers are the programs in a guest that know what may lie under a file system: arrays of md,
+// Layers are the programs in a guest for the layers that may be under a file system: md arrays,
 // LUKS, LVM.
 var Layers = []string{"mdadm", "cryptsetup", "lvm"}
 
-// Programs are those of them that a disk needs.
+// Programs returns those of Layers that the disk needs.
 func (d *Disk) Programs() (programs []string) {
 	for i, has := range []string{d.Mirror, d.LUKS, d.Volume} {
 		if has != "" {

@@ -2,8 +2,8 @@ package wire
 
 import "slices"
 
-// NameRequest has operations on names undone that were in flight when a kernel died: a
-// check has left what they were about in lost+found, or under two names.
+// NameRequest asks to undo, or to finish, operations on names that were in flight when a kernel died: a
+// check has left the inodes that they were about in lost+found, or under two names.
 type NameRequest struct {
 	Disk  string  `json:"disk"`
 	Check *Check  `json:"check"` // what it found
@@ -37,7 +37,7 @@ type NameResult struct {
 	MoreActs     int `json:"more_acts,omitempty"`
 }
 
-// Left are those of the failures that are not of what is gone.
+// Left returns the failures, except those of inodes that are gone.
 func (r *NameResult) Left(failures []Failure) []Failure {
 	return slices.DeleteFunc(slices.Clone(failures), func(f Failure) bool {
 		return slices.ContainsFunc(r.Acts, func(a Act) bool {

@@ -2,15 +2,15 @@ package wire
 
 import "time"
 
-// Begin has the active role's services begin what needs none of the disks yet.
-// It comes when the dead side is fenced, and Start, after the mounts, ends it.
+// Begin makes the services of the active role begin what needs none of the disks yet.
+// It is sent when the dead side is fenced; Start, after the mounts, completes it.
 const Begin = "begin"
 
 // NFS is the kernel's NFS server as a service of the role.
 type NFS struct {
 	// Host is the name that the server has towards its clients (nodename). It
-	// must be the same on both sides: NFSv4.1 clients take another for another
-	// server, and give their locks up (RFC 8881, 2.10.4).
+	// must be the same on both sides: NFSv4.1 clients take another name for
+	// another server, and give up their locks (RFC 8881, 2.10.4).
 	Host    string   `json:"host"`
 	Exports []string `json:"exports"` // lines of exports(5)
 	State   string   `json:"state"`   // directory on a shared disk

@@ -12,28 +12,28 @@ import (
 // Verbs about the peers of a dead side, asked of the agent of its understudy.
 const (
 	Acquaint = "acquaint" // AcquaintRequest to AcquaintResult: know the peers, tell them nothing yet
-	Announce = "announce" // say to the networks where the addresses of the role are
+	Announce = "announce" // tell the networks where the addresses of the role are
 	Tell     = "tell"     // TellRequest to TellResult: tell the peers that their connections are gone
 )
 
-// Route is a way to a network by a router on the interface's own; or, without one, directly.
+// Route is a route to a network through a router on the interface's own network, or, without a router, directly.
 type Route struct {
 	To  string `json:"to"`            // prefix notation
-	Via string `json:"via,omitempty"` // of its family
-	// OnLink: the router is reached directly, though no address or route says so.
+	Via string `json:"via,omitempty"` // the router, of To's family
+	// OnLink says that the router is reached directly, although no address or route says so.
 	OnLink bool `json:"on_link,omitempty"`
 }
 
-// AcquaintRequest has encoded peers (EncodePeers), and what is to be said to some of them. An agent of an older version
-// does not say it.
+// AcquaintRequest has encoded peers (EncodePeers), and the calls to send to some of them, which an agent of an older
+// version does not send.
 type AcquaintRequest struct {
 	Peers []byte `json:"peers"`
 	Calls []Call `json:"calls,omitempty"`
 }
 
-// Call is a Connection's Call.
+// Call is the Call of a Connection.
 type Call struct {
-	Connection int    `json:"connection"` // its index
+	Connection int    `json:"connection"` // index of the Connection in Peers
 	Bytes      []byte `json:"bytes"`
 }
 
@@ -67,7 +67,7 @@ func (r AcquaintRequest) Decode() (Peers, error) {
 }
 
 // AcquaintResult says how many neighbours the kernel knows now, and why one was
-// not taken.
+// not accepted.
 type AcquaintResult struct {
 	Neighbours int    `json:"neighbours"`
 	Failure    string `json:"failure,omitempty"`
@@ -96,7 +96,7 @@ type Peers struct {
 
 // Neighbour is a host on a network of the side, and its MAC.
 type Neighbour struct {
-	Address   netip.Addr // not an IPv4 address in an IPv6 one's clothes
+	Address   netip.Addr // not an IPv4-mapped IPv6 address
 	MAC       [6]byte
 	Interface string // of the side, at most MaxInterface bytes
 }
@@ -106,21 +106,21 @@ type Neighbour struct {
 type Connection struct {
 	Local, Remote netip.AddrPort
 	// SndUna, SndNxt and RcvNxt are the side's SND.UNA, SND.NXT and RCV.NXT (RFC
-	// 9293, 3.3.1). Exact: the far end expects SndNxt next, for sure.
+	// 9293, 3.3.1). Exact says that the far end certainly expects SndNxt next.
 	SndUna, SndNxt, RcvNxt uint32
 	Exact                  bool
-	// Call is what the far end is told on the connection, from SndNxt on, before it is told that that has ended: whole
-	// records of ONC RPC, at most MaxCall bytes; empty: nothing.
+	// Call is data to send to the far end on the connection, from SndNxt on, before the far end is told that the
+	// connection has ended: complete records of ONC RPC, at most MaxCall bytes; empty: nothing.
 	Call []byte
 }
 
-// Bounds on what peers can be encoded: the message is to fit in a frame.
+// Bounds on the peers that can be encoded: the message must fit in a frame.
 const (
 	MaxNeighbours  = 1 << 12
 	MaxConnections = 1 << 17
 	MaxInterface   = 15 // IFNAMSIZ - 1, include/uapi/linux/if.h
 	MaxCalls       = 1 << 13
-	MaxCall        = 256 // bytes: with its headers in one packet of any network (RFC 8200, 5)
+	MaxCall        = 256 // bytes: fits with its headers in one packet on any network (RFC 8200, 5)
 )
 
 // errPeers is wrapped by every error of DecodePeers.
@@ -132,7 +132,7 @@ const (
 	connectionBytes = 2*(16+2) + 3*4 + 1
 )
 
-// EncodePeers lays peers out for an AcquaintRequest, but for what they are to be told: a magic, the numbers of
+// EncodePeers lays peers out for an AcquaintRequest, except for their Calls: a magic, the numbers of
 // neighbours and connections, then each, of fixed width and little-endian.
 // Addresses have 16 bytes, and IPv4 ones are mapped (RFC 4291, 2.5.5.2).
 func EncodePeers(p Peers) ([]byte, error) {
@@ -167,8 +167,8 @@ func EncodePeers(p Peers) ([]byte, error) {
 	return b, nil
 }
 
-// DecodePeers reads what EncodePeers wrote and nothing else: addresses are hosts',
-// and the ends of a connection of one family.
+// DecodePeers reads what EncodePeers wrote and nothing else: addresses must be those of
+// hosts, and the two ends of a connection must be of one family.
 func DecodePeers(b []byte) (p Peers, err error) {
 	if len(b) < len(peersMagic)+8 || string(b[:len(peersMagic)]) != peersMagic {
 		return p, fmt.Errorf("%w: no magic", errPeers)
@@ -235,8 +235,8 @@ func (d *decoder) host() (netip.Addr, error) {
 	return a, nil
 }
 
-// Host says whether an address is one that another host can have: neither
-// everybody's nor nobody's, and not this host's own loopback.
+// Host reports whether an address is one that another host can have: not multicast,
+// broadcast or unspecified, and not this host's own loopback.
 func Host(a netip.Addr) bool {
 	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }

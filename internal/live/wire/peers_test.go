@@ -60,7 +60,7 @@ func TestPeersFit(t *testing.T) {
 	}
 }
 
-// TestCalls: what peers are to be told goes with them, and comes from nowhere else.
+// TestCalls: the calls for peers are sent along with them, and calls for unknown connections are refused.
 func TestCalls(t *testing.T) {
 	p := somePeers()
 	p.Connections[1].Call = []byte("call")
@@ -128,8 +128,8 @@ func TestDecodePeersRefuses(t *testing.T) {
 	}
 }
 
-// FuzzDecodePeers holds that no bytes panic, and that what is accepted is exactly
-// what EncodePeers writes of it.
+// FuzzDecodePeers checks that no bytes make it panic, and that bytes that are accepted are
+// exactly what EncodePeers makes of the result.
 func FuzzDecodePeers(f *testing.F) {
 	good, err := EncodePeers(somePeers())
 	if err != nil {

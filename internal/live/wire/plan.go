@@ -15,8 +15,8 @@ type File struct {
 	Atime      Time
 	Mtime      Time
 	Runs       []Run
-	Holes      []Range // to be made: what reads as zeros, whatever is there now
-	Cut        bool    // what lies beyond its end goes, even if its size is right
+	Holes      []Range // to be made: they must read as zeros, whatever is there now
+	Cut        bool    // remove what lies beyond the end of the file, even if its size is right
 }
 
 // Time is a point in time as an inode keeps it.

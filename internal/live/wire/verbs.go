@@ -8,16 +8,16 @@ import (
 // PortName is the virtio-serial port that an agent speaks on.
 const PortName = "org.understudy.agent"
 
-// StagingDisk is the serial number of the disk that salvaged data comes on.
+// StagingDisk is the serial number of the disk that has the salvaged data.
 const StagingDisk = "staging"
 
 // RehearsalDisk is the serial number of the small and empty disk that stands for shared disk
 // i when a takeover is rehearsed.
 func RehearsalDisk(i int) string { return fmt.Sprintf("rehearsal-%d", i) }
 
-// TrialDisk is the serial number of what stands, when a takeover is rehearsed, for image n of shared
-// disk i, if something lies on that and under the file system: the image itself, and what is
-// written to it is kept aside.
+// TrialDisk is the serial number of the disk that stands for image n of shared disk i when a
+// takeover is rehearsed, if there are layers between the image and the file system: it shows the
+// image itself, and writes to it are kept aside.
 func TrialDisk(i, n int) string { return fmt.Sprintf("rehearsal-%d.%d", i, n) }
 
 // Checker is the program in a guest that checks a file system of the ext family.
@@ -29,16 +29,16 @@ const (
 	Hello     = "hello"     // agent to supervisor: Greeting
 	Trouble   = "trouble"   // agent to supervisor: TroubleNotice
 	Configure = "configure" // Config
-	Activate  = "activate"  // ActivateRequest to ActivateResult: what is under a file system
+	Activate  = "activate"  // ActivateRequest to ActivateResult: bring up the layers under a file system
 	Read      = "read"      // ReadRequest to ReadResult: bytes of a disk
 	Write     = "write"     // WriteRequest: blocks of a disk that is not mounted
 	Mount     = "mount"     // MountRequest to MountResult
 	Name      = "name"      // NameRequest to NameResult: give names back after a check
 	Apply     = "apply"     // ApplyRequest to ApplyResult
 	Start     = "start"     // StartRequest -> StartResult
-	Stop      = "stop"      // stop them, unmount the shared disks
+	Stop      = "stop"      // stop the services, unmount the shared disks
 	Sync      = "sync"      // make what was applied durable
-	PowerOff  = "poweroff"  // end the system in good order; it is answered before
+	PowerOff  = "poweroff"  // shut the system down in good order; it is answered before that
 	Crash     = "crash"     // CrashRequest: panic the kernel on purpose
 	Rehearse  = "rehearse"  // RehearseRequest: go through a takeover without one
 )
@@ -47,12 +47,12 @@ const (
 type Greeting struct {
 	Release string `json:"release"` // uname -r
 	BootID  string `json:"boot_id"`
-	// Checker: the guest can check a file system of the ext family. Without, a takeover
-	// fails that finds one mid-update.
+	// Checker says that the guest can check a file system of the ext family. Without it, a takeover
+	// that finds one mid-update fails.
 	Checker bool `json:"checker"`
-	// Layers are the programs that it has for what may lie under a file system.
+	// Layers are the programs that the guest has for layers under a file system.
 	Layers []string `json:"layers,omitempty"`
-	// Configured: another supervisor has configured it before.
+	// Configured says that another supervisor has configured the agent before.
 	Configured bool `json:"configured,omitempty"`
 }
 
@@ -65,11 +65,11 @@ type Config struct {
 	Services  []Service `json:"services"`
 	NFS       *NFS      `json:"nfs,omitempty"` // nil: no NFS server
 	Beat      Beat      `json:"beat"`
-	// Without are directories, on a bare machine, that no service has need of: what is mounted on
+	// Without are directories, on a bare machine, that no service needs: what is mounted on
 	// them, or below, is not taken over.
 	Without []string `json:"without,omitempty"`
-	// Dump is a disk, or a partition, on a bare machine, named as those of Disks: what the dead kernel's
-	// memory has, and no disk, is kept there. Empty: nowhere.
+	// Dump is a disk, or a partition, on a bare machine, named as those of Disks: data that is only in the dead
+	// kernel's memory, and on no disk, is kept there. Empty: nowhere.
 	Dump string `json:"dump,omitempty"`
 }
 
@@ -78,8 +78,8 @@ type Config struct {
 type Disk struct {
 	Name string `json:"name"`
 	Part int    `json:"part,omitempty"` // number of the partition with the file system; 0: none
-	// What lies on the disk, or its partition, and under the file system, in this order. Empty:
-	// it does not.
+	// The layers between the disk, or its partition, and the file system, in this order. Empty:
+	// not used.
 	Mirror  string `json:"mirror,omitempty"` // serial number of the other disk of an array of md, level 1
 	LUKS    string `json:"luks,omitempty"`   // path in the guest of a file with a key
 	Volume  string `json:"volume,omitempty"` // GROUP/NAME of a logical volume of LVM
@@ -104,17 +104,17 @@ type Service struct {
 	Name    string   `json:"name"`
 	Command []string `json:"command"`
 	Ready   int      `json:"ready,omitempty"` // TCP port that answers once it is ready
-	// Unit is a service of systemd's, in the place of Command: of the system that a partition
+	// Unit is a systemd service, instead of Command: of the system that a partition
 	// runs, or, on bare machines, of a root file system that is taken over.
 	Unit string `json:"unit,omitempty"`
 	// Stop is how long Command may take to end after SIGTERM, before SIGKILL.
 	Stop time.Duration `json:"stop,omitempty"`
-	// Unrehearsed: it is not started in a rehearsal, since it cannot start on an empty disk.
+	// Unrehearsed says that the service is not started in a rehearsal, since it cannot start on an empty disk.
 	Unrehearsed bool `json:"unrehearsed,omitempty"`
 }
 
 // Beat says how often the agent counts on its beat page, and within which limits it must
-// have counted the pulses of its CPUs, its scheduler and its disks; zero: they have none.
+// have counted the pulses of its CPUs, its scheduler and its disks; zero means that there is no such pulse.
 type Beat struct {
 	Period    time.Duration `json:"period"`
 	CPU       time.Duration `json:"cpu,omitempty"`
@@ -122,16 +122,16 @@ type Beat struct {
 	Disk      time.Duration `json:"disk,omitempty"`
 }
 
-// TroubleNotice says what does not work of what a partition is for; or, if Ends is what an
-// earlier one said, that this is over.
+// TroubleNotice says which part of a partition's task does not work; or, if Ends is the What of
+// an earlier notice, that the earlier trouble is over.
 type TroubleNotice struct {
 	What string `json:"what"`
 	Ends string `json:"ends,omitempty"`
 }
 
-// StartRequest has the services of the role started. Within 0, each must be ready. Otherwise
-// those that are not within that time are named, and the others serve: in a takeover there is
-// nobody else who could.
+// StartRequest asks to start the services of the role. If Within is 0, each must be ready. Otherwise
+// those that are not ready within that time are named, and the others serve: in a takeover no
+// other side could.
 type StartRequest struct {
 	Within time.Duration `json:"within,omitempty"`
 }
@@ -141,8 +141,8 @@ type StartResult struct {
 	Unready []Unready `json:"unready,omitempty"`
 }
 
-// Unready is a service that did not come up. If it still runs, TroubleNotice.Ends is its String
-// once it is ready.
+// Unready is a service that did not come up. If it still runs, a TroubleNotice with its String as
+// Ends follows once it is ready.
 type Unready struct {
 	Service string `json:"service"`
 	Reason  string `json:"reason"`
@@ -150,8 +150,8 @@ type Unready struct {
 
 func (u Unready) String() string { return "service " + u.Service + " is not ready: " + u.Reason }
 
-// MountRequest names a shared disk that has become this partition's. Check has
-// its file system, one of the ext family, checked and repaired before.
+// MountRequest names a shared disk that has become this partition's. Check makes the
+// agent check and repair its file system, one of the ext family, before the mount.
 type MountRequest struct {
 	Disk  string `json:"disk"`
 	Check bool   `json:"check,omitempty"`
@@ -162,7 +162,7 @@ type MountResult struct {
 	Check *Check `json:"check,omitempty"`
 }
 
-// Check is what e2fsck(8) said.
+// Check is the result of e2fsck(8).
 type Check struct {
 	Status int    `json:"status"` // its exit status: 0 clean, 1 and 2 repaired
 	Output string `json:"output"` // at most its last 64 KiB
@@ -171,7 +171,7 @@ type Check struct {
 	Lost    []uint64 `json:"lost,omitempty"`
 	Surplus []uint64 `json:"surplus,omitempty"`
 	Cleared []uint64 `json:"cleared,omitempty"`
-	More    int      `json:"more,omitempty"` // such inodes, of which nothing else is kept
+	More    int      `json:"more,omitempty"` // number of further such inodes, which are not kept
 }
 
 // Names reports whether there is anything for NameRequest.
@@ -183,7 +183,7 @@ type ActivateRequest struct {
 	Disk string `json:"disk"`
 }
 
-// ActivateResult is what came of it.
+// ActivateResult describes the device.
 type ActivateResult struct {
 	Size int64 `json:"size"` // of the device, bytes
 }
@@ -198,7 +198,7 @@ type ReadRequest struct {
 // MaxRead bounds what is read at once, in bytes.
 const MaxRead = 1 << 20
 
-// ReadResult has them.
+// ReadResult has the bytes of a ReadRequest.
 type ReadResult struct {
 	Data []byte `json:"data"`
 }
@@ -218,8 +218,8 @@ type ApplyRequest struct {
 	Plan int64  `json:"plan"` // offset of the plan on the staging disk, bytes
 	Len  int64  `json:"len"`  // length of the encoded plan, bytes
 
-	// Attrs are encoded attributes of files of the plan, likewise. Without them
-	// files are written where they are, and nothing else is done to them.
+	// Attrs and AttrsLen point at encoded attributes of files of the plan (EncodeAttrs), likewise.
+	// Without them files are written in place, and nothing else is done to them.
 	Attrs    int64 `json:"attrs,omitempty"`
 	AttrsLen int64 `json:"attrs_len,omitempty"`
 }
@@ -231,7 +231,7 @@ type ApplyResult struct {
 	Failures []Failure   `json:"failures,omitempty"`
 	Acts     []Act       `json:"acts,omitempty"`
 	Phases   []PhaseTime `json:"phases,omitempty"`
-	// How many more there are than an answer has room for (Fit).
+	// How many more failures and acts there are than an answer has room for (Fit).
 	MoreFailures int `json:"more_failures,omitempty"`
 	MoreActs     int `json:"more_acts,omitempty"`
 }
@@ -249,12 +249,12 @@ type PhaseTime struct {
 	Took time.Duration `json:"took"`
 }
 
-// CrashRequest asks for a death of the kernel. Silent: with no dying message.
+// CrashRequest asks the kernel to die. Silent means without a dying message.
 type CrashRequest struct {
 	Silent bool `json:"silent"`
 }
 
-// RehearseRequest has a takeover rehearsed, on the rehearsal disks.
+// RehearseRequest asks to rehearse a takeover, on the rehearsal disks.
 type RehearseRequest struct {
 	Services bool `json:"services"` // start and stop the services, too
 }
