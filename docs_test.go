@@ -19,7 +19,7 @@ var (
 	target = regexp.MustCompile(`(?m)^([a-z][a-z0-9-]*):`)
 )
 
-// TestDocs checks that what the pages point at is there. The changelog tells of what was.
+// TestDocs checks that what the pages point at exists. The changelog is left out, since it tells of what was.
 func TestDocs(t *testing.T) {
 	tree := tracked(t)
 	var sources strings.Builder
@@ -56,7 +56,7 @@ func TestDocs(t *testing.T) {
 	}
 }
 
-// tracked are the files of the tree, as git has them.
+// tracked returns the files of the tree, as git has them.
 func tracked(t *testing.T) []string {
 	t.Helper()
 	out, err := exec.Command("git", "ls-files").Output()
@@ -75,7 +75,7 @@ func content(t *testing.T, name string) []byte {
 	return b
 }
 
-// group are the first groups of all that matches.
+// group returns the first group of each match.
 func group(what *regexp.Regexp, text string) []string {
 	var found []string
 	for _, m := range what.FindAllStringSubmatch(text, -1) {

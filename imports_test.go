@@ -18,7 +18,7 @@ import (
 
 const module = "understudy.dev/understudy/"
 
-// folders are the parts of the tree, each with what it may import of the others.
+// folders are the parts of the tree, each with the others that it may import.
 var folders = []struct {
 	name string
 	may  []string
@@ -30,20 +30,19 @@ var folders = []struct {
 	{"cmd/", []string{"dead/", "internal/live/", "internal/takeover/"}},
 }
 
-// storeys are the packages of dead, the lowest first: one may import those below.
+// storeys are the packages of dead, the lowest first: a package may import those below it.
 var storeys = []string{
 	"addr", "ram", "ext4", "jbd2", "kernel", "audit", "placement", "pagecache", "journal", "sockets", "nfsd", "salvage", "inventory", "extract", "cachefs",
 }
 
-// hostly are those of dead that may have code for one system: memory is mapped, a
-// file system is synced or mounted.
+// hostly are the packages of dead that may have code for one system: they map memory, or
+// sync or mount a file system.
 var hostly = []string{"ram", "extract", "cachefs"}
 
-// foreign are the beginnings of packages that would tie dead to one system, or have
-// it act.
+// foreign are the prefixes of packages that would tie dead to one system, or make it act.
 var foreign = []string{"os/exec", "os/signal", "net", "syscall", "plugin", "golang.org/x/sys", "golang.org/x/net"}
 
-// rule says why a package must not import another, both without the module's name;
+// rule returns why a package must not import another one, both without the module's name;
 // empty if it may.
 func rule(from, to string) string {
 	for _, f := range folders {
@@ -63,8 +62,8 @@ func rule(from, to string) string {
 	return "package " + from + " has no place in imports_test.go"
 }
 
-// ties says whether a package of another module, or of the standard library, would
-// tie dead to one system. Addresses as such are pure.
+// ties reports whether a package of another module, or of the standard library, would tie
+// dead to one system. Addresses as such do not.
 func ties(path string) bool {
 	return path != "net/netip" && slices.ContainsFunc(foreign, func(p string) bool { return path == p || strings.HasPrefix(path, p+"/") })
 }
@@ -157,8 +156,8 @@ func TestDeadElsewhere(t *testing.T) {
 	}
 }
 
-// TestLayout checks that the figure in docs/ARCHITECTURE.md has the folders that there
-// are, each once.
+// TestLayout checks that the figure in docs/ARCHITECTURE.md has each existing folder
+// exactly once.
 func TestLayout(t *testing.T) {
 	text, err := os.ReadFile("docs/ARCHITECTURE.md")
 	if err != nil {

@@ -31,8 +31,8 @@ func TestDeadAlone(t *testing.T) {
 	}
 }
 
-// TestOutside builds the program of dead/README.md as a stranger does, in a module of its
-// own, and has it list the unsaved files of a crash.
+// TestOutside builds the program of dead/README.md as a stranger does, in its own module,
+// and makes it list the unsaved files of a crash.
 func TestOutside(t *testing.T) {
 	image := fixture.Get(t, fixture.Basic)
 	dir := t.TempDir()
@@ -52,7 +52,7 @@ func TestOutside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, requires, _ := strings.Cut(string(ours), "\n") // its versions, so that nothing is asked of the network
+	_, requires, _ := strings.Cut(string(ours), "\n") // the same versions, so that nothing is fetched from the network
 	requires, _, _ = strings.Cut(requires, "\ntool")
 	name := strings.TrimSuffix(module, "/")
 	for file, text := range map[string]string{
@@ -108,7 +108,7 @@ func compareListed(t *testing.T, image *fixture.Image, out string) {
 			said, ok := listed[at]
 			switch {
 			case !ok && d.Type == "ext3":
-				// A commit of its journal writes data as well, and may have come by itself.
+				// A commit of its journal also writes data, and may have happened by itself.
 			case !ok:
 				t.Errorf("%s: %q was not saved, and is not listed", d.Name, f.Path)
 			case !strings.HasSuffix(said, fmt.Sprintf(" of %d bytes unsaved", f.Size)) || strings.HasPrefix(said, "0 "):

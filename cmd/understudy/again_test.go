@@ -20,15 +20,15 @@ import (
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
-// TestProtectedAgain: takeover follows takeover, by crash and by hang in turn, and each time
-// the dead side is the understudy of the next. Nothing is lost, and nothing grows.
+// TestProtectedAgain checks a series of takeovers, after a crash and after a hang in turn, where the
+// dead side of each is the understudy of the next. Nothing is lost, and no use of the machine grows.
 func TestProtectedAgain(t *testing.T) {
 	tier.Full(t, "takeovers in a row")
 	const takeovers = 50
 	s := stand(t, marker, again)
 	s.up()
 	var back []time.Duration
-	var second, last usage // when either side has died once
+	var second, last usage // after each side has died once, and after the last takeover
 	for n := 1; n <= takeovers; n++ {
 		active, heir := "left", "right"
 		if n%2 == 0 {
@@ -51,7 +51,7 @@ func TestProtectedAgain(t *testing.T) {
 			t.Fatalf("status after takeover %d: %+v, last takeover: %+v", n, st, st.Takeover)
 		}
 		var now usage
-		for range 10 { // who asked for the status may not have hung up yet
+		for range 10 { // a caller that asked for the status may not have hung up yet
 			if now = s.usage(); n <= 2 || now.like(second) {
 				break
 			}
@@ -79,14 +79,14 @@ func TestProtectedAgain(t *testing.T) {
 // usage is what a pair uses of the machine.
 type usage struct {
 	Files       int   // in its run directory
-	Bytes       int64 // that these take
+	Bytes       int64 // that these files take
 	Descriptors int   // of the supervisor
 	Guests      int
-	Memory      int64 // of the supervisor, anonymous, bytes
+	Memory      int64 // anonymous memory of the supervisor, in bytes
 }
 
 func (u usage) like(was usage) bool {
-	// A descriptor more or less is of what is just being told or asked; one for each takeover is not.
+	// One descriptor more or less belongs to a request or a report in progress; one more per takeover would be a leak.
 	return u.Files == was.Files && u.Descriptors <= was.Descriptors+1 && u.Guests == was.Guests &&
 		u.Bytes < was.Bytes+4<<20 && u.Memory < was.Memory+64<<20
 }
@@ -125,8 +125,8 @@ func (s *standing) usage() usage {
 	return u
 }
 
-// TestSecondDeath: a side that dies before there is an understudy again is taken over from
-// all the same, once one has booted, and nothing is lost.
+// TestSecondDeath checks that a side that dies before there is an understudy again is taken
+// over from in any case, once an understudy has booted, and that nothing is lost.
 func TestSecondDeath(t *testing.T) {
 	tier.Full(t, "a second death")
 	s := stand(t, marker, again)
@@ -159,8 +159,8 @@ func TestSecondDeath(t *testing.T) {
 	}
 }
 
-// TestFrozenUnwatched: a side that hung before there was an understudy, and was stopped until there is
-// one, is taken over from by another supervisor, too. A down in between leaves it as it is.
+// TestFrozenUnwatched checks that a side that hung while there was no understudy, and was stopped until
+// there is one, is also taken over from by another supervisor. A down in between leaves it as it is.
 func TestFrozenUnwatched(t *testing.T) {
 	tier.Full(t, "a supervisor killed while a hung side is stopped")
 	s := stand(t, marker, again)
@@ -200,9 +200,9 @@ func TestFrozenUnwatched(t *testing.T) {
 	}
 }
 
-// TestRootRescued: what a dead side had not written to its own root disk is there when it
-// boots again; also if the supervisor is killed before that, and then nothing is removed of
-// which it did not know that it is durable.
+// TestRootRescued checks that what a dead side had not written to its own root disk is
+// there when it boots again. This also holds if the supervisor is killed before that: the
+// next one removes nothing of which it does not know that it is durable.
 func TestRootRescued(t *testing.T) {
 	tier.Full(t, "a root disk")
 	nothing := func(*standing, int) (kept bool) { return false }
@@ -226,7 +226,8 @@ func TestRootRescued(t *testing.T) {
 	})
 }
 
-// TestRootRecovered: recover brings to a root disk, too, what was in memory only, if all of a pair was killed.
+// TestRootRecovered checks that, if all of a pair was killed, recover also brings to a root disk what was in
+// memory only.
 func TestRootRecovered(t *testing.T) {
 	tier.Full(t, "a root disk")
 	root := emptyRoot(t)
@@ -247,12 +248,13 @@ func TestRootRecovered(t *testing.T) {
 	}
 }
 
-// ownRoot is a command line that mounts a side's root disk, or a partition of it, and leaves a file there in memory only.
+// ownRoot returns a command line that mounts a side's root disk, or a partition of it, and leaves a file there in
+// memory only.
 func ownRoot(part string) string {
 	return "mkdir /own && mount -t ext4 $(grep -l root /sys/block/*/serial | busybox sed 's:/sys/block/:/dev/:; s:/serial::')" + part + " /own && seq 1 100000 > /own/log"
 }
 
-// emptyRoot is an image with nothing on it.
+// emptyRoot makes an image with nothing on it.
 func emptyRoot(t *testing.T) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "root.img")
@@ -262,7 +264,7 @@ func emptyRoot(t *testing.T) string {
 	return root
 }
 
-// loopDevice is a block device of an image.
+// loopDevice makes a block device of an image.
 func loopDevice(t *testing.T, image string) string {
 	t.Helper()
 	out, err := exec.Command("losetup", "--find", "--show", image).Output()
@@ -274,9 +276,9 @@ func loopDevice(t *testing.T, image string) string {
 	return device
 }
 
-// rootRescued has something befall the pair and its supervisor after the active side's death,
-// which says whether the dead side's memory is to be kept. The root disk has its file system in
-// the partition named, or alone if that is empty.
+// rootRescued lets the active side die, and then calls befall to do something to the pair and
+// its supervisor. befall returns whether the dead side's memory is to be kept. The root disk
+// has its file system in partition part, or is not partitioned if that is empty.
 func rootRescued(t *testing.T, root, part string, befall func(s *standing, pid int) (kept bool)) {
 	t.Helper()
 	at := root
@@ -302,7 +304,7 @@ func rootRescued(t *testing.T, root, part string, befall func(s *standing, pid i
 		t.Fatalf("kept: %v; down: %v", kept, err)
 	}
 	s.sound()
-	if strings.HasPrefix(root, "/dev/") { // nothing is left beside it, nor of what it was to get
+	if strings.HasPrefix(root, "/dev/") { // nothing is left beside the device, nor of its work directory
 		for _, dir := range []string{root + "*.part*", filepath.Join(dirs.State("test"), "*.understudy")} {
 			if left, err := filepath.Glob(dir); err != nil || len(left) > 0 {
 				t.Errorf("left: %v, %v", left, err)

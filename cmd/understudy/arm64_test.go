@@ -28,7 +28,7 @@ func memories(image *fixture.Image) []string {
 	return []string{image.RAM, image.Dump, image.Beside(fixture.QEMUKdump)}
 }
 
-// checkInspect wants every form of a memory to be of that machine, and to say the same.
+// checkInspect checks that every form of a memory is recognized as of that machine, and lists the same.
 func checkInspect(t *testing.T, image *fixture.Image) {
 	t.Helper()
 	var lists []string
@@ -55,7 +55,7 @@ func checkInspect(t *testing.T, image *fixture.Image) {
 }
 
 // TestApplyARM64 applies the memory of such kernels to their disks: by placement, without a
-// guest, and, where there is no journal or it is not finished, by a guest of x86-64.
+// guest, or by a guest of x86-64 if there is no journal or the journal is not finished.
 func TestApplyARM64(t *testing.T) {
 	for _, name := range fixture.ARM64Kernels {
 		for _, fs := range []string{"ext4", "ext4-1k", "ext3", "ext2", "xfs"} {

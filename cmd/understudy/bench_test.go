@@ -42,9 +42,9 @@ func run(b *testing.B, program string, args ...string) {
 	}
 }
 
-// BenchmarkExtract extracts to a tmpfs, and copies what came out with cp -r to the
-// same tmpfs: as the whole command, from its start to its end, and only the writing,
-// once it is known what is where, as it is to cp; each of them with hashes, too.
+// BenchmarkExtract compares extracting to a tmpfs with copying the result by cp -r on the
+// same tmpfs. It measures the whole command, from start to end, and only the writing, when
+// it is known where everything is, as it is for cp; and both of them with hashes, too.
 func BenchmarkExtract(b *testing.B) {
 	if _, err := os.Stat(binary); err != nil {
 		b.Skipf("%v: make build makes it", err)
@@ -73,7 +73,7 @@ func BenchmarkExtract(b *testing.B) {
 	}
 }
 
-// onlyWriting is a way of extracting files that are found.
+// onlyWriting measures the extraction of files that are found already.
 func onlyWriting(b *testing.B, c *chosen, dir, name string, hash bool) compare.Way {
 	return compare.Way{Name: name, Do: func() time.Duration {
 		c.report = inventory.NewReport(c.image)
@@ -83,7 +83,7 @@ func onlyWriting(b *testing.B, c *chosen, dir, name string, hash bool) compare.W
 	}}
 }
 
-// discarding is a way of making a directory that is thrown away.
+// discarding measures do, which makes a directory, and then removes the directory.
 func discarding(b *testing.B, dir, name string, do func(to string)) compare.Way {
 	return compare.Way{Name: name, Do: func() time.Duration {
 		to := filepath.Join(dir, "to")

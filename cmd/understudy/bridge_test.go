@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestNetworkStartsAnew: whoever starts the machine's network anew makes its bridges again, without
-// the pair's ports; and a takeover while there is none brings the data over all the same.
+// TestNetworkStartsAnew checks that the pair's ports are put back after a restart of the machine's network has made
+// its bridges anew, without them, and that a takeover while there is no bridge brings the data over in any case.
 func TestNetworkStartsAnew(t *testing.T) {
 	tier.Full(t, "a bridge that goes and comes again")
 	vm(t)

@@ -43,7 +43,7 @@ systems on the disks, unless the pair is up. With --text only the text, for a pa
 	return cmd
 }
 
-// check says that a pair would come up, as far as that is known beforehand.
+// check checks that a pair would come up, as far as that can be known beforehand.
 func check(out io.Writer, file string, textOnly bool) error {
 	p, err := pair.Load(file)
 	if err != nil {

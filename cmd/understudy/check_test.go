@@ -17,7 +17,7 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// installQEMU puts a program in the place of QEMU that lists these devices (-device help).
+// installQEMU installs in place of QEMU a program that lists these devices (-device help).
 func installQEMU(t *testing.T, devices ...string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -31,10 +31,10 @@ func installQEMU(t *testing.T, devices ...string) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
-// qemuDevices are those that a pair needs.
+// qemuDevices are the devices that a pair needs.
 var qemuDevices = []string{"ivshmem-plain", "pvpanic", "pvpanic-pci", "virtio-blk-pci", "virtio-net-pci", "virtio-serial-pci", "virtserialport"}
 
-// TestCheck: check tells what up would refuse, and changes nothing.
+// TestCheck checks that check reports what up would refuse, and changes nothing.
 func TestCheck(t *testing.T) {
 	if os.Getuid() != 0 {
 		tier.Lacks(t, "not root: the run directory is root's")
@@ -68,7 +68,7 @@ partitions:
 disks: [{name: d, image: d.img, mount: /srv}]
 `
 	tests := []struct {
-		name, old, new, want, text string // what is said of all of it, and of the text alone
+		name, old, new, want, text string // want is reported for the whole check, text if only the text is checked
 	}{
 		{"good", "", "", "good", "good"},
 		{"misspelt", "mount:", "muont:", `did you mean "mount"?`, `did you mean "mount"?`},
@@ -107,7 +107,8 @@ disks: [{name: d, image: d.img, mount: /srv}]
 	}
 }
 
-// TestCheckQEMU: a QEMU that lacks what a pair needs is said, by check and by up, and not for the text alone.
+// TestCheckQEMU checks that check and up report a QEMU that lacks what a pair needs, and that a check of the
+// text alone does not.
 func TestCheckQEMU(t *testing.T) {
 	t.Setenv("UNDERSTUDY_RUN", t.TempDir())
 	installQEMU(t, qemuDevices[1:]...)
@@ -132,8 +133,8 @@ partitions:
 	}
 }
 
-// TestCheckRoom: a pair whose memory has no room in the run directory's file system is not good, and what
-// an earlier one left there, and up removes, is room.
+// TestCheckRoom checks that a pair is refused if the run directory's file system has no room for its
+// memory. What an earlier pair has left there, and up would remove, counts as room.
 func TestCheckRoom(t *testing.T) {
 	run := t.TempDir()
 	if err := unix.Mount("none", run, "tmpfs", 0, "size=100m"); err != nil {
@@ -174,7 +175,7 @@ partitions:
 	}
 }
 
-// TestAlarm: the exit status says whether somebody has to look.
+// TestAlarm checks that the exit status says whether somebody has to look.
 func TestAlarm(t *testing.T) {
 	for _, tt := range []struct {
 		st   status

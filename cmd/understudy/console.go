@@ -44,7 +44,7 @@ now. Of one that is dead, what it said is shown.`,
 	return cmd
 }
 
-// findSide is the partition that has a name, or a role.
+// findSide returns the name of the partition that has a name, or a role.
 func findSide(ctx context.Context, pair, name string) (string, error) {
 	if name == "" {
 		name = "active"
@@ -73,7 +73,7 @@ func console(base string) error {
 	}
 	conn, err := net.Dial("unix", base+".console")
 	if err != nil {
-		_, _ = os.Stdout.Write(said) // there is nobody else to tell
+		_, _ = os.Stdout.Write(said) // an error could not be reported anywhere else
 		return fmt.Errorf("the partition is dead; this was its console: %w", err)
 	}
 	defer conn.Close()
@@ -117,7 +117,7 @@ func typeInto(conn io.Writer, keys io.Reader) error {
 	}
 }
 
-// rawTerminal has keys arrive as they are typed. What is no terminal stays as
+// rawTerminal makes keys arrive as they are typed. A file that is not a terminal stays as
 // it is.
 func rawTerminal(fd int) (restore func(), err error) {
 	old, err := unix.IoctlGetTermios(fd, unix.TCGETS)

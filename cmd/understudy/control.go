@@ -25,13 +25,13 @@ import (
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
-// controlSocket is where a supervisor is spoken to, in its run directory.
+// controlSocket is the name of the supervisor's control socket in its run directory.
 const controlSocket = "control.sock"
 
-// socketOf is where the supervisor of a pair is spoken to.
+// socketOf returns the path of the control socket of a pair's supervisor.
 func socketOf(pair string) string { return filepath.Join(dirs.Run(pair), controlSocket) }
 
-// supervisedSince is when the supervisor of a pair began to answer; zero: there is none.
+// supervisedSince returns when the supervisor of a pair began to answer; zero if there is none.
 func supervisedSince(pair string) time.Time {
 	st, err := os.Stat(socketOf(pair))
 	if err != nil {
@@ -42,11 +42,11 @@ func supervisedSince(pair string) time.Time {
 
 // Verbs of the control socket.
 const (
-	verbStatus = "status" // to status
-	verbCrash  = "crash"  // crashRequest
-	verbDown   = "down"   // downRequest
-	verbSwitch = "switch" // switchRequest to lastTakeover
-	verbLeave  = "leave"  // to nothing
+	verbStatus = "status" // the result is a status
+	verbCrash  = "crash"  // the request is a crashRequest
+	verbDown   = "down"   // the request is a downRequest
+	verbSwitch = "switch" // the request is a switchRequest, the result a lastTakeover
+	verbLeave  = "leave"  // no request, no result
 )
 
 // crashRequest kills the active kernel.
@@ -61,36 +61,36 @@ type downRequest struct {
 	Discard bool `json:"discard"` // give up what is in memory only
 }
 
-// status is what a supervisor says of its pair.
+// status is what a supervisor reports about its pair.
 type status struct {
 	Name       string        `json:"name"`
 	State      string        `json:"state"` // protected, held, taking over, unprotected, failed
 	Active     string        `json:"active"`
-	Understudy string        `json:"understudy"` // empty: none
+	Understudy string        `json:"understudy"` // empty if there is none
 	Kernel     string        `json:"kernel"`     // release of the active kernel
 	Accel      string        `json:"accel"`
 	Since      time.Time     `json:"since"`
-	Takeovers  int           `json:"takeovers"` // since it is up
+	Takeovers  int           `json:"takeovers"` // since the pair came up
 	Takeover   *lastTakeover `json:"last_takeover,omitempty"`
-	Pause      time.Duration `json:"longest_pause_ns"` // of the active side's beat, while it lived
+	Pause      time.Duration `json:"longest_pause_ns"` // of the active side's beat, while the side lived
 	Limit      time.Duration `json:"beat_limit_ns"`
-	// When each side was last seen to beat, if it was.
+	// When each side was last seen to beat, if it was seen to.
 	Beat           time.Time `json:"last_beat,omitzero"`
 	UnderstudyBeat time.Time `json:"understudy_last_beat,omitzero"`
-	Unsaved        *uint64   `json:"unsaved_bytes,omitempty"`   // by the active kernel's own count; absent: not known
-	Unread         string    `json:"unread,omitempty"`          // why a takeover would not bring that over
+	Unsaved        *uint64   `json:"unsaved_bytes,omitempty"`   // by the active kernel's own count; absent if not known
+	Unread         string    `json:"unread,omitempty"`          // why a takeover would not bring over what is unsaved
 	Held           string    `json:"held,omitempty"`            // why the active side stands still
 	UnderstudyHeld string    `json:"understudy_held,omitempty"` // likewise
-	Troubles       []string  `json:"troubles,omitempty"`        // what of a side does not work, though it runs
+	Troubles       []string  `json:"troubles,omitempty"`        // what does not work on a side, although it runs
 	Error          string    `json:"error,omitempty"`
-	// Kept is memory of sides that died before, with what could not be brought to the disks.
+	// Kept is the memory of sides that died before, with what could not be brought to the disks.
 	Kept []supervisor.KeptMemory `json:"kept,omitempty"`
 }
 
-// lastTakeover is what there is to say of a takeover afterwards.
+// lastTakeover is what is reported about a takeover afterwards.
 type lastTakeover struct {
 	At      time.Time `json:"at"`
-	Verdict string    `json:"verdict,omitempty"` // empty: it was a switch
+	Verdict string    `json:"verdict,omitempty"` // empty for a switch
 	takeover.Report
 	Steps []takeover.Step `json:"steps"`
 }
@@ -100,24 +100,24 @@ type control struct {
 	s        *supervisor.Supervisor
 	listener net.Listener
 	end      func()
-	told     *outlets // nil: nobody
+	told     *outlets // nil if nobody is told
 
 	mu       sync.Mutex
 	status   status
-	stopping bool       // its end was asked for, and its work is being stopped
-	died     func()     // ends that, since the active side has died; nil: it is not being stopped
+	stopping bool       // its end was asked for, and its services are being stopped
+	died     func()     // breaks that off, because the active side has died; nil if nothing is being stopped
 	stopped  bool       // nothing is left to be stopped
 	downed   bool       // its end was asked for by down, and is granted
 	leaving  bool       // the guests are to go on
-	halting  sync.Mutex // held while the work of the active side is stopped
-	order    *order     // the switch that was asked for; nil: none
-	wake     func()     // has guard look at it
+	halting  sync.Mutex // held while the active side's services are being stopped
+	order    *order     // the switch that was asked for; nil if none was
+	wake     func()     // makes guard look at order
 }
 
-// serve begins to answer, in the run directory.
+// serve begins to answer on the control socket in the run directory.
 func (c *control) serve(ctx context.Context, dir string) error {
 	path := filepath.Join(dir, controlSocket)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) { // of a supervisor that has ended
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) { // left by a supervisor that has ended
 		return fmt.Errorf("open control socket: %w", err)
 	}
 	l, err := net.Listen("unix", path)
@@ -140,7 +140,7 @@ func (c *control) serve(ctx context.Context, dir string) error {
 
 func (c *control) close() { c.listener.Close() }
 
-// answer answers a request; its context ends with the connection.
+// answer answers a request. ctx ends when the connection does.
 func (c *control) answer(ctx context.Context, verb string, body json.RawMessage) (any, error) {
 	switch verb {
 	case verbStatus:
@@ -186,14 +186,14 @@ func (c *control) answer(ctx context.Context, verb string, body json.RawMessage)
 		c.mu.Lock()
 		c.downed = true
 		c.mu.Unlock()
-		// Once the caller has the answer and has hung up: the end closes all that is open.
+		// The end is deferred until the caller has the answer and has hung up, since it closes everything that is open.
 		context.AfterFunc(ctx, c.end)
 		return nil, nil
 	}
 	return nil, fmt.Errorf("the supervisor does not know %q: is it older than this command?", verb)
 }
 
-// role is the state of a pair that is up.
+// role returns the state of a pair that is up.
 func (c *control) role() string {
 	if _, understudy := c.s.Sides(); understudy.Name == "" {
 		return "unprotected"
@@ -215,7 +215,7 @@ func (c *control) set(state string, t *lastTakeover) {
 	}
 }
 
-// guard watches, takes over, and has the pair protected again, until the end.
+// guard watches the pair, takes over, and gets the pair protected again, until ctx ends.
 func (c *control) guard(ctx context.Context, out io.Writer) error {
 	for {
 		p := c.protect(ctx, out)
@@ -228,7 +228,7 @@ func (c *control) guard(ctx context.Context, out io.Writer) error {
 			}
 			return c.goDown(out)
 		}
-		if err != nil { // there is an understudy to be watched, too, or a switch was asked for
+		if err != nil { // there is now an understudy to watch, too, or a switch was asked for
 			p.stop()
 			if err = c.woken(ctx, out); err == nil {
 				continue
@@ -250,7 +250,7 @@ func (c *control) guard(ctx context.Context, out io.Writer) error {
 	}
 }
 
-// leave has the supervisor end, and the guests go on, if nothing is being done to them.
+// leave lets the supervisor end, and the guests go on, if nothing is being done to the guests.
 func (c *control) leave() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -289,7 +289,7 @@ func (c *control) takeOver(ctx context.Context, out io.Writer, p *protection, v 
 	if err := p.await(ctx, c.s.Freeze); err != nil {
 		return c.s.GiveUp(err)
 	}
-	// A takeover is not broken off by a signal: it ends, well or badly.
+	// A signal does not break off a takeover, which ends by itself, well or badly.
 	report, err := c.s.TakeOver(context.WithoutCancel(ctx), v)
 	if report == nil {
 		return err
@@ -298,7 +298,7 @@ func (c *control) takeOver(ctx context.Context, out io.Writer, p *protection, v 
 	return nil
 }
 
-// tookOver says what a takeover did.
+// tookOver reports what a takeover did.
 func (c *control) tookOver(out io.Writer, v liveness.Verdict, report *takeover.Report, err error) {
 	t := &lastTakeover{At: v.At, Verdict: v.String(), Report: *report, Steps: report.Timeline.Steps()}
 	c.mu.Lock()
@@ -307,20 +307,20 @@ func (c *control) tookOver(out io.Writer, v liveness.Verdict, report *takeover.R
 	c.changed(out, t, string(v.Cause), err)
 }
 
-// changed says that the other side serves now: since the one that did is dead, of a cause, or
-// since a switch was asked for.
+// changed reports that the other side serves now, since the side that served has died of a
+// cause, or since a switch was asked for.
 func (c *control) changed(out io.Writer, t *lastTakeover, cause string, err error) {
 	t.Fit()
 	c.set("unprotected", t)
 	c.mu.Lock()
-	c.stopped = false // what was stopped was the other side
+	c.stopped = false // what was stopped is now the other side
 	c.mu.Unlock()
 	if err != nil {
 		c.note(err)
 		fmt.Fprintln(out, err)
 		c.tell(events.Error, cause, err.Error(), nil)
 	}
-	_ = t.write(out) // that nobody can read it ends nothing
+	_ = t.write(out) // that nobody can read it is not an error
 	kind := events.TookOver
 	if cause == metrics.Switch {
 		kind = events.Switched
@@ -333,7 +333,7 @@ func (c *control) changed(out io.Writer, t *lastTakeover, cause string, err erro
 	c.tell(events.Unprotected, "", "the other side boots as the new understudy", nil)
 }
 
-// held notes why a side stands still, or that it goes on.
+// held notes why a side stands still, or that it continues.
 func (c *control) held(out io.Writer, understudy bool, why string) {
 	side, field := "the active side", &c.status.Held
 	if understudy {
@@ -350,10 +350,10 @@ func (c *control) held(out io.Writer, understudy bool, why string) {
 	fmt.Fprintln(out, text)
 }
 
-// maxTroubles are as many as a status tells.
+// maxTroubles is how many troubles a status has at most.
 const maxTroubles = 16
 
-// trouble notes what a side's agent says that does not work, or that it works again.
+// trouble notes what an agent reports not to work, or to work again.
 func (c *control) trouble(out io.Writer, t wire.TroubleNotice) {
 	if t.Ends != "" {
 		c.mu.Lock()
@@ -377,20 +377,20 @@ func (c *control) trouble(out io.Writer, t wire.TroubleNotice) {
 	fmt.Fprintf(out, "trouble: %s\n", what)
 }
 
-// note has the status say an error.
+// note puts an error into the status.
 func (c *control) note(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.status.Error = err.Error()
 }
 
-// errGoesDown is why nothing else is done to a pair.
+// errGoesDown means that nothing else can be done to a pair.
 var errGoesDown = errors.New("the pair goes down already: wait for that; it first writes what is unsaved, and stops its services")
 
-// errTakesOver is why a side is not stopped any more.
+// errTakesOver means that a side is not stopped any more.
 var errTakesOver = errors.New("the active side has died while it was to stop, and a takeover is under way: ask again when understudy status says something else")
 
-// letGo has nobody wait for a dead side to stop.
+// letGo ends the wait for a dead side to stop.
 func (c *control) letGo() {
 	c.mu.Lock()
 	died := c.died
@@ -400,8 +400,8 @@ func (c *control) letGo() {
 	}
 }
 
-// down ends the work of the active side, unless something else is being done to the pair: of two
-// that stop and start it at the same time, one would see what the other left half done.
+// down stops the active side's services, unless something else is being done to the pair: if two
+// callers stopped and started the side at the same time, one would see what the other has half done.
 func (c *control) down(r downRequest) error {
 	ctx, died := context.WithCancelCause(context.Background())
 	defer died(nil)
@@ -425,7 +425,7 @@ func (c *control) down(r downRequest) error {
 	if err != nil {
 		return err
 	}
-	if o != nil { // it waits for an understudy with another kernel
+	if o != nil { // the order waits for an understudy with another kernel
 		o.done <- errGoesDown
 	}
 	defer func() {
@@ -442,13 +442,13 @@ func (c *control) down(r downRequest) error {
 	})
 }
 
-// stopAlone is stop where nobody watches the active side any more.
+// stopAlone is stop for when nobody watches the active side any more.
 func (c *control) stopAlone(r downRequest) error {
 	return c.stop(r, func() error { return c.s.StopAlone(context.Background()) })
 }
 
-// stop ends the work of the active side before the pair goes down. Without an error
-// nothing that is wanted is in memory only, or it is kept. A signal waits for a down that is under way.
+// stop ends the work of the active side before the pair goes down. If it succeeds, nothing that is
+// wanted is in memory only, or the memory is kept. A signal waits for a down that is under way.
 func (c *control) stop(r downRequest, work func() error) error {
 	c.halting.Lock()
 	defer c.halting.Unlock()
@@ -464,7 +464,7 @@ func (c *control) stop(r downRequest, work func() error) error {
 	case r.Discard && (failed || r.Force):
 		err = c.s.Discard()
 	case failed:
-		err = nil // what is in memory is kept
+		err = nil // the memory is kept
 	case r.Force:
 		err = c.s.Abandon(context.Background(), fmt.Errorf("it was forced down: %w", err))
 	default:
@@ -479,15 +479,15 @@ func (c *control) stop(r downRequest, work func() error) error {
 	return err
 }
 
-// goDown ends a pair in good order: nothing is in memory only any more. If that cannot
-// be had, the memory is kept, since the sender of the signal ends us anyway.
+// goDown ends a pair in good order, so that nothing is left in memory only. If that is not
+// possible, the memory is kept, since the sender of the signal ends us anyway.
 func (c *control) goDown(out io.Writer) error {
 	fmt.Fprintln(out, "going down")
 	return c.stopAlone(downRequest{Force: true})
 }
 
-// failed keeps a pair whose takeover did not come through, the dead memory above all,
-// until the operator says down.
+// failed keeps a pair whose takeover failed, above all the dead kernel's memory, until the
+// operator asks for down.
 func (c *control) failed(ctx context.Context, out io.Writer, err error) error {
 	fmt.Fprintf(out, "takeover failed: %v\n", err)
 	c.mu.Lock()
@@ -499,10 +499,10 @@ func (c *control) failed(ctx context.Context, out io.Writer, err error) error {
 	return err
 }
 
-// errNoPair is why there is nobody to ask.
+// errNoPair means that there is no supervisor to ask.
 var errNoPair = errors.New("no pair is up (start one with: understudy up -f pair.yaml)")
 
-// findPair is the running pair of that name, or the only one there is.
+// findPair returns the name of a pair: name itself, or that of the only pair that is up.
 func findPair(name string) (string, error) {
 	if name != "" {
 		return name, nil
@@ -520,7 +520,7 @@ func findPair(name string) (string, error) {
 	return "", fmt.Errorf("%d pairs are up: say which", len(dirs))
 }
 
-// notUp says that a pair has no supervisor.
+// notUp means that a pair has no supervisor.
 type notUp struct{ name string }
 
 func (n *notUp) Error() string { return fmt.Sprintf("pair %s is not up", n.name) }
@@ -541,10 +541,10 @@ func ask(ctx context.Context, name, verb string, in, out any) error {
 	}
 	c := wire.New(conn, wire.FromControl, nil)
 	defer c.Close()
-	go func() { _ = c.Serve(ctx) }() // what ends it fails the call
+	go func() { _ = c.Serve(ctx) }() // when it ends, the call fails
 	if err := c.Call(ctx, verb, in, out); err != nil {
 		again, gone := net.Dial("unix", path)
-		if nobody(gone) { // it has ended since: a socket that listens is closed before those that it accepted
+		if nobody(gone) { // the supervisor has ended since: a listening socket is closed before those that it accepted
 			return &notUp{name}
 		}
 		if gone == nil {
@@ -555,7 +555,7 @@ func ask(ctx context.Context, name, verb string, in, out any) error {
 	return nil
 }
 
-// nobody reports whether what a dial of a control socket failed with says that no supervisor has it.
+// nobody reports whether an error of dialing a control socket means that it has no supervisor.
 func nobody(err error) bool {
 	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
 }

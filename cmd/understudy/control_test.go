@@ -13,8 +13,8 @@ import (
 	"understudy.dev/understudy/internal/live/sdnotify"
 )
 
-// TestDownAnswersFirst: a pair goes down once the caller has hung up, and not
-// before it has its answer.
+// TestDownAnswersFirst checks that a pair goes down when the caller has hung up, and not
+// before the caller has its answer.
 func TestDownAnswersFirst(t *testing.T) {
 	ended := make(chan struct{})
 	c := &control{stopped: true, end: func() { close(ended) }}
@@ -36,7 +36,7 @@ func TestDownAnswersFirst(t *testing.T) {
 	}
 }
 
-// TestAskEnds: a supervisor that ends while it is asked is one that is not there.
+// TestAskEnds checks that a supervisor that ends while it is asked counts as not there.
 func TestAskEnds(t *testing.T) {
 	t.Setenv("UNDERSTUDY_RUN", t.TempDir())
 	path := socketOf("test")
@@ -47,7 +47,7 @@ func TestAskEnds(t *testing.T) {
 		"before it takes the call": func(net.Listener) { time.Sleep(100 * time.Millisecond) },
 		"in the call": func(l net.Listener) {
 			if conn, err := l.Accept(); err == nil {
-				_ = l.Close() // as when a process is killed: its descriptors are closed in their order
+				_ = l.Close() // as when a process is killed, whose descriptors are closed in their order
 				_ = conn.Close()
 			}
 		},
@@ -69,8 +69,8 @@ func TestAskEnds(t *testing.T) {
 	}
 }
 
-// TestOneAtATime: a pair that is being stopped, taken over or switched is let alone by whatever
-// else would stop it or leave it.
+// TestOneAtATime checks that a pair that is being stopped, taken over or switched is not
+// stopped or left by anything else.
 func TestOneAtATime(t *testing.T) {
 	tests := []struct {
 		name string
@@ -102,8 +102,8 @@ func TestOneAtATime(t *testing.T) {
 	}
 }
 
-// TestStopIsOne: a signal waits for a down that is under way, and a side that dies in it is taken over
-// from, whatever else was asked for.
+// TestStopIsOne checks that a signal waits for a down that is under way, and that a side that dies
+// during it is taken over from, whatever else was asked for.
 func TestStopIsOne(t *testing.T) {
 	c := &control{}
 	began, let := make(chan struct{}), make(chan struct{})
@@ -131,7 +131,7 @@ func TestStopIsOne(t *testing.T) {
 	}
 }
 
-// TestLetGo: nobody waits for the end of a side that was to stop and has died.
+// TestLetGo checks that nobody waits for the end of a side that was to stop and has died.
 func TestLetGo(t *testing.T) {
 	c := &control{}
 	c.letGo()
@@ -142,8 +142,8 @@ func TestLetGo(t *testing.T) {
 	}
 }
 
-// TestEndIsTold: a service manager hears at once that the supervisor ends, whether it wants to
-// hear of its work or not: its watchdog would kill it in the midst of that.
+// TestEndIsTold checks that a service manager is told at once that the supervisor ends, whether
+// or not it has a watchdog: the watchdog would kill the supervisor in the middle of its work.
 func TestEndIsTold(t *testing.T) {
 	for _, limit := range []string{"", "60000000"} {
 		name := filepath.Join(t.TempDir(), "n")
@@ -174,8 +174,8 @@ func TestEndIsTold(t *testing.T) {
 	}
 }
 
-// TestDownIsNoFailure: what up ends with is that of a failed takeover, or of what is left, unless
-// down asked for the end: a service manager starts again what fails.
+// TestDownIsNoFailure checks that up ends with the error of a failed takeover, or of what is
+// left, unless down asked for the end: a service manager restarts what fails.
 func TestDownIsNoFailure(t *testing.T) {
 	failure := errors.New("takeover failed")
 	c := &control{status: status{State: "failed"}, end: func() {}}

@@ -15,11 +15,11 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestDiskFails: from one write of a takeover on, of the supervisor or of the understudy's
-// QEMU, a disk has no room any more, or an I/O error for everybody. What the supervisor
-// cannot write ends the takeover; a guest waits for room. Once the disk is mended, all is
-// brought to it. An I/O error of the understudy's own kernel is one as in any machine: what
-// was brought over is in the memory that is kept.
+// TestDiskFails checks takeovers in which a disk runs out of room, or fails with an I/O
+// error for everybody, from one write of the supervisor or of the understudy's QEMU on.
+// What the supervisor cannot write ends the takeover; a guest waits for room. Once the disk
+// works again, everything is brought to it. An I/O error in the understudy's own kernel is
+// like one in any machine: what was brought over is in the memory that is kept.
 func TestDiskFails(t *testing.T) {
 	if !tier.IsFull() {
 		diskFails(t, "supervisor", 1, unix.ENOSPC)
@@ -38,7 +38,7 @@ func TestDiskFails(t *testing.T) {
 	}
 }
 
-// diskFails has the disk fail with that write of a process; with errno 0 it only counts.
+// diskFails makes the disk fail from a given write of a process on; with errno 0 it only counts the writes.
 func diskFails(t *testing.T, who string, write int, errno unix.Errno) (writes int) {
 	t.Helper()
 	of, at := t.TempDir(), t.TempDir()
@@ -90,7 +90,7 @@ func diskFails(t *testing.T, who string, write int, errno unix.Errno) (writes in
 	end := "understudy down"
 	if _, err := understudy(t, "down"); err != nil {
 		end = "understudy recover"
-		exec.Command(binary, "down", "--force").Run() // it is up, and cannot stop in good order, or is not up any more
+		exec.Command(binary, "down", "--force").Run() // the pair may be up and unable to stop in good order, or not be up any more
 		s.recover()
 	}
 	s.sound()

@@ -24,10 +24,10 @@ const (
 
 func paint(sgr, s string) string { return "\x1b[" + sgr + "m" + s + "\x1b[0m" }
 
-// states have colours.
+// stateColours are the colours of states.
 var stateColours = map[string]string{"protected": green, "unprotected": yellow, "taking over": yellow, "switching": yellow, "failed": red}
 
-// draw is the whole view: as many lines of as many columns as the terminal has, at most.
+// draw draws the whole view, with at most as many lines and columns as the terminal has.
 func (v *view) draw() string {
 	var b strings.Builder
 	v.drawHead(&b)
@@ -78,8 +78,8 @@ func (v *view) drawSides(b *strings.Builder) {
 	fmt.Fprintf(b, " %s %-*s  waits    %s  %s\n\n", paint(blue, "○"), width, st.Understudy, v.beat(st.UnderstudyBeat, 10*st.Limit), paint(faint, "it has rehearsed a takeover"))
 }
 
-// beat says how long ago a side was seen to beat, which has a limit (that of an understudy is
-// longer: nobody waits for it).
+// beat says how long ago a side was seen to beat. limit is the side's limit (an understudy's
+// is longer, since nobody waits for it).
 func (v *view) beat(at time.Time, limit time.Duration) string {
 	if at.IsZero() {
 		return fmt.Sprintf("%-18s", "no beat yet")
@@ -118,7 +118,7 @@ func (v *view) drawRisk(b *strings.Builder) {
 	fmt.Fprintf(b, " takeovers     %d\n\n", st.Takeovers)
 }
 
-// drawWrong says what does not work.
+// drawWrong draws what does not work.
 func (v *view) drawWrong(b *strings.Builder) {
 	st := &v.status
 	if st.Held != "" {
@@ -141,7 +141,7 @@ func (v *view) drawWrong(b *strings.Builder) {
 	}
 }
 
-// drawTakeovers has the last ones, and the steps of the very last.
+// drawTakeovers draws the last takeovers, and the steps of the very last one.
 func (v *view) drawTakeovers(b *strings.Builder) {
 	if len(v.takeovers) == 0 {
 		return
@@ -177,10 +177,10 @@ func (v *view) drawEvents(b *strings.Builder) {
 	}
 }
 
-// sparks are the heights of a curve of text.
+// sparks are the characters of a curve, by height.
 var sparks = []rune(" ▁▂▃▄▅▆▇█")
 
-// spark draws the last values, the newest at the right, over their greatest.
+// spark draws the last values, the newest at the right, relative to the largest of them.
 func spark(values []float64, width int) string {
 	values = values[max(0, len(values)-width):]
 	most := 1.0
@@ -204,7 +204,7 @@ func size(bytes float64) string {
 	return fmt.Sprintf("%.1f GiB", bytes/(1<<30))
 }
 
-// age is a duration as people read it.
+// age returns a duration as text for people.
 func age(d time.Duration) string {
 	switch {
 	case d < time.Second:
@@ -219,8 +219,8 @@ func age(d time.Duration) string {
 	return fmt.Sprintf("%d days", int(d.Hours())/24)
 }
 
-// oneLine has no line breaks, and nothing that a terminal would obey: what a guest says is
-// not to be trusted.
+// oneLine removes line breaks, and everything that a terminal would obey: what a guest says
+// is not to be trusted.
 func oneLine(s string) string {
 	return strings.Map(func(c rune) rune {
 		switch {

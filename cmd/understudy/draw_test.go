@@ -16,7 +16,7 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// viewed is a view of a pair in a state, with a takeover behind it.
+// viewed returns a view of a pair in some state, after a takeover.
 func viewed(change func(*view)) *view {
 	now := time.Date(2026, 11, 28, 1, 2, 3, 0, time.Local)
 	unsaved := uint64(34 << 20)
@@ -85,7 +85,7 @@ func TestDraw(t *testing.T) {
 	}
 }
 
-// checkPicture: the picture is XML, and has the text of the view.
+// checkPicture checks that the picture is XML, and has the text of the view.
 func checkPicture(t *testing.T, v *view) {
 	t.Helper()
 	text := v.draw()

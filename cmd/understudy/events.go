@@ -18,7 +18,7 @@ import (
 	"understudy.dev/understudy/internal/live/events"
 )
 
-// followEvery is how often the log is looked at for more.
+// followEvery is how often we look for new events in the log.
 const followEvery = 200 * time.Millisecond
 
 func eventsCommand() *cobra.Command {
@@ -56,7 +56,7 @@ events.old.jsonl before that).`,
 	return cmd
 }
 
-// findLog is the directory of a pair's log, or of the only one that there is.
+// findLog returns the directory of a pair's log, or of the only log that there is.
 func findLog(name string) (string, error) {
 	if name == "" {
 		logs, err := filepath.Glob(filepath.Join(dirs.State("*"), "events.jsonl"))
@@ -78,7 +78,7 @@ func findLog(name string) (string, error) {
 	return dir, nil
 }
 
-// tail is the last n of what is read; all of it, if n is 0.
+// tail returns the last n events of all, or all of them if n is 0.
 func tail(all iter.Seq2[events.Event, error], n int) iter.Seq2[events.Event, error] {
 	if n <= 0 {
 		return all
@@ -138,7 +138,7 @@ func (w *eventWriter) one(e events.Event) error {
 	return err
 }
 
-// describe is an event in a line.
+// describe returns an event as a line of text.
 func describe(e events.Event) string {
 	var parts []string
 	switch e.Kind {
@@ -156,7 +156,7 @@ func describe(e events.Event) string {
 	return strings.Join(parts, ": ")
 }
 
-// waits says who waits.
+// waits says which side waits.
 func waits(e events.Event) string {
 	switch {
 	case e.Understudy != "":

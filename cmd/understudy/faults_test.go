@@ -14,12 +14,12 @@ import (
 	"understudy.dev/understudy/internal/live/dirs"
 )
 
-// kernelFault is something that a kernel or what runs on it may come to, made by a shell in the
-// guest.
+// kernelFault is something that may go wrong in a kernel, or in what runs on it, caused by a
+// shell in the guest.
 type kernelFault struct {
 	name  string
-	shell string        // ends at once
-	cause string        // of the verdict: one of these, with | between
+	shell string        // the shell ends at once
+	cause string        // of the verdict: one of these, separated by |
 	full  bool          // not on the default kernel
 	delay time.Duration // from the end of the shell's line to the fault
 }
@@ -44,18 +44,18 @@ var faults = []kernelFault{
 	{name: "a panic", cause: "dying message|panic state", full: true, delay: time.Second, shell: "(sleep 1; echo c > /proc/sysrq-trigger) &"},
 }
 
-// hung is what a CPU's hang is found by: the thread that beats may wait for a timer of that
-// CPU, or not; and an interrupt of a disk may be that CPU's, or an ordinary thread be on it.
+// hung lists the signs by which the hang of a CPU may be found: the thread that beats may wait for a timer
+// of that CPU, or not; and a disk's interrupt may be on that CPU, or an ordinary thread may run there.
 const hung = "heartbeat|stuck CPU|stuck scheduler|stuck disk"
 
-// ways are what the module brings about (internal/lab/fault).
+// ways are the faults that the module causes (internal/lab/fault).
 var ways = map[string]string{
 	"panic": "dying message|panic state", "oops": "dying message|panic state", "oops-irq": "dying message|panic state", "bug": "dying message|panic state", "stack": "dying message|panic state",
 	"hang-all": "heartbeat", "hang-one": hung, "hang-loop": hung, "hang-lock": hung,
 }
 
-// TestFaults: each is found by what it ought to be, one after the other in one pair, and
-// nothing is lost.
+// TestFaults causes one fault after the other in one pair, and checks that each is found by
+// the right sign, and that nothing is lost.
 func TestFaults(t *testing.T) {
 	t.Run("default", func(t *testing.T) {
 		vm(t)
@@ -87,8 +87,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// testFaults makes faults of the kernel in a directory (dirs.Kernel). The pair has two disks,
-// with features of their own, one mounted in the other.
+// testFaults causes faults in a kernel, which is in a directory (dirs.Kernel). The pair has
+// two disks with different features, one mounted in the other.
 func testFaults(t *testing.T, kernel string, faults []kernelFault, add ...string) {
 	inner := filepath.Join(t.TempDir(), "inner.img")
 	if err := os.WriteFile(inner, nil, 0o600); err != nil {
@@ -149,8 +149,8 @@ func testFaults(t *testing.T, kernel string, faults []kernelFault, add ...string
 	}
 }
 
-// found is how long it took to find a fault: from the last beat if that stood still, else
-// from when it was made, as far as the test knows that.
+// found returns how long it took to find a fault: from the last beat if the beat stood
+// still, otherwise from when the fault was caused, as far as the test knows that.
 func found(t *lastTakeover, cause string, made time.Time) time.Duration {
 	if strings.HasPrefix(cause, "stuck") || cause == "degraded" {
 		return t.At.Sub(made).Round(time.Second / 10)
@@ -158,7 +158,7 @@ func found(t *lastTakeover, cause string, made time.Time) time.Duration {
 	return time.Duration(t.Steps[0].End) * time.Millisecond
 }
 
-// TestReadOnly: a file system that finds itself damaged and becomes read-only is told.
+// TestReadOnly checks that a file system that finds itself damaged and becomes read-only is reported.
 func TestReadOnly(t *testing.T) {
 	tier.Full(t, "a file system that becomes read-only")
 	s := stand(t, "mount: /srv", "mount: /srv, options: errors=remount-ro")

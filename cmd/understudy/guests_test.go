@@ -34,9 +34,9 @@ services:
   - {name: work, command: [sh, -c, ". /var/www/work"], rehearse: false}
 `
 
-// guestsWork is what the active side does, once somebody has asked for /go: it leaves files in
-// memory only, on the shared disk and on its own root disk, and has its agent started
-// again. What it says is on the console, which outlives it.
+// guestsWork is what the active side does once somebody has asked for /go: it leaves files in
+// memory only, on the shared disk and on its own root disk, and restarts its agent. Its output
+// goes to the console, which outlives it.
 const guestsWork = `
 exec > /dev/ttyS0 2>&1
 [ -e /var/www/html/new ] && exec sleep 1000000
@@ -66,10 +66,10 @@ echo UNSAVED
 exec sleep 1000000
 `
 
-// TestGuests: a pair whose partitions are Debian with systemd. A unit is started by role; the
-// agent is started again without a takeover; the kernel panics, and the other side serves the
-// same files from the same address; what the dead side had unsaved on its own root disk is there
-// when it boots again; a supervisor leaves, and the next one has the other side take over on plan; and both are powered off in good order.
+// TestGuests tests a pair whose partitions are Debian with systemd. A unit is started by role; the agent is restarted
+// without a takeover; the kernel panics, and the other side serves the same files from the same address; what the dead
+// side had unsaved on its own root disk is there when it boots again; a supervisor leaves, and the next one lets the
+// other side take over on plan; and both are powered off in good order.
 func TestGuests(t *testing.T) {
 	tier.Full(t, "partitions with Debian and systemd")
 	vm(t)
@@ -119,7 +119,7 @@ func TestGuests(t *testing.T) {
 	t.Cleanup(func() {
 		if t.Failed() {
 			showLogs(t)
-			exec.Command(binary, "down", "--force", "--discard").Run() // it may be down
+			exec.Command(binary, "down", "--force", "--discard").Run() // it may be down already
 		}
 	})
 	client := &http.Client{Transport: &http.Transport{DialContext: lab.Client.DialContext, DisableKeepAlives: true}, Timeout: time.Minute}
@@ -174,7 +174,7 @@ func TestGuests(t *testing.T) {
 	if err := down(); err != nil {
 		t.Fatal(err)
 	}
-	for _, image := range []string{"left.img", "right.img", "data.img"} { // unmounted
+	for _, image := range []string{"left.img", "right.img", "data.img"} { // all of them are unmounted
 		if out, err := exec.Command("e2fsck", "-fn", in(image)).CombinedOutput(); err != nil || strings.Contains(string(out), "journal recovery") {
 			t.Errorf("%s: %v: %s", image, err, out)
 		}
@@ -194,7 +194,7 @@ func showLogs(t *testing.T) {
 	}
 }
 
-// fetchFile is what is served at a path; nil if there is no such file.
+// fetchFile returns what is served at a path; nil if there is no such file.
 func fetchFile(client *http.Client, path string) ([]byte, error) {
 	q, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+pair4+path, nil)
 	if err != nil {
@@ -211,7 +211,7 @@ func fetchFile(client *http.Client, path string) ([]byte, error) {
 	return io.ReadAll(r.Body)
 }
 
-// checkRestart: the agent is another process, and what beats is the same.
+// checkRestart checks that the agent is another process, and that the process that beats is the same.
 func checkRestart(t *testing.T, console string) {
 	t.Helper()
 	for line := range strings.Lines(console) {

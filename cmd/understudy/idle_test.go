@@ -13,7 +13,7 @@ import (
 const (
 	idleFor = time.Minute
 	// idleMost is how much of a CPU an understudy may use that has nothing to do. The aim is a
-	// hundredth of one, and the rest for machines slower than the one that showed it.
+	// hundredth; the rest is for machines slower than the one that was measured.
 	idleMost = 0.02
 )
 
@@ -43,7 +43,7 @@ func TestIdle(t *testing.T) {
 	}
 }
 
-// spent is how long a process has run, in steps of 10 ms (proc(5), stat: utime and stime).
+// spent returns how long a process has run, in steps of 10 ms (proc(5), stat: utime and stime).
 func spent(t *testing.T, pid int) time.Duration {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

@@ -23,7 +23,7 @@ func imageCommand() *cobra.Command {
 	return cmd
 }
 
-// preparation is what image prepare is told.
+// preparation has the options of image prepare.
 type preparation struct {
 	rootdisk.Content
 	release   string
@@ -107,7 +107,7 @@ func (p *preparation) run(image string, out io.Writer) (err error) {
 	return err
 }
 
-// prefix is what the names of the kernel and the initramfs of an image begin with.
+// prefix returns the prefix of the names of an image's kernel and initramfs.
 func (p *preparation) prefix(image string) (string, error) {
 	prefix := image
 	if p.out != "" {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestKernelPrefix: a kernel is not left in /dev, which is made anew at each boot.
+// TestKernelPrefix checks that a kernel is not left in /dev, which is made anew at each boot.
 func TestKernelPrefix(t *testing.T) {
 	t.Chdir(t.TempDir())
 	here, err := os.Getwd()

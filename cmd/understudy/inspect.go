@@ -15,14 +15,14 @@ import (
 	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
-// inspection is what inspect says. Its file systems have no files.
+// inspection is the output of inspect. Its file systems do not list their files.
 type inspection struct {
 	Kernel      kernelInfo              `json:"kernel"`
 	FileSystems []fileSystemInfo        `json:"filesystems"`
 	Pseudo      []string                `json:"pseudo"` // types of file systems without files to save
 	TCP         tcpInfo                 `json:"tcp"`
-	NotDead     bool                    `json:"not_dead,omitempty"` // the kernel was in no panic
-	Live        bool                    `json:"live,omitempty"`     // it is the memory of a machine that goes on
+	NotDead     bool                    `json:"not_dead,omitempty"` // the kernel was not in panic
+	Live        bool                    `json:"live,omitempty"`     // it is the memory of a machine that still runs
 	Stages      []inventory.StageReport `json:"stages"`
 }
 
@@ -34,8 +34,8 @@ type kernelInfo struct {
 // tcpInfo counts connections; sockets lists them.
 type tcpInfo struct {
 	Established int    `json:"established"`
-	Refused     int    `json:"refused"`           // entries of the kernel's tables, or whole ones
-	Without     string `json:"without,omitempty"` // what the kernel was built without, so that there are none
+	Refused     int    `json:"refused"`           // entries of the kernel's tables, or whole tables
+	Without     string `json:"without,omitempty"` // what the kernel was built without, so that there are no connections
 }
 
 type fileSystemInfo struct {
@@ -51,8 +51,8 @@ type fileSystemInfo struct {
 	Oldest    *float64 `json:"oldest_seconds,omitempty"`
 	Refused   int      `json:"refused"` // refusals
 	Problem   string   `json:"problem,omitempty"`
-	// NotRead says that the type is not understood: Files and Bytes are of pages that wait
-	// to be written, and none can be listed.
+	// NotRead says that the type is not understood: Files and Bytes are for pages that wait
+	// to be written, and none of the files can be listed.
 	NotRead bool `json:"not_read,omitempty"`
 }
 
@@ -210,7 +210,7 @@ func (in *inspection) write(w io.Writer) error {
 			on = append(on, fmt.Sprintf("(+%d in other namespaces)", f.Elsewhere))
 		}
 		row := []string{printable(f.Device), printable(f.Type), strings.Join(on, " "), fmt.Sprint(f.Files), fmt.Sprint(f.Bytes), ageText(oldest), fmt.Sprint(f.Refused), f.UUID}
-		if f.NotRead { // not even a nought is known of it
+		if f.NotRead { // not even zero is known to be right
 			row[4], row[5], row[6] = "up to "+row[4], "?", "all"
 		}
 		rows = append(rows, row)

@@ -21,8 +21,8 @@ import (
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
-// Variables of the environment that make this test binary a supervisor whose takeover is
-// broken off: of which pair.yaml, once a disk has come how far, and who is killed then.
+// Environment variables that make this test binary a supervisor whose takeover is
+// interrupted: the path of pair.yaml, how far a disk must have come, and who is killed then.
 const (
 	victimFile  = "UNDERSTUDY_TEST_PAIR"
 	victimPoint = "UNDERSTUDY_TEST_POINT"
@@ -41,8 +41,8 @@ func TestMain(m *testing.M) {
 	os.Exit(runTests(m))
 }
 
-// runTests runs them with a run directory for all that have none of their own, which they must
-// leave empty.
+// runTests runs the tests with a run directory for all those that have none of their own. They
+// must leave it empty.
 func runTests(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "us-")
 	if err == nil {
@@ -62,13 +62,13 @@ func runTests(m *testing.M) int {
 	return status
 }
 
-// killed is the section of deaths of others than the active kernel alone.
+// killed is the section of deaths that do not only hit the active kernel.
 const killed = "Killed"
 
 const noUnderstudy = "there is no understudy to be killed"
 
 // breakOff brings a pair up, waits for a line on its input, kills the active kernel, and,
-// when the takeover has come that far, whoever is to be killed.
+// when the takeover has come that far, the processes that who names.
 func breakOff(file string, point takeover.Progress, who string) error {
 	p, err := pair.Load(file)
 	if err != nil {
@@ -83,7 +83,7 @@ func breakOff(file string, point takeover.Progress, who string) error {
 			}
 			if who != "supervisor" {
 				pid := processWith("mem-path=" + dirs.Run(p.Name) + "/right.ram")
-				if pid == 0 { // which would be everybody in our process group
+				if pid == 0 { // 0 would be everybody in our process group
 					fmt.Println(noUnderstudy)
 				} else if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 					fmt.Println("kill the understudy:", err)
@@ -114,8 +114,8 @@ func breakOff(file string, point takeover.Progress, who string) error {
 	return nil
 }
 
-// unsaved is a service that leaves in memory only: a new file of several pages, one that
-// was there and is longer now, and one under another name.
+// unsaved is a service that leaves in memory only: a new file of several pages, an old file
+// that has become longer, and one that was renamed.
 const unsaved = `  - {name: mark, command: [sh, -c, "` +
 	`echo 0 > /proc/sys/vm/dirty_writeback_centisecs; echo 360000 > /proc/sys/vm/dirty_expire_centisecs; ` +
 	`if [ ! -e /srv/there ]; then echo before > /srv/there; echo moved > /srv/old; sync; ` +
@@ -123,9 +123,9 @@ const unsaved = `  - {name: mark, command: [sh, -c, "` +
 	`echo started >> /srv/mark; sleep 1000000"]}
 `
 
-// TestBrokenOff kills the supervisor, the understudy, or both at each point at
-// which another memory begins to count, and wants recover to give what was in memory to
-// the disk.
+// TestBrokenOff kills the supervisor, the understudy, or both at each point at which
+// another memory begins to count, and checks that recover brings to the disk what was in
+// memory.
 func TestBrokenOff(t *testing.T) {
 	var lines strings.Builder
 	for i := range 5000 {
@@ -156,9 +156,9 @@ func TestBrokenOff(t *testing.T) {
 	}
 }
 
-// TestRefusedAndBrokenOff: the last commit is refused, since the dead kernel had aborted its journal,
-// and then the understudy dies, too, before it has mounted the disk. What was refused stays in
-// memory: recover names it, and removes nothing.
+// TestRefusedAndBrokenOff checks a takeover whose last commit is refused, since the dead kernel had
+// aborted its journal, and whose understudy then dies, too, before it has mounted the disk. What was
+// refused stays in memory: recover reports it, and removes nothing.
 func TestRefusedAndBrokenOff(t *testing.T) {
 	tier.Full(t, "a takeover that has refused something is broken off")
 	s := stand(t, marker, unsaved, "image: data.img", `options: "commit=3600,errors=remount-ro", image: data.img`)
@@ -183,8 +183,8 @@ func TestRefusedAndBrokenOff(t *testing.T) {
 	}
 }
 
-// brokenOff brings the pair up, has work done, and its active kernel die; the takeover is broken off
-// at a point, by the death of whoever.
+// brokenOff brings the pair up, calls work, and lets the active kernel die. The takeover is
+// interrupted at a point by the death of the processes that who names.
 func (s *standing) brokenOff(point takeover.Progress, who string, work func()) {
 	s.t.Helper()
 	cmd := exec.Command(os.Args[0])

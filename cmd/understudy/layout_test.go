@@ -10,7 +10,7 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestArrangements reads RAM files of machines that lay out their memory otherwise than
+// TestArrangements reads RAM files of machines whose memory layout differs from that of
 // QEMU's q35.
 func TestArrangements(t *testing.T) {
 	together(t)

@@ -14,8 +14,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// supervised makes a run directory as a supervisor has it that is asked to leave: asked is sent
-// to when it has answered, and let go of the directory by free.
+// supervised makes a run directory like that of a supervisor that is asked to leave. The
+// supervisor sends to asked when it has answered; free lets go of the directory.
 func supervised(t *testing.T) (asked <-chan struct{}, free func()) {
 	t.Helper()
 	t.Setenv("UNDERSTUDY_RUN", t.TempDir())
@@ -55,8 +55,8 @@ func listen(t *testing.T) net.Listener {
 	return l
 }
 
-// TestLeave: leave returns when the supervisor has let go of its pair, or when another has it, not
-// when it has been asked to.
+// TestLeave checks that leave returns when the supervisor has let go of its pair, or when another
+// one has taken it, not when the supervisor has been asked.
 func TestLeave(t *testing.T) {
 	const while = 300 * time.Millisecond
 	for name, then := range map[string]func(t *testing.T, free func()){

@@ -20,7 +20,7 @@ import (
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
-// program is the one under test, as it is called from anywhere.
+// program returns the path of the program under test, which is valid from anywhere.
 func program(t *testing.T) string {
 	t.Helper()
 	path, err := filepath.Abs(binary)
@@ -43,14 +43,14 @@ func sameFiles(t *testing.T, left, found []string) {
 	}
 }
 
-// corpse is a domain with a dead kernel in its memory, which never runs.
+// corpse is a libvirt domain with a dead kernel in its memory, which never runs.
 type corpse struct {
 	name  string
 	image *fixture.Image
 	disks []fixture.Disk
 }
 
-// newCorpse starts one, paused. Its first disk has a format of its own.
+// newCorpse starts a corpse, paused. Its first disk has the given format.
 func newCorpse(t *testing.T, h *libvirtlab.Host, image *fixture.Image, name string, memory libvirtlab.Memory, format string) *corpse {
 	t.Helper()
 	dir := filepath.Join(h.Dir, name)
@@ -72,7 +72,7 @@ func newCorpse(t *testing.T, h *libvirtlab.Host, image *fixture.Image, name stri
 	return c
 }
 
-// complete checks that all is said to be on the disks, and, if a guest is to look, that it is on one.
+// complete checks that the report has everything on the disks and, with look, that one disk has what the guest had.
 func (c *corpse) complete(t *testing.T, report []byte, look bool) {
 	t.Helper()
 	var r offline.Adopted
@@ -92,8 +92,8 @@ func (c *corpse) complete(t *testing.T, report []byte, look bool) {
 	}
 }
 
-// TestLibvirtApply: the disks of a domain with a dead kernel are brought up to date, wherever
-// libvirt has it keep its memory, and everything that libvirt shields it with in place.
+// TestLibvirtApply checks that the disks of a domain with a dead kernel are brought up to date,
+// wherever libvirt makes QEMU keep its memory, and with all of libvirt's protections in place.
 func TestLibvirtApply(t *testing.T) {
 	tier.Full(t, "libvirt itself, from Debian's packages")
 	vm(t)
@@ -118,7 +118,7 @@ func TestLibvirtApply(t *testing.T) {
 	}
 }
 
-// watcher is a run of what the unit runs, on a host of libvirt's.
+// watcher is a run of the unit's command, on a host of libvirt's.
 type watcher struct {
 	t   *testing.T
 	cmd *exec.Cmd
@@ -141,8 +141,8 @@ func unitCommand(t *testing.T) string {
 	return ""
 }
 
-// startWatch starts the unit's command, with what an operator may add to it, and this program where
-// the package has it.
+// startWatch installs this program where the package has it, and starts the unit's command, with
+// further options that an operator may add.
 func startWatch(t *testing.T, h *libvirtlab.Host, name, more string) *watcher {
 	t.Helper()
 	if _, err := h.Run("install", program(t), "/usr/bin/understudy"); err != nil {
@@ -185,15 +185,15 @@ func (w *watcher) end(s syscall.Signal) {
 	_ = w.cmd.Wait() // its log says how it ended
 }
 
-// await waits until the log has a text so many times.
+// await waits until the log has a text this many times.
 func (w *watcher) await(h *libvirtlab.Host, text string, times int) {
 	w.t.Helper()
 	h.Await(text, 4*time.Minute, func() bool { return strings.Count(w.said(), text) >= times })
 }
 
-// TestLibvirtWatch has the unit's command salvage domains by itself: one that had crashed before,
-// through a kill in the midst; one after libvirtd was started again; and one that is refused, and
-// stays as it is.
+// TestLibvirtWatch checks that the unit's command salvages domains by itself: one that had
+// crashed before, although the command is killed in the middle of it; one after libvirtd was
+// restarted; and one that is refused, which stays as it is.
 func TestLibvirtWatch(t *testing.T) {
 	tier.Full(t, "libvirt itself, from Debian's packages")
 	vm(t)
@@ -236,9 +236,9 @@ func TestLibvirtWatch(t *testing.T) {
 	}
 }
 
-// TestLibvirtGuest: guests that nobody prepared panic, are salvaged by the unit's command, are
-// started again by it, and find all that they had: one that libvirt knows for good, and one that
-// it knows while it runs.
+// TestLibvirtGuest checks that guests that nobody prepared panic, are salvaged and started again
+// by the unit's command, and find everything that they had: one in a persistent domain of
+// libvirt's, and one in a transient one.
 func TestLibvirtGuest(t *testing.T) {
 	tier.Full(t, "libvirt itself, from Debian's packages")
 	vm(t)

@@ -26,7 +26,7 @@ func main() {
 	agent.Child()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
-	signal.Ignore(unix.SIGPIPE) // that nobody reads our output ends no pair
+	signal.Ignore(unix.SIGPIPE) // a pair does not end because nobody reads our output
 	if os.Getpid() == 1 && !bare.Main(ctx, version()) {
 		agent.Main(ctx, nil)
 		return
@@ -37,11 +37,11 @@ func main() {
 	}
 }
 
-// built is the version that make build gives; empty: that which Go has put there.
+// built is the version that make build sets; if it is empty, the version that Go has recorded is used.
 var built string
 
-// version is that of the tag or commit that this program was built from, with -dirty if the
-// tree had changes, and of Go.
+// version returns the tag or commit that this program was built from, with -dirty if the
+// tree had changes, and the version of Go.
 func version() string {
 	b, ok := debug.ReadBuildInfo()
 	switch {
@@ -71,7 +71,7 @@ func root() *cobra.Command {
 	return cmd
 }
 
-// completePair has shells complete the names of pairs that are up, or have been.
+// completePair lets shells complete the names of pairs that are up, or have been.
 func completePair(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	var names []cobra.Completion
 	if len(args) == 0 {

@@ -15,8 +15,8 @@ import (
 	"understudy.dev/understudy/internal/live/pair"
 )
 
-// manualCommand writes what a package has besides the program: what is written by hand and what
-// the commands say of themselves never differ.
+// manualCommand writes the manual pages and completions of a package. They are made from the
+// help texts of the commands, so that the two never differ.
 func manualCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    "manual DIR",
@@ -46,7 +46,7 @@ func writeManual(root *cobra.Command, dir string) error {
 	return errors.Join(errs...)
 }
 
-// commands are a command and those below it, without hidden ones and what is cobra's own.
+// commands returns a command and those below it, without hidden ones and cobra's own.
 func commands(c *cobra.Command) []*cobra.Command {
 	all := []*cobra.Command{c}
 	for _, sub := range c.Commands() {
@@ -57,10 +57,10 @@ func commands(c *cobra.Command) []*cobra.Command {
 	return all
 }
 
-// pageName is that of a command's page: understudy-salvage-list.
+// pageName returns the name of a command's page, as in understudy-salvage-list.
 func pageName(c *cobra.Command) string { return strings.ReplaceAll(c.CommandPath(), " ", "-") }
 
-// roff escapes text for troff (groff(7)); a line that begins with a dot or a quote is text, too.
+// roff escapes text for troff (groff(7)). A line that begins with a dot or a quote stays text.
 func roff(s string) string {
 	s = strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "`", "\\`", "^", `\(ha`, "~", `\(ti`).Replace(s)
 	lines := strings.Split(s, "\n")
@@ -72,7 +72,7 @@ func roff(s string) string {
 	return strings.Join(lines, "\n")
 }
 
-// paragraphs are those of a command's long help. What is indented is an example.
+// paragraphs writes the paragraphs of a command's long help. An indented paragraph is an example.
 func paragraphs(b *strings.Builder, text string) {
 	for p := range strings.SplitSeq(strings.TrimSpace(text), "\n\n") {
 		if strings.HasPrefix(p, "  ") {
@@ -87,7 +87,7 @@ func title(b *strings.Builder, name, section, short string) {
 	fmt.Fprintf(b, ".TH %s %s \"\" \"Understudy\" \"Understudy\"\n.nh\n.SH NAME\n%s \\- %s\n", strings.ToUpper(roff(name)), section, roff(name), roff(strings.ToLower(short[:1])+short[1:]))
 }
 
-// page is the manual page of a command.
+// page returns the manual page of a command.
 func page(c *cobra.Command) string {
 	var b strings.Builder
 	title(&b, pageName(c), "8", c.Short)
@@ -130,7 +130,7 @@ func visible(c *cobra.Command) []*cobra.Command {
 	})
 }
 
-// synopsis is what follows a command's name.
+// synopsis returns what follows a command's name.
 func synopsis(c *cobra.Command) string {
 	_, args, _ := strings.Cut(c.Use, " ")
 	if len(visible(c)) > 0 {
@@ -179,7 +179,7 @@ func seeAlso(b *strings.Builder, pages ...string) {
 	}
 }
 
-// overview is what understudy(8) says besides.
+// overview is the additional text of understudy(8).
 const overview = `Two Linux systems share one machine. One is active, one is its understudy, booted and idle. When the active kernel panics or hangs, the understudy takes its disks, its network address, and the file data that had not reached the disk, and serves on. The kernels are stock and unmodified.
 
 A first pair, as root. A bridge is where others reach it; the one made here, until the next boot, only this machine reaches:
@@ -205,7 +205,7 @@ Its kernel is made to panic, and the same page is there again once the understud
   understudy events web
   understudy status`
 
-// rootSections are those that only understudy(8) has.
+// rootSections are sections that only understudy(8) has.
 const rootSections = `.SH EXIT STATUS
 .TP
 .B 0
@@ -257,7 +257,7 @@ Where logs of events are; default: /var/lib/understudy.
 Where that is kept which can be made again; default: ~/.cache/understudy.
 `
 
-// pairPage is understudy-pair(5), made of the schema.
+// pairPage returns understudy-pair(5), made from the schema.
 func pairPage() (string, error) {
 	var s schema
 	if err := json.Unmarshal(pair.Schema, &s); err != nil {
@@ -274,7 +274,7 @@ func pairPage() (string, error) {
 	return b.String(), nil
 }
 
-// schema is what the page needs of a JSON Schema.
+// schema has those parts of a JSON Schema that the page needs.
 type schema struct {
 	Ref                  string `json:"$ref"`
 	Description          string
@@ -325,7 +325,7 @@ func (s *schema) keys(b *strings.Builder, defs map[string]*schema, path string) 
 	}
 }
 
-// order has what must be there first.
+// order returns the keys, the required ones first.
 func (s *schema) order() []string {
 	var names []string
 	for name := range s.Properties {
@@ -337,7 +337,7 @@ func (s *schema) order() []string {
 	return append(slices.Clone(s.Required), names...)
 }
 
-// target is what a schema refers to, or itself.
+// target returns the schema that s refers to, or s itself.
 func (s *schema) target(defs map[string]*schema) *schema {
 	if d := defs[strings.TrimPrefix(s.Ref, "#/$defs/")]; d != nil {
 		return d

@@ -12,8 +12,8 @@ import (
 	"understudy.dev/understudy/internal/live/pair"
 )
 
-// TestManual: each command has a page with all its options, and what troff and the shells make
-// of what is written has no fault.
+// TestManual checks that each command has a page with all of its options, and that troff and
+// the shells accept what is written.
 func TestManual(t *testing.T) {
 	dir := t.TempDir()
 	r := root()
@@ -52,7 +52,7 @@ func TestManual(t *testing.T) {
 	}
 }
 
-// TestExamplePair: what the package has as an example is a pair.
+// TestExamplePair checks that the example of the package is a valid pair.
 func TestExamplePair(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "web.yaml")
 	if err := os.WriteFile(file, []byte(examplePair), 0o600); err != nil {

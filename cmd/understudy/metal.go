@@ -89,16 +89,16 @@ const (
 	silenceCPULimit = 10 * time.Second
 )
 
-// beside is what metal run is told.
+// beside has the options of metal run.
 type beside struct {
 	kernel, image, appended, role string
 	beat                          wire.Beat
 	limit                         time.Duration
 	again                         bool
-	roots                         []string // directories that show /sys
+	roots                         []string // directories below which /sys is visible
 }
 
-// beatPeriod is how often to beat by default.
+// beatPeriod is the default period of the beat.
 const beatPeriod = 20 * time.Millisecond
 
 func metalRunCommand() *cobra.Command {
@@ -126,7 +126,7 @@ understudy first.`,
 	return cmd
 }
 
-// understudy reads what is to be started, and says on w what of the role is not done.
+// understudy reads what is to be started, and reports on w what of the role is not carried out.
 func (b *beside) understudy(w io.Writer) (*metal.Understudy, error) {
 	u := &metal.Understudy{Append: b.appended}
 	u.Config.Version, u.Config.Limit, u.Config.CPU = version(), b.limit, b.beat.CPU
@@ -173,10 +173,10 @@ func (b *beside) understudy(w io.Writer) (*metal.Understudy, error) {
 	return u, err
 }
 
-// metalLock is what a metal run holds for as long as it lives.
+// metalLock is the lock that a metal run holds for as long as it lives.
 const metalLock = "/run/understudy/metal.lock"
 
-// lockFile locks a file that nobody else may open. It fails if a process has it locked.
+// lockFile locks a file that only this user may open. It fails if another process holds the lock.
 func lockFile(path string) (unlock func() error, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err

@@ -15,7 +15,7 @@ import (
 
 const againUsage = "have the understudy, once it is active, start another beside itself; its kernel and image must lie on a disk that is taken over"
 
-// files are those that another understudy is started from.
+// files returns the files that another understudy is started from.
 func (b *beside) files(u *metal.Understudy) (*metal.Again, error) {
 	a := &metal.Again{Append: b.appended}
 	var err error
@@ -26,8 +26,8 @@ func (b *beside) files(u *metal.Understudy) (*metal.Again, error) {
 	return a, err
 }
 
-// metalAgainCommand is what PID 1 of an understudy that has taken over keeps another by. It is not for
-// users.
+// metalAgainCommand is the command by which PID 1 of an understudy that has taken over keeps another
+// one. It is not for users.
 func metalAgainCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    "again",

@@ -16,9 +16,9 @@ import (
 	"understudy.dev/understudy/internal/takeover/bare"
 )
 
-// metalAgain starts an understudy from files of the disk that is taken over, and leaves there
-// what a client can have the next active kernel do: say how its own understudy is, and die with files
-// in memory only.
+// metalAgain starts an understudy from files on the disk that is taken over, and leaves programs
+// there by which a client can make the next active kernel report how its own understudy is, and die
+// with files in memory only.
 const metalAgain = `
 while [ ! -e /dev/vda ]; do sleep 0.1; done
 mount -t ext4 /dev/vda /srv || echo "FAILED mount"
@@ -59,8 +59,8 @@ chmod 755 /srv/cgi-bin/*
 umount /srv || echo "FAILED umount"
 `
 
-// TestMetalAgain: an understudy that has taken over is protected by another, on the dead kernel's memory
-// and one of its CPUs. When it dies too, that one takes over all of its files, is
+// TestMetalAgain checks that an understudy that has taken over is protected by another one, on the dead
+// kernel's memory and one of its CPUs. When it dies, too, the second one takes over all of its files, is
 // protected in its turn, and gives the machine back.
 func TestMetalAgain(t *testing.T) {
 	tier.Full(t, "a machine whose kernel dies twice")
@@ -105,7 +105,7 @@ func TestMetalAgain(t *testing.T) {
 	})
 }
 
-// diesFirst has a machine die whose understudy was started by metalAgain with an option.
+// diesFirst lets a machine die whose understudy was started by metalAgain with an option.
 func diesFirst(t *testing.T, ctx context.Context, option string) (*barelab.Running, *netns.Namespace, func()) {
 	t.Helper()
 	death, _ := metalDeath(t, "panic", "")
@@ -123,8 +123,8 @@ func diesFirst(t *testing.T, ctx context.Context, option string) (*barelab.Runni
 	return r, ns, end
 }
 
-// TestMetalResets: an understudy that has taken over, is not protected, and dies, resets the machine.
-// What the first kernel had is on the disk.
+// TestMetalResets checks that an understudy that has taken over, is not protected, and dies, resets
+// the machine, and that what the first kernel had is on the disk.
 func TestMetalResets(t *testing.T) {
 	tier.Full(t, "a machine whose understudy dies")
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
@@ -139,7 +139,7 @@ func TestMetalResets(t *testing.T) {
 		}
 	}
 	fetch("/cgi-bin/die")
-	if err := r.Wait(); err != nil { // its reset ends it here
+	if err := r.Wait(); err != nil { // the reset ends it here
 		t.Fatal(err)
 	}
 	disk := filepath.Join(r.Dir, "data.img")
@@ -149,8 +149,8 @@ func TestMetalResets(t *testing.T) {
 	}
 }
 
-// awaitProtected waits until a program of the active side's, which a client runs, says that it is
-// protected.
+// awaitProtected waits until a program on the active side, which a client runs, reports that the
+// side is protected.
 func awaitProtected(t *testing.T, ctx context.Context, fetch func(path string) []byte, program string) {
 	t.Helper()
 	for status := ""; !strings.HasPrefix(status, "protected"); time.Sleep(100 * time.Millisecond) {
@@ -160,7 +160,7 @@ func awaitProtected(t *testing.T, ctx context.Context, fetch func(path string) [
 	}
 }
 
-// nextReport is the report of the takeover that comes after one.
+// nextReport returns the report of the takeover after the first one.
 func nextReport(t *testing.T, fetch func(path string) []byte, path string, first []byte) (report bare.Report) {
 	t.Helper()
 	for len(report.Verdict) == 0 {
@@ -176,5 +176,5 @@ func nextReport(t *testing.T, fetch func(path string) []byte, path string, first
 	return report
 }
 
-// goneAgain is what the second understudy must not have again.
+// goneAgain are the files that must not be there again on the second understudy.
 var goneAgain = []string{"/old3", "/new/file5"}

@@ -20,17 +20,17 @@ const stressor = "/usr/bin/stress-ng"
 // metalStress is how long a kernel is stressed.
 var metalStress = flag.Duration("metal.stress", 6*time.Minute, "for how long, at most, TestMetalBeside stresses a kernel with an understudy beside it")
 
-// stressClasses are all of stress-ng's, an equal time each, but for gpu and security, which has none that runs
-// everywhere.
+// stressClasses are all classes of stress-ng, for an equal time each, except for gpu and security, which has
+// no stressor that runs everywhere.
 var stressClasses = strings.Fields("scheduler interrupt vm memory pipe filesystem io cpu cpu-cache network os device")
 
-// stressExcluded would change the machine's own devices and settings, or fill its memory, which is its disk too; what
-// random opcodes do to QEMU's emulation ends the kernel that they run on.
+// stressExcluded are stressors that would change the machine's own devices and settings, or fill its memory, which is
+// its disk, too; and opcode, since QEMU's emulation of random opcodes ends the kernel that they run on.
 const stressExcluded = "bigheap,brk,stack,oom-pipe,physpage,resources,reboot,dev,sysinval,binderfs,rawdev,tmpfs,ramfs,mlockmany,shm,shm-sysv,memfd,fallocate,smi,swap,watchdog,ioport,opcode"
 
-// metalBeside measures what a kernel does with an understudy beside it and without, in turns;
-// then it is stressed in most of the ways that there are, with the understudy beside it, all
-// limits as by default.
+// metalBeside measures what a kernel does with an understudy beside it and without, in turns.
+// Then it stresses the kernel in most of the available ways, with the understudy beside it
+// and all limits at their defaults.
 const metalBeside = `
 PATH=$PATH:/usr/bin
 DISK=/dev/vda
@@ -78,16 +78,16 @@ cd /
 umount /srv || echo "FAILED umount"
 `
 
-// TestMetalBeside: a kernel does as much with an understudy beside it as without; the
-// understudy survives its stress, which is not taken for a death; and when the kernel dies
-// then, all is taken over.
+// TestMetalBeside checks that a kernel does as much with an understudy beside it as
+// without; that the understudy survives the stress, which is not taken for a death; and
+// that everything is taken over when the kernel dies then.
 func TestMetalBeside(t *testing.T) {
 	tier.Full(t, "a kernel that is stressed for minutes with an understudy beside it")
 	if _, err := os.Stat(stressor); err != nil {
 		tier.Lacks(t, err)
 	}
 	script := strings.NewReplacer(
-		"EACH", strconv.Itoa(max(1, int(metalStress.Minutes()/6))), // some 25 stressors are a class
+		"EACH", strconv.Itoa(max(1, int(metalStress.Minutes()/6))), // a class has some 25 stressors
 		"SECONDS", strconv.Itoa(int(metalStress.Seconds())/len(stressClasses)+1), "CLASSES", strings.Join(stressClasses, " "),
 		"EXCLUDED", stressExcluded,
 	).Replace(metalStart + metalBeside)
@@ -114,7 +114,7 @@ func TestMetalBeside(t *testing.T) {
 	}
 }
 
-// rates are what stress-ng said of each of its parts: operations a second.
+// rates returns what stress-ng reported for each stressor, in operations a second.
 func rates(console, which string) map[string][]float64 {
 	all := make(map[string][]float64)
 	for line := range strings.Lines(console) {

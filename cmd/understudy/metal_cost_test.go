@@ -24,12 +24,12 @@ import (
 // Programs that measure; scripts/kernels.sh installs them.
 var meters = []string{"/usr/bin/fio", "/usr/bin/cyclictest"}
 
-// metalTurns is how often is measured with an understudy beside the kernel, and without, in turns.
+// metalTurns is how many times we measure with an understudy beside the kernel, and without, in turns.
 const metalTurns = 5
 
 var metalTurnsList = strings.TrimSpace(strings.Repeat("turn ", metalTurns))
 
-// metalCostScript measures in turns. Fields of fio's line are those of its HOWTO, "Terse output".
+// metalCostScript measures in turns. The fields of fio's line are described in its HOWTO, "Terse output".
 const metalCostScript = `
 PATH=$PATH:/usr/bin
 while [ ! -e /dev/vda ]; do sleep 0.1; done
@@ -61,10 +61,10 @@ done
 poweroff -f
 `
 
-// compileSources are of a package of Go's that imports none, and take seconds to compile.
+// compileSources are the sources of a Go package that imports none, and takes seconds to compile.
 var compileSources = []string{"casetables.go", "digit.go", "graphic.go", "letter.go", "tables.go"}
 
-// metalCosts is what is measured: by what name, in the table's words.
+// metalCosts is what is measured: the name, and the text for the table.
 var metalCosts = []struct{ what, text string }{
 	{"random", "fio, 4 KiB written at random past the cache, a second"},
 	{"sequential", "fio, 1 MiB written after the other, with an fsync, KiB a second"},
@@ -74,11 +74,11 @@ var metalCosts = []struct{ what, text string }{
 	{"worst", "the same, at most, us"},
 }
 
-// metalCost is one thing measured in turns, on a small machine.
+// metalCost has the results of one measurement in turns, on a small machine.
 type metalCost struct {
 	Active  string    `json:"active"`
 	Beside  string    `json:"beside"`
-	What    string    `json:"what"` // of metalCosts
+	What    string    `json:"what"` // a name in metalCosts
 	With    []float64 `json:"with"`
 	Without []float64 `json:"without"`
 }
@@ -126,7 +126,7 @@ func measureCost(t *testing.T, active, beside string) (all []metalCost) {
 	return all
 }
 
-// copyTurns has a machine with Debian serve NFS without an understudy and with it, in turns.
+// copyTurns makes a machine with Debian serve NFS without an understudy and with it, in turns.
 const copyTurns = `
 copies=0
 for n in TURNS; do
@@ -163,7 +163,7 @@ func measureCopies(t *testing.T, active, beside string) metalCost {
 		}
 		if c == nil {
 			c, root = dialNFS(t, d.network, "tcp", 2049), do(t, ctx, dialNFS(t, d.network, "tcp", 20048), nfs3.Mount("/srv/files"))
-			copyOver(t, ctx, c, root) // the first is slower
+			copyOver(t, ctx, c, root) // the first copy is slower
 		}
 		rate := copyOver(t, ctx, c, root)
 		if n%2 == 0 {
@@ -176,7 +176,7 @@ func measureCopies(t *testing.T, active, beside string) metalCost {
 	return cost
 }
 
-// copyOver writes a file, commits it, and reads it, eight calls at a time: MiB a second.
+// copyOver writes a file, commits it, and reads it, eight calls at a time. It returns MiB a second.
 func copyOver(t *testing.T, ctx context.Context, c *nfs3.Client, root nfs3.Handle) float64 {
 	t.Helper()
 	const size, piece = 32 << 20, 64 << 10
@@ -211,7 +211,7 @@ func copyOver(t *testing.T, ctx context.Context, c *nfs3.Client, root nfs3.Handl
 	return rate
 }
 
-// measured are the figures of a name that a console has.
+// measured returns the values that a console has for a name.
 func measured(t *testing.T, console, name string) (all []float64) {
 	t.Helper()
 	for line := range strings.Lines(console) {
@@ -228,7 +228,7 @@ func measured(t *testing.T, console, name string) (all []float64) {
 	return all
 }
 
-// writeCosts is the table of what was measured last of each.
+// writeCosts writes the table of the last measurements.
 func writeCosts(w io.Writer, all []metalCost) {
 	if len(all) == 0 {
 		return

@@ -15,13 +15,13 @@ import (
 	"understudy.dev/understudy/internal/live/netns"
 )
 
-// ownKernel has GRUB boot the running kernel: by itself it boots the newest in /boot, which may be the understudy's.
+// ownKernel makes GRUB boot the running kernel: by default it boots the newest in /boot, which may be the understudy's.
 const ownKernel = `
   echo 'GRUB_DISABLE_SUBMENU=true' >> /etc/default/grub
   echo "GRUB_DEFAULT='GNU/Linux, with Linux $(uname -r)'" >> /etc/default/grub
 `
 
-// debianStart is what each script of these machines begins with. On a busy machine systemd gives a disk up that comes late.
+// debianStart begins each script of these machines. On a busy machine systemd gives up a disk that comes late.
 const debianStart = `
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 until mountpoint -q /srv; do mount /srv; sleep 0.5; done
@@ -46,7 +46,7 @@ if ! grep -q understudy.metal /proc/cmdline; then
 fi
 `
 
-// debianProtected waits until it is protected.
+// debianProtected waits until the kernel is protected.
 const debianProtected = `
 n=0
 until understudy metal status | grep -q '^protected'; do
@@ -56,7 +56,7 @@ until understudy metal status | grep -q '^protected'; do
 done
 `
 
-// debianHold has what follows stay in memory.
+// debianHold makes everything that follows stay in memory.
 const debianHold = `
 for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_bytes=900000000 vm/dirty_bytes=1000000000; do
   echo ${s#*=} > /proc/sys/${s%=*}
@@ -69,9 +69,9 @@ sync
 const debianOptions = "--mount / --mount /srv --interface eth0 --limit 3s --cpu-limit 2m --unit lighttpd.service=80 --nfs"
 
 // debianInstall is what the administrator does at the first boot; the rest is what the
-// machine does at the second, once it is protected. What it leaves in memory only is on the
-// root file system too: the configuration of its web server, and a report whose name was
-// another's.
+// machine does at the second boot, once it is protected. Some of what it leaves in memory
+// only is on the root file system: the configuration of its web server, and a report whose
+// name was another file's before.
 const debianInstall = debianStart + nfsStart + debianFirst + `
 [ ! -e /serve ] || systemctl start lighttpd
 ` + debianProtected + `
@@ -109,8 +109,8 @@ echo DYING
 . /die
 `
 
-// debianCase is a machine with Debian: which suite, its kernel, and the one beside it, as scripts/kernels.sh
-// names them.
+// debianCase is a machine with Debian: the suite, its kernel, and the kernel beside it, by their names in
+// scripts/kernels.sh.
 type debianCase struct {
 	suite          string
 	active, beside string
@@ -119,10 +119,10 @@ type debianCase struct {
 
 const bookworm, trixie = "bookworm", "trixie" // Debian 12, 13
 
-// TestMetalDebian: on a machine with Debian, metal install and one more boot are all that
-// protects it. After the kernel's death the understudy has its root file system and its
-// data, its web server runs from there, with a configuration that was in memory only, and clients of its NFS server,
-// over TCP and UDP, go on with their handles. Given back, the machine's own kernel serves all of it, and is protected again.
+// TestMetalDebian checks that metal install and one more boot are all that it takes to protect a machine with Debian.
+// After the kernel's death the understudy has its root file system and its data, its web server runs from there, with a
+// configuration that was in memory only, and clients of its NFS server, over TCP and UDP, go on with their handles.
+// When the machine is given back, its own kernel serves all of it, and is protected again.
 func TestMetalDebian(t *testing.T) {
 	tier.Full(t, "a machine with Debian and systemd, installed and booted by GRUB")
 	for _, c := range []struct {
@@ -154,13 +154,13 @@ type debian struct {
 	network *netns.Namespace
 }
 
-// disks are the machine's.
+// debianDisks are the machine's disks.
 var debianDisks = []string{"root.img", "data.img"}
 
 func (d *debian) path(name string) string { return filepath.Join(d.Dir, name) }
 
-// install makes the machine, with a script like debianInstall and what metal install gets, as it is before its second boot. Its
-// disks are kept so.
+// install makes the machine as it is before its second boot, with a script like debianInstall, and options for metal
+// install. It keeps copies of the disks in this state.
 func (c debianCase) install(t *testing.T, script, options string) *debian {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
@@ -206,8 +206,8 @@ func (d *debian) put(t *testing.T, path, text string, copies ...string) {
 	}
 }
 
-// dies has the machine, with its disks as they were when it was installed, die in a way once it
-// is protected, and the test fail unless all is as it was.
+// dies lets the machine, with its disks as they were after the installation, die in a given way
+// once it is protected, and fails the test unless everything is there afterwards.
 func (d *debian) dies(t *testing.T, way string) (seen metalTakeover) {
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
@@ -231,7 +231,7 @@ func (d *debian) dies(t *testing.T, way string) (seen metalTakeover) {
 	died := time.Now().Add(death.delay)
 	nfsServed := make(chan map[string]time.Time, 1)
 	go func() { nfsServed <- awaitNFS(ctx, nfs) }()
-	for fetch("/run/serving") != nil { // the dying kernel answers
+	for fetch("/run/serving") != nil { // the dying kernel still answers
 		time.Sleep(5 * time.Millisecond)
 	}
 	seen.served = time.Since(died)
@@ -264,8 +264,8 @@ func (d *debian) dies(t *testing.T, way string) (seen metalTakeover) {
 	return seen
 }
 
-// reboots turns a machine on that was given back, and returns how long it takes to serve: firmware,
-// GRUB, its kernel, systemd, the web server. It is protected again then.
+// reboots turns on a machine that was given back, and returns how long it takes until it serves:
+// firmware, GRUB, its kernel, systemd, the web server. The machine is protected again when it returns.
 func (d *debian) reboots(t *testing.T) time.Duration {
 	t.Helper()
 	d.put(t, "/serve", "")
@@ -282,8 +282,8 @@ func (d *debian) reboots(t *testing.T) time.Duration {
 	return took
 }
 
-// checkDisks looks for all that the dead kernel had on the disks of a machine that was given
-// back, and returns what finds a path of the machine's among what was on them.
+// checkDisks checks that the disks of a machine that was given back have everything that the dead
+// kernel had. It returns a function that finds a path of the machine among the files from the disks.
 func (d *debian) checkDisks(t *testing.T, console string) (at func(path string) string) {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "root")
@@ -307,7 +307,7 @@ func (d *debian) checkDisks(t *testing.T, console string) (at func(path string) 
 	return at
 }
 
-// lookInto checks a file system that was unmounted, and takes its files out.
+// lookInto checks an unmounted file system, and extracts its files.
 func lookInto(t *testing.T, disk string) (dir string) {
 	t.Helper()
 	if out, err := exec.Command("e2fsck", "-fn", disk).CombinedOutput(); err != nil {
@@ -320,7 +320,7 @@ func lookInto(t *testing.T, disk string) (dir string) {
 	return dir
 }
 
-// checkDebian compares what is served with what the dead kernel said, which it had in
+// checkDebian compares what is served with what the dead kernel reported, which it had in
 // memory only.
 func checkDebian(t *testing.T, console string, fetch func(path string) []byte) {
 	t.Helper()

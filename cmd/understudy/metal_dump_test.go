@@ -12,9 +12,9 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestMetalDump: an understudy that cannot mount what it takes over, since its kernel is too old for it, keeps
-// the dead kernel's memory on the disk that the role names, where swap was, and gives the machine back. All that
-// was unsaved comes out of that.
+// TestMetalDump checks that an understudy that cannot mount what it takes over, since its kernel is too old for
+// it, keeps the dead kernel's memory on the disk that the role names, where swap was, and gives the machine
+// back. All unsaved data can be read from that.
 func TestMetalDump(t *testing.T) {
 	tier.Full(t, "a takeover that fails, and the memory that it leaves")
 	role := filepath.Join(t.TempDir(), "dump.json")
@@ -41,7 +41,7 @@ func TestMetalDump(t *testing.T) {
 	if !strings.Contains(said, "PROTECTED") || strings.Contains(said, "would take no dump") {
 		t.Fatal("it did not protect, or will not take a dump")
 	}
-	// It is a block device again, as on the machine that has booted.
+	// The image is made a block device again, as on a machine that has booted.
 	out, err := exec.Command("losetup", "--find", "--show", "--read-only", swap).Output()
 	if err != nil {
 		t.Fatalf("losetup: %v", err)
@@ -51,6 +51,6 @@ func TestMetalDump(t *testing.T) {
 	if _, err := understudy(t, "salvage", "apply", device, "--disk", data); err != nil {
 		t.Fatal(err)
 	}
-	_ = exec.Command("e2fsck", "-p", data).Run() // a mount clears orphan_present likewise; what else is wrong is found
+	_ = exec.Command("e2fsck", "-p", data).Run() // as a mount, this clears orphan_present; anything else that is wrong is found below
 	checkDisk(t, said, data)
 }

@@ -18,7 +18,7 @@ import (
 // startLimit is how long an understudy may take until it protects the running kernel.
 const startLimit = 3 * time.Minute
 
-// guard beats for an understudy that was started, and returns when ctx ends. fit says whether this
+// guard beats for an understudy that was started, and returns when ctx ends. fit checks that this
 // machine still is what the understudy was started for.
 func (b *beside) guard(ctx context.Context, n *metal.Neighbour, w io.Writer, fit func() error) error {
 	starting, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("it took more than %v", startLimit))
@@ -45,26 +45,26 @@ func (b *beside) guard(ctx context.Context, n *metal.Neighbour, w io.Writer, fit
 	return attend(ctx, n, fit)
 }
 
-// neighbour is as much of an understudy as attend has to do with.
+// neighbour has those methods of an understudy that attend uses.
 type neighbour interface {
 	SetClock(time.Time)
 	Beats() uint64
 	Log() []byte
 }
 
-// attend tells an understudy the time, until ctx ends, it stands still, or the machine is not fit for
-// it any more.
+// attend tells an understudy the time until ctx ends, the understudy stands still, or the machine is
+// no longer fit for it.
 func attend(ctx context.Context, n neighbour, fit func() error) error {
 	tick, look := time.NewTicker(clockPeriod), time.NewTicker(fitPeriod)
 	defer tick.Stop()
 	defer look.Stop()
 	looked, looking := make(chan error, 1), false
-	beats, still := n.Beats(), 0 // how often in a row it had not beaten
+	beats, still := n.Beats(), 0 // how many times in a row it had not beaten
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-look.C: // on a busy machine that takes long
+		case <-look.C: // fit may take long on a busy machine
 			if !looking {
 				looking = true
 				go func() { looked <- fit() }()
@@ -73,7 +73,7 @@ func attend(ctx context.Context, n neighbour, fit func() error) error {
 			if looking = false; err != nil {
 				return err
 			}
-		case <-tick.C: // which may have been due for long
+		case <-tick.C: // this tick may have been due for long
 			n.SetClock(time.Now())
 			if b := n.Beats(); b != beats {
 				beats, still = b, 0
@@ -84,11 +84,11 @@ func attend(ctx context.Context, n neighbour, fit func() error) error {
 	}
 }
 
-// stillLimit is how long an understudy may stand still until it counts as dead. It is told in looks at it, since this process may be
-// late itself.
+// stillLimit is how long an understudy may stand still before it counts as dead. It is counted in observations, since
+// this process may be late itself.
 const stillLimit = 10 * time.Second
 
-// fitPeriod is how often this machine is looked at again.
+// fitPeriod is how often we check that this machine is still fit.
 const fitPeriod = 5 * time.Second
 
 // clockPeriod is how often the understudy is told the time.
@@ -102,7 +102,7 @@ func metalStatusCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			line, err := os.ReadFile(bare.BesideFile)
-			if errors.Is(err, os.ErrNotExist) { // this kernel is no understudy that has one itself
+			if errors.Is(err, os.ErrNotExist) { // this kernel is not an understudy that has one itself
 				line, err = os.ReadFile("/proc/cmdline")
 			}
 			if err != nil {
@@ -146,7 +146,7 @@ func metalReturnCommand() *cobra.Command {
 	return cmd
 }
 
-// metalEnterCommand is what PID 1 of an understudy starts services by. It is not for users.
+// metalEnterCommand is the command by which PID 1 of an understudy starts services. It is not for users.
 func metalEnterCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    "enter UNIT | COMMAND...",

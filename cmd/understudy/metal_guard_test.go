@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pretended is an understudy that counts for as long as it lives.
+// pretended is an understudy that beats until a given time.
 type pretended struct{ until time.Time }
 
 func (pretended) SetClock(time.Time) {}
@@ -26,14 +26,14 @@ func (p pretended) Beats() uint64 {
 
 func (pretended) Log() []byte { return nil }
 
-// TestAttend: an understudy is looked after until somebody ends that, it stands still, or the machine
-// is not fit any more.
+// TestAttend checks that attend returns when it is told to end, when the understudy stands still, and
+// when the machine is no longer fit.
 func TestAttend(t *testing.T) {
 	unfit := errors.New("unfit")
 	for _, c := range []struct {
 		name              string
 		lives, fit, ended time.Duration
-		looks             time.Duration // how long it takes to see whether the machine is fit
+		looks             time.Duration // how long the check that the machine is fit takes
 		wrong             bool
 		most              time.Duration
 	}{
@@ -58,13 +58,13 @@ func TestAttend(t *testing.T) {
 				if took := time.Since(start); (err != nil) != c.wrong || took < time.Minute || took > c.most {
 					t.Errorf("after %v: %v", took, err)
 				}
-				time.Sleep(c.looks) // until the last has ended
+				time.Sleep(c.looks) // until the last check has ended
 			})
 		})
 	}
 }
 
-// TestLockFile: one process has the lock, until it ends, and nobody but its user may try to.
+// TestLockFile checks that only one process has the lock, until it releases it, and that only its user may try to.
 func TestLockFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "metal.lock")
 	unlock, err := lockFile(path)

@@ -33,7 +33,7 @@ func (r *reserve) flags(cmd *cobra.Command) {
 	cmd.Flags().IntVar(&r.cpus, "cpus", 1, "the understudy's CPUs")
 }
 
-// parameters are those of the machine's own kernel.
+// parameters returns the kernel parameters for the machine's own kernel.
 func (r *reserve) parameters() ([]string, error) {
 	m, err := metal.Look(os.DirFS("/"))
 	if err != nil {
@@ -41,7 +41,7 @@ func (r *reserve) parameters() ([]string, error) {
 	}
 	reserved, err := metal.ParseReservation(m.Cmdline)
 	switch {
-	case err != nil: // it is not there yet
+	case err != nil: // the running kernel has no reservation yet
 		if reserved, err = metal.Reserve(m.Resources, uint64(r.memory)<<20); err != nil {
 			return nil, err
 		}
@@ -55,7 +55,7 @@ func (r *reserve) parameters() ([]string, error) {
 	return reserved.Parameters(keep), nil
 }
 
-// installation is what metal install is told.
+// installation has the options of metal install.
 type installation struct {
 	reserve
 	release, role      string
@@ -165,7 +165,7 @@ func (i *installation) install(w io.Writer) error {
 	return errors.Join(system("update-grub"), system("systemctl", "daemon-reload"), system("systemctl", "enable", metal.Unit))
 }
 
-// sayLeft says what of this machine a role leaves out.
+// sayLeft reports what of this machine a role leaves out.
 func sayLeft(w io.Writer, role wire.Config) error {
 	left, err := metal.Left(os.DirFS("/"), role)
 	for _, what := range left {
@@ -174,7 +174,7 @@ func sayLeft(w io.Writer, role wire.Config) error {
 	return err
 }
 
-// takeRole is the role as it was given, or made of this machine, and its text.
+// takeRole returns the role, as given or made from this machine, and its text.
 func (i *installation) takeRole() (role wire.Config, text []byte, err error) {
 	if i.role == "" {
 		if role, err = i.makeRole(); err == nil {
@@ -194,7 +194,7 @@ func (i *installation) takeRole() (role wire.Config, text []byte, err error) {
 	return role, text, nil
 }
 
-// makeRole makes one of this machine.
+// makeRole makes a role from this machine.
 func (i *installation) makeRole() (role wire.Config, err error) {
 	if len(i.mounts) == 0 && len(i.interfaces) == 0 {
 		return role, errors.New("nothing is to be taken over: give --role, or --mount and --interface")
@@ -235,7 +235,7 @@ func (i *installation) makeRole() (role wire.Config, err error) {
 	return role, err
 }
 
-// dumpOf is how a role calls a block device.
+// dumpOf returns the name of a block device in a role.
 func dumpOf(device string) (string, error) {
 	var s unix.Stat_t
 	if err := unix.Stat(device, &s); err != nil {
@@ -251,8 +251,8 @@ func dumpOf(device string) (string, error) {
 	return name, nil
 }
 
-// checkDump is the function of this name, for the memory that this machine's kernel will have once it has left the
-// understudy's to that.
+// checkDump calls the function of this name for the memory that this machine's kernel will have when it has left
+// the understudy its part.
 func (i *installation) checkDump(w io.Writer, role wire.Config) error {
 	if role.Dump == "" {
 		return nil
@@ -268,8 +268,8 @@ func (i *installation) checkDump(w io.Writer, role wire.Config) error {
 	return checkDump(w, m, role, less)
 }
 
-// checkDump says why a role's disk for a dump would not do for the memory of a machine's kernel, less so many bytes
-// of it, and on w what there is on it.
+// checkDump returns an error if a role's disk for a dump cannot take the memory of a machine's kernel, minus less
+// bytes. It reports on w what is on the disk, if that prevents a dump.
 func checkDump(w io.Writer, m *metal.Machine, role wire.Config, less int64) error {
 	if role.Dump == "" {
 		return nil
@@ -296,7 +296,7 @@ func checkDump(w io.Writer, m *metal.Machine, role wire.Config, less int64) erro
 	return nil
 }
 
-// serviceOf is what --unit says: NAME.service, or with =PORT.
+// serviceOf parses the value of --unit: NAME.service, or NAME.service=PORT.
 func serviceOf(text string) (wire.Service, error) {
 	name, port, ok := strings.Cut(text, "=")
 	s := wire.Service{Name: strings.TrimSuffix(name, ".service"), Unit: name}
@@ -310,7 +310,7 @@ func serviceOf(text string) (wire.Service, error) {
 	return s, nil
 }
 
-// image makes the understudy's, with drivers and programs for what it takes over.
+// image makes the understudy's image, with drivers and programs for what it takes over.
 func (i *installation) image(c wire.Config, path string) error {
 	var mounts, interfaces []string
 	for _, d := range c.Disks {
@@ -338,7 +338,7 @@ func (i *installation) image(c wire.Config, path string) error {
 	return image.WriteFile(path)
 }
 
-// replaceFile writes a file: complete and on disk, or not at all.
+// replaceFile writes a file so that it is complete and on disk, or not changed at all.
 func replaceFile(path string, text []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".understudy-*")
 	if err != nil {
@@ -355,7 +355,7 @@ func replaceFile(path string, text []byte) error {
 	return nil
 }
 
-// system runs a program of the system's.
+// system runs a program of the system.
 func system(name string, args ...string) error {
 	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", name, err, out)
@@ -372,7 +372,7 @@ func metalRemoveCommand() *cobra.Command {
 	}
 }
 
-// uninstall takes away what there is of an installation, be it none, or one that failed.
+// uninstall removes what exists of an installation, even if there is none, or one that failed.
 func uninstall() error {
 	var errs []error
 	if _, err := os.Stat(metal.UnitFile); err == nil {

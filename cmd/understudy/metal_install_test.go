@@ -28,7 +28,7 @@ func TestServiceOf(t *testing.T) {
 	}
 }
 
-// TestUninstallNothing: what is not there, or was taken away already, need not be.
+// TestUninstallNothing checks that uninstall succeeds if there is nothing, or no longer anything, to remove.
 func TestUninstallNothing(t *testing.T) {
 	for _, path := range []string{metal.UnitFile, metal.GRUBFile, metal.StateDir} {
 		if _, err := os.Lstat(path); err == nil {
@@ -47,7 +47,7 @@ func TestUninstallNothing(t *testing.T) {
 	}
 }
 
-// TestInstallElsewhere: on a system that is booted otherwise nothing is written.
+// TestInstallElsewhere checks that nothing is written on a system that boots in another way.
 func TestInstallElsewhere(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	if err := new(installation).install(io.Discard); err == nil || !strings.Contains(err.Error(), "update-grub") {

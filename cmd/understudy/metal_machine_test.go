@@ -23,7 +23,7 @@ import (
 	"understudy.dev/understudy/internal/takeover/bare"
 )
 
-// metalRole is what the understudy of the tests takes over.
+// metalRole is the role of the understudy in the tests.
 const metalRole = `{
 	"partition": "understudy",
 	"disks": [{"name": "data", "type": "ext4", "mount": "/srv"}],
@@ -36,7 +36,7 @@ const metalRole = `{
 // metalLimit is how long a test may take. It only ends what hangs.
 const metalLimit = time.Hour
 
-// metalKernel is a kernel by its name in scripts/kernels.sh; by none, the default one.
+// metalKernel returns a kernel by its name in scripts/kernels.sh; without a name, the default one.
 func metalKernel(t *testing.T, name string) (kernel, modules string) {
 	t.Helper()
 	cache, err := dirs.Cache()
@@ -54,18 +54,18 @@ func metalKernel(t *testing.T, name string) (kernel, modules string) {
 	return kernel, modules
 }
 
-// bareMachine is a machine that a test makes. Kernels are known by their names (metalKernel).
+// bareMachine describes a machine for a test. Kernels are given by name (metalKernel).
 type bareMachine struct {
 	active, beside string
 	script         string   // of its own Linux
-	drivers        []string // further ones of both kernels
-	ownDrivers     []string // further ones of its own Linux only
-	options        []string // of understudy initramfs, for the image of the other
-	files          []string // of this machine, in / of its own
-	programs       []string // likewise, with their libraries, at their paths
+	drivers        []string // further drivers for both kernels
+	ownDrivers     []string // further drivers for its own Linux only
+	options        []string // of understudy initramfs, for the understudy's image
+	files          []string // of this machine, put into / of its own Linux
+	programs       []string // likewise, with their libraries, at the same paths
 }
 
-// make makes the machine. On it are an understudy's kernel and image too.
+// make makes the machine. It also has an understudy's kernel and image.
 func (b bareMachine) make(t *testing.T) *barelab.Machine {
 	t.Helper()
 	vm(t)
@@ -94,8 +94,8 @@ func (b bareMachine) make(t *testing.T) *barelab.Machine {
 	return &barelab.Machine{Kernel: kernel, Image: in("active.cpio"), Dir: dir}
 }
 
-// parameters boots the machine without a reservation, and has it say what its parameters
-// for an understudy are.
+// parameters boots the machine without a reservation, and returns the kernel parameters for
+// an understudy that it prints.
 func parameters(t *testing.T, ctx context.Context, m *barelab.Machine) string {
 	t.Helper()
 	console := firstBoot(t, ctx, m)
@@ -127,10 +127,10 @@ func firstBoot(t *testing.T, ctx context.Context, m *barelab.Machine) (console s
 	return r.Console()
 }
 
-// booted is what a machine says when its own Linux has come as far as the test's script.
+// booted is what a machine prints when its own Linux has got to the test's script.
 const booted = "BOOTED"
 
-// startBorn starts a machine that says booted, again if it is stillborn: three times at most.
+// startBorn starts a machine until it prints booted. If it is stillborn, it tries again: three times at most.
 func startBorn(t *testing.T, ctx context.Context, m *barelab.Machine) *barelab.Running {
 	t.Helper()
 	for tries := 1; ; tries++ {
@@ -153,7 +153,7 @@ func startBorn(t *testing.T, ctx context.Context, m *barelab.Machine) *barelab.R
 
 const metalLimits = " --limit 1m --cpu-limit 2m"
 
-// parametersFirst prints the machine's parameters at its first boot, which it ends.
+// parametersFirst prints the machine's parameters at its first boot, and ends that boot.
 const parametersFirst = `
 if ! grep -q understudy.metal /proc/cmdline; then
   echo "PARAMETERS $(understudy metal parameters)"
@@ -165,8 +165,8 @@ understudy metal check
 // metalStart starts an understudy at the machine's second boot.
 const metalStart = parametersFirst + metalRun
 
-// metalRun has limits that a busy machine's emulation does not come near: who tests them
-// takes metalLimits away.
+// metalRun has limits that the emulation on a busy machine does not come near: a test of
+// the limits removes metalLimits.
 const metalRun = `
 understudy metal run` + metalLimits + ` --kernel /vmlinuz --image /understudy.cpio --role /role.json --append "GODEBUG=cpu.avx2=off" > /tmp/run 2>&1 &
 RUN=$!
@@ -180,15 +180,15 @@ echo "PROTECTED"
 // metalDevices are QEMU's disk on the drive data and its interface on the network lan.
 type metalDevices struct {
 	ports, disk, nic string
-	drivers          []string // that not every kernel of the tests has
-	// network is one that there is already: a tap for the machine, and where its clients are. Nil: one is made.
+	drivers          []string // drivers that not every kernel of the tests has
+	// network returns an existing network: a tap for the machine, and where its clients are. If it is nil, one is made.
 	network func(t *testing.T) (tap *os.File, clients *netns.Namespace)
 }
 
 var (
 	virtio = metalDevices{disk: "virtio-blk-pci", nic: "virtio-net-pci"}
 	nvme   = metalDevices{disk: "nvme", nic: "virtio-net-pci"}
-	// Behind bridges, whose reset reaches them.
+	// Devices behind bridges, whose resets reach them.
 	ported = metalDevices{
 		ports: "-device pcie-root-port,id=port1,chassis=1,slot=1 -device pcie-root-port,id=port2,chassis=2,slot=2",
 		disk:  "nvme,bus=port1", nic: "virtio-net-pci,bus=port2",
@@ -200,7 +200,8 @@ var (
 	}
 )
 
-// attach gives a machine its disk, and a network, of its own with the test if there is none: what it returns.
+// attach gives a machine its disk and a network, which it makes for the test if network is nil. It returns
+// where the clients are.
 func (d metalDevices) attach(t *testing.T, m *barelab.Machine, disk string) *netns.Namespace {
 	t.Helper()
 	if d.network == nil {
@@ -233,15 +234,15 @@ func ownNetwork(t *testing.T) (*os.File, *netns.Namespace) {
 	return tap, ns
 }
 
-// metalTakeover is what a takeover was seen to be: served is how long nobody was from the
-// dead kernel's last word on, and the other two NFS's clients, if there were any.
+// metalTakeover is what was observed of a takeover: served is how long nobody was served after
+// the dead kernel's last word, and tcp and udp are the same for NFS clients, if there were any.
 type metalTakeover struct {
 	served, tcp, udp time.Duration
 	report           bare.Report
 }
 
-// startMetal starts a machine. What it returns ends it, and tells what it said if the test
-// failed.
+// startMetal starts a machine. It returns a function that ends the machine, and logs what
+// it printed if the test failed.
 func startMetal(t *testing.T, ctx context.Context, m *barelab.Machine) (*barelab.Running, func()) {
 	t.Helper()
 	r := startBorn(t, ctx, m)
@@ -255,7 +256,7 @@ func startMetal(t *testing.T, ctx context.Context, m *barelab.Machine) (*barelab
 	}
 }
 
-// metalClient is a client of the machine's address, and what asks there until it is answered.
+// metalClient returns a client of the machine's address, and a function that asks there until it is answered.
 func metalClient(t *testing.T, ctx context.Context, ns *netns.Namespace) (*http.Client, func(path string) []byte) {
 	client := &http.Client{Transport: &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true}, Timeout: 5 * time.Second}
 	return client, func(path string) []byte {
@@ -272,7 +273,7 @@ func metalClient(t *testing.T, ctx context.Context, ns *netns.Namespace) (*http.
 	}
 }
 
-// metalReport is the report of a takeover, which is written when all is durable.
+// metalReport returns the report of a takeover, which is written when everything is durable.
 func metalReport(t *testing.T, fetch func(path string) []byte, path string) (report bare.Report) {
 	t.Helper()
 	for len(report.Verdict) == 0 {
@@ -292,8 +293,8 @@ func checkMAC(t *testing.T, ns *netns.Namespace) {
 	}
 }
 
-// makeData makes a disk with four files, and what gives the machine back if a web server runs
-// it.
+// makeData makes a disk with four files, and a program that gives the machine back if a web
+// server runs it.
 func makeData(t *testing.T, disk string) {
 	t.Helper()
 	old := t.TempDir()
@@ -316,13 +317,13 @@ func makeData(t *testing.T, disk string) {
 	}
 }
 
-// returnScript runs this program by one of the paths that it has.
+// returnScript runs this program by whichever of its paths exists.
 const returnScript = `#!/bin/sh
 [ -x /usr/local/bin/understudy ] && exec /usr/local/bin/understudy metal return
 exec /init metal return
 `
 
-// get fetches a file; one that is not there is nil.
+// get fetches a file. It returns nil for one that does not exist.
 func get(c *http.Client, url string) ([]byte, error) {
 	r, err := c.Get(url)
 	if err != nil {

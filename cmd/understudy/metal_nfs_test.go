@@ -20,7 +20,7 @@ import (
 	"understudy.dev/understudy/internal/live/netns"
 )
 
-// nfsRole has the understudy serve what Debian's own NFS server does.
+// nfsRole makes the understudy serve what Debian's own NFS server serves.
 const nfsRole = `{
 	"partition": "understudy",
 	"disks": [{"name": "data", "type": "ext4", "mount": "/srv"}],
@@ -29,7 +29,7 @@ const nfsRole = `{
 	"nfs": {"host": "machine", "exports": ["/srv/files *(rw,async,no_root_squash,fsid=1)"], "state": "/srv/.nfs", "lease": 10000000000, "grace": 10000000000, "threads": 8, "udp": true}
 }`
 
-// nfsStart has Debian's own server serve.
+// nfsStart makes Debian's own server serve.
 const nfsStart = `
 mkdir -p /srv/files /home/files /srv/export
 for f in /srv/files/tcp /srv/files/udp /home/files/udp; do [ -e $f-renamed ] || echo old > $f-old; done
@@ -38,7 +38,7 @@ printf '[nfsd]\nudp=y\nlease-time=30\ngrace-time=30\n[mountd]\nport=20048\n' > /
 systemctl start nfs-server || echo FAILED nfs-server
 `
 
-// nfsServe has Debian's own server serve, and the machine die when a client makes a file.
+// nfsServe makes Debian's own server serve, and the machine die when a client creates a file.
 const nfsServe = debianStart + nfsStart + debianFirst + debianProtected + debianHold + `
 echo SERVING
 until [ -e /srv/files/die ] || [ -e /home/files/die ] || [ -e /srv/export/die ]; do sleep 0.1; done
@@ -46,8 +46,8 @@ echo DYING
 echo c > /proc/sysrq-trigger
 `
 
-// TestMetalNFS: clients of a machine's own NFS server go on with their handles when the
-// kernel dies, and read what they wrote, which no disk had yet.
+// TestMetalNFS checks that clients of a machine's own NFS server go on with their handles
+// when the kernel dies, and read what they wrote, which was on no disk yet.
 func TestMetalNFS(t *testing.T) {
 	tier.Full(t, "an NFS server of Debian's, and clients outside")
 	vm(t)
@@ -74,16 +74,16 @@ func TestMetalNFS(t *testing.T) {
 	}
 }
 
-// nfsClient is one of a machine's NFS server, over TCP or UDP, and what it made there.
+// nfsClient is a client of a machine's NFS server, over TCP or UDP, and what it created there.
 type nfsClient struct {
 	*nfs3.Client
 	network, dir string
 	root         nfs3.Handle
-	probe        nfsFile // is written to until another kernel answers
+	probe        nfsFile // written to until another kernel answers
 	made         []nfsFile
 }
 
-// dialNFS is a client of a port of a machine's.
+// dialNFS returns a client of a port of a machine.
 func dialNFS(t *testing.T, ns *netns.Namespace, network string, port uint16) *nfs3.Client {
 	t.Helper()
 	o := nfs3.Options{Network: network, Server: netip.AddrPortFrom(netip.MustParseAddr("10.77.0.2"), port), In: ns.Do, DialLimit: time.Second}
@@ -98,12 +98,12 @@ func dialNFS(t *testing.T, ns *netns.Namespace, network string, port uint16) *nf
 	return c
 }
 
-// probeNFS is a client of a directory, with nothing but a file to ask whether the server has gone.
+// probeNFS returns a client of a directory, with a single file for finding out whether the server has changed.
 func probeNFS(t *testing.T, ctx context.Context, ns *netns.Namespace, network, dir string) *nfsClient {
 	t.Helper()
 	mount := dialNFS(t, ns, "tcp", 20048)
 	root := do(t, ctx, mount, nfs3.Mount(dir))
-	if err := mount.Close(); err != nil { // the next one may have its port
+	if err := mount.Close(); err != nil { // the next client may get its port
 		t.Fatal(err)
 	}
 	c := &nfsClient{Client: dialNFS(t, ns, network, 2049), network: network, dir: dir, root: root}
@@ -111,8 +111,8 @@ func probeNFS(t *testing.T, ctx context.Context, ns *netns.Namespace, network, d
 	return c
 }
 
-// metalNFSClients are one over TCP and one over UDP, of a directory each, where it has written files that it did not
-// commit, and renamed one that the disk had.
+// metalNFSClients returns a client over TCP and one over UDP, of a directory each, where it has written files that
+// it did not commit, and renamed one that was on the disk.
 func metalNFSClients(t *testing.T, ctx context.Context, ns *netns.Namespace, tcp, udp string) (clients []*nfsClient) {
 	t.Helper()
 	for network, dir := range map[string]string{"tcp": tcp, "udp": udp} {
@@ -128,13 +128,14 @@ func metalNFSClients(t *testing.T, ctx context.Context, ns *netns.Namespace, tcp
 	return clients
 }
 
-// die has the machine see that it is to die, by a file beside the client's own.
+// die tells the machine to die, by a file in the client's directory.
 func (c *nfsClient) die(t *testing.T, ctx context.Context) {
 	t.Helper()
 	do(t, ctx, c.Client, nfs3.Create(c.root, "die", nfs3.Set{}))
 }
 
-// awaitNFS has the clients write until a server with another verifier answers each: when that is, by their networks.
+// awaitNFS lets the clients write until a server with another verifier answers each. It returns when that was, by
+// network.
 func awaitNFS(ctx context.Context, clients []*nfsClient) map[string]time.Time {
 	at := make([]time.Time, len(clients))
 	var wait sync.WaitGroup
@@ -157,8 +158,8 @@ func awaitNFS(ctx context.Context, clients []*nfsClient) map[string]time.Time {
 	return by
 }
 
-// check looks for what the client made, by the handles that it had before the death, and that it writes again what
-// the dead kernel did not commit.
+// check checks that the server has what the client created, by the handles from before the death, and that the
+// client would write again what the dead kernel did not commit.
 func (c *nfsClient) check(t *testing.T, ctx context.Context) {
 	t.Helper()
 	for _, f := range c.made {
@@ -182,7 +183,7 @@ func (c *nfsClient) check(t *testing.T, ctx context.Context) {
 	}
 }
 
-// left compares what the client made with what is on the disks: at finds a path there.
+// left compares what the client created with what is on the disks. at finds a path there.
 func (c *nfsClient) left(t *testing.T, at func(path string) string) {
 	t.Helper()
 	dir := at(c.dir)
@@ -196,8 +197,8 @@ func (c *nfsClient) left(t *testing.T, at func(path string) string) {
 	}
 }
 
-// TestMetalNFSClient: what a stock kernel's client has mounted from a machine's own NFS server goes
-// on when the server's kernel dies: what is being written, and locks, of NFSv3 too.
+// TestMetalNFSClient checks that a stock kernel's client can go on with what it has mounted from a machine's own NFS
+// server when the server's kernel dies: with files that are being written, and with locks, those of NFSv3 included.
 func TestMetalNFSClient(t *testing.T) {
 	tier.Full(t, "an NFS server of Debian's, and a kernel's client")
 	for _, kernel := range []string{"default", "6.12-cloud", "newest-cloud"} {
@@ -228,8 +229,8 @@ func testMetalNFSClient(t *testing.T, kernel string) {
 		t.Fatal(err)
 	}
 	probe := probeNFS(t, ctx, l.Net.Client, "tcp", nfslab.Export)
-	// A client of 4.0 cannot say that it has reclaimed all: the others would wait for the end of the grace. The disk is
-	// small.
+	// A client of 4.0 cannot say that it has reclaimed everything: the others would wait for the end of the grace
+	// period. The disk is small.
 	locks, streams := workOn(ctx, t, l, 5_000, "3,lock", "4.1", "4.2")
 	writeThrough(ctx, t, l, streams, func(t *testing.T, l *nfslab.Lab) {
 		if _, err := l.RunClient(ctx, "/bin/busybox", "touch", "/mnt/v4.2/die"); err != nil {
@@ -242,7 +243,7 @@ func testMetalNFSClient(t *testing.T, kernel string) {
 	}
 }
 
-// TestMetalNFSReady: an understudy that is to serve NFS protects.
+// TestMetalNFSReady checks that an understudy that is to serve NFS protects the kernel.
 func TestMetalNFSReady(t *testing.T) {
 	tier.Full(t, "an understudy's NFS server, prepared")
 	role := filepath.Join(t.TempDir(), "nfs.json")

@@ -15,7 +15,7 @@ import (
 	"understudy.dev/understudy/internal/lab/systems"
 )
 
-// pairScript has pairs in a guest die, RUNS times with each of SIZES unsaved.
+// pairScript lets pairs in a guest die, RUNS times with each of SIZES unsaved.
 const pairScript = `
 echo ` + booted + `
 export HOME=/root UNDERSTUDY_CACHE=/lab/cache
@@ -39,11 +39,11 @@ func pairCase(mib int) metalCase {
 	return metalCase{System: "pair", Active: "default", Beside: "default", Way: "panic", Devices: "virtio", MiB: mib}
 }
 
-// pairInGuest is what becomes of a pair in a guest that is emulated as the bare machines are, and has as much memory: its
-// kernel dies so many times with each of cacheSizes unsaved.
+// pairInGuest runs a pair in a guest that is emulated like the bare machines, and has as much memory. The pair's active
+// kernel dies runs times with each of cacheSizes unsaved.
 func pairInGuest(t *testing.T, runs int) (results []metalResult) {
 	vm(t)
-	runs = max(runs, 2) // of one the demo tells in another form
+	runs = max(runs, 2) // for a single run, the demo has another output format
 	root, err := systems.Find(t.Context(), "host")
 	if err != nil {
 		t.Fatal(err)

@@ -9,12 +9,13 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// programsOptions are the units of programs as Debian 13 has them: one that gives its user capabilities, one that forks, an instance
-// of a template that does, one with a sandbox of users, one that is to lock memory, and one with a condition.
+// programsOptions names units of programs as Debian 13 has them: one that gives its user capabilities, one that forks,
+// an instance of a template that forks, one with a sandbox of users, one that locks memory, and one with a condition.
 const programsOptions = "--mount / --mount /srv --interface eth0" + metalLimits +
 	" --unit lighttpd.service=80 --unit nginx.service=8080 --unit postgresql@17-main.service=5432 --unit redis-server.service=6379 --unit mariadb.service=3306 --unit smbd.service=445"
 
-// programsAsk says what each of the programs has. Who asks is the machine itself, and later a client of the understudy by CGI.
+// programsAsk prints what each of the programs has. It is run by the machine itself, and later by a client of the
+// understudy through CGI.
 const programsAsk = `#!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 [ -z "$REQUEST_METHOD" ] || printf 'Content-Type: text/plain\r\n\r\n'
@@ -27,7 +28,7 @@ echo "PROGRAM samba $(smbclient -N //127.0.0.1/share -c 'get file -' 2>/dev/null
 echo "PROGRAM name $(hostname) $(stat -c %U /run/postgresql)"
 `
 
-// programsScript has them keep something that is in memory only, and the machine die.
+// programsScript makes the programs keep something in memory only, and the machine die.
 const programsScript = debianStart + `
 if ! grep -q understudy.metal /proc/cmdline; then
   mkdir -p /srv/cgi-bin /srv/share
@@ -61,8 +62,8 @@ echo DYING
 echo c > /proc/sysrq-trigger
 `
 
-// TestMetalPrograms: servers of Debian's, of which each has another way to be started, run on the understudy as they ran under
-// systemd, with what they had acknowledged.
+// TestMetalPrograms checks that servers of Debian's, each of which is started in a different way, run on the understudy
+// as they ran under systemd, with everything that they had acknowledged.
 func TestMetalPrograms(t *testing.T) {
 	tier.Full(t, "Debian's own servers on a bare machine")
 	vm(t)
@@ -96,7 +97,7 @@ func TestMetalPrograms(t *testing.T) {
 	}
 }
 
-// programLines are what programs say, by name.
+// programLines returns what the programs print, by name.
 func programLines(text string) map[string]string {
 	lines := make(map[string]string)
 	for line := range strings.Lines(text) {

@@ -12,8 +12,8 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestMetalReboots: a reboot of the machine's own kernel is no death, whether the understudy is told of it
-// or not. Nothing is taken over, and all that was saved is on the disk.
+// TestMetalReboots checks that a reboot of the machine's own kernel is not a death, whether the understudy
+// is told of it or not: nothing is taken over, and everything that was saved is on the disk.
 func TestMetalReboots(t *testing.T) {
 	tier.Full(t, "a machine that boots again with an understudy beside its kernel")
 	for name, script := range map[string]string{
@@ -28,7 +28,7 @@ func TestMetalReboots(t *testing.T) {
 			disk := filepath.Join(m.Dir, "data.img")
 			makeData(t, disk)
 			virtio.attach(t, m, disk)
-			console := bootToEnd(t, ctx, m) // an understudy that takes over goes on
+			console := bootToEnd(t, ctx, m) // if the understudy took over, the machine would not end
 			if strings.Contains(console, "STOPPED 0") != (name == "told") || !strings.Contains(console, "PROTECTED") {
 				t.Errorf("it said:\n%s", console)
 			}
@@ -45,12 +45,12 @@ func TestMetalReboots(t *testing.T) {
 	}
 }
 
-// replay brings a file system up to date that was not unmounted.
+// replay replays the journal of a file system that was not unmounted.
 func replay(t *testing.T, disk string) {
 	t.Helper()
 	var left *exec.ExitError
 	out, err := exec.Command("e2fsck", "-p", disk).CombinedOutput()
-	if err != nil && (!errors.As(err, &left) || left.ExitCode() != 1) { // 1: a log replayed
+	if err != nil && (!errors.As(err, &left) || left.ExitCode() != 1) { // 1: a journal was replayed
 		t.Errorf("e2fsck: %v: %s", err, out)
 	}
 }

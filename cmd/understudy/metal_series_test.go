@@ -18,16 +18,16 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// What make metal says: how often each case, and where the results go.
+// Flags that make metal sets: how often each case is run, and where the results go.
 var (
 	metalRuns  = flag.Int("metal.runs", 1, "how often TestMetalSeries has each kernel die in each way")
 	metalJSON  = flag.String("metal.json", "", "the file that TestMetalSeries writes its results to (make metal)")
 	metalTable = flag.String("metal.table", "", "the file whose last part TestMetalSeries writes anew with its table")
 )
 
-// metalCase is a machine of the series, and its death. Kernels are named as scripts/kernels.sh
-// does. Its system is Debian, with systemd, its root file system and its data taken over, or
-// small: an initramfs with a data disk, for what only its size or its devices matter.
+// metalCase is a machine of the series, and its death. Kernels are named as in
+// scripts/kernels.sh. The system is Debian, with systemd, whose root file system and data are
+// taken over, or small: an initramfs with a data disk, where only the size or the devices matter.
 type metalCase struct {
 	System  string `json:"system"`
 	Active  string `json:"active"`
@@ -44,8 +44,8 @@ type metalMachine struct {
 	sizes                           []int
 }
 
-// metalMachines are those of make metal. No compiler of Debian 12's builds our module for the
-// newest kernel.
+// metalMachines are the machines of make metal. None of Debian 12's compilers can build our
+// module for the newest kernel.
 var metalMachines = []metalMachine{
 	{"Debian", "6.1-generic", "6.12-cloud", "virtio", []string{"panic", "hang-all", "oops-irq"}, []int{20}},
 	{"Debian", "6.12-cloud", "default", "nvme", []string{"panic", "hang-all", "oops-irq"}, []int{20}},
@@ -61,7 +61,7 @@ func (m *metalMachine) String() string {
 	return strings.Join([]string{m.system, m.active, m.beside, m.devices}, "-")
 }
 
-// cases are all that happens to the machine, once.
+// cases returns the cases of the machine, each once.
 func (m *metalMachine) cases() (all []metalCase) {
 	for _, way := range m.ways {
 		for _, mib := range m.sizes {
@@ -71,8 +71,8 @@ func (m *metalMachine) cases() (all []metalCase) {
 	return all
 }
 
-// metalSeriesDevices are the devices by their names in the table. Debian's disks are both of
-// one kind, without a bridge.
+// metalSeriesDevices returns the devices by their names in the table. Both of Debian's disks
+// are of one kind, without a bridge.
 func metalSeriesDevices(m *metalMachine) metalDevices {
 	switch m.devices {
 	case "nvme":
@@ -92,21 +92,21 @@ type metalResult struct {
 	TCP      float64         `json:"nfs_tcp_ms,omitempty"` // likewise, of the NFS server, over TCP and UDP
 	UDP      float64         `json:"nfs_udp_ms,omitempty"`
 	Taken    float64         `json:"taken_ms"` // from the detection to the address
-	Moved    float64         `json:"moved_ms"` // what was unsaved, out of memory and made durable
+	Moved    float64         `json:"moved_ms"` // unsaved data, from memory until it is durable
 	Files    int             `json:"files"`
 	Verdict  string          `json:"verdict"`
-	Rebooted float64         `json:"rebooted_ms,omitempty"` // of the same machine, from its power on to the first answer
+	Rebooted float64         `json:"rebooted_ms,omitempty"` // of the same machine, from power-on to the first answer
 	Steps    []takeover.Step `json:"steps,omitempty"`
 }
 
-// metalResults are what make metal leaves. Its file is added to.
+// metalResults are the results of make metal. Runs add to its file.
 type metalResults struct {
 	At      time.Time     `json:"at"`
 	Results []metalResult `json:"results"`
-	Costs   []metalCost   `json:"costs,omitempty"` // as they were measured last
+	Costs   []metalCost   `json:"costs,omitempty"` // the last measurement of each
 }
 
-// TestMetalSeries has machines die again and again, and measures: make metal.
+// TestMetalSeries lets machines die again and again, and measures (make metal).
 func TestMetalSeries(t *testing.T) {
 	tier.Full(t, "kernels, deaths and sizes of a cache on bare machines")
 	if *metalJSON == "" {
@@ -154,7 +154,7 @@ func TestMetalSeries(t *testing.T) {
 	fmt.Print(all.table())
 }
 
-// keep writes the results, and their table, as far as they are.
+// keep writes the results so far, and their table.
 func (m *metalResults) keep(t *testing.T) {
 	b, err := json.MarshalIndent(m, "", "  ")
 	if err == nil {
@@ -169,10 +169,11 @@ func (m *metalResults) keep(t *testing.T) {
 	}
 }
 
-// metalReboots is in how many runs a machine with Debian is booted afterwards, to measure that.
+// metalReboots is in how many runs a machine with Debian is booted afterwards, to measure the reboot.
 const metalReboots = 3
 
-// run has the machine of the case die once. d is the one with Debian, if it is that, which is booted again if that is to be measured.
+// run lets the machine of the case die once. d is the machine with Debian, or nil. With reboots, d is booted again to
+// measure that.
 func (r *metalResult) run(t *testing.T, m *metalMachine, d *debian, reboots bool) {
 	var seen metalTakeover
 	if d != nil {
@@ -195,7 +196,7 @@ func (r *metalResult) run(t *testing.T, m *metalMachine, d *debian, reboots bool
 	r.time(seen.report.Steps)
 }
 
-// time takes what is measured from the steps of a takeover.
+// time takes the measured times from the steps of a takeover.
 func (r *metalResult) time(steps []takeover.Step) {
 	r.Steps = steps
 	for _, s := range steps {
@@ -210,7 +211,7 @@ func (r *metalResult) time(steps []takeover.Step) {
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// table is what the results are, for docs/METAL.md.
+// table returns the results as text for docs/METAL.md.
 func (m *metalResults) table() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Made by `make metal`, the last of it on %s: do not edit below. QEMU guests with 4 CPUs and 4 GiB, emulated; times in ms:\nthe least, the median and the most, where there are three or more.\n\n", m.At.Format(time.DateOnly))
@@ -229,7 +230,7 @@ func (m *metalResults) table() string {
 	return b.String()
 }
 
-// row is a case of the table, if it has been run.
+// row writes a case as a row of the table, if it has been run.
 func (m *metalResults) row(w io.Writer, c metalCase) {
 	var exact, runs int
 	var served, tcp, udp, taken, moved, rebooted []float64
@@ -255,7 +256,7 @@ func (m *metalResults) row(w io.Writer, c metalCase) {
 	}
 }
 
-// release is a kernel's release beside its name, since some names move on.
+// release returns a kernel's release for its name: some names stand for newer kernels over time.
 func release(name string) string {
 	cache, err := dirs.Cache()
 	if err != nil {
@@ -268,7 +269,7 @@ func release(name string) string {
 	return strings.TrimSuffix(filepath.Base(modules), "-amd64")
 }
 
-// replaceTail writes a file anew from a heading on.
+// replaceTail replaces a file's text from a heading on.
 func replaceTail(path, heading, text string) error {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -279,7 +280,7 @@ func replaceTail(path, heading, text string) error {
 	return errors.Join(os.WriteFile(path+".new", []byte(whole), 0o644), os.Rename(path+".new", path))
 }
 
-// spread is the least, the median and the most; of fewer than three, all of them.
+// spread returns the least, the median and the most of all, or all of them if there are fewer than three.
 func spread(all []float64) string {
 	s := slices.Sorted(slices.Values(all))
 	switch len(s) {

@@ -16,11 +16,11 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestMetalStart: a second stock kernel boots beside the first, which runs on, also when one
-// of its own CPUs is taken out for longer than the limit of its beat; nobody can take the
-// understudy's CPU or suspend the machine. It stops when it is told to, its CPU is not led by an
-// NMI to where the firmware's vector points (the reset vector, then), and another one starts in
-// its place.
+// TestMetalStart checks that a second stock kernel boots beside the first, which runs on, even
+// if one of the first kernel's CPUs is taken offline for longer than the limit of its beat; and
+// that nobody can take the understudy's CPU or suspend the machine. The understudy stops when it
+// is told to, an NMI does not lead its CPU to where the firmware's vector points (the reset
+// vector, in that case), and another understudy starts in its place.
 func TestMetalStart(t *testing.T) {
 	tier.Full(t, "an understudy that stops, and another in its place")
 	m := bareMachine{script: strings.ReplaceAll(metalStart, metalLimits, " --limit 1m") + `
@@ -65,8 +65,8 @@ poweroff -f
 	}
 }
 
-// metalWork leaves files in memory only, and says what each must be. That the disk was not
-// written meanwhile is said too: the sectors written before and after.
+// metalWorkOf leaves files in memory only, and prints what each must be. It also prints the
+// sectors written before and after that, to show that the disk was not written to.
 const metalWorkOf = `
 for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_bytes=900000000 vm/dirty_bytes=1000000000; do
   echo ${s#*=} > /proc/sys/${s%=*}
@@ -100,8 +100,8 @@ echo DYING
 // metalWork is metalWorkOf with a large file of 20 MiB.
 var metalWork = strings.Replace(metalWorkOf, "LARGE", "20", 1)
 
-// TestMetalTakeover: the machine's own kernel dies, and the understudy beside it has every
-// file exactly as it was, at the same address and MAC.
+// TestMetalTakeover checks that the understudy has every file exactly as it was, at the
+// same address and MAC, after the machine's own kernel has died.
 func TestMetalTakeover(t *testing.T) {
 	for _, c := range []struct {
 		name, way, active, beside string
@@ -121,7 +121,7 @@ func TestMetalTakeover(t *testing.T) {
 			script := strings.ReplaceAll(metalStart, metalLimits, death.limits) + metalWork + death.script
 			m := bareMachine{active: c.active, beside: c.beside, script: script, drivers: c.devices.drivers, files: copies}.make(t)
 			if c.name == "hang-all" {
-				m.Append = "no5lvl" // page tables of four levels: the emulated CPU has five
+				m.Append = "no5lvl" // page tables of four levels, although the emulated CPU has five
 			}
 			takeOverMetal(t, m, c.devices, death)
 		})
@@ -130,15 +130,15 @@ func TestMetalTakeover(t *testing.T) {
 
 // death is a way for the machine's own kernel to die.
 type death struct {
-	script string        // of sh, in the dying kernel
-	cause  string        // that the verdict begins with
+	script string        // a script of sh, for the dying kernel
+	cause  string        // beginning of the verdict
 	limits string        // of metal run
-	delay  time.Duration // of it, from the end of the script
+	delay  time.Duration // from the end of the script to the death
 }
 
-// metalDeath is a death of a kernel, with the files that its script has in /. An oops happens in
-// an interrupt. In a hang no CPU takes an interrupt any more: by our module, or masked by its
-// local APIC (Intel SDM volume 3, 11.8.3.1), which any kernel can be done to.
+// metalDeath returns a death of a kernel, and the files that its script needs in /. An oops happens
+// in an interrupt. In a hang no CPU takes interrupts any more: our module sees to that, or they are
+// masked in the local APIC (Intel SDM volume 3, 11.8.3.1), which is possible with any kernel.
 func metalDeath(t *testing.T, way, kernel string) (d death, files []string) {
 	t.Helper()
 	d = death{cause: "panic state: ", limits: metalLimits}
@@ -172,7 +172,7 @@ sleep 1000
 	return d, []string{module}
 }
 
-// takeOverMetal runs a machine that dies, and has the test fail unless all is as it was.
+// takeOverMetal runs a machine that dies, and fails the test unless everything is there afterwards.
 func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, death death) (seen metalTakeover) {
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
@@ -194,7 +194,7 @@ func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, death death
 	checkMAC(t, ns)
 	seen.report = metalReport(t, fetch, ":81/takeover.json")
 	report := &seen.report
-	files := report.Files // those that the last commit did not bring
+	files := report.Files // files that the last commit did not bring
 	for _, c := range report.Commits {
 		files += c.Files
 	}
@@ -207,7 +207,7 @@ func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, death death
 	for _, s := range report.Steps {
 		t.Logf("%-10s %8.1f ms to %8.1f", s.Name, s.Start, s.End)
 	}
-	// It gives the machine back, which resets it, and all is on the disk.
+	// The understudy gives the machine back, which resets it, and everything is on the disk.
 	if _, err := client.Get("http://10.77.0.2/cgi-bin/return"); err == nil {
 		t.Error("the understudy did not give the machine back")
 	}
@@ -218,7 +218,7 @@ func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, death death
 	return seen
 }
 
-// resets runs a machine until it is reset, which ends it here, and returns what it said.
+// resets runs a machine until it is reset, which ends it here, and returns what it printed.
 func resets(t *testing.T, ctx context.Context, m *barelab.Machine) (console string) {
 	t.Helper()
 	r := startBorn(t, ctx, m)
@@ -234,7 +234,7 @@ func resets(t *testing.T, ctx context.Context, m *barelab.Machine) (console stri
 	return r.Console()
 }
 
-// checkDisk is checkFiles of what is on a disk that was unmounted.
+// checkDisk is checkFiles for the files on an unmounted disk.
 func checkDisk(t *testing.T, console, disk string) {
 	t.Helper()
 	left := lookInto(t, disk)
@@ -247,8 +247,8 @@ func checkDisk(t *testing.T, console, disk string) {
 	})
 }
 
-// checkFiles compares what is served with what the dead kernel said, which it had in memory
-// only.
+// checkFiles compares what is served with what the dead kernel reported, which it had in
+// memory only.
 func checkFiles(t *testing.T, console string, fetch func(path string) []byte) {
 	t.Helper()
 	var written []int
@@ -272,8 +272,8 @@ func checkFiles(t *testing.T, console string, fetch func(path string) []byte) {
 	checkTold(t, console, 23, []string{"/old2", "/old4", "/new/file3"}, fetch)
 }
 
-// TestMetalRefused: a machine that is not fit is told so by what is wrong with it, and
-// nothing is started.
+// TestMetalRefused checks that a machine that is not fit is told what is wrong with it, and
+// that nothing is started.
 func TestMetalRefused(t *testing.T) {
 	tier.Full(t, "machines that are not fit")
 	m := bareMachine{script: metalStart}.make(t)
@@ -285,7 +285,7 @@ func TestMetalRefused(t *testing.T) {
 		devices        []string
 		unfit          []string
 	}{
-		// Fewer possible CPUs: this kernel uses logical destinations. All of the CPUs.
+		// The first has fewer possible CPUs, so that the kernel uses logical destinations, and keeps all of its CPUs.
 		{"logical", "possible_cpus=9 maxcpus=3", "", nil, []string{"CPUs", "interrupts"}},
 		{"broadcast", "no_ipi_broadcast=1", "", nil, []string{"IPI broadcast"}},
 		{"IOMMU", "iomem=relaxed", "iomem=relaxed intel_iommu=on", []string{"-machine", "kernel-irqchip=split", "-device", "intel-iommu,intremap=on"}, []string{"IOMMU"}},
@@ -316,8 +316,8 @@ func TestMetalRefused(t *testing.T) {
 	}
 }
 
-// TestMetalLacking: an understudy whose kernel cannot drive a disk or an interface of its role,
-// or whose image has no such program, protects nothing, and says what it lacks.
+// TestMetalLacking checks that an understudy whose kernel cannot drive a disk or an interface
+// of its role, or whose image lacks a program, does not protect, and reports what it lacks.
 func TestMetalLacking(t *testing.T) {
 	tier.Full(t, "an understudy without drivers")
 	role := filepath.Join(t.TempDir(), "lacking.json")
@@ -345,8 +345,8 @@ func TestMetalLacking(t *testing.T) {
 	}
 }
 
-// TestMetalUnserved: an understudy that has all on the disk, and whose service does not come
-// up, gives the machine back with nothing lost.
+// TestMetalUnserved checks that an understudy that has everything on the disk, but whose
+// service does not come up, gives the machine back with nothing lost.
 func TestMetalUnserved(t *testing.T) {
 	tier.Full(t, "a service that does not start")
 	m := bareMachine{
@@ -362,7 +362,7 @@ func TestMetalUnserved(t *testing.T) {
 	checkDisk(t, resets(t, ctx, m), disk)
 }
 
-// unservedRole is metalRole with a program that is not there in the place of both services.
+// unservedRole is metalRole with a program that does not exist in place of both services.
 func unservedRole(t *testing.T) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "unserved.json")
@@ -372,8 +372,8 @@ func unservedRole(t *testing.T) (path string) {
 	return path
 }
 
-// checkTold compares files with the sums that were told of them, of which so many are wanted, and
-// wants others to be gone.
+// checkTold compares files with the sums that said has of them, checks that there are want of
+// them, and that the files in gone do not exist.
 func checkTold(t *testing.T, said string, want int, gone []string, fetch func(path string) []byte) {
 	t.Helper()
 	sums := 0

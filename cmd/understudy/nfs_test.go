@@ -18,8 +18,8 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// newNFSLab boots a pair that serves NFS and its client, with one of the kernels
-// in the cache, and this lease and grace.
+// newNFSLab boots a pair that serves NFS, and its client, with one of the kernels in the
+// cache, and with this lease and grace period.
 func newNFSLab(t *testing.T, kernel, lease string) *nfslab.Lab {
 	t.Helper()
 	vm(t)
@@ -32,7 +32,7 @@ func newNFSLab(t *testing.T, kernel, lease string) *nfslab.Lab {
 	}
 	return bootNFSLab(t, nfslab.Options{
 		Kernel: filepath.Join(cache, "kernels", kernel),
-		Append: hold.Parameters(), // the disk has nothing that the clients were not promised
+		Append: hold.Parameters(), // the disk has nothing but what the clients were promised
 		NFS:    strings.NewReplacer("lease: 10s", "lease: "+lease, "grace: 10s", "grace: "+lease).Replace(nfslab.DefaultNFS),
 	})
 }
@@ -68,21 +68,21 @@ func keepConsoles(t *testing.T) {
 	}
 }
 
-// TestNFSThroughCrash: kernel clients of versions 3 and 4.2 write through a crash
-// of their server, with nothing of it on a disk, and notice nothing but a wait. Both
-// keep their locks, and the grace ends as soon as they have.
+// TestNFSThroughCrash checks that kernel clients of versions 3 and 4.2 write through a
+// crash of their server, with none of the data on a disk, and notice nothing but a wait.
+// Both keep their locks, and the grace period ends as soon as they have reclaimed them.
 func TestNFSThroughCrash(t *testing.T) {
-	// The oldest and the newest keep track of their clients in the same way as the
-	// default; the newest has no other.
+	// The oldest and the newest kernel keep track of their clients in the same way as the
+	// default one; the newest has no other way.
 	for _, kernel := range []string{"default", "5.10-cloud", "newest-cloud"} {
-		// On a busy machine an outage can be longer than the shortest lease and grace. The first
-		// lock waits for one grace to end.
+		// On a busy machine an outage can be longer than the shortest lease and grace period.
+		// The first lock waits for one grace period to end.
 		t.Run(kernel, func(t *testing.T) { throughCrash(t, newNFSLab(t, kernel, "30s")) })
 	}
 }
 
-// TestNFSOlderVersions is the same for 4.0 and 4.1. A client of 4.0 cannot say that it
-// has reclaimed all, so that new files wait for the end of the grace.
+// TestNFSOlderVersions does the same for 4.0 and 4.1. A client of 4.0 cannot say that it
+// has reclaimed everything, so that new files wait for the end of the grace period.
 func TestNFSOlderVersions(t *testing.T) {
 	tier.Full(t, "older versions of NFS")
 	l := newNFSLab(t, "default", "30s")
@@ -96,8 +96,8 @@ func TestNFSOlderVersions(t *testing.T) {
 	}
 }
 
-// workOn has the client mount the export by each of the versions, hold a lock there, and be about to write a stream of
-// files of a size.
+// workOn lets the client mount the export with each of the versions, hold a lock there, and prepare a stream of files
+// of a size.
 func workOn(ctx context.Context, t *testing.T, l *nfslab.Lab, size int, versions ...string) (locks []nfslab.LockRequest, streams map[string]*nfslab.WriteRequest) {
 	t.Helper()
 	streams = make(map[string]*nfslab.WriteRequest)
@@ -151,14 +151,15 @@ func throughCrash(t *testing.T, l *nfslab.Lab) {
 	writeThrough(ctx, t, l, streams, crash)
 	checkGraceEnded(ctx, t, l)
 	checkLocks(ctx, t, l, locks)
-	// With clients that still have all of it mounted.
+	// The clients still have everything mounted.
 	if err := l.Super.Stop(ctx); err != nil {
 		t.Errorf("planned stop: %v", err)
 	}
 }
 
-// TestNFSIdleClient: one client holds a lock, and has nothing to do. It would find out that its server is another when it renews its
-// lease, after two thirds of that, and until then the other one would make no new file.
+// TestNFSIdleClient tests a client that holds a lock, and has nothing to do. It would find out that its server is
+// another one only when it renews its lease, after two thirds of it, and until then the other client could create no
+// file.
 func TestNFSIdleClient(t *testing.T) {
 	for _, kernel := range []string{"default", "6.12-cloud", "newest-cloud"} {
 		t.Run(kernel, func(t *testing.T) { idleThroughCrash(t, newNFSLab(t, kernel, "20m")) })
@@ -202,7 +203,7 @@ const nfsLimit = 15 * time.Minute
 // many more after it.
 const filesWritten = 10
 
-// writeMore waits until each stream has written so many files more.
+// writeMore waits until each stream has written filesWritten more files.
 func writeMore(ctx context.Context, t *testing.T, l *nfslab.Lab, streams map[string]*nfslab.WriteRequest) {
 	t.Helper()
 	written := func() map[string]int {
@@ -224,8 +225,8 @@ func writeMore(ctx context.Context, t *testing.T, l *nfslab.Lab, streams map[str
 	})
 }
 
-// writeThrough has streams of files written, crashes the server while they are, and
-// wants all of every file to be there.
+// writeThrough lets streams of files be written, crashes the server meanwhile, and checks
+// that every file is complete.
 func writeThrough(ctx context.Context, t *testing.T, l *nfslab.Lab, streams map[string]*nfslab.WriteRequest, crash func(*testing.T, *nfslab.Lab)) {
 	t.Helper()
 	var g errgroup.Group
@@ -258,7 +259,7 @@ func writeThrough(ctx context.Context, t *testing.T, l *nfslab.Lab, streams map[
 	}
 }
 
-// checkLocks wants the locks that clients held to be theirs still, and gives them up.
+// checkLocks checks that clients still have the locks that they held, and gives the locks up.
 func checkLocks(ctx context.Context, t *testing.T, l *nfslab.Lab, locks []nfslab.LockRequest) {
 	t.Helper()
 	for _, lock := range locks {
@@ -267,7 +268,7 @@ func checkLocks(ctx context.Context, t *testing.T, l *nfslab.Lab, locks []nfslab
 	}
 }
 
-// giveUp wants a lock to be the client's still, by a write under it, and gives it up.
+// giveUp checks that the client still has a lock, by a write under it, and gives it up.
 func giveUp(ctx context.Context, t *testing.T, l *nfslab.Lab, lock nfslab.LockRequest) {
 	t.Helper()
 	if err := l.Client.Call(ctx, nfslab.VerbUnlock, lock, nil); err != nil {
@@ -275,7 +276,7 @@ func giveUp(ctx context.Context, t *testing.T, l *nfslab.Lab, lock nfslab.LockRe
 	}
 }
 
-// checkLocked wants the server to hold a lock on a file for a client: a line of
+// checkLocked checks that the server holds a lock on a file for a client: a line of
 // /proc/locks ends with the device, inode and range (proc(5)).
 func checkLocked(ctx context.Context, t *testing.T, l *nfslab.Lab, path string) {
 	t.Helper()
@@ -289,7 +290,7 @@ func checkLocked(ctx context.Context, t *testing.T, l *nfslab.Lab, path string) 
 	}
 }
 
-// crash kills the server and has its understudy take over.
+// crash kills the server, and lets its understudy take over.
 func crash(t *testing.T, l *nfslab.Lab) {
 	t.Helper()
 	if err := l.Super.Crash(false); err != nil {
@@ -309,7 +310,7 @@ func crash(t *testing.T, l *nfslab.Lab) {
 	t.Logf("recovered %d bytes of %d files; %v", report.Bytes, report.Files, &report.Notified)
 }
 
-// checkGraceEnded wants the grace ended because all had reclaimed.
+// checkGraceEnded checks that the grace period ended because all clients had reclaimed.
 func checkGraceEnded(ctx context.Context, t *testing.T, l *nfslab.Lab) {
 	t.Helper()
 	said, err := l.Run(ctx, "/bin/busybox", "dmesg")

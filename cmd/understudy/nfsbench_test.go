@@ -12,7 +12,7 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// nfsPlaceForTest is what an NFS lab of a test needs.
+// nfsPlaceForTest returns what an NFS lab needs in a test.
 func nfsPlaceForTest(t *testing.T) (o nfslab.Options) {
 	t.Helper()
 	vm(t)
@@ -25,8 +25,8 @@ func nfsPlaceForTest(t *testing.T) (o nfslab.Options) {
 	return o
 }
 
-// TestNFSBench (make nfs does it at length): through a takeover no client loses a byte or is told an error but
-// that of a lost reply; through a reboot, the same work loses what was not saved.
+// TestNFSBench checks that through a takeover no client loses a byte, or gets an error other than that of a
+// lost reply, and that the same work loses what was not saved in a reboot. make nfs does this at length.
 func TestNFSBench(t *testing.T) {
 	tier.Full(t, "some minutes of NFS")
 	for _, row := range []nfsbench.Row{nfsbench.Takeover, nfsbench.Reboot} {
@@ -52,7 +52,7 @@ func TestNFSBench(t *testing.T) {
 	}
 }
 
-// checkRetried wants repeated calls to be answered as docs/NFS.md says.
+// checkRetried checks that repeated calls are answered as docs/NFS.md says.
 func checkRetried(t *testing.T, r *nfsbench.Report) {
 	t.Helper()
 	want := map[string]string{

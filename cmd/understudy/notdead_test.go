@@ -20,7 +20,7 @@ import (
 // notDead is the section of what must not be taken for a death.
 const notDead = "Not dead"
 
-// TestFrozenIsNotDead: the cgroup of the active side's QEMU is frozen for a while.
+// TestFrozenIsNotDead freezes the cgroup of the active side's QEMU for a while.
 func TestFrozenIsNotDead(t *testing.T) {
 	tier.Full(t, "a cgroup that is frozen")
 	s := stand(t)
@@ -29,7 +29,7 @@ func TestFrozenIsNotDead(t *testing.T) {
 	g.write("cgroup.procs", fmt.Sprint(s.qemuPID("left")))
 	g.hold()
 	await(t, "held", programLimit, func() bool { return s.status().Held != "" })
-	const frozen = 15 * time.Second // longer than QEMU itself may be silent
+	const frozen = 15 * time.Second // longer than QEMU itself may fail to answer
 	time.Sleep(frozen)
 	if err := g.lift(); err != nil {
 		t.Fatal(err)
@@ -44,11 +44,11 @@ func TestFrozenIsNotDead(t *testing.T) {
 	}
 }
 
-// TestWaitsForMemoryIsNotDead: the host has no memory for the active side's, so that its virtual
-// CPUs wait in the host's kernel (state D), as they do for a page of swap.
+// TestWaitsForMemoryIsNotDead checks that the active side is not dead if the host has no memory for
+// it, so that its virtual CPUs wait in the host's kernel (state D), as they do for a page of swap.
 func TestWaitsForMemoryIsNotDead(t *testing.T) {
 	tier.Full(t, "virtual CPUs that wait in the host's kernel")
-	t.Setenv("TMPDIR", "/dev/shm") // there is no disk behind it that memory could be written to instead
+	t.Setenv("TMPDIR", "/dev/shm") // the host has no disk behind it that it could write the memory to
 	s := stand(t, marker, marker+"heartbeat: {cpu: 5s, scheduler: 5s, disk: 5s}\n")
 	s.up()
 	g := newGroup(t, limiting)
@@ -84,7 +84,7 @@ func TestWaitsForMemoryIsNotDead(t *testing.T) {
 	}
 }
 
-// waiting says whether a thread of a process waits in the kernel (proc(5), stat: state D).
+// waiting reports whether a thread of a process waits in the kernel (proc(5), stat: state D).
 func waiting(t *testing.T, pid int) bool {
 	t.Helper()
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid)) // the pattern is well-formed
@@ -95,22 +95,22 @@ func waiting(t *testing.T, pid int) bool {
 }
 
 // restraint is what keeps the processes of a control group from running: what to write to which
-// of its files, and what to the last of them so that they go on.
+// of its files, and what to write to the last of these files to let the processes continue.
 type restraint struct {
 	on  [][2]string
 	off string
 }
 
-// little is as much memory as a process is to have for what it needs from then on, in bytes.
+// little is how much more memory a process may get, in bytes.
 const little = "131072"
 
-// By where the control groups of each kind are.
+// The restraints by the directory that has the control groups of each kind.
 var (
 	freezing = map[string]restraint{
 		"/sys/fs/cgroup": {[][2]string{{"cgroup.freeze", "1"}}, "0"}, "/sys/fs/cgroup/unified": {[][2]string{{"cgroup.freeze", "1"}}, "0"},
 		"/sys/fs/cgroup/freezer": {[][2]string{{"freezer.state", "FROZEN"}}, "THAWED"},
 	}
-	// Those that want more memory wait.
+	// Processes that need more memory wait.
 	limiting = map[string]restraint{
 		"/sys/fs/cgroup":        {[][2]string{{"memory.high", little}}, "max"},
 		"/sys/fs/cgroup/memory": {[][2]string{{"memory.oom_control", "1"}, {"memory.limit_in_bytes", little}}, "-1"},
@@ -145,7 +145,7 @@ func newGroup(t *testing.T, kinds map[string]restraint) *group {
 	return nil
 }
 
-// last is the file by which the processes go on.
+// last returns the path of the file that lets the processes continue.
 func (g *group) last() string { return filepath.Join(g.dir, g.on[len(g.on)-1][0]) }
 
 func (g *group) write(file, text string) {
@@ -155,7 +155,8 @@ func (g *group) write(file, text string) {
 	}
 }
 
-// hold keeps what is in the group from running until lift, or the end of the test: nobody could end it.
+// hold keeps the processes of the group from running until lift, or until the end of the test: nobody
+// could end them otherwise.
 func (g *group) hold() {
 	g.t.Helper()
 	for _, on := range g.on {
@@ -166,8 +167,8 @@ func (g *group) hold() {
 
 func (g *group) lift() error { return os.WriteFile(g.last(), []byte(g.off), 0o644) }
 
-// TestSuspended: the machine itself stands still, as in a suspend: everything of the pair
-// stops, and goes on later, with clocks that have gone on.
+// TestSuspended stops the whole machine, as a suspend does: everything of the pair stops,
+// and continues later, with clocks that have gone on.
 func TestSuspended(t *testing.T) {
 	tier.Full(t, "a machine that was suspended")
 	s := stand(t)
@@ -197,7 +198,7 @@ func TestSuspended(t *testing.T) {
 // overcommitted is for how long a machine has four times as much to do as it can.
 const overcommitted = 30 * time.Minute
 
-// TestOvercommitted: a busy machine, and busy guests, are no death.
+// TestOvercommitted checks that a busy machine, and busy guests, are not taken for dead.
 func TestOvercommitted(t *testing.T) {
 	tier.Full(t, "half an hour of a busy machine")
 	s := stand(t, marker, again)
@@ -221,7 +222,7 @@ func TestOvercommitted(t *testing.T) {
 	}
 	st := s.status()
 	row(t, notDead, fmt.Sprintf("4 busy loops for each CPU, and writers in the guest (its beat paused for %v at the longest)", st.Pause.Round(time.Millisecond)), overcommitted, st.Takeovers)
-	// It must not be blind, either.
+	// The watcher must still see a real death.
 	if _, err := understudy(t, "crash", "--hang"); err != nil {
 		t.Fatal(err)
 	}

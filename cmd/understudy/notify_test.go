@@ -31,8 +31,8 @@ const (
 	clients6 = "fd00::1/64"
 )
 
-// networkPair brings a pair up that echoes on port 7 at both addresses, in a lab of
-// its own, and returns the lab. policy is of the takeover.
+// networkPair brings a pair up that echoes on port 7 at both addresses, in its own lab, and
+// returns the lab. policy is the takeover policy.
 func networkPair(t *testing.T, policy string) *netlab.Lab {
 	t.Helper()
 	lab, err := netlab.NewLab(netip.MustParsePrefix(clients4), netip.MustParsePrefix(clients6))
@@ -53,7 +53,7 @@ takeover: {`+policy+`}
 services:
   - {name: echo, command: [busybox, nc, -ll, -p, "7", -e, cat], ready: 7}
 `)
-	// The program is to find the bridge in what it takes for the host's own network.
+	// The program finds the bridge in what it takes for the host's own network.
 	if err := lab.Services.Do(func() error { _, err := understudy(t, "up", "-d", "-f", file); return err }); err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ services:
 	return lab
 }
 
-// client is a connection to the pair's echo, and when it ended how.
+// client is a connection to the pair's echo service, with when and how it ended.
 type client struct {
 	conn  net.Conn
 	ended chan struct{}
@@ -74,8 +74,8 @@ type client struct {
 	sent  atomic.Int64 // writes
 }
 
-// newClient connects, and proves that it is answered. Then it sends no more, or, if
-// it is busy, all the time.
+// newClient connects, and checks that it is answered. Then it sends nothing more or, if it
+// is busy, sends all the time.
 func newClient(t *testing.T, lab *netlab.Lab, address string, busy bool) *client {
 	t.Helper()
 	conn, err := lab.Client.DialContext(t.Context(), "tcp", net.JoinHostPort(address, "7"))
@@ -90,7 +90,7 @@ func newClient(t *testing.T, lab *netlab.Lab, address string, busy bool) *client
 		t.Fatal(err)
 	}
 	c := &client{conn: conn, ended: make(chan struct{})}
-	// The kernel tells its error once, to whoever reads or writes next.
+	// The kernel reports an error once, to the next read or write.
 	var once sync.Once
 	end := func(err error) {
 		if err != nil {
@@ -117,7 +117,7 @@ func newClient(t *testing.T, lab *netlab.Lab, address string, busy bool) *client
 	return c
 }
 
-// frame is one that passed the client's end of its cable.
+// frame is a frame that passed the client's end of its cable.
 type frame struct {
 	at    time.Time
 	bytes []byte

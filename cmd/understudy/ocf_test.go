@@ -33,7 +33,7 @@ shift 2
 exec "$@"
 `
 
-// run runs a command there, and returns its exit status and what it says.
+// run runs a command in that namespace, and returns its exit status and its output.
 func (c *cluster) run(args ...string) (int, string) {
 	c.t.Helper()
 	cmd := exec.CommandContext(c.t.Context(), "/bin/sh", append([]string{"-c", clusterScript, "cluster", c.packages, c.top}, args...)...)
@@ -57,7 +57,7 @@ func agentPath(t *testing.T) string {
 	return path
 }
 
-// action runs one action of the agent, which must end with one of these codes.
+// action runs one action of the agent, and checks that it ends with one of these codes.
 func (c *cluster) action(name string, want ...int) string {
 	c.t.Helper()
 	code, out := c.run(agentPath(c.t), name)
@@ -70,8 +70,8 @@ func (c *cluster) action(name string, want ...int) string {
 	return out
 }
 
-// TestResourceAgent: the agent does what the guide of resource agents asks for, by its own tester,
-// with a real pair; and what is left of one that ended badly is no stopped pair.
+// TestResourceAgent checks that the agent does what the guide for resource agents asks for, with that guide's
+// own tester and a real pair, and that what is left of a pair that ended badly does not count as a stopped pair.
 func TestResourceAgent(t *testing.T) {
 	tier.Full(t, "Pacemaker's resource agents, from Debian's packages")
 	vm(t)
@@ -80,14 +80,14 @@ func TestResourceAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	mkfs(t, image)
-	device := loopDevice(t, image) // as DRBD's is
+	device := loopDevice(t, image) // like DRBD's
 	c := &cluster{t: t, packages: libvirtlab.Packages(t), top: t.TempDir(), config: pairFile(t, "image: data.img", "image: "+device)}
 	t.Cleanup(func() { _, _ = understudy(t, "down", "--force", "--discard", "test") })
 	if code, out := c.run("ocf-tester", "-n", "web", "-o", "pair=test", "-o", "config="+c.config, "-o", "binary="+program(t), agentPath(t)); code != 0 || !strings.Contains(out, "passed all tests") {
 		t.Fatalf("ocf-tester ends with %d", code)
 	}
 
-	// A supervisor that was killed: the guests have the disks, so that it is not stopped.
+	// The supervisor was killed: the guests still have the disks, so that the pair is not stopped.
 	c.action("start", 0)
 	dir := filepath.Join(os.Getenv("UNDERSTUDY_RUN"), "understudy-test")
 	c.kill("up", c.config)
@@ -95,7 +95,7 @@ func TestResourceAgent(t *testing.T) {
 	c.action("start", 0)
 	c.action("monitor", 0)
 
-	// All of it was killed: the stop brings to the disk what only memory has.
+	// Everything was killed: the stop brings to the disk what only memory has.
 	if _, err := understudy(t, "crash", "test"); err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestResourceAgent(t *testing.T) {
 	c.action("start", 6)
 	c.config += ".away"
 	c.action("validate-all", 5)
-	c.action("monitor", 5, 7) // 7 if it is a probe
+	c.action("monitor", 5, 7) // 7 for a probe
 }
 
 // kill kills the processes whose command line has all of these words, and waits for

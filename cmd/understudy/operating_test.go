@@ -19,12 +19,12 @@ import (
 	"understudy.dev/understudy/internal/live/events"
 )
 
-// operator is who has a pair tell what happens to it.
+// operator makes a pair report what happens to it.
 type operator struct {
 	t     *testing.T
 	port  int
 	hooks string // the file that a hook writes to
-	cause string // of the death; which sign of it is seen first is not for the test to say
+	cause string // of the death; the test cannot know which sign of it is seen first
 }
 
 func operate(t *testing.T) *operator {
@@ -33,11 +33,11 @@ func operate(t *testing.T) *operator {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() // the pair may have it then
+	defer l.Close() // the pair may use the port then
 	return &operator{t: t, port: l.Addr().(*net.TCPAddr).Port, hooks: filepath.Join(t.TempDir(), "hooks")}
 }
 
-// keys are those of a pair.yaml that goes on with services.
+// keys returns keys of a pair.yaml, up to services.
 func (o *operator) keys() string {
 	return fmt.Sprintf(`metrics: 127.0.0.1:%d
 hooks:
@@ -46,7 +46,7 @@ hooks:
 services:`, o.port, o.hooks)
 }
 
-// metric is the value of a metric, with its labels; false if there is none.
+// metric returns the value of a metric, with its labels; false if there is none.
 func (o *operator) metric(name string) (value float64, is bool) {
 	o.t.Helper()
 	r, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", o.port))
@@ -69,7 +69,7 @@ func (o *operator) metric(name string) (value float64, is bool) {
 	return value, true
 }
 
-// wants compares metrics.
+// wants checks the values of metrics.
 func (o *operator) wants(want map[string]float64) {
 	o.t.Helper()
 	for name, v := range want {
@@ -79,7 +79,7 @@ func (o *operator) wants(want map[string]float64) {
 	}
 }
 
-// protected is what a pair tells that has just come up.
+// protected checks what a pair reports that has just come up.
 func (o *operator) protected() {
 	o.t.Helper()
 	o.wants(map[string]float64{
@@ -135,7 +135,7 @@ func (o *operator) watched() {
 	}
 }
 
-// tookOver is what it tells after a takeover.
+// tookOver checks what the pair reports after a takeover.
 func (o *operator) tookOver(st status) {
 	o.t.Helper()
 	o.cause, _, _ = strings.Cut(st.Takeover.Verdict, ":")
@@ -150,7 +150,7 @@ func (o *operator) tookOver(st status) {
 	})
 }
 
-// down is what is left of a pair that was taken over once: its log, and what hooks did.
+// down checks what is left of a pair that was taken over once: its log, and what the hooks wrote.
 func (o *operator) down() {
 	o.t.Helper()
 	out, err := understudy(o.t, "events", "--json")
@@ -182,7 +182,7 @@ func (o *operator) down() {
 	}
 }
 
-// kindsOf reads events, a line each.
+// kindsOf parses events, one on each line.
 func kindsOf(t *testing.T, text string) (kinds []events.Kind, all []events.Event) {
 	t.Helper()
 	for s := bufio.NewScanner(strings.NewReader(text)); s.Scan(); {
@@ -195,7 +195,7 @@ func kindsOf(t *testing.T, text string) (kinds []events.Kind, all []events.Event
 	return kinds, all
 }
 
-// TestTimed: each line of a log begins with the time, however it is written.
+// TestTimed checks that each line of a log begins with the time, however it is written.
 func TestTimed(t *testing.T) {
 	var to strings.Builder
 	w := &timed{to: &to, now: func() time.Time { return time.Date(2026, 11, 28, 1, 2, 3, 4e6, time.UTC) }}

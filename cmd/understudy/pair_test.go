@@ -77,8 +77,8 @@ func pairStatus(t *testing.T) status {
 	return st
 }
 
-// said is the status that the program printed, which must have the exit status that goes
-// with it.
+// said returns the status that the program printed, and checks that its exit status matches
+// that.
 func said(out string, err error) (st status, _ error) {
 	code := 0
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
@@ -140,8 +140,8 @@ func TestUpCrashDown(t *testing.T) {
 	}
 }
 
-// checkUnprivileged: QEMU is nobody, and its kernel filters what it asks for (proc(5),
-// status: Seccomp is 2).
+// checkUnprivileged checks that QEMU is an unprivileged user, and that its system calls are
+// filtered (proc(5), status: Seccomp is 2).
 func checkUnprivileged(t *testing.T, side string) {
 	t.Helper()
 	status := readFile(t, fmt.Sprintf("/proc/%d/status", processWith(filepath.Join(dirs.Run("test"), side+".ram"))))
@@ -162,8 +162,8 @@ func awaitTakeover(t *testing.T) (st status) {
 	return st
 }
 
-// TestHangOnOneCPU: an understudy that shares the CPU of the active side takes over
-// from one whose virtual CPUs all spin.
+// TestHangOnOneCPU checks that an understudy that shares the CPU of the active side takes
+// over if all virtual CPUs of that spin.
 func TestHangOnOneCPU(t *testing.T) {
 	tier.Full(t, "a hang on a CPU that both sides share")
 	vm(t)
@@ -185,8 +185,8 @@ func TestHangOnOneCPU(t *testing.T) {
 	}
 }
 
-// checkConsole types a command into the active side's console, as its user
-// would, and reads what it says.
+// checkConsole types a command into the active side's console, as its user would, and reads
+// the answer.
 func checkConsole(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), programLimit)
@@ -229,8 +229,8 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// TestUpRefuses: what cannot work is refused with the line of the file, and
-// leaves nothing.
+// TestUpRefuses checks that what cannot work is refused with the line of the file, and that
+// nothing is left behind.
 func TestUpRefuses(t *testing.T) {
 	tests := []struct{ name, old, new, want string }{
 		{"unknown key", "mount: /srv", "mountpoint: /srv", "pair.yaml:6"},
@@ -251,7 +251,7 @@ func TestUpRefuses(t *testing.T) {
 	}
 }
 
-// TestUpRefusesAnImageInUse: a disk that somebody else has open for writing is
+// TestUpRefusesAnImageInUse checks that a disk that another process has open for writing is
 // not shared.
 func TestUpRefusesAnImageInUse(t *testing.T) {
 	vm(t)

@@ -8,21 +8,21 @@ import (
 	"time"
 )
 
-// patient passes on what is written to it, in order, and nobody waits for that: a terminal that was stopped
-// (Ctrl-S), a pager, or a journal that hangs must keep no pair from a takeover. What there is no
-// room for is dropped, and counted.
+// patient passes on what is written to it, in order, without making the writer wait: a terminal that was
+// stopped (Ctrl-S), a pager, or a journal that hangs must not keep a pair from a takeover. Output for which
+// there is no room is dropped, and the dropped lines are counted.
 type patient struct {
 	to io.Writer
 
 	mu      sync.Mutex
 	cond    sync.Cond
 	waiting bytes.Buffer
-	dropped int // lines, after those in waiting
+	dropped int // lines that were dropped after those in waiting
 	closed  bool
 	done    chan struct{}
 }
 
-// maxPatience is how many bytes may wait: more than a pair says in a bad week.
+// maxPatience is how many bytes may wait: more than a pair prints in a bad week.
 const maxPatience = 1 << 20
 
 func newPatient(to io.Writer) *patient {
@@ -45,7 +45,7 @@ func (p *patient) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// pass passes it on, until all of it is, and no more comes.
+// pass passes on what was written, until all of it is passed on and the writer is closed.
 func (p *patient) pass() {
 	defer close(p.done)
 	for {
@@ -63,11 +63,11 @@ func (p *patient) pass() {
 		if len(b) == 0 {
 			return
 		}
-		_, _ = p.to.Write(b) // nobody could be told
+		_, _ = p.to.Write(b) // an error could not be reported anywhere
 	}
 }
 
-// close waits until all of it is passed on, but not for long.
+// close waits until everything is passed on, but not longer than limit.
 func (p *patient) close(limit time.Duration) {
 	p.mu.Lock()
 	p.closed = true

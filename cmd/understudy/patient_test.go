@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestPatient: who says something does not wait for one who does not listen; what was dropped is told when he does,
-// where it is missing, and also if nothing is said after it.
+// TestPatient checks that a writer does not wait for a reader that does not read, and that the reader is later told
+// what was dropped, at the right place, and even if nothing is written after it.
 func TestPatient(t *testing.T) {
 	r, w := io.Pipe()
 	p := newPatient(w)
@@ -45,7 +45,7 @@ func TestPatient(t *testing.T) {
 	}
 }
 
-// TestPatientEnd: the end waits for one who listens, and not long for one who does not.
+// TestPatientEnd checks that close waits for a reader that reads, and not long for one that does not.
 func TestPatientEnd(t *testing.T) {
 	var b bytes.Buffer
 	p := newPatient(&b)

@@ -17,7 +17,7 @@ const (
 	framePad   = 14
 )
 
-// tones are what the view's colours look like in a picture.
+// tones are the colours of the view in a picture.
 var tones = map[string]string{green: "#3fb950", yellow: "#d29922", red: "#f85149", blue: "#58a6ff", faint: "#8b949e"}
 
 // writePicture draws the text of a terminal, with the colours that paint gives, as SVG.
@@ -64,7 +64,7 @@ func (s span) weight() string {
 	return ""
 }
 
-// spans are the parts of a line that paint has made, and what is between them.
+// spans returns the parts of a line that paint has coloured, and those in between.
 func spans(line string) (all []span) {
 	sgr := ""
 	for part := range strings.SplitSeq(line, "\x1b[") {

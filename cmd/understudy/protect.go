@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
-// protection is a pair's way back to being protected. Its ctx ends once it is, when guard
-// is woken, or with the ctx that it was made of.
+// protection is the work of getting a pair protected again. Its ctx ends when the pair is
+// protected, when guard is woken, or when the ctx that protect was given does.
 type protection struct {
 	ctx  context.Context
 	end  context.CancelFunc
@@ -20,7 +20,7 @@ type protection struct {
 	last chan error // of the attempts that failed; at most one waits to be read
 }
 
-// protect has the pair protected in the background, unless it is.
+// protect gets the pair protected in the background, unless it is protected.
 func (c *control) protect(ctx context.Context, out io.Writer) *protection {
 	p := &protection{done: make(chan struct{}), last: make(chan error, 1)}
 	p.ctx, p.end = context.WithCancel(ctx)
@@ -30,7 +30,7 @@ func (c *control) protect(ctx context.Context, out io.Writer) *protection {
 	c.mu.Unlock()
 	if _, understudy := c.s.Sides(); understudy.Name != "" {
 		close(p.done)
-		if ordered { // while nobody was to be woken
+		if ordered { // it was asked for while there was nobody to wake
 			p.end()
 		}
 		return p
@@ -41,7 +41,7 @@ func (c *control) protect(ctx context.Context, out io.Writer) *protection {
 	go func() {
 		defer end()
 		defer close(p.done)
-		_ = c.s.Protect(working, func(err error) { // it ends with its context, or well
+		_ = c.s.Protect(working, func(err error) { // it ends with its ctx, or succeeds
 			err = fmt.Errorf("protect the pair again: %w", err)
 			c.answerOrder(nil, err)
 			c.note(err)
@@ -56,18 +56,18 @@ func (c *control) protect(ctx context.Context, out io.Writer) *protection {
 	return p
 }
 
-// stop ends the attempts and waits for their end.
+// stop ends the attempts, and waits until they have ended.
 func (p *protection) stop() {
 	p.end()
 	<-p.done
 }
 
-// failures are how many attempts to get an understudy may fail, while the active side is
-// dead, before that is the end of it.
+// failures is how many attempts to get an understudy may fail, while the active side is
+// dead, before we give up.
 const failures = 3
 
-// await waits until there is an understudy, for the takeover from a side that is dead.
-// freeze keeps that as it is meanwhile.
+// await waits until there is an understudy that can take over from a dead side. freeze
+// keeps the dead side as it is meanwhile.
 func (p *protection) await(ctx context.Context, freeze func()) error {
 	defer p.end()
 	select {
@@ -76,7 +76,7 @@ func (p *protection) await(ctx context.Context, freeze func()) error {
 	default:
 	}
 	select {
-	case <-p.last: // while that side lived
+	case <-p.last: // an error from when the side was alive
 	default:
 	}
 	freeze()
@@ -96,8 +96,8 @@ func (p *protection) await(ctx context.Context, freeze func()) error {
 	}
 }
 
-// rescueRoot returns what brings to a root disk of a pair's what only its partition's memory
-// has of it.
+// rescueRoot returns a function that brings to a pair's root disk the data that only its
+// partition's memory has.
 func rescueRoot(pair string) func(ctx context.Context, disk, memory string) error {
 	return func(ctx context.Context, disk, memory string) error {
 		work, err := offline.WorkOf(pair, disk)
@@ -119,8 +119,8 @@ func rescueRoot(pair string) func(ctx context.Context, disk, memory string) erro
 	}
 }
 
-// settle returns what finishes what was broken off while it was written to a disk of a pair's, and
-// says so.
+// settle returns a function that finishes interrupted commits to a disk of a pair, and reports
+// that.
 func settle(pair string, log io.Writer) func(ctx context.Context, disk string) error {
 	return func(ctx context.Context, disk string) error {
 		work, err := offline.WorkOf(pair, disk)
@@ -130,7 +130,7 @@ func settle(pair string, log io.Writer) func(ctx context.Context, disk string) e
 		reports, err := offline.Settle(ctx, disk, work)
 		for _, r := range reports {
 			err = errors.Join(err, writeApplied(log, r))
-			if why := applyVerdict(r); why != nil { // its memory is gone, whatever it had
+			if why := applyVerdict(r); why != nil { // the memory that might have had more is gone
 				fmt.Fprintf(log, "disk %s: %v\n", disk, why)
 			}
 		}

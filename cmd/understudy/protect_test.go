@@ -15,8 +15,8 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// TestVeiledRoot: a partition of a root disk that a rescue has left without its superblock is no
-// clean one.
+// TestVeiledRoot checks that a partition of a root disk that a rescue has left without its
+// superblock does not count as clean.
 func TestVeiledRoot(t *testing.T) {
 	root := emptyRoot(t)
 	checked(t, "sh", "-c", "echo start=2048 | /sbin/sfdisk -q --label dos "+root)
@@ -43,8 +43,8 @@ func TestVeiledRoot(t *testing.T) {
 	}
 }
 
-// TestOtherRoot: the record of a commit that was broken off to another root disk, which had this one's name, does not make this one
-// in between.
+// TestOtherRoot checks that a root disk is not in between because of the record of an interrupted commit to another
+// root disk that had its name.
 func TestOtherRoot(t *testing.T) {
 	for name, tc := range map[string]struct {
 		on      string
@@ -67,7 +67,8 @@ func TestOtherRoot(t *testing.T) {
 	}
 }
 
-// TestTidyTells: down says what it could not bring to a root disk, with no supervisor to say so.
+// TestTidyTells checks that down reports what it could not bring to a root disk, since there is no
+// supervisor to report it.
 func TestTidyTells(t *testing.T) {
 	var said bytes.Buffer
 	o := tidyOptions("test", &said)
@@ -77,7 +78,7 @@ func TestTidyTells(t *testing.T) {
 	}
 }
 
-// TestAwait: what failed while the active side lived is none of the attempts that a takeover waits for.
+// TestAwait checks that an attempt that failed while the active side lived does not count for the takeover.
 func TestAwait(t *testing.T) {
 	for name, tc := range map[string]struct {
 		before, after int // attempts that failed
@@ -100,7 +101,7 @@ func TestAwait(t *testing.T) {
 					for range tc.after {
 						p.last <- errors.New("no room")
 					}
-					for n := 0; len(p.last) > 0 && n < 1000; n++ { // all are read before the understudy is there
+					for n := 0; len(p.last) > 0 && n < 1000; n++ { // wait until all are read before the understudy is there
 						time.Sleep(time.Millisecond)
 					}
 				}()

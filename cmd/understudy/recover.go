@@ -81,15 +81,15 @@ is 3.`,
 	return cmd
 }
 
-// recovered is what there is to say of a run directory after a Recover that came through, beside the
-// verdicts of its reports: nil, if nothing of it is in memory only.
+// recovered returns what is to be reported about a run directory after a Recover that succeeded, in
+// addition to the verdicts of its reports: nil if none of its data is in memory only.
 func recovered(d *supervisor.RunDir, name string, reports []*offline.Report) error {
 	switch {
 	case !d.AtStake():
 		return nil
 	case d.Record.Saved:
 		return &supervisor.Unsaved{Dir: d.Path, Record: d.Record}
-	case slices.ContainsFunc(reports, func(r *offline.Report) bool { return !r.Complete }): // their verdicts say it
+	case slices.ContainsFunc(reports, func(r *offline.Report) bool { return !r.Complete }): // their verdicts report it
 		return nil
 	}
 	left := "what was refused is"
@@ -99,7 +99,7 @@ func recovered(d *supervisor.RunDir, name string, reports []*offline.Report) err
 	return &incomplete{[]string{fmt.Sprintf("all that could be brought to the disks of pair %s is there; %s in %s: understudy salvage extract reads it, understudy down --discard %s removes it", name, left, d.Path, name)}}
 }
 
-// findLeft is the pair of that name, or the only one that has left a run directory.
+// findLeft returns the pair of that name, or the only one that has left a run directory.
 func findLeft(name string) (string, error) {
 	if name != "" {
 		return name, nil

@@ -18,8 +18,8 @@ import (
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
-// TestUpRefusesAMountedImage: an image that this machine has mounted is not shared with
-// a guest, whatever way it is mounted.
+// TestUpRefusesAMountedImage checks that an image that this machine has mounted, in
+// whatever way, is not shared with a guest.
 func TestUpRefusesAMountedImage(t *testing.T) {
 	s := stand(t)
 	loop, err := exec.Command("losetup", "--find", "--show", s.image).Output()
@@ -59,8 +59,8 @@ func readFile(t *testing.T, path string) []byte {
 	return b
 }
 
-// TestUpHoldsItsDisks: while a pair is up, no other one gets its disk, and no salvage
-// writes to it.
+// TestUpHoldsItsDisks checks that, while a pair is up, no other pair gets its disk, and no
+// salvage writes to it.
 func TestUpHoldsItsDisks(t *testing.T) {
 	s := stand(t)
 	s.up()
@@ -83,8 +83,8 @@ func TestUpHoldsItsDisks(t *testing.T) {
 	}
 }
 
-// TestDownOfABusyPair: a pair whose disk is in use stays up, says by what, and loses
-// nothing; forced down, its memory is kept, and what was in it reaches the disk.
+// TestDownOfABusyPair checks that a pair whose disk is in use stays up, reports what uses the disk, and
+// loses nothing. When it is forced down, its memory is kept, and what was in memory reaches the disk.
 func TestDownOfABusyPair(t *testing.T) {
 	s := stand(t, marker, writer)
 	s.up()
@@ -107,9 +107,9 @@ func TestDownOfABusyPair(t *testing.T) {
 	}
 }
 
-// TestSupervisorKilled: the guests go on; another supervisor takes charge of them, and takes
-// over as if nothing had been; one that leaves them on purpose does no harm either, and down
-// stops them in good order without one.
+// TestSupervisorKilled checks that the guests go on; that another supervisor takes charge of
+// them, and takes over as if nothing had happened; that a supervisor that leaves them on
+// purpose does no harm either; and that down stops them in good order without a supervisor.
 func TestSupervisorKilled(t *testing.T) {
 	s := stand(t, marker, again, "services:", "hooks:\n  - {command: [/bin/sleep, '5'], on: [left]}\nservices:")
 	s.up()
@@ -128,7 +128,7 @@ func TestSupervisorKilled(t *testing.T) {
 	if _, err := understudy(t, "recover", "test"); err == nil || !strings.Contains(err.Error(), "understudy up") {
 		t.Errorf("recover while the guests run: %v", err)
 	}
-	text := readFile(t, s.file) // whatever has become of it by then
+	text := readFile(t, s.file) // up must work whatever has become of the file
 	if err := os.WriteFile(s.file, append(text, "no-key: 1\n"...), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func TestSupervisorKilled(t *testing.T) {
 	if d, err := supervisor.OpenRunDir(dirs.Run("test")); err != nil || !d.HasGuests() || d.Close() != nil {
 		t.Errorf("a supervisor that has left: %+v, %v", d, err)
 	}
-	// One that still has hooks to run leaves all the same when systemd ends it.
+	// A supervisor that still has hooks to run leaves in any case when systemd ends it.
 	if err := unix.Kill(leaving, unix.SIGTERM); err != nil {
 		t.Error(err)
 	}
@@ -169,12 +169,12 @@ func TestSupervisorKilled(t *testing.T) {
 	}
 }
 
-// stubborn is a service that says on the console when it is to stop, and does not.
+// stubborn is a service that reports on the console when it is to stop, and does not stop.
 const stubborn = `  - {name: mark, command: [sh, -c, "echo started >> /srv/mark; trap 'echo Asked to stop > /dev/console' TERM; while :; do sleep 1; done"]}
 `
 
-// TestSupervisorKilledStopping: a supervisor is killed while the active side stops. The next one has
-// that go back to its work: a pair that says it is protected serves.
+// TestSupervisorKilledStopping checks that, if a supervisor is killed while the active side stops,
+// the next one lets the side go back to its work: a pair that says it is protected serves.
 func TestSupervisorKilledStopping(t *testing.T) {
 	tier.Full(t, "a supervisor that is killed while the active side stops")
 	s := stand(t, marker, stubborn)
@@ -211,14 +211,14 @@ func TestSupervisorKilledStopping(t *testing.T) {
 	}
 }
 
-// late is a service whose port does not answer once another kernel was there before, until it is
-// told to; web is one after it.
+// late is a service whose port does not answer, if it was started by another kernel before,
+// until it is told to; mark is a service after it.
 const late = `  - {name: late, ready: 9, command: [sh, -c, "if [ -e /srv/was ]; then while [ ! -e /srv/go ]; do sleep 1; done; fi; touch /srv/was; exec httpd -f -p 9 -h /srv"]}
   - {name: mark, command: [sh, -c, "echo started >> /srv/mark; sleep 1000000"]}
 `
 
-// TestServiceNotReady: a service that does not come up in a takeover keeps the others from nobody,
-// and it is said, until it does.
+// TestServiceNotReady checks that a service that does not come up in a takeover does not keep the
+// others from being served, and that it is reported until it does.
 func TestServiceNotReady(t *testing.T) {
 	tier.Full(t, "a service that is waited for in vain")
 	s := stand(t, marker, late)
@@ -242,9 +242,9 @@ func TestServiceNotReady(t *testing.T) {
 	s.sound()
 }
 
-// TestDiskReplaced: the image of a disk is renamed, and something else put in its place. What is
-// taken over is the disk that the pair has open; what has its path by now is left alone, and no side
-// boots with it.
+// TestDiskReplaced renames the image of a disk, and puts something else in its place. The disk that
+// the pair has open is taken over; the file that has its path now is left alone, and no side boots
+// with it.
 func TestDiskReplaced(t *testing.T) {
 	tier.Full(t, "a disk whose path is another's")
 	s := stand(t, marker, again)
@@ -276,8 +276,8 @@ func TestDiskReplaced(t *testing.T) {
 	s.sound()
 }
 
-// TestReset: the active kernel ends by itself, in one of the ways of reboot(2), without a sync: what is
-// in memory only is brought over. One that had unmounted its disks has left nothing.
+// TestReset checks that if the active kernel ends by itself, in one of the ways of reboot(2), without a
+// sync, what is in memory only is brought over. A kernel that had unmounted its disks has left nothing.
 func TestReset(t *testing.T) {
 	for name, how := range map[string]string{
 		"reboot": "reboot -f", "poweroff": "poweroff -f", "halt": "halt -f",
@@ -306,7 +306,7 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// TestUpPanics: a kernel that dies while the pair comes up is named, and not waited for.
+// TestUpPanics checks that a kernel that dies while the pair comes up is reported, and not waited for.
 func TestUpPanics(t *testing.T) {
 	for side, only := range map[string]string{"left": "[ -e /srv/there ]", "right": "[ ! -e /srv/there ]"} {
 		t.Run(side, func(t *testing.T) {
@@ -329,7 +329,7 @@ func TestUpPanics(t *testing.T) {
 	}
 }
 
-// TestActiveDiesUnwatched: what happened while there was no supervisor is seen by the next.
+// TestActiveDiesUnwatched checks that the next supervisor sees what happened while there was none.
 func TestActiveDiesUnwatched(t *testing.T) {
 	tier.Full(t, "a death without a supervisor")
 	for _, how := range []string{"panic", "end of its process"} {
@@ -368,8 +368,8 @@ func TestActiveDiesUnwatched(t *testing.T) {
 	}
 }
 
-// TestAllKilled: the pair that is left says what is at stake, and it is brought to the disk;
-// an up in between does not touch it.
+// TestAllKilled checks that the pair that is left reports what is at stake, and that recover
+// brings it to the disk; an up in between does not touch it.
 func TestAllKilled(t *testing.T) {
 	tier.Full(t, "supervisor and guests killed")
 	s := stand(t, marker, writer)
@@ -395,8 +395,8 @@ func TestAllKilled(t *testing.T) {
 	}
 }
 
-// TestTermination: every signal that a service manager or a terminal sends ends the pair
-// in good order, also if its guests get it, too, and nobody reads its output: nobody can any more, or nobody does.
+// TestTermination checks that every signal that a service manager or a terminal sends ends the pair in good order,
+// even if its guests get it, too, and nobody reads its output, or nobody can any more.
 func TestTermination(t *testing.T) {
 	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGHUP, unix.SIGINT} {
 		t.Run(sig.String(), func(t *testing.T) {
@@ -411,7 +411,7 @@ func TestTermination(t *testing.T) {
 			}
 			defer out.Close()
 			cmd.Stdout = in
-			if sig == unix.SIGHUP { // as of a terminal that was stopped
+			if sig == unix.SIGHUP { // like a terminal that was stopped
 				fill(t, in)
 			}
 			if err := errors.Join(cmd.Start(), in.Close()); err != nil {
@@ -456,14 +456,14 @@ func fill(t *testing.T, pipe *os.File) {
 	}
 }
 
-// TestHeirDies: the understudy dies while it takes over, at each point where the disk is
-// in another state. The pair says that the takeover failed, lets go of the disk, and
-// recover brings all to it.
+// TestHeirDies checks that if the understudy dies while it takes over, at each point where
+// the disk is in another state, the pair reports that the takeover failed, lets go of the
+// disk, and recover brings everything to it.
 func TestHeirDies(t *testing.T) {
 	services := `  - {name: mark, ready: 80, command: [sh, -c, "echo started >> /srv/mark; %s; busybox httpd -p 80; sleep 1000000"]}
 `
-	// Only the understudy has a file beside its disk that makes it die: the first side
-	// is started without it.
+	// Only the understudy finds a file on its disk that makes it die: the first side is
+	// started without it.
 	die := `[ $(wc -l < /srv/mark) -lt 2 ] && { echo 0 > /proc/sys/vm/dirty_writeback_centisecs; echo precious > /srv/kept; } || echo c > /proc/sysrq-trigger`
 	s := stand(t, marker, fmt.Sprintf(services, die), "services:", "takeover: {rehearse: false}\nservices:")
 	s.up()
@@ -471,7 +471,7 @@ func TestHeirDies(t *testing.T) {
 	if _, err := understudy(t, "crash"); err != nil {
 		t.Fatal(err)
 	}
-	// It dies before its service is ready.
+	// The understudy dies before its service is ready.
 	st := s.state("failed")
 	if !strings.Contains(st.Error, "understudy recover test") {
 		t.Errorf("status %+v", st)
@@ -489,8 +489,8 @@ func TestHeirDies(t *testing.T) {
 	}
 }
 
-// TestNoRoomIsNoDeath: a guest that QEMU has stopped, since the host has no room under a
-// sparse image, is not dead: the pair says so, waits, and goes on once there is room.
+// TestNoRoomIsNoDeath checks that a guest that QEMU has stopped, since the host has no room under
+// a sparse image, is not dead: the pair reports that, waits, and continues once there is room.
 func TestNoRoomIsNoDeath(t *testing.T) {
 	s := stand(t)
 	small := t.TempDir()
@@ -530,7 +530,7 @@ func TestNoRoomIsNoDeath(t *testing.T) {
 	}
 }
 
-// TestStoppedIsNotDead: a QEMU that was stopped or frozen from outside is not dead.
+// TestStoppedIsNotDead checks that a QEMU that was stopped or frozen from outside is not dead.
 func TestStoppedIsNotDead(t *testing.T) {
 	s := stand(t)
 	s.up()
@@ -559,8 +559,8 @@ func TestStoppedIsNotDead(t *testing.T) {
 	}
 }
 
-// TestUnderstudyDies: the loss of the understudy is told at once, another one boots, and
-// nothing else ends. While none can, each attempt says why, and a crash is asked for twice.
+// TestUnderstudyDies checks that the loss of the understudy is reported at once, that another one boots,
+// and that nothing else ends. While none can boot, each attempt reports why, and a crash has to be forced.
 func TestUnderstudyDies(t *testing.T) {
 	s := stand(t)
 	s.up()

@@ -33,8 +33,8 @@ work, but some of what is in memory was refused; what and why is on standard err
 	return cmd
 }
 
-// selection says which files of an image are meant; the verbs of salvage share
-// its flags.
+// selection says which files of an image are selected; the verbs of salvage share its
+// flags.
 type selection struct {
 	fs, path string
 	all      bool
@@ -45,17 +45,17 @@ func (s *selection) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&s.path, "path", "", "only files whose path matches this `GLOB`; without a slash, whose last name does; ** crosses directories")
 }
 
-// chosen is what a selection found.
+// chosen is what a selection has found.
 type chosen struct {
 	image  *inventory.Image
 	report *inventory.Report
 	found  []located
-	// faults are file systems that could not be read.
+	// faults has the errors of file systems that could not be read.
 	faults error
 }
 
-// hurry has garbage collected later, for a verb that is at work for a moment and then
-// ends: with 20,000 files that is an eighth of its time. Above 4 GiB it goes on as usual.
+// hurry lets garbage be collected later, for a verb that works for a moment and then ends:
+// with 20,000 files, collection takes an eighth of its time. Above 4 GiB it goes on as usual.
 func hurry() {
 	debug.SetGCPercent(800)
 	debug.SetMemoryLimit(min(4<<30, debug.SetMemoryLimit(-1)))
@@ -67,7 +67,7 @@ type located struct {
 	inventory.Found
 }
 
-// open opens an image, which may be in several files, and finds the files that are meant.
+// open opens an image, which may be in several files, and finds the selected files.
 func (s *selection) open(images []string, clean bool) (*chosen, error) {
 	accept := func(string) bool { return true }
 	if s.path != "" {
@@ -100,7 +100,7 @@ func (s *selection) open(images []string, clean bool) (*chosen, error) {
 	return c, nil
 }
 
-// errLive refuses to give out what may be of different moments.
+// errLive refuses to extract data that may be from different moments.
 var errLive = errors.New("this is the memory of a machine that is alive: inspect and list can look at it, but its files are better read from itself")
 
 // fill adds all that was found to the report.
@@ -112,15 +112,15 @@ func (c *chosen) fill() {
 
 func (c *chosen) close() error { return c.image.Close() }
 
-// incomplete says that a verb did its work, but not with all that is in memory.
+// incomplete says that a verb did its work, but not with everything in memory.
 type incomplete struct{ what []string }
 
 func (i *incomplete) Error() string { return strings.Join(i.what, "\nunderstudy: ") }
 
-// exitRefused is the exit status for work that was done in part.
+// exitRefused is the exit status for work that was done only in part.
 const exitRefused = 3
 
-// exitCode is the exit status for an error.
+// exitCode returns the exit status for an error.
 func exitCode(err error) int {
 	var i *incomplete
 	if errors.As(err, &i) {
@@ -133,7 +133,7 @@ func exitCode(err error) int {
 	return 1
 }
 
-// maxNamed bounds how many refusals are told one by one.
+// maxNamed bounds how many refusals are reported one by one.
 const maxNamed = 10
 
 // excludedHint says what to do about a dump without the page cache, if the dump
@@ -141,7 +141,7 @@ const maxNamed = 10
 // those with private data).
 const excludedHint = "dump again at a level without 2 and 4, such as makedumpfile -d 25: -d 31, a usual default, leaves out all file data"
 
-// excluded is a sentence about pages of files that are not in the image.
+// excluded returns a sentence about pages of files that are not in the image.
 func (c *chosen) excluded(pages int64) string {
 	hint := c.image.Info().Advice()
 	if hint == "" {
@@ -153,7 +153,7 @@ func (c *chosen) excluded(pages int64) string {
 	return fmt.Sprintf("%d pages of file data are not in this image: %s", pages, hint)
 }
 
-// verdict is nil if everything in memory was taken.
+// verdict returns nil if everything in memory was taken.
 func (c *chosen) verdict() error {
 	var out incomplete
 	excluded := 0
@@ -192,7 +192,7 @@ func (c *chosen) verdict() error {
 	return &out
 }
 
-// printable quotes names from a dead kernel that would do something to a terminal.
+// printable quotes names from a dead kernel that would affect a terminal.
 func printable(s string) string {
 	if !utf8.ValidString(s) || s != strings.TrimSpace(s) || strings.HasPrefix(s, `"`) ||
 		strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
@@ -201,7 +201,7 @@ func printable(s string) string {
 	return s
 }
 
-// bytesText is a number of bytes for people.
+// bytesText returns a number of bytes as text for people.
 func bytesText(n int64) string {
 	if n < 10000 {
 		return strconv.FormatInt(n, 10) + " bytes"
@@ -217,7 +217,7 @@ func bytesText(n int64) string {
 	return strconv.FormatInt(n, 10)
 }
 
-// ageText is a duration for people, in at most four characters.
+// ageText returns a duration as text for people, in at most four characters.
 func ageText(d time.Duration) string {
 	switch {
 	case d < 0:
@@ -234,7 +234,7 @@ func ageText(d time.Duration) string {
 
 func rounded(v float64, unit string) string { return strconv.FormatFloat(v, 'f', 0, 64) + unit }
 
-// plural is a number with its noun.
+// plural returns a number with its noun.
 func plural(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun
@@ -242,7 +242,7 @@ func plural(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// devices names the file systems that were looked at.
+// devices returns the names of the file systems that were searched.
 func (c *chosen) devices() string {
 	var names []string
 	for _, l := range c.found {

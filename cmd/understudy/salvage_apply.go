@@ -101,7 +101,7 @@ func tellApplied(cmd *cobra.Command, r *offline.Report, asJSON bool) error {
 	return errors.Join(write(cmd.OutOrStdout(), r), applyVerdict(r))
 }
 
-// finishCommits finishes what was broken off while it was written to a disk.
+// finishCommits finishes interrupted commits to a disk.
 func finishCommits(cmd *cobra.Command, o *offline.Options, asJSON bool) error {
 	reports, err := offline.Settle(cmd.Context(), o.Disk, o.Work)
 	if err == nil && len(reports) == 0 {

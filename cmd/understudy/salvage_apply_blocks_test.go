@@ -9,7 +9,7 @@ import (
 	"understudy.dev/understudy/internal/lab/scene"
 )
 
-// TestApplyLargeBlocks has ext4 with blocks larger than a page, which only new kernels mount.
+// TestApplyLargeBlocks tests ext4 with blocks larger than a page, which only new kernels can mount.
 func TestApplyLargeBlocks(t *testing.T) {
 	together(t)
 	const newest = "newest-cloud"
@@ -31,7 +31,7 @@ rm -f /mnt/none
 crash
 `,
 	})
-	// The default kernel mounts no such: it is said what would help.
+	// The default kernel cannot mount it, and the error says what would help.
 	b.args = []string{"--guest", fixture.NeedKernel(t, fixture.Default)}
 	out, err := understudy(t, "salvage", "apply", b.image.RAM, "--disk", b.disk.Image, "--guest", b.args[1])
 	if err == nil || !strings.Contains(err.Error(), "may be too old for this file system") || !strings.Contains(err.Error(), "bad block size") {
@@ -47,7 +47,7 @@ crash
 	b.has(map[string]string{"/dir/one": "one\ntwo\n", "/renamed/three": "three\n"})
 }
 
-// has checks that the disk has files with such content, and that e2fsck finds nothing.
+// has checks that the disk has files with this content, and that e2fsck finds nothing wrong.
 func (b *bench) has(files map[string]string) {
 	b.t.Helper()
 	for name, want := range files {
@@ -60,7 +60,7 @@ func (b *bench) has(files map[string]string) {
 	}
 }
 
-// debugfs asks debugfs(8) about a disk.
+// debugfs runs a request of debugfs(8) on a disk.
 func debugfs(t *testing.T, disk, request string) string {
 	t.Helper()
 	out, err := exec.Command("debugfs", "-R", request, disk).Output()

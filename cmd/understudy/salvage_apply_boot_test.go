@@ -12,8 +12,8 @@ import (
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
-// TestApplyBoots has guests that do not come up. One is booted again; what the others said is
-// kept, and named.
+// TestApplyBoots tests guests that do not come up. A guest that failed once is booted again;
+// the console output of each failure is kept in a file, which the error names.
 func TestApplyBoots(t *testing.T) {
 	tier.Full(t, "guests that do not come up")
 	b := newBench(t, fixture.Basic, "ext4")
@@ -33,7 +33,7 @@ func TestApplyBoots(t *testing.T) {
 		g := guestFor(t)
 		whole := g.Image
 		g.Image = func(path string) error {
-			if bad--; bad >= 0 { // nothing that a kernel can start
+			if bad--; bad >= 0 { // nothing that a kernel can start from
 				return os.WriteFile(path, nil, 0o600)
 			}
 			return whole(path)

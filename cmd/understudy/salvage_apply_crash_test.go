@@ -18,7 +18,7 @@ import (
 	"understudy.dev/understudy/internal/live/fence"
 )
 
-// workLimit is how long a guest's work, or the commit of it, may be in coming.
+// workLimit is how long the guest's work, or the commit of it, may take to begin.
 const workLimit = 15 * time.Minute
 
 // start runs the command in the background.
@@ -43,13 +43,13 @@ func (b *bench) start(env ...string) *exec.Cmd {
 
 func (b *bench) work(name string) string { return filepath.Join(b.disk.Image+".understudy", name) }
 
-// filling says whether the guest is at work: the overlay has grown.
+// filling reports whether the guest is at work: the overlay has grown.
 func (b *bench) filling() bool {
 	st, err := os.Stat(b.work("overlay.qcow2"))
 	return err == nil && st.Size() > 1<<20
 }
 
-// step is that of the record beside the overlay.
+// step returns the step in the record beside the overlay.
 func (b *bench) step() string {
 	var r struct{ Step string }
 	raw, err := os.ReadFile(b.work("record.json"))
@@ -59,7 +59,7 @@ func (b *bench) step() string {
 	return r.Step
 }
 
-// changedSince says whether the disk was written to after a file beside the overlay.
+// changedSince reports whether the disk was written to after a file beside the overlay.
 func (b *bench) changedSince(name string) bool {
 	disk, err1 := os.Stat(b.disk.Image)
 	file, err2 := os.Stat(b.work(name))
@@ -88,7 +88,7 @@ func TestApplyKilled(t *testing.T) {
 	if b.step() != "apply" {
 		t.Errorf("the record says %q", b.step())
 	}
-	b.complete(b.apply()) // as if nothing had been
+	b.complete(b.apply()) // as if nothing had happened
 	b.tidy()
 }
 
@@ -124,8 +124,8 @@ func TestApplyGuestKilled(t *testing.T) {
 	b.untouched()
 }
 
-// slowCommit makes commits so slow that one begun does not end within the test, and
-// returns the environment that has it so.
+// slowCommit makes commits so slow that one that was begun does not end within the test. It
+// returns the environment variable for that.
 func slowCommit(t *testing.T) string {
 	t.Helper()
 	tool, err := exec.LookPath("qemu-img")
@@ -140,7 +140,7 @@ func slowCommit(t *testing.T) string {
 	return "PATH=" + dir + ":" + os.Getenv("PATH")
 }
 
-// TestApplyCommitKilled kills the command in the midst of the commit.
+// TestApplyCommitKilled kills the command in the middle of the commit.
 func TestApplyCommitKilled(t *testing.T) {
 	together(t)
 	other := crashImage(t, fixture.Writeback)
@@ -155,18 +155,18 @@ func TestApplyCommitKilled(t *testing.T) {
 	}
 	b.fails("a commit to it was broken off", "--dry-run")
 
-	// Nobody can take it for a file system meanwhile.
+	// The disk cannot be taken for a file system meanwhile.
 	if out, err := exec.Command("e2fsck", "-fn", b.disk.Image).CombinedOutput(); err == nil || !bytes.Contains(out, []byte("Bad magic")) {
 		t.Errorf("e2fsck: %v: %s", err, out)
 	}
 	b.fails("not in "+b.elsewhere()+"/disk.img", "--work", b.elsewhere())
 
 	mine := b.image
-	b.image = other // whose disk it is not
+	b.image = other // which did not have this disk mounted
 	b.fails("the dead kernel had")
 	b.image = mine
 
-	// Somebody writes a superblock of his own.
+	// Somebody writes another superblock.
 	flip := func() {
 		f, err := os.OpenFile(b.disk.Image, os.O_RDWR, 0)
 		if err != nil {
@@ -200,10 +200,10 @@ func TestApplyCommitKilled(t *testing.T) {
 		t.Errorf("resumed: %v, plan %+v", r.Resumed, r.Plan)
 	}
 	b.tidy()
-	r.Refused, r.Complete = nil, true // it had not
+	r.Refused, r.Complete = nil, true // the interrupted run had refused nothing
 	b.complete(r)
 
-	// The memory is not needed for that.
+	// Finishing does not need the memory.
 	finish := []string{"salvage", "apply", "--finish", "--disk", copied.Image}
 	out, err := understudy(t, finish...)
 	if err != nil || !strings.Contains(out, "the commit that was broken off is finished") || sumOf(t, copied.Image) != sumOf(t, b.disk.Image) {
@@ -216,7 +216,7 @@ func TestApplyCommitKilled(t *testing.T) {
 	}
 }
 
-// TestApplyStale finds the work of another image beside the disk.
+// TestApplyStale checks what happens if the work of another image is beside the disk.
 func TestApplyStale(t *testing.T) {
 	together(t)
 	tier.Full(t, "what another run has left beside a disk")
@@ -246,7 +246,7 @@ func TestApplyStale(t *testing.T) {
 	}
 }
 
-// leftRun is the directory that a killed command leaves.
+// leftRun returns the directory that a killed command leaves.
 func leftRun(t *testing.T) string {
 	t.Helper()
 	left, err := filepath.Glob(filepath.Join(os.Getenv("UNDERSTUDY_RUN"), "understudy-apply-*"))
@@ -256,7 +256,7 @@ func leftRun(t *testing.T) string {
 	return left[0]
 }
 
-// TestApplyRefuses has disks that must not be written to.
+// TestApplyRefuses tests disks that must not be written to.
 func TestApplyRefuses(t *testing.T) {
 	together(t)
 	b := newBench(t, fixture.Basic, "ext4")
@@ -297,10 +297,10 @@ func TestApplyRefuses(t *testing.T) {
 	b.untouched()
 }
 
-// elsewhere is a directory that is not beside the disk.
+// elsewhere returns a directory that is not beside the disk.
 func (b *bench) elsewhere() string { return filepath.Dir(b.image.RAM) }
 
-// zeros is an empty disk.
+// zeros makes an empty disk.
 func (b *bench) zeros() string {
 	b.t.Helper()
 	path := filepath.Join(b.t.TempDir(), "zeros")

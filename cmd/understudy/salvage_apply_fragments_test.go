@@ -14,8 +14,8 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestApplyFragments wants the same unsaved data to lie on the disk in no more pieces than
-// where the kernel in a guest writes it back, and the free blocks in no smaller ones.
+// TestApplyFragments checks that the same unsaved data is on the disk in no more pieces than
+// if the kernel in a guest writes it back, and that the free blocks are in no smaller ones.
 func TestApplyFragments(t *testing.T) {
 	together(t)
 	tier.Full(t, "fragments beside the kernel's own writeback")
@@ -42,11 +42,11 @@ func TestApplyFragments(t *testing.T) {
 	}
 }
 
-// fragments are of all regular files of a disk.
+// fragments counts the fragments of all regular files of a disk.
 type fragments struct {
 	files, extents int
 	blocks         uint64 // of their data
-	free           int    // average size of what is free in one piece, KiB (e2freefrag(8))
+	free           int    // average size of a free extent, in KiB (e2freefrag(8))
 }
 
 var averageFree = regexp.MustCompile(`Avg\. free extent: (\d+) KB`)
@@ -66,7 +66,7 @@ func fragmentsOf(t *testing.T, path string) fragments {
 	for ino := fs.Super.FirstInode; ino <= addr.Ino(fs.Super.Inodes); ino++ {
 		i, err := fs.Inode(ino)
 		if err != nil || !i.IsRegular() || i.Links == 0 || i.Flags&ext4.InodeExtents == 0 {
-			continue // inodes that were never used have no checksum
+			continue // inodes that were never used have no valid checksum
 		}
 		out.files++
 		block := uint64(fs.Super.BlockSize)

@@ -12,14 +12,14 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// Sizes in bytes: of a disk of the mirror, and of the array.
+// Sizes in bytes, of a disk of the mirror and of the array.
 const (
 	legSize   = 128 << 20
 	arraySize = 120 << 20
 )
 
-// TestApplyMirror has a file system on a mirror (md, level 1): a disk of it is refused, and not
-// a byte of it changes; what the array has is applied to.
+// TestApplyMirror tests a file system on a mirror (md, level 1): one of its disks is refused,
+// and not a byte of it changes, but the data of the array can be applied to.
 func TestApplyMirror(t *testing.T) {
 	together(t)
 	tier.Full(t, "a mirror of two disks")
@@ -46,8 +46,8 @@ crash
 	})
 	b.fails("member of an md array")
 	b.untouched()
-	// The superblock of this version is behind the data, which begins with the disk: so
-	// this much of one disk is what the array has.
+	// With this version, the superblock is behind the data, which begins at the start of
+	// the disk: this much of one disk is what the array has.
 	if err := os.Truncate(b.disk.Image, arraySize); err != nil {
 		t.Fatal(err)
 	}
@@ -90,8 +90,8 @@ func makeMirror(t *testing.T) (legs [2]string) {
 	return legs
 }
 
-// mirrorSuper is the superblock, of version 1.0, of one of two disks (include/uapi/linux/raid/md_p.h,
-// struct mdp_superblock_1; drivers/md/md.c, calc_sb_1_csum).
+// mirrorSuper returns the superblock, of version 1.0, of one of two disks
+// (include/uapi/linux/raid/md_p.h, struct mdp_superblock_1; drivers/md/md.c, calc_sb_1_csum).
 func mirrorSuper(n int, at uint64) []byte {
 	const devices = 2
 	b := make([]byte, 256+2*devices)

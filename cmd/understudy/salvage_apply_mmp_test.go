@@ -1,7 +1,7 @@
 package main
 
 import (
-	le "encoding/binary" // binary is the program
+	le "encoding/binary" // the name binary is taken by the program
 	"os"
 	"strings"
 	"testing"
@@ -10,8 +10,8 @@ import (
 	"understudy.dev/understudy/internal/lab/scene"
 )
 
-// TestApplyMMP: a disk says that nobody has its file system mounted, once the last commit of the kernel
-// that had is finished; not if another machine has signed since.
+// TestApplyMMP checks that a disk says that nobody has its file system mounted once the last commit of
+// the kernel that had it mounted is finished, unless another machine has signed since.
 func TestApplyMMP(t *testing.T) {
 	together(t)
 	b := sceneBench(t, scene.Spec{
@@ -53,8 +53,8 @@ crash
 	b.has(files)
 }
 
-// mmp is the block of mmp of the bench's disk, after its number was counted up by so many, as if by
-// another machine.
+// mmp returns the MMP block of the bench's disk, after it has increased the sequence number by
+// more, as another machine would.
 func (b *bench) mmp(more uint32) ext4.MMP {
 	b.t.Helper()
 	f, err := os.OpenFile(b.disk.Image, os.O_RDWR, 0)

@@ -14,7 +14,7 @@ import (
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
-// host runs a program of the host that must succeed; what it prints is the result.
+// host runs a program of the host, which must succeed, and returns what it prints.
 func host(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()
@@ -24,8 +24,8 @@ func host(t *testing.T, name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// mount mounts the disk on this machine, as an operator would, and returns where
-// and how to end that.
+// mount mounts the disk on this machine, as an operator would, and returns where it is
+// mounted and how to unmount it.
 func (b *bench) mount(options string) (dir string, end func()) {
 	b.t.Helper()
 	known, err := os.ReadFile("/proc/filesystems")
@@ -48,7 +48,7 @@ func (b *bench) mount(options string) (dir string, end func()) {
 	return dir, end
 }
 
-// TestApplyMounted has file systems that are mounted on this machine.
+// TestApplyMounted tests file systems that are mounted on this machine.
 func TestApplyMounted(t *testing.T) {
 	together(t)
 	for name, options := range map[string]string{"xfs": "noatime", "btrfs": "noatime,subvolid=5"} {
@@ -81,12 +81,12 @@ func TestApplyMounted(t *testing.T) {
 	}
 }
 
-// TestApplyPartial writes what is known of a file, and says that it is not all.
+// TestApplyPartial checks that what is known of a file is written, and that the file is reported as incomplete.
 func TestApplyPartial(t *testing.T) {
 	together(t)
 	b := newBench(t, fixture.Everything(fixture.Default), "btrfs")
 	dir, end := b.mount("noatime,subvolid=5")
-	const name = "old/shrunk" // it was cut: what is left of it is on the disk alone
+	const name = "old/shrunk" // it was truncated: what is left of it is on the disk only
 	out, err := understudy(t, "salvage", "apply", b.image.RAM, "--mount", dir, "--partial")
 	if err == nil || !strings.HasPrefix(err.Error(), "exit status 3") || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "the rest is written") {
 		t.Errorf("%v: %s", err, out)
@@ -99,7 +99,7 @@ func TestApplyPartial(t *testing.T) {
 	end()
 }
 
-// TestApplyMountedLater wants what was changed after the crash to stay.
+// TestApplyMountedLater checks that what was changed after the crash stays.
 func TestApplyMountedLater(t *testing.T) {
 	together(t)
 	b := newBench(t, fixture.Everything(fixture.Default), "xfs")
@@ -122,7 +122,7 @@ func TestApplyMountedLater(t *testing.T) {
 	end()
 }
 
-// TestApplyMountedRefuses has what must not be written to.
+// TestApplyMountedRefuses tests mounts that must not be written to.
 func TestApplyMountedRefuses(t *testing.T) {
 	together(t)
 	b := newBench(t, fixture.Everything(fixture.Default), "ext4")
@@ -141,7 +141,7 @@ func TestApplyMountedRefuses(t *testing.T) {
 	fails("read-only", dir)
 	end()
 
-	// The disk of another death, of the same kernel.
+	// This disk is of another death of the same kernel.
 	b = newBench(t, fixture.Everything(fixture.Default), "xfs")
 	mine := b.image
 	b.image = fixture.Get(t, fixture.Basic)

@@ -16,7 +16,7 @@ import (
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
-// guestFor is a guest with the program under test.
+// guestFor returns a guest with the program under test.
 func guestFor(t *testing.T) *offline.Guest {
 	t.Helper()
 	kernel, modules, err := dirs.Kernel("")
@@ -30,8 +30,8 @@ func guestFor(t *testing.T) *offline.Guest {
 	}
 }
 
-// TestApplyRaw writes blocks of the disk itself before it is mounted, and has it
-// checked.
+// TestApplyRaw writes blocks of the disk itself before it is mounted, and has the file
+// system checked.
 func TestApplyRaw(t *testing.T) {
 	together(t)
 	tier.Full(t, "blocks written before the mount, by themselves")
@@ -51,7 +51,7 @@ func TestApplyRaw(t *testing.T) {
 	}
 	d := open()
 
-	// The superblock's own place, overwritten with nonsense.
+	// The superblock's own block is overwritten with zeros.
 	job.Raw = []offline.Raw{{Off: 0, Data: make([]byte, 4096)}}
 	for i := range job.Raw[0].Data {
 		job.Raw[0].Data[i] = byte(rand.Uint32())
@@ -61,7 +61,7 @@ func TestApplyRaw(t *testing.T) {
 		t.Errorf("mounted without a superblock: %v", err)
 	}
 	b.untouched()
-	// Beyond the end, and half a sector.
+	// One beyond the end, one of half a sector, and one that is not aligned.
 	for _, bad := range []offline.Raw{{Off: d.Size, Data: make([]byte, 512)}, {Off: 0, Data: make([]byte, 100)}, {Off: 7, Data: make([]byte, 512)}} {
 		job.Raw = []offline.Raw{bad}
 		if _, err := d.Apply(t.Context(), job, guestFor(t)); err == nil || !strings.Contains(err.Error(), "stage blocks") {
@@ -70,7 +70,7 @@ func TestApplyRaw(t *testing.T) {
 	}
 	b.untouched()
 
-	// Two blocks at the end of the disk, which no file has.
+	// Two blocks at the end of the disk that no file has.
 	data := make([]byte, 3<<20)
 	for i := range data {
 		data[i] = byte(rand.Uint32())

@@ -10,7 +10,7 @@ import (
 	"understudy.dev/understudy/internal/lab/scene"
 )
 
-// sceneBench plays a scene with one disk, for salvage apply.
+// sceneBench plays a scene with one disk, and returns a bench for it.
 func sceneBench(t *testing.T, spec scene.Spec) *bench {
 	t.Helper()
 	s := scene.Play(t, spec)
@@ -21,8 +21,8 @@ func sceneBench(t *testing.T, spec scene.Spec) *bench {
 	return b
 }
 
-// TestApplyGivesNothingUp has a last commit that is refused, since the kernel had aborted
-// its journal: nothing is written, however often, until it is asked for.
+// TestApplyGivesNothingUp tests a last commit that is refused, since the kernel had aborted its
+// journal: nothing is written, however often apply is run, until it is told to give the commit up.
 func TestApplyGivesNothingUp(t *testing.T) {
 	together(t)
 	b := sceneBench(t, scene.Spec{
@@ -48,14 +48,14 @@ crash
 	if r := b.apply("--give-up"); r.Untouched || r.Complete || r.Applied == nil {
 		t.Errorf("with --give-up: %+v", r)
 	}
-	if r := b.apply(); !r.Untouched || r.Complete { // what is given up stays so
+	if r := b.apply(); !r.Untouched || r.Complete { // what was given up stays given up
 		t.Errorf("once more: %+v", r)
 	}
 	b.tidy()
 }
 
-// TestApplyErrorsPanic has a kernel that died of an error in the file system, as it was told
-// to. It throws away what it had not committed; the files are in memory all the same.
+// TestApplyErrorsPanic tests a kernel that panicked because of an error in the file system,
+// as it was told to. It throws away what it had not committed; the files are still in memory.
 func TestApplyErrorsPanic(t *testing.T) {
 	together(t)
 	b := sceneBench(t, scene.Spec{

@@ -23,10 +23,10 @@ var actTexts = map[string]string{
 	wire.ActFinished:  "was being removed when the kernel died, and is: %s",
 }
 
-// notInPanic is said of a memory whose kernel was in no panic.
+// notInPanic is reported for a memory whose kernel was not in panic.
 const notInPanic = "its kernel was in no panic when this memory was taken: if it ran on after that, what it wrote since is newer than memory, and must not be overwritten"
 
-// applyVerdict is nil if everything in memory is on the disk.
+// applyVerdict returns nil if everything in memory is on the disk.
 func applyVerdict(r *offline.Report) error {
 	if r.Complete {
 		return nil
@@ -51,7 +51,7 @@ func applyVerdict(r *offline.Report) error {
 // writeApplied prints a report for people.
 func writeApplied(w io.Writer, r *offline.Report) error {
 	out := bufio.NewWriter(w)
-	if r.FileSystem.Device == "" { // the memory was not looked at
+	if r.FileSystem.Device == "" { // the memory was not read
 		fmt.Fprintf(out, "file system %s, from %s, Linux %s\n", r.FileSystem.UUID, printable(r.Image), r.Kernel)
 	} else {
 		fmt.Fprintf(out, "%s %s, which Linux %s had as %s\n", r.FileSystem.Type, r.FileSystem.UUID, r.Kernel, printable(r.FileSystem.Device))
@@ -93,7 +93,7 @@ func writeApplied(w io.Writer, r *offline.Report) error {
 	return out.Flush()
 }
 
-// writeActs prints what was done besides writing to files where they are.
+// writeActs prints what was done other than writing to files in their place.
 func writeActs(w io.Writer, acts []offline.Act) {
 	for _, act := range acts {
 		paths := []any{printable(inventory.TextOf(act.Path, act.PathBase64))}

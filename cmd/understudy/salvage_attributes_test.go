@@ -11,9 +11,9 @@ import (
 	"understudy.dev/understudy/internal/live/initramfs"
 )
 
-// TestLongAttributes has a kernel die with values of attributes that are in inodes of their own: one that is
-// saved, one that replaced a saved one, one that is shared with a new file, and one that was removed. They are no
-// files, and come out with the last commit.
+// TestLongAttributes lets a kernel die with values of extended attributes that are in inodes of their own: one
+// that is saved, one that replaced a saved one, one that is shared with a new file, and one that was removed.
+// These inodes are not files, and the last commit brings them.
 func TestLongAttributes(t *testing.T) {
 	together(t)
 	tier.Full(t, "values of attributes in inodes of their own")
@@ -74,7 +74,7 @@ crash
 			"/dir/three": {"user.shared": value("k"), "user.own": value("t")},
 		} {
 			for name, want := range attributes {
-				// -V: the value alone.
+				// -V prints the value alone.
 				if got := strings.TrimSuffix(debugfs(t, b.disk.Image, "ea_get -V "+file+" "+name), "\n"); got != want {
 					t.Errorf("%s of %s has %d bytes, %.20q", name, file, len(got), got)
 				}

@@ -88,7 +88,7 @@ func (x *extraction) sink(stdout io.Writer) (extract.Sink, error) {
 	return extract.NewArchive(x.archive)
 }
 
-// jobs gives each file its name, and the entry of the report that is about it.
+// jobs gives each file its name, and the entry of the report for it.
 func (c *chosen) jobs(hash bool) []extract.Job {
 	var jobs []extract.Job
 	names := inventory.NewNamer()
@@ -172,7 +172,7 @@ func (x *extraction) finish(cmd *cobra.Command, c *chosen, sink extract.Sink, jo
 	return err
 }
 
-// problems is the verdict, with what went wrong while writing.
+// problems returns the verdict, with what went wrong while writing.
 func (c *chosen) problems(jobs []extract.Job) error {
 	var out incomplete
 	if err := c.verdict(); err != nil && !errors.As(err, new(*incomplete)) {

@@ -33,8 +33,8 @@ func TestExtractAgainstGuest(t *testing.T) {
 	}
 }
 
-// TestExtractFromDumps wants what guests dumped of themselves, by LiME and by kdump,
-// to give every file as the guest had it, and the same as their RAM files.
+// TestExtractFromDumps checks that dumps which guests made of themselves, with LiME and
+// with kdump, give every file as the guest had it, and the same as their RAM files.
 func TestExtractFromDumps(t *testing.T) {
 	for _, spec := range []fixture.Spec{fixture.Captured, fixture.Kdumped} {
 		t.Run(spec.Dump, func(t *testing.T) {
@@ -59,8 +59,8 @@ func TestExtractFromDumps(t *testing.T) {
 	}
 }
 
-// checkExtract extracts everything from the memory of an image, compares it with
-// what the guest said, and returns where it is.
+// checkExtract extracts everything from the memory of an image, compares it with what the
+// guest reported, and returns the directory.
 func checkExtract(t *testing.T, image *fixture.Image, memory string) string {
 	t.Helper()
 	truth := truths(image)
@@ -120,8 +120,8 @@ func checkExtract(t *testing.T, image *fixture.Image, memory string) string {
 	return dir
 }
 
-// checkPages wants each page that the manifest has from memory as the guest had it,
-// and all of the file accounted for once.
+// checkPages checks that each page that the manifest has from memory is as the guest had
+// it, and that every byte of the file is accounted for once.
 func checkPages(t *testing.T, f *inventory.FileReport, want record.File, data []byte) {
 	t.Helper()
 	const unsaved, clean, absent, hole, refused = 1, 2, 3, 4, 5
@@ -159,8 +159,8 @@ func checkPages(t *testing.T, f *inventory.FileReport, want record.File, data []
 			t.Errorf("%s: bytes %v are not what the guest had", f.Path, unit)
 		}
 	}
-	// What the guest wrote since the last sync, it had not on the disk. The kernel
-	// may have written it back since, but then it is clean, and not yet forgotten.
+	// What the guest wrote since the last sync was not on the disk then. The kernel may
+	// have written it back since, but then it is clean, and still in memory.
 	for _, n := range want.Changed {
 		if at := n * record.Unit; at < len(kinds) && kinds[at] == absent {
 			t.Errorf("%s: byte %d was changed, and is absent", f.Path, at)
@@ -168,7 +168,7 @@ func checkPages(t *testing.T, f *inventory.FileReport, want record.File, data []
 	}
 }
 
-// compareNames wants exactly the files of these names.
+// compareNames checks that a directory has exactly the files of these names.
 func compareNames(t *testing.T, dir string, named map[string]bool) {
 	t.Helper()
 	n := 0
@@ -189,7 +189,7 @@ func compareNames(t *testing.T, dir string, named map[string]bool) {
 	}
 }
 
-// compareArchive wants the same files in an archive as in a directory.
+// compareArchive checks that an archive has the same files as a directory.
 func compareArchive(t *testing.T, image, dir string) {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "out.tar.zst")
@@ -235,8 +235,8 @@ func compareArchive(t *testing.T, image, dir string) {
 	}
 }
 
-// TestExtractElsewhere wants an archive on standard output, and the manifest there,
-// too.
+// TestExtractElsewhere checks that an archive, and the manifest, can be written to standard
+// output.
 func TestExtractElsewhere(t *testing.T) {
 	image := crashImage(t, fixture.Writeback)
 	got := command(t, "salvage", "extract", image.RAM, "--archive", "-")

@@ -9,9 +9,9 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestKinds is a crash with file systems of other kinds: one that counts for quotas, whose
-// format the kernel asks for by name when it is mounted, and which other namespaces have
-// mounted, too; and one that is not understood.
+// TestKinds tests a crash with other kinds of file systems: one with quotas, whose format
+// the kernel requests by name when it is mounted, and which is also mounted in other
+// namespaces; and one that is not understood.
 func TestKinds(t *testing.T) {
 	vm(t)
 	tier.Full(t, "quotas, other namespaces, and a file system that is not understood")
@@ -53,13 +53,13 @@ crash
 			t.Errorf("%+v", r)
 		}
 		b.tidy()
-		// e2fsck compares what the quotas count, too.
+		// e2fsck also compares the quotas.
 		b.has(map[string]string{"/one": "one\ntwo\n", "/dir/three": "three\n"})
 	})
 }
 
-// inspectKinds wants mounts of other namespaces counted, and what is not understood not to
-// count as nothing.
+// inspectKinds checks that mounts in other namespaces are counted, and that a file system
+// that is not understood does not count as empty.
 func (b *bench) inspectKinds(t *testing.T) {
 	got := command(t, "inspect", "--json", b.image.RAM)
 	var in inspection
@@ -76,7 +76,7 @@ func (b *bench) inspectKinds(t *testing.T) {
 			}
 		case "minix":
 			seen++
-			if !f.NotRead || f.Files < 1 || f.Files > 2 || f.Bytes < 9000 || f.Bytes > 4*4096 { // its directory may be one
+			if !f.NotRead || f.Files < 1 || f.Files > 2 || f.Bytes < 9000 || f.Bytes > 4*4096 { // its directory may be one of the files
 				t.Errorf("%+v", f)
 			}
 		}

@@ -58,7 +58,7 @@ func listCommand() *cobra.Command {
 	return cmd
 }
 
-// fileOrder returns how to compare files by a key. Other than path is descending.
+// fileOrder returns how to compare files by a key. Any key but path is in descending order.
 func fileOrder(key string) (func(a, b *inventory.File) int, error) {
 	keys := map[string]func(a, b *inventory.File) int{
 		"path":    func(a, b *inventory.File) int { return strings.Compare(a.Label(), b.Label()) },
@@ -138,7 +138,7 @@ func spaces(b []byte, n int) []byte {
 	return b
 }
 
-// number is a whole number in decimal. Tables have many.
+// number returns a whole number in decimal. Tables have many of them.
 func number[T ~int64 | ~uint32 | ~uint64](n T) string {
 	if n < 0 {
 		return strconv.FormatInt(int64(n), 10)
@@ -146,7 +146,7 @@ func number[T ~int64 | ~uint32 | ~uint64](n T) string {
 	return strconv.FormatUint(uint64(n), 10)
 }
 
-// modeText is a mode as ls shows it.
+// modeText returns a mode as ls shows it.
 func modeText(mode uint16) string {
 	out := []byte("-rwxrwxrwx")
 	switch mode & pagecache.ModeType {

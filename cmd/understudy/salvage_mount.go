@@ -54,7 +54,7 @@ every cached file in full, as the dead kernel saw it.`,
 				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s on %s, until Ctrl-C or umount\n", plural(n, "file"), dir)
 			}
 			if refused := c.verdict(); refused != nil && err == nil {
-				fmt.Fprintln(cmd.ErrOrStderr(), "understudy:", refused) // now, not when it ends
+				fmt.Fprintln(cmd.ErrOrStderr(), "understudy:", refused) // report this now, not when the command ends
 				err = &incomplete{what: []string{"some of what is in memory was refused, as said when it was mounted"}}
 			}
 			return errors.Join(err, serve(cmd.Context(), server, dir))
@@ -87,8 +87,8 @@ func (c *chosen) mount(dir string, behind map[*inventory.FileSystem]*inventory.B
 	return server, len(files), err
 }
 
-// backings opens what lies behind the files of each file system: disks are for
-// those whose UUID they have.
+// backings opens what is behind the files of each file system. Each of disks is for the
+// file system whose UUID it has.
 func (c *chosen) backings(disks []string) (map[*inventory.FileSystem]*inventory.Backing, func(), error) {
 	var open []*os.File
 	shut := func() {
@@ -117,7 +117,7 @@ func (c *chosen) backings(disks []string) (map[*inventory.FileSystem]*inventory.
 	return behind, shut, nil
 }
 
-// whose returns the file system that a disk is of.
+// whose returns the file system that is on a disk.
 func (c *chosen) whose(disk io.ReaderAt) (*inventory.FileSystem, error) {
 	b := make([]byte, ext4.SuperSize)
 	if _, err := disk.ReadAt(b, ext4.SuperOffset); err != nil {
@@ -137,8 +137,8 @@ func (c *chosen) whose(disk io.ReaderAt) (*inventory.FileSystem, error) {
 	return nil, fmt.Errorf("its UUID is %v: the dead kernel had %s mounted, and not that", on.UUID, c.devices())
 }
 
-// serve waits until a file system is unmounted by somebody, or unmounts it when
-// the command is to end.
+// serve waits until somebody unmounts a file system, or unmounts it when the command is to
+// end.
 func serve(ctx context.Context, server *cachefs.Server, dir string) error {
 	gone := make(chan struct{})
 	go func() {
@@ -155,7 +155,7 @@ func serve(ctx context.Context, server *cachefs.Server, dir string) error {
 		<-gone
 		return nil
 	}
-	// Somebody uses it. It disappears now, and what is open fails.
+	// Somebody uses it: it disappears now, and accesses to open files fail.
 	if detach := unix.Unmount(dir, unix.MNT_DETACH); detach != nil {
 		return fmt.Errorf("unmount %s: %w: end what uses it, then run umount %s", dir, err, dir)
 	}

@@ -30,8 +30,8 @@ func inodeOf(f record.File) *pagecache.Inode {
 	return &pagecache.Inode{Ino: addr.Ino(f.Ino), Generation: uint32(f.Generation)}
 }
 
-// TestMountAgainstExtract wants each byte of a mount as an extraction has it, and
-// an I/O error where the manifest says that memory has nothing.
+// TestMountAgainstExtract checks that each byte of a mount is as in an extraction, and that
+// there is an I/O error where the manifest says that memory has nothing.
 func TestMountAgainstExtract(t *testing.T) {
 	image := crashImage(t, fixture.Basic)
 	out := filepath.Join(t.TempDir(), "out")
@@ -72,7 +72,7 @@ func mounted(t *testing.T, image string, args ...string) string {
 	}
 	f.Close()
 	at := t.TempDir()
-	// Not in this process, which would wait for itself where it has one CPU: Go's runtime
+	// The mount is not in this process, which could wait for itself on one CPU: Go's runtime
 	// calls epoll_ctl for a file that it opens, without letting others run meanwhile.
 	cmd := exec.Command(binary, append([]string{"salvage", "mount", image, at}, args...)...)
 	var said bytes.Buffer
@@ -93,8 +93,8 @@ func mounted(t *testing.T, image string, args ...string) string {
 	return at
 }
 
-// TestMountWithDisk wants every file in full: with the disk behind the memory, it
-// must be as the guest had it.
+// TestMountWithDisk checks that every file is complete and as the guest had it, if the disk
+// is behind the memory.
 func TestMountWithDisk(t *testing.T) {
 	t.Parallel()
 	for name, spec := range map[string]fixture.Spec{"basic": fixture.Basic, "writeback": fixture.Writeback, "untyped": fixture.Untyped} {
@@ -142,8 +142,8 @@ func diskSums(t *testing.T, image *fixture.Image) [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
-// TestMountWrongDisk wants disks refused that are others, or were written to since
-// the crash.
+// TestMountWrongDisk checks that a disk is refused if it is another one, or was written to
+// since the crash.
 func TestMountWrongDisk(t *testing.T) {
 	image := crashImage(t, fixture.Basic)
 	disk, err := os.ReadFile(image.Disks[0].Image)
@@ -191,7 +191,7 @@ func compareFiles(t *testing.T, a, b string) {
 	}
 }
 
-// checkBroken reads a file page by page: each is right, or an I/O error.
+// checkBroken reads a file page by page, and checks that each page is right, or an I/O error.
 func checkBroken(t *testing.T, mounted, extracted string, f *inventory.FileReport) {
 	t.Helper()
 	want, err := os.ReadFile(extracted)

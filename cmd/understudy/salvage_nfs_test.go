@@ -12,10 +12,10 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// nfsScript has a machine serve a directory to itself, write to it what no server has seen yet, be cut off,
-// and die in the middle of sending. What the server's helpers would say of exports is written by hand
-// (net/sunrpc/cache.c; fs/nfsd/export.c, svc_export_parse, expkey_parse). Whoever closes a file there has it
-// sent, and so does stat(2): each file has one process that writes and then holds it.
+// nfsScript makes a machine serve a directory to itself, write to it what no server has seen yet, be cut
+// off, and die in the middle of sending. What the server's helpers would say about exports is written by
+// hand (net/sunrpc/cache.c; fs/nfsd/export.c, svc_export_parse, expkey_parse). A close of a file makes the
+// client send its data, and so does stat(2): each file has one process that writes and then holds it open.
 const nfsScript = `
 echo 1000000 >/proc/sys/vm/dirty_writeback_centisecs
 echo 1000000 >/proc/sys/vm/dirty_expire_centisecs
@@ -52,8 +52,8 @@ sleep 3
 crash
 `
 
-// TestUnsent: what a client of NFS had not sent is listed, by the paths that it has on its server, and extracted;
-// of a page that never was read only the bytes that were written.
+// TestUnsent checks that what an NFS client had not sent is listed, by the paths on its server, and extracted; of
+// a page that was never read, only the bytes that were written.
 func TestUnsent(t *testing.T) {
 	for _, tt := range []struct{ kernel, version string }{{"", "4.2"}, {"6.12-cloud", "4.1"}, {"newest-cloud", "4.0"}} {
 		t.Run(tt.kernel+" "+tt.version, func(t *testing.T) {
@@ -71,7 +71,7 @@ func TestUnsent(t *testing.T) {
 	}
 }
 
-// unsentIn looks for what nfsScript left in a memory.
+// unsentIn checks that a memory has what nfsScript left in it.
 func unsentIn(t *testing.T, memory string) {
 	long, old := seq(2000), seq(3000)
 	copy(old, "patched")
@@ -109,7 +109,7 @@ func unsentIn(t *testing.T, memory string) {
 	}
 }
 
-// seq is what seq(1) prints up to a number.
+// seq returns what seq(1) prints up to a number.
 func seq(last int) []byte {
 	var b bytes.Buffer
 	for i := 1; i <= last; i++ {
@@ -118,8 +118,8 @@ func seq(last int) []byte {
 	return b.Bytes()
 }
 
-// extractRemote extracts what the client of a server on 127.0.0.1 had not sent, the only one of its type, and returns
-// where it is.
+// extractRemote extracts what the client of a server on 127.0.0.1 had not sent, from the only file system of its
+// type, and returns where the files are.
 func extractRemote(t *testing.T, memory, kind string) (dir string, fs inventory.FileSystemReport) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), "out")

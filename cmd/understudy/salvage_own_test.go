@@ -13,8 +13,8 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestOwnInodes: what file systems keep for themselves in inodes (quotas, orphans, a journal, free space, a
-// real-time section that is not there) is no file of anybody's, also if its number could be one.
+// TestOwnInodes checks that inodes that file systems keep for themselves (quotas, orphans, a journal, free space,
+// a real-time section that does not exist) are not taken for files, even if their numbers could be those of files.
 func TestOwnInodes(t *testing.T) {
 	together(t)
 	tier.Full(t, "quotas of XFS, free space of btrfs in files")

@@ -14,7 +14,7 @@ import (
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
-// machine says which QEMU is meant, of those that somebody else started.
+// machine selects one of the QEMU processes that somebody else started.
 type machine struct {
 	pid    int
 	domain string
@@ -63,7 +63,7 @@ used are holes in it.`,
 	return cmd
 }
 
-// adopt is salvage apply of a machine that QEMU still has.
+// adopt does what salvage apply does for a machine whose QEMU still runs.
 func adopt(ctx context.Context, m *machine, a offline.Adoption, out io.Writer, asJSON bool) (err error) {
 	found, err := m.open()
 	if err != nil {
@@ -93,7 +93,7 @@ func writeAdopted(w io.Writer, a *offline.Adopted) error {
 	return out.Flush()
 }
 
-// adoptedVerdict is nil if everything in memory is on the disks.
+// adoptedVerdict returns nil if everything in memory is on the disks.
 func adoptedVerdict(a *offline.Adopted) error {
 	if what := notAdopted(a); len(what) > 0 {
 		return &incomplete{what}
@@ -101,7 +101,7 @@ func adoptedVerdict(a *offline.Adopted) error {
 	return nil
 }
 
-// notAdopted is what is in memory and not on the disks.
+// notAdopted returns what is in memory and not on the disks.
 func notAdopted(a *offline.Adopted) (what []string) {
 	for _, r := range a.Reports {
 		var i *incomplete

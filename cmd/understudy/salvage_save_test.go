@@ -20,21 +20,21 @@ import (
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
-// adopted is a QEMU that we did not start as we do, with a dead kernel in its memory. The
-// disks are copies, in a directory of their own.
+// adopted is a QEMU that was not started the way we start it, with a dead kernel in its
+// memory. The disks are copies, in their own directory.
 type adopted struct {
 	*bench
 	disks []fixture.Disk
 	qemu  *exec.Cmd
 }
 
-// newAdopted starts QEMU with memory as these arguments say, and has it hold what a crash left.
+// newAdopted starts QEMU with memory as these arguments say, and with what a crash left.
 func newAdopted(t *testing.T, arguments ...string) *adopted {
 	t.Helper()
 	vm(t)
 	a := &adopted{bench: &bench{t: t, image: crashImage(t, fixture.Basic)}}
 	dir := t.TempDir()
-	// Its path has little room, as that of the run directory, which must be left empty.
+	// A socket's path must be short, so it is not in t.TempDir, nor in the run directory, which must be left empty.
 	short, err := os.MkdirTemp("", "us-")
 	if err != nil {
 		t.Fatal(err)
@@ -47,7 +47,7 @@ func newAdopted(t *testing.T, arguments ...string) *adopted {
 	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-S", "-accel", "tcg", "-qmp", "unix:" + socket + ",server=on,wait=off", "-m", strconv.FormatInt(size.Size()>>20, 10),
-		// Firmware goes over a piece of it below 1 MiB, which no kernel uses as memory.
+		// Firmware overwrites a piece of it below 1 MiB, which no kernel uses as memory.
 		"-device", "loader,file=" + a.image.RAM + ",addr=0,force-raw=on",
 	}
 	for i, d := range a.image.Disks {
@@ -64,7 +64,7 @@ func newAdopted(t *testing.T, arguments ...string) *adopted {
 	}
 	t.Cleanup(func() { _ = a.qemu.Process.Kill(); _ = a.qemu.Wait() }) // it may have ended
 	a.bench.disk.Image = a.disks[0].Image
-	// The monitor answers when the machine is made, and its memory filled.
+	// The monitor answers when the machine has been created, and its memory filled.
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	monitor, err := qmp.Dial(ctx, socket)
@@ -80,12 +80,12 @@ func newAdopted(t *testing.T, arguments ...string) *adopted {
 
 func (a *adopted) pid() string { return strconv.Itoa(a.qemu.Process.Pid) }
 
-// understudy runs a verb of salvage for this process.
+// understudy runs a verb of salvage on this process.
 func (a *adopted) understudy(verb string, args ...string) (string, error) {
 	return understudy(a.t, slices.Concat([]string{"salvage", verb, "--pid", a.pid()}, args)...)
 }
 
-// state is that of the process, one letter (proc(5)).
+// state returns the state of the process, one letter (proc(5)).
 func (a *adopted) state() string {
 	b, err := os.ReadFile("/proc/" + a.pid() + "/stat")
 	if err != nil {
@@ -94,7 +94,7 @@ func (a *adopted) state() string {
 	return strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))[0]
 }
 
-// flash gives a machine flash memory of the size of firmware, and variables in a qcow2 image.
+// flash returns arguments for flash memory of the size of firmware, and for its variables in a qcow2 image.
 func flash(t *testing.T) []string {
 	t.Helper()
 	dir := t.TempDir()
@@ -142,8 +142,8 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
-// applied has the disks brought up to date, and looks at what is on one of them, or only at what
-// is said of all.
+// applied brings the disks up to date, and checks the report and, with look, what is on one of
+// the disks.
 func (a *adopted) applied(look bool) {
 	a.t.Helper()
 	out, err := a.understudy("apply", "--end", "--json")
@@ -173,8 +173,8 @@ func (a *adopted) applied(look bool) {
 	}
 }
 
-// TestAdoptRefused refuses what has no dead kernel, or a disk that cannot be written to, and
-// leaves the process running.
+// TestAdoptRefused checks that a machine without a dead kernel, or with a disk that cannot
+// be written to, is refused, and that the process keeps running.
 func TestAdoptRefused(t *testing.T) {
 	a := newAdopted(t, "-machine", "q35")
 	kept := filepath.Join(t.TempDir(), "kept")
@@ -195,7 +195,7 @@ func TestAdoptRefused(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "boot/vmlinuz") {
 		t.Errorf("applied without a kernel for its guest: %v: %s", err, out)
 	}
-	// A disk with what is no file system in its place.
+	// This disk has something that is not a file system instead of one.
 	f, err := os.OpenFile(a.disks[0].Image, os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)

@@ -14,8 +14,8 @@ import (
 	"understudy.dev/understudy/internal/live/initramfs"
 )
 
-// smbScript is nfsScript with the kernel's server of SMB. It lends a file to one client (a lease), or else
-// that writes through. Of "old" the client has read all, of "part" nothing, and "log" it may not read.
+// smbScript is nfsScript with the kernel's SMB server. The server grants a lease on a file to one client, since a
+// client without one writes through. The client has read all of "old", nothing of "part", and may not read "log".
 const smbScript = `
 echo 1000000 >/proc/sys/vm/dirty_writeback_centisecs
 echo 1000000 >/proc/sys/vm/dirty_expire_centisecs
@@ -50,7 +50,7 @@ sleep 3
 crash
 `
 
-// smbServer is a configuration of the kernel's server of SMB, for whoever comes.
+// smbServer is a configuration of the kernel's SMB server, with access for everybody.
 const smbServer = `[global]
 	map to guest = bad user
 	guest account = root
@@ -61,14 +61,14 @@ const smbServer = `[global]
 	read only = no
 `
 
-// TestUnsentSMB: what a client of SMB had not sent is listed, by the paths that it has on its server, and
-// extracted; of a page that never was filled only the bytes that were written.
+// TestUnsentSMB checks that what an SMB client had not sent is listed, by the paths on its server, and
+// extracted; of a page that was never filled, only the bytes that were written.
 func TestUnsentSMB(t *testing.T) {
 	tier.Full(t, "a client of SMB")
 	vm(t)
 	s := scene.Play(t, scene.Spec{
-		// The kernel's own server of 6.1 lends no leases without an oops in opinfo_put, and the programs that Debian 12 has
-		// for it do not serve the newest.
+		// The kernel's own server in 6.1 grants no lease without an oops in opinfo_put, and Debian 12's programs for it
+		// do not work with the newest kernel.
 		Kernel: "6.12-cloud", Memory: 384 << 20,
 		Modules: []string{"ext4", "ecb|", "cmac|", "sha256|sha256_ssse3|", "sha512|sha512_ssse3|", "ccm", "gcm", "md4|", "nls_utf8", "ksmbd", "cifs"},
 		Files:   smbFiles(t),
@@ -80,7 +80,7 @@ func TestUnsentSMB(t *testing.T) {
 	}
 }
 
-// smbFiles are the programs of the server's, and what they read.
+// smbFiles returns the server's programs, and the files that they read.
 func smbFiles(t *testing.T) []initramfs.File {
 	cache, err := dirs.Cache()
 	if err != nil {
@@ -94,14 +94,14 @@ func smbFiles(t *testing.T) []initramfs.File {
 		initramfs.Text("/etc/passwd", "root:x:0:0:root:/:/bin/sh\n", 0o644), initramfs.Text("/etc/group", "root:x:0:\n", 0o644))
 }
 
-// unsentToSMB looks for what smbScript left in a memory.
+// unsentToSMB checks that a memory has what smbScript left in it.
 func unsentToSMB(t *testing.T, memory string) {
 	long, old := seq(2000), seq(3000)
 	copy(old, "patched")
 	type file struct {
 		content []byte
 		written inventory.Range
-		exact   bool // no more than that was unsent
+		exact   bool // nothing else was unsent
 	}
 	files := map[string]file{
 		"Pub/top/dir/new": {long, inventory.Range{0, int64(len(long))}, true},

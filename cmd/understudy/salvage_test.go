@@ -18,7 +18,7 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture/record"
 )
 
-// result is what a command said.
+// result is the output of a command.
 type result struct {
 	out, errs string
 	err       error
@@ -41,8 +41,8 @@ func commandIn(t testing.TB, ctx context.Context, args ...string) result {
 	return result{out.String(), errs.String(), err}
 }
 
-// crashImage returns a crash image, and fails the test if anything in it changes:
-// it is evidence.
+// crashImage returns a crash image, and fails the test if anything in the image changes: it
+// is evidence.
 func crashImage(t testing.TB, spec fixture.Spec) *fixture.Image {
 	t.Helper()
 	image := fixture.Get(t, spec)
@@ -75,8 +75,8 @@ func crashImage(t testing.TB, spec fixture.Spec) *fixture.Image {
 	return image
 }
 
-// truths are what the guest said of its regular files, by UUID and path; those
-// without a name are under that of inventory.
+// truths returns what the guest reported of its regular files, by UUID and path. Files
+// without a name have the label that inventory gives them.
 func truths(image *fixture.Image) map[[2]string]record.File {
 	uuid := make(map[string]string)
 	for _, d := range image.Disks {

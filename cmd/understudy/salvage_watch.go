@@ -44,7 +44,7 @@ domain that has block devices only goes there, too, for the while: see --work.`,
 			defer out.close(lastWords)
 			o.Tell = func(what string) {
 				fmt.Fprintln(out, what)
-				_ = notifier.Tell(sdnotify.Status(what)) // it is in the log
+				_ = notifier.Tell(sdnotify.Status(what)) // the log has it, too
 			}
 			o.Ready = func() error { return notifier.Tell(sdnotify.Ready) }
 			o.Connect = func() (vigil.Hypervisor, error) { return domains.Dial(socket) }

@@ -16,10 +16,10 @@ import (
 	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
-// socketList is what sockets says.
+// socketList is the output of sockets.
 type socketList struct {
 	Kernel      string           `json:"kernel"`
-	Without     string           `json:"without,omitempty"` // what the kernel was built without, so that there are none
+	Without     string           `json:"without,omitempty"` // what the kernel was built without, so that there are no connections
 	Connections []connectionInfo `json:"connections"`
 	Neighbours  []neighbourInfo  `json:"neighbours"`
 	Refused     []string         `json:"refused"`
@@ -86,7 +86,7 @@ func listSockets(paths []string) (*socketList, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", paths[0], err)
 	}
-	defer func() { _ = k.Keep() }() // or else it is learned again
+	defer func() { _ = k.Keep() }() // if this fails, it is learned again
 	l := &socketList{Kernel: k.Release, Without: sockets.Without(k), Connections: []connectionInfo{}, Neighbours: []neighbourInfo{}, Refused: []string{}}
 	for c, err := range sockets.Connections(k) {
 		if err != nil {
@@ -112,7 +112,7 @@ func listSockets(paths []string) (*socketList, error) {
 	return l, nil
 }
 
-// verdict is nil if everything in memory was taken.
+// verdict returns nil if everything in memory was taken.
 func (l *socketList) verdict() error {
 	n := len(l.Refused)
 	if n == 0 {
@@ -174,7 +174,7 @@ func (l *socketList) writeNeighbours(w io.Writer) error {
 	return out.Flush()
 }
 
-// why says why there is nothing, if that is known.
+// why says why there are none, if that is known.
 func (l *socketList) why() string {
 	if l.Without == "" {
 		return ""

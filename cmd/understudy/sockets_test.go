@@ -11,9 +11,9 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// TestSockets wants the verb to list what the guest had.
+// TestSockets checks that the verb lists what the guest had.
 func TestSockets(t *testing.T) {
-	image := connections.Get(t, fixture.Default, truth.Order{Pairs: 1500}) // that of package sockets
+	image := connections.Get(t, fixture.Default, truth.Order{Pairs: 1500}) // the image of package sockets
 	got := command(t, "sockets", image.RAM)
 	if got.err != nil {
 		t.Fatal(got.err)

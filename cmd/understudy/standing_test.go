@@ -20,8 +20,8 @@ import (
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
-// writer is a service that writes a file, says that it has, and waits: the content is in
-// memory only, since the guest is told to write nothing back.
+// writer is a service that writes a file, reports that, and waits. The content is in memory
+// only, since the guest is told to write nothing back.
 const writer = `  - {name: mark, command: [sh, -c, "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; [ -s /srv/kept ] || echo precious > /srv/kept; echo started >> /srv/mark; sleep 1000000"]}
 `
 
@@ -51,8 +51,8 @@ func (s *standing) up() {
 	}
 }
 
-// clear takes away whatever is left, however the test ended. Of a failure it shows what the
-// supervisor said, and the ends of the consoles.
+// clear removes everything that is left, however the test ended. If the test failed, it
+// logs what the supervisor said, and the ends of the consoles.
 func (s *standing) clear() {
 	logs, _ := filepath.Glob(filepath.Join(dirs.Run("test"), "*.log")) // the pattern is well-formed
 	for _, path := range logs {
@@ -63,7 +63,7 @@ func (s *standing) clear() {
 	exec.Command(binary, "down", "--force", "--discard", "test").Run() // there may be nothing
 }
 
-// shell has a side run a command line, as its user would, and waits until it has.
+// shell runs a command line on a side, as the side's user would, and waits until it has ended.
 func (s *standing) shell(side, line string) {
 	s.t.Helper()
 	token := fmt.Sprint("done", time.Now().UnixNano())
@@ -71,7 +71,7 @@ func (s *standing) shell(side, line string) {
 	s.typed(side, line, fmt.Sprintf("%s\recho '%s'%s\r", line, token[:5], token[5:]), token)
 }
 
-// says has a side run a command line, and gives what that prints.
+// says runs a command line on a side, and returns what it prints.
 func (s *standing) says(side, line string) string {
 	s.t.Helper()
 	token := fmt.Sprint("say", time.Now().UnixNano())
@@ -81,8 +81,8 @@ func (s *standing) says(side, line string) string {
 	return strings.TrimSpace(strings.ReplaceAll(out, "\r", ""))
 }
 
-// typed types a text on a side's console, waits until that has said something, and gives all
-// that it said. line is what the text is about.
+// typed types a text on a side's console, waits until the console has printed until, and
+// returns everything that it printed. line says what the text is for.
 func (s *standing) typed(side, line, text, until string) string {
 	s.t.Helper()
 	cmd := exec.Command(binary, "console", "--pair", "test", side)
@@ -119,7 +119,7 @@ func (s *standing) written() {
 	s.shell("left", "while [ ! -s /srv/kept ] || [ ! -s /srv/mark ]; do sleep 1; done")
 }
 
-// read reads a file of the image, which nobody has mounted.
+// read reads a file of the image, which must not be mounted.
 func (s *standing) read(path string) string {
 	s.t.Helper()
 	out, err := exec.Command("debugfs", "-R", "cat "+path, s.image).Output()
@@ -137,13 +137,13 @@ func (s *standing) sound() {
 	}
 }
 
-// supervisorPID is the process of the running pair.
+// supervisorPID returns the process ID of the pair's supervisor.
 func (s *standing) supervisorPID() int {
 	s.t.Helper()
 	return s.processOf("up\x00-f\x00" + s.file)
 }
 
-// qemuPID is the process of a side.
+// qemuPID returns the process ID of a side's QEMU.
 func (s *standing) qemuPID(side string) int {
 	s.t.Helper()
 	return s.processOf(filepath.Join(dirs.Run("test"), side+".ram"))
@@ -158,7 +158,7 @@ func (s *standing) processOf(words string) int {
 	return pid
 }
 
-// processWith is the process whose command line has these words; 0: none.
+// processWith returns the ID of the process whose command line has these words; 0 if there is none.
 func processWith(words string) int {
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well-formed
 	for _, l := range lines {
@@ -170,7 +170,7 @@ func processWith(words string) int {
 	return 0
 }
 
-// kill ends the supervisor and both guests without a word.
+// kill kills the supervisor and both guests with SIGKILL.
 func (s *standing) kill() {
 	s.t.Helper()
 	for _, pid := range []int{s.supervisorPID(), s.qemuPID("left"), s.qemuPID("right")} {
@@ -205,8 +205,8 @@ func (s *standing) state(want string) (st status) {
 	return st
 }
 
-// calm waits until the next death is not one of a crash loop, after which the pair would
-// pause.
+// calm waits until the next death does not count as part of a crash loop, after which the
+// pair would pause.
 func (s *standing) calm() {
 	s.t.Helper()
 	for st := s.status(); time.Since(st.Since) < 11*time.Second; st = s.status() {
@@ -214,23 +214,23 @@ func (s *standing) calm() {
 	}
 }
 
-// status is the pair's, for a test that asks often.
+// status returns the pair's status, for a test that asks often.
 func (s *standing) status() (st status) {
 	s.t.Helper()
 	time.Sleep(50 * time.Millisecond)
 	out, err := exec.Command(binary, "status", "--json").Output()
 	if st, err = said(string(out), err); err != nil {
-		st = status{State: err.Error()} // there is none yet, or no more
+		st = status{State: err.Error()} // there is no pair yet, or no longer
 	}
 	return st
 }
 
-// again is a service that writes another file each time it starts, and says so; all of it
-// stays in memory.
+// again is a service that writes another file each time it starts, and reports that. All of
+// it stays in memory.
 const again = `  - {name: mark, command: [sh, -c, "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; echo started >> /srv/mark; n=$(wc -l < /srv/mark); seq $n 100000 > /srv/file-$n; touch /srv/done-$n; sleep 1000000"]}
 `
 
-// againFile is what its start n writes.
+// againFile returns what start n of that service writes.
 func againFile(n int) string {
 	var b strings.Builder
 	for i := n; i <= 100000; i++ {
@@ -263,7 +263,7 @@ func mkfs(t *testing.T, args ...string) {
 	}
 }
 
-// row tells make survive of a result: a line of the table of that section
+// row reports a result to make survive: a line of the table in that section
 // (internal/lab/cmd/survive).
 func row(t *testing.T, section string, cells ...any) {
 	t.Helper()

@@ -15,16 +15,16 @@ import (
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
-// switchRequest has the understudy take over in good order.
+// switchRequest makes the understudy take over in good order.
 type switchRequest struct {
-	Kernel    string `json:"kernel,omitempty"` // that both sides are to run; empty: as before
+	Kernel    string `json:"kernel,omitempty"` // path of the kernel that both sides are to run; empty means as before
 	Initramfs string `json:"initramfs,omitempty"`
 }
 
 // order is a switch that was asked for.
 type order struct {
 	request switchRequest
-	restore func() // not nil: the understudy boots the kernel that was asked for
+	restore func() // if not nil, the understudy boots the kernel that was asked for
 	done    chan error
 	result  *lastTakeover
 }
@@ -57,7 +57,7 @@ func (c *control) ordered(ctx context.Context, r switchRequest) (*lastTakeover, 
 	}
 }
 
-// answerOrder ends the order that there is, if there is one.
+// answerOrder ends the current order, if there is one.
 func (c *control) answerOrder(result *lastTakeover, err error) {
 	c.mu.Lock()
 	o := c.order
@@ -74,7 +74,7 @@ func (c *control) answerOrder(result *lastTakeover, err error) {
 	o.done <- err
 }
 
-// woken goes on with what guard was woken for. The error is supervisor.Died, or the end.
+// woken does what guard was woken for. The error is supervisor.Died, or what ends the pair.
 func (c *control) woken(ctx context.Context, out io.Writer) error {
 	c.mu.Lock()
 	o := c.order
@@ -97,7 +97,7 @@ func (c *control) woken(ctx context.Context, out io.Writer) error {
 		c.set("unprotected", nil)
 		fmt.Fprintf(out, "partition %s boots %s\n", understudy.Name, o.request.Kernel)
 		c.tell(events.Unprotected, metrics.Switch, fmt.Sprintf("partition %s boots %s", understudy.Name, o.request.Kernel), nil)
-		if err != nil { // the active side serves all the same
+		if err != nil { // the active side serves in any case
 			c.note(err)
 			fmt.Fprintln(out, err)
 		}
@@ -107,7 +107,7 @@ func (c *control) woken(ctx context.Context, out io.Writer) error {
 	return c.switchOver(ctx, out, o)
 }
 
-// switchOver has the understudy take over in good order.
+// switchOver makes the understudy take over in good order.
 func (c *control) switchOver(ctx context.Context, out io.Writer, o *order) error {
 	c.mu.Lock()
 	current := c.order == o
@@ -115,7 +115,7 @@ func (c *control) switchOver(ctx context.Context, out io.Writer, o *order) error
 		c.status.State = "switching"
 	}
 	c.mu.Unlock()
-	if !current { // it was answered meanwhile
+	if !current { // the order was answered meanwhile
 		return nil
 	}
 	c.set("switching", nil)
@@ -134,7 +134,7 @@ func (c *control) switchOver(ctx context.Context, out io.Writer, o *order) error
 		c.answerOrder(t, nil)
 		return nil
 	case errors.As(err, &died):
-		return err // the takeover answers
+		return err // the takeover will answer the order
 	case errors.As(err, &stays):
 		c.set("protected", nil)
 		fmt.Fprintln(out, err)

@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/internal/live/dirs"
 )
 
-// TestSwitch: the understudy takes over in good order, and back. A kernel that does not boot
-// changes nothing; nor does a disk that is busy.
+// TestSwitch checks that the understudy takes over in good order, and back. A kernel that
+// does not boot changes nothing, nor does a busy disk.
 func TestSwitch(t *testing.T) {
 	s := stand(t, marker, again)
 	s.up()
@@ -37,7 +37,7 @@ func TestSwitch(t *testing.T) {
 	s.exact(files)
 }
 
-// refusedSwitches: a busy disk, and no kernel, leave everything as it is.
+// refusedSwitches checks that a busy disk, and a file that is not a kernel, leave everything as it is.
 func (s *standing) refusedSwitches() {
 	t := s.t
 	s.shell("right", "cd /srv && sleep 100000 &")
@@ -58,7 +58,7 @@ func (s *standing) refusedSwitches() {
 	}
 }
 
-// TestSwitchKernel: a pair gets another kernel without a reboot that its clients see.
+// TestSwitchKernel checks that a pair can get another kernel without a reboot that its clients see.
 func TestSwitchKernel(t *testing.T) {
 	for _, name := range []string{"6.1-generic", "6.12-cloud"} {
 		t.Run(name, func(t *testing.T) {

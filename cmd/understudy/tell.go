@@ -24,18 +24,18 @@ import (
 	"understudy.dev/understudy/internal/live/sdnotify"
 )
 
-// outlets are where it is told what happens to a pair. None of them is waited for, or ends a
-// pair.
+// outlets are where events of a pair are reported. The pair does not wait for any of them,
+// and none of them can end it.
 type outlets struct {
 	out      io.Writer
-	log      *events.Log // nil: it cannot be written
+	log      *events.Log // nil if it cannot be written
 	hooks    *events.Runner
 	metrics  *metrics.Metrics
-	server   *http.Server // nil: nobody is served
+	server   *http.Server // nil if metrics are not served
 	notifier *sdnotify.Notifier
 }
 
-// openOutlets opens those of a pair. What cannot be opened is told, and done without.
+// openOutlets opens the outlets of a pair. An outlet that cannot be opened is reported, and left out.
 func openOutlets(p *pair.Pair, out io.Writer, n *sdnotify.Notifier, look func() metrics.Snapshot) *outlets {
 	o := &outlets{out: out, notifier: n}
 	failed := func(err error) { fmt.Fprintln(out, err) }
@@ -45,7 +45,7 @@ func openOutlets(p *pair.Pair, out io.Writer, n *sdnotify.Notifier, look func() 
 	}
 	o.hooks = events.NewRunner(p.Hooks, func(err error) {
 		failed(err)
-		o.add(events.Event{At: time.Now(), Kind: events.Error, Pair: p.Name, Detail: err.Error()}) // to the log alone: a hook must not run for its own failure
+		o.add(events.Event{At: time.Now(), Kind: events.Error, Pair: p.Name, Detail: err.Error()}) // to the log only: a hook must not run for its own failure
 	})
 	var causes []string
 	for _, c := range liveness.Causes {
@@ -60,14 +60,14 @@ func openOutlets(p *pair.Pair, out io.Writer, n *sdnotify.Notifier, look func() 
 	return o
 }
 
-// add has an event written.
+// add writes an event to the log.
 func (o *outlets) add(e events.Event) {
 	if o.log != nil {
 		o.log.Add(e)
 	}
 }
 
-// tell passes an event on to all.
+// tell passes an event on to all outlets.
 func (o *outlets) tell(e events.Event) {
 	if o == nil {
 		return
@@ -83,8 +83,8 @@ func (o *outlets) tell(e events.Event) {
 	}
 }
 
-// close waits for what is still to be written and run; with leaving not for long: whoever watches the
-// guests next may not begin before this process has ended.
+// close waits until everything is written and run; with leaving, not for long: the next supervisor of
+// the guests cannot begin before this process has ended.
 func (o *outlets) close(leaving bool) error {
 	var errs []error
 	if o.server != nil {
@@ -101,7 +101,7 @@ func (o *outlets) close(leaving bool) error {
 	return errors.Join(errs...)
 }
 
-// tell says that something happened to the pair.
+// tell reports that something happened to the pair.
 func (c *control) tell(kind events.Kind, cause, detail string, t *lastTakeover) {
 	c.mu.Lock()
 	st := c.status
@@ -111,12 +111,12 @@ func (c *control) tell(kind events.Kind, cause, detail string, t *lastTakeover) 
 		Cause: cause, Detail: detail,
 	}
 	if t != nil {
-		e.Takeover, _ = json.Marshal(t) // plain values
+		e.Takeover, _ = json.Marshal(t) // it has plain values only
 	}
 	c.told.tell(e)
 }
 
-// snapshot is how the pair is, for metrics.
+// snapshot returns the state of the pair, for metrics.
 func (c *control) snapshot() metrics.Snapshot {
 	c.mu.Lock()
 	st, told := c.status, c.told
@@ -133,14 +133,14 @@ func (c *control) snapshot() metrics.Snapshot {
 	return s
 }
 
-// count has metrics count a takeover, or a switch.
+// count counts a takeover, or a switch, in the metrics.
 func (c *control) count(cause string, t *lastTakeover) {
 	if c.told == nil {
 		return
 	}
 	m := metrics.Takeover{At: t.At, Cause: cause, Files: t.Files, Bytes: t.Bytes, Refused: t.Refusals()}
 	for _, s := range t.Steps {
-		if strings.HasPrefix(s.Name, " ") { // a part of one
+		if strings.HasPrefix(s.Name, " ") { // a part of a step
 			continue
 		}
 		took := time.Duration((s.End - s.Start) * float64(time.Millisecond))
@@ -150,8 +150,8 @@ func (c *control) count(cause string, t *lastTakeover) {
 	c.told.metrics.TookOver(m)
 }
 
-// watched says that the supervisor does its work: it looks at the active side, or is doing
-// something else that has its own limits.
+// watched reports whether the supervisor does its work: it looks at the active side, or
+// does something else that has its own limits.
 func (c *control) watched(now time.Time) bool {
 	c.mu.Lock()
 	state := c.status.State
@@ -162,12 +162,12 @@ func (c *control) watched(now time.Time) bool {
 	return now.Sub(c.s.Vitals().Looked) < lookLimit
 }
 
-// lookLimit is how long the watcher may not look: many times as long as any question that it
-// asks may take.
+// lookLimit is how long the watcher may not look at the active side: many times as long as
+// any of its questions may take.
 const lookLimit = 20 * time.Second
 
-// feed keeps a service manager's watchdog quiet for as long as the supervisor does its work, and
-// ends it with ctx: what is done after that has limits of its own, and takes minutes.
+// feed keeps a service manager's watchdog quiet as long as the supervisor does its work. When
+// ctx ends, it ends that, too: what is done afterwards has its own limits, and takes minutes.
 func (c *control) feed(ctx context.Context) {
 	n := c.told.notifier
 	tell := func(state string) {
@@ -194,16 +194,16 @@ func (c *control) feed(ctx context.Context) {
 	}
 }
 
-// timed has each line begin with the time.
+// timed begins each line with the time.
 type timed struct {
 	to  io.Writer
 	now func() time.Time
 
 	mu   sync.Mutex
-	line []byte // without its end yet
+	line []byte // a line without its end yet
 }
 
-// withTimes gives the lines of a log their times, unless the journal does.
+// withTimes puts the time before the lines of a log, unless the journal does.
 func withTimes(out io.Writer) io.Writer {
 	if f, ok := out.(*os.File); ok && isJournal(f) {
 		return out
@@ -211,7 +211,7 @@ func withTimes(out io.Writer) io.Writer {
 	return &timed{to: out, now: time.Now}
 }
 
-// isJournal says whether a file is the stream that systemd has connected to its journal
+// isJournal reports whether a file is the stream that systemd has connected to its journal
 // (systemd.exec(5), JOURNAL_STREAM: device and inode).
 func isJournal(f *os.File) bool {
 	var st unix.Stat_t
@@ -219,7 +219,7 @@ func isJournal(f *os.File) bool {
 	return ok && unix.Fstat(int(f.Fd()), &st) == nil && dev == strconv.FormatUint(st.Dev, 10) && ino == strconv.FormatUint(st.Ino, 10)
 }
 
-// maxHalfLine bounds what waits for the end of its line.
+// maxHalfLine bounds how many bytes wait for the end of their line.
 const maxHalfLine = 64 << 10
 
 // Write implements io.Writer.

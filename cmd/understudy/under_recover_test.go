@@ -13,8 +13,8 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// TestBrokenOffXFS breaks a takeover of XFS off where the understudy may have mounted it and written
-// some of the files, or all: recover brings the rest, and makes nothing twice.
+// TestBrokenOffXFS interrupts a takeover of XFS where the understudy may have mounted it and written
+// some of the files, or all: recover brings the rest, and creates nothing twice.
 func TestBrokenOffXFS(t *testing.T) {
 	for _, point := range []takeover.Progress{takeover.Fenced, takeover.HandedOver, takeover.Applied} {
 		t.Run(string(point), func(t *testing.T) {
@@ -53,9 +53,9 @@ func TestBrokenOffXFS(t *testing.T) {
 	}
 }
 
-// TestBrokenOffUnder breaks a takeover off whose disks have something under their file systems:
-// several nested ones, of which recover has the rest to bring to each, and a logical volume, which
-// only a guest sees through: recover says so, takes nothing away, and brings all of it to the
+// TestBrokenOffUnder interrupts a takeover whose disks have layers under their file systems:
+// several nested ones, to each of which recover has to bring the rest, and a logical volume, which
+// only a guest can see through: recover says so, removes nothing, and brings everything to the
 // device that is named.
 func TestBrokenOffUnder(t *testing.T) {
 	for _, u := range unders {
@@ -88,8 +88,8 @@ func TestBrokenOffUnder(t *testing.T) {
 	}
 }
 
-// recoverVolume does what recover says of a file system on a logical volume. The volume's one
-// extent is a file here: it begins where pvcreate(8) puts the first, 1 MiB into the image.
+// recoverVolume does what recover says about a file system on a logical volume. The volume's only
+// extent is a file here: it begins where pvcreate(8) puts the first one, 1 MiB into the image.
 func (s *standing) recoverVolume(image string) {
 	s.t.Helper()
 	_, err := understudy(s.t, "recover", "test")

@@ -19,7 +19,7 @@ import (
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
-// settings has a side keep all that it is given in memory.
+// settings makes a side keep in memory everything that is written.
 func (s *standing) settings(side string, more map[string]string) {
 	s.t.Helper()
 	var line strings.Builder
@@ -31,8 +31,8 @@ func (s *standing) settings(side string, more map[string]string) {
 	s.shell(side, line.String()+"true")
 }
 
-// saved is a script that makes files in a directory that is a mount, and work one that leaves all
-// kinds of things unsaved there. A sync is one of all file systems.
+// saved is a script that creates files in a directory that is a mount, and work one that leaves
+// all kinds of things unsaved there. A sync syncs all file systems.
 const saved = `set -e; cd %[1]s; grep -q " %[1]s " /proc/mounts
 mkdir -p old/sub; seq 1 5000 > old/a; seq 1 3000 > old/b; seq 1 100 > old/sub/c; ln old/b old/hard; seq 5 9000 > old/d; sync
 `
@@ -44,11 +44,11 @@ ln -s ../new d1/link; ln new d1/hard; dd if=new of=sparse bs=4096 seek=200 count
 chmod 640 new; chown 1000:100 d1/d2/f1; chmod 4711 d1/d2/f2; mv d1/d2/f3 d1/renamed; touch -d '2020-02-02 02:02:02' old/b
 `
 
-// listing prints what there is in a directory and below: names, types, permissions, owners,
-// links, times of files, and their content.
+// listing prints the content of a directory and everything below: names, types,
+// permissions, owners, links, times of files, and their data.
 const listing = `(cd %s && find . -xdev ! -type d ! -name mark | sort | xargs stat -c '%%N %%F %%a %%u:%%g %%h %%s %%Y' && find . -xdev -type d | sort | xargs stat -c '%%n %%F %%a %%u:%%g' && find . -xdev -type f ! -name mark | sort | xargs sha256sum)`
 
-// did has a side do the work, or more of it, in a directory.
+// did makes a side run the script work, or another one, in a directory.
 func (s *standing) did(side, dir, script string) {
 	s.t.Helper()
 	line := strings.ReplaceAll(strings.TrimSpace(fmt.Sprintf(script, dir)), "\n", "; ")
@@ -57,7 +57,7 @@ func (s *standing) did(side, dir, script string) {
 	}
 }
 
-// list is the listing of a directory.
+// list returns the listing of a directory.
 func (s *standing) list(side, dir string) string {
 	s.t.Helper()
 	out := s.says(side, fmt.Sprintf(listing, dir))
@@ -67,7 +67,7 @@ func (s *standing) list(side, dir string) string {
 	return out
 }
 
-// tookOver crashes the active side, and checks the takeover: it brought all of it over.
+// tookOver crashes the active side, and checks that the takeover brought everything over.
 func (s *standing) tookOver() status {
 	s.t.Helper()
 	if _, err := understudy(s.t, "crash"); err != nil {
@@ -84,7 +84,7 @@ func (s *standing) tookOver() status {
 	return st
 }
 
-// discards has the active side discard what a file had, which its image gives back then.
+// discards makes the active side discard the blocks of a file, and checks that the image releases them.
 func (s *standing) discards(dir, mount string) {
 	s.t.Helper()
 	const size = 24 << 20
@@ -107,18 +107,18 @@ func (s *standing) discards(dir, mount string) {
 	})
 }
 
-// under is what lies under a file system, or which one it is.
+// under is a kind of file system, or of layers under one.
 type under struct {
 	name    string
-	whole   bool   // discards do not reach the image: LUKS lets none through unless it is told to
-	full    string // why only make test-full has it; empty: make test does
+	whole   bool   // discards do not reach the image: LUKS passes none on unless it is told to
+	full    string // why only make test-full tests it; empty if make test does, too
 	make    func(t *testing.T, dir, key string)
 	guest   []string // further arguments for the guest's image
-	disks   string   // in the place of that of pairFile, in pair.yaml
+	disks   string   // in place of the disks of pairFile, in pair.yaml
 	dirs    []string // mounts, the outermost first
 	hold    map[string]string
-	before  string // the work, a script of shell
-	without string // of the work
+	before  string // a shell script before the work
+	without string // a part of work that is left out
 	check   func(t *testing.T, dir string)
 }
 
@@ -153,7 +153,7 @@ var unders = []under{
 		dirs:   []string{"/srv", "/srv/data", "/srv/data/deep"},
 		before: "mkdir /srv/old /srv/data/old; chattr -p 42 +P /srv/old; chattr +F /srv/data/old",
 		check: func(t *testing.T, dir string) {
-			for _, image := range []string{"data.img", "inner.img", "deep.img"} { // it compares what quotas count, too
+			for _, image := range []string{"data.img", "inner.img", "deep.img"} { // e2fsck also compares the quotas
 				checked(t, "e2fsck", "-fn", filepath.Join(dir, image))
 			}
 		},
@@ -168,7 +168,7 @@ var unders = []under{
 		check: func(t *testing.T, dir string) { checked(t, "xfs_repair", "-n", "-f", filepath.Join(dir, "data.img")) },
 	},
 	{
-		// The target of a new symbolic link is in no page of the link's own: it is refused.
+		// The target of a new symbolic link is not in a page of the link: it is refused.
 		name: "btrfs", full: "btrfs", guest: []string{"--fs", "btrfs"}, without: "ln -s ../new d1/link; ",
 		make: func(t *testing.T, dir, _ string) {
 			mkfsOn(t, filepath.Join(dir, "data.img"), 2<<30, "mkfs.btrfs", "-qf")
@@ -228,7 +228,7 @@ var unders = []under{
 	},
 }
 
-// madeBy has a guest make what lies on images, by a script of shell: /dev/vda is the first of them.
+// madeBy lets a guest make what is on images, with a shell script: /dev/vda is the first of them.
 func madeBy(t *testing.T, dir, script string, size int64, images ...string) {
 	t.Helper()
 	kernel, _, err := dirs.Kernel("")
@@ -270,11 +270,11 @@ func madeBy(t *testing.T, dir, script string, size int64, images ...string) {
 	}
 }
 
-// notLazy has mke2fs(8) write the tables of inodes: else the kernel does once it has it mounted, when it has
-// nothing better to do, and the image has them then beside what discards measures.
+// notLazy makes mke2fs(8) write the inode tables. Otherwise the kernel does it after a mount, when it has
+// nothing better to do, and the image then has them in addition to what discards measures.
 const notLazy = "lazy_itable_init=0"
 
-// Steps of scripts of madeBy. Nothing waits for udev, which is not there.
+// Steps of the scripts of madeBy. Nothing waits for udev, which does not run there.
 const (
 	makeFS     = "mkfs.ext4 -q -E " + notLazy + " $D; "
 	makeVolume = `L='activation{udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0} devices{use_devicesfile=0 obtain_device_list_from_udev=0} backup{backup=0 archive=0}'
@@ -286,7 +286,7 @@ lvm pvcreate --config "$L" -qy $D; lvm vgcreate --config "$L" -q a-group $D; lvm
 	endArray  = `mdadm --stop /dev/md/made; `
 )
 
-// dividedDisk makes an image with a table by sfdisk(8), and puts a file system into it at an offset.
+// dividedDisk makes an image with a partition table by sfdisk(8), and puts a file system into it at an offset.
 func dividedDisk(t *testing.T, image, table string, off, size int64, mkfs ...string) {
 	t.Helper()
 	if err := os.WriteFile(image, nil, 0o600); err != nil {
@@ -305,7 +305,7 @@ func dividedDisk(t *testing.T, image, table string, off, size int64, mkfs ...str
 	checked(t, "dd", "if="+part, "of="+image, "bs=1M", fmt.Sprintf("seek=%d", off>>20), "conv=notrunc,sparse")
 }
 
-// taken is a stretch of an image as a file.
+// taken copies a stretch of an image to a file.
 func taken(t *testing.T, image string, off, size int64) string {
 	t.Helper()
 	part := image + ".part"
@@ -333,10 +333,10 @@ func checked(t *testing.T, program string, args ...string) {
 	}
 }
 
-// stand is a pair with such disks, which is not up yet, and the directory where they are.
+// stand returns a pair with such disks, which is not up yet, and the directory of the disks.
 func (u under) stand(t *testing.T) (*standing, string) {
 	t.Helper()
-	// At the same path in the guests, which have a tmpfs on /tmp.
+	// The key has the same path in the guests, which have a tmpfs on /tmp.
 	keys, err := os.MkdirTemp("/var/tmp", "understudy-")
 	if err != nil {
 		t.Fatal(err)
@@ -363,7 +363,7 @@ func (u under) stand(t *testing.T) (*standing, string) {
 	return s, dir
 }
 
-// works leaves all kinds of things unsaved in each mount of the active side, and says what is there then.
+// works leaves all kinds of things unsaved in each mount of the active side, and returns the listings of the mounts.
 func (u under) works(s *standing) (want map[string]string) {
 	s.t.Helper()
 	s.settings("left", u.hold)
@@ -380,8 +380,8 @@ func (u under) works(s *standing) (want map[string]string) {
 	return want
 }
 
-// TestUnder: whatever a file system is, and whatever lies under it, a takeover brings over what is
-// unsaved in it, exactly, and it is on the disk when the pair has gone down.
+// TestUnder checks that whatever a file system is, and whatever layers are under it, a takeover
+// brings over exactly what is unsaved in it, and that it is on the disk when the pair has gone down.
 func TestUnder(t *testing.T) {
 	for _, u := range unders {
 		t.Run(u.name, func(t *testing.T) {
@@ -408,7 +408,7 @@ func TestUnder(t *testing.T) {
 			if u.full == "" {
 				return
 			}
-			s.up() // it is on the disk, and not in some cache
+			s.up() // it is on the disk, not just in some cache
 			for _, d := range u.dirs {
 				if got := s.list("left", d); got != want[d] {
 					t.Errorf("once more up, %s is\n%s\nand was\n%s", d, got, want[d])

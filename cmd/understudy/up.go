@@ -62,12 +62,12 @@ func upCommand() *cobra.Command {
 	return cmd
 }
 
-// lastWords is how long the end of a supervisor waits for whoever takes what it said.
+// lastWords is how long a supervisor that ends waits for its last output to be taken.
 const lastWords = time.Second
 
-// keepFiles has nothing that this process starts inherit the files that it was given, but for
-// the standard ones: a supervisor in the background, and guests that outlive theirs, would hold a
-// lock of whoever typed the command, or the end of a pipe, for as long as they run.
+// keepFiles prevents anything that this process starts from inheriting the files that it was
+// given, except for the standard ones: a supervisor in the background, and guests that outlive
+// it, would otherwise hold a lock of the caller, or the end of a pipe, for as long as they run.
 func keepFiles() error {
 	files, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -81,9 +81,9 @@ func keepFiles() error {
 	return nil
 }
 
-// loadPair reads a pair's description and checks it against this machine; not so if its guests
-// run already: they go on as they were started, and need a supervisor whatever has become of
-// the file. The pair is nil then, if the file is no good.
+// loadPair reads a pair's description and checks it against this machine, unless the pair's
+// guests run already: they go on as they were started, and need a supervisor whatever has
+// become of the file. The pair is nil then, if the file is not valid.
 func loadPair(file string, errs io.Writer) (name string, p *pair.Pair, err error) {
 	p, err = pair.Load(file)
 	if name = pair.NameIn(file); name != "" && guestsRun(name) {
@@ -102,7 +102,7 @@ func loadPair(file string, errs io.Writer) (name string, p *pair.Pair, err error
 	return p.Name, p, errors.Join(p.Check(m), checkBridges(p), partition.Installed())
 }
 
-// guestsRun says whether a pair's guests go on without a supervisor.
+// guestsRun reports whether a pair's guests go on without a supervisor.
 func guestsRun(name string) bool {
 	d, err := supervisor.OpenRunDir(dirs.Run(name))
 	if err != nil {
@@ -125,9 +125,9 @@ func checkBridges(p *pair.Pair) error {
 	return p.CheckBridges(bridges)
 }
 
-// up runs the pair until ctx ends, somebody asks for its end, or nothing of it
-// is left to guard. p is nil if it runs already, and its description is not to be had. ready is
-// called once it is protected.
+// up runs the pair until ctx ends, somebody asks for its end, or nothing of it is left to
+// guard. p is nil if the pair runs already, and its description cannot be read. ready is called
+// once the pair is protected.
 func up(ctx context.Context, name string, p *pair.Pair, out io.Writer, ready func() error) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -165,7 +165,7 @@ func up(ctx context.Context, name string, p *pair.Pair, out io.Writer, ready fun
 	defer c.close()
 	fmt.Fprintf(out, "pair %s is %s\n", name, c.role())
 	if err := errors.Join(ready(), notifier.Tell(sdnotify.Ready)); err != nil {
-		fmt.Fprintf(out, "tell that it is: %v\n", err) // the pair is up all the same
+		fmt.Fprintf(out, "tell that it is: %v\n", err) // the pair is up in any case
 	}
 	c.tell(events.Up, "", why, nil)
 	c.tell(events.Kind(c.role()), "", "", nil)
@@ -173,7 +173,7 @@ func up(ctx context.Context, name string, p *pair.Pair, out io.Writer, ready fun
 	return c.guard(ctx, out)
 }
 
-// ended ends the supervisor, with the guests or without, and what it tells.
+// ended ends the supervisor, with or without the guests, and its outlets.
 func (c *control) ended(out io.Writer, err error) error {
 	last := events.Down
 	if c.isLeaving() && err == nil {
@@ -197,8 +197,8 @@ func (c *control) ended(out io.Writer, err error) error {
 	return c.verdict(out, err)
 }
 
-// verdict is what up ends with. An end that was asked for by down is no failure, whatever is left
-// or went wrong before: a service manager would have the pair up again.
+// verdict returns the error that up ends with. An end that down asked for is not a failure,
+// whatever is left or went wrong before: a service manager would otherwise start the pair again.
 func (c *control) verdict(out io.Writer, err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -209,8 +209,8 @@ func (c *control) verdict(out io.Writer, err error) error {
 	return nil
 }
 
-// reconnect takes charge of a pair whose supervisor has ended and whose guests go on; nil, if
-// there is none.
+// reconnect takes charge of a pair whose supervisor has ended and whose guests go on. It
+// returns nil if there is none.
 func reconnect(ctx context.Context, o supervisor.Options) (*supervisor.Supervisor, error) {
 	d, err := supervisor.OpenRunDir(o.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -226,8 +226,8 @@ func reconnect(ctx context.Context, o supervisor.Options) (*supervisor.Superviso
 	return supervisor.Reconnect(ctx, d, o)
 }
 
-// readyFD is the number of the pipe that a supervisor in the background is given, to
-// say that its pair is protected.
+// readyFD is the descriptor of the pipe on which a supervisor in the background reports
+// that its pair is protected.
 const readyFD = 3
 
 const readyWord = "protected"
@@ -242,14 +242,14 @@ func tellReady() error {
 	return errors.Join(err, f.Close())
 }
 
-// upDetached starts this program again in the background and waits until that says
-// that the pair is protected.
+// upDetached starts this program again in the background, and waits until that reports that
+// the pair is protected.
 func upDetached(ctx context.Context, name, file string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	// A name that nobody else has made: the directory may be for all to write to.
+	// A new name is needed, since everybody may be able to write to the directory.
 	log, err := os.CreateTemp(filepath.Dir(dirs.Run(name)), filepath.Base(dirs.Run(name))+"-*.log")
 	if err != nil {
 		return err
@@ -269,13 +269,13 @@ func upDetached(ctx context.Context, name, file string) error {
 	said := make(chan string, 1)
 	go func() {
 		b := make([]byte, len(readyWord))
-		n, _ := io.ReadFull(ready, b) // it ends with the process at the latest
+		n, _ := io.ReadFull(ready, b) // it ends when the process does, at the latest
 		said <- string(b[:n])
 	}()
 	select {
 	case word := <-said:
 		if word == readyWord {
-			kept := filepath.Join(dirs.Run(name), "supervisor.log") // and removed with the rest
+			kept := filepath.Join(dirs.Run(name), "supervisor.log") // removed with the rest of the run directory
 			if err := os.Rename(log.Name(), kept); err != nil {
 				return err
 			}
@@ -286,7 +286,7 @@ func upDetached(ctx context.Context, name, file string) error {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		err = context.Cause(ctx)
 	}
-	_ = cmd.Wait() // its log says how it ended
+	_ = cmd.Wait() // the log says how it ended
 	text, _ := os.ReadFile(log.Name())
 	return errors.Join(err, fmt.Errorf("pair %s did not come up:\n%s", name, text), os.Remove(log.Name()))
 }

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestKeepFiles: a lock that the caller of up holds by a descriptor which is not closed when a
-// program starts, as a shell's is not, is not held by what up starts.
+// TestKeepFiles checks that what up starts does not hold a lock of the caller, whose
+// descriptor is not close-on-exec, as in a shell.
 func TestKeepFiles(t *testing.T) {
 	f, err := os.CreateTemp(t.TempDir(), "lock")
 	if err != nil {

@@ -62,9 +62,9 @@ is no pair to be asked.`,
 	return cmd
 }
 
-// Exit statuses of understudy status, beside 0, protected, and 1, nobody to be asked.
+// Exit statuses of understudy status, in addition to 0 for protected and 1 for nobody to ask.
 const (
-	exitUnprotected = 4 // it serves, and a death now would be an outage, or something of it does not work
+	exitUnprotected = 4 // the pair serves, but a death now would be an outage, or something does not work
 	exitNoService   = 5 // nobody serves
 )
 
@@ -76,7 +76,7 @@ type alarm struct {
 
 func (a *alarm) Error() string { return a.what }
 
-// alarm is nil if a pair is as it should be.
+// alarm returns nil if a pair is as it should be.
 func (st *status) alarm() error {
 	switch {
 	case st.State == "failed":
@@ -131,7 +131,7 @@ func (st *status) write(w io.Writer) error {
 	return t.write(w)
 }
 
-// outage is from the last sign of life until the address is on the understudy.
+// outage returns the time from the last sign of life until the understudy has the address.
 func (t *lastTakeover) outage() time.Duration {
 	for _, s := range t.Steps {
 		if s.Name == takeover.StepAddress {
@@ -141,7 +141,7 @@ func (t *lastTakeover) outage() time.Duration {
 	return 0
 }
 
-// summary is a takeover in a line.
+// summary returns a takeover as a line of text.
 func (t *lastTakeover) summary() string {
 	s := fmt.Sprintf("served again after %v", t.outage().Round(time.Millisecond))
 	if t.Verdict == "" {
@@ -159,7 +159,7 @@ func (t *lastTakeover) summary() string {
 	return s
 }
 
-// alarm is what did not come over with the service, for scripts.
+// alarm returns what did not come over with the service, for scripts.
 func (t *lastTakeover) alarm() error {
 	var what []string
 	for _, u := range t.Unready {
@@ -254,9 +254,9 @@ status is not 0.`,
 	return cmd
 }
 
-// awaitLeft waits until a pair's supervisor, which began to answer at this time, has let go of the
-// run directory: another one can take charge of the guests, or has done so. What the supervisor
-// tells hooks may take it longer. It fails if the guests do not go on, and have left something.
+// awaitLeft waits until a pair's supervisor, which began to answer at began, has let go of the run
+// directory: another supervisor can take charge of the guests, or has done so. The supervisor itself
+// may take longer, to run hooks. It fails if the guests do not go on, and have left something.
 func awaitLeft(ctx context.Context, name string, began time.Time) error {
 	return whileRunning(ctx, func() error {
 		d, err := supervisor.OpenRunDir(dirs.Run(name))
@@ -267,13 +267,13 @@ func awaitLeft(ctx context.Context, name string, began time.Time) error {
 			return nil
 		}
 		if !errors.Is(err, supervisor.ErrRunning) {
-			return nil // what is in it is for the next one to read
+			return nil // its content is left to the next supervisor
 		}
 		return err
 	})
 }
 
-// leftBehind is an error if a pair's guests have ended with something in memory only.
+// leftBehind returns an error if a pair's guests have ended with something in memory only.
 func leftBehind(d *supervisor.RunDir) error {
 	if d.HasGuests() || !d.AtStake() {
 		return nil
@@ -281,12 +281,12 @@ func leftBehind(d *supervisor.RunDir) error {
 	return &supervisor.Unsaved{Dir: d.Path, Record: d.Record}
 }
 
-// awaitDown waits until a pair's supervisor has ended, and says what it left.
+// awaitDown waits until a pair's supervisor has ended, and reports what it left.
 func awaitDown(ctx context.Context, name string, r downRequest) error {
 	return whileRunning(ctx, func() error { return tidy(ctx, name, r) })
 }
 
-// whileRunning tries something again for as long as a supervisor keeps it from being done.
+// whileRunning repeats try for as long as a supervisor prevents it.
 func whileRunning(ctx context.Context, try func() error) error {
 	for {
 		err := try()
@@ -301,8 +301,8 @@ func whileRunning(ctx context.Context, try func() error) error {
 	}
 }
 
-// tidy ends a pair that has no supervisor. Its guests, if they go on, are stopped in good
-// order; then the run directory is removed, unless there is something in it that is nowhere
+// tidy ends a pair that has no supervisor. If its guests still run, they are stopped in
+// good order; then the run directory is removed, unless it has something that is nowhere
 // else and is not to be discarded.
 func tidy(ctx context.Context, name string, r downRequest) error {
 	d, err := supervisor.OpenRunDir(dirs.Run(name))
@@ -334,7 +334,7 @@ func tidy(ctx context.Context, name string, r downRequest) error {
 	return errors.Join(d.EndGuests(), d.Remove())
 }
 
-// tidyOptions are those of a supervisor that only ends a pair. Of a trouble nobody would hear otherwise.
+// tidyOptions returns the options of a supervisor that only ends a pair. Nobody else would report its troubles.
 func tidyOptions(name string, errs io.Writer) supervisor.Options {
 	return supervisor.Options{
 		Log: errs, Outlive: true, Rescue: rescueRoot(name),

@@ -10,16 +10,16 @@ import (
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
-// TestLeftBehind: whoever asked for a recover, or for the guests to go on, hears by the exit status of
-// what is in memory only.
+// TestLeftBehind checks that the exit status of recover, and of leave, says whether something is in
+// memory only.
 func TestLeftBehind(t *testing.T) {
 	disk := []supervisor.RecordDisk{{Name: "data"}}
 	whole, part := &offline.Report{Complete: true}, &offline.Report{Refused: []offline.Refusal{{Reason: "torn"}}}
 	for name, tc := range map[string]struct {
 		record  *supervisor.Record
 		reports []*offline.Report
-		left    bool // by guests that have ended
-		code    int  // of recover, by what is left; 0: there is no more to be said
+		left    bool // the guests have ended and left something
+		code    int  // exit status of recover for what is left; 0 if there is nothing more to report
 	}{
 		"nothing":                   {},
 		"saved":                     {record: &supervisor.Record{Disks: disk, Saved: true}, reports: []*offline.Report{whole}},
@@ -42,7 +42,7 @@ func TestLeftBehind(t *testing.T) {
 	}
 }
 
-// TestSwitchAlarm: a switch after which not all of the service is there ends with a status that says so.
+// TestSwitchAlarm checks that a switch after which not all of the service works ends with a status that says so.
 func TestSwitchAlarm(t *testing.T) {
 	for name, tc := range map[string]struct {
 		report takeover.Report

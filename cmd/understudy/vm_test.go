@@ -25,10 +25,10 @@ import (
 // binary is the program under test, as `make build` leaves it.
 const binary = "../../bin/understudy"
 
-// labBinary has the demo, and is what guests of tests run that answer more verbs.
+// labBinary has the demo, and is the agent in guests of tests that need more verbs.
 const labBinary = "../../bin/understudy-lab"
 
-// needGuests is what a test needs that boots guests.
+// needGuests checks that a test can boot guests.
 func needGuests(t *testing.T) {
 	t.Helper()
 	tier.Guest(t)
@@ -48,13 +48,13 @@ func needGuests(t *testing.T) {
 	}
 }
 
-// vm prepares a test that brings up a pair: with a run directory and a cache of
-// runs of its own, which must be as they were when it ends.
+// vm prepares a test that brings up a pair, with its own run directory. It checks that this
+// directory and the cache of runs are as before when the test ends.
 func vm(t *testing.T) {
 	t.Helper()
 	needGuests(t)
-	// Not t.TempDir, which has the name of the test in it: the path of a socket has room
-	// for 107 bytes (unix(7)).
+	// t.TempDir has the name of the test in its path, which may be too long: the path of a
+	// socket has room for 107 bytes (unix(7)).
 	run, err := os.MkdirTemp("", "us-")
 	if err != nil {
 		t.Fatal(err)
@@ -73,21 +73,21 @@ func vm(t *testing.T) {
 	})
 }
 
-// together prepares a test that boots guests, but no pair, and holds nothing against time: it runs
-// beside another. What it leaves is seen at the end of them all (TestMain).
+// together prepares a test that boots guests, but no pair, and measures no time: it runs in
+// parallel with others. What it leaves behind is found at the end of all tests (TestMain).
 func together(t *testing.T) {
 	t.Helper()
 	t.Parallel()
 	needGuests(t)
 }
 
-// leftovers lists files and processes that a run should have taken away.
+// leftovers lists files and processes that a run should have removed.
 func leftovers(run string) []string {
 	cache, err := dirs.Cache()
 	if err != nil {
 		return []string{err.Error()}
 	}
-	left, _ := filepath.Glob(filepath.Join(run, "*")) // no pattern is bad
+	left, _ := filepath.Glob(filepath.Join(run, "*")) // the pattern is well-formed
 	runs, _ := filepath.Glob(filepath.Join(cache, "runs", "*"))
 	left = append(left, slices.DeleteFunc(runs, livesOn)...)
 	processes, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -99,12 +99,12 @@ func leftovers(run string) []string {
 	return left
 }
 
-// newLeftovers is without what somebody else left in the cache before.
+// newLeftovers returns the leftovers that are not in before.
 func newLeftovers(run string, before []string) []string {
 	return slices.DeleteFunc(leftovers(run), func(l string) bool { return slices.Contains(before, l) })
 }
 
-// livesOn says whether a directory of netlab.WorkDir is a process's that lives: somebody else's.
+// livesOn reports whether a directory of netlab.WorkDir belongs to a process that lives, which is another run's.
 func livesOn(dir string) bool {
 	parts := strings.Split(filepath.Base(dir), "-")
 	if len(parts) < 3 {
@@ -123,7 +123,7 @@ func hostLinks(t *testing.T) string {
 	return string(out)
 }
 
-// await waits for something to be so.
+// await waits until ok reports true.
 func await(t *testing.T, what string, limit time.Duration, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(limit); !ok(); time.Sleep(5 * time.Millisecond) {
@@ -133,7 +133,7 @@ func await(t *testing.T, what string, limit time.Duration, ok func() bool) {
 	}
 }
 
-// programLimit is how long a program may run that boots guests, on a busy machine.
+// programLimit is how long a program that boots guests may run on a busy machine.
 const programLimit = 15 * time.Minute
 
 // understudy runs the program to its end.
@@ -195,14 +195,14 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// ofPanic says whether a verdict is of a panic: by its message, or by the kernel's memory, which
-// is looked at every period and may tell first on a busy machine.
+// ofPanic reports whether a verdict is that of a panic: by the dying message, or by the kernel's
+// memory, which is looked at every period and may show it first on a busy machine.
 func ofPanic(verdict string) bool {
 	return strings.HasPrefix(verdict, "dying message") || strings.HasPrefix(verdict, "panic state")
 }
 
-// TestDemoKernels: a takeover from and by other kernels than the default, and those
-// that have ext4 as a module, or the older panic device only.
+// TestDemoKernels tests takeovers from and by kernels other than the default one, and
+// kernels that have ext4 as a module, or only the older panic device.
 func TestDemoKernels(t *testing.T) {
 	for _, name := range []string{"5.10-generic", "6.12-cloud", "newest-generic"} {
 		t.Run(name, func(t *testing.T) {
@@ -252,7 +252,7 @@ func TestDemoCannotFence(t *testing.T) {
 	}
 }
 
-// startDemo starts the demo, and waits until it says something.
+// startDemo starts the demo, and waits until it prints said.
 func startDemo(t *testing.T, said string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(labBinary, "demo")
@@ -271,7 +271,7 @@ func startDemo(t *testing.T, said string) *exec.Cmd {
 	return cmd
 }
 
-// guests counts the guests that the test has.
+// guests returns how many guests of the test run.
 func guests(t *testing.T) (n int) {
 	t.Helper()
 	for _, l := range leftovers(os.Getenv("UNDERSTUDY_RUN")) {
@@ -282,7 +282,7 @@ func guests(t *testing.T) (n int) {
 	return n
 }
 
-// TestInterrupted breaks the demo off at different points, as Ctrl-C would.
+// TestInterrupted interrupts the demo at different points, as Ctrl-C would.
 func TestInterrupted(t *testing.T) {
 	tier.Full(t, "the demo interrupted")
 	for _, said := range []string{"boot the pair", "the guest makes", "its kernel panics"} {
@@ -301,8 +301,8 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// TestKilled kills the supervisor itself: its guests must go with it. The files
-// stay, since the memory among them may hold the last copy of something.
+// TestKilled kills the supervisor itself: its guests must end with it. The files stay,
+// since the memory among them may hold the last copy of something.
 func TestKilled(t *testing.T) {
 	vm(t)
 	cmd := startDemo(t, "boot the pair")

@@ -14,14 +14,14 @@ import (
 	"understudy.dev/understudy/internal/live/events"
 )
 
-// How often the view asks, and what it keeps of what it was told.
+// How often the view asks, and how much it keeps of the answers.
 const (
 	askEvery    = 500 * time.Millisecond
-	maxSamples  = 120 // of what is unsaved: a minute
+	maxSamples  = 120 // of unsaved bytes: a minute
 	maxShown    = 8   // events
 	maxHistory  = 5   // takeovers
 	askLimit    = 2 * time.Second
-	plainWidth  = 108 // of a view that no terminal has given a width
+	plainWidth  = 108 // if no terminal has given the view a width
 	plainHeight = 40
 )
 
@@ -29,9 +29,9 @@ const (
 type view struct {
 	name      string
 	status    status
-	err       error     // why the supervisor does not answer; nil: it does
-	now       time.Time // of status
-	samples   []float64 // of what is unsaved, bytes, the newest last
+	err       error     // why the supervisor does not answer; nil if it does
+	now       time.Time // when status was taken
+	samples   []float64 // of unsaved bytes, the newest last
 	events    []events.Event
 	takeovers []events.Event
 	width     int
@@ -63,13 +63,13 @@ func watch(ctx context.Context, name string) error {
 	p := tea.NewProgram(v, tea.WithContext(ctx), tea.WithoutSignalHandler())
 	go readEvents(ctx, name, func(e events.Event) { p.Send(happened(e)) })
 	_, err = p.Run()
-	if errors.Is(err, tea.ErrProgramKilled) && ctx.Err() != nil { // by a signal
+	if errors.Is(err, tea.ErrProgramKilled) && ctx.Err() != nil { // killed by a signal
 		return nil
 	}
 	return err
 }
 
-// readEvents reads what has happened to a pair, and what goes on to happen.
+// readEvents reads the past events of a pair, and then follows the new ones.
 func readEvents(ctx context.Context, name string, seen func(events.Event)) {
 	r := events.NewReader(dirs.State(name))
 	defer r.Close()
@@ -85,7 +85,7 @@ func readEvents(ctx context.Context, name string, seen func(events.Event)) {
 	}
 }
 
-// askNow asks the supervisor.
+// askNow asks the supervisor for its status.
 func (v *view) askNow() tea.Msg {
 	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 	defer cancel()
@@ -107,7 +107,7 @@ func (v *view) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 			return v, tea.Quit
 		}
 	case tea.WindowSizeMsg:
-		if m.Width > 0 && m.Height > 0 { // a terminal may not know
+		if m.Width > 0 && m.Height > 0 { // a terminal may not know its size
 			v.width, v.height = m.Width, m.Height
 		}
 	case asked:
@@ -121,7 +121,7 @@ func (v *view) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	return v, nil
 }
 
-// learn takes an answer in.
+// learn takes in an answer.
 func (v *view) learn(a asked) {
 	v.now, v.err = a.at, a.err
 	if a.err != nil {
@@ -176,7 +176,7 @@ func picture(ctx context.Context, name string, w io.Writer) error {
 			v.happened(e)
 		}
 	}
-	for range maxSamples / 4 { // so that there is a curve
+	for range maxSamples / 4 { // enough for a curve
 		v.learn(v.askNow().(asked))
 		select {
 		case <-ctx.Done():

@@ -34,7 +34,7 @@ const (
 	webStatic  = "/static"
 )
 
-// TestServicesDocument: docs/SERVICES.md shows the pair that is tested here.
+// TestServicesDocument checks that docs/SERVICES.md shows the pair that is tested here.
 func TestServicesDocument(t *testing.T) {
 	shown, err := os.ReadFile("../../docs/SERVICES.md")
 	if err != nil {
@@ -49,7 +49,7 @@ func TestServicesDocument(t *testing.T) {
 	}
 }
 
-// webPair brings that pair up, but for edits of its pair.yaml, in a lab of its own.
+// webPair brings that pair up in its own lab, with edits to its pair.yaml.
 func webPair(t *testing.T, static []byte, edit ...string) *netlab.Lab {
 	t.Helper()
 	kernel, modules, err := dirs.Kernel("")
@@ -102,13 +102,13 @@ func webPair(t *testing.T, static []byte, edit ...string) *netlab.Lab {
 	return lab
 }
 
-// webClient asks for one thing after the other, each on a connection of its own, and
-// asks again, once, for what failed.
+// webClient makes one request after the other, each on its own connection, and repeats a
+// failed request once.
 type webClient struct {
 	name  string
 	http  *http.Client
-	sent  map[string]bool // keys of rows
-	acked map[string]bool // those of them that were answered
+	sent  map[string]bool // keys of the rows that were sent
+	acked map[string]bool // keys of the rows that were acknowledged
 	rows  atomic.Int64    // len(acked), for others
 	took  []time.Duration // of each request, with its retry
 	again []webRetry
@@ -117,16 +117,16 @@ type webClient struct {
 	err   error
 }
 
-// webRetry is a request that failed.
+// webRetry is a request that failed, and was repeated.
 type webRetry struct {
-	err   error     // of the first attempt
-	since time.Time // when its connection was made
-	at    time.Time // of err
+	err   error     // error of the first attempt
+	since time.Time // when the first attempt's connection was made
+	at    time.Time // when err occurred
 	took  time.Duration
 }
 
 func newWebClient(lab *netlab.Lab, name string) *webClient {
-	// Without connections that are kept, net/http never repeats a request by itself.
+	// Keep-alives are disabled: without them, net/http never repeats a request by itself.
 	transport := &http.Transport{DialContext: lab.Client.DialContext, DisableKeepAlives: true}
 	return &webClient{
 		name: name, http: &http.Client{Transport: transport, Timeout: programLimit},
@@ -154,7 +154,7 @@ func (c *webClient) once(method, path, body string) ([]byte, error) {
 	return b, err
 }
 
-// ask does one request, and at most one retry, which waits for the address.
+// ask makes one request, and at most one retry, which waits for the address.
 func (c *webClient) ask(method, path, body string) ([]byte, error) {
 	began := time.Now()
 	defer func() { c.took = append(c.took, time.Since(began)) }()
@@ -202,9 +202,8 @@ func (c *webClient) run(static []byte, stop <-chan struct{}) {
 	}
 }
 
-// webCrash has clients at work while the active kernel dies, at any moment, and for a
-// while after, and returns them, what there is to say of the takeover, and when the
-// address was live.
+// webCrash lets clients work while the active kernel dies, at any moment, and for a while
+// after. It returns the clients, the report of the takeover, and when the address was live.
 func webCrash(t *testing.T, lab *netlab.Lab, static []byte) ([]*webClient, *lastTakeover, time.Time) {
 	t.Helper()
 	var clients []*webClient
@@ -213,12 +212,12 @@ func webCrash(t *testing.T, lab *netlab.Lab, static []byte) ([]*webClient, *last
 	for i := range webClients {
 		c := newWebClient(lab, string(rune('a'+i)))
 		clients = append(clients, c)
-		if i == 0 { // it will most likely call while nobody has the address
+		if i == 0 { // this client will most likely connect while nobody has the address
 			c.pause = 200 * time.Millisecond
 		}
 		working.Go(func() { c.run(static, stop) })
 	}
-	await := func(rows int64) { // until all have had this many more answered
+	await := func(rows int64) { // waits until each client has had this many more rows acknowledged
 		t.Helper()
 		began := time.Now()
 		for _, c := range clients {
@@ -244,8 +243,8 @@ func webCrash(t *testing.T, lab *netlab.Lab, static []byte) ([]*webClient, *last
 	return clients, report, live
 }
 
-// webFound asks for the rows, and returns what SQLite says of its file, and how often
-// each key is there.
+// webFound asks for the rows, and returns what SQLite says about its file, and how often
+// each key occurs.
 func webFound(t *testing.T, lab *netlab.Lab) (integrity string, found map[string]int) {
 	t.Helper()
 	c := newWebClient(lab, "judge")
@@ -265,9 +264,9 @@ func webFound(t *testing.T, lab *netlab.Lab) (integrity string, found map[string
 	return integrity, found
 }
 
-// TestWebService: a web server and SQLite, which waits for no disk, both unmodified,
-// restarted by role. Each row that a client has an answer for is there, once, and no
-// client had to repeat more than one request, or that more than once.
+// TestWebService tests a web server and SQLite, which waits for no disk, both unmodified and
+// restarted by role. It checks that each row that a client has an answer for is there, once,
+// and that no client had to repeat more than one request, or that request more than once.
 func TestWebService(t *testing.T) {
 	for name, edit := range map[string][]string{
 		"write-ahead log":  nil,
@@ -338,8 +337,8 @@ func checkWebClient(t *testing.T, c *webClient, live time.Time, found map[string
 		c.name, len(c.took), len(c.acked), len(c.again), longest)
 }
 
-// TestWebServiceWithoutSalvage: without what the dead kernel had not saved, rows that
-// clients had an answer for are lost. So they were in its memory only.
+// TestWebServiceWithoutSalvage checks that, without the data that the dead kernel had not
+// saved, rows are lost that clients had an answer for. So that data was in its memory only.
 func TestWebServiceWithoutSalvage(t *testing.T) {
 	tier.Full(t, "the contrast")
 	vm(t)

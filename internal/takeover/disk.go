@@ -12,8 +12,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// disk brings one disk over. The last commit is finished before anybody mounts
-// it; the dead memory is gathered while the understudy does.
+// disk brings one disk over. The last commit is finished before anybody mounts the disk; the dead
+// memory is gathered while the understudy mounts it.
 func (r *run) disk(ctx context.Context, disk string) error {
 	r.refusedBefore = r.report.Refusals()
 	if err := r.record(disk, Fenced); err != nil {
@@ -85,8 +85,8 @@ func (r *run) disk(ctx context.Context, disk string) error {
 	return r.record(disk, Applied)
 }
 
-// bring has the understudy mount a disk, once its file system was checked if it must be. One with
-// layers it has already, and checks itself.
+// bring makes the understudy mount a disk, after a check of its file system if one is needed. A
+// disk with layers has been handed over already, and the understudy checks it itself.
 func (r *run) bring(ctx context.Context, disk string, layered, check bool) (found *wire.Check, err error) {
 	if check && !layered {
 		err := r.measure("e2fsck", func() (err error) {
@@ -133,9 +133,9 @@ func (r *run) record(disk string, p Progress) error {
 	return nil
 }
 
-// examine also finishes the last commit. It gives nil if there is nothing to
-// gather; why stands in the report. The error is that of a disk that takes no writes: what
-// is unsaved waits in the dead memory until that is mended, and nobody mounts the disk.
+// examine examines a disk, and finishes its last commit. It returns no Remains if there is
+// nothing to gather; the report says why. An error means that the disk takes no writes: what is
+// unsaved waits in the dead memory until that is mended, and nobody mounts the disk.
 func (r *run) examine(ctx context.Context, disk string) (Remains, Commit, error) {
 	commit := Commit{Disk: disk}
 	if r.options.Salvager == nil {
@@ -166,7 +166,7 @@ func (r *run) examine(ctx context.Context, disk string) (Remains, Commit, error)
 		r.report.Timeline.Add("  "+p.Name, start, start.Add(p.Took))
 		start = start.Add(p.Took)
 	}
-	if writes.failed != nil { // also one behind the commit: the understudy could not replay it either
+	if writes.failed != nil { // also if it was a write after the commit: the understudy could not replay the commit either
 		return nil, commit, fmt.Errorf("write the last commit of disk %s: %w", disk, writes.failed)
 	}
 	if err != nil {
@@ -176,7 +176,7 @@ func (r *run) examine(ctx context.Context, disk string) (Remains, Commit, error)
 	return remains, commit, nil
 }
 
-// gather gives an empty request if nothing is to be applied.
+// gather returns an empty request if nothing is to be applied.
 func (r *run) gather(disk string, remains Remains) wire.ApplyRequest {
 	if remains == nil {
 		return wire.ApplyRequest{}
@@ -194,7 +194,7 @@ func (r *run) gather(disk string, remains Remains) wire.ApplyRequest {
 	return request
 }
 
-// stage lays the gathered data on the staging disk and its plan behind it.
+// stage puts the gathered data on the staging disk, and its plan behind it.
 func (r *run) stage(disk string, remains Remains) (wire.ApplyRequest, error) {
 	var none wire.ApplyRequest
 	from := r.staged
@@ -232,7 +232,7 @@ func (r *run) stage(disk string, remains Remains) (wire.ApplyRequest, error) {
 	return request, nil
 }
 
-// stageList lays a list behind what is staged, and says where.
+// stageList puts a list behind what is staged, and says where.
 func (r *run) stageList(list []byte) (at, n int64, err error) {
 	at, n = r.staged, int64(len(list))
 	staging, err := r.machine.Staging(at + n)
@@ -247,8 +247,8 @@ func (r *run) stageList(list []byte) (at, n int64, err error) {
 	return at, n, nil
 }
 
-// name has operations on names that were in flight undone. What it cannot do is in the
-// report.
+// name makes the understudy undo or finish the operations on names that were in flight. What it
+// cannot do is in the report.
 func (r *run) name(ctx context.Context, disk string, found *wire.Check, remains Remains) (wire.NameResult, error) {
 	request := remains.Names(found)
 	request.Disk = disk
@@ -266,8 +266,9 @@ func (r *run) name(ctx context.Context, disk string, found *wire.Check, remains 
 	return result, err
 }
 
-// apply counts what the understudy wrote. A file that it could not write is in
-// the report, unless an operation in flight removed it; a takeover goes on without it.
+// apply makes the understudy write files, and counts what it wrote. A file that it could not
+// write is in the report, unless an operation in flight removed it; a takeover goes on without
+// it.
 func (r *run) apply(ctx context.Context, request wire.ApplyRequest, named wire.NameResult) error {
 	start := time.Now()
 	result, err := r.machine.Apply(ctx, request)

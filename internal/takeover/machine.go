@@ -14,40 +14,41 @@ type Machine interface {
 	// Fence proves that the dead side cannot write. Nothing else is called
 	// if it fails.
 	Fence(ctx context.Context) error
-	// Image is the fenced image of a disk, until its HandOver. Of a disk of Options.Layered
-	// it is what the understudy sees, from HandOver until Mount.
+	// Image returns the fenced image of a disk, which is valid until its HandOver. For a disk of
+	// Options.Layered it is what the understudy sees, and is valid from HandOver until Mount.
 	Image(ctx context.Context, disk string) (Image, error)
-	// Check checks and repairs the file system of a fenced disk, before its HandOver: on a
-	// draft, so that an error leaves the disk as it was, unless it is one of writing to it. With
-	// errors.ErrUnsupported it cannot be done here: the understudy does it (Mount).
+	// Check checks and repairs the file system of a fenced disk, before its HandOver. It does so
+	// on a draft, so that an error leaves the disk as it was, unless it is an error of writing
+	// to the disk. errors.ErrUnsupported means that it cannot be done here: the understudy does
+	// it (Mount).
 	Check(ctx context.Context, disk string) (*wire.Check, error)
 	// HandOver gives a fenced disk to the understudy, which activates what lies under its file
 	// system.
 	HandOver(ctx context.Context, disk string) error
-	// Mount has the understudy mount a disk that it was handed; with check, after
-	// its file system was checked and repaired. found is what that said, else nil.
+	// Mount makes the understudy mount a disk that it was handed; with check, after its file
+	// system was checked and repaired. found is the result of that check, else nil.
 	Mount(ctx context.Context, disk string, check bool) (found *wire.Check, err error)
-	// Name has the understudy give what a check has left without its name the one
-	// that it had.
+	// Name makes the understudy give the inodes that a check has left without a name the names
+	// that they had.
 	Name(ctx context.Context, r wire.NameRequest) (wire.NameResult, error)
-	// Staging is memory that the understudy can read and nobody else uses. Its first n
-	// bytes are there to be written; it fails if there is no room for them.
+	// Staging returns memory that the understudy can read and nobody else uses. Its first n
+	// bytes can be written; Staging fails if there is no room for them.
 	Staging(n int64) ([]byte, error)
-	// Apply has the understudy write a plan whose encoding and data are in
-	// Staging.
+	// Apply makes the understudy write a plan whose encoding and data are in Staging.
 	Apply(ctx context.Context, r wire.ApplyRequest) (wire.ApplyResult, error)
 	// Start starts the services of the role, and names those that are not ready within a time.
 	// It fails if it is better not to go live without them.
 	Start(ctx context.Context, within time.Duration) ([]wire.Unready, error)
-	// GoLive lets the network reach the understudy. With ErrUnreached it serves, and will be
-	// reached later.
+	// GoLive lets the network reach the understudy. ErrUnreached means that the understudy
+	// serves, and will be reached later.
 	GoLive(ctx context.Context) error
-	// Acquaint has the understudy know the dead side's peers; it tells them nothing.
+	// Acquaint tells the understudy who the dead side's peers are. The peers are told nothing
+	// yet.
 	Acquaint(ctx context.Context, p wire.Peers) (wire.AcquaintResult, error)
-	// Announce has the understudy say to the network where its address is now.
+	// Announce makes the understudy tell the network where its address is now.
 	Announce(ctx context.Context) error
-	// Tell has the understudy tell those peers that their connections are gone,
-	// at a rate a second.
+	// Tell makes the understudy tell those peers that their connections are gone, rate of them
+	// per second.
 	Tell(ctx context.Context, rate int) (wire.TellResult, error)
 	// Sync makes what was applied durable.
 	Sync(ctx context.Context) error
@@ -69,17 +70,17 @@ type Salvager interface {
 
 // Remains are one file system's unsaved files in the dead memory.
 type Remains interface {
-	// Finish writes to the image what must be there before anything mounts it:
-	// the dead kernel's last commit. If it fails, the file system is what an
-	// ordinary crash leaves, or has all of the commit in its log; nothing else is
-	// written then, since a file would get a part of what it was to be.
+	// Finish writes to the image what must be there before anything mounts it: the dead kernel's
+	// last commit. If it fails, the file system is what an ordinary crash leaves, or has all of
+	// the commit in its log; nothing else is written then, since a file would get only a part of
+	// what it was to be.
 	Finish(image Image) (Commit, error)
-	// Size is how many bytes of staging Gather fills at most. It is good after Finish.
+	// Size is how many bytes of staging Gather fills at most. It is valid after Finish.
 	Size() int64
 	// Gather puts the unsaved bytes into staging and says whose they are.
 	Gather(staging []byte) (Gathered, error)
-	// Names is what the dead kernel had as the names of what a check has found
-	// without, or with too many.
+	// Names returns the names that the dead kernel had for the inodes which a check has found
+	// without a name, or with too many.
 	Names(found *wire.Check) wire.NameRequest
 }
 
@@ -91,11 +92,11 @@ type Commit struct {
 	Blocks   int    `json:"blocks"`   // of metadata in it
 	Revoked  int    `json:"revoked"`  // blocks whose older versions it revokes
 	Data     int64  `json:"data"`     // bytes of files that went to their places
-	Files    int    `json:"files"`    // complete with that
+	Files    int    `json:"files"`    // files that are complete with these
 	Replayed int    `json:"replayed"` // blocks that the replay of the log wrote
-	// Placed are files that had no place on the disk for what was unsaved, and got one, and
-	// PlacedBytes what was written of them. Unplaced says why the others have none, if there
-	// are others: they are written after the mount.
+	// Placed is how many files had no place on the disk for what was unsaved, and got one;
+	// PlacedBytes is how much of them was written, in bytes. Unplaced says why other files got
+	// none, if there are any: these are written after the mount.
 	Placed      int    `json:"placed"`
 	PlacedBytes int64  `json:"placed_bytes"`
 	Unplaced    string `json:"unplaced,omitempty"`
@@ -103,11 +104,11 @@ type Commit struct {
 	// operations had done so far to be sound.
 	Open   int  `json:"open"`
 	Proven bool `json:"proven"`
-	// Mended is what of them was completed, or taken back, for that.
+	// Mended lists what was completed, or taken back, of these operations for that.
 	Mended []string `json:"mended,omitempty"`
-	// Moved are files whose extent trees were mid-update: the check might lose blocks of
-	// theirs, which are written again from memory. Cut are files that were being
-	// truncated: that is finished after the check, which would harm them.
+	// Moved is how many files had extent trees that were mid-update: the check might lose some
+	// of their blocks, which are written again from memory. Cut is how many files were being
+	// truncated: this is finished after the check, which would harm them.
 	Moved int `json:"moved,omitempty"`
 	Cut   int `json:"cut,omitempty"`
 	// Check says why e2fsck had to run before the mount, and Found what it printed; both
@@ -115,7 +116,7 @@ type Commit struct {
 	Check string `json:"check,omitempty"`
 	Found string `json:"found,omitempty"`
 	// Shared says why the mount waits until it has seen that no other machine has the file
-	// system (mmp); empty if it does not.
+	// system (mmp); empty if it does not wait.
 	Shared string `json:"shared,omitempty"`
 
 	Steps []wire.PhaseTime `json:"-"`
@@ -156,7 +157,7 @@ func (c *Commit) String() string {
 // Gathered is what Gather found.
 type Gathered struct {
 	Files   []wire.File
-	Attrs   []wire.Attr // what else there is to them, where no log is finished
+	Attrs   []wire.Attr // their further attributes, where the file system's log is not finished
 	Used    int64       // bytes of staging
 	Bytes   int64       // unsaved bytes in it
 	Refused []Refusal

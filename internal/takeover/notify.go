@@ -10,11 +10,11 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// Witness is a Salvager that can also say whom the dead side had to do with.
+// Witness says whom the dead side communicated with. A Salvager may be one too.
 type Witness interface {
-	// Peers are the dead side's neighbours, and the far ends of its TCP connections
-	// at the local ends that of accepts. An error says what could not be read, and
-	// does not speak against what could.
+	// Peers returns the dead side's neighbours, and the far ends of its TCP connections,
+	// of those whose local ends the function of accepts. An error says what could not be
+	// read; what could be read is valid all the same.
 	Peers(of func(local netip.AddrPort) bool) (wire.Peers, error)
 }
 
@@ -25,8 +25,8 @@ type Notice struct {
 	Rate int // clients a second
 }
 
-// Notified is what became of telling the network and the clients. Nothing of it
-// keeps a takeover from its end.
+// Notified is the outcome of telling the network and the clients. No failure of it keeps
+// a takeover from completing.
 type Notified struct {
 	Neighbours int      `json:"neighbours"` // of the dead side, that the understudy knew at once
 	Reset      int      `json:"reset"`      // clients sent a reset, with the dead side's numbers
@@ -52,14 +52,14 @@ func (n *Notified) fail(what string, err error) {
 	}
 }
 
-// teller tells the dead side's peers, beside a takeover: it reads who they are
+// teller tells the dead side's peers, concurrently with a takeover: it reads who they are
 // while other steps run, and speaks once the address is live.
 type teller struct {
 	run      *run
 	once     sync.Once
 	read     chan struct{} // closed when the understudy knows the peers, or never will
-	told     chan struct{} // closed at the end of all
-	notified Notified      // of whoever has waited for one of these
+	told     chan struct{} // closed when everything is done
+	notified Notified      // may be used after waiting for one of these
 	peers    int           // connections that the understudy knows
 }
 
@@ -67,7 +67,7 @@ func newTeller(r *run) *teller {
 	return &teller{run: r, read: make(chan struct{}), told: make(chan struct{})}
 }
 
-// meet begins to read the peers, if that is not done yet.
+// meet begins to read the peers, if that has not begun yet.
 func (t *teller) meet(ctx context.Context) {
 	t.once.Do(func() {
 		go func() {

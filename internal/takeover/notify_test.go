@@ -12,7 +12,7 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// witness is a Witness that says when it is read.
+// witness is a Witness that records when it is read.
 type witness struct {
 	m     *stand
 	peers wire.Peers
@@ -47,8 +47,8 @@ func somePeers() wire.Peers {
 
 func port80(local netip.AddrPort) bool { return local.Port() == 80 }
 
-// TestPeersAreTold: they are read after the fence, and told when the address is
-// live, before which the understudy knows them.
+// TestPeersAreTold: the peers are read after the fence, then the understudy learns them,
+// and they are told when the address is live.
 func TestPeersAreTold(t *testing.T) {
 	for name, disks := range map[string][]string{"a disk": {"data"}, "no disk": nil} {
 		m := newStand()
@@ -80,7 +80,7 @@ func TestPeersAreTold(t *testing.T) {
 	}
 }
 
-// TestSlowWitness: nothing waits for the peers to be read but the telling of them.
+// TestSlowWitness: only the telling of the peers waits for them to be read.
 func TestSlowWitness(t *testing.T) {
 	m := newStand()
 	w := &witness{m: m, peers: somePeers(), hold: make(chan struct{})}
@@ -101,8 +101,8 @@ func TestSlowWitness(t *testing.T) {
 	}
 }
 
-// TestNobodyReadsABuriedMemory: when a takeover has failed, its memory is not being
-// read any more.
+// TestNobodyReadsABuriedMemory: when a takeover has failed, nobody reads its memory any
+// more.
 func TestNobodyReadsABuriedMemory(t *testing.T) {
 	m := newStand()
 	m.fail["mount"] = errors.New("broken")
@@ -122,7 +122,7 @@ func TestNobodyReadsABuriedMemory(t *testing.T) {
 	}
 }
 
-// TestUntold: what fails of the telling is a line in the report.
+// TestUntold: each failure of the telling is a line in the report.
 func TestUntold(t *testing.T) {
 	wrong := errors.New("wrong")
 	tests := []struct {

@@ -18,8 +18,7 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// stand is a Machine that writes down what is asked of it, and fails where it
-// is told to.
+// stand is a Machine that records what is asked of it, and fails where it is told to.
 type stand struct {
 	mu      sync.Mutex
 	calls   []string
@@ -33,7 +32,7 @@ type stand struct {
 	peers   wire.Peers // that it was acquainted with
 	told    wire.TellResult
 	unready []wire.Unready
-	hangs   bool // once it should start services
+	hangs   bool // when it is to start services
 
 	imageFails error // of each write to an image
 }
@@ -113,7 +112,7 @@ func (s *stand) before(a, b string) bool {
 type body struct {
 	examine, finish, gather error
 	writes                  bool // it writes to the image
-	committed               bool // what it writes is behind the commit
+	committed               bool // it writes after the commit
 	commit                  Commit
 	found                   Gathered
 	m                       *stand
@@ -241,8 +240,8 @@ func TestBrokenDisk(t *testing.T) {
 	}
 }
 
-// TestStopIfRefused: the policy has a takeover fail while the disk is as the dead side left
-// it; what is refused of single files does not.
+// TestStopIfRefused: the policy makes a takeover fail while the disk is as the dead side left it. A
+// refusal of single files does not.
 func TestStopIfRefused(t *testing.T) {
 	wrong := errors.New("the journal was aborted")
 	for name, b := range map[string]*body{"examine": {examine: wrong}, "commit": {finish: wrong, found: someFiles()}} {
@@ -262,8 +261,8 @@ func TestStopIfRefused(t *testing.T) {
 	}
 }
 
-// TestCheckBeforeMount: what cannot be proven sound is checked, and what that said
-// is in the report.
+// TestCheckBeforeMount: a file system that cannot be proven sound is checked, and what the check
+// said is in the report.
 func TestCheckBeforeMount(t *testing.T) {
 	for _, tt := range []struct {
 		here  error // of a check on this machine
@@ -294,7 +293,7 @@ func TestCheckBeforeMount(t *testing.T) {
 	}
 }
 
-// TestCheckFails: what e2fsck cannot repair is not mounted.
+// TestCheckFails: a file system that e2fsck cannot repair is not mounted.
 func TestCheckFails(t *testing.T) {
 	m := newStand()
 	m.fail["check here"] = errors.New("e2fsck ended with status 4")
@@ -304,8 +303,8 @@ func TestCheckFails(t *testing.T) {
 	}
 }
 
-// TestNamesBeforeFiles: what a check has left without its name gets it before files
-// are written, and what cannot be named is in the report.
+// TestNamesBeforeFiles: an inode that a check has left without its name gets it before files are
+// written, and one that cannot be named is in the report.
 func TestNamesBeforeFiles(t *testing.T) {
 	m := newStand()
 	m.lost = []uint64{171, 172}
@@ -329,8 +328,8 @@ func TestNamesBeforeFiles(t *testing.T) {
 	}
 }
 
-// TestGoneIsNotMissing: what went with an operation that had not returned is no failure;
-// another inode of its number is.
+// TestGoneIsNotMissing: a file that was removed with an operation in flight is no failure; another
+// inode with its number is one.
 func TestGoneIsNotMissing(t *testing.T) {
 	m := newStand()
 	m.lost = []uint64{171}
@@ -361,7 +360,7 @@ func TestFailuresOfFilesAreReported(t *testing.T) {
 	}
 }
 
-// TestMoreFailuresThanNamed: what an answer had no room for was refused all the same.
+// TestMoreFailuresThanNamed: refusals that an answer had no room for are counted all the same.
 func TestMoreFailuresThanNamed(t *testing.T) {
 	m := newStand()
 	m.lost = []uint64{171}
@@ -381,8 +380,8 @@ func TestMoreFailuresThanNamed(t *testing.T) {
 	}
 }
 
-// TestNamesThatDoNotFit: names that cannot be asked for are as the check left them, and that is
-// told. What is unsaved is brought over.
+// TestNamesThatDoNotFit: names that cannot be asked for stay as the check left them, and that is
+// reported. What is unsaved is brought over.
 func TestNamesThatDoNotFit(t *testing.T) {
 	m := newStand()
 	m.lost = []uint64{171}
@@ -393,8 +392,8 @@ func TestNamesThatDoNotFit(t *testing.T) {
 	}
 }
 
-// TestNoServiceOnAFailedStep: whatever fails after the fence, nothing that came
-// after it in the order of safety is done.
+// TestNoServiceOnAFailedStep: when a step after the fence fails, no later step in the order of
+// safety is taken.
 func TestNoServiceOnAFailedStep(t *testing.T) {
 	order := []string{"hand over", "mount", "apply", "start", "go live"}
 	for i, step := range order[:4] {
@@ -457,8 +456,8 @@ func TestProgressIsRecorded(t *testing.T) {
 	}
 }
 
-// TestRefusalIsRecorded: that a disk lacks something which the dead memory has is durable before the
-// understudy sees the disk.
+// TestRefusalIsRecorded: before the understudy sees a disk, it is durable that the disk lacks
+// something which the dead memory has.
 func TestRefusalIsRecorded(t *testing.T) {
 	m := newStand()
 	said := make(map[Progress]bool)
@@ -481,8 +480,8 @@ func TestNoRoom(t *testing.T) {
 	}
 }
 
-// TestDeathOfTheUnderstudy: when the context ends, since the understudy died, the step
-// under way fails with that reason.
+// TestDeathOfTheUnderstudy: when the context ends, because the understudy died, the step under way
+// fails with that reason.
 func TestDeathOfTheUnderstudy(t *testing.T) {
 	m := newStand()
 	m.hangs = true

@@ -50,7 +50,8 @@ func (t *Timeline) ms(at time.Time) float64 {
 	return float64(at.Sub(t.zero).Microseconds()) / 1000
 }
 
-// Steps are the steps so far, by their start, what holds others first.
+// Steps returns the steps so far, in the order of their start; a step that contains
+// others comes before them.
 func (t *Timeline) Steps() []Step {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -2,7 +2,7 @@ package takeover
 
 import "cmp"
 
-// written remembers that a write to an image failed.
+// written is an Image that remembers the first failure of its writes.
 type written struct {
 	Image
 	failed error
@@ -26,7 +26,7 @@ type stretchImage interface {
 	WriteStretches(n int, at func(int) (off int64, data [][]byte)) error
 }
 
-// writtenStretches is written of a stretchImage.
+// writtenStretches is written for a stretchImage.
 type writtenStretches struct {
 	*written
 	image stretchImage
@@ -38,7 +38,8 @@ func (w writtenStretches) WriteStretches(n int, at func(int) (off int64, data []
 	return err
 }
 
-// watched is an image that can do what the given one can, and who remembers what failed.
+// watched returns an image that can do what the given one can, and the record of its
+// failed writes.
 func watched(image Image) (Image, *written) {
 	w := &written{Image: image}
 	if s, ok := image.(stretchImage); ok {

@@ -1,5 +1,5 @@
-// Package barelab has a QEMU guest that stands for a bare machine: its Linux boots from an
-// image with a script of the test, and nothing outside helps it.
+// Package barelab runs a QEMU guest that stands for a bare machine: its Linux boots from
+// an image with the test's script, and nothing outside helps it.
 package barelab
 
 import (
@@ -18,7 +18,7 @@ import (
 	"understudy.dev/understudy/internal/live/initramfs"
 )
 
-// busybox is the static one, and applets what scripts have of it.
+// busybox is the static BusyBox of this machine, and applets are its commands that scripts use.
 const busybox = "/bin/busybox"
 
 var applets = []string{
@@ -31,14 +31,14 @@ type Image struct {
 	Program string            // this product; /bin/understudy there
 	Modules string            // lib/modules/RELEASE of its kernel
 	Drivers []string          // further modules
-	Script  string            // of sh: what it does at boot, with modules loaded
-	Copies  map[string]string // paths there, of files here
-	Texts   map[string]string // paths there, and contents
-	// Programs of this machine, at their paths, with their libraries.
+	Script  string            // for sh: it runs at boot, once modules are loaded
+	Copies  map[string]string // files of this machine, by their path in the image
+	Texts   map[string]string // contents of further files, by their path in the image
+	// Programs are programs of this machine, copied to the same paths with their libraries.
 	Programs []string
 }
 
-// modules are those that its devices need.
+// modules are the kernel modules that the machine's devices need.
 var modules = []string{"virtio_pci", "virtio_blk", "virtio_net", "nvme|", "crc32c_generic|crc32c|", "ext4"}
 
 const prologue = `#!/bin/sh
@@ -81,24 +81,24 @@ type Machine struct {
 	Kernel, Image string
 	Append        string   // further kernel parameters
 	Dir           string   // for its consoles
-	CPUs          int      // 0: 4
+	CPUs          int      // 0 means 4
 	Devices       []string // further arguments of QEMU
 	Files         []*os.File
 }
 
-// parameters are what every kernel under emulation boots with (package partition says
-// why).
+// parameters are the kernel parameters of every boot under emulation (package partition
+// says why).
 const parameters = "console=ttyS0 quiet panic=0 tsc=reliable clocksource=tsc no_timer_check random.trust_cpu=on GODEBUG=cpu.avx2=off"
 
-// Console is the first serial port's, of the machine's own Linux; Second that of another,
-// which only a kernel being debugged writes to.
+// console returns the path of the file with the output of a serial port: 0 is that of the machine's
+// own Linux (Console), 1 that of another (Second), which only a kernel being debugged writes to.
 func (m *Machine) console(n int) string { return filepath.Join(m.Dir, fmt.Sprintf("console%d", n)) }
 
 // Running is a machine that runs.
 type Running struct {
 	*Machine
 	cmd   *exec.Cmd
-	said  bytes.Buffer // by QEMU
+	said  bytes.Buffer // the output of QEMU
 	ended chan struct{}
 	err   error
 
@@ -119,7 +119,7 @@ func (m *Machine) Start(ctx context.Context) (*Running, error) {
 	if m.Kernel != "" {
 		args = append(args, "-kernel", m.Kernel, "-initrd", m.Image, "-append", strings.TrimSpace(parameters+" "+m.Append))
 	}
-	for n := range 2 { // what it said when it ran before is not what it says now
+	for n := range 2 { // remove the output of an earlier run
 		if err := os.Remove(m.console(n)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
 		}
@@ -138,10 +138,10 @@ func (m *Machine) Start(ctx context.Context) (*Running, error) {
 	return r, nil
 }
 
-// Console is what the machine's own Linux has said.
+// Console returns what the machine's own Linux has printed so far.
 func (r *Running) Console() string { return read(r.console(0)) }
 
-// Second is what was said on the second serial port.
+// Second returns what was printed on the second serial port so far.
 func (r *Running) Second() string { return read(r.console(1)) }
 
 func read(path string) string {
@@ -161,14 +161,15 @@ func (r *Running) Wait() error {
 	return nil
 }
 
-// ErrPanic is of a machine whose own Linux has panicked, and will not say any more.
+// ErrPanic means that the machine's own Linux has panicked, and will print nothing more.
 var ErrPanic = errors.New("its kernel has panicked")
 
 // panicEnd is the last that a kernel says in its panic (kernel/panic.c).
 const panicEnd = "end Kernel panic"
 
-// Stillborn says whether the machine's own Linux has panicked before it had loaded a module, by a breakpoint: under QEMU's
-// emulation some kernels do now and then, when they change their own text while other CPUs run it (seen with 6.12 and 7.2).
+// Stillborn reports whether the machine's own Linux panicked at a breakpoint before it had loaded a module. Under
+// QEMU's emulation some kernels do so now and then, when they change their own text while other CPUs run it (seen
+// with 6.12 and 7.2).
 func (r *Running) Stillborn() bool {
 	said := strings.ReplaceAll(r.Console(), "\r", "")
 	_, modules, ok := strings.Cut(said, "Modules linked in:")
@@ -176,7 +177,8 @@ func (r *Running) Stillborn() bool {
 	return strings.Contains(said, panicEnd) && ok && strings.TrimSpace(first) == "" && strings.Contains(said, "Oops: int3")
 }
 
-// WaitUnlessPanic is Wait for a machine that is not to die: it is turned off if it does, which is ErrPanic.
+// WaitUnlessPanic is Wait for a machine that must not die: if its kernel panics, it turns the machine off
+// and returns ErrPanic.
 func (r *Running) WaitUnlessPanic() error {
 	for {
 		select {
@@ -190,7 +192,7 @@ func (r *Running) WaitUnlessPanic() error {
 	}
 }
 
-// Await waits until the machine's own Linux has said what contains a text.
+// Await waits until the machine's own Linux has printed text on its console.
 func (r *Running) Await(ctx context.Context, text string) error {
 	for {
 		said := r.Console()

@@ -12,18 +12,18 @@ import (
 	"understudy.dev/understudy/internal/live/dirs"
 )
 
-// rootOffset is where the partition begins on a disk of scripts/debian.sh, bytes.
+// rootOffset is where the partition begins on a disk that scripts/debian.sh makes, in bytes.
 const rootOffset = 2048 * 512
 
-// File is a file to be put on a disk. One that is executable has what chmod(1) calls 755,
-// others 644.
+// File is a file to be put on a disk. Its mode is 755 (chmod(1)) if it is executable, and
+// 644 otherwise.
 type File struct {
 	Path, Source string
 	Executable   bool
 }
 
-// Kernel are the files of a further kernel on a disk of Debian's, by its name in
-// scripts/kernels.sh, as its package has them there.
+// Kernel returns the release and the files of a further kernel for a Debian disk. The
+// kernel is named as in scripts/kernels.sh, and the files are where its package has them.
 func Kernel(name string) (release string, files []File, err error) {
 	cache, err := dirs.Cache()
 	if err != nil {
@@ -43,9 +43,9 @@ func Kernel(name string) (release string, files []File, err error) {
 	})
 }
 
-// Debian makes a root disk: a copy of that which scripts/debian.sh makes of a suite of Debian's with a
-// kernel, named as there, and files. The machine runs /lab, a script of sh, at each boot, if
-// it is there.
+// Debian makes a root disk: a copy of the one that scripts/debian.sh makes of a Debian
+// suite and a kernel, named as there, with files added. The machine runs /lab, an sh
+// script, at each boot, if there is one.
 func Debian(disk, suite, kernel string, files []File) error {
 	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
@@ -70,14 +70,14 @@ func Debian(disk, suite, kernel string, files []File) error {
 	return Put(disk, files)
 }
 
-// madeBefore are directories that each disk of Debian's has.
+// madeBefore are directories that every Debian disk has.
 var madeBefore = []string{"/", "/boot", "/root", "/etc", "/etc/systemd", "/etc/systemd/system", "/usr/lib/modules", "/usr/local/bin"}
 
-// Put writes files on a disk of Debian's, that is not in use, in the place of those that are
-// there; the directories of modules are made.
+// Put writes files to a Debian disk that is not in use, at paths where there are none yet. It makes
+// their directories.
 func Put(disk string, files []File) error { return PutAt(disk, rootOffset, files) }
 
-// PutAt is Put for a disk with a system of Debian's that begins that many bytes into it.
+// PutAt is Put for a disk whose Debian file system begins at an offset, in bytes.
 func PutAt(disk string, offset int64, files []File) error {
 	var commands strings.Builder
 	made := map[string]bool{}
@@ -113,7 +113,7 @@ func PutAt(disk string, offset int64, files []File) error {
 	return nil
 }
 
-// Root takes the file system out of a disk of Debian's, to be looked at.
+// Root copies the file system out of a Debian disk to path, so that it can be looked at.
 func Root(disk, path string) error {
 	out, err := exec.Command("dd", "if="+disk, "of="+path, "bs=1M", "skip=1", "conv=sparse", "status=none").CombinedOutput()
 	if err == nil {

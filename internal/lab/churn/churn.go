@@ -30,18 +30,18 @@ type Spec struct {
 	Order
 }
 
-// State is a file system, and what the transactions in memory make of it.
+// State is a file system on a disk, and the blocks that the transactions in memory change.
 type State struct {
 	Disk    string // path of the disk, after a replay of its log
 	Changed map[addr.Block][]byte
-	Handles int // open ones
+	Handles int // number of open ones
 }
 
 const (
 	diskSize = 256 << 20
 	memory   = 384 << 20
 	limit    = 30 * time.Minute
-	// tries is how often a state is made that is not what it should be: its kernel died
+	// tries is how often making a state is tried. A state is unusable if its kernel died
 	// of itself, committed by itself, or had no operation in flight.
 	tries = 20
 )
@@ -49,8 +49,8 @@ const (
 //go:embed *.go guest/*.go
 var sources embed.FS
 
-// Get returns a state, which it makes unless it is in the cache. The test is
-// skipped if this machine lacks what making it takes.
+// Get returns a state from the cache, or makes it. The test is skipped if this machine
+// lacks what is needed to make it.
 func Get(t testing.TB, s Spec) *State {
 	t.Helper()
 	tree := fixture.NeedKernel(t, s.Kernel)
@@ -74,7 +74,7 @@ func Get(t testing.TB, s Spec) *State {
 	return state
 }
 
-// key names a state after all that it follows from, but for the timing.
+// key names a state by everything that determines it, except for the timing.
 func key(kernel string, s Spec) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%s %+v\n%s%s", kernel, s, hold.Source, fixture.OrderedSource)
@@ -94,7 +94,7 @@ func load(dir string) (*State, error) {
 	}
 	state.Disk = filepath.Join(dir, "disk")
 	now := time.Now()
-	return state, os.Chtimes(dir, now, now) // it was used
+	return state, os.Chtimes(dir, now, now) // mark it as used
 }
 
 // build makes the state at dir: complete, or not at all.
@@ -143,7 +143,7 @@ func build(ctx context.Context, dir, tree string, s Spec) (err error) {
 	return os.Rename(filepath.Join(dir, "state.tmp"), filepath.Join(dir, "state"))
 }
 
-// guest works and dies.
+// guest returns the guest that does the work and dies.
 func (s Spec) guest(tree string) fixture.Ordered {
 	return fixture.Ordered{
 		Name: "churn", Tree: tree, Program: "understudy.dev/understudy/internal/lab/churn/guest", Modules: []string{"ext4"},
@@ -151,8 +151,8 @@ func (s Spec) guest(tree string) fixture.Ordered {
 	}
 }
 
-// Copy writes a state's disk to a path, with the changed blocks in their places,
-// as a file with holes.
+// Copy copies a state's disk to a path, as a file with holes, and writes the changed
+// blocks to it.
 func (s *State) Copy(path string, changed map[addr.Block][]byte) error {
 	if out, err := exec.Command("cp", "--sparse=always", s.Disk, path).CombinedOutput(); err != nil {
 		return fmt.Errorf("cp: %w: %s", err, out)

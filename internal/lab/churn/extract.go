@@ -18,8 +18,8 @@ import (
 	"understudy.dev/understudy/dead/ram"
 )
 
-// extract replays the log of a disk and returns what the transactions in the dead
-// memory make of it.
+// extract replays the journal of a disk, and returns the blocks that the committing and
+// the running transaction in the dead memory change.
 func extract(path, image string) (*State, error) {
 	mem, err := ram.OpenFile(path)
 	if err != nil {

@@ -1,7 +1,7 @@
-// Package churn makes transactions for tests: a guest changes a file system in
-// all the ways that change its metadata, and dies with the changes in the
-// running transaction of the journal. Nothing but its size makes that commit; one
-// that was to be whole, and was committed in part, is made again.
+// Package churn makes transactions for tests: a guest changes a file system in all the
+// ways that change its metadata, and dies with the changes in the running transaction of
+// the journal. Only its size can make that transaction commit. Where all changes should
+// be in it but some were committed, the image is made again.
 package churn
 
 // OrderPath is where the guest finds its Order.
@@ -13,7 +13,7 @@ const Disk = "churn"
 // Lines that the guest prints on its console, each followed by the reason.
 const (
 	Failed  = "churn: failed: "
-	NotHeld = "churn: not held: " // the image is to be made again
+	NotHeld = "churn: not held: " // the image has to be made again
 )
 
 // Order tells the guest what to do.
@@ -22,7 +22,7 @@ type Order struct {
 	Seed          uint64
 	Ops           int // of each thread
 	Threads       int
-	// After is how many operations of all threads the guest dies after, whatever it is
-	// doing; 0 is when it is done.
+	// After is the number of operations, of all threads together, after which the guest
+	// dies, whatever it is doing; 0 means when all are done.
 	After int
 }

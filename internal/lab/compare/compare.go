@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Way is one way of doing something. It returns how long that took, without what had
-// to be prepared.
+// Way is one way of doing something. Do returns how long that took, without the time for
+// preparations.
 type Way struct {
 	Name string
 	Do   func() time.Duration
@@ -29,8 +29,8 @@ func Time(b *testing.B, name string, do func() error) Way {
 	}}
 }
 
-// Run does the ways in turns, at least five times each, and reports for each the
-// median in milliseconds, and what nine of ten did not exceed.
+// Run does the ways in turns, at least five times each, and reports for each the median
+// and the 90th percentile, in milliseconds.
 func Run(b *testing.B, ways ...Way) *Rounds {
 	r := &Rounds{took: make(map[string][]time.Duration)}
 	round := 0
@@ -47,7 +47,7 @@ func Run(b *testing.B, ways ...Way) *Rounds {
 	for round < 5 {
 		do()
 	}
-	b.ReportMetric(0, "ns/op") // of all ways together: it says nothing
+	b.ReportMetric(0, "ns/op") // it would be the sum of all ways, which means nothing
 	for _, w := range ways {
 		ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 		b.ReportMetric(ms(quantile(r.took[w.Name], 0.5)), w.Name+"-ms")
@@ -61,8 +61,8 @@ type Rounds struct {
 	took map[string][]time.Duration
 }
 
-// Ratio reports under a name how many times as long one way took as another: the
-// median of all rounds, and between what eight of ten lie.
+// Ratio reports, under a name, how many times as long one way took as another: the median
+// over all rounds, and the 10th and 90th percentiles.
 func (r *Rounds) Ratio(b *testing.B, name, of, to string) {
 	var ratios []float64
 	for i, d := range r.took[of] {
@@ -73,7 +73,7 @@ func (r *Rounds) Ratio(b *testing.B, name, of, to string) {
 	}
 }
 
-// quantile returns the element of which a share q of all are not larger.
+// quantile returns the element at quantile q: a share q of all elements are not larger.
 func quantile[T float64 | time.Duration](all []T, q float64) T {
 	sorted := slices.Sorted(slices.Values(all))
 	return sorted[int(q*float64(len(sorted)-1)+0.5)]

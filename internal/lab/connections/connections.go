@@ -23,7 +23,7 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// Image is what a guest left.
+// Image is the memory that a guest left, and the truth about its connections.
 type Image struct {
 	RAM string // path of the RAM file of a QEMU q35 machine
 	truth.Truth
@@ -33,14 +33,14 @@ const (
 	truthSize = 16 << 20
 	memory    = 384 << 20
 	limit     = 30 * time.Minute
-	tries     = 3 // emulation fells a kernel now and then, and a machine may be too slow once
+	tries     = 3 // under emulation a kernel dies now and then, and a machine may be too slow once
 )
 
 //go:embed *.go guest/*.go truth/*.go
 var sources embed.FS
 
-// Get returns an image, which it makes unless it is in the cache. kernel is as in
-// fixture.Spec. The test is skipped if this machine lacks what making it takes.
+// Get returns an image from the cache, or makes it. kernel is as in fixture.Spec. The
+// test is skipped if this machine lacks what is needed to make it.
 func Get(t testing.TB, kernel string, o truth.Order) *Image {
 	t.Helper()
 	tree := fixture.NeedKernel(t, kernel)
@@ -64,7 +64,7 @@ func Get(t testing.TB, kernel string, o truth.Order) *Image {
 	return image
 }
 
-// key names an image after all that it follows from but for the kernel.
+// key names an image by everything that determines it, except for the kernel.
 func key(o truth.Order) []byte {
 	h := sha256.New()
 	fmt.Fprintf(h, "%+v\n%s", o, fixture.OrderedSource)
@@ -82,7 +82,7 @@ func load(dir string) (*Image, error) {
 		return nil, err
 	}
 	now := time.Now()
-	return image, os.Chtimes(dir, now, now) // it was used
+	return image, os.Chtimes(dir, now, now) // mark it as used
 }
 
 // build makes the image at dir: complete, or not at all.
@@ -115,7 +115,7 @@ func keep(dir, ram string, tell []byte) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
-	made, err := os.MkdirTemp(filepath.Dir(dir), ".making-") // which package fixture clears away
+	made, err := os.MkdirTemp(filepath.Dir(dir), ".making-") // package fixture removes those that were left behind
 	if err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func keep(dir, ram string, tell []byte) error {
 	return nil
 }
 
-// guest connects and dies.
+// guest returns the guest that makes the connections and dies.
 func guest(tree string, o truth.Order) fixture.Ordered {
 	return fixture.Ordered{
 		Name: "connections", Tree: tree, Program: "understudy.dev/understudy/internal/lab/connections/guest", Modules: []string{"dummy", "veth"},

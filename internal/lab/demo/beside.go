@@ -10,13 +10,13 @@ import (
 // the other.
 type Beside struct {
 	FS    [2]string  `json:"fs"`
-	Sides [2]*Series `json:"sides"` // each of one of them
-	// Ratio is of the first one's outage to the second's, round by round.
+	Sides [2]*Series `json:"sides"` // the runs on each of them
+	// Ratio is the ratio of the first one's outage to the second's, taken in each round.
 	Ratio Spread `json:"ratio"`
 }
 
-// RunBeside plays n rounds of the demo, each once on o.FS and once on another file system, with
-// the same files, the one first in one round and the other in the next. A run that fails ends it.
+// RunBeside plays n rounds of the demo, each once on o.FS and once on another file system,
+// with the same files. Which of the two goes first alternates. A run that fails ends it.
 func RunBeside(ctx context.Context, o Options, other string, n int) (*Beside, error) {
 	b := &Beside{FS: [2]string{o.FS, other}, Sides: [2]*Series{{}, {}}}
 	for i := range n {
@@ -50,7 +50,7 @@ func (b *Beside) compare() {
 	b.Ratio = NewSpread(ratios)
 }
 
-// Write prints the sum of both sides for people.
+// Write prints a summary of both sides for people.
 func (b *Beside) Write(w io.Writer) error {
 	for side, s := range b.Sides {
 		fmt.Fprintf(w, "%s  ", b.FS[side])
@@ -59,7 +59,7 @@ func (b *Beside) Write(w io.Writer) error {
 		}
 	}
 	if b.Ratio.N == 0 {
-		return nil // no round has both
+		return nil // no round has an outage on both
 	}
 	_, err := fmt.Fprintf(w, "outage of %s to that of %s: %.2f by the medians; round by round median %.2f, %.2f to %.2f\n",
 		b.FS[0], b.FS[1], b.Sides[0].Outage.Median/b.Sides[1].Outage.Median, b.Ratio.Median, b.Ratio.Min, b.Ratio.Max)

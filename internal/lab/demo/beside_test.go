@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestBeside sums rounds up: each ratio is of one round, and a run without an outage is in none.
+// TestBeside sums up rounds: each ratio is of one round, and a run without an outage has none.
 func TestBeside(t *testing.T) {
 	b := &Beside{FS: [2]string{"ext4", "ext3"}, Sides: [2]*Series{{}, {}}}
 	ms := func(v float64) *float64 { return &v }

@@ -17,9 +17,9 @@ import (
 
 const contrastName = "contrast"
 
-// keepDisk keeps the disk as it is now, for the contrast. On a file system
-// that shares blocks between files that is no copy; elsewhere it takes the
-// time that the timeline shows, while the outage runs.
+// keepDisk keeps the disk as it is now, for the contrast. On a file system that shares
+// blocks between files this copies no data; elsewhere it takes the time that the timeline
+// shows, during the outage.
 func (p *play) keepDisk() error {
 	image := p.pair.Disks[0].Image
 	p.copied = filepath.Join(p.dir, "fence.img")
@@ -42,9 +42,8 @@ func (p *play) keepDisk() error {
 	return sparse.Copy(dst, src)
 }
 
-// contrast has a second guest mount a copy-on-write view of the disk as it was
-// at the fence, as the guest itself would after a reboot, and tells what it
-// finds there.
+// contrast lets a second guest mount a copy-on-write view of the disk as it was at the
+// fence, as the guest itself would after a reboot, and returns what it finds there.
 func (p *play) contrast(ctx context.Context) ([]workload.Truth, error) {
 	dead := p.pair.Partitions[0]
 	active, _ := p.super.Sides()
@@ -66,11 +65,11 @@ func (p *play) contrast(ctx context.Context) ([]workload.Truth, error) {
 	return p.read(contrastName, noticeFound)
 }
 
-// mustLose is what a mount without salvage must miss, or else the demo proves
-// nothing, in bytes: most of what was unsaved.
+// mustLose is how many bytes a mount without salvage must miss, or else the demo proves
+// nothing: most of what was unsaved.
 func (p *play) mustLose() int64 { return p.report.UnsavedBytes / 25 * 24 }
 
-// judge holds the contrast against the truth.
+// judge compares what the contrast found with the truth.
 func (p *play) judge(truth, found []workload.Truth) {
 	result := workload.Compare(truth, found)
 	c := &Contrast{

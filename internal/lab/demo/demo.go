@@ -25,13 +25,13 @@ import (
 type Options struct {
 	FS        string // ext4 or ext3, made with mkfs's defaults
 	Seed      uint64
-	MiB       int  // unsaved, about; 0: as by default
-	Patient   bool // take no silence of a minute for a death
+	MiB       int  // about how much is left unsaved; 0 means the default
+	Patient   bool // do not take a minute of silence for a death
 	NoSalvage bool // give the unsaved data up
 	Hang      bool // die without a dying message
-	Unfenced  bool // have the dead side's disk held by somebody else
+	Unfenced  bool // let another process hold the dead side's disk
 	Contrast  bool // look at the disk as it was at the fence, too
-	Writers   int  // that go on working, in a directory of their own, until the kernel dies
+	Writers   int  // how many go on working, in their own directory, until the kernel dies
 
 	Kernel string    // directory of the guests' kernel, as of dirs.Kernel
 	Log    io.Writer // for the operator
@@ -42,8 +42,8 @@ type Options struct {
 // written or its server has taken over: long, for a busy machine.
 const servedLimit = 3 * time.Minute
 
-// Run plays the demo once. The report is good if the error is nil; what did
-// not hold is in it.
+// Run plays the demo once. The report is valid if the error is nil; it says what did not
+// hold.
 func Run(ctx context.Context, o Options) (r *Report, err error) {
 	s, err := o.newStage(ctx)
 	if err != nil {
@@ -60,7 +60,7 @@ func Run(ctx context.Context, o Options) (r *Report, err error) {
 	return r, p.run(ctx)
 }
 
-// say tells what happens, with the seconds since the run began.
+// say prints what happens, with the seconds since the run began.
 func (s *stage) say(format string, args ...any) {
 	fmt.Fprintf(s.o.Say, "%5.1f s  "+format+"\n", append([]any{time.Since(s.began).Seconds()}, args...)...)
 }
@@ -138,7 +138,7 @@ func (p *play) call(ctx context.Context, verb string) error {
 	return p.super.Call(ctx, verb, job{Dir: serveDir, Spec: p.spec(), Writers: p.o.Writers}, nil)
 }
 
-// prepare has the guest make its files and record their hashes.
+// prepare makes the guest create its files and record their hashes.
 func (p *play) prepare(ctx context.Context) error {
 	plan, err := workload.NewPlan(p.spec())
 	if err != nil {
@@ -165,7 +165,7 @@ func (p *play) write(ctx context.Context) error {
 	if err := p.call(ctx, verbRun); err != nil {
 		return err
 	}
-	// An answer from while it was written may have a page of the old content and one of the new.
+	// An answer from the time of the write may mix a page of the old content with one of the new.
 	written := time.Now()
 	limited, cancel := context.WithTimeoutCause(ctx, servedLimit, errors.New("the client was not served the new content"))
 	defer cancel()
@@ -214,7 +214,7 @@ func (p *play) die(ctx context.Context) (liveness.Verdict, error) {
 	return v.Verdict, v.err
 }
 
-// takeOver takes over and keeps what that reports.
+// takeOver takes over and adds the takeover's report to the demo's.
 func (p *play) takeOver(ctx context.Context, v liveness.Verdict) error {
 	report, err := p.super.TakeOver(ctx, v)
 	if err != nil {
@@ -244,8 +244,8 @@ func (p *play) takeOver(ctx context.Context, v liveness.Verdict) error {
 	return p.kept
 }
 
-// measureOutage waits for the client's first good answer. Without salvage there
-// is none, since good means unsaved at the crash: any answer has to do then.
+// measureOutage waits for the client's first good answer. Good means unsaved at the
+// crash, so without salvage there is none, and any answer has to do.
 func (p *play) measureOutage(ctx context.Context) error {
 	good := probe.Want(p.served)
 	if p.o.NoSalvage {
@@ -278,15 +278,14 @@ func (p *play) measureOutage(ctx context.Context) error {
 	return nil
 }
 
-// clientSees is the MAC at the service's address in the client's neighbour
-// table.
+// clientSees returns the MAC of the service's address in the client's neighbour table.
 func (p *play) clientSees() (string, error) {
 	mac, err := p.lab.Client.Neighbor(netip.MustParseAddr(serviceAddress))
 	return mac.String(), err
 }
 
-// compare has both guests tell what they find, then reads the truth, for the
-// first time, and holds the files against it.
+// compare makes both guests report what they find, then reads the truth, for the first
+// time, and compares the files with it.
 func (p *play) compare(ctx context.Context) error {
 	p.say("compare every file with what the guest had said of it")
 	var lost []workload.Truth

@@ -59,8 +59,8 @@ func guestVerb(f func(*wire.Conn, job) error) agent.Verb {
 	}
 }
 
-// prepare makes the files and has them on the disk; it sends out, as hashes,
-// what they will hold once the workload has run.
+// prepare makes the files and syncs them to the disk; it sends out the hashes of what
+// they will hold once the workload has run.
 func prepare(conn *wire.Conn, j job) error {
 	plan, err := workload.NewPlan(j.Spec)
 	if err != nil {
@@ -80,8 +80,8 @@ func prepare(conn *wire.Conn, j job) error {
 	return nil
 }
 
-// holdBack has the kernel save nothing by itself in the file system at dir: neither
-// dirty pages nor, from the next one on, transactions of its journal.
+// holdBack keeps the kernel from saving anything by itself in the file system at dir:
+// dirty pages, and, from the next transaction on, its journal.
 func holdBack(dir string) error {
 	for name, value := range hold.Dirty {
 		if err := os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0); err != nil {
@@ -94,7 +94,7 @@ func holdBack(dir string) error {
 	return nil
 }
 
-// run writes, and leaves unsaved what it wrote.
+// run runs the workload, and leaves unsaved what it wrote.
 func run(_ *wire.Conn, j job) error {
 	plan, err := workload.NewPlan(j.Spec)
 	if err != nil {
@@ -133,15 +133,15 @@ func busy(_ *wire.Conn, j job) error {
 }
 
 const (
-	busyFiles = 32       // of a writer
-	busySize  = 24 << 10 // of each at most, in bytes
-	// busyPause leaves the service time to answer, on one emulated CPU, too: its client is to
-	// measure the takeover.
+	busyFiles = 32       // per writer
+	busySize  = 24 << 10 // of each file at most, in bytes
+	// busyPause leaves the service time to answer, even on one emulated CPU: what its
+	// client measures must be the takeover.
 	busyPause = 10 * time.Millisecond
 )
 
-// writer makes files, renames them over older ones, makes and removes directories and links,
-// so that there are always operations of every kind in flight, and not ever more data.
+// writer makes files, renames them over older ones, and makes and removes directories and links, so
+// that operations of every kind are always in flight while the amount of data stays small.
 type writer struct{ dir string }
 
 func (w writer) turn(n int) error {

@@ -45,7 +45,7 @@ type Report struct {
 
 	WithoutSalvage *Contrast `json:"without_salvage,omitempty"`
 
-	// FenceError is why nothing was taken over, when that was the point.
+	// FenceError is why nothing was taken over, in a run in which the fence has to fail.
 	FenceError string `json:"fence_error,omitempty"`
 
 	MAC      string          `json:"mac"` // of the service's address, seen from the client
@@ -61,15 +61,15 @@ type Contrast struct {
 	SyncedWrong  int   `json:"synced_wrong"`
 }
 
-// Held says whether all of what the demo promises held.
+// Held reports whether everything that the demo promises held.
 func (r *Report) Held() bool { return len(r.Failures) == 0 }
 
 func (r *Report) fail(format string, args ...any) {
 	r.Failures = append(r.Failures, fmt.Sprintf(format, args...))
 }
 
-// compare counts what is not as the guest had said; lossy: what was not fsynced
-// is expected to be lost.
+// compare counts what differs from what the guest had said. If lossy, what was not
+// fsynced is expected to be lost.
 func (r *Report) compare(want, got []workload.Truth, lossy bool) {
 	c := workload.Compare(want, got)
 	r.FilesCompared = c.Files

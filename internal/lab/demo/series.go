@@ -8,19 +8,18 @@ import (
 	"slices"
 )
 
-// Series is the outcome of several runs, each with a fresh pair and a seed of
-// its own.
+// Series is the outcome of several runs, each with a fresh pair and its own seed.
 type Series struct {
 	Runs   []*Report `json:"runs"`
 	Outage Spread    `json:"outage_ms"`
 	Held   int       `json:"held"` // runs in which all held
-	// InFlight is in how many runs operations were in flight, and Checked in how many of them
-	// e2fsck had to look at the disk before the mount.
+	// InFlight is the number of runs in which operations were in flight at the crash, and
+	// Checked the number of those in which e2fsck had to check the disk before the mount.
 	InFlight int `json:"in_flight"`
 	Checked  int `json:"checked"`
 }
 
-// Spread sums up measurements of one thing.
+// Spread summarizes measurements of one thing.
 type Spread struct {
 	N      int     `json:"n"`
 	Median float64 `json:"median"`
@@ -28,7 +27,7 @@ type Spread struct {
 	Max    float64 `json:"max"`
 }
 
-// NewSpread sums up values, in whatever unit they are.
+// NewSpread summarizes values, in whatever unit they are.
 func NewSpread(values []float64) Spread {
 	if len(values) == 0 {
 		return Spread{}
@@ -38,8 +37,8 @@ func NewSpread(values []float64) Spread {
 	return Spread{N: n, Median: (v[(n-1)/2] + v[n/2]) / 2, Min: v[0], Max: v[n-1]}
 }
 
-// RunSeries plays the demo n times. A run that fails ends it, and the series is of those
-// before.
+// RunSeries plays the demo n times. A run that fails ends the series, which then has the
+// runs before it.
 func RunSeries(ctx context.Context, o Options, n int) (*Series, error) {
 	s := &Series{}
 	for i := range n {
@@ -61,7 +60,7 @@ func RunSeries(ctx context.Context, o Options, n int) (*Series, error) {
 
 var errNotHeld = errors.New("not all of it held in every run")
 
-// add takes a run into the series.
+// add adds a run to the series.
 func (s *Series) add(r *Report) {
 	s.Runs = append(s.Runs, r)
 	if r.Held() {
@@ -82,7 +81,7 @@ func (s *Series) add(r *Report) {
 	s.Outage = NewSpread(outages)
 }
 
-// line is a run in one line.
+// line describes a run in one line.
 func (r *Report) line() string {
 	outage, held := "no answer", "held"
 	if r.OutageMS != nil {
@@ -95,7 +94,7 @@ func (r *Report) line() string {
 		r.Seed, outage, mib(r.BytesRecovered), r.Files, r.Refused, r.BytesWrong, r.FilesCompared, held)
 }
 
-// Write prints the sum of a series for people.
+// Write prints a summary of the series for people.
 func (s *Series) Write(w io.Writer) error {
 	_, err := fmt.Fprintf(w, "outage  median %.0f ms, %.0f to %.0f over %d runs; all held in %d; operations in flight in %d, of these checked by e2fsck %d\n",
 		s.Outage.Median, s.Outage.Min, s.Outage.Max, len(s.Runs), s.Held, s.InFlight, s.Checked)

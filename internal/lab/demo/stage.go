@@ -29,7 +29,7 @@ const (
 	imageBytes     = 1 << 30
 )
 
-// describe is the demo's pair.yaml, which a user's would look like.
+// describe is the demo's pair.yaml, which looks like a user's.
 const describe = `name: %s
 partitions:
   left:  {cpus: "%d", memory: 768MiB, kernel: %[4]s, initramfs: %[5]s}
@@ -44,15 +44,15 @@ heartbeat: %[8]s
 takeover: {salvage: %[7]t, sync: after}
 `
 
-// impatient is the demo's heartbeat, and patient one whose silence is no death in an emulated machine: nothing tells
-// that its guests' CPUs stood still.
+// impatient is the demo's heartbeat. patient is that for a machine which is emulated itself:
+// there silence is no death, since nothing tells that the guests' CPUs stood still.
 const (
 	impatient = "{period: 20ms, limit: 300ms}"
 	patient   = "{period: 1s, limit: 1m, cpu: 1h, scheduler: 1h, disk: 1h}"
 )
 
-// stage is what a run plays on: a directory with the disk and the pair's
-// description, networks of its own, and the running pair.
+// stage is what a run plays on: a directory with the disk and the pair's description, its
+// own networks, and the running pair.
 type stage struct {
 	o      Options
 	dir    string
@@ -89,8 +89,8 @@ func (o Options) newStage(ctx context.Context) (s *stage, err error) {
 	return s, err
 }
 
-// describe makes the disk and the pair's description, and reads it as a user's
-// would be read.
+// describe makes the disk and the pair's description, and loads the description as a
+// user's would be loaded.
 func (s *stage) describe(ctx context.Context) error {
 	image := filepath.Join(s.dir, "data.img")
 	if err := makeImage(ctx, s.o.FS, image); err != nil {
@@ -139,7 +139,7 @@ func makeImage(ctx context.Context, fs, path string) error {
 	return nil
 }
 
-// notice keeps what guests report, unread.
+// notice keeps what guests report, without decoding it.
 func (s *stage) notice(partition, verb string, body []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

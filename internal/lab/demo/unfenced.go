@@ -20,9 +20,9 @@ import (
 	"understudy.dev/understudy/internal/live/liveness"
 )
 
-// holdImage gives another process the dead side's own open image, as a
-// descriptor that leaked would: the lock on it then outlives the partition, and
-// nobody can prove that it is not written any more.
+// holdImage gives another process the dead side's own descriptor of the image, as if it
+// had leaked: the lock on the image then outlives the partition, and nobody can prove
+// that nothing writes to it any more.
 func (p *play) holdImage() (release func(), err error) {
 	pid := p.super.ActivePID()
 	image := p.pair.Disks[0].Image
@@ -66,9 +66,8 @@ func descriptorOf(pid int, path string) (int, error) {
 	return 0, fmt.Errorf("process %d does not have %s open", pid, path)
 }
 
-// takeOverUnfenced tries to take over while somebody else holds the disk. It
-// must fail at the fence, with the disk as the dead side left it and the
-// address unanswered.
+// takeOverUnfenced tries to take over while another process holds the disk. It must fail
+// at the fence, with the disk as the dead side left it and the address unanswered.
 func (p *play) takeOverUnfenced(ctx context.Context, v liveness.Verdict) error {
 	image := p.pair.Disks[0].Image
 	before, err := digestFile(image)

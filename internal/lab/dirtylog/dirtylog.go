@@ -1,5 +1,5 @@
-// Package dirtylog makes disks whose journals are dirty, as a crash leaves them,
-// and has a real kernel replay journals, for tests.
+// Package dirtylog makes disks whose journals are dirty, as a crash leaves them, and lets
+// a real kernel replay journals, for tests.
 package dirtylog
 
 import (
@@ -31,11 +31,11 @@ type guest struct {
 	ended   chan struct{}
 }
 
-// tries is how often a guest is started whose kernel dies before it runs our program: see package fixture.
+// tries is how many times a guest is started if its kernel dies before it runs our program: see package fixture.
 const tries = 4
 
-// boot starts a guest of a kernel, with disks by their serial numbers. It ends
-// with the test. The test is skipped if this machine cannot run it.
+// boot starts a guest with a kernel, and with disks, which are paths by serial number. It
+// ends with the test. The test is skipped if this machine cannot run it.
 func boot(t testing.TB, kernel string, o order.Order, disks map[string]string) *guest {
 	t.Helper()
 	if _, err := exec.LookPath(qemu); err != nil {
@@ -87,7 +87,8 @@ func start(t testing.TB, console string, args []string) *guest {
 	return g
 }
 
-// begins waits until the guest runs our program, and says if its kernel has died before. Of one that hangs, await says so.
+// begins waits until the guest runs our program, and returns false if its kernel dies before that. If it hangs, await
+// says so.
 func (g *guest) begins() bool {
 	for deadline := time.Now().Add(15 * time.Minute); time.Now().Before(deadline); {
 		if b, err := os.ReadFile(g.console); err == nil && bytes.Contains(b, []byte(order.Begun)) {
@@ -117,7 +118,7 @@ func pack(t testing.TB, dir, release string, o order.Order) string {
 	}
 	tree := filepath.Join(release, "lib", "modules", filepath.Base(release))
 	modules := []string{"virtio_pci", "virtio_blk", "loop", "ext4"}
-	// What ext4 asks for by name. Which of them exist differs between kernels.
+	// Modules that ext4 requests by name. Which of them exist differs between kernels.
 	for _, name := range []string{"crc32c_generic", "crc32c_intel", "libcrc32c", "crc32c"} {
 		if _, err := initramfs.ModuleOrder(tree, []string{name}); err == nil {
 			modules = append(modules, name)
@@ -133,11 +134,11 @@ func pack(t testing.TB, dir, release string, o order.Order) string {
 	return path
 }
 
-// await waits until the guest says something, and returns all that it said.
+// await waits until the guest prints line, and returns all that it has printed.
 func (g *guest) await(t testing.TB, line string) string {
 	t.Helper()
 	for deadline := time.Now().Add(15 * time.Minute); ; {
-		b, _ := os.ReadFile(g.console) // not there yet
+		b, _ := os.ReadFile(g.console) // it may not be there yet
 		said := strings.ReplaceAll(string(b), "\r", "")
 		gone := false
 		select {
@@ -174,7 +175,7 @@ type Format struct {
 	Name    string
 	Type    string // for mount(2)
 	Options string // likewise
-	Fsyncs  bool   // the work in it is fsync(2) in the main
+	Fsyncs  bool   // most of the work in it is fsync(2)
 	Size    int64  // of the disk, in bytes
 	Mkfs    []string
 }
@@ -197,10 +198,10 @@ func (f Format) Make(t testing.TB, path string) {
 	}
 }
 
-// Crash has a kernel work in file systems of all formats at once, and returns what was
-// on their disks at a number of instants, at each of which the machine might as well
-// have lost its power: when so many operations were done in each of them, multiples of
-// order.StepsEvery.
+// Crash lets a kernel work in file systems of all formats at once, and returns what was
+// on their disks at several instants, as if the machine had lost its power at each. These
+// are given as steps: how many operations were done in each file system by then,
+// multiples of order.StepsEvery.
 func Crash(t testing.TB, kernel string, seed uint64, formats []Format, steps ...int) []Image {
 	t.Helper()
 	dir := t.TempDir()
@@ -246,8 +247,8 @@ type Mounted struct {
 // (fs/ext4/super.c, ext4_load_journal).
 func (m Mounted) Refused() bool { return strings.Contains(m.Log, "error loading journal") }
 
-// Mount has a kernel mount images read-only, which replays their journals and
-// changes the images.
+// Mount makes a kernel mount images read-only, which replays their journals and changes
+// the images.
 func Mount(t testing.TB, kernel string, images []Image) []Mounted {
 	t.Helper()
 	disk := filepath.Join(t.TempDir(), "images")
@@ -291,7 +292,7 @@ func fileSize(t testing.TB, path string) int64 {
 	return st.Size()
 }
 
-// move copies a piece of a file, but for zeros where there are zeros already.
+// move copies a piece of a file, without writing zeros where there are zeros already.
 func move(t testing.TB, to string, toOffset int64, from string, fromOffset, size int64) {
 	t.Helper()
 	in, err := os.Open(from)
@@ -310,7 +311,7 @@ func move(t testing.TB, to string, toOffset int64, from string, fromOffset, size
 		if _, err := in.ReadAt(b[:n], fromOffset+done); err != nil {
 			t.Fatal(err)
 		}
-		have, _ := out.ReadAt(old[:n], toOffset+done) // it may be too short still
+		have, _ := out.ReadAt(old[:n], toOffset+done) // it may still be too short
 		if !bytes.Equal(b[:n], old[:n]) || have < n && !bytes.Equal(b[:n], zero[:n]) {
 			if _, err := out.WriteAt(b[:n], toOffset+done); err != nil {
 				t.Fatal(err)

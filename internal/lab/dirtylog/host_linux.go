@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dieTogether has the guest end with the thread that started it at the latest.
+// dieTogether makes the guest end with the thread that started it, at the latest.
 func dieTogether(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
 
 // freeze stops all threads of QEMU, so that nothing changes its disks.
@@ -30,7 +30,7 @@ func (g *guest) freeze(t testing.TB) {
 	}
 }
 
-// thaw lets it go on.
+// thaw lets QEMU continue.
 func (g *guest) thaw(t testing.TB) {
 	t.Helper()
 	if err := g.cmd.Process.Signal(unix.SIGCONT); err != nil {

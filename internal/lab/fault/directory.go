@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Directory is a directory mounted at another place, where it fails, when it is told to, what
-// changes files: a disk that breaks, or a file system that is full. A process of its own
+// Directory is a directory mounted at another place, where changes to files fail on
+// command, as on a disk that breaks, or in a file system that is full. A separate process
 // serves it: one that also used it could wait for itself.
 type Directory struct {
 	cmd *exec.Cmd
@@ -26,11 +26,11 @@ type Directory struct {
 	out *bufio.Reader
 }
 
-// Variables of the environment that have Child serve a directory at another place.
+// Environment variables that make Child serve a directory at another place.
 const ofVariable, atVariable = "UNDERSTUDY_FAULT_OF", "UNDERSTUDY_FAULT_AT"
 
-// Child does what Mount started this process for, and does not return; or it returns at once,
-// if Mount did not. A test's TestMain calls it first of all.
+// Child serves a directory and does not return, if Mount started this process for that.
+// Otherwise it returns at once. A test's TestMain calls it first of all.
 func Child() {
 	at := os.Getenv(atVariable)
 	if at == "" {
@@ -43,8 +43,8 @@ func Child() {
 	os.Exit(0)
 }
 
-// Mount mounts a directory at another place. The process that serves it has a high priority:
-// who waits for it looks idle.
+// Mount mounts a directory at another place. The process that serves it has a high
+// priority, because a process that waits for it looks idle.
 func Mount(directory, at string) (*Directory, error) {
 	program, err := os.Executable()
 	if err != nil {
@@ -72,8 +72,8 @@ func Mount(directory, at string) (*Directory, error) {
 // Tell gives an order, and returns how many changes were counted until then:
 //
 //	count PID        count changes by that process, from 0 on
-//	fail N ERRNO     with the change counted as N, and from it on, all changes by anyone fail
-//	heal             none fails any more
+//	fail N ERRNO     from the change counted as N on, all changes by anyone fail
+//	heal             no change fails any more
 //
 // A change is a write(2), an fsync(2), or an fallocate(2).
 func (d *Directory) Tell(format string, args ...any) (int, error) {
@@ -94,7 +94,7 @@ func (d *Directory) Unmount() error {
 	return errors.Join(err, d.cmd.Wait())
 }
 
-// serve mounts it, and does what it is told.
+// serve mounts a directory, and carries out the orders that it reads.
 func serve(directory, at string, in io.Reader, out io.Writer) error {
 	root, err := fs.NewLoopbackRoot(directory)
 	if err != nil {
@@ -119,9 +119,9 @@ func serve(directory, at string, in io.Reader, out io.Writer) error {
 // breaker decides what fails.
 type breaker struct {
 	mu     sync.Mutex
-	pid    int // whose changes count; 0: nobody's
+	pid    int // the process whose changes count; 0 means none
 	n      int // changes counted
-	at     int // the first of them that fails; 0: none
+	at     int // the first change that fails; 0 means none
 	errno  syscall.Errno
 	broken bool
 }
@@ -145,7 +145,7 @@ func (b *breaker) told(line string) (int, error) {
 	return n, err
 }
 
-// change counts one, and says whether it fails.
+// change counts a change, and returns the error with which it fails, or 0.
 func (b *breaker) change(ctx context.Context) syscall.Errno {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -160,7 +160,7 @@ func (b *breaker) change(ctx context.Context) syscall.Errno {
 	return 0
 }
 
-// processOf is the process that a thread belongs to (proc(5), status); 0: it has ended.
+// processOf returns the process that a thread belongs to (proc(5), status), or 0 if it has ended.
 func processOf(thread uint32) (pid int) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", thread))
 	if err != nil {
@@ -174,7 +174,7 @@ func processOf(thread uint32) (pid int) {
 	return pid
 }
 
-// breakable is a file or a directory, and what is open of it.
+// breakable is a file or a directory, and openFile an open one.
 type breakable struct {
 	*fs.LoopbackNode
 	breaker *breaker
@@ -197,7 +197,7 @@ func (n *breakable) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint
 	return h, how, errno
 }
 
-// PassthroughFd has the kernel not write past us.
+// PassthroughFd keeps the kernel from writing without us.
 func (f *openFile) PassthroughFd() (int, bool) { return 0, false }
 
 func (f *openFile) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {

@@ -1,4 +1,4 @@
-// Package fault is a kernel module of ours that has a kernel fail, in ways that a user's
+// Package fault has our kernel module that makes a kernel fail, in ways that a user's
 // program cannot bring about. scripts/modules.sh builds it for kernels of the matrix.
 package fault
 
@@ -12,20 +12,20 @@ import (
 	"understudy.dev/understudy/internal/live/dirs"
 )
 
-// Ways are what the module can be told, as its source lists them.
+// Ways are the faults that the module can cause, as its source lists them.
 var Ways = []string{"panic", "oops", "oops-irq", "bug", "stack", "hang-all", "hang-one", "hang-loop", "hang-lock"}
 
-// Unmet is why this machine cannot have the module.
+// Unmet is the reason why this machine cannot have the module.
 type Unmet struct{ Reason string }
 
 func (u Unmet) Error() string { return u.Reason }
 
-// Module is our module for a kernel, as Build has it.
+// Module is Build for our module.
 func Module(kernel string) (module, dir string, err error) { return Build(kernel, "fault") }
 
-// Build gives the path of a module that scripts/modules.sh knows, for a kernel by its name in
-// scripts/kernels.sh, built if need be, and the kernel's directory (dirs.Kernel). It may fail
-// with Unmet.
+// Build returns the path of a module that scripts/modules.sh knows, for a kernel named as
+// in scripts/kernels.sh, and the kernel's directory (dirs.Kernel). It builds the module
+// if need be. The error may be an Unmet.
 func Build(kernel, name string) (module, dir string, err error) {
 	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {

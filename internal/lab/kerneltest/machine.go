@@ -19,7 +19,7 @@ import (
 // Size of the machine's memory, in bytes.
 const Size = 8 << 20
 
-// Where things are: DirectMap and MemMap are where the made-up kernel has its
+// Addresses and sizes. DirectMap and MemMap are where the made-up kernel maps its
 // physical memory and its page structures.
 const (
 	startKernelMap addr.Virt = 0xffff_ffff_8000_0000
@@ -49,11 +49,11 @@ type Machine struct {
 	arm64   bool
 	unit    addr.Pages // of its base pages
 	direct  addr.Virt  // where memory is mapped in one piece
-	// Functions has Finish name functions only in the symbol table, and export the rest but
-	// for what Hidden has, as a kernel without CONFIG_KALLSYMS_ALL does.
+	// Functions makes Finish put only functions into the symbol table, and export all
+	// other symbols except Hidden, as a kernel without CONFIG_KALLSYMS_ALL does.
 	Functions bool
 	Hidden    []string
-	Lines     string // more of the note
+	Lines     string // further lines of the note
 }
 
 type symbol struct {
@@ -69,25 +69,25 @@ func New(t testing.TB) *Machine {
 	return m
 }
 
-// Fixed starts a machine of x86-64 whose kernel has no variables for the base addresses of its
-// layout, and its physical memory from direct on: as one that cannot move them, if that is
-// DirectMap.
+// Fixed starts a machine of x86-64 whose kernel has no variables for the base addresses
+// of its layout, and maps its physical memory at direct. If that is DirectMap, it is like
+// a kernel that cannot move them.
 func Fixed(t testing.TB, direct addr.Virt) *Machine {
 	return start(t, &Machine{direct: direct, unit: addr.Pages4K}, "init_top_pgt")
 }
 
-// The layout of a machine of arm64, with addresses of 48 bits: its linear map begins below its
-// memory, by so many bytes.
+// The layout of a machine of arm64, with addresses of 48 bits: its linear map begins that
+// many bytes below its memory.
 const (
 	below                 = 1 << 46
 	linearStart addr.Virt = 0xffff_0000_0000_0000
 )
 
-// NewARM64 starts a machine of arm64 with base pages of 4 KiB. Descriptors of its page tables are
-// the same bits.
+// NewARM64 starts a machine of arm64 with base pages of 4 KiB. The descriptors in its
+// page tables have the same bits as the entries of x86-64.
 func NewARM64(t testing.TB) *Machine { return NewPages(t, addr.Pages4K) }
 
-// NewPages starts a machine of arm64 with base pages of a size.
+// NewPages starts a machine of arm64 with base pages of the given size.
 func NewPages(t testing.TB, unit addr.Pages) *Machine {
 	m := start(t, &Machine{arm64: true, direct: linearStart + below, unit: unit}, "swapper_pg_dir")
 	m.PutU64(m.Image("memstart_addr", 8), 1<<64-below)
@@ -142,7 +142,7 @@ func (m *Machine) Alloc(n int) addr.Virt {
 	return m.direct + addr.Virt(at)
 }
 
-// Phys returns where an address of the image, heap or map of pages is.
+// Phys returns the physical address of an address in the image, the heap or the map of pages.
 func (m *Machine) Phys(va addr.Virt) addr.Phys {
 	switch {
 	case va >= imageVirt && va < imageVirt+imageSize:
@@ -174,12 +174,12 @@ func (m *Machine) Page(va addr.Virt) addr.Virt {
 	return MemMap + addr.Virt(uint64(m.unit.PFN(m.Phys(va)))*PageStruct)
 }
 
-// Data returns the address of the bytes of the page that a struct page is of.
+// Data returns the address of the bytes of the page that a struct page describes.
 func (m *Machine) Data(page addr.Virt) addr.Virt {
 	return m.direct + addr.Virt(m.unit.Phys(addr.PFN((page-MemMap)/PageStruct)))
 }
 
-// Map maps base pages in as many levels of tables as 48 bits of address take. pa is that of a page.
+// Map maps base pages, with as many levels of tables as addresses of 48 bits take. pa is the address of a page.
 func (m *Machine) Map(va addr.Virt, pa addr.Phys, n int) {
 	bottom, bits := int(m.unit), int(m.unit)-3 // a table is as large as a page
 	mask := uint64(1)<<bits - 1
@@ -207,7 +207,7 @@ func (m *Machine) Map(va addr.Virt, pa addr.Phys, n int) {
 // Finish adds types, symbols and the note: the kernel can then be found.
 func (m *Machine) Finish(types ...btf.Type) {
 	m.t.Helper()
-	if m.Functions { // the types of a kernel are many
+	if m.Functions { // a kernel has many types
 		for i := range 2000 {
 			types = append(types, &btf.Struct{Name: fmt.Sprintf("one_of_very_many_%d", i), Size: 4})
 		}
@@ -226,7 +226,7 @@ func (m *Machine) Finish(types ...btf.Type) {
 	m.FinishWithoutTypes()
 }
 
-// FinishWithoutTypes is Finish of a kernel that does not tell its own structures.
+// FinishWithoutTypes is Finish for a kernel without type information.
 func (m *Machine) FinishWithoutTypes() {
 	if m.Functions {
 		m.putExports()
@@ -269,8 +269,8 @@ func (m *Machine) putSymbols() map[string]addr.Virt {
 	return at
 }
 
-// putExports writes a table of exported symbols and their names, and as many others as make
-// one of a kernel.
+// putExports writes a table of exported symbols and their names, with enough further
+// symbols to make it look like a kernel's.
 func (m *Machine) putExports() {
 	all := slices.DeleteFunc(slices.Clone(m.symbols), func(s symbol) bool {
 		return slices.Contains(m.Hidden, s.name) || slices.Contains([]string{"linux_banner", "__start_BTF", "__stop_BTF"}, s.name)
@@ -351,9 +351,9 @@ func (m *Machine) Clone(t testing.TB) *Machine {
 	return &c
 }
 
-// Damage overwrites memory as a fuzzer says: each six bytes of script are a
-// place and what is there from then on: four bytes of address, one of value, one
-// of how many bytes to set. near, if any, are addresses to stay close to.
+// Damage overwrites memory as a fuzzer says: each six bytes of script are four bytes of
+// address, one byte of value, and one byte for how many bytes to set to it. near, if any,
+// are addresses to stay close to.
 func (m *Machine) Damage(script []byte, near ...addr.Virt) {
 	for ; len(script) >= 6; script = script[6:] {
 		at := uint64(binary.LittleEndian.Uint32(script))

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// corpseXML is of a domain that never runs: its memory is loaded with what a crash left. Firmware
-// goes over a piece of it below 1 MiB, which no kernel uses as memory.
+// corpseXML describes a domain that never runs: its memory is loaded with what a crash
+// left. Firmware overwrites a piece of it below 1 MiB, which no kernel uses as memory.
 const corpseXML = `<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>%s</name>
   <memory unit='b'>%d</memory>
@@ -24,10 +24,10 @@ const corpseXML = `<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/do
 </domain>
 `
 
-// Disk is an image of a domain's.
+// Disk is a disk image of a domain.
 type Disk struct{ Path, Format string }
 
-// Convert puts an image of another format in the place of a raw one.
+// Convert replaces a raw image with one of another format, which it returns.
 func (d Disk) Convert(t testing.TB, format string) Disk {
 	t.Helper()
 	to := Disk{d.Path + "." + format, format}
@@ -40,8 +40,8 @@ func (d Disk) Convert(t testing.TB, format string) Disk {
 	return to
 }
 
-// Corpse starts a transient domain, paused, that has what a crash left: its memory, in a RAM file,
-// and its disks.
+// Corpse starts a transient domain, paused, with what a crash left: its memory, in a RAM
+// file, and its disks.
 func (h *Host) Corpse(name string, memory Memory, ram string, disks []Disk) {
 	h.t.Helper()
 	st, err := os.Stat(ram)
@@ -62,8 +62,8 @@ func (h *Host) Corpse(name string, memory Memory, ram string, disks []Disk) {
 	h.Virsh("create", xml, "--paused")
 }
 
-// Panic has a domain's panic device say that its kernel has panicked, as the driver in a guest does
-// (QEMU's docs/specs/pvpanic.rst), and waits until libvirt says so.
+// Panic makes a domain's panic device report that its kernel has panicked, as the driver
+// in a guest does (QEMU's docs/specs/pvpanic.rst), and waits until libvirt reports it.
 func (h *Host) Panic(name string) {
 	h.t.Helper()
 	h.Virsh("qemu-monitor-command", name, "--hmp", "o /b 0x505 1")

@@ -16,8 +16,8 @@ import (
 	"understudy.dev/understudy/internal/live/initramfs"
 )
 
-// Guest is a domain that nobody prepared. When it boots first it leaves much unsaved on two file
-// systems, says what, and panics; when it boots again, it says what there is, and ends.
+// Guest is a domain that nobody prepared. At its first boot it leaves much unsaved on two file
+// systems, prints what, and panics; at its second, it prints what is there, and ends.
 type Guest struct {
 	name string
 	xml  string
@@ -69,7 +69,7 @@ const domainXML = `<domain type='qemu'>
 </domain>
 `
 
-// Guest makes a domain's disks, raw images of which one has a partition table, and its description.
+// Guest makes a domain's description and its disks: raw images, one of them with a partition table.
 func (h *Host) Guest(name string, memory Memory) *Guest {
 	h.t.Helper()
 	g := &Guest{name: name, h: h}
@@ -95,7 +95,7 @@ func (h *Host) Guest(name string, memory Memory) *Guest {
 	}); err != nil {
 		h.t.Fatal(err)
 	}
-	// libvirt changes the owner of what a domain boots.
+	// libvirt changes the owner of the files that a domain boots.
 	own := filepath.Join(h.Dir, name+".kernel")
 	h.here("cp", kernel, own)
 	var disks strings.Builder
@@ -114,7 +114,7 @@ func (h *Host) here(program string, args ...string) {
 	}
 }
 
-// disk makes an image with an empty ext4, in a partition or not.
+// disk makes an image with an empty ext4, in a partition if divided.
 func (h *Host) disk(name string, divided bool) string {
 	h.t.Helper()
 	path := filepath.Join(h.Dir, name)
@@ -164,16 +164,16 @@ func (g *Guest) Start() {
 	g.h.Virsh("start", g.name)
 }
 
-// bootLimit is how long it may take to say everything, under emulation on a busy machine.
+// bootLimit is how long the guest may take to print everything, under emulation on a busy machine.
 const bootLimit = 4 * time.Minute
 
-// Left is what the guest said before it died: paths, with sums, sizes and times.
+// Left returns what the guest printed before it died: paths, with sums, sizes and times.
 func (g *Guest) Left() []string {
 	g.h.t.Helper()
 	return g.said("left")
 }
 
-// Found is what the guest said when it had booted again. It waits for that.
+// Found waits until the guest has printed, after its second boot, what is there, and returns that.
 func (g *Guest) Found() []string {
 	g.h.t.Helper()
 	g.h.Await("word of "+g.name, bootLimit, func() bool { return len(g.said("all found")) > 0 })

@@ -1,6 +1,6 @@
-// Package libvirtlab has a host of libvirt's, with Debian's own libvirtd, in namespaces of its
-// own: nothing of it is installed on this machine, or left behind, and nobody outside can reach
-// it.
+// Package libvirtlab runs a libvirt host, with Debian's own libvirtd, in its own
+// namespaces: nothing of it is installed on this machine, or left behind, and nobody
+// outside can reach it.
 package libvirtlab
 
 import (
@@ -22,13 +22,13 @@ import (
 	"understudy.dev/understudy/internal/live/dirs"
 )
 
-// Host is a host of libvirt's. It ends with the test.
+// Host is a libvirt host. It ends with the test.
 type Host struct {
 	Dir string // for images and consoles: libvirt's user for QEMU may enter it
 
 	t   testing.TB
-	top string // of the tree that is its own
-	pid int    // of its first process, as we see it
+	top string // its own directory tree
+	pid int    // its first process, in our PID namespace
 }
 
 // hostScript lays the packages over this machine's tree, and starts libvirtd as its unit does.
@@ -39,7 +39,7 @@ var hostScript string
 // hostLimit is how long libvirtd may take to answer.
 const hostLimit = 2 * time.Minute
 
-// Packages is where scripts/libvirt.sh has unpacked libvirt, which it does if need be.
+// Packages runs scripts/libvirt.sh, which unpacks libvirt if need be, and returns where that is.
 func Packages(t testing.TB) string {
 	t.Helper()
 	cache, err := dirs.Cache()
@@ -100,7 +100,7 @@ func Start(t testing.TB) *Host {
 	return h
 }
 
-// Await waits until something is so.
+// Await waits until is returns true.
 func (h *Host) Await(what string, limit time.Duration, is func() bool) {
 	h.t.Helper()
 	for end := time.Now().Add(limit); !is(); time.Sleep(200 * time.Millisecond) {
@@ -110,7 +110,7 @@ func (h *Host) Await(what string, limit time.Duration, is func() bool) {
 	}
 }
 
-// Command is a command on the host.
+// Command returns a command to run on the host.
 func (h *Host) Command(ctx context.Context, program string, args ...string) *exec.Cmd {
 	inside := []string{"-t", strconv.Itoa(h.pid), "--mount", "--net", "--pid", "--ipc", "--", program}
 	cmd := exec.CommandContext(ctx, "nsenter", append(inside, args...)...)
@@ -150,7 +150,8 @@ func (h *Host) virsh(args ...string) (string, error) {
 	return string(out), err
 }
 
-// State is a domain's, and why: "crashed (panicked)"; empty: there is no such domain.
+// State returns a domain's state with its reason, such as "crashed (panicked)". It is empty if
+// there is no such domain.
 func (h *Host) State(domain string) string {
 	out, err := h.virsh("domstate", "--reason", domain)
 	if err != nil {
@@ -159,7 +160,7 @@ func (h *Host) State(domain string) string {
 	return strings.TrimSpace(out)
 }
 
-// Read reads a file of the host's.
+// Read reads a file of the host.
 func (h *Host) Read(path string) string {
 	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(h.pid), "root", path))
 	if err != nil {
@@ -168,7 +169,7 @@ func (h *Host) Read(path string) string {
 	return string(b)
 }
 
-// RestartLibvirtd ends libvirtd by a signal and starts it again. Its domains go on.
+// RestartLibvirtd ends libvirtd with a signal and starts it again. Its domains go on running.
 func (h *Host) RestartLibvirtd(signal syscall.Signal) {
 	h.t.Helper()
 	pid := strings.TrimSpace(h.Read("/run/libvirtd.pid"))

@@ -1,5 +1,5 @@
-// Package netlab is a network for a demonstration or a test: a bridge for the taps of partitions, and a client
-// beside it, each in a network namespace of its own.
+// Package netlab is a network for a demonstration or a test: a bridge for the taps of
+// partitions, and a client beside it, each in its own network namespace.
 package netlab
 
 import (
@@ -44,7 +44,8 @@ type Lab struct {
 	Client   *netns.Namespace
 }
 
-// NewLab makes a Lab whose client has the given addresses. IPv6 is enabled at the client if one of them is of it.
+// NewLab makes a Lab whose client has the given addresses. IPv6 is enabled at the client if one of them is an
+// IPv6 address.
 func NewLab(client ...netip.Prefix) (*Lab, error) {
 	l := &Lab{}
 	if err := l.build(client); err != nil {

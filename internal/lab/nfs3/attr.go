@@ -2,7 +2,7 @@ package nfs3
 
 import "time"
 
-// Bounds of RFC 1813, 2.4, and of a name: longer ones no server here gives.
+// Bounds of RFC 1813, 2.4, and of a name; no server here gives longer ones.
 const (
 	maxHandle = 64
 	maxName   = 1024
@@ -12,8 +12,8 @@ const (
 // Handle names a file for its server.
 type Handle []byte
 
-// Verifier is eight bytes that are compared and no more: of a server's writes, of
-// an exclusive create, of a directory's cookies.
+// Verifier is eight bytes that are only compared: those of a server's writes, of an
+// exclusive create, of a directory's cookies.
 type Verifier [verfBytes]byte
 
 // Type is what a file is (ftype3).
@@ -77,7 +77,7 @@ func (d *decoder) postHandle() Handle {
 	return d.handle()
 }
 
-// wcc decodes wcc_data, of which what was before is of no use here.
+// wcc decodes wcc_data. It returns the attributes after the operation; those before are of no use here.
 func (d *decoder) wcc() *Attr {
 	if d.bool() {
 		d.uint64() // size
@@ -92,7 +92,7 @@ func (d *decoder) verifier() (v Verifier) {
 	return v
 }
 
-// Set is what to change of a file (sattr3); what is nil stays.
+// Set is what to change in a file's attributes (sattr3); nil fields stay as they are.
 type Set struct {
 	Mode, UID, GID *uint32
 	Size           *uint64

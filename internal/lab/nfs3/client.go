@@ -18,21 +18,20 @@ import (
 type Options struct {
 	Network string // tcp or udp
 	Server  netip.AddrPort
-	// LocalPort is the port to call from. A server tells clients apart by it, so it
-	// stays the same for all connections. Zero: one below 1024, as exports demand
-	// that are not insecure; that takes privilege.
+	// LocalPort is the port to call from. A server tells clients apart by it, so it stays
+	// the same for all connections. Zero means one below 1024, which exports demand that
+	// are not insecure; that takes privilege.
 	LocalPort uint16
-	// Retransmit is after what time without a reply a call is sent again: over UDP,
-	// and by the same connection over TCP, if it is not zero. Zero means 100 ms for
-	// UDP.
+	// Retransmit is how long to wait for a reply before a call is sent again: over UDP
+	// and, if it is not zero, over the same connection of TCP. Zero means 100 ms for UDP.
 	Retransmit time.Duration
 	// Redial is how long to wait between attempts to connect; zero means 20 ms. One
 	// attempt may take at most DialLimit; zero means 200 ms.
 	Redial, DialLimit time.Duration
 	Who               Credential
-	// In runs what makes a socket, in a network namespace for instance; nil: here.
+	// In runs the function that makes a socket, in a network namespace for instance; nil means here.
 	In func(func() error) error
-	// OnConnect is told of each connection, before calls go over it.
+	// OnConnect is called for each connection, before calls go over it.
 	OnConnect func()
 }
 
@@ -44,7 +43,7 @@ type Client struct {
 	done  chan struct{}
 
 	mu      sync.Mutex
-	conn    net.Conn // nil: none now
+	conn    net.Conn // nil while there is none
 	waiting map[uint32]*waiter
 	order   []uint32 // of waiting, as sent
 	xid     uint32
@@ -54,7 +53,7 @@ type Client struct {
 // waiter is a call that has no reply yet.
 type waiter struct {
 	msg   []byte
-	reply chan reply // of one
+	reply chan reply // holds one
 }
 
 type reply struct {
@@ -62,11 +61,11 @@ type reply struct {
 	err  error
 }
 
-// ErrClosed is what a call gives that a Close overtakes.
+// ErrClosed is the error of a call that is interrupted by Close.
 var ErrClosed = errors.New("client is closed")
 
-// New returns a client, which connects in the background: a server that is down
-// is one whose replies take long.
+// New returns a client, which connects in the background: while a server is down, its
+// replies take long.
 func New(o Options) (*Client, error) {
 	if o.Network != "tcp" && o.Network != "udp" {
 		return nil, fmt.Errorf("network %q: tcp or udp", o.Network)
@@ -133,7 +132,7 @@ func (c *Client) unspecified() netip.Addr {
 	return netip.IPv6Unspecified()
 }
 
-// NextXID is a number that no call has had yet.
+// NextXID returns a number that no call has had yet.
 func (c *Client) NextXID() uint32 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -203,9 +202,9 @@ func (c *Client) resend(w *waiter) {
 	c.send(w)
 }
 
-// send writes a message if there is a connection. What fails is sent again: at
-// the next connection, or the next interval. A connection that takes nothing for
-// long is given up; the reader then sees its end.
+// send writes a message if there is a connection. If that fails, the message is sent
+// again on the next connection, or after the next interval. A connection that takes
+// nothing for long is closed; the reader then sees its end.
 func (c *Client) send(w *waiter) {
 	if c.conn == nil {
 		return
@@ -278,7 +277,7 @@ func (c *Client) dial(ctx context.Context) (conn net.Conn, err error) {
 	return conn, err
 }
 
-// adopt makes a connection the current one, and sends all that waits over it.
+// adopt makes a connection the current one, and sends all calls that wait over it.
 func (c *Client) adopt(conn net.Conn) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -303,7 +302,7 @@ func (c *Client) drop(conn net.Conn) {
 	conn.Close()
 }
 
-// read hands replies to those who wait for them, until the connection ends.
+// read hands replies to the calls that wait for them, until the connection ends.
 func (c *Client) read(conn net.Conn) {
 	in := bufio.NewReader(conn)
 	datagram := make([]byte, 1<<16)
@@ -327,7 +326,7 @@ func (c *Client) read(conn net.Conn) {
 	}
 }
 
-// deliver drops what nobody waits for, as the second reply to one call.
+// deliver hands a reply to the call that waits for it. It drops others, such as a second reply to one call.
 func (c *Client) deliver(msg []byte) {
 	xid, body, err := decodeReply(msg)
 	if len(msg) < 4 {
@@ -343,7 +342,7 @@ func (c *Client) deliver(msg []byte) {
 	}
 }
 
-// Close ends the client and all calls that wait.
+// Close ends the client and all calls that wait for a reply.
 func (c *Client) Close() error {
 	c.stop() // first: a writer may hold the lock until its connection ends
 	c.mu.Lock()

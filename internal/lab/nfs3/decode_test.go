@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// words is XDR of numbers, and of strings with their length.
+// words encodes values in XDR: numbers, and strings with their length.
 func words(values ...any) []byte {
 	var e encoder
 	for _, v := range values {
@@ -25,7 +25,7 @@ func words(values ...any) []byte {
 	return e.b
 }
 
-// file is fattr3 of a file.
+// file returns the fattr3 of a file.
 func file() []byte {
 	return words(1, 0o644, 1, 0, 0, uint64(5), uint64(4096), uint64(0), uint64(7), uint64(99), 1, 2, 3, 4, 5, 6)
 }
@@ -139,7 +139,7 @@ func TestRecord(t *testing.T) {
 	tests := []struct {
 		name string
 		in   []byte
-		want string // empty: an error
+		want string // empty means an error
 	}{
 		{"whole", part(true, "abc"), "abc"},
 		{"parts", append(part(false, "ab"), part(true, "c")...), "abc"},
@@ -155,7 +155,7 @@ func TestRecord(t *testing.T) {
 	}
 }
 
-// decoders are all results.
+// decoders decode the results of all procedures.
 var decoders = []func([]byte) error{
 	result(Null()), result(Getattr(nil)), result(Setattr(nil, Set{})), result(Lookup(nil, "")),
 	result(Read(nil, 0, 0)), result(Write(nil, 0, 0, nil)), result(Commit(nil, 0, 0)),
@@ -164,8 +164,8 @@ var decoders = []func([]byte) error{
 	result(ReaddirPlus(nil, 0, Verifier{}, 0)), result(Fsinfo(nil)), result(Mount("")),
 }
 
-// FuzzReply holds that every decoder ends, and that its error is one of ours; and
-// that what is taken, cut by a byte, is not.
+// FuzzReply checks that every decoder ends, that its error is one of ours, and that input
+// that it accepts is refused without its last byte.
 func FuzzReply(f *testing.F) {
 	verf := []byte("verifier")
 	for i := range decoders {
@@ -189,7 +189,7 @@ func FuzzReply(f *testing.F) {
 	})
 }
 
-// FuzzReplyHeader holds that a header is taken off what follows it, or refused.
+// FuzzReplyHeader checks that a header is separated from what follows it, or refused.
 func FuzzReplyHeader(f *testing.F) {
 	f.Add(words(7, 1, 0, 1, "xyz", 0, 1, 2, 3))
 	f.Add(words(7, 1, 1, 1, 5))
@@ -205,8 +205,8 @@ func FuzzReplyHeader(f *testing.F) {
 	})
 }
 
-// FuzzRecord holds that a record is no longer than what came, and that a record of
-// ours is read as it was.
+// FuzzRecord checks that a record is no longer than the input, and that a record of ours
+// is read as it was written.
 func FuzzRecord(f *testing.F) {
 	f.Add(appendRecord(nil, []byte("abc")))
 	f.Add(appendRecord([]byte{0, 0, 0, 1, 'x'}, []byte("abc")))

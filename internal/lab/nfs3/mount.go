@@ -6,8 +6,8 @@ const (
 	maxFlavors = 64
 )
 
-// Mount asks for the handle of an export (MNT), of the port that MOUNT has. What
-// credentials the server takes beside AUTH_SYS is of no use here.
+// Mount asks for the handle of an export (MNT), at the port of MOUNT. The credentials
+// that the server accepts beside AUTH_SYS are of no use here.
 func Mount(path string) Request[Handle] {
 	var e encoder
 	e.opaque([]byte(path))

@@ -26,10 +26,10 @@ const (
 	Port         = 2049
 )
 
-// Request is one call, with what its reply gives.
+// Request is one call, and how its reply is decoded.
 type Request[T any] struct {
-	// XID is the number that the call goes by; zero: a new one. The same number
-	// again is, for the server, the same call sent again.
+	// XID is the number that the call goes by; zero means a new one. For the server, a
+	// call with the same number is the same call sent again.
 	XID uint32
 
 	program, procedure uint32
@@ -56,9 +56,9 @@ func Do[T any](ctx context.Context, c *Client, r Request[T]) (result T, err erro
 	return result, nil
 }
 
-// result decodes what follows the header of a reply: a status, and what it gives
-// if the status is OK. What there is to a failure (attributes, all of them
-// optional) is not looked at.
+// result decodes what follows the header of a reply: a status, and the result if the
+// status is OK. What follows another status (attributes, all of them optional) is
+// ignored.
 func (r *Request[T]) result(body []byte) (result T, err error) {
 	d := &decoder{b: body}
 	if r.decode == nil { // NULL has no result, not even a status

@@ -21,7 +21,7 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// must is the result of a call that must succeed.
+// must sends a call that must succeed, and returns its result.
 func must[T any](t *testing.T, ctx context.Context, c *Client, r Request[T]) T {
 	t.Helper()
 	v, err := Do(ctx, c, r)
@@ -31,8 +31,8 @@ func must[T any](t *testing.T, ctx context.Context, c *Client, r Request[T]) T {
 	return v
 }
 
-// TestProcedures goes through all of them with a server that is not ours, over
-// TCP and over UDP.
+// TestProcedures goes through all procedures with a server that is not ours, over TCP and
+// over UDP.
 func TestProcedures(t *testing.T) {
 	for _, network := range []string{"tcp", "udp"} {
 		t.Run(network, func(t *testing.T) {
@@ -122,8 +122,8 @@ func discard[T any](ctx context.Context, c *Client, r Request[T]) func() error {
 	}
 }
 
-// TestLostReplies wants a call whose reply was lost to be sent again with its
-// number, from its port.
+// TestLostReplies checks that a call whose reply was lost is sent again with its number,
+// from its port.
 func TestLostReplies(t *testing.T) {
 	for _, network := range []string{"tcp", "udp"} {
 		t.Run(network, func(t *testing.T) {
@@ -136,7 +136,7 @@ func TestLostReplies(t *testing.T) {
 			c := client(t, Options{Network: network, Server: to(t), OnConnect: func() { connects <- struct{}{} }})
 			ctx := testContext(t)
 			root := must(t, ctx, c, Mount("/"))
-			// Twice executed and twice lost: what comes is what the third one gave.
+			// It is executed twice and both replies are lost: the result is that of the third.
 			_, err := Do(ctx, c, Mkdir(root, "d", Set{}))
 			if !errors.Is(err, ErrExist) {
 				t.Errorf("mkdir: %v", err)
@@ -156,7 +156,7 @@ func TestLostReplies(t *testing.T) {
 	}
 }
 
-// TestSameCallAgain wants a number of ours to be used, again if we say so.
+// TestSameCallAgain checks that a number of ours is used, and used again if we say so.
 func TestSameCallAgain(t *testing.T) {
 	r := &relay{server: serve(t, t.TempDir())}
 	c := client(t, Options{Network: "tcp", Server: r.tcp(t)})
@@ -170,8 +170,8 @@ func TestSameCallAgain(t *testing.T) {
 	}
 }
 
-// TestServerDown wants a call to wait for a server that comes later, one by one
-// given up with its context, and all of them with the client.
+// TestServerDown checks that a call waits while its server is down, and is given up with
+// its context, and that all calls are given up with the client.
 func TestServerDown(t *testing.T) {
 	r := &relay{server: serve(t, t.TempDir())}
 	to := r.tcp(t)
@@ -205,7 +205,7 @@ func TestServerDown(t *testing.T) {
 	}
 }
 
-// TestMany has calls overtake each other.
+// TestMany lets calls overtake each other.
 func TestMany(t *testing.T) {
 	c := client(t, Options{Network: "tcp", Server: serve(t, t.TempDir())})
 	ctx := testContext(t)

@@ -28,7 +28,7 @@ func nfs[T any](procedure uint32, decode func(*decoder) T, args func(*encoder)) 
 	return Request[T]{program: ProgramNFS, procedure: procedure, args: e.b, decode: decode}
 }
 
-// None is the result of what gives none.
+// None is the result of a procedure that returns nothing.
 type None struct{}
 
 // Null does nothing but answer.
@@ -39,7 +39,7 @@ func Getattr(h Handle) Request[Attr] {
 	return nfs(procGetattr, (*decoder).attr, func(e *encoder) { e.opaque(h) })
 }
 
-// Setattr changes them. The result is nil if the server does not give them.
+// Setattr changes a file's attributes. The result is nil if the server does not give them.
 func Setattr(h Handle, s Set) Request[*Attr] {
 	return nfs(procSetattr, (*decoder).wcc, func(e *encoder) {
 		e.opaque(h)
@@ -48,7 +48,7 @@ func Setattr(h Handle, s Set) Request[*Attr] {
 	})
 }
 
-// Found is a file, and what there is to it if the server gives that.
+// Found is a file, and its attributes if the server gives them.
 type Found struct {
 	Handle Handle
 	Attr   *Attr
@@ -92,18 +92,18 @@ func decodeRead(d *decoder) Data {
 	return r
 }
 
-// Stable says what of a write is on the disk when its reply comes (stable_how).
+// Stable says how much of a write is on the disk when its reply comes (stable_how).
 type Stable uint32
 
-// What may be asked, and be answered, of a write.
+// What a write may ask for, and what may be answered.
 const (
 	Unstable Stable = 0 // nothing, until a COMMIT
 	DataSync Stable = 1 // the data and what it takes to read it
 	FileSync Stable = 2 // all
 )
 
-// Written is what WRITE gives. A server that has lost unstable data since has
-// another verifier.
+// Written is what WRITE gives. If the server loses unstable data later, its verifier
+// changes.
 type Written struct {
 	Attr     *Attr
 	Count    uint32
@@ -130,8 +130,8 @@ func decodeWrite(d *decoder) Written {
 	return w
 }
 
-// Commit makes what was written unstable stable; count zero: from offset to the
-// end. The result is the server's verifier.
+// Commit makes unstable writes stable. A count of zero means from offset to the end. The
+// result is the server's verifier.
 func Commit(h Handle, offset uint64, count uint32) Request[Verifier] {
 	return nfs(procCommit, decodeCommit, func(e *encoder) {
 		e.opaque(h)
@@ -152,10 +152,10 @@ const (
 	exclusive = 2
 )
 
-// Create makes a file, or takes the one that is there.
+// Create makes a file, or takes the existing one.
 func Create(dir Handle, name string, s Set) Request[Found] { return create(dir, name, unchecked, s) }
 
-// CreateGuarded makes a file that must not be there.
+// CreateGuarded makes a file that must not exist.
 func CreateGuarded(dir Handle, name string, s Set) Request[Found] {
 	return create(dir, name, guarded, s)
 }
@@ -168,8 +168,8 @@ func create(dir Handle, name string, how uint32, s Set) Request[Found] {
 	})
 }
 
-// CreateExclusive makes a file that must not be there, unless the same verifier
-// made it.
+// CreateExclusive makes a file that must not exist, unless it was made with the same
+// verifier.
 func CreateExclusive(dir Handle, name string, v Verifier) Request[Found] {
 	return nfs(procCreate, decodeCreate, func(e *encoder) {
 		e.place(dir, name)
@@ -223,7 +223,7 @@ type Info struct {
 	FileMax                  uint64
 }
 
-// Fsinfo asks for it.
+// Fsinfo asks for a server's Info.
 func Fsinfo(root Handle) Request[Info] {
 	return nfs(procFsinfo, decodeFsinfo, func(e *encoder) { e.opaque(root) })
 }

@@ -39,7 +39,7 @@ func ReaddirPlus(dir Handle, cookie uint64, v Verifier, count uint32) Request[Li
 	})
 }
 
-// decodeList ends: each entry takes some of the reply.
+// decodeList always ends, because each entry takes some of the reply.
 func decodeList(d *decoder, plus bool) List {
 	d.postAttr()
 	l := List{Verifier: d.verifier()}

@@ -54,7 +54,7 @@ func (c Credential) encode() []byte {
 	return e.b
 }
 
-// encodeCall is a whole call message.
+// encodeCall returns a whole call message.
 func encodeCall(xid, program, procedure uint32, who Credential, args []byte) []byte {
 	var e encoder
 	for _, v := range []uint32{xid, msgCall, rpcVersion, program, version, procedure, authSys} {
@@ -107,7 +107,7 @@ func appendRecord(b, msg []byte) []byte {
 	return append(b, msg...)
 }
 
-// readRecord reads a record. It grows with what comes, not with what is promised.
+// readRecord reads a record. Its buffer grows with what is received, not with the announced length.
 func readRecord(r io.Reader) ([]byte, error) {
 	var msg []byte
 	for range maxFragments {

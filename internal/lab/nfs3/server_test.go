@@ -27,7 +27,7 @@ func (c changeable) Chtimes(name string, atime, mtime time.Time) error {
 	return os.Chtimes(c.path(name), atime, mtime)
 }
 
-// serve serves a directory with go-nfs, and returns its port, of NFS and MOUNT.
+// serve serves a directory with go-nfs, and returns the address of both NFS and MOUNT.
 func serve(t *testing.T, dir string) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -59,19 +59,19 @@ func client(t *testing.T, o Options) *Client {
 	return c
 }
 
-// relay stands between a client and a server, counts calls by their number, and
-// loses some.
+// relay stands between a client and a server, notes the numbers of calls, and loses some
+// replies.
 type relay struct {
 	server netip.AddrPort
 	mu     sync.Mutex
 	xids   []uint32
 	from   []string
-	// lose says of call n, counted from zero, whether its reply gets lost: over TCP
+	// lose reports whether the reply to call n, counted from zero, gets lost: over TCP
 	// with a reset, over UDP with nothing.
 	lose func(n int) bool
 }
 
-// next notes a call, and says whether its reply is to get lost.
+// next notes a call, and reports whether its reply gets lost.
 func (r *relay) next(msg []byte, from net.Addr) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -80,14 +80,14 @@ func (r *relay) next(msg []byte, from net.Addr) bool {
 	return r.lose != nil && r.lose(len(r.xids)-1)
 }
 
-// seen are the calls so far, and the addresses they came from.
+// seen returns the numbers of the calls so far, and the addresses they came from.
 func (r *relay) seen() ([]uint32, []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return append([]uint32(nil), r.xids...), append([]string(nil), r.from...)
 }
 
-// ask has the server answer one message, on a connection of its own.
+// ask lets the server answer one message, on a separate connection.
 func (r *relay) ask(msg []byte) ([]byte, error) {
 	conn, err := net.Dial("tcp", r.server.String())
 	if err != nil {

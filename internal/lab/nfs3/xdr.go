@@ -6,7 +6,7 @@ import (
 	"fmt"
 )
 
-// ErrFormat is the error of bytes that are no reply of NFS.
+// ErrFormat is the error for bytes that are not a valid NFS reply.
 var ErrFormat = errors.New("malformed reply")
 
 // encoder appends XDR (RFC 4506).
@@ -37,7 +37,7 @@ func (e *encoder) opaque(v []byte) {
 
 func padding(n int) int { return -n & 3 }
 
-// decoder takes XDR apart. After its first error all it gives is zero.
+// decoder decodes XDR. After its first error it returns only zero values.
 type decoder struct {
 	b   []byte
 	err error
@@ -86,7 +86,7 @@ func (d *decoder) bool() bool {
 	return v == 1
 }
 
-// opaque returns bytes that their length precedes, at most limit.
+// opaque returns bytes that are preceded by their length, which is at most limit.
 func (d *decoder) opaque(limit uint32) []byte {
 	n := d.uint32()
 	if n > limit {
@@ -98,7 +98,7 @@ func (d *decoder) opaque(limit uint32) []byte {
 	return v
 }
 
-// end is the error of the decoding. That bytes are left is one.
+// end returns the error of the decoding. Bytes that are left over are an error, too.
 func (d *decoder) end() error {
 	if d.err == nil && len(d.b) > 0 {
 		d.fail("%d bytes too many", len(d.b))

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Appended is a file that grew record by record, and how many of them were
-// acknowledged. Only the last may be there without that.
+// Appended is a file that grew record by record, and how many records were acknowledged.
+// Only one more, the last, may be in it without that.
 type Appended struct {
 	Path    string `json:"path"`
 	Seed    uint64 `json:"seed"`
@@ -28,16 +28,16 @@ type file interface {
 	io.Closer
 }
 
-// retryPause is how long one waits who got an error.
+// retryPause is how long a stream waits after an error.
 const retryPause = 50 * time.Millisecond
 
-// appendRecords appends and reads a file until the context ends. Each record is
-// acknowledged as durable before the next; each read is of any of them.
+// appendRecords appends to a file and reads it until the context ends. Each record is
+// acknowledged as durable before the next; each read is of any record so far.
 func appendRecords(ctx context.Context, m *Moments, a *Appended, open func() (file, error)) {
 	var f file
 	defer func() {
 		if f != nil {
-			_ = f.Close() // every write was asked for its error
+			_ = f.Close() // every write has reported its error
 		}
 	}()
 	out, in := make([]byte, RecordBytes), make([]byte, RecordBytes)
@@ -73,8 +73,8 @@ func appendRecords(ctx context.Context, m *Moments, a *Appended, open func() (fi
 	}
 }
 
-// restTime is between two operations of a stream: all that it measures is longer,
-// and a machine on which all streams run at once has something else to do, too.
+// restTime is the pause between two operations of a stream. All that is measured is
+// longer, and a machine on which all streams run at once has something else to do, too.
 const restTime = 5 * time.Millisecond
 
 func rest(ctx context.Context) {
@@ -101,8 +101,8 @@ func pause(ctx context.Context) {
 	}
 }
 
-// openSynced opens a file of the kernel's whose writes and reads go to the server
-// each: synchronous, and past the cache if it has a way.
+// openSynced returns a function that opens a file of the kernel's client. Each write goes
+// to the server and, if direct, each read does as well, past the cache.
 func openSynced(path string, direct bool) func() (file, error) {
 	flags := os.O_RDWR | os.O_CREATE | os.O_SYNC
 	if direct {
@@ -111,8 +111,8 @@ func openSynced(path string, direct bool) func() (file, error) {
 	return func() (file, error) { return os.OpenFile(path, flags, 0o644) }
 }
 
-// check reads what should be there and returns how many bytes are not. size is
-// what the file has.
+// check reads what should be in the file and returns how many bytes of it are not. size
+// is the file's.
 func (a *Appended) check(read func(at int64, n int) ([]byte, error), size int64) (lost int64, err error) {
 	want := make([]byte, RecordBytes)
 	const many = 32

@@ -33,14 +33,14 @@ func (b Bulk) Bytes() int64 { return int64(b.Files) * int64(b.FileBytes) }
 
 func (b Bulk) name(i int) string { return fmt.Sprintf("%s/b%04d", b.Dir, i) }
 
-// piece fills p with what file i has at record at.
+// piece fills p with the content of file i from record at on.
 func (b Bulk) piece(p []byte, i, at int) {
 	for n := 0; n < len(p); n += RecordBytes {
 		record(p[n:n+RecordBytes], b.Seed+uint64(i), at+n/RecordBytes)
 	}
 }
 
-// each does something for every file, several at once.
+// each calls f for every file, several at once.
 func (b Bulk) each(ctx context.Context, f func(ctx context.Context, i int) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(bulkWriters)
@@ -50,8 +50,8 @@ func (b Bulk) each(ctx context.Context, f func(ctx context.Context, i int) error
 	return g.Wait()
 }
 
-// write writes all of it. Each file is committed, by a server whose verifier has
-// not changed since.
+// write writes and commits all files. It fails if the server's verifier changes between
+// the writes of a file and its commit.
 func (b Bulk) write(ctx context.Context, r *Remote) error {
 	return b.each(ctx, func(ctx context.Context, i int) error {
 		h, err := r.create(ctx, b.name(i))
@@ -82,7 +82,7 @@ func (b Bulk) write(ctx context.Context, r *Remote) error {
 	})
 }
 
-// check reads all of it, and returns how many bytes are not as they were written.
+// check reads all files, and returns how many bytes are not as they were written.
 func (b Bulk) check(ctx context.Context, r *Remote) (lost int64, err error) {
 	losses := make([]int64, b.Files)
 	err = b.each(ctx, func(ctx context.Context, i int) error {

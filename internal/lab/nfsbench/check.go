@@ -9,8 +9,8 @@ import (
 	"understudy.dev/understudy/internal/lab/nfslab"
 )
 
-// check compares all that was acknowledged with what the server gives now, to a
-// client that has nothing in a cache.
+// check compares all that was acknowledged with what the server returns now, to a client
+// that has nothing in a cache.
 func (p *run) check(ctx context.Context) error {
 	checks := []func(context.Context) error{p.checkBulk, p.checkWorks, p.checkHeld, p.checkRetried, p.checkUnstable}
 	for _, f := range checks {
@@ -37,7 +37,7 @@ func (p *run) checkBulk(ctx context.Context) error {
 	return err
 }
 
-// below is a path on the export, from one in the guest.
+// below returns the path on the export of a path in the client's guest.
 func below(guest string) string {
 	for _, target := range mounts {
 		if rest, ok := strings.CutPrefix(guest, target+"/"); ok {
@@ -98,8 +98,8 @@ func (p *run) checkAppended(ctx context.Context, name string, a *Appended) error
 	return err
 }
 
-// checkHeld wants the lock that was held throughout to be held still: nobody else
-// gets it, the holder may write, and then another may have it.
+// checkHeld checks that the lock that was held throughout is still held: another client does
+// not get it, the holder may write, and once it is let go another client may have it.
 func (p *run) checkHeld(ctx context.Context) error {
 	other := nfslab.LockRequest{Path: mounts["4.1"] + "/" + heldFile}
 	if err := p.Client.Call(ctx, nfslab.VerbLock, other, nil); err == nil {

@@ -5,8 +5,8 @@ import "encoding/binary"
 // RecordBytes is the unit that files are written in and lost bytes are counted in.
 const RecordBytes = 4096
 
-// record fills b with the content of record i of a file: words that follow from
-// the file's seed, the number and the place, and are like those of no other.
+// record fills b with the content of record i of a file: words that follow from the file's
+// seed, the record's number and the place in it, and differ from those of any other.
 func record(b []byte, seed uint64, i int) {
 	x := mix(seed ^ mix(uint64(i)+1))
 	for at := 0; at < len(b); at += 8 {

@@ -18,8 +18,8 @@ const (
 	settle    = 2 * time.Second  // for what comes late
 )
 
-// write writes the unsaved data, carries out the calls that are to be repeated,
-// and sees that the server has written nothing back.
+// write writes the unsaved data, carries out the calls that will be repeated, and checks
+// that the server has written nothing back.
 func (p *run) write(ctx context.Context) error {
 	if err := p.bulk.write(ctx, p.tcp); err != nil {
 		return err
@@ -41,7 +41,7 @@ func (p *run) write(ctx context.Context) error {
 	return err
 }
 
-// dirty is what /proc/meminfo says is not on a disk yet, in bytes.
+// dirty returns how many bytes are dirty according to /proc/meminfo.
 func dirty(info string) (int64, error) {
 	for line := range strings.Lines(info) {
 		var kib int64
@@ -125,8 +125,8 @@ func (p *run) stop(ctx context.Context) error {
 	return nil
 }
 
-// clockOffset is what to add to the guest's clock to have ours. It takes the
-// quickest of several answers.
+// clockOffset returns what to add to the guest's clock to get ours. It uses the quickest
+// of several answers.
 func (p *run) clockOffset(ctx context.Context) (int64, error) {
 	best, offset := int64(1)<<62, int64(0)
 	for range 10 {
@@ -142,7 +142,7 @@ func (p *run) clockOffset(ctx context.Context) (int64, error) {
 	return offset, nil
 }
 
-// verdict says what should have held.
+// verdict reports what should have held and did not.
 func (p *run) verdict() {
 	r := p.report
 	if p.row.Reboots {

@@ -16,7 +16,7 @@ import (
 	"understudy.dev/understudy/internal/lab/nfslab"
 )
 
-// CrashReport is the outcome of one crash during real programs' work.
+// CrashReport is the outcome of one crash while real programs work.
 type CrashReport struct {
 	Seed     uint64   `json:"seed"`
 	FioOn    string   `json:"fio_on"`   // NFS version
@@ -51,7 +51,7 @@ fsync=16
 // programLimit is for programs, crash and verification: long, for a busy machine.
 const programLimit = 20 * time.Minute
 
-// crashRun is one under way.
+// crashRun is a crash under way.
 type crashRun struct {
 	*nfslab.Lab
 	report   *CrashReport
@@ -65,9 +65,9 @@ func (c *crashRun) say(what string) {
 	fmt.Fprintf(c.out, "%5.1f s  %s\n", time.Since(c.began).Seconds(), what)
 }
 
-// Crashes has a kernel client run fio --verify by one version of NFS and unpack a
-// tree by another, crashes the server while both are at it, and wants no error of
-// either, and all content right after the mounts were made anew.
+// Crashes lets a kernel client run fio --verify over one version of NFS and unpack a tree
+// over another, and crashes the server meanwhile. It checks that neither program gets an
+// error, and that all content is right after the mounts were made anew.
 func Crashes(ctx context.Context, o Options, tree *Tree, runs int, seed uint64, out io.Writer) ([]*CrashReport, error) {
 	reports := []*CrashReport{}
 	held := true
@@ -143,7 +143,7 @@ func (c *crashRun) script(ctx context.Context, text string) error {
 	return err
 }
 
-// work has both programs run, and crashes the server while they do.
+// work runs both programs, and crashes the server meanwhile.
 func (c *crashRun) work(ctx context.Context, seed uint64) error {
 	var programs errgroup.Group
 	ended := make(chan string, 2)
@@ -175,10 +175,10 @@ func (c *crashRun) work(ctx context.Context, seed uint64) error {
 	return programs.Wait()
 }
 
-// unpacked waits until so many files were unpacked.
+// unpacked waits until that many files were unpacked.
 func (c *crashRun) unpacked(ctx context.Context, at int, ended <-chan string) error {
 	for {
-		// As the server sees it: what tar says is buffered.
+		// Count on the server: tar's output is buffered.
 		lines, err := c.Run(ctx, "/bin/busybox", "sh", "-c", "busybox find "+nfslab.Export+"/tree -type f | busybox wc -l")
 		if err != nil {
 			return err
@@ -219,8 +219,8 @@ func (c *crashRun) takeOver(ctx context.Context) error {
 	return nil
 }
 
-// verify mounts anew, so that nothing of it is in the client's cache, and has fio
-// and sha256sum look at everything.
+// verify mounts anew, so that nothing is in the client's cache, and lets fio and
+// sha256sum check everything.
 func (c *crashRun) verify(ctx context.Context) error {
 	c.say("mount anew")
 	for _, v := range c.versions {

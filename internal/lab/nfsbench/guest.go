@@ -15,23 +15,23 @@ import (
 // Verbs of the agent in the client's guest.
 const (
 	VerbStart = "nfsbench.start" // Work: begin a stream
-	VerbCount = "nfsbench.count" // to the operations of each stream that succeeded
-	VerbStop  = "nfsbench.stop"  // to Outcome: end all streams
-	VerbClock = "nfsbench.clock" // to the guest's clock
+	VerbCount = "nfsbench.count" // returns how many operations of each stream succeeded
+	VerbStop  = "nfsbench.stop"  // returns an Outcome: ends all streams
+	VerbClock = "nfsbench.clock" // returns the guest's clock
 	VerbSetUp = "nfsbench.setup" // a list of directories: make them
 )
 
-// Work is a stream of operations on a mount. One of the three says which.
+// Work is a stream of operations on a mount. Append, Names or Lines says which.
 type Work struct {
 	Name   string    `json:"name"`
 	Append *Appended `json:"append,omitempty"`
 	Names  *Names    `json:"names,omitempty"`
 	Lines  *Lines    `json:"lines,omitempty"`
-	// Buffered has reads go through the client's cache.
+	// Buffered makes reads go through the client's cache.
 	Buffered bool `json:"buffered,omitempty"`
 }
 
-// Outcome is what came of all streams of a guest, and must be on the server.
+// Outcome is the result of all streams of a guest: what must be on the server.
 type Outcome struct {
 	Streams []Stream `json:"streams"`
 	Works   []*Work  `json:"works"`
@@ -74,7 +74,7 @@ func (r *running) run(w *Work, do func(context.Context, *Moments, *Work)) {
 	r.done.Go(func() { do(ctx, m, w) })
 }
 
-// count is how many operations each stream has done.
+// count returns how many operations each stream has done.
 func (r *running) count() map[string]int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -85,8 +85,8 @@ func (r *running) count() map[string]int {
 	return n
 }
 
-// stop ends all streams, each after its operation. If the context ends first, one
-// still waits for its server.
+// stop ends all streams, each after its operation. If the context ends first, it fails: a
+// stream still waits for its server.
 func (r *running) stop(ctx context.Context) (*Outcome, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

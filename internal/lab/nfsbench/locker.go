@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lineBytes is the size of what one appends under a lock.
+// lineBytes is the size of a line that is appended under a lock.
 const lineBytes = 32
 
 // Lines are what one of several writers appended to a file, each under a lock.
@@ -33,14 +33,14 @@ func (l *Lines) work(ctx context.Context, m *Moments) {
 			delete(l.Unsure, l.Acked)
 		}
 		select {
-		case <-time.After(20 * time.Millisecond): // for the other one
+		case <-time.After(20 * time.Millisecond): // so that the other writer gets the lock
 		case <-ctx.Done():
 		}
 	}
 }
 
-// append takes the lock, appends a line where the file then ends, has it on the
-// server, and lets the lock go.
+// append takes the lock, appends a line at the end of the file, syncs it to the server,
+// and lets the lock go.
 func (l *Lines) append(i int) error {
 	f, err := os.OpenFile(l.Path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
@@ -72,8 +72,8 @@ func flock(f *os.File, how int, kind int16) error {
 	}
 }
 
-// checkLines holds a file against what its writers appended: all of it, each line
-// once and whole, those of one writer in order.
+// checkLines checks that a file has what its writers appended: all of it, each line once
+// and whole, and the lines of one writer in order.
 func checkLines(content []byte, writers []*Lines) (lost int64, findings []string) {
 	next := make(map[string]int)
 	seen := make(map[string]bool)

@@ -8,14 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shortGap is what between two completions is not worth keeping.
+// shortGap is the time below which a gap between two completions is not kept.
 const shortGap = 10 * time.Millisecond
 
 // maxKept bounds the gaps and the failures that a Moments keeps.
 const maxKept = 20_000
 
-// Gap is a time in which nothing was completed, in ns of CLOCK_MONOTONIC where it
-// was measured.
+// Gap is a time in which nothing was completed, in ns of CLOCK_MONOTONIC on the machine
+// where it was measured.
 type Gap struct {
 	From int64 `json:"from"`
 	To   int64 `json:"to"`
@@ -26,12 +26,12 @@ type Failure struct {
 	Gap
 	Op    string `json:"op"`
 	Path  string `json:"path"`
-	Errno int    `json:"errno"` // 0: none, then Text says it all
+	Errno int    `json:"errno"` // 0 if there is none; then only Text says what failed
 	Text  string `json:"text"`
 }
 
-// Moments are the completions of one stream of operations, of which the next
-// begins when one has ended.
+// Moments are the completions of one stream of operations, each of which begins when the
+// one before has ended.
 type Moments struct {
 	mu     sync.Mutex
 	ended  bool
@@ -39,7 +39,7 @@ type Moments struct {
 	result Stream
 }
 
-// Stream is what became of a stream of operations.
+// Stream is the outcome of a stream of operations.
 type Stream struct {
 	Name     string    `json:"name"`
 	Done     int       `json:"done"`     // operations that succeeded
@@ -47,7 +47,7 @@ type Stream struct {
 	Failures []Failure `json:"failures"` // all that did not succeed
 }
 
-// clock is CLOCK_MONOTONIC in ns, which other processes have too.
+// clock returns CLOCK_MONOTONIC in ns, which other processes share.
 func clock() int64 {
 	var t unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &t) // cannot fail: the clock exists
@@ -91,14 +91,14 @@ func (m *Moments) gap(now int64) {
 	m.last = now
 }
 
-// done is how many operations have succeeded.
+// done returns how many operations have succeeded.
 func (m *Moments) done() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.result.Done
 }
 
-// end is the stream up to now. What is not completed by then is a gap, too.
+// end returns the stream up to now. The time since the last completion is a gap, too.
 func (m *Moments) end() Stream {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -121,8 +121,8 @@ func (s *Stream) shift(by int64) {
 	}
 }
 
-// Stall is the longest time without a completion of those that ended after an
-// instant, a crash.
+// Stall returns the longest gap among those that ended after the given time, that of a
+// crash.
 func (s *Stream) Stall(after int64) time.Duration {
 	var longest int64
 	for _, g := range s.Gaps {

@@ -19,11 +19,11 @@ type Names struct {
 	Dir    string         `json:"dir"`
 	Seed   uint64         `json:"seed"`
 	Files  map[string]int `json:"files"`  // name to the record in it
-	Dirs   map[string]int `json:"dirs"`   // name to nothing of interest
-	Unsure map[string]int `json:"unsure"` // of which an operation failed or was under way
+	Dirs   map[string]int `json:"dirs"`   // by name; the values mean nothing
+	Unsure map[string]int `json:"unsure"` // names on which an operation failed or was under way
 }
 
-// keepNames is after how many rounds every second file, and every directory, goes.
+// keepNames is after how many rounds every second file, and every directory, is removed.
 const keepNames = 4
 
 // work makes files, renames them, makes directories and removes both, until the
@@ -37,7 +37,7 @@ func (n *Names) work(ctx context.Context, m *Moments) {
 	}
 }
 
-// round is one of them. After a failure the rest of it is left.
+// round does one round. After a failure it leaves out the rest, and returns false.
 func (n *Names) round(ctx context.Context, m *Moments, i int) bool {
 	made, kept, dir := fmt.Sprintf("n%05d", i), fmt.Sprintf("r%05d", i), fmt.Sprintf("d%05d", i)
 	old, oldDir := fmt.Sprintf("r%05d", i-keepNames), fmt.Sprintf("d%05d", i-keepNames)
@@ -74,7 +74,7 @@ func (n *Names) round(ctx context.Context, m *Moments, i int) bool {
 	return true
 }
 
-// create makes a file that must not be there, and has its content on the server.
+// create makes a file that must not exist, and syncs its content to the server.
 func (n *Names) create(i int) func(path, _ string) error {
 	return func(path, _ string) error {
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
@@ -88,8 +88,8 @@ func (n *Names) create(i int) func(path, _ string) error {
 	}
 }
 
-// asIfRepeated says whether an error is what an operation gives that is carried
-// out a second time, because the reply of the first was lost.
+// asIfRepeated reports whether an error is what an operation returns when it is carried
+// out a second time, because the reply to the first was lost.
 func asIfRepeated(op string, err error) bool {
 	switch op {
 	case "mkdir":

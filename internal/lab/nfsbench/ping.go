@@ -29,7 +29,7 @@ func echo(kind byte, id, seq uint16) []byte {
 	return b
 }
 
-// checksum is the one of the Internet (RFC 1071).
+// checksum computes the Internet checksum (RFC 1071).
 func checksum(b []byte) uint16 {
 	var sum uint32
 	for ; len(b) > 1; b = b[2:] {
@@ -44,8 +44,8 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// ping asks an address every 2 ms from inside a network namespace, until the
-// context ends; a completion is a reply.
+// ping pings an address every 2 ms from inside a network namespace, until the context
+// ends; each reply is a completion.
 func ping(ctx context.Context, in *netns.Namespace, to string, m *Moments) error {
 	var conn net.PacketConn
 	err := in.Do(func() (err error) {

@@ -52,7 +52,7 @@ func dial(ctx context.Context, in *netns.Namespace, network, server, export stri
 	return &Remote{c, root}, nil
 }
 
-// find is the handle of a path below the export's root.
+// find returns the handle of a path below the export's root.
 func (r *Remote) find(ctx context.Context, name string) (nfs3.Handle, error) {
 	h := r.root
 	for part := range strings.SplitSeq(strings.Trim(name, "/"), "/") {
@@ -68,7 +68,7 @@ func (r *Remote) find(ctx context.Context, name string) (nfs3.Handle, error) {
 	return h, nil
 }
 
-// create is the handle of a file, which is made if it is not there.
+// create returns the handle of a file, which it makes if there is none.
 func (r *Remote) create(ctx context.Context, name string) (nfs3.Handle, error) {
 	dir, err := r.find(ctx, path.Dir(name))
 	if err != nil {
@@ -101,7 +101,7 @@ func (r *Remote) read(ctx context.Context, h nfs3.Handle, at int64, n int) ([]by
 	return out, nil
 }
 
-// size is that of a file in bytes.
+// size returns a file's size in bytes.
 func (r *Remote) size(ctx context.Context, h nfs3.Handle) (int64, error) {
 	a, err := nfs3.Do(ctx, r.Client, nfs3.Getattr(h))
 	return int64(a.Size), err
@@ -166,8 +166,8 @@ func (r *Remote) readDir(ctx context.Context, name string) (map[string][]byte, e
 	}
 }
 
-// remoteFile is a file as an appender uses it: each write is asked to be on the
-// disk.
+// remoteFile is a file as an appender uses it: each write asks to be on the disk before
+// it is answered.
 type remoteFile struct {
 	ctx context.Context
 	r   *Remote
@@ -193,7 +193,7 @@ func (f *remoteFile) ReadAt(b []byte, at int64) (int, error) {
 
 func (f *remoteFile) Close() error { return nil }
 
-// errno is a status as the kernel's client would say it.
+// errno adds to a status the error that the kernel's client would return for it.
 func errno(err error) error {
 	var s nfs3.Status
 	switch {

@@ -20,8 +20,7 @@ import (
 	"understudy.dev/understudy/internal/live/netns"
 )
 
-// lab is a network whose bridge answers at an address, and serves a directory by
-// go-nfs there.
+// lab makes a network whose bridge has an address, at which go-nfs serves a directory.
 func lab(t *testing.T, dir string) (client *netns.Namespace, address string) {
 	t.Helper()
 	l, err := netlab.NewLab(netip.MustParsePrefix("10.9.0.1/24"))
@@ -46,7 +45,7 @@ func lab(t *testing.T, dir string) (client *netns.Namespace, address string) {
 	return l.Client, address
 }
 
-// TestBulk wants what was written to be found, and what was spoiled not.
+// TestBulk checks that what was written is found, and that what was spoiled is not.
 func TestBulk(t *testing.T) {
 	dir := t.TempDir()
 	in, address := lab(t, dir)

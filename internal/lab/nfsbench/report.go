@@ -15,16 +15,16 @@ type Report struct {
 	Row  string `json:"row"`
 	Seed uint64 `json:"seed"`
 
-	// Broken is why the run did not come to its end. It then counts as one that
-	// failed, and for no metric.
+	// Broken is why the run did not come to its end. Such a run counts as failed, and in
+	// no metric.
 	Broken string `json:"broken,omitempty"`
 
 	PingGapMS float64            `json:"ping_gap_ms"`
 	StallMS   map[string]float64 `json:"stall_ms"` // by stream
 
-	// Errors are all that clients were told and that is not in LostReplies: what an
-	// operation gives that was under way at the crash, was carried out, and was
-	// repeated since its reply had been lost.
+	// Errors are all errors that clients got, except those in LostReplies: the errors of
+	// operations that were under way at the crash, were carried out, and were repeated
+	// because the reply had been lost.
 	Errors      []string `json:"errors"`
 	LostReplies []string `json:"lost_replies"`
 
@@ -41,7 +41,7 @@ type Report struct {
 	Failures []string        `json:"failures"` // what should have held and did not
 }
 
-// stall is the longest of the streams whose names begin so, in ms.
+// stall returns the longest stall of the streams whose names begin with prefix, in ms.
 func (r *Report) stall(prefix string) float64 {
 	var longest float64
 	for name, ms := range r.StallMS {
@@ -56,12 +56,12 @@ func (r *Report) fail(format string, args ...any) {
 	r.Failures = append(r.Failures, fmt.Sprintf(format, args...))
 }
 
-// clockSlack is how far the clock of the client's guest may be off, and a crash
-// later than it was ordered.
+// clockSlack is how far the clock of the client's guest may be off, and how much later
+// than ordered a crash may come.
 const clockSlack = 100 * time.Millisecond
 
-// judge sorts the failures of a stream, and takes its stall. Only the reply to what
-// was under way at the crash can have been lost.
+// judge sorts the failures of a stream, and notes its stall. Only the reply to an
+// operation that was under way at the crash can have been lost.
 func (r *Report) judge(s *Stream, crashed int64) {
 	for _, f := range s.Failures {
 		text := fmt.Sprintf("%s: %s %s: %s", s.Name, f.Op, f.Path, f.Text)
@@ -75,7 +75,7 @@ func (r *Report) judge(s *Stream, crashed int64) {
 	s.Gaps = around(s.Gaps, crashed)
 }
 
-// around leaves the gaps that ended after a crash, and counts time from it.
+// around returns the gaps that ended after a crash, with times counted from it.
 func around(gaps []Gap, crashed int64) []Gap {
 	kept := []Gap{}
 	for _, g := range gaps {
@@ -86,7 +86,7 @@ func around(gaps []Gap, crashed int64) []Gap {
 	return kept
 }
 
-// line is a run in one line.
+// line describes a run in one line.
 func (r *Report) line() string {
 	held := "held"
 	if r.Broken != "" {
@@ -99,5 +99,5 @@ func (r *Report) line() string {
 		r.Row, r.PingGapMS, r.stall(streamV3), r.stall(streamUDP), r.stall(streamV42), len(r.Errors), len(r.LostReplies), r.BytesLost, r.CheckedBytes, held)
 }
 
-// errnoOf is a failure's number as an error.
+// errnoOf returns a failure's number as an error.
 func errnoOf(f Failure) error { return unix.Errno(f.Errno) }

@@ -8,16 +8,16 @@ import (
 	"understudy.dev/understudy/internal/lab/nfs3"
 )
 
-// Retried is a call that is no two times the same, carried out before the crash
-// and sent again, with its number, after it: as by a client that had no reply.
+// Retried is a call that is not idempotent, carried out before the crash and sent again,
+// with its number, after it, as by a client that got no reply.
 type Retried struct {
 	Call string `json:"call"`
-	// First, Again and After are what the server said: at first, to the same call
-	// again before the crash, and after it.
+	// First, Again and After are the server's answers: to the first call, to the same
+	// call sent again before the crash, and to it after the crash.
 	First string `json:"first"`
 	Again string `json:"again"`
 	After string `json:"after"`
-	// Holds says whether what the call is for is so, after all of it.
+	// Holds says whether the call's effect is there in the end.
 	Holds bool `json:"holds"`
 
 	send  func(context.Context) error
@@ -26,7 +26,7 @@ type Retried struct {
 
 const retryDir = "retried"
 
-// repeat is a call that has the same number each time.
+// repeat returns a call that has the same number each time.
 func repeat[T any](r *Remote, q nfs3.Request[T]) func(context.Context) error {
 	q.XID = r.NextXID()
 	return func(ctx context.Context) error {
@@ -46,7 +46,7 @@ func answer(err error) string {
 	return err.Error()
 }
 
-// prepareRetried makes what the calls need, in a directory that is there.
+// prepareRetried makes what the calls need, in a directory that exists.
 func prepareRetried(ctx context.Context, r *Remote) ([]*Retried, error) {
 	for _, name := range []string{"removed", "old", "written"} {
 		if _, err := r.create(ctx, retryDir+"/"+name); err != nil {
@@ -88,7 +88,7 @@ func prepareRetried(ctx context.Context, r *Remote) ([]*Retried, error) {
 	}, nil
 }
 
-// before carries the calls out, twice.
+// before sends each call twice.
 func before(ctx context.Context, calls []*Retried) error {
 	for _, c := range calls {
 		err := c.send(ctx)
@@ -101,7 +101,7 @@ func before(ctx context.Context, calls []*Retried) error {
 	return nil
 }
 
-// after carries them out once more.
+// after sends each call once more.
 func after(ctx context.Context, calls []*Retried) (err error) {
 	for _, c := range calls {
 		c.After = answer(c.send(ctx))

@@ -13,7 +13,7 @@ import (
 	"understudy.dev/understudy/internal/lab/nfslab"
 )
 
-// Row is what a run is done with.
+// Row is how a run is set up: a row of the table.
 type Row struct {
 	Name    string
 	More    string // lines of pair.yaml
@@ -33,18 +33,18 @@ type Options struct {
 	Say io.Writer // progress, for people
 }
 
-// Streams, by the beginning of their names, that a stall is measured of.
+// Beginnings of the names of the streams whose stall is measured.
 const (
 	streamV3  = "v3/TCP"
 	streamUDP = "v3/UDP"
 	streamV42 = "v4.2"
-	// Two clients of one server: the kernel is another one in each minor version
+	// Two clients of one server: the kernel is a different client in each minor version
 	// (nfs4_init_uniform_client_string, fs/nfs/nfs4proc.c).
 	streamLockA = "lock, v4.2"
 	streamLockB = "lock, v4.1"
 )
 
-// mounts are the client's places, by version.
+// mounts are the client's mount points, by version.
 var mounts = map[string]string{"3": "/mnt/v3", "4.2": "/mnt/v42", "4.1": "/mnt/v41"}
 
 const (
@@ -54,7 +54,7 @@ const (
 	heldFile      = "held"
 )
 
-// run is one under way.
+// run is a run under way.
 type run struct {
 	*nfslab.Lab
 	o      Options
@@ -68,7 +68,7 @@ type run struct {
 	local    *running // streams of this process: UDP, and pings
 	pings    *Moments
 	pinging  errgroup.Group
-	ended    func() // the pings
+	ended    func() // ends the pings
 	crashed  int64
 	outcome  Outcome
 }
@@ -109,8 +109,8 @@ func Run(ctx context.Context, o Options, row Row, seed uint64) (r *Report, err e
 	return r, nil
 }
 
-// tries is how often a lab is set up: that a guest does not boot on a busy machine
-// is no result.
+// tries is how many times setting a lab up is tried: a guest that does not boot on a busy
+// machine is no result.
 const tries = 3
 
 func boot(ctx context.Context, o nfslab.Options) (*nfslab.Lab, error) {
@@ -123,7 +123,7 @@ func boot(ctx context.Context, o nfslab.Options) (*nfslab.Lab, error) {
 	}
 }
 
-// say tells what happens, with the seconds since the run began.
+// say prints what happens, with the seconds since the run began.
 func (p *run) say(format string, args ...any) {
 	fmt.Fprintf(p.o.Say, "%5.1f s  "+format+"\n", append([]any{time.Since(p.began).Seconds()}, args...)...)
 }
@@ -141,7 +141,7 @@ func (p *run) close() error {
 	return errors.Join(append(errs, p.Lab.Close())...)
 }
 
-// mount has the export mounted by all clients.
+// mount makes all clients mount the export.
 func (p *run) mount(ctx context.Context) (err error) {
 	for version, target := range mounts {
 		if err := p.Mount(ctx, target, version); err != nil {
@@ -166,7 +166,7 @@ func (p *run) mount(ctx context.Context) (err error) {
 	return err
 }
 
-// works are the streams in the client's guest.
+// works returns the streams in the client's guest.
 func (p *run) works() []*Work {
 	seed := p.report.Seed
 	return []*Work{
@@ -179,7 +179,7 @@ func (p *run) works() []*Work {
 	}
 }
 
-// start begins all streams and has what is there then on the disk.
+// start begins all streams, and syncs the server, so that what exists by then is on the disk.
 func (p *run) start(ctx context.Context) error {
 	for _, w := range p.works() {
 		if err := p.Client.Call(ctx, VerbStart, w, nil); err != nil {
@@ -205,7 +205,7 @@ func (p *run) start(ctx context.Context) error {
 	return err
 }
 
-// counts are the operations of all streams.
+// counts returns how many operations each stream has done.
 func (p *run) counts(ctx context.Context) (map[string]int, error) {
 	n := make(map[string]int)
 	if err := p.Client.Call(ctx, VerbCount, nil, &n); err != nil {
@@ -218,7 +218,7 @@ func (p *run) counts(ctx context.Context) (map[string]int, error) {
 	return n, nil
 }
 
-// progress waits until each stream has done so many operations more.
+// progress waits until each stream has done that many more operations.
 func (p *run) progress(ctx context.Context, more int, limit time.Duration) error {
 	first, err := p.counts(ctx)
 	if err != nil {

@@ -16,8 +16,8 @@ type Plan struct {
 // ErrNotHeld is the error of runs in which not all held.
 var ErrNotHeld = errors.New("not all of it held in every run")
 
-// RunAll runs all rows by turns, so that whatever else the machine does falls on
-// all alike, and writes a line for each run. What there is comes with an error too.
+// RunAll runs all rows in turns, so that whatever else the machine does affects all
+// alike, and writes a line for each run. The reports so far come with an error, too.
 func RunAll(ctx context.Context, o Options, plan []Plan, seed uint64, out io.Writer) ([]*Report, error) {
 	reports := []*Report{}
 	most := 0

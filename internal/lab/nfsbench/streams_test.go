@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// some is a context that ends once a stream has done some operations.
+// some returns a context that ends once a stream has done some operations.
 func some(t *testing.T, m *Moments) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	go func() {
@@ -130,8 +130,8 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestNamesRepeated wants an operation that was carried out twice to count as one,
-// with what it gave noted, and any other failure to leave the name unsure.
+// TestNamesRepeated checks that an operation that was carried out twice counts as one,
+// with its error noted, and that any other failure leaves the name unsure.
 func TestNamesRepeated(t *testing.T) {
 	n := &Names{Dir: t.TempDir(), Files: make(map[string]int), Dirs: make(map[string]int), Unsure: make(map[string]int)}
 	m := newMoments("names")

@@ -9,7 +9,7 @@ import (
 	"understudy.dev/understudy/internal/lab/demo"
 )
 
-// Metric sums up one column of one row.
+// Metric summarizes one column of one row.
 type Metric struct {
 	Row    string `json:"row"`
 	Metric string `json:"metric"`
@@ -29,7 +29,7 @@ var columns = []struct {
 	{"bytes lost", func(r *Report) float64 { return float64(r.BytesLost) }},
 }
 
-// Metrics sums up runs, row by row in the order of their first run.
+// Metrics summarizes runs, row by row in the order of their first run.
 func Metrics(runs []*Report) []Metric {
 	var rows []string
 	for _, r := range runs {

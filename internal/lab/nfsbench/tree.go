@@ -81,8 +81,8 @@ func (t *Tree) pack(top string) error {
 	return errors.Join(err, out.Close(), f.Close(), os.WriteFile(t.sums(), []byte(sums.String()), 0o644))
 }
 
-// Content is what the client's guest needs for crashes: the tree, and fio(1) with
-// its libraries, which the programs of NFS share.
+// Content returns what the client's guest needs for crashes: the tree, and fio(1) with
+// its libraries, which the NFS programs share.
 func (t *Tree) Content() ([]initramfs.File, error) {
 	cache, err := dirs.Cache()
 	if err != nil {

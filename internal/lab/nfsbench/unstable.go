@@ -9,11 +9,11 @@ import (
 	"understudy.dev/understudy/internal/lab/nfs3"
 )
 
-// Unstable is a write that was answered UNSTABLE before the crash and not
-// committed. The server may lose it, if its verifier then is another.
+// Unstable is a write that was answered UNSTABLE before the crash and not committed. The
+// server may lose it if its verifier changes.
 type Unstable struct {
 	Before   string `json:"before"` // the server's verifier
-	After    string `json:"after"`  // empty: the file is gone
+	After    string `json:"after"`  // empty if the file is gone
 	Survived bool   `json:"survived"`
 
 	file nfs3.Handle
@@ -36,8 +36,8 @@ func (u *Unstable) write(ctx context.Context, r *Remote) (err error) {
 	return err
 }
 
-// commit is what a client does then: it asks for a commit, and sees by the verifier
-// that it must write again.
+// commit does what a client does after the crash: it asks for a commit, and sees by the
+// verifier that it must write again.
 func (u *Unstable) commit(ctx context.Context, r *Remote) error {
 	got, err := r.readFile(ctx, unstableFile)
 	if errors.Is(err, nfs3.ErrNoEnt) {

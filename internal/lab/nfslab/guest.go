@@ -23,7 +23,7 @@ import (
 // Verbs of the client's agent.
 const (
 	VerbMount   = "nfslab.mount"   // MountRequest
-	VerbUnmount = "nfslab.unmount" // MountRequest, of which the target counts
+	VerbUnmount = "nfslab.unmount" // MountRequest, of which only the target is used
 	VerbWrite   = "nfslab.write"   // WriteRequest to WriteResult: until VerbStop, if it does not say how many files
 	VerbWritten = "nfslab.written" // to a map of the files written so far, by directory
 	VerbStop    = "nfslab.stop"    // end all streams, each after its file
@@ -40,20 +40,20 @@ type MountRequest struct {
 	Options string `json:"options"`
 }
 
-// WriteRequest is for a stream of files in a directory, one after the other, whose
+// WriteRequest asks for a stream of files in a directory, one after the other, whose
 // content follows from the seed.
 type WriteRequest struct {
 	Dir   string `json:"dir"`
 	Seed  uint64 `json:"seed"`
 	Size  int    `json:"size"`            // of a file, bytes
-	Files int    `json:"files,omitempty"` // 0: until VerbStop
+	Files int    `json:"files,omitempty"` // 0 means until VerbStop
 }
 
 // WriteResult tells how writing, or verifying, went.
 type WriteResult struct {
 	Files  int           `json:"files"`
-	Worst  time.Duration `json:"worst"`  // that one file took
-	At     time.Duration `json:"at"`     // when that one began
+	Worst  time.Duration `json:"worst"`  // the longest time that one file took
+	At     time.Duration `json:"at"`     // when that file was begun
 	Errors []string      `json:"errors"` // the first 20
 }
 
@@ -99,7 +99,7 @@ func verb[In any](f func(context.Context, In) (any, error)) agent.Verb {
 	}
 }
 
-// streams are those under way, and over.
+// streams are the streams under way, and those that have ended.
 type streams struct {
 	mu      sync.Mutex
 	written map[string]int // files, by directory
@@ -122,7 +122,7 @@ func (s *streams) stopped() bool {
 	}
 }
 
-// run does one thing to one file after the other.
+// run calls do for one file after the other.
 func (s *streams) run(ctx context.Context, r WriteRequest, do func(path string, content []byte) error) WriteResult {
 	result := WriteResult{Errors: []string{}}
 	began := time.Now()
@@ -150,7 +150,7 @@ func writeFile(path string, content []byte) error {
 		return err
 	}
 	_, err = f.Write(content)
-	return errors.Join(err, f.Close()) // at the close, it is sent
+	return errors.Join(err, f.Close()) // the data is sent at the close
 }
 
 func verifyFile(path string, content []byte) error {
@@ -172,7 +172,7 @@ func verifyFile(path string, content []byte) error {
 	return nil
 }
 
-// locks are files that are locked, each by a descriptor of its own.
+// locks are files that are locked, each by its own descriptor.
 type locks struct {
 	mu    sync.Mutex
 	files map[string]*os.File
@@ -193,8 +193,8 @@ func (l *locks) take(_ context.Context, r LockRequest) (any, error) {
 	return nil, nil
 }
 
-// release fails if the lock was lost: a client whose lock is gone may not write
-// by that descriptor any more.
+// release fails if the lock was lost: a client whose lock is gone may not write through
+// that descriptor any more.
 func (l *locks) release(_ context.Context, r LockRequest) (any, error) {
 	l.mu.Lock()
 	f := l.files[r.Path]

@@ -1,6 +1,5 @@
-// Package nfslab is a pair that serves NFS, on a network of its own, with a guest
-// that is its client: the real kernel's client, in a kernel that lives on when the
-// server's dies.
+// Package nfslab is a pair that serves NFS, on its own network, with a guest as its
+// client: the real kernel's client, in a kernel that lives on when the server's dies.
 package nfslab
 
 import (
@@ -40,19 +39,19 @@ const (
 // Options say what to set up.
 type Options struct {
 	Kernel      string           // directory of the guests' kernel, as of dirs.Kernel
-	Program     string           // that answers Verbs as the client's PID 1; empty: the running one
-	ClientFiles []initramfs.File // more of the client's image
+	Program     string           // answers Verbs as the client's PID 1; empty means the running one
+	ClientFiles []initramfs.File // further files of the client's image
 	Log         io.Writer
 
-	NFS       string // content of nfs: in pair.yaml; empty: one async export, 10 s of lease and grace
+	NFS       string // content of nfs: in pair.yaml; empty means one async export, 10 s of lease and grace
 	More      string // more lines of pair.yaml
 	Append    string // kernel parameters of the servers
 	Reboots   bool   // no pair serves, but one guest that reboots when it panics
-	Elsewhere bool   // no guest serves, but a machine of the caller's at a Tap
-	DiskBytes int64  // 0: 1 GiB
+	Elsewhere bool   // no guest serves, but a machine that the caller attaches to a Tap
+	DiskBytes int64  // 0 means 1 GiB
 }
 
-// DefaultNFS is the server of a lab that does not say otherwise.
+// DefaultNFS is the NFS server of a lab whose Options.NFS is empty.
 const DefaultNFS = `{exports: ["/srv/export *(rw,async,no_root_squash,fsid=1)"], state: /srv/.nfs, lease: 10s, grace: 10s, udp: true}`
 
 const describe = `name: %[1]s
@@ -67,8 +66,7 @@ nfs: %[6]s
 %[7]s
 `
 
-// Lab is a pair that serves and a client that has booted. The export's directory
-// is there.
+// Lab is a pair that serves and a client that has booted. The export's directory exists.
 type Lab struct {
 	Pair   *pair.Pair
 	Super  *supervisor.Supervisor
@@ -179,8 +177,8 @@ func makeDisk(ctx context.Context, path string, size int64) error {
 	return nil
 }
 
-// bootClient boots the client on the pair's bridge. It runs on all of the CPUs
-// that the pair has: on whichever is idle.
+// bootClient boots the client on the pair's bridge. It runs on all of the CPUs that the
+// pair has, on whichever is idle.
 func (l *Lab) bootClient(ctx context.Context) error {
 	kernel := l.Pair.Partitions[0].Kernel
 	mac, err := net.ParseMAC(clientMAC)
@@ -210,9 +208,9 @@ func (l *Lab) bootClient(ctx context.Context) error {
 	return l.Client.Spread(cpus[:])
 }
 
-// Mount has the client mount the export at a place of its own, by version 3, 4.0,
-// 4.1 or 4.2 over TCP, with locks of NFSv3 local to the client ("3") or the
-// server's ("3,lock"), which take a Monitor. But for those it asks no rpcbind.
+// Mount makes the client mount the export at target, with version 3, 4.0, 4.1 or 4.2 over
+// TCP. Locks of NFSv3 are local to the client ("3") or the server's ("3,lock"), which
+// need a Monitor. All others need no rpcbind.
 func (l *Lab) Mount(ctx context.Context, target, version string) error {
 	options := "hard,proto=tcp,port=2049,sec=sys,addr=" + ServerAddress + ",vers=" + version
 	if strings.HasPrefix(version, "3") {
@@ -228,8 +226,8 @@ func (l *Lab) Mount(ctx context.Context, target, version string) error {
 	}, nil)
 }
 
-// Monitor starts the status monitor of the client: it is told when the server has
-// restarted, and has the client reclaim its locks of NFSv3.
+// Monitor starts the status monitor of the client: it is notified when the server has
+// restarted, and makes the client reclaim its locks of NFSv3.
 func (l *Lab) Monitor(ctx context.Context) error {
 	for _, command := range [][]string{
 		{"/bin/busybox", "mkdir", "-p", "/run/rpcbind", "/run/sendsigs.omit.d", "/var/lib/nfs/sm", "/var/lib/nfs/sm.bak"},
@@ -252,7 +250,7 @@ func (l *Lab) makeDir() error {
 	return err
 }
 
-// Tap is one in the pair's bridge.
+// Tap makes a tap in the pair's bridge.
 func (l *Lab) Tap(name string) (*os.File, error) {
 	tap, err := l.Net.Services.Tap(name, nil)
 	if err != nil {
@@ -288,7 +286,7 @@ func run(ctx context.Context, call func(context.Context, string, any, any) error
 	return r.Output, nil
 }
 
-// Close ends all guests and leaves nothing.
+// Close ends all guests and leaves nothing behind.
 func (l *Lab) Close() error {
 	var errs []error
 	if l.Client != nil {

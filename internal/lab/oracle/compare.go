@@ -26,11 +26,11 @@ type Comparison struct {
 	Durable  int       `json:"durable"`  // of them, those that are durable
 	Done     int       `json:"done"`     // threads whose pending operation is done
 	Partial  int       `json:"partial"`  // threads whose pending write is done in part
-	Forgiven int       `json:"forgiven"` // after a refusal: differences that there are without a rescue, too
-	Findings []Finding `json:"findings"` // none: the tree is exact
+	Forgiven int       `json:"forgiven"` // after a refusal: differences that exist without a rescue, too
+	Findings []Finding `json:"findings"` // none if the tree is exact
 }
 
-// Lost is how many of the findings are about what was durable.
+// Lost returns how many of the findings are about what was durable.
 func (c Comparison) Lost() int {
 	n := 0
 	for _, f := range c.Findings {
@@ -53,8 +53,8 @@ func (t *Thread) on(n *script.Node) bool {
 // comparer compares one thread's tree with one of its models.
 type comparer struct {
 	thread  *Thread
-	touched map[int]bool // by the pending operation, node IDs
-	since   int64        // no mtime of this run is older, seconds
+	touched map[int]bool // IDs of the nodes that the pending operation touches
+	since   int64        // no mtime of this run is older, in seconds
 	found   Tree
 	partial bool // the pending write is done in part
 	out     []Finding
@@ -144,7 +144,7 @@ func (t *Thread) touched() map[int]bool {
 	}
 	for _, s := range []*script.Script{t.Before, t.After} {
 		refs := append([]script.Ref{t.Pending.On}, t.Pending.Touch...)
-		if t.Pending.Kind == script.Rename { // what it may go over
+		if t.Pending.Kind == script.Rename { // the name that it may replace
 			refs = append(refs, script.Ref{Path: t.Pending.To, Slot: script.NoSlot})
 		}
 		for _, ref := range refs {
@@ -200,8 +200,8 @@ func (c *comparer) node(at string, n *script.Node, e page.Entry) {
 	}
 }
 
-// mtime wants the time that was reported. The pending operation may have set
-// another: the time of the run, or what utimensat(2) was told.
+// mtime reports whether a node has the time that was reported. The pending operation may
+// have set another: the time of the run, or what utimensat(2) was given.
 func (c *comparer) mtime(n *script.Node, e page.Entry) bool {
 	if e.Sec == n.Sec && e.Nsec == n.Nsec {
 		return true
@@ -215,8 +215,8 @@ func (c *comparer) mtime(n *script.Node, e page.Entry) bool {
 	return e.Sec >= c.since && e.Sec < c.since+hour || p.Kind == script.Utimes && e.Sec == p.Sec && int64(e.Nsec) == p.Nsec
 }
 
-// xattrs compares the attributes. What changes or owns a file takes away its
-// capability first.
+// xattrs compares the attributes. Operations that change a file's content or owner remove
+// its capability first.
 func (c *comparer) xattrs(n *script.Node, e page.Entry) string {
 	got := make(map[string]string)
 	for i := 0; i+1 < len(e.Xattrs); i += 2 {
@@ -258,8 +258,8 @@ func (c *comparer) content(at string, n *script.Node, e page.Entry) {
 	c.find(at, n, "content of %d bytes differs", e.Size)
 }
 
-// inPart reports whether a file is as an operation may leave it half-way: of a
-// write, some first bytes are done; of fallocate(2), any of the blocks.
+// inPart reports whether a file is as an operation may leave it half-way: after a write,
+// some first bytes are done; after fallocate(2), any of the blocks.
 func inPart(op script.Op, s *script.Script, n *script.Node, e page.Entry) bool {
 	if e.Size < n.Size || e.Size > max(n.Size, op.Off+op.Len) {
 		return false

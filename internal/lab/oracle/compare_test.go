@@ -38,7 +38,7 @@ func pretend(t testing.TB, seed uint64, count int) *Crashed {
 	return c
 }
 
-// reports are what a guest says after an operation, by doing the script again up
+// reports returns what a guest reports after an operation, by doing the script again up
 // to there.
 func reports(t testing.TB, seed uint64, op script.Op) []script.Stat {
 	t.Helper()
@@ -57,7 +57,7 @@ func reports(t testing.TB, seed uint64, op script.Op) []script.Stat {
 	return all
 }
 
-// replayed keeps the last script of replay: mostly, one more operation is wanted.
+// replayed keeps the last script of replay: most calls need one more operation than the last.
 var replayed struct {
 	seed uint64
 	s    *script.Script
@@ -77,7 +77,7 @@ func replay(seed uint64, n int) *script.Script {
 	return r.s
 }
 
-// render is what a walk finds of a tree that is just so.
+// render returns what a walk finds of a tree that equals its model.
 func render(s *script.Script) Tree {
 	tree := Tree{Entries: map[string]page.Entry{"": {Ino: 2, Mode: 0o40755, Nlink: 4, Sec: begun}, "lost+found": {Ino: 11, Mode: 0o40700}}}
 	s.Top.Walk("t0", func(at string, n *script.Node) {
@@ -103,8 +103,8 @@ func render(s *script.Script) Tree {
 	return tree
 }
 
-// TestCompareExact wants a tree to equal its model, before the pending operation
-// and after it.
+// TestCompareExact checks that a tree equals its model, before the pending operation and
+// after it.
 func TestCompareExact(t *testing.T) {
 	kinds := make(map[script.Kind]bool)
 	compared := 0
@@ -132,8 +132,7 @@ func TestCompareExact(t *testing.T) {
 	}
 }
 
-// TestCompareTwoOperations wants two operations without a report to be one too
-// many.
+// TestCompareTwoOperations checks that two operations without a report are one too many.
 func TestCompareTwoOperations(t *testing.T) {
 	missed := 0
 	for count := 400; count < 440; count++ {
@@ -153,7 +152,7 @@ func TestCompareTwoOperations(t *testing.T) {
 	}
 }
 
-// spoilers change one thing in an entry; each says whether there was one.
+// spoilers change one thing in an entry; each reports whether the entry had it.
 var spoilers = map[string]func(*page.Entry, *rand.Rand) bool{
 	"mode":   func(e *page.Entry, r *rand.Rand) bool { e.Mode ^= 1 << r.IntN(9); return true },
 	"type":   func(e *page.Entry, r *rand.Rand) bool { e.Mode ^= 0o120000; return true },
@@ -196,8 +195,8 @@ var spoilers = map[string]func(*page.Entry, *rand.Rand) bool{
 	},
 }
 
-// TestCompareDetects wants each single difference to be found, wherever it is:
-// in the whole, and in what was durable.
+// TestCompareDetects checks that each single difference is found, wherever it is: in the
+// whole tree, and in what was durable.
 func TestCompareDetects(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for seed := range uint64(2) {
@@ -242,8 +241,8 @@ func wantFound(t *testing.T, c *Crashed, bad Tree, durable bool, what string) {
 	}
 }
 
-// TestCompareInPart wants a pending write to be accepted in part, from its
-// beginning, and in no other way.
+// TestCompareInPart checks that a pending write is accepted in part, from its beginning,
+// and in no other way.
 func TestCompareInPart(t *testing.T) {
 	writes := 0
 	r := rand.New(rand.NewPCG(2, 2))

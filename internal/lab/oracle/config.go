@@ -1,10 +1,10 @@
 // Package oracle finds out whether a rescue brings a disk to the state at the
-// crash: it has a guest change a file system at random and report each
-// operation, kills it at a random instant, has the rescue done, and compares
+// crash: it lets a guest change a file system at random and report each
+// operation, kills it at a random instant, runs the rescue, and compares
 // what is on the disk with what the reports say must be there.
 //
 // Everything but the timing follows from a seed. Each thread of the guest works
-// in a tree of its own, so that a model of it (package script) is exact; only
+// in its own tree, so that a model of it (package script) is exact; only
 // the one operation that each thread had not reported may be absent, done, or,
 // for a write, done in part.
 package oracle
@@ -23,27 +23,27 @@ type Config struct {
 	Type    string   // for mount(2)
 	Options string   // likewise
 	Mkfs    []string // the program and its arguments, without UUID and image
-	// Extended are more of its extended options (-E), each behind a comma, and Size is
-	// how large it makes the file system, if that is not all of the disk.
+	// Extended are further extended options (-E) of mkfs, each preceded by a comma, and
+	// Size is the size of the file system, if that is not all of the disk.
 	Extended, Size string
 	script.Features
 	NoJournal bool
-	// Full says that there is so little room, of blocks or of inodes, that an operation may
-	// fail for want of it, which ends its thread; Ballast, that blocks are taken beforehand.
+	// Full says that so few blocks or inodes are free that an operation may fail for want
+	// of them, which ends its thread; Ballast says that blocks are taken beforehand.
 	Full, Ballast bool
-	// Grow is how many blocks the file system is resized to, while it is worked on; 0: it is not.
+	// Grow is how many blocks the file system is resized to while threads work in it; 0 means no resize.
 	Grow uint64
 	// Tune are commands that change what was made; each gets the image as its last argument.
 	Tune [][]string
-	// Outside says that the journal is on a disk of its own, and Refused what the rescue
-	// says then; the disk stays as it was.
+	// Outside says that the journal is on a separate disk. Refused is what the rescue
+	// must say then, and the disk must stay as it was.
 	Outside bool
 	Refused string
-	// Without are kernels that do not have it, by the beginnings of their names.
+	// Without are kernels that do not support the configuration, by the beginnings of their names.
 	Without []string
 }
 
-// mkfs makes what an ordinary disk has: mke2fs gives a small one other blocks.
+// mkfs makes the blocks of an ordinary disk: mke2fs gives a small one other blocks.
 func mkfs(more ...string) []string { return append([]string{"mkfs.ext4", "-b", "4096"}, more...) }
 
 var extents = script.Features{Extents: true, ZeroRange: true}
@@ -51,7 +51,7 @@ var extents = script.Features{Extents: true, ZeroRange: true}
 // Configs are all configurations.
 var Configs = []Config{
 	{Name: "ext4", Type: "ext4", Mkfs: mkfs(), Features: extents},
-	// With the least of pauses in ext4lazyinit, which changes group descriptors meanwhile.
+	// With the shortest pauses in ext4lazyinit, which changes group descriptors meanwhile.
 	{Name: "ext3", Type: "ext3", Options: "init_itable=0", Mkfs: []string{"mkfs.ext3", "-b", "4096"}},
 	// Zeroing a range is refused there up to 6.0 (ext4_zero_range).
 	{Name: "data-journal", Type: "ext4", Options: "data=journal", Mkfs: mkfs(), Features: script.Features{Extents: true}},
@@ -70,27 +70,27 @@ var Configs = []Config{
 	{Name: "no-journal", Type: "ext4", Mkfs: mkfs("-O", "^has_journal"), Features: extents, NoJournal: true},
 }
 
-// journaled and pointers are what data=journal, and what files without extents, can do.
+// journaled and pointers are the features of data=journal, and of files without extents.
 var (
 	journaled = script.Features{Extents: true}
 	pointers  = script.Features{}
 )
 
-// Kernels that have no directories without regard to case (5.10 of Debian), and those that do not
+// Kernels without case-insensitive directories (Debian's 5.10), and kernels that do not
 // mount blocks larger than a page (before 6.19).
 var (
 	noCasefold    = []string{"5.10"}
 	noLargeBlocks = []string{"5.10", "6.1-", "6.12"}
 )
 
-// on1k makes blocks of 1 KiB, of which a disk of this size has 64 groups.
+// on1k makes blocks of 1 KiB, with which a disk of this size has 64 groups.
 func on1k(more ...string) []string { return append([]string{"mkfs.ext4", "-b", "1024"}, more...) }
 
-// debugfs is a command of Tune.
+// debugfs returns a command for Tune.
 func debugfs(command string) []string { return []string{"debugfs", "-w", "-R", command} }
 
-// Rare are configurations beside those of Configs, which a seed does not choose: of disks made long ago,
-// or by other hands, and of mounts tuned by theirs.
+// Rare are configurations beside those of Configs, which a seed does not choose: disks
+// made long ago or by others, and mounts tuned by others.
 var Rare = []Config{
 	{Name: "ext2", Type: "ext2", Mkfs: []string{"mkfs.ext2", "-b", "4096"}, Features: pointers, NoJournal: true},
 	{Name: "ext3-old", Type: "ext3", Mkfs: []string{"mkfs.ext3", "-b", "1024", "-I", "128", "-O", "^dir_index,^resize_inode"}, Features: script.Features{Seconds: true}},
@@ -112,15 +112,16 @@ var Rare = []Config{
 	{Name: "inode-128", Type: "ext4", Mkfs: mkfs("-I", "128"), Features: script.Features{Extents: true, ZeroRange: true, Seconds: true}},
 	{Name: "inode-512", Type: "ext4", Mkfs: mkfs("-I", "512"), Features: extents},
 	{Name: "inode-1024", Type: "ext4", Mkfs: on1k("-I", "1024"), Features: extents},
-	// Nothing is allocated ahead there, since ext4 itself loses what a file had in its inode then: it goes to a block by way of the
-	// journal, and the next write to that block fills its page from the disk, which has not got it yet (seen in 6.12, without any crash).
+	// Nothing is preallocated there, since ext4 itself then loses what a file had in its inode: the data goes to a
+	// block by way of the journal, and the next write to that block fills its page from the disk, which does not have
+	// it yet (seen in 6.12, without any crash).
 	{Name: "inline-1024", Type: "ext4", Mkfs: mkfs("-I", "1024", "-O", "inline_data"), Features: script.Features{Inline: true}},
 	{Name: "large_dir", Type: "ext4", Mkfs: on1k("-O", "large_dir"), Features: extents},
 	{Name: "ea_inode", Type: "ext4", Mkfs: mkfs("-O", "ea_inode"), Features: script.Features{Extents: true, ZeroRange: true, LargeXattrs: true}},
-	// The flag is the top directory's: all that are made below it inherit it.
+	// The flag is set on the top directory, and all directories that are made below inherit it.
 	{Name: "casefold", Type: "ext4", Mkfs: mkfs("-O", "casefold"), Extended: ",encoding=utf8", Tune: [][]string{debugfs("set_inode_field / flags 0x40080000")}, Features: extents, Without: noCasefold},
 	{Name: "stable_inodes", Type: "ext4", Mkfs: mkfs("-O", "stable_inodes,encrypt,verity"), Features: extents},
-	// All is of project 42, which e2fsck counts.
+	// All files belong to project 42, which e2fsck counts.
 	{Name: "prjquota", Type: "ext4", Options: "prjquota", Mkfs: mkfs("-O", "quota,project"), Extended: ",quotatype=usrquota:grpquota:prjquota",
 		Tune: [][]string{debugfs("set_inode_field / flags 0x20080000"), debugfs("set_inode_field / projid 42"), {"e2fsck", "-fy"}}, Features: extents},
 	{Name: "mmp", Type: "ext4", Mkfs: mkfs("-O", "mmp"), Features: extents},
@@ -142,7 +143,7 @@ var Rare = []Config{
 	{Name: "resized-meta_bg", Type: "ext4", Mkfs: on1k("-O", "meta_bg,^resize_inode"), Size: "128M", Features: extents, Grow: diskSize / 1024},
 }
 
-// RareNames are the names of Rare.
+// RareNames returns the names of Rare.
 func RareNames() []string {
 	var names []string
 	for _, c := range Rare {
@@ -151,7 +152,7 @@ func RareNames() []string {
 	return names
 }
 
-// Kernels are those that everything is done with.
+// Kernels are the kernels that all cases are done with.
 var Kernels = []string{"5.10-cloud", "6.1-cloud", "6.12-cloud", "newest-cloud"}
 
 // On reports whether a kernel has the configuration.
@@ -159,7 +160,7 @@ func (c Config) On(kernel string) bool {
 	return !slices.ContainsFunc(c.Without, func(without string) bool { return strings.HasPrefix(kernel, without) })
 }
 
-// FindConfig returns the configuration of a name.
+// FindConfig returns the configuration with a name.
 func FindConfig(name string) (Config, error) {
 	var names []string
 	for _, c := range slices.Concat(Configs, Rare) {

@@ -27,7 +27,7 @@ func TestFormat(t *testing.T) {
 				t.Fatal(err)
 			}
 			if c.Outside {
-				return // it would look for the journal among this machine's devices
+				return // e2fsck would look for the journal among this machine's devices
 			}
 			if said, err := check(image); err != nil || said != "" {
 				t.Errorf("%v: %s", err, said)
@@ -36,7 +36,7 @@ func TestFormat(t *testing.T) {
 	}
 }
 
-// TestRareBySeed wants seeds to choose nothing that is rare, and names to find it.
+// TestRareBySeed checks that seeds choose no rare configuration, and that names do.
 func TestRareBySeed(t *testing.T) {
 	cases, err := Cases(1, 200, nil, nil, nil)
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 // disk is the serial number of the guest's disk.
 const disk = "disk"
 
-// Crashed is what a guest left behind, and what its disk must come to.
+// Crashed is what a guest left behind, and what its disk must hold in the end.
 type Crashed struct {
 	Case
 	Dir  string
@@ -29,9 +29,9 @@ type Crashed struct {
 
 	ran *ran // instead of threads, if a program was the workload
 
-	// What is known of the instant.
+	// What is known of the instant of the crash.
 	Ops       int  // reported, of all threads
-	InSync    bool // syncfs(2) had not returned
+	InSync    bool // a syncfs(2) was in progress
 	InCommit  bool // the journal's thread waited for the disk shortly before
 	Writeback int  // KiB under writeback shortly before
 }
@@ -39,13 +39,13 @@ type Crashed struct {
 // Thread is what one thread did.
 type Thread struct {
 	Before *script.Script // after all that was reported
-	// Pending is what it had begun and not reported, and After the tree if that
-	// was done: no times are known of it. Both are nil if there is nothing.
+	// Pending is the operation that it had begun and not reported, and After the tree if
+	// that was done; the times that it sets are not known. Both are nil if there is none.
 	Pending *script.Op
 	After   *script.Script
 }
 
-// work is what the guest of a case is told.
+// work returns what the guest of a case is told to do.
 func (c Case) work() page.Work {
 	r := rand.New(rand.NewPCG(c.Seed, 2))
 	w := page.Work{
@@ -77,8 +77,8 @@ func (c Case) work() page.Work {
 	return w
 }
 
-// Run has the case's guest work and die; what it leaves is in dir, which must be
-// on a tmpfs.
+// Run lets the case's guest work and die; what it leaves is in dir, which must be on a
+// tmpfs.
 func (c Case) Run(ctx context.Context, dir string) (*Crashed, error) {
 	if c.Program != nil {
 		return c.runProgram(ctx, dir)
@@ -104,8 +104,8 @@ func (c Case) Run(ctx context.Context, dir string) (*Crashed, error) {
 	return out, out.learn(g.page, w)
 }
 
-// drive brings a guest that is at work to its end. A kernel that dies earlier
-// than it was told has died, too.
+// drive brings a guest that is at work to its end. A kernel that dies earlier than it was
+// told to counts as dead, too.
 func (c Case) drive(ctx context.Context, g *guest) error {
 	if c.Crash == Commit || c.Crash == Writeback {
 		if err := g.slow(ctx); err != nil {
@@ -125,15 +125,15 @@ func (c Case) drive(ctx context.Context, g *guest) error {
 	return g.awaitPanic(ctx)
 }
 
-// slow has the disk write slowly from now on, so that commits and writeback take
-// long. What has the image is not the PCI device but the virtio device behind it.
+// slow throttles writes to the disk from now on, so that commits and writeback take long.
+// The image belongs not to the PCI device but to the virtio device behind it.
 func (g *guest) slow(ctx context.Context) error {
 	return g.QMP.Execute(ctx, "block_set_io_throttle", map[string]any{
 		"id": "/machine/peripheral/" + partition.Disk{Name: disk}.QDev() + "/virtio-backend", "bps": 0, "bps_rd": 0, "bps_wr": 4 << 20, "iops": 0, "iops_rd": 0, "iops_wr": 150,
 	}, nil)
 }
 
-// learn has the model go the way that the guest reports.
+// learn brings the model to the state that the guest reported.
 func (c *Crashed) learn(p page.Page, w page.Work) error {
 	c.InSync = p.Load(page.SyncBegun) != 0 && p.Load(page.SyncEnded) == 0
 	c.InCommit = p.Load(page.InCommit) != 0
@@ -166,7 +166,7 @@ func (c *Crashed) learn(p page.Page, w page.Work) error {
 	return nil
 }
 
-// follow does the first operations of a script.
+// follow applies the first operations of a script, with what the guest reported of them.
 func follow(area page.Area, s *script.Script, done int) (*script.Script, error) {
 	for n := range done {
 		stats, err := area.Reported(n)

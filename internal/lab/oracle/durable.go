@@ -9,8 +9,8 @@ import (
 	"understudy.dev/understudy/internal/lab/oracle/script"
 )
 
-// CompareDurable compares only what was durable before the crash. It looks for
-// it by inode number: what is above it may have moved.
+// CompareDurable compares only what was durable before the crash. It looks for names by
+// the inode number of their directory: directories above may have moved.
 func (c *Crashed) CompareDurable(found Tree) Comparison {
 	var out Comparison
 	if found.Error != "" {

@@ -41,7 +41,7 @@ func (c Case) format(path string, more ...string) error {
 	return nil
 }
 
-// makeFile makes a file of so many bytes, all of it a hole.
+// makeFile makes a file of size bytes, all of it a hole.
 func makeFile(path string, size int64) error {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		return err
@@ -49,7 +49,7 @@ func makeFile(path string, size int64) error {
 	return os.Truncate(path, size)
 }
 
-// tune runs a command on a file system. That e2fsck(8) has corrected something is no failure.
+// tune runs a command on a file system. It is no failure if e2fsck(8) has corrected something.
 func tune(argv []string) error {
 	err := execute("", argv...)
 	if exit, ended := errors.AsType[*exec.ExitError](err); ended && argv[0] == "e2fsck" && exit.ExitCode() == 1 {
@@ -58,16 +58,16 @@ func tune(argv []string) error {
 	return err
 }
 
-// What stays free of a file system that is nearly full, in blocks: as many pieces, of up to so many each.
+// What stays free in a file system that is nearly full: this many pieces, of up to this many blocks each.
 const (
 	ballastPieces = 500
 	ballastPiece  = 24
 )
 
-// ballastName is the file that has the rest.
+// ballastName is the file that takes the rest.
 const ballastName = "ballast"
 
-// ballast has a file take all that is free, but for pieces here and there.
+// ballast makes a file take all that is free, except for pieces here and there.
 func (c Case) ballast(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -86,7 +86,7 @@ func (c Case) ballast(path string) error {
 		}
 		free += uint64(g.FreeClusters)
 	}
-	free -= ballastPieces // for what says where all that is
+	free -= ballastPieces // for the metadata that maps the file
 	var script strings.Builder
 	fmt.Fprintf(&script, "write /dev/null %[1]s\nfallocate %[1]s 0 %[2]d\n", ballastName, free-1)
 	r := rand.New(rand.NewPCG(c.Seed, 5))
@@ -102,10 +102,10 @@ func (c Case) ballast(path string) error {
 	return nil
 }
 
-// journalOf is the path of the journal of a disk whose journal is on another one.
+// journalOf returns the path of the journal of a disk whose journal is on another one.
 func journalOf(path string) string { return path + ".journal" }
 
-const journalSize = 32 << 20 // bytes, of a journal on a disk of its own
+const journalSize = 32 << 20 // bytes, of a journal on a separate disk
 
 // outside gives a file system a journal on another disk. mke2fs(8) itself would want a block device.
 func (c Case) outside(path, journal string) error {

@@ -8,8 +8,8 @@ import (
 	"os/exec"
 )
 
-// check has e2fsck look at an unmounted file system. What it finds is the
-// answer; "" is good.
+// check runs e2fsck on an unmounted file system, which it does not change, and returns
+// what e2fsck finds; "" is good.
 func check(image string) (string, error) {
 	out, err := exec.Command("e2fsck", "-fn", image).CombinedOutput()
 	if exit, ended := errors.AsType[*exec.ExitError](err); ended && exit.ExitCode() < 8 {
@@ -25,7 +25,7 @@ func check(image string) (string, error) {
 	return "", err
 }
 
-// errorCount is how many errors kernels have found in a file system: s_error_count
+// errorCount returns how many errors kernels have found in a file system: s_error_count
 // (struct ext4_super_block, fs/ext4/ext4.h; the superblock is at 1024).
 func errorCount(image string) (uint32, error) {
 	f, err := os.Open(image)
@@ -40,12 +40,12 @@ func errorCount(image string) (uint32, error) {
 	return binary.LittleEndian.Uint32(b[:]), nil
 }
 
-// repairs is how often e2fsck may break off: it does so, with the file system modified, where what it
-// has just mended shows an inode whose checksum does not match (check_filetype in its pass2.c), or leaves
-// something for the next run.
+// repairs is how often e2fsck is run at most. It aborts, with the file system modified,
+// where a repair exposes an inode whose checksum does not match (check_filetype in its
+// pass2.c), and it may leave something for the next run.
 const repairs = 5
 
-// repair has e2fsck do all that it would, and can.
+// repair lets e2fsck correct all that it can.
 func repair(image string) error {
 	for n := 1; ; n++ {
 		out, err := exec.Command("e2fsck", "-fy", image).CombinedOutput()

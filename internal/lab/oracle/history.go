@@ -57,7 +57,7 @@ func History(w io.Writer, dir string, ino uint64) error {
 				return err
 			}
 			op := s.Next()
-			before, _ := s.At(op.On) // what is new is not there
+			before, _ := s.At(op.On) // a new file does not exist yet
 			if err := s.Apply(op, stats); err != nil {
 				return err
 			}
@@ -76,7 +76,7 @@ func History(w io.Writer, dir string, ino uint64) error {
 	return nil
 }
 
-// pendingCount is how many threads had an operation that was not reported.
+// pendingCount returns how many threads had an operation that was not reported.
 func (c *Crashed) pendingCount() int {
 	n := 0
 	for _, t := range c.Threads {
@@ -87,7 +87,7 @@ func (c *Crashed) pendingCount() int {
 	return n
 }
 
-// pendingText are the pending operations, for people.
+// pendingText returns the pending operations, for people.
 func (c *Crashed) pendingText() string {
 	var all []string
 	for i, t := range c.Threads {

@@ -16,7 +16,7 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 )
 
-// Verdict is what came of a case.
+// Verdict is the outcome of a case.
 type Verdict string
 
 // The verdicts. All but the first three are failures.
@@ -34,14 +34,14 @@ const (
 // Good reports whether the verdict is no failure.
 func (v Verdict) Good() bool { return v == Exact || v == Refused || v == Plain }
 
-// Result is what came of a case, and why.
+// Result is the outcome of a case, and why.
 type Result struct {
 	Seed    uint64  `json:"seed"`
 	Config  string  `json:"config"`
 	Kernel  string  `json:"kernel"`
 	Crash   Crash   `json:"crash"`
-	Program string  `json:"program,omitempty"` // of a case with one
-	Deaths  int     `json:"deaths,omitempty"`  // of a case of a pair
+	Program string  `json:"program,omitempty"` // if the case has one
+	Deaths  int     `json:"deaths,omitempty"`  // in a case of a pair
 	Verdict Verdict `json:"verdict"`
 	Error   string  `json:"error,omitempty"` // of a broken case
 	Threads int     `json:"threads"`
@@ -50,7 +50,7 @@ type Result struct {
 	// PendingOps are those operations.
 	PendingOps string `json:"pending_ops,omitempty"`
 	InSync     bool   `json:"in_sync"`   // the crash came within a syncfs(2)
-	InCommit   bool   `json:"in_commit"` // the journal\'s thread waited for the disk
+	InCommit   bool   `json:"in_commit"` // the journal's thread waited for the disk
 	Writeback  int    `json:"writeback_kib"`
 
 	Rescue   *RescueReport `json:"rescue,omitempty"`
@@ -68,8 +68,8 @@ type Result struct {
 // Options are how cases are carried out.
 type Options struct {
 	Dir    string // for the files of a case; a tmpfs. "" is /dev/shm
-	Keep   string // where failures are kept; "": they are not
-	Rescue Rescue // nil: there is none
+	Keep   string // where failures are kept; "" means nowhere
+	Rescue Rescue // nil if there is none
 	Agent  string // the program that becomes PID 1 of a pair's sides
 }
 
@@ -99,8 +99,8 @@ func (c Case) Judge(ctx context.Context, o Options) Result {
 	return r
 }
 
-// Again judges a case that was kept in a directory: its memory and its disk are those
-// of then, and the rescue is of now.
+// Again judges a case that was kept in a directory: its memory and its disk are the kept
+// ones, and the rescue is done anew.
 func Again(ctx context.Context, kept string, o Options) (Result, error) {
 	c, _, err := Kept(kept)
 	if err != nil {
@@ -116,7 +116,7 @@ func Again(ctx context.Context, kept string, o Options) (Result, error) {
 	return r, err
 }
 
-// in does something in a directory that is gone afterwards.
+// in calls do with a directory that it removes afterwards.
 func (o Options) in(do func(dir string) error) error {
 	dir := o.Dir
 	if dir == "" {
@@ -141,7 +141,7 @@ func (c Case) judge(ctx context.Context, dir string, o Options, r *Result) error
 	return err
 }
 
-// keep has what is needed to look into a failure stay.
+// keep keeps what is needed to look into a failure.
 func (o Options) keep(dir string, r *Result, err error) error {
 	if err == nil && r.Verdict.Good() || o.Keep == "" {
 		return err
@@ -151,7 +151,7 @@ func (o Options) keep(dir string, r *Result, err error) error {
 	return errors.Join(err, keepFiles(dir, r.Kept), os.WriteFile(filepath.Join(r.Kept, "result.json"), b, 0o644))
 }
 
-// judge has the crashed disk rescued, and compares.
+// judge runs the rescue on the crashed disk, and compares.
 func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 	r.PendingOps = c.pendingText()
 	r.Threads, r.Ops = len(c.Threads), c.Ops
@@ -183,7 +183,7 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 		return c.judgeRefused(plain, rescued, r)
 	}
 	if c.Config.NoJournal && c.Crash != Clean {
-		// Nothing else makes such a file system whole after a crash.
+		// Only e2fsck makes such a file system whole after a crash.
 		if err := repair(plain); err != nil {
 			return err
 		}
@@ -212,16 +212,16 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 		r.Tree, r.Fsck = &whole, r.PlainBad
 	}
 	if c.Config.NoJournal {
-		// fsync(2) promises little there: an inode is written only if something
-		// other than ext4 itself marked it (ext4_fsync_nojournal, I_DIRTY_ALL), so
-		// that what was only created or chmoded is not.
+		// fsync(2) promises little there: an inode is written only if something other
+		// than ext4 itself marked it (ext4_fsync_nojournal, I_DIRTY_ALL), so an inode
+		// that was only created or chmoded is not.
 		r.Plain.Findings = nil
 	}
 	r.Verdict = verdict(r)
 	return nil
 }
 
-// judgeRefused wants a rescue that is refused by name, and to leave the disk as it was.
+// judgeRefused checks that the rescue is refused with the reason Config.Refused, and leaves the disk as it was.
 func (c *Crashed) judgeRefused(plain, rescued string, r *Result) error {
 	if r.Rescue == nil {
 		r.Verdict = Plain
@@ -253,14 +253,15 @@ func sameBytes(a, b string) (bool, error) {
 	return true, nil
 }
 
-// forgive takes out what is as it is without a rescue: one that refuses
-// something may leave it so.
+// forgive removes findings about files that are the same without a rescue: a rescue that
+// refuses something may leave them so.
 func (c *Comparison) forgive(plain, rescued Tree) {
 	c.Findings = slices.DeleteFunc(c.Findings, func(f Finding) bool {
 		was, is := plain.Entries[f.Path], rescued.Entries[f.Path]
 		was.Disk, is.Disk = "", ""
 		if since := is.Sec - was.Sec; since > 0 && since < 60 {
-			// A mount cuts files that were being truncated, at a time of its own, one disk after the other.
+			// A mount truncates files that were being truncated, and so sets their mtime, on one disk after
+			// the other.
 			was.Sec, was.Nsec = is.Sec, is.Nsec
 		}
 		same := f.Path != "" && reflect.DeepEqual(was, is)
@@ -271,7 +272,7 @@ func (c *Comparison) forgive(plain, rescued Tree) {
 	})
 }
 
-// verdict weighs the findings, the gravest first.
+// verdict returns the verdict for the findings: the gravest come first.
 func verdict(r *Result) Verdict {
 	refused := r.Rescue != nil && r.Rescue.Exit != 0
 	switch {

@@ -37,9 +37,9 @@ const (
 
 var liveCrashes = []Crash{Panic, Busy, Sync, Hang}
 
-// LiveCases are cases of pairs: what works is a service of the active side, and the rescue
-// is the takeover. In a third of them the side that took over works and dies in its turn,
-// once the pair is protected again.
+// LiveCases returns cases of pairs: the work is done by a service of the active side, and
+// the rescue is the takeover. In a third of them the side that took over works and dies
+// in its turn, once the pair is protected again.
 func LiveCases(first uint64, count int, configs, kernels []string) ([]Case, error) {
 	cases, err := Cases(first, count, configs, kernels, nil)
 	for i := range cases {
@@ -55,11 +55,11 @@ func LiveCases(first uint64, count int, configs, kernels []string) ([]Case, erro
 // life is what a side does until it dies.
 type life struct {
 	number int       // from 1
-	work   page.Work // none: it is idle
+	work   page.Work // empty if it is idle
 	page   page.Page
 }
 
-// top is the directory, of the shared disk, that life n works in.
+// top returns the directory, on the shared disk, that life n works in.
 func top(n int) string { return fmt.Sprintf("life%d", n) }
 
 // live is a running pair of a case.
@@ -74,7 +74,7 @@ type live struct {
 	dead  int     // sides, so far
 }
 
-// workOf is what life n does.
+// workOf returns what life n does.
 func (c Case) workOf(n int) page.Work {
 	c.Seed += uint64(n-1) << 32
 	crash := c.Crash
@@ -90,8 +90,8 @@ func (c Case) workOf(n int) page.Work {
 	return w
 }
 
-// devices has a side that is about to boot share a page with us, which says what it is to do
-// once it is active.
+// devices makes a side that is about to boot share a page with us, which tells it what to
+// do once it is active.
 func (l *live) devices(_ string, active bool) ([]partition.Device, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -116,7 +116,7 @@ func (l *live) devices(_ string, active bool) ([]partition.Device, error) {
 	return []partition.Device{partition.Memory{Name: "page", Path: file, Size: page.Size}}, err
 }
 
-// life is the one of a number: of those that booted, the last.
+// life returns the life with a number: if several with it have booted, the last.
 func (l *live) life(n int) *life {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -144,7 +144,7 @@ func (l *live) describe(program string) (*pair.Pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	packed, err := image(tree) // what works lies beside it
+	packed, err := image(tree) // the worker is beside it
 	if err != nil {
 		return nil, err
 	}
@@ -190,13 +190,13 @@ func (l *live) fenced() {
 	l.mu.Unlock()
 	ram := filepath.Join(l.dir, "run", []string{"right", "left"}[n%2]+".ram")
 	_ = copySparse(ram, filepath.Join(l.dir, fmt.Sprintf("life%d.ram", n)), memory) // without it there is less to look at
-	_ = copyDisk(l.image, l.plain(n))                                               // missed when it is walked
+	_ = copyDisk(l.image, l.plain(n))                                               // if that fails, the walk does not find it
 }
 
-// plain is the path of the disk as life n left it.
+// plain returns the path of the disk as life n left it.
 func (l *live) plain(n int) string { return filepath.Join(l.dir, fmt.Sprintf("plain%d.img", n)) }
 
-// die has life n work and die, and the other side take over.
+// die lets life n work and die, and the other side take over.
 func (l *live) die(ctx context.Context, n int) (*takeover.Report, error) {
 	is := l.life(n)
 	watch, stop := context.WithCancel(ctx)
@@ -221,7 +221,7 @@ func (l *live) die(ctx context.Context, n int) (*takeover.Report, error) {
 	return l.super.TakeOver(ctx, death.Verdict)
 }
 
-// drive brings a life to its end. died must not have a word before.
+// drive brings a life to its end. It fails if something arrives on died before that.
 func (l *live) drive(is *life, died chan error) error {
 	if err := awaitPage(is.page, page.Running, bootLimit, died); err != nil {
 		return err
@@ -255,7 +255,7 @@ func awaitPage(p page.Page, state uint32, limit time.Duration, died chan error) 
 	}
 }
 
-// run has the pair live and die, and ends it.
+// run lets the pair live and die, and ends it.
 func (l *live) run(ctx context.Context, program string) (reports []*takeover.Report, err error) {
 	p, err := l.describe(program)
 	if err != nil {
@@ -337,7 +337,7 @@ func (l *live) compare(ctx context.Context, reports []*takeover.Report, r *Resul
 		r.Tree.add(found)
 		r.Undone += len(c.Compare(plain).Findings)
 		r.Plain.add(c.CompareDurable(plain))
-		if n > 0 && reports[n-1].Durable { // what the takeover before said to be on the disk
+		if n > 0 && reports[n-1].Durable { // what the takeover before reported as durable
 			was := trees[n+1].below(top(n))
 			lost := lives[n-1].Compare(was)
 			r.Plain.Findings = append(r.Plain.Findings, lost.Findings...)
@@ -354,7 +354,7 @@ func (l *live) compare(ctx context.Context, reports []*takeover.Report, r *Resul
 	return nil
 }
 
-// rescueOf is what the takeovers came to: of the last commits, the last counts.
+// rescueOf combines the reports of the takeovers. Its Commit is the last one of all.
 func rescueOf(reports []*takeover.Report) *RescueReport {
 	var out RescueReport
 	var report struct {
@@ -372,11 +372,11 @@ func rescueOf(reports []*takeover.Report) *RescueReport {
 	if len(report.Refused) > 0 {
 		out.Exit, out.Said = 3, fmt.Sprintf("refused: %+v", report.Refused)
 	}
-	out.Report, _ = json.Marshal(report) // it was made for that
+	out.Report, _ = json.Marshal(report) // these types can be encoded
 	return &out
 }
 
-// below is the part of a tree that is in a directory, as if that were its top.
+// below returns the part of a tree that is in a directory, as if that were its top.
 func (t Tree) below(dir string) Tree {
 	out := Tree{Entries: make(map[string]page.Entry), Error: t.Error}
 	for at, e := range t.Entries {
@@ -389,7 +389,7 @@ func (t Tree) below(dir string) Tree {
 	return out
 }
 
-// strays are what is in the top directory, and nobody made there.
+// strays returns findings for what is in the top directory although nobody made it there.
 func strays(t Tree, deaths int) []Finding {
 	var out []Finding
 	for _, at := range slices.Sorted(maps.Keys(t.Entries)) {
@@ -404,7 +404,7 @@ func strays(t Tree, deaths int) []Finding {
 	return out
 }
 
-// add takes in another comparison.
+// add adds another comparison.
 func (c *Comparison) add(o Comparison) {
 	c.Nodes, c.Durable, c.Done = c.Nodes+o.Nodes, c.Durable+o.Durable, c.Done+o.Done
 	c.Partial, c.Forgiven = c.Partial+o.Partial, c.Forgiven+o.Forgiven

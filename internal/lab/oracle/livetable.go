@@ -10,7 +10,7 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// liveHead begins the part of docs/ORACLE.md that is of pairs; what is before it is not.
+// liveHead begins the part of docs/ORACLE.md about pairs; the part before it is about other cases.
 const liveHead = "## Takeovers of running pairs\n"
 
 const liveIntro = liveHead + `
@@ -24,7 +24,7 @@ it, must have what was fsynced; and, after a takeover that said that all it wrot
 
 `
 
-// LiveMarkdown is what docs/ORACLE.md says of cases of pairs.
+// LiveMarkdown returns what docs/ORACLE.md says about cases of pairs.
 func LiveMarkdown(results []Result, when time.Time) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, liveIntro, when.Format(time.DateOnly))
@@ -77,7 +77,7 @@ func byLiveCrash(b *strings.Builder, crash Crash, results []Result) {
 	}
 }
 
-// commits are those of each takeover.
+// commits returns the last commits of all takeovers.
 func (r *RescueReport) commits() []takeover.Commit {
 	var report struct {
 		Commits []takeover.Commit `json:"commits"`
@@ -88,7 +88,8 @@ func (r *RescueReport) commits() []takeover.Commit {
 	return report.Commits
 }
 
-// Page puts the results into docs/ORACLE.md as it was: its two parts are each of one run.
+// Page puts the results into the text of docs/ORACLE.md. Each of its two parts is of one run; a
+// part without results stays as it was.
 func Page(was string, results []Result, when time.Time) string {
 	head, tail, pairs := strings.Cut(was, liveHead)
 	if tail = strings.TrimSpace(tail); pairs {

@@ -34,10 +34,10 @@ type Case struct {
 	Config Config
 	Kernel string // as in fixture.Spec
 	Crash  Crash
-	// Program is the workload; nil: the oracle's own. The crash is Panic or Kill.
+	// Program is the workload; nil means the oracle's own. The crash is Panic or Kill.
 	Program *Program
-	// Deaths is how many sides of a pair die, one after the other, and are taken over from;
-	// 0: the guest is none of a pair, and the rescue comes afterwards.
+	// Deaths is how many sides of a pair die, one after the other, and are taken over
+	// from; 0 means that the guest is not of a pair, and the rescue comes afterwards.
 	Deaths int
 }
 
@@ -128,8 +128,8 @@ func start(ctx context.Context, dir, name, kernel string, order page.Order, disk
 	return g, nil
 }
 
-// tries is how often a guest is booted whose kernel dies or hangs of itself before
-// it is where it should be: under QEMU 7.2's emulation with several threads, one
+// tries is how many times a guest is booted if its kernel dies or hangs of itself before
+// it is where it should be: under QEMU 7.2's emulation with several threads, a kernel
 // from 6.12 on now and then trips over an int3 while it patches its own code.
 const tries = 4
 
@@ -182,7 +182,7 @@ func (g *guest) release() { _ = unix.Munmap(g.page) }
 
 var (
 	errFailed = errors.New("guest failed")            // and said why
-	errDied   = errors.New("the guest's kernel died") // which nobody ordered
+	errDied   = errors.New("the guest's kernel died") // which was not ordered
 )
 
 // await waits until the guest is in a state.
@@ -216,7 +216,7 @@ func (g *guest) await(ctx context.Context, state uint32, limit time.Duration) er
 // dead reports whether the kernel has panicked.
 func (g *guest) dead() bool { return bytes.Contains(g.said(), []byte(partition.PanicEnd)) }
 
-// said is the end of what the guest's console had.
+// said returns the last lines of the guest's console.
 func (g *guest) said() []byte {
 	b, _ := os.ReadFile(g.Spec.ConsoleLogPath()) // may be missing
 	lines := bytes.Split(bytes.TrimSpace(b), []byte("\n"))
@@ -242,7 +242,7 @@ func (g *guest) awaitPanic(ctx context.Context) error {
 	}
 }
 
-// uuid is one that follows from a seed.
+// uuid returns a UUID that follows from a seed.
 func uuid(seed uint64) string {
 	r := rand.New(rand.NewPCG(seed, 1))
 	return fmt.Sprintf("%08x-%04x-4%03x-8%03x-%012x", r.Uint32(), r.Uint32()>>16, r.Uint32()>>20, r.Uint32()>>20, r.Uint64()>>16)

@@ -61,7 +61,7 @@ func config(t *testing.T, name string) Config {
 	return c
 }
 
-// TestUnrescued wants a crash to cost something that was not durable, and nothing
+// TestUnrescued checks that a crash costs something that was not durable, and nothing
 // that was.
 func TestUnrescued(t *testing.T) {
 	need(t, fixture.Default)
@@ -74,8 +74,8 @@ func TestUnrescued(t *testing.T) {
 	}
 }
 
-// TestDetects has a guest leave a file system that is just so, spoils one thing
-// in each of several copies, and wants each to be found.
+// TestDetects lets a guest leave a file system that is exact, spoils one thing in each of
+// several copies, and checks that each is found.
 func TestDetects(t *testing.T) {
 	tier.Full(t, "what a guest finds on disks that are not as they must be")
 	need(t, fixture.Default)
@@ -110,7 +110,7 @@ func TestDetects(t *testing.T) {
 	}
 }
 
-// diskSpoilers change one thing on a disk. TestCompareDetects has all there are.
+// diskSpoilers change one thing on a disk. TestCompareDetects covers all kinds of differences.
 func diskSpoilers(t *testing.T, c *Crashed) map[string]func(image string) {
 	var file, second *script.Node
 	var at string
@@ -148,14 +148,13 @@ func diskSpoilers(t *testing.T, c *Crashed) map[string]func(image string) {
 	}
 }
 
-// debug has debugfs(8) change an image. It does not tell failure but by what it
-// says.
+// debug lets debugfs(8) change an image. debugfs shows a failure only by what it prints.
 func debug(t *testing.T, image, command string) string {
 	t.Helper()
 	var out, said bytes.Buffer
 	cmd := exec.Command("debugfs", "-w", "-R", command, image)
 	cmd.Stdout, cmd.Stderr = &out, &said
-	if err := cmd.Run(); err != nil || strings.Count(said.String(), "\n") > 1 { // its version
+	if err := cmd.Run(); err != nil || strings.Count(said.String(), "\n") > 1 { // one line is its version
 		t.Fatalf("debugfs %s: %v: %s%s", command, err, out.String(), said.String())
 	}
 	return out.String()
@@ -178,7 +177,7 @@ func flip(t *testing.T, image string, n *script.Node) {
 	}
 }
 
-// program is the one that make build has made.
+// program returns the path of the program that make build has made.
 func program(t *testing.T) string {
 	t.Helper()
 	binary, err := filepath.Abs("../../../bin/understudy")
@@ -226,7 +225,7 @@ func TestRescue(t *testing.T) {
 	}
 }
 
-// TestPage: what one run writes leaves the other's part as it is.
+// TestPage checks that what one run writes leaves the other's part as it is.
 func TestPage(t *testing.T) {
 	when := time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)
 	offline := []Result{{Seed: 1, Config: "ext4", Kernel: "6.1-cloud", Crash: Panic, Verdict: Exact}}
@@ -243,7 +242,7 @@ func TestPage(t *testing.T) {
 	}
 }
 
-// TestTakeover is the oracle with pairs: in one case of them both sides die.
+// TestTakeover is the oracle with pairs: in one of the cases both sides die.
 func TestTakeover(t *testing.T) {
 	kernels := Kernels
 	if !tier.IsFull() {

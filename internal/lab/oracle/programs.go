@@ -28,12 +28,12 @@ type Program struct {
 	check [][]string // must end with status 0
 	// judge looks at what the checks said; progress is what the guest had reported.
 	judge func(progress int, said []page.Entry) []string
-	// midway: the crash comes while it runs, at a random progress up to that; else
-	// right after, without a sync. What is there is then compared as a whole, too.
+	// midway: the crash comes while it runs, at a random progress up to that; if 0, it
+	// comes right after, without a sync, and the whole tree is then compared, too.
 	midway int
 }
 
-// silent wants checks to find nothing to say.
+// silent requires the checks to succeed and print nothing.
 func silent(_ int, said []page.Entry) []string {
 	var out []string
 	for _, e := range said {
@@ -44,9 +44,9 @@ func silent(_ int, said []page.Entry) []string {
 	return out
 }
 
-// database is SQLite that never syncs: it is safe from the death of a process,
-// and with a rescue a kernel's death is no more. Each transaction inserts a row,
-// deletes another, and counts.
+// database is SQLite that never syncs. That is safe if a process dies, and with a rescue
+// it is safe if a kernel dies, too. Each transaction inserts a row, deletes another, and
+// counts.
 func database(journal string) Program {
 	return Program{
 		Name: "sqlite-" + journal,
@@ -79,7 +79,7 @@ func database(journal string) Program {
 	}
 }
 
-// Programs are all of them.
+// Programs are all programs.
 var Programs = []Program{
 	database("DELETE"),
 	database("WAL"),
@@ -120,8 +120,8 @@ var Programs = []Program{
 	},
 }
 
-// unpacked wants all that tar had named to be whole, but for the last: it names a
-// file, then makes it. Directories get their mode and time at the end.
+// unpacked requires all files that tar had named to be whole, except the last: tar names
+// a file, then makes it. Directories get their mode and time at the end.
 func unpacked(progress int, said []page.Entry) []string {
 	names := strings.Split(strings.TrimSpace(string(said[0].Output)), "\n")
 	whole := make(map[string]bool)
@@ -140,7 +140,7 @@ func unpacked(progress int, said []page.Entry) []string {
 	return out
 }
 
-// FindProgram returns the program of a name.
+// FindProgram returns the program with a name.
 func FindProgram(name string) (*Program, error) {
 	var names []string
 	for i := range Programs {
@@ -156,7 +156,7 @@ func FindProgram(name string) (*Program, error) {
 type ran struct {
 	*Program
 	progress int
-	truth    *Tree // what there was at the crash; nil of one that was midway
+	truth    *Tree // what there was at the crash; nil if the crash came midway
 }
 
 // runProgram is Run for a case with a program.
@@ -174,7 +174,7 @@ func (c Case) runProgram(ctx context.Context, dir string) (*Crashed, error) {
 	if c.Program.midway > 0 {
 		order.Until = 1 + r.IntN(c.Program.midway)
 	} else if !c.Config.NoJournal && !strings.Contains(order.Mount.Options, "commit=") {
-		// What takes longer than 5 s, as on a slow machine, would have little to lose.
+		// Otherwise a program that takes longer than 5 s, as on a slow machine, would have little to lose.
 		order.Mount.Options = strings.TrimPrefix(order.Mount.Options+",commit=300", ",")
 	}
 	format := func() error { return c.format(image) }
@@ -209,7 +209,7 @@ func (c Case) runProgram(ctx context.Context, dir string) (*Crashed, error) {
 	return out, nil
 }
 
-// compare compares a tree with what there was, and asks the checks.
+// compare compares a tree with what there was, and judges the output of the checks.
 func (r *ran) compare(found Tree) Comparison {
 	var out Comparison
 	if found.Error != "" {
@@ -243,7 +243,7 @@ func differences(want, found Tree) []Finding {
 	for _, at := range slices.Sorted(maps.Keys(all)) {
 		w, g := want.Entries[at], found.Entries[at]
 		w.Disk, g.Disk = "", ""
-		if w.Mode&0o170000 == 0o040000 { // a directory has the size that its blocks have
+		if w.Mode&0o170000 == 0o040000 { // a directory's size is that of its blocks
 			w.Size, g.Size = 0, 0
 		}
 		if !reflect.DeepEqual(w, g) {
@@ -253,7 +253,7 @@ func differences(want, found Tree) []Finding {
 	return out
 }
 
-// brief is an entry for people.
+// brief describes an entry for people.
 func brief(e page.Entry) string {
 	if e.Ino == 0 {
 		return "missing"

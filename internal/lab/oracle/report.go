@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// Cases returns so many cases, from a seed on. Configurations, kernels and
-// crashes come in turn, so that a few seeds see something of everything; lists
-// that are not empty restrict them.
+// Cases returns count cases, from the seed first on. Configurations, kernels and crashes
+// come in turn, so that a few seeds see something of everything; lists that are not empty
+// restrict them.
 func Cases(first uint64, count int, configs, kernels, crashes []string) ([]Case, error) {
 	var pairs []Case
 	if len(kernels) == 0 {
@@ -46,7 +46,7 @@ func Cases(first uint64, count int, configs, kernels, crashes []string) ([]Case,
 	}
 	var cases []Case
 	for i := range count {
-		// A stride of its own, so that a seed's place follows from the seed.
+		// The pair follows from the seed alone.
 		seed := first + uint64(i)
 		c := pairs[int(seed*7%uint64(len(pairs)))]
 		c.Seed, c.Crash = seed, Crash(crashes[seed%uint64(len(crashes))])
@@ -56,7 +56,7 @@ func Cases(first uint64, count int, configs, kernels, crashes []string) ([]Case,
 }
 
 // WithPrograms gives cases programs as their workload, in turn; without names, all
-// of them. They end by Panic or Kill.
+// programs. The cases end by Panic or Kill.
 func WithPrograms(cases []Case, names []string) ([]Case, error) {
 	if len(names) == 0 {
 		for _, p := range Programs {
@@ -76,7 +76,7 @@ func WithPrograms(cases []Case, names []string) ([]Case, error) {
 	return cases, nil
 }
 
-// String is one line, and more if the case failed.
+// String returns one line, and more if the case failed.
 func (r Result) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "seed %d %s %s %s: ", r.Seed, r.Config, r.Kernel, r.Crash)

@@ -8,19 +8,19 @@ import (
 	"strings"
 )
 
-// Rescue brings a disk to the state at the crash, from the memory of a kernel
-// that died, in a directory like those of fixture.Kernel. What it says is kept with the result.
+// Rescue brings a disk to the state at the crash, from the memory of a kernel that died; kernel is
+// that kernel's directory, as fixture.Kernel returns it. The report is kept with the result.
 type Rescue func(ctx context.Context, kernel, ram, disk string) (RescueReport, error)
 
-// RescueReport is what a rescue came to.
+// RescueReport is the outcome of a rescue.
 type RescueReport struct {
-	Exit   int             `json:"exit"`             // 0: done. 3: something was refused
+	Exit   int             `json:"exit"`             // 0: done; 3: something was refused
 	Report json.RawMessage `json:"report,omitempty"` // without its plan
 	Said   string          `json:"said,omitempty"`   // on standard error
 }
 
-// Command is the rescue by a program: BINARY salvage apply RAM --disk DISK --json. Where it says that its guest's
-// kernel is too old, it is done once more with the one that died.
+// Command is the rescue by a program: BINARY salvage apply RAM --disk DISK --json. If it
+// says that its guest's kernel is too old, it is run once more with the kernel that died.
 func Command(binary string) Rescue {
 	return func(ctx context.Context, kernel, ram, disk string) (RescueReport, error) {
 		r, err := apply(ctx, binary, ram, "--disk", disk)
@@ -46,7 +46,7 @@ func apply(ctx context.Context, binary string, args ...string) (RescueReport, er
 	return r, nil
 }
 
-// without is a JSON object less a field, or a string of what is none.
+// without returns a JSON object without a field, or, if b is no object, b as a string.
 func without(b []byte, field string) json.RawMessage {
 	var all map[string]json.RawMessage
 	var v any = &all
@@ -58,27 +58,27 @@ func without(b []byte, field string) json.RawMessage {
 	return b
 }
 
-// commit is what the rescue's report says of the last commit.
+// commit is what the rescue's report says about the last commit.
 type commit struct {
 	Case  string `json:"case"`  // how it went on from what was on the disk
 	Check string `json:"check"` // why the file system was checked
-	// Open is how many operations had not returned, and Proven that the transaction
+	// Open is how many operations were in flight, and Proven says that the transaction
 	// was found sound nevertheless.
 	Open   int  `json:"open"`
 	Proven bool `json:"proven"`
-	// Mended is what was completed for that.
+	// Mended is what was completed to that end.
 	Mended []string `json:"mended"`
-	// Moved and Cut are how many files are mended after the check.
+	// Moved and Cut are how many files are mended after the check (takeover.Commit).
 	Moved int `json:"moved"`
 	Cut   int `json:"cut"`
-	// Placed is how many files got their places with it, and Unplaced why others did not.
+	// Placed is how many files got their places with the commit, and Unplaced why others did not.
 	Placed   int    `json:"placed"`
 	Unplaced string `json:"unplaced"`
-	// Refused says that it was not written.
+	// Refused says that the commit was not written.
 	Refused bool `json:"-"`
 }
 
-// road is how the rescued file system came to be mounted; empty if no report says.
+// road returns how the rescued file system came to be mounted; empty if no report says.
 func (r *RescueReport) road() string {
 	c := r.commit()
 	switch {
@@ -110,7 +110,7 @@ const (
 
 var roads = []string{roadPlaced, roadQuiet, roadProven, roadChecked, roadPlain, roadNone}
 
-// commit returns what the report says of it; nothing if it does not.
+// commit returns what the report says about the last commit; it is zero if the report says nothing.
 func (r *RescueReport) commit() commit {
 	var report struct {
 		Commit  commit `json:"commit"`

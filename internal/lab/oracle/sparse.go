@@ -7,7 +7,7 @@ import (
 	"understudy.dev/understudy/internal/lab/sparse"
 )
 
-// copySparse copies a file of so many bytes, and leaves its holes.
+// copySparse copies a file of size bytes, and keeps its holes.
 func copySparse(from, to string, size int64) (err error) {
 	src, err := os.Open(from)
 	if err != nil {

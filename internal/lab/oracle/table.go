@@ -45,7 +45,7 @@ func (t tally) String() string {
 	return strings.Join(parts, ", ")
 }
 
-// Markdown is what docs/ORACLE.md says of results.
+// Markdown returns what docs/ORACLE.md says about results.
 func Markdown(results []Result, when time.Time) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, intro, when.Format(time.DateOnly))
@@ -81,7 +81,7 @@ func Markdown(results []Result, when time.Time) string {
 	return b.String()
 }
 
-// head begins a table of kernels, those that there are results of.
+// head begins a table with a column for each kernel that has results, and returns these kernels.
 func head(b *strings.Builder, what string, results []Result) (kernels []string) {
 	for _, k := range Kernels {
 		if slices.ContainsFunc(results, func(r Result) bool { return r.Kernel == k }) {
@@ -92,7 +92,7 @@ func head(b *strings.Builder, what string, results []Result) (kernels []string) 
 	return kernels
 }
 
-// byKernel tallies the results that are of interest.
+// byKernel tallies by kernel the results for which of is true.
 func byKernel(results []Result, of func(Result) bool) map[string]tally {
 	row := make(map[string]tally)
 	for _, r := range results {
@@ -195,7 +195,7 @@ transaction that the audit proves sound then is mounted without a look at the re
 |---|---|---|
 `
 
-// byRoad tells how often which road was taken, and what came of it.
+// byRoad writes how often each road was taken, with the verdicts.
 func byRoad(b *strings.Builder, results []Result) {
 	count, cases := make(map[string]tally), make(map[string]int)
 	why := make(map[string]int)
@@ -245,7 +245,7 @@ func byRoad(b *strings.Builder, results []Result) {
 	}
 }
 
-// inFlight tells in how many of the cases with open handles no check was needed.
+// inFlight writes in how many of the cases with open handles no check was needed.
 func inFlight(b *strings.Builder, results []Result) {
 	open, proven, mended := 0, 0, 0
 	for _, r := range results {
@@ -270,7 +270,7 @@ var (
 	reasons = regexp.MustCompile(`^\d+ operations were in flight(?:: ([^;]*))?(?:;.*?)??(?:; not completed: (.*))? \[.*\]$`)
 )
 
-// firstReason is the first reason for a check, without its numbers.
+// firstReason returns the first reason for a check, without its numbers.
 func firstReason(check string) string {
 	m := reasons.FindStringSubmatch(check)
 	switch {
@@ -286,7 +286,7 @@ func firstReason(check string) string {
 	return numbers.ReplaceAllString(reason, "N")
 }
 
-// failures names all that is not exact.
+// failures lists all cases that are not exact.
 func failures(b *strings.Builder, results []Result) {
 	first := true
 	for _, r := range results {

@@ -14,7 +14,7 @@ import (
 	"sync/atomic"
 )
 
-// toolsSize is that of the disk that programs and what they work on are on.
+// toolsSize is the size of the disk with the programs and what they work on.
 const toolsSize = 256 << 20 // bytes
 
 // toolsMade is whether there is anything to clean up.
@@ -130,8 +130,8 @@ func copyFile(from, to string) error {
 	return errors.Join(err, dst.Close())
 }
 
-// sources are directories of Go's own source tree, which is wherever this is
-// compiled: some 600 files of 8 MiB.
+// sources are directories of Go's own source tree, which exists wherever this is
+// compiled: some 600 files, 8 MiB in all.
 var sources = []string{"archive", "bufio", "bytes", "compress", "crypto", "encoding", "go", "html", "image", "math", "net", "os", "text"}
 
 // copySources puts a source tree into a directory.
@@ -143,7 +143,7 @@ func copySources(dir string, parts []string) error {
 	from := filepath.Join(strings.TrimSpace(string(out)), "src")
 	for _, part := range parts {
 		err := filepath.WalkDir(filepath.Join(from, part), func(path string, d fs.DirEntry, err error) error {
-			// Without the tests: of those there are too many.
+			// Without the tests, which are too many.
 			if err != nil || !d.Type().IsRegular() || strings.Contains(path, "test") || !strings.HasSuffix(path, ".go") {
 				return err
 			}

@@ -23,8 +23,8 @@ type Tree struct {
 	Error   string                // it could not be mounted, walked to the end, or unmounted
 }
 
-// Walk mounts disks in a guest with the kernel that died, one after the other,
-// and tells what is in them. They are unmounted cleanly.
+// Walk mounts disks in a guest with the kernel that died, one after the other, and
+// returns what is in them. They are unmounted cleanly.
 func (c *Crashed) Walk(ctx context.Context, disks ...string) ([]Tree, error) {
 	order := page.Walk{Dump: c.pending("")}
 	var devices []partition.Device
@@ -72,8 +72,8 @@ func (c Case) walk(ctx context.Context, dir string, order page.Walk, devices []p
 	return out, nil
 }
 
-// pending are the files that an operation was pending on, with the top of the threads' trees
-// in a directory.
+// pending returns the files that an operation was pending on, where the threads' trees
+// are below top.
 func (c *Crashed) pending(top string) []record.Path {
 	var all []record.Path
 	for i, t := range c.Threads {
@@ -91,7 +91,7 @@ func (c *Crashed) pending(top string) []record.Path {
 
 func threadDir(i int) string { return fmt.Sprintf("t%d", i) }
 
-// trees sorts a walk's lines by disk; each of the mounts must come to its end.
+// trees sorts a walk's lines by disk; the walk of each mount must be complete.
 func trees(b []byte, mounts []page.Mount) (map[string]*Tree, error) {
 	all := make(map[string]*Tree)
 	ended := 0
@@ -127,7 +127,7 @@ type place struct {
 	base string
 }
 
-// places are all names of a tree.
+// places returns all names of a tree.
 func (t Tree) places() map[place]page.Entry {
 	all := make(map[place]page.Entry)
 	for at, e := range t.Entries {

@@ -25,8 +25,8 @@ type ELF struct {
 	// Excluded chooses frames that segments have in memory, but not in the
 	// file; nil for none.
 	Excluded func(addr.PFN) bool
-	// ManySegments writes the number of segments to where it goes if it does
-	// not fit into 16 bits.
+	// ManySegments writes the number of segments to the place that is used if it does not
+	// fit into 16 bits.
 	ManySegments bool
 }
 
@@ -75,8 +75,8 @@ func (e ELF) Write(f *os.File, pieces []Piece) error {
 	return err
 }
 
-// split returns a piece as segments, each of what is there and then of what is
-// not.
+// split returns a piece as segments, each with frames that are in the file and then
+// frames that are excluded.
 func (e ELF) split(p Piece) []elfSegment {
 	r := p.Range()
 	if e.Excluded == nil {

@@ -28,18 +28,18 @@ const (
 // Kdump is makedumpfile's own format.
 type Kdump struct {
 	Codec Codec
-	// Level is the dump level that the header tells. With bit 1, zero pages
-	// share one page of the file.
+	// Level is the dump level in the header. With bit 1, zero pages share one page of the
+	// file.
 	Level uint32
 	// Excluded chooses frames that are left out; nil for none.
 	Excluded func(addr.PFN) bool
 	Note     []byte // text of the VMCOREINFO note
 	NoteELF  bool   // among ELF notes, and not by itself
 	Version  int32  // of the header; 0 is 6
-	// Lost is from which page in the file on there are neither descriptors
-	// nor data, as if the disk had been full; 0 is none.
+	// Lost is the page in the file from which on there are neither descriptors nor data,
+	// as if the disk had been full; 0 means none.
 	Lost int
-	// Start and End are the frames that the file has of a split dump; 0 if it is whole.
+	// Start and End are the frames of a split dump that this file has; both are 0 if it is whole.
 	Start, End addr.PFN
 }
 

@@ -18,12 +18,12 @@ type Piece struct {
 	Data io.ReaderAt // offset 0 is the byte at Phys
 }
 
-// Bytes makes a piece of bytes at hand.
+// Bytes returns a piece with the given bytes.
 func Bytes(pa addr.Phys, b []byte) Piece {
 	return Piece{Phys: pa, Size: int64(len(b)), Data: bytes.NewReader(b)}
 }
 
-// Range returns what memory the piece is of.
+// Range returns the range of memory that the piece covers.
 func (p Piece) Range() addr.PhysRange {
 	return addr.PhysRange{Start: p.Phys, End: p.Phys + addr.Phys(p.Size)}
 }

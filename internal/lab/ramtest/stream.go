@@ -12,9 +12,9 @@ import (
 type Stream struct {
 	// Save puts the header of virsh save before it.
 	Save bool
-	// Blocks are the names of RAM, each of the same size; empty: pc.ram.
+	// Blocks are the names of RAM blocks, all of the same size; empty means pc.ram.
 	Blocks []string
-	// Capability is one of migration that the stream says it was made with; empty: none.
+	// Capability is a migration capability that the stream says it was made with; empty means none.
 	Capability string
 }
 

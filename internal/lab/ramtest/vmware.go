@@ -6,8 +6,8 @@ import (
 	"understudy.dev/understudy/dead/addr"
 )
 
-// VMware makes the two files of a suspended VMware machine: its state, and its memory (.vmem),
-// which is nil if embedded has it put into the state.
+// VMware makes the two files of a suspended VMware machine: its state, and its memory
+// (.vmem), which is nil if it is embedded in the state.
 func VMware(pieces []Piece, embedded bool) (state, memory []byte, err error) {
 	var tags []byte
 	tag := func(name string, size byte, index ...uint32) {

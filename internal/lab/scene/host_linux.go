@@ -5,5 +5,5 @@ import (
 	"syscall"
 )
 
-// dieTogether has a process end with the thread that starts it.
+// dieTogether makes a process end with the thread that starts it.
 func dieTogether(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }

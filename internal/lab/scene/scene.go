@@ -1,6 +1,6 @@
-// Package scene makes what a test asks for in its own words: a guest runs a script of
-// shell, with the disks that the test made, and its memory and its disks can be taken
-// while it runs, and after it has crashed.
+// Package scene plays what a test describes: a guest runs a shell script, with the disks
+// that the test made, and its memory and its disks can be taken while it runs, and after
+// it has crashed.
 package scene
 
 import (
@@ -27,47 +27,47 @@ import (
 
 // Spec says what is to happen.
 type Spec struct {
-	Kernel  string           // as in fixture.Spec; empty: the default one
-	Modules []string         // that the script needs, besides those of virtio disks
-	Files   []initramfs.File // more of the guest's image
+	Kernel  string           // as in fixture.Spec; empty means the default one
+	Modules []string         // needed by the script, besides those of virtio disks
+	Files   []initramfs.File // further files of the guest's image
 	Disks   []Disk
-	// Script is for busybox's sh -eu. A disk is /dev/vda and so on, in their order. A line
-	// "take NAME" stops the machine, dumps its memory, copies its disks, and goes on;
-	// "crash" ends the scene, which nothing else may.
+	// Script is for busybox's sh -eu. A disk is /dev/vda and so on, in their order. A
+	// line "take NAME" stops the machine, dumps its memory, copies its disks, and goes
+	// on; "crash" ends the scene, and nothing else may.
 	Script  string
-	Machine string // of QEMU; empty: q35
-	Memory  uint64 // bytes; 0: 256 MiB
-	CPUs    int    // 0: 2
-	Append  string // more of the kernel's command line
-	Taker   Taker  // nil: Dump
+	Machine string // QEMU's machine type; empty means q35
+	Memory  uint64 // bytes; 0 means 256 MiB
+	CPUs    int    // 0 means 2
+	Append  string // further kernel parameters
+	Taker   Taker  // nil means Dump
 	QEMU    []string
 }
 
 // Disk is a disk that is made for a scene.
 type Disk struct {
 	Size int64
-	Mkfs []string // without the path; none: it stays empty
+	Mkfs []string // without the path; if there is none, the disk stays empty
 }
 
-// Taker takes the memory of a machine that is stopped, into a file. ram is its RAM file.
+// Taker writes the memory of a stopped machine to a file. ram is the machine's RAM file.
 type Taker func(ctx context.Context, monitor *qmp.Client, ram, into string) error
 
-// Dump has QEMU dump the memory (dump-guest-memory), as virsh dump --memory-only does.
+// Dump makes QEMU dump the memory (dump-guest-memory), as virsh dump --memory-only does.
 func Dump(ctx context.Context, monitor *qmp.Client, _, into string) error {
 	return monitor.Execute(ctx, "dump-guest-memory", map[string]any{"paging": false, "protocol": "file:" + into}, nil)
 }
 
-// Scene is what is left of one.
+// Scene is what is left of a scene that was played.
 type Scene struct {
 	Dir   string
 	RAM   string   // path of the RAM file, as the crash left it
 	Disks []string // paths of the images, likewise
 }
 
-// Memory is the path of a memory that was taken under a name.
+// Memory returns the path of the memory that was taken under a name.
 func (s *Scene) Memory(name string) string { return filepath.Join(s.Dir, name+".memory") }
 
-// Disk is the path of a disk as it was when memory was taken under a name.
+// Disk returns the path of a disk as it was when memory was taken under a name.
 func (s *Scene) Disk(name string, n int) string {
 	return filepath.Join(s.Dir, fmt.Sprintf("%s.disk%d", name, n))
 }
@@ -80,7 +80,7 @@ crash() { echo c >/proc/sysrq-trigger; sleep 1000; }
 mkdir -p /mnt
 `
 
-// Play plays a scene. The test is skipped if this machine lacks what it takes.
+// Play plays a scene. The test is skipped if this machine lacks what is needed.
 func Play(t testing.TB, spec Spec) *Scene {
 	t.Helper()
 	kernel := fixture.NeedKernel(t, cmp.Or(spec.Kernel, fixture.Default))
@@ -170,7 +170,7 @@ func (s *Scene) play(ctx context.Context, spec Spec, kernel, initrd string) erro
 
 func (s *Scene) path(name string) string { return filepath.Join(s.Dir, name) }
 
-// follow does what the script asks for, until the guest has crashed.
+// follow carries out what the script asks for, until the guest has crashed.
 func (s *Scene) follow(ctx context.Context, spec Spec, ended <-chan error) error {
 	taken := 0
 	for {
@@ -204,7 +204,7 @@ func (s *Scene) follow(ctx context.Context, spec Spec, ended <-chan error) error
 	}
 }
 
-// take takes memory and disks of the machine while it stands still.
+// take stops the machine, takes its memory and disks, and lets it go on.
 func (s *Scene) take(ctx context.Context, spec Spec, name string) error {
 	monitor, err := qmp.Dial(ctx, s.path("qmp"))
 	if err != nil {

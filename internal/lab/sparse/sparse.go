@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Copy copies what is no hole of a file to the same places of another, which has holes there. It
-// moves the positions of both.
+// Copy copies the data of a file, without its holes, to the same places of another file,
+// which must have holes where the first does. It moves the file offsets of both.
 func Copy(to, from *os.File) error {
 	for at := int64(0); ; {
 		start, err := unix.Seek(int(from.Fd()), at, unix.SEEK_DATA)
@@ -30,7 +30,7 @@ func Copy(to, from *os.File) error {
 	}
 }
 
-// copyAt leaves it to the kernel, where that can (copy_file_range(2)).
+// copyAt lets the kernel copy, where it can (copy_file_range(2)).
 func copyAt(to, from *os.File, at, n int64) error {
 	for _, f := range []*os.File{to, from} {
 		if _, err := f.Seek(at, io.SeekStart); err != nil {

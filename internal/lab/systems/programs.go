@@ -11,30 +11,30 @@ import (
 //go:embed guest/programs.sh
 var programs string
 
-// Program is one that keeps data, and has a check of its own.
+// Program is a program that keeps data and has its own check.
 type Program struct {
 	Name  string
 	Title string
-	Check string // by what it is judged, for people
-	unit  string // of systemd's; empty: serve is a command of sh, or there is nothing to run
+	Check string // how it is judged, for people
+	unit  string // a systemd unit; if empty, serve is a command of sh, or there is nothing to run
 	serve string
 	ready int
-	// weight is its work's part of the CPU (CPUWeight= of systemd.resource-control(5)); 0: 100, as any unit's. A run
-	// goes on until the slowest has answered some times.
+	// weight is the CPU weight of its work (CPUWeight= of systemd.resource-control(5)); 0 means
+	// 100, as for any unit. A run goes on until the slowest program has answered some times.
 	weight int
 }
 
-// Suite is a release of Debian's.
+// Suite is a Debian release.
 type Suite struct {
 	Name     string
 	Title    string
-	postgres int // its version of PostgreSQL
+	postgres int // the version of its PostgreSQL
 }
 
-// Suites are those that partitions are tried with, the newest first.
+// Suites are the releases that partitions are tried with, the newest first.
 var Suites = []Suite{{"trixie", "Debian 13", 17}, {"bookworm", "Debian 12", 15}}
 
-// Programs are those that there are.
+// Programs returns the programs that a suite is tried with.
 func (s Suite) Programs() []Program {
 	title, check := fmt.Sprintf("PostgreSQL %d, ", s.postgres), "count, bt_index_check, pg_dump"
 	etc := fmt.Sprintf("/etc/postgresql/%d/main", s.postgres)
@@ -50,10 +50,10 @@ func (s Suite) Programs() []Program {
 	}
 }
 
-// cluster is the unit of Debian's own cluster of PostgreSQL's.
+// cluster returns the unit of Debian's own PostgreSQL cluster.
 func (s Suite) cluster() string { return fmt.Sprintf("postgresql@%d-main.service", s.postgres) }
 
-// Files of the shared disk that programs are configured by.
+// Files on the shared disk that configure the programs.
 var configurations = map[string]string{
 	"programs.sh":    "",
 	"fast.conf":      "port = 5433\nfsync = off\nunix_socket_directories = '/tmp'\n",
@@ -61,18 +61,18 @@ var configurations = map[string]string{
 	"prometheus.yml": "global: {scrape_interval: 1s}\nscrape_configs:\n  - {job_name: self, static_configs: [{targets: ['127.0.0.1:9090']}]}\n",
 }
 
-// service is the program's in pair.yaml; empty if it has none.
+// service returns the program's service for pair.yaml; empty if it has none.
 func (p Program) service() string {
 	switch {
 	case p.unit != "":
 		return fmt.Sprintf("  - {name: %s, unit: %q, ready: %d, rehearse: false}\n", p.Name, p.unit, p.ready)
-	case p.serve != "": // whoever looks at it waits for its port, which on a busy machine takes long
+	case p.serve != "": // no ready: setup and check wait for its port, which takes long on a busy machine
 		return fmt.Sprintf("  - {name: %s, command: [sh, -c, %q], rehearse: false}\n", p.Name, p.serve)
 	}
 	return ""
 }
 
-// unitOf is the unit that has the program run once it was started by a way of ours.
+// unitOf returns the unit in which the program runs if it was started in the given way.
 func (p Program) unitOf(way string) string {
 	if p.unit != "" {
 		return p.unit
@@ -80,7 +80,8 @@ func (p Program) unitOf(way string) string {
 	return way + "-" + p.Name + ".service"
 }
 
-// acks is what a console says that a program has answered for: how much, and the last.
+// ackLine is the line on the console by which a program acknowledges something; acks returns how
+// much each did, and its last.
 var ackLine = regexp.MustCompile(`ACK ([a-z-]+) ([0-9a-f]+(?:@[0-9]+)?)\r?\n`)
 
 func acks(console string) (count map[string]int, last map[string]string) {
@@ -88,7 +89,7 @@ func acks(console string) (count map[string]int, last map[string]string) {
 	for _, m := range ackLine.FindAllStringSubmatch(console, -1) {
 		name, what := m[1], m[2]
 		count[name]++
-		if n, _, ok := strings.Cut(what, "@"); ok { // so many, and not one more
+		if n, _, ok := strings.Cut(what, "@"); ok { // the total, not one more
 			count[name], _ = strconv.Atoi(n) // the pattern has digits there
 		}
 		last[name] = what
@@ -96,10 +97,10 @@ func acks(console string) (count map[string]int, last map[string]string) {
 	return count, last
 }
 
-// Judgement is what a check said.
+// Judgement is the result of a check.
 type Judgement struct {
 	Found int    // of what was acknowledged
-	Said  string // what is wrong besides; empty: nothing
+	Said  string // what else is wrong; empty if nothing
 }
 
 var foundLine = regexp.MustCompile(`(?m)^FOUND ([0-9]+)$`)

@@ -1,5 +1,5 @@
-// Package systems has pairs whose partitions run a distribution with programs that keep data:
-// their kernel is killed, and the programs' own checks say what is left.
+// Package systems runs pairs whose partitions are a distribution with programs that keep
+// data: their kernel is killed, and the programs' own checks say what is left.
 package systems
 
 import (
@@ -18,12 +18,12 @@ import (
 // Root is a root disk that can be copied, with what it boots beside it.
 type Root struct{ Image, Kernel, Initramfs string }
 
-// Nested are kernel parameters of an emulated machine with guests of its own. It has SVM, and its guests KVM, by
-// QEMU's emulation: with its nested page tables some of them reset themselves (QEMU 7.2).
+// Nested are kernel parameters of an emulated machine that has guests. QEMU emulates SVM for it, so
+// that its guests have KVM: with nested page tables some of the guests reset themselves (QEMU 7.2).
 const Nested = "kvm_amd.npt=0 kvm_amd.vgif=0"
 
-// Find is the root disk that scripts/systems.sh makes of a name that it knows, a suite of Debian
-// or host, which it does the first time. It must not be changed.
+// Find returns the root disk that scripts/systems.sh makes for a name that it knows, a
+// Debian suite or host. The script makes it the first time. The disk must not be changed.
 func Find(ctx context.Context, name string) (r Root, err error) {
 	top, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
@@ -41,9 +41,9 @@ func Find(ctx context.Context, name string) (r Root, err error) {
 	return r, nil
 }
 
-// Prepare makes a copy of the root disk for each side of a pair, LEFT and RIGHT.img in a
-// directory, with a program as the agent in it, and units that start by role. parameters are
-// for append: of a pair.yaml.
+// Prepare makes a copy of the root disk for each side of a pair, left.img and right.img
+// in a directory, with the program understudy as the agent in it, and units that start by
+// role. parameters are for append: of a pair.yaml.
 func (r Root) Prepare(ctx context.Context, dir, understudy string, units ...string) (parameters string, err error) {
 	left, right := filepath.Join(dir, "left.img"), filepath.Join(dir, "right.img")
 	if err := run(ctx, "cp", "--sparse=always", r.Image, left); err != nil {
@@ -65,7 +65,7 @@ func (r Root) Prepare(ctx context.Context, dir, understudy string, units ...stri
 	if parameters == "" {
 		return "", fmt.Errorf("image prepare says nothing for append: %s", out)
 	}
-	for _, extra := range []string{left + ".vmlinuz", left + ".initrd"} { // as those of r
+	for _, extra := range []string{left + ".vmlinuz", left + ".initrd"} { // the same as those of r
 		if err := os.Remove(extra); err != nil {
 			return "", err
 		}
@@ -76,9 +76,9 @@ func (r Root) Prepare(ctx context.Context, dir, understudy string, units ...stri
 	return parameters + booted, run(ctx, "cp", "--sparse=always", left, right)
 }
 
-// patient takes away the limits that systemd has for units to start and to be alive, and for devices
-// to be there (systemd-system.conf(5); systemd.unit(5) on service.d, for services that say others): on a
-// machine with much else to do they end some that only wait for their turn.
+// patient removes systemd's time limits for units to start and to show that they are alive,
+// and for devices to appear (systemd-system.conf(5); systemd.unit(5) on service.d, for
+// services that set others): on a busy machine they end units that only wait for their turn.
 func patient(image string) error {
 	var files []barelab.File
 	for name, text := range map[string]string{
@@ -95,13 +95,13 @@ func patient(image string) error {
 	return barelab.PutAt(image, 0, files)
 }
 
-// booted are further parameters of the kernel. Nobody logs in on the console, which is for what a test has
-// to say: who does hangs up first for those who have it open (vhangup(2), TTYVHangup= of systemd.exec(5)).
-// And what udev does about a device may take long (systemd-udevd.service(8)).
+// booted are further kernel parameters. There is no getty on the console, which is for what a test
+// prints: a getty first hangs up for the processes that have it open (vhangup(2), TTYVHangup= of
+// systemd.exec(5)). And udev may take long over a device (systemd-udevd.service(8)).
 const booted = " systemd.mask=serial-getty@ttyS0.service udev.event_timeout=3600"
 
-// Take copies a directory of the root disk into one of this machine, with owners and
-// permissions.
+// Take copies a directory of the root disk into a directory of this machine, with owners
+// and permissions.
 func (r Root) Take(ctx context.Context, from, to string) error {
 	if err := os.MkdirAll(to, 0o755); err != nil {
 		return err

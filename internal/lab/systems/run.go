@@ -30,11 +30,11 @@ type Options struct {
 	Log        io.Writer
 }
 
-// Result is what a run came to.
+// Result is the outcome of a run.
 type Result struct {
 	Suite   Suite
 	Kernel  string
-	After   time.Duration // that the programs had worked for
+	After   time.Duration // how long the programs had worked
 	Bytes   int64         // that were in memory only
 	Refused int
 	Of      []Outcome
@@ -48,15 +48,15 @@ type Outcome struct {
 	Plain        Judgement // on the disk as the crash left it, as after a boot
 }
 
-// A shared disk of a run, and its copy as the crash left it.
+// The shared disks of a run. Of each there is a copy as the crash left it.
 var disks = []struct{ name, mount string }{{"pg", "/var/lib/postgresql"}, {"srv", "/srv"}}
 
 const diskSize = 768 << 20
 
 const (
 	memory    = 1024 << 20 // of each side, bytes
-	workLimit = time.Hour  // only ends what hangs
-	least     = 3          // of each program's answers, before its kernel may die
+	workLimit = time.Hour  // only ends a run that hangs
+	least     = 3          // answers of each program before the kernel may die
 	longest   = 20 * time.Second
 )
 
@@ -67,8 +67,8 @@ type running struct {
 	super *supervisor.Supervisor
 }
 
-// Run has programs work on a pair, kills the kernel under them, and judges what is there after
-// the takeover, and what would have been there after a boot.
+// Run lets programs work on a pair, kills the kernel under them, and judges what is there
+// after the takeover, and what would have been there after a boot.
 func Run(ctx context.Context, o Options) (result *Result, err error) {
 	r := &running{Options: o, run: dirs.Run(fmt.Sprintf("systems-%d", os.Getpid()))}
 	p, err := r.describe(ctx)
@@ -94,14 +94,14 @@ func Run(ctx context.Context, o Options) (result *Result, err error) {
 	return result, r.judgePlain(ctx, result)
 }
 
-// say tells how far a run is, which takes long.
+// say logs how far a run is, since a run takes long.
 func (r *running) say(format string, args ...any) {
 	fmt.Fprintf(r.Log, "%s %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
 }
 
 func (r *running) in(name string) string { return filepath.Join(r.Dir, name) }
 
-// describe makes the disks of the pair, and says what it is.
+// describe makes the disks of the pair, and its description.
 func (r *running) describe(ctx context.Context) (*pair.Pair, error) {
 	root, err := Find(ctx, r.Suite.Name)
 	if err != nil {
@@ -145,8 +145,8 @@ func (r *running) describe(ctx context.Context) (*pair.Pair, error) {
 	return p, p.Check(m)
 }
 
-// makeDisks makes the shared disks: Debian's cluster of PostgreSQL's on one, all else on the
-// other. For their copies there are empty files.
+// makeDisks makes the shared disks: Debian's PostgreSQL cluster on one, all else on the
+// other. For their copies it makes empty files.
 func (r *running) makeDisks(ctx context.Context, root Root) error {
 	if err := root.Take(ctx, "/var/lib/postgresql", r.Dir); err != nil {
 		return err
@@ -186,7 +186,7 @@ func (r *running) makeDisks(ctx context.Context, root Root) error {
 	return nil
 }
 
-// devices has the side that will take over see the copies, too.
+// devices gives the side that will take over the copies, too.
 func (r *running) devices(_ string, active bool) (out []partition.Device, err error) {
 	if active {
 		return nil, nil
@@ -201,12 +201,12 @@ func (r *running) devices(_ string, active bool) (out []partition.Device, err er
 func (r *running) keepPlain() {
 	for _, d := range disks {
 		if err := copyInto(r.in(d.name+".img"), r.in("plain-"+d.name)); err != nil {
-			fmt.Fprintf(r.Log, "copy disk %s: %v\n", d.name, err) // the copy is found to be none
+			fmt.Fprintf(r.Log, "copy disk %s: %v\n", d.name, err) // the checks find that there is no copy
 		}
 	}
 }
 
-// copyInto copies what a file has between its holes into another of its size, which is empty.
+// copyInto copies the data of a file, without its holes, into an empty file of the same size.
 func copyInto(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
@@ -228,7 +228,7 @@ func (r *running) sh(ctx context.Context, script string) (wire.ExecResult, error
 	return out, err
 }
 
-// must is sh for what has to come to a good end.
+// must is sh for a script that must succeed.
 func (r *running) must(ctx context.Context, script string) error {
 	out, err := r.sh(ctx, script)
 	if err == nil && out.Status != 0 {
@@ -240,7 +240,7 @@ func (r *running) must(ctx context.Context, script string) error {
 	return nil
 }
 
-// crash has the programs work, and the kernel die at a random moment.
+// crash lets the programs work, and the kernel die at a random moment.
 func (r *running) crash(ctx context.Context) (*Result, error) {
 	active, _ := r.super.Sides()
 	result := &Result{Suite: r.Suite, Kernel: active.Release}
@@ -290,7 +290,7 @@ func (r *running) crash(ctx context.Context) (*Result, error) {
 	return result, nil
 }
 
-// console is what the side that was active first has said.
+// console returns what the side that was active first has printed.
 func (r *running) console() string {
 	b, err := os.ReadFile(filepath.Join(r.run, "left.console.log"))
 	if err != nil {
@@ -330,13 +330,13 @@ func (r *Result) learn(report *takeover.Report) {
 	}
 }
 
-// How a program came to run, as its unit is named (unitOf).
+// How a program was started: the beginning of its unit's name (unitOf).
 const (
 	byPair = "understudy"
 	byHand = "plain"
 )
 
-// judgeAll has each program's check look at its data, once it runs.
+// judgeAll runs each program's check on its data, once the program runs.
 func (r *running) judgeAll(ctx context.Context, result *Result, way string, of func(*Outcome) *Judgement) error {
 	_, last := acks(r.console())
 	for i := range result.Of {
@@ -351,21 +351,21 @@ func (r *running) judgeAll(ctx context.Context, result *Result, way string, of f
 	return nil
 }
 
-// quiet has the programs end and their data written, however long that takes: a pair's own stop has
-// a limit.
+// quiet stops the programs and writes their data to the disks, however long that takes: a
+// pair's own stop has a limit.
 func (r *running) quiet(ctx context.Context, result *Result) error {
 	for _, o := range result.Of {
 		if o.unit == "" && o.serve == "" {
 			continue
 		}
-		if _, err := r.sh(ctx, "systemctl stop "+o.unitOf(byPair)); err != nil { // what does not stop the pair's own stop finds
+		if _, err := r.sh(ctx, "systemctl stop "+o.unitOf(byPair)); err != nil { // the pair's own stop finds what does not stop here
 			return err
 		}
 	}
 	return r.must(ctx, "sync")
 }
 
-// judgePlain does so on the disks as the crash left them.
+// judgePlain runs the checks on the disks as the crash left them.
 func (r *running) judgePlain(ctx context.Context, result *Result) error {
 	if err := r.quiet(ctx, result); err != nil {
 		return err

@@ -11,7 +11,7 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestSystems: all that programs had answered for is there after a takeover.
+// TestSystems checks that all that programs had acknowledged is there after a takeover.
 func TestSystems(t *testing.T) {
 	tier.Full(t, "Debian with PostgreSQL, git, nginx, Prometheus and podman")
 	if os.Getuid() != 0 {
@@ -67,7 +67,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestExact: what is lost, too much or said to be wrong is told, and reaches the table.
+// TestExact checks that what is lost, too much or wrong is reported, and reaches the table.
 func TestExact(t *testing.T) {
 	r := &Result{Suite: Suites[0], Kernel: "6.12", After: time.Second, Of: []Outcome{
 		{Program: Program{Name: "a"}, Acknowledged: 3, Takeover: Judgement{3, ""}, Plain: Judgement{1, "bad|object"}},

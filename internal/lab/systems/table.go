@@ -27,7 +27,7 @@ const suiteHead = `
 |---|---|---|---|---|---|---|
 `
 
-// Markdown is docs/SYSTEMS.md: a table for each suite.
+// Markdown returns docs/SYSTEMS.md: a table for each suite.
 func Markdown(results []*Result, when time.Time) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, tableHead, when.Format(time.DateOnly))
@@ -61,7 +61,7 @@ func suiteTable(b *strings.Builder, s Suite, results []*Result) {
 	}
 }
 
-// tally is what the checks of several runs came to.
+// tally is the outcome of the checks of several runs.
 type tally struct {
 	lost, good int
 	said       []string
@@ -84,7 +84,7 @@ func (t *tally) text(of int) string {
 	return s
 }
 
-// Exact says what is missing or wrong after the takeovers of a run; empty: nothing.
+// Exact returns what is missing or wrong after the takeover of a run; it is empty if nothing is.
 func (r *Result) Exact() (wrong []string) {
 	if r.Refused > 0 {
 		wrong = append(wrong, fmt.Sprintf("%d things were refused", r.Refused))

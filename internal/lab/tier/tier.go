@@ -1,4 +1,4 @@
-// Package tier says which tests run, by one variable of the environment:
+// Package tier says which tests run, by one environment variable:
 //
 //	UNDERSTUDY_TIER=quick   no guest boots, no crash image is looked at (make test-quick)
 //	UNDERSTUDY_TIER=test    or unset: every feature, on the default kernel (make test)
@@ -14,7 +14,7 @@ import (
 
 const variable = "UNDERSTUDY_TIER"
 
-// IsFull says whether all tests run that there are.
+// IsFull reports whether all tests run.
 func IsFull() bool { return os.Getenv(variable) == "full" }
 
 // Guest skips a test that boots a guest, or looks at what one left, where only quick
@@ -27,8 +27,8 @@ func Guest(t testing.TB) {
 	}
 }
 
-// Full skips a test, or the rest of one, that only make test-full runs. what is what it
-// has that others have not: "kernel 5.10-cloud".
+// Full skips a test, or the rest of one, that only make test-full runs. what says why the
+// test is one of those: "kernel 5.10-cloud".
 func Full(t testing.TB, what string) {
 	t.Helper()
 	check(t)
@@ -37,7 +37,8 @@ func Full(t testing.TB, what string) {
 	}
 }
 
-// Times is how often a test does what it does with ever other numbers: all of them where all tests run.
+// Times returns how often a test repeats what it does, each time with other numbers: all where all
+// tests run, else some.
 func Times(some, all int) int {
 	if IsFull() {
 		return all
@@ -45,7 +46,7 @@ func Times(some, all int) int {
 	return some
 }
 
-// check fails a test that a mistyped variable would change in silence.
+// check fails a test if the variable is mistyped, which would change what runs in silence.
 func check(t testing.TB) {
 	t.Helper()
 	switch tier := os.Getenv(variable); tier {

@@ -33,7 +33,7 @@ type Result struct {
 	Findings     []Finding `json:"findings,omitempty"`
 }
 
-// Exact reports that every file is there as it should be, and no other.
+// Exact reports whether every file is there as it should be, and no other.
 func (r Result) Exact() bool { return len(r.Findings) == 0 }
 
 // Compare judges what was found by what should be there. SHA-256 and size decide whether a file is right; the page

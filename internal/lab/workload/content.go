@@ -88,8 +88,8 @@ func mix(x uint64) uint64 {
 // probeSize is the size of the probe file in bytes, before and after: two pages, the second one partly filled.
 const probeSize = 6000
 
-// probeText is the probe file's content: readable, of fixed size, and unlike on either side in its first line and in
-// every token.
+// probeText is the probe file's content: readable, of fixed size, and different on the
+// two sides in its first line and in every token.
 func probeText(seed uint64, s side) []byte {
 	text := make([]byte, 0, probeSize+64)
 	text = append(text, [...]string{"state: saved\n", "state: unsaved\n"}[s]...)

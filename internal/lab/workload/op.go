@@ -25,7 +25,7 @@ type op struct {
 	id   uint64 // of the payload
 }
 
-// sizeAfter is the file's size after the operation.
+// sizeAfter returns the file's size after the operation.
 func (o op) sizeAfter(size int64) int64 {
 	if o.kind == opTruncate {
 		return o.off
@@ -33,7 +33,7 @@ func (o op) sizeAfter(size int64) int64 {
 	return max(size, o.off+o.len)
 }
 
-// payload is what the operation writes, valid until the next call.
+// payload returns what the operation writes, valid until the next call.
 func (p *Plan) payload(run *pool, o op) []byte {
 	switch o.kind {
 	case opTruncate:

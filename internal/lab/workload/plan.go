@@ -24,7 +24,7 @@ const absent = -1
 // file is one file of the tree: what it is at first and what Run does to it.
 type file struct {
 	path  string
-	was   string // its path before Run, of one that is renamed
+	was   string // its path before Run, if it is renamed
 	mode  fs.FileMode
 	class class
 	base  int64  // bytes at first, or absent
@@ -81,7 +81,7 @@ func (p *Plan) Files() int {
 	return n
 }
 
-// UnsavedFiles is how many of them Run leaves unsaved, the probe file among them.
+// UnsavedFiles is how many files Run leaves unsaved, the probe file among them.
 func (p *Plan) UnsavedFiles() int {
 	n := 0
 	for _, f := range p.files {

@@ -43,7 +43,7 @@ func (p *Plan) Prepare(dir string, emit func(Truth) error) error {
 // create makes the file's directory and, unless Run is to create it, the file.
 func (f *file) create(dir string, content []byte) error {
 	if f.class == unsaved && f.base == absent {
-		return nil // and its directory is Run's to make, too
+		return nil // Run makes its directory, too
 	}
 	path := filepath.Join(dir, cmp.Or(f.was, f.path))
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -66,9 +66,9 @@ func (f *file) create(dir string, content []byte) error {
 	return h.Close()
 }
 
-// Run changes the tree that Prepare made in dir. The synced class comes first, because an fsync commits the journal
-// and takes everything along that stands in it; from then on nothing is synced. The caller sees to it that the kernel
-// does not commit by itself. The probe file is last: who reads its new content knows that Run is done.
+// Run changes the tree that Prepare made in dir. The synced class comes first, because an fsync commits the
+// journal with everything that is in it; from then on nothing is synced. The caller makes sure that the kernel
+// does not commit by itself. The probe file is last: a reader of its new content knows that Run is done.
 func (p *Plan) Run(dir string) error {
 	run := newPool(p.spec.Seed, runSide)
 	for _, c := range []class{synced, unsaved, renamed, removed, probe} {

@@ -19,7 +19,7 @@ type Truth struct {
 	Size   int64  // bytes
 	Mode   fs.FileMode
 	SHA256 [sha256.Size]byte
-	Pages  []uint32 // CRC-32C of each PageSize bytes, of the last ones as many as there are
+	Pages  []uint32 // CRC-32C of each PageSize bytes; the last one may be of fewer
 	Synced bool     // durable before the crash, so that no crash may change it; Digest does not know
 }
 

@@ -208,8 +208,8 @@ func TestEncoderRefuses(t *testing.T) {
 	}
 }
 
-// FuzzDecode holds that the decoder never panics, and that whatever records it takes come out the same once more
-// after an encoding.
+// FuzzDecode checks that the decoder never panics, and that whatever records it takes
+// come out the same once more after an encoding.
 func FuzzDecode(f *testing.F) {
 	f.Add(encode(f, sample()))
 	f.Add(encode(f, nil))
@@ -231,7 +231,7 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// FuzzEncode holds that a record of any name and content comes out as it went in.
+// FuzzEncode checks that a record of any name and content comes out as it went in.
 func FuzzEncode(f *testing.F) {
 	f.Add("a/b", []byte("content"), uint32(0o644), true)
 	f.Add("\xff", make([]byte, 2*PageSize), uint32(1<<31), false)

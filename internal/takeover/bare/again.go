@@ -11,15 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BesideFile has the reservation of the understudy that an understudy which has taken over has
-// started in its turn.
+// BesideFile has the reservation of the understudy that another understudy has started after its own takeover.
 const BesideFile = "/run/understudy/beside"
 
-// stopLimit is how long whoever keeps that understudy may take to stop it.
+// stopLimit is how long the process that keeps that understudy may take to stop it.
 const stopLimit = 30 * time.Second
 
-// spare is how many of the dead kernel's CPUs are left for another understudy, if there is to be one: as many as this one
-// had, of which runtime.NumCPU tells, as they were when this program was started.
+// spare is how many of the dead kernel's CPUs are left for another understudy, if there is to be one: as many
+// as this one had when this program was started, which is what runtime.NumCPU returns.
 func (m *machine) spare() int {
 	if m.self.Config.Again == nil {
 		return 0
@@ -27,8 +26,8 @@ func (m *machine) spare() int {
 	return min(runtime.NumCPU(), len(m.self.Config.Others))
 }
 
-// protect has a process keep another understudy beside this kernel. When that process ends, nobody
-// protects this kernel any more. The understudy's CPUs stay out: it may not have been stopped.
+// protect starts a process that keeps another understudy beside this kernel. When that process ends, nothing
+// protects this kernel any more. The understudy's CPUs stay offline here: it may not have been stopped.
 func (m *machine) protect(ctx context.Context) {
 	ctx, m.unprotect = context.WithCancel(ctx)
 	cmd := exec.CommandContext(ctx, "/init", "metal", "again")

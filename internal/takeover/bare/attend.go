@@ -17,15 +17,15 @@ import (
 	"understudy.dev/understudy/internal/live/unit"
 )
 
-// Limits of a service that forks: until its process is there, until the commands that stop it have ended, and until it has
-// ended itself then. The last two are over before serviceStop.
+// Limits of a service that forks: until its process is there, until the commands that stop it have ended, and
+// until the service itself has ended after them. The last two are over before serviceStop.
 const (
 	forkLimit    = 90 * time.Second // as systemd's DefaultTimeoutStartSec=
 	commandLimit = 20 * time.Second
 	leaveLimit   = 5 * time.Second
 )
 
-// attendant stays with a service whose command leaves it behind (Type=forking).
+// attendant stays with a service whose command ends, and leaves it running (Type=forking).
 type attendant struct {
 	unit *unit.Unit
 	id   identity
@@ -34,8 +34,8 @@ type attendant struct {
 	main int // the service's process; 0: all that its command has left behind
 }
 
-// attend starts a service that forks, and returns when it is told to end (SIGTERM), and the service has ended; or
-// why the service ended before. Nothing of it runs on then.
+// attend starts a service that forks. It returns nil when it was told to end (SIGTERM) and the service has
+// ended, or the reason why the service ended before that. No process of the service is left then.
 func attend(u *unit.Unit, id identity, env []string) error {
 	told := make(chan os.Signal, 1)
 	signal.Notify(told, unix.SIGTERM)
@@ -64,7 +64,7 @@ func attend(u *unit.Unit, id identity, env []string) error {
 	}
 }
 
-// find waits for the service's process, which its file names.
+// find waits until the service's PID file names its process.
 func (a *attendant) find(told chan os.Signal) error {
 	if a.unit.PIDFile == "" {
 		return nil
@@ -80,7 +80,7 @@ func (a *attendant) find(told chan os.Signal) error {
 	return fmt.Errorf("PID file %s names none of its processes after %v", a.unit.PIDFile, forkLimit)
 }
 
-// look reads which of its processes the service's file names, if it does.
+// look reads which of the service's processes its PID file names, and says whether it names one.
 func (a *attendant) look() bool {
 	pid := readPID(a.unit.PIDFile)
 	if !slices.Contains(children.Descendants(os.Getpid()), pid) {
@@ -90,7 +90,7 @@ func (a *attendant) look() bool {
 	return true
 }
 
-// readPID is what a file says that has the number of a process; 0: it does not.
+// readPID returns the process number that a file has, or 0 if it has none.
 func readPID(path string) int {
 	b, err := os.ReadFile(path)
 	if err != nil || len(b) > 32 {
@@ -100,7 +100,7 @@ func readPID(path string) int {
 	return pid
 }
 
-// lives says whether the service does. It may have put another process in the place of its own.
+// lives says whether the service lives. It may have replaced its process by another one.
 func (a *attendant) lives() bool {
 	if a.main == 0 {
 		return children.Left()
@@ -108,7 +108,7 @@ func (a *attendant) lives() bool {
 	return !errors.Is(unix.Kill(a.main, 0), unix.ESRCH) || a.look()
 }
 
-// stop has the service end.
+// stop makes the service end.
 func (a *attendant) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
 	defer cancel()
@@ -130,7 +130,7 @@ func (a *attendant) stop() {
 	}
 }
 
-// kill ends what is there yet.
+// kill kills what is still there.
 func (a *attendant) kill() {
 	for end := time.Now().Add(leaveLimit); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		left := children.Descendants(os.Getpid())

@@ -15,7 +15,7 @@ import (
 	"understudy.dev/understudy/internal/live/unit"
 )
 
-// asUnit has this program become a unit, which is in the environment, in a process of its own.
+// asUnit is the environment variable with the unit that this program becomes, in a process of its own.
 const asUnit = "UNDERSTUDY_TEST_UNIT"
 
 func TestMain(m *testing.M) {
@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// become is a unit that is in the root file system of this machine.
+// become becomes a unit of the root file system of this machine.
 func become(u *unit.Unit) error {
 	who, env, err := prepare(u, os.DirFS("/"))
 	if err != nil {
@@ -43,7 +43,7 @@ func become(u *unit.Unit) error {
 	return who.start(u, env)
 }
 
-// unitProcess is the process that becomes a unit.
+// unitProcess returns the command whose process becomes a unit.
 func unitProcess(t *testing.T, u unit.Unit) *exec.Cmd {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -62,12 +62,12 @@ func unitProcess(t *testing.T, u unit.Unit) *exec.Cmd {
 	return cmd
 }
 
-// shell is a script as a unit has it, where $$ is a dollar sign.
+// shell returns a script as a unit's command, in which $$ is a dollar sign.
 func shell(script string, args ...string) unit.Command {
 	return unit.Command{Words: append([]string{"/bin/sh", "-c", strings.ReplaceAll(script, "$$", "$$$$"), "sh"}, args...)}
 }
 
-// awaitPID is the process whose number a file gets.
+// awaitPID waits until a file has the number of a process, and returns it.
 func awaitPID(t *testing.T, path string) (pid int) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); pid == 0; time.Sleep(5 * time.Millisecond) {
@@ -80,14 +80,14 @@ func awaitPID(t *testing.T, path string) (pid int) {
 
 func running(pid int) bool { return unix.Kill(pid, 0) == nil }
 
-// TestForking: what a command leaves behind is the service: it ends by the unit's own command, or by a signal, or by force, and
-// when it ends by itself, the unit has failed. In no case is anything of it left.
+// TestForking: what a command leaves running is the service. It is ended by the unit's own command, by a
+// signal, or by force; when it ends by itself, the unit has failed. In no case is a process of it left.
 func TestForking(t *testing.T) {
 	const leaves = `setsid sh -c 'trap "" HUP; sleep 1000 & echo $! > "$2"; echo $$ > "$1.new"; mv "$1.new" "$1"; wait' sh "$1" "$2" > /dev/null 2>&1 &`
 	const stays = `setsid sh -c 'trap "" TERM; echo $$ > "$2"; cp "$2" "$1.new"; mv "$1.new" "$1"; while :; do sleep 1; done' sh "$1" "$2" > /dev/null 2>&1 &`
 	for _, c := range []struct {
 		name, script, stop string
-		file               bool // it names its process
+		file               bool // it has a PID file
 		dies               bool
 	}{
 		{"by its command", leaves, `echo $1 > "$2.stopped"; kill $1`, true, false},
@@ -138,7 +138,7 @@ func TestForking(t *testing.T) {
 	}
 }
 
-// TestSuccessor: a service that forks may put another process in the place of its own.
+// TestSuccessor: a service that forks may replace its process by another one.
 func TestSuccessor(t *testing.T) {
 	dir := t.TempDir()
 	first, second := filepath.Join(dir, "main"), filepath.Join(dir, "second")
@@ -163,7 +163,8 @@ func TestSuccessor(t *testing.T) {
 	}
 }
 
-// TestAmbient: a user that is not root has the capabilities that the unit gives, in what comes before it too, and no others.
+// TestAmbient: a user that is not root has the capabilities that the unit gives, and no others, in the commands
+// before the main one too.
 func TestAmbient(t *testing.T) {
 	const show = `grep CapEff /proc/self/status; id -u`
 	u := unit.Unit{Name: "a.service", User: "nobody", Ambient: []int{10, 39}, Umask: 0o022, Before: []unit.Command{shell(show)}, Main: shell(show)}
@@ -178,7 +179,8 @@ func TestAmbient(t *testing.T) {
 	}
 }
 
-// TestBinds: a unit sees what it is to see elsewhere, and nobody else does; what is not there is left out.
+// TestBinds: a unit sees its bind mounts, and nobody else does. A bind mount whose source is missing is left
+// out.
 func TestBinds(t *testing.T) {
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -199,7 +201,7 @@ func TestBinds(t *testing.T) {
 	}
 }
 
-// TestCondition: a unit that is not to run does not.
+// TestCondition: a unit whose condition fails does not run.
 func TestCondition(t *testing.T) {
 	u := unit.Unit{Name: "a.service", Umask: 0o022, Conditions: []unit.Command{shell("exit 3")}, Main: shell("echo runs")}
 	if out, err := unitProcess(t, u).CombinedOutput(); err == nil || !strings.Contains(string(out), "skipped, as its ExecCondition") {

@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/internal/live/metal"
 )
 
-// leftover says whether the dead kernel's memory may be all that has something of what was unsaved. While a
-// dump is made, who asks waits.
+// leftover says whether the dead kernel's memory may be the only place that has some of the unsaved data.
+// While a dump is being made, callers of any wait.
 type leftover struct {
 	mu  sync.Mutex
 	yes bool
@@ -30,7 +30,7 @@ func (l *leftover) any() bool {
 	return l.yes
 }
 
-// dump keeps that memory elsewhere, which then is not all any more.
+// dump saves that memory to a disk, after which it is not the only place any more.
 func (l *leftover) dump(m *machine) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -42,8 +42,8 @@ func (l *leftover) dump(m *machine) error {
 	return err
 }
 
-// dump keeps the dead kernel's memory on the role's disk for it, as an ELF core. What is on that disk already
-// stays, but for a swap area.
+// dump saves the dead kernel's memory as an ELF core on the role's disk for that. It does not overwrite what
+// is on that disk already, except a swap area.
 func (m *machine) dump() error {
 	took, err := m.writeDump()
 	if err != nil {

@@ -16,10 +16,10 @@ import (
 	"understudy.dev/understudy/internal/live/unit"
 )
 
-// Enter becomes a service of the root file system that was taken over: a command, or the one
-// of a unit, whose name ends in .service. It returns only an error.
+// Enter becomes a service of the root file system that was taken over: a command, or that of a unit, whose name
+// ends in .service. It returns only an error.
 func Enter(args []string) error {
-	runtime.LockOSThread() // what it is given is this thread's
+	runtime.LockOSThread() // what it is given belongs to this thread
 	if err := errors.Join(unix.Chroot(rootDir), unix.Chdir("/")); err != nil {
 		return fmt.Errorf("enter %s: %w", rootDir, err)
 	}
@@ -33,7 +33,7 @@ func Enter(args []string) error {
 	return unix.Exec(path, args, os.Environ())
 }
 
-// becomeUnit does what comes before a unit's command, and becomes that.
+// becomeUnit does what comes before a unit's command, and becomes that command.
 func becomeUnit(name string) error {
 	root := os.DirFS("/")
 	u, err := unit.Load(root, name)
@@ -50,7 +50,8 @@ func becomeUnit(name string) error {
 	return nil
 }
 
-// prepare gives this process what a unit has, but for its user, and returns that and its environment.
+// prepare gives this process what a unit has, except its user, and returns that user and the unit's
+// environment.
 func prepare(u *unit.Unit, root fs.FS) (who identity, env []string, err error) {
 	if who, err = identify(u); err != nil {
 		return who, nil, err
@@ -81,8 +82,8 @@ func prepare(u *unit.Unit, root fs.FS) (who identity, env []string, err error) {
 	return who, env, nil
 }
 
-// bind has this process see parts of the file system elsewhere, too, and nobody else. What is not there is told: without
-// systemd that may be its log's socket.
+// bind lets this process, and no other, see parts of the file system at other paths too. A part that is not
+// there is reported: without systemd it may be the socket of its log.
 func bind(all []unit.Bind) error {
 	if len(all) == 0 {
 		return nil
@@ -135,7 +136,8 @@ func bindOne(b unit.Bind) error {
 	return unix.Mount("", b.To, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
 }
 
-// start runs what comes before a unit's command, and becomes that, or stays with what it leaves behind.
+// start runs what comes before a unit's command, and becomes that command, or attends to what it leaves
+// running.
 func (id identity) start(u *unit.Unit, env []string) error {
 	for _, c := range u.Conditions {
 		if err := id.command(context.Background(), c, env).Run(); err != nil && !c.Ignore {

@@ -17,8 +17,8 @@ import (
 	"understudy.dev/understudy/internal/live/unit"
 )
 
-// identity is the user that a unit runs as, and what its environment has of a user that it names
-// (systemd.exec(5), "$USER, $LOGNAME, $HOME"): what the unit says itself counts.
+// identity is the user that a unit runs as, and, if the unit names one, what its environment has of that user
+// (systemd.exec(5), "$USER, $LOGNAME, $HOME"). What the unit itself sets takes precedence.
 type identity struct {
 	uid, gid int
 	groups   []int
@@ -79,7 +79,7 @@ func identify(u *unit.Unit) (id identity, err error) {
 	return id, nil
 }
 
-// own makes a directory of the unit's, with what is above it, and gives it to its user.
+// own creates a directory of the unit, with its parents, and makes the unit's user its owner.
 func (id identity) own(d unit.Dir) error {
 	if err := os.MkdirAll(filepath.Dir(d.Path), 0o755); err != nil {
 		return err
@@ -90,7 +90,7 @@ func (id identity) own(d unit.Dir) error {
 	return errors.Join(os.Chmod(d.Path, d.Mode), os.Lchown(d.Path, id.uid, id.gid))
 }
 
-// command is one of the unit's, to be run.
+// command returns one of the unit's commands, to be run.
 func (id identity) command(ctx context.Context, c unit.Command, env []string) *exec.Cmd {
 	words := c.Expand(env)
 	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
@@ -109,7 +109,7 @@ func (id identity) credential() *syscall.Credential {
 	return c
 }
 
-// become replaces this process.
+// become replaces this process by a command.
 func (id identity) become(c unit.Command, env []string) error {
 	words := c.Expand(env)
 	path, err := exec.LookPath(words[0])
@@ -117,7 +117,7 @@ func (id identity) become(c unit.Command, env []string) error {
 		return err
 	}
 	if !c.Root {
-		keep := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0) // until the program is another; raise gives it on
+		keep := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0) // until exec; raise passes them on
 		if err := errors.Join(keep, syscall.Setgroups(id.groups), syscall.Setgid(id.gid), syscall.Setuid(id.uid), raise(id.ambient)); err != nil {
 			return fmt.Errorf("become user %d: %w", id.uid, err)
 		}
@@ -125,7 +125,8 @@ func (id identity) become(c unit.Command, env []string) error {
 	return unix.Exec(path, words, env)
 }
 
-// raise has this thread give capabilities, which it has, to the program that it becomes (capabilities(7), "Ambient").
+// raise makes this thread pass on these capabilities, which it must have, to the program that it becomes
+// (capabilities(7), "Ambient").
 func raise(all []uintptr) error {
 	var sets [2]unix.CapUserData
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}

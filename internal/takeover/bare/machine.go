@@ -21,18 +21,17 @@ import (
 	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
-// deviceLimit is how long a device may take until it answers, once PCI is revealed. It
-// only bounds what hangs.
+// deviceLimit is how long a device may take to answer, once PCI is revealed. It only bounds a hang.
 const deviceLimit = 30 * time.Second
 
-// helpAfter is after what time services that are not up yet get the dead kernel's CPUs. To bring them online takes time of those
-// that serve.
+// helpAfter is the time after which services that are not up yet get the dead kernel's CPUs. Bringing these
+// online takes time from the CPUs that serve.
 const helpAfter = 2 * time.Second
 
 // nmiEntry is what a kernel runs at an NMI (arch/x86/entry/entry_64.S).
 const nmiEntry = "asm_exc_nmi"
 
-// machine is what a takeover does to the machine that this kernel runs on.
+// machine carries out a takeover on the machine that this kernel runs on.
 type machine struct {
 	self     *metal.Self
 	role     wire.Config // as this kernel carries it out
@@ -40,8 +39,8 @@ type machine struct {
 	morgue   *morgue.Morgue
 	memory   ram.Memory                         // the dead kernel's
 	nmi      struct{ virtual, physical uint64 } // addresses of the dead kernel's nmiEntry
-	parked   bool                               // the dead kernel's CPUs are out
-	fenced   bool                               // its devices too
+	parked   bool                               // the dead kernel's CPUs are parked
+	fenced   bool                               // its devices are silenced too
 	leftover leftover
 	images   map[string]*image
 	peers    wire.AcquaintRequest // the dead kernel's
@@ -49,17 +48,17 @@ type machine struct {
 
 	enlisting sync.Mutex // held while CPUs come online
 
-	nfsClients chan [][]byte // of the dead kernel's NFS server, by their names; nil: it had none
+	nfsClients chan [][]byte // names of the clients of the dead kernel's NFS server; nil: it had none
 
 	unprotect context.CancelFunc // ends what keeps another understudy; nil: nothing does
 	protected chan struct{}      // closed when that has ended
 }
 
-// image is a disk of this machine's that nobody else has open for writing.
+// image is a disk of this machine that nobody else has open for writing.
 type image struct{ *os.File }
 
-// Fence takes out the dead kernel's CPUs and devices, and then has this one find them. What
-// of an NFS server needs no disk begins meanwhile.
+// Fence parks the dead kernel's CPUs and silences its devices, and then lets this kernel find the devices. What
+// an NFS server can do without a disk begins meanwhile.
 func (m *machine) Fence(ctx context.Context) error {
 	if err := m.self.Park(m.nmi.virtual, m.nmi.physical); err != nil {
 		return err
@@ -100,8 +99,8 @@ func (m *machine) Image(_ context.Context, disk string) (takeover.Image, error) 
 	return m.images[disk], nil
 }
 
-// openDisk opens a disk, or a partition, once it is there, for itself alone: it fails while anything here has
-// it mounted (O_EXCL, block/bdev.c).
+// openDisk opens a disk, or a partition, exclusively, once it is there: it fails while anything on this kernel
+// has the disk mounted (O_EXCL, block/bdev.c).
 func openDisk(name string) (*os.File, error) {
 	path, err := agent.AwaitDisk(context.Background(), name, deviceLimit)
 	if err != nil {
@@ -118,7 +117,7 @@ func openDisk(name string) (*os.File, error) {
 	return f, nil
 }
 
-// Check is the understudy's: it has the disk itself.
+// Check is not done here: the understudy has the disk itself, and checks it in Mount.
 func (m *machine) Check(context.Context, string) (*wire.Check, error) {
 	return nil, errors.ErrUnsupported
 }
@@ -163,8 +162,7 @@ func (m *machine) Apply(_ context.Context, r wire.ApplyRequest) (result wire.App
 	return result, fmt.Errorf("disk %q is not in this machine's configuration", r.Disk)
 }
 
-// Start fails if not one of several services came up, or the only one: the machine's own system
-// can be looked into, this one hardly.
+// Start fails if none of the services came up: the machine's own system can be examined then, this one hardly.
 func (m *machine) Start(ctx context.Context, within time.Duration) ([]wire.Unready, error) {
 	m.showExports()
 	m.makeTemporary(ctx)
@@ -221,16 +219,16 @@ func (m *machine) Tell(ctx context.Context, rate int) (result wire.TellResult, e
 
 func (m *machine) Sync(ctx context.Context) error { return m.agent.Do(ctx, wire.Sync, nil, nil) }
 
-// tellLimit is how long the clients may be told.
+// tellLimit is how long telling the clients may take.
 const tellLimit = 70 * time.Second
 
-// staging is memory for what is gathered, as a file too.
+// staging is memory for what is gathered, which is a file too.
 type staging struct {
 	file   *os.File
 	mapped []byte
 }
 
-// reserve has the first n bytes there.
+// reserve makes sure that the first n bytes are there.
 func (s *staging) reserve(n int64) ([]byte, error) {
 	if s.file == nil {
 		fd, err := unix.MemfdCreate("staging", unix.MFD_CLOEXEC)

@@ -17,11 +17,11 @@ import (
 	"understudy.dev/understudy/internal/live/metal"
 )
 
-// Main is PID 1 of the understudy, if this kernel is one: it returns false at once if not. version is
-// this program's.
+// Main is PID 1 of the understudy. If this kernel is not one, it returns false at once. version is
+// this program's version.
 func Main(ctx context.Context, version string) bool {
 	if err := agent.MountKernel(); err != nil {
-		return false // who else is PID 1 says why
+		return false // whatever is PID 1 instead says why
 	}
 	line, err := os.ReadFile("/proc/cmdline")
 	if err != nil || !strings.Contains(string(line), metal.UnderstudyParameter) {
@@ -49,7 +49,7 @@ func Main(ctx context.Context, version string) bool {
 // halt stays: PID 1 must not end, and the machine is not this kernel's to turn off.
 func halt() { select {} }
 
-// speakTo has what this process and the kernel say go to w.
+// speakTo sends what this process and the kernel say to w.
 func speakTo(w io.Writer) {
 	r, pipe, err := os.Pipe()
 	if err != nil {

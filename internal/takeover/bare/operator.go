@@ -13,8 +13,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// OrderSocket is where the understudy, once it is active, takes orders of programs that run
-// on it (package wire), and orderReturn is the one that there is.
+// OrderSocket is where the understudy, once it is active, takes orders from programs that run
+// on it (package wire). orderReturn is the only order.
 const (
 	OrderSocket = "/run/understudy/order"
 	orderReturn = "return"
@@ -36,15 +36,15 @@ func (m *machine) serveOperator(ctx context.Context) error {
 				say("take orders: %v", err)
 				return
 			}
-			go func() { _ = wire.New(c, wire.FromCommand, m.order).Serve(ctx) }() // it has gone
+			go func() { _ = wire.New(c, wire.FromCommand, m.order).Serve(ctx) }() // the program has gone
 		}
 	}()
 	return nil
 }
 
-// returnOrder is what comes with orderReturn.
+// returnOrder is the argument of orderReturn.
 type returnOrder struct {
-	Discard bool `json:"discard"` // also what only the dead kernel's memory has
+	Discard bool `json:"discard"` // give up what only the dead kernel's memory has
 }
 
 func (m *machine) order(ctx context.Context, verb string, text json.RawMessage) (any, error) {
@@ -58,12 +58,12 @@ func (m *machine) order(ctx context.Context, verb string, text json.RawMessage) 
 	if m.leftover.any() && !r.Discard {
 		return nil, fmt.Errorf("what was refused (see %s) may be in the dead kernel's memory only, which a reset loses: copy what there is of it elsewhere, and give up the rest with metal return --discard", ReportFile)
 	}
-	return nil, m.giveBack(context.WithoutCancel(ctx)) // whoever asked may be one of the services
+	return nil, m.giveBack(context.WithoutCancel(ctx)) // the program that asked may be one of the services
 }
 
 // giveBack stops the services, unmounts the disks, and resets the machine, which boots its
 // own kernel then. If a disk stays busy, the services are started again, and nothing has
-// changed, but that nobody protects this kernel.
+// changed, except that nothing protects this kernel any more.
 func (m *machine) giveBack(ctx context.Context) error {
 	m.stopProtecting()
 	if err := m.stop(ctx); err != nil {
@@ -90,9 +90,9 @@ func restart() error {
 	return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 }
 
-// Return has the understudy that this program runs on give the machine back to its own
-// kernel, and what only the dead kernel's memory may have be lost if that is meant (discard).
-// It returns only an error.
+// Return makes the understudy that this program runs on give the machine back to its own
+// kernel. With discard, it does so even if only the dead kernel's memory has some of the
+// data, which is lost then. It returns only an error.
 func Return(ctx context.Context, discard bool) error {
 	c, err := net.Dial("unix", OrderSocket)
 	if err != nil {

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestReturnKeeps: the machine is not given back while the dead kernel's memory may be all that has something,
-// unless that is meant.
+// TestReturnKeeps: the machine is not given back while the dead kernel's memory may be the only place that has
+// some data, except with discard.
 func TestReturnKeeps(t *testing.T) {
 	m := new(machine)
 	m.leftover.set(true)

@@ -16,16 +16,16 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// rootDir is where the dead kernel's root file system is mounted, if it is taken over. The
-// services run in it, with what it has of programs and configuration; its other disks are
-// mounted where it had them.
+// rootDir is where the dead kernel's root file system is mounted, if it is taken over. The services run in it,
+// with its programs and configuration; the dead kernel's other disks are mounted in it where that kernel had
+// them.
 const rootDir = "/sysroot"
 
-// serviceStop is how long a service may take to end: what it has in memory is nobody else's.
+// serviceStop is how long a service may take to end: what it has in memory is nowhere else.
 const serviceStop = 30 * time.Second
 
-// within is a role as this kernel carries it out. A disk that is mounted in another comes
-// after it.
+// within returns a role as this kernel carries it out. A disk that is mounted inside another comes after that
+// one.
 func within(role wire.Config) wire.Config {
 	role.Disks = slices.SortedStableFunc(slices.Values(role.Disks), func(a, b wire.Disk) int { return cmp.Compare(a.Mount, b.Mount) })
 	if len(role.Disks) == 0 || role.Disks[0].Mount != "/" {
@@ -55,8 +55,8 @@ func within(role wire.Config) wire.Config {
 	return role
 }
 
-// RootOf is where the root directory of the kernel that a role was taken over from is here: "" if it is
-// this one's too.
+// RootOf is where this kernel has the root directory of the kernel that a role was taken over from: "" if that
+// is this kernel's own.
 func RootOf(role wire.Config) string {
 	if slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return d.Mount == "/" }) {
 		return rootDir
@@ -73,13 +73,13 @@ func (m *machine) isRoot(disk string) bool {
 // to the understudy go through /run.
 var shown = []string{"/proc", "/sys", "/dev", "/run"}
 
-// devices are what a system has in /dev that this one has no need of itself.
+// devices are what a system has in /dev, and this kernel does not need for itself.
 var devices = []struct{ at, kind, data string }{
 	{"/dev/pts", "devpts", "mode=620,ptmxmode=666,gid=5"}, // of tty, in Debian
 	{"/dev/shm", "tmpfs", "mode=1777"},
 }
 
-// furnish has the root file system show this kernel.
+// furnish makes this kernel's directories visible in the root file system.
 func furnish() error {
 	for _, d := range devices {
 		err := os.MkdirAll(d.at, 0o755)
@@ -98,8 +98,9 @@ func furnish() error {
 	return nil
 }
 
-// makeTemporary gives services of the root file system what its systemd would have before them: the name of the machine, and
-// what they need in /run, which went with the dead kernel (tmpfiles.d(5)). They may do without.
+// makeTemporary gives the services of the root file system what its systemd would set up before them: the host
+// name, and what they need in /run, which was lost with the dead kernel (tmpfiles.d(5)). They may do without
+// it.
 func (m *machine) makeTemporary(ctx context.Context) {
 	if RootOf(m.self.Config.Role) == "" || len(m.role.Services) == 0 {
 		return
@@ -110,7 +111,7 @@ func (m *machine) makeTemporary(ctx context.Context) {
 		}
 	}
 	if _, err := os.Stat(rootDir + temporary[0]); err != nil {
-		return // its system has none
+		return // its system does not have this program
 	}
 	ctx, cancel := context.WithTimeout(ctx, temporaryLimit)
 	defer cancel()
@@ -122,13 +123,14 @@ func (m *machine) makeTemporary(ctx context.Context) {
 	}
 }
 
-// temporary makes what belongs in /run, and temporaryLimit is for how long a takeover waits for that.
+// temporary is the command that makes what belongs in /run, and temporaryLimit is how long a takeover waits for
+// it.
 var temporary = []string{"/usr/bin/systemd-tmpfiles", "--create", "--boot", "--prefix=/run"}
 
 const temporaryLimit = 5 * time.Second
 
-// showExports has what the NFS server exports of the root file system, and of what is mounted in it, at the
-// paths that clients know it by.
+// showExports makes the directories that the NFS server exports from the root file system, and from what is
+// mounted in it, visible at the paths by which clients know them.
 func (m *machine) showExports() {
 	if m.role.NFS == nil || RootOf(m.self.Config.Role) == "" {
 		return
@@ -146,7 +148,7 @@ func (m *machine) clearOut() {
 		return
 	}
 	for _, e := range slices.Backward(m.agent.Exports()) {
-		_ = unix.Unmount(e.Path, unix.MNT_DETACH) // likewise
+		_ = unix.Unmount(e.Path, unix.MNT_DETACH) // it may not be mounted
 	}
 	for _, dir := range slices.Backward(shown) {
 		_ = unix.Unmount(rootDir+dir, unix.MNT_DETACH) // it may not be mounted

@@ -7,8 +7,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// TestWithin: the root file system is mounted first, the other disks in it, and what was
-// configured stays as it was.
+// TestWithin: the root file system is mounted first, the other disks in it, and the
+// configured role does not change.
 func TestWithin(t *testing.T) {
 	role := wire.Config{
 		Disks:    []wire.Disk{{Name: "c", Mount: "/srv/deep"}, {Name: "b", Mount: "/srv"}, {Name: "a", Mount: "/"}},

@@ -58,7 +58,7 @@ func run(ctx context.Context, self *metal.Self) error {
 	}
 }
 
-// serve is what is done once the takeover is, while the services run.
+// serve does what remains to be done after the takeover, while the services run.
 func (m *machine) serve(ctx context.Context, report *Report) {
 	spare := 0
 	if report.whole() || m.role.Dump != "" {
@@ -95,7 +95,7 @@ func say(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "understudy: "+format+"\n", args...)
 }
 
-// meet learns the other kernel while it lives, and prepares what can be.
+// meet examines the other kernel while it lives, and prepares what can be prepared.
 func meet(ctx context.Context, self *metal.Self, a *agent.Agent) (*machine, error) {
 	memory, err := ram.OpenRanges("/dev/mem", Memory(self.Config.Memory))
 	if err != nil {
@@ -109,7 +109,7 @@ func meet(ctx context.Context, self *metal.Self, a *agent.Agent) (*machine, erro
 		return nil, fmt.Errorf("find the NMI entry of the other kernel: %w", err)
 	}
 	if m.role.NFS != nil {
-		_, _ = m.morgue.NFSClients() // where they are is known then, if its server runs already
+		_, _ = m.morgue.NFSClients() // this finds out where they are, if the server runs already
 	}
 	if err := m.equipped(); err != nil {
 		return nil, err
@@ -120,7 +120,7 @@ func meet(ctx context.Context, self *metal.Self, a *agent.Agent) (*machine, erro
 	return m, a.Do(ctx, wire.Configure, role, nil)
 }
 
-// Memory is memory as what reads it has it.
+// Memory converts ranges of memory to the type that package ram takes.
 func Memory(all []metal.Range) (ranges []addr.PhysRange) {
 	for _, r := range all {
 		ranges = append(ranges, addr.PhysRange{Start: addr.Phys(r.Start), End: addr.Phys(r.End)})
@@ -128,8 +128,8 @@ func Memory(all []metal.Range) (ranges []addr.PhysRange) {
 	return ranges
 }
 
-// equipped says what a takeover needs and this kernel or its image does not have: it is known
-// before there is one.
+// equipped returns an error if this kernel or its image lacks what a takeover needs, so that this is known
+// before a takeover.
 func (m *machine) equipped() error {
 	lacks := metal.Lacking(os.DirFS("/"), m.self.Config.Drivers, m.role.Disks)
 	for _, s := range m.role.Services {
@@ -143,7 +143,7 @@ func (m *machine) equipped() error {
 	return fmt.Errorf("the understudy lacks what a takeover needs: %s; have understudy initramfs put it into the image (--driver, --add)", strings.Join(lacks, ", "))
 }
 
-// takeOver goes through a takeover. If it fails after the fence, nothing is served.
+// takeOver carries out a takeover. If it fails after the fence, nothing is served.
 func (m *machine) takeOver(ctx context.Context, v liveness.Verdict) (*Report, error) {
 	t := takeover.NewTimeline(v.At)
 	o := takeover.Options{
@@ -175,9 +175,9 @@ func (m *machine) takeOver(ctx context.Context, v liveness.Verdict) (*Report, er
 	return &Report{Verdict: v.String(), Report: serving.Report, Steps: t.Steps()}, nil
 }
 
-// failed is for a takeover that has failed. If nothing is in the dead memory only, or that is kept on
-// the role's disk for it, the machine is given back to its own kernel, as by metal return: that boots with
-// all there was, or with what a crash leaves. Else nobody touches that memory any more.
+// failed handles a takeover that has failed. If no data is in the dead memory only, or that memory is
+// saved on the role's disk for dumps, the machine is given back to its own kernel, as by metal return: it
+// boots with all data, or with what a crash leaves. Otherwise nothing touches that memory any more.
 func (m *machine) failed(ctx context.Context, err error) error {
 	var unserved *takeover.UnservedError
 	switch {
@@ -201,10 +201,10 @@ func (m *machine) failed(ctx context.Context, err error) error {
 	return fmt.Errorf("%w; what is unsaved stays in memory until the machine is reset: to give that up, reset it, and its disks are as a crash leaves them", err)
 }
 
-// tellRate is how many clients are told a second.
+// tellRate is how many clients are told per second.
 const tellRate = 2000
 
-// notice has all clients of the addresses told.
+// notice returns a Notice for all clients of the interfaces' addresses.
 func notice(nics []wire.NIC) takeover.Notice {
 	var ours []netip.Addr
 	for _, n := range nics {
@@ -217,7 +217,7 @@ func notice(nics []wire.NIC) takeover.Notice {
 	return takeover.Notice{Rate: tellRate, Of: func(local netip.AddrPort) bool { return slices.Contains(ours, local.Addr()) }}
 }
 
-// ReportFile tells of the takeover that this machine's kernel became the active one by.
+// ReportFile has the report of the takeover by which this machine's kernel became the active one.
 const ReportFile = "/run/understudy/takeover.json"
 
 // Report is what is in ReportFile.
@@ -232,12 +232,12 @@ type Report struct {
 // whole says whether all that the dead kernel had is on the disks.
 func (r *Report) whole() bool { return r.Durable && r.Refusals() == 0 }
 
-// panicFile is how many seconds after its panic this kernel resets the machine; 0: never
+// panicFile has how many seconds after its panic this kernel resets the machine; 0 means never
 // (Documentation/admin-guide/sysctl/kernel.rst, panic).
 const panicFile = "/proc/sys/kernel/panic"
 
-// resetAtPanic says whether a panic of this kernel resets the machine, which boots its own kernel: for as
-// long as no other understudy takes over from this one, that is all that helps.
+// resetAtPanic sets whether a panic of this kernel resets the machine, which then boots its own kernel.
+// While no other understudy can take over from this one, nothing else helps.
 func resetAtPanic(yes bool) {
 	seconds := "0"
 	if yes {
@@ -258,8 +258,8 @@ func (r *Report) keep() error {
 	return errors.Join(os.WriteFile(whole, b, 0o644), os.Rename(whole, ReportFile))
 }
 
-// enlist brings the CPUs that were the other kernel's online here, but for so many of them, and returns
-// how many there are then. One that does not come is done without.
+// enlist brings the CPUs that were the other kernel's online here, except the last spare of them, and
+// returns how many are online then. It does without a CPU that does not come online.
 func (m *machine) enlist(spare int) (online int) {
 	m.enlisting.Lock()
 	defer m.enlisting.Unlock()

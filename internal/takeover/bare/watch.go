@@ -11,7 +11,7 @@ import (
 	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
-// period is how often the understudy looks.
+// period is the interval between two looks of the understudy.
 const period = 5 * time.Millisecond
 
 // pulse is one of the other kernel's counters. Nobody but that kernel runs on its CPUs, so
@@ -22,10 +22,10 @@ type pulse struct {
 	limit    time.Duration // as it is configured
 }
 
-// patience is how many times the longest silence that ended another must last to be a death,
-// and the most that the limit is multiplied by for it. A kernel that was silent for long, and
-// went on, runs on CPUs that may wait for others', as in a virtual machine, or are stopped by
-// firmware: it may be silent for longer.
+// patience is the factor by which a silence must exceed the longest one that has ended, to
+// count as a death. It is also the most that the limit is multiplied by for that. A kernel
+// that was silent for long, and went on, runs on CPUs that may wait for others', as in a
+// virtual machine, or are stopped by firmware: it may be silent for longer.
 const patience = 4
 
 // pulses are what the other kernel counts: the beat, and a thread on each of its CPUs.
@@ -44,12 +44,12 @@ func pulses(c *metal.Config) []*pulse {
 	return all
 }
 
-// wait is how long a silence is that is a death.
+// wait is how long a silence must be to count as a death.
 func (p *pulse) wait() time.Duration {
 	return min(max(p.limit, patience*p.silencer.Longest()), patience*p.limit)
 }
 
-// observe looks once.
+// observe looks at the counter once.
 func (p *pulse) observe(at time.Time, counter uint64) (liveness.Verdict, bool) {
 	before := p.wait()
 	v, dead := p.silencer.Observe(liveness.Observation{At: at, Counter: counter, Effort: liveness.Effort{}})
@@ -69,8 +69,8 @@ func (p *pulse) observe(at time.Time, counter uint64) (liveness.Verdict, bool) {
 	return v, true
 }
 
-// watch returns when the other kernel is dead, and false if it says that the understudy is to
-// stop.
+// watch returns the verdict and true when the other kernel is dead, and false when that
+// kernel says that the understudy is to stop.
 func watch(self *metal.Self, m *morgue.Morgue) (liveness.Verdict, bool) {
 	panics := false
 	all := pulses(self.Config)
@@ -94,14 +94,14 @@ func watch(self *metal.Self, m *morgue.Morgue) (liveness.Verdict, bool) {
 	}
 }
 
-// clock is the other kernel's, as it was told last.
+// clock is the other kernel's time, as that kernel told it last.
 type clock struct{ told time.Time }
 
 // clockSlack is how far the understudy's clock may be off before it is set.
 const clockSlack = 20 * time.Millisecond
 
-// follow sets the time if it is told anew: the two kernels count the same ticks, but the
-// other's clock is kept right by somebody.
+// follow sets this kernel's clock when the other kernel tells its time anew: both count the
+// same ticks, but something keeps the other kernel's clock right.
 func (c *clock) follow(told time.Time) {
 	if told.Equal(c.told) {
 		return

@@ -8,8 +8,8 @@ import (
 	"understudy.dev/understudy/internal/live/metal"
 )
 
-// TestPulses: what stands still past its limit is a death, of its own kind, and what has
-// not begun to count is not.
+// TestPulses: a counter that stands still past its limit is a death, with its own cause. One
+// that has not begun to count is none.
 func TestPulses(t *testing.T) {
 	c := &metal.Config{Limit: time.Second, CPU: 4 * time.Second, Others: []uint32{2}}
 	for _, test := range []struct {

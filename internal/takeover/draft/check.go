@@ -28,7 +28,7 @@ var ErrNoCheck = errors.New("no check on this machine")
 // changed anything (e2fsck/unix.c, main, get_newer).
 const tooOld = "Get a newer version of e2fsck"
 
-// checker finds e2fsck(8), which is not among what others than root find.
+// checker finds e2fsck(8), which is not in the PATH of users other than root.
 func checker() (string, error) {
 	if path, err := exec.LookPath("e2fsck"); err == nil {
 		return path, nil
@@ -36,10 +36,10 @@ func checker() (string, error) {
 	return exec.LookPath(wire.Checker)
 }
 
-// Check has e2fsck(8) of this machine check and repair the file system of a draft of so many
-// bytes, unmounted: it sees the draft as a file, in a directory that we serve (FUSE). It fails
-// with ErrNoCheck if it could not begin; after any other error the draft is as e2fsck left it.
-// tell hears how far it has come; it may be nil.
+// Check runs this machine's e2fsck(8), which checks and repairs the file system of a draft of size bytes,
+// unmounted: e2fsck sees the draft as a file, in a directory that we serve (FUSE). Check fails with ErrNoCheck
+// if e2fsck could not begin; after any other error the draft is as e2fsck left it. tell is called with the
+// progress of e2fsck; it may be nil.
 func (d *Draft) Check(ctx context.Context, size int64, tell func(Progress)) (_ *wire.Check, err error) {
 	program, err := checker()
 	if err != nil {
@@ -76,9 +76,10 @@ func (d *Draft) Check(ctx context.Context, size int64, tell func(Progress)) (_ *
 	return found, err
 }
 
-// withoutValues frees the values of extended attributes (ea_inode) that a check has moved to lost+found, and checks once more.
-// They are of deleted files that it cleared, whose attributes it does not take off what their values count
-// (e2fsck/super.c, release_orphan_inode; seen in 1.47.0): no kernel lets anybody open or remove such a name.
+// withoutValues frees the inodes with values of extended attributes (ea_inode) that a check has moved to
+// lost+found, and checks once more. They belonged to deleted files that e2fsck cleared without dropping the
+// references which their attributes had to these values (e2fsck/super.c, release_orphan_inode; seen in 1.47.0).
+// No kernel lets anybody open or remove such a name.
 func (d *Draft) withoutValues(found *wire.Check, check func() (*wire.Check, error)) (*wire.Check, error) {
 	freed, err := d.freeValues(found.Lost)
 	if err != nil || len(freed) == 0 {
@@ -95,7 +96,7 @@ func (d *Draft) withoutValues(found *wire.Check, check func() (*wire.Check, erro
 	return again, nil
 }
 
-// freeValues frees those of some inodes that are values of attributes, and returns which.
+// freeValues frees those of the inodes that hold values of attributes, and returns which these are.
 func (d *Draft) freeValues(inodes []uint64) (freed []uint64, err error) {
 	if len(inodes) == 0 {
 		return nil, nil
@@ -120,7 +121,7 @@ func (d *Draft) freeValues(inodes []uint64) (freed []uint64, err error) {
 	return freed, nil
 }
 
-// freeInode has an inode say that it was deleted. Its name, its bit and its blocks are a matter of a check.
+// freeInode marks an inode as deleted. Its name, its bitmap bit and its blocks are left to a check.
 func (d *Draft) freeInode(fs *ext4.FS, n addr.Ino) error {
 	group, block, offset, err := fs.Super.InodeLocation(n)
 	if err != nil {
@@ -183,7 +184,7 @@ type served struct {
 	mu    sync.Mutex
 	draft *Draft
 	size  int64
-	err   error // the first of reading or writing
+	err   error // the first error of reading or writing
 }
 
 var (
@@ -202,7 +203,7 @@ func (s *served) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) 
 	return 0
 }
 
-// Setattr implements fs.NodeSetattrer: it has no other size or owner.
+// Setattr implements fs.NodeSetattrer: neither size nor owner can change.
 func (s *served) Setattr(ctx context.Context, h fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
 	if size, ok := in.GetSize(); ok && int64(size) != s.size {
 		return syscall.EPERM
@@ -210,7 +211,7 @@ func (s *served) Setattr(ctx context.Context, h fs.FileHandle, in *fuse.SetAttrI
 	return s.Getattr(ctx, h, out)
 }
 
-// Open implements fs.NodeOpener. The kernel keeps nothing of it.
+// Open implements fs.NodeOpener. The kernel caches nothing of the file.
 func (s *served) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
 	return nil, fuse.FOPEN_DIRECT_IO, 0
 }
@@ -234,7 +235,7 @@ func (s *served) Write(_ context.Context, _ fs.FileHandle, b []byte, off int64) 
 	if off < 0 || off > s.size-int64(len(b)) {
 		return 0, syscall.ENOSPC
 	}
-	// A sector is written as a whole.
+	// Sectors are written as a whole.
 	from, to := off/sector*sector, (off+int64(len(b))+sector-1)/sector*sector
 	whole := b
 	if from != off || to-from != int64(len(b)) {

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestDraftChecked has e2fsck repair a draft of a damaged file system: the disk stays as it
-// is, and the draft is what e2fsck finds nothing wrong with.
+// TestDraftChecked lets e2fsck repair a draft of a damaged file system: the disk stays as it is, and e2fsck
+// finds nothing wrong with the draft.
 func TestDraftChecked(t *testing.T) {
 	if _, err := checker(); err != nil {
 		t.Skip(err)
@@ -57,7 +57,7 @@ func TestDraftChecked(t *testing.T) {
 	}
 }
 
-// TestDraftUncheckable has what e2fsck cannot repair: that is an error, and no verdict.
+// TestDraftUncheckable checks a draft that e2fsck cannot repair: that is an error, and no verdict.
 func TestDraftUncheckable(t *testing.T) {
 	if _, err := checker(); err != nil {
 		t.Skip(err)
@@ -86,7 +86,7 @@ func TestDraftTooNew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	disk[1024+0x5c+2] |= 0x80 // of s_feature_compat (fs/ext4/ext4.h), one that nobody has
+	disk[1024+0x5c+2] |= 0x80 // a bit of s_feature_compat (fs/ext4/ext4.h) that no feature has
 	d := &Draft{base: bytes.NewReader(disk), dir: t.TempDir()}
 	defer d.Close()
 	found, err := d.Check(t.Context(), int64(len(disk)), nil)
@@ -107,8 +107,8 @@ func TestDraftTooNew(t *testing.T) {
 	}
 }
 
-// TestValuesGo: of a deleted file that e2fsck clears, the values of its attributes that are inodes of their own go as well,
-// where e2fsck moves them to lost+found.
+// TestValuesGo: when e2fsck clears a deleted file, the inodes with values of its attributes go as well, instead
+// of staying in lost+found, to which e2fsck moves them.
 func TestValuesGo(t *testing.T) {
 	if _, err := checker(); err != nil {
 		t.Skip(err)

@@ -18,39 +18,39 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 )
 
-// Draft is a jbd2.Disk on top of one that is only read. What is written to it goes, one
-// after the other, to a file without a name, so that there may be more of it than memory.
+// Draft is a jbd2.Disk on top of one that is only read. Writes are appended to a file without a
+// name, so that there may be more of them than memory.
 type Draft struct {
 	base   io.ReaderAt
 	dir    string   // where the file is
 	file   *os.File // nil: nothing was written yet
 	mapped []byte   // the file, for Changed
 	end    int64    // of the file, in bytes
-	pieces []piece  // ascending, and apart
+	pieces []piece  // ascending, without overlaps
 	later  bool     // what WriteFree takes is left where it is
-	err    error    // the first of writing
+	err    error    // the first error of a write
 }
 
 // sector is the unit of a disk, in bytes.
 const sector = 512
 
-// New makes a draft, whose file will be in that directory.
+// New returns a draft on top of base. Its file will be in the directory dir.
 func New(base io.ReaderAt, dir string) *Draft { return &Draft{base: base, dir: dir} }
 
-// PutOff leaves what goes to blocks that nobody has where it is, until Free, or Settle.
+// PutOff makes WriteFree leave the data for free blocks where it is, until Free or Settle.
 func (d *Draft) PutOff() { d.later = true }
 
-// Failed is why something could not be written; nil, if all could.
+// Failed returns why something could not be written, or nil if everything could.
 func (d *Draft) Failed() error { return d.err }
 
-// piece is what was written to one place of the disk, and where it is: in the file, or, if
-// free is not nil, in that.
+// piece is a write to one place of the disk, and where its data is: in the file, or, if free is
+// not nil, in what free returns.
 type piece struct {
 	off, len, at int64
 	free         func() (jbd2.Stretch, error)
 }
 
-// joined bounds pieces that are joined, in bytes.
+// joined is the largest size to which pieces are joined, in bytes.
 const joined = 16 << 20
 
 // WriteAt writes whole sectors.
@@ -89,7 +89,7 @@ func nameless(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// put takes a piece in place of what was there.
+// put adds a piece, in place of what was written there before.
 func (d *Draft) put(p piece) {
 	end := p.off + p.len
 	from := d.find(p.off)
@@ -115,12 +115,12 @@ func (d *Draft) put(p piece) {
 	d.pieces = slices.Replace(d.pieces, from, to, around...)
 }
 
-// find returns the first piece that ends behind a byte.
+// find returns the index of the first piece that ends behind a byte.
 func (d *Draft) find(off int64) int {
 	return sort.Search(len(d.pieces), func(i int) bool { return d.pieces[i].off+d.pieces[i].len > off })
 }
 
-// ReadAt reads what was written, and the disk elsewhere.
+// ReadAt reads what was written, and elsewhere what is on the disk.
 func (d *Draft) ReadAt(b []byte, off int64) (int, error) {
 	done := 0
 	for next := d.find(off); done < len(b); {
@@ -142,20 +142,20 @@ func (d *Draft) ReadAt(b []byte, off int64) (int, error) {
 	return done, nil
 }
 
-// Sync does nothing: what is to be durable is copied.
+// Sync does nothing: what is to be durable is copied to a disk (Copy).
 func (d *Draft) Sync() error { return nil }
 
 // Mark is a state of a draft.
 type Mark struct{ pieces []piece }
 
-// Mark returns the state that Reset comes back to.
+// Mark returns the state that Reset restores.
 func (d *Draft) Mark() Mark { return Mark{slices.Clone(d.pieces)} }
 
-// Reset throws away what was written since.
+// Reset throws away what was written since the mark.
 func (d *Draft) Reset(m Mark) { d.pieces = m.pieces }
 
-// Changed goes over what was written, in the order of the disk, but for what is Free. What it
-// yields is good until Close.
+// Changed iterates over what was written, in the order of the disk, except what is Free. The
+// data that it yields is valid until Close.
 func (d *Draft) Changed() (iter.Seq2[int64, []byte], error) {
 	if d.end > 0 && d.mapped == nil {
 		var err error
@@ -175,9 +175,10 @@ func (d *Draft) Changed() (iter.Seq2[int64, []byte], error) {
 	}, nil
 }
 
-// Copy writes what was written, but for what is Free, to a disk, durably: the first superblock
-// of the ext family once all else is there. Until then it says what it said before, such as that
-// the file system is not clean: nobody takes a copy that was broken off for whole.
+// Copy writes what was written, except what is Free, to a disk, durably. The first superblock of
+// the ext family comes last, once all else is durable. Until then that superblock says what it
+// said before, such as that the file system is not clean: nobody takes an interrupted copy for a
+// complete one.
 func (d *Draft) Copy(disk jbd2.Disk) error {
 	changed, err := d.Changed()
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 )
 
-// TestDraft writes and reads at random, and wants what a copy of the disk has; what changed
-// must be all of that.
+// TestDraft writes and reads at random, and checks that reads return what a copy of the disk
+// has. What changed must be all that was written.
 func TestDraft(t *testing.T) {
 	const size = 64 << 10
 	putOff := 0
@@ -30,7 +30,7 @@ func TestDraft(t *testing.T) {
 		}
 		at := int64(0)
 		for range 1 + rng.IntN(60) {
-			if rng.IntN(3) > 0 { // else behind the last one
+			if rng.IntN(3) > 0 { // otherwise behind the last write
 				at = rng.Int64N(size/sector) * sector
 			}
 			b := make([]byte, rng.Int64N(min(20, (size-at)/sector)+1)*sector)
@@ -97,7 +97,7 @@ func TestDraft(t *testing.T) {
 	}
 }
 
-// TestDraftFails wants an error that stays, where nothing can be written.
+// TestDraftFails checks that an error stays, where nothing can be written.
 func TestDraftFails(t *testing.T) {
 	d := &Draft{base: bytes.NewReader(make([]byte, 4096)), dir: "/nowhere"}
 	for range 2 {
@@ -110,7 +110,7 @@ func TestDraftFails(t *testing.T) {
 	}
 }
 
-// watchedDisk is a disk, and in which order it is written.
+// watchedDisk is a disk that checks the order in which it is written.
 type watchedDisk struct {
 	bytes.Reader
 	t      *testing.T

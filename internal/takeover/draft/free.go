@@ -7,16 +7,16 @@ import (
 	"understudy.dev/understudy/dead/jbd2"
 )
 
-// Free is what goes to a place of the disk that nobody has, and was not copied.
+// Free is data for free blocks of the disk, which was not copied into the draft.
 type Free struct {
 	Off, Len int64 // in bytes
-	// Data has the bytes: pieces of memory, one after the other, of Len together. It may be
-	// called from several goroutines.
+	// Data returns the bytes: pieces of memory, one after the other, of Len bytes together.
+	// It may be called from several goroutines.
 	Data func() ([][]byte, error)
 }
 
-// WriteFree implements jbd2.FreeDisk: unless PutOff was called, the stretches are written as
-// all else.
+// WriteFree implements jbd2.FreeDisk. Unless PutOff was called, the stretches are written
+// like everything else.
 func (d *Draft) WriteFree(n int, at func(int) (jbd2.Stretch, error)) error {
 	for i := range n {
 		s, err := at(i)
@@ -47,7 +47,7 @@ func (d *Draft) writePieces(s jbd2.Stretch) error {
 	return err
 }
 
-// Free returns what was put off, and not overwritten, in the order of the disk.
+// Free returns what was put off, and not overwritten since, in the order of the disk.
 func (d *Draft) Free() []Free {
 	var out []Free
 	for _, p := range d.pieces {
@@ -73,7 +73,7 @@ func (d *Draft) Settle() error {
 	return nil
 }
 
-// data returns what a piece has that was put off.
+// data returns the data of a piece that was put off.
 func (p piece) data() ([][]byte, error) {
 	s, err := p.free()
 	if err != nil {
@@ -94,7 +94,7 @@ func (p piece) data() ([][]byte, error) {
 	return out, nil
 }
 
-// source is what a piece is read from, at its offsets.
+// source returns what the data of a piece is read from, at the piece's offsets (at).
 func (d *Draft) source(p piece) io.ReaderAt {
 	if p.free == nil {
 		return d.file

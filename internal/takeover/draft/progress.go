@@ -11,8 +11,8 @@ import (
 type Progress struct {
 	Pass int // 1 to 5
 	Done float64
-	// Left is how long the rest takes if it goes on as it did; negative if that cannot be said
-	// yet.
+	// Left is how long the rest takes if it goes on at the same rate; negative if that cannot
+	// be said yet.
 	Left time.Duration
 }
 
@@ -28,14 +28,14 @@ func (p Progress) String() string {
 var passEnds = [...]float64{0, 0.70, 0.90, 0.92, 0.95, 1}
 
 const (
-	// tellEvery is how often progress is told of.
+	// tellEvery is how often progress is reported.
 	tellEvery = 2 * time.Second
-	// early is the part of the whole before which no rest is reckoned.
+	// early is the part of the whole before which the remaining time is not estimated.
 	early = 0.02
 )
 
-// follow reads what e2fsck -C writes: lines of the pass, how much of it is done, of how much,
-// and the device (e2fsck(8)).
+// follow reads what e2fsck -C writes: lines with the pass, how much of it is done, out of how
+// much, and the device (e2fsck(8)).
 func follow(r io.Reader, began time.Time, tell func(Progress)) {
 	var last time.Time
 	for lines := bufio.NewScanner(r); lines.Scan(); {
@@ -45,10 +45,10 @@ func follow(r io.Reader, began time.Time, tell func(Progress)) {
 			tell(p)
 		}
 	}
-	_, _ = io.Copy(io.Discard, r) // what is no line does not keep e2fsck waiting
+	_, _ = io.Copy(io.Discard, r) // output that is no line must not keep e2fsck waiting
 }
 
-// progress is what one line says, after that time.
+// progress returns what one line says, after that time.
 func progress(line string, took time.Duration) (p Progress, ok bool) {
 	var at, of uint64
 	if n, _ := fmt.Sscan(line, &p.Pass, &at, &of); n < 3 || p.Pass < 1 || p.Pass >= len(passEnds) || of == 0 {

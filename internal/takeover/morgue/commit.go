@@ -10,7 +10,8 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// unplaced says why files have no place: all of them, or how many, with the first reason.
+// unplaced says why files have no place: the reason for all of them, or how many have
+// none, with the first reason.
 func unplaced(p *journal.Placement) string {
 	if p.Err != nil {
 		return p.Err.Error()
@@ -22,7 +23,7 @@ func unplaced(p *journal.Placement) string {
 	return fmt.Sprintf("%d files, the first: inode %d: %v", len(p.Refused), first, p.Refused[first])
 }
 
-// commitReport is what a rescue did, as a takeover tells it.
+// commitReport returns what a rescue did, in the terms of a takeover.
 func commitReport(r *journal.Rescue, did *journal.Report) takeover.Commit {
 	c := takeover.Commit{
 		Case: did.Case.String(), Sequence: did.Sequence, Blocks: did.Blocks, Revoked: did.Revoked,

@@ -17,8 +17,8 @@ const (
 	flagAppend    = 0x20
 )
 
-// wireAttr is what there is to a planned file besides its content, as it is sent to
-// the agent. partial has it made again even if some of it is lost.
+// wireAttr returns what a planned file has besides its content, as it is sent to the
+// agent. With partial, the file is created again even if some of it is lost.
 func wireAttr(place int, f *salvage.File, partial bool) wire.Attr {
 	l := f.Metadata
 	a := wire.Attr{
@@ -32,7 +32,7 @@ func wireAttr(place int, f *salvage.File, partial bool) wire.Attr {
 		a.Paths = append(a.Paths, []byte(path))
 	}
 	if len(a.Paths) == 0 && f.Mode&pagecache.ModeType == pagecache.ModeDir && f.NLink > 0 && !l.Nameless {
-		a.Paths = [][]byte{[]byte(f.Path)} // by which others name it
+		a.Paths = [][]byte{[]byte(f.Path)} // other files name it by this path
 	}
 	if f.Flags&pagecache.FlagImmutable != 0 {
 		a.Flags |= flagImmutable
@@ -54,9 +54,9 @@ func wireRanges(spans []addr.Span) []wire.Range {
 	return out
 }
 
-// Files are the planned files as they are sent to the agent, with what else there is
-// to those whose log nobody finishes (XFS, btrfs). partial has such a file made again
-// even if some of it is lost.
+// Files returns the planned files as they are sent to the agent, and the further
+// attributes of those whose file system has a log that salvage does not finish (XFS,
+// btrfs). With partial, such a file is created again even if some of it is lost.
 func Files(p *salvage.Plan, partial bool) (files []wire.File, attrs []wire.Attr, err error) {
 	for i := range p.Files {
 		f, err := wireFile(&p.Files[i])

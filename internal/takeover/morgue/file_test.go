@@ -9,7 +9,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// TestDirectoryNames: the top directory has no name, which is not the same as one that memory does not have.
+// TestDirectoryNames: the top directory has an empty name, which is not the same as a name that memory does
+// not have.
 func TestDirectoryNames(t *testing.T) {
 	for name, tc := range map[string]struct {
 		path     string
@@ -28,7 +29,7 @@ func TestDirectoryNames(t *testing.T) {
 	}
 }
 
-// TestDirectoryTime: when a directory was changed last tells it from one that it is a copy of.
+// TestDirectoryTime: the time of its last change tells a directory from one that it is a copy of.
 func TestDirectoryTime(t *testing.T) {
 	for _, mode := range []uint16{pagecache.ModeDir, pagecache.ModeRegular} {
 		f := salvage.File{Mode: mode, Ctime: time.Unix(7, 8), Metadata: &salvage.Metadata{}}

@@ -22,7 +22,7 @@ import (
 type Morgue struct {
 	memory ram.Memory
 
-	mu     sync.Mutex     // of what follows; who holds it reads memory
+	mu     sync.Mutex     // of what follows; its holder may be reading memory
 	kernel *kernel.Kernel // nil until it is found
 	closed bool           // nobody may read memory any more
 }
@@ -36,10 +36,10 @@ func Open(path string) (*Morgue, error) {
 	return &Morgue{memory: m}, nil
 }
 
-// New takes memory that is open, and closes it.
+// New returns the Morgue of memory that is open. Close closes that memory.
 func New(m ram.Memory) *Morgue { return &Morgue{memory: m} }
 
-// Symbol is the address of a symbol of the kernel, and where that is in memory.
+// Symbol returns the virtual address of a symbol of the kernel, and its physical address.
 func (m *Morgue) Symbol(name string) (virtual, physical uint64, err error) {
 	k, err := m.known()
 	if err != nil {
@@ -53,7 +53,7 @@ func (m *Morgue) Symbol(name string) (virtual, physical uint64, err error) {
 	return uint64(va), uint64(pa), err
 }
 
-// Close lets go of the memory. Vitals of it may be asked for at any time, and are not known any more.
+// Close releases the memory. Its vitals may be asked for at any time, but are not known any more.
 func (m *Morgue) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -72,7 +72,8 @@ func (m *Morgue) Prepare(context.Context) error {
 	return err
 }
 
-// known is the kernel, found if need be. Peers are read beside file systems.
+// known returns the kernel, which it finds if need be. Peers are read concurrently with file
+// systems.
 func (m *Morgue) known() (*kernel.Kernel, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -87,7 +88,7 @@ func (m *Morgue) known() (*kernel.Kernel, error) {
 	return k, err
 }
 
-// Hostname is the name that the dead kernel's machine had; empty: nobody knows.
+// Hostname returns the host name of the dead kernel; empty if it is not known.
 func (m *Morgue) Hostname() string {
 	k, err := m.known()
 	if err != nil {
@@ -109,8 +110,8 @@ func (m *Morgue) Panicked() (cpu int, panicked bool) {
 	return cpu, panicked && err == nil
 }
 
-// Unsaved is how many bytes the kernel that was found counts as not on their disks; false
-// if nobody knows, or nobody has found it yet.
+// Unsaved returns how many bytes the kernel counts as not on their disks. known is false if this
+// cannot be read, or the kernel has not been found yet.
 func (m *Morgue) Unsaved() (bytes uint64, known bool) {
 	if !m.mu.TryLock() {
 		return 0, false
@@ -123,7 +124,7 @@ func (m *Morgue) Unsaved() (bytes uint64, known bool) {
 	return bytes, err == nil
 }
 
-// Examine takes the file system of the image out of the dead kernel's mounts.
+// Examine finds the file system of the image among the dead kernel's mounts.
 func (m *Morgue) Examine(image takeover.Image) (takeover.Remains, error) {
 	k, err := m.known()
 	if err != nil {
@@ -155,8 +156,8 @@ func (m *Morgue) Examine(image takeover.Image) (takeover.Remains, error) {
 	return r, r.Plan.Check(image)
 }
 
-// Builds has what is learned of a kernel kept in the cache for the next time. Without
-// a cache directory, it is learned each time.
+// Builds returns the options that keep what is learned of a kernel in the cache for the next time.
+// Without a cache directory, it is learned each time.
 func Builds() []kernel.Option {
 	dir, err := dirs.Cache()
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"understudy.dev/understudy/dead/ram"
 )
 
-// memory is one that is gone once it is closed, which nobody may be reading then.
+// memory is a ram.Memory that is gone once it is closed. Nobody may be reading it then.
 type memory struct {
 	ram.Memory
 	morgue *Morgue
@@ -34,7 +34,8 @@ func (m *memory) Close() error {
 	return nil
 }
 
-// TestClose: vitals may be asked for at any time, and never of memory that is unmapped.
+// TestClose: vitals may be asked for at any time, and are never read from memory that is
+// unmapped.
 func TestClose(t *testing.T) {
 	mem := &memory{t: t}
 	m := New(mem)

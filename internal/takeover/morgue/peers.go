@@ -12,9 +12,10 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// Peers takes the dead kernel's neighbours and TCP connections out of its memory, and what clients of NFSv4.1 or later are
-// to be called for, so that one with nothing to do does not find out with its next renewal only that its server is another: until then
-// nobody gets a new lock. What is left out is counted, with the first reason.
+// Peers reads the dead kernel's neighbours and TCP connections from its memory, and prepares the calls for
+// clients of NFSv4.1 or later. By such a call, a client with nothing to do learns before its next renewal that
+// its server is another one: until it knows, nobody gets a new lock. What is left out is counted, with the
+// first reason.
 func (m *Morgue) Peers(of func(local netip.AddrPort) bool) (p wire.Peers, err error) {
 	k, err := m.known()
 	if err != nil {
@@ -51,16 +52,17 @@ func (m *Morgue) Peers(of func(local netip.AddrPort) bool) (p wire.Peers, err er
 	return p, errors.Join(neighbours.err("neighbours"), connections.err("connections"), r.omitted.err("backchannels of NFS clients"))
 }
 
-// recaller makes the calls for clients of NFSv4.1 or later.
+// recaller prepares the calls for clients of NFSv4.1 or later.
 type recaller struct {
 	k        *kernel.Kernel
 	channels map[[2]netip.AddrPort]nfsd.Backchannel // by connection; nil: not read yet
 	omitted  omitted
 }
 
-// call is what the client at the far end of a connection is to be called for; empty: it is none, or has to say something
-// anyway. What the dead side sends next must begin a record: all that was written is sent, and no thread was writing. If some of that is
-// lost, the call is out of order for the client, which never sees it.
+// call returns the call for the client at the far end of a connection. It is empty if that is no client, or one
+// that has to say something anyway. What the dead side sends next must begin a record: all that was written is
+// sent, and no thread was writing. If some of that is lost, the call is out of order for the client, which
+// never sees it.
 func (r *recaller) call(c *sockets.Connection) []byte {
 	if c.Local.Port() != server.Port || c.State != sockets.Established || c.Unsure || c.WriteSeq != c.SndNxt {
 		return nil
@@ -75,8 +77,8 @@ func (r *recaller) call(c *sockets.Connection) []byte {
 	return server.Recall(b.Program, b.Minor, b.Session, b.Sequence, b.Slots)
 }
 
-// read reads the backchannels, as many as can be handed on. A kernel without a server has none, and one before 5.11 keeps no types
-// of its modules.
+// read reads the backchannels, as many as can be handed on. A kernel without an NFS server has none, and a
+// kernel before 5.11 does not keep the types of its modules.
 func (r *recaller) read() {
 	r.channels = make(map[[2]netip.AddrPort]nfsd.Backchannel)
 	for b, err := range nfsd.Backchannels(r.k) {
@@ -90,8 +92,8 @@ func (r *recaller) read() {
 	}
 }
 
-// NFSClients are the names of the clients of NFSv4 that the dead kernel's server had noted in stable storage. Those
-// that were found before an error are good.
+// NFSClients returns the names of the NFSv4 clients that the dead kernel's server had recorded in stable
+// storage. Names that were found before an error are valid.
 func (m *Morgue) NFSClients() (names [][]byte, err error) {
 	k, err := m.known()
 	if err != nil {
@@ -106,8 +108,8 @@ func (m *Morgue) NFSClients() (names [][]byte, err error) {
 	return names, nil
 }
 
-// wantsTelling says whether a connection's far end could wait for something. One that
-// the dead side had called does not, yet; one that had called it may have been answered.
+// wantsTelling says whether a connection's far end could be waiting for something. A peer that the dead side
+// was connecting to is not waiting yet; a peer that was connecting to the dead side may have been answered.
 func wantsTelling(c *sockets.Connection) bool {
 	if c.State == sockets.SynSent || c.State == sockets.SynRecv {
 		return false

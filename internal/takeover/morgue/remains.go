@@ -18,11 +18,11 @@ type Remains struct {
 	Cache *pagecache.Cache
 	Super *pagecache.Superblock
 	Plan  *salvage.Plan
-	// Placed are the files of the plan that Finish has given their places on the disk, with
-	// all that was planned for them: they are out of the plan then.
+	// Placed are the files of the plan to which Finish has given their places on the disk, as
+	// they were planned. They are no longer in the plan.
 	Placed []salvage.File
 
-	// Wait has files without a place wait for a mount.
+	// Wait makes files without a place wait for a mount.
 	Wait bool
 
 	rescue *journal.Rescue // of Finish
@@ -43,14 +43,14 @@ func (g *GivenUp) Error() string {
 
 func (g *GivenUp) Unwrap() error { return g.Err }
 
-// Finish carries out the last commit on an image. What it wrote of files is out of the
-// plan then, and what a check of the file system may lose is in it. If the commit is
-// refused, the plan is given up, and the error is a *GivenUp: no file gets a part of
-// what it was to be. What fails after the commit is among the plan's faults. Any other
-// error says that the image could not be read.
+// Finish carries out the last commit on an image. Files that it has written are removed from
+// the plan, and what a check of the file system may lose is added to it. If the commit is
+// refused, the plan is given up, and the error is a *GivenUp: no file gets only a part of what
+// it was to be. What fails after the commit is added to the plan's faults. Any other error
+// means that the image could not be read.
 //
-// Of XFS and btrfs nothing is written here: the mount replays what their logs have, and the
-// plan has what they lack.
+// Finish writes nothing to XFS and btrfs: the mount replays what their logs have, and the plan
+// has what the logs lack.
 func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 	if !r.Super.HasBuffers() {
 		return takeover.Commit{Case: r.Super.Type + ": the mount replays its log, and what that lacks is written after it"}, nil
@@ -65,7 +65,8 @@ func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 	c := commitReport(rescue, did)
 	var committed *journal.CommittedError
 	if errors.As(err, &committed) {
-		// The mount replays it: the files get their data, and the report says what failed.
+		// The mount replays the commit: the files get their data, and the report says what
+		// failed.
 		r.Plan.Faults = append(r.Plan.Faults, err)
 	} else if err != nil {
 		bytes := r.Plan.Report().Bytes
@@ -80,9 +81,9 @@ func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 	return c, nil
 }
 
-// PlaceChecked gives files their places on an image that was checked since Finish, and that
-// counts only as a whole. What it writes is out of the plan then. An error means that the image
-// does not count any more.
+// PlaceChecked gives files their places on an image that was checked after Finish, and that is
+// used only as a whole. Files that it has written are removed from the plan. After an error the
+// image must not be used.
 func (r *Remains) PlaceChecked(image takeover.Image, c *takeover.Commit) error {
 	p, err := r.rescue.PlaceChecked(image, r.did)
 	c.Placed, c.PlacedBytes, c.Unplaced = len(p.Files), p.Bytes, unplaced(p)
@@ -138,8 +139,8 @@ func (r *Remains) Gather(staging []byte) (takeover.Gathered, error) {
 	return g, err
 }
 
-// Names is what the dead kernel had as the names of what a check has found without,
-// or with too many.
+// Names returns the names that the dead kernel had for the inodes which a check has found
+// without a name, or with too many.
 func (r *Remains) Names(found *wire.Check) wire.NameRequest {
 	var wanted []addr.Ino
 	for _, ino := range slices.Concat(found.Lost, found.Surplus) {

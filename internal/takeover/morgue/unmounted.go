@@ -15,9 +15,10 @@ import (
 // a reboot or after umount(8): nothing.
 type unmounted struct{ family string }
 
-// wasUnmounted says whether a kernel had unmounted what is on a disk, or never mounted it: all of its
-// superblocks are readable, none is that one, and an ext file system says so itself. A superblock
-// leaves the kernel's list only when all of it is on the disk (fs/super.c, deactivate_locked_super).
+// wasUnmounted returns nil if a kernel had unmounted the file system on a disk, or had never mounted
+// it: all of the kernel's superblocks are readable, none of them is that of the file system, and an
+// ext file system itself says that it is clean. A superblock leaves the kernel's list only when all
+// of it is on the disk (fs/super.c, deactivate_locked_super).
 func wasUnmounted(c *pagecache.Cache, on *salvage.OnDisk, image takeover.Image) error {
 	for s, err := range c.Superblocks() {
 		if err != nil {

@@ -17,8 +17,8 @@ import (
 	"understudy.dev/understudy/internal/takeover/draft"
 )
 
-// Raw are bytes for a place of the disk, in whole sectors. Those of one job do not
-// overlap: each has the last state of its place.
+// Raw is data to be written at an offset of the disk, in whole sectors. The Raws of one job
+// do not overlap: each has the final content of its range.
 type Raw struct {
 	Off  int64 // bytes
 	Data []byte
@@ -31,41 +31,41 @@ type Job struct {
 	Options  string // likewise
 	// Raw is written before anything mounts the disk.
 	Raw []Raw
-	// Free goes to blocks that nobody has, in place of Raw, before all else: nothing on the
-	// disk changes by it but what no file has. Only without a guest.
+	// Free is data for blocks that no file has. It is written before all else, to the disk itself instead
+	// of with Raw, and changes nothing on the disk but such blocks. It is allowed only without a guest.
 	Free []draft.Free
-	// Check has the file system checked and repaired after that, which only the
-	// ext family knows.
+	// Check asks for the file system to be checked and repaired after Raw is written. Only
+	// the ext family supports it.
 	Check bool
-	// Names is what the dead kernel had as the names of what a check has found
-	// without, or with too many. It is needed only with Check.
+	// Names returns the dead kernel's names of the inodes that a check has found without a
+	// name, or with too many. It is needed only with Check.
 	Names func(found *wire.Check) wire.NameRequest
 	// Size is how many bytes of staging Gather fills.
 	Size   int64
 	Gather func([]byte) error
-	// Files are what is written by handle; the staged bytes of their runs are
-	// what Gather fills.
+	// Files are the files to be written by file handle; Gather fills in the staged bytes of
+	// their runs.
 	Files []wire.File
-	// Attrs are what else there is to some of them.
+	// Attrs is metadata for some of these files.
 	Attrs []wire.Attr
-	// Refused says that something of the memory is not in it.
+	// Refused says that some data of the memory was refused, and is not in the job.
 	Refused bool
-	// Super are the places of the disk without which it has no file system, and
-	// which are missing while it is in between. At least one.
+	// Super are the regions of the disk that hold its superblock. While the disk is in
+	// between, they do not hold one, so that it has no file system. There is at least one.
 	Super []Region
 }
 
-// Result is what became of a job. All of it is on the disk.
+// Result says what a job has done. All of it is on the disk.
 type Result struct {
 	Applied wire.ApplyResult
-	Check   *wire.Check // nil: none was asked for
+	Check   *wire.Check // nil if none was asked for
 	Named   wire.NameResult
 	Stages  []Stage
-	Lacks   string // of a commit that was broken off, and is finished: why its memory is still needed; empty: it is not
+	Lacks   string // why the memory of an interrupted commit is still needed after the commit was finished; empty if it is not
 }
 
-// left is what was to be done with the file system mounted, and is not, and how much more of that the
-// guest's answer had no room for.
+// left returns what was to be done with the file system mounted and was not, and the number of
+// further failures that the guest's answer had no room for.
 func (r *Result) left() (failures []wire.Failure, more int) {
 	more = r.Named.MoreFailures + r.Applied.MoreFailures
 	if r.Check != nil {
@@ -87,12 +87,11 @@ func (r *Result) stage(name string, work func() error) error {
 	return err
 }
 
-// NeedsGuest reports whether there is something to be done with the file system mounted, or
-// checked.
+// NeedsGuest reports whether the job needs the file system to be mounted or checked.
 func (j *Job) NeedsGuest() bool { return j.Check || len(j.Files)+len(j.Attrs) > 0 }
 
-// Apply does a job. If it fails before the commit, the disk is as it was, but for what is
-// Free, and nothing of the run is left. Without a guest, the job must not need one.
+// Apply carries out a job. If it fails before the commit, the disk is unchanged, except for the
+// blocks of Job.Free, and the work directory is removed. If guest is nil, the job must not need one.
 func (d *Disk) Apply(ctx context.Context, j Job, guest *Guest) (*Result, error) {
 	if id, unfinished := d.Unfinished(); unfinished && (!d.Other() || id.Sum == j.Identity.Sum) {
 		return nil, d.unfinished(id)
@@ -112,8 +111,8 @@ func (d *Disk) unfinished(id Identity) error {
 		"Finish that first: apply the same image again, or, without it: understudy salvage apply --finish --disk "+d.path+".")
 }
 
-// prepare has the overlay made and filled, and everything durable that a commit
-// needs.
+// prepare makes and fills the overlay, or the redo file if guest is nil, and makes
+// everything durable that a commit needs.
 func (d *Disk) prepare(ctx context.Context, j Job, guest *Guest, r *Result) error {
 	before, err := d.read(j.Super)
 	if err != nil {
@@ -146,9 +145,9 @@ func (d *Disk) prepare(ctx context.Context, j Job, guest *Guest, r *Result) erro
 	return r.stage("seal overlay", func() error { return d.makeReady(ctx) })
 }
 
-// prepareRedo has everything durable that a commit needs without an overlay: the redo file, and
-// what goes to free blocks. Neither is of use without the other, and both may lie there without
-// harm, so they are written at the same time.
+// prepareRedo makes everything durable that a commit without an overlay needs: the redo file,
+// and the data for free blocks. Neither is used without the other, and either may be left
+// behind without harm, so they are written at the same time.
 func (d *Disk) prepareRedo(ctx context.Context, j Job) error {
 	redo := d.veiledRaw(j.Raw)
 	if err := errors.Join(d.roomFor(rawBytes(redo)+freeBytes(j.Free)), d.checkFree(j), context.Cause(ctx)); err != nil {
@@ -171,7 +170,7 @@ func (d *Disk) prepareRedo(ctx context.Context, j Job) error {
 	return d.left.write(d.work)
 }
 
-// makeReady has everything durable that a commit needs.
+// makeReady makes everything durable that a commit of the overlay needs.
 func (d *Disk) makeReady(ctx context.Context) (err error) {
 	if err := errors.Join(d.room(), d.seal(ctx)); err != nil {
 		return err
@@ -186,8 +185,8 @@ func (d *Disk) makeReady(ctx context.Context) (err error) {
 	return d.left.write(d.work)
 }
 
-// finish commits the overlay, whatever ctx says: what is in between is best left
-// soon. Each of its steps may have been done before, and is done again.
+// finish commits the overlay or the redo file even if ctx has ended: a disk should not stay
+// in between for long. Each of its steps may have been done before, and is then done again.
 func (d *Disk) finish(ctx context.Context, r *Result) error {
 	ctx = context.WithoutCancel(ctx)
 	err := r.stage("commit", func() error {
@@ -217,8 +216,8 @@ func (d *Disk) carryOver(ctx context.Context) error {
 	return d.commit(ctx)
 }
 
-// done takes away what a commit needed: its record first, without which the rest is of no use
-// to another run.
+// done removes what the commit needed, and its record first: without the record, the rest is
+// of no use to another run.
 func (d *Disk) done() error {
 	if err := os.Remove(filepath.Join(d.work, recordName)); err != nil {
 		return fmt.Errorf("remove record: %w", err)
@@ -226,8 +225,8 @@ func (d *Disk) done() error {
 	return errors.Join(syncDir(d.work), d.remove())
 }
 
-// Finish commits what an earlier run for the same had completed. The disk must be
-// as that run left it.
+// Finish completes the interrupted commit of an earlier run with the same Identity.Sum. The
+// disk must be as that run left it.
 func (d *Disk) Finish(ctx context.Context, id Identity) (*Result, error) {
 	left, unfinished := d.Unfinished()
 	if !unfinished {
@@ -245,7 +244,7 @@ func (d *Disk) Finish(ctx context.Context, id Identity) (*Result, error) {
 	}
 	r := &Result{Lacks: d.left.lacks()}
 	if veils := d.left.veil(); !same(now, veils) && same(now, d.left.After) {
-		return r, d.done() // only that was left to do
+		return r, d.done() // the commit was complete, except for this
 	} else if err := between(now, veils, d.left); err != nil {
 		return nil, d.changed(err)
 	}
@@ -263,8 +262,8 @@ func same(a, b []Region) bool {
 	return slices.EqualFunc(a, b, func(a, b Region) bool { return bytes.Equal(a.Data, b.Data) })
 }
 
-// between checks that the sectors of the superblock are known, and that not all of them are as
-// they were: a veil was there.
+// between checks that each sector of the superblock is known, and that not all of them have
+// their old content: a veil was there.
 func between(now, veils []Region, r *record) error {
 	if err := known(now, veils, r); err != nil {
 		return err
@@ -275,7 +274,7 @@ func between(now, veils []Region, r *record) error {
 	return nil
 }
 
-// known checks that each sector of the superblock is veiled, or as it was, or as it is to be.
+// known checks that each sector of the superblock has the veil, its old content or its new content.
 func known(now, veils []Region, r *record) error {
 	for i, g := range now {
 		for at := 0; at < len(g.Data); at += sector {

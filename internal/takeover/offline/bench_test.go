@@ -23,11 +23,11 @@ import (
 	"understudy.dev/understudy/internal/takeover/draft"
 )
 
-// BenchmarkPlaced brings unsaved files to a disk without a guest: places, audit, data, the
-// transaction and its replay, all durable; as a takeover does it, on the disk itself, and as
-// salvage apply does, on a draft first, with the redo file and the commit. Only the search in
-// memory is not in it (BenchmarkPlan, salvage). Beside it the same bytes are written to a file
-// there with O_DIRECT and made durable with fdatasync(2).
+// BenchmarkPlaced measures how unsaved files are brought to a disk without a guest: block placement,
+// audit, data, the transaction and its replay, all of it durable. It does so as a takeover does, on
+// the disk itself, and as salvage apply does, on a draft first, with the redo file and the commit.
+// Only the search in memory is left out (BenchmarkPlan, salvage). For comparison, the same bytes are
+// written to a file in the same directory with O_DIRECT, and made durable with fdatasync(2).
 func BenchmarkPlaced(b *testing.B) {
 	if _, err := exec.LookPath("mke2fs"); err != nil {
 		b.Skip(err)
@@ -40,7 +40,7 @@ func BenchmarkPlaced(b *testing.B) {
 }
 
 func benchmarkPlaced(b *testing.B, files int, size int64) {
-	// A file ends with a block; the larger size may not be one of all.
+	// The size of a file is a multiple of the block size, so the total may be larger than was asked for.
 	each := max(4096, (size/int64(files)+4095)&^4095)
 	size = each * int64(files)
 	dir := b.TempDir()
@@ -77,7 +77,7 @@ func benchmarkPlaced(b *testing.B, files int, size int64) {
 	r.Ratio(b, "takeover-of-direct", "takeover", "direct")
 }
 
-// emptyFiles makes a disk with files without content, and says what they are to get.
+// emptyFiles makes a disk with empty files, and returns what is to be written to them.
 func emptyFiles(b *testing.B, path string, files int, each int64) []placement.File {
 	tree := b.TempDir()
 	for n := range files {
@@ -130,7 +130,7 @@ func content(n int) []byte {
 	return b
 }
 
-// directWrites writes so many bytes to a new file, and makes them durable.
+// directWrites opens a new file, and returns a function that writes size bytes to it durably.
 func directWrites(b *testing.B, path string, size int64) (io.Closer, func([]byte) error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_DIRECT, 0o600)
 	if err != nil {
@@ -158,7 +158,7 @@ func copySparse(b *testing.B, from, to string) {
 	}
 }
 
-// placeAll does what the last commit of a rescue does.
+// placeAll carries out the last commit as a rescue does.
 func placeAll(out jbd2.Disk, files []placement.File, buf []byte) error {
 	log, err := jbd2.Open(out)
 	if err != nil {
@@ -193,11 +193,11 @@ func placeAll(out jbd2.Disk, files []placement.File, buf []byte) error {
 	return err
 }
 
-// writePieces writes the content of files in stretches of buf at most, later or straight if the
-// disk takes that, in the order of the disk.
+// writePieces writes the content of files, sorted by their places on the disk, in stretches of
+// at most len(buf) bytes. It uses WriteFree or WriteStretches if the disk has them.
 func writePieces(out jbd2.Disk, files []placement.Placed, buf []byte) error {
 	var all []jbd2.Stretch
-	size := int64(0) // of the last
+	size := int64(0) // of the last stretch
 	for _, f := range files {
 		for _, p := range f.Pieces {
 			for done := int64(0); done < p.Len(); {
@@ -225,7 +225,7 @@ func writePieces(out jbd2.Disk, files []placement.Placed, buf []byte) error {
 	return nil
 }
 
-// applyPlaced does the same on a draft, and Apply.
+// applyPlaced does the same on a draft, and brings that to the disk with Apply.
 func applyPlaced(b *testing.B, path string, files []placement.File, buf []byte) error {
 	d, err := Open(path, 0, "")
 	if err != nil {

@@ -16,10 +16,10 @@ import (
 	"understudy.dev/understudy/internal/live/hint"
 )
 
-// Place is a file system's: a disk, or a partition of it.
+// Place is where a file system is: a disk, or a partition of it.
 type Place struct {
 	Path string `json:"path"`
-	Part int    `json:"partition,omitempty"` // its number; 0: all of the disk
+	Part int    `json:"partition,omitempty"` // the partition number; 0 means the whole disk
 }
 
 func (p Place) String() string {
@@ -29,7 +29,7 @@ func (p Place) String() string {
 	return fmt.Sprintf("%s, partition %d", p.Path, p.Part)
 }
 
-// argument is the place as salvage apply wants it.
+// argument returns the place as it follows --disk on the command line of salvage apply.
 func (p Place) argument() string {
 	if p.Part == 0 {
 		return p.Path
@@ -37,26 +37,26 @@ func (p Place) argument() string {
 	return fmt.Sprintf("%s --partition %d", p.Path, p.Part)
 }
 
-// custody is a dead machine's memory in a file of ours, and where it belongs.
+// custody is the record of a dead machine's memory that we keep in a file, and of the disks that it belongs to.
 type custody struct {
 	Version int             `json:"version"`
 	Name    string          `json:"name"`    // of the machine
 	PID     int             `json:"pid"`     // of its process, which may have ended
-	Started uint64          `json:"started"` // foreign.Machine.Started of that
-	Boot    string          `json:"boot"`    // of this machine (random(4), boot_id): the numbers are of this one
+	Started uint64          `json:"started"` // foreign.Machine.Started of that process
+	Boot    string          `json:"boot"`    // this machine's boot_id (random(4)): PID and Started are of that boot
 	Memory  string          `json:"memory"`
 	Places  []Place         `json:"disks"`
 	Missing []string        `json:"missing"`
-	Note    json.RawMessage `json:"note,omitempty"` // of whoever has it kept
+	Note    json.RawMessage `json:"note,omitempty"` // Adoption.Note
 }
 
 const custodyVersion = 1
 
-// partial ends the name of a memory file that is not complete yet.
+// partial is the suffix of the name of a memory file that is not complete yet.
 const partial = ".partial"
 
-// newMemory opens an empty file for a machine's memory, which gets its name when it is complete.
-// What a run left that was killed is overwritten; one that goes on has a lock.
+// newMemory opens an empty file for a machine's memory. The file gets its final name when it is complete.
+// What a killed run has left is overwritten; a run that is still at work holds a lock on the file.
 func newMemory(path string) (*os.File, error) {
 	op := "save memory to " + path
 	if _, err := os.Lstat(path); err == nil {
@@ -75,7 +75,7 @@ func newMemory(path string) (*os.File, error) {
 	return f, nil
 }
 
-// settle gives the complete memory its name.
+// settle gives the complete memory file its final name.
 func (c *custody) settle() error {
 	err := unix.Renameat2(unix.AT_FDCWD, c.Memory+partial, unix.AT_FDCWD, c.Memory, unix.RENAME_NOREPLACE)
 	if err != nil {
@@ -88,7 +88,7 @@ func (c *custody) adopted() *Adopted {
 	return &Adopted{Memory: c.Memory, Reports: []*Report{}, Missing: append([]string{}, c.Missing...)}
 }
 
-// bootID is of this machine's boot.
+// bootID returns this machine's boot_id.
 func bootID() (string, error) {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return string(b), err
@@ -122,9 +122,9 @@ func parseCustody(b []byte) (*custody, error) {
 	return c, nil
 }
 
-// Resume goes on where a Run with this Record was broken off, by a kill or the machine's end: the
-// process is ended, if it is there still, and its disks are brought up to date. If these have
-// changed since, the record is removed, and the memory kept.
+// Resume continues a Run with this Record that was interrupted because the process was killed or
+// the machine went down. It ends the QEMU process, if that still exists, and brings its disks up
+// to date. If the disks have changed since, it removes the record and keeps the memory.
 func (a Adoption) Resume(ctx context.Context) (note json.RawMessage, _ *Adopted, err error) {
 	c, err := readJSON(a.Record, parseCustody)
 	if err != nil {
@@ -146,18 +146,18 @@ func (a Adoption) Resume(ctx context.Context) (note json.RawMessage, _ *Adopted,
 	return c.Note, out, err
 }
 
-// end ends the machine's process, if it is the same one.
+// end ends the machine's process, if PID still is that process.
 func (c *custody) end(limit time.Duration) error {
 	if boot, err := bootID(); err != nil || boot != c.Boot {
 		return err
 	}
 	m, err := foreign.Open(c.PID)
 	if err != nil {
-		return nil // it has ended: a disk that somebody has is not claimed
+		return nil // it has ended; a disk that another process uses is not claimed later
 	}
 	defer m.Close()
 	if started, err := m.Started(); err != nil || started != c.Started {
-		return nil // likewise
+		return nil // likewise: PID is another process by now
 	}
 	return m.End(limit)
 }

@@ -27,7 +27,7 @@ func TestParseCustody(t *testing.T) {
 	}
 }
 
-// FuzzParseCustody holds that what is read names what is needed, and is read again as it is written.
+// FuzzParseCustody checks that a parsed record has what is needed, and parses again after it was encoded.
 func FuzzParseCustody(f *testing.F) {
 	f.Add([]byte(custodyText))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -48,8 +48,8 @@ func FuzzParseCustody(f *testing.F) {
 	})
 }
 
-// TestNewMemory: what a killed run has left is overwritten; what another run is at, and what is
-// complete, is not.
+// TestNewMemory checks that what a killed run has left is overwritten, and that a file which
+// another run writes to, or which is complete, is not.
 func TestNewMemory(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "m")
 	if err := os.WriteFile(path+partial, []byte("of a killed run, and longer"), 0o600); err != nil {

@@ -1,15 +1,15 @@
-// Package offline brings a disk to the state that a dead kernel had in memory,
-// without the machine's own kernel ever mounting it: a small guest works on a
-// copy-on-write overlay, and only what is complete is committed.
+// Package offline brings a disk to the state that a dead kernel had in memory, without the
+// machine's own kernel ever mounting it: a small guest works on a copy-on-write overlay, and
+// only complete work is committed.
 //
 // # Caveats
 //
-// Until the commit the disk is as it was, to the byte, but for blocks that no file has, neither
-// before nor after: data that is to go there is written there at once. A commit that was broken
-// off leaves it in between; the overlay and a record of it stay, and whoever
-// opens the disk next must finish it. What the overlay is good for depends on
-// nobody writing to the disk meanwhile: its claim sees to that while we run, its
-// superblock tells afterwards.
+// Until the commit the disk stays unchanged to the byte, except for blocks that no file has,
+// neither before nor after: data for these is written there at once. An interrupted commit
+// leaves the disk in between; the overlay and a record of the commit stay, and the next run
+// that opens the disk must finish it. The overlay is valid only if nobody else writes to the
+// disk meanwhile: the claim on the disk ensures that while we run, and a look at its superblock
+// afterwards.
 package offline
 
 import (
@@ -38,13 +38,13 @@ type Identity struct {
 	Sum string `json:"sum"`
 }
 
-// Disk is a disk that is ours, and what an earlier run may have left of its work.
+// Disk is a disk that we have claimed, with what an earlier run may have left of its work.
 type Disk struct {
 	*fence.Claim
-	// size and start, in bytes, are those of the partition that is meant, or of all of it.
+	// Size and start, in bytes, are those of the selected partition or, if there is none, of the whole disk.
 	Size  int64
 	start int64
-	part  int    // its number; 0: all of it is meant
+	part  int    // the number of the selected partition; 0 means the whole disk
 	path  string // absolute
 	work  string // directory, absolute
 	left  *record
@@ -52,17 +52,17 @@ type Disk struct {
 	forget bool
 }
 
-// Open claims a disk and looks for what an earlier run left. If part is not 0, that partition
-// is meant, and offsets begin with it. work is where the overlay goes: empty means beside
-// the disk. Nothing is made or changed.
+// Open claims a disk and looks for what an earlier run left. If part is not 0, it selects
+// that partition, and offsets are relative to its start. work is the directory for the
+// overlay; empty means beside the disk. Nothing is created or changed.
 func Open(path string, part int, work string) (*Disk, error) { return open(path, part, work, nil) }
 
-// open is Open, of a disk that may be claimed already.
+// open is Open for a disk that may be claimed already.
 func open(path string, part int, work string, claim *fence.Claim) (*Disk, error) {
 	d := &Disk{part: part}
 	var err error
 	if d.path, err = filepath.Abs(path); err == nil {
-		// The place must not depend on the name that the disk was called by.
+		// The work directory must not depend on the name by which the disk was given.
 		d.path, err = filepath.EvalSymlinks(d.path)
 	}
 	if err != nil {
@@ -90,18 +90,18 @@ func open(path string, part int, work string, claim *fence.Claim) (*Disk, error)
 	return d, nil
 }
 
-// section is what is meant of the disk.
+// section returns the disk, or the selected partition of it.
 func (d *Disk) section() device.Section {
 	return device.Section{Direct: device.Direct{File: d.File}, Off: d.start, Len: d.Size}
 }
 
-// ReadAt reads from what is meant.
+// ReadAt reads from the disk, or from the selected partition.
 func (d *Disk) ReadAt(b []byte, off int64) (int, error) { return d.section().ReadAt(b, off) }
 
-// WriteAt writes to what is meant.
+// WriteAt writes to the disk, or to the selected partition.
 func (d *Disk) WriteAt(b []byte, off int64) (int, error) { return d.section().WriteAt(b, off) }
 
-// Seek tells its size.
+// Seek is only for finding out the size of the disk, or of the selected partition.
 func (d *Disk) Seek(off int64, whence int) (int64, error) { return d.section().Seek(off, whence) }
 
 // sector is the unit of a disk, in bytes.
@@ -145,10 +145,10 @@ func (d *Disk) find() (err error) {
 	return d.judge()
 }
 
-// findElsewhere looks beside the work directory for the one of the commit whose veil this disk has, and takes that: a
-// device may have another name after a reboot, and an image may have been moved.
+// findElsewhere looks in the parent of the work directory for the work directory of the commit whose veil this disk
+// has, and uses that one: a device may have another name after a reboot, and an image may have been moved.
 func (d *Disk) findElsewhere() bool {
-	beside, _ := os.ReadDir(filepath.Dir(d.work)) // there is none, or it cannot be read
+	beside, _ := os.ReadDir(filepath.Dir(d.work)) // empty if it does not exist or cannot be read
 	for _, e := range beside {
 		dir := filepath.Join(filepath.Dir(d.work), e.Name())
 		if !strings.HasSuffix(dir, workSuffix) {
@@ -167,11 +167,11 @@ func (d *Disk) findElsewhere() bool {
 	return false
 }
 
-// workSuffix ends the name of a work directory.
+// workSuffix is the suffix of a work directory's name.
 const workSuffix = ".understudy"
 
-// judge says how far the commit of a record came, by the record and the disk. One that had begun was to
-// another disk if this one's superblock is neither veiled, nor the old one, nor the new one.
+// judge finds out from the record and the disk how far the recorded commit came. A commit that had begun
+// was to another disk if this one's superblock is neither the veil, nor the old one, nor the new one.
 func (d *Disk) judge() error {
 	l := d.left
 	if l.Step == stepCommit || l.Step == stepVeiled {
@@ -180,7 +180,7 @@ func (d *Disk) judge() error {
 			return inBetween{fmt.Errorf("disk %s: a commit to it may have been broken off: %w", d.path, err)}
 		}
 		veils := l.veil()
-		l.began = l.Step == stepVeiled || veiled(now, veils) // the record may not have come to that
+		l.began = l.Step == stepVeiled || veiled(now, veils) // the disk is veiled before the record says so
 		l.other = l.began && !veiled(now, veils) && known(now, veils, l) != nil
 	}
 	if l.began && !l.other {
@@ -193,8 +193,8 @@ func (d *Disk) judge() error {
 	return err
 }
 
-// Unfinished says whose commit to this disk was broken off, if one was. The disk
-// is then in between, unless Other, and Finish is all that may be done.
+// Unfinished returns the identity of the interrupted commit to this disk, if there was one.
+// The disk is then in between, unless Other, and nothing may be done to it but Finish.
 func (d *Disk) Unfinished() (Identity, bool) {
 	if d.left == nil || !d.left.began {
 		return Identity{}, false
@@ -202,16 +202,16 @@ func (d *Disk) Unfinished() (Identity, bool) {
 	return d.left.Identity, true
 }
 
-// Other reports whether what Unfinished says is of another disk, which had this one's name, as a
-// device may after a reboot, or of this one before it was restored: it has nothing of that commit.
+// Other reports whether the commit that Unfinished returns was to another disk that had this one's name, which
+// may change in a reboot, or to this disk before it was restored. Nothing of that commit is on this disk.
 func (d *Disk) Other() bool { return d.left != nil && d.left.other }
 
-// disown has what was left by a commit to another disk be no matter of this one. Its record may be
-// all that can finish that disk.
+// disown sets aside the work directory of a commit to another disk, so that it does not concern
+// this one. Its record may be all that can finish the other disk.
 func (d *Disk) disown() error {
 	aside, err := os.MkdirTemp(filepath.Dir(d.work), filepath.Base(d.work)+"-")
 	if err == nil {
-		err = unix.Rename(d.work, aside) // which replaces an empty directory
+		err = unix.Rename(d.work, aside) // rename(2) replaces an empty directory
 	}
 	if err != nil {
 		return fmt.Errorf("set aside what a commit to another disk has left: %w", err)
@@ -223,8 +223,8 @@ func (d *Disk) disown() error {
 // Work is the directory of the overlay and the record.
 func (d *Disk) Work() string { return d.work }
 
-// clear makes an empty work directory. What an earlier run left there may go if
-// the run was for the same, or had nothing left to do, and is set aside if it was to another disk.
+// clear makes an empty work directory. What an earlier run left there is removed if that run had
+// the same Identity, or had nothing left to do, and is set aside if it was to another disk.
 func (d *Disk) clear(id Identity) error {
 	if d.Other() {
 		if err := d.disown(); err != nil {
@@ -257,8 +257,8 @@ const (
 	stagingName = "staging"
 )
 
-// ours says whether a directory without a record has nothing but what a run
-// leaves that was killed at its very beginning or end.
+// ours reports whether a directory without a record has only files that a run leaves behind
+// if it is killed at its very beginning or end.
 func ours(entries []fs.DirEntry) bool {
 	for _, e := range entries {
 		switch e.Name() {
@@ -270,8 +270,8 @@ func ours(entries []fs.DirEntry) bool {
 	return true
 }
 
-// remove removes the work directory: its record last, which says what the rest
-// of it is.
+// remove removes the work directory. The record goes last, since it says what the other
+// files are.
 func (d *Disk) remove() error {
 	for _, name := range []string{overlayName, redoName, stagingName, recordName + ".new", recordName, ""} {
 		if err := os.Remove(filepath.Join(d.work, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -16,7 +16,7 @@ import (
 	"understudy.dev/understudy/internal/takeover/draft"
 )
 
-// trial is a disk with an overlay that a guest would have filled.
+// trial is a disk with an overlay, filled as a guest would fill it.
 type trial struct {
 	t             *testing.T
 	path          string
@@ -27,8 +27,8 @@ const superAt = 1024
 
 var trialID = Identity{Image: "ram", Kernel: "6.1", UUID: "u", Sum: "s"}
 
-// newTrial fills an overlay, or a redo file: with another superblock if it is to differ, and
-// bytes elsewhere.
+// newTrial fills an overlay, or a redo file if redo is set: it changes bytes in several
+// places of the disk, and the superblock, too, if differs is set.
 func newTrial(t *testing.T, differs, redo bool) (*trial, *Disk) {
 	t.Helper()
 	for _, tool := range []string{imageTool, writeTool} {
@@ -52,7 +52,7 @@ func newTrial(t *testing.T, differs, redo bool) (*trial, *Disk) {
 		t.Fatal(err)
 	}
 	d.left = &record{Step: stepApply, Identity: trialID, Disk: d.path, Size: d.Size, Before: super, Refused: &redo}
-	if differs { // else it is of an older program
+	if differs { // or else the record is of an older program
 		d.left.Veil = veilOf(trialID)
 	}
 	if err := d.left.write(d.work); err != nil {
@@ -73,7 +73,7 @@ func newTrial(t *testing.T, differs, redo bool) (*trial, *Disk) {
 	if err := fill(d, changes); err != nil {
 		t.Fatal(err)
 	}
-	if redo { // what is free counts for nothing until the commit
+	if redo { // the free blocks are already written, which does not count before the commit
 		copy(tr.before[trialFree:], freeText)
 		copy(tr.after[trialFree:], freeText)
 	}
@@ -95,7 +95,7 @@ func (tr *trial) fillOverlay(d *Disk, changes []Region) error {
 	return d.makeReady(tr.t.Context())
 }
 
-// fillRedo has the superblock in the midst of a larger piece, if it differs.
+// fillRedo writes the new superblock, if there is one, as part of a larger piece.
 func (tr *trial) fillRedo(d *Disk, changes []Region) error {
 	var j Job
 	for _, c := range changes {
@@ -109,7 +109,7 @@ func (tr *trial) fillRedo(d *Disk, changes []Region) error {
 	return d.prepareRedo(tr.t.Context(), j)
 }
 
-// trialFree is where a trial has blocks that nobody has, in bytes.
+// trialFree is the offset, in bytes, of the blocks of a trial that no file has.
 const trialFree = 3 << 20
 
 var freeText = bytes.Repeat([]byte("free"), 4096)
@@ -133,11 +133,11 @@ func (tr *trial) disk() []byte {
 	return b
 }
 
-// steps are those of a commit, after each of which a run may end.
+// steps returns the steps of a commit, after each of which a run may be interrupted.
 func (d *Disk) steps(t *testing.T) []func() error {
 	return []func() error{
 		func() error { return nil },
-		func() error { // torn
+		func() error { // a torn write
 			_, err := d.WriteAt(d.left.veil()[0].Data[:sector], superAt)
 			return err
 		},
@@ -148,7 +148,7 @@ func (d *Disk) steps(t *testing.T) []func() error {
 			return err
 		},
 		func() error { return d.carryOver(t.Context()) },
-		func() error { // torn
+		func() error { // a torn write
 			_, err := d.WriteAt(d.left.After[0].Data[:sector], superAt)
 			return err
 		},
@@ -156,7 +156,7 @@ func (d *Disk) steps(t *testing.T) []func() error {
 	}
 }
 
-// breakOff takes so many of its steps.
+// breakOff takes the first n of these steps.
 func (d *Disk) breakOff(t *testing.T, n int) {
 	t.Helper()
 	for _, step := range d.steps(t)[:n] {
@@ -166,7 +166,7 @@ func (d *Disk) breakOff(t *testing.T, n int) {
 	}
 }
 
-// TestFinish breaks a commit off after each of its steps, and goes on with it.
+// TestFinish interrupts a commit after each of its steps, and then finishes it.
 func TestFinish(t *testing.T) {
 	for _, differs := range []bool{true, false} {
 		for _, redo := range []bool{true, false} {
@@ -221,8 +221,8 @@ func breakOff(t *testing.T, n int, differs, redo bool) {
 	}
 }
 
-// TestFinishOnce wants a commit that was complete not to be done again: somebody
-// may have written to the disk since.
+// TestFinishOnce checks that a commit that was complete is not done again: somebody may
+// have written to the disk since.
 func TestFinishOnce(t *testing.T) {
 	tr, d := newTrial(t, false, false)
 	for _, step := range d.steps(t) {
@@ -243,7 +243,7 @@ func TestFinishOnce(t *testing.T) {
 	}
 }
 
-// TestFinishRefuses has disks that somebody wrote to, and work that is gone.
+// TestFinishRefuses checks that Finish refuses disks that somebody has written to, and work that is gone or damaged.
 func TestFinishRefuses(t *testing.T) {
 	for name, tc := range map[string]struct {
 		spoil func(*trial, *Disk)
@@ -292,7 +292,7 @@ func flip(t *testing.T, path string, at int64) {
 	}
 }
 
-// TestVeilTells wants a veiled disk to be refused where its record is not.
+// TestVeilTells checks that a veiled disk is refused if its record is not found.
 func TestVeilTells(t *testing.T) {
 	tr, d := newTrial(t, true, false)
 	if err := d.put(d.left.veil()); err != nil {
@@ -307,8 +307,8 @@ func TestVeilTells(t *testing.T) {
 	}
 }
 
-// TestOther has disks with the record of a commit that was broken off after a step, and says of which that is another
-// disk's. One that is in between, or may be, is never another.
+// TestOther checks for which disks the record of an interrupted commit is recognized as another disk's. A disk that
+// is in between, or may be, is never taken for another one.
 func TestOther(t *testing.T) {
 	put := func(text string, off int64) func(*trial, *Disk) {
 		return func(_ *trial, d *Disk) { d.WriteAt(bytes.Repeat([]byte(text), 1024/len(text)), off) }
@@ -326,7 +326,7 @@ func TestOther(t *testing.T) {
 		step              int
 		spoil             func(*trial, *Disk)
 		unfinished, other bool
-		fails             bool // as one that is in between
+		fails             bool // as a disk that is in between
 	}{
 		"about to begin":           {0, nothing, false, false, false},
 		"a part of the veil":       {1, nothing, true, false, false},
@@ -366,7 +366,8 @@ func TestOther(t *testing.T) {
 	}
 }
 
-// TestDisown: a record of another disk keeps nobody from this one, but for the memory that it is of, and is not lost.
+// TestDisown checks that the record of a commit to another disk prevents work on this one only for the same memory,
+// and is kept.
 func TestDisown(t *testing.T) {
 	tr, d := newTrial(t, true, true)
 	d.breakOff(t, 6)
@@ -412,8 +413,8 @@ func TestDisown(t *testing.T) {
 	}
 }
 
-// TestFreeRefuses has stretches for free blocks that are elsewhere, or whose bytes are not to be
-// had: nothing else of the disk changes, and no work is left.
+// TestFreeRefuses checks that stretches for free blocks are refused if they lie elsewhere, or if
+// their bytes cannot be read: nothing on the disk changes, and no work directory is left.
 func TestFreeRefuses(t *testing.T) {
 	const n = 1 << 20
 	text := bytes.Repeat([]byte("free"), n/4)
@@ -457,7 +458,7 @@ func TestFreeRefuses(t *testing.T) {
 	}
 }
 
-// TestUnclean: a check that was broken off has left a superblock that says so.
+// TestUnclean checks that unclean recognizes the superblock that an interrupted check leaves.
 func TestUnclean(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk")
 	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 4<<20)); err != nil {

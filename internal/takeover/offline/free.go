@@ -9,15 +9,15 @@ import (
 	"understudy.dev/understudy/internal/takeover/draft"
 )
 
-// writeFree writes what goes to blocks that nobody has, durably: neither what an ordinary
-// recovery makes of the disk, nor what is to be written over that, has anything there. Until
-// the commit, the disk says the same as before; a run that is broken off leaves bytes there
-// that nothing reads, and another writes them again.
+// writeFree writes the data for free blocks, durably. These blocks are in use neither after
+// an ordinary recovery of the disk, nor by anything that is to be written over that. Until
+// the commit, the disk reads as before; an interrupted run leaves bytes there that nothing
+// reads, and another run writes them again.
 func (d *Disk) writeFree(all []draft.Free) error {
 	if len(all) == 0 {
 		return nil
 	}
-	// The section would have all of the memory be read twice, to look at it first.
+	// Writing through the section would read all of the memory twice, since it checks every stretch first.
 	err := jbd2.WriteStretches(d.section().Direct, len(all), func(i int) (jbd2.Stretch, error) {
 		f := all[i]
 		data, err := f.Data()
@@ -36,8 +36,8 @@ func (d *Disk) writeFree(all []draft.Free) error {
 	return nil
 }
 
-// checkFree checks that stretches for free blocks are within the disk, and apart from each
-// other and from all else that is written.
+// checkFree checks that the stretches for free blocks are within the disk, and overlap
+// neither each other nor anything else that is written.
 func (d *Disk) checkFree(j Job) error {
 	type span struct {
 		off, end int64
@@ -57,7 +57,7 @@ func (d *Disk) checkFree(j Job) error {
 		all = append(all, span{g.Off, g.Off + int64(len(g.Data)), false})
 	}
 	slices.SortFunc(all, func(a, b span) int { return cmp.Compare(a.off, b.off) })
-	end, free := int64(0), false // of what reaches farthest so far
+	end, free := int64(0), false // of the span that reaches farthest so far
 	for _, s := range all {
 		if s.off < end && (s.free || free) {
 			return fmt.Errorf("write to free blocks: byte %d is written twice", s.off)

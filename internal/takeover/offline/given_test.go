@@ -12,8 +12,8 @@ import (
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
-// TestRecoverRefused: what a takeover has refused stays refused, unless the dead side's memory is
-// applied from the start; and a run that fails tells what it had refused.
+// TestRecoverRefused checks that what a takeover has refused stays refused, unless the dead
+// side's memory is applied from the start, and that a run that fails reports what it has refused.
 func TestRecoverRefused(t *testing.T) {
 	whole, part, broken := &Report{Complete: true}, &Report{}, errors.New("broken off")
 	type outcome struct {
@@ -59,8 +59,8 @@ func TestRecoverRefused(t *testing.T) {
 	}
 }
 
-// TestRecoverOld: a record of an older program does not say what its takeover had refused. The memory stays
-// where that may have been something.
+// TestRecoverOld checks records of older programs, which do not say what their takeover had refused: the
+// memory stays if that may have been something.
 func TestRecoverOld(t *testing.T) {
 	image := filepath.Join(t.TempDir(), "disk.img")
 	if err := os.WriteFile(image, nil, 0o600); err != nil {

@@ -13,21 +13,21 @@ import (
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
-// Guest is what the work is done in.
+// Guest describes the guest that the work is done in.
 type Guest struct {
 	Kernel string // path of a bzImage
-	// Image makes the guest's initramfs at path. It has the agent, and what the
-	// kernel needs as modules.
+	// Image makes the guest's initramfs at path. It contains the agent, and the modules
+	// that the kernel needs.
 	Image func(path string) error
 	Accel partition.Accel
 	CPUs  []int
-	// Dir is for sockets, memory and logs: on a tmpfs. It is made, and removed
-	// with all in it.
+	// Dir is a directory on a tmpfs, for sockets, memory and logs. It is created, and
+	// removed with everything in it.
 	Dir string
 }
 
-// memory is what the guest has, in bytes. The data does not pass through it: only
-// a check of a large file system takes much.
+// memory is the size of the guest's memory, in bytes. The data does not pass through it:
+// only a check of a large file system takes much.
 const memory = 1 << 30
 
 // diskName is the serial number of the disk in the guest, and mountPoint where it
@@ -37,14 +37,14 @@ const (
 	mountPoint = "/disk"
 )
 
-// run has the overlay filled by the guest.
+// run lets the guest fill the overlay.
 func (d *Disk) run(ctx context.Context, j Job, g Guest, r *Result) error {
 	s, err := stage(d.work, d.Size, j, r)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	// What an earlier run left there was of this disk, and that is ours now.
+	// What an earlier run left there belonged to this disk, which is ours now.
 	if err := errors.Join(os.RemoveAll(g.Dir), os.Mkdir(g.Dir, 0o700)); err != nil {
 		return err
 	}
@@ -52,7 +52,7 @@ func (d *Disk) run(ctx context.Context, j Job, g Guest, r *Result) error {
 	spec := partition.Spec{
 		Name: "appliance", Dir: g.Dir, CPUs: g.CPUs, VCPUs: min(2, len(g.CPUs)), Memory: memory, Accel: g.Accel,
 		Kernel: g.Kernel, Initramfs: filepath.Join(g.Dir, "guest.cpio"),
-		// A guest that dies ends, instead of staying for the one who takes over.
+		// A guest that panics is to end, not to stay for a takeover.
 		Append: "panic=-1",
 		Devices: []partition.Device{
 			partition.Overlay{Disk: partition.Disk{Name: diskName, Image: d.path}, Off: d.start, Size: d.Size, File: d.overlay()},
@@ -79,11 +79,11 @@ func (d *Disk) run(ctx context.Context, j Job, g Guest, r *Result) error {
 	return nil
 }
 
-// boots is how often a guest is booted that does not come up: nothing has been written then,
-// and on a busy machine an emulated kernel may die of that alone.
+// boots is how many times we try to boot a guest that does not come up: nothing has been
+// written by then, and on a busy machine an emulated kernel may die for that reason alone.
 const boots = 2
 
-// boot boots the guest. What those that do not come up said is kept, and named.
+// boot boots the guest. The console output of a guest that does not come up is kept in a file, which the error names.
 func (g *Guest) boot(ctx context.Context, spec partition.Spec, disk wire.Disk) (*supervisor.Appliance, error) {
 	var errs []error
 	for range boots {
@@ -102,8 +102,8 @@ func (g *Guest) boot(ctx context.Context, spec partition.Spec, disk wire.Disk) (
 	return nil, errors.Join(errs...)
 }
 
-// keepConsole writes what a guest that did not come up said to a file in the directory for
-// temporary files, which the error names.
+// keepConsole writes the console output of a guest that did not come up to a file in the
+// directory for temporary files. The error names the file.
 func keepConsole(err error) error {
 	var up *supervisor.NotUp
 	if !errors.As(err, &up) || len(up.Console) == 0 {
@@ -161,7 +161,7 @@ func (s *staged) work(ctx context.Context, a *supervisor.Appliance, j Job, r *Re
 	return r.stage("unmount", func() error { return a.Finish(ctx) })
 }
 
-// lastLines are the last of what the guest's kernel said, if it said anything.
+// lastLines returns the end of the guest's console log, for an error, or nothing if it is empty.
 func lastLines(path string) string {
 	const most = 2000 // bytes
 	b, err := os.ReadFile(path)

@@ -19,12 +19,12 @@ type Mounted struct {
 	// Work is a directory for the staged data, on another file system. It needs as
 	// much room as the plan has bytes.
 	Work string
-	// Died is the end of the dead kernel: what was changed later is left alone.
+	// Died is when the kernel died: files that were changed later are left alone.
 	Died time.Time
 }
 
-// Apply does a job in place: nothing of it can be undone. What the job has for the
-// disk itself must be there already.
+// Apply carries out a job in place: nothing of it can be undone. It fails if the job has
+// Raw or Check: what they do to the disk itself must be done already.
 func (m Mounted) Apply(ctx context.Context, j Job) (r *Result, err error) {
 	if len(j.Raw) > 0 || j.Check {
 		return nil, errors.New("apply to a mounted file system: the job has blocks to write or a check to run, which needs it unmounted")

@@ -20,7 +20,7 @@ func mountAt(dir string) (mounts.Mount, error) {
 		return m, fmt.Errorf("find mount: %w", err)
 	}
 	for at := range mounts.Here() {
-		if at.Dir == abs { // the last one is on top of the others
+		if at.Dir == abs { // the last mount there is on top of the others
 			m = at
 		}
 	}

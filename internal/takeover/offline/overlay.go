@@ -24,20 +24,20 @@ const (
 	writeTool = "qemu-io"
 )
 
-// image runs qemu-img. It ends with us, and it holds the disk's lock for as long
-// as it runs: should we be killed, nobody comes in between.
+// image runs qemu-img. The program is killed when we end, and it holds the disk's lock for
+// as long as it runs: if we are killed, nobody else can claim the disk before it has ended.
 func (d *Disk) image(ctx context.Context, args ...string) error {
 	return d.qemuWith(ctx, nil, imageTool, args...)
 }
 
-// qemuWith also gives the program a file, as its descriptor 4.
+// qemuWith runs a program of QEMU's like image. The program gets file as its descriptor 4.
 func (d *Disk) qemuWith(ctx context.Context, file *os.File, tool string, args ...string) error {
 	cmd := exec.CommandContext(ctx, tool, args...)
 	cmd.ExtraFiles = []*os.File{d.File, file}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
-	// The signal comes when the thread ends that started it (prctl(2)).
+	// Pdeathsig is sent when the thread ends that started the program (prctl(2)).
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := cmd.Run(); err != nil {
@@ -49,8 +49,8 @@ func (d *Disk) qemuWith(ctx context.Context, file *os.File, tool string, args ..
 	return nil
 }
 
-// makeOverlay makes an empty overlay. The disk is named in it for people; we name
-// it each time ourselves.
+// makeOverlay makes an empty overlay. The name of the disk in it is for people only: view
+// names the disk each time.
 func (d *Disk) makeOverlay(ctx context.Context) error {
 	err := d.image(ctx, "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", d.path, d.overlay(), fmt.Sprint(d.Size))
 	if err != nil {
@@ -59,8 +59,8 @@ func (d *Disk) makeOverlay(ctx context.Context) error {
 	return nil
 }
 
-// view names the disk under its overlay to QEMU. The lock of the disk is ours:
-// QEMU is told not to take it.
+// view returns the QEMU options that open the overlay on top of the disk. We hold the lock
+// of the disk, so QEMU is told not to take it.
 func (d *Disk) view() string {
 	driver := "file"
 	if d.Device {
@@ -88,17 +88,17 @@ func (d *Disk) seal(ctx context.Context) error {
 	return syncDir(d.work)
 }
 
-// room says whether the disk's own file system can take what the overlay holds.
+// room checks that the file system under the disk's image has room for what the overlay holds.
 func (d *Disk) room() error {
 	var over unix.Stat_t
 	if err := unix.Stat(d.overlay(), &over); err != nil {
 		return fmt.Errorf("look for room: %w", err)
 	}
-	return d.roomFor(over.Blocks * 512) // st_blocks counts these (stat(2))
+	return d.roomFor(over.Blocks * 512) // st_blocks is in units of 512 bytes (stat(2))
 }
 
-// roomFor says whether the disk's own file system can take so many bytes that are to be
-// written.
+// roomFor checks that the file system under the disk's image has room for n bytes that are
+// to be written to the disk.
 func (d *Disk) roomFor(n int64) error {
 	if d.Device {
 		return nil
@@ -108,7 +108,7 @@ func (d *Disk) roomFor(n int64) error {
 	if err := errors.Join(unix.Fstat(int(d.Fd()), &disk), unix.Fstatfs(int(d.Fd()), &place)); err != nil {
 		return fmt.Errorf("look for room: %w", err)
 	}
-	if d.part == 0 { // only holes of the disk take room, and with partitions they may be elsewhere
+	if d.part == 0 { // only holes of the image need room, and the holes may be in other partitions
 		n = min(n, max(0, d.Size-disk.Blocks*512))
 	}
 	if free := int64(place.Bavail) * place.Bsize; n > free {
@@ -124,7 +124,7 @@ func (d *Disk) look(ctx context.Context, regions []Region) ([]Region, error) {
 	tmp := filepath.Join(d.work, stagingName)
 	for _, g := range regions {
 		n := len(g.Data)
-		// What is skipped counts (qemu-img.c, img_dd).
+		// count includes the skipped blocks (qemu-img.c, img_dd).
 		err := d.image(ctx, "dd", "-O", "raw", fmt.Sprintf("bs=%d", sector), fmt.Sprintf("skip=%d", g.Off/sector),
 			fmt.Sprintf("count=%d", (g.Off+int64(n))/sector), "--image-opts", "if="+d.view(), "of="+tmp)
 		if err != nil {
@@ -162,7 +162,7 @@ func (d *Disk) cover(ctx context.Context, regions []Region) error {
 }
 
 func (d *Disk) coverOne(ctx context.Context, g Region) error {
-	// A name with spaces could not be told to the program.
+	// The command cannot name a file whose path has spaces, so the file is passed as a descriptor.
 	tmp, err := os.Create(filepath.Join(d.work, stagingName))
 	if err != nil {
 		return err
@@ -176,8 +176,8 @@ func (d *Disk) coverOne(ctx context.Context, g Region) error {
 	return errors.Join(err, os.Remove(tmp.Name()))
 }
 
-// commit writes what the overlay holds to the disk, and makes it durable. The
-// overlay stays as it is: until it is removed, a commit can be done again.
+// commit writes what the overlay holds to the disk, and makes it durable. The overlay is
+// not changed: until it is removed, the commit can be repeated.
 func (d *Disk) commit(ctx context.Context) error {
 	if err := d.image(ctx, "commit", "-q", "-d", "--image-opts", d.view()); err != nil {
 		return err

@@ -24,31 +24,31 @@ import (
 	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
-// Adoption brings the disks of a QEMU up to date that somebody else started, and whose
-// kernel has died in it.
+// Adoption brings up to date the disks of a QEMU process that somebody else started, and
+// whose guest kernel has died.
 type Adoption struct {
 	Options        // of each disk; Image, Disk and FS are found
-	Memory  string // where to keep the memory; empty: in Work, or beside the largest disk
+	Memory  string // where to keep the memory; empty means in Work, or beside the largest disk
 	// End allows the process to be ended, once its memory is safe. Without it nothing is
 	// written to a disk.
 	End bool
-	// Hung says that a kernel that is in no panic is dead all the same.
+	// Hung says that the kernel is to be taken for dead even if it is not in panic.
 	Hung bool
-	// Record is a file that says, from before the process is ended until the disks are up to
-	// date, what is to be done yet, so that Resume can; empty: none.
+	// Record is the path of a file that says what is still to be done, from before the process is
+	// ended until the disks are up to date, so that Resume can do it. Empty means that there is none.
 	Record string
 	// Note is kept in Record, and returned by Resume.
 	Note json.RawMessage
-	// Room is a directory for the memory where no disk is a file, which would have it beside
-	// it; empty: refused.
+	// Room is a directory for the memory if no disk is a file (otherwise the memory is kept
+	// beside one). Empty means that such a run is refused.
 	Room string
 }
 
-// Adopted is what became of it.
+// Adopted is the result of an Adoption.
 type Adopted struct {
-	Memory  string    `json:"memory,omitempty"` // the file that is kept; empty: it is not needed any more
+	Memory  string    `json:"memory,omitempty"` // the file that is kept; empty if it is not needed any more
 	Reports []*Report `json:"disks"`
-	// Missing are file systems that the dead kernel had mounted, which none of the disks has.
+	// Missing are the file systems that the dead kernel had mounted, and that are on none of the disks.
 	Missing []string `json:"missing"`
 }
 
@@ -80,9 +80,9 @@ var (
 // endLimit is how long a process may take to be gone after it was killed.
 const endLimit = 30 * time.Second
 
-// Run freezes the process, copies its memory to a file, ends the process, and does what Run of
-// Options does to each file system of its disks that the dead kernel had mounted. Before the
-// process is ended, nothing has changed, and with an error it goes on, once it is closed. The file with its
+// Run freezes the process, copies its memory to a file, ends the process, and brings up to date each file
+// system of its disks that the dead kernel had mounted, as the function Run does. Until the process is
+// ended nothing has changed, and after an error the process goes on when m is closed. The file with the
 // memory is removed only if everything in it is on the disks.
 func (a Adoption) Run(ctx context.Context, m *foreign.Machine) (*Adopted, error) {
 	if err := m.Freeze(); err != nil {
@@ -103,14 +103,14 @@ func (a Adoption) Run(ctx context.Context, m *foreign.Machine) (*Adopted, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := m.End(endLimit); err != nil { // it may end yet: the file may be all that is left
+	if err := m.End(endLimit); err != nil { // it may still end: the file may then be all that is left
 		return c.adopted(), err
 	}
 	return a.finish(ctx, c)
 }
 
-// take copies the memory to its file, and finds out which disks are meant. With an error, nothing
-// is left of it.
+// take copies the memory to its file, and finds the disks that it belongs to. After an error, the
+// file is removed.
 func (a *Adoption) take(ctx context.Context, m *foreign.Machine, disks []foreign.Disk) (_ *custody, err error) {
 	f, err := newMemory(a.Memory)
 	if err != nil {
@@ -120,7 +120,7 @@ func (a *Adoption) take(ctx context.Context, m *foreign.Machine, disks []foreign
 		if err != nil {
 			err = errors.Join(err, os.Remove(f.Name()))
 		}
-		err = errors.Join(err, f.Close()) // and with it the lock
+		err = errors.Join(err, f.Close()) // this releases the lock
 	}()
 	if err := m.SaveTo(ctx, f); err != nil {
 		return nil, err
@@ -141,7 +141,7 @@ func (a *Adoption) take(ctx context.Context, m *foreign.Machine, disks []foreign
 			return nil, err
 		}
 	}
-	// From here on it is what its name says.
+	// From here on the file is complete, as its name says.
 	if err := c.settle(); err != nil {
 		if a.Record != "" {
 			err = errors.Join(err, os.Remove(a.Record))
@@ -151,7 +151,7 @@ func (a *Adoption) take(ctx context.Context, m *foreign.Machine, disks []foreign
 	return c, nil
 }
 
-// finish brings the disks of a machine up to date that has ended.
+// finish brings up to date the disks of a machine that has ended.
 func (a *Adoption) finish(ctx context.Context, c *custody) (*Adopted, error) {
 	out := c.adopted()
 	if err := a.apply(ctx, c, out); err != nil {
@@ -169,8 +169,8 @@ func (a *Adoption) finish(ctx context.Context, c *custody) (*Adopted, error) {
 	return out, nil
 }
 
-// apply brings each file system up to date: one that fails does not keep the others from it. All
-// disks are claimed first, so that nobody starts the machine again in between.
+// apply brings each file system up to date. If one of them fails, it goes on with the others.
+// All disks are claimed first, so that nobody can start the machine again meanwhile.
 func (a *Adoption) apply(ctx context.Context, c *custody, out *Adopted) (err error) {
 	claims := make(map[string]*fence.Claim)
 	defer func() {
@@ -193,7 +193,7 @@ func (a *Adoption) apply(ctx context.Context, c *custody, out *Adopted) (err err
 		o := a.Options
 		o.Image, o.Disk, o.Part, o.claim = c.Memory, p.Path, p.Part, claims[p.Path]
 		if o.claim.Device && o.Work == "" {
-			o.Work = filepath.Dir(c.Memory) // there was room for that
+			o.Work = filepath.Dir(c.Memory) // it had room for the memory
 		}
 		r, err := Run(ctx, o)
 		if err != nil {
@@ -205,7 +205,7 @@ func (a *Adoption) apply(ctx context.Context, c *custody, out *Adopted) (err err
 	return errors.Join(errs...)
 }
 
-// keep says what to do when a disk was not brought up to date.
+// keep adds to an error what to do about a disk that was not brought up to date.
 func (c *custody) keep(p Place, err error) error {
 	return hint.New("bring "+p.String()+" up to date", err, "Its machine's memory is in "+c.Memory+": keep it, and go on with understudy salvage apply "+c.Memory+" --disk "+p.argument()+".")
 }
@@ -224,8 +224,8 @@ func (a *Adoption) place(m *foreign.Machine, disks []foreign.Disk) (err error) {
 	return err
 }
 
-// bootable makes sure that there is a guest for each type of file system that is written to in
-// one: it is too late to find that out when the process has ended.
+// bootable checks that a guest can be made for each type of file system that is written to in
+// a guest: once the process has ended, it is too late to find out.
 func (a *Adoption) bootable(ctx context.Context, types []string) (err error) {
 	dir, err := os.MkdirTemp("", "understudy-guest-*")
 	if err != nil {
@@ -247,8 +247,8 @@ func (a *Adoption) bootable(ctx context.Context, types []string) (err error) {
 	return nil
 }
 
-// beside is the directory of the largest file of those with a file system, or else of all: QEMU
-// writes to files that are no disks, too. Empty: there are only devices.
+// beside returns the directory of the largest file with a file system or, if there is none, of the
+// largest file: QEMU also writes to files that are not disks. Empty means that there are only devices.
 func beside(disks []foreign.Disk) (dir string) {
 	most := int64(-1)
 	for _, d := range disks {
@@ -278,7 +278,7 @@ func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) (types [
 	if _, panicked, err := memory.Kernel.PanicCPU(); (err != nil || !panicked) && !a.Hung {
 		return nil, hint.New("salvage a running machine", errRuns, "Nothing was touched, and it goes on. If it hangs and will not come back, say so with --hung.")
 	}
-	// What cannot be found out is no reason to leave a dead machine's data where it is lost.
+	// If Absent fails, we go on: a dead machine's data is not to be lost because this could not be found out.
 	if absent, _ := memory.Kernel.Absent(); len(absent) > 0 {
 		return nil, hint.New("copy a machine's memory", fmt.Errorf("its kernel has hotplugged memory, which the file would lack: %v", absent),
 			"Nothing was touched. Have QEMU dump all of it (dump-guest-memory, or virsh dump --memory-only), and use that file.")
@@ -304,7 +304,7 @@ func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) (types [
 			continue
 		}
 		if !f.Super.HasBuffers() && f.Super.Type != "xfs" && f.Super.Type != "btrfs" && idle(f) {
-			continue // a CD, a disk of firmware's
+			continue // a CD, or a disk of the firmware
 		}
 		c.Missing = append(c.Missing, fmt.Sprintf("%s %s, %s", f.Super.Type, f.Super.UUID, f.Device))
 	}
@@ -314,14 +314,14 @@ func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) (types [
 	return types, nil
 }
 
-// idle says whether nothing of a file system waits to be written.
+// idle reports whether nothing of a file system waits to be written.
 func idle(f *inventory.FileSystem) bool {
 	found := f.Find(inventory.Query{Accept: func(string) bool { return true }})
 	return len(found.Files)+len(found.Refused)+len(found.Faults) == 0
 }
 
-// identified are the places of the disks by the file system that they have. Two with the same one
-// cannot be told from each other.
+// identified returns where the file systems of the disks are, by UUID. It fails if two have the
+// same UUID, since they cannot be told apart.
 func identified(disks []foreign.Disk) (map[pagecache.UUID]Place, error) {
 	on := make(map[pagecache.UUID]Place)
 	for _, d := range disks {
@@ -344,7 +344,7 @@ func identified(disks []foreign.Disk) (map[pagecache.UUID]Place, error) {
 	return on, nil
 }
 
-// openSized opens a disk for a look at it, and tells its size in bytes. Nobody is kept from it.
+// openSized opens a disk for reading, and returns its size in bytes. It does not claim the disk.
 func openSized(path string) (*os.File, int64, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -357,7 +357,7 @@ func openSized(path string) (*os.File, int64, error) {
 	return f, size, nil
 }
 
-// places finds the file systems on a disk: all of it is one, or its partitions are.
+// places finds the file systems on a disk: one on the whole disk, or those of its partitions.
 func places(path string) (map[Place]pagecache.UUID, error) {
 	f, size, err := openSized(path)
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/internal/live/foreign"
 )
 
-// TestPlace: memory is kept beside a file that has a file system, not beside whatever else QEMU
-// writes to.
+// TestPlace checks that the memory is kept beside a file that has a file system, not beside
+// anything else that QEMU writes to.
 func TestPlace(t *testing.T) {
 	if _, err := exec.LookPath("mke2fs"); err != nil {
 		tier.Lacks(t, err)
@@ -45,7 +45,7 @@ func TestPlace(t *testing.T) {
 	for name, c := range map[string]struct {
 		disks      []foreign.Disk
 		work, room string
-		want       string // empty: refused
+		want       string // empty if it is refused
 	}{
 		"not the first":       {[]foreign.Disk{tpm, log, small}, "", "/room", filepath.Join(dir, "a")},
 		"the largest":         {[]foreign.Disk{tpm, small, large, log}, "", "", filepath.Join(dir, "b")},
@@ -69,8 +69,8 @@ func TestPlace(t *testing.T) {
 	}
 }
 
-// TestBootable: XFS and btrfs are written to in a guest, and so is ext4 with --guest; without a
-// kernel for it nothing is begun.
+// TestBootable checks that nothing is begun without a kernel for the guest that XFS and btrfs,
+// and ext4 with --guest, are written to in.
 func TestBootable(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	for _, c := range []struct {

@@ -14,7 +14,7 @@ import (
 
 // The steps of a run, as a record has them.
 const (
-	stepApply  = "apply"  // the overlay is being written; the disk is untouched (a redo file has no record then)
+	stepApply  = "apply"  // the overlay is being written; the disk is untouched (there is no record yet for a redo file)
 	stepCommit = "commit" // the overlay is complete; the disk is about to be veiled
 	stepVeiled = "veiled" // the disk is veiled, and in between
 	stepDone   = "done"   // of older programs: the disk is complete; the overlay is of no use
@@ -28,23 +28,24 @@ type record struct {
 	Identity Identity `json:"identity"`
 	Disk     string   `json:"disk"` // path
 	Size     int64    `json:"size"` // of the disk, bytes
-	// Veil is what the veil says; empty: of older programs, which had the same for all disks of one memory.
+	// Veil is the text of the veil. It is empty in records of older programs, which used the same veil for
+	// all disks of one memory.
 	Veil string `json:"veil,omitempty"`
-	// Before are the superblock of the disk as it was, and After as it is to be:
-	// the overlay and the disk have a veil in its place.
+	// Before is the superblock of the disk as it was, and After as it is to be: in the
+	// overlay and on the disk, the veil takes its place.
 	Before []Region `json:"before"`
 	After  []Region `json:"after"`
-	// Redo is what there is in place of an overlay; nil if there is one.
+	// Redo describes the file that takes the place of an overlay; nil if there is an overlay.
 	Redo *redo `json:"redo,omitempty"`
-	// Refused says that something of the memory is not in it, so that the memory is still needed
-	// when it is on the disk. It is nil in a record of an older program, which did not say.
+	// Refused says that some data of the memory was refused and is not in the commit, so that the memory
+	// is still needed after the commit. It is nil in records of older programs, which did not say.
 	Refused *bool `json:"refused"`
 
-	began bool // of a record that was found: the disk is in between
-	other bool // likewise: but it is another disk
+	began bool // of a record that was found: the commit had begun, so the disk is in between
+	other bool // likewise: the commit was to another disk
 }
 
-// lacks is why the memory is still needed when all of the record is on the disk; empty: it is not.
+// lacks returns why the memory is still needed after the commit; empty if it is not.
 func (r *record) lacks() string {
 	switch {
 	case r.Refused == nil:
@@ -58,17 +59,18 @@ func (r *record) lacks() string {
 // Region is a stretch of a disk, in whole sectors.
 type Region struct {
 	Off  int64  `json:"off"`  // bytes
-	Data []byte `json:"data"` // of a request: only its length counts
+	Data []byte `json:"data"` // where a Region is a request, only the length counts
 }
 
-// The versions of a record: one with Veil is no matter for older programs, which would take its disk for one that was written to.
+// The versions of a record. Older programs must not read one with Veil: they would take its disk for one that was
+// written to.
 const (
 	recordVersion = 1
 	redoVersion   = 2
 	veilVersion   = 3
 )
 
-// version is that of the format that a record needs.
+// version returns the version of the format that a record needs.
 func (r *record) version() int {
 	switch {
 	case r.Veil != "":
@@ -106,7 +108,7 @@ func readJSON[T any](path string, parse func([]byte) (*T, error)) (*T, error) {
 	return r, nil
 }
 
-// writeJSON makes a record of any kind durable, in the place of the one before.
+// writeJSON makes a record of any kind durable, in place of the previous one.
 func writeJSON(path string, r any) error {
 	b, err := json.MarshalIndent(r, "", "\t")
 	if err != nil {
@@ -159,7 +161,7 @@ func parseRecord(b []byte) (*record, error) {
 	return r, nil
 }
 
-// write makes the record durable, in the place of the one before.
+// write makes the record durable, in place of the previous one.
 func (r *record) write(work string) error {
 	r.Version = r.version()
 	return writeJSON(filepath.Join(work, recordName), r)

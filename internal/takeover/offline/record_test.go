@@ -74,7 +74,7 @@ func TestParseRecordRefuses(t *testing.T) {
 	}
 }
 
-// FuzzParseRecord: what parses is what can be written, and within its disk.
+// FuzzParseRecord checks that a record that parses can be encoded, and is within its disk.
 func FuzzParseRecord(f *testing.F) {
 	r := sample()
 	r.Version = recordVersion
@@ -99,7 +99,8 @@ func FuzzParseRecord(f *testing.F) {
 	})
 }
 
-// TestRecordOld: a record that does not say whether something was refused is none of a complete run.
+// TestRecordOld checks that a record that does not say whether something was refused is not taken
+// for that of a complete run.
 func TestRecordOld(t *testing.T) {
 	for text, lacks := range map[string]bool{"": true, `"refused": true,`: true, `"refused": false,`: false} {
 		r, err := parseRecord([]byte(`{` + text + `"version": 1, "step": "apply"}`))
@@ -109,7 +110,7 @@ func TestRecordOld(t *testing.T) {
 	}
 }
 
-// TestClear wants what others have in the work directory to stay.
+// TestClear checks that clear leaves alone what others have in the work directory.
 func TestClear(t *testing.T) {
 	mine := Identity{Sum: "s"}
 	for name, tc := range map[string]struct {

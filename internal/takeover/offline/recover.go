@@ -15,26 +15,26 @@ import (
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
-// ErrNotMounted is why a memory has nothing for a disk: its kernel did not have the
+// ErrNotMounted means that a memory has nothing for a disk: its kernel did not have the
 // file system mounted.
 var ErrNotMounted = errors.New("not mounted by the dead kernel")
 
 // RecoverOptions say how a pair's disks are brought up to date.
 type RecoverOptions struct {
 	Guest string // as in Options
-	Work  string // likewise; empty is for a block device the pair's own (WorkOf)
+	Work  string // likewise; empty means WorkOf, which for a block device is the pair's own directory
 	// GiveUp is as in Options; without it a disk whose last commit is refused stays as it is, and is
 	// tried again by the next call.
 	GiveUp bool
-	// Devices are paths of what has the file system of a disk, by the disk's name, in the place of
-	// its image: a disk with layers needs one.
+	// Devices maps the names of disks to the paths of devices that have their file systems, to be
+	// used instead of the disks' images: a disk with layers needs one.
 	Devices map[string]string
 }
 
-// Recover brings to the disks of a pair, and to the root disks of its partitions, what its run directory has in
-// memory only. There is a report for each memory that was applied to a disk; with an error they are those
-// until then, and Recover can be called again. If something was refused, the run directory stays at stake;
-// so it does for a root disk that could not be brought up to date, whose memory is recorded as kept.
+// Recover brings to the disks of a pair, and to the root disks of its partitions, the data that only the memory
+// in its run directory has. It returns a report for each memory that was applied to a disk. After an error, these
+// are the reports until then, and Recover can be called again. If something was refused, the run directory stays
+// at stake; so it does if a root disk could not be brought up to date, whose memory is then recorded as kept.
 func Recover(ctx context.Context, d *supervisor.RunDir, o RecoverOptions) ([]*Report, error) {
 	if d.Record == nil {
 		return nil, nil
@@ -50,7 +50,7 @@ func Recover(ctx context.Context, d *supervisor.RunDir, o RecoverOptions) ([]*Re
 	return r.reports, err
 }
 
-// all brings up to date what there is. A disk of which it fails keeps nobody from the root disks.
+// all brings all disks up to date. An error of a shared disk does not keep it from the root disks.
 func (r *recovery) all(ctx context.Context) error {
 	complete, err := true, error(nil)
 	if !r.record.Saved {
@@ -64,7 +64,7 @@ func (r *recovery) all(ctx context.Context) error {
 	return errors.Join(err, failed, lacking)
 }
 
-// disks brings the shared disks up to date, and says whether they have all of it.
+// disks brings the shared disks up to date, and reports whether they now have everything that was in memory.
 func (r *recovery) disks(ctx context.Context) (complete bool, err error) {
 	untouched := false
 	for i := range r.record.Disks {
@@ -80,8 +80,8 @@ func (r *recovery) disks(ctx context.Context) (complete bool, err error) {
 	return !untouched && !slices.ContainsFunc(r.record.Disks, func(d supervisor.RecordDisk) bool { return d.Lacks() }), nil
 }
 
-// roots brings the root disks up to date. lacking is why it is recorded of some that they are not; err is why
-// that is not known, or not recorded.
+// roots brings the root disks up to date. lacking says why some are recorded as not up to date; err is why
+// this is not known, or could not be recorded.
 func (r *recovery) roots(ctx context.Context) (lacking, err error) {
 	all, err := r.dir.LackingRoots()
 	for _, p := range all {
@@ -105,7 +105,7 @@ func (r *recovery) roots(ctx context.Context) (lacking, err error) {
 			switch {
 			case report.Untouched: // another try may give up its last commit
 				failed = errors.Join(failed, errUntouched)
-			case !report.Complete: // which has its own verdict
+			case !report.Complete: // RootLacks treats ErrPartly separately
 				failed = errors.Join(failed, supervisor.ErrPartly)
 			}
 		}
@@ -121,32 +121,32 @@ func (r *recovery) roots(ctx context.Context) (lacking, err error) {
 	return lacking, err
 }
 
-// errUntouched is why nothing more is done to a disk now: its last commit is refused.
+// errUntouched means that nothing more is done to a disk now, because its last commit is refused.
 var errUntouched = errors.New("the last commit is refused, and nothing was written")
 
 type recovery struct {
 	dir     *supervisor.RunDir
-	record  supervisor.Record // as it is to be
+	record  supervisor.Record // as it is to be written
 	options RecoverOptions
 	run     func(context.Context, Options) (*Report, error)
 	rescue  func(context.Context, Options) ([]*Report, error)
 	reports []*Report
 }
 
-// What a disk's progress says besides what a takeover does.
+// Values of a disk's progress in addition to those of a takeover.
 const (
-	heirSaved takeover.Progress = "understudy saved" // as HandedOver, and the understudy's own is on the disk
-	saved     takeover.Progress = "saved"            // all of it is
+	heirSaved takeover.Progress = "understudy saved" // as HandedOver, and the understudy's own data is on the disk
+	saved     takeover.Progress = "saved"            // all data is on the disk
 )
 
-// disk applies the memories that a disk is missing something of. A kernel that took it
-// over has a journal and unsaved data of its own, which come first: then the disk is as
-// a kernel left it that had written a part of the plan.
+// disk applies the memories that have data which a disk lacks. A kernel that took the disk
+// over has a journal and unsaved data of its own. These are applied first: the disk is then
+// as left by a kernel that has written a part of the plan.
 func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
 	active, heir := r.dir.RAM(r.record.Active), r.dir.RAM(r.record.Heir)
 	switch d.Progress {
 	case "", takeover.Fenced, takeover.HandedOver:
-		if d.Refused == nil { // a takeover had not come to that yet
+		if d.Refused == nil { // the takeover had not come to refuse anything yet
 			d.Refused = new(bool)
 		}
 	}
@@ -163,14 +163,14 @@ func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
 		if !errors.Is(err, ErrNotMounted) {
 			return err
 		}
-		// It died before it came to that: the disk is as the active side left it.
+		// The understudy died before it mounted the disk, which is as the active side left it.
 		if err = r.applyIfMounted(ctx, d, active); errors.Is(err, salvage.ErrDiskChanged) {
-			return nil // it is not, and what was refused stays so
+			return nil // the disk has changed after all, and what was refused stays refused
 		}
 		return err
 	case takeover.HandedOver:
 		err := r.apply(ctx, d, Options{Image: heir}, heirSaved)
-		if errors.Is(err, ErrNotMounted) { // it died before it came to that, or in the midst of it
+		if errors.Is(err, ErrNotMounted) { // it died before the mount, or in the middle of it
 			if err = r.applyIfMounted(ctx, d, active); !errors.Is(err, salvage.ErrDiskChanged) {
 				return err
 			}
@@ -184,8 +184,8 @@ func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
 	return r.applyIfMounted(ctx, d, active)
 }
 
-// applyIfMounted applies the memory of a kernel that may have died before it came to mount
-// the disk. All of it is applied: what a takeover had refused of it counts no more.
+// applyIfMounted applies the memory of a kernel that may have died before it mounted the
+// disk. All of it is applied: what a takeover had refused of it no longer counts.
 func (r *recovery) applyIfMounted(ctx context.Context, d *supervisor.RecordDisk, image string) error {
 	before := d.Refused
 	d.Refused = new(bool)
@@ -199,7 +199,7 @@ func (r *recovery) applyIfMounted(ctx context.Context, d *supervisor.RecordDisk,
 	return err
 }
 
-// apply applies one memory, and makes durable that it is.
+// apply applies one memory, and records durably that it did.
 func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Options, done takeover.Progress) error {
 	o, err := r.on(d, o)
 	if err != nil {
@@ -222,7 +222,7 @@ func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Option
 	return r.dir.Write(&r.record)
 }
 
-// on has a run be on a disk of the pair.
+// on sets the options for a run on a disk of the pair.
 func (r *recovery) on(d *supervisor.RecordDisk, o Options) (_ Options, err error) {
 	o.Disk, o.Part, o.Guest, o.Work, o.GiveUp = d.Image, d.Part, r.options.Guest, r.options.Work, r.options.GiveUp
 	if device := r.options.Devices[d.Name]; device != "" {
@@ -234,8 +234,8 @@ func (r *recovery) on(d *supervisor.RecordDisk, o Options) (_ Options, err error
 	return o, err
 }
 
-// WorkOf is the directory of what a disk of a pair's is to get (Options.Work): with what is
-// known of the pair, if the disk is a block device, and empty, beside it, if it is an image.
+// WorkOf returns the directory for what is to be written to a disk of a pair (Options.Work): the pair's state
+// directory, which it creates, for a block device, and empty, which means beside the disk, for an image.
 func WorkOf(pair, disk string) (string, error) {
 	st, err := os.Stat(disk)
 	if err != nil || st.Mode().IsRegular() {
@@ -245,8 +245,8 @@ func WorkOf(pair, disk string) (string, error) {
 	return dir, os.MkdirAll(dir, 0o750)
 }
 
-// layered says what to do about a disk whose file system only a guest sees. Which memories are to
-// be brought to it, and in which order, is this program's to know.
+// layered says what to do about a disk whose file system only a guest sees. The operator makes
+// the device; this program knows which memories are to be brought to it, and in which order.
 func layered(d *supervisor.RecordDisk) error {
 	return hint.New("find its file system", fmt.Errorf("it lies on %s, which only a guest sees through", strings.Join(d.Layers, " and ")),
 		fmt.Sprintf("Make the device of the file system here (losetup, mdadm --assemble, cryptsetup open, lvchange -ay), mount it nowhere, and: understudy recover --disk %s=DEVICE. The memory stays until then.", d.Name))

@@ -14,8 +14,8 @@ import (
 	"understudy.dev/understudy/internal/takeover/supervisor"
 )
 
-// TestRecoverBlockDevice: a disk that is a block device, or whose file system is on one, is brought
-// up to date without being told where.
+// TestRecoverBlockDevice checks that a disk that is a block device, or whose file system is on one,
+// is brought up to date without a directory being named.
 func TestRecoverBlockDevice(t *testing.T) {
 	t.Setenv("UNDERSTUDY_STATE", t.TempDir())
 	image := filepath.Join(t.TempDir(), "disk.img")
@@ -38,7 +38,8 @@ func TestRecoverBlockDevice(t *testing.T) {
 	}
 }
 
-// TestWorkOf: what a disk is to get lies beside an image; there is no beside of a device.
+// TestWorkOf checks that the work directory of an image is beside it, and that of a device in the
+// pair's state directory.
 func TestWorkOf(t *testing.T) {
 	state := t.TempDir()
 	t.Setenv("UNDERSTUDY_STATE", state)
@@ -64,15 +65,15 @@ func TestWorkOf(t *testing.T) {
 	}
 }
 
-// TestRecoverRoots: the run directory is at stake until each root disk has what only memory has of it, whatever
-// becomes of another; what an end of the work has left is done the next time.
+// TestRecoverRoots checks that the run directory stays at stake until each root disk has what only memory has
+// of it, even if another one has it already, and that an interrupted run is completed by the next one.
 func TestRecoverRoots(t *testing.T) {
 	broken := errors.New("no room")
 	for name, tc := range map[string]struct {
 		left, right     error
-		refused         bool // something of left's
-		untouched       bool // left's last commit is
-		ended           bool // in the midst of left's
+		refused         bool // some of left's data is refused
+		untouched       bool // left's last commit is refused
+		ended           bool // interrupted during left's
 		fails, unsaved  bool
 		kept, stillLack int
 	}{

@@ -15,25 +15,25 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// redo is all that is to be written to a disk, in a file of the work directory: the place
-// of an overlay where no guest has anything to do. The data comes first, one after the
-// other, then the list of it (wire.EncodeBlocks), which says where it goes and where
-// in the file it is.
+// redo describes a file of the work directory that has everything that is to be written to
+// a disk. It takes the place of an overlay if nothing has to be done in a guest. The pieces
+// of data come first, back to back, and then their list (wire.EncodeBlocks), which says for
+// each piece where it goes on the disk, and where it is in the file.
 type redo struct {
 	List int64  `json:"list"` // where the list begins, in bytes
 	Size int64  `json:"size"` // of the file
 	Sum  uint32 `json:"sum"`  // CRC-32C of all of it
 }
 
-// redoName is that of the file.
+// redoName is the name of that file.
 const redoName = "redo"
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func (d *Disk) redo() string { return filepath.Join(d.work, redoName) }
 
-// newRedo makes the file, empty, with room for what is to be written to the disk and the list of
-// that, where the file system there can reserve some: without room, nothing is begun.
+// newRedo creates the file, empty, and returns it with the list that it will have. It reserves room
+// for the data and the list, if the file system there can do that: without room, nothing is begun.
 func (d *Disk) newRedo(raw []Raw) (f *os.File, list []byte, err error) {
 	runs, _, err := place(raw, 0, d.Size)
 	if err != nil {
@@ -50,8 +50,8 @@ func (d *Disk) newRedo(raw []Raw) (f *os.File, list []byte, err error) {
 	return f, list, nil
 }
 
-// makeRedo writes what is to be written to the disk, but for free blocks, into a new file, durably,
-// closes it, and says in the record that it is there.
+// makeRedo writes what is to be written to the disk, except for the data for free blocks, into the
+// new file, durably, closes it, and notes it in the record.
 func (d *Disk) makeRedo(f *os.File, raw []Raw, list []byte) error {
 	made, err := writeRedo(f, raw, list)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
@@ -61,8 +61,8 @@ func (d *Disk) makeRedo(f *os.File, raw []Raw, list []byte) error {
 	return syncDir(d.work)
 }
 
-// veiledRaw is what is to be written, with the veil in place of the superblock. That, as it
-// is to be, goes into the record.
+// veiledRaw returns what is to be written to the disk, with the veil in place of the
+// superblock. The new superblock goes into the record.
 func (d *Disk) veiledRaw(raw []Raw) []Raw {
 	d.left.After = nil
 	for _, g := range d.left.Before {
@@ -93,7 +93,7 @@ func rawBytes(all []Raw) (n int64) {
 	return n
 }
 
-// overlay copies what of some bytes lies over others, each at an offset of the disk.
+// overlay copies to under those bytes of over that lie on it. underAt and overAt are offsets on the disk.
 func overlay(under []byte, underAt int64, over []byte, overAt int64) {
 	from := max(underAt, overAt)
 	to := min(underAt+int64(len(under)), overAt+int64(len(over)))
@@ -152,7 +152,7 @@ func (d *Disk) redoAll() error {
 
 var errRedo = errors.New("its size, checksum or block list is wrong")
 
-// read returns the list of a file whose bytes are all as they were written.
+// read checks the size and the checksum of the file, and returns its list. disk is the size of the disk, in bytes.
 func (r *redo) read(f *os.File, disk int64) ([]wire.Run, error) {
 	sum := crc32.New(castagnoli)
 	n, err := io.Copy(sum, io.NewSectionReader(f, 0, r.Size))

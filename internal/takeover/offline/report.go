@@ -18,7 +18,7 @@ type Report struct {
 	Image      string           `json:"image"`
 	Kernel     string           `json:"kernel"`
 	Disk       string           `json:"disk"`
-	Part       int              `json:"partition,omitempty"` // of it; 0: all of it
+	Part       int              `json:"partition,omitempty"` // the number of the partition of Disk; 0 means the whole disk
 	FileSystem FileSystem       `json:"filesystem"`
 	DryRun     bool             `json:"dry_run"`
 	Resumed    bool             `json:"resumed"` // an earlier run's commit was finished
@@ -29,14 +29,14 @@ type Report struct {
 	Complete   bool             `json:"complete"` // nothing was refused
 	// Untouched says that nothing at all was written, since the last commit was refused.
 	Untouched bool `json:"untouched,omitempty"`
-	// NotDead says that the kernel was in no panic when its memory was taken.
+	// NotDead says that the kernel was not in panic when its memory was taken.
 	NotDead bool `json:"not_dead,omitempty"`
-	// Dump is what the operator should know of a dump that has less than was to be in it.
+	// Dump is advice for the operator about a dump that is incomplete.
 	Dump   string      `json:"dump,omitempty"`
 	Stages []StageTime `json:"stages"`
 }
 
-// FileSystem is which of the dead machine's it was.
+// FileSystem says which file system of the dead machine it was.
 type FileSystem struct {
 	Type   string `json:"type"`
 	Device string `json:"device"` // of the dead machine
@@ -47,7 +47,7 @@ type FileSystem struct {
 type Plan struct {
 	Files   []File `json:"files"`
 	Bytes   int64  `json:"bytes"`
-	Deleted int    `json:"deleted"` // unsaved files without a name, which get nothing
+	Deleted int    `json:"deleted"` // unsaved files without a name, for which nothing is written
 }
 
 // File is a file of a plan. Path and PathBase64 are as in an inventory.
@@ -74,11 +74,11 @@ type Applied struct {
 	Bytes int64       `json:"bytes"`
 	Check *wire.Check `json:"check,omitempty"` // of the file system, if there was one
 	Acts  []Act       `json:"acts,omitempty"`
-	// MoreActs is how many more there are, of which the guest's answer had no room for the rest.
+	// MoreActs is the number of further acts that the guest's answer had no room for.
 	MoreActs int `json:"more_acts,omitempty"`
 }
 
-// Act is something that was done besides writing to a file where it is.
+// Act is something that was done other than writing to a file in its place.
 type Act struct {
 	Kind        string `json:"kind"` // wire.Act*
 	Inode       uint64 `json:"inode"`
@@ -94,7 +94,7 @@ type Refusal struct {
 	Path       string `json:"path,omitempty"`
 	PathBase64 []byte `json:"path_base64,omitempty"`
 	Inode      uint64 `json:"inode,omitempty"`
-	Pages      uint64 `json:"pages,omitempty"` // how many at most; 0: the whole file
+	Pages      uint64 `json:"pages,omitempty"` // at most this many; 0 means the whole file
 	Reason     string `json:"reason"`
 }
 
@@ -117,7 +117,7 @@ func (a *application) begin() {
 	}
 }
 
-// planned reports a plan, and the files that are out of it since they are placed.
+// planned reports a plan, and the files that are no longer in it because they are placed.
 func (r *Report) planned(p *salvage.Plan, placed []salvage.File) {
 	out := &Plan{Files: []File{}, Bytes: p.Report().Bytes, Deleted: p.Deleted}
 	for i := range placed {

@@ -9,9 +9,10 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// RescueRoot brings to a root disk, which nobody uses, what only the memory of its kernel has of it: to each of its file
-// systems that was not unmounted, and that the kernel had mounted. o has the memory and the disk. There is a report for
-// each to which something was brought; an error is takeover.ErrInBetween if nothing can boot from the disk until this is done.
+// RescueRoot brings to a root disk that nobody uses the data that only its kernel's memory has: to each file system on
+// it that was not unmounted, and that the kernel had mounted. o names the memory and the disk. There is a report for
+// each file system that was brought up to date. An error is takeover.ErrInBetween if nothing can boot from the disk
+// until this is done.
 func RescueRoot(ctx context.Context, o Options) ([]*Report, error) {
 	parts, err := rootdisk.Unclean(o.Disk, InBetween)
 	if err != nil {
@@ -39,7 +40,7 @@ func RescueRoot(ctx context.Context, o Options) ([]*Report, error) {
 	return reports, errors.Join(errs...)
 }
 
-// unfinished reports whether a disk, or a partition of it, has a part of what is to be written to it.
+// unfinished reports whether a commit to a disk, or to a partition of it, is partly written.
 func unfinished(o Options) bool {
 	d, err := Open(o.Disk, o.Part, o.Work)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"understudy.dev/understudy/dead/salvage"
 )
 
-// mounted brings a file system up to date that the operator has mounted.
+// mounted brings up to date a file system that the operator has mounted.
 func (a *application) mounted(ctx context.Context) error {
 	if os.Geteuid() != 0 {
 		return errors.New("apply to a mounted file system: only root can open files by handle")
@@ -57,9 +57,9 @@ func (a *application) mounted(ctx context.Context) error {
 	return a.applied(Mounted{Dir: a.Mount, Type: m.Type, Work: work, Died: died}.Apply(ctx, job))
 }
 
-// logFinished says whether a file system may be mounted before a plan is applied:
-// one of the ext family not, since its mount replays the journal without what the
-// dead kernel had not committed, which is then lost.
+// logFinished checks that a file system may be mounted before a plan is applied. One of the
+// ext family may not: the mount replays the journal without what the dead kernel had not
+// committed, which is then lost.
 func logFinished(on *salvage.OnDisk) error {
 	if on.Family == "ext" {
 		return errors.New("the last commit of an ext file system must be finished before it is mounted: unmount it, and if nothing was written to it use --disk")
@@ -67,8 +67,8 @@ func logFinished(on *salvage.OnDisk) error {
 	return nil
 }
 
-// died is the end of the dead kernel, by its own clock. What was changed later is
-// somebody else's, if this machine's clock is not behind.
+// died returns when the kernel died, by its own clock. What was changed later was changed
+// by somebody else, if this machine's clock is not behind.
 func (a *application) died() (time.Time, error) {
 	if a.memory.Clock == nil {
 		return time.Time{}, errors.New("the dead kernel's clock cannot be read, so files that were changed after the crash could not be told from others")

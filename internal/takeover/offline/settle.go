@@ -9,10 +9,10 @@ import (
 	"understudy.dev/understudy/internal/live/disk"
 )
 
-// Settle finishes each commit to a disk, or to a partition of it, that was broken off, without the memory that
-// it was from, which a power loss may have taken: all that is to be written lies in the work directory,
-// which is as in Options. There is a report for each; none: the disk is not in between. It is claimed only
-// if it is.
+// Settle finishes each interrupted commit to a disk, or to a partition of it, without the memory that the
+// commit was from, which a power loss may have taken: everything that is to be written is in the work
+// directory, and work is as in Options. It returns a report for each commit; there is none if the disk is not
+// in between. The disk is claimed only if it is in between.
 func Settle(ctx context.Context, path, work string) ([]*Report, error) {
 	parts, err := unsettled(path)
 	if err != nil {
@@ -30,14 +30,14 @@ func Settle(ctx context.Context, path, work string) ([]*Report, error) {
 	return reports, errors.Join(errs...)
 }
 
-// unsettled are the partitions of a disk, 0 for all of it, that are in between.
+// unsettled returns the numbers of the partitions of a disk that are in between; 0 means the whole disk.
 func unsettled(path string) (parts []int, err error) {
 	f, size, err := openSized(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	table, _ := disk.Table(f, size) // without one that can be read, all of it is looked at
+	table, _ := disk.Table(f, size) // without a table that can be read, only the whole disk is looked at
 	for _, p := range append(table, disk.Partition{Len: size}) {
 		is, err := InBetween(device.Section{Direct: device.Direct{File: f}, Off: p.Off, Len: p.Len})
 		if err != nil {

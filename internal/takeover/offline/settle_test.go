@@ -12,7 +12,7 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// TestSettle breaks a commit off after each of its steps, and goes on with it without its memory.
+// TestSettle interrupts a commit after each of its steps, and then finishes it without its memory.
 func TestSettle(t *testing.T) {
 	for n := range 8 {
 		for _, redo := range []bool{true, false} {
@@ -21,7 +21,7 @@ func TestSettle(t *testing.T) {
 			if err := d.Close(); err != nil { // as if killed
 				t.Fatal(err)
 			}
-			// A disk that is not in between is none of its business.
+			// Settle leaves alone a disk that is not in between.
 			want, wanted := tr.disk(), 0
 			if n > 0 && n < 7 {
 				want, wanted = tr.after, 1
@@ -32,7 +32,7 @@ func TestSettle(t *testing.T) {
 				continue
 			}
 			for _, r := range reports {
-				if r.Complete == redo || r.Image != trialID.Image || !r.Resumed { // a trial with a redo file has something refused
+				if r.Complete == redo || r.Image != trialID.Image || !r.Resumed { // something was refused in a trial with a redo file
 					t.Errorf("%+v", r)
 				}
 				if _, err := os.Stat(tr.path + ".understudy"); !errors.Is(err, os.ErrNotExist) {
@@ -46,7 +46,7 @@ func TestSettle(t *testing.T) {
 	}
 }
 
-// TestSettleRefuses has disks that cannot be finished: they stay as they are.
+// TestSettleRefuses checks that disks which cannot be finished stay as they are.
 func TestSettleRefuses(t *testing.T) {
 	for name, tc := range map[string]struct {
 		spoil func(*trial, *Disk)
@@ -71,8 +71,8 @@ func TestSettleRefuses(t *testing.T) {
 	}
 }
 
-// TestMoved: two disks in between that have each other's name, or a name that nobody knew, are each given what is to be written
-// to it.
+// TestMoved checks that disks in between are each given their own data after two of them have swapped names and one has
+// got a new name.
 func TestMoved(t *testing.T) {
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -111,7 +111,7 @@ func TestMoved(t *testing.T) {
 	}
 }
 
-// TestSettlePartition: of a disk with partitions each that is in between is finished, from where its rest lies.
+// TestSettlePartition checks that each partition in between is finished, from its own work directory.
 func TestSettlePartition(t *testing.T) {
 	path, work := filepath.Join(t.TempDir(), "disk.img"), t.TempDir()
 	disk := make([]byte, 4<<20)
@@ -149,7 +149,7 @@ func TestSettlePartition(t *testing.T) {
 	}
 }
 
-// TestInBetween looks for a veil in each sector where a superblock may be.
+// TestInBetween checks that a veil is found in each sector where a superblock may be.
 func TestInBetween(t *testing.T) {
 	for _, tc := range []struct {
 		at, size int64

@@ -9,8 +9,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// staged is a job as the guest gets it: a disk with all the bytes, and the calls
-// that point at them.
+// staged is a job as the guest gets it: a staging disk with all the bytes, and the requests
+// that point into it.
 type staged struct {
 	*device.Staging
 	blocks wire.WriteRequest // Len is 0 if there are none
@@ -18,14 +18,14 @@ type staged struct {
 	apply  wire.ApplyRequest // likewise
 }
 
-// page is what the parts of the staging disk begin at, in bytes.
+// page is the alignment of the parts of the staging disk, in bytes.
 const page = 4096
 
 func align(n int64) int64 { return (n + page - 1) &^ (page - 1) }
 
-// stage lays out the staging disk: the data of the files, that of the raw blocks,
-// and what says where it all belongs.
-// It lies in the directory work; size is that of the disk.
+// stage lays out the staging disk: the data of the files, the raw blocks, and the lists
+// that say where all of it belongs. The staging disk lies in the directory work; size is
+// the size of the disk that is written to.
 func stage(work string, size int64, j Job, r *Result) (*staged, error) {
 	blocks, at, err := place(j.Raw, align(j.Size), size)
 	if err != nil {
@@ -64,7 +64,7 @@ func stage(work string, size int64, j Job, r *Result) (*staged, error) {
 
 // fill puts everything in its place.
 func (s *staged) fill(j Job, blocks []wire.Run, lists map[int64][]byte, total int64) error {
-	// A hole of the file that cannot be filled would be a SIGBUS.
+	// Writing to a hole of the file for which there is no room would raise SIGBUS.
 	if err := s.Reserve(total); err != nil {
 		return err
 	}
@@ -84,8 +84,8 @@ func (s *staged) fill(j Job, blocks []wire.Run, lists map[int64][]byte, total in
 	return nil
 }
 
-// place gives each block its place on the staging disk, from a page on. It returns
-// the first page behind them.
+// place gives each block its place on the staging disk, from offset at on. It returns the
+// first page boundary behind them.
 func place(raw []Raw, at, size int64) ([]wire.Run, int64, error) {
 	var blocks []wire.Run
 	for _, w := range raw {

@@ -11,16 +11,16 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// veilText begins each sector of a veil, for whoever looks at the disk.
+// veilText begins each sector of a veil, for people who look at the disk.
 const veilText = takeover.Veil + " Apply the same image again to finish it: "
 
-// veilOf is what a veil says, which no other commit's does, to whatever disk.
+// veilOf returns the text of a commit's veil. No other commit, to whatever disk, has the same.
 func veilOf(id Identity) string {
 	return fmt.Sprintf("%sfile system %s, commit %s, from %s, Linux %s", veilText, id.UUID, id.Sum, id.Image, id.Kernel)
 }
 
-// veil is what stands in the place of a superblock while a disk is in between: no
-// file system, so that it cannot be mounted or checked by accident.
+// veil returns what takes the place of the superblock while a disk is in between. It is not
+// a file system, so that the disk cannot be mounted or checked by accident.
 func (r *record) veil() []Region {
 	text := []byte(r.Veil)
 	if r.Veil == "" {
@@ -57,9 +57,9 @@ func (d *Disk) unveiled() error {
 	return err
 }
 
-// InBetween reports whether a commit to a disk, or a partition, was broken off, as its veil says. It
-// is looked for in all sectors where superblocks are, of which some may have been written back already:
-// the first ones, and the eight that are 64 KiB in.
+// InBetween reports whether a commit to a disk, or to a partition, was interrupted, which its veil
+// shows. It looks for the veil in all sectors where superblocks are, since some of them may have been
+// written back already: in the first four sectors, and in eight from 64 KiB on.
 func InBetween(s device.Section) (bool, error) {
 	for _, places := range [][2]int64{{0, 4 * sector}, {64 << 10, 64<<10 + 8*sector}} {
 		b := make([]byte, max(0, min(s.Len, places[1])-places[0]))
@@ -75,7 +75,7 @@ func InBetween(s device.Section) (bool, error) {
 	return false, nil
 }
 
-// inBetween is takeover.ErrInBetween for a reason, which it says.
+// inBetween makes an error a takeover.ErrInBetween, too.
 type inBetween struct{ error }
 
 func (e inBetween) Unwrap() error { return e.error }

@@ -13,14 +13,14 @@ import (
 )
 
 const (
-	// tellLimit is how long the understudy may go on telling clients: at the
-	// default rate enough for as many as a message can have.
+	// tellLimit is how long the understudy may spend on telling clients: at the default
+	// rate, that is enough for as many clients as fit in a message.
 	tellLimit = 70 * time.Second
 	// answerLimit is how much longer its answer may take.
 	answerLimit = 5 * time.Second
 )
 
-// nicConfig is a network identity as an agent is told of it.
+// nicConfig returns a network identity in the form that an agent gets.
 func nicConfig(n *pair.NIC) wire.NIC {
 	c := wire.NIC{MAC: n.MAC.String(), Address: n.Address.String()}
 	if n.Gateway.IsValid() {
@@ -38,7 +38,7 @@ func nicConfig(n *pair.NIC) wire.NIC {
 	return c
 }
 
-// notice is the pair's policy as a takeover sees it; zero without a network.
+// notice returns the pair's policy for a takeover; zero without a network.
 func notice(p *pair.Pair) takeover.Notice {
 	if len(p.NICs) == 0 {
 		return takeover.Notice{}
@@ -59,7 +59,7 @@ func notice(p *pair.Pair) takeover.Notice {
 	}
 }
 
-// witness is the morgue, if the pair has a network for the dead side's peers to be on.
+// witness returns the morgue, or nil if the pair has no network on which the dead side could have peers.
 func (s *Supervisor) witness() takeover.Witness {
 	if s.morgue == nil || len(s.Pair.NICs) == 0 {
 		return nil
@@ -83,7 +83,7 @@ func (m *machine) Tell(ctx context.Context, rate int) (result wire.TellResult, e
 	return result, m.heir.agent.Call(ctx, wire.Tell, wire.TellRequest{Rate: rate, Limit: tellLimit}, &result)
 }
 
-// announce has a side say where its addresses are.
+// announce makes a side announce its addresses.
 func (s *Supervisor) announce(ctx context.Context, sd *side) error {
 	if len(s.Pair.NICs) == 0 {
 		return nil

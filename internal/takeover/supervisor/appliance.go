@@ -14,12 +14,12 @@ import (
 // machine's own kernel must not touch.
 type Appliance struct{ side *side }
 
-// StartAppliance boots a partition that knows of these disks.
+// StartAppliance boots a partition whose agent knows these disks.
 func StartAppliance(ctx context.Context, spec partition.Spec, disks []wire.Disk, notice Notice) (*Appliance, error) {
 	return StartGuest(ctx, spec, wire.Config{Partition: spec.Name, Disks: disks}, notice)
 }
 
-// NotUp is why a guest did not come up, with all that it said.
+// NotUp is the error of a guest that did not come up, with all of its console output.
 type NotUp struct {
 	Console []byte
 	error
@@ -27,8 +27,8 @@ type NotUp struct {
 
 func (n *NotUp) Unwrap() error { return n.error }
 
-// StartGuest boots a partition and configures its agent. If it does not come up, the error is
-// a *NotUp, and its files are gone.
+// StartGuest boots a partition and configures its agent. If the partition does not come up,
+// the error is a *NotUp, and the partition's files are removed.
 func StartGuest(ctx context.Context, spec partition.Spec, c wire.Config, notice Notice) (*Appliance, error) {
 	sd := &side{name: spec.Name}
 	if err := sd.boot(ctx, spec, c, notice); err != nil {
@@ -44,7 +44,7 @@ func (a *Appliance) Mount(ctx context.Context, disk string) error {
 	return err
 }
 
-// Call asks a verb of the agent.
+// Call calls a verb of the agent.
 func (a *Appliance) Call(ctx context.Context, verb string, in, out any) error {
 	return a.side.agent.Call(ctx, verb, in, out)
 }
@@ -52,8 +52,8 @@ func (a *Appliance) Call(ctx context.Context, verb string, in, out any) error {
 // Crash kills its kernel on purpose.
 func (a *Appliance) Crash() error { return a.side.crash(false) }
 
-// Finish unmounts the disks and ends the partition, with all that it wrote in the
-// disks' files. It says if any of that failed; Close it all the same.
+// Finish unmounts the disks and ends the partition, with everything that it wrote in the files
+// of the disks. It returns an error if any of that failed; Close must be called in any case.
 func (a *Appliance) Finish(ctx context.Context) error {
 	if err := a.side.stop(ctx); err != nil {
 		return err
@@ -76,7 +76,7 @@ func (a *Appliance) Finish(ctx context.Context) error {
 // Spread lets the partition run on these CPUs too.
 func (a *Appliance) Spread(cpus []int) error { return a.side.process.Spread(cpus) }
 
-// Gone is closed when the partition has ended, asked or not.
+// Gone returns a channel that is closed when the partition has ended, whether asked to or not.
 func (a *Appliance) Gone() <-chan struct{} { return a.side.process.Ended() }
 
 // Close ends the partition and removes its files.

@@ -20,8 +20,8 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// Inspect looks at the disks of a pair that is not up as Start would, and lets them go
-// again, and at the room for a run directory, dir. log is told what is not wrong, but worth knowing.
+// Inspect checks the disks of a pair that is not up, as Start would, and releases them again. It also
+// checks that there is room for the run directory dir. log gets what is not an error, but worth knowing.
 func Inspect(p *pair.Pair, dir string, log io.Writer) error {
 	s := newSupervisor(p, Options{Dir: dir, Log: log}, nil)
 	err := s.checkRoom(s.memory() - min(s.memory(), usedIn(dir)))
@@ -34,7 +34,7 @@ func Inspect(p *pair.Pair, dir string, log io.Writer) error {
 	return errors.Join(err, s.release())
 }
 
-// usedIn is how many bytes the files take in a run directory that Start would remove.
+// usedIn returns how many bytes are taken by those files of a run directory that Start would remove.
 func usedIn(dir string) (used uint64) {
 	entries, _ := os.ReadDir(dir) // there may be none
 	for _, e := range entries {
@@ -46,8 +46,8 @@ func usedIn(dir string) (used uint64) {
 	return used
 }
 
-// checkDisks checks that the file systems on the shared disks are such as a takeover
-// brings over, as their own superblocks say, and that under them lies what the pair says.
+// checkDisks checks that a takeover can bring over the file systems on the shared disks, as
+// their superblocks say, and that the layers under them are those that the pair describes.
 func (s *Supervisor) checkDisks() error {
 	for _, d := range s.Pair.Disks {
 		fs, err := s.fileSystemOn(d)
@@ -68,10 +68,10 @@ func (s *Supervisor) checkDisks() error {
 	return nil
 }
 
-// leastRoom is what a guest can surely write with.
+// leastRoom is enough room, in bytes, for a guest to write something.
 const leastRoom = 16 << 20
 
-// hasRoom reports whether each image that is a file has room to grow. Of a block device nobody knows.
+// hasRoom reports whether each image has room to grow. It is false if one is a block device, whose room is not known.
 func (s *Supervisor) hasRoom() bool {
 	for _, image := range s.images() {
 		h := s.holds[image]
@@ -85,8 +85,8 @@ func (s *Supervisor) hasRoom() bool {
 	return true
 }
 
-// fileSystemOn is what has a disk's file system, as far as this machine sees it: nil if only a guest
-// does.
+// fileSystemOn returns the part of a disk that has its file system, as far as this machine can see
+// it: nil if only a guest can.
 func (s *Supervisor) fileSystemOn(d pair.Disk) (io.ReaderAt, error) {
 	var members []*io.SectionReader
 	for _, image := range d.Images() {
@@ -102,7 +102,7 @@ func (s *Supervisor) fileSystemOn(d pair.Disk) (io.ReaderAt, error) {
 		if on, err = mirrorOf(d, members); err != nil {
 			return nil, err
 		}
-	} else if _, err := disk.Array(on, on.Size()); err == nil { // its data may well begin with the disk
+	} else if _, err := disk.Array(on, on.Size()); err == nil { // the data of a member may begin where the disk begins
 		return nil, fmt.Errorf("disk %s: %s is a member of an array of md: name the other disk of the mirror (mirror: IMAGE)", d.Name, d.Image)
 	} else if !errors.Is(err, disk.ErrNoMember) {
 		return nil, fmt.Errorf("disk %s: %s: %w: remove its md superblock if it is in no array any more (mdadm --zero-superblock)", d.Name, d.Image, err)
@@ -116,7 +116,7 @@ func (s *Supervisor) fileSystemOn(d pair.Disk) (io.ReaderAt, error) {
 	return on, nil
 }
 
-// partOf is what of an image is the pair's: all of it, or a partition.
+// partOf returns the part of an image that belongs to the pair: all of it, or a partition.
 func partOf(d pair.Disk, image string, h *fence.Hold) (*io.SectionReader, error) {
 	if d.Part == 0 {
 		return io.NewSectionReader(h, 0, h.Size), nil
@@ -131,7 +131,7 @@ func partOf(d pair.Disk, image string, h *fence.Hold) (*io.SectionReader, error)
 	return io.NewSectionReader(h, p.Off, p.Len), nil
 }
 
-// mirrorOf is the data of the first of two disks that are a mirror.
+// mirrorOf checks that two disks are a mirror, and returns the data area of the first one.
 func mirrorOf(d pair.Disk, disks []*io.SectionReader) (*io.SectionReader, error) {
 	var array string
 	var data *io.SectionReader
@@ -154,7 +154,7 @@ func mirrorOf(d pair.Disk, disks []*io.SectionReader) (*io.SectionReader, error)
 	return data, nil
 }
 
-// begins checks that a disk has a mark at one of these places.
+// begins checks that a disk has a mark at one of the given offsets.
 func begins(d pair.Disk, on io.ReaderAt, mark, key string, places ...int64) error {
 	b := make([]byte, len(mark))
 	for _, at := range places {
@@ -172,8 +172,8 @@ func begins(d pair.Disk, on io.ReaderAt, mark, key string, places ...int64) erro
 	return fmt.Errorf("disk %s: %s has not what %s says, but %s", d.Name, d.Image, key, content)
 }
 
-// checkLayered checks the file system of a disk that only a guest sees, as that sees it, before it is
-// mounted there.
+// checkLayered checks the file system of a disk that only a guest can see. It does so through the
+// guest, before the guest mounts it.
 func (s *Supervisor) checkLayered(ctx context.Context, sd *side, d pair.Disk) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("not done within %v", startLimit))
 	defer cancel()
@@ -184,10 +184,10 @@ func (s *Supervisor) checkLayered(ctx context.Context, sd *side, d pair.Disk) er
 	return fits(d, newGuestImage(ctx, sd, d.Name, size, nil))
 }
 
-// unfinished is what a disk in between has. Start finishes it.
+// unfinished describes a disk that is in between. Start finishes its commit.
 const unfinished = "an interrupted commit of understudy salvage apply: finish that (understudy salvage apply --finish --disk IMAGE)"
 
-// magics are what other things than an ext file system begin with, for people: the
+// magics are the marks of other things than an ext file system, for error texts: the
 // offset, the bytes, and what to do.
 var magics = []struct {
 	off         int
@@ -204,7 +204,7 @@ var magics = []struct {
 	{510, "\x55\xaa", "a partition table: say which has the file system (partition: N)"},
 }
 
-// fits checks one disk.
+// fits checks that a takeover can bring over the file system of one disk.
 func fits(d pair.Disk, on io.ReaderAt) error {
 	if !d.Type.Ext() {
 		_, err := featuresOf(d, on)
@@ -229,8 +229,8 @@ func fits(d pair.Disk, on io.ReaderAt) error {
 	return nil
 }
 
-// featuresOf are those of XFS or btrfs on a disk, as its type says, if a takeover can bring
-// it over.
+// featuresOf returns the features of the XFS or btrfs on a disk, as d.Type says, if a
+// takeover can bring it over.
 func featuresOf(d pair.Disk, on io.ReaderAt) (salvage.Features, error) {
 	f, err := salvage.FeaturesOf(on)
 	if errors.Is(err, salvage.ErrNoFileSystem) {
@@ -250,8 +250,8 @@ func featuresOf(d pair.Disk, on io.ReaderAt) (salvage.Features, error) {
 	return f, nil
 }
 
-// makeOptions are the options of mkfs that make a file system like that of a disk, and those for what
-// it does not have, as far as mkfs knows them.
+// makeOptions returns the options of mkfs that make a file system with the features of the one on a
+// disk, and options that turn off features which that does not have, as far as mkfs knows them.
 func makeOptions(d pair.Disk, on io.ReaderAt) (options, without []string, err error) {
 	if !d.Type.Ext() {
 		f, err := featuresOf(d, on)
@@ -264,13 +264,13 @@ func makeOptions(d pair.Disk, on io.ReaderAt) (options, without []string, err er
 	return fs.Super.MakeOptions(), nil, nil
 }
 
-// contentOf says what a disk has in the place of a file system of a type. What it has may be somebody's
-// only copy, though we do not know it.
+// contentOf says what a disk has instead of a file system of the type wanted. That may be somebody's
+// only copy, even if we do not recognize it.
 func contentOf(on io.ReaderAt, wanted pair.FSType) string {
 	return cmp.Or(markOf(on), fmt.Sprintf("no file system that we know (blkid may): make one if nothing on it is needed (mkfs.%s)", wanted))
 }
 
-// markOf says what a disk begins with, and what to do then; empty: nothing of magics.
+// markOf says which of magics a disk has, and what to do then; empty if it has none.
 func markOf(on io.ReaderAt) string {
 	for _, m := range magics {
 		b := make([]byte, len(m.magic))
@@ -281,8 +281,8 @@ func markOf(on io.ReaderAt) string {
 	return ""
 }
 
-// missingRoom is how many bytes of a sparse image the file system under it could not
-// hold now.
+// missingRoom returns how many bytes of a sparse image the file system under it has no room
+// for now.
 func missingRoom(h *fence.Hold) (int64, error) {
 	if h.Device {
 		return 0, nil
@@ -296,7 +296,7 @@ func missingRoom(h *fence.Hold) (int64, error) {
 	return max(0, holes-free), err
 }
 
-// freeUnder is how many bytes the file system under an image has free.
+// freeUnder returns how many bytes are free in the file system under an image.
 func freeUnder(h *fence.Hold) (int64, error) {
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(int(h.Fd()), &fs); err != nil {

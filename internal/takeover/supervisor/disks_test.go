@@ -21,12 +21,12 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// TestFits: what a takeover could not bring over is refused by name, from the disk itself.
+// TestFits checks that a file system that a takeover could not bring over is refused by name, from the disk itself.
 func TestFits(t *testing.T) {
 	tests := []struct {
 		name, command string
 		kind          pair.FSType
-		want          string // empty: it fits
+		want          string // empty if it fits
 	}{
 		{"ext4", "mkfs.ext4 -q -F", pair.Ext4, ""},
 		{"ext3", "mkfs.ext3 -q -F", pair.Ext3, ""},
@@ -77,7 +77,7 @@ func TestFits(t *testing.T) {
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Skipf("%s: %v: %s", tt.command, err, out)
 			}
-			if tt.name == "a journal elsewhere" { // which mkfs makes only on a block device
+			if tt.name == "a journal elsewhere" { // mkfs makes that only on a block device
 				for _, set := range []string{"ssv journal_inum 0", "ssv journal_dev 0x801"} {
 					if out, err := exec.Command("debugfs", "-w", "-R", set, path).CombinedOutput(); err != nil {
 						t.Fatalf("%s: %v: %s", set, err, out)
@@ -97,8 +97,8 @@ func TestFits(t *testing.T) {
 	}
 }
 
-// writeMagic has a disk begin as things do that Debian's own programs make: sfdisk(8),
-// cryptsetup(8), pvcreate(8).
+// writeMagic writes to a disk the mark of what a program of Debian's would make there:
+// sfdisk(8), cryptsetup(8), pvcreate(8).
 func writeMagic(t *testing.T, path, name string) {
 	t.Helper()
 	m := map[string]struct {
@@ -115,7 +115,7 @@ func writeMagic(t *testing.T, path, name string) {
 	f.Close()
 }
 
-// TestAble: a guest that could not check its disk after a crash is refused before.
+// TestAble checks that a guest that could not check its disk after a crash is refused beforehand.
 func TestAble(t *testing.T) {
 	for _, tt := range []struct {
 		kind    string
@@ -129,8 +129,8 @@ func TestAble(t *testing.T) {
 	}
 }
 
-// TestRehearsalIsAlike: the disk that a takeover is rehearsed on has the features of the one that
-// it stands for.
+// TestRehearsalIsAlike checks that the disk that a takeover is rehearsed on has the features of
+// the pair's disk.
 func TestRehearsalIsAlike(t *testing.T) {
 	for _, tt := range []struct {
 		command string
@@ -147,7 +147,7 @@ func TestRehearsalIsAlike(t *testing.T) {
 		{"mkfs.ext4 -q -F -b 1024 -O bigalloc", pair.Ext4},
 	} {
 		t.Run(tt.command, func(t *testing.T) {
-			dir, err := os.MkdirTemp("/dev/shm", "rehearsal-") // where a run directory is
+			dir, err := os.MkdirTemp("/dev/shm", "rehearsal-") // on a tmpfs, like a run directory
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -210,7 +210,7 @@ func TestPartition(t *testing.T) {
 	for _, tt := range []struct {
 		image string
 		part  int
-		want  string // empty: it fits
+		want  string // empty if it fits
 	}{
 		{image, 2, ""}, {image, 0, "partition: N"}, {image, 1, "no file system that we know"}, {image, 3, "which has 1, 2"}, {part, 1, "leave `partition` out"},
 	} {
@@ -230,7 +230,8 @@ func TestPartition(t *testing.T) {
 	}
 }
 
-// TestUnfinishedDisk: of a disk in between is not said that it has no file system, and that one should make one.
+// TestUnfinishedDisk checks that a disk in between is not reported as one without a file system, for which one
+// should be made.
 func TestUnfinishedDisk(t *testing.T) {
 	for typ, at := range map[pair.FSType]int64{pair.Ext4: 1024, pair.XFS: 0, pair.Btrfs: 64 << 10} {
 		image := make([]byte, 1<<20)
@@ -242,7 +243,8 @@ func TestUnfinishedDisk(t *testing.T) {
 	}
 }
 
-// TestSettle: every disk and root image is settled before anybody holds it, and one that cannot be is a reason not to start.
+// TestSettle checks that every disk and root image is settled before it is held, and that Start fails if one cannot be
+// settled.
 func TestSettle(t *testing.T) {
 	broken := errors.New("no redo file")
 	t.Chdir(t.TempDir())
@@ -271,8 +273,8 @@ func TestSettle(t *testing.T) {
 	}
 }
 
-// TestUnderneath: what lies under a file system must be what the pair says, by the bytes of the
-// images. Superblocks of md are made by hand (include/uapi/linux/raid/md_p.h).
+// TestUnderneath checks by the bytes of the images that what lies under a file system is what
+// the pair says. The md superblocks are made by hand (include/uapi/linux/raid/md_p.h).
 func TestUnderneath(t *testing.T) {
 	const size, data = 64 << 20, 1 << 20
 	ext4 := filepath.Join(t.TempDir(), "ext4")
@@ -287,7 +289,7 @@ func TestUnderneath(t *testing.T) {
 		t.Fatal(err)
 	}
 	plain := func() []byte { b := make([]byte, size); copy(b, fs); return b }
-	array := func(at, level int, uuid byte, content string) []byte { // of version 1.2, or 1.0 at the end
+	array := func(at, level int, uuid byte, content string) []byte { // version 1.2, or 1.0 if it is at the end
 		b, le := make([]byte, size), binary.LittleEndian
 		off := data
 		if at != 4096 {
@@ -315,7 +317,7 @@ func TestUnderneath(t *testing.T) {
 		name        string
 		d           pair.Disk
 		image, more []byte
-		want        string // empty: it is so
+		want        string // empty if it is as described
 	}{
 		{"plain", pair.Disk{}, plain(), nil, ""},
 		{"lvm", pair.Disk{LVM: "a/b"}, marked(512, "LABELONE"), nil, ""},

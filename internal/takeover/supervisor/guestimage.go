@@ -12,26 +12,26 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// guestImage is the device that a disk's file system is on, where only a guest sees it: LUKS, whose
-// key is in the guest, LVM, an array of md. It is an image for as long as nobody has it mounted.
-// What is written is kept here until Sync, and goes by the staging disk then.
+// guestImage is the device of a disk's file system where only a guest can see it: LUKS, whose key
+// is in the guest, LVM, or an md array. It serves as the disk's image as long as nobody has it
+// mounted. Writes are kept here until Sync, which passes them through the staging disk.
 type guestImage struct {
 	ctx     context.Context
 	side    *side
 	disk    string
 	size    int64
-	staging func(int64) ([]byte, error) // as takeover.Machine has it; nil: it is only read
+	staging func(int64) ([]byte, error) // like takeover.Machine.Staging; nil if the device is only read
 
 	mu     sync.Mutex
-	chunks map[int64][]byte   // what was read or written, by its offset
-	dirty  map[int64]struct{} // pages of them that are not on the disk
+	chunks map[int64][]byte   // chunks that were read or written, by offset
+	dirty  map[int64]struct{} // pages of the chunks that are not on the disk yet
 }
 
-// Units of a guestImage, in bytes. A page is a whole block of any device.
+// Units of a guestImage, in bytes. A page is a multiple of any device's block size.
 const (
 	imageChunk = 256 << 10
 	imagePage  = 4096
-	imageKept  = 256      // chunks
+	imageKept  = 256      // the number of chunks that are kept
 	imageStage = 64 << 20 // written with one call
 )
 
@@ -42,7 +42,7 @@ func newGuestImage(ctx context.Context, sd *side, disk string, size int64, stagi
 	}
 }
 
-// chunk is the one at an offset.
+// chunk returns the chunk at an offset.
 func (g *guestImage) chunk(at int64) ([]byte, error) {
 	if b, ok := g.chunks[at]; ok {
 		return b, nil
@@ -62,7 +62,7 @@ func (g *guestImage) chunk(at int64) ([]byte, error) {
 	return r.Data, nil
 }
 
-// each goes over the parts of chunks that are at some bytes.
+// each calls do for the part of each chunk that lies within n bytes at off.
 func (g *guestImage) each(n int, off int64, do func(part []byte, done int, at int64)) error {
 	if off < 0 || off > g.size-int64(n) {
 		return fmt.Errorf("%d bytes at %d of a device of %d: %w", n, off, g.size, io.ErrUnexpectedEOF)
@@ -109,7 +109,7 @@ func (g *guestImage) WriteAt(b []byte, off int64) (int, error) {
 	return len(b), nil
 }
 
-// Sync has the guest write all that was written here, durably.
+// Sync makes the guest write everything that was written here, durably.
 func (g *guestImage) Sync() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -133,14 +133,14 @@ func (g *guestImage) flush() error {
 	return nil
 }
 
-// WriteStretches writes stretches that do not overlap, in any order. They are durable then.
+// WriteStretches writes stretches that do not overlap, in any order. They are durable when it returns.
 func (g *guestImage) WriteStretches(n int, at func(int) (off int64, data [][]byte)) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if err := g.flush(); err != nil {
 		return err
 	}
-	clear(g.chunks) // they are older than what is written now
+	clear(g.chunks) // they are older than the stretches
 	batch := g.batch()
 	for i := range n {
 		off, data := at(i)
@@ -157,11 +157,11 @@ func (g *guestImage) WriteStretches(n int, at func(int) (off int64, data [][]byt
 	return batch.end()
 }
 
-// batch is what goes to the guest with one call.
+// batch is what the guest is to write with one call.
 type batch struct {
 	g      *guestImage
 	runs   []wire.Run
-	filled int64 // of what is staged
+	filled int64 // bytes that are staged
 }
 
 func (g *guestImage) batch() *batch { return &batch{g: g} }
@@ -190,7 +190,7 @@ func (b *batch) add(off int64, data []byte) error {
 	return nil
 }
 
-// end has what is staged written.
+// end makes the guest write what is staged.
 func (b *batch) end() error {
 	if len(b.runs) == 0 {
 		return nil

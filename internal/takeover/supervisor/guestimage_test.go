@@ -12,7 +12,7 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// seer is a guest that sees a disk.
+// seer is a guest that can see a disk.
 type seer struct {
 	t       *testing.T
 	disk    []byte
@@ -66,8 +66,8 @@ func newSeer(t *testing.T, size int) (*seer, *guestImage) {
 	return s, newGuestImage(t.Context(), &side{agent: mine}, "data", int64(size), func(n int64) ([]byte, error) { return s.staging, nil })
 }
 
-// TestGuestImage: what is written is read back at once, and is on the disk after a sync, and only
-// then; stretches are there when they are written. The device ends within a chunk and a page.
+// TestGuestImage checks that what is written is read back at once, and that it is on the disk after a sync and not
+// before; stretches are there as soon as they are written. The device does not end with a whole chunk or page.
 func TestGuestImage(t *testing.T) {
 	const size = 3*imageChunk + 5*imagePage + 512
 	s, g := newSeer(t, size)
@@ -110,8 +110,8 @@ func TestGuestImage(t *testing.T) {
 	}
 }
 
-// TestGuestImageFails: what was not written is an error, at each sync until it is, and nothing is beyond the
-// end.
+// TestGuestImageFails checks that each sync fails until the data is written, and that nothing is read or
+// written beyond the end.
 func TestGuestImageFails(t *testing.T) {
 	s, g := newSeer(t, 2*imageChunk)
 	s.fails = true

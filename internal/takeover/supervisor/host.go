@@ -10,10 +10,10 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// hostEvery is how often it is looked whether this machine still has what a pair was given.
+// hostEvery is how often we check that this machine still has what a pair was given.
 const hostEvery = 10 * time.Second
 
-// every does something now, and then again and again, until ctx ends.
+// every calls do at once, and then every period, until ctx ends.
 func every(ctx context.Context, period time.Duration, do func()) {
 	tick := time.NewTicker(period)
 	defer tick.Stop()
@@ -26,8 +26,8 @@ func every(ctx context.Context, period time.Duration, do func()) {
 	}
 }
 
-// watchPaths tells of a disk that was renamed or replaced under a pair: both sides have it open, but
-// one that boots would have another.
+// watchPaths reports a disk that was renamed or replaced under a pair: both sides have the old file
+// open, but a side that boots would open another one.
 func (s *Supervisor) watchPaths(ctx context.Context, disks []*fence.Hold) {
 	every(ctx, hostEvery, func() {
 		for _, h := range disks {
@@ -38,9 +38,9 @@ func (s *Supervisor) watchPaths(ctx context.Context, disks []*fence.Hold) {
 	})
 }
 
-// watchPorts puts the active side back into its bridges: whoever starts the machine's network anew
-// makes these again, without their ports. It returns when a tap of the understudy's is gone, which only a
-// partition that boots can get anew: no network would reach that side; or with ctx's error.
+// watchPorts puts the active side back into its bridges: a restart of the machine's network makes these
+// anew, without their ports. It returns when a tap of the understudy is gone, since no network would
+// reach that side, and only a partition that boots can get a new tap. It also returns with ctx's error.
 func (s *Supervisor) watchPorts(ctx context.Context) (liveness.Verdict, error) {
 	active, understudy := s.roles()
 	tick := time.NewTicker(hostEvery)
@@ -61,11 +61,11 @@ func (s *Supervisor) watchPorts(ctx context.Context) (liveness.Verdict, error) {
 	}
 }
 
-// connectAgain puts the active side into its bridges, and tells that it was not in them.
+// connectAgain puts the active side into its bridges, and reports if it was not in them.
 func (s *Supervisor) connectAgain(ctx context.Context, active *side) {
 	news, err := s.connect(active)
 	if ctx.Err() != nil {
-		return // it may be gone
+		return // the side may be gone
 	}
 	s.missed("network", err, "the network reaches partition "+active.name+" again")
 	if !news || err != nil {
@@ -77,7 +77,7 @@ func (s *Supervisor) connectAgain(ctx context.Context, active *side) {
 	}
 }
 
-// goneTap is a tap of a side's that this machine has no more; empty: it has all, or does not say.
+// goneTap returns a tap of a side that no longer exists; empty if all exist, or if that cannot be found out.
 func (s *Supervisor) goneTap(sd *side) string {
 	if sd == nil {
 		return ""
@@ -90,11 +90,11 @@ func (s *Supervisor) goneTap(sd *side) string {
 	return ""
 }
 
-// lostKernel is the active kernel, which was not found in its memory.
+// lostKernel is the key in Supervisor.lost for an active kernel that was not found in its memory.
 const lostKernel = "kernel"
 
-// findAgain looks for an active kernel that was not found when we took charge of it, after pauses that
-// grow: until it is, what only memory has is not brought over in a takeover.
+// findAgain looks for an active kernel that was not found when we took charge of it, with growing
+// pauses. Until it is found, a takeover would not bring over what only memory has.
 func (s *Supervisor) findAgain(ctx context.Context) {
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		s.mu.Lock()
@@ -113,8 +113,8 @@ func (s *Supervisor) findAgain(ctx context.Context) {
 	}
 }
 
-// missed tells, once, that something is not there, and when it is again. What is told first stays so,
-// whatever else it lacks meanwhile: that is what ends.
+// missed reports, once, that something is missing, and reports when it is there again. The first
+// error is kept, even if later ones differ: its text is what the second report says has ended.
 func (s *Supervisor) missed(what string, err error, again string) {
 	s.mu.Lock()
 	was := s.lost[what]

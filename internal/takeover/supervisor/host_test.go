@@ -19,8 +19,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// TestFindAgain: an active kernel that was not found when its supervisor took charge of it is looked for
-// until it is, and what is not protected meanwhile is told once, and ends.
+// TestFindAgain checks that an active kernel that was not found when its supervisor took charge of it is
+// looked for until it is found, and that the missing protection is reported once, and its end, too.
 func TestFindAgain(t *testing.T) {
 	t.Setenv("UNDERSTUDY_CACHE", t.TempDir())
 	s := graveyard(t)
@@ -58,7 +58,7 @@ func TestFindAgain(t *testing.T) {
 	}
 }
 
-// TestMissed: what is over is told to be by the words in which it was told.
+// TestMissed checks that the end of a trouble is reported with the words in which the trouble was reported.
 func TestMissed(t *testing.T) {
 	s := graveyard(t)
 	var told []wire.TroubleNotice
@@ -71,7 +71,8 @@ func TestMissed(t *testing.T) {
 	}
 }
 
-// TestTapGone: an understudy whose tap somebody has removed could not be reached: it is as good as dead.
+// TestTapGone checks that an understudy whose tap somebody has removed, and which could not be reached,
+// is as good as dead.
 func TestTapGone(t *testing.T) {
 	tier.Guest(t) // it makes a network
 	n, err := netns.New()

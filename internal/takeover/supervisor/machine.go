@@ -16,20 +16,20 @@ import (
 	"understudy.dev/understudy/internal/takeover/draft"
 )
 
-// fenceLimit is how long a dead side may take to be gone, and each of its images to be free:
-// its process may be in the midst of a flush that takes a disk many seconds, and nobody can
-// serve before it is over. After fenceTold the log says what is waited for.
+// fenceLimit is how long a dead side's process may take to end, and each of its images to be
+// released: the process may be in the middle of a flush that takes a disk many seconds, and
+// nobody can serve before that is over. After fenceTold, the log says what we wait for.
 const (
 	fenceLimit = time.Minute
 	fenceTold  = 2 * time.Second
 )
 
-// machine is what a takeover does to this pair.
+// machine implements takeover.Machine for this pair.
 type machine struct {
 	s     *Supervisor
-	heir  *side // the understudy; the active side by the time that a takeover settles
+	heir  *side // the understudy; already the active side when a takeover settles
 	proof *fence.Proof
-	sizes map[string]int64 // of what lies on the layers of a disk, by its name
+	sizes map[string]int64 // the size of the device on the layers of a disk, by the disk's name
 }
 
 func (m *machine) disk(name string) (pair.Disk, error) {
@@ -41,8 +41,8 @@ func (m *machine) disk(name string) (pair.Disk, error) {
 	return pair.Disk{}, fmt.Errorf("no disk %q in the pair", name)
 }
 
-// Fence also closes the dead side's connection to the network, and lets the
-// understudy run on its CPUs.
+// Fence also closes the dead side's connection to the network, and lets the understudy run
+// on the dead side's CPUs.
 func (m *machine) Fence(context.Context) error {
 	dead := m.s.active.process
 	told := time.AfterFunc(fenceTold, func() {
@@ -85,8 +85,8 @@ func (m *machine) Image(ctx context.Context, name string) (takeover.Image, error
 	return device.Section{Direct: device.Direct{File: image}, Off: p.Off, Len: p.Len}, nil
 }
 
-// Check has e2fsck of this machine look at a draft of the disk: it need not wait for an
-// emulated CPU, and what it does to the disk is known before it is done.
+// Check checks a draft of the disk with this machine's e2fsck: that does not have to wait
+// for an emulated CPU, and what it would do to the disk is known before it is done.
 func (m *machine) Check(ctx context.Context, disk string) (_ *wire.Check, err error) {
 	image, err := m.Image(ctx, disk)
 	if err != nil {
@@ -156,14 +156,14 @@ func (m *machine) Apply(ctx context.Context, r wire.ApplyRequest) (result wire.A
 	return result, m.heir.agent.Call(ctx, wire.Apply, r, &result)
 }
 
-// Start has the pair go live even if no service came up: the disks are mounted, and there is a
-// system to be looked into.
+// Start does not keep the pair from going live if no service came up: the disks are mounted,
+// and there is a system to look into.
 func (m *machine) Start(ctx context.Context, within time.Duration) ([]wire.Unready, error) {
 	return m.heir.startServices(ctx, within)
 }
 
 func (m *machine) GoLive(context.Context) error {
-	if _, err := m.s.connect(m.heir); err != nil { // it is tried again for as long as this side is watched
+	if _, err := m.s.connect(m.heir); err != nil { // tried again as long as this side is watched
 		return fmt.Errorf("%w: %w", takeover.ErrUnreached, err)
 	}
 	return nil

@@ -11,11 +11,11 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// agentLimit is how long an agent may be gone from its port. One that is a service is started
-// again at once, and one that is PID 1 goes with its kernel.
+// agentLimit is how long an agent may be gone from its port. An agent that is a service is
+// restarted at once, and one that is PID 1 ends only with its kernel.
 const agentLimit = 30 * time.Second
 
-// followPort notes when the agent leaves its port, and that it is there again.
+// followPort notes when the agent leaves its port, and when it is there again.
 func (sd *side) followPort(e qmp.Event) {
 	var change struct {
 		ID   string `json:"id"`
@@ -31,8 +31,8 @@ func (sd *side) followPort(e qmp.Event) {
 	sd.left.Store(&e.Came)
 }
 
-// lookForAgent judges a side whose agent is gone. Without one the understudy cannot take over, and
-// is as good as dead; the active side serves, and that is a trouble.
+// lookForAgent judges a side whose agent is gone. An understudy without an agent cannot take over, and
+// is as good as dead; an active side without one still serves, so that is only reported as a trouble.
 func (w *watcher) lookForAgent(now time.Time) (liveness.Verdict, bool) {
 	left := w.side.left.Load()
 	if left == nil || now.Sub(*left) < agentLimit {

@@ -10,8 +10,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// TestAgentGone: an agent that is started again is missed by nobody. One that stays away is the
-// understudy's death, and a trouble of the active side, told once.
+// TestAgentGone checks that an agent that is restarted is not missed. An agent that stays away
+// means that the understudy is dead; for the active side it is a trouble, which is reported once.
 func TestAgentGone(t *testing.T) {
 	at := time.Unix(1000, 0)
 	change := func(id string, open bool) qmp.Event {
@@ -19,7 +19,7 @@ func TestAgentGone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		stepped := at.Add(-time.Hour) // by the host's clock, which was set since
+		stepped := at.Add(-time.Hour) // by the host's clock, which was set back since
 		return qmp.Event{Name: qmp.EventPortChange, Time: stepped, Came: at, Data: b}
 	}
 	for _, tt := range []struct {

@@ -17,10 +17,10 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// Protect gives the active side an understudy: the partition that nothing runs in boots,
-// and rehearses. It tries again, after pauses that grow, until it has come through or ctx
-// ends; tell hears of each attempt that failed. Watch may run meanwhile, and the active side
-// may die; TakeOver and Switch wait for the end of Protect.
+// Protect gives the active side an understudy: it boots the partition that nothing runs in,
+// and lets it rehearse. It tries again, with growing pauses, until an attempt succeeds or
+// ctx ends; tell gets the error of each attempt that failed. Meanwhile Watch may run, and
+// the active side may die; TakeOver and Switch must wait for the end of Protect.
 func (s *Supervisor) Protect(ctx context.Context, tell func(error)) error {
 	for {
 		if err := s.rest(ctx, s.crashLoop.pause(time.Now())); err != nil {
@@ -39,7 +39,7 @@ func (s *Supervisor) Protect(ctx context.Context, tell func(error)) error {
 	}
 }
 
-// rest is the pause before an attempt. It ends when the active side dies: a takeover waits for that attempt.
+// rest pauses before an attempt. It returns early when the active side dies: a takeover waits for that attempt.
 func (s *Supervisor) rest(ctx context.Context, pause time.Duration) error {
 	select {
 	case <-ctx.Done():
@@ -59,7 +59,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// protect is one attempt.
+// protect makes one attempt.
 func (s *Supervisor) protect(ctx context.Context) error {
 	i := 1 - s.active.index
 	if err := s.bury(ctx, i); err != nil {
@@ -89,7 +89,7 @@ func (s *Supervisor) protect(ctx context.Context) error {
 		}
 		return err
 	}
-	err := s.keepPair() // a switch may have given it another kernel
+	err := s.keepPair() // a switch may have changed its kernel
 	if err == nil {
 		err = s.record(func(r *Record) { r.Understudy = sd.name })
 	}
@@ -102,8 +102,8 @@ func (s *Supervisor) protect(ctx context.Context) error {
 	return nil
 }
 
-// prepareFor has the active kernel found in its memory, unless it was. A side that is dead already is
-// taken over from all the same, without what is in its memory only.
+// prepareFor finds the active kernel in its memory, unless that is done. From a side that is dead
+// already we take over in any case, if need be without what is in its memory only.
 func (s *Supervisor) prepareFor(ctx context.Context) error {
 	s.mu.Lock()
 	prepared := s.prepared
@@ -123,9 +123,9 @@ func (s *Supervisor) prepareFor(ctx context.Context) error {
 }
 
 // bury removes what is left of the side that ran in partition i, if one did, under this supervisor
-// or an earlier one. Its memory is needed no more: what counted of it is durable elsewhere, but
-// for its root disk, which comes first, and for what was refused, which is kept. If ctx ends
-// before, all of it stays, and is done the next time.
+// or an earlier one. Its memory is no longer needed: everything of value in it is durable
+// elsewhere, except for the data of its root disk, which is rescued first, and for what was
+// refused, which is kept. If ctx ends before that, all of it stays, and is done the next time.
 func (s *Supervisor) bury(ctx context.Context, i int) error {
 	if err := s.recordRest(); err != nil {
 		return err
@@ -152,8 +152,8 @@ func (s *Supervisor) bury(ctx context.Context, i int) error {
 	return errors.Join(errs...)
 }
 
-// keepDead gives the memory of a dead side a name that no partition's file has, if something
-// needs it. It has both names until the record knows the new one.
+// keepDead gives the memory of a dead side a name that no partition uses, if the memory is
+// still needed. The file has both names until the new one is recorded.
 func (s *Supervisor) keepDead(spec *partition.Spec) error {
 	dead := s.dead()
 	if dead == nil || dead.Name != spec.Name {
@@ -168,14 +168,14 @@ func (s *Supervisor) keepDead(spec *partition.Spec) error {
 	})
 }
 
-// dead is the side that was taken over from, if its memory is needed.
+// dead returns the side that was taken over from, or nil if its memory is not needed.
 func (s *Supervisor) dead() *DeadSide { return s.recorded().Dead }
 
-// Kept is memory of sides that died before, with what could not be brought to the disks.
+// Kept returns the memory of sides that died before, with what could not be brought to the disks.
 func (s *Supervisor) Kept() []KeptMemory { return s.recorded().Kept }
 
-// linkKept gives a side's memory a name that no partition's file has. A supervisor that was killed may have done so
-// and not recorded it.
+// linkKept gives a side's memory a name that no partition uses. A supervisor that was killed may have done so
+// already without recording it.
 func (s *Supervisor) linkKept(spec *partition.Spec) (string, error) {
 	memory, err := os.Lstat(spec.RAMPath())
 	if err != nil {
@@ -193,8 +193,8 @@ func (s *Supervisor) linkKept(spec *partition.Spec) (string, error) {
 	}
 }
 
-// rescuedRoot is the root disk of partition i that is to have what only its memory has of it;
-// empty: it has none, or nobody can do that.
+// rescuedRoot returns the root disk of partition i that is to get what only its memory has;
+// empty if there is none, or if there is no Options.Rescue.
 func (s *Supervisor) rescuedRoot(i int) string {
 	if s.options.Rescue == nil {
 		return ""
@@ -202,13 +202,13 @@ func (s *Supervisor) rescuedRoot(i int) string {
 	return s.Pair.Partitions[i].Root
 }
 
-// rescueRoot brings to a dead side's own root disk what only its memory has of it. It
-// boots without, as after any crash, if that cannot be done, and its memory is kept if there is room for that and the next
-// one; but if ctx ends before it is, or it was broken off in between, it fails, and is to be done again.
+// rescueRoot brings to a dead side's own root disk what only its memory has. If that fails, the side boots without it,
+// as after any crash, and its memory is kept if there is room for it and the next one. But if ctx has ended, or the
+// disk is in between, rescueRoot fails, and is to be called again.
 func (s *Supervisor) rescueRoot(ctx context.Context, i int) error {
 	p, dead := s.Pair.Partitions[i], s.dead()
 	if dead == nil || dead.Name != p.Name || dead.Root == "" || s.options.Rescue == nil {
-		return nil // or it is kept with what it has
+		return nil // keepDead keeps the memory, if it is needed
 	}
 	err := s.rescue(ctx, i)
 	if err != nil && (ctx.Err() != nil || errors.Is(err, takeover.ErrInBetween)) {
@@ -227,7 +227,7 @@ func (s *Supervisor) rescueRoot(ctx context.Context, i int) error {
 	return s.needDead(after, func(*Record) {})
 }
 
-// rescue brings to the root disk of partition i what its memory has of it. Nobody holds it then.
+// rescue brings to the root disk of partition i what only its memory has. It lets go of the disk for that.
 func (s *Supervisor) rescue(ctx context.Context, i int) error {
 	p := s.Pair.Partitions[i]
 	var err error
@@ -244,8 +244,8 @@ func (s *Supervisor) rescue(ctx context.Context, i int) error {
 	return err
 }
 
-// keepRoot records that the memory of partition i has what its root disk may lack, if somebody can bring
-// that there.
+// keepRoot records that the memory of partition i has what its root disk may lack, if there is somebody
+// to bring it there.
 func (s *Supervisor) keepRoot(i int) error {
 	root := s.rescuedRoot(i)
 	if root == "" || s.discarded || !s.recorded().Saved {
@@ -255,8 +255,8 @@ func (s *Supervisor) keepRoot(i int) error {
 	return s.record(func(r *Record) { r.Kept = append(r.Kept, KeptMemory{File: s.dir.RAM(d.Name), Why: d.kept()}) })
 }
 
-// rescueRoots does it for all partitions, none of which runs any more or is to boot: memory of which
-// it fails stays, and is recorded.
+// rescueRoots rescues the root disks of all partitions, none of which still runs or is to boot. If
+// that fails, the memory stays, and is recorded.
 func (s *Supervisor) rescueRoots() error {
 	var errs []error
 	for i, p := range s.Pair.Partitions {
@@ -276,8 +276,8 @@ func (s *Supervisor) rescueRoots() error {
 	return errors.Join(errs...)
 }
 
-// Freeze stops a dead side where it is, until there is an understudy to take over. That is recorded
-// first, so that another supervisor knows who has stopped it.
+// Freeze stops a dead side until there is an understudy to take over. This is recorded first, so
+// that another supervisor knows who has stopped the side.
 func (s *Supervisor) Freeze() {
 	s.mu.Lock()
 	s.frozen = true
@@ -292,15 +292,15 @@ func (s *Supervisor) Freeze() {
 	s.active.process.Freeze()
 }
 
-// crashLoop makes pauses before a pair is protected again, if it does not stay so.
+// crashLoop determines the pauses before a pair is protected again, if it does not stay protected.
 type crashLoop struct {
-	since time.Time // of the protection; the zero value: there was none yet
+	since time.Time // when the pair was protected; zero if it never was
 	wait  time.Duration
 }
 
 const (
-	// calm is how long a pair has to stay protected so that the next crash is not one of
-	// a loop.
+	// calm is how long a pair has to stay protected for the next crash not to count as part
+	// of a crash loop.
 	calm     = 10 * time.Second
 	maxPause = time.Minute
 	minPause = time.Second
@@ -311,7 +311,7 @@ func (c *crashLoop) protected(now time.Time) { c.since = now }
 // failed makes the next pause longer.
 func (c *crashLoop) failed() { c.wait, c.since = min(max(2*c.wait, minPause), maxPause), time.Time{} }
 
-// pause is how long to wait before the next attempt.
+// pause returns how long to wait before the next attempt.
 func (c *crashLoop) pause(now time.Time) time.Duration {
 	if !c.since.IsZero() {
 		if now.Sub(c.since) < calm {

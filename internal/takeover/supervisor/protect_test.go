@@ -20,8 +20,8 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// TestCrashLoop: a pair that does not stay protected waits longer each time, up to a bound,
-// and one that does is forgiven.
+// TestCrashLoop checks that a pair that does not stay protected waits longer each time, up
+// to a bound, and that the pauses start anew if it does.
 func TestCrashLoop(t *testing.T) {
 	var c crashLoop
 	now := time.Unix(1000, 0)
@@ -50,8 +50,8 @@ func TestCrashLoop(t *testing.T) {
 	}
 }
 
-// graveyard is a supervisor that knows of a dead side no more than its record does: as one that
-// was started again.
+// graveyard returns a supervisor that knows nothing of a dead side but its record, like a
+// supervisor that was restarted.
 func graveyard(t *testing.T) *Supervisor {
 	t.Helper()
 	dir := t.TempDir()
@@ -78,14 +78,14 @@ func graveyard(t *testing.T) *Supervisor {
 	return s
 }
 
-// TestBury: what a dead side's memory is needed for outlives the supervisor and each attempt, and
-// its partition is not cleared before.
+// TestBury checks that the reasons why a dead side's memory is needed outlive the supervisor and
+// each attempt, and that its partition is not cleared before.
 func TestBury(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	for name, tc := range map[string]struct {
 		why, root string
-		kept      string // why; empty: nothing is
+		kept      string // the reason; empty if no memory is kept
 	}{
 		"nothing left": {},
 		"refused":      {why: "2 things", kept: "2 things"},
@@ -147,11 +147,12 @@ func TestBury(t *testing.T) {
 	}
 }
 
-// TestBuryUnrescued: what could not be brought to a root disk is kept, if there is room for it beside the memory of the next one.
+// TestBuryUnrescued checks that what could not be brought to a root disk is kept, if there is room for it beside the
+// memory of the next side.
 func TestBuryUnrescued(t *testing.T) {
 	for _, tc := range []struct {
 		memory uint64
-		why    string // before
+		why    string // the reason so far
 		kept   string
 	}{
 		{0, "", "memory: it booted again without what its root disk, ROOT, lacks: root disk of partition left: no room"},
@@ -182,8 +183,8 @@ func TestBuryUnrescued(t *testing.T) {
 	}
 }
 
-// TestKeptTwice: memory that got its name from a supervisor that was killed before it recorded that has no second one; that of
-// another death keeps its own.
+// TestKeptTwice checks that memory that was given a name, but not recorded, by a supervisor that was killed does not
+// get a second name, and that the memory of another death keeps its own.
 func TestKeptTwice(t *testing.T) {
 	s := graveyard(t)
 	name := func(n int) string { return filepath.Join(s.dir.Path, fmt.Sprintf("kept-%d-left.ram", n)) }
@@ -206,8 +207,8 @@ func TestKeptTwice(t *testing.T) {
 	}
 }
 
-// TestRootUnheld: a root disk that somebody else has when it is to be held again is no reason to
-// end, and nothing boots from it.
+// TestRootUnheld checks that we go on if somebody else has a root disk when it is to be held
+// again, and that nothing boots from the disk.
 func TestRootUnheld(t *testing.T) {
 	s := graveyard(t)
 	root := s.Pair.Partitions[0].Root
@@ -230,8 +231,8 @@ func TestRootUnheld(t *testing.T) {
 	}
 }
 
-// TestProtectDead: while the active side lives, attempts to protect it have pauses between them; when it has
-// died, nobody is served until one comes through, and the next one is made at once.
+// TestProtectDead checks that attempts to protect a living active side have pauses between them. When the
+// side has died, nobody is served until an attempt succeeds, so the next one is made at once.
 func TestProtectDead(t *testing.T) {
 	s := graveyard(t)
 	if err := os.Remove(s.Pair.Partitions[0].Root); err != nil {
@@ -257,7 +258,7 @@ func TestProtectDead(t *testing.T) {
 	})
 }
 
-// TestUnrecorded: a dead side is not buried before it is recorded what needs its memory.
+// TestUnrecorded checks that a dead side is not buried before it is recorded why its memory is needed.
 func TestUnrecorded(t *testing.T) {
 	s := graveyard(t)
 	blocked := filepath.Join(s.dir.Path, recordName+".new")
@@ -284,7 +285,7 @@ func TestUnrecorded(t *testing.T) {
 	}
 }
 
-// TestUnrecordedStop: what could not be recorded is with the next change of the record, whatever that is.
+// TestUnrecordedStop checks that what could not be recorded is recorded with the next change, whatever that is.
 func TestUnrecordedStop(t *testing.T) {
 	s := graveyard(t)
 	blocked := filepath.Join(s.dir.Path, recordName+".new")
@@ -309,8 +310,8 @@ func TestUnrecordedStop(t *testing.T) {
 	}
 }
 
-// TestCloseRoots: the end of a pair is no reason to lose what a root disk lacks, of a side that was taken
-// over from or one that was not powered off: memory of which a rescue fails stays, and that is an error.
+// TestCloseRoots checks that the end of a pair does not lose what a root disk lacks, of a side that was taken
+// over from or one that was not powered off: if the rescue fails, the memory stays, and Close returns an error.
 func TestCloseRoots(t *testing.T) {
 	broken := errors.New("no room")
 	for name, tc := range map[string]struct {
@@ -327,7 +328,7 @@ func TestCloseRoots(t *testing.T) {
 		"not powered off, in between ": {runs: true, rescue: takeover.ErrInBetween, kept: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel() // an agent is waited for
+			t.Parallel() // it waits for an agent
 			s := graveyard(t)
 			if err := s.dir.take(); err != nil {
 				t.Fatal(err)
@@ -362,7 +363,7 @@ func TestCloseRoots(t *testing.T) {
 	}
 }
 
-// running is a side of partition 0 whose agent does not answer, so that its system does not end.
+// running returns a side of partition 0 whose agent does not answer, so that its system does not end.
 func running(t *testing.T, s *Supervisor) *side {
 	t.Helper()
 	_, id := stopped(t)
@@ -383,7 +384,8 @@ func running(t *testing.T, s *Supervisor) *side {
 	return sd
 }
 
-// TestUnopened: of a dead side whose memory cannot be opened, all is refused; once it can, nothing is.
+// TestUnopened checks that everything of a dead side is refused while its memory cannot be opened, and
+// nothing once it can.
 func TestUnopened(t *testing.T) {
 	s := graveyard(t)
 	spec := s.spec(0, "")
@@ -417,8 +419,8 @@ func TestUnopened(t *testing.T) {
 	}
 }
 
-// TestUnprepared: an active kernel that is not found is looked for at each attempt; one that is dead
-// is taken over from all the same.
+// TestUnprepared checks that each attempt looks for an active kernel that was not found, and that a
+// dead side is taken over from in any case.
 func TestUnprepared(t *testing.T) {
 	s := graveyard(t)
 	spec := s.spec(0, "")

@@ -24,7 +24,7 @@ type pulse struct {
 	seen          time.Time
 }
 
-// lookAtPulses takes an observation of those pulses that it is time for.
+// lookAtPulses observes those pulses that are due.
 func (w *watcher) lookAtPulses(ctx context.Context) (liveness.Verdict, bool) {
 	var effort liveness.Effort
 	for _, p := range w.pulses {
@@ -43,7 +43,7 @@ func (w *watcher) lookAtPulses(ctx context.Context) (liveness.Verdict, bool) {
 		}
 		p.silencer = liveness.NewSilencer(p.period, p.limit)
 		if w.ask(ctx) != "" {
-			continue // nothing of it runs: the beat tells
+			continue // nothing runs there: the beat shows that
 		}
 		if disk, is := strings.CutPrefix(p.Name, "disk "); is && !w.hostReads(disk) {
 			w.trouble(wire.TroubleNotice{What: fmt.Sprintf("disk %s: this machine gets no block of its image either, within %v", disk, hostLimit)})
@@ -55,8 +55,8 @@ func (w *watcher) lookAtPulses(ctx context.Context) (liveness.Verdict, bool) {
 	return liveness.Verdict{}, false
 }
 
-// hostReads says whether this machine itself gets a block of a disk's image, within
-// hostLimit. If not, no kernel of a guest is to blame.
+// hostReads reports whether this machine itself can read a block of a disk's image within
+// hostLimit. If it cannot, the guest's kernel is not to blame.
 func (s *Supervisor) hostReads(disk string) bool {
 	i := slices.IndexFunc(s.Pair.Disks, func(d pair.Disk) bool { return d.Name == disk })
 	if i < 0 {
@@ -65,7 +65,7 @@ func (s *Supervisor) hostReads(disk string) bool {
 	h := s.holds[s.Pair.Disks[i].Image]
 	s.mu.Lock()
 	done, waits := s.reads[disk]
-	if !waits { // or else one is under way since the last time
+	if !waits { // otherwise a read from an earlier call is still under way
 		done = make(chan struct{})
 		if s.reads == nil {
 			s.reads = make(map[string]chan struct{})
@@ -91,11 +91,11 @@ func (s *Supervisor) hostReads(disk string) bool {
 // hostLimit is how long this machine's own read of an image may take.
 const hostLimit = 5 * time.Second
 
-// hostRead reads the last block of an image past the page cache, if it can.
+// hostRead reads the last block of an image past the host's page cache, if that is possible.
 func hostRead(h *fence.Hold) {
 	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", h.Fd()), os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
-		return // a file system without such reads has its answers in memory
+		return // a file system without O_DIRECT answers from memory
 	}
 	defer f.Close()
 	const block = 4096

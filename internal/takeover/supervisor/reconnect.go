@@ -30,10 +30,10 @@ type RecordSide struct {
 	Accel partition.Accel `json:"accel"`
 }
 
-// pairName is the file of a run directory that has the pair as it runs.
+// pairName is the file of a run directory that describes the pair as it runs.
 const pairName = "pair.json"
 
-// keepPair writes down what the pair is, for a supervisor that takes charge of it.
+// keepPair writes down the description of the pair, for a supervisor that takes charge of it.
 func (s *Supervisor) keepPair() error {
 	b, err := json.Marshal(s.Pair)
 	if err == nil {
@@ -45,15 +45,15 @@ func (s *Supervisor) keepPair() error {
 	return nil
 }
 
-// HasGuests says whether a pair whose supervisor has ended was up, and neither taking over
-// nor going down.
+// HasGuests reports whether a pair whose supervisor has ended was up, was neither taking
+// over nor going down, and still has guests.
 func (d *RunDir) HasGuests() bool {
 	r := d.Record
 	return r != nil && r.Up && !r.Saved && r.Heir == "" && r.Why == "" && len(guests(d.Path+"/")) > 0
 }
 
-// guests are the processes of partitions whose memory is in files of this path, or of one
-// that begins so.
+// guests returns the QEMU processes of partitions whose memory is in files whose path
+// begins so.
 func guests(path string) (pids []int) {
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well-formed
 	for _, l := range lines {
@@ -70,7 +70,7 @@ func guests(path string) (pids []int) {
 // EndGuests ends the guests that a supervisor has left. Their memory stays.
 func (d *RunDir) EndGuests() error { return d.endGuests(d.Path + "/") }
 
-// endGuests ends those whose memory is in files of a path.
+// endGuests ends the guests whose memory is in files whose path begins so.
 func (d *RunDir) endGuests(path string) error {
 	for deadline := time.Now().Add(endLimit); ; time.Sleep(10 * time.Millisecond) {
 		pids := guests(path)
@@ -87,17 +87,18 @@ func (d *RunDir) endGuests(path string) error {
 }
 
 // Reconnect takes charge of a pair whose supervisor has ended, and whose guests go on. Watch
-// tells what has become of them since. On an error they are as they were.
+// reports what has become of them since. On an error, the guests are left as they were.
 func Reconnect(ctx context.Context, d *RunDir, o Options) (*Supervisor, error) {
 	s := newSupervisor(&pair.Pair{}, o, d)
-	s.options.Dir, s.options.Outlive = d.Path, true // as they do
+	s.options.Dir, s.options.Outlive = d.Path, true // as the guests do
 	if err := s.reconnect(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("take charge of the pair again: %w", err), s.Leave())
 	}
 	return s, nil
 }
 
-// pair is what the pair in a run directory is. It fails with fs.ErrNotExist if nobody has come to write that down.
+// pair returns the description of the pair in a run directory. It fails with fs.ErrNotExist if that was not
+// written yet.
 func (d *RunDir) pair() (*pair.Pair, error) {
 	p := &pair.Pair{}
 	b, err := os.ReadFile(filepath.Join(d.Path, pairName))
@@ -139,7 +140,7 @@ func (s *Supervisor) reconnect(ctx context.Context) error {
 			return err
 		case err == nil:
 			s.sides[i], s.understudy = sd, sd
-		default: // another one boots in its place
+		default: // Protect boots another one in its place
 			s.log("%v", err)
 			s.understudy = sd
 			if err := s.LoseUnderstudy(); err != nil {
@@ -150,16 +151,16 @@ func (s *Supervisor) reconnect(ctx context.Context) error {
 	if s.active == nil {
 		return errors.New("the record in its run directory names no active side")
 	}
-	if dead := s.dead(); s.understudy == nil && dead == nil { // what was booting there was nobody's yet
+	if dead := s.dead(); s.understudy == nil && dead == nil { // a partition that was booting was not in use yet
 		if err := s.clear(1 - s.active.index); err != nil {
 			return err
 		}
-	} else if dead != nil { // Protect has its memory
+	} else if dead != nil { // Protect deals with its memory
 		if err := s.dir.endGuests(s.dir.RAM(dead.Name)); err != nil {
 			return err
 		}
 	}
-	if s.active.died == nil && r.Frozen != "" { // somebody has had it go on
+	if s.active.died == nil && r.Frozen != "" { // somebody has let it continue
 		if err := s.record(func(r *Record) { r.Frozen = "" }); err != nil {
 			return err
 		}
@@ -174,9 +175,9 @@ func (s *Supervisor) reconnect(ctx context.Context) error {
 	return s.resumeStopped(ctx)
 }
 
-// resumeStopped has an active side go back to its work whose last supervisor ended while it had
-// it stop. What it has not stopped yet is stopped first: nothing is to run twice. That it does not
-// come through is a trouble and no end: such a side is to be watched all the same.
+// resumeStopped lets an active side go back to its work if its last supervisor ended while it was
+// stopping that side. What is not stopped yet is stopped first: nothing must run twice. A failure
+// is a trouble, but does not end the pair: the side has to be watched in any case.
 func (s *Supervisor) resumeStopped(ctx context.Context) error {
 	if !s.dir.Record.Stopping {
 		return nil
@@ -186,10 +187,10 @@ func (s *Supervisor) resumeStopped(ctx context.Context) error {
 		return nil
 	}
 	s.log("partition %s was to stop its services when its supervisor ended: it goes back to its work", s.active.name)
-	if err := s.stopLimited(ctx, s.active); err != nil { // a disk was busy, and stays where it is
+	if err := s.stopLimited(ctx, s.active); err != nil { // a disk was busy, and stays mounted
 		s.log("%v", err)
 	}
-	_ = s.resume(ctx, s.active) // it has told
+	_ = s.resume(ctx, s.active) // it has reported the error
 	return ctx.Err()
 }
 
@@ -202,7 +203,7 @@ func (s *Supervisor) clear(i int) error {
 	return spec.Remove()
 }
 
-// reconnectSide takes charge of a guest. Also with an error the side has what is to be ended.
+// reconnectSide takes charge of a guest. Even with an error, the side has what is to be ended.
 func (s *Supervisor) reconnectSide(ctx context.Context, i int, r RecordSide) (*side, error) {
 	p := s.Pair.Partitions[i]
 	sd := &side{index: i, name: p.Name, troubles: make(chan wire.TroubleNotice, maxTroubles)}
@@ -213,7 +214,7 @@ func (s *Supervisor) reconnectSide(ctx context.Context, i int, r RecordSide) (*s
 	var gone error
 	sd.process, gone = partition.Reconnect(ctx, sd.spec, r.Identity)
 	if errors.Is(gone, partition.ErrStopped) {
-		// As Freeze leaves it. It must not go on: a crash kernel would run.
+		// This is how Freeze leaves it. It must not continue: a crash kernel would run.
 		if sd.died = s.foundDead(ctx, sd); sd.died != nil {
 			gone = errors.New(sd.died.Detail)
 		}
@@ -234,8 +235,8 @@ func (s *Supervisor) reconnectSide(ctx context.Context, i int, r RecordSide) (*s
 	return sd, nil
 }
 
-// foundDead is the death of a side that is stopped, if that was why it was: the supervisor before has
-// frozen it until there is an understudy, or its kernel is in panic(). Else it is nil.
+// foundDead returns the death of a side that is stopped, if that is why it was stopped: the previous supervisor
+// has frozen it until there is an understudy, or its kernel is in panic(). Otherwise it returns nil.
 func (s *Supervisor) foundDead(ctx context.Context, sd *side) *liveness.Verdict {
 	switch {
 	case s.recorded().Frozen == sd.name:
@@ -246,7 +247,7 @@ func (s *Supervisor) foundDead(ctx context.Context, sd *side) *liveness.Verdict 
 	return nil
 }
 
-// inPanic says whether the kernel that this memory is of is in panic().
+// inPanic reports whether the kernel in this memory file is in panic().
 func inPanic(ctx context.Context, memory string) bool {
 	m, err := findKernel(ctx, memory)
 	if err != nil {
@@ -268,8 +269,8 @@ func (sd *side) mute() error {
 	return sd.agent.Close()
 }
 
-// reach meets the agent of a side that stood still when it was reconnected to, and may have gone on
-// since: it was stopped, or had no time.
+// reach connects to the agent of a side that stood still when we reconnected to it, since it was
+// stopped or got no CPU time. The side may run again by now.
 func (sd *side) reach(ctx context.Context) error {
 	if !sd.muted {
 		return nil
@@ -279,11 +280,11 @@ func (sd *side) reach(ctx context.Context) error {
 	return err
 }
 
-// errStill is why an agent is not waited for.
+// errStill means that an agent is not waited for.
 var errStill = errors.New("its heartbeat has stopped, and its agent does not answer")
 
-// meetAgain connects to the agent of a guest that another supervisor had. What that left
-// half said comes first, and does not make sense.
+// meetAgain connects to the agent of a guest that another supervisor had. A message that
+// was cut off when that ended comes first, and does not make sense.
 func (sd *side) meetAgain(ctx context.Context, notice Notice) error {
 	for deadline := time.Now().Add(reconnectLimit); ; {
 		before := sd.counter(liveness.CounterOffset)
@@ -304,7 +305,7 @@ func (sd *side) meetAgain(ctx context.Context, notice Notice) error {
 const (
 	// greetLimit is how long an agent that runs may take to greet.
 	greetLimit = 3 * time.Second
-	// reconnectLimit is how long an agent is tried: it may be busy.
+	// reconnectLimit is how long we try to reach an agent, which may be busy.
 	reconnectLimit = 30 * time.Second
 )
 

@@ -15,7 +15,7 @@ import (
 	"understudy.dev/understudy/internal/live/partition"
 )
 
-// stopped is a process that is stopped.
+// stopped starts a process, and stops it.
 func stopped(t *testing.T) (*exec.Cmd, partition.Identity) {
 	t.Helper()
 	cmd := exec.Command("sleep", "1000")
@@ -39,8 +39,8 @@ func stopped(t *testing.T) (*exec.Cmd, partition.Identity) {
 	return cmd, partition.Identity{PID: cmd.Process.Pid, Started: started}
 }
 
-// TestReconnectFrozen: a side that the supervisor before has found dead and stopped is dead to the next
-// one, which leaves it as it is; one that somebody else has stopped is not.
+// TestReconnectFrozen checks that a side that one supervisor has found dead and stopped is dead to the
+// next supervisor, which leaves it as it is, and that a side that somebody else has stopped is not.
 func TestReconnectFrozen(t *testing.T) {
 	for name, frozen := range map[string]bool{"frozen": true, "stopped by somebody": false} {
 		t.Run(name, func(t *testing.T) {

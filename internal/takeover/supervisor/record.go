@@ -18,65 +18,65 @@ import (
 // recordName is the file of a run directory that has its Record.
 const recordName = "record.json"
 
-// Record says whose memory in a run directory may hold the last copy of something, and
-// of what. It is written before each step that changes that.
+// Record says whose memory in a run directory may hold the last copy of some data, and of
+// which. It is written before each step that changes that.
 type Record struct {
 	Version int    `json:"version"`
 	Pair    string `json:"pair"`
 	// Active is the partition that has the disks mounted, or had when it died.
 	Active string `json:"active"`
-	// Heir is the partition that takes over from it; empty: none does.
+	// Heir is the partition that takes over from Active; empty if none does.
 	Heir  string       `json:"heir,omitempty"`
 	Disks []RecordDisk `json:"disks"`
-	// Sides are the guests, if they outlive their supervisor; Understudy the one that is
-	// ready, empty if none is; and Up says that the pair was up.
+	// Sides are the guests, if they outlive their supervisor. Understudy is the one that is
+	// ready; empty if none is. Up says that the pair was up.
 	Sides      []RecordSide `json:"sides,omitempty"`
 	Understudy string       `json:"understudy,omitempty"`
 	Up         bool         `json:"up,omitempty"`
 	// Stopping says that Active was asked to stop its services, and has neither stopped all of
 	// them nor gone back to its work.
 	Stopping bool `json:"stopping,omitempty"`
-	// Frozen is the active side, if it is dead, and stopped until there is an understudy.
+	// Frozen is the active side, if that is dead and stopped until there is an understudy.
 	Frozen string `json:"frozen,omitempty"`
-	// Dead is a side that was taken over from, until its partition is cleared; nil: nothing needs
-	// its memory.
+	// Dead is a side that was taken over from, until its partition is cleared. It is nil if
+	// nothing needs the memory of such a side.
 	Dead *DeadSide `json:"dead,omitempty"`
-	// Kept is memory of sides that died before, whose partitions run again.
+	// Kept is the memory of sides that died before, whose partitions run again.
 	Kept []KeptMemory `json:"kept,omitempty"`
-	// Roots are the partitions whose own root disks were brought up to date when the pair had ended, and Partly those of
-	// which something was refused: a second try would not find it missing.
+	// Roots are the partitions whose own root disks were brought up to date after the pair had ended. Partly are those
+	// where something was refused: a second try would not miss it.
 	Roots  []string `json:"roots,omitempty"`
 	Partly []string `json:"partly,omitempty"`
-	// Saved says that all that was in the memory of Active and Heir is on the disks.
+	// Saved says that everything that was in the memory of Active and Heir is on the disks.
 	Saved bool `json:"saved"`
-	// Why is what ended it, for people; empty while a supervisor lives.
+	// Why says what has ended the pair, for people; empty while a supervisor lives.
 	Why string `json:"why,omitempty"`
 }
 
-// RecordDisk is how far a takeover by Heir has come with a disk.
+// RecordDisk says how far a takeover by Heir has come with a disk.
 type RecordDisk struct {
 	Name  string `json:"name"`
 	Image string `json:"image"`
-	Part  int    `json:"part,omitempty"` // of it, with the file system
-	// Layers are what lies on that, and under the file system; empty: nothing does.
+	Part  int    `json:"part,omitempty"` // the partition of Image that has the file system
+	// Layers are the layers between that and the file system; empty if there are none.
 	Layers   []string          `json:"layers,omitempty"`
 	Progress takeover.Progress `json:"progress,omitempty"`
-	// Refused says whether the memory has what could not be brought to it; nil: nobody says, which
-	// older programs did not.
+	// Refused says whether the memory has data that could not be brought to the disk. It is nil if
+	// that is not known: older programs did not record it.
 	Refused *bool `json:"refused,omitempty"`
 }
 
-// Lacks reports whether memory may have what could not be brought to the disk.
+// Lacks reports whether memory may have data that could not be brought to the disk.
 func (d *RecordDisk) Lacks() bool { return d.Refused == nil || *d.Refused }
 
-// DeadSide is a side whose memory has what may be nowhere else, though another side serves.
+// DeadSide is a side whose memory may have the only copy of some data, although another side serves.
 type DeadSide struct {
 	Name string `json:"name"`
-	Root string `json:"root,omitempty"` // its own root disk, to be brought up to date; empty: it has none, or it is
-	Why  string `json:"why,omitempty"`  // it is to be kept; empty: the shared disks have all of it
+	Root string `json:"root,omitempty"` // its own root disk, still to be brought up to date; empty if there is none, or that is done
+	Why  string `json:"why,omitempty"`  // why its memory is to be kept; empty if the shared disks have all of it
 }
 
-// because adds to why it is to be kept.
+// because adds a reason to Why.
 func (d *DeadSide) because(why string) {
 	if d.Why != "" {
 		d.Why += "; "
@@ -84,7 +84,7 @@ func (d *DeadSide) because(why string) {
 	d.Why += why
 }
 
-// kept says why the memory is needed still.
+// kept returns why the memory is still needed.
 func (d *DeadSide) kept() string {
 	if d.Why == "" {
 		return fmt.Sprintf("its unsaved data has not been written to its root disk, %s: understudy salvage apply FILE --disk %s writes it", d.Root, d.Root)
@@ -92,21 +92,21 @@ func (d *DeadSide) kept() string {
 	return d.Why
 }
 
-// KeptMemory is the memory of a dead side which has what could not be brought to the
+// KeptMemory is the memory of a dead side that has data which could not be brought to the
 // disks.
 type KeptMemory struct {
 	File string `json:"file"`
 	Why  string `json:"why"`
 }
 
-// A record without Dead is of version 1, so that older programs can read it, too. They would remove
-// the memory of one with it.
+// Only a record with Dead has version 2, which older programs refuse: they would remove the memory
+// of the dead side. They can read any other record.
 const (
 	recordVersion = 1
 	deadVersion   = 2
 )
 
-// version is that of the format that a record needs.
+// version returns the version of the format that the record needs.
 func (r *Record) version() int {
 	if r.Dead != nil {
 		return deadVersion
@@ -114,18 +114,18 @@ func (r *Record) version() int {
 	return recordVersion
 }
 
-// RunDir is the run directory of a pair, and ours: no other supervisor of it lives.
+// RunDir is the run directory of a pair. It is ours: no other supervisor of the pair lives.
 type RunDir struct {
 	Path   string
-	Record *Record  // nil: nothing was ever at stake in it
+	Record *Record  // nil if nothing was ever at stake
 	lock   *os.File // the directory itself, locked
 }
 
-// ErrRunning is why a run directory is not ours: its supervisor lives.
+// ErrRunning means that a run directory is not ours: its supervisor lives.
 var ErrRunning = errors.New("the pair is up")
 
-// OpenRunDir takes the run directory of a pair whose supervisor has ended. It fails
-// with fs.ErrNotExist if there is none, and with ErrRunning.
+// OpenRunDir takes the run directory of a pair whose supervisor has ended. It fails with
+// fs.ErrNotExist if there is none, and with ErrRunning if the supervisor lives.
 func OpenRunDir(path string) (*RunDir, error) {
 	d := &RunDir{Path: path}
 	if err := d.take(); err != nil {
@@ -148,9 +148,9 @@ func OpenRunDir(path string) (*RunDir, error) {
 	return d, nil
 }
 
-// take locks the run directory, for as long as this process lives. It is opened without
-// following a link, and must belong to this user: it is in a place where others may make
-// names, too.
+// take locks the run directory, for as long as this process lives. It opens the directory
+// without following a link, and checks that it belongs to this user: it is in a place where
+// others may create names, too.
 func (d *RunDir) take() error {
 	fd, err := unix.Open(d.Path, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -183,8 +183,8 @@ func (d *RunDir) mine(fd int) error {
 	return nil
 }
 
-// makeRunDir makes the run directory of a pair that is to come up. One that an earlier
-// pair left is removed if nothing is at stake in it.
+// makeRunDir makes the run directory of a pair that is to come up. The directory of an
+// earlier pair is removed if nothing is at stake in it.
 func makeRunDir(path string) (*RunDir, error) {
 	old, err := OpenRunDir(path)
 	switch {
@@ -232,7 +232,7 @@ func (u *Unsaved) Error() string {
 		u.Dir, u.Record.Pair, why, u.Record.Pair, u.Record.Pair)
 }
 
-// AtStake says whether there may be data in the memory files that is nowhere else.
+// AtStake reports whether the memory files may have data that is nowhere else.
 func (d *RunDir) AtStake() bool {
 	r := d.Record
 	return r != nil && (!r.Saved && len(r.Disks) > 0 || len(r.Kept) > 0 || r.Dead != nil)
@@ -262,12 +262,12 @@ func (d *RunDir) Write(r *Record) error {
 	return nil
 }
 
-// spareBytes are kept for the record: a run directory without room must not end a takeover.
+// spareBytes is the room that is kept for the record: a full run directory must not end a takeover.
 const spareBytes = 256 << 10
 
 const spareName = "record.spare"
 
-// keepSpare has room kept, if there is any.
+// keepSpare reserves that room, if there is any.
 func (d *RunDir) keepSpare() {
 	f, err := os.OpenFile(filepath.Join(d.Path, spareName), os.O_CREATE|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -277,7 +277,7 @@ func (d *RunDir) keepSpare() {
 	_ = f.Close()
 }
 
-// writeDurably puts a file in the place of the one that there is, at once.
+// writeDurably replaces a file atomically.
 func writeDurably(path string, b []byte) error {
 	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -290,11 +290,11 @@ func writeDurably(path string, b []byte) error {
 	return os.Rename(path+".new", path)
 }
 
-// RAM is the memory file of a partition.
+// RAM returns the path of a partition's memory file.
 func (d *RunDir) RAM(partition string) string { return filepath.Join(d.Path, partition+".ram") }
 
-// Close lets the run directory go, and leaves it as it is.
+// Close releases the run directory, and leaves it as it is.
 func (d *RunDir) Close() error { return d.lock.Close() }
 
-// Remove removes the run directory with all in it.
+// Remove removes the run directory with everything in it.
 func (d *RunDir) Remove() error { return errors.Join(os.RemoveAll(d.Path), d.Close()) }

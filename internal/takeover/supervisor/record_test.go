@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// TestRecordWithoutRoom: a run directory that is full ends nothing: there is room kept for
-// the record.
+// TestRecordWithoutRoom checks that the record can be written when the run directory is
+// full: room is kept for it.
 func TestRecordWithoutRoom(t *testing.T) {
 	tier.Guest(t) // it mounts
 	dir := t.TempDir()
@@ -54,8 +54,8 @@ func TestRecordWithoutRoom(t *testing.T) {
 	}
 }
 
-// TestRecordVersion: a record with a dead side is one that older programs refuse, and an unknown one
-// is refused.
+// TestRecordVersion checks that a record with a dead side has a version that older programs refuse,
+// and that an unknown version is refused.
 func TestRecordVersion(t *testing.T) {
 	d := &RunDir{Path: t.TempDir()}
 	open := func() (version int, err error) {

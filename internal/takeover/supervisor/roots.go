@@ -10,9 +10,10 @@ import (
 	"understudy.dev/understudy/internal/live/pair"
 )
 
-// LackingRoots are the partitions whose own root disks may lack what only their memory in the run directory has: of a
-// pair that ended badly all of them, but for those that have it, or all of it that could be brought there, and else
-// a dead one whose turn had not come.
+// LackingRoots returns the partitions whose own root disks may lack data that only their memory in the run directory
+// has. For a pair that ended badly, these are all partitions except those whose disks have that data, or as much of
+// it as could be brought there. For other pairs, it is a dead side whose root disk was not rescued yet, or whose
+// memory is kept for it.
 func (d *RunDir) LackingRoots() ([]pair.Partition, error) {
 	whole, err := d.pair()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -34,17 +35,17 @@ func (d *RunDir) LackingRoots() ([]pair.Partition, error) {
 	return lacking, nil
 }
 
-// deadRoot reports whether a partition's root disk is that of a dead side, and is still to be brought up to date.
+// deadRoot reports whether a partition is the dead side, and its root disk is still to be brought up to date.
 func (r *Record) deadRoot(p pair.Partition) bool {
 	return r.Dead != nil && r.Dead.Name == p.Name && r.Dead.Root != ""
 }
 
-// keptFor reports of memory that is kept whether it is a partition's for its root disk.
+// keptFor returns a function that reports whether kept memory is that of a partition, for its root disk.
 func (d *RunDir) keptFor(p pair.Partition) func(KeptMemory) bool {
 	return func(k KeptMemory) bool { return k.File == d.RAM(p.Name) }
 }
 
-// RootHas records in r, which is to be written, that a partition's root disk has all of its memory.
+// RootHas changes r, which is to be written, to say that a partition's root disk has everything from its memory.
 func (d *RunDir) RootHas(r *Record, p pair.Partition) {
 	r.Roots = append(slices.Clone(r.Roots), p.Name)
 	r.Kept = slices.DeleteFunc(slices.Clone(r.Kept), d.keptFor(p))
@@ -57,7 +58,8 @@ func (d *RunDir) RootHas(r *Record, p pair.Partition) {
 	}
 }
 
-// RootLacks records in r, which is to be written, that it has not, and why: ErrPartly, if all was brought there that can be.
+// RootLacks changes r, which is to be written, to say that it does not, and why: ErrPartly if everything was brought
+// there that can be.
 func (d *RunDir) RootLacks(r *Record, p pair.Partition, why error) {
 	lacking := DeadSide{Name: p.Name, Root: p.Root}
 	if errors.Is(why, ErrPartly) {
@@ -77,5 +79,5 @@ func (d *RunDir) RootLacks(r *Record, p pair.Partition, why error) {
 	}
 }
 
-// ErrPartly is why memory is needed still although it was brought to a disk: something of it was refused.
+// ErrPartly means that memory is still needed although it was brought to a disk: something of it was refused.
 var ErrPartly = errors.New("something was refused")

@@ -11,7 +11,7 @@ import (
 	"understudy.dev/understudy/internal/live/pair"
 )
 
-// TestLackingRoots: whose root disk may lack something says the record, as long as there is memory of it.
+// TestLackingRoots checks that the record says whose root disk may lack something, as long as the memory exists.
 func TestLackingRoots(t *testing.T) {
 	d := &RunDir{Path: t.TempDir()}
 	memory := KeptMemory{File: d.RAM("left"), Why: "its root disk"}
@@ -55,7 +55,7 @@ func TestLackingRoots(t *testing.T) {
 		if got := names(); got != tc.want {
 			t.Errorf("%s: %s, want %s", name, got, tc.want)
 		}
-		// One that could not be brought up to date lacks it again, and is kept.
+		// A root disk that could not be brought up to date still lacks it, and its memory is kept.
 		lacking, _ := d.LackingRoots()
 		for _, p := range lacking {
 			d.RootLacks(d.Record, p, errors.New("no room"))
@@ -70,7 +70,7 @@ func TestLackingRoots(t *testing.T) {
 		if names() != "" || tc.want != "" && d.AtStake() {
 			t.Errorf("%s, once it was rescued: %s, %+v", name, names(), d.Record)
 		}
-		// What was refused is not asked for again, as if it were there.
+		// What was refused is not looked for again, as if it could still be brought there.
 		for _, p := range lacking {
 			d.Record.Roots = nil
 			d.RootLacks(d.Record, p, fmt.Errorf("its disk: %w", ErrPartly))

@@ -35,32 +35,32 @@ type side struct {
 	taps     []string
 	tapFiles []*os.File
 	beat     []byte                  // the beat page
-	troubles chan wire.TroubleNotice // what its agent says that does not work
+	troubles chan wire.TroubleNotice // what does not work on it, as its agent says
 
-	died    *liveness.Verdict // how, of a side that was dead and stopped when we came; nil: it was not
-	counted uint64            // the beat's last count, of the watcher
-	rested  uint64            // its count when it was last told not to beat slowly any more; 0: it never did
+	died    *liveness.Verdict // how it died, if it was dead and stopped when we took charge of it; otherwise nil
+	counted uint64            // the beat's count when the watcher last looked
+	rested  uint64            // the beat's count when it was last told not to beat slowly any more; 0 if it never was
 
-	// For others, too: when that changed, when the watcher last looked, and the longest
-	// silence that ended. Nil: not yet.
+	// Read by others, too: when that count changed, when the watcher last looked, and the
+	// longest silence that ended. nil means not yet.
 	beaten, looked atomic.Pointer[time.Time]
-	left           atomic.Pointer[time.Time] // when its agent left its port; nil: it is there
+	left           atomic.Pointer[time.Time] // when its agent left its port; nil if it is there
 	longest        atomic.Int64              // ns
 }
 
-// maxTroubles are as many as wait to be told.
+// maxTroubles is how many troubles may wait to be reported.
 const maxTroubles = 16
 
-// bootTries is how often a partition is booted whose kernel panics before its agent greets:
-// under emulation one does so now and then, while it patches its own code (seen with QEMU 7.2
-// and kernels from 6.12 on). Nothing is at stake by then.
+// bootTries is how often we boot a partition whose kernel panics before its agent greets.
+// Under emulation a kernel does so now and then, while it patches its own code (seen with
+// QEMU 7.2 and kernels from 6.12 on). Nothing is at stake by then.
 const bootTries = 3
 
-// errBootPanic is why a partition did not come up.
+// errBootPanic means that a partition did not come up because its kernel panicked.
 var errBootPanic = errors.New("its kernel panicked while it booted")
 
-// boot starts partition i. The active one has the disks themselves, the
-// understudy their vacancies and the staging disk.
+// boot starts partition i. The active side gets the disks themselves, the understudy gets
+// their vacancies and the staging disk.
 func (s *Supervisor) boot(ctx context.Context, i int, active bool) (*side, error) {
 	for try := 1; ; try++ {
 		sd, err := s.bootOnce(ctx, i, active)
@@ -79,7 +79,7 @@ func (s *Supervisor) bootOnce(ctx context.Context, i int, active bool) (*side, e
 	}
 	sd := &side{index: i, name: p.Name, troubles: make(chan wire.TroubleNotice, maxTroubles)}
 	spec := s.spec(i, accel)
-	sd.spec = spec // whose files go with it, if what follows fails
+	sd.spec = spec // its files are removed with the side, if what follows fails
 	spec.Devices, err = s.devices(ctx, sd, i, active)
 	if err == nil {
 		s.log("partition %s: %s", p.Name, spec.CommandLine())
@@ -97,7 +97,7 @@ func (s *Supervisor) bootOnce(ctx context.Context, i int, active bool) (*side, e
 	return sd, nil
 }
 
-// spec is what partition i is made of, but for its devices.
+// spec returns the Spec of partition i, without its devices.
 func (s *Supervisor) spec(i int, accel partition.Accel) partition.Spec {
 	p := s.Pair.Partitions[i]
 	if p.Root != "" {
@@ -110,7 +110,7 @@ func (s *Supervisor) spec(i int, accel partition.Accel) partition.Spec {
 	}
 }
 
-// recordSide writes down which process a side is.
+// recordSide records the process of a side.
 func (s *Supervisor) recordSide(sd *side) error {
 	id, err := sd.process.Identity()
 	if err != nil {
@@ -150,8 +150,8 @@ func (sd *side) boot(ctx context.Context, spec partition.Spec, c wire.Config, no
 	return sd.agent.Call(ctx, wire.Configure, c, nil)
 }
 
-// awaitPanic ends ctx once the console says that the kernel has panicked: a driver for its
-// dying message may not be loaded yet.
+// awaitPanic ends ctx once the console says that the kernel has panicked: the driver for
+// the dying message may not be loaded yet.
 func (sd *side) awaitPanic(ctx context.Context, end context.CancelCauseFunc) {
 	look := time.NewTicker(time.Second)
 	defer look.Stop()
@@ -168,10 +168,10 @@ func (sd *side) awaitPanic(ctx context.Context, end context.CancelCauseFunc) {
 	}
 }
 
-// tailLines are enough to see what a guest died of.
+// tailLines is how many lines are enough to see what a guest died of.
 const tailLines = 20
 
-// tail is the end of a text file, for people.
+// tail returns the end of a text file, for people.
 func tail(path string) string {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -181,17 +181,17 @@ func tail(path string) string {
 	return strings.Join(lines[max(0, len(lines)-tailLines):], "")
 }
 
-// Limits of what an agent does before there is any crash: they end what hangs, as bootLimit does.
-// Services have limits of their own there, of systemd and of the agent.
+// Limits for what an agent does while nothing has crashed: they only end what hangs, as bootLimit
+// does. The services themselves have their own limits there, of systemd and of the agent.
 const (
 	configureLimit = bootLimit
-	startLimit     = bootLimit // of services, NFS among them
+	startLimit     = bootLimit // for services, including NFS
 )
 
-// startAnswer is how much longer than the services may take in a takeover their agent may.
+// startAnswer is how much longer than the services the agent's answer may take in a takeover.
 const startAnswer = 4 * time.Minute
 
-// able checks that a guest has what its disks may need of it.
+// able checks that a guest has the programs that its disks may need.
 func able(g wire.Greeting, c wire.Config) error {
 	for _, d := range c.Disks {
 		for _, p := range d.Programs() {
@@ -256,16 +256,16 @@ func (s *Supervisor) devices(ctx context.Context, side *side, i int, active bool
 	return append(devices, more...), err
 }
 
-// tapName fits the 15 characters of an interface name.
+// tapName returns the name of a tap, which fits in the 15 characters of an interface name.
 func tapName(pair string, side, nic int) string {
 	h := fnv.New32a()
 	h.Write([]byte(pair))
 	return fmt.Sprintf("us%08x%c%d", h.Sum32(), "lr"[side], nic)
 }
 
-// tapMAC is the address of a tap, the host's end of the cable, the same on both sides: a bridge that was
-// given none has the lowest of its ports' (net/bridge/br_stp_if.c, br_stp_recalculate_bridge_id), which
-// is to be another port's, if there is one, and not to change in a takeover.
+// tapMAC returns the address of a tap, the host's end of the cable, which is the same for both sides. A bridge that
+// was not given an address takes the lowest of its ports' addresses (net/bridge/br_stp_if.c,
+// br_stp_recalculate_bridge_id). That should be another port's, if there is one, and must not change in a takeover.
 func tapMAC(pair string, nic int) net.HardwareAddr {
 	h := fnv.New64a()
 	fmt.Fprintf(h, "%s/%d", pair, nic)
@@ -283,10 +283,10 @@ func mapBeat(path string) ([]byte, error) {
 	return unix.Mmap(int(f.Fd()), 0, liveness.PageBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 }
 
-// errRestarted is why an agent does not answer what it was asked.
+// errRestarted means that an agent does not answer a call because it was restarted.
 var errRestarted = errors.New("the agent was started again meanwhile")
 
-// dial connects to a socket that QEMU makes in the course of its start.
+// dial connects to a socket that QEMU creates as it starts.
 func dial(ctx context.Context, path string) (net.Conn, error) {
 	var d net.Dialer
 	for {
@@ -317,11 +317,11 @@ func (sd *side) meet(ctx context.Context, notice Notice, limit time.Duration) er
 			if err := json.Unmarshal(body, &g); err != nil {
 				return nil, err
 			}
-			if met { // it was started again
+			if met { // the agent was restarted
 				sd.agent.Abandon(errRestarted)
 				return nil, nil
 			}
-			met = true // notices come one after the other
+			met = true // no lock is needed: notices come one after the other
 			greeted <- g
 			return nil, nil
 		}
@@ -332,7 +332,7 @@ func (sd *side) meet(ctx context.Context, notice Notice, limit time.Duration) er
 			}
 			select {
 			case sd.troubles <- t:
-			default: // there are enough
+			default: // enough of them wait already
 			}
 			return nil, nil
 		}
@@ -342,12 +342,12 @@ func (sd *side) meet(ctx context.Context, notice Notice, limit time.Duration) er
 		return nil, nil
 	})
 	served := make(chan error, 1)
-	go func() { served <- sd.agent.Serve(context.WithoutCancel(ctx)) }() // its end ends all calls, with the reason
+	go func() { served <- sd.agent.Serve(context.WithoutCancel(ctx)) }() // when it ends, so do all calls, with the reason
 	select {
 	case sd.greeting = <-greeted:
 		return nil
 	case err := <-served:
-		if err == nil { // QEMU has closed it: it ends
+		if err == nil { // QEMU has closed the connection, and is ending
 			return sd.endedEarly()
 		}
 		return fmt.Errorf("reach agent of partition %s: connection lost: %w", sd.name, err)
@@ -358,7 +358,7 @@ func (sd *side) meet(ctx context.Context, notice Notice, limit time.Duration) er
 	}
 }
 
-// endedEarly says how a side's process ended that has not greeted yet.
+// endedEarly says how the process of a side that has not greeted yet ended.
 func (sd *side) endedEarly() error {
 	select {
 	case <-sd.process.Ended():
@@ -368,7 +368,7 @@ func (sd *side) endedEarly() error {
 	return fmt.Errorf("partition %s ended while it booted: %s%s", sd.name, sd.ending(), sd.process.LastWords())
 }
 
-// ending is how a side's process ended.
+// ending says how a side's process ended.
 func (sd *side) ending() string {
 	if err := sd.process.Status(); err != nil {
 		return "QEMU ended with " + err.Error()
@@ -376,7 +376,7 @@ func (sd *side) ending() string {
 	return "QEMU ended in good order, as when a guest resets itself"
 }
 
-// config is the same for both sides: what a role needs is known ahead.
+// config returns the configuration of a side. It is the same for both sides: what each role needs is known in advance.
 func (s *Supervisor) config(name string) wire.Config {
 	h := s.Pair.Heartbeat
 	c := wire.Config{Partition: name, Beat: wire.Beat{Period: h.Period, CPU: h.CPU, Scheduler: h.Scheduler, Disk: h.Disk}}
@@ -395,15 +395,15 @@ func (s *Supervisor) config(name string) wire.Config {
 	return c
 }
 
-// mount has a disk mounted; with check, after e2fsck(8), whose words it returns.
+// mount lets the side mount a disk. With check, e2fsck(8) checks the disk first, and its report is returned.
 func (sd *side) mount(ctx context.Context, disk string, check bool) (*wire.Check, error) {
 	var result wire.MountResult
 	err := sd.agent.Call(ctx, wire.Mount, wire.MountRequest{Disk: disk, Check: check}, &result)
 	return result.Check, err
 }
 
-// activate has a side give a disk that is its own the device that its file system is on, and
-// tells the size of that.
+// activate lets a side set up the device that the file system of one of its disks is on, and
+// returns the size of that device.
 func (sd *side) activate(ctx context.Context, disk string) (size int64, err error) {
 	var result wire.ActivateResult
 	err = sd.agent.Call(ctx, wire.Activate, wire.ActivateRequest{Disk: disk}, &result)
@@ -413,7 +413,7 @@ func (sd *side) activate(ctx context.Context, disk string) (size int64, err erro
 // mountLimit is how long a mount without a check may take.
 const mountLimit = 15 * time.Minute
 
-// mountLimited has a disk mounted that nobody crashed with.
+// mountLimited lets the side mount a disk that was not in use in a crash.
 func (sd *side) mountLimited(ctx context.Context, disk string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, mountLimit, fmt.Errorf("not done within %v", mountLimit))
 	defer cancel()
@@ -421,7 +421,7 @@ func (sd *side) mountLimited(ctx context.Context, disk string) error {
 	return err
 }
 
-// startServices starts them. Without within, each must be ready.
+// startServices starts the services. If within is 0, each of them must become ready.
 func (sd *side) startServices(ctx context.Context, within time.Duration) ([]wire.Unready, error) {
 	limit := startLimit
 	if within > 0 {
@@ -450,7 +450,7 @@ func (sd *side) setDisk(ctx context.Context, name string) error {
 	return device.SetDisk(ctx, sd.process.QMP, partition.Disk{Name: name})
 }
 
-// end ends the side's process. Its memory and its logs stay.
+// end ends the side's process. Its memory file and its logs stay.
 func (sd *side) end() error {
 	if sd.agent != nil {
 		_ = sd.agent.Close() // it may be closed
@@ -471,20 +471,20 @@ func (sd *side) end() error {
 	return errors.Join(err, sd.dropTaps())
 }
 
-// endLimit is how long a process may take to be gone after SIGKILL.
+// endLimit is how long a process may take to end after SIGKILL.
 const endLimit = 20 * time.Second
 
 // close ends the side and removes what it left.
 func (sd *side) close() error {
 	err := sd.end()
-	if sd.spec.Name != "" { // or else it never came to have files
+	if sd.spec.Name != "" { // otherwise it never had any files
 		err = errors.Join(err, sd.spec.Remove())
 	}
 	return err
 }
 
-// dropTaps closes our copies of the taps. From then on they live and die with
-// QEMU, and the bridge forgets a dead side's address by itself.
+// dropTaps closes our copies of the taps' file descriptors. From then on the taps exist as
+// long as QEMU does, and the bridge forgets a dead side's address by itself.
 func (sd *side) dropTaps() error {
 	var errs []error
 	for _, tap := range sd.tapFiles {

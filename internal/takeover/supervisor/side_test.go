@@ -16,8 +16,8 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// TestBridgeKeepsAddress: a bridge without an address of its own has the same one before and after a
-// takeover, with another port or none.
+// TestBridgeKeepsAddress checks that a bridge without an address of its own has the same address
+// before and after a takeover, whether it has another port or not.
 func TestBridgeKeepsAddress(t *testing.T) {
 	for name, other := range map[string]string{"alone": "", "beside another port": "peer"} {
 		t.Run(name, func(t *testing.T) {
@@ -54,7 +54,7 @@ func TestBridgeKeepsAddress(t *testing.T) {
 					t.Errorf("it was %s, and is %s", was, is)
 				}
 				was = is
-				if err := sd.dropTaps(); err != nil { // its QEMU is dead
+				if err := sd.dropTaps(); err != nil { // as if its QEMU had died
 					t.Fatal(err)
 				}
 			}
@@ -77,7 +77,7 @@ func addressOf(t *testing.T, n *netns.Namespace, link string) (address string) {
 	return address
 }
 
-// TestAgentRestarted: a call that an agent had when it was started again has no answer, and ends.
+// TestAgentRestarted checks that a call that was in flight when the agent was restarted ends without an answer.
 func TestAgentRestarted(t *testing.T) {
 	spec := partition.Spec{Name: "p", Dir: t.TempDir()}
 	l, err := net.Listen("unix", spec.AgentPath())
@@ -99,7 +99,7 @@ func TestAgentRestarted(t *testing.T) {
 			return nil, nil
 		})
 		go agent.Serve(ctx)
-		_ = agent.Notify(wire.Hello, wire.Greeting{Release: "1"}) // or the side says so
+		_ = agent.Notify(wire.Hello, wire.Greeting{Release: "1"}) // if this fails, so does meet
 		agents <- agent
 	}()
 	sd := &side{name: "p", process: &partition.Process{Spec: spec}}

@@ -11,18 +11,18 @@ import (
 )
 
 // stopLimit is how long the active side may take to unmount its disks and to mount them again,
-// beside what its services may take. saveLimit is how long it may take to write what is unsaved,
-// gigabytes on a slow disk; unitLimit is how long Debian's PostgreSQL lets a stop take
-// (postgresql@.service, TimeoutStopSec=): systemd ends each by itself.
+// in addition to what its services may take. saveLimit is how long it may take to write what is
+// unsaved, which may be gigabytes on a slow disk. unitLimit is how long Debian's PostgreSQL lets
+// a stop take (postgresql@.service, TimeoutStopSec=): systemd itself ends each service.
 const (
 	stopLimit = 90 * time.Second
 	saveLimit = 10 * time.Minute
 	unitLimit = time.Hour
 )
 
-// Stop has the active side write what is unsaved while its services run, stop them, and unmount
-// its disks. If it fails, they are mounted and started again: the pair is as it was. ctx ends if
-// the side has died.
+// Stop makes the active side write what is unsaved while its services run, then stop them, and
+// unmount its disks. If that fails, the disks are mounted and the services started again: the
+// pair is as before. ctx must end if the side dies.
 func (s *Supervisor) Stop(ctx context.Context) error {
 	active, _ := s.roles()
 	if err := active.save(ctx, saveLimit); err != nil {
@@ -31,14 +31,14 @@ func (s *Supervisor) Stop(ctx context.Context) error {
 	return s.halt(ctx)
 }
 
-// StopAlone is Stop while nobody watches: it fails with Died if the active side dies.
+// StopAlone is Stop while nobody watches the pair: it fails with Died if the active side dies.
 func (s *Supervisor) StopAlone(ctx context.Context) error {
 	w := s.watcherOf(s.active)
-	w.fatal = false // nobody would take over from one in trouble
+	w.fatal = false // nobody would take over from a side in trouble
 	return w.during(ctx, s.Stop)
 }
 
-// halt is the part of Stop after which nobody is served.
+// halt is the part of Stop that ends the service.
 func (s *Supervisor) halt(ctx context.Context) error {
 	active, _ := s.roles()
 	if err := s.recordStop(ctx, func(r *Record) { r.Stopping = true }); err != nil {
@@ -54,8 +54,8 @@ func (s *Supervisor) halt(ctx context.Context) error {
 	return errors.Join(err, s.resume(context.WithoutCancel(ctx), active))
 }
 
-// recordStop makes durable how far the active side has stopped, unless ctx has ended, and it is taken
-// over from.
+// recordStop records how far the active side has stopped, unless ctx has ended, since the side is
+// then taken over from.
 func (s *Supervisor) recordStop(ctx context.Context, change func(*Record)) error {
 	err := s.record(func(r *Record) {
 		if ctx.Err() == nil {
@@ -65,7 +65,7 @@ func (s *Supervisor) recordStop(ctx context.Context, change func(*Record)) error
 	return errors.Join(err, context.Cause(ctx))
 }
 
-// resume has a side that was to stop, and has not, go back to its work.
+// resume lets a side that was to stop, and has not, go back to its work.
 func (s *Supervisor) resume(ctx context.Context, sd *side) error {
 	ctx, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()
@@ -77,7 +77,7 @@ func (s *Supervisor) resume(ctx context.Context, sd *side) error {
 	return s.record(func(r *Record) { r.Stopping = false })
 }
 
-// stopLimited has a side stop within a limit: what its services may take, and stopLimit.
+// stopLimited makes a side stop within a limit: what its services may take, plus stopLimit.
 func (s *Supervisor) stopLimited(ctx context.Context, sd *side) error {
 	limit := stopLimit
 	for _, v := range s.Pair.Services {
@@ -92,7 +92,7 @@ func (s *Supervisor) stopLimited(ctx context.Context, sd *side) error {
 	return sd.stop(ctx)
 }
 
-// save has a side write what is unsaved, within a limit. It goes on writing after that.
+// save makes a side write what is unsaved, within a limit. The side goes on writing after that.
 func (sd *side) save(ctx context.Context, limit time.Duration) error {
 	if err := sd.reach(ctx); err != nil {
 		return err
@@ -108,9 +108,9 @@ func (s *Supervisor) Discard() error {
 	return s.record(func(r *Record) { r.Saved, r.Kept, r.Dead = true, nil, nil })
 }
 
-// Abandon has Close keep what is in memory only, for this reason. What can be made
-// durable is, by sync(2) in the guest, so that only what is written later is missing on
-// the disks if the memory is lost; nothing is of a side that has died.
+// Abandon makes Close keep what is in memory only, for the reason why. Before that, sync(2)
+// in the guest makes durable what can be made durable, so that the disks lack only what is
+// written later if the memory is lost. Nothing can be made durable if the side has died.
 func (s *Supervisor) Abandon(ctx context.Context, why error) error {
 	var died *Died
 	if !errors.As(why, &died) {
@@ -122,9 +122,9 @@ func (s *Supervisor) Abandon(ctx context.Context, why error) error {
 	return s.record(func(r *Record) { r.Why = why.Error() })
 }
 
-// Close ends both sides at once and removes every file and tap of theirs; but the
-// memory and the logs stay if data may be in it that is not on the disks, which is an *Unsaved. To end a
-// pair with nothing left behind, Stop it first.
+// Close ends both sides at once, and removes all their files and taps. If memory may have data that is
+// not on the disks, the memory and the logs stay, and the error is an *Unsaved. To end a pair with
+// nothing left behind, Stop it first.
 func (s *Supervisor) Close() error {
 	errs := []error{s.closeMorgue(), s.powerOff()}
 	for _, sd := range s.sides {
@@ -147,12 +147,12 @@ func (s *Supervisor) Close() error {
 	return errors.Join(errs...)
 }
 
-// powerOffLimit is how long a system of its own may take to end in good order.
+// powerOffLimit is how long a side with its own root disk may take to shut down.
 const powerOffLimit = 2 * time.Minute
 
-// powerOff has the sides that run a system of their own end it, so that all of it is on their
-// root disks, unless something is in memory only: then all is to stay as it is. The memory of one that
-// does not is recorded as kept, until its root disk is rescued.
+// powerOff shuts down the sides that run a system from their own root disks, so that all their data is
+// on those disks. It does nothing if something is in memory only: then everything is to stay as it is.
+// The memory of a side that does not shut down is recorded as kept, until its root disk is rescued.
 func (s *Supervisor) powerOff() error {
 	if s.dir.Record != nil && !s.dir.Record.Saved {
 		return nil
@@ -163,7 +163,7 @@ func (s *Supervisor) powerOff() error {
 	var errs [2]error
 	for i, sd := range s.sides {
 		if sd == nil || sd.process == nil || sd.greeting.BootID == "" || s.Pair.Partitions[sd.index].Root == "" {
-			continue // it has not come up, or has nothing of its own
+			continue // it has not come up, or has no root disk of its own
 		}
 		g.Go(func() {
 			if err := sd.powerOff(ctx); err != nil {
@@ -176,17 +176,17 @@ func (s *Supervisor) powerOff() error {
 	return errors.Join(errs[:]...)
 }
 
-// powerOff returns when the side's process has ended.
+// powerOff shuts the side down, and returns when its process has ended.
 func (sd *side) powerOff(ctx context.Context) error {
 	select {
-	case <-sd.process.Ended(): // it was dead before
+	case <-sd.process.Ended(): // it was dead already
 		return nil
 	default:
 	}
 	if err := sd.reach(ctx); err != nil {
 		return fmt.Errorf("power it off: %w", err)
 	}
-	// A system that ends may take the answer with it.
+	// The answer may be lost because the system ends.
 	asked := sd.agent.Call(ctx, wire.PowerOff, nil, nil)
 	if asked != nil {
 		var cancel context.CancelFunc
@@ -195,7 +195,7 @@ func (sd *side) powerOff(ctx context.Context) error {
 	}
 	select {
 	case <-sd.process.Ended():
-		if err := sd.process.Status(); err != nil { // QEMU's is 0 if its guest ends itself
+		if err := sd.process.Status(); err != nil { // QEMU's status is 0 if its guest ends by itself
 			return fmt.Errorf("power it off: %w", errors.Join(err, asked))
 		}
 		return nil

@@ -11,8 +11,8 @@ import (
 	"understudy.dev/understudy/internal/live/pair"
 )
 
-// TestAbandon: a side that is forced down goes down, also if it cannot write any more what could be made
-// durable, and its memory is kept.
+// TestAbandon checks that a side that is forced down goes down even if it cannot write what could be
+// made durable, and that its memory is kept.
 func TestAbandon(t *testing.T) {
 	for name, why := range map[string]error{
 		"busy": errors.New("/srv is in use"),
@@ -30,7 +30,7 @@ func TestAbandon(t *testing.T) {
 	}
 }
 
-// TestRecordStop: a side that is taken over from while it stops is not recorded as one that has.
+// TestRecordStop checks that a side that is taken over from while it stops is not recorded as stopped.
 func TestRecordStop(t *testing.T) {
 	s := graveyard(t)
 	if err := s.record(func(r *Record) { r.Saved = false }); err != nil {
@@ -48,7 +48,7 @@ func TestRecordStop(t *testing.T) {
 	}
 }
 
-// TestStopAlone: a side that dies while it stops, and nobody watches, is not waited for.
+// TestStopAlone checks that Stop does not wait for a side that dies while it stops and nobody watches.
 func TestStopAlone(t *testing.T) {
 	s := graveyard(t)
 	s.Pair.Heartbeat = pair.Heartbeat{Period: time.Millisecond, Limit: time.Second}

@@ -25,44 +25,43 @@ import (
 	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
-// bootLimit is how long a partition may take until its agent greets. It only ends what hangs: on a
-// machine that is busy, or emulated itself, a boot may take many minutes.
+// bootLimit is how long a partition may take until its agent greets. It only ends what hangs: a
+// boot may take many minutes on a machine that is busy, or emulated itself.
 const bootLimit = 30 * time.Minute
 
-// rehearsals is how often a takeover is rehearsed: once is the proof that it
-// works.
+// rehearsals is how often a takeover is rehearsed: once is enough to prove that it works.
 const rehearsals = 1
 
-// Notice receives what an agent reports by verbs that are not its supervisor's.
+// Notice receives what an agent reports with verbs other than the supervisor's own.
 type Notice func(partition, verb string, body []byte)
 
 // Options are what a supervisor needs besides the pair's own description.
 type Options struct {
-	// Dir is for sockets, logs and memory files: a directory of its own on a
-	// tmpfs. It is made, and removed with all in it by Close.
+	// Dir is a directory on a tmpfs for sockets, logs and memory files. It is created, and
+	// removed with everything in it by Close.
 	Dir string
-	// Network has the bridges of the pair's NICs; nil is the host's own.
+	// Network has the bridges of the pair's NICs; nil means the host's own network.
 	Network *netns.Namespace
 	Notice  Notice
 	// Fenced is called in a takeover when the fence stands.
 	Fenced func()
-	// Progress is called in a takeover when it is recorded how far a disk has come.
+	// Progress is called in a takeover when the progress of a disk has been recorded.
 	Progress func(disk string, p takeover.Progress)
-	// Held is told why the active side stands still, or the understudy, if that is not its own
-	// doing and so no death, and "" when it goes on. It may be nil.
+	// Held is told why the active side or the understudy stands still, if something else keeps
+	// it from running, so that it is not dead, and "" when it continues. It may be nil.
 	Held func(understudy bool, why string)
-	// Outlive has the guests go on when this process ends without a word: Reconnect takes charge
-	// of them again.
+	// Outlive lets the guests go on when this process ends without shutting them down: Reconnect
+	// takes charge of them again.
 	Outlive bool
-	// Trouble is told what of a side's purpose does not work, as its agent says. It may be nil.
+	// Trouble is told what does not work on a side, as its agent says. It may be nil.
 	Trouble func(wire.TroubleNotice)
-	// Rescue brings to a partition's own root disk, which nobody uses, what only the
-	// memory of its kernel, in a file, has of it; it fails with ErrPartly if that has more. It may be nil.
+	// Rescue brings to a partition's own root disk, which nobody uses, the data that only its kernel's
+	// memory, in a file, has. It fails with ErrPartly if it could not bring all of it. It may be nil.
 	Rescue func(ctx context.Context, disk, memory string) error
-	// Settle finishes what was broken off while it was written to a disk, which nobody uses, without the
-	// memory that it was from. It may be nil.
+	// Settle finishes an interrupted commit to a disk that nobody uses, without the memory that the
+	// commit was from. It may be nil.
 	Settle func(ctx context.Context, disk string) error
-	// Devices are further ones of a partition that is about to boot. It may be nil.
+	// Devices returns further devices for a partition that is about to boot. It may be nil.
 	Devices func(partition string, active bool) ([]partition.Device, error)
 	// Log is for the operator.
 	Log io.Writer
@@ -74,38 +73,38 @@ type Supervisor struct {
 
 	options   Options
 	dir       *RunDir
-	holds     map[string]*fence.Hold // of disks, by path: from the start to the end
-	roots     map[string]*fence.Hold // of root images, likewise, but while one is rescued: of Protect
+	holds     map[string]*fence.Hold // of disks, by path; held from start to end
+	roots     map[string]*fence.Hold // of root images, likewise, except while one is rescued; used by Protect
 	staging   *device.Staging
 	crashLoop crashLoop
-	hurry     chan struct{} // has Protect not pause any more
+	hurry     chan struct{} // ends Protect's pause
 	discarded bool          // what is in memory only is not wanted
 
-	recording sync.Mutex // of record, and of what follows
-	// unrecorded is what could not be recorded: what needs a dead side's memory, and who serves;
-	// nil: all is.
+	recording sync.Mutex // protects the record, and unrecorded
+	// unrecorded makes the changes that could not be recorded: what needs a dead side's memory,
+	// and who serves. It is nil if everything is recorded.
 	unrecorded func(*Record)
 
-	mu         sync.Mutex               // of what follows, which others than the watcher ask for
-	sides      [2]*side                 // nil: nothing runs in that partition, or died in it
-	active     *side                    // the one with the shared devices
-	understudy *side                    // nil: none
-	morgue     *morgue.Morgue           // of the active side; nil: nobody has looked for its kernel yet
-	reads      map[string]chan struct{} // of images, by us, that are under way; by disk
+	mu         sync.Mutex               // protects the fields below, which others than the watcher use, too
+	sides      [2]*side                 // nil if nothing runs in that partition, or has died there
+	active     *side                    // the side with the shared devices
+	understudy *side                    // nil if there is none
+	morgue     *morgue.Morgue           // of the active side; nil if its kernel has not been looked for yet
+	reads      map[string]chan struct{} // our own reads of images that are under way, by disk
 	crashed    time.Time                // when a crash was asked for
-	frozen     bool                     // the active side is dead, and stands still until there is an understudy
+	frozen     bool                     // the active side is dead, and stopped until there is an understudy
 	prepared   bool                     // the active side's kernel was found in its memory
-	lost       map[string]string        // what was told of disks that have lost their paths, of the network, and of lostKernel
+	lost       map[string]string        // what was reported of disks that have lost their paths, of the network, and of lostKernel
 }
 
-// roles are the active side and the understudy, for those who do not change them.
+// roles returns the active side and the understudy, for callers that do not change them.
 func (s *Supervisor) roles() (active, understudy *side) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.active, s.understudy
 }
 
-// newSupervisor is one that holds nothing yet.
+// newSupervisor returns a supervisor that holds nothing yet.
 func newSupervisor(p *pair.Pair, o Options, dir *RunDir) *Supervisor {
 	return &Supervisor{
 		Pair: p, options: o, dir: dir,
@@ -129,8 +128,8 @@ func Start(ctx context.Context, p *pair.Pair, o Options) (*Supervisor, error) {
 	return s, nil
 }
 
-// undo takes back a start that did not come through: what the active side may have
-// done by then is saved first.
+// undo takes back a start that failed. What the active side may have done by then is saved
+// first.
 func (s *Supervisor) undo() error {
 	var err error
 	switch {
@@ -200,8 +199,8 @@ func (s *Supervisor) start(ctx context.Context) error {
 	return nil
 }
 
-// settle has each disk and root image settled. What they may be in between of is in no memory that
-// this machine has still: the run directory is new.
+// settle settles each disk and root image. If one is in between, the memory that its commit was
+// from is no longer on this machine: the run directory is new.
 func (s *Supervisor) settle(ctx context.Context) error {
 	if s.options.Settle == nil {
 		return nil
@@ -213,7 +212,7 @@ func (s *Supervisor) settle(ctx context.Context) error {
 		}
 	}
 	for _, image := range images {
-		h, err := fence.Keep(image) // whether it is one at all, and free
+		h, err := fence.Keep(image) // checks that it exists, and is free
 		if err == nil {
 			err = h.Close()
 		}
@@ -249,7 +248,7 @@ func (s *Supervisor) hold(keep func(string) (*fence.Hold, error)) error {
 	return nil
 }
 
-// holdRoot holds a partition's root image, if it has one that is not held.
+// holdRoot holds a partition's root image, if it has one that is not held yet.
 func (s *Supervisor) holdRoot(path string, keep func(string) (*fence.Hold, error)) error {
 	if path == "" || s.holds[path] != nil || s.roots[path] != nil {
 		return nil
@@ -261,19 +260,19 @@ func (s *Supervisor) holdRoot(path string, keep func(string) (*fence.Hold, error
 	return err
 }
 
-// log tells the operator. That nobody can read it any more ends nothing.
+// log writes to the operator's log. That nobody can read the log any more is not an error.
 func (s *Supervisor) log(format string, args ...any) {
 	fmt.Fprintf(s.options.Log, format+"\n", args...)
 }
 
-// rehearses says whether the understudy goes through a takeover before the pair
-// counts as protected.
+// rehearses reports whether the understudy goes through a takeover before the pair counts
+// as protected.
 func (s *Supervisor) rehearses() bool { return s.Pair.Takeover.Rehearse && len(s.Pair.Disks) > 0 }
 
 func (s *Supervisor) stagingPath() string { return filepath.Join(s.options.Dir, "staging") }
 
-// makeRehearsals makes a disk for each of the pair's, to rehearse on: with the features that
-// the file system on that has.
+// makeRehearsals makes a disk to rehearse on for each of the pair's disks, with the features
+// of that disk's file system.
 func (s *Supervisor) makeRehearsals(ctx context.Context, name string) (devices []partition.Device, err error) {
 	if !s.rehearses() {
 		return nil, nil
@@ -284,7 +283,7 @@ func (s *Supervisor) makeRehearsals(ctx context.Context, name string) (devices [
 			return nil, err
 		}
 		var options, without []string
-		if fs != nil { // or else mkfs's own have to do
+		if fs != nil { // otherwise mkfs's defaults have to do
 			options, without, err = makeOptions(d, fs)
 		}
 		if err != nil {
@@ -309,7 +308,7 @@ func (s *Supervisor) makeRehearsals(ctx context.Context, name string) (devices [
 	return devices, nil
 }
 
-// rehearse has an understudy go through a takeover.
+// rehearse makes an understudy go through a takeover.
 func (s *Supervisor) rehearse(ctx context.Context, sd *side) error {
 	if !s.rehearses() {
 		return nil
@@ -327,13 +326,13 @@ func (s *Supervisor) rehearse(ctx context.Context, sd *side) error {
 	return nil
 }
 
-// memory is that of both partitions, bytes.
+// memory returns the memory of both partitions, in bytes.
 func (s *Supervisor) memory() uint64 {
 	return s.Pair.Partitions[0].Memory + s.Pair.Partitions[1].Memory
 }
 
-// checkRoom checks that the run directory, which need not be there yet, can hold so many bytes of memory
-// and what a takeover stages, which is reserved when it is needed.
+// checkRoom checks that the run directory, which may not exist yet, has room for this many bytes of
+// memory, and for what a takeover stages, which is only reserved when it is needed.
 func (s *Supervisor) checkRoom(memory uint64) error {
 	dir := filepath.Dir(s.options.Dir)
 	var st unix.Statfs_t
@@ -349,13 +348,12 @@ func (s *Supervisor) checkRoom(memory uint64) error {
 	return nil
 }
 
-// stagedShare is the part of a partition's memory that there is to be room for beside
-// it, for unsaved data on its way: a kernel has writers wait when a fifth of its memory
-// is unsaved (Documentation/admin-guide/sysctl/vm.rst, dirty_ratio).
+// stagedShare says what part of a partition's memory must be free in addition to it, for
+// the unsaved data of a takeover: one in stagedShare. A kernel makes writers wait when a
+// fifth of its memory is unsaved (Documentation/admin-guide/sysctl/vm.rst, dirty_ratio).
 const stagedShare = 4
 
-// activate gives the first side its role: the disks are attached since its
-// boot.
+// activate gives the first side its role. Its disks are attached since it booted.
 func (s *Supervisor) activate(ctx context.Context) error {
 	if err := s.record(func(r *Record) { r.Active = s.active.name }); err != nil {
 		return err
@@ -363,7 +361,7 @@ func (s *Supervisor) activate(ctx context.Context) error {
 	return s.serve(ctx, s.active)
 }
 
-// serve has a side mount the disks that it has and start the services.
+// serve makes a side mount its disks and start the services.
 func (s *Supervisor) serve(ctx context.Context, sd *side) error {
 	for _, d := range s.Pair.Disks {
 		if d.Layered() {
@@ -379,7 +377,7 @@ func (s *Supervisor) serve(ctx context.Context, sd *side) error {
 	return err
 }
 
-// record makes durable what has changed, with what could not be recorded before.
+// record makes a change of the record durable, together with those that could not be recorded before.
 func (s *Supervisor) record(change func(*Record)) error {
 	s.recording.Lock()
 	defer s.recording.Unlock()
@@ -403,7 +401,7 @@ func (s *Supervisor) record(change func(*Record)) error {
 	return err
 }
 
-// recorded is the record as it is now, which is not to be changed.
+// recorded returns the current record, which must not be changed.
 func (s *Supervisor) recorded() Record {
 	s.recording.Lock()
 	defer s.recording.Unlock()
@@ -413,8 +411,8 @@ func (s *Supervisor) recorded() Record {
 	return *s.dir.Record
 }
 
-// prepare has the morgue find the living kernel, so that a takeover finds it
-// known. That it cannot is told now, not in the crash.
+// prepare lets the morgue find the living kernel, so that a takeover does not have to. If
+// it cannot be found, that is reported now, not after the crash.
 func (s *Supervisor) prepare(ctx context.Context) error {
 	m, err := s.openMorgue()
 	if err != nil {
@@ -424,15 +422,15 @@ func (s *Supervisor) prepare(ctx context.Context) error {
 		return fmt.Errorf("find the kernel of partition %s in its memory: %w", s.active.name, err)
 	}
 	if s.Pair.NFS != nil {
-		_, _ = m.NFSClients() // what its server's structures look like is known then
+		_, _ = m.NFSClients() // afterwards the layout of the NFS server's structures is known
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.prepared = s.prepared || s.morgue == m // or else another side serves by now
+	s.prepared = s.prepared || s.morgue == m // otherwise another side serves by now
 	return nil
 }
 
-// openMorgue opens the memory of the active side, if nobody has.
+// openMorgue opens the memory of the active side, unless it is open.
 func (s *Supervisor) openMorgue() (*morgue.Morgue, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -446,8 +444,8 @@ func (s *Supervisor) openMorgue() (*morgue.Morgue, error) {
 	return s.morgue, nil
 }
 
-// fit has an understudy rehearse. One with a kernel of its own must be one that can be read, too,
-// or what is unsaved would be lost when it dies as the active side.
+// fit makes an understudy rehearse. If the partitions boot different kernels, the understudy's must
+// also be found in its memory: otherwise what is unsaved would be lost when it dies as the active side.
 func (s *Supervisor) fit(ctx context.Context, sd *side) error {
 	if err := s.rehearse(ctx, sd); err != nil {
 		return err
@@ -462,7 +460,7 @@ func (s *Supervisor) fit(ctx context.Context, sd *side) error {
 	return m.Close()
 }
 
-// findKernel opens the memory of a side, and finds its kernel in it.
+// findKernel opens the memory of a side, and finds the kernel in it.
 func findKernel(ctx context.Context, memory string) (*morgue.Morgue, error) {
 	m, err := morgue.Open(memory)
 	if err != nil {
@@ -474,7 +472,7 @@ func findKernel(ctx context.Context, memory string) (*morgue.Morgue, error) {
 	return m, nil
 }
 
-// connect lets the network reach a side. News says that it could not be reached before.
+// connect connects a side to the network. news reports whether it was not connected before.
 func (s *Supervisor) connect(side *side) (news bool, err error) {
 	for i, n := range s.Pair.NICs {
 		there, err := s.options.Network.Join(side.taps[i], n.Bridge)
@@ -486,8 +484,8 @@ func (s *Supervisor) connect(side *side) (news bool, err error) {
 	return news, nil
 }
 
-// Crash kills the active kernel on purpose; silent: with no dying message.
-// The time it was asked for is the zero of the takeover's timeline.
+// Crash kills the active kernel on purpose; with silent, without a dying message. The
+// takeover's timeline begins when Crash is called.
 func (s *Supervisor) Crash(silent bool) error {
 	s.mu.Lock()
 	s.crashed = time.Now()
@@ -504,7 +502,7 @@ func (s *Supervisor) images() []string {
 	return paths
 }
 
-// disks are the images of the shared disks, as they are held.
+// disks returns the held images of the shared disks.
 func (s *Supervisor) disks() []*fence.Hold {
 	var holds []*fence.Hold
 	for _, image := range s.images() {
@@ -513,8 +511,8 @@ func (s *Supervisor) disks() []*fence.Hold {
 	return holds
 }
 
-// haveDisks checks that the process of a side has the disks open that we hold, and not what
-// has their paths by now.
+// haveDisks checks that a side's process has those files open that we hold, and not others
+// that have their paths by now.
 func (s *Supervisor) haveDisks(sd *side) error {
 	for _, h := range s.disks() {
 		if !h.OpenIn(sd.process.PID()) {
@@ -524,15 +522,15 @@ func (s *Supervisor) haveDisks(sd *side) error {
 	return nil
 }
 
-// Side says what one side of a pair is.
+// Side describes one side of a pair.
 type Side struct {
 	Name    string
 	Release string // of its kernel
 	Accel   partition.Accel
 }
 
-// Sides are the active one and the understudy, whose name is empty if there is
-// none.
+// Sides returns the active side and the understudy. The understudy's name is empty if there
+// is none.
 func (s *Supervisor) Sides() (active, understudy Side) {
 	a, u := s.roles()
 	return a.describe(), u.describe()
@@ -545,25 +543,25 @@ func (sd *side) describe() Side {
 	return Side{Name: sd.name, Release: sd.greeting.Release, Accel: sd.process.Spec.Accel}
 }
 
-// Call asks a verb of the active side's agent.
+// Call calls a verb of the active side's agent.
 func (s *Supervisor) Call(ctx context.Context, verb string, in, out any) error {
 	active, _ := s.roles()
 	return active.agent.Call(ctx, verb, in, out)
 }
 
-// ActivePID is the process id of the active partition.
+// ActivePID returns the process ID of the active partition.
 func (s *Supervisor) ActivePID() int {
 	active, _ := s.roles()
 	return active.process.PID()
 }
 
-// Flushes is how often the active side has had a disk made durable.
+// Flushes returns how often the active side has flushed a disk.
 func (s *Supervisor) Flushes(ctx context.Context, disk string) (int64, error) {
 	active, _ := s.roles()
 	return device.Flushes(ctx, active.process.QMP, partition.Disk{Name: disk})
 }
 
-// findAccel is what a partition runs on.
+// findAccel returns the accelerator that a partition runs on.
 func (s *Supervisor) findAccel(ctx context.Context, p pair.Partition) (partition.Accel, error) {
 	switch p.Accel {
 	case pair.AccelKVM:

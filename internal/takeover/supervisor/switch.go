@@ -10,20 +10,20 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// Died is why something was not done: the active side died meanwhile.
+// Died means that something was not done because the active side died meanwhile.
 type Died struct{ Verdict liveness.Verdict }
 
 func (d *Died) Error() string { return "the active side died: " + d.Verdict.String() }
 
 // Switch hands the service over to the understudy in good order: the active side stops its
-// services and unmounts its disks, and ends. The error is NotSwitched if the pair is as it
-// was, or its active side has died (Died). With no report and another error, both sides are
-// ended, with all on the disks.
+// services, unmounts its disks, and ends. The error is a *NotSwitched if the pair is as
+// before, or if its active side has died (Died). With another error and no report, both
+// sides are ended, and everything is on the disks.
 func (s *Supervisor) Switch(ctx context.Context) (*takeover.Report, error) {
 	if s.understudy == nil {
 		return nil, &NotSwitched{errors.New("there is no understudy to hand over to")}
 	}
-	// What is unsaved is written while the services run, and not in the outage.
+	// Unsaved data is written while the services still run, and not during the outage.
 	if err := s.watched(ctx, func(ctx context.Context) error { return s.active.save(ctx, saveLimit) }); err != nil {
 		return nil, &NotSwitched{err}
 	}
@@ -34,7 +34,7 @@ func (s *Supervisor) Switch(ctx context.Context) (*takeover.Report, error) {
 	return s.handOver(ctx, t, s.takeoverOptions())
 }
 
-// NotSwitched is why the service stays where it is.
+// NotSwitched means that the service stays where it is.
 type NotSwitched struct{ Err error }
 
 func (n *NotSwitched) Error() string {
@@ -43,12 +43,12 @@ func (n *NotSwitched) Error() string {
 
 func (n *NotSwitched) Unwrap() error { return n.Err }
 
-// watched has the active side do something, and fails with Died if it dies.
+// watched runs do while it watches the active side, and fails with Died if that dies.
 func (s *Supervisor) watched(ctx context.Context, do func(context.Context) error) error {
 	return s.watcherOf(s.active).during(ctx, do)
 }
 
-// during has the side do something while it is watched, and fails with Died if it dies.
+// during runs do while it watches the side, and fails with Died if that dies.
 func (w *watcher) during(ctx context.Context, do func(context.Context) error) error {
 	wctx, stop := context.WithCancelCause(ctx)
 	done := make(chan struct{})
@@ -71,11 +71,11 @@ func (w *watcher) during(ctx context.Context, do func(context.Context) error) er
 // Kernel is what a partition boots.
 type Kernel struct {
 	Image     string // path of a bzImage
-	Initramfs string // path; empty: as before
+	Initramfs string // path; empty means as before
 }
 
-// Equip has partition i boot another kernel from its next start on. It returns a function
-// that takes that back. Neither is for while Protect runs.
+// Equip makes partition i boot another kernel the next time it starts. It returns a
+// function that takes that back. Neither may be called while Protect runs.
 func (s *Supervisor) Equip(i int, k Kernel) (restore func()) {
 	p := &s.Pair.Partitions[i]
 	before := *p
@@ -86,5 +86,5 @@ func (s *Supervisor) Equip(i int, k Kernel) (restore func()) {
 	return func() { *p = before }
 }
 
-// ActiveIndex is the number of the partition that serves.
+// ActiveIndex returns the index of the partition that serves.
 func (s *Supervisor) ActiveIndex() int { return s.active.index }

@@ -12,10 +12,10 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// TakeOver makes the understudy the active side. With a report and an error both,
-// it has, and something is left to be said about it. Without a report the takeover has
-// failed: both sides are ended then, unless the fence could not be proven, so that
-// nothing has the disks, and their memory is kept.
+// TakeOver makes the understudy the active side. If it returns both a report and an error,
+// it has done so, and the error says what went wrong besides. Without a report the takeover
+// has failed: both sides are ended, so that nothing has the disks, unless the fence could
+// not be proven, and their memory is kept.
 func (s *Supervisor) TakeOver(ctx context.Context, v liveness.Verdict) (*takeover.Report, error) {
 	if s.understudy == nil {
 		return nil, s.GiveUp(errors.New("take over: no understudy is left, the pair was unprotected"))
@@ -29,8 +29,8 @@ func (s *Supervisor) TakeOver(ctx context.Context, v liveness.Verdict) (*takeove
 	return s.handOver(ctx, t, s.salvagingOptions())
 }
 
-// salvagingOptions are those of a takeover from a side that is dead. If its memory cannot be
-// opened, all that it may have is refused, and the memory kept.
+// salvagingOptions returns the options of a takeover from a dead side. If the side's memory
+// cannot be opened, everything in it is refused, and the memory is kept.
 func (s *Supervisor) salvagingOptions() takeover.Options {
 	m, err := s.openMorgue()
 	o := s.takeoverOptions()
@@ -44,12 +44,12 @@ func (s *Supervisor) salvagingOptions() takeover.Options {
 	return o
 }
 
-// unopened is the memory of a side that could not be opened.
+// unopened is the Salvager for memory that could not be opened.
 type unopened struct{ err error }
 
 func (u unopened) Examine(takeover.Image) (takeover.Remains, error) { return nil, u.err }
 
-// handOver is the part that a takeover and a switch have in common.
+// handOver is what a takeover and a switch have in common.
 func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeover.Options) (*takeover.Report, error) {
 	m := &machine{s: s, heir: s.understudy, sizes: make(map[string]int64)}
 	defer m.drop()
@@ -57,20 +57,20 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	defer stop()
 	serving, err := takeover.Run(hctx, m, t, o)
 	if err != nil && m.proof == nil {
-		return nil, err // it may still write: nothing is touched
+		return nil, err // the dead side may still write: nothing is touched
 	}
 	if err != nil {
-		stop() // it looks at the beat of what is to be ended
+		stop() // it reads the beat page of a side that is about to be ended
 		m.drop()
 		return nil, s.GiveUp(err)
 	}
 	dead := s.active
 	s.mu.Lock()
 	s.active, s.understudy, s.crashed, s.frozen = s.understudy, nil, time.Time{}, false
-	clear(s.lost) // it is told anew
+	clear(s.lost) // it is reported anew
 	s.mu.Unlock()
 	select {
-	case <-s.hurry: // of this death
+	case <-s.hurry: // a request because of this death
 	default:
 	}
 	left := DeadSide{Name: dead.name, Root: s.rescuedRoot(dead.index), Why: "what was brought over may not have been durable yet when its supervisor ended"}
@@ -86,7 +86,7 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	if n := serving.Refusals(); n > 0 {
 		left.Why = fmt.Sprintf("%d things were not brought to the disks, as the report of the takeover says", n)
 	}
-	// If the heir has died, the next takeover, or recover, has all of it from its memory.
+	// If the heir has died, the next takeover, or recover, gets all of it from the heir's memory.
 	if err != nil && hctx.Err() == nil {
 		err = fmt.Errorf("%w: what was brought over is not durable yet, so the memory of partition %s is kept", err, dead.name)
 		left.Why = err.Error()
@@ -95,8 +95,8 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	return serving.Report, errors.Join(errs...)
 }
 
-// needDead records what still needs the memory of a side that was taken over from, with another
-// change of the record. Until it is recorded, that side is not buried.
+// needDead records why the memory of a side that was taken over from is still needed, together
+// with another change of the record. Until that is recorded, the side is not buried.
 func (s *Supervisor) needDead(d DeadSide, change func(*Record)) error {
 	s.recording.Lock()
 	before := s.unrecorded
@@ -117,7 +117,7 @@ func (s *Supervisor) needDead(d DeadSide, change func(*Record)) error {
 // recordRest records what could not be recorded before, as each change of the record does.
 func (s *Supervisor) recordRest() error { return s.record(func(*Record) {}) }
 
-// takeoverOptions are those of a pair from whose active side nothing is to be salvaged.
+// takeoverOptions returns the options of a takeover that has nothing to salvage from the active side.
 func (s *Supervisor) takeoverOptions() takeover.Options {
 	o := takeover.Options{
 		SyncFirst: s.Pair.Takeover.Sync == pair.SyncBefore, Fenced: s.options.Fenced,
@@ -147,8 +147,8 @@ func (s *Supervisor) takeoverOptions() takeover.Options {
 	return o
 }
 
-// watchHeir gives a context that ends, with the reason, if the understudy dies while it
-// takes over, or will never write again.
+// watchHeir returns a context that ends, with the reason, if the understudy dies while it
+// takes over, or cannot write any more.
 func (s *Supervisor) watchHeir(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	w := s.watcherOf(s.understudy)
@@ -171,8 +171,8 @@ func (s *Supervisor) watchHeir(ctx context.Context) (context.Context, func()) {
 	}
 }
 
-// GiveUp ends both sides, so that nothing has the disks any more, and keeps their
-// memory. It returns why, with what to do.
+// GiveUp ends both sides, so that nothing has the disks any more, and keeps their memory.
+// It returns why, together with what to do.
 func (s *Supervisor) GiveUp(why error) error {
 	errs := []error{why}
 	for _, sd := range s.sides {

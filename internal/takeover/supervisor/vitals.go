@@ -5,25 +5,25 @@ import (
 	"time"
 )
 
-// Vitals are what is seen of a pair between one event and the next.
+// Vitals is the observed state of a pair between one event and the next.
 type Vitals struct {
-	// Beat and UnderstudyBeat are when each side was last seen to beat; the zero time, if
-	// it was not yet, or is not there.
+	// Beat and UnderstudyBeat are when each side was last seen to beat. Each is zero if
+	// that side was not seen to beat yet, or does not exist.
 	Beat, UnderstudyBeat time.Time
-	// Pause is the longest time for which the active side did not beat and was alive, as it
+	// Pause is the longest time without a beat of an active side that was alive, as it
 	// counts towards the limit.
 	Pause time.Duration
 	// Looked is when the watcher last looked at the active side.
 	Looked time.Time
-	// Unsaved is how many bytes the active kernel counts as not on their disks: what its
-	// death would leave to be salvaged. Known is false while its memory is not known.
+	// Unsaved is how many bytes the active kernel counts as not yet on its disks: what would have to
+	// be salvaged if it died. Known is false as long as the kernel has not been found in its memory.
 	Unsaved uint64
 	Known   bool
-	// Unread is why nothing of that would be salvaged; empty: it would.
+	// Unread says why nothing of that would be salvaged; empty if it would be.
 	Unread string
 }
 
-// Vitals may be asked for at any time.
+// Vitals may be called at any time.
 func (s *Supervisor) Vitals() Vitals {
 	s.mu.Lock()
 	active, understudy, m := s.active, s.understudy, s.morgue
@@ -38,7 +38,7 @@ func (s *Supervisor) Vitals() Vitals {
 	return v
 }
 
-// seen is when a side was last seen to beat.
+// seen returns when a side was last seen to beat.
 func (sd *side) seen() time.Time {
 	if sd == nil {
 		return time.Time{}
@@ -46,7 +46,7 @@ func (sd *side) seen() time.Time {
 	return read(&sd.beaten)
 }
 
-// read is the zero time if there is none yet.
+// read returns the zero time if nothing is stored yet.
 func read(at *atomic.Pointer[time.Time]) (t time.Time) {
 	if p := at.Load(); p != nil {
 		t = *p

@@ -15,26 +15,26 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// dyingMessages are the events of QEMU by which a dying kernel tells of its panic (pvpanic,
+// dyingMessages are the QEMU events by which a dying kernel reports its panic (pvpanic,
 // docs/specs/pvpanic.txt in QEMU).
 var dyingMessages = []string{qmp.EventGuestPanicked, qmp.EventGuestCrashloaded}
 
-// word is one of the side's beat page.
+// word returns a word of the side's beat page.
 func (sd *side) word(offset int) *atomic.Uint64 {
 	return (*atomic.Uint64)(unsafe.Pointer(&sd.beat[offset]))
 }
 
-// counter is a counter of the side's beat page.
+// counter returns a counter of the side's beat page.
 func (sd *side) counter(offset int) uint64 { return sd.word(offset).Load() }
 
-// pace has the side beat that seldom, or, with zero, as often as it is configured to.
+// pace makes the side beat with this period or, if it is 0, as often as configured.
 func (sd *side) pace(period time.Duration) {
 	if before := sd.word(liveness.PaceOffset).Swap(uint64(period)); before > uint64(period) {
 		sd.rested = sd.counter(liveness.CounterOffset)
 	}
 }
 
-// lastSign is when the side was last seen to beat, or now.
+// lastSign returns when the side was last seen to beat, or now if it never was.
 func (sd *side) lastSign() time.Time {
 	if at := sd.beaten.Load(); at != nil {
 		return *at
@@ -42,10 +42,10 @@ func (sd *side) lastSign() time.Time {
 	return time.Now()
 }
 
-// Death is that of one side of a pair.
+// Death is the death of one side of a pair.
 type Death struct {
 	liveness.Verdict
-	Understudy bool // of the side that does not serve
+	Understudy bool // it was the side that does not serve
 }
 
 // Watch returns when a side is found dead, or with ctx's error.
@@ -68,9 +68,9 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 	watch(s.watcherOf(s.active), false)
 	if s.understudy != nil {
 		w := s.watcherOf(s.understudy)
-		s.understudy.pace(rest(w.h)) // it has nothing else to do
+		s.understudy.pace(rest(w.h)) // the understudy has nothing else to do
 		watch(w, true)
-		go s.findAgain(ctx) // not waited for: a kernel is looked for in all of its memory. Without an understudy Protect does it
+		go s.findAgain(ctx) // not waited for: it may search all memory for the kernel. Without an understudy, Protect does it
 	}
 	go s.trimConsoles(ctx)
 	go s.watchPaths(ctx, s.disks()) // not waited for: a path may be on a file system that hangs
@@ -81,15 +81,15 @@ func (s *Supervisor) Watch(ctx context.Context) (Death, error) {
 	}()
 	first := <-watched
 	cancel()
-	for range n - 1 { // nobody looks at the beat pages any more when this returns
+	for range n - 1 { // when Watch returns, nobody must read the beat pages any more
 		if other := <-watched; other.err == nil && !other.Understudy {
-			first = other // the one that has to be acted upon
+			first = other // the active side's death is the one to act upon
 		}
 	}
 	return first.Death, first.err
 }
 
-// trimEvery is how often the logs of consoles are kept within bounds.
+// trimEvery is how often the console logs are trimmed.
 const trimEvery = 2 * time.Second
 
 func (s *Supervisor) trimConsoles(ctx context.Context) {
@@ -108,15 +108,15 @@ func (s *Supervisor) trimConsoles(ctx context.Context) {
 	})
 }
 
-// patient is how the understudy is watched. Nobody waits for it, and to lose it costs the
-// protection: it may be late by much more.
+// patient returns how the understudy is watched. Nobody waits for it, and losing it costs
+// the protection, so it may be late by much more than the active side.
 func patient(h pair.Heartbeat) pair.Heartbeat {
 	h.Limit = max(10*h.Limit, 3*time.Second)
 	return h
 }
 
-// rest is how seldom an understudy beats that is watched so: seldom for its limit, and not as seldom as what
-// stands still.
+// rest returns the beat period of an understudy that is watched like this: long, as its limit allows, but
+// shorter than a side may stand still before we look for the reason.
 func rest(h pair.Heartbeat) time.Duration { return min(h.Limit/liveness.PulsesPerLimit, heldAfter/2) }
 
 // held passes on why a side stands still.
@@ -126,8 +126,8 @@ func (s *Supervisor) held(understudy bool, why string) {
 	}
 }
 
-// LoseUnderstudy ends an understudy that was found dead: the pair is unprotected, until
-// Protect has come through.
+// LoseUnderstudy ends an understudy that was found dead. The pair is unprotected until
+// Protect has succeeded.
 func (s *Supervisor) LoseUnderstudy() error {
 	s.mu.Lock()
 	dead := s.understudy
@@ -137,7 +137,7 @@ func (s *Supervisor) LoseUnderstudy() error {
 	return errors.Join(dead.end(), s.needDead(left, func(r *Record) { r.Understudy = "" }))
 }
 
-// watcherOf watches a side in its role.
+// watcherOf returns a watcher for a side in its role.
 func (s *Supervisor) watcherOf(sd *side) *watcher {
 	h, understudy := s.Pair.Heartbeat, sd != s.active
 	w := &watcher{side: sd, began: time.Now(), h: h, trouble: s.trouble, panicked: s.panicked, hostReads: s.hostReads, room: s.hasRoom}
@@ -169,14 +169,14 @@ func (s *Supervisor) watcherOf(sd *side) *watcher {
 	return w
 }
 
-// trouble passes on what an agent says.
+// trouble passes on what an agent reports.
 func (s *Supervisor) trouble(t wire.TroubleNotice) {
 	if s.options.Trouble != nil {
 		s.options.Trouble(t)
 	}
 }
 
-// panicked says whether the active kernel's memory says that it is in panic().
+// panicked reports whether the active kernel is in panic(), as its memory says.
 func (s *Supervisor) panicked() (cpu int, yes bool) {
 	s.mu.Lock()
 	m := s.morgue
@@ -188,7 +188,7 @@ func (s *Supervisor) panicked() (cpu int, yes bool) {
 }
 
 // watch looks at the side every period, and listens for the dying message, the end of the
-// process, and what its agent says. It returns at the first sign of death, or with ctx's
+// process, and what its agent reports. It returns at the first sign of death, or with ctx's
 // error.
 func (w *watcher) watch(ctx context.Context) (liveness.Verdict, error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -232,17 +232,17 @@ func (w *watcher) watch(ctx context.Context) (liveness.Verdict, error) {
 	}
 }
 
-// listen passes the dying message on. The partition is frozen at once: a kernel with kdump
+// listen passes on the dying message. It freezes the partition at once: a kernel with kdump
 // loaded goes on to boot its crash kernel, which must not get to the disks before the fence.
 func (sd *side) listen(ctx context.Context) <-chan liveness.Verdict {
 	dying := make(chan liveness.Verdict, 1)
-	if sd.process.QMP == nil { // it had ended when we came
+	if sd.process.QMP == nil { // the process had ended when we took charge
 		return dying
 	}
 	go func() {
 		for e, err := range sd.process.QMP.Events(ctx) {
 			if err != nil {
-				return // the process has ended, which is a sign of its own
+				return // the process has ended, which is seen elsewhere
 			}
 			sd.followPort(e)
 			if slices.Contains(dyingMessages, e.Name) {
@@ -258,8 +258,8 @@ func (sd *side) listen(ctx context.Context) <-chan liveness.Verdict {
 	return dying
 }
 
-// whileAlive has a side that nobody watches yet do something, and breaks that off if its kernel
-// tells of its death: it would not answer, and be waited for.
+// whileAlive runs do on a side that nobody watches yet. It breaks do off if the side's kernel
+// reports its death: do would otherwise wait for an answer that never comes.
 func (sd *side) whileAlive(ctx context.Context, do func(context.Context) error) error {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -280,7 +280,7 @@ func (sd *side) whileAlive(ctx context.Context, do func(context.Context) error) 
 	return err
 }
 
-// watcher observes a side, and does not take for its death what others do to it.
+// watcher observes a side, and does not take what others do to the side for its death.
 type watcher struct {
 	side      *side
 	began     time.Time
@@ -289,46 +289,47 @@ type watcher struct {
 	h         pair.Heartbeat
 	held      func(why string)
 	trouble   func(wire.TroubleNotice)
-	fatal     bool               // what is in trouble is as good as dead
-	panicked  func() (int, bool) // nil: nobody knows
+	fatal     bool               // a side in trouble is as good as dead
+	panicked  func() (int, bool) // nil if that cannot be known
 	hostReads func(disk string) bool
-	room      func() bool // of what the images are on
+	room      func() bool // whether the images have room to grow
 
-	panics bool // it did when last looked at
-	alone  bool // its agent is gone, and that was told
+	panics bool // it was in panic() at the last look
+	alone  bool // its agent is gone, and that was reported
 
-	why   string    // what keeps it from running; empty: nothing
-	since time.Time // of why
+	why   string    // what keeps it from running; empty if nothing does
+	since time.Time // when why last changed
 	tried time.Time // when QEMU was last asked to go on
-	tries int       // how often in a row, with room
-	asked time.Time // when lookForHold last did
+	tries int       // how often in a row, while there was room
+	asked time.Time // when lookForHold last asked
 }
 
 const (
-	// answerWithin is how long QEMU may take to say what state it is in, so that its
-	// partition's silence counts. On a busy machine it is tens of ms.
+	// answerWithin is how long QEMU may take to report its state for its partition's
+	// silence to count. On a busy machine it takes tens of ms.
 	answerWithin = 500 * time.Millisecond
-	// qemuLimit is how long QEMU may answer nothing before it is hung itself.
+	// qemuLimit is how long QEMU may fail to answer before it counts as hung itself.
 	qemuLimit = 10 * time.Second
-	// heldAfter is how long a partition whose silence does not count may be silent before it is
-	// looked for what keeps it, and how often.
+	// heldAfter is how long a partition may be silent, where that does not count, before we
+	// look for what holds it, and how often we look.
 	heldAfter = 2 * time.Second
-	// contEvery is how often a partition that QEMU stopped for want of room is asked to
-	// go on: there may be room again.
+	// contEvery is how often QEMU is asked to continue a partition that it stopped for lack
+	// of room: there may be room again.
 	contEvery = time.Second
-	// maxTries is how often it is asked, with room, before it counts as one that never will.
+	// maxTries is how often that is tried, while there is room, before we conclude that the
+	// partition will never continue.
 	maxTries = 10
 )
 
 const (
 	noAnswer   = "QEMU does not answer"
 	notRunning = "its threads are stopped, or wait for this machine"
-	// After a flush that failed, QEMU fails all others of that image without trying them, since what the
-	// host had cached may be lost (block/file-posix.c, page_cache_inconsistent).
+	// After a failed flush, QEMU fails all further flushes of that image without trying them, since data
+	// in the host's cache may be lost (block/file-posix.c, page_cache_inconsistent).
 	noFlush = "QEMU has stopped it (io-error), and does so again though there is room: once a flush of an image has failed, QEMU fails all others"
 )
 
-// look takes one observation. What the process did is asked only when the beat
+// look makes one observation. What the process has done is looked up only while the beat
 // stands still.
 func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 	sd := w.side
@@ -336,7 +337,7 @@ func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 	sd.looked.Store(&now)
 	if w.panicked != nil {
 		cpu, yes := w.panicked()
-		if yes && w.panics { // since a period, and no dying message has come
+		if yes && w.panics { // for a whole period, and without a dying message
 			sd.process.Freeze()
 			return liveness.Verdict{Cause: liveness.PanicState, At: time.Now(), Detail: fmt.Sprintf("CPU %d of partition %s is in panic()", cpu, sd.name)}, true
 		}
@@ -346,7 +347,7 @@ func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 	if o.Counter != sd.counted {
 		sd.counted = o.Counter
 		sd.beaten.Store(&o.At)
-		if time.Since(w.tried) > contEvery { // or else it may have no room again at once
+		if time.Since(w.tried) > contEvery { // otherwise it may run out of room again at once
 			w.heldBy("")
 			w.tries = 0
 		}
@@ -354,7 +355,7 @@ func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 		sd.longest.Store(max(sd.longest.Load(), int64(w.silencer.Longest())))
 		return v, dead
 	}
-	// An error means that the process is ending: that is seen elsewhere.
+	// An error means that the process is ending, which is seen elsewhere.
 	o.Effort, _ = sd.process.Effort()
 	v, dead := w.silencer.Observe(o)
 	if !dead {
@@ -374,12 +375,12 @@ func (w *watcher) look(ctx context.Context) (liveness.Verdict, bool) {
 	return liveness.Verdict{}, false
 }
 
-// lookForHold finds what keeps the partition from running while it is silent and none of that
-// counts: its threads are frozen, stopped, or wait for this machine.
+// lookForHold finds what keeps the partition from running while it is silent and that does
+// not count: its threads are frozen, stopped, or wait for this machine.
 func (w *watcher) lookForHold(ctx context.Context, now time.Time) {
 	beaten := read(&w.side.beaten)
 	still := now.Sub(beaten)
-	if watched := now.Sub(w.began); watched < still { // nobody looked before
+	if watched := now.Sub(w.began); watched < still { // nobody looked before that
 		still = watched
 	}
 	if beaten.IsZero() || still < heldAfter || now.Sub(w.asked) < heldAfter {
@@ -405,8 +406,8 @@ func (w *watcher) heldBy(why string) {
 	w.held(why)
 }
 
-// ask finds what else than its own kernel may keep a silent partition from running: it is
-// frozen, or QEMU has stopped it, for want of room first of all.
+// ask finds what other than its own kernel may keep a silent partition from running: it is
+// frozen, or QEMU has stopped it, most likely for lack of room.
 func (w *watcher) ask(ctx context.Context) string {
 	p := w.side.process
 	if p.Frozen() {

@@ -7,7 +7,7 @@ import (
 	"understudy.dev/understudy/internal/live/pair"
 )
 
-// TestRest: an understudy rests between its beats, and never for as long as one that something holds.
+// TestRest checks that an understudy rests between its beats, but never for as long as a side that something holds.
 func TestRest(t *testing.T) {
 	for limit, want := range map[time.Duration]time.Duration{
 		60 * time.Millisecond: 375 * time.Millisecond, 400 * time.Millisecond: 500 * time.Millisecond, time.Minute: time.Second,
@@ -18,7 +18,7 @@ func TestRest(t *testing.T) {
 	}
 }
 
-// TestHeldUnseen: that nobody saw a side beat while nobody looked does not say that something holds it.
+// TestHeldUnseen checks that a side is not taken for held because nobody saw it beat while nobody looked.
 func TestHeldUnseen(t *testing.T) {
 	now := time.Now()
 	long := now.Add(-time.Minute)

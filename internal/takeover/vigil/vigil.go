@@ -4,7 +4,8 @@
 // # Caveats
 //
 // libvirt must preserve a domain that has crashed (<on_crash>preserve</on_crash>), and hear of
-// the crash (a <panic> device): Run tells of those that lack that, and can do nothing for them.
+// the crash (a <panic> device): Run reports the domains that lack either, and can do nothing for
+// them.
 package vigil
 
 import (
@@ -35,34 +36,34 @@ type Hypervisor interface {
 	Close() error
 }
 
-// Options say how it is watched.
+// Options say how libvirt is watched.
 type Options struct {
-	State   string                     // directory for what must outlive us; it is made
+	State   string                     // directory for what must outlive us; it is created
 	Connect func() (Hypervisor, error) // to libvirt
 	// Find finds the QEMU of a domain by its name.
 	Find  func(domain string) (*foreign.Machine, error)
-	Adopt offline.Adoption // how disks are brought up to date; End, Record and Room are ours
-	// Refused says what is in memory and not on the disks, for people.
+	Adopt offline.Adoption // how disks are brought up to date; End, Record and Room are set here
+	// Refused returns what is in memory and not on the disks, in words for people.
 	Refused func(*offline.Adopted) []string
-	// Restart has a domain started again if all that was in its memory is on its disks.
+	// Restart makes a domain start again if all that was in its memory is on its disks.
 	Restart bool
 	// Tell hears what happens, a line or more at a time.
 	Tell func(string)
-	// Ready is called once nobody else watches here, and what was left by an earlier run is
-	// done.
+	// Ready is called once it is certain that nobody else watches here, and what an earlier run
+	// had left to do is done.
 	Ready func() error
 }
 
-// vigil is a run.
+// vigil is the state of one Run.
 type vigil struct {
 	Options
-	told   map[string]bool // what need not be told again
+	told   map[string]bool // messages that need not be told again
 	seen   map[string]bool // crashes that were acted on, by their run
 	starts []domains.Domain
 }
 
-// run names a domain from one start to its end: libvirt's number of it may come again when
-// libvirtd has.
+// run returns a name for a domain that is valid from one start to its end: libvirt's number of
+// it may be used again when libvirtd has been started again.
 func (v *vigil) run(d domains.Domain) string {
 	name := fmt.Sprintf("%s %d", d.UUID, d.Run)
 	m, err := v.Find(d.Name)
@@ -77,7 +78,8 @@ func (v *vigil) run(d domains.Domain) string {
 	return fmt.Sprintf("%s, process %d from %d", name, m.PID, started)
 }
 
-// Bounds on how often libvirt is tried, and looked at besides its own word.
+// Bounds on how often a connection to libvirt is tried, and on how often its domains are looked
+// at besides its own word.
 const (
 	retryFirst = time.Second
 	retryMost  = 30 * time.Second
@@ -136,7 +138,7 @@ func (v *vigil) lock() (*os.File, error) {
 	return f, nil
 }
 
-// once tells something that may come again and again.
+// once tells something that may happen again and again, but only the first time.
 func (v *vigil) once(what string) {
 	if !v.told[what] {
 		v.told[what] = true
@@ -187,7 +189,7 @@ func (v *vigil) serve(ctx context.Context) (err error) {
 	}
 }
 
-// unprepared tells of domains for which nothing can be done.
+// unprepared reports the domains for which nothing can be done.
 func (v *vigil) unprepared(libvirt Hypervisor) error {
 	all, err := libvirt.Unprepared()
 	if err != nil {
@@ -217,7 +219,7 @@ func (v *vigil) look(ctx context.Context, libvirt Hypervisor) error {
 	return nil
 }
 
-// salvage brings the disks of a domain up to date. Whatever comes of it is told.
+// salvage brings the disks of a domain up to date, and reports the outcome.
 func (v *vigil) salvage(ctx context.Context, libvirt Hypervisor, d domains.Domain) {
 	v.Tell(fmt.Sprintf("domain %s: its kernel has panicked: its memory goes to a file, and then to its disks", d.Name))
 	began := time.Now()
@@ -233,7 +235,7 @@ func (v *vigil) salvage(ctx context.Context, libvirt Hypervisor, d domains.Domai
 	}
 }
 
-// adoption is that of a domain with this record.
+// adoption returns the Adoption of a domain with this record.
 func (v *vigil) adoption(record string) offline.Adoption {
 	a := v.Adopt
 	a.End, a.Record, a.Room = true, record, v.State
@@ -275,7 +277,7 @@ func (v *vigil) ended(d domains.Domain, done *offline.Adopted, err error, began 
 	return false
 }
 
-// keep writes down the report of a domain, in the place of the one before.
+// keep writes the report of a domain, in the place of the one before.
 func (v *vigil) keep(d domains.Domain, done *offline.Adopted) error {
 	b, err := json.MarshalIndent(done, "", "\t")
 	if err != nil {
@@ -297,7 +299,7 @@ func (v *vigil) start(ctx context.Context, libvirt Hypervisor, d domains.Domain)
 	v.Tell(fmt.Sprintf("domain %s: started again", d.Name))
 }
 
-// resume goes on where an earlier run was broken off.
+// resume goes on with what an earlier run did not finish.
 func (v *vigil) resume(ctx context.Context) error {
 	left, err := filepath.Glob(filepath.Join(v.State, "*"+recordSuffix))
 	if err != nil {

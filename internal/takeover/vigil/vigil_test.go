@@ -15,7 +15,7 @@ import (
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
-// hypervisor is a libvirt of which domains crash that no QEMU is behind.
+// hypervisor is a libvirt whose crashed domains have no QEMU.
 type hypervisor struct {
 	word    chan struct{}
 	crashed []domains.Domain
@@ -30,7 +30,7 @@ func (h *hypervisor) Close() error                                  { return nil
 
 var errGone = errors.New("no such process")
 
-// options are those of a run that hears of one connection after the other, and then of none.
+// options returns the Options of a run that gets one connection after the other, and then none.
 func options(t *testing.T, told *[]string, all ...*hypervisor) Options {
 	return Options{
 		State: t.TempDir(),
@@ -49,7 +49,7 @@ func options(t *testing.T, told *[]string, all ...*hypervisor) Options {
 	}
 }
 
-// count is how many lines have a text.
+// count returns how many times a text occurs in lines.
 func count(lines []string, text string) (n int) {
 	for _, l := range lines {
 		n += strings.Count(l, text)
@@ -58,7 +58,7 @@ func count(lines []string, text string) (n int) {
 }
 
 // TestRun: each crash is acted on once, over all connections, and again when the domain has been
-// started and has crashed again; what is wrong for long is told once.
+// started and has crashed again. A lasting problem is told once.
 func TestRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		web := domains.Domain{Name: "web", UUID: "1", Run: 1}
@@ -88,7 +88,7 @@ func TestRun(t *testing.T) {
 		if n := count(told, "web: not salvaged"); n != 2 {
 			t.Errorf("two crashes were acted on %d times: %q", n, told)
 		}
-		close(second.word) // for long
+		close(second.word) // libvirt stays away
 		time.Sleep(time.Hour)
 		if n := count(told, "no libvirt"); n != 1 {
 			t.Errorf("that libvirt is away was told %d times", n)
@@ -100,7 +100,7 @@ func TestRun(t *testing.T) {
 	})
 }
 
-// TestTwo: of two with the same state one watches, and the other says so.
+// TestTwo: of two runs with the same state one watches, and the other says so.
 func TestTwo(t *testing.T) {
 	var told []string
 	o := options(t, &told)
@@ -115,7 +115,8 @@ func TestTwo(t *testing.T) {
 	}
 }
 
-// TestBadRecord: one that cannot be read is told, and left where it is; others are watched.
+// TestBadRecord: a record that cannot be read is reported, and left where it is. The run goes
+// on.
 func TestBadRecord(t *testing.T) {
 	var told []string
 	o := options(t, &told)

@@ -92,7 +92,7 @@ func run() error {
 		if err != nil {
 			return err
 		}
-		// With data=journal, to zero a range commits what there is (ext4_zero_range).
+		// With data=journal, zeroing a range commits the running transaction (ext4_zero_range).
 		if now != before && !strings.Contains(order.Options, "data=journal") {
 			return fmt.Errorf("%w: the journal committed meanwhile: %s after %s", errNotHeld, now, before)
 		}
@@ -100,11 +100,11 @@ func run() error {
 	return os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
 }
 
-// errNotHeld says that the running transaction does not have all that was ordered.
+// errNotHeld means that the running transaction does not have all that was ordered.
 var errNotHeld = errors.New("not what was ordered")
 
-// committed is how many transactions the journal has committed, as the kernel says it
-// (fs/jbd2/journal.c, jbd2_seq_info_show).
+// committed returns the kernel's line that tells how many transactions the journal has
+// committed (fs/jbd2/journal.c, jbd2_seq_info_show).
 func committed() (string, error) {
 	found, err := filepath.Glob("/proc/fs/jbd2/*/info")
 	if err != nil || len(found) != 1 {
@@ -115,8 +115,8 @@ func committed() (string, error) {
 	return line, err
 }
 
-// settle waits for writes that workers began, at the end of which the kernel has
-// something to change in the transaction.
+// settle waits for the writeback that workers started. When it ends, the kernel changes
+// metadata in the transaction.
 func settle(root string) error {
 	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {

@@ -14,8 +14,8 @@ import (
 	"understudy.dev/understudy/internal/lab/churn"
 )
 
-// prepare makes what is there before: small files, a large directory, files in
-// many pieces, links, and attributes that several files share.
+// prepare makes what exists before the work begins: small files, a large directory, files
+// in many pieces, links, and attributes that several files share.
 func prepare(root string, order churn.Order) error {
 	for n := range order.Threads {
 		w := newWorker(root, order, n)
@@ -49,7 +49,7 @@ type worker struct {
 	root string
 	rand *rand.Rand
 	made int
-	open []int // files that are deleted
+	open []int // descriptors of deleted files
 }
 
 // churning is the number of the first file after prepare.
@@ -68,7 +68,7 @@ func (w *worker) long(n int) string {
 	return fmt.Sprintf("%s/large/%d%s", w.root, n, strings.Repeat("x", 20+n*7%180))
 }
 
-// some is a file that may be there.
+// some returns the path of a file that may or may not exist.
 func (w *worker) some(dir string) string {
 	return fmt.Sprintf("%s%s/f%d", w.root, dir, 1+w.rand.IntN(w.made+1))
 }
@@ -79,7 +79,7 @@ func (w *worker) write(path string, off int64, size int) {
 		return
 	}
 	defer unix.Close(fd)
-	b := make([]byte, size) // zeros before, which takes no room on the host
+	b := make([]byte, size) // zeros while preparing, which take no room on the host
 	for i := range b {
 		if w.made >= churning {
 			b[i] = byte(w.rand.Uint32())
@@ -87,11 +87,11 @@ func (w *worker) write(path string, off int64, size int) {
 	}
 	_, _ = unix.Pwrite(fd, b, off)
 	if w.rand.IntN(2) == 0 {
-		_ = unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE) // have it allocated
+		_ = unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE) // so that its blocks are allocated
 	}
 }
 
-// pieces makes a file of many pieces.
+// pieces makes a file of n pieces, with holes between them.
 func (w *worker) pieces(path string, n int) error {
 	fd, err := unix.Open(path, unix.O_CREAT|unix.O_WRONLY, 0o644)
 	if err != nil {
@@ -128,7 +128,7 @@ func (w *worker) run(ops int, done *atomic.Int64) {
 	}
 }
 
-// operation does one thing at random. That it fails does not matter.
+// operation does one random operation, which may fail.
 func (w *worker) operation() {
 	old := fmt.Sprintf("%s/b/old%d", w.root, w.rand.IntN(60))
 	switch w.rand.IntN(24) {
@@ -168,7 +168,7 @@ func (w *worker) operation() {
 		w.write(w.root+"/pieces", int64(w.rand.IntN(3000))*4096, 5000)
 	case 20:
 		w.hole(w.root + "/more")
-	case 21: // deleted, and open
+	case 21: // deleted while open
 		if fd, err := unix.Open(w.some("/a"), unix.O_RDWR, 0); err == nil && len(w.open) < 10 {
 			w.open = append(w.open, fd)
 			_ = os.Remove(fmt.Sprintf("/proc/self/fd/%d", fd))
@@ -179,7 +179,7 @@ func (w *worker) operation() {
 	case 22:
 		_ = unix.Chmod(w.some("/a"), w.rand.Uint32()&0o777)
 		_ = unix.Mkfifo(w.name("/b"), 0o600)
-	case 23: // a large directory of its own
+	case 23: // more entries in the large directory
 		for i := range 5 {
 			w.write(w.long(2000+w.rand.IntN(300)), 0, i)
 		}

@@ -1,4 +1,4 @@
-// Runtests runs the tests of a tier (package tier), and tells meanwhile what they do:
+// Runtests runs the tests of a tier (package tier), and reports meanwhile what they do:
 // which package runs, which crash image it makes, what failed.
 //
 //	runtests [-tier quick|test|full] [-timeout 10m] [-began SECONDS] [-record FILE [-resume] [-table FILE]] [PACKAGE...]
@@ -19,12 +19,12 @@ import (
 
 const module = "understudy.dev/understudy/"
 
-// alone are the packages that boot pairs and hold them against time, or look at the
-// host's own network: none of them runs beside another package.
+// alone are the packages that boot pairs and check their timing, or inspect the host's
+// own network: none of them runs beside another package.
 var alone = []string{"cmd/understudy", "internal/lab/systems"}
 
-// first are those that take longest to get ready, in the order in which they begin:
-// no two neighbours make the same images.
+// first are the packages that take longest to get ready, in the order in which they
+// begin: no two neighbours make the same images.
 var first = []string{"internal/lab/fixture", "dead/audit", "internal/lab/oracle", "dead/jbd2"}
 
 func main() {
@@ -58,7 +58,7 @@ func main() {
 	}
 }
 
-// run runs the packages, those that may two or more at a time.
+// run runs the packages, two or more at a time where that is allowed.
 func run(r *report, tier string, timeout time.Duration, patterns []string) error {
 	if err := os.Setenv("UNDERSTUDY_TIER", tier); err != nil {
 		return err
@@ -76,7 +76,7 @@ func run(r *report, tier string, timeout time.Duration, patterns []string) error
 	if tier == "quick" {
 		together, one = packages, nil
 	}
-	// Each package with tests that are not run again runs alone, as the pattern of those is for all packages of a go test.
+	// A package some of whose tests are skipped runs alone, because -skip applies to all packages of a go test.
 	partly := func(p string) bool { return r.record.skip(p) != "" }
 	one = append(slices.DeleteFunc(slices.Clone(together), func(p string) bool { return !partly(p) }), one...)
 	together = slices.DeleteFunc(together, partly)
@@ -124,8 +124,8 @@ func divide(packages []string) (together, one []string) {
 	return together, one
 }
 
-// test runs packages, some at a time, never from the test cache: they run bin/understudy.
-// go vet is a matter of make check. skip is a pattern of tests that are not run.
+// test runs packages, atOnce at a time, never from the test cache: they run bin/understudy. go
+// vet is left to make check. skip is a pattern of tests that are not run.
 func test(r *report, packages []string, atOnce int, timeout time.Duration, skip string) error {
 	if len(packages) == 0 {
 		return nil
@@ -135,7 +135,7 @@ func test(r *report, packages []string, atOnce int, timeout time.Duration, skip 
 		args = append(args, "-skip", skip)
 	}
 	for _, p := range packages {
-		if !strings.HasPrefix(p, strings.TrimSuffix(module, "/")) { // not the top of the module itself
+		if !strings.HasPrefix(p, strings.TrimSuffix(module, "/")) { // not the root of the module itself
 			p = module + p
 		}
 		args = append(args, p)
@@ -150,10 +150,10 @@ func test(r *report, packages []string, atOnce int, timeout time.Duration, skip 
 		return err
 	}
 	readErr := r.read(out)
-	_, _ = io.Copy(io.Discard, out) // for it to end
+	_, _ = io.Copy(io.Discard, out) // so that it can end
 	err = cmd.Wait()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == 1 && !r.good() {
-		err = nil // that is what the report says
+		err = nil // the report says so
 	}
 	return errors.Join(readErr, err)
 }

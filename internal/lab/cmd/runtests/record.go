@@ -14,16 +14,16 @@ import (
 	"time"
 )
 
-// record is a file with how each test ended, a line of JSON for each. A run that was broken off, or in
-// which something failed, is continued by it: what has passed is not run again.
+// record is a file of how each test ended, one line of JSON per test. It lets a run that was
+// interrupted, or in which something failed, be continued: what has passed is not run again.
 type record struct {
 	file   *os.File
 	commit string
 	before []ending // of the runs that this one continues
 }
 
-// ending is how a test ended, or, where Test is empty, a package: one that passed, or failed without a test that
-// did. A run begins with one whose Action is "run".
+// ending is how a test ended or, where Test is empty, how a package ended that passed, or that
+// failed without a failing test. Each run begins with an ending whose Action is "run".
 type ending struct {
 	Commit  string
 	Time    time.Time
@@ -32,7 +32,7 @@ type ending struct {
 	Test    string `json:",omitempty"`
 }
 
-// openRecord begins a record, or continues the one that there is.
+// openRecord begins a record, or continues the existing one.
 func openRecord(path string, resume bool, began time.Time) (*record, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
@@ -55,7 +55,7 @@ func openRecord(path string, resume bool, began time.Time) (*record, error) {
 	return r, r.add(ending{Time: began, Action: "run"})
 }
 
-// readRecord reads a record. Its last line may be half a line: the run was broken off.
+// readRecord reads a record. Its last line may be incomplete, if the run was interrupted.
 func readRecord(path string) ([]ending, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -73,7 +73,7 @@ func readRecord(path string) ([]ending, error) {
 	return all, lines.Err()
 }
 
-// add writes a line, for this run's commit. There may be no record.
+// add writes a line with this run's commit. It does nothing if there is no record.
 func (r *record) add(e ending) error {
 	if r == nil {
 		return nil
@@ -87,7 +87,7 @@ func (r *record) add(e ending) error {
 	return err
 }
 
-// ended are the packages that have passed as a whole.
+// ended returns the packages that have passed as a whole.
 func (r *record) ended() []string {
 	if r == nil {
 		return nil
@@ -101,7 +101,8 @@ func (r *record) ended() []string {
 	return names
 }
 
-// skip is the pattern (go help testflag, -skip) of a package's tests that have passed; subtests are their test's.
+// skip returns the pattern (go help testflag, -skip) of a package's tests that have passed; subtests are skipped
+// with their test.
 func (r *record) skip(name string) string {
 	if r == nil {
 		return ""
@@ -125,16 +126,17 @@ func (r *record) skip(name string) string {
 	return "^(" + strings.Join(tests, "|") + ")$"
 }
 
-// sum is what all runs of a record came to.
+// sum is the total over all runs of a record.
 type sum struct {
 	passed, failed, skipped int
-	failedFirst             []string // and passed when they ran again
+	failedFirst             []string // failed, but passed when they ran again
 	time                    time.Duration
 	runs                    int
 	commits                 []string // with the number of tests that passed on each, if there are several
 }
 
-// total adds up a record. Of a test that ran again its last end counts, and what it failed before is told.
+// total adds up a record. For a test that ran again its last ending counts, and failedFirst names it if it
+// failed before.
 func total(all []ending) sum {
 	var s sum
 	last := make(map[string]ending)

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// again is what go test says when the tests of said run once more: those that had not passed.
+// again is the output of go test when those tests of said that had not passed run once more.
 const again = `{"Action":"pass","Package":"understudy.dev/understudy/dead/ram","Test":"TestC/x","Elapsed":1}
 {"Action":"pass","Package":"understudy.dev/understudy/dead/ram","Test":"TestC","Elapsed":1}
 {"Action":"pass","Package":"understudy.dev/understudy/dead/ram"}

@@ -14,7 +14,7 @@ import (
 	"understudy.dev/understudy/internal/lab/tier"
 )
 
-// event is what go test -json says (go doc test2json).
+// event is a line of the output of go test -json (go doc test2json).
 type event struct {
 	Time    time.Time
 	Action  string
@@ -24,28 +24,28 @@ type event struct {
 	Output  string
 }
 
-// slow is how long a test takes whose end is told, in seconds.
+// slow is how long a passed test must have taken to be reported, in seconds.
 const slow = 5
 
-// report is what the tests said and how they ended.
+// report is what the tests printed and how they ended.
 type report struct {
 	out   io.Writer
 	began time.Time
 
 	passed, failed, skipped int
-	output                  map[[2]string][]string // of each test that runs, by package and name
+	output                  map[[2]string][]string // of each running test, by package and name
 	failures                []string
 	reasons                 map[string]int // of skips
-	packages                map[string]int // what they skipped
-	broken                  []string       // what was no test
-	record                  *record        // nil: none is kept
+	packages                map[string]int // the number of tests skipped, by package
+	broken                  []string       // failures outside of tests
+	record                  *record        // nil if none is kept
 }
 
 func newReport(out io.Writer, began time.Time) *report {
 	return &report{out: out, began: began, output: make(map[[2]string][]string), reasons: make(map[string]int), packages: make(map[string]int)}
 }
 
-// good: nothing failed, and something ran, if only in a run that this one continues.
+// good reports whether nothing failed, and something ran, if only in a run that this one continues.
 func (r *report) good() bool {
 	return r.failed == 0 && len(r.broken) == 0 && (r.passed > 0 || r.record != nil && len(r.record.before) > 0)
 }
@@ -55,7 +55,7 @@ func (r *report) say(format string, args ...any) {
 	fmt.Fprintf(r.out, "%4.0f s  "+format+"\n", append([]any{time.Since(r.began).Seconds()}, args...)...)
 }
 
-// read takes what one go test says, to its end.
+// read reads the output of one go test to its end.
 func (r *report) read(in io.Reader) error {
 	lines := bufio.NewReader(in)
 	for {
@@ -121,7 +121,7 @@ func (r *report) endTest(name string, e event) {
 	}
 }
 
-// endPackage tells how a package ended. One that failed without a failing test did not
+// endPackage reports how a package ended. One that failed without a failing test did not
 // compile, or ended early: a panic, or the time limit.
 func (r *report) endPackage(name string, e event) {
 	left := ""
@@ -146,14 +146,14 @@ func (r *report) endPackage(name string, e event) {
 	}
 }
 
-// keep puts an ending on record; that it cannot is as bad as a test that fails.
+// keep puts an ending on record; failing to do so is as bad as a test that fails.
 func (r *report) keep(e ending) {
 	if err := r.record.add(e); err != nil {
 		r.broken = append(r.broken, err.Error())
 	}
 }
 
-// reason is why a test was skipped: its last line but for go test's own.
+// reason returns why a test was skipped: the last line of its output, except for go test's own.
 func reason(output []string) string {
 	for _, line := range slices.Backward(output) {
 		line = strings.TrimSpace(line)
@@ -168,7 +168,7 @@ func reason(output []string) string {
 	return "it does not say why"
 }
 
-// end tells what was skipped and why, what failed, and how many tests there were.
+// end prints what was skipped and why, what failed, and how many tests there were.
 func (r *report) end() {
 	if r.skipped > 0 {
 		fmt.Fprintln(r.out, "\nskipped:")

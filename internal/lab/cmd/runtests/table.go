@@ -22,7 +22,8 @@ each commit is given with the number of tests that passed on it.
 |---|---|---|---|---|---|---|
 `
 
-// addRow adds what is on record, a run of one or more parts, to the table, which it begins if there is none.
+// addRow adds a row for the run on record, which has one or more parts, to the table, and begins the table
+// if there is none.
 func addRow(path, record string) error {
 	all, err := readRecord(record)
 	if err != nil {
@@ -45,7 +46,7 @@ func addRow(path, record string) error {
 	return os.Rename(tmp, path)
 }
 
-// duration is the time that a run took, and in how many parts.
+// duration returns the time that a run took, and in how many parts.
 func (s sum) duration() string {
 	d := s.time.Round(time.Second).String()
 	if s.runs > 1 {
@@ -54,7 +55,7 @@ func (s sum) duration() string {
 	return d
 }
 
-// failures is the number of tests that failed, with those that did before they passed.
+// failures returns the number of tests that failed, and names those that failed before they passed.
 func (s sum) failures() string {
 	if len(s.failedFirst) == 0 {
 		return fmt.Sprint(s.failed)
@@ -62,7 +63,7 @@ func (s sum) failures() string {
 	return fmt.Sprintf("%d; before they passed: %s", s.failed, strings.Join(s.failedFirst, ", "))
 }
 
-// commit names what was tested; "+" stands for changes that were not committed.
+// commit names the commit that was tested; "+" stands for changes that were not committed.
 func commit() string {
 	out, err := exec.Command("git", "describe", "--always", "--dirty=+").Output()
 	if err != nil {
@@ -71,9 +72,9 @@ func commit() string {
 	return strings.TrimSpace(string(out))
 }
 
-// machine says how many CPUs there are for us, and which.
+// machine returns how many CPUs this process can use, and their model.
 func machine() string {
-	b, _ := os.ReadFile("/proc/cpuinfo") // Linux alone has it
+	b, _ := os.ReadFile("/proc/cpuinfo") // only Linux has it
 	model := "unknown"
 	if _, rest, ok := strings.Cut(string(b), "model name\t: "); ok {
 		model, _, _ = strings.Cut(rest, "\n")

@@ -1,4 +1,4 @@
-// Command sbom prints what a program of Go is made of, as Go has put it into the program, in
+// Command sbom prints the modules that a Go program is made of, as its build information lists them, in
 // CycloneDX 1.5 (cyclonedx.org/docs/1.5/json). The same program gives the same bytes.
 //
 //	sbom PROGRAM VERSION

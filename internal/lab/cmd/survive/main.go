@@ -1,6 +1,6 @@
-// Survive runs the tests of what a pair survives, and writes what they say as tables: each
-// line of a table is a line of a test's log (row, in cmd/understudy's tests). Its exit status
-// is 0 only if all of them passed.
+// Survive runs the tests of what a pair survives, and writes their results as tables:
+// each row of a table is a line of a test's log (row, in cmd/understudy's tests). Its
+// exit status is 0 only if all of them passed.
 package main
 
 import (
@@ -31,14 +31,14 @@ var sections = []struct{ name, heads, text string }{
 	{"At rest", "who | of a CPU", "What a pair costs that has nothing to do, in a minute."},
 }
 
-// tests are those that say something of it.
+// tests are the tests that are run: those whose logs have rows for the tables.
 var tests = []string{
 	"TestFaults", "TestCrashKernelLoaded", "TestReadOnly", "TestStoppedIsNotDead", "TestFrozenIsNotDead", "TestWaitsForMemoryIsNotDead", "TestSuspended", "TestNoRoomIsNoDeath",
 	"TestBrokenOff", "TestRefusedAndBrokenOff", "TestDiskFails", "TestSupervisorKilled", "TestActiveDiesUnwatched", "TestFrozenUnwatched", "TestAllKilled", "TestHeirDies", "TestUnderstudyDies", "TestSecondDeath", "TestRootRescued", "TestRootRecovered",
 	"TestSwitch", "TestProtectedAgain", "TestOvercommitted", "TestIdle",
 }
 
-// report is what is written for programs.
+// report is the result for programs to read.
 type report struct {
 	Date    string                `json:"date"`
 	Machine string                `json:"machine"`
@@ -85,7 +85,7 @@ func survive(only string) (*report, error) {
 		return nil, err
 	}
 	r.read(events)
-	_ = cmd.Wait() // what failed is known
+	_ = cmd.Wait() // r has what failed
 	r.Seconds = int(time.Since(began).Seconds())
 	if len(r.Passed)+len(r.Failed) == 0 {
 		return nil, fmt.Errorf("no test ran: go test %s", only)
@@ -95,10 +95,10 @@ func survive(only string) (*report, error) {
 
 const mark = "survive: "
 
-// saidLines are the last lines of a test that failed which are printed.
+// saidLines is how many of the last lines of a failed test are printed.
 const saidLines = 200
 
-// read takes in what go test says (go doc test2json), and tells of it.
+// read reads the output of go test (go doc test2json), and prints how tests end and their rows.
 func (r *report) read(events io.Reader) {
 	lines := bufio.NewScanner(events)
 	lines.Buffer(nil, 1<<20)
@@ -132,10 +132,10 @@ func (r *report) read(events io.Reader) {
 	}
 }
 
-// machine says what it ran on.
+// machine describes the machine that the tests ran on.
 func machine() string {
 	model := "an unknown CPU"
-	b, _ := os.ReadFile("/proc/cpuinfo") // the words above stand in
+	b, _ := os.ReadFile("/proc/cpuinfo") // without it, the model stays unknown
 	for line := range strings.Lines(string(b)) {
 		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
 			model = strings.TrimSpace(value)

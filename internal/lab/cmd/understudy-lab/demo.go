@@ -81,7 +81,7 @@ func demoCommand() *cobra.Command {
 	return cmd
 }
 
-// demoSeries shows what there is of a series even if a run failed.
+// demoSeries shows a series even if a run failed: then it has the runs before that one.
 func demoSeries(cmd *cobra.Command, o demo.Options, runs int, asJSON bool) error {
 	series, err := demo.RunSeries(cmd.Context(), o, runs)
 	return errors.Join(err, show(cmd.OutOrStdout(), series, asJSON))

@@ -1,6 +1,6 @@
-// Command understudy-lab proves what understudy promises: the demo, and what NFS
-// clients see of a crash, measured. As PID 1 it is understudy's agent with verbs for
-// these besides.
+// Command understudy-lab proves what understudy promises: the demo, and measurements of
+// what NFS clients see of a crash. As PID 1 it is understudy's agent, with additional
+// verbs for these.
 package main
 
 import (

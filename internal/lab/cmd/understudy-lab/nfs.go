@@ -96,7 +96,7 @@ func nfsCrashesCommand() *cobra.Command {
 	return cmd
 }
 
-// writeReport puts a report in its place, whole.
+// writeReport writes a report to a temporary file and renames it to path.
 func writeReport(path string, v any) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err

@@ -19,8 +19,8 @@ import (
 // board is all networks of the guest and the sockets in them.
 type board struct {
 	home   *space // of PID 1
-	away   *space // reached from home by a cable
-	own    *space // with a hash table of its own, where kernels can do that
+	away   *space // connected to home by a cable
+	own    *space // with its own hash table, where the kernel supports that
 	tables int
 	held   []held
 }
@@ -30,7 +30,7 @@ type held struct {
 	kind string
 	fd   int
 	in   *space
-	to   netip.AddrPort // where nobody answers
+	to   netip.AddrPort // the peer that does not answer
 }
 
 // space is a network namespace, with a thread in it.
@@ -56,7 +56,7 @@ func newSpace(fresh bool) (*space, error) {
 				return err
 			}
 			s.inode = uint32(st.Ino)
-			// Addresses are there at once.
+			// Make addresses usable at once.
 			if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0); err != nil {
 				return err
 			}
@@ -69,7 +69,7 @@ func newSpace(fresh bool) (*space, error) {
 	return s, <-started
 }
 
-// do does something in the namespace.
+// do runs f in the namespace.
 func (s *space) do(f func() error) error {
 	done := make(chan error)
 	s.work <- func() { done <- f() }
@@ -96,7 +96,7 @@ func up(name string, addresses ...string) error {
 	return netlink.LinkSetUp(link)
 }
 
-// tableEntries gives new namespaces hash tables of their own (since 6.1).
+// tableEntries gives new namespaces their own hash tables (since 6.1).
 const tableEntries = "/proc/sys/net/ipv4/tcp_child_ehash_entries"
 
 // newBoard makes the networks: a dummy device at home that swallows what is sent to
@@ -147,8 +147,8 @@ func newBoard() (*board, error) {
 	return b, b.setNeighbours()
 }
 
-// setNeighbours sets some neighbours, and has the kernel look for one that is not
-// there.
+// setNeighbours adds some neighbours, and makes the kernel look for one that does not
+// exist.
 func (b *board) setNeighbours() error {
 	set := func(device string, addresses ...string) func() error {
 		return func() error {

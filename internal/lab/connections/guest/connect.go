@@ -62,14 +62,14 @@ func (b *board) connectAll(pairs int) error {
 }
 
 // closed is how many connections closeSome makes, and waiting how many of them are in
-// TIME_WAIT then. The others end by a reset: something was left unread.
+// TIME_WAIT then. The others end with a reset, because something was left unread.
 const (
 	closed  = 40
 	waiting = closed - closed/10
 )
 
 // closeSome makes connections and closes them. They stay in TIME_WAIT for a minute
-// (TCP_TIMEWAIT_LEN, include/net/tcp.h), however slow the machine is: hence last.
+// (TCP_TIMEWAIT_LEN, include/net/tcp.h), however slow the machine is, so they are made last.
 func (b *board) closeSome() error {
 	return errors.Join(b.pairs(plan{kind: "closed", to: netip.MustParseAddr("127.0.0.1"), n: closed / 2, drop: true}),
 		b.pairs(plan{kind: "closed", to: netip.MustParseAddr("::1"), n: closed / 2, drop: true}))
@@ -80,8 +80,8 @@ type plan struct {
 	kind             string
 	to               netip.Addr
 	n                int
-	client, server   *space // home, if not said
-	client6, server6 bool   // sockets for IPv6, though IPv4 is spoken
+	client, server   *space // nil means home
+	client6, server6 bool   // IPv6 sockets, even for an IPv4 address
 	scopes           [2]uint32
 	then             func(client, server int) error
 	drop             bool // close both ends
@@ -126,7 +126,7 @@ func (b *board) pairs(p plan) error {
 		return fmt.Errorf("%s: %w", p.kind, err)
 	}
 	if p.deferred {
-		return nil // it ends with its listener
+		return nil // the connections end with their listener
 	}
 	return unix.Close(listener)
 }
@@ -184,7 +184,7 @@ func (b *board) pair(p *plan, listener, port, i int) error {
 	return nil
 }
 
-// exchange sends something both ways. Of every tenth pair the server leaves it unread.
+// exchange sends some bytes both ways. In every tenth pair the server leaves them unread.
 func exchange(client, server, i int) error {
 	b := make([]byte, 1+rand.IntN(3000))
 	if _, err := unix.Write(client, b); err != nil {
@@ -250,7 +250,7 @@ func (b *board) lost() error {
 			if _, err := unix.Write(fd, make([]byte, size)); err != nil && !errors.Is(err, unix.EAGAIN) {
 				return fmt.Errorf("write to %s: %w", to, err)
 			}
-			if i >= 4 { // its end is in flight
+			if i >= 4 { // its FIN is in flight
 				if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
 					return err
 				}

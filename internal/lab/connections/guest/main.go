@@ -29,12 +29,12 @@ func main() {
 	}
 }
 
-// sysctls have connections without an answer wait for it for hours.
+// sysctls make unanswered connections wait for an answer for hours.
 var sysctls = map[string]string{
 	"kernel/sysrq": "1", "net/ipv4/tcp_syn_retries": "127", "net/ipv4/tcp_synack_retries": "255", "net/ipv4/tcp_retries2": "255",
 }
 
-// errNotHeld says that sockets are gone that tests rely on.
+// errNotHeld means that sockets that tests rely on are gone.
 var errNotHeld = errors.New("too few sockets are left")
 
 func run() error {

@@ -17,7 +17,7 @@ import (
 	"understudy.dev/understudy/internal/live/rtnl"
 )
 
-// truth is what the kernel says of all sockets and neighbours.
+// truth asks the kernel about all sockets and neighbours.
 func (b *board) truth() (*truth.Truth, error) {
 	all := &truth.Truth{Tables: b.tables}
 	for _, h := range b.held {
@@ -88,9 +88,9 @@ func (h held) truth() (truth.Connection, error) {
 	return c, numbers(h.fd, &c)
 }
 
-// numbers asks for the sequence numbers of a socket (TCP_REPAIR), of which only the
-// end of what was written and received is told; the others follow from the lengths
-// of the queues (net/ipv4/tcp.c, tcp_ioctl).
+// numbers asks for the sequence numbers of a socket (TCP_REPAIR). The kernel tells only
+// the end of what was written and of what was received; the others follow from the
+// lengths of the queues (net/ipv4/tcp.c, tcp_ioctl).
 func numbers(fd int, c *truth.Connection) error {
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, 1); err != nil {
 		return fmt.Errorf("repair: %w", err)
@@ -140,7 +140,7 @@ func setWindow(fd int, recv uint32) error {
 	return os.NewSyscallError("setsockopt TCP_REPAIR_WINDOW", unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_WINDOW, string(b)))
 }
 
-// neighbours adds those of the thread's namespace.
+// neighbours adds the neighbours in the thread's namespace.
 func (s *space) neighbours(all *truth.Truth) error {
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		list, err := rtnl.Neighbours(0, family)
@@ -166,7 +166,7 @@ func (s *space) neighbours(all *truth.Truth) error {
 	return nil
 }
 
-// countProc counts what /proc lists of the thread's namespace.
+// countProc counts the sockets that /proc lists for the thread's namespace.
 func countProc(all *truth.Truth) error {
 	for _, name := range []string{"tcp", "tcp6"} {
 		f, err := os.Open("/proc/thread-self/net/" + name)

@@ -12,7 +12,7 @@ const Disk = "truth"
 // Lines that the guest prints on its console, each followed by the reason.
 const (
 	Failed  = "connections: failed: "
-	NotHeld = "connections: not held: " // the image is to be made again
+	NotHeld = "connections: not held: " // the image has to be made again
 )
 
 // Order tells the guest what to do.
@@ -27,7 +27,7 @@ type Truth struct {
 	// Established is how many connections /proc/net/tcp and tcp6 had, of all
 	// namespaces.
 	Established int
-	// Others are how many sockets there were in states that are no connections.
+	// TimeWait and SynRecv are how many sockets were in these states, which are no connections.
 	TimeWait, SynRecv int
 	// Tables is how many hash tables of connections there were.
 	Tables int
@@ -40,12 +40,12 @@ type Connection struct {
 	State         uint8
 	Namespace     uint32
 	Bound         uint32
-	// Numbers says that the kernel tells those that follow.
+	// Numbers says whether the kernel tells the sequence numbers below.
 	Numbers                                     bool
 	SndUna, SndNxt, RcvNxt, WriteSeq, CopiedSeq uint32
 }
 
-// Neighbour is one with a valid address.
+// Neighbour is a neighbour with a valid MAC address.
 type Neighbour struct {
 	Interface         string
 	Index             uint32

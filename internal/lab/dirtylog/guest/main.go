@@ -71,7 +71,7 @@ func run() error {
 	}
 	for said := int64(0); ; {
 		select {
-		case err := <-failed: // which it never does otherwise
+		case err := <-failed: // a worker returns only if something fails
 			return err
 		case <-time.After(time.Millisecond):
 		}
@@ -111,8 +111,8 @@ func mountImages(images []order.Image) error {
 	return disk.Sync()
 }
 
-// messages are those of the kernel, which does not put them on the console itself: it may do so later, and in the midst of a line of
-// ours, with PREEMPT_RT above all.
+// messages are the kernel's messages. It does not print them on the console itself, since
+// it may do so later, and in the middle of one of our lines, above all with PREEMPT_RT.
 type messages struct{ fd int }
 
 func newMessages() (*messages, error) {
@@ -128,10 +128,11 @@ func newMessages() (*messages, error) {
 	return m, m.each(func(string) {})
 }
 
-// print prints those that came since the last time.
+// print prints the messages since the last call.
 func (m *messages) print() error { return m.each(func(s string) { fmt.Println(s) }) }
 
-// each reads those that there are: a record each time, with its text behind a semicolon (Documentation/ABI/testing/dev-kmsg).
+// each reads the messages that are pending: one record per read, whose text follows a semicolon
+// (Documentation/ABI/testing/dev-kmsg).
 func (m *messages) each(do func(string)) error {
 	b := make([]byte, 8192)
 	for {
@@ -150,10 +151,10 @@ func (m *messages) each(do func(string)) error {
 	}
 }
 
-// mountImage says how it went.
+// mountImage mounts and unmounts an image, and returns how that went.
 func mountImage(disk *os.File, image order.Image) (answer string, err error) {
-	// Opened each time: as long as it is open somewhere, it is detached only with
-	// the last close.
+	// The loop device is opened each time, because it is detached only with its last
+	// close.
 	loop, err := os.OpenFile("/dev/loop0", os.O_RDWR, 0)
 	if err != nil {
 		return "", err
@@ -174,8 +175,8 @@ func mountImage(disk *os.File, image order.Image) (answer string, err error) {
 	return answer, nil
 }
 
-// attach makes the loop device an image. It may still be about to let the one
-// before go.
+// attach attaches an image to the loop device, which may still be detaching the one
+// before.
 func attach(loop, disk *os.File, image order.Image) error {
 	err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_FD, int(disk.Fd()))
 	for tries := 0; err == unix.EBUSY && tries < 1000; tries++ {

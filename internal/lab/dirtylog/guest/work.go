@@ -14,13 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// worker changes a file system at random. It keeps to a few names, so that most
-// of what it does meets something, and to little space.
+// worker changes a file system at random. It uses few names, so that most of its
+// operations hit something that exists, and little space.
 type worker struct {
 	root   string
 	fsyncs bool
 	random *rand.Rand
-	open   []*os.File // deleted, and held open: orphans
+	open   []*os.File // deleted but held open: orphans
 	steps  atomic.Int64
 }
 
@@ -29,11 +29,11 @@ const (
 	orphan = 6 // deleted files held open
 )
 
-// work goes on until something fails that should not.
+// work goes on until an operation fails that should not.
 func (w *worker) work() error {
 	for {
 		err := w.step()
-		// What a random operation may well meet.
+		// Errors that a random operation may well get.
 		for _, fine := range []error{unix.ENOENT, unix.EEXIST, unix.ENOTEMPTY, unix.EISDIR, unix.ENOTDIR, unix.ENOSPC, unix.EINVAL, unix.ELOOP, unix.EOPNOTSUPP, unix.ENODATA, unix.ENOTSUP} {
 			if errors.Is(err, fine) {
 				err = nil

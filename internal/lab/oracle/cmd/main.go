@@ -99,7 +99,7 @@ func run(ctx context.Context) (bool, error) {
 		}
 		r := c.Judge(ctx, o)
 		fmt.Println(r)
-		if ctx.Err() != nil { // it was broken off, and says nothing
+		if ctx.Err() != nil { // the case was interrupted, and its result means nothing
 			return false, context.Cause(ctx)
 		}
 		results = append(results, r)
@@ -143,7 +143,7 @@ func split(list string) []string {
 	return strings.Split(list, ",")
 }
 
-// write writes what there is so far: who ends the run early has that.
+// write writes the results so far, so that they are there if the run is ended early.
 func write(keep, table string, results []oracle.Result) error {
 	b, err := json.MarshalIndent(results, "", "\t")
 	if err != nil {

@@ -19,7 +19,7 @@ func (t *worker) path(at string) string {
 	return t.root + "/" + at
 }
 
-// do is one operation: besides opening and closing, one system call.
+// do carries out one operation: besides opening and closing, one system call.
 func (t *worker) do(op script.Op) error {
 	at := t.path(op.On.Path)
 	switch op.Kind {
@@ -59,13 +59,13 @@ func (t *worker) do(op script.Op) error {
 		return err
 	case script.Close:
 		fd := t.slots[op.Slot]
-		t.slots[op.Slot] = 0 // somebody else may get that number
+		t.slots[op.Slot] = 0 // another file may get that number
 		return unix.Close(fd)
 	}
 	return t.inside(op)
 }
 
-// inside is an operation on an open file or directory.
+// inside carries out an operation on an open file or directory.
 func (t *worker) inside(op script.Op) (err error) {
 	var fd int
 	if op.On.Slot != script.NoSlot {
@@ -99,7 +99,7 @@ func (t *worker) inside(op script.Op) (err error) {
 	return errors.New("nobody knows how")
 }
 
-// content is what an operation writes, until the next call.
+// content returns what an operation writes. It is valid until the next call.
 func (t *worker) content(op script.Op) []byte {
 	if int64(cap(t.buf)) < op.Len {
 		t.buf = make([]byte, op.Len)
@@ -109,7 +109,7 @@ func (t *worker) content(op script.Op) []byte {
 	return b
 }
 
-// store writes through a mapping of just the pages concerned. A page for which there is no room is SIGBUS.
+// store writes through a mapping of just the pages concerned. SIGBUS for a page means that there is no room for it.
 func (t *worker) store(fd int, op script.Op) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {

@@ -1,8 +1,8 @@
 //go:build linux
 
-// Command guest is PID 1 of the oracle's guests, or a service of a pair: it changes a tree
-// until its kernel dies, and reports each operation before it begins the next; or it walks
-// over trees and tells what is in them.
+// Command guest is PID 1 of the oracle's guests, or a service of a pair: it changes a
+// tree until its kernel dies, and reports each operation before it begins the next; or it
+// walks trees and reports what is in them.
 package main
 
 import (
@@ -66,8 +66,8 @@ func run() (page.Page, error) {
 	return p, err
 }
 
-// shared maps the page: the memory behind BAR 2 of the ivshmem device that has
-// so much of it (QEMU, docs/specs/ivshmem-spec.txt).
+// shared maps the page: the memory behind BAR 2 of the ivshmem device that has page.Size
+// bytes of it (QEMU, docs/specs/ivshmem-spec.txt).
 func shared() (page.Page, error) {
 	devices, err := filepath.Glob("/sys/bus/pci/devices/*/resource2")
 	if err != nil {
@@ -110,7 +110,7 @@ func mount(m page.Mount) (string, error) {
 		flags = unix.MS_RDONLY
 	}
 	options := strings.Split(m.Options, ",")
-	if at := slices.Index(options, "strictatime"); at >= 0 { // of mount(8), and no file system's
+	if at := slices.Index(options, "strictatime"); at >= 0 { // an option of mount(8), not of a file system
 		options, flags = slices.Delete(options, at, at+1), flags|unix.MS_STRICTATIME
 	}
 	if err := unix.Mount(device, root, m.Type, flags, strings.Join(options, ",")); err != nil {
@@ -119,7 +119,7 @@ func mount(m page.Mount) (string, error) {
 	return root, nil
 }
 
-// kernelLog is the end of what the kernel said.
+// kernelLog returns the last lines of the kernel's log.
 func kernelLog() string {
 	b := make([]byte, 1<<20)
 	n, err := unix.Klogctl(unix.SYSLOG_ACTION_READ_ALL, b)

@@ -15,8 +15,8 @@ import (
 	"understudy.dev/understudy/internal/lab/oracle/page"
 )
 
-// pieces has a disk take 16 KiB at once at most: a throttled one takes a request,
-// however large, in one go.
+// pieces limits a disk's requests to 16 KiB: a throttled disk takes a request in one go,
+// however large it is.
 func pieces(disk string) error {
 	device, err := boot.FindDisk(disk)
 	if err != nil {
@@ -42,7 +42,7 @@ func midway(p page.Page, w *page.Work) error {
 	return nil
 }
 
-// underWriteback is how many KiB are under writeback.
+// underWriteback returns how many KiB are under writeback.
 func underWriteback() (int, error) {
 	b, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
@@ -61,8 +61,8 @@ func underWriteback() (int, error) {
 // journalThread is the stat file of the journal's thread, once it is found.
 var journalThread string
 
-// committing reports whether the journal's thread waits for the disk: it sleeps
-// interruptibly between commits (kjournald2).
+// committing reports whether the journal's thread waits for the disk: between commits it
+// sleeps interruptibly (kjournald2).
 func committing() bool {
 	if journalThread == "" {
 		all, _ := filepath.Glob("/proc/[0-9]*/comm") // the pattern is good

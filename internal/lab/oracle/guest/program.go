@@ -38,8 +38,8 @@ func mountTools(m page.Mount) error {
 	return nil
 }
 
-// command is a program that runs among the tools, in a disk that is mounted at
-// root.
+// command returns a program that runs among the tools, on a disk that is mounted at root,
+// and what to call when it has ended.
 func command(argv []string, root string) (*exec.Cmd, func() error, error) {
 	if err := unix.Mount(root, tools+"/disk", "", unix.MS_BIND, ""); err != nil {
 		return nil, nil, fmt.Errorf("mount disk for programs: %w", err)
@@ -69,7 +69,7 @@ func program(p page.Page, w *page.Program) error {
 	if w.Until > 0 {
 		for int(p.Load(page.Progress)) < w.Until {
 			select {
-			case err := <-done: // too little to do is enough
+			case err := <-done: // the steps may end before they come that far
 				if err != nil {
 					return err
 				}
@@ -123,7 +123,7 @@ func steps(p page.Page, w *page.Program, root string) error {
 	return nil
 }
 
-// tail keeps the last that a program says.
+// tail keeps the end of what a program prints.
 type tail struct{ b []byte }
 
 func (t *tail) Write(b []byte) (int, error) {
@@ -132,7 +132,7 @@ func (t *tail) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// talk says line after line to a program, as fast as it answers.
+// talk writes line after line to a program, as fast as it answers.
 func talk(p page.Page, t *page.Talk, root string) error {
 	cmd, _, err := command(t.Command, root)
 	if err != nil {
@@ -173,7 +173,7 @@ func talk(p page.Page, t *page.Talk, root string) error {
 	}
 }
 
-// ask runs a program on a disk and returns what it said.
+// ask runs a program on a disk and returns what it printed.
 func ask(disk string, argv []string, root string) page.Entry {
 	e := page.Entry{Disk: disk, Command: argv}
 	cmd, end, err := command(argv, root)

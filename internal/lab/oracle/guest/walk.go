@@ -21,7 +21,7 @@ import (
 	"understudy.dev/understudy/internal/lab/oracle/script"
 )
 
-// walk tells what is on each disk. That one cannot be mounted is an answer.
+// walk reports what is on each disk. If one cannot be mounted, that is its result.
 func walk(p page.Page, w *page.Walk) error {
 	var out bytes.Buffer
 	if w.Tools != nil {
@@ -114,7 +114,7 @@ func xattrs(path string) ([][]byte, error) {
 	return all, nil
 }
 
-// read sums up a file's pages, but for its holes.
+// read computes the sum of a file's pages, without its holes.
 func read(e *page.Entry, path string, dump bool) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -130,7 +130,7 @@ func read(e *page.Entry, path string, dump bool) error {
 	for off := int64(0); off < e.Size; off += int64(len(buf)) {
 		data, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
-			break // no more of it
+			break // no more data
 		}
 		if err != nil {
 			return err

@@ -28,7 +28,7 @@ type worker struct {
 	buf    []byte
 	met    func() // waits at the barrier
 	stop   *atomic.Bool
-	full   *atomic.Int32 // threads that found no room; nil: that is a failure
+	full   *atomic.Int32 // threads that found no room; nil if that is a failure
 }
 
 func work(p page.Page, w *page.Work) error {
@@ -110,7 +110,7 @@ func tellRoot(p page.Page, root string) error {
 	return nil
 }
 
-// end comes to the end that was ordered.
+// end brings the work to the end that was ordered.
 func end(p page.Page, w *page.Work, root string, stop *atomic.Bool, full *atomic.Int32, all *sync.WaitGroup) error {
 	if w.Grow > 0 {
 		go grow(p, w, root)
@@ -155,10 +155,10 @@ func end(p page.Page, w *page.Work, root string, stop *atomic.Bool, full *atomic
 	select {}
 }
 
-// resize is EXT4_IOC_RESIZE_FS (fs/ext4/ext4.h): to so many blocks.
+// resize is EXT4_IOC_RESIZE_FS (fs/ext4/ext4.h), which takes the new number of blocks.
 const resize = 0x40086610
 
-// grow has the file system be resized when it is time.
+// grow resizes the file system once GrowAt operations are done.
 func grow(p page.Page, w *page.Work, root string) {
 	for done(p) < w.GrowAt {
 		time.Sleep(time.Millisecond)
@@ -174,7 +174,7 @@ func grow(p page.Page, w *page.Work, root string) {
 	}
 }
 
-// done is how many operations all threads have done.
+// done returns how many operations all threads have done.
 func done(p page.Page) int {
 	sum := 0
 	for i := range page.Threads {
@@ -184,7 +184,7 @@ func done(p page.Page) int {
 	return sum
 }
 
-// run does the script until the kernel dies or all is to stop.
+// run carries out the script until the kernel dies or all threads have to stop.
 func (t *worker) run() error {
 	for n := 0; n < page.MaxRecords && !t.stop.Load(); n++ {
 		op := t.script.Next()
@@ -198,7 +198,7 @@ func (t *worker) run() error {
 			}
 			return fmt.Errorf("%v: %w", op, err)
 		}
-		// The names to report on are those of after the operation.
+		// The names to report on are those that exist after the operation.
 		if err := t.script.Apply(op, nil); err != nil {
 			return err
 		}

@@ -5,8 +5,8 @@ import (
 	"understudy.dev/understudy/internal/lab/oracle/script"
 )
 
-// Order is what a guest is to do: to work until a crash, to run a program until
-// a crash, or to walk over trees.
+// Order is what a guest has to do: work until a crash, run a program until a crash, or
+// walk trees.
 type Order struct {
 	Work    *Work    `json:",omitempty"`
 	Program *Program `json:",omitempty"`
@@ -21,10 +21,10 @@ type Mount struct {
 	ReadOnly bool
 }
 
-// Work is to change a tree until the kernel dies.
+// Work is the order to change a tree until the kernel dies.
 type Work struct {
 	Mount    Mount
-	Root     string // a directory, of what is mounted already, instead of Mount; nothing is done if it is not there
+	Root     string // a directory of what is mounted already, instead of Mount; if it does not exist, nothing is done
 	Seed     uint64
 	Threads  int
 	Features script.Features
@@ -32,14 +32,14 @@ type Work struct {
 	Drop     bool              // drop caches once at the barrier
 	Full     bool              // an operation that finds no room ends its thread, and is not reported
 
-	// The file system is resized to Grow blocks once GrowAt operations are done; 0: it is not.
+	// The file system is resized to Grow blocks once GrowAt operations are done; with 0 it is not.
 	Grow   uint64
 	GrowAt int
 
-	// After Go was set: this much later, and not before so many operations are
-	// done, the crash comes. With Sync, a syncfs(2) begins then; with Commit, it is
-	// waited until the journal's thread waits for the disk, or, with Writeback, until
-	// so many KiB are under writeback. The crash comes SyncMicros later.
+	// The crash comes Millis after Go was set, and not before Ops operations are done.
+	// With Sync, a syncfs(2) begins then; the guest waits, with Commit, until the
+	// journal's thread waits for the disk, and, with Writeback, until that many KiB are
+	// under writeback. The crash comes SyncMicros later.
 	Millis     int
 	Ops        int
 	Sync       bool
@@ -47,13 +47,13 @@ type Work struct {
 	Writeback  int
 	SyncMicros int
 	Pieces     bool // the disk takes only small requests: its limit is on their number
-	// How it ends. Without Panic, nobody dies: the threads stop, and the disk is
-	// unmounted (Unmount), or the host ends the guest.
+	// How it ends. Without Panic, the kernel does not die: the threads stop, and the disk
+	// is unmounted (Unmount), or the host ends the guest.
 	Panic   bool
 	Unmount bool
 }
 
-// Program is to have real programs change a tree until the kernel dies. They run
+// Program is the order to let real programs change a tree until the kernel dies. They run
 // in the tree of Tools, with the disk at /disk.
 type Program struct {
 	Mount Mount
@@ -61,30 +61,30 @@ type Program struct {
 	Steps [][]string // commands, one after another; Progress counts their lines
 	Talk  *Talk      // after that
 
-	// The crash comes with that Progress, or, with 0, when all is done; then what
-	// there is on the disk is told before.
+	// The crash comes at that Progress or, with 0, when all is done and the guest has
+	// reported what is on the disk.
 	Until int
 	Panic bool // otherwise the host ends the guest
 }
 
-// Talk is to a program that takes lines and answers. Progress counts the answers.
+// Talk is a dialogue with a program that takes lines and answers. Progress counts the answers.
 type Talk struct {
 	Command []string
-	Setup   string // said first
-	Line    string // said again and again, %[1]d is a number from 1
+	Setup   string // written first
+	Line    string // written again and again, %[1]d is a number from 1
 	Answer  string // awaited before the next, likewise
 }
 
-// Walk is to mount trees and tell what is in them, and what programs say of them.
+// Walk is the order to mount trees and report what is in them, and what programs say of them.
 type Walk struct {
 	Mounts   []Mount
-	Dump     []record.Path // files whose pages are wanted, if they are there
-	Tools    *Mount        // as in Program; nil: there are no commands
+	Dump     []record.Path // files whose pages are wanted, if they exist
+	Tools    *Mount        // as in Program; nil if there are no commands
 	Commands [][]string    // to be run on each disk, after the walk
 }
 
-// Entry is a line of a walk's answer, in JSON: what a walk found, or that a
-// disk ends, or cannot be walked.
+// Entry is a line of a walk's answer, in JSON: what the walk found, or the end of a disk,
+// or why a disk cannot be walked.
 type Entry struct {
 	Disk   string
 	Path   record.Path // from the top of the file system, which is ""

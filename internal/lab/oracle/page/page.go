@@ -1,10 +1,10 @@
 // Package page is the memory that a guest of the oracle shares with the host:
-// what the guest is to do, and how far it is. It is a file here and an ivshmem
-// device there, and what was stored to it outlives the guest, whatever ends it.
+// what the guest has to do, and how far it is. It is a file on the host and an ivshmem
+// device in the guest, and what was stored to it outlives the guest, whatever ends it.
 //
 // # Layout
 //
-// Little-endian throughout. Headers are of fixed places; a thread's area begins
+// Little-endian throughout. Headers are at fixed places; a thread's area begins
 // with its two counters and then has a record for each operation, in order.
 //
 //	0        magic, 8 bytes
@@ -48,15 +48,15 @@ const (
 // MaxRecords is how many operations a thread can report.
 const MaxRecords = (AreaSize - records) / recSize
 
-// Word is one of the words that both sides look at.
+// Word is one of the words that both sides read.
 type Word int
 
-// The words. State and what follows the guest sets, Go the host.
+// The words. The host sets Go, and the guest all others.
 const (
 	State     Word = iota // see the states
 	Go                    // 1: the host is ready for the crash
-	SyncBegun             // 1: syncfs(2) was called, again and again, for the crash to come into
-	SyncEnded             // 1: that was over
+	SyncBegun             // 1: syncfs(2) has begun; it is called again and again, so that the crash falls into it
+	SyncEnded             // 1: these calls have ended
 	Writeback             // KiB under writeback right before the crash
 	InCommit              // 1: the journal's thread was committing right before the crash
 	RootSec               // mtime of the top directory, low word
@@ -111,7 +111,7 @@ func (p Page) Order(v any) error {
 	return json.Unmarshal(p[order+4:][:n], v)
 }
 
-// word is where a counter lies; the page is aligned, and so is it.
+// word returns the counter at an offset; it is aligned, since the page is.
 func (p Page) word(at int) *atomic.Uint32 { return (*atomic.Uint32)(unsafe.Pointer(&p[at])) }
 
 // Load reads a word.
@@ -120,7 +120,7 @@ func (p Page) Load(w Word) uint32 { return p.word(8 + 4*int(w)).Load() }
 // Store writes a word.
 func (p Page) Store(w Word, v uint32) { p.word(8 + 4*int(w)).Store(v) }
 
-// Fail says what went wrong; the first one counts.
+// Fail records what went wrong; only the first call counts.
 func (p Page) Fail(err error) {
 	if p.word(8+4*int(State)).Load() == Failed {
 		return
@@ -131,7 +131,7 @@ func (p Page) Fail(err error) {
 	p.Store(State, Failed)
 }
 
-// Failure is what went wrong.
+// Failure returns what went wrong.
 func (p Page) Failure() string {
 	n := min(binary.LittleEndian.Uint32(p[failure:]), maxFail)
 	return string(p[failure+4:][:n])
@@ -143,13 +143,13 @@ type Area struct {
 	at int
 }
 
-// Area returns that of a thread, from 0 up to Threads.
+// Area returns the area of a thread, from 0 up to Threads.
 func (p Page) Area(thread int) Area { return Area{p, areas + thread*AreaSize} }
 
-// Begin says that the thread goes on to operation n.
+// Begin records that the thread begins operation n.
 func (a Area) Begin(n int) { a.p.word(a.at + beginWord).Store(uint32(n + 1)) }
 
-// Report says that operation n is done, and what came of it.
+// Report records that operation n is done, and the state of the files that it touched.
 func (a Area) Report(n int, stats []script.Stat) {
 	b := a.p[a.at+records+n*recSize:][:recSize]
 	b[0] = byte(len(stats))
@@ -159,7 +159,7 @@ func (a Area) Report(n int, stats []script.Stat) {
 	a.p.word(a.at + doneWord).Store(uint32(n + 1))
 }
 
-// Progress is how many operations the thread began, and how many it reported.
+// Progress returns how many operations the thread began, and how many it reported.
 func (a Area) Progress() (begun, done int, err error) {
 	begun, done = int(a.p.word(a.at+beginWord).Load()), int(a.p.word(a.at+doneWord).Load())
 	if done > MaxRecords || begun > MaxRecords || begun < done || begun > done+1 {
@@ -168,7 +168,7 @@ func (a Area) Progress() (begun, done int, err error) {
 	return begun, done, nil
 }
 
-// Reported returns what came of operation n, one of those done.
+// Reported returns what was reported of operation n, which must be done.
 func (a Area) Reported(n int) ([]script.Stat, error) {
 	b := a.p[a.at+records+n*recSize:][:recSize]
 	count := int(b[0])

@@ -18,8 +18,7 @@ func fresh(t testing.TB) page.Page {
 	return p
 }
 
-// TestRoundTrip wants the host to read what the guest wrote, and the other way
-// round.
+// TestRoundTrip checks that the host reads what the guest wrote, and the other way round.
 func TestRoundTrip(t *testing.T) {
 	p := fresh(t)
 	want := page.Order{Work: &page.Work{Seed: 7, Threads: 3, Mount: page.Mount{Disk: "d", Options: "a=b"}}}
@@ -68,7 +67,7 @@ func TestFail(t *testing.T) {
 	}
 }
 
-// TestProgressRefuses wants counters that no guest leaves behind to be an error.
+// TestProgressRefuses checks that counters that no guest leaves behind are an error.
 func TestProgressRefuses(t *testing.T) {
 	for begun, ok := range map[int]bool{4: false, 5: true, 6: true, 7: false, 1 << 30: false} {
 		p := fresh(t)
@@ -83,7 +82,7 @@ func TestProgressRefuses(t *testing.T) {
 	}
 }
 
-// FuzzPage wants no shared memory, whatever is in it, to do harm to who reads it.
+// FuzzPage checks that shared memory, whatever is in it, does no harm to its reader.
 func FuzzPage(f *testing.F) {
 	f.Add(uint32(0), []byte{})
 	f.Add(uint32(1<<20), []byte{1, 0, 0, 0})

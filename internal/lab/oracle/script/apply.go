@@ -2,10 +2,10 @@ package script
 
 import "fmt"
 
-// Apply makes the tree what it is after an operation, which must be the one
-// that Next returned. With what the guest reported (one for each of op.Touch)
-// it checks itself and takes over what it cannot know; an error means that the
-// kernel did something else than the model.
+// Apply brings the tree to its state after an operation, which must be the one that Next
+// returned. With what the guest reported (one for each of op.Touch) it checks the tree,
+// and takes over what it cannot know; an error means that the kernel did something else
+// than the model.
 func (s *Script) Apply(op Op, reported []Stat) error {
 	if op.Number != s.number {
 		return fmt.Errorf("apply operation %d: %d is next", op.Number, s.number)
@@ -30,7 +30,7 @@ func (s *Script) Apply(op Op, reported []Stat) error {
 	return nil
 }
 
-// take checks a node by what the guest said, and completes it.
+// take checks a node against what the guest reported, and completes it.
 func (n *Node) take(st Stat) error {
 	switch {
 	case n.Ino != 0 && n.Ino != st.Ino:
@@ -111,7 +111,7 @@ func (s *Script) attachNew(op Op, mode uint32) error {
 	return s.attach(n, op.On.Path)
 }
 
-// alter does what leaves the names alone.
+// alter applies an operation that leaves the names alone.
 func (s *Script) alter(n *Node, op Op) {
 	switch op.Kind {
 	case Write, Store:
@@ -145,7 +145,7 @@ func (s *Script) alter(n *Node, op Op) {
 		delete(n.Xattrs, op.Name)
 	}
 	switch op.Kind {
-	case Write, Truncate, Fallocate, Chown, Store: // some kernel takes it away then
+	case Write, Truncate, Fallocate, Chown, Store: // some kernels remove it then
 		n.cap = false
 	case SetXattr, RemoveXattr:
 		if op.Name == Capability {
@@ -161,7 +161,7 @@ func (n *Node) resize(size int64) {
 	}
 }
 
-// syncAll is sync(2): all that has a name is durable.
+// syncAll is sync(2): everything that has a name is durable.
 func (s *Script) syncAll() {
 	s.Top.Walk("", func(_ string, n *Node) { n.Synced = s.number })
 }

@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// PageSize is in what pieces content is kept and summed, in bytes.
+// PageSize is the size of the pieces in which content is kept and summed, in bytes.
 const PageSize = 4096
 
 // Content is what a regular file holds. What was never written takes no room.
@@ -16,7 +16,7 @@ type Content struct {
 	Size  int64
 	Pages map[int64][]byte // by number, of PageSize bytes each, zero beyond Size
 
-	sum *[sha256.Size]byte // nil: not worked out since it changed
+	sum *[sha256.Size]byte // nil if not computed since the last change
 }
 
 // Put stores bytes at an offset.
@@ -37,7 +37,7 @@ func (c *Content) Put(off int64, b []byte) {
 	}
 }
 
-// zero clears what the content has from one offset to another.
+// zero clears the content from one offset to another.
 func (c *Content) zero(from, to int64) {
 	c.sum = nil
 	for number, page := range c.Pages {
@@ -74,8 +74,8 @@ func (c *Content) At(off int64) byte {
 	return 0
 }
 
-// Sum is a checksum of the content: SHA-256 over the pages that are not all
-// zeros, each after its number. It does not depend on where a file has holes.
+// Sum returns a checksum of the content: SHA-256 over the pages that are not all zeros,
+// each after its number. It does not depend on where a file has holes.
 func (c *Content) Sum() [sha256.Size]byte {
 	if c.sum == nil {
 		s := NewSummer()
@@ -88,7 +88,7 @@ func (c *Content) Sum() [sha256.Size]byte {
 	return *c.sum
 }
 
-// Summer works out a Content's Sum page by page.
+// Summer computes a Content's Sum page by page.
 type Summer struct{ h hash.Hash }
 
 // NewSummer returns a Summer that has seen nothing.
@@ -96,7 +96,7 @@ func NewSummer() *Summer { return &Summer{sha256.New()} }
 
 var zeros [PageSize]byte
 
-// Page takes in the next page; the last one may be shorter.
+// Page adds the next page; the last one may be shorter.
 func (s *Summer) Page(number int64, page []byte) {
 	end := len(page)
 	for end > 0 && page[end-1] == 0 {
@@ -112,7 +112,7 @@ func (s *Summer) Page(number int64, page []byte) {
 	s.h.Write(zeros[len(page):])
 }
 
-// Sum ends with the size of the file in bytes.
+// Sum adds the size of the file in bytes, and returns the checksum.
 func (s *Summer) Sum(size int64) [sha256.Size]byte {
 	var n [8]byte
 	binary.LittleEndian.PutUint64(n[:], uint64(size))

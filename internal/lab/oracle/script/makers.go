@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// makers make random operations; each says whether there was one to make.
+// makers make random operations; each reports whether there was one to make.
 var makers = [...]struct {
 	weight int
 	make   func(*Script) (Op, bool)
@@ -75,7 +75,7 @@ func (s *Script) path(n *Node) string {
 
 func on(at string) Ref { return Ref{at, NoSlot} }
 
-// file picks a regular file and a way to name it: by a slot if it is held.
+// file picks a regular file and a way to name it: by a slot if one holds it open.
 func (s *Script) file() (*Node, Ref) {
 	if slot := s.rng.IntN(Slots * 4); slot < Slots && s.slots[slot] != nil {
 		return s.slots[slot], Ref{"", slot}
@@ -87,7 +87,7 @@ func (s *Script) file() (*Node, Ref) {
 	return n, on(s.path(n))
 }
 
-// any picks what has a name.
+// any picks a node that has a name.
 func (s *Script) any() (*Node, Ref) {
 	from := s.files
 	switch s.rng.IntN(6) {
@@ -115,7 +115,7 @@ func (s *Script) mkdir() (Op, bool) {
 }
 
 func (s *Script) symlink() (Op, bool) {
-	// Up to 59 bytes stand in the inode (fs/ext4/symlink.c).
+	// Targets of up to 59 bytes are stored in the inode (fs/ext4/symlink.c).
 	target := strings.Repeat("target/", 1+s.rng.IntN(20))
 	return Op{Kind: Symlink, On: on(s.name()), To: target}, len(s.links) < maxLinks
 }
@@ -177,7 +177,7 @@ func (s *Script) rename() (Op, bool) {
 func (s *Script) renameOver() (Op, bool) {
 	n, ref := s.any()
 	over, to := s.any()
-	// Of two names of one file, rename(2) does nothing.
+	// If both names are of one file, rename(2) does nothing.
 	if n == nil || over == nil || n == over || n.Dir() || over.Dir() {
 		return Op{}, false
 	}
@@ -334,8 +334,8 @@ func (s *Script) removeXattr() (Op, bool) {
 	return Op{Kind: RemoveXattr, On: ref, Name: Capability}, n.cap
 }
 
-// capability sets one. The value is of revision 2 and grants CAP_NET_BIND_SERVICE
-// or CAP_NET_RAW (struct vfs_cap_data, include/uapi/linux/capability.h).
+// capability sets a capability. The value is of revision 2 and grants CAP_NET_BIND_SERVICE or
+// CAP_NET_RAW (struct vfs_cap_data, include/uapi/linux/capability.h).
 func (s *Script) capability() (Op, bool) {
 	n := s.some(s.files)
 	if n == nil {

@@ -1,8 +1,8 @@
 // Package script is what a thread of the oracle's guest does to its tree, as a
 // pure function of a seed, and what the tree must be after each operation.
 //
-// The guest runs a script to know what to do, the host runs the same script to
-// know what must have come of it. What a script cannot know (times, and what
+// The guest runs a script to know what to do, and the host runs the same script to
+// know what the result must be. What a script cannot know (times, and what
 // depends on the kernel's release) the guest reports after each operation.
 package script
 
@@ -12,7 +12,7 @@ import "fmt"
 // something, so that a crash finds it done or not.
 type Kind uint8
 
-// The kinds of operations, each with the system call that it is.
+// The kinds of operations, each with its system call.
 const (
 	Create      Kind = iota // open(2) with O_CREAT and O_EXCL
 	Mkdir                   // mkdir(2)
@@ -20,7 +20,7 @@ const (
 	Link                    // link(2)
 	Unlink                  // unlink(2)
 	Rmdir                   // rmdir(2)
-	Rename                  // rename(2), also over what is there
+	Rename                  // rename(2), also over an existing name
 	Write                   // pwrite(2)
 	Store                   // stores through a shared mapping, within the file
 	Truncate                // ftruncate(2)
@@ -59,7 +59,7 @@ const (
 // Slots is how many files a thread holds open at most.
 const Slots = 4
 
-// NoSlot is Ref.Slot of a path.
+// NoSlot is the Slot of a Ref with a path.
 const NoSlot = -1
 
 // Ref names a file: by path from the top of the thread's tree, or by the slot
@@ -76,14 +76,14 @@ func (r Ref) String() string {
 	return r.Path
 }
 
-// MaxTouched bounds Op.Touched.
+// MaxTouched bounds the length of Op.Touch.
 const MaxTouched = 3
 
-// Op is one operation. Which fields matter is up to its kind.
+// Op is one operation. Which fields matter depends on its kind.
 type Op struct {
 	Kind   Kind
 	On     Ref    // what it is done to
-	To     string // Link and Rename: the new path; Symlink: what it says
+	To     string // Link and Rename: the new path; Symlink: the target
 	Off    int64  // Write, Store, Fallocate; Truncate: the new size
 	Len    int64
 	Mode   uint32 // Create, Mkdir, Chmod: permissions; Fallocate: flags
@@ -95,7 +95,7 @@ type Op struct {
 	Value  string
 	Slot   int   // Open, Close
 	Number int   // of the operation in its script, from 0
-	Touch  []Ref // what the guest is to report on, as they are named after the operation
+	Touch  []Ref // the files that the guest has to report on, by their names after the operation
 }
 
 func (o Op) String() string {
@@ -117,7 +117,7 @@ func (o Op) String() string {
 	return s
 }
 
-// Stat is what the guest reports of a file after an operation.
+// Stat is what the guest reports about a file after an operation.
 type Stat struct {
 	Ino   uint64
 	Sec   int64 // of the mtime
@@ -130,19 +130,18 @@ type Stat struct {
 	Cap   bool // it has the attribute Capability
 }
 
-// Capability is the attribute that several operations take away, which of them
-// depends on the kernel: fallocate does from 6.0 on (ext4_fallocate,
-// file_modified).
+// Capability is the attribute that several operations remove. Which of them do depends on
+// the kernel: fallocate does from 6.0 on (ext4_fallocate, file_modified).
 const Capability = "security.capability"
 
-// Fill writes what the operation writes into b, from the i-th byte of it on.
+// Fill fills b with what the operation writes, from the i-th byte of that on.
 func (s *Script) Fill(b []byte, op Op, i int64) {
 	key := mix(mix(mix(s.seed)^uint64(s.thread)) ^ uint64(op.Number))
 	for n := range b {
 		at := uint64(i) + uint64(n)
 		b[n] = byte(mix(key+at/8) >> (8 * (at % 8)))
 		if b[n] == 0 {
-			b[n] = 0xa5 // a zero is what was lost
+			b[n] = 0xa5 // a zero means lost data
 		}
 	}
 }

@@ -10,12 +10,12 @@ import (
 type Features struct {
 	Extents   bool // fallocate(2) allocates
 	ZeroRange bool // and zeroes
-	// Inline data is kept in the inode. No holes are punched then: ext4 itself loses
-	// what is before one in a file that was inline, without any crash (seen on 7.2).
+	// Inline says that data is kept in the inode. No holes are punched then: ext4 itself loses
+	// what is before a hole in a file that was inline, without any crash (seen on 7.2).
 	Inline bool
 	// Seconds says that inodes have room for whole seconds only, up to 2038.
 	Seconds bool
-	// LargeXattrs: attributes may be larger than a block.
+	// LargeXattrs says that attributes may be larger than a block.
 	LargeXattrs bool
 }
 
@@ -26,20 +26,20 @@ type Script struct {
 	seed     uint64
 	thread   int
 	features Features
-	keep     bool // what files hold
+	keep     bool // keep what files hold
 	rng      *rand.Rand
 	weights  []int
-	dataSize int64 // writes are of about so many bytes
+	dataSize int64 // the approximate size of writes, in bytes
 
 	number int // of the next operation
 	nodes  int
 	names  int
-	queue  []Op // what an operation of several steps has still to do
+	queue  []Op // the steps that are left of an operation of several steps
 	base   int  // operations before the barrier
 
 	files, dirs, links []*Node // those with a name, dirs without Top
 	slots              [Slots]*Node
-	reuse              []string // names that were given up
+	reuse              []string // names that were removed, and may be used again
 }
 
 // Limits of a thread's tree.
@@ -48,7 +48,7 @@ const (
 	maxDirs  = 50
 	maxLinks = 40
 	maxSize  = 4 << 20 // bytes of a file, holes included
-	xattrs   = 3       // user's, of a file: of more, a block of 1 KiB may have no room
+	xattrs   = 3       // user attributes of a file: more might not fit into a block of 1 KiB
 )
 
 // New returns the script of a thread. Only with keep does its tree know what
@@ -68,7 +68,7 @@ func New(seed uint64, thread int, features Features, keep bool) *Script {
 	return s
 }
 
-// Next returns the operation to do next. It is the same until Apply.
+// Next returns the operation to do next. It returns the same one until Apply.
 func (s *Script) Next() Op {
 	var op Op
 	switch {
@@ -90,13 +90,13 @@ func (s *Script) Next() Op {
 	return op
 }
 
-// retire ends an operation that was applied.
+// retire removes an operation that was applied from the queue.
 func (s *Script) retire(Op) { s.queue = s.queue[1:] }
 
-// Base is how many operations come before the barrier.
+// Base returns how many operations come before the barrier.
 func (s *Script) Base() int { return s.base }
 
-// populate makes what is there before the crash is near.
+// populate picks an operation that fills the tree before the barrier.
 func (s *Script) populate() Op {
 	for {
 		pick := s.rng.IntN(10)
@@ -137,13 +137,13 @@ func (s *Script) random() Op {
 	}
 }
 
-// touched names what an operation may change the times of, by the names of
-// after it.
+// touched returns the files whose times an operation may change, by their names after the
+// operation.
 func (s *Script) touched(op Op) []Ref {
 	parent := func(at string) Ref {
 		dir, _, err := s.place(at)
 		if err != nil {
-			panic(fmt.Sprintf("script: %v: %v", op, err)) // a script makes only what can be done
+			panic(fmt.Sprintf("script: %v: %v", op, err)) // a script makes only operations that can be done
 		}
 		return Ref{dir.Path(), NoSlot}
 	}

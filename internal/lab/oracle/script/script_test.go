@@ -26,8 +26,8 @@ func run(t testing.TB, s *script.Script, count int, see func(script.Op)) {
 	}
 }
 
-// TestPure wants a script to follow from its seed and thread alone: the guest
-// and the host each have one.
+// TestPure checks that a script follows from its seed and thread alone: the guest and the
+// host each have one.
 func TestPure(t *testing.T) {
 	for seed := range uint64(20) {
 		var first, second []script.Op
@@ -56,7 +56,7 @@ func apply(t *testing.T, s *script.Script, op script.Op) script.Op {
 	return s.Next()
 }
 
-// TestEveryKind wants each kind of operation, on each kind of thing.
+// TestEveryKind checks that each kind of operation occurs, on each kind of thing.
 func TestEveryKind(t *testing.T) {
 	seen := make(map[string]int)
 	for seed := range uint64(10) {
@@ -120,8 +120,8 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestDurable wants what an operation changed not to count as durable until it
-// is synced.
+// TestDurable checks that what an operation changed does not count as durable until it is
+// synced.
 func TestDurable(t *testing.T) {
 	s := script.New(7, 0, features, false)
 	durable, after := 0, 0
@@ -156,7 +156,7 @@ func TestDurable(t *testing.T) {
 	}
 }
 
-// TestApplyRefuses wants the model to notice what contradicts it.
+// TestApplyRefuses checks that the model notices what contradicts it.
 func TestApplyRefuses(t *testing.T) {
 	good := func(n *script.Node) script.Stat {
 		return script.Stat{Ino: 99, Mode: n.Mode, Size: n.Size, Nlink: n.Nlink(), UID: n.UID, GID: n.GID}

@@ -27,20 +27,20 @@ type Node struct {
 	Xattrs   map[string]string
 	Target   string
 	Children map[string]*Node
-	Names    []Name // where it is; none of a file that was deleted and is held open
+	Names    []Name // where it is; none for a deleted file that is held open
 
 	// As the guest reported them.
 	Ino  uint64
 	Sec  int64
 	Nsec uint32
 
-	// Numbers of operations: the last that changed it, the last that made it
-	// durable. -1: none.
+	// Numbers of operations: the last that changed it, and the last that made it durable.
+	// -1 means none.
 	Changed, Synced int
 
 	subdirs int
 	held    int
-	cap     bool // surely has Capability
+	cap     bool // certain to have Capability
 }
 
 // Name is one place of a node.
@@ -55,7 +55,7 @@ func (n *Node) Dir() bool { return n.Mode&TypeMask == TypeDir }
 // File reports whether it is a regular file.
 func (n *Node) File() bool { return n.Mode&TypeMask == TypeFile }
 
-// Path is a path of the node from the top of its thread's tree, which is "".
+// Path returns a path of the node from the top of its thread's tree, which is "".
 func (n *Node) Path() string {
 	if len(n.Names) == 0 {
 		return ""
@@ -63,7 +63,7 @@ func (n *Node) Path() string {
 	return path.Join(n.Names[0].Dir.Path(), n.Names[0].Base)
 }
 
-// Nlink is the number of links as stat(2) has it.
+// Nlink returns the number of links as in stat(2).
 func (n *Node) Nlink() uint32 {
 	if n.Dir() {
 		return uint32(2 + n.subdirs)
@@ -116,7 +116,7 @@ func (s *Script) At(r Ref) (*Node, error) {
 	return n, nil
 }
 
-// attach gives a node a name, in place of what has it.
+// attach gives a node a name, in place of the node that has it.
 func (s *Script) attach(n *Node, at string) error {
 	dir, base, err := s.place(at)
 	if err != nil {
@@ -135,7 +135,7 @@ func (s *Script) attach(n *Node, at string) error {
 	return nil
 }
 
-// place is the directory that a path is in, and its name there.
+// place returns the directory that a path is in, and its name there.
 func (s *Script) place(at string) (*Node, string, error) {
 	dir, err := s.At(Ref{strings.TrimSuffix(path.Dir(at), "."), NoSlot})
 	return dir, path.Base(at), err
@@ -154,7 +154,7 @@ func (s *Script) detach(n, dir *Node, base string) {
 	}
 }
 
-// list puts a node among those that operations are done to; unlist takes it away.
+// list adds a node to those that operations are done to; unlist removes it.
 func (s *Script) list(n *Node) {
 	all := s.listOf(n)
 	if !slices.Contains(*all, n) {

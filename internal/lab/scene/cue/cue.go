@@ -1,4 +1,4 @@
-// Package cue is what a scene and the program inside its guest say to each other.
+// Package cue is what a scene and the program inside its guest tell each other.
 package cue
 
 // Where the guest has its script, and the shell for it.

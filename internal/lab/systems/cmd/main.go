@@ -1,4 +1,4 @@
-// Command systems has programs work on pairs of Debian guests whose kernel dies, -runs times, and
+// Command systems lets programs work on pairs of Debian guests whose kernel dies, -runs times, and
 // writes what became of their data as a table. It fails if anything that was acknowledged is lost.
 //
 //	go run ./internal/lab/systems/cmd [-runs N] [-table FILE] [-suites bookworm] [-programs git,nginx]
@@ -33,7 +33,7 @@ func main() {
 	}
 }
 
-// batch is what is asked for, and what has come of it.
+// batch is what is asked for, and the results.
 type batch struct {
 	runs                                int
 	table, understudy, programs, suites string
@@ -42,7 +42,7 @@ type batch struct {
 	wrong   []error
 }
 
-// wanted says whether a name is in a list with commas, or the list is empty.
+// wanted reports whether a name is in a list with commas, or the list is empty.
 func wanted(list, name string) bool {
 	return list == "" || slices.Contains(strings.Split(list, ","), name)
 }
@@ -63,8 +63,8 @@ func (b *batch) run(ctx context.Context) (err error) {
 	return errors.Join(b.wrong...)
 }
 
-// one has one run, and writes the table of all that there were: what there is stays, if a later
-// one cannot be done.
+// one does one run, and writes the table of all runs so far, so that it stays if a later
+// run cannot be done.
 func (b *batch) one(ctx context.Context, name string, o systems.Options) error {
 	r, err := once(ctx, o)
 	if err != nil {
@@ -83,7 +83,7 @@ func (b *batch) one(ctx context.Context, name string, o systems.Options) error {
 	return os.WriteFile(b.table, []byte(systems.Markdown(b.results, time.Now())), 0o644)
 }
 
-// once is one run, whose files are removed.
+// once does one run, and removes its files.
 func once(ctx context.Context, o systems.Options) (_ *systems.Result, err error) {
 	if o.Dir, err = netlab.WorkDir("systems-"); err != nil {
 		return nil, err
