@@ -67,8 +67,8 @@ func (c *checker) checkDirectory(i *inode) error {
 	d := &directory{inode: i, before: c.directoryBlocks(i.old), after: c.directoryBlocks(i.new), leaves: make(map[int][]entry)}
 	differ := c.differing(d)
 	if i.new.live() {
-		d.indexed = i.new.Flags&ext4.InodeIndex != 0
-		was := i.old.live() && i.old.Flags&ext4.InodeIndex != 0 && d.same()
+		d.indexed = c.hasIndex(i.new)
+		was := i.old.live() && c.hasIndex(i.old) && d.same()
 		if was && !d.indexed {
 			return errors.New("it loses its htree index (EXT4_INDEX_FL)")
 		}
@@ -90,6 +90,13 @@ func (c *checker) checkDirectory(i *inode) error {
 		return c.checkHashes(d)
 	}
 	return c.checkUnique(d)
+}
+
+// hasIndex reports whether a directory has an index that the kernel uses. Without the dir_index feature (tune2fs -O
+// ^dir_index) it takes the blocks of an old index for empty ones, and clears the flag with the first change of the directory
+// (fs/ext4/ext4.h, ext4_update_dx_flag).
+func (c *checker) hasIndex(s *state) bool {
+	return s.Flags&ext4.InodeIndex != 0 && c.new.super.Compat&ext4.CompatDirIndex != 0
 }
 
 // differing returns the numbers of the blocks of a directory that are not the

@@ -49,7 +49,7 @@ func (c *Contents) Extents() []Extent {
 
 // contents collects what memory holds of an inode. Every byte of a file system
 // without a disk is unsaved.
-func (f *FileSystem) contents(i *pagecache.Inode, clean bool) Contents {
+func (f *FileSystem) contents(i *pagecache.Inode, births *pagecache.Births, clean bool) Contents {
 	var c Contents
 	var seen map[addr.Index]bool // pages that are refused
 	collect := func(into *[]Extent, walk func(func(pagecache.Piece, error) bool)) {
@@ -75,6 +75,13 @@ func (f *FileSystem) contents(i *pagecache.Inode, clean bool) Contents {
 		collect(&c.Unsaved, f.image.Cache.Held(f.Super, i))
 	} else {
 		collect(&c.Unsaved, f.image.Cache.Unsaved(f.Super, i))
+	}
+	if f.Super.HasBuffers() {
+		var logged []Extent
+		collect(&logged, f.image.Cache.Logged(f.Super, i, births.Changed(i)))
+		if len(logged) > 0 {
+			c.Unsaved = (&Contents{Unsaved: c.Unsaved, Clean: subtract(logged, Spans(c.Unsaved))}).Extents()
+		}
 	}
 	c.Unsaved = c.present(f.image, i, c.Unsaved)
 	if f.Super.InMemory() {

@@ -98,8 +98,11 @@ func (f *FileSystem) Find(q Query) Found {
 		return found
 	}
 	walk := f.image.Cache.Dirty
-	if q.All || f.Super.InMemory() {
+	switch {
+	case q.All || f.Super.InMemory():
 		walk = f.image.Cache.Inodes
+	case f.Super.HasBuffers():
+		walk = f.image.Cache.DirtyOrLogged
 	}
 	var inodes []*pagecache.Inode
 	for i, err := range walk(f.Super) {
@@ -152,7 +155,7 @@ func (f *FileSystem) examine(inodes []*pagecache.Inode, births *pagecache.Births
 	var out []*File
 	for _, i := range inodes {
 		file := &File{Inode: i, FileSystem: f, Age: -1}
-		file.Contents = f.contents(i, q.Clean)
+		file.Contents = f.contents(i, births, q.Clean)
 		file.State = f.state(file, births)
 		// A new file is lost even if it is empty, or if only its data is on the disk.
 		lost := file.State == New || f.Super.InMemory() || len(file.Unsaved)+len(file.Refused) > 0

@@ -21,7 +21,7 @@ func (r *Rescue) PlaceChecked(disk jbd2.Disk, did *Report) (*Placement, error) {
 	p := &Placement{Refused: make(map[addr.Ino]error)}
 	rescue := *r
 	rescue.data = nil
-	f := rescue.finisher(disk, &Report{Placement: p})
+	f := rescue.finisher(disk, &Report{Placement: p, Open: did.Open})
 	found, waiting, err := f.findPlaces(did)
 	if err != nil || found == nil || len(found.Placed) == 0 {
 		p.Err = err

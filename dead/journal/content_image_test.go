@@ -31,9 +31,11 @@ yes new | dd of=/mnt/file bs=4096 count=4 iflag=fullblock conv=notrunc
 crash
 `,
 	})
+	crashed := fixture.Disk{Name: "moving", Type: "ext4", Image: s.Disks[0], UUID: uuidOf(t, s.Disks[0])}
+	moveAll(t, &fixture.Image{RAM: s.RAM, Disks: []fixture.Disk{crashed}}) // blocks of files are on the lists, too
 	c := openCache(t, &fixture.Image{RAM: s.RAM})
 	disk := copyOf(t, s.Disks[0])
-	r, err := journal.Plan(c, superOf(t, c, fixture.Disk{Type: "ext4", UUID: uuidOf(t, s.Disks[0])}), disk)
+	r, err := journal.Plan(c, superOf(t, c, crashed), disk)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -121,6 +121,8 @@ type reader struct {
 	block int       // in bytes
 	heads int       // read so far, of all lists
 	pages *pagecache.Buffers
+	// listed has the heads of all lists, if one may be missing from them: see moving. It is nil otherwise.
+	listed map[addr.Virt]struct{}
 }
 
 // Of reads the journal of a file system that is on a device. Errors wrap ErrNoJournal, ErrExternal,
@@ -172,8 +174,16 @@ func of(c *pagecache.Cache, s *pagecache.Superblock, d *pagecache.Device) (*Jour
 	case j.First == 0 || j.First >= j.Last || j.Head < j.First || j.Head >= j.Last:
 		return nil, fmt.Errorf("%w: its head is block %d of a log from %d to %d", ErrDamaged, j.Head, j.First, j.Last)
 	}
+	if !f.listLock.Free(b) {
+		r.listed = make(map[addr.Virt]struct{})
+	}
 	if err := r.transactions(j, f.committing.Pointer(b), f.running.Pointer(b)); err != nil {
 		return nil, err
+	}
+	if r.moving() {
+		if err := r.complete(d, f.committing.Pointer(b), f.running.Pointer(b)); err != nil {
+			return nil, err
+		}
 	}
 	for _, table := range []int{0, 8} {
 		blocks, err := r.revoked(kernel.Field{Off: f.tables.Off + table, Size: 8}.Pointer(b))

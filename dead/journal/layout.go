@@ -16,6 +16,7 @@ type layout struct {
 		running, committing                      kernel.Field
 		head, first, last, blockSize, dev, fsDev kernel.Field
 		tables                                   kernel.Field // the two tables of revoked blocks
+		listLock                                 kernel.Lock  // of the lists of all transactions
 	}
 	transaction struct {
 		size                                          int
@@ -25,6 +26,7 @@ type layout struct {
 	head struct {
 		size                                                int
 		buffer, list, transaction, next, previous, triggers kernel.Field
+		modified, nextTransaction                           kernel.Field
 	}
 	buffer struct {
 		size                                              int
@@ -56,6 +58,7 @@ func newLayout(c *pagecache.Cache) (*layout, error) {
 	l.journal.dev = j.Field("j_dev", 8)
 	l.journal.fsDev = j.Field("j_fs_dev", 8)
 	l.journal.tables = j.Field("j_revoke_table", 16)
+	l.journal.listLock = j.Lock("j_list_lock")
 
 	t := of("transaction_s")
 	l.transaction.size = t.Size
@@ -77,6 +80,8 @@ func newLayout(c *pagecache.Cache) (*layout, error) {
 	l.head.next = h.Field("b_tnext", 8)
 	l.head.previous = h.Field("b_tprev", 8)
 	l.head.triggers = h.Field("b_triggers", 8)
+	l.head.modified = h.Field("b_modified", 4)
+	l.head.nextTransaction = h.Field("b_next_transaction", 8)
 
 	table := of("jbd2_revoke_table_s")
 	l.table.size = table.Size

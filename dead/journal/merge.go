@@ -75,18 +75,22 @@ func (j *Journal) fit(scan *jbd2.Scan) (Case, jbd2.Start, error) {
 			at.Sequence = jbd2.TID(oldest.ID)
 		}
 		return j.begun(), at, nil
+	case scan.Empty && ahead == 2 && c != nil:
+		// This rescue emptied a log that ended after the committing transaction, and went no further. Anybody else
+		// who empties it changes times in the superblock (salvage.Plan.Check).
+		return j.committed(), at, nil
 	case scan.Empty:
 	case ahead == 0 && c != nil && scan.End == jbd2.Pos(c.LogStart),
 		ahead == 0 && c == nil && scan.End == jbd2.Pos(j.Head):
 		return j.begun(), at, nil
-	case ahead == 0 && len(scan.Transactions) == 0 && scan.End == jbd2.Pos(j.First):
-		// This rescue made room in a log with fast commits, and went no further (jbd2.Log.MakeRoom).
-		return j.begun(), at, nil
 	case ahead == 1 && c != nil && scan.End == jbd2.Pos(j.Head):
-		if n == nil {
-			return Nothing, at, nil
-		}
-		return Committed, at, nil
+		return j.committed(), at, nil
+	case len(scan.Transactions) > 0 || scan.End != jbd2.Pos(j.First):
+	// This rescue made room in a log with fast commits, and went no further (jbd2.Log.MakeRoom).
+	case ahead == 0:
+		return j.begun(), at, nil
+	case ahead == 1 && c != nil:
+		return j.committed(), at, nil
 	}
 	return Nothing, at, fmt.Errorf("%w: it goes on with transaction %d at block %d; in memory %s, and the head is %d",
 		ErrLog, scan.Next, scan.End, j.describe(), j.Head)
@@ -109,6 +113,14 @@ func (j *Journal) begun() Case {
 		return Committing
 	}
 	return Running
+}
+
+// committed returns the case in which the committing transaction is committed.
+func (j *Journal) committed() Case {
+	if j.Running == nil {
+		return Nothing
+	}
+	return Committed
 }
 
 func (j *Journal) describe() string {

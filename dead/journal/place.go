@@ -85,13 +85,17 @@ func (f *finisher) placeable(log *jbd2.Log, scan *jbd2.Scan) error {
 }
 
 // quotasCounted says why allocated blocks cannot be counted. Quota files that belong to the file
-// system are updated, quota files that are ordinary files are not.
+// system are updated, quota files that are ordinary files are not: if operations were in flight, neither the audit nor a
+// check compares what they count.
 func (f *finisher) quotasCounted(fs *ext4.FS) error {
 	quotas, err := f.cache.Quotas(f.super)
-	if err == nil && quotas && fs.Super.ROCompat&ext4.ROCompatQuota == 0 {
-		err = errQuotas
+	switch {
+	case err != nil || !quotas || fs.Super.ROCompat&ext4.ROCompatQuota != 0:
+		return err
+	case f.report.Open > 0:
+		return fmt.Errorf("%w, and may not count what %d operations in flight did: run quotacheck(8)", errQuotas, f.report.Open)
 	}
-	return err
+	return errQuotas
 }
 
 // placedBefore finds the files that an earlier attempt has placed: the disk has them exactly as

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"understudy.dev/understudy/dead/journal"
@@ -65,5 +66,14 @@ crash
 	fsck(t, disk.Name())
 	if out, err := exec.Command("debugfs", "-R", "stat /d/second", disk.Name()).Output(); err != nil || len(out) == 0 {
 		t.Errorf("/d/second: %q, %v", out, err)
+	}
+	// With an operation in flight, the report says that the quotas may be wrong.
+	disk = copyOf(t, s.Disks[0])
+	if r, err = journal.Plan(c, superOf(t, c, fixture.Disk{Type: "ext4", UUID: uuidOf(t, s.Disks[0])}), disk); err != nil {
+		t.Fatal(err)
+	}
+	r.Journal.Running.Updates, r.Place = 1, true
+	if report, err = r.Finish(disk); err != nil || !strings.Contains(report.Placement.Err.Error(), "run quotacheck") {
+		t.Errorf("%+v, %v", report, err)
 	}
 }

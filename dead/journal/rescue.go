@@ -366,11 +366,14 @@ func (f *finisher) transaction(log *jbd2.Log, scan *jbd2.Scan) (*jbd2.Transactio
 		return nil, jbd2.Start{}, nil
 	}
 	var at jbd2.Start
-	if f.report.Case, at, err = f.Journal.fit(scan); err != nil && scan.Empty {
-		if done, looked := f.marked(log, scan); looked == nil && done {
+	f.report.Case, at, err = f.Journal.fit(scan)
+	if scan.Empty && (err != nil || f.Journal.Committing != nil && f.report.Case != Committing) {
+		done, looked := f.marked(log, scan)
+		if looked == nil && done {
 			f.report.Case = Finished
 			return nil, jbd2.Start{}, nil
 		}
+		err = errors.Join(err, looked)
 	}
 	if err != nil {
 		return nil, at, err

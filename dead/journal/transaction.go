@@ -13,6 +13,7 @@ const (
 	listMetadata = 1
 	listForget   = 2
 	listShadow   = 3
+	listReserved = 4 // not read: a block that a handle may change
 )
 
 const (
@@ -81,11 +82,18 @@ func (r *reader) list(t *Transaction, of, first addr.Virt, kind uint32, seen map
 		if owner := h.transaction.Pointer(b); owner != of || uint32(h.list.Uint(b)) != kind {
 			return n, fmt.Errorf("%w: head at %v is on list %d of the transaction at %v", ErrDamaged, at, h.list.Uint(b), owner)
 		}
+		next := h.next.Pointer(b)
+		if kind == listForget {
+			if err := r.settled(t, b, next == first); err != nil {
+				return n, fmt.Errorf("head at %v: %w", at, err)
+			}
+		}
 		if err := r.take(t, at, b, kind, seen); err != nil {
 			return n, err
 		}
-		n++
-		next := h.next.Pointer(b)
+		if n++; r.moving() {
+			r.listed[at] = struct{}{}
+		}
 		back, err := r.k.Pointer(h.previous.In(next))
 		switch {
 		case err != nil:

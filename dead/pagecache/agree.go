@@ -8,13 +8,14 @@ import (
 
 // unmarked looks for contradictions between the marks of a file's tree and its pages: a page
 // that is dirty or under writeback but not marked, in a node with marks; a node with marks in a
-// slot without one, or the reverse; and an empty tree of a file with pages. Nothing else finds an
-// unsaved page without a mark, so such a file must not count as whole. The kernel changes the
-// flag of a page and the marks one after the other (mm/page-writeback.c, __folio_mark_dirty): a
-// file that was between the two is found, too.
+// slot without one, or the reverse; and an empty tree of a file with pages. A tree may have nodes
+// though the file has no pages: nrpages does not count the shadows of pages that were evicted.
+// Nothing else finds an unsaved page without a mark, so such a file must not count as whole. The
+// kernel changes the flag of a page and the marks one after the other (mm/page-writeback.c,
+// __folio_mark_dirty): a file that was between the two is found, too.
 func (c *Cache) unmarked(i *Inode, last addr.Index) error {
 	head := entry(i.head)
-	if empty := head == 0 || head.isValue() && i.Flags&FlagDAX == 0; empty != (i.pages == 0) && (empty || head.isNode()) {
+	if empty := head == 0 || head.isValue() && i.Flags&FlagDAX == 0; empty && i.pages > 0 {
 		return fmt.Errorf("%w: nrpages is %d, but xa_head %#x", errTree, i.pages, uint64(head))
 	}
 	if !head.isNode() {

@@ -219,7 +219,7 @@ func (d *Device) allocatedIn(i *Inode, at slotted) (out []AllocatedBlock, all bo
 		return nil, false, err
 	}
 	if at.index != p.index || p.mapping != i.mapping || !p.covers(at) || !p.has(c.layout.page.hasPrivate) ||
-		c.unbroken(p, p.within(i, at)) != nil {
+		c.unbroken(p, p.within(i, at)) != nil || c.migrating(p) != nil {
 		return nil, false, nil // Unsaved refuses it, or it has no buffers
 	}
 	unsaved := 0

@@ -92,6 +92,9 @@ func (c *Cache) blocksOf(i *Inode, p *pageState, at slotted, field blocksField, 
 			n++
 			continue
 		}
+		if n-first == count && c.unfilled(p) {
+			return bad(NotUptodate, errMigrating) // a page is marked at once when its last block is filled
+		}
 		found = true
 		if !yield(p.piece(int64(first)*block, int64(n)*block), nil) {
 			return false

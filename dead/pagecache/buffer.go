@@ -11,7 +11,7 @@ import (
 type bufferLayout struct {
 	size                            int
 	state, next, page, length, data kernel.Field
-	block, owner                    kernel.Field
+	block, owner, users             kernel.Field
 	uptodate, dirty, asyncWrite     uint // numbers of bits in state
 	mapped, delay, unwritten, lock  uint
 	fresh                           uint // just allocated (BH_New)
@@ -30,6 +30,7 @@ func (l *bufferLayout) look(t *kernel.Types) error {
 	l.data = b.Field("b_data", 8)
 	l.block = b.Field("b_blocknr", 8)
 	l.owner = b.Optional("b_private", 8)
+	l.users = b.Optional("b_count.counter", 4)
 	errs := []error{b.Err()}
 	for _, bit := range []struct {
 		name string
@@ -60,6 +61,7 @@ type bufferState struct {
 	at     addr.Virt
 	owner  addr.Virt // b_private: the journal_head of a buffer that belongs to a journal
 	state  uint64
+	used   bool       // somebody holds a reference to it (b_count)
 	block  addr.Block // on the device, in units of length
 	off    int64      // in the page
 	length int64      // in bytes
@@ -94,6 +96,7 @@ func (c *Cache) ring(p *pageState, visit func(bufferState)) error {
 		if l.owner.Present() {
 			state.owner = l.owner.Pointer(b)
 		}
+		state.used = l.users.Present() && l.users.Uint(b) > 0
 		visit(state)
 		off += length
 		next = l.next.Pointer(b)
@@ -131,12 +134,48 @@ func (c *Cache) buffers(i *Inode, p *pageState, at slotted, yield func(Piece, er
 	if err != nil {
 		return bad(BadBuffers, err)
 	}
+	if len(found) > 0 {
+		if err := c.migrating(p); err != nil {
+			return bad(NotUptodate, err)
+		}
+	}
 	for _, piece := range found {
 		if !yield(piece, nil) {
 			return false
 		}
 	}
 	return empty == 0 || bad(NotUptodate, nil)
+}
+
+// errMigrating says that the bytes of a page may be those of something else.
+var errMigrating = errors.New("its content was being moved to this page from another one")
+
+// unfilled reports whether a page may still wait for the content that the kernel moves into it from another page (mm/migrate.c,
+// move_to_new_folio). Up to 6.10 the page first takes the place of the other one in the file, with its marks and what belongs to
+// it, then the bytes are copied, and then it is marked uptodate; all the while it is locked. Somebody who reads the page or
+// writes to it holds the lock, too. The kernel does not move a page that is under writeback.
+func (c *Cache) unfilled(p *pageState) bool {
+	l := &c.layout.page
+	return p.has(l.locked) && !p.has(l.uptodate) && !p.writing
+}
+
+// migrating returns errMigrating if a page with buffers is unfilled and all its buffers are locked, as they are while it is
+// migrated (mm/migrate.c, buffer_migrate_lock_buffers). A buffer may also be locked because it is read, and then is not uptodate,
+// or because it is written, and then is under writeback or is not dirty and has users.
+func (c *Cache) migrating(p *pageState) error {
+	if !c.unfilled(p) {
+		return nil
+	}
+	l := &c.layout.buffer
+	locked, filled := true, false
+	err := c.ring(p, func(b bufferState) {
+		locked = locked && b.has(l.lock) && !b.has(l.asyncWrite) && (b.has(l.dirty) || !b.used)
+		filled = filled || b.has(l.uptodate)
+	})
+	if err == nil && locked && filled {
+		err = errMigrating
+	}
+	return err
 }
 
 // odd reports whether a buffer of a file that is neither dirty nor under writeback has a state in which no kernel

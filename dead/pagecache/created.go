@@ -87,6 +87,16 @@ func (c *Cache) Births(s *Superblock, clock *Clock) (*Births, error) {
 	return n, nil
 }
 
+// Changed reports whether a transaction that was not committed may have changed an inode. An inode also has the number of
+// the transaction in which it was only read from the disk (fs/ext4/inode.c, __ext4_iget).
+func (n *Births) Changed(i *Inode) bool {
+	if n == nil {
+		return i.queued
+	}
+	tid, err := n.c.k.U32(n.tid.In(i.Addr - addr.Virt(n.inode.Off)))
+	return err != nil || n.tids[tid] && !i.Ctime.Before(n.since.Add(-maxLag))
+}
+
 // Of says whether an inode is on the disk.
 func (n *Births) Of(i *Inode) Birth {
 	if n == nil {

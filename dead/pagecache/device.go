@@ -153,6 +153,9 @@ func (c *Cache) blockThere(p *pageState, within int64, size int) error {
 	if !p.has(c.layout.page.hasPrivate) {
 		return ErrNotCached
 	}
+	if err := c.migrating(p); err != nil {
+		return err
+	}
 	l := &c.layout.buffer
 	next, off := p.private, int64(0)
 	for off < p.size() {

@@ -43,6 +43,7 @@ func (e *Ext4) Internal(i *Inode) bool {
 type ext4Layout struct {
 	infoSize              int
 	super, journal        kernel.Field // in ext4_sb_info
+	options               kernel.Field // likewise: EXT4_MOUNT_*
 	journalSize           int
 	tailSeq, tail, head   kernel.Field // in journal_s
 	commitSeq, transacSeq kernel.Field
@@ -56,6 +57,7 @@ func newExt4Layout(k *kernel.Kernel) (*ext4Layout, error) {
 	e.infoSize = l.Size
 	e.super = l.Field("s_es", 8)
 	e.journal = l.Field("s_journal", 8)
+	e.options = l.Optional("s_mount_opt", 4)
 	j := layoutIn(k, "journal_s", "jbd2", "ext4")
 	e.journalSize = j.Size
 	e.tailSeq = j.Field("j_tail_sequence", 4)

@@ -72,11 +72,17 @@ func (d *Device) filling(p *pageState, out []FillingBlock) ([]FillingBlock, erro
 	page, l := &d.c.layout.page, &d.c.layout.buffer
 	whole := p.has(page.uptodate)
 	if !p.has(page.hasPrivate) {
+		if c := d.c; c.unfilled(p) && p.has(page.dirty) {
+			return nil, errMigrating
+		}
 		size := int64(d.super.BlockSize)
 		for off := int64(0); whole && off+size <= p.size(); off += size {
 			out = append(out, FillingBlock{Piece: p.piece(off, off+size), Disk: -1, Filled: true})
 		}
 		return out, nil
+	}
+	if err := d.c.migrating(p); err != nil {
+		return nil, err
 	}
 	err := d.c.ring(p, func(b bufferState) {
 		f := FillingBlock{Piece: p.piece(b.off, b.off+b.length), Disk: -1, Filled: whole || b.has(l.uptodate), Fresh: b.has(l.fresh)}

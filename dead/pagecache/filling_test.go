@@ -49,6 +49,7 @@ func TestFilling(t *testing.T) {
 		bit                          = uint64(1)
 		up, dirty, mapped, fresh     = bit << bhUptodate, bit << bhDirty, bit << bhMapped, bit << bhNew
 		delay, jbd, locked, hasOwner = bit << 9, bit << 16, bit << pgLocked, bit << pgPrivateBit
+		lock                         = bit << bhLock
 	)
 	all := []addr.Span{{Off: 0, End: 1 << 40}}
 	for name, tc := range map[string]struct {
@@ -70,6 +71,8 @@ func TestFilling(t *testing.T) {
 		"filled, without buffers":       {flags: locked | 1<<pgUptodate, none: true, want: []string{"20480 -1 true false", "21504 -1 true false", "22528 -1 true false", "23552 -1 true false"}},
 		"another part of the file":      {flags: locked | hasOwner, states: [4]uint64{0, mapped | fresh, 0, 0}, within: []addr.Span{{Off: 0, End: 5 * addr.PageSize}, {Off: 6 * addr.PageSize, End: 7 * addr.PageSize}}},
 		"that part of the file":         {flags: locked | hasOwner, states: [4]uint64{up | mapped, mapped | fresh, up | mapped, up | mapped}, within: []addr.Span{{Off: 0, End: 100}, {Off: 21504, End: 22528}}, want: []string{"21504 101 false true"}},
+		"migrated":                      {flags: locked | hasOwner | 1<<pgDirty, states: [4]uint64{up | mapped | dirty | lock, up | mapped | lock, lock, lock}, bad: true},
+		"migrated, not yet its buffers": {flags: locked | 1<<pgDirty, none: true, bad: true},
 		"of another file":               {flags: locked | hasOwner, states: [4]uint64{0, mapped | fresh, 0, 0}, spoil: true, bad: true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -130,11 +133,12 @@ func told(blocks []pagecache.FillingBlock) (out []string) {
 	return out
 }
 
-// device gives the file system a block device of which nothing is cached.
-func (w *world) device() {
+// device gives the file system a block device of which nothing is cached, and returns its inode.
+func (w *world) device() addr.Virt {
 	bdev, inode := w.alloc(8), w.alloc(inBytes)
 	w.PutU64(w.sb+sbBdev, uint64(bdev))
 	w.PutU64(bdev+bdInode, uint64(inode))
 	w.PutU64(inode+inMapping, uint64(inode+inData))
 	w.PutU64(inode+inData+asHost, uint64(inode))
+	return inode
 }

@@ -88,7 +88,7 @@ func (d *Device) unsavedIn(i *Inode, at slotted) ([]Block, error) {
 		}
 		return nil, fmt.Errorf("page %d has no buffers", p.frame)
 	}
-	if err := c.unbroken(p, p.within(i, at)); err != nil {
+	if err := errors.Join(c.unbroken(p, p.within(i, at)), c.migrating(p)); err != nil {
 		return nil, err
 	}
 	var out []Block

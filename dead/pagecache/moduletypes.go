@@ -22,7 +22,7 @@ var moduleTypes = map[string]struct {
 	members map[string]kernel.Field
 }{
 	"ext4_sb_info": {1920, map[string]kernel.Field{
-		"s_es": {Off: 104, Size: 8}, "s_sb": {Off: 536, Size: 8}, "s_journal": {Off: 552, Size: 8},
+		"s_es": {Off: 104, Size: 8}, "s_mount_opt": {Off: 120, Size: 4}, "s_sb": {Off: 536, Size: 8}, "s_journal": {Off: 552, Size: 8},
 	}},
 	"ext4_inode_info": {1176, map[string]kernel.Field{
 		"i_data": {Off: 0, Size: rootSize}, "i_flags": {Off: 80, Size: 8}, "i_disksize": {Off: 232, Size: 8},
@@ -43,7 +43,8 @@ var moduleTypes = map[string]struct {
 		"j_checkpoint_transactions": {Off: 128, Size: 8},
 		"j_head":                    {Off: 824, Size: 8}, "j_tail": {Off: 832, Size: 8}, "j_free": {Off: 840, Size: 8},
 		"j_first": {Off: 848, Size: 8}, "j_last": {Off: 856, Size: 8},
-		"j_fc_first": {Off: 864, Size: 8}, "j_fc_off": {Off: 872, Size: 8}, "j_fc_last": {Off: 880, Size: 8},
+		"j_list_lock.rlock.raw_lock.val": {Off: 984, Size: 4},
+		"j_fc_first":                     {Off: 864, Size: 8}, "j_fc_off": {Off: 872, Size: 8}, "j_fc_last": {Off: 880, Size: 8},
 		"j_dev": {Off: 888, Size: 8}, "j_blocksize": {Off: 896, Size: 4}, "j_blk_offset": {Off: 904, Size: 8},
 		"j_fs_dev": {Off: 968, Size: 8}, "j_total_len": {Off: 976, Size: 4}, "j_inode": {Off: 992, Size: 8},
 		"j_tail_sequence": {Off: 1000, Size: 4}, "j_transaction_sequence": {Off: 1004, Size: 4},

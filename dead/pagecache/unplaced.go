@@ -112,6 +112,9 @@ func (d *Device) unsavedBlocks(i *Inode, at slotted, out []UnsavedBlock) ([]Unsa
 	if err := c.unbroken(p, p.within(i, at)); err != nil {
 		return nil, err
 	}
+	if err := c.migrating(p); err != nil {
+		return nil, fmt.Errorf("%w: page %d: %w", ErrUnsettled, p.index, err)
+	}
 	var bad error
 	err = c.ring(p, func(b bufferState) {
 		off := p.start() + b.off

@@ -140,7 +140,11 @@ func (c *Cache) held(s *Superblock, i *Inode, at slotted, yield func(Piece, erro
 	if err != nil {
 		return yield(Piece{}, err)
 	}
-	if !p.has(c.layout.page.uptodate) {
+	switch l := &c.layout.page; {
+	case p.has(l.uptodate):
+	case s.InMemory() && c.unfilled(p) && p.has(l.dirty):
+		return yield(Piece{}, i.refuse(at.index, at.pages, NotUptodate, errMigrating))
+	default:
 		return true
 	}
 	return p.intact(i, yield)(whole(p, at), nil)

@@ -16,6 +16,7 @@ const (
 	sbList, sbDev, sbBlock, sbType, sbFlags, sbMagic = 0, 16, 24, 32, 40, 48
 	sbRoot, sbBdi, sbInfo, sbID, sbUUID              = 56, 64, 72, 80, 112
 	sbInodes, sbWriteback, sbSync, sbWrong, sbSize   = 128, 144, 160, 168, 192
+	sbOptions                                        = 16 // in sbInfo
 
 	inState, inMode, inUID, inGID, inFlags, inSuper = 0, 8, 12, 16, 20, 24
 	inIno, inNlink, inSize, inAtime, inMtime        = 32, 40, 48, 56, 72
@@ -36,13 +37,13 @@ const (
 
 	deHash, deParent, deName, deInode, deSB, deAlias, deData, deSize = 8, 24, 32, 48, 56, 64, 80, 96
 
-	bhState, bhNext, bhPage, bhBlock, bhLen, bhData, bhSize = 0, 8, 16, 24, 32, 40, 104
+	bhState, bhNext, bhPage, bhBlock, bhLen, bhData, bhCount, bhSize = 0, 8, 16, 24, 32, 40, 96, 104
 )
 
 // Bits of flags of the made-up kernel.
 const (
 	pgLocked, pgUptodate, pgDirty, pgWriteback, pgPrivateBit, pgHead, pgPoison = 0, 2, 3, 15, 13, 16, 22
-	bhUptodate, bhDirty, bhMapped, bhNew, bhAsync                              = 0, 1, 5, 6, 7
+	bhUptodate, bhDirty, bhLock, bhMapped, bhNew, bhAsync                      = 0, 1, 2, 5, 6, 7
 )
 
 func field(name string, off uint32, t btf.Type) btf.Member {
@@ -91,15 +92,16 @@ func types() []btf.Type {
 			field("index", pgIndex, u64), field("private", pgPrivate, u64)),
 		st("folio", 2*kerneltest.PageStruct, field("_folio_order", pgOrder, u8)),
 		st("buffer_head", bhSize, field("b_state", bhState, u64), field("b_this_page", bhNext, u64), field("b_page", bhPage, u64),
-			field("b_blocknr", bhBlock, u64), field("b_size", bhLen, u64), field("b_data", bhData, u64)),
+			field("b_blocknr", bhBlock, u64), field("b_size", bhLen, u64), field("b_data", bhData, u64),
+			field("b_count", bhCount, st("atomic_t", 4, field("counter", 0, u32)))),
 		st("dentry", deSize, field("d_hash", deHash, st("hash", 16, field("pprev", 8, u64))), field("d_parent", deParent, u64),
 			field("d_name", deName, st("qstr", 16, field("len", 4, u32), field("name", 8, u64))),
 			field("d_inode", deInode, u64), field("d_sb", deSB, u64), field("d_alias", deAlias, list), field("d_fsdata", deData, u64)),
 		enum("pageflags", map[string]uint64{"PG_uptodate": pgUptodate, "PG_dirty": pgDirty, "PG_writeback": pgWriteback,
 			"PG_head": pgHead, "PG_locked": pgLocked, "PG_private": pgPrivateBit, "PG_hwpoison": pgPoison}),
 		enum("bh_state_bits", map[string]uint64{"BH_Uptodate": bhUptodate, "BH_Dirty": bhDirty, "BH_Async_Write": bhAsync,
-			"BH_Lock": 2, "BH_Mapped": bhMapped, "BH_New": bhNew, "BH_Delay": 9, "BH_Unwritten": 12, "BH_Write_EIO": 11, "BH_PrivateStart": 16}),
-		st("ext4_sb_info", 16, field("s_es", 0, u64), field("s_journal", 8, u64)),
+			"BH_Lock": bhLock, "BH_Mapped": bhMapped, "BH_New": bhNew, "BH_Delay": 9, "BH_Unwritten": 12, "BH_Write_EIO": 11, "BH_PrivateStart": 16}),
+		st("ext4_sb_info", 24, field("s_es", 0, u64), field("s_journal", 8, u64), field("s_mount_opt", sbOptions, u32)),
 		st("iomap_folio_state", 16, field("state_lock", 0, u32), field("state", 16, blob(0))),
 		st("journal_s", 72, field("j_superblock", 40, u64), field("j_private", 48, u64), field("j_tail_sequence", 0, u32), field("j_tail", 8, u64), field("j_head", 16, u64),
 			field("j_commit_sequence", 24, u32), field("j_transaction_sequence", 28, u32), field("j_flags", 56, u64), field("j_errno", 64, u32)),
@@ -133,7 +135,7 @@ func newWorldOn(m *kerneltest.Machine) *world {
 	w.PutU64(fs+8, uint64(w.typeName))
 	w.PutU64(w.sb+sbType, uint64(fs))
 	w.Put(w.sb+sbID, []byte("vda"))
-	info, disk := w.alloc(16), w.alloc(1024)
+	info, disk := w.alloc(24), w.alloc(1024)
 	w.PutU64(w.sb+sbInfo, uint64(info))
 	w.PutU64(info, uint64(disk))
 	w.PutU32(disk+0x38, 0xef53)

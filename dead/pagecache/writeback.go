@@ -36,6 +36,11 @@ func (c *Cache) Inodes(s *Superblock) iter.Seq2[*Inode, error] {
 // have the file on its orphan list; without one, e2fsck takes such blocks for a sign that
 // the size is wrong (PR_1_BAD_I_SIZE).
 func (c *Cache) DirtyOrLocked(s *Superblock) iter.Seq2[*Inode, error] {
+	return c.dirtyAnd(s, func(i *Inode, err error) bool { return err == nil && i.Writing }) // what is dirty was looked at
+}
+
+// dirtyAnd yields what Dirty does, and every other inode and error of Inodes that are wanted.
+func (c *Cache) dirtyAnd(s *Superblock, wanted func(*Inode, error) bool) iter.Seq2[*Inode, error] {
 	return func(yield func(*Inode, error) bool) {
 		seen := make(map[addr.Virt]struct{})
 		for i, err := range c.Dirty(s) {
@@ -47,10 +52,12 @@ func (c *Cache) DirtyOrLocked(s *Superblock) iter.Seq2[*Inode, error] {
 			}
 		}
 		for i, err := range c.Inodes(s) {
-			if err != nil || !i.Writing {
-				continue // what is dirty was looked at
+			if i != nil {
+				if _, ok := seen[i.Addr]; ok {
+					continue
+				}
 			}
-			if _, ok := seen[i.Addr]; !ok && !yield(i, nil) {
+			if wanted(i, err) && !yield(i, err) {
 				return
 			}
 		}

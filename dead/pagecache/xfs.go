@@ -28,6 +28,9 @@ type xfsLayout struct {
 	mountSize                                                int
 	log, super, agBlocks, agLog, blockLog                    kernel.Field
 	internal                                                 []kernel.Field
+	groups                                                   kernel.Field // of allocation groups, by number
+	groupInodes, groupMount                                  kernel.Field // in xfs_perag
+	groupErr                                                 error
 	logSize                                                  int
 	iclogs, iclogCount, mount                                kernel.Field
 	iclogSize                                                int
@@ -52,6 +55,11 @@ func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
 			x.internal = append(x.internal, f)
 		}
 	}
+	// A radix tree, an xarray since 6.12, and the first of several in an array since 6.13 (seen on 6.1, 6.12 and 7.2).
+	x.groups = m.First([]string{"m_perag_tree", "m_perags", "m_groups"})
+	g := layoutIn(k, "xfs_perag", "xfs")
+	x.groupInodes, x.groupMount = g.Field("pag_ici_root"), g.First([]string{"pag_mount", "pag_group.xg_mount"}, 8)
+	x.groupErr = g.Err()
 	l := layoutIn(k, "xlog", "xfs")
 	x.logSize = l.Size
 	x.mount, x.iclogs, x.iclogCount = l.Field("l_mp", 8), l.Field("l_iclog", 8), l.Field("l_iclog_bufs", 4)

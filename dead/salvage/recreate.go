@@ -66,11 +66,18 @@ func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, 
 	if err != nil {
 		return nil, fmt.Errorf("plan salvage of %s: %w", s.ID, err)
 	}
+	listed := make(map[addr.Virt]struct{})
 	for i, err := range c.Inodes(s) {
 		if err == nil {
+			listed[i.Addr] = struct{}{}
 			err = w.add(i)
 		}
 		if err != nil {
+			p.note(err)
+		}
+	}
+	if w.xfs != nil {
+		for err := range w.xfs.Dropped(listed) {
 			p.note(err)
 		}
 	}
