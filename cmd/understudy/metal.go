@@ -107,7 +107,7 @@ func metalRunCommand() *cobra.Command {
 		Use:   "run --kernel VMLINUZ --image CPIO --role FILE",
 		Short: "Start an understudy beside the running kernel, and beat for it until this ends",
 		Long: `Start an understudy beside the running kernel, and beat for it. It takes over when the
-kernel panics, or the beat stops. When this program is asked to end, it stops the
+kernel panics, or the beat stops on one CPU or on all. When this program is asked to end, it stops the
 understudy first.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return b.run(cmd.Context(), cmd.OutOrStdout()) },
@@ -117,7 +117,7 @@ understudy first.`,
 	cmd.Flags().StringVar(&b.role, "role", "", "what it takes over: disks, interfaces, services; JSON")
 	cmd.Flags().StringVar(&b.appended, "append", "", "further parameters of its kernel")
 	cmd.Flags().DurationVar(&b.beat.Period, "beat", beatPeriod, "how often to beat")
-	cmd.Flags().DurationVar(&b.limit, "limit", silenceLimit, "silence that is death; 0: none is")
+	cmd.Flags().DurationVar(&b.limit, "limit", silenceLimit, "silence of all CPUs that is death; 0: none is")
 	cmd.Flags().DurationVar(&b.beat.CPU, "cpu-limit", silenceCPULimit, "silence of one CPU that is death; 0: none is")
 	cmd.Flags().BoolVar(&b.again, "again", false, againUsage)
 	for _, name := range []string{"kernel", "image", "role"} {

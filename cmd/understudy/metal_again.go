@@ -57,7 +57,7 @@ func keepAnother(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	b := beside{beat: wire.Beat{Period: beatPeriod, CPU: self.Config.CPU}, roots: []string{""}}
+	b := beside{beat: wire.Beat{Period: beatPeriod, CPU: self.Config.CPU}, limit: self.Config.Limit, roots: []string{""}}
 	root := bare.RootOf(self.Config.Role)
 	if root != "" {
 		b.roots = append(b.roots, root)

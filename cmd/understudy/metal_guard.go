@@ -12,6 +12,7 @@ import (
 
 	"understudy.dev/understudy/internal/live/agent"
 	"understudy.dev/understudy/internal/live/metal"
+	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover/bare"
 )
 
@@ -30,7 +31,7 @@ func (b *beside) guard(ctx context.Context, n *metal.Neighbour, w io.Writer, fit
 	if err != nil {
 		return err
 	}
-	if err := agent.BeatOn(page, b.beat); err != nil {
+	if err := agent.BeatOn(page, b.beats()); err != nil {
 		return err
 	}
 	release, err := metal.Reserved(b.roots...)
@@ -43,6 +44,16 @@ func (b *beside) guard(ctx context.Context, n *metal.Neighbour, w io.Writer, fit
 	}
 	fmt.Fprintln(w, "protected")
 	return attend(ctx, n, fit)
+}
+
+// beats are the settings of the threads that count. Those on the CPUs count often enough for the limit of the
+// silence of all of them, too: the beat alone may stand still for longer.
+func (b *beside) beats() wire.Beat {
+	beat := b.beat
+	if b.limit > 0 && (beat.CPU == 0 || b.limit < beat.CPU) {
+		beat.CPU = b.limit
+	}
+	return beat
 }
 
 // neighbour has those methods of an understudy that attend uses.

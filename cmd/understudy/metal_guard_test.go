@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"understudy.dev/understudy/internal/live/wire"
 )
 
 // pretended is an understudy that beats until a given time.
@@ -61,6 +63,22 @@ func TestAttend(t *testing.T) {
 				time.Sleep(c.looks) // until the last check has ended
 			})
 		})
+	}
+}
+
+// TestBeats checks that the threads on the CPUs count several times within each of both limits.
+func TestBeats(t *testing.T) {
+	for _, c := range []struct{ limit, cpu, want time.Duration }{
+		{time.Second, 10 * time.Second, time.Second},
+		{time.Minute, 10 * time.Second, 10 * time.Second},
+		{time.Second, 0, time.Second},
+		{0, 10 * time.Second, 10 * time.Second},
+		{0, 0, 0},
+	} {
+		b := beside{limit: c.limit, beat: wire.Beat{Period: beatPeriod, CPU: c.cpu}}
+		if got, want := b.beats(), (wire.Beat{Period: beatPeriod, CPU: c.want}); got != want {
+			t.Errorf("with limits of %v, and %v for a CPU: %+v", c.limit, c.cpu, got)
+		}
 	}
 }
 

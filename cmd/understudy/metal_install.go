@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,6 +20,7 @@ import (
 	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/internal/live/agent"
 	"understudy.dev/understudy/internal/live/guest"
+	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/initramfs"
 	"understudy.dev/understudy/internal/live/metal"
 	"understudy.dev/understudy/internal/live/wire"
@@ -75,13 +77,14 @@ func metalInstallCommand() *cobra.Command {
 		Long: `Have this machine start an understudy at each boot, from the next one on: write the kernel
 parameters for GRUB, the understudy's image, and a systemd unit. The role says what is taken
 over; without, it is made of what is mounted on directories and the addresses of interfaces
-as they are now, with the units given as its services. understudy metal remove undoes it.`,
+as they are now, with the units given as its services. A role that was installed before, and
+differs from that, is not replaced. understudy metal remove undoes it.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := i.install(cmd.OutOrStdout()); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "installed. What is taken over is in %s/role.json: look at it, and boot again.\n", metal.StateDir)
+			fmt.Fprintf(cmd.OutOrStdout(), "installed. What is taken over is in %s: look at it, and boot again.\n", roleFile)
 			return nil
 		},
 	}
@@ -90,7 +93,7 @@ as they are now, with the units given as its services. understudy metal remove u
 	cmd.Flags().StringVar(&i.role, "role", "", "what it takes over, JSON")
 	cmd.Flags().StringArrayVar(&i.mounts, "mount", nil, "directory on whose disk a file system is to be taken over")
 	cmd.Flags().StringArrayVar(&i.interfaces, "interface", nil, "network interface to be taken over")
-	cmd.Flags().DurationVar(&i.limit, "limit", silenceLimit, "silence that is death, as of metal run")
+	cmd.Flags().DurationVar(&i.limit, "limit", silenceLimit, "silence of all CPUs that is death, as of metal run")
 	cmd.Flags().DurationVar(&i.cpuLimit, "cpu-limit", silenceCPULimit, "likewise, of one CPU")
 	cmd.Flags().BoolVar(&i.again, "again", false, againUsage)
 	cmd.Flags().StringArrayVar(&i.units, "unit", nil, "service of systemd's to be started from the root file system, NAME.service, with =PORT if it listens on a TCP port; needs --mount /")
@@ -154,15 +157,11 @@ func (i *installation) install(w io.Writer) error {
 	if i.again {
 		options = append(options, "--again")
 	}
-	for path, text := range map[string][]byte{
-		filepath.Join(metal.StateDir, "vmlinuz"): kernel, filepath.Join(metal.StateDir, "role.json"): roleText,
-		metal.GRUBFile: []byte(metal.GRUB(parameters)), metal.UnitFile: []byte(metal.UnitText(program, options...)),
-	} {
-		if err := replaceFile(path, text); err != nil {
-			return err
-		}
-	}
-	return errors.Join(system("update-grub"), system("systemctl", "daemon-reload"), system("systemctl", "enable", metal.Unit))
+	return place(
+		placed{metal.GRUBFile, []byte(metal.GRUB(parameters))},
+		placed{filepath.Join(metal.StateDir, "vmlinuz"), kernel}, placed{roleFile, roleText},
+		placed{metal.UnitFile, []byte(metal.UnitText(program, options...))},
+	)
 }
 
 // sayLeft reports what of this machine a role leaves out.
@@ -174,11 +173,17 @@ func sayLeft(w io.Writer, role wire.Config) error {
 	return err
 }
 
+// roleFile is the role of an installation.
+var roleFile = filepath.Join(metal.StateDir, "role.json")
+
 // takeRole returns the role, as given or made from this machine, and its text.
 func (i *installation) takeRole() (role wire.Config, text []byte, err error) {
 	if i.role == "" {
 		if role, err = i.makeRole(); err == nil {
 			text, err = json.MarshalIndent(role, "", "  ")
+		}
+		if err == nil {
+			err = keepsRole(roleFile, text)
 		}
 		return role, text, err
 	}
@@ -192,6 +197,18 @@ func (i *installation) takeRole() (role wire.Config, text []byte, err error) {
 		return role, nil, fmt.Errorf("role %s: %w", i.role, err)
 	}
 	return role, text, nil
+}
+
+// keepsRole returns an error if a file has a role other than the one that was made now. Somebody may have added to it.
+func keepsRole(path string, made []byte) error {
+	before, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) || err == nil && bytes.Equal(bytes.TrimSpace(before), made) {
+		return nil
+	}
+	if err == nil {
+		err = errors.New("it is not the role that these options make now, and may have been changed by hand")
+	}
+	return hint.New("replace role "+path, err, "Add --role "+path+" to take over what it says; or move it away to have it made anew.")
 }
 
 // makeRole makes a role from this machine.
@@ -336,53 +353,4 @@ func (i *installation) image(c wire.Config, path string) error {
 		image.Files = append(image.Files, more...)
 	}
 	return image.WriteFile(path)
-}
-
-// replaceFile writes a file so that it is complete and on disk, or not changed at all.
-func replaceFile(path string, text []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".understudy-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
-}
-
-// system runs a program of the system.
-func system(name string, args ...string) error {
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", name, err, out)
-	}
-	return nil
-}
-
-func metalRemoveCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "remove",
-		Short: "Undo metal install: stop the understudy, and give its CPUs and memory back at the next boot",
-		Args:  cobra.NoArgs,
-		RunE:  func(*cobra.Command, []string) error { return uninstall() },
-	}
-}
-
-// uninstall removes what exists of an installation, even if there is none, or one that failed.
-func uninstall() error {
-	var errs []error
-	if _, err := os.Stat(metal.UnitFile); err == nil {
-		errs = append(errs, system("systemctl", "disable", "--now", metal.Unit))
-	}
-	for _, path := range []string{metal.UnitFile, metal.GRUBFile} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	errs = append(errs, os.RemoveAll(metal.StateDir), system("systemctl", "daemon-reload"), system("update-grub"))
-	return errors.Join(errs...)
 }

@@ -56,7 +56,8 @@ func newCell(at uint32, h nmiHandler) (*cell, error) {
 
 // toCell is the code that replaces a kernel's NMI handler: it switches to the page tables of a cell,
 // with as many levels as the kernel's, and jumps to the cell. The kernel may have indirect branch
-// tracking on (endbr64). As there is no IRET, no other NMI is taken.
+// tracking on (endbr64), and LASS, which keeps it from running code in the lower half of the addresses
+// (Linux 7.1 and later). As there is no IRET, no other NMI is taken.
 func toCell(at, five, four uint32) []byte {
 	c := &code{}
 	c.put(0xf3, 0x0f, 0x1e, 0xfa) // endbr64
@@ -64,9 +65,11 @@ func toCell(at, five, four uint32) []byte {
 	c.put(0x0f, 0x20, 0xe0)       // mov %cr4, %rax
 	c.put(0xb9)                   // mov $four, %ecx
 	c.put32(four)
-	c.put(0x0f, 0xba, 0xe0, 12) // bt $LA57, %eax
-	c.put(0x73, 0x05)           // jnc over the next instruction
-	c.put(0xb9)                 // mov $five, %ecx
+	c.put(0x48, 0x0f, 0xba, 0xf0, 27) // btr $LASS, %rax
+	c.put(0x0f, 0x22, 0xe0)           // mov %rax, %cr4
+	c.put(0x0f, 0xba, 0xe0, 12)       // bt $LA57, %eax
+	c.put(0x73, 0x05)                 // jnc over the next instruction
+	c.put(0xb9)                       // mov $five, %ecx
 	c.put32(five)
 	c.put(0x0f, 0x22, 0xd9) // mov %rcx, %cr3
 	c.put(0xb8)             // mov $at, %eax

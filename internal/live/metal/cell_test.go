@@ -1,6 +1,7 @@
 package metal
 
 import (
+	"bytes"
 	"encoding/binary"
 	"testing"
 )
@@ -22,6 +23,26 @@ func walk(p *paging, root uint64, levels int, va uint64) (pa uint64, ok bool) {
 		table = e&^0xfff - p.at
 	}
 	return 0, false
+}
+
+// TestToCell: the code that replaces the kernel's NMI handler turns LASS off before it jumps to the lower half, and
+// tests right before the conditional jump how many levels the page tables have, since a write of CR4 leaves the flags undefined.
+func TestToCell(t *testing.T) {
+	want := bytes.Join([][]byte{
+		{0xf3, 0x0f, 0x1e, 0xfa},
+		{0xfa},
+		{0x0f, 0x20, 0xe0},                // mov %cr4, %rax
+		{0xb9, 0x00, 0x40, 0x02, 0x00},    // mov $four, %ecx
+		{0x48, 0x0f, 0xba, 0xf0, 27},      // btr $LASS, %rax
+		{0x0f, 0x22, 0xe0},                // mov %rax, %cr4
+		{0x0f, 0xba, 0xe0, 12, 0x73, 0x5}, // bt $LA57, %eax; jnc
+		{0xb9, 0x00, 0x30, 0x02, 0x00},    // mov $five, %ecx
+		{0x0f, 0x22, 0xd9},                // mov %rcx, %cr3
+		{0xb8, 0x00, 0x20, 0x02, 0x00, 0xff, 0xe0},
+	}, nil)
+	if got := toCell(0x22000, 0x23000, 0x24000); !bytes.Equal(got, want) {
+		t.Errorf("it is\n%x, not\n%x", got, want)
+	}
 }
 
 // TestCell: with four levels of page tables and with five, the cell's page, and the code that replaces

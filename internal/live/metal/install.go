@@ -15,13 +15,14 @@ const (
 	StateDir = "/var/lib/understudy/metal"
 )
 
-// GRUB is the content of GRUBFile. It is a shell script, and the GRUB configuration that is made
+// GRUB is the content of GRUBFile. GRUB's recovery entries stay as they were, in case the parameters keep the machine
+// from booting: they do not have GRUB_CMDLINE_LINUX_DEFAULT (/etc/grub.d/10_linux). The file is a shell script, and the GRUB configuration that is made
 // from it is another: what is quoted for the first still has a backslash before each $ for the
 // second.
 func GRUB(parameters []string) string {
 	words := strings.ReplaceAll(strings.Join(parameters, " "), "$", `\\\$`)
 	return "# Written by understudy metal install; understudy metal remove takes it away.\n" +
-		`GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX ` + words + "\"\n"
+		`GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT ` + words + "\"\n"
 }
 
 // UnitText is the content of UnitFile. The unit is started after anything that may load a crash

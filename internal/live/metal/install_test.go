@@ -16,7 +16,7 @@ import (
 )
 
 // TestGRUB reads the file as update-grub does, and reads the line that update-grub writes as GRUB
-// does: both as a shell would.
+// does: both as a shell would. The recovery entries, which have GRUB_CMDLINE_LINUX only, stay as they are.
 func TestGRUB(t *testing.T) {
 	r, err := ParseReservation(reserved)
 	if err != nil {
@@ -31,7 +31,11 @@ func TestGRUB(t *testing.T) {
 		}
 		return strings.TrimSuffix(string(out), "\n")
 	}
-	line := sh("GRUB_CMDLINE_LINUX=quiet\n" + GRUB(r.Parameters(2)) + `printf '%s\n' "$GRUB_CMDLINE_LINUX"`)
+	const before = "GRUB_CMDLINE_LINUX=always\nGRUB_CMDLINE_LINUX_DEFAULT=quiet\n"
+	if got := sh(before + GRUB(r.Parameters(2)) + `printf '%s\n' "$GRUB_CMDLINE_LINUX"`); got != "always" {
+		t.Errorf("the recovery entries have %s", got)
+	}
+	line := sh(before + GRUB(r.Parameters(2)) + `printf '%s\n' "$GRUB_CMDLINE_LINUX_DEFAULT"`)
 	if got := sh("printf '%s\\n' \"" + line + "\""); got != want {
 		t.Errorf("the kernel is booted with\n%s, not\n%s", got, want)
 	}

@@ -131,7 +131,7 @@ func readdressed(n wire.NIC, addresses []netlink.Addr) error {
 			return err
 		}
 		if !slices.ContainsFunc(addresses, func(has netlink.Addr) bool { return has.IP.Equal(ip) }) {
-			return fmt.Errorf("it has address %s now, and %s in the role, which may be another machine's: run understudy metal install again, or change the role", a.got, a.want)
+			return fmt.Errorf("it has address %s now, and %s in the role, which may be another machine's: change the role, or move it away and run understudy metal install again", a.got, a.want)
 		}
 	}
 	return nil

@@ -21,8 +21,13 @@ import (
 	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
-// deviceLimit is how long a device may take to answer, once PCI is revealed. It only bounds a hang.
-const deviceLimit = 30 * time.Second
+// diskLimit is how long a disk may take to appear, once PCI is revealed, and then again to answer. It only bounds a
+// hang: after the reset that is part of the fence, the firmware of a RAID controller may take minutes to start
+// (megaraid_sas waits 180 s for it).
+const diskLimit = 5 * time.Minute
+
+// nicLimit is how long an interface may take to appear, which has been driven for as long as the disks by then.
+const nicLimit = 30 * time.Second
 
 // helpAfter is the time after which services that are not up yet get the dead kernel's CPUs. Bringing these
 // online takes time from the CPUs that serve.
@@ -102,12 +107,12 @@ func (m *machine) Image(_ context.Context, disk string) (takeover.Image, error) 
 // openDisk opens a disk, or a partition, exclusively, once it is there: it fails while anything on this kernel
 // has the disk mounted (O_EXCL, block/bdev.c).
 func openDisk(name string) (*os.File, error) {
-	path, err := agent.AwaitDisk(context.Background(), name, deviceLimit)
+	path, err := agent.AwaitDisk(context.Background(), name, diskLimit)
 	if err != nil {
 		return nil, err
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
-	for end := time.Now().Add(deviceLimit); errors.Is(err, unix.ENXIO) && time.Now().Before(end); { // a node is there before its disk answers
+	for end := time.Now().Add(diskLimit); errors.Is(err, unix.ENXIO) && time.Now().Before(end); { // a node is there before its disk answers
 		time.Sleep(time.Millisecond)
 		f, err = os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
 	}
@@ -170,7 +175,7 @@ func (m *machine) Start(ctx context.Context, within time.Duration) ([]wire.Unrea
 	defer help.Stop()
 	if m.role.NFS != nil {
 		if err := nfsd.Replace(m.role.NFS.State, <-m.nfsClients); err != nil {
-			return nil, err
+			m.agent.RefuseNFS(err) // the other services start
 		}
 	}
 	var result wire.StartResult
@@ -193,7 +198,7 @@ func (m *machine) Start(ctx context.Context, within time.Duration) ([]wire.Unrea
 // GoLive brings the interfaces up, with the MACs and addresses that they had.
 func (m *machine) GoLive(ctx context.Context) error {
 	for _, n := range m.role.NICs {
-		if err := agent.AwaitNIC(ctx, n.MAC, deviceLimit); err != nil {
+		if err := agent.AwaitNIC(ctx, n.MAC, nicLimit); err != nil {
 			return err
 		}
 	}

@@ -14,10 +14,11 @@ import (
 // period is the interval between two looks of the understudy.
 const period = 5 * time.Millisecond
 
-// pulse is one of the other kernel's counters. Nobody but that kernel runs on its CPUs, so
-// all of the time counts.
+// pulse is one of the other kernel's counters, or the sum of several. Nobody but that kernel
+// runs on its CPUs, so all of the time counts.
 type pulse struct {
 	liveness.Pulse
+	others   []liveness.Pulse // further counters: it is silent while all of them stand still
 	silencer *liveness.Silencer
 	limit    time.Duration // as it is configured
 }
@@ -28,20 +29,32 @@ type pulse struct {
 // virtual machine, or are stopped by firmware: it may be silent for longer.
 const patience = 4
 
-// pulses are what the other kernel counts: the beat, and a thread on each of its CPUs.
+// pulses are what the other kernel counts: the beat together with all CPUs, and a thread on each of its CPUs.
+// The beat alone may stand still because its thread last slept on a CPU that is in the kernel for long, printing to a
+// serial console for instance: the scheduler wakes the thread there, and does not move it.
 func pulses(c *metal.Config) []*pulse {
 	var all []*pulse
-	add := func(p liveness.Pulse, limit time.Duration) {
+	add := func(limit time.Duration, p liveness.Pulse, others ...liveness.Pulse) {
 		if limit > 0 {
 			s := liveness.NewSilencer(max(period, limit/liveness.PulsesPerLimit), limit)
-			all = append(all, &pulse{Pulse: p, silencer: s, limit: limit})
+			all = append(all, &pulse{Pulse: p, others: others, silencer: s, limit: limit})
 		}
 	}
-	add(liveness.Pulse{Offset: liveness.CounterOffset, Cause: liveness.Silence, Name: "the heartbeat"}, c.Limit)
-	for _, p := range liveness.CPUPulses(c.CPUs()) {
-		add(p, c.CPU)
+	cpus := liveness.CPUPulses(c.CPUs())
+	add(c.Limit, liveness.Pulse{Offset: liveness.CounterOffset, Cause: liveness.Silence, Name: "the heartbeat"}, cpus...)
+	for _, p := range cpus {
+		add(c.CPU, p)
 	}
 	return all
+}
+
+// count is the pulse's counter, or the sum of its counters. at reads the one at an offset.
+func (p *pulse) count(at func(offset int) uint64) uint64 {
+	sum := at(p.Offset)
+	for _, o := range p.others {
+		sum += at(o.Offset)
+	}
+	return sum
 }
 
 // wait is how long a silence must be to count as a death.
@@ -87,7 +100,7 @@ func watch(self *metal.Self, m *morgue.Morgue) (liveness.Verdict, bool) {
 		}
 		panics = yes
 		for _, p := range all {
-			if v, dead := p.observe(time.Now(), self.Beat(p.Offset)); dead {
+			if v, dead := p.observe(time.Now(), p.count(self.Beat)); dead {
 				return v, true
 			}
 		}

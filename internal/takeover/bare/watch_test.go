@@ -1,6 +1,7 @@
 package bare
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -8,22 +9,25 @@ import (
 	"understudy.dev/understudy/internal/live/metal"
 )
 
-// TestPulses: a counter that stands still past its limit is a death, with its own cause. One
-// that has not begun to count is none.
+// TestPulses: a CPU's counter that stands still past its limit is a death, and so is the beat's if all CPUs' stand
+// still too, each with its own cause. One that has not begun to count is none.
 func TestPulses(t *testing.T) {
 	c := &metal.Config{Limit: time.Second, CPU: 4 * time.Second, Others: []uint32{2}}
 	for _, test := range []struct {
 		name    string
-		stuck   int // index of the pulse that stops; -1: none
+		stuck   []int // what stops: 0 is the beat, 1 and 2 are CPUs
 		never   bool
 		want    liveness.Cause
 		within  time.Duration
 		nothing bool
 	}{
-		{name: "all count", stuck: -1, nothing: true},
-		{name: "the beat stops", stuck: 0, want: liveness.Silence, within: 1100 * time.Millisecond},
-		{name: "a CPU stops", stuck: 2, want: liveness.StuckCPU, within: 4100 * time.Millisecond},
-		{name: "nothing has begun", stuck: -1, never: true, nothing: true},
+		{name: "all count", nothing: true},
+		{name: "all stop", stuck: []int{0, 1, 2}, want: liveness.Silence, within: 1100 * time.Millisecond},
+		{name: "the beat stops", stuck: []int{0}, nothing: true},
+		{name: "all CPUs stop but the beat", stuck: []int{1, 2}, want: liveness.StuckCPU, within: 4100 * time.Millisecond},
+		{name: "a CPU stops", stuck: []int{2}, want: liveness.StuckCPU, within: 4100 * time.Millisecond},
+		{name: "a CPU stops, and the beat on it", stuck: []int{0, 2}, want: liveness.StuckCPU, within: 4100 * time.Millisecond},
+		{name: "nothing has begun", never: true, nothing: true},
 	} {
 		all := pulses(c)
 		if len(all) != 3 {
@@ -35,20 +39,23 @@ func TestPulses(t *testing.T) {
 		var took time.Duration
 		for i := 0; i < 2000 && !dead; i++ {
 			took = time.Duration(i) * period
+			counters := map[int]uint64{}
 			for n, p := range all {
-				counter := uint64(i + 1)
-				if n == test.stuck {
-					counter = 1
+				switch {
+				case test.never:
+				case slices.Contains(test.stuck, n):
+					counters[p.Offset] = 1
+				default:
+					counters[p.Offset] = uint64(i + 1)
 				}
-				if test.never {
-					counter = 0
-				}
-				if v, d := p.observe(start.Add(took), counter); d {
+			}
+			for _, p := range all {
+				if v, d := p.observe(start.Add(took), p.count(func(at int) uint64 { return counters[at] })); d {
 					got, dead = v, true
 				}
 			}
 		}
-		if dead == test.nothing || got.Cause != test.want || dead && took > test.within {
+		if dead == test.nothing || got.Cause != test.want || dead && (took > test.within || took < test.within-200*time.Millisecond) {
 			t.Errorf("%s: %v, %v after %v", test.name, dead, got, took)
 		}
 	}
