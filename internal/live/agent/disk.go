@@ -7,14 +7,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/disk"
-	"understudy.dev/understudy/internal/live/filewriter"
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/wire"
 )
@@ -168,6 +166,9 @@ func (a *Agent) mountDisk(ctx context.Context, d wire.Disk) error {
 	if said := log.said(kernelName(path)); err != nil {
 		return mountError(d, path, said, err)
 	}
+	if err := m.open(); err != nil {
+		return errors.Join(err, unix.Unmount(d.Mount, 0))
+	}
 	m.unwatch = a.watchDisk(d, path)
 	a.mounts = append(a.mounts, m)
 	return a.keep()
@@ -246,6 +247,9 @@ type mounted struct {
 	device  string // the block device that its file system is on
 	unwatch func()
 	failed  string // why some of its data could not be written; empty if all of it could
+
+	top    *os.File // its top directory, for syncs; nil if it could not be opened yet
+	before string   // what health.errors said first
 }
 
 func (m *mounted) mount() error {
@@ -277,6 +281,7 @@ func (a *Agent) unmountAll(ctx context.Context) error {
 				return err
 			}
 		}
+		last.close() // save opens it again if it cannot be unmounted
 		if err := unmount(ctx, last.Mount); err != nil {
 			return err
 		}
@@ -290,24 +295,6 @@ func (a *Agent) unmountAll(ctx context.Context) error {
 		}
 	}
 	return a.endLayers(ctx)
-}
-
-// save makes what was written to a mounted disk durable. Once that has failed, it fails for good: the kernel
-// reports a failed write once and then treats the pages as clean (Documentation/filesystems/vfs.rst, "Handling errors
-// during writeback"), so that the data is in memory only.
-func (a *Agent) save(m *mounted) error {
-	if m.failed == "" {
-		err := filewriter.SyncFS(m.Mount)
-		if !slices.ContainsFunc([]error{unix.EIO, unix.ENOSPC, unix.EDQUOT}, func(e error) bool { return errors.Is(err, e) }) {
-			return err
-		}
-		m.failed = err.Error()
-		if err := a.keep(); err != nil {
-			return err
-		}
-	}
-	return hint.New("write what is unsaved of disk "+m.Name, errors.New(m.failed),
-		"Some of it may be in this kernel's memory only. A takeover brings it over (understudy crash), and down --force keeps the memory for recover.")
 }
 
 // unmount unmounts what is mounted on a directory. If it stays busy, the error names its

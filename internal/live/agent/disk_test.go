@@ -46,7 +46,7 @@ func TestUnmountAll(t *testing.T) {
 	a := New(nil)
 	for i, dir := range []string{top, filepath.Join(top, "in"), filepath.Join(top, "in", "it")} {
 		mount(dir)
-		a.mounts = append(a.mounts, mounted{wire.Disk{Name: fmt.Sprint(i), Mount: dir}, "/dev/null", func() {}, ""})
+		a.mounts = append(a.mounts, mounted{Disk: wire.Disk{Name: fmt.Sprint(i), Mount: dir}, device: "/dev/null", unwatch: func() {}})
 	}
 	inner := filepath.Join(top, "in", "it")
 	foreign := filepath.Join(inner, "foreign")
@@ -134,7 +134,7 @@ func TestUnmountFails(t *testing.T) {
 	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", device).CombinedOutput(); err != nil {
 		t.Fatalf("mke2fs: %v: %s", err, out)
 	}
-	m := mounted{wire.Disk{Name: "data", Mount: dir, Type: "ext4"}, device, func() {}, ""}
+	m := mounted{Disk: wire.Disk{Name: "data", Mount: dir, Type: "ext4"}, device: device, unwatch: func() {}}
 	if err := m.mount(); err != nil {
 		t.Fatal(err)
 	}
@@ -151,6 +151,104 @@ func TestUnmountFails(t *testing.T) {
 	}
 	if _, err := a.sync(t.Context(), none{}); err == nil {
 		t.Error("all of it counts as durable")
+	}
+}
+
+// extDisk mounts a new ext4 on a loop device, whose file is in a directory, as the pair's only disk.
+func extDisk(t *testing.T, in, options string, mke2fs ...string) (a *Agent, device string) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("not root: no mounts")
+	}
+	device = loopDevice(t, in)
+	if out, err := exec.Command("mke2fs", append(mke2fs, "-q", "-t", "ext4", device)...).CombinedOutput(); err != nil {
+		t.Fatalf("mke2fs: %v: %s", err, out)
+	}
+	m := mounted{Disk: wire.Disk{Name: "data", Mount: t.TempDir(), Type: "ext4", Options: options}, device: device, unwatch: func() {}}
+	if err := m.mount(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(m.Mount, unix.MNT_DETACH) })
+	if err := m.open(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.close)
+	a = New(nil)
+	a.mounts, a.config.Disks = []mounted{m}, []wire.Disk{m.Disk}
+	return a, device
+}
+
+// TestSyncAsked: a failed write is reported although somebody else has asked for it before.
+func TestSyncAsked(t *testing.T) {
+	small := t.TempDir()
+	if err := unix.Mount("none", small, "tmpfs", 0, "size=2m"); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(small, unix.MNT_DETACH) })
+	a, _ := extDisk(t, small, "", "-O", "^has_journal")
+	dir := a.mounts[0].Mount
+	if err := os.WriteFile(filepath.Join(dir, "last"), bytes.Repeat([]byte("x"), 4<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := exec.Command("sync", "-f", dir).Run(); err == nil {
+		t.Fatal("the disk took it all")
+	}
+	if _, err := a.sync(t.Context(), none{}); err == nil {
+		t.Error("all of it counts as durable")
+	}
+}
+
+// TestSyncDamaged: what was written to a file system that has found itself damaged, or that takes no writes any more, does
+// not count as durable, though the kernel has nothing left to sync.
+func TestSyncDamaged(t *testing.T) {
+	for name, tt := range map[string]struct {
+		options string
+		harm    func(dir, device string) error
+		want    string
+	}{
+		"none": {"", func(string, string) error { return nil }, ""},
+		"an error": {"errors=continue", func(_, device string) error {
+			return os.WriteFile("/sys/fs/ext4/"+filepath.Base(device)+"/trigger_fs_error", []byte("1"), 0)
+		}, "errors_count 1"},
+		"an error that ends writes": {"errors=remount-ro", func(_, device string) error {
+			return os.WriteFile("/sys/fs/ext4/"+filepath.Base(device)+"/trigger_fs_error", []byte("1"), 0)
+		}, "takes no writes any more"},
+		"read-only": {"", func(dir, _ string) error {
+			return unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+		}, "takes no writes any more"},
+		"read-only from the start": {"ro", func(string, string) error { return nil }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, device := extDisk(t, t.TempDir(), tt.options)
+			if err := tt.harm(a.mounts[0].Mount, device); err != nil {
+				t.Skip(err)
+			}
+			for range 2 {
+				_, err := a.sync(t.Context(), none{})
+				if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("%v, want %q", err, tt.want)
+				}
+			}
+			if err := a.unmountAll(t.Context()); (err == nil) != (tt.want == "") {
+				t.Errorf("unmount: %v", err)
+			}
+		})
+	}
+}
+
+// TestSyncFrozen: a frozen file system has everything, and nothing waits for it to be thawed.
+func TestSyncFrozen(t *testing.T) {
+	a, _ := extDisk(t, t.TempDir(), "")
+	top := int(a.mounts[0].top.Fd())
+	const fiFreeze, fiThaw = 0xc0045877, 0xc0045878 // include/uapi/linux/fs.h
+	if err := unix.IoctlSetInt(top, fiFreeze, 0); err != nil {
+		t.Fatal(err)
+	}
+	thaw := time.AfterFunc(time.Minute, func() { t.Error("it waits"); _ = unix.IoctlSetInt(top, fiThaw, 0) })
+	_, err := a.sync(t.Context(), none{})
+	thaw.Stop()
+	if err := errors.Join(err, unix.IoctlSetInt(top, fiThaw, 0), a.unmountAll(t.Context())); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -220,7 +318,7 @@ func TestReleased(t *testing.T) {
 	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", device).CombinedOutput(); err != nil {
 		t.Fatalf("mke2fs: %v: %s", err, out)
 	}
-	m := mounted{wire.Disk{Name: "data", Mount: dir, Type: "ext4"}, device, func() {}, ""}
+	m := mounted{Disk: wire.Disk{Name: "data", Mount: dir, Type: "ext4"}, device: device, unwatch: func() {}}
 	if err := m.mount(); err != nil {
 		t.Fatal(err)
 	}

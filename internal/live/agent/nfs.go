@@ -20,8 +20,19 @@ func (a *Agent) prepareNFS(ctx context.Context, c *wire.NFS) (err error) {
 			return nil, err
 		}
 		return func() error { return a.children.Wait(cmd) }, nil
-	}, func(s string) { fmt.Fprintln(os.Stderr, "understudy:", s) })
+	}, func(s string) { fmt.Fprintln(os.Stderr, "understudy:", s) }, func(what, ends string) {
+		a.notify(wire.TroubleNotice{What: what, Ends: ends})
+	})
 	return err
+}
+
+// RefuseNFS keeps the NFS server from starting: it counts as not ready.
+func (a *Agent) RefuseNFS(why error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.nfs != nil {
+		a.nfs.Refuse(why)
+	}
 }
 
 // Exports returns what the NFS server exports, or nothing if there is no server.

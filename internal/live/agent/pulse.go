@@ -55,7 +55,7 @@ func (a *Agent) watchDisk(d wire.Disk, path string) func() {
 	if slices.Contains(strings.Split(d.Options, ","), "ro") {
 		return end
 	}
-	w := writable{a: a, disk: d, path: path, done: make(chan struct{})}
+	w := writable{a: a, health: health{d, path}, done: make(chan struct{})}
 	go w.run()
 	return func() {
 		close(w.done)
@@ -116,9 +116,8 @@ func (p *diskPulse) end() {
 // writable watches whether a file system finds itself damaged, which makes it read-only if
 // its mount options say so.
 type writable struct {
-	a    *Agent
-	disk wire.Disk
-	path string
+	a *Agent
+	health
 	done chan struct{}
 }
 
@@ -142,26 +141,39 @@ func (w *writable) run() {
 	}
 }
 
-// refuses says, as text for a message, whether the file system takes no writes any more. Its
-// flags do not show that: ext4 does not set SB_RDONLY after an error since 6.11, nor in the
-// stable kernels that have "ext4: don't set SB_RDONLY after filesystem errors".
-func (w *writable) refuses() string {
-	fd, err := unix.Open(w.disk.Mount, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
-	if err != nil {
+// health asks after the file system of a mounted disk.
+type health struct {
+	disk wire.Disk
+	path string // of the device that is mounted
+}
+
+// refuses says, as text for a message, whether the file system takes no writes any more.
+func (h health) refuses() string {
+	if err := h.write(); err != nil {
 		return fmt.Sprintf(", and takes no writes any more (%v)", err)
 	}
-	_ = unix.Close(fd) // nothing was written
 	return ""
+}
+
+// write makes a file without a name, which is gone at once. The flags of a file system do not show whether it takes
+// writes: ext4 does not set SB_RDONLY after an error since 6.11, nor in the stable kernels that have "ext4: don't set
+// SB_RDONLY after filesystem errors".
+func (h health) write() error {
+	fd, err := unix.Open(h.disk.Mount, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd) // nothing was written
 }
 
 // errors is what the kernel says of errors in the file system: for ext4, how many it has counted
 // (Documentation/ABI/testing/sysfs-fs-ext4); for XFS, whether it is shut down, in which case opens
 // fail (fs/xfs/xfs_file.c, xfs_file_open); for btrfs, whether it has made itself read-only
 // (fs/btrfs/super.c, or messages.c since 6.2, __btrfs_handle_fs_error). Empty means not known.
-func (w *writable) errors() string {
-	switch w.disk.Type {
+func (h health) errors() string {
+	switch h.disk.Type {
 	case "xfs":
-		fd, err := unix.Open(w.disk.Mount, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(h.disk.Mount, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if errors.Is(err, unix.EIO) {
 			return "it is shut down"
 		}
@@ -169,12 +181,12 @@ func (w *writable) errors() string {
 		return "none"
 	case "btrfs":
 		var st unix.Statfs_t
-		if unix.Statfs(w.disk.Mount, &st) == nil && st.Flags&unix.ST_RDONLY != 0 {
+		if unix.Statfs(h.disk.Mount, &st) == nil && st.Flags&unix.ST_RDONLY != 0 {
 			return "it is read-only"
 		}
 		return "none"
 	}
-	b, err := os.ReadFile("/sys/fs/ext4/" + strings.TrimPrefix(w.path, "/dev/") + "/errors_count")
+	b, err := os.ReadFile("/sys/fs/ext4/" + strings.TrimPrefix(h.path, "/dev/") + "/errors_count")
 	if err != nil {
 		return ""
 	}

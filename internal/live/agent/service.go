@@ -55,7 +55,8 @@ func again(failed []time.Time) (pause time.Duration, often int) {
 const readyLimit = 30 * time.Second
 
 // start starts the services of the role, in the order of the configuration, and
-// returns when they are ready. It waits no longer than r.Within, if that is not 0.
+// returns when they are ready. It waits no longer than r.Within, if that is not 0. The NFS server
+// comes last: the grace of its clients runs from its start on, and they cannot reach it before start returns.
 func (a *Agent) start(ctx context.Context, r wire.StartRequest) (wire.StartResult, error) {
 	if r.Within == 0 {
 		return wire.StartResult{}, a.startAll(ctx, func(wire.Service) bool { return true })
@@ -72,9 +73,6 @@ func (a *Agent) start(ctx context.Context, r wire.StartRequest) (wire.StartResul
 		return u
 	}
 	end := time.Now().Add(r.Within)
-	if err := a.startNFS(ctx); err != nil {
-		failed("NFS", err)
-	}
 	for i, s := range a.config.Services {
 		share := time.Until(end) / time.Duration(len(a.config.Services)-i)
 		began := time.Now()
@@ -92,6 +90,9 @@ func (a *Agent) start(ctx context.Context, r wire.StartRequest) (wire.StartResul
 		}
 		fmt.Fprintf(os.Stderr, "understudy: service %s is up after %v\n", s.Name, time.Since(began).Round(time.Millisecond))
 	}
+	if err := a.startNFS(ctx); err != nil {
+		failed("NFS", err)
+	}
 	return result, nil
 }
 
@@ -102,9 +103,6 @@ func (a *Agent) startAll(ctx context.Context, wanted func(wire.Service) bool) er
 	if err := a.network.again(a.system, a.config.NICs); err != nil {
 		return err
 	}
-	if err := a.startNFS(ctx); err != nil {
-		return err
-	}
 	for _, s := range a.config.Services {
 		if !wanted(s) {
 			continue
@@ -113,7 +111,7 @@ func (a *Agent) startAll(ctx context.Context, wanted func(wire.Service) bool) er
 			return err
 		}
 	}
-	return nil
+	return a.startNFS(ctx)
 }
 
 // startOne starts a service, and waits until it is ready. If it fails with begun true, the service may

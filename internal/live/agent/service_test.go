@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -11,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/live/nfsd"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -186,5 +189,31 @@ func TestStartWithin(t *testing.T) {
 	}
 	if !a.isStarted(services[0]) || a.isStarted(services[1]) {
 		t.Error("what may come yet, and what may not, were taken for each other")
+	}
+}
+
+// TestNFSLast: the NFS server starts after the other services, whether they start or not: the grace of its clients runs
+// from then on. If it is not to start, it counts as not ready, and the others serve.
+func TestNFSLast(t *testing.T) {
+	a := New(nil)
+	a.nfs = new(nfsd.Server)
+	a.RefuseNFS(errors.New("no records"))
+	a.config.Services = []wire.Service{{Name: "none"}, {Name: "web", Command: []string{"sleep", "1000"}}}
+	t.Cleanup(a.EndServices)
+	result, err := a.start(t.Context(), wire.StartRequest{Within: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var unready []string
+	for _, u := range result.Unready {
+		unready = append(unready, u.Service)
+	}
+	if !slices.Equal(unready, []string{"none", "NFS"}) || len(a.services) != 1 {
+		t.Errorf("not ready: %v, services: %v", result.Unready, a.services)
+	}
+	a.EndServices()
+	a.config.Services = a.config.Services[1:]
+	if _, err := a.start(t.Context(), wire.StartRequest{}); err == nil || !strings.Contains(err.Error(), "no records") || len(a.services) != 1 {
+		t.Errorf("%v, services: %v", err, a.services)
 	}
 }

@@ -111,7 +111,9 @@ func (a *Agent) resume() error {
 		if err != nil {
 			return err
 		}
-		a.mounts = append(a.mounts, mounted{d, path, a.watchDisk(d, path), m.Failed})
+		again := mounted{Disk: d, device: path, unwatch: a.watchDisk(d, path), failed: m.Failed}
+		_ = again.open() // save tries again, and says why not
+		a.mounts = append(a.mounts, again)
 	}
 	return a.keep()
 }

@@ -103,7 +103,7 @@ func (r *restorer) giveWay(l *unlogged, dir int, name, at string, there *unix.St
 		return nil
 	}
 	for n := range 100 {
-		to := fmt.Sprintf("%.200s.displaced-%d", name, there.Ino)
+		to := fmt.Sprintf("%s.displaced-%d", name[:min(len(name), 200)], there.Ino) // a name has at most 255 bytes
 		if n > 0 {
 			to = fmt.Sprintf("%s-%d", to, n)
 		}

@@ -26,14 +26,14 @@ func Rehearse(dir, kind string, staging *os.File) error {
 		f.Runs = []wire.Run{{Len: size}}
 		files = append(files, f)
 	}
-	if err := SyncFS(dir); err != nil {
-		return err
-	}
 	mount, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer mount.Close()
+	if err := SyncFS(mount); err != nil {
+		return err
+	}
 	w := &writer{mount: int(mount.Fd()), staging: int(staging.Fd()), kind: kind}
 	if err := w.writeAll(files, asCommitted(kind, files)); err != nil {
 		return err
@@ -90,15 +90,12 @@ func newFile(path string, size int64) (wire.File, error) {
 // generation (include/uapi/linux/fs.h).
 const fsIocGetVersion = 0x80087601
 
-// SyncFS makes all that was written to the file system of a directory durable.
-func SyncFS(dir string) error {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", dir, err)
-	}
-	defer unix.Close(fd)
-	if err := unix.Syncfs(fd); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
+// SyncFS makes all that was written to the file system of an open directory durable. It fails if a write failed since
+// the directory was opened, or since the last call with it. A file system that has become read-only passes: the kernel
+// has nothing to sync there (sync_filesystem, fs/sync.c).
+func SyncFS(dir *os.File) error {
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return fmt.Errorf("sync %s: %w", dir.Name(), err)
 	}
 	return nil
 }

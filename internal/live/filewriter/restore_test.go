@@ -245,6 +245,14 @@ func TestRestoreNames(t *testing.T) {
 			after: func(s *scene) { s.has("f", 0, 100) },
 		},
 		{
+			name: "replaced by a new one, with a long name",
+			before: func(s *scene) {
+				s.onDisk(strings.Repeat("ä", 120), "content")
+				s.was("", modeFile, 0, 100, strings.Repeat("ä", 120))
+			},
+			names: strings.Repeat("ä", 100) + ".displaced-INO " + strings.Repeat("ä", 120),
+		},
+		{
 			name: "replaced, and deleted while open",
 			before: func(s *scene) {
 				s.onDisk("f", "content")

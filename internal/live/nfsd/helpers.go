@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,8 +31,12 @@ const (
 	nsmState = "nsm"
 )
 
-// helperLimit is how long a helper may take until it answers.
-const helperLimit = 30 * time.Second
+// helperLimit is how long a helper may take until it answers. It only bounds a hang: a guest that boots on a busy
+// machine takes its time. againLimit is the same for one that is started again, since a takeover may wait for it.
+const (
+	helperLimit = 3 * time.Minute
+	againLimit  = 30 * time.Second
+)
 
 // makeDirectories makes the files and directories that the helpers need. Export directories, which
 // will be on the shared disks, are also made now, below the mount points:
@@ -62,24 +67,18 @@ func makeDirectories(exports []Export) error {
 // rpcbind, asks mountd who may mount, and tells the status monitor of NFSv3
 // locks.
 func (s *Server) startHelpers(ctx context.Context) error {
-	helpers := []struct {
-		port    int
-		command []string
-	}{
-		{111, []string{"rpcbind", "-f"}},
-		{mountPort, []string{"rpc.mountd", "-F", "-p", strconv.Itoa(mountPort)}},
-		{statusPort, []string{"rpc.statd", "-F", "-L", "-P", nsmDir, "-p", strconv.Itoa(statusPort), "-o", strconv.Itoa(notifyPort)}},
-	}
-	for _, h := range helpers {
-		if listens(h.port) {
+	mountd := &daemon{port: mountPort, command: []string{"rpc.mountd", "-F", "-p", strconv.Itoa(mountPort)}}
+	statd := &daemon{port: statusPort, command: []string{"rpc.statd", "-F", "-L", "-P", nsmDir, "-p", strconv.Itoa(statusPort), "-o", strconv.Itoa(notifyPort)}}
+	rpcbind := &daemon{port: 111, command: []string{"rpcbind", "-f"}, registered: []*daemon{mountd, statd}}
+	for _, d := range []*daemon{rpcbind, mountd, statd} {
+		if listens(d.port) {
 			continue
 		}
-		if _, err := s.spawn(h.command...); err != nil {
+		if err := s.startDaemon(ctx, d); err != nil {
 			return err
 		}
-		if err := await(ctx, h.port); err != nil {
-			return fmt.Errorf("wait for %s: %w", h.command[0], err)
-		}
+		s.daemons = append(s.daemons, d)
+		go s.keep(d)
 	}
 	return nil
 }
@@ -93,12 +92,15 @@ func listens(port int) bool {
 	return true
 }
 
-func await(ctx context.Context, port int) error {
+// await waits until a helper answers at a port.
+func (h *helper) await(ctx context.Context, port int) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, helperLimit, fmt.Errorf("port %d did not answer within %v", port, helperLimit))
 	defer cancel()
 	for !listens(port) {
 		select {
 		case <-time.After(5 * time.Millisecond):
+		case <-h.done:
+			return errors.Join(errors.New("it ended"), h.err)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -111,6 +113,101 @@ type helper struct {
 	cmd  *exec.Cmd
 	done chan struct{}
 	err  error // valid once done is closed
+}
+
+// daemon is a helper that is to run for as long as this system does.
+type daemon struct {
+	port       int
+	command    []string
+	registered []*daemon // what has registered with it, and must again when it has ended
+	running    atomic.Pointer[helper]
+	inside     bool // started while a disk was there, which may be its working directory
+}
+
+// startDaemon starts a daemon, and returns when it answers.
+func (s *Server) startDaemon(ctx context.Context, d *daemon) error {
+	h, err := s.spawn(d.command...)
+	if err != nil {
+		return err
+	}
+	if err := h.await(ctx, d.port); err != nil {
+		h.end()
+		return fmt.Errorf("wait for %s: %w", d.command[0], err)
+	}
+	d.running.Store(h)
+	return nil
+}
+
+// A daemon that has ended is started again after a pause. The pause is longer after each further end, unless the daemon
+// ran for steady before that.
+const (
+	firstPause = 200 * time.Millisecond
+	morePause  = 5 // times
+	longPause  = time.Minute
+	steady     = time.Minute
+)
+
+// keep starts a daemon again whenever it ends. One that ends again soon, or does not start, is a trouble until it
+// answers.
+func (s *Server) keep(d *daemon) {
+	pause := firstPause
+	for name := d.command[0]; ; {
+		began, h := time.Now(), d.running.Load()
+		<-h.done
+		if time.Since(began) >= steady {
+			pause = firstPause
+		}
+		err := h.err
+		s.log(fmt.Sprintf("%s ended (%v), and is started again", name, err))
+		told := ""
+		for again := pause > firstPause; ; again = true {
+			if again && told == "" {
+				told = fmt.Sprintf("NFS: %s does not keep running (%v): some clients may not be able to mount, or to lock with version 3", name, err)
+				s.trouble(told, "")
+			}
+			time.Sleep(pause)
+			pause = min(morePause*pause, longPause)
+			if err = s.startAgain(d); err == nil {
+				break
+			}
+		}
+		if told != "" {
+			s.trouble("NFS: "+name+" runs again", told)
+		}
+		s.registerAgain(d)
+	}
+}
+
+func (s *Server) startAgain(d *daemon) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.inside = s.start != nil
+	ctx, cancel := context.WithTimeout(context.Background(), againLimit)
+	defer cancel()
+	return s.startDaemon(ctx, d)
+}
+
+// leave ends the daemons that may keep a disk from being unmounted. They are started again.
+func (s *Server) leave() {
+	for _, d := range s.daemons {
+		if d.inside {
+			d.running.Load().end()
+		}
+	}
+}
+
+// registerAgain lets register again what had registered with a daemon that was started again. The kernel does that only
+// with its first thread.
+func (s *Server) registerAgain(d *daemon) {
+	if len(d.registered) == 0 {
+		return
+	}
+	for _, r := range d.registered {
+		if h := r.running.Load(); h != nil {
+			h.end() // keep starts it
+		}
+	}
+	s.trouble(fmt.Sprintf("NFS: %s was started again: clients of version 3 that ask it for the ports of the server and of its locks get no answer until the server is started again", d.command[0]), "")
 }
 
 // spawn starts a helper, whose output goes to the console.

@@ -1,8 +1,11 @@
 package nfsd
 
 import (
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -31,4 +34,53 @@ func TestOwnMonitor(t *testing.T) {
 		}
 	}
 	try(t, os.Remove(filepath.Join(dir, "state")), ownMonitor(dir))
+}
+
+// TestKeep: a daemon that ends is started again, and what had registered with it too. If it ends again soon, that is a
+// trouble until it answers.
+func TestKeep(t *testing.T) {
+	answers, err := net.Listen("tcp", "127.0.0.1:0")
+	try(t, err)
+	defer answers.Close()
+	notes := make(chan string, 100)
+	s := &Server{
+		log: func(string) {},
+		run: func(cmd *exec.Cmd) (func() error, error) { return cmd.Wait, cmd.Start() },
+		trouble: func(what, ends string) {
+			if ends != "" {
+				what = "ends: " + ends
+			}
+			notes <- what
+		},
+	}
+	port := answers.Addr().(*net.TCPAddr).Port
+	user := &daemon{port: port, command: []string{"sleep", "1000"}}
+	d := &daemon{port: port, command: []string{"sleep", "1001"}, registered: []*daemon{user}}
+	for _, d := range []*daemon{user, d} {
+		try(t, s.startDaemon(t.Context(), d))
+		go s.keep(d)
+	}
+	defer func() {
+		s.mu.Lock() // nothing starts any more
+		for _, d := range []*daemon{user, d} {
+			d.running.Load().end()
+		}
+	}()
+	note := func(want string) string {
+		t.Helper()
+		got := <-notes
+		if !strings.Contains(got, want) {
+			t.Errorf("told %q, not %q", got, want)
+		}
+		return got
+	}
+	before := user.running.Load()
+	d.running.Load().end()
+	note("was started again")
+	<-before.done
+	d.running.Load().end()
+	told := note("does not keep running")
+	for got := ""; got != "ends: "+told; {
+		got = <-notes // of the user, too, which ended again
+	}
 }

@@ -1,6 +1,7 @@
 package nfsd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -57,11 +58,12 @@ func mountServer() error {
 const maxLockGrace = 240 * time.Second
 
 // setLocks gives lockd, which starts with the server, its ports and its grace
-// (fs/lockd/svc.c). It reads both when it starts.
-func setLocks(c wire.NFS) error {
+// (fs/lockd/svc.c). It reads both when it starts. The grace is the longest: it begins long before the
+// server has its disk, and boundLockGrace ends it.
+func setLocks() error {
 	for name, value := range map[string]string{
 		"nlm_tcpport": strconv.Itoa(lockPort), "nlm_udpport": strconv.Itoa(lockPort),
-		"nlm_grace_period": seconds(min(c.Grace, maxLockGrace)),
+		"nlm_grace_period": seconds(maxLockGrace),
 	} {
 		if err := os.WriteFile("/sys/module/lockd/parameters/"+name, []byte(value), 0); err != nil {
 			return fmt.Errorf("set lockd's %s: %w", name, err)
@@ -94,6 +96,23 @@ func arm(c wire.NFS) error {
 		}
 	}
 	return nil
+}
+
+// longLockGrace is the longest grace that is sure to be left for lockd's clients when the server starts.
+const longLockGrace = 3 * time.Minute
+
+// graceSpent reports whether lockd, if it began its grace that long ago, ends the grace too early for a server that
+// starts now.
+func graceSpent(ago, grace time.Duration) bool { return ago > maxLockGrace-min(grace, longLockGrace) }
+
+// boundLockGrace ends lockd's grace when a grace has passed from now on, unless ctx ends before.
+func boundLockGrace(ctx context.Context, grace time.Duration, end func() error) error {
+	select {
+	case <-time.After(grace):
+		return end()
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 // endLockGrace ends lockd's grace period, in which nobody gets a new lock, not even

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,13 +37,15 @@ type records struct {
 	// reclaimed or are reclaiming. When the grace period ends, the other records are removed.
 	seen  map[string]bool
 	known map[string]client // by the names of their files
+	// unsaved are the changes that could not be made durable: clients to be recorded, and nil for records to be removed.
+	unsaved map[string]*client
 }
 
 // openRecords reads the records in a state directory, which it makes if
 // needed. Files that are not valid records, which a crash can leave, are skipped;
 // skipped has an error for each.
 func openRecords(state string) (r *records, skipped []error, err error) {
-	r = &records{dir: filepath.Join(state, clientsDir), seen: make(map[string]bool), known: make(map[string]client)}
+	r = &records{dir: filepath.Join(state, clientsDir), seen: make(map[string]bool), known: make(map[string]client), unsaved: make(map[string]*client)}
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("make directory of client records: %w", err)
 	}
@@ -110,29 +113,28 @@ func recordName(c client) string {
 func (r *records) create(c client) error {
 	name := recordName(c)
 	r.seen[name] = true
-	old, ok := r.known[name]
-	if ok && bytes.Equal(old.Principal, c.Principal) {
+	_, unsaved := r.unsaved[name]
+	if old, ok := r.known[name]; ok && !unsaved && bytes.Equal(old.Principal, c.Principal) {
 		return nil
 	}
-	b, err := json.Marshal(c)
-	if err != nil {
-		return err
-	}
-	if err := writeDurably(r.dir, name, b); err != nil {
-		return fmt.Errorf("write client record: %w", err)
-	}
-	r.known[name] = c
-	return nil
+	return r.save(map[string]*client{name: &c})
 }
 
 // Replace makes the clients of these names, and no others, the ones that may reclaim after the next start of a server
 // with this state directory. It is for when the last server was another one with its own records: it may have given to
-// others what older records here stand for.
+// others what older records here stand for. The new records are written before the others are removed.
 func Replace(state string, names [][]byte) error {
-	dir := filepath.Join(state, clientsDir)
-	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700)); err != nil {
+	if err := replace(filepath.Join(state, clientsDir), names); err != nil {
 		return fmt.Errorf("replace client records: %w", err)
 	}
+	return nil
+}
+
+func replace(dir string, names [][]byte) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	keep := make(map[string]bool)
 	for _, name := range names {
 		c := client{Name: name}
 		b, err := json.Marshal(c)
@@ -140,7 +142,20 @@ func Replace(state string, names [][]byte) error {
 			err = os.WriteFile(filepath.Join(dir, recordName(c)), b, 0o600)
 		}
 		if err != nil {
-			return fmt.Errorf("replace client records: %w", err)
+			return err
+		}
+		keep[recordName(c)] = true
+	}
+	there, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range there {
+		if keep[f.Name()] {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, f.Name())); err != nil {
+			return err
 		}
 	}
 	d, err := os.Open(dir)
@@ -154,37 +169,71 @@ func Replace(state string, names [][]byte) error {
 func (r *records) remove(c client) error {
 	name := recordName(c)
 	delete(r.seen, name)
-	if _, ok := r.known[name]; !ok {
+	_, known := r.known[name]
+	if _, unsaved := r.unsaved[name]; !known && !unsaved {
 		return nil
 	}
-	delete(r.known, name)
-	if err := os.Remove(filepath.Join(r.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove client record: %w", err)
-	}
-	return syncDir(r.dir)
+	return r.save(map[string]*client{name: nil})
 }
 
 // endGrace removes the records of clients that did not come back in the grace period.
 func (r *records) endGrace() error {
-	removed := false
+	gone := make(map[string]*client)
 	for name := range r.known {
-		if r.seen[name] {
-			continue
+		if !r.seen[name] {
+			gone[name] = nil
 		}
+	}
+	if len(gone) == 0 {
+		return nil // without a sync: it is slow on a disk with much dirty data
+	}
+	return r.save(gone)
+}
+
+// retry tries to make the changes durable that could not be.
+func (r *records) retry() error { return r.save(maps.Clone(r.unsaved)) }
+
+// save makes changes durable. Those that it cannot make stay in unsaved.
+func (r *records) save(changes map[string]*client) error {
+	maps.Copy(r.unsaved, changes)
+	var errs []error
+	for name, c := range changes {
+		if err := r.put(name, c); err != nil {
+			errs = append(errs, err)
+			delete(changes, name)
+		}
+	}
+	if err := syncDir(r.dir); err != nil {
+		return errors.Join(append(errs, fmt.Errorf("sync client records: %w", err))...)
+	}
+	for name := range changes {
+		delete(r.unsaved, name)
+	}
+	return errors.Join(errs...)
+}
+
+// put writes a record, or removes it if there is no client.
+func (r *records) put(name string, c *client) error {
+	if c == nil {
+		delete(r.known, name)
 		if err := os.Remove(filepath.Join(r.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove client record: %w", err)
 		}
-		delete(r.known, name)
-		removed = true
+		return nil
 	}
-	if !removed {
-		return nil // without a sync: it is slow on a disk with much dirty data
+	b, err := json.Marshal(c)
+	if err == nil {
+		err = writeWhole(r.dir, name, b)
 	}
-	return syncDir(r.dir)
+	if err != nil {
+		return fmt.Errorf("write client record: %w", err)
+	}
+	r.known[name] = *c
+	return nil
 }
 
-// writeDurably writes a complete file durably, or nothing.
-func writeDurably(dir, name string, b []byte) (err error) {
+// writeWhole writes a complete file, or nothing. It has its name for good once the directory has been synced.
+func writeWhole(dir, name string, b []byte) (err error) {
 	tmp := filepath.Join(dir, "."+name)
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -194,10 +243,7 @@ func writeDurably(dir, name string, b []byte) (err error) {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, filepath.Join(dir, name)); err != nil {
-		return err
-	}
-	return syncDir(dir)
+	return os.Rename(tmp, filepath.Join(dir, name))
 }
 
 func syncDir(dir string) error {

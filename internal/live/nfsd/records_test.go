@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 )
 
 func names(r *records) []string {
@@ -152,5 +153,76 @@ func TestReplace(t *testing.T) {
 	}
 	if err := Replace(filepath.Join(state, "none", "\x00"), nil); err == nil {
 		t.Error("records are replaced where there can be none")
+	}
+}
+
+// TestRecordsRetry: changes that cannot be made durable are made later, unless they were taken back.
+func TestRecordsRetry(t *testing.T) {
+	state := t.TempDir()
+	there, late, gone, away := client{Name: []byte("there")}, client{Name: []byte("late")}, client{Name: []byte("gone")}, client{Name: []byte("away")}
+	r := mustOpen(t, state)
+	try(t, r.create(there), r.create(away))
+	r = mustOpen(t, state)
+	try(t, r.create(there))
+	dir, hidden := filepath.Join(state, clientsDir), filepath.Join(state, "hidden")
+	try(t, os.Rename(dir, hidden), os.WriteFile(dir, nil, 0o600))
+	for name, err := range map[string]error{"create": r.create(late), "create again": r.create(gone), "remove": r.remove(gone), "end grace": r.endGrace(), "retry": r.retry()} {
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	try(t, os.Remove(dir), os.Rename(hidden, dir), r.retry())
+	if len(r.unsaved) > 0 {
+		t.Errorf("unsaved: %v", r.unsaved)
+	}
+	if got := names(mustOpen(t, state)); !slices.Equal(got, []string{"late", "there"}) {
+		t.Errorf("known: %v", got)
+	}
+}
+
+// TestTrackerRetries: a record that cannot be written is a trouble until it is written.
+func TestTrackerRetries(t *testing.T) {
+	state := t.TempDir()
+	var told, ended []string
+	tr := &tracker{records: mustOpen(t, state), log: func(string) {}, trouble: func(what, ends string) {
+		if ends != "" {
+			ended = append(ended, ends)
+			return
+		}
+		told = append(told, what)
+	}}
+	dir := filepath.Join(state, clientsDir)
+	try(t, os.Remove(dir), os.WriteFile(dir, nil, 0o600))
+	for _, name := range []string{"a", "b"} {
+		if status := tr.change(tr.records.create(client{Name: []byte(name)})); status == 0 {
+			t.Error("no error")
+		}
+	}
+	tr.tried = time.Time{}
+	tr.retry()
+	if len(told) != 1 || len(ended) != 0 {
+		t.Errorf("told %q, ended %q", told, ended)
+	}
+	try(t, os.Remove(dir), os.Mkdir(dir, 0o700))
+	tr.retry() // too early
+	tr.tried = time.Time{}
+	tr.retry()
+	if !slices.Equal(told, ended) {
+		t.Errorf("told %q, ended %q", told, ended)
+	}
+	if got := names(mustOpen(t, state)); !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("known: %v", got)
+	}
+}
+
+// TestReplaceFails: while new records cannot be written, the others stay.
+func TestReplaceFails(t *testing.T) {
+	state := t.TempDir()
+	try(t, mustOpen(t, state).create(client{Name: []byte("old")}), os.Mkdir(filepath.Join(state, clientsDir, recordName(client{Name: []byte("new")})), 0o700))
+	if err := Replace(state, [][]byte{[]byte("new")}); err == nil {
+		t.Error("no error")
+	}
+	if _, err := os.Stat(filepath.Join(state, clientsDir, recordName(client{Name: []byte("old")}))); err != nil {
+		t.Error(err)
 	}
 }

@@ -27,11 +27,14 @@ type Server struct {
 	table   []tableEntry // what exportfs made of them
 	run     func(*exec.Cmd) (wait func() error, err error)
 	log     func(string)
+	trouble func(what, ends string)
+	daemons []*daemon // that were started here
 
-	mu     sync.Mutex
-	armed  bool
-	start  *start  // of the threads, while they run
-	notify *helper // notifies clients with NFSv3 locks, for as long as that takes
+	mu      sync.Mutex
+	refused error // why the server is not to start
+	armed   bool
+	start   *start  // of the threads, while they run
+	notify  *helper // notifies clients with NFSv3 locks, for as long as that takes
 }
 
 // start is one start of the server's threads.
@@ -39,16 +42,18 @@ type start struct {
 	tracker *tracker
 	ctx     context.Context // of everything that runs beside the threads
 	cancel  func()
-	threads chan error    // the result of starting them
-	kept    chan struct{} // closed when keepAddresses has ended; nil if it was not started
-	early   bool          // begun before Start: in a takeover
+	threads chan error     // the result of starting them
+	beside  sync.WaitGroup // what runs beside the threads once Start has returned
+	began   time.Time
+	early   bool // begun before Start: in a takeover
 }
 
 // Prepare does everything slow that needs neither a disk nor a client: helpers,
 // exports, versions and ports. run starts a process and returns a function that waits
-// for it, and log writes to the console.
-func Prepare(ctx context.Context, c wire.NFS, run func(*exec.Cmd) (func() error, error), log func(string)) (*Server, error) {
-	s := &Server{c: c, run: run, log: log}
+// for it, and log writes to the console. trouble tells what does not work; or, with the text of such a trouble as ends,
+// that it works again.
+func Prepare(ctx context.Context, c wire.NFS, run func(*exec.Cmd) (func() error, error), log func(string), trouble func(what, ends string)) (*Server, error) {
+	s := &Server{c: c, run: run, log: log, trouble: trouble}
 	for _, line := range c.Exports {
 		e, err := ParseExport(line)
 		if err != nil {
@@ -65,7 +70,7 @@ func Prepare(ctx context.Context, c wire.NFS, run func(*exec.Cmd) (func() error,
 	}{
 		{"pipes", mountPipes},
 		{"files", mountServer},
-		{"locks", func() error { return setLocks(c) }},
+		{"locks", setLocks},
 		{"directories", func() error { return makeDirectories(s.exports) }},
 		{"exports", s.export},
 		{"helpers", func() error { return s.startHelpers(ctx) }},
@@ -124,10 +129,17 @@ func (s *Server) begin(ctx context.Context) error {
 		return fmt.Errorf("start NFS server: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	st := &start{tracker: track(ctx, s.log), ctx: ctx, cancel: cancel, threads: make(chan error, 1)}
+	st := &start{tracker: track(ctx, s.log, s.trouble), ctx: ctx, cancel: cancel, threads: make(chan error, 1), began: time.Now()}
 	go func() { st.threads <- write("threads", strconv.Itoa(s.c.Threads)) }()
 	s.start = st
 	return nil
+}
+
+// Refuse makes Start fail: its clients' records are not what they must be.
+func (s *Server) Refuse(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused = why
 }
 
 // Start gives the server the disk, and returns when the server answers and serves all
@@ -136,9 +148,20 @@ func (s *Server) begin(ctx context.Context) error {
 func (s *Server) Start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.refused != nil {
+		return fmt.Errorf("start NFS server: %w", s.refused)
+	}
+	early := s.start != nil && s.start.early
+	if early && graceSpent(time.Since(s.start.began), s.c.Grace) {
+		s.log("NFS server begins again: most of the grace for locks of NFSv3 is over")
+		if err := s.end(); err != nil {
+			return fmt.Errorf("begin NFS server again: %w", err)
+		}
+	}
 	if err := s.begin(ctx); err != nil {
 		return err
 	}
+	s.start.early = early
 	if err := s.finish(ctx); err != nil {
 		return fmt.Errorf("start NFS server: %w", err)
 	}
@@ -184,23 +207,23 @@ func (s *Server) finish(ctx context.Context) error {
 	}
 	w.lap("answer")
 	s.log("NFS server started: " + w.String())
-	s.keepAddresses(s.start)
+	st := s.start
+	s.beside(st, func() error { return keepAddresses(st.ctx, s.c.State) })
 	if !tell {
 		return endLockGrace()
 	}
+	s.beside(st, func() error { return boundLockGrace(st.ctx, s.c.Grace, endLockGrace) })
 	go s.notifyClients()
 	return nil
 }
 
-// keepAddresses runs the function of the same name for as long as the threads run.
-func (s *Server) keepAddresses(st *start) {
-	st.kept = make(chan struct{})
-	go func() {
-		defer close(st.kept)
-		if err := keepAddresses(st.ctx, s.c.State); err != nil {
+// beside runs do, which ends with st.ctx, beside the threads.
+func (s *Server) beside(st *start, do func() error) {
+	st.beside.Go(func() {
+		if err := do(); err != nil {
 			s.log(err.Error())
 		}
-	}()
+	})
 }
 
 // notifyClients tells clients with NFSv3 locks to reclaim them. However long that
@@ -280,24 +303,30 @@ func (s *Server) Stop() error {
 		s.notify.end()
 		s.notify = nil
 	}
-	var err error
-	if st := s.start; st != nil {
-		select {
-		case <-st.threads:
-		default: // it still waits for the disk, which it will not get
-			st.cancel()
-			<-st.threads
-		}
-		err = write("threads", "0")
-		st.cancel()
-		<-st.tracker.done
-		if st.kept != nil {
-			<-st.kept
-		}
-		s.start, s.armed = nil, false
-	}
+	err := s.end()
+	s.leave()
 	if err := errors.Join(err, detachMonitor()); err != nil {
 		return fmt.Errorf("stop NFS server: %w", err)
 	}
 	return nil
+}
+
+// end ends the threads, and what runs beside them.
+func (s *Server) end() error {
+	st := s.start
+	if st == nil {
+		return nil
+	}
+	select {
+	case <-st.threads:
+	default: // it still waits for the disk, which it will not get
+		st.cancel()
+		<-st.threads
+	}
+	err := write("threads", "0")
+	st.cancel()
+	<-st.tracker.done
+	st.beside.Wait()
+	s.start, s.armed = nil, false
+	return err
 }

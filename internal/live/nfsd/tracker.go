@@ -33,6 +33,9 @@ type tracker struct {
 
 	records *records
 	log     func(string)
+	trouble func(what, ends string)
+	told    string    // the trouble that records could not be written or removed; empty: none
+	tried   time.Time // when that was last tried again
 }
 
 // loaded says how many clients may reclaim.
@@ -42,8 +45,8 @@ type loaded struct {
 }
 
 // track serves the kernel from now on, until the kernel removes its pipe.
-func track(ctx context.Context, log func(string)) *tracker {
-	t := &tracker{states: make(chan string, 1), loaded: make(chan loaded, 1), done: make(chan struct{}), log: log}
+func track(ctx context.Context, log func(string), trouble func(what, ends string)) *tracker {
+	t := &tracker{states: make(chan string, 1), loaded: make(chan loaded, 1), done: make(chan struct{}), log: log, trouble: trouble}
 	go func() {
 		defer close(t.done)
 		if t.err = t.run(ctx); t.err != nil {
@@ -61,7 +64,7 @@ func (t *tracker) run(ctx context.Context) error {
 	defer unix.Close(fd)
 	buf := make([]byte, 2*cldSizeV2)
 	for {
-		n, err := readPipe(ctx, fd, buf)
+		n, err := readPipe(ctx, fd, buf, t.retry)
 		if err != nil || n == 0 {
 			return err
 		}
@@ -99,9 +102,10 @@ func openPipe(ctx context.Context) (int, error) {
 // readPipe reads a message. It returns no bytes once the kernel has removed the pipe.
 // Where a read of another pipe would block, a read of this one returns no bytes
 // (rpc_pipe_read, net/sunrpc/rpc_pipe.c), hence the poll, which ends now and then to
-// see whether the server was stopped.
-func readPipe(ctx context.Context, fd int, buf []byte) (int, error) {
+// see whether the server was stopped, and to call idle.
+func readPipe(ctx context.Context, fd int, buf []byte, idle func()) (int, error) {
 	for ctx.Err() == nil {
+		idle()
 		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		if _, err := unix.Poll(p, 1000); err != nil && !errors.Is(err, unix.EINTR) {
 			return 0, fmt.Errorf("poll client tracking pipe: %w", err)
@@ -137,7 +141,7 @@ func (t *tracker) answer(ctx context.Context, fd int, m cldMessage) error {
 		return writePipe(fd, m.answer(t.status(errors.New("the kernel asks for a client before its grace has begun"))))
 	}
 	if m.command() == cldGraceDone {
-		return writePipe(fd, m.answer(t.status(t.records.endGrace())))
+		return writePipe(fd, m.answer(t.change(t.records.endGrace())))
 	}
 	c, err := m.client()
 	if err != nil {
@@ -151,7 +155,33 @@ func (t *tracker) answer(ctx context.Context, fd int, m cldMessage) error {
 	default: // Cld_Check is of version 0
 		err = fmt.Errorf("%w: client tracking command %d", unix.EOPNOTSUPP, m.command())
 	}
-	return writePipe(fd, m.answer(t.status(err)))
+	return writePipe(fd, m.answer(t.change(err)))
+}
+
+// retryEvery is how often the tracker tries again to make a change to the records durable. The kernel does not ask
+// again: for it, a client is recorded whatever the answer was (nfsd4_cld_create, fs/nfsd/nfs4recover.c).
+const retryEvery = time.Second
+
+// change returns the outcome of a change to the records as a status, and tells if it is to be tried again.
+func (t *tracker) change(err error) int16 {
+	if t.told == "" && len(t.records.unsaved) > 0 {
+		t.told = fmt.Sprintf("NFS: %v: until that succeeds, a client may not get back its locks if this side dies, or may get what others have been given", err)
+		t.trouble(t.told, "")
+		t.tried = time.Now()
+	}
+	return t.status(err)
+}
+
+// retry tries again to make changes to the records durable, if that has failed.
+func (t *tracker) retry() {
+	if t.told == "" || time.Since(t.tried) < retryEvery {
+		return
+	}
+	t.tried = time.Now()
+	if t.records.retry() == nil {
+		t.trouble("NFS: all records of clients are as they are to be", t.told)
+		t.told = ""
+	}
 }
 
 // load waits for the disk, and then gives the kernel the records on it.
